@@ -1,10 +1,12 @@
 """The command line: `run.py config/my_char.yaml`, or the name of a tool with its flags.
 
-One config runs in this process. Several run one after another, each in a fresh interpreter. Started by `torchrun` or
-`accelerate launch`, several processes run one config together (docs/multi_gpu.md).
-Exit codes: 0 done, 1 failure, 2 error in the input, 130 Ctrl-C and 75 SIGTERM or SIGHUP after a clean save.
+One config runs in this process. Several run one after another, each in a fresh
+interpreter. Started by `torchrun` or `accelerate launch`, several processes run one
+config together (docs/multi_gpu.md). Exit codes: 0 done, 1 failure, 2 error in the
+input, 130 Ctrl-C and 75 SIGTERM or SIGHUP after a clean save.
 
-Imports are late on purpose: --dry-run never loads torch, and a missing package gets a plain message.
+Imports are late on purpose: --dry-run never loads torch, and a missing package gets a
+plain message.
 """
 
 from __future__ import annotations
@@ -47,19 +49,29 @@ from toolkit.system.torch_version import check_torch_version, prepare_allocator
 from toolkit.version import COMMAND, NAME, VERSION
 
 TOOL_NAME = re.compile(r"[a-z][a-z0-9_]*")
-"""What the name of a tool looks like; a config of that name is meant by its ending (`report.yaml`)."""
+"""What the name of a tool looks like; a config of that name is meant by its ending
+(`report.yaml`)."""
 
 PAGE_WORDS = ("web", "gui", "serve", "webui")
 
 OTHER_WORDS = {
     **dict.fromkeys(("check", "plan", "validate", "test"), f"{COMMAND} {{}} --dry-run"),
-    **dict.fromkeys(("resume", "continue"), f"{COMMAND} {{}} (a job that is run again resumes)"),
-    **dict.fromkeys(("sample", "infer", "inference"), f"{COMMAND} generate --lora FILE --prompt TEXT"),
+    **dict.fromkeys(
+        ("resume", "continue"), f"{COMMAND} {{}} (a job that is run again resumes)"
+    ),
+    **dict.fromkeys(
+        ("sample", "infer", "inference"),
+        f"{COMMAND} generate --lora FILE --prompt TEXT",
+    ),
     **dict.fromkeys(("train", "run", "start"), f"{COMMAND} {{}}"),
     **dict.fromkeys(PAGE_WORDS, f"{COMMAND} {HINTED_TOOLS['page']}"),
-    **dict.fromkeys(("stop", "pause", "cancel"), "touch RUN/control/stop (or Ctrl-C where it runs)"),
+    **dict.fromkeys(
+        ("stop", "pause", "cancel"), "touch RUN/control/stop (or Ctrl-C where it runs)"
+    ),
     **dict.fromkeys(("delete", "remove"), "rm -r RUN (a run is its folder)"),
-    **dict.fromkeys(("quickstart", "demo", "example"), f"{COMMAND} config/examples/quickstart.yaml"),
+    **dict.fromkeys(
+        ("quickstart", "demo", "example"), f"{COMMAND} config/examples/quickstart.yaml"
+    ),
     "download": "hf download OWNER/NAME (a job downloads its model when it starts)",
     "tensorboard": "tensorboard --logdir FOLDER (the job's logging.logging_dir)",
     "compare": f"{COMMAND} grid --lora FILE FILE --prompt TEXT",
@@ -68,17 +80,34 @@ OTHER_WORDS = {
     "version": f"{COMMAND} --version",
     "list": f"{COMMAND} --help, which lists the tools",
 }
-"""First word that is neither a config nor a tool -> what to write, with the other words in it, or a name for a job."""
+"""First word that is neither a config nor a tool -> what to write, with the other words
+in it, or a name for a job."""
 
 OTHER_FLAGS = {
-    **dict.fromkeys(("resume", "continue"), f"a job that is run again resumes. Write: {COMMAND} JOB.yaml"),
-    **dict.fromkeys(("plan", "check", "dry", "validate", "test"), f"Write: {COMMAND} JOB.yaml --dry-run"),
-    **dict.fromkeys(("verbose", "debug", "quiet"), "the output has one level. Leave the flag out."),
+    **dict.fromkeys(
+        ("resume", "continue"),
+        f"a job that is run again resumes. Write: {COMMAND} JOB.yaml",
+    ),
+    **dict.fromkeys(
+        ("plan", "check", "dry", "validate", "test"),
+        f"Write: {COMMAND} JOB.yaml --dry-run",
+    ),
+    **dict.fromkeys(
+        ("verbose", "debug", "quiet"), "the output has one level. Leave the flag out."
+    ),
     "gpu": f"'{COMMAND} new NAME FOLDER --gpu GB' writes a job for a GPU. A job has no such flag: leave it out.",
 }
 """Flag that jobs do not have -> what to write."""
 
-JOB_SWITCHES = ("--dry-run", "--restart", "--allow-change", "--recover", "-r", "--json", "--memory")
+JOB_SWITCHES = (
+    "--dry-run",
+    "--restart",
+    "--allow-change",
+    "--recover",
+    "-r",
+    "--json",
+    "--memory",
+)
 """Options without a value, which tools do not have, or have behind their name."""
 
 RUN_WORDS = ("train", "run", "start")
@@ -128,10 +157,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def without_parts(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments without each `--without NAME`, and the names. Jobs and tools take them alike."""
+    """The arguments without each `--without NAME`, and the names. Jobs and tools take
+    them alike."""
     parser = argparse.ArgumentParser(prog=COMMAND, add_help=False, allow_abbrev=False)
     parser.add_argument("--without", action="append", default=[])
-    end = list(argv).index("--") if "--" in argv else len(argv)  # what follows it are file names
+    end = (
+        list(argv).index("--") if "--" in argv else len(argv)
+    )  # what follows it are file names
     arguments, rest = parser.parse_known_args(argv[:end])
     return [*rest, *argv[end:]], arguments.without
 
@@ -149,7 +181,8 @@ def is_config(argument: str) -> bool:
 
 
 def other_word(argv: Sequence[str]) -> str:
-    """What to write instead of a first argument that is neither a config nor a tool; empty where nothing is near."""
+    """What to write instead of a first argument that is neither a config nor a tool;
+    empty where nothing is near."""
     word, *others = argv
     if not TOOL_NAME.fullmatch(word) or is_config(word):
         return ""
@@ -157,12 +190,18 @@ def other_word(argv: Sequence[str]) -> str:
         return f"{word}: a job is run by its name alone. Write: {shlex.join([COMMAND, *others])}"
     if word in OTHER_WORDS and (word not in PAGE_WORDS or hinted_tool("page")):
         return (
-            f"{word}: neither a config nor a tool. Write: {OTHER_WORDS[word].format(shlex.join(others) or 'JOB.yaml')}"
+            f"{word}: neither a config nor a tool. Write: "
+            f"{OTHER_WORDS[word].format(shlex.join(others) or 'JOB.yaml')}"
         )
     hidden = [one.without for one in discover().hidden if one.concerns(word)]
     if hidden:
         return f"{word}: neither a config nor a tool. '--without {hidden[0]}' leaves it out."
-    near = get_close_matches(word, [*discover().tools(), "import", *(RUN_WORDS if others else ())], n=1, cutoff=0.7)
+    near = get_close_matches(
+        word,
+        [*discover().tools(), "import", *(RUN_WORDS if others else ())],
+        n=1,
+        cutoff=0.7,
+    )
     if near and near[0] in RUN_WORDS:
         return f"{word}: a job is run by its name alone. Write: {shlex.join([COMMAND, *others])}"
     if near:
@@ -171,7 +210,8 @@ def other_word(argv: Sequence[str]) -> str:
 
 
 def tool_behind(argv: Sequence[str]) -> str:
-    """What to write where switches for jobs stand before the name of a tool; empty for all others."""
+    """What to write where switches for jobs stand before the name of a tool; empty for
+    all others."""
     before = list(takewhile(lambda word: word.replace("_", "-") in JOB_SWITCHES, argv))
     tool, *others = argv[len(before) :] or [""]
     if not before or tool not in discover().tools() or is_config(tool):
@@ -189,7 +229,9 @@ def run_tool(argv: Sequence[str]) -> int:
 
     model = extensions.find_command(uid)
     if model is None or not issubclass(model, ToolConfig):
-        raise UserError(f"{uid} cannot be run as a command. Use it as a process in a job.")
+        raise UserError(
+            f"{uid} cannot be run as a command. Use it as a process in a job."
+        )
     if {"-h", "--help"} & set(flags):
         from toolkit.commands import command
 
@@ -206,7 +248,10 @@ def print_warnings(config: JobConfig) -> None:
 
 
 def run_processes(
-    config: JobConfig, extensions: ExtensionTable, options: JobOptions, process_group: ProcessGroup | None = None
+    config: JobConfig,
+    extensions: ExtensionTable,
+    options: JobOptions,
+    process_group: ProcessGroup | None = None,
 ) -> int:
     """Builds the processes of a job and runs them."""
     with collection_paused(), signals.defer_signals() as request:
@@ -225,18 +270,31 @@ def run_processes(
 
 def import_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"{COMMAND} import", description="Converts a file or a command of another program to a job."
+        prog=f"{COMMAND} import",
+        description="Converts a file or a command of another program to a job.",
     )
     add = parser.add_argument
     add("source", metavar="FILE_OR_COMMAND", help="a file, or a command in quotes")
-    add("-o", "--output", metavar="FILE", help="write it to this file, which is never replaced")
+    add(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="write it to this file, which is never replaced",
+    )
     add("-n", "--name", metavar="NAME", help="name of the job")
-    add("--map", action="append", default=[], metavar="OLD=NEW", help="replace OLD by NEW at the beginning of paths")
+    add(
+        "--map",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="replace OLD by NEW at the beginning of paths",
+    )
     return parser
 
 
 def import_job(arguments: argparse.Namespace) -> int:
-    """`run.py import`: prints, or writes, the job that another program's file or command is here."""
+    """`run.py import`: prints, or writes, the job that another program's file or
+    command is here."""
     from toolkit.config import load_job
     from toolkit.config.reading.foreign import COMMAND_LINE, holds_command
     from toolkit.files.writing import file_in_the_way, write_text
@@ -247,21 +305,35 @@ def import_job(arguments: argparse.Namespace) -> int:
     else:
         output = None
     if output and (output.exists() or file_in_the_way(output.parent)):
-        raise UserError(f"--output: '{output}' exists and is never replaced. Give another name.")
+        raise UserError(
+            f"--output: '{output}' exists and is never replaced. Give another name."
+        )
     is_text = holds_command(arguments.source) and not os.path.exists(arguments.source)
-    made = foreign_tool(arguments.source if is_text else text_of(find_config(arguments.source)))
+    made = foreign_tool(
+        arguments.source if is_text else text_of(find_config(arguments.source))
+    )
     if made:
         if output:
-            raise UserError("--output applies to jobs only; this converts to a command. Remove it.")
+            raise UserError(
+                "--output applies to jobs only; this converts to a command. Remove it."
+            )
         print_tool(*made)
         return EXIT_DONE
     find_model = discover().find_config
     options = {"name": arguments.name, "moved": moved_folders(arguments.map)}
     with redirect_stdout(sys.stderr):
         if is_text:
-            config = load_job(COMMAND_LINE, find_model, command=arguments.source, as_job=True, **options)
+            config = load_job(
+                COMMAND_LINE,
+                find_model,
+                command=arguments.source,
+                as_job=True,
+                **options,
+            )
         else:
-            config = load_job(find_config(arguments.source), find_model, as_job=True, **options)
+            config = load_job(
+                find_config(arguments.source), find_model, as_job=True, **options
+            )
     if output is None:
         print(config.unexpanded_text, end="")
         return EXIT_DONE
@@ -284,8 +356,8 @@ def path_of(flag: str, text: str) -> Path:
 
 
 def text_of(file: Path) -> str:
-    """The text of a file, to see whether it is a command; empty: a pipe, which can be read only once, or unreadable,
-    which its reader says."""
+    """The text of a file, to see whether it is a command; empty: a pipe, which can be
+    read only once, or unreadable, which its reader says."""
     with suppress(OSError):
         if file.is_file():
             return read_source(file).decode("utf-8", "replace")
@@ -294,8 +366,9 @@ def text_of(file: Path) -> str:
 
 
 def foreign_tool(text: str) -> tuple[list[str], list[str]] | None:
-    """The words of our command for one of another program's scripts that trains nothing, and a line for each flag that
-    has no counterpart; None for all other texts."""
+    """The words of our command for one of another program's scripts that trains
+    nothing, and a line for each flag that has no counterpart; None for all other
+    texts."""
     from toolkit.config.reading.foreign import is_command
     from toolkit.config.reading.tool import ToolConfig, tool_parser
 
@@ -307,17 +380,24 @@ def foreign_tool(text: str) -> tuple[list[str], list[str]] | None:
     for uid in extensions.tools():
         model = extensions.find_command(uid)
         if model is not None and issubclass(model, ToolConfig):
-            known[uid] = set(tool_parser(uid, model, model.positional)._option_string_actions)
+            known[uid] = set(
+                tool_parser(uid, model, model.positional)._option_string_actions
+            )
     made: tuple[list[str], list[str]] | None = find_tool(text, known)
     return made
 
 
 def print_tool(words: Sequence[str], notes: Sequence[str]) -> None:
-    print("\n".join([*(f"# {note}" for note in notes), *([command(*words)] if words else [])]))
+    print(
+        "\n".join(
+            [*(f"# {note}" for note in notes), *([command(*words)] if words else [])]
+        )
+    )
 
 
 def moved_folders(pairs: Sequence[str]) -> dict[str, str]:
-    """Folder -> where it is now, of the texts `OLD=NEW`. Raises UserError for any other."""
+    """Folder -> where it is now, of the texts `OLD=NEW`. Raises UserError for any
+    other."""
     for pair in pairs:
         if not all(pair.partition("=")):
             raise UserError(f"--map {pair}: write OLD=NEW, two folders.")
@@ -328,7 +408,11 @@ def dispatch_logged(arguments: argparse.Namespace) -> int:
     """`dispatch`, with a copy of all output (of a failure too) in the file of --log."""
     env = read_distributed_env()
     distributed.mute_nonzero_ranks(env)
-    with log.tee_output(Path(arguments.log)) if arguments.log and env.is_main_process else nullcontext():
+    with (
+        log.tee_output(Path(arguments.log))
+        if arguments.log and env.is_main_process
+        else nullcontext()
+    ):
         return exit.run_with_exit_code(dispatch, arguments)
 
 
@@ -343,7 +427,11 @@ def dispatch(arguments: argparse.Namespace) -> int:
         if words and not arguments.dry_run:
             return run_tool(words)
         return EXIT_DONE
-    if len(arguments.configs) == 1 and not arguments.dry_run and len(arguments.seeds or ()) <= 1:
+    if (
+        len(arguments.configs) == 1
+        and not arguments.dry_run
+        and len(arguments.seeds or ()) <= 1
+    ):
         return run_job(arguments, env)
     if not env.is_main_process:
         return EXIT_DONE  # rank 0 prints what is only displayed
@@ -370,24 +458,37 @@ def run_job(arguments: argparse.Namespace, env: DistributedEnv) -> int:
     signals.install(quiet=not env.is_main_process)
     if not env.is_single_process:
         signals.stop_with_parent()
-    with signals.defer_signals() as request:  # a signal must not interrupt heavy imports
+    with (
+        signals.defer_signals() as request
+    ):  # a signal must not interrupt heavy imports
         process_group = distributed.rendezvous_processes(env)
     request.check()
     with process_group.fail_together(exit.report):
-        options = JobOptions(arguments.restart, arguments.allow_change, arguments.restart_from)
+        options = JobOptions(
+            arguments.restart, arguments.allow_change, arguments.restart_from
+        )
         with collection_paused():
             extensions = discover()
             seed = arguments.seeds[0] if arguments.seeds else None
-            config = load(arguments.configs[0], arguments, extensions, warn=env.is_main_process, seed=seed)
+            config = load(
+                arguments.configs[0],
+                arguments,
+                extensions,
+                warn=env.is_main_process,
+                seed=seed,
+            )
             if len(config.processes) > 1 and env.is_main_process:
                 plan_before_the_run(config, arguments)
         return run_processes(config, extensions, options, process_group)
 
 
 def plan_before_the_run(
-    config: JobConfig, arguments: argparse.Namespace, earlier_outputs: frozenset[Path] = frozenset()
+    config: JobConfig,
+    arguments: argparse.Namespace,
+    earlier_outputs: frozenset[Path] = frozenset(),
 ) -> frozenset[Path]:
-    """`check_job` with the options of the command line: what waits for something that trains is planned first."""
+    """`check_job` with the options of the command line: what waits for something that
+    trains is planned first."""
     from jobs.dry_run import check_job
 
     options = arguments.restart, arguments.allow_change, arguments.restart_from
@@ -396,24 +497,30 @@ def plan_before_the_run(
 
 
 def run_series(arguments: argparse.Namespace) -> int:
-    """Runs several configs, each in its own interpreter; every child appends to the same log. All of them are read,
-    checked and planned before the first one runs."""
+    """Runs several configs, each in its own interpreter; every child appends to the
+    same log. All of them are read, checked and planned before the first one runs."""
     extensions = discover()
     outputs: frozenset[Path] = frozenset()
 
     def check(argument: str) -> int:
         nonlocal outputs
         path = find_config(argument)
-        if not path.is_file() or foreign_tool(text_of(path)):  # a pipe can be read only once; a tool has no plan
+        if not path.is_file() or foreign_tool(
+            text_of(path)
+        ):  # a pipe can be read only once; a tool has no plan
             return EXIT_DONE
         with collection_paused():
-            config = load(argument, arguments, extensions, warn=False, earlier_outputs=outputs)
+            config = load(
+                argument, arguments, extensions, warn=False, earlier_outputs=outputs
+            )
             outputs |= plan_before_the_run(config, arguments, outputs)
         return EXIT_DONE
 
     runner = multi_run.ChildRunner(child_command(arguments))
     guarded = partial(exit.run_with_exit_code, check)
-    return multi_run.run_series(arguments.configs, runner, recover=arguments.recover, check=guarded)
+    return multi_run.run_series(
+        arguments.configs, runner, recover=arguments.recover, check=guarded
+    )
 
 
 def child_command(arguments: argparse.Namespace) -> list[str]:
@@ -423,25 +530,33 @@ def child_command(arguments: argparse.Namespace) -> list[str]:
         command += ["--log", arguments.log]
     command += [word for pair in arguments.map for word in ("--map", pair)]
     return command + [
-        flag for flag in ("--restart", "--allow-change") if getattr(arguments, flag[2:].replace("-", "_"))
+        flag
+        for flag in ("--restart", "--allow-change")
+        if getattr(arguments, flag[2:].replace("-", "_"))
     ]
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
-    """Runs a config with each seed, in its own interpreter, and prints how the runs compare. All are checked first."""
+    """Runs a config with each seed, in its own interpreter, and prints how the runs
+    compare. All are checked first."""
     extensions = discover()
     argument = arguments.configs[0]
     by_seed: dict[int, list[Path]] = {}
 
     def check(seed: str) -> int:
         with collection_paused():
-            config = load(argument, arguments, extensions, warn=not by_seed, seed=int(seed))
+            config = load(
+                argument, arguments, extensions, warn=not by_seed, seed=int(seed)
+            )
             plan_before_the_run(config, arguments)
         by_seed[int(seed)] = sweep.run_folders(config)
         return EXIT_DONE
 
     command = child_command(arguments)
-    for flag, given in (("--name", arguments.name), ("--restart-from", arguments.restart_from)):
+    for flag, given in (
+        ("--name", arguments.name),
+        ("--restart-from", arguments.restart_from),
+    ):
         command += [flag, given] if given else []
     runner = multi_run.ChildRunner(command)
     guarded = partial(exit.run_with_exit_code, check)
@@ -451,15 +566,20 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         print(f"seed {seed}", flush=True)
         return runner(argument, "--seeds", seed)
 
-    code = multi_run.run_series(seeds, run_one, recover=arguments.recover, check=guarded, label="seed {}")
+    code = multi_run.run_series(
+        seeds, run_one, recover=arguments.recover, check=guarded, label="seed {}"
+    )
     if len(by_seed) == len(seeds):
         print("\n".join(sweep.compared(by_seed)))
     return code
 
 
 def dry_run(arguments: argparse.Namespace) -> int:
-    """Checks the configs and prints what they would do: text, or one JSON object (a list for several)."""
-    sys.dont_write_bytecode = True  # importing an extension would otherwise write next to it
+    """Checks the configs and prints what they would do: text, or one JSON object (a
+    list for several)."""
+    sys.dont_write_bytecode = (
+        True  # importing an extension would otherwise write next to it
+    )
     output = sys.stdout
     plans: list[JobPlan] = []
     configs = arguments.configs * len(arguments.seeds or (0,))
@@ -469,14 +589,27 @@ def dry_run(arguments: argparse.Namespace) -> int:
         from jobs.dry_run import plan_job
 
         earlier = frozenset(chain.from_iterable(plan.outputs for plan in plans))
-        config = load(argument, arguments, extensions, earlier_outputs=earlier, seed=next(seeds))
-        options = arguments.restart, arguments.allow_change, arguments.restart_from, arguments.memory
+        config = load(
+            argument, arguments, extensions, earlier_outputs=earlier, seed=next(seeds)
+        )
+        options = (
+            arguments.restart,
+            arguments.allow_change,
+            arguments.restart_from,
+            arguments.memory,
+        )
         plans.append(plan_job(config, *options, earlier, arguments.card or ""))
         if not arguments.json:
-            print(log.wrapped(log.escape_controls(plans[-1].render()), output), file=output)
+            print(
+                log.wrapped(log.escape_controls(plans[-1].render()), output),
+                file=output,
+            )
         return EXIT_DONE
 
-    with redirect_stdout(sys.stderr), collection_paused():  # only the plans go to standard output
+    with (
+        redirect_stdout(sys.stderr),
+        collection_paused(),
+    ):  # only the plans go to standard output
         extensions = discover()
         guarded = partial(exit.run_with_exit_code, plan_one)
         code = multi_run.run_series(configs, guarded, recover=arguments.recover)
@@ -504,10 +637,11 @@ def load(
     earlier_outputs: frozenset[Path] = frozenset(),
     seed: int | None = None,
 ) -> JobConfig:
-    """Finds, reads and checks one config; its warnings go to standard error, unless `warn` is false.
+    """Finds, reads and checks one config; its warnings go to standard error, unless
+    `warn` is false.
 
-    argument: the file; None: the flags are all there is. earlier_outputs: what configs in front of it write. seed: the
-    one of `--seeds`.
+    argument: the file; None: the flags are all there is. earlier_outputs: what configs
+    in front of it write. seed: the one of `--seeds`.
     """
     from toolkit.config import load_job
     from toolkit.config.reading.foreign import COMMAND_LINE
@@ -528,20 +662,27 @@ def load(
     )
     if warn:
         print_warnings(config)
-    for note in config.notes if warn and not arguments.dry_run else ():  # the plan has them
+    for note in (
+        config.notes if warn and not arguments.dry_run else ()
+    ):  # the plan has them
         exit.print_error(note)
     return config
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line, checked. Ends the program with a message for a mistake in it."""
+    """The command line, checked. Ends the program with a message for a mistake in
+    it."""
     parser = make_parser(argv)
     for word in argv:
         if word.startswith("--") and word[2:] in OTHER_FLAGS:
             parser.error(f"{word}: {OTHER_FLAGS[word[2:]]}")
     try:
         split_flags = find_object(FOREIGN_FLAGS)
-        flags, rest = split_flags(argv, list(parser._option_string_actions)) if split_flags else ({}, argv)
+        flags, rest = (
+            split_flags(argv, list(parser._option_string_actions))
+            if split_flags
+            else ({}, argv)
+        )
         # Intermixed: flags may stand between two configs.
         arguments = parser.parse_intermixed_args(rest)
         arguments.flags = flags
@@ -564,23 +705,65 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser.color = False  # type: ignore[attr-defined]  # Python 3.14: the streams let no escape sequence through
     add = parser.add_argument
     add("-v", "-V", "--version", action="version", version=f"{NAME} {VERSION}")
-    add("configs", nargs="*", metavar="CONFIG", help="a file, or the name of one in config/")
-    add("-r", "--recover", action="store_true", help="continue with the next config after a failure")
+    add(
+        "configs",
+        nargs="*",
+        metavar="CONFIG",
+        help="a file, or the name of one in config/",
+    )
+    add(
+        "-r",
+        "--recover",
+        action="store_true",
+        help="continue with the next config after a failure",
+    )
     add("-n", "--name", metavar="NAME", help="replaces config.name")
-    add("--seeds", metavar="1,2,3", help="run the job once with each training_seed, in folders NAME_seed1, ...")
+    add(
+        "--seeds",
+        metavar="1,2,3",
+        help="run the job once with each training_seed, in folders NAME_seed1, ...",
+    )
     add("-l", "--log", metavar="FILE", help="appends a copy of all output to FILE")
     add(
         "--restart",
         action="store_true",
         help="run finished work again; its old run, or one that cannot be resumed, is moved aside",
     )
-    add("--restart-from", metavar="PROCESS", help="start over from this process; old results are moved aside")
-    add("--allow-change", action="store_true", help="resume even if the job differs from the saved one")
-    add("--dry-run", action="store_true", help="check, scan the datasets, print the plan; write nothing")
-    add("--memory", action="store_true", help="with --dry-run: measure the memory, where the trainer can")
-    add("--card", metavar="NAME", help="with --dry-run: the time on this card, such as 'RTX 4070', or GB")
-    add("--json", action="store_true", help="the plan of --dry-run as JSON: an object, a list for several")
-    add("--list-extensions", action="store_true", help="print the process types that were found")
+    add(
+        "--restart-from",
+        metavar="PROCESS",
+        help="start over from this process; old results are moved aside",
+    )
+    add(
+        "--allow-change",
+        action="store_true",
+        help="resume even if the job differs from the saved one",
+    )
+    add(
+        "--dry-run",
+        action="store_true",
+        help="check, scan the datasets, print the plan; write nothing",
+    )
+    add(
+        "--memory",
+        action="store_true",
+        help="with --dry-run: measure the memory, where the trainer can",
+    )
+    add(
+        "--card",
+        metavar="NAME",
+        help="with --dry-run: the time on this card, such as 'RTX 4070', or GB",
+    )
+    add(
+        "--json",
+        action="store_true",
+        help="the plan of --dry-run as JSON: an object, a list for several",
+    )
+    add(
+        "--list-extensions",
+        action="store_true",
+        help="print the process types that were found",
+    )
     add(  # `without_parts` has taken it out of the arguments; this is its line of the help
         "--without",
         action="append",
@@ -589,28 +772,49 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         help="do as if this extension were not installed: its type, or its folder; may be repeated",
     )
     add("--print-schema", action="store_true", help="print the JSON Schema of a config")
-    add("--map", action="append", default=[], metavar="OLD=NEW", help="replace OLD by NEW at the beginning of paths")
+    add(
+        "--map",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="replace OLD by NEW at the beginning of paths",
+    )
     add("--config", metavar="CONFIG", help="the same as CONFIG")
     if is_present(HELP_ON_FLAGS):
         parser.add_argument_group(*load_object(HELP_ON_FLAGS))
-    for flag, action in list(parser._option_string_actions.items()):  # --dry_run is --dry-run; the help shows one
-        parser._option_string_actions.setdefault(flag[:2] + flag[2:].replace("-", "_"), action)
+    for flag, action in list(
+        parser._option_string_actions.items()
+    ):  # --dry_run is --dry-run; the help shows one
+        parser._option_string_actions.setdefault(
+            flag[:2] + flag[2:].replace("-", "_"), action
+        )
     return parser
 
 
-def check_arguments(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Completes the arguments, and reports those that do not go together. Raises UserError, or ends the program."""
+def check_arguments(
+    arguments: argparse.Namespace, parser: argparse.ArgumentParser
+) -> None:
+    """Completes the arguments, and reports those that do not go together. Raises
+    UserError, or ends the program."""
     for word in arguments.configs:
         found = re.fullmatch(r"(?:\w+\.)*(\w+)=(\S*)", word)
         if found and not is_config(word):
-            parser.error(f"{word}: keys are changed in the file of the job. Write '{found[1]}: {found[2]}' there.")
+            parser.error(
+                f"{word}: keys are changed in the file of the job. Write '{found[1]}: {found[2]}' there."
+            )
     if arguments.config:
         arguments.configs.append(arguments.config)
     if arguments.flags and not arguments.configs:
         arguments.configs = [None]
     if not (arguments.configs or arguments.list_extensions or arguments.print_schema):
-        parser.error("no config file given, for example config/examples/quickstart.yaml")
-    ours = [flag for flag in ("name", "restart-from") if getattr(arguments, flag.replace("-", "_"))]
+        parser.error(
+            "no config file given, for example config/examples/quickstart.yaml"
+        )
+    ours = [
+        flag
+        for flag in ("name", "restart-from")
+        if getattr(arguments, flag.replace("-", "_"))
+    ]
     if len(arguments.configs) > 1:
         for flag in (*arguments.flags, *ours):
             parser.error(f"--{flag} with several configs: give one config.")
@@ -619,7 +823,9 @@ def check_arguments(arguments: argparse.Namespace, parser: argparse.ArgumentPars
             parser.error(f"--{flag} requires --dry-run")
     if arguments.seeds:
         if len(arguments.configs) != 1 or arguments.configs[0] is None:
-            parser.error("--seeds requires one config, and commas between the seeds: JOB.yaml --seeds 1,2,3")
+            parser.error(
+                "--seeds requires one config, and commas between the seeds: JOB.yaml --seeds 1,2,3"
+            )
         arguments.seeds = sweep.read_seeds(arguments.seeds)
     if arguments.card:
         from toolkit.plan.cards import asked_card
@@ -631,17 +837,22 @@ def epilog() -> str:
     """The end of --help: what the tools are for, and the exit codes."""
     tools = discover().tools()
     width = max(map(len, tools), default=0)
-    lines = [f"Tools ({COMMAND} TOOL --help shows the flags of one; documentation: docs/index.md)"]
+    lines = [
+        f"Tools ({COMMAND} TOOL --help shows the flags of one; documentation: docs/index.md)"
+    ]
     for stage, uids in discover().stages().items():
         lines += ["", f"{stage}:", *(f"  {uid:{width}}  {tools[uid]}" for uid in uids)]
         if stage == FIRST_STAGE:
-            lines.append(f"  {'import':{width}}  convert a file or a command of another program to a job")
+            lines.append(
+                f"  {'import':{width}}  convert a file or a command of another program to a job"
+            )
     codes = "Exit codes: 0 done, 1 failure, 2 mistake in the input, 130 Ctrl-C, 75 SIGTERM or SIGHUP."
     return "\n".join([*lines, "", codes])
 
 
 def prepare_streams() -> None:
-    """Makes the streams line-buffered, also in a pipe, and escapes what cannot be encoded; opens closed ones.
+    """Makes the streams line-buffered, also in a pipe, and escapes what cannot be
+    encoded; opens closed ones.
 
     Secrets are redacted, those of the environment from the start.
     """

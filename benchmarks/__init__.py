@@ -1,4 +1,5 @@
-"""Measures the program: each bench_*.py, and each script in figures/, is run by itself; see README.md."""
+"""Measures the program: each bench_*.py, and each script in figures/, is run by itself;
+see README.md."""
 
 import logging
 

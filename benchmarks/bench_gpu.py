@@ -1,13 +1,16 @@
-"""Training steps of the model at its published size on a GPU: `python benchmarks/bench_gpu.py --results gpu.jsonl`.
+"""Training steps of the model at its published size on a GPU: `python
+benchmarks/bench_gpu.py --results gpu.jsonl`.
 
-Nothing is downloaded: the weights (20 B) are drawn on the device while the program loads them (`drawn.py`). First come
-the kernels a step is made of, then whole training steps, each row a job that the program itself runs, in a process of
-its own, the most telling first. What is measured is added to the results file at once; started again, the bench goes on
-with what is missing there. A row that does not fit into memory says so. Random weights show speed and memory, never
-quality.
+Nothing is downloaded: the weights (20 B) are drawn on the device while the program
+loads them (`drawn.py`). First come the kernels a step is made of, then whole training
+steps, each row a job that the program itself runs, in a process of its own, the most
+telling first. What is measured is added to the results file at once; started again, the
+bench goes on with what is missing there. A row that does not fit into memory says so.
+Random weights show speed and memory, never quality.
 
-MFU is what a step needs at least (`flops.py`) as a share of what the fastest product of bf16 reached here; HFU is what
-it computes, second times included. 8-bit products are counted like those of bf16.
+MFU is what a step needs at least (`flops.py`) as a share of what the fastest product of
+bf16 reached here; HFU is what it computes, second times included. 8-bit products are
+counted like those of bf16.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ from benchmarks.random_weights import DRAWN_SIZES  # noqa: E402
 from benchmarks.synthetic import DTYPES  # noqa: E402
 
 FINAL = ("measured", "out of memory", "refused")
-"""How a row can end so that it is not tried again; a crash, and a row that took too long, are."""
+"""How a row can end so that it is not tried again; a crash, and a row that took too
+long, are."""
 
 NAMES = [KERNELS, *ROWS, CACHE]
 
@@ -57,8 +61,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     size, device = DRAWN_SIZES[asked.size], torch.device(asked.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        sys.exit("refused: there is no CUDA device. The same code runs small with --size XS --device cpu.")
-    report.card("gpu", f"size {asked.size}: {size.layers} blocks of width {size.heads * size.head_dim}")
+        sys.exit(
+            "refused: there is no CUDA device. The same code runs small with --size XS --device cpu."
+        )
+    report.card(
+        "gpu",
+        f"size {asked.size}: {size.layers} blocks of width {size.heads * size.head_dim}",
+    )
     print(
         f"{device_name(device)}, {asked.dtype} | LoRA rank {gpu_rows.RANK}, AdamW, batch 1 x {asked.accumulation} | "
         f"{asked.warm_up} steps dropped, {asked.steps} timed; s is the median of a micro-step"
@@ -67,13 +76,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = read_results(asked)
     if "kernels" in found.get(KERNELS, {}):
         print("\n".join(kernel_rates.lines(found[KERNELS]["kernels"])))
-    rows = {name: with_shares(found.get(name, {}), peak_of(asked, found)) for name in asked.rows if name in ROWS}
+    rows = {
+        name: with_shares(found.get(name, {}), peak_of(asked, found))
+        for name in asked.rows
+        if name in ROWS
+    }
     print("\n".join(table(rows, goals=asked.size == "published")))
     if "samples_per_s" in found.get(CACHE, {}):
         print(cache_line(found[CACHE]))
     for name in asked.rows:
-        print(json.dumps({"bench": "gpu", **report.rounded(rows.get(name) or found.get(name) or not_measured(name))}))
-    states = {name: found.get(name, not_measured(name))["status"] for name in asked.rows}
+        print(
+            json.dumps(
+                {
+                    "bench": "gpu",
+                    **report.rounded(
+                        rows.get(name) or found.get(name) or not_measured(name)
+                    ),
+                }
+            )
+        )
+    states = {
+        name: found.get(name, not_measured(name))["status"] for name in asked.rows
+    }
     report.finish("gpu", **vars(asked), device_name=device_name(device), states=states)
 
 
@@ -83,21 +107,60 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--size", choices=DRAWN_SIZES, default="published")
     add("--device", default="cuda:0", help="cuda:0 or cpu")
     add("--dtype", choices=["bf16", "fp32"], default="bf16")
-    add("--rows", nargs="+", choices=NAMES, default=NAMES, help="in this order; default: all")
-    add("--results", default="bench_gpu.jsonl", help="file of what is measured so far; others are added to it")
-    add("--minutes", type=float, default=0, help="of this call; a row broken off by it comes again. 0: no limit")
+    add(
+        "--rows",
+        nargs="+",
+        choices=NAMES,
+        default=NAMES,
+        help="in this order; default: all",
+    )
+    add(
+        "--results",
+        default="bench_gpu.jsonl",
+        help="file of what is measured so far; others are added to it",
+    )
+    add(
+        "--minutes",
+        type=float,
+        default=0,
+        help="of this call; a row broken off by it comes again. 0: no limit",
+    )
     add("--row-minutes", type=float, default=9, help="most that one row may take")
     add("--warm-up", type=int, default=2, help="untimed optimizer steps")
     add("--steps", type=int, default=5, help="timed optimizer steps")
     add("--accumulation", type=int, default=4, help="micro-steps of each")
     add("--calls", type=int, default=20, help="timed calls of each kernel")
     add("--samples", type=int, default=32, help="encoded for the cache")
-    add("--peak-tflops", type=float, help="what MFU and HFU are shares of; default: the kernels' best product of bf16")
-    add("--trace", metavar="FILE.json.gz", help="writes a trace of the timed steps of one row (with --row)")
-    add("--backend", default="inductor", help="of compiled rows; aot_eager compiles nothing, in seconds")
-    add("--account", action="store_true", help="with train.memory_account: true (with --row); steps are slower")
-    add("--no-cap", action="store_true", help="rows of smaller GPUs get all memory of this one (with --row)")
-    add("--partial", metavar="FILE", help="what is known so far is kept there (with --row)")
+    add(
+        "--peak-tflops",
+        type=float,
+        help="what MFU and HFU are shares of; default: the kernels' best product of bf16",
+    )
+    add(
+        "--trace",
+        metavar="FILE.json.gz",
+        help="writes a trace of the timed steps of one row (with --row)",
+    )
+    add(
+        "--backend",
+        default="inductor",
+        help="of compiled rows; aot_eager compiles nothing, in seconds",
+    )
+    add(
+        "--account",
+        action="store_true",
+        help="with train.memory_account: true (with --row); steps are slower",
+    )
+    add(
+        "--no-cap",
+        action="store_true",
+        help="rows of smaller GPUs get all memory of this one (with --row)",
+    )
+    add(
+        "--partial",
+        metavar="FILE",
+        help="what is known so far is kept there (with --row)",
+    )
     add("--row", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -108,7 +171,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def key_of(asked: argparse.Namespace) -> dict[str, object]:
     """What tells the results of one set of rows from others in the same file."""
     device = device_name(torch.device(asked.device))
-    return {"size": asked.size, "dtype": asked.dtype, "device_name": device, "accumulation": asked.accumulation}
+    return {
+        "size": asked.size,
+        "dtype": asked.dtype,
+        "device_name": device,
+        "accumulation": asked.accumulation,
+    }
 
 
 def read_results(asked: argparse.Namespace) -> Results:
@@ -130,7 +198,8 @@ def not_measured(name: str) -> dict[str, Any]:
     return {"row": name, "status": "not measured"}
 
 
-# ------------------------------------------------------------ rows, each in its own process
+# ------------------------------------------------------------ rows, each in its own
+# process
 
 
 def measure_missing(asked: argparse.Namespace) -> None:
@@ -149,28 +218,49 @@ def measure_missing(asked: argparse.Namespace) -> None:
         if result is None and left < most:
             print(f"{name}: no time left to end it")
             continue
-        result = result or {"row": name, "status": f"took longer than {asked.row_minutes:g} min"}
+        result = result or {
+            "row": name,
+            "status": f"took longer than {asked.row_minutes:g} min",
+        }
         add_result(asked, result)
-        print(f"{name}: {result['status']}{': ' + result['reason'] if 'reason' in result else ''}", flush=True)
+        print(
+            f"{name}: {result['status']}{': ' + result['reason'] if 'reason' in result else ''}",
+            flush=True,
+        )
 
 
-def run_child(name: str, asked: argparse.Namespace, seconds: float) -> dict[str, Any] | None:
-    """The row's result, or None when it took longer. What it said goes to the log beside the results."""
-    ended = run_logged(command_of(name, asked), Path(asked.results).with_suffix(".log"), seconds)
+def run_child(
+    name: str, asked: argparse.Namespace, seconds: float
+) -> dict[str, Any] | None:
+    """The row's result, or None when it took longer. What it said goes to the log
+    beside the results."""
+    ended = run_logged(
+        command_of(name, asked), Path(asked.results).with_suffix(".log"), seconds
+    )
     return ended and result_of(name, *ended)
 
 
 def run_logged(
-    command: Sequence[str], log: Path, seconds: float, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    log: Path,
+    seconds: float,
+    environment: Mapping[str, str] | None = None,
 ) -> tuple[int, list[str]] | None:
-    """The exit status of a command and the lines it said, which go to the log; None when it took longer.
+    """The exit status of a command and the lines it said, which go to the log; None
+    when it took longer.
 
-    What it compiles is not kept: a compiler that is ended leaves files that are cut off, and the next one would load
-    them.
+    What it compiles is not kept: a compiler that is ended leaves files that are cut
+    off, and the next one would load them.
     """
-    with log.open("ab") as output, TemporaryDirectory(ignore_cleanup_errors=True) as compiled:
+    with (
+        log.open("ab") as output,
+        TemporaryDirectory(ignore_cleanup_errors=True) as compiled,
+    ):
         begin = output.tell()
-        caches = {"TORCHINDUCTOR_CACHE_DIR": f"{compiled}/inductor", "TRITON_CACHE_DIR": f"{compiled}/triton"}
+        caches = {
+            "TORCHINDUCTOR_CACHE_DIR": f"{compiled}/inductor",
+            "TRITON_CACHE_DIR": f"{compiled}/triton",
+        }
         own = {**os.environ, **caches, **(environment or {})}
         streams = {"stdout": output, "stderr": subprocess.STDOUT, "env": own}
         # A session of its own: compiling starts processes, which go with it.
@@ -186,16 +276,38 @@ def run_logged(
 
 def result_of(name: str, status: int, said: Sequence[str]) -> dict[str, Any]:
     """What a child measured, by its last line that says so; or why it failed."""
-    if status == 0 and (found := next((line for line in reversed(said) if line.startswith('{"row"')), "")):
+    if status == 0 and (
+        found := next(
+            (line for line in reversed(said) if line.startswith('{"row"')), ""
+        )
+    ):
         return json.loads(found)
     reason = next((line for line in reversed(said) if line.strip()), "it said nothing")
-    return {"row": name, "status": "failed", "reason": f"exit status {status}: {reason}"}
+    return {
+        "row": name,
+        "status": "failed",
+        "reason": f"exit status {status}: {reason}",
+    }
 
 
 def command_of(name: str, asked: argparse.Namespace) -> list[str]:
     """What measures one row."""
-    given = ("size", "device", "dtype", "warm_up", "steps", "accumulation", "calls", "samples", "backend")
-    options = [text for key in given for text in (f"--{key.replace('_', '-')}", str(getattr(asked, key)))]
+    given = (
+        "size",
+        "device",
+        "dtype",
+        "warm_up",
+        "steps",
+        "accumulation",
+        "calls",
+        "samples",
+        "backend",
+    )
+    options = [
+        text
+        for key in given
+        for text in (f"--{key.replace('_', '-')}", str(getattr(asked, key)))
+    ]
     return [sys.executable, str(Path(__file__).resolve()), *options, "--row", name]
 
 
@@ -212,12 +324,29 @@ def run_row(asked: argparse.Namespace) -> dict[str, Any]:
     if device.type == "cpu":
         torch.set_num_threads(1)
     if asked.row == KERNELS:
-        return {"row": KERNELS, "status": "measured", "kernels": kernel_rates.measure(size, device, asked.calls)}
+        return {
+            "row": KERNELS,
+            "status": "measured",
+            "kernels": kernel_rates.measure(size, device, asked.calls),
+        }
     with TemporaryDirectory() as folder:
         if asked.row == CACHE:
-            of_cache = (8 * size.latent_side, asked.size == "published", device, DTYPES[asked.dtype], asked.samples)
-            return {"row": CACHE, "status": "measured", **encoding.measure(Path(folder), *of_cache)}
-        return {"row": asked.row, **gpu_rows.measure(ROWS[asked.row], size, Path(folder), asked)}
+            of_cache = (
+                8 * size.latent_side,
+                asked.size == "published",
+                device,
+                DTYPES[asked.dtype],
+                asked.samples,
+            )
+            return {
+                "row": CACHE,
+                "status": "measured",
+                **encoding.measure(Path(folder), *of_cache),
+            }
+        return {
+            "row": asked.row,
+            **gpu_rows.measure(ROWS[asked.row], size, Path(folder), asked),
+        }
 
 
 # ------------------------------------------------------------ what is reported
@@ -225,7 +354,9 @@ def run_row(asked: argparse.Namespace) -> dict[str, Any]:
 
 def peak_of(asked: argparse.Namespace, found: Results) -> float | None:
     """TFLOP/s that rows are compared with."""
-    return asked.peak_tflops or kernel_rates.best_bf16_product(found.get(KERNELS, {}).get("kernels", {}))
+    return asked.peak_tflops or kernel_rates.best_bf16_product(
+        found.get(KERNELS, {}).get("kernels", {})
+    )
 
 
 def with_shares(result: dict[str, Any], peak: float | None) -> dict[str, Any]:
@@ -233,14 +364,17 @@ def with_shares(result: dict[str, Any], peak: float | None) -> dict[str, Any]:
     if result.get("status") != "measured" or "model_tflop" not in result:
         return result
     shares = {
-        share: 100 * result[work] / result["s"] / peak if peak and result[work] else None
+        share: 100 * result[work] / result["s"] / peak
+        if peak and result[work]
+        else None
         for share, work in (("mfu", "model_tflop"), ("hfu", "executed_tflop"))
     }
     return {**result, "peak_tflops": peak, **shares}
 
 
 def table(rows: Mapping[str, dict[str, Any]], goals: bool = True) -> list[str]:
-    """A line for each row; what was not measured says so. goals: show what each is meant to reach."""
+    """A line for each row; what was not measured says so. goals: show what each is
+    meant to reach."""
     width = max(len(ROWS[name].what) for name in rows) if rows else 0
     heads = f"{'s':>7} {'goal':>5} {'MFU %':>6} {'HFU %':>6} {'peak GB':>8} {'goal':>5} {'reserved':>8}"
     lines = [f"{'row':<5} {'':<{width}}  {heads}  checkpointing"]
@@ -259,12 +393,16 @@ def table(rows: Mapping[str, dict[str, Any]], goals: bool = True) -> list[str]:
             number(row.goal_gb if goals else None, 5, 1),
             number(result.get("reserved_gb"), 8, 1),
         )
-        lines.append(f"{begin}{' '.join(numbers)}  {result.get('level') or ''}".rstrip())
+        lines.append(
+            f"{begin}{' '.join(numbers)}  {result.get('level') or ''}".rstrip()
+        )
     return lines
 
 
 def cache_line(found: Mapping[str, Any]) -> str:
-    passes = ", ".join(f"{what} {seconds:.2f} s" for what, seconds in found["seconds"].items())
+    passes = ", ".join(
+        f"{what} {seconds:.2f} s" for what, seconds in found["seconds"].items()
+    )
     peak = number(found["peak_gb"], 1, 1)
     return f"cache of {found['samples']} samples: {found['samples_per_s']:.2f} per second ({passes}); peak {peak} GB"
 

@@ -1,9 +1,12 @@
-"""Main memory of a job whose blocks wait, with and without the kept model: `python benchmarks/bench_host_memory.py`.
+"""Main memory of a job whose blocks wait, with and without the kept model: `python
+benchmarks/bench_host_memory.py`.
 
-A job on the CPU with `blocks_to_swap` of all blocks but one runs from its start to its last file: loading, quantizing,
-a step, saving. The default model is an eighth of Qwen-Image-Edit-2509. The peak is that of `RssAnon` in
-/proc/PID/status: all memory of the process but pages of files, which the system takes back where it needs them. It is
-held against the plan, and against a limit that a second copy of the quantized model would exceed.
+A job on the CPU with `blocks_to_swap` of all blocks but one runs from its start to its
+last file: loading, quantizing, a step, saving. The default model is an eighth of
+Qwen-Image-Edit-2509. The peak is that of `RssAnon` in /proc/PID/status: all memory of
+the process but pages of files, which the system takes back where it needs them. It is
+held against the plan, and against a limit that a second copy of the quantized model
+would exceed.
 """
 
 from __future__ import annotations
@@ -45,29 +48,50 @@ class Peak:
 
 def main(argv: Sequence[str] | None = None) -> None:
     asked = arguments(argv)
-    report.card("host_memory", f"a transformer of {asked.gb:g} GB in {asked.qtype}, all blocks but one wait")
+    report.card(
+        "host_memory",
+        f"a transformer of {asked.gb:g} GB in {asked.qtype}, all blocks but one wait",
+    )
     with TemporaryDirectory(dir=asked.folder) as folder:
         write_model(Path(folder) / "model", asked.gb)
         draw_pictures(Path(folder) / "pictures")
-        config = json.loads((Path(folder) / "model/transformer/config.json").read_text("utf-8"))
+        config = json.loads(
+            (Path(folder) / "model/transformer/config.json").read_text("utf-8")
+        )
         job = Job(Path(folder), config["num_layers"] - 1, asked.qtype)
         print(f"{'':<16} {'measured':>10} {'plan':>9} {'limit':>9}", flush=True)
         peaks = {}
-        for name, kept in (("first start", True), ("second start", True), ("not kept", False))[: 2 + asked.copied]:
+        for name, kept in (
+            ("first start", True),
+            ("second start", True),
+            ("not kept", False),
+        )[: 2 + asked.copied]:
             peak = peaks[name] = job.run(name.split()[0], kept)
             columns = f"{peak.measured / GB:>7.2f} GB {peak.planned / GB:>6.2f} GB {peak.limit / GB:>6.2f} GB"
-            print(f"{name:<16} {columns}{'  exceeded' if peak.measured > peak.limit else ''}", flush=True)
+            print(
+                f"{name:<16} {columns}{'  exceeded' if peak.measured > peak.limit else ''}",
+                flush=True,
+            )
     report.finish(
-        "host_memory", gb=asked.gb, qtype=asked.qtype, peaks={name: asdict(one) for name, one in peaks.items()}
+        "host_memory",
+        gb=asked.gb,
+        qtype=asked.qtype,
+        peaks={name: asdict(one) for name, one in peaks.items()},
     )
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--gb", type=float, default=5.1, help="of the transformer in bf16")
+    parser.add_argument(
+        "--gb", type=float, default=5.1, help="of the transformer in bf16"
+    )
     parser.add_argument("--qtype", default="int4")
-    parser.add_argument("--copied", action="store_true", help="also without the kept model")
-    parser.add_argument("--folder", help="where to write; default: the temporary folder")
+    parser.add_argument(
+        "--copied", action="store_true", help="also without the kept model"
+    )
+    parser.add_argument(
+        "--folder", help="where to write; default: the temporary folder"
+    )
     return parser.parse_args(argv)
 
 
@@ -97,13 +121,19 @@ class Job:
 
     def _command(self, *arguments: object) -> str:
         command = [sys.executable, str(ROOT / "run.py"), *map(str, arguments)]
-        done = subprocess.run(command, cwd=self.folder, env=_environment(), capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=self.folder, env=_environment(), capture_output=True, text=True
+        )
         if done.returncode:
             raise SystemExit(done.stdout + done.stderr)
         return done.stdout
 
     def _write(self, name: str, kept: bool) -> Path:
-        model = {"name_or_path": str(self.folder / "model"), "quantize": True, "qtype": self.qtype}
+        model = {
+            "name_or_path": str(self.folder / "model"),
+            "quantize": True,
+            "qtype": self.qtype,
+        }
         section: dict[str, Any] = {
             "type": "sd_trainer",
             "training_folder": str(self.folder / "output"),
@@ -111,17 +141,29 @@ class Job:
             "training_seed": 7,
             "network": {"type": "lora", "linear": 4},
             "save": {"save_every": 0},
-            "datasets": [{"folder_path": str(self.folder / "pictures"), "resolution": 64}],
-            "train": {"steps": 1, "dtype": "bf16", "disable_sampling": True, "gradient_checkpointing": "full"},
+            "datasets": [
+                {"folder_path": str(self.folder / "pictures"), "resolution": 64}
+            ],
+            "train": {
+                "steps": 1,
+                "dtype": "bf16",
+                "disable_sampling": True,
+                "gradient_checkpointing": "full",
+            },
             "model": {**model, "blocks_to_swap": self.swapped, "keep_quantized": kept},
         }
         path = self.folder / f"{name}.json"
-        path.write_text(json.dumps({"job": "extension", "config": {"name": name, "process": [section]}}))
+        path.write_text(
+            json.dumps(
+                {"job": "extension", "config": {"name": name, "process": [section]}}
+            )
+        )
         return path
 
 
 def most_anonymous_bytes(process: subprocess.Popen[Any]) -> int:
-    """Waits for a process to end, and gives the most of `anonymous_bytes` meanwhile, looked at every POLL_S."""
+    """Waits for a process to end, and gives the most of `anonymous_bytes` meanwhile,
+    looked at every POLL_S."""
     most = 0
     while process.poll() is None:
         most = max(most, anonymous_bytes(process.pid))
@@ -130,12 +172,20 @@ def most_anonymous_bytes(process: subprocess.Popen[Any]) -> int:
 
 
 def anonymous_bytes(pid: int) -> int:
-    """Bytes of a process now that are no pages of files; 0 once it has ended (Linux)."""
+    """Bytes of a process now that are no pages of files; 0 once it has ended
+    (Linux)."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     except OSError:
         return 0
-    return next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")), 0)
+    return next(
+        (
+            1024 * int(line.split()[1])
+            for line in status.splitlines()
+            if line.startswith("RssAnon")
+        ),
+        0,
+    )
 
 
 def _environment() -> dict[str, str]:

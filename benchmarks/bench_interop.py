@@ -1,8 +1,10 @@
-"""Crosses programs that write LoRA files with programs that read them: at which strength does each file arrive?
+"""Crosses programs that write LoRA files with programs that read them: at which
+strength does each file arrive?
 
-On one tiny transformer for each family every writer makes its files, and every reader applies each of them. What a
-reader changed is compared with the change that the writer means. Programs run in environments of pinned packages, which
-are made once and kept outside the repository.
+On one tiny transformer for each family every writer makes its files, and every reader
+applies each of them. What a reader changed is compared with the change that the writer
+means. Programs run in environments of pinned packages, which are made once and kept
+outside the repository.
 
     python benchmarks/bench_interop.py --write
 
@@ -29,7 +31,14 @@ from benchmarks.interop.models import MODELS, TinyModel  # noqa: E402
 from benchmarks.interop.readers import READERS, ask  # noqa: E402
 from benchmarks.interop.record import record, text_of  # noqa: E402
 from benchmarks.interop.table import markdown, sign, write_between_marks  # noqa: E402
-from benchmarks.interop.writers import external, of_diffusers, of_lycoris, of_ours, of_peft, spellings  # noqa: E402
+from benchmarks.interop.writers import (  # noqa: E402
+    external,
+    of_diffusers,
+    of_lycoris,
+    of_ours,
+    of_peft,
+    spellings,
+)
 
 PAGE = ROOT / "docs" / "loras.md"
 GOLDEN = ROOT / "tests" / "golden" / "interop.json"
@@ -45,15 +54,31 @@ WRITERS = {
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of the programs' environments")
-    parser.add_argument("--folder", type=Path, help="keep the files and answers there (default: removed)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=CACHE, help="folder of the programs' environments"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="keep the files and answers there (default: removed)",
+    )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--writers", nargs="+", choices=[*WRITERS, *external.SCRIPTS])
     parser.add_argument("--readers", nargs="+", choices=READERS, default=list(READERS))
-    parser.add_argument("--write", action="store_true", help="write docs/loras.md and tests/golden/interop.json")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="write docs/loras.md and tests/golden/interop.json",
+    )
     options = parser.parse_args(given)
-    is_whole = options.writers is None and set(options.readers) == set(READERS) and set(options.models) == set(MODELS)
+    is_whole = (
+        options.writers is None
+        and set(options.readers) == set(READERS)
+        and set(options.models) == set(MODELS)
+    )
     if options.write and not is_whole:
         parser.error("--write needs all models, writers and readers")
     options.writers = options.writers or [*WRITERS, *external.SCRIPTS]
@@ -62,10 +87,17 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(given: Sequence[str] | None = None) -> None:
     options = arguments(given)
-    report.card("bench_interop", f"LoRA files of {', '.join(options.writers)} in {', '.join(options.readers)}")
+    report.card(
+        "bench_interop",
+        f"LoRA files of {', '.join(options.writers)} in {', '.join(options.readers)}",
+    )
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.folder or Path(temporary)).resolve()
-        files = [file for title in options.models for file in written(MODELS[title], folder, options)]
+        files = [
+            file
+            for title in options.models
+            for file in written(MODELS[title], folder, options)
+        ]
         matrix = {name: read(name, files, folder, options) for name in options.readers}
         text = markdown(files, matrix)
         print(text)
@@ -74,12 +106,18 @@ def main(given: Sequence[str] | None = None) -> None:
             GOLDEN.write_text(text_of(record(files, matrix)), encoding="utf-8")
     for file in files:
         print_unlike(file, matrix)
-    outcomes = {name: dict(Counter(cell.outcome for cell in cells.values())) for name, cells in matrix.items()}
+    outcomes = {
+        name: dict(Counter(cell.outcome for cell in cells.values()))
+        for name, cells in matrix.items()
+    }
     report.finish("bench_interop", files=len(files), outcomes=outcomes)
 
 
-def written(model: TinyModel, folder: Path, options: argparse.Namespace) -> Iterator[WrittenFile]:
-    """The files of all writers on a model. A program that cannot be installed is named and left out."""
+def written(
+    model: TinyModel, folder: Path, options: argparse.Namespace
+) -> Iterator[WrittenFile]:
+    """The files of all writers on a model. A program that cannot be installed is named
+    and left out."""
     for name in options.writers:
         place = folder / model.title / "written" / name
         place.mkdir(parents=True, exist_ok=True)
@@ -92,12 +130,16 @@ def written(model: TinyModel, folder: Path, options: argparse.Namespace) -> Iter
             print(f"{name} cannot write here: {error}")
 
 
-def read(name: str, files: Sequence[WrittenFile], folder: Path, options: argparse.Namespace) -> dict[str, Cell]:
+def read(
+    name: str, files: Sequence[WrittenFile], folder: Path, options: argparse.Namespace
+) -> dict[str, Cell]:
     """What one reader makes of all files, by `WrittenFile.place`."""
     cells: dict[str, Cell] = {}
     for title in options.models:
         of_model = [file for file in files if file.model == title]
-        answers = ask(name, MODELS[title], of_model, folder / title / "read" / name, options.cache)
+        answers = ask(
+            name, MODELS[title], of_model, folder / title / "read" / name, options.cache
+        )
         cells |= {file.place: answers[file.name] for file in of_model}
     return cells
 

@@ -1,12 +1,15 @@
-"""How many kernels a micro-step of the published model launches: `python benchmarks/bench_kernels.py`, no GPU.
+"""How many kernels a micro-step of the published model launches: `python
+benchmarks/bench_kernels.py`, no GPU.
 
-The program itself loads the model and runs it forward and backward, uncompiled, on fake tensors (`simulation.py`). Each
-operation that makes or changes numbers counts as one kernel; views, and memory that is only taken, count as none. Two
-and three blocks are counted, and the third stands for all others, as the last one is not checkpointed. The optimizer's
-step is not in it.
+The program itself loads the model and runs it forward and backward, uncompiled, on fake
+tensors (`simulation.py`). Each operation that makes or changes numbers counts as one
+kernel; views, and memory that is only taken, count as none. Two and three blocks are
+counted, and the third stands for all others, as the last one is not checkpointed. The
+optimizer's step is not in it.
 
-`--compiled QTYPE` counts what inductor makes of such a block instead: a narrow one, compiled for this CPU, since
-kernels depend on the operations and not on the sizes. For a GPU inductor fuses about as much. Takes minutes.
+`--compiled QTYPE` counts what inductor makes of such a block instead: a narrow one,
+compiled for this CPU, since kernels depend on the operations and not on the sizes. For
+a GPU inductor fuses about as much. Takes minutes.
 """
 
 from __future__ import annotations
@@ -60,7 +63,11 @@ def of_micro_step(row: Row, size: ModelSize) -> tuple[Counter[str], Counter[str]
     with TemporaryDirectory() as folder:
         write_folder(Path(folder), size)
         job = section(Path(folder), row, size)
-        with as_on_a_device(LiveBytes()), FakeTensorMode(allow_non_fake_inputs=True), Kernels(FOLLOWED) as kernels:
+        with (
+            as_on_a_device(LiveBytes()),
+            FakeTensorMode(allow_non_fake_inputs=True),
+            Kernels(FOLLOWED) as kernels,
+        ):
             model = load_model(job, size)
             attach_network(job, model, SEED, None)
             build_block_runner(job, model, DEVICE)
@@ -68,7 +75,10 @@ def of_micro_step(row: Row, size: ModelSize) -> tuple[Counter[str], Counter[str]
             for _ in range(2):
                 kernels.calls = Counter()
                 velocity = model.predict_velocity(
-                    batch.latents_BCHW, torch.tensor([0.5]), batch.prompts, batch.control_latents
+                    batch.latents_BCHW,
+                    torch.tensor([0.5]),
+                    batch.prompts,
+                    batch.control_latents,
                 )
                 forward, kernels.calls = kernels.calls, Counter()
                 velocity.square().mean().backward()
@@ -76,8 +86,11 @@ def of_micro_step(row: Row, size: ModelSize) -> tuple[Counter[str], Counter[str]
 
 
 def of_all_blocks(row: Row, size: ModelSize) -> dict[str, Any]:
-    """Kernels of the whole model in a micro-step, and of one of its blocks, by operation."""
-    fewer, more = (of_micro_step(row, replace(size, layers=layers)) for layers in (2, 3))
+    """Kernels of the whole model in a micro-step, and of one of its blocks, by
+    operation."""
+    fewer, more = (
+        of_micro_step(row, replace(size, layers=layers)) for layers in (2, 3)
+    )
     block = [after - before for before, after in zip(fewer, more, strict=True)]
     own = [sum(calls.values()) for calls in block]
     total = sum(calls.total() for calls in more) + (BLOCKS - 3) * sum(own)
@@ -90,48 +103,83 @@ def of_all_blocks(row: Row, size: ModelSize) -> dict[str, Any]:
 
 
 def compiled(qtype: str, level: str = "full") -> list[dict[str, int]]:
-    """What each program of inductor launches: its own kernels, and the others' by name."""
+    """What each program of inductor launches: its own kernels, and the others' by
+    name."""
     with TemporaryDirectory() as folder:
         write_model(Path(folder), BELOW)
         transform = quantizer(qtype) if qtype != "bf16" else None
-        options = ModelLoadOptions(folder=Path(folder), device=DEVICE, dtype=torch.bfloat16, transform_block=transform)
-        model, batch = EncoderlessModel(options, BELOW), batch_of(BELOW, 1, torch.bfloat16)
+        options = ModelLoadOptions(
+            folder=Path(folder),
+            device=DEVICE,
+            dtype=torch.bfloat16,
+            transform_block=transform,
+        )
+        model, batch = (
+            EncoderlessModel(options, BELOW),
+            batch_of(BELOW, 1, torch.bfloat16),
+        )
         attach_network(section(Path(folder), Row(), BELOW), model, SEED, None)
-        BlockRunner(model, DEVICE, torch.bfloat16, level, compile_settings=CompileConfig(enabled=True, fullgraph=True))
+        BlockRunner(
+            model,
+            DEVICE,
+            torch.bfloat16,
+            level,
+            compile_settings=CompileConfig(enabled=True, fullgraph=True),
+        )
 
         def step() -> None:
             velocity = model.predict_velocity(
-                torch.ones_like(batch.latents_BCHW), torch.tensor([0.5]), batch.prompts, batch.control_latents
+                torch.ones_like(batch.latents_BCHW),
+                torch.tensor([0.5]),
+                batch.prompts,
+                batch.control_latents,
             )
             velocity.square().mean().backward()
 
         _, programs = run_and_get_code(step)
     launches = re.compile(r"(cpp_fused|extern_kernels\.\w+|torch\.ops\.[\w.]+)\w*\(")
-    return [dict(Counter(launches.findall(code[code.index("def call(") :])).most_common()) for code in programs]
+    return [
+        dict(Counter(launches.findall(code[code.index("def call(") :])).most_common())
+        for code in programs
+    ]
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--compiled", metavar="QTYPE", choices=ROWS, help="what inductor makes of such a block")
+    parser.add_argument(
+        "--compiled",
+        metavar="QTYPE",
+        choices=ROWS,
+        help="what inductor makes of such a block",
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     asked = arguments(argv)
-    report.card("kernels", f"fake tensors, {BLOCKS} blocks, LoRA on all layers, one reference, uncompiled")
+    report.card(
+        "kernels",
+        f"fake tensors, {BLOCKS} blocks, LoRA on all layers, one reference, uncompiled",
+    )
     if asked.compiled:
         programs = compiled(asked.compiled)
         for program in programs:
             print(f"{sum(program.values()):>6} {program}")
         report.finish("kernels", compiled={asked.compiled: programs})
         return
-    print(f"{'':<12} {'checkpointing':<14} {'a micro-step':>12} {'block forward':>14} {'backward':>9}")
+    print(
+        f"{'':<12} {'checkpointing':<14} {'a micro-step':>12} {'block forward':>14} {'backward':>9}"
+    )
     found = {}
     for name in asked.rows:
         for level in LEVELS:
-            counted = found[f"{name}, {level}"] = of_all_blocks(Row(ROWS[name], level), DRAWN_SIZES["published"])
-            print(f"{name:<12} {level:<14} {counted['total']:>12,} {counted['forward']:>14} {counted['backward']:>9}")
+            counted = found[f"{name}, {level}"] = of_all_blocks(
+                Row(ROWS[name], level), DRAWN_SIZES["published"]
+            )
+            print(
+                f"{name:<12} {level:<14} {counted['total']:>12,} {counted['forward']:>14} {counted['backward']:>9}"
+            )
     report.finish("kernels", rows=found)
 
 

@@ -1,9 +1,11 @@
-"""The same small training job in this program, a plain loop, DiffSynth-Studio and SimpleTuner's transformer.
+"""The same small training job in this program, a plain loop, DiffSynth-Studio and
+SimpleTuner's transformer.
 
-Each program runs in a separate environment and process, on one CPU thread; they take turns step by step. The job is a
-LoRA on all layers of two blocks of Qwen-Image at their published width, which DiffSynth fixes, with random weights;
-latents and embeddings are drawn. Time to the first step counts from the start of the process, including imports; it is
-the median of several starts, in turn.
+Each program runs in a separate environment and process, on one CPU thread; they take
+turns step by step. The job is a LoRA on all layers of two blocks of Qwen-Image at their
+published width, which DiffSynth fixes, with random weights; latents and embeddings are
+drawn. Time to the first step counts from the start of the process, including imports;
+it is the median of several starts, in turn.
 
     python benchmarks/bench_peers.py
 """
@@ -48,14 +50,28 @@ class Program:
 
 
 PROGRAMS: Mapping[str, Program] = {
-    "ours": Program("as it decides itself on a CPU: no checkpointing", ENVIRONMENTS["product"], "ours.py", ("none",)),
-    "ours_full": Program("checkpointing full", ENVIRONMENTS["product"], "ours.py", ("full",)),
-    "plain": Program("diffusers 0.42.1, peft 0.21.2", ENVIRONMENTS["product"], "diffusers_loop.py"),
+    "ours": Program(
+        "as it decides itself on a CPU: no checkpointing",
+        ENVIRONMENTS["product"],
+        "ours.py",
+        ("none",),
+    ),
+    "ours_full": Program(
+        "checkpointing full", ENVIRONMENTS["product"], "ours.py", ("full",)
+    ),
+    "plain": Program(
+        "diffusers 0.42.1, peft 0.21.2", ENVIRONMENTS["product"], "diffusers_loop.py"
+    ),
     "diffsynth": Program(
-        "DiffSynth 2.1.12, its launch_training_task", ENVIRONMENTS["diffsynth_training"], "diffsynth_loop.py"
+        "DiffSynth 2.1.12, its launch_training_task",
+        ENVIRONMENTS["diffsynth_training"],
+        "diffsynth_loop.py",
     ),
     "simpletuner": Program(
-        "SimpleTuner 4.10.1, its transformer", ENVIRONMENTS["simpletuner"], "diffusers_loop.py", ("simpletuner",)
+        "SimpleTuner 4.10.1, its transformer",
+        ENVIRONMENTS["simpletuner"],
+        "diffusers_loop.py",
+        ("simpletuner",),
     ),
 }
 
@@ -82,7 +98,8 @@ class Running:
             self.cpu.append(answer["cpu"])
 
     def end(self) -> dict[str, float]:
-        """Ends the process; the bytes of its peak, and those that it held after its last step."""
+        """Ends the process; the bytes of its peak, and those that it held after its
+        last step."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         memory = answer_of(self.process)
@@ -100,7 +117,9 @@ def start(program: Program, folder: Path, cache: Path) -> Running:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
     began = time.perf_counter()
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+    process = subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, text=True, env=environment
+    )
     answer_of(process)
     return Running(process, time.perf_counter() - began)
 
@@ -110,8 +129,8 @@ def start_all(
 ) -> tuple[dict[str, list[float]], dict[str, Running]]:
     """Starts the programs in turn, as often as asked.
 
-    Returns the seconds to the first step of each start, and the processes of the last ones, which go on. A program
-    that cannot be started is named and left out.
+    Returns the seconds to the first step of each start, and the processes of the last
+    ones, which go on. A program that cannot be started is named and left out.
     """
     seconds: dict[str, list[float]] = {}
     running: dict[str, Running] = {}
@@ -133,7 +152,9 @@ def answer_of(process: subprocess.Popen[str]) -> dict[str, float]:
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
-        raise RuntimeError(f"{process.args} ended with exit code {process.wait()}; its errors are above.")
+        raise RuntimeError(
+            f"{process.args} ended with exit code {process.wait()}; its errors are above."
+        )
     answer: dict[str, float] = json.loads(line)
     return answer
 
@@ -162,12 +183,24 @@ def markdown(figures: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
-    parser.add_argument("--rounds", type=int, default=6, help="timed steps of each program")
-    parser.add_argument("--starts", type=int, default=3, help="times that each program is started")
-    parser.add_argument("--warm-up", type=int, default=1, help="untimed steps of each, after the first")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of the programs' environments")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS)
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=6, help="timed steps of each program"
+    )
+    parser.add_argument(
+        "--starts", type=int, default=3, help="times that each program is started"
+    )
+    parser.add_argument(
+        "--warm-up", type=int, default=1, help="untimed steps of each, after the first"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=CACHE, help="folder of the programs' environments"
+    )
     return parser.parse_args(argv)
 
 
@@ -175,7 +208,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = arguments(argv)
     width = SIZE.heads * SIZE.head_dim
     sequence = f"{SIZE.tokens} image tokens, {SIZE.text_tokens} text tokens"
-    report.card("peers", f"LoRA rank {RANK}, hidden {width}, {SIZE.layers} blocks, {sequence}, bf16, 1 thread")
+    report.card(
+        "peers",
+        f"LoRA rank {RANK}, hidden {width}, {SIZE.layers} blocks, {sequence}, bf16, 1 thread",
+    )
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_job(folder)

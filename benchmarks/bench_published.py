@@ -1,8 +1,11 @@
-"""What training the published model takes, simulated and predicted: `python benchmarks/bench_published.py`, no GPU.
+"""What training the published model takes, simulated and predicted: `python
+benchmarks/bench_published.py`, no GPU.
 
-The program itself loads the model, 60 blocks of width 3072, and takes two steps on fake tensors (`simulation.py`); all
-bytes that are alive are counted. Beside them stands the plan of the same job (`--dry-run`), without the context of CUDA
-and the allocator's gaps, which fake tensors do not have. It takes no memory to speak of, and about a minute per row.
+The program itself loads the model, 60 blocks of width 3072, and takes two steps on fake
+tensors (`simulation.py`); all bytes that are alive are counted. Beside them stands the
+plan of the same job (`--dry-run`), without the context of CUDA and the allocator's
+gaps, which fake tensors do not have. It takes no memory to speak of, and about a minute
+per row.
 """
 
 from __future__ import annotations
@@ -68,10 +71,16 @@ ROWS = {
     "bf16, no table, full": Row({"modulation_table": False}, goal_gb=50),
     "int8, table, full": Row(_quantized("int8"), goal_gb=22.5),
     "int4, table, full": Row(_quantized("int4"), goal_gb=15.5),
-    "int4, table, full_offload, a third swapped": Row(_quantized("int4"), "full_offload", swapped=1 / 3, goal_gb=11),
-    "int4, table, block_offload, all swapped": Row(_quantized("int4"), "block_offload", swapped=59 / 60, goal_gb=5.6),
+    "int4, table, full_offload, a third swapped": Row(
+        _quantized("int4"), "full_offload", swapped=1 / 3, goal_gb=11
+    ),
+    "int4, table, block_offload, all swapped": Row(
+        _quantized("int4"), "block_offload", swapped=59 / 60, goal_gb=5.6
+    ),
     **{
-        f"bf16, table, {level}, {references} references": Row({"modulation_table": True}, level, references)
+        f"bf16, table, {level}, {references} references": Row(
+            {"modulation_table": True}, level, references
+        )
         for level in ("none", "cheap", "keep_attention")
         for references in (0, 1, 2)
     },
@@ -81,13 +90,22 @@ ROWS = {
 def main(argv: Sequence[str] | None = None) -> None:
     asked = arguments(argv)
     size = DRAWN_SIZES[asked.size]
-    report.card("published", f"fake tensors, {size.layers} blocks of width {size.heads * size.head_dim}")
+    report.card(
+        "published",
+        f"fake tensors, {size.layers} blocks of width {size.heads * size.head_dim}",
+    )
     print(
         f"LoRA rank {RANK}, AdamW, bf16, batch 1, target and references of {8 * size.latent_side} pixels; GB = 10^9 B"
     )
     print(f"{'':<44} {'training':^24} {'main memory':^15} {'loading':^15}")
-    print(f"{'':<44} {'goal':>6} {'simul.':>8} {'plan':>7} " + 2 * f"{'simul.':>8} {'plan':>6} ")
-    found = {name: measured(name, ROWS[name], size, asked.size == "published") for name in asked.rows or ROWS}
+    print(
+        f"{'':<44} {'goal':>6} {'simul.':>8} {'plan':>7} "
+        + 2 * f"{'simul.':>8} {'plan':>6} "
+    )
+    found = {
+        name: measured(name, ROWS[name], size, asked.size == "published")
+        for name in asked.rows or ROWS
+    }
     report.finish("published", size=asked.size, rows=found)
 
 
@@ -115,7 +133,11 @@ def measured(name: str, row: Row, size: ModelSize, has_goal: bool) -> dict[str, 
         (simulated["loading"], predicted["loading"]),
     ]
     goal = f"{row.goal_gb:>6}" if row.goal_gb and has_goal else " " * 6
-    print(f"{name:<44} {goal} " + " ".join(f"{a / GB:>8.2f} {b / GB:>6.2f}" for a, b in pairs), flush=True)
+    print(
+        f"{name:<44} {goal} "
+        + " ".join(f"{a / GB:>8.2f} {b / GB:>6.2f}" for a, b in pairs),
+        flush=True,
+    )
     return {
         "simulated": simulated,
         "predicted": predicted,
@@ -130,7 +152,8 @@ UNCOMPILED = {"compile": {"enabled": False}}
 
 
 def section(folder: Path, row: Row, size: ModelSize) -> SdTrainerConfig:
-    """The row as a process of a job. What `auto` would make of CUDA is written out: the simulation is on the CPU."""
+    """The row as a process of a job. What `auto` would make of CUDA is written out: the
+    simulation is on the CPU."""
     return SdTrainerConfig.model_validate(
         {
             "type": "sd_trainer",
@@ -155,12 +178,19 @@ def section(folder: Path, row: Row, size: ModelSize) -> SdTrainerConfig:
 
 
 def plan_of(job: SdTrainerConfig, row: Row, size: ModelSize) -> MemoryEstimate:
-    """The plan of the job on a GPU, with images and a caption that have as many tokens as the simulated ones."""
+    """The plan of the job on a GPU, with images and a caption that have as many tokens
+    as the simulated ones."""
     facts = FAMILY.footprint(job.model.folder())
-    letters = size.text_tokens - facts.text_tokens - row.references * facts.text_tokens_per_reference
+    letters = (
+        size.text_tokens
+        - facts.text_tokens
+        - row.references * facts.text_tokens_per_reference
+    )
     side = Size(8 * size.latent_side, 8 * size.latent_side)
     references = ("b.png",) * row.references
-    sample = Sample("a.png", "x" * max(0, LETTERS_PER_TOKEN * letters), 1, side, ".", references)
+    sample = Sample(
+        "a.png", "x" * max(0, LETTERS_PER_TOKEN * letters), 1, side, ".", references
+    )
     if job.train.preference:
         sample = sample._replace(worse=("c.png",))
     items = [BucketedSample(sample, ResizeCrop(side, 0, 0, side))]

@@ -1,9 +1,11 @@
-"""What the ways to round a base cost: its weights, its velocity, and the samples of the trained small model.
+"""What the ways to round a base cost: its weights, its velocity, and the samples of the
+trained small model.
 
-`python benchmarks/bench_quantization.py --samples 16 --judged`: the weights of the small model's blocks in bfloat16 are
-quantized in each way and put back, all else is computed in float32. The velocity is compared at every step of the
-unquantized samples, the samples by their pixels, and with `--judged` by what a classifier sees in them. nf4 is
-bitsandbytes's and not a type of the program.
+`python benchmarks/bench_quantization.py --samples 16 --judged`: the weights of the
+small model's blocks in bfloat16 are quantized in each way and put back, all else is
+computed in float32. The velocity is compared at every step of the unquantized samples,
+the samples by their pixels, and with `--judged` by what a classifier sees in them. nf4
+is bitsandbytes's and not a type of the program.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ def by_type(qtype: str, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
     def rounded(weight_OI: Tensor) -> Tensor:
         quantized: Any = quantize_weight(weight_OI.to(dtype), qtype)
-        if qtype == "int8":  # products have the codes and the scales, not rounded weights
+        if (
+            qtype == "int8"
+        ):  # products have the codes and the scales, not rounded weights
             return quantized.codes_OI.float() * quantized.scale_O1.float()
         return quantized.dequantize().float()
 
@@ -49,7 +53,9 @@ def nf4(weight_OI: Tensor) -> Tensor:
     """NF4 in blocks of 64 with 8-bit scales (QLoRA's double quantization)."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    codes, state = quantize_4bit(weight_OI.bfloat16(), blocksize=64, compress_statistics=True, quant_type="nf4")
+    codes, state = quantize_4bit(
+        weight_OI.bfloat16(), blocksize=64, compress_statistics=True, quant_type="nf4"
+    )
     return dequantize_4bit(codes, state).float().view_as(weight_OI)
 
 
@@ -65,7 +71,8 @@ WAYS: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {
 
 
 class Replayed:
-    """The model's predictions in a set of samples: what they were asked, and what they were."""
+    """The model's predictions in a set of samples: what they were asked, and what they
+    were."""
 
     def __init__(self, model: DiffusionModel) -> None:
         self.calls: list[tuple[tuple, Tensor]] = []
@@ -102,7 +109,9 @@ def linear_weights(module: nn.Module) -> list[nn.Parameter]:
 
 
 @torch.no_grad()
-def measure(samples: int, classifier: MascotClassifier | None) -> list[tuple[str, list[str]]]:
+def measure(
+    samples: int, classifier: MascotClassifier | None
+) -> list[tuple[str, list[str]]]:
     """Way -> its figures, as they are printed."""
     tiny = TinyModel(load(str(MODEL)), classifier or MascotClassifier())
     weights = linear_weights(tiny.model.network_module)
@@ -115,7 +124,11 @@ def measure(samples: int, classifier: MascotClassifier | None) -> list[tuple[str
 
     def judged(pixels_B3HW: Tensor) -> str:
         shares = agreement(tiny.classifier, pixels_B3HW, wanted)
-        return f"{sum(shares[name] for name in NAMED) / len(NAMED):.1%}" if classifier else ""
+        return (
+            f"{sum(shares[name] for name in NAMED) / len(NAMED):.1%}"
+            if classifier
+            else ""
+        )
 
     calls = Replayed(tiny.model)
     drawn_B3HW = pixels_of(tiny.samples(prompts))
@@ -130,7 +143,13 @@ def measure(samples: int, classifier: MascotClassifier | None) -> list[tuple[str
         velocity = calls.error()
         pixels_B3HW = pixels_of(tiny.samples(prompts))
         rms = float((pixels_B3HW - drawn_B3HW).square().mean().sqrt()) * 127.5
-        figures = [f"{bits:g}", f"{(wrong / total) ** 0.5:.5f}", f"{velocity:.5f}", f"{rms:.2f}", judged(pixels_B3HW)]
+        figures = [
+            f"{bits:g}",
+            f"{(wrong / total) ** 0.5:.5f}",
+            f"{velocity:.5f}",
+            f"{rms:.2f}",
+            judged(pixels_B3HW),
+        ]
         rows.append((name, figures))
         print(name, *figures, flush=True)
     return rows
@@ -139,15 +158,24 @@ def measure(samples: int, classifier: MascotClassifier | None) -> list[tuple[str
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--judged", action="store_true", help="also by a classifier, which is trained once, in minutes")
+    parser.add_argument(
+        "--judged",
+        action="store_true",
+        help="also by a classifier, which is trained once, in minutes",
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     asked = arguments(argv)
-    report.card("quantization", f"{asked.samples} samples of the tiny mascots, 8 steps at guidance 2")
+    report.card(
+        "quantization",
+        f"{asked.samples} samples of the tiny mascots, 8 steps at guidance 2",
+    )
     rows = measure(asked.samples, trained() if asked.judged else None)
-    print("| way | bits | weights | velocity | samples, RMS of 255 | attributes as asked |\n|---|---|---|---|---|---|")
+    print(
+        "| way | bits | weights | velocity | samples, RMS of 255 | attributes as asked |\n|---|---|---|---|---|---|"
+    )
     for name, figures in rows:
         print(f"| {name} | {' | '.join(figures)} |")
 

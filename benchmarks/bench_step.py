@@ -1,9 +1,12 @@
-"""A training step of the program against the same step written plainly: `python benchmarks/bench_step.py --size S`.
+"""A training step of the program against the same step written plainly: `python
+benchmarks/bench_step.py --size S`.
 
-The plain loop is what a user writes with diffusers and peft: checkpointing on, attention mask passed, eager. "lean" is
-the same without the mask, which is all true, and in bf16 under autocast, so that the adapters multiply in bf16 too.
-With `--base int8` the plain loop on optimum-quanto's own linears joins, and is what ours is compared with. All share
-the saved model, LoRA layers and start, tokens, noise and optimizer; equal losses show that they do the same work.
+The plain loop is what a user writes with diffusers and peft: checkpointing on,
+attention mask passed, eager. "lean" is the same without the mask, which is all true,
+and in bf16 under autocast, so that the adapters multiply in bf16 too. With `--base
+int8` the plain loop on optimum-quanto's own linears joins, and is what ours is compared
+with. All share the saved model, LoRA layers and start, tokens, noise and optimizer;
+equal losses show that they do the same work.
 """
 
 from __future__ import annotations
@@ -23,8 +26,14 @@ from benchmarks.loops import OurLoop, PlainLoop, plain_rival  # noqa: E402
 from benchmarks.synthetic import DTYPES, RANK, SIZES, write_model  # noqa: E402
 from toolkit.config.reading.field_types import AUTO_LEVELS  # noqa: E402
 
-ALLOWED_LOSS_ERROR = {("fp32", "none"): 1e-5, ("bf16", "none"): 5e-3, ("fp32", "int8"): 2e-2, ("bf16", "int8"): 2e-2}
-"""Relative difference of the first loss: rounding; with int8 also what computing in integers may add."""
+ALLOWED_LOSS_ERROR = {
+    ("fp32", "none"): 1e-5,
+    ("bf16", "none"): 5e-3,
+    ("fp32", "int8"): 2e-2,
+    ("bf16", "int8"): 2e-2,
+}
+"""Relative difference of the first loss: rounding; with int8 also what computing in
+integers may add."""
 
 ROUNDS = {"XS": 5, "S": 15, "M": 8, "L": 4}
 
@@ -41,10 +50,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         rounds = timing.interleave(steps, asked.warm_up, asked.rounds, asked.noisy)
     times = rounds.times
     print(timing.table(times))
-    print(f"{rounds}; loss of step {len(loops['ours'].losses)}: {said({n: loop.losses for n, loop in loops.items()})}")
-    ratios = {f"ours / {name}": timing.ratio(times["ours"], times[name]) for name in loops if name != "ours"}
+    print(
+        f"{rounds}; loss of step {len(loops['ours'].losses)}: {said({n: loop.losses for n, loop in loops.items()})}"
+    )
+    ratios = {
+        f"ours / {name}": timing.ratio(times["ours"], times[name])
+        for name in loops
+        if name != "ours"
+    }
     for name, values in ratios.items():
-        print(f"{name}: {values['cpu_min']:.3f} (CPU minimum), {values['wall_median']:.3f} (wall median)")
+        print(
+            f"{name}: {values['cpu_min']:.3f} (CPU minimum), {values['wall_median']:.3f} (wall median)"
+        )
     report.finish(
         "step",
         **vars(asked),
@@ -61,12 +78,36 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--size", choices=SIZES, default="S")
     add("--dtype", choices=DTYPES, default="bf16")
-    add("--base", choices=["none", "int8"], default="none", help="how the frozen linears are quantized")
-    add("--checkpointing", choices=AUTO_LEVELS, default="none", help="ours; none is what auto takes on a CPU")
-    add("--plain-checkpointing", choices=["on", "off"], default="on", help="of the loops ours is compared with")
+    add(
+        "--base",
+        choices=["none", "int8"],
+        default="none",
+        help="how the frozen linears are quantized",
+    )
+    add(
+        "--checkpointing",
+        choices=AUTO_LEVELS,
+        default="none",
+        help="ours; none is what auto takes on a CPU",
+    )
+    add(
+        "--plain-checkpointing",
+        choices=["on", "off"],
+        default="on",
+        help="of the loops ours is compared with",
+    )
     add("--rounds", type=int, help="timed steps of each variant")
-    add("--warm-up", type=int, default=2, help="untimed steps of each variant, after the first")
-    add("--noisy", action="store_true", help="keep rounds in which other work held the processor")
+    add(
+        "--warm-up",
+        type=int,
+        default=2,
+        help="untimed steps of each variant, after the first",
+    )
+    add(
+        "--noisy",
+        action="store_true",
+        help="keep rounds in which other work held the processor",
+    )
     asked = parser.parse_args(argv)
     asked.rounds = asked.rounds or ROUNDS[asked.size]
     return asked
@@ -78,7 +119,10 @@ def rival(asked: argparse.Namespace) -> str:
 
 
 def describe(asked: argparse.Namespace) -> None:
-    report.card("step", f"LoRA rank {RANK}, size {asked.size}: {SIZES[asked.size]}, batch 1, 1 reference")
+    report.card(
+        "step",
+        f"LoRA rank {RANK}, size {asked.size}: {SIZES[asked.size]}, batch 1, 1 reference",
+    )
     print(
         f"{asked.dtype}, base quantized: {asked.base} | checkpointing: ours {asked.checkpointing}, the others "
         f"{asked.plain_checkpointing} | 1 thread, variants interleaved step by step, {1 + asked.warm_up} steps "
@@ -95,20 +139,29 @@ def build(folder: Path, asked: argparse.Namespace) -> dict[str, OurLoop | PlainL
     loops["plain"] = plain_rival(folder, dtype, ours, plain_checkpointing)
     loops["lean"] = plain_rival(folder, dtype, ours, plain_checkpointing, lean=True)
     if qtype:
-        loops["quanto"] = plain_rival(folder, dtype, ours, plain_checkpointing, quanto=True)
+        loops["quanto"] = plain_rival(
+            folder, dtype, ours, plain_checkpointing, quanto=True
+        )
     return loops
 
 
-def first_step(loops: dict[str, OurLoop | PlainLoop], asked: argparse.Namespace) -> dict[str, float]:
-    """Takes the first step of each and compares the losses: speed is not bought with other work."""
+def first_step(
+    loops: dict[str, OurLoop | PlainLoop], asked: argparse.Namespace
+) -> dict[str, float]:
+    """Takes the first step of each and compares the losses: speed is not bought with
+    other work."""
     for loop in loops.values():
         loop.step()
     losses = {name: loop.losses[0] for name, loop in loops.items()}
     error = abs(losses["ours"] / losses[rival(asked)] - 1)
     allowed = ALLOWED_LOSS_ERROR[asked.dtype, asked.base]
-    print(f"loss of step 1: {said({n: loop.losses for n, loop in loops.items()})}; ours differs by {error:.1e}")
+    print(
+        f"loss of step 1: {said({n: loop.losses for n, loop in loops.items()})}; ours differs by {error:.1e}"
+    )
     if not error <= allowed:
-        sys.exit(f"refused: the first losses of ours and {rival(asked)} differ by more than {allowed:g}.")
+        sys.exit(
+            f"refused: the first losses of ours and {rival(asked)} differ by more than {allowed:g}."
+        )
     return losses
 
 

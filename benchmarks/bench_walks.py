@@ -1,8 +1,9 @@
 """How far a question leads through the program: `python benchmarks/bench_walks.py`.
 
-Tiny jobs run under a profiler that notes every call of ours between the beginning and the end of an entry point: the
-files entered (also by an import), the functions, and the moves: calls in another file than the call before. Then come
-figures of the source itself. `--root` measures another checkout.
+Tiny jobs run under a profiler that notes every call of ours between the beginning and
+the end of an entry point: the files entered (also by an import), the functions, and the
+moves: calls in another file than the call before. Then come figures of the source
+itself. `--root` measures another checkout.
 """
 
 from __future__ import annotations
@@ -33,7 +34,14 @@ LIBRARY = ("toolkit", "extensions", "jobs", "launch.py", "run.py")
 """What counts as ours, from the root of a checkout."""
 
 PACKAGES = {
-    "core": ("launch.py", "run.py", "jobs", "toolkit", "extensions/sd_trainer", "extensions/example"),
+    "core": (
+        "launch.py",
+        "run.py",
+        "jobs",
+        "toolkit",
+        "extensions/sd_trainer",
+        "extensions/example",
+    ),
     "from scratch": ("extensions/from_scratch",),
     "tools": ("extensions/tools",),
     "compat": ("extensions/compat",),
@@ -42,15 +50,20 @@ PACKAGES = {
 }
 """Part of the program -> its files and folders."""
 
-# Where the walks begin: <file>:<qualified name>. Whoever renames one of these corrects it here; a test looks for each.
+# Where the walks begin: <file>:<qualified name>. Whoever renames one of these corrects
+# it here; a test looks for each.
 FORWARD = "toolkit/train/flow_step.py:FlowMatchingStep.__call__"
 SAVE = "toolkit/train/callbacks/save.py:SaveCallback.save_now"
-SAVE_THREAD = "toolkit/train/callbacks/save.py:SaveCallback._start_writing.<locals>.work"
+SAVE_THREAD = (
+    "toolkit/train/callbacks/save.py:SaveCallback._start_writing.<locals>.work"
+)
 READ_CONFIG = "toolkit/config/reading/loader.py:load_job"
 SCAN = "toolkit/data/scan/validation_split.py:scan_and_split"
 ENCODE = "toolkit/data/batches/latent_cache.py:encode_items"
 LOAD_BATCH = "toolkit/data/batches/dataloader.py:BatchLoader.load"
-CHOOSE_CHECKPOINTING = "extensions/sd_trainer/process.py:SdTrainerProcess._choose_checkpointing"
+CHOOSE_CHECKPOINTING = (
+    "extensions/sd_trainer/process.py:SdTrainerProcess._choose_checkpointing"
+)
 BUILD_OPTIMIZER = "extensions/sd_trainer/setup.py:build_roles"
 OPTIMIZER_STEP = "toolkit/train/optimizer_step.py:StandardStep.step"
 CHOOSE_STATE = "toolkit/train/resumption.py:find_checkpoint"
@@ -82,10 +95,21 @@ WALKS = (
     Walk("forward of one micro-batch, LoRA", "plain", (FORWARD,), goal=10),
     Walk("the same: int8, checkpointing, swap, table", "saving memory", (FORWARD,)),
     Walk("a save: main thread, writer thread", "plain", (SAVE, SAVE_THREAD), goal=14),
-    Walk("dataset key: load, scan, encode, batch", "plain", (READ_CONFIG, SCAN, ENCODE, LOAD_BATCH), goal=30),
+    Walk(
+        "dataset key: load, scan, encode, batch",
+        "plain",
+        (READ_CONFIG, SCAN, ENCODE, LOAD_BATCH),
+        goal=30,
+    ),
     Walk("gradient_checkpointing: auto", "plain", (CHOOSE_CHECKPOINTING,)),
-    Walk("learning rate: optimizer, one step", "plain", (BUILD_OPTIMIZER, OPTIMIZER_STEP)),
-    Walk("resume: choose, compare, apply", "resumed", (CHOOSE_STATE, COMPARE_STATE, APPLY_STATE)),
+    Walk(
+        "learning rate: optimizer, one step", "plain", (BUILD_OPTIMIZER, OPTIMIZER_STEP)
+    ),
+    Walk(
+        "resume: choose, compare, apply",
+        "resumed",
+        (CHOOSE_STATE, COMPARE_STATE, APPLY_STATE),
+    ),
     Walk("a sample image", "plain", (SAMPLE_IMAGE,)),
     Walk(f"all that the trainer runs for {STEPS} steps", "plain", (WHOLE_PROCESS,)),
 )
@@ -100,17 +124,39 @@ def jobs(steps: int = STEPS) -> dict[str, dict[str, Any]]:
         "trigger_word": "qkst",
         "network": {"type": "lora", "linear": 16},
         "save": {"save_every": SAVE_EVERY},
-        "datasets": [{"folder_path": "photos", "resolution": 128, "caption_dropout_rate": 0.05}],
-        "train": {"batch_size": 2, "steps": steps, "lr": 0.002, "dtype": "fp32", "ema_config": {"use_ema": True}},
+        "datasets": [
+            {"folder_path": "photos", "resolution": 128, "caption_dropout_rate": 0.05}
+        ],
+        "train": {
+            "batch_size": 2,
+            "steps": steps,
+            "lr": 0.002,
+            "dtype": "fp32",
+            "ema_config": {"use_ema": True},
+        },
         "model": {"name_or_path": "model"},
-        "sample": {"sample_every": SAVE_EVERY, "width": 128, "height": 128, "sample_steps": 4, "prompts": ["a cup"]},
+        "sample": {
+            "sample_every": SAVE_EVERY,
+            "width": 128,
+            "height": 128,
+            "sample_steps": 4,
+            "prompts": ["a cup"],
+        },
     }
-    memory = {"quantize": True, "qtype": "int8", "modulation_table": True, "blocks_to_swap": 1}
+    memory = {
+        "quantize": True,
+        "qtype": "int8",
+        "modulation_table": True,
+        "blocks_to_swap": 1,
+    }
     return {
         "plain": plain,
         "resumed": plain | {"train": plain["train"] | {"steps": 2 * steps}},
         "saving memory": plain
-        | {"model": plain["model"] | memory, "train": plain["train"] | {"gradient_checkpointing": "full"}},
+        | {
+            "model": plain["model"] | memory,
+            "train": plain["train"] | {"gradient_checkpointing": "full"},
+        },
     }
 
 
@@ -123,7 +169,8 @@ class Traced:
 
     files: set[str] = field(default_factory=set)
     functions: set[str] = field(default_factory=set)
-    """<file>:<qualified name>; comprehensions and the bodies of modules and classes are none."""
+    """<file>:<qualified name>; comprehensions and the bodies of modules and classes are
+    none."""
 
     moves: int = 0
     latest: str = ""
@@ -136,13 +183,17 @@ class _Stack:
 
     depth: int = 0
     open: list[tuple[int, str, Traced]] = field(default_factory=list)
-    """Entry points that have not returned: their depth, name and what they went through."""
+    """Entry points that have not returned: their depth, name and what they went
+    through."""
 
 
 class Tracer:
-    """Notes what the calls of `entries` go through, in all threads that begin while it is installed."""
+    """Notes what the calls of `entries` go through, in all threads that begin while it
+    is installed."""
 
-    def __init__(self, root: Path, entries: Iterable[str], library: Sequence[str] = LIBRARY) -> None:
+    def __init__(
+        self, root: Path, entries: Iterable[str], library: Sequence[str] = LIBRARY
+    ) -> None:
         self.calls: dict[str, list[Traced]] = {entry: [] for entry in entries}
         """Entry point -> each of its calls that has returned."""
 
@@ -185,7 +236,9 @@ class Tracer:
         stack.depth += 1
 
     def _leave(self, stack: _Stack) -> None:
-        stack.depth = max(0, stack.depth - 1)  # what is left may have been called before the tracer was installed
+        stack.depth = max(
+            0, stack.depth - 1
+        )  # what is left may have been called before the tracer was installed
         if stack.open and stack.open[-1][0] == stack.depth:
             _, place, traced = stack.open.pop()
             self.calls[place].append(traced)
@@ -193,18 +246,31 @@ class Tracer:
     def _place(self, code: CodeType) -> tuple[str, str, bool] | None:
         """(file, <file>:<qualified name>, whether it is a function) of code of ours."""
         file = Path(code.co_filename.removeprefix(self._root)).as_posix()
-        if not code.co_filename.startswith(self._root) or file.split("/")[0] not in self._library:
+        if (
+            not code.co_filename.startswith(self._root)
+            or file.split("/")[0] not in self._library
+        ):
             return None
-        is_function = bool(code.co_flags & CO_OPTIMIZED) and not code.co_name.endswith("comp>")
+        is_function = bool(code.co_flags & CO_OPTIMIZED) and not code.co_name.endswith(
+            "comp>"
+        )
         return file, f"{file}:{code.co_qualname}", is_function
 
 
 def trace_job(root: Path, job: str, answer: Path) -> None:
-    """Runs a job of the working directory and writes what all calls of each entry point went through.
+    """Runs a job of the working directory and writes what all calls of each entry point
+    went through.
 
     The moves are those of the last call, which finds everything imported.
     """
-    sys.path[:] = [str(root), *(path for path in sys.path if Path(path).resolve() not in (ROOT, ROOT / "benchmarks"))]
+    sys.path[:] = [
+        str(root),
+        *(
+            path
+            for path in sys.path
+            if Path(path).resolve() not in (ROOT, ROOT / "benchmarks")
+        ),
+    ]
     import torch  # noqa: F401 - before the tracer, which would make it slower
 
     from run import main as run_job
@@ -235,17 +301,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         trace_job(root, asked.trace[0], Path(asked.trace[1]))
         return
     measured = commit_of(root)
-    report.card("walks", f"files, functions and moves between files of {root} at {measured}")
+    report.card(
+        "walks", f"files, functions and moves between files of {root} at {measured}"
+    )
     rows = []
     if asked.walks:
         with TemporaryDirectory() as folder:
             traces = trace_all(root, Path(folder))
         rows = [row(walk, traces[walk.job]) for walk in WALKS]
-        print(f"{'':<46} {'files':>5} {'goal':>5} {'functions':>9} {'moves':>6}   files of each part")
+        print(
+            f"{'':<46} {'files':>5} {'goal':>5} {'functions':>9} {'moves':>6}   files of each part"
+        )
         for one in rows:
             goal = "" if one["goal"] is None else f"<={one['goal']}"
-            of_each = " + ".join(map(str, one["parts"])) if len(one["parts"]) > 1 else ""
-            print(f"{one['walk']:<46} {one['files']:>5} {goal:>5} {one['functions']:>9} {one['moves']:>6}   {of_each}")
+            of_each = (
+                " + ".join(map(str, one["parts"])) if len(one["parts"]) > 1 else ""
+            )
+            print(
+                f"{one['walk']:<46} {one['files']:>5} {goal:>5} {one['functions']:>9} {one['moves']:>6}   {of_each}"
+            )
     found = figures(sources(root, LIBRARY))
     print(parts(root))
     print(render(found))
@@ -254,44 +328,82 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to measure; default: this one")
-    parser.add_argument("--no-walks", dest="walks", action="store_false", help="only the figures of the source")
-    parser.add_argument("--trace", nargs=2, metavar=("JOB", "ANSWER"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=ROOT,
+        help="the checkout to measure; default: this one",
+    )
+    parser.add_argument(
+        "--no-walks",
+        dest="walks",
+        action="store_false",
+        help="only the figures of the source",
+    )
+    parser.add_argument(
+        "--trace", nargs=2, metavar=("JOB", "ANSWER"), help=argparse.SUPPRESS
+    )
     return parser.parse_args(argv)
 
 
 def trace_all(root: Path, folder: Path) -> dict[str, dict[str, Any]]:
-    """Runs the jobs in `folder`, each in a process of its own: job -> entry point -> what it went through."""
-    (folder / "photos").symlink_to(root / "config" / "examples" / "photos", target_is_directory=True)
+    """Runs the jobs in `folder`, each in a process of its own: job -> entry point ->
+    what it went through."""
+    (folder / "photos").symlink_to(
+        root / "config" / "examples" / "photos", target_is_directory=True
+    )
     _run(root, folder, "model", {"type": "tiny_model", "path": "model", "heads": 4})
     found = {}
     for name, section in jobs().items():
         # The resumed one has the name, and so the folder, of the one that it resumes.
-        found[name] = _run(root, folder, "plain" if name == "resumed" else name.replace(" ", "_"), section)
+        found[name] = _run(
+            root,
+            folder,
+            "plain" if name == "resumed" else name.replace(" ", "_"),
+            section,
+        )
     return found
 
 
-def _run(root: Path, folder: Path, name: str, section: Mapping[str, Any]) -> dict[str, Any]:
+def _run(
+    root: Path, folder: Path, name: str, section: Mapping[str, Any]
+) -> dict[str, Any]:
     job, answer = folder / f"{name}.json", folder / "answer.json"
-    job.write_text(json.dumps({"job": "extension", "config": {"name": name, "process": [section]}}), encoding="utf-8")
+    job.write_text(
+        json.dumps(
+            {"job": "extension", "config": {"name": name, "process": [section]}}
+        ),
+        encoding="utf-8",
+    )
     command = [sys.executable, __file__, "--root", root, "--trace", job, answer]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*map(str, command)], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*map(str, command)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         raise SystemExit(f"job {name} failed:\n{done.stdout}\n{done.stderr}")
     return json.loads(answer.read_text(encoding="utf-8"))
 
 
 def row(walk: Walk, traces: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The figures of a walk: distinct files and functions, and the sum of moves, of all its entry points."""
+    """The figures of a walk: distinct files and functions, and the sum of moves, of all
+    its entry points."""
     if lost := [entry for entry in walk.entries if entry not in traces]:
-        raise SystemExit(f"{walk.name}: {lost[0]} was never called. Correct the entry points at the top of this file.")
+        raise SystemExit(
+            f"{walk.name}: {lost[0]} was never called. Correct the entry points at the top of this file."
+        )
     parts = [traces[entry] for entry in walk.entries]
     return {
         "walk": walk.name,
         "files": len({file for part in parts for file in part["files"]}),
         "goal": walk.goal,
-        "functions": len({function for part in parts for function in part["functions"]}),
+        "functions": len(
+            {function for part in parts for function in part["functions"]}
+        ),
         "moves": sum(part["moves"] for part in parts),
         "parts": [len(part["files"]) for part in parts],
     }
@@ -302,7 +414,9 @@ def parts(root: Path) -> str:
     lines = []
     for name, places in PACKAGES.items():
         texts = sources(root, places).values()
-        lines.append(f"{name:<15} {len(texts):>4} files {sum(text.count(chr(10)) for text in texts):>7,} lines")
+        lines.append(
+            f"{name:<15} {len(texts):>4} files {sum(text.count(chr(10)) for text in texts):>7,} lines"
+        )
     return "\n".join(lines)
 
 
@@ -315,7 +429,10 @@ def render(found: Mapping[str, Any]) -> str:
         f"{found['functions']:,} functions: median {found['function_median']:g} lines, "
         f"mean {found['function_mean']:.1f}, longest {longest} ({place})",
         f"for each 1,000 of {found['statements']:,} statements: "
-        + ", ".join(f"{count:.1f} {name.replace('_', ' ')}" for name, count in found["idioms"].items()),
+        + ", ".join(
+            f"{count:.1f} {name.replace('_', ' ')}"
+            for name, count in found["idioms"].items()
+        ),
         f"{found['lines'] / max(1, found['statements']):.2f} lines for each statement",
         f"{found['any_parameters']} of {found['annotated_parameters']:,} annotated parameters are Any",
         f"circles of imports: {len(found['circles'])}, of them at run time {len(found['circles_at_run_time'])}",

@@ -1,12 +1,16 @@
-"""Whether two checkouts compute, write and say the same: `python benchmarks/compare_commits.py BEFORE AFTER`.
+"""Whether two checkouts compute, write and say the same: `python
+benchmarks/compare_commits.py BEFORE AFTER`.
 
-Each runs the same jobs and commands with the same seeds at tiny sizes, in its own folder. Then every tensor is
-compared bit by bit, every image pixel by pixel, and every logged number, metadata field, document and
-`--dry-run --json` field; of pages what they show; of messages severity and place, and the exit code. Times are left
-out. At last runs that BEFORE has begun and that were killed are resumed by both. Exit code 1: something differs.
+Each runs the same jobs and commands with the same seeds at tiny sizes, in its own
+folder. Then every tensor is compared bit by bit, every image pixel by pixel, and every
+logged number, metadata field, document and `--dry-run --json` field; of pages what they
+show; of messages severity and place, and the exit code. Times are left out. At last
+runs that BEFORE has begun and that were killed are resumed by both. Exit code 1:
+something differs.
 
-The parts are addressed by `run.py` and jobs alone, so the checkouts may have different modules. `--list` names them,
-`--only NAME ...` runs some. `--before-results FOLDER` keeps what BEFORE has done: the next comparison runs AFTER alone.
+The parts are addressed by `run.py` and jobs alone, so the checkouts may have different
+modules. `--list` names them, `--only NAME ...` runs some. `--before-results FOLDER`
+keeps what BEFORE has done: the next comparison runs AFTER alone.
 
 What is meant to differ stands in a JSON file (`--table`):
 
@@ -14,10 +18,12 @@ What is meant to differ stands in a JSON file (`--table`):
      "tensors": {}, "metadata": {}, "logs": {}, "documents": {}, "plans": {}, "values": {},
      "allowed": {"^[^:]*/run.json: updated$": "why"}}
 
-All but `allowed` map regular expressions to what replaces them (`re.sub`) in the names that BEFORE has: `logs` are the
-*.jsonl files, `documents` the *.json and *.yaml files, `values` all values that are texts. The name of a nested field
-is its path, `processes/0/memory/host_bytes`; in logs it stands after the line, `line 3: loss`. `allowed` maps
-expressions on `<part>/<file>: <field>`, in the names of AFTER, to why these may differ or be missing.
+All but `allowed` map regular expressions to what replaces them (`re.sub`) in the names
+that BEFORE has: `logs` are the *.jsonl files, `documents` the *.json and *.yaml files,
+`values` all values that are texts. The name of a nested field is its path,
+`processes/0/memory/host_bytes`; in logs it stands after the line, `line 3: loss`.
+`allowed` maps expressions on `<part>/<file>: <field>`, in the names of AFTER, to why
+these may differ or be missing.
 """
 
 from __future__ import annotations
@@ -49,7 +55,15 @@ if str(ROOT) not in sys.path:
 from benchmarks.freeze import messages, tools  # noqa: E402
 from benchmarks.freeze.comparing import Outcome, Table  # noqa: E402
 from benchmarks.freeze.facts import MEASURED, Facts, facts_of, flat, printed  # noqa: E402
-from benchmarks.freeze.jobs import GUIDE_FLAGS, HALF, JOBS, KILLED, Section, document, write_images  # noqa: E402
+from benchmarks.freeze.jobs import (  # noqa: E402
+    GUIDE_FLAGS,
+    HALF,
+    JOBS,
+    KILLED,
+    Section,
+    document,
+    write_images,
+)
 
 EXAMPLES = "config/examples"
 DEADLINE_S = 600
@@ -71,7 +85,8 @@ class Ran:
 
     @property
     def refused(self) -> bool:
-        """Whether it ended in a message about its input (exit code 2), not in a fault."""
+        """Whether it ended in a message about its input (exit code 2), not in a
+        fault."""
         return self.code == 2 and "Traceback" not in self.errors
 
     def last_words(self) -> str:
@@ -96,16 +111,22 @@ class Side:
         return {str(self.folder): "FOLDER", str(self.checkout): "CHECKOUT"}
 
     def prepare(self) -> None:
-        """Images, the example configs of this checkout with what lies beside them, and the tiny model."""
+        """Images, the example configs of this checkout with what lies beside them, and
+        the tiny model."""
         if not self.folder.exists():
             write_images(self.folder / "images")
             shutil.copytree(self.checkout / "config", self.folder / "config")
-            self.must_run("tiny_model", self.write("tiny_model", {"type": "tiny_model", "path": "model"}))
+            self.must_run(
+                "tiny_model",
+                self.write("tiny_model", {"type": "tiny_model", "path": "model"}),
+            )
 
     def write(self, name: str, *sections: Section, folder: str = "jobs") -> str:
         """The file of a job, relative to this side's folder."""
         (self.folder / folder).mkdir(parents=True, exist_ok=True)
-        (self.folder / folder / f"{name}.json").write_text(json.dumps(document(name, *sections)), encoding="utf-8")
+        (self.folder / folder / f"{name}.json").write_text(
+            json.dumps(document(name, *sections)), encoding="utf-8"
+        )
         return f"{folder}/{name}.json"
 
     def command(self, *arguments: str) -> list[str]:
@@ -113,13 +134,29 @@ class Side:
 
     def start(self, *arguments: str, **streams: Any) -> subprocess.Popen[str]:
         """`run.py` of this checkout, with one thread and without a GPU or a hub."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-        for name in ("PYTHONPATH", "EXTENSIONS_PATH"):  # the other checkout must not be found
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        for name in (
+            "PYTHONPATH",
+            "EXTENSIONS_PATH",
+        ):  # the other checkout must not be found
             environment.pop(name, None)
-        return subprocess.Popen(self.command(*arguments), cwd=self.folder, env=environment, text=True, **streams)
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=environment,
+            text=True,
+            **streams,
+        )
 
     def run(self, *arguments: str) -> Ran:
-        with self.start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        with self.start(
+            *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
             output, errors = process.communicate(timeout=DEADLINE_S)
         return Ran(process.returncode, output, errors)
 
@@ -127,11 +164,14 @@ class Side:
         """Runs what must succeed."""
         ran = self.run(*arguments)
         if ran.code:
-            self.failed.append(f"{self.name}: {name} ended with exit code {ran.code}:\n{ran.last_words()}")
+            self.failed.append(
+                f"{self.name}: {name} ended with exit code {ran.code}:\n{ran.last_words()}"
+            )
         return ran
 
     def train(self, name: str) -> Path:
-        """The folder of a job, which is run where it was not yet; first those whose results it reads."""
+        """The folder of a job, which is run where it was not yet; first those whose
+        results it reads."""
         if name not in self.done:
             self.done.add(name)
             if name in ("flow", "flow_joint"):
@@ -148,14 +188,23 @@ class Side:
 
 
 def without_measurements(run: Path) -> None:
-    """Every time and every measured size of a run's logs becomes the same: tools show them."""
+    """Every time and every measured size of a run's logs becomes the same: tools show
+    them."""
     for path in run.rglob("*.jsonl"):
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [
+            json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
+        ]
         for line in lines:
             line.update(
-                {key: 1 for key, value in line.items() if MEASURED.fullmatch(key) and not isinstance(value, str)}
+                {
+                    key: 1
+                    for key, value in line.items()
+                    if MEASURED.fullmatch(key) and not isinstance(value, str)
+                }
             )
-        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+        path.write_text(
+            "".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8"
+        )
 
 
 # ------------------------------------------------------------ the parts
@@ -168,14 +217,22 @@ def trained(side: Side, name: str) -> Facts:
 
 def tool(side: Side, name: str, arguments: str) -> Facts:
     """What a command writes and says."""
-    return _with_results(side, name, lambda out: arguments.replace("OUT", out).replace("GUIDE_FLAGS", GUIDE_FLAGS))
+    return _with_results(
+        side,
+        name,
+        lambda out: arguments.replace("OUT", out).replace("GUIDE_FLAGS", GUIDE_FLAGS),
+    )
 
 
 def process(side: Side, name: str, section: Section) -> Facts:
     """The same of a process of a job; the job lies beside the examples."""
 
     def argument(out: str) -> str:
-        return side.write(name.replace(" ", "_"), json.loads(json.dumps(section).replace("OUT", out)), folder=EXAMPLES)
+        return side.write(
+            name.replace(" ", "_"),
+            json.loads(json.dumps(section).replace("OUT", out)),
+            folder=EXAMPLES,
+        )
 
     return _with_results(side, name, argument)
 
@@ -188,7 +245,9 @@ def _with_results(side: Side, name: str, arguments: Callable[[str], str]) -> Fac
     (side.folder / out).mkdir(parents=True, exist_ok=True)
     written = side.facts("output/guide_flags" if "guide" in name else out)
     if "Traceback" in ran.errors or (ran.code and not name.startswith("lint")):
-        side.failed.append(f"{side.name}: {name} ended with exit code {ran.code}:\n{ran.last_words()}")
+        side.failed.append(
+            f"{side.name}: {name} ended with exit code {ran.code}:\n{ran.last_words()}"
+        )
     return written | side.said("printed", ran)
 
 
@@ -203,36 +262,52 @@ def schema(side: Side) -> Facts:
 
 
 def prepare_plans(side: Side) -> None:
-    """The runs that plans and messages speak of; a file of the guide has one folder under any name."""
+    """The runs that plans and messages speak of; a file of the guide has one folder
+    under any name."""
     for name in ("vae_gan", "lora_int8_fp32", "guide"):
         side.train(name)
 
 
 def plans(side: Side) -> Facts:
-    """The dry runs of the examples and of the jobs under a name that has not run: as JSON and as text."""
+    """The dry runs of the examples and of the jobs under a name that has not run: as
+    JSON and as text."""
     prepare_plans(side)
     facts: Facts = {}
     examples = sorted((side.folder / EXAMPLES).rglob("*.yaml"))
-    configs = [(path.stem, path.relative_to(side.folder).as_posix()) for path in examples]
-    configs += [(name, side.write(f"plan_{name}", section)) for name, section in JOBS.items()]
+    configs = [
+        (path.stem, path.relative_to(side.folder).as_posix()) for path in examples
+    ]
+    configs += [
+        (name, side.write(f"plan_{name}", section)) for name, section in JOBS.items()
+    ]
     for name, config in configs:
         as_json = side.must_run(f"dry run of {name}", "--dry-run", "--json", config)
         if as_json.code == 0:
             fields = flat(json.loads(as_json.output))
-            facts |= {("plans", name, key): value for key, value in fields if not MEASURED.fullmatch(key)}
+            facts |= {
+                ("plans", name, key): value
+                for key, value in fields
+                if not MEASURED.fullmatch(key)
+            }
         facts |= side.said(name, side.run("--dry-run", config))
     return facts
 
 
 def refusals(side: Side) -> Facts:
-    """What is said about jobs and commands with mistakes; also about the valid jobs that they are made of."""
+    """What is said about jobs and commands with mistakes; also about the valid jobs
+    that they are made of."""
     prepare_plans(side)
     facts: Facts = {}
     sections = {f"valid {name}": section for name, section in messages.VALID.items()}
     sections |= {name: messages.broken(name) for name in messages.BROKEN}
     for name, section in sections.items():
         folder = EXAMPLES if section.get("type") == "mascots" else "jobs"
-        facts |= side.said(name, side.run("--dry-run", side.write(name.replace(" ", "_"), section, folder=folder)))
+        facts |= side.said(
+            name,
+            side.run(
+                "--dry-run", side.write(name.replace(" ", "_"), section, folder=folder)
+            ),
+        )
     for name, arguments in messages.COMMANDS.items():
         facts |= side.said(f"command {name}", side.run(*shlex.split(arguments)))
     return facts
@@ -241,8 +316,14 @@ def refusals(side: Side) -> Facts:
 PARTS: dict[str, Callable[[Side], Facts]] = {
     "tiny_model": lambda side: side.facts("model"),
     **{name: partial(trained, name=name) for name in JOBS},
-    **{name: partial(tool, name=name, arguments=arguments) for name, arguments in tools.COMMANDS.items()},
-    **{name: partial(process, name=name, section=section) for name, section in tools.PROCESSES.items()},
+    **{
+        name: partial(tool, name=name, arguments=arguments)
+        for name, arguments in tools.COMMANDS.items()
+    },
+    **{
+        name: partial(process, name=name, section=section)
+        for name, section in tools.PROCESSES.items()
+    },
     "schema": schema,
     "plans": plans,
     "refusals": refusals,
@@ -262,24 +343,39 @@ def begin(before: Side, name: str, folder: Path) -> Side:
         if name == "flow":
             shutil.copytree(before.train("vae_gan") / "vae_gan", side.folder / "vae")
         saved = side.folder / "output" / name / "state" / f"step_{HALF:09d}"
-        with side.start(side.write(name, KILLED[name]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        with side.start(
+            side.write(name, KILLED[name]),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as run:
             while not saved.is_dir() and run.poll() is None:
                 time.sleep(0.005)
             run.send_signal(signal.SIGKILL)
         if run.returncode != -signal.SIGKILL:
-            before.failed.append(f"{name}: ended with exit code {run.returncode} before it could be killed")
+            before.failed.append(
+                f"{name}: ended with exit code {run.returncode} before it could be killed"
+            )
     return side
 
 
 def resume(begun: Side, side: Side, name: str) -> Facts | None:
-    """The end of a begun run in a copy of its folder, by the checkout of `side`; None where it is refused in words."""
-    own = Side(side.name, side.checkout, side.folder.with_name(f"{side.folder.name}_resumed") / name)
+    """The end of a begun run in a copy of its folder, by the checkout of `side`; None
+    where it is refused in words."""
+    own = Side(
+        side.name,
+        side.checkout,
+        side.folder.with_name(f"{side.folder.name}_resumed") / name,
+    )
     shutil.copytree(begun.folder, own.folder)
     ran = own.run(f"jobs/{name}.json")
     if ran.refused:
-        print(f"resumed {name:<10} {side.name} refuses what BEFORE has begun: {ran.last_words()}")
+        print(
+            f"resumed {name:<10} {side.name} refuses what BEFORE has begun: {ran.last_words()}"
+        )
     elif ran.code:
-        side.failed.append(f"{side.name}: cannot resume {name} as BEFORE has begun it:\n{ran.last_words()}")
+        side.failed.append(
+            f"{side.name}: cannot resume {name} as BEFORE has begun it:\n{ran.last_words()}"
+        )
     return None if ran.refused else own.facts(f"output/{name}")
 
 
@@ -287,20 +383,31 @@ def resume(begun: Side, side: Side, name: str) -> Facts | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints what is equal and what is not; 1 where something differs that is not meant to."""
+    """Prints what is equal and what is not; 1 where something differs that is not meant
+    to."""
     asked = arguments(argv)
     if asked.list:
         print(*PARTS, *RESUMED, sep="\n")
         return 0
     outcome = Outcome(Table.read(asked.table), asked.all)
     begun = time.monotonic()
-    kept = nullcontext(asked.before_results) if asked.before_results else TemporaryDirectory(dir=asked.folder)
+    kept = (
+        nullcontext(asked.before_results)
+        if asked.before_results
+        else TemporaryDirectory(dir=asked.folder)
+    )
     with kept as before_folder, TemporaryDirectory(dir=asked.folder) as after_folder:
-        before = Before("before", asked.before.resolve(), Path(before_folder).resolve() / "work")
-        after = Side("after", asked.after.resolve(), Path(after_folder).resolve() / "work")
+        before = Before(
+            "before", asked.before.resolve(), Path(before_folder).resolve() / "work"
+        )
+        after = Side(
+            "after", asked.after.resolve(), Path(after_folder).resolve() / "work"
+        )
         for side in (before, after):
             print(f"{side.name:<7} {side.checkout} at {commit_of(side.checkout)}")
-        print(f"\n{'':<18} {'':<10} {'equal':>7} {'differs':>8} {'missing':>8} {'added':>8} {'allowed':>8}")
+        print(
+            f"\n{'':<18} {'':<10} {'equal':>7} {'differs':>8} {'missing':>8} {'added':>8} {'allowed':>8}"
+        )
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda side: side.prepare(), (before, after)))
             for name in asked.only or [*PARTS, *RESUMED]:
@@ -308,12 +415,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         outcome.problems += [*before.failed, *after.failed]
     print(f"\n{outcome.render()}")
     wrong = sum(one.counts for one in outcome.differences)
-    print(f"{wrong} unexpected differences, {len(outcome.problems)} problems; {time.monotonic() - begun:.0f} s")
+    print(
+        f"{wrong} unexpected differences, {len(outcome.problems)} problems; {time.monotonic() - begun:.0f} s"
+    )
     return int(outcome.failed)
 
 
 class Before(Side):
-    """The side whose facts are kept beside its folder, so that they are computed once."""
+    """The side whose facts are kept beside its folder, so that they are computed
+    once."""
 
     def kept(self, name: str, compute: Callable[[], Facts | None]) -> Facts | None:
         file = self.folder.with_name("facts") / f"{name.replace(' ', '_')}.pickle"
@@ -334,7 +444,9 @@ class Before(Side):
         return folder
 
 
-def _compare_part(outcome: Outcome, pool: ThreadPoolExecutor, before: Before, after: Side, name: str) -> None:
+def _compare_part(
+    outcome: Outcome, pool: ThreadPoolExecutor, before: Before, after: Side, name: str
+) -> None:
     if name in RESUMED:
         job = RESUMED[name]
         begun = begin(before, job, before.folder.with_name("begun"))
@@ -354,12 +466,33 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=__doc__.partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("before", type=Path, metavar="BEFORE", nargs="?", help="a checkout: the folder with run.py")
+    parser.add_argument(
+        "before",
+        type=Path,
+        metavar="BEFORE",
+        nargs="?",
+        help="a checkout: the folder with run.py",
+    )
     parser.add_argument("after", type=Path, metavar="AFTER", nargs="?", help="another")
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=[*PARTS, *RESUMED], help="compare these parts")
-    parser.add_argument("--list", action="store_true", help="print the names of the parts")
-    parser.add_argument("--before-results", type=Path, metavar="FOLDER", help="keep what BEFORE has done, and use it")
-    parser.add_argument("--table", type=Path, help="JSON file: what is renamed, what may differ")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        choices=[*PARTS, *RESUMED],
+        help="compare these parts",
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="print the names of the parts"
+    )
+    parser.add_argument(
+        "--before-results",
+        type=Path,
+        metavar="FOLDER",
+        help="keep what BEFORE has done, and use it",
+    )
+    parser.add_argument(
+        "--table", type=Path, help="JSON file: what is renamed, what may differ"
+    )
     parser.add_argument("--all", action="store_true", help="print every difference")
     parser.add_argument("--folder", help="where to work; default: the temporary folder")
     asked = parser.parse_args(argv)
@@ -372,9 +505,13 @@ def commit_of(checkout: Path) -> str:
     """Short hash, with a + when files differ from it."""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(checkout), *words], capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(checkout), *words], capture_output=True, text=True
+        ).stdout.strip()
 
-    return (git("rev-parse", "--short", "HEAD") or "no commit") + ("+" if git("status", "--porcelain") else "")
+    return (git("rev-parse", "--short", "HEAD") or "no commit") + (
+        "+" if git("status", "--porcelain") else ""
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""The tests that need a CUDA device: skipped where there is none, and their results as one JSON file.
+"""The tests that need a CUDA device: skipped where there is none, and their results as
+one JSON file.
 
-Hooks of pytest, which `tests/conftest.py` takes: `python -m pytest -m cuda --cuda-report=cuda.json`. The file is
-written anew after each test, so that a run which is cut off leaves what it had.
+Hooks of pytest, which `tests/conftest.py` takes: `python -m pytest -m cuda
+--cuda-report=cuda.json`. The file is written anew after each test, so that a run which
+is cut off leaves what it had.
 """
 
 from __future__ import annotations
@@ -26,26 +28,43 @@ MARK = "pytest.mark.cuda"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("cuda")
-    group.addoption("--cuda-report", metavar="FILE", help="results of the tests of CUDA, as JSON (with -m cuda)")
     group.addoption(
-        "--cuda-minutes", type=float, default=8.5, help="with --cuda-report no test begins later; default: %(default)s"
+        "--cuda-report",
+        metavar="FILE",
+        help="results of the tests of CUDA, as JSON (with -m cuda)",
+    )
+    group.addoption(
+        "--cuda-minutes",
+        type=float,
+        default=8.5,
+        help="with --cuda-report no test begins later; default: %(default)s",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--cuda-report")
     if path:
-        config.pluginmanager.register(CudaReport(Path(path), config.getoption("--cuda-minutes"), config), "cuda report")
+        config.pluginmanager.register(
+            CudaReport(Path(path), config.getoption("--cuda-minutes"), config),
+            "cuda report",
+        )
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With `-m cuda` no other test file is imported, nor the conftest.py of a folder without such tests: a machine with
-    a GPU may lack the packages that they need."""
-    if not config.getoption("--cuda-report") and config.getoption("markexpr", "") != "cuda":
+    """With `-m cuda` no other test file is imported, nor the conftest.py of a folder
+    without such tests: a machine with a GPU may lack the packages that they need."""
+    if (
+        not config.getoption("--cuda-report")
+        and config.getoption("markexpr", "") != "cuda"
+    ):
         return None
     if collection_path.is_dir():
         return None if any(map(has_mark, collection_path.rglob("test_*.py"))) else True
-    return True if collection_path.name.startswith("test_") and not has_mark(collection_path) else None
+    return (
+        True
+        if collection_path.name.startswith("test_") and not has_mark(collection_path)
+        else None
+    )
 
 
 def has_mark(path: Path) -> bool:
@@ -54,17 +73,22 @@ def has_mark(path: Path) -> bool:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
     marked = [item for item in items if item.get_closest_marker("cuda")]
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=NO_DEVICE))
     if config.getoption("--cuda-report"):
-        items.sort(key=lambda item: "nursery" in getattr(item, "fixturenames", ()))  # whole jobs last
+        items.sort(
+            key=lambda item: "nursery" in getattr(item, "fixturenames", ())
+        )  # whole jobs last
 
 
 class CudaReport:
-    """Collects the outcomes; under xdist workers measure, and the process that started them writes."""
+    """Collects the outcomes; under xdist workers measure, and the process that started
+    them writes."""
 
     def __init__(self, path: Path, minutes: float, config: pytest.Config) -> None:
         self._path = path
@@ -81,7 +105,8 @@ class CudaReport:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
-        """Measures the most memory this process takes, unless the test says what its jobs took (`peak_bytes`)."""
+        """Measures the most memory this process takes, unless the test says what its
+        jobs took (`peak_bytes`)."""
         on_device = torch.cuda.is_available()
         if on_device:
             torch.cuda.reset_peak_memory_stats()
@@ -89,21 +114,31 @@ class CudaReport:
             return (yield)
         finally:
             if on_device and "peak_bytes" not in dict(item.user_properties):
-                item.user_properties.append(("peak_bytes", torch.cuda.max_memory_allocated()))
+                item.user_properties.append(
+                    ("peak_bytes", torch.cuda.max_memory_allocated())
+                )
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        test = self._tests.setdefault(report.nodeid, {"outcome": "passed", "seconds": 0.0, "peak_bytes": None})
+        test = self._tests.setdefault(
+            report.nodeid, {"outcome": "passed", "seconds": 0.0, "peak_bytes": None}
+        )
         test["seconds"] += report.duration
         test |= dict(report.user_properties)
         if report.outcome != "passed":
-            test["outcome"] = "error" if report.failed and report.when != "call" else report.outcome
+            test["outcome"] = (
+                "error" if report.failed and report.when != "call" else report.outcome
+            )
             test["message"] = message_of(report)
         if report.when == "teardown":
             self._write(complete=False)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
-            self._tests[report.nodeid] = {"outcome": "error", "seconds": 0.0, "message": message_of(report)}
+            self._tests[report.nodeid] = {
+                "outcome": "error",
+                "seconds": 0.0,
+                "message": message_of(report),
+            }
 
     def pytest_sessionfinish(self) -> None:
         self._write(complete=True)
@@ -117,7 +152,8 @@ class CudaReport:
             "seconds": round(time.monotonic() - self._begin, 1),
             "outcomes": Counter(test["outcome"] for test in self._tests.values()),
             "tests": [
-                {"name": name, **test, "seconds": round(test["seconds"], 3)} for name, test in self._tests.items()
+                {"name": name, **test, "seconds": round(test["seconds"], 3)}
+                for name, test in self._tests.items()
             ],
         }
         unfinished = self._path.with_name(self._path.name + ".part")
@@ -135,7 +171,10 @@ def message_of(report: pytest.TestReport | pytest.CollectReport) -> str:
 
 def head() -> dict[str, Any]:
     """Machine, versions and device; without a device its entries are None."""
-    found: dict[str, Any] = {**report.facts(), "torch": torch.__version__}  # with the name of the build
+    found: dict[str, Any] = {
+        **report.facts(),
+        "torch": torch.__version__,
+    }  # with the name of the build
     found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     found |= dict.fromkeys(("gpu", "capability", "gpu_bytes", "driver"))
     if torch.cuda.is_available():
@@ -150,7 +189,9 @@ def driver_version() -> str | None:
     """The version of NVIDIA's driver; None where its tool does not say."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()
+        said = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=30
+        ).stdout.split()
     except (OSError, subprocess.SubprocessError):
         return None
     return said[0] if said else None

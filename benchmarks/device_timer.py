@@ -1,4 +1,5 @@
-"""Time and memory on any device: CUDA's own events and counters there, the clock elsewhere."""
+"""Time and memory on any device: CUDA's own events and counters there, the clock
+elsewhere."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class Marks:
             self._marks.append(time.perf_counter())
 
     def seconds(self, wait: bool = True) -> list[float]:
-        """Between each two moments; waits for the last, or leaves out those that the device has not reached."""
+        """Between each two moments; waits for the last, or leaves out those that the
+        device has not reached."""
         if not self._on_gpu:
             return [end - begin for begin, end in pairwise(self._marks)]
         if wait and self._marks:
@@ -40,7 +42,9 @@ class Marks:
         return [begin.elapsed_time(end) / 1e3 for begin, end in pairwise(reached)]
 
 
-def seconds_per_call(work: Callable[[], object], device: torch.device, calls: int, warm_up: int = 2) -> float:
+def seconds_per_call(
+    work: Callable[[], object], device: torch.device, calls: int, warm_up: int = 2
+) -> float:
     """Median over `calls` of one call each, on the device's own clock."""
     for _ in range(warm_up):
         work()
@@ -65,7 +69,8 @@ def forget_peaks(device: torch.device) -> None:
 
 
 def peaks(device: torch.device) -> dict[str, float | None]:
-    """GB (1e9) since `forget_peaks`: of tensors, and what PyTorch kept for them. None where nothing counts it."""
+    """GB (1e9) since `forget_peaks`: of tensors, and what PyTorch kept for them. None
+    where nothing counts it."""
     if device.type != "cuda":
         return {"allocated_gb": None, "reserved_gb": None}
     return {
@@ -75,7 +80,8 @@ def peaks(device: torch.device) -> dict[str, float | None]:
 
 
 def limit_memory(device: torch.device, gib: float) -> bool:
-    """PyTorch takes at most so much of the device from now on, as on a smaller GPU. False where that cannot be had."""
+    """PyTorch takes at most so much of the device from now on, as on a smaller GPU.
+    False where that cannot be had."""
     if device.type != "cuda":
         return False
     total = torch.cuda.get_device_properties(device).total_memory

@@ -1,7 +1,9 @@
-"""`run.py` with the published model drawn instead of read: a job as a user starts it, to its third step.
+"""`run.py` with the published model drawn instead of read: a job as a user starts it,
+to its third step.
 
-`python benchmarks/drawn_job.py job.json --marks marks.json`, with a model folder of `random_weights.write_folder`. The
-file of marks has the seconds since the process began, written again at each mark, and the job ends after `--steps`.
+`python benchmarks/drawn_job.py job.json --marks marks.json`, with a model folder of
+`random_weights.write_folder`. The file of marks has the seconds since the process
+began, written again at each mark, and the job ends after `--steps`.
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ from toolkit.train.run import Callback, Run  # noqa: E402
 
 IMPORTED = time.time()
 
-CAPTIONS = [" ".join(["a drawn picture", *["with a word"] * count]) for count in (0, 2, 6, 11, 17)]
+CAPTIONS = [
+    " ".join(["a drawn picture", *["with a word"] * count])
+    for count in (0, 2, 6, 11, 17)
+]
 """Of five lengths."""
 
 
@@ -51,19 +56,27 @@ def write_pictures(folder: Path, sides: tuple[int, int]) -> None:
 
 
 def write_job(folder: Path, size: ModelSize, device: str) -> Path:
-    """The job of FluxFlow's guide to characters: int8 weights, rank 16, AdamW in 8 bits, an average, four micro-steps.
+    """The job of FluxFlow's guide to characters: int8 weights, rank 16, AdamW in 8
+    bits, an average, four micro-steps.
 
-    With a drawn model, and pictures of two sizes with captions of five lengths. Samples need a decoder, which a drawn
-    model lacks: none comes before the first step.
+    With a drawn model, and pictures of two sizes with captions of five lengths. Samples
+    need a decoder, which a drawn model lacks: none comes before the first step.
     """
     folder.mkdir(parents=True)
     write_folder(folder / "model", size)
     side = 8 * size.latent_side
-    datasets = {"40_character": (side, side), "20_character_body": (side * 3 // 4 // 32 * 32, side * 5 // 4 // 32 * 32)}
+    datasets = {
+        "40_character": (side, side),
+        "20_character_body": (side * 3 // 4 // 32 * 32, side * 5 // 4 // 32 * 32),
+    }
     for name, sides in datasets.items():
         write_pictures(folder / name, sides)
     optimizer = "adamw8bit" if find_spec("bitsandbytes") else "adamw"
-    captions = {"caption_ext": "txt", "caption_dropout_rate": 0.05, "shuffle_tokens": False}
+    captions = {
+        "caption_ext": "txt",
+        "caption_dropout_rate": 0.05,
+        "shuffle_tokens": False,
+    }
     shared = {**captions, "cache_latents_to_disk": True, "resolution": [side, side]}
     section = {
         "type": "sd_trainer",
@@ -72,7 +85,9 @@ def write_job(folder: Path, size: ModelSize, device: str) -> Path:
         "trigger_word": "maya_char",
         "network": {"type": "lora", "linear": 16, "linear_alpha": 16},
         "save": {"dtype": "float16", "save_every": 340, "max_step_saves_to_keep": 10},
-        "datasets": [{"folder_path": str(folder / name), **shared} for name in datasets],
+        "datasets": [
+            {"folder_path": str(folder / name), **shared} for name in datasets
+        ],
         "train": {
             "batch_size": 1,
             "steps": 3400,
@@ -87,19 +102,30 @@ def write_job(folder: Path, size: ModelSize, device: str) -> Path:
             "dtype": "bf16",
             "skip_first_sample": True,
         },
-        "model": {"name_or_path": str(folder / "model"), "is_qwen": True, "quantize": True, "quantize_dtype": "int8"},
+        "model": {
+            "name_or_path": str(folder / "model"),
+            "is_qwen": True,
+            "quantize": True,
+            "quantize_dtype": "int8",
+        },
         "sample": {
             "sampler": "flowmatch",
             "sample_every": 340,
             "width": side,
             "height": side,
-            "prompts": [f"maya_char, {what}" for what in ("portrait, smiling", "full body", "realistic_body")],
+            "prompts": [
+                f"maya_char, {what}"
+                for what in ("portrait, smiling", "full body", "realistic_body")
+            ],
             "neg": "low quality, blurry, artifacts",
             "guidance_scale": 3.5,
             "sample_steps": 28,
         },
     }
-    document = {"job": "extension", "config": {"name": "character", "process": [section]}}
+    document = {
+        "job": "extension",
+        "config": {"name": "character", "process": [section]},
+    }
     path = folder / "job.json"
     path.write_text(json.dumps(document), encoding="utf-8")
     return path
@@ -108,7 +134,9 @@ def write_job(folder: Path, size: ModelSize, device: str) -> Path:
 class WordyModel(RandomWeightsModel):
     """A caption with one more word is one token longer."""
 
-    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> torch.Tensor:
+    def encode_prompt(
+        self, prompt: str, references: Sequence[Image.Image]
+    ) -> torch.Tensor:
         drawn_LD = super().encode_prompt(prompt, references)
         more_LD = drawn_LD[:1].expand(len(prompt.split()), -1)
         return torch.cat([drawn_LD, more_LD])
@@ -121,7 +149,10 @@ class Milestones(Callback):
 
     def __init__(self, asked: argparse.Namespace, device: torch.device) -> None:
         self._asked, self._device = asked, device
-        self._marks: dict[str, Any] = {"imported_s": IMPORTED - asked.begun, "steps_s": []}
+        self._marks: dict[str, Any] = {
+            "imported_s": IMPORTED - asked.begun,
+            "steps_s": [],
+        }
 
     def on_start(self, run: Run) -> None:
         self._mark("ready_s", self._now())
@@ -132,7 +163,9 @@ class Milestones(Callback):
         self._mark("steps_s", [*self._marks["steps_s"], self._now()])
         if len(self._marks["steps_s"]) == self._asked.steps:
             sys.stdout.flush()
-            os._exit(0)  # everything is measured; a save would take seconds, and the next start would resume
+            os._exit(
+                0
+            )  # everything is measured; a save would take seconds, and the next start would resume
 
     def _now(self) -> float:
         return time.time() - self._asked.begun
@@ -146,8 +179,15 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("job")
     parser.add_argument("--marks", required=True, metavar="FILE")
-    parser.add_argument("--begun", type=float, default=BEGUN, help="when the process was started, as time.time()")
-    parser.add_argument("--steps", type=int, default=3, help="optimizer steps, then the job ends")
+    parser.add_argument(
+        "--begun",
+        type=float,
+        default=BEGUN,
+        help="when the process was started, as time.time()",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=3, help="optimizer steps, then the job ends"
+    )
     return parser.parse_args(argv)
 
 
@@ -158,7 +198,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def build_callbacks(process: SdTrainerProcess) -> list[Callback]:
         return [*own(process), Milestones(asked, process.device)]
 
-    with drawn_models(WordyModel), mock.patch.object(SdTrainerProcess, "build_callbacks", build_callbacks):
+    with (
+        drawn_models(WordyModel),
+        mock.patch.object(SdTrainerProcess, "build_callbacks", build_callbacks),
+    ):
         if code := run.main([asked.job]):
             return code  # the last line says why
     print("the job ended before everything was measured", file=sys.stderr)

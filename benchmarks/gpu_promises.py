@@ -1,4 +1,5 @@
-"""What the program promises on a GPU, and which promise the results of `verify_gpu.py` hold."""
+"""What the program promises on a GPU, and which promise the results of `verify_gpu.py`
+hold."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ PLAIN = "plain loop"
 
 @dataclass(frozen=True)
 class Promise:
-    """What is promised, the items it needs, and the judge: what was found, and whether it holds."""
+    """What is promised, the items it needs, and the judge: what was found, and whether
+    it holds."""
 
     what: str
     needs: tuple[str, ...]
@@ -29,10 +31,17 @@ class Promise:
 
     def verdict(self, found: Found) -> str:
         """One line."""
-        reasons = "; ".join(filter(None, (_why_not(name, found) for name in self.needs)))
-        if any(found.get(name, {}).get("status") in ("failed", "out of memory") for name in self.needs):
+        reasons = "; ".join(
+            filter(None, (_why_not(name, found) for name in self.needs))
+        )
+        if any(
+            found.get(name, {}).get("status") in ("failed", "out of memory")
+            for name in self.needs
+        ):
             return f"{self.what}: {reasons}: BROKEN"
-        judged = self.judge(found) if all(name in found for name in self.needs) else None
+        judged = (
+            self.judge(found) if all(name in found for name in self.needs) else None
+        )
         if judged:
             return f"{self.what}: {judged[0]}: {'holds' if judged[1] else 'BROKEN'}"
         return f"{self.what}: not measured ({reasons or 'this device has no such numbers'})"
@@ -45,16 +54,33 @@ def _why_not(name: str, found: Found) -> str:
         return ""
     one = found[name]
     wrong = "".join(f" {test.rpartition('::')[2]}" for test in one.get("wrong", ()))
-    return ": ".join(filter(None, (name, one["status"], one.get("reason", ""), one.get("line", ""), wrong.strip())))
+    return ": ".join(
+        filter(
+            None,
+            (
+                name,
+                one["status"],
+                one.get("reason", ""),
+                one.get("line", ""),
+                wrong.strip(),
+            ),
+        )
+    )
 
 
 def _first_step(name: str, most: float) -> Promise:
     def judge(found: Found) -> tuple[str, bool] | None:
-        seconds, process_s = found[name].get("first_step_s"), found[name].get("process_s")
+        seconds, process_s = (
+            found[name].get("first_step_s"),
+            found[name].get("process_s"),
+        )
         if not seconds or not process_s:
             return None
         whole = f"{process_s:.1f} s after the process began"
-        return f"first step {seconds:.1f} s after the imports ({whole}), at most {most:g}", seconds <= most
+        return (
+            f"first step {seconds:.1f} s after the imports ({whole}), at most {most:g}",
+            seconds <= most,
+        )
 
     return Promise(name, (name,), judge)
 
@@ -63,10 +89,16 @@ def _plan(name: str, card_gb: float | None = None) -> Promise:
     """The peak is that of the plan; and the job fits its card."""
 
     def judge(found: Found) -> tuple[str, bool] | None:
-        peak, planned = found[name].get("training_gb"), found[name].get("planned_training_gb")
+        peak, planned = (
+            found[name].get("training_gb"),
+            found[name].get("planned_training_gb"),
+        )
         if not peak or not planned:
             return None
-        said, holds = f"{peak:.1f} of {planned:.1f} GB planned", abs(peak / planned - 1) <= OF_THE_PLAN
+        said, holds = (
+            f"{peak:.1f} of {planned:.1f} GB planned",
+            abs(peak / planned - 1) <= OF_THE_PLAN,
+        )
         taken = (found[name].get("reserved_gb") or peak) + CONTEXT_GB
         if card_gb and taken > card_gb * 1.0737:  # a card of N GB has N GiB
             said, holds = f"{said}, {taken:.1f} GB taken in all", False
@@ -80,7 +112,10 @@ def _ratio(name: str, most: float) -> Promise:
         ours, plain = found[name].get("s"), found[PLAIN].get("s")
         if not ours or not plain:
             return None
-        return f"{ours:.3f} s, {ours / plain:.2f} of the plain loop, at most {most:g}", ours / plain <= most
+        return (
+            f"{ours:.3f} s, {ours / plain:.2f} of the plain loop, at most {most:g}",
+            ours / plain <= most,
+        )
 
     return Promise(f"speed of {name}", (name, PLAIN), judge)
 
@@ -126,14 +161,18 @@ PROMISES = [
     _runs("tests"),
     _runs("whole jobs"),
 ]
-"""Goals on an H100; ratios are to the plain loop without a mask, 1024 x 1024 with one reference."""
+"""Goals on an H100; ratios are to the plain loop without a mask, 1024 x 1024 with one
+reference."""
 
 
 def verdicts(found: Found, ended: str = "") -> Iterator[str]:
     """A line for each promise. ended: how the call did."""
     lines = [promise.verdict(found) for promise in PROMISES]
-    broken, unknown = (sum(word in line for line in lines) for word in (": BROKEN", ": not measured ("))
-    yield f"{len(lines) - broken - unknown} promises hold, {broken} do not, {unknown} are not measured" + (
-        f" ({ended})" if ended else ""
+    broken, unknown = (
+        sum(word in line for line in lines) for word in (": BROKEN", ": not measured (")
+    )
+    yield (
+        f"{len(lines) - broken - unknown} promises hold, {broken} do not, {unknown} are not measured"
+        + (f" ({ended})" if ended else "")
     )
     yield from (f"- {line}" for line in lines)

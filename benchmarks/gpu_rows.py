@@ -1,7 +1,9 @@
-"""The rows of `bench_gpu`, and how one of them is measured: a job that the program runs, or the plain loop.
+"""The rows of `bench_gpu`, and how one of them is measured: a job that the program
+runs, or the plain loop.
 
-Of the program only the weights are not its own: it reads the job and its images, loads and quantizes the model, wraps
-its blocks, tries the largest batch and trains, as it always does. A hook looks at the clock after each step.
+Of the program only the weights are not its own: it reads the job and its images, loads
+and quantizes the model, wraps its blocks, tries the largest batch and trains, as it
+always does. A hook looks at the clock after each step.
 """
 
 from __future__ import annotations
@@ -24,7 +26,12 @@ from PIL import Image
 
 from benchmarks.device_timer import GB, Marks, finish, forget_peaks, limit_memory, peaks
 from benchmarks.loops import PlainLoop, spec_of_step
-from benchmarks.random_weights import TEXT_TOKENS, RandomWeightsModel, drawn_models, write_folder
+from benchmarks.random_weights import (
+    TEXT_TOKENS,
+    RandomWeightsModel,
+    drawn_models,
+    write_folder,
+)
 from benchmarks.report import rounded
 from benchmarks.synthetic import DTYPES, RANK, SEED, ModelSize
 from extensions.sd_trainer.config import SdTrainerConfig
@@ -56,11 +63,12 @@ CACHE = "cache"
 CAPTION = "a drawn picture"
 
 STEPS = 3000
-"""Optimizer steps that a row's job asks for, as a user's would; the row ends after a few. What pays off in a long run
-alone, such as compiling, is done."""
+"""Optimizer steps that a row's job asks for, as a user's would; the row ends after a
+few. What pays off in a long run alone, such as compiling, is done."""
 
 FAIL = "ATELIER_BENCH_FAIL"
-"""Name of a variable of the environment that makes a row or part fail, for tests of what goes on beside it."""
+"""Name of a variable of the environment that makes a row or part fail, for tests of
+what goes on beside it."""
 
 LEFT_TO_OTHERS_GIB = 1.0
 """Of a GPU's memory: CUDA's own, and what a desktop takes."""
@@ -103,7 +111,9 @@ class Row:
     @property
     def is_compiled(self) -> bool:
         """Whether the job asks for compiled blocks; with `auto` a GPU has them."""
-        return not self.plain and bool(self.train.get("compile", {"enabled": "auto"})["enabled"])
+        return not self.plain and bool(
+            self.train.get("compile", {"enabled": "auto"})["enabled"]
+        )
 
 
 _NO_TABLE = {"modulation_table": False}
@@ -123,8 +133,12 @@ def _compiled(level: str) -> dict[str, object]:
 
 ROWS = {
     "1": Row("bf16, full, eager", _NO_TABLE, _eager("full"), goal_s=1.45, goal_gb=50),
-    "2": Row("bf16, full, compiled", _NO_TABLE, _compiled("full"), goal_s=1.10, goal_gb=49),
-    "3": Row("bf16, cheap, compiled", _NO_TABLE, _compiled("cheap"), goal_s=0.88, goal_gb=120),
+    "2": Row(
+        "bf16, full, compiled", _NO_TABLE, _compiled("full"), goal_s=1.10, goal_gb=49
+    ),
+    "3": Row(
+        "bf16, cheap, compiled", _NO_TABLE, _compiled("cheap"), goal_s=0.88, goal_gb=120
+    ),
     "0": Row("diffusers + peft with the attention mask, full, eager", plain=True),
     "0n": Row("diffusers + peft without the mask, full, eager", plain=True, lean=True),
     "9": Row(
@@ -144,7 +158,13 @@ ROWS = {
         goal_s=1.35,
         goal_gb=11,
     ),
-    "4": Row("int8 weights, full, compiled", _INT8 | _NO_TABLE, _compiled("full"), goal_s=1.13, goal_gb=29),
+    "4": Row(
+        "int8 weights, full, compiled",
+        _INT8 | _NO_TABLE,
+        _compiled("full"),
+        goal_s=1.13,
+        goal_gb=29,
+    ),
     "12": Row(
         "int8 weights, auto, compiled, 3 references",
         _INT8,
@@ -152,32 +172,67 @@ ROWS = {
         references=3,
         goal_gb=100,
     ),
-    "11": Row("bf16, auto, compiled, no reference", {}, _compiled("auto"), references=0, goal_s=0.33),
-    "7": Row("float8 weights, full, compiled", _FLOAT8 | _NO_TABLE, _compiled("full"), goal_s=0.98, goal_gb=29),
-    "3n": Row("bf16, none, compiled", _NO_TABLE, _compiled("none"), goal_s=0.88, goal_gb=120),
+    "11": Row(
+        "bf16, auto, compiled, no reference",
+        {},
+        _compiled("auto"),
+        references=0,
+        goal_s=0.33,
+    ),
+    "7": Row(
+        "float8 weights, full, compiled",
+        _FLOAT8 | _NO_TABLE,
+        _compiled("full"),
+        goal_s=0.98,
+        goal_gb=29,
+    ),
+    "3n": Row(
+        "bf16, none, compiled", _NO_TABLE, _compiled("none"), goal_s=0.88, goal_gb=120
+    ),
     "default": Row("bf16, all auto", goal_gb=66),
     "default, 3 references": Row("bf16, all auto, 3 references", references=3),
-    "no reference": Row("bf16, all auto, no reference", references=0, goal_s=0.40, goal_gb=60),
-    "24 GB": Row("int8 weights, table, full, compiled; 24 GB card", _INT8_TABLE, _compiled("full"), card_gib=24),
+    "no reference": Row(
+        "bf16, all auto, no reference", references=0, goal_s=0.40, goal_gb=60
+    ),
+    "24 GB": Row(
+        "int8 weights, table, full, compiled; 24 GB card",
+        _INT8_TABLE,
+        _compiled("full"),
+        card_gib=24,
+    ),
     "2.1": Row(
-        "Qwen-Image-2.1, bf16, all auto, 4 noise levels", train={"noise_levels_per_sample": 4}, single_stream=True
+        "Qwen-Image-2.1, bf16, all auto, 4 noise levels",
+        train={"noise_levels_per_sample": 4},
+        single_stream=True,
     ),
     "9e": Row("int4 weights, table, full, eager", _INT4_TABLE, _eager("full")),
-    "u3": Row("uint3 weights, table, full, eager", _INT4_TABLE | {"qtype": "uint3"}, _eager("full")),
+    "u3": Row(
+        "uint3 weights, table, full, eager",
+        _INT4_TABLE | {"qtype": "uint3"},
+        _eager("full"),
+    ),
     **{
-        f"512 {level}": Row(f"bf16, {level}, eager, half the side", _NO_TABLE, _eager(level), half_side=True)
+        f"512 {level}": Row(
+            f"bf16, {level}, eager, half the side",
+            _NO_TABLE,
+            _eager(level),
+            half_side=True,
+        )
         for level in ("none", "cheap", "full")
     },
 }
-"""By name, the most telling first: base, level of checkpointing, compiled or not. Where no key says
-otherwise, the program decides."""
+"""By name, the most telling first: base, level of checkpointing, compiled or not. Where
+no key says otherwise, the program decides."""
 
 
 # ------------------------------------------------------------ one row
 
 
-def measure(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
-    """What came of a row: its `status`, and its numbers or the `reason` that there are none."""
+def measure(
+    row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace
+) -> dict[str, Any]:
+    """What came of a row: its `status`, and its numbers or the `reason` that there are
+    none."""
     device = torch.device(asked.device)
     if asked.size == "published":
         size = replace(size, text_tokens=TEXT_TOKENS[row.references])
@@ -192,9 +247,17 @@ def measure(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace) 
     except (RuntimeError, RunError) as error:
         if not is_of_memory(error):
             raise
-        return {"status": "out of memory", "reason": str(error).splitlines()[0], "what": row.what}
+        return {
+            "status": "out of memory",
+            "reason": str(error).splitlines()[0],
+            "what": row.what,
+        }
     except UserError as error:
-        return {"status": "refused", "reason": " ".join(str(error).replace(f"{folder}/", "").split()), "what": row.what}
+        return {
+            "status": "refused",
+            "reason": " ".join(str(error).replace(f"{folder}/", "").split()),
+            "what": row.what,
+        }
     # A single stream's blocks are others than `work_of` counts.
     work = None if row.single_stream else work_of(size, row.references)
     return {
@@ -209,17 +272,25 @@ def measure(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace) 
 
 
 LORA_SIDES = 2 * (4 * 2 + 2 * 5)
-"""Of a rank-1 LoRA on both streams' linear layers of a block, the numbers in units of the model's width."""
+"""Of a rank-1 LoRA on both streams' linear layers of a block, the numbers in units of
+the model's width."""
 
 
 def work_of(size: ModelSize, references: int) -> flops.Flops:
-    """One sample with so many references of its size, and a LoRA on every linear layer that tokens go through."""
-    tokens, width = (1 + references) * size.tokens + size.text_tokens, size.heads * size.head_dim
-    return flops.of_forward(tokens, width, size.layers, LORA_SIDES * RANK * width * size.layers)
+    """One sample with so many references of its size, and a LoRA on every linear layer
+    that tokens go through."""
+    tokens, width = (
+        (1 + references) * size.tokens + size.text_tokens,
+        size.heads * size.head_dim,
+    )
+    return flops.of_forward(
+        tokens, width, size.layers, LORA_SIDES * RANK * width * size.layers
+    )
 
 
 def is_of_memory(error: BaseException) -> bool:
-    """Whether there was too little memory; the program gives that error a text with advice."""
+    """Whether there was too little memory; the program gives that error a text with
+    advice."""
     return is_out_of_memory(error) or isinstance(error, OutOfMemory)
 
 
@@ -244,7 +315,9 @@ class Stopwatch(Callback):
 
     included_in_step_time = False
 
-    def __init__(self, device: torch.device, asked: argparse.Namespace, what: str = "") -> None:
+    def __init__(
+        self, device: torch.device, asked: argparse.Namespace, what: str = ""
+    ) -> None:
         self._device = device
         self._asked = asked
         self._what = what
@@ -281,8 +354,12 @@ class Stopwatch(Callback):
             if self._profiler:
                 self._profiler.stop()
                 self._profiler.export_chrome_trace(self._asked.trace)
-            if self.planned_training_bytes:  # it asks the trainer, which has forgotten all once its run has ended
-                self.planned_training_bytes = partial(int, self.planned_training_bytes())
+            if (
+                self.planned_training_bytes
+            ):  # it asks the trainer, which has forgotten all once its run has ended
+                self.planned_training_bytes = partial(
+                    int, self.planned_training_bytes()
+                )
             raise Measured
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
@@ -291,13 +368,22 @@ class Stopwatch(Callback):
     def _keep(self, reached: str) -> None:
         """Writes what is known so far: a row that is cut off leaves it."""
         if self._asked.partial:
-            known = {"row": self._asked.row, "what": self._what, "status": "cut off", "reason": reached}
+            known = {
+                "row": self._asked.row,
+                "what": self._what,
+                "status": "cut off",
+                "reason": reached,
+            }
             write_whole(Path(self._asked.partial), {**known, **self.result(wait=False)})
 
     def result(self, wait: bool = True) -> dict[str, Any]:
-        """s: median of a micro-step, None before a timed one. Peaks are of loading and training; `training_gb` is of
-        the steps alone, and so is its plan. first_step_s: from before loading, imports not counted."""
-        each = [seconds / self._asked.accumulation for seconds in self._marks.seconds(wait)[self._asked.warm_up :]]
+        """s: median of a micro-step, None before a timed one. Peaks are of loading and
+        training; `training_gb` is of the steps alone, and so is its plan. first_step_s:
+        from before loading, imports not counted."""
+        each = [
+            seconds / self._asked.accumulation
+            for seconds in self._marks.seconds(wait)[self._asked.warm_up :]
+        ]
         return {
             "s": median(each) if each else None,
             "s_each": each,
@@ -307,23 +393,32 @@ class Stopwatch(Callback):
             "reserved_gb": _larger(self._before, self._during, "reserved_gb"),
             "training_gb": self._during["allocated_gb"],
             "planned_gb": self.planned_gb,
-            "planned_training_gb": self.planned_training_bytes and self.planned_training_bytes() / GB,
+            "planned_training_gb": self.planned_training_bytes
+            and self.planned_training_bytes() / GB,
             "host_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB,
             "losses": self.losses[: self._asked.warm_up + self._asked.steps],
             **({"slowest": self._slowest()} if self._profiler else {}),
         }
 
     def _slowest(self, count: int = 25) -> list[tuple[str, float, int]]:
-        """Of a traced run: kernels with their milliseconds and calls, the slowest first."""
+        """Of a traced run: kernels with their milliseconds and calls, the slowest
+        first."""
         on_gpu = self._device.type == "cuda"
         found = [
-            (one.key, (one.self_device_time_total if on_gpu else one.self_cpu_time_total) / 1e3, one.count)
+            (
+                one.key,
+                (one.self_device_time_total if on_gpu else one.self_cpu_time_total)
+                / 1e3,
+                one.count,
+            )
             for one in self._profiler.key_averages()
         ]
         return sorted(found, key=lambda one: one[1], reverse=True)[:count]
 
 
-def _larger(one: Mapping[str, float | None], other: Mapping[str, float | None], name: str) -> float | None:
+def _larger(
+    one: Mapping[str, float | None], other: Mapping[str, float | None], name: str
+) -> float | None:
     return None if one[name] is None else max(one[name], other[name])
 
 
@@ -339,7 +434,11 @@ class MeasuredTrainer(SdTrainerProcess):
 
     def make_plan(self) -> RunPlan:
         plan = super().make_plan()
-        self._watch.planned_gb = plan.memory.device_bytes / GB if plan.memory and plan.memory.on_device else None
+        self._watch.planned_gb = (
+            plan.memory.device_bytes / GB
+            if plan.memory and plan.memory.on_device
+            else None
+        )
         return plan
 
     def build_callbacks(self) -> list[Callback]:
@@ -349,15 +448,23 @@ class MeasuredTrainer(SdTrainerProcess):
     def _measure_memory(self, run: Run) -> None:
         super()._measure_memory(run)
         checks = [one for one in run.callbacks if isinstance(one, MemoryEstimateCheck)]
-        if checks and self.device.type == "cuda":  # elsewhere nothing counts what training takes
+        if (
+            checks and self.device.type == "cuda"
+        ):  # elsewhere nothing counts what training takes
             self._watch.planned_training_bytes = partial(checks[0].predict, True)
 
 
-def _program(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace, watch: Stopwatch) -> str:
+def _program(
+    row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace, watch: Stopwatch
+) -> str:
     """Runs the row's job; the level of checkpointing it was run at."""
     path = folder / "job.json"
     section = job_section(row, size, folder, asked)
-    path.write_text(json.dumps({"job": "extension", "config": {"name": "bench", "process": [section]}}))
+    path.write_text(
+        json.dumps(
+            {"job": "extension", "config": {"name": "bench", "process": [section]}}
+        )
+    )
     trainer = partial(MeasuredTrainer, watch=watch)
     with drawn_models(), log.shown():
         config = load_job(path, lambda _: SdTrainerConfig)
@@ -370,12 +477,21 @@ def _program(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace,
     raise RuntimeError("the job ended before everything was measured")
 
 
-def job_section(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
+def job_section(
+    row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace
+) -> dict[str, Any]:
     """The row as a process of a job, with its images."""
     side = 8 * size.latent_side
-    slots = [_write_picture(folder / f"reference_{slot}", side) for slot in range(row.references)]
+    slots = [
+        _write_picture(folder / f"reference_{slot}", side)
+        for slot in range(row.references)
+    ]
     controls = {"control_path": list(map(str, slots))} if slots else {}
-    compiler = {"compile": {**row.train.get("compile", {}), "backend": asked.backend}} if row.is_compiled else {}
+    compiler = (
+        {"compile": {**row.train.get("compile", {}), "backend": asked.backend}}
+        if row.is_compiled
+        else {}
+    )
     return {
         "type": "sd_trainer",
         "memory_check": False,  # it is measured what is needed
@@ -383,7 +499,13 @@ def job_section(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespa
         "device": asked.device,
         "training_seed": SEED,
         "network": {"type": "lora", "linear": RANK, "linear_alpha": RANK},
-        "datasets": [{"folder_path": str(_write_picture(folder / "photos", side)), "resolution": side, **controls}],
+        "datasets": [
+            {
+                "folder_path": str(_write_picture(folder / "photos", side)),
+                "resolution": side,
+                **controls,
+            }
+        ],
         "train": {
             "steps": STEPS,
             "batch_size": 1,
@@ -413,8 +535,11 @@ def _write_picture(folder: Path, side: int) -> Path:
 # ------------------------------------------------------------ diffusers and peft
 
 
-def _plain(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace, watch: Stopwatch) -> str:
-    """The same steps in a plain loop, on the same weights; the level of checkpointing."""
+def _plain(
+    row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace, watch: Stopwatch
+) -> str:
+    """The same steps in a plain loop, on the same weights; the level of
+    checkpointing."""
     device, dtype = torch.device(asked.device), DTYPES[asked.dtype]
     model = RandomWeightsModel(ModelLoadOptions(folder / "model", device, dtype))
     loop = PlainLoop(
@@ -433,14 +558,19 @@ def _plain(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace, w
             loop.step()
             watch.after_step()
     except Measured:
-        watch.losses = [sum(losses) / len(losses) for losses in _parts(loop.losses, asked.accumulation)]
+        watch.losses = [
+            sum(losses) / len(losses)
+            for losses in _parts(loop.losses, asked.accumulation)
+        ]
         return "full"
 
 
 def _batch(model: RandomWeightsModel, size: ModelSize, references: int) -> LatentBatch:
     """What the program would have in its cache."""
     side = 8 * size.latent_side
-    latents_BCHW = model.encode_images(torch.empty(1, model.family.pixel_channels, side, side)).to(model.options.dtype)
+    latents_BCHW = model.encode_images(
+        torch.empty(1, model.family.pixel_channels, side, side)
+    ).to(model.options.dtype)
     text_LD = model.encode_prompt(CAPTION, ()).to(model.options.dtype)
     return LatentBatch(
         latents_BCHW=latents_BCHW,

@@ -1,7 +1,8 @@
-"""Reads what `python -X importtime` prints: which imports cost most, and who asked for them.
+"""Reads what `python -X importtime` prints: which imports cost most, and who asked for
+them.
 
-Each line is `import time: <self us> | <cumulative us> | <indent><module>`; a module stands below everything it
-imported, two spaces less indented.
+Each line is `import time: <self us> | <cumulative us> | <indent><module>`; a module
+stands below everything it imported, two spaces less indented.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Imports:
     """Top-level package -> time in its own modules, largest first."""
 
     asked: dict[tuple[str, str], float]
-    """(module, the module of another package that imported it) -> time with all that it imported in turn."""
+    """(module, the module of another package that imported it) -> time with all that it
+    imported in turn."""
 
     modules: int
 
@@ -34,10 +36,21 @@ class Imports:
 
     def render(self) -> str:
         """The most expensive packages, and the most expensive import statements."""
-        lines = [f"imports: {self.total_s:.2f} s, {self.modules} modules", "seconds in a package's own modules:"]
-        lines += [f"  {seconds:6.2f}  {package}" for package, seconds in top(self.packages).items()]
-        lines.append("seconds with all that follows, where one package imports another:")
-        lines += [f"  {seconds:6.2f}  {module}, for {by}" for (module, by), seconds in top(self.asked).items()]
+        lines = [
+            f"imports: {self.total_s:.2f} s, {self.modules} modules",
+            "seconds in a package's own modules:",
+        ]
+        lines += [
+            f"  {seconds:6.2f}  {package}"
+            for package, seconds in top(self.packages).items()
+        ]
+        lines.append(
+            "seconds with all that follows, where one package imports another:"
+        )
+        lines += [
+            f"  {seconds:6.2f}  {module}, for {by}"
+            for (module, by), seconds in top(self.asked).items()
+        ]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, object]:
@@ -45,7 +58,10 @@ class Imports:
             "total_s": self.total_s,
             "modules": self.modules,
             "packages": top(self.packages),
-            "asked": {f"{module} for {by}": seconds for (module, by), seconds in top(self.asked).items()},
+            "asked": {
+                f"{module} for {by}": seconds
+                for (module, by), seconds in top(self.asked).items()
+            },
         }
 
 
@@ -57,8 +73,12 @@ def parse(output: str) -> Imports:
     """From the standard error of a process; lines of anything else are passed over."""
     packages: Counter[str] = Counter()
     asked: Counter[tuple[str, str]] = Counter()
-    path: list[tuple[int, str]] = []  # the modules around the current one, outermost first
-    entries = [match.groups() for match in map(_LINE.match, output.splitlines()) if match]
+    path: list[
+        tuple[int, str]
+    ] = []  # the modules around the current one, outermost first
+    entries = [
+        match.groups() for match in map(_LINE.match, output.splitlines()) if match
+    ]
     for own_us, whole_us, indent, module in reversed(entries):
         while path and path[-1][0] >= len(indent):
             path.pop()

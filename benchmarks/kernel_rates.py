@@ -1,8 +1,10 @@
-"""How fast the device multiplies and attends, in the shapes of the model: what every row of `bench_gpu` is made of.
+"""How fast the device multiplies and attends, in the shapes of the model: what every
+row of `bench_gpu` is made of.
 
 A kernel that the device or this PyTorch does not have is listed with its reason.
 
-Shape suffixes: M tokens, K summed side, N other side of a weight; B batch, H heads, S tokens, D head width.
+Shape suffixes: M tokens, K summed side, N other side of a weight; B batch, H heads, S
+tokens, D head width.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from benchmarks.device_timer import seconds_per_call
 from benchmarks.synthetic import SEED, ModelSize
 
 SQUARE = 8192
-"""Side of the product that shows what the device can do at best; smaller models have one of eight widths."""
+"""Side of the product that shows what the device can do at best; smaller models have
+one of eight widths."""
 
 BACKENDS = {
     "chosen by torch": None,
@@ -33,8 +36,11 @@ BACKENDS = {
 }
 
 
-def measure(size: ModelSize, device: torch.device, calls: int) -> dict[str, dict[str, Any]]:
-    """Name -> milliseconds and TFLOP/s, or why it could not be run; one sample with one reference."""
+def measure(
+    size: ModelSize, device: torch.device, calls: int
+) -> dict[str, dict[str, Any]]:
+    """Name -> milliseconds and TFLOP/s, or why it could not be run; one sample with one
+    reference."""
     found = {}
     for name, flops, work in [*_products(size, device), *_attention(size, device)]:
         try:
@@ -42,16 +48,21 @@ def measure(size: ModelSize, device: torch.device, calls: int) -> dict[str, dict
                 seconds = seconds_per_call(work(), device, calls)
             found[name] = {"ms": 1e3 * seconds, "tflops": flops / seconds / 1e12}
         except (RuntimeError, AssertionError, ValueError) as error:
-            # Why a kernel of attention is not taken, torch says in warnings before the error.
+            # Why a kernel of attention is not taken, torch says in warnings before the
+            # error.
             reasons = [str(warning.message) for warning in said] + [str(error)]
             found[name] = {"failed": " ".join(" ".join(reasons).split())[:300]}
     return found
 
 
-def of_text_lengths(size: ModelSize, device: torch.device, backend: str, count: int) -> dict[str, Any]:
-    """Milliseconds of forward and backward with texts of `count` lengths: the first call of each, and the next.
+def of_text_lengths(
+    size: ModelSize, device: torch.device, backend: str, count: int
+) -> dict[str, Any]:
+    """Milliseconds of forward and backward with texts of `count` lengths: the first
+    call of each, and the next.
 
-    A kernel that is planned or compiled for each number of tokens is slow in every first call.
+    A kernel that is planned or compiled for each number of tokens is slow in every
+    first call.
     """
 
     def timed(call: Callable[[], None]) -> float:
@@ -61,11 +72,20 @@ def of_text_lengths(size: ModelSize, device: torch.device, backend: str, count: 
             torch.cuda.synchronize()
         return 1e3 * (time.perf_counter() - begin)
 
-    lengths = [2 * size.tokens + size.text_tokens + 7 * number for number in range(1 + count)]
+    lengths = [
+        2 * size.tokens + size.text_tokens + 7 * number for number in range(1 + count)
+    ]
     try:
-        calls = [_attend(size, tokens, device, BACKENDS[backend], masked=False, backward=True) for tokens in lengths]
+        calls = [
+            _attend(
+                size, tokens, device, BACKENDS[backend], masked=False, backward=True
+            )
+            for tokens in lengths
+        ]
         timed(calls[0])  # the library's own start
-        first, second = zip(*((timed(call), timed(call)) for call in calls[1:]), strict=True)
+        first, second = zip(
+            *((timed(call), timed(call)) for call in calls[1:]), strict=True
+        )
     except (RuntimeError, AssertionError) as error:
         return {"failed": " ".join(str(error).split())[:300]}
     return {"first_ms": list(first), "next_ms": list(second)}
@@ -73,7 +93,11 @@ def of_text_lengths(size: ModelSize, device: torch.device, backend: str, count: 
 
 def best_bf16_product(found: dict[str, dict[str, Any]]) -> float | None:
     """TFLOP/s of the fastest product of bf16: what MFU and HFU are shares of."""
-    rates = [one["tflops"] for name, one in found.items() if name.startswith("bf16 ") and "tflops" in one]
+    rates = [
+        one["tflops"]
+        for name, one in found.items()
+        if name.startswith("bf16 ") and "tflops" in one
+    ]
     return max(rates, default=None)
 
 
@@ -100,13 +124,23 @@ def _products(size: ModelSize, device: torch.device) -> Iterator[Case]:
     # Some CPUs take seconds for a product of e4m3 that is eight times as wide.
     square = min(SQUARE, 8 * width if device.type == "cuda" else width)
     tokens = 2 * size.tokens
-    for m, k, n in ((square, square, square), (tokens, width, width), (tokens, width, 4 * width)):
+    for m, k, n in (
+        (square, square, square),
+        (tokens, width, width),
+        (tokens, width, 4 * width),
+    ):
         for name, make in MATMUL_PAIRS.items():
-            yield f"{name} {m}x{k}x{n}", 2.0 * m * k * n, lambda make=make, sides=(m, k, n): make(*sides, device)
+            yield (
+                f"{name} {m}x{k}x{n}",
+                2.0 * m * k * n,
+                lambda make=make, sides=(m, k, n): make(*sides, device),
+            )
 
 
 def _normal(device: torch.device, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator(device).manual_seed(SEED), device=device)
+    return torch.randn(
+        shape, generator=torch.Generator(device).manual_seed(SEED), device=device
+    )
 
 
 def _bf16_forward(m: int, k: int, n: int, device: torch.device) -> Callable[[], Tensor]:
@@ -114,7 +148,9 @@ def _bf16_forward(m: int, k: int, n: int, device: torch.device) -> Callable[[], 
     return lambda: linear(x_MK, weight_NK)
 
 
-def _bf16_backward(m: int, k: int, n: int, device: torch.device) -> Callable[[], Tensor]:
+def _bf16_backward(
+    m: int, k: int, n: int, device: torch.device
+) -> Callable[[], Tensor]:
     g_MN, weight_NK = _normal(device, m, n).bfloat16(), _normal(device, n, k).bfloat16()
     return lambda: g_MN @ weight_NK
 
@@ -128,11 +164,14 @@ def _int8_forward(m: int, k: int, n: int, device: torch.device) -> Callable[[], 
     return lambda: torch._int_mm(x_MK, weight_NK.t())
 
 
-def _int8_backward(m: int, k: int, n: int, device: torch.device) -> Callable[[], Tensor]:
+def _int8_backward(
+    m: int, k: int, n: int, device: torch.device
+) -> Callable[[], Tensor]:
     g_MN, weight_NK = _int8(device, m, n), _int8(device, n, k)
     if not weight_NK.is_cuda:
         return lambda: torch._int_mm(g_MN, weight_NK)
-    # cuBLASLt multiplies int8 row-major times column-major only: the copy into that layout counts.
+    # cuBLASLt multiplies int8 row-major times column-major only: the copy into that
+    # layout counts.
     return lambda: torch._int_mm(g_MN, weight_NK.t().contiguous().t())
 
 
@@ -142,11 +181,18 @@ def _e4m3(device: torch.device, *shape: int) -> Tensor:
 
 def _e4m3_rows(m: int, k: int, n: int, device: torch.device) -> Callable[[], Tensor]:
     x_MK, weight_NK = _e4m3(device, m, k), _e4m3(device, n, k)
-    scale_M1, scale_1N = torch.ones(m, 1, device=device), torch.ones(1, n, device=device)
-    return lambda: torch._scaled_mm(x_MK, weight_NK.t(), scale_M1, scale_1N, out_dtype=torch.bfloat16)
+    scale_M1, scale_1N = (
+        torch.ones(m, 1, device=device),
+        torch.ones(1, n, device=device),
+    )
+    return lambda: torch._scaled_mm(
+        x_MK, weight_NK.t(), scale_M1, scale_1N, out_dtype=torch.bfloat16
+    )
 
 
-def _e4m3_tensor(m: int, k: int, n: int, device: torch.device, fast: bool = False) -> Callable[[], Tensor]:
+def _e4m3_tensor(
+    m: int, k: int, n: int, device: torch.device, fast: bool = False
+) -> Callable[[], Tensor]:
     """fast: sums are kept in fewer bits."""
     x_MK, weight_NK = _e4m3(device, m, k), _e4m3(device, n, k)
     scale = torch.ones((), device=device)
@@ -163,7 +209,8 @@ MATMUL_PAIRS = {
     "e4m3 one scale": _e4m3_tensor,
     "e4m3 one scale, fast sums": partial(_e4m3_tensor, fast=True),
 }
-"""Name -> what makes a product of these sides ready. Forward reads the weight by columns, backward by rows."""
+"""Name -> what makes a product of these sides ready. Forward reads the weight by
+columns, backward by rows."""
 
 
 # ------------------------------------------------------------ attention
@@ -186,11 +233,24 @@ def _attention(size: ModelSize, device: torch.device) -> Iterator[Case]:
 
 
 def _attend(
-    size: ModelSize, tokens: int, device: torch.device, backend: SDPBackend | None, masked: bool, backward: bool
+    size: ModelSize,
+    tokens: int,
+    device: torch.device,
+    backend: SDPBackend | None,
+    masked: bool,
+    backward: bool,
 ) -> Callable[[], None]:
-    """bf16, laid out as the model's blocks do it; the mask, all true, is what diffusers makes of a text's mask."""
-    drawn = [_normal(device, 1, tokens, size.heads, size.head_dim).bfloat16().requires_grad_(backward) for _ in "qkv"]
-    mask = torch.ones(1, 1, 1, tokens, dtype=torch.bool, device=device) if masked else None
+    """bf16, laid out as the model's blocks do it; the mask, all true, is what diffusers
+    makes of a text's mask."""
+    drawn = [
+        _normal(device, 1, tokens, size.heads, size.head_dim)
+        .bfloat16()
+        .requires_grad_(backward)
+        for _ in "qkv"
+    ]
+    mask = (
+        torch.ones(1, 1, 1, tokens, dtype=torch.bool, device=device) if masked else None
+    )
 
     def call() -> None:
         query, key, value = (tensor_BSHD.transpose(1, 2) for tensor_BSHD in drawn)

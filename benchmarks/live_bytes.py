@@ -1,7 +1,9 @@
-"""Bytes of all tensors that are alive, followed operation by operation: what a program takes, without taking it.
+"""Bytes of all tensors that are alive, followed operation by operation: what a program
+takes, without taking it.
 
-It is put around work on fake tensors, which have sizes and no numbers, and sees what their operations return. What a
-kernel takes for itself, and what an allocator holds beside the tensors, it does not see.
+It is put around work on fake tensors, which have sizes and no numbers, and sees what
+their operations return. What a kernel takes for itself, and what an allocator holds
+beside the tensors, it does not see.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ class _Storage:
 class LiveBytes(TorchDispatchMode):
     """Counts each storage from the operation that makes it to its end.
 
-    What an operation makes is on the host when all it is made from is, and else on the device.
+    What an operation makes is on the host when all it is made from is, and else on the
+    device.
     """
 
     def __init__(
@@ -48,19 +51,25 @@ class LiveBytes(TorchDispatchMode):
         inside: Mapping[Any, Callable[..., Any]] | None = None,
         extra: Mapping[Any, Callable[..., int]] | None = None,
     ) -> None:
-        """inside: operation -> the Python function that it is, whose own operations are to be followed.
+        """inside: operation -> the Python function that it is, whose own operations are
+        to be followed.
 
-        extra: operation -> from its arguments, bytes that its kernel takes on the device while it works.
+        extra: operation -> from its arguments, bytes that its kernel takes on the
+        device while it works.
         """
         super().__init__()
         self.device = self.host = 0
         self._inside, self._extra = inside or {}, extra or {}
-        self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, _Storage] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, _Storage] = (
+            weakref.WeakKeyDictionary()
+        )
         self.phases: dict[str, Peak] = {}
         self._phase = Peak()
         self._makes_on_host = False
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func in self._inside:
             with self:
@@ -68,7 +77,9 @@ class LiveBytes(TorchDispatchMode):
         result = func(*args, **kwargs)
         for storage in _storages(result):
             self._see(storage, self._makes_on_host or self._are_on_host((args, kwargs)))
-        self._look(str(func), self._extra[func](*args, **kwargs) if func in self._extra else 0)
+        self._look(
+            str(func), self._extra[func](*args, **kwargs) if func in self._extra else 0
+        )
         return result
 
     @contextmanager
@@ -81,12 +92,14 @@ class LiveBytes(TorchDispatchMode):
             self._makes_on_host = False
 
     def phase(self, name: str) -> None:
-        """Ends the phase before and begins this one; what is alive at its beginning counts."""
+        """Ends the phase before and begins this one; what is alive at its beginning
+        counts."""
         self.phases[name] = self._phase = Peak()
         self._look("the beginning")
 
     def move(self, tensors: Iterable[Tensor], to_host: bool) -> None:
-        """These, and all that share their memory, are from now on in the CPU memory, or on the device."""
+        """These, and all that share their memory, are from now on in the CPU memory, or
+        on the device."""
         for storage in _storages(list(tensors)):
             self._see(storage, to_host)
             known = self._known[storage]
@@ -98,7 +111,11 @@ class LiveBytes(TorchDispatchMode):
 
     def _are_on_host(self, given: Any) -> bool:
         """Whether there are tensors among these, and all are in the CPU memory."""
-        known = [self._known[storage] for storage in _storages(given) if storage in self._known]
+        known = [
+            self._known[storage]
+            for storage in _storages(given)
+            if storage in self._known
+        ]
         return bool(known) and all(storage.on_host for storage in known)
 
     def _see(self, storage: torch.UntypedStorage, on_host: bool) -> None:
@@ -127,7 +144,8 @@ def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
 
 
 class Kernels(TorchDispatchMode):
-    """Counts the operations inside the block that a device would launch a kernel for."""
+    """Counts the operations inside the block that a device would launch a kernel
+    for."""
 
     def __init__(self, inside: Mapping[Any, Callable[..., Any]] | None = None) -> None:
         """inside: as of `LiveBytes`."""
@@ -135,12 +153,20 @@ class Kernels(TorchDispatchMode):
         self.calls: Counter[str] = Counter()
         self._inside = inside or {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         if func in self._inside:
             with self:
                 return self._inside[func](*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
-        given, made = ({s._cdata for s in _storages(tree)} for tree in ((args, kwargs), result))
-        if (func._schema.is_mutable or made - given) and func.namespace != "prim" and "empty" not in func._opname:
+        given, made = (
+            {s._cdata for s in _storages(tree)} for tree in ((args, kwargs), result)
+        )
+        if (
+            (func._schema.is_mutable or made - given)
+            and func.namespace != "prim"
+            and "empty" not in func._opname
+        ):
             self.calls[func._opname] += 1
         return result

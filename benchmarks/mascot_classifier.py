@@ -1,9 +1,12 @@
-"""Says what is in a picture of a mascot: a small convolutional network, trained on drawn pictures in minutes.
+"""Says what is in a picture of a mascot: a small convolutional network, trained on
+drawn pictures in minutes.
 
-With it one can measure whether a model paints what its caption says. `python benchmarks/mascot_classifier.py` trains it
-and prints the share of right answers on fresh pictures; afterwards it is in a file of the user's cache folder.
+With it one can measure whether a model paints what its caption says. `python
+benchmarks/mascot_classifier.py` trains it and prints the share of right answers on
+fresh pictures; afterwards it is in a file of the user's cache folder.
 
-Shape suffixes: B batch, H/W height and width in pixels, s the side of what the network sees, F features, V values."""
+Shape suffixes: B batch, H/W height and width in pixels, s the side of what the network
+sees, F features, V values."""
 
 from __future__ import annotations
 
@@ -56,39 +59,70 @@ class MascotClassifier(nn.Module):
         layers: list[nn.Module] = []
         for number, (before, after) in enumerate(pairwise(widths)):
             kernel = 5 if number == 0 else 3
-            layers += [nn.Conv2d(before, after, kernel, 2, kernel // 2, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+            layers += [
+                nn.Conv2d(before, after, kernel, 2, kernel // 2, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+            ]
         self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.2))
         features = widths[-1] * (SIDE >> (len(widths) - 1)) ** 2
-        self.heads = nn.ModuleDict({name: nn.Linear(features, len(values)) for name, values in ALL.items()})
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(features, len(values)) for name, values in ALL.items()}
+        )
 
     def forward(self, pixels_B3HW: Tensor) -> dict[str, Tensor]:
-        """Attribute -> scores [B, V] of its values in `ALL`. Pixels: in [-1, 1], square pictures of any size."""
+        """Attribute -> scores [B, V] of its values in `ALL`. Pixels: in [-1, 1], square
+        pictures of any size."""
         pixels_B3ss = pixels_B3HW
         if pixels_B3HW.shape[-2:] != (SIDE, SIDE):
-            pixels_B3ss = interpolate(pixels_B3HW, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+            pixels_B3ss = interpolate(
+                pixels_B3HW,
+                (SIDE, SIDE),
+                mode="bilinear",
+                antialias=True,
+                align_corners=False,
+            )
         features_BF = self.trunk(pixels_B3ss)
         return {name: head(features_BF) for name, head in self.heads.items()}
 
     @torch.no_grad()
     def attributes(self, pixels_B3HW: Tensor) -> list[dict[str, str]]:
-        """What each picture shows: attribute -> value. The colour of a hat means nothing where there is none."""
+        """What each picture shows: attribute -> value. The colour of a hat means
+        nothing where there is none."""
         self.eval()
-        answers = {name: scores_BV.argmax(1).tolist() for name, scores_BV in self(pixels_B3HW).items()}
-        return [{name: ALL[name][answers[name][row]] for name in ALL} for row in range(len(pixels_B3HW))]
+        answers = {
+            name: scores_BV.argmax(1).tolist()
+            for name, scores_BV in self(pixels_B3HW).items()
+        }
+        return [
+            {name: ALL[name][answers[name][row]] for name in ALL}
+            for row in range(len(pixels_B3HW))
+        ]
 
 
 def pixels_of(pictures: Iterable[Image.Image]) -> Tensor:
     """[B, 3, H, W] in [-1, 1], of pictures of one size."""
-    stacked = torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
+    stacked = torch.from_numpy(
+        np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+    )
     return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def agreement(classifier: MascotClassifier, pixels_B3HW: Tensor, wanted: Sequence[Mascot]) -> dict[str, float]:
-    """Attribute -> share of the pictures that show it as it is wanted; of hats' colours, where there is a hat."""
-    seen = [row for part in pixels_B3HW.split(100) for row in classifier.attributes(part)]
+def agreement(
+    classifier: MascotClassifier, pixels_B3HW: Tensor, wanted: Sequence[Mascot]
+) -> dict[str, float]:
+    """Attribute -> share of the pictures that show it as it is wanted; of hats'
+    colours, where there is a hat."""
+    seen = [
+        row for part in pixels_B3HW.split(100) for row in classifier.attributes(part)
+    ]
     shares = {}
     for name in ALL:
-        pairs = [(row[name], getattr(m, name)) for row, m in zip(seen, wanted, strict=True) if _counts(name, m)]
+        pairs = [
+            (row[name], getattr(m, name))
+            for row, m in zip(seen, wanted, strict=True)
+            if _counts(name, m)
+        ]
         shares[name] = sum(a == b for a, b in pairs) / max(1, len(pairs))
     return shares
 
@@ -101,9 +135,11 @@ def _counts(attribute: str, shown: Mascot) -> bool:
 
 
 def trained(folder: Path | None = None) -> MascotClassifier:
-    """The classifier, from its file in this folder or trained and left there; the user's cache folder by default.
+    """The classifier, from its file in this folder or trained and left there; the
+    user's cache folder by default.
 
-    The file is named after what decides its weights, the drawings included: no old one is taken.
+    The file is named after what decides its weights, the drawings included: no old one
+    is taken.
     """
     file = (folder or cache_folder()) / f"mascot_classifier_{_recipe()}.safetensors"
     classifier = MascotClassifier()
@@ -125,20 +161,30 @@ def _recipe() -> str:
 
 
 def train(pictures: int = PICTURES, steps: int = STEPS) -> MascotClassifier:
-    """A new classifier, the same for the same numbers. Mascots of all kinds, reserved ones too."""
+    """A new classifier, the same for the same numbers. Mascots of all kinds, reserved
+    ones too."""
     shown, pixels_N3ss = drawn(TRAINING, pictures, Casting("any", jitter=1))
     labels = {name: torch.tensor([_label(name, m) for m in shown]) for name in ALL}
     with global_generator(SEED, "classifier"):
         classifier = MascotClassifier().train()
         optimizer = torch.optim.AdamW(classifier.parameters(), LR, weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, steps, pct_start=0.1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, LR, steps, pct_start=0.1
+        )
         for step in range(steps):
             draws = generator(SEED, "classifier batch", step)
             rows = torch.randint(pictures, (BATCH,), generator=draws)
             noise_B3ss = torch.randn((BATCH, 3, SIDE, SIDE), generator=draws)
-            strength_B111 = 0.15 * torch.rand((BATCH, 1, 1, 1), generator=draws)  # samples of a model are never clean
-            scores = classifier(pixels_N3ss[rows] / 127.5 - 1 + strength_B111 * noise_B3ss)
-            losses = [cross_entropy(scores[name], labels[name][rows], ignore_index=IGNORED) for name in ALL]
+            strength_B111 = 0.15 * torch.rand(
+                (BATCH, 1, 1, 1), generator=draws
+            )  # samples of a model are never clean
+            scores = classifier(
+                pixels_N3ss[rows] / 127.5 - 1 + strength_B111 * noise_B3ss
+            )
+            losses = [
+                cross_entropy(scores[name], labels[name][rows], ignore_index=IGNORED)
+                for name in ALL
+            ]
             optimizer.zero_grad()
             torch.stack(losses).sum().backward()
             optimizer.step()
@@ -147,7 +193,11 @@ def train(pictures: int = PICTURES, steps: int = STEPS) -> MascotClassifier:
 
 
 def _label(attribute: str, shown: Mascot) -> int:
-    return ALL[attribute].index(getattr(shown, attribute)) if _counts(attribute, shown) else IGNORED
+    return (
+        ALL[attribute].index(getattr(shown, attribute))
+        if _counts(attribute, shown)
+        else IGNORED
+    )
 
 
 def drawn(kind: str, count: int, casting: Casting) -> tuple[list[Mascot], Tensor]:
@@ -159,17 +209,24 @@ def drawn(kind: str, count: int, casting: Casting) -> tuple[list[Mascot], Tensor
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--fresh", type=int, default=1000, help="pictures that it is tried on")
+    parser.add_argument(
+        "--fresh", type=int, default=1000, help="pictures that it is tried on"
+    )
     asked = parser.parse_args(argv)
     timing.one_thread()
-    report.card("mascot_classifier", f"{PICTURES:,} pictures of {SIDE} x {SIDE}, {STEPS} steps of {BATCH}")
+    report.card(
+        "mascot_classifier",
+        f"{PICTURES:,} pictures of {SIDE} x {SIDE}, {STEPS} steps of {BATCH}",
+    )
     found: list[MascotClassifier] = []
     times = timing.timed(lambda: found.append(trained()))
     shares = {}
     for kind in ("any", "pretraining", "held_out"):
         shown, pixels_N3ss = drawn(FRESH, asked.fresh, Casting(kind))  # type: ignore[arg-type]  # these are the names
         shares[kind] = agreement(found[0], pixels_N3ss / 127.5 - 1, shown)
-        print(f"{kind:<12} {', '.join(f'{name} {share:.1%}' for name, share in shares[kind].items())}")
+        print(
+            f"{kind:<12} {', '.join(f'{name} {share:.1%}' for name, share in shares[kind].items())}"
+        )
     report.finish("mascot_classifier", cpu_s=times.cpu[0], shares=shares)
 
 

@@ -1,4 +1,5 @@
-"""The small model of mascots: loaded from its folder, with an adapter or quantized, and sampled for a classifier."""
+"""The small model of mascots: loaded from its folder, with an adapter or quantized, and
+sampled for a classifier."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ NAMED = tuple(name for name in ALL if name != "mark")
 
 STEPS, GUIDANCE = 8, 2.0
 GUIDANCE_OF = {"text": 3.0}
-"""Part -> its guidance where `GUIDANCE` is not the best: a reference is kept better with less of it."""
+"""Part -> its guidance where `GUIDANCE` is not the best: a reference is kept better
+with less of it."""
 
 
 @dataclass
@@ -53,19 +55,35 @@ class TinyModel:
     steps: int = STEPS
     guidance: float = GUIDANCE
 
-    def samples(self, prompts: Sequence[str], references: Sequence[Sequence[Image.Image]] = ()) -> list[Image.Image]:
+    def samples(
+        self, prompts: Sequence[str], references: Sequence[Sequence[Image.Image]] = ()
+    ) -> list[Image.Image]:
         """A sample of 128 x 128 pixels for each prompt, with its references."""
         with tempfile.TemporaryDirectory() as folder:
             asked = []
             for index, prompt in enumerate(prompts):
                 files = []
-                for number, picture in enumerate(references[index] if references else ()):
+                for number, picture in enumerate(
+                    references[index] if references else ()
+                ):
                     files.append(Path(folder, f"{index}_{number}.png"))
                     picture.save(files[-1])
                 size = Size(SIDE, SIDE)
-                asked.append(SamplePrompt(prompt, "", size, SEED + index, self.guidance, self.steps, tuple(files)))
+                asked.append(
+                    SamplePrompt(
+                        prompt,
+                        "",
+                        size,
+                        SEED + index,
+                        self.guidance,
+                        self.steps,
+                        tuple(files),
+                    )
+                )
             stores = CachePair(TensorCache(None), TensorCache(None))
-            sampler = Sampler(self.model, asked, ItemEncoder(self.model, torch.float32), stores)
+            sampler = Sampler(
+                self.model, asked, ItemEncoder(self.model, torch.float32), stores
+            )
             return [sampler.generate(index) for index in range(len(asked))]
 
     def seen(self, pictures: Sequence[Image.Image]) -> list[dict[str, str]]:
@@ -73,12 +91,21 @@ class TinyModel:
         return self.classifier.attributes(pixels_of(pictures))
 
 
-def load(folder: str, lora: str = "", strength: float = 1.0, qtype: str = "") -> DiffusionModel:
-    """The model of a folder in float32, with an adapter file; qtype: its blocks quantized."""
+def load(
+    folder: str, lora: str = "", strength: float = 1.0, qtype: str = ""
+) -> DiffusionModel:
+    """The model of a folder in float32, with an adapter file; qtype: its blocks
+    quantized."""
     quantized = {"quantize": True, "qtype": qtype} if qtype else {}
-    section = ModelConfig(name_or_path=folder, model_kwargs={"match_target_res": True}, **quantized)
+    section = ModelConfig(
+        name_or_path=folder, model_kwargs={"match_target_res": True}, **quantized
+    )
     model = load_base_model(section, torch.device("cpu"), torch.float32)
     if lora:
-        changes = load_adapter_file(Path(lora), family_for(section).every_linear_layer(model_folder(section)))
-        AppliedAdapters(model.network_module, [changes], torch.device("cpu")).use([(changes, strength)])
+        changes = load_adapter_file(
+            Path(lora), family_for(section).every_linear_layer(model_folder(section))
+        )
+        AppliedAdapters(model.network_module, [changes], torch.device("cpu")).use(
+            [(changes, strength)]
+        )
     return model

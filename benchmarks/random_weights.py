@@ -1,8 +1,11 @@
-"""The published model without its files: its weights are drawn where they are used, while the program loads it.
+"""The published model without its files: its weights are drawn where they are used,
+while the program loads it.
 
-A folder of `write_folder` holds config files, and files of weights without a tensor. The program's own loader fills,
-quantizes and places block after block; only what it would read from disk is drawn instead, one tensor at a time. So
-neither 41 GB of files nor as much host memory is needed. Speed and memory do not depend on what weights have learned.
+A folder of `write_folder` holds config files, and files of weights without a tensor.
+The program's own loader fills, quantizes and places block after block; only what it
+would read from disk is drawn instead, one tensor at a time. So neither 41 GB of files
+nor as much host memory is needed. Speed and memory do not depend on what weights have
+learned.
 """
 
 from __future__ import annotations
@@ -21,7 +24,14 @@ from accelerate import init_empty_weights
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.synthetic import SEED, SIZES, EncoderlessModel, ModelSize, make_transformer, write_scheduler
+from benchmarks.synthetic import (
+    SEED,
+    SIZES,
+    EncoderlessModel,
+    ModelSize,
+    make_transformer,
+    write_scheduler,
+)
 from toolkit.contracts.data import EMBEDS, Size
 from toolkit.files.safetensors_io import framed
 from toolkit.models import loading
@@ -39,7 +49,8 @@ DEVIATION = 0.02
 """Of the drawn weights: small enough that streams stay finite through all blocks."""
 
 TEXT_TOKENS = (80, 280, 490, 700)
-"""Usual length of a caption's embedding with 0 to 3 references, which the text encoder sees too."""
+"""Usual length of a caption's embedding with 0 to 3 references, which the text encoder
+sees too."""
 
 DRAWN_SIZES = {
     **SIZES,
@@ -66,7 +77,10 @@ def write_folder(folder: Path, size: ModelSize, family: FolderFamily = FAMILY) -
     write_scheduler(folder)
     index = {"_class_name": family.pipelines[0]}
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
-    for part, files in family.parts.items():  # nothing is read of the parts that are not trained
+    for (
+        part,
+        files,
+    ) in family.parts.items():  # nothing is read of the parts that are not trained
         for file in files.split():
             path = folder / part / file.split("|")[0]
             if not path.exists():
@@ -86,16 +100,21 @@ class RandomWeightsModel(EncoderlessModel):
 
     def load_part(self, name: str) -> object:
         device = torch.device("cpu") if self.options.low_vram else self.options.device
-        with mock.patch.object(loading, "ShardReader", partial(DrawnWeights, device=device)):
+        with mock.patch.object(
+            loading, "ShardReader", partial(DrawnWeights, device=device)
+        ):
             return super().load_part(name)
 
 
 def make_single_stream(size: ModelSize) -> diffusers.QwenImage21Transformer2DModel:
-    """A transformer of Qwen-Image-2.1 of this size: at the published one as wide and deep as that is published."""
+    """A transformer of Qwen-Image-2.1 of this size: at the published one as wide and
+    deep as that is published."""
     published = FAMILY_21.published_transformer
     if size.layers == FAMILY.published_transformer["num_layers"]:
         heads, layers = published["num_attention_heads"], published["num_layers"]
-        size = replace(size, heads=heads, layers=layers, text_width=published["context_in_dim"])
+        size = replace(
+            size, heads=heads, layers=layers, text_width=published["context_in_dim"]
+        )
     return diffusers.QwenImage21Transformer2DModel(
         in_channels=published["in_channels"],
         out_channels=published["out_channels"],
@@ -108,7 +127,8 @@ def make_single_stream(size: ModelSize) -> diffusers.QwenImage21Transformer2DMod
 
 
 class RandomSingleStreamModel(QwenImage21Model):
-    """The adapter of Qwen-Image-2.1 over a folder of `write_folder`; latents and embeddings are drawn."""
+    """The adapter of Qwen-Image-2.1 over a folder of `write_folder`; latents and
+    embeddings are drawn."""
 
     def __init__(self, options: ModelLoadOptions) -> None:
         fields = json.loads((options.folder / _SIZE).read_text(encoding="utf-8"))
@@ -119,17 +139,22 @@ class RandomSingleStreamModel(QwenImage21Model):
         batch, _, height, width = pixels_BPHW.shape
         scale, channels = self.family.latent_scale, self.family.latent_channels
         drawn_BCHW = torch.randn(
-            (batch, channels, height // scale, width // scale), generator=generator(SEED, "latents")
+            (batch, channels, height // scale, width // scale),
+            generator=generator(SEED, "latents"),
         )
         return drawn_BCHW
 
     def layerwise_encoder(self) -> None:
         """There is no file to read layers from."""
 
-    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
+    def encode_prompt(
+        self, prompt: str, references: Sequence[Image.Image]
+    ) -> dict[str, Tensor]:
         """The references are in front of the text."""
         width = self.network_module.config.context_in_dim
-        text_LD = torch.randn((self.size.text_tokens, width), generator=generator(SEED, "text", prompt))
+        text_LD = torch.randn(
+            (self.size.text_tokens, width), generator=generator(SEED, "text", prompt)
+        )
         slots_R = torch.full((self.family.max_references,), -1)
         slots_R[: len(references)] = 0
         return {EMBEDS: text_LD, SLOTS: slots_R}
@@ -139,22 +164,32 @@ class RandomSingleStreamModel(QwenImage21Model):
 
     def load_part(self, name: str) -> object:
         device = torch.device("cpu") if self.options.low_vram else self.options.device
-        with mock.patch.object(loading, "ShardReader", partial(DrawnWeights, device=device)):
+        with mock.patch.object(
+            loading, "ShardReader", partial(DrawnWeights, device=device)
+        ):
             return super().load_part(name)
 
 
 @contextmanager
 def drawn_models(kind: type[FolderModel] = RandomWeightsModel) -> Iterator[None]:
-    """Inside the block every model the program opens is drawn. kind: in the place of a Qwen-Image-Edit."""
+    """Inside the block every model the program opens is drawn. kind: in the place of a
+    Qwen-Image-Edit."""
     with (
-        mock.patch.object(QwenImageFamily, "open", lambda family, options: kind(options)),
-        mock.patch.object(QwenImage21Family, "open", lambda family, options: RandomSingleStreamModel(options)),
+        mock.patch.object(
+            QwenImageFamily, "open", lambda family, options: kind(options)
+        ),
+        mock.patch.object(
+            QwenImage21Family,
+            "open",
+            lambda family, options: RandomSingleStreamModel(options),
+        ),
     ):
         yield
 
 
 class DrawnWeights:
-    """In the place of the reader of weight files: each tensor has a key of its own, so the order is of no matter."""
+    """In the place of the reader of weight files: each tensor has a key of its own, so
+    the order is of no matter."""
 
     def __init__(self, part: Path, *_: object, device: torch.device) -> None:
         self.folder = part
@@ -162,14 +197,20 @@ class DrawnWeights:
         kind = getattr(diffusers, config["_class_name"])
         with init_empty_weights():
             empty = kind.from_config(config)
-        self._shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
+        self._shapes = {
+            name: tensor.shape for name, tensor in empty.state_dict().items()
+        }
         self.names = set(self._shapes)
         self._device = device
 
     def take(self, name: str) -> torch.Tensor:
         self.names.discard(name)
-        random = torch.Generator(self._device).manual_seed(key(SEED, "drawn_weights", name))
-        drawn = torch.empty(self._shapes[name], dtype=torch.bfloat16, device=self._device)
+        random = torch.Generator(self._device).manual_seed(
+            key(SEED, "drawn_weights", name)
+        )
+        drawn = torch.empty(
+            self._shapes[name], dtype=torch.bfloat16, device=self._device
+        )
         drawn.normal_(0, DEVIATION, generator=random)
         is_scale = drawn.dim() == 1 and name.endswith(".weight")  # of a norm
         return drawn.add_(1) if is_scale else drawn

@@ -1,4 +1,5 @@
-"""How a bench reports: what ran on what, then its own lines, then one JSON line for programs."""
+"""How a bench reports: what ran on what, then its own lines, then one JSON line for
+programs."""
 
 from __future__ import annotations
 
@@ -19,12 +20,22 @@ def card(bench: str, what: str) -> None:
     ran = facts()
     versions = " | ".join(f"{name} {ran[name]}" for name in LIBRARIES)
     print(f"{bench} | {what}")
-    print(f"{ran['cpu']}, {ran['cores']} cores | Python {ran['python']} | {versions} | commit {ran['commit']}")
+    print(
+        f"{ran['cpu']}, {ran['cores']} cores | Python {ran['python']} | {versions} | commit {ran['commit']}"
+    )
 
 
 def finish(bench: str, **figures: object) -> None:
     """The last line of a report."""
-    print(json.dumps({"bench": bench, **facts(), **{name: rounded(value) for name, value in figures.items()}}))
+    print(
+        json.dumps(
+            {
+                "bench": bench,
+                **facts(),
+                **{name: rounded(value) for name, value in figures.items()},
+            }
+        )
+    )
 
 
 def facts() -> dict[str, object]:
@@ -47,17 +58,22 @@ def _installed(library: str) -> str:
 
 
 def commit() -> str:
-    """Short hash of the checkout, with a + when files differ from it; "unknown" outside a checkout."""
+    """Short hash of the checkout, with a + when files differ from it; "unknown" outside
+    a checkout."""
     try:
         head = _git("rev-parse", "--short", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        return head + (
+            "+" if _git("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
 def _git(*arguments: str) -> str:
     command = ["git", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def cpu_name() -> str:
@@ -66,7 +82,11 @@ def cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    names = [
+        line.partition(":")[2].strip()
+        for line in lines
+        if line.startswith("model name")
+    ]
     return names[0] if names else platform.processor() or platform.machine()
 
 

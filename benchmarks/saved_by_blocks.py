@@ -1,9 +1,11 @@
-"""What a compiled block keeps for its backward pass: `python benchmarks/saved_by_blocks.py`, no GPU.
+"""What a compiled block keeps for its backward pass: `python
+benchmarks/saved_by_blocks.py`, no GPU.
 
-Blocks are traced and divided into a forward and a backward program as inductor does it, and no kernel is compiled. What
-the partitioner saves between the two is counted, for each family, kind of network, format of the weights and level of
-checkpointing, in the units of `toolkit.contracts.network_kinds.ActivationUnits`, beside what the plan counts. The
-blocks are small: what is saved is proportional to tokens x width.
+Blocks are traced and divided into a forward and a backward program as inductor does it,
+and no kernel is compiled. What the partitioner saves between the two is counted, for
+each family, kind of network, format of the weights and level of checkpointing, in the
+units of `toolkit.contracts.network_kinds.ActivationUnits`, beside what the plan counts.
+The blocks are small: what is saved is proportional to tokens x width.
 """
 
 from __future__ import annotations
@@ -78,10 +80,13 @@ class Saved:
 
 @contextmanager
 def recording() -> Iterator[list[Saved]]:
-    """Inside the block `BACKEND` is a backend; the list has what each program that it divides keeps."""
+    """Inside the block `BACKEND` is a backend; the list has what each program that it
+    divides keeps."""
     found: list[Saved] = []
 
-    def divide(joint: fx.GraphModule, inputs: Sequence[object], **kwargs: Any) -> tuple[fx.GraphModule, fx.GraphModule]:
+    def divide(
+        joint: fx.GraphModule, inputs: Sequence[object], **kwargs: Any
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
         forward, backward = partition_fn(joint, inputs, **kwargs)
         found.append(saved_between(forward, kwargs["num_fwd_outputs"]))
         return forward, backward
@@ -90,7 +95,10 @@ def recording() -> Iterator[list[Saved]]:
         return make_boxed_func(program)
 
     backend = aot_autograd(
-        fw_compiler=as_it_is, bw_compiler=as_it_is, partition_fn=divide, decompositions=select_decomp_table()
+        fw_compiler=as_it_is,
+        bw_compiler=as_it_is,
+        partition_fn=divide,
+        decompositions=select_decomp_table(),
     )
     registry = torch._dynamo.backends.registry
     registry._COMPILER_FNS[BACKEND], registry._BACKENDS[BACKEND] = backend, None
@@ -103,12 +111,23 @@ def recording() -> Iterator[list[Saved]]:
 
 
 def saved_between(forward: fx.GraphModule, outputs: int) -> Saved:
-    """What a forward program gives its backward program besides its own outputs, of which it has so many."""
+    """What a forward program gives its backward program besides its own outputs, of
+    which it has so many."""
     given = forward.graph.find_nodes(op="output")[0].args[0]
-    saved = {node: node.meta["val"] for node in given[outputs:] if isinstance(node, fx.Node)}
-    tensors = {node: value for node, value in saved.items() if isinstance(value, Tensor)}
-    size = sum(_bytes(value) for node, value in tensors.items() if node.op != "placeholder")
-    streams = [value for node, value in tensors.items() if node.op == "placeholder" and value.dim() == 3]
+    saved = {
+        node: node.meta["val"] for node in given[outputs:] if isinstance(node, fx.Node)
+    }
+    tensors = {
+        node: value for node, value in saved.items() if isinstance(value, Tensor)
+    }
+    size = sum(
+        _bytes(value) for node, value in tensors.items() if node.op != "placeholder"
+    )
+    streams = [
+        value
+        for node, value in tensors.items()
+        if node.op == "placeholder" and value.dim() == 3
+    ]
     return Saved(size, sum(map(_bytes, streams)))
 
 
@@ -116,12 +135,18 @@ def _bytes(tensor: Tensor) -> int:
     return prod(map(int, tensor.shape)) * tensor.element_size()
 
 
-def job(folder: Path, level: str, kind: str = "lora", dtype: str = "bf16", qtype: str = "") -> SdTrainerConfig:
+def job(
+    folder: Path, level: str, kind: str = "lora", dtype: str = "bf16", qtype: str = ""
+) -> SdTrainerConfig:
     model = {"quantize": True, "qtype": qtype} if qtype else {}
     return SdTrainerConfig.model_validate(
         {
             "type": "sd_trainer",
-            "network": {"type": kind, "linear": 6 if KINDS[kind].library_class else 1, "linear_alpha": 1},
+            "network": {
+                "type": kind,
+                "linear": 6 if KINDS[kind].library_class else 1,
+                "linear_alpha": 1,
+            },
             "datasets": [{"folder_path": "pictures"}],
             "train": {
                 "gradient_checkpointing": level,
@@ -135,21 +160,35 @@ def job(folder: Path, level: str, kind: str = "lora", dtype: str = "bf16", qtype
 
 
 def counted(section: SdTrainerConfig) -> tuple[int, int, int]:
-    """Bytes that a block in the middle of the model keeps, as the partitioner and as the plan has it, and of a unit."""
-    folder, level = Path(section.model.name_or_path), section.train.checkpointing_level()
+    """Bytes that a block in the middle of the model keeps, as the partitioner and as
+    the plan has it, and of a unit."""
+    folder, level = (
+        Path(section.model.name_or_path),
+        section.train.checkpointing_level(),
+    )
     with global_generator(1, BACKEND):
         model = model_of(section)
         x_BCHW = torch.randn(1, model.family.latent_channels, SIDE, SIDE)
         picture = Image.new("RGB", (64, 64))
-        prompts = PromptEmbeds.stack([model.encode_prompt("a photo of a cat", [picture])])
+        prompts = PromptEmbeds.stack(
+            [model.encode_prompt("a photo of a cat", [picture])]
+        )
     attach_network(section, model, 1, None)
     with recording() as found:
         build_block_runner(section, model, DEVICE)
-        model.predict_velocity(x_BCHW, torch.tensor([0.5]), prompts, [[x_BCHW[0]]]).sum().backward()
+        model.predict_velocity(
+            x_BCHW, torch.tensor([0.5]), prompts, [[x_BCHW[0]]]
+        ).sum().backward()
     tokens = model.num_tokens(x_BCHW, prompts, [[x_BCHW[0]]])
     facts = family_for(section.model).footprint(folder)
-    shape = step_shape(section, facts, count_trainable_params(section), tokens, compiled=True)
-    return found[-1].total, shape.kept(level) // facts.blocks, tokens * facts.width * shape.number_bytes
+    shape = step_shape(
+        section, facts, count_trainable_params(section), tokens, compiled=True
+    )
+    return (
+        found[-1].total,
+        shape.kept(level) // facts.blocks,
+        tokens * facts.width * shape.number_bytes,
+    )
 
 
 def model_of(section: SdTrainerConfig) -> DiffusionModel:
@@ -173,9 +212,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     with TemporaryDirectory() as root:
         for family in asked.families:
             write_tiny_model(Path(root) / family, FAMILIES[family])
-        for family, kind, qtype, level in product(asked.families, asked.kinds, asked.qtypes, asked.levels):
+        for family, kind, qtype, level in product(
+            asked.families, asked.kinds, asked.qtypes, asked.levels
+        ):
             name = f"{family}, {kind}, {qtype or asked.dtype}, {level}"
-            saved, plan, unit = counted(job(Path(root) / family, level, kind, asked.dtype, qtype))
+            saved, plan, unit = counted(
+                job(Path(root) / family, level, kind, asked.dtype, qtype)
+            )
             print(f"{name:<40} {saved / unit:>9.2f} {plan / unit:>8.2f}", flush=True)
             found[name] = {"saved": saved, "planned": plan, "unit": unit}
     report.finish("saved_by_blocks", dtype=asked.dtype, blocks=found)
@@ -186,7 +229,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    add("--qtypes", nargs="+", default=[""], help="of the weights; default: not quantized")
+    add(
+        "--qtypes",
+        nargs="+",
+        default=[""],
+        help="of the weights; default: not quantized",
+    )
     add("--levels", nargs="+", choices=AUTO_LEVELS, default=["none", "cheap"])
     add("--dtype", choices=["bf16", "fp32"], default="bf16")
     return parser.parse_args(argv)

@@ -1,11 +1,13 @@
-"""Training steps of the program on fake tensors: of any size, on a computer that could not hold them.
+"""Training steps of the program on fake tensors: of any size, on a computer that could
+not hold them.
 
-The program's own code loads, quantizes, attaches, checkpoints, swaps and steps. Weights and images have sizes and no
-numbers, and the device is a fiction: fake tensors of CUDA cannot go backward in a build without it, so everything is on
-the "cpu" for PyTorch, and `LiveBytes` keeps apart what the program puts on its device and in the CPU memory.
+The program's own code loads, quantizes, attaches, checkpoints, swaps and steps. Weights
+and images have sizes and no numbers, and the device is a fiction: fake tensors of CUDA
+cannot go backward in a build without it, so everything is on the "cpu" for PyTorch, and
+`LiveBytes` keeps apart what the program puts on its device and in the CPU memory.
 
-Fake tensors do not show the allocator's gaps, the context of CUDA and the workspaces of kernels. The largest of these
-is known, and counted: `flash_backward`.
+Fake tensors do not show the allocator's gaps, the context of CUDA and the workspaces of
+kernels. The largest of these is known, and counted: `flash_backward`.
 """
 
 from __future__ import annotations
@@ -60,11 +62,14 @@ LEVELS = MOST_ROWS
 """Noise levels in the modulation table: as many as it holds."""
 
 
-def simulate(section: SdTrainerConfig, size: ModelSize, references: int) -> dict[str, Peak]:
+def simulate(
+    section: SdTrainerConfig, size: ModelSize, references: int
+) -> dict[str, Peak]:
     """Loads the model, takes two steps, then makes a pass without gradients.
 
-    section: its model is a folder that `drawn.write_folder` wrote for `size`.
-    Returns the bytes of "loading", "first step", "training", "at rest" (between two steps) and "validation".
+    section: its model is a folder that `drawn.write_folder` wrote for `size`. Returns
+    the bytes of "loading", "first step", "training", "at rest" (between two steps) and
+    "validation".
     """
     live = LiveBytes(FOLLOWED, WORKSPACES)
     with as_on_a_device(live), FakeTensorMode(allow_non_fake_inputs=True), live:
@@ -75,19 +80,42 @@ def simulate(section: SdTrainerConfig, size: ModelSize, references: int) -> dict
         network = attach_network(section, model, SEED, None)
         build_block_runner(section, model, DEVICE)
         step, preference = FlowMatchingStep(model, SEED), section.train.preference
-        batch, level = batch_of(size, references, DTYPES[section.train.dtype]), torch.tensor([0.5])
+        batch, level = (
+            batch_of(size, references, DTYPES[section.train.dtype]),
+            torch.tensor([0.5]),
+        )
         if preference:
             step = PreferenceStep(model, SEED, preference, network.disabled)
             batch = replace(batch, worse=(torch.empty_like(batch.latents_BCHW[0]),))
-        step.sample_noise_and_t = lambda spec, shape_CHW, levels, stacked: (torch.empty((1, *shape_CHW)), level)
+        step.sample_noise_and_t = lambda spec, shape_CHW, levels, stacked: (
+            torch.empty((1, *shape_CHW)),
+            level,
+        )
         roles = build_roles(section, network, STEPS, SEED, ProcessGroup())
-        run = Run("simulated", Path(), STEPS, 1, SEED, roles, callbacks=[Phases(live)], metrics_sync_interval=STEPS + 1)
+        run = Run(
+            "simulated",
+            Path(),
+            STEPS,
+            1,
+            SEED,
+            roles,
+            callbacks=[Phases(live)],
+            metrics_sync_interval=STEPS + 1,
+        )
         fill_table(model)
-        loop.train(run, EpochSource(lambda epoch: [batch.spec], lambda specs: (batch for _ in specs)), step)
+        loop.train(
+            run,
+            EpochSource(
+                lambda epoch: [batch.spec], lambda specs: (batch for _ in specs)
+            ),
+            step,
+        )
         live.phase("at rest")
         live.phase("validation")
         with torch.no_grad():
-            model.predict_velocity(batch.latents_BCHW, level, batch.prompts, batch.control_latents)
+            model.predict_velocity(
+                batch.latents_BCHW, level, batch.prompts, batch.control_latents
+            )
     return live.phases
 
 
@@ -109,7 +137,8 @@ class Phases(Callback):
 
 
 class SizesOfWeights(DrawnWeights):
-    """In the place of the reader of weight files: tensors of the right size, in bfloat16 as they are published."""
+    """In the place of the reader of weight files: tensors of the right size, in
+    bfloat16 as they are published."""
 
     def __init__(self, live: LiveBytes, part: Path, *_: object) -> None:
         self._live = live
@@ -123,7 +152,8 @@ class SizesOfWeights(DrawnWeights):
 
 
 def load_model(section: SdTrainerConfig, size: ModelSize) -> EncoderlessModel:
-    """The adapter with the options that the program gives it, as far as they concern the transformer."""
+    """The adapter with the options that the program gives it, as far as they concern
+    the transformer."""
     model, train = section.model, section.train
     options = ModelLoadOptions(
         folder=Path(model.name_or_path),
@@ -138,14 +168,16 @@ def load_model(section: SdTrainerConfig, size: ModelSize) -> EncoderlessModel:
 
 
 def fill_table(model: EncoderlessModel) -> None:
-    """Noise levels are looked up by their numbers, which a list of fake ones does not have: straight to the rows."""
+    """Noise levels are looked up by their numbers, which a list of fake ones does not
+    have: straight to the rows."""
     levels = [place / LEVELS for place in range(LEVELS)]
     for begin in range(0, LEVELS, CHUNK) if model.modulation_cache else ():
         model.modulation_cache.compute(levels[begin : begin + CHUNK])
 
 
 def batch_of(size: ModelSize, references: int, dtype: torch.dtype) -> LatentBatch:
-    """One sample, its references as large as its image, on the CPU, where the program keeps batches."""
+    """One sample, its references as large as its image, on the CPU, where the program
+    keeps batches."""
     side = size.latent_side
     latents_BCHW = torch.empty((1, LATENT_CHANNELS, side, side), dtype=dtype)
     embeds_BLD = torch.empty((1, size.text_tokens, size.text_width), dtype=dtype)
@@ -162,29 +194,46 @@ def batch_of(size: ModelSize, references: int, dtype: torch.dtype) -> LatentBatc
 # ------------------------------------------------------------ the fiction of a device
 
 
-def norm_of_a_gpu(x: Tensor, shape: Sequence[int], weight: Tensor | None, eps: float) -> Tensor:
-    """What `rms_norm` launches and keeps on a GPU: one kernel forward and one backward, as this norm. On a CPU it is
-    the formula."""
+def norm_of_a_gpu(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None, eps: float
+) -> Tensor:
+    """What `rms_norm` launches and keeps on a GPU: one kernel forward and one backward,
+    as this norm. On a CPU it is the formula."""
     return nn.functional.layer_norm(x, shape, weight, None, eps)
 
 
 @contextmanager
 def as_on_a_device(live: LiveBytes) -> Iterator[None]:
-    """Inside the block what the program puts on its device, or in the CPU memory, is there for `live`."""
+    """Inside the block what the program puts on its device, or in the CPU memory, is
+    there for `live`."""
     places = {
         (nn.Module, "to"): lambda module, place, *_: moved(live, module, place),
         (loading, "ShardReader"): partial(SizesOfWeights, live),
-        (loading, "check_finite"): lambda part, module, prefix="": None,  # there are no values
-        (QwenImageTransformer2DModel, "from_config"): empty_model(QwenImageTransformer2DModel.from_config),
+        (loading, "check_finite"): lambda part, module, prefix="": (
+            None
+        ),  # there are no values
+        (QwenImageTransformer2DModel, "from_config"): empty_model(
+            QwenImageTransformer2DModel.from_config
+        ),
         (ModulationCache, "is_elsewhere"): lambda cache: True,
         (HostBlock, "__init__"): waiting_on_host(live, HostBlock.__init__),
-        (block_runner, "offloading"): lambda _: [ActivationOffload(CopiesOf(live), is_elsewhere=lambda tensor: True)],
-        (block_runner, "recomputing"): lambda _: RecomputeOffload(CopiesOf(live), is_elsewhere=lambda tensor: True),
+        (block_runner, "offloading"): lambda _: [
+            ActivationOffload(CopiesOf(live), is_elsewhere=lambda tensor: True)
+        ],
+        (block_runner, "recomputing"): lambda _: RecomputeOffload(
+            CopiesOf(live), is_elsewhere=lambda tensor: True
+        ),
         (torch.UntypedStorage, "data_ptr"): lambda storage: storage._cdata,
         (forward, "rms_norm"): norm_of_a_gpu,
-        (quantization, "decode_e4m3"): lambda codes, dtype: codes.view(torch.float8_e4m3fn).to(dtype),
-        (FakeTensor, "tolist"): lambda levels: [0.5] * levels.numel(),  # put together they have no numbers
-        (metrics_buffer, "to_host"): lambda tensors: [[1.0] * tensor.numel() for tensor in tensors],
+        (quantization, "decode_e4m3"): lambda codes, dtype: codes.view(
+            torch.float8_e4m3fn
+        ).to(dtype),
+        (FakeTensor, "tolist"): lambda levels: (
+            [0.5] * levels.numel()
+        ),  # put together they have no numbers
+        (metrics_buffer, "to_host"): lambda tensors: [
+            [1.0] * tensor.numel() for tensor in tensors
+        ],
     }
     with ExitStack() as stack:
         for (owner, name), stand_in in places.items():
@@ -194,18 +243,24 @@ def as_on_a_device(live: LiveBytes) -> Iterator[None]:
 
 def moved(live: LiveBytes, module: nn.Module, place: Any) -> nn.Module:
     """`module.to(place)`."""
-    live.move((t for t in (*module.parameters(), *module.buffers()) if not t.is_meta), to_host=isinstance(place, str))
+    live.move(
+        (t for t in (*module.parameters(), *module.buffers()) if not t.is_meta),
+        to_host=isinstance(place, str),
+    )
     return module
 
 
 def empty_model(from_config: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """The same with real tensors of the "meta" device, and the tables of its rotary embedding as fake ones."""
+    """The same with real tensors of the "meta" device, and the tables of its rotary
+    embedding as fake ones."""
 
     def without_modes(config: Any) -> nn.Module:
         with _disable_current_modes():
             model = from_config(config)
         embed = model.pos_embed
-        embed.pos_freqs, embed.neg_freqs = (torch.empty_like(table) for table in (embed.pos_freqs, embed.neg_freqs))
+        embed.pos_freqs, embed.neg_freqs = (
+            torch.empty_like(table) for table in (embed.pos_freqs, embed.neg_freqs)
+        )
         return model
 
     return without_modes
@@ -214,16 +269,22 @@ def empty_model(from_config: Callable[..., nn.Module]) -> Callable[..., nn.Modul
 def waiting_on_host(live: LiveBytes, init: Callable[..., None]) -> Callable[..., None]:
     """A swapped block's weights are in the CPU memory, and the adapter on it is not."""
 
-    def init_there(waiting: HostBlock, block: nn.Module, device: torch.device, trained: bool) -> None:
+    def init_there(
+        waiting: HostBlock, block: nn.Module, device: torch.device, trained: bool
+    ) -> None:
         init(waiting, block, device, trained)
         live.move([waiting.memory], to_host=True)
-        live.move([p for p in block.parameters() if p.requires_grad and not trained], to_host=False)
+        live.move(
+            [p for p in block.parameters() if p.requires_grad and not trained],
+            to_host=False,
+        )
 
     return init_there
 
 
 class CopiesOf:
-    """`offloading.CudaCopies`, all of it at once. What leaves is held as long as there."""
+    """`offloading.CudaCopies`, all of it at once. What leaves is held as long as
+    there."""
 
     def __init__(self, live: LiveBytes) -> None:
         self._live, self._in_flight = live, InFlightCopies()
@@ -250,17 +311,29 @@ def symmetric(base: Tensor, dtype: torch.dtype, axis: int, scale: Tensor) -> Ten
     return torch.clamp(torch.round(base / scale), min=-128, max=127).to(dtype)
 
 
-def affine(base: Tensor, bits: int, axis: int, group_size: int | None, scale: Tensor, shift: Tensor) -> Tensor:
-    """The same; packed here, because quanto packs plain tensors only, and fake ones are none."""
+def affine(
+    base: Tensor,
+    bits: int,
+    axis: int,
+    group_size: int | None,
+    scale: Tensor,
+    shift: Tensor,
+) -> Tensor:
+    """The same; packed here, because quanto packs plain tensors only, and fake ones are
+    none."""
     rows = base if group_size is None else group(base, axis=axis, group_size=group_size)
     codes = torch.round((rows + shift) / scale)
-    return PackedTensor.pack(torch.clamp(codes, min=0, max=2**bits - 1).to(torch.uint8), bits)
+    return PackedTensor.pack(
+        torch.clamp(codes, min=0, max=2**bits - 1).to(torch.uint8), bits
+    )
 
 
 def flash_backward(grad: Tensor, query_BHSD: Tensor, *_: Any, **__: Any) -> int:
-    """Bytes of what CUDA's flash kernel adds up in float32 on its way back: the gradient of the query.
+    """Bytes of what CUDA's flash kernel adds up in float32 on its way back: the
+    gradient of the query.
 
-    Source: flash-attention 2, csrc/flash_attn/flash_api.cpp, `mha_bwd` (`dq_accum`); PyTorch has the same.
+    Source: flash-attention 2, csrc/flash_attn/flash_api.cpp, `mha_bwd` (`dq_accum`);
+    PyTorch has the same.
     """
     return 4 * query_BHSD.numel()
 
@@ -270,4 +343,6 @@ FOLLOWED = {
     torch.ops.quanto.quantize_symmetric.default: symmetric,
     torch.ops.quanto.quantize_affine.default: affine,
 }
-WORKSPACES = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default: flash_backward}
+WORKSPACES = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default: flash_backward
+}

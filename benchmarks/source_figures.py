@@ -1,4 +1,5 @@
-"""Figures of source code: lines by kind, lengths of functions, files that import each other in a circle, `Any`.
+"""Figures of source code: lines by kind, lengths of functions, files that import each
+other in a circle, `Any`.
 
 Reads files as text and imports none of them.
 """
@@ -17,9 +18,19 @@ FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def sources(root: Path, places: Iterable[str]) -> dict[str, str]:
-    """POSIX path from `root` -> text, of all Python files under these files and folders that are there."""
-    files = [file for place in places for file in ((root / place).rglob("*.py"), [root / place])[place.endswith(".py")]]
-    return {file.relative_to(root).as_posix(): file.read_text(encoding="utf-8") for file in sorted(files)}
+    """POSIX path from `root` -> text, of all Python files under these files and folders
+    that are there."""
+    files = [
+        file
+        for place in places
+        for file in ((root / place).rglob("*.py"), [root / place])[
+            place.endswith(".py")
+        ]
+    ]
+    return {
+        file.relative_to(root).as_posix(): file.read_text(encoding="utf-8")
+        for file in sorted(files)
+    }
 
 
 def figures(texts: Mapping[str, str]) -> dict[str, Any]:
@@ -32,23 +43,39 @@ def figures(texts: Mapping[str, str]) -> dict[str, Any]:
         for node in ast.walk(tree)
         if isinstance(node, FunctionNode)
     }
-    annotated = [annotation for tree in trees.values() for annotation in parameter_annotations(tree)]
+    annotated = [
+        annotation
+        for tree in trees.values()
+        for annotation in parameter_annotations(tree)
+    ]
     longest = max(lengths, key=lambda place: lengths[place], default="")
     return {
         "files": len(texts),
         "lines": sum(sum(kinds.values()) for kinds in lines),
-        **{kind: sum(kinds[kind] for kinds in lines) for kind in ("code", "doc", "blank")},
+        **{
+            kind: sum(kinds[kind] for kinds in lines)
+            for kind in ("code", "doc", "blank")
+        },
         "functions": len(lengths),
         "function_median": median(lengths.values()) if lengths else 0,
         "function_mean": fmean(lengths.values()) if lengths else 0.0,
         "function_longest": [longest, lengths.get(longest, 0)],
-        "circles": circles({name: imported(name, tree, texts) for name, tree in trees.items()}),
+        "circles": circles(
+            {name: imported(name, tree, texts) for name, tree in trees.items()}
+        ),
         "circles_at_run_time": circles(
-            {name: imported(name, without_typing(tree), texts) for name, tree in trees.items()}
+            {
+                name: imported(name, without_typing(tree), texts)
+                for name, tree in trees.items()
+            }
         ),
         "any_parameters": sum(annotation == "Any" for annotation in annotated),
         "annotated_parameters": len(annotated),
-        "statements": sum(isinstance(node, ast.stmt) for tree in trees.values() for node in ast.walk(tree)),
+        "statements": sum(
+            isinstance(node, ast.stmt)
+            for tree in trees.values()
+            for node in ast.walk(tree)
+        ),
         "idioms": idioms(trees.values()),
     }
 
@@ -61,7 +88,9 @@ COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 def idioms(trees: Iterable[ast.AST]) -> dict[str, float]:
     """How often a few dense idioms are used, for each 1,000 statements."""
-    counts = dict.fromkeys(("conditional_expressions", "assignment_expressions", "comprehensions"), 0)
+    counts = dict.fromkeys(
+        ("conditional_expressions", "assignment_expressions", "comprehensions"), 0
+    )
     counts["tuple_assignments"] = 0
     statements = 0
     for tree in trees:
@@ -85,26 +114,49 @@ def _assigns_a_tuple(node: ast.AST) -> bool:
 
 
 def line_kinds(text: str) -> dict[str, int]:
-    """Lines of code, of docstrings and comments alone (`doc`), and blank lines outside of docstrings."""
+    """Lines of code, of docstrings and comments alone (`doc`), and blank lines outside
+    of docstrings."""
     code: set[int] = set()
     doc: set[int] = set()
     docstrings = {node.lineno for node in ast.walk(ast.parse(text)) if _is_text(node)}
-    skipped = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER, tokenize.ENCODING)
+    skipped = (
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+        tokenize.ENCODING,
+    )
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in skipped:
-            is_doc = token.type == tokenize.COMMENT or (token.type == tokenize.STRING and token.start[0] in docstrings)
+            is_doc = token.type == tokenize.COMMENT or (
+                token.type == tokenize.STRING and token.start[0] in docstrings
+            )
             (doc if is_doc else code).update(range(token.start[0], token.end[0] + 1))
-    blank = {number for number, line in enumerate(text.splitlines(), start=1) if not line.strip()}
-    return {"code": len(code - blank), "doc": len(doc - code), "blank": len(blank - doc)}
+    blank = {
+        number
+        for number, line in enumerate(text.splitlines(), start=1)
+        if not line.strip()
+    }
+    return {
+        "code": len(code - blank),
+        "doc": len(doc - code),
+        "blank": len(blank - doc),
+    }
 
 
 def _is_text(node: ast.AST) -> bool:
     """A text that stands alone: a docstring, of an attribute too."""
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 def parameter_annotations(tree: ast.Module) -> Iterator[str]:
-    """The annotations of all parameters but `*args` and `**kwargs`, as they are written."""
+    """The annotations of all parameters but `*args` and `**kwargs`, as they are
+    written."""
     for node in ast.walk(tree):
         if isinstance(node, FunctionNode):
             arguments = node.args
@@ -122,19 +174,24 @@ def imported(name: str, tree: ast.Module, files: Iterable[str]) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {_file_of(alias.name.split("."), known) for alias in node.names} - {None}
+            found |= {
+                _file_of(alias.name.split("."), known) for alias in node.names
+            } - {None}
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = [*base, *filter(None, (node.module or "").split("."))]
-            found |= {_file_of([*module, alias.name], known) or _file_of(module, known) for alias in node.names} - {
-                None
-            }
+            found |= {
+                _file_of([*module, alias.name], known) or _file_of(module, known)
+                for alias in node.names
+            } - {None}
     return found - {name}
 
 
 def _file_of(module: Sequence[str], known: set[str]) -> str | None:
     path = "/".join(module)
-    return next((file for file in (f"{path}.py", f"{path}/__init__.py") if file in known), None)
+    return next(
+        (file for file in (f"{path}.py", f"{path}/__init__.py") if file in known), None
+    )
 
 
 def without_typing(tree: ast.Module) -> ast.Module:
@@ -149,7 +206,8 @@ def without_typing(tree: ast.Module) -> ast.Module:
 
 
 def circles(graph: Mapping[str, Iterable[str]]) -> list[list[str]]:
-    """Groups of files in which each reaches each other one (strongly connected components of more than one).
+    """Groups of files in which each reaches each other one (strongly connected
+    components of more than one).
 
     Sorted. Algorithm: Tarjan 1972, without recursion.
     """

@@ -1,7 +1,9 @@
-"""A model folder of a given size with random weights, and a batch for it: what the benches train on.
+"""A model folder of a given size with random weights, and a batch for it: what the
+benches train on.
 
-The transformer is diffusers' own class in the published layout; the encoders are left out, because their results are
-drawn instead of computed. Speed and memory do not depend on what weights have learned.
+The transformer is diffusers' own class in the published layout; the encoders are left
+out, because their results are drawn instead of computed. Speed and memory do not depend
+on what weights have learned.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ LATENT_CHANNELS = 16
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A transformer and the sequence it works on: a target and a reference of one size, and a text."""
+    """A transformer and the sequence it works on: a target and a reference of one size,
+    and a text."""
 
     heads: int
     head_dim: int
@@ -58,18 +61,35 @@ class ModelSize:
         )
 
 
-PUBLISHED = {"head_dim": 128, "rope_axes": (16, 56, 56), "text_width": 3584, "latent_side": 32, "text_tokens": 64}
+PUBLISHED = {
+    "head_dim": 128,
+    "rope_axes": (16, 56, 56),
+    "text_width": 3584,
+    "latent_side": 32,
+    "text_tokens": 64,
+}
 SIZES = {
-    "XS": ModelSize(heads=2, head_dim=32, layers=1, rope_axes=(8, 12, 12), text_width=64, latent_side=8, text_tokens=8),
+    "XS": ModelSize(
+        heads=2,
+        head_dim=32,
+        layers=1,
+        rope_axes=(8, 12, 12),
+        text_width=64,
+        latent_side=8,
+        text_tokens=8,
+    ),
     "S": ModelSize(heads=4, layers=4, **PUBLISHED),
     "M": ModelSize(heads=6, layers=6, **PUBLISHED),
     # As S, on what a job at 512x512 with one reference sees.
-    "L": ModelSize(heads=4, layers=4, **(PUBLISHED | {"latent_side": 64, "text_tokens": 280})),
+    "L": ModelSize(
+        heads=4, layers=4, **(PUBLISHED | {"latent_side": 64, "text_tokens": 280})
+    ),
 }
 
 
 def write_model(folder: Path, size: ModelSize) -> None:
-    """`folder`/transformer in bfloat16 and `folder`/scheduler, as the published model folder has them."""
+    """`folder`/transformer in bfloat16 and `folder`/scheduler, as the published model
+    folder has them."""
     with global_generator(SEED, "benchmark_model"):
         transformer = make_transformer(size)
     transformer.to(torch.bfloat16).save_pretrained(folder / "transformer")
@@ -91,12 +111,15 @@ def make_transformer(size: ModelSize) -> QwenImageTransformer2DModel:
 
 def write_scheduler(folder: Path) -> None:
     """`folder`/scheduler."""
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02)
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, shift_terminal=0.02
+    )
     scheduler.save_pretrained(folder / "scheduler")
 
 
 class EncoderlessModel(QwenImageModel):
-    """The adapter of the program; latents and embeddings are drawn, so that a folder needs no encoders."""
+    """The adapter of the program; latents and embeddings are drawn, so that a folder
+    needs no encoders."""
 
     def __init__(self, options: ModelLoadOptions, size: ModelSize) -> None:
         super().__init__(options, FAMILY)
@@ -104,20 +127,29 @@ class EncoderlessModel(QwenImageModel):
 
     def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
         batch, _, height, width = pixels_BCHW.shape
-        return torch.randn((batch, LATENT_CHANNELS, height // 8, width // 8), generator=generator(SEED, "latents"))
+        return torch.randn(
+            (batch, LATENT_CHANNELS, height // 8, width // 8),
+            generator=generator(SEED, "latents"),
+        )
 
     def layerwise_encoder(self) -> None:
         """There is no file to read layers from."""
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
-        return torch.randn((self.size.text_tokens, self.size.text_width), generator=generator(SEED, "text", prompt))
+        return torch.randn(
+            (self.size.text_tokens, self.size.text_width),
+            generator=generator(SEED, "text", prompt),
+        )
 
     def reference_size(self, image: Size, target: Size) -> Size:
         return target
 
 
-def load_model(folder: Path, size: ModelSize, dtype: torch.dtype, qtype: str | None = None) -> EncoderlessModel:
-    """The adapter over a folder of `write_model`, on the CPU; qtype: a key of `toolkit.number_types.QTYPES`."""
+def load_model(
+    folder: Path, size: ModelSize, dtype: torch.dtype, qtype: str | None = None
+) -> EncoderlessModel:
+    """The adapter over a folder of `write_model`, on the CPU; qtype: a key of
+    `toolkit.number_types.QTYPES`."""
     options = ModelLoadOptions(
         folder=folder,
         device=torch.device("cpu"),
@@ -128,10 +160,15 @@ def load_model(folder: Path, size: ModelSize, dtype: torch.dtype, qtype: str | N
 
 
 def make_batch(size: ModelSize, spec: BatchSpec, dtype: torch.dtype) -> LatentBatch:
-    """One sample with one reference of the target's size, as the cache would give it."""
+    """One sample with one reference of the target's size, as the cache would give
+    it."""
     side = size.latent_side
-    target_CHW, reference_CHW = torch.randn((2, LATENT_CHANNELS, side, side), generator=generator(SEED, "pictures"))
-    text_LD = torch.randn((size.text_tokens, size.text_width), generator=generator(SEED, "caption"))
+    target_CHW, reference_CHW = torch.randn(
+        (2, LATENT_CHANNELS, side, side), generator=generator(SEED, "pictures")
+    )
+    text_LD = torch.randn(
+        (size.text_tokens, size.text_width), generator=generator(SEED, "caption")
+    )
     return LatentBatch(
         latents_BCHW=target_CHW[None].to(dtype),
         prompts=PromptEmbeds(text_LD[None].to(dtype), (size.text_tokens,)),

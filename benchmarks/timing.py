@@ -1,8 +1,9 @@
 """Times variants of the same work on a machine that others use too.
 
-The variants take turns step by step, so that a slow minute meets all of them alike. Both wall and CPU time of the
-process are kept: on one thread they agree unless something else held the core. A round in which they do not is taken
-again; when too few quiet rounds can be had, there is no report.
+The variants take turns step by step, so that a slow minute meets all of them alike.
+Both wall and CPU time of the process are kept: on one thread they agree unless
+something else held the core. A round in which they do not is taken again; when too few
+quiet rounds can be had, there is no report.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Disturbed(SystemExit):
 
 
 def one_thread() -> None:
-    """Torch computes in this thread alone from now on: wall and CPU time can then be compared."""
+    """Torch computes in this thread alone from now on: wall and CPU time can then be
+    compared."""
     import torch
 
     torch.set_num_threads(1)
@@ -67,7 +69,9 @@ class Rounds:
     @property
     def wall_per_cpu(self) -> float:
         """Of everything that was kept; about 1 on one thread that nobody disturbs."""
-        return sum(sum(t.wall) for t in self.times.values()) / sum(sum(t.cpu) for t in self.times.values())
+        return sum(sum(t.wall) for t in self.times.values()) / sum(
+            sum(t.cpu) for t in self.times.values()
+        )
 
     def facts(self) -> dict[str, float]:
         return {"wall_per_cpu": self.wall_per_cpu, "disturbed_rounds": self.disturbed}
@@ -77,8 +81,14 @@ class Rounds:
         return f"{kept} rounds kept, {self.disturbed} disturbed; wall / CPU {self.wall_per_cpu:.3f}"
 
 
-def interleave(variants: Mapping[str, Callable[[], object]], warm_up: int, rounds: int, noisy: bool = False) -> Rounds:
-    """Calls each variant once per round: `warm_up` untimed rounds, then until `rounds` of them were quiet.
+def interleave(
+    variants: Mapping[str, Callable[[], object]],
+    warm_up: int,
+    rounds: int,
+    noisy: bool = False,
+) -> Rounds:
+    """Calls each variant once per round: `warm_up` untimed rounds, then until `rounds`
+    of them were quiet.
 
     Raises Disturbed when they are not to be had; with `noisy` every round counts.
     """
@@ -114,14 +124,19 @@ def timed(work: Callable[[], object]) -> Times:
 def table(times: Mapping[str, Times]) -> str:
     """Minimum and median of wall and CPU time of each variant, milliseconds."""
     width = max(12, *map(len, times))
-    lines = [f"{'ms per call':<{width}}  {'wall min':>9} {'median':>9}  {'CPU min':>9} {'median':>9}"]
+    lines = [
+        f"{'ms per call':<{width}}  {'wall min':>9} {'median':>9}  {'CPU min':>9} {'median':>9}"
+    ]
     for name, t in times.items():
         wall_min, wall_median, cpu_min, cpu_median = t.summary().values()
-        lines.append(f"{name:<{width}}  {wall_min:9.2f} {wall_median:9.2f}  {cpu_min:9.2f} {cpu_median:9.2f}")
+        lines.append(
+            f"{name:<{width}}  {wall_min:9.2f} {wall_median:9.2f}  {cpu_min:9.2f} {cpu_median:9.2f}"
+        )
     return "\n".join(lines)
 
 
 def ratio(a: Times, b: Times) -> dict[str, float]:
-    """a / b of minima and medians. The minimum of CPU time is the one least touched by other work."""
+    """a / b of minima and medians. The minimum of CPU time is the one least touched by
+    other work."""
     ours, theirs = a.summary(), b.summary()
     return {name.removesuffix("_ms"): ours[name] / theirs[name] for name in ours}

@@ -1,7 +1,9 @@
-"""Asks RunPod to stop this pod; the exit code is 1 when that did not work, after saying how to do it by hand.
+"""Asks RunPod to stop this pod; the exit code is 1 when that did not work, after saying
+how to do it by hand.
 
-RUNPOD_POD_ID and RUNPOD_API_KEY are set by RunPod in every pod. The key goes into a header only: it is never part of
-a command line, a message or a file, and a redirect is not followed with it.
+RUNPOD_POD_ID and RUNPOD_API_KEY are set by RunPod in every pod. The key goes into a
+header only: it is never part of a command line, a message or a file, and a redirect is
+not followed with it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 STOP_URL = "https://api.runpod.io/v2/pods/{id}/action"
-"""REST v2: https://docs.runpod.io/api-reference-v2/migrate-from-v1 (v1 is to be retired on 2026-12-01)."""
+"""REST v2: https://docs.runpod.io/api-reference-v2/migrate-from-v1 (v1 is to be retired
+on 2026-12-01)."""
 
 PAUSES = "5 15"
 """Seconds between the tries."""
@@ -30,7 +33,9 @@ def main() -> int:
     if not (pod and key):
         say("this pod cannot stop itself: RUNPOD_POD_ID or RUNPOD_API_KEY is not set.")
         return by_hand(pod)
-    url = os.environ.get("RUNPOD_STOP_URL", STOP_URL).replace("{id}", quote(pod, safe=""))
+    url = os.environ.get("RUNPOD_STOP_URL", STOP_URL).replace(
+        "{id}", quote(pod, safe="")
+    )
     if not may_send_key(url):
         say("RUNPOD_STOP_URL must start with https://")
         return by_hand(pod)
@@ -48,8 +53,17 @@ def main() -> int:
 
 def ask_to_stop(url: str, key: str) -> str | None:
     """None, or why it did not work."""
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", "User-Agent": "atelier"}
-    request = Request(url, data=json.dumps({"action": "stop"}).encode(), headers=headers, method="POST")
+    headers = {
+        "Authorization": f"Bearer {key}",
+        "Content-Type": "application/json",
+        "User-Agent": "atelier",
+    }
+    request = Request(
+        url,
+        data=json.dumps({"action": "stop"}).encode(),
+        headers=headers,
+        method="POST",
+    )
     try:
         with build_opener(NoRedirect).open(request, timeout=SECONDS):
             return None
@@ -68,11 +82,15 @@ def may_send_key(url: str) -> bool:
     """https only; ALLOW_HTTP_LOCALHOST=1 is for tests."""
     parts = urlsplit(url)
     local = parts.scheme == "http" and parts.hostname == "127.0.0.1"
-    return parts.scheme == "https" or (local and os.environ.get("ALLOW_HTTP_LOCALHOST") == "1")
+    return parts.scheme == "https" or (
+        local and os.environ.get("ALLOW_HTTP_LOCALHOST") == "1"
+    )
 
 
 def by_hand(pod: str) -> int:
-    say(f"STOP IT BY HAND: https://console.runpod.io/pods, or: runpodctl pod stop {pod or '<pod id>'}")
+    say(
+        f"STOP IT BY HAND: https://console.runpod.io/pods, or: runpodctl pod stop {pod or '<pod id>'}"
+    )
     return 1
 
 

@@ -1,4 +1,5 @@
-"""The table of cards in docs/times.md, made from that of the program: `python docs/generate.py`."""
+"""The table of cards in docs/times.md, made from that of the program: `python
+docs/generate.py`."""
 
 from __future__ import annotations
 
@@ -17,6 +18,10 @@ def card_table() -> str:
 
 def _row(card: Card) -> str:
     generation, lanes = card.pcie
-    sizes = ", ".join(f"{size} GB" for size, name in ASSUMED.items() if name == card.name)
-    figures = f"{card.bf16_tflops:g} | {card.memory_gb_s:g} | PCIe {generation} x{lanes}"
+    sizes = ", ".join(
+        f"{size} GB" for size, name in ASSUMED.items() if name == card.name
+    )
+    figures = (
+        f"{card.bf16_tflops:g} | {card.memory_gb_s:g} | PCIe {generation} x{lanes}"
+    )
     return f"| {card.name} | {sizes} | {figures} | {card.source} |\n"

@@ -45,7 +45,9 @@ def render(models: Models) -> str:
     parts = [_HEAD]
     shown: set[type[BaseModel]] = set()
     for model, types in by_model(models).items():
-        parts.append(f"\n## type: {', '.join(f'`{name}`' for name in types)}\n\n{_about(model)}\n")
+        parts.append(
+            f"\n## type: {', '.join(f'`{name}`' for name in types)}\n\n{_about(model)}\n"
+        )
         again = []
         for path, section in sections_of(model):
             if section in shown:
@@ -78,16 +80,37 @@ def _section(path: str, model: type[BaseModel]) -> str:
         for name, field in model.model_fields.items()
     ]
     title = f"\n### `{path}`\n\n{_about(model)}\n" if path else ""
-    table = "\n".join(["| key | type | default | meaning | other names |", "|---|---|---|---|---|", *rows])
+    table = "\n".join(
+        [
+            "| key | type | default | meaning | other names |",
+            "|---|---|---|---|---|",
+            *rows,
+        ]
+    )
     return f"{title}\n{table}\n{_other_names(foreign)}"
 
 
 def _names(field: str, path: str, foreign: Mapping[str, ForeignName]) -> str:
-    """The names that are accepted for a field, then those that only musubi-tuner has for it."""
-    accepted = [key for key, row in foreign.items() if row.how == "is" and row.field == field]
-    theirs = [key for key in foreign_keys().named(dotted(path, field)) if key != field and key not in foreign]
+    """The names that are accepted for a field, then those that only musubi-tuner has
+    for it."""
+    accepted = [
+        key for key, row in foreign.items() if row.how == "is" and row.field == field
+    ]
+    theirs = [
+        key
+        for key in foreign_keys().named(dotted(path, field))
+        if key != field and key not in foreign
+    ]
     named = ", ".join(f"`{key}`" for key in theirs)
-    return "; ".join(filter(None, [", ".join(f"`{key}`" for key in accepted), named and f"musubi-tuner: {named}"]))
+    return "; ".join(
+        filter(
+            None,
+            [
+                ", ".join(f"`{key}`" for key in accepted),
+                named and f"musubi-tuner: {named}",
+            ],
+        )
+    )
 
 
 def dotted(path: str, key: str) -> str:
@@ -97,14 +120,22 @@ def dotted(path: str, key: str) -> str:
 
 def _other_names(foreign: Mapping[str, ForeignName]) -> str:
     lists = {
-        "Also accepted": [f"`{key}` ({_cell(meaning(row))})" for key, row in foreign.items() if row.how == "shaped"],
+        "Also accepted": [
+            f"`{key}` ({_cell(meaning(row))})"
+            for key, row in foreign.items()
+            if row.how == "shaped"
+        ],
         "Accepted with a warning, no effect": [
             f"`{key}` ({row.says})" for key, row in foreign.items() if row.how == "idle"
         ],
         "Refused unless false": [f"`{key}`" for key, row in foreign.items() if row.on],
-        "Not supported yet": [f"`{key}`" for key, row in foreign.items() if row.how == "refused"],
+        "Not supported yet": [
+            f"`{key}`" for key, row in foreign.items() if row.how == "refused"
+        ],
     }
-    return "".join(f"\n{title}: {'; '.join(names)}.\n" for title, names in lists.items() if names)
+    return "".join(
+        f"\n{title}: {'; '.join(names)}.\n" for title, names in lists.items() if names
+    )
 
 
 def _kind(field: Any, schema: dict[str, Any]) -> str:
@@ -118,19 +149,36 @@ def _kind(field: Any, schema: dict[str, Any]) -> str:
 def _schema_kind(schema: dict[str, Any]) -> str:
     if "const" in schema or "enum" in schema:
         values = schema.get("enum", [schema.get("const")])
-        return ", ".join(f"`{value if isinstance(value, str) else json.dumps(value)}`" for value in values)
+        return ", ".join(
+            f"`{value if isinstance(value, str) else json.dumps(value)}`"
+            for value in values
+        )
     if "anyOf" in schema:
-        kinds = [_schema_kind(part) for part in schema["anyOf"] if part.get("type") != "null"]
+        kinds = [
+            _schema_kind(part) for part in schema["anyOf"] if part.get("type") != "null"
+        ]
         return " or ".join(dict.fromkeys(kinds))
     if "$ref" in schema:
         return "section"
     if schema.get("type") == "array":
         return f"list of {_schema_kind(schema.get('items', {}))}"
-    names = {"integer": "whole number", "number": "number", "boolean": "true/false", "string": "text"}
-    kind = names.get(schema.get("type", ""), "mapping" if schema.get("type") == "object" else "any")
+    names = {
+        "integer": "whole number",
+        "number": "number",
+        "boolean": "true/false",
+        "string": "text",
+    }
+    kind = names.get(
+        schema.get("type", ""), "mapping" if schema.get("type") == "object" else "any"
+    )
     bounds = [
         f"{sign} {schema[name]:g}" if schema[name] < 10**6 else f"{sign} {schema[name]}"
-        for name, sign in (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
+        for name, sign in (
+            ("minimum", ">="),
+            ("exclusiveMinimum", ">"),
+            ("maximum", "<="),
+            ("exclusiveMaximum", "<"),
+        )
         if name in schema
     ]
     return " ".join([kind, ", ".join(bounds)]).strip()
@@ -153,11 +201,18 @@ def _cell(text: str) -> str:
 
 
 def keys(models: Models) -> dict[str, bool]:
-    """Every key of a job by its place, `datasets[].num_repeats` say, and whether it works (or is refused by name)."""
+    """Every key of a job by its place, `datasets[].num_repeats` say, and whether it
+    works (or is refused by name)."""
     told = ("title", "author", "description", "license", "tags", "training_comment")
-    found = dict.fromkeys(("config.name", "config.defaults", *(f"meta.{name}" for name in told)), True)
+    found = dict.fromkeys(
+        ("config.name", "config.defaults", *(f"meta.{name}" for name in told)), True
+    )
     for path, section in distinct_sections(models):
-        refused = [name for name, row in other_names(section, foreign_keys()).items() if row.how == "refused"]
+        refused = [
+            name
+            for name, row in other_names(section, foreign_keys()).items()
+            if row.how == "refused"
+        ]
         found |= {dotted(path, name): False for name in refused}
         found |= {dotted(path, name): True for name in section.model_fields}
     return found

@@ -1,7 +1,8 @@
-"""Writes docs/config.md and docs/job.schema.json from the section models, docs/coming_from.md from the table of other
-programs' names, the drawing in docs/architecture.md from the imports, config/examples/train_*.yaml from their template,
-the guides' tables of GPUs, the tables of recipes in docs/models.md, that of programs in docs/use_your_lora.md, and that
-of cards in docs/times.md: `python docs/generate.py`."""
+"""Writes docs/config.md and docs/job.schema.json from the section models,
+docs/coming_from.md from the table of other programs' names, the drawing in
+docs/architecture.md from the imports, config/examples/train_*.yaml from their template,
+the guides' tables of GPUs, the tables of recipes in docs/models.md, that of programs in
+docs/use_your_lora.md, and that of cards in docs/times.md: `python docs/generate.py`."""
 
 from __future__ import annotations
 
@@ -46,10 +47,18 @@ FIRST = ("sd_trainer", "cache", "tiny_model")
 
 
 def section_models() -> Mapping[str, type[BaseModel]]:
-    """Process type -> section model of the program's extensions and of those of its examples."""
+    """Process type -> section model of the program's extensions and of those of its
+    examples."""
     found = discover([EXTENSIONS_ROOT, EXAMPLE_EXTENSIONS]).configs()
-    models = {uid: model for uid, model in found.items() if uid != "example"}  # the template to copy
-    return dict(sorted(models.items(), key=lambda pair: (FIRST.index(pair[0]) if pair[0] in FIRST else 3, pair[0])))
+    models = {
+        uid: model for uid, model in found.items() if uid != "example"
+    }  # the template to copy
+    return dict(
+        sorted(
+            models.items(),
+            key=lambda pair: (FIRST.index(pair[0]) if pair[0] in FIRST else 3, pair[0]),
+        )
+    )
 
 
 def pages() -> dict[Path, str]:
@@ -69,7 +78,10 @@ def pages() -> dict[Path, str]:
         architecture: f"{before}{BEGIN}{drawing()}\n{END}{rest.partition(END)[2]}",
         ROOT / "docs" / "config.md": render(models),
         coming_from: f"{page(models)}\n{BY_HAND}{kept}",
-        ROOT / "docs" / "job.schema.json": json.dumps(schema(models), indent=2, ensure_ascii=False) + "\n",
+        ROOT / "docs" / "job.schema.json": json.dumps(
+            schema(models), indent=2, ensure_ascii=False
+        )
+        + "\n",
         use_your_lora: f"{start}{PROGRAMS_BEGIN}{programs_table()}{PROGRAMS_END}{end.partition(PROGRAMS_END)[2]}",
         times: f"{above}{CARDS_BEGIN}{card_table()}{CARDS_END}{below.partition(CARDS_END)[2]}",
         **{
@@ -81,12 +93,16 @@ def pages() -> dict[Path, str]:
 
 
 def examples() -> Iterator[tuple[Path, str]]:
-    """The jobs of published models. The planned memory in their first line stays: tests/config/test_examples.py holds
-    it against the plan."""
+    """The jobs of published models. The planned memory in their first line stays:
+    tests/config/test_examples.py holds it against the plan."""
     for model in MODELS:
         for gpu in model.examples:
             path = ROOT / "config" / "examples" / f"train_{model.file}_{gpu}gb.yaml"
-            found = re.search(r"planned peak (\S+) GB\.", path.read_text(encoding="utf-8")) if path.is_file() else None
+            found = (
+                re.search(r"planned peak (\S+) GB\.", path.read_text(encoding="utf-8"))
+                if path.is_file()
+                else None
+            )
             yield path, example_text(model, gpu, found[1] if found else "0.0")
 
 

@@ -1,4 +1,5 @@
-"""The tables of GPUs in the guides, made from the table that `run.py new` writes jobs by: `python docs/generate.py`."""
+"""The tables of GPUs in the guides, made from the table that `run.py new` writes jobs
+by: `python docs/generate.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ import re
 from extensions.tools.shared.examples import MODELS, Card, Model
 
 MARKED = re.compile(r"(?s)(<!-- GPUs of (\S+) -->\n)(.*?)(<!-- end of the table -->\n)")
-"""A table in a page, between its marks: the mark, the model's hub id, the table, the other mark."""
+"""A table in a page, between its marks: the mark, the model's hub id, the table, the
+other mark."""
 
 PEAK = re.compile(r"(?m)^\| (\d+) GB \|.*\| (\S+) GB \|$")
 """The least memory of the GPU and the planned peak of a row."""
@@ -16,8 +18,14 @@ HEAD = "| GPU, at least | `run.py new` writes | example | planned peak |\n|---|-
 
 
 def with_tables(page: str) -> str:
-    """A page with its tables. The planned peaks stay: a test holds them against the plans."""
-    return MARKED.sub(lambda found: f"{found[1]}{_table(found[2], dict(PEAK.findall(found[3])))}{found[4]}", page)
+    """A page with its tables. The planned peaks stay: a test holds them against the
+    plans."""
+    return MARKED.sub(
+        lambda found: (
+            f"{found[1]}{_table(found[2], dict(PEAK.findall(found[3])))}{found[4]}"
+        ),
+        page,
+    )
 
 
 def _table(model_id: str, peaks: dict[str, str]) -> str:
@@ -32,7 +40,11 @@ def _table(model_id: str, peaks: dict[str, str]) -> str:
 def _keys(card: Card) -> str:
     swapped = f", `blocks_to_swap: {card.swap}`" if card.swap else ""
     level = "" if card.level == "auto" else f", `gradient_checkpointing: {card.level}`"
-    return (f"`qtype: {card.qtype}`" if card.qtype else "`quantize: false` (bf16)") + swapped + level
+    return (
+        (f"`qtype: {card.qtype}`" if card.qtype else "`quantize: false` (bf16)")
+        + swapped
+        + level
+    )
 
 
 def _example(model: Model, gpu: int) -> str:

@@ -110,7 +110,12 @@ def _parts(models: Models) -> Iterator[str]:
     sections, known = list(distinct_sections(models)), keys(models)
     yield _HEAD
     for key, row in OPTIONS.items():
-        yield _row(key, row, [_standing(key, path, section, row) for path, section in sections], known)
+        yield _row(
+            key,
+            row,
+            [_standing(key, path, section, row) for path, section in sections],
+            known,
+        )
     yield _AI_TOOLKIT_HEAD
     for place, remark in _SAME_NAME.items():
         yield f"| `{place}` | `{place}` | `{place.rpartition('.')[0]}` | {remark} |\n"
@@ -118,22 +123,45 @@ def _parts(models: Models) -> Iterator[str]:
         for key, row in rows.items() if program == "ai-toolkit" else ():
             if row.ours or (row.how == "refused" and row.says):
                 at = PLACES[group]
-                standing = [_standing(key, path, section, row) for path, section in sections if path == at]
+                standing = [
+                    _standing(key, path, section, row)
+                    for path, section in sections
+                    if path == at
+                ]
                 yield _row(dotted(at, key), row, standing, known)
 
 
 def _standing(key: str, path: str, section: type[BaseModel], row: ForeignName) -> str:
-    """What becomes of another program's key where it is written in this section; empty: it is unknown there."""
-    where, read = f"`{path}`" if path else "the process", foreign_keys().rows(section).get(key)
+    """What becomes of another program's key where it is written in this section; empty:
+    it is unknown there."""
+    where, read = (
+        f"`{path}`" if path else "the process",
+        foreign_keys().rows(section).get(key),
+    )
     if read is None:
-        return where if key in section.model_fields and dotted(path, key) in row.ours else ""
-    told = {"idle": f", no effect{', refused unless false' if read.on else ''}", "refused": ", not supported yet"}
+        return (
+            where
+            if key in section.model_fields and dotted(path, key) in row.ours
+            else ""
+        )
+    told = {
+        "idle": f", no effect{', refused unless false' if read.on else ''}",
+        "refused": ", not supported yet",
+    }
     return f"{where}{told.get(read.how, '')}"
 
 
-def _row(name: str, row: ForeignName, standing: list[str], known: Mapping[str, bool]) -> str:
-    here = [f"`{key}`{'' if known[key] else ' (not supported yet)'}" for key in row.ours]
+def _row(
+    name: str, row: ForeignName, standing: list[str], known: Mapping[str, bool]
+) -> str:
+    here = [
+        f"`{key}`{'' if known[key] else ' (not supported yet)'}" for key in row.ours
+    ]
     here += [f"`run.py {row.tool}`"] if row.tool else []
-    theirs = "" if row.default is NO_DEFAULT else f"left out, there: `{json.dumps(row.default)}`"
+    theirs = (
+        ""
+        if row.default is NO_DEFAULT
+        else f"left out, there: `{json.dumps(row.default)}`"
+    )
     remark = "; ".join(filter(None, (row.says, theirs))).replace("|", "\\|")
     return f"| `{name}` | {', '.join(here)} | {'; '.join(dict.fromkeys(filter(None, standing)))} | {remark} |\n"

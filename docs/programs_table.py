@@ -1,7 +1,9 @@
-"""The table of docs/use_your_lora.md: which program loads which kind of network, as a run saves it.
+"""The table of docs/use_your_lora.md: which program loads which kind of network, as a
+run saves it.
 
-Made from the table that `run.py doctor --for` and the end of a run read (`toolkit/networks/programs.py`), by asking it
-about a small file of each kind: `python docs/generate.py`.
+Made from the table that `run.py doctor --for` and the end of a run read
+(`toolkit/networks/programs.py`), by asking it about a small file of each kind: `python
+docs/generate.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from extensions.tools.lora_tools.lora_export import FORMATS, AdapterFile, export, why_not_exported
+from extensions.tools.lora_tools.lora_export import (
+    FORMATS,
+    AdapterFile,
+    export,
+    why_not_exported,
+)
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.networks.lora_formats import parse_adapter_tensors
 from toolkit.networks.programs import PROGRAMS, Program, program_findings
@@ -30,8 +37,14 @@ COLUMNS = {
 """Title -> the kind of network and the family."""
 
 LAYERS = {
-    "alpha_folded": ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.img_mod.1"),
-    "bare": ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.img_mlp.gate_layer"),
+    "alpha_folded": (
+        "transformer_blocks.0.attn.to_q",
+        "transformer_blocks.0.img_mod.1",
+    ),
+    "bare": (
+        "transformer_blocks.0.attn.to_q",
+        "transformer_blocks.0.img_mlp.gate_layer",
+    ),
 }
 """Spelling -> layers of a small file."""
 

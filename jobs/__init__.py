@@ -1,4 +1,5 @@
-"""A job: a name and an ordered list of processes. `run.py` loads one, builds it and runs it."""
+"""A job: a name and an ordered list of processes. `run.py` loads one, builds it and
+runs it."""
 
 from jobs.job import BaseJob, ExtensionJob, JobOptions
 

@@ -1,5 +1,6 @@
-"""`--dry-run`: what a job would do, as text or JSON. Scans datasets; writes and downloads nothing. `check_job`
-makes the same plan of every job and process that waits for another one, before anything trains."""
+"""`--dry-run`: what a job would do, as text or JSON. Scans datasets; writes and
+downloads nothing. `check_job` makes the same plan of every job and process that waits
+for another one, before anything trains."""
 
 from __future__ import annotations
 
@@ -46,7 +47,11 @@ class JobPlan:
 
     def render(self) -> str:
         return "\n".join(
-            [f"Job {self.job}", *(f"  {note}" for note in self.notes), *(plan.render() for plan in self.processes)]
+            [
+                f"Job {self.job}",
+                *(f"  {note}" for note in self.notes),
+                *(plan.render() for plan in self.processes),
+            ]
         )
 
 
@@ -61,8 +66,9 @@ def plan_job(
 ) -> JobPlan:
     """The plans of all processes. Raises UserError with the errors of all of them.
 
-    restart, allow_change, restart_from: the options that the run would be given. memory: `JobContext.measures_memory`.
-    earlier_outputs: what jobs that run before this one will have written. card: `JobContext.card`.
+    restart, allow_change, restart_from: the options that the run would be given.
+    memory: `JobContext.measures_memory`. earlier_outputs: what jobs that run before
+    this one will have written. card: `JobContext.card`.
     """
     if restart_from is None:
         first_anew = len(config.processes)
@@ -71,7 +77,14 @@ def plan_job(
     plans: list[RunPlan] = []
     folders: list[Path] = []
     errors: list[UserError] = []
-    job = JobContext(config.name, earlier_outputs, restart, allow_change, measures_memory=memory, card=card)
+    job = JobContext(
+        config.name,
+        earlier_outputs,
+        restart,
+        allow_change,
+        measures_memory=memory,
+        card=card,
+    )
     for entry in config.processes:
         job = replace(job, begins_anew=entry.index >= first_anew)
         try:
@@ -83,11 +96,19 @@ def plan_job(
             folder = entry.section.run_folder(job)
             if folder:
                 folders.append(folder)
-            job = replace(job, earlier_outputs=job.earlier_outputs | entry.section.outputs(job))
+            job = replace(
+                job, earlier_outputs=job.earlier_outputs | entry.section.outputs(job)
+            )
     if errors:  # every line once: two processes may use the same dataset
-        found = [each for error in errors for each in (error.errors if isinstance(error, InputErrors) else [error])]
+        found = [
+            each
+            for error in errors
+            for each in (error.errors if isinstance(error, InputErrors) else [error])
+        ]
         raise UserError("\n".join(dict.fromkeys(map(str, found))))
-    return JobPlan(config.name, tuple(plans), tuple(folders), config.notes, job.earlier_outputs)
+    return JobPlan(
+        config.name, tuple(plans), tuple(folders), config.notes, job.earlier_outputs
+    )
 
 
 def check_job(
@@ -97,24 +118,33 @@ def check_job(
     restart_from: str | None = None,
     earlier_outputs: frozenset[Path] = frozenset(),
 ) -> frozenset[Path]:
-    """Plans a job before it, or a job in front of it, trains. Returns the `JobPlan.outputs`. Arguments: `plan_job`'s.
+    """Plans a job before it, or a job in front of it, trains. Returns the
+    `JobPlan.outputs`. Arguments: `plan_job`'s.
 
-    Raises UserError, whose text begins with the file, where the plan has an error or a process would not start.
+    Raises UserError, whose text begins with the file, where the plan has an error or a
+    process would not start.
     """
     try:
-        plan = plan_job(config, restart, allow_change, restart_from, earlier_outputs=earlier_outputs)
+        plan = plan_job(
+            config, restart, allow_change, restart_from, earlier_outputs=earlier_outputs
+        )
     except UserError as error:
         if str(error).startswith(f"{config.path}:"):
             raise
         raise UserError(f"{config.path}: {error}") from error
     reasons = plan.refusals()
     if reasons:
-        raise UserError("\n".join(f"{config.path}: this will not start: {reason}" for reason in reasons))
+        raise UserError(
+            "\n".join(
+                f"{config.path}: this will not start: {reason}" for reason in reasons
+            )
+        )
     return plan.outputs
 
 
 def _plan_process(entry: ProcessEntry, job: JobContext) -> RunPlan:
-    """The section's own plan; an empty one for a process without a plan, and for one whose images are yet to come."""
+    """The section's own plan; an empty one for a process without a plan, and for one
+    whose images are yet to come."""
     section = entry.section
     plan = None
     notes: tuple[str, ...] = ()
@@ -123,7 +153,9 @@ def _plan_process(entry: ProcessEntry, job: JobContext) -> RunPlan:
     else:
         folders = ()
     if folders:
-        notes = (f"reads {', '.join(folders)}, which an earlier process of the job writes: counted then",)
+        notes = (
+            f"reads {', '.join(folders)}, which an earlier process of the job writes: counted then",
+        )
     elif isinstance(section, ProcessConfig):
         plan = section.plan(job)
     return plan or RunPlan(

@@ -1,8 +1,9 @@
 """From an exception to an error message and an exit code.
 
-A UserError and a RunError have a message for users, so only that is printed; of a disk that cannot be written, or of a
-machine that is short of something, only the reason. Anything else is a defect of the program (or of an extension) and
-is printed with its traceback.
+A UserError and a RunError have a message for users, so only that is printed; of a disk
+that cannot be written, or of a machine that is short of something, only the reason.
+Anything else is a defect of the program (or of an extension) and is printed with its
+traceback.
 """
 
 from __future__ import annotations
@@ -29,11 +30,21 @@ from toolkit.shortage import shortage
 from toolkit.version import IS_INSTALLED
 
 OWN_PACKAGES = ("toolkit", "jobs", "extensions")
-"""A module missing from these is an error in code; nothing that could be installed brings it."""
+"""A module missing from these is an error in code; nothing that could be installed
+brings it."""
 
 NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
-OF_THE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, *NO_PATH)
-"""Full disks, quotas, missing rights, names that no file can have: no defect of the program, wherever they are met."""
+OF_THE_SYSTEM = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    *NO_PATH,
+)
+"""Full disks, quotas, missing rights, names that no file can have: no defect of the
+program, wherever they are met."""
 
 
 def report(error: BaseException) -> int:
@@ -49,9 +60,13 @@ def report(error: BaseException) -> int:
         print_error("Stopped.")
         return EXIT_SIGINT
     if isinstance(error, ReportedExit):
-        return EXIT_FAILURE if error.code is None else int(error.code)  # 0: stopped by control/stop
+        return (
+            EXIT_FAILURE if error.code is None else int(error.code)
+        )  # 0: stopped by control/stop
     if isinstance(error, SystemExit):
-        print_error(f"Failed: the code of an extension called sys.exit({error.code!r}).")
+        print_error(
+            f"Failed: the code of an extension called sys.exit({error.code!r})."
+        )
         return EXIT_FAILURE
     if isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
         print_error(f"Failed: {error.filename or 'a file'}: {error.strerror}")
@@ -80,19 +95,31 @@ def run_with_exit_code(action: Callable[..., int], *arguments: object) -> int:
 
 
 def print_error(text: str) -> None:
-    """Prints one message to standard error, redacted here because a secret may span several lines."""
-    print(escape_controls(with_short_words(redact_text(text))), file=sys.stderr, flush=True)
+    """Prints one message to standard error, redacted here because a secret may span
+    several lines."""
+    print(
+        escape_controls(with_short_words(redact_text(text))),
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _hint_at_missing_module(error: BaseException) -> None:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ModuleNotFoundError):
         cause = cause.__cause__
-    # transformers raises a PackageNotFoundError whose name is a sentence about the distribution.
+    # transformers raises a PackageNotFoundError whose name is a sentence about the
+    # distribution.
     name = (isinstance(cause, ModuleNotFoundError) and cause.name) or ""
     quoted = re.search(r"'([^']+)'", name)
-    found = re.match(r"[A-Za-z0-9_.-]+", quoted[1] if quoted else name)  # 'tokenizers>=0.22': no version
-    if found and (quoted or found[0] == name) and found[0].split(".")[0] not in OWN_PACKAGES:
+    found = re.match(
+        r"[A-Za-z0-9_.-]+", quoted[1] if quoted else name
+    )  # 'tokenizers>=0.22': no version
+    if (
+        found
+        and (quoted or found[0] == name)
+        and found[0].split(".")[0] not in OWN_PACKAGES
+    ):
         needed = found[0] if IS_INSTALLED else "-r requirements.txt"
         print_error(
             f"The Python package {found[0]!r} is not installed. Install what the program needs: "

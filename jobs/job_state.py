@@ -1,7 +1,9 @@
-"""Which processes of a job are finished, so that an interrupted job resumes with the next one.
+"""Which processes of a job are finished, so that an interrupted job resumes with the
+next one.
 
-`job_state.json` is in `<training_folder>/<job>/` of the first process with a `training_folder` (else `output`). A job
-of one process has none: the process itself knows what is left to do.
+`job_state.json` is in `<training_folder>/<job>/` of the first process with a
+`training_folder` (else `output`). A job of one process has none: the process itself
+knows what is left to do.
 """
 
 from __future__ import annotations
@@ -24,28 +26,41 @@ if TYPE_CHECKING:
 
 
 class JobState:
-    """The first processes of a job that are finished: by an earlier start, with these settings and inputs, and their
-    files exist.
+    """The first processes of a job that are finished: by an earlier start, with these
+    settings and inputs, and their files exist.
 
     Once a process runs, all after it run too: they may use its output.
     """
 
-    def __init__(self, config: JobConfig, processes: Sequence[Any], anew_from: int | None = None) -> None:
-        """processes: the objects of `config.processes`. anew_from: the index from which on none counts as finished."""
+    def __init__(
+        self, config: JobConfig, processes: Sequence[Any], anew_from: int | None = None
+    ) -> None:
+        """processes: the objects of `config.processes`. anew_from: the index from which
+        on none counts as finished."""
         self._job = JobContext(config.name)
         self._entries = config.processes
-        self.path = job_state_file(config.name, config.processes) if len(config.processes) > 1 else None
+        self.path = (
+            job_state_file(config.name, config.processes)
+            if len(config.processes) > 1
+            else None
+        )
         self._records = {} if self.path is None else finished_processes(self.path)
         self._finished_count = 0
         self._begun = ""
-        for entry, process in islice(zip(config.processes, processes, strict=False), anew_from):
+        for entry, process in islice(
+            zip(config.processes, processes, strict=False), anew_from
+        ):
             recorded = self._records.get(entry.label)
             section = entry.section
             if recorded is None or recorded != self._digest(entry):
                 break
             folder = getattr(process, "save_root", None)
             is_there = folder is None or folder.exists()
-            if not (section.outputs_exist(self._job) if isinstance(section, ProcessConfig) else is_there):
+            if not (
+                section.outputs_exist(self._job)
+                if isinstance(section, ProcessConfig)
+                else is_there
+            ):
                 break
             self._finished_count += 1
 
@@ -60,26 +75,34 @@ class JobState:
         return f"{place}, {entry.name or entry.type}: finished before, nothing to do (--restart runs it again)"
 
     def begin(self, index: int) -> None:
-        """Records that process `index` runs: it and those after it are no longer finished."""
+        """Records that process `index` runs: it and those after it are no longer
+        finished."""
         self._keep_first(index)
-        self._begun = self._digest(self._entries[index])  # what it reads may change before it ends
+        self._begun = self._digest(
+            self._entries[index]
+        )  # what it reads may change before it ends
 
     def finish(self, index: int) -> None:
         """Records that process `index` is finished."""
         self._keep_first(index, **{self._entries[index].label: self._begun})
 
     def _digest(self, entry: ProcessEntry) -> str:
-        """Digest of the settings, and of what the process reads; empty where nothing is recorded, so nobody asks."""
+        """Digest of the settings, and of what the process reads; empty where nothing is
+        recorded, so nobody asks."""
         if self.path is None:
             return ""
-        text = json.dumps(redact_json(entry.raw, by_key=True), sort_keys=True, default=str)
+        text = json.dumps(
+            redact_json(entry.raw, by_key=True), sort_keys=True, default=str
+        )
         if isinstance(entry.section, ProcessConfig):
             text += entry.section.inputs_digest(self._job)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _keep_first(self, count: int, **more: str) -> None:
         first = {entry.label for entry in self._entries[:count]}
-        records = {label: digest for label, digest in self._records.items() if label in first} | more
+        records = {
+            label: digest for label, digest in self._records.items() if label in first
+        } | more
         if self.path is None or (records == self._records and not more):
             return
         self._records = records

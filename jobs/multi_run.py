@@ -15,7 +15,12 @@ from toolkit.system.signals import EXIT_CODES, to_handle
 
 STOP_CODES = frozenset(EXIT_CODES.values())
 
-WORDS = {None: "not run", EXIT_DONE: "done", EXIT_FAILURE: "failed", EXIT_MISTAKE: "mistake in the config"}
+WORDS = {
+    None: "not run",
+    EXIT_DONE: "done",
+    EXIT_FAILURE: "failed",
+    EXIT_MISTAKE: "mistake in the config",
+}
 
 
 def run_series(
@@ -26,11 +31,12 @@ def run_series(
     check: Callable[[str], int] = lambda config: EXIT_DONE,
     label: str = "{}",
 ) -> int:
-    """Checks every config, then runs each; stops after a failure unless `recover`, and always after a stop request.
+    """Checks every config, then runs each; stops after a failure unless `recover`, and
+    always after a stop request.
 
-    check: the exit code of a config that is not to run, which it reports; unless `recover`, no other one runs either.
-    label: what a config is called. Prints one line per config, where there are several, and returns the first exit code
-    that is not 0.
+    check: the exit code of a config that is not to run, which it reports; unless
+    `recover`, no other one runs either. label: what a config is called. Prints one line
+    per config, where there are several, and returns the first exit code that is not 0.
     """
     checked = _run_each(configs, check, go_on=True)
     refused = [code for code in checked if code != EXIT_DONE]
@@ -39,15 +45,20 @@ def run_series(
         codes = [None if code == EXIT_DONE else code for code in checked]
     else:
         by_check = iter(checked)
-        codes = _run_each(configs, lambda config: next(by_check) or run_one(config), go_on=recover)
+        codes = _run_each(
+            configs, lambda config: next(by_check) or run_one(config), go_on=recover
+        )
     if len(configs) > 1:
         for config, code in zip_longest(configs, codes):
             print(f"{label.format(config)}: {_describe(code)}")
     return next((code for code in codes if code), EXIT_DONE)
 
 
-def _run_each(configs: Sequence[str], run_one: Callable[[str], int], go_on: bool) -> list[int]:
-    """The exit codes, up to a stop request, and up to the first failure unless `go_on`."""
+def _run_each(
+    configs: Sequence[str], run_one: Callable[[str], int], go_on: bool
+) -> list[int]:
+    """The exit codes, up to a stop request, and up to the first failure unless
+    `go_on`."""
     codes: list[int] = []
     for config in configs:
         code = run_one(config)
@@ -67,9 +78,11 @@ def _describe(code: int | None) -> str:
 
 
 class ChildRunner:
-    """Runs a config in a new interpreter, so that all its memory is freed, and forwards signals to it.
+    """Runs a config in a new interpreter, so that all its memory is freed, and forwards
+    signals to it.
 
-    The child has its own session: a Ctrl-C at the terminal reaches it only through this process.
+    The child has its own session: a Ctrl-C at the terminal reaches it only through this
+    process.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -80,14 +93,16 @@ class ChildRunner:
         self._stop_code: int | None = None
 
     def __call__(self, config: str, *flags: str) -> int:
-        """Runs one config, with further flags, and returns its exit code; after a signal that of the signal, without
-        running it."""
+        """Runs one config, with further flags, and returns its exit code; after a
+        signal that of the signal, without running it."""
         for number in to_handle():  # here: while the configs are checked, there is no child to forward a signal to
             signal.signal(number, self._on_signal)
         if self._stop_code is not None:
             return self._stop_code
         sys.stdout.flush()
-        self._child = subprocess.Popen([*self._command, *flags, "--", config], **_own_session())
+        self._child = subprocess.Popen(
+            [*self._command, *flags, "--", config], **_own_session()
+        )
         self._deliver()
         code = self._child.wait()
         self._child = None

@@ -21,17 +21,23 @@ def places_of_datasets(entry: ProcessEntry) -> Iterator[None]:
 
 
 def _placed(error: DataErrors, places: Mapping[Path, str]) -> Iterator[Diagnostic]:
-    """An error of a folder or file that the job names is at its line; those of files inside follow that line."""
+    """An error of a folder or file that the job names is at its line; those of files
+    inside follow that line."""
     by_line: dict[Path | None, list[Diagnostic]] = {}
     for mistake in error.errors:
         path = Path(re.sub(r":\d+$", "", mistake.place))
-        by_line.setdefault(next((at for at in (path, *path.parents) if at in places), None), []).append(mistake)
+        by_line.setdefault(
+            next((at for at in (path, *path.parents) if at in places), None), []
+        ).append(mistake)
     for named, mistakes in by_line.items():
         if named is None:
             yield from mistakes
             continue
         own = [mistake for mistake in mistakes if Path(mistake.place) == named]
-        yield from (Diagnostic((places[named],), f"{str(named)!r}: {mistake.message}") for mistake in own)
+        yield from (
+            Diagnostic((places[named],), f"{str(named)!r}: {mistake.message}")
+            for mistake in own
+        )
         others = [mistake for mistake in mistakes if Path(mistake.place) != named]
         if others:
             if all(mistake.place.startswith(f"{named}:") for mistake in others):
@@ -39,5 +45,7 @@ def _placed(error: DataErrors, places: Mapping[Path, str]) -> Iterator[Diagnosti
             else:
                 what = "file"
             count = f"{len(others)} {what}{'' if len(others) == 1 else 's'}"
-            yield Diagnostic((places[named],), f"{count} of {str(named)!r} cannot be used:")
+            yield Diagnostic(
+                (places[named],), f"{count} of {str(named)!r} cannot be used:"
+            )
             yield from others

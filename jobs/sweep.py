@@ -1,4 +1,5 @@
-"""`run.py JOB.yaml --seeds 1,2,3`: the same job once per seed, each in its own folder, and how the runs compare."""
+"""`run.py JOB.yaml --seeds 1,2,3`: the same job once per seed, each in its own folder,
+and how the runs compare."""
 
 from __future__ import annotations
 
@@ -18,8 +19,13 @@ LARGEST = 2**32 - 1
 def read_seeds(text: str) -> tuple[int, ...]:
     """The seeds of `1,2,3`, 1 or larger. Raises UserError for any other text."""
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isascii() and word.isdigit() and 1 <= int(word) <= LARGEST for word in words):
-        raise UserError(f"--seeds {text}: write whole numbers from 1 on with commas between them: --seeds 1,2,3")
+    if not all(
+        word.isascii() and word.isdigit() and 1 <= int(word) <= LARGEST
+        for word in words
+    ):
+        raise UserError(
+            f"--seeds {text}: write whole numbers from 1 on with commas between them: --seeds 1,2,3"
+        )
     seeds = tuple(map(int, words))
     if len(set(seeds)) < len(seeds) or len(seeds) > MOST_SEEDS:
         raise UserError(f"--seeds {text}: give different seeds, at most {MOST_SEEDS}.")
@@ -29,13 +35,22 @@ def read_seeds(text: str) -> tuple[int, ...]:
 def run_folders(config: JobConfig) -> list[Path]:
     """The folders of the processes of a job that train."""
     job = JobContext(config.name)
-    sections = [entry.section for entry in config.processes if isinstance(entry.section, ProcessConfig)]
-    folders = [section.run_folder(job) for section in sections if hasattr(section, "training_seed")]
+    sections = [
+        entry.section
+        for entry in config.processes
+        if isinstance(entry.section, ProcessConfig)
+    ]
+    folders = [
+        section.run_folder(job)
+        for section in sections
+        if hasattr(section, "training_seed")
+    ]
     return [folder for folder in folders if folder]
 
 
 def compared(by_seed: Mapping[int, Sequence[Path]]) -> Iterator[str]:
-    """A line for each run, then one for each number with its spread. by_seed: the folders of the runs of each seed."""
+    """A line for each run, then one for each number with its spread. by_seed: the
+    folders of the runs of each seed."""
     numbers: dict[str, list[float]] = {}
     for seed, folders in by_seed.items():
         for folder in folders:
@@ -53,5 +68,12 @@ def _numbers(folder: Path) -> dict[str, float]:
     """What the runs of a sweep are compared by, of one of them."""
     status = read_status(folder)
     best = status.get("best")
-    found = {"loss": status.get("loss"), "best validation loss": best.get("loss") if isinstance(best, dict) else None}
-    return {name: value for name, value in found.items() if isinstance(value, float) and math.isfinite(value)}
+    found = {
+        "loss": status.get("loss"),
+        "best validation loss": best.get("loss") if isinstance(best, dict) else None,
+    }
+    return {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, float) and math.isfinite(value)
+    }

@@ -1,4 +1,5 @@
-"""What many tests share: running the command line, writing jobs and drop-in extensions."""
+"""What many tests share: running the command line, writing jobs and drop-in
+extensions."""
 
 from __future__ import annotations
 
@@ -37,14 +38,16 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Compiled modules are kept, whatever the environment says: 460 test files are rewritten once, not by every worker of
-# every suite (13 s of a CPU), and each process that a test starts imports half a second sooner.
+# Compiled modules are kept, whatever the environment says: 460 test files are rewritten
+# once, not by every worker of every suite (13 s of a CPU), and each process that a test
+# starts imports half a second sooner.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 TURNED_HEIC = ROOT / "tests/toolkit/data/pixels/turned.heic"
-"""As an iPhone held upright writes it: 96 x 64 red, its left upper quarter green and its right half blue, and that it
-is to be turned clockwise, in the format's own way and in EXIF, which does not count."""
+"""As an iPhone held upright writes it: 96 x 64 red, its left upper quarter green and
+its right half blue, and that it is to be turned clockwise, in the format's own way and
+in EXIF, which does not count."""
 
 
 gc.disable()  # until all tests are collected, of which next to nothing is garbage
@@ -52,14 +55,16 @@ _room = Path()
 
 
 def pytest_collection_finish() -> None:
-    """What is there by now stays: a job collects its garbage twice, and need not look through all of that."""
+    """What is there by now stays: a job collects its garbage twice, and need not look
+    through all of that."""
     gc.enable()
     gc.collect()
     gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """The same for what the tests of another file have left: modules, compiled programs, fixtures, reports."""
+    """The same for what the tests of another file have left: modules, compiled
+    programs, fixtures, reports."""
     global _room
     if item.path != _room:
         _room = item.path
@@ -67,24 +72,31 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def readme_commands(page: str, tool: str) -> list[list[str]]:
-    """The flags of each `.venv/bin/python run.py TOOL ...` that stands on a line of its own in a page."""
+    """The flags of each `.venv/bin/python run.py TOOL ...` that stands on a line of its
+    own in a page."""
     begin = f".venv/bin/python run.py {tool} "
     lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
-    return [shlex.split(line.removeprefix(begin), comments=True) for line in lines if line.startswith(begin)]
+    return [
+        shlex.split(line.removeprefix(begin), comments=True)
+        for line in lines
+        if line.startswith(begin)
+    ]
 
 
 FAST_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-"""Elsewhere (no AVX-512) a product in bfloat16 takes a CPU 6 to 50 times as long as one in float32."""
+"""Elsewhere (no AVX-512) a product in bfloat16 takes a CPU 6 to 50 times as long as one
+in float32."""
 
 
 READ_AT_THE_START = ("PYTHON", "HF_", "OMP_", "TORCH")
-"""How names of variables begin that count for an interpreter or a library once, when it starts."""
+"""How names of variables begin that count for an interpreter or a library once, when it
+starts."""
 
 
 @pytest.fixture(autouse=True)
 def room_to_keep_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plans and starts keep quantized models whatever is free on the disk of the tests; processes of their own see what
-    is free."""
+    """Plans and starts keep quantized models whatever is free on the disk of the tests;
+    processes of their own see what is free."""
     monkeypatch.setattr(kept, "LEAST_FREE", -(10**12))
 
 
@@ -96,19 +108,34 @@ def nursery() -> Iterator[Nursery]:
 
 
 @pytest.fixture
-def run_py(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., subprocess.CompletedProcess]:
-    """Runs `run.py`, in `tmp_path` unless `cwd` says otherwise; `env` adds to the environment.
+def run_py(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs `run.py`, in `tmp_path` unless `cwd` says otherwise; `env` adds to the
+    environment.
 
-    It is forked from a process that has imported everything, which saves seconds; with a variable that is read at the
-    start of an interpreter or of a library it is a new one.
+    It is forked from a process that has imported everything, which saves seconds; with
+    a variable that is read at the start of an interpreter or of a library it is a new
+    one.
     """
 
-    def run(*arguments: object, cwd: Path = tmp_path, env: dict[str, str] | None = None):
+    def run(
+        *arguments: object, cwd: Path = tmp_path, env: dict[str, str] | None = None
+    ):
         command = [sys.executable, str(ROOT / "run.py"), *map(str, arguments)]
-        if hasattr(os, "fork") and not any(name.startswith(READ_AT_THE_START) for name in env or ()):
+        if hasattr(os, "fork") and not any(
+            name.startswith(READ_AT_THE_START) for name in env or ()
+        ):
             child = request.getfixturevalue("start_py")(*arguments, cwd=cwd, env=env)
             return subprocess.CompletedProcess(command, child.wait(120), *child.outputs)
-        return subprocess.run(command, cwd=cwd, env=child_environment(env), capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            command,
+            cwd=cwd,
+            env=child_environment(env),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
 
     return run
 
@@ -117,15 +144,20 @@ def run_py(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., subp
 def start_py(
     nursery: Nursery, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Child]]:
-    """Starts `run.py`, forked, in `tmp_path` unless `cwd` says otherwise; `env` adds to the environment.
+    """Starts `run.py`, forked, in `tmp_path` unless `cwd` says otherwise; `env` adds to
+    the environment.
 
     What still runs at the end of the test is killed.
     """
     started: list[Child] = []
 
-    def start(*arguments: object, cwd: Path = tmp_path, env: dict[str, str] | None = None) -> Child:
+    def start(
+        *arguments: object, cwd: Path = tmp_path, env: dict[str, str] | None = None
+    ) -> Child:
         said = tmp_path_factory.mktemp("said") / "run"
-        started.append(nursery.fork(arguments, cwd, str(said), environment=child_environment(env)))
+        started.append(
+            nursery.fork(arguments, cwd, str(said), environment=child_environment(env))
+        )
         return started[-1]
 
     yield start
@@ -139,7 +171,10 @@ def run_ranks(start_py: Callable[..., Child]) -> Callable[..., None]:
 
     def run(processes: int, *arguments: object) -> None:
         port = free_port()
-        ranks = [environment(rank, processes, port) if processes > 1 else {} for rank in range(processes)]
+        ranks = [
+            environment(rank, processes, port) if processes > 1 else {}
+            for rank in range(processes)
+        ]
         for child in [start_py(*arguments, env=env) for env in ranks]:
             child.ends_with(0)
 
@@ -173,8 +208,9 @@ def said() -> Iterator[list[str]]:
 
 
 def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
-    """The environment of a process that a test starts. PYTHONPATH, where `extra` has it, comes before the folders
-    through which this process may have found its libraries."""
+    """The environment of a process that a test starts. PYTHONPATH, where `extra` has
+    it, comes before the folders through which this process may have found its
+    libraries."""
     found = {**os.environ, "OMP_NUM_THREADS": "1", **(extra or {})}
     if extra and "PYTHONPATH" in extra and (before := os.environ.get("PYTHONPATH")):
         found["PYTHONPATH"] = os.pathsep.join((extra["PYTHONPATH"], before))
@@ -183,11 +219,16 @@ def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
 
 @pytest.fixture
 def write_job(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a job with these processes as `<name>.yaml` (JSON is YAML) and returns its path."""
+    """Writes a job with these processes as `<name>.yaml` (JSON is YAML) and returns its
+    path."""
 
     def write(*processes: dict, name: str = "job", **top: object) -> Path:
         path = tmp_path / f"{name}.yaml"
-        job = {"job": "extension", "config": {"name": name, "process": list(processes)}, **top}
+        job = {
+            "job": "extension",
+            "config": {"name": name, "process": list(processes)},
+            **top,
+        }
         path.write_text(json.dumps(job), encoding="utf-8")
         return path
 
@@ -196,7 +237,8 @@ def write_job(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def write_extension(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a package `<folder>/<name>` with these files and returns it; `init` is its `__init__.py`."""
+    """Writes a package `<folder>/<name>` with these files and returns it; `init` is its
+    `__init__.py`."""
 
     def write(name: str, init: str, folder: str = "drop_ins", **modules: str) -> Path:
         package = tmp_path / folder / name
@@ -210,9 +252,15 @@ def write_extension(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def simple_extension(write_extension: Callable[..., Path]) -> Callable[..., Path]:
-    """Writes an extension whose process runs these lines; `uid` is also the folder's name."""
+    """Writes an extension whose process runs these lines; `uid` is also the folder's
+    name."""
 
-    def write(uid: str, run: str = "pass", folder: str = "drop_ins", package: str | None = None) -> Path:
+    def write(
+        uid: str,
+        run: str = "pass",
+        folder: str = "drop_ins",
+        package: str | None = None,
+    ) -> Path:
         init = f"""
             from toolkit.extension import Extension
 
@@ -231,7 +279,8 @@ def simple_extension(write_extension: Callable[..., Path]) -> Callable[..., Path
             "from jobs.process import BaseExtensionProcess\n\n\n"
             "class SimpleProcess(BaseExtensionProcess):\n"
             "    def run(self):\n"
-            "        super().run()\n" + "".join(f"        {line}\n" for line in dedent(run).splitlines())
+            "        super().run()\n"
+            + "".join(f"        {line}\n" for line in dedent(run).splitlines())
         )
         return write_extension(package or uid, init, folder, process=process)
 
@@ -240,7 +289,8 @@ def simple_extension(write_extension: Callable[..., Path]) -> Callable[..., Path
 
 @pytest.fixture
 def cuda() -> Iterator[torch.device]:
-    """The device of tests with the mark `cuda`; products in float32 are not rounded to TF32."""
+    """The device of tests with the mark `cuda`; products in float32 are not rounded to
+    TF32."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     yield torch.device("cuda:0")
@@ -249,7 +299,8 @@ def cuda() -> Iterator[torch.device]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete Qwen-Image-Edit folder with tiny random parts, written once per session. Read only."""
+    """A complete Qwen-Image-Edit folder with tiny random parts, written once per
+    session. Read only."""
     from toolkit.models.tiny import write_tiny_model
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
@@ -259,7 +310,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pipeline(tiny_model: Path):
-    """diffusers' own pipeline over the tiny model, float32. A test that loads a LoRA into it takes it out again."""
+    """diffusers' own pipeline over the tiny model, float32. A test that loads a LoRA
+    into it takes it out again."""
     from tests.diffusers_reference import load_pipeline
 
     return load_pipeline(tiny_model)
@@ -267,7 +319,8 @@ def pipeline(tiny_model: Path):
 
 @pytest.fixture(scope="session")
 def unit_gain_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with weights in which every input is plainly seen (see `write_unit_gain`). Read only."""
+    """The tiny model with weights in which every input is plainly seen (see
+    `write_unit_gain`). Read only."""
     from tests.diffusers_reference import write_unit_gain
 
     folder = tmp_path_factory.mktemp("models") / "unit_gain"
@@ -288,7 +341,9 @@ def member(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Member]:
     """By its name in `diffusers_reference.MEMBERS`, written once per session."""
     from tests.diffusers_reference import MEMBERS, write_member
 
-    return cache(lambda name: write_member(tmp_path_factory.mktemp("members"), MEMBERS[name]))
+    return cache(
+        lambda name: write_member(tmp_path_factory.mktemp("members"), MEMBERS[name])
+    )
 
 
 @pytest.fixture(scope="session")
@@ -300,16 +355,26 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def make_pictures() -> Callable[..., Path]:
-    """Writes small smooth images `<stem>.png` with captions into a folder, all different, and returns the folder."""
+    """Writes small smooth images `<stem>.png` with captions into a folder, all
+    different, and returns the folder."""
     from PIL import Image
 
-    def make(folder: Path, *stems: str, size: tuple[int, int] = (80, 64), captions: bool = True) -> Path:
+    def make(
+        folder: Path,
+        *stems: str,
+        size: tuple[int, int] = (80, 64),
+        captions: bool = True,
+    ) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         for stem in stems:
             pixels = Random(f"{folder.name}/{stem}").randbytes(4 * 3 * 3)
-            Image.frombytes("RGB", (4, 3), pixels).resize(size, Image.Resampling.BICUBIC).save(folder / f"{stem}.png")
+            Image.frombytes("RGB", (4, 3), pixels).resize(
+                size, Image.Resampling.BICUBIC
+            ).save(folder / f"{stem}.png")
             if captions:
-                (folder / f"{stem}.txt").write_text(f"a photo of {stem}", encoding="utf-8")
+                (folder / f"{stem}.txt").write_text(
+                    f"a photo of {stem}", encoding="utf-8"
+                )
         return folder
 
     return make
@@ -317,7 +382,8 @@ def make_pictures() -> Callable[..., Path]:
 
 @pytest.fixture
 def trainer(tiny_model: Path) -> Callable[..., dict]:
-    """A short `sd_trainer` section on the tiny model; `train` is merged, other keys are replaced."""
+    """A short `sd_trainer` section on the tiny model; `train` is merged, other keys are
+    replaced."""
 
     def section(*folders: Path, train: dict | None = None, **changes: object) -> dict:
         return {
@@ -327,9 +393,20 @@ def trainer(tiny_model: Path) -> Callable[..., dict]:
             "training_seed": 3,
             "network": {"type": "lora", "linear": 4, "linear_alpha": 4},
             "save": {"dtype": "float32", "save_every": 0},
-            "datasets": [{"folder_path": str(folder), "resolution": 64} for folder in folders],
-            "train": {"steps": 2, "lr": 0.01, "optimizer": "adamw", "dtype": "fp32", **(train or {})},
-            "model": {"name_or_path": str(tiny_model), "model_kwargs": {"match_target_res": True}},
+            "datasets": [
+                {"folder_path": str(folder), "resolution": 64} for folder in folders
+            ],
+            "train": {
+                "steps": 2,
+                "lr": 0.01,
+                "optimizer": "adamw",
+                "dtype": "fp32",
+                **(train or {}),
+            },
+            "model": {
+                "name_or_path": str(tiny_model),
+                "model_kwargs": {"match_target_res": True},
+            },
             **changes,
         }
 

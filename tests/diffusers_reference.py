@@ -1,4 +1,5 @@
-"""diffusers' own pipeline over a model folder, and our adapter over the same: what the parity tests compare."""
+"""diffusers' own pipeline over a model folder, and our adapter over the same: what the
+parity tests compare."""
 
 from __future__ import annotations
 
@@ -16,15 +17,31 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImageTransformer2DModel,
+)
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import BatchFeature, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers import (
+    BatchFeature,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    Qwen2VLImageProcessorPil,
+)
 
 from toolkit.config.sections.model_files import ModelFolder, family_of
-from toolkit.contracts.data import BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
+from toolkit.contracts.data import (
+    BucketedSample,
+    PromptEmbeds,
+    ResizeCrop,
+    Sample,
+    Size,
+)
 from toolkit.data.batches.latent_cache import CachePair, EncodedDataset, encode_items
 from toolkit.files.tensor_cache import TensorCache
 from toolkit.models.families import ModelLoadOptions
@@ -58,28 +75,47 @@ PIPELINE_MODULE = "diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus"
 
 
 class PartsProcessor:
-    """What transformers' Qwen2VLProcessor does, without the torchvision it needs: tokenizer and image processor."""
+    """What transformers' Qwen2VLProcessor does, without the torchvision it needs:
+    tokenizer and image processor."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
-        self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder / "processor")
+        self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(
+            folder / "processor"
+        )
 
-    def __call__(self, text: list[str], images: Any, padding: bool, return_tensors: str) -> BatchFeature:
-        vision = self.image_processor(images=images, return_tensors=return_tensors) if images is not None else {}
+    def __call__(
+        self, text: list[str], images: Any, padding: bool, return_tensors: str
+    ) -> BatchFeature:
+        vision = (
+            self.image_processor(images=images, return_tensors=return_tensors)
+            if images is not None
+            else {}
+        )
         for grid in vision.get("image_grid_thw", ()):
             patches = int(grid.prod()) // self.image_processor.merge_size**2
-            text = [one.replace("<|image_pad|>", "<|done|>" * patches, 1) for one in text]
+            text = [
+                one.replace("<|image_pad|>", "<|done|>" * patches, 1) for one in text
+            ]
         text = [one.replace("<|done|>", "<|image_pad|>") for one in text]
-        return BatchFeature({**self.tokenizer(text, padding=padding, return_tensors=return_tensors), **vision})
+        return BatchFeature(
+            {
+                **self.tokenizer(text, padding=padding, return_tensors=return_tensors),
+                **vision,
+            }
+        )
 
 
 def load_pipeline(folder: Path) -> Any:
-    """The pipeline that model_index.json names, in float32 on the CPU, every part read by the libraries themselves."""
+    """The pipeline that model_index.json names, in float32 on the CPU, every part read
+    by the libraries themselves."""
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     pipeline = getattr(diffusers, index["_class_name"])(
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
         vae=AutoencoderKLQwenImage.from_pretrained(folder / "vae"),
-        text_encoder=Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "text_encoder"),
+        text_encoder=Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            folder / "text_encoder"
+        ),
         tokenizer=Qwen2Tokenizer.from_pretrained(folder / "tokenizer"),
         **({"processor": PartsProcessor(folder)} if "processor" in index else {}),
         transformer=QwenImageTransformer2DModel.from_pretrained(folder / "transformer"),
@@ -90,23 +126,38 @@ def load_pipeline(folder: Path) -> Any:
 
 
 def image_argument(pictures: Sequence[Image.Image]) -> dict[str, Any]:
-    """References as an argument of a pipeline. One is not a list: that of the first Edit resizes no list."""
-    return {"image": pictures[0] if len(pictures) == 1 else list(pictures)} if pictures else {}
+    """References as an argument of a pipeline. One is not a list: that of the first
+    Edit resizes no list."""
+    return (
+        {"image": pictures[0] if len(pictures) == 1 else list(pictures)}
+        if pictures
+        else {}
+    )
 
 
-def set_reference_area(monkeypatch: pytest.MonkeyPatch, pipeline: Any, area: int) -> None:
-    """References of a pipeline have this area instead of 1024 x 1024; full ones take seconds."""
+def set_reference_area(
+    monkeypatch: pytest.MonkeyPatch, pipeline: Any, area: int
+) -> None:
+    """References of a pipeline have this area instead of 1024 x 1024; full ones take
+    seconds."""
     module = sys.modules[type(pipeline).__module__]
     if hasattr(module, "calculate_dimensions"):
         own = module.calculate_dimensions
-        sized = lambda wanted, aspect: own(area if wanted == REFERENCE_AREA else wanted, aspect)  # noqa: E731
+        sized = lambda wanted, aspect: own(  # noqa: E731
+            area if wanted == REFERENCE_AREA else wanted, aspect
+        )
         monkeypatch.setattr(module, "calculate_dimensions", sized)
 
 
-def drawn_by_pipeline(pipeline: Any, prompt: SamplePrompt, **options: str) -> Image.Image | Tensor:
-    """The pipeline's picture for a sample; with `options`, such as `output_type`, all that it gives."""
+def drawn_by_pipeline(
+    pipeline: Any, prompt: SamplePrompt, **options: str
+) -> Image.Image | Tensor:
+    """The pipeline's picture for a sample; with `options`, such as `output_type`, all
+    that it gives."""
     drawn = pipeline(
-        **image_argument([Image.open(path).convert("RGB") for path in prompt.references]),
+        **image_argument(
+            [Image.open(path).convert("RGB") for path in prompt.references]
+        ),
         prompt=prompt.prompt,
         negative_prompt=prompt.negative or " ",
         true_cfg_scale=prompt.guidance_scale,
@@ -120,14 +171,17 @@ def drawn_by_pipeline(pipeline: Any, prompt: SamplePrompt, **options: str) -> Im
 
 
 def _tell_of_pictures(text_encoder: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Hands the encoder `mm_token_type_ids`, which the pipeline of diffusers 0.42.1 does not and transformers needs
-    since 5.3 to give image tokens their three-dimensional positions: what diffusers' pull request 14189 changes.
+    """Hands the encoder `mm_token_type_ids`, which the pipeline of diffusers 0.42.1
+    does not and transformers needs since 5.3 to give image tokens their
+    three-dimensional positions: what diffusers' pull request 14189 changes.
     """
     forward = text_encoder.forward
 
     def with_ids(input_ids: Tensor, **inputs: Any) -> Any:
         if inputs.get("pixel_values") is not None:
-            inputs["mm_token_type_ids"] = (input_ids == text_encoder.config.image_token_id).int()
+            inputs["mm_token_type_ids"] = (
+                input_ids == text_encoder.config.image_token_id
+            ).int()
         return forward(input_ids=input_ids, **inputs)
 
     text_encoder.forward = with_ids
@@ -135,19 +189,24 @@ def _tell_of_pictures(text_encoder: Qwen2_5_VLForConditionalGeneration) -> None:
 
 @dataclass(frozen=True)
 class Member:
-    """A tiny model of unit gain and diffusers' own pipeline over it. Both are read only."""
+    """A tiny model of unit gain and diffusers' own pipeline over it. Both are read
+    only."""
 
     folder: Path
     pipeline: Any
 
-    def open(self, monkeypatch: pytest.MonkeyPatch, area: int | None = None, **options: Any) -> QwenImageModel:
+    def open(
+        self, monkeypatch: pytest.MonkeyPatch, area: int | None = None, **options: Any
+    ) -> QwenImageModel:
         """Our model. area: pixels of references in both programs; None: their own."""
         model = open_tiny(self.folder, reference_area=area or REFERENCE_AREA, **options)
         if area is not None:
             set_reference_area(monkeypatch, self.pipeline, area)
             template = model.family.template
             if template.condition_area == REFERENCE_AREA:
-                monkeypatch.setattr(model.family, "template", template._replace(condition_area=area))
+                monkeypatch.setattr(
+                    model.family, "template", template._replace(condition_area=area)
+                )
         return model
 
 
@@ -158,10 +217,12 @@ def write_member(folder: Path, spec: TinySpec) -> Member:
 
 
 def write_unit_gain(folder: Path, source: Path, seed: int = 0) -> None:
-    """Writes a copy of a model folder whose text encoder and transformer have weights of unit gain.
+    """Writes a copy of a model folder whose text encoder and transformer have weights
+    of unit gain.
 
-    Each weight is normal with variance 1 / inputs, so that attention is far from uniform and every input is plainly
-    seen in the output. With the libraries' own initialisation (0.02) an error of 70 % shows as one of 3 %.
+    Each weight is normal with variance 1 / inputs, so that attention is far from
+    uniform and every input is plainly seen in the output. With the libraries' own
+    initialisation (0.02) an error of 70 % shows as one of 3 %.
     """
     shutil.copytree(source, folder)
     _raise_contrast(folder / "vae" / "diffusion_pytorch_model.safetensors")
@@ -173,29 +234,41 @@ def write_unit_gain(folder: Path, source: Path, seed: int = 0) -> None:
                 shape = weights[name].shape
                 if len(shape) > 1:
                     inputs = 1 if "embed_tokens" in name else math.prod(shape[1:])
-                    weights[name] = torch.randn(shape, generator=generator) / math.sqrt(inputs)
+                    weights[name] = torch.randn(shape, generator=generator) / math.sqrt(
+                        inputs
+                    )
             save_file(weights, shard, metadata={"format": "pt"})
 
 
-def open_tiny(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> QwenImageModel:
+def open_tiny(
+    folder: Path, dtype: torch.dtype = torch.float32, **options: Any
+) -> QwenImageModel:
     """The model in a folder, of the family that its model_index.json names."""
     family = family_of(ModelFolder(folder).pipeline()) or FAMILY
-    return family.open(ModelLoadOptions(folder=folder, device=CPU, dtype=dtype, **options))
+    return family.open(
+        ModelLoadOptions(folder=folder, device=CPU, dtype=dtype, **options)
+    )
 
 
 def step_of_photo(folder: Path, levels: Sequence[float]) -> tuple:
-    """What `predict_velocity` takes: one photograph with one reference at each of these noise levels."""
+    """What `predict_velocity` takes: one photograph with one reference at each of these
+    noise levels."""
     model = open_tiny(folder, reference_area=0)
     dataset = encode_photos(model, photo_item(Size(96, 64), REFERENCES[:1]))
     (entries,) = dataset.entries
-    x_t_BCHW = torch.randn((len(levels), 16, 8, 12), generator=torch.Generator().manual_seed(0))
-    prompts = PromptEmbeds.stack([next(iter(entries.captions.values())).read()] * len(levels))
+    x_t_BCHW = torch.randn(
+        (len(levels), 16, 8, 12), generator=torch.Generator().manual_seed(0)
+    )
+    prompts = PromptEmbeds.stack(
+        [next(iter(entries.captions.values())).read()] * len(levels)
+    )
     references = [tuple(each.read() for each in entries.references)] * len(levels)
     return x_t_BCHW, torch.tensor(levels), prompts, references
 
 
 def _raise_contrast(vae: Path, factor: float = 10.0) -> None:
-    """Increases the contrast of decoded images, so that they use more of the 256 values; the encoder is unchanged."""
+    """Increases the contrast of decoded images, so that they use more of the 256
+    values; the encoder is unchanged."""
     weights = load_file(vae)
     weights["decoder.conv_out.weight"] *= factor
     save_file(weights, vae, metadata={"format": "pt"})
@@ -214,7 +287,9 @@ def recording(module: torch.nn.Module) -> Iterator[Recorded]:
     """Every call of `module` inside the block."""
     seen = Recorded()
 
-    def hook(_: object, arguments: tuple, keywords: dict, output: tuple[Tensor]) -> None:
+    def hook(
+        _: object, arguments: tuple, keywords: dict, output: tuple[Tensor]
+    ) -> None:
         assert not arguments, "called by keywords on both sides"
         seen.inputs.append(keywords)
         seen.outputs.append(output[0])
@@ -231,20 +306,38 @@ def memory_stores() -> CachePair:
 
 
 def photo_item(
-    size: Size, references: Sequence[Path] = (), caption: str = "a cup of coffee", image=TARGET
+    size: Size,
+    references: Sequence[Path] = (),
+    caption: str = "a cup of coffee",
+    image=TARGET,
 ) -> BucketedSample:
     """A photograph at a training size: scaled to cover it, cut in the middle."""
     with Image.open(image) as picture:
         full = Size(*picture.size)
     scale = max(size.width / full.width, size.height / full.height)
     scaled = Size(math.ceil(full.width * scale), math.ceil(full.height * scale))
-    crop = ResizeCrop(scaled, (scaled.width - size.width) // 2, (scaled.height - size.height) // 2, size)
+    crop = ResizeCrop(
+        scaled,
+        (scaled.width - size.width) // 2,
+        (scaled.height - size.height) // 2,
+        size,
+    )
     return BucketedSample(
-        Sample(str(image), caption, repeats=1, size=full, folder="", control_images=tuple(map(str, references))), crop
+        Sample(
+            str(image),
+            caption,
+            repeats=1,
+            size=full,
+            folder="",
+            control_images=tuple(map(str, references)),
+        ),
+        crop,
     )
 
 
-def encode_photos(model: QwenImageModel, *items: BucketedSample, dtype: torch.dtype = torch.float32) -> EncodedDataset:
+def encode_photos(
+    model: QwenImageModel, *items: BucketedSample, dtype: torch.dtype = torch.float32
+) -> EncodedDataset:
     stores = memory_stores()
     return encode_items(items, model, lambda _: stores, dtype)
 
@@ -254,7 +347,8 @@ def pictures_of(item: BucketedSample) -> list[Image.Image]:
 
 
 def psnr(ours: Image.Image, theirs: Image.Image) -> float:
-    """Peak signal-to-noise ratio of two 8-bit images, dB; infinite when they are equal."""
+    """Peak signal-to-noise ratio of two 8-bit images, dB; infinite when they are
+    equal."""
     a, b = (np.asarray(picture, dtype=np.float64) for picture in (ours, theirs))
     assert a.shape == b.shape
     error = np.mean((a - b) ** 2)
@@ -269,4 +363,6 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 
 def rewrite_json(path: Path, **changes: Any) -> None:
     """Changes top-level keys of a JSON file."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes), encoding="utf-8")
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | changes), encoding="utf-8"
+    )

@@ -24,10 +24,12 @@ ERRORS = [
 """As inductor, a kernel and a compiler raise them."""
 
 Fails = Callable[[str, list[Tensor]], Exception | None]
-"""Called with a pass (a value of KINDS) and the inputs of a program: the error that it raises, or None."""
+"""Called with a pass (a value of KINDS) and the inputs of a program: the error that it
+raises, or None."""
 
 KINDS = {"fw": "forward", "bw": "backward", "inference": "sampling"}
-"""What PyTorch calls the compiler of a pass -> the pass; the last one has no gradients."""
+"""What PyTorch calls the compiler of a pass -> the pass; the last one has no
+gradients."""
 
 
 def never(kind: str, tensors: list[Tensor]) -> None:
@@ -36,7 +38,9 @@ def never(kind: str, tensors: list[Tensor]) -> None:
 
 def backward_of(size: int, error: Exception) -> Fails:
     """The backward pass fails with images of this size."""
-    return lambda kind, tensors: error if kind == "backward" and any(size in t.shape for t in tensors) else None
+    return lambda kind, tensors: (
+        error if kind == "backward" and any(size in t.shape for t in tensors) else None
+    )
 
 
 @dataclass
@@ -48,17 +52,26 @@ class Backend:
     runs: list[str] = field(default_factory=list)
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: list) -> Callable:
-        compilers = {f"{of}_compiler": self.compiler(kind) for of, kind in KINDS.items()}
+        compilers = {
+            f"{of}_compiler": self.compiler(kind) for of, kind in KINDS.items()
+        }
         return aot_autograd(**compilers)(graph, inputs)
 
     def compiler(self, kind: str) -> Callable:
         def compile_graph(graph: torch.fx.GraphModule, inputs: list) -> Callable:
             def run(*tensors: Tensor) -> Sequence[Tensor]:
                 self.runs.append(kind)
-                if error := self.fails(kind, [t for t in tensors if isinstance(t, Tensor)]):
+                if error := self.fails(
+                    kind, [t for t in tensors if isinstance(t, Tensor)]
+                ):
                     raise error
                 first, *others = graph(*tensors)
-                return [first if kind == "backward" or self.factor == 1 else self.factor * first, *others]
+                return [
+                    first
+                    if kind == "backward" or self.factor == 1
+                    else self.factor * first,
+                    *others,
+                ]
 
             return make_boxed_func(run)
 

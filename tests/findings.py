@@ -15,4 +15,6 @@ def errors(section: StrictModel, job: JobContext = JOB) -> list[Diagnostic]:
 
 def warnings(section: StrictModel, job: JobContext = JOB) -> list[Diagnostic]:
     """The warnings of a section and of all below it."""
-    return [found for found in all_findings(section, job) if found.severity == "warning"]
+    return [
+        found for found in all_findings(section, job) if found.severity == "warning"
+    ]

@@ -1,4 +1,5 @@
-"""Slips of the first hour: what people write into a job or behind the command, and what they are to write instead."""
+"""Slips of the first hour: what people write into a job or behind the command, and what
+they are to write instead."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ config:
 
 
 class Slip(NamedTuple):
-    """A line of JOB, what somebody writes instead, a part of the answer, and what the answer says to write.
+    """A line of JOB, what somebody writes instead, a part of the answer, and what the
+    answer says to write.
 
     `\\n` parts lines of the same indent.
     """
@@ -70,7 +72,8 @@ class Slip(NamedTuple):
 
 
 def images(folder: Path) -> None:
-    """Four images with captions in datasets/robot, a table of pairs, and images with faults in datasets/odd."""
+    """Four images with captions in datasets/robot, a table of pairs, and images with
+    faults in datasets/odd."""
     robot = folder / "datasets" / "robot"
     robot.mkdir(parents=True)
     for photo in sorted((ROOT / "config/examples/photos/40_photo").glob("*.jpg"))[:3]:
@@ -79,17 +82,27 @@ def images(folder: Path) -> None:
     with Image.open(robot / "coffee.jpg") as coffee:
         coffee.rotate(180).save(robot / "other.jpg")
     (robot / "other.txt").write_text("a photo")
-    (folder / "pairs.csv").write_text("better,worse,prompt\ncoffee.jpg,other.jpg,a photo\n")
+    (folder / "pairs.csv").write_text(
+        "better,worse,prompt\ncoffee.jpg,other.jpg,a photo\n"
+    )
     for name in ("01_anna", "02_bob", "03_carl"):
         (folder / "numbered" / name).mkdir(parents=True)
         shutil.copy(robot / "coffee.jpg", folder / "numbered" / name)
     layer = "transformer.transformer_blocks.0.attn.to_q"
-    matrices = {f"{layer}.lora_A.weight": np.ones((4, 8), "f4"), f"{layer}.lora_B.weight": np.ones((8, 4), "f4")}
-    save_file(matrices | {f"{layer}.alpha": np.zeros(1, "f4")}, folder / "zero.safetensors")
+    matrices = {
+        f"{layer}.lora_A.weight": np.ones((4, 8), "f4"),
+        f"{layer}.lora_B.weight": np.ones((8, 4), "f4"),
+    }
+    save_file(
+        matrices | {f"{layer}.alpha": np.zeros(1, "f4")}, folder / "zero.safetensors"
+    )
     (folder / "empty.txt").write_text("# no prompt\n")
     bare = folder / "datasets" / "odd"
     bare.mkdir()
-    for name, caption in {"coffee.jpg": "", "astronaut.jpg": "a {red|blue} cat"}.items():
+    for name, caption in {
+        "coffee.jpg": "",
+        "astronaut.jpg": "a {red|blue} cat",
+    }.items():
         shutil.copy(robot / name, bare)
         if caption:
             (bare / name).with_suffix(".txt").write_text(caption)
@@ -125,28 +138,64 @@ JOBS = [
         ("steps: 30 steps", "Write 30.", "steps: 30"),
         ("steps: 30,", "Write 30.", "steps: 30"),
         ("steps: auto", "Leave the key out: the default is 1000.", ""),
-        ("steps: yes", "Write a whole number, such as 1000, the default.", "steps: 1000"),
-        ("steps: thirty", "Write a whole number, such as 1000, the default.", "steps: 1000"),
+        (
+            "steps: yes",
+            "Write a whole number, such as 1000, the default.",
+            "steps: 1000",
+        ),
+        (
+            "steps: thirty",
+            "Write a whole number, such as 1000, the default.",
+            "steps: 1000",
+        ),
         ("steps: -1", "-1 is out of range: must be >= 0.", "steps: 1"),
         ("steps: 0", "Set steps or epochs to a value above 0.", "steps: 1"),
         ("steps: 30.5", "Write 30 or 31.", "steps: 31"),
         ("steps: [30]", "Write 30, without brackets or dash.", "steps: 30"),
-        ("steps:", "has no value, and counts as not given: the default is 1000.", "steps: 1000"),
+        (
+            "steps:",
+            "has no value, and counts as not given: the default is 1000.",
+            "steps: 1000",
+        ),
         ("steps: 10 epochs", "Write 'epochs: 10' instead of 'steps'.", "epochs: 10"),
-        ("steps: 500 images", "Write a whole number, such as 1000, the default.", "steps: 1000"),
-        ("steps: 10 hours", "Write a whole number, such as 1000, the default.", "steps: 1000"),
+        (
+            "steps: 500 images",
+            "Write a whole number, such as 1000, the default.",
+            "steps: 1000",
+        ),
+        (
+            "steps: 10 hours",
+            "Write a whole number, such as 1000, the default.",
+            "steps: 1000",
+        ),
         ("epochs: 1 epoch", "Write 1.", "epochs: 1"),
         ("epochs: 200 steps", "Write 'steps: 200' instead of 'epochs'.", "steps: 200"),
         ("num_epochs: 10", "Did you mean 'epochs'?", "epochs: 10"),
         ("max_steps: 10", "Did you mean 'steps'?", "steps: 10"),
         ("step: 30", "Did you mean 'steps'?", "steps: 30"),
-        ("steps: 30\nepochs: 10", "'epochs: 10' takes precedence. Remove one of them.", "epochs: 10"),
+        (
+            "steps: 30\nepochs: 10",
+            "'epochs: 10' takes precedence. Remove one of them.",
+            "epochs: 10",
+        ),
         ("steps = 30", "a key has no '='. Write 'key: value'.", "steps: 30"),
         ("steps:30", "no space follows the ':'. Write 'key: value'.", "steps: 30"),
         ("Steps: 30", "Did you mean 'steps'?", "steps: 30"),
-        ("steps: 30\nsteps: 40", "duplicate key, first given in line 21. Remove one of them.", "steps: 40"),
-        ("steps: 30#a comment", "A comment begins with a space and '#'.", "steps: 30 # a comment"),
-        ("steps: 30 // a comment", "A comment begins with a space and '#'.", "steps: 30 # a comment"),
+        (
+            "steps: 30\nsteps: 40",
+            "duplicate key, first given in line 21. Remove one of them.",
+            "steps: 40",
+        ),
+        (
+            "steps: 30#a comment",
+            "A comment begins with a space and '#'.",
+            "steps: 30 # a comment",
+        ),
+        (
+            "steps: 30 // a comment",
+            "A comment begins with a space and '#'.",
+            "steps: 30 # a comment",
+        ),
     ),
     *slips(
         LR,
@@ -158,11 +207,31 @@ JOBS = [
         ("lr: 1 e-4", "Write 1e-4.", "lr: 1e-4"),
         ("lr: 1e\u22124", "Write 1e-4.", "lr: 1e-4"),
         ("lr: -0.001", "-0.001 is out of range: must be >= 0.", "lr: 0.001"),
-        (f"{LR}\nlr_warmup_steps: 10%", "'10%' is not a number. Write 0.1.", f"{LR}\nlr_warmup_steps: 0.1"),
-        (f"{LR}\nlr_warmup_steps: 100%", "Write a number, such as 0, the default.", f"{LR}\nlr_warmup_steps: 0"),
-        (f"{LR}\nlr_warmup_steps: 1 epoch", "Write a number, such as 0, the default.", f"{LR}\nlr_warmup_steps: 0"),
-        (f"{LR}\nmin_timestep: 10%", "Write a number, such as 0, the default.", f"{LR}\nmin_timestep: 0"),
-        (f"{LR}\nwarmup: 10", "Did you mean 'lr_warmup_steps'?", f"{LR}\nlr_warmup_steps: 10"),
+        (
+            f"{LR}\nlr_warmup_steps: 10%",
+            "'10%' is not a number. Write 0.1.",
+            f"{LR}\nlr_warmup_steps: 0.1",
+        ),
+        (
+            f"{LR}\nlr_warmup_steps: 100%",
+            "Write a number, such as 0, the default.",
+            f"{LR}\nlr_warmup_steps: 0",
+        ),
+        (
+            f"{LR}\nlr_warmup_steps: 1 epoch",
+            "Write a number, such as 0, the default.",
+            f"{LR}\nlr_warmup_steps: 0",
+        ),
+        (
+            f"{LR}\nmin_timestep: 10%",
+            "Write a number, such as 0, the default.",
+            f"{LR}\nmin_timestep: 0",
+        ),
+        (
+            f"{LR}\nwarmup: 10",
+            "Did you mean 'lr_warmup_steps'?",
+            f"{LR}\nlr_warmup_steps: 10",
+        ),
         (
             f"{LR}\nema_config: {{use_ema: true, ema_decay: 1}}",
             "1 sets no limit: files are averages of about the last tenth of the run, however long it is. A typical "
@@ -174,14 +243,26 @@ JOBS = [
             "Write 0.99.",
             f"{LR}\nema_config: {{use_ema: true, ema_decay: 0.99}}",
         ),
-        (f"{LR}\nema_config: true", "Write 'ema_config: {use_ema: true}'.", f"{LR}\nema_config: {{use_ema: true}}"),
-        (f"{LR}\nuse_ema: true", "It belongs in 'train.ema_config'.", f"{LR}\nema_config: {{use_ema: true}}"),
+        (
+            f"{LR}\nema_config: true",
+            "Write 'ema_config: {use_ema: true}'.",
+            f"{LR}\nema_config: {{use_ema: true}}",
+        ),
+        (
+            f"{LR}\nuse_ema: true",
+            "It belongs in 'train.ema_config'.",
+            f"{LR}\nema_config: {{use_ema: true}}",
+        ),
         (
             f"{LR}\ncompile: {{enabled: true, backend: induktor}}",
             "PyTorch itself has no backend 'induktor'. Did you mean 'inductor'?",
             f"{LR}\ncompile: {{enabled: false}}",
         ),
-        (f"{LR}\npreference: true", "Write 'preference: {}' for its defaults.", f"{LR}\npreference: {{}}"),
+        (
+            f"{LR}\npreference: true",
+            "Write 'preference: {}' for its defaults.",
+            f"{LR}\npreference: {{}}",
+        ),
         (f"{LR}\npreference: false", "Leave the key out.", LR),
         (
             f"{LR}\npreference: 350",
@@ -190,7 +271,11 @@ JOBS = [
         ),
         (f"{LR}\nfew_step_loss: true", "each as 'key: value'; 'lora' is required.", LR),
         (f"{LR}\nassistant: true", "each as 'key: value'; 'path' is required.", LR),
-        (f"{LR}\nseed: abc", "'abc' is not a seed. Write a whole number, or random.", f"{LR}\nseed: random"),
+        (
+            f"{LR}\nseed: abc",
+            "'abc' is not a seed. Write a whole number, or random.",
+            f"{LR}\nseed: random",
+        ),
         (
             f"{LR}\nweight_decay: 0.01",
             "Write 'optimizer_params: {weight_decay: ...}'.",
@@ -206,7 +291,11 @@ JOBS = [
             "Did you mean 'weight_decay'?",
             f"{LR}\noptimizer_params: {{weight_decay: 0.1}}",
         ),
-        (f"{LR}\noptimizer_params: {{lr: 0.1}}", "'lr' has its own key. Write train.lr.", "lr: 0.1  # train.lr"),
+        (
+            f"{LR}\noptimizer_params: {{lr: 0.1}}",
+            "'lr' has its own key. Write train.lr.",
+            "lr: 0.1  # train.lr",
+        ),
         (
             f"{LR}\ngradient_accumulation_steps: 4",
             "with this key ai-toolkit counts micro-batches",
@@ -217,12 +306,32 @@ JOBS = [
             "'maybe' is unknown. Use 'auto'",
             f"{LR}\ngradient_checkpointing: auto",
         ),
-        (f"{LR}\ntrain_text_encoder: true", "Write false.", f"{LR}\ntrain_text_encoder: false"),
+        (
+            f"{LR}\ntrain_text_encoder: true",
+            "Write false.",
+            f"{LR}\ntrain_text_encoder: false",
+        ),
         (f"{LR}\ntrain_unet: false", "Write true.", f"{LR}\ntrain_unet: true"),
-        (f"{LR}\nnoise_scheduler: ddpm", "'ddpm' is unknown. Use 'flowmatch'.", f"{LR}\nnoise_scheduler: flowmatch"),
-        (f"{LR}\ntimestep_type: sigmoidal", "Did you mean 'sigmoid'?", f"{LR}\ntimestep_type: sigmoid"),
-        (f"{LR}\nloss_type: l3", "Use 'mse' or 'mae' or 'huber'.", f"{LR}\nloss_type: mae"),
-        (f"{LR}\nnoise_offset: 0.05", "0.05 is not supported yet. Leave this key out.", LR),
+        (
+            f"{LR}\nnoise_scheduler: ddpm",
+            "'ddpm' is unknown. Use 'flowmatch'.",
+            f"{LR}\nnoise_scheduler: flowmatch",
+        ),
+        (
+            f"{LR}\ntimestep_type: sigmoidal",
+            "Did you mean 'sigmoid'?",
+            f"{LR}\ntimestep_type: sigmoid",
+        ),
+        (
+            f"{LR}\nloss_type: l3",
+            "Use 'mse' or 'mae' or 'huber'.",
+            f"{LR}\nloss_type: mae",
+        ),
+        (
+            f"{LR}\nnoise_offset: 0.05",
+            "0.05 is not supported yet. Leave this key out.",
+            LR,
+        ),
     ),
     *slips(
         "optimizer: adamw",
@@ -233,19 +342,35 @@ JOBS = [
             "torch.optim has no 'AdamX'. Did you mean 'Adam'?",
             "optimizer: torch.optim.Adam",
         ),
-        ("optimizer: torch.optim.Adam()", "Write a class such as 'torch.optim.SGD'.", "optimizer: torch.optim.SGD"),
+        (
+            "optimizer: torch.optim.Adam()",
+            "Write a class such as 'torch.optim.SGD'.",
+            "optimizer: torch.optim.SGD",
+        ),
         ("optimizer: prodigy", "A typical value is 'lr: 1'.", "optimizer: adamw"),
     ),
     *slips(
         "lr_scheduler: constant",
-        ("lr_scheduler: none", "'none' is not supported. Write constant:", "lr_scheduler: constant"),
-        ("lr_scheduler: false", "false is not supported. Write constant:", "lr_scheduler: constant"),
+        (
+            "lr_scheduler: none",
+            "'none' is not supported. Write constant:",
+            "lr_scheduler: constant",
+        ),
+        (
+            "lr_scheduler: false",
+            "false is not supported. Write constant:",
+            "lr_scheduler: constant",
+        ),
         ("lr_scheduler: cosin", "Did you mean 'cosine'?", "lr_scheduler: cosine"),
     ),
     *slips(
         "dtype: fp32",
         ("dtype: bf61", "Did you mean 'bf16'?", "dtype: bf16"),
-        ("dtype: 32", "is not a name. Use 'float16' or 'bfloat16' or 'float32'.", "dtype: float32"),
+        (
+            "dtype: 32",
+            "is not a name. Use 'float16' or 'bfloat16' or 'float32'.",
+            "dtype: float32",
+        ),
         ("mixed_precision: fp16x", "Did you mean 'fp16'?", "mixed_precision: fp16"),
     ),
     *slips(
@@ -262,46 +387,102 @@ JOBS = [
         ("device: gpu", "'gpu' is not a valid device. Write 'cuda'.", "device: cuda"),
         ("device: 0", "Write 'cuda:0'.", "device: cuda:0"),
         ("device: cuda0", "Write 'cuda:0'.", "device: cuda:0"),
-        (f"{DEVICE}\nvalidation: true", "Write its keys below it, indented, each as 'key: value'.", DEVICE),
-        (f"{DEVICE}\nstop_when: true", "Write its keys below it, indented, each as 'key: value'.", DEVICE),
-        ("device: nvidia 4090", "Write 'auto', 'cuda', 'cuda:0' or 'cpu'.", "device: auto"),
+        (
+            f"{DEVICE}\nvalidation: true",
+            "Write its keys below it, indented, each as 'key: value'.",
+            DEVICE,
+        ),
+        (
+            f"{DEVICE}\nstop_when: true",
+            "Write its keys below it, indented, each as 'key: value'.",
+            DEVICE,
+        ),
+        (
+            "device: nvidia 4090",
+            "Write 'auto', 'cuda', 'cuda:0' or 'cpu'.",
+            "device: auto",
+        ),
         ("device: tpu", "Write 'auto', 'cuda', 'cuda:0' or 'cpu'.", "device: auto"),
-        ("device: cuda", "Write 'device: auto' for the best device that can, or 'cpu'.", "device: auto"),
-        (f"{DEVICE}\ntraining_seed: abc", "Write a whole number, or random.", f"{DEVICE}\ntraining_seed: random"),
+        (
+            "device: cuda",
+            "Write 'device: auto' for the best device that can, or 'cpu'.",
+            "device: auto",
+        ),
+        (
+            f"{DEVICE}\ntraining_seed: abc",
+            "Write a whole number, or random.",
+            f"{DEVICE}\ntraining_seed: random",
+        ),
         (
             f"{DEVICE}\nfirst_sample: {{prompts: empty.txt}}",
             "holds no prompt. Write one per line; '#' begins a line that is left out.",
             f"{DEVICE}\nfirst_sample: {{prompts: [zibo]}}",
         ),
-        (f"{DEVICE}\nresume: yes", "Write 'auto', 'never', a step number or", f"{DEVICE}\nresume: auto"),
-        (f"{DEVICE}\nresume: true", "Write 'auto', 'never', a step number or", f"{DEVICE}\nresume: auto"),
+        (
+            f"{DEVICE}\nresume: yes",
+            "Write 'auto', 'never', a step number or",
+            f"{DEVICE}\nresume: auto",
+        ),
+        (
+            f"{DEVICE}\nresume: true",
+            "Write 'auto', 'never', a step number or",
+            f"{DEVICE}\nresume: auto",
+        ),
         (
             f"{DEVICE}\noutput_dir: out",
             "musubi-tuner's 'output_dir' is 'training_folder' here.",
             f"{DEVICE}\nlogging: {{}}",
         ),
-        (f"{DEVICE}\nlogging: true", "Write 'logging: {}' for its defaults.", f"{DEVICE}\nlogging: {{}}"),
-        (f"{DEVICE}\nmemory_check: off please", "Write true or false.", f"{DEVICE}\nmemory_check: false"),
+        (
+            f"{DEVICE}\nlogging: true",
+            "Write 'logging: {}' for its defaults.",
+            f"{DEVICE}\nlogging: {{}}",
+        ),
+        (
+            f"{DEVICE}\nmemory_check: off please",
+            "Write true or false.",
+            f"{DEVICE}\nmemory_check: false",
+        ),
     ),
     *slips(
         RATE,
         ("caption_dropout_rate: 5%", "'5%' is not a number. Write 0.05.", RATE),
-        ("caption_dropout_rate: 5", "5 is out of range: must be <= 1. For 5 %, write 0.05.", RATE),
+        (
+            "caption_dropout_rate: 5",
+            "5 is out of range: must be <= 1. For 5 %, write 0.05.",
+            RATE,
+        ),
         ("caption_dropout_rate: never", "Write 0 (off).", "caption_dropout_rate: 0"),
-        ("is_reg: yes", "true for every dataset: all images hold the model back, and none is learned.", ""),
+        (
+            "is_reg: yes",
+            "true for every dataset: all images hold the model back, and none is learned.",
+            "",
+        ),
         ("num_repeats: 10x", "Write 10.", "num_repeats: 10"),
         ("repeats: 10", "Did you mean 'num_repeats'?", "num_repeats: 10"),
         ("shuffle: true", "Images are always shuffled. Leave this key out.", ""),
-        ("enable_ar_bucket: true", "Images are always grouped by size. Leave this key out.", ""),
+        (
+            "enable_ar_bucket: true",
+            "Images are always grouped by size. Leave this key out.",
+            "",
+        ),
         (
             "control_transparent_color: [255, 255]",
             "is not a valid colour. Write [red, green, blue], each 0 to 255.",
             "control_transparent_color: [255, 255, 255]",
         ),
-        ("flip_aug: true", "kohya's 'flip_aug' is 'datasets[].flip_x' here.", "flip_x: true"),
+        (
+            "flip_aug: true",
+            "kohya's 'flip_aug' is 'datasets[].flip_x' here.",
+            "flip_x: true",
+        ),
         ("mask_path: masks", "'masks' does not exist", ""),
         ("trigger: zibo", "Did you mean 'trigger_word'?", "trigger_word: zibo"),
-        ("background: whitish", "Write a name such as 'white' or '#rrggbb'.", "background: white"),
+        (
+            "background: whitish",
+            "Write a name such as 'white' or '#rrggbb'.",
+            "background: white",
+        ),
         (
             "default_caption: photo: of zibo",
             'Put the text in quotes: "photo: of zibo"',
@@ -315,9 +496,17 @@ JOBS = [
     *slips(
         "resolution: 128",
         ("resolution: 128px", "Write 128.", "resolution: 128"),
-        ("resolution: 128x128", "Write one number; where several may stand, a list such as", "resolution: 128"),
+        (
+            "resolution: 128x128",
+            "Write one number; where several may stand, a list such as",
+            "resolution: 128",
+        ),
         ("resolution: 128,128", "Write 128.", "resolution: 128"),
-        ("resolution: 128, 160", "Write [128, 160] where a list may stand.", "resolution: [128, 160]"),
+        (
+            "resolution: 128, 160",
+            "Write [128, 160] where a list may stand.",
+            "resolution: [128, 160]",
+        ),
         (
             "resolution: [128, 160]",
             "each image is trained at both. For one rectangle, write '{width: 128, height: 160}'.",
@@ -333,12 +522,32 @@ JOBS = [
         ("- folder_path: datasets/robto", "Did you mean 'datasets/robot'?", FOLDER),
         ("- folder_path: Datasets/Robot", "Did you mean 'datasets/robot'?", FOLDER),
         ("- folder_path: datasets\\robot", "Did you mean 'datasets/robot'?", FOLDER),
-        ("- folder_path: https://example.org/robot.zip", "Download it, and give the folder;", FOLDER),
+        (
+            "- folder_path: https://example.org/robot.zip",
+            "Download it, and give the folder;",
+            FOLDER,
+        ),
         ("- folder_path: file://datasets/robot", "Write 'datasets/robot'.", FOLDER),
-        ("- folder_path: C:\\Users\\me\\robot", "begins a path of Windows: --map C:=NEW", FOLDER),
-        ('- folder_path: "C:\\Users\\me\\robot"', "Write '/', or use single quotes; in WSL,", FOLDER),
-        ('- folder_path: "datasets\\qrobot"', "Write '/' or '\\\\', or use single quotes.", FOLDER),
-        ('- folder_path: "datasets\\robot"', "Write '/', or use single quotes.", FOLDER),
+        (
+            "- folder_path: C:\\Users\\me\\robot",
+            "begins a path of Windows: --map C:=NEW",
+            FOLDER,
+        ),
+        (
+            '- folder_path: "C:\\Users\\me\\robot"',
+            "Write '/', or use single quotes; in WSL,",
+            FOLDER,
+        ),
+        (
+            '- folder_path: "datasets\\qrobot"',
+            "Write '/' or '\\\\', or use single quotes.",
+            FOLDER,
+        ),
+        (
+            '- folder_path: "datasets\\robot"',
+            "Write '/', or use single quotes.",
+            FOLDER,
+        ),
         (
             "- folder_path: $HERE/datasets/robot",
             "Write '${HERE}' for a variable",
@@ -354,24 +563,60 @@ JOBS = [
             "does not name an environment variable. Write ${NAME}.",
             "- folder_path: ${HERE}/datasets/robot",
         ),
-        ("- folder_path: \u201cdatasets/robot\u201d", "type a plain quote or space.", FOLDER),
+        (
+            "- folder_path: \u201cdatasets/robot\u201d",
+            "type a plain quote or space.",
+            FOLDER,
+        ),
         ("- folder: datasets/robot", "Did you mean 'folder_path'?", FOLDER),
         ("- path: datasets/robot", "Did you mean 'folder_path'?", FOLDER),
-        ("- image_dir: datasets/robot", "kohya's 'image_dir' is 'datasets[].folder_path' here.", FOLDER),
+        (
+            "- image_dir: datasets/robot",
+            "kohya's 'image_dir' is 'datasets[].folder_path' here.",
+            FOLDER,
+        ),
         ("-folder_path: datasets/robot", "Write a space after '-'.", FOLDER),
-        ("- folder_path datasets/robot", "no ':' follows the key. Write 'key: value'.", FOLDER),
+        (
+            "- folder_path datasets/robot",
+            "no ':' follows the key. Write 'key: value'.",
+            FOLDER,
+        ),
     ),
     *slips(
         "save_every: 10",
-        ("save_every: 1 epoch", "Write 'save_every_n_epochs: 1' instead of 'save_every'.", "save_every_n_epochs: 1"),
-        ("save_every: 10%", "Write a whole number, such as 250, the default.", "save_every: 250"),
-        ("save_every: 30 min", "Write a whole number, such as 250, the default.", "save_every: 250"),
+        (
+            "save_every: 1 epoch",
+            "Write 'save_every_n_epochs: 1' instead of 'save_every'.",
+            "save_every_n_epochs: 1",
+        ),
+        (
+            "save_every: 10%",
+            "Write a whole number, such as 250, the default.",
+            "save_every: 250",
+        ),
+        (
+            "save_every: 30 min",
+            "Write a whole number, such as 250, the default.",
+            "save_every: 250",
+        ),
         ("save_every: never", "Write 0 (only the final file).", "save_every: 0"),
-        ("save_every_n_epochs: 200 steps", "Write 'save_every: 200' instead of", "save_every: 200"),
+        (
+            "save_every_n_epochs: 200 steps",
+            "Write 'save_every: 200' instead of",
+            "save_every: 200",
+        ),
         ("save_steps: 10", "Did you mean 'save_every'?", "save_every: 10"),
         ("max_step_saves_to_keep: all", "Write 0 (all).", "max_step_saves_to_keep: 0"),
-        ("format: safetensors", "A LoRA is always one safetensors file. Leave this key out.", ""),
-        ("push_to_hub: true", "set hf_repo_id, such as 'owner/name'.", "push_to_hub: true\nhf_repo_id: owner/name"),
+        (
+            "format: safetensors",
+            "A LoRA is always one safetensors file. Leave this key out.",
+            "",
+        ),
+        (
+            "push_to_hub: true",
+            "set hf_repo_id, such as 'owner/name'.",
+            "push_to_hub: true\nhf_repo_id: owner/name",
+        ),
     ),
     *slips(
         "type: lora",
@@ -381,13 +626,25 @@ JOBS = [
     *slips(
         "linear: 4",
         ("dim: 4", "Did you mean 'linear'?", "linear: 4"),
-        ("linear: 16/16", "Write a whole number, such as 16, the default.", "linear: 16"),
+        (
+            "linear: 16/16",
+            "Write a whole number, such as 16, the default.",
+            "linear: 16",
+        ),
         ("linear: auto", "Leave the key out: the default is 16.", ""),
     ),
     *slips(
         LINEAR,
-        ("linear_alpha: half", "Write a number, such as 16, the default.", "linear_alpha: 16"),
-        ("linear_alpha: none", "Write a number, such as 16, the default.", "linear_alpha: 16"),
+        (
+            "linear_alpha: half",
+            "Write a number, such as 16, the default.",
+            "linear_alpha: 16",
+        ),
+        (
+            "linear_alpha: none",
+            "Write a number, such as 16, the default.",
+            "linear_alpha: 16",
+        ),
         ("linear_alpha: 0", "0 disables the adapter.", LINEAR),
         (f"{LINEAR}\ndropout: 10%", "Write 0.1.", f"{LINEAR}\ndropout: 0.1"),
         (f"{LINEAR}\ndropout: 10", "For 10 %, write 0.1.", f"{LINEAR}\ndropout: 0.1"),
@@ -403,19 +660,32 @@ JOBS = [
         ("- type: lora", "Did you mean 'sd_trainer'?", "- type: sd_trainer"),
     ),
     *slips("job: extension", ("job: train", "Write 'extension'.", "job: extension")),
-    *slips("job: extension", ("jobs: extension", "is required. Write 'job: extension'.", "job: extension")),
+    *slips(
+        "job: extension",
+        ("jobs: extension", "is required. Write 'job: extension'.", "job: extension"),
+    ),
     *slips("config:", ("Config:", "Did you mean 'config'?", "config:")),
     *slips(
         "name: my_char",
-        ("name: my/char", "leave out '/', '\\' and control characters.", "name: mychar"),
+        (
+            "name: my/char",
+            "leave out '/', '\\' and control characters.",
+            "name: mychar",
+        ),
         ("name: 123", 'Put it in quotes: "123"', 'name: "123"'),
     ),
     *slips(
         "sample_every: 10",
         ("sample_every: never", "Write 0 (none at intervals).", "sample_every: 0"),
-        ("sample_every: 1 epoch", "Write 'sample_every_n_epochs: 1' instead of", "sample_every_n_epochs: 1"),
+        (
+            "sample_every: 1 epoch",
+            "Write 'sample_every_n_epochs: 1' instead of",
+            "sample_every_n_epochs: 1",
+        ),
     ),
-    *slips("seed: 42", ("seed: abc", "Write a whole number, or random.", "seed: random")),
+    *slips(
+        "seed: 42", ("seed: abc", "Write a whole number, or random.", "seed: random")
+    ),
     *slips(
         "guidance_scale: 2",
         (
@@ -429,50 +699,131 @@ JOBS = [
     ),
     *slips(
         "sample_steps: 8",
-        ("sample_steps: 1000", "1000 steps for each image take long, and show no more than 50.", "sample_steps: 50"),
+        (
+            "sample_steps: 1000",
+            "1000 steps for each image take long, and show no more than 50.",
+            "sample_steps: 50",
+        ),
         ("steps: 8", "Did you mean 'sample_steps'?", "sample_steps: 8"),
     ),
     *slips(
         "width: 128",
         ("size: 128", "Write 'width' and 'height', in pixels.", "width: 128"),
-        ("width: 1000", "the model cannot generate 1000 pixels; images will be generated at 992.", "width: 992"),
+        (
+            "width: 1000",
+            "the model cannot generate 1000 pixels; images will be generated at 992.",
+            "width: 992",
+        ),
     ),
     *slips("prompts:", ("prompt:", "Did you mean 'prompts'?", "prompts:")),
     *slips(
         "- zibo in a room",
-        ("zibo in a room", "Write one prompt per line, each after '- '", "- zibo in a room"),
-        ("-zibo in a room", "Write one prompt per line, each after '- '", "- zibo in a room"),
-        ("- zibo in a {red|blue} room", "Write one of the alternatives", "- zibo in a red room"),
-        ("- zibo in a __colour__ room", "Write the word that the wildcard stands for", "- zibo in a red room"),
-        ("- zibo: in a room", 'Put the text in quotes: "zibo: in a room"', '- "zibo: in a room"'),
-        ("- zibo #1 in a room", 'put the text in quotes: "zibo #1 in a room"', '- "zibo #1 in a room"'),
+        (
+            "zibo in a room",
+            "Write one prompt per line, each after '- '",
+            "- zibo in a room",
+        ),
+        (
+            "-zibo in a room",
+            "Write one prompt per line, each after '- '",
+            "- zibo in a room",
+        ),
+        (
+            "- zibo in a {red|blue} room",
+            "Write one of the alternatives",
+            "- zibo in a red room",
+        ),
+        (
+            "- zibo in a __colour__ room",
+            "Write the word that the wildcard stands for",
+            "- zibo in a red room",
+        ),
+        (
+            "- zibo: in a room",
+            'Put the text in quotes: "zibo: in a room"',
+            '- "zibo: in a room"',
+        ),
+        (
+            "- zibo #1 in a room",
+            'put the text in quotes: "zibo #1 in a room"',
+            '- "zibo #1 in a room"',
+        ),
     ),
     *slips(
         "trigger_word: zibo",
         ("activation_text: zibo", "Did you mean 'trigger_word'?", "trigger_word: zibo"),
         ("trigger_word: 007", 'Put it in quotes: "007"', 'trigger_word: "007"'),
-        ("trigger_word: \u201czibo\u201d", "the curly quotes are a part of the value.", "trigger_word: zibo"),
+        (
+            "trigger_word: \u201czibo\u201d",
+            "the curly quotes are a part of the value.",
+            "trigger_word: zibo",
+        ),
     ),
     *slips(
         NAME,
-        ("name_or_path: nosuch", "Give a folder in diffusers layout, or a hub id", NAME),
+        (
+            "name_or_path: nosuch",
+            "Give a folder in diffusers layout, or a hub id",
+            NAME,
+        ),
         ("name_or_path: Qwen-Image-2512", "Did you mean 'Qwen/Qwen-Image-2512'?", NAME),
-        ("name_or_path: https://huggingface.co/Qwen/Qwen-Image-2512", "write its id, 'Qwen/Qwen-Image-2512'.", NAME),
+        (
+            "name_or_path: https://huggingface.co/Qwen/Qwen-Image-2512",
+            "write its id, 'Qwen/Qwen-Image-2512'.",
+            NAME,
+        ),
         (f"path: {MODEL}", "Did you mean 'name_or_path'?", NAME),
-        (f"{NAME}\nquantize: int8", "Write 'quantize: true' and 'qtype: int8'.", f"{QUANTIZED}\nqtype: int8"),
-        (f"{NAME}\nquantize: 8bit", "Write 'quantize: true' and 'qtype: int8'.", f"{QUANTIZED}\nqtype: int8"),
-        (f"{NAME}\nquantize: nf4", "Write 'quantize: true' and 'qtype: int4'.", f"{QUANTIZED}\nqtype: int4"),
-        (f"{NAME}\nload_in_8bit: true", "Write 'quantize: true' and 'qtype: int8'.", f"{QUANTIZED}\nqtype: int8"),
-        (f"{NAME}\nload_in_4bit: true", "Write 'quantize: true' and 'qtype: int4'.", f"{QUANTIZED}\nqtype: int4"),
-        (f"{QUANTIZED}\nqtype: nf4", "'nf4' is not supported. Use 'int4', or", f"{QUANTIZED}\nqtype: int4"),
-        (f"{QUANTIZED}\nqtype: q8_0", "'q8_0' is unknown. Use 'int8'", f"{QUANTIZED}\nqtype: int8"),
+        (
+            f"{NAME}\nquantize: int8",
+            "Write 'quantize: true' and 'qtype: int8'.",
+            f"{QUANTIZED}\nqtype: int8",
+        ),
+        (
+            f"{NAME}\nquantize: 8bit",
+            "Write 'quantize: true' and 'qtype: int8'.",
+            f"{QUANTIZED}\nqtype: int8",
+        ),
+        (
+            f"{NAME}\nquantize: nf4",
+            "Write 'quantize: true' and 'qtype: int4'.",
+            f"{QUANTIZED}\nqtype: int4",
+        ),
+        (
+            f"{NAME}\nload_in_8bit: true",
+            "Write 'quantize: true' and 'qtype: int8'.",
+            f"{QUANTIZED}\nqtype: int8",
+        ),
+        (
+            f"{NAME}\nload_in_4bit: true",
+            "Write 'quantize: true' and 'qtype: int4'.",
+            f"{QUANTIZED}\nqtype: int4",
+        ),
+        (
+            f"{QUANTIZED}\nqtype: nf4",
+            "'nf4' is not supported. Use 'int4', or",
+            f"{QUANTIZED}\nqtype: int4",
+        ),
+        (
+            f"{QUANTIZED}\nqtype: q8_0",
+            "'q8_0' is unknown. Use 'int8'",
+            f"{QUANTIZED}\nqtype: int8",
+        ),
         (f"{NAME}\nquantize: yess", "Write true or false.", QUANTIZED),
-        (f"{NAME}\nis_qwen: false", "Write true or leave it out.", f"{NAME}\nis_qwen: true"),
+        (
+            f"{NAME}\nis_qwen: false",
+            "Write true or leave it out.",
+            f"{NAME}\nis_qwen: true",
+        ),
         (f"{NAME}\nvram: 24", "Write 'low_vram: true';", f"{NAME}\nlow_vram: true"),
-        (f"{NAME}\narch: flux", "'flux' is unknown. Use 'qwen_image_edit_plus'", f"{NAME}\narch: qwen_image_edit_plus"),
+        (
+            f"{NAME}\narch: flux",
+            "'flux' is unknown. Use 'qwen_image_edit_plus'",
+            f"{NAME}\narch: qwen_image_edit_plus",
+        ),
     ),
 ]
-"""In a job; the answer to each is in the errors of the job, or in the warnings of its plan."""
+"""In a job; the answer to each is in the errors of the job, or in the warnings of its
+plan."""
 
 MEANT = [
     Slip("seed: 42", "seed: random", "", ""),
@@ -557,7 +908,8 @@ COMMANDS: dict[str, str] = {
     "sample --prompt x": "Write: run.py generate --lora FILE --prompt TEXT",
     "download Qwen/Qwen-Image": "Write: hf download OWNER/NAME",
 }
-"""Behind `run.py`, in a folder with job.yaml, images, and the run output/other -> a part of the answer."""
+"""Behind `run.py`, in a folder with job.yaml, images, and the run output/other -> a
+part of the answer."""
 
 
 class SlipsOfPart(NamedTuple):
@@ -567,13 +919,16 @@ class SlipsOfPart(NamedTuple):
     """Rows of `COMMANDS`."""
 
     elsewhere: dict[str, str]
-    """Rows of the table `ELSEWHERE` in test_first_hour.py: words of a message of the part -> the test that has them."""
+    """Rows of the table `ELSEWHERE` in test_first_hour.py: words of a message of the
+    part -> the test that has them."""
 
 
 def slips_of_parts() -> list[SlipsOfPart]:
     """Those of the parts that are there."""
     files = sorted((ROOT / "tests" / "extensions").rglob("slips.json"))
-    return [SlipsOfPart(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    return [
+        SlipsOfPart(**json.loads(file.read_text(encoding="utf-8"))) for file in files
+    ]
 
 
 for part in slips_of_parts():

@@ -1,5 +1,6 @@
-"""A headless Chromium for pages of the program, driven through chromedriver's own protocol
-(https://www.w3.org/TR/webdriver2/): JSON over HTTP, so no package is needed beside the browser.
+"""A headless Chromium for pages of the program, driven through chromedriver's own
+protocol (https://www.w3.org/TR/webdriver2/): JSON over HTTP, so no package is needed
+beside the browser.
 
     @pytest.mark.slow
     def test_arrows(browser):
@@ -8,7 +9,8 @@
         assert browser.run("return document.title") == "2"
         assert browser.requests_elsewhere() == []
 
-`browser` is a fixture (tests/conftest.py); a test with it is skipped where no Chromium is installed, and marked `slow`.
+`browser` is a fixture (tests/conftest.py); a test with it is skipped where no Chromium
+is installed, and marked `slow`.
 """
 
 from __future__ import annotations
@@ -46,7 +48,14 @@ KEYS = {
 }
 """Keys without a letter, as WebDriver writes them."""
 
-_OF_THIS_MACHINE = ("file:", "data:", "blob:", "about:", "http://127.0.0.1:", "http://localhost:")
+_OF_THIS_MACHINE = (
+    "file:",
+    "data:",
+    "blob:",
+    "about:",
+    "http://127.0.0.1:",
+    "http://localhost:",
+)
 
 
 class Browser:
@@ -57,8 +66,15 @@ class Browser:
         self._session = ""
 
     def begin(self, chromium: str) -> None:
-        """Starts the browser. Neither a sandbox nor much shared memory is to be had in a container."""
-        arguments = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--no-first-run"]
+        """Starts the browser. Neither a sandbox nor much shared memory is to be had in
+        a container."""
+        arguments = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-dev-shm-usage",
+            "--disable-gpu",
+            "--no-first-run",
+        ]
         options = {
             "browserName": "chrome",
             "goog:chromeOptions": {"binary": chromium, "args": arguments},
@@ -70,15 +86,25 @@ class Browser:
     def end(self) -> None:
         self._send("", method="DELETE")
 
-    def open(self, page: Path | str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Loads a file, or an address, in a window of this size, in CSS pixels, with an empty log."""
-        phone = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    def open(
+        self, page: Path | str, width: int = 1280, height: int = 900, dark: bool = False
+    ) -> None:
+        """Loads a file, or an address, in a window of this size, in CSS pixels, with an
+        empty log."""
+        phone = {
+            "width": width,
+            "height": height,
+            "deviceScaleFactor": 1,
+            "mobile": width < 600,
+        }
         self.command("Emulation.setDeviceMetricsOverride", **phone)
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.command("Emulation.setEmulatedMedia", features=[theme])
         self._send("/url", {"url": "about:blank"})
         self._log("performance"), self._log("browser")
-        self._send("/url", {"url": page if isinstance(page, str) else page.absolute().as_uri()})
+        self._send(
+            "/url", {"url": page if isinstance(page, str) else page.absolute().as_uri()}
+        )
 
     def run(self, script: str, *arguments: object) -> Any:
         """What a script returns: `run("return document.title")`."""
@@ -86,11 +112,17 @@ class Browser:
 
     def text(self, selector: str = "body") -> str:
         """The text that is seen in an element."""
-        return self.run("return document.querySelector(arguments[0]).innerText", selector)
+        return self.run(
+            "return document.querySelector(arguments[0]).innerText", selector
+        )
 
     def click(self, selector: str) -> None:
-        """A click on the middle of an element, after scrolling it to where no bar lies over it."""
-        self.run("document.querySelector(arguments[0])?.scrollIntoView({block: 'center'})", selector)
+        """A click on the middle of an element, after scrolling it to where no bar lies
+        over it."""
+        self.run(
+            "document.querySelector(arguments[0])?.scrollIntoView({block: 'center'})",
+            selector,
+        )
         found = self._send("/element", {"using": "css selector", "value": selector})
         self._send(f"/element/{next(iter(found.values()))}/click", {})
 
@@ -109,8 +141,15 @@ class Browser:
 
     def press(self, *keys: str) -> None:
         """Keys one after another: names of `KEYS`, or letters."""
-        strokes = [{"type": kind, "value": KEYS.get(key, key)} for key in keys for kind in ("keyDown", "keyUp")]
-        self._send("/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": strokes}]})
+        strokes = [
+            {"type": kind, "value": KEYS.get(key, key)}
+            for key in keys
+            for kind in ("keyDown", "keyUp")
+        ]
+        self._send(
+            "/actions",
+            {"actions": [{"type": "key", "id": "keyboard", "actions": strokes}]},
+        )
 
     def screenshot(self, path: Path, whole: bool = True) -> Path:
         """Writes what is seen as PNG; whole: all of the page, however long."""
@@ -119,19 +158,34 @@ class Browser:
         return path
 
     def requests_elsewhere(self) -> list[str]:
-        """Addresses that were asked for since `open` and are not of this machine, refused ones included."""
-        told = [json.loads(entry["message"])["message"] for entry in self._log("performance")]
-        asked = [entry["params"]["request"]["url"] for entry in told if entry["method"] == "Network.requestWillBeSent"]
+        """Addresses that were asked for since `open` and are not of this machine,
+        refused ones included."""
+        told = [
+            json.loads(entry["message"])["message"]
+            for entry in self._log("performance")
+        ]
+        asked = [
+            entry["params"]["request"]["url"]
+            for entry in told
+            if entry["method"] == "Network.requestWillBeSent"
+        ]
         refused = [line for line in self.errors() if "Content Security Policy" in line]
         return [url for url in asked if not url.startswith(_OF_THIS_MACHINE)] + refused
 
     def errors(self) -> list[str]:
-        """What the console has told since the last call: errors of scripts, pictures that are not there."""
-        return [entry["message"] for entry in self._log("browser") if entry["level"] == "SEVERE"]
+        """What the console has told since the last call: errors of scripts, pictures
+        that are not there."""
+        return [
+            entry["message"]
+            for entry in self._log("browser")
+            if entry["level"] == "SEVERE"
+        ]
 
     def is_as_wide_as_the_window(self) -> bool:
         """Whether nothing has to be scrolled sideways."""
-        return self.run("return document.documentElement.scrollWidth <= window.innerWidth")
+        return self.run(
+            "return document.documentElement.scrollWidth <= window.innerWidth"
+        )
 
     def command(self, name: str, **parameters: object) -> Any:
         """A command of the DevTools protocol."""
@@ -140,9 +194,16 @@ class Browser:
     def _log(self, kind: str) -> list[dict[str, Any]]:
         return self._send("/se/log", {"type": kind})
 
-    def _send(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
+    def _send(
+        self, path: str, body: dict[str, Any] | None = None, method: str = "POST"
+    ) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        request = Request(self._root + self._session + path, data, {"Content-Type": "application/json"}, method=method)
+        request = Request(
+            self._root + self._session + path,
+            data,
+            {"Content-Type": "application/json"},
+            method=method,
+        )
         try:
             with urlopen(request, timeout=120) as answer:
                 return json.load(answer)["value"]
@@ -156,9 +217,13 @@ def opened_browser() -> Iterator[Browser]:
     chromium = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
     driver = shutil.which("chromedriver")
     if chromium is None or driver is None:
-        pytest.skip("no Chromium with its driver (Debian: apt-get install chromium chromium-driver)")
+        pytest.skip(
+            "no Chromium with its driver (Debian: apt-get install chromium chromium-driver)"
+        )
     port = free_port()
-    process = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         browser = Browser(port)
         _wait_for(browser)

@@ -1,4 +1,5 @@
-"""A `sitecustomize` for processes that must load no heavy library and open no connection."""
+"""A `sitecustomize` for processes that must load no heavy library and open no
+connection."""
 
 FORBID = """
 import sys

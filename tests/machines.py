@@ -1,9 +1,12 @@
-"""Two "machines" on one: each with its own network, file systems, host name and processes, and a cable between them.
+"""Two "machines" on one: each with its own network, file systems, host name and
+processes, and a cable between them.
 
-A machine is a set of Linux namespaces. Its `/tmp`, `/dev/shm` and home are its own; the shared folder is at the same
-path on both, as a network volume would be. Nothing of it has a name outside: machines of several tests do not meet, and
-all of one is gone with the process that made it. Launchers are `launch.py`, forked into a machine by the `Nursery`, and
-fork their workers: to import everything once more in each process would take most of the time of a test.
+A machine is a set of Linux namespaces. Its `/tmp`, `/dev/shm` and home are its own; the
+shared folder is at the same path on both, as a network volume would be. Nothing of it
+has a name outside: machines of several tests do not meet, and all of one is gone with
+the process that made it. Launchers are `launch.py`, forked into a machine by the
+`Nursery`, and fork their workers: to import everything once more in each process would
+take most of the time of a test.
 
 Run as a script this is the first process of a machine.
 """
@@ -26,7 +29,9 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # with it comes torch, which the first process of a machine does without
+if (
+    TYPE_CHECKING
+):  # with it comes torch, which the first process of a machine does without
     from tests.faults.nursery import Child, Fault, Nursery
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,19 +48,33 @@ def why_not() -> str:
     """Why no machine can be made here; empty where one can."""
     if not Path(f"/proc/self/task/{os.getpid()}/children").exists():
         return "/proc does not tell the children of a process: not Linux, or built without it"
-    if absent := [tool for tool in ("unshare", "nsenter", "mount", "ip") if shutil.which(tool) is None]:
+    if absent := [
+        tool
+        for tool in ("unshare", "nsenter", "mount", "ip")
+        if shutil.which(tool) is None
+    ]:
         return f"no {absent[0]} (util-linux, iproute2)"
     needed = "mount -t tmpfs none /tmp && ip link add eth0 type veth"
     try:
         tried = subprocess.run(
-            ["unshare", *NAMESPACES, "--fork", "--mount-proc", "sh", "-c", needed], timeout=60, **_SAID
+            ["unshare", *NAMESPACES, "--fork", "--mount-proc", "sh", "-c", needed],
+            timeout=60,
+            **_SAID,
         )
     except subprocess.TimeoutExpired:
         return "namespaces cannot be made: no answer within a minute"
-    return f"namespaces may not be made: {tried.stdout.strip()}" if tried.returncode else ""
+    return (
+        f"namespaces may not be made: {tried.stdout.strip()}"
+        if tried.returncode
+        else ""
+    )
 
 
-_SAID: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+_SAID: dict[str, Any] = {
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.STDOUT,
+    "text": True,
+}
 
 
 @dataclass
@@ -84,7 +103,9 @@ class Launched:
         try:
             _wait_for(lambda: _has_ended(self.worker))
         except AssertionError:
-            raise AssertionError(f"still running after {CEILING_S} s:\n{self.said}") from None
+            raise AssertionError(
+                f"still running after {CEILING_S} s:\n{self.said}"
+            ) from None
 
     def wait(self) -> int:
         """The exit code. Fails when it has not ended by then."""
@@ -112,8 +133,18 @@ class Machine:
     def start(self) -> None:
         visible = [str(self.shared), str(ROOT), sys.prefix, sys.base_prefix]
         order = json.dumps({"name": self.name, "visible": visible})
-        command = ["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc", sys.executable, __file__]
-        self._holder = subprocess.Popen([*command, order], stdin=subprocess.PIPE, **_SAID)
+        command = [
+            "unshare",
+            *NAMESPACES,
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            sys.executable,
+            __file__,
+        ]
+        self._holder = subprocess.Popen(
+            [*command, order], stdin=subprocess.PIPE, **_SAID
+        )
 
     @cached_property
     def first(self) -> int:
@@ -124,7 +155,17 @@ class Machine:
 
     def command(self, *words: object) -> list[str]:
         """A command as it runs on this machine."""
-        return ["nsenter", "-t", str(self.first), "-n", "-m", "-u", "-p", f"--wd={ROOT}", *map(str, words)]
+        return [
+            "nsenter",
+            "-t",
+            str(self.first),
+            "-n",
+            "-m",
+            "-u",
+            "-p",
+            f"--wd={ROOT}",
+            *map(str, words),
+        ]
 
     def does(self, *words: object) -> None:
         subprocess.run(self.command(*words), check=True, **_SAID)
@@ -134,7 +175,8 @@ class Machine:
         self.does("mount", "-t", "tmpfs", "none", folder)
 
     def replace_folder(self, folder: Path, changed: str) -> None:
-        """From here on this machine has a copy of its own, in which one file of JSON ends in another line."""
+        """From here on this machine has a copy of its own, in which one file of JSON
+        ends in another line."""
         copy = f"/tmp/copy_of_{folder.name}"
         self.does("cp", "-r", folder, copy)
         self.does("sh", "-c", f"echo >> {copy}/{changed}")
@@ -142,11 +184,24 @@ class Machine:
 
     def launch(self, cwd: Path, *words: object) -> None:
         """Starts torchrun in `cwd`."""
-        from toolkit.files.writing import python_path  # not at the top: as a script this module finds no `toolkit`
+        from toolkit.files.writing import (
+            python_path,
+        )  # not at the top: as a script this module finds no `toolkit`
 
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HOME": "/tmp", "PYTHONPATH": python_path()}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "HOME": "/tmp",
+            "PYTHONPATH": python_path(),
+        }
         name = f"{self.name}.{len(self.launched)}"
-        child = self.nursery.fork([self.first, *words], cwd, name, main="tests.machines", environment=environment)
+        child = self.nursery.fork(
+            [self.first, *words],
+            cwd,
+            name,
+            main="tests.machines",
+            environment=environment,
+        )
         self.launched.append(Launched(child))
 
     def end(self) -> None:
@@ -175,14 +230,28 @@ class TwoMachines:
 
     def _connect(self) -> None:
         first, second = (str(machine.first) for machine in self.both)
-        ends = ["eth0", "netns", first, "type", "veth", "peer", "name", "eth0", "netns", second]
+        ends = [
+            "eth0",
+            "netns",
+            first,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            second,
+        ]
         subprocess.run(["ip", "link", "add", *ends], check=True)
         for machine in self.both:
             address = f"ip addr add {machine.address}/24 dev eth0"
-            machine.does("sh", "-c", f"{address} && ip link set lo up && ip link set eth0 up")
+            machine.does(
+                "sh", "-c", f"{address} && ip link set lo up && ip link set eth0 up"
+            )
 
     def cable(self, is_in: bool) -> None:
-        """Connects the machines, or cuts them off from each other without a word to either."""
+        """Connects the machines, or cuts them off from each other without a word to
+        either."""
         self.both[1].does("ip", "link", "set", "eth0", "up" if is_in else "down")
 
     def lose(self, index: int) -> None:
@@ -192,9 +261,13 @@ class TwoMachines:
 
     def replace(self, index: int) -> None:
         """A new machine with the name and address of one that was lost."""
-        self.both[index] = Machine(index, self.shared, self.nursery, launched=self.both[index].launched)
+        self.both[index] = Machine(
+            index, self.shared, self.nursery, launched=self.both[index].launched
+        )
         self.both[index].start()
-        subprocess.run(self.both[1 - index].command("ip", "link", "del", "eth0"), **_SAID)  # goes with the other end
+        subprocess.run(
+            self.both[1 - index].command("ip", "link", "del", "eth0"), **_SAID
+        )  # goes with the other end
         self._connect()
 
     def torchrun(
@@ -204,13 +277,26 @@ class TwoMachines:
         faults: Sequence[Sequence[Fault]] = ((), ()),
         launcher: Sequence[str] = (),
     ) -> list[Launched]:
-        """Starts `job.yaml` in `cwd` with a launcher on each machine, which meet at the first one. faults: of the
-        workers of each. launcher: flags of torchrun besides."""
-        meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={self.both[0].address}:{PORT}", "--rdzv-id=job"]
-        flags_of_all = ["--nnodes=2", "--nproc-per-node=1", "--no-python", *meeting, *launcher]
+        """Starts `job.yaml` in `cwd` with a launcher on each machine, which meet at the
+        first one. faults: of the workers of each. launcher: flags of torchrun
+        besides."""
+        meeting = [
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={self.both[0].address}:{PORT}",
+            "--rdzv-id=job",
+        ]
+        flags_of_all = [
+            "--nnodes=2",
+            "--nproc-per-node=1",
+            "--no-python",
+            *meeting,
+            *launcher,
+        ]
         for machine, own in zip(self.both, faults, strict=True):
             worker = [json.dumps(own), "job.yaml", *flags]
-            machine.launch(cwd, *flags_of_all, f"--local-addr={machine.address}", *worker)
+            machine.launch(
+                cwd, *flags_of_all, f"--local-addr={machine.address}", *worker
+            )
         return [machine.launched[-1] for machine in self.both]
 
     def end(self) -> None:
@@ -237,7 +323,9 @@ def _wait_for(condition: Callable[[], Any]) -> Any:
 
 def _has_ended(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return (
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        )
     except OSError:
         return True
 
@@ -261,10 +349,20 @@ def be_the_machine(name: str, visible: Sequence[str]) -> None:
         if not os.path.isdir(path):  # it lies in what is hidden now
             os.makedirs(path)
             subprocess.run(
-                ["mount", "--no-canonicalize", "--bind", f"/proc/{os.getpid()}/fd/{handle}", path], check=True
+                [
+                    "mount",
+                    "--no-canonicalize",
+                    "--bind",
+                    f"/proc/{os.getpid()}/fd/{handle}",
+                    path,
+                ],
+                check=True,
             )
     hosts = "".join(f"{address} {host}\n" for host, address in ADDRESSES.items())
-    own = {"/proc/sys/kernel/random/boot_id": f"{name}\n", "/etc/hosts": f"127.0.0.1 localhost\n{hosts}"}
+    own = {
+        "/proc/sys/kernel/random/boot_id": f"{name}\n",
+        "/etc/hosts": f"127.0.0.1 localhost\n{hosts}",
+    }
     own["/etc/resolv.conf"] = ""  # no name server: an unknown name is unknown at once
     for place, text in own.items():
         file = Path("/tmp", place.replace("/", "_"))
@@ -277,14 +375,20 @@ def be_the_machine(name: str, visible: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """A launcher on the machine with this first process: enters its namespaces and is `launch.py`."""
-    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+    """A launcher on the machine with this first process: enters its namespaces and is
+    `launch.py`."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import (
+        subprocess_handler,
+    )
 
     import launch
 
     subprocess_handler.Popen = _Worker
     cwd, (first, *words) = Path.cwd(), arguments
-    spaces = [os.open(f"/proc/{first}/ns/{kind}", os.O_RDONLY) for kind in ("net", "uts", "pid", "mnt")]
+    spaces = [
+        os.open(f"/proc/{first}/ns/{kind}", os.O_RDONLY)
+        for kind in ("net", "uts", "pid", "mnt")
+    ]
     libc = ctypes.CDLL(None, use_errno=True)
     for space in spaces:
         if libc.setns(space, 0):
@@ -300,7 +404,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 class _Worker:
-    """A worker, as far as torchrun asks `Popen` for one: forked, in a session of its own."""
+    """A worker, as far as torchrun asks `Popen` for one: forked, in a session of its
+    own."""
 
     def __init__(self, args: Sequence[str], env: dict[str, str], **_: Any) -> None:
         self.returncode: int | None = None
@@ -340,7 +445,9 @@ def _be_the_worker(faults: str, *arguments: str, environment: dict[str, str]) ->
 
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_DFL)  # a program that is started has none of torchrun's handlers
+        signal.signal(
+            number, signal.SIG_DFL
+        )  # a program that is started has none of torchrun's handlers
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)

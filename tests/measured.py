@@ -1,4 +1,5 @@
-"""Comparisons with another program: asserted, and printed for the table in docs/correctness.md (`pytest -rP`)."""
+"""Comparisons with another program: asserted, and printed for the table in
+docs/correctness.md (`pytest -rP`)."""
 
 from __future__ import annotations
 

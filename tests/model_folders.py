@@ -1,5 +1,5 @@
-"""Model folders and hub caches whose weights are empty, for what only looks at names, indices and parts; and a tiny
-latent flow model."""
+"""Model folders and hub caches whose weights are empty, for what only looks at names,
+indices and parts; and a tiny latent flow model."""
 
 from __future__ import annotations
 
@@ -19,8 +19,12 @@ NO_WEIGHTS = framed("{}")
 
 
 def write_header(shapes: Mapping[str, tuple[int, ...]], file: Path) -> None:
-    """A file of weights with these shapes by its header alone, without any of their bytes."""
-    entries = {name: {"dtype": "BF16", "shape": list(shape), "data_offsets": [0, 0]} for name, shape in shapes.items()}
+    """A file of weights with these shapes by its header alone, without any of their
+    bytes."""
+    entries = {
+        name: {"dtype": "BF16", "shape": list(shape), "data_offsets": [0, 0]}
+        for name, shape in shapes.items()
+    }
     file.write_bytes(framed(json.dumps(entries)))
 
 
@@ -30,8 +34,8 @@ def part_files(part: str) -> list[str]:
 
 
 def write_model(folder: Path, pipeline: str = OURS, without: str = "") -> Path:
-    """A folder with model_index.json and every part, each with the files that it needs, but for those in
-    `without`."""
+    """A folder with model_index.json and every part, each with the files that it needs,
+    but for those in `without`."""
     folder.mkdir(parents=True, exist_ok=True)
     if "model_index.json" not in without.split():
         (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
@@ -45,10 +49,14 @@ def write_model(folder: Path, pipeline: str = OURS, without: str = "") -> Path:
     return folder
 
 
-def write_cached(home: Path, name: str, pipeline: str = OURS, without: str = "", listed: bool = False) -> Path:
-    """The snapshot of a hub model in the cache of HF_HOME `home`, as the client library lays it out.
+def write_cached(
+    home: Path, name: str, pipeline: str = OURS, without: str = "", listed: bool = False
+) -> Path:
+    """The snapshot of a hub model in the cache of HF_HOME `home`, as the client library
+    lays it out.
 
-    listed: with the library's own list of the repository's files, by which it knows that the snapshot is complete.
+    listed: with the library's own list of the repository's files, by which it knows
+    that the snapshot is complete.
     """
     repository = home / "hub" / f"models--{name.replace('/', '--')}"
     snapshot = write_model(repository / "snapshots" / COMMIT, pipeline, without)
@@ -60,7 +68,11 @@ def write_cached(home: Path, name: str, pipeline: str = OURS, without: str = "",
         files = [path for path in snapshot.rglob("*") if path.is_file()]
         entries = {
             path.relative_to(snapshot).as_posix(): TreeCacheEntry(
-                size=path.stat().st_size, blob_id=f"{index:040x}", lfs_sha256=None, lfs_size=None, xet_hash=None
+                size=path.stat().st_size,
+                blob_id=f"{index:040x}",
+                lfs_sha256=None,
+                lfs_size=None,
+                xet_hash=None,
             )
             for index, path in enumerate(files)
         }

@@ -8,6 +8,8 @@ from torch import Tensor
 from toolkit.networks.save import to_cpu_copies, write_safetensors_verified
 
 
-def save_network(path: Path, tensors: Mapping[str, Tensor], dtype: str, metadata: Mapping[str, str]) -> None:
+def save_network(
+    path: Path, tensors: Mapping[str, Tensor], dtype: str, metadata: Mapping[str, str]
+) -> None:
     """Writes `tensors` in `dtype`, a key of DTYPES, and reads them back."""
     write_safetensors_verified(path, to_cpu_copies(tensors, dtype), metadata)

@@ -10,16 +10,24 @@ from typing import Any
 Row = Mapping[str, Any]
 
 
-def pairwise(axes: Mapping[str, Sequence[Any]], allowed: Callable[[Row], bool]) -> list[dict[str, Any]]:
-    """Rows with one value of each axis, all `allowed`, that hold every pair which any allowed row holds.
+def pairwise(
+    axes: Mapping[str, Sequence[Any]], allowed: Callable[[Row], bool]
+) -> list[dict[str, Any]]:
+    """Rows with one value of each axis, all `allowed`, that hold every pair which any
+    allowed row holds.
 
     Greedy: the row with the most pairs not yet held comes next. Deterministic.
     """
-    rows = [row for values in product(*axes.values()) if allowed(row := dict(zip(axes, values, strict=True)))]
+    rows = [
+        row
+        for values in product(*axes.values())
+        if allowed(row := dict(zip(axes, values, strict=True)))
+    ]
     pairs = [_pairs(row) for row in rows]
     missing = set().union(*pairs)
     chosen = []
-    # What a row would bring only shrinks, so that an old count is an upper bound: few are counted anew for each choice.
+    # What a row would bring only shrinks, so that an old count is an upper bound: few
+    # are counted anew for each choice.
     bounds = [(-len(found), index) for index, found in enumerate(pairs)]
     heapify(bounds)
     while missing:

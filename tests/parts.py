@@ -5,5 +5,6 @@ import pytest
 from toolkit.registry import FOREIGN_KEYS, is_present
 
 needs_foreign_names = pytest.mark.skipif(
-    not is_present(FOREIGN_KEYS), reason="has keys under the names of other programs, which a part knows"
+    not is_present(FOREIGN_KEYS),
+    reason="has keys under the names of other programs, which a part knows",
 )

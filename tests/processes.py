@@ -1,4 +1,5 @@
-"""Several real processes that meet as `torchrun` lets them, forked from the one that runs the tests."""
+"""Several real processes that meet as `torchrun` lets them, forked from the one that
+runs the tests."""
 
 from __future__ import annotations
 
@@ -60,17 +61,35 @@ def several(monkeypatch: pytest.MonkeyPatch, processes: int) -> Iterator[None]:
 
 
 def in_processes(
-    size: int, work: Callable[..., Any], *arguments: Any, minutes: float = 1, connected: bool = True
+    size: int,
+    work: Callable[..., Any],
+    *arguments: Any,
+    minutes: float = 1,
+    connected: bool = True,
 ) -> list[Any]:
-    """What `work(process_group, *arguments)` returns in each of `size` processes, or the error it raises; by rank.
+    """What `work(process_group, *arguments)` returns in each of `size` processes, or
+    the error it raises; by rank.
 
-    A process that dies without a word gives None. minutes: how long one exchange may take.
-    connected: False leaves them before they can exchange anything, as while a job is read.
+    A process that dies without a word gives None. minutes: how long one exchange may
+    take. connected: False leaves them before they can exchange anything, as while a job
+    is read.
     """
     fork, port = multiprocessing.get_context("fork"), free_port()
     pipes = [fork.Pipe(duplex=False) for _ in range(size)]
     started = [
-        fork.Process(target=_work, args=(rank, size, port, minutes, connected, pipes[rank][1], work, arguments))
+        fork.Process(
+            target=_work,
+            args=(
+                rank,
+                size,
+                port,
+                minutes,
+                connected,
+                pipes[rank][1],
+                work,
+                arguments,
+            ),
+        )
         for rank in range(size)
     ]
     for process in started:
@@ -110,7 +129,9 @@ def _work(
         process_group = distributed.rendezvous_processes(read_distributed_env())
         if connected:
             process_group.init_process_group(minutes)
-            process_group.all_gather_object("connected")  # rank 0, which may end soon, has the store the others need
+            process_group.all_gather_object(
+                "connected"
+            )  # rank 0, which may end soon, has the store the others need
         result = work(process_group, *arguments)
     except Exception as error:  # noqa: BLE001 - the test looks at it
         result = error

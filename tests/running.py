@@ -21,7 +21,9 @@ def lines(path: Path) -> list[dict]:
 def run_job(path: Path | str, **options: Any) -> None:
     """Runs the job of a file, as the command line does with these options."""
     extensions = discover()
-    job = ExtensionJob(load_job(path, extensions.find_config), extensions, JobOptions(**options))
+    job = ExtensionJob(
+        load_job(path, extensions.find_config), extensions, JobOptions(**options)
+    )
     try:
         job.run()
     finally:
@@ -30,7 +32,11 @@ def run_job(path: Path | str, **options: Any) -> None:
 
 def section_of(uid: str, flags: Sequence[object]) -> Any:
     """The checked section that a command makes. Raises as `load_tool`."""
-    return load_tool(uid, discover().find_command(uid), [*map(str, flags)]).processes[0].section
+    return (
+        load_tool(uid, discover().find_command(uid), [*map(str, flags)])
+        .processes[0]
+        .section
+    )
 
 
 def run_tool(uid: str, flags: Sequence[object]) -> Any:

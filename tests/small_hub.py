@@ -1,4 +1,5 @@
-"""A small hub on this machine, over HTTP, which the client library asks as it asks the real one."""
+"""A small hub on this machine, over HTTP, which the client library asks as it asks the
+real one."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ class Hub:
     """Bytes of a large file after which the connection breaks."""
 
     opened: Event = field(default_factory=Event)
-    """While it is not set, a file of more than 20,000 bytes stops after its first half."""
+    """While it is not set, a file of more than 20,000 bytes stops after its first
+    half."""
 
     asked: list[str] = field(default_factory=list)
 
@@ -33,8 +35,11 @@ class Hub:
 
 
 @contextmanager
-def small_hub(files: Mapping[str, bytes], model: str, kind: str = "models") -> Iterator[Hub]:
-    """A hub on this machine with one model, or one of another `kind` (`datasets`), whose only commit is `COMMIT`."""
+def small_hub(
+    files: Mapping[str, bytes], model: str, kind: str = "models"
+) -> Iterator[Hub]:
+    """A hub on this machine with one model, or one of another `kind` (`datasets`),
+    whose only commit is `COMMIT`."""
     state = Hub()
     blob_ids = {file: f"{index:040x}" for index, file in enumerate(files)}
 
@@ -50,15 +55,31 @@ def small_hub(files: Mapping[str, bytes], model: str, kind: str = "models") -> I
             path = self.path.split("?")[0]
             if state.refusal:
                 status, code = state.refusal
-                return self.send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": "refused by the test"})
+                return self.send(
+                    status,
+                    b"{}",
+                    {"X-Error-Code": code, "X-Error-Message": "refused by the test"},
+                )
             if "/tree/" in path:
                 entries = [
-                    {"type": "file", "path": name, "size": len(data), "oid": blob_ids[name]}
+                    {
+                        "type": "file",
+                        "path": name,
+                        "size": len(data),
+                        "oid": blob_ids[name],
+                    }
                     for name, data in files.items()
                 ]
-                return self.send(200, json.dumps(entries).encode(), {"Content-Type": "application/json"})
+                return self.send(
+                    200,
+                    json.dumps(entries).encode(),
+                    {"Content-Type": "application/json"},
+                )
             if path.startswith(f"/api/{kind}/"):
-                siblings = [{"rfilename": name, "size": len(data)} for name, data in files.items()]
+                siblings = [
+                    {"rfilename": name, "size": len(data)}
+                    for name, data in files.items()
+                ]
                 info = {
                     "id": model,
                     "modelId": model,
@@ -67,22 +88,38 @@ def small_hub(files: Mapping[str, bytes], model: str, kind: str = "models") -> I
                     "tags": [],
                     "private": False,
                 }
-                return self.send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+                return self.send(
+                    200, json.dumps(info).encode(), {"Content-Type": "application/json"}
+                )
             name = path.split("/resolve/")[1].partition("/")[2]
             if name not in files:
                 missing = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
                 return self.send(404, b"", missing, with_body)
             data = files[name]
-            headers = {"ETag": f'"{blob_ids[name]}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            headers = {
+                "ETag": f'"{blob_ids[name]}"',
+                "X-Repo-Commit": COMMIT,
+                "Accept-Ranges": "bytes",
+            }
             start = 0
             if wanted := self.headers.get("Range"):
                 start = int(wanted.removeprefix("bytes=").split("-")[0])
                 headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
             self.send(206 if start else 200, data[start:], headers, with_body)
 
-        def send(self, status: int, body: bytes, headers: dict[str, str], with_body: bool = True) -> None:
+        def send(
+            self,
+            status: int,
+            body: bytes,
+            headers: dict[str, str],
+            with_body: bool = True,
+        ) -> None:
             self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(body)), "Connection": "close"}.items():
+            for name, value in {
+                **headers,
+                "Content-Length": str(len(body)),
+                "Connection": "close",
+            }.items():
                 self.send_header(name, value)
             self.end_headers()
             if with_body and self.command == "GET":

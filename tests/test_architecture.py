@@ -1,5 +1,5 @@
-"""The shape of the program (docs/architecture.md): which way imports point, names that lead somewhere, tests that
-are found by name. Reads the source of every tracked file."""
+"""The shape of the program (docs/architecture.md): which way imports point, names that
+lead somewhere, tests that are found by name. Reads the source of every tracked file."""
 
 from __future__ import annotations
 
@@ -33,16 +33,19 @@ MAY_IMPORT = {
     "extensions": {"jobs", "toolkit"},
     "toolkit": {"toolkit"},
 }
-"""Top level: what the code of each folder may import of ours. An extension may also import itself."""
+"""Top level: what the code of each folder may import of ours. An extension may also
+import itself."""
 
 LIBRARY_LEVEL = {"networks", "models", "data", "memory"}
 """Rooms of one level: what one needs of another is passed in by whoever wires them."""
 
 GROUND = {"", "system", "files"}
-"""What every room stands on: the machine, what is written, and the modules that lie in toolkit/ itself."""
+"""What every room stands on: the machine, what is written, and the modules that lie in
+toolkit/ itself."""
 
 BELOW_CONFIG = {"contracts", "flow", "optim"}
-"""The types and interfaces that rooms agree on, and the rooms that know no job: a section may read their names."""
+"""The types and interfaces that rooms agree on, and the rooms that know no job: a
+section may read their names."""
 
 ROOMS_MAY_IMPORT = {
     "": {"files"},
@@ -56,23 +59,30 @@ ROOMS_MAY_IMPORT = {
     "train": {"config", *BELOW_CONFIG, *GROUND, *LIBRARY_LEVEL},
     "plan": {"config", "train", *BELOW_CONFIG, *GROUND, *LIBRARY_LEVEL},
 }
-"""Inside the toolkit, by folder, from the ground up; "" is the modules that lie in toolkit/ itself. A room may import
-itself."""
+"""Inside the toolkit, by folder, from the ground up; "" is the modules that lie in
+toolkit/ itself. A room may import itself."""
 
-FLOORS = {"config": ("reading", "sections"), "data": ("pixels", "scan", "streams", "batches")}
-"""Folders inside a room, from the ground up: each may import itself and those before it."""
+FLOORS = {
+    "config": ("reading", "sections"),
+    "data": ("pixels", "scan", "streams", "batches"),
+}
+"""Folders inside a room, from the ground up: each may import itself and those before
+it."""
 
 FLOW_LIBRARIES = {"torch", "numpy"}
 """All that the mathematics may import besides the standard library."""
 
 OF_WHOLE_JOBS = "tests/faults"
-"""The one folder of tests that mirrors no room: whole jobs, killed, damaged and on odd machines."""
+"""The one folder of tests that mirrors no room: whole jobs, killed, damaged and on odd
+machines."""
 
 
 def tracked(*folders: str) -> list[str]:
     """Tracked Python files under these folders, or all; POSIX paths from the root."""
     command = ["git", "ls-files", "--cached", "--", *(folders or ["."])]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    listed = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     return [name for name in listed if name.endswith(".py") and (ROOT / name).is_file()]
 
 
@@ -95,7 +105,8 @@ def module_of(name: str) -> str:
 
 @cache
 def imports(name: str, text: str) -> tuple[str, ...]:
-    """Everything a file imports, wherever in it: absolute dotted names, of `from a import b` a.b."""
+    """Everything a file imports, wherever in it: absolute dotted names, of `from a
+    import b` a.b."""
     package, found = name.split("/")[:-1], list[str]()
     for node in nodes_of(text):
         if isinstance(node, ast.Import):
@@ -103,7 +114,9 @@ def imports(name: str, text: str) -> tuple[str, ...]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = [*base, *(node.module or "").split(".")]
-            found += [".".join([*filter(None, module), alias.name]) for alias in node.names]
+            found += [
+                ".".join([*filter(None, module), alias.name]) for alias in node.names
+            ]
     return tuple(found)
 
 
@@ -116,7 +129,10 @@ def room_of(module: str) -> str:
 def points_up(here: str, target: str) -> bool:
     """Whether an import inside a room goes from one of its folders to one above it."""
     floors = FLOORS.get(room_of(here), ())
-    own, to = (next((part for part in module.split(".")[2:3] if part in floors), None) for module in (here, target))
+    own, to = (
+        next((part for part in module.split(".")[2:3] if part in floors), None)
+        for module in (here, target)
+    )
     return own is not None and to is not None and floors.index(to) > floors.index(own)
 
 
@@ -135,14 +151,20 @@ def wrong_arrows(name: str, text: str) -> list[str]:
         to = target.split(".")[0]
         if to not in OWN:
             outside = (
-                top == "toolkit" and room_of(here) == "flow" and to not in FLOW_LIBRARIES | sys.stdlib_module_names
+                top == "toolkit"
+                and room_of(here) == "flow"
+                and to not in FLOW_LIBRARIES | sys.stdlib_module_names
             )
             allowed = not outside
         elif top == to == "extensions":
             allowed = extension_of(here) == extension_of(target)
-            allowed |= here.startswith("extensions.tools.") and target.startswith("extensions.tools.shared")
+            allowed |= here.startswith("extensions.tools.") and target.startswith(
+                "extensions.tools.shared"
+            )
         elif top == to == "toolkit":
-            allowed = room_of(target) in ROOMS_MAY_IMPORT[room_of(here)] | {room_of(here)}
+            allowed = room_of(target) in ROOMS_MAY_IMPORT[room_of(here)] | {
+                room_of(here)
+            }
             allowed &= room_of(target) != room_of(here) or not points_up(here, target)
         else:
             allowed = to in MAY_IMPORT[top]
@@ -152,32 +174,51 @@ def wrong_arrows(name: str, text: str) -> list[str]:
 
 
 def at_import(tree: ast.Module) -> Iterator[ast.stmt]:
-    """The statements that run when a module is imported: no function bodies, nothing under TYPE_CHECKING."""
+    """The statements that run when a module is imported: no function bodies, nothing
+    under TYPE_CHECKING."""
     waiting: list[ast.stmt] = list(tree.body)
     while waiting:
         statement = waiting.pop()
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
-        if isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING":
+        if (
+            isinstance(statement, ast.If)
+            and ast.unparse(statement.test) == "TYPE_CHECKING"
+        ):
             waiting += statement.orelse
             continue
         yield statement
         for block in ("body", "orelse", "finalbody"):
-            waiting += [inner for inner in getattr(statement, block, []) if isinstance(inner, ast.stmt)]
-        waiting += [inner for handler in getattr(statement, "handlers", []) for inner in handler.body]
+            waiting += [
+                inner
+                for inner in getattr(statement, block, [])
+                if isinstance(inner, ast.stmt)
+            ]
+        waiting += [
+            inner
+            for handler in getattr(statement, "handlers", [])
+            for inner in handler.body
+        ]
 
 
 def imports_torch_at_once(text: str) -> bool:
-    statements = [node for node in at_import(parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    statements = [
+        node
+        for node in at_import(parse(text))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
     module = ast.Module(statements, type_ignores=[])
-    return any(name.split(".")[0] == "torch" for name in imports("x.py", ast.unparse(module)))
+    return any(
+        name.split(".")[0] == "torch" for name in imports("x.py", ast.unparse(module))
+    )
 
 
 # ------------------------------------------------------------ foreign files
 
 
 def unpickling(text: str) -> list[str]:
-    """The calls that would run code of a file: weights without `use_safetensors`, pickles, code of a model folder."""
+    """The calls that would run code of a file: weights without `use_safetensors`,
+    pickles, code of a model folder."""
     found = []
     for node in nodes_of(text):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
@@ -186,12 +227,20 @@ def unpickling(text: str) -> list[str]:
             keyword.arg == "trust_remote_code" for keyword in node.keywords
         ):
             continue
-        given = {keyword.arg or ast.unparse(keyword.value): ast.unparse(keyword.value) for keyword in node.keywords}
+        given = {
+            keyword.arg or ast.unparse(keyword.value): ast.unparse(keyword.value)
+            for keyword in node.keywords
+        }
         receiver = ast.unparse(node.func.value)
-        weights = node.func.attr == "from_pretrained" and not re.search(r"(Tokenizer(Fast)?|Pil|Config)$", receiver)
+        weights = node.func.attr == "from_pretrained" and not re.search(
+            r"(Tokenizer(Fast)?|Pil|Config)$", receiver
+        )
         safe = given.get("use_safetensors") == "True" or "STRICTLY" in given
         asks = receiver.rpartition(".")[2].startswith("Auto") and "NO_CODE" not in given
-        loads = f"{receiver}.{node.func.attr}" == "torch.load" and given.get("weights_only") != "True"
+        loads = (
+            f"{receiver}.{node.func.attr}" == "torch.load"
+            and given.get("weights_only") != "True"
+        )
         if (
             (weights and not safe)
             or loads
@@ -209,7 +258,9 @@ def test_no_code_of_a_foreign_file_is_run() -> None:
     assert NO_CODE["trust_remote_code"] is False
     for name in tracked(*MAY_IMPORT, *PROGRAMS):
         assert unpickling(source(name)) == [], name
-        assert not {"pickle", "marshal", "dill", "joblib"} & set(imports(name, source(name))), name
+        assert not {"pickle", "marshal", "dill", "joblib"} & set(
+            imports(name, source(name))
+        ), name
     bad = [
         "X.from_pretrained(a)",
         "torch.load(f)",
@@ -223,7 +274,11 @@ def test_no_code_of_a_foreign_file_is_run() -> None:
 
 
 def test_imports_point_one_way() -> None:
-    assert [arrow for name in tracked(*MAY_IMPORT, *PROGRAMS) for arrow in wrong_arrows(name, source(name))] == []
+    assert [
+        arrow
+        for name in tracked(*MAY_IMPORT, *PROGRAMS)
+        for arrow in wrong_arrows(name, source(name))
+    ] == []
 
 
 @pytest.mark.parametrize(
@@ -234,9 +289,15 @@ def test_imports_point_one_way() -> None:
         ("toolkit/models/qwen_image/x.py", "from toolkit.train.run import Run"),
         ("toolkit/config/x.py", "from toolkit.plan.run_plan import RunPlan"),
         ("toolkit/config/x.py", "from toolkit.networks.targets import matching"),
-        ("toolkit/config/reading/x.py", "from toolkit.config.sections.train import TrainConfig"),
+        (
+            "toolkit/config/reading/x.py",
+            "from toolkit.config.sections.train import TrainConfig",
+        ),
         ("toolkit/data/pixels/x.py", "from toolkit.data.scan import folder"),
-        ("toolkit/data/streams/x.py", "from toolkit.data.batches.dataloader import Batches"),
+        (
+            "toolkit/data/streams/x.py",
+            "from toolkit.data.batches.dataloader import Batches",
+        ),
         ("toolkit/contracts/x.py", "from toolkit.data.pixels.images import read_image"),
         ("toolkit/optim/x.py", "from toolkit.config.sections.train import TrainConfig"),
         ("toolkit/x.py", "from toolkit import data"),
@@ -264,15 +325,30 @@ def test_an_arrow_that_points_back_is_seen(name: str, line: str) -> None:
             "toolkit/train/x.py",
             "from toolkit.data.batches.latent_cache import CacheEntry\nfrom toolkit.system import seeding",
         ),
-        ("toolkit/data/batches/x.py", "from toolkit.data.scan.items import Item\nfrom toolkit.config import load_job"),
-        ("toolkit/models/x.py", "from toolkit.models import tiny\nfrom toolkit.registry import Registry"),
+        (
+            "toolkit/data/batches/x.py",
+            "from toolkit.data.scan.items import Item\nfrom toolkit.config import load_job",
+        ),
+        (
+            "toolkit/models/x.py",
+            "from toolkit.models import tiny\nfrom toolkit.registry import Registry",
+        ),
         (
             "toolkit/flow/x.py",
             "import math\nimport numpy as np\nfrom torch import Tensor\nfrom .path import linear_path",
         ),
-        ("extensions/cache/x.py", "from .plan import plan_cache\nfrom extensions.cache import config\nimport jobs"),
-        ("extensions/tools/cache/x.py", "from ..shared import pages\nfrom extensions.tools.cache import config"),
-        ("run.py", "from jobs import job\nfrom toolkit.files import log\nimport argparse"),
+        (
+            "extensions/cache/x.py",
+            "from .plan import plan_cache\nfrom extensions.cache import config\nimport jobs",
+        ),
+        (
+            "extensions/tools/cache/x.py",
+            "from ..shared import pages\nfrom extensions.tools.cache import config",
+        ),
+        (
+            "run.py",
+            "from jobs import job\nfrom toolkit.files import log\nimport argparse",
+        ),
     ],
 )
 def test_an_arrow_that_points_the_right_way_is_let_be(name: str, line: str) -> None:
@@ -282,7 +358,12 @@ def test_an_arrow_that_points_the_right_way_is_let_be(name: str, line: str) -> N
 def test_no_files_import_each_other_in_a_circle() -> None:
     """Wherever the imports stand: those for the type checker count as well."""
     files = sources(ROOT, ["toolkit", "jobs", "extensions", "run.py"])
-    assert circles({name: imported(name, parse(text), files) for name, text in files.items()}) == []
+    assert (
+        circles(
+            {name: imported(name, parse(text), files) for name, text in files.items()}
+        )
+        == []
+    )
 
 
 def test_every_folder_of_the_toolkit_is_a_room_with_a_place() -> None:
@@ -291,23 +372,37 @@ def test_every_folder_of_the_toolkit_is_a_room_with_a_place() -> None:
 
 
 def read_before_a_run() -> set[str]:
-    """The files of extensions that a dry run may import: from __init__.py and config.py on, but for the process."""
+    """The files of extensions that a dry run may import: from __init__.py and config.py
+    on, but for the process."""
     files = {name for name in tracked("extensions") if not name.endswith("process.py")}
-    by_module = {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in files}
+    by_module = {
+        name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name
+        for name in files
+    }
     found: set[str] = set()
     waiting = [name for name in files if name.endswith(("/__init__.py", "config.py"))]
     while waiting:
         name = waiting.pop()
         found.add(name)
         targets = [f"{target}." for target in imports(name, source(name))]
-        of_ours = {file for module, file in by_module.items() if any(to.startswith(f"{module}.") for to in targets)}
+        of_ours = {
+            file
+            for module, file in by_module.items()
+            if any(to.startswith(f"{module}.") for to in targets)
+        }
         waiting += of_ours - found
     return found
 
 
 def test_contracts_and_config_name_torch_only_for_the_type_checker() -> None:
-    light = [*tracked("toolkit/contracts", "toolkit/config"), *tracked("jobs"), "run.py"]
-    light = [name for name in light if not name.endswith("trainer.py")]  # a process imports them, as its process.py
+    light = [
+        *tracked("toolkit/contracts", "toolkit/config"),
+        *tracked("jobs"),
+        "run.py",
+    ]
+    light = [
+        name for name in light if not name.endswith("trainer.py")
+    ]  # a process imports them, as its process.py
     light += sorted(read_before_a_run())
     assert [name for name in light if imports_torch_at_once(source(name))] == []
     assert [
@@ -342,10 +437,18 @@ def test_what_planning_imports_loads_no_torch() -> None:
     ]
     modules = [module for module in modules if not module.endswith("trainer")]
     modules += [
-        module_of(name) for name in tracked("extensions") if name.endswith(("config.py", "plan.py", "__init__.py"))
+        module_of(name)
+        for name in tracked("extensions")
+        if name.endswith(("config.py", "plan.py", "__init__.py"))
     ]
     code = f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\nprint('torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert result.stdout == "False\n"
 
 
@@ -361,20 +464,33 @@ def test_a_key_that_a_section_does_not_have_is_a_type_error(tmp_path: Path) -> N
         "def right(section: SdTrainerConfig) -> int:\n    return section.train.steps\n\n\n"
         "def wrong(section: SdTrainerConfig) -> object:\n    return section.train.stepz\n"
     )
-    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), str(reader)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--config-file",
+        str(ROOT / "pyproject.toml"),
+        str(reader),
+    ]
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 1
     found, summary = result.stdout.splitlines()
     # Only its name: mypy's cache may name the folder of an earlier run of this test.
-    assert found.endswith('/reader.py:9: error: "TrainConfig" has no attribute "stepz"; maybe "steps"?  [attr-defined]')
+    assert found.endswith(
+        '/reader.py:9: error: "TrainConfig" has no attribute "stepz"; maybe "steps"?  [attr-defined]'
+    )
     assert summary == "Found 1 error in 1 file (checked 1 source file)"
 
 
-# ------------------------------------------------------------ one model family is one folder
+# ------------------------------------------------------------ one model family is one
+# folder
 
 
 def family_words(text: str, word: str = "qwen") -> list[str]:
-    """Names, imports and strings of a file that hold `word`; docstrings (sources are cited there) are let be."""
+    """Names, imports and strings of a file that hold `word`; docstrings (sources are
+    cited there) are let be."""
     if word not in text.lower():
         return []
     docstrings = {
@@ -388,8 +504,15 @@ def family_words(text: str, word: str = "qwen") -> list[str]:
     for node in nodes_of(text):
         if id(node) in docstrings:
             continue
-        values = [getattr(node, field, None) for field in ("id", "attr", "arg", "name", "module", "value", "asname")]
-        found += [value for value in values if isinstance(value, str) and word in value.lower()]
+        values = [
+            getattr(node, field, None)
+            for field in ("id", "attr", "arg", "name", "module", "value", "asname")
+        ]
+        found += [
+            value
+            for value in values
+            if isinstance(value, str) and word in value.lower()
+        ]
     return found
 
 
@@ -401,7 +524,8 @@ LOADERS = "toolkit/networks/programs.py"
 
 
 def test_no_room_but_models_knows_a_model_family() -> None:
-    """Keys and messages for users are toolkit/config's to know; from_scratch trains classes of diffusers by name."""
+    """Keys and messages for users are toolkit/config's to know; from_scratch trains
+    classes of diffusers by name."""
     know = (
         "toolkit/models/",
         "toolkit/config/",
@@ -412,8 +536,14 @@ def test_no_room_but_models_knows_a_model_family() -> None:
         CAPTIONER,
         LOADERS,
     )
-    others = [name for name in tracked("run.py", "jobs", "toolkit", "extensions") if not name.startswith(know)]
-    assert {name: words for name in others if (words := family_words(source(name)))} == {}
+    others = [
+        name
+        for name in tracked("run.py", "jobs", "toolkit", "extensions")
+        if not name.startswith(know)
+    ]
+    assert {
+        name: words for name in others if (words := family_words(source(name)))
+    } == {}
 
 
 @pytest.mark.parametrize(
@@ -433,7 +563,12 @@ def test_a_family_that_is_named_in_code_is_seen(text: str) -> None:
 
 
 def test_a_family_that_is_cited_as_a_source_is_let_be() -> None:
-    assert family_words('"""Qwen."""\ndef f():\n    """Source: pipeline_qwenimage."""\nX = 1\n"""Of Qwen."""') == []
+    assert (
+        family_words(
+            '"""Qwen."""\ndef f():\n    """Source: pipeline_qwenimage."""\nX = 1\n"""Of Qwen."""'
+        )
+        == []
+    )
 
 
 # ------------------------------------------------------------ parts that may be absent
@@ -443,21 +578,41 @@ CORE = ("run.py", "launch.py", "jobs", "toolkit", "extensions/sd_trainer")
 TABLE_OF_PARTS = "toolkit/registry.py"
 """The one file of the core that names what lies in a part."""
 
-TESTS_OF_THE_CORE = ("tests/toolkit", "tests/config", "tests/jobs", "tests/extensions/sd_trainer")
+TESTS_OF_THE_CORE = (
+    "tests/toolkit",
+    "tests/config",
+    "tests/jobs",
+    "tests/extensions/sd_trainer",
+)
 
-TOOLS_THAT_ARE_PARTS = ("influence", "align", "best", "doctor", "ara", "prefer", "publish", "ui")
+TOOLS_THAT_ARE_PARTS = (
+    "influence",
+    "align",
+    "best",
+    "doctor",
+    "ara",
+    "prefer",
+    "publish",
+    "ui",
+)
 
 COMMON_WORDS = {"best", "align", "ara"}
-"""Tools whose names are words of the core too: of the best weights, of aligned memory, of the cached adapters."""
+"""Tools whose names are words of the core too: of the best weights, of aligned memory,
+of the cached adapters."""
 
 TYPES_FROM_SCRATCH = r"(?:vae_trainer|flow_trainer|tiny_model|new_model)"
 
 
 def words_of_a_tool(tool: str) -> str:
-    """What names a tool: its command in a message or in code, its folder, its name as a text."""
+    """What names a tool: its command in a message or in code, its folder, its name as a
+    text."""
     told = rf"(?:run\.py|atelier|COMMAND\}}) {tool}\b|extensions[./]tools[./]{tool}\b"
     asked = rf"(?:command|run_tool|section_of)\([\"']{tool}[\"']"
-    return f"{told}|{asked}" if tool in COMMON_WORDS else rf"{told}|{asked}|[\"']{tool}[\"']"
+    return (
+        f"{told}|{asked}"
+        if tool in COMMON_WORDS
+        else rf"{told}|{asked}|[\"']{tool}[\"']"
+    )
 
 
 WORDS_OF_PARTS = {
@@ -471,7 +626,10 @@ WORDS_OF_PARTS = {
 USES_OF_PARTS = {
     "from_scratch": rf"extensions[./]from_scratch|[\"']?type[\"']?: [\"']?{TYPES_FROM_SCRATCH}|(?i:latent_?flow|spade)",
     "compat": r"extensions[./]compat|(?i:fluxflow)",
-    **{tool: words_of_a_tool(tool).removesuffix(rf"|[\"']{tool}[\"']") for tool in TOOLS_THAT_ARE_PARTS},
+    **{
+        tool: words_of_a_tool(tool).removesuffix(rf"|[\"']{tool}[\"']")
+        for tool in TOOLS_THAT_ARE_PARTS
+    },
 }
 """The same for tests, which have a fixture `tiny_model` and jobs of many kinds."""
 
@@ -480,20 +638,40 @@ def parts_named(name: str, text: str, words: dict[str, str]) -> list[str]:
     """The lines of a file that name a part."""
     found = []
     for number, line in enumerate(text.splitlines(), 1):
-        found += [f"{name}:{number}: {part}: {line.strip()}" for part, word in words.items() if re.search(word, line)]
+        found += [
+            f"{name}:{number}: {part}: {line.strip()}"
+            for part, word in words.items()
+            if re.search(word, line)
+        ]
     return found
 
 
 def test_the_core_names_no_part_but_in_one_table() -> None:
     files = [name for name in tracked(*CORE) if name != TABLE_OF_PARTS]
     assert len(files) > 200
-    assert [line for name in files for line in parts_named(name, source(name), WORDS_OF_PARTS)] == []
+    assert [
+        line
+        for name in files
+        for line in parts_named(name, source(name), WORDS_OF_PARTS)
+    ] == []
 
 
 def test_the_tests_of_the_core_use_no_part() -> None:
-    files = [name for name in tracked(*TESTS_OF_THE_CORE) if Path(name).name != "test_architecture.py"]
-    files += [name for name in tracked("tests") if name.count("/") == 1 and not name.endswith("test_architecture.py")]
-    assert [line for name in files for line in parts_named(name, source(name), USES_OF_PARTS)] == []
+    files = [
+        name
+        for name in tracked(*TESTS_OF_THE_CORE)
+        if Path(name).name != "test_architecture.py"
+    ]
+    files += [
+        name
+        for name in tracked("tests")
+        if name.count("/") == 1 and not name.endswith("test_architecture.py")
+    ]
+    assert [
+        line
+        for name in files
+        for line in parts_named(name, source(name), USES_OF_PARTS)
+    ] == []
 
 
 @pytest.mark.parametrize(
@@ -517,7 +695,12 @@ def test_a_part_that_is_named_in_the_core_is_seen(line: str, part: str) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ['TINY_MODEL = "tiny_model.json"', 'prepare_network(run, "best")', '"""Source: musubi-tuner."""', "quietly = 1"],
+    [
+        'TINY_MODEL = "tiny_model.json"',
+        'prepare_network(run, "best")',
+        '"""Source: musubi-tuner."""',
+        "quietly = 1",
+    ],
 )
 def test_a_word_that_names_no_part_is_let_be(line: str) -> None:
     assert parts_named("x.py", line, WORDS_OF_PARTS) == []
@@ -536,14 +719,23 @@ def test_every_registry_entry_loads() -> None:
         for attribute, value in vars(importlib.import_module(module)).items()
         if isinstance(value, Registry)
     }
-    assert {"toolkit.optim.optimizer_args.OPTIMIZERS", "toolkit.registry.FAMILIES"} <= set(registries)
+    assert {
+        "toolkit.optim.optimizer_args.OPTIMIZERS",
+        "toolkit.registry.FAMILIES",
+    } <= set(registries)
     nowhere = []
     for place, registry in registries.items():
         for name in INSTALLED if registry is OPTIMIZERS else registry:
             try:
                 loaded = registry.load(name)
-                is_known = callable(loaded) or isinstance(loaded, ModelFacts) or hasattr(loaded, "reads")
-                assert is_known, "is neither callable, nor a model family, nor a reader of files"
+                is_known = (
+                    callable(loaded)
+                    or isinstance(loaded, ModelFacts)
+                    or hasattr(loaded, "reads")
+                )
+                assert is_known, (
+                    "is neither callable, nor a model family, nor a reader of files"
+                )
             except Exception as error:  # noqa: BLE001 - all of them are to be listed
                 nowhere.append(f"{place}[{name!r}]: {error!r}")
     assert nowhere == []
@@ -565,13 +757,17 @@ def test_every_extension_gives_its_config_and_its_process() -> None:
         assert issubclass(table.process_class(found.uid), BaseProcess), found
 
 
-# ------------------------------------------------------------ files that are found by name
+# ------------------------------------------------------------ files that are found by
+# name
 
 
 def mirrors(name: str) -> bool:
     """Whether tests/a/b/test_x.py lies in the mirror of a room, the folder a/b."""
     folder = Path(name).parent
-    return folder.as_posix() == OF_WHOLE_JOBS or (ROOT / folder.relative_to("tests")).is_dir()
+    return (
+        folder.as_posix() == OF_WHOLE_JOBS
+        or (ROOT / folder.relative_to("tests")).is_dir()
+    )
 
 
 def test_each_test_file_lies_in_the_mirror_of_a_room() -> None:
@@ -584,26 +780,50 @@ def test_each_test_file_lies_in_the_mirror_of_a_room() -> None:
 def private_names(text: str) -> list[str]:
     """Names of ours with a leading underscore that a file imports."""
     named = (name.split(".") for name in imports("benchmarks/x.py", text))
-    return [".".join(parts) for parts in named if parts[0] in OWN and parts[-1].startswith("_")]
+    return [
+        ".".join(parts)
+        for parts in named
+        if parts[0] in OWN and parts[-1].startswith("_")
+    ]
 
 
 def test_benches_use_public_names() -> None:
-    assert private_names("from toolkit.a import _b\nfrom torch import _c") == ["toolkit.a._b"]
-    assert {name: private_names(source(name)) for name in tracked("benchmarks") if private_names(source(name))} == {}
+    assert private_names("from toolkit.a import _b\nfrom torch import _c") == [
+        "toolkit.a._b"
+    ]
+    assert {
+        name: private_names(source(name))
+        for name in tracked("benchmarks")
+        if private_names(source(name))
+    } == {}
 
 
 def figures_used(name: str, text: str) -> list[str]:
     """What a bench outside benchmarks/figures/ imports from it."""
     is_figure = name.startswith("benchmarks/figures/")
-    return [] if is_figure else [found for found in imports(name, text) if found.startswith("benchmarks.figures")]
+    return (
+        []
+        if is_figure
+        else [
+            found
+            for found in imports(name, text)
+            if found.startswith("benchmarks.figures")
+        ]
+    )
 
 
 def test_what_guards_needs_no_figure_that_is_run_by_hand() -> None:
     text = "from benchmarks.figures.levels import WAYS"
-    assert figures_used("benchmarks/bench_x.py", text) and not figures_used("benchmarks/figures/x.py", text)
+    assert figures_used("benchmarks/bench_x.py", text) and not figures_used(
+        "benchmarks/figures/x.py", text
+    )
     names = tracked("benchmarks")
     assert any(name.startswith("benchmarks/figures/") for name in names)
-    assert {name: figures_used(name, source(name)) for name in names if figures_used(name, source(name))} == {}
+    assert {
+        name: figures_used(name, source(name))
+        for name in names
+        if figures_used(name, source(name))
+    } == {}
 
 
 def test_no_file_is_a_drawer_for_odds_and_ends() -> None:
@@ -611,20 +831,27 @@ def test_no_file_is_a_drawer_for_odds_and_ends() -> None:
     assert [name for name in tracked() if Path(name).stem.strip("_") in drawers] == []
 
 
-# ------------------------------------------------------------ files of the program are never code
+# ------------------------------------------------------------ files of the program are
+# never code
 
 
 def only_chosen_names(text: str) -> bool:
-    """Whether `Unpickler` is nothing but the base of classes that say themselves what a pickle may name."""
+    """Whether `Unpickler` is nothing but the base of classes that say themselves what a
+    pickle may name."""
     nodes = nodes_of(text)
     choosing = [
         node
         for node in nodes
         if isinstance(node, ast.ClassDef)
         and [*map(ast.unparse, node.bases)] == ["Unpickler"]
-        and any(isinstance(own, ast.FunctionDef) and own.name == "find_class" for own in node.body)
+        and any(
+            isinstance(own, ast.FunctionDef) and own.name == "find_class"
+            for own in node.body
+        )
     ]
-    return len(choosing) == sum(isinstance(node, ast.Name) and node.id == "Unpickler" for node in nodes)
+    return len(choosing) == sum(
+        isinstance(node, ast.Name) and node.id == "Unpickler" for node in nodes
+    )
 
 
 def test_nothing_that_runs_code_when_read_is_ever_read() -> None:
@@ -632,20 +859,31 @@ def test_nothing_that_runs_code_when_read_is_ever_read() -> None:
     reading = []
     for name in tracked(*MAY_IMPORT, *PROGRAMS):
         text = source(name)
-        chosen = {"pickle.Unpickler", "pickle.UnpicklingError"} if only_chosen_names(text) else set()
+        chosen = (
+            {"pickle.Unpickler", "pickle.UnpicklingError"}
+            if only_chosen_names(text)
+            else set()
+        )
         reading += [
             f"{name}: {to}"
             for to in imports(name, text)
-            if to.split(".")[0] in ("pickle", "dill", "joblib", "shelve") and to not in chosen
+            if to.split(".")[0] in ("pickle", "dill", "joblib", "shelve")
+            and to not in chosen
         ]
         named = ("load", "save", "eval", "exec")
         calls = [node for node in nodes_of(text) if isinstance(node, ast.Call)]
-        calls = [node for node in calls if getattr(node.func, "attr", getattr(node.func, "id", "")) in named]
+        calls = [
+            node
+            for node in calls
+            if getattr(node.func, "attr", getattr(node.func, "id", "")) in named
+        ]
         reading += [
             f"{name}: {call}"
             for node in calls
-            if (call := ast.unparse(node.func)) in ("torch.load", "torch.save", "yaml.load", "eval", "exec")
-            and "weights_only=True" not in ast.unparse(node)  # tensors and plain containers alone
+            if (call := ast.unparse(node.func))
+            in ("torch.load", "torch.save", "yaml.load", "eval", "exec")
+            and "weights_only=True"
+            not in ast.unparse(node)  # tensors and plain containers alone
         ]
     assert reading == []
 
@@ -657,7 +895,8 @@ DISTRIBUTIONS = {"pyyaml": "yaml", "pillow": "PIL", "optimum-quanto": "optimum"}
 
 OPTIONAL = {"imagecodecs", "lycoris", "matplotlib", "pyarrow", "wandb"}
 OPTIONAL |= {OPTIMIZERS[name].partition(":")[0] for name in EXTRAS}
-"""Asked for by a key, or by a file of its format; an error names the package where it is missing."""
+"""Asked for by a key, or by a file of its format; an error names the package where it
+is missing."""
 
 FOR_THE_USER = {
     "peft": "diffusers' load_lora_weights, in docs/use_your_lora.md",
@@ -668,9 +907,13 @@ FOR_THE_USER = {
 
 def third_party(name: str, text: str) -> set[str]:
     """Packages that a file imports, or names as "package.module:Class"."""
-    constants = (node.value for node in nodes_of(text) if isinstance(node, ast.Constant))
+    constants = (
+        node.value for node in nodes_of(text) if isinstance(node, ast.Constant)
+    )
     named = (
-        match[1] for value in constants if (match := re.fullmatch(r"(\w+)(?:\.\w+)*:(?!True$)[A-Z]\w+", str(value)))
+        match[1]
+        for value in constants
+        if (match := re.fullmatch(r"(\w+)(?:\.\w+)*:(?!True$)[A-Z]\w+", str(value)))
     )
     imported = (module.split(".")[0] for module in imports(name, text))
     return {*imported, *named} - OWN - sys.stdlib_module_names
@@ -682,14 +925,21 @@ def test_a_package_is_seen_where_it_is_imported_and_where_it_is_named() -> None:
 
 
 def test_what_the_program_imports_is_what_it_requires() -> None:
-    """A package that only tests or benches import is a requirement of theirs (requirements-dev.txt)."""
+    """A package that only tests or benches import is a requirement of theirs
+    (requirements-dev.txt)."""
     lines = source("requirements.txt").splitlines()
     required = {line.split("==")[0] for line in lines if "==" in line}
     modules = {DISTRIBUTIONS.get(name, name.replace("-", "_")) for name in required}
     used = set().union(
-        *(third_party(name, source(name)) for name in tracked("toolkit", "extensions", "jobs", *PROGRAMS))
+        *(
+            third_party(name, source(name))
+            for name in tracked("toolkit", "extensions", "jobs", *PROGRAMS)
+        )
     )
     needed = (used - OPTIONAL - {"pydantic_core"}) | set(FOR_THE_USER)
     assert needed <= modules
-    if all((ROOT / "extensions" / folder).is_dir() for folder in ("compat", "from_scratch", "tools/ui")):
+    if all(
+        (ROOT / "extensions" / folder).is_dir()
+        for folder in ("compat", "from_scratch", "tools/ui")
+    ):
         assert needed == modules, "nothing is required for a part that is not there"

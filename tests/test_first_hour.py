@@ -1,5 +1,6 @@
-"""Every slip of the first hour is answered with its place, its value, and what to write; and what is to be written
-works. Every message of the program with a remedy has such a row, or a test that it names."""
+"""Every slip of the first hour is answered with its place, its value, and what to
+write; and what is to be written works. Every message of the program with a remedy has
+such a row, or a test that it names."""
 
 from __future__ import annotations
 
@@ -17,7 +18,16 @@ import pytest
 
 from jobs.dry_run import plan_job
 from tests.conftest import ROOT
-from tests.first_hour import COMMANDS, JOB, JOBS, MEANT, Slip, images, job_with, slips_of_parts
+from tests.first_hour import (
+    COMMANDS,
+    JOB,
+    JOBS,
+    MEANT,
+    Slip,
+    images,
+    job_with,
+    slips_of_parts,
+)
 from toolkit.config import load_job
 from toolkit.errors import UserError
 from toolkit.extension import discover
@@ -25,7 +35,8 @@ from toolkit.extension import discover
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="paths of POSIX")
 
 ANSWERS: dict[str, str] = {}
-"""What was answered so far, for the test that comes last: a test of one slip alone finds nothing to compare."""
+"""What was answered so far, for the test that comes last: a test of one slip alone
+finds nothing to compare."""
 
 
 @pytest.fixture
@@ -54,13 +65,22 @@ def told(text: str) -> tuple[list[str], list[str]]:
         plan = plan_job(config)
     except UserError as error:
         return str(error).splitlines(), []
-    return [], [*config.warnings, *(line for process in plan.processes for line in process._notes_and_warnings()[1])]
+    return [], [
+        *config.warnings,
+        *(
+            line
+            for process in plan.processes
+            for line in process._notes_and_warnings()[1]
+        ),
+    ]
 
 
 def answer(text: str) -> list[str]:
     """What a job is answered that JOB is not."""
     errors, warnings = told(text)
-    return [line for line in (*errors, *warnings) if without_numbers(line) not in quiet()]
+    return [
+        line for line in (*errors, *warnings) if without_numbers(line) not in quiet()
+    ]
 
 
 def named(slip: Slip) -> str:
@@ -78,14 +98,18 @@ IN_WORDS = {"key: value", "value", "a", "one", "its", "the"}
 def test_a_slip_in_a_job_is_answered_with_what_works(slip: Slip, work: Path) -> None:
     """The answer names the place, and with what it says to write the job is right."""
     found = answer(job_with(slip.line, slip.written))
-    [said] = [line for line in found if slip.answer in line] or [f"it is not in {found}"]
+    [said] = [line for line in found if slip.answer in line] or [
+        f"it is not in {found}"
+    ]
     assert slip.answer in said, said
     assert re.match(r"job\.yaml:\d+:\d+: |warning: ", said), said
     ANSWERS[named(slip)] = "\n".join(found)
     # Of several remedies one is put into the job.
     words = {quoted or word for quoted, word in REMEDY.findall(said)} - IN_WORDS
     words = {word for word in words if "..." not in word}
-    assert not words or " or " in said or any(word in slip.instead for word in words), words
+    assert not words or " or " in said or any(word in slip.instead for word in words), (
+        words
+    )
     instead = job_with(slip.line, slip.instead)
     if "preference: {" in instead:  # which needs pairs
         instead = instead.replace("caption_ext: txt", "captions_file: pairs.csv")
@@ -116,12 +140,15 @@ def test_a_slip_on_the_command_line_is_answered(
     assert not (work / "output" / "my_char").exists()
 
 
-def test_what_stands_behind_a_flag_is_no_slip(work: Path, run_py: Callable[..., subprocess.CompletedProcess]) -> None:
+def test_what_stands_behind_a_flag_is_no_slip(
+    work: Path, run_py: Callable[..., subprocess.CompletedProcess]
+) -> None:
     (work / "job.yaml").write_text(JOB, encoding="utf-8")
     assert run_py("--map", "data=/mnt/data", "job.yaml", "--dry-run").returncode == 0
 
 
-# ---------------------------------------------------------------- every message with a remedy
+# ---------------------------------------------------------------- every message with a
+# remedy
 
 CONFIG, DATA = "toolkit/config", "toolkit/data"
 
@@ -164,8 +191,8 @@ ELSEWHERE: dict[str, str] = {
     "Write a comma instead": f"{DATA}/scan/test_foreign_syntax.py",
     "Write a row for each image": f"{DATA}/scan/test_tables.py",
 }
-"""Words of a message -> the test that has them, where more than a line of a job brings it about. Those of a part are in
-its `slips.json`."""
+"""Words of a message -> the test that has them, where more than a line of a job brings
+it about. Those of a part are in its `slips.json`."""
 
 for part in slips_of_parts():
     ELSEWHERE |= part.elsewhere
@@ -179,44 +206,67 @@ NO_MISTAKE = (
 
 
 def templates() -> Iterator[tuple[str, str]]:
-    """File, and as a pattern each text of the program that tells somebody what to write."""
+    """File, and as a pattern each text of the program that tells somebody what to
+    write."""
     files = [
         ROOT / "run.py",
-        *(file for place in ("jobs", "toolkit", "extensions") for file in sorted((ROOT / place).rglob("*.py"))),
+        *(
+            file
+            for place in ("jobs", "toolkit", "extensions")
+            for file in sorted((ROOT / place).rglob("*.py"))
+        ),
     ]
     for file in files:
         for pattern in texts(ast.parse(file.read_text(encoding="utf-8"))):
             plain = pattern.replace("\\", "")
-            if re.search(r"(?:^|[\s;:,])Write |[;:,.] write ", plain) and not plain.startswith(NO_MISTAKE):
+            if re.search(
+                r"(?:^|[\s;:,])Write |[;:,.] write ", plain
+            ) and not plain.startswith(NO_MISTAKE):
                 yield file.relative_to(ROOT).as_posix(), pattern
 
 
 def texts(tree: ast.AST) -> Iterator[str]:
-    """The texts of a module as patterns: what is filled in may be anything. Docstrings are left out."""
+    """The texts of a module as patterns: what is filled in may be anything. Docstrings
+    are left out."""
     silent = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             silent |= {id(value) for value in node.values}
-            parts = (re.escape(str(part.value)) if isinstance(part, ast.Constant) else ".*?" for part in node.values)
+            parts = (
+                re.escape(str(part.value)) if isinstance(part, ast.Constant) else ".*?"
+                for part in node.values
+            )
             yield "".join(parts)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in silent:
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and id(node) not in silent
+        ):
             try:
-                parts = [(literal, field) for literal, field, *_ in Formatter().parse(node.value)]
+                parts = [
+                    (literal, field)
+                    for literal, field, *_ in Formatter().parse(node.value)
+                ]
             except ValueError:  # a pattern, or words about one
                 parts = [(node.value, None)]
-            yield "".join(re.escape(literal) + (".*?" if field is not None else "") for literal, field in parts)
+            yield "".join(
+                re.escape(literal) + (".*?" if field is not None else "")
+                for literal, field in parts
+            )
 
 
 def test_every_message_with_a_remedy_is_tried() -> None:
-    """In JOBS or COMMANDS, or in a test elsewhere: a new message without one fails here."""
+    """In JOBS or COMMANDS, or in a test elsewhere: a new message without one fails
+    here."""
     if len(ANSWERS) < len(set(map(named, JOBS))) + len(COMMANDS):
         pytest.skip("compares the answers of all slips: run the whole file")
     said = "\n".join(ANSWERS.values())
     untried = [
         (file, pattern)
         for file, pattern in templates()
-        if not re.search(pattern, said) and not any(words in pattern.replace("\\", "") for words in ELSEWHERE)
+        if not re.search(pattern, said)
+        and not any(words in pattern.replace("\\", "") for words in ELSEWHERE)
     ]
     assert not untried, "\n".join(map(str, untried))
 

@@ -20,7 +20,8 @@ SOON = "timeout=1,read_timeout=1,join_timeout=1"
 
 @pytest.fixture
 def launch(nursery: Nursery, tmp_path: Path) -> Iterator[Callable[..., Child]]:
-    """Starts launch.py with these flags and a worker of this text, forked from a process that has imported PyTorch."""
+    """Starts launch.py with these flags and a worker of this text, forked from a
+    process that has imported PyTorch."""
     started: list[Child] = []
 
     def start(worker: str, *flags: str) -> Child:
@@ -33,26 +34,41 @@ def launch(nursery: Nursery, tmp_path: Path) -> Iterator[Callable[..., Child]]:
         child.end()
 
 
-def launched(folder: Path, worker: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    """The same in a separate interpreter, which reads its environment before importing PyTorch."""
+def launched(
+    folder: Path, worker: str, *flags: str
+) -> subprocess.CompletedProcess[str]:
+    """The same in a separate interpreter, which reads its environment before importing
+    PyTorch."""
     (file := folder / "worker.py").write_text(worker)
     command = [sys.executable, str(ROOT / "launch.py"), *flags, str(file)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("host", "says"),
     [
-        ("no-such-host.invalid", "no connection to the rendezvous at {place}: The client socket has timed out"),
+        (
+            "no-such-host.invalid",
+            "no connection to the rendezvous at {place}: The client socket has timed out",
+        ),
         ("localhost", "fewer than 2 machines met at {place} in time"),
     ],
 )
-def test_machines_that_do_not_meet_are_one_line(tmp_path: Path, host: str, says: str) -> None:
+def test_machines_that_do_not_meet_are_one_line(
+    tmp_path: Path, host: str, says: str
+) -> None:
     """An address that is nobody's, and a machine that never comes."""
     place = f"{host}:{free_port()}"
-    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={place}", f"--rdzv-conf={SOON}", "--rdzv-id=x"]
+    meeting = [
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={place}",
+        f"--rdzv-conf={SOON}",
+        "--rdzv-id=x",
+    ]
     ended = launched(tmp_path, "", "--nnodes=2", *meeting)
     [line] = ended.stderr.splitlines()
     assert line.startswith(f"launch.py: {says.format(place=place)}")
@@ -60,7 +76,11 @@ def test_machines_that_do_not_meet_are_one_line(tmp_path: Path, host: str, says:
 
 
 def test_a_worker_has_the_environment_of_the_launcher(tmp_path: Path) -> None:
-    ended = launched(tmp_path, "import os; print(os.environ.get('TORCH_CPP_LOG_LEVEL'))", "--standalone")
+    ended = launched(
+        tmp_path,
+        "import os; print(os.environ.get('TORCH_CPP_LOG_LEVEL'))",
+        "--standalone",
+    )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout == f"{os.environ.get('TORCH_CPP_LOG_LEVEL')}\n"
 
@@ -72,16 +92,26 @@ ONE_DIES = "import os, sys, time\nif os.environ['RANK'] == '1':\n    {}\ntime.sl
     ("worker", "code", "says"),
     [
         (ONE_DIES.format("sys.exit(2)"), 2, []),
-        (ONE_DIES.format("os.kill(os.getpid(), 9)"), 137, ["launch.py: process 1 was killed by SIGKILL"]),
+        (
+            ONE_DIES.format("os.kill(os.getpid(), 9)"),
+            137,
+            ["launch.py: process 1 was killed by SIGKILL"],
+        ),
     ],
 )
-def test_the_exit_code_is_that_of_the_processes(launch: Callable, worker: str, code: int, says: list[str]) -> None:
+def test_the_exit_code_is_that_of_the_processes(
+    launch: Callable, worker: str, code: int, says: list[str]
+) -> None:
     started = launch(worker, "--standalone", "--nproc-per-node=2")
     assert (started.wait(60), started.errors.splitlines()) == (code, says)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_stop_waits_for_the_processes_and_has_the_code_of_a_stop(launch: Callable, number: int, code: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)]
+)
+def test_a_stop_waits_for_the_processes_and_has_the_code_of_a_stop(
+    launch: Callable, number: int, code: int
+) -> None:
     worker = (
         "import signal, sys, time\n"
         "def save(*_):\n    time.sleep(0.3)\n    print('saved', flush=True)\n    sys.exit(75)\n"
@@ -91,12 +121,19 @@ def test_a_stop_waits_for_the_processes_and_has_the_code_of_a_stop(launch: Calla
     started = launch(worker, "--standalone")
     started.wait_until(lambda: started.outputs[0] == "ready\n")
     started.send(number)
-    assert (started.wait(60), started.outputs[0], "Traceback" in started.errors) == (code, "ready\nsaved\n", False)
+    assert (started.wait(60), started.outputs[0], "Traceback" in started.errors) == (
+        code,
+        "ready\nsaved\n",
+        False,
+    )
 
 
-def test_a_process_that_does_not_stop_is_killed_after_the_time_of_the_flag(launch: Callable) -> None:
+def test_a_process_that_does_not_stop_is_killed_after_the_time_of_the_flag(
+    launch: Callable,
+) -> None:
     worker = (
-        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(60)"
+        "import signal, time\nsignal.signal(signal.SIGTERM, "
+        "signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(60)"
     )
     started = launch(worker, "--standalone", "--shutdown-timeout=1")
     started.wait_until(lambda: started.outputs[0] == "ready\n")

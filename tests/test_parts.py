@@ -1,4 +1,5 @@
-"""Each part of `extensions/` can be left out: the program and the tests of its core, in a copy without the part."""
+"""Each part of `extensions/` can be left out: the program and the tests of its core, in
+a copy without the part."""
 
 from __future__ import annotations
 
@@ -18,10 +19,17 @@ PARTS = {name: f"extensions/{name}" for name in ("from_scratch", "compat")} | {
 """Part -> its folder; its tests lie in the folder of this name in tests/."""
 
 pytestmark = pytest.mark.skipif(
-    any(not (ROOT / folder).is_dir() for folder in PARTS.values()), reason="is about a program with all of its parts"
+    any(not (ROOT / folder).is_dir() for folder in PARTS.values()),
+    reason="is about a program with all of its parts",
 )
 
-CORE = ("tests/toolkit", "tests/config", "tests/jobs", "tests/extensions/sd_trainer", "tests/test_run.py")
+CORE = (
+    "tests/toolkit",
+    "tests/config",
+    "tests/jobs",
+    "tests/extensions/sd_trainer",
+    "tests/test_run.py",
+)
 
 TELLING = (
     "tests/test_architecture.py",
@@ -33,14 +41,19 @@ TELLING = (
     "tests/extensions/sd_trainer/test_config.py",
     "tests/extensions/sd_trainer/test_rules.py",
 )
-"""Tests of the core that are cheap and read much of it. The whole of it takes too long to be run for each change."""
+"""Tests of the core that are cheap and read much of it. The whole of it takes too long
+to be run for each change."""
 
 
 def copied_without(folder: Path, *parts: str) -> Path:
-    """A copy of the program in a folder, without these parts and their tests. Its files are tracked in a repository of
-    its own, since tests ask which are."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    left_out = tuple(f"{root}{PARTS[part]}/" for part in parts for root in ("", "tests/"))
+    """A copy of the program in a folder, without these parts and their tests. Its files
+    are tracked in a repository of its own, since tests ask which are."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    left_out = tuple(
+        f"{root}{PARTS[part]}/" for part in parts for root in ("", "tests/")
+    )
     for name in filter(None, listed.split("\0")):
         if not name.startswith(left_out) and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -52,10 +65,16 @@ def copied_without(folder: Path, *parts: str) -> Path:
 
 
 def run(folder: Path, *arguments: str) -> str:
-    """What a command of Python in this folder prints; it ends well and finds this folder's modules alone."""
+    """What a command of Python in this folder prints; it ends well and finds this
+    folder's modules alone."""
     environment = child_environment({"PYTHONPATH": str(folder)})
     result = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=1200
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1200,
     )
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
     return result.stdout
@@ -64,8 +83,25 @@ def run(folder: Path, *arguments: str) -> str:
 @pytest.mark.slow
 def test_the_core_passes_its_tests_without_any_part(tmp_path: Path) -> None:
     folder = copied_without(tmp_path / "program", *PARTS)
-    assert " passed" in run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TELLING).splitlines()[-1]
-    assert "/" in run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only", *CORE).splitlines()[-1]
+    assert (
+        " passed"
+        in run(
+            folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TELLING
+        ).splitlines()[-1]
+    )
+    assert (
+        "/"
+        in run(
+            folder,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--collect-only",
+            *CORE,
+        ).splitlines()[-1]
+    )
 
 
 @pytest.mark.slow
@@ -76,4 +112,6 @@ def test_the_program_starts_without_a_part(part: str, tmp_path: Path) -> None:
     assert "sd_trainer" in listed and "broken" not in listed
     assert part not in [line.split()[0] for line in listed.splitlines()]
     assert f"\n  {part} " not in run(folder, "run.py", "--help")
-    assert run(folder, "run.py", "config/examples/quickstart.yaml", "--dry-run").startswith("Job quickstart\n")
+    assert run(
+        folder, "run.py", "config/examples/quickstart.yaml", "--dry-run"
+    ).startswith("Job quickstart\n")

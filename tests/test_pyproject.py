@@ -1,5 +1,5 @@
-"""The package that `uv tool install .` makes: its requirements are those that are tested, and it works outside a
-checkout."""
+"""The package that `uv tool install .` makes: its requirements are those that are
+tested, and it works outside a checkout."""
 
 from __future__ import annotations
 
@@ -23,19 +23,27 @@ import pytest
 from tests.conftest import ROOT, TURNED_HEIC
 from toolkit.version import VERSION
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+    "project"
+]
 
 
 def pinned(*files: str) -> set[str]:
     """The lines `package==version` of these files of requirements."""
-    lines = [line for file in files for line in (ROOT / file).read_text(encoding="utf-8").splitlines()]
+    lines = [
+        line
+        for file in files
+        for line in (ROOT / file).read_text(encoding="utf-8").splitlines()
+    ]
     return {line.strip() for line in lines if "==" in line}
 
 
 def test_what_is_installed_is_what_is_tested() -> None:
     extras = PROJECT["optional-dependencies"]
     assert {*PROJECT["dependencies"]} == pinned("requirements.txt")
-    assert {*PROJECT["dependencies"], *chain(*extras.values())} <= pinned("requirements.txt", "requirements-dev.txt")
+    assert {*PROJECT["dependencies"], *chain(*extras.values())} <= pinned(
+        "requirements.txt", "requirements-dev.txt"
+    )
     assert {*extras["ui"]} <= {*PROJECT["dependencies"]}
 
 
@@ -44,25 +52,41 @@ def test_the_changelog_begins_with_this_version() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     releases = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
     versions = [tuple(map(int, release.split()[0].split("."))) for release in releases]
-    assert releases[0].startswith(VERSION) and versions == sorted(versions, reverse=True)
+    assert releases[0].startswith(VERSION) and versions == sorted(
+        versions, reverse=True
+    )
     for release in releases:
         assert release.count("\n") <= 80
         headings = re.findall(r"^### (.*)$", release, re.MULTILINE)
-        assert headings == [name for name in ("Added", "Changed", "Fixed", "Removed") if name in headings]
+        assert headings == [
+            name
+            for name in ("Added", "Changed", "Fixed", "Removed")
+            if name in headings
+        ]
 
 
 @pytest.fixture(scope="module")
 def atelier(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The command of a wheel in an environment that has the other packages of this one."""
+    """The command of a wheel in an environment that has the other packages of this
+    one."""
     pytest.importorskip("hatchling", reason="builds the wheel; not installed here")
     folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder],
+        cwd=ROOT,
+        check=True,
+    )
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
     [wheel] = folder.glob("*.whl")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
+    subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel],
+        check=True,
+    )
     [packages] = (folder / "venv" / "lib").glob("*/site-packages")
-    (packages / "others.pth").write_text("\n".join(site.getsitepackages()), encoding="utf-8")
+    (packages / "others.pth").write_text(
+        "\n".join(site.getsitepackages()), encoding="utf-8"
+    )
     return str(python.with_name("atelier"))
 
 
@@ -83,17 +107,23 @@ def run(*command: str) -> str:
 @pytest.mark.slow
 def test_the_command_plans_and_writes_jobs(atelier: str, elsewhere: Path) -> None:
     assert run(atelier, "--help").startswith("usage: atelier ")
-    assert "quickstart (sd_trainer)" in run(atelier, "config/examples/quickstart.yaml", "--dry-run")
+    assert "quickstart (sd_trainer)" in run(
+        atelier, "config/examples/quickstart.yaml", "--dry-run"
+    )
     plan = run(atelier, "config/examples/photos.yaml", "--dry-run")
     assert f"{Path(atelier).parents[1]}" in plan and "samples" in plan
     shutil.copytree(ROOT / "config" / "examples" / "photos" / "40_photo", "40_photo")
-    told = subprocess.run([atelier, "lint", "40_photo"], capture_output=True, text=True).stderr
+    told = subprocess.run(
+        [atelier, "lint", "40_photo"], capture_output=True, text=True
+    ).stderr
     assert "3 images checked" in told
 
 
 def ends(command: Sequence[str], code: int = 0) -> str:
     """All that a command prints which ends in this code."""
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -104,25 +134,37 @@ def test_the_program_comes_from_the_wheel(atelier: str, elsewhere: Path) -> None
     code = "import sys, run, toolkit; print(run.__file__, toolkit.__file__, *sys.path, sep='\\n')"
     program, package, *path = ends([python, "-c", code]).splitlines()
     installed = Path(atelier).parents[1]
-    assert Path(program).is_relative_to(installed) and Path(package).is_relative_to(installed)
-    others = {Path(entry).resolve() for entry in site.getsitepackages()}  # of the tests, which may lie in ROOT
+    assert Path(program).is_relative_to(installed) and Path(package).is_relative_to(
+        installed
+    )
+    others = {
+        Path(entry).resolve() for entry in site.getsitepackages()
+    }  # of the tests, which may lie in ROOT
     places = {Path(entry).resolve() for entry in path if entry} - others
     assert not [place for place in places if place.is_relative_to(ROOT)]
 
 
 @pytest.mark.slow
-def test_iphone_photographs_the_small_model_and_the_guides_are_installed(atelier: str, elsewhere: Path) -> None:
-    """`new` reads HEIC, finds the small model by the name that the pages give it, and names guides that can be opened;
-    the job trains."""
-    shutil.copytree(ROOT / "config" / "examples" / "photos" / "40_photo", "datasets/robot")
+def test_iphone_photographs_the_small_model_and_the_guides_are_installed(
+    atelier: str, elsewhere: Path
+) -> None:
+    """`new` reads HEIC, finds the small model by the name that the pages give it, and
+    names guides that can be opened; the job trains."""
+    shutil.copytree(
+        ROOT / "config" / "examples" / "photos" / "40_photo", "datasets/robot"
+    )
     shutil.copy(TURNED_HEIC, "datasets/robot")
     model = "config/examples/tiny_mascots"
     said = ends([atelier, "new", "my_char", "datasets/robot", "--model", model])
     assert "4 x" in said and "pi-heif" not in said
     job = Path("config/my_char.yaml").read_text(encoding="utf-8")
     pages = re.findall(r"\S*docs/\w+\.md", job)
-    assert pages and all(page.startswith("file:///") and opened(page).startswith("# ") for page in pages)
-    assert "this will not start" not in ends([atelier, "config/my_char.yaml", "--dry-run"])
+    assert pages and all(
+        page.startswith("file:///") and opened(page).startswith("# ") for page in pages
+    )
+    assert "this will not start" not in ends(
+        [atelier, "config/my_char.yaml", "--dry-run"]
+    )
     own = job.replace(model_path(job), model)  # as somebody writes it
     assert f'"{model}"' in own
     Path("own.yaml").write_text(own, encoding="utf-8")
@@ -131,39 +173,70 @@ def test_iphone_photographs_the_small_model_and_the_guides_are_installed(atelier
 
 @pytest.mark.slow
 def test_every_page_that_is_named_is_installed(atelier: str, elsewhere: Path) -> None:
-    """In the help and in messages, as an address; and every link of an installed page leads to an installed file."""
+    """In the help and in messages, as an address; and every link of an installed page
+    leads to an installed file."""
     help_ = ends([atelier, "--help"])
     [index, *_] = re.findall(r"file://\S+docs/index\.md", help_)
     assert opened(index).startswith("# ")
     told = ends([atelier, "--nosuch"], code=2)
     assert opened(re.search(r"file://\S+\.md", told)[0])
     [site] = (Path(atelier).parents[1] / "lib").glob("*/site-packages")
-    of_others = {"docs/dataset_config.md", "docs/train.md", "docs/spec.md"}  # pages of other programs
-    named = {page for file in site.rglob("*.py") for page in re.findall(r"docs/\w+\.md", file.read_text("utf-8"))}
-    assert named and not [page for page in named - of_others if not (site / page).is_file()]
+    of_others = {
+        "docs/dataset_config.md",
+        "docs/train.md",
+        "docs/spec.md",
+    }  # pages of other programs
+    named = {
+        page
+        for file in site.rglob("*.py")
+        for page in re.findall(r"docs/\w+\.md", file.read_text("utf-8"))
+    }
+    assert named and not [
+        page for page in named - of_others if not (site / page).is_file()
+    ]
     missing = []
     for page in (page for page in site.rglob("*.md") if "dist-info" not in str(page)):
-        links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
-        missing += [(page.name, link) for link in links if "://" not in link and not (page.parent / link).exists()]
+        links = re.findall(
+            r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")
+        )
+        missing += [
+            (page.name, link)
+            for link in links
+            if "://" not in link and not (page.parent / link).exists()
+        ]
     assert missing == []
 
 
 @pytest.mark.slow
-def test_extensions_of_the_working_folder_are_found(atelier: str, elsewhere: Path) -> None:
+def test_extensions_of_the_working_folder_are_found(
+    atelier: str, elsewhere: Path
+) -> None:
     page = (ROOT / "docs" / "extensions.md").read_text(encoding="utf-8")
-    for name, text in re.findall(r"```python\n# (extensions/my_extension/\S+)\n(.*?)```", page, re.DOTALL):
+    for name, text in re.findall(
+        r"```python\n# (extensions/my_extension/\S+)\n(.*?)```", page, re.DOTALL
+    ):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text, encoding="utf-8")
     process = {"type": "my_type", "folder_path": "photos"}
-    Path("job.yaml").write_text(json.dumps({"job": "extension", "config": {"name": "mine", "process": [process]}}))
+    Path("job.yaml").write_text(
+        json.dumps(
+            {"job": "extension", "config": {"name": "mine", "process": [process]}}
+        )
+    )
     assert "works on photos" in ends([atelier, "job.yaml"])
     assert "my_type" in ends([atelier, "--list-extensions"])
 
 
 @pytest.mark.slow
-def test_a_remedy_names_the_command_of_the_environment(atelier: str, elsewhere: Path) -> None:
+def test_a_remedy_names_the_command_of_the_environment(
+    atelier: str, elsewhere: Path
+) -> None:
     python, environment = Path(atelier).with_name("python"), Path(atelier).parents[1]
-    ask = [python, "-c", "from toolkit.data.pixels.images import install_command; print(install_command('pi-heif'))"]
+    ask = [
+        python,
+        "-c",
+        "from toolkit.data.pixels.images import install_command; print(install_command('pi-heif'))",
+    ]
     assert ends(ask) == f"{python} -m pip install pi-heif\n"
     (environment / "pipx_metadata.json").touch()  # as pipx does
     try:
@@ -188,10 +261,15 @@ def model_path(job: str) -> str:
 def test_the_page_answers(atelier: str, elsewhere: Path) -> None:
     environment = {**os.environ, "APP_AUTH": "a-token-of-a-test"}
     command = [atelier, "ui", "--port", "18976"]
-    page = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    page = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+    )
     try:
         for path in ("/new", "/tools", "/static/ui.css"):
-            asked = Request(f"http://127.0.0.1:18976{path}", headers={"Authorization": "Bearer a-token-of-a-test"})
+            asked = Request(
+                f"http://127.0.0.1:18976{path}",
+                headers={"Authorization": "Bearer a-token-of-a-test"},
+            )
             for _ in range(100):
                 try:
                     with urlopen(asked, timeout=5) as answer:

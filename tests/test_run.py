@@ -1,4 +1,5 @@
-"""The command line as a user meets it: real runs of `run.py`, their output and exit codes."""
+"""The command line as a user meets it: real runs of `run.py`, their output and exit
+codes."""
 
 from __future__ import annotations
 
@@ -26,14 +27,18 @@ from toolkit.version import NAME, VERSION
 Run = Callable[..., subprocess.CompletedProcess]
 Write = Callable[..., Path]
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and exit codes of POSIX")
+pytestmark = pytest.mark.skipif(
+    os.name == "nt", reason="signals and exit codes of POSIX"
+)
 
 
 @pytest.fixture
 def run(run_py: Run, tmp_path: Path) -> Run:
     """`run.py` with the test's own extensions."""
     environment = {"EXTENSIONS_PATH": str(tmp_path / "drop_ins")}
-    return lambda *arguments, **options: run_py(*arguments, env=environment | options.pop("env", {}), **options)
+    return lambda *arguments, **options: run_py(
+        *arguments, env=environment | options.pop("env", {}), **options
+    )
 
 
 @pytest.fixture
@@ -41,8 +46,13 @@ def steps(simple_extension: Write) -> None:
     """Process types that end in different ways."""
     simple_extension("good", "print('good', self.name)")
     simple_extension("crash", "raise ValueError('boom')")
-    simple_extension("cannot", "from toolkit.errors import RunError\nraise RunError('disk full')")
-    simple_extension("tells", "print('lost', flush=True)\nopen('kept', 'w').write('kept')\nprint('lost')")
+    simple_extension(
+        "cannot", "from toolkit.errors import RunError\nraise RunError('disk full')"
+    )
+    simple_extension(
+        "tells",
+        "print('lost', flush=True)\nopen('kept', 'w').write('kept')\nprint('lost')",
+    )
     simple_extension("torchless", "import sys\nassert 'torch' not in sys.modules")
 
 
@@ -62,12 +72,26 @@ def test_a_job_runs(run: Run, job) -> None:
 
 @pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", ">&- 2>&- <&-"])
 @pytest.mark.parametrize("arguments", [[], ["--dry-run"], ["--help"]])
-def test_closed_streams_are_as_dev_null(job, tmp_path: Path, closed: str, arguments: list[str]) -> None:
-    """As of a service that closes them. No file that the job opens gets the number of a closed one."""
+def test_closed_streams_are_as_dev_null(
+    job, tmp_path: Path, closed: str, arguments: list[str]
+) -> None:
+    """As of a service that closes them. No file that the job opens gets the number of a
+    closed one."""
     here = job("tells")
-    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, ROOT / "run.py", here, *arguments]
+    command = [
+        "sh",
+        "-c",
+        f'exec "$@" {closed}',
+        "sh",
+        sys.executable,
+        ROOT / "run.py",
+        here,
+        *arguments,
+    ]
     environment = child_environment({"EXTENSIONS_PATH": str(tmp_path / "drop_ins")})
-    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    ended = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
     if not arguments:
         assert (tmp_path / "kept").read_text() == "kept"
@@ -108,13 +132,26 @@ def test_a_run_that_cannot_go_on_is_exit_1_with_its_message(run: Run, job) -> No
     assert (result.returncode, result.stderr) == (1, "disk full\n")
 
 
-def test_processes_run_in_order_in_this_process(run: Run, write_job: Write, steps: None, without_torch) -> None:
-    path = write_job({"type": "good", "name": "a"}, {"type": "torchless"}, {"type": "good", "name": "b"})
+def test_processes_run_in_order_in_this_process(
+    run: Run, write_job: Write, steps: None, without_torch
+) -> None:
+    path = write_job(
+        {"type": "good", "name": "a"},
+        {"type": "torchless"},
+        {"type": "good", "name": "b"},
+    )
     assert run(path, env=without_torch).stdout == "good a\ngood b\n"
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--no-such-flag"], ["a.yaml", "--json"], ["a.yaml", "b.yaml", "-n", "x"], ["a.yaml", "-l"]]
+    "arguments",
+    [
+        [],
+        ["--no-such-flag"],
+        ["a.yaml", "--json"],
+        ["a.yaml", "b.yaml", "-n", "x"],
+        ["a.yaml", "-l"],
+    ],
 )
 def test_wrong_arguments_are_exit_2(run_py: Run, arguments: list[str]) -> None:
     result = run_py(*arguments)
@@ -131,12 +168,24 @@ EVIL = "a\x1b[2J\x07\r\x9b1A\u202eb"
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["lnt", "pictures"], "lnt: neither a config nor a tool. Did you mean: run.py lint pictures"),
+        (
+            ["lnt", "pictures"],
+            "lnt: neither a config nor a tool. Did you mean: run.py lint pictures",
+        ),
         (["genrate"], "Did you mean: run.py generate"),
-        (["train", "my job.yaml"], "train: a job is run by its name alone. Write: run.py 'my job.yaml'"),
+        (
+            ["train", "my job.yaml"],
+            "train: a job is run by its name alone. Write: run.py 'my job.yaml'",
+        ),
         (["qqq"], "qqq: no such config."),
-        (["check", "my job.yaml"], "check: neither a config nor a tool. Write: run.py 'my job.yaml' --dry-run"),
-        (["resume", "a.yaml"], "Write: run.py a.yaml (a job that is run again resumes)"),
+        (
+            ["check", "my job.yaml"],
+            "check: neither a config nor a tool. Write: run.py 'my job.yaml' --dry-run",
+        ),
+        (
+            ["resume", "a.yaml"],
+            "Write: run.py a.yaml (a job that is run again resumes)",
+        ),
         (["version"], "Write: run.py --version"),
         (
             ["--dry-run", "lint", "x"],
@@ -148,7 +197,9 @@ EVIL = "a\x1b[2J\x07\r\x9b1A\u202eb"
         ),
     ],
 )
-def test_a_word_that_is_nearly_a_tool_gets_the_command_that_was_meant(words: list[str], said: str, capsys) -> None:
+def test_a_word_that_is_nearly_a_tool_gets_the_command_that_was_meant(
+    words: list[str], said: str, capsys
+) -> None:
     assert main(words) == 2
     assert said in capsys.readouterr().err
 
@@ -156,16 +207,28 @@ def test_a_word_that_is_nearly_a_tool_gets_the_command_that_was_meant(words: lis
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--steps 5", "--steps: unknown flag. It is a key of a job: write 'train.steps' into the job."),
-        ("--train.steps 5", "--train.steps: unknown flag. It is a key of a job: write 'train.steps' into the job."),
-        ("--trigger-word x", "It is a key of a job: write 'trigger_word' into the job."),
+        (
+            "--steps 5",
+            "--steps: unknown flag. It is a key of a job: write 'train.steps' into the job.",
+        ),
+        (
+            "--train.steps 5",
+            "--train.steps: unknown flag. It is a key of a job: write 'train.steps' into the job.",
+        ),
+        (
+            "--trigger-word x",
+            "It is a key of a job: write 'trigger_word' into the job.",
+        ),
         (
             "--network_dim 16 --dataset_config x.toml",
             "--network_dim: unknown flag. It is musubi-tuner's flag: give its whole command in quotes to "
             "'run.py import', or write 'network.linear' into a job.\n--dataset_config: unknown flag. "
             "It is musubi-tuner's flag",
         ),
-        ("--flip_aug", "It is kohya's flag, whose commands are not read: write 'datasets[].flip_x' into a job."),
+        (
+            "--flip_aug",
+            "It is kohya's flag, whose commands are not read: write 'datasets[].flip_x' into a job.",
+        ),
         ("--dryrun", "--dryrun: unknown flag. Did you mean '--dry-run'?"),
         ("-dry-run", "-dry-run: unknown flag. Did you mean '--dry-run'?"),
         ("--frobnicate 5", "--frobnicate: unknown flag. run.py --help lists"),
@@ -179,9 +242,14 @@ def test_a_flag_that_is_a_key_of_a_job_or_of_another_program_says_where_it_belon
     assert said in capsys.readouterr().err
 
 
-def test_a_flag_of_the_guide_beside_a_job_names_the_key(write_job: Write, capsys) -> None:
+def test_a_flag_of_the_guide_beside_a_job_names_the_key(
+    write_job: Write, capsys
+) -> None:
     assert main([str(write_job({"type": "sd_trainer"})), "--lr", "1"]) == 2
-    assert "and this is a job. --lr: It is a key of a job: write 'train.lr' into the job." in capsys.readouterr().err
+    assert (
+        "and this is a job. --lr: It is a key of a job: write 'train.lr' into the job."
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,7 +270,9 @@ def test_help_and_version_end_with_0(words: list[str], first: str, capsys) -> No
     assert capsys.readouterr().out.startswith(first)
 
 
-def test_a_config_named_as_a_tool_nearly_is_runs(run: Run, write_job: Write, steps: None, tmp_path: Path) -> None:
+def test_a_config_named_as_a_tool_nearly_is_runs(
+    run: Run, write_job: Write, steps: None, tmp_path: Path
+) -> None:
     (tmp_path / "config").mkdir()
     write_job({"type": "good"}, name="train").rename(tmp_path / "config" / "train.yaml")
     assert run("train").stdout == "good train\n"
@@ -214,21 +284,33 @@ def test_help_lists_each_tool_once_by_when_it_is_used(capsys) -> None:
     listed = capsys.readouterr().out.split("\nTools (")[1].splitlines()
     named = [line.split()[0] for line in listed if line.startswith("  ")]
     assert sorted(named) == sorted([*discover().tools(), "import"])
-    assert [line for line in listed if line.endswith(":") and line[0] != " "] == [f"{stage}:" for stage in STAGES[:3]]
-    assert named[0] == "new" and named.index("lint") < named.index("generate") < named.index("grid")
+    assert [line for line in listed if line.endswith(":") and line[0] != " "] == [
+        f"{stage}:" for stage in STAGES[:3]
+    ]
+    assert named[0] == "new" and named.index("lint") < named.index(
+        "generate"
+    ) < named.index("grid")
 
 
 @pytest.mark.parametrize("uid", sorted(discover().tools()))
-def test_the_help_of_a_tool_begins_with_what_it_does_and_an_example(uid: str, capsys) -> None:
-    """Its own flags stand before those of memory and compilation, each in one spelling; the example has no other."""
+def test_the_help_of_a_tool_begins_with_what_it_does_and_an_example(
+    uid: str, capsys
+) -> None:
+    """Its own flags stand before those of memory and compilation, each in one spelling;
+    the example has no other."""
     model = discover().find_command(uid)
     assert main([uid, "--help"]) == 0
     usage, does, example, *groups = capsys.readouterr().out.split("\n\n")
-    assert usage.startswith(f"usage: run.py {uid} [options]") and len(usage.splitlines()) == 1
+    assert (
+        usage.startswith(f"usage: run.py {uid} [options]")
+        and len(usage.splitlines()) == 1
+    )
     assert does[0].isupper() and does[0].isalpha()
     intro, line = example.splitlines()
     assert (
-        intro == "Example, once the quickstart has run:" and line.endswith(f" {uid} {model.example}") and model.example
+        intro == "Example, once the quickstart has run:"
+        and line.endswith(f" {uid} {model.example}")
+        and model.example
     )
     headings = [group.partition("\n")[0] for group in groups]
     assert headings == sorted(headings, key=["positional arguments:", "options:", "model, memory and device:",
@@ -244,14 +326,25 @@ def test_a_flag_is_taken_in_both_spellings(tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         main(["a.yaml", "--dry_rum", "--frobnicate", "--restart_fom=a"])
     said = capsys.readouterr().err
-    for words in ("Did you mean '--dry-run'?", "--frobnicate: unknown flag. run.py --help", "'--restart-from'?"):
+    for words in (
+        "Did you mean '--dry-run'?",
+        "--frobnicate: unknown flag. run.py --help",
+        "'--restart-from'?",
+    ):
         assert words in said
 
 
-def test_foreign_text_reaches_the_terminal_as_escapes(run_py: Run, write_job, trainer, make_pictures, tmp_path) -> None:
+def test_foreign_text_reaches_the_terminal_as_escapes(
+    run_py: Run, write_job, trainer, make_pictures, tmp_path
+) -> None:
     """Of metadata, file and folder names, captions, values and keys of a config."""
-    tensors = {f"diffusion_model.img_in.lora_{part}.weight": numpy.ones((2, 2), numpy.float32) for part in "AB"}
-    save_file(tensors, tmp_path / "a.safetensors", {"ss_output_name": EVIL, "note": EVIL})
+    tensors = {
+        f"diffusion_model.img_in.lora_{part}.weight": numpy.ones((2, 2), numpy.float32)
+        for part in "AB"
+    }
+    save_file(
+        tensors, tmp_path / "a.safetensors", {"ss_output_name": EVIL, "note": EVIL}
+    )
     folder = make_pictures(tmp_path / EVIL, EVIL, "b")
     (folder / "b.txt").write_text(EVIL)
     for arguments, words in [
@@ -263,7 +356,9 @@ def test_foreign_text_reaches_the_terminal_as_escapes(run_py: Run, write_job, tr
         result = run_py(*arguments)
         shown = result.stdout + result.stderr
         assert words in shown and r"a\u001b[2J" in shown, shown
-        assert not set(shown) & set(EVIL.replace("a", "").replace("b", "").replace("[2J", "").replace("1A", "")), shown
+        assert not set(shown) & set(
+            EVIL.replace("a", "").replace("b", "").replace("[2J", "").replace("1A", "")
+        ), shown
 
 
 # ---------------------------------------------------------------- drop-ins
@@ -310,9 +405,13 @@ DROP_IN_PROCESS = """
 """
 
 
-def test_an_ostris_style_drop_in_runs(run: Run, write_extension: Write, write_job: Write) -> None:
+def test_an_ostris_style_drop_in_runs(
+    run: Run, write_extension: Write, write_job: Write
+) -> None:
     write_extension("my_ext", DROP_IN, MyProc=DROP_IN_PROCESS, words="WORD = 'hello'")
-    path = write_job({"type": "my_uid", "deep": {"count": "3"}, "some_path": "x"}, meta={"by": "me"})
+    path = write_job(
+        {"type": "my_uid", "deep": {"count": "3"}, "some_path": "x"}, meta={"by": "me"}
+    )
     result = run(path)
     assert result.stdout.splitlines() == [
         "hello 0 job job 3 x {'by': 'me', 'done': True}",
@@ -321,7 +420,9 @@ def test_an_ostris_style_drop_in_runs(run: Run, write_extension: Write, write_jo
     assert result.returncode == 1
 
 
-def test_a_broken_neighbour_changes_nothing(run: Run, job, write_extension: Write) -> None:
+def test_a_broken_neighbour_changes_nothing(
+    run: Run, job, write_extension: Write
+) -> None:
     before = run(job("good"))
     write_extension("broken", "import sys\nprint('noise')\nsys.exit(5)")
     after = run(job("good"))
@@ -331,7 +432,9 @@ def test_a_broken_neighbour_changes_nothing(run: Run, job, write_extension: Writ
     assert "sys.exit(5)" in asked.stderr
 
 
-def test_equal_uids_are_refused_naming_both_folders(run: Run, job, simple_extension: Write) -> None:
+def test_equal_uids_are_refused_naming_both_folders(
+    run: Run, job, simple_extension: Write
+) -> None:
     path = job("good")
     simple_extension("good", package="other_folder")
     result = run(path)
@@ -350,7 +453,9 @@ def test_list_extensions(run: Run, steps: None, write_extension: Write) -> None:
     assert "example" in rows
 
 
-def test_a_missing_package_says_what_to_install(run: Run, job, simple_extension: Write) -> None:
+def test_a_missing_package_says_what_to_install(
+    run: Run, job, simple_extension: Write
+) -> None:
     simple_extension("needy", "import no_such_package")
     result = run(job("needy"))
     assert result.returncode == 1
@@ -369,9 +474,15 @@ def without_torch(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(folder), "EXTENSIONS_PATH": str(tmp_path / "drop_ins")}
 
 
-@pytest.mark.parametrize("arguments", [["--dry-run"], ["--dry-run", "--json"], ["--list-extensions"]])
+@pytest.mark.parametrize(
+    "arguments", [["--dry-run"], ["--dry-run", "--json"], ["--list-extensions"]]
+)
 def test_planning_needs_neither_torch_nor_network(
-    run_py: Run, job, without_torch: dict[str, str], arguments: list[str], tmp_path: Path
+    run_py: Run,
+    job,
+    without_torch: dict[str, str],
+    arguments: list[str],
+    tmp_path: Path,
 ) -> None:
     path = job("example", folder_path=str(tmp_path))
     result = run_py(path, *arguments, env=without_torch)
@@ -379,7 +490,9 @@ def test_planning_needs_neither_torch_nor_network(
 
 
 @pytest.mark.slow
-def test_the_schema_needs_no_torch_and_names_the_types(run_py: Run, without_torch: dict[str, str]) -> None:
+def test_the_schema_needs_no_torch_and_names_the_types(
+    run_py: Run, without_torch: dict[str, str]
+) -> None:
     result = run_py("--print-schema", env=without_torch)
     assert result.returncode == 0
     assert "folder_path" in json.dumps(json.loads(result.stdout))
@@ -393,7 +506,9 @@ def test_dry_run_writes_nothing(run: Run, job, tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_json_holds_one_object_and_nothing_else(run: Run, job, write_extension: Write) -> None:
+def test_json_holds_one_object_and_nothing_else(
+    run: Run, job, write_extension: Write
+) -> None:
     write_extension("loud", "print('noise')")
     result = run(job("good", name="first"), "--dry-run", "--json")
     assert json.loads(result.stdout) == {
@@ -442,7 +557,9 @@ def test_the_first_failure_ends_a_series(run: Run, job) -> None:
     ]
 
 
-def test_recover_runs_the_rest_and_still_returns_the_first_failure(run: Run, job) -> None:
+def test_recover_runs_the_rest_and_still_returns_the_first_failure(
+    run: Run, job
+) -> None:
     result = run(job("nobody"), "-r", job("crash"), job("good"))
     assert result.returncode == 2
     assert "good good" in result.stdout
@@ -453,11 +570,17 @@ def test_recover_runs_the_rest_and_still_returns_the_first_failure(run: Run, job
     ]
 
 
-def test_nothing_of_a_series_runs_where_one_config_has_a_mistake(run: Run, job, write_job: Write, trainer) -> None:
-    """Mistakes in the text, a name of no file, images that are only missed by the plan: all are reported at once."""
+def test_nothing_of_a_series_runs_where_one_config_has_a_mistake(
+    run: Run, job, write_job: Write, trainer
+) -> None:
+    """Mistakes in the text, a name of no file, images that are only missed by the plan:
+    all are reported at once."""
     empty = job("good").with_name("empty")
     empty.mkdir()
-    wrong, plan = write_job({"type": "good"}, name="no_key", konfig=1), write_job(trainer(empty), name="plan")
+    wrong, plan = (
+        write_job({"type": "good"}, name="no_key", konfig=1),
+        write_job(trainer(empty), name="plan"),
+    )
     result = run(job("good"), wrong, plan, "nosuch.yaml")
     assert result.returncode == 2 and "good good" not in result.stdout
     assert [line.split("/")[-1] for line in result.stdout.splitlines()] == [
@@ -467,8 +590,13 @@ def test_nothing_of_a_series_runs_where_one_config_has_a_mistake(run: Run, job, 
         "nosuch.yaml: mistake in the config (exit code 2)",
     ]
     first, *others = [line for line in result.stderr.splitlines() if ": " in line]
-    assert first == f"{wrong}:1:83: konfig: unknown key. Did you mean 'config'? Known names: config, job, meta."
-    assert any(line.startswith(f"{plan}:") and "holds no images" in line for line in others), others
+    assert (
+        first
+        == f"{wrong}:1:83: konfig: unknown key. Did you mean 'config'? Known names: config, job, meta."
+    )
+    assert any(
+        line.startswith(f"{plan}:") and "holds no images" in line for line in others
+    ), others
     assert any(line.startswith("nosuch.yaml: no such config.") for line in others)
 
 
@@ -477,11 +605,21 @@ def test_nothing_of_a_series_runs_where_one_config_has_a_mistake(run: Run, job, 
     [
         ({"datasets": [{"folder_path": "empty"}]}, "'empty': holds no images"),
         ({"device": "cuda:7"}, "this will not start: device: cuda:7"),
-        ({"resume": 7}, "this will not start: resume: output/two/second/state/step_000000007 cannot be used"),
+        (
+            {"resume": 7},
+            "this will not start: resume: output/two/second/state/step_000000007 cannot be used",
+        ),
     ],
 )
 def test_no_process_of_a_job_runs_where_a_later_one_cannot(
-    run: Run, steps: None, write_job: Write, trainer, make_pictures, tmp_path: Path, change: dict, told: str
+    run: Run,
+    steps: None,
+    write_job: Write,
+    trainer,
+    make_pictures,
+    tmp_path: Path,
+    change: dict,
+    told: str,
 ) -> None:
     (tmp_path / "empty").mkdir()
     section = trainer(make_pictures(tmp_path / "photos", "a")) | {"name": "second"}
@@ -496,9 +634,13 @@ def test_a_config_of_a_series_may_read_what_an_earlier_one_writes(
 ) -> None:
     """The file that the second starts from exists only when the first has run."""
     photos = make_pictures(tmp_path / "photos", "a")
-    first = write_job(trainer(photos, train={"steps": 1, "disable_sampling": True}), name="first")
+    first = write_job(
+        trainer(photos, train={"steps": 1, "disable_sampling": True}), name="first"
+    )
     section = trainer(photos, train={"steps": 1, "disable_sampling": True})
-    section["network"]["pretrained_lora_path"] = str(tmp_path / "output" / "first" / "first.safetensors")
+    section["network"]["pretrained_lora_path"] = str(
+        tmp_path / "output" / "first" / "first.safetensors"
+    )
     second = write_job(section, name="second")
     assert run(second).returncode == 2
     assert run(first, second, "--dry-run").returncode == 0
@@ -511,8 +653,12 @@ def test_each_config_of_a_series_has_an_interpreter_of_its_own(
     run: Run, write_job: Write, simple_extension: Write
 ) -> None:
     simple_extension("pid", "import os\nprint('pid', os.getpid(), os.getppid())")
-    result = run(write_job({"type": "pid"}, name="a"), write_job({"type": "pid"}, name="b"))
-    pids, parents = zip(*(line.split()[1:] for line in result.stdout.splitlines()[:2]), strict=True)
+    result = run(
+        write_job({"type": "pid"}, name="a"), write_job({"type": "pid"}, name="b")
+    )
+    pids, parents = zip(
+        *(line.split()[1:] for line in result.stdout.splitlines()[:2]), strict=True
+    )
     assert len(set(pids)) == 2
     assert len(set(parents)) == 1
 
@@ -520,11 +666,18 @@ def test_each_config_of_a_series_has_an_interpreter_of_its_own(
 # ---------------------------------------------------------------- the log
 
 
-def test_the_log_holds_all_output_of_a_series_and_is_appended_to(run: Run, job, tmp_path: Path) -> None:
+def test_the_log_holds_all_output_of_a_series_and_is_appended_to(
+    run: Run, job, tmp_path: Path
+) -> None:
     for _ in range(2):
         run(job("good"), job("crash"), "--log", "logs/all.txt")
     text = (tmp_path / "logs" / "all.txt").read_text()
-    for words in ("good good\n", "Traceback", "Failed: ValueError: boom\n", "good.yaml: done\n"):
+    for words in (
+        "good good\n",
+        "Traceback",
+        "Failed: ValueError: boom\n",
+        "good.yaml: done\n",
+    ):
         assert text.count(words) == 2
 
 
@@ -566,14 +719,18 @@ raise Interrupted(request.exit_code)
 
 @pytest.fixture
 def start(tmp_path: Path, write_job: Write, simple_extension: Write):
-    """Starts `run.py` on jobs that wait for a signal, and returns it once the first of them is ready."""
+    """Starts `run.py` on jobs that wait for a signal, and returns it once the first of
+    them is ready."""
     simple_extension("waits", WAITS)
     simple_extension("saves", SAVES)
     started = []
 
     def start(*kinds: str) -> subprocess.Popen:
         root = Path(__file__).resolve().parent.parent
-        jobs = [write_job({"type": kind}, name=f"{index}_{kind}") for index, kind in enumerate(kinds)]
+        jobs = [
+            write_job({"type": kind}, name=f"{index}_{kind}")
+            for index, kind in enumerate(kinds)
+        ]
         process = subprocess.Popen(
             [sys.executable, str(root / "run.py"), *map(str, jobs)],
             cwd=tmp_path,
@@ -593,9 +750,13 @@ def start(tmp_path: Path, write_job: Write, simple_extension: Write):
         process.communicate()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)]
+)
 @pytest.mark.parametrize("kind", ["waits", "saves"])
-def test_a_signal_ends_one_config_with_its_code(start, kind: str, number: int, code: int) -> None:
+def test_a_signal_ends_one_config_with_its_code(
+    start, kind: str, number: int, code: int
+) -> None:
     process = start(kind)
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
@@ -604,17 +765,24 @@ def test_a_signal_ends_one_config_with_its_code(start, kind: str, number: int, c
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_a_series_forwards_the_signal_and_starts_no_further_one(start, number: int, code: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)]
+)
+def test_a_series_forwards_the_signal_and_starts_no_further_one(
+    start, number: int, code: int
+) -> None:
     process = start("saves", "waits")
-    os.killpg(process.pid, number)  # as a terminal does: the child must not get it a second time
+    os.killpg(
+        process.pid, number
+    )  # as a terminal does: the child must not get it a second time
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code
     assert output.splitlines()[0] == "saved"
     assert output.splitlines()[-1].endswith("not run")
 
 
-# ---------------------------------------------------------------- texts that are not paths
+# ---------------------------------------------------------------- texts that are not
+# paths
 
 
 @pytest.mark.parametrize(
@@ -627,10 +795,15 @@ def test_a_series_forwards_the_signal_and_starts_no_further_one(start, number: i
         (["import", "deep.toml"], "deep.toml:1:1: nested deeper than 64 levels."),
         (["import", "deep.json"], "nested deeper than 64 levels"),
         (["import", "deep.toml", "-o", "y" * 300], "--output: 'yyyyyyyy"),
-        (["import", "deep.toml", "-o", "~nobody-of-this-name/x"], "--output: '~nobody-of-this-name/x' begins with"),
+        (
+            ["import", "deep.toml", "-o", "~nobody-of-this-name/x"],
+            "--output: '~nobody-of-this-name/x' begins with",
+        ),
     ],
 )
-def test_what_is_no_config_and_no_path_is_one_line(words: list[str], said: str, tmp_path, monkeypatch, capfd) -> None:
+def test_what_is_no_config_and_no_path_is_one_line(
+    words: list[str], said: str, tmp_path, monkeypatch, capfd
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("deep.toml").write_text("a = " + "[" * 2000)
     Path("deep.json").write_text('{"a": ' + "[" * 2000)
@@ -649,7 +822,9 @@ def test_a_name_that_fills_screens_is_cut_in_the_error(tmp_path, capfd) -> None:
     assert "aaa..." in errors and len(errors) < 2000
 
 
-def test_a_pipe_is_read_once(write_job: Write, steps: None, tmp_path, monkeypatch, capfd) -> None:
+def test_a_pipe_is_read_once(
+    write_job: Write, steps: None, tmp_path, monkeypatch, capfd
+) -> None:
     monkeypatch.setenv("EXTENSIONS_PATH", str(tmp_path / "drop_ins"))
     path, pipe = write_job({"type": "good"}, name="good"), tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -663,11 +838,15 @@ def test_a_pipe_is_read_once(write_job: Write, steps: None, tmp_path, monkeypatc
 
 def test_without_hides_a_type_everywhere(run: Run, job) -> None:
     listed = run("--without", "good", "--list-extensions").stdout.splitlines()
-    assert {"crash", "cannot"} <= {line.split()[0] for line in listed} and "good" not in [line[:4] for line in listed]
+    assert {"crash", "cannot"} <= {
+        line.split()[0] for line in listed
+    } and "good" not in [line[:4] for line in listed]
     result = run(job("good"), "--without", "good", "--without=crash")
     assert (result.returncode, result.stdout) == (2, "")
     first, *others = result.stderr.splitlines()
-    assert "process[0].type: unknown process type 'good'" in first and "crash" not in first
+    assert (
+        "process[0].type: unknown process type 'good'" in first and "crash" not in first
+    )
     assert "'--without good' leaves it out." in others
     assert run(job("good"), "--without", "crash").stdout == "good good\n"
 
@@ -675,7 +854,11 @@ def test_without_hides_a_type_everywhere(run: Run, job) -> None:
 def test_without_hides_a_tool_of_the_help_and_of_the_command_line(run: Run) -> None:
     assert "\n  grid " in run("--help").stdout
     shown = run("--without", "grid", "--help")
-    assert shown.returncode == 0 and "\n  grid " not in shown.stdout and "\n  report " in shown.stdout
+    assert (
+        shown.returncode == 0
+        and "\n  grid " not in shown.stdout
+        and "\n  report " in shown.stdout
+    )
     result = run("--without", "grid", "grid", "--lora", "x")
     assert (result.returncode, result.stderr) == (
         2,
@@ -687,7 +870,9 @@ def test_without_hides_a_tool_of_the_help_and_of_the_command_line(run: Run) -> N
 def test_without_takes_known_names_alone(run: Run) -> None:
     result = run("--without", "gird", "--list-extensions")
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("--without gird: there is no such extension. Did you mean 'grid'? Known names: ")
+    assert result.stderr.startswith(
+        "--without gird: there is no such extension. Did you mean 'grid'? Known names: "
+    )
     assert "expected one argument" in run("--without").stderr
 
 
@@ -695,4 +880,7 @@ def test_what_the_program_starts_does_without_it_too(run: Run, job) -> None:
     """Each of several jobs is a process of its own."""
     result = run(job("good"), job("tells"), "--recover", "--without", "tells")
     assert result.returncode == 2 and "good good\n" in result.stdout
-    assert "'--without tells' leaves it out." in result.stderr and "lost" not in result.stdout
+    assert (
+        "'--without tells' leaves it out." in result.stderr
+        and "lost" not in result.stdout
+    )

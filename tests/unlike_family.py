@@ -1,10 +1,12 @@
-"""A model family as unlike Qwen-Image-Edit as the contracts allow, with real (tiny) torch modules.
+"""A model family as unlike Qwen-Image-Edit as the contracts allow, with real (tiny)
+torch modules.
 
-16 pixels per latent pixel, one latent pixel per token, 6 latent channels, two text encoders of which the second gives
-one pooled tensor, a guidance input, no references, a time shift that depends on the number of steps.
+16 pixels per latent pixel, one latent pixel per token, 6 latent channels, two text
+encoders of which the second gives one pooled tensor, a guidance input, no references, a
+time shift that depends on the number of steps.
 
-Shape suffixes: B batch, C latent channels, H/W latent height and width, S image tokens, L text tokens, D width,
-P pooled.
+Shape suffixes: B batch, C latent channels, H/W latent height and width, S image tokens,
+L text tokens, D width, P pooled.
 """
 
 from __future__ import annotations
@@ -22,8 +24,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from toolkit.contracts.data import EMBEDS, PromptEmbeds, Size
-from toolkit.contracts.model import BlockForward, BlockWrapper, DiffusionModel, ModelFacts
-from toolkit.models.families import EncoderSize, ModelFamily, ModelLoadOptions, ModelSizeInfo
+from toolkit.contracts.model import (
+    BlockForward,
+    BlockWrapper,
+    DiffusionModel,
+    ModelFacts,
+)
+from toolkit.models.families import (
+    EncoderSize,
+    ModelFamily,
+    ModelLoadOptions,
+    ModelSizeInfo,
+)
 from toolkit.models.loading import WEIGHTS, ShardReader, fill, weights_hash
 from toolkit.system.seeding import global_generator
 
@@ -91,13 +103,26 @@ class UnlikeFamily(ModelFamily):
     latent_channels = 6
     latent_scale = 16
     embeds_guidance = True
-    encoder_parts: ClassVar = {"vae": ("vae",), "text_encoder": ("text_encoder", "text_encoder_2")}
+    encoder_parts: ClassVar = {
+        "vae": ("vae",),
+        "text_encoder": ("text_encoder", "text_encoder_2"),
+    }
     weight_parts: ClassVar = ("transformer", "vae", "text_encoder", "text_encoder_2")
-    parts: ClassVar = dict.fromkeys(("transformer", "vae", "text_encoder", "text_encoder_2"), "config.json")
+    parts: ClassVar = dict.fromkeys(
+        ("transformer", "vae", "text_encoder", "text_encoder_2"), "config.json"
+    )
 
     def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
-        sizes = {"mix": (WIDTH, WIDTH), "up": (WIDTH, 2 * WIDTH), "down": (2 * WIDTH, WIDTH)}
-        return {f"blocks.{index}.{name}": size for index in range(BLOCKS) for name, size in sizes.items()}
+        sizes = {
+            "mix": (WIDTH, WIDTH),
+            "up": (WIDTH, 2 * WIDTH),
+            "down": (2 * WIDTH, WIDTH),
+        }
+        return {
+            f"blocks.{index}.{name}": size
+            for index in range(BLOCKS)
+            for name, size in sizes.items()
+        }
 
     def every_linear_layer(self, folder: Path) -> dict[str, tuple[int, int]]:
         return {
@@ -110,7 +135,10 @@ class UnlikeFamily(ModelFamily):
         }
 
     def modules(self, folder: Path) -> dict[str, int]:
-        return {name: (i + 1) * o for name, (i, o) in self.every_linear_layer(folder).items()}
+        return {
+            name: (i + 1) * o
+            for name, (i, o) in self.every_linear_layer(folder).items()
+        }
 
     def block_count(self, folder: Path) -> int:
         return BLOCKS
@@ -128,7 +156,10 @@ class UnlikeFamily(ModelFamily):
             tabulated_weights=0,
             table_inputs=frozenset(),
             text=EncoderSize(linear_params=0, other_params=256 * (TEXT_WIDTH + POOLED)),
-            vae=EncoderSize(linear_params=0, other_params=2 * 4 * self.latent_channels * self.latent_scale**2),
+            vae=EncoderSize(
+                linear_params=0,
+                other_params=2 * 4 * self.latent_channels * self.latent_scale**2,
+            ),
             encode_numbers=8,
             decode_numbers=8,
             text_token_numbers=TEXT_WIDTH,
@@ -170,8 +201,15 @@ class UnlikeAdapter(DiffusionModel):
             with init_empty_weights():
                 module = new_parts()[name]
             with ExitStack() as stack:
-                fill(module, ShardReader(self.options.folder / name, stack), "", self.options.dtype)
-            self._parts[name] = module.requires_grad_(False).eval().to(self.options.device)
+                fill(
+                    module,
+                    ShardReader(self.options.folder / name, stack),
+                    "",
+                    self.options.dtype,
+                )
+            self._parts[name] = (
+                module.requires_grad_(False).eval().to(self.options.device)
+            )
         return self._parts[name]
 
     def cache_key(self, part: str) -> str:
@@ -184,9 +222,16 @@ class UnlikeAdapter(DiffusionModel):
         return self._part("vae").encoder(pixels_BCHW.to(self.options.dtype))
 
     def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
-        return self._part("vae").decoder(latents_BCHW.to(self.options.dtype)).float().clamp(-1, 1)
+        return (
+            self._part("vae")
+            .decoder(latents_BCHW.to(self.options.dtype))
+            .float()
+            .clamp(-1, 1)
+        )
 
-    def encode_prompt(self, prompt: str, references: Sequence[object]) -> dict[str, Tensor]:
+    def encode_prompt(
+        self, prompt: str, references: Sequence[object]
+    ) -> dict[str, Tensor]:
         pooled_P = self._part("text_encoder_2")(prompt).mean(0)
         return {EMBEDS: self._part("text_encoder")(prompt), "pooled": pooled_P}
 
@@ -203,7 +248,10 @@ class UnlikeAdapter(DiffusionModel):
         model, dtype = self.network_module, self.options.dtype
         guidance_B = torch.ones_like(t_B) if guidance_B is None else guidance_B
         text = [
-            embeds_LD[:length].mean(0) for embeds_LD, length in zip(prompts.embeds_BLD, prompts.lengths, strict=True)
+            embeds_LD[:length].mean(0)
+            for embeds_LD, length in zip(
+                prompts.embeds_BLD, prompts.lengths, strict=True
+            )
         ]
         condition_BD = (
             model.text_in(torch.stack(text).to(dtype))
@@ -220,23 +268,34 @@ class UnlikeAdapter(DiffusionModel):
     def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
         return uncond_BCHW + scale * (cond_BCHW - uncond_BCHW)
 
-    def num_tokens(self, latents_BCHW: Tensor, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> int:
+    def num_tokens(
+        self,
+        latents_BCHW: Tensor,
+        prompts: PromptEmbeds,
+        references: Sequence[Sequence[Tensor]],
+    ) -> int:
         return latents_BCHW[:, 0].numel() + sum(prompts.lengths)
 
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.network_module.blocks)
 
     def wrap_blocks(
-        self, wrappers: Sequence[BlockWrapper], last_block_wrappers: Sequence[BlockWrapper] | None = None
+        self,
+        wrappers: Sequence[BlockWrapper],
+        last_block_wrappers: Sequence[BlockWrapper] | None = None,
     ) -> None:
         self._run = _within(wrappers)
-        self._run_first_back = self._run if last_block_wrappers is None else _within(last_block_wrappers)
+        self._run_first_back = (
+            self._run if last_block_wrappers is None else _within(last_block_wrappers)
+        )
 
     def lora_targets(self) -> Sequence[str]:
         return list(FAMILY.linear_layers(self.options.folder))
 
     def unload_encoders(self, keep: Iterable[str] = ()) -> None:
-        for name in {part for parts in FAMILY.encoder_parts.values() for part in parts} - set(keep):
+        for name in {
+            part for parts in FAMILY.encoder_parts.values() for part in parts
+        } - set(keep):
             self._parts.pop(name, None)
 
 
@@ -266,5 +325,7 @@ def write_unlike_model(folder: Path, seed: int = 0) -> Path:
         (folder / name).mkdir(parents=True)
         (folder / name / "config.json").write_text("{}")
         save_file(module.state_dict(), folder / name / WEIGHTS)
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "UnlikePipeline"}))
+    (folder / "model_index.json").write_text(
+        json.dumps({"_class_name": "UnlikePipeline"})
+    )
     return folder

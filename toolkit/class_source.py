@@ -1,7 +1,9 @@
-"""Finds the class behind a dotted path in the source, without executing the module that it names: a file that is read,
-imported, checked or planned may be anybody's. The module is imported when a training starts, and no sooner.
+"""Finds the class behind a dotted path in the source, without executing the module that
+it names: a file that is read, imported, checked or planned may be anybody's. The module
+is imported when a training starts, and no sooner.
 
-Nothing here imports a package on the way either: `importlib.util.find_spec` of a dotted name would.
+Nothing here imports a package on the way either: `importlib.util.find_spec` of a dotted
+name would.
 """
 
 from __future__ import annotations
@@ -60,13 +62,14 @@ class ClassSource:
     """Where it is defined."""
 
     node: ast.ClassDef | None
-    """None: what the name stands for is known only once the module is executed, or it is a function."""
+    """None: what the name stands for is known only once the module is executed, or it
+    is a function."""
 
     is_function: bool = False
 
     def lineage(self) -> Iterator[ClassSource]:
-        """The class, then its bases, depth first, as far as the source names them; one whose `node` is None stands for
-        those that it does not."""
+        """The class, then its bases, depth first, as far as the source names them; one
+        whose `node` is None stands for those that it does not."""
         waiting = [self]
         seen = set[tuple[str, str]]()
         while waiting and len(seen) < MOST_HOPS:
@@ -78,10 +81,15 @@ class ClassSource:
             if key in seen:
                 continue
             seen.add(key)
-            waiting[:0] = [_named(found.module, ast.unparse(base)) for base in found.node.bases if not _is_plain(base)]
+            waiting[:0] = [
+                _named(found.module, ast.unparse(base))
+                for base in found.node.bases
+                if not _is_plain(base)
+            ]
 
     def method(self, name: str) -> Function | None:
-        """The method that an instance has; None where there is none, or it cannot be known."""
+        """The method that an instance has; None where there is none, or it cannot be
+        known."""
         for found in self.lineage():
             own = found.own_method(name)
             if found.node is None or own is not None:
@@ -91,7 +99,9 @@ class ClassSource:
     def own_method(self, name: str) -> Function | None:
         """The method of that name which the class itself defines."""
         body = self.node.body if self.node else []
-        own = [node for node in body if isinstance(node, Function) and node.name == name]
+        own = [
+            node for node in body if isinstance(node, Function) and node.name == name
+        ]
         return own[-1] if own else None  # those above it are its overloads
 
 
@@ -109,7 +119,9 @@ def find_module(name: str) -> Module:
     for index, part in enumerate(parts[1:], start=2):
         spec = _inside(spec, ".".join(parts[:index]))
         if spec is None:
-            raise UserError(f"there is no module {part!r} in {'.'.join(parts[: index - 1])}.")
+            raise UserError(
+                f"there is no module {part!r} in {'.'.join(parts[: index - 1])}."
+            )
     if spec.has_location and spec.origin:
         file = Path(spec.origin)
     else:
@@ -118,12 +130,17 @@ def find_module(name: str) -> Module:
 
 
 def missing_package(name: str) -> str:
-    """That no package has this import name; where an installed one is called so by pip, what its modules are called."""
+    """That no package has this import name; where an installed one is called so by pip,
+    what its modules are called."""
 
     def folded(text: str) -> str:
         return re.sub(r"[-_.]+", "-", text).lower()
 
-    owned = [module for module, owners in packages_distributions().items() if folded(name) in map(folded, owners)]
+    owned = [
+        module
+        for module, owners in packages_distributions().items()
+        if folded(name) in map(folded, owners)
+    ]
     public = [module for module in owned if not module.startswith("_")]
     if not public:
         return f"there is no package {name!r} here. Is it installed, and spelled right?"
@@ -133,7 +150,10 @@ def missing_package(name: str) -> str:
 def _inside(package: ModuleSpec, name: str) -> ModuleSpec | None:
     """A module of a package, by the files in its folders."""
     for folder in _folders(package):
-        loaders = (ExtensionFileLoader, EXTENSION_SUFFIXES), (SourceFileLoader, SOURCE_SUFFIXES)
+        loaders = (
+            (ExtensionFileLoader, EXTENSION_SUFFIXES),
+            (SourceFileLoader, SOURCE_SUFFIXES),
+        )
         spec = FileFinder(folder, *loaders).find_spec(name)
         if spec is not None:
             return spec
@@ -145,9 +165,12 @@ def _folders(package: ModuleSpec) -> Sequence[str]:
 
 
 def find_class(path: str) -> ClassSource:
-    """The class behind "package.module.Class". Raises UserError where there is none, or it is something else."""
+    """The class behind "package.module.Class". Raises UserError where there is none, or
+    it is something else."""
     if not all(part.isidentifier() for part in path.split(".")):
-        raise UserError("this is not the dotted path of a class. Write package.module.Class.")
+        raise UserError(
+            "this is not the dotted path of a class. Write package.module.Class."
+        )
     module_name, _, name = path.rpartition(".")
     module = find_module(module_name)
     found = _named(module, name)
@@ -166,7 +189,8 @@ def find_class(path: str) -> ClassSource:
 
 @lru_cache(maxsize=64)
 def _tree(file: Path, mark: tuple[int, int]) -> ast.Module | None:
-    """The parsed source; None where it is too large or not Python. mark: of the file as it is now."""
+    """The parsed source; None where it is too large or not Python. mark: of the file as
+    it is now."""
     try:
         if mark[1] <= MOST_BYTES:
             return ast.parse(file.read_bytes())
@@ -193,7 +217,9 @@ def _flat(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
         if isinstance(node, ast.If | ast.Try | ast.With):
             for block in ("body", "handlers", "orelse", "finalbody"):
                 for inner in getattr(node, block, []):
-                    yield from _flat(inner.body if isinstance(inner, ast.ExceptHandler) else [inner])
+                    yield from _flat(
+                        inner.body if isinstance(inner, ast.ExceptHandler) else [inner]
+                    )
 
 
 def _named(module: Module, name: str, hops: int = 0) -> ClassSource:
@@ -210,7 +236,10 @@ def _named(module: Module, name: str, hops: int = 0) -> ClassSource:
             for alias in node.names:
                 bound = alias.asname or alias.name
                 if name.startswith(f"{bound}."):
-                    return _in_module(alias.name, name.removeprefix(f"{bound}."), hops) or unknown
+                    return (
+                        _in_module(alias.name, name.removeprefix(f"{bound}."), hops)
+                        or unknown
+                    )
                 if first == bound.partition(".")[0]:
                     return _in_module(first, rest, hops) or unknown
         if isinstance(node, ast.ImportFrom):
@@ -226,7 +255,8 @@ def _named(module: Module, name: str, hops: int = 0) -> ClassSource:
 
 
 def _in_module(module_name: str, name: str, hops: int) -> ClassSource | None:
-    """The same in the module of that name; None where there is none. Its packages may hold the name as a module."""
+    """The same in the module of that name; None where there is none. Its packages may
+    hold the name as a module."""
     try:
         module = find_module(module_name)
         found = _named(module, name, hops + 1)
@@ -243,7 +273,9 @@ def _source_of(module: Module, node: ast.ImportFrom) -> str:
     if not node.level:
         return node.module or ""
     parts = module.package.split(".")
-    return ".".join([*parts[: len(parts) - node.level + 1], *filter(None, [node.module])])
+    return ".".join(
+        [*parts[: len(parts) - node.level + 1], *filter(None, [node.module])]
+    )
 
 
 def _names(module: Module) -> set[str]:
@@ -253,7 +285,9 @@ def _names(module: Module) -> set[str]:
         if isinstance(node, ast.ClassDef | Function):
             names.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            names |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+            names |= {
+                alias.asname or alias.name.partition(".")[0] for alias in node.names
+            }
         else:
             names |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
     return names
@@ -262,11 +296,18 @@ def _names(module: Module) -> set[str]:
 def _is_complete(module: Module) -> bool:
     """Whether a module has no names but those in its source."""
     body = _body(module)
-    stars = any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in body)
+    stars = any(
+        isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in body
+    )
     makes = {"__getattr__", "globals", "exec", "setattr"}
     return bool(body) and not stars and not makes & _names(module)
 
 
 def _is_plain(base: ast.expr) -> bool:
     """Whether a base class is one without methods that matter."""
-    return ast.unparse(base).partition("[")[0].rpartition(".")[2] in ("object", "Generic", "Protocol", "ABC")
+    return ast.unparse(base).partition("[")[0].rpartition(".")[2] in (
+        "object",
+        "Generic",
+        "Protocol",
+        "ABC",
+    )

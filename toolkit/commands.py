@@ -12,15 +12,19 @@ from toolkit.version import COMMAND, IS_INSTALLED
 
 
 def command(*arguments: object) -> str:
-    """A command of this program: with the interpreter that runs it, paths relative where they are in the working
-    directory."""
+    """A command of this program: with the interpreter that runs it, paths relative
+    where they are in the working directory."""
     return shlex.join([*program(), *map(str, arguments)])
 
 
 def command_for_others(*arguments: object) -> str:
     """The same for a page that is passed on: without a path of this machine."""
     words = program()
-    shown = words if not any(Path(word).is_absolute() for word in words) else ("python", "run.py")
+    shown = (
+        words
+        if not any(Path(word).is_absolute() for word in words)
+        else ("python", "run.py")
+    )
     return shlex.join([*shown, *map(str, arguments)])
 
 
@@ -29,7 +33,9 @@ def program() -> tuple[str, ...]:
     if IS_INSTALLED:
         return (COMMAND,)
     python = Path(sys.executable)  # not resolved: of a virtual environment it is a link
-    name = python.name if shutil.which(python.name) == str(python) else _relative(python)
+    name = (
+        python.name if shutil.which(python.name) == str(python) else _relative(python)
+    )
     return str(name), str(_relative(TOOLKIT_ROOT / "run.py"))
 
 

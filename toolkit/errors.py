@@ -1,7 +1,8 @@
 """Errors the user can act on, and their exit codes.
 
-`UserError` is shown as its message alone, `RunError` too; any other exception is a bug and
-keeps its traceback. `Interrupted` is not an error: it carries the signal that ended the program.
+`UserError` is shown as its message alone, `RunError` too; any other exception is a bug
+and keeps its traceback. `Interrupted` is not an error: it carries the signal that ended
+the program.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ EXIT_SIGTERM = 75
 
 
 class UserError(Exception):
-    """The input (config, dataset, extension) is wrong; nothing expensive has started. Exit code 2."""
+    """The input (config, dataset, extension) is wrong; nothing expensive has started.
+    Exit code 2."""
 
     exit_code = EXIT_MISTAKE
 
@@ -40,11 +42,13 @@ class OutOfMemory(RunError):
 
 
 class ReportedExit(SystemExit):
-    """One of several ranks exits, and the error has been reported: `code` is the exit code."""
+    """One of several ranks exits, and the error has been reported: `code` is the exit
+    code."""
 
 
 class Interrupted(BaseException):
-    """A signal asked the program to end. Not an `Exception`, so that no handler swallows it."""
+    """A signal asked the program to end. Not an `Exception`, so that no handler
+    swallows it."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(f"stopped, exit code {exit_code}")
@@ -52,21 +56,24 @@ class Interrupted(BaseException):
 
 
 KeyPath = tuple[str | int, ...]
-"""Keys from the top of a file or of a section down, such as ("datasets", 0, "folder_path")."""
+"""Keys from the top of a file or of a section down, such as ("datasets", 0,
+"folder_path")."""
 
 Severity = Literal["error", "warning"]
 
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """Something that is wrong, or worth knowing: in a job, a dataset, a file, the numbers of a run."""
+    """Something that is wrong, or worth knowing: in a job, a dataset, a file, the
+    numbers of a run."""
 
     key: KeyPath
-    """The keys from the section down; else one text, such as "file:line:column: dotted.key" or a path. Of a LoRA file
-    its layers; empty: none in particular."""
+    """The keys from the section down; else one text, such as "file:line:column:
+    dotted.key" or a path. Of a LoRA file its layers; empty: none in particular."""
 
     message: str
-    """The value that was found, and what to write instead where `remedy` does not say it."""
+    """The value that was found, and what to write instead where `remedy` does not say
+    it."""
 
     severity: Severity = "error"
     check: str = ""
@@ -105,9 +112,11 @@ SHORT_LIST = 8
 
 
 def did_you_mean(name: str, known: Iterable[str], *, list_all: bool = True) -> str:
-    """The remedy for an unknown name: the known one that is close to it; then all of them with `list_all`.
+    """The remedy for an unknown name: the known one that is close to it; then all of
+    them with `list_all`.
 
-    Without, and with none that is close: all of a short list, nothing of a long one, whose names would mislead.
+    Without, and with none that is close: all of a short list, nothing of a long one,
+    whose names would mislead.
     """
     known = sorted(known)
     same = [each for each in known if each.lower() == str(name).lower()]
@@ -119,10 +128,11 @@ def did_you_mean(name: str, known: Iterable[str], *, list_all: bool = True) -> s
 
 
 def install_command(packages: str, options: str = "") -> str:
-    """The command of a shell that installs packages into the environment which runs the program. options: of pip.
+    """The command of a shell that installs packages into the environment which runs the
+    program. options: of pip.
 
-    pipx 1.18 writes pipx_metadata.json into its environments; `uv tool` and `uv venv` of uv 0.13 make theirs without
-    pip.
+    pipx 1.18 writes pipx_metadata.json into its environments; `uv tool` and `uv venv`
+    of uv 0.13 make theirs without pip.
 
     >>> install_command("pi-heif")  # doctest: +SKIP
     'pipx inject atelier pi-heif'
@@ -132,14 +142,16 @@ def install_command(packages: str, options: str = "") -> str:
     if (environment / "pipx_metadata.json").is_file():
         given = f"--pip-args={options} " if options else ""
         return f"pipx inject {given}{environment.name} {packages}"
-    # Not `find_spec("pip")`: setuptools' hook takes that for a run of pip, and can no longer be imported afterwards.
+    # Not `find_spec("pip")`: setuptools' hook takes that for a run of pip, and can no
+    # longer be imported afterwards.
     if not any((Path(entry) / "pip").is_dir() for entry in sys.path):
         return f"uv pip install --python {shlex.quote(sys.executable)} {words}"
     return f"{shlex.quote(sys.executable)} -m pip install {words}"
 
 
 def missing_package(package: str, what: str) -> str:
-    """What to install before `what` (plural) can be made; empty where the package is there. Imports nothing."""
+    """What to install before `what` (plural) can be made; empty where the package is
+    there. Imports nothing."""
     if find_spec(package) is None:
         return f"{what} need the package {package!r}, which is not installed. Run: {install_command(package)}"
     return ""
@@ -156,5 +168,6 @@ def in_series(words: Sequence[str]) -> str:
 
 
 def with_short_words(text: str) -> str:
-    """A message without words that fill screens, such as a whole file that is taken for the name of a key."""
+    """A message without words that fill screens, such as a whole file that is taken for
+    the name of a key."""
     return re.sub(r"\S{1000,}", lambda found: found[0][:100] + "...", text)

@@ -1,11 +1,13 @@
-"""Finds the process types: every folder in `extensions/`, `config/examples/extensions/` and EXTENSIONS_PATH that
-defines some, and every installed package that names itself in the entry points `atelier.extensions`; of an installed
-program also those in `extensions/` of the working folder. Nothing else is imported, least of all from the folder of a
-job file, which may be anybody's.
+"""Finds the process types: every folder in `extensions/`, `config/examples/extensions/`
+and EXTENSIONS_PATH that defines some, and every installed package that names itself in
+the entry points `atelier.extensions`; of an installed program also those in
+`extensions/` of the working folder. Nothing else is imported, least of all from the
+folder of a job file, which may be anybody's.
 
-An extension is a package whose `__init__.py` lists classes in `AI_TOOLKIT_EXTENSIONS`; `docs/extensions.md`
-shows how to write one. It is somebody else's code: whatever goes wrong while it is imported is kept
-with its traceback and shown to whoever asks for it, and disturbs nobody else.
+An extension is a package whose `__init__.py` lists classes in `AI_TOOLKIT_EXTENSIONS`;
+`docs/extensions.md` shows how to write one. It is somebody else's code: whatever goes
+wrong while it is imported is kept with its traceback and shown to whoever asks for it,
+and disturbs nobody else.
 """
 
 from __future__ import annotations
@@ -39,13 +41,18 @@ if TYPE_CHECKING:
 
 REGISTRY_VARIABLE = "AI_TOOLKIT_EXTENSIONS"
 ENTRY_POINTS = "atelier.extensions"
-"""The group of entry points in which an installed package names itself: `my_name = "my_package"`."""
+"""The group of entry points in which an installed package names itself: `my_name =
+"my_package"`."""
 
 EXAMPLE_EXTENSIONS = CONFIG_ROOT / "examples" / "extensions"
 
 
-MOST_JOBS, MEANS_TRAINER = "sd_trainer", r"^(?:train|trainer|training|lora|lora_train\w*|train_lora|finetune)$"
-"""The type of most jobs, and what is written for it by those who do not know its name."""
+MOST_JOBS, MEANS_TRAINER = (
+    "sd_trainer",
+    r"^(?:train|trainer|training|lora|lora_train\w*|train_lora|finetune)$",
+)
+"""The type of most jobs, and what is written for it by those who do not know its
+name."""
 
 FIRST_STAGE = "Begin"
 STAGES = (FIRST_STAGE, "After a run", "LoRA files", "Others")
@@ -53,11 +60,13 @@ STAGES = (FIRST_STAGE, "After a run", "LoRA files", "Others")
 
 
 class Extension:
-    """One process type: a uid, and where its classes are. Each is imported when it is needed, and no sooner.
+    """One process type: a uid, and where its classes are. Each is imported when it is
+    needed, and no sooner.
 
-    `process`, `config` and `command` are written "module:Class"; a module that begins with a dot (".process:MyProcess")
-    lies in the package of the class that says so. An extension of another program may override `get_process`,
-    `get_config` and `get_command` instead.
+    `process`, `config` and `command` are written "module:Class"; a module that begins
+    with a dot (".process:MyProcess") lies in the package of the class that says so. An
+    extension of another program may override `get_process`, `get_config` and
+    `get_command` instead.
     """
 
     uid: str
@@ -67,17 +76,21 @@ class Extension:
     """What `--list-extensions` shows."""
 
     purpose: str = ""
-    """For a tool, whose section is a `toolkit.config.reading.tool.ToolConfig`: what somebody uses `run.py <uid>` for,
-    as a line of `run.py --help`. Empty: the process is not a command."""
+    """For a tool, whose section is a `toolkit.config.reading.tool.ToolConfig`: what
+    somebody uses `run.py <uid>` for, as a line of `run.py --help`. Empty: the process
+    is not a command."""
 
     stage: str = ""
-    """For a tool: when it is used, one of `STAGES`, under which `run.py --help` lists it. Empty: the last."""
+    """For a tool: when it is used, one of `STAGES`, under which `run.py --help` lists
+    it. Empty: the last."""
 
     process: str = ""
-    """The process class, built as `(process_id, job, config)`. Its module may import torch."""
+    """The process class, built as `(process_id, job, config)`. Its module may import
+    torch."""
 
     config: str = ""
-    """The pydantic model of the section. Empty: the section is handed over unchecked. Its module imports no torch."""
+    """The pydantic model of the section. Empty: the section is handed over unchecked.
+    Its module imports no torch."""
 
     command: str = ""
     """For a tool: the `ToolConfig` whose keys are its flags. Empty: the section's."""
@@ -88,7 +101,9 @@ class Extension:
         process = cls._named("process")
         if process:
             return process
-        raise NotImplementedError(f'{cls.__name__} needs get_process(), or process = ".module:Class"')
+        raise NotImplementedError(
+            f'{cls.__name__} needs get_process(), or process = ".module:Class"'
+        )
 
     @classmethod
     def get_config(cls) -> type[BaseModel] | None:
@@ -102,11 +117,15 @@ class Extension:
 
     @classmethod
     def _named(cls, what: str) -> type | None:
-        owner, path = next((base, vars(base)[what]) for base in cls.__mro__ if what in vars(base))
+        owner, path = next(
+            (base, vars(base)[what]) for base in cls.__mro__ if what in vars(base)
+        )
         if not path:
             return None
         module, _, name = path.partition(":")
-        found: type = getattr(import_module(module, sys.modules[owner.__module__].__package__), name)
+        found: type = getattr(
+            import_module(module, sys.modules[owner.__module__].__package__), name
+        )
         return found
 
 
@@ -120,8 +139,13 @@ class RegisteredExtension:
     extension: type[Any]
 
     def names(self) -> set[str]:
-        """What `--without` may call it: its type, its package, and the folders in it that its process lies in."""
-        inside = str(getattr(self.extension, "process", "")).partition(":")[0].split(".")[:-1]
+        """What `--without` may call it: its type, its package, and the folders in it
+        that its process lies in."""
+        inside = (
+            str(getattr(self.extension, "process", ""))
+            .partition(":")[0]
+            .split(".")[:-1]
+        )
         return {self.uid, self.folder.name, *filter(None, inside)}
 
 
@@ -145,7 +169,8 @@ class HiddenExtension:
 
 @dataclass(frozen=True)
 class FailedExtension:
-    """A folder that could not be imported, or whose list is not one of extension classes."""
+    """A folder that could not be imported, or whose list is not one of extension
+    classes."""
 
     folder: Path
     details: str
@@ -164,7 +189,8 @@ class FailedExtension:
 
 
 def mentions(folder: Path, uid: str) -> bool:
-    """Whether a folder that is not imported looks like the one with this type: by its name, or by its source."""
+    """Whether a folder that is not imported looks like the one with this type: by its
+    name, or by its source."""
     if folder.name == uid:
         return True
     try:
@@ -176,7 +202,8 @@ def mentions(folder: Path, uid: str) -> bool:
 
 @dataclass(frozen=True)
 class ExtensionTable:
-    """All that was found. Errors are raised when the uid they concern is asked for, never before."""
+    """All that was found. Errors are raised when the uid they concern is asked for,
+    never before."""
 
     found: tuple[RegisteredExtension, ...]
     broken: tuple[FailedExtension, ...] = ()
@@ -187,25 +214,35 @@ class ExtensionTable:
     """What `--without` leaves out."""
 
     def __getitem__(self, uid: str) -> RegisteredExtension:
-        """The one extension of this uid. Raises UserError when there is none, or more than one."""
+        """The one extension of this uid. Raises UserError when there is none, or more
+        than one."""
         named = [found for found in self.found if found.uid == uid]
         if len(named) == 1:
             return named[0]
         if named:
             folders = "".join(f"\n  {found.folder}" for found in named)
-            raise UserError(f"more than one extension has the uid {uid!r}; keep one of:{folders}")
+            raise UserError(
+                f"more than one extension has the uid {uid!r}; keep one of:{folders}"
+            )
         asked = [broken for broken in self.broken if broken.concerns(uid)]
         if asked:
             raise UserError("\n".join(map(str, asked)))
         lines = [f"unknown process type {uid!r}. {self._remedy(uid)}"]
-        lines += [f"'--without {one.without}' leaves it out." for one in self.hidden if one.concerns(uid)]
+        lines += [
+            f"'--without {one.without}' leaves it out."
+            for one in self.hidden
+            if one.concerns(uid)
+        ]
         raise UserError("\n".join([*lines, *map(str, self.broken)]))
 
     def _remedy(self, uid: str) -> str:
-        """What to write instead of a type that nobody has: the one like it, or the trainer of most jobs."""
+        """What to write instead of a type that nobody has: the one like it, or the
+        trainer of most jobs."""
         known = {found.uid for found in self.found}
         tools = self.tools()
-        near = get_close_matches(uid, known - tools.keys(), n=1, cutoff=0.75) or get_close_matches(uid, tools, n=1)
+        near = get_close_matches(
+            uid, known - tools.keys(), n=1, cutoff=0.75
+        ) or get_close_matches(uid, tools, n=1)
         if MOST_JOBS in known and re.search(MEANS_TRAINER, uid):
             near = [MOST_JOBS]
         hint = f"Did you mean {near[0]!r}? " if near else ""
@@ -216,7 +253,8 @@ class ExtensionTable:
         return f"{hint}Known names: {', '.join(sorted(known - tools.keys()))}{others}."
 
     def find_config(self, uid: str) -> type[BaseModel] | None:
-        """The model that checks a section of this type; None when the extension gives none."""
+        """The model that checks a section of this type; None when the extension gives
+        none."""
         return self._model(uid, "get_config")
 
     def find_command(self, uid: str) -> type[BaseModel] | None:
@@ -234,11 +272,14 @@ class ExtensionTable:
         except Exception as error:  # a stranger's code may raise anything; its author needs the traceback
             raise UserError(_failed(found, f"{method}()", error)) from error
         if model is not None and not hasattr(model, "model_validate"):
-            raise UserError(f"extension {found.folder}: {method}() gave {model!r}, not a pydantic model")
+            raise UserError(
+                f"extension {found.folder}: {method}() gave {model!r}, not a pydantic model"
+            )
         return model
 
     def process_class(self, uid: str) -> type:
-        """The class that runs a section of this type. This is where an extension's heavy imports happen."""
+        """The class that runs a section of this type. This is where an extension's
+        heavy imports happen."""
         found = self[uid]
         try:
             with redirect_stdout(sys.stderr):
@@ -246,24 +287,32 @@ class ExtensionTable:
         except Exception as error:  # as above
             raise RunError(_failed(found, "get_process()", error)) from error
         if not callable(process):
-            raise RunError(f"extension {found.folder}: get_process() returned {process!r}, not a class")
+            raise RunError(
+                f"extension {found.folder}: get_process() returned {process!r}, not a class"
+            )
         return process
 
     def tools(self) -> dict[str, str]:
         """The uids of the tools, each with its purpose."""
-        purposes = {found.uid: getattr(found.extension, "purpose", "") for found in self.found}
+        purposes = {
+            found.uid: getattr(found.extension, "purpose", "") for found in self.found
+        }
         return {uid: purpose for uid, purpose in sorted(purposes.items()) if purpose}
 
     def stages(self) -> dict[str, list[str]]:
-        """The uids of the tools by stage, each in the order in which their table has them."""
+        """The uids of the tools by stage, each in the order in which their table has
+        them."""
         found = {stage: [] for stage in STAGES}  # type: dict[str, list[str]]
         for one in self.found:
             if getattr(one.extension, "purpose", ""):
-                found.setdefault(getattr(one.extension, "stage", "") or STAGES[-1], []).append(one.uid)
+                found.setdefault(
+                    getattr(one.extension, "stage", "") or STAGES[-1], []
+                ).append(one.uid)
         return {stage: uids for stage, uids in found.items() if uids}
 
     def configs(self) -> Mapping[str, type[BaseModel]]:
-        """The model of every uid that has one. An extension that cannot give it is reported, and left out."""
+        """The model of every uid that has one. An extension that cannot give it is
+        reported, and left out."""
         models = {}
         for uid in sorted({found.uid for found in self.found}):
             try:
@@ -279,29 +328,42 @@ class ExtensionTable:
         """The table that `--list-extensions` prints."""
         rows = [("type", "name", "folder")]
         rows += [(found.uid, found.name, str(found.folder)) for found in self.found]
-        rows += [("-", "lists no process types", str(folder)) for folder in self.skipped]
-        rows += [("broken", broken.reason, str(broken.folder)) for broken in self.broken]
+        rows += [
+            ("-", "lists no process types", str(folder)) for folder in self.skipped
+        ]
+        rows += [
+            ("broken", broken.reason, str(broken.folder)) for broken in self.broken
+        ]
         widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:2]]
-        return "\n".join(f"{uid:{widths[0]}}  {name:{widths[1]}}  {folder}" for uid, name, folder in rows)
+        return "\n".join(
+            f"{uid:{widths[0]}}  {name:{widths[1]}}  {folder}"
+            for uid, name, folder in rows
+        )
 
 
 def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
     """Imports every extension in `folders`.
 
-    By default these are the program's extensions, those of its examples, the folders of EXTENSIONS_PATH, and the
-    installed packages with an entry point.
+    By default these are the program's extensions, those of its examples, the folders of
+    EXTENSIONS_PATH, and the installed packages with an entry point.
     """
     found: list[RegisteredExtension] = []
     broken: list[FailedExtension] = []
     skipped: list[Path] = []
     hidden: list[HiddenExtension] = []
-    packages: dict[Path, str] = {}  # each with its module; a dict keeps the order and drops a folder that comes twice
+    packages: dict[
+        Path, str
+    ] = {}  # each with its module; a dict keeps the order and drops a folder that comes twice
     for folder in _default_folders() if folders is None else folders:
         try:
             for package in _packages(folder.resolve()):
                 packages.setdefault(package, _module_name(package))
         except OSError as error:
-            broken.append(FailedExtension(folder, f"cannot be read (see EXTENSIONS_PATH): {error}"))
+            broken.append(
+                FailedExtension(
+                    folder, f"cannot be read (see EXTENSIONS_PATH): {error}"
+                )
+            )
     for point in entry_points(group=ENTRY_POINTS) if folders is None else ():
         installed = _folder_of_module(point.module)
         if installed:
@@ -330,29 +392,46 @@ def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
 
 
 def do_without(names: Iterable[str]) -> None:
-    """`--without`: these extensions, by type or by folder, are absent from now on. Raises UserError for a name that
-    none has."""
+    """`--without`: these extensions, by type or by folder, are absent from now on.
+    Raises UserError for a name that none has."""
     table = discover()
     known = {name for extension in table.found for name in extension.names()}
-    known |= {folder.name for folder in table.skipped} | {broken.folder.name for broken in table.broken}
-    known |= {name for hidden in table.hidden for name in (hidden.without, hidden.folder.name, hidden.uid) if name}
+    known |= {folder.name for folder in table.skipped} | {
+        broken.folder.name for broken in table.broken
+    }
+    known |= {
+        name
+        for hidden in table.hidden
+        for name in (hidden.without, hidden.folder.name, hidden.uid)
+        if name
+    }
     for name in names:
         if name not in known:
-            raise UserError(f"--without {name}: there is no such extension. {did_you_mean(name, known)}")
+            raise UserError(
+                f"--without {name}: there is no such extension. {did_you_mean(name, known)}"
+            )
     leave_out(names)
 
 
 def _default_folders() -> list[Path]:
     given = os.environ.get("EXTENSIONS_PATH", "").split(os.pathsep)
-    beside = [Path("extensions")] if IS_INSTALLED else []  # one's own; a checkout has its folder of this name
+    beside = (
+        [Path("extensions")] if IS_INSTALLED else []
+    )  # one's own; a checkout has its folder of this name
     own = [folder for folder in (EXAMPLE_EXTENSIONS, *beside) if folder.is_dir()]
-    return [EXTENSIONS_ROOT, *own, *(Path(os.path.expanduser(entry)) for entry in given if entry)]
+    return [
+        EXTENSIONS_ROOT,
+        *own,
+        *(Path(os.path.expanduser(entry)) for entry in given if entry),
+    ]
 
 
 def _packages(folder: Path) -> Iterator[Path]:
     """The extension packages in `folder`, or `folder` itself when it is one."""
     init = folder / "__init__.py"
-    if init.is_file() and REGISTRY_VARIABLE in init.read_text(encoding="utf-8", errors="replace"):
+    if init.is_file() and REGISTRY_VARIABLE in init.read_text(
+        encoding="utf-8", errors="replace"
+    ):
         yield folder
         return
     for package in sorted(folder.iterdir()):
@@ -361,13 +440,19 @@ def _packages(folder: Path) -> Iterator[Path]:
 
 
 _importing = RLock()
-"""Two threads of the page may ask at once: a package that is half imported looks like one that lists nothing."""
+"""Two threads of the page may ask at once: a package that is half imported looks like
+one that lists nothing."""
 
 
-def _listed_in(package: Path, module: str) -> list[RegisteredExtension] | FailedExtension | None:
+def _listed_in(
+    package: Path, module: str
+) -> list[RegisteredExtension] | FailedExtension | None:
     """The extension classes a package lists; None when it has no such list."""
     try:
-        with _importing, redirect_stdout(sys.stderr):  # what a neighbour prints must not end up in our JSON
+        with (
+            _importing,
+            redirect_stdout(sys.stderr),
+        ):  # what a neighbour prints must not end up in our JSON
             listed = getattr(_import(package, module), REGISTRY_VARIABLE, None)
     except Interrupted:
         raise
@@ -376,20 +461,34 @@ def _listed_in(package: Path, module: str) -> list[RegisteredExtension] | Failed
     if listed is None:
         return None
     if not isinstance(listed, list | tuple):
-        return FailedExtension(package, f"{REGISTRY_VARIABLE} is {listed!r}, not a list of classes")
+        return FailedExtension(
+            package, f"{REGISTRY_VARIABLE} is {listed!r}, not a list of classes"
+        )
     for extension in listed:
         uid = getattr(extension, "uid", None)
         if not isinstance(extension, type) or not isinstance(uid, str) or not uid:
-            return FailedExtension(package, f"{REGISTRY_VARIABLE} holds {extension!r}, which is not a class with a uid")
-    return [RegisteredExtension(item.uid, str(getattr(item, "name", "") or item.uid), package, item) for item in listed]
+            return FailedExtension(
+                package,
+                f"{REGISTRY_VARIABLE} holds {extension!r}, which is not a class with a uid",
+            )
+    return [
+        RegisteredExtension(
+            item.uid, str(getattr(item, "name", "") or item.uid), package, item
+        )
+        for item in listed
+    ]
 
 
 def _folder_of_module(module: str) -> Path | None:
-    """The folder that Python would import this package from; None when there is none. Nothing is imported."""
+    """The folder that Python would import this package from; None when there is none.
+    Nothing is imported."""
     top, *rest = module.split(".")
     try:
         spec = find_spec(top)
-    except (ImportError, ValueError):  # a module that somebody put into sys.modules has no spec
+    except (
+        ImportError,
+        ValueError,
+    ):  # a module that somebody put into sys.modules has no spec
         return None
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -400,8 +499,8 @@ def _folder_of_module(module: str) -> Path | None:
 def _module_name(package: Path) -> str:
     """The name to import a folder by.
 
-    Ours are `extensions.<name>`. A folder that Python finds by its own name keeps that name, so that each of its
-    classes exists once. Others have a private name.
+    Ours are `extensions.<name>`. A folder that Python finds by its own name keeps that
+    name, so that each of its classes exists once. Others have a private name.
     """
     if package.parent == EXTENSIONS_ROOT and package.name.isidentifier():
         return f"extensions.{package.name}"
@@ -412,7 +511,9 @@ def _module_name(package: Path) -> str:
 
 def _private_name(package: Path) -> str:
     """A module name that no other folder can have."""
-    digest = blake2b(str(package).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+    digest = blake2b(
+        str(package).encode("utf-8", "surrogateescape"), digest_size=4
+    ).hexdigest()
     return f"extension_{re.sub(r'[^0-9A-Za-z_]', '_', package.name)}_{digest}"
 
 
@@ -424,8 +525,12 @@ def _import(package: Path, module_name: str) -> ModuleType:
         return import_module(module_name)
     if module_name in sys.modules:
         return sys.modules[module_name]
-    spec = spec_from_file_location(module_name, package / "__init__.py", submodule_search_locations=[str(package)])
-    assert spec is not None and spec.loader is not None  # a path that ends in .py always has both
+    spec = spec_from_file_location(
+        module_name, package / "__init__.py", submodule_search_locations=[str(package)]
+    )
+    assert (
+        spec is not None and spec.loader is not None
+    )  # a path that ends in .py always has both
     module = module_from_spec(spec)
     sys.modules[module_name] = module
     show_extension(module_name)
@@ -442,9 +547,12 @@ def _failed(found: RegisteredExtension, what: str, error: Exception) -> str:
 
 
 def _traceback(error: BaseException, package: Path) -> str:
-    """The traceback from the package's own first line on; how we got there is of no interest."""
+    """The traceback from the package's own first line on; how we got there is of no
+    interest."""
     frames = error.__traceback__
-    while frames is not None and not Path(frames.tb_frame.f_code.co_filename).is_relative_to(package):
+    while frames is not None and not Path(
+        frames.tb_frame.f_code.co_filename
+    ).is_relative_to(package):
         frames = frames.tb_next
     text = "".join(traceback.format_exception(type(error), error, frames)).rstrip()
     missing_parts = find_object(MISSING_PARTS)

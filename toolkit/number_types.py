@@ -1,4 +1,5 @@
-"""Types of numbers and what a weight of each takes. Imports no torch: config, plans and quantization read it."""
+"""Types of numbers and what a weight of each takes. Imports no torch: config, plans and
+quantization read it."""
 
 from __future__ import annotations
 
@@ -16,10 +17,18 @@ QTYPE_BYTES = {
     "fp8_scaled": 1.0625,
     **{name: bits / 8 + 3 / 64 for name, bits in UINT_BITS.items()},
 }
-"""By `model.qtype`: bytes per weight; int4 and int2 with optimum-quanto's scale and shift per group of 128 weights,
-fp8_scaled with a float32 scale per 64, the unsigned ones with a scale and a zero point per 64."""
+"""By `model.qtype`: bytes per weight; int4 and int2 with optimum-quanto's scale and
+shift per group of 128 weights, fp8_scaled with a float32 scale per 64, the unsigned
+ones with a scale and a zero point per 64."""
 
-QTYPE_ERRORS = {"int2": 0.5, "uint2": 0.46, "uint3": 0.195, "int4": 0.1, "uint4": 0.091, "uint5": 0.044}
+QTYPE_ERRORS = {
+    "int2": 0.5,
+    "uint2": 0.46,
+    "uint3": 0.195,
+    "int4": 0.1,
+    "uint4": 0.091,
+    "uint5": 0.044,
+}
 """Types whose error is reported -> relative error of normally distributed weights."""
 
 QTYPES = tuple(QTYPE_BYTES)
@@ -29,9 +38,11 @@ FP8_QTYPES = ("float8", "fp8_scaled")
 """Those whose codes are E4M3."""
 
 FILE_CODES = {**dict.fromkeys(FP8_QTYPES, "F8_E4M3"), "int8": "I8"}
-"""`model.qtype` -> the number type of a safetensors file whose codes may stay as they are."""
+"""`model.qtype` -> the number type of a safetensors file whose codes may stay as they
+are."""
 
 STORED_CODES = "stored_codes"
-"""Attribute of a linear layer whose weight was read from a file in codes: the codes [O, I]; their float32 scales, one
-[1, 1], one of each row [O, 1] or of N blocks along it [O, N]; the inputs of a group that is rotated
-(`toolkit.rotation`), 0: none. Quantizing takes them in place of the weight."""
+"""Attribute of a linear layer whose weight was read from a file in codes: the codes [O,
+I]; their float32 scales, one [1, 1], one of each row [O, 1] or of N blocks along it [O,
+N]; the inputs of a group that is rotated (`toolkit.rotation`), 0: none. Quantizing
+takes them in place of the weight."""

@@ -1,7 +1,8 @@
-"""Modules that moved: extensions written for 0.2 import them by their old names and get the same modules.
+"""Modules that moved: extensions written for 0.2 import them by their old names and get
+the same modules.
 
-`MOVED` is the table. `import toolkit.old_names` makes the old names importable; `toolkit.extension` does so before it
-imports an extension.
+`MOVED` is the table. `import toolkit.old_names` makes the old names importable;
+`toolkit.extension` does so before it imports an extension.
 """
 
 from __future__ import annotations
@@ -14,21 +15,81 @@ from types import ModuleType
 
 _FOLDERS = {
     "toolkit.config.reading": (
-        *("base", "field_types", "findings", "foreign", "loader", "located", "normalise", "process", "redacted_copy"),
+        *(
+            "base",
+            "field_types",
+            "findings",
+            "foreign",
+            "loader",
+            "located",
+            "normalise",
+            "process",
+            "redacted_copy",
+        ),
         *("reference", "toml_reader", "tool", "validate", "yaml_faults", "yaml_reader"),
     ),
     "toolkit.config.sections": (
-        *("dataset", "few_step", "hub_dataset", "model", "model_files", "network", "output", "prompts"),
+        *(
+            "dataset",
+            "few_step",
+            "hub_dataset",
+            "model",
+            "model_files",
+            "network",
+            "output",
+            "prompts",
+        ),
         *("stored_quantization", "train"),
     ),
-    "toolkit.data.pixels": ("alignment", "avif", "boxes", "colours", "conversion", "images", "jxl", "tiff"),
+    "toolkit.data.pixels": (
+        "alignment",
+        "avif",
+        "boxes",
+        "colours",
+        "conversion",
+        "images",
+        "jxl",
+        "tiff",
+    ),
     "toolkit.data.scan": (
-        *("captions", "columns", "directory", "fingerprint", "folder", "folder_check", "folder_tables", "found"),
-        *("foreign_syntax", "from_base", "items", "masks", "moved", "pairs", "partners", "repeats", "tables"),
+        *(
+            "captions",
+            "columns",
+            "directory",
+            "fingerprint",
+            "folder",
+            "folder_check",
+            "folder_tables",
+            "found",
+        ),
+        *(
+            "foreign_syntax",
+            "from_base",
+            "items",
+            "masks",
+            "moved",
+            "pairs",
+            "partners",
+            "repeats",
+            "tables",
+        ),
         "validation_split",
     ),
-    "toolkit.data.streams": ("counts", "parquet_shards", "sample_keys", "shards", "stream_dataset", "webdataset"),
-    "toolkit.data.batches": ("dataloader", "epoch_order", "image_data", "latent_cache", "stream_latents"),
+    "toolkit.data.streams": (
+        "counts",
+        "parquet_shards",
+        "sample_keys",
+        "shards",
+        "stream_dataset",
+        "webdataset",
+    ),
+    "toolkit.data.batches": (
+        "dataloader",
+        "epoch_order",
+        "image_data",
+        "latent_cache",
+        "stream_latents",
+    ),
 }
 """Folder -> modules that were in the folder around it."""
 
@@ -47,13 +108,17 @@ MOVED = {
     "toolkit.optim.lr_groups": "toolkit.train.lr_groups",
     "toolkit.train.interface": "toolkit.contracts.training",
 }
-"""Old name -> name. `toolkit.config.sections` was a module: its folder still gives what was in it."""
+"""Old name -> name. `toolkit.config.sections` was a module: its folder still gives what
+was in it."""
 
 
 class _OldNames(MetaPathFinder, Loader):
-    """Finds a module by its old name: the module itself, so that each of its classes exists once."""
+    """Finds a module by its old name: the module itself, so that each of its classes
+    exists once."""
 
-    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: object = None, target: object = None
+    ) -> ModuleSpec | None:
         return ModuleSpec(fullname, self) if fullname in MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
@@ -62,7 +127,8 @@ class _OldNames(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """The module ran when it was imported; the import system has just given it another spec."""
+        """The module ran when it was imported; the import system has just given it
+        another spec."""
         assert module.__spec__ is not None
         module.__spec__ = module.__spec__.loader_state
 

@@ -1,4 +1,5 @@
-"""Tables from a name in the YAML to "module:attribute"; a module is imported only when its name is used."""
+"""Tables from a name in the YAML to "module:attribute"; a module is imported only when
+its name is used."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from typing import Any
 from toolkit.errors import UserError, did_you_mean
 
 LEFT_OUT = "ATELIER_WITHOUT"
-"""Environment variable with the parts that `--without` names, separated by commas. What this program starts inherits
-it."""
+"""Environment variable with the parts that `--without` names, separated by commas. What
+this program starts inherits it."""
 
 
 def left_out() -> tuple[str, ...]:
@@ -23,8 +24,9 @@ def left_out() -> tuple[str, ...]:
 
 
 def part_of(path: str) -> str:
-    """The part that "module:attribute" is a piece of, as the package of its folder: `extensions.NAME`, of a tool
-    `extensions.tools.NAME`. Empty for what is always there."""
+    """The part that "module:attribute" is a piece of, as the package of its folder:
+    `extensions.NAME`, of a tool `extensions.tools.NAME`. Empty for what is always
+    there."""
     words = path.partition(":")[0].split(".")
     if words[0] != "extensions":
         return ""
@@ -32,7 +34,8 @@ def part_of(path: str) -> str:
 
 
 def is_present(path: str) -> bool:
-    """Whether the part that "module:attribute" is a piece of is there, and not left out. Nothing is imported."""
+    """Whether the part that "module:attribute" is a piece of is there, and not left
+    out. Nothing is imported."""
     part = part_of(path)
     if not part:
         return True
@@ -47,7 +50,8 @@ def is_present(path: str) -> bool:
 
 
 class Registry(dict[str, str]):
-    """Maps a name to "module:attribute". `what` names the kind of thing in error messages.
+    """Maps a name to "module:attribute". `what` names the kind of thing in error
+    messages.
 
     Entries of a part that is absent are left out:
 
@@ -56,7 +60,9 @@ class Registry(dict[str, str]):
     """
 
     def __init__(self, what: str, entries: dict[str, str]) -> None:
-        super().__init__({name: path for name, path in entries.items() if is_present(path)})
+        super().__init__(
+            {name: path for name, path in entries.items() if is_present(path)}
+        )
         self.what = what
 
     def leave_out(self) -> None:
@@ -66,13 +72,15 @@ class Registry(dict[str, str]):
                 del self[name]
 
     def path_of(self, name: str) -> str:
-        """The "module:attribute" of `name`. Raises UserError with a did-you-mean when the name is unknown."""
+        """The "module:attribute" of `name`. Raises UserError with a did-you-mean when
+        the name is unknown."""
         if name not in self:
             raise UserError(f"unknown {self.what} {name!r}. {did_you_mean(name, self)}")
         return self[name]
 
     def load(self, name: str) -> Any:
-        """The object behind `name`. Raises UserError with a did-you-mean when the name is unknown."""
+        """The object behind `name`. Raises UserError with a did-you-mean when the name
+        is unknown."""
         return load_object(self.path_of(name))
 
 
@@ -89,19 +97,25 @@ def find_object(path: str) -> Any:
 
 
 def load_needed(path: str, needed_by: str) -> Any:
-    """What "module:attribute" names. Raises UserError, which begins with `needed_by`, where its part is absent."""
+    """What "module:attribute" names. Raises UserError, which begins with `needed_by`,
+    where its part is absent."""
     if is_present(path):
         return load_object(path)
     name = part_of(path).rpartition(".")[2]
     if name in left_out():
-        raise UserError(f"{needed_by} needs the extension '{name}', which '--without {name}' leaves out.")
-    raise UserError(f"{needed_by} needs the extension '{name}', which is not installed.")
+        raise UserError(
+            f"{needed_by} needs the extension '{name}', which '--without {name}' leaves out."
+        )
+    raise UserError(
+        f"{needed_by} needs the extension '{name}', which is not installed."
+    )
 
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """No search for reference cycles: PyTorch and diffusers make a million objects when they are imported, none of them
-    garbage, and Python would look through all of them again and again, for a fifth of the time of a start."""
+    """No search for reference cycles: PyTorch and diffusers make a million objects when
+    they are imported, none of them garbage, and Python would look through all of them
+    again and again, for a fifth of the time of a start."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -122,26 +136,31 @@ FAMILIES = Registry(
         "latent_flow": "extensions.from_scratch.latent_flow.family:FAMILY",
     },
 )
-"""The model families by `model.arch`: `toolkit.models.families.ModelFamily` objects, which import no torch."""
+"""The model families by `model.arch`: `toolkit.models.families.ModelFamily` objects,
+which import no torch."""
 
 PARTS_AROUND = "toolkit.models.beside:parts_around"
-"""What is around the file of a transformer: `(name, arch, revision, part -> file) -> Around or None`."""
+"""What is around the file of a transformer: `(name, arch, revision, part -> file) ->
+Around or None`."""
 
 VAE_ADDITIONS = {"_spade": "extensions.from_scratch.spade:load_spade"}
-"""Key in the config of an autoencoder -> what gives it the weights that lie beside its own: `(autoencoder, folder)`."""
+"""Key in the config of an autoencoder -> what gives it the weights that lie beside its
+own: `(autoencoder, folder)`."""
 
 HINTED_TOOLS = {"page": "ui", "examination": "doctor", "publication": "publish"}
 """What a message may advise -> the tool that does it; see `hinted_tool`."""
 
 
 def hinted_tool(what: str) -> str:
-    """The tool for one of `HINTED_TOOLS`; empty where it is absent, so that nobody is sent to it."""
+    """The tool for one of `HINTED_TOOLS`; empty where it is absent, so that nobody is
+    sent to it."""
     tool = HINTED_TOOLS[what]
     return tool if is_present(f"extensions.tools.{tool}") else ""
 
 
 MISSING_PARTS = "extensions.compat.ai_toolkit_process:missing_parts"
-"""What an extension imports of ai-toolkit that is not here, with what to use instead: `(error) -> text`, or ''."""
+"""What an extension imports of ai-toolkit that is not here, with what to use instead:
+`(error) -> text`, or ''."""
 
 FOREIGN_FILES = Registry(
     "program",
@@ -151,28 +170,34 @@ FOREIGN_FILES = Registry(
         "fluxflow": "extensions.compat.fluxflow:GUIDE",
     },
 )
-"""What makes a job of a file written for another program, each a `toolkit.config.reading.foreign.ForeignFile`."""
+"""What makes a job of a file written for another program, each a
+`toolkit.config.reading.foreign.ForeignFile`."""
 
 FILE_OF_FLAGS = "extensions.compat.fluxflow:GUIDE"
 """The one of `FOREIGN_FILES` whose flags `FOREIGN_FLAGS` takes."""
 
 FOREIGN_COMMANDS = "extensions.compat.command:read_command"
-"""Makes a root of what was pasted from a terminal: `(text, diagnostics) -> root`, for one of `FOREIGN_FILES`."""
+"""Makes a root of what was pasted from a terminal: `(text, diagnostics) -> root`, for
+one of `FOREIGN_FILES`."""
 
 FOREIGN_DATASETS = "extensions.compat.musubi:datasets_of"
-"""The keys of a process that another program's dataset file gives: `(node, diagnostics) -> key -> node`."""
+"""The keys of a process that another program's dataset file gives: `(node, diagnostics)
+-> key -> node`."""
 
 FOREIGN_PROMPTS = "extensions.compat.shapes:samples_of"
 """The samples of another program's file of prompts: `(node, diagnostics) -> nodes`."""
 
 FOREIGN_OPTIONS = "extensions.compat.command:with_flags"
-"""Options with those of a text of flags: `(options, node of the text, diagnostics) -> options`."""
+"""Options with those of a text of flags: `(options, node of the text, diagnostics) ->
+options`."""
 
 FOREIGN_TOOLS = "extensions.compat.musubi_tools:tool_command"
-"""Makes one of our commands of another program's: `(text, tool -> its flags) -> words, notes`, or None."""
+"""Makes one of our commands of another program's: `(text, tool -> its flags) -> words,
+notes`, or None."""
 
 FOREIGN_FLAGS = "extensions.compat.fluxflow_keys:split_flags"
-"""Takes another program's flags out of a command line: `(argv, own options) -> (flag -> texts, the rest)`."""
+"""Takes another program's flags out of a command line: `(argv, own options) -> (flag ->
+texts, the rest)`."""
 
 HELP_ON_FLAGS = "extensions.compat.fluxflow_keys:HELP"
 """What `run.py --help` says of these flags: `(heading, text)`."""
@@ -181,11 +206,13 @@ FLUXFLOW_FILES = "extensions.compat.fluxflow_files:FluxflowFiles"
 """The callback of `save.fluxflow_files`."""
 
 FOREIGN_KEYS = "extensions.compat.keys:KEYS"
-"""What is known of the keys of other programs: a `toolkit.config.reading.foreign.ForeignKeys`."""
+"""What is known of the keys of other programs: a
+`toolkit.config.reading.foreign.ForeignKeys`."""
 
 
 def leave_out(names: Iterable[str]) -> None:
-    """`--without`: parts, by the names of their folders or of their process types, are absent from now on."""
+    """`--without`: parts, by the names of their folders or of their process types, are
+    absent from now on."""
     os.environ[LEFT_OUT] = ",".join(dict.fromkeys([*left_out(), *names]))
     FAMILIES.leave_out()
     FOREIGN_FILES.leave_out()

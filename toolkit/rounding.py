@@ -9,10 +9,12 @@ from __future__ import annotations
 
 
 def ceil_divide(count: int, size: int) -> int:
-    """How many groups of `size` hold `count` things; the last may have fewer. size: at least 1."""
+    """How many groups of `size` hold `count` things; the last may have fewer. size: at
+    least 1."""
     return (count + size - 1) // size
 
 
 def round_up(number: int, multiple: int) -> int:
-    """The smallest multiple of `multiple` that is at least `number`. multiple: at least 1."""
+    """The smallest multiple of `multiple` that is at least `number`. multiple: at least
+    1."""
     return ceil_divide(number, multiple) * multiple

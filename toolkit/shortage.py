@@ -1,5 +1,6 @@
-"""What a machine is short of (memory, threads, open files), by all the names that Python, PyTorch, libraries in Rust
-and the system have for it. Nothing is damaged then, and nothing has to be downloaded again. Imports no torch."""
+"""What a machine is short of (memory, threads, open files), by all the names that
+Python, PyTorch, libraries in Rust and the system have for it. Nothing is damaged then,
+and nothing has to be downloaded again. Imports no torch."""
 
 from __future__ import annotations
 
@@ -33,19 +34,27 @@ THREADS = Shortage(
     "Set OMP_NUM_THREADS=1, lower num_workers, or raise the limit of the container (pids), of 'ulimit -u' or of "
     "'ulimit -v'",
 )
-FILES = Shortage("this program may open no more files", "Lower num_workers, or raise the limit of 'ulimit -n'")
+FILES = Shortage(
+    "this program may open no more files",
+    "Lower num_workers, or raise the limit of 'ulimit -n'",
+)
 
 _NUMBERS = {errno.ENOMEM: MEMORY, errno.EMFILE: FILES, errno.ENFILE: FILES}
 
 _TEXTS = {
     re.compile("can't start new thread|Resource temporarily unavailable"): THREADS,
     re.compile("Too many open files"): FILES,
-    re.compile(r"[Oo]ut of memory|_ALLOC_FAILED|ALLOCATION_FAILED|[Cc]an('t|not) allocate memory|bad_alloc"): MEMORY,
-    re.compile("could not (create|execute) a primitive|error return without exception set"): MEMORY,
+    re.compile(
+        r"[Oo]ut of memory|_ALLOC_FAILED|ALLOCATION_FAILED|[Cc]an('t|not) allocate memory|bad_alloc"
+    ): MEMORY,
+    re.compile(
+        "could not (create|execute) a primitive|error return without exception set"
+    ): MEMORY,
 }
-"""In the messages of errors that have no class or number of their own: of threads, of PyTorch's allocators, cuBLAS,
-cuDNN, NCCL and the driver, of `mmap`, of Rust ("Cannot allocate memory (os error 12)"); last of oneDNN and
-CPython 3.11 (both seen under 'ulimit -v')."""
+"""In the messages of errors that have no class or number of their own: of threads, of
+PyTorch's allocators, cuBLAS, cuDNN, NCCL and the driver, of `mmap`, of Rust ("Cannot
+allocate memory (os error 12)"); last of oneDNN and CPython 3.11 (both seen under
+'ulimit -v')."""
 
 _OF_RUST = ("SafetensorError", "PanicException")
 
@@ -61,13 +70,19 @@ def is_short_of(error: BaseException) -> Shortage | None:
         return MEMORY
     if isinstance(error, OSError) and error.errno in _NUMBERS:
         return _NUMBERS[error.errno]
-    if not isinstance(error, RuntimeError | OSError | ImportError | SystemError) and name not in _OF_RUST:
+    if (
+        not isinstance(error, RuntimeError | OSError | ImportError | SystemError)
+        and name not in _OF_RUST
+    ):
         return None
-    return next((short for text, short in _TEXTS.items() if text.search(str(error))), None)
+    return next(
+        (short for text, short in _TEXTS.items() if text.search(str(error))), None
+    )
 
 
 def shortage(error: BaseException) -> Shortage | None:
-    """What there is no more of by an error, or by those that led to it: a library may have put its own words on top.
+    """What there is no more of by an error, or by those that led to it: a library may
+    have put its own words on top.
 
     >>> shortage(ValueError("a")) is None
     True
@@ -77,5 +92,7 @@ def shortage(error: BaseException) -> Shortage | None:
         found = is_short_of(behind)
         if found:
             return found
-        behind = behind.__cause__ or (None if behind.__suppress_context__ else behind.__context__)
+        behind = behind.__cause__ or (
+            None if behind.__suppress_context__ else behind.__context__
+        )
     return None

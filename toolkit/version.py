@@ -1,4 +1,5 @@
-"""The program's name and version, as they stand in the files it writes, and what its command is called."""
+"""The program's name and version, as they stand in the files it writes, and what its
+command is called."""
 
 import re
 from pathlib import Path
@@ -6,7 +7,10 @@ from pathlib import Path
 NAME = "Atelier"
 VERSION = "0.3.0"
 
-IS_INSTALLED = Path(__file__).resolve().parents[1].name in ("site-packages", "dist-packages")
+IS_INSTALLED = Path(__file__).resolve().parents[1].name in (
+    "site-packages",
+    "dist-packages",
+)
 """Whether it runs as a package; else from a checkout."""
 
 COMMAND = "atelier" if IS_INSTALLED else "run.py"
@@ -16,8 +20,11 @@ _DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 def with_addresses(text: str) -> str:
-    """A text with the pages of the documentation as addresses that can be opened, such as
-    `file:///.../docs/models.md` for `docs/models.md`. Unchanged in a checkout, which has them under these names."""
+    """A text with the pages of the documentation as addresses that can be opened, such
+    as `file:///.../docs/models.md` for `docs/models.md`. Unchanged in a checkout, which
+    has them under these names."""
     if not IS_INSTALLED:
         return text
-    return re.sub(r"(?<![\w/.-])docs/(\w+\.md)", lambda found: (_DOCS / found[1]).as_uri(), text)
+    return re.sub(
+        r"(?<![\w/.-])docs/(\w+\.md)", lambda found: (_DOCS / found[1]).as_uri(), text
+    )

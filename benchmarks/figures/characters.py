@@ -1,10 +1,13 @@
-"""Two characters in one LoRA: who appears when whom is asked for, by how their pictures and captions are given.
+"""Two characters in one LoRA: who appears when whom is asked for, by how their pictures
+and captions are given.
 
-Two mascots with one body, told apart by colour and mark. Each variant draws its pictures, trains the quickstart's job
-on them and asks for each character alone, for other mascots, and for both in one picture. `seen` are scenes of the
-training, `new` poses, places and hats that no picture of them shows.
+Two mascots with one body, told apart by colour and mark. Each variant draws its
+pictures, trains the quickstart's job on them and asks for each character alone, for
+other mascots, and for both in one picture. `seen` are scenes of the training, `new`
+poses, places and hats that no picture of them shows.
 
-`python benchmarks/figures/characters.py` trains all variants; `--variant alone together masks` some."""
+`python benchmarks/figures/characters.py` trains all variants; `--variant alone together
+masks` some."""
 
 from __future__ import annotations
 
@@ -40,8 +43,15 @@ CHARACTERS = {
     "pipo": {"body": "star", "colour": "teal", "mark": "stripes", "eyes": "big eyes"},
     "lulu": {"body": "star", "colour": "brown", "mark": "heart", "eyes": "happy eyes"},
 }
-SCENES = {"pose": ("standing", "jumping", "sitting"), "place": ("meadow", "room", "night"), "hat": (NONE, "cap")}
-NEW = {name: tuple(value for value in ALL[name] if value not in (NONE, *SCENES[name])) for name in SCENE}
+SCENES = {
+    "pose": ("standing", "jumping", "sitting"),
+    "place": ("meadow", "room", "night"),
+    "hat": (NONE, "cap"),
+}
+NEW = {
+    name: tuple(value for value in ALL[name] if value not in (NONE, *SCENES[name]))
+    for name in SCENE
+}
 BOTH = "both"
 
 USES = 150
@@ -52,20 +62,24 @@ USES = 150
 class Variant:
     """How the characters are given."""
 
-    alone: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(CHARACTERS, 15))
+    alone: Mapping[str, int] = field(
+        default_factory=lambda: dict.fromkeys(CHARACTERS, 15)
+    )
     """Pictures of one character."""
 
     together: int = 0
     """Pictures of both, side by side."""
 
     masks: bool = False
-    """Each picture of both is used for one character at a time, with the other half masked and a caption of one."""
+    """Each picture of both is used for one character at a time, with the other half
+    masked and a caption of one."""
 
     names: bool = True
     """Whether captions say the names; else `a mascot`."""
 
     captions: str = "full"
-    """full: the whole scene. name: the name alone. lines: both and a short one, with `captions: lines`."""
+    """full: the whole scene. name: the name alone. lines: both and a short one, with
+    `captions: lines`."""
 
     others: bool = True
     """Regularisation images of other mascots."""
@@ -75,7 +89,10 @@ class Variant:
 
 ALONE = Variant()
 TOGETHER = replace(ALONE, alone={}, together=30)
-PRESERVED = {"diff_output_preservation": True, "diff_output_preservation_class": "round blue"}
+PRESERVED = {
+    "diff_output_preservation": True,
+    "diff_output_preservation_class": "round blue",
+}
 VARIANTS = {
     "alone": ALONE,
     "without others": replace(ALONE, others=False),
@@ -87,17 +104,22 @@ VARIANTS = {
     "together, nameless": replace(TOGETHER, names=False),
     "masks": replace(TOGETHER, masks=True),
     "alone and together": replace(ALONE, together=15),
-    "alone and together, preserved": replace(ALONE, together=15, others=False, train=PRESERVED),
+    "alone and together, preserved": replace(
+        ALONE, together=15, others=False, train=PRESERVED
+    ),
 }
 
 
 # ------------------------------------------------------------ pictures
 
 
-def scene(name: str, kind: str, index: int, only: Mapping[str, tuple[str, ...]] = SCENES) -> Mascot:
+def scene(
+    name: str, kind: str, index: int, only: Mapping[str, tuple[str, ...]] = SCENES
+) -> Mascot:
     """The character in a scene."""
     return random_mascot(
-        Lots(SEED, f"{kind} {name}", index), Casting(fixed=CHARACTERS[name] | {"trigger": name}, only=only)
+        Lots(SEED, f"{kind} {name}", index),
+        Casting(fixed=CHARACTERS[name] | {"trigger": name}, only=only),
     )
 
 
@@ -109,7 +131,9 @@ def pair(kind: str, index: int) -> tuple[Mascot, Mascot]:
 
 
 def words_of(pair: Sequence[Mascot], names: bool = True) -> str:
-    first, second = (f"a {mascot.trigger} mascot" if names else "a mascot" for mascot in pair)
+    first, second = (
+        f"a {mascot.trigger} mascot" if names else "a mascot" for mascot in pair
+    )
     return f"{first} and {second} side by side, {PLACES[pair[0].place]}"
 
 
@@ -131,12 +155,18 @@ def write(folder: Path, index: int, picture: Image.Image, texts: Sequence[str]) 
 
 
 def datasets(variant: Variant) -> list[dict[str, Any]]:
-    """Draws the pictures of a variant into the working directory; the datasets of the job."""
+    """Draws the pictures of a variant into the working directory; the datasets of the
+    job."""
     found: dict[str, int] = {}
     for name, count in variant.alone.items():
         for index in range(count):
             mascot = scene(name, "alone", index)
-            write(Path(name), index, draw([mascot], SIDE, SIDE), texts_of(mascot, variant, index))
+            write(
+                Path(name),
+                index,
+                draw([mascot], SIDE, SIDE),
+                texts_of(mascot, variant, index),
+            )
         found[name] = count
     for index in range(variant.together):
         both = pair("together", index)
@@ -156,11 +186,19 @@ def datasets(variant: Variant) -> list[dict[str, Any]]:
             else {"both": variant.together}
         )
     for index in range(48 if variant.others else 0):
-        mascot = random_mascot(Lots(SEED, "others", index), Casting(only={"place": SCENES["place"]}))
+        mascot = random_mascot(
+            Lots(SEED, "others", index), Casting(only={"place": SCENES["place"]})
+        )
         write(Path("others"), index, draw([mascot], SIDE, SIDE), [caption(mascot)])
-    made = [dataset(folder, max(1, round(USES / len(found) / count)), variant) for folder, count in found.items()]
+    made = [
+        dataset(folder, max(1, round(USES / len(found) / count)), variant)
+        for folder, count in found.items()
+    ]
     quickstart = training(QUICKSTART.job())["datasets"]
-    return [*made, *([quickstart[1] | {"folder_path": "others"}] if variant.others else [])]
+    return [
+        *made,
+        *([quickstart[1] | {"folder_path": "others"}] if variant.others else []),
+    ]
 
 
 def dataset(folder: str, repeats: int, variant: Variant) -> dict[str, Any]:
@@ -187,24 +225,43 @@ class Judge:
     def rows(self, pictures: Sequence[Image.Image]) -> list[dict[str, str]]:
         return self.classifier.attributes(pixels_of(pictures))
 
-    def names(self, pictures: Sequence[Image.Image], keys: Sequence[str] = LOOKS) -> list[str]:
-        looks = {name: {key: of[key] for key in keys} for name, of in CHARACTERS.items()}
+    def names(
+        self, pictures: Sequence[Image.Image], keys: Sequence[str] = LOOKS
+    ) -> list[str]:
+        looks = {
+            name: {key: of[key] for key in keys} for name, of in CHARACTERS.items()
+        }
         seen = [{key: row[key] for key in keys} for row in self.rows(pictures)]
-        return [next((name for name, of in looks.items() if of == row), NOBODY) for row in seen]
+        return [
+            next((name for name, of in looks.items() if of == row), NOBODY)
+            for row in seen
+        ]
 
     def halves(self, pictures: Sequence[Image.Image]) -> list[tuple[str, str]]:
-        """Who is to the left and to the right, by colour and mark: each figure has half the size, on the same ground,
-        and the classifier does not know such outlines."""
+        """Who is to the left and to the right, by colour and mark: each figure has half
+        the size, on the same ground, and the classifier does not know such outlines."""
         half, top = SIDE // 2, SIDE // 2 - 8
-        sides = [[p.crop((left, top, left + half, top + half)) for p in pictures] for left in (0, half)]
-        return list(zip(*(self.names(side, ("colour", "mark")) for side in sides), strict=True))
+        sides = [
+            [p.crop((left, top, left + half, top + half)) for p in pictures]
+            for left in (0, half)
+        ]
+        return list(
+            zip(*(self.names(side, ("colour", "mark")) for side in sides), strict=True)
+        )
 
     def who(self, pictures: Sequence[Image.Image]) -> list[str]:
-        """Who is in each picture: one character in its middle, or in one half with the other nowhere, or both."""
-        halves = [{name for name in pair if name != NOBODY} for pair in self.halves(pictures)]
+        """Who is in each picture: one character in its middle, or in one half with the
+        other nowhere, or both."""
+        halves = [
+            {name for name in pair if name != NOBODY} for pair in self.halves(pictures)
+        ]
         whole = self.names(pictures)
         return [
-            name if name != NOBODY or not found else found.pop() if len(found) == 1 else BOTH
+            name
+            if name != NOBODY or not found
+            else found.pop()
+            if len(found) == 1
+            else BOTH
             for name, found in zip(whole, halves, strict=True)
         ]
 
@@ -214,24 +271,38 @@ def share(found: Sequence[bool]) -> float:
 
 
 def table_of(
-    tiny: TinyModel, judge: Judge, kind: str, only: Mapping[str, tuple[str, ...]], count: int
+    tiny: TinyModel,
+    judge: Judge,
+    kind: str,
+    only: Mapping[str, tuple[str, ...]],
+    count: int,
 ) -> tuple[Table, float]:
-    """Asked for -> recognised -> share; and the share of samples with the pose, the place and the hat asked for."""
+    """Asked for -> recognised -> share; and the share of samples with the pose, the
+    place and the hat asked for."""
     table, follows = Table(), list[bool]()
     for name in CHARACTERS:
         asked = [scene(name, kind, index, only) for index in range(count)]
         pictures = tiny.samples([caption(mascot) for mascot in asked])
         seen = judge.who(pictures)
-        table[name] = {who: share([one == who for one in seen]) for who in (*CHARACTERS, BOTH, NOBODY)}
+        table[name] = {
+            who: share([one == who for one in seen])
+            for who in (*CHARACTERS, BOTH, NOBODY)
+        }
         rows = zip(judge.rows(pictures), asked, strict=True)
-        follows += [all(row[key] == getattr(mascot, key) for key in SCENE) for row, mascot in rows]
+        follows += [
+            all(row[key] == getattr(mascot, key) for key in SCENE)
+            for row, mascot in rows
+        ]
     return table, share(follows)
 
 
 def figures_of(tiny: TinyModel, judge: Judge, count: int) -> dict[str, Any]:
     seen, _ = table_of(tiny, judge, "seen", SCENES, count)
     new, follows = table_of(tiny, judge, "new", NEW, count)
-    others = [random_mascot(Lots(SEED, "stays", index), Casting("pretraining")) for index in range(count)]
+    others = [
+        random_mascot(Lots(SEED, "stays", index), Casting("pretraining"))
+        for index in range(count)
+    ]
     rows = judge.rows(tiny.samples([caption(mascot) for mascot in others]))
     keeps = [
         all(row[key] == getattr(mascot, key) for key in ("body", "colour"))
@@ -245,8 +316,12 @@ def figures_of(tiny: TinyModel, judge: Judge, count: int) -> dict[str, Any]:
         "new": new,
         "scene": follows,
         "others": share(keeps),
-        "both, each in its place": share([found == want for found, want in zip(sides, asked, strict=True)]),
-        "both, exchanged": share([found == want[::-1] for found, want in zip(sides, asked, strict=True)]),
+        "both, each in its place": share(
+            [found == want for found, want in zip(sides, asked, strict=True)]
+        ),
+        "both, exchanged": share(
+            [found == want[::-1] for found, want in zip(sides, asked, strict=True)]
+        ),
         "twice the same": share([found[0] == found[1] != NOBODY for found in sides]),
     }
 
@@ -265,10 +340,14 @@ def measured(name: str, steps: int, count: int, judge: Judge) -> dict[str, Any]:
             section["save"]["save_every"] = 0
             del section["sample"]
             job["config"] |= {"name": "characters", "process": [section]}
-            Path("job.yaml").write_text(yaml.safe_dump(job, sort_keys=False), encoding="utf-8")
+            Path("job.yaml").write_text(
+                yaml.safe_dump(job, sort_keys=False), encoding="utf-8"
+            )
             if code := run.main(["job.yaml"]):
                 sys.exit(code)
-            tiny = QUICKSTART.tiny("output/characters/characters.safetensors", judge.classifier)
+            tiny = QUICKSTART.tiny(
+                "output/characters/characters.safetensors", judge.classifier
+            )
             return figures_of(tiny, judge, count)
         finally:
             os.chdir(here)
@@ -285,18 +364,28 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     asked = arguments(argv)
     timing.one_thread()
-    report.card("characters", f"{asked.steps} steps, {asked.count} samples of each kind")
+    report.card(
+        "characters", f"{asked.steps} steps, {asked.count} samples of each kind"
+    )
     judge, found = Judge(trained()), {}
     drawn = [pair("asked", index) for index in range(asked.count)]
-    right = zip(judge.halves([draw(both, SIDE, SIDE) for both in drawn]), drawn, strict=True)
-    print(f"drawings of both: {share([seen == tuple(m.trigger for m in both) for seen, both in right]):.0%} recognised")
+    right = zip(
+        judge.halves([draw(both, SIDE, SIDE) for both in drawn]), drawn, strict=True
+    )
+    print(
+        f"drawings of both: {share([seen == tuple(m.trigger for m in both) for seen, both in right]):.0%} recognised"
+    )
     for name in asked.variant:
         found[name] = measured(name, asked.steps, asked.count, judge)
         print(f"\n{name}")
         for kind in ("seen", "new"):
             print(kind, *lines_of(found[name][kind]), sep="\n")
         print(
-            ", ".join(f"{what} {value:.0%}" for what, value in found[name].items() if isinstance(value, float)),
+            ", ".join(
+                f"{what} {value:.0%}"
+                for what, value in found[name].items()
+                if isinstance(value, float)
+            ),
             flush=True,
         )
     report.finish("characters", steps=asked.steps, count=asked.count, figures=found)

@@ -1,11 +1,12 @@
 """Does it learn? The quickstart and variants of it, judged by a classifier on samples.
 
-Each variant is a separate job: it trains on the shipped model, then samples show the new character in poses, places
-and hats that were in none of its pictures, and other mascots, which should stay what they are. Variants that are right
-agree within noise. Variants that are broken on purpose show which mistakes these figures would see.
+Each variant is a separate job: it trains on the shipped model, then samples show the
+new character in poses, places and hats that were in none of its pictures, and other
+mascots, which should stay what they are. Variants that are right agree within noise.
+Variants that are broken on purpose show which mistakes these figures would see.
 
-`python benchmarks/figures/learning.py` measures all of them; `--variant ema_off int8` some; `--model FOLDER` on another
-model, with files in the same layout."""
+`python benchmarks/figures/learning.py` measures all of them; `--variant ema_off int8`
+some; `--model FOLDER` on another model, with files in the same layout."""
 
 from __future__ import annotations
 
@@ -48,7 +49,11 @@ Figures = dict[str, float]
 
 def training(job: Job) -> dict[str, Any]:
     """The trainer's section of a job."""
-    return next(section for section in job["config"]["process"] if section["type"] == "sd_trainer")
+    return next(
+        section
+        for section in job["config"]["process"]
+        if section["type"] == "sd_trainer"
+    )
 
 
 def character(job: Job) -> dict[str, str]:
@@ -57,13 +62,19 @@ def character(job: Job) -> dict[str, str]:
 
 
 def unseen(job: Job) -> dict[str, tuple[str, ...]]:
-    """The poses, places and hats that the pictures of the new character do not show; no hat is none of these."""
+    """The poses, places and hats that the pictures of the new character do not show; no
+    hat is none of these."""
     shown = OnlyConfig.model_validate(_drawn(job)["only"]).given()
-    return {name: tuple(value for value in ALL[name] if value not in (NONE, *shown[name])) for name in SCENE}
+    return {
+        name: tuple(value for value in ALL[name] if value not in (NONE, *shown[name]))
+        for name in SCENE
+    }
 
 
 def _drawn(job: Job) -> dict[str, Any]:
-    return next(section for section in job["config"]["process"] if "character" in section)
+    return next(
+        section for section in job["config"]["process"] if "character" in section
+    )
 
 
 # ------------------------------------------------------------ variants
@@ -94,9 +105,13 @@ def resumed(job: Job) -> None:
 
 
 def captions_shuffled(job: Job) -> None:
-    """Broken: the character's captions stand with the pictures of the others, theirs with its own."""
+    """Broken: the character's captions stand with the pictures of the others, theirs
+    with its own."""
     own, others = training(job)["datasets"]
-    own["folder_path"], others["folder_path"] = others["folder_path"], own["folder_path"]
+    own["folder_path"], others["folder_path"] = (
+        others["folder_path"],
+        own["folder_path"],
+    )
     training(job)["trigger_word"] = character(job)["trigger"]
 
 
@@ -123,8 +138,8 @@ def positions_lost(job: Job) -> None:
 
 
 def features_after_norm(job: Job) -> None:
-    """Broken: the text's features are taken behind the final norm of a text encoder whose transformer knows those in
-    front of it."""
+    """Broken: the text's features are taken behind the final norm of a text encoder
+    whose transformer knows those in front of it."""
 
 
 def _one_place_for_all_pictures() -> None:
@@ -146,7 +161,9 @@ def _one_place_for_all_pictures() -> None:
     forward._rotary = wrong_of_21
     right = QwenEmbedRope._compute_video_freqs
 
-    def wrong(self: Any, frame: int, height: int, width: int, idx: int = 0, *rest: Any) -> Any:
+    def wrong(
+        self: Any, frame: int, height: int, width: int, idx: int = 0, *rest: Any
+    ) -> Any:
         return right(self, frame, height, width, 0, *rest)
 
     QwenEmbedRope._compute_video_freqs = wrong  # type: ignore[method-assign]
@@ -155,7 +172,9 @@ def _one_place_for_all_pictures() -> None:
 def _features_after_norm() -> None:
     from extensions.from_scratch.latent_flow.family import TEXT_ENCODERS
 
-    TEXT_ENCODERS.update({name: kind._replace(norm="") for name, kind in TEXT_ENCODERS.items()})
+    TEXT_ENCODERS.update(
+        {name: kind._replace(norm="") for name, kind in TEXT_ENCODERS.items()}
+    )
 
 
 Variant = Callable[[Job], None]
@@ -169,11 +188,19 @@ OF_QUICKSTART: tuple[Variant, ...] = (
     captions_shuffled,
     without_captions,
 )
-OF_PAIRS: tuple[Variant, ...] = (as_it_is, references_left_out, references_swapped, positions_lost)
+OF_PAIRS: tuple[Variant, ...] = (
+    as_it_is,
+    references_left_out,
+    references_swapped,
+    positions_lost,
+)
 OF_OTHER_MODELS: tuple[Variant, ...] = (features_after_norm,)
 """With `--model`, of either example."""
 
-IN_PROCESS = {positions_lost: _one_place_for_all_pictures, features_after_norm: _features_after_norm}
+IN_PROCESS = {
+    positions_lost: _one_place_for_all_pictures,
+    features_after_norm: _features_after_norm,
+}
 """Variant -> what is broken in the process that trains."""
 
 
@@ -181,14 +208,21 @@ IN_PROCESS = {positions_lost: _one_place_for_all_pictures, features_after_norm: 
 
 
 def of_character(tiny: TinyModel, job: Job, count: int) -> Figures:
-    """Shares of samples in which the character is recognised by body, colour and mark at once, asked for by its trigger
-    alone; in which it has the pose, is in the place and wears the hat that were asked for, none of which its pictures
-    show; and in which a mascot of pretraining keeps body and colour."""
+    """Shares of samples in which the character is recognised by body, colour and mark
+    at once, asked for by its trigger alone; in which it has the pose, is in the place
+    and wears the hat that were asked for, none of which its pictures show; and in which
+    a mascot of pretraining keeps body and colour."""
     looks, scenes = character(job), Casting("pretraining", only=unseen(job))
     asked = [
-        Mascot(**{**vars(random_mascot(Lots(SEED, "learning", index), scenes)), **looks}) for index in range(count)
+        Mascot(
+            **{**vars(random_mascot(Lots(SEED, "learning", index), scenes)), **looks}
+        )
+        for index in range(count)
     ]
-    others = [random_mascot(Lots(SEED, "stays", index), Casting("pretraining")) for index in range(count)]
+    others = [
+        random_mascot(Lots(SEED, "stays", index), Casting("pretraining"))
+        for index in range(count)
+    ]
 
     def rows(mascots: Sequence[Mascot]) -> list[dict[str, str]]:
         return tiny.seen(tiny.samples([caption(mascot) for mascot in mascots]))
@@ -202,7 +236,8 @@ def of_character(tiny: TinyModel, job: Job, count: int) -> Figures:
 
 
 def of_pairs(tiny: TinyModel, job: Job, count: int) -> Figures:
-    """Shares of samples that show the character of Picture 1, with the hat of Picture 2."""
+    """Shares of samples that show the character of Picture 1, with the hat of Picture
+    2."""
     casting = Casting(fixed=character(job))
     pairs: list[Pair] = []
     index = 0
@@ -210,16 +245,28 @@ def of_pairs(tiny: TinyModel, job: Job, count: int) -> Figures:
         pair = edit_of_two(SEED, index, casting)
         pairs += [pair] if len(pair.after) == 1 else []
         index += 1
-    references = [[draw([before], SIDE, SIDE) for before in pair.before] for pair in pairs]
+    references = [
+        [draw([before], SIDE, SIDE) for before in pair.before] for pair in pairs
+    ]
     asked = _drawn(job).get("instruction")
-    rows = tiny.seen(tiny.samples([asked or pair.instruction for pair in pairs], references))
+    rows = tiny.seen(
+        tiny.samples([asked or pair.instruction for pair in pairs], references)
+    )
     shown = [pair.after[0] for pair in pairs]
-    return {"character": _share(rows, shown, *LOOKS), "hat": _share(rows, shown, "hat", "hat_colour")}
+    return {
+        "character": _share(rows, shown, *LOOKS),
+        "hat": _share(rows, shown, "hat", "hat_colour"),
+    }
 
 
-def _share(rows: Sequence[dict[str, str]], mascots: Sequence[Mascot], *names: str) -> float:
+def _share(
+    rows: Sequence[dict[str, str]], mascots: Sequence[Mascot], *names: str
+) -> float:
     """Of the samples in which all these attributes are seen as they were asked for."""
-    right = [all(row[name] == getattr(m, name) for name in names) for row, m in zip(rows, mascots, strict=True)]
+    right = [
+        all(row[name] == getattr(m, name) for name in names)
+        for row, m in zip(rows, mascots, strict=True)
+    ]
     return sum(right) / len(right)
 
 
@@ -235,7 +282,11 @@ class Example:
 
     def on(self, model: str) -> Example:
         """The same of another model; of its own where `model` is empty."""
-        return replace(self, model=model, variants=(*self.variants, *OF_OTHER_MODELS)) if model else self
+        return (
+            replace(self, model=model, variants=(*self.variants, *OF_OTHER_MODELS))
+            if model
+            else self
+        )
 
     def job(self) -> Job:
         job = yaml.safe_load(self.file.read_text(encoding="utf-8"))
@@ -243,11 +294,19 @@ class Example:
             training(job)["model"]["name_or_path"] = self.model
         return job
 
-    def tiny(self, lora: str, classifier: MascotClassifier, qtype: str = "") -> TinyModel:
-        """The model of the job with a LoRA file, to be sampled with the steps and the guidance of the job."""
+    def tiny(
+        self, lora: str, classifier: MascotClassifier, qtype: str = ""
+    ) -> TinyModel:
+        """The model of the job with a LoRA file, to be sampled with the steps and the
+        guidance of the job."""
         section = training(self.job())
         model = load(str(ROOT / section["model"]["name_or_path"]), lora, qtype=qtype)
-        return TinyModel(model, classifier, section["sample"]["sample_steps"], section["sample"]["guidance_scale"])
+        return TinyModel(
+            model,
+            classifier,
+            section["sample"]["sample_steps"],
+            section["sample"]["guidance_scale"],
+        )
 
 
 MEASURED = (
@@ -257,10 +316,13 @@ MEASURED = (
 
 
 def train(job: Job, variant: Variant, folder: Path) -> tuple[Path, float]:
-    """Runs the job of a variant in a new working directory; its LoRA, and the seconds it took."""
+    """Runs the job of a variant in a new working directory; its LoRA, and the seconds
+    it took."""
     folder.mkdir()
     (folder / "config").symlink_to(ROOT / "config")
-    (folder / "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False), encoding="utf-8")
+    (folder / "job.yaml").write_text(
+        yaml.safe_dump(job, sort_keys=False), encoding="utf-8"
+    )
     name = job["config"]["name"]
     made = folder / "output" / name
     start = [sys.executable, __file__, "--start", variant.__name__]
@@ -276,7 +338,11 @@ def train(job: Job, variant: Variant, folder: Path) -> tuple[Path, float]:
 
 
 def measure(
-    example: Example, chosen: Sequence[str], count: int, folder: Path, classifier: MascotClassifier
+    example: Example,
+    chosen: Sequence[str],
+    count: int,
+    folder: Path,
+    classifier: MascotClassifier,
 ) -> dict[str, Figures]:
     """Variant -> its figures; first those of the model alone."""
     found: dict[str, Figures] = {}
@@ -285,7 +351,9 @@ def measure(
         tiny = example.tiny(lora, classifier, training(job)["model"].get("qtype", ""))
         found[name] = example.figures(tiny, job, count)
         shares = ", ".join(f"{what} {share:.0%}" for what, share in found[name].items())
-        print(f"{example.file.stem:<14} {name:<20} {shares}, {seconds:.0f} s", flush=True)
+        print(
+            f"{example.file.stem:<14} {name:<20} {shares}, {seconds:.0f} s", flush=True
+        )
 
     line("before", example.job(), "", 0)
     for variant in example.variants:
@@ -293,7 +361,9 @@ def measure(
             job = example.job()
             del training(job)["sample"]
             variant(job)
-            lora, seconds = train(job, variant, folder / f"{example.file.stem}_{variant.__name__}")
+            lora, seconds = train(
+                job, variant, folder / f"{example.file.stem}_{variant.__name__}"
+            )
             line(variant.__name__, job, str(lora), seconds)
     return found
 
@@ -301,8 +371,17 @@ def measure(
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("--example", choices=[example.file.stem for example in MEASURED], nargs="*", help="default: all")
-    variants = {variant.__name__ for example in MEASURED for variant in example.on("any").variants}
+    add(
+        "--example",
+        choices=[example.file.stem for example in MEASURED],
+        nargs="*",
+        help="default: all",
+    )
+    variants = {
+        variant.__name__
+        for example in MEASURED
+        for variant in example.on("any").variants
+    }
     add("--variant", choices=sorted(variants), nargs="*", help="default: all")
     add("--model", default="", help="folder; default: the example's")
     add("--count", type=int, default=100, help="samples of each kind")
@@ -322,8 +401,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     classifier = trained()
     with tempfile.TemporaryDirectory() as folder:
         figures = {
-            example.file.stem: measure(example, asked.variant, asked.count, Path(folder), classifier)
-            for example in (e.on(asked.model and str(Path(asked.model).resolve())) for e in MEASURED)
+            example.file.stem: measure(
+                example, asked.variant, asked.count, Path(folder), classifier
+            )
+            for example in (
+                e.on(asked.model and str(Path(asked.model).resolve())) for e in MEASURED
+            )
             if not asked.example or example.file.stem in asked.example
         }
     report.finish("learning", count=asked.count, model=asked.model, figures=figures)

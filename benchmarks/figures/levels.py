@@ -1,9 +1,11 @@
-"""Which noise levels teach a new character best? The quickstart's job with each way of drawing them, ten seeds each.
+"""Which noise levels teach a new character best? The quickstart's job with each way of
+drawing them, ten seeds each.
 
-The samples show the character in poses, places and hats that were in none of its pictures, and mascots that are not in
-the training at all; a classifier judges them. Every seed is a training of its own with other initial weights, noise and
-order, the same for each way. Prints the mean over the seeds, its standard error, and that of the differences from the
-first way.
+The samples show the character in poses, places and hats that were in none of its
+pictures, and mascots that are not in the training at all; a classifier judges them.
+Every seed is a training of its own with other initial weights, noise and order, the
+same for each way. Prints the mean over the seeds, its standard error, and that of the
+differences from the first way.
 
 `python benchmarks/figures/levels.py` takes about 25 minutes on one core."""
 
@@ -39,13 +41,17 @@ OfSeeds = Mapping[str, Sequence[float]]
 def draw_pictures() -> None:
     """The pictures of the quickstart, in the working directory."""
     job = QUICKSTART.job()
-    job["config"]["process"] = [one for one in job["config"]["process"] if one is not training(job)]
+    job["config"]["process"] = [
+        one for one in job["config"]["process"] if one is not training(job)
+    ]
     _run(job)
 
 
-def measured(way: str, seed: int, steps: int, count: int, classifier: MascotClassifier) -> Figures:
-    """Trains on the pictures in the working directory, and asks; the shares that `learning.py` measures, and the
-    mean of those of pose, place and hat as `scene`."""
+def measured(
+    way: str, seed: int, steps: int, count: int, classifier: MascotClassifier
+) -> Figures:
+    """Trains on the pictures in the working directory, and asks; the shares that
+    `learning.py` measures, and the mean of those of pose, place and hat as `scene`."""
     job = QUICKSTART.job()
     name = f"{way}_{seed}"
     section = training(job)
@@ -67,12 +73,15 @@ def _run(job: dict[str, object]) -> None:
 
 
 def line_of(found: OfSeeds, first: OfSeeds) -> str:
-    """Mean and standard error of each figure, and the same of the differences from `first`, seed by seed."""
+    """Mean and standard error of each figure, and the same of the differences from
+    `first`, seed by seed."""
     parts = []
     for name, values in found.items():
         text = f"{name} {_mean(values)}"
         if found is not first:
-            differences = [one - other for one, other in zip(values, first[name], strict=True)]
+            differences = [
+                one - other for one, other in zip(values, first[name], strict=True)
+            ]
             text += f" ({_mean(differences, '+')})"
         parts.append(text)
     return ", ".join(parts)
@@ -95,7 +104,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     asked = arguments(argv)
     timing.one_thread()
-    report.card("levels", f"{asked.seeds} seeds, {asked.steps} steps, {asked.count} samples of each kind")
+    report.card(
+        "levels",
+        f"{asked.seeds} seeds, {asked.steps} steps, {asked.count} samples of each kind",
+    )
     classifier = trained()
     found: dict[str, dict[str, list[float]]] = {way: {} for way in asked.way}
     here = Path.cwd()
@@ -107,14 +119,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             for seed in range(FIRST_SEED, FIRST_SEED + asked.seeds):
                 for way in asked.way:  # by turns, so that an interrupted series is fair
                     figures = measured(way, seed, asked.steps, asked.count, classifier)
-                    print(f"{way} {seed}: {', '.join(f'{name} {share:.0%}' for name, share in figures.items())}")
+                    print(
+                        f"{way} {seed}: {', '.join(f'{name} {share:.0%}' for name, share in figures.items())}"
+                    )
                     for name, share in figures.items():
                         found[way].setdefault(name, []).append(share)
         finally:
             os.chdir(here)
     for way, of_seeds in found.items():
         print(f"{way}: {line_of(of_seeds, found[asked.way[0]])}", flush=True)
-    report.finish("levels", seeds=asked.seeds, steps=asked.steps, count=asked.count, figures=found)
+    report.finish(
+        "levels", seeds=asked.seeds, steps=asked.steps, count=asked.count, figures=found
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""What is kept of other mascots while a character is learned, at equal cost: no regularisation, prior preservation, and
-images that the base model makes (`datasets[].from_base`).
+"""What is kept of other mascots while a character is learned, at equal cost: no
+regularisation, prior preservation, and images that the base model makes
+(`datasets[].from_base`).
 
-The quickstart's character alone, without its images of others. All ways have as many optimizer steps and as many images
-with a backward pass per step: of `none` all show the character; of the others half do, the other half are passes of the
-preservation, or images of the base model. What each takes beside that is printed: passes without gradients of the
-preservation at each step, and those in which the images are generated, once. Samples are of prompts that no image was
-trained or generated with.
+The quickstart's character alone, without its images of others. All ways have as many
+optimizer steps and as many images with a backward pass per step: of `none` all show the
+character; of the others half do, the other half are passes of the preservation, or
+images of the base model. What each takes beside that is printed: passes without
+gradients of the preservation at each step, and those in which the images are generated,
+once. Samples are of prompts that no image was trained or generated with.
 
-`python benchmarks/figures/regularisation.py` trains all ways with three seeds; `--way none from_base`, `--seed 8`."""
+`python benchmarks/figures/regularisation.py` trains all ways with three seeds; `--way
+none from_base`, `--seed 8`."""
 
 from __future__ import annotations
 
@@ -41,7 +44,8 @@ QUICKSTART = MEASURED[0]
 NAME = "pipo"
 PICTURES = 15
 BASE_IMAGES, BASE_STEPS, BASE_GUIDANCE = 48, 8, 2.0
-"""Of `from_base`, each from a prompt of its own, in steps and at a guidance as samples have them."""
+"""Of `from_base`, each from a prompt of its own, in steps and at a guidance as samples
+have them."""
 
 PER_STEP = 8
 """Images with a backward pass per optimizer step."""
@@ -49,7 +53,10 @@ PER_STEP = 8
 CLASS = "round blue"
 WAYS: dict[str, dict[str, Any]] = {
     "none": {},
-    "class": {"diff_output_preservation": True, "diff_output_preservation_class": CLASS},
+    "class": {
+        "diff_output_preservation": True,
+        "diff_output_preservation_class": CLASS,
+    },
     "blank": {"blank_prompt_preservation": True},
     "from_base": {},
 }
@@ -75,10 +82,19 @@ def section_of(way: str, seed: int, steps: int) -> dict[str, Any]:
     section["datasets"] = [{"folder_path": NAME, "num_repeats": 16, "resolution": SIDE}]
     if way == "from_base":
         Path("prompts.txt").write_text("\n".join(base_prompts()), encoding="utf-8")
-        made = {"prompts": "prompts.txt", "sample_steps": BASE_STEPS, "guidance_scale": BASE_GUIDANCE}
+        made = {
+            "prompts": "prompts.txt",
+            "sample_steps": BASE_STEPS,
+            "guidance_scale": BASE_GUIDANCE,
+        }
         repeats = PICTURES * 16 // BASE_IMAGES  # half of the uses
         section["datasets"].append(
-            {"from_base": made, "num_repeats": repeats, "resolution": SIDE, "caption_dropout_rate": 0.15}
+            {
+                "from_base": made,
+                "num_repeats": repeats,
+                "resolution": SIDE,
+                "caption_dropout_rate": 0.15,
+            }
         )
     batch = PER_STEP // 2 if way in ("class", "blank") else PER_STEP
     section["train"] |= {"steps": steps, "batch_size": batch, **WAYS[way]}
@@ -93,10 +109,16 @@ def cost(way: str, steps: int) -> dict[str, int]:
     half = PER_STEP // 2 * steps
     without = {"class": half, "blank": half, "from_base": BASE_IMAGES * BASE_STEPS * 2}
     of_character = PER_STEP * steps if way == "none" else half
-    return {"of the character": of_character, "all": PER_STEP * steps, "without gradients": without.get(way, 0)}
+    return {
+        "of the character": of_character,
+        "all": PER_STEP * steps,
+        "without gradients": without.get(way, 0),
+    }
 
 
-def measured(way: str, seed: int, steps: int, count: int, judge: Judge) -> dict[str, float]:
+def measured(
+    way: str, seed: int, steps: int, count: int, judge: Judge
+) -> dict[str, float]:
     """Trains and asks, in a new folder."""
     here = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
@@ -105,7 +127,9 @@ def measured(way: str, seed: int, steps: int, count: int, judge: Judge) -> dict[
             Path("config").symlink_to(ROOT / "config")
             job = QUICKSTART.job()
             job["config"] |= {"name": "kept", "process": [section_of(way, seed, steps)]}
-            Path("job.yaml").write_text(yaml.safe_dump(job, sort_keys=False), encoding="utf-8")
+            Path("job.yaml").write_text(
+                yaml.safe_dump(job, sort_keys=False), encoding="utf-8"
+            )
             if code := run.main(["job.yaml"]):
                 sys.exit(code)
             return figures("output/kept/kept.safetensors", count, judge)
@@ -122,14 +146,25 @@ def figures(lora: str, count: int, judge: Judge) -> dict[str, float]:
         names = judge.names(tiny.samples([caption(mascot) for mascot in asked]))
         found[f"the character, {kind} scenes"] = share([name == NAME for name in names])
     used = {*base_prompts()}
-    others = [mascot for index in range(4 * count) if caption(mascot := other("stays", index)) not in used][:count]
+    others = [
+        mascot
+        for index in range(4 * count)
+        if caption(mascot := other("stays", index)) not in used
+    ][:count]
     pictures = tiny.samples([caption(mascot) for mascot in others])
     rows = list(zip(judge.rows(pictures), others, strict=True))
     for key in ("body", "colour"):
-        found[f"others, {key}"] = share([row[key] == getattr(mascot, key) for row, mascot in rows])
-    both = [row["body"] == mascot.body and row["colour"] == mascot.colour for row, mascot in rows]
+        found[f"others, {key}"] = share(
+            [row[key] == getattr(mascot, key) for row, mascot in rows]
+        )
+    both = [
+        row["body"] == mascot.body and row["colour"] == mascot.colour
+        for row, mascot in rows
+    ]
     found["others, both"] = share(both)
-    found["others, drawn as the character"] = share([name == NAME for name in judge.names(pictures)])
+    found["others, drawn as the character"] = share(
+        [name == NAME for name in judge.names(pictures)]
+    )
     return found
 
 
@@ -145,17 +180,32 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     asked = arguments(argv)
     timing.one_thread()
-    report.card("regularisation", f"{asked.steps} steps, {asked.count} samples of each kind, seeds {asked.seed}")
+    report.card(
+        "regularisation",
+        f"{asked.steps} steps, {asked.count} samples of each kind, seeds {asked.seed}",
+    )
     judge, found = Judge(trained()), {}
     found["base model"] = [figures("", asked.count, judge)]
     for way in asked.way:
-        found[way] = [measured(way, seed, asked.steps, asked.count, judge) for seed in asked.seed]
+        found[way] = [
+            measured(way, seed, asked.steps, asked.count, judge) for seed in asked.seed
+        ]
         print(f"\n{way}: passes {cost(way, asked.steps)}")
         for name in found[way][0]:
             each = [row[name] for row in found[way]]
-            print(f"  {name}: {fmean(each):.0%} ({', '.join(f'{value:.0%}' for value in each)})", flush=True)
+            print(
+                f"  {name}: {fmean(each):.0%} ({', '.join(f'{value:.0%}' for value in each)})",
+                flush=True,
+            )
     costs = {way: cost(way, asked.steps) for way in asked.way}
-    report.finish("regularisation", steps=asked.steps, seeds=asked.seed, count=asked.count, costs=costs, figures=found)
+    report.finish(
+        "regularisation",
+        steps=asked.steps,
+        seeds=asked.seed,
+        count=asked.count,
+        costs=costs,
+        figures=found,
+    )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
-"""What a model of mascots has learned: drawn pictures through its autoencoder, and samples judged by a classifier.
+"""What a model of mascots has learned: drawn pictures through its autoencoder, and
+samples judged by a classifier.
 
 Parts:
 - `vae`: PSNR of reconstructions, by kind of character and by size;
 - `text`: whether 200 samples show what their captions name;
 - `edits`: whether the named attributes change and the others stay, given a reference;
-- `strangers`: the same for characters of bodies, colours and marks that pretraining never showed;
+- `strangers`: the same for characters of bodies, colours and marks that pretraining
+  never showed;
 - `two`: whether both references are in the picture.
 
-`python benchmarks/figures/tiny_mascots.py config/examples/tiny_mascots` measures all of them; `--lora FILE` with an
-adapter.
+`python benchmarks/figures/tiny_mascots.py config/examples/tiny_mascots` measures all of
+them; `--lora FILE` with an adapter.
 
 Shape suffixes: B batch, H/W height and width in pixels."""
 
@@ -26,13 +28,31 @@ for folder in (ROOT / "config" / "examples" / "extensions", ROOT):
 
 import torch  # noqa: E402
 from mascots.drawing import draw  # noqa: E402
-from mascots.mascot import ALL, NONE, Casting, Characters, Lots, Mascot, Pair, random_mascot  # noqa: E402
+from mascots.mascot import (  # noqa: E402
+    ALL,
+    NONE,
+    Casting,
+    Characters,
+    Lots,
+    Mascot,
+    Pair,
+    random_mascot,
+)
 from mascots.words import caption, edit, edit_of_two  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from benchmarks import report, timing  # noqa: E402
 from benchmarks.mascot_classifier import agreement, pixels_of, trained  # noqa: E402
-from benchmarks.mascot_model import GUIDANCE, GUIDANCE_OF, NAMED, SEED, SIDE, STEPS, TinyModel, load  # noqa: E402
+from benchmarks.mascot_model import (  # noqa: E402
+    GUIDANCE,
+    GUIDANCE_OF,
+    NAMED,
+    SEED,
+    SIDE,
+    STEPS,
+    TinyModel,
+    load,
+)
 
 SIZES = ((96, 96), (128, 128), (160, 160), (192, 192), (192, 128), (96, 160))
 """Width and height of what the autoencoder is tried on."""
@@ -49,23 +69,40 @@ def vae(tiny: TinyModel, count: int, sheet: Path | None) -> dict[str, float]:
             mascot = random_mascot(Lots(SEED, "vae", index), Casting(characters))
             pixels_BCHW = pixels_of([draw([mascot], *size)])
             with torch.no_grad():
-                again_BCHW = tiny.model.decode_latents(tiny.model.encode_images(pixels_BCHW)).clamp(-1, 1)
-            found.append(float(10 * torch.log10(4 / (again_BCHW - pixels_BCHW).square().mean())))
+                again_BCHW = tiny.model.decode_latents(
+                    tiny.model.encode_images(pixels_BCHW)
+                ).clamp(-1, 1)
+            found.append(
+                float(10 * torch.log10(4 / (again_BCHW - pixels_BCHW).square().mean()))
+            )
         return sum(found) / len(found)
 
     kinds: tuple[Characters, ...] = ("pretraining", "held_out", "reserved", "random")
     figures = {kind: psnr(kind, (SIDE, SIDE), count) for kind in kinds}
-    return figures | {f"{w}x{h}": psnr("held_out", (w, h), max(1, count // 4)) for w, h in SIZES}
+    return figures | {
+        f"{w}x{h}": psnr("held_out", (w, h), max(1, count // 4)) for w, h in SIZES
+    }
 
 
 def text(tiny: TinyModel, count: int, sheet: Path | None) -> dict[str, float]:
-    """Attribute -> share of samples that show what the caption names; half of them are of held-out characters."""
+    """Attribute -> share of samples that show what the caption names; half of them are
+    of held-out characters."""
     wanted = [
-        random_mascot(Lots(SEED, "text", index), Casting("held_out" if index % 2 else "pretraining"))
+        random_mascot(
+            Lots(SEED, "text", index),
+            Casting("held_out" if index % 2 else "pretraining"),
+        )
         for index in range(count)
     ]
     pictures = tiny.samples([caption(mascot) for mascot in wanted])
-    _show(sheet, "text", [(picture, draw([m], SIDE, SIDE)) for picture, m in zip(pictures, wanted, strict=True)])
+    _show(
+        sheet,
+        "text",
+        [
+            (picture, draw([m], SIDE, SIDE))
+            for picture, m in zip(pictures, wanted, strict=True)
+        ],
+    )
     shares = agreement(tiny.classifier, pixels_of(pictures), wanted)
     return {name: shares[name] for name in NAMED}
 
@@ -78,8 +115,11 @@ def strangers(tiny: TinyModel, count: int, sheet: Path | None) -> dict[str, floa
     return _edited(tiny, count, "reserved", sheet, "strangers")
 
 
-def _edited(tiny: TinyModel, count: int, characters: Characters, sheet: Path | None, name: str) -> dict[str, float]:
-    """Shares of the named attributes that change as asked, and of the others that stay."""
+def _edited(
+    tiny: TinyModel, count: int, characters: Characters, sheet: Path | None, name: str
+) -> dict[str, float]:
+    """Shares of the named attributes that change as asked, and of the others that
+    stay."""
     pairs = [edit(SEED, index, Casting(characters)) for index in range(count)]
     pictures = _after(tiny, pairs, sheet, name)
     changed, stayed, kept = [], [], {name: [] for name in ("body", "colour", "mark")}
@@ -99,25 +139,42 @@ def _edited(tiny: TinyModel, count: int, characters: Characters, sheet: Path | N
 
 def two(tiny: TinyModel, count: int, sheet: Path | None) -> dict[str, float]:
     """Share of pictures in which the colours of both are right, each in its half."""
-    every = (edit_of_two(SEED, index, Casting("pretraining")) for index in range(20 * count))
+    every = (
+        edit_of_two(SEED, index, Casting("pretraining")) for index in range(20 * count)
+    )
     pairs = [pair for pair in every if len(pair.after) == 2][:count]
     pictures = _after(tiny, pairs, sheet, "two")
 
     def colours(picture: Image.Image) -> list[str]:
-        halves = picture.crop((0, 0, SIDE // 2, SIDE)), picture.crop((SIDE // 2, 0, SIDE, SIDE))
+        halves = (
+            picture.crop((0, 0, SIDE // 2, SIDE)),
+            picture.crop((SIDE // 2, 0, SIDE, SIDE)),
+        )
         return [row["colour"] for row in tiny.seen(halves)]
 
-    # A half is not a picture that the classifier knows: it must see the same in the sample as in the drawing.
+    # A half is not a picture that the classifier knows: it must see the same in the
+    # sample as in the drawing.
     drawn = [draw(pair.after, SIDE, SIDE) for pair in pairs]
-    right = [colours(ours) == colours(theirs) for ours, theirs in zip(pictures, drawn, strict=True)]
+    right = [
+        colours(ours) == colours(theirs)
+        for ours, theirs in zip(pictures, drawn, strict=True)
+    ]
     return {"colours of both": _share(right)}
 
 
-def _after(tiny: TinyModel, pairs: Sequence[Pair], sheet: Path | None, name: str) -> list[Image.Image]:
-    references = [[draw([before], SIDE, SIDE) for before in pair.before] for pair in pairs]
+def _after(
+    tiny: TinyModel, pairs: Sequence[Pair], sheet: Path | None, name: str
+) -> list[Image.Image]:
+    references = [
+        [draw([before], SIDE, SIDE) for before in pair.before] for pair in pairs
+    ]
     pictures = tiny.samples([pair.instruction for pair in pairs], references)
     drawn = [draw(pair.after, SIDE, SIDE) for pair in pairs]
-    _show(sheet, name, [(*r, p, d) for r, p, d in zip(references, pictures, drawn, strict=True)])
+    _show(
+        sheet,
+        name,
+        [(*r, p, d) for r, p, d in zip(references, pictures, drawn, strict=True)],
+    )
     return pictures
 
 
@@ -129,12 +186,18 @@ def _share(right: Sequence[bool]) -> float:
     return sum(right) / max(1, len(right))
 
 
-def _show(folder: Path | None, name: str, rows: Sequence[Sequence[Image.Image]]) -> None:
+def _show(
+    folder: Path | None, name: str, rows: Sequence[Sequence[Image.Image]]
+) -> None:
     """Writes a sheet of groups: what goes in, the sample, what was drawn."""
     if folder is None:
         return
     wide, columns = len(rows[0]), max(1, 12 // len(rows[0]))
-    sheet = Image.new("RGB", (columns * (wide * SIDE + 8), -(-len(rows) // columns) * (SIDE + 4)), "white")
+    sheet = Image.new(
+        "RGB",
+        (columns * (wide * SIDE + 8), -(-len(rows) // columns) * (SIDE + 4)),
+        "white",
+    )
     for index, group in enumerate(rows):
         left, top = index % columns * (wide * SIDE + 8), index // columns * (SIDE + 4)
         for number, picture in enumerate(group):
@@ -159,7 +222,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--part", choices=PARTS, nargs="*", help="default: all")
     add("--count", type=int, default=200, help="samples of each part")
     add("--steps", type=int, default=STEPS)
-    add("--guidance", type=float, help=f"default: {GUIDANCE:g}, of captions {GUIDANCE_OF['text']:g}")
+    add(
+        "--guidance",
+        type=float,
+        help=f"default: {GUIDANCE:g}, of captions {GUIDANCE_OF['text']:g}",
+    )
     add("--lora", default="", help="adapter file")
     add("--qtype", default="", help="quantize the model's blocks, such as int8 or int4")
     add("--sheets", type=Path, help="folder for sheets of the samples")
@@ -169,16 +236,24 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     asked = arguments(argv)
     timing.one_thread()
-    report.card("mascots", f"{asked.model}, {asked.count} samples a part, {asked.steps} steps")
+    report.card(
+        "mascots", f"{asked.model}, {asked.count} samples a part, {asked.steps} steps"
+    )
     model = load(asked.model, asked.lora, qtype=asked.qtype)
     classifier = trained()
     figures = {}
     for part in asked.part or PARTS:
-        guidance = GUIDANCE_OF.get(part, GUIDANCE) if asked.guidance is None else asked.guidance
+        guidance = (
+            GUIDANCE_OF.get(part, GUIDANCE)
+            if asked.guidance is None
+            else asked.guidance
+        )
         tiny = TinyModel(model, classifier, asked.steps, guidance)
         figures[part] = PARTS[part](tiny, asked.count, asked.sheets)
         unit = "{:.1f} dB" if part == "vae" else "{:.1%}"
-        print(f"{part:<10} {', '.join(f'{name} {unit.format(value)}' for name, value in figures[part].items())}")
+        print(
+            f"{part:<10} {', '.join(f'{name} {unit.format(value)}' for name, value in figures[part].items())}"
+        )
     report.finish("mascots", model=asked.model, count=asked.count, figures=figures)
 
 

@@ -1,10 +1,10 @@
 """The web page: `python benchmarks/figures/ui.py`.
 
-Start to the first page, memory, the pages over 1,000 runs for one client and for a hundred, the page and curves of a
-run with a million metric lines and 5,000 samples, what fifty watchers cost, how soon a new line is at a watcher, and,
-with Chromium, the first paint.
-Times are those of whole HTTP requests to a page in a separate process: the median of several, and the first, which
-has no caches.
+Start to the first page, memory, the pages over 1,000 runs for one client and for a
+hundred, the page and curves of a run with a million metric lines and 5,000 samples,
+what fifty watchers cost, how soon a new line is at a watcher, and, with Chromium, the
+first paint. Times are those of whole HTTP requests to a page in a separate process: the
+median of several, and the first, which has no caches.
 """
 
 from __future__ import annotations
@@ -35,13 +35,22 @@ if str(ROOT) not in sys.path:
 from benchmarks import report  # noqa: E402
 
 WATCH_S = 20.0
-PAGES = ("/", "/runs/run_001", "/datasets/ok", "/system", "/compare?run=run_001&run=run_002")
+PAGES = (
+    "/",
+    "/runs/run_001",
+    "/datasets/ok",
+    "/system",
+    "/compare?run=run_001&run=run_002",
+)
 """What lists the runs."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     asked = arguments(argv)
-    report.card("ui", f"{asked.runs} runs; one of {asked.lines:,} lines and {asked.samples:,} samples")
+    report.card(
+        "ui",
+        f"{asked.runs} runs; one of {asked.lines:,} lines and {asked.samples:,} samples",
+    )
     with TemporaryDirectory() as folder:
         output = Path(folder) / "output"
         for number in range(asked.runs):
@@ -55,11 +64,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             of_runs = resident(process)
             page = request_times(port, "/runs/large", asked.repeats)
             curves = request_times(port, "/runs/large/curves", asked.repeats)
-            part = request_times(port, f"/runs/large/curves?from=1000&to={asked.lines // 100}", asked.repeats)
+            part = request_times(
+                port,
+                f"/runs/large/curves?from=1000&to={asked.lines // 100}",
+                asked.repeats,
+            )
             seen, load = watched(port, process, output / "run_000", asked.watchers)
             figures = {
                 "start_s": start_s,
-                "resident_mb": {"idle": idle, "pages_of_runs": of_runs, "after": resident(process)},
+                "resident_mb": {
+                    "idle": idle,
+                    "pages_of_runs": of_runs,
+                    "after": resident(process),
+                },
                 "pages_of_runs_ms": pages,
                 "clients_s": crowd,
                 "page_ms": page,
@@ -81,15 +98,26 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=5_000)
     parser.add_argument("--watchers", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--browser", action="store_true", help="measure the first paint in Chromium")
+    parser.add_argument(
+        "--browser", action="store_true", help="measure the first paint in Chromium"
+    )
     return parser.parse_args(argv)
 
 
 def make_run(folder: Path, lines: int, samples: int) -> None:
     """A run's folder with so many metric lines and sample images, four of each step."""
     (folder / "samples").mkdir(parents=True)
-    status = {"name": folder.name, "status": "finished", "step": lines, "steps": lines, "step_s": 1.0, "loss": 0.1}
-    (folder / "run.json").write_text(json.dumps(status | {"updated": "2026-11-01T10:00:00Z"}))
+    status = {
+        "name": folder.name,
+        "status": "finished",
+        "step": lines,
+        "steps": lines,
+        "step_s": 1.0,
+        "loss": 0.1,
+    }
+    (folder / "run.json").write_text(
+        json.dumps(status | {"updated": "2026-11-01T10:00:00Z"})
+    )
     with (folder / "metrics.jsonl").open("w") as file:
         for step in range(1, lines + 1):
             file.write(metric_line(step))
@@ -102,34 +130,79 @@ def make_run(folder: Path, lines: int, samples: int) -> None:
             for name in files:
                 if not (folder / "samples" / name).exists():
                     os.link(first, folder / "samples" / name)
-            event = {"time": "2026-11-01T10:00:00Z", "event": "sample", "step": step, "files": files}
-            file.write(json.dumps(event | {"prompts": ["a photo of mychar on a beach"] * 4}) + "\n")
+            event = {
+                "time": "2026-11-01T10:00:00Z",
+                "event": "sample",
+                "step": step,
+                "files": files,
+            }
+            file.write(
+                json.dumps(event | {"prompts": ["a photo of mychar on a beach"] * 4})
+                + "\n"
+            )
     (folder / "log.txt").write_text("step 1\n" * 1000)
-    (folder / "config.yaml").write_text(f"job: extension\nconfig:\n  name: {folder.name}\n  process: []\n")
+    (folder / "config.yaml").write_text(
+        f"job: extension\nconfig:\n  name: {folder.name}\n  process: []\n"
+    )
 
 
 def make_dataset(folder: Path, images: int) -> None:
     folder.mkdir(parents=True)
     for number in range(images):
-        Image.new("RGB", (256, 256), (number * 9 % 255, 50, 90)).save(folder / f"{number}.png")
+        Image.new("RGB", (256, 256), (number * 9 % 255, 50, 90)).save(
+            folder / f"{number}.png"
+        )
         (folder / f"{number}.txt").write_text("a photo")
 
 
 def metric_line(step: int) -> str:
-    row = {"step": step, "epoch": 0, "loss": 1 / (step % 977 + 1), "lr": 1e-4, "grad_norm": 0.5, "samples": step}
-    return json.dumps(row | {"step_s": 1.0, "data_s": 0.01, "time": "2026-11-01T10:00:00Z", "t_mean": 0.5}) + "\n"
+    row = {
+        "step": step,
+        "epoch": 0,
+        "loss": 1 / (step % 977 + 1),
+        "lr": 1e-4,
+        "grad_norm": 0.5,
+        "samples": step,
+    }
+    return (
+        json.dumps(
+            row
+            | {
+                "step_s": 1.0,
+                "data_s": 0.01,
+                "time": "2026-11-01T10:00:00Z",
+                "t_mean": 0.5,
+            }
+        )
+        + "\n"
+    )
 
 
 @contextmanager
 def served(output: Path) -> Iterator[tuple[int, subprocess.Popen[bytes], float]]:
-    """The port, the process, and the seconds from its start to the answer of the first page."""
+    """The port, the process, and the seconds from its start to the answer of the first
+    page."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    command = [sys.executable, str(ROOT / "run.py"), "ui", "--output", str(output), "--port", str(port)]
-    environment = {name: value for name, value in os.environ.items() if name not in ("APP_AUTH", "AI_TOOLKIT_AUTH")}
+    command = [
+        sys.executable,
+        str(ROOT / "run.py"),
+        "ui",
+        "--output",
+        str(output),
+        "--port",
+        str(port),
+    ]
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("APP_AUTH", "AI_TOOLKIT_AUTH")
+    }
     begun = time.perf_counter()
-    process = subprocess.Popen(command, cwd=output.parent, env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=output.parent, env=environment, stdout=subprocess.DEVNULL
+    )
     try:
         while True:
             try:
@@ -156,7 +229,8 @@ def request_times(port: int, path: str, repeats: int) -> dict[str, float]:
 
 
 def many_clients(port: int, clients: int) -> dict[str, float]:
-    """Seconds of a request when so many clients ask for each of PAGES, all at one time."""
+    """Seconds of a request when so many clients ask for each of PAGES, all at one
+    time."""
     times: list[float] = []
 
     def ask(first: int) -> None:
@@ -165,26 +239,35 @@ def many_clients(port: int, clients: int) -> dict[str, float]:
             urlopen(f"http://127.0.0.1:{port}{path}", timeout=300).read()
             times.append(time.perf_counter() - begun)
 
-    threads = [threading.Thread(target=ask, args=(number % len(PAGES),)) for number in range(clients)]
+    threads = [
+        threading.Thread(target=ask, args=(number % len(PAGES),))
+        for number in range(clients)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if len(times) < clients * len(PAGES):
-        raise RuntimeError(f"{len(times)} of {clients * len(PAGES)} requests were answered")
+        raise RuntimeError(
+            f"{len(times)} of {clients * len(PAGES)} requests were answered"
+        )
     return {"median": round(median(times), 2), "longest": round(max(times), 2)}
 
 
-def watched(port: int, process: subprocess.Popen[bytes], folder: Path, watchers: int) -> tuple[float, float]:
-    """Median seconds until a new line is at a watcher, and the processor time of the page per second meanwhile, with a
-    new line each second."""
+def watched(
+    port: int, process: subprocess.Popen[bytes], folder: Path, watchers: int
+) -> tuple[float, float]:
+    """Median seconds until a new line is at a watcher, and the processor time of the
+    page per second meanwhile, with a new line each second."""
     arrived: list[float] = []
     written: dict[int, float] = {}
     ready = threading.Barrier(watchers + 1)
 
     def watch() -> None:
         connection = HTTPConnection("127.0.0.1", port, timeout=WATCH_S * 3)
-        cursor = json.loads(urlopen(f"http://127.0.0.1:{port}/runs/{folder.name}/news").read())["cursor"]
+        cursor = json.loads(
+            urlopen(f"http://127.0.0.1:{port}/runs/{folder.name}/news").read()
+        )["cursor"]
         connection.request("GET", f"/runs/{folder.name}/live?since={cursor}")
         answer = connection.getresponse()
         ready.wait()
@@ -208,7 +291,9 @@ def watched(port: int, process: subprocess.Popen[bytes], folder: Path, watchers:
         with (folder / "metrics.jsonl").open("a") as file:
             written[step] = time.perf_counter()
             file.write(metric_line(step))
-        time.sleep(0.7 + 0.6 * (step * 0.618 % 1))  # at no fixed place between two looks at the file
+        time.sleep(
+            0.7 + 0.6 * (step * 0.618 % 1)
+        )  # at no fixed place between two looks at the file
     load = (cpu_seconds(process) - before) / (time.perf_counter() - begun)
     stop.set()
     expected = watchers * int(WATCH_S)
@@ -233,11 +318,16 @@ def static_size() -> float:
     import gzip
 
     files = (ROOT / "extensions" / "tools" / "ui" / "static").rglob("*")
-    return round(sum(len(gzip.compress(file.read_bytes())) for file in files if file.is_file()) / 1000, 1)
+    return round(
+        sum(len(gzip.compress(file.read_bytes())) for file in files if file.is_file())
+        / 1000,
+        1,
+    )
 
 
 def first_paint(port: int) -> Any:
-    """Seconds to the first contentful paint of the large run, in headless Chromium; the median of five."""
+    """Seconds to the first contentful paint of the large run, in headless Chromium; the
+    median of five."""
     from tests.html_browser import opened_browser
 
     script = "return performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? null"

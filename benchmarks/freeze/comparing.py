@@ -42,7 +42,11 @@ class Table:
     def renamed(self, facts: Facts) -> Facts:
         """BEFORE's facts under the names and texts of AFTER."""
         return {
-            (kind, self._sub("files", file), self._sub(kind, key) if kind != "files" else key): self._value(value)
+            (
+                kind,
+                self._sub("files", file),
+                self._sub(kind, key) if kind != "files" else key,
+            ): self._value(value)
             for (kind, file, key), value in facts.items()
         }
 
@@ -56,7 +60,14 @@ class Table:
 
     def reason(self, place: str) -> str | None:
         """Why a difference is allowed."""
-        return next((reason for pattern, reason in self.allowed.items() if re.search(pattern, place)), None)
+        return next(
+            (
+                reason
+                for pattern, reason in self.allowed.items()
+                if re.search(pattern, place)
+            ),
+            None,
+        )
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,9 @@ class Difference:
         return self.how != "added" and self.reason is None
 
 
-def compare(job: str, before: Facts, after: Facts, table: Table) -> tuple[Counter[str], list[Difference]]:
+def compare(
+    job: str, before: Facts, after: Facts, table: Table
+) -> tuple[Counter[str], list[Difference]]:
     """Equal fields by kind, and what is not equal."""
     before = table.renamed(before)
     equal: Counter[str] = Counter()
@@ -88,9 +101,17 @@ def compare(job: str, before: Facts, after: Facts, table: Table) -> tuple[Counte
     for kind, file, key in sorted(before.keys() | after.keys()):
         fact, place = (kind, file, key), f"{job}/{file}: {key}"
         if fact not in after:
-            found.append(Difference(kind, place, shown(before[fact]), "missing", table.reason(place)))
+            found.append(
+                Difference(
+                    kind, place, shown(before[fact]), "missing", table.reason(place)
+                )
+            )
         elif fact not in before:
-            found.append(Difference(kind, place, shown(after[fact]), "added", table.reason(place)))
+            found.append(
+                Difference(
+                    kind, place, shown(after[fact]), "added", table.reason(place)
+                )
+            )
         elif same(before[fact], after[fact]):
             equal[kind] += 1
         else:
@@ -102,7 +123,11 @@ def compare(job: str, before: Facts, after: Facts, table: Table) -> tuple[Counte
 def same(one: Value, other: Value) -> bool:
     """Bit for bit: 0.0 is not -0.0, 1 is not 1.0, and NaN is itself."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.dtype == other.dtype and one.shape == other.shape and _bytes(one) == _bytes(other)
+        return (
+            one.dtype == other.dtype
+            and one.shape == other.shape
+            and _bytes(one) == _bytes(other)
+        )
     if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
         return one.shape == other.shape and bool((one == other).all())
     return type(one) is type(other) and repr(one) == repr(other)
@@ -114,13 +139,28 @@ def _bytes(tensor: Tensor) -> bytes:
 
 def difference(one: Value, other: Value) -> str:
     """How two values differ."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor) and (one.dtype, one.shape) == (other.dtype, other.shape):
+    if (
+        isinstance(one, Tensor)
+        and isinstance(other, Tensor)
+        and (one.dtype, one.shape) == (other.dtype, other.shape)
+    ):
         apart = (one.double() - other.double()).abs()
         return f"{int((apart != 0).sum())} of {apart.numel()} differ, by at most {apart.max().item():.3g}"
-    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray) and one.shape == other.shape:
+    if (
+        isinstance(one, np.ndarray)
+        and isinstance(other, np.ndarray)
+        and one.shape == other.shape
+    ):
         apart = np.abs(one.astype(int) - other.astype(int))
-        return f"{(apart != 0).mean():.1%} of the values differ, by at most {apart.max()}"
-    if isinstance(one, float) and isinstance(other, float) and math.isfinite(one) and one:
+        return (
+            f"{(apart != 0).mean():.1%} of the values differ, by at most {apart.max()}"
+        )
+    if (
+        isinstance(one, float)
+        and isinstance(other, float)
+        and math.isfinite(one)
+        and one
+    ):
         return f"{one!r} -> {other!r} (relative {abs(other - one) / abs(one):.2g})"
     return f"{shown(one)} -> {shown(other)}"
 
@@ -147,10 +187,20 @@ class Outcome:
         self.differences += found
         if not equal:
             self.problems.append(f"{job}: nothing is equal")
-        for kind in (kind for kind in KINDS if equal[kind] or any(one.kind == kind for one in found)):
+        for kind in (
+            kind
+            for kind in KINDS
+            if equal[kind] or any(one.kind == kind for one in found)
+        ):
             of_kind = [one for one in found if one.kind == kind]
-            counts = Counter("allowed" if one.reason and one.how != "added" else one.how for one in of_kind)
-            cells = " ".join(f"{counts[how]:>8}" for how in ("differs", "missing", "added", "allowed"))
+            counts = Counter(
+                "allowed" if one.reason and one.how != "added" else one.how
+                for one in of_kind
+            )
+            cells = " ".join(
+                f"{counts[how]:>8}"
+                for how in ("differs", "missing", "added", "allowed")
+            )
             print(f"{job:<18} {kind:<10} {equal[kind]:>7} {cells}", flush=True)
 
     def render(self) -> str:
@@ -160,12 +210,23 @@ class Outcome:
             groups: dict[tuple[str, str], list[Difference]] = {}
             for one in self.differences:
                 if one.how == how:
-                    groups.setdefault((one.place.partition("/")[0], one.kind), []).append(one)
+                    groups.setdefault(
+                        (one.place.partition("/")[0], one.kind), []
+                    ).append(one)
             if groups:
-                lines.append({"differs": "DIFFERS", "missing": "MISSING", "added": "added by AFTER"}[how])
+                lines.append(
+                    {
+                        "differs": "DIFFERS",
+                        "missing": "MISSING",
+                        "added": "added by AFTER",
+                    }[how]
+                )
             for group in groups.values():
                 for one in group if self.show_all else group[:SHOWN]:
-                    lines.append(f"  {one.place}: {one.what}" + (f" [allowed: {one.reason}]" if one.reason else ""))
+                    lines.append(
+                        f"  {one.place}: {one.what}"
+                        + (f" [allowed: {one.reason}]" if one.reason else "")
+                    )
                 if not self.show_all and len(group) > SHOWN:
                     job, kind = group[0].place.partition("/")[0], group[0].kind
                     lines.append(f"  ... {len(group) - SHOWN} more of {job}, {kind}")

@@ -1,4 +1,5 @@
-"""The jobs that are trained: on a tiny model, on autoencoders of some thousand weights, by FluxFlow's guide.
+"""The jobs that are trained: on a tiny model, on autoencoders of some thousand weights,
+by FluxFlow's guide.
 
 All paths in them are relative to the folder in which they run.
 """
@@ -22,16 +23,33 @@ Section = dict[str, Any]
 """An entry of `process`, or a whole file of FluxFlow's guide."""
 
 EMA = {"ema_config": {"use_ema": True, "ema_decay": 0.9}}
-REFERENCES = {"control_path": ["images/control_1", "images/control_2"], "control_optional": True}
+REFERENCES = {
+    "control_path": ["images/control_1", "images/control_2"],
+    "control_optional": True,
+}
 VALIDATION = {"every": HALF, "fraction": 0.25, "timesteps": 2}
 INT8 = {"quantize": True, "qtype": "int8"}
 
 
 def lora(**parts: Any) -> Section:
-    """A section of `sd_trainer`: a LoRA in float32; what is given is merged into its parts."""
-    dataset = {"folder_path": "images/targets", "resolution": 64, **parts.pop("datasets", {})}
-    pictures = [{"prompt": "a red cup"}, {"prompt": "a blue cup", "ctrl_img": "images/control_1/2.png"}]
-    sample = {"sample_every": HALF, "width": 64, "height": 64, "sample_steps": 2, "format": "png"}
+    """A section of `sd_trainer`: a LoRA in float32; what is given is merged into its
+    parts."""
+    dataset = {
+        "folder_path": "images/targets",
+        "resolution": 64,
+        **parts.pop("datasets", {}),
+    }
+    pictures = [
+        {"prompt": "a red cup"},
+        {"prompt": "a blue cup", "ctrl_img": "images/control_1/2.png"},
+    ]
+    sample = {
+        "sample_every": HALF,
+        "width": 64,
+        "height": 64,
+        "sample_steps": 2,
+        "format": "png",
+    }
     return _merged(
         {
             "type": "sd_trainer",
@@ -41,22 +59,42 @@ def lora(**parts: Any) -> Section:
             "network": {"type": "lora", "linear": 4},
             "save": {"save_every": HALF, "max_states_to_keep": 0, "dtype": "float32"},
             "datasets": [dataset],
-            "train": {"steps": STEPS, "batch_size": 2, "gradient_accumulation": 2, "lr": 1e-3, "dtype": "fp32"},
-            "model": {"name_or_path": "model", "model_kwargs": {"match_target_res": True}},
-            "sample": {**sample, "samples": pictures if "control_path" in dataset else pictures[:1]},
+            "train": {
+                "steps": STEPS,
+                "batch_size": 2,
+                "gradient_accumulation": 2,
+                "lr": 1e-3,
+                "dtype": "fp32",
+            },
+            "model": {
+                "name_or_path": "model",
+                "model_kwargs": {"match_target_res": True},
+            },
+            "sample": {
+                **sample,
+                "samples": pictures if "control_path" in dataset else pictures[:1],
+            },
         },
         parts,
     )
 
 
 def from_scratch(kind: str, **parts: Any) -> Section:
-    """A section of `vae_trainer` or `flow_trainer`; what is given is merged into its parts."""
+    """A section of `vae_trainer` or `flow_trainer`; what is given is merged into its
+    parts."""
     return _merged(
         {
             "type": kind,
             "device": "cpu",
             "training_seed": 3,
-            "train": {"steps": STEPS, "batch_size": 2, "gradient_accumulation": 2, "lr": 1e-3, "dtype": "fp32", **EMA},
+            "train": {
+                "steps": STEPS,
+                "batch_size": 2,
+                "gradient_accumulation": 2,
+                "lr": 1e-3,
+                "dtype": "fp32",
+                **EMA,
+            },
             "save": {"save_every": HALF, "max_states_to_keep": 0, "dtype": "float32"},
             "datasets": [{"folder_path": "images/targets", "resolution": 32}],
         },
@@ -108,7 +146,12 @@ FLOW = from_scratch(
             },
         },
         "text_encoder": {
-            "config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+            "config": {
+                "hidden_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 32,
+            }
         },
     },
     sample={
@@ -121,11 +164,22 @@ FLOW = from_scratch(
     },
 )
 
-JOINT = {**FLOW, "autoencoder": {"losses": {"kl": 1e-4, "kl_warmup_steps": 0}, "discriminator": DISCRIMINATOR}}
+JOINT = {
+    **FLOW,
+    "autoencoder": {
+        "losses": {"kl": 1e-4, "kl_warmup_steps": 0},
+        "discriminator": DISCRIMINATOR,
+    },
+}
 
 GUIDE: Section = {
     "data": {"data_path": "images/targets", "img_size": 32},
-    "model": {"vae_dim": 16, "feature_maps_dim": 8, "feature_maps_dim_disc": 2, "text_embedding_dim": 32},
+    "model": {
+        "vae_dim": 16,
+        "feature_maps_dim": 8,
+        "feature_maps_dim_disc": 2,
+        "text_embedding_dim": 32,
+    },
     "training": {
         "seed": 3,
         "batch_size": 4,
@@ -149,10 +203,23 @@ GUIDE: Section = {
                     "gan_training": True,
                     "lambda_adv": 0.9,
                     "optimizers": {
-                        "vae": {"optimizer_type": "Lion", "lr": 1e-5, "weight_decay": 0.01},
-                        "discriminator": {"optimizer_type": "AdamW", "lr": 1e-5, "amsgrad": True},
+                        "vae": {
+                            "optimizer_type": "Lion",
+                            "lr": 1e-5,
+                            "weight_decay": 0.01,
+                        },
+                        "discriminator": {
+                            "optimizer_type": "AdamW",
+                            "lr": 1e-5,
+                            "amsgrad": True,
+                        },
                     },
-                    "schedulers": {"vae": {"scheduler_type": "CosineAnnealingLR", "eta_min_factor": 0.1}},
+                    "schedulers": {
+                        "vae": {
+                            "scheduler_type": "CosineAnnealingLR",
+                            "eta_min_factor": 0.1,
+                        }
+                    },
                 },
                 {
                     "name": "flow_training",
@@ -195,14 +262,24 @@ JOBS: dict[str, Section] = {
     "full_fp32": lora(network={"type": "full"}, train={"lr": 1e-4, **EMA}),
     "full_bf16_fused": lora(
         network={"type": "full"},
-        train={"dtype": "bf16", "lr": 1e-4, "full_bf16": True, "fused_backward_pass": True},
+        train={
+            "dtype": "bf16",
+            "lr": 1e-4,
+            "full_bf16": True,
+            "fused_backward_pass": True,
+        },
     ),
     "dora": lora(
         network={"type": "dora"},
-        train={"lr_groups": [{"match": ".*attn.*", "lr_scale": 0.5, "name": "attention"}]},
+        train={
+            "lr_groups": [{"match": ".*attn.*", "lr_scale": 0.5, "name": "attention"}]
+        },
         save={"also": ["merged_lora"]},
     ),
-    "lokr": lora(network={"type": "lokr", "factor": 4}, train={"dtype": "bf16", "optimizer": "adafactor"}),
+    "lokr": lora(
+        network={"type": "lokr", "factor": 4},
+        train={"dtype": "bf16", "optimizer": "adafactor"},
+    ),
     "loha_preserving": lora(
         network={"type": "loha", "module_dropout": 0.2},
         train={
@@ -217,7 +294,12 @@ JOBS: dict[str, Section] = {
     "lora_plus": lora(
         network={"loraplus_lr_ratio": 4, "scale_weight_norms": 1.0},
         datasets={"num_repeats": 2, "loss_multiplier": 0.5, "caption_ext": "txt"},
-        train={"timestep_type": "sigmoid", "loss_type": "huber", "max_grad_norm": 0.5, "lr_scheduler": "constant"},
+        train={
+            "timestep_type": "sigmoid",
+            "loss_type": "huber",
+            "max_grad_norm": 0.5,
+            "lr_scheduler": "constant",
+        },
     ),
     "vae_gan": VAE_GAN,
     "flow": FLOW,
@@ -229,7 +311,9 @@ JOBS: dict[str, Section] = {
 KILLED: dict[str, Section] = {
     name: {**section, "train": {**section["train"], "steps": LONG}}
     for name, section in {
-        "lora": lora(datasets={"caption_dropout_rate": 0.3}, train=EMA, validation=VALIDATION),
+        "lora": lora(
+            datasets={"caption_dropout_rate": 0.3}, train=EMA, validation=VALIDATION
+        ),
         "full": lora(network={"type": "full"}, train={"lr": 1e-4, **EMA}),
         "vae_gan": VAE_GAN,
         "flow": {**FLOW, "model": {**FLOW["model"], "vae": "vae"}},
@@ -242,11 +326,16 @@ def document(name: str, *sections: Section) -> dict[str, Any]:
     """The job of these processes; a file of the guide is one already."""
     if "training" in sections[0]:
         return sections[0]
-    return {"job": "extension", "config": {"name": name, "process": list(sections)}, "meta": {"title": "[name]"}}
+    return {
+        "job": "extension",
+        "config": {"name": name, "process": list(sections)},
+        "meta": {"title": "[name]"},
+    }
 
 
 def write_images(folder: Path, count: int = 8) -> None:
-    """Noise of a fixed seed with captions: targets of two shapes, and two folders of control images, one with gaps."""
+    """Noise of a fixed seed with captions: targets of two shapes, and two folders of
+    control images, one with gaps."""
     drawn = np.random.default_rng(7)
     for name, numbers, size in (
         ("targets", range(count), (64, 64)),
@@ -256,7 +345,13 @@ def write_images(folder: Path, count: int = 8) -> None:
         (folder / name).mkdir(parents=True)
         for number in numbers:
             width, height = size if number % 4 else (80, 48)
-            coarse = drawn.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
-            Image.fromarray(coarse).resize((width, height), Image.BICUBIC).save(folder / name / f"{number}.png")
+            coarse = drawn.integers(
+                0, 256, (height // 8, width // 8, 3), dtype=np.uint8
+            )
+            Image.fromarray(coarse).resize((width, height), Image.BICUBIC).save(
+                folder / name / f"{number}.png"
+            )
     for number in range(count):
-        (folder / "targets" / f"{number}.txt").write_text(f"picture number {number}", encoding="utf-8")
+        (folder / "targets" / f"{number}.txt").write_text(
+            f"picture number {number}", encoding="utf-8"
+        )

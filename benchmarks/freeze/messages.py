@@ -1,11 +1,22 @@
-"""Jobs with mistakes: valid ones and what is changed in them, and command lines that are refused."""
+"""Jobs with mistakes: valid ones and what is changed in them, and command lines that
+are refused."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
-from benchmarks.freeze.jobs import GUIDE, INT8, JOINT, REFERENCES, VAE_GAN, VALIDATION, Section, from_scratch, lora
+from benchmarks.freeze.jobs import (
+    GUIDE,
+    INT8,
+    JOINT,
+    REFERENCES,
+    VAE_GAN,
+    VALIDATION,
+    Section,
+    from_scratch,
+    lora,
+)
 from benchmarks.freeze.tools import LORA, LORA_FILE, PROCESSES
 
 LEFT_OUT = object()
@@ -18,13 +29,37 @@ VALID: dict[str, Section] = {
     "flow": {**JOINT, "model": {**JOINT["model"], "vae": "vae"}},
     "guide": GUIDE,
     "stream": from_scratch(
-        "vae_trainer", model=VAE_GAN["model"], datasets=[{"url": "nowhere/*.tar", "resolution": 32}]
+        "vae_trainer",
+        model=VAE_GAN["model"],
+        datasets=[{"url": "nowhere/*.tar", "resolution": 32}],
     ),
-    **{name: PROCESSES[name] for name in ("new_model", "tiny_model", "mascots", "example", "cache job", "convert job")},
+    **{
+        name: PROCESSES[name]
+        for name in (
+            "new_model",
+            "tiny_model",
+            "mascots",
+            "example",
+            "cache job",
+            "convert job",
+        )
+    },
     "report job": {"type": "report", "run": LORA},
-    "merge": {"type": "merge", "lora": [LORA_FILE], "output": "x.safetensors", "model": "model"},
+    "merge": {
+        "type": "merge",
+        "lora": [LORA_FILE],
+        "output": "x.safetensors",
+        "model": "model",
+    },
     "caption": {"type": "caption", "folder": "images/targets", "model": "model"},
-    "generate": {"type": "generate", "model": "model", "prompt": "a cup", "output": "x", "width": 64, "height": 64},
+    "generate": {
+        "type": "generate",
+        "model": "model",
+        "prompt": "a cup",
+        "output": "x",
+        "width": 64,
+        "height": 64,
+    },
 }
 
 STEPS_OF_GUIDE = "training.pipeline.steps"
@@ -37,11 +72,24 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
     # ---------------------------------------- unknown keys, kinds of values, ranges
     "unknown keys": (
         "lora",
-        {"trian": {}, "network.lnear": 4, "train.stepz": 1, "model.x": 1, "save.every": 3, "datasets.0.folder": "x"},
+        {
+            "trian": {},
+            "network.lnear": 4,
+            "train.stepz": 1,
+            "model.x": 1,
+            "save.every": 3,
+            "datasets.0.folder": "x",
+        },
     ),
     "wrong kinds": (
         "lora",
-        {"train.steps": "many", "network": [], "datasets": {}, "sample.samples": 3, "save.save_every": "x"},
+        {
+            "train.steps": "many",
+            "network": [],
+            "datasets": {},
+            "sample.samples": 3,
+            "save.save_every": "x",
+        },
     ),
     "ranges": (
         "lora",
@@ -60,7 +108,10 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
             "training_seed": -5,
         },
     ),
-    "nan and bool": ("lora", {"train.lr": float("inf"), "train.steps": True, "network.linear": 4.5}),
+    "nan and bool": (
+        "lora",
+        {"train.lr": float("inf"), "train.steps": True, "network.linear": 4.5},
+    ),
     "unknown names": (
         "lora",
         {
@@ -76,10 +127,22 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
             "model.arch": "sdxl",
         },
     ),
-    "optimizer options": ("lora", {"train.optimizer_params": {"betas": [0.9], "weight_decya": 0.1}}),
-    "schedule options": ("lora", {"train.lr_scheduler": "cosine", "train.lr_scheduler_params": {"T_mx": 3}}),
-    "null sections": ("lora", {"train": None, "model": None, "network": None, "datasets": None}),
-    "empty names": ("lora", {"model.name_or_path": "", "datasets.0.folder_path": "", "training_folder": ""}),
+    "optimizer options": (
+        "lora",
+        {"train.optimizer_params": {"betas": [0.9], "weight_decya": 0.1}},
+    ),
+    "schedule options": (
+        "lora",
+        {"train.lr_scheduler": "cosine", "train.lr_scheduler_params": {"T_mx": 3}},
+    ),
+    "null sections": (
+        "lora",
+        {"train": None, "model": None, "network": None, "datasets": None},
+    ),
+    "empty names": (
+        "lora",
+        {"model.name_or_path": "", "datasets.0.folder_path": "", "training_folder": ""},
+    ),
     # ---------------------------------------- missing folders and files
     "missing folders": (
         "lora",
@@ -95,10 +158,14 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
     "missing references": ("lora", {"datasets.0.control_optional": False}),
     "missing captions file": ("lora", {"datasets.0.captions_file": "nowhere.tsv"}),
     "missing masks": ("lora", {"datasets.0.mask_path": "nowhere"}),
-    "missing base": ("lora", {"model.base_loras": [{"path": "nowhere.safetensors", "multiplier": 2}]}),
+    "missing base": (
+        "lora",
+        {"model.base_loras": [{"path": "nowhere.safetensors", "multiplier": 2}]},
+    ),
     "broken captions": ("lora", {"datasets.0.caption_ext": "json", "trigger_word": ""}),
     "two few images": ("lora", {"validation.fraction": 0.99}),
-    # ---------------------------------------- foreign names: read, renamed, idle, refused
+    # ---------------------------------------- foreign names: read, renamed, idle,
+    # refused
     "renamed by others": (
         "lora",
         {
@@ -148,13 +215,30 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "placed elsewhere": (
         "lora",
-        {"train.blocks_to_swap": 2, "network.learning_rate": 1, "save.output_dir": "x", "train.max_train_epochs": 2},
+        {
+            "train.blocks_to_swap": 2,
+            "network.learning_rate": 1,
+            "save.output_dir": "x",
+            "train.max_train_epochs": 2,
+        },
     ),
-    "commands elsewhere": ("lora", {"interactive": True, "save_merged_model": "x", "latent_path": "y", "bell": True}),
+    "commands elsewhere": (
+        "lora",
+        {
+            "interactive": True,
+            "save_merged_model": "x",
+            "latent_path": "y",
+            "bell": True,
+        },
+    ),
     "musubi": (
         "lora",
         {
-            "network": {"network_module": "networks.lora_qwen_image", "network_dim": 4, "network_args": ["conv_dim=2"]},
+            "network": {
+                "network_module": "networks.lora_qwen_image",
+                "network_dim": 4,
+                "network_args": ["conv_dim=2"],
+            },
             "train.fp8_scaled": True,
             "train.discrete_flow_shift": 2.2,
             "train.weighting_scheme": "none",
@@ -163,7 +247,11 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "both names": (
         "lora",
-        {"train.gradient_accumulation_steps": 3, "sample.prompts": ["a"], "sample.sample_every_n_steps": 2},
+        {
+            "train.gradient_accumulation_steps": 3,
+            "sample.prompts": ["a"],
+            "sample.sample_every_n_steps": 2,
+        },
     ),
     # ---------------------------------------- keys without effect, contradictions
     "without effect": (
@@ -178,7 +266,15 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
             "network.linear_alpha": 0,
         },
     ),
-    "doubtful": ("lora", {"train.lr": 0.5, "train.steps": 1, "save.save_every": 100, "sample.sample_every": 100}),
+    "doubtful": (
+        "lora",
+        {
+            "train.lr": 0.5,
+            "train.steps": 1,
+            "save.save_every": 100,
+            "sample.sample_every": 100,
+        },
+    ),
     "nothing learned": ("lora", {"train.lr": 0}),
     "adapter of no adapter": (
         "full",
@@ -192,11 +288,29 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
             "save.also": ["merged_lora"],
         },
     ),
-    "full types": ("full", {"train.full_bf16": True, "train.fused_backward_pass": True, "train.optimizer": "muon"}),
-    "bf16 of an adapter": ("lora", {"train.full_bf16": True, "network.loraplus_lr_ratio": 4, "network.type": "lokr"}),
+    "full types": (
+        "full",
+        {
+            "train.full_bf16": True,
+            "train.fused_backward_pass": True,
+            "train.optimizer": "muon",
+        },
+    ),
+    "bf16 of an adapter": (
+        "lora",
+        {
+            "train.full_bf16": True,
+            "network.loraplus_lr_ratio": 4,
+            "network.type": "lokr",
+        },
+    ),
     "one rate": (
         "lora",
-        {"train.optimizer": "prodigy", "network.loraplus_lr_ratio": 4, "network.scale_weight_norms": 1},
+        {
+            "train.optimizer": "prodigy",
+            "network.loraplus_lr_ratio": 4,
+            "network.scale_weight_norms": 1,
+        },
     ),
     "schedule free": (
         "lora",
@@ -216,12 +330,34 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
             "train.max_timestep": 1,
         },
     ),
-    "mixture": ("lora", {"train.timestep_type": "qinglong_flux", "train.content_or_style": "style"}),
-    "first samples": ("lora", {"sample.sample_at_first": True, "train.skip_first_sample": True, "first_sample": {}}),
-    "preserving without a word": ("lora", {"trigger_word": LEFT_OUT, "train.diff_output_preservation": True}),
-    "no such layers": ("lora", {"network.include_patterns": ["nothing"], "train.lr_groups": [{"match": "nothing"}]}),
+    "mixture": (
+        "lora",
+        {"train.timestep_type": "qinglong_flux", "train.content_or_style": "style"},
+    ),
+    "first samples": (
+        "lora",
+        {
+            "sample.sample_at_first": True,
+            "train.skip_first_sample": True,
+            "first_sample": {},
+        },
+    ),
+    "preserving without a word": (
+        "lora",
+        {"trigger_word": LEFT_OUT, "train.diff_output_preservation": True},
+    ),
+    "no such layers": (
+        "lora",
+        {
+            "network.include_patterns": ["nothing"],
+            "train.lr_groups": [{"match": "nothing"}],
+        },
+    ),
     "swapped blocks": ("lora", {"model.blocks_to_swap": 60, "train.compile": True}),
-    "stop": ("lora", {"stop_when": {"metric": "los", "below": 0.1}, "validation": LEFT_OUT}),
+    "stop": (
+        "lora",
+        {"stop_when": {"metric": "los", "below": 0.1}, "validation": LEFT_OUT},
+    ),
     "stop at what is not measured": (
         "lora",
         {"stop_when": {"metric": "validation/loss", "below": 0.1}, "validation": None},
@@ -229,26 +365,85 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
     "publish": ("lora", {"save.push_to_hub": True, "save.hf_repo_id": "no name/x"}),
     "states": (
         "lora",
-        {"save.states": "at_end", "resume": "never", "save.save_every": 0, "save.also": ["raw", "rawer"]},
+        {
+            "save.states": "at_end",
+            "resume": "never",
+            "save.save_every": 0,
+            "save.also": ["raw", "rawer"],
+        },
     ),
     # ---------------------------------------- from scratch
     "vae keys": (
         "vae",
-        {"losses.mse": 2, "losses.kl": -1, "discriminator.channels": 0, "model.spde": True, "optimizers.flow": {}},
+        {
+            "losses.mse": 2,
+            "losses.kl": -1,
+            "discriminator.channels": 0,
+            "model.spde": True,
+            "optimizers.flow": {},
+        },
     ),
     "vae class": ("vae", {"model.class_name": "AutoencoderXL"}),
-    "vae arguments": ("vae", {"model.config.block_out_channels": [8, 15], "model.config.latent": 4}),
-    "vae without what it starts from": ("vae", {"model": {"name_or_path": "nowhere", "train": "decoder"}}),
-    "vae schedule": ("vae", {"train.lr": 3, "train.optimizer": "schedulefree_adamw", "optimizers.vae": {"lr": -1}}),
-    "vae of a lora": ("vae", {"network": {"type": "lora"}, "trigger_word": "x", "train.timestep_type": "sigmoid"}),
-    "vae sizes": ("vae", {"datasets.0.resolution": 7, "sample.count": 0, "validation.fraction": 1}),
-    "flow keys": ("flow", {"model.transformer.class_name": "UNet", "model.text_encoder.config.hidden_size": 15}),
-    "flow arguments": ("flow", {"model.transformer.config": {"num_layers": 0, "layers": 2}}),
+    "vae arguments": (
+        "vae",
+        {"model.config.block_out_channels": [8, 15], "model.config.latent": 4},
+    ),
+    "vae without what it starts from": (
+        "vae",
+        {"model": {"name_or_path": "nowhere", "train": "decoder"}},
+    ),
+    "vae schedule": (
+        "vae",
+        {
+            "train.lr": 3,
+            "train.optimizer": "schedulefree_adamw",
+            "optimizers.vae": {"lr": -1},
+        },
+    ),
+    "vae of a lora": (
+        "vae",
+        {
+            "network": {"type": "lora"},
+            "trigger_word": "x",
+            "train.timestep_type": "sigmoid",
+        },
+    ),
+    "vae sizes": (
+        "vae",
+        {"datasets.0.resolution": 7, "sample.count": 0, "validation.fraction": 1},
+    ),
+    "flow keys": (
+        "flow",
+        {
+            "model.transformer.class_name": "UNet",
+            "model.text_encoder.config.hidden_size": 15,
+        },
+    ),
+    "flow arguments": (
+        "flow",
+        {"model.transformer.config": {"num_layers": 0, "layers": 2}},
+    ),
     "flow without an autoencoder": ("flow", {"model.vae": "nowhere"}),
-    "flow roles": ("flow", {"optimizers": {"flow": {"lr": -1}, "unet": {}}, "autoencoder.train": "encoder"}),
-    "flow prediction": ("flow", {"train.prediction": "epsilon", "train.noise_offset": 0.1, "train.cfg": 2}),
+    "flow roles": (
+        "flow",
+        {
+            "optimizers": {"flow": {"lr": -1}, "unet": {}},
+            "autoencoder.train": "encoder",
+        },
+    ),
+    "flow prediction": (
+        "flow",
+        {"train.prediction": "epsilon", "train.noise_offset": 0.1, "train.cfg": 2},
+    ),
     "stream": ("stream", {}),
-    "stream with more": ("stream", {"train.epochs": 2, "datasets.0.num_repeats": 3, "validation": {"fraction": 0.5}}),
+    "stream with more": (
+        "stream",
+        {
+            "train.epochs": 2,
+            "datasets.0.num_repeats": 3,
+            "validation": {"fraction": 0.5},
+        },
+    ),
     "guide keys": (
         "guide",
         {
@@ -261,30 +456,72 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
             "data.use_tt2m": False,
         },
     ),
-    "guide steps": ("guide", {f"{STEPS_OF_GUIDE}.0.train_vae": False, f"{STEPS_OF_GUIDE}.1.name": "vae_warmup"}),
-    "guide folders": ("guide", {"data.data_path": "nowhere", "model.model_checkpoint": "nowhere.safetensors"}),
+    "guide steps": (
+        "guide",
+        {
+            f"{STEPS_OF_GUIDE}.0.train_vae": False,
+            f"{STEPS_OF_GUIDE}.1.name": "vae_warmup",
+        },
+    ),
+    "guide folders": (
+        "guide",
+        {"data.data_path": "nowhere", "model.model_checkpoint": "nowhere.safetensors"},
+    ),
     "guide optimizers": (
         "guide",
         {
-            f"{STEPS_OF_GUIDE}.1.optimizers": {"vae": {"optimizer_type": "AdamX", "lr": 1}, "flwo": {}},
+            f"{STEPS_OF_GUIDE}.1.optimizers": {
+                "vae": {"optimizer_type": "AdamX", "lr": 1},
+                "flwo": {},
+            },
             f"{STEPS_OF_GUIDE}.1.schedulers": {"vae": {"scheduler_type": "Cosine"}},
             f"{STEPS_OF_GUIDE}.2.optim_sched_config": "nowhere.json",
         },
     ),
-    "guide stop": ("guide", {f"{STEPS_OF_GUIDE}.0.stop_condition": {"loss_name": "loss_x", "threshold": -1}}),
+    "guide stop": (
+        "guide",
+        {
+            f"{STEPS_OF_GUIDE}.0.stop_condition": {
+                "loss_name": "loss_x",
+                "threshold": -1,
+            }
+        },
+    ),
     # ---------------------------------------- other processes
-    "new model": ("new_model", {"base": "nowhere", "transformer": {"num_layers": 0, "layers": 2}, "seed": -1, "x": 1}),
+    "new model": (
+        "new_model",
+        {
+            "base": "nowhere",
+            "transformer": {"num_layers": 0, "layers": 2},
+            "seed": -1,
+            "x": 1,
+        },
+    ),
     "tiny model": ("tiny_model", {"path": "images", "size": 3}),
-    "mascots": ("mascots", {"size": 8, "mascots": "some", "changes": ["hair"], "crop": 900, "count": -1}),
+    "mascots": (
+        "mascots",
+        {"size": 8, "mascots": "some", "changes": ["hair"], "crop": 900, "count": -1},
+    ),
     "example": ("example", {"folder_path": "nowhere", "suffixes": []}),
-    "cache": ("cache job", {"workers": 0, "train.lr": 1, "datasets.0.folder_path": "nowhere"}),
+    "cache": (
+        "cache job",
+        {"workers": 0, "train.lr": 1, "datasets.0.folder_path": "nowhere"},
+    ),
     "convert": ("convert job", {"input": "nowhere.safetensors", "to": "a1111"}),
     "report": ("report job", {"run": "nowhere", "shre": True}),
     "merge": ("merge", {"lora": ["nowhere.safetensors:0.5"], "rank": -1}),
-    "caption": ("caption", {"folder": "nowhere", "format": "xml", "model": "./nowhere", "max_tokens": 0}),
+    "caption": (
+        "caption",
+        {"folder": "nowhere", "format": "xml", "model": "./nowhere", "max_tokens": 0},
+    ),
     "generate": (
         "generate",
-        {"prompt": LEFT_OUT, "lora": ["nowhere.safetensors"], "width": 3, "reference": ["no.png"]},
+        {
+            "prompt": LEFT_OUT,
+            "lora": ["nowhere.safetensors"],
+            "width": 3,
+            "reference": ["no.png"],
+        },
     ),
 }
 """Name -> a valid job and what is changed in it, by dotted path."""

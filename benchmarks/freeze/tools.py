@@ -1,4 +1,5 @@
-"""The commands and the processes that do not train: what is asked of each, at tiny sizes."""
+"""The commands and the processes that do not train: what is asked of each, at tiny
+sizes."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ from typing import Any
 LORA = "output/lora_int8_fp32"
 LORA_FILE = f"{LORA}/lora_int8_fp32.safetensors"
 LOKR_FILE = "output/lokr/lokr.safetensors"
-PICTURES = "--prompt a_red_cup --width 64 --height 64 --steps 2 --device cpu --dtype float32"
+PICTURES = (
+    "--prompt a_red_cup --width 64 --height 64 --steps 2 --device cpu --dtype float32"
+)
 SMALL = "--device cpu --dtype float32"
 
 COMMANDS: dict[str, str] = {
@@ -71,7 +74,11 @@ PROCESSES: dict[str, dict[str, Any]] = {
         "size": [64, "96x64"],
         "seed": 3,
     },
-    "example": {"type": "example", "folder_path": "images/targets", "output": "OUT/x.json"},
+    "example": {
+        "type": "example",
+        "folder_path": "images/targets",
+        "output": "OUT/x.json",
+    },
     "cache job": {
         "type": "cache",
         "training_folder": "OUT/cache",
@@ -80,7 +87,12 @@ PROCESSES: dict[str, dict[str, Any]] = {
         "model": {"name_or_path": "model"},
         "datasets": [{"folder_path": "images/targets", "resolution": 64}],
     },
-    "report job": {"type": "report", "run": LORA, "output": "OUT/x.html", "share": True},
+    "report job": {
+        "type": "report",
+        "run": LORA,
+        "output": "OUT/x.html",
+        "share": True,
+    },
     "convert job": {
         "type": "convert",
         "input": LORA_FILE,

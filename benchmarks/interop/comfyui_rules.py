@@ -1,7 +1,9 @@
-"""What ComfyUI makes of an adapter file, by its rules: which names it knows, which forms of keys, which formulas.
+"""What ComfyUI makes of an adapter file, by its rules: which names it knows, which
+forms of keys, which formulas.
 
-Written from facts that were checked against ComfyUI's own code on generated files: names of weights as comfy/lora.py
-at 17358c8f (autumn 2026), formulas as comfy/weight_adapter at the same time. ComfyUI never reads the header of a file.
+Written from facts that were checked against ComfyUI's own code on generated files:
+names of weights as comfy/lora.py at 17358c8f (autumn 2026), formulas as
+comfy/weight_adapter at the same time. ComfyUI never reads the header of a file.
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 """
@@ -53,12 +55,15 @@ class Reading:
 
 
 def known_names(layers: Mapping[str, int]) -> dict[str, Place]:
-    """Each name that ComfyUI knows -> the weight it is of, in the order in which it looks for them.
+    """Each name that ComfyUI knows -> the weight it is of, in the order in which it
+    looks for them.
 
     layers: names of the linear layers of the model in diffusers -> their outputs.
     """
     fused = {
-        layer.removesuffix(part) + whole: tuple(layer.removesuffix(part) + each for each in parts)
+        layer.removesuffix(part) + whole: tuple(
+            layer.removesuffix(part) + each for each in parts
+        )
         for layer in layers
         for whole, parts in ROWS_OF.items()
         for part in parts
@@ -84,11 +89,16 @@ def known_names(layers: Mapping[str, int]) -> dict[str, Place]:
 
 
 def read(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Reading:
-    """The changes that ComfyUI makes with a file. weights: of the linear layers and their biases, by diffusers' names.
+    """The changes that ComfyUI makes with a file. weights: of the linear layers and
+    their biases, by diffusers' names.
 
     Raises KeyError where a matrix lacks its partner, as ComfyUI does.
     """
-    layers = {name.removesuffix(".weight"): len(w) for name, w in weights.items() if name.endswith(".weight")}
+    layers = {
+        name.removesuffix(".weight"): len(w)
+        for name, w in weights.items()
+        if name.endswith(".weight")
+    }
     known = known_names(layers)
     used: set[str] = set()
     patches: dict[tuple[str, str], tuple[Place, Patch]] = {}
@@ -101,7 +111,11 @@ def read(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Readin
     changed = {name: whole.clone() for name, whole in wholes.items()}
     failed = []
     for place, patch in patches.values():
-        part = changed[place.weight] if place.rows is None else changed[place.weight][place.rows]
+        part = (
+            changed[place.weight]
+            if place.rows is None
+            else changed[place.weight][place.rows]
+        )
         try:
             part.copy_(patch(part.clone()))
         except RuntimeError:
@@ -116,7 +130,8 @@ Patch = Callable[[Tensor], Tensor]
 
 
 def patch_of(name: str, tensors: Mapping[str, Tensor], used: set[str]) -> Patch | None:
-    """What the keys with this name do; None: there are none. Where there are several kinds, the last one counts."""
+    """What the keys with this name do; None: there are none. Where there are several
+    kinds, the last one counts."""
     found = Found(name, tensors, used)
     alpha = found.take(".alpha")
     magnitude = found.take(".dora_scale")
@@ -136,11 +151,14 @@ def patch_of(name: str, tensors: Mapping[str, Tensor], used: set[str]) -> Patch 
 class Found:
     """The keys of a file with one name."""
 
-    def __init__(self, name: str, tensors: Mapping[str, Tensor], used: set[str]) -> None:
+    def __init__(
+        self, name: str, tensors: Mapping[str, Tensor], used: set[str]
+    ) -> None:
         self.name, self.tensors, self.used = name, tensors, used
 
     def take(self, end: str) -> Tensor | None:
-        """The tensor with this end of its key, which counts as read; None: there is none."""
+        """The tensor with this end of its key, which counts as read; None: there is
+        none."""
         key = self.name + end
         if key in self.tensors:
             self.used.add(key)
@@ -168,10 +186,18 @@ def _lora(found: Found, alpha: float | None, magnitude: Tensor | None) -> Patch 
 def _loha(found: Found, alpha: float | None, magnitude: Tensor | None) -> Patch | None:
     if not found.has(".hada_w1_a"):
         return None
-    first_OR, first_RI = found.need(".hada_w1_a").float(), found.need(".hada_w1_b").float()
-    second_OR, second_RI = found.need(".hada_w2_a").float(), found.need(".hada_w2_b").float()
+    first_OR, first_RI = (
+        found.need(".hada_w1_a").float(),
+        found.need(".hada_w1_b").float(),
+    )
+    second_OR, second_RI = (
+        found.need(".hada_w2_a").float(),
+        found.need(".hada_w2_b").float(),
+    )
     scale = 1.0 if alpha is None else alpha / len(first_RI)
-    return _scaled(_constant((first_OR @ first_RI) * (second_OR @ second_RI)), scale, magnitude)
+    return _scaled(
+        _constant((first_OR @ first_RI) * (second_OR @ second_RI)), scale, magnitude
+    )
 
 
 def _lokr(found: Found, alpha: float | None, magnitude: Tensor | None) -> Patch | None:
@@ -199,14 +225,25 @@ def _glora(found: Found, alpha: float | None, magnitude: Tensor | None) -> Patch
     """W a1 a2 + b1 b2."""
     if not found.has(".a1.weight"):
         return None
-    first_a, second_a = found.need(".a1.weight").float(), found.need(".a2.weight").float()
-    first_b, second_b = found.need(".b1.weight").float(), found.need(".b2.weight").float()
+    first_a, second_a = (
+        found.need(".a1.weight").float(),
+        found.need(".a2.weight").float(),
+    )
+    first_b, second_b = (
+        found.need(".b1.weight").float(),
+        found.need(".b2.weight").float(),
+    )
     scale = 1.0 if alpha is None else alpha / len(second_a)
-    return _scaled(lambda weight_OI: weight_OI @ first_a @ second_a + first_b @ second_b, scale, magnitude)
+    return _scaled(
+        lambda weight_OI: weight_OI @ first_a @ second_a + first_b @ second_b,
+        scale,
+        magnitude,
+    )
 
 
 def _oft(found: Found, alpha: float | None, magnitude: Tensor | None) -> Patch | None:
-    """Each block of output rows is rotated. alpha: the largest norm of the rotations' generators, 0: none."""
+    """Each block of output rows is rotated. alpha: the largest norm of the rotations'
+    generators, 0: none."""
     blocks = found.tensors.get(f"{found.name}.oft_blocks")
     if blocks is None or blocks.dim() != 3:
         return None
@@ -237,16 +274,27 @@ def _boft(found: Found, alpha: float | None, magnitude: Tensor | None) -> Patch 
         turned = weight_OI
         for stage, rotation in enumerate(_rotations(blocks.float(), alpha)):
             step = 2**stage * (size // 2)
-            grouped = turned.unflatten(0, (-1, 2, step)).transpose(1, 2).flatten(0, 2).unflatten(0, (-1, size))
+            grouped = (
+                turned.unflatten(0, (-1, 2, step))
+                .transpose(1, 2)
+                .flatten(0, 2)
+                .unflatten(0, (-1, size))
+            )
             grouped = rotation @ grouped
-            turned = grouped.flatten(0, 1).unflatten(0, (-1, step, 2)).transpose(1, 2).flatten(0, 2)
+            turned = (
+                grouped.flatten(0, 1)
+                .unflatten(0, (-1, step, 2))
+                .transpose(1, 2)
+                .flatten(0, 2)
+            )
         return (turned if rescale is None else turned * rescale.float()) - weight_OI
 
     return _scaled(change, 1.0, magnitude)
 
 
 def _rotations(blocks: Tensor, most: float) -> Tensor:
-    """(1 + Q) (1 - Q)^-1 of Q = blocks - blocks^T, cut to the norm `most` over all blocks unless that is 0."""
+    """(1 + Q) (1 - Q)^-1 of Q = blocks - blocks^T, cut to the norm `most` over all
+    blocks unless that is 0."""
     generators = blocks - blocks.mT
     norm = float(generators.norm()) + 1e-8
     if most > 0 and norm > most:
@@ -263,8 +311,8 @@ def _constant(change_OI: Tensor) -> Patch:
 def _scaled(change: Patch, scale: float, magnitude: Tensor | None) -> Patch:
     """The change times `scale`; with the magnitude of a DoRA where there is one.
 
-    Norms of columns, [1, I], are those of the changed weight, as a DoRA means it. With norms of rows, [O, 1], ComfyUI
-    divides by the norm of the weight before the change.
+    Norms of columns, [1, I], are those of the changed weight, as a DoRA means it. With
+    norms of rows, [O, 1], ComfyUI divides by the norm of the weight before the change.
     """
 
     def patch(weight_OI: Tensor) -> Tensor:
@@ -293,7 +341,10 @@ def _set_to(value: Tensor) -> Patch:
 
 
 def _bias_changes(
-    tensors: Mapping[str, Tensor], known: Mapping[str, Place], weights: Mapping[str, Tensor], used: set[str]
+    tensors: Mapping[str, Tensor],
+    known: Mapping[str, Place],
+    weights: Mapping[str, Tensor],
+    used: set[str],
 ) -> dict[str, Tensor]:
     """What is added to biases (`.diff_b`)."""
     changes: dict[str, Tensor] = {}
@@ -307,20 +358,31 @@ def _bias_changes(
     return changes
 
 
-def _whole_weights(weights: Mapping[str, Tensor], known: Mapping[str, Place]) -> dict[str, Tensor]:
+def _whole_weights(
+    weights: Mapping[str, Tensor], known: Mapping[str, Place]
+) -> dict[str, Tensor]:
     """ComfyUI's weights of the model, by their names without `.weight`."""
     parts: dict[str, list[str]] = {}
     for name, place in known.items():
         if f"{name}.weight" in weights:
             parts.setdefault(place.weight, []).append(name)
-    return {whole: torch.cat([weights[f"{part}.weight"] for part in names]) for whole, names in parts.items()}
+    return {
+        whole: torch.cat([weights[f"{part}.weight"] for part in names])
+        for whole, names in parts.items()
+    }
 
 
-def _in_layers(changes: Mapping[str, Tensor], known: Mapping[str, Place]) -> dict[str, Tensor]:
+def _in_layers(
+    changes: Mapping[str, Tensor], known: Mapping[str, Place]
+) -> dict[str, Tensor]:
     """The changes by the layers of diffusers."""
     found = {}
     for name, place in known.items():
-        if not name.startswith(("lora_unet_", "lycoris_", "transformer.", "diffusion_model.")):
+        if not name.startswith(
+            ("lora_unet_", "lycoris_", "transformer.", "diffusion_model.")
+        ):
             change = changes[place.weight]
-            found[f"{name}.weight"] = change if place.rows is None else change[place.rows]
+            found[f"{name}.weight"] = (
+                change if place.rows is None else change[place.rows]
+            )
     return found

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 EXACT = 1e-6
-"""Relative error up to which a cell counts as exact: float32 arithmetic in another order."""
+"""Relative error up to which a cell counts as exact: float32 arithmetic in another
+order."""
 
 ONE_STRENGTH = 1e-3
 """Relative error up to which a change counts as the meant one at another strength."""
@@ -20,7 +21,8 @@ class Cell:
     """What one reader makes of one file."""
 
     outcome: str
-    """exact, strength, shape, nothing, error, refused, or absent: the reader cannot be asked."""
+    """exact, strength, shape, nothing, error, refused, or absent: the reader cannot be
+    asked."""
 
     strength: float | None = None
     """Least-squares factor of the applied change on the meant one, over all layers."""
@@ -33,7 +35,8 @@ class Cell:
 
 
 def compare(applied: Mapping[str, Tensor], meant: Mapping[str, Tensor]) -> Cell:
-    """The cell of a change that was applied without an error. Both by the name of a weight or bias; float32."""
+    """The cell of a change that was applied without an error. Both by the name of a
+    weight or bias; float32."""
     product, square, applied_square = 0.0, 0.0, 0.0
     for name in meant.keys() | applied.keys():
         wanted, got = meant.get(name), applied.get(name)
@@ -44,7 +47,9 @@ def compare(applied: Mapping[str, Tensor], meant: Mapping[str, Tensor]) -> Cell:
         if wanted is not None and got is not None:
             product += float((wanted.double() * got.double()).sum())
     if square == 0.0:
-        raise ValueError("the file means no change at all, so there is nothing to compare with")
+        raise ValueError(
+            "the file means no change at all, so there is nothing to compare with"
+        )
     strength = product / square
     if applied_square == 0.0:
         return Cell("nothing", 0.0, 1.0)
@@ -55,7 +60,9 @@ def compare(applied: Mapping[str, Tensor], meant: Mapping[str, Tensor]) -> Cell:
     return Cell("strength" if rest <= ONE_STRENGTH else "shape", strength, error)
 
 
-def _difference(applied: Mapping[str, Tensor], meant: Mapping[str, Tensor], strength: float) -> float:
+def _difference(
+    applied: Mapping[str, Tensor], meant: Mapping[str, Tensor], strength: float
+) -> float:
     """Square of the norm of applied - strength * meant."""
     total = 0.0
     for name in meant.keys() | applied.keys():

@@ -15,7 +15,8 @@ from toolkit.system.seeding import generator
 
 RANK = 4
 ALPHA = 2.0
-"""Of most files: a strength of a half, so that a reader without alpha is off by a factor of two."""
+"""Of most files: a strength of a half, so that a reader without alpha is off by a
+factor of two."""
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -87,20 +88,28 @@ class Draws:
 
     @torch.no_grad()
     def fill(self, module: nn.Module, part: str, std: float = 0.3) -> None:
-        """Draws all floating parameters whose name contains `part`, in the order of their names."""
+        """Draws all floating parameters whose name contains `part`, in the order of
+        their names."""
         for name, parameter in sorted(module.named_parameters()):
             if part in name and parameter.is_floating_point():
                 parameter.copy_(self.normal(*parameter.shape, std=std))
 
 
-def changes_of(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def changes_of(
+    after: Mapping[str, Tensor], before: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """after - before, of the weights that changed."""
-    changes = {name: after[name].float() - before[name].float() for name in before if name in after}
+    changes = {
+        name: after[name].float() - before[name].float()
+        for name in before
+        if name in after
+    }
     return {name: change for name, change in changes.items() if change.any()}
 
 
 def without_wrappers(transformer: nn.Module) -> dict[str, Tensor]:
-    """Weights and biases of a model in which peft has wrapped layers, by the names of the plain model."""
+    """Weights and biases of a model in which peft has wrapped layers, by the names of
+    the plain model."""
     return {
         name.replace(".base_layer", ""): tensor.detach().clone()
         for name, tensor in transformer.state_dict().items()

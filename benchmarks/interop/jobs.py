@@ -1,4 +1,5 @@
-"""The job folders that scripts of other environments work on; the form is in `programs/harness.py`."""
+"""The job folders that scripts of other environments work on; the form is in
+`programs/harness.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from benchmarks.interop.models import TinyModel, save_weights
 
 
 def job_of(model: TinyModel, folder: Path, more: Mapping[str, Any]) -> Path:
-    """Writes job.json and the weights of the model into `folder`; more: further keys."""
+    """Writes job.json and the weights of the model into `folder`; more: further
+    keys."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "weights.safetensors"
     save_weights(model.build(), weights)

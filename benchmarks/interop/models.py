@@ -1,4 +1,5 @@
-"""The two tiny transformers that the files are of: diffusers' own classes, with the published names of the layers."""
+"""The two tiny transformers that the files are of: diffusers' own classes, with the
+published names of the layers."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class TinyModel:
 
     config: Mapping[str, Any]
     targets: tuple[str, ...]
-    """The layers of a block that files of other programs change, as names without the block."""
+    """The layers of a block that files of other programs change, as names without the
+    block."""
 
     own_targets: tuple[str, ...]
     """The layers of a block that a run of this program trains by default."""
@@ -41,9 +43,14 @@ class TinyModel:
     blocks: int = 2
 
     def layers(self, own: bool = False) -> list[str]:
-        """Full names of the changed layers. own: those that a run of this program trains."""
+        """Full names of the changed layers. own: those that a run of this program
+        trains."""
         names = self.own_targets if own else self.targets
-        return [f"transformer_blocks.{block}.{name}" for block in range(self.blocks) for name in names]
+        return [
+            f"transformer_blocks.{block}.{name}"
+            for block in range(self.blocks)
+            for name in names
+        ]
 
     def build(self) -> nn.Module:
         """The transformer with random weights, the same ones each time."""
@@ -125,4 +132,10 @@ def linear_weights(transformer: nn.Module) -> dict[str, Tensor]:
 
 def save_weights(transformer: nn.Module, path: Path) -> None:
     """All weights of the transformer as a file."""
-    save_file({name: tensor.detach().contiguous() for name, tensor in transformer.state_dict().items()}, path)
+    save_file(
+        {
+            name: tensor.detach().contiguous()
+            for name, tensor in transformer.state_dict().items()
+        },
+        path,
+    )

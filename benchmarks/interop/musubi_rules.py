@@ -1,4 +1,5 @@
-"""What musubi-tuner's merge makes of an adapter file, by its rules (0.3.4): `lora_unet_` names, LoRA, LoHa and LoKr.
+"""What musubi-tuner's merge makes of an adapter file, by its rules (0.3.4):
+`lora_unet_` names, LoRA, LoHa and LoKr.
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 """
@@ -13,8 +14,11 @@ from torch import Tensor
 PREFIX = "lora_unet_"
 
 
-def read(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The change of each weight. Keys of other names or forms are ignored without a word."""
+def read(
+    tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The change of each weight. Keys of other names or forms are ignored without a
+    word."""
     changes: dict[str, Tensor] = {}
     for name, weight_OI in weights.items():
         if name.endswith(".weight"):
@@ -26,7 +30,11 @@ def read(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[s
 
 
 def _change(stem: str, tensors: Mapping[str, Tensor]) -> Tensor | None:
-    parts = {key.removeprefix(f"{stem}."): t.float() for key, t in tensors.items() if key.startswith(f"{stem}.")}
+    parts = {
+        key.removeprefix(f"{stem}."): t.float()
+        for key, t in tensors.items()
+        if key.startswith(f"{stem}.")
+    }
     alpha = parts.get("alpha")
     if {"lora_down.weight", "lora_up.weight"} <= parts.keys():
         down_RI = parts["lora_down.weight"]
@@ -35,7 +43,11 @@ def _change(stem: str, tensors: Mapping[str, Tensor]) -> Tensor | None:
     if "hada_w1_a" in parts:
         rank = len(parts["hada_w1_b"])
         scale = 1.0 if alpha is None else float(alpha) / rank
-        return scale * (parts["hada_w1_a"] @ parts["hada_w1_b"]) * (parts["hada_w2_a"] @ parts["hada_w2_b"])
+        return (
+            scale
+            * (parts["hada_w1_a"] @ parts["hada_w1_b"])
+            * (parts["hada_w2_a"] @ parts["hada_w2_b"])
+        )
     if "lokr_w1" in parts:
         return _lokr(parts, alpha)
     return None

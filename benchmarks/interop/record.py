@@ -1,4 +1,5 @@
-"""The matrix as tests/golden/interop.json: the form of every file, and what each reader makes of it.
+"""The matrix as tests/golden/interop.json: the form of every file, and what each reader
+makes of it.
 
 A file's numbers are not kept: `rebuild` makes a file of the same form with other ones.
 """
@@ -22,7 +23,13 @@ from benchmarks.interop.table import Matrix
 BLOCK = re.compile(r"(?<=transformer_blocks[._])\d+(?=[._])")
 """The number of a block in a key."""
 
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64, "I32": torch.int32}
+DTYPES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 BLOCKS = 2
@@ -54,9 +61,18 @@ def _case(file: WrittenFile, matrix: Matrix) -> dict[str, Any]:
         "file_name": file.path.name,
         "strength_in_file": file.in_file,
         "keys": _by_block(_forms(file, tensors)),
-        "numbers": _by_end({key: t.reshape(()).item() for key, t in tensors.items() if t.numel() == 1}),
+        "numbers": _by_end(
+            {key: t.reshape(()).item() for key, t in tensors.items() if t.numel() == 1}
+        ),
         "metadata": {key: _parsed(text) for key, text in file.metadata().items()},
-        "meant_norm": _digits(math.sqrt(sum(float(change.double().square().sum()) for change in file.meant.values()))),
+        "meant_norm": _digits(
+            math.sqrt(
+                sum(
+                    float(change.double().square().sum())
+                    for change in file.meant.values()
+                )
+            )
+        ),
         "cells": {name: _cell(cells[file.place]) for name, cells in matrix.items()},
     }
     if file.config is not None:
@@ -84,12 +100,19 @@ def _parsed(text: str) -> Any:
 
 def metadata_of(case: Mapping[str, Any]) -> dict[str, str]:
     """The header metadata of a recorded file."""
-    return {key: json.dumps(value) if isinstance(value, dict) else value for key, value in case["metadata"].items()}
+    return {
+        key: json.dumps(value) if isinstance(value, dict) else value
+        for key, value in case["metadata"].items()
+    }
 
 
-def _forms(file: WrittenFile, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+def _forms(
+    file: WrittenFile, tensors: Mapping[str, Tensor]
+) -> dict[str, dict[str, Any]]:
     """Start of the keys of a layer -> their ends -> shape and dtype."""
-    names = [spelled for layer in file.layers for spelled in (layer, layer.replace(".", "_"))]
+    names = [
+        spelled for layer in file.layers for spelled in (layer, layer.replace(".", "_"))
+    ]
     found: dict[str, dict[str, Any]] = {}
     for key, tensor in tensors.items():
         inside = [name for name in names if name in key]
@@ -97,7 +120,9 @@ def _forms(file: WrittenFile, tensors: Mapping[str, Tensor]) -> dict[str, dict[s
         end = key.index(name) + len(name) if name else len(key)
         shape = list(tensor.shape)
         is_usual = tensor.dtype == torch.float32
-        found.setdefault(key[:end], {})[key[end:]] = shape if is_usual else [shape, _NAMES[tensor.dtype]]
+        found.setdefault(key[:end], {})[key[end:]] = (
+            shape if is_usual else [shape, _NAMES[tensor.dtype]]
+        )
     return found
 
 
@@ -109,13 +134,16 @@ def _by_block(values: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for pattern, of_blocks in grouped.items():
         first = next(iter(of_blocks.values()))
-        is_whole = len(of_blocks) == BLOCKS and all(value == first for value in of_blocks.values())
+        is_whole = len(of_blocks) == BLOCKS and all(
+            value == first for value in of_blocks.values()
+        )
         found |= {pattern: first} if "{}" in pattern and is_whole else of_blocks
     return found
 
 
 def _by_end(numbers: Mapping[str, float]) -> dict[str, float]:
-    """The one number of all keys with an end, such as `.alpha`, where they are alike; else each."""
+    """The one number of all keys with an end, such as `.alpha`, where they are alike;
+    else each."""
     found: dict[str, float] = {}
     for end in sorted({key[key.rindex(".") :] for key in numbers if "." in key}):
         of_end = {key: number for key, number in numbers.items() if key.endswith(end)}
@@ -124,11 +152,17 @@ def _by_end(numbers: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def shapes_of(case: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+def shapes_of(
+    case: Mapping[str, Any],
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of each key of a recorded file."""
     found = {}
     for start, ends in case["keys"].items():
-        starts = [start.format(block) for block in range(BLOCKS)] if "{}" in start else [start]
+        starts = (
+            [start.format(block) for block in range(BLOCKS)]
+            if "{}" in start
+            else [start]
+        )
         for end, form in ends.items():
             is_usual = all(isinstance(size, int) for size in form)
             shape, dtype = (form, "F32") if is_usual else form
@@ -137,7 +171,8 @@ def shapes_of(case: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], torch
 
 
 def rebuild(case: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors of the same names, shapes and dtypes, drawn anew; single numbers, such as alphas, as they were."""
+    """Tensors of the same names, shapes and dtypes, drawn anew; single numbers, such as
+    alphas, as they were."""
     draws = Draws("rebuilt", case["model"], case["name"])
     tensors: dict[str, Tensor] = {}
     for key, (shape, dtype) in shapes_of(case).items():
@@ -150,7 +185,14 @@ def rebuild(case: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def text_of(recorded: Mapping[str, Any]) -> str:
-    """One line for each case: small, and a change of one file is a change of one line."""
+    """One line for each case: small, and a change of one file is a change of one
+    line."""
     head = {key: value for key, value in recorded.items() if key != "cases"}
-    lines = ",\n".join(json.dumps(case, ensure_ascii=False, separators=(",", ":")) for case in recorded["cases"])
-    return json.dumps(head, ensure_ascii=False, indent=1)[:-2] + f',\n "cases": [\n{lines}\n]}}\n'
+    lines = ",\n".join(
+        json.dumps(case, ensure_ascii=False, separators=(",", ":"))
+        for case in recorded["cases"]
+    )
+    return (
+        json.dumps(head, ensure_ascii=False, indent=1)[:-2]
+        + f',\n "cases": [\n{lines}\n]}}\n'
+    )

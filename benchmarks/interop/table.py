@@ -29,12 +29,18 @@ def sign(cell: Cell) -> str:
 
 
 def markdown(files: Sequence[WrittenFile], matrix: Matrix) -> str:
-    """Legend and a table for each model. Files of a writer that every reader takes alike share a row."""
+    """Legend and a table for each model. Files of a writer that every reader takes
+    alike share a row."""
     lines = [_legend(), ""]
     for title in MODELS:
         of_model = [file for file in files if file.model == title]
         if of_model:
-            lines += [f"### Files of {_model_name(title)}", "", *_table(of_model, matrix), ""]
+            lines += [
+                f"### Files of {_model_name(title)}",
+                "",
+                *_table(of_model, matrix),
+                "",
+            ]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -60,15 +66,21 @@ def _table(files: Sequence[WrittenFile], matrix: Matrix) -> list[str]:
     for writer, of_writer in groupby(files, key=lambda file: file.writer):
         rows: dict[tuple[str, ...], list[str]] = {}
         for file in of_writer:
-            signs = tuple(sign(matrix[reader][file.place]) if reader in matrix else "–" for reader in READERS)
+            signs = tuple(
+                sign(matrix[reader][file.place]) if reader in matrix else "–"
+                for reader in READERS
+            )
             rows.setdefault(signs, []).append(file.what)
         for signs, whats in rows.items():
-            lines.append(f"| {writer}: {'; '.join(whats)} | " + " | ".join(signs) + " |")
+            lines.append(
+                f"| {writer}: {'; '.join(whats)} | " + " | ".join(signs) + " |"
+            )
     return lines
 
 
 def write_between_marks(path: Path, text: str) -> None:
-    """Replaces what stands between the marks of a page. Raises ValueError where a mark is missing."""
+    """Replaces what stands between the marks of a page. Raises ValueError where a mark
+    is missing."""
     page = path.read_text(encoding="utf-8")
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)

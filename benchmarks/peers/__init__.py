@@ -1,1 +1,2 @@
-"""The programs that `bench_peers.py` measures: each script runs in the environment of its program."""
+"""The programs that `bench_peers.py` measures: each script runs in the environment of
+its program."""

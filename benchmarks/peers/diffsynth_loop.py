@@ -1,8 +1,9 @@
 """DiffSynth-Studio's own pipeline, training module, loss and `launch_training_task`.
 
-The package has no command line for training, so this script calls its training function with the transformer and one
-cached sample. The width of the transformer, 3072, is fixed in DiffSynth's code. Its data module imports torchvision to
-crop images, which this job does not need, so the script provides an empty module instead.
+The package has no command line for training, so this script calls its training function
+with the transformer and one cached sample. The width of the transformer, 3072, is fixed
+in DiffSynth's code. Its data module imports torchvision to crop images, which this job
+does not need, so the script provides an empty module instead.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ if "torchvision" not in sys.modules:
     sys.modules["torchvision"] = empty
 
 from accelerate import Accelerator  # noqa: E402
-from diffsynth.diffusion import DiffusionTrainingModule, FlowMatchSFTLoss, launch_training_task  # noqa: E402
+from diffsynth.diffusion import (  # noqa: E402
+    DiffusionTrainingModule,
+    FlowMatchSFTLoss,
+    launch_training_task,
+)
 from diffsynth.models.qwen_image_dit import QwenEmbedRope, QwenImageDiT  # noqa: E402
 from diffsynth.pipelines.qwen_image import QwenImagePipeline  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
@@ -33,7 +38,8 @@ ENDLESS = 1_000_000
 
 
 class Training(DiffusionTrainingModule):
-    """One cached sample into its own loss, with checkpointing as its examples have it."""
+    """One cached sample into its own loss, with checkpointing as its examples have
+    it."""
 
     def __init__(self, job) -> None:
         super().__init__()
@@ -43,12 +49,16 @@ class Training(DiffusionTrainingModule):
         for path in sorted((job["folder"] / "transformer").glob("*.safetensors")):
             weights |= load_file(path)
         transformer.load_state_dict(weights, assign=True)
-        transformer.pos_embed = QwenEmbedRope(theta=10000, axes_dim=[16, 56, 56], scale_rope=True)
+        transformer.pos_embed = QwenEmbedRope(
+            theta=10000, axes_dim=[16, 56, 56], scale_rope=True
+        )
         self.pipe = QwenImagePipeline(device="cpu", torch_dtype=torch.bfloat16)
         self.pipe.dit = transformer
         self.pipe.scheduler.set_timesteps(1000, training=True)
         self.pipe.freeze_except([])
-        lora = self.add_lora_to_model(transformer, job["targets"], job["rank"], upcast_dtype=torch.bfloat16)
+        lora = self.add_lora_to_model(
+            transformer, job["targets"], job["rank"], upcast_dtype=torch.bfloat16
+        )
         self.pipe.dit = lora
 
     def forward(self, data, inputs=None):
@@ -65,7 +75,9 @@ class OneSample(torch.utils.data.Dataset):
         tokens = job["size"]["text_tokens"]
         self.sample = {
             "input_latents": torch.randn(1, 16, side, side, dtype=torch.bfloat16),
-            "prompt_emb": torch.randn(1, tokens, job["size"]["text_width"], dtype=torch.bfloat16),
+            "prompt_emb": torch.randn(
+                1, tokens, job["size"]["text_width"], dtype=torch.bfloat16
+            ),
             "prompt_emb_mask": torch.ones(1, tokens, dtype=torch.int64),
             "height": 8 * side,
             "width": 8 * side,
@@ -93,7 +105,9 @@ def main() -> None:
     torch.set_num_threads(1)
     job = job_of_command_line()
     settings = {"learning_rate": job["lr"], "num_workers": 0, "save_steps": ENDLESS}
-    launch_training_task(Accelerator(cpu=True), OneSample(job), Training(job), Answers(), **settings)
+    launch_training_task(
+        Accelerator(cpu=True), OneSample(job), Training(job), Answers(), **settings
+    )
 
 
 main()

@@ -1,4 +1,5 @@
-"""The program's own `train`, on the model of the job. A level of checkpointing stands behind the folder."""
+"""The program's own `train`, on the model of the job. A level of checkpointing stands
+behind the folder."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""What the scripts share: a process takes one training step whenever it is asked to. It imports nothing of the project.
+"""What the scripts share: a process takes one training step whenever it is asked to. It
+imports nothing of the project.
 
-The process writes a JSON line after its first step, then one for each line that it reads. At the end of its input it
-writes the memory that it holds, and the most that it ever held.
+The process writes a JSON line after its first step, then one for each line that it
+reads. At the end of its input it writes the memory that it holds, and the most that it
+ever held.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ def job_of_command_line() -> dict[str, Any]:
 
 
 def own_output() -> TextIO:
-    """The channel of the answers; whatever else the program prints goes to the errors."""
+    """The channel of the answers; whatever else the program prints goes to the
+    errors."""
     channel = sys.stdout
     sys.stdout = sys.stderr
     return channel
@@ -42,9 +45,17 @@ class Turns:
 
     def done(self, loss: float) -> bool:
         """Reports a step and waits for the next turn; whether there is one."""
-        self._say({"wall": time.perf_counter() - self.wall, "cpu": time.process_time() - self.cpu, "loss": loss})
+        self._say(
+            {
+                "wall": time.perf_counter() - self.wall,
+                "cpu": time.process_time() - self.cpu,
+                "loss": loss,
+            }
+        )
         if not sys.stdin.readline():
-            self._say({"peak": resident_bytes("VmHWM"), "held": resident_bytes("VmRSS")})
+            self._say(
+                {"peak": resident_bytes("VmHWM"), "held": resident_bytes("VmRSS")}
+            )
             return False
         self.start()
         return True
@@ -61,7 +72,8 @@ def serve(channel: TextIO, step: Callable[[], float]) -> None:
 
 
 def resident_bytes(kind: str) -> int:
-    """Resident memory of this process, mapped files included. kind: VmRSS, now, or VmHWM, the most that it ever was."""
+    """Resident memory of this process, mapped files included. kind: VmRSS, now, or
+    VmHWM, the most that it ever was."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{kind}:"):
             return 1024 * int(line.split()[1])

@@ -1,4 +1,5 @@
-"""The script of FluxFlow's training guide: as `run.py diagrams`, with the same arguments."""
+"""The script of FluxFlow's training guide: as `run.py diagrams`, with the same
+arguments."""
 
 import runpy
 import sys

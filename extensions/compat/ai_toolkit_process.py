@@ -1,4 +1,5 @@
-"""What an extension written for ai-toolkit imports of its code that is not here, with what to use instead."""
+"""What an extension written for ai-toolkit imports of its code that is not here, with
+what to use instead."""
 
 from __future__ import annotations
 
@@ -22,25 +23,35 @@ INSTEAD = {
 
 
 def missing_parts(error: BaseException) -> str:
-    """What a module of an extension imports of ai-toolkit's own code that is not here, all of it, with what to use
-    instead: a line for each module. Empty where something else went wrong.
+    """What a module of an extension imports of ai-toolkit's own code that is not here,
+    all of it, with what to use instead: a line for each module. Empty where something
+    else went wrong.
 
     Source: ai-toolkit 27a03a91, the imports of extensions/ and extensions_built_in/.
     """
-    if not isinstance(error, ImportError) or (error.name or "").partition(".")[0] not in ("toolkit", "jobs"):
+    if not isinstance(error, ImportError) or (error.name or "").partition(".")[
+        0
+    ] not in ("toolkit", "jobs"):
         return ""
-    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_file()]
+    files = [
+        frame.filename
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_file()
+    ]
     lines: list[str] = []
     for node in ast.walk(ast.parse(Path(files[-1]).read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and not node.level and node.module:
             lines += _line(node.module, [alias.name for alias in node.names])
     if not lines:
         return ""
-    return "\n".join(["ai-toolkit's own code, which this program is not and has not:", *lines])
+    return "\n".join(
+        ["ai-toolkit's own code, which this program is not and has not:", *lines]
+    )
 
 
 def _line(module: str, names: list[str]) -> list[str]:
-    """The line of a module that lacks some of the names; none where it has them all, or is another package."""
+    """The line of a module that lacks some of the names; none where it has them all, or
+    is another package."""
     if module.partition(".")[0] not in ("toolkit", "jobs"):
         return []
     lost = _lost(module, names)
@@ -54,12 +65,17 @@ def _line(module: str, names: list[str]) -> list[str]:
 
 
 def _lost(module: str, names: list[str]) -> list[str]:
-    """Those of the names that the module does not have; all of a module that is not there."""
+    """Those of the names that the module does not have; all of a module that is not
+    there."""
     try:
         imported = import_module(module)
     except ImportError:
         return names
-    return [name for name in names if not hasattr(imported, name) and not _is_module(f"{module}.{name}")]
+    return [
+        name
+        for name in names
+        if not hasattr(imported, name) and not _is_module(f"{module}.{name}")
+    ]
 
 
 def _is_module(name: str) -> bool:

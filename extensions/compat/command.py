@@ -1,5 +1,6 @@
-"""A training command of musubi-tuner -> its flags as the keys of a config, which its reader takes. Lines may be
-continued as in a POSIX shell (`\\`), PowerShell (`` ` ``) and cmd (`^`)."""
+"""A training command of musubi-tuner -> its flags as the keys of a config, which its
+reader takes. Lines may be continued as in a POSIX shell (`\\`), PowerShell (`` ` ``)
+and cmd (`^`)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,13 @@ from extensions.compat.musubi import TEXTS as OF_TEXT
 from extensions.compat.names import NAMES, ROWS
 from extensions.compat.nodes import file_root
 from toolkit.config.reading.foreign import NO_COMMAND
-from toolkit.config.reading.located import ConfigNode, Diagnostics, SourceLocation, odd_characters, show
+from toolkit.config.reading.located import (
+    ConfigNode,
+    Diagnostics,
+    SourceLocation,
+    odd_characters,
+    show,
+)
 from toolkit.config.reading.yaml_reader import scalar_kind, scalar_value
 from toolkit.errors import did_you_mean
 
@@ -29,13 +36,27 @@ NOT_NEEDED = {
 }
 """Script -> why there is no such command here."""
 
-MANY = frozenset({"optimizer_args", "lr_scheduler_args", "network_args", "base_weights", "base_weights_multiplier"})
+MANY = frozenset(
+    {
+        "optimizer_args",
+        "lr_scheduler_args",
+        "network_args",
+        "base_weights",
+        "base_weights_multiplier",
+    }
+)
 """Flags that take several values."""
 
-TEXTS = re.compile("output_name|training_comment|wandb_run_name|log_prefix|log_tracker_name|metadata_.*")
+TEXTS = re.compile(
+    "output_name|training_comment|wandb_run_name|log_prefix|log_tracker_name|metadata_.*"
+)
 """Flags that are text, whatever they look like."""
 
-LAUNCHERS = ("accelerate.commands.launch", "torch.distributed.run", "torch.distributed.launch")
+LAUNCHERS = (
+    "accelerate.commands.launch",
+    "torch.distributed.run",
+    "torch.distributed.launch",
+)
 """Modules after `python -m` that start the script behind them."""
 
 _GOES_ON = re.compile(r"[ \t]*(?:\\|\^|`)[ \t]*\r?\n")
@@ -71,7 +92,8 @@ class _Word(NamedTuple):
 def read_command(text: str, diagnostics: Diagnostics) -> ConfigNode:
     """The root of a training config. Raises ConfigErrors where no command trains.
 
-    text: one or several commands; those that encode beforehand are left out, with a warning.
+    text: one or several commands; those that encode beforehand are left out, with a
+    warning.
     """
     not_read.refuse_variables(text, diagnostics)
     training: list[tuple[_Word, list[_Word]]] = []
@@ -83,43 +105,67 @@ def read_command(text: str, diagnostics: Diagnostics) -> ConfigNode:
         script, before, flags = parted(words)
         if script is None:
             continue  # cd, source, set
-        not_read.refuse_script(script.text, script.at, [flag.text for flag in flags], diagnostics)
+        not_read.refuse_script(
+            script.text, script.at, [flag.text for flag in flags], diagnostics
+        )
         if script.text in (FULL, LORA):
             for word in words:
                 if word.is_open:
-                    diagnostics.error_at(word.at, (), "a quote that opens here is not closed on its line.")
+                    diagnostics.error_at(
+                        word.at,
+                        (),
+                        "a quote that opens here is not closed on its line.",
+                    )
             training.append((script, [*before, *flags]))
         elif script.text in NOT_NEEDED:
-            diagnostics.warn(_node(script.text, script), f"is left out: {NOT_NEEDED[script.text]}.")
+            diagnostics.warn(
+                _node(script.text, script), f"is left out: {NOT_NEEDED[script.text]}."
+            )
         else:
             strange.append(script)
     if training:
         for script in strange:
-            diagnostics.warn(_node(script.text, script), "is left out: a file is one job, and this trains none.")
+            diagnostics.warn(
+                _node(script.text, script),
+                "is left out: a file is one job, and this trains none.",
+            )
     roots = [_root(script, words, diagnostics) for script, words in training]
     are_read = f"Commands of {FULL} and {LORA} are read."
     if not training and not strange:
         diagnostics.fatal(SourceLocation(1, 1), (), NO_COMMAND)
     if not training:
         script = strange[0]
-        diagnostics.fatal(script.at, (), f"{script.text!r} trains no Qwen-Image model. {are_read}")
+        diagnostics.fatal(
+            script.at, (), f"{script.text!r} trains no Qwen-Image model. {are_read}"
+        )
     if len(training) > 1:
         second, _ = training[1]
-        diagnostics.fatal(second.at, (), f"is a second training: give one command. {are_read}")
+        diagnostics.fatal(
+            second.at, (), f"is a second training: give one command. {are_read}"
+        )
     return roots[0]
 
 
-def _root(script: _Word, words: Sequence[_Word], diagnostics: Diagnostics) -> ConfigNode:
+def _root(
+    script: _Word, words: Sequence[_Word], diagnostics: Diagnostics
+) -> ConfigNode:
     entries = _with_file(_flags(words, diagnostics), diagnostics)
-    return ConfigNode({SCRIPT: _node(script.text, script), **entries}, (), script.at, script.at)
+    return ConfigNode(
+        {SCRIPT: _node(script.text, script), **entries}, (), script.at, script.at
+    )
 
 
 def commands(text: str) -> Iterator[list[_Word]]:
-    """The words of each command; a continued line keeps its places. Variables that are assigned above have their
-    values, unless what runs decides them."""
-    flat_text = _GOES_ON.sub(lambda match: " " * len(match.group()), _without_comments(text))
+    """The words of each command; a continued line keeps its places. Variables that are
+    assigned above have their values, unless what runs decides them."""
+    flat_text = _GOES_ON.sub(
+        lambda match: " " * len(match.group()), _without_comments(text)
+    )
     known = _Variables()
-    starts = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]  # of the lines, continued or not
+    starts = [
+        0,
+        *accumulate(len(line) + 1 for line in text.split("\n")),
+    ]  # of the lines, continued or not
     start = 0
     for line in flat_text.splitlines(keepends=True):
         words: list[_Word] = []
@@ -142,7 +188,9 @@ def commands(text: str) -> Iterator[list[_Word]]:
                 yield known.after_assignments(words)
                 words = []
             elif not (to_file or waits):
-                words += [word._replace(is_open=is_open) for word in known.words(raw, place)]
+                words += [
+                    word._replace(is_open=is_open) for word in known.words(raw, place)
+                ]
             waits = to_file and is_name_missing
             if is_last:
                 yield known.after_assignments(words)
@@ -152,11 +200,15 @@ def commands(text: str) -> Iterator[list[_Word]]:
 
 
 def _without_comments(text: str) -> str:
-    """A text of the same length with spaces for comments, which go on to the end of their own line whatever it is; a
-    comment behind the mark that continues a line is let be, as guides have it."""
+    """A text of the same length with spaces for comments, which go on to the end of
+    their own line whatever it is; a comment behind the mark that continues a line is
+    let be, as guides have it."""
     lines = []
     for line in text.splitlines(keepends=True):
-        begin = next((word.start() for word in _WORD.finditer(line) if word.group()[0] == "#"), None)
+        begin = next(
+            (word.start() for word in _WORD.finditer(line) if word.group()[0] == "#"),
+            None,
+        )
         if begin is None:
             lines.append(line)
             continue
@@ -166,8 +218,8 @@ def _without_comments(text: str) -> str:
 
 
 def stray_flags(text: str) -> Iterator[tuple[SourceLocation, str]]:
-    """Places where a command begins with a flag, or has flags and no script below one that has one, and why: it is the
-    end of the command above, which does not go on."""
+    """Places where a command begins with a flag, or has flags and no script below one
+    that has one, and why: it is the end of the command above, which does not go on."""
     lines = text.splitlines()
     continuation = _GOES_ON.search(text)
     mark = continuation.group().strip() if continuation else "\\"
@@ -176,7 +228,11 @@ def stray_flags(text: str) -> Iterator[tuple[SourceLocation, str]]:
         first = words[0] if words else None
         was_above = is_above
         is_above = first is not None and parted(words)[0] is not None
-        flags = {word.text[2:].partition("=")[0] for word in words if word.text.startswith("--")}
+        flags = {
+            word.text[2:].partition("=")[0]
+            for word in words
+            if word.text.startswith("--")
+        }
         is_end = was_above and not is_above and not flags.isdisjoint(ROWS)
         if first is None or not (is_end or _FLAG.match(first.text)):
             continue
@@ -188,7 +244,10 @@ def stray_flags(text: str) -> Iterator[tuple[SourceLocation, str]]:
             what = f"line {first.at.line - 1} is {'a comment' if above else 'empty'}, which ends it. Remove that line."
         else:
             what = f"the mark that continues it ({mark}) is missing at the end of line {first.at.line - 1}."
-        yield first.at, f"{first.text.partition('=')[0]!r} belongs to the command above: {what}"
+        yield (
+            first.at,
+            f"{first.text.partition('=')[0]!r} belongs to the command above: {what}",
+        )
 
 
 class _Variables:
@@ -204,7 +263,8 @@ class _Variables:
         """Number of `if`, loops and cases around a line."""
 
     def words(self, raw: str, place: SourceLocation) -> list[_Word]:
-        """A word as the program gets it: none of what is empty, several of a variable that holds several."""
+        """A word as the program gets it: none of what is empty, several of a variable
+        that holds several."""
         array_begins = _ARRAY.fullmatch(raw)
         if array_begins and not self.filling:
             self.filling = array_begins[1]
@@ -226,7 +286,9 @@ class _Variables:
         if array and array[1] in self.arrays:
             return self.arrays[array[1]]
         text = _unquoted(raw, self.values)
-        if not _ALONE.fullmatch(raw) or (_UNKNOWN.fullmatch(text) and text[2:-1] not in os.environ):
+        if not _ALONE.fullmatch(raw) or (
+            _UNKNOWN.fullmatch(text) and text[2:-1] not in os.environ
+        ):
             return [_Word(text, place)]
         parts = _now(text).split()
         is_value = len(parts) == 1 and not parts[0].startswith("--")
@@ -260,7 +322,8 @@ class _Variables:
 
 
 def _unquoted(word: str, variables: Mapping[str, str]) -> str:
-    """A word as the program gets it; `$NAME` that has no value in the text as the config writes variables."""
+    """A word as the program gets it; `$NAME` that has no value in the text as the
+    config writes variables."""
 
     def name_of(variable: re.Match[str]) -> str:
         name: str = variable[1] or variable[2] or variable[3] or variable[4]
@@ -272,7 +335,9 @@ def _unquoted(word: str, variables: Mapping[str, str]) -> str:
         return variables.get(name, variable[0] if is_no_variable else f"${{{name}}}")
 
     def or_else(variable: re.Match[str]) -> str:
-        inside = _VARIABLE.sub(lambda inner: os.environ.get(name_of(inner), value(inner)), variable[2])
+        inside = _VARIABLE.sub(
+            lambda inner: os.environ.get(name_of(inner), value(inner)), variable[2]
+        )
         return variables.get(variable[1]) or f"${{{variable[1]}:-{inside}}}"
 
     if _WINDOWS.match(word):
@@ -289,7 +354,8 @@ def _unquoted(word: str, variables: Mapping[str, str]) -> str:
 
 
 def _now(text: str) -> str:
-    """What a variable is now, which may have a value for where it has none; other texts as they are."""
+    """What a variable is now, which may have a value for where it has none; other texts
+    as they are."""
     if _UNKNOWN.fullmatch(text):
         return os.environ[text[2:-1]]
     variable = _OR_ELSE.fullmatch(text)
@@ -299,11 +365,14 @@ def _now(text: str) -> str:
 
 
 def parted(words: Sequence[_Word]) -> tuple[_Word | None, list[_Word], list[_Word]]:
-    """The name of the script, what `accelerate` is told that the script would have to know, and its flags."""
+    """The name of the script, what `accelerate` is told that the script would have to
+    know, and its flags."""
     for index, word in enumerate(words):
         name = re.split(r"[/\\]", word.text)[-1]
         module = f"{word.text.rpartition('.')[2]}.py"
-        is_module = bool(index) and words[index - 1].text == "-m" and word.text not in LAUNCHERS
+        is_module = (
+            bool(index) and words[index - 1].text == "-m" and word.text not in LAUNCHERS
+        )
         if is_module and ("." in word.text or module in (FULL, LORA)):
             name = module
         if name.endswith(".py"):
@@ -318,7 +387,8 @@ def parted(words: Sequence[_Word]) -> tuple[_Word | None, list[_Word], list[_Wor
 
 
 def _precision(words: Sequence[_Word]) -> list[_Word]:
-    """The flag in the arguments of `accelerate` that sets the number type, and its value."""
+    """The flag in the arguments of `accelerate` that sets the number type, and its
+    value."""
     flag = "--mixed_precision"
     chosen = []
     for index, word in enumerate(words):
@@ -342,25 +412,40 @@ def _flags(words: Sequence[_Word], diagnostics: Diagnostics) -> dict[str, Config
                 hint = odd_characters(word.text)
             if _FLAG.match(word.text):
                 hint = "A flag begins with two plain '-'."
-            diagnostics.error_at(word.at, (), f"{word.text!r} belongs to no flag. {hint}".rstrip())
+            diagnostics.error_at(
+                word.at, (), f"{word.text!r} belongs to no flag. {hint}".rstrip()
+            )
             continue
         name, equals, value = word.text[2:].partition("=")
         meant = [flag for flag in ROWS if flag.startswith(name)]
         if len(meant) == 1:  # a beginning that no other has, as in musubi-tuner
             name = meant[0]
         values = [word._replace(text=value)] if equals else []
-        while waiting and not waiting[0].text.startswith("--") and (name in MANY or not values):
+        while (
+            waiting
+            and not waiting[0].text.startswith("--")
+            and (name in MANY or not values)
+        ):
             values.append(waiting.pop(0))
         if name not in ROWS:
             if name in NAMES["musubi", "flags"]:
                 tools = "It is a flag of another script."
             else:
                 tools = ""
-            hint = odd_characters(name) or tools or did_you_mean(name, ROWS, list_all=False)
-            diagnostics.error(_node(name, word, name), f"--{name}: unknown flag. {hint}", at_key=True)
+            hint = (
+                odd_characters(name)
+                or tools
+                or did_you_mean(name, ROWS, list_all=False)
+            )
+            diagnostics.error(
+                _node(name, word, name), f"--{name}: unknown flag. {hint}", at_key=True
+            )
             continue
         if not values and (name in MANY or name in OF_TEXT):
-            diagnostics.error(_node(name, word, name), f"--{name}: has no value. Write one, or leave the flag out.")
+            diagnostics.error(
+                _node(name, word, name),
+                f"--{name}: has no value. Write one, or leave the flag out.",
+            )
             continue
         is_text = TEXTS.fullmatch(name) is not None
         nodes = [_node(argument.text, argument, name, is_text) for argument in values]
@@ -373,17 +458,27 @@ def _flags(words: Sequence[_Word], diagnostics: Diagnostics) -> dict[str, Config
     return given
 
 
-def with_flags(given: Mapping[str, ConfigNode], text: ConfigNode, diagnostics: Diagnostics) -> dict[str, ConfigNode]:
-    """Options with those of a text in which a front end keeps flags for which it has no field."""
-    words = [word._replace(at=text.value_at) for command in commands(str(text.value)) for word in command]
+def with_flags(
+    given: Mapping[str, ConfigNode], text: ConfigNode, diagnostics: Diagnostics
+) -> dict[str, ConfigNode]:
+    """Options with those of a text in which a front end keeps flags for which it has no
+    field."""
+    words = [
+        word._replace(at=text.value_at)
+        for command in commands(str(text.value))
+        for word in command
+    ]
     known = dict(given)
     for name, node in _flags(words, diagnostics).items():
         _add(known, name, node, diagnostics)
     return known
 
 
-def _with_file(given: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
-    """The flags and what the file of `--config_file` says; an option of both with unlike values is an error."""
+def _with_file(
+    given: dict[str, ConfigNode], diagnostics: Diagnostics
+) -> dict[str, ConfigNode]:
+    """The flags and what the file of `--config_file` says; an option of both with
+    unlike values is an error."""
     node = given.pop("config_file", None)
     if node is None:
         return given
@@ -398,8 +493,11 @@ def _with_file(given: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[s
     return given
 
 
-def _add(given: dict[str, ConfigNode], name: str, node: ConfigNode, diagnostics: Diagnostics) -> None:
-    """Adds an option; one that is given already with another value is an error with both."""
+def _add(
+    given: dict[str, ConfigNode], name: str, node: ConfigNode, diagnostics: Diagnostics
+) -> None:
+    """Adds an option; one that is given already with another value is an error with
+    both."""
     first = given.setdefault(name, node)
     if first.data() != node.data():
         at = node.key_at
@@ -417,6 +515,15 @@ def _shown(node: ConfigNode) -> str:
     return show(node)
 
 
-def _node(text: str, word: _Word, name: str = SCRIPT, is_text: bool = True) -> ConfigNode:
+def _node(
+    text: str, word: _Word, name: str = SCRIPT, is_text: bool = True
+) -> ConfigNode:
     is_number = not is_text and scalar_kind(text) in ("int", "float")
-    return ConfigNode(scalar_value(text) if is_number else text, (name,), word.at, word.at, text, plain=True)
+    return ConfigNode(
+        scalar_value(text) if is_number else text,
+        (name,),
+        word.at,
+        word.at,
+        text,
+        plain=True,
+    )

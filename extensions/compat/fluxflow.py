@@ -1,5 +1,6 @@
-"""A file or a command line of FluxFlow's training guide -> a job: each step of `training.pipeline.steps` becomes a
-process, its values nodes that keep their line and column. What each key becomes: `extensions.compat.fluxflow_keys`."""
+"""A file or a command line of FluxFlow's training guide -> a job: each step of
+`training.pipeline.steps` becomes a process, its values nodes that keep their line and
+column. What each key becomes: `extensions.compat.fluxflow_keys`."""
 
 from __future__ import annotations
 
@@ -39,15 +40,28 @@ from toolkit.files.safetensors_io import METADATA, read_header
 from toolkit.system.nvidia import half_precision
 
 Level = dict[str, ConfigNode]
-"""Key -> value of one place: the sections at the top, `pipeline.defaults`, or a step."""
+"""Key -> value of one place: the sections at the top, `pipeline.defaults`, or a
+step."""
 
 MARKS = frozenset({TRAINING, DATA, OUTPUT})
 """A file without `job` and `config` that has one of these is the guide's."""
 
-AT_TOP = ("optimizers", "schedulers", "optimizer_config", "scheduler_config", "optimization", "model_checkpoint")
-"""Keys of `training` that the guide, or an example of its repository, also has outside of it."""
+AT_TOP = (
+    "optimizers",
+    "schedulers",
+    "optimizer_config",
+    "scheduler_config",
+    "optimization",
+    "model_checkpoint",
+)
+"""Keys of `training` that the guide, or an example of its repository, also has outside
+of it."""
 
-SAME = {"train_diff": "train_diff_full", "use_tt2m": "use_webdataset", "tt2m_token": "webdataset_token"}
+SAME = {
+    "train_diff": "train_diff_full",
+    "use_tt2m": "use_webdataset",
+    "tt2m_token": "webdataset_token",
+}
 """Other name -> the key that means the same."""
 
 MODES = ("train_vae", "train_diff_full")
@@ -83,15 +97,22 @@ class _Guide:
     keeps_text = True
 
     def reads(self, root: ConfigNode) -> bool:
-        return not {"job", "config"} & root.value.keys() and bool(MARKS & root.value.keys())
+        return not {"job", "config"} & root.value.keys() and bool(
+            MARKS & root.value.keys()
+        )
 
     def with_flags(
-        self, root: ConfigNode | None, flags: Mapping[str, Sequence[str]], diagnostics: Diagnostics
+        self,
+        root: ConfigNode | None,
+        flags: Mapping[str, Sequence[str]],
+        diagnostics: Diagnostics,
     ) -> ConfigNode:
         if root is not None and not self.reads(root):
             given = ", ".join(f"--{flag}" for flag in flags)
             remedies = {flag: not_a_flag(flag) for flag in flags}
-            listed = "".join(f" --{flag}: {remedy}" for flag, remedy in remedies.items() if remedy)
+            listed = "".join(
+                f" --{flag}: {remedy}" for flag, remedy in remedies.items() if remedy
+            )
             message = f"{given}: only applies to a file of FluxFlow's guide (data:, training:), and this is a job."
             diagnostics.fatal(root.value_at, (), f"{message}{listed}")
         return with_flags(root, flags, diagnostics)
@@ -107,12 +128,20 @@ class _Guide:
         return _Reader(root, folder, name, diagnostics).job()
 
     def renamed(self, root: ConfigNode, name: str) -> ConfigNode:
-        parent = Path(next((str(node.value) for node in _output_paths(root)), DEFAULT_OUTPUT)).parent
+        parent = Path(
+            next((str(node.value) for node in _output_paths(root)), DEFAULT_OUTPUT)
+        ).parent
         for section in (TRAINING, OUTPUT):
             node = root.value.get(section)
             if node is not None and isinstance(node.value, dict):
-                others = {key: child for key, child in node.value.items() if key != "output_path"}
-                root = replace(root, value={**root.value, section: replace(node, value=others)})
+                others = {
+                    key: child
+                    for key, child in node.value.items()
+                    if key != "output_path"
+                }
+                root = replace(
+                    root, value={**root.value, section: replace(node, value=others)}
+                )
         path = replace(root, value=str(parent / name), path=(OUTPUT, "output_path"))
         output = root.value.get(OUTPUT) or replace(root, value={}, path=(OUTPUT,))
         output = replace(output, value={**output.value, "output_path": path})
@@ -150,14 +179,22 @@ class _Step:
 
     @property
     def trains_vae(self) -> bool:
-        """`train_vae` or `gan_training`; without a flow model also what only an autoencoder has."""
-        implied = () if self.trains_flow else ("train_spade", "use_lpips", "train_reconstruction")
+        """`train_vae` or `gan_training`; without a flow model also what only an
+        autoencoder has."""
+        implied = (
+            ()
+            if self.trains_flow
+            else ("train_spade", "use_lpips", "train_reconstruction")
+        )
         return self.adversarial or any(self.on(key) for key in ("train_vae", *implied))
 
     @property
     def adversarial(self) -> bool:
-        """Whether a discriminator is trained; beside a flow model only where the step says so or trains the VAE."""
-        meant = not self.trains_flow or self.on("train_vae") or "gan_training" in self.given
+        """Whether a discriminator is trained; beside a flow model only where the step
+        says so or trains the VAE."""
+        meant = (
+            not self.trains_flow or self.on("train_vae") or "gan_training" in self.given
+        )
         return self.on("gan_training") and meant
 
     @property
@@ -167,9 +204,14 @@ class _Step:
         return self.adversarial and (explicit or not self.on("train_vae"))
 
     def has_length(self) -> bool:
-        """Whether the number of its steps is known before the data are read: that of a stream need not be."""
+        """Whether the number of its steps is known before the data are read: that of a
+        stream need not be."""
         only_steps = "max_steps" in self.values and "n_epochs" not in self.values
-        return "url" not in self.dataset.value or "webdataset_size" in self.values or only_steps
+        return (
+            "url" not in self.dataset.value
+            or "webdataset_size" in self.values
+            or only_steps
+        )
 
     def roles(self) -> tuple[str, ...]:
         """What learns."""
@@ -198,7 +240,9 @@ class _Start:
 class _Reader:
     """Reads one file."""
 
-    def __init__(self, root: ConfigNode, folder: Path, name: str | None, diagnostics: Diagnostics) -> None:
+    def __init__(
+        self, root: ConfigNode, folder: Path, name: str | None, diagnostics: Diagnostics
+    ) -> None:
         self.root = root
         self.folder = folder
         self.diagnostics = diagnostics
@@ -231,11 +275,14 @@ class _Reader:
     # ------------------------------------------------------------ places
 
     def _sections(self) -> Level:
-        """The keys of `data`, `model`, `training` and `output` as one level; errors of the top level are reported."""
+        """The keys of `data`, `model`, `training` and `output` as one level; errors of
+        the top level are reported."""
         shared: Level = {}
         for key, node in self.root.value.items():
             if key in AT_TOP:
-                for inner, child in self._level(replace(self.root, value={key: node}), TRAINING).items():
+                for inner, child in self._level(
+                    replace(self.root, value={key: node}), TRAINING
+                ).items():
                     self._add(shared, inner, child)
             elif key not in SECTIONS:
                 belongs = _places(key)
@@ -243,19 +290,24 @@ class _Reader:
                     hint = f"It belongs in {belongs}."
                 else:
                     hint = did_you_mean(key, SECTIONS)
-                self.diagnostics.error(node, f"unknown key. {odd_characters(key) or hint}", at_key=True)
+                self.diagnostics.error(
+                    node, f"unknown key. {odd_characters(key) or hint}", at_key=True
+                )
             elif isinstance(node.value, dict):
                 for inner, child in self._level(node, key).items():
                     self._add(shared, inner, child)
             elif not node.is_blank:
-                self.diagnostics.error(node, f"{show(node)} is not a mapping of keys and values.")
+                self.diagnostics.error(
+                    node, f"{show(node)} is not a mapping of keys and values."
+                )
         return shared
 
     def _add(self, level: Level, key: str, node: ConfigNode) -> None:
         level[key] = merge_aliases(level.get(key), node, self.diagnostics)
 
     def _level(self, node: ConfigNode, place: str) -> Level:
-        """The values of a mapping under the names of KEYS; what is wrong is reported and left out."""
+        """The values of a mapping under the names of KEYS; what is wrong is reported
+        and left out."""
         model = section_of(place)
         given: Level = {}
         for key, child in node.value.items():
@@ -264,9 +316,13 @@ class _Reader:
             elif not child.is_blank:
                 given[key] = child
                 if key in ("use_tt2m", "tt2m_token"):
-                    self.diagnostics.warn(child, f"is an old name. Write {SAME[key]!r}.")
+                    self.diagnostics.warn(
+                        child, f"is an old name. Write {SAME[key]!r}."
+                    )
         section, checked = validate(model, replace(node, value=given), self.diagnostics)
-        self.wrong |= {key.removeprefix("--") for key in given.keys() - checked.value.keys()}
+        self.wrong |= {
+            key.removeprefix("--") for key in given.keys() - checked.value.keys()
+        }
         level: Level = {}
         for key, child in checked.value.items():
             value = getattr(section, key)
@@ -302,7 +358,9 @@ class _Reader:
         node = self.shared.get("output_path") or node_at(self.root, DEFAULT_OUTPUT)
         path = Path(os.path.normpath(node.value))
         if not path.name or path.name == "..":
-            self.diagnostics.error(node, f"{show(node)} has no name. Give a folder, such as outputs/run1.")
+            self.diagnostics.error(
+                node, f"{show(node)} has no name. Give a folder, such as outputs/run1."
+            )
             path = Path(DEFAULT_OUTPUT)
         return at(node, str(path.parent)), at(node, name or path.name)
 
@@ -313,19 +371,31 @@ class _Reader:
         pipeline = self.shared.get("pipeline")
         if pipeline is None:
             node = self.root.child(TRAINING) or self.root
-            given = {key: child for key, child in self.shared.items() if STEPS in KEYS[key].places}
+            given = {
+                key: child
+                for key, child in self.shared.items()
+                if STEPS in KEYS[key].places
+            }
             step = self._step(node_at(node, DEFAULT_STEP), node, {}, given, pipeline)
             return [step] if step else []
         known = ("steps", "defaults", "datasets", "default_dataset")
         for key, child in pipeline.value.items():
             if key not in known:
                 self._unknown(child, key, known)
-            elif key in ("defaults", "datasets") and not child.is_blank and not isinstance(child.value, dict):
-                self.diagnostics.error(child, f"{show(child)} is not a mapping of keys and values.")
+            elif (
+                key in ("defaults", "datasets")
+                and not child.is_blank
+                and not isinstance(child.value, dict)
+            ):
+                self.diagnostics.error(
+                    child, f"{show(child)} is not a mapping of keys and values."
+                )
         listed = pipeline.child("steps")
         if listed is None or not isinstance(listed.value, list) or not listed.value:
             remedy = "Give 'training.pipeline.steps', a list with at least one entry."
-            self.diagnostics.error(listed or pipeline, f"No pipeline steps defined. {remedy}")
+            self.diagnostics.error(
+                listed or pipeline, f"No pipeline steps defined. {remedy}"
+            )
             return []
         common = pipeline.child("defaults")
         if common is not None and isinstance(common.value, dict):
@@ -335,9 +405,14 @@ class _Reader:
         steps = [self._listed_step(entry, defaults, pipeline) for entry in listed.value]
         return [step for step in steps if step is not None]
 
-    def _listed_step(self, node: ConfigNode, defaults: Level, pipeline: ConfigNode) -> _Step | None:
+    def _listed_step(
+        self, node: ConfigNode, defaults: Level, pipeline: ConfigNode
+    ) -> _Step | None:
         if not isinstance(node.value, dict):
-            self.diagnostics.error(node, f"{show(node)} is not a mapping. Write '- name: vae_warmup' and its keys.")
+            self.diagnostics.error(
+                node,
+                f"{show(node)} is not a mapping. Write '- name: vae_warmup' and its keys.",
+            )
             return None
         given = self._level(node, STEPS)
         name = given.get("name")
@@ -347,25 +422,49 @@ class _Reader:
                 self.diagnostics.error(node, message, path=(*node.path, "name"))
             name = node_at(node, f"step{node.path[-1]}")
         elif name.value in OWN_FOLDERS:
-            self.diagnostics.error(name, f"{show(name)} is the name of another folder of the results. Take another.")
+            self.diagnostics.error(
+                name,
+                f"{show(name)} is the name of another folder of the results. Take another.",
+            )
         elif re.search(r"[/\\\x00-\x1f]", name.value) or name.value.strip(" .") == "":
             remedy = "Leave out '/', '\\' and control characters."
-            self.diagnostics.error(name, f"{show(name)} cannot be the name of a folder and of files. {remedy}")
+            self.diagnostics.error(
+                name,
+                f"{show(name)} cannot be the name of a folder and of files. {remedy}",
+            )
             name = node_at(node, f"step{node.path[-1]}")
         return self._step(name, node, defaults, given, pipeline)
 
     def _step(
-        self, name: ConfigNode, node: ConfigNode, defaults: Level, given: Level, pipeline: ConfigNode | None
+        self,
+        name: ConfigNode,
+        node: ConfigNode,
+        defaults: Level,
+        given: Level,
+        pipeline: ConfigNode | None,
     ) -> _Step | None:
         """The step, or None where it trains nothing. given: what it says itself."""
         of_pipeline = {**defaults, **given}
-        shared = {key: child for key, child in self.shared.items() if key not in ("name", "pipeline")}
+        shared = {
+            key: child
+            for key, child in self.shared.items()
+            if key not in ("name", "pipeline")
+        }
         if any(mode in of_pipeline for mode in MODES):
             shared = {key: child for key, child in shared.items() if key not in MODES}
         dataset = self._named_dataset(of_pipeline.get("dataset"), pipeline)
         values = {**shared, **dataset, **of_pipeline}
-        optimizers = RoleOptimizers(self.folder, [given, defaults, self.shared], self.diagnostics)
-        step = _Step(name, node, self._frozen(values), given, self._dataset(values, node), optimizers)
+        optimizers = RoleOptimizers(
+            self.folder, [given, defaults, self.shared], self.diagnostics
+        )
+        step = _Step(
+            name,
+            node,
+            self._frozen(values),
+            given,
+            self._dataset(values, node),
+            optimizers,
+        )
         return step if self._learns(step) else None
 
     def _frozen(self, values: Level) -> Level:
@@ -388,37 +487,57 @@ class _Reader:
                 values = {**values, switches[name]: replace(item, value=True)}
             elif name not in alone:
                 self.diagnostics.error(
-                    item, f"{show(item)} is not a known part. {did_you_mean(name, [*switches, *alone])}"
+                    item,
+                    f"{show(item)} is not a known part. {did_you_mean(name, [*switches, *alone])}",
                 )
             elif name != "compressor" and "vae" not in names:
                 remedy = "Freeze 'vae' or 'compressor', or leave it out."
-                self.diagnostics.error(item, f"{show(item)} cannot be frozen by itself. {remedy}")
+                self.diagnostics.error(
+                    item, f"{show(item)} cannot be frozen by itself. {remedy}"
+                )
         if "unfreeze" in values:
-            self.diagnostics.warn(values["unfreeze"], "has no effect: nothing stays frozen from one step to the next.")
+            self.diagnostics.warn(
+                values["unfreeze"],
+                "has no effect: nothing stays frozen from one step to the next.",
+            )
         return values
 
     def _learns(self, step: _Step) -> bool:
-        """Whether the step trains something, and freezes nothing that it trains; if not, that is reported."""
+        """Whether the step trains something, and freezes nothing that it trains; if
+        not, that is reported."""
         trained = {"freeze_vae": step.trains_vae, "freeze_flow": step.trains_flow}
         for key, is_trained in trained.items():
             if step.on(key) and is_trained:
-                self.diagnostics.error(step.values[key], "Cannot freeze and train the same component. Remove one.")
+                self.diagnostics.error(
+                    step.values[key],
+                    "Cannot freeze and train the same component. Remove one.",
+                )
                 return False
             if step.on(key) and not step.trains_flow:
                 part = key.removeprefix("freeze_")
-                self.diagnostics.warn(step.values[key], f"Freezing {part}: step {step.name.value!r} does not load it.")
+                self.diagnostics.warn(
+                    step.values[key],
+                    f"Freezing {part}: step {step.name.value!r} does not load it.",
+                )
         if step.roles():
             return True
         if self.wrong & {*SWITCHES, *SAME}:
             return False
-        remedy = "Give 'train_vae: true', 'gan_training: true' or 'train_diff_full: true'."
-        self.diagnostics.error(step.node, f"step {step.name.value!r} trains nothing. {remedy}")
+        remedy = (
+            "Give 'train_vae: true', 'gan_training: true' or 'train_diff_full: true'."
+        )
+        self.diagnostics.error(
+            step.node, f"step {step.name.value!r} trains nothing. {remedy}"
+        )
         return False
 
     # ------------------------------------------------------------ datasets
 
-    def _named_dataset(self, chosen: ConfigNode | None, pipeline: ConfigNode | None) -> Level:
-        """The keys of the entry of `pipeline.datasets` that a step uses, under the names of `data`."""
+    def _named_dataset(
+        self, chosen: ConfigNode | None, pipeline: ConfigNode | None
+    ) -> Level:
+        """The keys of the entry of `pipeline.datasets` that a step uses, under the
+        names of `data`."""
         if pipeline is None:
             return {}
         chosen = chosen or pipeline.child("default_dataset")
@@ -435,17 +554,24 @@ class _Reader:
                 hint = did_you_mean(str(chosen.value), entries)
             else:
                 hint = "There is no 'training.pipeline.datasets'."
-            self.diagnostics.error(chosen, f"{show(chosen)} is not a dataset of the pipeline. {hint}")
+            self.diagnostics.error(
+                chosen, f"{show(chosen)} is not a dataset of the pipeline. {hint}"
+            )
             return {}
         if not isinstance(node.value, dict):
-            self.diagnostics.error(node, f"{show(node)} is not a mapping of keys and values.")
+            self.diagnostics.error(
+                node, f"{show(node)} is not a mapping of keys and values."
+            )
             return {}
         level = self._level(node, DATASETS)
         if "image_folder" in level:
             self._add(level, "data_path", level.pop("image_folder"))
         kind = level.pop("type", None)
         if kind is not None and kind.value not in ("local", "webdataset"):
-            self.diagnostics.error(kind, f"{show(kind)} is not a kind of dataset. Write local or webdataset.")
+            self.diagnostics.error(
+                kind,
+                f"{show(kind)} is not a kind of dataset. Write local or webdataset.",
+            )
         elif kind is not None:
             level["use_webdataset"] = replace(kind, value=kind.value == "webdataset")
         return level
@@ -480,18 +606,32 @@ class _Reader:
         if streamed:
             if folder is not None and folder.path[:1] == (switch or folder).path[:1]:
                 self.diagnostics.warn(folder, "has no effect beside 'use_webdataset'.")
-            entry = {"url": shards or DEFAULT_SHARDS, "webdataset": self._shards(values), **entry}
+            entry = {
+                "url": shards or DEFAULT_SHARDS,
+                "webdataset": self._shards(values),
+                **entry,
+            }
         else:
             if folder is None:
                 message = "is required: a folder of images, or 'use_webdataset: true' with 'webdataset_url'."
-                self.diagnostics.error(self.root.child(DATA) or self.root, message, path=(DATA, "data_path"))
-            entry = {"folder_path": folder, "captions_file": values.get("captions_file"), **entry}
+                self.diagnostics.error(
+                    self.root.child(DATA) or self.root,
+                    message,
+                    path=(DATA, "data_path"),
+                )
+            entry = {
+                "folder_path": folder,
+                "captions_file": values.get("captions_file"),
+                **entry,
+            }
         return tree(entry, place)
 
     def _shards(self, values: Level) -> dict[str, Any]:
         is_default_set = "webdataset_url" not in values
         return {
-            "image_key": values.get("webdataset_image_key", ["jpg" if is_default_set else "png"]),
+            "image_key": values.get(
+                "webdataset_image_key", ["jpg" if is_default_set else "png"]
+            ),
             "label_key": values.get("webdataset_label_key", "json"),
             "caption_key": values.get("webdataset_caption_key", "prompt"),
             "token": values.get("webdataset_token"),
@@ -505,13 +645,19 @@ class _Reader:
         node = self.shared.get("model_checkpoint")
         if node is None:
             if "preserve_lr" in self.shared and self.shared["preserve_lr"].value:
-                self.diagnostics.warn(self.shared["preserve_lr"], "has no effect without 'model_checkpoint'.")
+                self.diagnostics.warn(
+                    self.shared["preserve_lr"],
+                    "has no effect without 'model_checkpoint'.",
+                )
             return _Start()
         path = Path(node.value).expanduser()
         parent, name = self.out
         results = Path(parent.value).expanduser().resolve() / name.value
         if path.resolve().is_relative_to(results):
-            self.diagnostics.warn(node, "is this job's own result: the same job goes on from its last state.")
+            self.diagnostics.warn(
+                node,
+                "is this job's own result: the same job goes on from its last state.",
+            )
             return _Start()
         folder, fault = checkpoint_folder(path)
         if folder is None:
@@ -520,7 +666,9 @@ class _Reader:
             return _Start()
         self._read_rates(node, path)
         self._compare_size(node, folder)
-        is_flow = (folder / "model_index.json").is_file() and (folder / "transformer").is_dir()
+        is_flow = (folder / "model_index.json").is_file() and (
+            folder / "transformer"
+        ).is_dir()
         return _Start(str(folder), str(folder) if is_flow else "")
 
     def _read_rates(self, node: ConfigNode, path: Path) -> None:
@@ -531,22 +679,46 @@ class _Reader:
         try:
             rates = json.loads(file.read_text(encoding="utf-8"))
             self.rates = {role: at(switch, float(rate)) for role, rate in rates.items()}
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            self.diagnostics.error(switch, f"{file} cannot be read ({error}). Leave this out, or restore the file.")
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
+            self.diagnostics.error(
+                switch,
+                f"{file} cannot be read ({error}). Leave this out, or restore the file.",
+            )
 
     def _compare_size(self, node: ConfigNode, folder: Path) -> None:
         """A note where `vae_dim` says another size than the checkpoint has."""
         wanted = self.shared.get("vae_dim")
-        file = next((file for file in (folder / PART / CONFIG, folder / CONFIG) if file.is_file()), None)
+        file = next(
+            (
+                file
+                for file in (folder / PART / CONFIG, folder / CONFIG)
+                if file.is_file()
+            ),
+            None,
+        )
         if wanted is None or file is None:
             return
         try:
-            widths = json.loads(file.read_text(encoding="utf-8")).get("block_out_channels")
+            widths = json.loads(file.read_text(encoding="utf-8")).get(
+                "block_out_channels"
+            )
         except (OSError, ValueError, AttributeError, RecursionError):
             return
         wanted_widths = sized(wanted.value)["block_out_channels"]
-        if isinstance(widths, list) and widths not in (wanted_widths, wanted_widths[1:]):
-            self.diagnostics.warn(wanted, f"has no effect: the autoencoder of {node.value} has the widths {widths}.")
+        if isinstance(widths, list) and widths not in (
+            wanted_widths,
+            wanted_widths[1:],
+        ):
+            self.diagnostics.warn(
+                wanted,
+                f"has no effect: the autoencoder of {node.value} has the widths {widths}.",
+            )
 
     # ------------------------------------------------------------ a process
 
@@ -558,7 +730,10 @@ class _Reader:
             "training_seed": step.values.get("seed"),
             "train": self._train(step),
             "optimizers": self._optimizers(step),
-            "save": {"save_every": self._steps_of(step, "checkpoint_save_interval"), "fluxflow_files": place},
+            "save": {
+                "save_every": self._steps_of(step, "checkpoint_save_interval"),
+                "fluxflow_files": place,
+            },
             "logging": {
                 "log_every": self._steps_of(step, "log_interval"),
                 "diagrams": step.values.get("generate_diagrams"),
@@ -592,7 +767,9 @@ class _Reader:
         batches = step.get("max_steps")
         limit = None
         if batches is not None:
-            limit = at(values["max_steps"], max(1, batches // step.get("training_steps", 1)))
+            limit = at(
+                values["max_steps"], max(1, batches // step.get("training_steps", 1))
+            )
         epochs: Any = values.get("n_epochs", 1)
         steps = None
         if limit is not None and "n_epochs" not in values:
@@ -604,7 +781,10 @@ class _Reader:
             name, reason = half_precision()
             dtype = at(values["use_fp16"], name)
             self.diagnostics.warn(values["use_fp16"], reason)
-        ema = {"use_ema": values.get("use_ema", True), "ema_decay": values.get("ema_decay")}
+        ema = {
+            "use_ema": values.get("use_ema", True),
+            "ema_decay": values.get("ema_decay"),
+        }
         return {
             "batch_size": values.get("batch_size", 2),
             "gradient_accumulation": values.get("training_steps"),
@@ -622,29 +802,49 @@ class _Reader:
         if step.has_length():
             return {
                 "lr_scheduler": "CosineAnnealingLR",
-                "lr_scheduler_params": {"eta_min_factor": step.values.get("lr_min", 0.1)},
+                "lr_scheduler_params": {
+                    "eta_min_factor": step.values.get("lr_min", 0.1)
+                },
             }
         note = "the rate stays as it is: how many samples the stream has is not known. Give 'webdataset_size' or "
-        self.diagnostics.warn(step.dataset, f"step {step.name.value!r}: {note}'max_steps' alone for it to fall.")
+        self.diagnostics.warn(
+            step.dataset,
+            f"step {step.name.value!r}: {note}'max_steps' alone for it to fall.",
+        )
         return {"lr_scheduler": "constant"}
 
     def _lr(self, step: _Step) -> Any:
         if "lr" in step.values:
             return step.values["lr"]
-        given = [role for role in step.roles() if "lr" in step.optimizers.optimizer(role) or role in self.rates]
+        given = [
+            role
+            for role in step.roles()
+            if "lr" in step.optimizers.optimizer(role) or role in self.rates
+        ]
         if len(given) < len(step.roles()):
             note = f"step {step.name.value!r} has no 'lr': {DEFAULT_LR:g}, at which random weights hardly move."
-            self.diagnostics.warn(step.node, f"{note} The guide's for an autoencoder are 1e-5 to 5e-5.")
+            self.diagnostics.warn(
+                step.node, f"{note} The guide's for an autoencoder are 1e-5 to 5e-5."
+            )
         return DEFAULT_LR
 
     def _optimizers(self, step: _Step) -> dict[str, Any]:
         roles = step.roles()
         step.optimizers.check(step.given, roles, step.name.value)
         lr = step.get("lr", DEFAULT_LR)
-        flow_lr = _number(step.optimizers.optimizer("flow").get("lr", node_at(step.node, lr)).value) or lr
+        flow_lr = (
+            _number(
+                step.optimizers.optimizer("flow")
+                .get("lr", node_at(step.node, lr))
+                .value
+            )
+            or lr
+        )
         entries = {}
         for role in roles:
-            entry = step.optimizers.entry(role, step.values.get("lr_min"), step.node, step.has_length())
+            entry = step.optimizers.entry(
+                role, step.values.get("lr_min"), step.node, step.has_length()
+            )
             if role == "text_encoder":
                 entry.setdefault("lr", flow_lr / 10)
             if role in self.rates:
@@ -696,7 +896,9 @@ class _Reader:
             "model": model,
             "losses": self._losses(step),
             "discriminator": self._discriminator(step),
-            "sample": self._sample(step, {"images": step.values.get("test_image_address")}),
+            "sample": self._sample(
+                step, {"images": step.values.get("test_image_address")}
+            ),
         }
 
     def _flow(self, step: _Step, start: _Start) -> dict[str, Any]:
@@ -707,7 +909,10 @@ class _Reader:
         if start.flow:
             model["name_or_path"] = start.flow
         else:
-            model["transformer"] = {"class_name": "SD3Transformer2DModel", "config": transformer_size(values)}
+            model["transformer"] = {
+                "class_name": "SD3Transformer2DModel",
+                "config": transformer_size(values),
+            }
             text["projection_dim"] = values.get("text_embedding_dim", 1024)
             pretrained = values.get("pretrained_bert_model")
             tokenizer = values.get("tokenizer_name")
@@ -722,7 +927,10 @@ class _Reader:
         if start.vae and (not start.flow or start.vae_is_newer):
             model["vae"] = start.vae
         elif not start.vae and step.trains_vae and not self._freezes_encoder(step):
-            model["new_vae"] = {"class_name": "AutoencoderKL", "config": self._size(step)}
+            model["new_vae"] = {
+                "class_name": "AutoencoderKL",
+                "config": self._size(step),
+            }
         elif not start.vae:
             message = (
                 f"step {step.name.value!r} has no autoencoder to encode the images with. Train one with it or before "
@@ -731,12 +939,17 @@ class _Reader:
             self.diagnostics.error(step.node, message)
         side = max(SMALL_IMAGE, size)
         captions = values.get("sample_captions")
-        sizes = [{"width": width, "height": height} for width, height in step.get("sample_sizes", ())] or [{}]
+        sizes = [
+            {"width": width, "height": height}
+            for width, height in step.get("sample_sizes", ())
+        ] or [{}]
         texts = captions.value if captions is not None else []
         prompts = [{"prompt": caption, **size} for caption in texts for size in sizes]
         drawn = {"samples": prompts, "width": side, "height": side, "sample_steps": 50}
         if not step.get("cfg_dropout_prob"):
-            drawn["guidance_scale"] = 1.0  # without dropped captions there is nothing to guide away from
+            drawn["guidance_scale"] = (
+                1.0  # without dropped captions there is nothing to guide away from
+            )
         process: dict[str, Any] = {
             "type": "flow_trainer",
             "model": {**model, "text_encoder": text},
@@ -749,7 +962,9 @@ class _Reader:
                 "losses": self._losses(step),
                 "discriminator": self._discriminator(step),
             }
-            process["autoencoder"] = tree(autoencoder, values.get("train_vae", step.node))
+            process["autoencoder"] = tree(
+                autoencoder, values.get("train_vae", step.node)
+            )
         return process
 
     def _refuse_frozen_noise(self, step: _Step) -> None:
@@ -766,7 +981,10 @@ class _Reader:
         if step.get("img_size", 1024) >= SMALL_IMAGE:
             return arguments
         of_levels = ("block_out_channels", "down_block_types", "up_block_types")
-        return {key: value[1:] if key in of_levels else value for key, value in arguments.items()}
+        return {
+            key: value[1:] if key in of_levels else value
+            for key, value in arguments.items()
+        }
 
     @staticmethod
     def _freezes_encoder(step: _Step) -> bool:
@@ -781,7 +999,9 @@ class _Reader:
             "mse": values.get("mse_weight", KEYS["mse_weight"].default),
             "contrast": values.get("contrast_weight", KEYS["contrast_weight"].default),
             "color": values.get("color_weight", KEYS["color_weight"].default),
-            "histogram": values.get("histogram_weight", KEYS["histogram_weight"].default),
+            "histogram": values.get(
+                "histogram_weight", KEYS["histogram_weight"].default
+            ),
         }
         kl: dict[str, Any] = {
             "kl": values.get("kl_beta"),
@@ -795,7 +1015,9 @@ class _Reader:
         elif step.on("use_lpips"):
             switch = values["use_lpips"]
             pixels["lpips"] = values.get("lambda_lpips", at(switch, 0.1))
-            pixels["lpips_backbone"] = values.get("lpips_backbone", at(switch, os.path.expanduser(LPIPS_BACKBONE)))
+            pixels["lpips_backbone"] = values.get(
+                "lpips_backbone", at(switch, os.path.expanduser(LPIPS_BACKBONE))
+            )
         if step.adversarial:
             adversarial = {"adversarial": values.get("lambda_adv")}
         else:
@@ -818,13 +1040,20 @@ class _Reader:
         }
 
     def _sample(self, step: _Step, drawn: dict[str, Any]) -> dict[str, Any] | None:
-        """`sample`, at each save or at each so many of them; none where none are wanted."""
+        """`sample`, at each save or at each so many of them; none where none are
+        wanted."""
         every = step.get("samples_per_checkpoint", 1)
         if not every or step.on("no_samples"):
             return None
         saves = self._steps_of(step, "checkpoint_save_interval")
         interval = saves and at(saves, saves.value * every)
-        return {**drawn, "sample_every": interval, "sample_at_first": False, "format": "png", "overview": True}
+        return {
+            **drawn,
+            "sample_every": interval,
+            "sample_at_first": False,
+            "format": "png",
+            "overview": True,
+        }
 
 
 RANDOM_TEXT_ENCODER = {
@@ -833,18 +1062,23 @@ RANDOM_TEXT_ENCODER = {
     "num_attention_heads": 4,
     "intermediate_size": 1024,
 }
-"""Arguments of a BertModel with random weights: small, as it has the captions of one dataset to learn from."""
+"""Arguments of a BertModel with random weights: small, as it has the captions of one
+dataset to learn from."""
 
 
 def transformer_size(values: Mapping[str, ConfigNode]) -> dict[str, int]:
-    """Arguments of a transformer for `feature_maps_dim`: four times it is the width, an eighth of it the number of
-    layers, 4 to 16."""
+    """Arguments of a transformer for `feature_maps_dim`: four times it is the width, an
+    eighth of it the number of layers, 4 to 16."""
     node = values.get("feature_maps_dim")
     dim = 128 if node is None else int(node.value)
     width = max(32, 4 * dim // 8 * 8)
     head = next(size for size in (64, 32, 16, 8) if width % size == 0)
     layers = min(16, max(4, dim // 8))
-    return {"num_layers": layers, "num_attention_heads": width // head, "attention_head_dim": head}
+    return {
+        "num_layers": layers,
+        "num_attention_heads": width // head,
+        "attention_head_dim": head,
+    }
 
 
 CHANNEL_STEP = 8
@@ -852,25 +1086,32 @@ CHANNEL_STEP = 8
 
 
 def sized(vae_dim: int) -> dict[str, Any]:
-    """Arguments of an `AutoencoderKL` of this width, with latents of an eighth of the image's sides.
+    """Arguments of an `AutoencoderKL` of this width, with latents of an eighth of the
+    image's sides.
 
-    vae_dim: channels of the two deepest of four levels, at least 1; half and a quarter of it are those of the others,
-    each rounded down to a multiple of 8. An image of the full size meets the fewest channels, since that is where the
-    memory goes. Latents have an eighth of it as channels, at least 4 and at most 16.
+    vae_dim: channels of the two deepest of four levels, at least 1; half and a quarter
+    of it are those of the others, each rounded down to a multiple of 8. An image of the
+    full size meets the fewest channels, since that is where the memory goes. Latents
+    have an eighth of it as channels, at least 4 and at most 16.
     """
-    widths = [max(CHANNEL_STEP, vae_dim // share // CHANNEL_STEP * CHANNEL_STEP) for share in (4, 2, 1, 1)]
+    widths = [
+        max(CHANNEL_STEP, vae_dim // share // CHANNEL_STEP * CHANNEL_STEP)
+        for share in (4, 2, 1, 1)
+    ]
     return {
         "block_out_channels": widths,
         "down_block_types": ["DownEncoderBlock2D"] * len(widths),
         "up_block_types": ["UpDecoderBlock2D"] * len(widths),
         "layers_per_block": 2,
         "latent_channels": min(16, max(4, vae_dim // 8)),
-        "norm_num_groups": gcd(*widths) // 4,  # at least four channels a group: one alone would lose its mean
+        "norm_num_groups": gcd(*widths)
+        // 4,  # at least four channels a group: one alone would lose its mean
     }
 
 
 def checkpoint_folder(path: Path) -> tuple[Path | None, str]:
-    """The folder with the model that a checkpoint of the guide's name leads to, or why there is none."""
+    """The folder with the model that a checkpoint of the guide's name leads to, or why
+    there is none."""
     if path.is_dir():
         parts = (path / CONFIG, path / PART / CONFIG, path / "model_index.json")
         if not any(part.is_file() for part in parts):
@@ -886,17 +1127,33 @@ def checkpoint_folder(path: Path) -> tuple[Path | None, str]:
     of_this_program = header.get(METADATA, {}).get(CHECKPOINT_PARTS)
     if of_this_program is None:
         names = {name.partition(".")[0] for name in header if name != METADATA}
-        theirs = sorted(names & {"compressor", "expander", "flow_processor", "diffuser", "text_encoder", "D_img"})
+        theirs = sorted(
+            names
+            & {
+                "compressor",
+                "expander",
+                "flow_processor",
+                "diffuser",
+                "text_encoder",
+                "D_img",
+            }
+        )
         if theirs:
             held = ", ".join(theirs)
             return (
                 None,
                 f"holds weights of FluxFlow's own architecture ({held}), which differs: train them again.",
             )
-        return None, "was not written by a step of this program: give the folder of a model."
+        return (
+            None,
+            "was not written by a step of this program: give the folder of a model.",
+        )
     folder = path.parent / str(json.loads(of_this_program)["folder"])
     if not folder.is_dir():
-        return None, f"belongs to the folder '{folder}', which is not there: restore it, or give a folder."
+        return (
+            None,
+            f"belongs to the folder '{folder}', which is not there: restore it, or give a folder.",
+        )
     return folder, ""
 
 
@@ -920,5 +1177,8 @@ def _output_paths(root: ConfigNode) -> Iterator[ConfigNode]:
 def _places(key: str) -> str:
     """Where a key of the guide belongs; empty for one that it does not have."""
     places = KEYS[key].places if key in KEYS else ()
-    named = [f"'{TRAINING}.pipeline.steps[]'" if place == STEPS else repr(place) for place in places]
+    named = [
+        f"'{TRAINING}.pipeline.steps[]'" if place == STEPS else repr(place)
+        for place in places
+    ]
     return " or ".join(named)

@@ -1,5 +1,6 @@
-"""What FluxFlow's training guide names, written beside our files into the folder of the job: weights as one file,
-metrics, samples, and the place and rates of the training as JSON."""
+"""What FluxFlow's training guide names, written beside our files into the folder of the
+job: weights as one file, metrics, samples, and the place and rates of the training as
+JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.contracts.training import StepResult
-from toolkit.files.run_files import CHECKPOINT_PARTS, GRAPH, SAMPLE_FILE, SAMPLES, SAVED_LEARNING_RATES, utc_now
+from toolkit.files.run_files import (
+    CHECKPOINT_PARTS,
+    GRAPH,
+    SAMPLE_FILE,
+    SAMPLES,
+    SAVED_LEARNING_RATES,
+    utc_now,
+)
 from toolkit.files.safetensors_io import merge_files
 from toolkit.files.writing import (
     TEMP_FILE_GLOB,
@@ -24,7 +32,8 @@ from toolkit.train.run import Callback, Run
 
 STATE = "training_state.json"
 _WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")
-"""Beginnings of the names of a part's main file; others get theirs before their tensors' names."""
+"""Beginnings of the names of a part's main file; others get theirs before their
+tensors' names."""
 
 
 class FluxflowFiles(Callback):
@@ -41,7 +50,9 @@ class FluxflowFiles(Callback):
     def on_start(self, run: Run) -> None:
         self._run = run
         self.folder = run.folder.parent
-        for half in self.folder.glob(f".flxflow_{TEMP_FILE_GLOB.lstrip('.')}"):  # a run that was killed wrote it
+        for half in self.folder.glob(
+            f".flxflow_{TEMP_FILE_GLOB.lstrip('.')}"
+        ):  # a run that was killed wrote it
             half.unlink(missing_ok=True)
         path = self.folder / GRAPH / f"training_metrics_{run.name}.jsonl"
         with os_error_as_run_error(path):
@@ -51,12 +62,17 @@ class FluxflowFiles(Callback):
         self._name_metrics()
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
-        rates = {name: rate for name, rate in result.lr_by_group.items() if name in run.roles}
+        rates = {
+            name: rate for name, rate in result.lr_by_group.items() if name in run.roles
+        }
         self._rates[result.step] = rates or dict.fromkeys(run.roles, result.lr)
         if not result.compiled:
             self._step_s = result.step_s
         step_s = result.step_s if self._step_s is None else self._step_s
-        values = {name: value if math.isfinite(value) else None for name, value in result.logged().items()}
+        values = {
+            name: value if math.isfinite(value) else None
+            for name, value in result.logged().items()
+        }
         line = {
             "step": result.step,
             "epoch": result.epoch,
@@ -86,7 +102,8 @@ class FluxflowFiles(Callback):
             self._file.close()
 
     def _name_metrics(self) -> None:
-        """The file of a single step has a second name; where that is a copy, it is up to date at the end."""
+        """The file of a single step has a second name; where that is a copy, it is up
+        to date at the end."""
         if self.place == "only":
             path = Path(self._file.name)
             link(path, path.with_name("training_metrics.jsonl"), durable=False)
@@ -100,23 +117,42 @@ class FluxflowFiles(Callback):
             else:
                 index = ""
             target = f"sample_{self._run.name}_epoch_{epoch}_batch_{batch}{index}{Path(name).suffix}"
-            link(self._run.folder / SAMPLES / name, self.folder / SAMPLES / target, durable=False)
+            link(
+                self._run.folder / SAMPLES / name,
+                self.folder / SAMPLES / target,
+                durable=False,
+            )
 
     def _write_state(self, step: int, epoch: int) -> None:
-        place = {"epoch": epoch, "batch": batch_of(self._run, step, epoch), "global_step": step}
+        place = {
+            "epoch": epoch,
+            "batch": batch_of(self._run, step, epoch),
+            "global_step": step,
+        }
         write_json(self.folder / STATE, {"step_name": self._run.name, **place})
         if step in self._rates:
             write_json(self.folder / SAVED_LEARNING_RATES, self._rates[step])
-        self._rates = {number: rates for number, rates in self._rates.items() if number > step}
+        self._rates = {
+            number: rates for number, rates in self._rates.items() if number > step
+        }
 
     def _write_weights(self, step: int) -> None:
         name = self._run.name
         folder = self._run.folder / name
         path = self.folder / f"flxflow_step_{name}_final.safetensors"
-        files = dict(sorted((file, prefix_of(file.relative_to(folder))) for file in folder.rglob("*.safetensors")))
+        files = dict(
+            sorted(
+                (file, prefix_of(file.relative_to(folder)))
+                for file in folder.rglob("*.safetensors")
+            )
+        )
         parts = sorted({prefix.partition(".")[0] for prefix in files.values()})
         where = {"folder": folder.relative_to(self.folder).as_posix(), "parts": parts}
-        metadata = {"format": "pt", CHECKPOINT_PARTS: json.dumps(where), "step": str(step)}
+        metadata = {
+            "format": "pt",
+            CHECKPOINT_PARTS: json.dumps(where),
+            "step": str(step),
+        }
         with os_error_as_run_error(path), atomic_write(path) as temporary:
             merge_files(files, temporary, metadata)
         if self.place != "step":
@@ -124,13 +160,15 @@ class FluxflowFiles(Callback):
 
 
 def batch_of(run: Run, step: int, epoch: int) -> int:
-    """Batches of the epoch that are done after an optimizer step; of all, where an epoch's length is not known."""
+    """Batches of the epoch that are done after an optimizer step; of all, where an
+    epoch's length is not known."""
     return step * run.grad_accum_steps - epoch * run.batches_per_epoch
 
 
 def prefix_of(file: Path) -> str:
-    """What stands before the names of the tensors of a file in a model's folder: its part, and its own name unless it
-    is the part's main file. file: relative to the folder; in an autoencoder's own folder the main part is `vae`."""
+    """What stands before the names of the tensors of a file in a model's folder: its
+    part, and its own name unless it is the part's main file. file: relative to the
+    folder; in an autoencoder's own folder the main part is `vae`."""
     part = file.parts[0] if len(file.parts) > 1 else ""
     if file.stem.startswith(_WEIGHTS):
         return f"{part or 'vae'}."

@@ -7,24 +7,43 @@ from dataclasses import replace
 
 from extensions.compat.fluxflow_keys import KEYS, SECTIONS, TRAINING
 from toolkit.config.reading.foreign import COMMAND_LINE
-from toolkit.config.reading.located import ConfigNode, Diagnostics, KeyPath, SourceLocation, dotted
+from toolkit.config.reading.located import (
+    ConfigNode,
+    Diagnostics,
+    KeyPath,
+    SourceLocation,
+    dotted,
+)
 from toolkit.config.reading.yaml_reader import scalar_value
 
 
-def with_flags(root: ConfigNode | None, flags: Mapping[str, Sequence[str]], diagnostics: Diagnostics) -> ConfigNode:
+def with_flags(
+    root: ConfigNode | None,
+    flags: Mapping[str, Sequence[str]],
+    diagnostics: Diagnostics,
+) -> ConfigNode:
     """The root with the flags in their places; None: a root made of them alone.
 
-    A flag goes before every place of the file that has its key, which one warning tells. Switches of what is trained
-    do not go together with a pipeline.
+    A flag goes before every place of the file that has its key, which one warning
+    tells. Switches of what is trained do not go together with a pipeline.
     """
     nowhere = ConfigNode({}, (), *(SourceLocation(0, 0, COMMAND_LINE),) * 2)
-    root = root or replace(nowhere, value={TRAINING: replace(nowhere, path=(TRAINING,))})
+    root = root or replace(
+        nowhere, value={TRAINING: replace(nowhere, path=(TRAINING,))}
+    )
     pipeline = root.find((TRAINING, "pipeline"))[0].path == (TRAINING, "pipeline")
     for name, texts in flags.items():
         node = _flag(name, texts, nowhere, diagnostics)
         place = KEYS[name].places[0]
-        if pipeline and name.startswith(("train_", "gan_", "freeze_")) and name != "training_steps":
-            diagnostics.error(node, "cannot be combined with a pipeline: each of its steps says what it trains.")
+        if (
+            pipeline
+            and name.startswith(("train_", "gan_", "freeze_"))
+            and name != "training_steps"
+        ):
+            diagnostics.error(
+                node,
+                "cannot be combined with a pipeline: each of its steps says what it trains.",
+            )
             continue
         root, replaced = _without(root, name)
         if replaced:
@@ -36,16 +55,22 @@ def with_flags(root: ConfigNode | None, flags: Mapping[str, Sequence[str]], diag
             inside = section.value
         else:
             inside = {}
-        section = replace(section or nowhere, value={**inside, name: node}, path=(place,))
+        section = replace(
+            section or nowhere, value={**inside, name: node}, path=(place,)
+        )
         root = replace(root, value={**root.value, place: section})
     return root
 
 
-def _flag(name: str, texts: Sequence[str], nowhere: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
+def _flag(
+    name: str, texts: Sequence[str], nowhere: ConfigNode, diagnostics: Diagnostics
+) -> ConfigNode:
     kind = KEYS[name].kind
     node = replace(nowhere, path=(f"--{name}",))
     if kind == "texts":
-        return replace(node, value=[replace(node, value=text, text=text) for text in texts])
+        return replace(
+            node, value=[replace(node, value=text, text=text) for text in texts]
+        )
     text = texts[0] if texts else "true"
     if kind in ("whole", "number", "switch"):
         read = scalar_value(text)

@@ -1,4 +1,5 @@
-"""Optimizers and schedules by role as FluxFlow's guide writes them: inline under two names, or in a JSON file."""
+"""Optimizers and schedules by role as FluxFlow's guide writes them: inline under two
+names, or in a JSON file."""
 
 from __future__ import annotations
 
@@ -31,7 +32,10 @@ ROLES = {
 
 OPTIMIZERS = "optimizers"
 SCHEDULERS = "schedulers"
-INLINE = {OPTIMIZERS: (OPTIMIZERS, "optimizer_config"), SCHEDULERS: (SCHEDULERS, "scheduler_config")}
+INLINE = {
+    OPTIMIZERS: (OPTIMIZERS, "optimizer_config"),
+    SCHEDULERS: (SCHEDULERS, "scheduler_config"),
+}
 """What is given -> the keys that give it."""
 
 KIND = {OPTIMIZERS: ("optimizer_type", "type"), SCHEDULERS: ("scheduler_type", "type")}
@@ -49,24 +53,40 @@ ByRole = dict[str, Entry]
 
 
 class RoleOptimizers:
-    """The optimizers of one step. An entry of the step goes before one of `pipeline.defaults`, and that before one of
-    `training`; in each place what is written inline goes before the file."""
+    """The optimizers of one step. An entry of the step goes before one of
+    `pipeline.defaults`, and that before one of `training`; in each place what is
+    written inline goes before the file."""
 
-    def __init__(self, folder: Path, levels: Sequence[Mapping[str, ConfigNode]], diagnostics: Diagnostics) -> None:
-        """folder: where JSON files are looked for first. levels: the places, the step's own first."""
+    def __init__(
+        self,
+        folder: Path,
+        levels: Sequence[Mapping[str, ConfigNode]],
+        diagnostics: Diagnostics,
+    ) -> None:
+        """folder: where JSON files are looked for first. levels: the places, the step's
+        own first."""
         self.folder = folder
         self.diagnostics = diagnostics
         self._sources = {
-            what: [source for level in levels for source in self._of_level(level, what)] for what in INLINE
+            what: [source for level in levels for source in self._of_level(level, what)]
+            for what in INLINE
         }
 
     def optimizer(self, role: str) -> Entry:
-        """The entry of a role as written, its kind under `type`; empty where there is none."""
+        """The entry of a role as written, its kind under `type`; empty where there is
+        none."""
         return self._merged(OPTIMIZERS, role)
 
-    def entry(self, role: str, lr_min: ConfigNode | None, place: ConfigNode, has_length: bool = True) -> dict[str, Any]:
-        """The entry of `optimizers` in a process. lr_min: where the rate ends, as a share; None: the default.
-        has_length: whether the step's length is known; if not, a rate without an entry stays as it is."""
+    def entry(
+        self,
+        role: str,
+        lr_min: ConfigNode | None,
+        place: ConfigNode,
+        has_length: bool = True,
+    ) -> dict[str, Any]:
+        """The entry of `optimizers` in a process. lr_min: where the rate ends, as a
+        share; None: the default. has_length: whether the step's length is known; if
+        not, a rate without an entry stays as it is."""
         given = self.optimizer(role)
         kind = given.pop("type", None)
         entry: dict[str, Any] = {"optimizer": kind or "adamw"}
@@ -83,26 +103,36 @@ class RoleOptimizers:
             return entry | {"lr_scheduler": "constant"}
         return entry | self._schedule(role, lr_min, place)
 
-    def _schedule(self, role: str, lr_min: ConfigNode | None, place: ConfigNode) -> dict[str, Any]:
+    def _schedule(
+        self, role: str, lr_min: ConfigNode | None, place: ConfigNode
+    ) -> dict[str, Any]:
         given = self._merged(SCHEDULERS, role)
         kind = given.pop("type", None)
         name = COSINE if kind is None else str(kind.value).lower()
         params: dict[str, Any] = dict(given)
         if name == COSINE and not any(end in params for end in _ENDS):
-            params["eta_min_factor"] = lr_min or (0.001 if role == "text_encoder" else 0.1)
+            params["eta_min_factor"] = lr_min or (
+                0.001 if role == "text_encoder" else 0.1
+            )
         mode = params.pop("mode", None) if name == PLATEAU else None
         if mode is not None and mode.value != "min":
-            self.diagnostics.error(mode, f"{show(mode)}: a loss is to fall. Write min, or leave it out.")
+            self.diagnostics.error(
+                mode, f"{show(mode)}: a loss is to fall. Write min, or leave it out."
+            )
         nodes = {key: tree(value, place) for key, value in params.items()}
-        # An empty mapping where there are none: without it the role would take those of the process, of a cosine.
+        # An empty mapping where there are none: without it the role would take those of
+        # the process, of a cosine.
         arguments = _gathered(nodes or {"type": kind or tree(COSINE, place)})
         return {
             "lr_scheduler": kind or "CosineAnnealingLR",
             "lr_scheduler_params": arguments if nodes else replace(arguments, value={}),
         }
 
-    def check(self, given: Mapping[str, ConfigNode], roles: Sequence[str], step: str) -> None:
-        """Warns of entries that the step gives itself for roles which it does not train."""
+    def check(
+        self, given: Mapping[str, ConfigNode], roles: Sequence[str], step: str
+    ) -> None:
+        """Warns of entries that the step gives itself for roles which it does not
+        train."""
         for what in INLINE:
             for source in self._of_level(given, what):
                 for role, entry in source.items():
@@ -110,13 +140,19 @@ class RoleOptimizers:
                         node = next(iter(entry.values()))
                         at = replace(node, path=node.path[:-1])
                         trained = ", ".join(roles)
-                        self.diagnostics.warn(at, f"has no effect: step {step!r} trains {trained}.")
+                        self.diagnostics.warn(
+                            at, f"has no effect: step {step!r} trains {trained}."
+                        )
 
     def _merged(self, what: str, role: str) -> Entry:
         merged: Entry = {}
         for source in self._sources[what]:
             entry = source.get(role, {})
-            kinds = [arguments["type"].value for arguments in (merged, entry) if "type" in arguments]
+            kinds = [
+                arguments["type"].value
+                for arguments in (merged, entry)
+                if "type" in arguments
+            ]
             if len(kinds) == 2 and str(kinds[0]).lower() != str(kinds[1]).lower():
                 break  # the arguments of another class
             merged = entry | merged
@@ -133,7 +169,9 @@ class RoleOptimizers:
         for node in nodes:
             if isinstance(node.value, dict):
                 for name, entry in node.value.items():
-                    inline[name] = merge_aliases(inline.get(name), entry, self.diagnostics)
+                    inline[name] = merge_aliases(
+                        inline.get(name), entry, self.diagnostics
+                    )
             else:
                 self.diagnostics.error(node, f"{show(node)} is not a mapping of roles.")
         yield self._by_role(inline, what)
@@ -148,9 +186,13 @@ class RoleOptimizers:
         for name, node in entries.items():
             if name not in ROLES:
                 hint = did_you_mean(name, ROLES)
-                self.diagnostics.error(node, f"{name!r} is not a set of weights. {hint}", at_key=True)
+                self.diagnostics.error(
+                    node, f"{name!r} is not a set of weights. {hint}", at_key=True
+                )
             elif not isinstance(node.value, dict):
-                self.diagnostics.error(node, f"{show(node)} is not a mapping of keys and values.")
+                self.diagnostics.error(
+                    node, f"{show(node)} is not a mapping of keys and values."
+                )
             else:
                 role = ROLES[name]
                 by_role[role] = merge_aliases(by_role.get(role), node, self.diagnostics)
@@ -174,13 +216,18 @@ class RoleOptimizers:
                 self.diagnostics.error(child, f"unknown key. {hint}", at_key=True)
 
     def _file(self, node: ConfigNode) -> ConfigNode | None:
-        """The JSON file that a node names; None where it cannot be read, which is reported."""
+        """The JSON file that a node names; None where it cannot be read, which is
+        reported."""
         name = Path(node.value).expanduser()
         places = [self.folder / name, name]
         path = next((place for place in places if os.path.isfile(place)), None)
         if path is None:
-            looked = " and ".join(dict.fromkeys(str(place.absolute()) for place in places))
-            self.diagnostics.error(node, f"{show(node)} does not exist (looked for {looked}).")
+            looked = " and ".join(
+                dict.fromkeys(str(place.absolute()) for place in places)
+            )
+            self.diagnostics.error(
+                node, f"{show(node)} does not exist (looked for {looked})."
+            )
             return None
         return _read_json(path, self.diagnostics)
 
@@ -192,10 +239,16 @@ def _read_json(path: Path, diagnostics: Diagnostics) -> ConfigNode | None:
         json.loads(text)
     except json.JSONDecodeError as error:
         place = SourceLocation(error.lineno, error.colno, str(path))
-        diagnostics.error_at(place, (), f"not valid JSON: {error.msg}. 'python -m json.tool {path}' checks it.")
+        diagnostics.error_at(
+            place,
+            (),
+            f"not valid JSON: {error.msg}. 'python -m json.tool {path}' checks it.",
+        )
         return None
     except (OSError, ValueError, RecursionError) as error:
-        diagnostics.error_at(SourceLocation(0, 0, str(path)), (), f"cannot be read: {error}")
+        diagnostics.error_at(
+            SourceLocation(0, 0, str(path)), (), f"cannot be read: {error}"
+        )
         return None
     of_file = Diagnostics(str(path))
     try:
@@ -208,7 +261,9 @@ def _read_json(path: Path, diagnostics: Diagnostics) -> ConfigNode | None:
     root = _placed(root, str(path))
     for key, node in root.value.items():
         if key not in INLINE and not key.startswith("_"):
-            diagnostics.error(node, f"unknown key. {did_you_mean(key, INLINE)}", at_key=True)
+            diagnostics.error(
+                node, f"unknown key. {did_you_mean(key, INLINE)}", at_key=True
+            )
     return root
 
 
@@ -220,11 +275,20 @@ def _placed(node: ConfigNode, file: str) -> ConfigNode:
     elif isinstance(value, list):
         value = [_placed(child, file) for child in value]
     return replace(
-        node, value=value, key_at=node.key_at._replace(file=file), value_at=node.value_at._replace(file=file)
+        node,
+        value=value,
+        key_at=node.key_at._replace(file=file),
+        value_at=node.value_at._replace(file=file),
     )
 
 
 def _gathered(nodes: Entry) -> ConfigNode:
     """The arguments of one class as a mapping at the place of the first."""
     first = next(iter(nodes.values()))
-    return replace(first, value=dict(nodes), path=first.path[:-1], key_at=first.key_at, value_at=first.key_at)
+    return replace(
+        first,
+        value=dict(nodes),
+        path=first.path[:-1],
+        key_at=first.key_at,
+        value_at=first.key_at,
+    )

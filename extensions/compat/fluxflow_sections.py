@@ -1,4 +1,5 @@
-"""The sections of FluxFlow's guide as pydantic models, made from the table of its keys."""
+"""The sections of FluxFlow's guide as pydantic models, made from the table of its
+keys."""
 
 from __future__ import annotations
 
@@ -6,7 +7,14 @@ import math
 from functools import cache
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    create_model,
+)
 
 from extensions.compat.fluxflow_keys import DATA, KEYS, Key, Kind, names_in
 from toolkit.config.reading.field_types import value_error
@@ -14,18 +22,28 @@ from toolkit.config.reading.field_types import value_error
 DATASETS = "datasets"
 """Stands for an entry of `training.pipeline.datasets`."""
 
-_OF_DATASETS: dict[str, Kind] = {"type": "text", "image_folder": "text", "default": "switch"}
+_OF_DATASETS: dict[str, Kind] = {
+    "type": "text",
+    "image_folder": "text",
+    "default": "switch",
+}
 """Its keys besides those of `data`."""
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 @cache
 def section_of(place: str) -> type[BaseModel]:
-    """The model of a section, of a step or of an entry of the datasets; each key may be left out."""
-    kinds = {name: _annotation(KEYS[name]) for name in names_in(DATA if place == DATASETS else place)}
+    """The model of a section, of a step or of an entry of the datasets; each key may be
+    left out."""
+    kinds = {
+        name: _annotation(KEYS[name])
+        for name in names_in(DATA if place == DATASETS else place)
+    }
     if place == DATASETS:
         kinds |= {name: _KINDS[kind] for name, kind in _OF_DATASETS.items()}
     fields: dict[str, Any] = {name: (kind | None, None) for name, kind in kinds.items()}
@@ -39,7 +57,9 @@ def kind_of(key: str) -> Kind:
 
 def _annotation(key: Key) -> Any:
     bounds = {"ge": key.least, "le": key.most}
-    given: dict[str, Any] = {name: bound for name, bound in bounds.items() if math.isfinite(bound)}
+    given: dict[str, Any] = {
+        name: bound for name, bound in bounds.items() if math.isfinite(bound)
+    }
     return Annotated[_KINDS[key.kind], Field(**given)]
 
 
@@ -80,7 +100,9 @@ def _sides(value: Any) -> tuple[int, int] | None:
     else:
         parts = str(value).lower().split("x")
     sides = [str(part).strip() for part in parts]
-    if len(sides) not in (1, 2) or not all(side.isdecimal() and 32 <= int(side) <= 16_384 for side in sides):
+    if len(sides) not in (1, 2) or not all(
+        side.isdecimal() and 32 <= int(side) <= 16_384 for side in sides
+    ):
         return None
     return int(sides[0]), int(sides[-1])
 

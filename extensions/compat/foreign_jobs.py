@@ -28,14 +28,20 @@ class ForeignJobs:
     def __init__(
         self,
         reads: Callable[[ConfigNode], bool],
-        reader: Callable[[ConfigNode, Path, str | None, Diagnostics, Mapping[str, str]], Reader],
+        reader: Callable[
+            [ConfigNode, Path, str | None, Diagnostics, Mapping[str, str]], Reader
+        ],
     ) -> None:
-        """reads: whether a file that is not a job is of this kind. reader: of one, with the arguments of `as_job`."""
+        """reads: whether a file that is not a job is of this kind. reader: of one, with
+        the arguments of `as_job`."""
         self.reads = reads
         self._reader = reader
 
     def with_flags(
-        self, root: ConfigNode | None, flags: Mapping[str, Sequence[str]], diagnostics: Diagnostics
+        self,
+        root: ConfigNode | None,
+        flags: Mapping[str, Sequence[str]],
+        diagnostics: Diagnostics,
     ) -> ConfigNode:
         raise AssertionError("flags beside a file are FluxFlow's")
 

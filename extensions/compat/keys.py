@@ -1,5 +1,6 @@
-"""The table of other programs' names as the core asks for it (`toolkit.config.reading.foreign.ForeignKeys`), and the
-pass that rewrites a job with some of them in our keys."""
+"""The table of other programs' names as the core asks for it
+(`toolkit.config.reading.foreign.ForeignKeys`), and the pass that rewrites a job with
+some of them in our keys."""
 
 from __future__ import annotations
 
@@ -14,7 +15,12 @@ from extensions.compat.shapes import SHAPES
 from toolkit.config.reading.base import Entries
 from toolkit.config.reading.foreign import ForeignName, Noted
 from toolkit.config.reading.located import ConfigNode, Diagnostics, show
-from toolkit.config.reading.normalise import item_annotation, merge_aliases, places_of_keys, section_model
+from toolkit.config.reading.normalise import (
+    item_annotation,
+    merge_aliases,
+    places_of_keys,
+    section_model,
+)
 from toolkit.extension import discover
 
 OPTIONS: Names = {key: row for key, (_, row) in ROWS.items()}
@@ -25,7 +31,8 @@ PROGRAMS = {
     "kohya's": NAMES["kohya", ""],
     "diffusers'": NAMES["diffusers", ""],
 }
-"""Whose keys and flags are known wherever they stand, in the order in which they are asked."""
+"""Whose keys and flags are known wherever they stand, in the order in which they are
+asked."""
 
 _FLAGS = NAMES["musubi", "flags"]
 
@@ -33,7 +40,13 @@ _FLAGS = NAMES["musubi", "flags"]
 class TableOfNames:
     """Answers from the table."""
 
-    def rewritten(self, model: type[BaseModel], node: ConfigNode, diagnostics: Diagnostics, known: Noted) -> ConfigNode:
+    def rewritten(
+        self,
+        model: type[BaseModel],
+        node: ConfigNode,
+        diagnostics: Diagnostics,
+        known: Noted,
+    ) -> ConfigNode:
         return _Rewriter(diagnostics, known).value(model, node)
 
     def rows(self, section: type[BaseModel]) -> Mapping[str, ForeignName]:
@@ -45,7 +58,11 @@ class TableOfNames:
             return ""
         if not (row.ours or row.tool):
             return f"{whose} {key!r} is not supported: {row.says}."
-        sections = [place.removesuffix(f".{key}") for place in row.ours if place.endswith(f".{key}")]
+        sections = [
+            place.removesuffix(f".{key}")
+            for place in row.ours
+            if place.endswith(f".{key}")
+        ]
         if sections:
             return f"It belongs in {' or '.join(map(repr, sections))}."
         ours = " and ".join(map(repr, row.ours))
@@ -58,7 +75,9 @@ class TableOfNames:
     def own_flag(self, word: str, keys: Iterable[str]) -> str:
         name, equals, value = word.partition("=")
         row = _FLAGS.get(_key(name))
-        is_ours = row and row.how == "is" and row.field in keys and _key(name) not in keys
+        is_ours = (
+            row and row.how == "is" and row.field in keys and _key(name) not in keys
+        )
         if row and is_ours:
             return f"--{row.field}{equals}{value}"
         return word
@@ -77,7 +96,8 @@ def known_name(key: str) -> tuple[str, ForeignName | None]:
 
 
 def not_a_flag(flag: str) -> str:
-    """What to do with an unknown flag beside a job that is a key of a job, or another program's; empty for others."""
+    """What to do with an unknown flag beside a job that is a key of a job, or another
+    program's; empty for others."""
     key = flag.rpartition(".")[2].replace("-", "_")
     model = discover().find_config("sd_trainer")
     assert model is not None  # a process of this program
@@ -92,15 +112,20 @@ def not_a_flag(flag: str) -> str:
     else:
         in_a_job = ""
     if PROGRAMS[whose] is not OPTIONS:
-        return f"It is {whose} flag, whose commands are not read: {in_a_job or row.says}."
-    import_it = f"It is {whose} flag: give its whole command in quotes to 'run.py import'"
+        return (
+            f"It is {whose} flag, whose commands are not read: {in_a_job or row.says}."
+        )
+    import_it = (
+        f"It is {whose} flag: give its whole command in quotes to 'run.py import'"
+    )
     if in_a_job:
         return f"{import_it}, or {in_a_job}."
     return f"{import_it}."
 
 
 def _nearest_keys(key: str, sections: Iterable[str]) -> list[str]:
-    """Up to three places of a key, in the sections that are nested least; "" is the process itself."""
+    """Up to three places of a key, in the sections that are nested least; "" is the
+    process itself."""
     places = [f"{section}.{key}" if section else key for section in sections]
     least = min((place.count(".") for place in places), default=0)
     return [place for place in places if place.count(".") == least][:3]
@@ -111,14 +136,16 @@ _OFF = (None, "", False, 0)
 
 
 class _Rewriter:
-    """Rewrites the sections of a process, each before those in it: keys go from one to another."""
+    """Rewrites the sections of a process, each before those in it: keys go from one to
+    another."""
 
     def __init__(self, diagnostics: Diagnostics, known: Noted) -> None:
         self.diagnostics = diagnostics
         self.known = known
 
     def value(self, annotation: Any, node: ConfigNode) -> ConfigNode:
-        """A value with the sections in it rewritten. annotation: of its field, or the section's model."""
+        """A value with the sections in it rewritten. annotation: of its field, or the
+        section's model."""
         if isinstance(node.value, list):
             inner = item_annotation(annotation)
             return replace(node, value=[self.value(inner, item) for item in node.value])
@@ -131,7 +158,8 @@ class _Rewriter:
         return replace(node, value=entries)
 
     def section(self, model: type[BaseModel], node: ConfigNode) -> Entries:
-        """The entries of a section in our keys; those that no program has stay, and those without a value."""
+        """The entries of a section in our keys; those that no program has stay, and
+        those without a value."""
         rows = rows_of(model)
         fields = model.model_fields
         given: Entries = {}
@@ -150,7 +178,11 @@ class _Rewriter:
             self.known(child)
             if child.is_blank:  # the section says what is taken instead
                 ours = [place.rpartition(".")[2] for place in row.ours]
-                optional = [name for name in ours if name in fields and not fields[name].is_required()]
+                optional = [
+                    name
+                    for name in ours
+                    if name in fields and not fields[name].is_required()
+                ]
                 blank = dict.fromkeys(optional[:1], child) | blank
             elif self.is_supported(row, key, node, neutral):
                 given[key] = child
@@ -164,17 +196,24 @@ class _Rewriter:
                 given = shape(model, given, self.diagnostics)
         for old, row in rows.items():
             if row.how == "is" and old in given:
-                given[row.field] = merge_aliases(given.get(row.field), given.pop(old), self.diagnostics)
+                given[row.field] = merge_aliases(
+                    given.get(row.field), given.pop(old), self.diagnostics
+                )
         return blank | given
 
-    def is_supported(self, row: ForeignName, key: str, section: ConfigNode, neutral: list[ConfigNode]) -> bool:
-        """False for names that do nothing here (one warning) and for those not built yet (an error).
+    def is_supported(
+        self, row: ForeignName, key: str, section: ConfigNode, neutral: list[ConfigNode]
+    ) -> bool:
+        """False for names that do nothing here (one warning) and for those not built
+        yet (an error).
 
         section: where the key stands. neutral: gets those whose value has no effect.
         """
         child = section.value[key]
         value = child.data()
-        if row.needs and (section.child(row.needs) is None or section.value[row.needs].value in _OFF):
+        if row.needs and (
+            section.child(row.needs) is None or section.value[row.needs].value in _OFF
+        ):
             self.diagnostics.warn(child, f"has no effect: {row.needs} is off.")
         elif row.on and str(value).lower() not in ("false", "0"):
             self.diagnostics.error(child, f"{show(child)}: {row.on}")
@@ -188,7 +227,9 @@ class _Rewriter:
             else:
                 nearest = "Leave this key out"
             says = f": {row.says}" if row.says else ""
-            self.diagnostics.error(child, f"{show(child)} is not supported yet. {nearest}{says}.")
+            self.diagnostics.error(
+                child, f"{show(child)} is not supported yet. {nearest}{says}."
+            )
         return row.how in ("is", "shaped")
 
 

@@ -1,8 +1,9 @@
 """A training config of musubi-tuner, with the dataset file it names -> a job.
 
-Each key goes to where the table of names has it; what a section reads under its own name stays as it is, so that the
-section says what is wrong with it. A key that is left out means what it means there: where ours would be another, their
-default goes in, and one line names those.
+Each key goes to where the table of names has it; what a section reads under its own
+name stays as it is, so that the section says what is wrong with it. A key that is left
+out means what it means there: where ours would be another, their default goes in, and
+one line names those.
 """
 
 from __future__ import annotations
@@ -46,7 +47,14 @@ FULL = "qwen_image_train.py"
 LORA = "qwen_image_train_network.py"
 """The scripts that train."""
 
-GENERAL = ("resolution", "caption_extension", "batch_size", "num_repeats", "enable_bucket", "bucket_no_upscale")
+GENERAL = (
+    "resolution",
+    "caption_extension",
+    "batch_size",
+    "num_repeats",
+    "enable_bucket",
+    "bucket_no_upscale",
+)
 """What `[general]` may say for all datasets."""
 
 OF_DATASETS = (
@@ -58,16 +66,26 @@ OF_DATASETS = (
 )  # fmt: skip
 """The keys of `[[datasets]]`."""
 
-PARTS = {"dit": "transformer_path", "vae": "vae_path", "text_encoder": "text_encoder_path"}
+PARTS = {
+    "dit": "transformer_path",
+    "vae": "vae_path",
+    "text_encoder": "text_encoder_path",
+}
 """Key -> the key of `model` for a file that lies in no model folder."""
 
 FILE = ".safetensors"
 
-PATHS = frozenset({*PARTS, "dataset_config", "network_weights", "base_weights", "sample_prompts"})
+PATHS = frozenset(
+    {*PARTS, "dataset_config", "network_weights", "base_weights", "sample_prompts"}
+)
 OF_IMAGES = frozenset({"image_directory", "image_jsonl_file", "control_directory"})
 """Keys that name what has to be there."""
 
-TEXTS = (PATHS | OF_IMAGES | {"output_dir", "logging_dir", "output_name", "model_version", "resume"}) - {"base_weights"}
+TEXTS = (
+    PATHS
+    | OF_IMAGES
+    | {"output_dir", "logging_dir", "output_name", "model_version", "resume"}
+) - {"base_weights"}
 """Keys with one text."""
 
 NOT_EMPTY = {
@@ -105,7 +123,8 @@ OF_FRONT_END = re.compile(
     "dit_dtype|text_encoder_dtype|dit_in_channels|flow_shift|faster_model_loading|use_legacy_sdpa|custom_network_module|"
     "convert_to_.*|(?:diffusers|safetensors)_output_dir|compile_resident_blocks_only"
 )
-"""Keys by which a front end writes the dataset file or starts the program, which are in the same file."""
+"""Keys by which a front end writes the dataset file or starts the program, which are in
+the same file."""
 
 OF_SAMPLES = {
     "sample_width": "width", "sample_height": "height", "sample_steps": "sample_steps", "sample_seed": "seed",
@@ -114,7 +133,8 @@ OF_SAMPLES = {
 """What a front end writes behind prompts that do not say it -> our key of `sample`."""
 
 VERSIONS = {"edit": "edit", "edit_plus": "edit-2509"}
-"""Switch -> the `model_version` that it stands for, which `model.arch` reads as it is."""
+"""Switch -> the `model_version` that it stands for, which `model.arch` reads as it
+is."""
 
 VERSION = "original"
 """`model_version` where none is given."""
@@ -126,20 +146,22 @@ PUBLISHED = {
     "edit-2511": "Qwen/Qwen-Image-Edit-2511",
     "layered": "Qwen/Qwen-Image-Layered",
 }
-"""`model_version` -> where all but the transformer comes from, if that is a single file that lies alone."""
+"""`model_version` -> where all but the transformer comes from, if that is a single file
+that lies alone."""
 
 DTYPES = {"no": "float32"}
 """Other value of `mixed_precision` -> ours."""
 
 SAMPLES = {"width": 256, "height": 256, "sample_steps": 20, "guidance_scale": 4.0}
-"""Defaults of images that are drawn during training, where a prompt does not say it. Source: musubi-tuner,
-`sample_prompts`."""
+"""Defaults of images that are drawn during training, where a prompt does not say it.
+Source: musubi-tuner, `sample_prompts`."""
 
 QWEN_SHIFT_OF_LAYERS = (
     "is another distribution here: as the model's samples, which at 640 pixels are shifted by 12. musubi-tuner takes "
     "the rule of its other models, 1.8: for that give 'shift' with 'discrete_flow_shift = 1.8'."
 )
-"""Source: musubi-tuner 30c658c4, training/trainer_base.py and qwen_image_train_network.py (`do_inference`)."""
+"""Source: musubi-tuner 30c658c4, training/trainer_base.py and
+qwen_image_train_network.py (`do_inference`)."""
 
 HEEDED_BY = {
     "lr_decay_steps": ("warmup_stable_decay",),
@@ -153,7 +175,12 @@ _their = partial(their, whose="musubi-tuner's default")
 
 class _Reader:
     def __init__(
-        self, root: ConfigNode, folder: Path, name: str | None, diagnostics: Diagnostics, moved: Mapping[str, str]
+        self,
+        root: ConfigNode,
+        folder: Path,
+        name: str | None,
+        diagnostics: Diagnostics,
+        moved: Mapping[str, str],
     ) -> None:
         self.root = root
         self.folder = folder
@@ -176,7 +203,11 @@ class _Reader:
         """The whole job."""
         self._refuse_empty()
         self._model()
-        self._read(self.given, [key for key in ROWS if key not in OF_DATASETS], "It belongs in the dataset file.")
+        self._read(
+            self.given,
+            [key for key in ROWS if key not in OF_DATASETS],
+            "It belongs in the dataset file.",
+        )
         self._network()
         self._adafactor()
         self._noise()
@@ -187,31 +218,49 @@ class _Reader:
         self._note_defaults()
         name = self.config.get("name") or node_at(self.root, "job")
         if self.name is None and "output_name" not in self.given:
-            self.diagnostics.error(self.root, "is required: the run's folder gets this name.", path=("output_name",))
-        config = {**self.config, "name": at(name, self.name or name.value), "process": [self.process]}
-        return tree({"job": "extension", "config": config, "meta": self.meta or None}, self.root)
+            self.diagnostics.error(
+                self.root,
+                "is required: the run's folder gets this name.",
+                path=("output_name",),
+            )
+        config = {
+            **self.config,
+            "name": at(name, self.name or name.value),
+            "process": [self.process],
+        }
+        return tree(
+            {"job": "extension", "config": config, "meta": self.meta or None}, self.root
+        )
 
     def _refuse_empty(self) -> None:
         """Tells keys without a value with which a training there ends."""
         for key, node in flat(self.root).items():
             if key in NOT_EMPTY and (node.is_blank or not str(node.value).strip()):
-                self.diagnostics.error(node, f"has no value, which is an error there too. {NOT_EMPTY[key]}.")
+                self.diagnostics.error(
+                    node,
+                    f"has no value, which is an error there too. {NOT_EMPTY[key]}.",
+                )
 
     def _with_more(self, level: Level) -> Level:
         """With the flags of a front end's `additional_parameters`."""
         more = level.get("additional_parameters")
         if more is None or more.is_blank:
             return level
-        known = {key: node for key, node in level.items() if key != "additional_parameters"}
+        known = {
+            key: node for key, node in level.items() if key != "additional_parameters"
+        }
         with_flags: Level = load_object(FOREIGN_OPTIONS)(known, more, self.diagnostics)
         return with_flags
 
     def _with_texts(self, level: Level) -> Level:
-        """What has a value; in the place of one that is not text, which is reported, stands any text."""
+        """What has a value; in the place of one that is not text, which is reported,
+        stands any text."""
         given = {key: node for key, node in level.items() if not node.is_blank}
         for key in SWITCHES & given.keys():
             if not isinstance(given[key].value, bool):
-                self.diagnostics.error(given[key], f"{show(given[key])} is not true or false.")
+                self.diagnostics.error(
+                    given[key], f"{show(given[key])} is not true or false."
+                )
         for key in TEXTS & given.keys():
             if isinstance(given[key].value, dict | list):
                 self.diagnostics.error(given[key], f"{show(given[key])} is not text.")
@@ -231,13 +280,20 @@ class _Reader:
                 more = f" ({len(front_end) - 1} more such keys)"
             else:
                 more = ""
-            self.diagnostics.warn(given[key], f"has no effect: a front end starts its program by it{more}.")
+            self.diagnostics.warn(
+                given[key],
+                f"has no effect: a front end starts its program by it{more}.",
+            )
         for key, node in given.items():
             if key in front_end or key in OF_SAMPLES or key == "training_mode":
                 continue
             if key not in (*known, SCRIPT):
                 is_elsewhere = key in ROWS or key in ("general", "datasets")
-                hint = odd_characters(key) or (elsewhere if is_elsewhere else did_you_mean(key, known, list_all=False))
+                hint = odd_characters(key) or (
+                    elsewhere
+                    if is_elsewhere
+                    else did_you_mean(key, known, list_all=False)
+                )
                 self.diagnostics.error(node, f"unknown key. {hint}", at_key=True)
             else:
                 self._find(key, node, PATHS)
@@ -266,7 +322,9 @@ class _Reader:
                 nearest = f" The nearest here is {' and '.join(map(repr, row.ours))}."
             else:
                 nearest = ""
-            self.diagnostics.error(node, f"{show(node)} is not supported{reason}{nearest}", at_key=True)
+            self.diagnostics.error(
+                node, f"{show(node)} is not supported{reason}{nearest}", at_key=True
+            )
 
     def _set(self, place: str, value: Any, to: dict[str, Any]) -> None:
         section, _, rest = place.partition(".")
@@ -282,19 +340,28 @@ class _Reader:
         to[last] = value
 
     def _default(self, key: str, place: str = "", value: Any = NO_DEFAULT) -> None:
-        """Their default of an option that is left out, at the place its row says or at another."""
+        """Their default of an option that is left out, at the place its row says or at
+        another."""
         if key not in self.given:
             row = ROWS[key][1]
             self.defaults[key] = row.default if value is NO_DEFAULT else value
-            self._set(place or row.ours[0], _their(key, self.defaults[key]), self.process)
+            self._set(
+                place or row.ours[0], _their(key, self.defaults[key]), self.process
+            )
 
     def _note_defaults(self) -> None:
         """The line that names the defaults which were taken."""
         if self.defaults:
-            taken = ", ".join(f"{key} {json.dumps(value)}".replace('"', "") for key, value in self.defaults.items())
-            self.diagnostics.notes.append(f"left out, and therefore as in musubi-tuner: {taken}")
+            taken = ", ".join(
+                f"{key} {json.dumps(value)}".replace('"', "")
+                for key, value in self.defaults.items()
+            )
+            self.diagnostics.notes.append(
+                f"left out, and therefore as in musubi-tuner: {taken}"
+            )
 
-    # ------------------------------------------------------------ what more than the table has to be said of
+    # ------------------------------------------------------------ what more than the
+    # table has to be said of
 
     def _trains_adapter(self) -> bool:
         """By the script; without one by the keys, as only an adapter has such."""
@@ -310,8 +377,14 @@ class _Reader:
         """The folder of the model that `dit` lies in; its family by the switches."""
         dit = self.given.get("dit")
         if dit is None:
-            self.diagnostics.error(self.root, "is required: the model's transformer.", path=("dit",))
-            self._set("model.name_or_path", replace(node_at(self.root, "missing"), path=("dit",)), self.process)
+            self.diagnostics.error(
+                self.root, "is required: the model's transformer.", path=("dit",)
+            )
+            self._set(
+                "model.name_or_path",
+                replace(node_at(self.root, "missing"), path=("dit",)),
+                self.process,
+            )
             return
         version = self.given.get("model_version")
         for key in VERSIONS.keys() & self.given.keys():
@@ -321,9 +394,16 @@ class _Reader:
             self._set("model.arch", version, self.process)
         without_composite = self.given.get("remove_first_image_from_target")
         if without_composite is not None and without_composite.value is True:
-            self._set("model.model_kwargs.composite_target", at(without_composite, False), self.process)
+            self._set(
+                "model.model_kwargs.composite_target",
+                at(without_composite, False),
+                self.process,
+            )
         version = version or _their("model_version", VERSION)
-        named = model_of({key: str(self.given[key].value) for key in PARTS if key in self.given}, str(version.value))
+        named = model_of(
+            {key: str(self.given[key].value) for key in PARTS if key in self.given},
+            str(version.value),
+        )
         for key in named.alone:
             self._set(f"model.{PARTS[key]}", self.given[key], self.process)
         base = version if named.published else dit
@@ -332,14 +412,23 @@ class _Reader:
             node = self.given[key]
             part = PARTS[key].removesuffix("_path")
             if part_of(str(node.value)) not in (None, part):
-                self.diagnostics.error(node, f"{show(node)} is another part of the model. Give its {part}.")
+                self.diagnostics.error(
+                    node, f"{show(node)} is another part of the model. Give its {part}."
+                )
         for key in named.unused:
-            self.diagnostics.warn(self.given[key], f"{show(self.given[key])} is not used, but that of {named.model}.")
+            self.diagnostics.warn(
+                self.given[key],
+                f"{show(self.given[key])} is not used, but that of {named.model}.",
+            )
 
     def _network(self) -> None:
         if not self.adapter:
             self.process["network"] = {"type": "full"}
-            self._set("save.layout", _their("the whole transformer", "single_file"), self.process)
+            self._set(
+                "save.layout",
+                _their("the whole transformer", "single_file"),
+                self.process,
+            )
             return
         self._default("network_dim")
         self._default("network_alpha")
@@ -348,11 +437,14 @@ class _Reader:
             pairs = dict(read_pairs(arguments, self.diagnostics).value)
             if "include_patterns" in pairs and "exclude_patterns" not in pairs:
                 reason = "there it only brings back layers that exclude_patterns leave out, and there are none."
-                self.diagnostics.warn(pairs.pop("include_patterns"), f"has no effect: {reason}")
+                self.diagnostics.warn(
+                    pairs.pop("include_patterns"), f"has no effect: {reason}"
+                )
             self._set("network.network_args", at(arguments, pairs), self.process)
 
     def _adafactor(self) -> None:
-        """Its arguments that are left out: those of its class, which takes a learning rate of its own by them."""
+        """Its arguments that are left out: those of its class, which takes a learning
+        rate of its own by them."""
         kind = self.given.get("optimizer_type")
         arguments = self.given.get("optimizer_args")
         if kind is None or str(kind.value).lower() != "adafactor":
@@ -364,7 +456,8 @@ class _Reader:
         if "relative_step" not in pairs:
             remedy = 'Add optimizer_args ["relative_step=False", "scale_parameter=False"] for learning_rate to count.'
             self.diagnostics.error(
-                kind, f"{show(kind)} takes a learning rate of its own there, and none here. {remedy}"
+                kind,
+                f"{show(kind)} takes a learning rate of its own there, and none here. {remedy}",
             )
             pairs["relative_step"] = _their("relative_step", False)
         if "scale_parameter" not in pairs:
@@ -386,11 +479,18 @@ class _Reader:
         kind = self.given.get("timestep_sampling", _their("", "sigma")).value
         if kind == "shift":
             self._default("discrete_flow_shift")
-        elif kind == "sigma":  # there the bounds are places on a list that begins with the most noise
-            for key, other in (("min_timestep", "max_timestep"), ("max_timestep", "min_timestep")):
+        elif (
+            kind == "sigma"
+        ):  # there the bounds are places on a list that begins with the most noise
+            for key, other in (
+                ("min_timestep", "max_timestep"),
+                ("max_timestep", "min_timestep"),
+            ):
                 node = self.given.get(key)
                 if node is not None and isinstance(node.value, int | float):
-                    self._set(f"train.{other}", at(node, 1000 - node.value), self.process)
+                    self._set(
+                        f"train.{other}", at(node, 1000 - node.value), self.process
+                    )
         else:
             for key in ("min_timestep", "max_timestep"):
                 self._set(f"train.{key}", self.given.get(key), self.process)
@@ -405,16 +505,24 @@ class _Reader:
             schedule = "constant"
         for key, schedules in HEEDED_BY.items():
             node = self.given.get(key)
-            if node is not None and node.value not in (0, "0") and schedule not in schedules:
+            if (
+                node is not None
+                and node.value not in (0, "0")
+                and schedule not in schedules
+            ):
                 self.diagnostics.warn(
-                    node, f"has no effect, as in musubi-tuner: only {' and '.join(schedules)} heed it."
+                    node,
+                    f"has no effect, as in musubi-tuner: only {' and '.join(schedules)} heed it.",
                 )
                 self._set(f"train.{key}", None, self.process)
         seed = self.given.get("seed")
         if seed is None:
             self.defaults["seed"] = "random"
         if seed is not None and seed.value == 0:
-            self.diagnostics.warn(seed, "0 is a seed there, and a random one here. Take another for a fixed one.")
+            self.diagnostics.warn(
+                seed,
+                "0 is a seed there, and a random one here. Take another for a fixed one.",
+            )
         if seed is not None:
             self._set("training_seed", seed, self.process)
 
@@ -432,24 +540,46 @@ class _Reader:
         if last is None or last.value == 0:
             self.process.setdefault("save", {})["max_step_saves_to_keep"] = last
             self._default("save_last_n_steps")
-        elif every is not None and all(isinstance(node.value, int) for node in (every, last)) and every.value > 0:
-            files = last.value // every.value + 1  # the newest, and those of up to `last` steps before it
+        elif (
+            every is not None
+            and all(isinstance(node.value, int) for node in (every, last))
+            and every.value > 0
+        ):
+            files = (
+                last.value // every.value + 1
+            )  # the newest, and those of up to `last` steps before it
             self._set("save.max_step_saves_to_keep", at(last, files), self.process)
         streams = self.given.get("mem_eff_save")
-        for key, instead in (("full_bf16", "in float32"), ("fused_backward_pass", "without it")):
+        for key, instead in (
+            ("full_bf16", "in float32"),
+            ("fused_backward_pass", "without it"),
+        ):
             node = self.given.get(key)
             if not self.adapter:
                 self._set(f"train.{key}", node, self.process)
             elif node is not None and node.value is True:
-                self.diagnostics.warn(node, f"has no effect: an adapter is trained {instead}, as in musubi-tuner.")
+                self.diagnostics.warn(
+                    node,
+                    f"has no effect: an adapter is trained {instead}, as in musubi-tuner.",
+                )
         if streams is not None and streams.value is True:
             message = "has no effect: one file is written while training goes on, from a copy in main memory."
-            self.diagnostics.warn(streams, message if not self.adapter else "has no effect on an adapter.")
+            self.diagnostics.warn(
+                streams, message if not self.adapter else "has no effect on an adapter."
+            )
         if "huggingface_repo_id" in self.given:
-            self._set("save.push_to_hub", node_at(self.given["huggingface_repo_id"], True), self.process)
+            self._set(
+                "save.push_to_hub",
+                node_at(self.given["huggingface_repo_id"], True),
+                self.process,
+            )
         visibility = self.given.get("huggingface_repo_visibility")
         if visibility is not None:
-            self._set("save.hf_private", at(visibility, visibility.value != "public"), self.process)
+            self._set(
+                "save.hf_private",
+                at(visibility, visibility.value != "public"),
+                self.process,
+            )
         for key in STATES & self.given.keys():
             if self.given[key].value:
                 message = "has no effect: the newest two states are kept. Give 'save.max_states_to_keep'."
@@ -460,21 +590,34 @@ class _Reader:
             self.diagnostics.error(resume, message)
         guidance = self.given.get("guidance_scale")
         if guidance is not None:
-            self.diagnostics.warn(guidance, "has no effect: the model has no embedded guidance.")
+            self.diagnostics.warn(
+                guidance, "has no effect: the model has no embedded guidance."
+            )
 
     def _samples(self) -> None:
         if "sample_prompts" not in self.given:
             self._set("train.disable_sampling", node_at(self.root, True), self.process)
             return
-        written = "disable_prompt_enhancement" not in self.given or not self.given["disable_prompt_enhancement"].value
-        given = {ours: self.given[key] for key, ours in OF_SAMPLES.items() if written and key in self.given}
+        written = (
+            "disable_prompt_enhancement" not in self.given
+            or not self.given["disable_prompt_enhancement"].value
+        )
+        given = {
+            ours: self.given[key]
+            for key, ours in OF_SAMPLES.items()
+            if written and key in self.given
+        }
         for key, value in SAMPLES.items():
             self._set(f"sample.{key}", _their(key, value), self.process)
         for key, node in given.items():
-            if node.value != {"flow_shift": 0, "seed": -1}.get(key):  # which have no effect
+            if node.value != {"flow_shift": 0, "seed": -1}.get(
+                key
+            ):  # which have no effect
                 self._set(f"sample.{key}", node, self.process)
         if "width" not in given:
-            self.defaults["samples of"] = f"{SAMPLES['width']} x {SAMPLES['height']} pixels"
+            self.defaults["samples of"] = (
+                f"{SAMPLES['width']} x {SAMPLES['height']} pixels"
+            )
         if "sample_every_n_epochs" not in self.given:
             self._default("sample_every_n_steps", value=0)
         self._default("sample_at_first", value=False)
@@ -484,11 +627,17 @@ class _Reader:
     def _datasets(self) -> list[Any]:
         node = self.given.get("dataset_config")
         if node is None:
-            self.diagnostics.error(self.root, "is required: the file with the datasets.", path=("dataset_config",))
+            self.diagnostics.error(
+                self.root,
+                "is required: the file with the datasets.",
+                path=("dataset_config",),
+            )
             return [{"folder_path": node_at(self.root, ".")}]
         path = self._found(str(node.value))
         if path is None and os.path.exists(os.path.expanduser(str(node.value))):
-            self.diagnostics.error(node, f"{show(node)} is not a file. Give the file with the datasets.")
+            self.diagnostics.error(
+                node, f"{show(node)} is not a file. Give the file with the datasets."
+            )
         root = file_root(path, self.diagnostics) if path else None
         if root:
             entries = self._entries(map_paths(root, self.moved))
@@ -510,11 +659,17 @@ class _Reader:
         general = root.value.get("general", node_at(root, {}))
         listed = root.value.get("datasets")
         if listed is None or not isinstance(listed.value, list) or not listed.value:
-            self.diagnostics.error(listed or root, "is required: at least one [[datasets]].", path=("datasets",))
+            self.diagnostics.error(
+                listed or root,
+                "is required: at least one [[datasets]].",
+                path=("datasets",),
+            )
             return []
         for table in (general, *listed.value):
             if not isinstance(table.value, dict):
-                self.diagnostics.error(table, f"{show(table)} is not a table of keys and values.")
+                self.diagnostics.error(
+                    table, f"{show(table)} is not a table of keys and values."
+                )
         if isinstance(general.value, dict):
             shared = general.value
         else:
@@ -527,33 +682,57 @@ class _Reader:
                     hint = did_you_mean(key, GENERAL)
                 self.diagnostics.error(child, f"unknown key. {hint}", at_key=True)
         shared = {key: child for key, child in shared.items() if key in GENERAL}
-        return [self._dataset({**shared, **item.value}, item) for item in listed.value if isinstance(item.value, dict)]
+        return [
+            self._dataset({**shared, **item.value}, item)
+            for item in listed.value
+            if isinstance(item.value, dict)
+        ]
 
     def _dataset(self, given: Level, item: ConfigNode) -> dict[str, Any]:
         dataset: dict[str, Any] = {}
         given = self._with_texts(given)
         sized = {"resolution", "enable_bucket", "bucket_no_upscale", "batch_size"}
-        of_controls = {key for key in OF_DATASETS if "control" in key and key != "control_directory"}
+        of_controls = {
+            key
+            for key in OF_DATASETS
+            if "control" in key and key != "control_directory"
+        }
         for key, node in given.items():
             if key not in OF_DATASETS:
                 if key in ROWS:
                     elsewhere = "It belongs in the training config."
                 else:
                     elsewhere = ""
-                hint = odd_characters(key) or elsewhere or did_you_mean(key, OF_DATASETS, list_all=False)
+                hint = (
+                    odd_characters(key)
+                    or elsewhere
+                    or did_you_mean(key, OF_DATASETS, list_all=False)
+                )
                 self.diagnostics.error(node, f"unknown key. {hint}", at_key=True)
             elif key == "multiple_target":
                 if node.value is True:
-                    dataset["layers_suffix"] = at(node, "_")  # of a.png: a_0.png, a_1.png and so on
+                    dataset["layers_suffix"] = at(
+                        node, "_"
+                    )  # of a.png: a_0.png, a_1.png and so on
                 if node.value is True and "image_jsonl_file" in given:
                     remedy = "Name those of a.png a_0.png, a_1.png and so on, beside it, and give 'image_directory'."
-                    self.diagnostics.error(node, f"layers are not read from a table. {remedy}", at_key=True)
+                    self.diagnostics.error(
+                        node, f"layers are not read from a table. {remedy}", at_key=True
+                    )
             elif key == "cache_directory":
                 self.diagnostics.warn(node, f"has no effect: {ROWS[key][1].says}.")
             elif key not in sized | of_controls:
                 self._find(key, node, OF_IMAGES)
                 self._put(key, node, dataset)
-        if not {"image_directory", "image_jsonl_file", "video_directory", "video_jsonl_file"} & given.keys():
+        if (
+            not {
+                "image_directory",
+                "image_jsonl_file",
+                "video_directory",
+                "video_jsonl_file",
+            }
+            & given.keys()
+        ):
             message = "is required: the folder of the images."
             self.diagnostics.error(item, message, path=(*item.path, "image_directory"))
         if not {"image_directory", "image_jsonl_file"} & given.keys():
@@ -567,8 +746,14 @@ class _Reader:
         self._size(given, item, dataset)
         source = given.get("control_directory") or given.get("image_jsonl_file")
         if source is not None:
-            self._reference_size([given[key] for key in sorted(of_controls & given.keys())], source)
-        self._one_for_all("train.batch_size", given.get("batch_size", _their("batch_size", 1)), "batch_size")
+            self._reference_size(
+                [given[key] for key in sorted(of_controls & given.keys())], source
+            )
+        self._one_for_all(
+            "train.batch_size",
+            given.get("batch_size", _their("batch_size", 1)),
+            "batch_size",
+        )
         return dataset
 
     def _size(self, given: Level, item: ConfigNode, dataset: dict[str, Any]) -> None:
@@ -581,22 +766,33 @@ class _Reader:
         if not isinstance(sides, list):
             sides = [sides, sides]
         if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
-            self.diagnostics.error(node, f"{sides} is not a size. Write one number of pixels, or [width, height].")
+            self.diagnostics.error(
+                node,
+                f"{sides} is not a size. Write one number of pixels, or [width, height].",
+            )
             return
         bucket = given.get("enable_bucket")
         keeps = given.get("bucket_no_upscale")
         if bucket is None or bucket.value is not True:
-            dataset["resolution"] = at(node, {"width": at(node, sides[0]), "height": at(node, sides[1])})
+            dataset["resolution"] = at(
+                node, {"width": at(node, sides[0]), "height": at(node, sides[1])}
+            )
             return
         dataset["resolution"] = at(node, math.isqrt(sides[0] * sides[1]))
         if keeps is None or keeps.value is not True:
-            self.diagnostics.warn(bucket, "images of a smaller area are not enlarged here, as with bucket_no_upscale.")
+            self.diagnostics.warn(
+                bucket,
+                "images of a smaller area are not enlarged here, as with bucket_no_upscale.",
+            )
 
     def _reference_size(self, given: Sequence[ConfigNode], control: ConfigNode) -> None:
-        """The area of the references: theirs is that of the image unless they say another."""
+        """The area of the references: theirs is that of the image unless they say
+        another."""
         wanted = [node for node in given if node.value is not False]
         value = at(wanted[0], False) if wanted else at(control, True)
-        self._one_for_all("model.model_kwargs.match_target_res", value, "the size of control images")
+        self._one_for_all(
+            "model.model_kwargs.match_target_res", value, "the size of control images"
+        )
         for node in wanted:
             if node.value is True:
                 message = "control images are scaled to the area of control_resolution, 1024 x 1024 if left out."
@@ -606,11 +802,20 @@ class _Reader:
                 sides = node.data()
             else:
                 sides = [node.data()] * 2
-            if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
-                self.diagnostics.error(node, f"{sides} is not a size. Write one number of pixels, or [width, height].")
+            if len(sides) != 2 or not all(
+                type(side) is int and side > 0 for side in sides
+            ):
+                self.diagnostics.error(
+                    node,
+                    f"{sides} is not a size. Write one number of pixels, or [width, height].",
+                )
                 continue
             side = at(node, math.isqrt(sides[0] * sides[1]))
-            self._one_for_all("model.model_kwargs.control_resolution", side, "the size of control images")
+            self._one_for_all(
+                "model.model_kwargs.control_resolution",
+                side,
+                "the size of control images",
+            )
 
     def _one_for_all(self, place: str, node: ConfigNode, what: str) -> None:
         *above, last = place.split(".")
@@ -639,13 +844,27 @@ class _Reader:
                 self.lost += [at(path, folder) for folder in folders]
 
     def _found(self, written: str) -> Path | None:
-        """Where a file is: in the working directory, as in musubi-tuner, or beside the config."""
+        """Where a file is: in the working directory, as in musubi-tuner, or beside the
+        config."""
         expanded = os.path.expanduser(written)
-        return next((place for place in (Path(expanded), self.folder / expanded) if os.path.isfile(place)), None)
+        return next(
+            (
+                place
+                for place in (Path(expanded), self.folder / expanded)
+                if os.path.isfile(place)
+            ),
+            None,
+        )
 
     def _report_missing(self) -> None:
-        self.lost = [node for node in self.lost if not self.diagnostics.reported(node.path)]
-        absolute = [str(node.value).replace("\\", "/") for node in self.lost if is_absolute(str(node.value))]
+        self.lost = [
+            node for node in self.lost if not self.diagnostics.reported(node.path)
+        ]
+        absolute = [
+            str(node.value).replace("\\", "/")
+            for node in self.lost
+            if is_absolute(str(node.value))
+        ]
         try:
             old = os.path.commonpath([os.path.dirname(path) for path in absolute])
         except ValueError:  # none, or some begin with a drive
@@ -661,13 +880,15 @@ class _Reader:
 
 
 def with_slashes(path: str) -> str:
-    """A path below the working directory that is written as on Windows, as this machine writes it."""
+    """A path below the working directory that is written as on Windows, as this machine
+    writes it."""
     is_below = not is_absolute(path) and not os.path.lexists(path)
     return path.replace("\\", os.sep) if is_below else path
 
 
 def flat(root: ConfigNode) -> Level:
-    """All keys on one level: the names of sections mean nothing there, and a later key replaces an earlier one."""
+    """All keys on one level: the names of sections mean nothing there, and a later key
+    replaces an earlier one."""
     given: Level = {}
     for key, node in root.value.items():
         if isinstance(node.value, dict):
@@ -684,7 +905,8 @@ class NamedModel(NamedTuple):
     """Folder or hub id."""
 
     alone: list[str]
-    """The keys whose files lie in no model folder: they are used in place of its parts."""
+    """The keys whose files lie in no model folder: they are used in place of its
+    parts."""
 
     unused: list[str]
     """The keys that name parts of another folder."""
@@ -694,24 +916,41 @@ class NamedModel(NamedTuple):
 
 
 def datasets_of(node: ConfigNode, diagnostics: Diagnostics) -> dict[str, ConfigNode]:
-    """The keys of a process that the datasets of a file give: `datasets`, and of `train` and `model` what it says."""
+    """The keys of a process that the datasets of a file give: `datasets`, and of
+    `train` and `model` what it says."""
     reader = _Reader(
-        ConfigNode({"dataset_config": node}, (), node.key_at, node.value_at), Path(), None, diagnostics, {}
+        ConfigNode({"dataset_config": node}, (), node.key_at, node.value_at),
+        Path(),
+        None,
+        diagnostics,
+        {},
     )
     reader._find("dataset_config", node, PATHS)
     listed = reader._datasets()
     reader._report_missing()
     reader._note_defaults()
     return {
-        **tree({key: reader.process[key] for key in ("train", "model") if key in reader.process}, node).value,
+        **tree(
+            {
+                key: reader.process[key]
+                for key in ("train", "model")
+                if key in reader.process
+            },
+            node,
+        ).value,
         "datasets": tree(listed, node),
     }
 
 
 def model_of(paths: Mapping[str, str], version: str) -> NamedModel:
-    """paths: of the keys of PARTS that are given, `dit` among them. version: `model_version` or what stands for it."""
+    """paths: of the keys of PARTS that are given, `dit` among them. version:
+    `model_version` or what stands for it."""
     folders = {key: model_folder(path) for key, path in paths.items()}
-    files = [key for key, path in paths.items() if path.endswith(FILE) or os.path.isfile(os.path.expanduser(path))]
+    files = [
+        key
+        for key, path in paths.items()
+        if path.endswith(FILE) or os.path.isfile(os.path.expanduser(path))
+    ]
     alone = [key for key in files if folders[key] is None]
     folder = folders["dit"]
     model = paths["dit"]
@@ -719,17 +958,28 @@ def model_of(paths: Mapping[str, str], version: str) -> NamedModel:
         folder = next(filter(None, folders.values()), None)
         model = PUBLISHED.get(version, "missing")
     unused = [key for key, of_part in folders.items() if of_part not in (None, folder)]
-    return NamedModel(str(folder or model), alone, unused, published=folder is None and "dit" in alone)
+    return NamedModel(
+        str(folder or model), alone, unused, published=folder is None and "dit" in alone
+    )
 
 
 def model_folder(path: str) -> Path | None:
-    """The folder in diffusers layout that a part lies in: itself, or one or two levels above it."""
+    """The folder in diffusers layout that a part lies in: itself, or one or two levels
+    above it."""
     start = Path(os.path.expanduser(path))
-    return next((f for f in (start, *list(start.parents)[:2]) if os.path.isfile(f / "model_index.json")), None)
+    return next(
+        (
+            f
+            for f in (start, *list(start.parents)[:2])
+            if os.path.isfile(f / "model_index.json")
+        ),
+        None,
+    )
 
 
 def part_of(path: str) -> str | None:
-    """The part of a model's folder that a path leads to; None for the folder itself and other paths."""
+    """The part of a model's folder that a path leads to; None for the folder itself and
+    other paths."""
     place = Path(os.path.expanduser(path)).absolute()
     inside = place.relative_to(model_folder(str(place)) or place).parts[:1]
     names = [key.removesuffix("_path") for key in PARTS.values()]

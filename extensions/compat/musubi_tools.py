@@ -1,4 +1,5 @@
-"""A command of one of musubi-tuner's other scripts -> ours: images, captions, averages, forms of LoRA files."""
+"""A command of one of musubi-tuner's other scripts -> ours: images, captions, averages,
+forms of LoRA files."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ class Script(NamedTuple):
 
 SCRIPTS = {
     "qwen_image_generate_image.py": Script(
-        "generate", {"--height": "256", "--width": "256", "--steps": "25", "--cfg": "4.0"}
+        "generate",
+        {"--height": "256", "--width": "256", "--steps": "25", "--cfg": "4.0"},
     ),
     "caption_images_by_qwen_vl.py": Script("caption", {"--format": "jsonl"}),
     "lora_post_hoc_ema.py": Script("post_hoc_ema"),
@@ -64,23 +66,40 @@ FLAGS = {
 }  # fmt: skip
 """Flag of a script that nothing else of that program has -> ours."""
 
-OF_MERGING = frozenset({"lora_weight", "lora_multiplier", "save_merged_model", "include_patterns", "exclude_patterns"})
+OF_MERGING = frozenset(
+    {
+        "lora_weight",
+        "lora_multiplier",
+        "save_merged_model",
+        "include_patterns",
+        "exclude_patterns",
+    }
+)
 """Flags that count where the script for images merges a model and generates none."""
 
 
-def tool_command(text: str, known: Mapping[str, Collection[str]]) -> tuple[list[str], list[str]] | None:
-    """The words of our command, and a line for each flag that is left out; None for other scripts.
+def tool_command(
+    text: str, known: Mapping[str, Collection[str]]
+) -> tuple[list[str], list[str]] | None:
+    """The words of our command, and a line for each flag that is left out; None for
+    other scripts.
 
-    known: tool -> its flags. Raises UserError for commands that encode beforehand, of which the place is not known, and
-    for one that lost its end.
+    known: tool -> its flags. Raises UserError for commands that encode beforehand, of
+    which the place is not known, and for one that lost its end.
     """
-    scripts = [(script.text, flags) for script, _, flags in map(parted, commands(text)) if script]
+    scripts = [
+        (script.text, flags)
+        for script, _, flags in map(parted, commands(text))
+        if script
+    ]
     if not scripts:
         return None
     first, first_flags = scripts[0]
     if all(script in NOT_NEEDED for script, _ in scripts):
         where = "What is encoded is kept in the folder of the training, which this command does not name"
-        remedy = "In advance: `run.py cache FILE`, with the command of the training in FILE"
+        remedy = (
+            "In advance: `run.py cache FILE`, with the command of the training in FILE"
+        )
         raise UserError(f"{first}: {NOT_NEEDED[first]}. {where}. {remedy}.")
     if first not in SCRIPTS:
         return None
@@ -88,9 +107,15 @@ def tool_command(text: str, known: Mapping[str, Collection[str]]) -> tuple[list[
         raise UserError(f"line {at.line}: {reason}")
     tool, defaults = SCRIPTS[first]
     given, positional = _grouped([word.text for word in first_flags])
-    if tool == "generate" and "save_merged_model" in given:  # which generates no image then
+    if (
+        tool == "generate" and "save_merged_model" in given
+    ):  # which generates no image then
         tool, defaults = SCRIPTS["merge_lora.py"]
-        given = {name: values for name, values in given.items() if name in OF_MERGING or name in PARTS}
+        given = {
+            name: values
+            for name, values in given.items()
+            if name in OF_MERGING or name in PARTS
+        }
     words = [tool, *positional]
     notes = [_left_out(script) for script, _ in scripts[1:]]
     strengths = given.pop("lora_multiplier", [])
@@ -101,12 +126,17 @@ def tool_command(text: str, known: Mapping[str, Collection[str]]) -> tuple[list[
         notes += note
     for name, values in given.items():
         if name == "lora_weight":
-            values = [f"{file}:{strengths[i]}" if i < len(strengths) else file for i, file in enumerate(values)]
+            values = [
+                f"{file}:{strengths[i]}" if i < len(strengths) else file
+                for i, file in enumerate(values)
+            ]
         ours = _ours(name, values, tool, known[tool])
         words += ours
         if not ours and name not in IDLE:
             reason = _why_not(name) or f"{tool} has none"
-            notes.append(f"--{name}: {reason.removesuffix(' Leave it out.').rstrip('.')}.")
+            notes.append(
+                f"--{name}: {reason.removesuffix(' Leave it out.').rstrip('.')}."
+            )
     for flag, value in defaults.items():
         if flag not in words:
             words += [flag, value]
@@ -114,11 +144,14 @@ def tool_command(text: str, known: Mapping[str, Collection[str]]) -> tuple[list[
 
 
 def _why_not(name: str) -> str:
-    """What the table of names says of a flag that has no counterpart; empty where it says nothing."""
+    """What the table of names says of a flag that has no counterpart; empty where it
+    says nothing."""
     rows = [NAMES["musubi", "flags"].get(name)]
     if name in ROWS:
         rows.append(ROWS[name][1])
-    return next((row.says for row in rows if row and row.says and row.how != "shaped"), "")
+    return next(
+        (row.says for row in rows if row and row.says and row.how != "shaped"), ""
+    )
 
 
 def _left_out(script: str) -> str:
@@ -151,7 +184,9 @@ def _model(given: dict[str, list[str]], tool: str, known: Collection[str]) -> li
     paths = {key: given.pop(key)[0] for key in PARTS if given.get(key)}
     if "dit" not in paths or "--model" not in known:
         return []
-    switches = [VERSIONS[key] for key in VERSIONS if key in given and not given.pop(key)]
+    switches = [
+        VERSIONS[key] for key in VERSIONS if key in given and not given.pop(key)
+    ]
     versions = given.pop("model_version", []) or switches or [VERSION]
     named = model_of(paths, versions[0])
     if tool == "merge":
@@ -161,23 +196,35 @@ def _model(given: dict[str, list[str]], tool: str, known: Collection[str]) -> li
 
 
 def _control_size(given: Mapping[str, list[str]]) -> tuple[list[str], list[str]]:
-    """Our words for the size of control images, and a line. Raises UserError for flags that exclude each other."""
+    """Our words for the size of control images, and a line. Raises UserError for flags
+    that exclude each other."""
     resized = [name for name in RESIZED if name in given]
     if len(resized) == 2:
-        raise UserError(f"--{resized[0]} and --{resized[1]} exclude each other, there too. Keep one of them.")
+        raise UserError(
+            f"--{resized[0]} and --{resized[1]} exclude each other, there too. Keep one of them."
+        )
     if resized:
         return [], []
     try:
-        sides = {math.isqrt(math.prod(image_size(Path(path).expanduser()))) for path in given["control_image_path"]}
+        sides = {
+            math.isqrt(math.prod(image_size(Path(path).expanduser())))
+            for path in given["control_image_path"]
+        }
     except ImageError:  # which our command says
         sides = set()
     there = f"--control_image_path: without --{RESIZED[0]} or --{RESIZED[1]} it keeps its own size there,"
     if len(sides) == 1 and LEAST_CONTROL <= min(sides) <= MOST_CONTROL:
-        return ["--control-resolution", str(min(sides))], [f"{there} and here, but for multiples of 32."]
-    return [], [f"{there} and has the area of 1024 x 1024 pixels here (--control-resolution)."]
+        return ["--control-resolution", str(min(sides))], [
+            f"{there} and here, but for multiples of 32."
+        ]
+    return [], [
+        f"{there} and has the area of 1024 x 1024 pixels here (--control-resolution)."
+    ]
 
 
-def _ours(name: str, values: Sequence[str], tool: str, known: Collection[str]) -> list[str]:
+def _ours(
+    name: str, values: Sequence[str], tool: str, known: Collection[str]
+) -> list[str]:
     """Our words for a flag; none where it has no counterpart."""
     with_value = (tool, name, values[0] if values else "")
     if with_value in VALUES:
@@ -191,6 +238,11 @@ def _ours(name: str, values: Sequence[str], tool: str, known: Collection[str]) -
         renamed = f"--{row.field}"
     else:
         renamed = ""
-    places = (FLAGS.get(name), renamed, flags[0] if of_tool == tool and flags else "", f"--{name.replace('_', '-')}")
+    places = (
+        FLAGS.get(name),
+        renamed,
+        flags[0] if of_tool == tool and flags else "",
+        f"--{name.replace('_', '-')}",
+    )
     flag = next((flag for flag in places if flag in known), "")
     return [flag, *values] if flag else []

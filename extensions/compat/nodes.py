@@ -1,4 +1,5 @@
-"""Nodes of a job that another program's file becomes: values at the places of what they were made from."""
+"""Nodes of a job that another program's file becomes: values at the places of what they
+were made from."""
 
 from __future__ import annotations
 
@@ -20,11 +21,14 @@ def at(node: ConfigNode, value: Any) -> ConfigNode:
 
 def node_at(place: ConfigNode, value: Any) -> ConfigNode:
     """A value that the file does not have, at the place of what it belongs to."""
-    return ConfigNode(value, place.path, place.key_at, place.value_at, str(value), plain=True)
+    return ConfigNode(
+        value, place.path, place.key_at, place.value_at, str(value), plain=True
+    )
 
 
 def their(key: str, value: Any, whose: str) -> ConfigNode:
-    """A default of another program, which is in no file. whose: what stands for its name."""
+    """A default of another program, which is in no file. whose: what stands for its
+    name."""
     nowhere = SourceLocation(0, 0, whose)
     if isinstance(value, list):
         inside = [their(key, item, whose) for item in value]
@@ -38,7 +42,14 @@ def tree(data: Any, place: ConfigNode) -> ConfigNode:
     if isinstance(data, ConfigNode):
         return data
     if isinstance(data, Mapping):
-        return node_at(place, {key: tree(value, place) for key, value in data.items() if value is not None})
+        return node_at(
+            place,
+            {
+                key: tree(value, place)
+                for key, value in data.items()
+                if value is not None
+            },
+        )
     if isinstance(data, list | tuple):
         return node_at(place, [tree(value, place) for value in data])
     return node_at(place, data)
@@ -52,14 +63,21 @@ def of_file(node: ConfigNode, file: str) -> ConfigNode:
     elif isinstance(value, list):
         value = [of_file(child, file) for child in value]
     return replace(
-        node, value=value, key_at=node.key_at._replace(file=file), value_at=node.value_at._replace(file=file)
+        node,
+        value=value,
+        key_at=node.key_at._replace(file=file),
+        value_at=node.value_at._replace(file=file),
     )
 
 
-def file_root(path: Path, diagnostics: Diagnostics, list_key: str = "") -> ConfigNode | None:
-    """The root of a TOML or JSON file that another one names; None where it cannot be read, which is reported.
+def file_root(
+    path: Path, diagnostics: Diagnostics, list_key: str = ""
+) -> ConfigNode | None:
+    """The root of a TOML or JSON file that another one names; None where it cannot be
+    read, which is reported.
 
-    list_key: the key under which a list becomes a mapping, as a root always is one here.
+    list_key: the key under which a list becomes a mapping, as a root always is one
+    here.
     """
     of_file_alone = Diagnostics(str(path))
     root = None

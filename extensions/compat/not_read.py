@@ -1,5 +1,5 @@
-"""Files and commands of programs that are not read: each is known by its keys and answered with one line, which says
-whose it is and where its main keys are explained."""
+"""Files and commands of programs that are not read: each is known by its keys and
+answered with one line, which says whose it is and where its main keys are explained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ KEYS: dict[str, tuple[frozenset[str], ...]] = {
         frozenset({"model_type", "training_method"}),
         frozenset({"model_type", "base_model_name"}),
     ),
-    "a config of DiffSynth-Studio": (frozenset({"dataset_base_path", "lora_target_modules"}),),
+    "a config of DiffSynth-Studio": (
+        frozenset({"dataset_base_path", "lora_target_modules"}),
+    ),
     "a config of kohya's GUI": (
         frozenset({"LoRA_type"}),
         frozenset({"LyCORIS_preset"}),
@@ -33,22 +35,29 @@ KEYS: dict[str, tuple[frozenset[str], ...]] = {
         frozenset({"pretrained_model_name_or_path", "output_name"}),
     ),
 }
-"""Whose file it is -> keys, all of which the files of one kind have; the first that fits counts."""
+"""Whose file it is -> keys, all of which the files of one kind have; the first that
+fits counts."""
 
 _DIFFUSERS = re.compile(r"train_(?:dreambooth|text_to_image)\w*\.py")
 """The scripts of its examples."""
 
 _VARIABLES = re.compile(
-    r"^\s*(?:export\s+)?(?:MODEL_FAMILY|DATA_BACKEND_CONFIG|DATALOADER_CONFIG|TRAINER_EXTRA_ARGS)=", re.M
+    r"^\s*(?:export\s+)?(?:MODEL_FAMILY|DATA_BACKEND_CONFIG|DATALOADER_CONFIG|TRAINER_EXTRA_ARGS)=",
+    re.M,
 )
 """In a `config.env` of SimpleTuner."""
 
 
-def refuse_script(script: str, at: SourceLocation, words: Sequence[str], diagnostics: Diagnostics) -> None:
-    """Raises ConfigErrors for a command of these programs. words: what stands behind the script."""
+def refuse_script(
+    script: str, at: SourceLocation, words: Sequence[str], diagnostics: Diagnostics
+) -> None:
+    """Raises ConfigErrors for a command of these programs. words: what stands behind
+    the script."""
     if _DIFFUSERS.fullmatch(script):
         diagnostics.fatal(at, (), not_read_message("a command of diffusers' example"))
-    if script == "train.py" and any(word.startswith("--dataset_base_path") for word in words):
+    if script == "train.py" and any(
+        word.startswith("--dataset_base_path") for word in words
+    ):
         diagnostics.fatal(at, (), not_read_message("a command of DiffSynth-Studio"))
 
 
@@ -57,7 +66,9 @@ def refuse_variables(text: str, diagnostics: Diagnostics) -> None:
     variable = _VARIABLES.search(text)
     if variable is not None:
         line = text.count("\n", 0, variable.start()) + 1
-        diagnostics.fatal(SourceLocation(line, 1), (), not_read_message("a config of SimpleTuner"))
+        diagnostics.fatal(
+            SourceLocation(line, 1), (), not_read_message("a config of SimpleTuner")
+        )
 
 
 def not_read_message(whose: str) -> str:
@@ -81,17 +92,34 @@ def _has_subsets(root: ConfigNode) -> bool:
     listed = root.value.get("datasets")
     if listed is None or not isinstance(listed.value, list):
         return False
-    return any(isinstance(item.value, dict) and "subsets" in item.value for item in listed.value)
+    return any(
+        isinstance(item.value, dict) and "subsets" in item.value
+        for item in listed.value
+    )
 
 
 def _is_diffusion_pipe(root: ConfigNode) -> bool:
     model = root.value.get("model")
-    marks = {"dataset", "output_dir", "micro_batch_size_per_gpu", "pipeline_stages"} & root.value.keys()
-    return bool(marks) and model is not None and isinstance(model.value, dict) and "type" in model.value
+    marks = {
+        "dataset",
+        "output_dir",
+        "micro_batch_size_per_gpu",
+        "pipeline_stages",
+    } & root.value.keys()
+    return (
+        bool(marks)
+        and model is not None
+        and isinstance(model.value, dict)
+        and "type" in model.value
+    )
 
 
 def _refuse(
-    root: ConfigNode, folder: Path, name: str | None, diagnostics: Diagnostics, moved: Mapping[str, str]
+    root: ConfigNode,
+    folder: Path,
+    name: str | None,
+    diagnostics: Diagnostics,
+    moved: Mapping[str, str],
 ) -> Reader:
     diagnostics.fatal(root.value_at, (), not_read_message(whose_file(root)))
 

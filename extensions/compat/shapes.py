@@ -1,7 +1,9 @@
-"""Keys of other programs that are not merely another name: what a function makes of them in our own keys.
+"""Keys of other programs that are not merely another name: what a function makes of
+them in our own keys.
 
-`SHAPES` has the function of each section (`names.PLACES`). It gets the keys with a value of a section, and returns them
-with ours for those that are `shaped`; names that are `is` in the table stay, and are renamed afterwards.
+`SHAPES` has the function of each section (`names.PLACES`). It gets the keys with a
+value of a section, and returns them with ours for those that are `shaped`; names that
+are `is` in the table stay, and are renamed afterwards.
 """
 
 from __future__ import annotations
@@ -31,12 +33,19 @@ from toolkit.registry import FOREIGN_DATASETS, load_object
 
 # ------------------------------------------------------------ the process
 
-_FROM_TRAIN = {"seed": "training_seed", "validation": "validation", "stop_when": "stop_when"}
+_FROM_TRAIN = {
+    "seed": "training_seed",
+    "validation": "validation",
+    "stop_when": "stop_when",
+}
 """Keys that are also taken inside `train` -> the process's own key."""
 
 
-def _training(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
-    """`log_dir` goes to `logging`, `optimizer` and `training` to `train`, the process's own keys out of `train`."""
+def _training(
+    section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
+) -> Entries:
+    """`log_dir` goes to `logging`, `optimizer` and `training` to `train`, the process's
+    own keys out of `train`."""
     if "log_dir" in entries:
         place_in(entries, "logging", "logging_dir", entries.pop("log_dir"), diagnostics)
     if "optimizer" in entries:
@@ -65,27 +74,43 @@ def _training(section: type[BaseModel], entries: Entries, diagnostics: Diagnosti
 
 
 def _dataset_file(file: ConfigNode, entries: Entries, diagnostics: Diagnostics) -> None:
-    """The datasets of a file of musubi-tuner, and what it says of batches and references."""
+    """The datasets of a file of musubi-tuner, and what it says of batches and
+    references."""
     if "datasets" in entries and entries["datasets"].data() != []:
-        diagnostics.error(file, "'datasets' is given as well. Remove one of them.", at_key=True)
+        diagnostics.error(
+            file, "'datasets' is given as well. Remove one of them.", at_key=True
+        )
         return
     for section, node in load_object(FOREIGN_DATASETS)(file, diagnostics).items():
         if section == "datasets":
             entries["datasets"] = node
             continue
         for key, child in node.value.items():
-            if child.value_at.line or key not in getattr(entries.get(section), "value", {}):
-                place_in(entries, section, key, replace(child, path=(*file.path[:-1], section, key)), diagnostics)
+            if child.value_at.line or key not in getattr(
+                entries.get(section), "value", {}
+            ):
+                place_in(
+                    entries,
+                    section,
+                    key,
+                    replace(child, path=(*file.path[:-1], section, key)),
+                    diagnostics,
+                )
 
 
-def _move_compile(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+def _move_compile(
+    section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
+) -> Entries:
     """ai-toolkit's keys of compiling and its assistant go from `model` to `train`."""
     model = entries.get("model")
     if model is None or not isinstance(model.value, dict):
         return entries
     rest = dict(model.value)
     switches = [rest.pop(key) for key in ("compile", "block_compile") if key in rest]
-    switch = next((node for node in switches if node.value is not False), switches[0] if switches else None)
+    switch = next(
+        (node for node in switches if node.value is not False),
+        switches[0] if switches else None,
+    )
     moved = {new: rest.pop(old, None) for old, new in TO_TRAIN.items()}
     entries["model"] = replace(model, value=rest)
     train = entries.get("train")
@@ -93,9 +118,20 @@ def _move_compile(section: type[BaseModel], entries: Entries, diagnostics: Diagn
         given = train.child("compile")
     else:
         given = None
-    if switch is not None and train is not None and given is not None and isinstance(given.value, dict):
+    if (
+        switch is not None
+        and train is not None
+        and given is not None
+        and isinstance(given.value, dict)
+    ):
         given = replace(
-            given, value={**given.value, "enabled": merge_aliases(given.value.get("enabled"), switch, diagnostics)}
+            given,
+            value={
+                **given.value,
+                "enabled": merge_aliases(
+                    given.value.get("enabled"), switch, diagnostics
+                ),
+            },
         )
         entries["train"] = replace(train, value={**train.value, "compile": given})
     else:
@@ -109,8 +145,11 @@ def _move_compile(section: type[BaseModel], entries: Entries, diagnostics: Diagn
 # ------------------------------------------------------------ datasets, validation
 
 
-def _images(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
-    """`control_path_1..10` become one list, a colour of three numbers becomes "#rrggbb"."""
+def _images(
+    section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
+) -> Entries:
+    """`control_path_1..10` become one list, a colour of three numbers becomes
+    "#rrggbb"."""
     gather_slots(entries, "control_path", diagnostics)
     colour = entries.pop("control_transparent_color", None)
     if colour is not None and "background" not in entries:
@@ -118,15 +157,22 @@ def _images(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
         if rgb:
             entries["background"] = replace(colour, value=rgb)
         else:
-            diagnostics.error(colour, "is not a valid colour. Write [red, green, blue], each 0 to 255.")
+            diagnostics.error(
+                colour,
+                "is not a valid colour. Write [red, green, blue], each 0 to 255.",
+            )
     elif colour is not None:
-        diagnostics.error(colour, "'background' is given as well. Remove one of them.", at_key=True)
+        diagnostics.error(
+            colour, "'background' is given as well. Remove one of them.", at_key=True
+        )
     return entries
 
 
 def _rgb(value: Any) -> str:
     parts = value if isinstance(value, list) else []
-    if len(parts) != 3 or not all(type(part) is int and 0 <= part <= 255 for part in parts):
+    if len(parts) != 3 or not all(
+        type(part) is int and 0 <= part <= 255 for part in parts
+    ):
         return ""
     return "#" + "".join(f"{part:02x}" for part in parts)
 
@@ -140,14 +186,17 @@ TO_TRAIN = {
     "cache_size_limit": "compile_cache_size_limit",
     "assistant_lora_path": "assistant",
 }
-"""ai-toolkit's keys of `model` -> of `train`, where compiling and the assistant belong here."""
+"""ai-toolkit's keys of `model` -> of `train`, where compiling and the assistant belong
+here."""
 
 
-def _reshape_model(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+def _reshape_model(
+    section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
+) -> Entries:
     """`base_weights` and `base_weights_multiplier` become `base_loras`.
 
-    musubi-tuner's switches become `quantize`, `quantize_te` and their types; `extras_name_or_path` is where all but the
-    transformer is.
+    musubi-tuner's switches become `quantize`, `quantize_te` and their types;
+    `extras_name_or_path` is where all but the transformer is.
     """
     _with_extras(entries, diagnostics)
     _switched(entries, diagnostics)
@@ -158,42 +207,72 @@ def _reshape_model(section: type[BaseModel], entries: Entries, diagnostics: Diag
         if multipliers is not None and multipliers.data() not in (1, [1], []):
             diagnostics.warn(multipliers, "has no effect without base_weights.")
     elif "base_loras" in entries and entries["base_loras"].value:
-        diagnostics.error(weights, "'base_loras' is given as well. Remove one of them.", at_key=True)
+        diagnostics.error(
+            weights, "'base_loras' is given as well. Remove one of them.", at_key=True
+        )
     else:
-        entries["base_loras"] = _paired(listed(weights), multipliers and listed(multipliers), diagnostics)
+        entries["base_loras"] = _paired(
+            listed(weights), multipliers and listed(multipliers), diagnostics
+        )
     return entries
 
 
-def _swapped(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> None:
-    """ai-toolkit's share of the layers that wait in main memory as a number of blocks, unless that is given."""
+def _swapped(
+    section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
+) -> None:
+    """ai-toolkit's share of the layers that wait in main memory as a number of blocks,
+    unless that is given."""
     share = entries.pop("layer_offloading_transformer_percent", None)
     switches = [entries.pop(key, None) for key in ("layer_offloading", "auto_memory")]
     for node in switches:
         if node is not None and not isinstance(node.value, bool):
             diagnostics.error(node, f"{show(node)} is not true or false.")
-    switch = next((node for node in switches if node is not None and node.value is True), None)
-    if switch is None or "blocks_to_swap" in entries or "blocks_to_swap" not in section.model_fields:
+    switch = next(
+        (node for node in switches if node is not None and node.value is True), None
+    )
+    if (
+        switch is None
+        or "blocks_to_swap" in entries
+        or "blocks_to_swap" not in section.model_fields
+    ):
         return
     part = 1.0 if share is None else share.value
-    if isinstance(part, bool) or not isinstance(part, int | float) or not 0 <= part <= 1:
-        diagnostics.error(share or switch, f"{show(share or switch)} is not a share. Write a number from 0 to 1.")
+    if (
+        isinstance(part, bool)
+        or not isinstance(part, int | float)
+        or not 0 <= part <= 1
+    ):
+        diagnostics.error(
+            share or switch,
+            f"{show(share or switch)} is not a share. Write a number from 0 to 1.",
+        )
         return
     blocks = _blocks(entries)
     count = min(round(blocks * part), blocks - 1)
     if count < 3:
         return  # two swapped blocks have room on the device: no memory is saved
-    entries["blocks_to_swap"] = replace(share or switch, value=count, text=str(count), written=None)
-    diagnostics.warn(switch, f"is 'blocks_to_swap: {count}' of {blocks} blocks, which wait in main memory.")
+    entries["blocks_to_swap"] = replace(
+        share or switch, value=count, text=str(count), written=None
+    )
+    diagnostics.warn(
+        switch,
+        f"is 'blocks_to_swap: {count}' of {blocks} blocks, which wait in main memory.",
+    )
 
 
 def _blocks(entries: Entries) -> int:
-    """Blocks of the model's transformer: of its own config, else of the published one."""
+    """Blocks of the model's transformer: of its own config, else of the published
+    one."""
     if "name_or_path" in entries:
         name = str(entries["name_or_path"].value)
     else:
         name = ""
     try:
-        config = json.loads((Path(name).expanduser() / "transformer" / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(
+            (Path(name).expanduser() / "transformer" / "config.json").read_text(
+                encoding="utf-8"
+            )
+        )
         return int(config["num_layers"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         arch = str(entries["arch"].value) if "arch" in entries else ""
@@ -208,48 +287,80 @@ def _with_extras(entries: Entries, diagnostics: Diagnostics) -> None:
     path = str(name.value) if name is not None else ""
     if name is not None and extras is not None and path.lower() in REPACKED:
         entries["name_or_path"] = extras
-        diagnostics.warn(name, f"{path!r} holds the weights for ComfyUI: those of {extras.value} are used.")
-    elif name is not None and extras is not None and path.lower().endswith(".safetensors"):
-        entries["transformer_path"] = merge_aliases(entries.get("transformer_path"), name, diagnostics)
+        diagnostics.warn(
+            name,
+            f"{path!r} holds the weights for ComfyUI: those of {extras.value} are used.",
+        )
+    elif (
+        name is not None
+        and extras is not None
+        and path.lower().endswith(".safetensors")
+    ):
+        entries["transformer_path"] = merge_aliases(
+            entries.get("transformer_path"), name, diagnostics
+        )
         entries["name_or_path"] = extras
     elif extras is not None and extras.value != path:
-        diagnostics.error(extras, f"{show(extras)}: all parts are those of name_or_path, unless that is a file.")
+        diagnostics.error(
+            extras,
+            f"{show(extras)}: all parts are those of name_or_path, unless that is a file.",
+        )
 
 
-def _paired(paths: ConfigNode, multipliers: ConfigNode | None, diagnostics: Diagnostics) -> ConfigNode:
-    """musubi-tuner's two lists as one; files beyond the last multiplier have 1, as in musubi-tuner."""
+def _paired(
+    paths: ConfigNode, multipliers: ConfigNode | None, diagnostics: Diagnostics
+) -> ConfigNode:
+    """musubi-tuner's two lists as one; files beyond the last multiplier have 1, as in
+    musubi-tuner."""
     factors = list(multipliers.value) if multipliers else []
     if multipliers is not None and len(factors) > len(paths.value):
         diagnostics.error(
-            multipliers, f"{len(factors)} multipliers for {len(paths.value)} of base_weights. Give one for each file."
+            multipliers,
+            f"{len(factors)} multipliers for {len(paths.value)} of base_weights. Give one for each file.",
         )
     factors += [None] * (len(paths.value) - len(factors))
     entries = [
-        replace(path, value={"path": path, **({"multiplier": factor} if factor else {})})
+        replace(
+            path, value={"path": path, **({"multiplier": factor} if factor else {})}
+        )
         for path, factor in zip(paths.value, factors, strict=False)
     ]
     return replace(paths, value=entries)
 
 
 def _switched(entries: Entries, diagnostics: Diagnostics) -> None:
-    """`fp8_base`, `fp8_scaled` and `fp8_vl` as what they stand for. Alone, `fp8_base` is float8 with scales."""
-    given = {key: entries.pop(key, None) for key in ("fp8_base", "fp8_scaled", "fp8_vl")}
+    """`fp8_base`, `fp8_scaled` and `fp8_vl` as what they stand for. Alone, `fp8_base`
+    is float8 with scales."""
+    given = {
+        key: entries.pop(key, None) for key in ("fp8_base", "fp8_scaled", "fp8_vl")
+    }
     for key, node in list(given.items()):
         if node is not None and not isinstance(node.value, bool):
             diagnostics.error(node, "write true or false.")
             given[key] = None
     given_base, given_scaled, _ = given.values()
-    if given_base is not None and given_base.value is False and given_scaled is not None and given_scaled.value is True:
+    if (
+        given_base is not None
+        and given_base.value is False
+        and given_scaled is not None
+        and given_scaled.value is True
+    ):
         message = "'fp8_scaled: true' and 'fp8_base: false' contradict each other. Leave one of them out."
         diagnostics.error(given_scaled, message, at_key=True)
-    base, scaled, text = (node if node is not None and node.value else None for node in given.values())
+    base, scaled, text = (
+        node if node is not None and node.value else None for node in given.values()
+    )
     for node, switch, kind, qtype in (
         (scaled or base, "quantize", "qtype", "fp8_scaled" if scaled else "float8"),
         (text, "quantize_te", "qtype_te", "float8"),
     ):
         if node is not None:
-            entries[switch] = merge_aliases(entries.get(switch), replace(node, value=True), diagnostics)
-            entries[kind] = merge_aliases(entries.get(kind), replace(node, value=qtype), diagnostics)
+            entries[switch] = merge_aliases(
+                entries.get(switch), replace(node, value=True), diagnostics
+            )
+            entries[kind] = merge_aliases(
+                entries.get(kind), replace(node, value=qtype), diagnostics
+            )
 
 
 # ------------------------------------------------------------ network
@@ -269,19 +380,26 @@ _IDLE_ARGUMENTS = ("verbose", "conv_dim", "conv_alpha")
 """Keys of `network_args` that have no effect in musubi-tuner."""
 
 
-def _reshape_network(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+def _reshape_network(
+    section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
+) -> Entries:
     """`_IN_KWARGS` come out of `network_kwargs`.
 
-    musubi-tuner's `network_module` becomes the type, its `network_args` the keys they name.
+    musubi-tuner's `network_module` becomes the type, its `network_args` the keys they
+    name.
     """
     _from_module(entries, diagnostics)
     _from_arguments(section, entries, diagnostics)
     kwargs = entries.get("network_kwargs")
     if kwargs is not None and isinstance(kwargs.value, dict):
-        rest = {key: child for key, child in kwargs.value.items() if key not in _IN_KWARGS}
+        rest = {
+            key: child for key, child in kwargs.value.items() if key not in _IN_KWARGS
+        }
         for key in kwargs.value.keys() - rest.keys():
             if not kwargs.value[key].is_blank:
-                entries[key] = merge_aliases(entries.get(key), kwargs.value[key], diagnostics)
+                entries[key] = merge_aliases(
+                    entries.get(key), kwargs.value[key], diagnostics
+                )
         entries["network_kwargs"] = replace(kwargs, value=rest)
     return entries
 
@@ -292,27 +410,44 @@ def _from_module(entries: Entries, diagnostics: Diagnostics) -> None:
         return
     kind = _MODULES.get(str(module.value).strip().removeprefix("musubi_tuner."))
     if kind is None:
-        diagnostics.error(module, f"{show(module)} is unknown. {did_you_mean(str(module.value), _MODULES)}")
+        diagnostics.error(
+            module,
+            f"{show(module)} is unknown. {did_you_mean(str(module.value), _MODULES)}",
+        )
     else:
-        entries["type"] = merge_aliases(entries.get("type"), replace(module, value=kind), diagnostics)
+        entries["type"] = merge_aliases(
+            entries.get("type"), replace(module, value=kind), diagnostics
+        )
 
 
-def _from_arguments(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> None:
+def _from_arguments(
+    section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
+) -> None:
     arguments = entries.pop("network_args", None)
-    aliases = {key: row.field for key, row in rows_of(section).items() if row.how == "is"}
+    aliases = {
+        key: row.field for key, row in rows_of(section).items() if row.how == "is"
+    }
     known = {name: name for name in section.model_fields} | aliases
     if arguments is None:
         return
     for key, node in read_pairs(arguments, diagnostics).value.items():
         if key in _IDLE_ARGUMENTS:
-            diagnostics.warn(node, f"{key!r} has no effect: {NAMES['musubi', ''][key].says}.")
+            diagnostics.warn(
+                node, f"{key!r} has no effect: {NAMES['musubi', ''][key].says}."
+            )
         elif key in known:
-            entries[known[key]] = merge_aliases(entries.get(known[key]), node, diagnostics)
+            entries[known[key]] = merge_aliases(
+                entries.get(known[key]), node, diagnostics
+            )
         elif key in NetworkKwargs.model_fields:
             argument = replace(node, value={key: node})
-            entries["network_kwargs"] = merged(entries.get("network_kwargs"), argument, diagnostics)
+            entries["network_kwargs"] = merged(
+                entries.get("network_kwargs"), argument, diagnostics
+            )
         else:
-            diagnostics.error(node, f"{key!r} is unknown. {did_you_mean(key, known, list_all=False)}")
+            diagnostics.error(
+                node, f"{key!r} is unknown. {did_you_mean(key, known, list_all=False)}"
+            )
 
 
 # ------------------------------------------------------------ train
@@ -329,22 +464,34 @@ _OF_COMPILE = {
 """musubi-tuner's names -> keys of `compile`."""
 
 
-def _arguments(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+def _arguments(
+    section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
+) -> Entries:
     """`optimizer_args` become `optimizer_params`; those of the schedule likewise."""
     kind = entries.pop("lr_scheduler_type", None)
     if kind is not None:
-        diagnostics.error(kind, f"{show(kind)}: {rows_of(section)['lr_scheduler_type'].says}.")
-        for key in ("lr_scheduler_args", "lr_scheduler_params"):  # they are those of that class
+        diagnostics.error(
+            kind, f"{show(kind)}: {rows_of(section)['lr_scheduler_type'].says}."
+        )
+        for key in (
+            "lr_scheduler_args",
+            "lr_scheduler_params",
+        ):  # they are those of that class
             entries.pop(key, None)
     for key in ("optimizer", "lr_scheduler"):
         if f"{key}_args" in entries:
             arguments = read_pairs(entries.pop(f"{key}_args"), diagnostics)
-            entries[f"{key}_params"] = merged(entries.get(f"{key}_params"), arguments, diagnostics)
+            entries[f"{key}_params"] = merged(
+                entries.get(f"{key}_params"), arguments, diagnostics
+            )
     return entries
 
 
-def _memory_and_compile(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
-    """musubi-tuner's flat keys of `gradient_checkpointing` and of the section `compile`."""
+def _memory_and_compile(
+    section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
+) -> Entries:
+    """musubi-tuner's flat keys of `gradient_checkpointing` and of the section
+    `compile`."""
     _offloaded(entries, diagnostics)
     for old, new in _OF_COMPILE.items():
         flat = entries.pop(old, None)
@@ -360,7 +507,8 @@ def _memory_and_compile(section: type[BaseModel], entries: Entries, diagnostics:
 
 
 def _offloaded(entries: Entries, diagnostics: Diagnostics) -> None:
-    """musubi-tuner's switch beside `gradient_checkpointing: true` as the level it stands for."""
+    """musubi-tuner's switch beside `gradient_checkpointing: true` as the level it
+    stands for."""
     for key in _OFFLOAD:
         node = entries.pop(key, None)
         if node is None or node.value is False:
@@ -369,7 +517,9 @@ def _offloaded(entries: Entries, diagnostics: Diagnostics) -> None:
         if node.value is not True:
             diagnostics.error(node, "write true or false.")
         elif given is not None and given.value is not True:
-            entries["gradient_checkpointing"] = merge_aliases(given, replace(node, value="full_offload"), diagnostics)
+            entries["gradient_checkpointing"] = merge_aliases(
+                given, replace(node, value="full_offload"), diagnostics
+            )
         else:
             entries["gradient_checkpointing"] = replace(node, value="full_offload")
 
@@ -377,7 +527,9 @@ def _offloaded(entries: Entries, diagnostics: Diagnostics) -> None:
 # ------------------------------------------------------------ sample, save, logging
 
 
-def _sample(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+def _sample(
+    section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
+) -> Entries:
     """`sample_prompts` are `prompts`."""
     theirs = entries.pop("sample_prompts", None)
     if theirs is None:
@@ -386,7 +538,9 @@ def _sample(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
     if ours is None:
         entries["prompts"] = theirs
     else:
-        diagnostics.error(ours, "'sample_prompts' is given as well. Remove one of them.", at_key=True)
+        diagnostics.error(
+            ours, "'sample_prompts' is given as well. Remove one of them.", at_key=True
+        )
     return entries
 
 
@@ -398,12 +552,13 @@ _OF_PROMPT = {
     "control_image_path": "ctrl_img",
     "frame_count": "layers",
 }
-"""Key of a prompt in musubi-tuner's files -> of a sample. Source: musubi-tuner, `line_to_prompt_dict`."""
+"""Key of a prompt in musubi-tuner's files -> of a sample. Source: musubi-tuner,
+`line_to_prompt_dict`."""
 
 
 def samples_of(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
-    """The samples of a file of musubi-tuner: a JSON list of prompts or mappings; TOML with `[prompt]`, which all of its
-    `[[prompt.subset]]` share."""
+    """The samples of a file of musubi-tuner: a JSON list of prompts or mappings; TOML
+    with `[prompt]`, which all of its `[[prompt.subset]]` share."""
     if text_of(file, diagnostics) is None:
         return []
     root = file_root(Path(file.value).expanduser(), diagnostics, "prompts")
@@ -414,43 +569,77 @@ def samples_of(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
     else:
         shared = {}
     subsets = shared.get("subset") or given.get("prompts")
-    if root is not None and (subsets is None or not isinstance(subsets.value, list) or not subsets.value):
-        diagnostics.error(file, f"{show(file)} holds no prompts: a JSON list, or TOML with [[prompt.subset]].")
+    if root is not None and (
+        subsets is None or not isinstance(subsets.value, list) or not subsets.value
+    ):
+        diagnostics.error(
+            file,
+            f"{show(file)} holds no prompts: a JSON list, or TOML with [[prompt.subset]].",
+        )
     if subsets is not None and isinstance(subsets.value, list):
         items = subsets.value
     else:
         items = []
-    return [_sample_of(item, shared, file, number, diagnostics) for number, item in enumerate(items)]
+    return [
+        _sample_of(item, shared, file, number, diagnostics)
+        for number, item in enumerate(items)
+    ]
 
 
 def _sample_of(
-    item: ConfigNode, shared: dict[str, ConfigNode], file: ConfigNode, number: int, diagnostics: Diagnostics
+    item: ConfigNode,
+    shared: dict[str, ConfigNode],
+    file: ConfigNode,
+    number: int,
+    diagnostics: Diagnostics,
 ) -> ConfigNode:
     path = (*file.path, f"{Path(file.value).name}[{number}]")
     if not isinstance(item.value, dict):
-        return replace(file, value={"prompt": replace(item, path=path, key_at=file.key_at, value_at=file.value_at)})
+        return replace(
+            file,
+            value={
+                "prompt": replace(
+                    item, path=path, key_at=file.key_at, value_at=file.value_at
+                )
+            },
+        )
     sample: dict[str, ConfigNode] = {}
     for key, node in {**shared, **item.value}.items():
-        placed = replace(node, path=(*path, key), key_at=file.key_at, value_at=file.value_at)
+        placed = replace(
+            node, path=(*path, key), key_at=file.key_at, value_at=file.value_at
+        )
         if key == "guidance_scale":
-            diagnostics.warn(placed, "has no effect: the model has no embedded guidance; guidance is cfg_scale.")
+            diagnostics.warn(
+                placed,
+                "has no effect: the model has no embedded guidance; guidance is cfg_scale.",
+            )
         elif key in _OF_PROMPT:
             sample[_OF_PROMPT[key]] = placed
         elif key not in ("subset", "enum"):
-            hint = did_you_mean(key, list(_OF_PROMPT), list_all=False) or "Leave it out."
+            hint = (
+                did_you_mean(key, list(_OF_PROMPT), list_all=False) or "Leave it out."
+            )
             diagnostics.error(placed, f"{show(node)} is not supported. {hint}")
     return replace(file, value=sample)
 
 
-def _save(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
-    """Tells that `save_last_n_steps` counts files where it looks like a distance in steps, as musubi-tuner's is."""
+def _save(
+    section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
+) -> Entries:
+    """Tells that `save_last_n_steps` counts files where it looks like a distance in
+    steps, as musubi-tuner's is."""
     last = entries.get("save_last_n_steps")
     if last is not None and isinstance(last.value, int) and last.value >= 100:
-        diagnostics.warn(last, f"{last.value} files are kept: it is their number, not a distance in steps.")
+        diagnostics.warn(
+            last,
+            f"{last.value} files are kept: it is their number, not a distance in steps.",
+        )
     return entries
 
 
-def _logging(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+def _logging(
+    section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
+) -> Entries:
     """`use_wandb` becomes `log_with`."""
     use = entries.pop("use_wandb", None)
     if use is None:
@@ -464,8 +653,15 @@ def _logging(section: type[BaseModel], entries: Entries, diagnostics: Diagnostic
         has_folder = folder is not None and folder.value not in (0, False)
         names = {True: "all" if has_folder else "wandb", False: "auto"}
         entries["log_with"] = replace(use, value=names[wanted])
-    elif wanted != (str(given.value).lower() in ("wandb", "all")) and use.from_defaults == given.from_defaults:
-        diagnostics.error(use, f"{show(use)} contradicts 'log_with: {given.value}'. Keep log_with.", at_key=True)
+    elif (
+        wanted != (str(given.value).lower() in ("wandb", "all"))
+        and use.from_defaults == given.from_defaults
+    ):
+        diagnostics.error(
+            use,
+            f"{show(use)} contradicts 'log_with: {given.value}'. Keep log_with.",
+            at_key=True,
+        )
     return entries
 
 
@@ -475,13 +671,17 @@ _BETWEEN = re.compile(r"\s+(?=[A-Za-z_]\w*\s*=)")
 
 
 def read_pairs(node: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
-    """`["a=1", "b=[2, 3]"]`, or the same in one text, as a mapping; numbers and lists of texts are read."""
+    """`["a=1", "b=[2, 3]"]`, or the same in one text, as a mapping; numbers and lists
+    of texts are read."""
     if isinstance(node.value, dict):
         return node
     if isinstance(node.value, list):
         items = node.value
     else:
-        items = [replace(node, value=text) for text in _BETWEEN.split(str(node.value).strip())]
+        items = [
+            replace(node, value=text)
+            for text in _BETWEEN.split(str(node.value).strip())
+        ]
     pairs = {}
     for item in items:
         key, equals, value = str(item.value).partition("=")
@@ -491,7 +691,10 @@ def read_pairs(node: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
         name = key.strip()
         if value.strip().startswith("[") and not _is_literal(value.strip()):
             remedy = "In a shell, put the whole of name=value in double quotes."
-            diagnostics.error(item, f"{show(item)} holds a list whose texts are not in quotes. {remedy}")
+            diagnostics.error(
+                item,
+                f"{show(item)} holds a list whose texts are not in quotes. {remedy}",
+            )
             continue
         pairs[name] = _value(value.strip(), replace(item, path=(*item.path, name)))
     return replace(node, value=pairs)
@@ -528,11 +731,16 @@ def _is_literal(text: str) -> bool:
     return True
 
 
-def merged(given: ConfigNode | None, more: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
+def merged(
+    given: ConfigNode | None, more: ConfigNode, diagnostics: Diagnostics
+) -> ConfigNode:
     """One mapping of two; a name that both have with unlike values is an error."""
     if given is None or not isinstance(given.value, dict):
         return given or more
-    both = {key: merge_aliases(given.value.get(key), child, diagnostics) for key, child in more.value.items()}
+    both = {
+        key: merge_aliases(given.value.get(key), child, diagnostics)
+        for key, child in more.value.items()
+    }
     return replace(given, value={**given.value, **both})
 
 

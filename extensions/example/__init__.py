@@ -1,4 +1,5 @@
-"""`type: example`: counts the images of each folder. The template to copy; README.md says how."""
+"""`type: example`: counts the images of each folder. The template to copy; README.md
+says how."""
 
 from toolkit.extension import Extension
 

@@ -1,4 +1,5 @@
-"""The keys of `type: example`. Imports no torch: checking a job and --dry-run use only this file."""
+"""The keys of `type: example`. Imports no torch: checking a job and --dry-run use only
+this file."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from toolkit.config.reading.process import Diagnostic, JobContext, ProcessConfig
 
 
 class ExampleConfig(ProcessConfig):
-    """`type: example`: counts the images of each folder and writes the numbers to a file."""
+    """`type: example`: counts the images of each folder and writes the numbers to a
+    file."""
 
     folder_path: str
     """Folder whose images are counted, those in its subfolders too."""
@@ -26,4 +28,7 @@ class ExampleConfig(ProcessConfig):
         folder = Path(self.folder_path)
         if not folder.is_dir() and not job.will_write(folder):
             where = f"does not exist (working directory: {Path.cwd()})"
-            yield Diagnostic(("folder_path",), f"{self.folder_path!r} {where}. Give a folder of images.")
+            yield Diagnostic(
+                ("folder_path",),
+                f"{self.folder_path!r} {where}. Give a folder of images.",
+            )

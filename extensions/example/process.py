@@ -18,10 +18,16 @@ class ExampleProcess(BaseExtensionProcess):
     def run(self) -> None:
         super().run()
         counts = count_images(Path(self.section.folder_path), self.section.suffixes)
-        report = {"job": self.job.name, "folders": counts, "images": sum(counts.values())}
+        report = {
+            "job": self.job.name,
+            "folders": counts,
+            "images": sum(counts.values()),
+        }
         output = Path(self.section.output)
         write_json(output, report)
-        print(f"{self.name}: {report['images']} images in {len(counts)} folders, see {output}")
+        print(
+            f"{self.name}: {report['images']} images in {len(counts)} folders, see {output}"
+        )
 
     def on_error(self, error: Exception) -> None:
         print(f"{self.name}: nothing was written to {self.section.output}")
@@ -29,5 +35,13 @@ class ExampleProcess(BaseExtensionProcess):
 
 def count_images(root: Path, suffixes: tuple[str, ...]) -> dict[str, int]:
     """Images by folder, relative to `root` (which is "."), in alphabetical order."""
-    files = [path for path in root.rglob("*") if path.suffix.lower() in suffixes and path.is_file()]
-    return dict(sorted(Counter(path.parent.relative_to(root).as_posix() for path in files).items()))
+    files = [
+        path
+        for path in root.rglob("*")
+        if path.suffix.lower() in suffixes and path.is_file()
+    ]
+    return dict(
+        sorted(
+            Counter(path.parent.relative_to(root).as_posix() for path in files).items()
+        )
+    )

@@ -1,4 +1,5 @@
-"""Models from nothing: autoencoders, flow models on their latents, and the model folders that training starts from."""
+"""Models from nothing: autoencoders, flow models on their latents, and the model
+folders that training starts from."""
 
 from toolkit.extension import Extension
 
@@ -31,4 +32,9 @@ class TinyModelExtension(Extension):
     process = ".new_model_process:TinyModelProcess"
 
 
-AI_TOOLKIT_EXTENSIONS = [VaeTrainerExtension, FlowTrainerExtension, NewModelExtension, TinyModelExtension]
+AI_TOOLKIT_EXTENSIONS = [
+    VaeTrainerExtension,
+    FlowTrainerExtension,
+    NewModelExtension,
+    TinyModelExtension,
+]

@@ -1,5 +1,6 @@
-"""Arguments that a job gives freely to a class of diffusers or transformers, held against what the class takes. The
-class is read from its source, not imported: a dry run needs neither torch nor the library."""
+"""Arguments that a job gives freely to a class of diffusers or transformers, held
+against what the class takes. The class is read from its source, not imported: a dry run
+needs neither torch nor the library."""
 
 from __future__ import annotations
 
@@ -18,7 +19,11 @@ from pydantic_core import to_json
 from extensions.from_scratch.autoencoder_config import CONFIG, AutoencoderConfig
 from toolkit.config.reading.located import ConfigNode, KeyPath, SourceLocation, dotted
 from toolkit.config.reading.validate import explain
-from toolkit.config.sections.model_files import ORIGINAL_MODEL, quantization_fault, weight_files
+from toolkit.config.sections.model_files import (
+    ORIGINAL_MODEL,
+    quantization_fault,
+    weight_files,
+)
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.safetensors_io import tensor_shapes
 
@@ -37,10 +42,12 @@ PUBLISHED = "QwenImageTransformer2DModel"
 """The class of the published model's transformer."""
 
 LEAST_VOCABULARY = 259
-"""Tokens of the smallest tokenizer that is made from captions: every byte, and three special ones."""
+"""Tokens of the smallest tokenizer that is made from captions: every byte, and three
+special ones."""
 
 MOST_LAYERS = 200
-"""Layers of a network, or of one of its levels: three times those of the largest published ones."""
+"""Layers of a network, or of one of its levels: three times those of the largest
+published ones."""
 
 BOUNDS: tuple[tuple[str, float, float], ...] = (
     (r"dual_attention_layers", 0, MOST_LAYERS),
@@ -55,18 +62,24 @@ BOUNDS: tuple[tuple[str, float, float], ...] = (
     (r"shift|mean", -1e30, 1e30),
     (r"", 1, 2**20),
 )
-"""Pattern of an argument -> the least and the greatest number in it; the first that matches counts."""
+"""Pattern of an argument -> the least and the greatest number in it; the first that
+matches counts."""
 
 FIXED: dict[str, dict[str, Any]] = {
     "AutoencoderKL": {"in_channels": 3, "out_channels": 3},
     "AutoencoderKLQwenImage": {"input_channels": 3, "attn_scales": []},
-    "AutoencoderTiny": {"in_channels": 3, "out_channels": 3, "upsampling_scaling_factor": 2},
+    "AutoencoderTiny": {
+        "in_channels": 3,
+        "out_channels": 3,
+        "upsampling_scaling_factor": 2,
+    },
     "QwenImageTransformer2DModel": {"patch_size": 2, "use_additional_t_cond": False},
     "QwenImage21Transformer2DModel": {"causal_condition": True},
     "BertConfig": {"add_cross_attention": False},
 }
-"""Class -> arguments with one possible value: images have three channels, a level halves or doubles the sides, and what
-else a forward pass would have to be given is not here."""
+"""Class -> arguments with one possible value: images have three channels, a level
+halves or doubles the sides, and what else a forward pass would have to be given is not
+here."""
 
 FITTED = (
     "in_channels",
@@ -80,7 +93,12 @@ FITTED = (
 
 MOST_LEVELS = 10
 
-LEVELS = ("block_out_channels", "dim_mult", "encoder_block_out_channels", "decoder_block_out_channels")
+LEVELS = (
+    "block_out_channels",
+    "dim_mult",
+    "encoder_block_out_channels",
+    "decoder_block_out_channels",
+)
 """Arguments with one entry per level, each of which halves or doubles the sides."""
 
 AS_MANY = {
@@ -92,7 +110,10 @@ AS_MANY = {
 }
 """Argument -> the one that says how many entries it has, and what is added to that."""
 
-MULTIPLES = {"block_out_channels": "norm_num_groups", "hidden_size": "num_attention_heads"}
+MULTIPLES = {
+    "block_out_channels": "norm_num_groups",
+    "hidden_size": "num_attention_heads",
+}
 """Argument -> the one of which it is a multiple."""
 
 CHOICES = {
@@ -103,25 +124,38 @@ CHOICES = {
 }
 """Argument -> its values."""
 
-ACTIVATIONS = {"act_fn": "diffusers/models/activations.py", "hidden_act": "transformers/activations.py"}
+ACTIVATIONS = {
+    "act_fn": "diffusers/models/activations.py",
+    "hidden_act": "transformers/activations.py",
+}
 """Argument -> the file with the table of its values."""
 
 Fault = tuple[KeyPath, str]
 """Path inside the arguments, and what is wrong there."""
 
 
-def faults(class_name: str, arguments: Mapping[str, Any], of_file: bool = False) -> Iterator[Fault]:
-    """What is wrong with the arguments of a class. of_file: of a config.json, in which names may stand that the class
-    does not know, and those that follow from the other parts."""
+def faults(
+    class_name: str, arguments: Mapping[str, Any], of_file: bool = False
+) -> Iterator[Fault]:
+    """What is wrong with the arguments of a class. of_file: of a config.json, in which
+    names may stand that the class does not know, and those that follow from the other
+    parts."""
     parameters = _parameters(class_name)
-    given = {name: value for name, value in arguments.items() if not of_file or name in parameters.model_fields}
+    given = {
+        name: value
+        for name, value in arguments.items()
+        if not of_file or name in parameters.model_fields
+    }
     mistakes = list(_of_other_types(class_name, parameters, given))
-    mistakes = mistakes or [fault for name, value in given.items() for fault in _out_of_range(name, value)]
+    mistakes = mistakes or [
+        fault for name, value in given.items() for fault in _out_of_range(name, value)
+    ]
     yield from mistakes or _of_each_other(class_name, parameters, given, of_file)
 
 
 def file_fault(file: Path, config: Mapping[str, Any]) -> str:
-    """What is wrong with the arguments in a config.json, whose class is in `SOURCES`; empty: nothing."""
+    """What is wrong with the arguments in a config.json, whose class is in `SOURCES`;
+    empty: nothing."""
     found = next(faults(config["_class_name"], config, of_file=True), None)
     if found:
         return f"{file}: {dotted(found[0])}: {found[1]}"
@@ -129,8 +163,9 @@ def file_fault(file: Path, config: Mapping[str, Any]) -> str:
 
 
 def autoencoder_fault(model: AutoencoderConfig) -> str:
-    """What is wrong with the files of an autoencoder's folder, as far as it shows without reading weights; empty:
-    nothing. Raises what `AutoencoderConfig.arguments` raises."""
+    """What is wrong with the files of an autoencoder's folder, as far as it shows
+    without reading weights; empty: nothing. Raises what `AutoencoderConfig.arguments`
+    raises."""
     folder = model.folder()
     config = model.arguments()
     fault = quantization_fault(folder, "vae", ORIGINAL_MODEL)
@@ -144,7 +179,9 @@ def autoencoder_fault(model: AutoencoderConfig) -> str:
     return file_fault(folder / CONFIG, config)
 
 
-def _of_other_types(class_name: str, parameters: type[BaseModel], given: Mapping[str, Any]) -> Iterator[Fault]:
+def _of_other_types(
+    class_name: str, parameters: type[BaseModel], given: Mapping[str, Any]
+) -> Iterator[Fault]:
     try:
         parameters.model_validate_json(to_json(given, inf_nan_mode="constants"))
     except ValidationError as error:
@@ -155,28 +192,42 @@ def _of_other_types(class_name: str, parameters: type[BaseModel], given: Mapping
                 yield key[:1], f"{class_name} has no such argument. {hint}"
             else:
                 value = _as_written(found["input"], key)
-                yield tuple(part for part in key if part in given or isinstance(part, int)), explain(found, value)
+                yield (
+                    tuple(
+                        part for part in key if part in given or isinstance(part, int)
+                    ),
+                    explain(found, value),
+                )
 
 
 def _as_written(value: Any, path: KeyPath) -> ConfigNode:
     """A value of a mapping as a node, without a place in a file."""
     inside = value
     if isinstance(value, dict):
-        inside = {name: _as_written(each, (*path, name)) for name, each in value.items()}
+        inside = {
+            name: _as_written(each, (*path, name)) for name, each in value.items()
+        }
     elif isinstance(value, list):
         inside = [_as_written(each, (*path, index)) for index, each in enumerate(value)]
     at = SourceLocation(0, 0)
-    return ConfigNode(inside, path, at, at, text="" if inside is not value else json.dumps(value))
+    return ConfigNode(
+        inside, path, at, at, text="" if inside is not value else json.dumps(value)
+    )
 
 
 def _out_of_range(name: str, value: Any) -> Iterator[Fault]:
     values = value if isinstance(value, list | tuple) else [value]
     if name in LEVELS and not 1 <= len(values) <= MOST_LEVELS:
         yield (name,), f"has {len(values)} entries: must be from 1 to {MOST_LEVELS}."
-    least, most = next((least, most) for pattern, least, most in BOUNDS if re.search(pattern, name))
+    least, most = next(
+        (least, most) for pattern, least, most in BOUNDS if re.search(pattern, name)
+    )
     for number in values:
         if not isinstance(number, bool | str | None) and not least <= number <= most:
-            yield (name,), f"{number} is out of range: must be from {least:,} to {most:,}."
+            yield (
+                (name,),
+                f"{number} is out of range: must be from {least:,} to {most:,}.",
+            )
     for text in values:
         known = _choices(name)
         if isinstance(text, str) and known and text not in known:
@@ -184,7 +235,10 @@ def _out_of_range(name: str, value: Any) -> Iterator[Fault]:
 
 
 def _of_each_other(
-    class_name: str, parameters: type[BaseModel], given: Mapping[str, Any], of_file: bool
+    class_name: str,
+    parameters: type[BaseModel],
+    given: Mapping[str, Any],
+    of_file: bool,
 ) -> Iterator[Fault]:
     is_transformer = "Transformer" in class_name
     for name, value in FIXED.get(class_name, {}).items():
@@ -192,35 +246,64 @@ def _of_each_other(
             yield (name,), f"{given[name]}: only {value} is possible. Leave it out."
     if is_transformer and not of_file:
         for name in sorted(given.keys() & set(FITTED)):
-            yield (name,), "follows from the latents and the text encoder. Leave it out."
-    values = {name: field.default for name, field in parameters.model_fields.items()} | dict(given)
+            yield (
+                (name,),
+                "follows from the latents and the text encoder. Leave it out.",
+            )
+    values = {
+        name: field.default for name, field in parameters.model_fields.items()
+    } | dict(given)
     for name, (other, more) in AS_MANY.items():
         if name not in values:
             continue
         wanted = len(values[other]) + more
         if len(values[name]) != wanted:
-            yield (name,), f"has {len(values[name])} entries, {other} {len(values[other])}. Give it {wanted}."
+            yield (
+                (name,),
+                f"has {len(values[name])} entries, {other} {len(values[other])}. Give it {wanted}.",
+            )
     for name, other in MULTIPLES.items():
         widths = values.get(name, ())
         for width in widths if isinstance(widths, list | tuple) else [widths]:
             if other in values and width % values[other]:
-                yield (name,), f"{width} is not a multiple of {other}, which is {values[other]}. Change one of them."
+                yield (
+                    (name,),
+                    f"{width} is not a multiple of {other}, which is {values[other]}. Change one of them.",
+                )
     for name in ("encoder_block_out_channels", "decoder_block_out_channels"):
         if len(set(values.get(name, ()))) > 1:
-            yield (name,), f"{list(values[name])}: {class_name} has the same channels at each level."
+            yield (
+                (name,),
+                f"{list(values[name])}: {class_name} has the same channels at each level.",
+            )
     if values.get("sample_size", 16) < values.get("patch_size", 1):
-        yield ("sample_size",), f"{values['sample_size']} is smaller than patch_size, which is {values['patch_size']}."
+        yield (
+            ("sample_size",),
+            f"{values['sample_size']} is smaller than patch_size, which is {values['patch_size']}.",
+        )
     if not is_transformer:
         return
-    heads, head, layers = (values[name] for name in ("num_attention_heads", "attention_head_dim", "num_layers"))
+    heads, head, layers = (
+        values[name]
+        for name in ("num_attention_heads", "attention_head_dim", "num_layers")
+    )
     if "pos_embed_max_size" in values and heads * head % 4:
-        yield ("attention_head_dim",), f"{head} by {heads} heads is {heads * head}: must be a multiple of 4."
+        yield (
+            ("attention_head_dim",),
+            f"{head} by {heads} heads is {heads * head}: must be a multiple of 4.",
+        )
     if max(values.get("dual_attention_layers", ()), default=0) >= layers:
-        yield ("dual_attention_layers",), f"names layer {max(values['dual_attention_layers'])} of {layers} (from 0)."
+        yield (
+            ("dual_attention_layers",),
+            f"names layer {max(values['dual_attention_layers'])} of {layers} (from 0).",
+        )
     if "axes_dims_rope" in given:
         axes = given["axes_dims_rope"]
         if sum(axes) != head or any(axis % 2 for axis in axes):
-            yield ("axes_dims_rope",), f"must be even numbers whose sum is attention_head_dim, which is {head}."
+            yield (
+                ("axes_dims_rope",),
+                f"must be even numbers whose sum is attention_head_dim, which is {head}.",
+            )
     elif "axes_dims_rope" in values and (head < 8 or head % 4):
         yield ("attention_head_dim",), f"{head} is not a multiple of 4 of at least 8."
 
@@ -232,22 +315,43 @@ def _of_each_other(
 def _parameters(class_name: str) -> type[BaseModel]:
     """The parameters of a class with their types and defaults."""
     tree = ast.parse(_source(SOURCES[class_name]))
-    found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
-    init = next((node for node in found.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"), None)
+    found = next(
+        node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == class_name
+    )
+    init = next(
+        (
+            node
+            for node in found.body
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__"
+        ),
+        None,
+    )
     declared: list[tuple[str, ast.expr | None, ast.expr | None]]
     if init:
         of_init = zip(init.args.args[1:], init.args.defaults, strict=True)
-        declared = [(argument.arg, argument.annotation, default) for argument, default in of_init]
+        declared = [
+            (argument.arg, argument.annotation, default)
+            for argument, default in of_init
+        ]
     else:  # a dataclass
         fields = (node for node in found.body if isinstance(node, ast.AnnAssign))
-        declared = [(ast.unparse(node.target), node.annotation, node.value) for node in fields]
+        declared = [
+            (ast.unparse(node.target), node.annotation, node.value) for node in fields
+        ]
     fields_of: dict[str, Any] = {
         # diffusers writes tuple[int] for any number of them.
-        name: (re.sub(r"tuple\[(\w+)\]", r"tuple[\1, ...]", ast.unparse(kind)), ast.literal_eval(default))
+        name: (
+            re.sub(r"tuple\[(\w+)\]", r"tuple[\1, ...]", ast.unparse(kind)),
+            ast.literal_eval(default),
+        )
         for name, kind, default in declared
         if kind and default
     }
-    config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
     return create_model(class_name, __config__=config, **fields_of)
 
 

@@ -1,4 +1,5 @@
-"""`model` of a trainer of autoencoders: a class of diffusers, made from its arguments or read from a folder."""
+"""`model` of a trainer of autoencoders: a class of diffusers, made from its arguments
+or read from a folder."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ LEVELS = {
     "AutoencoderKLQwenImage": ("dim_mult", 4),
     "AutoencoderTiny": ("encoder_block_out_channels", 4),
 }
-"""Class of diffusers -> its argument with one entry per level of the encoder, and their number by default. Each level
-but the first halves the sides."""
+"""Class of diffusers -> its argument with one entry per level of the encoder, and their
+number by default. Each level but the first halves the sides."""
 
 WIDTHS = {
     "AutoencoderKL": ("block_out_channels",),
@@ -34,16 +35,19 @@ PART = "vae"
 """Its folder in the folder of a pipeline."""
 
 SPADE = "_spade"
-"""Entry of config.json that says whether the decoder has SPADE. diffusers skips names that begin with _."""
+"""Entry of config.json that says whether the decoder has SPADE. diffusers skips names
+that begin with _."""
 
 SPADE_FILE = "spade.safetensors"
 """Its weights, beside those of the autoencoder."""
 
 DISCRIMINATOR_FILE = "discriminator.safetensors"
-"""Beside the autoencoder's files: a further run that starts from the folder continues it."""
+"""Beside the autoencoder's files: a further run that starts from the folder continues
+it."""
 
 SPADE_HIDDEN = 128
-"""Most channels of the layer between latents and modulation (the paper's); a narrower norm has its own number."""
+"""Most channels of the layer between latents and modulation (the paper's); a narrower
+norm has its own number."""
 
 WITHOUT_NORMS = frozenset({"AutoencoderTiny"})
 """Classes whose decoder normalises nothing."""
@@ -57,39 +61,50 @@ def without_norms(class_name: str) -> str:
 class AutoencoderConfig(StrictModel):
     """`model`: an autoencoder of diffusers."""
 
-    class_name: Literal["AutoencoderKL", "AutoencoderKLQwenImage", "AutoencoderTiny"] = "AutoencoderKL"
-    """Class of diffusers that is made when `name_or_path` is not given. AutoencoderTiny has no distribution over its
-    latents: `losses.kl` is 0 then."""
+    class_name: Literal[
+        "AutoencoderKL", "AutoencoderKLQwenImage", "AutoencoderTiny"
+    ] = "AutoencoderKL"
+    """Class of diffusers that is made when `name_or_path` is not given. AutoencoderTiny
+    has no distribution over its latents: `losses.kl` is 0 then."""
 
     config: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of the class, such as block_out_channels, down_block_types and latent_channels of an AutoencoderKL.
-    What is not given has the value of diffusers."""
+    """Arguments of the class, such as block_out_channels, down_block_types and
+    latent_channels of an AutoencoderKL. What is not given has the value of
+    diffusers."""
 
     name_or_path: PathStr = ""
-    """Folder of an autoencoder, or of a pipeline with one in `vae/`, to start from. Empty: random weights. A
-    discriminator that a run saved there is continued too."""
+    """Folder of an autoencoder, or of a pipeline with one in `vae/`, to start from.
+    Empty: random weights. A discriminator that a run saved there is continued too."""
 
     train: Annotated[Literal["all", "decoder"], OneOf()] = "all"
-    """What is trained. decoder: the latents stay what they are, so that a flow model of them stays valid."""
+    """What is trained. decoder: the latents stay what they are, so that a flow model of
+    them stays valid."""
 
     initial_logvar: float = Field(default=-4.0, ge=-30, le=20)
-    """With random weights: the log variance of the latents at the start. 0 drowns the mean in noise for some hundred
-    steps."""
+    """With random weights: the log variance of the latents at the start. 0 drowns the
+    mean in noise for some hundred steps."""
 
     spade: bool | None = None
-    """SPADE: the latent scales and shifts what the decoder normalises, place by place. true: a decoder without it gets
-    it, unchanged at first. false: that of the folder is dropped. Not given: as the folder has it; none where there is
-    no folder. Its weights stand in spade.safetensors, which only this program reads."""
+    """SPADE: the latent scales and shifts what the decoder normalises, place by place.
+    true: a decoder without it gets it, unchanged at first. false: that of the folder is
+    dropped. Not given: as the folder has it; none where there is no folder. Its weights
+    stand in spade.safetensors, which only this program reads."""
 
     on_resume: ClassVar = {ALL_OTHERS: "impossible", "name_or_path": "place"}
 
     def check(self, job: JobContext) -> Iterator[Diagnostic]:
-        """A folder that is missing or holds no autoencoder, and keys that it makes meaningless."""
+        """A folder that is missing or holds no autoencoder, and keys that it makes
+        meaningless."""
         if not self.name_or_path:
             yield from self._check_spade(self.class_name)
             return
-        for key in sorted(self.model_fields_set & {"class_name", "config", "initial_logvar"}):
-            yield Diagnostic((key,), "has no effect with 'name_or_path', whose files decide it. Remove one of them.")
+        for key in sorted(
+            self.model_fields_set & {"class_name", "config", "initial_logvar"}
+        ):
+            yield Diagnostic(
+                (key,),
+                "has no effect with 'name_or_path', whose files decide it. Remove one of them.",
+            )
         if self.is_yet_to_come(job):
             return
         try:
@@ -99,7 +114,10 @@ class AutoencoderConfig(StrictModel):
             return
         if name not in LEVELS:
             known = ", ".join(LEVELS)
-            yield Diagnostic(("name_or_path",), f"{self.name_or_path!r} is a {name}. What can be trained: {known}.")
+            yield Diagnostic(
+                ("name_or_path",),
+                f"{self.name_or_path!r} is a {name}. What can be trained: {known}.",
+            )
         yield from self._check_spade(name)
 
     def _check_spade(self, class_name: str) -> Iterator[Diagnostic]:
@@ -118,7 +136,8 @@ class AutoencoderConfig(StrictModel):
         return folder
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of the class with its name as `_class_name`. Raises RunError for a folder without them."""
+        """The arguments of the class with its name as `_class_name`. Raises RunError
+        for a folder without them."""
         if not self.name_or_path:
             return {"_class_name": self.class_name, **self.config}
         file = self.folder() / CONFIG
@@ -127,7 +146,9 @@ class AutoencoderConfig(StrictModel):
         except UserError as error:
             raise RunError(f"{error} Give the folder of an autoencoder.") from error
         if not isinstance(found.get("_class_name"), str):
-            raise RunError(f"{file}: does not say of what class it is. Give the folder of an autoencoder.")
+            raise RunError(
+                f"{file}: does not say of what class it is. Give the folder of an autoencoder."
+            )
         return found
 
     def uses_spade(self) -> bool:
@@ -142,14 +163,20 @@ class AutoencoderConfig(StrictModel):
 
 
 def latent_scale(arguments: Mapping[str, Any]) -> int:
-    """Pixels along one side of a latent pixel, by the arguments of a class with its name as `_class_name`."""
+    """Pixels along one side of a latent pixel, by the arguments of a class with its
+    name as `_class_name`."""
     key, default = LEVELS.get(arguments.get("_class_name", ""), ("", 1))
     levels = arguments.get(key)
-    pixels: int = 2 ** ((len(levels) if isinstance(levels, list | tuple) else default) - 1)
+    pixels: int = 2 ** (
+        (len(levels) if isinstance(levels, list | tuple) else default) - 1
+    )
     return pixels
 
 
 def latent_channels(arguments: Mapping[str, Any]) -> int:
-    """Channels of the latents, by the arguments of a class with its name as `_class_name`."""
+    """Channels of the latents, by the arguments of a class with its name as
+    `_class_name`."""
     is_qwen = arguments.get("_class_name") == "AutoencoderKLQwenImage"
-    return int(arguments.get("z_dim", 16) if is_qwen else arguments.get("latent_channels", 4))
+    return int(
+        arguments.get("z_dim", 16) if is_qwen else arguments.get("latent_channels", 4)
+    )

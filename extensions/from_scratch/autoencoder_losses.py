@@ -1,6 +1,8 @@
-"""The terms of an autoencoder's loss, each a number per image, so that none depends on how images are batched.
+"""The terms of an autoencoder's loss, each a number per image, so that none depends on
+how images are batched.
 
-Images are in [-1, 1]. Shape suffixes: B batch, C channels, H/W height and width (of images or latents), N pixels."""
+Images are in [-1, 1]. Shape suffixes: B batch, C channels, H/W height and width (of
+images or latents), N pixels."""
 
 from __future__ import annotations
 
@@ -27,18 +29,22 @@ STD_EPSILON = 1e-2
 """Added to both standard deviations of a ratio: a flat image has none."""
 
 FLAT = 0.1
-"""Standard deviation of a channel below which `contrast` takes the difference relative to this one."""
+"""Standard deviation of a channel below which `contrast` takes the difference relative
+to this one."""
 
 
 def reconstruction(output_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """[B]: mean absolute difference of the blurred images plus half of that of the rest.
+    """[B]: mean absolute difference of the blurred images plus half of that of the
+    rest.
 
-    By linearity both parts are those of the difference, which is blurred by means over 4 x 4 squares and bilinear
-    interpolation.
+    By linearity both parts are those of the difference, which is blurred by means over
+    4 x 4 squares and bilinear interpolation.
     """
     difference_BCHW = output_BCHW - target_BCHW
     size = difference_BCHW.shape[-2:]
-    means_BChw = avg_pool2d(difference_BCHW, BLUR, ceil_mode=True, count_include_pad=False)
+    means_BChw = avg_pool2d(
+        difference_BCHW, BLUR, ceil_mode=True, count_include_pad=False
+    )
     low_BCHW = interpolate(means_BChw, size=size, mode="bilinear", align_corners=False)
     high_BCHW = difference_BCHW - low_BCHW
     return _mean(low_BCHW.abs()) + HIGH_FREQUENCY * _mean(high_BCHW.abs())
@@ -55,12 +61,14 @@ def mse(output_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
 
 
 def contrast(output_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """[B]: sum over channels of (std(output) / std(target) - 1)^2, plus the squared difference of the whole images'
-    standard deviations.
+    """[B]: sum over channels of (std(output) / std(target) - 1)^2, plus the squared
+    difference of the whole images' standard deviations.
 
-    Source: FluxFlow's training guide, "Contrast Regularization Loss", read per image. Its ratio has no bound where a
-    channel is nearly constant, as in drawings and logos: hundreds at first, beside other losses of about 1. There the
-    difference is divided by `FLAT` instead. Channels of photographs vary more: for them it is the guide's number.
+    Source: FluxFlow's training guide, "Contrast Regularization Loss", read per image.
+    Its ratio has no bound where a channel is nearly constant, as in drawings and logos:
+    hundreds at first, beside other losses of about 1. There the difference is divided
+    by `FLAT` instead. Channels of photographs vary more: for them it is the guide's
+    number.
     """
     output_BC = _std(output_BCHW, (2, 3))
     target_BC = _std(target_BCHW, (2, 3))
@@ -72,26 +80,35 @@ def contrast(output_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
 
 
 def color(output_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """[B]: squared differences of each channel's mean and standard deviation, averaged over channels."""
+    """[B]: squared differences of each channel's mean and standard deviation, averaged
+    over channels."""
     mean_BC = output_BCHW.mean((2, 3)) - target_BCHW.mean((2, 3))
     std_BC = _std(output_BCHW, (2, 3)) - _std(target_BCHW, (2, 3))
     return (mean_BC.square() + std_BC.square()).mean(1)
 
 
 def histogram(output_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """[B]: mean absolute difference of each channel's sorted values: the 1-Wasserstein distance of the histograms.
+    """[B]: mean absolute difference of each channel's sorted values: the 1-Wasserstein
+    distance of the histograms.
 
     Differentiable, as counting in bins is not.
     """
-    output_BCN, target_BCN = (_spaced(image.flatten(2)).sort(dim=2).values for image in (output_BCHW, target_BCHW))
+    output_BCN, target_BCN = (
+        _spaced(image.flatten(2)).sort(dim=2).values
+        for image in (output_BCHW, target_BCHW)
+    )
     return (output_BCN - target_BCN).abs().mean((1, 2))
 
 
-def kl_divergence(mean_BCHW: Tensor, logvar_BCHW: Tensor, free_bits: float, reduction: str) -> Tensor:
-    """[B]: divergence of N(mean, exp(logvar)) from N(0, 1), averaged or summed over the elements of the latents.
+def kl_divergence(
+    mean_BCHW: Tensor, logvar_BCHW: Tensor, free_bits: float, reduction: str
+) -> Tensor:
+    """[B]: divergence of N(mean, exp(logvar)) from N(0, 1), averaged or summed over the
+    elements of the latents.
 
-    free_bits: each element counts at least this much (nats), and has no gradient below it. Source: Kingma and Welling,
-    arXiv 1312.6114, appendix B; free bits: Kingma et al., arXiv 1606.04934, section C.8, per element.
+    free_bits: each element counts at least this much (nats), and has no gradient below
+    it. Source: Kingma and Welling, arXiv 1312.6114, appendix B; free bits: Kingma et
+    al., arXiv 1606.04934, section C.8, per element.
     """
     element_BCHW = 0.5 * (mean_BCHW.square() + logvar_BCHW.exp() - 1 - logvar_BCHW)
     if free_bits:
@@ -102,15 +119,19 @@ def kl_divergence(mean_BCHW: Tensor, logvar_BCHW: Tensor, free_bits: float, redu
 
 
 def kl_weight(losses: LossesConfig, step: int) -> float:
-    """The weight of the divergence after `step` optimizer steps of this run: half a cosine from 0 to `losses.kl`."""
+    """The weight of the divergence after `step` optimizer steps of this run: half a
+    cosine from 0 to `losses.kl`."""
     if not losses.kl_warmup_steps:
         return losses.kl
-    return losses.kl * (1 - math.cos(math.pi * min(step / losses.kl_warmup_steps, 1))) / 2
+    return (
+        losses.kl * (1 - math.cos(math.pi * min(step / losses.kl_warmup_steps, 1))) / 2
+    )
 
 
 def hinge_discriminator(real_BN: Tensor, fake_BN: Tensor) -> tuple[Tensor, Tensor]:
-    """[B] each: the two terms of the discriminator's hinge loss, at images and at reconstructions, averaged over
-    patches. Source: Lim and Ye, arXiv 1705.02894, eq. 11."""
+    """[B] each: the two terms of the discriminator's hinge loss, at images and at
+    reconstructions, averaged over patches. Source: Lim and Ye, arXiv 1705.02894, eq.
+    11."""
     return relu(1 - real_BN).mean(1), relu(1 + fake_BN).mean(1)
 
 
@@ -120,12 +141,15 @@ def hinge_generator(fake_BN: Tensor) -> Tensor:
 
 
 def r1_penalty(judge: Callable[[Tensor], Tensor], real_BCHW: Tensor) -> Tensor:
-    """[B]: half the squared norm of the gradient of the mean judgement at real images, differentiable.
+    """[B]: half the squared norm of the gradient of the mean judgement at real images,
+    differentiable.
 
     Source: Mescheder et al., arXiv 1801.04406, eq. 9, without gamma.
     """
     real_BCHW = real_BCHW.detach().requires_grad_()
-    (gradient_BCHW,) = torch.autograd.grad(judge(real_BCHW).mean(1).sum(), real_BCHW, create_graph=True)
+    (gradient_BCHW,) = torch.autograd.grad(
+        judge(real_BCHW).mean(1).sum(), real_BCHW, create_graph=True
+    )
     return 0.5 * gradient_BCHW.square().flatten(1).sum(1)
 
 

@@ -1,10 +1,11 @@
 """The `TrainStep` of an autoencoder, alone or with a discriminator.
 
-Every random number has a key of its own (docs/architecture.md, "Randomness"): the same use of an image gets the same
-noise, whatever the batch size, accumulation or number of restarts.
+Every random number has a key of its own (docs/architecture.md, "Randomness"): the same
+use of an image gets the same noise, whatever the batch size, accumulation or number of
+restarts.
 
-Shape suffixes: B batch, C latent channels, H/W height and width (of images where three channels come before them, else
-of the latents), N patches."""
+Shape suffixes: B batch, C latent channels, H/W height and width (of images where three
+channels come before them, else of the latents), N patches."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ from toolkit.system.device import to_device
 from toolkit.system.seeding import generator
 
 MAX_ADAPTIVE_WEIGHT = 1e4
-"""Source: Esser et al., taming-transformers, `VQLPIPSWithDiscriminator.calculate_adaptive_weight`."""
+"""Source: Esser et al., taming-transformers,
+`VQLPIPSWithDiscriminator.calculate_adaptive_weight`."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Adversary:
 
 
 def refuse_small_images(settings: DiscriminatorConfig, sizes: Sequence[Size]) -> None:
-    """Raises UserError where an image of these sizes is smaller than the patches that the discriminator judges."""
+    """Raises UserError where an image of these sizes is smaller than the patches that
+    the discriminator judges."""
     least = PatchDiscriminator.smallest(settings.layers)
     small = min((side for size in sizes for side in size), default=least)
     if small < least:
@@ -66,7 +69,8 @@ def refuse_small_images(settings: DiscriminatorConfig, sizes: Sequence[Size]) ->
 
 
 class AutoencoderStep(TrainStep[PixelBatch]):
-    """Encodes, draws latents, decodes; then the losses of the autoencoder, and of the discriminator where it is on."""
+    """Encodes, draws latents, decodes; then the losses of the autoencoder, and of the
+    discriminator where it is on."""
 
     def __init__(
         self,
@@ -77,7 +81,8 @@ class AutoencoderStep(TrainStep[PixelBatch]):
         perceptual: PerceptualDistance | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """perceptual: of `losses.lpips`. dtype: of the computation; the weights are float32."""
+        """perceptual: of `losses.lpips`. dtype: of the computation; the weights are
+        float32."""
         self.autoencoder = autoencoder
         self.losses = losses
         self.seed = seed
@@ -90,17 +95,23 @@ class AutoencoderStep(TrainStep[PixelBatch]):
         return self._autoencoder_losses(batch, step)[0]
 
     def backward(self, batch: PixelBatch, backward: Backward) -> StepLosses:
-        """One pass for the autoencoder, then one for the discriminator, which sees the reconstructions detached. The
-        gradient of each reaches the weights of its own role only."""
+        """One pass for the autoencoder, then one for the discriminator, which sees the
+        reconstructions detached. The gradient of each reaches the weights of its own
+        role only."""
         step = backward.step
         of_vae, real_B3HW, fake_B3HW = self._autoencoder_losses(batch, step)
         backward(of_vae.by_role)
         adversary = self._active_adversary(step)
         if not adversary:
             return of_vae
-        of_discriminator = self._discriminator_losses(adversary, batch, real_B3HW, fake_B3HW.detach(), step)
+        of_discriminator = self._discriminator_losses(
+            adversary, batch, real_B3HW, fake_B3HW.detach(), step
+        )
         backward(of_discriminator.by_role)
-        return StepLosses(of_vae.by_role | of_discriminator.by_role, numbers=of_vae.numbers | of_discriminator.numbers)
+        return StepLosses(
+            of_vae.by_role | of_discriminator.by_role,
+            numbers=of_vae.numbers | of_discriminator.numbers,
+        )
 
     def _active_adversary(self, step: int) -> Adversary | None:
         if self.adversary and step >= self.adversary.settings.start_step:
@@ -109,17 +120,25 @@ class AutoencoderStep(TrainStep[PixelBatch]):
 
     # ------------------------------------------------------------ the autoencoder
 
-    def _autoencoder_losses(self, batch: PixelBatch, step: int) -> tuple[StepLosses, Tensor, Tensor]:
-        """The losses, the images and their reconstructions [B, 3, H, W], float32 on the device."""
+    def _autoencoder_losses(
+        self, batch: PixelBatch, step: int
+    ) -> tuple[StepLosses, Tensor, Tensor]:
+        """The losses, the images and their reconstructions [B, 3, H, W], float32 on the
+        device."""
         losses = self.losses
         module = self.autoencoder.module
         real_B3HW = to_device(batch.pixels_B3HW, next(module.parameters()).device)
         with self._autocast(real_B3HW):
             mean_BCHW, logvar_BCHW = self.autoencoder.encode(real_B3HW)
-            noise_BCHW = to_device(self._noise(batch.spec, "posterior", mean_BCHW.shape[1:]), mean_BCHW.device)
+            noise_BCHW = to_device(
+                self._noise(batch.spec, "posterior", mean_BCHW.shape[1:]),
+                mean_BCHW.device,
+            )
             latents_BCHW = self.autoencoder.sample(mean_BCHW, logvar_BCHW, noise_BCHW)
             if losses.latent_noise:
-                latents_BCHW = latents_BCHW + self._latent_noise(batch.spec, latents_BCHW)
+                latents_BCHW = latents_BCHW + self._latent_noise(
+                    batch.spec, latents_BCHW
+                )
             fake_B3HW = self.autoencoder.decode(latents_BCHW)
         fake_B3HW = fake_B3HW.float()
         total_B = torch.zeros(len(batch), device=real_B3HW.device)
@@ -128,30 +147,55 @@ class AutoencoderStep(TrainStep[PixelBatch]):
             weight = getattr(losses, key)
             if weight:
                 loss_B = function(fake_B3HW, real_B3HW)
-                total_B, numbers[PIXEL_METRICS[key]] = total_B + weight * loss_B, loss_B.detach().mean()
+                total_B, numbers[PIXEL_METRICS[key]] = (
+                    total_B + weight * loss_B,
+                    loss_B.detach().mean(),
+                )
         if losses.lpips and self.perceptual:
             with self._autocast(real_B3HW):
                 loss_B = self.perceptual(fake_B3HW, real_B3HW).float()
-            total_B, numbers[LPIPS_METRIC] = total_B + losses.lpips * loss_B, loss_B.detach().mean()
+            total_B, numbers[LPIPS_METRIC] = (
+                total_B + losses.lpips * loss_B,
+                loss_B.detach().mean(),
+            )
         if losses.kl and logvar_BCHW is not None:
-            kl_B = kl_divergence(mean_BCHW.float(), logvar_BCHW.float(), losses.kl_free_bits, losses.kl_reduction)
+            kl_B = kl_divergence(
+                mean_BCHW.float(),
+                logvar_BCHW.float(),
+                losses.kl_free_bits,
+                losses.kl_reduction,
+            )
             weight = kl_weight(losses, step)
             total_B = total_B + weight * kl_B
             kl = kl_B.detach().mean()
-            numbers |= {"loss_kl": kl, "loss_kl_weighted": weight * kl, "kl_beta": torch.full_like(kl, weight)}
+            numbers |= {
+                "loss_kl": kl,
+                "loss_kl_weighted": weight * kl,
+                "kl_beta": torch.full_like(kl, weight),
+            }
         adversary = self._active_adversary(step)
         if adversary and losses.adversarial:
-            loss_B, of_adversary = self._adversarial_loss(adversary, batch, fake_B3HW, total_B, step)
+            loss_B, of_adversary = self._adversarial_loss(
+                adversary, batch, fake_B3HW, total_B, step
+            )
             total_B = total_B + loss_B
             numbers = numbers | of_adversary
         total_B = total_B * to_device(batch.loss_weight_B, total_B.device)
         return StepLosses({VAE: total_B}, numbers=numbers), real_B3HW, fake_B3HW
 
     def _adversarial_loss(
-        self, adversary: Adversary, batch: PixelBatch, fake_B3HW: Tensor, others_B: Tensor, step: int
+        self,
+        adversary: Adversary,
+        batch: PixelBatch,
+        fake_B3HW: Tensor,
+        others_B: Tensor,
+        step: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted loss [B], and its metrics. others_B: the sum of all other terms."""
-        seen_B3HW = self._with_instance_noise(adversary, fake_B3HW, batch.spec, "generator", step)
+        """The weighted loss [B], and its metrics. others_B: the sum of all other
+        terms."""
+        seen_B3HW = self._with_instance_noise(
+            adversary, fake_B3HW, batch.spec, "generator", step
+        )
         with self._autocast(seen_B3HW):
             judged_BN = adversary.network(seen_B3HW)
         loss_B = hinge_generator(judged_BN.float())
@@ -163,25 +207,38 @@ class AutoencoderStep(TrainStep[PixelBatch]):
         return weight * loss_B, numbers
 
     def _gradient_ratio(self, others_B: Tensor, adversarial_B: Tensor) -> Tensor:
-        """Norm of the other terms' gradient at the decoder's last layer by that of the adversarial one, 0-dim; 1 where
-        no other term reaches that layer.
+        """Norm of the other terms' gradient at the decoder's last layer by that of the
+        adversarial one, 0-dim; 1 where no other term reaches that layer.
 
         Source: Esser et al., arXiv 2012.09841, eq. 7.
         """
         last = self.autoencoder.last_layer()
         others = None
         if others_B.requires_grad:
-            (others,) = torch.autograd.grad(others_B.mean(), last, retain_graph=True, allow_unused=True)
+            (others,) = torch.autograd.grad(
+                others_B.mean(), last, retain_graph=True, allow_unused=True
+            )
         if others is None:
             return torch.ones((), device=others_B.device)
-        (of_adversary,) = torch.autograd.grad(adversarial_B.mean(), last, retain_graph=True)
-        ratio: Tensor = (others.norm() / (of_adversary.norm() + 1e-4)).clamp(0, MAX_ADAPTIVE_WEIGHT).detach()
+        (of_adversary,) = torch.autograd.grad(
+            adversarial_B.mean(), last, retain_graph=True
+        )
+        ratio: Tensor = (
+            (others.norm() / (of_adversary.norm() + 1e-4))
+            .clamp(0, MAX_ADAPTIVE_WEIGHT)
+            .detach()
+        )
         return ratio
 
     # ------------------------------------------------------------ the discriminator
 
     def _discriminator_losses(
-        self, adversary: Adversary, batch: PixelBatch, real_B3HW: Tensor, fake_B3HW: Tensor, step: int
+        self,
+        adversary: Adversary,
+        batch: PixelBatch,
+        real_B3HW: Tensor,
+        fake_B3HW: Tensor,
+        step: int,
     ) -> StepLosses:
         settings = adversary.settings
         network = adversary.network
@@ -202,19 +259,30 @@ class AutoencoderStep(TrainStep[PixelBatch]):
         }
         if settings.r1_gamma and step % settings.r1_interval == 0:
             penalty_B = settings.r1_gamma * r1_penalty(network, real_B3HW)
-            loss_B, numbers["loss_r1"] = loss_B + settings.r1_interval * penalty_B, penalty_B.detach().mean()
+            loss_B, numbers["loss_r1"] = (
+                loss_B + settings.r1_interval * penalty_B,
+                penalty_B.detach().mean(),
+            )
         weight_B = to_device(batch.loss_weight_B, loss_B.device)
         return StepLosses({DISCRIMINATOR: loss_B * weight_B}, numbers=numbers)
 
     def _with_instance_noise(
-        self, adversary: Adversary, pixels_B3HW: Tensor, spec: BatchSpec, purpose: str, step: int
+        self,
+        adversary: Adversary,
+        pixels_B3HW: Tensor,
+        spec: BatchSpec,
+        purpose: str,
+        step: int,
     ) -> Tensor:
         settings = adversary.settings
         if not settings.instance_noise:
             return pixels_B3HW
         std = settings.instance_noise * settings.instance_noise_decay**step
-        # As large as the images and used three times per step: on a GPU the CPU's numbers would be waited for.
-        noise_B3HW = self._noise(spec, f"instance noise {purpose}", pixels_B3HW.shape[1:], pixels_B3HW.device)
+        # As large as the images and used three times per step: on a GPU the CPU's
+        # numbers would be waited for.
+        noise_B3HW = self._noise(
+            spec, f"instance noise {purpose}", pixels_B3HW.shape[1:], pixels_B3HW.device
+        )
         return pixels_B3HW + std * noise_B3HW
 
     # ------------------------------------------------------------ numbers
@@ -222,34 +290,60 @@ class AutoencoderStep(TrainStep[PixelBatch]):
     def _latent_noise(self, spec: BatchSpec, latents_BCHW: Tensor) -> Tensor:
         """What `losses.latent_noise` adds.
 
-        Source: Zheng et al., Diffusion Transformers with Representation Autoencoders, arXiv 2510.11690, section 4.3:
-        noise-augmented decoding, whose strength is |N(0, tau^2)|.
+        Source: Zheng et al., Diffusion Transformers with Representation Autoencoders,
+        arXiv 2510.11690, section 4.3: noise-augmented decoding, whose strength is |N(0,
+        tau^2)|.
         """
         _, std = self.autoencoder.latent_statistics(latents_BCHW)
-        strength_B111 = self._noise(spec, "latent noise strength", torch.Size((1, 1, 1))).abs()
-        noise_BCHW = strength_B111 * self._noise(spec, "latent noise", latents_BCHW.shape[1:])
-        return to_device(noise_BCHW, latents_BCHW.device) * self.losses.latent_noise * std
+        strength_B111 = self._noise(
+            spec, "latent noise strength", torch.Size((1, 1, 1))
+        ).abs()
+        noise_BCHW = strength_B111 * self._noise(
+            spec, "latent noise", latents_BCHW.shape[1:]
+        )
+        return (
+            to_device(noise_BCHW, latents_BCHW.device) * self.losses.latent_noise * std
+        )
 
-    def _noise(self, spec: BatchSpec, purpose: str, shape: torch.Size, device: torch.device | str = "cpu") -> Tensor:
-        """Standard normal noise, one generator per use of an image; float32 on the device."""
-        keys = [(self.seed, purpose, spec.epoch, position) for position in spec.positions]
+    def _noise(
+        self,
+        spec: BatchSpec,
+        purpose: str,
+        shape: torch.Size,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Standard normal noise, one generator per use of an image; float32 on the
+        device."""
+        keys = [
+            (self.seed, purpose, spec.epoch, position) for position in spec.positions
+        ]
         return torch.stack(
-            [torch.randn(shape, generator=generator(*key, device=device), device=device) for key in keys]
+            [
+                torch.randn(
+                    shape, generator=generator(*key, device=device), device=device
+                )
+                for key in keys
+            ]
         )
 
     def _autocast(self, tensor: Tensor) -> torch.autocast:
-        return torch.autocast(tensor.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        return torch.autocast(
+            tensor.device.type, self.dtype, enabled=self.dtype != torch.float32
+        )
 
 
 def trained_parameters(autoencoder: Autoencoder, which: str) -> dict[str, nn.Parameter]:
-    """The parameters that are trained, by name; all others no longer require gradients. which: as `model.train`."""
+    """The parameters that are trained, by name; all others no longer require gradients.
+    which: as `model.train`."""
     if which == "decoder":
         frozen = set(autoencoder.encoder_parameters())
     else:
         frozen = set()
     for name, parameter in autoencoder.module.named_parameters():
         parameter.requires_grad_(name not in frozen)
-    return {name: p for name, p in autoencoder.module.named_parameters() if p.requires_grad}
+    return {
+        name: p for name, p in autoencoder.module.named_parameters() if p.requires_grad
+    }
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""Autoencoders of diffusers as they are trained: made from arguments or read from a folder, images in, images out, and
-the mean and standard deviation of their latents.
+"""Autoencoders of diffusers as they are trained: made from arguments or read from a
+folder, images in, images out, and the mean and standard deviation of their latents.
 
-Shape suffixes: B batch, C latent channels, H/W height and width of the latents, s pixels along a latent pixel."""
+Shape suffixes: B batch, C latent channels, H/W height and width of the latents, s
+pixels along a latent pixel."""
 
 from __future__ import annotations
 
@@ -12,19 +13,35 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from extensions.from_scratch.autoencoder_config import CONFIG, DISCRIMINATOR_FILE, SPADE, SPADE_FILE, AutoencoderConfig
+from extensions.from_scratch.autoencoder_config import (
+    CONFIG,
+    DISCRIMINATOR_FILE,
+    SPADE,
+    SPADE_FILE,
+    AutoencoderConfig,
+)
 from extensions.from_scratch.spade import PREFIX, attach_spade, load_spade
 from toolkit.errors import RunError
 from toolkit.files.writing import write_json
 from toolkit.models.from_config import build
-from toolkit.models.loading import ASKED_BY, STRICTLY, WEIGHTS, block_import, check_finite, check_loaded, reading
+from toolkit.models.loading import (
+    ASKED_BY,
+    STRICTLY,
+    WEIGHTS,
+    block_import,
+    check_finite,
+    check_loaded,
+    reading,
+)
 from toolkit.models.qwen_image.loading import expect_one_frame
 from toolkit.networks.save import write_safetensors_verified
 from toolkit.system.seeding import global_generator
 
 with block_import("bitsandbytes", ASKED_BY):
     from diffusers import AutoencoderKL, AutoencoderKLQwenImage, AutoencoderTiny
-    from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d
+    from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
+        QwenImageCausalConv3d,
+    )
     from diffusers.models.modeling_utils import ModelMixin
 
 
@@ -36,27 +53,35 @@ class Autoencoder:
     def __init__(self, module: Any) -> None:
         self.module = module
 
-    # ------------------------------------------------------------ what differs between classes
+    # ------------------------------------------------------------ what differs between
+    # classes
 
     def encode(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean [B, C, H, W] and log variance of the latents, not normalised; None: they are not a distribution."""
+        """Mean [B, C, H, W] and log variance of the latents, not normalised; None: they
+        are not a distribution."""
         raise NotImplementedError
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Pixels [B, 3, sH, sW] of latents as `encode` gives them. Not clamped: a clamp has no gradient outside."""
+        """Pixels [B, 3, sH, sW] of latents as `encode` gives them. Not clamped: a clamp
+        has no gradient outside."""
         raise NotImplementedError
 
     def start(self) -> None:
         """Mends what the class's own random weights are not made for."""
 
     def logvar_bias(self) -> Tensor | None:
-        """The part of a bias that is added to the log variance; None where there is none."""
+        """The part of a bias that is added to the log variance; None where there is
+        none."""
         return None
 
     def encoder_parameters(self) -> Iterable[str]:
         """Names of the parameters that the latents depend on."""
         of_encoder = ("encoder.", "quant_conv.")
-        return [name for name, _ in self.module.named_parameters() if name.startswith(of_encoder)]
+        return [
+            name
+            for name, _ in self.module.named_parameters()
+            if name.startswith(of_encoder)
+        ]
 
     def last_layer(self) -> Tensor:
         """The weight of the decoder's last layer."""
@@ -64,14 +89,16 @@ class Autoencoder:
         return weight
 
     def normalisation(self, mean_C: Tensor, std_C: Tensor) -> dict[str, Any]:
-        """The entries of config.json by which latents of this mean and standard deviation become (0, 1): one factor and
-        one shift for all channels, (z - shift_factor) * scaling_factor."""
+        """The entries of config.json by which latents of this mean and standard
+        deviation become (0, 1): one factor and one shift for all channels, (z -
+        shift_factor) * scaling_factor."""
         mean = mean_C.mean()
         variance = (std_C.square() + (mean_C - mean).square()).mean()
         return {"scaling_factor": float(variance.rsqrt()), "shift_factor": float(mean)}
 
     def latent_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """What `normalisation` wrote: mean and standard deviation, 0-dim or [C, 1, 1], of the type of `like`."""
+        """What `normalisation` wrote: mean and standard deviation, 0-dim or [C, 1, 1],
+        of the type of `like`."""
         config = self.module.config
         mean = config.get("shift_factor") or 0.0
         scale = config.get("scaling_factor") or 1.0
@@ -85,7 +112,8 @@ class Autoencoder:
         return self
 
     def set_scale(self, scale: Mapping[str, Any]) -> None:
-        """From here on latents are normalised by these entries of config.json (`normalisation`)."""
+        """From here on latents are normalised by these entries of config.json
+        (`normalisation`)."""
         self.module.register_to_config(**scale)
 
     def normalised(self, latents_BCHW: Tensor) -> Tensor:
@@ -98,8 +126,11 @@ class Autoencoder:
         mean, std = self.latent_statistics(latents_BCHW)
         return latents_BCHW * std + mean
 
-    def sample(self, mean_BCHW: Tensor, logvar_BCHW: Tensor | None, noise_BCHW: Tensor) -> Tensor:
-        """Latents [B, C, H, W] drawn with this noise; the mean where they are not a distribution."""
+    def sample(
+        self, mean_BCHW: Tensor, logvar_BCHW: Tensor | None, noise_BCHW: Tensor
+    ) -> Tensor:
+        """Latents [B, C, H, W] drawn with this noise; the mean where they are not a
+        distribution."""
         if logvar_BCHW is None:
             return mean_BCHW
         return mean_BCHW + noise_BCHW * (0.5 * logvar_BCHW).exp()
@@ -116,8 +147,13 @@ class Autoencoder:
     def config(self) -> dict[str, Any]:
         """The entries of config.json."""
         spade = {SPADE: True} if self.has_spade() else {}
-        own = {key: value for key, value in self.module.config.items() if key[0] != "_"}  # none of the file itself
-        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in own.items()}
+        own = {
+            key: value for key, value in self.module.config.items() if key[0] != "_"
+        }  # none of the file itself
+        plain = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in own.items()
+        }
         return {"_class_name": type(self.module).__name__, **spade, **plain}
 
 
@@ -141,7 +177,8 @@ class KlAutoencoder(Autoencoder):
 
 
 class QwenImageAutoencoder(Autoencoder):
-    """`AutoencoderKLQwenImage`: a video autoencoder, whose images are videos of one frame."""
+    """`AutoencoderKLQwenImage`: a video autoencoder, whose images are videos of one
+    frame."""
 
     model_class = AutoencoderKLQwenImage
 
@@ -150,7 +187,8 @@ class QwenImageAutoencoder(Autoencoder):
 
     @torch.no_grad()
     def start(self) -> None:
-        """The convolutions' variance counts all taps along time, and images meet one: it gets that of all."""
+        """The convolutions' variance counts all taps along time, and images meet one:
+        it gets that of all."""
         for layer in self.module.modules():
             if isinstance(layer, QwenImageCausalConv3d):
                 taps = layer.weight.shape[2]
@@ -163,8 +201,11 @@ class QwenImageAutoencoder(Autoencoder):
         return distribution.mean[:, :, 0], distribution.logvar[:, :, 0]
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """The parts of diffusers' `_decode` without its clamp; one frame needs no cache of features."""
-        pixels_B3FHW: Tensor = self.module.decoder(self.module.post_quant_conv(latents_BCHW[:, :, None]))
+        """The parts of diffusers' `_decode` without its clamp; one frame needs no cache
+        of features."""
+        pixels_B3FHW: Tensor = self.module.decoder(
+            self.module.post_quant_conv(latents_BCHW[:, :, None])
+        )
         return pixels_B3FHW[:, :, 0]
 
     def logvar_bias(self) -> Tensor | None:
@@ -177,7 +218,10 @@ class QwenImageAutoencoder(Autoencoder):
 
     def latent_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         config = self.module.config
-        mean_C11, std_C11 = (like.new_tensor(v).view(-1, 1, 1) for v in (config.latents_mean, config.latents_std))
+        mean_C11, std_C11 = (
+            like.new_tensor(v).view(-1, 1, 1)
+            for v in (config.latents_mean, config.latents_std)
+        )
         return mean_C11, std_C11
 
 
@@ -202,19 +246,26 @@ ARGUMENTS = "model.config"
 """Key of the arguments."""
 
 KINDS: dict[str, type[Autoencoder]] = {
-    kind.model_class.__name__: kind for kind in (KlAutoencoder, QwenImageAutoencoder, TinyAutoencoder)
+    kind.model_class.__name__: kind
+    for kind in (KlAutoencoder, QwenImageAutoencoder, TinyAutoencoder)
 }
 
 
-def make_autoencoder(model: AutoencoderConfig, seed: int, device: torch.device) -> Autoencoder:
-    """The autoencoder of a `model` section in float32, from its folder or with random weights of this seed.
+def make_autoencoder(
+    model: AutoencoderConfig, seed: int, device: torch.device
+) -> Autoencoder:
+    """The autoencoder of a `model` section in float32, from its folder or with random
+    weights of this seed.
 
     SPADE is added or left out as the section says.
 
-    Raises UserError for arguments that its class refuses, RunError for a damaged folder.
+    Raises UserError for arguments that its class refuses, RunError for a damaged
+    folder.
     """
     if model.name_or_path:
-        autoencoder = load_autoencoder(model.folder(), with_spade=model.spade is not False)
+        autoencoder = load_autoencoder(
+            model.folder(), with_spade=model.spade is not False
+        )
     else:
         kind = KINDS[model.class_name]
         with global_generator(seed, "autoencoder"):
@@ -230,9 +281,11 @@ def make_autoencoder(model: AutoencoderConfig, seed: int, device: torch.device) 
 
 
 def load_autoencoder(folder: Path, with_spade: bool = True) -> Autoencoder:
-    """The autoencoder of a folder or of its `vae/`, with SPADE where it has it; float32, on the CPU.
+    """The autoencoder of a folder or of its `vae/`, with SPADE where it has it;
+    float32, on the CPU.
 
-    with_spade: False leaves it out. Raises RunError for a folder that is damaged or holds something else.
+    with_spade: False leaves it out. Raises RunError for a folder that is damaged or
+    holds something else.
     """
     section = AutoencoderConfig(name_or_path=str(folder))
     folder = section.folder()
@@ -242,7 +295,9 @@ def load_autoencoder(folder: Path, with_spade: bool = True) -> Autoencoder:
         raise RunError(f"{folder} is a {name}. What can be read: {', '.join(KINDS)}.")
     kind = KINDS[name]
     with reading(folder):
-        module, info = kind.model_class.from_pretrained(folder, torch_dtype=torch.float32, **STRICTLY)
+        module, info = kind.model_class.from_pretrained(
+            folder, torch_dtype=torch.float32, **STRICTLY
+        )
     check_loaded(folder, info)
     check_finite(folder, module)
     if with_spade and arguments.get(SPADE):
@@ -254,11 +309,13 @@ def load_autoencoder(folder: Path, with_spade: bool = True) -> Autoencoder:
 def measure_latents(
     encode: Callable[[Tensor], tuple[Tensor, Tensor | None]], images: Iterable[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [C] of sampled latents over all pixels of the images, in float64 on the CPU.
+    """Mean and standard deviation [C] of sampled latents over all pixels of the images,
+    in float64 on the CPU.
 
-    encode: `Autoencoder.encode`. The variance is that of the means and that of the posterior together, as of the
-    samples from which Rombach et al. (High-Resolution Image Synthesis with Latent Diffusion Models, D.1) measure it:
-    a channel that the autoencoder does not use has the deviation of its noise and is not scaled up to 1.
+    encode: `Autoencoder.encode`. The variance is that of the means and that of the
+    posterior together, as of the samples from which Rombach et al. (High-Resolution
+    Image Synthesis with Latent Diffusion Models, D.1) measure it: a channel that the
+    autoencoder does not use has the deviation of its noise and is not scaled up to 1.
     Raises RunError where the latents are constant or not finite.
     """
     count = 0
@@ -275,7 +332,9 @@ def measure_latents(
     mean_C = total_C / count
     std_C = (squares_C / count - mean_C.square()).clamp_min(0).sqrt()
     if not bool((std_C > 0).all() and torch.isfinite(std_C).all()):
-        raise RunError("a channel of the latents is constant or not finite: training has collapsed.")
+        raise RunError(
+            "a channel of the latents is constant or not finite: training has collapsed."
+        )
     return mean_C, std_C
 
 
@@ -285,10 +344,17 @@ def write_autoencoder(
     config: Mapping[str, Any],
     discriminator: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes what `from_pretrained` of diffusers reads into an existing folder, and SPADE and the discriminator beside
-    it. weights: the state dict, on the CPU. config: the entries of config.json."""
-    of_spade = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items() if name.startswith(PREFIX)}
-    own = {name: tensor for name, tensor in weights.items() if not name.startswith(PREFIX)}
+    """Writes what `from_pretrained` of diffusers reads into an existing folder, and
+    SPADE and the discriminator beside it. weights: the state dict, on the CPU. config:
+    the entries of config.json."""
+    of_spade = {
+        name.removeprefix(PREFIX): tensor
+        for name, tensor in weights.items()
+        if name.startswith(PREFIX)
+    }
+    own = {
+        name: tensor for name, tensor in weights.items() if not name.startswith(PREFIX)
+    }
     write_safetensors_verified(folder / WEIGHTS, own, None)
     if of_spade:
         write_safetensors_verified(folder / SPADE_FILE, of_spade, None)

@@ -1,6 +1,8 @@
-"""The discriminator: convolutions that judge overlapping patches of an image (PatchGAN), with spectral normalisation.
+"""The discriminator: convolutions that judge overlapping patches of an image
+(PatchGAN), with spectral normalisation.
 
-Source: Isola et al., arXiv 1611.07004, section 3.2.2 (patches); Miyato et al., arXiv 1802.05957 (spectral norm).
+Source: Isola et al., arXiv 1611.07004, section 3.2.2 (patches); Miyato et al., arXiv
+1802.05957 (spectral norm).
 
 Shape suffixes: B batch, H/W height and width in pixels, N patches."""
 
@@ -31,19 +33,25 @@ SLOPE = 0.2
 class PatchDiscriminator(nn.Module):
     """Judges patches: above 0 for a real image, below 0 for a reconstruction.
 
-    The vectors of the spectral norm change once per optimizer step (`after_step`), not in the forward pass: how often
-    it runs, in halves of a batch or on several ranks, changes nothing.
+    The vectors of the spectral norm change once per optimizer step (`after_step`), not
+    in the forward pass: how often it runs, in halves of a batch or on several ranks,
+    changes nothing.
     """
 
     def __init__(self, channels: int, layers: int, seed: int) -> None:
-        """channels: of the first layer. layers: that halve the sides. seed: of the initial weights."""
+        """channels: of the first layer. layers: that halve the sides. seed: of the
+        initial weights."""
         super().__init__()
         widths = patch_widths(channels, layers)
         strides = [2] * layers + [1, 1]
         with global_generator(seed, "discriminator"):
             normed = [
-                spectral_norm(nn.Conv2d(before, after, kernel_size=4, stride=stride, padding=1))
-                for (before, after), stride in zip(pairwise(widths), strides, strict=True)
+                spectral_norm(
+                    nn.Conv2d(before, after, kernel_size=4, stride=stride, padding=1)
+                )
+                for (before, after), stride in zip(
+                    pairwise(widths), strides, strict=True
+                )
             ]
         self.layers = nn.ModuleList(normed)
         self.eval()
@@ -63,12 +71,14 @@ class PatchDiscriminator(nn.Module):
         return pixels
 
     def vectors(self) -> dict[str, Tensor]:
-        """The vectors of the spectral norm by name: state that the optimizer does not know."""
+        """The vectors of the spectral norm by name: state that the optimizer does not
+        know."""
         return dict(self.named_buffers())
 
     @torch.no_grad()
     def after_step(self, step_ok: Tensor) -> dict[str, Tensor]:
-        """One power iteration of each layer where the step was taken (`step_ok`, 0-dim bool). Returns no metrics."""
+        """One power iteration of each layer where the step was taken (`step_ok`, 0-dim
+        bool). Returns no metrics."""
         before = {name: buffer.clone() for name, buffer in self.named_buffers()}
         self.train()
         for layer in self._normed():
@@ -85,8 +95,8 @@ class PatchDiscriminator(nn.Module):
 
 
 def continue_discriminator(network: PatchDiscriminator, folder: Path) -> None:
-    """Loads the discriminator that a run saved in the folder of its autoencoder, if there is one. Raises UserError for
-    one of another size, and for a damaged file."""
+    """Loads the discriminator that a run saved in the folder of its autoencoder, if
+    there is one. Raises UserError for one of another size, and for a damaged file."""
     file = folder / DISCRIMINATOR_FILE
     if not file.is_file():
         return
@@ -95,7 +105,9 @@ def continue_discriminator(network: PatchDiscriminator, folder: Path) -> None:
     except (OSError, SafetensorError) as error:
         remedy = "Copy it again, or move it away to begin with a new one."
         raise UserError(f"{file}: damaged discriminator ({error}). {remedy}") from error
-    if {name: t.shape for name, t in weights.items()} != {n: t.shape for n, t in network.state_dict().items()}:
+    if {name: t.shape for name, t in weights.items()} != {
+        n: t.shape for n, t in network.state_dict().items()
+    }:
         raise UserError(
             f"{file} is a discriminator of another size. Restore discriminator.channels and layers, or move the "
             "file away to begin with a new one."

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from extensions.from_scratch.arguments import autoencoder_fault, faults
-from extensions.from_scratch.autoencoder_config import LEVELS, WITHOUT_NORMS, AutoencoderConfig, without_norms
+from extensions.from_scratch.autoencoder_config import (
+    LEVELS,
+    WITHOUT_NORMS,
+    AutoencoderConfig,
+    without_norms,
+)
 from extensions.from_scratch.latent_flow.family import (
     DEFAULT_MAX_TOKENS,
     FAMILY,
@@ -35,15 +40,29 @@ from toolkit.config.reading.findings import warning
 from toolkit.config.reading.located import KeyPath
 from toolkit.config.reading.process import JobContext
 from toolkit.config.sections.dataset import LOSS, loss_at, noise_levels, sides_of
-from toolkit.config.sections.model_files import ModelFolder, looks_like_a_path, path_fault
+from toolkit.config.sections.model_files import (
+    ModelFolder,
+    looks_like_a_path,
+    path_fault,
+)
 from toolkit.config.sections.output import SampleConfig, SamplePicture
-from toolkit.config.sections.train import PRESERVATIONS, RoleOptimizerConfig, TrainConfig
+from toolkit.config.sections.train import (
+    PRESERVATIONS,
+    RoleOptimizerConfig,
+    TrainConfig,
+)
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import PREDICTIONS
 from toolkit.data.batches.image_data import ImageData
 from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.fingerprint import digest_of, fingerprint
-from toolkit.data.scan.items import refuse_large, refuse_references, sample_inputs, scan_items, too_large
+from toolkit.data.scan.items import (
+    refuse_large,
+    refuse_references,
+    sample_inputs,
+    scan_items,
+    too_large,
+)
 from toolkit.data.scan.validation_split import forward_passes, split_validation
 from toolkit.errors import DataErrors, Diagnostic, RunError, UserError
 
@@ -53,16 +72,20 @@ FLOW, TEXT_ENCODER = "flow", "text_encoder"
 LOSS_FLOW = "loss_flow"
 """The metric of the flow model's loss, as FluxFlow's training guide calls it."""
 
-BESIDE_AN_ADAPTER = "needs an adapter beside which the file works, and this trains a model. Remove it."
+BESIDE_AN_ADAPTER = (
+    "needs an adapter beside which the file works, and this trains a model. Remove it."
+)
 
 SLOW = 1e-5
 """Learning rate below which a transformer of random weights hardly moves."""
 
 TEXT_SHARE = 0.1
-"""The text encoder's learning rate where none is given, as a share of the flow model's."""
+"""The text encoder's learning rate where none is given, as a share of the flow
+model's."""
 
 MEASURE_EVERY = 100
-"""Steps between two measurements of the scale of the latents of an autoencoder that began with random weights."""
+"""Steps between two measurements of the scale of the latents of an autoencoder that
+began with random weights."""
 
 RESERVED_NAMES = ("start", "state", "samples", "control", "superseded")
 """Other folders in the folder of a run, next to the model's own folder `<name>/`."""
@@ -86,39 +109,46 @@ class TransformerConfig(StrictModel):
     """Class of diffusers."""
 
     config: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of the class, such as num_layers, num_attention_heads and attention_head_dim. Those that fit it to the
-    latents and the text embeddings are filled in; what else is not given has the value of diffusers."""
+    """Arguments of the class, such as num_layers, num_attention_heads and
+    attention_head_dim. Those that fit it to the latents and the text embeddings are
+    filled in; what else is not given has the value of diffusers."""
 
     on_resume: ClassVar = {ALL_OTHERS: "impossible"}
 
 
 class TextEncoderConfig(StrictModel):
-    """`model.text_encoder`: a text encoder of transformers, from a folder or with random weights."""
+    """`model.text_encoder`: a text encoder of transformers, from a folder or with
+    random weights."""
 
     name_or_path: PathStr = ""
-    """Folder, or hub id (`owner/name`), of a BERT, DistilBERT, T5 encoder, CLIP text model or Qwen3, or folder of a
-    model with one in `text_encoder/`. Empty: a BertModel with random weights."""
+    """Folder, or hub id (`owner/name`), of a BERT, DistilBERT, T5 encoder, CLIP text
+    model or Qwen3, or folder of a model with one in `text_encoder/`. Empty: a BertModel
+    with random weights."""
 
     tokenizer: PathStr = ""
-    """Folder or hub id of its tokenizer. Empty: that of `name_or_path`; of random weights a tokenizer that is made from
-    the captions."""
+    """Folder or hub id of its tokenizer. Empty: that of `name_or_path`; of random
+    weights a tokenizer that is made from the captions."""
 
     config: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of the BertConfig of random weights, such as hidden_size, num_hidden_layers, num_attention_heads and
-    intermediate_size; vocab_size is also the most that the tokenizer gets. What is not given has the value of
-    transformers. Nothing is dropped out."""
+    """Arguments of the BertConfig of random weights, such as hidden_size,
+    num_hidden_layers, num_attention_heads and intermediate_size; vocab_size is also the
+    most that the tokenizer gets. What is not given has the value of transformers.
+    Nothing is dropped out."""
 
     projection_dim: int = Field(default=0, ge=0, le=100_000)
-    """Width of a linear layer behind it, whose weights are random (orthogonal) and trained with it. 0: none."""
+    """Width of a linear layer behind it, whose weights are random (orthogonal) and
+    trained with it. 0: none."""
 
     max_tokens: int = Field(default=DEFAULT_MAX_TOKENS, ge=2, le=100_000)
     """Tokens of a caption or prompt; what comes after them is not seen."""
 
     train: AutoOrBool = "auto"
-    """Train it along. auto: where its weights are random, or `optimizers.text_encoder` is given."""
+    """Train it along. auto: where its weights are random, or `optimizers.text_encoder`
+    is given."""
 
     allow_random: bool = False
-    """Allow random weights that are not trained: captions are then arbitrary, though constant, vectors."""
+    """Allow random weights that are not trained: captions are then arbitrary, though
+    constant, vectors."""
 
     on_resume: ClassVar = {
         ALL_OTHERS: "impossible",
@@ -128,7 +158,8 @@ class TextEncoderConfig(StrictModel):
 
 
 class NewAutoencoderConfig(StrictModel):
-    """`model.new_vae`: an autoencoder of diffusers with random weights, which is trained along."""
+    """`model.new_vae`: an autoencoder of diffusers with random weights, which is
+    trained along."""
 
     class_name: AutoencoderClass = "AutoencoderKL"
     """Class of diffusers."""
@@ -146,21 +177,25 @@ class FlowModelConfig(StrictModel):
     """`model`: what is trained, and on which latents."""
 
     name_or_path: PathStr = ""
-    """Folder that an earlier flow_trainer wrote: every part comes from it. Empty: a model with random weights."""
+    """Folder that an earlier flow_trainer wrote: every part comes from it. Empty: a
+    model with random weights."""
 
     prediction: Annotated[Prediction, OneOf(*PREDICTIONS)] = "flow"
-    """What the transformer predicts. flow: the velocity on the straight path from image to noise. v: cos(a) noise -
-    sin(a) image on the path cos(a) image + sin(a) noise, a = pi t / 2. The model's folder records it."""
+    """What the transformer predicts. flow: the velocity on the straight path from image
+    to noise. v: cos(a) noise - sin(a) image on the path cos(a) image + sin(a) noise, a
+    = pi t / 2. The model's folder records it."""
 
     transformer: TransformerConfig = Field(default_factory=TransformerConfig)
     """The transformer."""
 
     vae: PathStr = ""
-    """Folder of the autoencoder, or of a model with one in `vae/`. Beside `name_or_path` it replaces the one there,
-    which must have as many channels. Required without `name_or_path` and `new_vae`."""
+    """Folder of the autoencoder, or of a model with one in `vae/`. Beside
+    `name_or_path` it replaces the one there, which must have as many channels. Required
+    without `name_or_path` and `new_vae`."""
 
     new_vae: NewAutoencoderConfig | None = None
-    """An autoencoder with random weights, with the section `autoencoder`, which trains it."""
+    """An autoencoder with random weights, with the section `autoencoder`, which trains
+    it."""
 
     text_encoder: TextEncoderConfig = Field(default_factory=TextEncoderConfig)
     """The text encoder."""
@@ -178,25 +213,41 @@ class FlowModelConfig(StrictModel):
         """The autoencoder, as other trainers name it."""
         new = self.new_vae
         if new:
-            return AutoencoderConfig(class_name=new.class_name, config=new.config, initial_logvar=new.initial_logvar)
+            return AutoencoderConfig(
+                class_name=new.class_name,
+                config=new.config,
+                initial_logvar=new.initial_logvar,
+            )
         return AutoencoderConfig(name_or_path=self.vae or self.name_or_path)
 
     def is_yet_to_come(self, job: JobContext) -> bool:
-        """Whether an earlier process of the job writes one of the folders that decide the images' sizes."""
-        return self.autoencoder().is_yet_to_come(job) or job.yet_to_come(self.name_or_path)
+        """Whether an earlier process of the job writes one of the folders that decide
+        the images' sizes."""
+        return self.autoencoder().is_yet_to_come(job) or job.yet_to_come(
+            self.name_or_path
+        )
 
     def family(self) -> LatentFlowFamily:
-        """The facts of the model. Raises RunError or UserError for a folder that cannot be read."""
+        """The facts of the model. Raises RunError or UserError for a folder that cannot
+        be read."""
         vae = self.autoencoder().arguments()
         if self.name_or_path:
             own = FAMILY.of_folder(self.folder())
             transformer = part_config(self.folder(), "transformer")
-            return LatentFlowFamily.of_parts(vae, transformer, own.prediction, own.max_tokens)
-        transformer = {"_class_name": self.transformer.class_name, **self.transformer.config}
-        return LatentFlowFamily.of_parts(vae, transformer, self.prediction, self.text_encoder.max_tokens)
+            return LatentFlowFamily.of_parts(
+                vae, transformer, own.prediction, own.max_tokens
+            )
+        transformer = {
+            "_class_name": self.transformer.class_name,
+            **self.transformer.config,
+        }
+        return LatentFlowFamily.of_parts(
+            vae, transformer, self.prediction, self.text_encoder.max_tokens
+        )
 
     def class_of_transformer(self, job: JobContext) -> str:
-        """The diffusers class; empty where the folder is not here yet or cannot be read."""
+        """The diffusers class; empty where the folder is not here yet or cannot be
+        read."""
         if not self.name_or_path:
             return self.transformer.class_name
         if job.yet_to_come(self.name_or_path) or path_fault(self.name_or_path):
@@ -211,7 +262,8 @@ class FlowModelConfig(StrictModel):
         return not self.name_or_path and not self.text_encoder.name_or_path
 
     def check(self, job: JobContext) -> Iterator[Diagnostic]:
-        """Folders that are missing or hold something else, and keys that exclude each other."""
+        """Folders that are missing or hold something else, and keys that exclude each
+        other."""
         text = self.text_encoder
         if self.name_or_path:
             yield from self._check_beside_folder()
@@ -221,7 +273,10 @@ class FlowModelConfig(StrictModel):
         if self.new_vae:
             for key in ("name_or_path", "vae"):
                 if getattr(self, key):
-                    yield Diagnostic(("new_vae",), f"has no effect with 'model.{key}'. Remove one of them.")
+                    yield Diagnostic(
+                        ("new_vae",),
+                        f"has no effect with 'model.{key}'. Remove one of them.",
+                    )
         elif not self.name_or_path and not self.vae:
             remedy = "Give the folder of an autoencoder, such as a vae_trainer wrote, or 'new_vae'."
             yield Diagnostic(("vae",), f"required. {remedy}")
@@ -251,7 +306,10 @@ class FlowModelConfig(StrictModel):
         """Arguments that the classes of random weights do not take."""
         text = self.text_encoder
         given = {
-            ("transformer", "config"): (self.transformer.class_name, self.transformer.config),
+            ("transformer", "config"): (
+                self.transformer.class_name,
+                self.transformer.config,
+            ),
             ("text_encoder", "config"): ("BertConfig", text.config),
         }
         if self.new_vae:
@@ -268,7 +326,9 @@ class FlowModelConfig(StrictModel):
         message = "has no effect with 'model.name_or_path', whose files decide it. Remove one of them."
         if "transformer" in self.model_fields_set:
             yield Diagnostic(("transformer",), message)
-        for key in sorted(self.text_encoder.model_fields_set - {"train", "allow_random"}):
+        for key in sorted(
+            self.text_encoder.model_fields_set - {"train", "allow_random"}
+        ):
             yield Diagnostic(("text_encoder", key), message)
 
     def _check_folder(self) -> Iterator[Diagnostic]:
@@ -283,7 +343,8 @@ class FlowModelConfig(StrictModel):
         own = FAMILY.of_folder(self.folder())
         if "prediction" in self.model_fields_set and self.prediction != own.prediction:
             message = (
-                f"{self.prediction!r}, but the model in {self.name_or_path} predicts {own.prediction!r}. Leave it out."
+                f"{self.prediction!r}, but the model in {self.name_or_path} "
+                f"predicts {own.prediction!r}. Leave it out."
             )
             yield Diagnostic(("prediction",), message)
         try:
@@ -296,13 +357,15 @@ class FlowModelConfig(StrictModel):
 
 
 class AlongConfig(StrictModel):
-    """`autoencoder`: trains the autoencoder along with the flow model, on the same images."""
+    """`autoencoder`: trains the autoencoder along with the flow model, on the same
+    images."""
 
     train: Annotated[Literal["all", "decoder"], OneOf()] = "all"
     """What of it is trained. decoder: the latents stay what they are."""
 
     spade: bool | None = None
-    """SPADE in the decoder: true adds it, false leaves out what the folder has. None: as the folder has it."""
+    """SPADE in the decoder: true adds it, false leaves out what the folder has. None:
+    as the folder has it."""
 
     losses: LossesConfig = Field(default_factory=LossesConfig)
     """What is minimised."""
@@ -311,13 +374,17 @@ class AlongConfig(StrictModel):
     """Adversarial training; none without this section."""
 
     measure_every: int | None = Field(default=None, ge=0, le=1_000_000)
-    """Optimizer steps of the autoencoder until the scale of its latents is measured again, by which the flow model's
-    latents have a standard deviation of about 1. 0: it stays as it was. None: 100 for random weights, else 0."""
+    """Optimizer steps of the autoencoder until the scale of its latents is measured
+    again, by which the flow model's latents have a standard deviation of about 1. 0: it
+    stays as it was. None: 100 for random weights, else 0."""
 
     measured_images: int = Field(default=64, ge=1, le=10_000)
-    """Training images by which the scale is measured, evenly from all; of a stream its first ones."""
+    """Training images by which the scale is measured, evenly from all; of a stream its
+    first ones."""
 
-    on_resume: ClassVar = dict.fromkeys(("discriminator", "train", "spade", "measure_every"), "impossible")
+    on_resume: ClassVar = dict.fromkeys(
+        ("discriminator", "train", "spade", "measure_every"), "impossible"
+    )
 
 
 class FlowOptimizersConfig(StrictModel):
@@ -327,20 +394,20 @@ class FlowOptimizersConfig(StrictModel):
     """Optimizer of the transformer."""
 
     text_encoder: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
-    """Optimizer of the text encoder, where it is trained. Its `lr`, where not given, is a tenth of the
-    transformer's."""
+    """Optimizer of the text encoder, where it is trained. Its `lr`, where not given, is
+    a tenth of the transformer's."""
 
     vae: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
     """Optimizer of the autoencoder, where it is trained too."""
 
     discriminator: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
-    """Optimizer of the discriminator. Its betas are (0, 0.9) and amsgrad is on where its optimizer is an AdamW and they
-    are not given."""
+    """Optimizer of the discriminator. Its betas are (0, 0.9) and amsgrad is on where
+    its optimizer is an AdamW and they are not given."""
 
 
 class FlowTrainerConfig(RolesSection):
-    """`type: flow_trainer`: trains a flow model on the latents of an autoencoder, from nothing or from its own earlier
-    result."""
+    """`type: flow_trainer`: trains a flow model on the latents of an autoencoder, from
+    nothing or from its own earlier result."""
 
     process_types: ClassVar[tuple[str, ...]] = ("flow_trainer",)
 
@@ -359,8 +426,8 @@ class FlowTrainerConfig(RolesSection):
     """Length, optimizer, loss and precision."""
 
     sample: SampleConfig | None = None
-    """Images drawn during training; none without this section. Where width or height is not given, it is that of the
-    first dataset's resolution."""
+    """Images drawn during training; none without this section. Where width or height is
+    not given, it is that of the first dataset's resolution."""
 
     # ------------------------------------------------------------ what is trained
 
@@ -376,10 +443,16 @@ class FlowTrainerConfig(RolesSection):
         """What is trained."""
         along = self.autoencoder
         text = (TEXT_ENCODER,) if self.trains_text() else ()
-        return (FLOW, *text, *((VAE,) if along else ()), *((DISCRIMINATOR,) if along and along.discriminator else ()))
+        return (
+            FLOW,
+            *text,
+            *((VAE,) if along else ()),
+            *((DISCRIMINATOR,) if along and along.discriminator else ()),
+        )
 
     def measure_every(self) -> int:
-        """Steps between two measurements of the latents' scale; 0: it is not measured."""
+        """Steps between two measurements of the latents' scale; 0: it is not
+        measured."""
         if self.autoencoder is None:
             return 0
         given = self.autoencoder.measure_every
@@ -389,8 +462,15 @@ class FlowTrainerConfig(RolesSection):
 
     def role_defaults(self, role: str) -> dict[str, Any]:
         own = self.own_optimizer(role)
-        found: dict[str, Any] = {"lr": TEXT_SHARE * self.role_optimizer(FLOW).lr} if role == TEXT_ENCODER else {}
-        if own.optimizer != self.train.optimizer and "optimizer" in own.model_fields_set:
+        found: dict[str, Any] = (
+            {"lr": TEXT_SHARE * self.role_optimizer(FLOW).lr}
+            if role == TEXT_ENCODER
+            else {}
+        )
+        if (
+            own.optimizer != self.train.optimizer
+            and "optimizer" in own.model_fields_set
+        ):
             found["optimizer_params"] = {}  # those of `train` are of its optimizer
         return found | super().role_defaults(role)
 
@@ -398,15 +478,23 @@ class FlowTrainerConfig(RolesSection):
         along = self.autoencoder
         if along is None:
             return None
-        model = self.model.autoencoder().model_copy(update={"train": along.train, "spade": along.spade})
-        return AutoencoderTraining(model, along.losses, along.discriminator, "autoencoder.")
+        model = self.model.autoencoder().model_copy(
+            update={"train": along.train, "spade": along.spade}
+        )
+        return AutoencoderTraining(
+            model, along.losses, along.discriminator, "autoencoder."
+        )
 
     def sample_pictures(self) -> tuple[SamplePicture, ...]:
         """The images of one set with everything filled in."""
         if self.sample is None:
             return ()
-        sides = zip(("width", "height"), sides_of(self.datasets[0].resolution[0]), strict=True)
-        missing = {key: side for key, side in sides if key not in self.sample.model_fields_set}
+        sides = zip(
+            ("width", "height"), sides_of(self.datasets[0].resolution[0]), strict=True
+        )
+        missing = {
+            key: side for key, side in sides if key not in self.sample.model_fields_set
+        }
         return self.sample.model_copy(update=missing).sample_items()
 
     def weights_dtype(self) -> str:
@@ -425,7 +513,16 @@ class FlowTrainerConfig(RolesSection):
         by_role = (f"{kind}/{role}" for role in roles for kind in kinds)
         along = self.autoencoder
         of_vae = logged_losses(along.losses, along.discriminator) if along else ()
-        of_a_step = ("loss", LOSS_FLOW, "grad_norm", "lr", "t_mean", *by_role, *scaled, *of_vae)
+        of_a_step = (
+            "loss",
+            LOSS_FLOW,
+            "grad_norm",
+            "lr",
+            "t_mean",
+            *by_role,
+            *scaled,
+            *of_vae,
+        )
         return (*of_a_step, *([LOSS] if levels else []), *map(loss_at, levels))
 
     # ------------------------------------------------------------ checks
@@ -437,7 +534,9 @@ class FlowTrainerConfig(RolesSection):
         yield from self._check_autoencoder()
         yield from self._check_train()
         given = self.optimizers.model_fields_set
-        yield from self.check_optimizers([role for role in FlowOptimizersConfig.model_fields if role in given])
+        yield from self.check_optimizers(
+            [role for role in FlowOptimizersConfig.model_fields if role in given]
+        )
         yield from self._check_references(job)
         yield from self._warn()
         name = self.display_name(job)
@@ -448,7 +547,9 @@ class FlowTrainerConfig(RolesSection):
     def _check_references(self, job: JobContext) -> Iterator[Diagnostic]:
         given: dict[KeyPath, tuple[str, ...]] = {
             ("datasets", index, key): slots
-            for index, (key, slots) in enumerate(dataset.references for dataset in self.datasets)
+            for index, (key, slots) in enumerate(
+                dataset.references for dataset in self.datasets
+            )
         }
         if self.sample and self.sample.also:
             yield Diagnostic(("sample", "also"), BESIDE_AN_ADAPTER)
@@ -463,9 +564,12 @@ class FlowTrainerConfig(RolesSection):
         if name and not REFERENCES.get(name):
             able = " or ".join(REFERENCES)
             message = (
-                f"{name} does not support control images. Remove it, or train a {able} (model.transformer.class_name)."
+                f"{name} does not support control images. Remove it, or train a "
+                f"{able} (model.transformer.class_name)."
             )
-            yield from (Diagnostic(key, message) for key, paths in given.items() if paths)
+            yield from (
+                Diagnostic(key, message) for key, paths in given.items() if paths
+            )
 
     def _check_autoencoder(self) -> Iterator[Diagnostic]:
         along = self.autoencoder
@@ -478,13 +582,16 @@ class FlowTrainerConfig(RolesSection):
                 message = f"{along.train!r} needs a trained encoder, but 'model.new_vae' has random weights. Remove it."
                 yield Diagnostic(("autoencoder", "train"), message)
             if new and along.spade and new.class_name in WITHOUT_NORMS:
-                yield Diagnostic(("autoencoder", "spade"), without_norms(new.class_name))
+                yield Diagnostic(
+                    ("autoencoder", "spade"), without_norms(new.class_name)
+                )
             if self.validation and along.train == "all":
                 message = "needs fixed latents, but 'autoencoder' changes them during training. Remove it."
                 yield Diagnostic(("validation",), message)
         elif self.model.new_vae:
             message = (
-                "an autoencoder with random weights has to be trained. Add the section 'autoencoder', or set 'vae'."
+                "an autoencoder with random weights has to be trained. Add the "
+                "section 'autoencoder', or set 'vae'."
             )
             yield Diagnostic(("model", "new_vae"), message)
         for role in (VAE, DISCRIMINATOR):
@@ -493,11 +600,18 @@ class FlowTrainerConfig(RolesSection):
                     section = "'autoencoder'"
                 else:
                     section = "'autoencoder.discriminator'"
-                yield Diagnostic(("optimizers", role), f"needs the section {section}. Add it, or remove this key.")
+                yield Diagnostic(
+                    ("optimizers", role),
+                    f"needs the section {section}. Add it, or remove this key.",
+                )
 
     def _check_text(self) -> Iterator[Diagnostic]:
         text = self.model.text_encoder
-        if self.model.has_random_text() and not self.trains_text() and not text.allow_random:
+        if (
+            self.model.has_random_text()
+            and not self.trains_text()
+            and not text.allow_random
+        ):
             yield Diagnostic(
                 ("model", "text_encoder", "train"),
                 "false, but its weights are random, so captions would be noise. Remove 'train', give 'name_or_path' a "
@@ -522,7 +636,10 @@ class FlowTrainerConfig(RolesSection):
             message = "'block_offload' is not supported by flow_trainer yet. Use full_offload."
             yield Diagnostic(("train", "gradient_checkpointing"), message)
         if self.train.parallel == "fsdp":
-            yield Diagnostic(("train", "parallel"), "'fsdp' is not supported by flow_trainer yet. Remove it.")
+            yield Diagnostic(
+                ("train", "parallel"),
+                "'fsdp' is not supported by flow_trainer yet. Remove it.",
+            )
         if self.train.fused_backward_pass and len(self.roles()) > 1:
             message = f"works with a single role, but {' and '.join(self.roles())} are trained. Remove it."
             yield Diagnostic(("train", "fused_backward_pass"), message)
@@ -532,20 +649,31 @@ class FlowTrainerConfig(RolesSection):
         lr = self.role_optimizer(FLOW).lr
         key = ("optimizers", FLOW, "lr")
         if not self.model.name_or_path and 0 < lr < SLOW:
-            at = key if "lr" in self.optimizers.flow.model_fields_set else ("train", "lr")
+            at = (
+                key
+                if "lr" in self.optimizers.flow.model_fields_set
+                else ("train", "lr")
+            )
             message = f"{lr:g} is very low for a randomly initialised transformer; below {SLOW:g} it barely learns."
             yield Diagnostic(at, message, "warning")
         if self.sample:
-            guided = any(item.guidance_scale is None or item.guidance_scale > 1 for item in self.sample_pictures())
-            if guided and not self.model.name_or_path and not any(d.caption_dropout_rate for d in self.datasets):
+            guided = any(
+                item.guidance_scale is None or item.guidance_scale > 1
+                for item in self.sample_pictures()
+            )
+            if (
+                guided
+                and not self.model.name_or_path
+                and not any(d.caption_dropout_rate for d in self.datasets)
+            ):
                 message = "guidance needs an unconditional model: set caption_dropout_rate (for example 0.1) or"
                 yield warning("sample.guidance_scale", f"{message} guidance_scale 1.")
 
     # ------------------------------------------------------------ the plan
 
     def inputs_digest(self, job: JobContext) -> str:
-        """Digest of the images, as a resume compares them; empty where they cannot be read, which the run reports, and
-        of a stream, whose settings say which it is."""
+        """Digest of the images, as a resume compares them; empty where they cannot be
+        read, which the run reports, and of a stream, whose settings say which it is."""
         if self.streamed:
             return ""
         try:
@@ -568,7 +696,9 @@ class FlowTrainerConfig(RolesSection):
         cache = ScanCache.beside(self.training_folder)
         family = self.model.family()
         multiple = family.size_multiple
-        scan, items, split = split_validation(self, *scan_items(self, multiple, cache), multiple, forward_passes)
+        scan, items, split = split_validation(
+            self, *scan_items(self, multiple, cache), multiple, forward_passes
+        )
         used = [*items, *(split.items if split else ())]
         refuse_references(used, family)
         refuse_large(used, family)

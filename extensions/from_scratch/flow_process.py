@@ -1,4 +1,5 @@
-"""`type: flow_trainer`: the trainer of a latent flow model, as a subclass of `jobs.process.trainer.Trainer`."""
+"""`type: flow_trainer`: the trainer of a latent flow model, as a subclass of
+`jobs.process.trainer.Trainer`."""
 
 from __future__ import annotations
 
@@ -12,8 +13,19 @@ import torch
 from torch import nn
 
 from extensions.from_scratch.autoencoders import KINDS
-from extensions.from_scratch.flow_config import FLOW, LOSS_FLOW, TEXT_ENCODER, FlowTrainerConfig
-from extensions.from_scratch.joint import JointBatch, JointLoader, JointStep, JointStream, LatentScale
+from extensions.from_scratch.flow_config import (
+    FLOW,
+    LOSS_FLOW,
+    TEXT_ENCODER,
+    FlowTrainerConfig,
+)
+from extensions.from_scratch.joint import (
+    JointBatch,
+    JointLoader,
+    JointStep,
+    JointStream,
+    LatentScale,
+)
 from extensions.from_scratch.latent_flow.family import (
     FAMILY,
     encoder_positions,
@@ -25,7 +37,14 @@ from extensions.from_scratch.latent_flow.new import refuse_transformer
 from extensions.from_scratch.latent_flow.text import refuse_encoder
 from extensions.from_scratch.pixels import Picture, PixelLoader, StreamPixels
 from extensions.from_scratch.plan import FlowPlanner, pixels_at_once
-from extensions.from_scratch.start import START, require_start, source_hashes, start_hashes, text_folders, write_start
+from extensions.from_scratch.start import (
+    START,
+    require_start,
+    source_hashes,
+    start_hashes,
+    text_folders,
+    write_start,
+)
 from extensions.from_scratch.trainer import LossBalance, RolesTrainer
 from extensions.from_scratch.writers import FlowWriter
 from jobs.process.image_trainer import Loader
@@ -70,7 +89,8 @@ class FlowStep(FlowMatchingStep):
 
 
 class FlowTrainerProcess(RolesTrainer):
-    """Trains a flow model on folders of images or a stream of shards; README.md lists its output files."""
+    """Trains a flow model on folders of images or a stream of shards; README.md lists
+    its output files."""
 
     section: FlowTrainerConfig
 
@@ -90,7 +110,8 @@ class FlowTrainerProcess(RolesTrainer):
     def caches_latents(self) -> bool:
         return not self.section.autoencoder
 
-    # ------------------------------------------------------------ before anything expensive
+    # ------------------------------------------------------------ before anything
+    # expensive
 
     planner_class = FlowPlanner
 
@@ -108,13 +129,17 @@ class FlowTrainerProcess(RolesTrainer):
             return
         new = model.new_vae
         if new:
-            refuse_arguments(KINDS[new.class_name].model_class, new.config, "model.new_vae.config")
+            refuse_arguments(
+                KINDS[new.class_name].model_class, new.config, "model.new_vae.config"
+            )
         text = model.text_encoder
         if text.name_or_path:
             encoder, tokenizer = text_folders(model)
             text_encoder_kind(encoder)
             if not tokenizer.is_dir():
-                raise UserError(f"model.text_encoder.tokenizer: {tokenizer} is not a folder. Give that of a tokenizer.")
+                raise UserError(
+                    f"model.text_encoder.tokenizer: {tokenizer} is not a folder. Give that of a tokenizer."
+                )
             width = encoder_width(encoder)
             most = encoder_positions(encoder)
         else:
@@ -129,7 +154,12 @@ class FlowTrainerProcess(RolesTrainer):
         transformer = model.transformer
         channels = model.family().latent_channels
         with _within("model."):
-            refuse_transformer(transformer.class_name, transformer.config, channels, text.projection_dim or width)
+            refuse_transformer(
+                transformer.class_name,
+                transformer.config,
+                channels,
+                text.projection_dim or width,
+            )
 
     def check_base(self) -> None:
         hashes = self.process_group.run_on_rank0_and_broadcast(
@@ -154,7 +184,9 @@ class FlowTrainerProcess(RolesTrainer):
         check_backend(settings.compile, device, "")
         configure_cuda(device, settings.cuda_allow_tf32, settings.cuda_cudnn_benchmark)
         weights = DTYPES[section.weights_dtype()]
-        options = ModelLoadOptions(folder=self._start, device=device, dtype=self._dtype, weights_dtype=weights)
+        options = ModelLoadOptions(
+            folder=self._start, device=device, dtype=self._dtype, weights_dtype=weights
+        )
         self.model = LatentFlowModel(options)
 
     def _prepare_start(self) -> None:
@@ -168,12 +200,23 @@ class FlowTrainerProcess(RolesTrainer):
             captions = (sample.caption for sample in streamed)
         else:
             captions = folders
-        write_start(self.section.model, self._start, captions, self.seed, self._measured(), self.device)
+        write_start(
+            self.section.model,
+            self._start,
+            captions,
+            self.seed,
+            self._measured(),
+            self.device,
+        )
 
     def _measured(self) -> tuple[Picture, ...]:
         """The images by which the scale of the latents is measured."""
         along = self.section.autoencoder
-        return Picture.some_of(self.data.items, self.data.stream, along.measured_images) if along else ()
+        return (
+            Picture.some_of(self.data.items, self.data.stream, along.measured_images)
+            if along
+            else ()
+        )
 
     def encode(self) -> None:
         section = self.section
@@ -184,17 +227,22 @@ class FlowTrainerProcess(RolesTrainer):
         if section.autoencoder:
             model.train_autoencoder(section.autoencoder.spade, self.seed)
         if not data.stream:
-            cut = model.count_cut({text for sample in data.scan.samples for text in sample.texts})
+            cut = model.count_cut(
+                {text for sample in data.scan.samples for text in sample.texts}
+            )
             if cut:
                 most = model.family.max_tokens
                 if cut > 1:
                     captions = f"{cut:,} captions have"
                 else:
                     captions = "1 caption has"
-                logger.info(f"{captions} more than {most} tokens: what comes after them is not seen (max_tokens)")
+                logger.info(
+                    f"{captions} more than {most} tokens: what comes after them is not seen (max_tokens)"
+                )
         self.encode_images()
 
-    # ------------------------------------------------------------ what is trained, and the callbacks
+    # ------------------------------------------------------------ what is trained, and
+    # the callbacks
 
     def attach(self) -> None:
         section = self.section
@@ -202,14 +250,20 @@ class FlowTrainerProcess(RolesTrainer):
         modules: dict[str, nn.Module] = {FLOW: model.network_module}
         if section.trains_text():
             modules[TEXT_ENCODER] = model.text_encoder
-        self.networks = {role: self._network(role, module) for role, module in modules.items()}
+        self.networks = {
+            role: self._network(role, module) for role, module in modules.items()
+        }
         settings = section.train
         if decide_compiling(settings.compile, self.device):
             compiled = settings.compile
         else:
             compiled = None
-        self.block_runner = BlockRunner(model, self.device, self._dtype, settings.checkpointing_level(), 0, compiled)
-        self.roles = {role: self._role(role, network) for role, network in self.networks.items()}
+        self.block_runner = BlockRunner(
+            model, self.device, self._dtype, settings.checkpointing_level(), 0, compiled
+        )
+        self.roles = {
+            role: self._role(role, network) for role, network in self.networks.items()
+        }
         self.trained = None
         if section.autoencoder:
             every = section.measure_every()
@@ -246,23 +300,33 @@ class FlowTrainerProcess(RolesTrainer):
         )
         role.every = own.every
         if settings.fused_backward_pass:
-            role.optimizer_step = step_in_backward(role, accumulates=self.section.micro_batches_per_step > 1)
+            role.optimizer_step = step_in_backward(
+                role, accumulates=self.section.micro_batches_per_step > 1
+            )
         return role
 
     def weights_writer(self) -> PrepareNetwork:
-        return FlowWriter(self._start, self.networks, self.section.save, self.trained).snapshot
+        return FlowWriter(
+            self._start, self.networks, self.section.save, self.trained
+        ).snapshot
 
     def validation(self) -> Validation | None:
         validator = self.validator
         if validator is None:
             return None
-        return Validation(self.measure_validation, validator.identity, lambda: validator.by_image)
+        return Validation(
+            self.measure_validation, validator.identity, lambda: validator.by_image
+        )
 
     def samples(self) -> Samples | None:
         sampler = self.sampler
         if sampler is None:
             return None
-        return Samples(sampler.generate, [prompt.prompt for prompt in sampler.prompts], drift=sampler.drift)
+        return Samples(
+            sampler.generate,
+            [prompt.prompt for prompt in sampler.prompts],
+            drift=sampler.drift,
+        )
 
     # ------------------------------------------------------------ the loop
 
@@ -271,7 +335,13 @@ class FlowTrainerProcess(RolesTrainer):
         model = self.model
         uses = self.plan.samples_per_epoch
         named = FlowSettings.named_in(settings)
-        flow = FlowStep(model, self.seed, samples_per_epoch=uses, roles=tuple(self.networks), **named)
+        flow = FlowStep(
+            model,
+            self.seed,
+            samples_per_epoch=uses,
+            roles=tuple(self.networks),
+            **named,
+        )
         step: TrainStep[Any] = flow
         along = self.trained
         if along and self.section.autoencoder:
@@ -296,19 +366,28 @@ class FlowTrainerProcess(RolesTrainer):
         source, largest = self.batches(run, loader, pixels_at_once)
         if run.state.step < run.steps:
             batch = largest()
-            latents = cast("JointStep", step).encoded(batch) if isinstance(batch, JointBatch) else batch
+            latents = (
+                cast("JointStep", step).encoded(batch)
+                if isinstance(batch, JointBatch)
+                else batch
+            )
             self._choose_checkpointing(run, cast("LatentBatch", latents))
-            line = try_largest_batch(run, batch, step, self.block_runner.increase_checkpointing)
+            line = try_largest_batch(
+                run, batch, step, self.block_runner.increase_checkpointing
+            )
             if line:
                 logger.info(line)
             self.resumption.record_compiled(self.programs.record)
         self.run_loop(run, source, step)
 
     def _choose_checkpointing(self, run: Run, batch: LatentBatch) -> None:
-        """Makes a level of `train.gradient_checkpointing: auto`, by the largest batch; the same on all ranks."""
+        """Makes a level of `train.gradient_checkpointing: auto`, by the largest batch;
+        the same on all ranks."""
         model = self.model
         runner = self.block_runner
-        tokens = model.num_tokens(batch.latents_BCHW, batch.prompts, batch.control_latents)
+        tokens = model.num_tokens(
+            batch.latents_BCHW, batch.prompts, batch.control_latents
+        )
         train = self.section.train
         transformer = model.network_module
         number = DTYPE_BYTES[train.dtype]
@@ -330,7 +409,10 @@ class FlowTrainerProcess(RolesTrainer):
         for name, role in run.roles.items():
             own = self.section.role_optimizer(name)
             shapes = [tuple(p.shape) for p in role.parameters.values()]
-            to_come += optimizer_bytes(own.optimizer, own.optimizer_params, shapes) - role.state_bytes
+            to_come += (
+                optimizer_bytes(own.optimizer, own.optimizer_params, shapes)
+                - role.state_bytes
+            )
         gather = self.process_group.all_gather_object
         runner.choose_checkpointing(work, needed=max(0, to_come), gather=gather)
 

@@ -1,11 +1,13 @@
-"""Training an autoencoder along with the flow model on its latents: both losses on each batch.
+"""Training an autoencoder along with the flow model on its latents: both losses on each
+batch.
 
-The flow model sees the mean of the latents as the autoencoder encodes them at that step, and its loss does not reach
-the encoder: latents that are easy to predict, because they say less, would lower it. Their scale is measured from time
-to time where the job says so (`LatentScale`), else it stays what it was.
+The flow model sees the mean of the latents as the autoencoder encodes them at that
+step, and its loss does not reach the encoder: latents that are easy to predict, because
+they say less, would lower it. Their scale is measured from time to time where the job
+says so (`LatentScale`), else it stays what it was.
 
-Shape suffixes: B batch, C latent channels (1: one scale for all), H/W height and width in pixels, of the mask in latent
-pixels; h/w those of a reference."""
+Shape suffixes: B batch, C latent channels (1: one scale for all), H/W height and width
+in pixels, of the mask in latent pixels; h/w those of a reference."""
 
 from __future__ import annotations
 
@@ -18,7 +20,12 @@ from torch import Tensor
 
 from extensions.from_scratch.autoencoder_step import AutoencoderStep, evaluating
 from extensions.from_scratch.autoencoders import Autoencoder, measure_latents
-from extensions.from_scratch.pixels import Picture, PixelBatch, PixelLoader, StreamPixels
+from extensions.from_scratch.pixels import (
+    Picture,
+    PixelBatch,
+    PixelLoader,
+    StreamPixels,
+)
 from toolkit.contracts.data import BatchSpec, PromptEmbeds
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.training import Backward, StepLosses, TrainStep
@@ -53,7 +60,8 @@ class JointBatch:
         return len(self.pixels)
 
     def halves(self) -> tuple[JointBatch, ...]:
-        """The batch split in two, with the same random numbers per image; a batch of one is not split."""
+        """The batch split in two, with the same random numbers per image; a batch of
+        one is not split."""
         return tuple(map(self._select, halved(len(self))))
 
     def _select(self, rows: Sequence[int]) -> JointBatch:
@@ -78,13 +86,22 @@ class JointLoader:
     """Loads texts and masks."""
 
     def load(self, spec: BatchSpec) -> JointBatch:
-        """The batch on the CPU. Raises RunError for a file that cannot be read any more."""
+        """The batch on the CPU. Raises RunError for a file that cannot be read any
+        more."""
         dataset = self.encoded.dataset
         try:
-            references = tuple(dataset.encoder.reference_pixels(dataset.items[index]) for index in spec.items)
+            references = tuple(
+                dataset.encoder.reference_pixels(dataset.items[index])
+                for index in spec.items
+            )
         except ImageError as error:
             raise RunError(f"{error}. It was changed since the run began.") from error
-        return JointBatch(self.pixels.load(spec), self.encoded.prompts(spec), references, self.encoded.masks(spec))
+        return JointBatch(
+            self.pixels.load(spec),
+            self.encoded.prompts(spec),
+            references,
+            self.encoded.masks(spec),
+        )
 
 
 @dataclass(frozen=True)
@@ -96,23 +113,34 @@ class JointStream:
     """Loads the texts."""
 
     def load(self, spec: BatchSpec) -> JointBatch:
-        """The batch on the CPU. What of it cannot be used is treated as by `pixels` and `encoded`."""
+        """The batch on the CPU. What of it cannot be used is treated as by `pixels` and
+        `encoded`."""
         pixels, (prompts, fitting) = self.pixels.load(spec), self.encoded.prompts(spec)
         weight_B = pixels.loss_weight_B * torch.tensor(fitting)
-        return JointBatch(replace(pixels, loss_weight_B=weight_B), prompts, ((),) * len(pixels))
+        return JointBatch(
+            replace(pixels, loss_weight_B=weight_B), prompts, ((),) * len(pixels)
+        )
 
     def trial(self, images: int) -> JointBatch:
-        """A batch of so many images of noise at the largest size, to see whether it fits into the memory."""
-        return JointBatch(self.pixels.trial(images), self.encoded.trial_prompts(images), ((),) * images)
+        """A batch of so many images of noise at the largest size, to see whether it
+        fits into the memory."""
+        return JointBatch(
+            self.pixels.trial(images),
+            self.encoded.trial_prompts(images),
+            ((),) * images,
+        )
 
 
 class LatentScale:
-    """Mean and standard deviation of the latents by some images, measured again every so many steps.
+    """Mean and standard deviation of the latents by some images, measured again every
+    so many steps.
 
     `vectors` are its state; what they say counts from `apply` on.
     """
 
-    def __init__(self, autoencoder: Autoencoder, pictures: Sequence[Picture], every: int) -> None:
+    def __init__(
+        self, autoencoder: Autoencoder, pictures: Sequence[Picture], every: int
+    ) -> None:
         self._autoencoder = autoencoder
         self._pictures = pictures
         self._every = every
@@ -120,7 +148,8 @@ class LatentScale:
         self._age = torch.zeros((), dtype=torch.int64)
 
     def vectors(self) -> dict[str, Tensor]:
-        """Mean and standard deviation [2, C], and the steps since they were measured; changed in place."""
+        """Mean and standard deviation [2, C], and the steps since they were measured;
+        changed in place."""
         return {"latent_scale": self._scale_2C, "latent_scale_age": self._age}
 
     def apply(self) -> None:
@@ -128,7 +157,8 @@ class LatentScale:
         self._autoencoder.set_scale(self._autoencoder.normalisation(*self._scale_2C))
 
     def after_step(self, step_ok: Tensor) -> dict[str, Tensor]:
-        """Measures where it is time to. Raises RunError where the latents have collapsed."""
+        """Measures where it is time to. Raises RunError where the latents have
+        collapsed."""
         self._age += 1
         if int(self._age) >= self._every:
             self._age.zero_()
@@ -139,12 +169,18 @@ class LatentScale:
 
     def _present(self) -> Tensor:
         return torch.stack(
-            [part.flatten() for part in self._autoencoder.latent_statistics(torch.zeros((), dtype=torch.float64))]
+            [
+                part.flatten()
+                for part in self._autoencoder.latent_statistics(
+                    torch.zeros((), dtype=torch.float64)
+                )
+            ]
         )
 
 
 def scale_by(autoencoder: Autoencoder, pictures: Iterable[Picture]) -> dict[str, Any]:
-    """`Autoencoder.normalisation` by the latents of these images. Raises RunError as `measure_latents`."""
+    """`Autoencoder.normalisation` by the latents of these images. Raises RunError as
+    `measure_latents`."""
     device = next(autoencoder.module.parameters()).device
     with evaluating(autoencoder):
         images = (picture.pixels()[None].to(device) for picture in pictures)
@@ -152,21 +188,35 @@ def scale_by(autoencoder: Autoencoder, pictures: Iterable[Picture]) -> dict[str,
 
 
 class JointStep(TrainStep[JointBatch]):
-    """The passes of the autoencoder (and its discriminator), then that of the flow model. The gradient of each reaches
-    the weights of its own roles only."""
+    """The passes of the autoencoder (and its discriminator), then that of the flow
+    model. The gradient of each reaches the weights of its own roles only."""
 
-    def __init__(self, autoencoder: AutoencoderStep, flow: FlowMatchingStep, model: DiffusionModel) -> None:
+    def __init__(
+        self,
+        autoencoder: AutoencoderStep,
+        flow: FlowMatchingStep,
+        model: DiffusionModel,
+    ) -> None:
         self.autoencoder = autoencoder
         self.flow = flow
         self.model = model
 
     def __call__(self, batch: JointBatch, step: int) -> StepLosses:
         """The losses of the autoencoder and of the flow model."""
-        return _together([self.autoencoder(batch.pixels, step), self.flow(self.encoded(batch), step)])
+        return _together(
+            [self.autoencoder(batch.pixels, step), self.flow(self.encoded(batch), step)]
+        )
 
     def backward(self, batch: JointBatch, backward: Backward) -> StepLosses:
-        latents = self.encoded(batch)  # first: the passes of the autoencoder free their graph
-        return _together([self.autoencoder.backward(batch.pixels, backward), self.flow.backward(latents, backward)])
+        latents = self.encoded(
+            batch
+        )  # first: the passes of the autoencoder free their graph
+        return _together(
+            [
+                self.autoencoder.backward(batch.pixels, backward),
+                self.flow.backward(latents, backward),
+            ]
+        )
 
     def encoded(self, batch: JointBatch) -> LatentBatch:
         """The batch of the flow model, with the latents of this moment."""
@@ -174,7 +224,10 @@ class JointStep(TrainStep[JointBatch]):
             latents_BCHW=self.model.encode_images(batch.pixels.pixels_B3HW),
             prompts=batch.prompts,
             control_latents=tuple(
-                tuple(self.model.encode_images(pixels_3hw[None])[0] for pixels_3hw in of_item)
+                tuple(
+                    self.model.encode_images(pixels_3hw[None])[0]
+                    for pixels_3hw in of_item
+                )
                 for of_item in batch.references
             ),
             spec=batch.spec,
@@ -187,7 +240,11 @@ class JointStep(TrainStep[JointBatch]):
 def _together(found: Sequence[StepLosses]) -> StepLosses:
     return StepLosses(
         {role: loss_B for losses in found for role, loss_B in losses.by_role.items()},
-        {name: values for losses in found for name, values in losses.per_sample.items()},
+        {
+            name: values
+            for losses in found
+            for name, values in losses.per_sample.items()
+        },
         {name: value for losses in found for name, value in losses.numbers.items()},
         {name: count for losses in found for name, count in losses.counts.items()},
     )

@@ -1,5 +1,5 @@
-"""What an autoencoder is trained by: the sections `losses` and `discriminator`, their metrics and checks. Shared by the
-trainers that train one."""
+"""What an autoencoder is trained by: the sections `losses` and `discriminator`, their
+metrics and checks. Shared by the trainers that train one."""
 
 from __future__ import annotations
 
@@ -29,84 +29,103 @@ PIXEL_METRICS = {
     "color": "color_loss",
     "histogram": "histogram_loss",
 }
-"""Key of `losses` -> its metric, as FluxFlow's training guide calls it where it does."""
+"""Key of `losses` -> its metric, as FluxFlow's training guide calls it where it
+does."""
 
 KL_METRICS = ("loss_kl", "loss_kl_weighted", "kl_beta")
 LPIPS = "lpips==0.1.4"
 LPIPS_METRIC = "loss_lpips"
 ADVERSARIAL_WEIGHT = "adversarial_weight"
-GAN_METRICS = ("loss_gen", "loss_disc", "loss_disc_real", "loss_disc_fake", "d_real", "d_fake")
+GAN_METRICS = (
+    "loss_gen",
+    "loss_disc",
+    "loss_disc_real",
+    "loss_disc_fake",
+    "d_real",
+    "d_fake",
+)
 
 
 VGG_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-"""Output channels of the convolutions of VGG16, in which LPIPS measures, by block; a block ends where the next one
-halves the sides."""
+"""Output channels of the convolutions of VGG16, in which LPIPS measures, by block; a
+block ends where the next one halves the sides."""
 
 MAX_WIDENING = 8
 """The widest layer of a discriminator has so many times the channels of the first."""
 
 
 class LossesConfig(StrictModel):
-    """`losses`: weights of the terms whose sum is minimised, each a mean over its elements; images are in [-1, 1]. 0
-    switches a term off, and it is not computed."""
+    """`losses`: weights of the terms whose sum is minimised, each a mean over its
+    elements; images are in [-1, 1]. 0 switches a term off, and it is not computed."""
 
     l1: float = Field(default=1.0, ge=0, le=1e6)
     """Mean absolute difference. 0: off."""
 
     reconstruction: float = Field(default=0.0, ge=0, le=1e6)
-    """Mean absolute difference of the blurred images, and half of that of what the blur takes away, as in FluxFlow's
-    training guide. 0: off."""
+    """Mean absolute difference of the blurred images, and half of that of what the blur
+    takes away, as in FluxFlow's training guide. 0: off."""
 
     mse: float = Field(default=0.0, ge=0, le=1e6)
     """Mean squared difference. 0: off."""
 
     kl: float = Field(default=1e-4, ge=0, le=1e6)
-    """Kullback-Leibler divergence of the latents from the unit normal distribution. 0: off."""
+    """Kullback-Leibler divergence of the latents from the unit normal distribution. 0:
+    off."""
 
     kl_warmup_steps: int = Field(default=5000, ge=0, le=MAX_STEPS)
-    """Optimizer steps in which the weight of `kl` rises from 0, by half a cosine. 0: none."""
+    """Optimizer steps in which the weight of `kl` rises from 0, by half a cosine. 0:
+    none."""
 
     kl_free_bits: float = Field(default=0.0, ge=0, le=1e6)
-    """Divergence of each latent element, in nats, below which it is not lowered further. 0: none."""
+    """Divergence of each latent element, in nats, below which it is not lowered
+    further. 0: none."""
 
     kl_reduction: Annotated[Literal["mean", "sum"], OneOf()] = "mean"
-    """Over channels and pixels of the latents. With mean the weight fits any size of image."""
+    """Over channels and pixels of the latents. With mean the weight fits any size of
+    image."""
 
     latent_noise: float = Field(default=0.0, ge=0, le=10)
-    """Noise on the latents before they are decoded, in standard deviations of the latents: its strength is drawn again
-    for each image, half of a normal distribution of this deviation. A decoder that is trained with it makes clean
-    images of the inexact latents of a diffusion model; 0.1 to 0.3 with `model.train: decoder`, at the end. 0: none."""
+    """Noise on the latents before they are decoded, in standard deviations of the
+    latents: its strength is drawn again for each image, half of a normal distribution
+    of this deviation. A decoder that is trained with it makes clean images of the
+    inexact latents of a diffusion model; 0.1 to 0.3 with `model.train: decoder`, at the
+    end. 0: none."""
 
     contrast: float = Field(default=0.0, ge=0, le=1e6)
-    """Deviation of the standard deviations: of each channel as a ratio, of the whole image as a difference, squared.
-    0: off."""
+    """Deviation of the standard deviations: of each channel as a ratio, of the whole
+    image as a difference, squared. 0: off."""
 
     color: float = Field(default=0.0, ge=0, le=1e6)
     """Squared difference of each channel's mean and standard deviation. 0: off."""
 
     histogram: float = Field(default=0.0, ge=0, le=1e6)
-    """Mean absolute difference of the sorted values of each channel (1-Wasserstein distance of their histograms).
-    0: off."""
+    """Mean absolute difference of the sorted values of each channel (1-Wasserstein
+    distance of their histograms). 0: off."""
 
     lpips: float = Field(default=0.0, ge=0, le=1e6)
-    """Distance in the features of VGG16 (LPIPS). Needs the package `lpips` and `lpips_backbone`. 0: off."""
+    """Distance in the features of VGG16 (LPIPS). Needs the package `lpips` and
+    `lpips_backbone`. 0: off."""
 
     lpips_backbone: PathStr = ""
-    """File with VGG16's weights: https://download.pytorch.org/models/vgg16-397923af.pth, or the same as
+    """File with VGG16's weights:
+    https://download.pytorch.org/models/vgg16-397923af.pth, or the same as
     safetensors."""
 
     adversarial: float = Field(default=0.5, ge=0, le=1e6)
-    """How much the discriminator's judgement counts. With the section `discriminator` only. 0: off."""
+    """How much the discriminator's judgement counts. With the section `discriminator`
+    only. 0: off."""
 
 
 class DiscriminatorConfig(StrictModel):
-    """`discriminator`: a network that learns to tell images from their reconstructions, patch by patch (PatchGAN)."""
+    """`discriminator`: a network that learns to tell images from their reconstructions,
+    patch by patch (PatchGAN)."""
 
     channels: int = Field(default=64, ge=4, le=4096)
     """Channels of the first layer; doubled by each further one, up to eight times."""
 
     layers: int = Field(default=3, ge=1, le=8)
-    """Layers that halve the sides. More of them judge larger patches: 3 see 70 x 70 pixels."""
+    """Layers that halve the sides. More of them judge larger patches: 3 see 70 x 70
+    pixels."""
 
     start_step: int = Field(default=0, ge=0, le=MAX_STEPS)
     """Optimizer steps before it trains and counts. 0: from the start."""
@@ -124,17 +143,25 @@ class DiscriminatorConfig(StrictModel):
     """Factor on the noise per optimizer step. 1: it stays."""
 
     adaptive_weight: bool = True
-    """Scale `losses.adversarial` so that its gradient at the decoder's last layer is as large as that of all other
-    terms (VQGAN). It is that of each micro-batch, so more ranks or `gradient_accumulation` change it a little. Of a
-    fixed weight the best value differs from job to job."""
+    """Scale `losses.adversarial` so that its gradient at the decoder's last layer is as
+    large as that of all other terms (VQGAN). It is that of each micro-batch, so more
+    ranks or `gradient_accumulation` change it a little. Of a fixed weight the best
+    value differs from job to job."""
 
 
 def patch_widths(channels: int, layers: int) -> list[int]:
-    """Channels before and after each convolution of a discriminator with `layers` that halve the sides and two more."""
-    return [3, *(channels * min(2**index, MAX_WIDENING) for index in range(layers + 1)), 1]
+    """Channels before and after each convolution of a discriminator with `layers` that
+    halve the sides and two more."""
+    return [
+        3,
+        *(channels * min(2**index, MAX_WIDENING) for index in range(layers + 1)),
+        1,
+    ]
 
 
-def discriminator_params(own: RoleOptimizerConfig, shared_optimizer: str) -> dict[str, Any]:
+def discriminator_params(
+    own: RoleOptimizerConfig, shared_optimizer: str
+) -> dict[str, Any]:
     """Arguments of the discriminator's optimizer where none are given."""
     if "optimizer" in own.model_fields_set:
         kind = own.optimizer
@@ -156,9 +183,15 @@ def logged_losses(losses: LossesConfig, gan: DiscriminatorConfig | None) -> list
     return names
 
 
-def too_short(losses: LossesConfig, gan: DiscriminatorConfig | None, steps: int) -> Iterator[str]:
+def too_short(
+    losses: LossesConfig, gan: DiscriminatorConfig | None, steps: int
+) -> Iterator[str]:
     """Warnings of what a run of so many optimizer steps ends before."""
-    if losses.kl and "kl_warmup_steps" in losses.model_fields_set and losses.kl_warmup_steps > steps:
+    if (
+        losses.kl
+        and "kl_warmup_steps" in losses.model_fields_set
+        and losses.kl_warmup_steps > steps
+    ):
         warmup = f"losses.kl_warmup_steps is {losses.kl_warmup_steps:,}"
         yield f"warning: {warmup}, and the run has {steps:,} steps: 'kl' never reaches its weight"
     if gan and gan.start_step >= steps:
@@ -168,17 +201,31 @@ def too_short(losses: LossesConfig, gan: DiscriminatorConfig | None, steps: int)
         )
 
 
-def check_losses(losses: LossesConfig, gan: DiscriminatorConfig | None, has_no_kl: bool) -> Iterator[Diagnostic]:
-    """Losses that teach nothing or cannot be computed. has_no_kl: the latents are known to be no distribution."""
-    if not any(getattr(losses, name) for name in (*PIXEL_METRICS, "kl", "lpips")) and not (gan and losses.adversarial):
-        yield Diagnostic(("losses",), "all weights are 0: nothing would be learned. Give one a value above 0.")
+def check_losses(
+    losses: LossesConfig, gan: DiscriminatorConfig | None, has_no_kl: bool
+) -> Iterator[Diagnostic]:
+    """Losses that teach nothing or cannot be computed. has_no_kl: the latents are known
+    to be no distribution."""
+    if not any(
+        getattr(losses, name) for name in (*PIXEL_METRICS, "kl", "lpips")
+    ) and not (gan and losses.adversarial):
+        yield Diagnostic(
+            ("losses",),
+            "all weights are 0: nothing would be learned. Give one a value above 0.",
+        )
     if losses.lpips:
         yield from _check_lpips(losses)
     if "adversarial" in losses.model_fields_set and losses.adversarial and not gan:
-        yield Diagnostic(("losses", "adversarial"), "needs the section 'discriminator'. Add it, or remove this key.")
+        yield Diagnostic(
+            ("losses", "adversarial"),
+            "needs the section 'discriminator'. Add it, or remove this key.",
+        )
     if has_no_kl and losses.kl:
         message = f"{TINY} has no distribution over its latents. Write 'kl: 0'."
-        yield Diagnostic(("losses", "kl") if "kl" in losses.model_fields_set else ("losses",), message)
+        yield Diagnostic(
+            ("losses", "kl") if "kl" in losses.model_fields_set else ("losses",),
+            message,
+        )
 
 
 def _check_lpips(losses: LossesConfig) -> Iterator[Diagnostic]:
@@ -189,7 +236,10 @@ def _check_lpips(losses: LossesConfig) -> Iterator[Diagnostic]:
         else:
             found = "is not given"
         source = "https://download.pytorch.org/models/vgg16-397923af.pth"
-        yield Diagnostic(("losses", "lpips_backbone"), f"{found}. LPIPS needs VGG16: download {source}")
+        yield Diagnostic(
+            ("losses", "lpips_backbone"),
+            f"{found}. LPIPS needs VGG16: download {source}",
+        )
     if find_spec("lpips") is None:
         message = f"needs the package 'lpips', which is not installed. Run: {install_command(LPIPS, '--no-deps')}"
         yield Diagnostic(("losses", "lpips"), message)

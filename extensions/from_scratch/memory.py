@@ -1,8 +1,10 @@
-"""The memory of a run, by one step on fake tensors: they have sizes and no numbers, so that a step of any size takes
-seconds and no memory. The trainers' own modules and train steps run, so that nothing about a class is written twice.
+"""The memory of a run, by one step on fake tensors: they have sizes and no numbers, so
+that a step of any size takes seconds and no memory. The trainers' own modules and train
+steps run, so that nothing about a class is written twice.
 
-The tensors are those of a "cpu", because fake tensors of a GPU cannot go backward in a build without CUDA; what a GPU
-computes otherwise is in `_stand_ins`. No figure of a GPU is measured yet."""
+The tensors are those of a "cpu", because fake tensors of a GPU cannot go backward in a
+build without CUDA; what a GPU computes otherwise is in `_stand_ins`. No figure of a GPU
+is measured yet."""
 
 from __future__ import annotations
 
@@ -22,7 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from extensions.from_scratch.autoencoder_config import AutoencoderConfig
-from extensions.from_scratch.autoencoder_step import Adversary, AutoencoderStep, trained_parameters
+from extensions.from_scratch.autoencoder_step import (
+    Adversary,
+    AutoencoderStep,
+    trained_parameters,
+)
 from extensions.from_scratch.autoencoders import KINDS, Autoencoder, make_autoencoder
 from extensions.from_scratch.discriminator import PatchDiscriminator
 from extensions.from_scratch.flow_config import FLOW, TEXT_ENCODER, FlowTrainerConfig
@@ -64,40 +70,61 @@ Modules = dict[str, nn.Module]
 """Role, or name of a part that is not trained -> its module."""
 
 
-def step_bytes(section: VaeTrainerConfig | FlowTrainerConfig, work: Work, on_gpu: bool) -> StepBytes:
-    """What a step of this work takes. Raises UserError or RunError where a folder cannot be read."""
+def step_bytes(
+    section: VaeTrainerConfig | FlowTrainerConfig, work: Work, on_gpu: bool
+) -> StepBytes:
+    """What a step of this work takes. Raises UserError or RunError where a folder
+    cannot be read."""
     encoding = 0
     step = _VaeStep(section, work)
     if isinstance(section, FlowTrainerConfig):
-        if not step.along:  # modules that were in one mode of fake tensors cannot be in the next
+        if (
+            not step.along
+        ):  # modules that were in one mode of fake tensors cannot be in the next
             encoding = _FlowStep(section, work, on_gpu).encoding(on_gpu)
         step = _FlowStep(section, work, on_gpu)
     weights, peak = peak_of(step.modules(), on_gpu, step.take)
     return _counted(section, step, weights, peak, encoding)
 
 
-def _counted(section: Any, step: _VaeStep, weights: int, peak: int, encoding: int) -> StepBytes:
-    """With what stays beside a step. An optimizer keeps nothing for weights that no gradient reaches."""
+def _counted(
+    section: Any, step: _VaeStep, weights: int, peak: int, encoding: int
+) -> StepBytes:
+    """With what stays beside a step. An optimizer keeps nothing for weights that no
+    gradient reaches."""
     trained = step.trained
-    counts = {role: sum(p.numel() for p in parameters) for role, parameters in trained.items()}
+    counts = {
+        role: sum(p.numel() for p in parameters) for role, parameters in trained.items()
+    }
     optimizers = {role: section.role_optimizer(role) for role in trained}
     state = sum(
         optimizer_bytes(
-            own.optimizer, own.optimizer_params, [tuple(p.shape) for p in trained[role] if p.grad is not None]
+            own.optimizer,
+            own.optimizer_params,
+            [tuple(p.shape) for p in trained[role] if p.grad is not None],
         )
         for role, own in optimizers.items()
     )
     averaged = sum(count for role, count in counts.items() if role != DISCRIMINATOR)
     average = FLOAT * averaged * section.train.ema_config.use_ema
     masters = sum(p.nbytes for parameters in trained.values() for p in parameters)
-    written = counts | ({VAE: sum(p.numel() for p in step.autoencoder.module.parameters())} if VAE in trained else {})
-    size = {role: FLOAT if role == DISCRIMINATOR else DTYPE_BYTES[section.save.dtype] for role in written}
+    written = counts | (
+        {VAE: sum(p.numel() for p in step.autoencoder.module.parameters())}
+        if VAE in trained
+        else {}
+    )
+    size = {
+        role: FLOAT if role == DISCRIMINATOR else DTYPE_BYTES[section.save.dtype]
+        for role in written
+    }
     files = sum(size[role] * count for role, count in written.items())
     if section.save.states == "never":
         states = 0
     else:
         states = masters + average + state
-    return StepBytes(counts, weights, peak, state, average, SaveSize(files, states), encoding)
+    return StepBytes(
+        counts, weights, peak, state, average, SaveSize(files, states), encoding
+    )
 
 
 # ------------------------------------------------------------ the steps
@@ -106,7 +133,9 @@ def _counted(section: Any, step: _VaeStep, weights: int, peak: int, encoding: in
 class _VaeStep:
     """The step of an autoencoder, alone or along with a flow model."""
 
-    def __init__(self, section: VaeTrainerConfig | FlowTrainerConfig, work: Work) -> None:
+    def __init__(
+        self, section: VaeTrainerConfig | FlowTrainerConfig, work: Work
+    ) -> None:
         self.section = section
         self.work = work
         self.along = section.trained_autoencoder()
@@ -126,7 +155,9 @@ class _VaeStep:
             else:
                 network = None
             self.adversary = Adversary(network, gan) if network and gan else None
-            self.perceptual = PerceptualDistance() if self.along and self.along.losses.lpips else None
+            self.perceptual = (
+                PerceptualDistance() if self.along and self.along.losses.lpips else None
+            )
 
     def modules(self) -> Modules:
         """All that is there during a step."""
@@ -142,10 +173,19 @@ class _VaeStep:
     def autoencoder_step(self) -> AutoencoderStep:
         """The part of the autoencoder, whose parameters are trained from here on."""
         assert self.along
-        self.trained[VAE] = list(trained_parameters(self.autoencoder, self.along.model.train).values())
+        self.trained[VAE] = list(
+            trained_parameters(self.autoencoder, self.along.model.train).values()
+        )
         if self.adversary:
             self.trained[DISCRIMINATOR] = list(self.adversary.network.parameters())
-        return _AutoencoderStep(self.autoencoder, self.along.losses, 0, self.adversary, self.perceptual, self.dtype)
+        return _AutoencoderStep(
+            self.autoencoder,
+            self.along.losses,
+            0,
+            self.adversary,
+            self.perceptual,
+            self.dtype,
+        )
 
     def pixels(self) -> PixelBatch:
         """The images."""
@@ -153,7 +193,11 @@ class _VaeStep:
         rows = tuple(range(images))
         names = ("",) * images
         return PixelBatch(
-            torch.empty(images, 3, height, width), names, BatchSpec(0, rows, rows), names, torch.ones(images)
+            torch.empty(images, 3, height, width),
+            names,
+            BatchSpec(0, rows, rows),
+            names,
+            torch.ones(images),
         )
 
 
@@ -172,15 +216,27 @@ class _FlowStep(_VaeStep):
         weights_dtype = DTYPES[section.weights_dtype()]
         with torch.device("meta"):
             self.encoder, self.text_width = _text_encoder(section)
-            self.transformer, class_name = _transformer(section, self.family.latent_channels, self.text_width)
+            self.transformer, class_name = _transformer(
+                section, self.family.latent_channels, self.text_width
+            )
         if not self.along:
             nn.Module.to(self.autoencoder.module, self.dtype)
         nn.Module.to(self.transformer, weights_dtype)
         if self.encoder:
-            nn.Module.to(self.encoder, weights_dtype if section.trains_text() else self.dtype)
-        options = ModelLoadOptions(folder=Path(), device=CPU, dtype=self.dtype, weights_dtype=weights_dtype)
-        parts = {"vae": self.autoencoder, "transformer": self.transformer, "text_encoder": self.encoder}
-        self.model = _Model(options, self.family, class_name, parts, section.trains_text())
+            nn.Module.to(
+                self.encoder, weights_dtype if section.trains_text() else self.dtype
+            )
+        options = ModelLoadOptions(
+            folder=Path(), device=CPU, dtype=self.dtype, weights_dtype=weights_dtype
+        )
+        parts = {
+            "vae": self.autoencoder,
+            "transformer": self.transformer,
+            "text_encoder": self.encoder,
+        }
+        self.model = _Model(
+            options, self.family, class_name, parts, section.trains_text()
+        )
 
     def modules(self) -> Modules:
         found = {FLOW: self.transformer, **super().modules()}
@@ -192,10 +248,18 @@ class _FlowStep(_VaeStep):
 
     def encoding(self, on_gpu: bool) -> int:
         """Bytes of a pass that encodes one image, beside the text encoder."""
-        modules: Modules = {VAE: self.autoencoder.module} | ({TEXT_ENCODER: self.encoder} if self.encoder else {})
+        modules: Modules = {VAE: self.autoencoder.module} | (
+            {TEXT_ENCODER: self.encoder} if self.encoder else {}
+        )
         height = self.work.height
         width = self.work.width
-        return sum(peak_of(modules, on_gpu, lambda: self.model.encode_images(torch.empty(1, 3, height, width))))
+        return sum(
+            peak_of(
+                modules,
+                on_gpu,
+                lambda: self.model.encode_images(torch.empty(1, 3, height, width)),
+            )
+        )
 
     def take(self) -> None:
         section, (images, width, height, references) = self.section, self.work
@@ -205,7 +269,9 @@ class _FlowStep(_VaeStep):
         roles = tuple(self.trained)
         BlockRunner(self.model, CPU, self.dtype, self.level)
         named = FlowSettings.named_in(section.train)
-        flow = _FlowMatchingStep(self.model, 0, samples_per_epoch=images, roles=roles, **named)
+        flow = _FlowMatchingStep(
+            self.model, 0, samples_per_epoch=images, roles=roles, **named
+        )
         tokens = self.family.max_tokens
         pixels = self.pixels()
         ids = torch.zeros(images, tokens, dtype=torch.int64)
@@ -220,9 +286,17 @@ class _FlowStep(_VaeStep):
             step.backward(JointBatch(pixels, prompts, seen), _Passes(self.trained))
             return
         scale = self.family.latent_scale
-        latents = torch.empty(images, self.family.latent_channels, height // scale, width // scale, dtype=self.dtype)
+        latents = torch.empty(
+            images,
+            self.family.latent_channels,
+            height // scale,
+            width // scale,
+            dtype=self.dtype,
+        )
         slots = ((latents[0],) * references,) * images
-        batch = LatentBatch(latents, prompts, slots, pixels.spec, pixels.names, pixels.loss_weight_B)
+        batch = LatentBatch(
+            latents, prompts, slots, pixels.spec, pixels.names, pixels.loss_weight_B
+        )
         flow.backward(batch, _Passes(self.trained))
 
     def _attached(self, module: nn.Module) -> list[Tensor]:
@@ -235,7 +309,12 @@ class _Model(LatentFlowModel):
     """A model of these parts, without a folder."""
 
     def __init__(
-        self, options: ModelLoadOptions, family: Any, class_name: str, parts: Mapping[str, Any], trains_text: bool
+        self,
+        options: ModelLoadOptions,
+        family: Any,
+        class_name: str,
+        parts: Mapping[str, Any],
+        trains_text: bool,
     ) -> None:
         self._adapter = TRANSFORMERS.load(class_name)
         self._trains_text = trains_text
@@ -247,12 +326,20 @@ class _Model(LatentFlowModel):
 
     @property
     def autoencoder(self) -> Autoencoder:
-        autoencoder: Autoencoder = self._parts["vae"]  # moving it, `Module.to` cannot swap fake parameters
+        autoencoder: Autoencoder = self._parts[
+            "vae"
+        ]  # moving it, `Module.to` cannot swap fake parameters
         return autoencoder
 
 
 class _AutoencoderStep(AutoencoderStep):
-    def _noise(self, spec: BatchSpec, purpose: str, shape: torch.Size, device: torch.device | str = "cpu") -> Tensor:
+    def _noise(
+        self,
+        spec: BatchSpec,
+        purpose: str,
+        shape: torch.Size,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
         return torch.empty(len(spec.items), *shape)
 
 
@@ -260,7 +347,9 @@ class _FlowMatchingStep(FlowMatchingStep):
     def sample_noise_and_t(
         self, spec: BatchSpec, shape_CHW: torch.Size, levels: int = 1, stacked: int = 1
     ) -> tuple[Tensor, Tensor]:
-        return torch.empty(len(spec.items), *shape_CHW), torch.full((len(spec.items),), 0.5)
+        return torch.empty(len(spec.items), *shape_CHW), torch.full(
+            (len(spec.items),), 0.5
+        )
 
     def weighting(self, t_B: Tensor) -> Tensor:
         return torch.ones(len(t_B))
@@ -276,9 +365,16 @@ class _Passes(Backward):
         self.trained = trained
         self.roles = frozenset(trained)
 
-    def __call__(self, losses: Mapping[str, Tensor], retain_graph: bool = False, final: bool = True) -> None:
+    def __call__(
+        self,
+        losses: Mapping[str, Tensor],
+        retain_graph: bool = False,
+        final: bool = True,
+    ) -> None:
         inputs = [weight for role in losses for weight in self.trained[role]]
-        next(iter(losses.values())).mean().backward(inputs=inputs, retain_graph=retain_graph)
+        next(iter(losses.values())).mean().backward(
+            inputs=inputs, retain_graph=retain_graph
+        )
 
 
 # ------------------------------------------------------------ the modules
@@ -292,25 +388,34 @@ def _autoencoder(model: AutoencoderConfig) -> Autoencoder:
     kind = KINDS[arguments["_class_name"]]
     autoencoder = kind(kind.model_class.from_config(arguments))
     if model.uses_spade():
-        importlib.import_module("extensions.from_scratch.spade").attach_spade(autoencoder.module, 0)
+        importlib.import_module("extensions.from_scratch.spade").attach_spade(
+            autoencoder.module, 0
+        )
     return autoencoder
 
 
-def _transformer(section: FlowTrainerConfig, channels: int, width: int) -> tuple[nn.Module, str]:
+def _transformer(
+    section: FlowTrainerConfig, channels: int, width: int
+) -> tuple[nn.Module, str]:
     """The transformer, and its class."""
     model = section.model
     if model.name_or_path:
         config = part_config(model.folder(), "transformer")
-        return TRANSFORMERS.load(config["_class_name"]).model_class.from_config(config), config["_class_name"]
+        return TRANSFORMERS.load(config["_class_name"]).model_class.from_config(
+            config
+        ), config["_class_name"]
     name = model.transformer.class_name
     given = model.transformer.config
     adapter = TRANSFORMERS.load(name)
     fitting = adapter.fitting(given, channels, width)
-    return build(adapter.model_class, {**fitting, **given}, "model.transformer.config"), name
+    return build(
+        adapter.model_class, {**fitting, **given}, "model.transformer.config"
+    ), name
 
 
 def _text_encoder(section: FlowTrainerConfig) -> tuple[text.TextEncoder | None, int]:
-    """The text encoder, None for one of the hub that is not here; and the width of the text embeddings."""
+    """The text encoder, None for one of the hub that is not here; and the width of the
+    text embeddings."""
     model, wanted = section.model, section.model.text_encoder
     if model.has_random_text():
         tokens = wanted.config.get("vocab_size", text.VOCABULARY)
@@ -322,7 +427,9 @@ def _text_encoder(section: FlowTrainerConfig) -> tuple[text.TextEncoder | None, 
             places = [model.folder() / "text_encoder"]
         else:
             places = [given, given / "text_encoder"]
-        part = next((place for place in places if (place / "config.json").is_file()), None)
+        part = next(
+            (place for place in places if (place / "config.json").is_file()), None
+        )
         if part is None:
             return None, wanted.projection_dim or 768
         kind = text_encoder_kind(part)
@@ -333,7 +440,9 @@ def _text_encoder(section: FlowTrainerConfig) -> tuple[text.TextEncoder | None, 
         width = getattr(config, kind.width)
         if (part / PROJECTION).is_file():
             outputs = text_width(part.parent)
-            return text.TextEncoder(encoder.eval(), nn.Linear(width, outputs, bias=False)), outputs
+            return text.TextEncoder(
+                encoder.eval(), nn.Linear(width, outputs, bias=False)
+            ), outputs
     outputs = wanted.projection_dim
     if outputs:
         projection = nn.Linear(width, outputs, bias=False)
@@ -345,9 +454,16 @@ def _text_encoder(section: FlowTrainerConfig) -> tuple[text.TextEncoder | None, 
 # ------------------------------------------------------------ fake tensors
 
 
-def peak_of(modules: Mapping[str, nn.Module], on_gpu: bool, take: Callable[[], Any]) -> tuple[int, int]:
-    """Bytes of the modules, and beyond them at the peak of `take`. modules: on the meta device; from here on fake."""
-    with FakeTensorMode(allow_non_fake_inputs=True), _stand_ins(on_gpu), LiveBytes() as live:
+def peak_of(
+    modules: Mapping[str, nn.Module], on_gpu: bool, take: Callable[[], Any]
+) -> tuple[int, int]:
+    """Bytes of the modules, and beyond them at the peak of `take`. modules: on the meta
+    device; from here on fake."""
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        _stand_ins(on_gpu),
+        LiveBytes() as live,
+    ):
         for module in modules.values():
             module.to_empty(device="cpu")
         weights = live.peak = live.now
@@ -356,7 +472,8 @@ def peak_of(modules: Mapping[str, nn.Module], on_gpu: bool, take: Callable[[], A
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations return, each storage until its end."""
+    """Counts the bytes of all tensors that operations return, each storage until its
+    end."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch declares no types of it
@@ -364,7 +481,11 @@ class LiveBytes(TorchDispatchMode):
         self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
@@ -385,13 +506,20 @@ class LiveBytes(TorchDispatchMode):
 
 @contextmanager
 def _stand_ins(on_gpu: bool) -> Iterator[None]:
-    """What a fake tensor cannot do, and what a GPU does otherwise: autocast there computes GroupNorm in float32."""
+    """What a fake tensor cannot do, and what a GPU does otherwise: autocast there
+    computes GroupNorm in float32."""
     plain = nn.functional.group_norm
 
     def group_norm(x: Tensor, *rest: Any, **more: Any) -> Tensor:
-        return plain(x.float() if on_gpu and torch.is_autocast_enabled("cpu") else x, *rest, **more)
+        return plain(
+            x.float() if on_gpu and torch.is_autocast_enabled("cpu") else x,
+            *rest,
+            **more,
+        )
 
-    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # a line per frame of an error
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(
+        logging.CRITICAL
+    )  # a line per frame of an error
     with (
         mock.patch.object(nn.functional, "group_norm", group_norm),
         mock.patch.object(FakeTensor, "tolist", lambda tensor: [0.5] * tensor.numel()),

@@ -11,7 +11,12 @@ from pydantic import Field
 from extensions.from_scratch.arguments import PUBLISHED, SOURCES, faults
 from toolkit.config.reading.field_types import PathOrList, PathStr
 from toolkit.config.reading.process import Diagnostic, JobContext, ProcessConfig
-from toolkit.config.sections.model_files import INDEX, ORIGINAL_MODEL, quantization_fault, read_model_json
+from toolkit.config.sections.model_files import (
+    INDEX,
+    ORIGINAL_MODEL,
+    quantization_fault,
+    read_model_json,
+)
 from toolkit.errors import UserError
 from toolkit.files.writing import file_in_the_way, why_not_replaced
 
@@ -26,7 +31,8 @@ class ModelFolderConfig(ProcessConfig):
     """Seed of the random weights; 0 is a valid seed."""
 
     overwrite: bool = False
-    """Replace what this program wrote there. Off: a complete model with the same settings is kept."""
+    """Replace what this program wrote there. Off: a complete model with the same
+    settings is kept."""
 
     def folder(self) -> Path:
         """`path` as an absolute path."""
@@ -57,19 +63,22 @@ class NewModelConfig(ModelFolderConfig):
     process_types: ClassVar[tuple[str, ...]] = ("new_model",)
 
     base: PathStr
-    """Model folder that the text encoder, tokenizer, processor and scheduler are taken from; and the autoencoder,
-    without `vae`. Large files are linked, not copied."""
+    """Model folder that the text encoder, tokenizer, processor and scheduler are taken
+    from; and the autoencoder, without `vae`. Large files are linked, not copied."""
 
     vae: PathStr = ""
-    """Folder of another autoencoder, such as that of a `vae_trainer`. Empty: that of `base`."""
+    """Folder of another autoencoder, such as that of a `vae_trainer`. Empty: that of
+    `base`."""
 
     transformer: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of the transformer's class in diffusers, such as num_layers, num_attention_heads and
-    attention_head_dim. Those that fit it to the autoencoder and the text encoder are filled in; what else is left out
-    has the value of the published model."""
+    """Arguments of the transformer's class in diffusers, such as num_layers,
+    num_attention_heads and attention_head_dim. Those that fit it to the autoencoder and
+    the text encoder are filled in; what else is left out has the value of the published
+    model."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Folders that are missing, and a file or somebody else's folder where the folder belongs."""
+        """Folders that are missing, and a file or somebody else's folder where the
+        folder belongs."""
         yield from super().check(job)
         for key, message in self.missing():
             if not job.will_write(getattr(self, key)):
@@ -78,7 +87,8 @@ class NewModelConfig(ModelFolderConfig):
         yield from (Diagnostic(("transformer", *at), message) for at, message in found)
 
     def _class_name(self) -> str:
-        """The class of the transformer, by `base`; that of the published model where `base` is not here yet."""
+        """The class of the transformer, by `base`; that of the published model where
+        `base` is not here yet."""
         index = Path(self.base).expanduser() / INDEX
         if index.is_file():
             entry = read_model_json(index).get("transformer")
@@ -91,7 +101,8 @@ class NewModelConfig(ModelFolderConfig):
         return name if name in SOURCES else PUBLISHED
 
     def missing(self) -> Iterator[tuple[str, str]]:
-        """Keys whose folder holds no model, or one that another program has quantized, and what to do."""
+        """Keys whose folder holds no model, or one that another program has quantized,
+        and what to do."""
         for key, needed in (("base", INDEX), ("vae", "config.json")):
             path = getattr(self, key)
             folder = Path(path).expanduser()
@@ -104,7 +115,8 @@ class NewModelConfig(ModelFolderConfig):
                     yield key, fault
 
     def _parts_from(self, key: str) -> tuple[str, ...]:
-        """Subfolders of `base` or `vae` whose weights become part of the model; "" is the folder itself."""
+        """Subfolders of `base` or `vae` whose weights become part of the model; "" is
+        the folder itself."""
         if key == "vae":
             return ("",) if self.vae else ()
         if self.vae:
@@ -113,7 +125,8 @@ class NewModelConfig(ModelFolderConfig):
 
 
 class TinyModelConfig(ModelFolderConfig):
-    """`type: tiny_model`: writes a small random model folder in the published layout."""
+    """`type: tiny_model`: writes a small random model folder in the published
+    layout."""
 
     process_types: ClassVar[tuple[str, ...]] = ("tiny_model",)
 
@@ -123,31 +136,45 @@ class TinyModelConfig(ModelFolderConfig):
     heads: int = Field(default=2, ge=1)
     """Attention heads of each block."""
 
-    arch: Literal["qwen_image", "qwen_image_edit", "qwen_image_edit_plus", "qwen_image_2"] = "qwen_image_edit_plus"
+    arch: Literal[
+        "qwen_image", "qwen_image_edit", "qwen_image_edit_plus", "qwen_image_2"
+    ] = "qwen_image_edit_plus"
     """Family of the model."""
 
     zero_cond_t: bool = False
-    """Control images are modulated at t = 0, as in Qwen-Image-Edit-2511; for `arch: qwen_image_edit_plus`."""
+    """Control images are modulated at t = 0, as in Qwen-Image-Edit-2511; for `arch:
+    qwen_image_edit_plus`."""
 
     captions: PathOrList = ()
-    """Folders of `.txt` files that the tokenizer is trained on, for a model that is to be trained from random weights:
-    its text encoder is made to stay frozen. Empty: a built-in text of a few words."""
+    """Folders of `.txt` files that the tokenizer is trained on, for a model that is to
+    be trained from random weights: its text encoder is made to stay frozen. Empty: a
+    built-in text of a few words."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """A file or a folder of somebody else in the way of the folder, and captions that are nowhere."""
+        """A file or a folder of somebody else in the way of the folder, and captions
+        that are nowhere."""
         yield from super().check(job)
         if self.zero_cond_t and self.arch != type(self).model_fields["arch"].default:
-            yield Diagnostic(("zero_cond_t",), f"a model of {self.arch} has no such setting. Remove it.")
+            yield Diagnostic(
+                ("zero_cond_t",),
+                f"a model of {self.arch} has no such setting. Remove it.",
+            )
         for index, path in enumerate(self.captions):
             if not Path(path).expanduser().is_dir() and not job.will_write(Path(path)):
-                yield Diagnostic(("captions", index), f"{path!r} is not a folder. Give one that holds captions.")
+                yield Diagnostic(
+                    ("captions", index),
+                    f"{path!r} is not a folder. Give one that holds captions.",
+                )
 
     def texts(self) -> tuple[str, ...]:
-        """The captions, in the order of their files. Raises UserError where a folder holds none."""
+        """The captions, in the order of their files. Raises UserError where a folder
+        holds none."""
         texts: list[str] = []
         for path in self.captions:
             files = sorted(Path(path).expanduser().rglob("*.txt"))
             if not files:
-                raise UserError(f"captions: {path!r} holds no .txt file. Give a folder that holds captions.")
+                raise UserError(
+                    f"captions: {path!r} holds no .txt file. Give a folder that holds captions."
+                )
             texts += (file.read_text(encoding="utf-8").strip() for file in files)
         return tuple(texts)

@@ -1,4 +1,5 @@
-"""Writes model folders with random weights: tiny ones, and those of others' parts and a new transformer."""
+"""Writes model folders with random weights: tiny ones, and those of others' parts and a
+new transformer."""
 
 from __future__ import annotations
 
@@ -10,14 +11,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from extensions.from_scratch.new_model_config import ModelFolderConfig, NewModelConfig, TinyModelConfig
+from extensions.from_scratch.new_model_config import (
+    ModelFolderConfig,
+    NewModelConfig,
+    TinyModelConfig,
+)
 from jobs.process import BaseExtensionProcess
 from toolkit.config.sections.model import ModelConfig
 from toolkit.config.sections.model_files import INDEX
 from toolkit.errors import UserError
 from toolkit.files.run_files import NEW_MODEL
 from toolkit.files.safetensors_io import as_os_error
-from toolkit.files.writing import atomic_write_dir, move_folder_aside, settle, sha256_of, write_json
+from toolkit.files.writing import (
+    atomic_write_dir,
+    move_folder_aside,
+    settle,
+    sha256_of,
+    write_json,
+)
 from toolkit.models.families import family_for
 from toolkit.models.parts import place_file, place_parts
 from toolkit.models.tiny import TinySpec, is_written, write_tiny_model
@@ -27,7 +38,8 @@ logger = logging.getLogger(__name__)
 
 
 class ModelFolderProcess(BaseExtensionProcess):
-    """A complete folder of the same settings and parts is left as it is, so that a job can be run again."""
+    """A complete folder of the same settings and parts is left as it is, so that a job
+    can be run again."""
 
     section: ModelFolderConfig
     what = ""
@@ -35,7 +47,8 @@ class ModelFolderProcess(BaseExtensionProcess):
 
     @abstractmethod
     def is_there(self) -> bool:
-        """Whether the folder holds just this model. Raises UserError for parts that are missing."""
+        """Whether the folder holds just this model. Raises UserError for parts that are
+        missing."""
 
     @abstractmethod
     def write(self, folder: Path) -> str:
@@ -67,7 +80,14 @@ class TinyModelProcess(ModelFolderProcess):
     @cached_property
     def _spec(self) -> TinySpec:
         section = self.section
-        return TinySpec(section.seed, section.layers, section.heads, section.texts(), section.arch, section.zero_cond_t)
+        return TinySpec(
+            section.seed,
+            section.layers,
+            section.heads,
+            section.texts(),
+            section.arch,
+            section.zero_cond_t,
+        )
 
     def is_there(self) -> bool:
         return is_written(self.section.folder(), self._spec)
@@ -84,7 +104,10 @@ class NewModelProcess(ModelFolderProcess):
     what = "new model"
 
     def is_there(self) -> bool:
-        for key, message in self.section.missing():  # an earlier process may have left nothing
+        for (
+            key,
+            message,
+        ) in self.section.missing():  # an earlier process may have left nothing
             raise UserError(f"process[{self.process_id}].{key}: {message}")
         return _recorded(self.section.folder()) == self._recipe()
 
@@ -108,12 +131,15 @@ class NewModelProcess(ModelFolderProcess):
             for file in self._vae_files():
                 place_file(file, folder / "vae" / file.name)
         with global_generator(self.section.seed, "new model"):
-            network: Any = family.new_network(folder, self.section.transformer)  # a ModelMixin
+            network: Any = family.new_network(
+                folder, self.section.transformer
+            )  # a ModelMixin
         network.save_pretrained(folder / family.trained_part)
         return sum(parameter.numel() for parameter in network.parameters())
 
     def _vae_files(self) -> list[Path]:
-        """The autoencoder's own files; a discriminator that stands beside them stays there."""
+        """The autoencoder's own files; a discriminator that stands beside them stays
+        there."""
         vae = Path(self.section.vae).expanduser().resolve()
         return [vae / "config.json", *sorted(vae.glob("diffusion_pytorch_model*"))]
 
@@ -122,8 +148,14 @@ class NewModelProcess(ModelFolderProcess):
         base = Path(self.section.base).expanduser().resolve()
         configs = [base / INDEX, *sorted(base.glob("*/config.json"))]
         files = [*configs, *(self._vae_files() if self.section.vae else [])]
-        parts = hashlib.sha256("".join(sha256_of(file) for file in files).encode()).hexdigest()
-        return {"seed": self.section.seed, "transformer": self.section.transformer, "parts": parts}
+        parts = hashlib.sha256(
+            "".join(sha256_of(file) for file in files).encode()
+        ).hexdigest()
+        return {
+            "seed": self.section.seed,
+            "transformer": self.section.transformer,
+            "parts": parts,
+        }
 
 
 def _recorded(folder: Path) -> object:

@@ -1,9 +1,11 @@
 """LPIPS: the distance of two images in the features of VGG16, as people judge it.
 
-The weights of the distance are those of the `lpips` package (BSD-2-Clause), which is not imported: it needs
-torchvision, and takes VGG16 from the network. Here VGG16 comes from a local file.
+The weights of the distance are those of the `lpips` package (BSD-2-Clause), which is
+not imported: it needs torchvision, and takes VGG16 from the network. Here VGG16 comes
+from a local file.
 
-Source: Zhang et al., arXiv 1801.03924, eq. 1; constants: `lpips` 0.1.4, `ScalingLayer`, `normalize_tensor`.
+Source: Zhang et al., arXiv 1801.03924, eq. 1; constants: `lpips` 0.1.4, `ScalingLayer`,
+`normalize_tensor`.
 
 Shape suffixes: B batch, C channels, H/W height and width."""
 
@@ -48,13 +50,18 @@ class PerceptualDistance(nn.Module):
             ends.append(len(layers) - 1)
         self.features = nn.Sequential(*layers)
         self._ends = frozenset(ends)
-        self.heads = nn.ParameterList(nn.Parameter(torch.zeros(1, block[-1], 1, 1)) for block in VGG_BLOCKS)
+        self.heads = nn.ParameterList(
+            nn.Parameter(torch.zeros(1, block[-1], 1, 1)) for block in VGG_BLOCKS
+        )
         self.requires_grad_(False)
         self.eval()
 
     def forward(self, output_B3HW: Tensor, target_B3HW: Tensor) -> Tensor:
         """[B]: the distance of images in [-1, 1]."""
-        x_BCHW, y_BCHW = ((image - self.shift_C11) / self.scale_C11 for image in (output_B3HW, target_B3HW))
+        x_BCHW, y_BCHW = (
+            (image - self.shift_C11) / self.scale_C11
+            for image in (output_B3HW, target_B3HW)
+        )
         total_B = torch.zeros(len(output_B3HW), device=output_B3HW.device)
         heads = iter(self.heads)
         for index, layer in enumerate(self.features):
@@ -67,16 +74,31 @@ class PerceptualDistance(nn.Module):
 
 
 def load_perceptual(backbone: Path) -> PerceptualDistance:
-    """The distance with the weights of the `lpips` package. backbone: VGG16's weights, with torchvision's names.
+    """The distance with the weights of the `lpips` package. backbone: VGG16's weights,
+    with torchvision's names.
 
     Raises UserError where one of the two cannot be used.
     """
     network = PerceptualDistance()
-    weights = {name: tensor for name, tensor in _read(backbone).items() if name.startswith("features.")}
+    weights = {
+        name: tensor
+        for name, tensor in _read(backbone).items()
+        if name.startswith("features.")
+    }
     heads = _read(heads_file())
-    named = {f"heads.{index}": heads.get(f"lin{index}.model.1.weight") for index in range(len(VGG_BLOCKS))}
-    found = {**weights, **{name: tensor for name, tensor in named.items() if tensor is not None}}
-    expected = {name: tensor.shape for name, tensor in network.state_dict().items() if "_C11" not in name}
+    named = {
+        f"heads.{index}": heads.get(f"lin{index}.model.1.weight")
+        for index in range(len(VGG_BLOCKS))
+    }
+    found = {
+        **weights,
+        **{name: tensor for name, tensor in named.items() if tensor is not None},
+    }
+    expected = {
+        name: tensor.shape
+        for name, tensor in network.state_dict().items()
+        if "_C11" not in name
+    }
     if {name: tensor.shape for name, tensor in found.items()} != expected:
         raise UserError(
             f"losses.lpips_backbone: {backbone} does not hold the weights of VGG16 (features.0.weight and so on). "
@@ -87,26 +109,36 @@ def load_perceptual(backbone: Path) -> PerceptualDistance:
 
 
 def heads_file() -> Path:
-    """The weights within the `lpips` package. Raises UserError when it is not installed."""
+    """The weights within the `lpips` package. Raises UserError when it is not
+    installed."""
     spec = find_spec("lpips")
     if spec is None or not spec.submodule_search_locations:
         command = install_command(LPIPS, "--no-deps")
-        raise UserError(f"losses.lpips: needs the package 'lpips', which is not installed. Run: {command}")
+        raise UserError(
+            f"losses.lpips: needs the package 'lpips', which is not installed. Run: {command}"
+        )
     return Path(spec.submodule_search_locations[0]) / PACKAGE_FILE
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file: safetensors, or a state dict of PyTorch, which is read without unpickling code."""
+    """The tensors of a file: safetensors, or a state dict of PyTorch, which is read
+    without unpickling code."""
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
         found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"losses.lpips_backbone: {file} cannot be read ({reason}).") from error
-    return {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+        raise UserError(
+            f"losses.lpips_backbone: {file} cannot be read ({reason})."
+        ) from error
+    return {
+        name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)
+    }
 
 
 def _unit(features_BCHW: Tensor) -> Tensor:
     """Features scaled to unit length at each pixel."""
-    return features_BCHW / (features_BCHW.square().sum(1, keepdim=True).sqrt() + EPSILON)
+    return features_BCHW / (
+        features_BCHW.square().sum(1, keepdim=True).sqrt() + EPSILON
+    )

@@ -1,4 +1,5 @@
-"""Batches of pixels: images as they are, resized and cropped to their bucket, for trainers that encode in the step.
+"""Batches of pixels: images as they are, resized and cropped to their bucket, for
+trainers that encode in the step.
 
 Shape suffixes: B batch, H/W height and width in pixels."""
 
@@ -13,7 +14,13 @@ from torch import Tensor
 
 from toolkit.contracts.data import BatchSpec, BucketedSample
 from toolkit.data.batches.dataloader import halved
-from toolkit.data.pixels.images import ImageError, flip_image, open_image, resize_cover_crop, to_tensor
+from toolkit.data.pixels.images import (
+    ImageError,
+    flip_image,
+    open_image,
+    resize_cover_crop,
+    to_tensor,
+)
 from toolkit.data.streams.stream_dataset import StreamDataset, StreamItem
 from toolkit.data.streams.webdataset import Unreadable
 from toolkit.errors import RunError
@@ -38,7 +45,8 @@ class PixelBatch:
         return len(self.names)
 
     def halves(self) -> tuple[PixelBatch, ...]:
-        """The batch split in two, with the same random numbers per image; a batch of one is not split."""
+        """The batch split in two, with the same random numbers per image; a batch of
+        one is not split."""
         return tuple(self.select(rows) for rows in halved(len(self)))
 
     def select(self, rows: Sequence[int]) -> PixelBatch:
@@ -63,7 +71,8 @@ class PixelLoader:
     items: Sequence[BucketedSample]
 
     def load(self, spec: BatchSpec) -> PixelBatch:
-        """The batch on the CPU. Raises RunError for a file that cannot be read any more."""
+        """The batch on the CPU. Raises RunError for a file that cannot be read any
+        more."""
         items = [self.items[index] for index in spec.items]
         return PixelBatch(
             pixels_B3HW=torch.stack([load_pixels(item) for item in items]),
@@ -88,21 +97,29 @@ class Picture:
         return cls(item.sample.name, partial(load_pixels, item))
 
     @classmethod
-    def some_of(cls, items: Sequence[BucketedSample], stream: StreamDataset | None, count: int) -> tuple[Picture, ...]:
-        """At most so many images, always the same: of folders evenly from all, of a stream as `first_of`."""
+    def some_of(
+        cls, items: Sequence[BucketedSample], stream: StreamDataset | None, count: int
+    ) -> tuple[Picture, ...]:
+        """At most so many images, always the same: of folders evenly from all, of a
+        stream as `first_of`."""
         if stream:
             return cls.first_of(stream, count)
         count = min(len(items), count)
-        return tuple(cls.of(items[index * len(items) // count]) for index in range(count))
+        return tuple(
+            cls.of(items[index * len(items) // count]) for index in range(count)
+        )
 
     @classmethod
     def first_of(cls, stream: StreamDataset, count: int) -> tuple[Picture, ...]:
-        """Those of the first `count` samples of a stream whose image is whole, each at its own size; their files stay
-        in memory. Raises RunError as `StreamDataset.first`."""
+        """Those of the first `count` samples of a stream whose image is whole, each at
+        its own size; their files stay in memory. Raises RunError as
+        `StreamDataset.first`."""
         loader = StreamPixels(replace(stream, unreadable=Unreadable(1.0, quiet=True)))
         items = stream.at_own_size(stream.first(count))
         whole = [item for item in items if loader.pixels(item) is not None]
-        return tuple(cls(item.sample.name, partial(loader.whole_pixels, item)) for item in whole)
+        return tuple(
+            cls(item.sample.name, partial(loader.whole_pixels, item)) for item in whole
+        )
 
 
 def load_pixels(item: BucketedSample) -> Tensor:
@@ -117,22 +134,26 @@ def load_pixels(item: BucketedSample) -> Tensor:
 
 @dataclass(frozen=True)
 class StreamPixels:
-    """Batches of images that a stream read; each is a pure function of its spec (`StreamSource.make_batch`)."""
+    """Batches of images that a stream read; each is a pure function of its spec
+    (`StreamSource.make_batch`)."""
 
     stream: StreamDataset
 
     def load(self, spec: BatchSpec) -> PixelBatch:
         """The batch on the CPU.
 
-        An image that turns out to be damaged stays in its place, in grey and with weight 0, so that a batch of one is
-        no special case. Raises RunError when there are too many of them.
+        An image that turns out to be damaged stays in its place, in grey and with
+        weight 0, so that a batch of one needs no special case. Raises RunError when there
+        are too many of them.
         """
         items: tuple[StreamItem, ...] = spec.samples
         pixels = [self.pixels(item) for item in items]
         width, height = items[0].crop.bucket
         weight = self.stream.weight
         return PixelBatch(
-            pixels_B3HW=torch.stack([torch.zeros(3, height, width) if p is None else p for p in pixels]),
+            pixels_B3HW=torch.stack(
+                [torch.zeros(3, height, width) if p is None else p for p in pixels]
+            ),
             captions=tuple(item.sample.caption for item in items),
             spec=spec,
             names=tuple(item.sample.name for item in items),
@@ -140,11 +161,13 @@ class StreamPixels:
         )
 
     def pixels(self, item: StreamItem) -> Tensor | None:
-        """The image [3, H, W], float32 in [-1, 1]; None for a damaged one, which is counted. Raises RunError when there
-        are too many."""
+        """The image [3, H, W], float32 in [-1, 1]; None for a damaged one, which is
+        counted. Raises RunError when there are too many."""
         sample = item.sample
         try:
-            image = open_image(sample.name, self.stream.settings.canvas, data=sample.image)
+            image = open_image(
+                sample.name, self.stream.settings.canvas, data=sample.image
+            )
         except ImageError as error:
             self.stream.unreadable.add_sample(sample.name, f"its image {error.reason}")
             return None
@@ -157,9 +180,13 @@ class StreamPixels:
         return pixels_3HW
 
     def trial(self, images: int) -> PixelBatch:
-        """A batch of so many images of noise at the largest size, to see whether it fits into the memory."""
+        """A batch of so many images of noise at the largest size, to see whether it
+        fits into the memory."""
         first, (width, height) = self.stream.looked_at[0], self.stream.largest
-        noise_3HW = torch.rand(3, height, width, generator=seeding.generator(0, "trial")) * 2 - 1
+        noise_3HW = (
+            torch.rand(3, height, width, generator=seeding.generator(0, "trial")) * 2
+            - 1
+        )
         rows = tuple(range(images))
         return PixelBatch(
             pixels_B3HW=noise_3HW.expand(images, -1, -1, -1).clone(),

@@ -1,5 +1,6 @@
-"""The plans of both trainers: what is made and trained, how long, and what it takes. Imports no torch: memory is
-measured by a step on fake tensors (`memory`), which a start always does and a dry run where it is asked for."""
+"""The plans of both trainers: what is made and trained, how long, and what it takes.
+Imports no torch: memory is measured by a step on fake tensors (`memory`), which a start
+always does and a dry run where it is asked for."""
 
 from __future__ import annotations
 
@@ -61,19 +62,30 @@ class Work(NamedTuple):
 
     @staticmethod
     def largest(section: RolesSection, data: ImageData) -> Work:
-        """The largest micro-batch of these images; without any by the largest resolution."""
+        """The largest micro-batch of these images; without any by the largest
+        resolution."""
         most, _ = share_of_rank(section.train)
         counts: Counter[Size] = Counter()
         references: dict[Size, int] = defaultdict(int)
         for item in data.items:
             bucket = item.crop.bucket
             counts[bucket] += item.sample.repeats
-            references[bucket] = max(references[bucket], len(item.sample.control_images))
-        found = [Work(min(most, count), *size, references[size]) for size, count in counts.items()]
+            references[bucket] = max(
+                references[bucket], len(item.sample.control_images)
+            )
+        found = [
+            Work(min(most, count), *size, references[size])
+            for size, count in counts.items()
+        ]
         if not found:
             multiple = section.size_multiple()
-            largest = max((size for dataset in section.datasets for size in dataset.resolution), key=area_of)
-            found = [Work(most, *(side // multiple * multiple for side in sides_of(largest)))]
+            largest = max(
+                (size for dataset in section.datasets for size in dataset.resolution),
+                key=area_of,
+            )
+            found = [
+                Work(most, *(side // multiple * multiple for side in sides_of(largest)))
+            ]
         return max(found, key=lambda work: work.pixels)
 
 
@@ -118,7 +130,9 @@ class StepBytes:
             always = {"context": CUDA_CONTEXT}
         else:
             always = {"process baseline": PROCESS_BASELINE}
-        found = (Phase(name, positive(always | parts)) for name, parts in phases.items())
+        found = (
+            Phase(name, positive(always | parts)) for name, parts in phases.items()
+        )
         if on_gpu:
             host = {"process baseline": PROCESS_BASELINE_WITH_CUDA} | positive(copies)
         else:
@@ -127,7 +141,8 @@ class StepBytes:
 
 
 def memory_advice(section: RolesSection) -> str:
-    """One sentence of what may be changed to take less memory, what changes the result most at its end."""
+    """One sentence of what may be changed to take less memory, what changes the result
+    most at its end."""
     named = list(_less_memory(section))
     if named:
         return f"To save memory, in order of effect: {'; '.join(named)}."
@@ -139,13 +154,20 @@ def _less_memory(section: RolesSection) -> Iterator[str]:
     along = section.trained_autoencoder()
     if train.batch_size > 1:
         yield f"train.batch_size: 1 with gradient_accumulation: {train.batch_size * train.gradient_accumulation}"
-    if isinstance(train, TrainConfig) and train.checkpointing_level() not in ("auto", "full", "full_offload"):
+    if isinstance(train, TrainConfig) and train.checkpointing_level() not in (
+        "auto",
+        "full",
+        "full_offload",
+    ):
         yield "train.gradient_checkpointing: true"
     if train.dtype == "float32":
         yield "train.dtype: bf16"
     if train.ema_config.use_ema:
         yield "train.ema_config.use_ema: false"
-    largest = max((size for dataset in section.datasets for size in dataset.resolution), key=area_of)
+    largest = max(
+        (size for dataset in section.datasets for size in dataset.resolution),
+        key=area_of,
+    )
     smaller = smaller_resolution(largest)
     if smaller:
         yield f"datasets[].resolution: {smaller}"
@@ -196,7 +218,9 @@ class RolesPlanner(Planner[SectionT]):
             return None
         on_gpu = self.machine.kind == "cuda"
         try:
-            self.step = load_object(MEASURE)(self.section, Work.largest(self.section, data), on_gpu)
+            self.step = load_object(MEASURE)(
+                self.section, Work.largest(self.section, data), on_gpu
+            )
         except Exception as error:  # noqa: BLE001 - the run itself says what cannot be made, and at which key
             self.unknown_memory = f"not known ({' '.join(str(error).split())[:200]})"
             return None
@@ -236,7 +260,11 @@ class VaePlanner(RolesPlanner[VaeTrainerConfig]):
                 limit = f", at most {train.step_limit:,} optimizer steps"
             else:
                 limit = ""
-            yield f"{train.epochs:,} epochs{limit}" if train.epochs else f"{train.steps:,} optimizer steps"
+            yield (
+                f"{train.epochs:,} epochs{limit}"
+                if train.epochs
+                else f"{train.steps:,} optimizer steps"
+            )
             stop = section.stop_when
             if stop and stop.below is not None:
                 yield f"or until the mean of {stop.metric} is below {stop.below:g}"
@@ -256,7 +284,11 @@ class VaePlanner(RolesPlanner[VaeTrainerConfig]):
         scale = model.latent_scale()
         spade = "; SPADE in the decoder" if model.uses_spade() else ""
         yield f"{kind} {start}, {scale} x {scale} pixels per latent pixel{spade}; trained: {part}"
-        if model.name_or_path and model.arguments().get(SPADE) and not model.uses_spade():
+        if (
+            model.name_or_path
+            and model.arguments().get(SPADE)
+            and not model.uses_spade()
+        ):
             yield "model.spade: false: the decoder goes on without the SPADE of that folder"
 
 
@@ -275,7 +307,11 @@ class FlowPlanner(RolesPlanner[FlowTrainerConfig]):
             yield from self.describe_roles()
 
     def describe_parts(self) -> Iterator[str]:
-        section, model, text = self.section, self.section.model, self.section.model.text_encoder
+        section, model, text = (
+            self.section,
+            self.section.model,
+            self.section.model.text_encoder,
+        )
         if model.name_or_path:
             yield f"continues from {model.name_or_path}"
         else:

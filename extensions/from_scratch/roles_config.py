@@ -1,4 +1,5 @@
-"""What the sections of both trainers share: roles, each with its own optimizer, and an autoencoder that is trained."""
+"""What the sections of both trainers share: roles, each with its own optimizer, and an
+autoencoder that is trained."""
 
 from __future__ import annotations
 
@@ -10,7 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from extensions.from_scratch.autoencoder_config import AutoencoderConfig
-from extensions.from_scratch.losses_config import DISCRIMINATOR, DiscriminatorConfig, LossesConfig, discriminator_params
+from extensions.from_scratch.losses_config import (
+    DISCRIMINATOR,
+    DiscriminatorConfig,
+    LossesConfig,
+    discriminator_params,
+)
 from toolkit.config.reading.field_types import OneOf
 from toolkit.config.reading.findings import below
 from toolkit.config.reading.process import Diagnostic, JobContext
@@ -27,12 +33,14 @@ if TYPE_CHECKING:
 
 
 class SaveFoldersConfig(SaveIntervalConfig):
-    """`save`: when weights and states are saved, how many are kept, and in which other files."""
+    """`save`: when weights and states are saved, how many are kept, and in which other
+    files."""
 
     fluxflow_files: Annotated[Literal["none", "step", "last", "only"], OneOf()] = "none"
-    """Also write the files that FluxFlow's guide names into the job's folder, the parent of the run's: weights in one
-    file, metrics, learning rates, training position, samples. Set by a job that is read from a file of the guide: step,
-    for one of several processes; last, for the last of them; only, for a single one."""
+    """Also write the files that FluxFlow's guide names into the job's folder, the
+    parent of the run's: weights in one file, metrics, learning rates, training
+    position, samples. Set by a job that is read from a file of the guide: step, for one
+    of several processes; last, for the last of them; only, for a single one."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,8 @@ class AutoencoderTraining:
 
 
 class RolesSection(ImageTrainingSection, TrainerConfig):
-    """A training of several roles. `optimizers` has a field for each that there may be."""
+    """A training of several roles. `optimizers` has a field for each that there may
+    be."""
 
     reads_streams = True
 
@@ -58,14 +67,16 @@ class RolesSection(ImageTrainingSection, TrainerConfig):
     """When the weights are written, and how."""
 
     def diagrams_place(self, folder: Path) -> tuple[Path, str]:
-        """FluxFlow's guide has the diagrams in the folder above, under its own names."""
+        """FluxFlow's guide has the diagrams in the folder above, under its own
+        names."""
         place = self.save.fluxflow_files
         if place == "none":
             return super().diagrams_place(folder)
         return folder.parent / GRAPH, "" if place == "only" else f"_{folder.name}"
 
     def plan(self, job: JobContext) -> RunPlan:
-        """The run's plan: images, sizes, steps, memory. Raises DataErrors naming every offending file."""
+        """The run's plan: images, sizes, steps, memory. Raises DataErrors naming every
+        offending file."""
         plan: RunPlan = load_object(self.planner)(self, job).dry_run()
         return plan
 
@@ -78,11 +89,13 @@ class RolesSection(ImageTrainingSection, TrainerConfig):
         raise NotImplementedError
 
     def size_multiple(self) -> int:
-        """What the sides of images are a multiple of. Raises RunError or UserError for a folder that cannot be read."""
+        """What the sides of images are a multiple of. Raises RunError or UserError for
+        a folder that cannot be read."""
         raise NotImplementedError
 
     def scan(self) -> ImageData:
-        """The images. Raises DataErrors naming every offending file, UserError for a stream that cannot be read."""
+        """The images. Raises DataErrors naming every offending file, UserError for a
+        stream that cannot be read."""
         raise NotImplementedError
 
     def own_optimizer(self, role: str) -> RoleOptimizerConfig:
@@ -94,15 +107,24 @@ class RolesSection(ImageTrainingSection, TrainerConfig):
     def role_optimizer(self, role: str) -> RoleOptimizerConfig:
         """The optimizer of a role: what its entry does not give comes from `train`."""
         own = self.own_optimizer(role)
-        shared = {name: getattr(self.train, name) for name in OptimizerConfig.model_fields} | self.role_defaults(role)
+        shared = {
+            name: getattr(self.train, name) for name in OptimizerConfig.model_fields
+        } | self.role_defaults(role)
         given = own.model_fields_set
-        return own.model_copy(update={name: value for name, value in shared.items() if name not in given})
+        return own.model_copy(
+            update={name: value for name, value in shared.items() if name not in given}
+        )
 
     def role_defaults(self, role: str) -> dict[str, Any]:
-        """What of a role's optimizer is not that of `train` where its entry does not give it."""
+        """What of a role's optimizer is not that of `train` where its entry does not
+        give it."""
         if role != DISCRIMINATOR:
             return {}
-        return {"optimizer_params": discriminator_params(self.own_optimizer(role), self.train.optimizer)}
+        return {
+            "optimizer_params": discriminator_params(
+                self.own_optimizer(role), self.train.optimizer
+            )
+        }
 
     def optimizers_used(self) -> Iterable[tuple[str, OptimizerConfig]]:
         """Those of the roles; what a role does not give is in `train`."""
@@ -113,8 +135,11 @@ class RolesSection(ImageTrainingSection, TrainerConfig):
     def check_optimizers(self, roles: Collection[str]) -> Iterator[Diagnostic]:
         """Mistakes in the entries of these roles."""
         for role in roles:
-            yield from below("optimizers", below(role, self.role_optimizer(role).check_optimizer()))
+            yield from below(
+                "optimizers", below(role, self.role_optimizer(role).check_optimizer())
+            )
 
     def stream(self) -> StreamDataset | None:
-        """The stream, or None where the datasets are folders. Raises UserError where it cannot be read."""
+        """The stream, or None where the datasets are folders. Raises UserError where it
+        cannot be read."""
         return open_stream(self, self.size_multiple())

@@ -1,17 +1,22 @@
-"""SPADE: the latent scales and shifts what the decoder of an autoencoder has normalised, place by place.
+"""SPADE: the latent scales and shifts what the decoder of an autoencoder has
+normalised, place by place.
 
-At each norm, with x normalised (GroupNorm, RMS norm) and z the decoder's input, resized to the size of x:
+At each norm, with x normalised (GroupNorm, RMS norm) and z the decoder's input, resized
+to the size of x:
 
     output = x * (1 + gamma(z)) + beta(z)
 
-gamma and beta are convolutions over one hidden layer. Both are zero at the start, so that adding them changes nothing.
-Source: Park et al., arXiv 1903.07291, eq. 1 and figure 2; here the norms keep their own weights.
+gamma and beta are convolutions over one hidden layer. Both are zero at the start, so
+that adding them changes nothing. Source: Park et al., arXiv 1903.07291, eq. 1 and
+figure 2; here the norms keep their own weights.
 
-The modulations are a submodule `spade` of the autoencoder and work by hooks on its decoder: names and classes of
-everything else stay those of diffusers, which reads the same folder and decodes without them.
+The modulations are a submodule `spade` of the autoencoder and work by hooks on its
+decoder: names and classes of everything else stay those of diffusers, which reads the
+same folder and decodes without them.
 
-Shape suffixes: B batch, Z channels of the decoder's input, C channels of a norm, H/W height and width of the norm's
-input, h/w those of the latents; those of videos of one frame have a dimension of 1 before height and width."""
+Shape suffixes: B batch, Z channels of the decoder's input, C channels of a norm, H/W
+height and width of the norm's input, h/w those of the latents; those of videos of one
+frame have a dimension of 1 before height and width."""
 
 from __future__ import annotations
 
@@ -25,7 +30,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
-from extensions.from_scratch.autoencoder_config import SPADE_FILE, SPADE_HIDDEN, WITHOUT_NORMS, without_norms
+from extensions.from_scratch.autoencoder_config import (
+    SPADE_FILE,
+    SPADE_HIDDEN,
+    WITHOUT_NORMS,
+    without_norms,
+)
 from toolkit.errors import RunError, UserError
 from toolkit.models.loading import check_finite
 from toolkit.system.seeding import global_generator
@@ -34,7 +44,8 @@ PREFIX = "spade."
 """Prefix of its weights in the autoencoder's state dict."""
 
 NORMS = {"GroupNorm": "num_channels", "QwenImageRMS_norm": "gamma"}
-"""Class of the norms that are modulated -> its attribute with the channels: a number, or one value for each."""
+"""Class of the norms that are modulated -> its attribute with the channels: a number,
+or one value for each."""
 
 
 class Modulation(nn.Module):
@@ -56,7 +67,8 @@ class Modulation(nn.Module):
 
 
 class Spade(nn.Module):
-    """The modulations of a decoder, by the names of its norms with _ for dots. Not those within attention."""
+    """The modulations of a decoder, by the names of its norms with _ for dots. Not
+    those within attention."""
 
     def __init__(self, decoder: Any) -> None:
         super().__init__()
@@ -68,7 +80,8 @@ class Spade(nn.Module):
             if type(norm).__name__ in NORMS and ".attentions." not in name:
                 channels = getattr(norm, NORMS[type(norm).__name__])
                 modulation = Modulation(
-                    decoder.conv_in.in_channels, channels if isinstance(channels, int) else len(channels)
+                    decoder.conv_in.in_channels,
+                    channels if isinstance(channels, int) else len(channels),
                 )
                 self.of_norm[name.replace(".", "_")] = modulation
                 norm.register_forward_hook(partial(self._modulate, modulation))
@@ -85,7 +98,9 @@ class Spade(nn.Module):
         self._latents_BZhw = torch.empty(0)
         self._resized = {}
 
-    def _modulate(self, modulation: Modulation, norm: nn.Module, inputs: Any, normalised: Tensor) -> Tensor:
+    def _modulate(
+        self, modulation: Modulation, norm: nn.Module, inputs: Any, normalised: Tensor
+    ) -> Tensor:
         gamma_BCHW, beta_BCHW = modulation(self._of_size(tuple(normalised.shape[-2:])))
         if normalised.ndim == 5:
             gamma_BCHW = gamma_BCHW[:, :, None]
@@ -96,15 +111,18 @@ class Spade(nn.Module):
     def _of_size(self, size: tuple[int, ...]) -> Tensor:
         """The latents at a norm's size; norms of one size share them."""
         if size not in self._resized:
-            self._resized[size] = interpolate(self._latents_BZhw, size=size, mode="nearest")
+            self._resized[size] = interpolate(
+                self._latents_BZhw, size=size, mode="nearest"
+            )
         return self._resized[size]
 
 
 def attach_spade(autoencoder: Any, seed: int) -> None:
-    """Gives an autoencoder of diffusers a `spade` that changes nothing yet, on its device.
+    """Gives an autoencoder of diffusers a `spade` that changes nothing yet, on its
+    device.
 
-    seed: of the hidden layers' weights; those of the autoencoder are not drawn from it. Raises UserError where the
-    decoder has no norms.
+    seed: of the hidden layers' weights; those of the autoencoder are not drawn from it.
+    Raises UserError where the decoder has no norms.
     """
     kind = type(autoencoder).__name__
     if kind in WITHOUT_NORMS:
@@ -127,9 +145,13 @@ def load_spade(autoencoder: Any, folder: Path) -> None:
         raise RunError(
             f"{file}: cannot be read ({error}), and config.json says that the decoder has it. Restore the file."
         ) from error
-    expected = {name: tensor.shape for name, tensor in autoencoder.spade.state_dict().items()}
+    expected = {
+        name: tensor.shape for name, tensor in autoencoder.spade.state_dict().items()
+    }
     if {name: tensor.shape for name, tensor in weights.items()} != expected:
-        raise RunError(f"{file}: is not of the autoencoder beside it. Restore the file.")
+        raise RunError(
+            f"{file}: is not of the autoencoder beside it. Restore the file."
+        )
     autoencoder.spade.load_state_dict(weights)
     check_finite(file, autoencoder.spade)
     autoencoder.spade.to(next(autoencoder.parameters()).dtype)

@@ -1,7 +1,9 @@
-"""The folder `start/` of a run: the model as it was before step 1, in the layout of the folders that the run saves.
+"""The folder `start/` of a run: the model as it was before step 1, in the layout of the
+folders that the run saves.
 
-Everything is read from there, by the same code as any other model folder. What others made is linked, not copied. It is
-written once: a resumed run finds the tokenizer, the autoencoder and the text encoder it began with."""
+Everything is read from there, by the same code as any other model folder. What others
+made is linked, not copied. It is written once: a resumed run finds the tokenizer, the
+autoencoder and the text encoder it began with."""
 
 from __future__ import annotations
 
@@ -38,8 +40,9 @@ def write_start(
     pictures: Iterable[Picture] = (),
     device: torch.device | str = "cpu",
 ) -> None:
-    """Writes the folder, again where it exists. captions: of all images, for a tokenizer. pictures: by which the scale
-    of the latents of random weights is measured, on this device."""
+    """Writes the folder, again where it exists. captions: of all images, for a
+    tokenizer. pictures: by which the scale of the latents of random weights is
+    measured, on this device."""
     with atomic_write_dir(folder, known_by=INDEX) as made:
         if model.name_or_path:
             place_parts(model.folder(), made, without={"vae"} if model.vae else ())
@@ -50,10 +53,16 @@ def write_start(
             return
         text = model.text_encoder
         if model.new_vae:
-            autoencoder = make_autoencoder(model.autoencoder(), seed, torch.device(device))
+            autoencoder = make_autoencoder(
+                model.autoencoder(), seed, torch.device(device)
+            )
             (made / PART).mkdir()
             weights = to_cpu_copies(autoencoder.module.state_dict(), "float32")
-            write_autoencoder(made / PART, weights, autoencoder.config() | scale_by(autoencoder, pictures))
+            write_autoencoder(
+                made / PART,
+                weights,
+                autoencoder.config() | scale_by(autoencoder, pictures),
+            )
         else:
             new.place_autoencoder(made, model.autoencoder().folder())
         if text.name_or_path:
@@ -62,15 +71,17 @@ def write_start(
             new.write_text_encoder(made, text.config, captions, text.max_tokens, seed)
         if text.projection_dim:
             new.write_projection(made, text.projection_dim, seed)
-        new.write_transformer(made, model.transformer.class_name, model.transformer.config, seed)
+        new.write_transformer(
+            made, model.transformer.class_name, model.transformer.config, seed
+        )
         new.write_scheduler(made)
         new.write_index(made, model.prediction, text.max_tokens)
     logger.info(f"wrote the model as it begins to {folder}")
 
 
 def require_start(folder: Path, checkpoint: Path) -> None:
-    """Makes sure that the folder of a run that is resumed is there; that of a state in another place is taken over.
-    Raises RunError where it is not."""
+    """Makes sure that the folder of a run that is resumed is there; that of a state in
+    another place is taken over. Raises RunError where it is not."""
     own = checkpoint.resolve().parents[1] / START
     if own != folder.resolve() and own.is_dir():
         with atomic_write_dir(folder, known_by=INDEX) as made:
@@ -79,7 +90,9 @@ def require_start(folder: Path, checkpoint: Path) -> None:
         fault = FAMILY.config_error(folder)
         if fault:
             remedy = "Restore the folder, or add --restart to move the old run aside and start over."
-            raise RunError(f"{fault} The run in {folder.parent} began with the model in {folder}. {remedy}")
+            raise RunError(
+                f"{fault} The run in {folder.parent} began with the model in {folder}. {remedy}"
+            )
 
 
 def source_hashes(model: FlowModelConfig) -> dict[str, str]:
@@ -92,7 +105,10 @@ def source_hashes(model: FlowModelConfig) -> dict[str, str]:
         folders["model.name_or_path"] = model.folder()
     elif model.text_encoder.name_or_path:
         encoder, tokenizer = text_folders(model)
-        folders |= {"model.text_encoder.name_or_path": encoder, "model.text_encoder.tokenizer": tokenizer}
+        folders |= {
+            "model.text_encoder.name_or_path": encoder,
+            "model.text_encoder.tokenizer": tokenizer,
+        }
     return {key: weights_hash(folder, ["."]) for key, folder in folders.items()}
 
 
@@ -105,8 +121,8 @@ def start_hashes(folder: Path) -> dict[str, str]:
 
 
 def text_folders(model: FlowModelConfig) -> tuple[Path, Path]:
-    """The folders of the text encoder and its tokenizer that are given; those of the hub are downloaded. Raises
-    UserError where they hold none."""
+    """The folders of the text encoder and its tokenizer that are given; those of the
+    hub are downloaded. Raises UserError where they hold none."""
     text = model.text_encoder
     given = _local(text.name_or_path, "name_or_path")
     if (given / "config.json").is_file():
@@ -114,7 +130,9 @@ def text_folders(model: FlowModelConfig) -> tuple[Path, Path]:
     else:
         encoder = given / "text_encoder"
     if not (encoder / "config.json").is_file():
-        raise UserError(f"model.text_encoder.name_or_path: {given} holds no config.json. Give a text encoder's folder.")
+        raise UserError(
+            f"model.text_encoder.name_or_path: {given} holds no config.json. Give a text encoder's folder."
+        )
     if text.tokenizer:
         return encoder, _local(text.tokenizer, "tokenizer")
     beside = encoder.parent / "tokenizer"

@@ -1,4 +1,5 @@
-"""What both trainers do with an autoencoder that is trained: its discriminator, LPIPS, roles and refusals."""
+"""What both trainers do with an autoencoder that is trained: its discriminator, LPIPS,
+roles and refusals."""
 
 from __future__ import annotations
 
@@ -17,7 +18,10 @@ from extensions.from_scratch.autoencoder_step import (
     trained_parameters,
 )
 from extensions.from_scratch.autoencoders import Autoencoder
-from extensions.from_scratch.discriminator import PatchDiscriminator, continue_discriminator
+from extensions.from_scratch.discriminator import (
+    PatchDiscriminator,
+    continue_discriminator,
+)
 from extensions.from_scratch.joint import LatentScale
 from extensions.from_scratch.losses_config import (
     ADVERSARIAL_WEIGHT,
@@ -53,16 +57,22 @@ class TrainedVae:
     scale: LatentScale | None = None
     """Where the scale of the latents is measured meanwhile."""
 
-    def step(self, losses: LossesConfig, seed: int, dtype: torch.dtype) -> AutoencoderStep:
+    def step(
+        self, losses: LossesConfig, seed: int, dtype: torch.dtype
+    ) -> AutoencoderStep:
         """Its own part of the step. dtype: of the computation."""
-        return AutoencoderStep(self.autoencoder, losses, seed, self.adversary, self.perceptual, dtype)
+        return AutoencoderStep(
+            self.autoencoder, losses, seed, self.adversary, self.perceptual, dtype
+        )
 
     def copied(self, run: Run, dtype: str) -> dict[str, dict[str, Tensor]]:
         """Role -> weights on the CPU: of the autoencoder the EMA where there is one."""
         with run.roles[VAE].using_eval_weights():
             copies = {VAE: to_cpu_copies(self.autoencoder.module.state_dict(), dtype)}
         if self.adversary:
-            copies[DISCRIMINATOR] = to_cpu_copies(self.adversary.network.state_dict(), "float32")
+            copies[DISCRIMINATOR] = to_cpu_copies(
+                self.adversary.network.state_dict(), "float32"
+            )
         return copies
 
 
@@ -87,7 +97,12 @@ class RolesTrainer(ImageTrainer):
         data = super().scan()
         gan = self.training.discriminator if self.training else None
         if data.stream and gan:
-            data = replace(data, stream=replace(data.stream, least_side=PatchDiscriminator.smallest(gan.layers)))
+            data = replace(
+                data,
+                stream=replace(
+                    data.stream, least_side=PatchDiscriminator.smallest(gan.layers)
+                ),
+            )
         return data
 
     def memory_advice(self) -> str:
@@ -118,8 +133,11 @@ class RolesTrainer(ImageTrainer):
             return load_perceptual(Path(losses.lpips_backbone).expanduser())
         return None
 
-    def trained_vae(self, autoencoder: Autoencoder, scale: LatentScale | None = None) -> TrainedVae:
-        """The autoencoder, set to training, with its discriminator, which continues that of its folder, and LPIPS."""
+    def trained_vae(
+        self, autoencoder: Autoencoder, scale: LatentScale | None = None
+    ) -> TrainedVae:
+        """The autoencoder, set to training, with its discriminator, which continues
+        that of its folder, and LPIPS."""
         assert self.training
         autoencoder.module.train()
         adversary = None
@@ -144,15 +162,29 @@ class RolesTrainer(ImageTrainer):
         if not parameters:
             raise RunError("model.train: nothing of the autoencoder is trained.")
         ema = self.section.train.ema_config
-        roles = {VAE: build_role(self.section.role_optimizer(VAE), parameters, steps, self.seed, group, ema)}
+        roles = {
+            VAE: build_role(
+                self.section.role_optimizer(VAE),
+                parameters,
+                steps,
+                self.seed,
+                group,
+                ema,
+            )
+        }
         scale = trained.scale
         if scale:
-            roles[VAE].after_step, roles[VAE].buffers = scale.after_step, scale.vectors()
+            roles[VAE].after_step, roles[VAE].buffers = (
+                scale.after_step,
+                scale.vectors(),
+            )
         if trained.adversary:
             network = trained.adversary.network
             own = self.section.role_optimizer(DISCRIMINATOR)
             weights = dict(network.named_parameters())
-            roles[DISCRIMINATOR] = build_role(own, weights, steps, self.seed, group, after_step=network.after_step)
+            roles[DISCRIMINATOR] = build_role(
+                own, weights, steps, self.seed, group, after_step=network.after_step
+            )
             roles[DISCRIMINATOR].buffers = network.vectors()
         for name, role in roles.items():
             role.every = self.section.role_optimizer(name).every
@@ -166,8 +198,8 @@ COMPARE_IMAGES = ("l1", "reconstruction", "mse", "lpips")
 
 
 class LossBalance(Callback):
-    """Logs one warning per start, at the first step at which one term of an autoencoder's loss outweighs all others
-    together."""
+    """Logs one warning per start, at the first step at which one term of an
+    autoencoder's loss outweighs all others together."""
 
     def __init__(self, losses: LossesConfig) -> None:
         self._losses: LossesConfig | None = losses
@@ -178,7 +210,11 @@ class LossBalance(Callback):
         losses = self._losses
         numbers = result.extra_metrics
         metrics = PIXEL_METRICS | {"lpips": LPIPS_METRIC, "adversarial": "loss_gen"}
-        weighted = {key: getattr(losses, key) * numbers[name] for key, name in metrics.items() if name in numbers}
+        weighted = {
+            key: getattr(losses, key) * numbers[name]
+            for key, name in metrics.items()
+            if name in numbers
+        }
         if "adversarial" in weighted and ADVERSARIAL_WEIGHT in numbers:
             weighted["adversarial"] = numbers[ADVERSARIAL_WEIGHT] * numbers["loss_gen"]
         weighted["kl"] = numbers.get("loss_kl_weighted", 0.0)

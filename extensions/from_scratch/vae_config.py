@@ -32,8 +32,9 @@ from toolkit.data.scan.validation_split import split_validation
 
 
 class OptimizersConfig(StrictModel):
-    """`optimizers`: what differs from `train` for one of the roles. The discriminator's betas are (0, 0.9) and amsgrad
-    is on where its optimizer is an AdamW and they are not given."""
+    """`optimizers`: what differs from `train` for one of the roles. The discriminator's
+    betas are (0, 0.9) and amsgrad is on where its optimizer is an AdamW and they are
+    not given."""
 
     vae: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
     """Optimizer of the autoencoder."""
@@ -53,7 +54,8 @@ class ReconstructionsConfig(SampleIntervalConfig):
 
 
 class VaeTrainerConfig(RolesSection):
-    """`type: vae_trainer`: trains an autoencoder of images, from nothing or from a folder."""
+    """`type: vae_trainer`: trains an autoencoder of images, from nothing or from a
+    folder."""
 
     process_types: ClassVar[tuple[str, ...]] = ("vae_trainer",)
 
@@ -80,7 +82,12 @@ class VaeTrainerConfig(RolesSection):
 
     def logged_numbers(self) -> Sequence[str]:
         """Metrics of a step."""
-        return ("loss", "grad_norm", "lr", *logged_losses(self.losses, self.discriminator))
+        return (
+            "loss",
+            "grad_norm",
+            "lr",
+            *logged_losses(self.losses, self.discriminator),
+        )
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Combinations of keys of several subsections."""
@@ -91,14 +98,21 @@ class VaeTrainerConfig(RolesSection):
         if self.losses.latent_noise and not self.model.name_or_path:
             message = "needs latents of a known scale. Set 'model.name_or_path', or remove it."
             yield Diagnostic(("losses", "latent_noise"), message)
-        yield from self.check_optimizers([role for role in self.roles() if self.own_optimizer(role).model_fields_set])
+        yield from self.check_optimizers(
+            [role for role in self.roles() if self.own_optimizer(role).model_fields_set]
+        )
         for index, dataset in enumerate(self.datasets):
             key, slots = dataset.references
             if slots:
-                yield Diagnostic(("datasets", index, key), "an autoencoder has no control images. Remove it.")
+                yield Diagnostic(
+                    ("datasets", index, key),
+                    "an autoencoder has no control images. Remove it.",
+                )
         for key in ("timesteps", "edits"):
             if self.validation and key in self.validation.model_fields_set:
-                yield Diagnostic(("validation", key), "not applicable to an autoencoder. Remove it.")
+                yield Diagnostic(
+                    ("validation", key), "not applicable to an autoencoder. Remove it."
+                )
 
     def _check_model(self, job: JobContext) -> Iterable[Diagnostic]:
         model = self.model
@@ -116,7 +130,9 @@ class VaeTrainerConfig(RolesSection):
     def scan(self) -> ImageData:
         cache = ScanCache.beside(self.training_folder)
         multiple = self.size_multiple()
-        found = split_validation(self, *scan_items(self, multiple, cache), multiple, _reconstructions)
+        found = split_validation(
+            self, *scan_items(self, multiple, cache), multiple, _reconstructions
+        )
         return ImageData(*found, self.stream())
 
     def roles(self) -> tuple[str, ...]:

@@ -1,4 +1,5 @@
-"""`type: vae_trainer`: the trainer of an autoencoder, as a subclass of `jobs.process.trainer.Trainer`.
+"""`type: vae_trainer`: the trainer of an autoencoder, as a subclass of
+`jobs.process.trainer.Trainer`.
 
 Shape suffixes: B batch, H/W height and width in pixels."""
 
@@ -15,8 +16,18 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from extensions.from_scratch.autoencoder_step import evaluating
-from extensions.from_scratch.autoencoders import ARGUMENTS, KINDS, Autoencoder, make_autoencoder
-from extensions.from_scratch.pixels import Picture, PixelBatch, PixelLoader, StreamPixels
+from extensions.from_scratch.autoencoders import (
+    ARGUMENTS,
+    KINDS,
+    Autoencoder,
+    make_autoencoder,
+)
+from extensions.from_scratch.pixels import (
+    Picture,
+    PixelBatch,
+    PixelLoader,
+    StreamPixels,
+)
 from extensions.from_scratch.plan import VaePlanner
 from extensions.from_scratch.trainer import LossBalance, RolesTrainer, TrainedVae
 from extensions.from_scratch.vae_config import VaeTrainerConfig
@@ -42,19 +53,23 @@ logger = logging.getLogger(__name__)
 
 
 class VaeTrainerProcess(RolesTrainer):
-    """Trains an autoencoder on folders of images or a stream of shards; README.md lists its output files."""
+    """Trains an autoencoder on folders of images or a stream of shards; README.md lists
+    its output files."""
 
     section: VaeTrainerConfig
     trained: TrainedVae
 
-    # ------------------------------------------------------------ before anything expensive
+    # ------------------------------------------------------------ before anything
+    # expensive
 
     planner_class = VaePlanner
 
     def refuse_parts(self) -> None:
         model = self.section.model
         if not model.name_or_path:
-            refuse_arguments(KINDS[model.class_name].model_class, model.config, ARGUMENTS)
+            refuse_arguments(
+                KINDS[model.class_name].model_class, model.config, ARGUMENTS
+            )
         super().refuse_parts()
         for path in self.section.sample.images if self.section.sample else ():
             try:
@@ -62,16 +77,21 @@ class VaeTrainerProcess(RolesTrainer):
             except ImageError as error:
                 raise UserError(f"sample.images: {error}") from error
 
-    # ------------------------------------------------------------ model, roles, callbacks
+    # ------------------------------------------------------------ model, roles,
+    # callbacks
 
     def open_model(self) -> None:
         autoencoder = make_autoencoder(self.section.model, self.seed, self.device)
         count = sum(p.numel() for p in autoencoder.module.parameters())
-        logger.info(f"{type(autoencoder.module).__name__}: {count:,} parameters; device {self.device}")
+        logger.info(
+            f"{type(autoencoder.module).__name__}: {count:,} parameters; device {self.device}"
+        )
         self.trained = self.trained_vae(autoencoder)
         adversary = self.trained.adversary
         if adversary:
-            logger.info(f"discriminator: {sum(p.numel() for p in adversary.network.parameters()):,} parameters")
+            logger.info(
+                f"discriminator: {sum(p.numel() for p in adversary.network.parameters()):,} parameters"
+            )
 
     def attach(self) -> None:
         self.roles = self.vae_roles(self.trained)
@@ -94,12 +114,28 @@ class VaeTrainerProcess(RolesTrainer):
                 if should_stop():
                     return None
                 original, output = self._reconstruct(autoencoder, Picture.of(item))
-                found.append((float((output - original).abs().mean()), psnr(output, original), ssim(output, original)))
-                by_image.setdefault(file_digest(item.sample.image), []).append(found[-1][0])
-            l1, mean_psnr, mean_ssim = (sum(values) / len(found) for values in zip(*found, strict=True))
-            return {LOSS: l1, "validation/psnr": mean_psnr, "validation/ssim": mean_ssim}
+                found.append(
+                    (
+                        float((output - original).abs().mean()),
+                        psnr(output, original),
+                        ssim(output, original),
+                    )
+                )
+                by_image.setdefault(file_digest(item.sample.image), []).append(
+                    found[-1][0]
+                )
+            l1, mean_psnr, mean_ssim = (
+                sum(values) / len(found) for values in zip(*found, strict=True)
+            )
+            return {
+                LOSS: l1,
+                "validation/psnr": mean_psnr,
+                "validation/ssim": mean_ssim,
+            }
 
-        identity = key_of(images=[(image_digest(item.sample.image), str(item.crop)) for item in items])
+        identity = key_of(
+            images=[(image_digest(item.sample.image), str(item.crop)) for item in items]
+        )
         return Validation(measure, identity, lambda: by_image)
 
     def samples(self) -> Samples | None:
@@ -107,7 +143,10 @@ class VaeTrainerProcess(RolesTrainer):
         if settings is None or self.section.train.disable_sampling:
             return None
         pictures = self._drawn()
-        return Samples(partial(self._draw, self.trained.autoencoder, pictures), [one.name for one in pictures])
+        return Samples(
+            partial(self._draw, self.trained.autoencoder, pictures),
+            [one.name for one in pictures],
+        )
 
     def _drawn(self) -> Sequence[Picture]:
         settings = self.section.sample
@@ -116,27 +155,49 @@ class VaeTrainerProcess(RolesTrainer):
         if not settings.images:
             if data.stream and not data.held_out:
                 return Picture.first_of(data.stream, settings.count)
-            return [Picture.of(item) for item in (data.held_out or data.items)[: settings.count]]
+            return [
+                Picture.of(item)
+                for item in (data.held_out or data.items)[: settings.count]
+            ]
         resolution = self.section.datasets[0].resolution[0]
         scale = self.section.model.latent_scale()
         found = []
         for path in settings.images:
             size = inspect_image(path).size
             sample = Sample(path, "", 1, size, "")
-            found.append(Picture.of(BucketedSample(sample, bucket_for(size, resolution, scale))))
+            found.append(
+                Picture.of(BucketedSample(sample, bucket_for(size, resolution, scale)))
+            )
         return found
 
-    def _draw(self, autoencoder: Autoencoder, pictures: Sequence[Picture], index: int) -> Image.Image:
+    def _draw(
+        self, autoencoder: Autoencoder, pictures: Sequence[Picture], index: int
+    ) -> Image.Image:
         """The image at its size beside its reconstruction."""
         original, output = self._reconstruct(autoencoder, pictures[index])
-        logger.info(f"{pictures[index].name}: PSNR {psnr(output, original):.2f} dB, SSIM {ssim(output, original):.4f}")
+        logger.info(
+            f"{pictures[index].name}: PSNR {psnr(output, original):.2f} dB, SSIM {ssim(output, original):.4f}"
+        )
         pair_3HW = torch.cat([original[0], output[0]], dim=2)
-        pixels = ((pair_3HW + 1) * 127.5).round().clamp(0, 255).byte().movedim(0, 2).cpu().numpy()
+        pixels = (
+            ((pair_3HW + 1) * 127.5)
+            .round()
+            .clamp(0, 255)
+            .byte()
+            .movedim(0, 2)
+            .cpu()
+            .numpy()
+        )
         return Image.fromarray(pixels)
 
-    def _reconstruct(self, autoencoder: Autoencoder, picture: Picture) -> tuple[Tensor, Tensor]:
-        """The image and its reconstruction from the mean of its latents, [1, 3, H, W] in [-1, 1]."""
-        pixels_B3HW = picture.pixels()[None].to(next(autoencoder.module.parameters()).device)
+    def _reconstruct(
+        self, autoencoder: Autoencoder, picture: Picture
+    ) -> tuple[Tensor, Tensor]:
+        """The image and its reconstruction from the mean of its latents, [1, 3, H, W]
+        in [-1, 1]."""
+        pixels_B3HW = picture.pixels()[None].to(
+            next(autoencoder.module.parameters()).device
+        )
         with evaluating(autoencoder):
             mean_BCHW, _ = autoencoder.encode(pixels_B3HW)
             return pixels_B3HW, autoencoder.decode(mean_BCHW).clamp(-1, 1)
@@ -153,9 +214,14 @@ class VaeTrainerProcess(RolesTrainer):
             allocated = self.plan.memory.allocated
             run.callbacks = [
                 *run.callbacks,
-                *memory_check(lambda resumed: allocated("training" if resumed else "first step"), self.device),
+                *memory_check(
+                    lambda resumed: allocated("training" if resumed else "first step"),
+                    self.device,
+                ),
             ]
-        loader: Loader[PixelBatch] = StreamPixels(data.stream) if data.stream else PixelLoader(data.items)
+        loader: Loader[PixelBatch] = (
+            StreamPixels(data.stream) if data.stream else PixelLoader(data.items)
+        )
         source, largest = self.batches(run, loader, lambda item: prod(item.crop.bucket))
         if run.state.step < run.steps:
             line = try_largest_batch(run, largest(), step)
@@ -168,7 +234,8 @@ MEASURED_IMAGES = 256
 """Training images whose latents are measured at each save."""
 
 
-# ------------------------------------------------------------ how near a reconstruction is to its image
+# ------------------------------------------------------------ how near a reconstruction
+# is to its image
 
 RANGE = 2.0
 """From the least value of a pixel to the largest."""
@@ -183,8 +250,9 @@ def psnr(output_B3HW: Tensor, target_B3HW: Tensor) -> float:
 def ssim(output_B3HW: Tensor, target_B3HW: Tensor) -> float:
     """Structural similarity, mean over pixels and channels; 1 for equal images.
 
-    Source: Wang et al., IEEE TIP 13 (4), 2004, eq. 13, with its 11 x 11 Gaussian window of standard deviation 1.5, only
-    where the window lies within the image; sides below 11 pixels take a window as large as the side.
+    Source: Wang et al., IEEE TIP 13 (4), 2004, eq. 13, with its 11 x 11 Gaussian window
+    of standard deviation 1.5, only where the window lies within the image; sides below
+    11 pixels take a window as large as the side.
     """
     side = min(11, *output_B3HW.shape[-2:])
     distance = torch.arange(side, dtype=torch.float64) - (side - 1) / 2

@@ -1,5 +1,6 @@
-"""Writes what a run trained, the EMA of the weights where there is one: folders that `from_pretrained` of diffusers
-loads, of an autoencoder, and of a flow model in the layout of `start/`, from which the parts that stay are linked."""
+"""Writes what a run trained, the EMA of the weights where there is one: folders that
+`from_pretrained` of diffusers loads, of an autoencoder, and of a flow model in the
+layout of `start/`, from which the parts that stay are linked."""
 
 from __future__ import annotations
 
@@ -24,7 +25,11 @@ from toolkit.files.run_files import best_stem, step_stem
 from toolkit.files.writing import atomic_write_dir
 from toolkit.models.parts import CUSTOM_PIPELINE, INDEX, place_file, place_parts
 from toolkit.networks.full import FullNetwork
-from toolkit.networks.save import to_cpu_copies, write_safetensors_verified, write_shards
+from toolkit.networks.save import (
+    to_cpu_copies,
+    write_safetensors_verified,
+    write_shards,
+)
 from toolkit.train.run import Run
 
 PARTS = {FLOW: "transformer", TEXT_ENCODER: "text_encoder", VAE: "vae"}
@@ -41,9 +46,11 @@ class FolderWriter(ABC):
     def copied(self, run: Run) -> Callable[[Path], None]:
         """Copies the weights; the result writes them into a folder."""
 
-    def snapshot(self, run: Run, step: int | Literal["best"] | None) -> Callable[[], list[Path]]:
-        """Copies the weights of `<name>_<step>/`, or of `<name>/` (None: the end) or `<name>_best/`. The result writes
-        the folder and returns its path."""
+    def snapshot(
+        self, run: Run, step: int | Literal["best"] | None
+    ) -> Callable[[], list[Path]]:
+        """Copies the weights of `<name>_<step>/`, or of `<name>/` (None: the end) or
+        `<name>_best/`. The result writes the folder and returns its path."""
         if step is None:
             stem = run.name
         elif step == "best":
@@ -66,7 +73,9 @@ class AutoencoderWriter(FolderWriter):
 
     known_by = CONFIG
 
-    def __init__(self, trained: TrainedVae, save: SaveIntervalConfig, pictures: Sequence[Picture]) -> None:
+    def __init__(
+        self, trained: TrainedVae, save: SaveIntervalConfig, pictures: Sequence[Picture]
+    ) -> None:
         """pictures: what the latents are measured on."""
         self.trained = trained
         self.save = save
@@ -77,7 +86,9 @@ class AutoencoderWriter(FolderWriter):
         weights = self.trained.copied(run, self.save.dtype)
         with run.roles[VAE].using_eval_weights():
             config = autoencoder.config() | scale_by(autoencoder, self.pictures)
-        return lambda folder: write_autoencoder(folder, weights[VAE], config, weights.get(DISCRIMINATOR))
+        return lambda folder: write_autoencoder(
+            folder, weights[VAE], config, weights.get(DISCRIMINATOR)
+        )
 
 
 class FlowWriter(FolderWriter):
@@ -86,9 +97,14 @@ class FlowWriter(FolderWriter):
     known_by = INDEX
 
     def __init__(
-        self, start: Path, networks: Mapping[str, FullNetwork], save: SaveIntervalConfig, along: TrainedVae | None
+        self,
+        start: Path,
+        networks: Mapping[str, FullNetwork],
+        save: SaveIntervalConfig,
+        along: TrainedVae | None,
     ) -> None:
-        """start: folder of the model as it began. networks: of each role. along: what is trained besides."""
+        """start: folder of the model as it began. networks: of each role. along: what
+        is trained besides."""
         self.start = start
         self.networks = networks
         self.save = save
@@ -96,7 +112,9 @@ class FlowWriter(FolderWriter):
 
     def copied(self, run: Run) -> Callable[[Path], None]:
         weights = {
-            role: to_cpu_copies(network.export(run.roles[role].eval_weights()), self.save.dtype)
+            role: to_cpu_copies(
+                network.export(run.roles[role].eval_weights()), self.save.dtype
+            )
             for role, network in self.networks.items()
         }
         if self.along:
@@ -113,13 +131,22 @@ class FlowWriter(FolderWriter):
             if TEXT_ENCODER in weights:
                 _write_text_encoder(folder / PARTS[TEXT_ENCODER], weights[TEXT_ENCODER])
             if VAE in weights:
-                write_autoencoder(folder / PARTS[VAE], weights[VAE], config, weights.get(DISCRIMINATOR))
+                write_autoencoder(
+                    folder / PARTS[VAE],
+                    weights[VAE],
+                    config,
+                    weights.get(DISCRIMINATOR),
+                )
 
         return write
 
 
 def _write_text_encoder(part: Path, weights: Mapping[str, Tensor]) -> None:
-    own = {name.removeprefix("encoder."): weight for name, weight in weights.items() if name.startswith("encoder.")}
+    own = {
+        name.removeprefix("encoder."): weight
+        for name, weight in weights.items()
+        if name.startswith("encoder.")
+    }
     write_safetensors_verified(part / TEXT_WEIGHTS, own, None)
     projection = weights.get("projection.weight")
     if projection is not None:

@@ -1,4 +1,5 @@
-"""`type: sd_trainer`: trains a LoRA on folders of images. Also known as `diffusion_trainer` and `ui_trainer`."""
+"""`type: sd_trainer`: trains a LoRA on folders of images. Also known as
+`diffusion_trainer` and `ui_trainer`."""
 
 from toolkit.extension import Extension
 
@@ -18,4 +19,8 @@ class UiTrainerExtension(SdTrainerExtension):
     uid = "ui_trainer"
 
 
-AI_TOOLKIT_EXTENSIONS = [SdTrainerExtension, DiffusionTrainerExtension, UiTrainerExtension]
+AI_TOOLKIT_EXTENSIONS = [
+    SdTrainerExtension,
+    DiffusionTrainerExtension,
+    UiTrainerExtension,
+]

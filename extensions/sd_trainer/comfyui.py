@@ -1,10 +1,10 @@
-"""Writes a ComfyUI workflow next to a finished LoRA: `<name>_comfyui.json` from text, `<name>_comfyui_edit.json` with
-control images. Dropped into ComfyUI's window it loads the model, the LoRA at strength 1, and the settings of the job's
-first sample.
+"""Writes a ComfyUI workflow next to a finished LoRA: `<name>_comfyui.json` from text,
+`<name>_comfyui_edit.json` with control images. Dropped into ComfyUI's window it loads
+the model, the LoRA at strength 1, and the settings of the job's first sample.
 
-The format is the one of ComfyUI's own files (version 0.4: nodes, links, positions), without subgraphs, which old
-versions do not know. Nodes and the order of their widgets: ComfyUI 0.29.0
-(tests/extensions/sd_trainer/comfyui_nodes.json). Imports no torch.
+The format is the one of ComfyUI's own files (version 0.4: nodes, links, positions),
+without subgraphs, which old versions do not know. Nodes and the order of their widgets:
+ComfyUI 0.29.0 (tests/extensions/sd_trainer/comfyui_nodes.json). Imports no torch.
 
     write_workflows(Path("output/maya/maya.safetensors"), section, edits=False, plain=True)
 """
@@ -35,7 +35,8 @@ from toolkit.models.loading import model_folder
 logger = logging.getLogger(__name__)
 
 MARK = "atelier"
-"""Key in `extra` of a workflow: the digest of all else in it. Where it does not fit, somebody else wrote the file."""
+"""Key in `extra` of a workflow: the digest of all else in it. Where it does not fit,
+somebody else wrote the file."""
 
 SIDE = Size(1024, 1024)
 """Size of the image where a job has no samples."""
@@ -47,12 +48,15 @@ Slot = tuple[int, int, str]
 """An output: id of its node, place among the outputs, type."""
 
 
-def write_workflows(file: Path, section: DiffusionSection, edits: bool, plain: bool) -> list[Path]:
-    """Writes the workflows of a LoRA file next to it, and returns their paths; none for a model that is smaller than a
-    published one, or not known to ComfyUI, which is logged.
+def write_workflows(
+    file: Path, section: DiffusionSection, edits: bool, plain: bool
+) -> list[Path]:
+    """Writes the workflows of a LoRA file next to it, and returns their paths; none for
+    a model that is smaller than a published one, or not known to ComfyUI, which is
+    logged.
 
-    edits, plain: whether some images were trained with control images, and without. Never raises for a disk that
-    refuses: the LoRA is saved.
+    edits, plain: whether some images were trained with control images, and without.
+    Never raises for a disk that refuses: the LoRA is saved.
     """
     family = family_for(section.model)
     folder = model_folder(section.model)
@@ -60,7 +64,9 @@ def write_workflows(file: Path, section: DiffusionSection, edits: bool, plain: b
         return []
     title = title_of(section.model, family)
     if title not in MODELS:
-        logger.info(f"no ComfyUI workflow for {title}: {WITHOUT.get(title, 'its files there are not known')}.")
+        logger.info(
+            f"no ComfyUI workflow for {title}: {WITHOUT.get(title, 'its files there are not known')}."
+        )
         return []
     written = []
     for ending, with_images in zip(WORKFLOWS, (False, True), strict=True):
@@ -72,22 +78,32 @@ def write_workflows(file: Path, section: DiffusionSection, edits: bool, plain: b
         if not wanted:
             continue
         if path.exists() and not is_own(path):
-            logger.warning(f"{path} is not from this program, so it stays as it is, and no workflow is written there.")
+            logger.warning(
+                f"{path} is not from this program, so it stays as it is, and no workflow is written there."
+            )
             continue
-        contents = workflow(file.name, section, title, with_images, _shift(section, with_images))
+        contents = workflow(
+            file.name, section, title, with_images, _shift(section, with_images)
+        )
         try:
             with atomic_write(path) as temporary:
-                temporary.write_text(json.dumps(contents, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+                temporary.write_text(
+                    json.dumps(contents, indent=1, ensure_ascii=False) + "\n",
+                    encoding="utf-8",
+                )
         except OSError as error:
             logger.warning(f"{path.name} was not written: {error.strerror or error}")
             continue
         written.append(path)
-        logger.info(f"for ComfyUI: {path} (drop it into the window: docs/use_your_lora.md)")
+        logger.info(
+            f"for ComfyUI: {path} (drop it into the window: docs/use_your_lora.md)"
+        )
     return written
 
 
 def _shift(section: DiffusionSection, with_images: bool) -> float:
-    """The factor by which the job's own samples shift their noise levels, by the size of the image."""
+    """The factor by which the job's own samples shift their noise levels, by the size
+    of the image."""
     picture = _picture(section, with_images)
     family = family_for(section.model)
     if picture and picture.flow_shift:
@@ -95,7 +111,9 @@ def _shift(section: DiffusionSection, with_images: bool) -> float:
     size = Size(picture.width, picture.height) if picture else SIDE
     steps = (picture.sample_steps if picture else None) or family.sample_steps
     tokens = family.tokens(family.latent_size(size))
-    return round(math.exp(dynamic_shift(model_folder(section.model)).mu(tokens, steps)), 2)
+    return round(
+        math.exp(dynamic_shift(model_folder(section.model)).mu(tokens, steps)), 2
+    )
 
 
 def is_own(path: Path) -> bool:
@@ -111,9 +129,13 @@ def _digest(contents: dict[str, Any]) -> str:
 
 
 def _picture(section: DiffusionSection, with_images: bool) -> SamplePicture | None:
-    """The sample that a workflow takes its settings from: the first of its kind, else the first."""
+    """The sample that a workflow takes its settings from: the first of its kind, else
+    the first."""
     pictures = section.sample_pictures()
-    return next((one for one in pictures if bool(one.ctrl_img) == with_images), next(iter(pictures), None))
+    return next(
+        (one for one in pictures if bool(one.ctrl_img) == with_images),
+        next(iter(pictures), None),
+    )
 
 
 @dataclass
@@ -133,7 +155,8 @@ class _Graph:
         widgets: Sequence[Any] = (),
         title: str = "",
     ) -> list[Slot]:
-        """Adds a node and its incoming links, and returns its outputs. outputs: names and types."""
+        """Adds a node and its incoming links, and returns its outputs. outputs: names
+        and types."""
         node = len(self.nodes) + 1
         slots = []
         for place, (name, source) in enumerate(inputs.items()):
@@ -142,9 +165,12 @@ class _Graph:
                 link = len(self.links) + 1
                 self.links.append([link, source[0], source[1], node, place, source[2]])
                 self.nodes[source[0] - 1]["outputs"][source[1]]["links"].append(link)
-            slots.append({"name": name, "type": source[2] if source else "IMAGE", "link": link})
+            slots.append(
+                {"name": name, "type": source[2] if source else "IMAGE", "link": link}
+            )
         ends = [
-            {"name": name, "type": of, "links": [], "slot_index": place} for place, (name, of) in enumerate(outputs)
+            {"name": name, "type": of, "links": [], "slot_index": place}
+            for place, (name, of) in enumerate(outputs)
         ]
         named = {"title": title} if title else {}
         shown = {
@@ -156,8 +182,13 @@ class _Graph:
             "order": node - 1,
             "mode": 0,
         }
-        filled = {"properties": {"Node name for S&R": kind}, "widgets_values": list(widgets)}
-        self.nodes.append({**shown, "inputs": slots, "outputs": ends, **named, **filled})
+        filled = {
+            "properties": {"Node name for S&R": kind},
+            "widgets_values": list(widgets),
+        }
+        self.nodes.append(
+            {**shown, "inputs": slots, "outputs": ends, **named, **filled}
+        )
         return [(node, place, of) for place, (_, of) in enumerate(outputs)]
 
     def to_json(self) -> dict[str, Any]:
@@ -174,10 +205,13 @@ class _Graph:
         return {**contents, "extra": {MARK: _digest(contents)}}
 
 
-def workflow(file: str, section: DiffusionSection, title: str, with_images: bool, shift: float) -> dict[str, Any]:
+def workflow(
+    file: str, section: DiffusionSection, title: str, with_images: bool, shift: float
+) -> dict[str, Any]:
     """The workflow of a LoRA file as ComfyUI reads it.
 
-    file: its name. title: a key of `MODELS`. shift: factor of the noise levels, as ModelSamplingAuraFlow has it.
+    file: its name. title: a key of `MODELS`. shift: factor of the noise levels, as
+    ModelSamplingAuraFlow has it.
     """
     picture = _picture(section, with_images)
     family = family_for(section.model)
@@ -189,25 +223,56 @@ def workflow(file: str, section: DiffusionSection, title: str, with_images: bool
         guidance = picture.guidance_scale
     steps = (picture.sample_steps if picture else None) or family.sample_steps
     width, height = (picture.width, picture.height) if picture else SIDE
-    prompt = _text(section, picture.prompt if picture else section.trigger_word or "a photo")
+    prompt = _text(
+        section, picture.prompt if picture else section.trigger_word or "a photo"
+    )
     negative = _text(section, picture.neg if picture else "") or family.empty_negative
 
-    graph.add("MarkdownNote", (0, -60), (320, 420), {}, [], [_note(file, section, title, comfy, with_images)])
+    graph.add(
+        "MarkdownNote",
+        (0, -60),
+        (320, 420),
+        {},
+        [],
+        [_note(file, section, title, comfy, with_images)],
+    )
     loaded = [comfy.diffusion_model, "default"]
-    (model,) = graph.add("UNETLoader", (360, 0), (360, 82), {}, [("MODEL", "MODEL")], loaded)
+    (model,) = graph.add(
+        "UNETLoader", (360, 0), (360, 82), {}, [("MODEL", "MODEL")], loaded
+    )
     loaded = [comfy.text_encoder, CLIP_TYPE, "default"]
-    (clip,) = graph.add("CLIPLoader", (360, 140), (360, 106), {}, [("CLIP", "CLIP")], loaded)
-    (vae,) = graph.add("VAELoader", (360, 300), (360, 58), {}, [("VAE", "VAE")], [comfy.vae])
+    (clip,) = graph.add(
+        "CLIPLoader", (360, 140), (360, 106), {}, [("CLIP", "CLIP")], loaded
+    )
+    (vae,) = graph.add(
+        "VAELoader", (360, 300), (360, 58), {}, [("VAE", "VAE")], [comfy.vae]
+    )
     loras = [*_base_loras(section), (file, 1.0)]
     for place, lora in enumerate(loras, start=1):
         at = (760, 140 * (place - len(loras)))
-        (model,) = graph.add("LoraLoaderModelOnly", at, (340, 82), {"model": model}, [("MODEL", "MODEL")], lora)
+        (model,) = graph.add(
+            "LoraLoaderModelOnly",
+            at,
+            (340, 82),
+            {"model": model},
+            [("MODEL", "MODEL")],
+            lora,
+        )
     if comfy.is_shifted:
         name = "ModelSamplingAuraFlow"
         ends = [("MODEL", "MODEL")]
-        (model,) = graph.add(name, (1140, 0), (300, 58), {"model": model}, ends, [shift])
+        (model,) = graph.add(
+            name, (1140, 0), (300, 58), {"model": model}, ends, [shift]
+        )
     if comfy.is_shifted and guidance > 1:
-        (model,) = graph.add("CFGNorm", (1140, 110), (300, 82), {"model": model}, [("patched_model", "MODEL")], [1.0])
+        (model,) = graph.add(
+            "CFGNorm",
+            (1140, 110),
+            (300, 82),
+            {"model": model},
+            [("patched_model", "MODEL")],
+            [1.0],
+        )
     positive, negated = _encoded(
         graph,
         comfy,
@@ -216,13 +281,44 @@ def workflow(file: str, section: DiffusionSection, title: str, with_images: bool
         _images(graph, comfy, picture) if with_images else {},
         _reference_side(section, width * height),
     )
-    (latent,) = graph.add(comfy.empty_latent, (1140, 250), (300, 106), {}, [("LATENT", "LATENT")], [width, height, 1])
-    sampled = {"model": model, "positive": positive, "negative": negated, "latent_image": latent}
-    settings = [picture.seed if picture else 42, "fixed", steps, guidance, "euler", "simple", 1.0]
-    (latent,) = graph.add("KSampler", (1480, 0), (300, 262), sampled, [("LATENT", "LATENT")], settings)
+    (latent,) = graph.add(
+        comfy.empty_latent,
+        (1140, 250),
+        (300, 106),
+        {},
+        [("LATENT", "LATENT")],
+        [width, height, 1],
+    )
+    sampled = {
+        "model": model,
+        "positive": positive,
+        "negative": negated,
+        "latent_image": latent,
+    }
+    settings = [
+        picture.seed if picture else 42,
+        "fixed",
+        steps,
+        guidance,
+        "euler",
+        "simple",
+        1.0,
+    ]
+    (latent,) = graph.add(
+        "KSampler", (1480, 0), (300, 262), sampled, [("LATENT", "LATENT")], settings
+    )
     ends = [("IMAGE", "IMAGE")]
-    (image,) = graph.add("VAEDecode", (1480, 310), (300, 46), {"samples": latent, "vae": vae}, ends)
-    graph.add("SaveImage", (1820, 0), (420, 460), {"images": image}, [], [file.removesuffix(".safetensors")])
+    (image,) = graph.add(
+        "VAEDecode", (1480, 310), (300, 46), {"samples": latent, "vae": vae}, ends
+    )
+    graph.add(
+        "SaveImage",
+        (1820, 0),
+        (420, 460),
+        {"images": image},
+        [],
+        [file.removesuffix(".safetensors")],
+    )
     return graph.to_json()
 
 
@@ -234,47 +330,81 @@ def _encoded(
     images: Mapping[str, Slot],
     side: int,
 ) -> tuple[Slot, Slot]:
-    """The conditioning of the prompt, and of the negative one. encoders: the text encoder and the VAE. side: of a
-    control image, where a node scales it."""
+    """The conditioning of the prompt, and of the negative one. encoders: the text
+    encoder and the VAE. side: of a control image, where a node scales it."""
     clip, vae = encoders
     if images or comfy.encodes_both:
         inputs = {"clip": clip, "vae": vae, **images}
     else:
         inputs = {"clip": clip}
     if comfy.encodes_both:
-        both = [("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent", "LATENT")]
-        positive, negative, _ = graph.add(comfy.encoder, (760, 140), (340, 300), inputs, both, [*texts, side])
+        both = [
+            ("positive", "CONDITIONING"),
+            ("negative", "CONDITIONING"),
+            ("latent", "LATENT"),
+        ]
+        positive, negative, _ = graph.add(
+            comfy.encoder, (760, 140), (340, 300), inputs, both, [*texts, side]
+        )
         return positive, negative
     ends = [("CONDITIONING", "CONDITIONING")]
     found = []
-    for row, (title, text) in enumerate(zip(("prompt", "negative prompt"), texts, strict=True)):
-        (slot,) = graph.add(comfy.encoder, (760, 140 + 220 * row), (340, 180), inputs, ends, [text], title)
+    for row, (title, text) in enumerate(
+        zip(("prompt", "negative prompt"), texts, strict=True)
+    ):
+        (slot,) = graph.add(
+            comfy.encoder,
+            (760, 140 + 220 * row),
+            (340, 180),
+            inputs,
+            ends,
+            [text],
+            title,
+        )
         if images and comfy.reference_method:
             name = "FluxKontextMultiReferenceLatentMethod"
             at = (760, 580 + 100 * row)
-            (slot,) = graph.add(name, at, (340, 58), {"conditioning": slot}, ends, [comfy.reference_method])
+            (slot,) = graph.add(
+                name,
+                at,
+                (340, 58),
+                {"conditioning": slot},
+                ends,
+                [comfy.reference_method],
+            )
         found.append(slot)
     return found[0], found[1]
 
 
-def _images(graph: _Graph, comfy: ComfyModel, picture: SamplePicture | None) -> dict[str, Slot]:
-    """A node for each control image of a sample, by the input it is for; one without."""
+def _images(
+    graph: _Graph, comfy: ComfyModel, picture: SamplePicture | None
+) -> dict[str, Slot]:
+    """A node for each control image of a sample, by the input it is for; one
+    without."""
     if picture:
         names = [Path(path).name for path in picture.ctrl_img]
     else:
         names = []
     found = dict[str, Slot]()
     ends = [("IMAGE", "IMAGE"), ("MASK", "MASK")]
-    for place, (given, name) in enumerate(zip(comfy.images, names or ["control image.png"], strict=False)):
+    for place, (given, name) in enumerate(
+        zip(comfy.images, names or ["control image.png"], strict=False)
+    ):
         at = (360, 420 + 380 * place)
         title = f"control image {place + 1}"
-        found[given] = graph.add("LoadImage", at, (360, 330), {}, ends, [name, "image"], title)[0]
+        found[given] = graph.add(
+            "LoadImage", at, (360, 330), {}, ends, [name, "image"], title
+        )[0]
     return found
 
 
 def _with_own_files(comfy: ComfyModel, section: DiffusionSection) -> ComfyModel:
     """The same with the names of the single files that the job gives."""
-    own = {part: file.name for part, file in single_files(section.model).items() if file.suffix == ".safetensors"}
+    own = {
+        part: file.name
+        for part, file in single_files(section.model).items()
+        if file.suffix == ".safetensors"
+    }
     return replace(
         comfy,
         diffusion_model=own.get("transformer", comfy.diffusion_model),
@@ -293,18 +423,30 @@ def _text(section: DiffusionSection, text: str) -> str:
 
 
 def _reference_side(section: DiffusionSection, pixels: int) -> int:
-    """Side of the square that a control image is scaled to, in steps of 32. pixels: of the target."""
+    """Side of the square that a control image is scaled to, in steps of 32. pixels: of
+    the target."""
     area = section.model.model_kwargs.reference_area() or pixels
     return max(32, round(math.sqrt(area) / 32) * 32)
 
 
-def _note(file: str, section: DiffusionSection, title: str, comfy: ComfyModel, with_images: bool) -> str:
+def _note(
+    file: str,
+    section: DiffusionSection,
+    title: str,
+    comfy: ComfyModel,
+    with_images: bool,
+) -> str:
     """What the reader of a workflow does first."""
-    pictures = [one for one in section.sample_pictures() if bool(one.ctrl_img) == with_images]
+    pictures = [
+        one for one in section.sample_pictures() if bool(one.ctrl_img) == with_images
+    ]
     lines = [
         f"## {file.removesuffix('.safetensors')}",
         f"A LoRA of {title}. Put the files here, then press R:",
-        *(f"- `models/loras/{name}`" for name in (*(name for name, _ in _base_loras(section)), file)),
+        *(
+            f"- `models/loras/{name}`"
+            for name in (*(name for name, _ in _base_loras(section)), file)
+        ),
         f"- `models/diffusion_models/{comfy.diffusion_model}`",
         f"- `models/text_encoders/{comfy.text_encoder}`",
         f"- `models/vae/{comfy.vae}`",
@@ -317,5 +459,9 @@ def _note(file: str, section: DiffusionSection, title: str, comfy: ComfyModel, w
         lines.append("Choose your picture in each node named *control image*.")
     others = [_text(section, one.prompt) for one in pictures[1 : 1 + MOST_PROMPTS]]
     if others:
-        lines += ["", "Other prompts of the job:", *(f"- {prompt}" for prompt in others)]
+        lines += [
+            "",
+            "Other prompts of the job:",
+            *(f"- {prompt}" for prompt in others),
+        ]
     return "\n".join(lines)

@@ -39,10 +39,18 @@ RESERVED_NAMES = ("state", "samples", "control", "superseded")
 """Other folders in the folder of a run, next to the model's own folder `<name>/`."""
 
 
-def _warn_about_step_count(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None:
-    """Source: ai-toolkit, `BaseSDTrainProcess.run`: every micro-batch counts, each n-th one ends an optimizer step."""
+def _warn_about_step_count(
+    entries: dict[str, ConfigNode], diagnostics: Diagnostics
+) -> None:
+    """Source: ai-toolkit, `BaseSDTrainProcess.run`: every micro-batch counts, each n-th
+    one ends an optimizer step."""
     key = _child(entries, "train", "gradient_accumulation")
-    if key is None or key.path[-1] != "gradient_accumulation_steps" or not isinstance(key.value, int) or key.value <= 1:
+    if (
+        key is None
+        or key.path[-1] != "gradient_accumulation_steps"
+        or not isinstance(key.value, int)
+        or key.value <= 1
+    ):
         return
     message = (
         f"steps, save_every and sample_every count optimizer steps of {key.value} micro-batches; with this key "
@@ -63,23 +71,39 @@ def _warn_about_step_count(entries: dict[str, ConfigNode], diagnostics: Diagnost
 
 
 class SdTrainerConfig(DiffusionSection, TrainerConfig):
-    """`type: sd_trainer`: trains a LoRA for an image-editing model on folders of images."""
+    """`type: sd_trainer`: trains a LoRA for an image-editing model on folders of
+    images."""
 
-    process_types: ClassVar[tuple[str, ...]] = ("sd_trainer", "diffusion_trainer", "ui_trainer")
+    process_types: ClassVar[tuple[str, ...]] = (
+        "sd_trainer",
+        "diffusion_trainer",
+        "ui_trainer",
+    )
 
     reads_streams: ClassVar = True
 
     @classmethod
-    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
+    def rewrite(
+        cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics
+    ) -> dict[str, ConfigNode]:
         """Without `save.dtype` a model that is trained itself is saved in bf16.
 
-        LoRAs are usually float16; a full model usually has the dtype of the original. Warns about what `steps` counts
-        where accumulation is given by a key with which ai-toolkit counts differently.
+        LoRAs are usually float16; a full model usually has the dtype of the original.
+        Warns about what `steps` counts where accumulation is given by a key with which
+        ai-toolkit counts differently.
         """
         _warn_about_step_count(entries, diagnostics)
-        kind, given = (_child(entries, *path) for path in (("network", "type"), ("save", "dtype")))
-        if given is None and kind is not None and str(kind.value).strip().lower() in ("full", "fullrank"):
-            place_in(entries, "save", "dtype", replace(kind, value="bfloat16"), diagnostics)
+        kind, given = (
+            _child(entries, *path) for path in (("network", "type"), ("save", "dtype"))
+        )
+        if (
+            given is None
+            and kind is not None
+            and str(kind.value).strip().lower() in ("full", "fullrank")
+        ):
+            place_in(
+                entries, "save", "dtype", replace(kind, value="bfloat16"), diagnostics
+            )
         return entries
 
     def logged_numbers(self) -> Sequence[str]:
@@ -88,10 +112,18 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
             levels = noise_levels(self.validation.timesteps)
         else:
             levels = ()
-        limited = ("keys_scaled", "average_key_norm", "max_key_norm") if self.network.scale_weight_norms else ()
+        limited = (
+            ("keys_scaled", "average_key_norm", "max_key_norm")
+            if self.network.scale_weight_norms
+            else ()
+        )
         scaled = ("loss_scale",) if self.train.dtype == "float16" else ()
         few = ["few_step"] if self.train.few_step_loss else []
-        pairs = (LOSS_OF_PAIRS, LOSS_OF_IMAGES, MARGIN, RIGHT, DISTANCE) if self.train.preference else ()
+        pairs = (
+            (LOSS_OF_PAIRS, LOSS_OF_IMAGES, MARGIN, RIGHT, DISTANCE)
+            if self.train.preference
+            else ()
+        )
         extra = (f"loss/{name}" for name in (*self.train.preservations(), *few))
         of_a_step = (
             "loss",
@@ -108,7 +140,13 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
         else:
             ways = []
         held_out = (HELD_OUT_RIGHT, HELD_OUT_MARGIN) if levels and pairs else ()
-        return (*of_a_step, *([LOSS] if levels else []), *map(loss_at, levels), *ways, *held_out)
+        return (
+            *of_a_step,
+            *([LOSS] if levels else []),
+            *map(loss_at, levels),
+            *ways,
+            *held_out,
+        )
 
     def check(self, job: JobContext) -> Findings:
         """Combinations of keys of several subsections."""
@@ -121,7 +159,8 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
                 yield error("name" if self.name else "network.type", message)
 
     def inputs_digest(self, job: JobContext) -> str:
-        """Digest of the images, as a resume compares them; empty where they cannot be read, which the run reports."""
+        """Digest of the images, as a resume compares them; empty where they cannot be
+        read, which the run reports."""
         from toolkit.plan.diffusion import dataset_digest
 
         return dataset_digest(self)

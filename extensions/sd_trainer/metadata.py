@@ -1,8 +1,11 @@
-"""Metadata in the header of a network file: our own keys, and those that other programs display.
+"""Metadata in the header of a network file: our own keys, and those that other programs
+display.
 
-`ss_*` are the names of kohya-ss' trainers (sd-scripts; musubi-tuner, training/trainer_base.py), `modelspec.*` those of
-the Stability.AI Model Metadata Standard 1.0.0. No dates and no session ids: two runs of one job, one of them
-interrupted, write the same bytes. Never a path, never a secret; `${VAR}` is not expanded.
+`ss_*` are the names of kohya-ss' trainers (sd-scripts; musubi-tuner,
+training/trainer_base.py), `modelspec.*` those of the Stability.AI Model Metadata
+Standard 1.0.0. No dates and no session ids: two runs of one job, one of them
+interrupted, write the same bytes. Never a path, never a secret; `${VAR}` is not
+expanded.
 """
 
 from __future__ import annotations
@@ -46,11 +49,12 @@ def job_metadata(
     plan: RunPlan | None = None,
     spelling: Spelling = STORED,
 ) -> dict[str, str]:
-    """What the headers of all files of a run have in common: the user's own keys first, ours after. Empty with
-    `save.no_metadata`. `LoraWriter.metadata_at` adds the step.
+    """What the headers of all files of a run have in common: the user's own keys first,
+    ours after. Empty with `save.no_metadata`. `LoraWriter.metadata_at` adds the step.
 
-    meta: the job's, unexpanded. name, steps: of the run. plan: of the run, for the datasets. spelling: of the files.
-    `alpha` is what the run was trained with; `ss_network_alpha` is what the file's matrices are scaled with.
+    meta: the job's, unexpanded. name, steps: of the run. plan: of the run, for the
+    datasets. spelling: of the files. `alpha` is what the run was trained with;
+    `ss_network_alpha` is what the file's matrices are scaled with.
     """
     if section.save.no_metadata:
         return {}
@@ -65,13 +69,23 @@ def job_metadata(
         "network_type": section.network.type,
         **_size(section),
         "trigger_word": section.as_written(section.trigger_word, "trigger_word"),
-        # Scalars as Python writes them (`True`, `None`): so do kohya-ss' trainers, and their readers expect it.
-        **{f"ss_{key}": value if isinstance(value, dict | list) else str(value) for key, value in kohya.items()},
-        **{f"modelspec.{key}": value for key, value in _modelspec(section, meta, name, plan).items()},
+        # Scalars as Python writes them (`True`, `None`): so do kohya-ss' trainers, and
+        # their readers expect it.
+        **{
+            f"ss_{key}": value if isinstance(value, dict | list) else str(value)
+            for key, value in kohya.items()
+        },
+        **{
+            f"modelspec.{key}": value
+            for key, value in _modelspec(section, meta, name, plan).items()
+        },
     }
     header = redact_json({**meta, **ours}, by_key=True)
     # Headers of safetensors hold strings only.
-    return {key: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for key, v in header.items()}
+    return {
+        key: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
+        for key, v in header.items()
+    }
 
 
 def _size(section: DiffusionSection) -> dict[str, Any]:
@@ -81,14 +95,19 @@ def _size(section: DiffusionSection) -> dict[str, Any]:
         return {"full_bf16": section.train.full_bf16}
     without_effect = KINDS[network.type].without_effect
     sizes = {"rank": "linear", "alpha": "linear_alpha"}
-    size = {name: getattr(network, key) for name, key in sizes.items() if key not in without_effect}
+    size = {
+        name: getattr(network, key)
+        for name, key in sizes.items()
+        if key not in without_effect
+    }
     if network.type == "lokr":
         size["lokr_factor"] = network.factor
     return size
 
 
 def _files_of_others(section: DiffusionSection) -> dict[str, Any]:
-    """The LoRA files that were used in the training, by the key of the job, each with the last part of its path."""
+    """The LoRA files that were used in the training, by the key of the job, each with
+    the last part of its path."""
     model = section.model
 
     def named(file: str, *place: str | int) -> str:
@@ -97,10 +116,15 @@ def _files_of_others(section: DiffusionSection) -> dict[str, Any]:
     used: dict[str, Any] = {}
     if model.quantize and model.accuracy_recovery_adapter:
         recovery = model.accuracy_recovery_adapter
-        used["accuracy_recovery_adapter"] = named(recovery, "model", "accuracy_recovery_adapter")
+        used["accuracy_recovery_adapter"] = named(
+            recovery, "model", "accuracy_recovery_adapter"
+        )
     if model.base_loras:
         used["base_loras"] = [
-            {"file": named(lora.path, "model", "base_loras", index, "path"), "multiplier": lora.multiplier}
+            {
+                "file": named(lora.path, "model", "base_loras", index, "path"),
+                "multiplier": lora.multiplier,
+            }
             for index, lora in enumerate(model.base_loras)
         ]
     assistant = section.train.assistant
@@ -110,17 +134,23 @@ def _files_of_others(section: DiffusionSection) -> dict[str, Any]:
     few = section.train.few_step_loss
     if few:
         file = named(few.lora, "train", "few_step_loss", "lora")
-        used["few_step_loss"] = {"file": file, **few.model_dump(mode="json", exclude={"lora"})}
+        used["few_step_loss"] = {
+            "file": file,
+            **few.model_dump(mode="json", exclude={"lora"}),
+        }
     preference = section.train.preference
     if preference:
         used["preference"] = preference.model_dump(mode="json", exclude={"reference"})
         if preference.reference:
-            used["preference"]["reference"] = named(preference.reference, "train", "preference", "reference")
+            used["preference"]["reference"] = named(
+                preference.reference, "train", "preference", "reference"
+            )
     return used
 
 
 def network_module(kind: str) -> str:
-    """`ss_network_module`: one name for each kind of network, whatever file its class is in."""
+    """`ss_network_module`: one name for each kind of network, whatever file its class
+    is in."""
     return f"toolkit.networks.{kind}"
 
 
@@ -136,18 +166,28 @@ def _training(
     train = section.train
     model = section.model
     network = section.network
-    kind = type(getattr(optimizer, "inner", optimizer))  # of `StochasticRoundingOptimizer` the one that is meant
+    kind = type(
+        getattr(optimizer, "inner", optimizer)
+    )  # of `StochasticRoundingOptimizer` the one that is meant
     arguments = redact_json(train.optimizer_params, by_key=True)
     comment = meta.get("training_comment", meta.get("comment"))
     of_network: dict[str, Any] = {"network_module": network_module(network.type)}
     if not network.trains_model:
-        said = {"type", "linear", "linear_alpha", "dropout", "pretrained_lora_path"}  # the last is a path
+        said = {
+            "type",
+            "linear",
+            "linear_alpha",
+            "dropout",
+            "pretrained_lora_path",
+        }  # the last is a path
         is_folded = spelling.folds_alpha and network.type in ("lora", "dora")
         of_network |= {
             "network_dim": network.linear,
             "network_alpha": network.linear if is_folded else network.linear_alpha,
             "network_dropout": network.dropout,
-            "network_args": network.model_dump(mode="json", exclude_defaults=True, exclude=said),
+            "network_args": network.model_dump(
+                mode="json", exclude_defaults=True, exclude=said
+            ),
         }
     return {
         "output_name": section.as_written(name, "name"),
@@ -173,9 +213,12 @@ def _training(
 
 
 def _datasets(plan: RunPlan, section: DiffusionSection) -> dict[str, Any]:
-    """The folders; their names by the last part of the path as written; and the uses per epoch by bucket size."""
+    """The folders; their names by the last part of the path as written; and the uses
+    per epoch by bucket size."""
     written = {
-        dataset.folder_path: section.as_written(dataset.folder_path, "datasets", index, "folder_path")
+        dataset.folder_path: section.as_written(
+            dataset.folder_path, "datasets", index, "folder_path"
+        )
         for index, dataset in enumerate(section.datasets)
         if dataset.folder_path
     }
@@ -183,15 +226,22 @@ def _datasets(plan: RunPlan, section: DiffusionSection) -> dict[str, Any]:
     dirs: dict[str, dict[str, int]] = {}
     uses = Counter[tuple[int, int]]()
     for number, folder in enumerate(plan.datasets, 1):
-        name = _last_part(written.get(folder.folder, folder.folder)) or f"dataset {number}"
+        name = (
+            _last_part(written.get(folder.folder, folder.folder)) or f"dataset {number}"
+        )
         folders.append(
             {
                 "name": name,
                 "num_repeats": folder.repeats,
                 "num_images": folder.images,
                 "is_reg": folder.is_reg,
-                "references": {str(count): images for count, images in folder.references.items()},
-                "buckets": [[bucket.width, bucket.height, bucket.images] for bucket in folder.buckets],
+                "references": {
+                    str(count): images for count, images in folder.references.items()
+                },
+                "buckets": [
+                    [bucket.width, bucket.height, bucket.images]
+                    for bucket in folder.buckets
+                ],
             }
         )
         unique = name
@@ -205,20 +255,32 @@ def _datasets(plan: RunPlan, section: DiffusionSection) -> dict[str, Any]:
     buckets = [{"resolution": list(size), "count": uses[size]} for size in sorted(uses)]
     return {
         "num_train_items": plan.samples_per_epoch,
-        "num_reg_images": sum(folder.samples for folder in plan.datasets if folder.is_reg),
+        "num_reg_images": sum(
+            folder.samples for folder in plan.datasets if folder.is_reg
+        ),
         "num_batches_per_epoch": plan.micro_batches_per_epoch,
         "num_epochs": ceil(plan.epochs),
         "datasets": folders,
         "dataset_dirs": dirs,
-        "bucket_info": {"buckets": {str(number): bucket for number, bucket in enumerate(buckets)}},
+        "bucket_info": {
+            "buckets": {str(number): bucket for number, bucket in enumerate(buckets)}
+        },
     }
 
 
 def _resolution(section: DiffusionSection, plan: RunPlan | None) -> tuple[int, int]:
-    """The largest size of the datasets; the largest bucket where all images are much smaller, as none is enlarged."""
-    largest = max((size for dataset in section.datasets for size in dataset.resolution), key=area_of)
+    """The largest size of the datasets; the largest bucket where all images are much
+    smaller, as none is enlarged."""
+    largest = max(
+        (size for dataset in section.datasets for size in dataset.resolution),
+        key=area_of,
+    )
     if plan:
-        buckets = [(each.width, each.height) for folder in plan.datasets for each in folder.buckets]
+        buckets = [
+            (each.width, each.height)
+            for folder in plan.datasets
+            for each in folder.buckets
+        ]
     else:
         buckets = []
     trained = max(buckets, key=prod, default=sides_of(largest))
@@ -227,8 +289,11 @@ def _resolution(section: DiffusionSection, plan: RunPlan | None) -> tuple[int, i
     return sides_of(largest)
 
 
-def _modelspec(section: DiffusionSection, meta: Mapping[str, Any], name: str, plan: RunPlan | None) -> dict[str, Any]:
-    """The standard's `date` is left out (see above), and `prediction_type`, which has no value for flow matching."""
+def _modelspec(
+    section: DiffusionSection, meta: Mapping[str, Any], name: str, plan: RunPlan | None
+) -> dict[str, Any]:
+    """The standard's `date` is left out (see above), and `prediction_type`, which has
+    no value for flow matching."""
     architecture, implementation = family_for(section.model).modelspec
     network = section.network
     train = section.train
@@ -237,14 +302,22 @@ def _modelspec(section: DiffusionSection, meta: Mapping[str, Any], name: str, pl
     bounded = train.min_timestep > 0 or train.max_timestep < 1000
     return {
         "sai_model_spec": "1.0.0",
-        "architecture": architecture if network.trains_model else f"{architecture}/{network.type}",
+        "architecture": architecture
+        if network.trains_model
+        else f"{architecture}/{network.type}",
         "implementation": implementation,
         "title": meta.get("title", section.as_written(name, "name")),
         "resolution": f"{width}x{height}",
-        **({"timestep_range": f"{train.min_timestep:g},{train.max_timestep:g}"} if bounded else {}),
+        **(
+            {"timestep_range": f"{train.min_timestep:g},{train.max_timestep:g}"}
+            if bounded
+            else {}
+        ),
         **({"trigger_phrase": trigger} if trigger else {}),
         **{
-            key: ", ".join(map(str, value)) if isinstance(value := meta[key], list) else value
+            key: ", ".join(map(str, value))
+            if isinstance(value := meta[key], list)
+            else value
             for key in _OF_THE_USER
             if key in meta
         },

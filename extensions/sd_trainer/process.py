@@ -1,4 +1,5 @@
-"""`type: sd_trainer`: the trainer of a diffusion model, as a subclass of `jobs.process.trainer.Trainer`."""
+"""`type: sd_trainer`: the trainer of a diffusion model, as a subclass of
+`jobs.process.trainer.Trainer`."""
 
 from __future__ import annotations
 
@@ -22,11 +23,24 @@ from extensions.sd_trainer.setup import (
     load_files_beside,
     load_pretrained_lora,
 )
-from extensions.sd_trainer.writers import LoraWriter, ModelFolderWriter, SingleFileWriter
+from extensions.sd_trainer.writers import (
+    LoraWriter,
+    ModelFolderWriter,
+    SingleFileWriter,
+)
 from jobs.process.image_trainer import ImageTrainer
 from toolkit.config.sections.dataset import LOSS, loss_in
 from toolkit.config.sections.output import SamplePicture
-from toolkit.contracts.data import Batch, BatchSource, BatchSpec, BucketedSample, Cursor, MicroBatch, Sample, Size
+from toolkit.contracts.data import (
+    Batch,
+    BatchSource,
+    BatchSpec,
+    BucketedSample,
+    Cursor,
+    MicroBatch,
+    Sample,
+    Size,
+)
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network import Network
 from toolkit.data.batches.dataloader import BatchLoader, LatentBatch
@@ -70,15 +84,17 @@ ASSISTANT = "train.assistant"
 """Key of the file that is active in training."""
 
 PREFERENCE = "train.preference"
-"""Key of the file that the reference of `PreferenceStep` has in the place of the network."""
+"""Key of the file that the reference of `PreferenceStep` has in the place of the
+network."""
 
 FEW_STEP_LOSS = "train.few_step_loss"
-"""Key of the file that is active in the micro-batches of `FewStepMixture`, instead of the assistant."""
+"""Key of the file that is active in the micro-batches of `FewStepMixture`, instead of
+the assistant."""
 
 
 class SdTrainerProcess(ImageTrainer):
-    """Trains a network, or the model itself, on folders of images or a stream of shards; README.md lists its output
-    files."""
+    """Trains a network, or the model itself, on folders of images or a stream of
+    shards; README.md lists its output files."""
 
     section: SdTrainerConfig
     planner_class = SdPlanner
@@ -116,18 +132,30 @@ class SdTrainerProcess(ImageTrainer):
         return memory_advice(self.section)
 
     def scan(self) -> ImageData:
-        if any(self.planner.without_model()):  # the sizes of images are those of its family
-            self.process_group.run_on_rank0_then_barrier(lambda: checked_family(self.section.model))
-        if any(dataset.from_base for dataset in self.section.datasets):  # the images are known by the model's files
-            self.process_group.run_on_rank0_then_barrier(lambda: model_folder(self.section.model))
+        if any(
+            self.planner.without_model()
+        ):  # the sizes of images are those of its family
+            self.process_group.run_on_rank0_then_barrier(
+                lambda: checked_family(self.section.model)
+            )
+        if any(
+            dataset.from_base for dataset in self.section.datasets
+        ):  # the images are known by the model's files
+            self.process_group.run_on_rank0_then_barrier(
+                lambda: model_folder(self.section.model)
+            )
         found = super().scan()
         if self.section.train.assistant:
-            self.process_group.run_on_rank0_then_barrier(lambda: bring_assistant(self.section))
+            self.process_group.run_on_rank0_then_barrier(
+                lambda: bring_assistant(self.section)
+            )
             bring_assistant(self.section)  # another machine has a hub cache of its own
         return found
 
     def refuse(self) -> None:
-        check_device(self.section.device, model_bytes(self.section.model))  # first: the memory is that of the device
+        check_device(
+            self.section.device, model_bytes(self.section.model)
+        )  # first: the memory is that of the device
         checked_family(self.section.model)
         super().refuse()
 
@@ -140,25 +168,36 @@ class SdTrainerProcess(ImageTrainer):
     def check_base(self) -> None:
         hashes = base_hashes(self.section.model)
         # Each machine may have a copy of its own.
-        self.process_group.assert_equal_across_ranks({f"the model's {part}": hashes[part][:12] for part in hashes})
+        self.process_group.assert_equal_across_ranks(
+            {f"the model's {part}": hashes[part][:12] for part in hashes}
+        )
         self.resumption.check_base(hashes)
 
     # ------------------------------------------------------------ model and data
 
     def open_model(self) -> None:
-        section, train, device, group = self.section, self.section.train, self.device, self.process_group
+        section, train, device, group = (
+            self.section,
+            self.section.train,
+            self.device,
+            self.process_group,
+        )
         self.check_base()
         if self.resumption.state:
             self.pretrained = None
         else:
             self.pretrained = load_pretrained_lora(section)
-        check_backend(train.compile, device, section.model.qtype if section.model.quantize else "")
+        check_backend(
+            train.compile, device, section.model.qtype if section.model.quantize else ""
+        )
         self.files = load_files_beside(section)
         configure_cuda(device, train.cuda_allow_tf32, train.cuda_cudnn_benchmark)
         dtype = DTYPES[train.dtype]
         sharing = None
         if self._is_sharded:
-            sharing = shard_block_fn(device, dtype, group.world_size, group.run_collective)
+            sharing = shard_block_fn(
+                device, dtype, group.world_size, group.run_collective
+            )
         settings = self._as_planned().model
         weights = DTYPES[section.weights_dtype()]
         self.model = load_base_model(
@@ -177,13 +216,18 @@ class SdTrainerProcess(ImageTrainer):
         """The section with the modulation table that `auto` became in the plan."""
         if self.plan.memory is None:
             return self.section
-        model = self.section.model.model_copy(update={"modulation_table": self.plan.memory.modulation_table})
+        model = self.section.model.model_copy(
+            update={"modulation_table": self.plan.memory.modulation_table}
+        )
         return self.section.model_copy(update={"model": model})
 
     @property
     def _is_sharded(self) -> bool:
         """Whether the model is sharded over the ranks."""
-        return self.section.train.parallel == "fsdp" and not self.process_group.is_single_process
+        return (
+            self.section.train.parallel == "fsdp"
+            and not self.process_group.is_single_process
+        )
 
     def encode(self) -> None:
         if self._is_sharded:
@@ -193,28 +237,40 @@ class SdTrainerProcess(ImageTrainer):
     def pictures(self) -> Sequence[SamplePicture]:
         return self.section.all_pictures()
 
-    # ------------------------------------------------------------ what is trained, and the callbacks
+    # ------------------------------------------------------------ what is trained, and
+    # the callbacks
 
     def attach(self) -> None:
         self.others = load_other_models(self.section, self.model)
-        self.network = attach_network(self.section, self.model, self.seed, self.pretrained)
+        self.network = attach_network(
+            self.section, self.model, self.seed, self.pretrained
+        )
         dtype = DTYPES[self.section.train.dtype]
-        self.beside = NamedAdapters(self.model.network_module, self.files, self.device, dtype)
+        self.beside = NamedAdapters(
+            self.model.network_module, self.files, self.device, dtype
+        )
         self.files.clear()  # the layers have what they need of them
         self.beside.activate(ASSISTANT if self.section.train.assistant else "")
         if self._is_sharded:
             enable_forward_prefetch(self.model.blocks())
-        # A run that began compiled goes on so, whatever compiling takes now: its results stay those of one run.
+        # A run that began compiled goes on so, whatever compiling takes now: its
+        # results stay those of one run.
         if self.resumption.ran_compiled:
             against_compiling = ""
         else:
             against_compiling = self.plan.against_compiling
-        self.block_runner = build_block_runner(self.section, self.model, self.device, against_compiling)
+        self.block_runner = build_block_runner(
+            self.section, self.model, self.device, against_compiling
+        )
         sharded = self.network.sharded_params()
-        self.process_group.broadcast([p for name, p in self.network.parameters().items() if name not in sharded])
+        self.process_group.broadcast(
+            [p for name, p in self.network.parameters().items() if name not in sharded]
+        )
         steps = self.plan.optimizer_steps
         few = self.section.train.few_step_loss
-        self.roles = build_roles(self.section, self.network, steps, self.seed, self.process_group)
+        self.roles = build_roles(
+            self.section, self.network, steps, self.seed, self.process_group
+        )
         if few:
             self.teacher = Teacher(self.roles[NETWORK], few.first_step(steps))
         else:
@@ -222,22 +278,27 @@ class SdTrainerProcess(ImageTrainer):
         self.make_base_images(self._generate_by_base)
 
     def _generate_by_base(self, sampler: Sampler, index: int) -> Image.Image:
-        """An image of the model as it was loaded: no network, no assistant. Nothing is trained yet."""
+        """An image of the model as it was loaded: no network, no assistant. Nothing is
+        trained yet."""
         with self.network.disabled(), self.deployed():
             return self.programs.whole(sampler.generate, index)
 
     @contextmanager
     def deployed(self, file: str = "") -> Iterator[None]:
-        """Inside the block the model is as it will be used: no dropout, no assistant, with this file beside it, or the
-        weights of this other model."""
+        """Inside the block the model is as it will be used: no dropout, no assistant,
+        with this file beside it, or the weights of this other model."""
         with self.network.inference(), self.beside.using(file), self.others.using(file):
             yield
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside the block the model is what `train.preference` compares the network with."""
+        """Inside the block the model is what `train.preference` compares the network
+        with."""
         has_file = PREFERENCE in self.section.files_beside()
-        with self.network.disabled(), self.beside.using(PREFERENCE) if has_file else nullcontext():
+        with (
+            self.network.disabled(),
+            self.beside.using(PREFERENCE) if has_file else nullcontext(),
+        ):
             yield
 
     def weights_writer(self) -> PrepareNetwork:
@@ -247,12 +308,25 @@ class SdTrainerProcess(ImageTrainer):
         steps = self.plan.optimizer_steps
         newest = family_for(self.section.model).lora_spelling
         spelling = SPELLINGS[self.resumption.record_spelling(newest, STORED.name)]
-        metadata = job_metadata(self.section, self.meta, self.name, steps, self.seed, optimizer, self.plan, spelling)
+        metadata = job_metadata(
+            self.section,
+            self.meta,
+            self.name,
+            steps,
+            self.seed,
+            optimizer,
+            self.plan,
+            spelling,
+        )
         writer = kind(self.network, self.section, metadata, spelling)
-        controlled = {bool(item.sample.control_images) for item in self.data.items} or {False}
+        controlled = {bool(item.sample.control_images) for item in self.data.items} or {
+            False
+        }
         edits = True in controlled
         plain = False in controlled
-        writer.at_end = partial(write_workflows, section=self.section, edits=edits, plain=plain)
+        writer.at_end = partial(
+            write_workflows, section=self.section, edits=edits, plain=plain
+        )
         return writer.snapshot
 
     def validation(self) -> Validation | None:
@@ -292,12 +366,21 @@ class SdTrainerProcess(ImageTrainer):
                 return generate(index)
 
         prompts = sampler.prompts
-        texts = [f"{p.prompt} [{p.deployment}, {p.steps} steps]" if p.deployment else p.prompt for p in prompts]
+        texts = [
+            f"{p.prompt} [{p.deployment}, {p.steps} steps]"
+            if p.deployment
+            else p.prompt
+            for p in prompts
+        ]
         if self.section.sample:
             of_each_set = len(self.section.sample.all_items())
         else:
             of_each_set = 0
-        ways = {index: prompt.deployment for index, prompt in enumerate(prompts) if prompt.deployment}
+        ways = {
+            index: prompt.deployment
+            for index, prompt in enumerate(prompts)
+            if prompt.deployment
+        }
         if self.section.sample:
             in_many = len(self.section.sample.samples)
         else:
@@ -309,12 +392,28 @@ class SdTrainerProcess(ImageTrainer):
             survival = SurvivalScores(pairs, without_network)
         else:
             survival = None
-        layers = {index: prompt.layers for index, prompt in enumerate(prompts) if prompt.layers}
-        samples = Samples(generate, texts, drift=sampler.drift, deployments=ways, layers=layers, survival=survival)
+        layers = {
+            index: prompt.layers
+            for index, prompt in enumerate(prompts)
+            if prompt.layers
+        }
+        samples = Samples(
+            generate,
+            texts,
+            drift=sampler.drift,
+            deployments=ways,
+            layers=layers,
+            survival=survival,
+        )
         first = self.section.first_sample
         if first is None:
             return samples
-        return replace(samples, texts=texts[:of_each_set], first=texts[of_each_set:], first_format=first.format)
+        return replace(
+            samples,
+            texts=texts[:of_each_set],
+            first=texts[of_each_set:],
+            first_format=first.format,
+        )
 
     def build_run(self) -> Run:
         run = super().build_run()
@@ -323,52 +422,73 @@ class SdTrainerProcess(ImageTrainer):
             install_command_handler(WorkerContext(self.model, self.network, run))
         return run
 
-    # ------------------------------------------------------------ the loop, and what an extension adds to it
+    # ------------------------------------------------------------ the loop, and what an
+    # extension adds to it
 
     def extra_prompts(self, sample: Sample) -> Mapping[str, str]:
-        """Further prompts of a sample by name, the same names for all. Their embeddings, with the control images of the
-        sample, are cached as captions are and come with each batch (`LatentBatch.extra_prompts`)."""
+        """Further prompts of a sample by name, the same names for all. Their
+        embeddings, with the control images of the sample, are cached as captions are
+        and come with each batch (`LatentBatch.extra_prompts`)."""
         train = self.section.train
         prompts = dict[str, str]()
         if train.preservations():
-            prompts = train.preserved_prompts(sample.caption, self.section.trigger_words())
+            prompts = train.preserved_prompts(
+                sample.caption, self.section.trigger_words()
+            )
         few = train.few_step_loss
         if few:
             prompts[NEGATIVE] = few.neg or self.model.family.empty_negative
         return prompts
 
     def make_step(self) -> FlowMatchingStep:
-        """The step of the loop. An extension adds to its `extra_losses`, or returns one of its own class."""
+        """The step of the loop. An extension adds to its `extra_losses`, or returns one
+        of its own class."""
         train = self.section.train
         uses = self.plan.samples_per_epoch
-        named = {**FlowSettings.named_in(train), "noise_levels": train.noise_levels_per_sample}
+        named = {
+            **FlowSettings.named_in(train),
+            "noise_levels": train.noise_levels_per_sample,
+        }
         make: Callable[..., FlowMatchingStep] = FlowMatchingStep
         few = train.few_step_loss
         if few:
             teacher = self.teacher
             if teacher:
-                with_lora, alone = (partial(self.beside.using, name) for name in (FEW_STEP_LOSS, ""))
-                mixture = partial(FewStepMixture, few=few, network=self.network, teacher=teacher)
+                with_lora, alone = (
+                    partial(self.beside.using, name) for name in (FEW_STEP_LOSS, "")
+                )
+                mixture = partial(
+                    FewStepMixture, few=few, network=self.network, teacher=teacher
+                )
                 make = partial(mixture, with_lora=with_lora, alone=alone)
         if train.preference:
             named["noise_levels"] = 1
-            make = partial(PreferenceStep, preference=train.preference, reference=self.reference)
+            make = partial(
+                PreferenceStep, preference=train.preference, reference=self.reference
+            )
         step = make(self.model, self.seed, samples_per_epoch=uses, **named)
         for name, factor in train.preservations().items():
-            step.extra_losses[name] = PriorPreservation(self.model, self.network, name, factor)
+            step.extra_losses[name] = PriorPreservation(
+                self.model, self.network, name, factor
+            )
         return step
 
     def fit(self, run: Run) -> None:
         section = self.section
         dataset = self.dataset
         step = self.make_step()
-        loader = BatchLoader(dataset, self.seed) if isinstance(dataset, EncodedDataset) else dataset
+        loader = (
+            BatchLoader(dataset, self.seed)
+            if isinstance(dataset, EncodedDataset)
+            else dataset
+        )
         source, largest = self.batches(
             run,
             loader,
             partial(_pixels_in_model, self.model),
             section.train.group_by_length,
-            # With low_vram each encoder moves to the device and back: not while a step or a sample is computed.
+            # With low_vram each encoder moves to the device and back: not while a step
+            # or a sample is computed.
             prefetched=not (self.data.stream and section.model.low_vram),
         )
         if self.process_group.is_single_process:
@@ -387,20 +507,31 @@ class SdTrainerProcess(ImageTrainer):
             self.resumption.record_compiled(self.programs.record)
         self.run_loop(run, _Announced(source, step, self._latent_size), step)
 
-    def _choose_checkpointing(self, run: Run, largest: LatentBatch, step: FlowMatchingStep) -> None:
-        """Makes a level of `train.gradient_checkpointing: auto`, by the largest batch; the same on all ranks."""
-        assert self.plan.memory and self.plan.memory.step  # a start plans it in any case
+    def _choose_checkpointing(
+        self, run: Run, largest: LatentBatch, step: FlowMatchingStep
+    ) -> None:
+        """Makes a level of `train.gradient_checkpointing: auto`, by the largest batch;
+        the same on all ranks."""
+        assert (
+            self.plan.memory and self.plan.memory.step
+        )  # a start plans it in any case
         planned = self.plan.memory.step
         compile = self.section.train.compile
         levels = max(step.levels(largest, row) for row in range(len(largest)))
         targets_BCHW = largest.latents_BCHW.repeat_interleave(levels, 0)
-        tokens = self.model.num_tokens(targets_BCHW, largest.prompts, largest.control_latents)
+        tokens = self.model.num_tokens(
+            targets_BCHW, largest.prompts, largest.control_latents
+        )
         by_inductor = self.programs.used and compile.backend == "inductor"
         work = replace(planned.shape, tokens=tokens, compiled=by_inductor)
         self.block_runner.warn_of_slow_attention(work, len(targets_BCHW))
-        remembered = sum(role.state_bytes for role in run.roles.values())  # in a resumed run the optimizer has it
+        remembered = sum(
+            role.state_bytes for role in run.roles.values()
+        )  # in a resumed run the optimizer has it
         needed = max(0, planned.optimizer - remembered) + planned.beside
-        self.block_runner.choose_checkpointing(work, needed, self.process_group.all_gather_object)
+        self.block_runner.choose_checkpointing(
+            work, needed, self.process_group.all_gather_object
+        )
 
     def _latent_size(self, spec: BatchSpec) -> Size:
         if isinstance(self.dataset, StreamLatents):
@@ -408,19 +539,26 @@ class SdTrainerProcess(ImageTrainer):
         return self.model.family.latent_size(self.data.items[spec.items[0]].crop.bucket)
 
     def _measure_memory(self, run: Run) -> None:
-        """Compares the peak of the first step with the estimate, where memory can be measured."""
+        """Compares the peak of the first step with the estimate, where memory can be
+        measured."""
         section = self.section
         planned = self._as_planned()
         on_gpu = self.device.type == "cuda"
         # On the CPU the peak is that of the whole process so far.
         phases = [] if on_gpu else ["encoding", "loading", GENERATING]
-        if (section.sample or section.first_sample) and section.draws_first() and not section.train.disable_sampling:
+        if (
+            (section.sample or section.first_sample)
+            and section.draws_first()
+            and not section.train.disable_sampling
+        ):
             phases.append("sampling")
 
         def predict(resumed: bool) -> int:
             machine = Machine("cuda" if on_gpu else "cpu")
             groups = groups_of(section, self.data)
-            plan = plan_memory(planned, groups, machine, self.block_runner.level, self.programs.used)
+            plan = plan_memory(
+                planned, groups, machine, self.block_runner.level, self.programs.used
+            )
             return plan.allocated("training" if resumed else "first step", *phases)
 
         run.callbacks = [*run.callbacks, *memory_check(predict, self.device)]
@@ -443,7 +581,8 @@ class _Announced:
 
 
 def _pixels_in_model(model: DiffusionModel, item: BucketedSample) -> int:
-    """Pixels of an item in the transformer, control images taken as square: a measure of its memory."""
+    """Pixels of an item in the transformer, control images taken as square: a measure
+    of its memory."""
     bucket = item.crop.bucket
     layers = len(item.sample.layers)
     references = len(item.sample.control_images) or min(layers, 1)

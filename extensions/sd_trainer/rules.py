@@ -1,8 +1,10 @@
-"""What an `sd_trainer` section rules out, and what has no effect in it. Imports no torch.
+"""What an `sd_trainer` section rules out, and what has no effect in it. Imports no
+torch.
 
-To add a check, add an `if` to the group that it belongs to: `error` stops the job, `warning` is printed, `unused` of a
-section warns of keys that nothing reads. Write each message on a line of its own, so that a search for its words finds
-it. What concerns one subsection alone stands in the `check` of that section.
+To add a check, add an `if` to the group that it belongs to: `error` stops the job,
+`warning` is printed, `unused` of a section warns of keys that nothing reads. Write each
+message on a line of its own, so that a search for its words finds it. What concerns one
+subsection alone stands in the `check` of that section.
 """
 
 from __future__ import annotations
@@ -17,7 +19,12 @@ from toolkit.config.reading.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.config.reading.findings import Findings, below, error, warning
 from toolkit.config.sections.dataset import LOSS, MASKS, sides_of
 from toolkit.config.sections.model import QTYPE_SPELLINGS
-from toolkit.config.sections.model_files import INDEX, ModelFolder, near_id, single_files
+from toolkit.config.sections.model_files import (
+    INDEX,
+    ModelFolder,
+    near_id,
+    single_files,
+)
 from toolkit.config.sections.output import SampleConfig, SampleItem
 from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.network_kinds import KINDS
@@ -46,8 +53,9 @@ MIN_BLOCKS_TO_SWAP = 3
 """Two swapped blocks have buffers on the device, so fewer than this save nothing."""
 
 REDRAWS_DROPOUT = ("eager", "eager_debug", "eager_noexcept", "pre_dispatch_eager")
-"""Compilers with which a recomputed block samples dropout again, so that its gradients are wrong
-(torch/_higher_order_ops/wrap.py, `divide_kwargs`: the others make the random numbers part of the program)."""
+"""Compilers with which a recomputed block samples dropout again, so that its gradients
+are wrong (torch/_higher_order_ops/wrap.py, `divide_kwargs`: the others make the random
+numbers part of the program)."""
 
 HIGHEST_LR = {
     **dict.fromkeys(
@@ -58,20 +66,26 @@ HIGHEST_LR = {
     "muon": 0.1,
     **dict.fromkeys(("prodigy", "prodigyplus", "prodigy_adv"), 10),
 }  # fmt: skip
-"""Optimizer -> learning rate above which a typing error, or the rate of another optimizer, is likely."""
+"""Optimizer -> learning rate above which a typing error, or the rate of another
+optimizer, is likely."""
 
 ADAPTER_LR = 5e-4
-"""Learning rate above which an adapter of a large model tends to burn (docs/first_character.md)."""
+"""Learning rate above which an adapter of a large model tends to burn
+(docs/first_character.md)."""
 
-TYPE_IN_A_NAME = re.compile(r"(?<![a-z0-9])(?:q?u?int[2-8]|q?float8|fp8|nf4|nvfp4)(?![a-z0-9])")
+TYPE_IN_A_NAME = re.compile(
+    r"(?<![a-z0-9])(?:q?u?int[2-8]|q?float8|fp8|nf4|nvfp4)(?![a-z0-9])"
+)
 
 
 def findings(s: DiffusionSection) -> Findings:
-    """All checks of several subsections together; those of a feature only where the job uses it."""
+    """All checks of several subsections together; those of a feature only where the job
+    uses it."""
     train = s.train
     used: dict[Callable[[DiffusionSection], Findings], object] = {
         _files_beside: s.files_beside() or s.deployments(),
-        _preservation: train.diff_output_preservation or train.blank_prompt_preservation,
+        _preservation: train.diff_output_preservation
+        or train.blank_prompt_preservation,
         _preference: train.preference,
         _modulation_table: s.model.modulation_table is True,
         _unseen_sizes: (s.model.files_folder() / NEW_MODEL).is_file(),
@@ -102,37 +116,64 @@ def _model_or_adapter(s: DiffusionSection) -> Findings:
     if network.trains_model:
         if model.quantize:
             message = (
-                "network.type 'full' trains the weights, and quantized weights cannot be trained. Set it to false."
+                "network.type 'full' trains the weights, and quantized weights "
+                "cannot be trained. Set it to false."
             )
             yield error("model.quantize", message)
         if network.pretrained_lora_path is not None:
-            yield error("network.pretrained_lora_path", "network.type 'full' has no adapter to initialise. Remove it.")
-        if model.blocks_to_swap and (not train.fused_backward_pass or train.gradient_accumulation > 1):
+            yield error(
+                "network.pretrained_lora_path",
+                "network.type 'full' has no adapter to initialise. Remove it.",
+            )
+        if model.blocks_to_swap and (
+            not train.fused_backward_pass or train.gradient_accumulation > 1
+        ):
             message = "blocks that are trained can be swapped only where each is updated in the backward pass."
             remedy = "Set train.fused_backward_pass: true and train.gradient_accumulation: 1, or blocks_to_swap: 0."
             yield error("model.blocks_to_swap", f"{message} {remedy}")
         if network.scale_weight_norms:
-            yield error("network.scale_weight_norms", "network.type 'full' has no adapter to limit. Remove it.")
+            yield error(
+                "network.scale_weight_norms",
+                "network.type 'full' has no adapter to limit. Remove it.",
+            )
         for key in ("linear", "linear_alpha", "dropout", "rank_dropout", "module_dropout", "loraplus_lr_ratio",
                     "scale_weight_norms"):  # fmt: skip
             if key in network.model_fields_set:
-                yield warning(f"network.{key}", "has no effect: network.type 'full' trains the model itself.")
+                yield warning(
+                    f"network.{key}",
+                    "has no effect: network.type 'full' trains the model itself.",
+                )
     else:
         if train.full_bf16:
-            yield error("train.full_bf16", "needs 'network: {type: full}': adapter weights are always float32.")
+            yield error(
+                "train.full_bf16",
+                "needs 'network: {type: full}': adapter weights are always float32.",
+            )
         if network.linear_alpha == 0 and not KINDS[network.type].library_class:
             yield warning("network.linear_alpha", "0 disables the adapter.")
         if network.dropout == 1:
-            yield warning("network.dropout", "1 zeroes every input of the adapter, so nothing is learned.")
+            yield warning(
+                "network.dropout",
+                "1 zeroes every input of the adapter, so nothing is learned.",
+            )
     if network.loraplus_lr_ratio not in (0, 1) and not KINDS[network.type].up_names:
         message = f"network.type '{network.type}' has no up matrix to train at a higher rate. Remove it."
         yield error("network.loraplus_lr_ratio", message)
 
 
 def _weight_files(s: DiffusionSection) -> Findings:
-    files = {f"model.base_loras.{index}.path": lora.path for index, lora in enumerate(s.model.base_loras)}
-    ends = {"train.assistant": ".path", "train.few_step_loss": ".lora", "train.preference": ".reference"}
-    files |= {key + ends.get(key, ""): file for key, (file, _) in s.files_beside().items()}
+    files = {
+        f"model.base_loras.{index}.path": lora.path
+        for index, lora in enumerate(s.model.base_loras)
+    }
+    ends = {
+        "train.assistant": ".path",
+        "train.few_step_loss": ".lora",
+        "train.preference": ".reference",
+    }
+    files |= {
+        key + ends.get(key, ""): file for key, (file, _) in s.files_beside().items()
+    }
     files["network.pretrained_lora_path"] = s.network.pretrained_lora_path or ""
     files["model.accuracy_recovery_adapter"] = s.model.accuracy_recovery_adapter or ""
     for key, path in files.items():
@@ -147,13 +188,21 @@ def _weight_files(s: DiffusionSection) -> Findings:
         encoders = given.keys() - {"transformer"}
         if encoders:
             remedy = "Put the weights there, or set save.layout: single_file."
-            message = f"network.type 'full' saves the encoders of the model folder. {remedy}"
-            yield from (error(f"model.{part}_path", message) for part in sorted(encoders))
+            message = (
+                f"network.type 'full' saves the encoders of the model folder. {remedy}"
+            )
+            yield from (
+                error(f"model.{part}_path", message) for part in sorted(encoders)
+            )
 
 
 def weight_file_findings(s: DiffusionSection, key: str, path: str) -> Findings:
     """What a LoRA file says against the model that it is for."""
-    from toolkit.models.adapter_origin import origin_findings, unreadable, width_findings
+    from toolkit.models.adapter_origin import (
+        origin_findings,
+        unreadable,
+        width_findings,
+    )
 
     fault = unreadable(path)
     if fault:
@@ -166,19 +215,24 @@ def weight_file_findings(s: DiffusionSection, key: str, path: str) -> Findings:
 
 
 def _files_beside(s: DiffusionSection) -> Findings:
-    """LoRA files that are active beside the network, where there is none, or where they cannot be switched."""
+    """LoRA files that are active beside the network, where there is none, or where they
+    cannot be switched."""
     sharded = s.train.parallel == "fsdp" and read_distributed_env().world_size > 1
     for key in dict.fromkeys((*s.files_beside(), *s.deployments())):
         if s.network.trains_model:
             message = "network.type 'full' trains the weights that this file changes. Remove it, or train an adapter."
             yield error(key, message)
         elif sharded:
-            yield error(key, "is not supported with 'parallel: fsdp'. Remove it, or use 'parallel: ddp'.")
+            yield error(
+                key,
+                "is not supported with 'parallel: fsdp'. Remove it, or use 'parallel: ddp'.",
+            )
     yield from _other_models(s)
 
 
 def _other_models(s: DiffusionSection) -> Findings:
-    """Models of `sample.also` that are of another family, or whose weights cannot be exchanged with the model's."""
+    """Models of `sample.also` that are of another family, or whose weights cannot be
+    exchanged with the model's."""
     own = _family(s)
     if not own:
         return
@@ -195,15 +249,28 @@ def _other_models(s: DiffusionSection) -> Findings:
         if not other:
             continue
         is_distilled = other.sample_sigmas != own.sample_sigmas
-        if other.arch != own.arch or (other.title != own.title and not is_distilled):  # 2511 computes unlike 2509
-            yield error(key, f"{way.model} is {other.title}, which {own.title} does not compute. Give one of its kind.")
+        if other.arch != own.arch or (
+            other.title != own.title and not is_distilled
+        ):  # 2511 computes unlike 2509
+            yield error(
+                key,
+                f"{way.model} is {other.title}, which {own.title} does not compute. Give one of its kind.",
+            )
         if s.model.blocks_to_swap:
-            yield error(key, "is not supported with 'model.blocks_to_swap'. Remove one of them.")
+            yield error(
+                key, "is not supported with 'model.blocks_to_swap'. Remove one of them."
+            )
         tabulated = own.footprint(s.model.files_folder()).modulation_layers
         if tabulated and s.model.modulation_table is not False:
-            yield error(key, "needs 'model.modulation_table: false'. Set it, or remove this entry.")
+            yield error(
+                key,
+                "needs 'model.modulation_table: false'. Set it, or remove this entry.",
+            )
         for what, message in unlike_distilled(other, way.steps, way.cfg):
-            yield warning(f"{key.removesuffix('model')}{'steps' if what == 'steps' else 'cfg'}", message)
+            yield warning(
+                f"{key.removesuffix('model')}{'steps' if what == 'steps' else 'cfg'}",
+                message,
+            )
 
 
 def _optimizer(s: DiffusionSection) -> Findings:
@@ -215,16 +282,25 @@ def _optimizer(s: DiffusionSection) -> Findings:
             else:
                 why = "may need all gradients"
             remedy = f"Use {', '.join(PER_PARAMETER_OPTIMIZERS)}."
-            yield error(f"train.{key}", f"updates one parameter at a time, but {optimizer} {why}. {remedy}")
+            yield error(
+                f"train.{key}",
+                f"updates one parameter at a time, but {optimizer} {why}. {remedy}",
+            )
     if train.fused_backward_pass and train.dtype == "float16":
         message = "does not work with 'dtype: float16', which checks all gradients before it applies any. Use bf16."
         yield error("train.fused_backward_pass", message)
     if requires_single_lr(optimizer) and network.loraplus_lr_ratio not in (0, 1):
         message = f"optimizer '{optimizer}' adapts one learning rate for all weights. Remove this key, or use 'adamw'."
         yield error("network.loraplus_lr_ratio", message)
-    if train.is_schedule_free and network.scale_weight_norms and not network.trains_model:
+    if (
+        train.is_schedule_free
+        and network.scale_weight_norms
+        and not network.trains_model
+    ):
         message = f"optimizer '{optimizer}' saves averaged weights, which the limit would not cover."
-        yield error("network.scale_weight_norms", f"{message} Remove this key, or use 'adamw'.")
+        yield error(
+            "network.scale_weight_norms", f"{message} Remove this key, or use 'adamw'."
+        )
     if train.lr == 0:
         yield warning("train.lr", "0 means that nothing is trained.")
     if requires_single_lr(optimizer) and 0 < train.lr < 0.1:
@@ -233,16 +309,28 @@ def _optimizer(s: DiffusionSection) -> Findings:
     if train.lr > HIGHEST_LR.get(optimizer, math.inf):
         message = f"{train.lr:g} is unusually high for {optimizer}; training is likely to diverge."
         yield warning("train.lr", f"{message} A typical value is 1e-4 (prodigy: 1).")
-    elif train.lr > ADAPTER_LR and HIGHEST_LR.get(optimizer) == HIGHEST_LR["adamw"] and not network.trains_model:
+    elif (
+        train.lr > ADAPTER_LR
+        and HIGHEST_LR.get(optimizer) == HIGHEST_LR["adamw"]
+        and not network.trains_model
+    ):
         # An earlier process may make the model, of a size that is not known here.
-        is_here = s.model.files_folder().is_dir() or s.model.name_or_path in published_names()
+        is_here = (
+            s.model.files_folder().is_dir() or s.model.name_or_path in published_names()
+        )
         if is_here and (_blocks(s) or 0) >= LARGE_MODEL_BLOCKS:
             message = f"{train.lr:g} is high for a large model: above {ADAPTER_LR:g} its images tend to burn."
             yield warning("train.lr", f"{message} A typical value is 0.0001 to 0.0002.")
-    # `accelerate launch --mixed_precision`, or its configuration, passes its choice on in a variable.
-    asked = {"fp16": "float16", "bf16": "bfloat16", "no": "float32"}.get(os.getenv("ACCELERATE_MIXED_PRECISION", ""))
+    # `accelerate launch --mixed_precision`, or its configuration, passes its choice on
+    # in a variable.
+    asked = {"fp16": "float16", "bf16": "bfloat16", "no": "float32"}.get(
+        os.getenv("ACCELERATE_MIXED_PRECISION", "")
+    )
     if asked and asked != train.dtype:
-        yield warning("train.dtype", f"{train.dtype} takes precedence over accelerate's --mixed_precision ({asked}).")
+        yield warning(
+            "train.dtype",
+            f"{train.dtype} takes precedence over accelerate's --mixed_precision ({asked}).",
+        )
 
 
 def _preservation(s: DiffusionSection) -> Findings:
@@ -253,7 +341,10 @@ def _preservation(s: DiffusionSection) -> Findings:
         yield error(f"train.{name}", message)
     if "diff_output_preservation" in preserved and not has_trigger:
         message = "replaces the trigger word by its class, but trigger_word is not set."
-        yield error("train.diff_output_preservation", f"{message} Set it, or use 'blank_prompt_preservation'.")
+        yield error(
+            "train.diff_output_preservation",
+            f"{message} Set it, or use 'blank_prompt_preservation'.",
+        )
     if train.diff_output_preservation and not train.diff_output_preservation_class:
         message = "is not set, so the trigger word is removed. Set what it is an example of, such as 'woman'."
         yield warning("train.diff_output_preservation_class", message)
@@ -265,11 +356,20 @@ def _preference(s: DiffusionSection) -> Findings:
         message = "needs the model without its adapter, and network.type 'full' has no adapter. Remove it."
         yield error("train.preference", message)
     if s.streamed:
-        yield error("train.preference", "a stream has no pairs. Give a table of them (docs/preferences.md).")
+        yield error(
+            "train.preference",
+            "a stream has no pairs. Give a table of them (docs/preferences.md).",
+        )
     if train.few_step_loss:
-        yield error("train.few_step_loss", "cannot be combined with 'train.preference'. Remove one of them.")
+        yield error(
+            "train.few_step_loss",
+            "cannot be combined with 'train.preference'. Remove one of them.",
+        )
     if train.preference and train.preference.reference and train.assistant:
-        yield error("train.preference.reference", "cannot be combined with 'train.assistant'. Remove one of them.")
+        yield error(
+            "train.preference.reference",
+            "cannot be combined with 'train.assistant'. Remove one of them.",
+        )
     if train.noise_levels_per_sample not in (1, "auto"):
         message = "a pair has one noise level. Use 1, or leave it out."
         yield error("train.noise_levels_per_sample", message)
@@ -279,15 +379,23 @@ def _schedule(s: DiffusionSection) -> Findings:
     train, scheduler = s.train, s.train.lr_scheduler
     for field, key in KEYS.items():
         if field not in ("warmup", *SCHEDULES[scheduler].uses):
-            yield from below("train", train.unused(key, f": lr_scheduler {scheduler} ignores it."))
+            yield from below(
+                "train", train.unused(key, f": lr_scheduler {scheduler} ignores it.")
+            )
     params = train.lr_scheduler_params
     for param, message in remarks(scheduler, params) if params else ():
         yield warning(f"train.lr_scheduler_params.{param}", message)
     if s.stop_when and 0 < _steps(s) <= s.stop_when.min_steps:
-        yield warning("stop_when.min_steps", f"{s.stop_when.min_steps}: training already ends at step {train.steps}.")
+        yield warning(
+            "stop_when.min_steps",
+            f"{s.stop_when.min_steps}: training already ends at step {train.steps}.",
+        )
     few = train.few_step_loss
     if few and 0 < _steps(s) <= few.first_step(_steps(s)):
-        yield warning("train.few_step_loss.start", f"{few.start:g}: no step is left for it. Lower it.")
+        yield warning(
+            "train.few_step_loss.start",
+            f"{few.start:g}: no step is left for it. Lower it.",
+        )
 
 
 def _steps(s: DiffusionSection) -> int:
@@ -296,18 +404,32 @@ def _steps(s: DiffusionSection) -> int:
 
 
 def _noise_levels(s: DiffusionSection) -> Findings:
-    """Parts of an epoch of unknown length; several noise levels in one pass, with a model that cannot share it."""
-    if s.train.num_timestep_buckets and s.streamed and not s.streamed.webdataset.samples:
-        yield error("train.num_timestep_buckets", "a stream needs 'datasets[0].webdataset.samples' for this. Set both.")
+    """Parts of an epoch of unknown length; several noise levels in one pass, with a
+    model that cannot share it."""
+    if (
+        s.train.num_timestep_buckets
+        and s.streamed
+        and not s.streamed.webdataset.samples
+    ):
+        yield error(
+            "train.num_timestep_buckets",
+            "a stream needs 'datasets[0].webdataset.samples' for this. Set both.",
+        )
     asked = s.train.noise_levels_per_sample
     family = _family(s)
-    if family and asked != "auto" and most_levels(asked) > 1 and not family.shares_prefix:
+    if (
+        family
+        and asked != "auto"
+        and most_levels(asked) > 1
+        and not family.shares_prefix
+    ):
         message = f"in a {family.title} text and control images see the image's noise level. Use 1, or leave it out."
         yield error("train.noise_levels_per_sample", message)
 
 
 def _distilled(s: DiffusionSection) -> Findings:
-    """A model that is made for few steps, trained without an adapter that keeps it so."""
+    """A model that is made for few steps, trained without an adapter that keeps it
+    so."""
     family = _family(s)
     if not family or not family.sample_sigmas:
         return
@@ -323,32 +445,54 @@ def _memory(s: DiffusionSection) -> Findings:
     if blocks is not None and count >= blocks:
         most = blocks - 1 if blocks > MIN_BLOCKS_TO_SWAP else 0  # fewer save no memory
         message = f"{count} is more than the model allows: it has {blocks} blocks, of which one must stay on the GPU."
-        yield error("model.blocks_to_swap", f"{message} Use {f'{most} or fewer' if most else 0}.")
+        yield error(
+            "model.blocks_to_swap",
+            f"{message} Use {f'{most} or fewer' if most else 0}.",
+        )
     if 0 < count < MIN_BLOCKS_TO_SWAP:
         message = f"{count} saves no memory, because two swapped blocks are buffered on the GPU."
-        yield warning("model.blocks_to_swap", f"{message} Use at least {MIN_BLOCKS_TO_SWAP}.")
-    for switch, keys in (("quantize", "qtype accuracy_recovery_adapter"), ("quantize_te", "qtype_te")):
+        yield warning(
+            "model.blocks_to_swap", f"{message} Use at least {MIN_BLOCKS_TO_SWAP}."
+        )
+    for switch, keys in (
+        ("quantize", "qtype accuracy_recovery_adapter"),
+        ("quantize_te", "qtype_te"),
+    ):
         for key in keys.split():
             if key in model.model_fields_set and not getattr(model, switch):
-                yield warning(f"model.{key}", f"has no effect without '{switch}: true'.")
+                yield warning(
+                    f"model.{key}", f"has no effect without '{switch}: true'."
+                )
     if model.quantize and not model.accuracy_recovery_adapter:
         if model.qtype in ("int2", "uint2"):
             message = f"{model.qtype} without an accuracy recovery adapter leaves weights about 50 % off."
-            yield warning("model.qtype", f"{message} Use '{model.qtype}|file' to add one.")
+            yield warning(
+                "model.qtype", f"{message} Use '{model.qtype}|file' to add one."
+            )
     elif model.quantize:
         named = TYPE_IN_A_NAME.findall(model.recovery_name().lower().replace("_", " "))
-        if named and model.qtype not in {QTYPE_SPELLINGS.get(name, name) for name in named}:
+        if named and model.qtype not in {
+            QTYPE_SPELLINGS.get(name, name) for name in named
+        }:
             message = f"was made for {named[0]}, and cannot correct the errors of qtype {model.qtype}."
-            yield warning("model.accuracy_recovery_adapter", f"{message} Remove it, or use one for {model.qtype}.")
+            yield warning(
+                "model.accuracy_recovery_adapter",
+                f"{message} Remove it, or use one for {model.qtype}.",
+            )
 
 
 def _modulation_table(s: DiffusionSection) -> Findings:
     try:
-        tabulated = family_for(s.model).footprint(s.model.files_folder()).modulation_layers
+        tabulated = (
+            family_for(s.model).footprint(s.model.files_folder()).modulation_layers
+        )
     except UserError:  # another rule reports the model
         return
     if not tabulated:
-        yield warning("model.modulation_table", "has no effect: the blocks of this model hold no modulation layers.")
+        yield warning(
+            "model.modulation_table",
+            "has no effect: the blocks of this model hold no modulation layers.",
+        )
 
 
 def _family(s: DiffusionSection) -> ModelFamily | None:
@@ -368,12 +512,26 @@ def _blocks(s: DiffusionSection) -> int | None:
 def _compile(s: DiffusionSection) -> Findings:
     train = s.train
     network = s.network
-    drops = not network.trains_model and (network.dropout or network.rank_dropout or network.module_dropout)
+    drops = not network.trains_model and (
+        network.dropout or network.rank_dropout or network.module_dropout
+    )
     recomputes = train.checkpointing_level() != "none"
-    if train.compile.enabled and train.compile.backend in REDRAWS_DROPOUT and drops and recomputes:
+    if (
+        train.compile.enabled
+        and train.compile.backend in REDRAWS_DROPOUT
+        and drops
+        and recomputes
+    ):
         message = f"'{train.compile.backend}' samples dropout again in a recomputed block, so gradients would be wrong."
-        yield error("train.compile.backend", f"{message} Use inductor or aot_eager, or 'gradient_checkpointing: none'.")
-    if train.compile.enabled and train.compile.fullgraph and network.network_kwargs.constraint:
+        yield error(
+            "train.compile.backend",
+            f"{message} Use inductor or aot_eager, or 'gradient_checkpointing: none'.",
+        )
+    if (
+        train.compile.enabled
+        and train.compile.fullgraph
+        and network.network_kwargs.constraint
+    ):
         message = "cannot be combined with network_kwargs.constraint, which looks at values. Set it to false."
         yield error("train.compile.fullgraph", message)
 
@@ -392,7 +550,11 @@ def _processes(s: DiffusionSection) -> Findings:
     processes = read_distributed_env().world_size
     if read_distributed_env().is_single_process:
         yield from below(
-            "train", train.unused("parallel ddp_timeout", " with one process. Start several with torchrun.")
+            "train",
+            train.unused(
+                "parallel ddp_timeout",
+                " with one process. Start several with torchrun.",
+            ),
         )
         return
     if train.fused_backward_pass:
@@ -402,50 +564,94 @@ def _processes(s: DiffusionSection) -> Findings:
         return
     fsdp = "'train.parallel: fsdp'"
     if train.batch_size > 1:  # items of different sizes need several passes
-        yield error("train.batch_size", f"{train.batch_size}: {fsdp} needs 1. Raise gradient_accumulation instead.")
+        yield error(
+            "train.batch_size",
+            f"{train.batch_size}: {fsdp} needs 1. Raise gradient_accumulation instead.",
+        )
     if s.micro_batches_per_step % processes:
         message = f"{train.gradient_accumulation}: {fsdp} needs a multiple of the number of processes, {processes}."
         yield error("train.gradient_accumulation", message)
     if s.network.trains_model and train.optimizer not in ELEMENTWISE:
         message = f"'{train.optimizer}' may need whole weights, and {fsdp} shards them."
-        yield error("train.optimizer", f"{message} Use one of {', '.join(ELEMENTWISE)}.")
+        yield error(
+            "train.optimizer", f"{message} Use one of {', '.join(ELEMENTWISE)}."
+        )
     if KINDS[s.network.type].needs_base:
         message = f"'{s.network.type}' computes with whole weights, and {fsdp} shards them. Use lora, loha or lokr."
         yield error("network.type", message)
     for key, given, reason in (
-        ("model.quantize", model.quantize, "FSDP2 shards parameters, and quantized weights are not parameters"),
-        ("model.blocks_to_swap", model.blocks_to_swap, "the blocks are already spread over the GPUs"),
-        ("model.modulation_table", model.modulation_table is True, "the table's weights are sharded too"),
-        ("train.compile", train.compile.enabled is True, "compiled blocks do not gather their weights"),
-        ("datasets", any(each.from_base for each in s.datasets), "each process generates its share of the images"),
+        (
+            "model.quantize",
+            model.quantize,
+            "FSDP2 shards parameters, and quantized weights are not parameters",
+        ),
+        (
+            "model.blocks_to_swap",
+            model.blocks_to_swap,
+            "the blocks are already spread over the GPUs",
+        ),
+        (
+            "model.modulation_table",
+            model.modulation_table is True,
+            "the table's weights are sharded too",
+        ),
+        (
+            "train.compile",
+            train.compile.enabled is True,
+            "compiled blocks do not gather their weights",
+        ),
+        (
+            "datasets",
+            any(each.from_base for each in s.datasets),
+            "each process generates its share of the images",
+        ),
     ):
         if given:
-            yield error(key, f"does not work with {fsdp}: {reason}. Remove one of them.")
+            yield error(
+                key, f"does not work with {fsdp}: {reason}. Remove one of them."
+            )
 
 
 def _images(s: DiffusionSection) -> Findings:
     weight = s.train.reg_weight
     regularises = any(dataset.is_reg for dataset in s.datasets)
     if weight != 1 and not regularises:
-        yield warning("train.reg_weight", "has no effect: no dataset has 'is_reg: true'.")
+        yield warning(
+            "train.reg_weight", "has no effect: no dataset has 'is_reg: true'."
+        )
     if weight == 0 and regularises:
-        yield warning("train.reg_weight", "0 means that nothing is learned from regularisation images.")
+        yield warning(
+            "train.reg_weight",
+            "0 means that nothing is learned from regularisation images.",
+        )
     family = _family(s)
     for index, dataset in enumerate(s.datasets):
         key, slots = dataset.references
         of_layers = family is not None and family.stacks_layers
         if dataset.from_base and family and family.min_references:
             message = f"{family.title} edits a given image, and these have none. Give a folder of pairs with"
-            yield error(f"datasets.{index}.from_base", f"{message} 'folder_path' and 'is_reg: true'.")
-        if family and len(slots) > family.max_references and not (dataset.control_optional or of_layers):
-            yield error(f"datasets.{index}.{key}", family.too_many_references(len(slots), key))
+            yield error(
+                f"datasets.{index}.from_base",
+                f"{message} 'folder_path' and 'is_reg: true'.",
+            )
+        if (
+            family
+            and len(slots) > family.max_references
+            and not (dataset.control_optional or of_layers)
+        ):
+            yield error(
+                f"datasets.{index}.{key}", family.too_many_references(len(slots), key)
+            )
 
 
 ABOVE_LAYERS = {
     **dict.fromkeys(
-        ("control_path", "control_suffix", "control_optional"), "the image itself is the only control image"
+        ("control_path", "control_suffix", "control_optional"),
+        "the image itself is the only control image",
     ),
-    **dict.fromkeys(sorted(MASKS), "a mask would be that of one image, and the target is several"),
+    **dict.fromkeys(
+        sorted(MASKS), "a mask would be that of one image, and the target is several"
+    ),
     "background": "layers are trained with their opacity",
     "url": "a stream has no layers",
 }
@@ -453,31 +659,52 @@ ABOVE_LAYERS = {
 
 
 def _layers(s: DiffusionSection) -> Findings:
-    """Keys that a model of layers needs or does not take, and those that only such a model takes."""
+    """Keys that a model of layers needs or does not take, and those that only such a
+    model takes."""
     family = _family(s)
     if family is not None:
-        yield from (_of_layers if family.stacks_layers else _without_layers)(s, family.title)
+        yield from (_of_layers if family.stacks_layers else _without_layers)(
+            s, family.title
+        )
 
 
 def _without_layers(s: DiffusionSection, title: str) -> Findings:
     for index, dataset in enumerate(s.datasets):
         for key in sorted(dataset.model_fields_set & {"layers_path", "layers_suffix"}):
-            yield error(f"datasets.{index}.{key}", f"{title} generates no layers. Remove it.")
+            yield error(
+                f"datasets.{index}.{key}", f"{title} generates no layers. Remove it."
+            )
     for name, sample in (("sample", s.sample), ("first_sample", s.first_sample)):
         places: list[tuple[str, SampleConfig | SampleItem]] = []
         if sample:
             places += [(name, sample)] if "layers" in sample.model_fields_set else []
-            places += [(f"{name}.samples.{index}", item) for index, item in enumerate(sample.samples)]
+            places += [
+                (f"{name}.samples.{index}", item)
+                for index, item in enumerate(sample.samples)
+            ]
         for place, each in places:
-            if each.layers not in (None, 1):  # `--f 1` of musubi-tuner's prompts is one image
-                yield warning(f"{place}.layers", f"has no effect: {title} generates no layers.")
-    yield from below("model", s.model.model_kwargs.unused("composite_target", f": {title} generates no layers."))
+            if each.layers not in (
+                None,
+                1,
+            ):  # `--f 1` of musubi-tuner's prompts is one image
+                yield warning(
+                    f"{place}.layers", f"has no effect: {title} generates no layers."
+                )
+    yield from below(
+        "model",
+        s.model.model_kwargs.unused(
+            "composite_target", f": {title} generates no layers."
+        ),
+    )
 
 
 def _of_layers(s: DiffusionSection, title: str) -> Findings:
     for index, dataset in enumerate(s.datasets):
         for key in sorted(dataset.model_fields_set & ABOVE_LAYERS.keys()):
-            yield error(f"datasets.{index}.{key}", f"does not apply to {title}: {ABOVE_LAYERS[key]}. Remove it.")
+            yield error(
+                f"datasets.{index}.{key}",
+                f"does not apply to {title}: {ABOVE_LAYERS[key]}. Remove it.",
+            )
         if not (dataset.layers_path or dataset.layers_suffix or dataset.url):
             message = f"{title} learns the layers of each image. Give 'layers_path', or 'layers_suffix: _layer'."
             yield error(f"datasets.{index}", message)
@@ -488,14 +715,35 @@ def _of_layers(s: DiffusionSection, title: str) -> Findings:
                 message = f"is required: {title} takes an image apart into layers. Give that image."
                 yield error(f"{place}.ctrl_img", message)
             if item.mask_img:
-                yield error(f"{place}.mask_img", f"does not apply to {title}. Remove it.")
-    for key, given in (("preference", s.train.preference), ("few_step_loss", s.train.few_step_loss)):
+                yield error(
+                    f"{place}.mask_img", f"does not apply to {title}. Remove it."
+                )
+    for key, given in (
+        ("preference", s.train.preference),
+        ("few_step_loss", s.train.few_step_loss),
+    ):
         if given:
-            yield error(f"train.{key}", f"does not apply to {title}: its target is several images. Remove it.")
-    for key in sorted(s.validation.model_fields_set & {"edits", "control_path"}) if s.validation else ():
-        yield error(f"validation.{key}", f"does not apply to {title}: it does not edit its image. Remove it.")
-    for key in sorted(s.model.model_kwargs.model_fields_set & {"match_target_res", "control_resolution"}):
-        yield warning(f"model.model_kwargs.{key}", f"has no effect: {title} sees the image in its own size.")
+            yield error(
+                f"train.{key}",
+                f"does not apply to {title}: its target is several images. Remove it.",
+            )
+    for key in (
+        sorted(s.validation.model_fields_set & {"edits", "control_path"})
+        if s.validation
+        else ()
+    ):
+        yield error(
+            f"validation.{key}",
+            f"does not apply to {title}: it does not edit its image. Remove it.",
+        )
+    for key in sorted(
+        s.model.model_kwargs.model_fields_set
+        & {"match_target_res", "control_resolution"}
+    ):
+        yield warning(
+            f"model.model_kwargs.{key}",
+            f"has no effect: {title} sees the image in its own size.",
+        )
 
 
 def _unseen_sizes(s: DiffusionSection) -> Findings:
@@ -505,21 +753,30 @@ def _unseen_sizes(s: DiffusionSection) -> Findings:
         f"datasets.{index}.resolution": list(map(sides_of, dataset.resolution))
         for index, dataset in enumerate(s.datasets)
     }
-    for key, sides in {**sizes, "sample": [(item.width, item.height) for item in s.sample_pictures()]}.items():
+    for key, sides in {
+        **sizes,
+        "sample": [(item.width, item.height) for item in s.sample_pictures()],
+    }.items():
         note = folder.size_note(sides)
         if note:
             yield warning(key, note)
 
 
 def _first_samples(s: DiffusionSection) -> Findings:
-    """Keys about the first set: those that contradict each other, and those that do nothing."""
+    """Keys about the first set: those that contradict each other, and those that do
+    nothing."""
     train = s.train
     sample = s.sample
     first = s.first_sample
-    wants_none = "skip_first_sample" in train.model_fields_set and not train.skip_first_sample
+    wants_none = (
+        "skip_first_sample" in train.model_fields_set and not train.skip_first_sample
+    )
     asks = {
-        "sample.sample_at_first": sample and sample.sample_at_first and "sample_at_first: true",
-        "train.force_first_sample": train.force_first_sample and "force_first_sample: true",
+        "sample.sample_at_first": sample
+        and sample.sample_at_first
+        and "sample_at_first: true",
+        "train.force_first_sample": train.force_first_sample
+        and "force_first_sample: true",
         "first_sample": first and "first_sample",
         "train.skip_first_sample": wants_none and "skip_first_sample: false",
     }
@@ -529,30 +786,58 @@ def _first_samples(s: DiffusionSection) -> Findings:
         denied = "sample_at_first: false"
     if train.skip_first_sample or (sample and sample.sample_at_first is False):
         for key, asked in [(key, asked) for key, asked in asks.items() if asked][:1]:
-            yield error(key, f"'{asked}' and '{denied}' contradict each other. Remove one of them.")
+            yield error(
+                key,
+                f"'{asked}' and '{denied}' contradict each other. Remove one of them.",
+            )
     if first and not first.samples:
-        yield error("first_sample", "has no prompts, and inherits none from 'sample'. Set 'prompts' or 'samples'.")
-    for key in ("sample_every", "sample_every_n_epochs", "sample_start_step", "sample_at_first"):
-        if first and key in first.model_fields_set and not (key == "sample_every" and first.interval()[1]):
-            yield warning(f"first_sample.{key}", "has no effect: these images are generated once, before step 1.")
+        yield error(
+            "first_sample",
+            "has no prompts, and inherits none from 'sample'. Set 'prompts' or 'samples'.",
+        )
+    for key in (
+        "sample_every",
+        "sample_every_n_epochs",
+        "sample_start_step",
+        "sample_at_first",
+    ):
+        if (
+            first
+            and key in first.model_fields_set
+            and not (key == "sample_every" and first.interval()[1])
+        ):
+            yield warning(
+                f"first_sample.{key}",
+                "has no effect: these images are generated once, before step 1.",
+            )
     if first and first.also:
-        yield error("first_sample.also", "belongs in 'sample': its images are compared over the steps. Move it.")
+        yield error(
+            "first_sample.also",
+            "belongs in 'sample': its images are compared over the steps. Move it.",
+        )
     if train.force_first_sample and not sample:
-        yield warning("train.force_first_sample", "has no effect without a 'sample' section.")
+        yield warning(
+            "train.force_first_sample", "has no effect without a 'sample' section."
+        )
 
 
 def _samples(s: DiffusionSection) -> Findings:
-    """Prompts and sizes that give something else than they say, and steps that the model was not made for."""
+    """Prompts and sizes that give something else than they say, and steps that the
+    model was not made for."""
     family = _family(s)
     for name, section in (("sample", s.sample), ("first_sample", s.first_sample)):
         if section is None:
             continue
         if name == "sample" and not section.samples:
-            yield warning(name, "has no prompts: no images are generated. Give 'prompts'.")
+            yield warning(
+                name, "has no prompts: no images are generated. Give 'prompts'."
+            )
         if section.vae_path:
             yield from _decoder(s, name, section.vae_path)
         items: list[tuple[str, SampleConfig | SampleItem]] = [(name, section)]
-        for key, item in items + [(f"{name}.samples.{i}", item) for i, item in enumerate(section.samples)]:
+        for key, item in items + [
+            (f"{name}.samples.{i}", item) for i, item in enumerate(section.samples)
+        ]:
             for side in ("width", "height"):
                 if family:
                     message = rounded_side(family, getattr(item, side))
@@ -560,18 +845,32 @@ def _samples(s: DiffusionSection) -> Findings:
                         yield warning(f"{key}.{side}", message)
             if not family or not family.sample_sigmas:
                 continue
-            for what, message in unlike_distilled(family, item.sample_steps, item.guidance_scale):
-                yield warning(f"{key}.{'sample_steps' if what == 'steps' else 'guidance_scale'}", message)
+            for what, message in unlike_distilled(
+                family, item.sample_steps, item.guidance_scale
+            ):
+                yield warning(
+                    f"{key}.{'sample_steps' if what == 'steps' else 'guidance_scale'}",
+                    message,
+                )
 
 
 def _decoder(s: DiffusionSection, name: str, path: str) -> Findings:
-    """A VAE for samples where there are none, a second one for the first samples, a file that is not of this model."""
+    """A VAE for samples where there are none, a second one for the first samples, a
+    file that is not of this model."""
     key = f"{name}.vae_path"
     if s.train.disable_sampling or not s.sample_pictures():
-        yield error(key, "there are no samples that it could decode. Remove it, or give prompts.")
+        yield error(
+            key,
+            "there are no samples that it could decode. Remove it, or give prompts.",
+        )
     elif Path(path).expanduser() != s.decoder():
-        yield error(key, "is another one than that of 'sample', which decodes these images too. Remove it.")
-    model = s.model.model_copy(update={"transformer_path": None, "text_encoder_path": None, "vae_path": path})
+        yield error(
+            key,
+            "is another one than that of 'sample', which decodes these images too. Remove it.",
+        )
+    model = s.model.model_copy(
+        update={"transformer_path": None, "text_encoder_path": None, "vae_path": path}
+    )
     for _, fault in single_file_faults(model, s.model.files_folder()):
         yield error(key, fault)
 
@@ -583,14 +882,22 @@ def _validation(s: DiffusionSection) -> Findings:
     if validation is None:
         return
     folder = validation.folder_path is not None
-    if validation.edits and not (validation.control_path if folder else any(d.references[1] for d in s.datasets)):
+    if validation.edits and not (
+        validation.control_path if folder else any(d.references[1] for d in s.datasets)
+    ):
         if folder:
             key = "validation.control_path"
         else:
             key = "datasets[].control_path"
-        yield warning("validation.edits", f"has no effect: no image has a control image. Give {key}.")
+        yield warning(
+            "validation.edits",
+            f"has no effect: no image has a control image. Give {key}.",
+        )
     if validation.folder_path is not None and not s.streamed:
-        folders = (validation.folder_path, *(dataset.folder_path for dataset in s.datasets))
+        folders = (
+            validation.folder_path,
+            *(dataset.folder_path for dataset in s.datasets),
+        )
         first, *others = (Path(folder).expanduser().resolve() for folder in folders)
         if first in others:
             message = f"'{validation.folder_path}' is also trained on: a low loss says nothing about new images."
@@ -600,7 +907,9 @@ def _validation(s: DiffusionSection) -> Findings:
         times = 1 + steps // validation.every if validation.every else 1
         if times < stop.smooth:
             message = f"will never trigger: it needs {stop.smooth} validations, and only {times} run before the end."
-            yield warning("stop_when.smooth", f"{message} Lower it, or 'validation.every'.")
+            yield warning(
+                "stop_when.smooth", f"{message} Lower it, or 'validation.every'."
+            )
 
 
 def _files(s: DiffusionSection) -> Findings:
@@ -616,8 +925,16 @@ def _files(s: DiffusionSection) -> Findings:
         message = f"'merged_lora' needs network.type {' or '.join(MERGED)}; with '{kind}' {why}. Remove it."
         yield error("save.also", message)
     if save.mem_eff_save and not s.network.trains_model:
-        yield warning("save.mem_eff_save", "has no effect without 'network: {type: full}'.")
+        yield warning(
+            "save.mem_eff_save", "has no effect without 'network: {type: full}'."
+        )
     if save.layout == "single_file" and not s.network.trains_model:
-        yield warning("save.layout", "has no effect without 'network: {type: full}': an adapter is one file anyway.")
+        yield warning(
+            "save.layout",
+            "has no effect without 'network: {type: full}': an adapter is one file anyway.",
+        )
     elif save.layout == "single_file" and save.mem_eff_save:
-        yield error("save.mem_eff_save", "writes model folders. Remove it, or 'layout: single_file'.")
+        yield error(
+            "save.mem_eff_save",
+            "writes model folders. Remove it, or 'layout: single_file'.",
+        )

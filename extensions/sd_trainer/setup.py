@@ -1,4 +1,5 @@
-"""Builds what is trained: the block runner of the model; the network on it; optimizer, schedule, EMA."""
+"""Builds what is trained: the block runner of the model; the network on it; optimizer,
+schedule, EMA."""
 
 from __future__ import annotations
 
@@ -39,10 +40,13 @@ logger = logging.getLogger(__name__)
 
 
 def build_block_runner(
-    section: DiffusionSection, model: DiffusionModel, device: torch.device, against: str = ""
+    section: DiffusionSection,
+    model: DiffusionModel,
+    device: torch.device,
+    against: str = "",
 ) -> BlockRunner:
-    """The block runner of a section, for a model whose network is attached; before it the modulation cache. against:
-    `RunPlan.against_compiling`."""
+    """The block runner of a section, for a model whose network is attached; before it
+    the modulation cache. against: `RunPlan.against_compiling`."""
     reason = model.enable_modulation_cache(BlockSwap)
     if reason:
         logger.info(f"model.modulation_table: not possible here, {reason}")
@@ -56,13 +60,16 @@ def build_block_runner(
         DTYPES[train.dtype],
         train.checkpointing_level(),
         section.model.blocks_to_swap,
-        train.compile if decide_compiling(train.compile, device, qtype, sharded, against) else None,
+        train.compile
+        if decide_compiling(train.compile, device, qtype, sharded, against)
+        else None,
         section.network.trains_model,
     )
 
 
 def load_pretrained_lora(section: DiffusionSection) -> dict[str, LayerDelta] | None:
-    """The weights of `network.pretrained_lora_path`; read first, so that a wrong file fails at once."""
+    """The weights of `network.pretrained_lora_path`; read first, so that a wrong file
+    fails at once."""
     path = section.network.pretrained_lora_path
     if not path:
         return None
@@ -73,8 +80,9 @@ def load_pretrained_lora(section: DiffusionSection) -> dict[str, LayerDelta] | N
 
 
 def bring_assistant(section: DiffusionSection) -> None:
-    """Downloads the file of `train.assistant` where it is one of the hub that is not here yet. Raises UserError where
-    it cannot be had, or is not of this model, whose weights are not needed for that."""
+    """Downloads the file of `train.assistant` where it is one of the hub that is not
+    here yet. Raises UserError where it cannot be had, or is not of this model, whose
+    weights are not needed for that."""
     assistant = section.train.assistant
     name = assistant.to_download() if assistant else None
     if not name:
@@ -88,9 +96,11 @@ def bring_assistant(section: DiffusionSection) -> None:
 
 
 def load_files_beside(section: DiffusionSection) -> dict[str, tuple[Changes, float]]:
-    """The LoRA files beside the network (`DiffusionSection.files_beside`): key -> what it changes, and its strength.
+    """The LoRA files beside the network (`DiffusionSection.files_beside`): key -> what
+    it changes, and its strength.
 
-    Raises UserError, which names the key, for a file that cannot be read, is of another model or changes nothing.
+    Raises UserError, which names the key, for a file that cannot be read, is of another
+    model or changes nothing.
     """
     files = section.files_beside()
     if not files:
@@ -100,7 +110,9 @@ def load_files_beside(section: DiffusionSection) -> dict[str, tuple[Changes, flo
     layers = family.every_linear_layer(folder)
     weights = family.weight_shapes(folder)
     # Several keys may name one file.
-    read = cache(lambda file: load_adapter_file(Path(file).expanduser(), layers, weights))
+    read = cache(
+        lambda file: load_adapter_file(Path(file).expanduser(), layers, weights)
+    )
     found: dict[str, tuple[Changes, float]] = {}
     for key, (file, strength) in files.items():
         try:
@@ -108,35 +120,53 @@ def load_files_beside(section: DiffusionSection) -> dict[str, tuple[Changes, flo
         except UserError as error:
             raise UserError(f"{key}: {error}") from error
         if all(change.is_zero for change in changes.values()):
-            raise UserError(f"{key}: {file} changes no layer: all of its changes are zero. Give another file.")
+            raise UserError(
+                f"{key}: {file} changes no layer: all of its changes are zero. Give another file."
+            )
         found[key] = changes, strength
     return found
 
 
 def attach_network(
-    section: DiffusionSection, model: DiffusionModel, seed: int, start: dict[str, LayerDelta] | None
+    section: DiffusionSection,
+    model: DiffusionModel,
+    seed: int,
+    start: dict[str, LayerDelta] | None,
 ) -> Network:
-    """The network of a `network:` section, attached to the model and initialised from `start` if given."""
+    """The network of a `network:` section, attached to the model and initialised from
+    `start` if given."""
     settings = section.network
     kind = KINDS[settings.type]
     network_class = kind.load()
     targets = select_target_modules(settings, network_class.trainable_modules(model))
-    network = network_class.from_config(settings, targets, seed, DTYPES[section.train.dtype])
+    network = network_class.from_config(
+        settings, targets, seed, DTYPES[section.train.dtype]
+    )
     network.attach(model.network_module)
     network.fuse_projections(model.fused_projection_groups())
     network.cast_by_block(model.blocks())
     if start is not None:
         network.load_pretrained(start)
     sharded = network.sharded_params()
-    count = sum(prod(sharded[name].shape if name in sharded else p.shape) for name, p in network.parameters().items())
-    logger.info(f"{settings.type}: {len(targets)} layers, {count:,} trainable parameters")
+    count = sum(
+        prod(sharded[name].shape if name in sharded else p.shape)
+        for name, p in network.parameters().items()
+    )
+    logger.info(
+        f"{settings.type}: {len(targets)} layers, {count:,} trainable parameters"
+    )
     return network
 
 
 def build_roles(
-    section: DiffusionSection, network: Network, steps: int, seed: int, process_group: ProcessGroup
+    section: DiffusionSection,
+    network: Network,
+    steps: int,
+    seed: int,
+    process_group: ProcessGroup,
 ) -> dict[str, Role]:
-    """The role of the network's parameters, with the optimizer, schedule and EMA of a section's `train:`.
+    """The role of the network's parameters, with the optimizer, schedule and EMA of a
+    section's `train:`.
 
     process_group: the ranks that train them.
     """
@@ -155,6 +185,8 @@ def build_roles(
         stochastic_rounding=section.train.full_bf16,
     )
     if section.train.fused_backward_pass and not role.sharded:
-        several = section.micro_batches_per_step > 1 or bool(section.train.preservations())
+        several = section.micro_batches_per_step > 1 or bool(
+            section.train.preservations()
+        )
         role.optimizer_step = step_in_backward(role, accumulates=several)
     return {NETWORK: role}

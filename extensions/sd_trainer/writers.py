@@ -1,6 +1,7 @@
-"""Writes what a run trained: network files; complete model folders, where the model itself was trained; and
-(`save.also: [merged_lora]`) a plain LoRA beside each file of a LoHa, LoKr or DoRA. With `save.layout: single_file` a
-model is one file with the transformer alone.
+"""Writes what a run trained: network files; complete model folders, where the model
+itself was trained; and (`save.also: [merged_lora]`) a plain LoRA beside each file of a
+LoHa, LoKr or DoRA. With `save.layout: single_file` a model is one file with the
+transformer alone.
 
     <name>_000000340/
       model_index.json  scheduler/  tokenizer/  processor/     copies of the base model's
@@ -8,7 +9,8 @@ model is one file with the transformer alone.
       transformer/                                             what was trained, in shards
       training.json                                            metadata, as in the header of a network file
 
-Changing a linked file in place would change the base model's too; deleting either folder does not affect the other."""
+Changing a linked file in place would change the base model's too; deleting either
+folder does not affect the other."""
 
 from __future__ import annotations
 
@@ -62,8 +64,8 @@ ARCHITECTURE = "modelspec.architecture"
 
 
 class LoraWriter:
-    """Writes the EMA of the weights where there is one, else the raw weights; `save.also` adds the raw ones, and an
-    extracted LoRA of the same weights."""
+    """Writes the EMA of the weights where there is one, else the raw weights;
+    `save.also` adds the raw ones, and an extracted LoRA of the same weights."""
 
     suffix = ".safetensors"
 
@@ -71,17 +73,24 @@ class LoraWriter:
     """Called with the main file of a LoRA at the end of a run, when it is written."""
 
     def __init__(
-        self, network: Network, section: DiffusionSection, metadata: Mapping[str, str], spelling: Spelling = STORED
+        self,
+        network: Network,
+        section: DiffusionSection,
+        metadata: Mapping[str, str],
+        spelling: Spelling = STORED,
     ) -> None:
-        """metadata: what all files have in their headers (`metadata.job_metadata`). spelling: of a LoRA's keys."""
+        """metadata: what all files have in their headers (`metadata.job_metadata`).
+        spelling: of a LoRA's keys."""
         self.network = network
         self.section = section
         self.metadata = metadata
         self.spelling = spelling
 
-    def snapshot(self, run: Run, step: int | Literal["best"] | None) -> Callable[[], list[Path]]:
-        """Copies the weights of `<name>_<step>.safetensors`, or of `<name>.safetensors` for the end (None), or of
-        `<name>_best.safetensors`.
+    def snapshot(
+        self, run: Run, step: int | Literal["best"] | None
+    ) -> Callable[[], list[Path]]:
+        """Copies the weights of `<name>_<step>.safetensors`, or of `<name>.safetensors`
+        for the end (None), or of `<name>_best.safetensors`.
 
         The result writes the files and returns their paths, while the training goes on.
         """
@@ -89,7 +98,9 @@ class LoraWriter:
         metadata = self.metadata_at(run.state)
         done = run.state.step
         weights = None
-        if "merged_lora" in self.section.save.also and step != "best":  # that one is written while the training waits
+        if (
+            "merged_lora" in self.section.save.also and step != "best"
+        ):  # that one is written while the training waits
             weights = to_cpu_copies(run.roles[NETWORK].eval_weights(), "float32")
 
         def write() -> list[Path]:
@@ -102,22 +113,32 @@ class LoraWriter:
                 self._report_limits(files[0].name, copies[files[0]], metadata)
                 self.at_end(files[0])
             if weights:
-                return files + self._extract(run, files[0], weights, metadata, step, done)
+                return files + self._extract(
+                    run, files[0], weights, metadata, step, done
+                )
             return files
 
         return write
 
-    def _report(self, file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    def _report(
+        self, file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    ) -> None:
         """Logs what is wrong with a last file of a run."""
-        wrong = [one for one in health(tensors, metadata) if one.severity == "error" and one.check != "unknown_keys"]
+        wrong = [
+            one
+            for one in health(tensors, metadata)
+            if one.severity == "error" and one.check != "unknown_keys"
+        ]
         tool = hinted_tool("examination")
         more = f" See run.py {tool}." if tool else ""
         for one in wrong[:1]:
             logger.warning(f"{file}: {one.message} {one.remedy}{more}")
 
-    def _report_limits(self, file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """Logs the programs in which the last file of a run does not have its whole effect, once: the raw file has the
-        same form."""
+    def _report_limits(
+        self, file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    ) -> None:
+        """Logs the programs in which the last file of a run does not have its whole
+        effect, once: the raw file has the same form."""
         reasons = limits(tensors, metadata)
         if reasons:
             logger.info(f"{file}: {' '.join(reasons)} See docs/use_your_lora.md.")
@@ -131,54 +152,84 @@ class LoraWriter:
         step: int | Literal["best"] | None,
         done: int,
     ) -> list[Path]:
-        """Writes the LoRA that is nearest to the weights beside the main file; none where a stop is requested."""
-        assert isinstance(self.network, LinearAdapterNetwork)  # true of all kinds that `merged_lora` is valid for
+        """Writes the LoRA that is nearest to the weights beside the main file; none
+        where a stop is requested."""
+        assert isinstance(
+            self.network, LinearAdapterNetwork
+        )  # true of all kinds that `merged_lora` is valid for
         file = main.with_name(f"{main.stem}_lora.safetensors")
         save = self.section.save
-        # A stop does not wait for the extraction, as the checkpoint is written after it; the end of a run does.
+        # A stop does not wait for the extraction, as the checkpoint is written after
+        # it; the end of a run does.
         extracted = extract_network_lora(
-            self.network, weights, save.merged_lora_rank, save.dtype, lambda: step is not None and run.interrupted
+            self.network,
+            weights,
+            save.merged_lora_rank,
+            save.dtype,
+            lambda: step is not None and run.interrupted,
         )
         if extracted is None:
             logger.info(f"{file.name} is left out: the run is asked to stop")
             return []
         tensors = spelled(extracted.tensors, self.spelling)
-        write_safetensors_verified(file, tensors, _metadata(extracted, metadata) if metadata else None)
+        write_safetensors_verified(
+            file, tensors, _metadata(extracted, metadata) if metadata else None
+        )
         logger.info(
             f"{file.name}: the nearest LoRA of rank {extracted.rank}; relative error of a layer's change "
             f"{extracted.mean:.2g} on average, {extracted.worst:.2g} in {extracted.worst_layer}"
         )
-        run.event("merged_lora", step=done, file=file.name, rank=extracted.rank, **_errors(extracted))
+        run.event(
+            "merged_lora",
+            step=done,
+            file=file.name,
+            rank=extracted.rank,
+            **_errors(extracted),
+        )
         return [file]
 
     def metadata_at(self, state: TrainState) -> dict[str, str]:
-        """The metadata with the step and the completed epochs of a state; empty where there is none."""
+        """The metadata with the step and the completed epochs of a state; empty where
+        there is none."""
         step = state.step
         epoch = state.epochs_done
         info = json.dumps({"step": step, "epoch": epoch})
-        progress = {"training_info": info, "ss_steps": str(step), "ss_epoch": str(epoch)}
+        progress = {
+            "training_info": info,
+            "ss_steps": str(step),
+            "ss_epoch": str(epoch),
+        }
         return {**self.metadata, **progress} if self.metadata else {}
 
-    def copies(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, dict[str, Tensor]]:
-        """Copies of the tensors of each file of a step (as in `snapshot`); of a network that is not sharded."""
+    def copies(
+        self, run: Run, step: int | Literal["best"] | None
+    ) -> dict[Path, dict[str, Tensor]]:
+        """Copies of the tensors of each file of a step (as in `snapshot`); of a network
+        that is not sharded."""
         role = run.roles[NETWORK]
-        return {file: self._copy(role.weights(raw)) for file, raw in self.files(run, step).items()}
+        return {
+            file: self._copy(role.weights(raw))
+            for file, raw in self.files(run, step).items()
+        }
 
     def _copy(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of a file, sorted by key, in `save.dtype`. Alphas stay in float32: bfloat16 would round them."""
+        """The tensors of a file, sorted by key, in `save.dtype`. Alphas stay in
+        float32: bfloat16 would round them."""
         tensors = spelled(self.network.export(weights), self.spelling)
         if self.spelling is not STORED:
             alphas = {name for name in tensors if name.endswith(ALPHA)}
         else:
             alphas = set()
         in_dtype = to_cpu_copies(
-            {name: t for name, t in tensors.items() if name not in alphas}, self.section.save.dtype
+            {name: t for name, t in tensors.items() if name not in alphas},
+            self.section.save.dtype,
         )
         in_float32 = to_cpu_copies({name: tensors[name] for name in alphas}, "float32")
         return dict(sorted({**in_dtype, **in_float32}.items()))
 
     def files(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, bool]:
-        """The files of a step (as in `snapshot`) -> whether the file has the raw weights (`Role.weights`)."""
+        """The files of a step (as in `snapshot`) -> whether the file has the raw
+        weights (`Role.weights`)."""
         if step is None:
             stem = run.name
         elif step == "best":
@@ -195,14 +246,20 @@ class SingleFileWriter(LoraWriter):
     """Writes the model itself, by the names of ComfyUI."""
 
     def __init__(
-        self, network: Network, section: DiffusionSection, metadata: Mapping[str, str], spelling: Spelling = STORED
+        self,
+        network: Network,
+        section: DiffusionSection,
+        metadata: Mapping[str, str],
+        spelling: Spelling = STORED,
     ) -> None:
         super().__init__(network, section, metadata, spelling)
         self.markers = markers_of(family_for(section.model).title)
 
-    def snapshot(self, run: Run, step: int | Literal["best"] | None) -> Callable[[], list[Path]]:
-        """As `LoraWriter.snapshot`. Where the model is sharded there is no copy: the files are written at once, while
-        training waits."""
+    def snapshot(
+        self, run: Run, step: int | Literal["best"] | None
+    ) -> Callable[[], list[Path]]:
+        """As `LoraWriter.snapshot`. Where the model is sharded there is no copy: the
+        files are written at once, while training waits."""
         if not self.network.sharded_params():
             return super().snapshot(run, step)
         metadata = self.metadata_at(run.state)
@@ -211,28 +268,43 @@ class SingleFileWriter(LoraWriter):
             self._write_sharded(run, file, raw, metadata)
         return lambda: list(written)
 
-    def copies(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, dict[str, Tensor]]:
-        return {file: in_one(tensors, self.markers) for file, tensors in super().copies(run, step).items()}
+    def copies(
+        self, run: Run, step: int | Literal["best"] | None
+    ) -> dict[Path, dict[str, Tensor]]:
+        return {
+            file: in_one(tensors, self.markers)
+            for file, tensors in super().copies(run, step).items()
+        }
 
-    def _write_sharded(self, run: Run, file: Path, raw: bool, metadata: Mapping[str, str]) -> None:
+    def _write_sharded(
+        self, run: Run, file: Path, raw: bool, metadata: Mapping[str, str]
+    ) -> None:
         """Gathers tensor by tensor, in the order of the file's names."""
         dtype = self.section.save.dtype
 
         def by_the_file(names: Iterable[str]) -> list[str]:
             return [part for parts in fused_weights(names).values() for part in parts]
 
-        with network_tensors_in_turn(run, self.network, NETWORK, DTYPES[dtype], raw, by_the_file) as (shapes, gather):
+        with network_tensors_in_turn(
+            run, self.network, NETWORK, DTYPES[dtype], raw, by_the_file
+        ) as (shapes, gather):
             parts_of = fused_weights(shapes)
             in_file = {}
             for name, parts in parts_of.items():
                 first, *others = (shapes[part] for part in parts)
-                in_file[name] = Size((first[0] + sum(other[0] for other in others), *first[1:])) if others else first
+                in_file[name] = (
+                    Size((first[0] + sum(other[0] for other in others), *first[1:]))
+                    if others
+                    else first
+                )
 
             def fetch(name: str) -> Tensor:
                 parts = [gather(part) for part in parts_of[name]]
                 return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-            write_file_in_turn(file, in_file, fetch, dtype, metadata or None, self.markers)
+            write_file_in_turn(
+                file, in_file, fetch, dtype, metadata or None, self.markers
+            )
 
 
 class ModelFolderWriter(LoraWriter):
@@ -241,24 +313,33 @@ class ModelFolderWriter(LoraWriter):
     suffix = ""
 
     def __init__(
-        self, network: Network, section: DiffusionSection, metadata: Mapping[str, str], spelling: Spelling = STORED
+        self,
+        network: Network,
+        section: DiffusionSection,
+        metadata: Mapping[str, str],
+        spelling: Spelling = STORED,
     ) -> None:
         super().__init__(network, section, metadata, spelling)
         self.base = model_folder(section.model).resolve()
         self.trained_part = family_for(section.model).trained_part
 
-    def snapshot(self, run: Run, step: int | Literal["best"] | None) -> Callable[[], list[Path]]:
-        """Copies the weights for `<name>_<step>/`, or for `<name>/` (None: the end) or `<name>_best/`.
+    def snapshot(
+        self, run: Run, step: int | Literal["best"] | None
+    ) -> Callable[[], list[Path]]:
+        """Copies the weights for `<name>_<step>/`, or for `<name>/` (None: the end) or
+        `<name>_best/`.
 
-        With `save.mem_eff_save`, or where the model is sharded, there is no copy: the folders are written at once,
-        while training waits.
+        With `save.mem_eff_save`, or where the model is sharded, there is no copy: the
+        folders are written at once, while training waits.
         """
         metadata = self.metadata_at(run.state)
         if self.section.save.mem_eff_save or self.network.sharded_params():
             dtype = DTYPES[self.section.save.dtype]
             written = self.files(run, step)
             for path, raw in written.items():
-                with network_tensors_in_turn(run, self.network, NETWORK, dtype, raw) as (shapes, gather):
+                with network_tensors_in_turn(
+                    run, self.network, NETWORK, dtype, raw
+                ) as (shapes, gather):
                     self._write(path, shapes, gather, metadata)
             return lambda: list(written)
         copies = self.copies(run, step)
@@ -272,21 +353,32 @@ class ModelFolderWriter(LoraWriter):
         return write
 
     def _write(
-        self, path: Path, shapes: Mapping[str, Size], fetch: Callable[[str], Tensor], metadata: Mapping[str, str]
+        self,
+        path: Path,
+        shapes: Mapping[str, Size],
+        fetch: Callable[[str], Tensor],
+        metadata: Mapping[str, str],
     ) -> None:
-        with atomic_write_dir(path, known_by=INDEX) as folder, as_os_error(), naming(path):
+        with (
+            atomic_write_dir(path, known_by=INDEX) as folder,
+            as_os_error(),
+            naming(path),
+        ):
             place_parts(self.base, folder, without={self.trained_part})
             if (self.base / NEW_MODEL).is_file():
                 place_file(self.base / NEW_MODEL, folder / NEW_MODEL)
             trained = folder / self.trained_part
             trained.mkdir()
             self._place_config(trained)
-            write_shards_in_turn(trained, shapes, fetch, self.section.save.dtype, metadata or None)
+            write_shards_in_turn(
+                trained, shapes, fetch, self.section.save.dtype, metadata or None
+            )
             if metadata:
                 write_json(folder / FOLDER_METADATA, metadata)
 
     def _place_config(self, trained: Path) -> None:
-        """The base's config.json; without how its weights were quantized, where a file gave others in their place."""
+        """The base's config.json; without how its weights were quantized, where a file
+        gave others in their place."""
         of_base = self.base / self.trained_part / "config.json"
         config = read_model_json(of_base)
         if config.pop(QUANTIZATION, None) is None:
@@ -296,9 +388,14 @@ class ModelFolderWriter(LoraWriter):
 
 
 def _metadata(extracted: ExtractedLora, of_main: dict[str, str]) -> dict[str, str]:
-    """The main file's metadata with the kind replaced, and the errors of the extraction."""
+    """The main file's metadata with the kind replaced, and the errors of the
+    extraction."""
     made_from = {key: of_main[key] for key in OF_THE_KIND if key in of_main}
-    shared = {key: text for key, text in of_main.items() if key not in made_from and not key.startswith("ss_network_")}
+    shared = {
+        key: text
+        for key, text in of_main.items()
+        if key not in made_from and not key.startswith("ss_network_")
+    }
     if ARCHITECTURE in shared:
         shared[ARCHITECTURE] = f"{shared[ARCHITECTURE].rpartition('/')[0]}/lora"
     rank = str(extracted.rank)
@@ -311,10 +408,17 @@ def _metadata(extracted: ExtractedLora, of_main: dict[str, str]) -> dict[str, st
         "ss_network_dim": rank,
         "ss_network_alpha": rank,
         "merged_from": json.dumps(made_from),
-        **{key: json.dumps(value) if isinstance(value, float) else value for key, value in _errors(extracted).items()},
+        **{
+            key: json.dumps(value) if isinstance(value, float) else value
+            for key, value in _errors(extracted).items()
+        },
     }
 
 
 def _errors(extracted: ExtractedLora) -> dict[str, Any]:
     """Relative errors (Frobenius norm) of a layer's delta."""
-    return {"error_mean": extracted.mean, "error_worst": extracted.worst, "error_worst_layer": extracted.worst_layer}
+    return {
+        "error_mean": extracted.mean,
+        "error_worst": extracted.worst,
+        "error_worst_layer": extracted.worst_layer,
+    }

@@ -1,14 +1,18 @@
-"""The tools: processes that are also commands (`run.py TOOL`). One table of all; a tool's folder is imported when it is
-used. A tool imports nothing of another, only what they share (`shared/`)."""
+"""The tools: processes that are also commands (`run.py TOOL`). One table of all; a
+tool's folder is imported when it is used. A tool imports nothing of another, only what
+they share (`shared/`)."""
 
 from pathlib import Path
 
 from toolkit.extension import STAGES, Extension
 
 
-def _tool(stage: str, uid: str, name: str, purpose: str, folder: str = "", command: str = "") -> type[Extension]:
-    """The extension class of a tool; see `Extension` for the arguments. Of `align` the folder, where none is given, is
-    `align`, the section `.align.config:AlignConfig` and the process `.align.process:AlignProcess`."""
+def _tool(
+    stage: str, uid: str, name: str, purpose: str, folder: str = "", command: str = ""
+) -> type[Extension]:
+    """The extension class of a tool; see `Extension` for the arguments. Of `align` the
+    folder, where none is given, is `align`, the section `.align.config:AlignConfig` and
+    the process `.align.process:AlignProcess`."""
     place = f".{folder or uid}"
     stem = uid.title().replace("_", "")
     attributes = {
@@ -19,29 +23,52 @@ def _tool(stage: str, uid: str, name: str, purpose: str, folder: str = "", comma
         "command": command,
         "__module__": __name__,
     }
-    places = {"config": f"{place}.config:{stem}Config", "process": f"{place}.process:{stem}Process"}
+    places = {
+        "config": f"{place}.config:{stem}Config",
+        "process": f"{place}.process:{stem}Process",
+    }
     return type(uid, (Extension,), attributes | places)
 
 
 BEGIN, AFTER, FILES, _ = STAGES
 
 _TOOLS = [
-    _tool(BEGIN, "new", "New job", "write a job for a folder of images and this GPU, check it and show its plan"),
-    _tool(BEGIN, "ui", "Web page", "show all runs live in a browser; edit datasets, start jobs"),
+    _tool(
+        BEGIN,
+        "new",
+        "New job",
+        "write a job for a folder of images and this GPU, check it and show its plan",
+    ),
+    _tool(
+        BEGIN,
+        "ui",
+        "Web page",
+        "show all runs live in a browser; edit datasets, start jobs",
+    ),
     _tool(
         BEGIN,
         "lint",
         "Lint",
         "check a dataset: pairs, duplicates, blurred and enlarged images, captions, leaks; see what is trained",
     ),
-    _tool(BEGIN, "generate", "Generate images", "generate images with a model and LoRAs, from text and control images"),
+    _tool(
+        BEGIN,
+        "generate",
+        "Generate images",
+        "generate images with a model and LoRAs, from text and control images",
+    ),
     _tool(
         BEGIN,
         "caption",
         "Caption images",
         "caption a folder of images, or the changes in pairs, with a vision-language model",
     ),
-    _tool(BEGIN, "align", "Align pairs", "write copies of pairs in which each control image lies on its image"),
+    _tool(
+        BEGIN,
+        "align",
+        "Align pairs",
+        "write copies of pairs in which each control image lies on its image",
+    ),
     _tool(
         BEGIN,
         "cache",
@@ -56,11 +83,36 @@ _TOOLS = [
         "run jobs and tools one after another, one per GPU; list, reorder, stop, retry them",
         "ui",
     ),
-    _tool(AFTER, "grid", "Compare LoRAs", "compare LoRA files, strengths, prompts and seeds on one page"),
-    _tool(AFTER, "prefer", "Images to vote on", "make several images of each prompt, to say which are better"),
-    _tool(AFTER, "best", "Choose a LoRA file", "measure the saved LoRAs of a run and say which to use"),
-    _tool(AFTER, "report", "Report", "write one page on a run: samples over steps, curves, settings, dataset, files"),
-    _tool(AFTER, "diagrams", "Diagrams", "plot the losses, learning rates and step times of a run"),
+    _tool(
+        AFTER,
+        "grid",
+        "Compare LoRAs",
+        "compare LoRA files, strengths, prompts and seeds on one page",
+    ),
+    _tool(
+        AFTER,
+        "prefer",
+        "Images to vote on",
+        "make several images of each prompt, to say which are better",
+    ),
+    _tool(
+        AFTER,
+        "best",
+        "Choose a LoRA file",
+        "measure the saved LoRAs of a run and say which to use",
+    ),
+    _tool(
+        AFTER,
+        "report",
+        "Report",
+        "write one page on a run: samples over steps, curves, settings, dataset, files",
+    ),
+    _tool(
+        AFTER,
+        "diagrams",
+        "Diagrams",
+        "plot the losses, learning rates and step times of a run",
+    ),
     _tool(
         AFTER,
         "influence",
@@ -94,12 +146,40 @@ _TOOLS = [
         "lora_tools",
     ),
     _tool(
-        FILES, "resize", "Resize a LoRA", "reduce the rank of a LoRA, or turn a LoHa or LoKr into a LoRA", "lora_tools"
+        FILES,
+        "resize",
+        "Resize a LoRA",
+        "reduce the rank of a LoRA, or turn a LoHa or LoKr into a LoRA",
+        "lora_tools",
     ),
-    _tool(FILES, "scale", "Scale blocks of a LoRA", "write a LoRA file with a strength per block", "lora_tools"),
-    _tool(FILES, "merge", "Merge LoRAs", "merge LoRAs into a model, or several into one file", "lora_tools"),
-    _tool(FILES, "extract", "Extract a LoRA", "extract a LoRA from a model and its fine-tuned version", "lora_tools"),
-    _tool(FILES, "post_hoc_ema", "Post-hoc EMA", "average the LoRA files of a run", "lora_tools"),
+    _tool(
+        FILES,
+        "scale",
+        "Scale blocks of a LoRA",
+        "write a LoRA file with a strength per block",
+        "lora_tools",
+    ),
+    _tool(
+        FILES,
+        "merge",
+        "Merge LoRAs",
+        "merge LoRAs into a model, or several into one file",
+        "lora_tools",
+    ),
+    _tool(
+        FILES,
+        "extract",
+        "Extract a LoRA",
+        "extract a LoRA from a model and its fine-tuned version",
+        "lora_tools",
+    ),
+    _tool(
+        FILES,
+        "post_hoc_ema",
+        "Post-hoc EMA",
+        "average the LoRA files of a run",
+        "lora_tools",
+    ),
     _tool(
         FILES,
         "ara",
@@ -108,5 +188,9 @@ _TOOLS = [
     ),
 ]
 
-AI_TOOLKIT_EXTENSIONS = [tool for tool in _TOOLS if (Path(__file__).parent / tool.process.split(".")[1]).is_dir()]
+AI_TOOLKIT_EXTENSIONS = [
+    tool
+    for tool in _TOOLS
+    if (Path(__file__).parent / tool.process.split(".")[1]).is_dir()
+]
 """The tools whose folder is there: each can be left out by deleting it."""

@@ -1,4 +1,5 @@
-"""One entry of a job's `process` list as an object: its settings, its name, and `run`."""
+"""One entry of a job's `process` list as an object: its settings, its name, and
+`run`."""
 
 from __future__ import annotations
 
@@ -28,20 +29,26 @@ _INSTEAD = {
 
 
 class BaseProcess:
-    """Created as `(process_id, job, config)` for every process of a job before any of them runs."""
+    """Created as `(process_id, job, config)` for every process of a job before any of
+    them runs."""
 
     runs_everywhere = False
-    """With several ranks (`torchrun`): `run` is called on each of them, which communicate over `job.process_group`.
-    False: it is called on rank 0 only, and the other ranks wait."""
+    """With several ranks (`torchrun`): `run` is called on each of them, which
+    communicate over `job.process_group`. False: it is called on rank 0 only, and the
+    other ranks wait."""
 
-    def __init__(self, process_id: int, job: BaseJob, config: OrderedDict[str, Any]) -> None:
+    def __init__(
+        self, process_id: int, job: BaseJob, config: OrderedDict[str, Any]
+    ) -> None:
         self.process_id = process_id
         """Index in the job's `process` list."""
         self.job = job
         self.config = config
         """The section as plain data, `type` included."""
         job_config = getattr(job, "job_config", None)
-        self.section: BaseModel | None = job_config.processes[process_id].section if job_config else None
+        self.section: BaseModel | None = (
+            job_config.processes[process_id].section if job_config else None
+        )
         """The section as the extension's own model, when it has one (`get_config`)."""
         self.name: str = self.get_conf("name") or job.name
         self.meta: dict[str, Any] = copy.deepcopy(dict(job.meta))
@@ -55,7 +62,9 @@ class BaseProcess:
 
         def __getattr__(self, name: str) -> Any:
             instead = f"; use {_INSTEAD[name]}" if name in _INSTEAD else ""
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{instead}")
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}{instead}"
+            )
 
     def run(self) -> None:
         """Runs the process. A subclass calls `super().run()` first."""
@@ -64,8 +73,8 @@ class BaseProcess:
         """Called when `run` has raised, before the job ends."""
 
     def move_aside(self) -> None:
-        """Moves aside what an earlier run wrote: called before the first process runs, with `--restart-from` this one
-        or an earlier one."""
+        """Moves aside what an earlier run wrote: called before the first process runs,
+        with `--restart-from` this one or an earlier one."""
 
     def add_meta(self, additional_meta: Mapping[str, Any]) -> None:
         """Adds to the metadata of the files that this process saves."""
@@ -80,8 +89,9 @@ class BaseProcess:
     ) -> Any:
         """The value at a dotted key such as "train.lr" or "datasets.0.folder_path".
 
-        A key that is absent or null gives `default`, or a UserError when it is `required`.
-        `as_type` converts what is found (and a default that is not None); UserError when it cannot.
+        A key that is absent or null gives `default`, or a UserError when it is
+        `required`. `as_type` converts what is found (and a default that is not None);
+        UserError when it cannot.
         """
         value = _look_up(self.config, key)
         if value is None and required:
@@ -95,12 +105,17 @@ class BaseProcess:
     def _convert(self, key: str, value: Any, as_type: Callable[[Any], Any]) -> Any:
         wanted = getattr(as_type, "__name__", str(as_type))
         if as_type is bool and isinstance(value, str):
-            # bool("false") is True: YAML's own true and false are the only safe spelling.
-            raise UserError(f"{self._place(key)}: {value!r} is text. Write true or false, without quotes.")
+            # bool("false") is True: YAML's own true and false are the only safe
+            # spelling.
+            raise UserError(
+                f"{self._place(key)}: {value!r} is text. Write true or false, without quotes."
+            )
         try:
             return as_type(value)
         except (TypeError, ValueError, AttributeError, LookupError) as error:
-            raise UserError(f"{self._place(key)}: {value!r} cannot be read as {wanted}: {error}") from error
+            raise UserError(
+                f"{self._place(key)}: {value!r} cannot be read as {wanted}: {error}"
+            ) from error
 
     def _place(self, key: str) -> str:
         return f"process[{self.process_id}].{key}"
@@ -111,14 +126,22 @@ class BaseExtensionProcess(BaseProcess):
 
 
 class BaseTrainProcess(BaseProcess):
-    """A process with a folder of run files: `<training_folder>/<job>[/<process name>]/`. Creating it writes nothing, so
-    that an error in a later process leaves no files."""
+    """A process with a folder of run files: `<training_folder>/<job>[/<process
+    name>]/`. Creating it writes nothing, so that an error in a later process leaves no
+    files."""
 
-    def __init__(self, process_id: int, job: BaseJob, config: OrderedDict[str, Any]) -> None:
+    def __init__(
+        self, process_id: int, job: BaseJob, config: OrderedDict[str, Any]
+    ) -> None:
         super().__init__(process_id, job, config)
-        # The typed section has defaults and aliases; without one the plain values count.
-        given = {key: self.get_conf(key) for key in ("training_folder", "training_seed")}
-        folder, seed = (getattr(self.section, key, value) for key, value in given.items())
+        # The typed section has defaults and aliases; without one the plain values
+        # count.
+        given = {
+            key: self.get_conf(key) for key in ("training_folder", "training_seed")
+        }
+        folder, seed = (
+            getattr(self.section, key, value) for key, value in given.items()
+        )
         self.training_folder = Path(folder or "output").expanduser()
         self.training_seed: int | None = seed
         """As in the job; None when it is not set."""
@@ -148,11 +171,16 @@ class BaseTrainProcess(BaseProcess):
 
 
 def _look_up(value: Any, key: str) -> Any:
-    """The value at a dotted path through mappings and lists; None when there is none."""
+    """The value at a dotted path through mappings and lists; None when there is
+    none."""
     for part in key.split("."):
         if isinstance(value, Mapping):
             value = value.get(part)
-        elif isinstance(value, list | tuple) and part.isdigit() and int(part) < len(value):
+        elif (
+            isinstance(value, list | tuple)
+            and part.isdigit()
+            and int(part) < len(value)
+        ):
             value = value[int(part)]
         else:
             return None

@@ -1,5 +1,6 @@
-"""Base class of trainers on folders of images or a stream of shards: the plan, encoding, batches, samples and
-validation that they share. A trainer says what is planned (`planner_class`) and what is learned (`fit`)."""
+"""Base class of trainers on folders of images or a stream of shards: the plan,
+encoding, batches, samples and validation that they share. A trainer says what is
+planned (`planner_class`) and what is learned (`fit`)."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ class StreamLoader(Loader[BatchT], Protocol[BatchT]):
     """Makes the batches of a stream."""
 
     def trial(self, images: int) -> BatchT:
-        """A batch of so many images at the largest size, to see whether it fits into the memory."""
+        """A batch of so many images at the largest size, to see whether it fits into
+        the memory."""
 
 
 class ImageTrainer(Trainer):
@@ -102,7 +104,8 @@ class ImageTrainer(Trainer):
     """Generates what `validation.edits` asks for."""
 
     unmade: dict[str, Sample]
-    """The images that the base model has still to make, by path; the same on all ranks."""
+    """The images that the base model has still to make, by path; the same on all
+    ranks."""
 
     base_sampler: Sampler | None
     """Generates this rank's share of them."""
@@ -114,7 +117,9 @@ class ImageTrainer(Trainer):
     def planner(self) -> Planner[Any]:
         """Plans the run on the device of the job."""
         return self.planner_class(
-            self.section, JobContext(self.job.name, measures_memory=True), machine_of(self.section.device)
+            self.section,
+            JobContext(self.job.name, measures_memory=True),
+            machine_of(self.section.device),
         )
 
     def scan(self) -> ImageData:
@@ -136,11 +141,13 @@ class ImageTrainer(Trainer):
 
     @property
     def caches_latents(self) -> bool:
-        """False where the encoder of images is trained: they are encoded at each use."""
+        """False where the encoder of images is trained: they are encoded at each
+        use."""
         return True
 
     def extra_prompts(self, sample: Sample) -> Mapping[str, str]:
-        """Further prompts of a sample by name, the same names for all (`encode_items`)."""
+        """Further prompts of a sample by name, the same names for all
+        (`encode_items`)."""
         return {}
 
     def pictures(self) -> Sequence[SamplePicture]:
@@ -149,11 +156,13 @@ class ImageTrainer(Trainer):
         return pictures
 
     def encode_images(self) -> None:
-        """Encodes images and texts of the dataset, the samples and the validation split, then unloads the encoders that
-        training does not need."""
+        """Encodes images and texts of the dataset, the samples and the validation
+        split, then unloads the encoders that training does not need."""
         self.stores = CacheStores(self.training_folder)
         self.sampler = self.validator = self.edits = self.base_sampler = None
-        self.unmade = self.process_group.run_on_rank0_and_broadcast(lambda: not_made_yet(self.data.items))
+        self.unmade = self.process_group.run_on_rank0_and_broadcast(
+            lambda: not_made_yet(self.data.items)
+        )
         self._texts = []
         self._encode_dataset()
         self._encode_base_prompts()
@@ -164,8 +173,8 @@ class ImageTrainer(Trainer):
         self._unload_encoders()
 
     def _encode_texts(self) -> None:
-        """All that were collected, in one pass through the text encoder. Several ranks encode a share each, and then
-        what the cache does not keep for all."""
+        """All that were collected, in one pass through the text encoder. Several ranks
+        encode a share each, and then what the cache does not keep for all."""
         fill_texts(self._texts, self.model, self.progress)
         self._texts = []
         if not isinstance(self.dataset, EncodedDataset):
@@ -173,7 +182,11 @@ class ImageTrainer(Trainer):
             return
         if not self.process_group.is_single_process:
             self.process_group.all_gather_object("encoded")
-            fill_texts([each.texts() for each in self.dataset.entries], self.model, self.progress)
+            fill_texts(
+                [each.texts() for each in self.dataset.entries],
+                self.model,
+                self.progress,
+            )
         if self.caches_latents:
             what = "latents and text embeddings"
         else:
@@ -181,12 +194,15 @@ class ImageTrainer(Trainer):
         self.status.finish(f"{what} of {len(self.dataset.items)} items are ready")
 
     def _unload_encoders(self) -> None:
-        """Those that training does not need; images that are made from now on need the VAE."""
+        """Those that training does not need; images that are made from now on need the
+        VAE."""
         if isinstance(self.dataset, EncodedDataset):  # a stream needs all encoders
             draws = bool(self.sampler or self.edits or self.unmade)
             needed = {"text_encoder": self.dataset.needs_text_encoder, "vae": draws}
             parts = self.model.family.encoder_parts.items()
-            self.model.unload_encoders(keep=[part for encoder, own in parts if needed[encoder] for part in own])
+            self.model.unload_encoders(
+                keep=[part for encoder, own in parts if needed[encoder] for part in own]
+            )
 
     def _encode_dataset(self) -> None:
         section = self.section
@@ -199,20 +215,51 @@ class ImageTrainer(Trainer):
         if stream:
             keep_text = bool(section.requested_text_cache(stream.settings))
             encoder = ItemEncoder(model, dtype)
-            self.dataset = StreamLatents(stream, model, encoder, self.seed, stores.on_disk, keep_text, extra_prompts)
+            self.dataset = StreamLatents(
+                stream,
+                model,
+                encoder,
+                self.seed,
+                stores.on_disk,
+                keep_text,
+                extra_prompts,
+            )
             return
-        items = tuple(item for item in self.data.items if item.sample.image not in self.unmade)
+        items = tuple(
+            item for item in self.data.items if item.sample.image not in self.unmade
+        )
         of_sample = stores.of_samples(section)
         latents = self.caches_latents
-        if not group.is_single_process:  # each rank encodes its share first; the cache on disk is then complete
+        if (
+            not group.is_single_process
+        ):  # each rank encodes its share first; the cache on disk is then complete
             share = items[group.rank :: group.world_size]
-            encode_items(share, model, of_sample, dtype, self.progress, extra_prompts, latents, later=self._texts)
+            encode_items(
+                share,
+                model,
+                of_sample,
+                dtype,
+                self.progress,
+                extra_prompts,
+                latents,
+                later=self._texts,
+            )
             group.all_gather_object("encoded")
         texts = self._texts if group.is_single_process else []
-        self.dataset = encode_items(items, model, of_sample, dtype, self.progress, extra_prompts, latents, later=texts)
+        self.dataset = encode_items(
+            items,
+            model,
+            of_sample,
+            dtype,
+            self.progress,
+            extra_prompts,
+            latents,
+            later=texts,
+        )
 
     def _encode_base_prompts(self) -> None:
-        """The texts of images that are not made yet, while the text encoder is there: as prompts, and as captions."""
+        """The texts of images that are not made yet, while the text encoder is there:
+        as prompts, and as captions."""
         if not self.unmade:
             return
         section = self.section
@@ -221,17 +268,31 @@ class ImageTrainer(Trainer):
         of_sample = self.stores.of_samples(section)
         dtype = DTYPES[section.train.dtype]
         extra = self.extra_prompts
-        encode_items(waiting, self.model, of_sample, dtype, self.progress, extra, latents=False, later=self._texts)
-        own = [sample.made for sample in self.unmade.values() if sample.made][group.rank :: group.world_size]
+        encode_items(
+            waiting,
+            self.model,
+            of_sample,
+            dtype,
+            self.progress,
+            extra,
+            latents=False,
+            later=self._texts,
+        )
+        own = [sample.made for sample in self.unmade.values() if sample.made][
+            group.rank :: group.world_size
+        ]
         self.base_sampler = self._encoded_sampler(base_prompts(own, self.model.family))
 
     def make_base_images(self, generate: Callable[[Sampler, int], Image.Image]) -> None:
-        """Makes the images that are not there yet, each rank its share, and encodes them. generate: the image of a
-        sampler's prompt by the base model. What a stop leaves is there for the next start."""
+        """Makes the images that are not there yet, each rank its share, and encodes
+        them. generate: the image of a sampler's prompt by the base model. What a stop
+        leaves is there for the next start."""
         if not self.unmade:
             return
         group = self.process_group
-        own = [*self.unmade.values()][self.process_group.rank :: self.process_group.world_size]
+        own = [*self.unmade.values()][
+            self.process_group.rank :: self.process_group.world_size
+        ]
         for index, sample in enumerate(own):
             self.progress(BASE_IMAGES, index, len(own))
             assert self.base_sampler is not None  # it has as many prompts
@@ -242,7 +303,9 @@ class ImageTrainer(Trainer):
             write_base_image(Path(sample.image), image, sample.caption)
         self.request.check()
         group.all_gather_object("made")
-        self.status.finish(f"{len(self.unmade)} images of the base model are in {Path(next(iter(self.unmade))).parent}")
+        self.status.finish(
+            f"{len(self.unmade)} images of the base model are in {Path(next(iter(self.unmade))).parent}"
+        )
         self.unmade = {}
         self._encode_dataset()
         self._encode_texts()
@@ -250,7 +313,9 @@ class ImageTrainer(Trainer):
 
     def _encode_samples(self) -> None:
         if not self.section.train.disable_sampling:
-            prompts = sample_prompts(self.pictures(), self.section.trigger_word, self.model.family)
+            prompts = sample_prompts(
+                self.pictures(), self.section.trigger_word, self.model.family
+            )
             self.sampler = self._encoded_sampler(prompts)
 
     def _encode_validation(self) -> None:
@@ -261,11 +326,21 @@ class ImageTrainer(Trainer):
         if not split or not measured:
             return
         stores = self.stores
-        of_sample = stores.of_samples(section) if split.from_training else lambda _: stores.on_disk
+        of_sample = (
+            stores.of_samples(section)
+            if split.from_training
+            else lambda _: stores.on_disk
+        )
         dtype = DTYPES[section.train.dtype]
-        held_out = encode_items(split.items, model, of_sample, dtype, self.progress, later=self._texts)
-        self.validator = Validator(model, held_out, measured.timesteps, measured.seed, self.predict)
-        self.edits = self._encoded_sampler(measured_edits(split.items, measured.edits, section.sample, model.family))
+        held_out = encode_items(
+            split.items, model, of_sample, dtype, self.progress, later=self._texts
+        )
+        self.validator = Validator(
+            model, held_out, measured.timesteps, measured.seed, self.predict
+        )
+        self.edits = self._encoded_sampler(
+            measured_edits(split.items, measured.edits, section.sample, model.family)
+        )
 
     def _encoded_sampler(self, prompts: Sequence[SamplePrompt]) -> Sampler | None:
         """Generates these, whose texts and images are encoded; None without any."""
@@ -274,12 +349,22 @@ class ImageTrainer(Trainer):
         kept = self.stores.on_disk
         if not self.caches_latents:
             kept = kept._replace(latents=ForgetfulCache())
-        sampler = Sampler(self.model, prompts, self.dataset.encoder, kept, self.predict, self.watch_sampling)
+        sampler = Sampler(
+            self.model,
+            prompts,
+            self.dataset.encoder,
+            kept,
+            self.predict,
+            self.watch_sampling,
+        )
         sampler.encode(self.progress, self._texts)
         return sampler
 
-    def measure_validation(self, should_stop: Callable[[], bool]) -> dict[str, float] | None:
-        """The losses of the validator, then the drift of the edits; None after a stop."""
+    def measure_validation(
+        self, should_stop: Callable[[], bool]
+    ) -> dict[str, float] | None:
+        """The losses of the validator, then the drift of the edits; None after a
+        stop."""
         assert self.validator is not None
         losses = self.validator.losses(should_stop)
         if losses is None or self.edits is None:
@@ -304,10 +389,11 @@ class ImageTrainer(Trainer):
         group_by_length: bool = False,
         prefetched: bool = True,
     ) -> tuple[BatchSource, Callable[[], BatchT]]:
-        """The batches of the run, epoch after epoch; and what makes the largest one of a rank, for a trial.
+        """The batches of the run, epoch after epoch; and what makes the largest one of
+        a rank, for a trial.
 
-        loader: makes them; of a stream a `StreamLoader`. cost: pixels of an item in the model. prefetched: False:
-        batches are made between the steps.
+        loader: makes them; of a stream a `StreamLoader`. cost: pixels of an item in the
+        model. prefetched: False: batches are made between the steps.
         """
         data = self.data
         group = self.process_group
@@ -320,18 +406,34 @@ class ImageTrainer(Trainer):
         splits = splits_per_micro_batch(run.grad_accum_steps, group.world_size)
         if data.stream:
             ranks = group.rank, group.world_size
-            source = stream_source(data.stream, seed, size, loader.load, workers, run.should_stop, *ranks)
-            return source, partial(cast("StreamLoader[BatchT]", loader).trial, ceil_divide(size, splits))
-        of_epoch = partial(epoch_batches, data.items, size, seed, group_by_length=group_by_length)
+            source = stream_source(
+                data.stream, seed, size, loader.load, workers, run.should_stop, *ranks
+            )
+            return source, partial(
+                cast("StreamLoader[BatchT]", loader).trial, ceil_divide(size, splits)
+            )
+        of_epoch = partial(
+            epoch_batches, data.items, size, seed, group_by_length=group_by_length
+        )
 
         def largest() -> BatchT:
             specs = [split_spec(spec, splits)[-1] for spec in of_epoch(run.state.epoch)]
-            return loader.load(max(specs, key=lambda spec: sum(cost(data.items[index]) for index in spec.items)))
+            return loader.load(
+                max(
+                    specs,
+                    key=lambda spec: sum(
+                        cost(data.items[index]) for index in spec.items
+                    ),
+                )
+            )
 
-        return EpochSource(of_epoch, partial(loaded_ahead, loader.load, workers=workers)), largest
+        return EpochSource(
+            of_epoch, partial(loaded_ahead, loader.load, workers=workers)
+        ), largest
 
     def run_loop(self, run: Run, source: BatchSource, step: TrainStep[Any]) -> None:
-        """Trains to the end, or until a stop; then says what of a stream could not be used."""
+        """Trains to the end, or until a stop; then says what of a stream could not be
+        used."""
         train(run, source, step)
         stream = self.data.stream
         if stream:

@@ -1,8 +1,9 @@
 """Base class of trainers: the steps from a checked section to a finished run.
 
-A subclass implements what is specific: scanning the data, loading the model, what is trained, and the train step. The
-lock of the folder, the choice of a checkpoint, the comparison with the job that wrote it, callbacks, signals and the
-shutdown are here. `tests/jobs/process/test_trainer.py` has a small example.
+A subclass implements what is specific: scanning the data, loading the model, what is
+trained, and the train step. The lock of the folder, the choice of a checkpoint, the
+comparison with the job that wrote it, callbacks, signals and the shutdown are here.
+`tests/jobs/process/test_trainer.py` has a small example.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ IN_THE_CACHE = " in the cache"
 
 
 class Trainer(BaseTrainProcess):
-    """A process that trains: each step of `run` is a method. What it makes is an attribute, which the next ones read,
-    and which is gone once `run` ends.
+    """A process that trains: each step of `run` is a method. What it makes is an
+    attribute, which the next ones read, and which is gone once `run` ends.
 
     With several ranks only rank 0 writes, samples and validates.
     """
@@ -130,7 +131,9 @@ class Trainer(BaseTrainProcess):
 
     def run(self) -> None:
         group = self.process_group
-        measured = measured_states(lambda: group.device(pick_device(self.section.device, quiet=True)))
+        measured = measured_states(
+            lambda: group.device(pick_device(self.section.device, quiet=True))
+        )
         ends = self._attributes_until_the_end()
         with ends, self._listening(), measured, signals.defer_signals() as self.request:
             self.data = self.scan()
@@ -139,22 +142,36 @@ class Trainer(BaseTrainProcess):
             with self.own_folder(self.request.check):
                 start = group.run_on_rank0_and_broadcast(self.choose_start)
                 self._see_state(start)
-                with tee_output(self.save_root / run_files.LOG) if group.is_main_process else nullcontext():
+                with (
+                    tee_output(self.save_root / run_files.LOG)
+                    if group.is_main_process
+                    else nullcontext()
+                ):
                     logger.info(self.plan.render())
                     if not self.is_complete(start):
                         self.set_up(start)
-                        with self.recorded(start) if group.is_main_process else nullcontext():
+                        with (
+                            self.recorded(start)
+                            if group.is_main_process
+                            else nullcontext()
+                        ):
                             self.train()
                     self.request.check()
                     logger.info("next, to be pasted into a shell:")
-                    own = self.process_id == 0  # otherwise an earlier process of the job has drawn the images
-                    for line in (*lead_on(self.section, own), *next_commands(self.save_root, self.name, self.section)):
+                    own = (
+                        self.process_id == 0
+                    )  # otherwise an earlier process of the job has drawn the images
+                    for line in (
+                        *lead_on(self.section, own),
+                        *next_commands(self.save_root, self.name, self.section),
+                    ):
                         logger.info(f"  {line}")
             self.request.check()
 
     @contextmanager
     def _attributes_until_the_end(self) -> Iterator[None]:
-        """What is set on the process inside the block is removed at its end: the next process needs the memory."""
+        """What is set on the process inside the block is removed at its end: the next
+        process needs the memory."""
         before = set(vars(self))
         try:
             yield
@@ -171,12 +188,20 @@ class Trainer(BaseTrainProcess):
 
     @contextmanager
     def recorded(self, start: Start) -> Iterator[None]:
-        """Inside the block run.json says what the run does, and at its end how it ended."""
+        """Inside the block run.json says what the run does, and at its end how it
+        ended."""
         done = step_of(start.checkpoint) if start.checkpoint else 0
         planned, _ = time_left(self.section, self.plan, done)
-        self.now.plan(planned.parts if planned else {}, self.plan.time.work.pictures if self.plan.time else 0, done)
+        self.now.plan(
+            planned.parts if planned else {},
+            self.plan.time.work.pictures if self.plan.time else 0,
+            done,
+        )
         tell("reading")
-        with recorded_end(self.save_root, self.name), self.now.written(self.save_root, self.name):
+        with (
+            recorded_end(self.save_root, self.name),
+            self.now.written(self.save_root, self.name),
+        ):
             yield
 
     def train(self) -> None:
@@ -201,15 +226,18 @@ class Trainer(BaseTrainProcess):
             self.fit(run)
             self.end(run)
 
-    # ------------------------------------------------------------ what a subclass implements
+    # ------------------------------------------------------------ what a subclass
+    # implements
 
     @abstractmethod
     def scan(self) -> Any:
-        """Finds the data, before anything expensive. Raises UserError for errors in it."""
+        """Finds the data, before anything expensive. Raises UserError for errors in
+        it."""
 
     @abstractmethod
     def fingerprint(self) -> DatasetHashes:
-        """Hashes of the data, from which a resume tells what was added, removed and edited."""
+        """Hashes of the data, from which a resume tells what was added, removed and
+        edited."""
 
     @abstractmethod
     def make_plan(self) -> RunPlan:
@@ -220,7 +248,8 @@ class Trainer(BaseTrainProcess):
         """Loads the model, and what else training starts from."""
 
     def encode(self) -> None:
-        """Precomputes what training reads from a cache, such as latents; by default nothing."""
+        """Precomputes what training reads from a cache, such as latents; by default
+        nothing."""
 
     @abstractmethod
     def attach(self) -> None:
@@ -228,7 +257,8 @@ class Trainer(BaseTrainProcess):
 
     @abstractmethod
     def weights_writer(self) -> PrepareNetwork:
-        """Copies the weights for the files of a step, and returns what writes them (`PrepareNetwork`)."""
+        """Copies the weights for the files of a step, and returns what writes them
+        (`PrepareNetwork`)."""
 
     def validation(self) -> Validation | None:
         """What is measured on the validation split; None: nothing."""
@@ -240,28 +270,37 @@ class Trainer(BaseTrainProcess):
 
     @abstractmethod
     def fit(self, run: Run) -> None:
-        """Calls `toolkit.train.loop.train` with the trainer's batches and its `TrainStep`."""
+        """Calls `toolkit.train.loop.train` with the trainer's batches and its
+        `TrainStep`."""
 
-    # ------------------------------------------------------------ what a subclass may override
+    # ------------------------------------------------------------ what a subclass may
+    # override
 
     def memory_advice(self) -> str:
-        """What the user can change after an out-of-memory error, most effective first."""
+        """What the user can change after an out-of-memory error, most effective
+        first."""
         return ""
 
     def refuse_parts(self) -> None:
-        """Raises UserError for data or a model with which the run cannot work, before its folder is written to."""
+        """Raises UserError for data or a model with which the run cannot work, before
+        its folder is written to."""
 
     def refuse(self) -> None:
-        """Raises UserError for a run that cannot work, before its folder is written to: memory, disk, `refuse_parts`,
-        optimizers."""
-        for reason in why_not_started(self.section, self.save_root, self.plan, machine_of(self.section.device)):
+        """Raises UserError for a run that cannot work, before its folder is written to:
+        memory, disk, `refuse_parts`, optimizers."""
+        for reason in why_not_started(
+            self.section, self.save_root, self.plan, machine_of(self.section.device)
+        ):
             raise UserError(reason)
         self.refuse_parts()
         device = self.process_group.device(pick_device(self.section.device, quiet=True))
         for key, settings in self.section.optimizers_used():
             fields = ScheduleArgs.named_in(settings)
             schedule = build_schedule(
-                settings.lr_scheduler, self.plan.optimizer_steps, params=settings.lr_scheduler_params, **fields
+                settings.lr_scheduler,
+                self.plan.optimizer_steps,
+                params=settings.lr_scheduler_params,
+                **fields,
             )
             try:
                 found = try_optimizer(
@@ -283,19 +322,21 @@ class Trainer(BaseTrainProcess):
                 logger.info(line)
 
     def trained_shapes(self) -> Iterable[tuple[int, ...]]:
-        """Shapes of weights like those that are trained, for the trial of their optimizer."""
+        """Shapes of weights like those that are trained, for the trial of their
+        optimizer."""
         return LORA_SHAPES
 
     def restore_order(self, order: RunOrder) -> None:
-        """Puts the data into the order in which the run began: names of images, or entries of `datasets`, have changed
-        since. Raises UserError by default."""
+        """Puts the data into the order in which the run began: names of images, or
+        entries of `datasets`, have changed since. Raises UserError by default."""
         raise UserError(
             f"{self.save_root}: the images are those of the run, in another order. Give files and folders the names "
             "that they had, or add --restart to move the old run aside and start over."
         )
 
     def check_base(self) -> None:
-        """Raises UserError where the checkpoint was trained on another base model (`ResumePlan.check_base`)."""
+        """Raises UserError where the checkpoint was trained on another base model
+        (`ResumePlan.check_base`)."""
 
     def written_at_begin(self) -> None:
         """Saves results of the scan, once the run has started."""
@@ -309,12 +350,17 @@ class Trainer(BaseTrainProcess):
 
     @contextmanager
     def own_folder(self, check: Callable[[], None]) -> Iterator[None]:
-        """Locks the run's folder (rank 0). Where nothing else handles them, an error of the system about a file of the
-        run (unreadable, no inodes left), and memory, threads or open files that run out, become RunErrors. check:
-        raises when a stop is requested."""
+        """Locks the run's folder (rank 0). Where nothing else handles them, an error of
+        the system about a file of the run (unreadable, no inodes left), and memory,
+        threads or open files that run out, become RunErrors. check: raises when a stop
+        is requested."""
         self.process_group.oom_hint = self.memory_advice
         try:
-            with run_lock(self.save_root, check) if self.process_group.is_main_process else nullcontext():
+            with (
+                run_lock(self.save_root, check)
+                if self.process_group.is_main_process
+                else nullcontext()
+            ):
                 yield
         except (OSError, RuntimeError, MemoryError) as error:
             told = self._told(error)
@@ -323,11 +369,16 @@ class Trainer(BaseTrainProcess):
             raise told from error
 
     def _told(self, error: Exception) -> RunError | None:
-        """What a user is told of an error that is not a defect of the program; None: it is one."""
+        """What a user is told of an error that is not a defect of the program; None: it
+        is one."""
         short = shortage(error)
         if isinstance(error, RuntimeError) and is_short_of(error) is MEMORY:
-            # Behind the GPU's name PyTorch's message has details of its allocator; other lines are for developers.
-            reason = str(error).partition(" GPU ")[0].partition("\n")[0].strip(" .") or "Out of memory"
+            # Behind the GPU's name PyTorch's message has details of its allocator;
+            # other lines are for developers.
+            reason = (
+                str(error).partition(" GPU ")[0].partition("\n")[0].strip(" .")
+                or "Out of memory"
+            )
             return OutOfMemory(f"{reason}. {self.memory_advice()}")
         if short:
             if short is MEMORY:
@@ -336,13 +387,16 @@ class Trainer(BaseTrainProcess):
         place = getattr(error, "filename", None)
         folder = self.training_folder.absolute()
         if isinstance(place, str) and Path(place).absolute().is_relative_to(folder):
-            return RunError(f"{place}: cannot be used: {getattr(error, 'strerror', error)}")
+            return RunError(
+                f"{place}: cannot be used: {getattr(error, 'strerror', error)}"
+            )
         return None
 
     def choose_start(self) -> Start:
         """How the run begins, after an old one that is in the way was moved aside.
 
-        Raises UserError or RunError where the job cannot go on in its folder (`plan_start`).
+        Raises UserError or RunError where the job cannot go on in its folder
+        (`plan_start`).
         """
         check_writable(checkpoint_dir(self.save_root))
         remove_partial_writes(checkpoint_dir(self.save_root))
@@ -360,7 +414,8 @@ class Trainer(BaseTrainProcess):
         return start
 
     def _see_state(self, start: Start) -> None:
-        """Raises RunError on a rank that does not see the state which rank 0 has verified, or sees another one."""
+        """Raises RunError on a rank that does not see the state which rank 0 has
+        verified, or sees another one."""
         if start.checkpoint is None or self.process_group.is_single_process:
             return
         fault = verify(start.checkpoint, by_hash=False)
@@ -374,20 +429,27 @@ class Trainer(BaseTrainProcess):
         )
 
     def is_complete(self, start: Start) -> bool:
-        """Whether nothing is left to do: the same job has done all its steps, or `stop_when` would end it again."""
+        """Whether nothing is left to do: the same job has done all its steps, or
+        `stop_when` would end it again."""
         if start.complete_at is None:
             return False
         if start.new_place:
             self.resumption = ResumePlan.of(start, self.section, self.fingerprint())
             self.check_base()
-        logger.info(f"{self.save_root} is complete at step {start.complete_at}: nothing to do.")
+        logger.info(
+            f"{self.save_root} is complete at step {start.complete_at}: nothing to do."
+        )
         return True
 
     def set_up(self, start: Start) -> None:
         """Refuses a run that cannot work, and writes the first files of the folder."""
         group = self.process_group
         writes = self.process_group.is_main_process
-        for stem in (self.name, run_files.best_stem(self.name)) if self.saves_folders and writes else ():
+        for stem in (
+            (self.name, run_files.best_stem(self.name))
+            if self.saves_folders and writes
+            else ()
+        ):
             reason = why_not_replaced(self.save_root / stem, run_files.is_own_result)
             if reason:
                 raise UserError(reason)
@@ -399,31 +461,49 @@ class Trainer(BaseTrainProcess):
         if self.resumption.order is not None:
             self.restore_order(self.resumption.order)
         settings = dict(flatten_config(self.resumption.record["settings"]))
-        group.assert_equal_across_ranks({"the run's folder": str(self.save_root.absolute()), **settings})
+        group.assert_equal_across_ranks(
+            {"the run's folder": str(self.save_root.absolute()), **settings}
+        )
         if writes:
             self.write_config()
             self.written_at_begin()
-        # The given seed, the one the run began with, or a random one, which is printed so that it can be repeated.
-        random_seed = group.run_on_rank0_and_broadcast(lambda: secrets.randbelow(2**31 - 1) + 1)
-        self.seed = self.training_seed or (saved_seed(start.checkpoint) if start.checkpoint else random_seed)
+        # The given seed, the one the run began with, or a random one, which is printed
+        # so that it can be repeated.
+        random_seed = group.run_on_rank0_and_broadcast(
+            lambda: secrets.randbelow(2**31 - 1) + 1
+        )
+        self.seed = self.training_seed or (
+            saved_seed(start.checkpoint) if start.checkpoint else random_seed
+        )
         logger.info(f"training_seed {self.seed}")
         self.section = self.section.with_seed(self.seed)
         self.device = group.device(pick_device(self.section.device))
-        logger.info(f"device {self.device}, {self.section.train.dtype}, PyTorch {torch.__version__}")
+        logger.info(
+            f"device {self.device}, {self.section.train.dtype}, PyTorch {torch.__version__}"
+        )
         if self.chooses_threads():
             free = threads.free_cores()
             cores = threads.usable_cores()
             found = "1" if free == 1 else "found by the first steps"
-            logger.info(f"threads of the CPU: {found} (free cores: {free} of {cores}); OMP_NUM_THREADS sets them")
-        self.status = self.now.line = StatusLine()  # standard output is copied to the log by now
+            logger.info(
+                f"threads of the CPU: {found} (free cores: {free} of {cores}); OMP_NUM_THREADS sets them"
+            )
+        self.status = self.now.line = (
+            StatusLine()
+        )  # standard output is copied to the log by now
 
     def chooses_threads(self) -> bool:
-        """Whether the number of threads is found by the program: on a CPU, alone, unless the environment says it."""
-        return self.device.type == "cpu" and self.process_group.is_single_process and not threads.is_given()
+        """Whether the number of threads is found by the program: on a CPU, alone,
+        unless the environment says it."""
+        return (
+            self.device.type == "cpu"
+            and self.process_group.is_single_process
+            and not threads.is_given()
+        )
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Tells progress; raises Interrupted where a signal requests a stop. what: see `COUNTED`; with `IN_THE_CACHE`
-        behind it that which was encoded before."""
+        """Tells progress; raises Interrupted where a signal requests a stop. what: see
+        `COUNTED`; with `IN_THE_CACHE` behind it that which was encoded before."""
         unit = COUNTED.get(what.removesuffix(IN_THE_CACHE), what)
         if what.endswith(IN_THE_CACHE):
             tell("reading", done, total, f"cached {unit}")
@@ -445,14 +525,18 @@ class Trainer(BaseTrainProcess):
         samples = self.samples()
         # All of a validation and of an image comes from blocks of one kind.
         if validation:
-            validation = replace(validation, measure=partial(self.programs.whole, validation.measure))
+            validation = replace(
+                validation, measure=partial(self.programs.whole, validation.measure)
+            )
         if samples:
             samples = replace(samples, draw=partial(self.programs.whole, samples.draw))
         writer = self.weights_writer()
         times = []
         time = self.plan.time
         if time and self.process_group.is_single_process:
-            keep = TimesCallback(partial(remember_run_times, self.section.training_folder, time.key))
+            keep = TimesCallback(
+                partial(remember_run_times, self.section.training_folder, time.key)
+            )
             if samples:
                 samples = replace(samples, draw=keep.timed(samples.draw))
             else:
@@ -460,7 +544,16 @@ class Trainer(BaseTrainProcess):
             times = [keep]
         compiled = self.programs.used
         folder = self.save_root
-        callbacks = standard_callbacks(self.section, folder, status, writer, validation, samples, compiled, self.now)
+        callbacks = standard_callbacks(
+            self.section,
+            folder,
+            status,
+            writer,
+            validation,
+            samples,
+            compiled,
+            self.now,
+        )
         return [*callbacks, *times]
 
     def build_run(self) -> Run:
@@ -480,7 +573,9 @@ class Trainer(BaseTrainProcess):
             callbacks=callbacks,
             checkpoint_metadata=self.resumption.record,
             oom_hint=self.memory_advice,
-            loss_scaler=LossScaler(self.device) if self.section.train.dtype == "float16" else None,
+            loss_scaler=LossScaler(self.device)
+            if self.section.train.dtype == "float16"
+            else None,
             metrics_sync_interval=1 if self.device.type == "cpu" else FETCH_EVERY,
             programs=self.programs,
             process_group=self.process_group,
@@ -491,7 +586,8 @@ class Trainer(BaseTrainProcess):
         return run
 
     def load_checkpoint(self, run: Run) -> None:
-        """Loads the checkpoint into the run; from here on all ranks have the same state."""
+        """Loads the checkpoint into the run; from here on all ranks have the same
+        state."""
         self.resumption.apply(run)
         shared = {  # what decides how the ranks split the same batches
             "the dataset": run.checkpoint_metadata["dataset"],
@@ -504,9 +600,15 @@ class Trainer(BaseTrainProcess):
 
     def end(self, run: Run) -> None:
         """Synchronises the stop reason; all ranks wait until rank 0 has saved."""
-        reports = self.process_group.all_gather_object((run.stop_reason, self.request.exit_code))
+        reports = self.process_group.all_gather_object(
+            (run.stop_reason, self.request.exit_code)
+        )
         run.stop_reason = next((reason for reason, _ in reports if reason), None)
-        self.request.exit_code = next((code for _, code in reports if code is not None), None)
+        self.request.exit_code = next(
+            (code for _, code in reports if code is not None), None
+        )
         if run.stop_reason:
             logger.info(f"stopped by {run.stop_reason}")
-            raise Interrupted(EXIT_DONE)  # requested by the user: the job ends here without an error
+            raise Interrupted(
+                EXIT_DONE
+            )  # requested by the user: the job ends here without an error

@@ -11,7 +11,9 @@ import torch
 
 
 @pytest.fixture
-def report_of(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., dict[str, Any]]]:
+def report_of(
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Callable[..., dict[str, Any]]]:
     """Calls `main` of a bench with these arguments and returns its JSON line."""
     threads = torch.get_num_threads()
 

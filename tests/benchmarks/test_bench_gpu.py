@@ -21,7 +21,8 @@ QUICK = (
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Rows are measured here, where importing is done already; their names as they come."""
+    """Rows are measured here, where importing is done already; their names as they
+    come."""
     names = []
 
     def run(name: str, asked: Any, seconds: float) -> dict[str, Any]:
@@ -39,22 +40,43 @@ def json_lines(text: str) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_rows_are_measured_once_and_reported_with_their_share_of_the_peak(
-    in_this_process: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    in_this_process: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(kernel_rates, "SQUARE", 64)
-    given = [*QUICK, "--dtype", "fp32", "--results", str(tmp_path / "gpu.jsonl"), "--rows", KERNELS, "1", "0", CACHE]
+    given = [
+        *QUICK,
+        "--dtype",
+        "fp32",
+        "--results",
+        str(tmp_path / "gpu.jsonl"),
+        "--rows",
+        KERNELS,
+        "1",
+        "0",
+        CACHE,
+    ]
     bench_gpu.main(given)
     kernels, ours, plain, cache, last = json_lines(capsys.readouterr().out)
     assert "bf16 forward 32x64x64" in kernels["kernels"]
     assert [one["status"] for one in (ours, plain)] == ["measured"] * 2
     assert ours["level"] == plain["level"] == "full"
-    assert len(ours["s_each"]) == 2 and min(ours["s_each"]) <= ours["s"] <= max(ours["s_each"])
+    assert len(ours["s_each"]) == 2 and min(ours["s_each"]) <= ours["s"] <= max(
+        ours["s_each"]
+    )
     # The same work: the loss of each step is that of diffusers and peft.
-    losses = {line["row"]: line.get("losses") for line in json_lines((tmp_path / "gpu.jsonl").read_text())}
+    losses = {
+        line["row"]: line.get("losses")
+        for line in json_lines((tmp_path / "gpu.jsonl").read_text())
+    }
     assert len(losses["1"]) == len(losses["0"]) == 3
     assert losses["1"] == pytest.approx(losses["0"], rel=1e-5)
     assert 0 < ours["mfu"] < ours["hfu"]
-    assert ours["mfu"] == pytest.approx(100 * ours["model_tflop"] / ours["s"] / ours["peak_tflops"], rel=1e-3)
+    assert ours["mfu"] == pytest.approx(
+        100 * ours["model_tflop"] / ours["s"] / ours["peak_tflops"], rel=1e-3
+    )
     assert ours["peak_gb"] is None
     assert cache["samples_per_s"] > 0
     assert last["states"] == dict.fromkeys([KERNELS, "1", "0", CACHE], "measured")
@@ -70,21 +92,28 @@ def test_rows_are_measured_once_and_reported_with_their_share_of_the_peak(
     assert [line["status"] for line in json_lines(said)[:-1]] == ["not measured"] * 4
 
 
-def test_without_a_gpu_nothing_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_gpu_nothing_is_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="no CUDA device"):
         bench_gpu.main(["--results", str(tmp_path / "gpu.jsonl")])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_out_of_memory_is_a_result_and_any_other_failure_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_a_result_and_any_other_failure_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked = bench_gpu.arguments([*QUICK, "--row", "0"])
 
     def fail(*_: object) -> str:
         raise failures.pop()
 
     monkeypatch.setattr(gpu_rows, "_plain", fail)
-    failures: list[Exception] = [RuntimeError("CUDA error"), torch.OutOfMemoryError("CUDA out of memory.\nTried 2 GiB")]
+    failures: list[Exception] = [
+        RuntimeError("CUDA error"),
+        torch.OutOfMemoryError("CUDA out of memory.\nTried 2 GiB"),
+    ]
     assert bench_gpu.run_row(asked) == {
         "row": "0",
         "status": "out of memory",
@@ -95,8 +124,12 @@ def test_out_of_memory_is_a_result_and_any_other_failure_is_not(monkeypatch: pyt
         bench_gpu.run_row(asked)
 
 
-def test_a_job_the_program_refuses_is_a_result_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(gpu_rows.ROWS, "1", gpu_rows.Row("refused", train={"no_such_key": 1}))
+def test_a_job_the_program_refuses_is_a_result_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(
+        gpu_rows.ROWS, "1", gpu_rows.Row("refused", train={"no_such_key": 1})
+    )
     result = bench_gpu.run_row(bench_gpu.arguments([*QUICK, "--row", "1"]))
     assert result["status"] == "refused"
     assert "no_such_key" in result["reason"] and "/tmp" not in result["reason"]
@@ -105,16 +138,27 @@ def test_a_job_the_program_refuses_is_a_result_with_its_reason(monkeypatch: pyte
 @pytest.mark.parametrize(
     ("program", "expected"),
     [
-        ("""print('{"row": "1", "status": "measured"}'); print("bye")""", {"status": "measured"}),
-        ("import sys; print('torch says'); sys.exit('no such kernel')", {"reason": "exit status 1: no such kernel"}),
-        ("import os; os.kill(os.getpid(), 9)", {"reason": "exit status -9: it said nothing"}),
+        (
+            """print('{"row": "1", "status": "measured"}'); print("bye")""",
+            {"status": "measured"},
+        ),
+        (
+            "import sys; print('torch says'); sys.exit('no such kernel')",
+            {"reason": "exit status 1: no such kernel"},
+        ),
+        (
+            "import os; os.kill(os.getpid(), 9)",
+            {"reason": "exit status -9: it said nothing"},
+        ),
     ],
     ids=["measured", "failed", "killed"],
 )
 def test_a_row_has_a_process_of_its_own(
     program: str, expected: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(bench_gpu, "command_of", lambda name, asked: [sys.executable, "-c", program])
+    monkeypatch.setattr(
+        bench_gpu, "command_of", lambda name, asked: [sys.executable, "-c", program]
+    )
     asked = bench_gpu.arguments(["--results", str(tmp_path / "gpu.jsonl")])
     (tmp_path / "gpu.log").write_text("{an earlier row}\n")
     assert bench_gpu.run_child("1", asked, 60).items() >= expected.items()
@@ -122,40 +166,73 @@ def test_a_row_has_a_process_of_its_own(
 
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_is_a_job_the_program_takes(name: str, tmp_path: Path) -> None:
-    """At a size with enough blocks to swap; only what a GPU needs is left to be seen there."""
+    """At a size with enough blocks to swap; only what a GPU needs is left to be seen
+    there."""
     row, size = ROWS[name], bench_gpu.DRAWN_SIZES["S"]
     if row.plain:
         pytest.skip("not the program")
-    gpu_rows.write_folder(tmp_path / "model", size, gpu_rows.FAMILY_21 if row.single_stream else gpu_rows.FAMILY)
+    gpu_rows.write_folder(
+        tmp_path / "model",
+        size,
+        gpu_rows.FAMILY_21 if row.single_stream else gpu_rows.FAMILY,
+    )
     asked = bench_gpu.arguments([*QUICK])
     path = tmp_path / "job.json"
     section = gpu_rows.job_section(row, size, tmp_path, asked)
-    path.write_text(json.dumps({"job": "extension", "config": {"name": "bench", "process": [section]}}))
+    path.write_text(
+        json.dumps(
+            {"job": "extension", "config": {"name": "bench", "process": [section]}}
+        )
+    )
     config = gpu_rows.load_job(path, lambda _: gpu_rows.SdTrainerConfig)
     given = config.processes[0].section
     assert given.model.blocks_to_swap == (1 if name == "10" else 0)
-    assert given.train.checkpointing_level() == row.train.get("gradient_checkpointing", "auto")
-    assert given.train.compile.enabled == row.train.get("compile", {"enabled": "auto"})["enabled"]
+    assert given.train.checkpointing_level() == row.train.get(
+        "gradient_checkpointing", "auto"
+    )
+    assert (
+        given.train.compile.enabled
+        == row.train.get("compile", {"enabled": "auto"})["enabled"]
+    )
     assert len(given.datasets[0].control_path) == row.references
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (index % 6 > 0)) for index, name in enumerate(ROWS)]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (index % 6 > 0))
+        for index, name in enumerate(ROWS)
+    ],
 )
 def test_every_row_can_be_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the compiler, which takes seconds; the test below has it."""
     train = {**ROWS[name].train, "compile": {"enabled": False}}
     monkeypatch.setitem(gpu_rows.ROWS, name, replace(ROWS[name], train=train))
-    given = ["--size", "XS", "--device", "cpu", "--warm-up", "0", "--steps", "1", "--accumulation", "1"]
+    given = [
+        "--size",
+        "XS",
+        "--device",
+        "cpu",
+        "--warm-up",
+        "0",
+        "--steps",
+        "1",
+        "--accumulation",
+        "1",
+    ]
     result = bench_gpu.run_row(bench_gpu.arguments([*given, "--row", name]))
     assert result["status"] == "measured" and result["losses"][0] > 0
     assert 0 < result["ready_s"] < result["first_step_s"]
 
 
-def test_a_row_that_is_cut_off_leaves_what_it_knew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_is_cut_off_leaves_what_it_knew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(gpu_rows.FAIL, "1")
     partial = tmp_path / "known.json"
-    asked = bench_gpu.arguments([*QUICK, "--row", "1", "--partial", str(partial), "--account", "--no-cap"])
+    asked = bench_gpu.arguments(
+        [*QUICK, "--row", "1", "--partial", str(partial), "--account", "--no-cap"]
+    )
     with pytest.raises(RuntimeError, match="asked to fail"):
         bench_gpu.run_row(asked)
     known = json.loads(partial.read_text())
@@ -164,15 +241,22 @@ def test_a_row_that_is_cut_off_leaves_what_it_knew(tmp_path: Path, monkeypatch: 
     monkeypatch.delenv(gpu_rows.FAIL)
     bench_gpu.run_row(asked)
     known = json.loads(partial.read_text())
-    assert known["reason"] == "after step 3" and known["s"] > 0 and len(known["s_each"]) == 2
+    assert (
+        known["reason"] == "after step 3"
+        and known["s"] > 0
+        and len(known["s_each"]) == 2
+    )
 
 
 @pytest.mark.slow
 def test_a_compiled_row_can_be_measured() -> None:
-    """Its blocks are traced. Another one runs from the command line in test_verify_gpu.py."""
+    """Its blocks are traced. Another one runs from the command line in
+    test_verify_gpu.py."""
     torch._dynamo.reset()
     with torch._dynamo.config.patch(), torch._functorch.config.patch():
-        result = bench_gpu.run_row(bench_gpu.arguments([*QUICK, "--row", "12", "--backend", "aot_eager"]))
+        result = bench_gpu.run_row(
+            bench_gpu.arguments([*QUICK, "--row", "12", "--backend", "aot_eager"])
+        )
     assert result["status"] == "measured"
 
 
@@ -203,18 +287,27 @@ for name in ("9e", "0n"):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(COMPILER is None, reason="compiles the device that stands in for CUDA, and finds no c++")
-@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own")
+@pytest.mark.skipif(
+    COMPILER is None,
+    reason="compiles the device that stands in for CUDA, and finds no c++",
+)
+@pytest.mark.skipif(
+    torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own"
+)
 def test_rows_on_a_device_that_counts_its_memory(tmp_path: Path) -> None:
     given = (*QUICK, "--device", "cuda:0", "--dtype", "fp32", "--account")
     environment = child_environment({"PYTHONPATH": str(ROOT)})
     command = [sys.executable, "-c", ON_CUDA, *given]
-    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    run = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     ours, plain = json_lines(run.stdout)
     for result in (ours, plain):
         assert 0 < result["training_gb"] <= result["peak_gb"] and result["s"] > 0
         known = json.loads((tmp_path / f"{result['row']}.json").read_text())
         assert known["training_gb"] == pytest.approx(result["training_gb"], rel=1e-3)
-    assert ours["planned_training_gb"] > ours["training_gb"]  # the plan rounds a tiny model up
+    assert (
+        ours["planned_training_gb"] > ours["training_gb"]
+    )  # the plan rounds a tiny model up
     assert "\nmemory account: peak " in run.stdout

@@ -1,4 +1,5 @@
-"""The parts of `bench_interop.py` that need no other environment: ComfyUI's rules, comparison, table and record."""
+"""The parts of `bench_interop.py` that need no other environment: ComfyUI's rules,
+comparison, table and record."""
 
 from __future__ import annotations
 
@@ -37,11 +38,15 @@ def weights(title: str) -> dict[str, Tensor]:
 
 
 def test_comfyui_finds_the_halves_of_a_fused_layer_without_a_prefix_alone() -> None:
-    names = comfyui_rules.known_names({f"{BLOCK}.img_mlp.gate_layer": 6, f"{BLOCK}.img_mlp.proj": 6})
+    names = comfyui_rules.known_names(
+        {f"{BLOCK}.img_mlp.gate_layer": 6, f"{BLOCK}.img_mlp.proj": 6}
+    )
     whole = f"{BLOCK}.img_mlp.gate_up"
     assert names[f"diffusion_model.{whole}"].rows is None
     assert names[f"{BLOCK}.img_mlp.proj"] == comfyui_rules.Place(whole, slice(6, 12))
-    assert names[f"transformer.{BLOCK}.img_mlp.gate_layer"] == comfyui_rules.Place(whole, slice(0, 6))
+    assert names[f"transformer.{BLOCK}.img_mlp.gate_layer"] == comfyui_rules.Place(
+        whole, slice(0, 6)
+    )
     assert f"diffusion_model.{BLOCK}.img_mlp.proj" not in names
     assert whole not in names
 
@@ -64,7 +69,11 @@ def test_comfyui_finds_the_halves_of_a_fused_layer_without_a_prefix_alone() -> N
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_comfyui_reads_a_spelling(
-    name: str, outcomes: dict[str, str], title: str, weights: dict[str, Tensor], tmp_path: Path
+    name: str,
+    outcomes: dict[str, str],
+    title: str,
+    weights: dict[str, Tensor],
+    tmp_path: Path,
 ) -> None:
     found = {file.name: file for file in spellings.write(MODELS[title], tmp_path)}
     file = found.get(f"spelled_{name}")
@@ -80,40 +89,73 @@ def test_comfyui_computes_the_other_kinds_as_lycoris(tmp_path: Path) -> None:
     weights = linear_weights(model.build())
     kinds = ("glora", "oft", "boft", "dora_columns", "lokr_both", "full")
     for file in of_lycoris.write(model, tmp_path, kinds):
-        assert compare(comfyui_rules.read(file.tensors(), weights).changes, file.meant).outcome == "exact", file.name
+        assert (
+            compare(
+                comfyui_rules.read(file.tensors(), weights).changes, file.meant
+            ).outcome
+            == "exact"
+        ), file.name
 
 
-def test_comfyui_divides_norms_of_rows_by_the_norm_before_the_change(weights: dict[str, Tensor]) -> None:
+def test_comfyui_divides_norms_of_rows_by_the_norm_before_the_change(
+    weights: dict[str, Tensor],
+) -> None:
     stem, weight_OI = f"{BLOCK}.attn.to_q", weights[f"{BLOCK}.attn.to_q.weight"]
-    down_RI, up_OR, magnitude_O1 = torch.randn(2, 64), torch.randn(64, 2), torch.rand(64, 1) + 1
-    tensors = {f"{stem}.lora_A.weight": down_RI, f"{stem}.lora_B.weight": up_OR, f"{stem}.dora_scale": magnitude_O1}
+    down_RI, up_OR, magnitude_O1 = (
+        torch.randn(2, 64),
+        torch.randn(64, 2),
+        torch.rand(64, 1) + 1,
+    )
+    tensors = {
+        f"{stem}.lora_A.weight": down_RI,
+        f"{stem}.lora_B.weight": up_OR,
+        f"{stem}.dora_scale": magnitude_O1,
+    }
     found = comfyui_rules.read(tensors, weights).changes[f"{stem}.weight"]
-    wanted = (weight_OI + up_OR @ down_RI) * magnitude_O1 / weight_OI.norm(dim=1, keepdim=True) - weight_OI
+    wanted = (weight_OI + up_OR @ down_RI) * magnitude_O1 / weight_OI.norm(
+        dim=1, keepdim=True
+    ) - weight_OI
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_a_lokr_of_two_low_rank_factors_is_divided_by_the_rank_of_the_second(weights: dict[str, Tensor]) -> None:
+def test_a_lokr_of_two_low_rank_factors_is_divided_by_the_rank_of_the_second(
+    weights: dict[str, Tensor],
+) -> None:
     stem = f"{BLOCK}.attn.to_q"
     first = {".lokr_w1_a": torch.randn(8, 2), ".lokr_w1_b": torch.randn(2, 8)}
     second = {".lokr_w2_a": torch.randn(8, 4), ".lokr_w2_b": torch.randn(4, 8)}
-    tensors = {stem + end: t for end, t in {**first, **second, ".alpha": torch.tensor(2.0)}.items()}
+    tensors = {
+        stem + end: t
+        for end, t in {**first, **second, ".alpha": torch.tensor(2.0)}.items()
+    }
     found = comfyui_rules.read(tensors, weights).changes[f"{stem}.weight"]
-    product = torch.kron(first[".lokr_w1_a"] @ first[".lokr_w1_b"], second[".lokr_w2_a"] @ second[".lokr_w2_b"])
+    product = torch.kron(
+        first[".lokr_w1_a"] @ first[".lokr_w1_b"],
+        second[".lokr_w2_a"] @ second[".lokr_w2_b"],
+    )
     torch.testing.assert_close(found, 2 / 4 * product, rtol=1e-5, atol=1e-5)
 
 
 def test_whole_weights_are_added_or_put_in_place(weights: dict[str, Tensor]) -> None:
     stem, weight_OI = f"{BLOCK}.attn.to_q", weights[f"{BLOCK}.attn.to_q.weight"]
     whole_OI = torch.randn_like(weight_OI)
-    added = comfyui_rules.read({f"{stem}.diff": whole_OI}, weights).changes[f"{stem}.weight"]
-    put = comfyui_rules.read({f"{stem}.set_weight": whole_OI}, weights).changes[f"{stem}.weight"]
+    added = comfyui_rules.read({f"{stem}.diff": whole_OI}, weights).changes[
+        f"{stem}.weight"
+    ]
+    put = comfyui_rules.read({f"{stem}.set_weight": whole_OI}, weights).changes[
+        f"{stem}.weight"
+    ]
     torch.testing.assert_close(added, whole_OI, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(put, whole_OI - weight_OI, rtol=1e-5, atol=1e-5)
 
 
-def test_a_matrix_without_its_partner_fails_as_there(weights: dict[str, Tensor]) -> None:
+def test_a_matrix_without_its_partner_fails_as_there(
+    weights: dict[str, Tensor],
+) -> None:
     with pytest.raises(KeyError):
-        comfyui_rules.read({f"{BLOCK}.attn.to_q.lora_B.weight": torch.randn(64, 2)}, weights)
+        comfyui_rules.read(
+            {f"{BLOCK}.attn.to_q.lora_B.weight": torch.randn(64, 2)}, weights
+        )
 
 
 # ------------------------------------------------------------ comparison, table, record
@@ -134,10 +176,22 @@ def test_a_cell_tells_strength_from_shape() -> None:
 def test_a_table_joins_files_that_all_readers_take_alike(tmp_path: Path) -> None:
     files = [
         WrittenFile(name, "2.1", writer, name, tmp_path / "x", {}, ())
-        for name, writer in (("one", "peft 1"), ("two", "peft 1"), ("three", "peft 1"), ("four", "us"))
+        for name, writer in (
+            ("one", "peft 1"),
+            ("two", "peft 1"),
+            ("three", "peft 1"),
+            ("four", "us"),
+        )
     ]
-    cells = [Cell("exact"), Cell("exact"), Cell("strength", 2.0, 1.0), Cell("refused", said="no")]
-    matrix = {"ours": {file.place: cell for file, cell in zip(files, cells, strict=True)}}
+    cells = [
+        Cell("exact"),
+        Cell("exact"),
+        Cell("strength", 2.0, 1.0),
+        Cell("refused", said="no"),
+    ]
+    matrix = {
+        "ours": {file.place: cell for file, cell in zip(files, cells, strict=True)}
+    }
     text = markdown(files, matrix)
     rest = " | –" * (len(READERS) - 1) + " |"
     assert f"| peft 1: one; two | ={rest}" in text
@@ -185,9 +239,13 @@ def test_our_files_are_written_and_mean_what_was_trained(
     model = MODELS[title]
     sizes = linear_sizes(model.build())
     files = list(of_ours.write(model, tmp_path))
-    assert {"ours_lora", "ours_dora", "ours_loha", "ours_lokr"} <= {file.name for file in files}
+    assert {"ours_lora", "ours_dora", "ours_loha", "ours_lokr"} <= {
+        file.name for file in files
+    }
     for file in files:
-        assert compare(read_ours(file, weights, sizes), file.meant).outcome == "exact", file.name
+        assert (
+            compare(read_ours(file, weights, sizes), file.meant).outcome == "exact"
+        ), file.name
 
 
 def test_the_models_have_the_blocks_that_keys_are_joined_over(title: str) -> None:
@@ -205,7 +263,9 @@ def test_a_run_trains_the_layers_that_the_bench_takes_for_them(title: str) -> No
 # ------------------------------------------------------------ the recorded matrix
 
 
-def test_the_rules_of_comfyui_agree_with_the_recorded_matrix(title: str, weights: dict[str, Tensor]) -> None:
+def test_the_rules_of_comfyui_agree_with_the_recorded_matrix(
+    title: str, weights: dict[str, Tensor]
+) -> None:
     """Whether anything is applied, by rule, to a file of the same form."""
     for case in golden("interop", model=title):
         outcome = case["cells"]["comfyui"][0]
@@ -221,4 +281,6 @@ def test_the_record_has_a_cell_of_every_reader_for_every_file() -> None:
     assert readers.keys() == READERS.keys()
     for case in golden("interop"):
         assert case["cells"].keys() == readers.keys(), case["name"]
-        assert len(shapes_of(case)) >= len(case["keys"]) and isinstance(case["numbers"], dict)
+        assert len(shapes_of(case)) >= len(case["keys"]) and isinstance(
+            case["numbers"], dict
+        )

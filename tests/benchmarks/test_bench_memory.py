@@ -1,4 +1,5 @@
-"""The bench of memory, the tables that come from it, and (slow) that plans are right about whole jobs."""
+"""The bench of memory, the tables that come from it, and (slow) that plans are right
+about whole jobs."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from tests.conftest import FAST_BF16
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "memory.md"
 
 
-def test_the_table_of_cards_is_the_one_in_the_documentation(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_cards_is_the_one_in_the_documentation(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     bench_memory.main(["--cards"])
     assert capsys.readouterr().out.strip() in DOCUMENT.read_text(encoding="utf-8")
 
@@ -24,7 +27,8 @@ def test_every_job_of_the_bench_stands_in_the_documentation() -> None:
 
 @pytest.mark.slow
 def test_whole_jobs_take_what_their_plans_say(report_of, tmp_path: Path) -> None:
-    """The tolerance is for other builds of the libraries and other C libraries; on one machine it is 5 %."""
+    """The tolerance is for other builds of the libraries and other C libraries; on one
+    machine it is 5 %."""
     names = ["lora fp32 on int8", *(["lora bf16, batch 4"] if FAST_BF16 else [])]
     rows = report_of(bench_memory.main, "--folder", tmp_path, "--jobs", *names)["jobs"]
     assert list(rows) == names

@@ -11,13 +11,19 @@ def test_ours_and_the_plain_loop_learn_the_same(report_of, capsys, dtype: str) -
     report = report_of(bench_step.main, *QUICK, "--dtype", dtype)
     assert report["bench"] == "step"
     losses = report["first_loss"]
-    assert losses["ours"] == pytest.approx(losses["plain"], rel=5e-3) == pytest.approx(losses["lean"], rel=5e-3)
+    assert (
+        losses["ours"]
+        == pytest.approx(losses["plain"], rel=5e-3)
+        == pytest.approx(losses["lean"], rel=5e-3)
+    )
     assert report["ratios"]["ours / lean"]["cpu_min"] > 0
     assert report["ratio"] == report["ratios"]["ours / plain"]["cpu_min"] > 0
 
 
 def test_with_int8_ours_is_compared_with_quanto(report_of) -> None:
-    report = report_of(bench_step.main, *QUICK, "--base", "int8", "--checkpointing", "full")
+    report = report_of(
+        bench_step.main, *QUICK, "--base", "int8", "--checkpointing", "full"
+    )
     assert list(report["times"]) == ["ours", "plain", "lean", "quanto"]
     assert report["ratio"] == report["ratios"]["ours / quanto"]["cpu_min"]
 

@@ -1,5 +1,5 @@
-"""The tracer on small modules that are counted by hand, and the entry points of the walks. Tracing whole jobs takes
-minutes: that is the bench itself."""
+"""The tracer on small modules that are counted by hand, and the entry points of the
+walks. Tracing whole jobs takes minutes: that is the bench itself."""
 
 from __future__ import annotations
 
@@ -61,10 +61,16 @@ def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]
 
 @pytest.fixture
 def tracer(tmp_path: Path) -> Tracer:
-    return Tracer(tmp_path, ["one.py:enter", "one.py:fail", "one.py:late"], ("one.py", "two.py", "three.py"))
+    return Tracer(
+        tmp_path,
+        ["one.py:enter", "one.py:fail", "one.py:late"],
+        ("one.py", "two.py", "three.py"),
+    )
 
 
-def test_a_walk_is_the_files_and_functions_between_call_and_return(one: ModuleType, tracer: Tracer) -> None:
+def test_a_walk_is_the_files_and_functions_between_call_and_return(
+    one: ModuleType, tracer: Tracer
+) -> None:
     with tracer:
         one.own(0)
         assert one.enter(1) == [2, 2]
@@ -75,7 +81,9 @@ def test_a_walk_is_the_files_and_functions_between_call_and_return(one: ModuleTy
     assert walk.moves == 2  # to the two calls of double, and to own
 
 
-def test_each_call_is_a_walk_of_its_own_in_every_thread(one: ModuleType, tracer: Tracer) -> None:
+def test_each_call_is_a_walk_of_its_own_in_every_thread(
+    one: ModuleType, tracer: Tracer
+) -> None:
     with tracer:
         one.enter(1)
         thread = threading.Thread(target=one.enter, args=(1,))
@@ -92,7 +100,13 @@ def test_an_entry_point_that_is_never_called_is_named() -> None:
 def test_the_files_and_lines_of_each_part_are_counted(tmp_path: Path) -> None:
     (tmp_path / "run.py").write_text("x = 1\ny = 2\n", encoding="utf-8")
     (tmp_path / "launch.py").write_text("", encoding="utf-8")
-    assert parts(tmp_path).splitlines()[0].split() == ["core", "2", "files", "2", "lines"]
+    assert parts(tmp_path).splitlines()[0].split() == [
+        "core",
+        "2",
+        "files",
+        "2",
+        "lines",
+    ]
 
 
 def qualified_names(tree: ast.AST, prefix: str = "") -> Iterator[str]:
@@ -102,7 +116,11 @@ def qualified_names(tree: ast.AST, prefix: str = "") -> Iterator[str]:
             yield from qualified_names(node, f"{prefix}{node.name}.")
 
 
-@pytest.mark.parametrize("entry", sorted({entry for walk in WALKS for entry in walk.entries}))
+@pytest.mark.parametrize(
+    "entry", sorted({entry for walk in WALKS for entry in walk.entries})
+)
 def test_every_entry_point_is_there(entry: str) -> None:
     file, function = entry.split(":")
-    assert function.replace(".<locals>", "") in qualified_names(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+    assert function.replace(".<locals>", "") in qualified_names(
+        ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    )

@@ -1,5 +1,5 @@
-"""What counts as the same, under a table of renames; the jobs are runnable on this checkout. Comparing whole jobs is
-the script itself."""
+"""What counts as the same, under a table of renames; the jobs are runnable on this
+checkout. Comparing whole jobs is the script itself."""
 
 from __future__ import annotations
 
@@ -24,15 +24,28 @@ from toolkit.errors import UserError
 from toolkit.extension import discover
 
 
-def write_run(folder: Path, weight: float = 1.0, loss: float = 0.5, time: int = 1) -> Path:
+def write_run(
+    folder: Path, weight: float = 1.0, loss: float = 0.5, time: int = 1
+) -> Path:
     """A run's folder with one file of each kind."""
     for name in ("state", "samples"):
         (folder / name).mkdir(parents=True)
     tensors = {"network/a": torch.tensor([weight, 2.0])}
-    save_file(tensors, folder / "state" / "weights.safetensors", metadata={"info": '{"step": 3}', "ss_name": "x"})
-    lines = [{"step": 1, "loss": loss, "step_s": time}, {"step": 2, "loss": 0.25, "step_s": time}]
-    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
-    (folder / "run.json").write_text(json.dumps({"status": "done", "updated": time}), encoding="utf-8")
+    save_file(
+        tensors,
+        folder / "state" / "weights.safetensors",
+        metadata={"info": '{"step": 3}', "ss_name": "x"},
+    )
+    lines = [
+        {"step": 1, "loss": loss, "step_s": time},
+        {"step": 2, "loss": 0.25, "step_s": time},
+    ]
+    (folder / "metrics.jsonl").write_text(
+        "".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8"
+    )
+    (folder / "run.json").write_text(
+        json.dumps({"status": "done", "updated": time}), encoding="utf-8"
+    )
     image = Image.new("RGB", (2, 2), (int(weight), 0, 0))
     image.save(folder / "samples" / f"{1795218539850 + time}__000000003_0.png")
     return folder
@@ -49,11 +62,21 @@ def test_runs_that_differ_in_times_alone_are_the_same(tmp_path: Path) -> None:
     before, after = write_run(tmp_path / "a", time=1), write_run(tmp_path / "b", time=2)
     equal, found = compare("job", facts_of(before), facts_of(after), Table())
     assert found == []
-    assert equal == {"tensors": 1, "metadata": 2, "logs": 4, "documents": 1, "images": 1, "files": 4}
+    assert equal == {
+        "tensors": 1,
+        "metadata": 2,
+        "logs": 4,
+        "documents": 1,
+        "images": 1,
+        "files": 4,
+    }
 
 
 def test_every_kind_of_difference_is_seen(tmp_path: Path) -> None:
-    before, after = write_run(tmp_path / "a"), write_run(tmp_path / "b", weight=3.0, loss=0.75)
+    before, after = (
+        write_run(tmp_path / "a"),
+        write_run(tmp_path / "b", weight=3.0, loss=0.75),
+    )
     (after / "run.json").unlink()
     assert differences(before, after) == [
         ("documents", "job/run.json: status", "missing"),
@@ -72,7 +95,9 @@ def test_renamed_names_are_found_again(tmp_path: Path) -> None:
         after / "checkpoints" / "weights.safetensors",
         metadata={"info": '{"steps": 3}', "ss_name": "y"},
     )
-    (after / "metrics.jsonl").write_text('{"step": 1, "mean": 0.5}\n{"step": 2, "mean": 0.25}\n', encoding="utf-8")
+    (after / "metrics.jsonl").write_text(
+        '{"step": 1, "mean": 0.5}\n{"step": 2, "mean": 0.25}\n', encoding="utf-8"
+    )
     (after / "run.json").write_text('{"state": "done"}', encoding="utf-8")
     (before / "samples").rename(tmp_path / "samples")
     table = {
@@ -89,7 +114,12 @@ def test_renamed_names_are_found_again(tmp_path: Path) -> None:
 
 def test_what_is_allowed_needs_a_reason_and_does_not_count(tmp_path: Path) -> None:
     before, after = write_run(tmp_path / "a"), write_run(tmp_path / "b", loss=0.75)
-    assert differences(before, after, allowed={r"^job/metrics\.jsonl: .*loss$": "another loss"}) == []
+    assert (
+        differences(
+            before, after, allowed={r"^job/metrics\.jsonl: .*loss$": "another loss"}
+        )
+        == []
+    )
     assert differences(before, after, allowed={r"^other/": "another job"}) != []
 
 
@@ -137,15 +167,20 @@ def test_lines_of_events_are_counted_by_kind(tmp_path: Path) -> None:
 
 
 def test_a_table_with_an_unknown_kind_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "table.json").write_text('{"metrics": {}, "allowed": {}}', encoding="utf-8")
+    (tmp_path / "table.json").write_text(
+        '{"metrics": {}, "allowed": {}}', encoding="utf-8"
+    )
     with pytest.raises(SystemExit, match="unknown: metrics"):
         Table.read(tmp_path / "table.json")
 
 
 @pytest.mark.parametrize(
-    ("code", "errors", "refused"), [(2, "job.json:1: no", True), (2, "Traceback ...", False), (1, "no", False)]
+    ("code", "errors", "refused"),
+    [(2, "job.json:1: no", True), (2, "Traceback ...", False), (1, "no", False)],
 )
-def test_a_refusal_is_a_message_about_the_input(code: int, errors: str, refused: bool) -> None:
+def test_a_refusal_is_a_message_about_the_input(
+    code: int, errors: str, refused: bool
+) -> None:
     assert Ran(code, "", errors).refused is refused
 
 
@@ -154,13 +189,22 @@ def test_only_the_place_of_a_message_and_what_it_names_count() -> None:
         return printed("x", 2, output, errors, {"/tmp/a": "FOLDER"})
 
     one = said(
-        "  15 pictures at 128x128 in /tmp/a/x (3.2 s)\n", "warning: train.lr: 0.5 is much.\nno.yaml: not there.\n"
+        "  15 pictures at 128x128 in /tmp/a/x (3.2 s)\n",
+        "warning: train.lr: 0.5 is much.\nno.yaml: not there.\n",
     )
-    assert one == said("15 images at 128x128, FOLDER/x, 9 s\n", "warning: train.lr: half\nno.yaml: missing\n")
+    assert one == said(
+        "15 images at 128x128, FOLDER/x, 9 s\n",
+        "warning: train.lr: half\nno.yaml: missing\n",
+    )
     for other in (
-        said("14 pictures at 128x128 in /tmp/a/x\n", "warning: train.lr: x\nno.yaml: x\n"),
+        said(
+            "14 pictures at 128x128 in /tmp/a/x\n", "warning: train.lr: x\nno.yaml: x\n"
+        ),
         said("15 pictures at 128x128 in /tmp/a/x\n", "train.lr: x\nno.yaml: x\n"),
-        said("15 pictures at 128x128 in /tmp/a/x\n", "warning: train.lr: x\nno.yaml: x\nno.yaml: y\n"),
+        said(
+            "15 pictures at 128x128 in /tmp/a/x\n",
+            "warning: train.lr: x\nno.yaml: x\nno.yaml: y\n",
+        ),
     ):
         assert one != other
 
@@ -215,7 +259,10 @@ def test_every_job_is_a_valid_config(workplace: None, name: str) -> None:
     assert loaded(JOBS[name]).processes
 
 
-@pytest.mark.parametrize("name", [name for name, (base, _) in BROKEN.items() if base in ("lora", "vae", "guide")])
+@pytest.mark.parametrize(
+    "name",
+    [name for name, (base, _) in BROKEN.items() if base in ("lora", "vae", "guide")],
+)
 def test_every_mistake_is_refused_or_warned_of(workplace: None, name: str) -> None:
     try:
         config = loaded(broken(name))

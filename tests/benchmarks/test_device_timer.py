@@ -38,7 +38,9 @@ class Event:
         return end.at - self.at
 
 
-def test_on_cuda_the_devices_own_events_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_cuda_the_devices_own_events_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.cuda, "Event", Event)
     marks = device_timer.Marks(torch.device("cuda:0"))
     for Event.now in (0.0, 1500.0, 1750.0):
@@ -52,8 +54,16 @@ def test_on_cuda_the_devices_own_events_are_read(monkeypatch: pytest.MonkeyPatch
 
 def test_a_smaller_card_is_a_share_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = []
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=140 * 2**30))
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, _: shares.append(share))
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda _: SimpleNamespace(total_memory=140 * 2**30),
+    )
+    monkeypatch.setattr(
+        torch.cuda,
+        "set_per_process_memory_fraction",
+        lambda share, _: shares.append(share),
+    )
     assert device_timer.limit_memory(torch.device("cuda:0"), 14)
     assert device_timer.limit_memory(torch.device("cuda:0"), 1000)
     assert shares == [pytest.approx(0.1), 1.0]

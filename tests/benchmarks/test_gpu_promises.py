@@ -7,12 +7,16 @@ from benchmarks.gpu_promises import PROMISES, verdicts
 MEASURED = {"status": "measured"}
 FOUND = {
     "first start": MEASURED | {"first_step_s": 46.7, "process_s": 52.0},
-    "24 GB": MEASURED | {"training_gb": 21.36, "planned_training_gb": 21.23, "reserved_gb": 21.7},
-    "16 GB": MEASURED | {"training_gb": 14.73, "planned_training_gb": 14.79, "reserved_gb": 15.0},
-    "12 GB": MEASURED | {"training_gb": 9.59, "planned_training_gb": 10.25, "reserved_gb": 9.9},
+    "24 GB": MEASURED
+    | {"training_gb": 21.36, "planned_training_gb": 21.23, "reserved_gb": 21.7},
+    "16 GB": MEASURED
+    | {"training_gb": 14.73, "planned_training_gb": 14.79, "reserved_gb": 15.0},
+    "12 GB": MEASURED
+    | {"training_gb": 9.59, "planned_training_gb": 10.25, "reserved_gb": 9.9},
     "plain loop": MEASURED | {"s": 2.02},
     "default": MEASURED | {"s": 1.03, "training_gb": 65.1, "planned_training_gb": 65.9},
-    "no reference": MEASURED | {"s": 0.40, "training_gb": 59.7, "planned_training_gb": 70.8},
+    "no reference": MEASURED
+    | {"s": 0.40, "training_gb": 59.7, "planned_training_gb": 70.8},
     "int4": {"status": "out of memory", "reason": "CUDA out of memory."},
     "eager": {"status": "cut off", "reason": "the call was cut off", "s": None},
     "tests": {
@@ -54,11 +58,17 @@ def test_each_promise_has_a_line(what: str, verdict: str) -> None:
 
 def test_a_job_that_does_not_fit_its_card_breaks_the_promise() -> None:
     found = {"16 GB": FOUND["16 GB"] | {"reserved_gb": 16.6}}
-    assert lines(found)["16 GB"] == "14.7 of 14.8 GB planned, 17.3 GB taken in all: BROKEN"
+    assert (
+        lines(found)["16 GB"] == "14.7 of 14.8 GB planned, 17.3 GB taken in all: BROKEN"
+    )
 
 
 def test_a_device_that_counts_no_memory_and_tests_that_are_skipped() -> None:
-    skipped = MEASURED | {"line": "264 skipped", "outcomes": {"skipped": 264}, "wrong": {}}
+    skipped = MEASURED | {
+        "line": "264 skipped",
+        "outcomes": {"skipped": 264},
+        "wrong": {},
+    }
     said = lines({"24 GB": MEASURED | {"training_gb": None}, "tests": skipped})
     assert said["tests"] == "not measured (this device has no such numbers)"
     assert said["24 GB"] == "not measured (this device has no such numbers)"

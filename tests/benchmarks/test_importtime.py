@@ -16,7 +16,12 @@ import time:       400 |        400 | peft
 
 def test_each_package_has_the_time_of_its_own_modules() -> None:
     found = importtime.parse(OUTPUT)
-    assert found.packages == {"torch": 1e-3, "peft": 4e-4, "numpy": 3e-4, "toolkit": 5e-5}
+    assert found.packages == {
+        "torch": 1e-3,
+        "peft": 4e-4,
+        "numpy": 3e-4,
+        "toolkit": 5e-5,
+    }
     assert found.modules == 5
     assert found.total_s == pytest.approx(1.75e-3)
 

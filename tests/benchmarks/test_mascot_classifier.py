@@ -1,4 +1,5 @@
-"""The classifier of attributes: what it is given and says, and with `slow` that it is nearly always right."""
+"""The classifier of attributes: what it is given and says, and with `slow` that it is
+nearly always right."""
 
 from __future__ import annotations
 
@@ -8,28 +9,45 @@ from mascots.drawing import draw
 from mascots.mascot import ALL, NONE, Casting, Mascot
 
 from benchmarks import mascot_classifier
-from benchmarks.mascot_classifier import MascotClassifier, agreement, drawn, pixels_of, trained
+from benchmarks.mascot_classifier import (
+    MascotClassifier,
+    agreement,
+    drawn,
+    pixels_of,
+    trained,
+)
 
 
 def test_it_answers_for_every_attribute_at_any_size() -> None:
     classifier = MascotClassifier()
     for size in (64, 96, 128):
-        pixels_B3HW = pixels_of([draw([Mascot()], size, size), draw([Mascot(hat="cap")], size, size)])
+        pixels_B3HW = pixels_of(
+            [draw([Mascot()], size, size), draw([Mascot(hat="cap")], size, size)]
+        )
         assert pixels_B3HW.shape == (2, 3, size, size) and pixels_B3HW.abs().max() <= 1
-        assert {name: tuple(scores.shape) for name, scores in classifier(pixels_B3HW).items()} == {
-            name: (2, len(values)) for name, values in ALL.items()
-        }
+        assert {
+            name: tuple(scores.shape)
+            for name, scores in classifier(pixels_B3HW).items()
+        } == {name: (2, len(values)) for name, values in ALL.items()}
         for answer in classifier.attributes(pixels_B3HW):
             assert all(answer[name] in values for name, values in ALL.items())
 
 
 def test_shares_are_of_what_is_wanted_and_no_hat_has_no_colour(monkeypatch) -> None:
-    wanted = [Mascot(hat="cap", hat_colour="red"), Mascot(hat=NONE, hat_colour="red", pose="waving")]
-    seen = [{name: getattr(m, name) for name in ALL} | {"hat_colour": "blue"} for m in wanted]
+    wanted = [
+        Mascot(hat="cap", hat_colour="red"),
+        Mascot(hat=NONE, hat_colour="red", pose="waving"),
+    ]
+    seen = [
+        {name: getattr(m, name) for name in ALL} | {"hat_colour": "blue"}
+        for m in wanted
+    ]
     seen[1]["pose"] = "sitting"
     monkeypatch.setattr(MascotClassifier, "attributes", lambda self, pixels: seen)
     shares = agreement(MascotClassifier(), torch.zeros(2, 3, 64, 64), wanted)
-    assert shares == {name: {"hat_colour": 0.0, "pose": 0.5}.get(name, 1.0) for name in ALL}
+    assert shares == {
+        name: {"hat_colour": 0.0, "pose": 0.5}.get(name, 1.0) for name in ALL
+    }
 
 
 @pytest.mark.slow  # trained for a minute and a half, where no earlier run has left it

@@ -16,7 +16,8 @@ SCRIPT = re.compile(r"(?:bench_|figures/)\w+(?=\.py)")
 
 
 def commands(text: str) -> Iterator[str]:
-    """Whole command lines of the first column of the table; `...` stands for the last whole one."""
+    """Whole command lines of the first column of the table; `...` stands for the last
+    whole one."""
     whole = ""
     for written in re.findall(r"^\| `([^`]+)` \|", text, flags=re.MULTILINE):
         if written.startswith("python "):
@@ -35,13 +36,17 @@ def test_every_command_names_a_bench_and_options_it_takes(command: str) -> None:
 
 def test_every_bench_stands_in_the_table() -> None:
     listed = {name for command in commands(TEXT) for name in SCRIPT.findall(command)}
-    figures = {f"figures/{path.stem}" for path in BENCHMARKS.glob("figures/*.py")} - {"figures/__init__"}
+    figures = {f"figures/{path.stem}" for path in BENCHMARKS.glob("figures/*.py")} - {
+        "figures/__init__"
+    }
     assert len(figures) >= 10
     assert listed == {path.stem for path in BENCHMARKS.glob("bench_*.py")} | figures
 
 
 def test_every_option_in_the_text_is_one_of_some_script() -> None:
-    sources = "".join(path.read_text(encoding="utf-8") for path in BENCHMARKS.rglob("*.py"))
+    sources = "".join(
+        path.read_text(encoding="utf-8") for path in BENCHMARKS.rglob("*.py")
+    )
     options = set(re.findall(r"`(--[a-z][a-z-]*)", TEXT)) - {"--help"}
     assert options >= {"--noisy", "--minutes"}
     assert [option for option in options if f'"{option}"' not in sources] == []

@@ -11,4 +11,12 @@ def test_the_last_line_says_what_ran_on_what(capsys) -> None:
     found = json.loads(lines[-1])
     assert found["ratio"] == 0.12346
     assert found["nested"] == {"ms": [1.2346]}
-    assert {"bench", "date", "commit", "cpu", "cores", "python", *report.LIBRARIES} <= found.keys()
+    assert {
+        "bench",
+        "date",
+        "commit",
+        "cpu",
+        "cores",
+        "python",
+        *report.LIBRARIES,
+    } <= found.keys()

@@ -1,4 +1,5 @@
-"""What compiled blocks keep is what the partitioner saves, for families, kinds of network, formats and levels."""
+"""What compiled blocks keep is what the partitioner saves, for families, kinds of
+network, formats and levels."""
 
 from __future__ import annotations
 

@@ -7,7 +7,14 @@ import ast
 import pytest
 
 from benchmarks.bench_walks import LIBRARY
-from benchmarks.source_figures import circles, figures, idioms, imported, line_kinds, sources
+from benchmarks.source_figures import (
+    circles,
+    figures,
+    idioms,
+    imported,
+    line_kinds,
+    sources,
+)
 from tests.conftest import ROOT
 
 TEXT = '''"""Head.
@@ -67,13 +74,16 @@ CEILINGS = {
     "comprehensions": 55,
     "tuple_assignments": 8,
 }
-"""The most for each 1,000 statements of the program. Libraries that read well have 14 to 27, 0, 17 to 42 and 0 to 11.
-The ceiling of comprehensions is what there was when they were first counted: it may only fall."""
+"""The most for each 1,000 statements of the program. Libraries that read well have 14
+to 27, 0, 17 to 42 and 0 to 11. The ceiling of comprehensions is what there was when
+they were first counted: it may only fall."""
 
 
 def test_the_program_is_not_dense() -> None:
     found = idioms(ast.parse(text) for text in sources(ROOT, LIBRARY).values())
-    assert {name: count for name, count in found.items() if count > CEILINGS[name]} == {}
+    assert {
+        name: count for name, count in found.items() if count > CEILINGS[name]
+    } == {}
 
 
 @pytest.mark.parametrize(
@@ -82,12 +92,24 @@ def test_the_program_is_not_dense() -> None:
         ({"a": ["b"], "b": ["c"], "c": []}, []),
         ({"a": ["b"], "b": ["a"]}, [["a", "b"]]),
         ({"a": ["b", "c"], "b": ["c"], "c": ["b"]}, [["b", "c"]]),
-        ({"d": ["c"], "c": ["b"], "b": ["d", "x"], "x": ["y"], "y": ["x"], "z": ["d"]}, [["b", "c", "d"], ["x", "y"]]),
+        (
+            {
+                "d": ["c"],
+                "c": ["b"],
+                "b": ["d", "x"],
+                "x": ["y"],
+                "y": ["x"],
+                "z": ["d"],
+            },
+            [["b", "c", "d"], ["x", "y"]],
+        ),
         ({"a": ["b", "c"], "b": ["d"], "c": ["d"], "d": []}, []),
         ({"a": ["b"], "b": ["a", "c"], "c": ["b"]}, [["a", "b", "c"]]),
     ],
 )
-def test_a_circle_is_a_group_in_which_each_reaches_each(graph: dict[str, list[str]], expected: list) -> None:
+def test_a_circle_is_a_group_in_which_each_reaches_each(
+    graph: dict[str, list[str]], expected: list
+) -> None:
     assert circles(graph) == expected
 
 

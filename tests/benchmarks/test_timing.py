@@ -5,7 +5,8 @@ from benchmarks.timing import Disturbed, Rounds, Times, interleave
 
 
 def script(monkeypatch: pytest.MonkeyPatch, *times: tuple[float, float]) -> list[str]:
-    """Lets each timed call take the next (wall, CPU) seconds; returns the calls as they come."""
+    """Lets each timed call take the next (wall, CPU) seconds; returns the calls as they
+    come."""
     waiting = list(times)
     calls: list[str] = []
 
@@ -20,7 +21,11 @@ def script(monkeypatch: pytest.MonkeyPatch, *times: tuple[float, float]) -> list
 
 def test_variants_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = script(monkeypatch, *[(1.0, 1.0)] * 4)
-    rounds = interleave({name: lambda name=name: calls.append(name) for name in "ab"}, warm_up=1, rounds=2)
+    rounds = interleave(
+        {name: lambda name=name: calls.append(name) for name in "ab"},
+        warm_up=1,
+        rounds=2,
+    )
     assert "".join(calls) == "ababab"
     assert rounds.times["a"].wall == [1.0, 1.0]
 
@@ -41,7 +46,15 @@ def test_a_disturbed_machine_gives_no_report(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_ratios_are_of_minima_and_medians() -> None:
-    a, b = Times([1.0, 3.0, 9.0], [1.0, 2.0, 4.0]), Times([2.0, 4.0, 5.0], [2.0, 8.0, 9.0])
-    assert timing.ratio(a, b) == {"wall_min": 0.5, "wall_median": 0.75, "cpu_min": 0.5, "cpu_median": 0.25}
+    a, b = (
+        Times([1.0, 3.0, 9.0], [1.0, 2.0, 4.0]),
+        Times([2.0, 4.0, 5.0], [2.0, 8.0, 9.0]),
+    )
+    assert timing.ratio(a, b) == {
+        "wall_min": 0.5,
+        "wall_median": 0.75,
+        "cpu_min": 0.5,
+        "cpu_median": 0.25,
+    }
     assert a.divided(2).wall == [0.5, 1.5, 4.5]
     assert "9.00" not in str(Rounds({"a": a}))

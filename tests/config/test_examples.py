@@ -1,4 +1,5 @@
-"""The jobs in config/examples: each can be planned as it is, and those that run anywhere really learn."""
+"""The jobs in config/examples: each can be planned as it is, and those that run
+anywhere really learn."""
 
 from __future__ import annotations
 
@@ -24,20 +25,31 @@ Run = Callable[..., subprocess.CompletedProcess]
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 CORE_TYPES = {"sd_trainer", "mascots"}
-"""What processes the examples of the core have. Those of a part are tested in the folder of its tests."""
+"""What processes the examples of the core have. Those of a part are tested in the
+folder of its tests."""
 
 
 def types_in(path: Path) -> set[str]:
     """The types of the processes of a job; empty: it is written for another program."""
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return {process["type"] for process in document.get("config", {}).get("process", ())}
+    return {
+        process["type"] for process in document.get("config", {}).get("process", ())
+    }
 
 
 def examples_with(chosen: Callable[[set[str]], bool]) -> list[str]:
     """The examples, relative to the folder of the program, whose types are chosen."""
-    files = [path for path in CONFIG.glob("examples/*") if path.suffix in (".yaml", ".yml", ".json", ".jsonc")]
+    files = [
+        path
+        for path in CONFIG.glob("examples/*")
+        if path.suffix in (".yaml", ".yml", ".json", ".jsonc")
+    ]
     files += CONFIG.glob("examples/*/*.yaml")
-    return sorted(path.relative_to(CONFIG.parent).as_posix() for path in files if chosen(types_in(path)))
+    return sorted(
+        path.relative_to(CONFIG.parent).as_posix()
+        for path in files
+        if chosen(types_in(path))
+    )
 
 
 EXAMPLES = examples_with(lambda types: bool(types) and types <= CORE_TYPES)
@@ -64,7 +76,9 @@ def test_each_is_read_without_a_word_of_other_programs(
     name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(workplace)
-    monkeypatch.setattr(normalise, "foreign_keys", lambda: pytest.fail("other programs were asked"))
+    monkeypatch.setattr(
+        normalise, "foreign_keys", lambda: pytest.fail("other programs were asked")
+    )
     assert load_job(Path(name), discover().find_config).processes
 
 
@@ -81,13 +95,20 @@ def plans_of(examples: list[str], root: Path) -> dict[str, dict]:
     before = files_in(root / "work")
     command = [sys.executable, str(ROOT / "run.py"), *examples, "--dry-run", "--json"]
     environment = child_environment({"PYTHONPATH": str(root / "site")})
-    result = subprocess.run(command, cwd=root / "work", env=environment, capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (0, "".join(f"{path}: done\n" for path in examples))
+    result = subprocess.run(
+        command, cwd=root / "work", env=environment, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stderr) == (
+        0,
+        "".join(f"{path}: done\n" for path in examples),
+    )
     assert files_in(root / "work") == before
     return dict(zip(examples, json.loads(result.stdout), strict=True))
 
 
-def test_an_example_can_be_planned_without_torch_network_or_a_trace(plans: dict[str, dict]) -> None:
+def test_an_example_can_be_planned_without_torch_network_or_a_trace(
+    plans: dict[str, dict],
+) -> None:
     assert all(plan["processes"] for plan in plans.values())
 
 
@@ -96,7 +117,9 @@ REAL = [example for example in EXAMPLES if "/train_" in example]
 
 
 @pytest.mark.parametrize("example", REAL)
-def test_the_header_of_an_example_says_the_memory_that_its_plan_says(plans: dict[str, dict], example: str) -> None:
+def test_the_header_of_an_example_says_the_memory_that_its_plan_says(
+    plans: dict[str, dict], example: str
+) -> None:
     head = (CONFIG.parent / example).read_text(encoding="utf-8").splitlines()[0]
     peak = plans[example]["processes"][0]["memory"]["device_bytes"] / 1e9
     assert f"planned peak {peak:.1f} GB." in head
@@ -104,20 +127,41 @@ def test_the_header_of_an_example_says_the_memory_that_its_plan_says(plans: dict
 
 
 @pytest.mark.parametrize("example", REAL)
-def test_what_an_example_says_of_its_device_is_what_its_plan_says(plans: dict[str, dict], example: str) -> None:
+def test_what_an_example_says_of_its_device_is_what_its_plan_says(
+    plans: dict[str, dict], example: str
+) -> None:
     """The model is too large for a CPU: without a GPU the run does not start."""
-    (line,) = re.findall(r"^ +device: (.*)$", (CONFIG.parent / example).read_text(encoding="utf-8"), re.MULTILINE)
-    assert " ".join(line.split()) == "cuda:0 # the first GPU; this model is not trained without one"
-    refused = [reason for reason in plans[example]["processes"][0]["will_not_start"] if reason.startswith("device: ")]
+    (line,) = re.findall(
+        r"^ +device: (.*)$",
+        (CONFIG.parent / example).read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    assert (
+        " ".join(line.split())
+        == "cuda:0 # the first GPU; this model is not trained without one"
+    )
+    refused = [
+        reason
+        for reason in plans[example]["processes"][0]["will_not_start"]
+        if reason.startswith("device: ")
+    ]
     assert len(refused) == (likely_cause(read_facts()) != "")
 
 
 @pytest.mark.parametrize("example", REAL)
 def test_the_marked_lines_are_all_that_name_something_of_ones_own(example: str) -> None:
-    """Name, trigger word, folder, prompts and control images; everything else can stay."""
+    """Name, trigger word, folder, prompts and control images; everything else can
+    stay."""
     lines = (CONFIG.parent / example).read_text(encoding="utf-8").splitlines()
-    own = re.compile(r"^ *[^#]*\b(my_character|my_layers|mychar|config/examples|prompt:)")
-    assert [line for line in lines if own.search(line)] == [line for line in lines[5:] if line.endswith("<- yours")]
+    own = re.compile(
+        r"^ *[^#]*\b(my_character|my_layers|mychar|config/examples|prompt:)"
+    )
+    assert [line for line in lines if own.search(line)] == [
+        line for line in lines[5:] if line.endswith("<- yours")
+    ]
     with_references = any("ctrl_img:" in line for line in lines)
     prompts = sum("prompt:" in line for line in lines)
-    assert sum(line.endswith("<- yours") for line in lines[5:]) == 3 + prompts + with_references
+    assert (
+        sum(line.endswith("<- yours") for line in lines[5:])
+        == 3 + prompts + with_references
+    )

@@ -1,4 +1,5 @@
-"""The quickstart and the pairs on the shipped model: what they leave, what is learned, and that diffusers agrees."""
+"""The quickstart and the pairs on the shipped model: what they leave, what is learned,
+and that diffusers agrees."""
 
 from __future__ import annotations
 
@@ -21,7 +22,16 @@ import numpy as np
 import pytest
 import torch
 from mascots.drawing import draw
-from mascots.mascot import ALL, NONE, Casting, Characters, Lots, Mascot, Pair, random_mascot
+from mascots.mascot import (
+    ALL,
+    NONE,
+    Casting,
+    Characters,
+    Lots,
+    Mascot,
+    Pair,
+    random_mascot,
+)
 from mascots.words import caption, edit_of_two
 from PIL import Image
 
@@ -29,7 +39,13 @@ from benchmarks.figures.learning import Example, as_it_is, character, of_pairs, 
 from benchmarks.figures.tiny_mascots import vae
 from benchmarks.mascot_model import GUIDANCE_OF, TinyModel, load
 from tests.conftest import ROOT, child_environment
-from tests.diffusers_reference import PIPELINE_MODULE, drawn_by_pipeline, load_pipeline, memory_stores, psnr
+from tests.diffusers_reference import (
+    PIPELINE_MODULE,
+    drawn_by_pipeline,
+    load_pipeline,
+    memory_stores,
+    psnr,
+)
 from tests.docs.pages import blocks
 from tests.docs.test_walks import SHORTER_FLAGS
 from tests.faults.nursery import Nursery
@@ -41,7 +57,9 @@ from toolkit.train.sampling import SamplePrompt, Sampler
 
 MODEL = ROOT / "config" / "examples" / "tiny_mascots"
 JOB = ROOT / "config" / "examples" / "quickstart.yaml"
-PAIRS = Example(ROOT / "config" / "examples" / "mascot_hats.yaml", (as_it_is,), of_pairs)
+PAIRS = Example(
+    ROOT / "config" / "examples" / "mascot_hats.yaml", (as_it_is,), of_pairs
+)
 WEIGHTS = sorted(MODEL.rglob("*.safetensors"))
 
 # ------------------------------------------------------------ the shipped folder
@@ -49,7 +67,9 @@ WEIGHTS = sorted(MODEL.rglob("*.safetensors"))
 
 def test_the_card_has_the_hashes_of_the_weights() -> None:
     card = (MODEL / "README.md").read_text(encoding="utf-8")
-    assert len(WEIGHTS) == 3 and sum(file.stat().st_size for file in WEIGHTS) <= 8_000_000
+    assert (
+        len(WEIGHTS) == 3 and sum(file.stat().st_size for file in WEIGHTS) <= 8_000_000
+    )
     for file in WEIGHTS:
         assert hashlib.sha256(file.read_bytes()).hexdigest() in card, file
 
@@ -62,28 +82,44 @@ def test_its_autoencoder_shows_mascots_of_all_kinds() -> None:
 
 
 def rightly_shown(picture: Image.Image, wanted: Mascot) -> set[str]:
-    """The attributes whose drawing with the wanted value is nearer to the picture than those with each other value."""
-    pixels = np.asarray(picture.convert("RGB").resize((64, 64), Image.Resampling.BOX), np.float32)
+    """The attributes whose drawing with the wanted value is nearer to the picture than
+    those with each other value."""
+    pixels = np.asarray(
+        picture.convert("RGB").resize((64, 64), Image.Resampling.BOX), np.float32
+    )
 
     def distance(attribute: str, value: str) -> float:
         drawn = draw([replace(wanted, **{attribute: value})], 64, 64)
         return float(np.square(np.asarray(drawn, np.float32) - pixels).mean())
 
     asked = [name for name in ALL if name != "hat_colour" or wanted.hat != NONE]
-    return {name for name in asked if min(ALL[name], key=partial(distance, name)) == getattr(wanted, name)}
+    return {
+        name
+        for name in asked
+        if min(ALL[name], key=partial(distance, name)) == getattr(wanted, name)
+    }
 
 
 @pytest.mark.slow
 def test_its_samples_show_what_captions_name() -> None:
-    """Half of them are of characters that pretraining never showed. The bounds allow for sampling error."""
+    """Half of them are of characters that pretraining never showed. The bounds allow
+    for sampling error."""
     kinds: tuple[Characters, ...] = ("pretraining", "held_out")
-    wanted = [random_mascot(Lots(77, "text", index), Casting(kinds[index % 2])) for index in range(12)]
+    wanted = [
+        random_mascot(Lots(77, "text", index), Casting(kinds[index % 2]))
+        for index in range(12)
+    ]
     tiny = TinyModel(load(str(MODEL)), None, guidance=GUIDANCE_OF["text"])
     pictures = tiny.samples([caption(each) for each in wanted])
-    shown = [rightly_shown(picture, each) for picture, each in zip(pictures, wanted, strict=True)]
+    shown = [
+        rightly_shown(picture, each)
+        for picture, each in zip(pictures, wanted, strict=True)
+    ]
     found = Counter(name for names in shown for name in names)
     least = {"colour": 11, "place": 11, "pose": 11, "body": 10, "hat": 10, "held": 9}
-    assert {name: found[name] for name in least if found[name] < least[name]} == {}, found
+    assert {name: found[name] for name in least if found[name] < least[name]} == {}, (
+        found
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,14 +128,25 @@ def test_its_samples_show_what_captions_name() -> None:
         (lambda model: shutil.rmtree(model), "does not exist"),
         (lambda model: (model / "vae" / "config.json").unlink(), "vae"),
         (lambda model: shutil.rmtree(model / "tokenizer"), "tokenizer"),
-        (lambda model: _shorten(model / "transformer" / "diffusion_pytorch_model.safetensors"), "transformer"),
-        (lambda model: (model / "text_encoder" / "config.json").write_text("{"), "text_encoder"),
+        (
+            lambda model: _shorten(
+                model / "transformer" / "diffusion_pytorch_model.safetensors"
+            ),
+            "transformer",
+        ),
+        (
+            lambda model: (model / "text_encoder" / "config.json").write_text("{"),
+            "text_encoder",
+        ),
     ],
 )
 def test_a_damaged_folder_is_one_line(
     run_py: Callable, tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
-    shutil.copytree(ROOT / "config" / "examples" / "tiny_mascots", model := tmp_path / "config/examples/tiny_mascots")
+    shutil.copytree(
+        ROOT / "config" / "examples" / "tiny_mascots",
+        model := tmp_path / "config/examples/tiny_mascots",
+    )
     damage(model)
     result = run_py(JOB, cwd=tmp_path)
     assert result.returncode in (1, 2) and "Traceback" not in result.stderr
@@ -131,58 +178,105 @@ def finished(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Fini
     folder = tmp_path_factory.mktemp("quickstart")
     (folder / "config").mkdir()  # `new` writes into it
     (folder / "config" / "examples").symlink_to(ROOT / "config" / "examples")
-    run = nursery.fork(["config/examples/quickstart.yaml"], folder, "run", environment=child_environment())
+    run = nursery.fork(
+        ["config/examples/quickstart.yaml"],
+        folder,
+        "run",
+        environment=child_environment(),
+    )
     assert run.wait(600) == 0, run.errors
     return Finished(folder / "output" / "quickstart", run.outputs[0])
 
 
 @pytest.mark.slow
-def test_it_ends_with_the_path_of_the_sheet_and_commands_that_run(finished: Finished, run_py: Callable) -> None:
+def test_it_ends_with_the_path_of_the_sheet_and_commands_that_run(
+    finished: Finished, run_py: Callable
+) -> None:
     sheet, _, own, page, *lines = finished.printed.splitlines()[-7:]
     assert sheet.endswith("output/quickstart/samples/overview.png")
-    assert " new my_char datasets/my_char" in own and page.split("#")[0].strip().endswith(" ui")
+    assert " new my_char datasets/my_char" in own and page.split("#")[
+        0
+    ].strip().endswith(" ui")
     cwd = finished.folder.parents[1]
     for line in lines[:-1]:
         program, script, *words = shlex.split(line)
-        assert Path(program).samefile(sys.executable) and Path(script).samefile(ROOT / "run.py")
+        assert Path(program).samefile(sys.executable) and Path(script).samefile(
+            ROOT / "run.py"
+        )
         assert run_py(*words, cwd=cwd).returncode == 0, line
-    assert subprocess.run(lines[-1], shell=True, cwd=cwd, env=child_environment()).returncode == 0
-    assert len(list((finished.folder / "grid").glob("*.png"))) == 4 and (finished.folder / "report.html").is_file()
-    assert len(list((finished.folder.parents[1] / "generated").glob("a-pipo-mascot*.png"))) == 1
-    steps = {path.name.partition("_")[0] for path in (finished.folder / "samples").glob("*.jpg")}
+    assert (
+        subprocess.run(
+            lines[-1], shell=True, cwd=cwd, env=child_environment()
+        ).returncode
+        == 0
+    )
+    assert (
+        len(list((finished.folder / "grid").glob("*.png"))) == 4
+        and (finished.folder / "report.html").is_file()
+    )
+    assert (
+        len(list((finished.folder.parents[1] / "generated").glob("a-pipo-mascot*.png")))
+        == 1
+    )
+    steps = {
+        path.name.partition("_")[0]
+        for path in (finished.folder / "samples").glob("*.jpg")
+    }
     assert steps == {f"{step:09}" for step in (0, 80, 160, 240)}
-    assert len(list(finished.folder.glob("quickstart_*.safetensors"))) == 3, "the file of each set is kept"
+    assert len(list(finished.folder.glob("quickstart_*.safetensors"))) == 3, (
+        "the file of each set is kept"
+    )
     with Image.open(finished.folder / "samples" / "overview.png") as sheet:
         assert min(sheet.size) > 4 * 128
 
 
 @pytest.mark.slow
 def test_it_prints_and_leaves_what_its_page_shows(finished: Finished) -> None:
-    """docs/quickstart.md: each line is printed, with other numbers and where it ends in dots; each file is there."""
+    """docs/quickstart.md: each line is printed, with other numbers and where it ends in
+    dots; each file is there."""
     printed, _, left = (block.text for block in blocks("docs/quickstart.md", "text"))
     for line in printed.splitlines():
         if line.startswith("threads of the CPU"):
             continue  # not printed where OMP_NUM_THREADS is set, as in tests
-        shown = re.sub(r"\d+s(, \d+ s left)?(?= \|)", "...", line.replace(".venv/bin/python run.py", "..."))
-        pattern = re.sub(r"\d[\d,]*(\\\.\d+)?", r"[\\d,.]+", re.escape(shown).replace(re.escape("..."), ".*"))
-        assert re.search(f"^{pattern}$", finished.printed, re.MULTILINE), (line, finished.printed)
+        shown = re.sub(
+            r"\d+s(, \d+ s left)?(?= \|)",
+            "...",
+            line.replace(".venv/bin/python run.py", "..."),
+        )
+        pattern = re.sub(
+            r"\d[\d,]*(\\\.\d+)?",
+            r"[\\d,.]+",
+            re.escape(shown).replace(re.escape("..."), ".*"),
+        )
+        assert re.search(f"^{pattern}$", finished.printed, re.MULTILINE), (
+            line,
+            finished.printed,
+        )
     folder = finished.folder.parent
     for line in left.splitlines()[1:]:
-        names = re.split(r"\s{2,}", line.strip())[0:2] if "metrics" in line else re.split(r"\s{2,}", line.strip())[:1]
+        names = (
+            re.split(r"\s{2,}", line.strip())[0:2]
+            if "metrics" in line
+            else re.split(r"\s{2,}", line.strip())[:1]
+        )
         base = finished.folder if line.startswith(" " * 4) else folder
         for name in " ".join(names).split():
             assert list(base.glob(name.rstrip("/"))), name
 
 
 @pytest.mark.slow
-def test_more_steps_need_a_word_because_the_rate_has_come_to_its_end(finished: Finished, run_py) -> None:
+def test_more_steps_need_a_word_because_the_rate_has_come_to_its_end(
+    finished: Finished, run_py
+) -> None:
     """What docs/quickstart.md says of a job that is run again."""
     cwd, job = finished.folder.parents[1], finished.folder.parents[1] / "longer.yaml"
     job.write_text(JOB.read_text().replace("steps: 240", "steps: 300"))
     refused = run_py(job, cwd=cwd)
     assert refused.returncode == 2 and "train.steps: 240 -> 300" in refused.stderr
     allowed = run_py(job, "--allow-change", "--dry-run", cwd=cwd)
-    assert "output/quickstart: resumes at step 240 of 300" in allowed.stdout, allowed.stderr
+    assert "output/quickstart: resumes at step 240 of 300" in allowed.stdout, (
+        allowed.stderr
+    )
 
 
 WANTED = (
@@ -192,24 +286,31 @@ WANTED = (
     "round orange none big_eyes crown none cheering snow",
     "round blue none big_eyes cap none waving meadow",
 )
-"""The last column of the sheet, by prompt: body, colour, mark, eyes, hat, held, pose, place."""
+"""The last column of the sheet, by prompt: body, colour, mark, eyes, hat, held, pose,
+place."""
 
 
 @pytest.mark.slow
 def test_the_last_column_of_the_sheet_is_its_best(finished: Finished) -> None:
-    """At every set: what was learned is there, and what was known is not lost. One of the eight may be wrong,
-    since rounding differs between processors."""
+    """At every set: what was learned is there, and what was known is not lost. One of
+    the eight may be wrong, since rounding differs between processors."""
     names = ("body", "colour", "mark", "eyes", "hat", "held", "pose", "place")
 
     wanted = [
-        Mascot(**{name: value.replace("_", " ") for name, value in zip(names, row.split(), strict=True)})
+        Mascot(
+            **{
+                name: value.replace("_", " ")
+                for name, value in zip(names, row.split(), strict=True)
+            }
+        )
         for row in WANTED
     ]
 
     def right(step: int) -> list[int]:
         files = sorted((finished.folder / "samples").glob(f"{step:09}_*.jpg"))
         return [
-            len(rightly_shown(Image.open(file), mascot) & {*names}) for file, mascot in zip(files, wanted, strict=True)
+            len(rightly_shown(Image.open(file), mascot) & {*names})
+            for file, mascot in zip(files, wanted, strict=True)
         ]
 
     found = {step: right(step) for step in (0, 80, 160, 240)}
@@ -222,14 +323,26 @@ def test_the_last_column_of_the_sheet_is_its_best(finished: Finished) -> None:
 def test_diffusers_paints_the_same_with_and_without_the_lora(
     finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"{PIPELINE_MODULE}.VAE_IMAGE_SIZE", 128 * 128)  # as `match_target_res` has it
-    reference = finished.folder.parent / "quickstart_pictures" / "others" / "pictures" / "000000.png"
-    prompt = SamplePrompt("put a pipo mascot beside it", "", Size(128, 128), 5, 2.0, 8, (reference,))
+    monkeypatch.setattr(
+        f"{PIPELINE_MODULE}.VAE_IMAGE_SIZE", 128 * 128
+    )  # as `match_target_res` has it
+    reference = (
+        finished.folder.parent
+        / "quickstart_pictures"
+        / "others"
+        / "pictures"
+        / "000000.png"
+    )
+    prompt = SamplePrompt(
+        "put a pipo mascot beside it", "", Size(128, 128), 5, 2.0, 8, (reference,)
+    )
     pipeline = load_pipeline(MODEL).to(torch.float32)
 
     def difference(lora: str) -> float:
         model = load(str(MODEL), lora)
-        ours = Sampler(model, [prompt], ItemEncoder(model, torch.float32), memory_stores()).generate(0)
+        ours = Sampler(
+            model, [prompt], ItemEncoder(model, torch.float32), memory_stores()
+        ).generate(0)
         return psnr(ours, drawn_by_pipeline(pipeline, prompt))
 
     assert difference("") >= 60
@@ -245,15 +358,26 @@ FINDS = {"doctor", "lint"}
 
 
 @pytest.mark.slow
-def test_the_example_in_the_help_of_each_tool_runs_on_what_it_leaves(finished: Finished, run_py: Callable) -> None:
-    """All but that of the page, which does not end, and that of captions, which downloads a model."""
+def test_the_example_in_the_help_of_each_tool_runs_on_what_it_leaves(
+    finished: Finished, run_py: Callable
+) -> None:
+    """All but that of the page, which does not end, and that of captions, which
+    downloads a model."""
     tools, failed, cwd = discover(), {}, finished.folder.parents[1]
-    for uid in sorted({*tools.tools()} - {"ui", "caption"}, key=lambda uid: uid != MERGE):
+    for uid in sorted(
+        {*tools.tools()} - {"ui", "caption"}, key=lambda uid: uid != MERGE
+    ):
         model = tools.find_command(uid)
         assert issubclass(model, ToolConfig)
-        words = [sorted(glob(word, root_dir=cwd)) or [word] for word in shlex.split(model.example)]
+        words = [
+            sorted(glob(word, root_dir=cwd)) or [word]
+            for word in shlex.split(model.example)
+        ]
         done = run_py(uid, *chain(*words), *SHORTER_FLAGS.get(uid, ()), cwd=cwd)
-        if done.returncode not in ((0, 1) if uid in FINDS else (0,)) or "Traceback" in done.stderr:
+        if (
+            done.returncode not in ((0, 1) if uid in FINDS else (0,))
+            or "Traceback" in done.stderr
+        ):
             failed[uid] = (done.returncode, done.stderr[-500:])
     assert failed == {}
 
@@ -262,9 +386,11 @@ def test_the_example_in_the_help_of_each_tool_runs_on_what_it_leaves(finished: F
 
 
 @pytest.mark.slow
-def test_pairs_teach_the_hat_of_the_second_reference(tmp_path: Path, nursery: Nursery) -> None:
-    """In 100 of its 300 steps. Before, the model makes nothing of the word; without the references a training gives
-    12 % of the hats."""
+def test_pairs_teach_the_hat_of_the_second_reference(
+    tmp_path: Path, nursery: Nursery
+) -> None:
+    """In 100 of its 300 steps. Before, the model makes nothing of the word; without the
+    references a training gives 12 % of the hats."""
     job = PAIRS.job()
     training(job)["train"]["steps"] = 100
     del training(job)["sample"]
@@ -275,11 +401,21 @@ def test_pairs_teach_the_hat_of_the_second_reference(tmp_path: Path, nursery: Nu
     pairs = list(islice((pair for pair in every if len(pair.after) == 1), 16))
 
     def shown(lora: str, pairs: list[Pair]) -> list[set[str]]:
-        references = [[draw([before], 128, 128) for before in pair.before] for pair in pairs]
+        references = [
+            [draw([before], 128, 128) for before in pair.before] for pair in pairs
+        ]
         pictures = PAIRS.tiny(lora, None).samples(["hatswap"] * len(pairs), references)
-        return [rightly_shown(picture, pair.after[0]) for picture, pair in zip(pictures, pairs, strict=True)]
+        return [
+            rightly_shown(picture, pair.after[0])
+            for picture, pair in zip(pictures, pairs, strict=True)
+        ]
 
     looks, hat = {"body", "colour", "mark"}, {"hat", "hat_colour"}
     assert not any(looks <= names for names in shown("", pairs[:4]))
-    after = shown(str(tmp_path / "output" / "mascot_hats" / "mascot_hats.safetensors"), pairs)
-    assert sum(looks <= names for names in after) >= 15 and sum(hat <= names for names in after) >= 5, after
+    after = shown(
+        str(tmp_path / "output" / "mascot_hats" / "mascot_hats.safetensors"), pairs
+    )
+    assert (
+        sum(looks <= names for names in after) >= 15
+        and sum(hat <= names for names in after) >= 5
+    ), after

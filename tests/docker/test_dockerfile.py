@@ -1,4 +1,5 @@
-"""The image's recipe and the scripts beside it, read and linted: no Docker engine is needed."""
+"""The image's recipe and the scripts beside it, read and linted: no Docker engine is
+needed."""
 
 from __future__ import annotations
 
@@ -17,14 +18,23 @@ FOLDER = ROOT / "docker"
 SCRIPTS = sorted(FOLDER.glob("*.sh"))
 
 EXCLUDED = "SC2310"
-"""Functions are called in conditions on purpose: their exit code is what is asked for, and they do without `set -e`."""
+"""Functions are called in conditions on purpose: their exit code is what is asked for,
+and they do without `set -e`."""
 
 
 def instructions() -> list[tuple[str, str]]:
     """(instruction, rest) of the Dockerfile, continued lines joined."""
-    lines = [line for line in (FOLDER / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
+    lines = [
+        line
+        for line in (FOLDER / "Dockerfile").read_text().splitlines()
+        if not line.lstrip().startswith("#")
+    ]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
-    return [(line.split(None, 1)[0].upper(), line.split(None, 1)[1]) for line in joined.splitlines() if line.strip()]
+    return [
+        (line.split(None, 1)[0].upper(), line.split(None, 1)[1])
+        for line in joined.splitlines()
+        if line.strip()
+    ]
 
 
 def all_of(name: str) -> list[str]:
@@ -42,7 +52,9 @@ def copied() -> list[tuple[str, str]]:
 
 def tool(name: str) -> str:
     """The program that its package has put beside the interpreter."""
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(
+        name
+    )
     assert found, f"{name} is missing: pip install -r requirements-dev.txt"
     return found
 
@@ -59,18 +71,32 @@ def test_triton_finds_a_compiler() -> None:
 
 def test_every_copied_source_exists_and_reaches_the_builder() -> None:
     assert copied()
-    ignore = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    ignore = [
+        line
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     assert ignore[0] == "*"
     let_in = [line[1:] for line in ignore if line.startswith("!")]
     for source, _ in copied():
         assert (ROOT / source).exists(), source
         assert source.split("/")[0] in let_in, f"{source} is kept out by .dockerignore"
-        assert not any(fnmatch(source, line) for line in ignore[1:] if not line.startswith("!")), source
-    assert sorted(let_in) == sorted({source.split("/")[0] for source, _ in copied()}), "more is sent than is copied"
+        assert not any(
+            fnmatch(source, line) for line in ignore[1:] if not line.startswith("!")
+        ), source
+    assert sorted(let_in) == sorted({source.split("/")[0] for source, _ in copied()}), (
+        "more is sent than is copied"
+    )
 
 
 def test_the_whole_program_is_in_the_image() -> None:
-    packages = {path.parent.name for path in ROOT.glob("*/*.py")} - {"tests", "docs", "docker", "benchmarks", "output"}
+    packages = {path.parent.name for path in ROOT.glob("*/*.py")} - {
+        "tests",
+        "docs",
+        "docker",
+        "benchmarks",
+        "output",
+    }
     packages |= {path.parts[-3] for path in ROOT.glob("extensions/*/*.py")}
     targets = dict(copied())
     for name in packages | {"config"}:
@@ -81,7 +107,9 @@ def test_the_whole_program_is_in_the_image() -> None:
 
 
 def test_the_environment_is_the_one_of_requirements_txt() -> None:
-    installs = [run for run in all_of("RUN") if "pip install" in run and "requirements" in run]
+    installs = [
+        run for run in all_of("RUN") if "pip install" in run and "requirements" in run
+    ]
     assert installs == [
         "python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir -r /opt/atelier/requirements.txt"
     ]
@@ -105,11 +133,15 @@ def test_no_secret_is_in_the_image() -> None:
 
 def test_the_user_that_start_sh_looks_for_is_made() -> None:
     user = re.search(r"RUN_AS:-(\w+)}", (FOLDER / "start.sh").read_text())
-    assert user and any(re.search(rf"useradd .*\b{user[1]}\b", run) for run in all_of("RUN"))
+    assert user and any(
+        re.search(rf"useradd .*\b{user[1]}\b", run) for run in all_of("RUN")
+    )
 
 
 def test_hadolint_passes() -> None:
-    checked = subprocess.run([tool("hadolint"), str(FOLDER / "Dockerfile")], capture_output=True, text=True)
+    checked = subprocess.run(
+        [tool("hadolint"), str(FOLDER / "Dockerfile")], capture_output=True, text=True
+    )
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
@@ -131,9 +163,17 @@ def variables_read() -> set[str]:
 
 
 def test_the_guide_has_every_variable_in_its_table() -> None:
-    rows = re.findall(r"^\| (.*?) \|", (ROOT / "docs" / "runpod.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| (.*?) \|", (ROOT / "docs" / "runpod.md").read_text(), re.MULTILINE
+    )
     named = {name for row in rows for name in re.findall(r"`([A-Z][A-Z0-9_]+)`", row)}
-    assert variables_read() >= {"JOB_CONFIG_B64", "RUNPOD_API_KEY", "RESTART_PAUSES", "STOP_PAUSES", "RUN_AS"}
+    assert variables_read() >= {
+        "JOB_CONFIG_B64",
+        "RUNPOD_API_KEY",
+        "RESTART_PAUSES",
+        "STOP_PAUSES",
+        "RUN_AS",
+    }
     assert variables_read() - named == set()
 
 

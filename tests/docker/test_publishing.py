@@ -1,5 +1,6 @@
-"""The workflows that publish the image, and the RunPod template that uses it. Nothing is sent: the workflows are read
-and linted, the template is held against RunPod's published schema."""
+"""The workflows that publish the image, and the RunPod template that uses it. Nothing
+is sent: the workflows are read and linted, the template is held against RunPod's
+published schema."""
 
 from __future__ import annotations
 
@@ -38,8 +39,9 @@ class TemplateMounts(Strict):
 
 
 class CreateTemplateRequest(Strict):
-    """The body of `POST /v2/templates`: components.schemas.CreateTemplateRequest of api-reference-v2/openapi.json in
-    runpod/docs at a900806e (2026-08-20). Unknown keys are refused there as well (`unevaluatedProperties: false`)."""
+    """The body of `POST /v2/templates`: components.schemas.CreateTemplateRequest of
+    api-reference-v2/openapi.json in runpod/docs at a900806e (2026-08-20). Unknown keys
+    are refused there as well (`unevaluatedProperties: false`)."""
 
     name: str = Field(min_length=1)
     image: str
@@ -65,27 +67,41 @@ def steps(workflow: Path) -> list[dict[str, Any]]:
 def test_the_template_is_what_runpod_takes() -> None:
     template = CreateTemplateRequest.model_validate(TEMPLATE)
     with pytest.raises(ValidationError):
-        CreateTemplateRequest.model_validate({**TEMPLATE, "imageName": "the name of the older API"})
+        CreateTemplateRequest.model_validate(
+            {**TEMPLATE, "imageName": "the name of the older API"}
+        )
     assert all(re.fullmatch(r"\d+/(tcp|http)", port) for port in template.ports)
 
 
 def test_the_template_says_what_the_guide_says() -> None:
     mount = TEMPLATE["mounts"]["persistent"]
-    assert f"Container disk {TEMPLATE['disk']} GB; volume {mount['size']} GB, mounted at `{mount['path']}`" in GUIDE
+    assert (
+        f"Container disk {TEMPLATE['disk']} GB; volume {mount['size']} GB, mounted at `{mount['path']}`"
+        in GUIDE
+    )
     assert "docker/runpod_template.json" in GUIDE
     assert TEMPLATE["image"].partition(":")[0] in GUIDE
-    assert not TEMPLATE["startJupyter"] and not TEMPLATE["startSsh"], "the image has neither"
+    assert not TEMPLATE["startJupyter"] and not TEMPLATE["startSsh"], (
+        "the image has neither"
+    )
 
 
 def test_continuous_integration_runs_the_same_script_as_everybody() -> None:
-    commands = [step["run"] for step in steps(ROOT / ".github/workflows/ci.yml") if "run" in step]
+    commands = [
+        step["run"]
+        for step in steps(ROOT / ".github/workflows/ci.yml")
+        if "run" in step
+    ]
     assert commands == ["bash .ci/run"]
 
 
 def test_a_tag_is_tried_with_every_version_of_pytorch_that_can_be_used() -> None:
     workflow = ROOT / ".github/workflows/versions.yml"
     [step] = [step for step in steps(workflow) if "run" in step]
-    assert (step["run"], step["env"]) == ('bash .ci/versions "${TORCH}"', {"TORCH": "${{ matrix.torch }}"})
+    assert (step["run"], step["env"]) == (
+        'bash .ci/versions "${TORCH}"',
+        {"TORCH": "${{ matrix.torch }}"},
+    )
     [job] = yaml.safe_load(workflow.read_text())["jobs"].values()
     supported = [f"{OLDEST[0]}.{minor}" for minor in range(OLDEST[1], NEWEST[1] + 1)]
     assert job["strategy"]["matrix"] == {"torch": supported}
@@ -94,47 +110,80 @@ def test_a_tag_is_tried_with_every_version_of_pytorch_that_can_be_used() -> None
 def test_an_image_is_pushed_only_after_it_has_trained_and_only_on_a_tag() -> None:
     order = steps(ROOT / ".github/workflows/image.yml")
     names = [step.get("name") for step in order]
-    assert names.index("Build") < names.index("Train the quickstart in the image") < names.index("Push")
-    pushing = [step for step in order if "docker push" in step.get("run", "") or "login" in step.get("uses", "")]
+    assert (
+        names.index("Build")
+        < names.index("Train the quickstart in the image")
+        < names.index("Push")
+    )
+    pushing = [
+        step
+        for step in order
+        if "docker push" in step.get("run", "") or "login" in step.get("uses", "")
+    ]
     assert len(pushing) == 2 and all("refs/tags/v" in step["if"] for step in pushing)
 
 
 def test_a_tag_is_tried_with_every_python_that_can_be_used() -> None:
-    workflow = yaml.safe_load((ROOT / ".github/workflows/python.yml").read_text())["jobs"]["python"]
+    workflow = yaml.safe_load((ROOT / ".github/workflows/python.yml").read_text())[
+        "jobs"
+    ]["python"]
     versions = workflow["strategy"]["matrix"]["python"]
     least, most = (version.partition(".")[2] for version in (versions[0], versions[-1]))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == f">=3.{least},<3.{int(most) + 1}"
-    assert f"Python {', '.join(versions[:-1])} or {versions[-1]}" in (ROOT / "README.md").read_text()
+    assert (
+        f"Python {', '.join(versions[:-1])} or {versions[-1]}"
+        in (ROOT / "README.md").read_text()
+    )
 
 
 def test_a_commit_is_checked_by_what_ci_checks_first() -> None:
-    test_line = next(line for line in (ROOT / "README.md").read_text().splitlines() if "pytest" in line)
-    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    test_line = next(
+        line
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if "pytest" in line
+    )
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0][
+        "hooks"
+    ]
     for hook in hooks[:3]:
         assert hook["entry"] in test_line
     for hook in hooks:
-        assert any((ROOT / word).exists() for word in hook["entry"].split()) or hook["entry"] in test_line
+        assert (
+            any((ROOT / word).exists() for word in hook["entry"].split())
+            or hook["entry"] in test_line
+        )
 
 
 @pytest.mark.parametrize(("length", "code"), [(72, 0), (73, 1)])
-def test_a_subject_has_at_most_72_characters(length: int, code: int, tmp_path: Path) -> None:
+def test_a_subject_has_at_most_72_characters(
+    length: int, code: int, tmp_path: Path
+) -> None:
     message = tmp_path / "message"
     message.write_text(f"{'x' * length}\n\n{'y' * 100}\n")
-    assert subprocess.run([ROOT / ".ci" / "subject", message], capture_output=True).returncode == code
+    assert (
+        subprocess.run(
+            [ROOT / ".ci" / "subject", message], capture_output=True
+        ).returncode
+        == code
+    )
 
 
 def test_the_notes_of_a_release_are_its_part_of_the_changelog() -> None:
     done = subprocess.run([ROOT / ".ci" / "notes"], capture_output=True, text=True)
     changelog = (ROOT / "CHANGELOG.md").read_text()
     if f"## {VERSION} (unreleased)" in changelog:
-        assert done.returncode == 1 and f"write '## {VERSION} (YYYY-MM-DD)'" in done.stderr
+        assert (
+            done.returncode == 1 and f"write '## {VERSION} (YYYY-MM-DD)'" in done.stderr
+        )
     else:
         assert done.returncode == 0 and done.stdout.strip() in changelog
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
-def test_what_a_workflow_names_exists_and_its_commands_are_sound(workflow: Path, tmp_path: Path) -> None:
+def test_what_a_workflow_names_exists_and_its_commands_are_sound(
+    workflow: Path, tmp_path: Path
+) -> None:
     text = workflow.read_text()
     for name in re.findall(r"(?<!: )(?:docker|config|\.ci|\.github)/[\w./-]+\w", text):
         assert (ROOT / name).exists(), name
@@ -143,7 +192,8 @@ def test_what_a_workflow_names_exists_and_its_commands_are_sound(workflow: Path,
     for number, step in enumerate(step for step in steps(workflow) if "run" in step):
         script = tmp_path / f"{number}.sh"
         given = " ".join(
-            f'"${{{name}:=}}"' for name in ("IMAGE", "GITHUB_REF_NAME", "GITHUB_SHA", *step.get("env", {}))
+            f'"${{{name}:=}}"'
+            for name in ("IMAGE", "GITHUB_REF_NAME", "GITHUB_SHA", *step.get("env", {}))
         )
         script.write_text(f"#!/usr/bin/env bash\nset -e\n: {given}\n{step['run']}\n")
         command = [tool("shellcheck"), "-o", "all", "-e", EXCLUDED, str(script)]

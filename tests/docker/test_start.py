@@ -1,6 +1,8 @@
-"""docker/start.sh as the real PID 1 of a pid namespace, with a stand-in for the trainer and RunPod.
+"""docker/start.sh as the real PID 1 of a pid namespace, with a stand-in for the trainer
+and RunPod.
 
-`unshare -r` makes the namespaces without privileges; where it is refused, everything here is skipped.
+`unshare -r` makes the namespaces without privileges; where it is refused, everything
+here is skipped.
 """
 
 from __future__ import annotations
@@ -37,7 +39,11 @@ def refusal() -> str | None:
     """Why namespaces cannot be made here; None when they can."""
     if sys.platform != "linux" or not shutil.which("unshare"):
         return "namespaces need Linux and unshare"
-    tried = subprocess.run([*NAMESPACES, "-r", "mount", "-t", "tmpfs", "t", "/mnt"], capture_output=True, text=True)
+    tried = subprocess.run(
+        [*NAMESPACES, "-r", "mount", "-t", "tmpfs", "t", "/mnt"],
+        capture_output=True,
+        text=True,
+    )
     return f"unshare is refused: {tried.stderr.strip()}" if tried.returncode else None
 
 
@@ -97,13 +103,21 @@ class Pod:
         """Until `text` is in the output."""
         deadline = time.monotonic() + seconds
         while text not in self.output:
-            assert self.process.poll() is None, f"ended without {text!r}:\n{self.output}"
-            assert time.monotonic() < deadline, f"no {text!r} in {seconds} s:\n{self.output}"
+            assert self.process.poll() is None, (
+                f"ended without {text!r}:\n{self.output}"
+            )
+            assert time.monotonic() < deadline, (
+                f"no {text!r} in {seconds} s:\n{self.output}"
+            )
             time.sleep(0.02)
 
     def signal(self, number: int = signal.SIGTERM) -> None:
         """To PID 1 of the namespace, as a container engine does."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        children = (
+            Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+            .read_text()
+            .split()
+        )
         os.kill(int(children[0]), number)
 
     def ends(self, seconds: float = 30) -> int:
@@ -116,7 +130,8 @@ class Pod:
 
 @dataclass
 class Api:
-    """RunPod's side: what was asked for, and the status codes of the next answers (200 after the last)."""
+    """RunPod's side: what was asked for, and the status codes of the next answers (200
+    after the last)."""
 
     url: str = ""
     calls: list[tuple[str, str | None, str]] = field(default_factory=list)
@@ -147,7 +162,8 @@ def api() -> Iterator[Api]:
 
 @dataclass
 class Bench:
-    """What one test works with: a workspace that outlives a pod, a program, and commands put before the system's."""
+    """What one test works with: a workspace that outlives a pod, a program, and
+    commands put before the system's."""
 
     folder: Path
     api: Api
@@ -156,7 +172,9 @@ class Bench:
     def __post_init__(self) -> None:
         for name in ("workspace", "home", "bin", "program"):
             (self.folder / name).mkdir()
-        (self.folder / "program" / "run.py").write_text(dedent(TRAINER), encoding="utf-8")
+        (self.folder / "program" / "run.py").write_text(
+            dedent(TRAINER), encoding="utf-8"
+        )
         (self.folder / "program" / "launch.py").symlink_to(ROOT / "launch.py")
 
     @property
@@ -164,9 +182,12 @@ class Bench:
         return self.folder / "workspace"
 
     def command(self, name: str, script: str = "") -> None:
-        """A stand-in on PATH that writes down its arguments and stays, unless `script` says otherwise."""
+        """A stand-in on PATH that writes down its arguments and stays, unless `script`
+        says otherwise."""
         path = self.folder / "bin" / name
-        stay = f'printf "%s\\n" "$*" >>"{self.folder}/{name}.calls"\nexec sleep infinity\n'
+        stay = (
+            f'printf "%s\\n" "$*" >>"{self.folder}/{name}.calls"\nexec sleep infinity\n'
+        )
         path.write_text(f"#!/bin/bash\n{script or stay}", encoding="utf-8")
         path.chmod(0o755)
 
@@ -205,7 +226,8 @@ class Bench:
         user: tuple[str, ...] = ("-r",),
         **environment: str | None,
     ) -> Pod:
-        """Runs `setup` in fresh namespaces (mounts there are seen by nobody else), then becomes start.sh."""
+        """Runs `setup` in fresh namespaces (mounts there are seen by nobody else), then
+        becomes start.sh."""
         mounts = "mount -t tmpfs tmpfs /etc/ssh 2>/dev/null; mount -t tmpfs tmpfs /run"
         script = f'{mounts}\nset -e\n{setup}\nexec {launch} "$@"'
         log = self.folder / f"output{len(self.pods)}.txt"
@@ -218,7 +240,8 @@ class Bench:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                # Who starts the tests in the background has told them to ignore it, and a child would inherit that.
+                # Who starts the tests in the background has told them to ignore it, and
+                # a child would inherit that.
                 preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
             )
         self.pods.append(Pod(process, log))
@@ -226,10 +249,15 @@ class Bench:
 
     def record(self) -> list[dict]:
         path = self.workspace / "record.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return (
+            [json.loads(line) for line in path.read_text().splitlines()]
+            if path.exists()
+            else []
+        )
 
     def wait_for_record(self, entries: int) -> None:
-        """Until the stand-in has written down so many calls: it runs beside start.sh."""
+        """Until the stand-in has written down so many calls: it runs beside
+        start.sh."""
         deadline = time.monotonic() + 15
         while len(self.record()) < entries:
             assert time.monotonic() < deadline
@@ -245,24 +273,33 @@ def bench(tmp_path: Path, api: Api) -> Iterator[Bench]:
     yield made
     for pod in made.pods:
         with suppress(ProcessLookupError):
-            os.killpg(pod.process.pid, signal.SIGKILL)  # PID 1 among them, which takes the namespace along
+            os.killpg(
+                pod.process.pid, signal.SIGKILL
+            )  # PID 1 among them, which takes the namespace along
         pod.process.wait()
 
 
-# ---- signals and the end of the job --------------------------------------------------------------------------------
+# ---- signals and the end of the job
+# --------------------------------------------------------------------------------
 
 
-def test_sigterm_reaches_the_trainer_and_the_next_start_finishes_and_stops_the_pod_once(bench: Bench) -> None:
+def test_sigterm_reaches_the_trainer_and_the_next_start_finishes_and_stops_the_pod_once(
+    bench: Bench,
+) -> None:
     first = bench.start(FAKE_PLAN="run 0")
     first.wait_for("trainer: training")
     assert first.terminate() == 75
-    assert [entry for entry in bench.record() if "signal" in entry] == [{"signal": "SIGTERM"}]
+    assert [entry for entry in bench.record() if "signal" in entry] == [
+        {"signal": "SIGTERM"}
+    ]
     assert bench.api.calls == []
 
     second = bench.start(FAKE_PLAN="run 0")
     second.wait_for("waiting.")
     assert len(bench.trainings()) == 2
-    assert bench.api.calls == [("/v2/pods/pod123/action", "Bearer the-key-of-the-pod", '{"action": "stop"}')]
+    assert bench.api.calls == [
+        ("/v2/pods/pod123/action", "Bearer the-key-of-the-pod", '{"action": "stop"}')
+    ]
     time.sleep(0.3)
     assert second.process.poll() is None, "a main process that exits is started again"
     assert second.terminate() == 0
@@ -277,7 +314,9 @@ def test_ctrl_c_reaches_the_trainer_once_as_sigterm(bench: Bench, to: str) -> No
     else:
         os.killpg(pod.process.pid, signal.SIGINT)
     assert pod.ends() == 75
-    assert [entry for entry in bench.record() if "signal" in entry] == [{"signal": "SIGTERM"}]
+    assert [entry for entry in bench.record() if "signal" in entry] == [
+        {"signal": "SIGTERM"}
+    ]
 
 
 def test_a_signal_between_the_start_of_a_child_and_knowing_it_is_passed_on() -> None:
@@ -289,11 +328,18 @@ def test_a_signal_between_the_start_of_a_child_and_knowing_it_is_passed_on() -> 
         trap '[[ $BASH_COMMAND != "child=\\$!" ]] || kill -TERM $$' DEBUG
         run sleep 60
     """
-    assert subprocess.run(["bash", "-c", script], stderr=subprocess.DEVNULL, timeout=30).returncode == 143
+    assert (
+        subprocess.run(
+            ["bash", "-c", script], stderr=subprocess.DEVNULL, timeout=30
+        ).returncode
+        == 143
+    )
 
 
 @pytest.mark.parametrize(("is_job", "code"), [("no", 143), ("yes", 0)])
-def test_what_is_done_just_when_a_signal_comes_is_a_success_only_of_the_job(is_job: str, code: int) -> None:
+def test_what_is_done_just_when_a_signal_comes_is_a_success_only_of_the_job(
+    is_job: str, code: int
+) -> None:
     child = 'trap "exit 0" TERM; kill -TERM "$1"; while :; do sleep 0.05; done'
     script = f"""
         . {START.parent}/children.sh
@@ -302,7 +348,12 @@ def test_what_is_done_just_when_a_signal_comes_is_a_success_only_of_the_job(is_j
         trap on_signal TERM
         run bash -c '{child}' child $$
     """
-    assert subprocess.run(["bash", "-c", script], stderr=subprocess.DEVNULL, timeout=30).returncode == code
+    assert (
+        subprocess.run(
+            ["bash", "-c", script], stderr=subprocess.DEVNULL, timeout=30
+        ).returncode
+        == code
+    )
 
 
 @pytest.mark.parametrize("place", ["pre_start", "post_start", "pause", "waiting"])
@@ -311,7 +362,9 @@ def test_sigterm_is_obeyed_at_once_wherever_it_comes(bench: Bench, place: str) -
     if place.endswith("_start"):
         hook.write_text("echo in the hook; sleep 60\n", encoding="utf-8")
     pod = bench.start(FAKE_PLAN="1", RESTART_PAUSES="60" if place == "pause" else "")
-    pod.wait_for({"pause": "restart 1 in 60 s", "waiting": "waiting."}.get(place, "in the hook"))
+    pod.wait_for(
+        {"pause": "restart 1 in 60 s", "waiting": "waiting."}.get(place, "in the hook")
+    )
     time.sleep(0.1)
     assert pod.terminate() == (1 if place == "waiting" else 143)
     assert bench.api.calls == []
@@ -328,9 +381,13 @@ def test_signals_from_the_first_moment_on_are_never_lost(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("crash", ["1", "kill"])
-def test_a_crash_is_followed_by_three_restarts_at_growing_intervals(bench: Bench, crash: str) -> None:
+def test_a_crash_is_followed_by_three_restarts_at_growing_intervals(
+    bench: Bench, crash: str
+) -> None:
     bench.command("sleep", f'printf "%s\\n" "$*" >>"{bench.folder}/sleep.calls"\n')
-    pod = bench.start(FAKE_PLAN=crash, RUN_ON_FAILURE="exit", RESTART_PAUSES="0.2 5 90 120")
+    pod = bench.start(
+        FAKE_PLAN=crash, RUN_ON_FAILURE="exit", RESTART_PAUSES="0.2 5 90 120"
+    )
     assert pod.ends() == (137 if crash == "kill" else 1)
     assert (bench.calls_of("sleep"), len(bench.trainings())) == (["0.2", "5", "90"], 4)
     assert "abandoned after 3 restarts" in pod.output
@@ -361,7 +418,9 @@ def test_an_unknown_action_is_refused_before_the_job(bench: Bench, name: str) ->
     assert bench.record() == []
 
 
-def test_a_failing_stop_api_is_asked_three_times_then_the_pod_waits(bench: Bench) -> None:
+def test_a_failing_stop_api_is_asked_three_times_then_the_pod_waits(
+    bench: Bench,
+) -> None:
     bench.api.answers = [500] * 9
     pod = bench.start()
     pod.wait_for("waiting.")
@@ -390,21 +449,28 @@ def test_the_key_follows_no_redirect_and_goes_nowhere_over_http(bench: Bench) ->
         ({"JOB_CONFIG_YAML": None}, "no job: set JOB_CONFIG_B64"),
     ],
 )
-def test_a_pod_without_a_job_or_a_stop_waits(bench: Bench, given: dict, words: str) -> None:
+def test_a_pod_without_a_job_or_a_stop_waits(
+    bench: Bench, given: dict, words: str
+) -> None:
     pod = bench.start(**given)
     pod.wait_for(words)
     pod.wait_for("waiting.")
-    assert bench.api.calls == [] and bool(bench.record()) == ("JOB_CONFIG_YAML" not in given)
+    assert bench.api.calls == [] and bool(bench.record()) == (
+        "JOB_CONFIG_YAML" not in given
+    )
 
 
 def test_arguments_are_a_command_to_become(bench: Bench) -> None:
-    pod = bench.start("python3", "-c", "import os; print(os.getpid(), os.environ['HF_HOME'])")
+    pod = bench.start(
+        "python3", "-c", "import os; print(os.getpid(), os.environ['HF_HOME'])"
+    )
     assert pod.ends() == 0
     assert pod.output == f"1 {bench.workspace}/.cache/huggingface\n"
     assert bench.record() == []
 
 
-# ---- where the job comes from --------------------------------------------------------------------------------------
+# ---- where the job comes from
+# --------------------------------------------------------------------------------------
 
 
 def given_job(bench: Bench) -> str:
@@ -415,20 +481,30 @@ def given_job(bench: Bench) -> str:
     return training["argv"][-1]
 
 
-def job_config(bench: Bench, **environment: str | None) -> subprocess.CompletedProcess[str]:
+def job_config(
+    bench: Bench, **environment: str | None
+) -> subprocess.CompletedProcess[str]:
     """What start.sh asks for the job, alone."""
     (folder := bench.workspace / "config").mkdir()
     command = [sys.executable, START.with_name("job_config.py"), folder]
-    return subprocess.run(command, env=bench.environment(**environment), capture_output=True, text=True)
+    return subprocess.run(
+        command, env=bench.environment(**environment), capture_output=True, text=True
+    )
 
 
 @pytest.mark.parametrize("source", ["B64", "B64 gzip", "B64 wrapped", "YAML"])
-def test_a_job_from_the_environment_is_written_to_the_volume(bench: Bench, source: str) -> None:
+def test_a_job_from_the_environment_is_written_to_the_volume(
+    bench: Bench, source: str
+) -> None:
     text = f"# ünïcode = \\n\n{JOB}"
     data = text.encode()
-    encoded = base64.b64encode(gzip.compress(data) if source == "B64 gzip" else data).decode()
+    encoded = base64.b64encode(
+        gzip.compress(data) if source == "B64 gzip" else data
+    ).decode()
     if source == "B64 wrapped":
-        encoded = "\n".join(encoded[i : i + 20] for i in range(0, len(encoded), 20)) + "\n"
+        encoded = (
+            "\n".join(encoded[i : i + 20] for i in range(0, len(encoded), 20)) + "\n"
+        )
     variable = f"JOB_CONFIG_{source.split()[0]}"
     given = {"JOB_CONFIG_YAML": None, variable: text if source == "YAML" else encoded}
     done = job_config(bench, **given, JOB_CONFIG_SHA256=sha256(data).hexdigest())
@@ -444,17 +520,32 @@ def test_a_job_on_the_volume_is_given_as_it_is_named(bench: Bench) -> None:
 
 
 def test_options_reach_the_training_and_not_the_check(bench: Bench) -> None:
-    pod = bench.start(RUN_ARGS="--allow-change --restart", FAKE_PLAN="1 0", RUN_ON_SUCCESS="exit")
+    pod = bench.start(
+        RUN_ARGS="--allow-change --restart", FAKE_PLAN="1 0", RUN_ON_SUCCESS="exit"
+    )
     assert pod.ends() == 0
-    assert [call["argv"][2:4] for call in bench.trainings()] == [["--allow-change", "--restart"]] * 2
-    assert not [call for call in bench.record() if call.get("dry") and "--restart" in call["argv"]]
+    assert [call["argv"][2:4] for call in bench.trainings()] == [
+        ["--allow-change", "--restart"]
+    ] * 2
+    assert not [
+        call
+        for call in bench.record()
+        if call.get("dry") and "--restart" in call["argv"]
+    ]
 
 
 @pytest.mark.parametrize(
     ("plan", "options", "trained", "code"),
-    [("0", "", "a b c", 0), ("b:2", "", "a b", 2), ("b:2 c:1", "-r", "a b c", 2), ("b:75", "--recover", "a b", 75)],
+    [
+        ("0", "", "a b c", 0),
+        ("b:2", "", "a b", 2),
+        ("b:2 c:1", "-r", "a b c", 2),
+        ("b:75", "--recover", "a b", 75),
+    ],
 )
-def test_several_jobs_are_trained_in_order(bench: Bench, plan: str, options: str, trained: str, code: int) -> None:
+def test_several_jobs_are_trained_in_order(
+    bench: Bench, plan: str, options: str, trained: str, code: int
+) -> None:
     pod = bench.start(
         JOB_CONFIG="a.yaml, b.yaml,c.yaml",
         FAKE_PLAN=plan,
@@ -465,14 +556,23 @@ def test_several_jobs_are_trained_in_order(bench: Bench, plan: str, options: str
     )
     assert pod.ends() == code
     assert bench.record()[0]["argv"] == ["--dry-run", "a.yaml", "b.yaml", "c.yaml"]
-    assert " ".join(Path(entry["argv"][-1]).stem for entry in bench.trainings()) == trained
+    assert (
+        " ".join(Path(entry["argv"][-1]).stem for entry in bench.trainings()) == trained
+    )
 
 
 @pytest.mark.parametrize("variable", ["JOB_CONFIG_B64", "JOB_CONFIG_YAML"])
-def test_the_first_source_counts_and_no_shell_reads_it(bench: Bench, variable: str) -> None:
+def test_the_first_source_counts_and_no_shell_reads_it(
+    bench: Bench, variable: str
+) -> None:
     text = f'# "quotes" $(touch {bench.folder}/executed) `id` ünïcode = \\n\n{JOB}'
-    given = {"JOB_CONFIG_B64": base64.b64encode(text.encode()).decode(), "JOB_CONFIG": "other.yaml"}
-    bench.start(**(given if variable == "JOB_CONFIG_B64" else {variable: text})).wait_for("waiting.")
+    given = {
+        "JOB_CONFIG_B64": base64.b64encode(text.encode()).decode(),
+        "JOB_CONFIG": "other.yaml",
+    }
+    bench.start(
+        **(given if variable == "JOB_CONFIG_B64" else {variable: text})
+    ).wait_for("waiting.")
     assert Path(given_job(bench)).read_bytes() == text.encode()
     assert not (bench.folder / "executed").exists()
 
@@ -482,21 +582,40 @@ def test_the_first_source_counts_and_no_shell_reads_it(bench: Bench, variable: s
     [
         ({"JOB_CONFIG_B64": "not base64!"}, "JOB_CONFIG_B64 is not base64"),
         (
-            {"JOB_CONFIG_B64": base64.b64encode(gzip.compress(JOB.encode())[:-9]).decode()},
+            {
+                "JOB_CONFIG_B64": base64.b64encode(
+                    gzip.compress(JOB.encode())[:-9]
+                ).decode()
+            },
             "JOB_CONFIG_B64 holds a damaged gzip file",
         ),
         (
-            {"JOB_CONFIG_B64": base64.b64encode(gzip.compress(bytes(50_000_000))).decode()},
+            {
+                "JOB_CONFIG_B64": base64.b64encode(
+                    gzip.compress(bytes(50_000_000))
+                ).decode()
+            },
             "JOB_CONFIG_B64: the job is larger than 1,000,000 bytes",
         ),
         ({"JOB_CONFIG_YAML": " \n"}, "JOB_CONFIG_YAML: the job is empty"),
-        ({"JOB_CONFIG_YAML": JOB, "JOB_CONFIG_SHA256": "0" * 64}, "JOB_CONFIG_SHA256 wants 000"),
-        ({"JOB_CONFIG_YAML": JOB, "JOB_CONFIG_SHA256": "abc"}, "must be 64 hexadecimal digits"),
+        (
+            {"JOB_CONFIG_YAML": JOB, "JOB_CONFIG_SHA256": "0" * 64},
+            "JOB_CONFIG_SHA256 wants 000",
+        ),
+        (
+            {"JOB_CONFIG_YAML": JOB, "JOB_CONFIG_SHA256": "abc"},
+            "must be 64 hexadecimal digits",
+        ),
         ({"JOB_CONFIG": " , "}, "JOB_CONFIG names no job"),
-        ({"JOB_CONFIG": "a.yaml,b.yaml", "JOB_CONFIG_SHA256": "0" * 64}, "JOB_CONFIG_SHA256 has 1 sums for 2 jobs"),
+        (
+            {"JOB_CONFIG": "a.yaml,b.yaml", "JOB_CONFIG_SHA256": "0" * 64},
+            "JOB_CONFIG_SHA256 has 1 sums for 2 jobs",
+        ),
     ],
 )
-def test_a_job_that_cannot_be_read_is_one_clear_line(bench: Bench, environment: dict[str, str], words: str) -> None:
+def test_a_job_that_cannot_be_read_is_one_clear_line(
+    bench: Bench, environment: dict[str, str], words: str
+) -> None:
     done = job_config(bench, **{"JOB_CONFIG_YAML": None, **environment})
     assert (done.returncode, done.stdout) == (2, "") and words in done.stderr
     assert "Traceback" not in done.stderr and "CANARY" not in done.stderr
@@ -523,13 +642,21 @@ def test_what_is_brought_before_is_there_when_the_job_is_checked(bench: Bench) -
 
 @pytest.mark.parametrize("name", ["DATASET_URL", "JOB_CONFIG_URL"])
 def test_a_variable_that_was_removed_is_one_line(bench: Bench, name: str) -> None:
-    pod = bench.start(**{name: "https://example.org/a.zip"}, JUPYTER_PASSWORD="x", RUN_ON_FAILURE="exit")
+    pod = bench.start(
+        **{name: "https://example.org/a.zip"},
+        JUPYTER_PASSWORD="x",
+        RUN_ON_FAILURE="exit",
+    )
     assert pod.ends() == 1 and bench.record() == []
-    assert f"{name} is not read any more: bring it with PRE_START (docs/runpod.md)." in pod.output
+    assert (
+        f"{name} is not read any more: bring it with PRE_START (docs/runpod.md)."
+        in pod.output
+    )
     assert "there is no Jupyter in this image" in pod.output
 
 
-# ---- several processes ---------------------------------------------------------------------------------------------
+# ---- several processes
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -543,10 +670,14 @@ def test_a_variable_that_was_removed_is_one_line(bench: Bench, name: str) -> Non
 def test_a_job_is_trained_by_as_many_processes_as_there_are_gpus(
     bench: Bench, given: dict[str, str | None], processes: int
 ) -> None:
-    bench.command("nvidia-smi", 'for n in 0 1 2; do echo "GPU $n: A GPU (UUID: GPU-$n)"; done')
+    bench.command(
+        "nvidia-smi", 'for n in 0 1 2; do echo "GPU $n: A GPU (UUID: GPU-$n)"; done'
+    )
     note = f'printf "%s\\n" "$*" >>"{bench.folder}/python.calls"; [[ $1 != */launch.py ]] || exit 0'
     bench.command("python", f'{note}; exec {sys.executable} "$@"')
-    assert bench.start(ATELIER_PYTHON="python", RUN_ON_SUCCESS="exit", **given).ends() == 0
+    assert (
+        bench.start(ATELIER_PYTHON="python", RUN_ON_SUCCESS="exit", **given).ends() == 0
+    )
     launches = [call for call in bench.calls_of("python") if "launch.py" in call]
     assert bench.trainings() == []
     assert [f"--nproc-per-node {processes} " in call for call in launches] == [True]
@@ -554,16 +685,24 @@ def test_a_job_is_trained_by_as_many_processes_as_there_are_gpus(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("word", ["2", "run"])
-def test_a_job_of_several_processes_keeps_its_exit_code_and_is_stopped_by_a_signal(bench: Bench, word: str) -> None:
-    pod = bench.start(NPROC="2", FAKE_PLAN=word, RUN_ON_FAILURE="exit", RUN_ARGS="--allow-change")
+def test_a_job_of_several_processes_keeps_its_exit_code_and_is_stopped_by_a_signal(
+    bench: Bench, word: str
+) -> None:
+    pod = bench.start(
+        NPROC="2", FAKE_PLAN=word, RUN_ON_FAILURE="exit", RUN_ARGS="--allow-change"
+    )
     if word == "run":
         pod.wait_for("trainer: training\ntrainer: training", 60)
         assert pod.terminate(60) == 75
-        assert [entry for entry in bench.record() if "signal" in entry] == [{"signal": "SIGTERM"}] * 2
+        assert [entry for entry in bench.record() if "signal" in entry] == [
+            {"signal": "SIGTERM"}
+        ] * 2
     else:
         assert pod.ends(60) == 2
     trainings = bench.trainings()
-    assert sorted(entry["environ"]["RANK"] for entry in trainings) == ["0", "1"], "not tried again"
+    assert sorted(entry["environ"]["RANK"] for entry in trainings) == ["0", "1"], (
+        "not tried again"
+    )
     assert all(entry["argv"][2] == "--allow-change" for entry in trainings)
     assert all("RUNPOD_API_KEY" not in entry["environ"] for entry in trainings)
 
@@ -571,23 +710,31 @@ def test_a_job_of_several_processes_keeps_its_exit_code_and_is_stopped_by_a_sign
 @pytest.mark.parametrize(
     ("given", "code", "words"),
     [
-        *(({"NPROC": count}, 1, f"NPROC is '{count}': write auto or the number") for count in ("0", "all", "2x")),
+        *(
+            ({"NPROC": count}, 1, f"NPROC is '{count}': write auto or the number")
+            for count in ("0", "all", "2x")
+        ),
         ({"JOB_CONFIG_YAML": " "}, 2, "the job cannot be read"),
     ],
 )
-def test_what_cannot_be_is_refused_before_the_job(bench: Bench, given: dict, code: int, words: str) -> None:
+def test_what_cannot_be_is_refused_before_the_job(
+    bench: Bench, given: dict, code: int, words: str
+) -> None:
     pod = bench.start(RUN_ON_FAILURE="exit", **given)
     assert pod.ends() == code
     assert words in pod.output and bench.record() == []
 
 
-# ---- after the training --------------------------------------------------------------------------------------------
+# ---- after the training
+# --------------------------------------------------------------------------------------------
 
 NOTE = 'echo "$ATELIER_JOB $ATELIER_EXIT_CODE $ATELIER_RUN_FOLDER"'
 
 
 @pytest.mark.parametrize("plan", ["0", "2"])
-def test_what_runs_after_the_training_sees_its_code_and_folder_before_the_pod_stops(bench: Bench, plan: str) -> None:
+def test_what_runs_after_the_training_sees_its_code_and_folder_before_the_pod_stops(
+    bench: Bench, plan: str
+) -> None:
     (bench.workspace / "post_train.sh").write_text(f"{NOTE} >>hook\n", encoding="utf-8")
     pod = bench.start(
         JOB_CONFIG="my_char.yaml",
@@ -598,17 +745,26 @@ def test_what_runs_after_the_training_sees_its_code_and_folder_before_the_pod_st
     )
     assert pod.ends() == int(plan)
     seen = f"my_char.yaml {plan} {bench.workspace}/output/my_char\n"
-    assert [(bench.workspace / name).read_text() for name in ("hook", "variable")] == [seen, seen]
-    assert pod.output.index("running POST_TRAIN") < pod.output.index("leaving with exit code")
+    assert [(bench.workspace / name).read_text() for name in ("hook", "variable")] == [
+        seen,
+        seen,
+    ]
+    assert pod.output.index("running POST_TRAIN") < pod.output.index(
+        "leaving with exit code"
+    )
 
 
-def test_a_failed_job_keeps_its_code_also_where_its_results_could_not_leave(bench: Bench) -> None:
+def test_a_failed_job_keeps_its_code_also_where_its_results_could_not_leave(
+    bench: Bench,
+) -> None:
     pod = bench.start(FAKE_PLAN="2", POST_TRAIN="exit 7", RUN_ON_FAILURE="exit")
     assert pod.ends() == 2 and "post_train failed (exit code 7)" in pod.output
 
 
 @pytest.mark.parametrize("way", ["script", "variable"])
-def test_results_that_could_not_leave_are_a_failure_of_the_job(bench: Bench, way: str) -> None:
+def test_results_that_could_not_leave_are_a_failure_of_the_job(
+    bench: Bench, way: str
+) -> None:
     if way == "script":
         (bench.workspace / "post_train.sh").write_text("exit 7\n", encoding="utf-8")
     pod = bench.start(POST_TRAIN="exit 7" if way == "variable" else "touch not_reached")
@@ -618,7 +774,8 @@ def test_results_that_could_not_leave_are_a_failure_of_the_job(bench: Bench, way
     assert pod.terminate() == 7 and not (bench.workspace / "not_reached").exists()
 
 
-# ---- the volume ----------------------------------------------------------------------------------------------------
+# ---- the volume
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_folders_and_caches_are_on_the_volume(bench: Bench) -> None:
@@ -629,20 +786,35 @@ def test_folders_and_caches_are_on_the_volume(bench: Bench) -> None:
     assert environment["HF_HOME"] == f"{bench.workspace}/.cache/huggingface"
     assert environment["XDG_CACHE_HOME"] == f"{bench.workspace}/.cache"
     assert environment["EXTENSIONS_PATH"] == f"{bench.workspace}/extensions"
-    for name in ("models", "datasets", "output", "config", "logs", "extensions", ".cache/huggingface"):
+    for name in (
+        "models",
+        "datasets",
+        "output",
+        "config",
+        "logs",
+        "extensions",
+        ".cache/huggingface",
+    ):
         assert (bench.workspace / name).is_dir(), name
-    assert (bench.workspace / "config" / "examples").readlink() == bench.folder / "program" / "config" / "examples"
+    assert (
+        bench.workspace / "config" / "examples"
+    ).readlink() == bench.folder / "program" / "config" / "examples"
 
 
 def test_places_that_are_given_stay(bench: Bench) -> None:
     pod = bench.start(HF_HOME=f"{bench.folder}/elsewhere", EXTENSIONS_PATH="/mine")
     pod.wait_for("waiting.")
     environment = bench.trainings()[0]["environ"]
-    assert (environment["HF_HOME"], environment["EXTENSIONS_PATH"]) == (f"{bench.folder}/elsewhere", "/mine")
+    assert (environment["HF_HOME"], environment["EXTENSIONS_PATH"]) == (
+        f"{bench.folder}/elsewhere",
+        "/mine",
+    )
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_workspace_that_is_no_volume_is_a_loud_warning(bench: Bench, there: bool) -> None:
+def test_a_workspace_that_is_no_volume_is_a_loud_warning(
+    bench: Bench, there: bool
+) -> None:
     if not there:
         bench.workspace.rmdir()
     pod = bench.start(setup="true")
@@ -651,7 +823,9 @@ def test_a_workspace_that_is_no_volume_is_a_loud_warning(bench: Bench, there: bo
     assert len(bench.trainings()) == 1
 
 
-def test_a_read_only_volume_is_a_loud_failure_that_can_be_looked_at(bench: Bench) -> None:
+def test_a_read_only_volume_is_a_loud_failure_that_can_be_looked_at(
+    bench: Bench,
+) -> None:
     mount = 'mount --bind "$RP_WORKSPACE" "$RP_WORKSPACE"; mount -o remount,ro,bind "$RP_WORKSPACE"'
     pod = bench.start(setup=mount)
     pod.wait_for("waiting.")
@@ -694,38 +868,70 @@ CHROOT = """
 """
 
 
-def start_in_image(bench: Bench, passwd: str = "", user: tuple[str, ...] = ("-r",), **environment: str | None) -> Pod:
-    """In a root file system laid out like the image's, with only the variables that a template sets."""
+def start_in_image(
+    bench: Bench,
+    passwd: str = "",
+    user: tuple[str, ...] = ("-r",),
+    **environment: str | None,
+) -> Pod:
+    """In a root file system laid out like the image's, with only the variables that a
+    template sets."""
     python = f"{sys.base_prefix} {sys.prefix}"
-    setup = dedent(CHROOT).format(folder=bench.folder, docker=ROOT / "docker", python=python, passwd=passwd)
+    setup = dedent(CHROOT).format(
+        folder=bench.folder, docker=ROOT / "docker", python=python, passwd=passwd
+    )
     places = dict.fromkeys(["RP_WORKSPACE", "ATELIER_HOME"])
     launch = f'chroot "{bench.folder}/root" /bin/bash /opt/atelier/docker/start.sh'
-    return bench.start(setup=setup, launch=launch, user=user, **{**places, "HOME": "/root", **environment})
+    return bench.start(
+        setup=setup,
+        launch=launch,
+        user=user,
+        **{**places, "HOME": "/root", **environment},
+    )
 
 
 def test_the_defaults_fit_the_layout_of_the_image(bench: Bench) -> None:
     pod = start_in_image(bench)
     pod.wait_for("waiting.")
     training = bench.trainings()[0]
-    assert training["cwd"] == "/workspace" and training["argv"][-1].startswith("/workspace/config/_env_")
-    assert pod.output.index("/pre_start.sh as 0") < pod.output.index("checking") < pod.output.index("/post_start.sh as")
-    assert pod.output.index("/post_start.sh as") < pod.output.index("training /workspace")
+    assert training["cwd"] == "/workspace" and training["argv"][-1].startswith(
+        "/workspace/config/_env_"
+    )
+    assert (
+        pod.output.index("/pre_start.sh as 0")
+        < pod.output.index("checking")
+        < pod.output.index("/post_start.sh as")
+    )
+    assert pod.output.index("/post_start.sh as") < pod.output.index(
+        "training /workspace"
+    )
     assert len(bench.api.calls) == 1
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="changing the user needs root")
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0, reason="changing the user needs root"
+)
 @pytest.mark.parametrize("run_as", [None, "root"])
-def test_the_job_gives_up_root_where_the_image_has_a_user(bench: Bench, run_as: str | None) -> None:
+def test_the_job_gives_up_root_where_the_image_has_a_user(
+    bench: Bench, run_as: str | None
+) -> None:
     (bench.workspace / "output").mkdir()
     (bench.workspace / "output" / "of_an_earlier_run").write_text("by root")
     record = bench.workspace / "record.jsonl"
     record.touch()
     record.chmod(0o666)
-    pod = start_in_image(bench, passwd="atelier:x:1000:1000::/home/atelier:/bin/bash", user=(), RUN_AS=run_as)
+    pod = start_in_image(
+        bench,
+        passwd="atelier:x:1000:1000::/home/atelier:/bin/bash",
+        user=(),
+        RUN_AS=run_as,
+    )
     pod.wait_for("waiting.")
     uid = 0 if run_as else 1000
     assert {entry["uid"] for entry in bench.record()} == {uid}
-    assert bench.trainings()[0]["environ"]["HOME"] == ("/root" if run_as else "/home/atelier")
+    assert bench.trainings()[0]["environ"]["HOME"] == (
+        "/root" if run_as else "/home/atelier"
+    )
     assert (bench.workspace / "output" / "of_an_earlier_run").stat().st_uid == uid
     assert next((bench.workspace / "config").glob("_env_*")).stat().st_uid == uid
 
@@ -748,7 +954,8 @@ def test_a_defect_of_the_script_itself_waits_and_does_not_exit(bench: Bench) -> 
     assert pod.terminate() == 1
 
 
-# ---- pages and secrets ----------------------------------------------------------------------------------------------
+# ---- pages and secrets
+# ----------------------------------------------------------------------------------------------
 
 
 def test_tensorboard_starts_only_with_a_port(bench: Bench) -> None:
@@ -757,10 +964,14 @@ def test_tensorboard_starts_only_with_a_port(bench: Bench) -> None:
     bench.command("tensorboard")
     for port in ("http", "6006"):
         bench.start(TENSORBOARD_PORT=port, HF_TOKEN="hf_x").wait_for("waiting.")
-    assert bench.calls_of("tensorboard") == [f"--logdir {bench.workspace}/output --bind_all --port 6006"]
+    assert bench.calls_of("tensorboard") == [
+        f"--logdir {bench.workspace}/output --bind_all --port 6006"
+    ]
 
 
-def test_the_web_page_starts_with_a_token_that_is_made_once_and_told_once(bench: Bench) -> None:
+def test_the_web_page_starts_with_a_token_that_is_made_once_and_told_once(
+    bench: Bench,
+) -> None:
     told = []
     for _ in range(2):
         pod = bench.start(UI_PORT=None, JOB_CONFIG_YAML=None, FAKE_PLAN="run")
@@ -770,21 +981,37 @@ def test_the_web_page_starts_with_a_token_that_is_made_once_and_told_once(bench:
         pod.terminate()
     file = bench.workspace / ".app_token"
     token = file.read_text().strip()
-    address = f"start: the web page: https://pod123-8675.proxy.runpod.net/?token={token}"
-    assert (told, len(token) >= 32, file.stat().st_mode & 0o777) == ([address] * 2, True, 0o600)
+    address = (
+        f"start: the web page: https://pod123-8675.proxy.runpod.net/?token={token}"
+    )
+    assert (told, len(token) >= 32, file.stat().st_mode & 0o777) == (
+        [address] * 2,
+        True,
+        0o600,
+    )
     calls = [entry for entry in bench.record() if entry.get("argv", [""])[0] == "ui"]
-    assert [call["argv"] for call in calls] == [["ui", "--host", "0.0.0.0", "--port", "8675"]] * 2
+    assert [call["argv"] for call in calls] == [
+        ["ui", "--host", "0.0.0.0", "--port", "8675"]
+    ] * 2
     assert {call["environ"]["APP_AUTH"] for call in calls} == {token}
     assert all("RUNPOD_API_KEY" not in call["environ"] for call in calls)
 
 
 def test_a_token_that_is_given_is_not_told(bench: Bench) -> None:
-    pod = bench.start(UI_PORT="8000", JOB_CONFIG_YAML=None, FAKE_PLAN="run", AI_TOOLKIT_AUTH="my-own-token")
+    pod = bench.start(
+        UI_PORT="8000",
+        JOB_CONFIG_YAML=None,
+        FAKE_PLAN="run",
+        AI_TOOLKIT_AUTH="my-own-token",
+    )
     pod.wait_for("waiting.")
     assert "the web page: https://pod123-8000.proxy.runpod.net/\n" in pod.output
     assert "my-own-token" not in pod.output
     assert not (bench.workspace / ".app_token").exists()
-    assert bench.start(UI_PORT="http", JOB_CONFIG_YAML=None).wait_for("no web page") is None
+    assert (
+        bench.start(UI_PORT="http", JOB_CONFIG_YAML=None).wait_for("no web page")
+        is None
+    )
 
 
 class Watcher(threading.Thread):
@@ -818,7 +1045,9 @@ def test_no_secret_is_printed_written_or_on_a_command_line(bench: Bench) -> None
     }
     watcher = Watcher()
     watcher.start()
-    record = bench.folder / "record.jsonl"  # holds the whole environment, so not on the volume
+    record = (
+        bench.folder / "record.jsonl"
+    )  # holds the whole environment, so not on the volume
     pod = bench.start(**secrets, FAKE_PLAN="1 0", FAKE_RECORD=str(record))
     pod.wait_for("waiting.")
     time.sleep(0.1)
@@ -827,17 +1056,27 @@ def test_no_secret_is_printed_written_or_on_a_command_line(bench: Bench) -> None
     assert len(bench.api.calls) == 2
 
     environment = json.loads(record.read_text().splitlines()[-1])["environ"]
-    assert environment["HF_TOKEN"] == "CANARY-2" and environment["MY_SECRET"] == "CANARY-4"
+    assert (
+        environment["HF_TOKEN"] == "CANARY-2" and environment["MY_SECRET"] == "CANARY-4"
+    )
     assert not {"RUNPOD_API_KEY", "PRE_START", "POST_TRAIN"} & environment.keys()
     lines = b"\n".join(watcher.seen)
-    assert b"job_config.py" in lines and b"stop_pod.py" in lines and b"CANARY" not in lines
+    assert (
+        b"job_config.py" in lines and b"stop_pod.py" in lines and b"CANARY" not in lines
+    )
     assert "CANARY" not in pod.output
-    files = [path for name in ("workspace", "home") for path in (bench.folder / name).rglob("*") if path.is_file()]
+    files = [
+        path
+        for name in ("workspace", "home")
+        for path in (bench.folder / name).rglob("*")
+        if path.is_file()
+    ]
     assert files
     assert [path for path in files if b"CANARY" in path.read_bytes()] == []
 
 
-# ---- the real trainer ----------------------------------------------------------------------------------------------
+# ---- the real trainer
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -857,7 +1096,10 @@ def test_a_real_job_is_terminated_started_again_finishes_and_stops_the_pod_once(
     }
     job = {
         "job": "extension",
-        "config": {"name": "pod", "process": [{"type": "tiny_model", "path": "models/tiny"}, trainer]},
+        "config": {
+            "name": "pod",
+            "process": [{"type": "tiny_model", "path": "models/tiny"}, trainer],
+        },
     }
     encoded = base64.b64encode(gzip.compress(json.dumps(job).encode())).decode()
     given = {"ATELIER_HOME": None, "JOB_CONFIG_YAML": None, "JOB_CONFIG_B64": encoded}
@@ -866,7 +1108,9 @@ def test_a_real_job_is_terminated_started_again_finishes_and_stops_the_pod_once(
     first = bench.start(**given)
     deadline = time.monotonic() + 90
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
-        assert first.process.poll() is None and time.monotonic() < deadline, first.output
+        assert first.process.poll() is None and time.monotonic() < deadline, (
+            first.output
+        )
         time.sleep(0.05)
     assert first.terminate() == 75
     done = len(metrics.read_text().splitlines())
@@ -876,7 +1120,9 @@ def test_a_real_job_is_terminated_started_again_finishes_and_stops_the_pod_once(
     second.wait_for("waiting.", 120)
     assert len(bench.api.calls) == 1
     assert second.terminate() == 0
-    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(1, 51))
+    assert [
+        json.loads(line)["step"] for line in metrics.read_text().splitlines()
+    ] == list(range(1, 51))
     assert (bench.workspace / "output" / "pod" / "pod.safetensors").stat().st_size > 0
 
     third = bench.start(**given, RUN_ON_SUCCESS="exit")

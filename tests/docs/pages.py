@@ -17,7 +17,13 @@ from tests.conftest import ROOT
 from tests.toolkit.data.shard_server import write_shard
 from toolkit.data.scan.partners import with_affix
 
-LISTED = subprocess.run(["git", "ls-files", "docs/*.md"], cwd=ROOT, capture_output=True, text=True, check=True)
+LISTED = subprocess.run(
+    ["git", "ls-files", "docs/*.md"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+)
 PAGES = ("README.md", *LISTED.stdout.split())
 
 EXAMPLES = {"docs/full_finetuning.md": "train_qwen_image_edit_2509_80gb.yaml"}
@@ -43,7 +49,8 @@ class Block:
 
 
 def blocks(page: str, *languages: str) -> list[Block]:
-    """The blocks of a page in their order; of these languages, where some are given. Without `wrong_and_right`."""
+    """The blocks of a page in their order; of these languages, where some are given.
+    Without `wrong_and_right`."""
     text = (ROOT / page).read_text(encoding="utf-8")
     pairs = {block.line for pair in wrong_and_right(text) for block in pair}
     return [
@@ -62,7 +69,8 @@ def fenced(page: str, text: str) -> list[Block]:
 
 
 def wrong_and_right(text: str) -> list[tuple[Block, Block]]:
-    """The pairs of blocks that a page shows below `Wrong:` and `Right:`; test_troubleshooting.py tries them."""
+    """The pairs of blocks that a page shows below `Wrong:` and `Right:`;
+    test_troubleshooting.py tries them."""
     found = fenced("docs/troubleshooting.md", text)
     lines = text.splitlines()
     wrong = [block for block in found if lines[block.line - 3].endswith("Wrong:")]
@@ -101,7 +109,8 @@ def values(node: Any, keys: tuple[str, ...]) -> Iterator[str]:
 
 
 def put_photos(job: dict[str, Any], place: Path) -> None:
-    """Photographs with captions in each folder that the job names, a photograph for each image."""
+    """Photographs with captions in each folder that the job names, a photograph for
+    each image."""
     photos = [path for path in PHOTOS.rglob("*") if path.suffix in (".jpg", ".txt")]
     for name in values(job, FOLDERS):
         folder = place / name
@@ -112,7 +121,12 @@ def put_photos(job: dict[str, Any], place: Path) -> None:
     for entry in job["config"]["process"][0].get("datasets", ()):
         for suffix in values(entry, ("image_suffix", "control_suffix")):
             for photo in photos:
-                shutil.copy(photo, place / entry["folder_path"] / f"{with_affix(photo.stem, suffix)}{photo.suffix}")
+                shutil.copy(
+                    photo,
+                    place
+                    / entry["folder_path"]
+                    / f"{with_affix(photo.stem, suffix)}{photo.suffix}",
+                )
     for pattern in values(job, ("url",)):
         if not list(place.glob(pattern)):
             write_shard(place / pattern.replace("*", "0"), 8, (64, 64))

@@ -1,5 +1,6 @@
-"""The table of docs/datasets.md that says what is read and how it is reported: its formats are those of the code, its
-checks are those of `lint`, and its messages are the program's."""
+"""The table of docs/datasets.md that says what is read and how it is reported: its
+formats are those of the code, its checks are those of `lint`, and its messages are the
+program's."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from toolkit.data.scan.tables import TEXT_TABLES
 from toolkit.files import archives, parquet
 
 PAGE = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
-SECTION = PAGE.partition("## What is read, and how it is reported\n")[2].partition("\n### ")[0]
+SECTION = PAGE.partition("## What is read, and how it is reported\n")[2].partition(
+    "\n### "
+)[0]
 ROWS = [
     [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
     for line in SECTION.splitlines()
@@ -29,7 +32,9 @@ _QUOTED = re.compile(r'"([^"]+)"')
 def rows_of(group: str) -> list[list[str]]:
     """The rows of a part of the table, which begins with its name in bold."""
     starts = [number for number, (what, *_) in enumerate(ROWS) if what.startswith("**")]
-    begin = next(number for number in starts if ROWS[number][0].startswith(f"**{group}**"))
+    begin = next(
+        number for number in starts if ROWS[number][0].startswith(f"**{group}**")
+    )
     end = next((number for number in starts if number > begin), len(ROWS))
     return ROWS[begin + 1 : end]
 
@@ -37,13 +42,21 @@ def rows_of(group: str) -> list[list[str]]:
 def endings(group: str) -> set[str]:
     """The endings that the rows of a part begin with."""
     found = [re.match(r"(?:`\.[\w.]+`[ ;]*)+", what) for what, *_ in rows_of(group)]
-    return {ending for match in found if match for ending in re.findall(r"`(\.[\w.]+)`", match[0])}
+    return {
+        ending
+        for match in found
+        if match
+        for ending in re.findall(r"`(\.[\w.]+)`", match[0])
+    }
 
 
 @cache
 def said() -> str:
     """All text in the code of data, plan and `lint`."""
-    places = [*(ROOT / "toolkit").rglob("*.py"), *(ROOT / "extensions/tools/lint").glob("*.py")]
+    places = [
+        *(ROOT / "toolkit").rglob("*.py"),
+        *(ROOT / "extensions/tools/lint").glob("*.py"),
+    ]
     texts = []
     for place in places:
         for node in ast.walk(ast.parse(place.read_text(encoding="utf-8"))):
@@ -54,14 +67,19 @@ def said() -> str:
 
 def test_the_formats_are_those_of_the_code() -> None:
     assert endings("pictures") == IMAGE_SUFFIXES
-    assert endings("captions and tables") == {*CAPTION_SUFFIXES, *TEXT_TABLES, parquet.SUFFIX}
+    assert endings("captions and tables") == {
+        *CAPTION_SUFFIXES,
+        *TEXT_TABLES,
+        parquet.SUFFIX,
+    }
     assert endings("folders") == {archives.SUFFIX}
     assert endings("streams") == {".tar", ".tar.gz", ".tgz", parquet.SUFFIX}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0][:50])
 def test_a_row_is_reported_in_the_words_of_the_program(row: list[str]) -> None:
-    """Messages stand in quotes, `...` for what differs; codes are checks of `lint` or keys that stand in its source."""
+    """Messages stand in quotes, `...` for what differs; codes are checks of `lint` or
+    keys that stand in its source."""
     assert len(row) == 3
     *_, report = row
     for message in _QUOTED.findall(report):
@@ -73,9 +91,21 @@ def test_a_row_is_reported_in_the_words_of_the_program(row: list[str]) -> None:
 
 def test_every_check_of_files_is_in_the_table() -> None:
     reports = " ".join(report for *_, report in ROWS)
-    of_files = ("unused", "unpaired", "repeats", "mask", "leak", "transparent", "mode", "no_caption", "syntax")
+    of_files = (
+        "unused",
+        "unpaired",
+        "repeats",
+        "mask",
+        "leak",
+        "transparent",
+        "mode",
+        "no_caption",
+        "syntax",
+    )
     assert [
-        name for name in (*of_files, "regularisation", "pair_shape", "several_lines") if f"`{name}`" not in reports
+        name
+        for name in (*of_files, "regularisation", "pair_shape", "several_lines")
+        if f"`{name}`" not in reports
     ] == []
 
 

@@ -1,4 +1,5 @@
-"""Turns of phrase that a native speaker would not write stay out of messages, docstrings and pages.
+"""Turns of phrase that a native speaker would not write stay out of messages,
+docstrings and pages.
 
 A list, not taste: each of these was common once.
 """
@@ -35,11 +36,18 @@ ONE_WORD = {
     r"(?<![\w`./-])[Rr]eferences\b(?![/_`])": "control images",
     r"\b([Ww]hich|[Cc]hoose a|earlier|later|best|compare|this) checkpoints?\b": "LoRA file, which other programs load",
 }
-"""The same of a thing that has one word (docs/glossary.md), in what users read. `--reference`, the reference of
-`train.preference` and that of an `influence` are other things."""
+"""The same of a thing that has one word (docs/glossary.md), in what users read.
+`--reference`, the reference of `train.preference` and that of an `influence` are other
+things."""
 
 OF_DEVELOPERS = (
-    *("docs/architecture.md", "docs/correctness.md", "docs/extending.md", "docs/extensions.md", "docs/internals.md"),
+    *(
+        "docs/architecture.md",
+        "docs/correctness.md",
+        "docs/extending.md",
+        "docs/extensions.md",
+        "docs/internals.md",
+    ),
     *("docs/measured.md", "docs/reliability.md", "CHANGELOG.md", "CONTRIBUTING.md"),
 )
 """Pages about the code, whose names say `references`."""
@@ -50,24 +58,53 @@ CODE = re.compile(r"""\{[%{].*?[%}]\}|class="[^"]*"|"\w+":""")
 
 
 def found(text: str, patterns: Iterable[str] = INSTEAD) -> list[str]:
-    return [hit.group() for pattern in patterns for hit in re.finditer(pattern, text, re.MULTILINE)]
+    return [
+        hit.group()
+        for pattern in patterns
+        for hit in re.finditer(pattern, text, re.MULTILINE)
+    ]
 
 
 def files(*patterns: str) -> list[Path]:
-    listed = subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True, check=True)
-    return [ROOT / name for name in listed.stdout.splitlines() if not name.startswith(("tests/", "benchmarks/"))]
+    listed = subprocess.run(
+        ["git", "ls-files", *patterns],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [
+        ROOT / name
+        for name in listed.stdout.splitlines()
+        if not name.startswith(("tests/", "benchmarks/"))
+    ]
 
 
 @pytest.mark.parametrize(
     "text",
-    ["x is no LoRA", "keys are no names", "a goes with b", "as there.", "begins anew", "Mend it.", "Of the images"],
+    [
+        "x is no LoRA",
+        "keys are no names",
+        "a goes with b",
+        "as there.",
+        "begins anew",
+        "Mend it.",
+        "Of the images",
+    ],
 )
 def test_each_phrase_is_found(text: str) -> None:
     assert found(text)
 
 
 @pytest.mark.parametrize(
-    "text", ["There is no mask.", "is no longer here", "as there is none", "the end", "a box of it"]
+    "text",
+    [
+        "There is no mask.",
+        "is no longer here",
+        "as there is none",
+        "the end",
+        "a box of it",
+    ],
 )
 def test_what_is_english_is_not(text: str) -> None:
     assert not found(text)
@@ -75,7 +112,13 @@ def test_what_is_english_is_not(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["3 reference images", "references: none", "Choose a checkpoint.", "which checkpoint to use", "no references"],
+    [
+        "3 reference images",
+        "references: none",
+        "Choose a checkpoint.",
+        "which checkpoint to use",
+        "no references",
+    ],
 )
 def test_a_second_word_for_a_thing_is_found(text: str) -> None:
     assert found(text, ONE_WORD)
@@ -83,29 +126,49 @@ def test_a_second_word_for_a_thing_is_found(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["give `--reference`", "close to the reference", "in `aligned/references`", "resumes from its last checkpoint"],
+    [
+        "give `--reference`",
+        "close to the reference",
+        "in `aligned/references`",
+        "resumes from its last checkpoint",
+    ],
 )
 def test_another_thing_of_that_name_is_not(text: str) -> None:
     assert not found(text, ONE_WORD)
 
 
 def told(tree: ast.Module, is_config: bool) -> Iterator[tuple[int, str, bool]]:
-    """Line and text of each message and docstring, and whether users read it: a message, or the description of a key,
-    which the help and docs/config.md show."""
+    """Line and text of each message and docstring, and whether users read it: a
+    message, or the description of a key, which the help and docs/config.md show."""
     nodes = list(ast.walk(tree))
     documented = [node for node in nodes if isinstance(node, DOCUMENTED)]
-    quiet = {id(node.body[0].value) for node in documented if node.body and isinstance(node.body[0], ast.Expr)}
+    quiet = {
+        id(node.body[0].value)
+        for node in documented
+        if node.body and isinstance(node.body[0], ast.Expr)
+    }
     if not is_config:
-        quiet |= {id(line.value) for node in documented for line in node.body if isinstance(line, ast.Expr)}
+        quiet |= {
+            id(line.value)
+            for node in documented
+            for line in node.body
+            if isinstance(line, ast.Expr)
+        }
     for node in nodes:
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and " " in node.value
+        ):
             yield node.lineno, node.value, id(node) not in quiet
 
 
 def test_messages_and_docstrings_are_free_of_them() -> None:
     wrong = []
     for path in files("*.py"):
-        for line, text, is_read in told(ast.parse(path.read_text(encoding="utf-8")), "config" in path.as_posix()):
+        for line, text, is_read in told(
+            ast.parse(path.read_text(encoding="utf-8")), "config" in path.as_posix()
+        ):
             hits = found(text)
             if is_read and "[a-z" not in text and "|" not in text:
                 hits += found(text, ONE_WORD)
@@ -118,11 +181,21 @@ def test_a_thing_has_one_word_in_guides() -> None:
     for path in files("*.md", "*.yaml", "*.html", "*.j2", "*/texts.json"):
         if str(path.relative_to(ROOT)) not in OF_DEVELOPERS:
             text = CODE.sub("", path.read_text(encoding="utf-8"))
-            prose = ROW.sub("", text) if path.name in ("memory.md", "multi_gpu.md") else text  # rows of benchmarks
-            wrong += [f"{path.relative_to(ROOT)}: {hit!r}" for hit in found(prose, ONE_WORD)]
+            prose = (
+                ROW.sub("", text)
+                if path.name in ("memory.md", "multi_gpu.md")
+                else text
+            )  # rows of benchmarks
+            wrong += [
+                f"{path.relative_to(ROOT)}: {hit!r}" for hit in found(prose, ONE_WORD)
+            ]
     assert wrong == []
 
 
 def test_pages_are_free_of_them() -> None:
     pages = [*files("*.md"), *files("*.yaml"), *files("*.html")]
-    assert [f"{page.relative_to(ROOT)}: {hit!r}" for page in pages for hit in found(page.read_text())] == []
+    assert [
+        f"{page.relative_to(ROOT)}: {hit!r}"
+        for page in pages
+        for hit in found(page.read_text())
+    ] == []

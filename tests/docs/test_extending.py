@@ -1,4 +1,5 @@
-"""The diffs and files of docs/extending.md: short, fitting the code as it is, and enough."""
+"""The diffs and files of docs/extending.md: short, fitting the code as it is, and
+enough."""
 
 from __future__ import annotations
 
@@ -87,25 +88,46 @@ print(ModelConfig(name_or_path="a/b", arch="terse").arch)
 
 
 def changed(diff: str) -> list[str]:
-    return [line for line in diff.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+    return [
+        line
+        for line in diff.splitlines()
+        if line[:1] in "+-" and line[:3] not in ("+++", "---")
+    ]
 
 
 def apply(diff: str, root: Path) -> None:
-    """Hunks without line numbers: what a hunk takes away, or stands beside, must be there exactly once."""
-    for file, hunks in re.findall(r"^\+\+\+ b/(\S+)\n(.*?)(?=^--- |\Z)", diff, re.DOTALL | re.MULTILINE):
+    """Hunks without line numbers: what a hunk takes away, or stands beside, must be
+    there exactly once."""
+    for file, hunks in re.findall(
+        r"^\+\+\+ b/(\S+)\n(.*?)(?=^--- |\Z)", diff, re.DOTALL | re.MULTILINE
+    ):
         path = root / file
         text = path.read_text(encoding="utf-8")
         for hunk in hunks.split("@@\n")[1:]:
             lines = hunk.splitlines()
             old = "".join(line[1:] + "\n" for line in lines if not line.startswith("+"))
             new = "".join(line[1:] + "\n" for line in lines if not line.startswith("-"))
-            assert text.count(old) == 1, f"{file} has this {text.count(old)} times:\n{old}"
+            assert text.count(old) == 1, (
+                f"{file} has this {text.count(old)} times:\n{old}"
+            )
             text = text.replace(old, new)
         path.write_text(text, encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    "diff", DIFFS, ids=["rule", "name", "tool", "loss", "schedule", "optimizer", "timestep sampling", "kind", "family"]
+    "diff",
+    DIFFS,
+    ids=[
+        "rule",
+        "name",
+        "tool",
+        "loss",
+        "schedule",
+        "optimizer",
+        "timestep sampling",
+        "kind",
+        "family",
+    ],
 )
 def test_a_diff_is_under_ten_lines(diff: str) -> None:
     assert 0 < len(changed(diff)) < 10
@@ -114,7 +136,9 @@ def test_a_diff_is_under_ten_lines(diff: str) -> None:
 @pytest.mark.slow
 def test_the_diffs_make_what_they_add_usable(tmp_path: Path) -> None:
     for part in ("toolkit", "jobs", "extensions"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__")
+        )
     shutil.copy(ROOT / "run.py", tmp_path)
     for diff in DIFFS:
         apply(diff, tmp_path)
@@ -122,8 +146,17 @@ def test_the_diffs_make_what_they_add_usable(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     write_model(tmp_path / "model", "TersePipeline", without="processor")
-    environment = {**os.environ, "PYTHONPATH": python_path()}  # of which only `tests` is used
-    used = subprocess.run([sys.executable, "-c", USE], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": python_path(),
+    }  # of which only `tests` is used
+    used = subprocess.run(
+        [sys.executable, "-c", USE],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert used.stderr == ""
     assert used.stdout.splitlines() == [
         *("[0.0, 0.5, 1.0, 0.5, 0.25]", "True", "[0.0, 0.5, 1.0]"),
@@ -134,11 +167,14 @@ def test_the_diffs_make_what_they_add_usable(tmp_path: Path) -> None:
     tool = [sys.executable, "run.py", "layers", "x.safetensors"]
     printed = subprocess.run(tool, cwd=tmp_path, capture_output=True, text=True)
     assert printed.stdout.splitlines()[-3:] == [
-        f"diffusion_model.0.{part}" for part in ("alpha", "lora_A.weight", "lora_B.weight")
+        f"diffusion_model.0.{part}"
+        for part in ("alpha", "lora_A.weight", "lora_B.weight")
     ], printed
     assert (
         "see the tensors in a file"
-        in subprocess.run([*tool[:2], "--help"], cwd=tmp_path, capture_output=True, text=True).stdout
+        in subprocess.run(
+            [*tool[:2], "--help"], cwd=tmp_path, capture_output=True, text=True
+        ).stdout
     )
 
 

@@ -19,7 +19,9 @@ FILES = dict(re.findall(r"```python\n# extensions/(\S+)\n(.*?)```", PAGE, re.DOT
 
 
 @pytest.fixture
-def run(run_py: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def run(
+    run_py: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
     """Runs `run.py` with the extensions of the page; returns what it printed."""
     for name, text in FILES.items():
         path = tmp_path / "drop_ins" / name
@@ -43,14 +45,20 @@ def test_the_trainer_with_a_loss_of_its_own_trains(
     job = write_job({**section, "type": "held_prompt", "held_prompt": "a landscape"})
     assert "3 steps = 1.5 epochs" in run(job, "--dry-run")
     assert "held: a landscape\n" in run(job)
-    lines = (tmp_path / "output" / "job" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (tmp_path / "output" / "job" / "metrics.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     first, *others = (json.loads(line)["loss/held"] for line in lines)
     assert first == 0 and min(others) > 0
     assert (tmp_path / "output" / "job" / "job.safetensors").is_file()
 
 
 @pytest.mark.slow
-def test_the_first_extension_runs_as_an_installed_package(run_py: Callable, write_job, tmp_path: Path) -> None:
+def test_the_first_extension_runs_as_an_installed_package(
+    run_py: Callable, write_job, tmp_path: Path
+) -> None:
     (project,) = re.findall(r"```toml\n# pyproject.toml\n(.*?)```", PAGE, re.DOTALL)
     folder = tmp_path / "project"
     for name in ("my_extension/__init__.py", "my_extension/process.py"):
@@ -58,8 +66,18 @@ def test_the_first_extension_runs_as_an_installed_package(run_py: Callable, writ
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(FILES[name], encoding="utf-8")
     (folder / "pyproject.toml").write_text(project, encoding="utf-8")
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*install, "--target", str(tmp_path / "site"), str(folder)], check=True)
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+    ]
+    subprocess.run(
+        [*install, "--target", str(tmp_path / "site"), str(folder)], check=True
+    )
     job = write_job({"type": "my_type", "folder_path": "photos", "rate": 0.5})
     result = run_py(job, env={"PYTHONPATH": str(tmp_path / "site")})
     assert (result.returncode, result.stderr) == (0, "")
@@ -67,4 +85,6 @@ def test_the_first_extension_runs_as_an_installed_package(run_py: Callable, writ
 
 
 def test_the_first_extension_runs(run: Callable[..., str], write_job) -> None:
-    assert "job works on photos" in run(write_job({"type": "my_type", "folder_path": "photos", "rate": 0.5}))
+    assert "job works on photos" in run(
+        write_job({"type": "my_type", "folder_path": "photos", "rate": 0.5})
+    )

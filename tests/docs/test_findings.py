@@ -1,5 +1,5 @@
-"""The scripts in findings/: what each states, that the page lists it, and that shellcheck passes. They are run by hand:
-each installs packages."""
+"""The scripts in findings/: what each states, that the page lists it, and that
+shellcheck passes. They are run by hand: each installs packages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,11 @@ def test_a_script_states_versions_and_the_output_seen(script: Path) -> None:
     stated = re.search(r"^# Versions: (.*)$", comment(script), re.MULTILINE)
     assert stated, "no line '# Versions: ...'"
     versions = dict(re.findall(r"([\w-]+) (\d+(?:\.\d+)+)", stated[1]))
-    installed = dict(re.findall(r"([\w-]+)(?:\[\w+\])?==([\d.]+)", script.read_text(encoding="utf-8")))
+    installed = dict(
+        re.findall(
+            r"([\w-]+)(?:\[\w+\])?==([\d.]+)", script.read_text(encoding="utf-8")
+        )
+    )
     assert versions and versions.items() <= installed.items()
     assert re.search(r"^# Output seen.*:\n#   \S", comment(script), re.MULTILINE)
 
@@ -45,7 +49,10 @@ def test_a_script_states_versions_and_the_output_seen(script: Path) -> None:
 def test_a_script_is_run_as_it_is_and_removes_what_it_made(script: Path) -> None:
     text = script.read_text(encoding="utf-8")
     assert text.startswith("#!/usr/bin/env bash\n") and os.access(script, os.X_OK)
-    assert 'set -euo pipefail\nwork=$(mktemp -d)\ntrap \'rm -rf "${work}"\' EXIT\ncd "${work}"\n' in text
+    assert (
+        'set -euo pipefail\nwork=$(mktemp -d)\ntrap \'rm -rf "${work}"\' EXIT\ncd "${work}"\n'
+        in text
+    )
     installs = re.findall(r"^venv/bin/pip install (.*)$", text, re.MULTILINE)
     assert installs[0] == "--quiet torch==2.13.0" or "torch " not in comment(script)
     assert "assert " in text, "no behaviour is checked"
@@ -53,5 +60,7 @@ def test_a_script_is_run_as_it_is_and_removes_what_it_made(script: Path) -> None
 
 @of_each
 def test_shellcheck_passes(script: Path) -> None:
-    checked = subprocess.run([tool("shellcheck"), "-o", "all", str(script)], capture_output=True, text=True)
+    checked = subprocess.run(
+        [tool("shellcheck"), "-o", "all", str(script)], capture_output=True, text=True
+    )
     assert checked.returncode == 0, checked.stdout

@@ -1,8 +1,9 @@
 """The requirements of FluxFlow's training guide, row by row: which tests hold each.
 
-The rows are those of the guide's own order: files and flags (0, 1), data (2), sizes (3), autoencoder (4), discriminator
-(5), flow model (6), optimizers (7), steps (8), checkpoints (9), metrics (10), samples (11), flags (12), web page (13),
-memory (14), spellings (15), troubles (16), further pages (17)."""
+The rows are those of the guide's own order: files and flags (0, 1), data (2), sizes
+(3), autoencoder (4), discriminator (5), flow model (6), optimizers (7), steps (8),
+checkpoints (9), metrics (10), samples (11), flags (12), web page (13), memory (14),
+spellings (15), troubles (16), further pages (17)."""
 
 from __future__ import annotations
 
@@ -10,7 +11,22 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
 
-ROWS = {0: 7, 1: 8, 2: 15, 3: 7, 4: 11, 5: 9, 6: 8, 7: 15, 8: 16, 9: 7, 10: 8, 11: 5, 13: 3, 14: 3}
+ROWS = {
+    0: 7,
+    1: 8,
+    2: 15,
+    3: 7,
+    4: 11,
+    5: 9,
+    6: 8,
+    7: 15,
+    8: 16,
+    9: 7,
+    10: 8,
+    11: 5,
+    13: 3,
+    14: 3,
+}
 """Section of the requirements -> its rows. Sections 12 and 15 to 17 are one each."""
 
 HELD_BY = {
@@ -66,7 +82,8 @@ HELD_BY = {
     "16": "fluxflow_guide",
     "4.9, 5.9, 6.8, 10.8, 13.1 to 13.3, 17": "",
 }
-"""Rows -> the names of their test files without `test_` and the ending; empty: not built, or nothing to do."""
+"""Rows -> the names of their test files without `test_` and the ending; empty: not
+built, or nothing to do."""
 
 
 def rows(cell: str) -> set[str]:
@@ -81,7 +98,13 @@ def rows(cell: str) -> set[str]:
 
 
 def test_every_row_is_held_by_tests_that_are_there() -> None:
-    wanted = {f"{section}.{row}" for section, count in ROWS.items() for row in range(1, count + 1)}
+    wanted = {
+        f"{section}.{row}"
+        for section, count in ROWS.items()
+        for row in range(1, count + 1)
+    }
     assert set().union(*map(rows, HELD_BY)) == wanted | {"12", "15", "16", "17"}
     there = {path.stem.removeprefix("test_") for path in TESTS.rglob("test_*.py")}
-    assert {name for names in HELD_BY.values() for name in names.split()} - there == set()
+    assert {
+        name for names in HELD_BY.values() for name in names.split()
+    } - there == set()

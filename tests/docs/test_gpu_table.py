@@ -1,4 +1,5 @@
-"""The guides' tables of GPUs: one answer in all of them, and that of the jobs which `run.py new` writes."""
+"""The guides' tables of GPUs: one answer in all of them, and that of the jobs which
+`run.py new` writes."""
 
 from __future__ import annotations
 
@@ -20,29 +21,57 @@ TABLES = [
     for name in WITH_TABLES
     for found in MARKED.finditer((ROOT / "docs" / name).read_text(encoding="utf-8"))
 ]
-ROWS = sorted({(model, int(row[1]), row[0], row[2]) for model, table in TABLES for row in PEAK.finditer(table)})
+ROWS = sorted(
+    {
+        (model, int(row[1]), row[0], row[2])
+        for model, table in TABLES
+        for row in PEAK.finditer(table)
+    }
+)
 """Model, GB of the GPU, the row, its planned peak."""
 
 
 def test_the_guides_agree() -> None:
-    """Both have the table of the first model; a second answer to a row would be another row."""
-    assert {model for model, _ in TABLES} == {"Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-2.1"} and len(TABLES) == 3
+    """Both have the table of the first model; a second answer to a row would be another
+    row."""
+    assert {model for model, _ in TABLES} == {
+        "Qwen/Qwen-Image-Edit-2509",
+        "Qwen/Qwen-Image-2.1",
+    } and len(TABLES) == 3
     assert len(ROWS) == len({(model, least) for model, least, *_ in ROWS}) == 14
 
 
-@pytest.mark.parametrize(("model", "least", "row", "peak"), ROWS, ids=[f"{m}-{gb}" for m, gb, *_ in ROWS])
+@pytest.mark.parametrize(
+    ("model", "least", "row", "peak"), ROWS, ids=[f"{m}-{gb}" for m, gb, *_ in ROWS]
+)
 def test_a_row_is_the_job_of_new_and_its_plan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, least: int, row: str, peak: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    least: int,
+    row: str,
+    peak: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     photos = ROOT / "config" / "examples" / "photos"
-    (tmp_path / "job.yaml").write_text(written_job("zuzu", str(photos), "zuzu", model, least), encoding="utf-8")
+    (tmp_path / "job.yaml").write_text(
+        written_job("zuzu", str(photos), "zuzu", model, least), encoding="utf-8"
+    )
     job = load_job("job.yaml", discover().find_config)
-    section, level = job.processes[0].section.model, job.processes[0].section.train.gradient_checkpointing
+    section, level = (
+        job.processes[0].section.model,
+        job.processes[0].section.train.gradient_checkpointing,
+    )
     said = dict(re.findall(r"`(\w+): (\w+)`", row))
     written = {"qtype": section.qtype} if section.quantize else {"quantize": "false"}
-    written |= {"blocks_to_swap": str(section.blocks_to_swap)} if section.blocks_to_swap else {}
-    assert said == written | ({"gradient_checkpointing": level} if level != "auto" else {})
+    written |= (
+        {"blocks_to_swap": str(section.blocks_to_swap)}
+        if section.blocks_to_swap
+        else {}
+    )
+    assert said == written | (
+        {"gradient_checkpointing": level} if level != "auto" else {}
+    )
     memory = plan_job(job).processes[0].memory
     assert memory and f"{memory.device_bytes / 1e9:.1f}" == peak
 
@@ -51,4 +80,7 @@ def test_a_row_that_a_page_lacks_is_written_without_a_peak() -> None:
     """As a new GPU in the table of `new` would be, until somebody enters its figure."""
     mark = "<!-- GPUs of Qwen/Qwen-Image-2.1 -->\n{}<!-- end of the table -->\n"
     found = with_tables(mark.format("| 8 GB | x | 6.8 GB |\n"))
-    assert "`blocks_to_swap: 30` | | 6.8 GB |" in found and "| 12 GB | `qtype: int4` | | 0.0 GB |" in found
+    assert (
+        "`blocks_to_swap: 30` | | 6.8 GB |" in found
+        and "| 12 GB | `qtype: int4` | | 0.0 GB |" in found
+    )

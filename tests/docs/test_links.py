@@ -1,4 +1,5 @@
-"""Every link from a page of ours to a file or a heading of ours leads somewhere, and so does the name of a test."""
+"""Every link from a page of ours to a file or a heading of ours leads somewhere, and so
+does the name of a test."""
 
 from __future__ import annotations
 
@@ -12,7 +13,11 @@ from tests.conftest import ROOT
 
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
-    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "config").rglob("*.md"))
+    for path in (
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "config").rglob("*.md"),
+    )
 )
 
 
@@ -20,7 +25,10 @@ def anchors(page: Path) -> set[str]:
     """The headings as GitHub names them."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     headings = re.findall(r"^#+ +(.*?) *$", text, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in headings
+    }
 
 
 def broken(page: Path) -> list[str]:
@@ -41,7 +49,9 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 def test_a_broken_link_is_seen(tmp_path: Path) -> None:
-    (tmp_path / "a.md").write_text("# One `two`\n[x](b.md) [y](#one-two) [z](#three) [w](https://example.org/#q)")
+    (tmp_path / "a.md").write_text(
+        "# One `two`\n[x](b.md) [y](#one-two) [z](#three) [w](https://example.org/#q)"
+    )
     assert broken(tmp_path / "a.md") == ["b.md", "#three"]
 
 
@@ -49,16 +59,34 @@ def test_a_broken_link_is_seen(tmp_path: Path) -> None:
 def known_tests() -> dict[str, set[str]]:
     """Test file, from the root on -> the names of its tests."""
     files = (ROOT / "tests").rglob("test_*.py")
-    return {path.as_posix(): {*re.findall(r"def (test_\w+)\(", path.read_text(encoding="utf-8"))} for path in files}
+    return {
+        path.as_posix(): {
+            *re.findall(r"def (test_\w+)\(", path.read_text(encoding="utf-8"))
+        }
+        for path in files
+    }
 
 
 def unknown_tests(text: str) -> list[str]:
-    """`file.py::test_name`, `::test_name` or `test_name`, also cut short (`test_na...`), that no test has."""
+    """`file.py::test_name`, `::test_name` or `test_name`, also cut short
+    (`test_na...`), that no test has."""
     found = []
-    naming = "\n".join(line for line in text.splitlines() if "::test_" in line)  # `test_...` may also be a key
-    for file, name, cut in re.findall(r"`(?:([\w/]+\.py))?(?:::)?(test_\w+)(\.{3}|\*)?(?:\[[^`]*\])?`", naming):
-        tests = [tests for path, tests in known_tests().items() if path.endswith(f"/{file}") or not file]
-        if not any(test == name or (cut and test.startswith(name)) for names in tests for test in names):
+    naming = "\n".join(
+        line for line in text.splitlines() if "::test_" in line
+    )  # `test_...` may also be a key
+    for file, name, cut in re.findall(
+        r"`(?:([\w/]+\.py))?(?:::)?(test_\w+)(\.{3}|\*)?(?:\[[^`]*\])?`", naming
+    ):
+        tests = [
+            tests
+            for path, tests in known_tests().items()
+            if path.endswith(f"/{file}") or not file
+        ]
+        if not any(
+            test == name or (cut and test.startswith(name))
+            for names in tests
+            for test in names
+        ):
             found.append(f"{file}::{name}")
     return found
 

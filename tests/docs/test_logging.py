@@ -11,17 +11,32 @@ from pathlib import Path
 import pytest
 
 from extensions.from_scratch.flow_config import LOSS_FLOW
-from extensions.from_scratch.losses_config import ADVERSARIAL_WEIGHT, KL_METRICS, LPIPS_METRIC, PIXEL_METRICS
+from extensions.from_scratch.losses_config import (
+    ADVERSARIAL_WEIGHT,
+    KL_METRICS,
+    LPIPS_METRIC,
+    PIXEL_METRICS,
+)
 from tests.conftest import ROOT
 from tests.running import lines, run_job
-from toolkit.config.sections.train import DISTANCE, LOSS_OF_IMAGES, LOSS_OF_PAIRS, MARGIN, RIGHT
+from toolkit.config.sections.train import (
+    DISTANCE,
+    LOSS_OF_IMAGES,
+    LOSS_OF_PAIRS,
+    MARGIN,
+    RIGHT,
+)
 from toolkit.contracts.training import StepResult, TrainState
 from toolkit.train.callbacks.anomalies import EVENT
 from toolkit.train.callbacks.metrics import MetricsCallback
 from toolkit.train.run import Run
 
 PAGE = ROOT / "docs" / "logging.md"
-WRITERS = [path for room in ("toolkit", "extensions", "jobs") for path in sorted((ROOT / room).rglob("*.py"))]
+WRITERS = [
+    path
+    for room in ("toolkit", "extensions", "jobs")
+    for path in sorted((ROOT / room).rglob("*.py"))
+]
 
 
 def rows() -> Iterator[tuple[str, list[str]]]:
@@ -39,13 +54,21 @@ def columns() -> set[str]:
 
 def events() -> dict[str, set[str]]:
     """Event -> its columns."""
-    return {names[0]: set(names[1:]) for file, names in rows() if file == "events" and names[0] != "time"}
+    return {
+        names[0]: set(names[1:])
+        for file, names in rows()
+        if file == "events" and names[0] != "time"
+    }
 
 
 def known(name: str) -> bool:
-    """Whether the table has a column of metrics.jsonl, by its name or by a pattern with `<...>`."""
+    """Whether the table has a column of metrics.jsonl, by its name or by a pattern with
+    `<...>`."""
     patterns = [
-        re.sub(r"<\w+>", r"[^ ]+", re.escape(each).replace("\\<", "<").replace("\\>", ">")) for each in columns()
+        re.sub(
+            r"<\w+>", r"[^ ]+", re.escape(each).replace("\\<", "<").replace("\\>", ">")
+        )
+        for each in columns()
     ]
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
@@ -73,22 +96,49 @@ def test_every_column_of_a_step_is_in_the_table(tmp_path: Path) -> None:
     callback.on_end(run, finished=True)
     [written] = lines(tmp_path / "metrics.jsonl")
     assert [name for name in written if not known(name)] == []
-    fixed = {name for file, names in list(rows())[:13] if file == "metrics" for name in names if "<" not in name}
+    fixed = {
+        name
+        for file, names in list(rows())[:13]
+        if file == "metrics"
+        for name in names
+        if "<" not in name
+    }
     assert fixed - {"loss_scale"} <= set(written)
 
 
 def test_every_number_of_a_trainer_is_in_the_table() -> None:
     """Constants, and the names that stand where a number is put."""
-    constants = (*PIXEL_METRICS.values(), *KL_METRICS, LPIPS_METRIC, ADVERSARIAL_WEIGHT, LOSS_FLOW)
+    constants = (
+        *PIXEL_METRICS.values(),
+        *KL_METRICS,
+        LPIPS_METRIC,
+        ADVERSARIAL_WEIGHT,
+        LOSS_FLOW,
+    )
     ours = (MARGIN, RIGHT, DISTANCE, LOSS_OF_PAIRS, LOSS_OF_IMAGES)
     named = set()
     for path in WRITERS:
-        if path.name in ("autoencoder_step.py", "few_step.py", "loop.py", "flow_step.py", "joint.py"):
-            for found in re.findall(r'numbers(?:\[|=\{\*\*losses\.numbers, )f?"([^"]+)"', path.read_text("utf-8")):
+        if path.name in (
+            "autoencoder_step.py",
+            "few_step.py",
+            "loop.py",
+            "flow_step.py",
+            "joint.py",
+        ):
+            for found in re.findall(
+                r'numbers(?:\[|=\{\*\*losses\.numbers, )f?"([^"]+)"',
+                path.read_text("utf-8"),
+            ):
                 named.add(re.sub(r"\{\w+\}", "x", found))
     assert len(named) >= 4
-    assert [name for name in (*constants, *ours, *sorted(named)) if not known(name)] == []
-    written = {name for name in columns() if name.startswith(("loss_", "kl", "contrast", "color", "histogram"))}
+    assert [
+        name for name in (*constants, *ours, *sorted(named)) if not known(name)
+    ] == []
+    written = {
+        name
+        for name in columns()
+        if name.startswith(("loss_", "kl", "contrast", "color", "histogram"))
+    }
     text = "\n".join(path.read_text("utf-8") for path in WRITERS)
     assert [name for name in sorted(written) if f'"{name}"' not in text] == []
 
@@ -97,10 +147,23 @@ def calls() -> Iterator[tuple[str, set[str]]]:
     """Each event that the code adds, with the names of its keywords."""
     for path in WRITERS:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args and node.keywords:
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.args
+                and node.keywords
+            ):
                 first = node.args[0]
-                name = first.value if isinstance(first, ast.Constant) else getattr(first, "id", "")
-                if node.func.attr in ("event", "report") and isinstance(name, str) and name:
+                name = (
+                    first.value
+                    if isinstance(first, ast.Constant)
+                    else getattr(first, "id", "")
+                )
+                if (
+                    node.func.attr in ("event", "report")
+                    and isinstance(name, str)
+                    and name
+                ):
                     given = {word.arg for word in node.keywords if word.arg}
                     yield (EVENT if name == "EVENT" else name), given
 
@@ -111,7 +174,11 @@ def test_every_event_is_in_the_table_with_its_columns() -> None:
         if name != "event":  # it is passed on
             found[name] = found.get(name, set()) | given
     assert set(found) == set(table)
-    assert {name: given - table[name] for name, given in found.items() if given - table[name]} == {}
+    assert {
+        name: given - table[name]
+        for name, given in found.items()
+        if given - table[name]
+    } == {}
 
 
 @pytest.mark.slow
@@ -120,13 +187,33 @@ def test_a_run_writes_nothing_that_the_table_does_not_have(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     images = make_pictures(tmp_path / "images", "a", "b")
-    shown = {"width": 64, "height": 64, "sample_steps": 1, "sample_every": 1, "prompts": ["a"]}
+    shown = {
+        "width": 64,
+        "height": 64,
+        "sample_steps": 1,
+        "sample_every": 1,
+        "prompts": ["a"],
+    }
     network = {"type": "loha", "linear": 2, "linear_alpha": 2}
-    save = {"save_every": 1, "max_step_saves_to_keep": 1, "also": ["merged_lora"], "merged_lora_rank": 2}
-    run_job(write_job(trainer(images, sample=shown, network=network, save=save), name="maya"))
+    save = {
+        "save_every": 1,
+        "max_step_saves_to_keep": 1,
+        "also": ["merged_lora"],
+        "merged_lora_rank": 2,
+    }
+    run_job(
+        write_job(
+            trainer(images, sample=shown, network=network, save=save), name="maya"
+        )
+    )
     written = lines(tmp_path / "output/maya/metrics.jsonl")
     assert {name for row in written for name in row if not known(name)} == set()
     happened = lines(tmp_path / "output/maya/events.jsonl")
-    assert {row["event"] for row in happened} >= {"save", "sample", "merged_lora", "memory"}
+    assert {row["event"] for row in happened} >= {
+        "save",
+        "sample",
+        "merged_lora",
+        "memory",
+    }
     for row in happened:
         assert set(row) - {"time", "event"} <= events()[row["event"]], json.dumps(row)

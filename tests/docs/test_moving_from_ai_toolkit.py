@@ -1,4 +1,5 @@
-"""docs/moving_from_ai_toolkit.md: its two jobs are one, and its tables of keys and defaults hold."""
+"""docs/moving_from_ai_toolkit.md: its two jobs are one, and its tables of keys and
+defaults hold."""
 
 from __future__ import annotations
 
@@ -50,18 +51,37 @@ def test_both_jobs_are_the_same_run(load: Any) -> None:
 
 def test_the_defaults_here_are_those_of_the_table(load: Any) -> None:
     section = SdTrainerConfig.model_validate(
-        {"type": "sd_trainer", "datasets": [{"folder_path": "d"}], "model": {"name_or_path": "m"}, "sample": {}}
+        {
+            "type": "sd_trainer",
+            "datasets": [{"folder_path": "d"}],
+            "model": {"name_or_path": "m"},
+            "sample": {},
+        }
     )
-    rows = dict(re.findall(r"^\| `([^`]+)`[^|]*\|[^|]*\| `?([^`|;: ]+)", PAGE.split("## Defaults")[1], re.MULTILINE))
+    rows = dict(
+        re.findall(
+            r"^\| `([^`]+)`[^|]*\|[^|]*\| `?([^`|;: ]+)",
+            PAGE.split("## Defaults")[1],
+            re.MULTILINE,
+        )
+    )
     train, sample = section.train, section.sample
-    assert (rows["model.qtype"], rows["model.quantize_te"]) == (section.model.qtype, "false")
+    assert (rows["model.qtype"], rows["model.quantize_te"]) == (
+        section.model.qtype,
+        "false",
+    )
     assert int(rows["network.linear"]) == section.network.linear
     assert float(rows["train.lr"]) == train.lr
     assert (rows["train.dtype"], train.dtype) == ("bf16", "bfloat16")
     assert rows["train.gradient_checkpointing"] == train.gradient_checkpointing
     assert int(rows["save.save_every"]) == section.save.save_every
-    assert train.ema_config.use_num_updates is True and section.model.quantize_te is False
-    assert f"{sample.sample_every}, {sample.width}, {sample.height}, {FAMILY.guidance:g}, {sample.seed} |" in PAGE
+    assert (
+        train.ema_config.use_num_updates is True and section.model.quantize_te is False
+    )
+    assert (
+        f"{sample.sample_every}, {sample.width}, {sample.height}, {FAMILY.guidance:g}, {sample.seed} |"
+        in PAGE
+    )
     assert section.datasets[0].cache_latents_to_disk is True
 
 
@@ -79,7 +99,9 @@ VALUES = {
 ROWS = {
     key if "." in key else f"{first.partition('.')[0]}.{key}": loads
     for keys, answer in re.findall(
-        r"^\| (`.*?`) \| (.*?) \|$", PAGE.split("## Keys")[1].split("## Files")[0], re.MULTILINE
+        r"^\| (`.*?`) \| (.*?) \|$",
+        PAGE.split("## Keys")[1].split("## Files")[0],
+        re.MULTILINE,
     )
     for first in [re.findall(r"`([\w.]+)", keys)[0]]
     for key in re.findall(r"`([\w.]+)[:`]", keys)
@@ -93,14 +115,18 @@ def test_the_rows_that_say_what_becomes_of_a_key_are_those_that_are_tried() -> N
 
 
 @pytest.mark.parametrize("key", ROWS)
-def test_what_the_table_says_of_a_key_becomes_of_it(load: Any, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+def test_what_the_table_says_of_a_key_becomes_of_it(
+    load: Any, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     section, name = key.split(".")
     job = yaml.safe_load(AFTER)
     process = job["config"]["process"][0]
     if key == "sample.prompts":
         del process["sample"]["samples"]
-    process["train"]["diff_output_preservation"] = False  # only one of the two may be on
+    process["train"]["diff_output_preservation"] = (
+        False  # only one of the two may be on
+    )
     process.setdefault(section, {})[name] = VALUES[key]
     text = yaml.safe_dump(job)
     if ROWS[key]:

@@ -1,4 +1,5 @@
-"""The generated pages are fresh, and name every key of the project's and the peers' tables."""
+"""The generated pages are fresh, and name every key of the project's and the peers'
+tables."""
 
 from __future__ import annotations
 
@@ -20,14 +21,18 @@ from toolkit.config.reading.reference import schema
 
 def test_the_generated_pages_are_fresh() -> None:
     for path, text in pages().items():
-        assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run python docs/generate.py"
+        assert path.read_text(encoding="utf-8") == text, (
+            f"{path.name} is stale: run python docs/generate.py"
+        )
 
 
 def test_every_field_is_described() -> None:
     for name, model in section_models().items():
         for key, definition in schema({name: model})["$defs"].items():
             for field, properties in definition["properties"].items():
-                assert properties.get("description"), f"{key}.{field} has no description"
+                assert properties.get("description"), (
+                    f"{key}.{field} has no description"
+                )
 
 
 SECTIONS = {
@@ -48,22 +53,39 @@ def test_a_section_shows_an_example_that_it_accepts(path: str) -> None:
 
 
 def test_defaults_are_as_their_fields_would_read_them() -> None:
-    """Defaults are not validated, so each is what validation would return: a list, not a path; 0.0, not 0."""
+    """Defaults are not validated, so each is what validation would return: a list, not
+    a path; 0.0, not 0."""
     unlike, asked = [], 0
     for path, section in distinct_sections(section_models()):
         for name, field in section.model_fields.items():
-            default = None if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
+            default = (
+                None
+                if field.is_required()
+                else field.get_default(call_default_factory=True, validated_data={})
+            )
             if default is not None:
                 asked += 1
-                kind = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+                kind = (
+                    Annotated[field.annotation, *field.metadata]
+                    if field.metadata
+                    else field.annotation
+                )
                 read = TypeAdapter(kind).validate_python(default)
-                unlike += [] if repr(read) == repr(default) else [f"{path}.{name}: {default!r} -> {read!r}"]
+                unlike += (
+                    []
+                    if repr(read) == repr(default)
+                    else [f"{path}.{name}: {default!r} -> {read!r}"]
+                )
     assert unlike == [] and asked > 400
 
 
 def ranges(schema: dict) -> list[dict]:
     """The kinds of number a value may be."""
-    return [part for part in schema.get("anyOf", [schema]) if part.get("type") in ("integer", "number")]
+    return [
+        part
+        for part in schema.get("anyOf", [schema])
+        if part.get("type") in ("integer", "number")
+    ]
 
 
 def holds_zero(kind: dict) -> bool:
@@ -79,39 +101,59 @@ def test_every_number_that_may_be_zero_says_what_zero_does() -> None:
         for name, text in descriptions(section).items():
             if any(map(holds_zero, ranges(properties[name]))):
                 asked += 1
-                silent += [] if re.search(r"(?<![\d.])0(?![\d.]\d)", text) else [f"{path}.{name}"]
+                silent += (
+                    []
+                    if re.search(r"(?<![\d.])0(?![\d.]\d)", text)
+                    else [f"{path}.{name}"]
+                )
     assert silent == [] and asked > 40
 
 
 def test_every_key_without_effect_has_a_reason() -> None:
     for path, section in distinct_sections(section_models()):
         rows = foreign_keys().rows(section)
-        assert [name for name, row in rows.items() if row.how == "idle" and not row.says.strip()] == [], path
+        assert [
+            name
+            for name, row in rows.items()
+            if row.how == "idle" and not row.says.strip()
+        ] == [], path
 
 
 def test_no_name_of_another_program_is_a_key_of_the_section() -> None:
     for path, section in distinct_sections(section_models()):
         rows = foreign_keys().rows(section)
         assert not rows.keys() & section.model_fields.keys(), path
-        assert {row.field for row in rows.values() if row.how == "is"} <= set(section.model_fields), path
+        assert {row.field for row in rows.values() if row.how == "is"} <= set(
+            section.model_fields
+        ), path
 
 
 def test_the_schema_accepts_a_job_and_names_old_keys() -> None:
     definitions = schema(section_models())["$defs"]
     assert definitions["NetworkConfig"]["properties"]["rank"]["deprecated"] is True
-    assert definitions["TrainConfig"]["properties"]["gradient_accumulation_steps"]["minimum"] == 1
+    assert (
+        definitions["TrainConfig"]["properties"]["gradient_accumulation_steps"][
+            "minimum"
+        ]
+        == 1
+    )
     assert json.dumps(definitions)
 
 
 def test_the_page_shows_default_range_and_old_names() -> None:
     page = render(section_models())
-    assert "| `linear` | whole number >= 1, <= 100000 | `16` | Rank r of each adapted layer" in page
+    assert (
+        "| `linear` | whole number >= 1, <= 100000 | `16` | Rank r of each adapted layer"
+        in page
+    )
     assert "| `rank`, `network_dim` |" in page
-    assert re.search(r"^\| `training_seed` \| .* \| musubi-tuner: `seed` \|$", page, re.MULTILINE)
+    assert re.search(
+        r"^\| `training_seed` \| .* \| musubi-tuner: `seed` \|$", page, re.MULTILINE
+    )
 
 
-# The keys of shared tables: section -> names. A known name is a field, another name of one, a key without
-# effect, or refused as "not supported yet"; it is never "unknown".
+# The keys of shared tables: section -> names. A known name is a field, another name of
+# one, a key without effect, or refused as "not supported yet"; it is never "unknown".
 KNOWN = {
     "": "training_folder device trigger_word training_seed resume network save datasets train model sample logging "
     "performance_log_every log_dir sqlite_db_path torch_profiler first_sample guidance embedding decorator adapter "
@@ -165,7 +207,8 @@ KNOWN = {
 
 @pytest.mark.parametrize("section", KNOWN)
 def test_every_key_of_the_tables_is_known(mistakes, section: str) -> None:
-    """A mapping is wrong for nearly every key, so each of them is either silent or says what it wants."""
+    """A mapping is wrong for nearly every key, so each of them is either silent or says
+    what it wants."""
     lines = [f"{name}: {{_: 1}}" for name in KNOWN[section].split()]
     *outer, last = section.split(".")
     if last:
@@ -174,7 +217,13 @@ def test_every_key_of_the_tables_is_known(mistakes, section: str) -> None:
         if outer:
             lines = [f"{outer[0]}:", *(f"  {line}" for line in lines)]
     found = mistakes(trainer(*lines))
-    prefix = ": process[0]." + (section.replace("datasets", "datasets[0]") + "." if section else "")
-    unknown = [line for line in found if "unknown key" in line and not line.split(": ")[1].endswith("._")]
+    prefix = ": process[0]." + (
+        section.replace("datasets", "datasets[0]") + "." if section else ""
+    )
+    unknown = [
+        line
+        for line in found
+        if "unknown key" in line and not line.split(": ")[1].endswith("._")
+    ]
     assert unknown == []
     assert any(prefix in line for line in found)

@@ -21,35 +21,58 @@ QUOTED = re.compile(r"([\d.]+) (min|h) (?:on an |\()(H100|RTX \d{4})")
 
 
 @pytest.fixture
-def planned(make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], TimeOutlook]:
-    """The time of the job that `run.py new --gpu` writes, on the card that it names: 2000 steps at 1024 x 1024."""
+def planned(
+    make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int], TimeOutlook]:
+    """The time of the job that `run.py new --gpu` writes, on the card that it names:
+    2000 steps at 1024 x 1024."""
     monkeypatch.chdir(tmp_path)
     folder = make_pictures(tmp_path / "pictures", *"abcdefgh", size=(1100, 1100))
 
     def plan(gpu: int) -> TimeOutlook:
         job = tmp_path / "job.yaml"
-        job.write_text(written_job("zuzu", str(folder), "zuzu", "", gpu), encoding="utf-8")
-        (process,) = plan_job(load_job(str(job), discover().find_config), card=assumed_card(gpu).name).processes
+        job.write_text(
+            written_job("zuzu", str(folder), "zuzu", "", gpu), encoding="utf-8"
+        )
+        (process,) = plan_job(
+            load_job(str(job), discover().find_config), card=assumed_card(gpu).name
+        ).processes
         assert process.outlook and process.outlook.time
         return process.outlook.time
 
     return plan
 
 
-@pytest.mark.parametrize(("page", "row"), [("docs/first_character.md", "| training |"), ("README.md", "| time |")])
-def test_the_quoted_times_are_those_of_the_plan(page: str, row: str, planned: Callable[[int], TimeOutlook]) -> None:
+@pytest.mark.parametrize(
+    ("page", "row"),
+    [("docs/first_character.md", "| training |"), ("README.md", "| time |")],
+)
+def test_the_quoted_times_are_those_of_the_plan(
+    page: str, row: str, planned: Callable[[int], TimeOutlook]
+) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     (line,) = [line for line in text.splitlines() if line.startswith(row)]
-    quoted = {name: float(number) * UNITS[unit] for number, unit, name in QUOTED.findall(line)}
+    quoted = {
+        name: float(number) * UNITS[unit] for number, unit, name in QUOTED.findall(line)
+    }
     sizes = {assumed_card(gpu).name: gpu for gpu in MODELS[0].cards}
     assert len(quoted) >= 2
-    assert {name: planned(sizes[name]).seconds for name in quoted} == pytest.approx(quoted, rel=0.1)
+    assert {name: planned(sizes[name]).seconds for name in quoted} == pytest.approx(
+        quoted, rel=0.1
+    )
 
 
-def test_the_line_of_the_page_is_one_of_a_plan(planned: Callable[[int], TimeOutlook]) -> None:
+def test_the_line_of_the_page_is_one_of_a_plan(
+    planned: Callable[[int], TimeOutlook],
+) -> None:
     page = (ROOT / "docs" / "times.md").read_text(encoding="utf-8")
     (quoted,) = re.findall(r"(?m)^  (time: .*)$", page)
-    line, number = planned(12).line(until_the_data_ends=False), re.compile(r"\d+(?:\.\d+)?(?= )")
+    line, number = (
+        planned(12).line(until_the_data_ends=False),
+        re.compile(r"\d+(?:\.\d+)?(?= )"),
+    )
     assert number.sub("N", line) == number.sub("N", quoted)
-    numbers = [[float(each) for each in number.findall(text)] for text in (line, quoted)]
+    numbers = [
+        [float(each) for each in number.findall(text)] for text in (line, quoted)
+    ]
     assert numbers[0] == pytest.approx(numbers[1], rel=0.1)

@@ -1,5 +1,5 @@
-"""docs/troubleshooting.md quotes what the program really prints: each quote is in the source, and the wrong job of an
-entry prints the message that the entry shows."""
+"""docs/troubleshooting.md quotes what the program really prints: each quote is in the
+source, and the wrong job of an entry prints the message that the entry shows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ OF_OTHERS = {
 OPTIONS = {"--allow-change", "device cpu"}
 
 PLACE = re.compile(r"^\S+?:\d+:\d+: ")
-"""File, line and column: the job of a test is the whole example, and has other lines."""
+"""File, line and column: the job of a test is the whole example, and has other
+lines."""
 
 
 class Entry(NamedTuple):
@@ -54,16 +55,31 @@ def entries() -> list[Entry]:
     found = []
     for part in re.split(r"^### ", PAGE, flags=re.MULTILINE)[1:]:
         heading, _, text = part.partition("\n")
-        shown = [block.text.splitlines() for block in fenced(NAME, text) if block.language == "text"]
-        found.append(Entry(heading, tuple(line for lines in shown for line in lines), tuple(wrong_and_right(text))))
+        shown = [
+            block.text.splitlines()
+            for block in fenced(NAME, text)
+            if block.language == "text"
+        ]
+        found.append(
+            Entry(
+                heading,
+                tuple(line for lines in shown for line in lines),
+                tuple(wrong_and_right(text)),
+            )
+        )
     return found
 
 
 def quotes() -> list[str]:
-    """The code in headings of the third level, and at the beginning of items of a list."""
+    """The code in headings of the third level, and at the beginning of items of a
+    list."""
     headings = re.findall(r"^### .*", PAGE, re.MULTILINE)
     items = re.findall(r"^- (`[^`]+`)$", PAGE, re.MULTILINE)
-    return [quote for line in (*headings, *items) for quote in re.findall(r"`([^`]+)`", line)]
+    return [
+        quote
+        for line in (*headings, *items)
+        for quote in re.findall(r"`([^`]+)`", line)
+    ]
 
 
 @cache
@@ -73,7 +89,10 @@ def messages() -> list[str]:
     for name in tracked("toolkit", "extensions", "jobs", "run.py"):
         for node in ast.walk(ast.parse(source(name))):
             if isinstance(node, ast.JoinedStr):
-                parts = (part.value if isinstance(part, ast.Constant) else "..." for part in node.values)
+                parts = (
+                    part.value if isinstance(part, ast.Constant) else "..."
+                    for part in node.values
+                )
                 found.append("".join(map(str, parts)))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(node.value)
@@ -82,7 +101,9 @@ def messages() -> list[str]:
 
 def with_gaps(quote: str) -> re.Pattern[str]:
     """The pattern of a quote, in which `...` stands for anything."""
-    return re.compile(".*".join(map(re.escape, re.split(r"\s*\.\.\.\s*", quote))), re.DOTALL)
+    return re.compile(
+        ".*".join(map(re.escape, re.split(r"\s*\.\.\.\s*", quote))), re.DOTALL
+    )
 
 
 def is_printed(quote: str) -> bool:
@@ -107,9 +128,18 @@ def put_images(place: Path) -> None:
     coffee = (photos / "coffee.jpg").read_bytes()
     shutil.copytree(PHOTOS, place / "config" / "examples" / "photos")
     datasets = place / "datasets"
-    for name in ("my_char", "raw/2026/portraits", "people/40_portraits", "damaged", "full_body", "portraits"):
+    for name in (
+        "my_char",
+        "raw/2026/portraits",
+        "people/40_portraits",
+        "damaged",
+        "full_body",
+        "portraits",
+    ):
         shutil.copytree(photos, datasets / name)
-    shutil.copytree(photos, datasets / "no_captions", ignore=shutil.ignore_patterns("*.txt"))
+    shutil.copytree(
+        photos, datasets / "no_captions", ignore=shutil.ignore_patterns("*.txt")
+    )
     files = {
         "people/coffee.jpg": coffee,
         "people/coffee.txt": b"a cup",
@@ -137,7 +167,9 @@ def answer(job: str) -> list[str]:
     except UserError as error:
         lines = str(error).splitlines()
     else:
-        lines = [line for process in plan.processes for line in process.render().splitlines()]
+        lines = [
+            line for process in plan.processes for line in process.render().splitlines()
+        ]
     return [PLACE.sub("", line.strip()) for line in lines]
 
 
@@ -167,7 +199,9 @@ SHOWN = [entry for entry in entries() if entry.printed and entry.pairs]
 
 
 @pytest.mark.parametrize("entry", SHOWN, ids=lambda entry: entry.heading)
-def test_the_wrong_job_prints_it_and_the_right_one_does_not(entry: Entry, place: Path) -> None:
+def test_the_wrong_job_prints_it_and_the_right_one_does_not(
+    entry: Entry, place: Path
+) -> None:
     wrong, right = entry.pairs[0]
     told = answer(job_of(wrong))
     assert [line for line in entry.printed if not seen(line, told)] == [], told
@@ -191,11 +225,18 @@ FILES = {
 def test_a_message_about_files_is_printed(heading: str, place: Path) -> None:
     (entry,) = (entry for entry in entries() if entry.heading == heading)
     (line,) = entry.printed
-    assert seen(line, answer(job_of(Block(NAME, 1, "yaml", f"datasets: [folder_path: {FILES[heading]}]"))))
+    assert seen(
+        line,
+        answer(
+            job_of(Block(NAME, 1, "yaml", f"datasets: [folder_path: {FILES[heading]}]"))
+        ),
+    )
 
 
 def test_each_shown_message_is_tried() -> None:
-    assert {entry.heading for entry in entries() if entry.printed} == {entry.heading for entry in SHOWN} | {*FILES}
+    assert {entry.heading for entry in entries() if entry.printed} == {
+        entry.heading for entry in SHOWN
+    } | {*FILES}
     assert len(SHOWN) >= 10
 
 
@@ -209,19 +250,30 @@ OF_RESULTS = [
     pytest.param(pair, id=entry.heading)
     for entry in entries()
     for pair in entry.pairs
-    if not entry.printed and entry.heading not in NOT_HERE and pair[0].language == "yaml"
+    if not entry.printed
+    and entry.heading not in NOT_HERE
+    and pair[0].language == "yaml"
 ]
 
 
 @pytest.mark.parametrize("pair", OF_RESULTS)
-def test_jobs_that_differ_in_their_result_are_both_planned(pair: tuple[Block, Block], place: Path) -> None:
+def test_jobs_that_differ_in_their_result_are_both_planned(
+    pair: tuple[Block, Block], place: Path
+) -> None:
     """What is wrong with the first is seen in the images only."""
-    shutil.copy(place / "datasets" / "before" / "01.jpg", place / "datasets" / "before" / "02.jpg")
+    shutil.copy(
+        place / "datasets" / "before" / "01.jpg",
+        place / "datasets" / "before" / "02.jpg",
+    )
     for block in pair:
         assert any("samples per epoch" in line for line in answer(job_of(block))), block
 
 
 def test_pairs_are_on_this_page_alone() -> None:
     """No other test runs them (`tests.docs.pages.blocks`)."""
-    with_pairs = [page for page in PAGES if wrong_and_right((ROOT / page).read_text(encoding="utf-8"))]
+    with_pairs = [
+        page
+        for page in PAGES
+        if wrong_and_right((ROOT / page).read_text(encoding="utf-8"))
+    ]
     assert with_pairs == [NAME]

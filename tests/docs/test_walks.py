@@ -1,7 +1,9 @@
-"""Every block of README and docs: commands and jobs are run here, page by page, in the order in which one reads them.
+"""Every block of README and docs: commands and jobs are run here, page by page, in the
+order in which one reads them.
 
-A tiny model stands for the published ones, photographs for one's own; jobs have two steps and small sizes. Blocks that
-another test runs, or that nobody can run here, stand in a table.
+A tiny model stands for the published ones, photographs for one's own; jobs have two
+steps and small sizes. Blocks that another test runs, or that nobody can run here, stand
+in a table.
 """
 
 from __future__ import annotations
@@ -21,7 +23,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT
-from tests.docs.pages import EXAMPLE, PAGES, PHOTOS, Block, blocks, lora_files, put_photos, whole_job
+from tests.docs.pages import (
+    EXAMPLE,
+    PAGES,
+    PHOTOS,
+    Block,
+    blocks,
+    lora_files,
+    put_photos,
+    whole_job,
+)
 from tests.faults.nursery import Child
 from tests.processes import free_port
 from toolkit.errors import EXIT_SIGTERM
@@ -42,13 +53,21 @@ ELSEWHERE = {
         "docs/architecture.md",
         "flowchart",
     ): "tests/docs/test_reference.py::test_the_generated_pages_are_fresh",
-    ("docs/config.md", ""): "tests/docs/test_reference.py::test_a_section_shows_an_example_that_it_accepts",
+    (
+        "docs/config.md",
+        "",
+    ): "tests/docs/test_reference.py::test_a_section_shows_an_example_that_it_accepts",
     ("docs/coming_from_fluxflow.md", "config/examples/fluxflow-train"): (
         "tests/faults/test_fluxflow_guide.py::test_the_commands_of_the_page_are_planned"
     ),
     ("docs/extending.md", ""): DIFFS,
-    ("docs/extensions.md", ""): "tests/docs/test_extensions.py::test_the_trainer_with_a_loss_of_its_own_trains",
-    ("docs/write_an_extension.md", ""): ("tests/docs/test_write_an_extension.py::test_the_tutorial_runs_word_by_word"),
+    (
+        "docs/extensions.md",
+        "",
+    ): "tests/docs/test_extensions.py::test_the_trainer_with_a_loss_of_its_own_trains",
+    ("docs/write_an_extension.md", ""): (
+        "tests/docs/test_write_an_extension.py::test_the_tutorial_runs_word_by_word"
+    ),
     ("docs/models.md", "datasets:\n  - folder_path: datasets/posters"): (
         "tests/docs/test_yaml_blocks.py::test_the_block_of_layers_is_a_job"
     ),
@@ -61,20 +80,38 @@ ELSEWHERE = {
     ): "tests/toolkit/memory/test_account.py::test_a_recorded_run_says_it_at_its_end_and_the_recording_stops",
     ("docs/models.md", "model:\n  name_or_path: ~/ComfyUI"): ONE_FILE,
     **{
-        ("docs/troubleshooting.md", begin): f"{MESSAGES}test_the_wrong_job_prints_it_and_the_right_one_does_not"
-        for begin in ("config/my_character", "without caption", "warning: lr:", "datasets/damaged", "datasets/after")
+        (
+            "docs/troubleshooting.md",
+            begin,
+        ): f"{MESSAGES}test_the_wrong_job_prints_it_and_the_right_one_does_not"
+        for begin in (
+            "config/my_character",
+            "without caption",
+            "warning: lr:",
+            "datasets/damaged",
+            "datasets/after",
+        )
     },
     **{
-        ("docs/troubleshooting.md", begin): f"{MESSAGES}test_a_message_about_files_is_printed"
+        (
+            "docs/troubleshooting.md",
+            begin,
+        ): f"{MESSAGES}test_a_message_about_files_is_printed"
         for begin in ("datasets/latin", "datasets/twice")
     },
-    ("docs/times.md", "time: about"): "tests/docs/test_times.py::test_the_line_of_the_page_is_one_of_a_plan",
+    (
+        "docs/times.md",
+        "time: about",
+    ): "tests/docs/test_times.py::test_the_line_of_the_page_is_one_of_a_plan",
     ("docs/quickstart.md", "mascots: generated"): QUICKSTART,
     ("docs/quickstart.md", "config/my_char.yaml:14:9"): (
         "tests/docs/test_guides_and_program.py::test_mistakes_are_reported_as_the_quickstart_says"
     ),
     ("docs/quickstart.md", "output/"): QUICKSTART,
-    ("docs/saving.md", "a portrait"): "tests/docs/test_guides_and_program.py::test_the_prompt_with_flags_is_read",
+    (
+        "docs/saving.md",
+        "a portrait",
+    ): "tests/docs/test_guides_and_program.py::test_the_prompt_with_flags_is_read",
     ("docs/use_your_lora.md", ""): LORA,
     ("docs/while_it_trains.md", "downloading 12 of 58 GB"): (
         "tests/toolkit/files/test_now.py::test_the_lines_of_the_page_are_those_of_the_program"
@@ -125,7 +162,8 @@ SHORTER = (
     (r"blocks_to_swap: \d+", "blocks_to_swap: 1"),
     (r"device: cuda:0", "device: cpu"),
 )
-"""Edits of a job before it is trained: nothing but its length and sizes, and its device."""
+"""Edits of a job before it is trained: nothing but its length and sizes, and its
+device."""
 
 FASTER = (r"dtype: bf16", "dtype: fp32")
 """A number type that is fast on a CPU, where the job does not need the other one."""
@@ -200,7 +238,10 @@ config:
       sample: {samples: [{prompt: a cup, width: 64, height: 64, sample_steps: 1}], sample_every: 0}
 """.replace(
     "DATASETS",
-    ", ".join(f"{{folder_path: datasets/{name}, trigger_word: {name}, resolution: 64}}" for name in CHARACTERS),
+    ", ".join(
+        f"{{folder_path: datasets/{name}, trigger_word: {name}, resolution: 64}}"
+        for name in CHARACTERS
+    ),
 )
 
 MUSUBI = f"""\
@@ -230,25 +271,46 @@ def commands(text: str) -> Iterator[str]:
         yield from (command.strip() for command in line.split("&&"))
 
 
-def is_one_of(block: Block, table: dict[tuple[str, str], str]) -> tuple[str, str] | None:
+def is_one_of(
+    block: Block, table: dict[tuple[str, str], str]
+) -> tuple[str, str] | None:
     """The entry of a table that names a block."""
-    return next((key for key in table if key[0] == block.page and block.text.startswith(key[1])), None)
+    return next(
+        (
+            key
+            for key in table
+            if key[0] == block.page and block.text.startswith(key[1])
+        ),
+        None,
+    )
 
 
 def read(page: str) -> list[Block]:
-    """The blocks of a page that are run here, and the commands within its sentences, in their order."""
+    """The blocks of a page that are run here, and the commands within its sentences, in
+    their order."""
     text = (ROOT / page).read_text(encoding="utf-8")
     inline = [
-        Block(page, text[: match.start()].count("\n") + 1, "bash", " ".join(match[1].split()))
+        Block(
+            page,
+            text[: match.start()].count("\n") + 1,
+            "bash",
+            " ".join(match[1].split()),
+        )
         for match in re.finditer(r"`(\.venv/bin/python run\.py [^`.]+[^`]+)`", text)
     ]
-    own = [each for each in blocks(page) if not is_one_of(each, ELSEWHERE) and not is_one_of(each, SHOWN)]
+    own = [
+        each
+        for each in blocks(page)
+        if not is_one_of(each, ELSEWHERE) and not is_one_of(each, SHOWN)
+    ]
     return sorted([*own, *inline], key=lambda block: block.line)
 
 
 def shorten(job: Path) -> None:
     text = job.read_text(encoding="utf-8")
-    for pattern, replacement in SHORTER if "full_bf16: true" in text else (*SHORTER, FASTER):
+    for pattern, replacement in (
+        SHORTER if "full_bf16: true" in text else (*SHORTER, FASTER)
+    ):
         text = re.sub(pattern, replacement, text)
     job.write_text(text, encoding="utf-8")
 
@@ -256,8 +318,19 @@ def shorten(job: Path) -> None:
 class Walk:
     """Somebody who reads a page in a clone, and does what it says."""
 
-    def __init__(self, place: Path, run_py: Callable, start_py: Callable[..., Child], run_ranks: Callable) -> None:
-        self.place, self.run_py, self.start_py, self.run_ranks = place, run_py, start_py, run_ranks
+    def __init__(
+        self,
+        place: Path,
+        run_py: Callable,
+        start_py: Callable[..., Child],
+        run_ranks: Callable,
+    ) -> None:
+        self.place, self.run_py, self.start_py, self.run_ranks = (
+            place,
+            run_py,
+            start_py,
+            run_ranks,
+        )
         self.printed = ""
         self.job: Block | None = None
 
@@ -274,7 +347,9 @@ class Walk:
             case "text":
                 assert block.page in PRINTED, block
             case _:
-                raise AssertionError(f"{block}: no test runs this. Add it to a table of this file.")
+                raise AssertionError(
+                    f"{block}: no test runs this. Add it to a table of this file."
+                )
 
     def write_table(self, block: Block) -> None:
         """A table of images, and the images that it names."""
@@ -291,24 +366,38 @@ class Walk:
         job = whole_job(block)
         put_photos(job, self.place)
         process = job["config"]["process"][0]
-        model = "my_turbo" if process["model"]["name_or_path"] == SINGLE_STREAM else "my_char"
+        model = (
+            "my_turbo"
+            if process["model"]["name_or_path"] == SINGLE_STREAM
+            else "my_char"
+        )
         for name in lora_files(job):
             (self.place / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(self.place / "output" / model / f"{model}.safetensors", self.place / name)
+            shutil.copy(
+                self.place / "output" / model / f"{model}.safetensors",
+                self.place / name,
+            )
         for dataset in process["datasets"]:
             dataset["resolution"] = 64
         process["sample"] |= SMALL
         if "prompt" not in block.text:
-            process["sample"]["samples"] = process["sample"]["samples"][-1:]  # with a control image
+            process["sample"]["samples"] = process["sample"]["samples"][
+                -1:
+            ]  # with a control image
         process["model"].setdefault("model_kwargs", {})["match_target_res"] = True
         job["config"]["name"] = f"block_{block.line}"
         file = self.place / f"block_{block.line}.yaml"
-        file.write_text(yaml.safe_dump(job, default_flow_style=None, sort_keys=False), encoding="utf-8")
+        file.write_text(
+            yaml.safe_dump(job, default_flow_style=None, sort_keys=False),
+            encoding="utf-8",
+        )
         shorten(file)
         self.ends_well(block.text, 0, file.name)
 
     def run(self, command: str) -> None:
-        words = [STANDS_FOR.get(word, word) for word in shlex.split(command, comments=True)]
+        words = [
+            STANDS_FOR.get(word, word) for word in shlex.split(command, comments=True)
+        ]
         environment = {}
         while "=" in words[0]:
             name, _, value = words.pop(0).partition("=")
@@ -327,11 +416,20 @@ class Walk:
                 if name.endswith(".yaml") and (self.place / name).exists():
                     shorten(self.place / name)
             # Lint finds that the photographs are small.
-            self.ends_well(command, 1 if tool == "lint" else 0, *arguments, *SHORTER_FLAGS.get(tool, ()))
+            self.ends_well(
+                command,
+                1 if tool == "lint" else 0,
+                *arguments,
+                *SHORTER_FLAGS.get(tool, ()),
+            )
 
     def ends_well(self, asked: str, code: int, *arguments: object) -> None:
         done = self.run_py(*arguments)
-        assert done.returncode == code, (asked, done.stderr[-2000:], done.stdout[-2000:])
+        assert done.returncode == code, (
+            asked,
+            done.stderr[-2000:],
+            done.stdout[-2000:],
+        )
         self.printed += done.stdout + done.stderr
 
     def serve(self, arguments: list[str], environment: dict[str, str]) -> None:
@@ -348,12 +446,16 @@ class Walk:
         self.run_ranks(int(processes), job)
 
     def shows(self, block: Block) -> None:
-        """Each line of a block was printed, with other numbers; `...` stands for anything."""
+        """Each line of a block was printed, with other numbers; `...` stands for
+        anything."""
         for line in filter(None, block.text.splitlines()):
             pattern = ".*".join(map(re.escape, line.strip().split("...")))
             pattern = re.sub(r"(\\[-+])?\d[\d,]*(\\\.\d+)?", r"[-+]?[\\d,.]+", pattern)
             spaced = re.sub(r"(\\ )+", r"\\s+", pattern)
-            assert re.search(rf"^\s*{spaced}", self.printed, re.MULTILINE), (line, self.printed)
+            assert re.search(rf"^\s*{spaced}", self.printed, re.MULTILINE), (
+                line,
+                self.printed,
+            )
 
 
 def answers(address: str) -> bool:
@@ -368,8 +470,8 @@ def answers(address: str) -> bool:
 
 @pytest.fixture(scope="module")
 def models(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with the models of the hub that pages name, and a cache for all pages; `prepare` adds models
-    that few of them name."""
+    """A working directory with the models of the hub that pages name, and a cache for
+    all pages; `prepare` adds models that few of them name."""
     folder = tmp_path_factory.mktemp("models")
     (folder / EDIT).parent.mkdir()
     (folder / EDIT).symlink_to(tiny_model)
@@ -382,13 +484,26 @@ def write_clip(folder: Path) -> None:
     """A CLIP with random weights, whose tokenizer knows letters."""
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     text = {**small, "vocab_size": 54, "bos_token_id": 0, "eos_token_id": 1}
     vision = {**small, "image_size": PATCH[1], "patch_size": PATCH[0]}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
-    letters = [f"{letter}{end}" for letter in "abcdefghijklmnopqrstuvwxyz" for end in ("", "</w>")]
+    CLIPModel(
+        CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    ).save_pretrained(folder)
+    letters = [
+        f"{letter}{end}"
+        for letter in "abcdefghijklmnopqrstuvwxyz"
+        for end in ("", "</w>")
+    ]
     words = ["<|startoftext|>", "<|endoftext|>", *letters]
-    CLIPTokenizer({word: index for index, word in enumerate(words)}, []).save_pretrained(folder)
+    CLIPTokenizer(
+        {word: index for index, word in enumerate(words)}, []
+    ).save_pretrained(folder)
 
 
 @pytest.fixture
@@ -397,7 +512,9 @@ def place(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    shutil.copytree(ROOT / "config", tmp_path / "config", ignore=shutil.ignore_patterns("my_*"))
+    shutil.copytree(
+        ROOT / "config", tmp_path / "config", ignore=shutil.ignore_patterns("my_*")
+    )
     for folder in ("Qwen", "openai", "output/_cache"):
         (tmp_path / folder).parent.mkdir(exist_ok=True)
         (tmp_path / folder).symlink_to(models / folder)
@@ -423,7 +540,9 @@ def prepare(page: str, place: Path, trained: Path, run_py: Callable) -> None:
     for name in RUNS.get(page, ()):
         if not (trained / name).exists():
             model = SINGLE_STREAM if name == "my_turbo" else EDIT
-            (place / f"{name}.yaml").write_text(RUN.replace("NAME", name).replace("MODEL", model), encoding="utf-8")
+            (place / f"{name}.yaml").write_text(
+                RUN.replace("NAME", name).replace("MODEL", model), encoding="utf-8"
+            )
             done = run_py(f"{name}.yaml")
             assert done.returncode == 0, done.stderr
             shutil.copytree(place / "output" / name, trained / name)
@@ -431,17 +550,26 @@ def prepare(page: str, place: Path, trained: Path, run_py: Callable) -> None:
     if page in JOBS:
         shutil.copy(place / "config" / "examples" / EXAMPLE, place / JOBS[page])
     if page == "docs/coming_from.md":
-        for name, text in (("job.toml", MUSUBI), ("data.toml", MUSUBI_DATA), ("train.sh", MUSUBI_COMMAND)):
+        for name, text in (
+            ("job.toml", MUSUBI),
+            ("data.toml", MUSUBI_DATA),
+            ("train.sh", MUSUBI_COMMAND),
+        ):
             (place / name).write_text(text, encoding="utf-8")
-    if page == "docs/edits_that_shift.md":  # a result that is larger than its control image, and beside it
-        for file in [*place.glob("datasets/before/*.jpg"), *place.glob("datasets/after/*.jpg")]:
+    if (
+        page == "docs/edits_that_shift.md"
+    ):  # a result that is larger than its control image, and beside it
+        for file in [
+            *place.glob("datasets/before/*.jpg"),
+            *place.glob("datasets/after/*.jpg"),
+        ]:
             Image.open(file).resize((192, 160)).save(file)
         photo = Image.open(PHOTOS / "40_photo" / "coffee.jpg").resize((384, 384))
         photo.save(place / "datasets" / "before" / "07.png")
         matrix = (0.98, 0, 2, 0, 0.98, 7)
-        photo.transform(photo.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC).save(
-            place / "datasets" / "after" / "07.png"
-        )
+        photo.transform(
+            photo.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC
+        ).save(place / "datasets" / "after" / "07.png")
     if page == "docs/preferences.md":
         (place / "prompts.txt").write_text("a cup\na boat\n", encoding="utf-8")
     if page == "docs/models.md":
@@ -450,7 +578,9 @@ def prepare(page: str, place: Path, trained: Path, run_py: Callable) -> None:
 
 def put_single_files(home: Path) -> None:
     """ComfyUI's files of the tiny model, as the page names them."""
-    block = next(block for block in blocks("docs/models.md", "yaml") if "vae_path" in block.text)
+    block = next(
+        block for block in blocks("docs/models.md", "yaml") if "vae_path" in block.text
+    )
     for part, path in re.findall(r"(\w+)_path: ~/(\S+)", block.text):
         weights = {}
         for file in (home / EDIT / part).glob("*.safetensors"):
@@ -462,7 +592,12 @@ def put_single_files(home: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if read(page)])
 def test_every_block_of_a_page_runs_in_its_order(
-    page: str, place: Path, trained: Path, run_py: Callable, start_py: Callable, run_ranks: Callable
+    page: str,
+    place: Path,
+    trained: Path,
+    run_py: Callable,
+    start_py: Callable,
+    run_ranks: Callable,
 ) -> None:
     prepare(page, place, trained, run_py)
     walk = Walk(place, run_py, start_py, run_ranks)
@@ -471,20 +606,46 @@ def test_every_block_of_a_page_runs_in_its_order(
     for block in blocks(page, "text"):
         if not is_one_of(block, ELSEWHERE) and not is_one_of(block, SHOWN):
             walk.shows(block)
-    jobs = [block for block in read(page) if "run.py config/" in block.text and "--dry-run" not in block.text]
-    assert bool(jobs) <= bool(list((place / "output").rglob("*.safetensors"))), "a page trains what it says"
+    jobs = [
+        block
+        for block in read(page)
+        if "run.py config/" in block.text and "--dry-run" not in block.text
+    ]
+    assert bool(jobs) <= bool(list((place / "output").rglob("*.safetensors"))), (
+        "a page trains what it says"
+    )
 
 
 def test_each_block_is_run_or_named_with_a_reason() -> None:
-    """A block of a language that nobody runs is found, and an entry of a table that names nothing any more."""
+    """A block of a language that nobody runs is found, and an entry of a table that
+    names nothing any more."""
     found = [block for page in PAGES for block in blocks(page)]
-    unnamed = [block for block in found if not is_one_of(block, ELSEWHERE) and not is_one_of(block, SHOWN)]
-    assert [str(block) for block in unnamed if block.language not in ("bash", "yaml", "json", "text")] == []
-    assert [str(block) for block in unnamed if block.language == "text" and block.page not in PRINTED] == []
+    unnamed = [
+        block
+        for block in found
+        if not is_one_of(block, ELSEWHERE) and not is_one_of(block, SHOWN)
+    ]
+    assert [
+        str(block)
+        for block in unnamed
+        if block.language not in ("bash", "yaml", "json", "text")
+    ] == []
+    assert [
+        str(block)
+        for block in unnamed
+        if block.language == "text" and block.page not in PRINTED
+    ] == []
     named = {is_one_of(block, table) for block in found for table in (ELSEWHERE, SHOWN)}
     assert {*ELSEWHERE, *SHOWN} - named == set()
-    lines = [command for block in found if block.language == "bash" for command in commands(block.text)]
-    assert [begin for begin in NOT_RUN if not any(line.startswith(begin) for line in lines)] == []
+    lines = [
+        command
+        for block in found
+        if block.language == "bash"
+        for command in commands(block.text)
+    ]
+    assert [
+        begin for begin in NOT_RUN if not any(line.startswith(begin) for line in lines)
+    ] == []
     assert PRINTED | {*JOBS, *RUNS, *TABLES, *TOGETHER} <= set(PAGES)
 
 

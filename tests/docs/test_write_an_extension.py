@@ -1,4 +1,5 @@
-"""docs/write_an_extension.md, word by word: each file is written, each command runs and prints what follows it."""
+"""docs/write_an_extension.md, word by word: each file is written, each command runs and
+prints what follows it."""
 
 from __future__ import annotations
 
@@ -22,9 +23,17 @@ ENDS_WITH = {"look.yaml --dry-run": 2, "--without sharpest": 2}
 
 
 def install(project: Path, site: Path) -> None:
-    """What `pip install -e` does, without a network and without the environment of the tests: the package is a link to
-    its files, so that later changes of them count."""
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    """What `pip install -e` does, without a network and without the environment of the
+    tests: the package is a link to its files, so that later changes of them count."""
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+    ]
     subprocess.run([*command, "--target", str(site), str(project)], check=True)
     assert (site / PACKAGE / "__init__.py").is_file(), "the wheel has the package"
     shutil.rmtree(site / PACKAGE)
@@ -55,7 +64,8 @@ def test_the_tutorial_runs_word_by_word(run_py: Callable, tmp_path: Path) -> Non
             assert command.startswith(start), block
             words = command.removeprefix(start)
             code = next((code for end, code in ENDS_WITH.items() if end in words), 0)
-            # A link of site-packages is read at the start of an interpreter: this is a new one.
+            # A link of site-packages is read at the start of an interpreter: this is a
+            # new one.
             done = run_py(*shlex.split(words), env={"PYTHONPATH": str(site)})
             assert done.returncode == code, (command, done.stdout, done.stderr)
             printed = done.stdout + done.stderr
@@ -63,9 +73,12 @@ def test_the_tutorial_runs_word_by_word(run_py: Callable, tmp_path: Path) -> Non
 
 
 def seen_in(text: str, printed: str) -> str:
-    """Checks that each line of a block was printed, in this order; `...` stands for anything. Returns what is left."""
+    """Checks that each line of a block was printed, in this order; `...` stands for
+    anything. Returns what is left."""
     for line in text.splitlines():
-        pattern = ".*".join(map(re.escape, (part.strip() for part in line.split("..."))))
+        pattern = ".*".join(
+            map(re.escape, (part.strip() for part in line.split("...")))
+        )
         found = re.search(rf"^.*{pattern}.*$\n?", printed, re.MULTILINE)
         assert found, (line, printed)
         printed = printed[found.end() :]

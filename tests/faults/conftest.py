@@ -1,4 +1,5 @@
-"""A small job with everything random switched on, what it leaves when nothing happens to it, and how to start it."""
+"""A small job with everything random switched on, what it leaves when nothing happens
+to it, and how to start it."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def draw_pictures(folder: Path, *stems: str, size: tuple[int, int] = (80, 64)) -
     folder.mkdir(parents=True, exist_ok=True)
     for stem in stems:
         pixels = Random(stem).randbytes(4 * 3 * 3)
-        Image.frombytes("RGB", (4, 3), pixels).resize(size, Image.Resampling.BICUBIC).save(folder / f"{stem}.png")
+        Image.frombytes("RGB", (4, 3), pixels).resize(
+            size, Image.Resampling.BICUBIC
+        ).save(folder / f"{stem}.png")
         (folder / f"{stem}.txt").write_text(f"a photo of {stem}", encoding="utf-8")
     return folder
 
@@ -51,7 +54,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_section(tiny_model: Path, pictures: Path) -> dict:
-    """Dropout of both kinds, EMA, accumulation across the end of the epoch, samples between the saves."""
+    """Dropout of both kinds, EMA, accumulation across the end of the epoch, samples
+    between the saves."""
     return {
         "type": "sd_trainer",
         "training_folder": "output",
@@ -59,7 +63,13 @@ def small_section(tiny_model: Path, pictures: Path) -> dict:
         "training_seed": 3,
         "network": {"type": "lora", "linear": 4, "linear_alpha": 4, "dropout": 0.1},
         "save": {"dtype": "float32", "save_every": 2, "max_states_to_keep": 0},
-        "datasets": [{"folder_path": str(pictures), "resolution": 64, "caption_dropout_rate": 0.3}],
+        "datasets": [
+            {
+                "folder_path": str(pictures),
+                "resolution": 64,
+                "caption_dropout_rate": 0.3,
+            }
+        ],
         "train": {
             "steps": STEPS,
             "gradient_accumulation": 2,
@@ -77,7 +87,10 @@ def small_section(tiny_model: Path, pictures: Path) -> dict:
             "sample_every": 3,
             "format": "png",
         },
-        "model": {"name_or_path": str(tiny_model), "model_kwargs": {"match_target_res": True}},
+        "model": {
+            "name_or_path": str(tiny_model),
+            "model_kwargs": {"match_target_res": True},
+        },
     }
 
 
@@ -107,18 +120,28 @@ class Job:
     def write(self) -> Path:
         """The job's file."""
         path = self.cwd / "job.yaml"
-        document = {"job": "extension", "config": {"name": self.name, "process": [self.section]}}
+        document = {
+            "job": "extension",
+            "config": {"name": self.name, "process": [self.section]},
+        }
         text = json.dumps(document)
-        if not path.exists() or path.read_text(encoding="utf-8") != text:  # another process may be reading it
+        if (
+            not path.exists() or path.read_text(encoding="utf-8") != text
+        ):  # another process may be reading it
             path.write_text(text, encoding="utf-8")
         return path
 
     def start(self, *flags: str, faults: Sequence[Fault] = ()) -> Child:
-        self.started.append(self.nursery.fork([self.write(), *flags], self.cwd, f"run{len(self.started)}", faults))
+        self.started.append(
+            self.nursery.fork(
+                [self.write(), *flags], self.cwd, f"run{len(self.started)}", faults
+            )
+        )
         return self.started[-1]
 
     def run(self, *flags: str, faults: Sequence[Fault] = (), code: int = 0) -> str:
-        """All output of a start that is to end with this exit code; no end is a traceback."""
+        """All output of a start that is to end with this exit code; no end is a
+        traceback."""
         return self.start(*flags, faults=faults).ends_with(code)
 
     def metrics(self) -> list[dict]:
@@ -128,13 +151,20 @@ class Job:
     def lines(self, name: str) -> list[dict]:
         """Lines of a JSONL file of the run, without their times."""
         path = self.folder / name
-        return [without_times(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return (
+            [without_times(line) for line in path.read_text().splitlines()]
+            if path.exists()
+            else []
+        )
 
     def steps(self) -> list[int]:
         return [line["step"] for line in self.metrics()]
 
     def states(self) -> list[int]:
-        return sorted(int(path.name.removeprefix("step_")) for path in self.folder.glob("state/step_*"))
+        return sorted(
+            int(path.name.removeprefix("step_"))
+            for path in self.folder.glob("state/step_*")
+        )
 
     def status(self) -> str:
         return json.loads((self.folder / "run.json").read_text())["status"]
@@ -148,17 +178,30 @@ class Job:
             child.end()
 
     def result(self) -> dict[str, object]:
-        """Everything that has to be equal: network files and states byte for byte, metrics, pixels of samples."""
+        """Everything that has to be equal: network files and states byte for byte,
+        metrics, pixels of samples."""
         found: dict[str, object] = {"metrics": self.metrics()}
-        for path in [*self.folder.glob("*.safetensors"), *self.folder.glob("state/*/*")]:
+        for path in [
+            *self.folder.glob("*.safetensors"),
+            *self.folder.glob("state/*/*"),
+        ]:
             found[path.relative_to(self.folder).as_posix()] = path.read_bytes()
-        for path in filter(Path.is_file, [*self.folder.glob("samples/*"), *self.folder.glob("samples/layers/*")]):
-            found[re.fullmatch(r"(\d+_\d+(_layer\d+)?)\.png", path.name)[1]] = Image.open(path).tobytes()
+        for path in filter(
+            Path.is_file,
+            [*self.folder.glob("samples/*"), *self.folder.glob("samples/layers/*")],
+        ):
+            found[re.fullmatch(r"(\d+_\d+(_layer\d+)?)\.png", path.name)[1]] = (
+                Image.open(path).tobytes()
+            )
         return found
 
 
 def without_times(line: str) -> dict:
-    return {key: value for key, value in json.loads(line).items() if key != "time" and not key.endswith("_s")}
+    return {
+        key: value
+        for key, value in json.loads(line).items()
+        if key != "time" and not key.endswith("_s")
+    }
 
 
 @pytest.fixture
@@ -169,7 +212,9 @@ def job(nursery: Nursery, tmp_path: Path, small_section: dict) -> Iterator[Job]:
 
 
 @pytest.fixture(scope="session")
-def whole(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, small_section: dict) -> Job:
+def whole(
+    nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, small_section: dict
+) -> Job:
     """The small job when nothing happens to it. Read only."""
     made = Job(nursery, tmp_path_factory.mktemp("whole"), copy.deepcopy(small_section))
     made.run()
@@ -212,7 +257,9 @@ def tensors_of(file: Path) -> dict[str, Tensor]:
     shapes = shapes_of_rows(file.parent)
     wanted = dict.fromkeys(name for name in shapes if name.startswith(f"{file.stem}/"))
     rows = read_rows(file.parent, wanted, ProcessGroup())
-    return load_file(file) | {name.partition("/")[2]: tensor for name, tensor in rows.items()}
+    return load_file(file) | {
+        name.partition("/")[2]: tensor for name, tensor in rows.items()
+    }
 
 
 def assert_same_tensors(ours: Path, theirs: Path) -> None:
@@ -220,25 +267,35 @@ def assert_same_tensors(ours: Path, theirs: Path) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert found[name].shape == tensor.shape and found[name].dtype == tensor.dtype
-        # Adam divides by the size of a gradient: what is rounding in one that is nearly 0 is more in the weight.
-        assert (found[name].float() - tensor.float()).abs().max() < 1e-5, f"{theirs}: {name}"
+        # Adam divides by the size of a gradient: what is rounding in one that is nearly
+        # 0 is more in the weight.
+        assert (found[name].float() - tensor.float()).abs().max() < 1e-5, (
+            f"{theirs}: {name}"
+        )
 
 
 def assert_same_images(job: Job, other: Job) -> None:
     """The samples differ by one of 255 at most."""
-    for ours, theirs in zip(*(sorted(each.folder.glob("samples/*")) for each in (job, other)), strict=True):
+    for ours, theirs in zip(
+        *(sorted(each.folder.glob("samples/*")) for each in (job, other)), strict=True
+    ):
         difference = ImageChops.difference(Image.open(ours), Image.open(theirs))
         assert all(most <= 1 for _, most in difference.getextrema()), (ours, theirs)
 
 
 def start_together(
-    job: Job, of_each: Sequence[Fault] = (), of_second: Sequence[Fault] = (), processes: int = 2
+    job: Job,
+    of_each: Sequence[Fault] = (),
+    of_second: Sequence[Fault] = (),
+    processes: int = 2,
 ) -> list[Child]:
     """The processes of one job, as a launcher starts them."""
     port = free_port()
     faults = [[*of_each], [*of_each, *of_second], *[[*of_each]] * (processes - 2)]
     return [
-        job.start(faults=[("environment", environment(rank, processes, port)), *faults[rank]])
+        job.start(
+            faults=[("environment", environment(rank, processes, port)), *faults[rank]]
+        )
         for rank in range(processes)
     ]
 
@@ -255,5 +312,9 @@ def run_together(job: Job, code: int = 0, **how: Any) -> str:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder but the log, which grows, and the lock."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in ("log.txt", "run.lock")]
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in ("log.txt", "run.lock")
+    ]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

@@ -1,4 +1,5 @@
-"""What a test breaks in a job's process before the job begins. Each function is called by name, with plain values."""
+"""What a test breaks in a job's process before the job begins. Each function is called
+by name, with plain values."""
 
 from __future__ import annotations
 
@@ -43,11 +44,14 @@ def without_network() -> None:
 
 
 def wall_clock(ahead_s: float, after_calls: int) -> None:
-    """From its n-th reading on, the clock that people read is ahead by so much (negative: behind)."""
+    """From its n-th reading on, the clock that people read is ahead by so much
+    (negative: behind)."""
     true_time, true_ns = time.time, time.time_ns
     calls = iter(range(10**9))
     time.time = lambda: true_time() + (ahead_s if next(calls) >= after_calls else 0)
-    time.time_ns = lambda: true_ns() + (int(ahead_s * 1e9) if next(calls) >= after_calls else 0)
+    time.time_ns = lambda: (
+        true_ns() + (int(ahead_s * 1e9) if next(calls) >= after_calls else 0)
+    )
 
 
 def unmeasured() -> None:
@@ -112,26 +116,35 @@ def no_modes() -> None:
 def cuda(library: str, report: str = "", total: int = 80 * 2**30) -> None:
     """There is a CUDA device, see tests/stand_in_cuda. total: bytes of its memory.
 
-    report: a file for what the host `waited` for, how often, and the `most` bytes in use since training began.
+    report: a file for what the host `waited` for, how often, and the `most` bytes in
+    use since training began.
     """
     from tests.stand_in_cuda import install
 
     device = install(Path(library), total)
     if report:
         write = Path(report).write_text
-        at_end.append(lambda: write(json.dumps({"waited": device.waited_for(), "most": device.most()})))
+        at_end.append(
+            lambda: write(
+                json.dumps({"waited": device.waited_for(), "most": device.most()})
+            )
+        )
 
 
 def real_cuda(report: str = "", total: int = 0) -> None:
-    """On the CUDA device that is there, float32 is never rounded to TF32. total: bytes PyTorch may take; 0: all.
+    """On the CUDA device that is there, float32 is never rounded to TF32. total: bytes
+    PyTorch may take; 0: all.
 
-    report: as `cuda`'s. PyTorch does not tell one wait from another, nor those for an event.
+    report: as `cuda`'s. PyTorch does not tell one wait from another, nor those for an
+    event.
     """
     import torch
 
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if total:
-        torch.cuda.set_per_process_memory_fraction(total / torch.cuda.get_device_properties(0).total_memory)
+        torch.cuda.set_per_process_memory_fraction(
+            total / torch.cuda.get_device_properties(0).total_memory
+        )
     if not report:
         return
     waits, show = [], warnings.showwarning
@@ -148,13 +161,19 @@ def real_cuda(report: str = "", total: int = 0) -> None:
     write = Path(report).write_text
     at_end.append(
         lambda: write(
-            json.dumps({"waited": {"copy to the host": len(waits)}, "most": torch.cuda.max_memory_allocated()})
+            json.dumps(
+                {
+                    "waited": {"copy to the host": len(waits)},
+                    "most": torch.cuda.max_memory_allocated(),
+                }
+            )
         )
     )
 
 
 def fetch_by_steps_only(every: int) -> None:
-    """Numbers are fetched after so many steps, however slow these are; timesteps are known four micro-batches ahead."""
+    """Numbers are fetched after so many steps, however slow these are; timesteps are
+    known four micro-batches ahead."""
     from jobs.process import trainer
     from toolkit.train import flow_step, metrics_buffer
 
@@ -174,14 +193,17 @@ def slow_from(place: str, call: int, seconds: float) -> None:
 
 
 def detach_first(attribute: str) -> None:
-    """Nothing that is learned depends on the first trained layer with this attribute that computes anything."""
+    """Nothing that is learned depends on the first trained layer with this attribute
+    that computes anything."""
     from torch import is_grad_enabled
     from torch.nn.modules.module import register_module_forward_hook
 
     first: list[Any] = []
 
     def detach(module: Any, _: Any, output: Any) -> Any:
-        is_trained = is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
+        is_trained = is_grad_enabled() and any(
+            parameter.requires_grad for parameter in module.parameters()
+        )
         if is_trained and hasattr(module, attribute):
             first[:] = first or [module]
             return output.detach() if module is first[0] else output
@@ -231,15 +253,17 @@ def hold(place: str, call: int, path: str) -> None:
 
 
 def leave_at(place: str, call: int) -> None:
-    """At the n-th call of `module:attribute`, the process is gone: no handler, no `finally`, nothing is flushed."""
+    """At the n-th call of `module:attribute`, the process is gone: no handler, no
+    `finally`, nothing is flushed."""
     _at_call(place, call, lambda: os._exit(99))
 
 
 def leave_at_write(thread: str, call: int, half: bool) -> None:
-    """The process is gone before the n-th write of a thread whose name begins so; half: within the n-th that can tear.
+    """The process is gone before the n-th write of a thread whose name begins so; half:
+    within the n-th that can tear.
 
-    Writes are whatever changes the disk: opening a file to write, flushing, renaming, removing, making a folder.
-    `counters` tells how many there were.
+    Writes are whatever changes the disk: opening a file to write, flushing, renaming,
+    removing, making a folder. `counters` tells how many there were.
     """
     from toolkit.networks import save as networks_files
     from toolkit.train import checkpoint_store
@@ -249,7 +273,11 @@ def leave_at_write(thread: str, call: int, half: bool) -> None:
 
     def write(begin: Callable[[], None] | None = None) -> None:
         nonlocal count, inside
-        if inside or not threading.current_thread().name.startswith(thread) or (half and begin is None):
+        if (
+            inside
+            or not threading.current_thread().name.startswith(thread)
+            or (half and begin is None)
+        ):
             return
         count += 1
         if count == call:
@@ -272,7 +300,9 @@ def leave_at_write(thread: str, call: int, half: bool) -> None:
         def begin() -> None:
             true_save(tensors, path, **named)
             os.truncate(path, path.stat().st_size // 2)
-            os.rename(path, path.with_name(".tmpAbC123"))  # as safetensors names it until it is whole
+            os.rename(
+                path, path.with_name(".tmpAbC123")
+            )  # as safetensors names it until it is whole
 
         write(begin)
         true_save(tensors, path, **named)
@@ -285,11 +315,16 @@ def leave_at_write(thread: str, call: int, half: bool) -> None:
 
 
 def _writes(mode: str | None, flags: int) -> bool:
-    return bool(flags & (os.O_WRONLY | os.O_RDWR)) if mode is None else mode[0] in "wax" or "+" in mode
+    return (
+        bool(flags & (os.O_WRONLY | os.O_RDWR))
+        if mode is None
+        else mode[0] in "wax" or "+" in mode
+    )
 
 
 def _write_half(path: Any, mode: str) -> None:
-    """What is left of a file when the process dies while it is written: of an appended one the end is torn."""
+    """What is left of a file when the process dies while it is written: of an appended
+    one the end is torn."""
     kind = os.O_APPEND if mode[0] == "a" else os.O_TRUNC if mode[0] == "w" else 0
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | kind)
     os.write(handle, b'{"step": 1')

@@ -1,8 +1,10 @@
-"""Jobs in processes of their own that begin in milliseconds: forked from one process that has imported everything.
+"""Jobs in processes of their own that begin in milliseconds: forked from one process
+that has imported everything.
 
-Run as a script this is that process; `Nursery` is how a test talks to it. A child does what `python run.py` does,
-with what `faults.py` breaks in it first, and never returns to the process it was forked from. Jobs on a GPU are not
-forked: another process runs them in turn (`Turns`), since each process takes seconds to start a GPU.
+Run as a script this is that process; `Nursery` is how a test talks to it. A child does
+what `python run.py` does, with what `faults.py` breaks in it first, and never returns
+to the process it was forked from. Jobs on a GPU are not forked: another process runs
+them in turn (`Turns`), since each process takes seconds to start a GPU.
 """
 
 from __future__ import annotations
@@ -58,10 +60,16 @@ class Nursery:
     """The process that forks; one per test session."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path()}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": python_path(),
+        }
         command = [sys.executable, str(Path(__file__).resolve())]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True
+        )
         self._turns: Turns | None = None
         self._environment = environment
         assert self._process.stdout.readline() == "ready\n"
@@ -76,21 +84,33 @@ class Nursery:
         environment: dict[str, str] | None = None,
         in_turn: bool | None = None,
     ) -> Child:
-        """Starts `main` of a module with these arguments; its output goes to `<name>.out` and `<name>.err` in `cwd`.
+        """Starts `main` of a module with these arguments; its output goes to
+        `<name>.out` and `<name>.err` in `cwd`.
 
-        environment: all of it; None is that of this process. in_turn: as one of `Turns`; None: where it is on a GPU.
+        environment: all of it; None is that of this process. in_turn: as one of
+        `Turns`; None: where it is on a GPU.
         """
-        order = {"arguments": [*map(str, arguments)], "cwd": str(cwd), "name": name, "faults": list(faults)}
+        order = {
+            "arguments": [*map(str, arguments)],
+            "cwd": str(cwd),
+            "name": name,
+            "faults": list(faults),
+        }
         order |= {"main": main, "environment": environment}
         files = cwd / f"{name}.out", cwd / f"{name}.err"
-        if any(fault[0] == "real_cuda" for fault in faults) if in_turn is None else in_turn:
+        if (
+            any(fault[0] == "real_cuda" for fault in faults)
+            if in_turn is None
+            else in_turn
+        ):
             if self._turns is None or self._turns.is_over:
                 self._turns = Turns(self._environment)
             return Child(self._turns, self._turns.add(order), *files)
         return Child(self, self._ask(order), *files)
 
     def status_of(self, pid: int) -> int | None:
-        """Exit code of a child as `subprocess` counts (a signal is negative), None while it runs."""
+        """Exit code of a child as `subprocess` counts (a signal is negative), None
+        while it runs."""
         return self._ask({"poll": pid})
 
     def kill(self, pid: int, number: signal.Signals) -> None:
@@ -109,11 +129,17 @@ class Nursery:
 
 
 class Turns:
-    """A process that runs one job after the other; after each it is as before, as far as `as_before` knows."""
+    """A process that runs one job after the other; after each it is as before, as far
+    as `as_before` knows."""
 
     def __init__(self, environment: dict[str, str]) -> None:
-        command, pipe = [sys.executable, str(Path(__file__).resolve()), IN_TURN], subprocess.PIPE
-        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
+        command, pipe = (
+            [sys.executable, str(Path(__file__).resolve()), IN_TURN],
+            subprocess.PIPE,
+        )
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True
+        )
         self._orders, self._codes = 0, list[int]()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -135,7 +161,8 @@ class Turns:
         return self._orders - 1
 
     def status_of(self, number: int) -> int | None:
-        """Exit code of a job, None while it waits or runs; that of the process where it has taken the job with it."""
+        """Exit code of a job, None while it waits or runs; that of the process where it
+        has taken the job with it."""
         over = self.is_over
         if over:
             self._reader.join()
@@ -172,7 +199,9 @@ class Child:
         """The exit code. Fails when the job has not ended by then."""
         deadline = time.monotonic() + seconds
         while self.poll() is None:
-            assert time.monotonic() < deadline, f"still running after {seconds} s:\n{self.output}"
+            assert time.monotonic() < deadline, (
+                f"still running after {seconds} s:\n{self.output}"
+            )
             time.sleep(0.005)
         return self.code
 
@@ -206,7 +235,9 @@ class Child:
     @property
     def outputs(self) -> tuple[str, str]:
         """Standard output and errors."""
-        return self.out.read_text(encoding="utf-8") if self.out.exists() else "", self.errors
+        return self.out.read_text(
+            encoding="utf-8"
+        ) if self.out.exists() else "", self.errors
 
     @property
     def errors(self) -> str:
@@ -224,12 +255,15 @@ def serve() -> None:
     answers.write("ready\n")
     for line in sys.stdin:
         order = json.loads(line)
-        answers.write(json.dumps(poll(order["poll"]) if "poll" in order else fork(order)) + "\n")
+        answers.write(
+            json.dumps(poll(order["poll"]) if "poll" in order else fork(order)) + "\n"
+        )
 
 
 @contextmanager
 def no_gpu_in_sight() -> Iterator[None]:
-    """What is imported would use a GPU that it sees, and no forked process could use it afterwards."""
+    """What is imported would use a GPU that it sees, and no forked process could use it
+    afterwards."""
     variables = {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
@@ -255,15 +289,21 @@ def fork(order: dict) -> int:
         return pid
     code = 70
     try:
-        if torch.cuda._is_in_bad_fork():  # importing has used a GPU all the same: import once more
-            os.execv(sys.executable, [sys.executable, str(Path(__file__).resolve()), json.dumps(order)])
+        if (
+            torch.cuda._is_in_bad_fork()
+        ):  # importing has used a GPU all the same: import once more
+            os.execv(
+                sys.executable,
+                [sys.executable, str(Path(__file__).resolve()), json.dumps(order)],
+            )
         code = become_the_job(order)
     finally:
         os._exit(code)
 
 
 def run_in_turn() -> None:
-    """Runs the jobs of the orders on standard input, and answers with the exit code of each."""
+    """Runs the jobs of the orders on standard input, and answers with the exit code of
+    each."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     import_everything()
     for line in sys.stdin:
@@ -280,18 +320,27 @@ def run_in_turn() -> None:
 
 @contextmanager
 def as_before() -> Iterator[None]:
-    """After the block the process is as before: what jobs and the faults of jobs on a GPU change."""
+    """After the block the process is as before: what jobs and the faults of jobs on a
+    GPU change."""
     from jobs.process import trainer
     from tests.faults import faults
     from toolkit.train import flow_step, metrics_buffer
 
-    places = [(sys, name) for name in ("argv", "stdin", "stdout", "stderr", "unraisablehook")]
+    places = [
+        (sys, name) for name in ("argv", "stdin", "stdout", "stderr", "unraisablehook")
+    ]
     places += [(warnings, "showwarning"), (metrics_buffer, "METRICS_SYNC_SECONDS")]
     places += [(trainer, "FETCH_EVERY"), (flow_step, "LOOKAHEAD_BATCHES")]
-    places += [(owner, "allow_tf32") for owner in (torch.backends.cudnn, torch.backends.cuda.matmul)]
+    places += [
+        (owner, "allow_tf32")
+        for owner in (torch.backends.cudnn, torch.backends.cuda.matmul)
+    ]
     kept = [(owner, name, getattr(owner, name)) for owner, name in places]
     folder, environment = Path.cwd(), dict(os.environ)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     streams = os.dup(1), os.dup(2)
     try:
         with warnings.catch_warnings():
@@ -331,10 +380,14 @@ def become_the_job(order: dict) -> int:
     sys.argv = [f"{order['main']}.py", *order["arguments"]]
     os.chdir(order["cwd"])
     for number, suffix in ((1, "out"), (2, "err")):
-        file = os.open(f"{order['name']}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        file = os.open(
+            f"{order['name']}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644
+        )
         os.dup2(file, number)
     sys.stdin = open(os.devnull, encoding="ascii")  # noqa: SIM115 - it lives as long as the process
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8") for number in (1, 2))
+    sys.stdout, sys.stderr = (
+        os.fdopen(number, "w", encoding="utf-8") for number in (1, 2)
+    )
     for name, *arguments in order["faults"]:
         getattr(faults, name)(*arguments)
     try:

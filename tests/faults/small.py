@@ -1,4 +1,5 @@
-"""A run of milliseconds through everything that saves and resumes: a line fitted to seven points."""
+"""A run of milliseconds through everything that saves and resumes: a line fitted to
+seven points."""
 
 from __future__ import annotations
 
@@ -27,7 +28,10 @@ EVERY = 2
 
 def prepare(run: Run, step: int | None) -> Callable[[], list[Path]]:
     """As the trainer's: the averages now, written later."""
-    path = run.folder / f"{run.name if step is None else step_stem(run.name, step)}.safetensors"
+    path = (
+        run.folder
+        / f"{run.name if step is None else step_stem(run.name, step)}.safetensors"
+    )
     tensors = to_cpu_copies(run.roles["network"].eval_weights(), "float32")
     metadata = {"training_info": json.dumps({"step": run.state.step})}
 

@@ -1,5 +1,5 @@
-"""Whole trainings of autoencoders with everything random switched on, killed within a step, at a save and between the
-processes of a job: they end in the same bytes."""
+"""Whole trainings of autoencoders with everything random switched on, killed within a
+step, at a save and between the processes of a job: they end in the same bytes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,25 @@ import pytest
 
 from extensions.compat.fluxflow import sized
 from tests.extensions.from_scratch.conftest import SMALL
-from tests.faults.conftest import KILL, STEPS, TERM, Job, contents, draw_pictures, without_times
+from tests.faults.conftest import (
+    KILL,
+    STEPS,
+    TERM,
+    Job,
+    contents,
+    draw_pictures,
+    without_times,
+)
 from tests.faults.nursery import Child, Fault, Nursery
 from tests.faults.test_cuda import STAND_IN, memory_event
 from tests.stand_in_cuda import built
 
 OF_VAE = "extensions.from_scratch.autoencoder_step:AutoencoderStep._autoencoder_losses"
-OF_DISCRIMINATOR = "extensions.from_scratch.autoencoder_step:AutoencoderStep._discriminator_losses"
-"""Called once per micro-batch from the second step on, after the autoencoder's backward pass."""
+OF_DISCRIMINATOR = (
+    "extensions.from_scratch.autoencoder_step:AutoencoderStep._discriminator_losses"
+)
+"""Called once per micro-batch from the second step on, after the autoencoder's backward
+pass."""
 
 OF_THIS_START = "run.json|events.jsonl|/superseded/"
 """Files that tell what happened when, and what was moved aside."""
@@ -31,7 +42,8 @@ FINISHED = "jobs.job_state:JobState.finish"
 
 @dataclass
 class Pipeline(Job):
-    """A VAE with SPADE and a discriminator, then its decoder with another discriminator's start."""
+    """A VAE with SPADE and a discriminator, then its decoder with another
+    discriminator's start."""
 
     def start(self, *flags: str, faults: Sequence[Fault] = ()) -> Child:
         return super().start(*flags, faults=[("unmeasured",), *faults])
@@ -45,12 +57,16 @@ class Pipeline(Job):
 
     def write(self) -> Path:
         path = self.cwd / "job.yaml"
-        document = {"job": "extension", "config": {"name": self.name, "process": self.sections()}}
+        document = {
+            "job": "extension",
+            "config": {"name": self.name, "process": self.sections()},
+        }
         path.write_text(json.dumps(document), encoding="utf-8")
         return path
 
     def result(self) -> dict[str, object]:
-        """Every file byte for byte; of metrics all but their times, of samples all but those in their names."""
+        """Every file byte for byte; of metrics all but their times, of samples all but
+        those in their names."""
         found: dict[str, object] = {}
         for name, text in contents(self.folder).items():
             if name.endswith(".jsonl"):
@@ -59,20 +75,34 @@ class Pipeline(Job):
                 found[re.sub(r"\d+__", "", name)] = text
             else:
                 found[name] = text
-        return {name: value for name, value in found.items() if not re.search(OF_THIS_START, name)}
+        return {
+            name: value
+            for name, value in found.items()
+            if not re.search(OF_THIS_START, name)
+        }
 
 
 @pytest.fixture(scope="session")
 def vae_section(pictures: Path) -> dict:
-    """SPADE, a discriminator with R1 and noise, EMA, accumulation across the end of the epoch, samples, validation."""
+    """SPADE, a discriminator with R1 and noise, EMA, accumulation across the end of the
+    epoch, samples, validation."""
     return {
         "type": "vae_trainer",
         "training_folder": "output",
         "device": "cpu",
         "training_seed": 3,
-        "model": {"class_name": "AutoencoderKL", "config": SMALL["AutoencoderKL"], "spade": True},
+        "model": {
+            "class_name": "AutoencoderKL",
+            "config": SMALL["AutoencoderKL"],
+            "spade": True,
+        },
         "losses": {"kl_warmup_steps": 4},
-        "discriminator": {"channels": 4, "layers": 1, "r1_interval": 2, "start_step": 1},
+        "discriminator": {
+            "channels": 4,
+            "layers": 1,
+            "r1_interval": 2,
+            "start_step": 1,
+        },
         "optimizers": {"discriminator": {"every": 2}},
         "train": {
             "steps": STEPS,
@@ -89,9 +119,13 @@ def vae_section(pictures: Path) -> dict:
 
 
 @pytest.fixture(scope="session")
-def whole(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, vae_section: dict) -> Pipeline:
+def whole(
+    nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, vae_section: dict
+) -> Pipeline:
     """The job when nothing happens to it. Read only."""
-    made = Pipeline(nursery, tmp_path_factory.mktemp("whole_vae"), copy.deepcopy(vae_section))
+    made = Pipeline(
+        nursery, tmp_path_factory.mktemp("whole_vae"), copy.deepcopy(vae_section)
+    )
     made.run()
     return made
 
@@ -113,32 +147,55 @@ def assert_same(pipeline: Pipeline, whole: Pipeline) -> None:
 def test_the_job_leaves_what_is_to_be_the_same(whole: Pipeline) -> None:
     found = whole.result()
     for name in ("one", "two"):
-        states = {f"{name}/state/step_00000000{step}/weights.safetensors" for step in (2, 4, 6)}
-        files = {f"{name}/{name}/{file}.safetensors" for file in ("spade", "discriminator", "diffusion_pytorch_model")}
+        states = {
+            f"{name}/state/step_00000000{step}/weights.safetensors"
+            for step in (2, 4, 6)
+        }
+        files = {
+            f"{name}/{name}/{file}.safetensors"
+            for file in ("spade", "discriminator", "diffusion_pytorch_model")
+        }
         assert states | files <= found.keys()
-    assert found["one/one/discriminator.safetensors"] != found["two/two/discriminator.safetensors"]
+    assert (
+        found["one/one/discriminator.safetensors"]
+        != found["two/two/discriminator.safetensors"]
+    )
 
 
 @pytest.mark.slow
-def test_a_kill_between_the_two_passes_of_a_step(pipeline: Pipeline, whole: Pipeline) -> None:
-    """The autoencoder has its gradients, the discriminator none: nothing of that is left."""
+def test_a_kill_between_the_two_passes_of_a_step(
+    pipeline: Pipeline, whole: Pipeline
+) -> None:
+    """The autoencoder has its gradients, the discriminator none: nothing of that is
+    left."""
     for number, call in ((KILL, 7), (TERM, 5)):  # in step 5, in step 5 again
         child = pipeline.start(faults=[("kill_self", OF_DISCRIMINATOR, call, number)])
         assert child.wait() == (-KILL if number == KILL else 75), child.output
-        assert (pipeline.folder / "one" / "state" / "step_000000002" / "MANIFEST.json").is_file()
+        assert (
+            pipeline.folder / "one" / "state" / "step_000000002" / "MANIFEST.json"
+        ).is_file()
     pipeline.run()
     assert_same(pipeline, whole)
 
 
 @pytest.mark.slow
-def test_kills_in_a_row_within_the_second_process(pipeline: Pipeline, whole: Pipeline) -> None:
+def test_kills_in_a_row_within_the_second_process(
+    pipeline: Pipeline, whole: Pipeline
+) -> None:
     """Each start makes at least one more save; the first process is not begun again."""
-    calls = 1 + 2 * STEPS  # of the first process; the largest batch is tried before the first step
-    assert pipeline.start(faults=[("kill_self", OF_VAE, calls + 1 + 5, KILL)]).wait() == -KILL
+    calls = (
+        1 + 2 * STEPS
+    )  # of the first process; the largest batch is tried before the first step
+    assert (
+        pipeline.start(faults=[("kill_self", OF_VAE, calls + 1 + 5, KILL)]).wait()
+        == -KILL
+    )
     before = (pipeline.folder / "one" / "one" / "config.json").stat().st_mtime_ns
     assert pipeline.start(faults=[("kill_self", OF_VAE, 1 + 6, KILL)]).wait() == -KILL
     pipeline.run()
-    assert (pipeline.folder / "one" / "one" / "config.json").stat().st_mtime_ns == before
+    assert (
+        pipeline.folder / "one" / "one" / "config.json"
+    ).stat().st_mtime_ns == before
     assert_same(pipeline, whole)
 
 
@@ -147,7 +204,9 @@ def test_death_between_the_processes(pipeline: Pipeline, whole: Pipeline) -> Non
     """The first process is done, and what says so is not written, then half written."""
     for _ in range(2):
         assert pipeline.start(faults=[("leave_at", FINISHED, 1)]).wait() == 99
-        assert (pipeline.folder / "one" / "one").is_dir() and not (pipeline.folder / "two" / "state").exists()
+        assert (pipeline.folder / "one" / "one").is_dir() and not (
+            pipeline.folder / "two" / "state"
+        ).exists()
     (pipeline.folder / "job_state.json").write_text('{"fin')
     pipeline.run()
     assert_same(pipeline, whole)
@@ -155,12 +214,19 @@ def test_death_between_the_processes(pipeline: Pipeline, whole: Pipeline) -> Non
 
 @pytest.mark.slow
 def test_death_at_writes_of_its_saves(pipeline: Pipeline, whole: Pipeline) -> None:
-    """Every few writes of the saving thread, before or within one, in one folder again and again: folders of models,
-    then states."""
+    """Every few writes of the saving thread, before or within one, in one folder again
+    and again: folders of models, then states."""
     before, within = (3, 5, 8, 12, 17, 23, 30), (1, 2, 3, 4, 5, 6, 7)
     deaths = 0
-    for half, call in ((half, calls[half]) for calls in zip(before, within, strict=True) for half in (False, True)):
-        deaths += pipeline.start(faults=[("leave_at_write", "save", call, half)]).wait(60) == 99
+    for half, call in (
+        (half, calls[half])
+        for calls in zip(before, within, strict=True)
+        for half in (False, True)
+    ):
+        deaths += (
+            pipeline.start(faults=[("leave_at_write", "save", call, half)]).wait(60)
+            == 99
+        )
         if (pipeline.folder / "two" / "two").exists():
             break
     assert deaths >= 8
@@ -170,12 +236,18 @@ def test_death_at_writes_of_its_saves(pipeline: Pipeline, whole: Pipeline) -> No
 
 ON_A_CARD = {
     "gan, float32": {"discriminator": {"channels": 32}, "train": {"dtype": "fp32"}},
-    "spade": {"model": {"class_name": "AutoencoderKL", "config": sized(32), "spade": True}},
+    "spade": {
+        "model": {"class_name": "AutoencoderKL", "config": sized(32), "spade": True}
+    },
 }
 
 
 @pytest.mark.parametrize(
-    "changes", [pytest.param(changes, marks=STAND_IN, id=name) for name, changes in ON_A_CARD.items()]
+    "changes",
+    [
+        pytest.param(changes, marks=STAND_IN, id=name)
+        for name, changes in ON_A_CARD.items()
+    ],
 )
 def test_the_plan_says_what_is_taken_on_a_cuda_device(
     nursery: Nursery, tmp_path: Path, vae_section: dict, changes: dict

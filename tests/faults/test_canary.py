@@ -1,5 +1,6 @@
-"""Reading somebody's file runs no code: what it names, an extension beside it, and modules in the working directory are
-executed by a training alone. An audit hook would not see `import_module`; a file that the module writes does."""
+"""Reading somebody's file runs no code: what it names, an extension beside it, and
+modules in the working directory are executed by a training alone. An audit hook would
+not see `import_module`; a file that the module writes does."""
 
 from __future__ import annotations
 
@@ -42,8 +43,20 @@ JOB = {
     "network": {"type": "lora", "linear": 4, "linear_alpha": 4},
     "save": {"dtype": "float32", "save_every": 1},
     "datasets": [{"folder_path": "data", "resolution": 64}],
-    "train": {"steps": 1, "lr": 0.01, "optimizer": NAME, "dtype": "fp32", "gradient_checkpointing": False},
-    "sample": {"prompts": ["a photo"], "width": 64, "height": 64, "sample_steps": 1, "sample_every": 1},
+    "train": {
+        "steps": 1,
+        "lr": 0.01,
+        "optimizer": NAME,
+        "dtype": "fp32",
+        "gradient_checkpointing": False,
+    },
+    "sample": {
+        "prompts": ["a photo"],
+        "width": 64,
+        "height": 64,
+        "sample_steps": 1,
+        "sample_every": 1,
+    },
     "model": {"name_or_path": "model", "model_kwargs": {"match_target_res": True}},
 }
 
@@ -97,7 +110,8 @@ FOREIGN = {
     ),
     "fluxflow": ("fluxflow.yaml", FLUXFLOW),
 }  # fmt: skip
-"""Program -> a file of it that names the canary where that program names an optimizer."""
+"""Program -> a file of it that names the canary where that program names an
+optimizer."""
 
 TOOLS = {
     "align": ["data", "--control-path", "data", "--output", "aligned"],
@@ -125,17 +139,21 @@ TOOLS = {
     "scale": ["FILE", "scaled.safetensors", "--blocks", "0:0.5"],
     "ui": ["--help"],
 }
-"""Tool -> flags with which it reads a run, a job or a file of weights: what it then says of them is not asked here."""
+"""Tool -> flags with which it reads a run, a job or a file of weights: what it then
+says of them is not asked here."""
 
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a job, files of all programs, a run, and canaries; outside of it is one on the path."""
+    """A working directory with a job, files of all programs, a run, and canaries;
+    outside of it is one on the path."""
     here, path = tmp_path / "here", tmp_path / "path"
     for place in (path / "evilmod", here / "extension", here / "PIL"):
         place.mkdir(parents=True)
         (place / "__init__.py").write_text(CANARY + "AI_TOOLKIT_EXTENSIONS = []\n")
-    (path / "evilmod" / "__init__.py").write_text(CANARY + "import torch\nclass Opt(torch.optim.AdamW): ...\n")
+    (path / "evilmod" / "__init__.py").write_text(
+        CANARY + "import torch\nclass Opt(torch.optim.AdamW): ...\n"
+    )
     for name in ("yaml", "torch", "numpy", "jinja2", "sitecustomize", "evilmod"):
         (here / f"{name}.py").write_text(CANARY)
     (here / "model").symlink_to(tiny_model)
@@ -145,18 +163,30 @@ def folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
     (here / "job.yaml").write_text(text)
     for name, content in FOREIGN.values():
         (here / name).write_text(content)
-    (here / "data.toml").write_text('[general]\nresolution = [64, 64]\n[[datasets]]\nimage_directory = "data"\n')
-    (here / "dataset.toml").write_text("resolutions = [64]\n[[directory]]\npath = 'data'\n")
-    (here / "data.json").write_text(json.dumps([{"id": "a", "type": "local", "instance_data_dir": "data"}]))
+    (here / "data.toml").write_text(
+        '[general]\nresolution = [64, 64]\n[[datasets]]\nimage_directory = "data"\n'
+    )
+    (here / "dataset.toml").write_text(
+        "resolutions = [64]\n[[directory]]\npath = 'data'\n"
+    )
+    (here / "data.json").write_text(
+        json.dumps([{"id": "a", "type": "local", "instance_data_dir": "data"}])
+    )
     run = here / "output" / "one"
     (run / "samples").mkdir(parents=True)
     (run / "config.yaml").write_text(text)
-    (run / "run.json").write_text(json.dumps({"name": "one", "status": "finished", "step": 1, "steps": 1}))
+    (run / "run.json").write_text(
+        json.dumps({"name": "one", "status": "finished", "step": 1, "steps": 1})
+    )
     import torch
 
     key = "transformer_blocks.0.attn.to_q"
     save_file(
-        {f"{key}.lora_A.weight": torch.ones(4, 8), f"{key}.lora_B.weight": torch.ones(8, 4)}, run / "one.safetensors"
+        {
+            f"{key}.lora_A.weight": torch.ones(4, 8),
+            f"{key}.lora_B.weight": torch.ones(8, 4),
+        },
+        run / "one.safetensors",
     )
     monkeypatch.setenv("CANARY", str(tmp_path / "executed"))
     monkeypatch.setenv("PYTHONPATH", str(path))
@@ -179,19 +209,27 @@ class Said:
 def command(*words: str) -> Said:
     """What `run.py` says in an interpreter that begins here."""
     argv = [sys.executable, str(ROOT / "run.py"), *words]
-    done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+    done = subprocess.run(
+        argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300
+    )
     return Said(done.returncode, done.stdout + done.stderr)
 
 
 @pytest.fixture
 def forked(nursery: Nursery, folder: Path) -> Callable[..., Said]:
     """The same in a process that has imported everything but the canaries."""
-    places = {"RUN": "output/one", "JOB": "job.yaml", "FILE": "output/one/one.safetensors"}
+    places = {
+        "RUN": "output/one",
+        "JOB": "job.yaml",
+        "FILE": "output/one/one.safetensors",
+    }
 
     def run(*words: str) -> Said:
         argv = [places.get(word, word) for word in words]
         faults = [("search_path", os.environ["PYTHONPATH"])]
-        child = nursery.fork(argv, folder, "../said", faults, environment=dict(os.environ))
+        child = nursery.fork(
+            argv, folder, "../said", faults, environment=dict(os.environ)
+        )
         return Said(child.wait(), child.output)
 
     return run
@@ -216,7 +254,9 @@ def test_no_reader_executes_what_a_file_names(forked: Callable[..., Said]) -> No
 
 
 @pytest.mark.slow
-def test_no_tool_executes_what_a_run_or_a_job_names(forked: Callable[..., Said]) -> None:
+def test_no_tool_executes_what_a_run_or_a_job_names(
+    forked: Callable[..., Said],
+) -> None:
     assert TOOLS.keys() == discover().tools().keys()
     for uid, words in TOOLS.items():
         found = forked(uid, *words)
@@ -237,14 +277,22 @@ def test_the_training_executes_it(folder: Path, forked: Callable[..., Said]) -> 
 def test_no_route_of_the_page_executes_what_is_typed_or_lies_in_its_folders(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Queue, "start_runner", lambda queue: None)  # it starts trainings
+    monkeypatch.setattr(
+        Queue, "start_runner", lambda queue: None
+    )  # it starts trainings
     Path("jobs").mkdir()
     Path("datasets/1_x").mkdir(parents=True)
     shutil.copy("data/a.png", "datasets/1_x")
     shutil.copy("job.yaml", "jobs/x.yaml")
     text = Path("job.yaml").read_text()
-    ui = Ui(*(folder / name for name in ("output", "datasets", "jobs")), token="", price_per_hour=0.0)
-    client = TestClient(make_app(ui), base_url="http://localhost:8675", raise_server_exceptions=False)
+    ui = Ui(
+        *(folder / name for name in ("output", "datasets", "jobs")),
+        token="",
+        price_per_hour=0.0,
+    )
+    client = TestClient(
+        make_app(ui), base_url="http://localhost:8675", raise_server_exceptions=False
+    )
     headers = {"origin": "http://localhost:8675"}
     for method, path in addresses():
         path = (
@@ -254,12 +302,21 @@ def test_no_route_of_the_page_executes_what_is_typed_or_lies_in_its_folders(
         )
         if not path.endswith("/live"):  # an endless stream of what `news` reads
             client.request(method, path, headers=headers)
-    assert {route.path for route in ROUTES if not isinstance(route, Mount)} >= {"/new", "/jobs/{file}", "/queue/start"}
+    assert {route.path for route in ROUTES if not isinstance(route, Mount)} >= {
+        "/new",
+        "/jobs/{file}",
+        "/queue/start",
+    }
     for action in ("check", "search", "save"):
-        answer = client.post("/new", data={"action": action, "yaml": text}, headers=headers)
+        answer = client.post(
+            "/new", data={"action": action, "yaml": text}, headers=headers
+        )
         assert answer.status_code < 400 and "evilmod" in answer.text, answer.text
     file, content = FOREIGN["musubi"]
-    for sent in ({"data": {"import_text": content}}, {"files": {"import_file": (file, content)}}):
+    for sent in (
+        {"data": {"import_text": content}},
+        {"files": {"import_file": (file, content)}},
+    ):
         given = {"action": "import", **sent.pop("data", {})}
         answer = client.post("/new", data=given, headers=headers, **sent)
         assert "evilmod" in answer.text, answer.text

@@ -1,8 +1,10 @@
-"""Jobs on a CUDA device: everything is in the right memory, in the right order, and trains as on the CPU.
+"""Jobs on a CUDA device: everything is in the right memory, in the right order, and
+trains as on the CPU.
 
-The device is one that is none (tests/stand_in_cuda): it refuses tensors of two devices in one operation, and gives
-garbage to whoever does not wait for a copy. With `-m cuda` it is the real one that is there; the CPU's numbers are met
-less closely on that, and what depends on single bytes of memory is left to the stand-in.
+The device is one that is none (tests/stand_in_cuda): it refuses tensors of two devices
+in one operation, and gives garbage to whoever does not wait for a copy. With `-m cuda`
+it is the real one that is there; the CPU's numbers are met less closely on that, and
+what depends on single bytes of memory is left to the stand-in.
 """
 
 from __future__ import annotations
@@ -35,14 +37,24 @@ from toolkit.models.tiny import TinySpec, write_tiny_model
 
 STAND_IN = [
     pytest.mark.slow,
-    pytest.mark.skipif(COMPILER is None, reason="compiles the device that stands in for CUDA, and finds no c++"),
-    pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own"),
+    pytest.mark.skipif(
+        COMPILER is None,
+        reason="compiles the device that stands in for CUDA, and finds no c++",
+    ),
+    pytest.mark.skipif(
+        torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own"
+    ),
 ]
 
 INT8 = {"quantize": True, "qtype": "int8"}
 INT4 = {"quantize": True, "qtype": "int4"}
 PLAIN = {"gradient_checkpointing": "none"}
-IN_BACKWARD = {"lr": 1e-4, "fused_backward_pass": True, "gradient_accumulation": 1, "max_grad_norm": 0}
+IN_BACKWARD = {
+    "lr": 1e-4,
+    "fused_backward_pass": True,
+    "gradient_accumulation": 1,
+    "max_grad_norm": 0,
+}
 EAGER = {"enabled": True, "backend": "aot_eager"}
 
 SETTINGS: dict[str, dict[str, dict]] = {
@@ -51,7 +63,9 @@ SETTINGS: dict[str, dict[str, dict]] = {
     "int8": {"model": INT8},
     "compiled where auto can": {"train": {"compile": {"backend": "aot_eager"}}},
     "int8, compiled": {"model": INT8, "train": {"compile": EAGER}},
-    "int4, text encoder int8": {"model": {**INT4, "quantize_te": True, "qtype_te": "int8"}},
+    "int4, text encoder int8": {
+        "model": {**INT4, "quantize_te": True, "qtype_te": "int8"}
+    },
     "uint3, the blank prompt held": {
         "model": {"quantize": True, "qtype": "uint3"},
         "train": {"blank_prompt_preservation": True},
@@ -69,8 +83,14 @@ SETTINGS: dict[str, dict[str, dict]] = {
         "model": {**INT4, "modulation_table": False, "blocks_to_swap": 3},
         "train": {"gradient_checkpointing": "block_offload"},
     },
-    "dora, adafactor": {"network": {"type": "dora"}, "train": {"optimizer": "adafactor"}},
-    "lokr, prodigy": {"network": {"type": "lokr"}, "train": {"optimizer": "prodigy", "lr": 1.0}},
+    "dora, adafactor": {
+        "network": {"type": "dora"},
+        "train": {"optimizer": "adafactor"},
+    },
+    "lokr, prodigy": {
+        "network": {"type": "lokr"},
+        "train": {"optimizer": "prodigy", "lr": 1.0},
+    },
     "loha, sgd": {"network": {"type": "loha"}, "train": {"optimizer": "sgd"}},
     "the model itself": {"network": {"type": "full"}, "train": {"lr": 1e-4}},
     "the model itself, three blocks swapped, average": {
@@ -83,7 +103,12 @@ SETTINGS: dict[str, dict[str, dict]] = {
         "network": {"type": "full"},
         "train": {
             **IN_BACKWARD,
-            **{"dtype": "bf16", "full_bf16": True, "optimizer": "adafactor", "gradient_checkpointing": "full_offload"},
+            **{
+                "dtype": "bf16",
+                "full_bf16": True,
+                "optimizer": "adafactor",
+                "gradient_checkpointing": "full_offload",
+            },
         },
     },
     "validation": {"validation": {"fraction": 0.3, "every": 2}},
@@ -98,10 +123,14 @@ TOGETHER: dict[str, tuple[str, ...]] = {
     "int4": ("int4, text encoder int8", "attention kept", "lokr, prodigy"),
     "uint3": ("uint3, the blank prompt held", "three blocks swapped"),
     "fp8": ("fp8", "dora, adafactor"),
-    **{name: (name,) for name in SETTINGS if name.startswith(("the 12 GB", "the smallest", "the model itself, "))},
+    **{
+        name: (name,)
+        for name in SETTINGS
+        if name.startswith(("the 12 GB", "the smallest", "the model itself, "))
+    },
 }
-"""Jobs with several of these settings, which are all that the stand-in runs: it has the CPU's numbers. The rest are
-parts of them."""
+"""Jobs with several of these settings, which are all that the stand-in runs: it has the
+CPU's numbers. The rest are parts of them."""
 
 
 def settings_of(names: Iterable[str]) -> dict[str, dict]:
@@ -113,7 +142,8 @@ def settings_of(names: Iterable[str]) -> dict[str, dict]:
 
 @pytest.mark.parametrize("names", TOGETHER.values(), ids=TOGETHER)
 def test_settings_that_run_together_are_known(names: tuple[str, ...]) -> None:
-    """Without the stand-in, so that a name that was removed fails among the fast tests."""
+    """Without the stand-in, so that a name that was removed fails among the fast
+    tests."""
     assert set(names) <= set(SETTINGS)
 
 
@@ -136,12 +166,15 @@ def device(request: pytest.FixtureRequest) -> list[Fault]:
     return [("cuda", str(built())) if request.param == "cuda" else (request.param,)]
 
 
-stand_in_only = pytest.mark.parametrize("device", [pytest.param("cuda", marks=STAND_IN, id="stand-in")], indirect=True)
+stand_in_only = pytest.mark.parametrize(
+    "device", [pytest.param("cuda", marks=STAND_IN, id="stand-in")], indirect=True
+)
 
 
 @pytest.fixture
 def here(job: Job, four_blocks: Path, tmp_path: Path) -> Job:
-    """The small job with a reference, on a model of which three blocks can be swapped."""
+    """The small job with a reference, on a model of which three blocks can be
+    swapped."""
     references = draw_pictures(tmp_path / "references", "a", "b", "c")
     job.section["datasets"][0] |= {"control_path": str(references)}
     job.section["model"]["name_or_path"] = str(four_blocks)
@@ -176,15 +209,19 @@ def on_the_cpu(
     device: list[Fault],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[tuple[str, ...]], Job]]:
-    """The job of some settings, started on the CPU. Beside a GPU, on which jobs run in turn, those of all tests that
-    were chosen are started at once: such a machine has many cores."""
+    """The job of some settings, started on the CPU. Beside a GPU, on which jobs run in
+    turn, those of all tests that were chosen are started at once: such a machine has
+    many cores."""
     references = draw_pictures(tmp_path_factory.mktemp("references"), "a", "b", "c")
     started: dict[tuple[str, ...], Job] = {}
 
     def start(names: tuple[str, ...]) -> None:
         section = copy.deepcopy(small_section)
         # Texts of one length, which one program is compiled for.
-        section["datasets"][0] |= {"control_path": str(references), "caption_dropout_rate": 0}
+        section["datasets"][0] |= {
+            "control_path": str(references),
+            "caption_dropout_rate": 0,
+        }
         section["model"]["name_or_path"] = str(four_blocks)
         section["train"]["steps"] = section["sample"]["sample_every"] = 4
         for part, values in settings_of(names).items():
@@ -195,8 +232,16 @@ def on_the_cpu(
         started[names].start()
 
     def job_of(names: tuple[str, ...]) -> Job:
-        chosen = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-        of_all = {params["names"] for params in chosen if "names" in params and params["device"] == "real_cuda"}
+        chosen = [
+            item.callspec.params
+            for item in request.session.items
+            if hasattr(item, "callspec")
+        ]
+        of_all = {
+            params["names"]
+            for params in chosen
+            if "names" in params and params["device"] == "real_cuda"
+        }
         for each in of_all if device[0][0] == "real_cuda" else {names}:
             if each not in started:
                 start(each)
@@ -210,8 +255,14 @@ def on_the_cpu(
 @pytest.mark.parametrize(
     ("device", "names"),
     [
-        *(pytest.param("cuda", names, marks=STAND_IN, id=f"stand-in-{id}") for id, names in TOGETHER.items()),
-        *(pytest.param("real_cuda", (name,), marks=pytest.mark.cuda, id=f"GPU-{name}") for name in SETTINGS),
+        *(
+            pytest.param("cuda", names, marks=STAND_IN, id=f"stand-in-{id}")
+            for id, names in TOGETHER.items()
+        ),
+        *(
+            pytest.param("real_cuda", (name,), marks=pytest.mark.cuda, id=f"GPU-{name}")
+            for name in SETTINGS
+        ),
     ],
     indirect=["device"],
 )
@@ -227,12 +278,20 @@ def test_a_job_learns_there_what_it_learns_on_the_cpu(
     both = on_cuda.start(faults=[(*device[0], str(report))]), here.started[0]
     output, _ = (child.ends_with() for child in both)
     assert "device cuda:0" in output
-    assert device[0][0] != "cuda" or bool(re.search(r"compiled \d+ programs", output)) == ("compile" in str(settings))
+    assert device[0][0] != "cuda" or bool(
+        re.search(r"compiled \d+ programs", output)
+    ) == ("compile" in str(settings))
     record_property("peak_bytes", json.loads(report.read_text())["most"])
-    precision = max(value for word, value in PRECISIONS[device[0][0]].items() if word in str(settings))
+    precision = max(
+        value
+        for word, value in PRECISIONS[device[0][0]].items()
+        if word in str(settings)
+    )
     ours, theirs = on_cuda.metrics(), here.metrics()
     assert [line["step"] for line in ours] == [1, 2, 3, 4]
-    assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=precision)
+    assert [line["loss"] for line in ours] == pytest.approx(
+        [line["loss"] for line in theirs], rel=precision
+    )
     ours, theirs = pictures_of(on_cuda), pictures_of(here)
     assert ours.shape == theirs.shape == (2, 64, 64, 3)
     assert np.abs(ours - theirs).mean() < 255 * max(1e-3, 10 * precision)
@@ -242,8 +301,12 @@ def test_a_job_learns_there_what_it_learns_on_the_cpu(
 def test_an_autoencoder_and_its_discriminator_learn_there_what_they_learn_on_the_cpu(
     job: Job, there: Callable[[Job], Job], device: list[Fault], tmp_path: Path
 ) -> None:
-    """With noise on what the discriminator sees, which is drawn there; the stand-in's numbers are the CPU's."""
-    kept = {key: job.section[key] for key in ("training_folder", "device", "training_seed", "datasets")}
+    """With noise on what the discriminator sees, which is drawn there; the stand-in's
+    numbers are the CPU's."""
+    kept = {
+        key: job.section[key]
+        for key in ("training_folder", "device", "training_seed", "datasets")
+    }
     job.section.clear()
     job.section |= {
         **kept,
@@ -254,7 +317,10 @@ def test_an_autoencoder_and_its_discriminator_learn_there_what_they_learn_on_the
         "save": {"save_every": 0},
     }
     on_cuda = there(job)
-    for child in (on_cuda.start(faults=[(*device[0], str(tmp_path / "report.json"))]), job.start()):
+    for child in (
+        on_cuda.start(faults=[(*device[0], str(tmp_path / "report.json"))]),
+        job.start(),
+    ):
         child.ends_with()
     for ours, theirs in zip(on_cuda.metrics(), job.metrics(), strict=True):
         for name in ("loss/vae", "loss/discriminator", "adversarial_weight"):
@@ -268,7 +334,8 @@ def pictures_of(job: Job) -> np.ndarray:
 
 
 RESUMED = 1e-3
-"""Relative difference of weights after a resume on a real device, whose kernels may add in any order."""
+"""Relative difference of weights after a resume on a real device, whose kernels may add
+in any order."""
 
 
 @pytest.mark.parametrize(
@@ -284,7 +351,11 @@ RESUMED = 1e-3
     ids=["an adapter", "the model itself"],
 )
 def test_a_job_goes_on_there_and_ends_in_the_same_bytes(
-    here: Job, there: Callable[[Job], Job], device: list[Fault], settings: dict, record_property: Callable
+    here: Job,
+    there: Callable[[Job], Job],
+    device: list[Fault],
+    settings: dict,
+    record_property: Callable,
 ) -> None:
     here.change(model__blocks_to_swap=2, sample=None)
     for name, values in settings.items():
@@ -297,7 +368,9 @@ def test_a_job_goes_on_there_and_ends_in_the_same_bytes(
     assert "resuming from" in job.run(faults=[(*device[0], str(report))])
     same = path.read_bytes() == whole.read_bytes()
     expected = load_file(whole)
-    difference = max(relative(tensor, expected[name]) for name, tensor in load_file(path).items())
+    difference = max(
+        relative(tensor, expected[name]) for name, tensor in load_file(path).items()
+    )
     record_property("peak_bytes", json.loads(report.read_text())["most"])
     record_property("same_bytes", same)
     record_property("relative_difference", difference)
@@ -306,7 +379,13 @@ def test_a_job_goes_on_there_and_ends_in_the_same_bytes(
 
 FUSED: dict[str, dict] = {
     "network": {"type": "full"},
-    "train": {"full_bf16": True, "dtype": "bf16", "fused_backward_pass": True, "max_grad_norm": 0, "lr": 1e-4},
+    "train": {
+        "full_bf16": True,
+        "dtype": "bf16",
+        "fused_backward_pass": True,
+        "max_grad_norm": 0,
+        "lr": 1e-4,
+    },
 }
 
 
@@ -319,17 +398,26 @@ FUSED: dict[str, dict] = {
         FUSED | {"train": FUSED["train"] | {"optimizer": "adafactor"}},
         FUSED | {"train": FUSED["train"] | {"optimizer": "adamw"}},
     ],
-    ids=["as it is", "int8", "swapped", "in the backward pass", "in it, by a fused kernel"],
+    ids=[
+        "as it is",
+        "int8",
+        "swapped",
+        "in the backward pass",
+        "in it, by a fused kernel",
+    ],
 )
 def test_no_step_waits_for_the_device(
     here: Job, there: Callable[[Job], Job], device: list[Fault], settings: dict
 ) -> None:
-    """Five more steps have the host wait twice more: when their numbers are fetched, and right after them, when the
-    device has nothing to do, how long each layer has had no gradient."""
+    """Five more steps have the host wait twice more: when their numbers are fetched,
+    and right after them, when the device has nothing to do, how long each layer has had
+    no gradient."""
     for name, values in settings.items():
         here.section[name] = {**here.section[name], **values}
     # Filled again now and then, by a copy.
-    here.section["model"]["modulation_table"] = here.section["network"]["type"] != "full"
+    here.section["model"]["modulation_table"] = (
+        here.section["network"]["type"] != "full"
+    )
     here.section.pop("sample")
     here.change(save__save_every=0)
     waited = []
@@ -341,7 +429,9 @@ def test_no_step_waits_for_the_device(
         job.run(faults=[(*device[0], str(file)), ("fetch_by_steps_only", 5)])
         waited.append(json.loads(file.read_text())["waited"])
     _, few, many = waited
-    assert {what: many[what] - few.get(what, 0) for what in many} == dict.fromkeys(many, 0) | {"copy to the host": 2}
+    assert {what: many[what] - few.get(what, 0) for what in many} == dict.fromkeys(
+        many, 0
+    ) | {"copy to the host": 2}
 
 
 # ------------------------------------------------------------ its memory
@@ -349,7 +439,9 @@ def test_no_step_waits_for_the_device(
 
 AT_512 = {"resolution": 512}
 PLANNED: dict[str, dict] = {
-    "fp32, all computed again": {"train": {"dtype": "fp32", "gradient_checkpointing": "full"}},
+    "fp32, all computed again": {
+        "train": {"dtype": "fp32", "gradient_checkpointing": "full"}
+    },
     "nothing computed again": {**AT_512, "train": PLAIN},
     "dora, batch of 2, attention kept": {
         **AT_512,
@@ -367,17 +459,26 @@ PLANNED: dict[str, dict] = {
         "model": {**INT4, "modulation_table": False, "blocks_to_swap": 3},
         "train": {"gradient_checkpointing": "block_offload"},
     },
-    "the model itself, average": {"network": {"type": "full"}, "train": {"ema_config": {"use_ema": True}}},
+    "the model itself, average": {
+        "network": {"type": "full"},
+        "train": {"ema_config": {"use_ema": True}},
+    },
     "the model itself, in bf16, four blocks swapped, average": {
         "model": {"blocks_to_swap": 4},
         "network": {"type": "full"},
         "train": {
-            **{"full_bf16": True, "optimizer": "adafactor", "fused_backward_pass": True, "max_grad_norm": 0},
+            **{
+                "full_bf16": True,
+                "optimizer": "adafactor",
+                "fused_backward_pass": True,
+                "max_grad_norm": 0,
+            },
             "ema_config": {"use_ema": True},
         },
     },
 }
-"""Sections of jobs as `benchmarks/bench_memory.py` has them; their tensors are large beside what the plan rounds up."""
+"""Sections of jobs as `benchmarks/bench_memory.py` has them; their tensors are large
+beside what the plan rounds up."""
 
 
 @pytest.fixture(scope="module")
@@ -392,9 +493,12 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_plan_says_what_is_taken_there(
     nursery: Nursery, tmp_path: Path, large: Path, device: list[Fault], settings: dict
 ) -> None:
-    """In float32 where the CPU, which does the stand-in's products, takes minutes for them in bfloat16."""
+    """In float32 where the CPU, which does the stand-in's products, takes minutes for
+    them in bfloat16."""
     [section] = bench_memory.job_of(large, "job", settings)["config"]["process"]
-    job = Job(nursery, tmp_path, {**section, "device": "cuda:0", "training_folder": "output"})
+    job = Job(
+        nursery, tmp_path, {**section, "device": "cuda:0", "training_folder": "output"}
+    )
     job.change(train__steps=1)
     if not FAST_BF16 and not job.section["train"].get("full_bf16"):
         job.change(train__dtype="fp32")
@@ -404,7 +508,10 @@ def test_the_plan_says_what_is_taken_there(
 
 
 def memory_event(job: Job) -> dict:
-    events = [json.loads(line) for line in (job.folder / "events.jsonl").read_text().splitlines()]
+    events = [
+        json.loads(line)
+        for line in (job.folder / "events.jsonl").read_text().splitlines()
+    ]
     [found] = [event for event in events if event["event"] == "memory"]
     return found
 
@@ -413,7 +520,8 @@ def memory_event(job: Job) -> dict:
 def on_less(
     here: Job, there: Callable[[Job], Job], device: list[Fault]
 ) -> Callable[..., tuple[str, list[list[float]]]]:
-    """Runs the small job on all there is, then on a little less than it took, or less than a share of that.
+    """Runs the small job on all there is, then on a little less than it took, or less
+    than a share of that.
 
     Returns what the second one prints, and the losses of both.
     """
@@ -421,8 +529,15 @@ def on_less(
     def run(share: float = 1.0, **settings: object) -> tuple[str, list[list[float]]]:
         here.section.pop("sample")
         here.section["network"].pop("dropout")  # drawn for each part of a batch
-        here.section["memory_check"] = False  # it would not start: the plan has the context of a real device
-        here.change(train__steps=2, train__batch_size=3, train__gradient_accumulation=1, **settings)
+        here.section["memory_check"] = (
+            False  # it would not start: the plan has the context of a real device
+        )
+        here.change(
+            train__steps=2,
+            train__batch_size=3,
+            train__gradient_accumulation=1,
+            **settings,
+        )
         job = there(here)
         losses, report, total = [], job.cwd / "report.json", 80 * 2**30
         for _ in range(2):
@@ -447,37 +562,59 @@ def on_less(
     ],
     ids=["all computed again", "offloaded and swapped", "all kept, table"],
 )
-def test_a_batch_that_does_not_fit_is_trained_in_halves(on_less, settings: dict) -> None:
+def test_a_batch_that_does_not_fit_is_trained_in_halves(
+    on_less, settings: dict
+) -> None:
     """What the failed attempt took is given back: halves need most of it."""
     _, (whole, halved) = on_less(**settings)
     assert halved == pytest.approx(whole, rel=1e-5)
 
 
 def test_memory_that_runs_out_anywhere_ends_in_advice(
-    here: Job, there: Callable[[Job], Job], device: list[Fault], record_property: Callable
+    here: Job,
+    there: Callable[[Job], Job],
+    device: list[Fault],
+    record_property: Callable,
 ) -> None:
-    """While images are encoded, the model is loaded, in a pass, in the optimizer's first step, in a sample."""
+    """While images are encoded, the model is loaded, in a pass, in the optimizer's
+    first step, in a sample."""
     here.section |= {"network": {"type": "full"}, "memory_check": False}
-    here.change(train__lr=1e-4, train__gradient_checkpointing="full", train__steps=1, sample__sample_every=1)
+    here.change(
+        train__lr=1e-4,
+        train__gradient_checkpointing="full",
+        train__steps=1,
+        sample__sample_every=1,
+    )
     job, report = there(here), here.cwd / "report.json"
     job.run(faults=[(*device[0], str(report))])
     most = json.loads(report.read_text())["most"]
     record_property("peak_bytes", most)
     for share in (0.97, 0.8, 0.6, 0.3, "to be encoded"):
-        shutil.rmtree(job.cwd / "output" if share == "to be encoded" else job.folder, ignore_errors=True)
+        shutil.rmtree(
+            job.cwd / "output" if share == "to be encoded" else job.folder,
+            ignore_errors=True,
+        )
         total = int(most * (0.3 if share == "to be encoded" else share))
         output = job.run(faults=[(*device[0], "", total)], code=1)
-        assert "out of memory" in output and "To save memory, in order of effect: " in output, share
+        assert (
+            "out of memory" in output
+            and "To save memory, in order of effect: " in output
+        ), share
         assert "train.memory_account: true" in output, share
 
 
-def test_a_run_says_who_holds_the_memory(here: Job, there: Callable[[Job], Job], device: list[Fault]) -> None:
-    """The stand-in records no events: there the blocks at the end are all that is known."""
+def test_a_run_says_who_holds_the_memory(
+    here: Job, there: Callable[[Job], Job], device: list[Fault]
+) -> None:
+    """The stand-in records no events: there the blocks at the end are all that is
+    known."""
     here.change(train__memory_account=True, train__steps=1, sample=None)
     output = there(here).run(faults=device)
     assert "memory account: peak" in output and "peak by phase: " in output
     if device[0][0] == "real_cuda":
-        assert re.search(r"loading .* training .*", output) and re.search(r"GB  toolkit/\S+:\d+ \w+", output)
+        assert re.search(r"loading .* training .*", output) and re.search(
+            r"GB  toolkit/\S+:\d+ \w+", output
+        )
 
 
 @stand_in_only
@@ -493,7 +630,12 @@ def test_auto_takes_the_level_that_fits(on_less) -> None:
 @pytest.mark.slow
 def test_a_job_whose_process_could_not_be_forked_is_a_new_one(tmp_path: Path) -> None:
     """As `fork` starts it where importing has used a GPU nevertheless."""
-    order = {"arguments": [str(tmp_path)], "cwd": str(tmp_path), "name": "run", "main": "tests.faults.small"}
+    order = {
+        "arguments": [str(tmp_path)],
+        "cwd": str(tmp_path),
+        "name": "run",
+        "main": "tests.faults.small",
+    }
     order["faults"] = [("largest_file", 2**30)]
     environment = child_environment({"PYTHONPATH": str(ROOT)})
     command = [sys.executable, str(ROOT / "tests/faults/nursery.py"), json.dumps(order)]
@@ -502,7 +644,9 @@ def test_a_job_whose_process_could_not_be_forked_is_a_new_one(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_jobs_that_one_process_runs_in_turn_are_as_those_of_their_own(here: Job, tmp_path: Path) -> None:
+def test_jobs_that_one_process_runs_in_turn_are_as_those_of_their_own(
+    here: Job, tmp_path: Path
+) -> None:
     """A failed one, and what was broken in it, leave nothing to the next."""
     here.change(train__dtype="bf16", train__steps=2, sample=None)
     before = dict(os.environ)
@@ -511,7 +655,9 @@ def test_jobs_that_one_process_runs_in_turn_are_as_those_of_their_own(here: Job,
         folder = tmp_path / name
         folder.mkdir()
         job = Job(here.nursery, folder, copy.deepcopy(here.section))
-        child = here.nursery.fork([job.write(), *flags], folder, "run", faults, in_turn=True)
+        child = here.nursery.fork(
+            [job.write(), *flags], folder, "run", faults, in_turn=True
+        )
         found.append(job)
         return child.wait(), child.output
 
@@ -543,7 +689,9 @@ def main(arguments):
 
 
 @pytest.mark.slow
-def test_jobs_are_forked_where_packages_come_by_pythonpath(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_are_forked_where_packages_come_by_pythonpath(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site = tmp_path / "site"
     site.mkdir()
     (site / "installed_elsewhere.py").write_text(ELSEWHERE)
@@ -612,7 +760,9 @@ assert device.host_waited() == before + 1
 @pytest.fixture
 def run_there(nursery: Nursery, tmp_path: Path) -> Callable[[str], str]:
     """Runs a program in a process."""
-    return lambda text: nursery.fork([text], tmp_path, "program", main="tests.faults.faults").ends_with(0)
+    return lambda text: nursery.fork(
+        [text], tmp_path, "program", main="tests.faults.faults"
+    ).ends_with(0)
 
 
 @stand_in_only
@@ -656,15 +806,19 @@ for _ in range(500):
 finished.set()
 waiting.join()
 """
-"""Tensors that Python knows are freed by the thread of a backward pass, while another thread waits for a copy."""
+"""Tensors that Python knows are freed by the thread of a backward pass, while another
+thread waits for a copy."""
 
 
 @stand_in_only
-def test_one_thread_waits_for_a_copy_while_another_frees_tensors(device, run_there) -> None:
+def test_one_thread_waits_for_a_copy_while_another_frees_tensors(
+    device, run_there
+) -> None:
     run_there(TWO_THREADS)
 
 
-# ------------------------------------------------------------ parts of the program, alone on the device
+# ------------------------------------------------------------ parts of the program,
+# alone on the device
 
 PART = """
 import torch
@@ -691,6 +845,9 @@ assert torch.equal(restore().cpu(), expected)
 
 
 @stand_in_only
-def test_a_saved_weight_of_a_swapped_block_has_arrived_whoever_asks_for_it(device, run_there) -> None:
-    """Also where no gradient has reached the block before, whose hook would have waited."""
+def test_a_saved_weight_of_a_swapped_block_has_arrived_whoever_asks_for_it(
+    device, run_there
+) -> None:
+    """Also where no gradient has reached the block before, whose hook would have
+    waited."""
     run_there(PART + SAVED_WEIGHT)

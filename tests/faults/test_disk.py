@@ -1,4 +1,5 @@
-"""Disks that are full, small or read-only: a clear line, nothing half written, and the run goes on later."""
+"""Disks that are full, small or read-only: a clear line, nothing half written, and the
+run goes on later."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ def read_only() -> Iterator[Callable[[Path], None]]:
         for options in (["--bind", folder, folder], ["-o", "remount,ro,bind", folder]):
             result = subprocess.run(["mount", *map(str, options)], capture_output=True)
             if result.returncode:
-                pytest.skip(f"nothing can be mounted here: {result.stderr.decode().strip()}")
+                pytest.skip(
+                    f"nothing can be mounted here: {result.stderr.decode().strip()}"
+                )
             mounted.append(folder)
 
     yield mount
@@ -35,16 +38,22 @@ def read_only() -> Iterator[Callable[[Path], None]]:
 
 @pytest.fixture
 def small_disk(job: Job) -> Iterator[Callable[[int], Path]]:
-    """Mounts a disk of so many bytes as the job's output folder, or gives it another size."""
+    """Mounts a disk of so many bytes as the job's output folder, or gives it another
+    size."""
     folder = job.cwd / "output"
     folder.mkdir()
     mounted = []
 
     def mount(size: int) -> Path:
         options = f"size={size}" + (",remount" if mounted else "")
-        result = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True)
+        result = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)],
+            capture_output=True,
+        )
         if result.returncode:
-            pytest.skip(f"no disk can be mounted here: {result.stderr.decode().strip()}")
+            pytest.skip(
+                f"no disk can be mounted here: {result.stderr.decode().strip()}"
+            )
         mounted.append(size)
         return folder
 
@@ -57,11 +66,16 @@ def small_disk(job: Job) -> Iterator[Callable[[int], Path]]:
 def nothing_is_half_written(folder: Path) -> bool:
     """Every state verifies, and no temporary file is left."""
     left = [path for path in folder.rglob("*") if ".tmp" in path.name]
-    return left == [] and all(verify(path) is None for path in checkpoint_folders(folder / "state"))
+    return left == [] and all(
+        verify(path) is None for path in checkpoint_folders(folder / "state")
+    )
 
 
-def test_a_file_that_may_not_grow_ends_the_run_with_a_line_and_loses_nothing(job: Job) -> None:
-    """The limit lets the cache and the network file through and stops the state's largest file."""
+def test_a_file_that_may_not_grow_ends_the_run_with_a_line_and_loses_nothing(
+    job: Job,
+) -> None:
+    """The limit lets the cache and the network file through and stops the state's
+    largest file."""
     job.change(train__steps=2, sample=None)
     job.run()
     job.change(train__steps=4)
@@ -69,7 +83,9 @@ def test_a_file_that_may_not_grow_ends_the_run_with_a_line_and_loses_nothing(job
     largest = max(path.stat().st_size for path in job.folder.glob("state/*/*"))
     said = job.run(faults=[("largest_file", largest - 1)], code=1)
     assert "cannot be written" in said and str(Path("output/job/state")) in said
-    assert contents(job.folder / "state") == before and nothing_is_half_written(job.folder)
+    assert contents(job.folder / "state") == before and nothing_is_half_written(
+        job.folder
+    )
     assert job.status() == "failed"
     job.run()
     assert job.steps() == [1, 2, 3, 4]
@@ -79,10 +95,15 @@ def test_a_file_that_may_not_grow_ends_the_run_with_a_line_and_loses_nothing(job
     ("fault", "warning"),
     [
         ("no_flushing_of_folders", "output/job: Invalid argument: it is not flushed"),
-        ("no_modes", "output/job: Operation not permitted: only the owner may read new safetensors files"),
+        (
+            "no_modes",
+            "output/job: Operation not permitted: only the owner may read new safetensors files",
+        ),
     ],
 )
-def test_a_disk_without_what_durability_needs_ends_no_run(job: Job, fault: str, warning: str) -> None:
+def test_a_disk_without_what_durability_needs_ends_no_run(
+    job: Job, fault: str, warning: str
+) -> None:
     """It is said at the start, once, and all saves are made."""
     job.change(train__steps=2, sample=None)
     said = job.run(faults=[(fault,)])
@@ -90,23 +111,33 @@ def test_a_disk_without_what_durability_needs_ends_no_run(job: Job, fault: str, 
     assert job.states() == [2] and nothing_is_half_written(job.folder)
 
 
-def test_a_disk_without_room_for_a_save_is_refused_before_the_model_is_loaded(job: Job) -> None:
+def test_a_disk_without_room_for_a_save_is_refused_before_the_model_is_loaded(
+    job: Job,
+) -> None:
     """As where a quota is used up, of which the free space says nothing."""
     job.change(sample=None)
-    said = job.run(faults=[("fail", "toolkit.train.checkpoint_store:fsync", 1, errno.EDQUOT)], code=1)
+    said = job.run(
+        faults=[("fail", "toolkit.train.checkpoint_store:fsync", 1, errno.EDQUOT)],
+        code=1,
+    )
     ended = rf"a trial save of [\d.]+ kB ended with '{os.strerror(errno.EDQUOT)}'\. Free some space, or give "
     assert re.search(f"^output/job: cannot be written: {ended}", said, re.M)
     assert "training_seed" not in said and list(job.folder.glob(".*")) == []
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_left_with_a_line_and_the_run_goes_on_when_there_is_room(job: Job, small_disk, same) -> None:
+def test_a_full_disk_is_left_with_a_line_and_the_run_goes_on_when_there_is_room(
+    job: Job, small_disk, same
+) -> None:
     """About 1.3 MB are needed in all: a disk of 700 kB fills up in the middle."""
     small_disk(700_000)
     child = job.start()
     assert child.wait() in (1, 2), child.output
     assert "Traceback" not in child.output, child.output
-    assert any(words in child.output for words in ("cannot be written", "could not be saved", "free")), child.output
+    assert any(
+        words in child.output
+        for words in ("cannot be written", "could not be saved", "free")
+    ), child.output
     assert nothing_is_half_written(job.folder)
     small_disk(50_000_000)
     job.run()
@@ -114,13 +145,18 @@ def test_a_full_disk_is_left_with_a_line_and_the_run_goes_on_when_there_is_room(
 
 
 @pytest.mark.slow
-def test_when_space_runs_short_during_the_run_older_states_go_and_it_is_said(job: Job, small_disk) -> None:
+def test_when_space_runs_short_during_the_run_older_states_go_and_it_is_said(
+    job: Job, small_disk
+) -> None:
     """Ballast leaves room for the first two states and not for 2.5 times a third."""
     disk = small_disk(50_000_000)
     job.change(train__steps=4)
     job.run()
     assert job.states() == [2, 4]
-    state = sum(path.stat().st_size for path in (job.folder / "state" / "step_000000004").iterdir())
+    state = sum(
+        path.stat().st_size
+        for path in (job.folder / "state" / "step_000000004").iterdir()
+    )
     free = shutil.disk_usage(disk).free
     with (disk / "ballast").open("wb") as file:
         file.write(bytes(free - int(2.2 * state)))
@@ -136,9 +172,14 @@ def test_when_space_runs_short_during_the_run_older_states_go_and_it_is_said(job
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.EIO, errno.EDQUOT])
-def test_whatever_the_system_answers_a_failed_write_is_one_line(job: Job, same, number: int) -> None:
-    """This flush to the disk is in the middle of the first state, behind those of the trial save."""
-    said = job.run(faults=[("fail", "toolkit.train.checkpoint_store:fsync", 24, number)], code=1)
+def test_whatever_the_system_answers_a_failed_write_is_one_line(
+    job: Job, same, number: int
+) -> None:
+    """This flush to the disk is in the middle of the first state, behind those of the
+    trial save."""
+    said = job.run(
+        faults=[("fail", "toolkit.train.checkpoint_store:fsync", 24, number)], code=1
+    )
     assert f"output/job/state: cannot be written: {os.strerror(number)}" in said
     assert job.states() == [] and nothing_is_half_written(job.folder)
     job.run()
@@ -146,14 +187,18 @@ def test_whatever_the_system_answers_a_failed_write_is_one_line(job: Job, same, 
 
 
 @pytest.mark.slow
-def test_a_dataset_that_may_not_be_written_to_is_enough(job: Job, pictures: Path, read_only, same) -> None:
+def test_a_dataset_that_may_not_be_written_to_is_enough(
+    job: Job, pictures: Path, read_only, same
+) -> None:
     """Nothing is ever written beside the user's images."""
     read_only(pictures)
     job.run()
     same()
 
 
-def test_an_output_folder_that_may_not_be_written_to_is_one_line(job: Job, read_only) -> None:
+def test_an_output_folder_that_may_not_be_written_to_is_one_line(
+    job: Job, read_only
+) -> None:
     (job.cwd / "output").mkdir()
     read_only(job.cwd / "output")
     said = job.run(code=1)
@@ -161,7 +206,9 @@ def test_an_output_folder_that_may_not_be_written_to_is_one_line(job: Job, read_
 
 
 @pytest.mark.slow
-def test_a_tool_whose_file_may_not_grow_ends_with_a_line_and_leaves_nothing(job: Job, tiny_model: Path) -> None:
+def test_a_tool_whose_file_may_not_grow_ends_with_a_line_and_leaves_nothing(
+    job: Job, tiny_model: Path
+) -> None:
     job.change(train__steps=2)
     job.run()
     lora, before = job.folder / "job.safetensors", contents(job.cwd)
@@ -173,7 +220,12 @@ def test_a_tool_whose_file_may_not_grow_ends_with_a_line_and_leaves_nothing(job:
         ("publish", job.folder, "--repo", "me/cat", "--preview", "made/page"),
     ]
     for command in commands:
-        child = job.nursery.fork(list(map(str, command)), job.cwd, command[0], [("largest_file", 600)])
-        assert re.search(f"made.*: cannot be written: .*{os.strerror(errno.EFBIG)}", child.ends_with(1)), child.output
+        child = job.nursery.fork(
+            list(map(str, command)), job.cwd, command[0], [("largest_file", 600)]
+        )
+        assert re.search(
+            f"made.*: cannot be written: .*{os.strerror(errno.EFBIG)}",
+            child.ends_with(1),
+        ), child.output
     assert [path for path in (job.cwd / "made").rglob("*") if path.is_file()] == []
     assert before.items() <= contents(job.cwd).items()

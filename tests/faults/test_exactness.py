@@ -1,7 +1,9 @@
-"""A run that resumes from a state ends in the same bits as one that was never interrupted, whatever it trains with.
+"""A run that resumes from a state ends in the same bits as one that was never
+interrupted, whatever it trains with.
 
-Each case trains 4 steps, then goes back to the state of step 2 (in the middle of an epoch) in a new process. Stops
-within an accumulation, while sampling and by a kill are in test_stops.py.
+Each case trains 4 steps, then goes back to the state of step 2 (in the middle of an
+epoch) in a new process. Stops within an accumulation, while sampling and by a kill are
+in test_stops.py.
 """
 
 from __future__ import annotations
@@ -19,15 +21,26 @@ OF_THEIR_OWN_KIND = {
     "muon": {},
     "prodigy": {"train__lr": 1.0},
     # It averages by itself, and wants no schedule.
-    "schedulefree_adamw": {"train__ema_config": {"use_ema": False}, "train__lr_warmup_steps": 0},
-    "adamw": {"train__lr_scheduler": "plateau", "train__lr_scheduler_params": {"every": 1, "patience": 0}},
+    "schedulefree_adamw": {
+        "train__ema_config": {"use_ema": False},
+        "train__lr_warmup_steps": 0,
+    },
+    "adamw": {
+        "train__lr_scheduler": "plateau",
+        "train__lr_scheduler_params": {"every": 1, "patience": 0},
+    },
 }
-"""Optimizers, and a schedule, whose state is unlike the others'; all of them are in sd_trainer/test_matrix.py."""
+"""Optimizers, and a schedule, whose state is unlike the others'; all of them are in
+sd_trainer/test_matrix.py."""
 
 
 def trained(job: Job) -> dict[str, object]:
     """What is learned and drawn, without the record of the job's settings."""
-    found = {name: value for name, value in job.result().items() if not name.endswith((".json", "state.json"))}
+    found = {
+        name: value
+        for name, value in job.result().items()
+        if not name.endswith((".json", "state.json"))
+    }
     for path in job.folder.glob("state/*/state.json"):
         document = json.loads(path.read_text())
         found[f"{path.parent.name} state"] = (document["state"], document["roles"])
@@ -35,7 +48,8 @@ def trained(job: Job) -> dict[str, object]:
 
 
 def assert_going_back_changes_nothing(job: Job, **changes: object) -> None:
-    """Trains to the end, goes back to step 2 with these (harmless) changes, and compares."""
+    """Trains to the end, goes back to step 2 with these (harmless) changes, and
+    compares."""
     job.run()
     expected = trained(job)
     shutil.rmtree(job.cwd / "output" / "_cache")
@@ -62,16 +76,27 @@ def test_every_state_of_its_own_kind(job: Job, optimizer: str) -> None:
 
 def test_workers_and_caches_change_nothing(job: Job) -> None:
     job.change(train__steps=4)
-    changed = [{**job.section["datasets"][0], "num_workers": 2, "cache_latents_to_disk": True}]
+    changed = [
+        {**job.section["datasets"][0], "num_workers": 2, "cache_latents_to_disk": True}
+    ]
     assert_going_back_changes_nothing(job, datasets=changed)
 
 
 @pytest.mark.slow
-def test_captions_that_are_drawn_and_shuffled_at_each_use_are_the_same(job: Job, tmp_path: Path) -> None:
+def test_captions_that_are_drawn_and_shuffled_at_each_use_are_the_same(
+    job: Job, tmp_path: Path
+) -> None:
     folder = draw_pictures(tmp_path / "several", "a", "b", "c")
     for file in folder.glob("*.txt"):
-        file.write_text(f"{file.stem}, one, two\na drawing of {file.stem}, red\nsomething, else", encoding="utf-8")
-    job.section["datasets"][0] |= {"folder_path": str(folder), "captions": "lines", "shuffle_tokens": True}
+        file.write_text(
+            f"{file.stem}, one, two\na drawing of {file.stem}, red\nsomething, else",
+            encoding="utf-8",
+        )
+    job.section["datasets"][0] |= {
+        "folder_path": str(folder),
+        "captions": "lines",
+        "shuffle_tokens": True,
+    }
     job.change(train__steps=4, train__batch_size=2)
     assert_going_back_changes_nothing(job)
 
@@ -86,7 +111,9 @@ def test_sampling_in_between_changes_nothing(job: Job) -> None:
         job.run()
         weights.append(
             [
-                (job.folder / "state/step_000000004" / f"{name}.safetensors").read_bytes()
+                (
+                    job.folder / "state/step_000000004" / f"{name}.safetensors"
+                ).read_bytes()
                 for name in ("weights", "ema", "optimizer")
             ]
         )

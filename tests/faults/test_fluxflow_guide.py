@@ -1,4 +1,5 @@
-"""Whole jobs of FluxFlow's guide: every configuration and command is planned, and what can train is trained."""
+"""Whole jobs of FluxFlow's guide: every configuration and command is planned, and what
+can train is trained."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def cases(table: dict[str, str]) -> list:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with the data of the guide, in which no job measures its memory."""
+    """A working directory with the data of the guide, in which no job measures its
+    memory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(MEASURE, UNMEASURED)
     guide.write_data(tmp_path)
@@ -73,11 +75,18 @@ def test_every_file_is_planned(text: str, workplace: Path) -> None:
     assert plan.processes and not (workplace / "outputs").exists()
 
 
-def test_the_plan_of_a_step_that_starts_from_another_says_what_learns_how_long(workplace: Path) -> None:
-    _, second = plan_job(read(guide.short(guide.FILES["warmup, then gan"], 12))).processes
+def test_the_plan_of_a_step_that_starts_from_another_says_what_learns_how_long(
+    workplace: Path,
+) -> None:
+    _, second = plan_job(
+        read(guide.short(guide.FILES["warmup, then gan"], 12))
+    ).processes
     start, *rest = second.notes
     folder = "outputs/pipeline_training/vae_warmup/vae_warmup"
-    assert start == f"starts from {folder}, which an earlier process of the job writes: counted then"
+    assert (
+        start
+        == f"starts from {folder}, which an earlier process of the job writes: counted then"
+    )
     assert rest == [
         "40 epochs, at most 12 optimizer steps",
         "or until the mean of loss_recon is below 0.01",
@@ -92,7 +101,10 @@ def test_every_command_is_planned(command: str, workplace: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", cases({name: text for name, text in guide.FILES.items() if "steps:" in text}))
+@pytest.mark.parametrize(
+    "text",
+    cases({name: text for name, text in guide.FILES.items() if "steps:" in text}),
+)
 def test_every_file_trains_two_batches_of_each_step(text: str, workplace: Path) -> None:
     config = read(guide.short(text))
     train(config)
@@ -102,23 +114,38 @@ def test_every_file_trains_two_batches_of_each_step(text: str, workplace: Path) 
         assert (out / f"flxflow_step_{name}_final.safetensors").is_file()
         metrics = out / "graph" / f"training_metrics_{name}.jsonl"
         assert len(metrics.read_text(encoding="utf-8").splitlines()) == 2
-        assert len(names) > 1 or metrics.samefile(out / "graph" / "training_metrics.jsonl")
-    assert (out / "flxflow_final.safetensors").samefile(out / f"flxflow_step_{names[-1]}_final.safetensors")
-    assert json.loads((out / "training_state.json").read_text(encoding="utf-8"))["global_step"] == 2
+        assert len(names) > 1 or metrics.samefile(
+            out / "graph" / "training_metrics.jsonl"
+        )
+    assert (out / "flxflow_final.safetensors").samefile(
+        out / f"flxflow_step_{names[-1]}_final.safetensors"
+    )
+    assert (
+        json.loads((out / "training_state.json").read_text(encoding="utf-8"))[
+            "global_step"
+        ]
+        == 2
+    )
     assert {path.name for path in (out / "samples").iterdir()}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", cases(guide.COMMANDS))
 def test_every_command_trains_two_batches(command: str, workplace: Path) -> None:
-    train(read_command(command, "--max_steps", "8" if "training_steps" in command else "2"))
+    train(
+        read_command(
+            command, "--max_steps", "8" if "training_steps" in command else "2"
+        )
+    )
     out = next((workplace / "outputs").glob("[!_]*"))
     assert (out / "flxflow_final.safetensors").is_file()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", cases(guide.STREAM_COMMANDS))
-def test_every_command_on_a_stream_trains_two_batches(command: str, workplace: Path) -> None:
+def test_every_command_on_a_stream_trains_two_batches(
+    command: str, workplace: Path
+) -> None:
     guide.write_shards(workplace)
     local = command.replace("hf://datasets/nyuuzyou/textureninja/", "shards/")
     if "webdataset_url" not in local:
@@ -127,28 +154,64 @@ def test_every_command_on_a_stream_trains_two_batches(command: str, workplace: P
     out = next((workplace / "outputs").glob("[!_]*"))
     assert (out / "flxflow_final.safetensors").is_file()
     tokens = ("hf_your_actual_token", "hf_token")
-    files = [path for path in workplace.rglob("*") if path.is_file() and path.suffix in (".yaml", ".json", ".txt")]
-    assert [path for path in files if any(token in path.read_text(encoding="utf-8") for token in tokens)] == []
+    files = [
+        path
+        for path in workplace.rglob("*")
+        if path.is_file() and path.suffix in (".yaml", ".json", ".txt")
+    ]
+    assert [
+        path
+        for path in files
+        if any(token in path.read_text(encoding="utf-8") for token in tokens)
+    ] == []
 
 
 def test_an_epoch_of_a_stream_is_one_pass_over_all_shards(workplace: Path) -> None:
     guide.write_shards(workplace)
-    command = guide.STREAM_COMMANDS["another set"].replace("hf://datasets/nyuuzyou/textureninja/", "shards/")
-    train(read_command(command.replace("--n_epochs 10", "--n_epochs 2 --batch_size 1").replace("--batch_size 2", "")))
+    command = guide.STREAM_COMMANDS["another set"].replace(
+        "hf://datasets/nyuuzyou/textureninja/", "shards/"
+    )
+    train(
+        read_command(
+            command.replace("--n_epochs 10", "--n_epochs 2 --batch_size 1").replace(
+                "--batch_size 2", ""
+            )
+        )
+    )
     out = workplace / "outputs" / "custom_dataset"
-    assert len((out / "graph" / "training_metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 2 * 6
+    assert (
+        len(
+            (out / "graph" / "training_metrics.jsonl")
+            .read_text(encoding="utf-8")
+            .splitlines()
+        )
+        == 2 * 6
+    )
     assert (out / "flxflow_final.safetensors").is_file()
 
 
 def test_a_command_on_a_stream_is_planned(workplace: Path) -> None:
     guide.write_shards(workplace)
-    command = guide.STREAM_COMMANDS["another set"].replace("hf://datasets/nyuuzyou/textureninja/", "shards/")
+    command = guide.STREAM_COMMANDS["another set"].replace(
+        "hf://datasets/nyuuzyou/textureninja/", "shards/"
+    )
     config = read_command(command)
     assert plan_job(config).processes[0].stream.shards == 2
-    assert "the rate stays as it is: how many samples the stream has is not known" in "".join(config.warnings)
-    assert plan_job(read_command(command, "--webdataset_size", "6")).processes[0].optimizer_steps == 10 * 3
+    assert (
+        "the rate stays as it is: how many samples the stream has is not known"
+        in "".join(config.warnings)
+    )
+    assert (
+        plan_job(read_command(command, "--webdataset_size", "6"))
+        .processes[0]
+        .optimizer_steps
+        == 10 * 3
+    )
     (dataset,) = config.processes[0].section.datasets
-    assert (dataset.webdataset.image_key, dataset.webdataset.caption_key) == (("png",), "caption")
+    assert (dataset.webdataset.image_key, dataset.webdataset.caption_key) == (
+        ("png",),
+        "caption",
+    )
 
 
 @pytest.fixture
@@ -167,33 +230,67 @@ def test_flow_commands_start_from_the_first_stage(stages: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_second_stage_trains_on_the_first_and_the_third_trains_both(stages: Path) -> None:
+def test_the_second_stage_trains_on_the_first_and_the_third_trains_both(
+    stages: Path,
+) -> None:
     train(read_command(guide.STAGE_2, "--max_steps", "2", "--seed", "1"))
     out = stages / "outputs" / "stage2_flow"
     whole = load_file(out / "flxflow_final.safetensors")
-    assert {name.partition(".")[0] for name in whole} >= {"transformer", "text_encoder", "vae"}
+    assert {name.partition(".")[0] for name in whole} >= {
+        "transformer",
+        "text_encoder",
+        "vae",
+    }
     first = load_file(stages / "outputs" / "stage1_vae" / "flxflow_final.safetensors")
-    assert all(torch.equal(whole[name], value) for name, value in first.items() if name.startswith("vae.encoder"))
+    assert all(
+        torch.equal(whole[name], value)
+        for name, value in first.items()
+        if name.startswith("vae.encoder")
+    )
     assert len(list((out / "samples").iterdir())) == 3
-    line = json.loads((out / "graph" / "training_metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    line = json.loads(
+        (out / "graph" / "training_metrics.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()[0]
+    )
     assert {"loss_flow", "lr/flow", "lr/text_encoder"} <= line.keys()
     assert line["lr/text_encoder"] == pytest.approx(line["lr/flow"] / 10)
     train(read_command(guide.STAGE_3, "--max_steps", "2", "--seed", "1"))
     out = stages / "outputs" / "stage3_joint"
-    line = json.loads((out / "graph" / "training_metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    names = ("loss_flow", "loss_recon", "loss_kl", "loss_gen", "loss_disc", "lr/vae", "lr/discriminator")
+    line = json.loads(
+        (out / "graph" / "training_metrics.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()[-1]
+    )
+    names = (
+        "loss_flow",
+        "loss_recon",
+        "loss_kl",
+        "loss_gen",
+        "loss_disc",
+        "lr/vae",
+        "lr/discriminator",
+    )
     assert set(names) <= line.keys()
     joint = load_file(out / "flxflow_final.safetensors")
-    assert any(not torch.equal(joint[name], whole[name]) for name in whole if name.startswith("vae.encoder"))
+    assert any(
+        not torch.equal(joint[name], whole[name])
+        for name in whole
+        if name.startswith("vae.encoder")
+    )
 
 
 FIRST = guide.short(guide.FILES["warmup, then gan"])
 
 
-def test_steps_leave_the_guides_files_and_a_second_start_does_nothing(workplace: Path, said: list[str]) -> None:
+def test_steps_leave_the_guides_files_and_a_second_start_does_nothing(
+    workplace: Path, said: list[str]
+) -> None:
     train(read(FIRST))
     out = workplace / "outputs" / "pipeline_training"
-    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    found = {
+        path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()
+    }
     assert {
         "flxflow_step_vae_warmup_final.safetensors",
         "flxflow_step_vae_with_gan_final.safetensors",
@@ -204,9 +301,13 @@ def test_steps_leave_the_guides_files_and_a_second_start_does_nothing(workplace:
         "training_state.json",
         "lr_sav.json",
     } <= found
-    weights = load_file(out / "vae_with_gan" / "vae_with_gan" / "diffusion_pytorch_model.safetensors")
+    weights = load_file(
+        out / "vae_with_gan" / "vae_with_gan" / "diffusion_pytorch_model.safetensors"
+    )
     whole = load_file(out / "flxflow_final.safetensors")
-    assert all(torch.equal(whole[f"vae.{name}"], value) for name, value in weights.items())
+    assert all(
+        torch.equal(whole[f"vae.{name}"], value) for name, value in weights.items()
+    )
     assert any(name.startswith("discriminator.") for name in whole)
     saved = (out / "vae_with_gan" / "config.yaml").read_text(encoding="utf-8")
     assert saved == FIRST
@@ -218,7 +319,9 @@ def test_steps_leave_the_guides_files_and_a_second_start_does_nothing(workplace:
 QUICK = guide.COMMANDS["path a"]
 
 
-def test_a_command_writes_the_file_that_repeats_it_and_its_weights_are_a_start(workplace: Path) -> None:
+def test_a_command_writes_the_file_that_repeats_it_and_its_weights_are_a_start(
+    workplace: Path,
+) -> None:
     config = read_command(QUICK, "--max_steps", "1", "--seed", "5")
     train(config)
     out = workplace / "outputs" / "quick_test"
@@ -230,7 +333,10 @@ def test_a_command_writes_the_file_that_repeats_it_and_its_weights_are_a_start(w
     )
     section = again.processes[0].section
     assert section.model.name_or_path == str(out / "train" / "train")
-    assert section.role_optimizer("vae").lr == json.loads((out / "lr_sav.json").read_text())["vae"]
+    assert (
+        section.role_optimizer("vae").lr
+        == json.loads((out / "lr_sav.json").read_text())["vae"]
+    )
     train(again)
     assert (workplace / "outputs" / "next" / "flxflow_final.safetensors").is_file()
 
@@ -239,52 +345,108 @@ def test_a_command_is_repeated_to_the_same_bytes_from_its_file(workplace: Path) 
     train(read_command(QUICK, "--max_steps", "1", "--seed", "5"))
     weights = workplace / "outputs" / "quick_test" / "flxflow_final.safetensors"
     first = load_file(weights)
-    text = (workplace / "outputs" / "quick_test" / "train" / "config.yaml").read_text(encoding="utf-8")
+    text = (workplace / "outputs" / "quick_test" / "train" / "config.yaml").read_text(
+        encoding="utf-8"
+    )
     train(read(text.replace("quick_test", "again")))
     second = load_file(workplace / "outputs" / "again" / "flxflow_final.safetensors")
-    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
 
 
 def test_the_command_line_takes_flags_a_file_and_its_own_options(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("config.yaml").write_text(FIRST, encoding="utf-8")
-    assert command_line.main(["--dry-run", "--json", *guide.arguments(QUICK), "-n", "named"]) == 0
+    assert (
+        command_line.main(
+            ["--dry-run", "--json", *guide.arguments(QUICK), "-n", "named"]
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["folders"] == ["outputs/named/train"]
-    assert command_line.main(["--config", "config.yaml", "--batch_size", "1", "--dry-run", "--json"]) == 0
+    assert (
+        command_line.main(
+            ["--config", "config.yaml", "--batch_size", "1", "--dry-run", "--json"]
+        )
+        == 0
+    )
     output = capsys.readouterr()
-    assert [plan["micro_batches_per_epoch"] for plan in json.loads(output.out)["processes"]] == [6, 0]
-    assert output.err.count("command line: --batch_size: replaces training.batch_size of the file.") == 1
+    assert [
+        plan["micro_batches_per_epoch"] for plan in json.loads(output.out)["processes"]
+    ] == [6, 0]
+    assert (
+        output.err.count(
+            "command line: --batch_size: replaces training.batch_size of the file."
+        )
+        == 1
+    )
     with pytest.raises(SystemExit, match="2"):
         command_line.main(["--train_vea", "--dry-run"])
-    assert capsys.readouterr().err.endswith("error: --train_vea: unknown flag. Did you mean '--train_vae'?\n")
+    assert capsys.readouterr().err.endswith(
+        "error: --train_vea: unknown flag. Did you mean '--train_vae'?\n"
+    )
 
 
 PAGE = (ROOT / "docs" / "coming_from_fluxflow.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("line", re.findall(r"^\.venv/bin/python run\.py (.*?) *(?:#.*)?$", PAGE, re.MULTILINE))
-def test_the_commands_of_the_page_are_planned(line: str, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "line",
+    re.findall(r"^\.venv/bin/python run\.py (.*?) *(?:#.*)?$", PAGE, re.MULTILINE),
+)
+def test_the_commands_of_the_page_are_planned(
+    line: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("config.yaml").write_text(FIRST, encoding="utf-8")
-    assert command_line.main([*line.split(), *(() if "--dry-run" in line else ("--dry-run",))]) == 0
+    assert (
+        command_line.main(
+            [*line.split(), *(() if "--dry-run" in line else ("--dry-run",))]
+        )
+        == 0
+    )
     assert capsys.readouterr().out.startswith("Job ")
 
 
 @pytest.mark.slow  # two interpreters, one of which draws
 def test_the_guides_own_commands_are_there(workplace: Path, tmp_path: Path) -> None:
     (workplace / "config.yaml").write_text(guide.FILES["complete"])
-    command = [str(ROOT / "config/examples/fluxflow-train"), "--config", "config.yaml", "--dry-run"]
+    command = [
+        str(ROOT / "config/examples/fluxflow-train"),
+        "--config",
+        "config.yaml",
+        "--dry-run",
+    ]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    planned = subprocess.run(command, cwd=workplace, env={**os.environ, "PATH": path}, capture_output=True, text=True)
-    assert planned.returncode == 0 and "vae_warmup (vae_trainer)" in planned.stdout, planned.stderr
+    planned = subprocess.run(
+        command,
+        cwd=workplace,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert planned.returncode == 0 and "vae_warmup (vae_trainer)" in planned.stdout, (
+        planned.stderr
+    )
     run = workplace / "outputs" / "full_pipeline" / "vae_warmup"
     run.mkdir(parents=True)
-    (run / "run.json").write_text('{"name": "vae_warmup", "status": "finished", "step": 2, "steps": 2}')
-    rows = [{"step": step, "loss": 1 / step, "lr": 1e-4, "step_s": 0.1} for step in (1, 2)]
+    (run / "run.json").write_text(
+        '{"name": "vae_warmup", "status": "finished", "step": 2, "steps": 2}'
+    )
+    rows = [
+        {"step": step, "loss": 1 / step, "lr": 1e-4, "step_s": 0.1} for step in (1, 2)
+    ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [sys.executable, str(ROOT / "config/examples/generate_training_graphs.py"), "outputs/"]
+    command = [
+        sys.executable,
+        str(ROOT / "config/examples/generate_training_graphs.py"),
+        "outputs/",
+    ]
     drawn = subprocess.run(command, cwd=workplace, capture_output=True, text=True)
-    assert drawn.returncode == 0 and (run / "graph" / "training_losses.png").is_file(), drawn.stderr
+    assert (
+        drawn.returncode == 0 and (run / "graph" / "training_losses.png").is_file()
+    ), drawn.stderr
     assert (workplace / "outputs" / "graph" / "training_losses.png").is_file()
 
 
@@ -292,17 +454,30 @@ def test_the_pages_table_of_sizes_is_what_is_made() -> None:
     dims = (32, 64, 128, 256)
     levels = [", ".join(map(str, sized(dim)["block_out_channels"])) for dim in dims]
     latents = [str(sized(dim)["latent_channels"]) for dim in dims]
-    made = [transformer_size({"feature_maps_dim": ConfigNode(dim, (), *[SourceLocation(1, 1)] * 2)}) for dim in dims]
-    widths = [str(size["num_attention_heads"] * size["attention_head_dim"]) for size in made]
+    made = [
+        transformer_size(
+            {"feature_maps_dim": ConfigNode(dim, (), *[SourceLocation(1, 1)] * 2)}
+        )
+        for dim in dims
+    ]
+    widths = [
+        str(size["num_attention_heads"] * size["attention_head_dim"]) for size in made
+    ]
     layers = [str(size["num_layers"]) for size in made]
     for row in (levels, latents, widths, layers):
         assert f"| {' | '.join(row)} |" in PAGE
 
 
-def test_flags_do_not_go_with_a_job_of_ours(workplace: Path, write_job: Callable[..., Path]) -> None:
+def test_flags_do_not_go_with_a_job_of_ours(
+    workplace: Path, write_job: Callable[..., Path]
+) -> None:
     flags = {"lr": ["1"]}
-    with pytest.raises(ConfigErrors, match="--lr: only applies to a file of FluxFlow's guide"):
-        load_job(write_job({"type": "vae_trainer"}), EXTENSIONS.find_config, flags=flags)
+    with pytest.raises(
+        ConfigErrors, match="--lr: only applies to a file of FluxFlow's guide"
+    ):
+        load_job(
+            write_job({"type": "vae_trainer"}), EXTENSIONS.find_config, flags=flags
+        )
 
 
 def test_a_token_of_the_command_line_is_in_no_file(workplace: Path) -> None:
@@ -310,18 +485,27 @@ def test_a_token_of_the_command_line_is_in_no_file(workplace: Path) -> None:
     train(read_command(QUICK, "--max_steps", "1", "--webdataset_token", secret))
     files = [path for path in workplace.rglob("*") if path.is_file()]
     assert [path for path in files if secret.encode() in path.read_bytes()] == []
-    assert "<redacted>" in (workplace / "outputs/quick_test/train/config.yaml").read_text(encoding="utf-8")
+    assert "<redacted>" in (
+        workplace / "outputs/quick_test/train/config.yaml"
+    ).read_text(encoding="utf-8")
 
 
 def kill_when(child: Child, metrics: Path, lines: int) -> None:
     """Kills a job once a metrics file has so many lines."""
-    child.wait_until(lambda: metrics.is_file() and len(metrics.read_text(encoding="utf-8").splitlines()) >= lines)
+    child.wait_until(
+        lambda: (
+            metrics.is_file()
+            and len(metrics.read_text(encoding="utf-8").splitlines()) >= lines
+        )
+    )
     child.send(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
 
 
 @pytest.mark.slow
-def test_the_complete_example_killed_twice_leaves_the_same_bytes(nursery: Nursery, tmp_path: Path) -> None:
+def test_the_complete_example_killed_twice_leaves_the_same_bytes(
+    nursery: Nursery, tmp_path: Path
+) -> None:
     text = guide.short(guide.FILES["complete"], 6).replace(
         "checkpoint_save_interval: 100", "checkpoint_save_interval: 4\n  seed: 7"
     )
@@ -343,16 +527,24 @@ def test_the_complete_example_killed_twice_leaves_the_same_bytes(nursery: Nurser
     for path in sorted(whole.rglob("flxflow_*.safetensors")):
         expected, found = load_file(path), load_file(killed / path.relative_to(whole))
         assert expected.keys() == found.keys()
-        assert all(torch.equal(expected[name], found[name]) for name in expected), path.name
+        assert all(torch.equal(expected[name], found[name]) for name in expected), (
+            path.name
+        )
     for path in sorted((whole / "outputs" / "full_pipeline" / "graph").iterdir()):
         rows = [
-            [(row["step"], row["loss"]) for row in map(json.loads, file.read_text(encoding="utf-8").splitlines())]
+            [
+                (row["step"], row["loss"])
+                for row in map(
+                    json.loads, file.read_text(encoding="utf-8").splitlines()
+                )
+            ]
             for file in (path, graph / path.name)
         ]
         assert rows[0] == rows[1]
 
 
-# ------------------------------------------------------------ the guide's table of troubles
+# ------------------------------------------------------------ the guide's table of
+# troubles
 
 
 @pytest.mark.parametrize(
@@ -367,8 +559,14 @@ def test_the_complete_example_killed_twice_leaves_the_same_bytes(nursery: Nurser
             "pipeline: {steps: [{name: a, train_vae: true, optim_sched_config: none.json}]}",
             "'none.json' does not exist (looked for ",
         ),
-        ("{train_vae: true, freeze_vae: true}", "Cannot freeze and train the same component."),
-        ("{train_vae: true, use_lpips: true, lpips_backbone: none.pth}", "LPIPS needs VGG16: download https://"),
+        (
+            "{train_vae: true, freeze_vae: true}",
+            "Cannot freeze and train the same component.",
+        ),
+        (
+            "{train_vae: true, use_lpips: true, lpips_backbone: none.pth}",
+            "LPIPS needs VGG16: download https://",
+        ),
         (
             "pipeline: {steps: [{name: a, train_vae: true}, {name: a, train_vae: true}]}",
             "'a' is already the name of process[0]. Names are unique.",
@@ -392,13 +590,22 @@ def test_captions_that_are_no_table_are_told_with_their_line(workplace: Path) ->
 
 
 @pytest.mark.slow
-def test_a_stop_condition_ends_the_step_as_finished_and_the_next_one_runs(workplace: Path, said: list[str]) -> None:
-    text = FIRST.replace("max_steps: 2\n        n_epochs: 10", "max_steps: 40\n        n_epochs: 40").replace(
-        "        lr: 1e-5\n\n", "        lr: 1e-5\n        stop_condition: {loss_name: loss_recon, threshold: 100}\n\n"
+def test_a_stop_condition_ends_the_step_as_finished_and_the_next_one_runs(
+    workplace: Path, said: list[str]
+) -> None:
+    text = FIRST.replace(
+        "max_steps: 2\n        n_epochs: 10", "max_steps: 40\n        n_epochs: 40"
+    ).replace(
+        "        lr: 1e-5\n\n",
+        "        lr: 1e-5\n        stop_condition: {loss_name: loss_recon, threshold: 100}\n\n",
     )
     train(read(text))
     out = workplace / "outputs" / "pipeline_training"
-    first = (out / "graph" / "training_metrics_vae_warmup.jsonl").read_text(encoding="utf-8").splitlines()
+    first = (
+        (out / "graph" / "training_metrics_vae_warmup.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     assert len(first) == 20  # values that the mean is over
     assert (out / "flxflow_final.safetensors").is_file()
 
@@ -418,14 +625,22 @@ def test_a_plateau_of_one_role_lowers_its_rate_alone(workplace: Path) -> None:
 """
     )
     train(read(text))
-    file = workplace / "outputs" / "pipeline_training" / "graph" / "training_metrics_both.jsonl"
+    file = (
+        workplace
+        / "outputs"
+        / "pipeline_training"
+        / "graph"
+        / "training_metrics_both.jsonl"
+    )
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert {row["lr/discriminator"] for row in rows} == {1e-5}
     assert rows[0]["lr/vae"] == 1e-5 > rows[-1]["lr/vae"] >= 1e-5 / 16
 
 
 def test_losses_that_are_not_finite_end_the_run(workplace: Path) -> None:
-    command = QUICK.replace("--lr 1e-5", "--lr 1000").replace("--n_epochs 5", "--n_epochs 30")
+    command = QUICK.replace("--lr 1e-5", "--lr 1000").replace(
+        "--n_epochs 5", "--n_epochs 30"
+    )
     with pytest.raises(RunError, match="loss"):
         train(read_command(command, "--initial_clipping_norm", "0", "--seed", "1"))
 
@@ -441,14 +656,27 @@ ODD = (
 
 def all_places(data: Any) -> Iterator[tuple[Any, Any]]:
     """Every container of a configuration with each of its keys or indices."""
-    for key in data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ():
+    for key in (
+        data
+        if isinstance(data, dict)
+        else range(len(data))
+        if isinstance(data, list)
+        else ()
+    ):
         yield data, key
         yield from all_places(data[key])
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
-def test_no_damage_to_a_file_ends_in_anything_but_messages_with_places(seed: int, workplace: Path) -> None:
-    draw, files = random.Random(seed), [yaml.safe_load(text) for text in guide.FILES.values()]
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))]
+)
+def test_no_damage_to_a_file_ends_in_anything_but_messages_with_places(
+    seed: int, workplace: Path
+) -> None:
+    draw, files = (
+        random.Random(seed),
+        [yaml.safe_load(text) for text in guide.FILES.values()],
+    )
     for _ in range(40):
         data = copy.deepcopy(draw.choice(files))
         for _ in range(draw.randint(1, 3)):
@@ -459,13 +687,29 @@ def test_no_damage_to_a_file_ends_in_anything_but_messages_with_places(seed: int
         try:
             read(yaml.safe_dump(data))
         except UserError as error:
-            assert all(re.match(r"config\.yaml|\S+\.json:", line) for line in str(error).splitlines())
+            assert all(
+                re.match(r"config\.yaml|\S+\.json:", line)
+                for line in str(error).splitlines()
+            )
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_flags_end_in_anything_but_messages(seed: int, workplace: Path) -> None:
     draw = random.Random(seed)
-    words = ["", "x", "1", "-1", "1e-5", "nan", "true", "configs", "configs/lion_gan.json", "images", "1e400", "null"]
+    words = [
+        "",
+        "x",
+        "1",
+        "-1",
+        "1e-5",
+        "nan",
+        "true",
+        "configs",
+        "configs/lion_gan.json",
+        "images",
+        "1e400",
+        "null",
+    ]
     for _ in range(40):
         chosen = draw.sample(list(FLAGS), draw.randint(1, 6))
         argv = [word for flag in chosen for word in (f"--{flag}", draw.choice(words))]

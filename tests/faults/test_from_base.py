@@ -1,5 +1,6 @@
-"""Images that the base model makes before the training (`datasets[].from_base`): killed while they are made, changed
-prompts, another place, another model. The rules without a run are in tests/toolkit/data/scan/test_from_base.py."""
+"""Images that the base model makes before the training (`datasets[].from_base`): killed
+while they are made, changed prompts, another place, another model. The rules without a
+run are in tests/toolkit/data/scan/test_from_base.py."""
 
 from __future__ import annotations
 
@@ -31,11 +32,18 @@ COUNT = 5
 def prepare(job: Job) -> None:
     job.section["datasets"].append(
         {
-            "from_base": {"prompts": "prompts.txt", "count": COUNT, "sample_steps": 2, "neg": "blurred"},
+            "from_base": {
+                "prompts": "prompts.txt",
+                "count": COUNT,
+                "sample_steps": 2,
+                "neg": "blurred",
+            },
             "resolution": 64,
         }
     )
-    (job.cwd / "prompts.txt").write_text("# kept\n\n" + "\n".join(PROMPTS) + "\n", encoding="utf-8")
+    (job.cwd / "prompts.txt").write_text(
+        "# kept\n\n" + "\n".join(PROMPTS) + "\n", encoding="utf-8"
+    )
 
 
 def made(job: Job) -> dict[str, bytes]:
@@ -50,12 +58,19 @@ def images(job: Job) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, small_section: dict) -> Job:
+def unbroken(
+    nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, small_section: dict
+) -> Job:
     """Six steps without an interruption. Read only."""
-    job = Job(nursery, tmp_path_factory.mktemp("unbroken"), copy.deepcopy(small_section))
+    job = Job(
+        nursery, tmp_path_factory.mktemp("unbroken"), copy.deepcopy(small_section)
+    )
     prepare(job)
     said = job.run()
-    assert f"{COUNT} of {COUNT} are generated before step 1, in 2 steps at guidance 4 each" in said
+    assert (
+        f"{COUNT} of {COUNT} are generated before step 1, in 2 steps at guidance 4 each"
+        in said
+    )
     assert f"{COUNT} images of the base model are in output/_cache/from_base/" in said
     return job
 
@@ -63,30 +78,57 @@ def unbroken(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, small_s
 def test_each_image_has_its_caption_and_is_trained(unbroken: Job) -> None:
     files = made(unbroken)
     captions = [text.decode() for name, text in files.items() if name.endswith(".txt")]
-    assert sorted(captions) == sorted(f"{PROMPTS[index % 2]}\n" for index in range(COUNT))
-    assert sorted(name[:-4] for name in files if name.endswith(".txt")) == [name[:-4] for name in images(unbroken)]
-    assert len({files[name] for name in images(unbroken)}) == COUNT  # a prompt that is used again has another seed
-    (record,) = unbroken.folder.glob(f"{DATASET_PREFIX}*.json")
-    assert sum(name.startswith("prompts.txt/") for name in json.loads(record.read_text())) == COUNT
-
-
-def test_the_images_are_those_of_the_base_model_alone(unbroken: Job, small_section: dict) -> None:
-    model = load_base_model(ModelConfig(**small_section["model"]), torch.device("cpu"), torch.float32)
-    seeds = [seeding.key(0, "from_base", PROMPTS[index % 2], index // 2) % 2**32 for index in range(COUNT)]
-    asked = [
-        SamplePrompt(PROMPTS[index % 2], "blurred", Size(64, 64), seed, 4.0, 2) for index, seed in enumerate(seeds)
+    assert sorted(captions) == sorted(
+        f"{PROMPTS[index % 2]}\n" for index in range(COUNT)
+    )
+    assert sorted(name[:-4] for name in files if name.endswith(".txt")) == [
+        name[:-4] for name in images(unbroken)
     ]
-    sampler = Sampler(model, asked, ItemEncoder(model, torch.float32), CachePair(TensorCache(None), TensorCache(None)))
+    assert (
+        len({files[name] for name in images(unbroken)}) == COUNT
+    )  # a prompt that is used again has another seed
+    (record,) = unbroken.folder.glob(f"{DATASET_PREFIX}*.json")
+    assert (
+        sum(name.startswith("prompts.txt/") for name in json.loads(record.read_text()))
+        == COUNT
+    )
+
+
+def test_the_images_are_those_of_the_base_model_alone(
+    unbroken: Job, small_section: dict
+) -> None:
+    model = load_base_model(
+        ModelConfig(**small_section["model"]), torch.device("cpu"), torch.float32
+    )
+    seeds = [
+        seeding.key(0, "from_base", PROMPTS[index % 2], index // 2) % 2**32
+        for index in range(COUNT)
+    ]
+    asked = [
+        SamplePrompt(PROMPTS[index % 2], "blurred", Size(64, 64), seed, 4.0, 2)
+        for index, seed in enumerate(seeds)
+    ]
+    sampler = Sampler(
+        model,
+        asked,
+        ItemEncoder(model, torch.float32),
+        CachePair(TensorCache(None), TensorCache(None)),
+    )
     expected = sorted(sampler.generate(index).tobytes() for index in range(COUNT))
     folder = unbroken.cwd / "output" / "_cache" / "from_base"
-    assert sorted(Image.open(folder / name).tobytes() for name in images(unbroken)) == expected
+    assert (
+        sorted(Image.open(folder / name).tobytes() for name in images(unbroken))
+        == expected
+    )
 
 
 def test_no_trace_of_a_lora_is_in_them(job: Job, unbroken: Job) -> None:
     """Neither of the one that the training starts from nor of the assistant."""
     prepare(job)
     lora = str(unbroken.folder / "job.safetensors")
-    job.change(network__pretrained_lora_path=lora, train__assistant=lora, train__steps=1)
+    job.change(
+        network__pretrained_lora_path=lora, train__assistant=lora, train__steps=1
+    )
     job.run()
     assert made(job) == made(unbroken)
 
@@ -115,18 +157,28 @@ def test_killed_while_they_are_made_it_goes_on_to_the_same_bytes(
     assert job.result() == unbroken.result()
 
 
-def test_a_stop_while_they_are_made_ends_the_run_and_keeps_what_there_is(job: Job, unbroken: Job) -> None:
+def test_a_stop_while_they_are_made_ends_the_run_and_keeps_what_there_is(
+    job: Job, unbroken: Job
+) -> None:
     prepare(job)
-    job.run(faults=[("kill_self", "jobs.process.image_trainer:write_base_image", 2, TERM)], code=75)
+    job.run(
+        faults=[("kill_self", "jobs.process.image_trainer:write_base_image", 2, TERM)],
+        code=75,
+    )
     assert len(images(job)) == 2
     job.run()
     assert made(job) == made(unbroken)
     assert job.result() == unbroken.result()
 
 
-def test_a_resume_has_the_same_bits_and_makes_lost_images_again(job: Job, unbroken: Job) -> None:
+def test_a_resume_has_the_same_bits_and_makes_lost_images_again(
+    job: Job, unbroken: Job
+) -> None:
     prepare(job)
-    job.run(faults=[("leave_at", "toolkit.train.flow_step:FlowMatchingStep.__call__", 8)], code=99)
+    job.run(
+        faults=[("leave_at", "toolkit.train.flow_step:FlowMatchingStep.__call__", 8)],
+        code=99,
+    )
     assert job.status() == "running"
     shutil.rmtree(job.cwd / "output" / "_cache")
     said = job.run()
@@ -142,13 +194,20 @@ def test_another_job_of_the_same_base_uses_them_again(job: Job, unbroken: Job) -
     job.name = "other"
     job.change(network__linear=2, train__steps=1)
     plan = job.run("--dry-run")
-    assert f"images of the base model (from_base): all {COUNT} exist already; in output/_cache/from_base/" in plan
-    said = job.run(faults=[("fail", "jobs.process.image_trainer:write_base_image", 1, 5)])
+    assert (
+        f"images of the base model (from_base): all {COUNT} exist already; in output/_cache/from_base/"
+        in plan
+    )
+    said = job.run(
+        faults=[("fail", "jobs.process.image_trainer:write_base_image", 1, 5)]
+    )
     assert "images of the base model are in" not in said
     assert made(job) == before
 
 
-def test_another_base_has_images_of_its_own(job: Job, unbroken: Job, tmp_path: Path) -> None:
+def test_another_base_has_images_of_its_own(
+    job: Job, unbroken: Job, tmp_path: Path
+) -> None:
     shutil.copytree(unbroken.cwd / "output" / "_cache", job.cwd / "output" / "_cache")
     before = made(job)
     prepare(job)
@@ -164,11 +223,16 @@ def test_changed_prompts_are_a_changed_dataset(job: Job, unbroken: Job) -> None:
     job.change(train__steps=2)
     job.run()
     before = made(job)
-    (job.cwd / "prompts.txt").write_text("a green tree\n" + "\n".join(PROMPTS) + "\n", encoding="utf-8")
+    (job.cwd / "prompts.txt").write_text(
+        "a green tree\n" + "\n".join(PROMPTS) + "\n", encoding="utf-8"
+    )
     job.change(train__steps=4)
     said = job.run("--allow-change")
     # Five of three prompts: the second one is not used a third time, nor the first one.
-    assert "the dataset has changed: 2 added (prompts.txt/" in said and "; 2 removed (prompts.txt/" in said
+    assert (
+        "the dataset has changed: 2 added (prompts.txt/" in said
+        and "; 2 removed (prompts.txt/" in said
+    )
     assert "The next epoch begins with it." in said
     assert before.items() <= made(job).items()
 
@@ -180,7 +244,10 @@ def test_another_count_changes_the_result(job: Job) -> None:
     job.section["datasets"][1]["from_base"]["count"] = 2
     job.change(train__steps=4)
     said = job.run(code=2)
-    assert "datasets[1].from_base.count: 5 -> 2" in said and "this changes the result" in said
+    assert (
+        "datasets[1].from_base.count: 5 -> 2" in said
+        and "this changes the result" in said
+    )
 
 
 def test_prompts_that_have_moved_are_the_same_dataset(job: Job, unbroken: Job) -> None:
@@ -198,7 +265,10 @@ def test_prompts_that_have_moved_are_the_same_dataset(job: Job, unbroken: Job) -
 def test_the_cache_process_leaves_them_to_the_training(job: Job, unbroken: Job) -> None:
     prepare(job)
     job.change(type="cache")
-    assert f"{COUNT} images of 'from_base' are not there yet: the training makes and encodes them" in job.run()
+    assert (
+        f"{COUNT} images of 'from_base' are not there yet: the training makes and encodes them"
+        in job.run()
+    )
     assert not made(job)
     job.change(type="sd_trainer")
     job.run()

@@ -1,6 +1,8 @@
-"""Jobs that go on from what an earlier start left: changed jobs, changed datasets, chosen states, damaged states.
+"""Jobs that go on from what an earlier start left: changed jobs, changed datasets,
+chosen states, damaged states.
 
-Every change, and every choice of a state, is in tests/toolkit/train/test_resumption*.py and test_config_diff.py.
+Every change, and every choice of a state, is in tests/toolkit/train/test_resumption*.py
+and test_config_diff.py.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ def rewrite(state: Path, document: dict) -> None:
     (state / "state.json").write_text(json.dumps(document))
     manifest = json.loads((state / "MANIFEST.json").read_text())
     content = (state / "state.json").read_bytes()
-    manifest["files"]["state.json"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest["files"]["state.json"] = {
+        "size": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
     (state / "MANIFEST.json").write_text(json.dumps(manifest))
 
 
@@ -39,9 +44,17 @@ def damage(path: Path) -> None:
 
 
 @pytest.mark.parametrize("written", ["random", -1])
-def test_a_random_seed_is_drawn_once_and_kept_by_a_resume(job: Job, written: object) -> None:
-    """Samples of all sets have one noise: that of the seed which was drawn. Another run draws another one."""
-    job.change(training_seed=written, sample__seed=written, train__steps=1, train__gradient_accumulation=1)
+def test_a_random_seed_is_drawn_once_and_kept_by_a_resume(
+    job: Job, written: object
+) -> None:
+    """Samples of all sets have one noise: that of the seed which was drawn. Another run
+    draws another one."""
+    job.change(
+        training_seed=written,
+        sample__seed=written,
+        train__steps=1,
+        train__gradient_accumulation=1,
+    )
     seed = int(re.search(r"training_seed (\d+)", job.run())[1])
     with safe_open(job.folder / "job.safetensors", "np") as file:
         assert file.metadata()["ss_seed"] == str(seed)
@@ -65,15 +78,28 @@ def test_a_random_seed_is_drawn_once_and_kept_by_a_resume(job: Job, written: obj
 
 @pytest.mark.slow
 def test_a_job_of_zeros_draws_a_seed_keeps_it_and_saves_only_the_end(job: Job) -> None:
-    """0 is off for all of these; the seed that was drawn goes on with the run and is enough to repeat it."""
-    job.change(training_seed=0, network__dropout=0, train__max_grad_norm=0, train__lr_warmup_steps=0, train__steps=2)
-    job.change(save__save_every=0, save__max_step_saves_to_keep=0, sample__sample_every=0)
+    """0 is off for all of these; the seed that was drawn goes on with the run and is
+    enough to repeat it."""
+    job.change(
+        training_seed=0,
+        network__dropout=0,
+        train__max_grad_norm=0,
+        train__lr_warmup_steps=0,
+        train__steps=2,
+    )
+    job.change(
+        save__save_every=0, save__max_step_saves_to_keep=0, sample__sample_every=0
+    )
     job.change(train__skip_first_sample=True)
     job.section["datasets"][0] |= {"caption_dropout_rate": 0, "num_workers": 0}
     seed = int(re.search(r"training_seed (\d+)", job.run())[1])
-    assert seed > 0 and [path.name for path in job.folder.glob("*.safetensors")] == ["job.safetensors"]
+    assert seed > 0 and [path.name for path in job.folder.glob("*.safetensors")] == [
+        "job.safetensors"
+    ]
     assert job.states() == [2]
-    assert [path.name for path in job.folder.glob("samples/*")] == ["000000002_0.png"], "the last set"
+    assert [path.name for path in job.folder.glob("samples/*")] == [
+        "000000002_0.png"
+    ], "the last set"
     with safe_open(job.folder / "job.safetensors", "np") as file:
         assert file.metadata()["ss_seed"] == str(seed)
     job.change(train__steps=3)
@@ -84,7 +110,10 @@ def test_a_job_of_zeros_draws_a_seed_keeps_it_and_saves_only_the_end(job: Job) -
     shutil.rmtree(job.folder)
     job.run()
     again = job.result()
-    assert again["metrics"] == ended["metrics"] and again["job.safetensors"] == ended["job.safetensors"]
+    assert (
+        again["metrics"] == ended["metrics"]
+        and again["job.safetensors"] == ended["job.safetensors"]
+    )
 
 
 # ------------------------------------------------------------ changed jobs
@@ -103,7 +132,9 @@ def test_a_changed_lr_is_refused_and_goes_on_when_allowed(finished: Job) -> None
 
 
 @pytest.mark.parametrize("part", ["transformer", "tokenizer"])
-def test_another_base_model_is_refused_wherever_it_is(finished: Job, tiny_model: Path, part: str) -> None:
+def test_another_base_model_is_refused_wherever_it_is(
+    finished: Job, tiny_model: Path, part: str
+) -> None:
     other = shutil.copytree(tiny_model, finished.cwd / "other")
     weights = next(iter(sorted((other / part).glob("*.safetensors"))), None)
     if weights:
@@ -115,11 +146,16 @@ def test_another_base_model_is_refused_wherever_it_is(finished: Job, tiny_model:
     finished.change(model__name_or_path=str(other), train__steps=8)
     for flags in ([], ["--allow-change"]):
         said = finished.run(*flags, code=2)
-        assert f"was trained on another base model: {part} differs. Restore the model" in said
+        assert (
+            f"was trained on another base model: {part} differs. Restore the model"
+            in said
+        )
     assert finished.steps() == list(range(1, 7))
 
 
-def test_a_checkpoint_without_a_record_of_its_base_goes_on_where_it_was(finished: Job, tiny_model: Path) -> None:
+def test_a_checkpoint_without_a_record_of_its_base_goes_on_where_it_was(
+    finished: Job, tiny_model: Path
+) -> None:
     for state in (finished.folder / "state").iterdir():
         document = json.loads((state / "state.json").read_text())
         del document["base"]
@@ -134,8 +170,11 @@ def test_a_checkpoint_without_a_record_of_its_base_goes_on_where_it_was(finished
 
 
 def test_a_run_that_began_with_the_old_spelling_keeps_it(finished: Job) -> None:
-    """Files of 0.2.0 have `diffusion_model.` and an alpha for each layer; a checkpoint of it has no record of that."""
-    assert not any(key.endswith(".alpha") for key in load_file(finished.folder / "job.safetensors"))
+    """Files of 0.2.0 have `diffusion_model.` and an alpha for each layer; a checkpoint
+    of it has no record of that."""
+    assert not any(
+        key.endswith(".alpha") for key in load_file(finished.folder / "job.safetensors")
+    )
     for state in (finished.folder / "state").iterdir():
         document = json.loads((state / "state.json").read_text())
         assert document.pop("spelling") == "alpha_folded"
@@ -143,53 +182,85 @@ def test_a_run_that_began_with_the_old_spelling_keeps_it(finished: Job) -> None:
     finished.change(train__steps=8)
     finished.run()
     saved = load_file(finished.folder / "job.safetensors")
-    stems = {key.removesuffix(".lora_A.weight") for key in saved if key.endswith(".lora_A.weight")}
-    assert stems and all(float(saved[f"{stem}.alpha"]) == finished.section["network"]["linear_alpha"] for stem in stems)
+    stems = {
+        key.removesuffix(".lora_A.weight")
+        for key in saved
+        if key.endswith(".lora_A.weight")
+    }
+    assert stems and all(
+        float(saved[f"{stem}.alpha"]) == finished.section["network"]["linear_alpha"]
+        for stem in stems
+    )
     last = max(finished.folder.glob("state/step_*"))
     assert json.loads((last / "state.json").read_text())["spelling"] == "alpha_stored"
 
 
-def test_a_changed_dataset_is_reported_and_goes_on_with_the_next_epoch(finished: Job, pictures: Path) -> None:
+def test_a_changed_dataset_is_reported_and_goes_on_with_the_next_epoch(
+    finished: Job, pictures: Path
+) -> None:
     data = finished.cwd / "data"
     shutil.copytree(pictures, data)
     finished.section["datasets"][0]["folder_path"] = str(data)
     shutil.rmtree(finished.folder)
     finished.change(train__steps=2, sample=None)
     finished.run()
-    assert finished.metrics()[-1]["epoch"] == 1  # 2 steps x 2 micro-batches of 3: one into the second epoch
+    assert (
+        finished.metrics()[-1]["epoch"] == 1
+    )  # 2 steps x 2 micro-batches of 3: one into the second epoch
     draw_pictures(data, "d", "e")
     (data / "a.png").unlink()
     (data / "a.txt").unlink()
     (data / "b.txt").write_text("another caption")
     finished.change(train__steps=3)
     said = finished.run()
-    for words in ("2 added", "d.png", "1 removed", "a.png", "1 edited", "b.png", "The next epoch begins"):
+    for words in (
+        "2 added",
+        "d.png",
+        "1 removed",
+        "a.png",
+        "1 edited",
+        "b.png",
+        "The next epoch begins",
+    ):
         assert words in said
     assert [line["epoch"] for line in finished.metrics()] == [0, 1, 2]
     finished.change(train__steps=4)
-    assert "dataset has changed" not in finished.run(), "the second time it is the same dataset"
+    assert "dataset has changed" not in finished.run(), (
+        "the second time it is the same dataset"
+    )
 
 
-def test_a_finished_job_does_nothing_and_says_so(finished: Job, tiny_model: Path) -> None:
+def test_a_finished_job_does_nothing_and_says_so(
+    finished: Job, tiny_model: Path
+) -> None:
     def files() -> dict[str, tuple[bytes, int]]:
         found = contents(finished.folder)
-        return {name: (text, (finished.folder / name).stat().st_mtime_ns) for name, text in found.items()}
+        return {
+            name: (text, (finished.folder / name).stat().st_mtime_ns)
+            for name, text in found.items()
+        }
 
     before = files()
     assert "is complete at step 6: nothing to do" in finished.run()
     other = shutil.copytree(tiny_model, finished.cwd / "other")
     finished.change(model__name_or_path=str(other))
-    assert "is complete at step 6: nothing to do" in finished.run(), "the same model at another place is the same"
+    assert "is complete at step 6: nothing to do" in finished.run(), (
+        "the same model at another place is the same"
+    )
     config = other / "vae" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"added": 1}))
-    assert "was trained on another base model: vae encoder differs" in finished.run(code=2)
+    assert "was trained on another base model: vae encoder differs" in finished.run(
+        code=2
+    )
     assert files() == before
 
 
 # ------------------------------------------------------------ a chosen state
 
 
-def test_going_back_to_a_step_moves_what_is_later_and_ends_the_same(finished: Job, same) -> None:
+def test_going_back_to_a_step_moves_what_is_later_and_ends_the_same(
+    finished: Job, same
+) -> None:
     finished.change(resume=2)
     # File times say nothing: the oldest looks newest, and the clock was wrong.
     for path in finished.folder.glob("state/step_*"):
@@ -199,7 +270,12 @@ def test_going_back_to_a_step_moves_what_is_later_and_ends_the_same(finished: Jo
     same()
     assert finished.steps() == [1, 2, 3, 4, 5, 6]
     moved = {path.name for path in (finished.folder / "superseded" / "1").iterdir()}
-    assert {"step_000000004", "step_000000006", "job_000000004.safetensors", "job.safetensors"} <= moved
+    assert {
+        "step_000000004",
+        "step_000000006",
+        "job_000000004.safetensors",
+        "job.safetensors",
+    } <= moved
     assert len([name for name in moved if name.endswith(".png")]) == 2
 
 
@@ -210,23 +286,33 @@ def test_an_odd_name_of_a_job(finished: Job) -> None:
     finished.change(resume=2)
     finished.run()
     assert finished.steps() == [1, 2, 3, 4, 5, 6]
-    assert (finished.folder / "superseded" / "1" / f"{name}_000000004.safetensors").exists()
+    assert (
+        finished.folder / "superseded" / "1" / f"{name}_000000004.safetensors"
+    ).exists()
 
 
 # ------------------------------------------------------------ damaged states
 
 
-def test_the_newest_good_state_is_taken_and_the_damaged_one_named(finished: Job, same) -> None:
+def test_the_newest_good_state_is_taken_and_the_damaged_one_named(
+    finished: Job, same
+) -> None:
     (finished.folder / "run.json").unlink()
     damage(finished.folder / "state" / "step_000000006" / "optimizer.safetensors")
     (finished.folder / "state" / "step_000000004" / "MANIFEST.json").unlink()
     said = finished.run()
-    for words in ("step_000000006 is skipped: optimizer", "step_000000004 is skipped: MANIFEST", "resuming from"):
+    for words in (
+        "step_000000006 is skipped: optimizer",
+        "step_000000004 is skipped: MANIFEST",
+        "resuming from",
+    ):
         assert words in said
     same()
 
 
-def test_a_lost_metrics_line_and_leftovers_of_killed_writes_do_no_harm(finished: Job, same) -> None:
+def test_a_lost_metrics_line_and_leftovers_of_killed_writes_do_no_harm(
+    finished: Job, same
+) -> None:
     finished.change(resume=4)
     leftovers = [
         ".job.safetensors.0123abcd.tmp",
@@ -245,15 +331,24 @@ def test_a_lost_metrics_line_and_leftovers_of_killed_writes_do_no_harm(finished:
 
 @pytest.mark.slow
 def test_a_state_that_verifies_and_lacks_something_is_one_line(job: Job) -> None:
-    """Somebody else wrote it: each entry is taken out once, and once it is of another type."""
+    """Somebody else wrote it: each entry is taken out once, and once it is of another
+    type."""
     job.change(train__steps=2, sample=None, training_seed=0)
     job.run()
     job.change(train__steps=4)
     [state] = (job.folder / "state").iterdir()
-    whole, kept = json.loads((state / "state.json").read_text()), job.folder.rename(job.cwd / "kept")
-    places = [(key,) for key in ("state", "roles", "settings", "dataset", "base", "seed")]
+    whole, kept = (
+        json.loads((state / "state.json").read_text()),
+        job.folder.rename(job.cwd / "kept"),
+    )
+    places = [
+        (key,) for key in ("state", "roles", "settings", "dataset", "base", "seed")
+    ]
     places += [("state", key) for key in ("step", "epoch", "extra")]
-    places += [("roles", "network", key) for key in ("optimizer_class", "optimizer", "ema_updates")]
+    places += [
+        ("roles", "network", key)
+        for key in ("optimizer_class", "optimizer", "ema_updates")
+    ]
     for *parents, last in places:
         for forged in (None, ["x"]):
             document = copy.deepcopy(whole)
@@ -266,11 +361,20 @@ def test_a_state_that_verifies_and_lacks_something_is_one_line(job: Job) -> None
             shutil.copytree(kept, job.folder)
             rewrite(state, document)
             child = job.start()
-            assert child.wait() in (0, 1, 2) and "Traceback" not in child.output, (last, forged, child.output)
+            assert child.wait() in (0, 1, 2) and "Traceback" not in child.output, (
+                last,
+                forged,
+                child.output,
+            )
             if child.code:
-                assert str(state.relative_to(job.cwd)) in child.output.splitlines()[-1], (last, forged, child.output)
-            # A state need not have a record of its base; another dataset begins with its next epoch.
-            assert bool(child.code) == ((last, forged) not in [("base", None), ("dataset", ["x"])]), (last, forged)
+                assert (
+                    str(state.relative_to(job.cwd)) in child.output.splitlines()[-1]
+                ), (last, forged, child.output)
+            # A state need not have a record of its base; another dataset begins with
+            # its next epoch.
+            assert bool(child.code) == (
+                (last, forged) not in [("base", None), ("dataset", ["x"])]
+            ), (last, forged)
             shutil.rmtree(job.folder)
 
 
@@ -282,29 +386,48 @@ def other_vae(model: Path, file: Path, of_decoder: bool) -> Path:
     (own,) = (model / "vae").glob("*.safetensors")
     weights = load_file(own)
     begin = ("decoder.", "post_quant_conv.")
-    save_file({n: w * 1.1 if n.startswith(begin) == of_decoder else w for n, w in weights.items()}, file)
+    save_file(
+        {
+            n: w * 1.1 if n.startswith(begin) == of_decoder else w
+            for n, w in weights.items()
+        },
+        file,
+    )
     return file
 
 
-def test_another_decoder_changes_the_samples_alone(finished: Job, whole: Job, tiny_model: Path) -> None:
+def test_another_decoder_changes_the_samples_alone(
+    finished: Job, whole: Job, tiny_model: Path
+) -> None:
     shutil.copytree(whole.cwd / "output" / "_cache", finished.cwd / "output" / "_cache")
     cached = contents(finished.cwd / "output" / "_cache" / "latents")
     file = other_vae(tiny_model, finished.cwd / "decoder.safetensors", of_decoder=True)
     finished.change(model__vae_path=str(file), train__steps=8)
     finished.run()
-    assert cached and contents(finished.cwd / "output" / "_cache" / "latents") == cached, "nothing is encoded again"
-    unchanged = Job(finished.nursery, finished.cwd / "unchanged", copy.deepcopy(finished.section))
+    assert (
+        cached and contents(finished.cwd / "output" / "_cache" / "latents") == cached
+    ), "nothing is encoded again"
+    unchanged = Job(
+        finished.nursery, finished.cwd / "unchanged", copy.deepcopy(finished.section)
+    )
     unchanged.cwd.mkdir()
     shutil.copytree(whole.folder, unchanged.folder)
     unchanged.change(model__vae_path=None)
     unchanged.run()
     ours, theirs = finished.result(), unchanged.result()
-    assert ours["job.safetensors"] == theirs["job.safetensors"] and ours["metrics"] == theirs["metrics"]
+    assert (
+        ours["job.safetensors"] == theirs["job.safetensors"]
+        and ours["metrics"] == theirs["metrics"]
+    )
     last = max(name for name in ours if re.fullmatch(r"\d+_0", name))
     assert ours[last] != theirs[last], "decoded by the other decoder"
-    encoder = other_vae(tiny_model, finished.cwd / "encoder.safetensors", of_decoder=False)
+    encoder = other_vae(
+        tiny_model, finished.cwd / "encoder.safetensors", of_decoder=False
+    )
     finished.change(model__vae_path=str(encoder), train__steps=9)
-    assert "was trained on another base model: vae encoder differs" in finished.run(code=2)
+    assert "was trained on another base model: vae encoder differs" in finished.run(
+        code=2
+    )
 
 
 @pytest.mark.parametrize("is_whole", [False, True])
@@ -316,28 +439,40 @@ def test_a_decoder_for_samples_encodes_nothing_again(
     cached = contents(finished.cwd / "output" / "_cache" / "latents")
     file = other_vae(tiny_model, finished.cwd / "decoder.safetensors", of_decoder=True)
     weights = {name: weight * 1.1 for name, weight in load_file(file).items()}
-    own = {name: weight for name, weight in weights.items() if name.startswith(("decoder.", "post_quant_conv."))}
+    own = {
+        name: weight
+        for name, weight in weights.items()
+        if name.startswith(("decoder.", "post_quant_conv."))
+    }
     save_file(weights if is_whole else own, file)
     finished.change(sample__vae_path=str(file), train__steps=8)
     said = finished.run()
     assert (
-        "sample.vae_path: samples are decoded with decoder.safetensors; latents and training stay as they are" in said
+        "sample.vae_path: samples are decoded with decoder.safetensors; latents and training stay as they are"
+        in said
     )
     assert cached and contents(finished.cwd / "output" / "_cache" / "latents") == cached
-    unchanged = Job(finished.nursery, finished.cwd / "unchanged", copy.deepcopy(finished.section))
+    unchanged = Job(
+        finished.nursery, finished.cwd / "unchanged", copy.deepcopy(finished.section)
+    )
     unchanged.cwd.mkdir()
     shutil.copytree(whole.folder, unchanged.folder)
     del unchanged.section["sample"]["vae_path"]
     unchanged.run()
     ours, theirs = finished.result(), unchanged.result()
-    assert ours["job.safetensors"] == theirs["job.safetensors"] and ours["metrics"] == theirs["metrics"]
+    assert (
+        ours["job.safetensors"] == theirs["job.safetensors"]
+        and ours["metrics"] == theirs["metrics"]
+    )
     last = max(name for name in ours if re.fullmatch(r"\d+_0", name))
     assert ours[last] != theirs[last], "decoded by the other decoder"
     finished.change(sample__vae_path=None, train__steps=9)
     finished.run()
 
 
-def test_a_checkpoint_that_knows_the_whole_vae_alone_goes_on_with_it(finished: Job, tiny_model: Path) -> None:
+def test_a_checkpoint_that_knows_the_whole_vae_alone_goes_on_with_it(
+    finished: Job, tiny_model: Path
+) -> None:
     """As versions before 0.3.0 recorded it."""
     for state in (finished.folder / "state").iterdir():
         document = json.loads((state / "state.json").read_text())

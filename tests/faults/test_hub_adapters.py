@@ -1,4 +1,5 @@
-"""`train.assistant` named as on the hub: fetched, found in the cache, killed, resumed, and in no file of the run."""
+"""`train.assistant` named as on the hub: fetched, found in the cache, killed, resumed,
+and in no file of the run."""
 
 from __future__ import annotations
 
@@ -35,17 +36,30 @@ def cache(tmp_path: Path, lora: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_goes_on_with_it_and_has_no_trace_of_it(job: Job, cache: Path, lora: Path) -> None:
+def test_a_run_that_is_killed_goes_on_with_it_and_has_no_trace_of_it(
+    job: Job, cache: Path, lora: Path
+) -> None:
     job.change(train__assistant=NAME, sample=None)
     offline = ("offline", str(cache))
     said = job.run(faults=[offline])
-    assert f"train.assistant: {FILE} times 1 is on in training, off in samples and validation" in said
+    assert (
+        f"train.assistant: {FILE} times 1 is on in training, off in samples and validation"
+        in said
+    )
     expected = job.result()
     job.folder.rename(job.cwd / "whole")
-    assert job.start(faults=[offline, ("slow", STEP, 0.1), ("kill_self", STEP, 10, KILL)]).wait() == -KILL
+    assert (
+        job.start(
+            faults=[offline, ("slow", STEP, 0.1), ("kill_self", STEP, 10, KILL)]
+        ).wait()
+        == -KILL
+    )
     assert "resuming from" in job.run(faults=[offline])
     got = job.result()
-    assert got.keys() == expected.keys() and [name for name in got if got[name] != expected[name]] == []
+    assert (
+        got.keys() == expected.keys()
+        and [name for name in got if got[name] != expected[name]] == []
+    )
     own = [weight.numpy().tobytes() for weight in load_file(lora).values()]
     own = [weight for weight in own if len(weight) > 64]
     for path in job.folder.rglob("*"):
@@ -55,37 +69,54 @@ def test_a_run_that_is_killed_goes_on_with_it_and_has_no_trace_of_it(job: Job, c
     job.change(train__assistant=str(lora), resume=4)
     assert "resuming from" in job.run(faults=[offline])
     last = f"{job.name}.safetensors"
-    assert load_file(job.folder / last).keys() == load_file(job.cwd / "whole" / last).keys()
+    assert (
+        load_file(job.folder / last).keys()
+        == load_file(job.cwd / "whole" / last).keys()
+    )
     assert all(load_file(job.folder / last)[name].equal(tensor)
                for name, tensor in load_file(job.cwd / "whole" / last).items())  # fmt: skip
 
 
-def test_offline_and_not_here_is_one_line_before_anything_is_written(job: Job, tmp_path: Path) -> None:
+def test_offline_and_not_here_is_one_line_before_anything_is_written(
+    job: Job, tmp_path: Path
+) -> None:
     job.change(train__assistant=NAME)
     for flags in ((), ("--dry-run",)):
         said = job.run(*flags, faults=[("offline", str(tmp_path / "empty"))], code=2)
         expected = f"'{NAME}' is not in the hub cache, and HF_HUB_OFFLINE forbids to ask the hub. "
-        assert f"train.assistant: {expected}Unset it, or run 'hf download {NAME}' where there is" in said
+        assert (
+            f"train.assistant: {expected}Unset it, or run 'hf download {NAME}' where there is"
+            in said
+        )
         assert not job.folder.exists()
 
 
 @pytest.mark.slow
-def test_it_is_fetched_before_the_model_and_checked_against_it(job: Job, lora: Path, tmp_path: Path) -> None:
+def test_it_is_fetched_before_the_model_and_checked_against_it(
+    job: Job, lora: Path, tmp_path: Path
+) -> None:
     wide = write_lora(tmp_path / "wide.safetensors", inputs=32)
     settings = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
     for file, code in ((wide, 2), (lora, 0)):
-        with small_hub({FILE: file.read_bytes(), "README.md": b"no"}, f"{NAME}{code}") as hub:
+        with small_hub(
+            {FILE: file.read_bytes(), "README.md": b"no"}, f"{NAME}{code}"
+        ) as hub:
             values = {
                 "HF_HUB_CACHE": str(tmp_path / "home" / "hub"),
                 "ENDPOINT": hub.url,
-                "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+                "HUGGINGFACE_CO_URL_TEMPLATE": hub.url
+                + "/{repo_id}/resolve/{revision}/{filename}",
                 "HF_HUB_OFFLINE": False,
             }
             faults = [("environment", settings | {"HF_ENDPOINT": hub.url})]
-            faults += [("set_value", f"huggingface_hub.constants:{name}", value) for name, value in values.items()]
+            faults += [
+                ("set_value", f"huggingface_hub.constants:{name}", value)
+                for name, value in values.items()
+            ]
             job.change(train__assistant=f"{NAME}{code}", train__steps=1, sample=None)
-            assert f"train.assistant: {NAME}{code} is not in the hub cache: the run downloads it first" in job.run(
-                "--dry-run", faults=faults
+            assert (
+                f"train.assistant: {NAME}{code} is not in the hub cache: the run downloads it first"
+                in job.run("--dry-run", faults=faults)
             )
             assert hub.asked == []
             said = job.run(faults=faults, code=code)

@@ -1,4 +1,5 @@
-"""What a dataset may hold and how it may break between two starts: a job finishes, or names the file."""
+"""What a dataset may hold and how it may break between two starts: a job finishes, or
+names the file."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ NO_PATHS = {
 """Texts that no path can have, or that lead nowhere."""
 
 PLACES = [0.0, 0.1, 0.5, 0.9, 0.97]
-"""Shares of a file that are left: nothing, the header, the middle, the end, all but the last bytes."""
+"""Shares of a file that are left: nothing, the header, the middle, the end, all but the
+last bytes."""
 
 
 @pytest.fixture
@@ -49,7 +51,9 @@ def cut(path: Path, share: float) -> None:
 
 
 @pytest.mark.parametrize("place", [0.0, 0.97])
-def test_a_truncated_picture_is_named_before_anything_starts(job: Job, own_pictures: Path, place: float) -> None:
+def test_a_truncated_picture_is_named_before_anything_starts(
+    job: Job, own_pictures: Path, place: float
+) -> None:
     cut(own_pictures / "b.png", place)
     before = contents(own_pictures)
     said = job.run(code=2)
@@ -57,10 +61,14 @@ def test_a_truncated_picture_is_named_before_anything_starts(job: Job, own_pictu
     assert contents(own_pictures) == before and not (job.cwd / "output").exists()
 
 
-def test_a_picture_that_goes_bad_after_the_check_is_named(job: Job, own_pictures: Path) -> None:
+def test_a_picture_that_goes_bad_after_the_check_is_named(
+    job: Job, own_pictures: Path
+) -> None:
     """It is removed while the first one is being encoded."""
     vanishing = own_pictures / "c.png"
-    child = job.start(faults=[("slow", "toolkit.data.batches.latent_cache:CacheEntry.encode", 0.3)])
+    child = job.start(
+        faults=[("slow", "toolkit.data.batches.latent_cache:CacheEntry.encode", 0.3)]
+    )
     child.wait_until(lambda: any(job.cwd.glob("output/_cache/latents/*/*")))
     vanishing.write_bytes(b"no picture")
     assert child.wait() == 1, child.output
@@ -83,18 +91,36 @@ def test_damaged_cache_entries_are_made_again(job: Job, same) -> None:
 
 
 def test_names_of_every_kind(job: Job) -> None:
-    stems = ["with space", "[x]*?", "ünï", normalize("NFD", "é"), "🦊", "שלום", "name.with.dots", "-dash", "x" * 200]
+    stems = [
+        "with space",
+        "[x]*?",
+        "ünï",
+        normalize("NFD", "é"),
+        "🦊",
+        "שלום",
+        "name.with.dots",
+        "-dash",
+        "x" * 200,
+    ]
     data = draw_pictures(job.cwd / "3_my [data] 🦊", *stems)
     (data / "loop").symlink_to(data)
     (data / ".hidden").mkdir()
     (data / "nowhere").symlink_to(data / "gone")
     job.section["datasets"] = [{"folder_path": str(data), "resolution": 64}]
     job.change(train__steps=1, train__gradient_accumulation=1, sample=None)
-    before = {path: text for path, text in contents(data).items() if not path.startswith("loop/")}
+    before = {
+        path: text
+        for path, text in contents(data).items()
+        if not path.startswith("loop/")
+    }
     said = job.run()
     assert f"{len(stems)} x 3" in said
     assert "without caption" not in said
-    assert {path: text for path, text in contents(data).items() if not path.startswith("loop/")} == before
+    assert {
+        path: text
+        for path, text in contents(data).items()
+        if not path.startswith("loop/")
+    } == before
 
 
 def test_no_connection_is_opened_for_a_model_on_the_disk(job: Job, same) -> None:
@@ -102,7 +128,9 @@ def test_no_connection_is_opened_for_a_model_on_the_disk(job: Job, same) -> None
     same()
 
 
-def test_a_model_that_is_not_there_is_one_line_without_a_network(job: Job, monkeypatch) -> None:
+def test_a_model_that_is_not_there_is_one_line_without_a_network(
+    job: Job, monkeypatch
+) -> None:
     job.change(model__name_or_path="nobody/no-such-model", model__model_kwargs={})
     child = job.start(faults=[("without_network",), ("offline", str(job.cwd / "hub"))])
     code = child.wait()
@@ -111,7 +139,8 @@ def test_a_model_that_is_not_there_is_one_line_without_a_network(job: Job, monke
 
 
 def test_pictures_of_every_mode_train_together(job: Job, pictures: Path) -> None:
-    """The exact pixels of each are tested in tests/toolkit/data/pixels/test_images.py."""
+    """The exact pixels of each are tested in
+    tests/toolkit/data/pixels/test_images.py."""
     data = job.cwd / "modes"
     data.mkdir()
     picture = Image.open(pictures / "a.png")
@@ -129,20 +158,40 @@ def test_pictures_of_every_mode_train_together(job: Job, pictures: Path) -> None
     assert os.listdir(job.folder / "state")
 
 
-def test_a_compiler_that_is_not_there_is_named_before_anything_is_encoded(job: Job) -> None:
+def test_a_compiler_that_is_not_there_is_named_before_anything_is_encoded(
+    job: Job,
+) -> None:
     job.section["train"]["compile"] = {"enabled": True, "backend": "indcutor"}
     output = job.run(code=2)
-    assert "train.compile.backend: PyTorch has no backend 'indcutor'" in output and "latents" not in output
+    assert (
+        "train.compile.backend: PyTorch has no backend 'indcutor'" in output
+        and "latents" not in output
+    )
 
 
 @pytest.mark.slow
 def test_a_compiled_job_prints_no_warnings(job: Job, tmp_path: Path) -> None:
     """What is compiled anew, with all that PyTorch has warned of."""
-    job.change(model__quantize=True, model__qtype="float8", train__gradient_checkpointing="cheap")
-    job.section["datasets"][0]["caption_dropout_rate"] = 0  # texts of one length, and one program
-    job.change(train__compile={"enabled": True}, train__steps=1, sample=None, network__dropout=0)
+    job.change(
+        model__quantize=True,
+        model__qtype="float8",
+        train__gradient_checkpointing="cheap",
+    )
+    job.section["datasets"][0]["caption_dropout_rate"] = (
+        0  # texts of one length, and one program
+    )
+    job.change(
+        train__compile={"enabled": True},
+        train__steps=1,
+        sample=None,
+        network__dropout=0,
+    )
     job.change(train__gradient_accumulation=1)
-    child = job.start(faults=[("environment", {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")})])
+    child = job.start(
+        faults=[
+            ("environment", {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")})
+        ]
+    )
     assert child.wait(600) == 0, child.output
     assert child.errors == ""
 
@@ -171,13 +220,22 @@ def test_no_text_in_the_place_of_a_path_is_a_traceback_in_another_programs_file(
         "network_module": "networks.lora_qwen_image",
         "output_name": "x",
     }
-    keys = sorted({key for (program, _), keys in NAMES.items() if program == "musubi" for key in keys})
+    keys = sorted(
+        {
+            key
+            for (program, _), keys in NAMES.items()
+            if program == "musubi"
+            for key in keys
+        }
+    )
     assert len(keys) > 200
     texts = [text for name, text in NO_PATHS.items() if name != "bytes"]
     for place, key in enumerate(keys):
         for text in (texts[place % len(texts)], texts[(place + 3) % len(texts)]):
             rows = toml({"image_directory": "data", key: text})
-            Path("data.toml").write_text(f"[general]\nresolution = [64, 64]\n[[datasets]]\n{rows}")
+            Path("data.toml").write_text(
+                f"[general]\nresolution = [64, 64]\n[[datasets]]\n{rows}"
+            )
             Path("j.toml").write_text(toml(config | {key: text}))
             refused(load_job, "j.toml", find, as_job=True)
 
@@ -187,7 +245,9 @@ def toml(values: dict[str, str]) -> str:
 
 
 @pytest.mark.slow
-def test_no_text_in_the_place_of_a_path_is_a_traceback_in_a_tool(tmp_path: Path, monkeypatch) -> None:
+def test_no_text_in_the_place_of_a_path_is_a_traceback_in_a_tool(
+    tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("loop").symlink_to("loop")
     extensions = discover()

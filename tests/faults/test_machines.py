@@ -1,5 +1,6 @@
-"""Jobs that two machines run together, each a set of namespaces with its own network, file systems and host name: the
-same run as on one, whatever is lost of them and whenever."""
+"""Jobs that two machines run together, each a set of namespaces with its own network,
+file systems and host name: the same run as on one, whatever is lost of them and
+whenever."""
 
 from __future__ import annotations
 
@@ -11,21 +12,29 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import KILL, STEP, STEP_3_OF_TWO, TERM, Job, assert_same_but_for_rounding
+from tests.faults.conftest import (
+    KILL,
+    STEP,
+    STEP_3_OF_TWO,
+    TERM,
+    Job,
+    assert_same_but_for_rounding,
+)
 from tests.faults.nursery import Fault, Nursery
 from tests.machines import CEILING_S, Launched, TwoMachines, two_machines, why_not
 
 pytestmark = pytest.mark.slow
 
 SHORT_WATCH = ("set_value", "toolkit.train.lock:WATCH_EVERY_S", 0.002)
-"""The lock of a process that was killed on another machine is watched for half a second, not three minutes."""
+"""The lock of a process that was killed on another machine is watched for half a
+second, not three minutes."""
 
 SHORT_GRACE = ("set_value", "toolkit.system.distributed:SHUTDOWN_GRACE_S", 1.0)
 """Who is left waits so long, twice, for a store on the lost machine."""
 
 TIMEOUT_MIN, SHORT_TIMEOUT_MIN = 0.25, 0.12
-"""Longer than a busy machine takes for a step; the first, also than five seconds without network and what these cost
-TCP."""
+"""Longer than a busy machine takes for a step; the first, also than five seconds
+without network and what these cost TCP."""
 
 DIED = "died without reporting an error"
 
@@ -38,7 +47,9 @@ def _possible() -> None:
 
 
 @pytest.fixture
-def machines(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoMachines]:
+def machines(
+    nursery: Nursery, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TwoMachines]:
     yield from two_machines(tmp_path_factory.getbasetemp(), nursery)
 
 
@@ -50,7 +61,8 @@ def job(job: Job) -> Job:
 
 @pytest.fixture
 def as_one(job: Job, whole: Job) -> Callable[[], None]:
-    """Fails unless the job has come to the same end as the one that a single process ran, but for rounding."""
+    """Fails unless the job has come to the same end as the one that a single process
+    ran, but for rounding."""
 
     def check() -> None:
         for step in set(job.states()) - {2, 4, 6}:
@@ -62,14 +74,26 @@ def as_one(job: Job, whole: Job) -> Callable[[], None]:
 
 
 def begun(
-    job: Job, machines: TwoMachines, *holds: int, faults: Sequence[Sequence[Fault]] = ((), ()), **how: Any
+    job: Job,
+    machines: TwoMachines,
+    *holds: int,
+    faults: Sequence[Sequence[Fault]] = ((), ()),
+    **how: Any,
 ) -> list[Launched]:
-    """The launchers of both machines, while both workers wait in step 3, after a save. holds: further calls of STEP in
-    which a worker waits, see `go_on`."""
+    """The launchers of both machines, while both workers wait in step 3, after a save.
+    holds: further calls of STEP in which a worker waits, see `go_on`."""
     job.write()
     calls = [STEP_3_OF_TWO, *holds]
-    of_both = [SHORT_GRACE, *(("hold", STEP, call, str(job.cwd / f"go{turn}")) for turn, call in enumerate(calls))]
-    started = machines.torchrun(job.cwd, faults=[[*of_both, *own] for own in faults], **how)
+    of_both = [
+        SHORT_GRACE,
+        *(
+            ("hold", STEP, call, str(job.cwd / f"go{turn}"))
+            for turn, call in enumerate(calls)
+        ),
+    ]
+    started = machines.torchrun(
+        job.cwd, faults=[[*of_both, *own] for own in faults], **how
+    )
     wait_for_state(job, 2, started)
     for launched in started:
         assert launched.worker
@@ -113,7 +137,8 @@ def test_without_locks_and_with_clocks_and_caches_of_their_own(
 def test_a_lost_machine_is_done_without_and_two_go_on_when_it_is_back(
     job: Job, machines: TwoMachines, as_one: Callable[[], None]
 ) -> None:
-    """With two, with one by itself as torchrun's elastic launch has it, with two again."""
+    """With two, with one by itself as torchrun's elastic launch has it, with two
+    again."""
     job.change(train__ddp_timeout=SHORT_TIMEOUT_MIN)
     limits = "last_call_timeout=5,join_timeout=120,keep_alive_interval=1,keep_alive_max_attempt=10"  # a busy machine
     elastic = ["--nnodes=1:2", "--max-restarts=3", f"--rdzv-conf={limits}"]
@@ -160,9 +185,10 @@ LOST: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "launcher 0": (("Stopped.", DIED), ("stopped", "failed", "running")),
     "machine 0": ((DIED,), ("running",)),
 }
-"""What is killed -> what one of these the others say, and how the run counts then. The worker of a launcher is stopped
-as by a signal, and with it the other one. With the first launcher the store is gone: whether all agree on the stop
-before they miss it is a race."""
+"""What is killed -> what one of these the others say, and how the run counts then. The
+worker of a launcher is stopped as by a signal, and with it the other one. With the
+first launcher the store is gone: whether all agree on the stop before they miss it is a
+race."""
 
 
 @pytest.mark.parametrize("what", LOST)
@@ -178,14 +204,18 @@ def test_what_is_lost_ends_the_run_on_both_and_one_goes_on(
     if kind == "machine":
         machines.lose(gone)
     else:
-        os.kill(started[gone].worker if kind == "worker" else started[gone].launcher, KILL)
+        os.kill(
+            started[gone].worker if kind == "worker" else started[gone].launcher, KILL
+        )
     go_on(job)
     for launched in started:
         launched.wait_for_worker()
     assert any(end in started[1 - gone].said for end in says), started[1 - gone].said
     assert job.status() in statuses
     said = [launched.said for launched in started]
-    assert job.states()[-1] == (job.steps()[-1] if job.status() == "stopped" else 2), said
+    assert job.states()[-1] == (job.steps()[-1] if job.status() == "stopped" else 2), (
+        said
+    )
     job.run(faults=[SHORT_WATCH])
     as_one()
 
@@ -202,7 +232,8 @@ def _hide_the_state(job: Job, machines: TwoMachines) -> Path:
 
 
 def _another_state(job: Job, machines: TwoMachines) -> Path:
-    """Of the same step, as an older run in a folder of the machine's own has left it."""
+    """Of the same step, as an older run in a folder of the machine's own has left
+    it."""
     machines.both[1].replace_folder(job.folder, "state/step_000000002/MANIFEST.json")
     return job.folder
 
@@ -215,15 +246,27 @@ def _another_model(job: Job, machines: TwoMachines) -> Path:
 
 REFUSED: dict[str, tuple[Callable[[Job, TwoMachines], Path], str]] = {
     "images": (_hide_the_images, "'{place}': "),
-    "state": (_hide_the_state, "state/step_000000002: process 1 does not see this state"),
-    "another state": (_another_state, "state/step_000000002 is not the same in all processes"),
-    "model": (_another_model, "the model's transformer is not the same in all processes"),
+    "state": (
+        _hide_the_state,
+        "state/step_000000002: process 1 does not see this state",
+    ),
+    "another state": (
+        _another_state,
+        "state/step_000000002 is not the same in all processes",
+    ),
+    "model": (
+        _another_model,
+        "the model's transformer is not the same in all processes",
+    ),
 }
-"""What is unlike on the second machine -> how a folder of it becomes so; what both machines say. What two processes of
-one machine can have unlike too is in test_processes.py."""
+"""What is unlike on the second machine -> how a folder of it becomes so; what both
+machines say. What two processes of one machine can have unlike too is in
+test_processes.py."""
 
 
-def test_what_is_unlike_on_the_machines_is_named_on_both(job: Job, machines: TwoMachines) -> None:
+def test_what_is_unlike_on_the_machines_is_named_on_both(
+    job: Job, machines: TwoMachines
+) -> None:
     job.run(faults=[("kill_self", STEP, 1 + 2 * 2 + 1, TERM)], code=75)
     for what, (prepare, says) in REFUSED.items():
         place = prepare(job, machines)

@@ -1,6 +1,8 @@
-"""Whole jobs, started as a user starts them, whose model is another one, not there, or not complete.
+"""Whole jobs, started as a user starts them, whose model is another one, not there, or
+not complete.
 
-tests/toolkit/config/sections/test_model_files.py has every such name, index, part and damage.
+tests/toolkit/config/sections/test_model_files.py has every such name, index, part and
+damage.
 """
 
 from __future__ import annotations
@@ -23,15 +25,38 @@ LOOK = ("--dry-run",)
 
 
 @pytest.fixture
-def refused(run_py, write_job, trainer, make_pictures, tmp_path: Path) -> Callable[..., str]:
-    """The one line of a job that is refused, which leaves nothing behind; HF_HOME is `home`."""
+def refused(
+    run_py, write_job, trainer, make_pictures, tmp_path: Path
+) -> Callable[..., str]:
+    """The one line of a job that is refused, which leaves nothing behind; HF_HOME is
+    `home`."""
     make_pictures(tmp_path / "data", "a")
 
-    def refused(name: str, *flags: str, kind: str = "sd_trainer", env: dict | None = None, **keys: object) -> str:
-        section = trainer(tmp_path / "data", model={"name_or_path": name, **keys}) | {"type": kind}
-        settings = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-        result = run_py(write_job(section), *flags, env=settings | {"HF_HUB_OFFLINE": "1"} | (env or {}))
-        lines = [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
+    def refused(
+        name: str,
+        *flags: str,
+        kind: str = "sd_trainer",
+        env: dict | None = None,
+        **keys: object,
+    ) -> str:
+        section = trainer(tmp_path / "data", model={"name_or_path": name, **keys}) | {
+            "type": kind
+        }
+        settings = {
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        result = run_py(
+            write_job(section),
+            *flags,
+            env=settings | {"HF_HUB_OFFLINE": "1"} | (env or {}),
+        )
+        lines = [
+            line
+            for line in result.stderr.splitlines()
+            if not line.startswith("warning: ")
+        ]
         assert (result.returncode, len(lines)) == (2, 1), result.stderr
         assert "Traceback" not in result.stdout + result.stderr
         assert not list((tmp_path / "output").rglob("*.yaml")) and not list(
@@ -43,24 +68,38 @@ def refused(run_py, write_job, trainer, make_pictures, tmp_path: Path) -> Callab
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "flags", "kind"), [("FluxPipeline", LOOK, "cache"), ("StableDiffusion3Pipeline", (), "sd_trainer")]
+    ("pipeline", "flags", "kind"),
+    [("FluxPipeline", LOOK, "cache"), ("StableDiffusion3Pipeline", (), "sd_trainer")],
 )
-def test_a_cached_model_of_another_family(refused, tmp_path: Path, pipeline: str, flags: tuple, kind: str) -> None:
+def test_a_cached_model_of_another_family(
+    refused, tmp_path: Path, pipeline: str, flags: tuple, kind: str
+) -> None:
     write_cached(tmp_path / "home", NAME, pipeline)
     line = refused(NAME, *flags, kind=kind)
-    assert f"model.name_or_path: '{NAME}' is another model: " in line and repr(pipeline) in line
+    assert (
+        f"model.name_or_path: '{NAME}' is another model: " in line
+        and repr(pipeline) in line
+    )
     assert line.startswith(str(tmp_path / "job.yaml:1:"))
 
 
 @pytest.mark.parametrize("flags", [LOOK, ()], ids=["dry run", "run"])
-def test_a_dry_run_and_a_run_refuse_a_cached_model_without_a_connection(refused, tmp_path: Path, flags: tuple) -> None:
+def test_a_dry_run_and_a_run_refuse_a_cached_model_without_a_connection(
+    refused, tmp_path: Path, flags: tuple
+) -> None:
     """Not offline: nothing forbids the program to ask, but it need not."""
     write_cached(tmp_path / "home", NAME, "FluxPipeline")
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(FORBID)
-    watched = {"HF_HUB_OFFLINE": "0", "PYTHONPATH": str(site)} if flags else {"HF_HUB_OFFLINE": "0"}
-    assert "is another model" in refused(NAME, *flags, env=watched | {"HF_ENDPOINT": "http://127.0.0.1:9"})
+    watched = (
+        {"HF_HUB_OFFLINE": "0", "PYTHONPATH": str(site)}
+        if flags
+        else {"HF_HUB_OFFLINE": "0"}
+    )
+    assert "is another model" in refused(
+        NAME, *flags, env=watched | {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    )
 
 
 def test_a_published_name_of_another_family(refused) -> None:
@@ -76,13 +115,18 @@ def test_a_missing_part(refused, tmp_path: Path) -> None:
     write_model(tmp_path / "mine", without="vae")
     assert "'./mine': vae/ is missing in mine. " in refused("./mine", *LOOK)
     snapshot = write_cached(tmp_path / "home", NAME, without="scheduler", listed=True)
-    assert f"'{NAME}': scheduler/ is missing in {snapshot}. " in refused(NAME, env={"HF_HUB_OFFLINE": "0"})
+    assert f"'{NAME}': scheduler/ is missing in {snapshot}. " in refused(
+        NAME, env={"HF_HUB_OFFLINE": "0"}
+    )
 
 
 def test_what_looks_like_a_path(refused, tmp_path: Path) -> None:
     write_model(tmp_path / "mine" / "model")
     line = refused("mine/modle", *LOOK)
-    assert "model.name_or_path: 'mine/modle' " in line and "Did you mean 'mine/model'? " in line
+    assert (
+        "model.name_or_path: 'mine/modle' " in line
+        and "Did you mean 'mine/model'? " in line
+    )
 
 
 @pytest.mark.slow
@@ -94,18 +138,24 @@ def test_a_cached_model_of_ours_trains_offline_by_its_id(
     shutil.copytree(tiny_model, snapshot)
     model = {"name_or_path": NAME, "model_kwargs": {"match_target_res": True}}
     section = trainer(make_pictures(tmp_path / "data", "a"), model=model)
-    result = run_py(write_job(section), env={"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"})
+    result = run_py(
+        write_job(section),
+        env={"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+    )
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "output" / "job" / "job.safetensors").is_file()
 
 
-# ------------------------------------------------------------ with a hub that can be asked
+# ------------------------------------------------------------ with a hub that can be
+# asked
 
 
 @pytest.fixture
 def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
     """A hub whose only model has this `_class_name`."""
-    files = {f"{part}/{file}": b"{}" for part in FAMILY.parts for file in part_files(part)}
+    files = {
+        f"{part}/{file}": b"{}" for part in FAMILY.parts for file in part_files(part)
+    }
     files["model_index.json"] = json.dumps({"_class_name": request.param}).encode()
     files |= {f"{part}/model.safetensors": NO_WEIGHTS for part in FAMILY.weight_parts}
     with small_hub(files, NAME) as server:
@@ -118,10 +168,14 @@ def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
     [("FluxPipeline", "cache"), ("StableDiffusion3Pipeline", "sd_trainer")],
     indirect=["hub"],
 )
-def test_of_another_family_nothing_but_the_index_is_fetched(refused, tmp_path: Path, hub: Hub, kind: str) -> None:
+def test_of_another_family_nothing_but_the_index_is_fetched(
+    refused, tmp_path: Path, hub: Hub, kind: str
+) -> None:
     line = refused(NAME, kind=kind, env={"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url})
     assert f"model.name_or_path: '{NAME}' is another model: " in line
-    assert {path.rsplit("/", 1)[1] for path in hub.asked if "/resolve/" in path} == {"model_index.json"}
+    assert {path.rsplit("/", 1)[1] for path in hub.asked if "/resolve/" in path} == {
+        "model_index.json"
+    }
     # Now the dry run knows it as well.
     assert "is another model" in refused(NAME, *LOOK, kind=kind)
 
@@ -130,12 +184,20 @@ def test_of_another_family_nothing_but_the_index_is_fetched(refused, tmp_path: P
 def test_a_dry_run_asks_no_hub_and_says_what_it_does_not_know(
     run_py, write_job, trainer, make_pictures, tmp_path: Path, hub: Hub
 ) -> None:
-    section = trainer(make_pictures(tmp_path / "data", "a"), model={"name_or_path": NAME})
-    settings = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+    section = trainer(
+        make_pictures(tmp_path / "data", "a"), model={"name_or_path": NAME}
+    )
+    settings = {
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+    }
     for kind in ("sd_trainer", "cache"):
         result = run_py(write_job(section | {"type": kind}), *LOOK, env=settings)
         assert result.returncode == 0, result.stderr
-        assert f"{NAME} is not on this disk, so its family is not known" in result.stdout
+        assert (
+            f"{NAME} is not on this disk, so its family is not known" in result.stdout
+        )
     assert hub.asked == [] and not (tmp_path / "home").exists()
 
 
@@ -143,8 +205,13 @@ def test_a_dry_run_asks_no_hub_and_says_what_it_does_not_know(
 def test_a_model_that_nothing_is_known_of_is_downloaded_and_trained(
     run_py, write_job, trainer, make_pictures, tiny_model: Path, tmp_path: Path
 ) -> None:
-    files = {path.relative_to(tiny_model).as_posix(): path.read_bytes() for path in tiny_model.rglob("*.*")}
-    section = trainer(make_pictures(tmp_path / "data", "a"), model={"name_or_path": NAME}) | {"memory_check": False}
+    files = {
+        path.relative_to(tiny_model).as_posix(): path.read_bytes()
+        for path in tiny_model.rglob("*.*")
+    }
+    section = trainer(
+        make_pictures(tmp_path / "data", "a"), model={"name_or_path": NAME}
+    ) | {"memory_check": False}
     settings = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     settings |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     with small_hub(files, NAME) as server:
@@ -156,23 +223,36 @@ def test_a_model_that_nothing_is_known_of_is_downloaded_and_trained(
 # ------------------------------------------------------------ a folder that is damaged
 
 
-def test_a_damaged_file_is_named_before_anything_is_loaded(refused, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_damaged_file_is_named_before_anything_is_loaded(
+    refused, tiny_model: Path, tmp_path: Path
+) -> None:
     shutil.copytree(tiny_model, tmp_path / "mine")
     (tmp_path / "mine" / "scheduler" / "scheduler_config.json").write_text("[]")
-    assert "mine/scheduler/scheduler_config.json: holds no JSON object" in refused("./mine")
+    assert "mine/scheduler/scheduler_config.json: holds no JSON object" in refused(
+        "./mine"
+    )
 
 
 def test_a_text_encoder_without_a_weight_ends_the_run(
     run_py, write_job, trainer, make_pictures, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """It would be trained on at random; `tests/toolkit/models/qwen_image/test_loading.py` has the other parts."""
+    """It would be trained on at random;
+    `tests/toolkit/models/qwen_image/test_loading.py` has the other parts."""
     part = shutil.copytree(tiny_model, tmp_path / "mine") / "text_encoder"
     weights = load_file(part / "model.safetensors")
     name = max(weights)
-    save_file({key: tensor for key, tensor in weights.items() if key != name}, part / "model.safetensors")
-    section = trainer(make_pictures(tmp_path / "data", "a"), model={"name_or_path": str(tmp_path / "mine")})
+    save_file(
+        {key: tensor for key, tensor in weights.items() if key != name},
+        part / "model.safetensors",
+    )
+    section = trainer(
+        make_pictures(tmp_path / "data", "a"),
+        model={"name_or_path": str(tmp_path / "mine")},
+    )
     result = run_py(write_job(section))
     assert result.returncode == 1
-    [line] = [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
+    [line] = [
+        line for line in result.stderr.splitlines() if not line.startswith("warning: ")
+    ]
     assert f"{part}: missing weights: " in line and name.rpartition(".")[2] in line
     assert not list((tmp_path / "output" / "job").glob("*.safetensors"))

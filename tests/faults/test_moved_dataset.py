@@ -1,5 +1,6 @@
-"""The same images under another mount, in a folder of another name, with other names, or in another order: a run goes
-on with the same bits. The comparison is in tests/toolkit/data/scan/test_moved.py."""
+"""The same images under another mount, in a folder of another name, with other names,
+or in another order: a run goes on with the same bits. The comparison is in
+tests/toolkit/data/scan/test_moved.py."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ Move = Callable[[Job], tuple[str, ...]]
 
 
 def two_folders(cwd: Path) -> list[dict]:
-    """Two datasets that are not trained alike, the first one at two sizes and mirrored."""
+    """Two datasets that are not trained alike, the first one at two sizes and
+    mirrored."""
     one, two = (
         draw_pictures(cwd / "disk" / "maya", "a", "b", "c", "d"),
         draw_pictures(cwd / "disk" / "2_otto", "k", "l", "m"),
@@ -32,7 +34,9 @@ def two_folders(cwd: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def unmoved(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, small_section: dict) -> Job:
+def unmoved(
+    nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, small_section: dict
+) -> Job:
     """Five steps without an interruption. Read only."""
     cwd = tmp_path_factory.mktemp("unmoved")
     made = Job(nursery, cwd, copy.deepcopy(small_section))
@@ -44,7 +48,11 @@ def unmoved(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, small_se
 
 def prepare(job: Job) -> None:
     """A third of the images is held out, chosen by their names."""
-    job.section |= {"datasets": two_folders(job.cwd), "sample": None, "validation": {"fraction": 0.3, "timesteps": 1}}
+    job.section |= {
+        "datasets": two_folders(job.cwd),
+        "sample": None,
+        "validation": {"fraction": 0.3, "timesteps": 1},
+    }
 
 
 def other_mount(job: Job) -> tuple[str, ...]:
@@ -81,7 +89,10 @@ def other_order(job: Job) -> tuple[str, ...]:
     return ()
 
 
-@pytest.mark.parametrize("move", [other_mount, mapped_mount, other_folder_names, other_file_names, other_order])
+@pytest.mark.parametrize(
+    "move",
+    [other_mount, mapped_mount, other_folder_names, other_file_names, other_order],
+)
 def test_a_run_goes_on_with_the_same_bits(job: Job, unmoved: Job, move: Move) -> None:
     prepare(job)
     job.change(train__steps=3)
@@ -89,12 +100,16 @@ def test_a_run_goes_on_with_the_same_bits(job: Job, unmoved: Job, move: Move) ->
     job.change(train__steps=5)
     flags = move(job)
     said = job.run(*flags)
-    assert ("the dataset has moved: its 5 images are those of the run" in said) == (move is not other_order)
+    assert ("the dataset has moved: its 5 images are those of the run" in said) == (
+        move is not other_order
+    )
     assert "dataset has changed" not in said
     assert job.metrics() == unmoved.metrics()
     of_last_step = [each.lines("validation.jsonl")[-1] for each in (job, unmoved)]
     assert of_last_step[0] == of_last_step[1]
-    ours, theirs = (load_file(each.folder / "job.safetensors") for each in (job, unmoved))
+    ours, theirs = (
+        load_file(each.folder / "job.safetensors") for each in (job, unmoved)
+    )
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not ours[name].equal(theirs[name])] == []
     assert "is complete at step 5: nothing to do" in job.run(*flags)
@@ -117,6 +132,11 @@ def test_the_plan_says_that_the_dataset_has_moved(job: Job) -> None:
     said = job.run(code=2)
     assert "datasets[0].folder_path: " in said and "this changes the result" in said
     said = job.run("--allow-change")
-    assert f"the dataset has changed: 1 added ({job.cwd}/volume/maya/e.png); 1 removed" in said
+    assert (
+        f"the dataset has changed: 1 added ({job.cwd}/volume/maya/e.png); 1 removed"
+        in said
+    )
     (state,) = job.folder.glob("state/step_*2")
-    assert json.loads((state / "state.json").read_text())["settings"]["datasets"][0]["folder_path"].endswith("maya")
+    assert json.loads((state / "state.json").read_text())["settings"]["datasets"][0][
+        "folder_path"
+    ].endswith("maya")

@@ -1,4 +1,5 @@
-"""Hundreds of small damages to what a user brings: it works, or an error names the place; no original is changed."""
+"""Hundreds of small damages to what a user brings: it works, or an error names the
+place; no original is changed."""
 
 from __future__ import annotations
 
@@ -75,8 +76,16 @@ VALUES = [
 
 def places(value: object, path: tuple = ()) -> list[tuple]:
     found = [path] if path else []
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return found + [place for key, child in items for place in places(child, (*path, key))]
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    return found + [
+        place for key, child in items for place in places(child, (*path, key))
+    ]
 
 
 def mutate_job(job: dict, names: list[str], draw: Random) -> None:
@@ -95,15 +104,30 @@ def mutate_job(job: dict, names: list[str], draw: Random) -> None:
             case 2:
                 del parent[key]
             case 3 if isinstance(parent, dict):
-                parent[draw.choice([*names, f"{key}x", ""])] = copy.deepcopy(draw.choice([*VALUES, parent[key]]))
+                parent[draw.choice([*names, f"{key}x", ""])] = copy.deepcopy(
+                    draw.choice([*VALUES, parent[key]])
+                )
             case _:
-                parent[key] = [parent[key]] if draw.random() < 0.5 else {"a": parent[key]}
+                parent[key] = (
+                    [parent[key]] if draw.random() < 0.5 else {"a": parent[key]}
+                )
 
 
-def test_mutated_jobs_load_or_are_refused_by_place(tmp_path: Path, small_section: dict) -> None:
+def test_mutated_jobs_load_or_are_refused_by_place(
+    tmp_path: Path, small_section: dict
+) -> None:
     draw, extensions = Random(1), discover()
-    section = {**small_section, "trigger_word": "x", "logging": {"log_every": 1}, "resume": "auto"}
-    valid = {"job": "extension", "config": {"name": "job", "process": [section]}, "meta": {"version": "1"}}
+    section = {
+        **small_section,
+        "trigger_word": "x",
+        "logging": {"log_every": 1},
+        "resume": "auto",
+    }
+    valid = {
+        "job": "extension",
+        "config": {"name": "job", "process": [section]},
+        "meta": {"version": "1"},
+    }
     names = [str(path[-1]) for path in places(valid) if isinstance(path[-1], str)]
     path, outcomes = tmp_path / "job.yaml", [0, 0]
     for case in range(1000):
@@ -129,8 +153,12 @@ def test_mutated_jobs_load_or_are_refused_by_place(tmp_path: Path, small_section
     assert min(outcomes) > 40, f"too one-sided: {outcomes}"
 
 
-SEED, TIMES = int(os.environ.get("MUTATION_SEED", "1")), int(os.environ.get("MUTATION_TIMES", "1"))
-"""Another seed, and so many times the cases: `MUTATION_SEED=7 MUTATION_TIMES=5 pytest -m slow ...`."""
+SEED, TIMES = (
+    int(os.environ.get("MUTATION_SEED", "1")),
+    int(os.environ.get("MUTATION_TIMES", "1")),
+)
+"""Another seed, and so many times the cases: `MUTATION_SEED=7 MUTATION_TIMES=5 pytest
+-m slow ...`."""
 
 EXAMPLES = sorted(
     {
@@ -144,29 +172,50 @@ EXAMPLES = sorted(
 TOOLS: dict[str, dict[str, object]] = {
     "ara": {"model": {"name_or_path": "tiny"}, "output": "ara.safetensors"},
     "best": {"run": "run"},
-    "cache": {"model": {"name_or_path": "tiny"}, "datasets": [{"folder_path": "photos"}]},
+    "cache": {
+        "model": {"name_or_path": "tiny"},
+        "datasets": [{"folder_path": "photos"}],
+    },
     "caption": {"folder": "photos", "model": "captioner"},
     "convert": {"lora": "lora.safetensors", "output": "converted.safetensors"},
     "diagrams": {"run": "run"},
     "extract": {"lora": "lora.safetensors", "output": "extracted.safetensors"},
-    "generate": {"model": {"name_or_path": "tiny"}, "prompt": ["a photo"], "lora": ["lora.safetensors"]},
-    "grid": {"model": {"name_or_path": "tiny"}, "prompt": ["a photo"], "lora": ["lora.safetensors"]},
+    "generate": {
+        "model": {"name_or_path": "tiny"},
+        "prompt": ["a photo"],
+        "lora": ["lora.safetensors"],
+    },
+    "grid": {
+        "model": {"name_or_path": "tiny"},
+        "prompt": ["a photo"],
+        "lora": ["lora.safetensors"],
+    },
     "inspect": {"lora": ["lora.safetensors"]},
     "lint": {"path": "photos"},
     "merge": {"lora": ["lora.safetensors"], "output": "merged.safetensors"},
     "new": {"job_name": "zuzu", "folder": "photos"},
     "post_hoc_ema": {"lora": ["lora.safetensors"], "output": "averaged.safetensors"},
-    "prefer": {"source": "lora.safetensors", "model": {"name_or_path": "tiny"}, "prompt": ["a photo"]},
+    "prefer": {
+        "source": "lora.safetensors",
+        "model": {"name_or_path": "tiny"},
+        "prompt": ["a photo"],
+    },
     "publish": {"path": "run", "repo": "me/it"},
     "report": {"run": "run"},
     "resize": {"lora": "lora.safetensors", "output": "resized.safetensors", "rank": 2},
-    "scale": {"input": "lora.safetensors", "output": "scaled.safetensors", "blocks": ["0-9:0.5"]},
+    "scale": {
+        "input": "lora.safetensors",
+        "output": "scaled.safetensors",
+        "blocks": ["0-9:0.5"],
+    },
 }
-"""Tool -> keys of a section; not each is valid: what is refused at the start is a case as well."""
+"""Tool -> keys of a section; not each is valid: what is refused at the start is a case
+as well."""
 
 
 def refused_or_done(what: object, action: Callable[[], object]) -> bool:
-    """Whether the action came to its end; an error has to be the user's or the run's, of a few lines."""
+    """Whether the action came to its end; an error has to be the user's or the run's,
+    of a few lines."""
     try:
         with alarm(60):
             action()
@@ -179,12 +228,18 @@ def refused_or_done(what: object, action: Callable[[], object]) -> bool:
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with what the sections name: photographs, a model, a file, the examples."""
+def workplace(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A working directory with what the sections name: photographs, a model, a file,
+    the examples."""
     draw_pictures(tmp_path / "photos", "a", "b")
     (tmp_path / "tiny").symlink_to(tiny_model)
     (tmp_path / "config").symlink_to(ROOT / "config")
-    save_file({"diffusion_model.x.lora_A.weight": torch.zeros(2, 4)}, tmp_path / "lora.safetensors")
+    save_file(
+        {"diffusion_model.x.lora_A.weight": torch.zeros(2, 4)},
+        tmp_path / "lora.safetensors",
+    )
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
@@ -196,14 +251,24 @@ def _plan(path: Path, extensions: ExtensionTable) -> None:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_mutated_examples_are_planned_or_refused(workplace: Path, example: Path) -> None:
+def test_mutated_examples_are_planned_or_refused(
+    workplace: Path, example: Path
+) -> None:
     _mutate_and_plan(workplace, yaml.safe_load(example.read_text()), example.stem, 30)
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_mutated_sections_of_tools_are_planned_or_refused(workplace: Path, tool: str) -> None:
+def test_mutated_sections_of_tools_are_planned_or_refused(
+    workplace: Path, tool: str
+) -> None:
     _mutate_and_plan(
-        workplace, {"job": "extension", "config": {"name": tool, "process": [{"type": tool, **TOOLS[tool]}]}}, tool, 30
+        workplace,
+        {
+            "job": "extension",
+            "config": {"name": tool, "process": [{"type": tool, **TOOLS[tool]}]},
+        },
+        tool,
+        30,
     )
 
 
@@ -217,7 +282,9 @@ def _mutate_and_plan(workplace: Path, valid: dict, name: str, cases: int) -> Non
         mutate_job(job, names, draw)
         path.write_text(json.dumps(job))
         refused_or_done((case, job), partial(_plan, path, extensions))
-    assert sorted(found for found in workplace.rglob("*") if found != path) == before, "a plan writes nothing"
+    assert sorted(found for found in workplace.rglob("*") if found != path) == before, (
+        "a plan writes nothing"
+    )
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -225,21 +292,39 @@ def test_mutated_flags_of_tools_are_read_or_refused(workplace: Path, tool: str) 
     draw, model = Random(f"flags of {tool} {SEED}"), discover().find_command(tool)
     assert model is not None and issubclass(model, ToolConfig)
     flags = [
-        flag for flag in tool_parser(tool, model)._option_string_actions if flag.startswith("--") and flag != "--help"
+        flag
+        for flag in tool_parser(tool, model)._option_string_actions
+        if flag.startswith("--") and flag != "--help"
     ]
-    values = [str(value) for value in VALUES] + ["photos", "tiny", "lora.safetensors", "run", "job.json", "/dev/null"]
+    values = [str(value) for value in VALUES] + [
+        "photos",
+        "tiny",
+        "lora.safetensors",
+        "run",
+        "job.json",
+        "/dev/null",
+    ]
     for case in range(20 * TIMES):
-        argv = [draw.choice([*flags, *values]) for _ in range(draw.choice([0, 1, 2, 2, 3, 4, 6]))]
+        argv = [
+            draw.choice([*flags, *values])
+            for _ in range(draw.choice([0, 1, 2, 2, 3, 4, 6]))
+        ]
         refused_or_done((case, tool, argv), partial(load_tool, tool, model, argv))
 
 
 @pytest.mark.parametrize("value", ["x" * 5000, "a\0b"], ids=["too long", "zero byte"])
 @pytest.mark.parametrize("key", ["folder_path", "control_path"])
-def test_a_path_that_cannot_be_one_is_refused(tmp_path: Path, small_section: dict, key: str, value: str) -> None:
+def test_a_path_that_cannot_be_one_is_refused(
+    tmp_path: Path, small_section: dict, key: str, value: str
+) -> None:
     section = copy.deepcopy(small_section)
     section["datasets"][0][key] = value
     path = tmp_path / "job.yaml"
-    path.write_text(json.dumps({"job": "extension", "config": {"name": "job", "process": [section]}}))
+    path.write_text(
+        json.dumps(
+            {"job": "extension", "config": {"name": "job", "process": [section]}}
+        )
+    )
     with pytest.raises(UserError, match=key):
         load_job(path, discover().find_config)
 
@@ -251,7 +336,12 @@ def encoded(folder: Path) -> None:
     """What a run does with a dataset before it trains."""
     datasets = (make_dataset(folder, resolution=(64,)),)
     section = SimpleNamespace(
-        datasets=datasets, streamed=None, reads_captions=True, trigger_word="x", validation=None, train=TrainConfig()
+        datasets=datasets,
+        streamed=None,
+        reads_captions=True,
+        trigger_word="x",
+        validation=None,
+        train=TrainConfig(),
     )
     _, items = scan_items(section, 16)
     memory = TensorCache(None)
@@ -259,7 +349,8 @@ def encoded(folder: Path) -> None:
 
 
 def damage_one_by_one(folder: Path, path: Path, draw: Random, cases: int) -> list[int]:
-    """Counts of what worked and what was refused. Every error names the damaged file, which stays as it is."""
+    """Counts of what worked and what was refused. Every error names the damaged file,
+    which stays as it is."""
     good, outcomes = path.read_bytes(), [0, 0]
     for case in range(cases):
         bad = mutated(good, draw)
@@ -273,7 +364,9 @@ def damage_one_by_one(folder: Path, path: Path, draw: Random, cases: int) -> lis
             assert path.stem in str(error), (case, bad, error)
             outcomes[1] += 1
         except Exception as error:
-            raise AssertionError(f"{path.name}, case {case}: {error!r} for {bad!r}") from error
+            raise AssertionError(
+                f"{path.name}, case {case}: {error!r} for {bad!r}"
+            ) from error
         assert path.read_bytes() == bad, "a file of the user was changed"
     path.write_bytes(good)
     return outcomes
@@ -284,27 +377,41 @@ def test_mutated_pictures_are_read_or_named(tmp_path: Path, suffix: str) -> None
     draw_pictures(tmp_path, "other", "broken")
     if suffix != "png":
         with Image.open(tmp_path / "broken.png") as picture:
-            picture.resize((24, 18)).save(tmp_path / f"broken.{suffix}", exif=Image.Exif())
+            picture.resize((24, 18)).save(
+                tmp_path / f"broken.{suffix}", exif=Image.Exif()
+            )
         (tmp_path / "broken.png").unlink()
-    worked, refused = damage_one_by_one(tmp_path, tmp_path / f"broken.{suffix}", Random(suffix), CASES // 5)
+    worked, refused = damage_one_by_one(
+        tmp_path, tmp_path / f"broken.{suffix}", Random(suffix), CASES // 5
+    )
     assert refused, "no damage was noticed"
     assert worked + refused == CASES // 5
 
 
 def test_mutated_captions_are_read_or_named(tmp_path: Path) -> None:
     draw_pictures(tmp_path, "other", "broken")
-    (tmp_path / "broken.txt").write_text("a photo of ünï, \U0001f98a and שלום", encoding="utf-8")
-    worked, refused = damage_one_by_one(tmp_path, tmp_path / "broken.txt", Random(3), CASES)
+    (tmp_path / "broken.txt").write_text(
+        "a photo of ünï, \U0001f98a and שלום", encoding="utf-8"
+    )
+    worked, refused = damage_one_by_one(
+        tmp_path, tmp_path / "broken.txt", Random(3), CASES
+    )
     assert min(worked, refused) > 10
 
 
-# ------------------------------------------------------------ what the program wrote itself
+# ------------------------------------------------------------ what the program wrote
+# itself
 
 
-def test_mutated_cache_entries_are_whole_or_missing(said: list[str], tmp_path: Path) -> None:
+def test_mutated_cache_entries_are_whole_or_missing(
+    said: list[str], tmp_path: Path
+) -> None:
     draw = Random(4)
     cache = TensorCache(tmp_path)
-    good = {"tensor": torch.arange(12.0).reshape(3, 4), "other": torch.ones(2, dtype=torch.bfloat16)}
+    good = {
+        "tensor": torch.arange(12.0).reshape(3, 4),
+        "other": torch.ones(2, dtype=torch.bfloat16),
+    }
     cache.put("ab12", good)
     [path] = tmp_path.rglob("*.safetensors")
     raw, whole = path.read_bytes(), 0
@@ -320,12 +427,16 @@ def test_mutated_cache_entries_are_whole_or_missing(said: list[str], tmp_path: P
             assert len(said) == 1 and str(path) in said[0]
         else:  # the damage hit nothing that counts, such as the padding of the header
             whole += 1
-            assert got.keys() == good.keys() and all(torch.equal(got[name], good[name]) for name in good), (case, bad)
+            assert got.keys() == good.keys() and all(
+                torch.equal(got[name], good[name]) for name in good
+            ), (case, bad)
         assert path.read_bytes() == bad
     assert whole < CASES // 5
 
 
-def test_mutated_states_are_passed_over_or_hold_the_same(said: list[str], tmp_path: Path) -> None:
+def test_mutated_states_are_passed_over_or_hold_the_same(
+    said: list[str], tmp_path: Path
+) -> None:
     draw = Random(5)
     older, newer = saved(tmp_path, 2, 4)
     whole = make_run(tmp_path)
@@ -344,14 +455,18 @@ def test_mutated_states_are_passed_over_or_hold_the_same(said: list[str], tmp_pa
         except (RunError, UserError) as error:
             assert str(newer) in str(error), (case, path.name, error)
         except Exception as error:
-            raise AssertionError(f"case {case}: {error!r} in {path.name} for {bad!r}") from error
+            raise AssertionError(
+                f"case {case}: {error!r} in {path.name} for {bad!r}"
+            ) from error
         else:
             assert chosen in (older, newer)
             if chosen == older:
                 assert len(said) == 1 and str(newer) in said[0]
             else:
                 for name, weight in run.roles["network"].parameters.items():
-                    assert torch.equal(weight, whole.roles["network"].parameters[name]), (case, path.name)
+                    assert torch.equal(
+                        weight, whole.roles["network"].parameters[name]
+                    ), (case, path.name)
         assert path.read_bytes() == bad
         path.write_bytes(raw)
     assert sorted(checkpoint_dir(tmp_path).iterdir()) == [older, newer]

@@ -1,4 +1,5 @@
-"""What a real job says that it does: in run.json while it does it, after it was killed, and on a terminal."""
+"""What a real job says that it does: in run.json while it does it, after it was killed,
+and on a terminal."""
 
 from __future__ import annotations
 
@@ -37,14 +38,26 @@ def doing(job: Job) -> str:
     ("place", "call", "said", "changes"),
     [
         ("toolkit.train.base_model:load_model", 1, "reading", {}),
-        ("toolkit.data.batches.latent_cache:CacheEntry.encode", 2, "encoding 1 of 3 images", {}),
+        (
+            "toolkit.data.batches.latent_cache:CacheEntry.encode",
+            2,
+            "encoding 1 of 3 images",
+            {},
+        ),
         ("toolkit.models.loading:fill", 2, "quantizing block 2 of 2", QUANTIZED),
         ("toolkit.memory.compiling:_CompileClock._end", 1, "compiling", COMPILED),
         ("toolkit.train.sampling:Sampler.generate", 1, "sampling 1 of 1", {}),
-        ("toolkit.train.flow_step:FlowMatchingStep.__call__", 1 + 2 * 2 + 1, "step 2 of 6", {}),
+        (
+            "toolkit.train.flow_step:FlowMatchingStep.__call__",
+            1 + 2 * 2 + 1,
+            "step 2 of 6",
+            {},
+        ),
         ("toolkit.train.callbacks.save:snapshot_state", 1, "saving", {}),
     ],
-    ids=lambda value: value.replace(" ", "_") if isinstance(value, str) and ":" not in value else None,
+    ids=lambda value: (
+        value.replace(" ", "_") if isinstance(value, str) and ":" not in value else None
+    ),
 )
 def test_it_is_said_while_it_is_done_and_after_a_kill(
     job: Job, place: str, call: int, said: str, changes: dict
@@ -57,7 +70,9 @@ def test_it_is_said_while_it_is_done_and_after_a_kill(
     child.send(signal.SIGKILL)
     child.wait()
     killed = read_run(job.folder)
-    assert killed.status is RunStatus.KILLED and killed.now and killed.now.text() == said
+    assert (
+        killed.status is RunStatus.KILLED and killed.now and killed.now.text() == said
+    )
     assert killed.eta_s is None
 
 
@@ -66,7 +81,14 @@ def test_at_the_end_nothing_is_being_done(job: Job, end: str) -> None:
     """Also where the end comes before the first step."""
     faults = {
         "finished": [],
-        "stopped": [("kill_self", "toolkit.data.batches.latent_cache:CacheEntry.encode", 2, int(signal.SIGTERM))],
+        "stopped": [
+            (
+                "kill_self",
+                "toolkit.data.batches.latent_cache:CacheEntry.encode",
+                2,
+                int(signal.SIGTERM),
+            )
+        ],
         "failed": [("fail", "toolkit.models.loading:fill", 1, errno.EIO)],
     }[end]
     job.change(train__steps=2)
@@ -124,18 +146,35 @@ def test_a_terminal_shows_each_phase_in_one_line_that_is_rewritten(job: Job) -> 
         "saving",
         r"step 4 of 4 \|",
     ]
-    places = [next((place for place, state in enumerate(states) if re.match(each, state)), None) for each in wanted]
+    places = [
+        next(
+            (place for place, state in enumerate(states) if re.match(each, state)), None
+        )
+        for each in wanted
+    ]
     assert None not in places and places == sorted(places), (places, states)
     log = (job.folder / "log.txt").read_text()
-    assert "encoding 1 of 3" not in log and "step 4 of 4 | " in log, "the log has what stayed"
+    assert "encoding 1 of 3" not in log and "step 4 of 4 | " in log, (
+        "the log has what stayed"
+    )
     assert "\x1b" not in printed.decode()
 
 
 def test_a_pipe_gets_a_line_for_each_phase_and_the_first_step(job: Job) -> None:
     job.change(train__steps=4)
     said = job.run().splitlines()
-    wanted = ["reading", "encoding 1 of 3 images", "sampling 1 of 1", "step 1 of 4 | loss ", "saving", "step 4 of 4 | "]
-    places = [next((place for place, line in enumerate(said) if line.startswith(each)), -1) for each in wanted]
+    wanted = [
+        "reading",
+        "encoding 1 of 3 images",
+        "sampling 1 of 1",
+        "step 1 of 4 | loss ",
+        "saving",
+        "step 4 of 4 | ",
+    ]
+    places = [
+        next((place for place, line in enumerate(said) if line.startswith(each)), -1)
+        for each in wanted
+    ]
     assert -1 not in places and places == sorted(places), said
     assert len([line for line in said if line.startswith("step ")]) == 2
 
@@ -143,13 +182,18 @@ def test_a_pipe_gets_a_line_for_each_phase_and_the_first_step(job: Job) -> None:
 def test_the_log_of_a_run_has_no_more_than_its_output(job: Job) -> None:
     job.change(train__steps=2, sample=None)
     said = job.run()
-    assert all(line in said for line in (Path(job.folder) / "log.txt").read_text().splitlines())
+    assert all(
+        line in said for line in (Path(job.folder) / "log.txt").read_text().splitlines()
+    )
 
 
 @pytest.mark.slow
 def test_a_download_is_said_with_its_size(job: Job, tiny_model: Path) -> None:
     """By the files that grow in the cache, in run.json and in the output."""
-    files = {path.relative_to(tiny_model).as_posix(): path.read_bytes() for path in tiny_model.rglob("*.*")}
+    files = {
+        path.relative_to(tiny_model).as_posix(): path.read_bytes()
+        for path in tiny_model.rglob("*.*")
+    }
     total = sum(map(len, files.values()))
     job.change(model__name_or_path="someone/model", memory_check=False, sample=None)
     settings = {"HF_HOME": str(job.cwd / "home"), "HF_HUB_OFFLINE": "0"}
@@ -162,12 +206,17 @@ def test_a_download_is_said_with_its_size(job: Job, tiny_model: Path) -> None:
             env=child_environment(settings | {"HF_ENDPOINT": hub.url}),
         )  # fmt: skip
         deadline = time.monotonic() + 60
-        while not (found := re.fullmatch(r"downloading ([\d.]+) of ([\d.]+) [kM]B", doing(job))):
+        while not (
+            found := re.fullmatch(r"downloading ([\d.]+) of ([\d.]+) [kM]B", doing(job))
+        ):
             assert process.poll() is None and time.monotonic() < deadline, doing(job)
             time.sleep(0.1)
         assert float(found[1]) < float(found[2]) and total > 40_000
         hub.opened.set()
         said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
-    assert re.search(r"^downloading .* of .* [kM]B", said, re.MULTILINE) and "%|" not in said, "no other bar beside it"
+    assert (
+        re.search(r"^downloading .* of .* [kM]B", said, re.MULTILINE)
+        and "%|" not in said
+    ), "no other bar beside it"
     assert "now" not in json.loads((job.folder / "run.json").read_text())

@@ -1,4 +1,5 @@
-"""A run of pairs of images: killed anywhere it goes on to the same bytes, and several processes are as one."""
+"""A run of pairs of images: killed anywhere it goes on to the same bytes, and several
+processes are as one."""
 
 from __future__ import annotations
 
@@ -9,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import KILL, STEPS, Job, assert_same_but_for_rounding, draw_pictures, run_together
+from tests.faults.conftest import (
+    KILL,
+    STEPS,
+    Job,
+    assert_same_but_for_rounding,
+    draw_pictures,
+    run_together,
+)
 from toolkit.config.sections.train import DISTANCE, MARGIN
 
 COMPARE = "toolkit.train.preference:PreferenceStep.__call__"
@@ -21,15 +29,24 @@ PAIRS = (("a", ("b",)), ("c", ("a", "b")), ("d", ("c",)))
 def votes(folder: Path, rows: Sequence[tuple[str, Sequence[str]]] = PAIRS) -> Path:
     """A table of better images with their worse ones, beside them."""
     draw_pictures(folder, "a", "b", "c", "d")
-    lines = [{"better": f"{one}.png", "worse": [f"{other}.png" for other in rest]} for one, rest in rows]
+    lines = [
+        {"better": f"{one}.png", "worse": [f"{other}.png" for other in rest]}
+        for one, rest in rows
+    ]
     table = folder / "votes.jsonl"
-    table.write_text("".join(json.dumps(line | {"prompt": "a photo"}) + "\n" for line in lines), encoding="utf-8")
+    table.write_text(
+        "".join(json.dumps(line | {"prompt": "a photo"}) + "\n" for line in lines),
+        encoding="utf-8",
+    )
     return table
 
 
 @pytest.fixture
 def of_pairs(job: Job, tmp_path: Path) -> Job:
-    job.section["datasets"][0] = {"captions_file": str(votes(tmp_path / "votes")), "resolution": 64}
+    job.section["datasets"][0] = {
+        "captions_file": str(votes(tmp_path / "votes")),
+        "resolution": 64,
+    }
     job.change(train__preference={"beta": 500, "sft_weight": 0.1})
     return job
 
@@ -41,21 +58,32 @@ def again(job: Job, folder: Path) -> Job:
 
 
 @pytest.mark.slow
-def test_killed_in_any_micro_batch_it_ends_in_the_same_bytes(of_pairs: Job, tmp_path: Path) -> None:
-    """In the trial, the first and the second one of a step, the first one after a save, and the last one."""
+def test_killed_in_any_micro_batch_it_ends_in_the_same_bytes(
+    of_pairs: Job, tmp_path: Path
+) -> None:
+    """In the trial, the first and the second one of a step, the first one after a save,
+    and the last one."""
     whole = again(of_pairs, tmp_path / "alone")
     whole.run()
     for call in (1, 2, 3, 6, 1 + 2 * (STEPS - 2)):
-        assert of_pairs.start(faults=[("kill_self", COMPARE, call, KILL)]).wait() == -KILL
+        assert (
+            of_pairs.start(faults=[("kill_self", COMPARE, call, KILL)]).wait() == -KILL
+        )
     of_pairs.run()
     ours, theirs = of_pairs.result(), whole.result()
-    assert [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)] == []
+    assert [
+        name
+        for name in ours.keys() | theirs.keys()
+        if ours.get(name) != theirs.get(name)
+    ] == []
     assert of_pairs.metrics()[-1][DISTANCE] > 0 and of_pairs.metrics()[-1][MARGIN] != 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_compare_the_pairs_that_one_does(of_pairs: Job, tmp_path: Path, parallel: str) -> None:
+def test_two_processes_compare_the_pairs_that_one_does(
+    of_pairs: Job, tmp_path: Path, parallel: str
+) -> None:
     if parallel == "ddp":  # some micro-batches have no pair
         votes(tmp_path / "votes", (*PAIRS[:2], ("d", ())))
     of_pairs.change(sample=None)
@@ -68,26 +96,43 @@ def test_two_processes_compare_the_pairs_that_one_does(of_pairs: Job, tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_share_of_the_pairs_is_the_same_when_two_processes_cut_each_batch(of_pairs: Job, tmp_path: Path) -> None:
-    """Each process has one of the two images of a micro-batch, and compares it where one process would."""
+def test_a_share_of_the_pairs_is_the_same_when_two_processes_cut_each_batch(
+    of_pairs: Job, tmp_path: Path
+) -> None:
+    """Each process has one of the two images of a micro-batch, and compares it where
+    one process would."""
     of_pairs.change(train__preference={"beta": 5, "share": 0.5}, train__optimizer="sgd")
     of_pairs.change(train__batch_size=2, train__gradient_accumulation=1)
-    of_pairs.change(network__dropout=0, sample=None)  # a part draws its own network dropout
+    of_pairs.change(
+        network__dropout=0, sample=None
+    )  # a part draws its own network dropout
     one = again(of_pairs, tmp_path / "alone")
     one.run()
-    assert len({DISTANCE in line for line in one.metrics()}) == 2, "pairs are compared in some steps"
-    assert "2 processes share the 1 x 2 images of each step: 1 x 1 each" in run_together(of_pairs)
+    assert len({DISTANCE in line for line in one.metrics()}) == 2, (
+        "pairs are compared in some steps"
+    )
+    assert (
+        "2 processes share the 1 x 2 images of each step: 1 x 1 each"
+        in run_together(of_pairs)
+    )
     assert_same_but_for_rounding(of_pairs, one)
 
 
-def test_processes_that_share_out_the_model_need_pairs_alone(of_pairs: Job, tmp_path: Path) -> None:
-    """A rank with another number of passes than the others would wait for them forever."""
+def test_processes_that_share_out_the_model_need_pairs_alone(
+    of_pairs: Job, tmp_path: Path
+) -> None:
+    """A rank with another number of passes than the others would wait for them
+    forever."""
     votes(tmp_path / "votes", (*PAIRS[:2], ("d", ())))
     of_pairs.change(train__parallel="fsdp")
     said = run_together(of_pairs, 2)
     assert (
-        "1 of the images, such as " in said and "d.png, have no worse one, which 'train.parallel: fsdp' needs" in said
+        "1 of the images, such as " in said
+        and "d.png, have no worse one, which 'train.parallel: fsdp' needs" in said
     )
     votes(tmp_path / "votes", PAIRS)
     of_pairs.change(train__preference__share=0.5)
-    assert "train.preference.share: is below 1: processes would make different passes" in run_together(of_pairs, 2)
+    assert (
+        "train.preference.share: is below 1: processes would make different passes"
+        in run_together(of_pairs, 2)
+    )

@@ -1,5 +1,5 @@
-"""Kills of what has to do with the queue: the shell above a job, the job, the runner, all of them. Whatever is killed,
-two jobs are never on one GPU, and no entry is lost."""
+"""Kills of what has to do with the queue: the shell above a job, the job, the runner,
+all of them. Whatever is killed, two jobs are never on one GPU, and no entry is lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,16 @@ from tests.extensions.tools.ui.test_queue import Yard, yard  # noqa: F401 - a fi
 
 KILLS = int(os.environ.get("QUEUE_KILLS", "40"))
 
-KINDS = ("shell", "shell", "job", "job", "runner", "all", "shell and runner", "job and runner")
+KINDS = (
+    "shell",
+    "shell",
+    "job",
+    "job",
+    "runner",
+    "all",
+    "shell and runner",
+    "job and runner",
+)
 """What is killed at once."""
 
 JOB = """
@@ -53,10 +62,24 @@ def victims(yard: Yard) -> dict[str, list[int]]:  # noqa: F811
     """Kind -> processes that live."""
     running = [entry for entry in yard.queue.entries() if entry.state == RUNNING]
     shells = [entry.pid for entry in running if start_of(entry.pid) == entry.pid_start]
-    jobs = [pid for entry in running for pid in yard.queue.processes(entry) if pid not in shells]
+    jobs = [
+        pid
+        for entry in running
+        for pid in yard.queue.processes(entry)
+        if pid not in shells
+    ]
     runners = [runner.pid for runner in yard.runners if runner.poll() is None]
-    found = {"shell": shells, "job": jobs, "runner": runners, "all": shells + jobs + runners}
-    found |= {f"{kind} and runner": found[kind] + runners for kind in ("shell", "job") if found[kind] and runners}
+    found = {
+        "shell": shells,
+        "job": jobs,
+        "runner": runners,
+        "all": shells + jobs + runners,
+    }
+    found |= {
+        f"{kind} and runner": found[kind] + runners
+        for kind in ("shell", "job")
+        if found[kind] and runners
+    }
     return {kind: pids for kind, pids in found.items() if pids}
 
 
@@ -68,7 +91,11 @@ def test_no_kill_puts_two_jobs_on_a_gpu_or_loses_one(yard: Yard) -> None:  # noq
     output = yard.folder / "output"
 
     def add(name: str) -> str:
-        job = {"run": str(output / name), "steps": chance.randint(1, 12), "imports_s": chance.uniform(0, 0.5)}
+        job = {
+            "run": str(output / name),
+            "steps": chance.randint(1, 12),
+            "imports_s": chance.uniform(0, 0.5),
+        }
         (yard.folder / f"{name}.json").write_text(json.dumps(job))
         return yard.queue.add([f"{name}.json"], name, yard.folder).id
 
@@ -83,7 +110,11 @@ def test_no_kill_puts_two_jobs_on_a_gpu_or_loses_one(yard: Yard) -> None:  # noq
         found = victims(yard)
         if found.keys() & {"shell", "job"}:
             kind = chance.choice([kind for kind in KINDS if kind in found])
-            for pid in found[kind] if kind == "all" or " " in kind else [chance.choice(found[kind])]:
+            for pid in (
+                found[kind]
+                if kind == "all" or " " in kind
+                else [chance.choice(found[kind])]
+            ):
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
@@ -103,4 +134,6 @@ def test_no_kill_puts_two_jobs_on_a_gpu_or_loses_one(yard: Yard) -> None:  # noq
         else:
             status = json.loads(Path(entry.runs[0], "run.json").read_text())
             assert (entry.state, status["status"]) == (DONE, "finished"), entry
-    print(f"{dict(done)}, {len(ids)} entries: {Counter(entry.state for entry in entries.values())}")
+    print(
+        f"{dict(done)}, {len(ids)} entries: {Counter(entry.state for entry in entries.values())}"
+    )

@@ -1,5 +1,6 @@
-"""Every call to the system that a save makes, answered with every error that a disk may give: a call that only
-durability or tidiness needs ends no run, and any other ends it with a line, from which the run goes on."""
+"""Every call to the system that a save makes, answered with every error that a disk may
+give: a call that only durability or tidiness needs ends no run, and any other ends it
+with a line, from which the run goes on."""
 
 from __future__ import annotations
 
@@ -29,7 +30,18 @@ ERRORS = (errno.EINVAL, errno.EPERM, errno.ENOSPC, errno.EIO, errno.EXDEV, errno
 
 CALLS = {
     os: (
-        *("open", "fsync", "replace", "rename", "link", "mkdir", "rmdir", "unlink", "remove", "chmod"),
+        *(
+            "open",
+            "fsync",
+            "replace",
+            "rename",
+            "link",
+            "mkdir",
+            "rmdir",
+            "unlink",
+            "remove",
+            "chmod",
+        ),
         *("stat", "lstat", "scandir", "listdir", "statvfs", "utime", "ftruncate"),
     ),
     io: ("open",),
@@ -39,7 +51,8 @@ CALLS = {
 """What Python's modules for files call."""
 
 NEEDED = {"open", "io.open", "mkdir", "replace", "rename", "stat", "lstat", "serialize"}
-"""Without these nothing can be written, put in its place, or read back; all others serve durability or tidiness."""
+"""Without these nothing can be written, put in its place, or read back; all others
+serve durability or tidiness."""
 
 LOST = {errno.EIO, errno.ENOSPC, errno.EROFS}
 """What a flush of a file answers whose contents are not on the disk."""
@@ -67,18 +80,34 @@ class Disk:
     def meet(self, name: str, place: Any) -> None:
         """Raises where this call is the one that fails."""
         thread = threading.current_thread().name
-        if not (thread.startswith(("save", "read back")) or getattr(self.saving, "now", False)):
+        if not (
+            thread.startswith(("save", "read back"))
+            or getattr(self.saving, "now", False)
+        ):
             return
         try:
-            mode = real_fstat(place).st_mode if isinstance(place, int) else real_stat(place).st_mode
+            mode = (
+                real_fstat(place).st_mode
+                if isinstance(place, int)
+                else real_stat(place).st_mode
+            )
         except OSError:
             mode = 0
         with self._lock:
             self._counts[name] += 1
-            call = Call(name, "folder" if stat.S_ISDIR(mode) else "file", self._counts[name])
+            call = Call(
+                name, "folder" if stat.S_ISDIR(mode) else "file", self._counts[name]
+            )
             self.calls.append(call)
-        if self.failing and (call.name, call.number) == (self.failing.name, self.failing.number):
-            raise OSError(self.error, os.strerror(self.error), None if isinstance(place, int) else os.fspath(place))
+        if self.failing and (call.name, call.number) == (
+            self.failing.name,
+            self.failing.number,
+        ):
+            raise OSError(
+                self.error,
+                os.strerror(self.error),
+                None if isinstance(place, int) else os.fspath(place),
+            )
 
 
 real_stat, real_fstat = os.stat, os.fstat
@@ -90,7 +119,10 @@ def answering(disk: Disk) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
 
         def through(module: Any, name: str) -> None:
-            real, known = getattr(module, name), name if module in (os, fcntl) else "io.open"
+            real, known = (
+                getattr(module, name),
+                name if module in (os, fcntl) else "io.open",
+            )
 
             @wraps(real)
             def asked(*arguments: Any, **named: Any) -> Any:
@@ -112,7 +144,9 @@ def answering(disk: Disk) -> Iterator[None]:
             try:
                 disk.meet("serialize", path)
             except OSError as error:
-                raise SafetensorError(f"I/O error: {error.strerror} (os error {error.errno})") from None
+                raise SafetensorError(
+                    f"I/O error: {error.strerror} (os error {error.errno})"
+                ) from None
             save_file(tensors, path, **named)
 
         patch.setattr(safetensors, "save_file", serialize)
@@ -140,7 +174,11 @@ def calls_of_a_run(folder: Path) -> list[Call]:
 def contents(folder: Path) -> dict[str, bytes]:
     """The weights and the states of a run."""
     files = [*folder.glob("*.safetensors"), *folder.glob("state/*/*")]
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files if file.is_file()}
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in files
+        if file.is_file()
+    }
 
 
 def serves_tidiness(call: Call, error: int) -> bool:
@@ -159,15 +197,21 @@ def check(call: Call, error: int, folder: Path, whole: dict[str, bytes]) -> None
         except RunError as failed:
             ended = str(failed)
             assert os.strerror(error) in ended, what
-    assert not (ended and serves_tidiness(call, error)), f"{what} ended the run: {ended}"
-    assert all(verify(state) is None for state in checkpoint_folders(folder / "state")), what
+    assert not (ended and serves_tidiness(call, error)), (
+        f"{what} ended the run: {ended}"
+    )
+    assert all(
+        verify(state) is None for state in checkpoint_folders(folder / "state")
+    ), what
     small.go_on(folder)
     found = contents(folder)
     assert {name: found.get(name) for name in whole} == whole, what
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Call], dict[str, bytes]]:
+def table(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[list[Call], dict[str, bytes]]:
     """The calls of a run's saves, and what it ends with."""
     folder = tmp_path_factory.mktemp("calls") / "run"
     return calls_of_a_run(folder), contents(folder)
@@ -175,16 +219,32 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Call], dict[st
 
 def test_the_calls_of_a_save_are_seen(table) -> None:
     names = {call.name for call in table[0]}
-    assert {"open", "fsync", "replace", "mkdir", "unlink", "rmdir", "chmod", "statvfs", "flock"} <= names
-    assert {("fsync", "file"), ("fsync", "folder")} <= {(call.name, call.of) for call in table[0]}
+    assert {
+        "open",
+        "fsync",
+        "replace",
+        "mkdir",
+        "unlink",
+        "rmdir",
+        "chmod",
+        "statvfs",
+        "flock",
+    } <= names
+    assert {("fsync", "file"), ("fsync", "folder")} <= {
+        (call.name, call.of) for call in table[0]
+    }
 
 
 @pytest.mark.parametrize("error", [errno.EINVAL, errno.EPERM], ids=errno.errorcode.get)
-def test_no_call_for_durability_or_tidiness_ends_a_run(table, tmp_path: Path, error: int) -> None:
+def test_no_call_for_durability_or_tidiness_ends_a_run(
+    table, tmp_path: Path, error: int
+) -> None:
     """The first and the last of each kind of call."""
     calls, whole = table
     tidy = [call for call in calls if serves_tidiness(call, error)]
-    ends = {(call.name, call.of): call for call in tidy} | {(call.name, call.of, 1): call for call in reversed(tidy)}
+    ends = {(call.name, call.of): call for call in tidy} | {
+        (call.name, call.of, 1): call for call in reversed(tidy)
+    }
     assert len(ends) >= 12
     for index, call in enumerate(ends.values()):
         check(call, error, tmp_path / str(index), whole)
@@ -192,7 +252,9 @@ def test_no_call_for_durability_or_tidiness_ends_a_run(table, tmp_path: Path, er
 
 @pytest.mark.slow
 @pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
-def test_every_call_of_a_save_with_every_answer(table, tmp_path: Path, error: int) -> None:
+def test_every_call_of_a_save_with_every_answer(
+    table, tmp_path: Path, error: int
+) -> None:
     calls, whole = table
     for index, call in enumerate(calls):
         check(call, error, tmp_path / str(index), whole)

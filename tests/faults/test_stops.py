@@ -1,4 +1,5 @@
-"""Signals, control files and kills: how a job leaves, and that it ends as if nothing had been."""
+"""Signals, control files and kills: how a job leaves, and that it ends as if nothing
+had been."""
 
 from __future__ import annotations
 
@@ -26,24 +27,32 @@ SET = 4
 
 
 def micro_batch(step: int, which: int, done: int = 0) -> int:
-    """The call of STEP for a micro-batch (1 or 2) of a step, in a process that begins with `done` steps."""
+    """The call of STEP for a micro-batch (1 or 2) of a step, in a process that begins
+    with `done` steps."""
     return PROBE + 2 * (step - done - 1) + which
 
 
 def test_a_stop_during_caching_keeps_what_is_cached(job: Job, same) -> None:
     child = job.start(faults=[("kill_self", ENCODE, 2, TERM), ("slow", ENCODE, 0.05)])
     assert child.wait(5) == 75, child.output
-    kept = {path: path.stat().st_mtime_ns for path in job.cwd.glob("output/_cache/*/*/*.safetensors")}
+    kept = {
+        path: path.stat().st_mtime_ns
+        for path in job.cwd.glob("output/_cache/*/*/*.safetensors")
+    }
     assert 1 <= len(kept) < 3
     assert job.states() == [] and not (job.folder / "metrics.jsonl").exists()
     job.run()
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what was cached is encoded once"
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, (
+        "what was cached is encoded once"
+    )
     same()
 
 
 @pytest.mark.slow
 def test_a_stop_during_the_first_sampling_leaves_no_half_set(job: Job, same) -> None:
-    child = job.start(faults=[("kill_self", DRAW, PROBE + 1, TERM), ("slow", DRAW, 0.05)])
+    child = job.start(
+        faults=[("kill_self", DRAW, PROBE + 1, TERM), ("slow", DRAW, 0.05)]
+    )
     assert child.wait(5) == 75, child.output
     assert list(job.folder.glob("samples/*")) == job.states() == []
     assert job.status() == "stopped"
@@ -52,7 +61,9 @@ def test_a_stop_during_the_first_sampling_leaves_no_half_set(job: Job, same) -> 
 
 
 @pytest.mark.slow
-def test_a_stop_during_the_last_sampling_draws_it_at_the_next_start(job: Job, whole: Job, same) -> None:
+def test_a_stop_during_the_last_sampling_draws_it_at_the_next_start(
+    job: Job, whole: Job, same
+) -> None:
     # Sets at steps 0, 3 and 6; 2 micro-batches in each of 6 steps.
     child = job.start(faults=[("kill_self", DRAW, PROBE + SET + 6 + SET + 6 + 1, TERM)])
     assert child.wait() == 75, child.output
@@ -62,13 +73,17 @@ def test_a_stop_during_the_last_sampling_draws_it_at_the_next_start(job: Job, wh
     same()
 
 
-def test_a_stop_within_an_accumulation_drops_it_and_repeats_it_exactly(job: Job, same) -> None:
+def test_a_stop_within_an_accumulation_drops_it_and_repeats_it_exactly(
+    job: Job, same
+) -> None:
     child = job.start(faults=[("kill_self", STEP, micro_batch(3, 1), TERM)])
     assert child.wait(5) == 75, child.output
     assert (job.states(), job.steps(), job.status()) == ([2], [1, 2], "stopped")
     child = job.start(faults=[("kill_self", STEP, micro_batch(4, 1, done=2), INT)])
     assert child.wait(5) == 130, child.output
-    assert (job.states(), job.steps()) == ([2, 3], [1, 2, 3]), "what was not on disk yet is saved"
+    assert (job.states(), job.steps()) == ([2, 3], [1, 2, 3]), (
+        "what was not on disk yet is saved"
+    )
     assert not (job.folder / "job.safetensors").exists()
     job.run()
     assert job.states() == [2, 3, 4, 6]
@@ -77,7 +92,8 @@ def test_a_stop_within_an_accumulation_drops_it_and_repeats_it_exactly(job: Job,
 
 
 def test_a_terminal_that_is_closed_stops_it_soon(job: Job) -> None:
-    """In five seconds on a quiet machine; the limit leaves room for one that other work slows down."""
+    """In five seconds on a quiet machine; the limit leaves room for one that other work
+    slows down."""
     job.change(train__steps=5000, sample=None)
     child = job.start()
     child.wait_until(lambda: len(job.steps()) >= 3)
@@ -118,7 +134,16 @@ def test_a_stop_file_is_answered_within_one_step(job: Job, same) -> None:
 
 def test_save_now_is_answered_within_one_step(job: Job) -> None:
     job.change(train__steps=4, sample=None)
-    job.run(faults=[("touch_at", STEP, micro_batch(3, 2), str(job.folder / "control" / "save_now"))])
+    job.run(
+        faults=[
+            (
+                "touch_at",
+                STEP,
+                micro_batch(3, 2),
+                str(job.folder / "control" / "save_now"),
+            )
+        ]
+    )
     assert 3 in job.states()
     assert (job.folder / "job_000000003.safetensors").exists()
 
@@ -128,25 +153,52 @@ def test_save_now_is_answered_within_one_step(job: Job) -> None:
 
 @pytest.mark.slow
 def test_output_that_is_lost_ends_no_training(job: Job) -> None:
-    """As `| tee` that is killed, an ssh connection that breaks, then a disk that is full."""
+    """As `| tee` that is killed, an ssh connection that breaks, then a disk that is
+    full."""
     job.change(sample=None, train__steps=4)
     command = [sys.executable, str(ROOT / "run.py"), str(job.write())]
-    child = subprocess.Popen(command, cwd=job.cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    child = subprocess.Popen(
+        command, cwd=job.cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     child.stdout.close()
     assert child.wait(120) == 0
     assert job.steps() == [1, 2, 3, 4]
     job.change(train__steps=6)
     job.write()
     with open("/dev/full", "w") as full:
-        result = subprocess.run(command, cwd=job.cwd, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
-        lines = [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
-        assert len(lines) == 1 and "standard output is lost ([Errno 28] No space left on device)" in lines[0]
+        result = subprocess.run(
+            command,
+            cwd=job.cwd,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+        lines = [
+            line
+            for line in result.stderr.splitlines()
+            if not line.startswith("warning: ")
+        ]
+        assert (
+            len(lines) == 1
+            and "standard output is lost ([Errno 28] No space left on device)"
+            in lines[0]
+        )
         assert result.returncode == 0
         assert job.steps() == [1, 2, 3, 4, 5, 6]
-        assert (job.folder / "log.txt").read_text().count("saved output/job/job.safetensors") == 2
+        assert (job.folder / "log.txt").read_text().count(
+            "saved output/job/job.safetensors"
+        ) == 2
         # A plan that cannot be printed is a failure.
         command.append("--dry-run")
-        result = subprocess.run(command, cwd=job.cwd, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+        result = subprocess.run(
+            command,
+            cwd=job.cwd,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1 and "No space left on device" in result.stderr
 
@@ -154,17 +206,27 @@ def test_output_that_is_lost_ends_no_training(job: Job) -> None:
 # ------------------------------------------------------------ two runs in one folder
 
 
-def test_a_second_run_in_the_folder_is_refused_and_a_killed_one_taken_over(job: Job, same) -> None:
-    first = job.start(faults=[("hold", STEP, micro_batch(3, 1), str(job.cwd / "never"))])
+def test_a_second_run_in_the_folder_is_refused_and_a_killed_one_taken_over(
+    job: Job, same
+) -> None:
+    first = job.start(
+        faults=[("hold", STEP, micro_batch(3, 1), str(job.cwd / "never"))]
+    )
     first.wait_until(lambda: len(job.steps()) >= 2)
     said = job.run(code=1)
-    assert f"process {first.pid} on {socket.gethostname()} is running in this folder" in said
+    assert (
+        f"process {first.pid} on {socket.gethostname()} is running in this folder"
+        in said
+    )
     assert first.poll() is None
     assert (job.steps() == sorted(set(job.steps()))) and "refused" not in first.output
     first.send(signal.SIGKILL)
     first.wait()
     said = job.run()
-    assert f"process {first.pid} on {socket.gethostname()}" in said and "stale lock" in said
+    assert (
+        f"process {first.pid} on {socket.gethostname()}" in said
+        and "stale lock" in said
+    )
     same()
 
 
@@ -187,7 +249,9 @@ def test_a_paused_process_goes_on_where_it_was(job: Job, same) -> None:
 
 @pytest.mark.slow
 def test_a_clock_that_jumps_back_and_ahead_changes_nothing(job: Job, same) -> None:
-    child = job.start(faults=[("wall_clock", -4e8, 8), ("kill_self", STEP, micro_batch(5, 2), KILL)])
+    child = job.start(
+        faults=[("wall_clock", -4e8, 8), ("kill_self", STEP, micro_batch(5, 2), KILL)]
+    )
     assert child.wait() == -KILL
     assert job.steps() == [1, 2, 3, 4]
     for age, path in enumerate(sorted(job.folder.rglob("*"))):
@@ -196,13 +260,16 @@ def test_a_clock_that_jumps_back_and_ahead_changes_nothing(job: Job, same) -> No
     same()
 
 
-# ------------------------------------------------------------ random kills of whole jobs
+# ------------------------------------------------------------ random kills of whole
+# jobs
 
 
 def killed_until_done(job: Job, kills: int, seed: int) -> None:
-    """Starts the job again and again, kills it at random moments so many times, then lets it finish.
+    """Starts the job again and again, kills it at random moments so many times, then
+    lets it finish.
 
-    A third of the kills come at a random time after the start, the others some steps after the newest state.
+    A third of the kills come at a random time after the start, the others some steps
+    after the newest state.
     """
     draw, metrics = Random(seed), job.folder / "metrics.jsonl"
     for kill in range(kills):
@@ -215,14 +282,21 @@ def killed_until_done(job: Job, kills: int, seed: int) -> None:
                 break
             time.sleep(0.001)
         time.sleep(pause)
-        assert child.poll() is None, f"over before kill {kill + 1} of {kills}: {child.output}"
+        assert child.poll() is None, (
+            f"over before kill {kill + 1} of {kills}: {child.output}"
+        )
         child.send(signal.SIGKILL)
         assert child.wait() == -KILL
     job.run()
 
 
 def survives(job: Job, kills: int, steps: int) -> None:
-    job.change(train__steps=steps, save__save_every=5, save__max_states_to_keep=2, sample__sample_every=50)
+    job.change(
+        train__steps=steps,
+        save__save_every=5,
+        save__max_states_to_keep=2,
+        sample__sample_every=50,
+    )
     job.name = "whole"
     job.run()
     expected = job.result()
@@ -230,9 +304,15 @@ def survives(job: Job, kills: int, steps: int) -> None:
     killed_until_done(job, kills, seed=kills)
     got = {name.replace("job", "whole"): value for name, value in job.result().items()}
     assert got.keys() == expected.keys()
-    differing = [name for name in got if got[name] != expected[name] and not name.startswith("whole")]
+    differing = [
+        name
+        for name in got
+        if got[name] != expected[name] and not name.startswith("whole")
+    ]
     assert differing == []
-    for name in (name for name in got if name.startswith("whole")):  # the file's metadata holds the job's name
+    for name in (
+        name for name in got if name.startswith("whole")
+    ):  # the file's metadata holds the job's name
         assert without_name(got[name]) == without_name(expected[name]), name
 
 

@@ -26,12 +26,20 @@ class Trainer(ProcessConfig):
         self.seen.append(job)
         if self.mistakes:
             raise DataErrors([Diagnostic((place,), "bad") for place in self.mistakes])
-        return RunPlan(self.type, self.display_name(job), (), 8, 4, 12, requested_epochs=3)
+        return RunPlan(
+            self.type, self.display_name(job), (), 8, 4, 12, requested_epochs=3
+        )
 
 
 def job(*sections: ProcessConfig | None) -> JobConfig:
     entries = tuple(
-        ProcessEntry(index, section.type if section else "drop_in", section and section.name, {}, section)
+        ProcessEntry(
+            index,
+            section.type if section else "drop_in",
+            section and section.name,
+            {},
+            section,
+        )
         for index, section in enumerate(sections)
     )
     return JobConfig("extension", "my_job", {}, entries, (), Path("my_job.yaml"), "")
@@ -49,12 +57,18 @@ EMPTY = {
 
 
 def test_every_process_has_an_entry() -> None:
-    plan = plan_job(job(Writer(type="writer"), Trainer(type="trainer", name="one"), None))
+    plan = plan_job(
+        job(Writer(type="writer"), Trainer(type="trainer", name="one"), None)
+    )
     writer, trainer, drop_in = plan.to_json()["processes"]
     assert plan.to_json()["job"] == "my_job"
     assert writer == {"type": "writer", "name": "my_job", **EMPTY}
     assert drop_in == {"type": "drop_in", "name": "my_job", **EMPTY}
-    assert (trainer["name"], trainer["optimizer_steps"], trainer["epochs"]) == ("one", 12, 3)
+    assert (trainer["name"], trainer["optimizer_steps"], trainer["epochs"]) == (
+        "one",
+        12,
+        3,
+    )
 
 
 def test_the_folders_of_run_files_are_named_in_order() -> None:
@@ -62,12 +76,21 @@ def test_the_folders_of_run_files_are_named_in_order() -> None:
         def run_folder(self, job: JobContext) -> Path | None:
             return Path("output", self.display_name(job))
 
-    plan = plan_job(job(WithFolder(type="a", name="one"), Writer(type="writer"), None, WithFolder(type="a")))
+    plan = plan_job(
+        job(
+            WithFolder(type="a", name="one"),
+            Writer(type="writer"),
+            None,
+            WithFolder(type="a"),
+        )
+    )
     assert plan.to_json()["folders"] == ["output/one", "output/my_job"]
 
 
 def test_words_name_the_job_and_each_process() -> None:
-    words = plan_job(job(Trainer(type="trainer", name="one"), None)).render().splitlines()
+    words = (
+        plan_job(job(Trainer(type="trainer", name="one"), None)).render().splitlines()
+    )
     assert words == ["Job my_job", "one (trainer)", "my_job (drop_in)"]
 
 
@@ -79,7 +102,10 @@ def test_a_process_knows_what_earlier_ones_will_write() -> None:
 
 
 def test_mistakes_of_all_processes_come_at_once_each_line_once() -> None:
-    sections = [Trainer(type="t", mistakes=("a", "b")), Trainer(type="t", mistakes=("b", "c"))]
+    sections = [
+        Trainer(type="t", mistakes=("a", "b")),
+        Trainer(type="t", mistakes=("b", "c")),
+    ]
     with pytest.raises(UserError) as caught:
         plan_job(job(*sections))
     assert str(caught.value) == "a: bad\nb: bad\nc: bad"
@@ -93,15 +119,28 @@ def test_images_that_an_earlier_process_writes_are_counted_when_they_are_there(
 
     def notes(folder: Path) -> tuple[str, ...]:
         dataset = {"folder_path": str(folder / "pictures"), "resolution": 64}
-        training = {"type": "sd_trainer", "training_folder": str(tmp_path / "out"), "datasets": [dataset]}
+        training = {
+            "type": "sd_trainer",
+            "training_folder": str(tmp_path / "out"),
+            "datasets": [dataset],
+        }
         training |= {"name": "lora", "device": "cpu", "train": {"steps": 1}}
-        training |= {"model": {"name_or_path": str(tiny_model)}, "network": {"linear": 4}}
+        training |= {
+            "model": {"name_or_path": str(tiny_model)},
+            "network": {"linear": 4},
+        }
         training |= {"validation": {"folder_path": str(folder / "edits" / "after")}}
-        path = write_job({"type": "mascots", "path": str(folder), "count": 3, "size": 64}, training)
+        path = write_job(
+            {"type": "mascots", "path": str(folder), "count": 3, "size": 64}, training
+        )
         return plan_job(load_job(path, discover().find_config)).processes[1].notes
 
-    later = f"{tmp_path / 'drawn' / 'pictures'}, {tmp_path / 'drawn' / 'edits' / 'after'}"
-    assert notes(tmp_path / "drawn") == (f"reads {later}, which an earlier process of the job writes: counted then",)
+    later = (
+        f"{tmp_path / 'drawn' / 'pictures'}, {tmp_path / 'drawn' / 'edits' / 'after'}"
+    )
+    assert notes(tmp_path / "drawn") == (
+        f"reads {later}, which an earlier process of the job writes: counted then",
+    )
     make_pictures(tmp_path / "drawn" / "pictures", "a", "b")
     make_pictures(tmp_path / "drawn" / "edits" / "after", "c", "d")
     (tmp_path / "drawn" / "atelier.json").write_text("{}")
@@ -109,14 +148,24 @@ def test_images_that_an_earlier_process_writes_are_counted_when_they_are_there(
 
 
 def test_errors_in_a_dataset_follow_the_line_of_the_job_that_names_it() -> None:
-    """A folder that the job names is at its line; files in it, and rows of a table, follow that line."""
+    """A folder that the job names is at its line; files in it, and rows of a table,
+    follow that line."""
     places = {
         Path("photos"): "my_job.yaml:9:3: datasets[0].folder_path",
         Path("a.csv"): "my_job.yaml:10:3: captions_file",
     }
-    section = Trainer(type="trainer", mistakes=("photos/a/b.png", "empty", "a.csv:7", "photos/c.png", "photos"))
+    section = Trainer(
+        type="trainer",
+        mistakes=("photos/a/b.png", "empty", "a.csv:7", "photos/c.png", "photos"),
+    )
     config = JobConfig(
-        "extension", "my_job", {}, (ProcessEntry(0, "trainer", None, {}, section, places),), (), Path("my_job.yaml"), ""
+        "extension",
+        "my_job",
+        {},
+        (ProcessEntry(0, "trainer", None, {}, section, places),),
+        (),
+        Path("my_job.yaml"),
+        "",
     )
     with pytest.raises(UserError) as caught:
         plan_job(config)

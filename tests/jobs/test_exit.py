@@ -7,7 +7,14 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 
 from jobs.exit import report, run_with_exit_code
-from toolkit.errors import ConfigErrors, Diagnostic, Interrupted, ReportedExit, RunError, UserError
+from toolkit.errors import (
+    ConfigErrors,
+    Diagnostic,
+    Interrupted,
+    ReportedExit,
+    RunError,
+    UserError,
+)
 
 
 def raised(error: BaseException) -> BaseException:
@@ -21,25 +28,45 @@ def raised(error: BaseException) -> BaseException:
     ("error", "code", "words"),
     [
         (UserError("wrong"), 2, "wrong\n"),
-        (ConfigErrors([Diagnostic(("a:1:1",), "x"), Diagnostic(("a:2:1",), "y")]), 2, "a:1:1: x\na:2:1: y\n"),
+        (
+            ConfigErrors([Diagnostic(("a:1:1",), "x"), Diagnostic(("a:2:1",), "y")]),
+            2,
+            "a:1:1: x\na:2:1: y\n",
+        ),
         (RunError("cannot go on"), 1, "cannot go on\n"),
         (Interrupted(75), 75, "Stopped.\n"),
         (KeyboardInterrupt(), 130, "Stopped.\n"),
-        (SystemExit(None), 1, "Failed: the code of an extension called sys.exit(None).\n"),
+        (
+            SystemExit(None),
+            1,
+            "Failed: the code of an extension called sys.exit(None).\n",
+        ),
         (SystemExit(0), 1, "Failed: the code of an extension called sys.exit(0).\n"),
         (ReportedExit(75), 75, ""),
-        (OSError(28, "No space left on device", "a/b"), 1, "Failed: a/b: No space left on device\n"),
+        (
+            OSError(28, "No space left on device", "a/b"),
+            1,
+            "Failed: a/b: No space left on device\n",
+        ),
         (ReportedExit(0), 0, ""),
-        (SystemExit("message"), 1, "Failed: the code of an extension called sys.exit('message').\n"),
+        (
+            SystemExit("message"),
+            1,
+            "Failed: the code of an extension called sys.exit('message').\n",
+        ),
     ],
 )
-def test_the_message_alone(error: BaseException, code: int, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_message_alone(
+    error: BaseException, code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert report(raised(error)) == code
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", words)
 
 
-def test_a_defect_keeps_its_traceback_and_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_defect_keeps_its_traceback_and_ends_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert report(raised(KeyError("lost"))) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "Traceback (most recent call last):"
@@ -47,7 +74,9 @@ def test_a_defect_keeps_its_traceback_and_ends_in_one_line(capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_missing_package_says_what_to_install(wrapped: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_package_says_what_to_install(
+    wrapped: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     error: BaseException = ModuleNotFoundError("No module named 'torch'", name="torch")
     if wrapped:
         outer = RunError("cannot load")
@@ -58,12 +87,18 @@ def test_a_missing_package_says_what_to_install(wrapped: bool, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    "requirement, name", [("requests", "requests"), ("tokenizers>=9.0,<10", "tokenizers"), ("a.b-c", "a.b-c")]
+    "requirement, name",
+    [
+        ("requests", "requests"),
+        ("tokenizers>=9.0,<10", "tokenizers"),
+        ("a.b-c", "a.b-c"),
+    ],
 )
 def test_a_library_that_misses_a_package_of_its_own_is_told_by_its_name(
     requirement: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """transformers' own check raises, for a package that is not there, an error whose name is a whole sentence."""
+    """transformers' own check raises, for a package that is not there, an error whose
+    name is a whole sentence."""
     sentence = f"The {requirement!r} distribution was not found and is required by this application. Try: pip install x"
     assert report(raised(PackageNotFoundError(sentence))) == 1
     last = capsys.readouterr().err.splitlines()[-1]

@@ -61,10 +61,14 @@ def build(
 ):
     monkeypatch.chdir(tmp_path)
     package = simple_extension("step")
-    (package / "process.py").write_text(PROCESS.replace("\n    ", "\n"), encoding="utf-8")
+    (package / "process.py").write_text(
+        PROCESS.replace("\n    ", "\n"), encoding="utf-8"
+    )
 
     def build(*sections: dict) -> ExtensionJob:
-        return build_job(*({"type": "step", **section} for section in sections), meta={"log": []})
+        return build_job(
+            *({"type": "step", **section} for section in sections), meta={"log": []}
+        )
 
     return build
 
@@ -83,7 +87,9 @@ def test_the_process_that_fails_hears_of_it_and_ends_the_job(build) -> None:
     assert job.meta["log"][3:] == [("ran", 0), ("ran", 1), ("heard first", 1)]
 
 
-def test_a_failing_on_error_does_not_hide_the_first_error(build, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_on_error_does_not_hide_the_first_error(
+    build, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ValueError, match="first"):
         build({"fails": "twice"}).run()
     assert "on_error of SimpleProcess failed too" in capsys.readouterr().err
@@ -103,7 +109,9 @@ def test_a_stop_is_no_error(build) -> None:
     job.process[0].run = stop
     with pytest.raises(Interrupted):
         job.run()
-    assert ("heard", 0) not in [(word.split()[0], index) for word, index in job.meta["log"]]
+    assert ("heard", 0) not in [
+        (word.split()[0], index) for word, index in job.meta["log"]
+    ]
 
 
 def stop() -> None:
@@ -121,7 +129,9 @@ def test_a_process_needs_no_on_error(build) -> None:
         job.run()
 
 
-def test_what_a_process_leaves_in_circles_of_references_is_gone_before_the_next_one(build) -> None:
+def test_what_a_process_leaves_in_circles_of_references_is_gone_before_the_next_one(
+    build,
+) -> None:
     job = build({"makes": True}, {})
     job.run()
     assert ("gone", 1) in job.meta["log"]
@@ -152,7 +162,9 @@ def test_a_job_changes_its_own_copies_only(build) -> None:
     assert job.job_config.processes[0].raw["a"] == {"b": 1}
 
 
-def test_of_several_processes_only_the_first_runs_what_does_not_run_everywhere(build) -> None:
+def test_of_several_processes_only_the_first_runs_what_does_not_run_everywhere(
+    build,
+) -> None:
     job = build({}, {})
     job.process[1].runs_everywhere = True
 

@@ -97,12 +97,20 @@ STEPS = ({"type": "step"}, {"type": "step", "name": "second"}, {"type": "step"})
 
 
 @pytest.fixture
-def start(build_job, write_extension, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
-    """Runs a job of these processes as one start of the program would; which of them ran."""
+def start(
+    build_job, write_extension, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list[int]]:
+    """Runs a job of these processes as one start of the program would; which of them
+    ran."""
     monkeypatch.chdir(tmp_path)
     write_extension("step", STEP, process=PROCESS)
 
-    def start(*sections: dict, restart: bool = False, restart_from: str | None = None, **job: object) -> list[int]:
+    def start(
+        *sections: dict,
+        restart: bool = False,
+        restart_from: str | None = None,
+        **job: object,
+    ) -> list[int]:
         ran = tmp_path / "ran.txt"
         ran.unlink(missing_ok=True)
         job = build_job(*sections, **job)
@@ -114,7 +122,9 @@ def start(build_job, write_extension, tmp_path: Path, monkeypatch: pytest.Monkey
     return start
 
 
-def test_the_finished_ones_are_skipped_and_named(start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_finished_ones_are_skipped_and_named(
+    start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "break_2").touch()
     assert start(*STEPS) == [0, 1, 2]
     (tmp_path / "break_2").unlink()
@@ -127,30 +137,48 @@ def test_the_finished_ones_are_skipped_and_named(start, tmp_path: Path, capsys: 
     assert start(*STEPS, restart=True) == [0, 1, 2]
 
 
-def test_from_a_named_one_on_all_run_again_even_after_a_kill(start, tmp_path: Path) -> None:
+def test_from_a_named_one_on_all_run_again_even_after_a_kill(
+    start, tmp_path: Path
+) -> None:
     assert start(*STEPS) == [0, 1, 2]
     (tmp_path / "break_1").touch()
     assert start(*STEPS, restart_from="second") == [1]
     (tmp_path / "break_1").unlink()
     assert start(*STEPS) == [1, 2]
     assert start(*STEPS, restart_from="[2]") == [2]
-    with pytest.raises(UserError, match=r"--restart-from: the job has no process 'secnd'. Did you mean 'second'\?"):
+    with pytest.raises(
+        UserError,
+        match=r"--restart-from: the job has no process 'secnd'. Did you mean 'second'\?",
+    ):
         start(*STEPS, restart_from="secnd")
 
 
-def test_a_changed_one_runs_again_and_so_does_what_comes_after_it(start, tmp_path: Path) -> None:
+def test_a_changed_one_runs_again_and_so_does_what_comes_after_it(
+    start, tmp_path: Path
+) -> None:
     assert start(*STEPS) == [0, 1, 2]
-    changed = ({"type": "step"}, {"type": "step", "name": "second", "lr": 1}, {"type": "step"})
+    changed = (
+        {"type": "step"},
+        {"type": "step", "name": "second", "lr": 1},
+        {"type": "step"},
+    )
     (tmp_path / "break_1").touch()
     assert start(*changed) == [1]
-    assert start(*changed) == [1]  # it is not finished, whatever was recorded of it before
+    assert start(*changed) == [
+        1
+    ]  # it is not finished, whatever was recorded of it before
     (tmp_path / "break_1").unlink()
     assert start(*changed) == [1, 2]
     assert start(*changed) == []
 
 
-def test_a_variable_with_another_value_is_a_change_and_a_secret_is_none(start, monkeypatch) -> None:
-    steps = ({"type": "step", "lr": "${RATE}", "hf_token": "${MY_TOKEN}"}, {"type": "step"})
+def test_a_variable_with_another_value_is_a_change_and_a_secret_is_none(
+    start, monkeypatch
+) -> None:
+    steps = (
+        {"type": "step", "lr": "${RATE}", "hf_token": "${MY_TOKEN}"},
+        {"type": "step"},
+    )
     monkeypatch.setenv("RATE", "1")
     for token in ("secret-number-one", "secret-number-two"):
         monkeypatch.setenv("MY_TOKEN", token)
@@ -163,7 +191,11 @@ def test_a_variable_with_another_value_is_a_change_and_a_secret_is_none(start, m
 
 
 def test_what_was_removed_is_made_again(start, tmp_path: Path) -> None:
-    steps = ({"type": "model", "path": str(tmp_path / "model")}, {"type": "folder"}, {"type": "step"})
+    steps = (
+        {"type": "model", "path": str(tmp_path / "model")},
+        {"type": "folder"},
+        {"type": "step"},
+    )
     assert start(*steps) == [0, 1, 2]
     assert start(*steps) == []
     (tmp_path / "model").rmdir()
@@ -184,7 +216,9 @@ def test_one_that_reads_something_else_now_runs_again(start, tmp_path: Path) -> 
     assert start(*steps) == []
 
 
-def test_one_that_broke_off_while_it_ran_again_is_not_finished(start, tmp_path: Path) -> None:
+def test_one_that_broke_off_while_it_ran_again_is_not_finished(
+    start, tmp_path: Path
+) -> None:
     """Its old record matches, and a part of what it makes is there."""
     steps = ({"type": "model", "path": str(tmp_path / "model")}, {"type": "step"})
     assert start(*steps) == [0, 1]
@@ -195,10 +229,17 @@ def test_one_that_broke_off_while_it_ran_again_is_not_finished(start, tmp_path: 
     assert start(*steps) == [0, 1]
 
 
-def test_a_drop_in_with_a_folder_of_run_files_runs_when_the_folder_is_gone(start, tmp_path: Path) -> None:
-    steps = ({"type": "step"}, {"type": "folder", "name": "run", "training_folder": "runs"})
+def test_a_drop_in_with_a_folder_of_run_files_runs_when_the_folder_is_gone(
+    start, tmp_path: Path
+) -> None:
+    steps = (
+        {"type": "step"},
+        {"type": "folder", "name": "run", "training_folder": "runs"},
+    )
     assert start(*steps) == [0, 1]
-    assert json.loads((tmp_path / "runs" / "job" / JOB_STATE).read_text())["finished"].keys() == {"[0] step", "run"}
+    assert json.loads((tmp_path / "runs" / "job" / JOB_STATE).read_text())[
+        "finished"
+    ].keys() == {"[0] step", "run"}
     assert start(*steps) == []
     (tmp_path / "runs" / "job" / "run").rename(tmp_path / "gone")
     assert start(*steps) == [1]
@@ -215,7 +256,10 @@ def test_a_job_of_one_process_keeps_no_record(start, tmp_path: Path) -> None:
     assert not (tmp_path / "output").exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "[]", '{"finished": 3}', '{"finished": {"[0] step": 1}}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[" * 100_000, "[]", '{"finished": 3}', '{"finished": {"[0] step": 1}}'],
+)
 def test_a_damaged_record_records_nothing(start, tmp_path: Path, content: str) -> None:
     assert start(*STEPS) == [0, 1, 2]
     (tmp_path / "output" / "job" / JOB_STATE).write_text(content)

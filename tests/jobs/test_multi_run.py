@@ -19,7 +19,11 @@ from jobs.multi_run import run_series
     ],
 )
 def test_a_failure_ends_it_unless_recover_and_a_stop_always(
-    codes: list[int], recover: bool, ran: int, result: int, capsys: pytest.CaptureFixture[str]
+    codes: list[int],
+    recover: bool,
+    ran: int,
+    result: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     started = []
 
@@ -31,7 +35,9 @@ def test_a_failure_ends_it_unless_recover_and_a_stop_always(
     assert started == ["0", "1", "2"][:ran]
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["0", "1", "2"]
-    assert [line.endswith("not run") for line in lines] == [False] * ran + [True] * (3 - ran)
+    assert [line.endswith("not run") for line in lines] == [False] * ran + [True] * (
+        3 - ran
+    )
 
 
 def test_one_config_needs_no_summary(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,9 +48,27 @@ def test_one_config_needs_no_summary(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("found", "recover", "ran", "words", "result"),
     [
-        ([0, 2, 0], False, [], ["not run", "mistake in the config (exit code 2)", "not run"], 2),
-        ([0, 2, 1], False, [], ["not run", "mistake in the config (exit code 2)", "failed (exit code 1)"], 2),
-        ([0, 2, 0], True, ["0", "2"], ["done", "mistake in the config (exit code 2)", "done"], 2),
+        (
+            [0, 2, 0],
+            False,
+            [],
+            ["not run", "mistake in the config (exit code 2)", "not run"],
+            2,
+        ),
+        (
+            [0, 2, 1],
+            False,
+            [],
+            ["not run", "mistake in the config (exit code 2)", "failed (exit code 1)"],
+            2,
+        ),
+        (
+            [0, 2, 0],
+            True,
+            ["0", "2"],
+            ["done", "mistake in the config (exit code 2)", "done"],
+            2,
+        ),
         ([0, 130, 0], True, [], ["not run", "stopped (exit code 130)", "not run"], 130),
         ([0, 0, 0], False, ["0", "1", "2"], ["done", "done", "done"], 0),
     ],
@@ -70,4 +94,6 @@ def test_all_are_checked_before_any_runs(
     assert run_series(["0", "1", "2"], run_one, recover=recover, check=check) == result
     checks = [f"check {index}" for index in range(3)]
     assert asked == [*checks[: 2 if 130 in found else 3], *ran]
-    assert [line.split(": ", 1)[1] for line in capsys.readouterr().out.splitlines()] == words
+    assert [
+        line.split(": ", 1)[1] for line in capsys.readouterr().out.splitlines()
+    ] == words

@@ -1,8 +1,11 @@
-"""A CUDA device where there is none: the program's own way on a GPU, with the CPU's numbers.
+"""A CUDA device where there is none: the program's own way on a GPU, with the CPU's
+numbers.
 
-`install(built())` gives this process one device of the name `cuda:0` (`device.cpp`), and `torch.cuda` what the program
-asks of it. It shows what would fail on a GPU for being in the wrong memory, and copies that nobody waits for; it says
-nothing of speed, nor of kernels that CUDA has and a CPU has not. `python -m tests.stand_in_cuda job.yaml` runs a job.
+`install(built())` gives this process one device of the name `cuda:0` (`device.cpp`),
+and `torch.cuda` what the program asks of it. It shows what would fail on a GPU for
+being in the wrong memory, and copies that nobody waits for; it says nothing of speed,
+nor of kernels that CUDA has and a CPU has not. `python -m tests.stand_in_cuda job.yaml`
+runs a job.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ TOTAL = 80 * 2**30
 
 
 def built() -> Path:
-    """`device.cpp` compiled for this PyTorch, in the folder for temporary files; there it is found the next time."""
+    """`device.cpp` compiled for this PyTorch, in the folder for temporary files; there
+    it is found the next time."""
     made_of = f"{torch.__version__} {sysconfig.get_platform()} {SOURCE.read_text(encoding='utf-8')}"
     key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
     library = Path(tempfile.gettempdir()) / f"stand_in_cuda_{key}.so"
@@ -58,7 +62,8 @@ def compilation(library: Path) -> list[str]:
 
 
 def install(library: Path, total: int = TOTAL) -> Any:
-    """Loads what `built` made, and puts what Python asks of the device in the place of `torch.cuda`'s own functions.
+    """Loads what `built` made, and puts what Python asks of the device in the place of
+    `torch.cuda`'s own functions.
 
     total: bytes of memory; to ask for more than is left raises torch.OutOfMemoryError.
     """
@@ -74,16 +79,27 @@ def install(library: Path, total: int = TOTAL) -> Any:
 def snapshot(device: Any) -> dict[str, Any]:
     """The blocks of the device, in one segment; no event is recorded."""
     blocks = [
-        {"address": index, "size": size, "requested_size": size, "state": "active_allocated"}
+        {
+            "address": index,
+            "size": size,
+            "requested_size": size,
+            "state": "active_allocated",
+        }
         for index, size in enumerate(device.sizes())
     ]
-    segment = {"device": 0, "total_size": sum(block["size"] for block in blocks), "blocks": blocks}
+    segment = {
+        "device": 0,
+        "total_size": sum(block["size"] for block in blocks),
+        "blocks": blocks,
+    }
     return {"segments": [segment], "device_traces": [[]]}
 
 
 def loaded(library: Path) -> Any:
     loader = importlib.machinery.ExtensionFileLoader("stand_in_cuda", str(library))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("stand_in_cuda", loader))
+    module = importlib.util.module_from_spec(
+        importlib.util.spec_from_loader("stand_in_cuda", loader)
+    )
     loader.exec_module(module)
     return module
 
@@ -143,7 +159,11 @@ def replacements(device: Any, total: int) -> dict[str, Any]:
         "get_device_capability": lambda _=None: (9, 0),
         "get_device_name": lambda _=None: "stand-in",
         "get_device_properties": lambda _=None: SimpleNamespace(
-            total_memory=total, name="stand-in", major=9, minor=0, multi_processor_count=132
+            total_memory=total,
+            name="stand-in",
+            major=9,
+            minor=0,
+            multi_processor_count=132,
         ),
         "get_rng_state": lambda _=None: torch.get_rng_state(),
         "is_available": lambda: True,

@@ -18,7 +18,8 @@ CANARY = "raise SystemExit('executed')\n"
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of importable packages, each of which ends the program when it is executed."""
+    """A folder of importable packages, each of which ends the program when it is
+    executed."""
     files = {
         "evil/__init__.py": "from .parts import Opt as Opt\nfrom . import parts\nfrom .star import *\n",
         "evil/star.py": "from evil.parts import Other\n",
@@ -45,7 +46,9 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_re_exports_and_bases_are_followed_without_executing_them(packages: Path) -> None:
+def test_re_exports_and_bases_are_followed_without_executing_them(
+    packages: Path,
+) -> None:
     for path in ("evil.Opt", "evil.parts.Opt"):
         check_optimizer(path, {"mu": "0.25", "nu": 3})
         with pytest.raises(UserError, match="has no 'momentum'"):
@@ -67,21 +70,34 @@ def test_re_exports_and_bases_are_followed_without_executing_them(packages: Path
         ("__main__.Opt", "'__main__.Opt': "),
     ],
 )
-def test_what_the_source_rules_out_is_refused(packages: Path, path: str, reason: str) -> None:
+def test_what_the_source_rules_out_is_refused(
+    packages: Path, path: str, reason: str
+) -> None:
     with pytest.raises(UserError) as caught:
         check_optimizer(path, {})
     assert reason in str(caught.value)
 
 
-@pytest.mark.parametrize("path", ["evil.parts.Made", "spaces.inner.mod.Opt", "broken.Opt", "again.Opt"])
-def test_what_only_executing_would_tell_is_left_to_the_training(packages: Path, path: str) -> None:
+@pytest.mark.parametrize(
+    "path", ["evil.parts.Made", "spaces.inner.mod.Opt", "broken.Opt", "again.Opt"]
+)
+def test_what_only_executing_would_tell_is_left_to_the_training(
+    packages: Path, path: str
+) -> None:
     check_optimizer(path, {"anything": 1})
     assert not {path.partition(".")[0]} & set(sys.modules)
 
 
 def test_the_plan_names_the_file_whose_code_a_training_runs(packages: Path) -> None:
-    said = [each.message for each in TrainConfig(optimizer="evil.Opt").check(JobContext("x"))]
-    assert [message for message in said if f"imports {packages / 'evil' / '__init__.py'}" in message]
+    said = [
+        each.message
+        for each in TrainConfig(optimizer="evil.Opt").check(JobContext("x"))
+    ]
+    assert [
+        message
+        for message in said
+        if f"imports {packages / 'evil' / '__init__.py'}" in message
+    ]
     for name in ("adamw", "torch.optim.SGD", "schedulefree.SGDScheduleFree"):
         assert imported_code(name) == ""
 
@@ -93,6 +109,11 @@ def test_a_module_that_is_built_in_has_no_file() -> None:
 def test_the_name_of_a_package_for_pip_leads_to_the_one_in_python() -> None:
     with pytest.raises(UserError) as caught:
         find_class("PyYAML.Loader")
-    assert str(caught.value) == "'PyYAML' is the name for pip; in Python the package is called 'yaml'. Write that."
-    with pytest.raises(UserError, match=r"^there is no package 'nowhere_at_all' here\. Is it installed"):
+    assert (
+        str(caught.value)
+        == "'PyYAML' is the name for pip; in Python the package is called 'yaml'. Write that."
+    )
+    with pytest.raises(
+        UserError, match=r"^there is no package 'nowhere_at_all' here\. Is it installed"
+    ):
         find_class("nowhere_at_all.Loader")

@@ -12,7 +12,9 @@ from toolkit import commands
 from toolkit.commands import command, command_for_others
 
 
-def test_they_are_relative_to_the_working_directory_and_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_are_relative_to_the_working_directory_and_quoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "executable", str(ROOT / ".venv" / "bin" / "python"))
     monkeypatch.chdir(ROOT)
     assert command("report", "my run") == ".venv/bin/python run.py report 'my run'"
@@ -32,5 +34,13 @@ def test_what_import_prints_is_run_by_the_same_interpreter(
     run_py, write_job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = run_py("import", write_job({"type": "example", "name": "a", "folder_path": "."}), "--output", "ours.yaml")
-    assert f"ours.yaml: written. Next: {command('ours.yaml', '--dry-run')}\n" in done.stdout, done.stderr
+    done = run_py(
+        "import",
+        write_job({"type": "example", "name": "a", "folder_path": "."}),
+        "--output",
+        "ours.yaml",
+    )
+    assert (
+        f"ours.yaml: written. Next: {command('ours.yaml', '--dry-run')}\n"
+        in done.stdout
+    ), done.stderr

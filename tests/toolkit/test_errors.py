@@ -20,18 +20,26 @@ from toolkit.errors import (
 
 
 def test_all_mistakes_are_in_the_message_one_line_each() -> None:
-    error = ConfigErrors([Diagnostic(("a.yaml:1:2",), "first"), Diagnostic(("a.yaml:3:4",), "second")])
+    error = ConfigErrors(
+        [Diagnostic(("a.yaml:1:2",), "first"), Diagnostic(("a.yaml:3:4",), "second")]
+    )
     assert str(error) == "a.yaml:1:2: first\na.yaml:3:4: second"
     assert [mistake.place for mistake in error.errors] == ["a.yaml:1:2", "a.yaml:3:4"]
 
 
 def test_exit_codes() -> None:
-    assert (UserError.exit_code, ConfigErrors.exit_code, RunError.exit_code) == (2, 2, 1)
+    assert (UserError.exit_code, ConfigErrors.exit_code, RunError.exit_code) == (
+        2,
+        2,
+        1,
+    )
     assert Interrupted(75).exit_code == 75
 
 
 def test_did_you_mean_names_the_nearest() -> None:
-    assert did_you_mean("linear_alpa", ["linear", "linear_alpha"], list_all=False) == ("Did you mean 'linear_alpha'?")
+    assert did_you_mean("linear_alpa", ["linear", "linear_alpha"], list_all=False) == (
+        "Did you mean 'linear_alpha'?"
+    )
 
 
 def test_did_you_mean_lists_everything_when_nothing_is_near() -> None:
@@ -51,13 +59,20 @@ def test_did_you_mean_takes_a_name_that_is_no_text() -> None:
 def test_the_package_that_is_missing_is_named() -> None:
     assert missing_package("json", "pages") == ""
     command = install_command("no_such_package")
-    assert missing_package("no_such_package", "pages").endswith(f"not installed. Run: {command}")
+    assert missing_package("no_such_package", "pages").endswith(
+        f"not installed. Run: {command}"
+    )
 
 
 @pytest.mark.parametrize(
     ("file", "has_pip", "plain", "with_options"),
     [
-        ("", True, "{python} -m pip install pi-heif", "{python} -m pip install --no-deps lpips==0.1.4"),
+        (
+            "",
+            True,
+            "{python} -m pip install pi-heif",
+            "{python} -m pip install --no-deps lpips==0.1.4",
+        ),
         (
             "",
             False,
@@ -79,7 +94,12 @@ def test_the_package_that_is_missing_is_named() -> None:
     ],
 )
 def test_packages_are_installed_where_the_program_runs(
-    file: str, has_pip: bool, plain: str, with_options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: str,
+    has_pip: bool,
+    plain: str,
+    with_options: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     environment = tmp_path / "atelier"
     environment.mkdir()
@@ -90,7 +110,9 @@ def test_packages_are_installed_where_the_program_runs(
     if has_pip:
         (tmp_path / "pip").mkdir()
     assert install_command("pi-heif") == plain.format(python=sys.executable)
-    assert install_command("lpips==0.1.4", "--no-deps") == with_options.format(python=sys.executable)
+    assert install_command("lpips==0.1.4", "--no-deps") == with_options.format(
+        python=sys.executable
+    )
 
 
 def test_setuptools_can_be_imported_after_a_remedy() -> None:

@@ -1,4 +1,5 @@
-"""Finding process types, and keeping broken or equal-named ones from disturbing the others."""
+"""Finding process types, and keeping broken or equal-named ones from disturbing the
+others."""
 
 import os
 import sys
@@ -40,51 +41,79 @@ def test_the_projects_own_extensions_are_whole() -> None:
     assert table.find_config("example").__name__ == "ExampleConfig"
 
 
-def test_extensions_path_adds_folders(tmp_path: Path, simple_extension: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extensions_path_adds_folders(
+    tmp_path: Path, simple_extension: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
     simple_extension("one", folder="a")
     itself = simple_extension("two", folder="b")
-    monkeypatch.setenv("EXTENSIONS_PATH", os.pathsep.join([str(tmp_path / "a"), "", str(itself)]))
+    monkeypatch.setenv(
+        "EXTENSIONS_PATH", os.pathsep.join([str(tmp_path / "a"), "", str(itself)])
+    )
     uids = {found.uid for found in discover().found}
     assert {"example", "one", "two"} <= uids
 
 
-def test_a_folder_named_twice_counts_once(drop_ins: Path, simple_extension: Write) -> None:
+def test_a_folder_named_twice_counts_once(
+    drop_ins: Path, simple_extension: Write
+) -> None:
     package = simple_extension("one")
-    assert [found.uid for found in discover([drop_ins, drop_ins / ".." / "drop_ins", package]).found] == ["one"]
+    assert [
+        found.uid
+        for found in discover([drop_ins, drop_ins / ".." / "drop_ins", package]).found
+    ] == ["one"]
 
 
 def install(site: Path, **points: str) -> None:
-    """What pip writes for a package with these entry points, into a folder on sys.path."""
+    """What pip writes for a package with these entry points, into a folder on
+    sys.path."""
     metadata = site / "their_extensions-1.0.dist-info"
     metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-extensions\nVersion: 1.0\n")
+    (metadata / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: their-extensions\nVersion: 1.0\n"
+    )
     lines = [f"{name} = {module}" for name, module in points.items()]
-    (metadata / "entry_points.txt").write_text("\n".join(["[atelier.extensions]", *lines]))
+    (metadata / "entry_points.txt").write_text(
+        "\n".join(["[atelier.extensions]", *lines])
+    )
 
 
 def test_an_installed_package_is_found_by_its_entry_point(
     tmp_path: Path, simple_extension: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may lie in a package; a name without a package is reported and disturbs nobody."""
+    """It may lie in a package; a name without a package is reported and disturbs
+    nobody."""
     simple_extension("installed_one", folder="site")
     inner = simple_extension("installed_two", folder="site/outer")
     (inner.parent / "__init__.py").touch()
-    install(tmp_path / "site", one="installed_one", two="outer.installed_two", none="no_such_package")
+    install(
+        tmp_path / "site",
+        one="installed_one",
+        two="outer.installed_two",
+        none="no_such_package",
+    )
     monkeypatch.syspath_prepend(tmp_path / "site")
     table = discover()
     found = {item.uid: item for item in table.found}
     assert table.process_class("installed_one").__module__ == "installed_one.process"
-    assert table.process_class("installed_two").__module__ == "outer.installed_two.process"
+    assert (
+        table.process_class("installed_two").__module__ == "outer.installed_two.process"
+    )
     assert found["installed_two"].folder == inner
     (broken,) = table.broken
-    assert broken.reason == "entry point 'none' in atelier.extensions: there is no package 'no_such_package'"
-    assert "installed_one" not in {item.uid for item in discover([EXTENSIONS_ROOT]).found}
+    assert (
+        broken.reason
+        == "entry point 'none' in atelier.extensions: there is no package 'no_such_package'"
+    )
+    assert "installed_one" not in {
+        item.uid for item in discover([EXTENSIONS_ROOT]).found
+    }
 
 
 def test_a_folder_that_python_finds_too_has_each_class_once(
     tmp_path: Path, simple_extension: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By EXTENSIONS_PATH and by its entry point it is one extension, and the module that others import."""
+    """By EXTENSIONS_PATH and by its entry point it is one extension, and the module
+    that others import."""
     package = simple_extension("both", folder="site")
     install(tmp_path / "site", both="both")
     monkeypatch.syspath_prepend(tmp_path / "site")
@@ -94,18 +123,28 @@ def test_a_folder_that_python_finds_too_has_each_class_once(
     assert table.process_class("both") is import_module("both.process").SimpleProcess
 
 
-def test_a_folder_with_the_name_of_another_module_is_not_that_module(drop_ins: Path, simple_extension: Write) -> None:
+def test_a_folder_with_the_name_of_another_module_is_not_that_module(
+    drop_ins: Path, simple_extension: Write
+) -> None:
     simple_extension("json")
-    assert discover([drop_ins]).process_class("json").__module__.startswith("extension_json_")
+    assert (
+        discover([drop_ins])
+        .process_class("json")
+        .__module__.startswith("extension_json_")
+    )
 
 
 def test_two_threads_find_the_same(drop_ins: Path, simple_extension: Write) -> None:
-    """As two requests of the page do, of which the second came while the first imported."""
+    """As two requests of the page do, of which the second came while the first
+    imported."""
     init = simple_extension("slow") / "__init__.py"
     init.write_text(f"import time\ntime.sleep(0.2)\n{init.read_text()}")
     with ThreadPoolExecutor(2) as pool:
         tables = list(pool.map(lambda _: discover([drop_ins]), range(2)))
-    assert [[found.uid for found in table.found] for table in tables] == [["slow"], ["slow"]]
+    assert [[found.uid for found in table.found] for table in tables] == [
+        ["slow"],
+        ["slow"],
+    ]
 
 
 def test_only_packages_are_looked_at(drop_ins: Path, simple_extension: Write) -> None:
@@ -119,7 +158,9 @@ def test_only_packages_are_looked_at(drop_ins: Path, simple_extension: Write) ->
     assert table.broken == table.skipped == ()
 
 
-def test_equal_folder_names_in_two_places_both_work(tmp_path: Path, simple_extension: Write) -> None:
+def test_equal_folder_names_in_two_places_both_work(
+    tmp_path: Path, simple_extension: Write
+) -> None:
     simple_extension("one", package="same", folder="a")
     simple_extension("two", package="same", folder="b")
     table = discover([tmp_path / "a", tmp_path / "b"])
@@ -128,7 +169,9 @@ def test_equal_folder_names_in_two_places_both_work(tmp_path: Path, simple_exten
     assert first.__module__ != second.__module__
 
 
-def test_a_folder_name_need_not_be_an_identifier(drop_ins: Path, simple_extension: Write) -> None:
+def test_a_folder_name_need_not_be_an_identifier(
+    drop_ins: Path, simple_extension: Write
+) -> None:
     simple_extension("one", package="my-ext v1.2")
     assert discover([drop_ins]).process_class("one").__name__ == "SimpleProcess"
 
@@ -143,11 +186,18 @@ def test_a_folder_name_need_not_be_an_identifier(drop_ins: Path, simple_extensio
         ("class Own(BaseException): pass\nraise Own('x')", "Own: x"),
         ("AI_TOOLKIT_EXTENSIONS = 3", "not a list of classes"),
         ("class A: pass\nAI_TOOLKIT_EXTENSIONS = [A]", "not a class with a uid"),
-        ("class A:\n    uid = 'a'\nAI_TOOLKIT_EXTENSIONS = [A()]", "not a class with a uid"),
+        (
+            "class A:\n    uid = 'a'\nAI_TOOLKIT_EXTENSIONS = [A()]",
+            "not a class with a uid",
+        ),
     ],
 )
 def test_a_broken_one_is_recorded_and_disturbs_no_other(
-    drop_ins: Path, simple_extension: Write, write_extension: Write, source: str, reason: str
+    drop_ins: Path,
+    simple_extension: Write,
+    write_extension: Write,
+    source: str,
+    reason: str,
 ) -> None:
     write_extension("a_broken", source)
     simple_extension("good")
@@ -159,14 +209,22 @@ def test_a_broken_one_is_recorded_and_disturbs_no_other(
     assert reason in table.render()
 
 
-def test_a_signal_during_an_import_stops_the_program(drop_ins: Path, write_extension: Write) -> None:
-    write_extension("slow", "from toolkit.errors import Interrupted\nraise Interrupted(130)")
+def test_a_signal_during_an_import_stops_the_program(
+    drop_ins: Path, write_extension: Write
+) -> None:
+    write_extension(
+        "slow", "from toolkit.errors import Interrupted\nraise Interrupted(130)"
+    )
     with pytest.raises(Interrupted):
         discover([drop_ins])
 
 
-def test_a_broken_one_is_shown_with_its_traceback_to_who_asks(drop_ins: Path, write_extension: Write) -> None:
-    write_extension("folder_name", "class A:\n    uid = 'its_uid'\nimport no_such_module")
+def test_a_broken_one_is_shown_with_its_traceback_to_who_asks(
+    drop_ins: Path, write_extension: Write
+) -> None:
+    write_extension(
+        "folder_name", "class A:\n    uid = 'its_uid'\nimport no_such_module"
+    )
     table = discover([drop_ins])
     for asked in ("its_uid", "folder_name"):
         with pytest.raises(UserError) as caught:
@@ -193,12 +251,22 @@ def test_what_people_write_for_a_trainer_leads_to_that_of_most_jobs() -> None:
     for uid in ("train", "lora", "trainer"):
         with pytest.raises(UserError) as caught:
             table.find_config(uid)
-        assert f"unknown process type '{uid}'. Did you mean 'sd_trainer'? Known names: " in str(caught.value)
-        assert "post_hoc_ema" not in str(caught.value) and "'run.py --help'" in str(caught.value)
+        assert (
+            f"unknown process type '{uid}'. Did you mean 'sd_trainer'? Known names: "
+            in str(caught.value)
+        )
+        assert "post_hoc_ema" not in str(caught.value) and "'run.py --help'" in str(
+            caught.value
+        )
 
 
-def test_equal_uids_are_refused_only_when_asked_for(tmp_path: Path, simple_extension: Write) -> None:
-    folders = [simple_extension("twice", folder="a"), simple_extension("twice", folder="b")]
+def test_equal_uids_are_refused_only_when_asked_for(
+    tmp_path: Path, simple_extension: Write
+) -> None:
+    folders = [
+        simple_extension("twice", folder="a"),
+        simple_extension("twice", folder="b"),
+    ]
     simple_extension("once", folder="a")
     table = discover([tmp_path / "a", tmp_path / "b"])
     table.process_class("once")
@@ -208,7 +276,9 @@ def test_equal_uids_are_refused_only_when_asked_for(tmp_path: Path, simple_exten
         assert all(str(folder) in str(caught.value) for folder in folders)
 
 
-def test_a_package_without_the_list_is_skipped(drop_ins: Path, write_extension: Write) -> None:
+def test_a_package_without_the_list_is_skipped(
+    drop_ins: Path, write_extension: Write
+) -> None:
     package = write_extension("models_only", "AI_TOOLKIT_MODELS = []")
     table = discover([drop_ins])
     assert (table.found, table.broken, table.skipped) == ((), (), (package.resolve(),))
@@ -228,13 +298,17 @@ def test_a_missing_folder_is_reported_not_fatal(tmp_path: Path) -> None:
     assert "nowhere" in table.broken[0].reason
 
 
-def test_a_home_folder_that_nobody_has_is_reported_not_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_folder_that_nobody_has_is_reported_not_fatal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("EXTENSIONS_PATH", "~no_such_user/extensions")
     (broken,) = discover().broken
     assert "cannot be read (see EXTENSIONS_PATH)" in broken.reason
 
 
-def test_the_process_is_imported_only_when_asked_for(drop_ins: Path, simple_extension: Write) -> None:
+def test_the_process_is_imported_only_when_asked_for(
+    drop_ins: Path, simple_extension: Write
+) -> None:
     package = simple_extension("late")
     (package / "process.py").write_text("import no_such_module")
     table = discover([drop_ins])
@@ -268,7 +342,9 @@ CONFIGS = """
 """
 
 
-def test_a_config_that_cannot_be_given_is_reported_with_its_folder(drop_ins: Path, write_extension: Write) -> None:
+def test_a_config_that_cannot_be_given_is_reported_with_its_folder(
+    drop_ins: Path, write_extension: Write
+) -> None:
     package = write_extension("models", CONFIGS)
     table = discover([drop_ins])
     with pytest.raises(UserError, match="KeyError: 'lost'") as caught:
@@ -278,7 +354,9 @@ def test_a_config_that_cannot_be_given_is_reported_with_its_folder(drop_ins: Pat
         table.find_config("wrong")
 
 
-def test_configs_leaves_out_what_has_none(drop_ins: Path, write_extension: Write, simple_extension: Write) -> None:
+def test_configs_leaves_out_what_has_none(
+    drop_ins: Path, write_extension: Write, simple_extension: Write
+) -> None:
     simple_extension("unchecked")
     write_extension("models", CONFIGS)
     assert list(discover([drop_ins]).configs()) == ["right"]
@@ -303,13 +381,23 @@ NAMED = """
 """
 
 
-def test_classes_are_named_by_text_relative_to_who_says_so(drop_ins: Path, write_extension: Write) -> None:
+def test_classes_are_named_by_text_relative_to_who_says_so(
+    drop_ins: Path, write_extension: Write
+) -> None:
     package = write_extension("named", NAMED)
-    (package / "inside.py").write_text("class Process: pass\nclass Flags:\n    model_validate = None\n")
+    (package / "inside.py").write_text(
+        "class Process: pass\nclass Flags:\n    model_validate = None\n"
+    )
     table = discover([drop_ins])
     assert table.process_class("second") is table.process_class("first")
-    assert [table.find_config(uid).__name__ for uid in ("first", "second")] == ["BaseModel", "BaseModel"]
-    assert [table.find_command(uid).__name__ for uid in ("first", "second")] == ["BaseModel", "Flags"]
+    assert [table.find_config(uid).__name__ for uid in ("first", "second")] == [
+        "BaseModel",
+        "BaseModel",
+    ]
+    assert [table.find_command(uid).__name__ for uid in ("first", "second")] == [
+        "BaseModel",
+        "Flags",
+    ]
     (package / "inside.py").write_text("")
     second = table["second"].extension
     second.process = ".elsewhere:Process"  # of its own package, whoever it extends
@@ -341,8 +429,11 @@ LISTED = """
 
 
 @pytest.fixture
-def two(tmp_path: Path, simple_extension: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The types `one` and `two`, in folders of these names; nothing is left out before or after."""
+def two(
+    tmp_path: Path, simple_extension: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The types `one` and `two`, in folders of these names; nothing is left out before
+    or after."""
     simple_extension("one")
     simple_extension("two")
     monkeypatch.setenv("EXTENSIONS_PATH", str(tmp_path / "drop_ins"))
@@ -353,7 +444,9 @@ def test_what_without_names_is_not_found(two: None) -> None:
     before = discover()
     do_without(["one"])
     table = discover()
-    assert {extension.uid for extension in before.found} - {extension.uid for extension in table.found} == {"one"}
+    assert {extension.uid for extension in before.found} - {
+        extension.uid for extension in table.found
+    } == {"one"}
     with pytest.raises(UserError) as caught:
         table["one"]
     first, last = str(caught.value).splitlines()
@@ -367,7 +460,9 @@ def test_what_without_names_is_not_found(two: None) -> None:
 def test_a_folder_that_without_names_is_not_imported(
     tmp_path: Path, write_extension: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_extension("harmful", "open('touched', 'w')\nAI_TOOLKIT_EXTENSIONS = []\n# 'its_type'")
+    write_extension(
+        "harmful", "open('touched', 'w')\nAI_TOOLKIT_EXTENSIONS = []\n# 'its_type'"
+    )
     monkeypatch.setenv("EXTENSIONS_PATH", str(tmp_path / "drop_ins"))
     monkeypatch.setenv(LEFT_OUT, "harmful")
     monkeypatch.chdir(tmp_path)
@@ -380,7 +475,9 @@ def test_a_folder_that_without_names_is_not_imported(
 def test_a_name_that_no_extension_has_is_refused(two: None) -> None:
     with pytest.raises(UserError) as caught:
         do_without(["tow"])
-    assert str(caught.value).startswith("--without tow: there is no such extension. Did you mean 'two'? Known names: ")
+    assert str(caught.value).startswith(
+        "--without tow: there is no such extension. Did you mean 'two'? Known names: "
+    )
     assert os.environ[LEFT_OUT] == ""
 
 
@@ -388,10 +485,18 @@ def test_a_type_may_be_called_by_the_folder_of_its_process(
     write_extension: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = "from toolkit.extension import Extension\n\n\n"
-    for uid, folder in (("first", "shared_folder"), ("second", "shared_folder"), ("third", "other_folder")):
+    for uid, folder in (
+        ("first", "shared_folder"),
+        ("second", "shared_folder"),
+        ("third", "other_folder"),
+    ):
         source += f"class {uid}(Extension):\n    uid, process = {uid!r}, '.{folder}.process:X'\n\n\n"
-    write_extension("several", f"{source}AI_TOOLKIT_EXTENSIONS = [first, second, third]\n")
+    write_extension(
+        "several", f"{source}AI_TOOLKIT_EXTENSIONS = [first, second, third]\n"
+    )
     monkeypatch.setenv("EXTENSIONS_PATH", str(tmp_path / "drop_ins"))
     monkeypatch.setenv(LEFT_OUT, "")
     do_without(["shared_folder"])
-    assert {"first", "second", "third"} & {extension.uid for extension in discover().found} == {"third"}
+    assert {"first", "second", "third"} & {
+        extension.uid for extension in discover().found
+    } == {"third"}

@@ -17,7 +17,10 @@ from toolkit.old_names import MOVED
 def test_an_old_name_gives_the_module_that_moved(old: str) -> None:
     module = import_module(MOVED[old])
     assert import_module(old) is module
-    assert module.__spec__ is not None and module.__spec__.name == module.__name__ == MOVED[old]
+    assert (
+        module.__spec__ is not None
+        and module.__spec__.name == module.__name__ == MOVED[old]
+    )
 
 
 def test_the_folder_of_sections_has_what_the_module_had() -> None:

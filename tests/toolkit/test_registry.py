@@ -18,7 +18,14 @@ from toolkit.registry import (
     part_of,
 )
 
-SHAPES = Registry("shape", {"path": "pathlib:Path", "queue": "collections:deque", "absent": "no_such_module:X"})
+SHAPES = Registry(
+    "shape",
+    {
+        "path": "pathlib:Path",
+        "queue": "collections:deque",
+        "absent": "no_such_module:X",
+    },
+)
 
 
 def test_a_name_gives_its_object() -> None:
@@ -33,10 +40,14 @@ def test_a_module_is_imported_only_when_its_name_is_used() -> None:
 def test_an_unknown_name_gets_the_nearest_and_the_list() -> None:
     with pytest.raises(UserError) as caught:
         SHAPES.load("quueue")
-    assert str(caught.value) == ("unknown shape 'quueue'. Did you mean 'queue'? Known names: absent, path, queue.")
+    assert str(caught.value) == (
+        "unknown shape 'quueue'. Did you mean 'queue'? Known names: absent, path, queue."
+    )
 
 
-def test_no_cycles_are_looked_for_while_a_module_is_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_cycles_are_looked_for_while_a_module_is_imported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "of_this_test.py").write_text("import gc\nENABLED = gc.isenabled()\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert load_object("of_this_test:ENABLED") is False and gc.isenabled()
@@ -70,15 +81,27 @@ def test_the_part_of_an_entry_is_its_folder(path: str, part: str) -> None:
 
 
 def test_entries_of_a_part_that_is_not_installed_are_left_out() -> None:
-    shapes = Registry("shape", {"path": "pathlib:Path", "ours": NOWHERE, "tool": "extensions.tools.no_such_tool.x:X"})
+    shapes = Registry(
+        "shape",
+        {
+            "path": "pathlib:Path",
+            "ours": NOWHERE,
+            "tool": "extensions.tools.no_such_tool.x:X",
+        },
+    )
     assert [*shapes] == ["path"]
     assert find_object(NOWHERE) is None
-    with pytest.raises(UserError, match=r"^vae: x needs the extension 'no_such_part', which is not installed\.$"):
+    with pytest.raises(
+        UserError,
+        match=r"^vae: x needs the extension 'no_such_part', which is not installed\.$",
+    ):
         load_needed(NOWHERE, "vae: x")
 
 
 @pytest.mark.parametrize("name", ["example", "other,example"])
-def test_entries_of_a_part_that_without_names_are_left_out(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_entries_of_a_part_that_without_names_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     path = "extensions.example.config:ExampleConfig"
     shapes = Registry("shape", {"ours": path, "path": "pathlib:Path"})
     assert find_object(path) is shapes.load("ours") is load_needed(path, "x")
@@ -86,12 +109,17 @@ def test_entries_of_a_part_that_without_names_are_left_out(monkeypatch: pytest.M
     shapes.leave_out()
     assert [*shapes] == ["path"]
     assert not is_present(path) and find_object(path) is None
-    with pytest.raises(UserError, match=r"^x needs the extension 'example', which '--without example' leaves out\.$"):
+    with pytest.raises(
+        UserError,
+        match=r"^x needs the extension 'example', which '--without example' leaves out\.$",
+    ):
         load_needed(path, "x")
 
 
 @pytest.mark.parametrize("what", HINTED_TOOLS)
-def test_a_message_advises_a_tool_only_where_it_is_there(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+def test_a_message_advises_a_tool_only_where_it_is_there(
+    monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     monkeypatch.setenv(LEFT_OUT, HINTED_TOOLS[what])
     assert hinted_tool(what) == ""
     monkeypatch.setenv(LEFT_OUT, "tools")

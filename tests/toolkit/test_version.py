@@ -10,7 +10,9 @@ from toolkit import version
 from toolkit.version import with_addresses
 
 
-def test_pages_are_addresses_where_the_program_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_pages_are_addresses_where_the_program_is_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     text = "docs/models.md says why (docs/few_step_loras.md). /a/docs/x.md, ../docs/x.md and docs/models.txt stay."
     assert with_addresses(text) == text
     monkeypatch.setattr(version, "IS_INSTALLED", True)

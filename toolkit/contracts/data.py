@@ -1,7 +1,8 @@
-"""The types of data that the rooms share: images of a dataset, batches of them, prompts, sources of batches.
+"""The types of data that the rooms share: images of a dataset, batches of them,
+prompts, sources of batches.
 
-Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels / `ModelFacts.latent_scale`),
-L text tokens, D text embedding width.
+Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels /
+`ModelFacts.latent_scale`), L text tokens, D text embedding width.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ PLACEHOLDERS = ("[trigger]", "[name]")
 
 @dataclass(frozen=True, slots=True)
 class CaptionRules:
-    """What happens to a caption each time it is used; everything else is done once, at the scan."""
+    """What happens to a caption each time it is used; everything else is done once, at
+    the scan."""
 
     dropout_rate: float = 0.0
     """Probability in [0, 1] that the caption of one use is empty."""
@@ -53,13 +55,15 @@ class CaptionRules:
     """Shuffle the comma-separated tags, in another order at each use."""
 
     keep_tokens: int = 0
-    """Leading tags that `shuffle_tokens` leaves in place (a prepended trigger word and the prefix are not counted)."""
+    """Leading tags that `shuffle_tokens` leaves in place (a prepended trigger word and
+    the prefix are not counted)."""
 
     trigger: str = ""
     """Trigger word that the caption starts with, or empty. It is never moved."""
 
     prefix: str = ""
-    """Text that the caption starts with, after the trigger word if that is in front, or empty. It is never moved."""
+    """Text that the caption starts with, after the trigger word if that is in front, or
+    empty. It is never moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,8 @@ class Mask:
     """Weights of the loss over the area of an image."""
 
     file: str
-    """Mask file, white where the loss counts. With `alpha` it is the image itself, opaque where the loss counts."""
+    """Mask file, white where the loss counts. With `alpha` it is the image itself,
+    opaque where the loss counts."""
 
     alpha: bool = False
     min_value: float = 0.0
@@ -78,7 +83,8 @@ class Mask:
 
 
 class BaseImage(NamedTuple):
-    """How the base model makes an image (`datasets[].from_base`): all that decides its pixels, but for rounding."""
+    """How the base model makes an image (`datasets[].from_base`): all that decides its
+    pixels, but for rounding."""
 
     base: str
     """Hash of the model and of the settings it computes with."""
@@ -94,9 +100,11 @@ class BaseImage(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One image of a dataset with its caption, control images and mask. Text and numbers only, no pixels.
+    """One image of a dataset with its caption, control images and mask. Text and
+    numbers only, no pixels.
 
-    A tuple with files named by text: 100,000 of them take a tenth of the time of as many dataclasses with paths.
+    A tuple with files named by text: 100,000 of them take a tenth of the time of as
+    many dataclasses with paths.
     """
 
     image: str
@@ -112,7 +120,8 @@ class Sample(NamedTuple):
     """Pixels of the image after EXIF rotation."""
 
     folder: str
-    """The folder that holds the image, as the user wrote it (a subfolder appended with /)."""
+    """The folder that holds the image, as the user wrote it (a subfolder appended with
+    /)."""
 
     control_images: tuple[str, ...] = ()
     """Paths of its control images in slot order."""
@@ -123,8 +132,8 @@ class Sample(NamedTuple):
     """Factor on the loss; 0: nothing is learned from the image."""
 
     background: str = ""
-    """Colour that transparent pixels of the image and its control images are composited on; empty: white, unless the
-    model has transparency of its own."""
+    """Colour that transparent pixels of the image and its control images are composited
+    on; empty: white, unless the model has transparency of its own."""
 
     flip: Flip = NO_FLIP
     """How the image, its control images and its mask are mirrored."""
@@ -133,7 +142,8 @@ class Sample(NamedTuple):
     """Index of its entry in `datasets`."""
 
     captions: tuple[str, ...] = ()
-    """All captions, where there are several: one of them is drawn at each use. `caption` is the first."""
+    """All captions, where there are several: one of them is drawn at each use.
+    `caption` is the first."""
 
     worse: tuple[str, ...] = ()
     """Paths of the images that somebody likes less, for `train.preference`."""
@@ -142,11 +152,12 @@ class Sample(NamedTuple):
     """The part of `loss_weight` that the table of captions gives this image."""
 
     made: BaseImage | None = None
-    """How the base model makes the image, whose file may not be there before the training begins; None: it was
-    given."""
+    """How the base model makes the image, whose file may not be there before the
+    training begins; None: it was given."""
 
     layers: tuple[str, ...] = ()
-    """Paths of the layers that the image is to be taken apart into, from back to front."""
+    """Paths of the layers that the image is to be taken apart into, from back to
+    front."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -163,7 +174,8 @@ class ShardSample(NamedTuple):
     """The files of one sample in a shard."""
 
     key: str
-    """Their path up to the first dot of the file's name; of a Parquet file the number of the row."""
+    """Their path up to the first dot of the file's name; of a Parquet file the number
+    of the row."""
 
     fields: dict[str, bytes]
     """What is behind that dot, in small letters -> the file."""
@@ -173,7 +185,8 @@ class ShardSample(NamedTuple):
 
 
 class ResizeCrop(NamedTuple):
-    """How an image is fitted to its bucket: resized to `scaled`, then cropped to `bucket` at (left, top)."""
+    """How an image is fitted to its bucket: resized to `scaled`, then cropped to
+    `bucket` at (left, top)."""
 
     scaled: Size
     left: int
@@ -190,7 +203,8 @@ class BucketedSample(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchSpec:
-    """Which items form one micro-batch; a pure function of (seed, epoch, batch size)."""
+    """Which items form one micro-batch; a pure function of (seed, epoch, batch
+    size)."""
 
     epoch: int
     """Counted from 0."""
@@ -199,18 +213,22 @@ class BatchSpec:
     """Indices into the list of bucketed samples, all of one bucket."""
 
     positions: tuple[int, ...]
-    """Index of each use in the epoch's global order. With the epoch it keys all random numbers of that use."""
+    """Index of each use in the epoch's global order. With the epoch it keys all random
+    numbers of that use."""
 
     samples: tuple[Any, ...] = ()
-    """What a stream read for each item, not yet decoded; empty where `items` is enough to load them."""
+    """What a stream read for each item, not yet decoded; empty where `items` is enough
+    to load them."""
 
     piece_of: int | None = field(default=None, compare=False)
-    """`first` of the micro-batch that these items were cut from; None: they are a whole one."""
+    """`first` of the micro-batch that these items were cut from; None: they are a whole
+    one."""
 
     @property
     def first(self) -> int:
-        """Position of the first item of the whole micro-batch. It keys what is drawn once for all of its items, so that
-        each piece of the micro-batch (`select`) draws the same."""
+        """Position of the first item of the whole micro-batch. It keys what is drawn
+        once for all of its items, so that each piece of the micro-batch (`select`)
+        draws the same."""
         if self.piece_of is None:
             return self.positions[0]
         return self.piece_of
@@ -236,8 +254,8 @@ class PromptEmbeds:
     """Valid tokens of each item."""
 
     extra: Mapping[str, Tensor] = field(default_factory=dict)
-    """Further tensors of the family's text encoders by name, such as a pooled embedding: [B, ...], one shape for all
-    prompts."""
+    """Further tensors of the family's text encoders by name, such as a pooled
+    embedding: [B, ...], one shape for all prompts."""
 
     def select(self, rows: Sequence[int]) -> PromptEmbeds:
         """The given items, padded only as far as the longest of them."""
@@ -253,25 +271,42 @@ class PromptEmbeds:
 
     @staticmethod
     def stack(prompts: Sequence[EncodedPrompt]) -> PromptEmbeds:
-        """Single prompts as one batch. Raises ValueError when their extra tensors differ in name or shape."""
+        """Single prompts as one batch. Raises ValueError when their extra tensors
+        differ in name or shape."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        encoded = [{EMBEDS: prompt} if isinstance(prompt, torch.Tensor) else prompt for prompt in prompts]
-        shapes = {tuple((name, t.shape) for name, t in sorted(one.items()) if name != EMBEDS) for one in encoded}
+        encoded = [
+            {EMBEDS: prompt} if isinstance(prompt, torch.Tensor) else prompt
+            for prompt in prompts
+        ]
+        shapes = {
+            tuple((name, t.shape) for name, t in sorted(one.items()) if name != EMBEDS)
+            for one in encoded
+        }
         if len(shapes) > 1:
-            raise ValueError(f"prompts of one batch have unlike extra tensors: {sorted(map(str, shapes))}")
+            raise ValueError(
+                f"prompts of one batch have unlike extra tensors: {sorted(map(str, shapes))}"
+            )
         padded_BLD = pad_sequence([one[EMBEDS] for one in encoded], batch_first=True)
-        extra = {name: torch.stack([one[name] for one in encoded]) for name in encoded[0] if name != EMBEDS}
-        return PromptEmbeds(padded_BLD, tuple(len(one[EMBEDS]) for one in encoded), extra)
+        extra = {
+            name: torch.stack([one[name] for one in encoded])
+            for name in encoded[0]
+            if name != EMBEDS
+        }
+        return PromptEmbeds(
+            padded_BLD, tuple(len(one[EMBEDS]) for one in encoded), extra
+        )
 
 
 EMBEDS = "tensor"
-"""The name of the embeddings [L, D] in an encoded prompt, and of the only tensor of a cache entry that has one."""
+"""The name of the embeddings [L, D] in an encoded prompt, and of the only tensor of a
+cache entry that has one."""
 
 
 EncodedPrompt: TypeAlias = "Tensor | Mapping[str, Tensor]"
-"""One prompt: its embeddings [L, D], or these under `EMBEDS` and the tensors of `PromptEmbeds.extra`."""
+"""One prompt: its embeddings [L, D], or these under `EMBEDS` and the tensors of
+`PromptEmbeds.extra`."""
 
 
 class Batch(Protocol):
@@ -287,14 +322,16 @@ class Batch(Protocol):
     def __len__(self) -> int: ...
 
     def halves(self) -> Sequence[Batch]:
-        """The batch split in two, with the same random numbers per item; a batch of one is not split."""
+        """The batch split in two, with the same random numbers per item; a batch of one
+        is not split."""
 
     def describe(self) -> str:
         """Its size for messages, such as "latents (3, 16, 64, 64)"."""
 
 
 Cursor = Any
-"""Position of the next micro-batch: a JSON value that only the source reads. None: the beginning."""
+"""Position of the next micro-batch: a JSON value that only the source reads. None: the
+beginning."""
 
 
 class MicroBatch(NamedTuple):
@@ -312,7 +349,8 @@ class BatchSource(Protocol):
     """Where micro-batches come from: an epoch list, or a stream of unknown length."""
 
     def iterate(self, cursor: Cursor) -> Iterator[MicroBatch]:
-        """The micro-batches from the cursor on, always the same ones, to the end of the data."""
+        """The micro-batches from the cursor on, always the same ones, to the end of the
+        data."""
 
     def load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:
         """The batches of these specs, in order, prefetched."""

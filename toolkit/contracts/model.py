@@ -1,7 +1,8 @@
-"""What the trainer knows of a model: its facts, which import no torch, and the contract of the model itself.
+"""What the trainer knows of a model: its facts, which import no torch, and the contract
+of the model itself.
 
-Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels / `ModelFacts.latent_scale`), P pixel
-channels (`ModelFacts.pixel_channels`).
+Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels /
+`ModelFacts.latent_scale`), P pixel channels (`ModelFacts.pixel_channels`).
 """
 
 from __future__ import annotations
@@ -42,13 +43,15 @@ PREDICTIONS = ("flow", "v")
 
 
 ROWS_OF = {"img_mlp.gate_up": ("img_mlp.gate_layer", "img_mlp.proj")}
-"""End of the name of a layer in ComfyUI's weights -> the layers of the model whose outputs it has, one after the other
-and equally many. Source: ComfyUI, ldm/qwen_image21/model.py, SwiGLUFeedForward: the gate's rows come first."""
+"""End of the name of a layer in ComfyUI's weights -> the layers of the model whose
+outputs it has, one after the other and equally many. Source: ComfyUI,
+ldm/qwen_image21/model.py, SwiGLUFeedForward: the gate's rows come first."""
 
 
 @dataclass(frozen=True)
 class LicenceTerms:
-    """What a licence asks of whoever publishes a LoRA that was trained on the weights."""
+    """What a licence asks of whoever publishes a LoRA that was trained on the
+    weights."""
 
     name: str
     """Its `license_name` on the hub."""
@@ -62,8 +65,8 @@ class LicenceTerms:
 
 
 class ModelFacts:
-    """Constants of a model family, known before any file is read. `toolkit.models.families.ModelFamily` has what
-    depends on a model folder."""
+    """Constants of a model family, known before any file is read.
+    `toolkit.models.families.ModelFamily` has what depends on a model folder."""
 
     arch: str
     """Its name in `model.arch` and in `toolkit.registry.FAMILIES`."""
@@ -75,26 +78,30 @@ class ModelFacts:
     """Accepted values of `_class_name` in model_index.json."""
 
     pipeline_without_images: tuple[str, Mapping[str, str | int]] | None = None
-    """diffusers' pipeline for a prompt without control images, and the attributes to set on it; None: `pipelines`."""
+    """diffusers' pipeline for a prompt without control images, and the attributes to
+    set on it; None: `pipelines`."""
 
     published: Mapping[str, str] = {}
     """Hub id -> the name of the published model."""
 
     terms: LicenceTerms | None = None
-    """What that licence asks of whoever publishes what is made with the weights; None: nothing."""
+    """What that licence asks of whoever publishes what is made with the weights; None:
+    nothing."""
 
     licence: str = ""
     """Licence of the published weights, for the plan; empty: their owner's."""
 
     parts: Mapping[str, str]
-    """Subfolder of a model folder -> the files that it has to contain, or patterns of their names, separated by spaces;
-    `a|b` is one of both."""
+    """Subfolder of a model folder -> the files that it has to contain, or patterns of
+    their names, separated by spaces; `a|b` is one of both."""
 
     classes: Mapping[str, str] = {}
-    """Subfolder of a model folder -> the class of the part in model_index.json, and in its config.json."""
+    """Subfolder of a model folder -> the class of the part in model_index.json, and in
+    its config.json."""
 
     settings: Mapping[str, Any] = {}
-    """`part/key` of a part's config.json -> the only value that can be trained, which absence stands for too."""
+    """`part/key` of a part's config.json -> the only value that can be trained, which
+    absence stands for too."""
 
     weight_parts: Sequence[str]
     """Subfolders whose weights are needed, as safetensors."""
@@ -103,7 +110,8 @@ class ModelFacts:
     """Subfolder of the trained module."""
 
     modelspec: tuple[str, str]
-    """`modelspec.architecture` and `modelspec.implementation` in a file's metadata, as other trainers write them."""
+    """`modelspec.architecture` and `modelspec.implementation` in a file's metadata, as
+    other trainers write them."""
 
     size_multiple: int
     """Training widths and heights are multiples of this many pixels."""
@@ -122,26 +130,28 @@ class ModelFacts:
     """Pixels of the longest image that it has positions for; None: any."""
 
     own_sizes: tuple[Size, ...] = ()
-    """Sizes in pixels that the model was published with, a square first; of which an image gets one where no size is
-    given."""
+    """Sizes in pixels that the model was published with, a square first; of which an
+    image gets one where no size is given."""
 
     max_references: int = 0
     """Largest number of control images per sample."""
 
     min_references: int = 0
-    """Control images that every prompt of the model was published with; fewer are noted."""
+    """Control images that every prompt of the model was published with; fewer are
+    noted."""
 
     stacks_layers: bool = False
-    """Whether a target is several images of one size, a picture and its layers, with the picture as the only control
-    image. Their latents stand below each other as one of [C, N H, W], first the picture, then its layers from back to
-    front."""
+    """Whether a target is several images of one size, a picture and its layers, with
+    the picture as the only control image. Their latents stand below each other as one
+    of [C, N H, W], first the picture, then its layers from back to front."""
 
     text_sees_references: bool = True
     """Whether the text encoder sees the control images beside a prompt."""
 
     text_at_reference_size: bool = False
-    """Whether the text encoder sees the control images in `DiffusionModel.reference_size`, as the VAE does, instead of
-    choosing a size of its own."""
+    """Whether the text encoder sees the control images in
+    `DiffusionModel.reference_size`, as the VAE does, instead of choosing a size of its
+    own."""
 
     sure_prompt: int = 0
     """Characters of a prompt that fits into the model with any control images."""
@@ -150,11 +160,14 @@ class ModelFacts:
     """What the model predicts, and how noise is mixed in: one of PREDICTIONS."""
 
     empty_negative: str = " "
-    """The negative prompt where none is given; by default as diffusers' documentation of Qwen-Image advises."""
+    """The negative prompt where none is given; by default as diffusers' documentation
+    of Qwen-Image advises."""
 
     shares_prefix: bool = False
-    """Whether several noise levels can share one pass over text and control images: these then see neither the image
-    nor its noise level, and `DiffusionModel.predict_velocity` takes several rows of x_t and t for each prompt."""
+    """Whether several noise levels can share one pass over text and control images:
+    these then see neither the image nor its noise level, and
+    `DiffusionModel.predict_velocity` takes several rows of x_t and t for each
+    prompt."""
 
     guidance: float = 4.0
     """Guidance scale of samples where none is given; up to 1: none."""
@@ -163,17 +176,20 @@ class ModelFacts:
     """Steps of samples where none are given."""
 
     sample_sigmas: tuple[float, ...] = ()
-    """Noise levels in (0, 1], before the shift, that the model is distilled for; other numbers of steps resample them.
-    None: the model is not distilled, and its levels are evenly spaced."""
+    """Noise levels in (0, 1], before the shift, that the model is distilled for; other
+    numbers of steps resample them. None: the model is not distilled, and its levels are
+    evenly spaced."""
 
     lora_spelling: str = "alpha_folded"
     """How new runs spell their LoRA files: a name in `toolkit.networks.spelling`."""
 
     embeds_guidance: bool = False
-    """Whether the guidance scale is an input of the model: sampling then needs no negative prediction."""
+    """Whether the guidance scale is an input of the model: sampling then needs no
+    negative prediction."""
 
     encoder_parts: Mapping[str, Sequence[str]]
-    """Subfolders of the encoders of latents ("vae") and text embeddings ("text_encoder")."""
+    """Subfolders of the encoders of latents ("vae") and text embeddings
+    ("text_encoder")."""
 
     @property
     def token_side(self) -> int:
@@ -193,71 +209,89 @@ class ModelFacts:
         return Size(*(side // self.token_side * self.token_side for side in pixels))
 
     def sample_size(self, pixels: Size, reference: Size | None) -> Size:
-        """The size of a sample for which this one is given, with this first control image."""
+        """The size of a sample for which this one is given, with this first control
+        image."""
         return self.drawable(pixels)
 
-    def default_size(self, reference: Size | None = None, learned: Sequence[Size] = ()) -> Size:
-        """The size of an image that is given none: of `learned`, or else of `own_sizes`, the one whose aspect ratio is
-        nearest to that of the reference; without a reference the first."""
+    def default_size(
+        self, reference: Size | None = None, learned: Sequence[Size] = ()
+    ) -> Size:
+        """The size of an image that is given none: of `learned`, or else of
+        `own_sizes`, the one whose aspect ratio is nearest to that of the reference;
+        without a reference the first."""
         side = min(1024, self.longest_side or 1024)
         sizes = learned or self.own_sizes or (self.drawable(Size(side, side)),)
         if reference is None:
             return sizes[0]
         aspect = math.log(reference.width / reference.height)
-        return min(sizes, key=lambda size: abs(math.log(size.width / size.height) - aspect))
+        return min(
+            sizes, key=lambda size: abs(math.log(size.width / size.height) - aspect)
+        )
 
     def config_error(self, folder: Path) -> str:
-        """What is wrong with the values in the config files of a model folder; empty: nothing."""
+        """What is wrong with the values in the config files of a model folder; empty:
+        nothing."""
         return ""
 
     def too_many_references(self, count: int, key: str = "control_path") -> str:
-        """The error message for more control images than `max_references`. key: theirs in the config."""
+        """The error message for more control images than `max_references`. key: theirs
+        in the config."""
         given = f"has {count} control image{'s' * (count > 1)}, and {self.title} takes"
         if not self.max_references:
             return f"{given} none. Leave {key} out."
         return f"{given} at most {self.max_references}. Shorten {key}."
 
-    def prompt_error(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
-        """The error message for a prompt that is too long with these control images, or None.
+    def prompt_error(
+        self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]
+    ) -> str | None:
+        """The error message for a prompt that is too long with these control images, or
+        None.
 
-        Also None where it cannot be checked yet, because the model's tokenizer is not on the disk.
+        Also None where it cannot be checked yet, because the model's tokenizer is not
+        on the disk.
         """
         return None
 
     def files_hash(self, folder: Path, files: Mapping[str, Path]) -> str:
-        """A hash of a model's files, which decide its images; empty where its folder is not there. files: part -> the
-        file with its weights."""
+        """A hash of a model's files, which decide its images; empty where its folder is
+        not there. files: part -> the file with its weights."""
         return ""
 
     def prompt_note(self, model: ModelSection, prompt: str) -> str | None:
-        """What is cut off a prompt that is trained and sampled all the same, or None; None also where it is not known,
-        as in `prompt_error`."""
+        """What is cut off a prompt that is trained and sampled all the same, or None;
+        None also where it is not known, as in `prompt_error`."""
         return None
 
 
 @dataclass(frozen=True)
 class DynamicShift:
-    """The time shift of a model's own sampler, as diffusers' FlowMatchEulerDiscreteScheduler names it: t becomes
-    exp(mu) t / (1 + (exp(mu) - 1) t)."""
+    """The time shift of a model's own sampler, as diffusers'
+    FlowMatchEulerDiscreteScheduler names it: t becomes exp(mu) t / (1 + (exp(mu) - 1)
+    t)."""
 
     base_image_seq_len: int = 256
     max_image_seq_len: int = 8192
     base_shift: float = 0.5
     max_shift: float = 0.9
     shift_terminal: float | None = 0.02
-    """The last timestep before 0, to which the schedule is stretched; None: no stretching."""
+    """The last timestep before 0, to which the schedule is stretched; None: no
+    stretching."""
 
     def mu(self, tokens: int, steps: int) -> float:
-        """The shift exponent for an image of `tokens` tokens, sampled in `steps` steps: linear in the tokens.
+        """The shift exponent for an image of `tokens` tokens, sampled in `steps` steps:
+        linear in the tokens.
 
         Source: diffusers, pipeline_qwenimage_edit_plus.py, `calculate_shift`."""
-        slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
+        slope = (self.max_shift - self.base_shift) / (
+            self.max_image_seq_len - self.base_image_seq_len
+        )
         return self.base_shift + slope * (tokens - self.base_image_seq_len)
 
 
 BlockForward = Callable[..., "tuple[Tensor, ...]"]
-"""Runs a block (the first argument) on tensors (the others; some may be None, or a hashable value that compiled blocks
-know). Its outputs are the inputs of the next block."""
+"""Runs a block (the first argument) on tensors (the others; some may be None, or a
+hashable value that compiled blocks know). Its outputs are the inputs of the next
+block."""
 
 
 BlockWrapper = Callable[[BlockForward], BlockForward]
@@ -265,23 +299,29 @@ BlockWrapper = Callable[[BlockForward], BlockForward]
 
 
 WeightStreaming = Callable[["Sequence[nn.Module]", "torch.device"], BlockWrapper]
-"""Takes modules and a device: moves the modules' frozen weights to the CPU memory, and returns the wrapper that brings
-them to the device, module by module."""
+"""Takes modules and a device: moves the modules' frozen weights to the CPU memory, and
+returns the wrapper that brings them to the device, module by module."""
 
 
 def project(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
-    """The outputs of linear layers that read the same input; what their adapters can share is computed once
-    (`Network.fuse_projections`)."""
+    """The outputs of linear layers that read the same input; what their adapters can
+    share is computed once (`Network.fuse_projections`)."""
     groups = [getattr(layer, "fused_group", None) for layer in layers]
-    group = next((group for group in groups if group is not None and group.is_shared()), None)
+    group = next(
+        (group for group in groups if group is not None and group.is_shared()), None
+    )
     if group is None:
         return [layer(x) for layer in layers]
     known = iter(group.down(x))
-    return [layer(x, next(known)) if own is group else layer(x) for layer, own in zip(layers, groups, strict=True)]
+    return [
+        layer(x, next(known)) if own is group else layer(x)
+        for layer, own in zip(layers, groups, strict=True)
+    ]
 
 
 class DiffusionModel(ABC):
-    """The interface to a model family. Nothing outside `toolkit/models` knows which one it is."""
+    """The interface to a model family. Nothing outside `toolkit/models` knows which one
+    it is."""
 
     family: ModelFacts
 
@@ -293,47 +333,60 @@ class DiffusionModel(ABC):
     @property
     @abstractmethod
     def network_module(self) -> torch.nn.Module:
-        """The module that is trained or carries the adapter (the transformer); loaded by the first access."""
+        """The module that is trained or carries the adapter (the transformer); loaded
+        by the first access."""
 
     @abstractmethod
     def cache_key(self, part: str) -> str:
-        """Hash of the weights and settings of `vae` or `text_encoder`: all that decides the result of encoding."""
+        """Hash of the weights and settings of `vae` or `text_encoder`: all that decides
+        the result of encoding."""
 
     def cache_keys(self, part: str) -> tuple[str, ...]:
-        """`cache_key`, and behind it those under which earlier versions of the program stored the same results."""
+        """`cache_key`, and behind it those under which earlier versions of the program
+        stored the same results."""
         return (self.cache_key(part),)
 
     @abstractmethod
     def reference_size(self, image: Size, target: Size) -> Size:
-        """Size that a control image of size `image` is resized to before `encode_images`, for a target of this size."""
+        """Size that a control image of size `image` is resized to before
+        `encode_images`, for a target of this size."""
 
     @property
     def predicts_composite(self) -> bool:
-        """With `ModelFacts.stacks_layers`: whether a target has the picture itself before its layers."""
+        """With `ModelFacts.stacks_layers`: whether a target has the picture itself
+        before its layers."""
         return True
 
     @abstractmethod
     def encode_images(self, pixels_BPHW: Tensor) -> Tensor:
-        """Pixels in [-1, 1] [B, P, sH, sW] to normalised latents [B, C, H, W], s `ModelFacts.latent_scale`.
+        """Pixels in [-1, 1] [B, P, sH, sW] to normalised latents [B, C, H, W], s
+        `ModelFacts.latent_scale`.
 
         Deterministic (the mean).
         """
 
     @abstractmethod
     def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
-        """The inverse of `encode_images`: float32 pixels [B, P, sH, sW], clamped to [-1, 1]."""
+        """The inverse of `encode_images`: float32 pixels [B, P, sH, sW], clamped to
+        [-1, 1]."""
 
-    def prompt_error(self, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
-        """The error message for a prompt that is too long with these control images, or None.
+    def prompt_error(
+        self, prompt: str, target: Size, references: Sequence[Size]
+    ) -> str | None:
+        """The error message for a prompt that is too long with these control images, or
+        None.
 
         references: sizes of the control images before resizing.
         """
         return None
 
     @abstractmethod
-    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> EncodedPrompt:
-        """Embeddings [L, D] of one prompt with its RGB control images, at most `max_references`; where the text encoder
-        is trained, token ids [L]. The images are of any size, or with `text_at_reference_size` of that."""
+    def encode_prompt(
+        self, prompt: str, references: Sequence[Image.Image]
+    ) -> EncodedPrompt:
+        """Embeddings [L, D] of one prompt with its RGB control images, at most
+        `max_references`; where the text encoder is trained, token ids [L]. The images
+        are of any size, or with `text_at_reference_size` of that."""
 
     def encode_together(
         self,
@@ -341,9 +394,10 @@ class DiffusionModel(ABC):
         progress: Callable[[int, int], None] = lambda done, total: None,
         folder: Path | None = None,
     ) -> Iterator[Callable[[], EncodedPrompt]]:
-        """For each of these functions, which call `encode_prompt` once each, one that gives its result when it is
-        called before the next is taken. A model may read its text encoder layer by layer for all of them, and then
-        calls `progress` with (layers done, layers). folder: for files while it works; None: the system's."""
+        """For each of these functions, which call `encode_prompt` once each, one that
+        gives its result when it is called before the next is taken. A model may read
+        its text encoder layer by layer for all of them, and then calls `progress` with
+        (layers done, layers). folder: for files while it works; None: the system's."""
         yield from encodings
 
     @abstractmethod
@@ -355,24 +409,31 @@ class DiffusionModel(ABC):
         references: Sequence[Sequence[Tensor]],
         guidance_B: Tensor | None = None,
     ) -> Tensor:
-        """What `ModelFacts.prediction` says, by default the velocity (noise - image), [B, C, H, W] at noise fraction t
-        in [0, 1], 1 = pure noise. With `ModelFacts.shares_prefix` x_t and t may have K rows in a row for each prompt.
+        """What `ModelFacts.prediction` says, by default the velocity (noise - image),
+        [B, C, H, W] at noise fraction t in [0, 1], 1 = pure noise. With
+        `ModelFacts.shares_prefix` x_t and t may have K rows in a row for each prompt.
 
-        guidance_B: the guidance scale that a distilled model embeds; None: the family's own. A family without such an
-        input raises ValueError for any other.
+        guidance_B: the guidance scale that a distilled model embeds; None: the family's
+        own. A family without such an input raises ValueError for any other.
         """
 
-    def sampling_steps(self, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> Callable[..., Tensor]:
-        """`predict_velocity` of these prompts and references for the steps of a sampling run: a function of x_t_BCHW,
-        t_B and, where the model has that input, guidance_B.
+    def sampling_steps(
+        self, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]
+    ) -> Callable[..., Tensor]:
+        """`predict_velocity` of these prompts and references for the steps of a
+        sampling run: a function of x_t_BCHW, t_B and, where the model has that input,
+        guidance_B.
 
-        It is called without gradients, and with the same weights each time: a family may keep what depends on neither
-        x_t nor t, as long as the function lives.
+        It is called without gradients, and with the same weights each time: a family
+        may keep what depends on neither x_t nor t, as long as the function lives.
         """
-        return lambda x_t_BCHW, t_B, *guidance: self.predict_velocity(x_t_BCHW, t_B, prompts, references, *guidance)
+        return lambda x_t_BCHW, t_B, *guidance: self.predict_velocity(
+            x_t_BCHW, t_B, prompts, references, *guidance
+        )
 
     def sampling_level(self, t_B: Tensor) -> Tensor:
-        """The timestep that the family's own pipeline passes to the model for t [B], float32.
+        """The timestep that the family's own pipeline passes to the model for t [B],
+        float32.
 
         It may differ from t by the rounding of that pipeline; training passes t itself.
         """
@@ -380,7 +441,8 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
-        """Classifier-free guidance: combines the two velocities as this family's own pipeline does."""
+        """Classifier-free guidance: combines the two velocities as this family's own
+        pipeline does."""
 
     @property
     @abstractmethod
@@ -393,16 +455,24 @@ class DiffusionModel(ABC):
         """Channels per attention head."""
 
     @abstractmethod
-    def num_tokens(self, latents_BCHW: Tensor, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> int:
-        """Tokens of a batch in the blocks: images, control images and texts of all its items."""
+    def num_tokens(
+        self,
+        latents_BCHW: Tensor,
+        prompts: PromptEmbeds,
+        references: Sequence[Sequence[Tensor]],
+    ) -> int:
+        """Tokens of a batch in the blocks: images, control images and texts of all its
+        items."""
 
     @abstractmethod
     def blocks(self) -> Sequence[torch.nn.Module]:
-        """The repeated blocks, in order: the unit of quantization, checkpointing, compiling and swapping."""
+        """The repeated blocks, in order: the unit of quantization, checkpointing,
+        compiling and swapping."""
 
     @abstractmethod
     def lora_targets(self) -> Sequence[str]:
-        """Full dotted names, inside `network_module`, of the linear layers a LoRA adapts by default."""
+        """Full dotted names, inside `network_module`, of the linear layers a LoRA
+        adapts by default."""
 
     def prepare_compiling(self) -> None:  # noqa: B027 - most families need nothing
         """Called before the blocks are compiled."""
@@ -413,24 +483,31 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def wrap_blocks(
-        self, wrappers: Sequence[BlockWrapper], last_block_wrappers: Sequence[BlockWrapper] | None = None
+        self,
+        wrappers: Sequence[BlockWrapper],
+        last_block_wrappers: Sequence[BlockWrapper] | None = None,
     ) -> None:
-        """Wraps every block's forward in `wrappers`, the first one innermost; replaces earlier wrappers.
+        """Wraps every block's forward in `wrappers`, the first one innermost; replaces
+        earlier wrappers.
 
-        last_block_wrappers: those of the last block of a batch, where the backward pass begins; None: the same.
+        last_block_wrappers: those of the last block of a batch, where the backward pass
+        begins; None: the same.
         """
 
     def enable_modulation_cache(self, streaming: WeightStreaming) -> str | None:
-        """Moves the modulation layers to the CPU and caches their outputs per timestep (`model.modulation_table`).
+        """Moves the modulation layers to the CPU and caches their outputs per timestep
+        (`model.modulation_table`).
 
-        Called once the network is attached. streaming: runs layers whose weights stay in CPU memory.
-        Returns why that is not possible here, or None.
+        Called once the network is attached. streaming: runs layers whose weights stay
+        in CPU memory. Returns why that is not possible here, or None.
         """
         return None
 
     def prefetch_timesteps(self, levels: Iterable[float]) -> None:  # noqa: B027 - only a cache makes use of it
-        """Timesteps in [0, 1] of the next calls of `predict_velocity`. Other timesteps work too, but slower."""
+        """Timesteps in [0, 1] of the next calls of `predict_velocity`. Other timesteps
+        work too, but slower."""
 
     @abstractmethod
     def unload_encoders(self, keep: Iterable[str] = ()) -> None:
-        """Frees the encoders that training no longer needs. keep: names of parts that stay."""
+        """Frees the encoders that training no longer needs. keep: names of parts that
+        stay."""

@@ -1,6 +1,8 @@
-"""The kinds of network by the names of `network.type`, with what is known before torch is imported.
+"""The kinds of network by the names of `network.type`, with what is known before torch
+is imported.
 
-A kind is a class in a file of `toolkit/networks/` and its entry in KINDS, which all tables and lists read.
+A kind is a class in a file of `toolkit/networks/` and its entry in KINDS, which all
+tables and lists read.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ Pair = tuple[float, float]
 
 
 class NetworkSection(Protocol):
-    """The keys of a `network:` section that every kind of adapter reads; `NetworkKind.settings` names the others."""
+    """The keys of a `network:` section that every kind of adapter reads;
+    `NetworkKind.settings` names the others."""
 
     @property
     def linear(self) -> int: ...
@@ -34,8 +37,9 @@ class NetworkSection(Protocol):
 class ActivationUnits:
     """Memory that a block's activations take with this kind on all its linear layers.
 
-    One unit is tokens x width elements, the size of a block's output. Counted on the published Qwen-Image-Edit blocks,
-    tensor by tensor (`benchmarks/bench_published.py`). The defaults are those of a LoRA.
+    One unit is tokens x width elements, the size of a block's output. Counted on the
+    published Qwen-Image-Edit blocks, tensor by tensor
+    (`benchmarks/bench_published.py`). The defaults are those of a LoRA.
     """
 
     everything: Pair = (22.1, 22.1)
@@ -51,50 +55,56 @@ class ActivationUnits:
     """Peak of a forward pass without gradients."""
 
     change: Pair = (0, 0)
-    """Bytes per weight of the largest layer in the backward pass, for kinds that allocate tensors of its size."""
+    """Bytes per weight of the largest layer in the backward pass, for kinds that
+    allocate tensors of its size."""
 
     change_forward: Pair = (0, 0)
     change_has_weight: bool = False
-    """Whether the weight itself is among them, dequantized: it is not in memory another time."""
+    """Whether the weight itself is among them, dequantized: it is not in memory another
+    time."""
 
     casts: bool = False
     """Whether trained weights are kept a second time in the compute dtype."""
 
     compiled: Pair = (19.2, 19.1)
-    """`everything` of a compiled block: what the partitioner saves (`benchmarks/saved_by_blocks.py`)."""
+    """`everything` of a compiled block: what the partitioner saves
+    (`benchmarks/saved_by_blocks.py`)."""
 
     compiled_outputs: Pair = (11.1, 11.1)
     """`matmul_outputs` of a compiled block."""
 
     offloaded: Pair | None = (17.3, 17.3)
-    """Peak on the device with `block_offload`, beside a layer's change and its dequantized weight; None: not counted,
-    and refused."""
+    """Peak on the device with `block_offload`, beside a layer's change and its
+    dequantized weight; None: not counted, and refused."""
 
 
 @dataclass(frozen=True)
 class NetworkKind:
-    """One kind of network. Everything else that the program knows of it is in its class."""
+    """One kind of network. Everything else that the program knows of it is in its
+    class."""
 
     network_class: str
     """Its class, as "module:Class"; imported when it is used."""
 
     shapes: Callable[..., Shapes] | None
-    """(inputs, outputs, rank, and `settings` by name) -> the matrices of a layer; None: the model's own weights are
-    trained."""
+    """(inputs, outputs, rank, and `settings` by name) -> the matrices of a layer; None:
+    the model's own weights are trained."""
 
     units: ActivationUnits
     settings: Mapping[str, str] = field(default_factory=dict)
-    """Further arguments of `shapes` and of the class -> the keys of `network` that give them; a dot leads into a
-    section."""
+    """Further arguments of `shapes` and of the class -> the keys of `network` that give
+    them; a dot leads into a section."""
 
     up_names: frozenset[str] = frozenset()
     """Matrices with LoRA+'s own learning rate; empty: LoRA+ cannot be used."""
 
     algo: str = ""
-    """LyCORIS's name for it, which `network_kwargs.algo` of `type: lycoris` gives; empty: it has none."""
+    """LyCORIS's name for it, which `network_kwargs.algo` of `type: lycoris` gives;
+    empty: it has none."""
 
     library_class: str = ""
-    """The module class of lycoris-lora that is trained, as "module:Class"; empty: one of our own."""
+    """The module class of lycoris-lora that is trained, as "module:Class"; empty: one
+    of our own."""
 
     without_effect: tuple[str, ...] = ()
     """Keys of `network` that do nothing with this kind."""
@@ -103,7 +113,8 @@ class NetworkKind:
     """Whether the delta of a layer is computed with its frozen weight."""
 
     extracts_lora: bool = False
-    """Whether a plain LoRA can be extracted from its weights (`save.also: [merged_lora]`)."""
+    """Whether a plain LoRA can be extracted from its weights (`save.also:
+    [merged_lora]`)."""
 
     @property
     def trains_model(self) -> bool:
@@ -117,13 +128,21 @@ class NetworkKind:
 
     def extra_kwargs(self, section: object) -> dict[str, Any]:
         """The arguments named in `settings`, from a `network:` section."""
-        return {argument: attrgetter(key)(section) for argument, key in self.settings.items()}
+        return {
+            argument: attrgetter(key)(section)
+            for argument, key in self.settings.items()
+        }
 
-    def layer_shapes(self, section: NetworkSection, inputs: int, outputs: int) -> Shapes:
-        """The matrices that a `network:` section trains on a layer of this size; none where it trains the model."""
+    def layer_shapes(
+        self, section: NetworkSection, inputs: int, outputs: int
+    ) -> Shapes:
+        """The matrices that a `network:` section trains on a layer of this size; none
+        where it trains the model."""
         if self.shapes is None:
             return {}
-        return self.shapes(inputs, outputs, section.linear, **self.extra_kwargs(section))
+        return self.shapes(
+            inputs, outputs, section.linear, **self.extra_kwargs(section)
+        )
 
 
 def lora_shapes(inputs: int, outputs: int, rank: int) -> Shapes:
@@ -146,20 +165,29 @@ def loha_shapes(inputs: int, outputs: int, rank: int) -> Shapes:
     }
 
 
-def lokr_shapes(inputs: int, outputs: int, rank: int, factor: int = -1, whole: bool = False) -> Shapes:
-    """A small first factor and a second one: low-rank, or in one piece where `whole` is asked or rank saves nothing.
+def lokr_shapes(
+    inputs: int, outputs: int, rank: int, factor: int = -1, whole: bool = False
+) -> Shapes:
+    """A small first factor and a second one: low-rank, or in one piece where `whole` is
+    asked or rank saves nothing.
 
     Source: LyCORIS 4.1.3, modules/lokr.py (`decompose_both` off).
     """
-    (small_in, large_in), (small_out, large_out) = factorize(inputs, factor), factorize(outputs, factor)
+    (small_in, large_in), (small_out, large_out) = (
+        factorize(inputs, factor),
+        factorize(outputs, factor),
+    )
     first = {"lokr_w1": (small_out, small_in)}
     if whole or rank >= max(large_out, large_in) / 2:
         return {**first, "lokr_w2": (large_out, large_in)}
     return {**first, "lokr_w2_a": (large_out, rank), "lokr_w2_b": (rank, large_in)}
 
 
-def oft_shapes(inputs: int, outputs: int, rank: int, rescaled: bool = False, **_: object) -> Shapes:
-    """Rotations of groups of outputs: n blocks of b x b numbers, b n outputs. `rank` is the largest b.
+def oft_shapes(
+    inputs: int, outputs: int, rank: int, rescaled: bool = False, **_: object
+) -> Shapes:
+    """Rotations of groups of outputs: n blocks of b x b numbers, b n outputs. `rank` is
+    the largest b.
 
     Source: LyCORIS 4.1.3, modules/diag_oft.py.
     """
@@ -167,13 +195,21 @@ def oft_shapes(inputs: int, outputs: int, rank: int, rescaled: bool = False, **_
     return {"oft_blocks": (count, size, size), **_output_scales(outputs, rescaled)}
 
 
-def boft_shapes(inputs: int, outputs: int, rank: int, rescaled: bool = False, **_: object) -> Shapes:
-    """Such rotations in a butterfly: of 2^p blocks each, p + 1 times. `rank` is the largest block size, which is even.
+def boft_shapes(
+    inputs: int, outputs: int, rank: int, rescaled: bool = False, **_: object
+) -> Shapes:
+    """Such rotations in a butterfly: of 2^p blocks each, p + 1 times. `rank` is the
+    largest block size, which is even.
 
-    Raises UserError where no block size up to `rank` divides the outputs into a power of two.
-    Source: LyCORIS 4.1.3, functional/general.py `power2factorization`, modules/boft.py.
+    Raises UserError where no block size up to `rank` divides the outputs into a power
+    of two. Source: LyCORIS 4.1.3, functional/general.py `power2factorization`,
+    modules/boft.py.
     """
-    sizes = [size for size in range(2, min(rank, outputs) + 1, 2) if outputs % size == 0 and _is_power(outputs // size)]
+    sizes = [
+        size
+        for size in range(2, min(rank, outputs) + 1, 2)
+        if outputs % size == 0 and _is_power(outputs // size)
+    ]
     if not sizes:
         odd = outputs // (outputs & -outputs)
         raise UserError(
@@ -181,7 +217,10 @@ def boft_shapes(inputs: int, outputs: int, rank: int, rescaled: bool = False, **
             f"Set it to {2 * odd} or more, or leave out layers of that size (exclude_patterns)."
         )
     count = outputs // sizes[-1]
-    return {"oft_blocks": (count.bit_length(), count, sizes[-1], sizes[-1]), **_output_scales(outputs, rescaled)}
+    return {
+        "oft_blocks": (count.bit_length(), count, sizes[-1], sizes[-1]),
+        **_output_scales(outputs, rescaled),
+    }
 
 
 def _is_power(number: int) -> bool:
@@ -193,7 +232,8 @@ def _output_scales(outputs: int, rescaled: bool) -> Shapes:
 
 
 def glora_shapes(inputs: int, outputs: int, rank: int, **_: object) -> Shapes:
-    """Two low-rank pairs, one of which is applied before the weight. Source: LyCORIS 4.1.3, modules/glora.py."""
+    """Two low-rank pairs, one of which is applied before the weight. Source: LyCORIS
+    4.1.3, modules/glora.py."""
     return {
         "a2.weight": (rank, inputs),
         "a1.weight": (inputs, rank),
@@ -202,20 +242,26 @@ def glora_shapes(inputs: int, outputs: int, rank: int, **_: object) -> Shapes:
     }
 
 
-def ia3_shapes(inputs: int, outputs: int, rank: int, train_on_input: bool = False) -> Shapes:
-    """A factor for each output, or for each input. Source: LyCORIS 4.1.3, modules/ia3.py."""
+def ia3_shapes(
+    inputs: int, outputs: int, rank: int, train_on_input: bool = False
+) -> Shapes:
+    """A factor for each output, or for each input. Source: LyCORIS 4.1.3,
+    modules/ia3.py."""
     return {"weight": (inputs if train_on_input else outputs,)}
 
 
 def whole_shapes(inputs: int, outputs: int, rank: int) -> Shapes:
-    """A change of each weight. Source: LyCORIS 4.1.3, modules/full.py; biases are left as they are."""
+    """A change of each weight. Source: LyCORIS 4.1.3, modules/full.py; biases are left
+    as they are."""
     return {"weight": (outputs, inputs)}
 
 
 def factorize(size: int, factor: int = -1) -> tuple[int, int]:
-    """`size` as a product (smaller, larger): the smaller is `factor`, or the nearest divisor below it that balances.
+    """`size` as a product (smaller, larger): the smaller is `factor`, or the nearest
+    divisor below it that balances.
 
-    factor: -1 gives the most balanced pair. Source: LyCORIS 4.1.3, functional/general.py `factorization`.
+    factor: -1 gives the most balanced pair. Source: LyCORIS 4.1.3,
+    functional/general.py `factorization`.
     """
     if factor > 0 and size % factor == 0:
         return min(factor, size // factor), max(factor, size // factor)
@@ -237,9 +283,13 @@ _LIBRARY_UNITS = ActivationUnits(
     compiled=(19.1, 19.1),
     offloaded=None,
 )
-"""The change of a weight is made of it and computed again in the backward pass: the kinds differ in what that takes."""
+"""The change of a weight is made of it and computed again in the backward pass: the
+kinds differ in what that takes."""
 
-_OFT_SETTINGS = {"constraint": "network_kwargs.constraint", "rescaled": "network_kwargs.rescaled"}
+_OFT_SETTINGS = {
+    "constraint": "network_kwargs.constraint",
+    "rescaled": "network_kwargs.rescaled",
+}
 
 KINDS: dict[str, NetworkKind] = {
     "lora": NetworkKind(
@@ -287,7 +337,12 @@ KINDS: dict[str, NetworkKind] = {
         "toolkit.networks.lycoris:LokrNetwork",
         lokr_shapes,
         ActivationUnits(
-            (31.8, 31.8), (11.1, 11.1), (3.8, 3.8), (21.7, 21.7), compiled=(28.5, 28.5), offloaded=(24.4, 24.4)
+            (31.8, 31.8),
+            (11.1, 11.1),
+            (3.8, 3.8),
+            (21.7, 21.7),
+            compiled=(28.5, 28.5),
+            offloaded=(24.4, 24.4),
         ),
         settings={"factor": "factor", "whole": "lokr_full_rank"},
         algo="lokr",
@@ -349,7 +404,12 @@ KINDS: dict[str, NetworkKind] = {
     "lycoris-full": NetworkKind(
         LIBRARY,
         whole_shapes,
-        replace(_LIBRARY_UNITS, change=(6, 4), change_forward=(4, 4), change_has_weight=False),
+        replace(
+            _LIBRARY_UNITS,
+            change=(6, 4),
+            change_forward=(4, 4),
+            change_has_weight=False,
+        ),
         algo="full",
         library_class="lycoris.modules.full:FullModule",
         without_effect=("linear", "linear_alpha"),

@@ -25,7 +25,8 @@ class TrainState:
     """Position of the next micro-batch."""
 
     epoch: int = 0
-    """Epoch of the last micro-batch, counted from 0; 0 where the source has no epochs."""
+    """Epoch of the last micro-batch, counted from 0; 0 where the source has no
+    epochs."""
 
     epochs_done: int = 0
     """Completed epochs."""
@@ -37,7 +38,8 @@ class TrainState:
     """Samples trained on, repeats included."""
 
     skipped: int = 0
-    """Optimizer steps that a role skipped because its loss or gradient was not finite."""
+    """Optimizer steps that a role skipped because its loss or gradient was not
+    finite."""
 
     extra: dict[str, Any] = field(default_factory=dict)
     """State of callbacks for a resume, by callback name; JSON values only."""
@@ -48,24 +50,26 @@ class StepLosses:
     """What a `TrainStep` returns: one loss per sample and role, and metrics."""
 
     by_role: dict[str, Tensor]
-    """Role -> differentiable float32 losses [B]. Roles that learn from one loss have the same tensor: it has one
-    backward pass and counts once."""
+    """Role -> differentiable float32 losses [B]. Roles that learn from one loss have
+    the same tensor: it has one backward pass and counts once."""
 
     per_sample: dict[str, Tensor] = field(default_factory=dict)
-    """Metric name -> one value per sample [B], on any device, such as the timestep t; or [B, K], one for each noise
-    level of a sample, with NaN as the `t` of those that it lacks. `loss` among them takes the place of the loss of the
-    first role."""
+    """Metric name -> one value per sample [B], on any device, such as the timestep t;
+    or [B, K], one for each noise level of a sample, with NaN as the `t` of those that
+    it lacks. `loss` among them takes the place of the loss of the first role."""
 
     numbers: dict[str, Tensor] = field(default_factory=dict)
-    """Metric name -> one value of the batch (0-dim), the mean over `counts` of its samples. Of an accumulation step the
-    mean over all of these is logged."""
+    """Metric name -> one value of the batch (0-dim), the mean over `counts` of its
+    samples. Of an accumulation step the mean over all of these is logged."""
 
     counts: dict[str, int] = field(default_factory=dict)
-    """Name of a number -> the samples of which it is the mean; those that are left out: all of the batch."""
+    """Name of a number -> the samples of which it is the mean; those that are left out:
+    all of the batch."""
 
 
 class Backward(Protocol):
-    """Runs the backward passes of one micro-batch. Losses are averaged over the whole accumulation step."""
+    """Runs the backward passes of one micro-batch. Losses are averaged over the whole
+    accumulation step."""
 
     @property
     def step(self) -> int:
@@ -75,11 +79,17 @@ class Backward(Protocol):
     def roles(self) -> frozenset[str]:
         """Roles that are trained in this step; losses of others are ignored."""
 
-    def __call__(self, losses: Mapping[str, Tensor], retain_graph: bool = False, final: bool = True) -> None:
-        """One backward pass of the sum of these losses (role -> [B]); only parameters of these roles get gradients.
+    def __call__(
+        self,
+        losses: Mapping[str, Tensor],
+        retain_graph: bool = False,
+        final: bool = True,
+    ) -> None:
+        """One backward pass of the sum of these losses (role -> [B]); only parameters
+        of these roles get gradients.
 
-        retain_graph: another backward pass of this micro-batch uses the same graph. final: no other one of this
-        micro-batch has a loss of these roles.
+        retain_graph: another backward pass of this micro-batch uses the same graph.
+        final: no other one of this micro-batch has a loss of these roles.
         """
 
 
@@ -95,10 +105,12 @@ class TrainStep(ABC, Generic[BatchT]):
         """The losses of a micro-batch. step: optimizer steps done."""
 
     def backward(self, batch: BatchT, backward: Backward) -> StepLosses:
-        """Computes the losses and runs their backward passes: by default one of their sum.
+        """Computes the losses and runs their backward passes: by default one of their
+        sum.
 
-        A step of several roles that see each other (a generator and its discriminator) calls `backward` once for each,
-        one of several losses with passes of their own once for each loss.
+        A step of several roles that see each other (a generator and its discriminator)
+        calls `backward` once for each, one of several losses with passes of their own
+        once for each loss.
         """
         losses = self(batch, backward.step)
         backward(losses.by_role)
@@ -137,8 +149,9 @@ class StepResult:
     """Epoch the step's last micro-batch belongs to, counted from 0."""
 
     loss: float
-    """Loss of the run's first role, as its optimizer sees it: the weighted sum of its terms, without the
-    discriminator's own loss. NaN in a step that does not train it."""
+    """Loss of the run's first role, as its optimizer sees it: the weighted sum of its
+    terms, without the discriminator's own loss. NaN in a step that does not train
+    it."""
 
     lr: float
     grad_norm: float
@@ -146,16 +159,16 @@ class StepResult:
     """Samples trained on since the run began."""
 
     step_s: float
-    """Wall seconds since the previous optimizer step ended, without saving, sampling and compiling. Steps whose metrics
-    were fetched together (`Callback.on_metrics`) have their mean, as the host prepares a step while the device
-    computes."""
+    """Wall seconds since the previous optimizer step ended, without saving, sampling
+    and compiling. Steps whose metrics were fetched together (`Callback.on_metrics`)
+    have their mean, as the host prepares a step while the device computes."""
 
     data_s: float
     """Part of `step_s` spent waiting for batches."""
 
     per_sample: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """Metric name -> one value per sample of the step, or per noise level of each: its `loss`, and those of the
-    `TrainStep` (`t`), in the same order."""
+    """Metric name -> one value per sample of the step, or per noise level of each: its
+    `loss`, and those of the `TrainStep` (`t`), in the same order."""
 
     sources: tuple[SampleSource, ...] = ()
     """Where each value of `per_sample` comes from, in the same order."""
@@ -164,19 +177,19 @@ class StepResult:
     """Seconds in which programs were compiled in this step."""
 
     compiled: bool = False
-    """Programs were compiled in this step, or in one whose metrics were fetched together with it: its time is not that
-    of later steps."""
+    """Programs were compiled in this step, or in one whose metrics were fetched
+    together with it: its time is not that of later steps."""
 
     skipped: bool = False
     """A loss or gradient was not finite: at least one role skipped this step."""
 
     lr_by_group: dict[str, float] = field(default_factory=dict)
-    """Further learning rates by name: of each role (`<role>`, `<role>/<group>`) and parameter group where there are
-    several, and those that the optimizer estimates."""
+    """Further learning rates by name: of each role (`<role>`, `<role>/<group>`) and
+    parameter group where there are several, and those that the optimizer estimates."""
 
     extra_metrics: dict[str, float] = field(default_factory=dict)
-    """Extra scalars to log: name -> value. With several roles also `loss/<role>` and `grad_norm/<role>` of those that
-    were trained."""
+    """Extra scalars to log: name -> value. With several roles also `loss/<role>` and
+    `grad_norm/<role>` of those that were trained."""
 
     by_role: dict[str, RoleResult] = field(default_factory=dict)
     """The results of the roles that took part in the step."""
@@ -189,7 +202,11 @@ class StepResult:
             "grad_norm": self.grad_norm,
             **{f"lr/{name}": lr for name, lr in self.lr_by_group.items()},
             **self.extra_metrics,
-            **{f"{name}_mean": fmean(values) for name, values in self.per_sample.items() if name != "loss"},
+            **{
+                f"{name}_mean": fmean(values)
+                for name, values in self.per_sample.items()
+                if name != "loss"
+            },
         }
 
 

@@ -1,5 +1,5 @@
-"""Zip files, and Parquet files with pictures, as folders of images: unpacked once into the cache, found again by their
-version."""
+"""Zip files, and Parquet files with pictures, as folders of images: unpacked once into
+the cache, found again by their version."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ SUFFIX = ".zip"
 
 
 def archive_in(path: str) -> tuple[str, str] | None:
-    """The zip or Parquet file that a path leads to or into, and the path inside it; None where there is none.
+    """The zip or Parquet file that a path leads to or into, and the path inside it;
+    None where there is none.
 
     `pairs.zip/before` is the folder `before` of `pairs.zip`.
     """
@@ -40,14 +41,17 @@ def archive_in(path: str) -> tuple[str, str] | None:
 
 
 def unpacked(file: str, home: Path) -> Path:
-    """The folder in `home` with the files of a zip file, or the pictures of a Parquet file, which is unpacked where it
-    is not there yet; folders of its earlier versions are removed.
+    """The folder in `home` with the files of a zip file, or the pictures of a Parquet
+    file, which is unpacked where it is not there yet; folders of its earlier versions
+    are removed.
 
     Raises OSError for a file that cannot be unpacked, saying why.
     """
     place = hashlib.sha256(os.fsencode(os.path.realpath(file))).hexdigest()[:16]
     status = os.stat(file)
-    version = hashlib.sha256(repr((status.st_size, status.st_mtime_ns)).encode()).hexdigest()[:16]
+    version = hashlib.sha256(
+        repr((status.st_size, status.st_mtime_ns)).encode()
+    ).hexdigest()[:16]
     folder = home / f"{place}-{version}"
     if folder.is_dir():
         return folder
@@ -95,13 +99,17 @@ class Limits(NamedTuple):
 
 FREE_RATIO = 50 * 10**6
 _ENTRY = 1000
-"""Bytes of a file's entry in the directory of an archive, which is read whole, at the most."""
+"""Bytes of a file's entry in the directory of an archive, which is read whole, at the
+most."""
 
 
 @contextmanager
-def opened(file: str | Path, limits: Limits | None = None) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]]:
-    """A zip file and its visible files. Raises OSError for one that is damaged, encrypted, leads out of its folder or
-    is beyond the limits; also while its files are read."""
+def opened(
+    file: str | Path, limits: Limits | None = None
+) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]]:
+    """A zip file and its visible files. Raises OSError for one that is damaged,
+    encrypted, leads out of its folder or is beyond the limits; also while its files are
+    read."""
     try:
         with open(file, "rb") as raw:
             reason = in_its_place(raw.read(LONGEST + 1))
@@ -110,28 +118,53 @@ def opened(file: str | Path, limits: Limits | None = None) -> Iterator[tuple[zip
         if limits:
             _check_directory(file, limits)
         with zipfile.ZipFile(file) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir() and _is_visible(member.filename)]
+            members = [
+                member
+                for member in archive.infolist()
+                if not member.is_dir() and _is_visible(member.filename)
+            ]
             for member in members:
                 if member.flag_bits & 1:
-                    raise OSError(f"{member.filename!r} is encrypted. Unpack it, and give the folder")
-                if stat.S_ISLNK(member.external_attr >> 16) or _leads_out(member.filename):
-                    raise OSError(f"{member.filename!r} leads out of the archive. Unpack it, and give the folder")
+                    raise OSError(
+                        f"{member.filename!r} is encrypted. Unpack it, and give the folder"
+                    )
+                if stat.S_ISLNK(member.external_attr >> 16) or _leads_out(
+                    member.filename
+                ):
+                    raise OSError(
+                        f"{member.filename!r} leads out of the archive. Unpack it, and give the folder"
+                    )
             if limits:
-                size, packed = (sum(getattr(each, key) for each in members) for key in ("file_size", "compress_size"))
+                size, packed = (
+                    sum(getattr(each, key) for each in members)
+                    for key in ("file_size", "compress_size")
+                )
                 most = min(limits.most_bytes, max(FREE_RATIO, limits.ratio * packed))
             if limits and size > most:
                 raise OSError(
                     f"holds {readable_size(size)} unpacked, at most {readable_size(most)} are taken. Split it"
                 )
             yield archive, members
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        raise OSError(f"is not a readable zip file: {error}. Make it again, or give a folder") from error
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+    ) as error:
+        raise OSError(
+            f"is not a readable zip file: {error}. Make it again, or give a folder"
+        ) from error
 
 
 def _check_directory(file: str | Path, limits: Limits) -> None:
-    """Raises OSError for an archive with too many files, before its directory is read."""
+    """Raises OSError for an archive with too many files, before its directory is
+    read."""
     with open(file, "rb") as raw:
-        raw.seek(-min(os.path.getsize(file), 22 + 65535), os.SEEK_END)  # APPNOTE.TXT 4.3.16: it ends with a comment
+        raw.seek(
+            -min(os.path.getsize(file), 22 + 65535), os.SEEK_END
+        )  # APPNOTE.TXT 4.3.16: it ends with a comment
         tail = raw.read()
     end = tail[tail.rfind(b"PK\5\6") :]
     count = int.from_bytes(end[10:12], "little")
@@ -141,8 +174,16 @@ def _check_directory(file: str | Path, limits: Limits) -> None:
 
 
 def _is_visible(name: str) -> bool:
-    return not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts if part != "..")
+    return not any(
+        part.startswith(".") or part == "__MACOSX"
+        for part in PurePosixPath(name).parts
+        if part != ".."
+    )
 
 
 def _leads_out(name: str) -> bool:
-    return name.startswith(("/", "\\")) or ".." in PurePosixPath(name.replace("\\", "/")).parts or ":" in name[:2]
+    return (
+        name.startswith(("/", "\\"))
+        or ".." in PurePosixPath(name.replace("\\", "/")).parts
+        or ":" in name[:2]
+    )

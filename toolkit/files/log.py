@@ -1,12 +1,16 @@
-"""Output a person reads: a copy of it in a file, and one status line that is redrawn in place.
+"""Output a person reads: a copy of it in a file, and one status line that is redrawn in
+place.
 
-A terminal shows progress by overwriting a line with carriage returns. In a log file that would be
-thousands of lines of noise, so the copy holds only what stayed: complete lines, in their last state.
+A terminal shows progress by overwriting a line with carriage returns. In a log file
+that would be thousands of lines of noise, so the copy holds only what stayed: complete
+lines, in their last state.
 
-Modules log with `logging.getLogger(__name__)`; inside `shown` what they log is printed, each message as it is.
+Modules log with `logging.getLogger(__name__)`; inside `shown` what they log is printed,
+each message as it is.
 
-Secrets are redacted of all of it, and control characters of file names, captions or metadata, which could make a
-terminal do or hide something, are shown as escapes. The program itself needs no more of them than the carriage return.
+Secrets are redacted of all of it, and control characters of file names, captions or
+metadata, which could make a terminal do or hide something, are shown as escapes. The
+program itself needs no more of them than the carriage return.
 """
 
 from __future__ import annotations
@@ -30,15 +34,16 @@ from toolkit.files.redact import redact_text
 from toolkit.version import with_addresses
 
 _CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-"""C0 but tab and line ends, DEL, C1; separators of lines and what changes the direction of text
-(https://www.unicode.org/reports/tr36/, 3.1)."""
+"""C0 but tab and line ends, DEL, C1; separators of lines and what changes the direction
+of text (https://www.unicode.org/reports/tr36/, 3.1)."""
 
 _CURSOR_UP = "\x1b[A"
 """What the bars of a download write, and nothing with it."""
 
 
 def escape_controls(text: str, carriage_returns: bool = True) -> str:
-    """`text` with control characters as in JSON (`\\u001b`), so that JSON stays the same data. Tab and line ends stay.
+    """`text` with control characters as in JSON (`\\u001b`), so that JSON stays the
+    same data. Tab and line ends stay.
 
     carriage_returns: also those within a line.
     """
@@ -49,12 +54,15 @@ def escape_controls(text: str, carriage_returns: bool = True) -> str:
 
 
 class RedactingStream:
-    """A stream without secrets and control characters (but carriage returns); everything else is the stream's own.
+    """A stream without secrets and control characters (but carriage returns);
+    everything else is the stream's own.
 
-    A secret may come in pieces, so text is passed on in whole lines (a carriage return ends one, too). A terminal gets
-    an unfinished line when it is flushed, as it always does; a pipe or a file when it is complete.
+    A secret may come in pieces, so text is passed on in whole lines (a carriage return
+    ends one, too). A terminal gets an unfinished line when it is flushed, as it always
+    does; a pipe or a file when it is complete.
 
-    Output that nobody takes any more (a reader that is gone, a full disk) ends no training: the rest of it is dropped.
+    Output that nobody takes any more (a reader that is gone, a full disk) ends no
+    training: the rest of it is dropped.
     """
 
     error: OSError | None = None
@@ -69,7 +77,9 @@ class RedactingStream:
     def write(self, text: str) -> int:
         with self._lock:
             moves = not text.replace(_CURSOR_UP, "")
-            held = self._held + (text if moves else escape_controls(text, carriage_returns=False))
+            held = self._held + (
+                text if moves else escape_controls(text, carriage_returns=False)
+            )
             end = max(held.rfind("\n"), held.rfind("\r")) + 1
             if end and self._terminal:
                 end = len(held)  # what follows a carriage return is to be seen at once
@@ -107,21 +117,26 @@ class RedactingStream:
                 self._discard()
 
     def _discard(self) -> None:
-        """Sends the rest, and what the stream still holds, to nowhere: at its exit Python would try once more."""
+        """Sends the rest, and what the stream still holds, to nowhere: at its exit
+        Python would try once more."""
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
         if not isinstance(self.error, BrokenPipeError) and self is not sys.stderr:
-            print(f"standard output is lost ({self.error}): the rest goes to the log alone", file=sys.stderr)
+            print(
+                f"standard output is lost ({self.error}): the rest goes to the log alone",
+                file=sys.stderr,
+            )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
 def open_closed_streams() -> None:
-    """Standard streams that were closed before the program began (`>&-`, a service, a program without a console) become
-    /dev/null. Otherwise the next file that is opened would get the number of the closed one, and its output."""
+    """Standard streams that were closed before the program began (`>&-`, a service, a
+    program without a console) become /dev/null. Otherwise the next file that is opened
+    would get the number of the closed one, and its output."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             nowhere = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 - as long as the program
@@ -131,7 +146,8 @@ def open_closed_streams() -> None:
 
 
 def redact_streams() -> None:
-    """From here on no secret reaches standard output or standard error by way of Python's streams."""
+    """From here on no secret reaches standard output or standard error by way of
+    Python's streams."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, RedactingStream):
@@ -139,7 +155,8 @@ def redact_streams() -> None:
 
 
 def flush_streams() -> bool:
-    """Lets go of the last lines, where they have no end. Returns whether all of standard output was written."""
+    """Lets go of the last lines, where they have no end. Returns whether all of
+    standard output was written."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, RedactingStream):
             stream.release()
@@ -147,28 +164,40 @@ def flush_streams() -> bool:
 
 
 class LogFile:
-    """A text file that grows by whole lines. Several streams (and processes) may append to one file."""
+    """A text file that grows by whole lines. Several streams (and processes) may append
+    to one file."""
 
     def __init__(self, path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Unencodable characters (parts of a file name, say) must not end a run: they are escaped.
-            self._file: TextIO | None = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+            # Unencodable characters (parts of a file name, say) must not end a run:
+            # they are escaped.
+            self._file: TextIO | None = path.open(
+                "a", encoding="utf-8", errors="backslashreplace", buffering=1
+            )
         except OSError as error:
-            raise UserError(f"{path}: cannot write the log there: {error.strerror or error}") from error
+            raise UserError(
+                f"{path}: cannot write the log there: {error.strerror or error}"
+            ) from error
         self.path = path
         self._lock = threading.RLock()
 
     def write_line(self, line: str) -> None:
-        """Appends one line. A full disk ends the copy with one word on standard error, not the run."""
+        """Appends one line. A full disk ends the copy with one word on standard error,
+        not the run."""
         with self._lock:
             if self._file is None:
                 return
             try:
-                self._file.write(escape_controls(redact_text(line.replace(_CURSOR_UP, ""))) + "\n")
+                self._file.write(
+                    escape_controls(redact_text(line.replace(_CURSOR_UP, ""))) + "\n"
+                )
             except OSError as error:
                 self._file = None
-                print(redact_text(f"{self.path}: the log ends here: {error}"), file=sys.__stderr__)
+                print(
+                    redact_text(f"{self.path}: the log ends here: {error}"),
+                    file=sys.__stderr__,
+                )
 
     def close(self) -> None:
         with self._lock:
@@ -178,19 +207,23 @@ class LogFile:
 
 
 class Tee:
-    """A stream that also copies its finished lines to a log; everything else is the stream's own."""
+    """A stream that also copies its finished lines to a log; everything else is the
+    stream's own."""
 
     def __init__(self, stream: TextIO, log: LogFile) -> None:
         self._stream = stream
         self._log = log
         self._pending = ""
-        self._lock = threading.RLock()  # re-entrant: a signal handler may print in the middle of a print
+        self._lock = (
+            threading.RLock()
+        )  # re-entrant: a signal handler may print in the middle of a print
 
     def write(self, text: str) -> int:
         written = self._stream.write(text)
         with self._lock:
             *lines, unfinished = (self._pending + text).split("\n")
-            # Without its overwritten states, so that it stays short however long it lives.
+            # Without its overwritten states, so that it stays short however long it
+            # lives.
             body = unfinished.rstrip("\r")
             self._pending = body.rpartition("\r")[2] + unfinished[len(body) :][:1]
             for line in lines:
@@ -221,7 +254,8 @@ def _last_state(line: str) -> str:
 def tee_output(path: Path) -> Iterator[None]:
     """Inside the block, standard output and standard error are also appended to `path`.
 
-    An exception that leaves the block is written to the file as well: it is shown further out.
+    An exception that leaves the block is written to the file as well: it is shown
+    further out.
     """
     log = LogFile(path)
     outer = sys.stdout, sys.stderr
@@ -233,7 +267,9 @@ def tee_output(path: Path) -> Iterator[None]:
         for tee in tees:
             tee.close_line()
         told = isinstance(error, UserError | RunError | Interrupted)
-        for line in (str(error) if told else "".join(traceback.format_exception(error))).splitlines():
+        for line in (
+            str(error) if told else "".join(traceback.format_exception(error))
+        ).splitlines():
             log.write_line(line)
         raise
     finally:
@@ -244,12 +280,14 @@ def tee_output(path: Path) -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """Silences warnings of libraries about optional parts that this program does not use."""
+    """Silences warnings of libraries about optional parts that this program does not
+    use."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def wrapped(text: str, stream: TextIO) -> str:
-    """`text` with lines that fit the terminal, broken between words; as it is where `stream` is not a terminal."""
+    """`text` with lines that fit the terminal, broken between words; as it is where
+    `stream` is not a terminal."""
     if not stream.isatty():
         return text
     width = max(20, shutil.get_terminal_size().columns - 1)
@@ -269,7 +307,8 @@ def wrapped(text: str, stream: TextIO) -> str:
 
 
 class StatusLine:
-    """One line of progress: redrawn in place on a terminal, otherwise a plain line now and then."""
+    """One line of progress: redrawn in place on a terminal, otherwise a plain line now
+    and then."""
 
     def __init__(
         self,
@@ -278,7 +317,8 @@ class StatusLine:
         every_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """stream: standard output by default. every_s: seconds between two plain lines."""
+        """stream: standard output by default. every_s: seconds between two plain
+        lines."""
         self._stream = stream or sys.stdout
         self._terminal = self._stream.isatty()
         self._every_s = every_s
@@ -288,11 +328,14 @@ class StatusLine:
         self._shown = ""
 
     def update(self, text: str, at_once: bool = True, always: bool = False) -> None:
-        """Shows the newest state. at_once: False for what is over soon as a rule, whose first plain line can wait.
-        always: a plain line too, however short the last one is ago."""
+        """Shows the newest state. at_once: False for what is over soon as a rule, whose
+        first plain line can wait. always: a plain line too, however short the last one
+        is ago."""
         if self._terminal:
             self._draw(text)
-        elif always or self._clock() >= (self._next_s if at_once else self._quiet_since + self._every_s):
+        elif always or self._clock() >= (
+            self._next_s if at_once else self._quiet_since + self._every_s
+        ):
             self._quiet_since = self._clock()
             self._next_s = self._quiet_since + self._every_s
             self._stream.write(escape_controls(text) + "\n")
@@ -300,7 +343,8 @@ class StatusLine:
 
     @property
     def is_shown(self) -> bool:
-        """Whether it stands in the last line of the terminal that standard output is."""
+        """Whether it stands in the last line of the terminal that standard output
+        is."""
         return bool(self._shown) and self._stream is sys.stdout
 
     def note(self, text: str) -> None:
@@ -313,7 +357,8 @@ class StatusLine:
         self._stream.flush()
 
     def finish(self, text: str = "") -> None:
-        """Replaces the status by `text`, or removes it. A later `update` starts over."""
+        """Replaces the status by `text`, or removes it. A later `update` starts
+        over."""
         self._erase()
         if text:
             self._stream.write(escape_controls(text) + "\n")
@@ -321,12 +366,14 @@ class StatusLine:
         self._next_s, self._quiet_since = float("-inf"), self._clock()
 
     def _draw(self, text: str) -> None:
-        # A line that wraps could not be overwritten; plain spaces erase on every kind of terminal. A secret that is cut
-        # off could no longer be recognised.
+        # A line that wraps could not be overwritten; plain spaces erase on every kind
+        # of terminal. A secret that is cut off could no longer be recognised.
         global _last_drawn
         text = escape_controls(redact_text(text))
         width = shutil.get_terminal_size().columns - 1
-        if len(text) > width:  # the parts between ` | ` that have room; the beginning of the first where none has
+        if (
+            len(text) > width
+        ):  # the parts between ` | ` that have room; the beginning of the first where none has
             if " | " in text[: width + 3]:
                 whole = text[: text.rfind(" | ", 0, width + 3)]
             else:
@@ -350,11 +397,13 @@ class StatusLine:
 _last_drawn: StatusLine | None = None
 
 OWN_LOGGERS = ("toolkit", "jobs", "extensions")
-"""What the program's own modules log to; extensions of other folders have further ones."""
+"""What the program's own modules log to; extensions of other folders have further
+ones."""
 
 
 class StdoutHandler(logging.Handler):
-    """Prints each record as one line of standard output, above the status line where one is shown."""
+    """Prints each record as one line of standard output, above the status line where
+    one is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
@@ -376,7 +425,8 @@ _is_shown = False
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """Inside the block, what the program and its extensions log at INFO and above goes to standard output.
+    """Inside the block, what the program and its extensions log at INFO and above goes
+    to standard output.
 
     Standard output is looked up for each line. Loggers of libraries stay as they are.
     """
@@ -396,7 +446,8 @@ def shown() -> Iterator[None]:
 
 
 def show_extension(name: str) -> None:
-    """Adds the logger of an extension, and with it those of its modules, to what `shown` prints."""
+    """Adds the logger of an extension, and with it those of its modules, to what
+    `shown` prints."""
     _others.add(name)
     if _is_shown:
         _show(name)

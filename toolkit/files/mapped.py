@@ -1,4 +1,5 @@
-"""Tensors in a mapped file: their bytes stay on the disk, and in the system's cache of it, until they are read.
+"""Tensors in a mapped file: their bytes stay on the disk, and in the system's cache of
+it, until they are read.
 
 Nothing of them is memory of this process that the system could not take back.
 """
@@ -19,8 +20,8 @@ _maps: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()
 
 
 def mapped_bytes(path: Path) -> Tensor:
-    """All bytes of a file that has some, uint8, read-only: writing to them ends the process. The file may be renamed
-    and deleted meanwhile."""
+    """All bytes of a file that has some, uint8, read-only: writing to them ends the
+    process. The file may be renamed and deleted meanwhile."""
     import torch
 
     with path.open("rb") as file:
@@ -34,16 +35,22 @@ def mapped_bytes(path: Path) -> Tensor:
 
 def is_mapped(tensor: Tensor) -> bool:
     """Whether a tensor is in a file that `mapped_bytes` has mapped."""
-    return bool(_maps) and tensor.device.type == "cpu" and tensor.untyped_storage().data_ptr() in _maps
+    return (
+        bool(_maps)
+        and tensor.device.type == "cpu"
+        and tensor.untyped_storage().data_ptr() in _maps
+    )
 
 
 def will_read(tensor: Tensor) -> None:
-    """Asks the system to read a mapped tensor from the disk, where it is not in its cache; returns at once."""
+    """Asks the system to read a mapped tensor from the disk, where it is not in its
+    cache; returns at once."""
     _advise(tensor, "MADV_WILLNEED")
 
 
 def was_read(tensor: Tensor) -> None:
-    """The pages of a mapped tensor no longer count as memory of this process. They stay in the system's cache."""
+    """The pages of a mapped tensor no longer count as memory of this process. They stay
+    in the system's cache."""
     _advise(tensor, "MADV_DONTNEED")
 
 
@@ -52,4 +59,8 @@ def _advise(tensor: Tensor, advice: str) -> None:
     if area is not None and hasattr(mmap, advice):
         first = int(tensor.storage_offset()) * tensor.element_size()
         begin = first - first % mmap.PAGESIZE
-        area.madvise(getattr(mmap, advice), begin, first - begin + tensor.numel() * tensor.element_size())
+        area.madvise(
+            getattr(mmap, advice),
+            begin,
+            first - begin + tensor.numel() * tensor.element_size(),
+        )

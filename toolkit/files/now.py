@@ -1,8 +1,9 @@
-"""What a run does at the moment, in one line: `downloading 12 of 58 GB, 40 min left`, `encoding 12 of 29 images`, `step
-120 of 2000`. Imports no torch.
+"""What a run does at the moment, in one line: `downloading 12 of 58 GB, 40 min left`,
+`encoding 12 of 29 images`, `step 120 of 2000`. Imports no torch.
 
-Whatever takes long tells its phase with `tell`; who listens (`told_to`) shows it and keeps it. Where nobody listens
-nothing happens, so that a download or a block that is quantized need not know for whom it works.
+Whatever takes long tells its phase with `tell`; who listens (`told_to`) shows it and
+keeps it. Where nobody listens nothing happens, so that a download or a block that is
+quantized need not know for whom it works.
 
     with during("saving"):            # and the phase before it afterwards
         write()
@@ -33,7 +34,8 @@ class Now:
     """One moment of a run. None: not known."""
 
     phase: str
-    """`downloading`, `reading`, `quantizing`, `encoding`, `compiling`, `step`, `sampling`, `validating` or `saving`."""
+    """`downloading`, `reading`, `quantizing`, `encoding`, `compiling`, `step`,
+    `sampling`, `validating` or `saving`."""
 
     done: float | None = None
     of: float | None = None
@@ -56,7 +58,9 @@ class Now:
         """The phase and how far it is: `quantizing block 31 of 60`."""
         if self.done is None:
             return self.phase
-        count = _figure(self.done) + (f" of {_figure(self.of)}" if self.of is not None else "")
+        count = _figure(self.done) + (
+            f" of {_figure(self.of)}" if self.of is not None else ""
+        )
         if self.unit == BLOCK:
             words = (self.phase, self.unit, count)
         else:
@@ -64,7 +68,8 @@ class Now:
         return " ".join(word for word in words if word)
 
     def left(self) -> str:
-        """What is left of the phase, and of everything; of a step only the latter. Empty where neither is known."""
+        """What is left of the phase, and of everything; of a step only the latter.
+        Empty where neither is known."""
         if self.phase == STEP or self.phase_left_s is None:
             of_phase = ""
         else:
@@ -79,7 +84,8 @@ class Now:
         return f"{of_all} left for everything"
 
     def line(self) -> str:
-        """The line, wherever it stands: `encoding 12 of 29 images, 40 s left; 35 min for everything`."""
+        """The line, wherever it stands: `encoding 12 of 29 images, 40 s left; 35 min
+        for everything`."""
         return ", ".join(filter(None, [self.text(), self.left()]))
 
     def to_json(self) -> dict[str, Any]:
@@ -132,7 +138,9 @@ NOTHING: Told = ("", None, None, "")
 class Listener(Protocol):
     """Who shows and keeps what is told."""
 
-    def tell(self, phase: str, done: float | None, of: float | None, unit: str) -> None: ...
+    def tell(
+        self, phase: str, done: float | None, of: float | None, unit: str
+    ) -> None: ...
 
     def count(self, phase: str, units: float) -> None:
         """So many of what the phase makes are done, and took what it took so far."""
@@ -145,7 +153,9 @@ class Listener(Protocol):
 _listener: Listener | None = None
 
 
-def tell(phase: str, done: float | None = None, of: float | None = None, unit: str = "") -> None:
+def tell(
+    phase: str, done: float | None = None, of: float | None = None, unit: str = ""
+) -> None:
     """Says what is done from now on, and how far it is. From any thread."""
     if _listener is not None:
         _listener.tell(phase, done, of, unit)
@@ -169,7 +179,9 @@ def told_to(listener: Listener) -> Iterator[None]:
 
 
 @contextmanager
-def during(phase: str, done: float | None = None, of: float | None = None, unit: str = "") -> Iterator[None]:
+def during(
+    phase: str, done: float | None = None, of: float | None = None, unit: str = ""
+) -> Iterator[None]:
     """Inside the block this phase; behind it the one before, as it was."""
     before = enter(phase, done, of, unit)
     try:
@@ -180,7 +192,9 @@ def during(phase: str, done: float | None = None, of: float | None = None, unit:
         go_back(before)
 
 
-def enter(phase: str, done: float | None = None, of: float | None = None, unit: str = "") -> Told:
+def enter(
+    phase: str, done: float | None = None, of: float | None = None, unit: str = ""
+) -> Told:
     """As `tell`; returns what was told before it, for `go_back`."""
     before = _listener.told if _listener is not None else NOTHING
     tell(phase, done, of, unit)

@@ -1,7 +1,9 @@
-"""Parquet files: tables, and rows with the pictures in them, as `datasets` writes them (push_to_hub).
+"""Parquet files: tables, and rows with the pictures in them, as `datasets` writes them
+(push_to_hub).
 
-A picture is a struct with its `bytes` and the `path` it had, or the bytes alone; a list has several. Where `bytes` are
-missing, `path` names a file (to_parquet leaves pictures behind). They are read with pyarrow, the extra `parquet`.
+A picture is a struct with its `bytes` and the `path` it had, or the bytes alone; a list
+has several. Where `bytes` are missing, `path` names a file (to_parquet leaves pictures
+behind). They are read with pyarrow, the extra `parquet`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from toolkit.files.writing import lacks_room
 
 SUFFIX = ".parquet"
 MAGIC = b"PAR1"
-"""The first bytes of every Parquet file. Source: Apache Parquet format, "File format"."""
+"""The first bytes of every Parquet file. Source: Apache Parquet format, "File
+format"."""
 
 TABLE = "metadata.jsonl"
 """File with the rows of an unpacked file, a line for each: pictures by their names."""
@@ -66,7 +69,8 @@ def is_missing() -> bool:
 class ParquetRows:
     """A Parquet file that is read row by row.
 
-    Raises ParquetError where pyarrow is missing, and for a file that is damaged, also while it is read.
+    Raises ParquetError where pyarrow is missing, and for a file that is damaged, also
+    while it is read.
 
     source: a path, or an open file.
     """
@@ -84,12 +88,17 @@ class ParquetRows:
         try:
             self._file = parquet.ParquetFile(source)
         except self._damage as error:
-            raise ParquetError(f"cannot be read as Parquet: {_first_line(error)}") from error
+            raise ParquetError(
+                f"cannot be read as Parquet: {_first_line(error)}"
+            ) from error
         schema = self._file.schema_arrow
         kinds = pyarrow.types
         named = [field.name for field in schema if _may_be_picture(field.type, kinds)]
-        self.pictures = tuple(name for name in named if any(map(_is_picture, self._first(name))))
-        """Columns with pictures in them, as the first rows have them; other such columns have names of files."""
+        self.pictures = tuple(
+            name for name in named if any(map(_is_picture, self._first(name)))
+        )
+        """Columns with pictures in them, as the first rows have them; other such
+        columns have names of files."""
 
         self.count = self._file.metadata.num_rows
 
@@ -98,7 +107,9 @@ class ParquetRows:
         try:
             batch = next(self._file.iter_batches(_LOOKED_AT, columns=[column]), None)
         except self._damage as error:
-            raise ParquetError(f"is damaged at its first row ({_first_line(error)})") from error
+            raise ParquetError(
+                f"is damaged at its first row ({_first_line(error)})"
+            ) from error
         if batch:
             return [row[column] for row in batch.to_pylist()]
         return []
@@ -110,15 +121,23 @@ class ParquetRows:
             for number in range(self._file.num_row_groups):
                 size = self._file.metadata.row_group(number).num_rows
                 if at + size > first:
-                    for batch in self._file.iter_batches(_ROWS_AT_ONCE, row_groups=[number]):
+                    for batch in self._file.iter_batches(
+                        _ROWS_AT_ONCE, row_groups=[number]
+                    ):
                         for row in batch.to_pylist():
                             if at >= first:
-                                yield {key: value for key, value in row.items() if value is not None}
+                                yield {
+                                    key: value
+                                    for key, value in row.items()
+                                    if value is not None
+                                }
                             at += 1
                 else:
                     at += size
         except self._damage as error:
-            raise ParquetError(f"is damaged behind row {at:,} ({_first_line(error)})") from error
+            raise ParquetError(
+                f"is damaged behind row {at:,} ({_first_line(error)})"
+            ) from error
 
 
 def _beginning(source: Any) -> bytes:
@@ -136,17 +155,22 @@ def _may_be_picture(kind: Any, kinds: Any) -> bool:
     if kinds.is_list(kind) or kinds.is_large_list(kind):
         return _may_be_picture(kind.value_type, kinds)
     if kinds.is_struct(kind):
-        return {"bytes", "path"} <= {kind.field(at).name for at in range(kind.num_fields)}
+        return {"bytes", "path"} <= {
+            kind.field(at).name for at in range(kind.num_fields)
+        }
     return bool(kinds.is_binary(kind) or kinds.is_large_binary(kind))
 
 
 def _is_picture(value: Any) -> bool:
-    """Whether a value is a picture, or a list of them. Bytes alone may be anything; those of a struct are a picture."""
+    """Whether a value is a picture, or a list of them. Bytes alone may be anything;
+    those of a struct are a picture."""
     if isinstance(value, list):
         return any(map(_is_picture, value))
     if isinstance(value, dict):
         return bool(value.get("bytes"))
-    return isinstance(value, bytes) and (suffix_of(value) != _UNKNOWN or value.startswith(b"\x89PNG"))
+    return isinstance(value, bytes) and (
+        suffix_of(value) != _UNKNOWN or value.startswith(b"\x89PNG")
+    )
 
 
 def picture_of(value: Any) -> bytes:
@@ -156,19 +180,22 @@ def picture_of(value: Any) -> bytes:
 
 
 def suffix_of(picture: bytes) -> str:
-    """The ending of a picture's file; of an unknown kind that of PNG, whose reader says what is wrong with it."""
+    """The ending of a picture's file; of an unknown kind that of PNG, whose reader says
+    what is wrong with it."""
     if picture[:4] == b"RIFF" and picture[8:12] == b"WEBP":
         return ".webp"
     if picture[4:8] == b"ftyp":
         if picture[8:12] in (b"avif", b"avis"):
             return ".avif"
         return ".heic"
-    return next((suffix for begin, suffix in _KINDS if picture.startswith(begin)), _UNKNOWN)
+    return next(
+        (suffix for begin, suffix in _KINDS if picture.startswith(begin)), _UNKNOWN
+    )
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: the name of a picture that is left out; what is neither text, number, list nor mapping,
-    such as a date, as text."""
+    """A value as JSON has it: the name of a picture that is left out; what is neither
+    text, number, list nor mapping, such as a date, as text."""
     if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
         return value["path"]
     if isinstance(value, dict):
@@ -181,7 +208,8 @@ def plain(value: Any) -> Any:
 
 
 def has_pictures(path: str | Path) -> bool:
-    """Whether a Parquet file has pictures in it; also of one that cannot be read, so that this is told."""
+    """Whether a Parquet file has pictures in it; also of one that cannot be read, so
+    that this is told."""
     try:
         return bool(ParquetRows(path).pictures)
     except ParquetError:
@@ -189,15 +217,19 @@ def has_pictures(path: str | Path) -> bool:
 
 
 def table_rows(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The rows of a table. Raises ParquetError for a file that cannot be read, or that has pictures in it."""
+    """The rows of a table. Raises ParquetError for a file that cannot be read, or that
+    has pictures in it."""
     file = ParquetRows(path)
     if file.pictures:
-        raise ParquetError(f"has the pictures in it ({', '.join(file.pictures)}). Give it as 'folder_path'")
+        raise ParquetError(
+            f"has the pictures in it ({', '.join(file.pictures)}). Give it as 'folder_path'"
+        )
     return (plain(row) for row in file.rows())
 
 
 def unpack(path: str | Path, folder: Path) -> None:
-    """Writes the pictures of a file into `folder`, each in the folder of its column, and `TABLE` with all rows.
+    """Writes the pictures of a file into `folder`, each in the folder of its column,
+    and `TABLE` with all rows.
 
     Raises ParquetError, also where the disk is too small, and OSError.
     """
@@ -210,18 +242,30 @@ def unpack(path: str | Path, folder: Path) -> None:
     with open(folder / TABLE, "w", encoding="utf-8") as table:
         for number, row in enumerate(file.rows()):
             name = f"{number:07}"
-            pictures = {key: _written(row[key], key, name, folder) for key in file.pictures if key in row}
-            said = {key: pictures[key] if key in pictures else plain(value) for key, value in row.items()}
+            pictures = {
+                key: _written(row[key], key, name, folder)
+                for key in file.pictures
+                if key in row
+            }
+            said = {
+                key: pictures[key] if key in pictures else plain(value)
+                for key, value in row.items()
+            }
             table.write(json.dumps(said, ensure_ascii=False) + "\n")
 
 
 def _written(value: Any, column: str, name: str, folder: Path) -> Any:
     """The path of a picture that was written, from `folder`; of several a list."""
     if isinstance(value, list):
-        return [_written(each, column, f"{name}_{number}", folder) for number, each in enumerate(value)]
+        return [
+            _written(each, column, f"{name}_{number}", folder)
+            for number, each in enumerate(value)
+        ]
     picture = picture_of(value)
     if not picture:
-        raise ParquetError(f"has no picture in {column!r} of row {name.lstrip('0') or 0}. Remove the row")
+        raise ParquetError(
+            f"has no picture in {column!r} of row {name.lstrip('0') or 0}. Remove the row"
+        )
     place = column.replace("/", "_").lstrip(".") or "image"
     (folder / place).mkdir(exist_ok=True)
     file = folder / place / f"{name}{suffix_of(picture)}"

@@ -1,8 +1,10 @@
-"""Keeps secrets out of what the program writes: its output, its files, a LoRA's metadata.
+"""Keeps secrets out of what the program writes: its output, its files, a LoRA's
+metadata.
 
-Two kinds are known: values that were told (`register_secret`: of environment variables with a telling name, and what a
-`${VAR}` with such a name stands for), in capital or small letters, and texts whose shape says what they are.
-`redact_text` replaces both and suits every text and file. `redact` is for a config, where also the name of a key tells,
+Two kinds are known: values that were told (`register_secret`: of environment variables
+with a telling name, and what a `${VAR}` with such a name stands for), in capital or
+small letters, and texts whose shape says what they are. `redact_text` replaces both and
+suits every text and file. `redact` is for a config, where also the name of a key tells,
 and where 40 hex digits are a wandb key.
 """
 
@@ -18,13 +20,15 @@ from urllib.parse import quote
 REDACTED = "<redacted>"
 
 SHORTEST = 6
-"""Shorter values are not secrets, and to replace them would tear ordinary text apart."""
+"""Shorter values are not secrets, and to replace them would tear ordinary text
+apart."""
 
 _PART = 4
 """So many of its characters give a value away where a message shortens it."""
 
 ALWAYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
-"""Environment variables whose values are tokens, whatever they look like: libraries read them."""
+"""Environment variables whose values are tokens, whatever they look like: libraries
+read them."""
 
 _SECRET_VARIABLE = re.compile(
     r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL|(?<![A-Z])(?:PASS|PASSWD|PASSPHRASE|AUTH|CREDS?|COOKIES?)(?![A-Z])|_PWD$",
@@ -33,12 +37,15 @@ _SECRET_VARIABLE = re.compile(
 
 _SHORTEST_OF_ENVIRONMENT = 8
 _PLAIN = re.compile(
-    r"[A-Za-z]?[a-z]+|[A-Z]+|~?\.{0,2}/?|~/.*|\.{1,2}/.*|[A-Za-z]:\\.*|[a-z][a-z0-9+.-]*://[\w.:-]+/?", re.DOTALL
+    r"[A-Za-z]?[a-z]+|[A-Z]+|~?\.{0,2}/?|~/.*|\.{1,2}/.*|[A-Za-z]:\\.*|[a-z][a-z0-9+.-]*://[\w.:-]+/?",
+    re.DOTALL,
 )
-"""A word, a path or the address of a host: what ordinary text is full of, and no secret for certain."""
+"""A word, a path or the address of a host: what ordinary text is full of, and no secret
+for certain."""
 
 _SECRET_KEY = re.compile(
-    r"(?:(?:^|[_-])(?:token|secret)|(?<!image)(?<!label)(?<!caption)[_-]key|^apikey|password|passwd)$", re.IGNORECASE
+    r"(?:(?:^|[_-])(?:token|secret)|(?<!image)(?<!label)(?<!caption)[_-]key|^apikey|password|passwd)$",
+    re.IGNORECASE,
 )
 """The three that are not secrets name what is in the shards of a stream."""
 
@@ -52,10 +59,21 @@ _PAIR = re.compile(
     re.MULTILINE,
 )
 
-_SHAPE_MARKS = ("hf_", "wandb_v", "rpa_", "ghp_", "github_pat_", "earer", "uthorization", "://")
-"""A text without any of these has no secret's shape; to look for them is much faster than the pattern."""
+_SHAPE_MARKS = (
+    "hf_",
+    "wandb_v",
+    "rpa_",
+    "ghp_",
+    "github_pat_",
+    "earer",
+    "uthorization",
+    "://",
+)
+"""A text without any of these has no secret's shape; to look for them is much faster
+than the pattern."""
 
-# A full-length token needs no word boundary before it: in JSON the n of a line end stands there.
+# A full-length token needs no word boundary before it: in JSON the n of a line end
+# stands there.
 _SHAPES = re.compile(
     r"""
       \bhf_[A-Za-z0-9]{16,} | hf_[A-Za-z0-9]{30,} | hf_oauth_[\w.-]{16,}
@@ -70,7 +88,8 @@ _SHAPES = re.compile(
 )
 
 _HEX_40 = re.compile(r"(?<![0-9A-Za-z])[0-9a-f]{40}(?![0-9A-Za-z])")
-# A commit has the form of a wandb key, but it is not a secret, and a run cannot be repeated without it.
+# A commit has the form of a wandb key, but it is not a secret, and a run cannot be
+# repeated without it.
 _NAMES_A_COMMIT = re.compile(r"(?:revision|commit|sha|hash)[\"']?\s*[:=]\s*[\"']?$")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -88,24 +107,34 @@ _known: re.Pattern[str] | None = None
 
 
 def register_secret(values: Iterable[str]) -> None:
-    """From now on these are redacted of everything this process writes. Of several lines, each is one."""
+    """From now on these are redacted of everything this process writes. Of several
+    lines, each is one."""
     global _forms, _known
     parts = {part.strip() for value in values for part in (value, *value.splitlines())}
-    new = {part for part in parts if len(part) >= SHORTEST and part.lower() not in REDACTED} - _values
+    new = {
+        part for part in parts if len(part) >= SHORTEST and part.lower() not in REDACTED
+    } - _values
     if new:
         _values.update(new)
-        _forms = sorted({form for value in _values for form in _forms_of(value)}, key=len, reverse=True)
+        _forms = sorted(
+            {form for value in _values for form in _forms_of(value)},
+            key=len,
+            reverse=True,
+        )
         _known = re.compile("|".join(map(_whole, _forms)), re.IGNORECASE)
 
 
 def remember_environment(env: Mapping[str, str]) -> None:
     """Remembers the secrets of the environment, by the names of its variables.
 
-    Of a variable that only sounds like one (`SSH_AUTH_SOCK`, `TOKENIZERS_PARALLELISM`) the value is a path, a word or
-    short: such values are left alone, for they would tear ordinary text apart.
+    Of a variable that only sounds like one (`SSH_AUTH_SOCK`, `TOKENIZERS_PARALLELISM`)
+    the value is a path, a word or short: such values are left alone, for they would
+    tear ordinary text apart.
     """
     register_secret(
-        value for name, value in env.items() if name in ALWAYS or (is_secret_variable(name) and not _is_common(value))
+        value
+        for name, value in env.items()
+        if name in ALWAYS or (is_secret_variable(name) and not _is_common(value))
     )
 
 
@@ -115,26 +144,36 @@ def is_secret_variable(name: str) -> bool:
 
 
 def _is_common(value: str) -> bool:
-    """Whether a value of the environment is too ordinary to be replaced wherever it stands."""
+    """Whether a value of the environment is too ordinary to be replaced wherever it
+    stands."""
     if len(value) < _SHORTEST_OF_ENVIRONMENT or _PLAIN.fullmatch(value):
         return True
     # Base64 may begin with a slash as well, but then no folder has that name.
-    return value.startswith("/") and "\0" not in value and os.path.lexists("/" + value.split("/")[1])
+    return (
+        value.startswith("/")
+        and "\0" not in value
+        and os.path.lexists("/" + value.split("/")[1])
+    )
 
 
 def _forms_of(value: str) -> set[str]:
-    """`value` as it looks in text, in a repr, in JSON, in one of these inside the other, in a shell and in a URL."""
+    """`value` as it looks in text, in a repr, in JSON, in one of these inside the
+    other, in a shell and in a URL."""
     forms = {value}
     for _ in range(2):
         for form in tuple(forms):
             forms |= {repr(form)[1:-1], repr(form + '"')[1:-2]}
-            forms |= {json.dumps(form)[1:-1], json.dumps(form, ensure_ascii=False)[1:-1]}
+            forms |= {
+                json.dumps(form)[1:-1],
+                json.dumps(form, ensure_ascii=False)[1:-1],
+            }
     in_shell = value.replace("'", "'\"'\"'")  # as shlex.quote, within its quotes
     return forms | {in_shell, quote(value, safe="", errors="surrogateescape")}
 
 
 def _whole(form: str) -> str:
-    """A pattern for `form`; digits alone match as a number of their own only, not within another one."""
+    """A pattern for `form`; digits alone match as a number of their own only, not
+    within another one."""
     if form.isdecimal():
         return rf"(?<!\d)(?<!\d\.){form}(?!\d|\.\d)"
     return re.escape(form)
@@ -144,17 +183,21 @@ def _whole(form: str) -> str:
 
 
 def redact_text(text: str) -> str:
-    """`text` with remembered values, tokens and the user part of URLs replaced by `<redacted>`."""
+    """`text` with remembered values, tokens and the user part of URLs replaced by
+    `<redacted>`."""
     if _known:
         text = _known.sub(REDACTED, text)
         text = _black_out_parts(text)
     if any(mark in text for mark in _SHAPE_MARKS):
-        text = _SHAPES.sub(lambda m: (m["header"] or m["bearer"] or m["scheme"] or "") + REDACTED, text)
+        text = _SHAPES.sub(
+            lambda m: (m["header"] or m["bearer"] or m["scheme"] or "") + REDACTED, text
+        )
     return text
 
 
 def _black_out_parts(text: str) -> str:
-    """Replaces what a message that shortens long values leaves of one: its beginning before `...`, its end after."""
+    """Replaces what a message that shortens long values leaves of one: its beginning
+    before `...`, its end after."""
     if "..." not in text and "…" not in text:
         return text
     before, *rest = re.split(r"(\.\.\.|…)", text)
@@ -175,13 +218,16 @@ def _black_out_parts(text: str) -> str:
 
 
 def _in_any_case(text: str) -> str:
-    """In small letters, and as long as it was: of few letters the small one is two characters."""
-    return "".join(small if len(small := letter.lower()) == 1 else letter for letter in text)
+    """In small letters, and as long as it was: of few letters the small one is two
+    characters."""
+    return "".join(
+        small if len(small := letter.lower()) == 1 else letter for letter in text
+    )
 
 
 MOST_LEVELS = 100
-"""Lists and objects within each other: no file of the program has so many, and a file made to have thousands would end
-its reader."""
+"""Lists and objects within each other: no file of the program has so many, and a file
+made to have thousands would end its reader."""
 
 
 def contains_secret(text: str) -> bool:
@@ -189,11 +235,13 @@ def contains_secret(text: str) -> bool:
     return redact_text(text) != text
 
 
-def redact_json(data: Any, *, by_key: bool = False, key: str = "", levels: int = MOST_LEVELS) -> Any:
+def redact_json(
+    data: Any, *, by_key: bool = False, key: str = "", levels: int = MOST_LEVELS
+) -> Any:
     """JSON data with every string redacted; numbers and the sha256 of files stay.
 
-    by_key: also replace the values whose key is named like a secret. levels: lists and objects within each other that
-    are looked into; what lies deeper is replaced.
+    by_key: also replace the values whose key is named like a secret. levels: lists and
+    objects within each other that are looked into; what lies deeper is replaced.
     """
     if isinstance(data, dict | list | tuple) and not levels:
         return REDACTED
@@ -205,7 +253,10 @@ def redact_json(data: Any, *, by_key: bool = False, key: str = "", levels: int =
             for name, value in data.items()
         }
     if isinstance(data, list | tuple):
-        return [redact_json(value, by_key=by_key, key=key, levels=levels - 1) for value in data]
+        return [
+            redact_json(value, by_key=by_key, key=key, levels=levels - 1)
+            for value in data
+        ]
     if by_key and is_secret(key, data):
         return REDACTED
     if not isinstance(data, str) or (_SHA256.fullmatch(data) and data not in _values):
@@ -217,14 +268,23 @@ def redact_json(data: Any, *, by_key: bool = False, key: str = "", levels: int =
 
 
 def redact(text: str) -> str:
-    """A config's text with all that `redact_text` finds, values of secret keys and wandb keys replaced."""
+    """A config's text with all that `redact_text` finds, values of secret keys and
+    wandb keys replaced."""
     text = redact_text(_PAIR.sub(_redact_pair, text))
-    return _HEX_40.sub(lambda match: match.group() if _is_commit(match) else REDACTED, text)
+    return _HEX_40.sub(
+        lambda match: match.group() if _is_commit(match) else REDACTED, text
+    )
 
 
 def is_secret(key: str, value: object) -> bool:
-    """Whether a config value is a secret by the name of its key. A bare `${VAR}` is not."""
-    if value is None or isinstance(value, bool) or value in ("", REDACTED) or not _SECRET_KEY.search(key):
+    """Whether a config value is a secret by the name of its key. A bare `${VAR}` is
+    not."""
+    if (
+        value is None
+        or isinstance(value, bool)
+        or value in ("", REDACTED)
+        or not _SECRET_KEY.search(key)
+    ):
         return False
     return not _VARIABLE.fullmatch(str(value))
 

@@ -1,5 +1,5 @@
-"""The names of the files of a run, for those who write them and those who read them, and the line that events.jsonl
-gets for each thing that happened. Imports no torch."""
+"""The names of the files of a run, for those who write them and those who read them,
+and the line that events.jsonl gets for each thing that happened. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.files.safetensors_io import read_metadata
-from toolkit.files.writing import append_json_line, is_own_folder, os_error_as_run_error, read_object, read_regular
+from toolkit.files.writing import (
+    append_json_line,
+    is_own_folder,
+    os_error_as_run_error,
+    read_object,
+    read_regular,
+)
 
 STATUS = "run.json"
 METRICS = "metrics.jsonl"
@@ -36,7 +42,8 @@ DATASET_PREFIX = "dataset-"
 """`dataset-<12 hex digits>.json`: fingerprints of what was trained on."""
 
 SAMPLE_FILE = re.compile(r"(?P<step>\d{9,})_(?P<index>\d+)(?:_(?P<also>[\w-]+))?\.\w+")
-"""Name of a sample: optimizer step, index within its set, name of its way of `sample.also`."""
+"""Name of a sample: optimizer step, index within its set, name of its way of
+`sample.also`."""
 
 LAYERS = "layers"
 """Folder in that of the samples, with the layers that a sample shows in one row."""
@@ -51,27 +58,32 @@ TINY_MODEL = "tiny_model.json"
 """In the folder of a small model for tests: its settings (`toolkit.models.tiny`)."""
 
 FILE_SUFFIXES = (".safetensors", "_raw.safetensors", "_lora.safetensors", "", "_raw")
-"""What may follow `<name>` and `<name>_<step>` in the names of a run's network files, the main one first, and of its
-model folders."""
+"""What may follow `<name>` and `<name>_<step>` in the names of a run's network files,
+the main one first, and of its model folders."""
 
 WORKFLOWS = ("_comfyui.json", "_comfyui_edit.json")
-"""What follows `<name>` in the names of the workflows for ComfyUI: from text, with control images."""
+"""What follows `<name>` in the names of the workflows for ComfyUI: from text, with
+control images."""
 
 _MODEL_FILES = ("model_index.json", "config.json")
-"""One of these is in each folder that diffusers loads: of a pipeline, or of a single model such as an autoencoder."""
+"""One of these is in each folder that diffusers loads: of a pipeline, or of a single
+model such as an autoencoder."""
 
 FINISHED = "finished"
 """`status` in run.json of a run that is complete, everything written."""
 
 SAVED_LEARNING_RATES = "lr_sav.json"
-"""Role -> its learning rate at the last save, in the folder of a job that was written for another program."""
+"""Role -> its learning rate at the last save, in the folder of a job that was written
+for another program."""
 
 CHECKPOINT_PARTS = "parts"
-"""In the metadata of a checkpoint under another program's name: JSON with `folder`, the model's own, relative to the
-file, and `parts`, what stands before the first dot of the tensors' names."""
+"""In the metadata of a checkpoint under another program's name: JSON with `folder`, the
+model's own, relative to the file, and `parts`, what stands before the first dot of the
+tensors' names."""
 
 RECORD = "record"
-"""In run.json of a run without states: what a checkpoint records of its job (`ResumePlan.record`)."""
+"""In run.json of a run without states: what a checkpoint records of its job
+(`ResumePlan.record`)."""
 
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
@@ -81,8 +93,8 @@ JOB_STATE = "job_state.json"
 
 
 def finished_processes(path: Path) -> dict[str, str]:
-    """Label of each process that a job_state.json records as finished -> digest of its settings and inputs; a file that
-    is missing or damaged records none."""
+    """Label of each process that a job_state.json records as finished -> digest of its
+    settings and inputs; a file that is missing or damaged records none."""
     try:
         return dict(json.loads(read_regular(path))["finished"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -106,7 +118,8 @@ def duration(seconds: float) -> str:
 
 
 def amount(seconds: float) -> str:
-    """An estimate of a minute or more, in two digits and the unit that suits it: 14 min, 5.3 h, 3 days."""
+    """An estimate of a minute or more, in two digits and the unit that suits it: 14
+    min, 5.3 h, 3 days."""
     for unit, length, below in (("min", 60, 90), ("h", 3600, 72)):
         if seconds < below * length:
             return f"{float(f'{seconds / length:.2g}'):g} {unit}"
@@ -135,7 +148,11 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 def final_files(folder: Path, name: str) -> list[Path]:
     """The files and model folders of the end of a run that are there."""
-    return [path for ending in FILE_SUFFIXES if _is_product(path := folder / f"{name}{ending}")]
+    return [
+        path
+        for ending in FILE_SUFFIXES
+        if _is_product(path := folder / f"{name}{ending}")
+    ]
 
 
 def workflow_files(folder: Path, name: str) -> list[Path]:
@@ -145,19 +162,22 @@ def workflow_files(folder: Path, name: str) -> list[Path]:
 
 
 def is_own_result(path: Path) -> bool:
-    """Whether a run may replace a folder: it has a model in it, or the program made it."""
+    """Whether a run may replace a folder: it has a model in it, or the program made
+    it."""
     return _is_product(path) or is_own_folder(path)
 
 
 def _is_product(path: Path) -> bool:
-    """Whether what has one of the names is a network file, or a folder with a model in it (another run's has none)."""
+    """Whether what has one of the names is a network file, or a folder with a model in
+    it (another run's has none)."""
     if path.suffix == ".safetensors":
         return path.is_file()
     return any((path / name).is_file() for name in _MODEL_FILES)
 
 
 def step_stem(name: str, step: int) -> str:
-    """`<name>_000000340`: the name of a step's file without its ending, or of its folder."""
+    """`<name>_000000340`: the name of a step's file without its ending, or of its
+    folder."""
     return f"{name}_{step:09d}"
 
 
@@ -168,7 +188,9 @@ def best_stem(name: str) -> str:
 
 def step_files(folder: Path, name: str) -> dict[int, list[Path]]:
     """The step files and model folders of a run by their step, of every ending."""
-    pattern = re.compile(rf"{re.escape(name)}_(\d{{9,}})(?:{'|'.join(map(re.escape, FILE_SUFFIXES))})")
+    pattern = re.compile(
+        rf"{re.escape(name)}_(\d{{9,}})(?:{'|'.join(map(re.escape, FILE_SUFFIXES))})"
+    )
     by_step: dict[int, list[Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         match = pattern.fullmatch(path.name)
@@ -177,7 +199,9 @@ def step_files(folder: Path, name: str) -> dict[int, list[Path]]:
     return by_step
 
 
-_MUSUBI = re.compile(r"(?P<name>.+?)(?:-step(?P<step>\d{8,})|-(?P<epoch>\d{6,}))?\.safetensors")
+_MUSUBI = re.compile(
+    r"(?P<name>.+?)(?:-step(?P<step>\d{8,})|-(?P<epoch>\d{6,}))?\.safetensors"
+)
 """musubi-tuner's names of weights: of the end, of a step, of an epoch."""
 
 
@@ -187,13 +211,19 @@ def saved_as(path: str) -> Path | None:
     run's folder its last file. None for what is there, and for all else."""
     try:
         return _saved_as(Path(path).expanduser())
-    except (OSError, ValueError, RuntimeError):  # no path, or of no file that there can be
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ):  # no path, or of no file that there can be
         return None
 
 
 def _saved_as(file: Path) -> Path | None:
     if file.is_dir() and (file / STATUS).is_file():
-        return next((each for each in final_files(file, file.name) if each.is_file()), None)
+        return next(
+            (each for each in final_files(file, file.name) if each.is_file()), None
+        )
     if file.suffix != ".safetensors" or file.exists():
         return None
     match = _MUSUBI.fullmatch(file.name)
@@ -203,14 +233,24 @@ def _saved_as(file: Path) -> Path | None:
     if match["step"]:
         found += step_files(run, match["name"]).get(int(match["step"]), [])
     elif match["epoch"]:
-        steps = [*step_files(run, match["name"]).values(), final_files(run, match["name"])]
-        found += [each[0] for each in steps if each and _epoch_in(each[0]) == int(match["epoch"])]
-    return next((each for each in found if each.suffix), None) or next(iter(found), None)
+        steps = [
+            *step_files(run, match["name"]).values(),
+            final_files(run, match["name"]),
+        ]
+        found += [
+            each[0]
+            for each in steps
+            if each and _epoch_in(each[0]) == int(match["epoch"])
+        ]
+    return next((each for each in found if each.suffix), None) or next(
+        iter(found), None
+    )
 
 
 def saved_like(pattern: str) -> list[Path]:
-    """The files of a pattern that no shell has replaced: those in its folder, else the step files of the run whose
-    epoch files musubi-tuner would call `OUT/NAME-*.safetensors`. None for other texts."""
+    """The files of a pattern that no shell has replaced: those in its folder, else the
+    step files of the run whose epoch files musubi-tuner would call
+    `OUT/NAME-*.safetensors`. None for other texts."""
     file = Path(pattern).expanduser() if "*" in pattern else Path()
     if "*" not in file.name or "*" in str(file.parent) or file.suffix != ".safetensors":
         return []
@@ -218,12 +258,15 @@ def saved_like(pattern: str) -> list[Path]:
         name, _, rest = file.name.partition("*")
         name = name.rstrip("-") if rest == file.suffix else ""
         steps = step_files(file.parent / name, name) if name else {}
-        return sorted(file.parent.glob(file.name)) or [steps[step][0] for step in sorted(steps)]
+        return sorted(file.parent.glob(file.name)) or [
+            steps[step][0] for step in sorted(steps)
+        ]
     return []
 
 
 def _epoch_in(path: Path) -> int:
-    """The epochs that were complete when a network file was written; -1 where it does not say it."""
+    """The epochs that were complete when a network file was written; -1 where it does
+    not say it."""
     try:
         if path.is_file():
             return int(read_metadata(path)["ss_epoch"])
@@ -233,7 +276,8 @@ def _epoch_in(path: Path) -> int:
 
 
 def step_in(path: Path) -> float:
-    """The optimizer step that a network file or a model folder names in its metadata; infinity when it names none."""
+    """The optimizer step that a network file or a model folder names in its metadata;
+    infinity when it names none."""
     try:
         if path.is_dir():
             metadata = json.loads(read_regular(path / FOLDER_METADATA))
@@ -252,5 +296,8 @@ class EventLog:
 
     def add(self, event: str, **details: object) -> None:
         """One event with its details (JSON values) and the time in UTC."""
-        with os_error_as_run_error(self.path), self.path.open("a", encoding="utf-8", newline="\n") as file:
+        with (
+            os_error_as_run_error(self.path),
+            self.path.open("a", encoding="utf-8", newline="\n") as file,
+        ):
             append_json_line(file, {"time": utc_now(), "event": event, **details})

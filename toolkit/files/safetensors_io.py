@@ -1,8 +1,10 @@
-"""Reads the header of a safetensors file (its length, its JSON, the place of each tensor), and writes such files as
-other files are written, with usual rights and errors of the system. Imports no torch.
+"""Reads the header of a safetensors file (its length, its JSON, the place of each
+tensor), and writes such files as other files are written, with usual rights and errors
+of the system. Imports no torch.
 
-Source: the format's description in huggingface/safetensors, README.md, "Format": 8 bytes with the header's length
-(little-endian), the header, the tensors without gaps, aligned to 8 bytes."""
+Source: the format's description in huggingface/safetensors, README.md, "Format": 8
+bytes with the header's length (little-endian), the header, the tensors without gaps,
+aligned to 8 bytes."""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ MOST_HEADER = 100_000_000
 """Bytes of a header that safetensors reads."""
 
 MOST_TENSORS = 50_000
-"""Tensors of a file that is read whole: a LoRA and a shard of a model have some thousands."""
+"""Tensors of a file that is read whole: a LoRA and a shard of a model have some
+thousands."""
 
 METADATA = "__metadata__"
 
@@ -48,14 +51,17 @@ MAGIC = {
 """First bytes of a file -> what it is."""
 
 Header = dict[str, Any]
-"""Tensor name -> `dtype`, `shape` and `data_offsets`; the file's own texts under METADATA."""
+"""Tensor name -> `dtype`, `shape` and `data_offsets`; the file's own texts under
+METADATA."""
 
 
 def read_header(file: BinaryIO) -> Header:
-    """The header of an open file, which then stands where the tensors begin. Raises ValueError when it is damaged, or
-    the file is of another kind."""
+    """The header of an open file, which then stands where the tensors begin. Raises
+    ValueError when it is damaged, or the file is of another kind."""
     start = file.read(LENGTH_BYTES)
-    words = next((words for magic, words in MAGIC.items() if start.startswith(magic)), "")
+    words = next(
+        (words for magic, words in MAGIC.items() if start.startswith(magic)), ""
+    )
     if words:
         raise ValueError(f"it is {words}")
     length = int.from_bytes(start, "little")
@@ -63,10 +69,19 @@ def read_header(file: BinaryIO) -> Header:
     room = file.seek(0, 2) - here
     file.seek(here)
     if len(start) < LENGTH_BYTES or length > room:
-        is_text = len(start) == LENGTH_BYTES and start.decode("ascii", "replace").replace("\n", " ").isprintable()
-        raise ValueError("it is a text file" if is_text and start.isascii() else "its header is cut off")
+        is_text = (
+            len(start) == LENGTH_BYTES
+            and start.decode("ascii", "replace").replace("\n", " ").isprintable()
+        )
+        raise ValueError(
+            "it is a text file"
+            if is_text and start.isascii()
+            else "its header is cut off"
+        )
     if length > MOST_HEADER:
-        raise ValueError(f"its header has {length:,} bytes, and {MOST_HEADER:,} are the most")
+        raise ValueError(
+            f"its header has {length:,} bytes, and {MOST_HEADER:,} are the most"
+        )
     try:
         header = json.loads(file.read(length))
     except RecursionError:
@@ -81,14 +96,17 @@ def read_header(file: BinaryIO) -> Header:
 
 
 def check_count(tensors: int) -> None:
-    """Raises ValueError for a file of so many tensors that working on them would not end."""
+    """Raises ValueError for a file of so many tensors that working on them would not
+    end."""
     if tensors > MOST_TENSORS:
-        raise ValueError(f"it holds {tensors:,} tensors, and {MOST_TENSORS:,} are the most")
+        raise ValueError(
+            f"it holds {tensors:,} tensors, and {MOST_TENSORS:,} are the most"
+        )
 
 
 def framed(header: str, alignment: int = 8) -> bytes:
-    """A header as JSON text with its length before it, padded so that the tensors behind it begin at a multiple of
-    `alignment` bytes."""
+    """A header as JSON text with its length before it, padded so that the tensors
+    behind it begin at a multiple of `alignment` bytes."""
     text = header.encode()
     text += b" " * (-(LENGTH_BYTES + len(text)) % alignment)
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
@@ -101,14 +119,16 @@ def compact(header: Header) -> str:
 
 
 def tensor_sizes(path: Path) -> dict[str, int]:
-    """Name and number of weights of each tensor in a file of a model. Raises what `tensor_shapes` raises."""
+    """Name and number of weights of each tensor in a file of a model. Raises what
+    `tensor_shapes` raises."""
     return {name: prod(shape) for name, shape in tensor_shapes(path).items()}
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Name and shape of each tensor in a file of a model.
 
-    Raises UserError, which names the file, when its header is damaged, or the file is shorter than its header says.
+    Raises UserError, which names the file, when its header is damaged, or the file is
+    shorter than its header says.
     """
     try:
         with open_regular(path) as file:
@@ -117,17 +137,26 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             end = file.seek(0, 2)
         entries = {name: entry for name, entry in header.items() if name != METADATA}
         check_count(len(entries))
-        if end - begin < max((entry["data_offsets"][1] for entry in entries.values()), default=0):
+        if end - begin < max(
+            (entry["data_offsets"][1] for entry in entries.values()), default=0
+        ):
             raise ValueError("it is cut off")
-        return {name: tuple(map(int, entry["shape"])) for name, entry in entries.items()}
+        return {
+            name: tuple(map(int, entry["shape"])) for name, entry in entries.items()
+        }
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         again = "Copy or download the model again."
-        raise UserError(f"{path}: {explained(path, error, 'damaged weights', again)}") from error
+        raise UserError(
+            f"{path}: {explained(path, error, 'damaged weights', again)}"
+        ) from error
 
 
-def merge_files(files: Mapping[Path, str], path: Path, metadata: Mapping[str, str]) -> None:
-    """One file with the tensors of several, bytes copied as they are. files: each with what is put before its tensors'
-    names. Raises ValueError for a damaged file and for two tensors of one name."""
+def merge_files(
+    files: Mapping[Path, str], path: Path, metadata: Mapping[str, str]
+) -> None:
+    """One file with the tensors of several, bytes copied as they are. files: each with
+    what is put before its tensors' names. Raises ValueError for a damaged file and for
+    two tensors of one name."""
     merged: Header = {METADATA: dict(metadata)}
     begins = list[int]()
     end = 0
@@ -142,7 +171,10 @@ def merge_files(files: Mapping[Path, str], path: Path, metadata: Mapping[str, st
             if f"{prefix}{name}" in merged:
                 raise ValueError(f"{file}: two tensors would be named {prefix}{name}")
             first, last = entry["data_offsets"]
-            merged[f"{prefix}{name}"] = {**entry, "data_offsets": [end + first, end + last]}
+            merged[f"{prefix}{name}"] = {
+                **entry,
+                "data_offsets": [end + first, end + last],
+            }
         end += size
     with path.open("wb") as target:
         target.write(framed(compact(merged)))
@@ -152,23 +184,34 @@ def merge_files(files: Mapping[Path, str], path: Path, metadata: Mapping[str, st
                 shutil.copyfileobj(source, target)
 
 
-def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """`safetensors.torch.save_file`, for everybody who may read new files here. Raises OSError when it cannot.
+def save_file(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """`safetensors.torch.save_file`, for everybody who may read new files here. Raises
+    OSError when it cannot.
 
-    Since 0.8 safetensors gives its files to the owner alone (mode 600): what root writes in a container could not be
-    read by the user outside, nor by another program that runs as somebody else.
+    Since 0.8 safetensors gives its files to the owner alone (mode 600): what root
+    writes in a container could not be read by the user outside, nor by another program
+    that runs as somebody else.
     """
-    from safetensors import torch as safetensors  # here, so that readers of a run need no torch
+    from safetensors import (
+        torch as safetensors,
+    )  # here, so that readers of a run need no torch
 
     path.touch()
     usual = path.stat().st_mode
-    # In a folder of its own: safetensors writes under a random name first, which nobody could find after a kill.
+    # In a folder of its own: safetensors writes under a random name first, which nobody
+    # could find after a kill.
     folder = leftover_name(path)
     folder.mkdir()
     try:
         with as_os_error():
             file = folder / "weights"
-            safetensors.save_file(dict(tensors), file, metadata=None if metadata is None else dict(metadata))
+            safetensors.save_file(
+                dict(tensors),
+                file,
+                metadata=None if metadata is None else dict(metadata),
+            )
         with only_tidy(path, "only the owner may read new safetensors files"):
             file.chmod(usual)
         os.replace(file, path)
@@ -178,7 +221,8 @@ def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, 
 
 @contextmanager
 def as_os_error() -> Iterator[None]:
-    """An error of safetensors inside the block, which reports a full disk in its own words, becomes an OSError."""
+    """An error of safetensors inside the block, which reports a full disk in its own
+    words, becomes an OSError."""
     from safetensors import SafetensorError
 
     try:
@@ -188,9 +232,13 @@ def as_os_error() -> Iterator[None]:
 
 
 def is_own_file(path: Path) -> bool:
-    """Whether this program wrote a safetensors file: its metadata have the hash of the weights."""
+    """Whether this program wrote a safetensors file: its metadata have the hash of the
+    weights."""
     try:
-        return re.fullmatch("[0-9a-f]{64}", str(read_metadata(path).get("sha256"))) is not None
+        return (
+            re.fullmatch("[0-9a-f]{64}", str(read_metadata(path).get("sha256")))
+            is not None
+        )
     except (OSError, ValueError, RecursionError):
         return False
 
@@ -198,7 +246,8 @@ def is_own_file(path: Path) -> bool:
 def read_metadata(path: Path) -> dict[str, Any]:
     """The metadata in the header of a safetensors file; empty when there is none.
 
-    Reads the header alone. Raises OSError when the file cannot be read, ValueError when it has no whole header.
+    Reads the header alone. Raises OSError when the file cannot be read, ValueError when
+    it has no whole header.
     """
     try:
         with open_regular(path) as file:

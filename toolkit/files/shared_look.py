@@ -11,15 +11,16 @@ Found = TypeVar("Found")
 
 
 class SharedLook(Generic[Found]):
-    """What is on the disk now, for several threads: those who ask while somebody looks wait for the next look, and
-    share it. So a hundred who ask at once cost a few looks, and each sees what was written before it asked.
+    """What is on the disk now, for several threads: those who ask while somebody looks
+    wait for the next look, and share it. So a hundred who ask at once cost a few looks,
+    and each sees what was written before it asked.
 
     Example: `SharedLook(lambda before: os.listdir("output")).now()`
     """
 
     def __init__(self, look: Callable[[Found | None], Found]) -> None:
-        """look: looks at the disk, given what it found the last time (None: it has not looked yet). What it gives is
-        shared, and nobody may change it."""
+        """look: looks at the disk, given what it found the last time (None: it has not
+        looked yet). What it gives is shared, and nobody may change it."""
         self._look = look
         self._found: Found | None = None
         self._begun = float("-inf")

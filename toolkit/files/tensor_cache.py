@@ -1,8 +1,9 @@
-"""A content-addressed store of tensors: the key says what was encoded and how, so nothing is ever stale.
+"""A content-addressed store of tensors: the key says what was encoded and how, so
+nothing is ever stale.
 
-One safetensors file per entry, written under a temporary name and renamed, with a hash of its
-contents inside. What does not verify counts as missing. A file that verified is trusted until its
-size or time of change differs.
+One safetensors file per entry, written under a temporary name and renamed, with a hash
+of its contents inside. What does not verify counts as missing. A file that verified is
+trusted until its size or time of change differs.
 
 Imports torch only to read or write tensors: the hashes of a dataset use the same keys.
 """
@@ -30,20 +31,23 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=F
 
 
 class TensorCache:
-    """Named tensors by key, in `folder` or, when that is None, in memory for as long as this object lives.
+    """Named tensors by key, in `folder` or, when that is None, in memory for as long as
+    this object lives.
 
-    A damaged entry is logged. Safe to use from several threads and processes: equal keys
-    mean equal contents, so it does not matter who writes last.
+    A damaged entry is logged. Safe to use from several threads and processes: equal
+    keys mean equal contents, so it does not matter who writes last.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._memory: dict[str, dict[str, Tensor]] = {}
         self._verified: dict[str, tuple[int, int]] = {}
-        """Key -> bytes and time of change of the file that verified; hashing costs more than reading."""
+        """Key -> bytes and time of change of the file that verified; hashing costs more
+        than reading."""
 
     def get(self, key: str) -> dict[str, Tensor] | None:
-        """The entry, on the CPU and not to be written to; None when it is missing or damaged."""
+        """The entry, on the CPU and not to be written to; None when it is missing or
+        damaged."""
         if self.folder is None:
             return self._memory.get(key)
         path = self._path(self.folder, key)
@@ -54,7 +58,9 @@ class TensorCache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            logger.warning(f"{path}: cache entry cannot be read ({error}), it is made again")
+            logger.warning(
+                f"{path}: cache entry cannot be read ({error}), it is made again"
+            )
             return None
         version = (len(raw), changed)
         if self._verified.get(key) != version:
@@ -74,7 +80,10 @@ class TensorCache:
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Stores the entry; it is there completely or not at all."""
-        tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        tensors = {
+            name: tensor.detach().to("cpu", copy=True).contiguous()
+            for name, tensor in tensors.items()
+        }
         if self.folder is None:
             self._memory[key] = tensors
             return
@@ -87,9 +96,12 @@ class TensorCache:
             with atomic_write(path) as temporary:
                 temporary.write_bytes(framed(json.dumps(header)) + bytes(data))
         except OSError as error:
-            # On Windows no right while another process reads the target, which holds the same contents already.
+            # On Windows no right while another process reads the target, which holds
+            # the same contents already.
             if not (isinstance(error, PermissionError) and path.exists()):
-                raise RunError(f"{self.folder}: the cache cannot be written: {error}") from error
+                raise RunError(
+                    f"{self.folder}: the cache cannot be written: {error}"
+                ) from error
 
     def has(self, key: str) -> bool:
         """Whether the entry is there; a damaged one is too."""
@@ -108,7 +120,9 @@ class TensorCache:
         try:
             self._path(self.folder, key).unlink(missing_ok=True)
         except OSError as error:
-            raise RunError(f"{self.folder}: the cache cannot be written: {error}") from error
+            raise RunError(
+                f"{self.folder}: the cache cannot be written: {error}"
+            ) from error
 
     @staticmethod
     def _path(folder: Path, key: str) -> Path:
@@ -116,7 +130,8 @@ class TensorCache:
 
 
 class ForgetfulCache(TensorCache):
-    """Keeps nothing: every entry is computed again at each use, by an encoder that is being trained."""
+    """Keeps nothing: every entry is computed again at each use, by an encoder that is
+    being trained."""
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -126,13 +141,15 @@ class ForgetfulCache(TensorCache):
 
 
 def key_of(**parts: Any) -> str:
-    """SHA-256 (hex) over everything that decides an entry's contents; JSON values and tuples of them."""
+    """SHA-256 (hex) over everything that decides an entry's contents; JSON values and
+    tuples of them."""
     return hashlib.sha256(_CANONICAL.encode(parts).encode()).hexdigest()
 
 
 def _hashed(raw: bytes, key: str) -> tuple[Header, memoryview, str]:
-    """Header and tensor bytes of a safetensors file, and the hash over the key, the tensors' names, dtypes, shapes and
-    places, and their bytes. Raises ValueError when the header is damaged."""
+    """Header and tensor bytes of a safetensors file, and the hash over the key, the
+    tensors' names, dtypes, shapes and places, and their bytes. Raises ValueError when
+    the header is damaged."""
     file = BytesIO(raw)
     header = read_header(file)
     data = memoryview(raw)[file.tell() :]

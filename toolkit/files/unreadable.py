@@ -1,5 +1,6 @@
-"""Why a file cannot be read, where its contents are not to blame, and what helps: permission, a disk that does not
-answer, what Git LFS or a copied link left in its place. Only for damage it helps to download a file again. No torch.
+"""Why a file cannot be read, where its contents are not to blame, and what helps:
+permission, a disk that does not answer, what Git LFS or a copied link left in its
+place. Only for damage it helps to download a file again. No torch.
 
 Source of the pointer's form: git-lfs, docs/spec.md, "The Pointer".
 """
@@ -22,7 +23,8 @@ GIT_LFS = "what Git LFS has in the place of a file that was not downloaded"
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _LINK = re.compile(r"(?:\.{1,2}/|/)[^\s\0]+")
-"""The contents of a link that was copied as a text file: `../../blobs/0123abc` of a hub cache."""
+"""The contents of a link that was copied as a text file: `../../blobs/0123abc` of a hub
+cache."""
 
 LONGEST = 1024
 """Bytes of a pointer or a link: larger files are neither."""
@@ -59,7 +61,11 @@ def cause_of(path: Path, error: Exception) -> Cause | None:
         return Cause(short.what, short.remedy)
     if isinstance(error, PermissionError):
         return denied(path)
-    if isinstance(error, OSError) and error.errno in (errno.EINVAL, errno.ELOOP, errno.EISDIR):
+    if isinstance(error, OSError) and error.errno in (
+        errno.EINVAL,
+        errno.ELOOP,
+        errno.EISDIR,
+    ):
         return Cause(str(error.strerror), "Put the file itself in its place")
     if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
         return Cause(str(error.strerror), "Look whether its disk is mounted and works")
@@ -77,7 +83,8 @@ def cause_of(path: Path, error: Exception) -> Cause | None:
 
 
 def stand_in(contents: bytes) -> Cause | None:
-    """What stands in the place of a file, by its whole contents: a pointer of Git LFS, a link that became text."""
+    """What stands in the place of a file, by its whole contents: a pointer of Git LFS,
+    a link that became text."""
     if len(contents) > LONGEST:
         return None
     found = pointer(contents)
@@ -86,13 +93,16 @@ def stand_in(contents: bytes) -> Cause | None:
     text = contents.decode("utf-8", "replace").strip()
     if _LINK.fullmatch(text):
         what = f"it is a link that became a text file: it holds {text[:80]!r}"
-        return Cause(what, "Copy the folder with the files that its links lead to (cp -rL, rsync -aL)")
+        return Cause(
+            what,
+            "Copy the folder with the files that its links lead to (cp -rL, rsync -aL)",
+        )
     return None
 
 
 def in_its_place(contents: bytes) -> str:
-    """What stands in the place of a file, by its first bytes (`LONGEST` and one more), with the remedy, in words that
-    follow its name; empty where it is a file."""
+    """What stands in the place of a file, by its first bytes (`LONGEST` and one more),
+    with the remedy, in words that follow its name; empty where it is a file."""
     found = stand_in(contents)
     if found:
         return f"{found.what.replace('it is', 'is', 1)}. {found.remedy}"
@@ -100,14 +110,19 @@ def in_its_place(contents: bytes) -> str:
 
 
 def pointer(contents: bytes) -> Cause | None:
-    """What Git LFS left in the place of a file, by its whole contents; None for others."""
+    """What Git LFS left in the place of a file, by its whole contents; None for
+    others."""
     if len(contents) > LONGEST or not contents.startswith(_POINTER):
         return None
-    return Cause(f"it is {GIT_LFS}", "Run 'git lfs pull' in its repository, or download the file by itself")
+    return Cause(
+        f"it is {GIT_LFS}",
+        "Run 'git lfs pull' in its repository, or download the file by itself",
+    )
 
 
 def explained(path: Path, error: Exception, damaged: str, again: str) -> str:
-    """Why a file cannot be read, with the remedy. damaged, again: the words where it is damaged.
+    """Why a file cannot be read, with the remedy. damaged, again: the words where it is
+    damaged.
 
     >>> explained(Path("a"), ValueError("it is cut off"), "damaged weights", "Copy or download the model again.")
     'damaged weights (it is cut off). Copy or download the model again.'
@@ -119,7 +134,8 @@ def explained(path: Path, error: Exception, damaged: str, again: str) -> str:
 
 
 def unread_file(folder: Path) -> str:
-    """The first file of a folder that cannot be read for another reason than damage, explained; empty: none."""
+    """The first file of a folder that cannot be read for another reason than damage,
+    explained; empty: none."""
     place = folder
     try:
         for place in sorted(folder.iterdir()):
@@ -146,7 +162,10 @@ def denied(path: Path) -> Cause:
     except OSError:
         status = None
     if status is None or not hasattr(os, "getuid"):
-        return Cause("Permission denied", f"Give read permission of {place} to the user who runs this program")
+        return Cause(
+            "Permission denied",
+            f"Give read permission of {place} to the user who runs this program",
+        )
     is_folder = place.is_dir()
     rights = "rx" if is_folder else "r"
     own = status.st_uid == os.getuid()
@@ -162,7 +181,10 @@ def denied(path: Path) -> Cause:
     else:
         by = ", as the owner or root; or run this program as the owner"
     if os.access(place, os.R_OK | (os.X_OK if is_folder else 0)):  # not by its mode
-        return Cause(f"{what}{who}", "Look at the rights of its mount, its access list and the container's")
+        return Cause(
+            f"{what}{who}",
+            "Look at the rights of its mount, its access list and the container's",
+        )
     return Cause(f"{what}{who}", f"{command}{by}")
 
 

@@ -1,5 +1,5 @@
-"""Atomic file writes (temporary name, fsync, rename), the program's own folders, and how the config a user names is
-found."""
+"""Atomic file writes (temporary name, fsync, rename), the program's own folders, and
+how the config a user names is found."""
 
 from __future__ import annotations
 
@@ -37,44 +37,62 @@ CONFIG_ROOT = TOOLKIT_ROOT / "config"
 
 
 def python_path() -> str:
-    """PYTHONPATH of another process that imports this program: this checkout, then the folders that the variable has.
-    Libraries may have been found through them."""
-    return os.pathsep.join(filter(None, (str(TOOLKIT_ROOT), os.environ.get("PYTHONPATH"))))
+    """PYTHONPATH of another process that imports this program: this checkout, then the
+    folders that the variable has. Libraries may have been found through them."""
+    return os.pathsep.join(
+        filter(None, (str(TOOLKIT_ROOT), os.environ.get("PYTHONPATH")))
+    )
 
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json", ".jsonc")
 
 
 def find_config(argument: str) -> Path:
-    """The config file meant by `argument`: the path as given, else with a suffix or in a `config` folder.
+    """The config file meant by `argument`: the path as given, else with a suffix or in
+    a `config` folder.
 
     Raises UserError that lists every place it looked.
     """
-    given = Path(os.path.expanduser(argument))  # leaves the name of an unknown user as it is
+    given = Path(
+        os.path.expanduser(argument)
+    )  # leaves the name of an unknown user as it is
     if given.parts[:1] == ("config",):
         named = Path(*given.parts[1:])
     else:
         named = given
     bases = dict.fromkeys([given, Path("config") / named, CONFIG_ROOT / named])
-    places = [Path(f"{base}{suffix}") for base in bases for suffix in ("", *CONFIG_SUFFIXES)]
+    places = [
+        Path(f"{base}{suffix}") for base in bases for suffix in ("", *CONFIG_SUFFIXES)
+    ]
     for place in places:
-        # Not `isfile`: a pipe such as /dev/stdin is a source too. Not those of `Path`: they raise for a name that no
-        # file can have, such as a whole command that was pasted.
+        # Not `isfile`: a pipe such as /dev/stdin is a source too. Not those of `Path`:
+        # they raise for a name that no file can have, such as a whole command that was
+        # pasted.
         if os.path.exists(place) and not os.path.isdir(place):
             return place
     if len(os.fsencode(argument)) > MOST_NAME_BYTES:
-        raise UserError(f"{argument[:80]!r}... is neither a file nor a command that can be read.")
+        raise UserError(
+            f"{argument[:80]!r}... is neither a file nor a command that can be read."
+        )
     if os.path.isdir(given):
         what = _folder_instead(given)
     else:
         what = f"no such config.{_near_config(bases)}"
-    looked = "".join(f"\n  {base} (also with {', '.join(CONFIG_SUFFIXES)})" for base in bases)
-    raise UserError(f"{argument}: {what} Working directory: {os.getcwd()}. Looked for:{looked}")
+    looked = "".join(
+        f"\n  {base} (also with {', '.join(CONFIG_SUFFIXES)})" for base in bases
+    )
+    raise UserError(
+        f"{argument}: {what} Working directory: {os.getcwd()}. Looked for:{looked}"
+    )
 
 
 def _folder_instead(folder: Path) -> str:
     """What to do with a folder that is given instead of a config."""
-    jobs = sorted(str(folder / name) for name in os.listdir(folder) if name.endswith(CONFIG_SUFFIXES[:2]))
+    jobs = sorted(
+        str(folder / name)
+        for name in os.listdir(folder)
+        if name.endswith(CONFIG_SUFFIXES[:2])
+    )
     if jobs:
         return f"is a folder, not a config file. Give a file: {', '.join(jobs[:3])}{', ...' * (len(jobs) > 3)}."
     remedy = f"For images in it, 'run.py new NAME {folder}' writes a job, and 'run.py lint {folder}' checks them."
@@ -82,11 +100,18 @@ def _folder_instead(folder: Path) -> str:
 
 
 def _near_config(bases: Iterable[Path]) -> str:
-    """A sentence with the config whose name is that of one of these but for its suffix, or nearly; empty without."""
+    """A sentence with the config whose name is that of one of these but for its suffix,
+    or nearly; empty without."""
     for base in bases:
         with suppress(OSError, ValueError):
-            found = [name for name in sorted(os.listdir(base.parent)) if name.endswith(CONFIG_SUFFIXES)]
-            stems = {os.path.splitext(name)[0].lower(): name for name in reversed(found)}
+            found = [
+                name
+                for name in sorted(os.listdir(base.parent))
+                if name.endswith(CONFIG_SUFFIXES)
+            ]
+            stems = {
+                os.path.splitext(name)[0].lower(): name for name in reversed(found)
+            }
             near = get_close_matches(base.stem.lower(), stems, n=1, cutoff=0.6)
             if near:
                 return f" Did you mean {str(base.parent / stems[near[0]])!r}?"
@@ -94,25 +119,35 @@ def _near_config(bases: Iterable[Path]) -> str:
 
 
 def moved_examples() -> dict[str, str]:
-    """Folder -> where it is, of the program's own examples, in a working directory without them: the small model, and
-    what the jobs of the examples name."""
+    """Folder -> where it is, of the program's own examples, in a working directory
+    without them: the small model, and what the jobs of the examples name."""
     if Path("config/examples").is_dir():
         return {}
     return {"config/examples": str(CONFIG_ROOT / "examples")}
 
 
 def read_source(path: str | Path) -> bytes:
-    """All of a file that somebody wrote for the program to read: a job, another program's config. Raises OSError for
-    what is neither a regular file, a pipe nor a terminal, and for more than MOST_SOURCE bytes: a device never ends."""
+    """All of a file that somebody wrote for the program to read: a job, another
+    program's config. Raises OSError for what is neither a regular file, a pipe nor a
+    terminal, and for more than MOST_SOURCE bytes: a device never ends."""
     with open(path, "rb", buffering=0) as file:
         kind = os.fstat(file.fileno()).st_mode
-        if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind) or file.isatty()):
+        if not (
+            stat.S_ISREG(kind)
+            or stat.S_ISFIFO(kind)
+            or stat.S_ISSOCK(kind)
+            or file.isatty()
+        ):
             raise OSError(errno.EINVAL, "it is neither a file nor a pipe", str(path))
         data = bytearray()
         while len(data) <= MOST_SOURCE and (portion := file.read(_PORTION)):
             data += portion
     if len(data) > MOST_SOURCE:
-        raise OSError(errno.EFBIG, f"it is larger than {readable_size(MOST_SOURCE)}, as no config is", str(path))
+        raise OSError(
+            errno.EFBIG,
+            f"it is larger than {readable_size(MOST_SOURCE)}, as no config is",
+            str(path),
+        )
     return bytes(data)
 
 
@@ -124,21 +159,32 @@ MOST_NAME_BYTES = 4000
 
 
 TEMP_FILE_GLOB = ".*.????????.tmp"
-"""Names of what `atomic_write`, `atomic_write_dir` and `remove` leave behind when the process is killed."""
+"""Names of what `atomic_write`, `atomic_write_dir` and `remove` leave behind when the
+process is killed."""
 
 TEMP_NAME_BYTES = len("..12345678.tmp")
 """How much longer such a name is than that of the finished file."""
 
 CACHE_FOLDER = "_cache"
-"""In the training folder: what all of its jobs share. It is never inside the user's dataset."""
+"""In the training folder: what all of its jobs share. It is never inside the user's
+dataset."""
 
 SAFETENSORS_TEMP_GLOB = ".tmp??????"
-"""What a killed `tensor_file.save_file` leaves: safetensors writes under such a name first (since 0.8, pull 764)."""
+"""What a killed `tensor_file.save_file` leaves: safetensors writes under such a name
+first (since 0.8, pull 764)."""
 
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
 """Such a name, with that of the finished file."""
 
-_NOT_WRITTEN = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ESTALE, errno.ENOENT)
+_NOT_WRITTEN = (
+    errno.EIO,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.ESTALE,
+    errno.ENOENT,
+)
 """What a flush of a file answers whose contents are not on the disk."""
 
 _PORTION = 1 << 16
@@ -146,11 +192,13 @@ _PORTION = 1 << 16
 
 @contextmanager
 def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
-    """A temporary path in the same folder; the block writes it, then it takes the place of `path`.
+    """A temporary path in the same folder; the block writes it, then it takes the place
+    of `path`.
 
-    durable: flushed to the disk first, so that it survives a power cut; a file that is rewritten all the time need not.
-    When the block raises, `path` is untouched and the temporary file is gone. What a killed process has left of `path`
-    is removed (`_sweeping`).
+    durable: flushed to the disk first, so that it survives a power cut; a file that is
+    rewritten all the time need not. When the block raises, `path` is untouched and the
+    temporary file is gone. What a killed process has left of `path` is removed
+    (`_sweeping`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = leftover_name(path)
@@ -168,9 +216,10 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def _sweeping(path: Path) -> Iterator[None]:
-    """Removes the temporary files of `path` that were there when this process first wrote in its folder, and keeps
-    others from taking those of the block for left ones: each writer shares the lock of the folder, and only who has it
-    alone removes anything. Without locks they stay."""
+    """Removes the temporary files of `path` that were there when this process first
+    wrote in its folder, and keeps others from taking those of the block for left ones:
+    each writer shares the lock of the folder, and only who has it alone removes
+    anything. Without locks they stay."""
     left = _left_in(path.parent.absolute()).pop(path.name, [])
     handle = None
     with suppress(OSError):  # a folder that may not be read
@@ -190,7 +239,8 @@ def _sweeping(path: Path) -> Iterator[None]:
 
 @lru_cache(maxsize=64)
 def _left_in(folder: Path) -> dict[str, list[Path]]:
-    """Name of a file -> its temporary files that are in a folder when it is first written to."""
+    """Name of a file -> its temporary files that are in a folder when it is first
+    written to."""
     found: dict[str, list[Path]] = {}
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -201,7 +251,8 @@ def _left_in(folder: Path) -> dict[str, list[Path]]:
 
 
 def _try_flock(handle: int, alone: bool) -> bool:
-    """Takes the lock of an open folder, alone or with others. Whether it could, at once."""
+    """Takes the lock of an open folder, alone or with others. Whether it could, at
+    once."""
     try:
         fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except OSError:
@@ -214,31 +265,35 @@ _warned: set[str] = set()
 
 @contextmanager
 def only_tidy(path: Path, consequence: str) -> Iterator[None]:
-    """For what serves durability or tidiness alone: an error of the system in the block ends nothing. It is a warning,
-    once in a process for each `consequence`."""
+    """For what serves durability or tidiness alone: an error of the system in the block
+    ends nothing. It is a warning, once in a process for each `consequence`."""
     try:
         yield
     except OSError as error:
         if consequence not in _warned:
             _warned.add(consequence)
-            temporary = [place for place in (path, *path.parents) if place.name.endswith(".tmp")]
+            temporary = [
+                place for place in (path, *path.parents) if place.name.endswith(".tmp")
+            ]
             place = temporary[-1].parent if temporary else path
             logger.warning(f"{place}: {error.strerror or error}: {consequence}")
 
 
 MARKER = "atelier.json"
-"""In each folder that `atomic_write_dir` made, with the names of its files: only such a folder may be replaced, and not
-while it holds others, which somebody added."""
+"""In each folder that `atomic_write_dir` made, with the names of its files: only such a
+folder may be replaced, and not while it holds others, which somebody added."""
 
 _OF_FILE_MANAGERS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 
 _ASIDE = ".replaced.tmp"
-"""End of the name of a folder that makes room for another; TEMP_FILE_GLOB matches it."""
+"""End of the name of a folder that makes room for another; TEMP_FILE_GLOB matches
+it."""
 
 
 def is_own_folder(path: Path, known_by: str = "") -> bool:
-    """Whether the program made a folder and all that is in it: it has a marker that lists its files. An
-    empty folder counts as such, and so does a run's folder of a step with the file `known_by`."""
+    """Whether the program made a folder and all that is in it: it has a marker that
+    lists its files. An empty folder counts as such, and so does a run's folder of a
+    step with the file `known_by`."""
     if not path.is_dir():
         return False
     names = {entry.name for entry in path.iterdir()}
@@ -246,7 +301,8 @@ def is_own_folder(path: Path, known_by: str = "") -> bool:
 
 
 def why_not_replaced(path: Path, is_own: Callable[[Path], bool] = is_own_folder) -> str:
-    """Why what is at `path` must not be replaced; empty: nothing is there, or it is the program's own."""
+    """Why what is at `path` must not be replaced; empty: nothing is there, or it is the
+    program's own."""
     if not os.path.lexists(path) or is_own(path):
         return ""
     added = added_to(path)
@@ -258,14 +314,24 @@ def why_not_replaced(path: Path, is_own: Callable[[Path], bool] = is_own_folder)
 
 
 def _files_in(folder: Path) -> set[str]:
-    """The files below a folder, and links, relative to it; without those that file managers leave."""
-    places = (Path(top, name) for top, folders, files in os.walk(folder) for name in (*folders, *files))
+    """The files below a folder, and links, relative to it; without those that file
+    managers leave."""
+    places = (
+        Path(top, name)
+        for top, folders, files in os.walk(folder)
+        for name in (*folders, *files)
+    )
     files = (place for place in places if place.is_symlink() or not place.is_dir())
-    return {file.relative_to(folder).as_posix() for file in files if file.name not in _OF_FILE_MANAGERS} - {MARKER}
+    return {
+        file.relative_to(folder).as_posix()
+        for file in files
+        if file.name not in _OF_FILE_MANAGERS
+    } - {MARKER}
 
 
 def added_to(folder: Path) -> str:
-    """The first file of a folder that its marker does not list; empty where there is none, or no list."""
+    """The first file of a folder that its marker does not list; empty where there is
+    none, or no list."""
     try:
         listed = json.loads(read_regular(folder / MARKER)).get("files")
         if listed is not None:
@@ -277,11 +343,13 @@ def added_to(folder: Path) -> str:
 
 @contextmanager
 def atomic_write_dir(path: Path, known_by: str = "") -> Iterator[Path]:
-    """The same for a folder: the block fills the temporary one, which is there already, and flushes its files.
+    """The same for a folder: the block fills the temporary one, which is there already,
+    and flushes its files.
 
-    Cleans up after an earlier attempt that was killed (`settle`). A folder of a run that somebody has added to is moved
-    aside, not replaced. Raises RunError for a folder that the program did not make (`is_own_folder`), and where the
-    disk cannot be written.
+    Cleans up after an earlier attempt that was killed (`settle`). A folder of a run
+    that somebody has added to is moved aside, not replaced. Raises RunError for a
+    folder that the program did not make (`is_own_folder`), and where the disk cannot be
+    written.
     """
     with os_error_as_run_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -292,12 +360,20 @@ def atomic_write_dir(path: Path, known_by: str = "") -> Iterator[Path]:
         try:
             with locked(temporary):
                 yield temporary
-                write_json(temporary / MARKER, {"program": NAME, "files": sorted(_files_in(temporary))})
-                for folder in (*(entry for entry in temporary.rglob("*") if entry.is_dir()), temporary):
+                write_json(
+                    temporary / MARKER,
+                    {"program": NAME, "files": sorted(_files_in(temporary))},
+                )
+                for folder in (
+                    *(entry for entry in temporary.rglob("*") if entry.is_dir()),
+                    temporary,
+                ):
                     fsync(folder)
                 _require_own(path, known_by)
                 if added_to(path):
-                    logger.warning(f"{path}: was added to, and is {move_folder_aside(path)} from here on")
+                    logger.warning(
+                        f"{path}: was added to, and is {move_folder_aside(path)} from here on"
+                    )
                 replace_folder(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -310,8 +386,8 @@ def _require_own(path: Path, known_by: str) -> None:
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Puts the complete folder `new` in the place of `path`. At each moment the old or the new one is whole, and after
-    a kill `settle` finds it."""
+    """Puts the complete folder `new` in the place of `path`. At each moment the old or
+    the new one is whole, and after a kill `settle` finds it."""
     if os.path.lexists(path):
         os.rename(path, _aside(path))
     try:
@@ -322,32 +398,41 @@ def replace_folder(new: Path, path: Path) -> None:
 
 
 def settle(path: Path) -> None:
-    """Cleans up after a process that was killed while it replaced the folder `path`: an old folder whose place is
-    empty comes back; one whose place is taken, and new ones that were never finished, are deleted."""
+    """Cleans up after a process that was killed while it replaced the folder `path`: an
+    old folder whose place is empty comes back; one whose place is taken, and new ones
+    that were never finished, are deleted."""
     aside = _aside(path)
     if os.path.lexists(aside) and not os.path.lexists(path):
         os.rename(aside, path)
-    with only_tidy(path, "folders that were replaced, or never finished, stay beside it"):
+    with only_tidy(
+        path, "folders that were replaced, or never finished, stay beside it"
+    ):
         if aside.is_symlink():
             aside.unlink()
         elif os.path.lexists(aside):
             shutil.rmtree(aside.rename(leftover_name(path)))
         for left in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
-            if _TEMPORARY.fullmatch(left.name) and left.is_dir() and not left.is_symlink():
+            if (
+                _TEMPORARY.fullmatch(left.name)
+                and left.is_dir()
+                and not left.is_symlink()
+            ):
                 with locked(left) as is_abandoned:
                     if is_abandoned:
                         shutil.rmtree(left)
 
 
 def folder_at(path: Path) -> Path:
-    """Where the folder that belongs at `path` is: there, or aside, if a process was killed while it replaced it."""
+    """Where the folder that belongs at `path` is: there, or aside, if a process was
+    killed while it replaced it."""
     if os.path.lexists(path) or not os.path.lexists(_aside(path)):
         return path
     return _aside(path)
 
 
 def settle_all(folder: Path) -> None:
-    """`settle` for each folder in `folder` that was aside when the process was killed."""
+    """`settle` for each folder in `folder` that was aside when the process was
+    killed."""
     for aside in folder.glob(f".*{_ASIDE}"):
         settle(aside.with_name(aside.name.removesuffix(_ASIDE).removeprefix(".")))
 
@@ -358,14 +443,17 @@ def _aside(path: Path) -> Path:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """One block at a time for each folder, of all threads and processes of this machine: for a file in it that is read,
-    checked, and written, or the second of two writers undoes what the first has written.
+    """One block at a time for each folder, of all threads and processes of this
+    machine: for a file in it that is read, checked, and written, or the second of two
+    writers undoes what the first has written.
 
-    It waits, so the block is to be short, and must not take the lock of the same folder again. The lock is on the
-    folder itself: nothing is left behind, a kill releases it, and a read-only folder has one too. Of other machines
-    that share the folder nothing is seen. Raises RunError for a folder that cannot be opened.
+    It waits, so the block is to be short, and must not take the lock of the same folder
+    again. The lock is on the folder itself: nothing is left behind, a kill releases it,
+    and a read-only folder has one too. Of other machines that share the folder nothing
+    is seen. Raises RunError for a folder that cannot be opened.
 
-    Example: `with folder_lock(file.parent): write_text(file, read_regular(file).decode() + line)`
+    Example: `with folder_lock(file.parent): write_text(file,
+    read_regular(file).decode() + line)`
     """
     with _of_threads.setdefault(os.path.realpath(folder), Lock()), ExitStack() as held:
         with os_error_as_run_error(folder):
@@ -374,13 +462,14 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 
 _of_threads: dict[str, Lock] = {}
-"""Folder -> lock among the threads of this process, where the system has no others (Windows)."""
+"""Folder -> lock among the threads of this process, where the system has no others
+(Windows)."""
 
 
 @contextmanager
 def locked(path: Path, waits: bool = False) -> Iterator[bool | None]:
-    """Whether the block has the lock of a file or folder: False where another holds it, and `waits` does not wait for
-    that; None where there are no locks."""
+    """Whether the block has the lock of a file or folder: False where another holds it,
+    and `waits` does not wait for that; None where there are no locks."""
     if fcntl is None:
         yield None
         return
@@ -397,8 +486,13 @@ def locked(path: Path, waits: bool = False) -> Iterator[bool | None]:
 
 
 def file_in_the_way(folder: Path) -> Path | None:
-    """What keeps a folder from being made: the file that has its name, or that of a folder above it."""
-    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+    """What keeps a folder from being made: the file that has its name, or that of a
+    folder above it."""
+    nearest = next(
+        place
+        for place in (folder.absolute(), *folder.absolute().parents)
+        if os.path.lexists(place)
+    )
     return None if nearest.is_dir() else nearest
 
 
@@ -411,7 +505,8 @@ def unused_path(parent: Path, prefix: str) -> Path:
 
 
 def move_folder_aside(folder: Path) -> Path | None:
-    """Renames a folder to the first free `<folder>.old-<n>` and returns that; None where there is no such folder."""
+    """Renames a folder to the first free `<folder>.old-<n>` and returns that; None
+    where there is no such folder."""
     if not folder.is_dir():
         return None
     target = unused_path(folder.parent, f"{folder.name}.old-")
@@ -421,7 +516,8 @@ def move_folder_aside(folder: Path) -> Path | None:
 
 
 def remove(path: Path) -> None:
-    """Deletes a file, or a folder with all that is in it: at no moment there is half a folder of that name."""
+    """Deletes a file, or a folder with all that is in it: at no moment there is half a
+    folder of that name."""
     if path.is_dir() and not path.is_symlink():
         doomed = path.rename(leftover_name(path))
         shutil.rmtree(doomed)
@@ -430,27 +526,36 @@ def remove(path: Path) -> None:
 
 
 def leftover_name(path: Path) -> Path:
-    """A name beside `path` that TEMP_FILE_GLOB matches, TEMP_NAME_BYTES longer; of such a name another one of the same
-    file."""
+    """A name beside `path` that TEMP_FILE_GLOB matches, TEMP_NAME_BYTES longer; of such
+    a name another one of the same file."""
     found = _TEMPORARY.fullmatch(path.name)
-    return path.with_name(f".{found[1] if found else path.name}.{os.urandom(4).hex()}.tmp")
+    return path.with_name(
+        f".{found[1] if found else path.name}.{os.urandom(4).hex()}.tmp"
+    )
 
 
 @contextmanager
 def os_error_as_run_error(path: Path) -> Iterator[None]:
-    """A failed write inside the block (disk full, no rights) becomes a RunError that names `path` and the reason."""
+    """A failed write inside the block (disk full, no rights) becomes a RunError that
+    names `path` and the reason."""
     try:
         yield
     except OSError as error:
         is_copy = error.filename2 is not None  # whose source is not at fault
-        elsewhere = error.filename and not is_copy and not str(error.filename).startswith(f"{path.parent}{os.sep}")
+        elsewhere = (
+            error.filename
+            and not is_copy
+            and not str(error.filename).startswith(f"{path.parent}{os.sep}")
+        )
         where = f" ({error.filename})" if elsewhere else ""
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}{where}") from error
+        raise RunError(
+            f"{path}: cannot be written: {error.strerror or error}{where}"
+        ) from error
 
 
 def link(source: Path, target: Path, durable: bool = True) -> None:
-    """Gives a file another name, in one step; where the disk has no links the name is of a copy. Raises RunError where
-    it cannot."""
+    """Gives a file another name, in one step; where the disk has no links the name is
+    of a copy. Raises RunError where it cannot."""
     with os_error_as_run_error(target), atomic_write(target, durable) as temporary:
         try:
             os.link(source, temporary)
@@ -459,13 +564,18 @@ def link(source: Path, target: Path, durable: bool = True) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text atomically, secrets redacted. Raises RunError when it cannot."""
+    """Writes UTF-8 text atomically, secrets redacted. Raises RunError when it
+    cannot."""
     _write(path, redact_text(text))
 
 
 def write_json(path: Path, data: object, durable: bool = True) -> None:
-    """Writes indented JSON atomically, secrets redacted; NaN is refused, because other readers refuse it."""
-    text = json.dumps(redact_json(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Writes indented JSON atomically, secrets redacted; NaN is refused, because other
+    readers refuse it."""
+    text = (
+        json.dumps(redact_json(data), indent=2, ensure_ascii=False, allow_nan=False)
+        + "\n"
+    )
     _write(path, text, durable)
 
 
@@ -475,12 +585,14 @@ def _write(path: Path, text: str, durable: bool = True) -> None:
 
 
 def _encodable(text: str) -> str:
-    """What is not text in it (a part of a file's name) as the escape that JSON readers turn back into that name."""
+    """What is not text in it (a part of a file's name) as the escape that JSON readers
+    turn back into that name."""
     return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
 def append_json_line(file: IO[str], data: object) -> None:
-    """Appends one line of JSON, secrets redacted, to an open file, visible to readers at once.
+    """Appends one line of JSON, secrets redacted, to an open file, visible to readers
+    at once.
 
     Raises RunError when it cannot.
     """
@@ -491,8 +603,9 @@ def append_json_line(file: IO[str], data: object) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Asks the operating system to put a written file, or a folder's entries, on the disk. Raises OSError where a file
-    could not be written. A disk that cannot be asked, as some network and FUSE mounts, is a warning."""
+    """Asks the operating system to put a written file, or a folder's entries, on the
+    disk. Raises OSError where a file could not be written. A disk that cannot be asked,
+    as some network and FUSE mounts, is a warning."""
     is_folder = path.is_dir()
     if is_folder and os.name == "nt":
         return  # Windows cannot open a folder
@@ -501,7 +614,9 @@ def fsync(path: Path) -> None:
     except OSError as error:
         if not is_folder and error.errno in _NOT_WRITTEN:
             raise
-        with only_tidy(path, "it is not flushed, so that a power cut may cost the newest files"):
+        with only_tidy(
+            path, "it is not flushed, so that a power cut may cost the newest files"
+        ):
             raise
 
 
@@ -522,8 +637,8 @@ def sha256_of(path: Path | str) -> str:
 
 
 def read_chunks(path: Path | str) -> Iterator[bytes]:
-    """The bytes of a file, a portion at a time; of a small one in half the time that a file object takes. Raises
-    OSError as `open_regular`."""
+    """The bytes of a file, a portion at a time; of a small one in half the time that a
+    file object takes. Raises OSError as `open_regular`."""
     handle = _open_regular(path)
     try:
         while portion := os.read(handle, _PORTION):
@@ -533,13 +648,15 @@ def read_chunks(path: Path | str) -> Iterator[bytes]:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Opens a file to read. Raises OSError for anything but a regular file, such as a named pipe, on which a reader
-    would wait for ever."""
+    """Opens a file to read. Raises OSError for anything but a regular file, such as a
+    named pipe, on which a reader would wait for ever."""
     return open(_open_regular(path), "rb")
 
 
 def _open_regular(path: Path | str) -> int:
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    handle = os.open(
+        path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    )
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
@@ -553,7 +670,8 @@ def read_regular(path: Path) -> bytes:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty when it is missing, damaged, or holds something else."""
+    """The JSON object in a file; empty when it is missing, damaged, or holds something
+    else."""
     try:
         document = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError):
@@ -562,8 +680,11 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def nearest_folder(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists: on the disk where `path` will be."""
-    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    """The path, or the nearest folder above it that exists: on the disk where `path`
+    will be."""
+    return next(
+        folder for folder in (path, *path.absolute().parents) if folder.exists()
+    )
 
 
 def free_space(path: Path) -> int:
@@ -576,11 +697,14 @@ MARGIN = 1 << 30
 
 
 def lacks_room(needed: int, folder: Path) -> str:
-    """Why `needed` bytes cannot be unpacked into a temporary folder, in words that follow a name; empty: they can."""
+    """Why `needed` bytes cannot be unpacked into a temporary folder, in words that
+    follow a name; empty: they can."""
     free = free_space(folder)
     if needed + MARGIN <= free:
         return ""
-    sizes = f"needs {readable_size(needed)} unpacked, and {readable_size(free)} are free"
+    sizes = (
+        f"needs {readable_size(needed)} unpacked, and {readable_size(free)} are free"
+    )
     return f"{sizes} in {folder.parent}. Make room, or give a folder"
 
 

@@ -1,1 +1,2 @@
-"""The mathematics of flow matching: pure functions of tensors and numbers. Imports only torch."""
+"""The mathematics of flow matching: pure functions of tensors and numbers. Imports only
+torch."""

@@ -1,4 +1,5 @@
-"""The training objective: the interpolants between image and noise, the loss of each sample, its weight by timestep.
+"""The training objective: the interpolants between image and noise, the loss of each
+sample, its weight by timestep.
 
 Shape suffixes: B batch, C channels, H/W height and width of the latent.
 """
@@ -25,35 +26,53 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def linear_path(x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
-    """The noisy latent x_t = (1 - t) x0 + t noise and the velocity noise - x0, at least float32.
+def linear_path(
+    x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The noisy latent x_t = (1 - t) x0 + t noise and the velocity noise - x0, at least
+    float32.
 
-    t_B: noise fraction in [0, 1]; 1 is pure noise. Kept in float32: 0.999 is 1.0 in bfloat16.
-    Raises ValueError when x0 and noise differ in shape.
-    Source: Liu et al. 2022, arXiv:2209.03003, eq. 1, with time reversed.
+    t_B: noise fraction in [0, 1]; 1 is pure noise. Kept in float32: 0.999 is 1.0 in
+    bfloat16. Raises ValueError when x0 and noise differ in shape. Source: Liu et al.
+    2022, arXiv:2209.03003, eq. 1, with time reversed.
     """
     x0_BCHW, noise_BCHW, t_B111 = _alike(x0_BCHW, noise_BCHW, t_B)
     return (1 - t_B111) * x0_BCHW + t_B111 * noise_BCHW, noise_BCHW - x0_BCHW
 
 
-def trigonometric_path(x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
-    """x_t = cos(a) x0 + sin(a) noise and v = cos(a) noise - sin(a) x0 with a = pi t / 2, at least float32; the variance
-    of x_t is that of x0 and noise at every t. dx_t/dt is pi / 2 times v.
+def trigonometric_path(
+    x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x_t = cos(a) x0 + sin(a) noise and v = cos(a) noise - sin(a) x0 with a = pi t /
+    2, at least float32; the variance of x_t is that of x0 and noise at every t. dx_t/dt
+    is pi / 2 times v.
 
     t_B: as of `linear_path`. Raises ValueError when x0 and noise differ in shape.
-    Source: v: Salimans & Ho 2022, arXiv:2202.00512, appendix D; the path: Albergo & Vanden-Eijnden 2023,
-    arXiv:2209.15571, section 2 (trigonometric interpolant), with time reversed.
+    Source: v: Salimans & Ho 2022, arXiv:2202.00512, appendix D; the path: Albergo &
+    Vanden-Eijnden 2023, arXiv:2209.15571, section 2 (trigonometric interpolant), with
+    time reversed.
     """
     x0_BCHW, noise_BCHW, t_B111 = _alike(x0_BCHW, noise_BCHW, t_B)
     cos_B111 = torch.cos(math.pi / 2 * t_B111)
     sin_B111 = torch.sin(math.pi / 2 * t_B111)
-    return cos_B111 * x0_BCHW + sin_B111 * noise_BCHW, cos_B111 * noise_BCHW - sin_B111 * x0_BCHW
+    return (
+        cos_B111 * x0_BCHW + sin_B111 * noise_BCHW,
+        cos_B111 * noise_BCHW - sin_B111 * x0_BCHW,
+    )
 
 
-def _alike(x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _alike(
+    x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     if x0_BCHW.shape != noise_BCHW.shape:
-        raise ValueError(f"x0 {tuple(x0_BCHW.shape)} and noise {tuple(noise_BCHW.shape)} differ in shape")
-    return at_least_float32(x0_BCHW), at_least_float32(noise_BCHW), at_least_float32(t_B)[:, None, None, None]
+        raise ValueError(
+            f"x0 {tuple(x0_BCHW.shape)} and noise {tuple(noise_BCHW.shape)} differ in shape"
+        )
+    return (
+        at_least_float32(x0_BCHW),
+        at_least_float32(noise_BCHW),
+        at_least_float32(t_B)[:, None, None, None],
+    )
 
 
 class Interpolant(NamedTuple):
@@ -66,7 +85,10 @@ class Interpolant(NamedTuple):
     """dx_t/dt is so many times what is predicted."""
 
 
-INTERPOLANTS = {"flow": Interpolant(linear_path, 1.0), "v": Interpolant(trigonometric_path, math.pi / 2)}
+INTERPOLANTS = {
+    "flow": Interpolant(linear_path, 1.0),
+    "v": Interpolant(trigonometric_path, math.pi / 2),
+}
 """By `ModelFacts.prediction`."""
 
 
@@ -74,22 +96,33 @@ INTERPOLANTS = {"flow": Interpolant(linear_path, 1.0), "v": Interpolant(trigonom
 
 
 def huber(difference_BCHW: Tensor, t_B: Tensor, settings: FlowSettings) -> Tensor:
-    """2 c (sqrt(d^2 + c^2) - c): d^2 where d is far below c, 2 c |d| far above it, so that outliers pull less.
+    """2 c (sqrt(d^2 + c^2) - c): d^2 where d is far below c, 2 c |d| far above it, so
+    that outliers pull less.
 
-    c follows `huber_schedule` over t. Source: Charbonnier et al. 1994; kohya sd-scripts, `loss_type huber`.
+    c follows `huber_schedule` over t. Source: Charbonnier et al. 1994; kohya
+    sd-scripts, `loss_type huber`.
     """
-    c_B111 = HUBER_BENDS[settings.huber_schedule](t_B, settings.huber_c, settings.huber_scale)[:, None, None, None]
+    c_B111 = HUBER_BENDS[settings.huber_schedule](
+        t_B, settings.huber_c, settings.huber_scale
+    )[:, None, None, None]
     # The same as the formula above, without its loss of digits where d is small.
-    return 2 * c_B111 * difference_BCHW.square() / (torch.sqrt(difference_BCHW.square() + c_B111**2) + c_B111)
+    return (
+        2
+        * c_B111
+        * difference_BCHW.square()
+        / (torch.sqrt(difference_BCHW.square() + c_B111**2) + c_B111)
+    )
 
 
 HUBER_BENDS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
     "constant": lambda t_B, c, scale: torch.full_like(t_B, c * scale),
     "exponential": lambda t_B, c, scale: scale * c**t_B,
-    # (1 - c) / (1 + sigma)^2 + c; the noise-to-signal ratio is sigma = t / (1 - t) on the straight path.
+    # (1 - c) / (1 + sigma)^2 + c; the noise-to-signal ratio is sigma = t / (1 - t) on
+    # the straight path.
     "snr": lambda t_B, c, scale: scale * ((1 - c) * (1 - t_B) ** 2 + c),
 }
-"""By `train.huber_schedule`: the bend c at noise fraction t. Source: kohya sd-scripts, `get_huber_threshold`."""
+"""By `train.huber_schedule`: the bend c at noise fraction t. Source: kohya sd-scripts,
+`get_huber_threshold`."""
 
 LOSSES: dict[str, Callable[[Tensor, Tensor, FlowSettings], Tensor]] = {
     "mse": lambda difference_BCHW, t_B, settings: difference_BCHW.square(),
@@ -108,21 +141,25 @@ def loss_per_sample(
 ) -> Tensor:
     """Mean loss of each sample [B], computed in at least float32.
 
-    t_B: noise fractions, for losses that depend on them. mask_B1HW: weight in [0, 1] of each latent pixel. The mean
-    stays over all pixels, so that a pixel weighs the same under every mask, and a mask of zeros gives 0 (ai-toolkit's
-    `SDTrainer` divides the mask by its mean over the batch instead).
+    t_B: noise fractions, for losses that depend on them. mask_B1HW: weight in [0, 1] of
+    each latent pixel. The mean stays over all pixels, so that a pixel weighs the same
+    under every mask, and a mask of zeros gives 0 (ai-toolkit's `SDTrainer` divides the
+    mask by its mean over the batch instead).
     """
     difference_BCHW = at_least_float32(predicted_BCHW) - at_least_float32(target_BCHW)
     t_B = torch.zeros(len(difference_BCHW)) if t_B is None else t_B
-    loss_BCHW = LOSSES[settings.loss_type](difference_BCHW, t_B.to(difference_BCHW), settings)
+    loss_BCHW = LOSSES[settings.loss_type](
+        difference_BCHW, t_B.to(difference_BCHW), settings
+    )
     if mask_B1HW is not None:
         loss_BCHW = loss_BCHW * mask_B1HW.to(loss_BCHW)
     return torch.mean(loss_BCHW, dim=(1, 2, 3))
 
 
 def margin(beta: float, gain_of_better: Tensor, gain_of_worse: Tensor) -> Tensor:
-    """How clearly the better image of a pair is preferred; above 0: it is. A gain: the error of an image less its error
-    by the reference. Source: Wallace et al. 2023, arXiv:2311.12908, equation 14, the argument of the sigmoid."""
+    """How clearly the better image of a pair is preferred; above 0: it is. A gain: the
+    error of an image less its error by the reference. Source: Wallace et al. 2023,
+    arXiv:2311.12908, equation 14, the argument of the sigmoid."""
     return -beta / 2 * (gain_of_better - gain_of_worse)
 
 
@@ -130,7 +167,8 @@ def margin(beta: float, gain_of_better: Tensor, gain_of_worse: Tensor) -> Tensor
 
 
 def flex(t_B: Tensor) -> Tensor:
-    """The measured weight of the nearest of 1000 levels. Source: ai-toolkit, `timestep_type weighted`.
+    """The measured weight of the nearest of 1000 levels. Source: ai-toolkit,
+    `timestep_type weighted`.
 
     There t is always one of the levels, and its place on their list is its weight's.
     """
@@ -150,30 +188,38 @@ def sigma_sqrt(t_B: Tensor) -> Tensor:
 
 
 def cosmap(t_B: Tensor) -> Tensor:
-    """2 / (pi (1 - 2 t + 2 t^2)): the middle levels most. Source: Esser et al. 2024, arXiv:2403.03206, section 3.1."""
+    """2 / (pi (1 - 2 t + 2 t^2)): the middle levels most. Source: Esser et al. 2024,
+    arXiv:2403.03206, section 3.1."""
     t_B = _nearest_level(t_B) / 1000
     return 2 / (math.pi * (1 - 2 * t_B + 2 * t_B**2))
 
 
 def _nearest_level(t_B: Tensor) -> Tensor:
-    # In thousandths. musubi-tuner looks t up among 0.001, ..., 1; the smallest of them also keeps 1 / t^2 finite.
+    # In thousandths. musubi-tuner looks t up among 0.001, ..., 1; the smallest of them
+    # also keeps 1 / t^2 finite.
     return (t_B * 1000).round().clamp(1, 1000)
 
 
 def bell(t_B: Tensor) -> Tensor:
-    """A bell around the middle, 0 at pure noise, mean 1. Source: ai-toolkit, `linear_timesteps`."""
-    # In float32, as in ai-toolkit: beside the foot of the bell the rounding is part of the number.
+    """A bell around the middle, 0 at pure noise, mean 1. Source: ai-toolkit,
+    `linear_timesteps`."""
+    # In float32, as in ai-toolkit: beside the foot of the bell the rounding is part of
+    # the number.
     place_B = (1000 * (1 - t_B)).float() / 1000 - 0.5
     return ((torch.exp(-2 * place_B**2) - BELL_FOOT) / BELL_MEAN).to(t_B).clamp(min=0)
 
 
 def half_bell(t_B: Tensor) -> Tensor:
-    """`bell` above the middle, its top below. Source: ai-toolkit, `linear_timesteps2`."""
+    """`bell` above the middle, its top below. Source: ai-toolkit,
+    `linear_timesteps2`."""
     return bell(t_B.clamp(min=0.5))
 
 
 BELL_FOOT = math.exp(-0.5)
-BELL_MEAN = sum(math.exp(-2 * (index / 1000 - 0.5) ** 2) - BELL_FOOT for index in range(1000)) / 1000
+BELL_MEAN = (
+    sum(math.exp(-2 * (index / 1000 - 0.5) ** 2) - BELL_FOOT for index in range(1000))
+    / 1000
+)
 
 WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": torch.ones_like,
@@ -187,7 +233,8 @@ WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
 def weights(t_B: Tensor, settings: FlowSettings) -> Tensor:
     """By `weighting_scheme`, times ai-toolkit's weighting where one is asked for."""
     by_scheme = WEIGHTINGS[WEIGHTING_SCHEMES[settings.weighting_scheme]](t_B)
-    # One of ai-toolkit's at most, in this order. Source: ai-toolkit, `get_weights_for_timesteps`.
+    # One of ai-toolkit's at most, in this order. Source: ai-toolkit,
+    # `get_weights_for_timesteps`.
     if settings.timestep_type == "weighted":
         return by_scheme * flex(t_B)
     if settings.linear_timesteps2:

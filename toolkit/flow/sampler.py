@@ -1,4 +1,5 @@
-"""From pure noise to an image: the noise levels of a sampling run and the Euler steps between them.
+"""From pure noise to an image: the noise levels of a sampling run and the Euler steps
+between them.
 
 Shape suffixes: B batch, C channels, H/W latent height and width.
 """
@@ -14,14 +15,16 @@ import torch
 from torch import Tensor
 
 
-def sigmas(steps: int, mu: float, terminal: float | None, levels: Sequence[float] = ()) -> Tensor:
+def sigmas(
+    steps: int, mu: float, terminal: float | None, levels: Sequence[float] = ()
+) -> Tensor:
     """Noise fractions [steps + 1] from 1 down to 0, float32.
 
-    mu: shift exponent; a larger one spends more steps at high noise.
-    terminal: the last level before 0, in (0, 1); None leaves the shifted value.
-    levels: what is shifted, descending, in (0, 1]; none: linspace(1, 1 / steps, steps), as diffusers' pipelines do.
-    Source: diffusers, FlowMatchEulerDiscreteScheduler.set_timesteps with exponential dynamic shifting
-    and `stretch_shift_to_terminal`.
+    mu: shift exponent; a larger one spends more steps at high noise. terminal: the last
+    level before 0, in (0, 1); None leaves the shifted value. levels: what is shifted,
+    descending, in (0, 1]; none: linspace(1, 1 / steps, steps), as diffusers' pipelines
+    do. Source: diffusers, FlowMatchEulerDiscreteScheduler.set_timesteps with
+    exponential dynamic shifting and `stretch_shift_to_terminal`.
     """
     if levels:
         even = np.array(levels)
@@ -35,24 +38,29 @@ def sigmas(steps: int, mu: float, terminal: float | None, levels: Sequence[float
 
 
 def resampled(levels: Sequence[float], steps: int) -> tuple[float, ...]:
-    """A grid of noise levels for another number of steps: interpolated over its index, so that the first and the last
-    level stay; for one step the first. An empty grid stays empty."""
+    """A grid of noise levels for another number of steps: interpolated over its index,
+    so that the first and the last level stay; for one step the first. An empty grid
+    stays empty."""
     if not levels:
         return ()
     places = np.linspace(0, len(levels) - 1, steps)
     return tuple(np.interp(places, range(len(levels)), levels).tolist())
 
 
-def euler_sample(velocity: Callable[[Tensor, Tensor], Tensor], noise_BCHW: Tensor, sigmas: Tensor) -> Tensor:
+def euler_sample(
+    velocity: Callable[[Tensor, Tensor], Tensor], noise_BCHW: Tensor, sigmas: Tensor
+) -> Tensor:
     """Follows the velocity field from noise to an image, in float32.
 
-    velocity: called as (x_t_BCHW, t_B), returns the velocity noise - image.
-    sigmas: descending noise fractions, 1 first, 0 last.
-    Source: Euler's method on dx/dt = v; diffusers, FlowMatchEulerDiscreteScheduler.step.
+    velocity: called as (x_t_BCHW, t_B), returns the velocity noise - image. sigmas:
+    descending noise fractions, 1 first, 0 last. Source: Euler's method on dx/dt = v;
+    diffusers, FlowMatchEulerDiscreteScheduler.step.
     """
     x_BCHW = noise_BCHW.float()
     for sigma, following in itertools.pairwise(sigmas):
         v_BCHW = velocity(x_BCHW, sigma.to(x_BCHW.device).expand(len(x_BCHW))).float()
         # The noise comes from the CPU; the velocity decides where the rest is computed.
-        x_BCHW = x_BCHW.to(v_BCHW.device) + (following - sigma).to(v_BCHW.device) * v_BCHW
+        x_BCHW = (
+            x_BCHW.to(v_BCHW.device) + (following - sigma).to(v_BCHW.device) * v_BCHW
+        )
     return x_BCHW

@@ -1,5 +1,6 @@
-"""The names of noise levels, loss weights and losses; which keys of `train` each makes use of; these keys with their
-defaults; how many noise levels share a pass. Imports no torch: the config reads them as well."""
+"""The names of noise levels, loss weights and losses; which keys of `train` each makes
+use of; these keys with their defaults; how many noise levels share a pass. Imports no
+torch: the config reads them as well."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ TIMESTEP_TYPES: dict[str, tuple[str, ...]] = {
     "qinglong_flux": _WIDTH + _NORMAL,
     "qinglong_model": _WIDTH,
 }
-"""`train.timestep_type` -> keys of `train` that matter to it and not to all. `flow/timesteps.py` has the formulas."""
+"""`train.timestep_type` -> keys of `train` that matter to it and not to all.
+`flow/timesteps.py` has the formulas."""
 
 WEIGHTING_SCHEMES = {
     "none": "none",
@@ -34,8 +36,8 @@ WEIGHTING_SCHEMES = {
     "cosmap": "cosmap",
     "bell": "bell",
 }
-"""`train.weighting_scheme` -> function of `flow/loss.py`. logit_normal and mode change what `timestep_type sigma`
-samples, and weight all alike."""
+"""`train.weighting_scheme` -> function of `flow/loss.py`. logit_normal and mode change
+what `timestep_type sigma` samples, and weight all alike."""
 
 LOSS_TYPES = ("mse", "mae", "huber")
 """`train.loss_type`: functions of `flow/loss.py`."""
@@ -70,13 +72,16 @@ class FlowSettings:
     @staticmethod
     def named_in(section: object) -> dict[str, Any]:
         """The values a section has under these names, as keyword arguments."""
-        return {field.name: getattr(section, field.name) for field in fields(FlowSettings)}
+        return {
+            field.name: getattr(section, field.name) for field in fields(FlowSettings)
+        }
 
 
-# ------------------------------------------------------------ several noise levels in one pass
-# A model whose text and references see neither the target nor its noise level (`ModelFacts.shares_prefix`) can share
-# one pass over them: the sequence is the prefix and K noisy targets, each of which sees the prefix and itself. The
-# gradient is that of K passes.
+# ------------------------------------------------------------ several noise levels in
+# one pass A model whose text and references see neither the target nor its noise level
+# (`ModelFacts.shares_prefix`) can share one pass over them: the sequence is the prefix
+# and K noisy targets, each of which sees the prefix and itself. The gradient is that of
+# K passes.
 
 NoiseLevels = int | tuple[int, ...] | Literal["auto"]
 """`train.noise_levels_per_sample`."""
@@ -84,11 +89,13 @@ NoiseLevels = int | tuple[int, ...] | Literal["auto"]
 MOST_NOISE_LEVELS = 32
 
 AUTO_LEVELS = 4
-"""Levels that `auto` takes where text and references are at least as long as the target."""
+"""Levels that `auto` takes where text and references are at least as long as the
+target."""
 
 
 def levels_of(setting: NoiseLevels, references: int, prefix: int, target: int) -> int:
-    """Noise levels of an image with so many references, prefix tokens (text and references) and target tokens."""
+    """Noise levels of an image with so many references, prefix tokens (text and
+    references) and target tokens."""
     if setting == "auto":
         return AUTO_LEVELS if prefix >= target else 1
     if isinstance(setting, int):
@@ -113,5 +120,9 @@ def describe_levels(found: Sequence[tuple[int, int, float]]) -> str:
     said = []
     for references, levels, cost in sorted(set(found)):
         what = f"{references} control image{'s' * (references != 1)}"
-        said.append(f"{what}: {levels} levels cost {cost:.2f} of {levels} passes" if levels > 1 else f"{what}: 1 level")
+        said.append(
+            f"{what}: {levels} levels cost {cost:.2f} of {levels} passes"
+            if levels > 1
+            else f"{what}: 1 level"
+        )
     return f"noise levels per sample: {'; '.join(said)}"

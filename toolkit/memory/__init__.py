@@ -1,1 +1,2 @@
-"""Memory savings: quantization, activation checkpointing and offload, block swap, FSDP; and their estimate."""
+"""Memory savings: quantization, activation checkpointing and offload, block swap, FSDP;
+and their estimate."""

@@ -1,10 +1,13 @@
-"""Who holds a GPU's memory: the peak by phase, and the largest groups of blocks alive then, by the line that made them.
+"""Who holds a GPU's memory: the peak by phase, and the largest groups of blocks alive
+then, by the line that made them.
 
-With `train.memory_account: true` PyTorch's allocator records each event with its Python stack, and `account_of` replays
-the events. Without the key nothing is recorded, since it costs time in each step: at an out-of-memory error `Shortage`
-lists the blocks by size alone, as they were when the allocation failed.
+With `train.memory_account: true` PyTorch's allocator records each event with its Python
+stack, and `account_of` replays the events. Without the key nothing is recorded, since
+it costs time in each step: at an out-of-memory error `Shortage` lists the blocks by
+size alone, as they were when the allocation failed.
 
-A stack is a list of frames, the innermost first, as `torch.cuda.memory._snapshot` has it. Sizes are in bytes.
+A stack is a list of frames, the innermost first, as `torch.cuda.memory._snapshot` has
+it. Sizes are in bytes.
 """
 
 from __future__ import annotations
@@ -29,8 +32,8 @@ logger = logging.getLogger(__name__)
 KEY = "train.memory_account"
 
 MOST_EVENTS = 1_000_000
-"""Events that are kept, the newest; up to three steps of the published model in eager mode. Not measured: about 1 KB of
-main memory each."""
+"""Events that are kept, the newest; up to three steps of the published model in eager
+mode. Not measured: about 1 KB of main memory each."""
 
 SHOWN = 10
 """Groups that are listed."""
@@ -48,7 +51,8 @@ PHASES = {
     ("toolkit/train/callbacks/sample.py", "_generate_set"): "samples",
     ("toolkit/train/callbacks/save.py", "_start_save"): "saving",
 }
-"""File and function -> the phase of what is allocated in it. The innermost one on a stack counts."""
+"""File and function -> the phase of what is allocated in it. The innermost one on a
+stack counts."""
 
 START = "start"
 """Phase of what is allocated before any of `PHASES`."""
@@ -97,17 +101,28 @@ class Account:
         for name, peak in later.phases.items():
             phases[name] = max(peak, phases.get(name, 0))
         reserved = max(self.reserved, later.reserved)
-        return replace(higher, phases=phases, reserved=reserved, last_phase=later.last_phase)
+        return replace(
+            higher, phases=phases, reserved=reserved, last_phase=later.last_phase
+        )
 
     def lines(self) -> Iterator[str]:
         """What is logged."""
         yield f"memory account: peak {gigabytes(self.peak)} in {self.phase}, {gigabytes(self.reserved)} reserved"
-        yield "  peak by phase: " + ", ".join(f"{name} {gigabytes(peak)}" for name, peak in self.phases.items())
+        yield "  peak by phase: " + ", ".join(
+            f"{name} {gigabytes(peak)}" for name, peak in self.phases.items()
+        )
         yield "  alive at the peak, by the line that made it:"
         yield from map(_line, self.groups[:SHOWN])
         rest = self.groups[SHOWN:]
         if rest:
-            yield _line(Group("other lines", sum(g.bytes for g in rest), sum(g.blocks for g in rest), 0))
+            yield _line(
+                Group(
+                    "other lines",
+                    sum(g.bytes for g in rest),
+                    sum(g.blocks for g in rest),
+                    0,
+                )
+            )
 
 
 def _line(group: Group) -> str:
@@ -118,13 +133,18 @@ def _line(group: Group) -> str:
     return f"    {group.bytes / 1e9:7.3f} GB  {group.name} ({group.blocks} blocks{largest})"
 
 
-# ------------------------------------------------------------ the replay of recorded events
+# ------------------------------------------------------------ the replay of recorded
+# events
 
 
-def account_of(snapshot: Mapping[str, Any], device: int = 0, phase: str = START) -> Account:
-    """Replays the events of a `torch.cuda.memory._snapshot`. phase: that of events before the first known phase.
+def account_of(
+    snapshot: Mapping[str, Any], device: int = 0, phase: str = START
+) -> Account:
+    """Replays the events of a `torch.cuda.memory._snapshot`. phase: that of events
+    before the first known phase.
 
-    The events may begin late: what was alive then follows from the blocks at the end, going backwards.
+    The events may begin late: what was alive then follows from the blocks at the end,
+    going backwards.
     """
     if snapshot["device_traces"]:
         events = snapshot["device_traces"][device]
@@ -159,7 +179,9 @@ def account_of(snapshot: Mapping[str, Any], device: int = 0, phase: str = START)
         elif event["action"] == "free_completed":
             alive.pop(event["addr"], None)
     groups = _grouped((place_of.line(stack), size) for size, stack in alive.values())
-    return Account(peak, peak_phase, most_reserved, phases or {phase: peak}, groups, phase)
+    return Account(
+        peak, peak_phase, most_reserved, phases or {phase: peak}, groups, phase
+    )
 
 
 Block = tuple[int, Stack | None]
@@ -167,15 +189,27 @@ Block = tuple[int, Stack | None]
 
 
 def _at_begin(
-    segments: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]], device: int
+    segments: Sequence[Mapping[str, Any]],
+    events: Sequence[Mapping[str, Any]],
+    device: int,
 ) -> tuple[dict[int, Block], int]:
-    """The blocks that were alive before the first event, by address, and the bytes reserved then."""
+    """The blocks that were alive before the first event, by address, and the bytes
+    reserved then."""
     own = [segment for segment in segments if segment.get("device", device) == device]
     reserved = sum(segment["total_size"] for segment in own)
     alive: dict[int, Block] = {}
-    for block in (block for segment in own for block in segment["blocks"] if block["state"].startswith("active")):
-        # Without frames: it was made before the recording began. Empty ones are of a thread without Python's stack.
-        alive[block["address"]] = (block.get("requested_size", block["size"]), block.get("frames"))
+    for block in (
+        block
+        for segment in own
+        for block in segment["blocks"]
+        if block["state"].startswith("active")
+    ):
+        # Without frames: it was made before the recording began. Empty ones are of a
+        # thread without Python's stack.
+        alive[block["address"]] = (
+            block.get("requested_size", block["size"]),
+            block.get("frames"),
+        )
     for event in reversed(events):
         reserved -= _reserved_by(event)
         if event["action"] == "alloc":
@@ -198,7 +232,10 @@ def _grouped(blocks: Iterator[tuple[str, int]]) -> list[Group]:
     by_name = defaultdict[str, list[int]](list)
     for name, size in blocks:
         by_name[name].append(size)
-    groups = (Group(name, sum(sizes), len(sizes), max(sizes)) for name, sizes in by_name.items())
+    groups = (
+        Group(name, sum(sizes), len(sizes), max(sizes))
+        for name, sizes in by_name.items()
+    )
     return sorted(groups, key=lambda group: -group.bytes)
 
 
@@ -206,13 +243,16 @@ class _Places:
     """What stacks say; many events share one."""
 
     def __init__(self) -> None:
-        self._found: dict[int, tuple[Stack, str, str]] = {}  # with the stack, so that its id stays taken
+        self._found: dict[
+            int, tuple[Stack, str, str]
+        ] = {}  # with the stack, so that its id stays taken
 
     def line(self, stack: Stack | None) -> str:
         return BEFORE if stack is None else self._of(stack)[1]
 
     def phase(self, stack: Stack) -> str:
-        """Empty where the stack does not tell: threads of the backward pass know no caller."""
+        """Empty where the stack does not tell: threads of the backward pass know no
+        caller."""
         return self._of(stack)[2]
 
     def _of(self, stack: Stack) -> tuple[Stack, str, str]:
@@ -222,8 +262,11 @@ class _Places:
 
 
 def line_of(stack: Stack) -> str:
-    """The innermost line of this program, or else of a library; with a note where compiled code allocates."""
-    compiled = f", {COMPILED}" * any("torchinductor" in frame["filename"] for frame in stack)
+    """The innermost line of this program, or else of a library; with a note where
+    compiled code allocates."""
+    compiled = f", {COMPILED}" * any(
+        "torchinductor" in frame["filename"] for frame in stack
+    )
     for frame in stack:
         own = _own(frame["filename"])
         if own:
@@ -260,8 +303,9 @@ class MemoryAccount:
     """What is known of a device's memory; of another device than CUDA nothing."""
 
     def take(self, ended: str = "") -> None:
-        """Reads the events since the last call, where they are recorded; new ones take their place. ended: what has
-        come to its end, to be named where nothing is recorded."""
+        """Reads the events since the last call, where they are recorded; new ones take
+        their place. ended: what has come to its end, to be named where nothing is
+        recorded."""
 
     def take_if_grown(self) -> None:
         """`take` where the peak is higher than at the last one."""
@@ -275,7 +319,8 @@ class MemoryAccount:
 
 
 class Recorder(MemoryAccount):
-    """Records the allocator's events, and reads them whenever the peak has grown. CUDA only.
+    """Records the allocator's events, and reads them whenever the peak has grown. CUDA
+    only.
 
     It is not measured what recording costs on a GPU.
     """
@@ -288,11 +333,19 @@ class Recorder(MemoryAccount):
         self._record()
 
     def _record(self) -> None:
-        settings: dict[str, Any] = {"context": "all", "stacks": "python", "max_entries": MOST_EVENTS}
-        torch.cuda.memory._record_memory_history(enabled="all", clear_history=True, **settings)
+        settings: dict[str, Any] = {
+            "context": "all",
+            "stacks": "python",
+            "max_entries": MOST_EVENTS,
+        }
+        torch.cuda.memory._record_memory_history(
+            enabled="all", clear_history=True, **settings
+        )
 
     def take(self, ended: str = "") -> None:
-        found = account_of(torch.cuda.memory._snapshot(), self._device.index or 0, self._phase)
+        found = account_of(
+            torch.cuda.memory._snapshot(), self._device.index or 0, self._phase
+        )
         self._phase, self._seen = found.last_phase, peak_memory(self._device)
         if self._account:
             self._account = self._account.merged(found)
@@ -313,15 +366,18 @@ class Recorder(MemoryAccount):
 
 
 class Shortage(MemoryAccount):
-    """What was alive when an allocation failed last, without a recording: blocks by size; and the peaks before. CUDA
-    only."""
+    """What was alive when an allocation failed last, without a recording: blocks by
+    size; and the peaks before. CUDA only."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._last: list[str] = []
         self._peaks: dict[str, int] = {}
-        # CUDA builds alone have it. It is called before the error is raised, while everything is still alive.
-        attach: Callable[..., None] | None = getattr(torch._C, "_cuda_attach_out_of_memory_observer", None)
+        # CUDA builds alone have it. It is called before the error is raised, while
+        # everything is still alive.
+        attach: Callable[..., None] | None = getattr(
+            torch._C, "_cuda_attach_out_of_memory_observer", None
+        )
         if attach:
             attach(self.note)
 
@@ -329,41 +385,59 @@ class Shortage(MemoryAccount):
         self._peaks[ended] = peak_memory(self._device)
 
     def note(self, device: int, asked: int, total: int, free: int) -> None:
-        """Keeps what the allocator holds. device: its index. In bytes: what was asked for, the device's memory, and
-        what nobody has of it."""
+        """Keeps what the allocator holds. device: its index. In bytes: what was asked
+        for, the device's memory, and what nobody has of it."""
         if device == (self._device.index or 0):
-            self._last = list(shortage_lines(torch.cuda.memory_snapshot(), device, asked, total, free))
+            self._last = list(
+                shortage_lines(torch.cuda.memory_snapshot(), device, asked, total, free)
+            )
 
     def lines(self) -> list[str]:
-        """Where CUDA's libraries have allocated themselves, the allocator knows of no shortage."""
-        known = self._last or ["memory at the error: not known, since no allocation of PyTorch failed"]
-        before = ", ".join(f"{name} {gigabytes(peak)}" for name, peak in self._peaks.items())
-        hint = f"  {KEY}: true also names the lines that made them; it makes steps slower."
+        """Where CUDA's libraries have allocated themselves, the allocator knows of no
+        shortage."""
+        known = self._last or [
+            "memory at the error: not known, since no allocation of PyTorch failed"
+        ]
+        before = ", ".join(
+            f"{name} {gigabytes(peak)}" for name, peak in self._peaks.items()
+        )
+        hint = (
+            f"  {KEY}: true also names the lines that made them; it makes steps slower."
+        )
         return [*known, *([f"  peaks before: {before}"] if before else []), hint]
 
 
 def shortage_lines(
-    segments: Sequence[Mapping[str, Any]], device: int, asked: int, total: int, free: int
+    segments: Sequence[Mapping[str, Any]],
+    device: int,
+    asked: int,
+    total: int,
+    free: int,
 ) -> Iterator[str]:
-    """What is logged at an out-of-memory error without a recording. segments: of `torch.cuda.memory_snapshot`; the
-    others as of `Shortage.note`."""
+    """What is logged at an out-of-memory error without a recording. segments: of
+    `torch.cuda.memory_snapshot`; the others as of `Shortage.note`."""
     own = [segment for segment in segments if segment.get("device", device) == device]
     sizes = Counter(
-        block["size"] for segment in own for block in segment["blocks"] if block["state"].startswith("active")
+        block["size"]
+        for segment in own
+        for block in segment["blocks"]
+        if block["state"].startswith("active")
     )
     held = sum(size * count for size, count in sizes.items())
     reserved = sum(segment["total_size"] for segment in own)
     others = f"{gigabytes(max(0, total - free - reserved))} CUDA and other programs"
     gaps = f"{gigabytes(reserved - held)} gaps between them"
     yield f"memory at the error: {gigabytes(held)} tensors, {gaps}, {others}; {gigabytes(asked)} more were asked for"
-    for size, count in sorted(sizes.items(), key=lambda group: -group[0] * group[1])[:SHOWN]:
+    for size, count in sorted(sizes.items(), key=lambda group: -group[0] * group[1])[
+        :SHOWN
+    ]:
         yield f"    {size * count / 1e9:7.3f} GB  {count} blocks of {size / 1e6:.1f} MB"
 
 
 @contextmanager
 def memory_account(device: torch.device, record: bool) -> Iterator[MemoryAccount]:
-    """Logs who holds the memory where the block ends in an out-of-memory error; with `record` also at its end, and
-    where a stop ends it."""
+    """Logs who holds the memory where the block ends in an out-of-memory error; with
+    `record` also at its end, and where a stop ends it."""
     if device.type != "cuda":
         if record:
             logger.warning(f"{KEY}: no effect on {device}.")

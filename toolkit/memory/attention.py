@@ -1,4 +1,5 @@
-"""Which attention kernel CUDA uses: the same in the forward pass and where it is recomputed."""
+"""Which attention kernel CUDA uses: the same in the forward pass and where it is
+recomputed."""
 
 from __future__ import annotations
 
@@ -15,13 +16,16 @@ SLOW = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def sdpa_priority(device: torch.device) -> list[SDPBackend]:
-    """The backends by preference; the first that supports the inputs is used, whatever PyTorch's own order is.
+    """The backends by preference; the first that supports the inputs is used, whatever
+    PyTorch's own order is.
 
-    cuDNN comes first on Hopper alone: there it does 631 TFLOP/s where flash does 329 (pytorch/pytorch#142132: heads of
-    128, 4608 tokens, H100); on Ada it gains nothing, and on Ampere and Blackwell it is slower (huggingface/transformers
-    #48163).
+    cuDNN comes first on Hopper alone: there it does 631 TFLOP/s where flash does 329
+    (pytorch/pytorch#142132: heads of 128, 4608 tokens, H100); on Ada it gains nothing,
+    and on Ampere and Blackwell it is slower (huggingface/transformers #48163).
     """
-    is_hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+    is_hopper = (
+        device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+    )
     return [*(reversed(FAST) if is_hopper else FAST), *SLOW]
 
 
@@ -40,13 +44,20 @@ def with_sdpa_priority(device: torch.device) -> BlockWrapper:
 
 
 def has_fast_kernel(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
-    """Whether one of the `FAST` kernels supports heads of this width on this device; runs it forward and backward."""
-    query = torch.zeros((1, 1, 128, head_width), dtype=dtype, device=device, requires_grad=True)
+    """Whether one of the `FAST` kernels supports heads of this width on this device;
+    runs it forward and backward."""
+    query = torch.zeros(
+        (1, 1, 128, head_width), dtype=dtype, device=device, requires_grad=True
+    )
     for backend in FAST:
         try:
             with sdpa_kernel(backend), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # why each kernel does not take the inputs: a warning for each reason
-                torch.nn.functional.scaled_dot_product_attention(query, query, query).sum().backward()
+                warnings.simplefilter(
+                    "ignore"
+                )  # why each kernel does not take the inputs: a warning for each reason
+                torch.nn.functional.scaled_dot_product_attention(
+                    query, query, query
+                ).sum().backward()
             return True
         except RuntimeError:  # no such kernel for this GPU or dtype
             continue

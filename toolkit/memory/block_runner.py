@@ -1,4 +1,5 @@
-"""How the blocks of a model are run: checkpointing level, block swap, compilation, attention kernel."""
+"""How the blocks of a model are run: checkpointing level, block swap, compilation,
+attention kernel."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ ATTENTION_COUNTS = 0.1
 
 
 class BlockRunner:
-    """Wraps the blocks of a model whose network is attached. `auto` becomes a level in `choose_checkpointing`."""
+    """Wraps the blocks of a model whose network is attached. `auto` becomes a level in
+    `choose_checkpointing`."""
 
     def __init__(
         self,
@@ -41,9 +43,10 @@ class BlockRunner:
         compile_settings: CompileConfig | None = None,
         trained: bool = False,
     ) -> None:
-        """level: of `CHECKPOINTING_LEVELS`, or "auto". swapped: number of blocks whose weights stay in CPU memory.
-        compile_settings: None where the blocks are not compiled, see `decide_compiling`. trained: whether the blocks
-        themselves are trained, without an adapter."""
+        """level: of `CHECKPOINTING_LEVELS`, or "auto". swapped: number of blocks whose
+        weights stay in CPU memory. compile_settings: None where the blocks are not
+        compiled, see `decide_compiling`. trained: whether the blocks themselves are
+        trained, without an adapter."""
         self._model = model
         self._device = device
         self._is_auto = level == "auto"
@@ -69,25 +72,41 @@ class BlockRunner:
     def levels(self) -> Sequence[str]:
         """The levels that `auto` chooses from; without offload on the CPU."""
         is_cpu = self._device.type == "cpu"
-        return [level for level in AUTO_LEVELS if not (is_cpu and level in OFFLOADING_LEVELS)]
+        return [
+            level
+            for level in AUTO_LEVELS
+            if not (is_cpu and level in OFFLOADING_LEVELS)
+        ]
 
     def warn_of_slow_attention(self, work: StepShape, images: int) -> None:
-        """Says that attention has no fast kernel, where that takes a good part of a step. images: of the work."""
+        """Says that attention has no fast kernel, where that takes a good part of a
+        step. images: of the work."""
         if self._device.type != "cuda":
             return
         flops = EFFICIENCY * peak_flops(self._device)
-        share = attention_share(work.tokens // images, images, work.width, work.blocks, flops)
-        if share >= ATTENTION_COUNTS and not attention.has_fast_kernel(self._device, self._dtype, self._model.head_dim):
-            logger.warning(f"attention: no flash or cuDNN kernel for {self._dtype} on this device; using a slower one.")
+        share = attention_share(
+            work.tokens // images, images, work.width, work.blocks, flops
+        )
+        if share >= ATTENTION_COUNTS and not attention.has_fast_kernel(
+            self._device, self._dtype, self._model.head_dim
+        ):
+            logger.warning(
+                f"attention: no flash or cuDNN kernel for {self._dtype} on this device; using a slower one."
+            )
 
     def choose_checkpointing(
-        self, work: StepShape, needed: int, gather: Callable[[str], Sequence[str]] = lambda level: [level]
+        self,
+        work: StepShape,
+        needed: int,
+        gather: Callable[[str], Sequence[str]] = lambda level: [level],
     ) -> None:
-        """Chooses the level of `auto`: the fastest whose activations fit into free memory, by the time of the GPU or,
-        where it runs uncompiled blocks, that of the host (`step_seconds`).
+        """Chooses the level of `auto`: the fastest whose activations fit into free
+        memory, by the time of the GPU or, where it runs uncompiled blocks, that of the
+        host (`step_seconds`).
 
-        needed: further bytes that training will allocate, such as optimizer state. gather: all-gathers the level over
-        the ranks; all take the most saving one, so that they make the same passes.
+        needed: further bytes that training will allocate, such as optimizer state.
+        gather: all-gathers the level over the ranks; all take the most saving one, so
+        that they make the same passes.
         """
         if not self._is_auto:
             return
@@ -96,49 +115,69 @@ class BlockRunner:
             levels, free, replace(work, compiled=work.compiled and compiled), flops
         )
         self.level = max(gather(self._fastest(self.levels)), key=AUTO_LEVELS.index)
-        logger.info(f"{KEY} auto: {self.level} ({max(0, free) / 1e9:.1f} GB free, largest batch {work.tokens} tokens)")
+        logger.info(
+            f"{KEY} auto: {self.level} ({max(0, free) / 1e9:.1f} GB free, largest batch {work.tokens} tokens)"
+        )
         self._wrap()
 
     def increase_checkpointing(self) -> bool:
-        """Takes a more saving level of `auto`, the fastest that should fit, and logs it; False where none is left.
-        For a batch that does not fit."""
+        """Takes a more saving level of `auto`, the fastest that should fit, and logs
+        it; False where none is left. For a batch that does not fit."""
         if not self._is_auto or self.level == self.levels[-1]:
             return False
         before = self.level
         self.level = self._fastest(self.levels[self.levels.index(self.level) + 1 :])
-        logger.info(f"{KEY} auto: the largest batch does not fit with {before}; {self.level} instead")
+        logger.info(
+            f"{KEY} auto: the largest batch does not fit with {before}; {self.level} instead"
+        )
         self._wrap()
         return True
 
     def _fastest(self, levels: Sequence[str]) -> str:
         compiled = self.programs.used
         is_eager = self._device.type == "cuda" and not compiled
-        return self._fitting(levels, compiled, EFFICIENCY * peak_flops(self._device) if is_eager else None)
+        return self._fitting(
+            levels,
+            compiled,
+            EFFICIENCY * peak_flops(self._device) if is_eager else None,
+        )
 
     def _run_uncompiled(self) -> None:
         """Called once the compiled programs are given up."""
         level = max(self.level, self._fastest(self.levels), key=AUTO_LEVELS.index)
         if self._is_auto and level != self.level:
-            logger.info(f"{KEY} auto: {level} instead of {self.level}, for uncompiled blocks")
+            logger.info(
+                f"{KEY} auto: {level} instead of {self.level}, for uncompiled blocks"
+            )
             self.level = level
         self._wrap()
 
     def _wrap(self) -> None:
-        """Innermost first. Block swap is outermost: weights are loaded before the forward pass and recomputation."""
+        """Innermost first. Block swap is outermost: weights are loaded before the
+        forward pass and recomputation."""
         used = self.programs.used
         if self._compile and used:
             compilation = [compile_wrapper(self._compile, self.programs)]
         else:
             compilation = []
-        offload: list[BlockWrapper] = [*offloading(self._device)] if self.level == "full_offload" else []
+        offload: list[BlockWrapper] = (
+            [*offloading(self._device)] if self.level == "full_offload" else []
+        )
         if self.level == "block_offload":
             offload = [recomputing(self._device)]
         swap = [self._swap] if self._swap else []
-        # Checkpointing the last block saves nothing: its activations are needed again at once. With compilation it
-        # would have to be compiled separately, which is not worth it. Where a block's activations are too many for the
-        # device, they are those of the last one too.
+        # Checkpointing the last block saves nothing: its activations are needed again
+        # at once. With compilation it would have to be compiled separately, which is
+        # not worth it. Where a block's activations are too many for the device, they
+        # are those of the last one too.
         all_alike = used or self.level == "block_offload"
         self._model.wrap_blocks(
-            [*self._kernel, checkpoint_wrapper(self.level, self._model.hidden_size), *compilation, *offload, *swap],
+            [
+                *self._kernel,
+                checkpoint_wrapper(self.level, self._model.hidden_size),
+                *compilation,
+                *offload,
+                *swap,
+            ],
             last_block_wrappers=None if all_alike else [*self._kernel, *swap],
         )

@@ -1,7 +1,9 @@
-"""Activation checkpointing: which activations of a block are kept for the backward pass, and which are recomputed.
+"""Activation checkpointing: which activations of a block are kept for the backward
+pass, and which are recomputed.
 
-All levels run the same operations on the same values. On a CPU gradients are equal bit for bit; on CUDA as far as the
-kernels repeat themselves: the backward passes of flash and cuDNN attention add up in another order each time.
+All levels run the same operations on the same values. On a CPU gradients are equal bit
+for bit; on CUDA as far as the kernels repeat themselves: the backward passes of flash
+and cuDNN attention add up in another order each time.
 """
 
 from __future__ import annotations
@@ -15,7 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from toolkit.contracts.model import BlockForward, BlockWrapper
 from toolkit.memory.quantization import frozen_product
@@ -31,29 +37,51 @@ ATTENTION = frozenset(
         _aten._scaled_dot_product_attention_math_for_mps.default,
     }
 )
-"""Every attention kernel that is a single operation. Where PyTorch decomposes attention it is recomputed."""
+"""Every attention kernel that is a single operation. Where PyTorch decomposes attention
+it is recomputed."""
 
-MATMULS = frozenset({_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default, frozen_product})
+MATMULS = frozenset(
+    {
+        _aten.mm.default,
+        _aten.addmm.default,
+        _aten.bmm.default,
+        _aten.baddbmm.default,
+        frozen_product,
+    }
+)
 
 MIN_WIDTH_FRACTION = 4
-"""A matmul over less than the width / MIN_WIDTH_FRACTION (an adapter's up projection) is cheaper to recompute."""
+"""A matmul over less than the width / MIN_WIDTH_FRACTION (an adapter's up projection)
+is cheaper to recompute."""
 
 
 def checkpoint_wrapper(level: str, hidden_size: int = 0) -> BlockWrapper:
     """A wrapper that keeps the activations of `level`, one of CHECKPOINTING_LEVELS:
 
-    none: all. cheap: matmul and attention outputs; elementwise operations are recomputed. keep_attention: attention
-    outputs. full: the block's inputs only. full_offload: the same, which `ActivationOffload` around it offloads.
-    block_offload is a wrapper of its own (`RecomputeOffload`): none here.
+    none: all. cheap: matmul and attention outputs; elementwise operations are
+    recomputed. keep_attention: attention outputs. full: the block's inputs only.
+    full_offload: the same, which `ActivationOffload` around it offloads. block_offload
+    is a wrapper of its own (`RecomputeOffload`): none here.
 
-    hidden_size: channels per token, by which `cheap` tells an adapter's up projection; 0: none is told.
+    hidden_size: channels per token, by which `cheap` tells an adapter's up projection;
+    0: none is told.
     """
-    min_width = hidden_size / MIN_WIDTH_FRACTION  # no integer: `dynamic: true` would make a symbol of it
-    # With compilation the policy must not depend on the number of tokens, which would cause recompilation.
-    policy = partial(_keeps_costly, None, min_width) if level == "cheap" else _keeps_attention
+    min_width = (
+        hidden_size / MIN_WIDTH_FRACTION
+    )  # no integer: `dynamic: true` would make a symbol of it
+    # With compilation the policy must not depend on the number of tokens, which would
+    # cause recompilation.
+    policy = (
+        partial(_keeps_costly, None, min_width)
+        if level == "cheap"
+        else _keeps_attention
+    )
     compiled = partial(create_selective_checkpoint_contexts, policy)
-    # PyTorch caches a compiled block under it: one for each policy, of this version of this file.
-    vars(compiled)["cache_hash"] = f"{level} {min_width} {sha256(Path(__file__).read_bytes()).hexdigest()}"
+    # PyTorch caches a compiled block under it: one for each policy, of this version of
+    # this file.
+    vars(compiled)["cache_hash"] = (
+        f"{level} {min_width} {sha256(Path(__file__).read_bytes()).hexdigest()}"
+    )
 
     def wrap(run: BlockForward) -> BlockForward:
         def run_again(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -64,11 +92,22 @@ def checkpoint_wrapper(level: str, hidden_size: int = 0) -> BlockWrapper:
                 outputs = checkpoint(run, block, *tensors, use_reentrant=False)
                 return outputs
             if torch.compiler.is_compiling() or level != "cheap":
-                outputs = checkpoint(run, block, *tensors, use_reentrant=False, context_fn=compiled)
+                outputs = checkpoint(
+                    run, block, *tensors, use_reentrant=False, context_fn=compiled
+                )
                 return outputs
-            tokens = {prod(t.shape[:-1]) for t in tensors if isinstance(t, Tensor) and t.dim() == 3}
-            contexts = partial(create_selective_checkpoint_contexts, partial(_keeps_costly, tokens, min_width))
-            outputs = checkpoint(run, block, *tensors, use_reentrant=False, context_fn=contexts)
+            tokens = {
+                prod(t.shape[:-1])
+                for t in tensors
+                if isinstance(t, Tensor) and t.dim() == 3
+            }
+            contexts = partial(
+                create_selective_checkpoint_contexts,
+                partial(_keeps_costly, tokens, min_width),
+            )
+            outputs = checkpoint(
+                run, block, *tensors, use_reentrant=False, context_fn=contexts
+            )
             return outputs
 
         return run if level in ("none", "block_offload") else run_again
@@ -76,7 +115,8 @@ def checkpoint_wrapper(level: str, hidden_size: int = 0) -> BlockWrapper:
     return wrap
 
 
-# ------------------------------------------------------------ which operations' results are kept
+# ------------------------------------------------------------ which operations' results
+# are kept
 
 Policy = Callable[..., CheckpointPolicy]
 
@@ -88,13 +128,19 @@ def _keeps_attention(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> Checkpoint
 
 
 def _keeps_costly(
-    tokens: Collection[int] | None, min_width: float, ctx: Any, op: Any, *args: Any, **kwargs: Any
+    tokens: Collection[int] | None,
+    min_width: float,
+    ctx: Any,
+    op: Any,
+    *args: Any,
+    **kwargs: Any,
 ) -> CheckpointPolicy:
     """Keeps attention, and matmuls with one row per token of a stream.
 
-    Other matmuls are of weights (in LoHa and LoKr), as large as the model, or attention scores. tokens: the rows of the
-    streams; None with compilation, where a matmul of two matrices counts as one of tokens, and matmuls of weights are
-    told by their small inner size alone.
+    Other matmuls are of weights (in LoHa and LoKr), as large as the model, or attention
+    scores. tokens: the rows of the streams; None with compilation, where a matmul of
+    two matrices counts as one of tokens, and matmuls of weights are told by their small
+    inner size alone.
     """
     if op in MATMULS:
         if op in (_aten.addmm.default, _aten.baddbmm.default):

@@ -1,7 +1,9 @@
-"""Compiles blocks with `torch.compile`: one compiled function for all blocks of a model, not the whole model.
+"""Compiles blocks with `torch.compile`: one compiled function for all blocks of a
+model, not the whole model.
 
-Checkpointing has to be inside: selective checkpointing cannot see the operations of a compiled block from outside.
-Parameter names do not change, because only the function that runs a block is wrapped, not the module.
+Checkpointing has to be inside: selective checkpointing cannot see the operations of a
+compiled block from outside. Parameter names do not change, because only the function
+that runs a block is wrapped, not the module.
 """
 
 from __future__ import annotations
@@ -27,24 +29,32 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DEFAULT_RECOMPILE_LIMIT = 32
-"""Compilations of the same code before PyTorch runs it uncompiled. Its default of 8 is soon reached where blocks
-differ: each kind has a program of the first size, of others, and of samples."""
+"""Compilations of the same code before PyTorch runs it uncompiled. Its default of 8 is
+soon reached where blocks differ: each kind has a program of the first size, of others,
+and of samples."""
 
 
-WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
-"""Modes that record CUDA graphs -> the same without. One compiled function serves all blocks: their weights have other
-addresses, so a graph would be recorded again for each block, and with block swap at each call."""
+WITHOUT_GRAPHS = {
+    "reduce-overhead": "default",
+    "max-autotune": "max-autotune-no-cudagraphs",
+}
+"""Modes that record CUDA graphs -> the same without. One compiled function serves all
+blocks: their weights have other addresses, so a graph would be recorded again for each
+block, and with block swap at each call."""
 
 FLOAT8_QTYPES = ("float8", "fp8_scaled")
 
 FLOAT8_CAPABILITY = (8, 9)
-"""The first GPUs for which Triton converts float8_e4m3fn (fp8e4nv; Ada): pytorch #167082. PyTorch's own kernels, of
-blocks that are not compiled, convert it everywhere."""
+"""The first GPUs for which Triton converts float8_e4m3fn (fp8e4nv; Ada): pytorch
+#167082. PyTorch's own kernels, of blocks that are not compiled, convert it
+everywhere."""
 
 
-def check_backend(settings: CompileConfig, device: torch.device, qtype: str = "") -> None:
-    """Raises UserError where PyTorch has no such backend, or its requirements are missing. The config imports no torch,
-    so it cannot check this.
+def check_backend(
+    settings: CompileConfig, device: torch.device, qtype: str = ""
+) -> None:
+    """Raises UserError where PyTorch has no such backend, or its requirements are
+    missing. The config imports no torch, so it cannot check this.
 
     qtype: of the blocks; empty when they are not quantized.
     """
@@ -59,25 +69,35 @@ def check_backend(settings: CompileConfig, device: torch.device, qtype: str = ""
     if settings.backend == "inductor":
         missing = _missing(device)
         if missing:
-            raise UserError(f"{settings.place}: inductor needs {missing}. Write enabled: false, or install that.")
+            raise UserError(
+                f"{settings.place}: inductor needs {missing}. Write enabled: false, or install that."
+            )
     if settings.backend == "inductor":
         reason = _unable(device, qtype)
         if reason:
-            raise UserError(f"{settings.place}: {reason}. Write model.qtype: int8, or {settings.place}.enabled: false.")
+            raise UserError(
+                f"{settings.place}: {reason}. Write model.qtype: int8, or {settings.place}.enabled: false."
+            )
 
 
 def decide_compiling(
-    settings: CompileConfig, device: torch.device, qtype: str = "", sharded: bool = False, against: str = ""
+    settings: CompileConfig,
+    device: torch.device,
+    qtype: str = "",
+    sharded: bool = False,
+    against: str = "",
 ) -> bool:
-    """Whether the blocks are compiled; logs why `auto` does not on CUDA. sharded: over ranks. against: why it does not
-    pay; empty where it does."""
+    """Whether the blocks are compiled; logs why `auto` does not on CUDA. sharded: over
+    ranks. against: why it does not pay; empty where it does."""
     if settings.enabled != "auto" or device.type != "cuda":
         return settings.enabled is True
     if sharded:
         lack = "the blocks are sharded over the processes"
     else:
         lack = against
-    if not lack and settings.backend not in torch._dynamo.list_backends(exclude_tags=()):
+    if not lack and settings.backend not in torch._dynamo.list_backends(
+        exclude_tags=()
+    ):
         lack = f"PyTorch has no backend {settings.backend!r} on this machine"
     if not lack and settings.backend == "inductor":
         missing = _missing(device)
@@ -91,7 +111,8 @@ def decide_compiling(
 
 
 def _unable(device: torch.device, qtype: str) -> str:
-    """Why inductor compiles no blocks of this type for this GPU; empty where it does."""
+    """Why inductor compiles no blocks of this type for this GPU; empty where it
+    does."""
     if device.type != "cuda" or qtype not in FLOAT8_QTYPES:
         return ""
     capability = torch.cuda.get_device_capability(device)
@@ -133,7 +154,9 @@ class CompileTime(NamedTuple):
 
     def since(self, before: CompileTime) -> CompileTime:
         """The difference."""
-        return CompileTime(self.programs - before.programs, self.seconds - before.seconds)
+        return CompileTime(
+            self.programs - before.programs, self.seconds - before.seconds
+        )
 
 
 class _CompileClock:
@@ -151,7 +174,9 @@ class _CompileClock:
             torch._dynamo.callback.on_compile_end(self._end)
 
     def _now(self) -> CompileTime:
-        return CompileTime(torch._dynamo.utils.counters["stats"]["unique_graphs"], time.perf_counter())
+        return CompileTime(
+            torch._dynamo.utils.counters["stats"]["unique_graphs"], time.perf_counter()
+        )
 
     def _begin(self, of: object) -> None:
         self._begun = self._now()
@@ -160,15 +185,18 @@ class _CompileClock:
     def _end(self, of: object) -> None:
         took = self._now().since(self._begun)
         now.go_back(self._before)
-        self.total = CompileTime(self.total.programs + took.programs, self.total.seconds + took.seconds)
+        self.total = CompileTime(
+            self.total.programs + took.programs, self.total.seconds + took.seconds
+        )
 
 
 _clock = _CompileClock()
 
 
 class Programs:
-    """The compiled programs of a model's blocks. With `train.compile: auto` a program that fails ends the use of all of
-    them, for good: `compile_wrapper` does so in a forward pass, the training loop in a backward pass."""
+    """The compiled programs of a model's blocks. With `train.compile: auto` a program
+    that fails ends the use of all of them, for good: `compile_wrapper` does so in a
+    forward pass, the training loop in a backward pass."""
 
     def __init__(self, settings: CompileConfig | None = None) -> None:
         """settings: None where the blocks are not compiled."""
@@ -176,10 +204,12 @@ class Programs:
         """What a checkpoint records; changes when they are given up."""
 
         self.on_stop: list[Callable[[], None]] = []
-        """Called once when they are given up: what was decided for compiled blocks is decided for uncompiled ones."""
+        """Called once when they are given up: what was decided for compiled blocks is
+        decided for uncompiled ones."""
 
         self.increase_checkpointing: Callable[[], bool] = lambda: False
-        """As `BlockRunner.increase_checkpointing`: uncompiled blocks may need more memory."""
+        """As `BlockRunner.increase_checkpointing`: uncompiled blocks may need more
+        memory."""
 
         self.failure = ""
         """Why they were given up."""
@@ -201,11 +231,16 @@ class Programs:
     @property
     def may_stop(self) -> bool:
         """Whether they are given up once one fails."""
-        return self.used and self._settings is not None and self._settings.enabled == "auto"
+        return (
+            self.used
+            and self._settings is not None
+            and self._settings.enabled == "auto"
+        )
 
     @property
     def tried(self) -> tuple[int, int]:
-        """Changes where a pass may run a program that has not run before, or one at a size that it has not run at."""
+        """Changes where a pass may run a program that has not run before, or one at a
+        size that it has not run at."""
         return self.took.programs, len(self.sizes)
 
     @property
@@ -217,7 +252,11 @@ class Programs:
 
     def may_replace(self, error: Exception) -> bool:
         """Whether what failed with this error is to be computed again without them."""
-        return self.may_stop and not is_out_of_memory(error) and not isinstance(error, RunError | UserError)
+        return (
+            self.may_stop
+            and not is_out_of_memory(error)
+            and not isinstance(error, RunError | UserError)
+        )
 
     def stop(self) -> None:
         """From here on the blocks run uncompiled."""
@@ -227,18 +266,27 @@ class Programs:
                 adapt()
 
     def save_memory(self) -> bool:
-        """Makes a pass take less memory that does not fit since they were given up; False where it cannot."""
-        return self._settings is not None and not self.used and self.increase_checkpointing()
+        """Makes a pass take less memory that does not fit since they were given up;
+        False where it cannot."""
+        return (
+            self._settings is not None
+            and not self.used
+            and self.increase_checkpointing()
+        )
 
     def report(self, reason: str) -> None:
-        """Logs why they were given up, once. reason: `failure` of the error; empty where it is reported already."""
+        """Logs why they were given up, once. reason: `failure` of the error; empty
+        where it is reported already."""
         if reason and self._settings is not None:
             self.failure = reason
             place = self._settings.place
-            logger.warning(f"{place} auto: a compiled block failed, all run uncompiled from here on ({reason})")
+            logger.warning(
+                f"{place} auto: a compiled block failed, all run uncompiled from here on ({reason})"
+            )
 
     def whole(self, compute: Callable[..., T], *arguments: Any) -> T:
-        """`compute(*arguments)`, once more where they are given up within: the result comes from blocks of one kind."""
+        """`compute(*arguments)`, once more where they are given up within: the result
+        comes from blocks of one kind."""
         compiled = self.used
         result = compute(*arguments)
         if compiled and not self.used:
@@ -249,15 +297,19 @@ class Programs:
 def failure(error: Exception) -> str:
     """An error of a compiled program in one line."""
     cause = getattr(error, "inner_exception", error)
-    return f"{type(cause).__name__}: {str(cause).strip()}".splitlines()[0].removesuffix(": ")
+    return f"{type(cause).__name__}: {str(cause).strip()}".splitlines()[0].removesuffix(
+        ": "
+    )
 
 
-def compile_wrapper(settings: CompileConfig, programs: Programs | None = None) -> BlockWrapper:
+def compile_wrapper(
+    settings: CompileConfig, programs: Programs | None = None
+) -> BlockWrapper:
     """A wrapper that compiles the forward of a block, once for each new kind of inputs.
 
-    With `auto`, where a program fails and the block itself does not, that call and all later ones run uncompiled
-    (`programs`). Else the result raises RunError where a compiler is missing, or `fullgraph` exceeds the recompile
-    limit.
+    With `auto`, where a program fails and the block itself does not, that call and all
+    later ones run uncompiled (`programs`). Else the result raises RunError where a
+    compiler is missing, or `fullgraph` exceeds the recompile limit.
     """
 
     programs = programs or Programs(settings)
@@ -266,38 +318,51 @@ def compile_wrapper(settings: CompileConfig, programs: Programs | None = None) -
     def wrap(run: BlockForward) -> BlockForward:
         limit = settings.cache_size_limit or DEFAULT_RECOMPILE_LIMIT
         torch._dynamo.config.recompile_limit = limit
-        # Scales and rates never change. `dynamic` would make a symbol of each, and PyTorch 2.11 cannot compile one that
-        # scales a product.
+        # Scales and rates never change. `dynamic` would make a symbol of each, and
+        # PyTorch 2.11 cannot compile one that scales a product.
         torch._dynamo.config.specialize_float = True
         if settings.backend == "inductor":
             from toolkit.memory.unfused_sums import UnfusedSums
 
             torch._inductor.config.post_grad_custom_post_pass = UnfusedSums()
-        # Compiles the backward pass together with the forward pass, so that errors are raised there.
+        # Compiles the backward pass together with the forward pass, so that errors are
+        # raised there.
         torch._functorch.config.force_non_lazy_backward_lowering = True
         program: BlockForward = torch.compile(
             run,
             fullgraph=settings.fullgraph,
             backend=settings.backend,
-            mode=WITHOUT_GRAPHS.get(settings.mode, settings.mode) if settings.backend == "inductor" else None,
+            mode=WITHOUT_GRAPHS.get(settings.mode, settings.mode)
+            if settings.backend == "inductor"
+            else None,
             dynamic=None if settings.dynamic == "auto" else settings.dynamic,
         )
 
-        def run_program(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        def run_program(
+            block: nn.Module, *tensors: Tensor | None
+        ) -> tuple[Tensor, ...]:
             if not programs.used:
                 return run(block, *tensors)
             if torch.is_grad_enabled():
-                programs.sizes.add(tuple(getattr(tensor, "shape", None) for tensor in tensors))
+                programs.sizes.add(
+                    tuple(getattr(tensor, "shape", None) for tensor in tensors)
+                )
             try:
-                return program(block, *(_as_stream(tensor, settings) for tensor in tensors))
+                return program(
+                    block, *(_as_stream(tensor, settings) for tensor in tensors)
+                )
             except Exception as error:
                 if not programs.may_replace(error):
                     message = _user_message(error, limit, settings.place)
                     if message:
                         raise RunError(message) from error
                     raise
-                reason = failure(error)  # the block runs below: inside the handler the error still holds memory
-            outputs = run(block, *tensors)  # where this fails too, it is not the compiler
+                reason = failure(
+                    error
+                )  # the block runs below: inside the handler the error still holds memory
+            outputs = run(
+                block, *tensors
+            )  # where this fails too, it is not the compiler
             programs.stop()
             programs.report(reason)
             return outputs
@@ -308,12 +373,18 @@ def compile_wrapper(settings: CompileConfig, programs: Programs | None = None) -
 
 
 def _as_stream(tensor: Any, settings: CompileConfig) -> Any:
-    """An input of a block; a stream [B, S, D] in the form in which one program serves all blocks."""
-    if not isinstance(tensor, Tensor) or tensor.dim() != 3 or not tensor.is_floating_point():
+    """An input of a block; a stream [B, S, D] in the form in which one program serves
+    all blocks."""
+    if (
+        not isinstance(tensor, Tensor)
+        or tensor.dim() != 3
+        or not tensor.is_floating_point()
+    ):
         return tensor
     if torch.is_grad_enabled() and not tensor.requires_grad:
-        # The streams of the first block need no gradient. A program without one would be compiled for it alone; the
-        # gradient is a hundredth of a model's backward pass, and compiling takes as long as ten steps.
+        # The streams of the first block need no gradient. A program without one would
+        # be compiled for it alone; the gradient is a hundredth of a model's backward
+        # pass, and compiling takes as long as ten steps.
         tensor = tensor.detach().requires_grad_()
     if settings.dynamic is True:
         # The width never changes, and checkpointing needs its value.
@@ -322,21 +393,36 @@ def _as_stream(tensor: Any, settings: CompileConfig) -> Any:
 
 
 def _keep_quiet() -> None:
-    """Silences warnings of PyTorch that every compiled job gets and that users cannot act on."""
-    # The frequencies of a rotary embedding are complex numbers, which a compiled block only takes apart.
-    warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex operators")
-    # PyTorch warns about in-place operations with selective checkpointing: ours change no kept tensor.
-    logging.getLogger("torch._higher_order_ops.wrap").addFilter(_is_no_reminder_of_in_place)
+    """Silences warnings of PyTorch that every compiled job gets and that users cannot
+    act on."""
+    # The frequencies of a rotary embedding are complex numbers, which a compiled block
+    # only takes apart.
+    warnings.filterwarnings(
+        "ignore", "Torchinductor does not support code generation for complex operators"
+    )
+    # PyTorch warns about in-place operations with selective checkpointing: ours change
+    # no kept tensor.
+    logging.getLogger("torch._higher_order_ops.wrap").addFilter(
+        _is_no_reminder_of_in_place
+    )
 
 
 def _is_no_reminder_of_in_place(record: logging.LogRecord) -> bool:
-    return "Detected that context_fn is passed to torch.utils.checkpoint" not in record.getMessage()
+    return (
+        "Detected that context_fn is passed to torch.utils.checkpoint"
+        not in record.getMessage()
+    )
 
 
 def _user_message(error: Exception, limit: int, place: str) -> str | None:
-    """The message for an error that a change of the job or the machine can fix; None for a defect."""
+    """The message for an error that a change of the job or the machine can fix; None
+    for a defect."""
     from torch._dynamo.exc import FailOnRecompileLimitHit
-    from torch._inductor.exc import GPUTooOldForTriton, InvalidCxxCompiler, TritonMissing
+    from torch._inductor.exc import (
+        GPUTooOldForTriton,
+        InvalidCxxCompiler,
+        TritonMissing,
+    )
 
     if isinstance(error, FailOnRecompileLimitHit):
         return (

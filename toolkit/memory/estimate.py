@@ -1,9 +1,11 @@
-"""The estimated peak memory of a job, phase by phase, and the activation memory of a step at each checkpointing
-level, by which `gradient_checkpointing: auto` is chosen too. Imports no torch.
+"""The estimated peak memory of a job, phase by phase, and the activation memory of a
+step at each checkpointing level, by which `gradient_checkpointing: auto` is chosen too.
+Imports no torch.
 
-`toolkit.contracts.network_kinds.ActivationUnits` defines the unit of activations, and has the numbers for each kind of
-network. GB are powers of 1000 here and in printed lines. A GPU of N GB counts as N of them: it has 7 % more, which the
-desktop and fragmentation use."""
+`toolkit.contracts.network_kinds.ActivationUnits` defines the unit of activations, and
+has the numbers for each kind of network. GB are powers of 1000 here and in printed
+lines. A GPU of N GB counts as N of them: it has 7 % more, which the desktop and
+fragmentation use."""
 
 from __future__ import annotations
 
@@ -13,18 +15,26 @@ from functools import partial
 
 from toolkit.config.reading.field_types import OFFLOADING_LEVELS
 from toolkit.contracts.network_kinds import KINDS, ActivationUnits, Pair
-from toolkit.memory.flops import KERNELS_PER_BLOCK, LAUNCH_S, RECOMPUTED, WEIGHTS_PER_TOKEN
+from toolkit.memory.flops import (
+    KERNELS_PER_BLOCK,
+    LAUNCH_S,
+    RECOMPUTED,
+    WEIGHTS_PER_TOKEN,
+)
 
 GAPS_SHARE, GAPS_AT_MOST, GAPS_OF_ALL = 0.08, 300_000_000, 0.04
-"""What PyTorch's CUDA allocator reserves beyond the tensors: a share of the activations, bytes at most, and a share
-where all are kept. Measured on an H100, see docs/memory.md."""
+"""What PyTorch's CUDA allocator reserves beyond the tensors: a share of the
+activations, bytes at most, and a share where all are kept. Measured on an H100, see
+docs/memory.md."""
 
 OF_ATTENTION, OF_INPUT = 2.02, 1
-"""Units kept per block: attention output, its log-sum-exp and block input, and the block input alone."""
+"""Units kept per block: attention output, its log-sum-exp and block input, and the
+block input alone."""
 
 EXTRA_UNITS = {"full": 1, "full_offload": 3}
-"""Extra units in the backward pass of a recomputed block, by checkpointing level: the gradient of its output.
-`full_offload` also has the input of the first block and the prefetched input of the previous block on the device."""
+"""Extra units in the backward pass of a recomputed block, by checkpointing level: the
+gradient of its output. `full_offload` also has the input of the first block and the
+prefetched input of the previous block on the device."""
 
 COMPILED_AGAIN = 4
 """Further units of a compiled block that is recomputed in half precision."""
@@ -36,17 +46,20 @@ FORWARD_BESIDE_A_LAYER = 3
 """Units of the forward peak that are not allocated at that moment."""
 
 SAVED_TWICE = 1.03
-"""What waits in main memory while a block is computed again with `block_offload`, against what it saves: a tensor that
-several operations save as different views of it leaves once for each."""
+"""What waits in main memory while a block is computed again with `block_offload`,
+against what it saves: a tensor that several operations save as different views of it
+leaves once for each."""
 
 BESIDE_A_CHANGE = 7.5
-"""Units of the peak of `block_offload` that are not allocated while an adapter makes the change of a layer."""
+"""Units of the peak of `block_offload` that are not allocated while an adapter makes
+the change of a layer."""
 
 DROPOUT_OFFLOADED = 4
 """Further units of that peak with input dropout of an adapter."""
 
 OF_DROPOUT = 12
-"""Further units with input dropout of an adapter: each layer keeps its inputs and a mask."""
+"""Further units with input dropout of an adapter: each layer keeps its inputs and a
+mask."""
 
 
 @dataclass(frozen=True)
@@ -74,61 +87,85 @@ class StepShape:
     """Number of weights of the largest linear layer that processes every token."""
 
     largest_change: int = 0
-    """Number of weights of the largest layer with an adapter, of modulation layers too."""
+    """Number of weights of the largest layer with an adapter, of modulation layers
+    too."""
 
     dequantized_bytes: float = 0
-    """Bytes per weight of a quantized layer's copies in the compute dtype, while it is used."""
+    """Bytes per weight of a quantized layer's copies in the compute dtype, while it is
+    used."""
 
     casts: int = 0
-    """Bytes of one block's trained parameters cast to the compute dtype; 0 where that is their own."""
+    """Bytes of one block's trained parameters cast to the compute dtype; 0 where that
+    is their own."""
 
     gradients: int = 0
     """Bytes of all parameter gradients that are in memory at a time."""
 
     gradients_wait: bool = False
-    """Whether gradients of an earlier micro-batch are in memory from the beginning (accumulation)."""
+    """Whether gradients of an earlier micro-batch are in memory from the beginning
+    (accumulation)."""
 
     compiled: bool = False
     """Whether the blocks are compiled: they keep what the partitioner saves."""
 
     def kept(self, level: str) -> int:
-        """Bytes of activations that all blocks keep on the device for the backward pass."""
+        """Bytes of activations that all blocks keep on the device for the backward
+        pass."""
         return self.blocks * self._kept_by_block(level)
 
     def kept_on_host(self, level: str) -> int:
-        """Bytes that wait in CPU memory: with `full_offload` the inputs of all blocks but the first and last; with
-        `block_offload` that of the last too, and all that one block saves."""
+        """Bytes that wait in CPU memory: with `full_offload` the inputs of all blocks
+        but the first and last; with `block_offload` that of the last too, and all that
+        one block saves."""
         if level not in OFFLOADING_LEVELS:
             return 0
         if level == "full_offload":
             return int(max(0, self.blocks - 2) * OF_INPUT * self._unit)
-        return int((self.blocks - 1) * OF_INPUT * self._unit + SAVED_TWICE * self._kept_by_block("none"))
+        return int(
+            (self.blocks - 1) * OF_INPUT * self._unit
+            + SAVED_TWICE * self._kept_by_block("none")
+        )
 
     def block_backward_bytes(self, level: str) -> int:
-        """Bytes beyond `kept` in the backward pass of one block: the last one, which keeps all, or a recomputed one."""
+        """Bytes beyond `kept` in the backward pass of one block: the last one, which
+        keeps all, or a recomputed one."""
         if level == "block_offload":
             return self._offloaded_peak()
         layer = self._of_layer(self._units.change) * self.largest_layer
-        at_work = max(self._of(self._units.backward) * self._unit, layer and BESIDE_A_LAYER * self._unit + layer)
-        # A compiled block that is recomputed takes what an eager one does, and more: measured, see docs/memory.md.
-        everything = replace(self, compiled=self.compiled and level == "none")._kept_by_block("none")
+        at_work = max(
+            self._of(self._units.backward) * self._unit,
+            layer and BESIDE_A_LAYER * self._unit + layer,
+        )
+        # A compiled block that is recomputed takes what an eager one does, and more:
+        # measured, see docs/memory.md.
+        everything = replace(
+            self, compiled=self.compiled and level == "none"
+        )._kept_by_block("none")
         if self.compiled and level != "none" and self.number_bytes == 2:
             everything += COMPILED_AGAIN * self._unit
         extra = EXTRA_UNITS.get(level, 0) * self._unit
-        # A modulation layer, the last in the backward pass, is at work once the block's activations are gone.
-        alone = self._of(self._units.change) * self.largest_change - self._kept_by_block(level)
+        # A modulation layer, the last in the backward pass, is at work once the block's
+        # activations are gone.
+        alone = self._of(
+            self._units.change
+        ) * self.largest_change - self._kept_by_block(level)
         beyond = everything - self._kept_by_block(level) + at_work
         return int(max(beyond, alone) + extra)
 
     def _offloaded_peak(self) -> int:
-        """Bytes of all activations with `block_offload`: the inputs of the first block, and the operation at work."""
+        """Bytes of all activations with `block_offload`: the inputs of the first block,
+        and the operation at work."""
         assert self._units.offloaded  # the others are refused
         units = self._of(self._units.offloaded) + DROPOUT_OFFLOADED * self.dropout
         if self.dequantized_bytes:
             weight = self.number_bytes * self.largest_layer
         else:
             weight = 0
-        change = max(0, self._of(self._units.change) * self.largest_layer - BESIDE_A_CHANGE * self._unit)
+        change = max(
+            0,
+            self._of(self._units.change) * self.largest_layer
+            - BESIDE_A_CHANGE * self._unit,
+        )
         return int(units * self._unit + weight + change)
 
     def forward(self) -> int:
@@ -144,7 +181,8 @@ class StepShape:
         return self.units or KINDS[self.kind].units
 
     def _of_layer(self, pair: Pair) -> float:
-        """Bytes per weight of a layer: its change, and the copies of its dequantized weight."""
+        """Bytes per weight of a layer: its change, and the copies of its dequantized
+        weight."""
         change = self._of(pair)
         if self._units.change_has_weight:
             return max(change, self.dequantized_bytes)
@@ -161,10 +199,14 @@ class StepShape:
         of_block = self._units
         if level == "none":
             casts = self.casts if of_block.casts else 0
-            everything = self._of(of_block.compiled if self.compiled else of_block.everything)
+            everything = self._of(
+                of_block.compiled if self.compiled else of_block.everything
+            )
             return int((everything + OF_DROPOUT * self.dropout) * self._unit) + casts
         units = {
-            "cheap": self._of(of_block.compiled_outputs if self.compiled else of_block.matmul_outputs),
+            "cheap": self._of(
+                of_block.compiled_outputs if self.compiled else of_block.matmul_outputs
+            ),
             "keep_attention": OF_ATTENTION,
             "full": OF_INPUT,
             "full_offload": 0,
@@ -181,12 +223,16 @@ def gaps_on_gpu(activations: float, level: str = "full") -> float:
     return least
 
 
-def step_peak(work: StepShape, level: str, gaps: Callable[[float], float] | None = None) -> tuple[int, int]:
-    """Bytes of (activations, parameter gradients) at the peak of a forward and backward pass.
+def step_peak(
+    work: StepShape, level: str, gaps: Callable[[float], float] | None = None
+) -> tuple[int, int]:
+    """Bytes of (activations, parameter gradients) at the peak of a forward and backward
+    pass.
 
-    In the backward pass gradients grow while activations shrink, so the peak is at its first block, at its last one, or
-    at its end; with accumulation at the first block. gaps: fragmentation of so many bytes of activations, which decides
-    where the peak is; the result is without it. None: that of a GPU.
+    In the backward pass gradients grow while activations shrink, so the peak is at its
+    first block, at its last one, or at its end; with accumulation at the first block.
+    gaps: fragmentation of so many bytes of activations, which decides where the peak
+    is; the result is without it. None: that of a GPU.
     """
     gaps = gaps or partial(gaps_on_gpu, level=level)
     kept = work.kept(level)
@@ -203,33 +249,47 @@ def step_peak(work: StepShape, level: str, gaps: Callable[[float], float] | None
 
 
 def activation_bytes(level: str, work: StepShape) -> int:
-    """Bytes of free device memory needed for a forward and backward pass: activations, fragmentation, gradients."""
+    """Bytes of free device memory needed for a forward and backward pass: activations,
+    fragmentation, gradients."""
     activations, gradients = step_peak(work, level)
     return activations + int(gaps_on_gpu(activations, level)) + gradients
 
 
-HOST_SHARE = {"none": 0.55, "cheap": 1.65, "keep_attention": 1.6, "full": 1.0, "full_offload": 1.1}
-"""The host's time for an uncompiled block by level, as a share of that of `full`: selective checkpointing asks Python
-about every operation, twice. CPU time of blocks too small to compute, torch 2.13; `full_offload` is an assumption."""
+HOST_SHARE = {
+    "none": 0.55,
+    "cheap": 1.65,
+    "keep_attention": 1.6,
+    "full": 1.0,
+    "full_offload": 1.1,
+}
+"""The host's time for an uncompiled block by level, as a share of that of `full`:
+selective checkpointing asks Python about every operation, twice. CPU time of blocks too
+small to compute, torch 2.13; `full_offload` is an assumption."""
 
 
 def step_seconds(level: str, work: StepShape, flops: float) -> float:
-    """Seconds that a micro-step takes at a level where blocks are not compiled: those of the GPU or those of the host,
-    whichever are more. flops: of the GPU per second. Attention is left out, so the GPU's are too few for large images,
-    where they are more than the host's anyway."""
+    """Seconds that a micro-step takes at a level where blocks are not compiled: those
+    of the GPU or those of the host, whichever are more. flops: of the GPU per second.
+    Attention is left out, so the GPU's are too few for large images, where they are
+    more than the host's anyway."""
     linear, _ = RECOMPUTED[level]
     of_gpu = 2 * WEIGHTS_PER_TOKEN * work.width**2 * work.tokens * (2 + linear) / flops
     return work.blocks * max(of_gpu, KERNELS_PER_BLOCK * LAUNCH_S * HOST_SHARE[level])
 
 
-def fastest_level_that_fits(levels: Iterable[str], free: int, work: StepShape, flops: float | None = None) -> str:
+def fastest_level_that_fits(
+    levels: Iterable[str], free: int, work: StepShape, flops: float | None = None
+) -> str:
     """The fastest of `levels` whose step fits into `free` bytes, or the last.
 
-    levels: from the one that needs most to the one that needs least, which is their order of speed too where the host
-    does not matter. flops: of the GPU per second, where it does (uncompiled blocks).
+    levels: from the one that needs most to the one that needs least, which is their
+    order of speed too where the host does not matter. flops: of the GPU per second,
+    where it does (uncompiled blocks).
     """
     levels = list(levels)
-    fitting = [level for level in levels if activation_bytes(level, work) <= free] or levels[-1:]
+    fitting = [
+        level for level in levels if activation_bytes(level, work) <= free
+    ] or levels[-1:]
     if flops is None:
         return fitting[0]
     return min(fitting, key=lambda level: step_seconds(level, work, flops))

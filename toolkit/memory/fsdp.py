@@ -1,8 +1,9 @@
 """Shards the model over the ranks: PyTorch's FSDP2 around every block.
 
-The weights of a block are all-gathered while the block before it still runs, and freed right after it, in the backward
-pass too. So every rank has to make the same passes in the same order. Gradients of trained blocks are reduce-scattered
-as soon as the backward pass of the block is done. An adapter that is added to a block later is not sharded.
+The weights of a block are all-gathered while the block before it still runs, and freed
+right after it, in the backward pass too. So every rank has to make the same passes in
+the same order. Gradients of trained blocks are reduce-scattered as soon as the backward
+pass of the block is done. An adapter that is added to a block later is not sharded.
 """
 
 from __future__ import annotations
@@ -24,27 +25,39 @@ CollectiveRunner = Callable[..., Any]
 
 
 def shard_block_fn(
-    device: torch.device, dtype: torch.dtype, processes: int, run_collective: CollectiveRunner
+    device: torch.device,
+    dtype: torch.dtype,
+    processes: int,
+    run_collective: CollectiveRunner,
 ) -> Callable[[nn.Module, str], None]:
-    """A function that shards a loaded block; to be called for each block in order, so that at most one is unsharded.
+    """A function that shards a loaded block; to be called for each block in order, so
+    that at most one is unsharded.
 
-    dtype: the compute dtype, to which weights are cast before they are gathered; gradients are summed over the ranks in
-    float32. The process group has to be initialised.
+    dtype: the compute dtype, to which weights are cast before they are gathered;
+    gradients are summed over the ranks in float32. The process group has to be
+    initialised.
     """
     import torch
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (processes,))
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
 
     def shard(block: nn.Module, name: str) -> None:
         # Each block is a root of FSDP2: blocks are not nested.
         block.requires_grad_(False).to(device)
-        sharded = fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+        sharded = fully_shard(
+            block, mesh=mesh, reshard_after_forward=True, mp_policy=policy
+        )
         sharded.set_custom_all_gather(cast("AllGather", _AllGather(run_collective)))
-        sharded.set_custom_reduce_scatter(cast("ReduceScatter", _ReduceScatter(run_collective)))
-        # Sums, not means: each rank has divided its losses by the samples of the whole accumulation step.
+        sharded.set_custom_reduce_scatter(
+            cast("ReduceScatter", _ReduceScatter(run_collective))
+        )
+        # Sums, not means: each rank has divided its losses by the samples of the whole
+        # accumulation step.
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
 
@@ -52,8 +65,8 @@ def shard_block_fn(
 
 
 def enable_forward_prefetch(blocks: Sequence[nn.Module]) -> None:
-    """Prefetches the weights of each block while the one before it runs (in the backward pass the one after it), so
-    that two blocks are unsharded at a time.
+    """Prefetches the weights of each block while the one before it runs (in the
+    backward pass the one after it), so that two blocks are unsharded at a time.
 
     blocks: sharded, in the order of the forward pass; none has run yet.
     """
@@ -63,17 +76,22 @@ def enable_forward_prefetch(blocks: Sequence[nn.Module]) -> None:
     for block in sharded:
         block._get_fsdp_state()._lazy_init()  # at the first run of the block it would be too late for the one before it
     share_comm_ctx(sharded)
-    for block, after in pairwise(sharded):  # FSDP2 prefetches in the backward pass by itself, with a shared context
+    for block, after in pairwise(
+        sharded
+    ):  # FSDP2 prefetches in the backward pass by itself, with a shared context
         block.set_modules_to_forward_prefetch([after])
 
 
 class _Comm:
-    """FSDP2's interface for collectives (`torch.distributed.fsdp._fully_shard._fsdp_api.Comm`)."""
+    """FSDP2's interface for collectives
+    (`torch.distributed.fsdp._fully_shard._fsdp_api.Comm`)."""
 
     def __init__(self, run_collective: CollectiveRunner) -> None:
         self._run_collective = run_collective
 
-    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    def allocate(
+        self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
         import torch
 
         return torch.empty(*size, dtype=dtype, device=device)
@@ -81,15 +99,28 @@ class _Comm:
 
 class _AllGather(_Comm):
     def __call__(
-        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool = False
+        self,
+        output_tensor: torch.Tensor,
+        input_tensor: torch.Tensor,
+        group: Any,
+        async_op: bool = False,
     ) -> Any:
         gather = collective("all_gather_single")
-        return self._run_collective(gather, output_tensor, input_tensor, group=group, async_op=async_op)
+        return self._run_collective(
+            gather, output_tensor, input_tensor, group=group, async_op=async_op
+        )
 
 
 class _ReduceScatter(_Comm):
     def __call__(
-        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, op: Any, async_op: bool = False
+        self,
+        output_tensor: torch.Tensor,
+        input_tensor: torch.Tensor,
+        group: Any,
+        op: Any,
+        async_op: bool = False,
     ) -> Any:
         scatter = collective("reduce_scatter_single")
-        return self._run_collective(scatter, output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+        return self._run_collective(
+            scatter, output_tensor, input_tensor, op=op, group=group, async_op=async_op
+        )

@@ -1,7 +1,9 @@
-"""How long things took on this machine the last time, for the plan of the next run. Imports no torch.
+"""How long things took on this machine the last time, for the plan of the next run.
+Imports no torch.
 
-What compiling took lies beside PyTorch's caches of compiled programs: a machine that has lost these compiles from the
-beginning. What a step and a sample image took lies in the cache of the training folder.
+What compiling took lies beside PyTorch's caches of compiled programs: a machine that
+has lost these compiles from the beginning. What a step and a sample image took lies in
+the cache of the training folder.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class RunTimes(NamedTuple):
 
 
 def _compile_file() -> Path:
-    """In inductor's folder. Source: torch/_inductor/runtime/cache_dir_utils.py, `cache_dir`."""
+    """In inductor's folder. Source: torch/_inductor/runtime/cache_dir_utils.py,
+    `cache_dir`."""
     folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     if not folder:
         user = re.sub(r'[\\/:*?"<>|]', "_", getpass.getuser())
@@ -46,18 +49,21 @@ def _run_file(training_folder: str) -> Path:
 
 
 def compile_seconds(gpu: str) -> float | None:
-    """What compiling took in the last run on a GPU of this name, in seconds; None where none is known."""
+    """What compiling took in the last run on a GPU of this name, in seconds; None where
+    none is known."""
     return _seconds(_known(_compile_file).get(gpu))
 
 
 def remember_compile_seconds(gpu: str, seconds: float) -> None:
-    """Keeps it for the next plan. A folder that cannot be written to is reported in the log."""
+    """Keeps it for the next plan. A folder that cannot be written to is reported in the
+    log."""
     if gpu:
         _keep(_compile_file, gpu, round(seconds, 1), "compiling")
 
 
 def run_times(training_folder: str, key: str) -> RunTimes | None:
-    """What the last run of this key took (`toolkit.plan.run_time.times_key`); None where none is known."""
+    """What the last run of this key took (`toolkit.plan.run_time.times_key`); None
+    where none is known."""
     found = _known(lambda: _run_file(training_folder)).get(key)
     if not isinstance(found, dict):
         return None
@@ -80,7 +86,9 @@ def _seconds(found: object) -> float | None:
 
 
 def _known(file: Callable[[], Path]) -> dict[str, object]:
-    with suppress(OSError, ValueError, RecursionError, KeyError):  # getpass: a user without a name
+    with suppress(
+        OSError, ValueError, RecursionError, KeyError
+    ):  # getpass: a user without a name
         known = json.loads(file().read_text(encoding="utf-8"))
         return known if isinstance(known, dict) else {}
     return {}

@@ -1,18 +1,22 @@
 """Block swap and activation offload: weights and saved tensors that wait in CPU memory.
 
-Block swap: weights of some blocks stay in CPU memory and are copied to the device before their block runs. Two buffers
-on the device alternate: while one block computes, the weights of the next one are copied to the other. Frozen weights
-do not change, so nothing is copied back; the parameters of an adapter stay on the device. The blocks are spread evenly,
-so that several others compute while one arrives. Weights that are mapped from a file stay there, and pass through a
-pinned window of two blocks on their way. (musubi-tuner spreads them so too:
-modules/custom_offloading_utils.py, `LoRAStreamOffloader`.)
+Block swap: weights of some blocks stay in CPU memory and are copied to the device
+before their block runs. Two buffers on the device alternate: while one block computes,
+the weights of the next one are copied to the other. Frozen weights do not change, so
+nothing is copied back; the parameters of an adapter stay on the device. The blocks are
+spread evenly, so that several others compute while one arrives. Weights that are mapped
+from a file stay there, and pass through a pinned window of two blocks on their way.
+(musubi-tuner spreads them so too: modules/custom_offloading_utils.py,
+`LoRAStreamOffloader`.)
 
-Where the blocks themselves are trained, each of their parameters is stepped in the backward pass, while it is on the
-device (`OptimizerInBackward`). A block that has changed there is copied back before another takes its buffer. The copy
-in a buffer, or else the one in CPU memory, is the only valid one, and the parameters point to it.
+Where the blocks themselves are trained, each of their parameters is stepped in the
+backward pass, while it is on the device (`OptimizerInBackward`). A block that has
+changed there is copied back before another takes its buffer. The copy in a buffer, or
+else the one in CPU memory, is the only valid one, and the parameters point to it.
 
-Activation offload, only for CUDA: while a checkpointed block computes, its inputs are copied to the CPU; during the
-backward pass of the next block they are copied back. So the GPU holds the inputs of two blocks instead of all."""
+Activation offload, only for CUDA: while a checkpointed block computes, its inputs are
+copied to the CPU; during the backward pass of the next block they are copied back. So
+the GPU holds the inputs of two blocks instead of all."""
 
 from __future__ import annotations
 
@@ -35,14 +39,16 @@ from toolkit.rounding import round_up
 from toolkit.system.device import is_out_of_memory, pinned
 
 PackRule = Callable[[Tensor], Callable[[], Tensor] | None]
-"""Called with a tensor that autograd saves: returns a function that restores it, or None to leave it to other rules."""
+"""Called with a tensor that autograd saves: returns a function that restores it, or
+None to leave it to other rules."""
 
 _rules: list[PackRule] = []
 
 
 @contextmanager
 def saved_tensor_rule(rule: PackRule) -> Iterator[None]:
-    """Applies `rule` to tensors saved inside the block, then the rules around it. (Torch's own hooks do not nest.)"""
+    """Applies `rule` to tensors saved inside the block, then the rules around it.
+    (Torch's own hooks do not nest.)"""
     _rules.append(rule)
     try:
         with saved_tensors_hooks(_pack, _unpack):
@@ -53,9 +59,12 @@ def saved_tensor_rule(rule: PackRule) -> Iterator[None]:
 
 def _pack(tensor: Tensor) -> Tensor | Callable[[], Tensor]:
     kept = (rule(tensor) for rule in reversed(_rules))
-    # Not the tensor itself: an operation's output would keep the operation alive, and that the output. Only a backward
-    # pass breaks the cycle; without one (out of memory) the memory would never be freed.
-    return next((give_back for give_back in kept if give_back is not None), tensor.detach())
+    # Not the tensor itself: an operation's output would keep the operation alive, and
+    # that the output. Only a backward pass breaks the cycle; without one (out of
+    # memory) the memory would never be freed.
+    return next(
+        (give_back for give_back in kept if give_back is not None), tensor.detach()
+    )
 
 
 def _unpack(kept: Tensor | Callable[[], Tensor]) -> Tensor:
@@ -83,13 +92,17 @@ class _BlockTensors:
 
     def point_to(self, memory: Tensor) -> None:
         """Makes the tensor a view of `memory`, which holds the block's bytes."""
-        self.tensor.data = memory[self.begin : self.end].view(self.dtype).view(self.shape)
+        self.tensor.data = (
+            memory[self.begin : self.end].view(self.dtype).view(self.shape)
+        )
 
 
 class HostBlock:
     """A block whose weights are in CPU memory, in one contiguous buffer."""
 
-    def __init__(self, block: nn.Module, device: torch.device, trained: bool = False) -> None:
+    def __init__(
+        self, block: nn.Module, device: torch.device, trained: bool = False
+    ) -> None:
         """trained: trained parameters are in CPU memory too, not on the device."""
         waiting = list[Tensor]()
         for tensor in (*block.parameters(), *block.buffers()):
@@ -106,11 +119,15 @@ class HostBlock:
         for tensor in waiting:
             begin = round_up(end, ALIGNMENT)
             end = begin + tensor.numel() * tensor.element_size()
-            self.parts.append(_BlockTensors(tensor, tensor.dtype, tensor.shape, begin, end))
+            self.parts.append(
+                _BlockTensors(tensor, tensor.dtype, tensor.shape, begin, end)
+            )
         make = partial(torch.empty, round_up(end, ALIGNMENT), dtype=torch.uint8)
         self.memory = pinned(make) if device.type == "cuda" else make()
         for part in self.parts:
-            self.memory[part.begin : part.end].view(part.dtype).view(part.shape).copy_(part.tensor)
+            self.memory[part.begin : part.end].view(part.dtype).view(part.shape).copy_(
+                part.tensor
+            )
             part.point_to(self.memory)
 
     def _piece(self, waiting: Sequence[Tensor]) -> Tensor:
@@ -118,58 +135,77 @@ class HostBlock:
         first, last = _span(waiting)
         for tensor in waiting:
             begin, end = (place - first for place in _span([tensor]))
-            self.parts.append(_BlockTensors(tensor, tensor.dtype, tensor.shape, begin, end))
-        return torch.empty(0, dtype=torch.uint8).set_(waiting[0].untyped_storage(), first, (last - first,), (1,))
+            self.parts.append(
+                _BlockTensors(tensor, tensor.dtype, tensor.shape, begin, end)
+            )
+        return torch.empty(0, dtype=torch.uint8).set_(
+            waiting[0].untyped_storage(), first, (last - first,), (1,)
+        )
 
     def point_to(self, memory: Tensor) -> None:
         for part in self.parts:
             part.point_to(memory)
 
     def versions(self) -> list[int]:
-        """Versions of its tensors, which change when any of them was written to in place, wherever it lies."""
+        """Versions of its tensors, which change when any of them was written to in
+        place, wherever it lies."""
         return [part.tensor._version for part in self.parts]
 
 
 MOST_HOLES = 1.25
-"""Bytes of a mapped piece for each byte of the tensors in it, at the most; other pieces are copied."""
+"""Bytes of a mapped piece for each byte of the tensors in it, at the most; other pieces
+are copied."""
 
 
 def _is_one_piece(tensors: Sequence[Tensor]) -> bool:
     """Whether the tensors lie in one piece of a mapped file."""
-    if not tensors or not all(is_mapped(tensor) and tensor.is_contiguous() for tensor in tensors):
+    if not tensors or not all(
+        is_mapped(tensor) and tensor.is_contiguous() for tensor in tensors
+    ):
         return False
     if len({tensor.untyped_storage().data_ptr() for tensor in tensors}) > 1:
         return False
     first, last = _span(tensors)
-    return last - first <= MOST_HOLES * sum(round_up(tensor.nbytes, ALIGNMENT) for tensor in tensors)
+    return last - first <= MOST_HOLES * sum(
+        round_up(tensor.nbytes, ALIGNMENT) for tensor in tensors
+    )
 
 
 def _span(tensors: Sequence[Tensor]) -> tuple[int, int]:
     """First byte and end of what tensors of one storage take of it."""
-    begins = [int(tensor.storage_offset()) * tensor.element_size() for tensor in tensors]
+    begins = [
+        int(tensor.storage_offset()) * tensor.element_size() for tensor in tensors
+    ]
     sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
     return min(begins), max(map(sum, zip(begins, sizes, strict=True)))
 
 
 class PinnedWindow:
-    """Two pieces of pinned memory, through which mapped weights reach a GPU: one is filled from the file, by a thread
-    of its own, while the other is copied."""
+    """Two pieces of pinned memory, through which mapped weights reach a GPU: one is
+    filled from the file, by a thread of its own, while the other is copied."""
 
     def __init__(self, size: int, stream: torch.cuda.Stream) -> None:
         """size: bytes of a piece. stream: of the copies."""
         self._pieces = deque[tuple[Tensor, torch.cuda.Event | None]]()
         """Each with the end of its last copy; the one used longest ago first."""
         for _ in range(2):
-            self._pieces.append((pinned(partial(torch.empty, size, dtype=torch.uint8)), None))
+            self._pieces.append(
+                (pinned(partial(torch.empty, size, dtype=torch.uint8)), None)
+            )
         self._stream = stream
         self._worker = ThreadPoolExecutor(1, "mapped weights")
 
-    def send(self, source: Tensor, target: Tensor, ready: torch.cuda.Event) -> Future[torch.cuda.Event]:
-        """Copies a mapped piece to the device once `ready` has come; the event of its arrival."""
+    def send(
+        self, source: Tensor, target: Tensor, ready: torch.cuda.Event
+    ) -> Future[torch.cuda.Event]:
+        """Copies a mapped piece to the device once `ready` has come; the event of its
+        arrival."""
         will_read(source)
         return self._worker.submit(self._send, source, target, ready)
 
-    def _send(self, source: Tensor, target: Tensor, ready: torch.cuda.Event) -> torch.cuda.Event:
+    def _send(
+        self, source: Tensor, target: Tensor, ready: torch.cuda.Event
+    ) -> torch.cuda.Event:
         piece, sent = self._pieces.popleft()
         if sent is not None:
             sent.synchronize()
@@ -194,18 +230,23 @@ class _Buffer:
         self.arriving: Future[torch.cuda.Event] | None = None
         """What gives `arrived`, where it comes through a `PinnedWindow`."""
         self.versions: list[int] = []
-        """Versions of the block's tensors when it came; empty once one of them may have been stepped."""
+        """Versions of the block's tensors when it came; empty once one of them may have
+        been stepped."""
 
 
 class BlockSwap:
     """Runs blocks whose weights are in CPU memory; the outermost wrapper.
 
-    Prefetching expects the forward pass in order and the backward pass in reverse; other orders work, but are slower.
+    Prefetching expects the forward pass in order and the backward pass in reverse;
+    other orders work, but are slower.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module], device: torch.device, trained: bool = False) -> None:
-        """blocks: the swapped blocks, in order, with the network attached. Moves their frozen weights to the CPU.
-        trained: those that are trained too; each has to be stepped as soon as its gradient is complete."""
+    def __init__(
+        self, blocks: Sequence[nn.Module], device: torch.device, trained: bool = False
+    ) -> None:
+        """blocks: the swapped blocks, in order, with the network attached. Moves their
+        frozen weights to the CPU. trained: those that are trained too; each has to be
+        stepped as soon as its gradient is complete."""
         self._device = device
         self._trained = trained
         self._waiting = [HostBlock(block, device, trained) for block in blocks]
@@ -213,27 +254,39 @@ class BlockSwap:
         size = max(len(host_block.memory) for host_block in self._waiting)
         self._buffers = [_Buffer(size, device) for _ in range(min(2, len(blocks)))]
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        mapped = [len(host_block.memory) for host_block in self._waiting if host_block.is_mapped]
-        self._window = PinnedWindow(max(mapped), self._stream) if self._stream and mapped else None
+        mapped = [
+            len(host_block.memory)
+            for host_block in self._waiting
+            if host_block.is_mapped
+        ]
+        self._window = (
+            PinnedWindow(max(mapped), self._stream) if self._stream and mapped else None
+        )
         for place, block in enumerate(blocks if trained else ()):
             for parameter in block.parameters():
                 if parameter.requires_grad:
-                    # Before the hook that steps it: a gradient may be complete when its block has left already.
-                    parameter.register_post_accumulate_grad_hook(partial(self._stay, place))
+                    # Before the hook that steps it: a gradient may be complete when its
+                    # block has left already.
+                    parameter.register_post_accumulate_grad_hook(
+                        partial(self._stay, place)
+                    )
 
     def _stay(self, place: int, parameter: Tensor) -> None:
         self._ensure_loaded(place, None).versions = []  # fused kernels count no version
 
     def __call__(self, run: BlockForward) -> BlockForward:
-        def run_fetched(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        def run_fetched(
+            block: nn.Module, *tensors: Tensor | None
+        ) -> tuple[Tensor, ...]:
             place = self._place_of.get(block)
             if place is None:
                 return run(block, *tensors)
             has_backward = torch.is_grad_enabled()
             after: int | None = place + 1
             if after == len(self._waiting):
-                # The backward pass begins with the last two, which are loaded. Trained blocks may be written to between
-                # two passes, when none may be on its way.
+                # The backward pass begins with the last two, which are loaded. Trained
+                # blocks may be written to between two passes, when none may be on its
+                # way.
                 if has_backward or self._trained:
                     after = None
                 else:
@@ -249,14 +302,16 @@ class BlockSwap:
                 outputs = run(block, *tensors)
             differentiable = [output for output in outputs if output.requires_grad]
             if differentiable:
-                # Called with the first gradient that reaches the block, before its backward pass or recomputation.
+                # Called with the first gradient that reaches the block, before its
+                # backward pass or recomputation.
                 register_multi_grad_hook(differentiable, load, mode="any")
             return outputs
 
         return run_fetched
 
     def _ensure_loaded(self, place: int, ahead: int | None) -> _Buffer:
-        """The buffer with the weights of one block, once they have arrived; starts prefetching those of another."""
+        """The buffer with the weights of one block, once they have arrived; starts
+        prefetching those of another."""
         current = self._fetch(place, keep=None)
         if current.arriving is not None:
             current.arrived = current.arriving.result()
@@ -268,9 +323,12 @@ class BlockSwap:
         return current
 
     def _fetch(self, place: int, keep: _Buffer | None) -> _Buffer:
-        """The buffer of a block, which may still be arriving; one that is not `keep` where it is in none."""
+        """The buffer of a block, which may still be arriving; one that is not `keep`
+        where it is in none."""
         here = next((buffer for buffer in self._buffers if buffer.place == place), None)
-        buffer = here or next((buffer for buffer in self._buffers if buffer is not keep), None)
+        buffer = here or next(
+            (buffer for buffer in self._buffers if buffer is not keep), None
+        )
         if buffer is None:
             assert keep is not None  # the only buffer
             return keep
@@ -283,7 +341,9 @@ class BlockSwap:
             if leaving.versions() != buffer.versions:
                 assert not leaving.is_mapped  # its weights are frozen
                 self._copy_back(buffer, leaving.memory)
-            leaving.point_to(leaving.memory)  # a wrong use of it raises an error on CUDA
+            leaving.point_to(
+                leaving.memory
+            )  # a wrong use of it raises an error on CUDA
         buffer.place = place
         arriving = self._waiting[place]
         self._copy(arriving.memory, buffer)
@@ -292,7 +352,8 @@ class BlockSwap:
         return buffer
 
     def _copy_back(self, buffer: _Buffer, memory: Tensor) -> None:
-        """Waits for the copy: whoever reads the parameters next may do so on the CPU."""
+        """Waits for the copy: whoever reads the parameters next may do so on the
+        CPU."""
         source = buffer.memory[: len(memory)]
         if self._stream is None:
             memory.copy_(source)
@@ -309,7 +370,9 @@ class BlockSwap:
             was_read(source)
             return
         if self._window is not None and is_mapped(source):
-            ready = torch.cuda.current_stream(self._device).record_event()  # what was in the buffer is still in use
+            ready = torch.cuda.current_stream(
+                self._device
+            ).record_event()  # what was in the buffer is still in use
             buffer.arriving = self._window.send(source, target, ready)
             return
         self._stream.wait_stream(torch.cuda.current_stream(self._device))  # as above
@@ -318,12 +381,18 @@ class BlockSwap:
             buffer.arrived = self._stream.record_event()
 
     def _as_place(self, place: int, tensor: Tensor) -> Callable[[], Tensor] | None:
-        """Saves a view of a swapped weight as its position: by the backward pass the buffer holds another block."""
-        if all(tensor.untyped_storage().data_ptr() != b.memory.untyped_storage().data_ptr() for b in self._buffers):
+        """Saves a view of a swapped weight as its position: by the backward pass the
+        buffer holds another block."""
+        if all(
+            tensor.untyped_storage().data_ptr() != b.memory.untyped_storage().data_ptr()
+            for b in self._buffers
+        ):
             return None
         dtype = tensor.dtype
         geometry = (tensor.shape, tensor.stride(), tensor.storage_offset())
-        return lambda: self._ensure_loaded(place, None).memory.view(dtype).as_strided(*geometry)
+        return lambda: (
+            self._ensure_loaded(place, None).memory.view(dtype).as_strided(*geometry)
+        )
 
 
 class HostCopies(Protocol):
@@ -339,17 +408,20 @@ class HostCopies(Protocol):
         """Starts a copy to the device; calling the result waits for it."""
 
     def release(self) -> None:
-        """No more copies to the CPU for now: tensors are freed once their copy is finished."""
+        """No more copies to the CPU for now: tensors are freed once their copy is
+        finished."""
 
 
 class InFlightCopies:
-    """Keeps GPU tensors alive until their copy to the CPU has finished, at most two blocks later."""
+    """Keeps GPU tensors alive until their copy to the CPU has finished, at most two
+    blocks later."""
 
     def __init__(self) -> None:
         self._by_block: deque[list[tuple[Tensor, Callable[[], None]]]] = deque([[], []])
 
     def hold(self, tensor: Tensor, wait: Callable[[], None]) -> None:
-        """wait: makes the device's next work wait for the copy; called before the tensor is freed."""
+        """wait: makes the device's next work wait for the copy; called before the
+        tensor is freed."""
         self._by_block[-1].append((tensor, wait))
 
     def begin_block(self) -> None:
@@ -369,8 +441,9 @@ class CudaCopies:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
-        # Not `record_stream`: it frees memory only once the host has seen the copy finish, and the host is many blocks
-        # ahead of the device. The inputs of all these blocks would stay on the device.
+        # Not `record_stream`: it frees memory only once the host has seen the copy
+        # finish, and the host is many blocks ahead of the device. The inputs of all
+        # these blocks would stay on the device.
         self._in_flight = InFlightCopies()
 
     def begin_block(self) -> None:
@@ -378,7 +451,9 @@ class CudaCopies:
 
     def to_host(self, tensor: Tensor) -> Tensor:
         host = pinned(partial(torch.empty_like, tensor, device="cpu"))
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))  # until it is computed
+        self._stream.wait_stream(
+            torch.cuda.current_stream(self._device)
+        )  # until it is computed
         with torch.cuda.stream(self._stream):
             host.copy_(tensor, non_blocking=True)
             copied = self._stream.record_event()
@@ -391,7 +466,8 @@ class CudaCopies:
     def to_device(self, host: Tensor) -> Callable[[], Tensor]:
         self.release()
         tensor = torch.empty_like(host, device=self._device)
-        # Waits until no kernel writes to the memory of this tensor any more, and its copy to the CPU is finished.
+        # Waits until no kernel writes to the memory of this tensor any more, and its
+        # copy to the CPU is finished.
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             tensor.copy_(host, non_blocking=True)
@@ -428,7 +504,9 @@ class _BlockInputs:
         arrive = self._prefetched.pop(index)
         if self._before is not None:
             self._before.fetch_all()
-            self._before = None  # prefetch only once; a later request is still correct, but waits
+            self._before = (
+                None  # prefetch only once; a later request is still correct, but waits
+            )
         return arrive()
 
     def fetch_all(self) -> None:
@@ -448,25 +526,38 @@ def on_cuda(tensor: Tensor) -> bool:
 class ActivationOffload:
     """A wrapper around checkpointed blocks, compiled or not."""
 
-    def __init__(self, copies: HostCopies, is_elsewhere: Callable[[Tensor], bool] = on_cuda) -> None:
+    def __init__(
+        self, copies: HostCopies, is_elsewhere: Callable[[Tensor], bool] = on_cuda
+    ) -> None:
         """is_elsewhere: whether a tensor is in device memory."""
         self._copies = copies
         self._is_elsewhere = is_elsewhere
         self._latest: Callable[[], _BlockInputs | None] = lambda: None
 
     def __call__(self, run: BlockForward) -> BlockForward:
-        def run_offloaded(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-            # Only tensors that one block passes to the next; the others are shared by all blocks.
+        def run_offloaded(
+            block: nn.Module, *tensors: Tensor | None
+        ) -> tuple[Tensor, ...]:
+            # Only tensors that one block passes to the next; the others are shared by
+            # all blocks.
             passed_on = {
-                _memory(t) for t in tensors if isinstance(t, Tensor) and t.requires_grad and self._is_elsewhere(t)
+                _memory(t)
+                for t in tensors
+                if isinstance(t, Tensor) and t.requires_grad and self._is_elsewhere(t)
             }
             if not passed_on or not torch.is_grad_enabled():
                 return run(block, *tensors)
             self._copies.begin_block()
             inputs = _BlockInputs(self._copies, self._latest())
-            self._latest = weakref.ref(inputs)  # weak: blocks after their backward pass need no prefetch
+            self._latest = weakref.ref(
+                inputs
+            )  # weak: blocks after their backward pass need no prefetch
             try:
-                with saved_tensor_rule(lambda tensor: inputs.keep(tensor) if _memory(tensor) in passed_on else None):
+                with saved_tensor_rule(
+                    lambda tensor: (
+                        inputs.keep(tensor) if _memory(tensor) in passed_on else None
+                    )
+                ):
                     return run(block, *tensors)
             except RuntimeError as error:
                 if is_out_of_memory(error):

@@ -1,11 +1,12 @@
-"""Quantized frozen weights of linear layers, and the two matmuls that training needs. optimum-quanto computes the
-codes of int8, int4, int2 and float8.
+"""Quantized frozen weights of linear layers, and the two matmuls that training needs.
+optimum-quanto computes the codes of int8, int4, int2 and float8.
 
-Each format is a class with `matmul` (forward) and `matmul_grad` (gradient of the inputs). A quantized weight is a
-module, so that its tensors move with the model, and replaces the `weight` tensor of a layer.
+Each format is a class with `matmul` (forward) and `matmul_grad` (gradient of the
+inputs). A quantized weight is a module, so that its tensors move with the model, and
+replaces the `weight` tensor of a layer.
 
-Shape suffixes: M rows (tokens), I inputs of the layer, O outputs, R rank, G groups of a grouped weight,
-S weights of a group, N blocks along a row."""
+Shape suffixes: M rows (tokens), I inputs of the layer, O outputs, R rank, G groups of a
+grouped weight, S weights of a group, N blocks along a row."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ from toolkit.system.host_memory import malloc_trim
 
 
 class QuantizedWeight(nn.Module):
-    """A weight [O, I] that is not a tensor, but can be passed to `functional.linear`."""
+    """A weight [O, I] that is not a tensor, but can be passed to
+    `functional.linear`."""
 
     def __init__(self, shape: tuple[int, int], dtype: torch.dtype) -> None:
         """dtype: the dtype of the original and of the dequantized weight."""
@@ -40,9 +42,12 @@ class QuantizedWeight(nn.Module):
         """The weight [O, I] as a tensor of `dtype`."""
 
     def matmul(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:
-        """[M, O] in the dtype of `x_MI`: x times the transposed weight, plus the bias. While compiling it can be
-        differentiated by x_MI, and its gradient is `matmul_grad`."""
-        return functional.linear(x_MI, _remade(lambda: self.dequantize().to(x_MI.dtype)), bias_O)
+        """[M, O] in the dtype of `x_MI`: x times the transposed weight, plus the bias.
+        While compiling it can be differentiated by x_MI, and its gradient is
+        `matmul_grad`."""
+        return functional.linear(
+            x_MI, _remade(lambda: self.dequantize().to(x_MI.dtype)), bias_O
+        )
 
     def matmul_grad(self, g_MO: Tensor) -> Tensor:
         """[M, I] in the dtype of `g_MO`: g times the weight."""
@@ -64,7 +69,11 @@ class QuantizedWeight(nn.Module):
 
     @classmethod
     def __torch_function__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        cls,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Called by torch when a quantized weight is passed to one of its functions."""
         if func is not functional.linear:
@@ -72,17 +81,23 @@ class QuantizedWeight(nn.Module):
         return _linear(*args, **(kwargs or {}))
 
 
-def _linear(input: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
+def _linear(
+    input: Tensor, weight: QuantizedWeight, bias: Tensor | None = None
+) -> Tensor:
     if torch.compiler.is_compiling():
-        # Plain operations: PyTorch cannot cache a program with an autograd.Function, and 2.11 recomputes nothing in it.
-        return weight.matmul(input.reshape(-1, weight.shape[1]), bias).view(*input.shape[:-1], weight.shape[0])
+        # Plain operations: PyTorch cannot cache a program with an autograd.Function,
+        # and 2.11 recomputes nothing in it.
+        return weight.matmul(input.reshape(-1, weight.shape[1]), bias).view(
+            *input.shape[:-1], weight.shape[0]
+        )
     product: Tensor = QuantizedLinearFn.apply(input, weight, bias)
     return product
 
 
 def _remade(make: Callable[[], Tensor]) -> Tensor:
-    """What `make` computes from a frozen weight. While compiling it is marked to be computed again in the backward
-    pass; without that PyTorch would keep the dequantized weights of all blocks."""
+    """What `make` computes from a frozen weight. While compiling it is marked to be
+    computed again in the backward pass; without that PyTorch would keep the dequantized
+    weights of all blocks."""
     if torch.compiler.is_compiling() and torch.is_grad_enabled():
         made: Tensor = checkpoint(make, use_reentrant=False)
         return made
@@ -102,17 +117,21 @@ def eager_product(x_MI: Tensor, weight: int, bias_O: Tensor | None) -> Tensor:
 _products.impl("frozen_product", eager_product, "CompositeExplicitAutograd")
 
 frozen_product = torch.ops.atelier.frozen_product.default
-"""`matmul` as one operation, so that selective checkpointing can keep its result; weights are passed by their `id`."""
+"""`matmul` as one operation, so that selective checkpointing can keep its result;
+weights are passed by their `id`."""
 
 
 class QuantizedLinearFn(torch.autograd.Function):
     """x times the transposed weight, plus a frozen bias.
 
-    Only a reference to the quantized weight is kept for the backward pass: no activations, no dequantized copy.
+    Only a reference to the quantized weight is kept for the backward pass: no
+    activations, no dequantized copy.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: QuantizedWeight, bias_O: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: QuantizedWeight, bias_O: Tensor | None
+    ) -> Tensor:
         ctx.weight = weight
         _in_use[id(weight)] = weight
         y_MO: Tensor = frozen_product(x.reshape(-1, x.shape[-1]), id(weight), bias_O)
@@ -122,25 +141,37 @@ class QuantizedLinearFn(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         weight = ctx.weight
-        return weight.matmul_grad(g.reshape(-1, g.shape[-1])).view(*g.shape[:-1], weight.shape[1]), None, None
+        return (
+            weight.matmul_grad(g.reshape(-1, g.shape[-1])).view(
+                *g.shape[:-1], weight.shape[1]
+            ),
+            None,
+            None,
+        )
 
 
 class RowwiseQuantized(QuantizedWeight):
     """int8 or E4M3 codes with a scale per output row.
 
-    Codes are exact in every compute dtype, so the matmul uses them and its result is scaled: the only pass over the
-    weight is its conversion.
+    Codes are exact in every compute dtype, so the matmul uses them and its result is
+    scaled: the only pass over the weight is its conversion.
     """
 
     codes_OI: Tensor
     scale_O1: Tensor
 
-    def __init__(self, codes_OI: Tensor, scale_O1: Tensor, dtype: torch.dtype | None = None) -> None:
-        """dtype: of the weight where it is not that of the scales; products then have the scales unrounded."""
-        super().__init__((codes_OI.shape[0], codes_OI.shape[1]), dtype or scale_O1.dtype)
+    def __init__(
+        self, codes_OI: Tensor, scale_O1: Tensor, dtype: torch.dtype | None = None
+    ) -> None:
+        """dtype: of the weight where it is not that of the scales; products then have
+        the scales unrounded."""
+        super().__init__(
+            (codes_OI.shape[0], codes_OI.shape[1]), dtype or scale_O1.dtype
+        )
         self.rounds_scales = dtype is None
         self.code_type = codes_OI.dtype
-        # As bytes: a module that is cast to another floating-point type would convert E4M3 codes with the rest.
+        # As bytes: a module that is cast to another floating-point type would convert
+        # E4M3 codes with the rest.
         self.register_buffer("codes_OI", codes_OI.view(torch.int8))
         self.register_buffer("scale_O1", scale_O1)
 
@@ -158,7 +189,9 @@ class RowwiseQuantized(QuantizedWeight):
         return scale_1O.to(dtype) if self.rounds_scales else scale_1O
 
     def matmul(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:
-        if x_MI.dtype == torch.float16:  # sums of unscaled codes may be too large for it
+        if (
+            x_MI.dtype == torch.float16
+        ):  # sums of unscaled codes may be too large for it
             return super().matmul(x_MI, bias_O)
         y_MO = x_MI @ _remade(lambda: self._values(x_MI.dtype)).t()
         return _scaled(y_MO, self._scale_for(x_MI.dtype), bias_O)
@@ -167,12 +200,16 @@ class RowwiseQuantized(QuantizedWeight):
         if g_MO.dtype == torch.float16:
             return super().matmul_grad(g_MO)
         # The scale of an output row is one of a column of g: it goes there.
-        return (g_MO * self._scale_for(g_MO.dtype)).to(g_MO.dtype) @ self._values(g_MO.dtype)
+        return (g_MO * self._scale_for(g_MO.dtype)).to(g_MO.dtype) @ self._values(
+            g_MO.dtype
+        )
 
 
 def _scaled(y_MO: Tensor, scale_1O: Tensor, bias_O: Tensor | None) -> Tensor:
     """y times the scale plus the bias, in place of y: one pass over it."""
-    if torch.compiler.is_compiling():  # one pass anyway, and a y that checkpointing kept must stay
+    if (
+        torch.compiler.is_compiling()
+    ):  # one pass anyway, and a y that checkpointing kept must stay
         if bias_O is None:
             scaled = y_MO * scale_1O
         else:
@@ -184,9 +221,11 @@ def _scaled(y_MO: Tensor, scale_1O: Tensor, bias_O: Tensor | None) -> Tensor:
 
 
 class GroupwiseQuantized(QuantizedWeight):
-    """Codes of 2 or 4 bits with a scale and a shift per group of weights along the input side.
+    """Codes of 2 or 4 bits with a scale and a shift per group of weights along the
+    input side.
 
-    Group g holds scale * code - shift. The groups lie as rows [G, S]; packed, the first rows take the lowest bits.
+    Group g holds scale * code - shift. The groups lie as rows [G, S]; packed, the first
+    rows take the lowest bits.
     """
 
     packed: Tensor
@@ -194,7 +233,14 @@ class GroupwiseQuantized(QuantizedWeight):
     scale_G1: Tensor
     shift_G1: Tensor
 
-    def __init__(self, packed: Tensor, bits: int, scale_G1: Tensor, shift_G1: Tensor, shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        packed: Tensor,
+        bits: int,
+        scale_G1: Tensor,
+        shift_G1: Tensor,
+        shape: tuple[int, int],
+    ) -> None:
         """packed: uint8, each with the codes of 8 / bits rows."""
         super().__init__(shape, scale_G1.dtype)
         self.bits = bits
@@ -209,54 +255,78 @@ class GroupwiseQuantized(QuantizedWeight):
 
 
 def code_places(bits: int, device: torch.device) -> Tensor:
-    """The lowest bit of each code in a byte, uint8 [8 / bits, 1, 1]: what `unpack` shifts by."""
+    """The lowest bit of each code in a byte, uint8 [8 / bits, 1, 1]: what `unpack`
+    shifts by."""
     return torch.arange(0, 8, bits, dtype=torch.uint8, device=device)[:, None, None]
 
 
 def unpack(packed: Tensor, bits: int, places: Tensor) -> Tensor:
-    """The codes of `bits` bits each in a packed uint8 tensor: all lowest ones first, along the first axis.
+    """The codes of `bits` bits each in a packed uint8 tensor: all lowest ones first,
+    along the first axis.
 
-    places: `code_places`. Two kernels, whatever the bits: where nothing compiles them, launching them is what costs.
+    places: `code_places`. Two kernels, whatever the bits: where nothing compiles them,
+    launching them is what costs.
     """
     return (packed >> places).bitwise_and_(2**bits - 1).flatten(0, 1)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """The inverse of `unpack`, for any number of rows: the last byte's missing ones are 0."""
+    """The inverse of `unpack`, for any number of rows: the last byte's missing ones are
+    0."""
     per_byte = 8 // bits
-    rows = functional.pad(codes, (0, 0, 0, -len(codes) % per_byte)).view(per_byte, -1, codes.shape[1])
-    return torch.stack([row << index * bits for index, row in enumerate(rows)]).sum(0, dtype=torch.uint8)
+    rows = functional.pad(codes, (0, 0, 0, -len(codes) % per_byte)).view(
+        per_byte, -1, codes.shape[1]
+    )
+    return torch.stack([row << index * bits for index, row in enumerate(rows)]).sum(
+        0, dtype=torch.uint8
+    )
 
 
 class ZeroPointQuantized(QuantizedWeight):
-    """Codes of 2 to 7 bits with a scale and a zero point per group of weights along each row.
+    """Codes of 2 to 7 bits with a scale and a zero point per group of weights along
+    each row.
 
-    Group g holds scale * (code - zero). The bits of a code lie in parts of 4, 2 and 1 bits, the lowest ones in the
-    largest part: of 7 bits in three tensors.
+    Group g holds scale * (code - zero). The bits of a code lie in parts of 4, 2 and 1
+    bits, the lowest ones in the largest part: of 7 bits in three tensors.
     """
 
     scale_G1: Tensor
     zero_G1: Tensor
 
-    def __init__(self, codes_GS: Tensor, bits: int, scale_G1: Tensor, zero_G1: Tensor, shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        codes_GS: Tensor,
+        bits: int,
+        scale_G1: Tensor,
+        zero_G1: Tensor,
+        shape: tuple[int, int],
+    ) -> None:
         """codes_GS, zero_G1: uint8, below 2^bits."""
         super().__init__(shape, scale_G1.dtype)
         self.widths = [width for width in (4, 2, 1) if bits & width]
         for width, lowest in self._parts():
-            self.register_buffer(f"packed_{width}", pack((codes_GS >> lowest) & (2**width - 1), width))
+            self.register_buffer(
+                f"packed_{width}", pack((codes_GS >> lowest) & (2**width - 1), width)
+            )
             self.register_buffer(f"places_{width}", code_places(width, codes_GS.device))
         self.register_buffer("scale_G1", scale_G1)
         self.register_buffer("zero_G1", zero_G1)
 
     def _parts(self) -> list[tuple[int, int]]:
         """(bits, number of the lowest one) of each part."""
-        return [(width, sum(self.widths[:index])) for index, width in enumerate(self.widths)]
+        return [
+            (width, sum(self.widths[:index])) for index, width in enumerate(self.widths)
+        ]
 
     def codes(self) -> Tensor:
         """[G, S], uint8."""
         codes_GS: Tensor | None = None
         for width, lowest in self._parts():
-            part_GS = unpack(getattr(self, f"packed_{width}"), width, getattr(self, f"places_{width}"))
+            part_GS = unpack(
+                getattr(self, f"packed_{width}"),
+                width,
+                getattr(self, f"places_{width}"),
+            )
             part_GS = part_GS[: len(self.scale_G1)]
             if codes_GS is None:
                 codes_GS = part_GS
@@ -266,7 +336,8 @@ class ZeroPointQuantized(QuantizedWeight):
         return codes_GS
 
     def dequantize(self) -> Tensor:
-        # The difference of two codes is exact in 8 bits, and in every computation dtype.
+        # The difference of two codes is exact in 8 bits, and in every computation
+        # dtype.
         steps_GS = self.codes().view(torch.int8).sub_(self.zero_G1.view(torch.int8))
         return (self.scale_G1 * steps_GS).view(self.shape)
 
@@ -279,7 +350,9 @@ class BlockwiseQuantized(QuantizedWeight):
 
     def __init__(self, codes_OI: Tensor, scale_ON: Tensor, dtype: torch.dtype) -> None:
         super().__init__((codes_OI.shape[0], codes_OI.shape[1]), dtype)
-        self.register_buffer("codes_OI", codes_OI.view(torch.int8))  # as bytes, see RowwiseQuantized
+        self.register_buffer(
+            "codes_OI", codes_OI.view(torch.int8)
+        )  # as bytes, see RowwiseQuantized
         self.register_buffer("scale_ON", scale_ON.float())
 
     def dequantize(self) -> Tensor:
@@ -292,7 +365,8 @@ def decode_e4m3(codes: Tensor, dtype: torch.dtype) -> Tensor:
     """E4M3 numbers, stored as bytes, in `dtype`."""
     if codes.device.type != "cpu" or torch.compiler.is_compiling():
         return codes.view(torch.float8_e4m3fn).to(dtype)
-    # PyTorch converts them one by one on CPUs, uncompiled; looking them up is five times faster.
+    # PyTorch converts them one by one on CPUs, uncompiled; looking them up is five
+    # times faster.
     places = codes.view(torch.uint8).flatten().int()
     return _e4m3_table(dtype).index_select(0, places).view(codes.shape)
 
@@ -319,7 +393,9 @@ class WithRecoveryLora(QuantizedWeight):
 
     def matmul(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:
         low_MR = x_MI @ self.down_RI.to(x_MI.dtype).t()
-        return torch.addmm(self.stored.matmul(x_MI, bias_O), low_MR, self.up_OR.to(x_MI.dtype).t())
+        return torch.addmm(
+            self.stored.matmul(x_MI, bias_O), low_MR, self.up_OR.to(x_MI.dtype).t()
+        )
 
     def matmul_grad(self, g_MO: Tensor) -> Tensor:
         low_MR = g_MO @ self.up_OR.to(g_MO.dtype)
@@ -327,16 +403,19 @@ class WithRecoveryLora(QuantizedWeight):
 
 
 class RotatedQuantized(QuantizedWeight):
-    """A quantized weight Q whose groups of inputs are rotated by a symmetric R: the weight is Q R, and x times it
-    transposed is (x R) Q^T."""
+    """A quantized weight Q whose groups of inputs are rotated by a symmetric R: the
+    weight is Q R, and x times it transposed is (x R) Q^T."""
 
     rotation_SS: Tensor
 
     def __init__(self, stored: QuantizedWeight, group: int, dtype: torch.dtype) -> None:
-        """stored: dequantizes to float32. group: inputs that are rotated together. dtype: of the weight."""
+        """stored: dequantizes to float32. group: inputs that are rotated together.
+        dtype: of the weight."""
         super().__init__((stored.shape[0], stored.shape[1]), dtype)
         self.stored = stored
-        self.register_buffer("rotation_SS", regular_hadamard(group).to(stored.device, dtype))
+        self.register_buffer(
+            "rotation_SS", regular_hadamard(group).to(stored.device, dtype)
+        )
 
     def _rotated(self, rows: Tensor) -> Tensor:
         return rotate(rows, self.rotation_SS.to(rows.dtype))
@@ -354,8 +433,8 @@ class RotatedQuantized(QuantizedWeight):
 class QuantizedLinear(nn.Linear):
     """Replaces an `nn.Linear`; adapters attach to it in the same way.
 
-    `weight` is a QuantizedWeight: it has a shape, a dtype and a device, dequantizes, and can be handed to
-    `functional.linear`.
+    `weight` is a QuantizedWeight: it has a shape, a dtype and a device, dequantizes,
+    and can be handed to `functional.linear`.
     """
 
     def __init__(self, weight: QuantizedWeight, bias_O: nn.Parameter | None) -> None:
@@ -376,10 +455,12 @@ LowRank = tuple[Tensor, Tensor]
 """(up [O, R], down [R, I]) of a low-rank delta."""
 
 MakeLowRank = Callable[[str, Tensor, QuantizedWeight], LowRank]
-"""From a layer's full name, its weight [O, I] and the quantized one to the delta that recovers it."""
+"""From a layer's full name, its weight [O, I] and the quantized one to the delta that
+recovers it."""
 
 DEFAULT_RECOVERY_QTYPE = "int8"
-"""Quantization of layers without a recovery adapter where others have one; ai-toolkit leaves these as they are."""
+"""Quantization of layers without a recovery adapter where others have one; ai-toolkit
+leaves these as they are."""
 
 E4M3_MAX = 448.0
 BLOCK = 64
@@ -387,16 +468,24 @@ BLOCK = 64
 
 
 def quantizer(
-    qtype: str, recovery: MutableMapping[str, LowRank] | None = None, make: MakeLowRank | None = None
+    qtype: str,
+    recovery: MutableMapping[str, LowRank] | None = None,
+    make: MakeLowRank | None = None,
 ) -> Callable[[nn.Module, str], None]:
-    """A function that quantizes a block to `qtype` in place, called with each block and its dotted name.
+    """A function that quantizes a block to `qtype` in place, called with each block and
+    its dotted name.
 
-    recovery: full layer name -> frozen low-rank delta of an accuracy-recovery adapter; layers without one become int8.
-    Entries are removed once used, so that none is in memory twice. make: makes the delta of every layer instead.
+    recovery: full layer name -> frozen low-rank delta of an accuracy-recovery adapter;
+    layers without one become int8. Entries are removed once used, so that none is in
+    memory twice. make: makes the delta of every layer instead.
     """
 
     def transform(block: nn.Module, name: str) -> None:
-        for layer in [layer for layer, module in block.named_modules() if isinstance(module, nn.Linear)]:
+        for layer in [
+            layer
+            for layer, module in block.named_modules()
+            if isinstance(module, nn.Linear)
+        ]:
             linear = block.get_submodule(layer)
             assert isinstance(linear, nn.Linear)  # as those listed
             if recovery is not None:
@@ -407,7 +496,9 @@ def quantizer(
                 chosen = qtype
             else:
                 chosen = DEFAULT_RECOVERY_QTYPE
-            stored: tuple[Tensor, Tensor, int] | None = getattr(linear, STORED_CODES, None)
+            stored: tuple[Tensor, Tensor, int] | None = getattr(
+                linear, STORED_CODES, None
+            )
             stored = stored if chosen in FILE_CODES else None
             if stored:
                 weight = as_stored(*stored, linear.weight)
@@ -425,10 +516,14 @@ def quantizer(
     return transform
 
 
-def as_stored(codes_OI: Tensor, scale_ON: Tensor, group: int, weight_OI: Tensor) -> QuantizedWeight:
-    """The numbers of a file: code times scale, in the dtype of the weight that they are and on its device.
+def as_stored(
+    codes_OI: Tensor, scale_ON: Tensor, group: int, weight_OI: Tensor
+) -> QuantizedWeight:
+    """The numbers of a file: code times scale, in the dtype of the weight that they are
+    and on its device.
 
-    The first arguments are as in `STORED_CODES`; codes are copied, so that the file is not needed any more.
+    The first arguments are as in `STORED_CODES`; codes are copied, so that the file is
+    not needed any more.
     """
     codes_OI = codes_OI.to(weight_OI.device, copy=True)
     scale_ON = scale_ON.to(weight_OI.device, torch.float32, copy=True)
@@ -436,13 +531,16 @@ def as_stored(codes_OI: Tensor, scale_ON: Tensor, group: int, weight_OI: Tensor)
         return BlockwiseQuantized(codes_OI, scale_ON, weight_OI.dtype)
     scale_O1 = scale_ON.expand(len(codes_OI), 1).contiguous()
     if group:
-        return RotatedQuantized(RowwiseQuantized(codes_OI, scale_O1, torch.float32), group, weight_OI.dtype)
+        return RotatedQuantized(
+            RowwiseQuantized(codes_OI, scale_O1, torch.float32), group, weight_OI.dtype
+        )
     return RowwiseQuantized(codes_OI, scale_O1, weight_OI.dtype)
 
 
 @torch.no_grad()
 def quantize_weight(weight_OI: Tensor, qtype: str) -> QuantizedWeight:
-    """`weight_OI` in `qtype`: per output row for int8 and float8, else in groups along the input side."""
+    """`weight_OI` in `qtype`: per output row for int8 and float8, else in groups along
+    the input side."""
     if qtype == "fp8_scaled":
         return block_scaled(weight_OI)
     if qtype in UINT_BITS:
@@ -451,58 +549,83 @@ def quantize_weight(weight_OI: Tensor, qtype: str) -> QuantizedWeight:
 
 
 def _by_quanto(weight_OI: Tensor, name: str) -> QuantizedWeight:
-    """The codes of optimum-quanto, without its tensor classes, which need compiled kernels."""
+    """The codes of optimum-quanto, without its tensor classes, which need compiled
+    kernels."""
     from optimum.quanto import QLinear, qtypes
     from optimum.quanto.tensor.weights.quantization import quantize_weight as by_quanto
 
     qtype = qtypes[name]
     outputs, inputs = weight_OI.shape
-    choices = QLinear(inputs, outputs, bias=False, weights=qtype, device="meta")  # its groups and how it scales
+    choices = QLinear(
+        inputs, outputs, bias=False, weights=qtype, device="meta"
+    )  # its groups and how it scales
     if qtype.bits == 8:
         scale_O1 = choices.optimizer(weight_OI, qtype=qtype, axis=0)
-        quantized = by_quanto(weight_OI, qtype=qtype, axis=0, scale=scale_O1, optimized=False)
+        quantized = by_quanto(
+            weight_OI, qtype=qtype, axis=0, scale=scale_O1, optimized=False
+        )
         return RowwiseQuantized(_zero_for_nan(quantized._data), quantized._scale)
     group = choices.weight_group_size
     scale, shift = choices.optimizer(weight_OI, qtype=qtype, axis=0, group_size=group)
-    quantized = by_quanto(weight_OI, qtype, 0, scale, shift, group_size=group, optimized=False)
-    return GroupwiseQuantized(quantized._data._data, qtype.bits, quantized._scale, quantized._shift, (outputs, inputs))
+    quantized = by_quanto(
+        weight_OI, qtype, 0, scale, shift, group_size=group, optimized=False
+    )
+    return GroupwiseQuantized(
+        quantized._data._data,
+        qtype.bits,
+        quantized._scale,
+        quantized._shift,
+        (outputs, inputs),
+    )
 
 
 def _zero_for_nan(codes: Tensor) -> Tensor:
-    """Repairs float8 rows that were all zero: quanto scales a row by its maximum, and 0 / 0 is NaN."""
+    """Repairs float8 rows that were all zero: quanto scales a row by its maximum, and 0
+    / 0 is NaN."""
     if codes.is_floating_point():
         return codes.float().nan_to_num_(0.0).to(codes.dtype)
     return codes
 
 
 def asymmetric(weight_OI: Tensor, bits: int) -> ZeroPointQuantized:
-    """Each group of `BLOCK` weights between its smallest and its largest, where 0 is exact; all in the dtype of the
-    weights. Rows whose length `BLOCK` does not divide are one group.
+    """Each group of `BLOCK` weights between its smallest and its largest, where 0 is
+    exact; all in the dtype of the weights. Rows whose length `BLOCK` does not divide
+    are one group.
 
-    Source: ai-toolkit, toolkit/util/uintx_quant.py, `UIntXQuantizer` (as torchao 0.10, `UIntXWeightOnlyConfig`), whose
-    accuracy-recovery adapters were made for exactly these numbers.
+    Source: ai-toolkit, toolkit/util/uintx_quant.py, `UIntXQuantizer` (as torchao 0.10,
+    `UIntXWeightOnlyConfig`), whose accuracy-recovery adapters were made for exactly
+    these numbers.
     """
     inputs = weight_OI.shape[1]
     highest = 2**bits - 1
     values_GS = weight_OI.reshape(-1, BLOCK if inputs % BLOCK == 0 else inputs)
     lowest_G1 = values_GS.amin(1, keepdim=True).clamp(max=0)
     most_G1 = values_GS.amax(1, keepdim=True).clamp(min=0)
-    scale_G1 = ((most_G1 - lowest_G1) / highest).clamp(min=torch.finfo(torch.float32).eps)
+    scale_G1 = ((most_G1 - lowest_G1) / highest).clamp(
+        min=torch.finfo(torch.float32).eps
+    )
     zero_G1 = (-torch.round(lowest_G1 / scale_G1)).clamp(0, highest)
-    # A reciprocal that overflows float16 belongs to a group of zeros, and 0 * inf is NaN.
+    # A reciprocal that overflows float16 belongs to a group of zeros, and 0 * inf is
+    # NaN.
     steps_GS = (values_GS * (1 / scale_G1)).nan_to_num_(0.0).round_()
     codes_GS = steps_GS.add_(zero_G1).clamp_(0, highest).to(torch.uint8)
-    return ZeroPointQuantized(codes_GS, bits, scale_G1, zero_G1.to(torch.uint8), (weight_OI.shape[0], inputs))
+    return ZeroPointQuantized(
+        codes_GS, bits, scale_G1, zero_G1.to(torch.uint8), (weight_OI.shape[0], inputs)
+    )
 
 
 def block_scaled(weight_OI: Tensor, block: int = BLOCK) -> BlockwiseQuantized:
-    """E4M3 scaled to the maximum of each block; rows whose length `block` does not divide are one block.
+    """E4M3 scaled to the maximum of each block; rows whose length `block` does not
+    divide are one block.
 
-    Source: musubi-tuner, modules/fp8_optimization_utils.py, `quantize_weight`; its scales are kept in float32 here.
+    Source: musubi-tuner, modules/fp8_optimization_utils.py, `quantize_weight`; its
+    scales are kept in float32 here.
     """
     outputs, inputs = weight_OI.shape
     blocks = inputs // block if inputs % block == 0 else 1
     values = weight_OI.float().view(outputs, blocks, -1)
     scale = (values.abs().amax(dim=-1, keepdim=True) / E4M3_MAX).clamp_min_(1e-8)
     codes = (values / scale).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
-    return BlockwiseQuantized(codes.view(outputs, inputs), scale[..., 0], weight_OI.dtype)
+    return BlockwiseQuantized(
+        codes.view(outputs, inputs), scale[..., 0], weight_OI.dtype
+    )

@@ -1,11 +1,14 @@
-"""Checkpointing that keeps nothing large on the device: `gradient_checkpointing: block_offload`.
+"""Checkpointing that keeps nothing large on the device: `gradient_checkpointing:
+block_offload`.
 
-As with full checkpointing each block is computed again in the backward pass. Its inputs wait in CPU memory until then,
-and so does what it saves while it is computed again: tensors leave as they are saved and come back one by one, in the
-opposite order, so that the device holds the working set of an operation instead of a block's.
+As with full checkpointing each block is computed again in the backward pass. Its inputs
+wait in CPU memory until then, and so does what it saves while it is computed again:
+tensors leave as they are saved and come back one by one, in the opposite order, so that
+the device holds the working set of an operation instead of a block's.
 
-The graph is that of the forward pass, and the same operations run on the same values: gradients are those of full
-checkpointing, bit for bit. Not for compiled blocks: a program decides by itself what it saves.
+The graph is that of the forward pass, and the same operations run on the same values:
+gradients are those of full checkpointing, bit for bit. Not for compiled blocks: a
+program decides by itself what it saves.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ from toolkit.memory.offload import CudaCopies, HostCopies, on_cuda
 from toolkit.system.device import is_out_of_memory
 
 LARGE = 1 / 64
-"""Share of a block's largest input from which on a saved tensor leaves the device: statistics of norms and the low-rank
-numbers of an adapter stay."""
+"""Share of a block's largest input from which on a saved tensor leaves the device:
+statistics of norms and the low-rank numbers of an adapter stay."""
 
 
 class _AllSaved(Exception):
@@ -43,8 +46,11 @@ class _Saved:
 class _Waiting:
     """A tensor in CPU memory."""
 
-    def __init__(self, copies: HostCopies, tensor: Tensor, is_largest: bool = False) -> None:
-        # One tensor is on its way while the next is computed; of the largest ones none beside the next.
+    def __init__(
+        self, copies: HostCopies, tensor: Tensor, is_largest: bool = False
+    ) -> None:
+        # One tensor is on its way while the next is computed; of the largest ones none
+        # beside the next.
         copies.release() if is_largest else copies.begin_block()
         self._copies = copies
         self._host = copies.to_host(tensor.detach())
@@ -56,7 +62,8 @@ class _Waiting:
         self._arrive = self._arrive or self._copies.to_device(self._host)
 
     def __call__(self) -> Tensor:
-        """The tensor on the device. Each call but one after `copy_ahead` is another copy."""
+        """The tensor on the device. Each call but one after `copy_ahead` is another
+        copy."""
         self.copy_ahead()
         arrive = self._arrive
         self._arrive = None
@@ -74,7 +81,11 @@ class _Call:
     """One call of a block, and what it saves."""
 
     def __init__(
-        self, run: BlockForward, block: nn.Module, copies: HostCopies, leaves: Callable[[Tensor], bool]
+        self,
+        run: BlockForward,
+        block: nn.Module,
+        copies: HostCopies,
+        leaves: Callable[[Tensor], bool],
     ) -> None:
         """leaves: whether a tensor that is large may leave the device."""
         self._run = run
@@ -84,38 +95,55 @@ class _Call:
         self._inputs: list[Input] = []
         self._saved: list[weakref.ref[_Saved]] = []
         self._again: dict[int, Kept] = {}
-        """Index of a saved tensor -> what the recomputation has made of it, until it is used."""
+        """Index of a saved tensor -> what the recomputation has made of it, until it is
+        used."""
         self._on_host: dict[tuple[object, ...], tuple[StorageWeakRef, _Waiting]] = {}
         self._before: Callable[[], _Call | None] = lambda: None
         """The call of the previous block, whose backward pass follows."""
         self._largest = 0
 
-    def __call__(self, tensors: Sequence[Tensor | None], before: Callable[[], _Call | None]) -> tuple[Tensor, ...]:
+    def __call__(
+        self, tensors: Sequence[Tensor | None], before: Callable[[], _Call | None]
+    ) -> tuple[Tensor, ...]:
         """The outputs of the block."""
         self._before = before
         given = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
         self._largest = max(map(_bytes, given))
         # A device and the state of its random numbers, where there is one.
-        self._of_device = [(t.device, torch.cuda.get_rng_state(t.device)) for t in given[:1] if t.is_cuda]
+        self._of_device = [
+            (t.device, torch.cuda.get_rng_state(t.device))
+            for t in given[:1]
+            if t.is_cuda
+        ]
         self._of_host = torch.get_rng_state()
         self._inputs = list(map(self._as_input, tensors))
         with saved_tensors_hooks(self._expect, _give_back):
             return self._run(self._block, *tensors)
 
     def _as_input(self, given: Tensor | None) -> Input:
-        if not isinstance(given, Tensor):  # nothing, or a description that all blocks share
+        if not isinstance(
+            given, Tensor
+        ):  # nothing, or a description that all blocks share
             return given, False
-        # Only tensors that one block passes to the next leave; the others are shared by all blocks.
+        # Only tensors that one block passes to the next leave; the others are shared by
+        # all blocks.
         leaves = given.requires_grad and self._is_large(given)
-        return _Waiting(self._copies, given) if leaves else given.detach(), given.requires_grad
+        return _Waiting(
+            self._copies, given
+        ) if leaves else given.detach(), given.requires_grad
 
     def _is_large(self, tensor: Tensor) -> bool:
         # Of its storage: a view, however small, would hold the whole.
-        return tensor.untyped_storage().nbytes() >= LARGE * self._largest and self._leaves(tensor)
+        return (
+            tensor.untyped_storage().nbytes() >= LARGE * self._largest
+            and self._leaves(tensor)
+        )
 
     def _expect(self, tensor: Tensor) -> _Saved:
         saved = _Saved(self, len(self._saved))
-        self._saved.append(weakref.ref(saved))  # weak: what the graph no longer needs is not kept
+        self._saved.append(
+            weakref.ref(saved)
+        )  # weak: what the graph no longer needs is not kept
         return saved
 
     def give_back(self, index: int) -> Tensor:
@@ -124,7 +152,9 @@ class _Call:
             self._compute_again()
         kept = self._again.pop(index)
         tensor = kept if isinstance(kept, Tensor) else kept()
-        following = next((self._again[i] for i in range(index - 1, -1, -1) if i in self._again), None)
+        following = next(
+            (self._again[i] for i in range(index - 1, -1, -1) if i in self._again), None
+        )
         before = self._before()
         if following is None and before is not None:
             before.copy_inputs_ahead()
@@ -138,7 +168,10 @@ class _Call:
                 kept.copy_ahead()
 
     def _compute_again(self) -> None:
-        weights = {t.untyped_storage()._cdata for t in (*self._block.parameters(), *self._block.buffers())}
+        weights = {
+            t.untyped_storage()._cdata
+            for t in (*self._block.parameters(), *self._block.buffers())
+        }
         index = 0
 
         def save(tensor: Tensor) -> None:
@@ -146,7 +179,9 @@ class _Call:
             if self._saved[index]() is not None:
                 is_weight = tensor.untyped_storage()._cdata in weights
                 leaves = not is_weight and self._is_large(tensor)
-                self._again[index] = self._put_away(tensor) if leaves else tensor.detach()
+                self._again[index] = (
+                    self._put_away(tensor) if leaves else tensor.detach()
+                )
             index += 1
             if index == len(self._saved):
                 raise _AllSaved
@@ -157,18 +192,31 @@ class _Call:
             torch.set_rng_state(self._of_host)
             for device, state in self._of_device:
                 torch.cuda.set_rng_state(state, device)
-            with suppress(_AllSaved), torch.enable_grad(), saved_tensors_hooks(save, _nothing):
+            with (
+                suppress(_AllSaved),
+                torch.enable_grad(),
+                saved_tensors_hooks(save, _nothing),
+            ):
                 self._run(self._block, *given)
         self._on_host.clear()
 
     def _put_away(self, tensor: Tensor) -> _Waiting:
         """The same tensor may be saved by several operations; it leaves once."""
         storage = tensor.untyped_storage()
-        key = (storage._cdata, tensor._version, tensor.dtype, tensor.storage_offset(), tensor.shape, tensor.stride())
+        key = (
+            storage._cdata,
+            tensor._version,
+            tensor.dtype,
+            tensor.storage_offset(),
+            tensor.shape,
+            tensor.stride(),
+        )
         # The reference keeps the address from being that of another storage.
         found = self._on_host.get(key)
         if found is None or found[0].expired():
-            waiting = _Waiting(self._copies, tensor, is_largest=_bytes(tensor) > self._largest)
+            waiting = _Waiting(
+                self._copies, tensor, is_largest=_bytes(tensor) > self._largest
+            )
             found = self._on_host[key] = StorageWeakRef(storage), waiting
         return found[1]
 
@@ -197,19 +245,25 @@ def _nothing(_: None) -> Tensor:
 class RecomputeOffload:
     """A wrapper around blocks that are not compiled."""
 
-    def __init__(self, copies: HostCopies, is_elsewhere: Callable[[Tensor], bool] = on_cuda) -> None:
+    def __init__(
+        self, copies: HostCopies, is_elsewhere: Callable[[Tensor], bool] = on_cuda
+    ) -> None:
         """is_elsewhere: whether a tensor is in device memory."""
         self._copies = copies
         self._is_elsewhere = is_elsewhere
         self._latest: Callable[[], _Call | None] = lambda: None
 
     def __call__(self, run: BlockForward) -> BlockForward:
-        def run_offloaded(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        def run_offloaded(
+            block: nn.Module, *tensors: Tensor | None
+        ) -> tuple[Tensor, ...]:
             if not torch.is_grad_enabled():
                 return run(block, *tensors)
             before = self._latest
             call = _Call(run, block, self._copies, self._is_elsewhere)
-            self._latest = weakref.ref(call)  # weak: blocks after their backward pass need no prefetch
+            self._latest = weakref.ref(
+                call
+            )  # weak: blocks after their backward pass need no prefetch
             try:
                 return call(tensors, before)
             except RuntimeError as error:
@@ -222,7 +276,9 @@ class RecomputeOffload:
 
 def recomputing(device: torch.device) -> RecomputeOffload:
     """The wrapper for this device; on the CPU nothing leaves."""
-    return RecomputeOffload(CudaCopies(device) if device.type == "cuda" else _NoCopies())
+    return RecomputeOffload(
+        CudaCopies(device) if device.type == "cuda" else _NoCopies()
+    )
 
 
 class _NoCopies:

@@ -1,4 +1,5 @@
-"""Quantized blocks as plain tensors and what JSON can hold, and back: for a copy of them on the disk."""
+"""Quantized blocks as plain tensors and what JSON can hold, and back: for a copy of
+them on the disk."""
 
 from __future__ import annotations
 
@@ -18,17 +19,25 @@ _OF_MODULES = frozenset(vars(nn.Module()))
 
 
 def describe(block: nn.Module) -> dict[str, Described]:
-    """The quantized layers of a block by their names in it; `restore` makes them again of the block's `state_dict`.
+    """The quantized layers of a block by their names in it; `restore` makes them again
+    of the block's `state_dict`.
 
     Example: `describe(block)["attn.to_q"]["class"] == "GroupwiseQuantized"`
     """
-    layers = ((name, layer) for name, layer in block.named_modules() if isinstance(layer, QuantizedLinear))
+    layers = (
+        (name, layer)
+        for name, layer in block.named_modules()
+        if isinstance(layer, QuantizedLinear)
+    )
     return {name: _described(layer.weight) for name, layer in layers}  # type: ignore[arg-type]  # see QuantizedLinear
 
 
-def restore(block: nn.Module, layers: Mapping[str, Described], tensors: Mapping[str, Tensor]) -> None:
-    """Gives an unquantized block, whose own weights are never read, the layers that `describe` had, and all tensors of
-    its `state_dict` then. The tensors are used as they are, not copied.
+def restore(
+    block: nn.Module, layers: Mapping[str, Described], tensors: Mapping[str, Tensor]
+) -> None:
+    """Gives an unquantized block, whose own weights are never read, the layers that
+    `describe` had, and all tensors of its `state_dict` then. The tensors are used as
+    they are, not copied.
 
     Raises KeyError, TypeError or RuntimeError where these are not of such a block.
     """
@@ -42,13 +51,28 @@ def restore(block: nn.Module, layers: Mapping[str, Described], tensors: Mapping[
 
 
 def _described(weight: QuantizedWeight) -> Described:
-    own = {name: _as_json(value) for name, value in vars(weight).items() if name not in _OF_MODULES}
+    own = {
+        name: _as_json(value)
+        for name, value in vars(weight).items()
+        if name not in _OF_MODULES
+    }
     buffers = [name for name, _ in weight.named_buffers(recurse=False)]
-    parts = {name: _described(child) for name, child in weight.named_children() if isinstance(child, QuantizedWeight)}
-    return {"class": type(weight).__name__, "values": own, "buffers": buffers, "parts": parts}
+    parts = {
+        name: _described(child)
+        for name, child in weight.named_children()
+        if isinstance(child, QuantizedWeight)
+    }
+    return {
+        "class": type(weight).__name__,
+        "values": own,
+        "buffers": buffers,
+        "parts": parts,
+    }
 
 
-def _made(described: Described, prefix: str, tensors: Mapping[str, Tensor]) -> QuantizedWeight:
+def _made(
+    described: Described, prefix: str, tensors: Mapping[str, Tensor]
+) -> QuantizedWeight:
     kind = getattr(quantization, described["class"])
     weight: QuantizedWeight = kind.__new__(kind)
     nn.Module.__init__(weight)  # its own would make the tensors

@@ -1,9 +1,11 @@
-"""A pass of inductor: a product that is added to a matrix is a product and a sum, not `addmm`.
+"""A pass of inductor: a product that is added to a matrix is a product and a sum, not
+`addmm`.
 
-Inductor writes `addmm` out of place: its kernel needs a copy of the matrix, which is one more pass to read and one to
-write it. As a sum of its own it becomes a part of the elementwise kernel that comes next (norm, rotation, GELU, gate),
-at the cost of reading the product. An adapter has such a product in each layer, forward, recomputed and backward, and
-so has every gradient that comes from several layers.
+Inductor writes `addmm` out of place: its kernel needs a copy of the matrix, which is
+one more pass to read and one to write it. As a sum of its own it becomes a part of the
+elementwise kernel that comes next (norm, rotation, GELU, gate), at the cost of reading
+the product. An adapter has such a product in each layer, forward, recomputed and
+backward, and so has every gradient that comes from several layers.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ _aten = torch.ops.aten
 
 
 class UnfusedSums(CustomGraphPass):
-    """Set as `torch._inductor.config.post_grad_custom_post_pass`, after the patterns that make `addmm` of sums.
+    """Set as `torch._inductor.config.post_grad_custom_post_pass`, after the patterns
+    that make `addmm` of sums.
 
     A bias stays in its product: there `addmm` copies nothing.
     """
@@ -34,13 +37,17 @@ class UnfusedSums(CustomGraphPass):
         return get_hash_for_files((__file__,))
 
 
-def _take_apart(graph: fx.Graph, node: fx.Node, addend: fx.Node, factors: list[fx.Node]) -> None:
+def _take_apart(
+    graph: fx.Graph, node: fx.Node, addend: fx.Node, factors: list[fx.Node]
+) -> None:
     with graph.inserting_before(node):
         product = graph.call_function(_aten.mm.default, tuple(factors))
         beta = node.kwargs.get("beta", 1)
         if beta != 1:
             addend = graph.call_function(_aten.mul.Tensor, (addend, beta))
-        total = graph.call_function(_aten.add.Tensor, (addend, product), {"alpha": node.kwargs.get("alpha", 1)})
+        total = graph.call_function(
+            _aten.add.Tensor, (addend, product), {"alpha": node.kwargs.get("alpha", 1)}
+        )
     for made in (product, addend, total):
         made.meta.setdefault("val", node.meta["val"])
     node.replace_all_uses_with(total)

@@ -1,1 +1,2 @@
-"""Model families, each a folder behind `toolkit.contracts.model.DiffusionModel`. Light: imports no torch."""
+"""Model families, each a folder behind `toolkit.contracts.model.DiffusionModel`. Light:
+imports no torch."""

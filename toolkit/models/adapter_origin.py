@@ -17,8 +17,8 @@ from toolkit.models.single_file import OTHER_MODELS
 from toolkit.registry import FAMILIES
 
 ARCHITECTURE, VERSION = "modelspec.architecture", "ss_base_model_version"
-"""Keys of the metadata that name the model: as `ModelFacts.modelspec` with the kind of network behind a slash, and as
-`ModelFacts.arch`."""
+"""Keys of the metadata that name the model: as `ModelFacts.modelspec` with the kind of
+network behind a slash, and as `ModelFacts.arch`."""
 
 OTHER_LAYERS = {
     "single_transformer_blocks.0.attn.to_qkv_mlp_proj": "FLUX.2",
@@ -34,7 +34,8 @@ OTHER_LAYERS = {
     "lora_te1_text_model_encoder_layers_0_self_attn_q_proj": "a CLIP text encoder",
     **{name.removesuffix(".weight"): title for name, title in OTHER_MODELS.items()},
 }
-"""A layer -> the model whose LoRAs have it, by names that the one or the other program gives. The first counts."""
+"""A layer -> the model whose LoRAs have it, by names that the one or the other program
+gives. The first counts."""
 
 
 DOWN_ENDS = (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight")
@@ -42,16 +43,18 @@ DOWN_ENDS = (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight")
 
 
 def other_model(layers: Iterable[str]) -> str:
-    """The model that a LoRA file with these names of layers (with or without a prefix) is of, where it is none of the
-    families here; empty: not known."""
+    """The model that a LoRA file with these names of layers (with or without a prefix)
+    is of, where it is none of the families here; empty: not known."""
     flat = {f"_{_flat(name)}" for name in layers}
     ends = ((f"_{_flat(layer)}", title) for layer, title in OTHER_LAYERS.items())
-    return next((title for end, title in ends if any(name.endswith(end) for name in flat)), "")
+    return next(
+        (title for end, title in ends if any(name.endswith(end) for name in flat)), ""
+    )
 
 
 def unreadable(path: str) -> str:
-    """Why a LoRA file that is there cannot be read, with the remedy; empty where it can, by its header and length, or
-    where there is none."""
+    """Why a LoRA file that is there cannot be read, with the remedy; empty where it
+    can, by its header and length, or where there is none."""
     file = Path(path).expanduser()
     try:
         if file.is_file():
@@ -76,12 +79,17 @@ def named_families(metadata: Mapping[str, Any]) -> list[ModelFamily]:
     """The families that a file's metadata name."""
     said = str(metadata.get(ARCHITECTURE, "")).partition("/")[0]
     known = [one for one in map(FAMILIES.load, FAMILIES) if one.published]
-    return [one for one in known if one.modelspec[0] == said or one.arch == metadata.get(VERSION)]
+    return [
+        one
+        for one in known
+        if one.modelspec[0] == said or one.arch == metadata.get(VERSION)
+    ]
 
 
 def origin_findings(key: str, path: str, model: ModelSection, folder: Path) -> Findings:
-    """A LoRA file of another model: an error where that has other layers, else a warning. Nothing of a file that is not
-    there or cannot be read, and of a model that is not known: other rules say so.
+    """A LoRA file of another model: an error where that has other layers, else a
+    warning. Nothing of a file that is not there or cannot be read, and of a model that
+    is not known: other rules say so.
 
     folder: of the model.
     """
@@ -95,7 +103,11 @@ def origin_findings(key: str, path: str, model: ModelSection, folder: Path) -> F
     said = str(metadata.get(ARCHITECTURE, "")).partition("/")[0]
     known = [one for one in map(FAMILIES.load, FAMILIES) if one.published]
     named = named_families(metadata)
-    others = [one for one in named or known if _kinds(one, Path(next(iter(one.published)))) != own]
+    others = [
+        one
+        for one in named or known
+        if _kinds(one, Path(next(iter(one.published)))) != own
+    ]
     if (named and others) or (not named and not _fits(keys, own)):
         if named:
             found = others
@@ -103,14 +115,21 @@ def origin_findings(key: str, path: str, model: ModelSection, folder: Path) -> F
             found = [one for one in others if _fits(keys, _kinds(one, Path()))]
         if found:
             titles = " or ".join(one.title for one in found)
-            yield error(key, f"{path} is a LoRA of {titles}, and this model is {family.title}. Give one of this model.")
+            yield error(
+                key,
+                f"{path} is a LoRA of {titles}, and this model is {family.title}. Give one of this model.",
+            )
     elif named and said and said != family.modelspec[0]:
-        yield warning(key, f"{path} was trained on {said}, and this model is {family.modelspec[0]}. Its layers fit.")
+        yield warning(
+            key,
+            f"{path} was trained on {said}, and this model is {family.modelspec[0]}. Its layers fit.",
+        )
 
 
 def width_findings(key: str, path: str, model: ModelSection, folder: Path) -> Findings:
-    """An error for a LoRA whose matrices are wider or narrower than the layers of the model, as one of a larger model
-    is. Nothing of a file that is not there or cannot be read (`unreadable`), and of a model that is not known.
+    """An error for a LoRA whose matrices are wider or narrower than the layers of the
+    model, as one of a larger model is. Nothing of a file that is not there or cannot be
+    read (`unreadable`), and of a model that is not known.
 
     folder: of the model.
     """
@@ -121,22 +140,35 @@ def width_findings(key: str, path: str, model: ModelSection, folder: Path) -> Fi
         return
     inputs_of = {name.replace(".", "_"): inputs for name, (inputs, _) in layers.items()}
     for name, shape in shapes.items():
-        stem = next((name.removesuffix(end) for end in DOWN_ENDS if name.endswith(end)), "").replace(".", "_")
+        stem = next(
+            (name.removesuffix(end) for end in DOWN_ENDS if name.endswith(end)), ""
+        ).replace(".", "_")
         words = stem.split("_")
-        spellings = ("_".join(words[prefix:]) for prefix in range(3))  # `lora_unet_` has two words
+        spellings = (
+            "_".join(words[prefix:]) for prefix in range(3)
+        )  # `lora_unet_` has two words
         inputs = next((inputs_of[one] for one in spellings if one in inputs_of), None)
         if inputs is not None and shape[-1] != inputs:
-            what = f"{name} has {shape[-1]} inputs, and the layer of this model {inputs}"
-            yield error(key, f"{path} is of another model: {what}. Give one of this model.")
+            what = (
+                f"{name} has {shape[-1]} inputs, and the layer of this model {inputs}"
+            )
+            yield error(
+                key, f"{path} is of another model: {what}. Give one of this model."
+            )
             return
 
 
 def _kinds(family: ModelFamily, folder: Path) -> frozenset[str]:
-    """The layers of a model without the numbers of blocks, flat; those that other programs have in one too."""
+    """The layers of a model without the numbers of blocks, flat; those that other
+    programs have in one too."""
     kinds = {_flat(name) for name in family.every_linear_layer(folder)}
     for whole, parts in ROWS_OF.items():
         flat = _flat(parts[0])
-        kinds |= {kind.removesuffix(flat) + _flat(whole) for kind in kinds if kind.endswith(flat)}
+        kinds |= {
+            kind.removesuffix(flat) + _flat(whole)
+            for kind in kinds
+            if kind.endswith(flat)
+        }
     return frozenset(kinds)
 
 

@@ -1,8 +1,10 @@
-"""A model from the file of its transformer alone, as ComfyUI users have it: which model it is, by its keys, and where
-its other parts are. Looks at headers alone, opens no connection, imports no torch.
+"""A model from the file of its transformer alone, as ComfyUI users have it: which model
+it is, by its keys, and where its other parts are. Looks at headers alone, opens no
+connection, imports no torch.
 
-Parts are sought beside the file, in the folders of a ComfyUI that it lies in, and in the hub cache. What a file is, its
-weights say; a name decides only between models that have the same weights.
+Parts are sought beside the file, in the folders of a ComfyUI that it lies in, and in
+the hub cache. What a file is, its weights say; a name decides only between models that
+have the same weights.
 """
 
 from __future__ import annotations
@@ -48,8 +50,12 @@ if TYPE_CHECKING:
     from toolkit.models.families import ModelFamily
 
 MODEL_FOLDERS = ("diffusion_models", "unet", "checkpoints")
-PART_FOLDERS = {"vae": ("vae",), "text_encoder": ("text_encoders", "clip", "text_encoder")}
-"""Folders of ComfyUI's `models` for transformers, and for each part beside them. Source: ComfyUI, folder_paths.py."""
+PART_FOLDERS = {
+    "vae": ("vae",),
+    "text_encoder": ("text_encoders", "clip", "text_encoder"),
+}
+"""Folders of ComfyUI's `models` for transformers, and for each part beside them.
+Source: ComfyUI, folder_paths.py."""
 
 SUFFIXES = (".safetensors", ".sft")
 """Suffixes of files that may be a part, in small letters."""
@@ -60,10 +66,12 @@ class Around:
     """What was found around a transformer's file."""
 
     model: str = ""
-    """For `model.name_or_path`: the folder that it lies in, or the hub id of the published model."""
+    """For `model.name_or_path`: the folder that it lies in, or the hub id of the
+    published model."""
 
     files: Mapping[str, str] = field(default_factory=dict)
-    """Part -> file, of those that were found; the model has the weights of the others."""
+    """Part -> file, of those that were found; the model has the weights of the
+    others."""
 
     note: str = ""
     """For the plan: by what the model was told."""
@@ -74,7 +82,8 @@ class Around:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that a file may be the transformer of: a published one, or the folder that it lies in."""
+    """A model that a file may be the transformer of: a published one, or the folder
+    that it lies in."""
 
     id: str
     """Hub id, or the path of a folder."""
@@ -85,10 +94,13 @@ class Candidate:
     """Folder of its configs; where it is not here, the published sizes count."""
 
 
-def parts_around(name: str, arch: str | None, revision: str | None, given: Mapping[str, str]) -> Around | None:
+def parts_around(
+    name: str, arch: str | None, revision: str | None, given: Mapping[str, str]
+) -> Around | None:
     """What is around the file `name`; None: it is none that is there.
 
-    arch: as the user wrote it, or None. given: part -> file, of those that the job names.
+    arch: as the user wrote it, or None. given: part -> file, of those that the job
+    names.
     """
     path = Path(os.path.expanduser(name))
     if not os.path.isfile(path):
@@ -98,21 +110,34 @@ def parts_around(name: str, arch: str | None, revision: str | None, given: Mappi
         return Around(fault=fault)
     try:
         if "transformer" in given:
-            return Around(fault=f"{name!r} is a transformer, and so is transformer_path. Remove one of them.")
+            return Around(
+                fault=f"{name!r} is a transformer, and so is transformer_path. Remove one of them."
+            )
         home = _home_of(path)
         found, note = _model_of(path, arch, home)
         if home is None or home.family.title != found.family.title:
             index = cached_index(found.id, revision)
-            home = Candidate(found.id, found.title, found.family, index.parent if index else Path(found.id))
+            home = Candidate(
+                found.id,
+                found.title,
+                found.family,
+                index.parent if index else Path(found.id),
+            )
         model = home.id
         files = dict(_parts(path, home, given))
     except UserError as error:
         return Around(fault=str(error) if name in str(error) else f"{name!r}: {error}")
     everything = {"transformer": name, **given, **files}
-    if model == found.id and not cached_snapshot(model, revision, everything) and is_offline():
+    if (
+        model == found.id
+        and not cached_snapshot(model, revision, everything)
+        and is_offline()
+    ):
         absent = f"{name!r} is {found.title}, whose configs and tokenizer are not in the hub cache"
         remedy = f"Unset it, or run `hf download {model} --exclude '*.safetensors'` where there is a connection"
-        return Around(fault=f"{absent}, and HF_HUB_OFFLINE forbids to ask the hub. {remedy}.")
+        return Around(
+            fault=f"{absent}, and HF_HUB_OFFLINE forbids to ask the hub. {remedy}."
+        )
     return Around(model, {"transformer": name, **files}, note)
 
 
@@ -120,7 +145,8 @@ def parts_around(name: str, arch: str | None, revision: str | None, given: Mappi
 
 
 def transformer_fault(name: str) -> str:
-    """Why the file `name` is not a transformer that can be trained, with the remedy; empty: it has the keys of one."""
+    """Why the file `name` is not a transformer that can be trained, with the remedy;
+    empty: it has the keys of one."""
     path = Path(name).expanduser()
     try:
         fault = unread(path) or _no_transformer(path, name)
@@ -132,7 +158,8 @@ def transformer_fault(name: str) -> str:
 
 
 def _no_transformer(path: Path, name: str) -> str:
-    """What a readable file is instead of a transformer that can be trained; empty: it has the keys of one."""
+    """What a readable file is instead of a transformer that can be trained; empty: it
+    has the keys of one."""
     words = lora_words(path)
     if words:
         return f"{name!r} is not a model. {words}"
@@ -141,7 +168,9 @@ def _no_transformer(path: Path, name: str) -> str:
         remedy = "Give the transformer as model.name_or_path."
         return f"{name!r} is {part_words(parts[0])}: that is model.{parts[0]}_path. {remedy}"
     bare = {without_prefix(tensor) for tensor in shapes_of(path)}
-    other = next((other for tensor, other in OTHER_MODELS.items() if tensor in bare), "")
+    other = next(
+        (other for tensor, other in OTHER_MODELS.items() if tensor in bare), ""
+    )
     if other:
         return f"{name!r} is another model: this is {other}. Give a transformer of the Qwen-Image family."
     if not _candidates(path):
@@ -155,25 +184,35 @@ def _pattern(weight: str) -> str:
 
 
 def _candidates(path: Path) -> list[Candidate]:
-    """The published models whose weights' names come nearest to those of a file, whatever its number of blocks; none
-    where over half of them differ."""
+    """The published models whose weights' names come nearest to those of a file,
+    whatever its number of blocks; none where over half of them differ."""
     shapes = shapes_of(path)
     names = {_pattern(weight) for weight in stored_weights(shapes)}
-    markers = {title for marker, title in MARKERS.items() if title and marker in map(without_prefix, shapes)}
+    markers = {
+        title
+        for marker, title in MARKERS.items()
+        if title and marker in map(without_prefix, shapes)
+    }
     near: dict[int, list[Candidate]] = {}
     for family in map(FAMILIES.load, FAMILIES):
         for hub_id, title in family.published.items():
-            expected = {_pattern(weight) for weight in family.weight_shapes(Path(hub_id))}
+            expected = {
+                _pattern(weight) for weight in family.weight_shapes(Path(hub_id))
+            }
             differ = len(expected ^ names)
             if differ <= len(expected) / 2 and (not markers or title in markers):
-                near.setdefault(differ, []).append(Candidate(hub_id, title, family.of_title(title)))
+                near.setdefault(differ, []).append(
+                    Candidate(hub_id, title, family.of_title(title))
+                )
     return near[min(near)] if near else []
 
 
 def _home_of(path: Path) -> Candidate | None:
     """The model folder that a file lies in."""
     for folder in list(path.parents)[:2]:
-        if (folder / INDEX).is_file() and not ModelFolder(folder).fault(("transformer", "vae", "text_encoder")):
+        if (folder / INDEX).is_file() and not ModelFolder(folder).fault(
+            ("transformer", "vae", "text_encoder")
+        ):
             facts = family_of(ModelFolder(folder).pipeline())
             assert facts is not None  # else it has a fault
             family = FAMILIES.load(facts.arch).of_folder(folder)
@@ -181,19 +220,26 @@ def _home_of(path: Path) -> Candidate | None:
     return None
 
 
-def _model_of(path: Path, arch: str | None, home: Candidate | None) -> tuple[Candidate, str]:
-    """The model that a file is, and by what it was told. Raises UserError where nothing tells, or `arch` is another."""
+def _model_of(
+    path: Path, arch: str | None, home: Candidate | None
+) -> tuple[Candidate, str]:
+    """The model that a file is, and by what it was told. Raises UserError where nothing
+    tells, or `arch` is another."""
     found = _candidates(path)
     titles = ", ".join(candidate.title for candidate in found)
     if arch:
         name = ARCH_SPELLINGS.get(arch, arch.split(":")[0])
         version = re.search(r"25\d\d", arch)
-        of_arch = [one for one in found if one.family.arch == ARCH_SPELLINGS.get(name, name)]
+        of_arch = [
+            one for one in found if one.family.arch == ARCH_SPELLINGS.get(name, name)
+        ]
         if not of_arch:
             raise UserError(
                 f"by its weights it is {titles}, which model.arch {arch!r} is not. Leave it out, or give such a model."
             )
-        found = [one for one in of_arch if version and version[0] in one.title] or of_arch
+        found = [
+            one for one in of_arch if version and version[0] in one.title
+        ] or of_arch
     if arch:
         by = f"by its weights and arch {arch}"
     else:
@@ -205,16 +251,28 @@ def _model_of(path: Path, arch: str | None, home: Candidate | None) -> tuple[Can
         if of_home:
             return of_home[0], f"{home.title} {by} and the folder that it lies in"
     metadata = read_metadata(path)
-    texts = [(metadata.get(key, ""), "metadata") for key in ("base_model", "modelspec.architecture")]
+    texts = [
+        (metadata.get(key, ""), "metadata")
+        for key in ("base_model", "modelspec.architecture")
+    ]
     for text, where in (*texts, (path.name, "name")):
         named = _named(str(text).split("/")[-1], found)
         if named:
-            return named, f"{named.title} {by}, which other models have too, and its {where}"
-    found = [one for one in found if not one.family.sample_sigmas] or found  # a distilled one has to be named
-    if len({(one.family.arch, one.family.title) for one in found}) == 1:  # text to image: no version differs in use
+            return (
+                named,
+                f"{named.title} {by}, which other models have too, and its {where}",
+            )
+    found = [
+        one for one in found if not one.family.sample_sigmas
+    ] or found  # a distilled one has to be named
+    if (
+        len({(one.family.arch, one.family.title) for one in found}) == 1
+    ):  # text to image: no version differs in use
         return found[0], f"{found[0].title} {by}"
     archs = " or ".join(dict.fromkeys(f"{one.family.arch}{_tag(one)}" for one in found))
-    raise UserError(f"by its weights it may be {titles}, and its name does not say which. Give model.arch: {archs}.")
+    raise UserError(
+        f"by its weights it may be {titles}, and its name does not say which. Give model.arch: {archs}."
+    )
 
 
 def _tag(candidate: Candidate) -> str:
@@ -225,8 +283,9 @@ def _tag(candidate: Candidate) -> str:
 
 
 def _named(text: str, found: list[Candidate]) -> Candidate | None:
-    """The candidate whose title begins a text, in which case and punctuation do not count; None where another word
-    or number follows that may make it another model's."""
+    """The candidate whose title begins a text, in which case and punctuation do not
+    count; None where another word or number follows that may make it another
+    model's."""
     plain = re.sub(r"[^a-z0-9]", "", text.lower())
     for candidate in sorted(found, key=lambda one: -len(one.title)):
         title = re.sub(r"[^a-z0-9]", "", candidate.title.lower())
@@ -241,14 +300,19 @@ def _named(text: str, found: list[Candidate]) -> Candidate | None:
 # ---------------------------------------------------------------- where its parts are
 
 
-def _parts(path: Path, found: Candidate, given: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """The file of each part that is not given, where there is one. Raises UserError where several fit, and where there
-    is none and the model's folder has no weights of it either."""
+def _parts(
+    path: Path, found: Candidate, given: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """The file of each part that is not given, where there is one. Raises UserError
+    where several fit, and where there is none and the model's folder has no weights of
+    it either."""
     faults = []
     for part in found.family.weight_parts:
         if part == found.family.trained_part or part in given:
             continue
-        fits, others = _fitting(path, part, tuple(found.family.encoder_weights(part, found.folder).items()))
+        fits, others = _fitting(
+            path, part, tuple(found.family.encoder_weights(part, found.folder).items())
+        )
         if len(fits) == 1:
             yield part, str(fits[0])
             continue
@@ -274,13 +338,19 @@ def _parts(path: Path, found: Candidate, given: Mapping[str, str]) -> Iterator[t
             else:
                 home = found.id
                 instead = ""
-            places = f"in {' or '.join(PART_FOLDERS[part])} of its ComfyUI, or in {home}"
-            faults.append(f"no file of {words} is beside it, {places}{unfit}. Give {key}{instead}.")
+            places = (
+                f"in {' or '.join(PART_FOLDERS[part])} of its ComfyUI, or in {home}"
+            )
+            faults.append(
+                f"no file of {words} is beside it, {places}{unfit}. Give {key}{instead}."
+            )
     if faults:
         raise UserError(f"it is {found.title}, and {' And '.join(faults)}")
 
 
-def _fitting(path: Path, part: str, expected: tuple[tuple[str, Any], ...]) -> tuple[list[Path], list[str]]:
+def _fitting(
+    path: Path, part: str, expected: tuple[tuple[str, Any], ...]
+) -> tuple[list[Path], list[str]]:
     """The files around that are this part, and why others with its weights are not."""
     fits: list[Path] = []
     unfit: list[str] = []
@@ -295,9 +365,11 @@ def _fitting(path: Path, part: str, expected: tuple[tuple[str, Any], ...]) -> tu
 
 
 @lru_cache(256)
-def _fault_of(file: Path, part: str, expected: tuple[tuple[str, Any], ...], *stamp: int) -> str | None:
-    """Why a file is not this part; None: it is; empty: it is something else altogether. stamp: when it changes, it is
-    looked at again."""
+def _fault_of(
+    file: Path, part: str, expected: tuple[tuple[str, Any], ...], *stamp: int
+) -> str | None:
+    """Why a file is not this part; None: it is; empty: it is something else altogether.
+    stamp: when it changes, it is looked at again."""
     try:
         if part not in encoders_in(encoder_stored(file)):
             return ""
@@ -307,13 +379,26 @@ def _fault_of(file: Path, part: str, expected: tuple[tuple[str, Any], ...], *sta
 
 
 def _files_around(path: Path, part: str) -> list[Path]:
-    """The files that may be a part: beside the transformer's, and in the folders of its ComfyUI with all below them.
-    Of several ways to one file the first, of shards the first one."""
+    """The files that may be a part: beside the transformer's, and in the folders of its
+    ComfyUI with all below them. Of several ways to one file the first, of shards the
+    first one."""
     found: dict[Path, Path] = {}
     seen: set[Path] = set()
     for place in dict.fromkeys((path.absolute(), path.resolve())):
-        roots = [place.parent, *(above.parent for above in place.parents if above.name.lower() in MODEL_FOLDERS)]
-        tops = dict.fromkeys((place.parent, *(root / name for root in roots for name in PART_FOLDERS[part])))
+        roots = [
+            place.parent,
+            *(
+                above.parent
+                for above in place.parents
+                if above.name.lower() in MODEL_FOLDERS
+            ),
+        ]
+        tops = dict.fromkeys(
+            (
+                place.parent,
+                *(root / name for root in roots for name in PART_FOLDERS[part]),
+            )
+        )
         for top in tops:
             for folder, below, names in os.walk(top, followlinks=True):
                 real = Path(folder).resolve()
@@ -322,7 +407,11 @@ def _files_around(path: Path, part: str) -> list[Path]:
                 else:
                     seen.add(real)
                 for file in (Path(folder, name) for name in sorted(names)):
-                    if file.suffix.lower() in SUFFIXES and file.is_file() and shards_of(file)[0] == file:
+                    if (
+                        file.suffix.lower() in SUFFIXES
+                        and file.is_file()
+                        and shards_of(file)[0] == file
+                    ):
                         found.setdefault(file.resolve(), file)
     found.pop(path.resolve(), None)
     return list(found.values())

@@ -1,7 +1,8 @@
 """How ComfyUI runs the published models: its files and nodes. Imports no torch.
 
-Source: ComfyUI 0.29.0 (comfy_extras/nodes_qwen.py; that of 0.38.0 for Qwen-Image-2.1) and the templates of
-comfyui-workflow-templates 0.11.97, whose file names are those of Comfy-Org's repositories.
+Source: ComfyUI 0.29.0 (comfy_extras/nodes_qwen.py; that of 0.38.0 for Qwen-Image-2.1)
+and the templates of comfyui-workflow-templates 0.11.97, whose file names are those of
+Comfy-Org's repositories.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ class ComfyModel:
     text_encoder: str = "qwen_2.5_vl_7b_fp8_scaled.safetensors"
     vae: str = "qwen_image_vae.safetensors"
     encoder: str = "CLIPTextEncode"
-    """Node that encodes a prompt. The one of 2509 and 2511 puts the words around it that they were trained with, also
-    without an image."""
+    """Node that encodes a prompt. The one of 2509 and 2511 puts the words around it
+    that they were trained with, also without an image."""
 
     images: tuple[str, ...] = ()
     """Inputs of that node for control images."""
@@ -32,7 +33,8 @@ class ComfyModel:
     """That node takes both prompts, and the side that control images are scaled to."""
 
     is_shifted: bool = True
-    """A node sets the shift of its noise levels, and one the norm of guided predictions."""
+    """A node sets the shift of its noise levels, and one the norm of guided
+    predictions."""
 
     empty_latent: str = "EmptySD3LatentImage"
 
@@ -46,10 +48,14 @@ MODELS = {
     "Qwen-Image": ComfyModel("qwen_image_fp8_e4m3fn.safetensors"),
     "Qwen-Image-2512": ComfyModel("qwen_image_2512_fp8_e4m3fn.safetensors"),
     "Qwen-Image-Edit": ComfyModel(
-        "qwen_image_edit_fp8_e4m3fn.safetensors", encoder="TextEncodeQwenImageEdit", images=("image",)
+        "qwen_image_edit_fp8_e4m3fn.safetensors",
+        encoder="TextEncodeQwenImageEdit",
+        images=("image",),
     ),
     "Qwen-Image-Edit-2509": ComfyModel(
-        "qwen_image_edit_2509_fp8_e4m3fn.safetensors", encoder=_EDIT_PLUS, images=_THREE_IMAGES
+        "qwen_image_edit_2509_fp8_e4m3fn.safetensors",
+        encoder=_EDIT_PLUS,
+        images=_THREE_IMAGES,
     ),
     "Qwen-Image-Edit-2511": ComfyModel(
         "qwen_image_edit_2511_fp8mixed.safetensors",

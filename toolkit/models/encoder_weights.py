@@ -1,8 +1,9 @@
-"""The weights that the encoders of the Qwen-Image family have, by their configs: what a single file is compared with
-before it is loaded. Imports no torch.
+"""The weights that the encoders of the Qwen-Image family have, by their configs: what a
+single file is compared with before it is loaded. Imports no torch.
 
-Each function gives name -> shape, in which 0 is any size; (): any shape. Sources: transformers, modeling_qwen2_5_vl.py
-and modeling_qwen3_vl.py; diffusers, autoencoder_kl_qwenimage.py and autoencoder_kl_qwenimage21.py; Wan's names:
+Each function gives name -> shape, in which 0 is any size; (): any shape. Sources:
+transformers, modeling_qwen2_5_vl.py and modeling_qwen3_vl.py; diffusers,
+autoencoder_kl_qwenimage.py and autoencoder_kl_qwenimage21.py; Wan's names:
 Wan-Video/Wan2.1, wan/modules/vae.py.
 """
 
@@ -49,38 +50,52 @@ def _expanded(pattern: str) -> Iterator[str]:
         yield pattern
         return
     for choice in braces[1].split(","):
-        yield from _expanded(pattern[: braces.start()] + choice + pattern[braces.end() :])
+        yield from _expanded(
+            pattern[: braces.start()] + choice + pattern[braces.end() :]
+        )
 
 
 def text_encoder_weights(config: Mapping[str, Any], layers: int, width: int) -> Shapes:
-    """Weights of Qwen2.5-VL or Qwen3-VL with its vision tower, as transformers' module without its head has them.
+    """Weights of Qwen2.5-VL or Qwen3-VL with its vision tower, as transformers' module
+    without its head has them.
 
-    config: of the model; where it is empty or has not the key, it is the published one with these layers and this
-    hidden size. Qwen3-VL is the one whose published hidden size is 4096, or whose `model_type` says so.
+    config: of the model; where it is empty or has not the key, it is the published one
+    with these layers and this hidden size. Qwen3-VL is the one whose published hidden
+    size is 4096, or whose `model_type` says so.
     """
     text = config.get("text_config") or config
     vision = config.get("vision_config") or {}
-    is_qwen3 = str(config.get("model_type", "qwen3_vl" if width == 4096 else "")).startswith("qwen3")
+    is_qwen3 = str(
+        config.get("model_type", "qwen3_vl" if width == 4096 else "")
+    ).startswith("qwen3")
     counts = {
         "language_model": text.get("num_hidden_layers", layers),
         "visual.blocks": vision.get("depth", 27 if is_qwen3 else 32),
-        "visual.deepstack_merger_list": len(vision.get("deepstack_visual_indexes", (8, 16, 24))),
+        "visual.deepstack_merger_list": len(
+            vision.get("deepstack_visual_indexes", (8, 16, 24))
+        ),
     }
     shapes: Shapes = {}
     for pattern in (_QWEN3 if is_qwen3 else _QWEN25).split():
         if "*" in pattern:
-            count = next(counts[start] for start in (*counts, "") if pattern.startswith(start))
+            count = next(
+                counts[start] for start in (*counts, "") if pattern.startswith(start)
+            )
         else:
             count = 1
         for name in _expanded(pattern):
             shapes |= {name.replace("*", str(at)): () for at in range(count)}
-    return shapes | {"language_model.embed_tokens.weight": (0, text.get("hidden_size", width))}
+    return shapes | {
+        "language_model.embed_tokens.weight": (0, text.get("hidden_size", width))
+    }
 
 
 def vae_weights(config: Mapping[str, Any], published: Mapping[str, Any]) -> Shapes:
-    """Weights of AutoencoderKLQwenImage, or with `decoder_base_dim` among the keys of AutoencoderKLQwenImage21.
+    """Weights of AutoencoderKLQwenImage, or with `decoder_base_dim` among the keys of
+    AutoencoderKLQwenImage21.
 
-    published: the keys below as the published config has them, for those that `config` has not.
+    published: the keys below as the published config has them, for those that `config`
+    has not.
     """
     c = {key: config.get(key, value) for key, value in published.items()}
     dims = c["dim_mult"]
@@ -92,10 +107,14 @@ def vae_weights(config: Mapping[str, Any], published: Mapping[str, Any]) -> Shap
 
     def resnet(at: str, widens: bool) -> None:
         names.extend(_expanded(f"{at}.norm{{1,2}}.gamma"))
-        names.extend(_expanded(f"{at}.conv{{1,2{',_shortcut' * widens}}}.{{weight,bias}}"))
+        names.extend(
+            _expanded(f"{at}.conv{{1,2{',_shortcut' * widens}}}.{{weight,bias}}")
+        )
 
     def resample(at: str, in_time: bool) -> None:
-        names.extend(_expanded(f"{at}.{{resample.1{',time_conv' * in_time}}}.{{weight,bias}}"))
+        names.extend(
+            _expanded(f"{at}.{{resample.1{',time_conv' * in_time}}}.{{weight,bias}}")
+        )
 
     place = 0
     for level, (before, after) in enumerate(pairwise([1, *dims])):
@@ -104,7 +123,10 @@ def vae_weights(config: Mapping[str, Any], published: Mapping[str, Any]) -> Shap
             resnet(f"encoder.down_blocks.{at}", block == 0 and before != after)
         place += blocks
         if level < last:
-            resample(f"encoder.down_blocks.{f'{level}.downsampler' if is_21 else place}", temporal[level])
+            resample(
+                f"encoder.down_blocks.{f'{level}.downsampler' if is_21 else place}",
+                temporal[level],
+            )
             place += 1
     for level, (before, after) in enumerate(pairwise([dims[-1], *dims[::-1]])):
         if is_21 or level == 0:
@@ -112,12 +134,22 @@ def vae_weights(config: Mapping[str, Any], published: Mapping[str, Any]) -> Shap
         else:
             halved = before / 2
         for block in range(blocks + 1):
-            resnet(f"decoder.up_blocks.{level}.resnets.{block}", block == 0 and halved != after)
+            resnet(
+                f"decoder.up_blocks.{level}.resnets.{block}",
+                block == 0 and halved != after,
+            )
         if level < last:
-            resample(f"decoder.up_blocks.{level}.{'upsampler' if is_21 else 'upsamplers.0'}", temporal[::-1][level])
+            resample(
+                f"decoder.up_blocks.{level}.{'upsampler' if is_21 else 'upsamplers.0'}",
+                temporal[::-1][level],
+            )
     kernel = (3, 3) if is_21 else (3, 3, 3)
     widest = (c.get("decoder_base_dim") or c["base_dim"]) * dims[-1]
-    reads = config.get("in_channels" if is_21 else "input_channels") or c.get("input_channels") or (4 if is_21 else 3)
+    reads = (
+        config.get("in_channels" if is_21 else "input_channels")
+        or c.get("input_channels")
+        or (4 if is_21 else 3)
+    )
     paints = (config.get("out_channels") or 4) if is_21 else reads
     return dict[str, tuple[int, ...]].fromkeys(names, ()) | {
         "encoder.conv_in.weight": (c["base_dim"], reads, *kernel),
@@ -127,11 +159,17 @@ def vae_weights(config: Mapping[str, Any], published: Mapping[str, Any]) -> Shap
 
 
 _OF_WAN = {"conv1": "quant_conv", "conv2": "post_quant_conv"}
-_OF_WAN_BLOCKS = {"residual.0": "norm1", "residual.2": "conv1", "residual.3": "norm2", "residual.6": "conv2"}
+_OF_WAN_BLOCKS = {
+    "residual.0": "norm1",
+    "residual.2": "conv1",
+    "residual.3": "norm2",
+    "residual.6": "conv2",
+}
 
 
 _OF_DECODER = ("decoder.", "post_quant_conv.")
-"""Beginnings of the names of what decodes, in diffusers' modules; everything else may decide what is encoded."""
+"""Beginnings of the names of what decodes, in diffusers' modules; everything else may
+decide what is encoded."""
 
 
 def is_of_decoder(name: str) -> bool:
@@ -140,14 +178,17 @@ def is_of_decoder(name: str) -> bool:
 
 
 def of_wan(name: str) -> str:
-    """The name in AutoencoderKLQwenImage of a weight of Wan's VAE, with two blocks at each size; others stay."""
+    """The name in AutoencoderKLQwenImage of a weight of Wan's VAE, with two blocks at
+    each size; others stay."""
     start = name.split(".")[0]
     if start in _OF_WAN:
         return name.replace(start, _OF_WAN[start], 1)
     if not name.startswith(("encoder.", "decoder.")):
         return name
     name = name.replace("middle.1.", "mid_block.attentions.0.")
-    name = re.sub(r"middle\.([02])\.", lambda at: f"mid_block.resnets.{int(at[1]) // 2}.", name)
+    name = re.sub(
+        r"middle\.([02])\.", lambda at: f"mid_block.resnets.{int(at[1]) // 2}.", name
+    )
     name = name.replace("encoder.downsamples.", "encoder.down_blocks.")
     name = re.sub(
         r"decoder\.upsamples\.(\d+)\.",
@@ -159,5 +200,11 @@ def of_wan(name: str) -> str:
     )
     for old, new in _OF_WAN_BLOCKS.items():
         name = name.replace(f".{old}.", f".{new}.")
-    name = name.replace(".shortcut.", ".conv_shortcut.").replace(".head.0.", ".norm_out.")
-    return re.sub(r"^(encoder|decoder)\.conv1\.", r"\1.conv_in.", name.replace(".head.2.", ".conv_out."))
+    name = name.replace(".shortcut.", ".conv_shortcut.").replace(
+        ".head.0.", ".norm_out."
+    )
+    return re.sub(
+        r"^(encoder|decoder)\.conv1\.",
+        r"\1.conv_in.",
+        name.replace(".head.2.", ".conv_out."),
+    )

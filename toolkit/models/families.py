@@ -1,5 +1,6 @@
-"""`ModelFamily`, the interface to a model family before anything is loaded; the family of a model folder; what a family
-says of its sizes and takes as options for loading. Imports no torch."""
+"""`ModelFamily`, the interface to a model family before anything is loaded; the family
+of a model folder; what a family says of its sizes and takes as options for loading.
+Imports no torch."""
 
 from __future__ import annotations
 
@@ -54,19 +55,22 @@ LOOKAHEAD_BATCHES = 32
 """Micro-batches whose timesteps are prefetched at once."""
 
 MOST_ROWS = 192
-"""Timesteps that a modulation cache keeps; 4.4 MB each on the published model in bfloat16."""
+"""Timesteps that a modulation cache keeps; 4.4 MB each on the published model in
+bfloat16."""
 
 
 LARGE_MODEL_BLOCKS = 20
 """Blocks from which on a model is of full size."""
 
 CONFIG_BYTES = 20_000_000
-"""Bytes of configs, tokenizer and processor of a published model at most: the download where files give all weights."""
+"""Bytes of configs, tokenizer and processor of a published model at most: the download
+where files give all weights."""
 
 
 @dataclass(frozen=True)
 class EncoderSize:
-    """An encoder, needed before training, and during it for shuffled captions or samples."""
+    """An encoder, needed before training, and during it for shuffled captions or
+    samples."""
 
     linear_params: int
     """Parameters that can be quantized."""
@@ -77,18 +81,23 @@ class EncoderSize:
 
     def stored(self, bytes_per_linear: float, number_bytes: int) -> int:
         """Bytes of the parameters in memory."""
-        return int(self.linear_params * bytes_per_linear) + self.other_params * number_bytes
+        return (
+            int(self.linear_params * bytes_per_linear)
+            + self.other_params * number_bytes
+        )
 
 
 BAND_PIXELS = 2**16
-"""Pixels of a band of rows, in which a VAE encodes and decodes (`vae_bands`): 64 rows of 1024."""
+"""Pixels of a band of rows, in which a VAE encodes and decodes (`vae_bands`): 64 rows
+of 1024."""
 
 
 PATCHES_PER_TOKEN = 4
 """Patches of an image in the vision tower for one token of the text encoder."""
 
 DEQUANTIZED = 3.5
-"""Copies of a quantized weight, in the compute dtype, while a prompt is multiplied with it; measured on a CPU."""
+"""Copies of a quantized weight, in the compute dtype, while a prompt is multiplied with
+it; measured on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -116,29 +125,42 @@ class TextLayers:
     image_token_numbers: int
     """Elements per token of an image that the vision tower gives to later layers."""
 
-    def taken(self, tokens: int, image_tokens: int, per_linear: float, number: int) -> tuple[float, float]:
-        """Bytes on the device of a layer, and of what it computes for one prompt: of the part that takes most.
+    def taken(
+        self, tokens: int, image_tokens: int, per_linear: float, number: int
+    ) -> tuple[float, float]:
+        """Bytes on the device of a layer, and of what it computes for one prompt: of
+        the part that takes most.
 
-        image_tokens: how many of the tokens are of images. per_linear: bytes of a weight of a linear layer; number: of
-        any other, and of an activation.
+        image_tokens: how many of the tokens are of images. per_linear: bytes of a
+        weight of a linear layer; number: of any other, and of an activation.
         """
         layer = float(self.largest.stored(per_linear, number))
         if per_linear != number:
             layer += DEQUANTIZED * self.largest_linear * number
-        in_text = layer, (tokens * self.token_numbers + image_tokens * self.image_token_numbers) * float(number)
+        in_text = (
+            layer,
+            (tokens * self.token_numbers + image_tokens * self.image_token_numbers)
+            * float(number),
+        )
         if not image_tokens:
             return in_text
-        in_vision = self.vision * float(number), image_tokens * PATCHES_PER_TOKEN * self.patch_numbers * number
+        in_vision = (
+            self.vision * float(number),
+            image_tokens * PATCHES_PER_TOKEN * self.patch_numbers * number,
+        )
         return max(in_text, in_vision, key=sum)
 
     def waiting(self, tokens: int, image_tokens: int, width: int) -> int:
-        """Elements that wait of one prompt, outside of the device. width: of the text features."""
-        return tokens * width + image_tokens * (PATCHES_PER_TOKEN * self.patch_waits + self.image_token_numbers)
+        """Elements that wait of one prompt, outside of the device. width: of the text
+        features."""
+        return tokens * width + image_tokens * (
+            PATCHES_PER_TOKEN * self.patch_waits + self.image_token_numbers
+        )
 
 
 TEXTS_IN_MEMORY = 2 * 10**9
-"""Bytes of pixels and hidden states that wait in main memory while prompts are encoded (`layerwise`); more are on
-disk."""
+"""Bytes of pixels and hidden states that wait in main memory while prompts are encoded
+(`layerwise`); more are on disk."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +205,8 @@ class ModelSizeInfo:
 
     pixels_per_token: int
     scales_references: bool
-    """Whether control images are scaled to `model_kwargs.reference_area`; otherwise they have the target's size."""
+    """Whether control images are scaled to `model_kwargs.reference_area`; otherwise
+    they have the target's size."""
 
     text_tokens: int
     """Text tokens of the template around a prompt."""
@@ -195,7 +218,8 @@ class ModelSizeInfo:
     """Bytes per quantized weight with its scales, by `model.qtype`."""
 
     encode_band_numbers: float = 0.0
-    """Elements per pixel of a band, in addition to those of the image; 0 for a VAE that does not work in bands."""
+    """Elements per pixel of a band, in addition to those of the image; 0 for a VAE that
+    does not work in bands."""
 
     decode_band_numbers: float = 0.0
 
@@ -209,32 +233,42 @@ class ModelSizeInfo:
     """None where the text encoder is always loaded whole."""
 
     def stored(self, weights: int, qtype: str | None, number_bytes: int) -> int:
-        """Bytes of `weights` linear weights of the blocks in memory. qtype: None where they are not quantized."""
+        """Bytes of `weights` linear weights of the blocks in memory. qtype: None where
+        they are not quantized."""
         return int(weights * (self.bytes_per_weight[qtype] if qtype else number_bytes))
 
     encoder_token_pixels: int = 0
-    """Pixels of a control image per token that the text encoder alone has for it; 0: it has no other tokens than the
-    transformer."""
+    """Pixels of a control image per token that the text encoder alone has for it; 0: it
+    has no other tokens than the transformer."""
 
     activation_units: Mapping[str, ActivationUnits] = field(default_factory=dict)
-    """By `network.type`, where they are not those of `toolkit.contracts.network_kinds`."""
+    """By `network.type`, where they are not those of
+    `toolkit.contracts.network_kinds`."""
 
     @property
     def row_numbers(self) -> int:
-        """Elements of the modulation cache per timestep: one per output of its layers."""
+        """Elements of the modulation cache per timestep: one per output of its
+        layers."""
         return self.tabulated_weights // self.width
 
     def encoding(self, pixels: int) -> float:
         """Elements in memory while an image of so many pixels is encoded."""
-        return pixels * self.encode_numbers + min(pixels, BAND_PIXELS) * self.encode_band_numbers
+        return (
+            pixels * self.encode_numbers
+            + min(pixels, BAND_PIXELS) * self.encode_band_numbers
+        )
 
     def decoding(self, pixels: int) -> float:
         """The same while it is decoded."""
-        return pixels * self.decode_numbers + min(pixels, BAND_PIXELS) * self.decode_band_numbers
+        return (
+            pixels * self.decode_numbers
+            + min(pixels, BAND_PIXELS) * self.decode_band_numbers
+        )
 
 
 BlockTransform = Callable[["nn.Module", str], None]
-"""Changes a loaded block in place, by quantizing it, say; the text is the block's dotted name."""
+"""Changes a loaded block in place, by quantizing it, say; the text is the block's
+dotted name."""
 
 
 @dataclass(frozen=True)
@@ -252,10 +286,12 @@ class ModelLoadOptions:
     """Part -> the file with its weights, which stand for those in `folder`."""
 
     decoder: Path | None = None
-    """A VAE's file whose decoder stands for that of `files` and `folder`; its encoder does not count."""
+    """A VAE's file whose decoder stands for that of `files` and `folder`; its encoder
+    does not count."""
 
     weights_dtype: torch.dtype | None = None
-    """Dtype the trained module's weights are loaded in where it is not `dtype`: float32 where they are trained."""
+    """Dtype the trained module's weights are loaded in where it is not `dtype`: float32
+    where they are trained."""
 
     reference_area: int = 1024 * 1024
     """Pixels of a control image; 0: as many as the target has."""
@@ -264,8 +300,9 @@ class ModelLoadOptions:
     """See `DiffusionModel.predicts_composite`."""
 
     merge_fn: Callable[[], BlockTransform] | None = None
-    """Called when the trained module is loaded, for what changes its weights in place as they are filled: each block
-    before `transform_block`, at last the module itself (name "")."""
+    """Called when the trained module is loaded, for what changes its weights in place
+    as they are filled: each block before `transform_block`, at last the module itself
+    (name "")."""
 
     transform_block: BlockTransform | None = None
     """Quantizes a block of the trained module in place."""
@@ -277,18 +314,19 @@ class ModelLoadOptions:
     """Whether `transform_block` quantizes; otherwise it shards, say."""
 
     keeps_codes: str = ""
-    """Weights of blocks that `files` has in this number type, of `FILE_CODES`, come to `transform_block` as they are
-    stored (`STORED_CODES`). Empty: none."""
+    """Weights of blocks that `files` has in this number type, of `FILE_CODES`, come to
+    `transform_block` as they are stored (`STORED_CODES`). Empty: none."""
 
     keeps_text_codes: str = ""
     """The same for `transform_text_block`."""
 
     text_encoder_cache_tag: str = ""
-    """Names what `transform_text_block` does to the text embeddings, for their cache key."""
+    """Names what `transform_text_block` does to the text embeddings, for their cache
+    key."""
 
     modulation_table: bool = False
-    """Keep the modulation layers, whose output depends on the timestep alone, in CPU memory;
-    `DiffusionModel.enable_modulation_cache` uses it.
+    """Keep the modulation layers, whose output depends on the timestep alone, in CPU
+    memory; `DiffusionModel.enable_modulation_cache` uses it.
     """
 
     cpu_blocks: frozenset[int] = frozenset()
@@ -298,27 +336,32 @@ class ModelLoadOptions:
     """Quantize on the CPU and move only the finished blocks to the device."""
 
     kept: Kept | None = None
-    """The copy of the trained module, as it is quantized, on the disk. None: it is neither read nor written."""
+    """The copy of the trained module, as it is quantized, on the disk. None: it is
+    neither read nor written."""
 
 
 class ModelFamily(ModelFacts, ABC):
     """A family's facts, one object for each; `toolkit.registry.FAMILIES` lists them.
 
-    folder: always that of a model, in diffusers layout; where it is not here yet, sizes are those of the published
-    model. Raises UserError naming the file that cannot be read.
+    folder: always that of a model, in diffusers layout; where it is not here yet, sizes
+    are those of the published model. Raises UserError naming the file that cannot be
+    read.
     """
 
     model_class: str
-    """Its `DiffusionModel`, as "module:Class", made of (options, family); imported when a model is loaded."""
+    """Its `DiffusionModel`, as "module:Class", made of (options, family); imported when
+    a model is loaded."""
 
     def open(self, options: ModelLoadOptions) -> DiffusionModel:
         """The model in a folder; its parts are loaded on first use."""
-        model: DiffusionModel = load_object(self.model_class)(options, self.of_folder(options.folder))
+        model: DiffusionModel = load_object(self.model_class)(
+            options, self.of_folder(options.folder)
+        )
         return model
 
     def of_folder(self, folder: Path) -> ModelFamily:
-        """The family with the facts of one model, where they differ from folder to folder; those of the published model
-        where the folder is not here yet."""
+        """The family with the facts of one model, where they differ from folder to
+        folder; those of the published model where the folder is not here yet."""
         return self
 
     def of_title(self, title: str) -> ModelFamily:
@@ -328,19 +371,23 @@ class ModelFamily(ModelFacts, ABC):
     def files_hash(self, folder: Path, files: Mapping[str, Path]) -> str:
         if not folder.is_dir():
             return ""
-        return sha256(repr(sorted(part_hashes(folder, self.parts, files).items())).encode()).hexdigest()
+        return sha256(
+            repr(sorted(part_hashes(folder, self.parts, files).items())).encode()
+        ).hexdigest()
 
     tiny_parts: str = ""
-    """A function (folder, family, `toolkit.models.tiny.TinySpec`) that writes the parts of a tiny model and returns its
-    transformer, as "module:function"; empty: there is none."""
+    """A function (folder, family, `toolkit.models.tiny.TinySpec`) that writes the parts
+    of a tiny model and returns its transformer, as "module:function"; empty: there is
+    none."""
 
     network_maker: str = ""
-    """A function (folder, arguments) -> module that makes the trained part with random weights, as "module:function";
-    empty: it cannot be made."""
+    """A function (folder, arguments) -> module that makes the trained part with random
+    weights, as "module:function"; empty: it cannot be made."""
 
     def new_network(self, folder: Path, arguments: Mapping[str, Any]) -> nn.Module:
-        """The trained part with random weights, fitting the other parts in `folder`; draws from torch's global
-        generator. Raises UserError for arguments that are not those of its class."""
+        """The trained part with random weights, fitting the other parts in `folder`;
+        draws from torch's global generator. Raises UserError for arguments that are not
+        those of its class."""
         if not self.network_maker:
             raise UserError(f"a {self.title} cannot be made with random weights yet.")
         network: nn.Module = load_object(self.network_maker)(folder, arguments)
@@ -348,22 +395,27 @@ class ModelFamily(ModelFacts, ABC):
 
     @abstractmethod
     def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
-        """The layers a LoRA can adapt, full name -> (inputs, outputs), from the model's config files alone."""
+        """The layers a LoRA can adapt, full name -> (inputs, outputs), from the model's
+        config files alone."""
 
     @abstractmethod
     def every_linear_layer(self, folder: Path) -> dict[str, tuple[int, int]]:
-        """`linear_layers` and the other linear layers of the trained part, which a LoRA file may contain."""
+        """`linear_layers` and the other linear layers of the trained part, which a LoRA
+        file may contain."""
 
     @abstractmethod
     def modules(self, folder: Path) -> dict[str, int]:
-        """Every module of the trained part with its own parameters, full name -> their number."""
+        """Every module of the trained part with its own parameters, full name -> their
+        number."""
 
     def weight_shapes(self, folder: Path) -> dict[str, tuple[int, ...]]:
-        """Name and shape of each weight of the trained part; empty: it cannot be given as a single file."""
+        """Name and shape of each weight of the trained part; empty: it cannot be given
+        as a single file."""
         return {}
 
     def encoder_weights(self, part: str, folder: Path) -> dict[str, tuple[int, ...]]:
-        """Name and shape of each weight of an encoder, as `toolkit.models.encoder_weights`; empty: not known."""
+        """Name and shape of each weight of an encoder, as
+        `toolkit.models.encoder_weights`; empty: not known."""
         return {}
 
     @abstractmethod
@@ -372,11 +424,13 @@ class ModelFamily(ModelFacts, ABC):
 
     @abstractmethod
     def footprint(self, folder: Path) -> ModelSizeInfo:
-        """Sizes of the whole model, from its config files and the headers of its weights alone."""
+        """Sizes of the whole model, from its config files and the headers of its
+        weights alone."""
 
 
 def arch_of(model: ModelSection) -> str | None:
-    """The arch that the model's files say it is, of a hub id those in the hub cache; None when they are not here."""
+    """The arch that the model's files say it is, of a hub id those in the hub cache;
+    None when they are not here."""
     index = local_index(model.name_or_path, model.revision)
     if index is None:
         return None
@@ -396,10 +450,12 @@ class AnotherFamilyError(UserError):
 
 
 def family_for(model: ModelSection) -> ModelFamily:
-    """The family of a `model:` section, from the model's own files, from `arch`, or of a published model by its id.
+    """The family of a `model:` section, from the model's own files, from `arch`, or of
+    a published model by its id.
 
-    Raises UserError when they contradict each other or the family is not supported, UnknownFamilyError when nothing
-    says it. A folder that is not there is taken for the first family: an earlier process of the job may write it.
+    Raises UserError when they contradict each other or the family is not supported,
+    UnknownFamilyError when nothing says it. A folder that is not there is taken for the
+    first family: an earlier process of the job may write it.
     """
     name = model.name_or_path
     wanted = model.arch
@@ -421,7 +477,9 @@ def family_for(model: ModelSection) -> ModelFamily:
             f"model.arch, or run 'hf download {name} {INDEX}'."
         )
     if arch not in FAMILIES:
-        raise UserError(f"model.arch: {arch!r} is not supported yet. {did_you_mean(arch, FAMILIES)}")
+        raise UserError(
+            f"model.arch: {arch!r} is not supported yet. {did_you_mean(arch, FAMILIES)}"
+        )
     family: ModelFamily = FAMILIES.load(arch)
     index = local_index(name, model.revision)
     if index:
@@ -430,7 +488,8 @@ def family_for(model: ModelSection) -> ModelFamily:
 
 
 def unknown_family(model: ModelSection) -> Iterator[str]:
-    """The lines of a plan that cannot be made, since nothing says the model's family; nothing where it can."""
+    """The lines of a plan that cannot be made, since nothing says the model's family;
+    nothing where it can."""
     try:
         family_for(model)
     except UnknownFamilyError as unknown:
@@ -439,17 +498,23 @@ def unknown_family(model: ModelSection) -> Iterator[str]:
 
 
 def deployed_grid(way: DeploymentConfig) -> tuple[int, tuple[float, ...]]:
-    """Steps of an entry of `sample.also`, and the noise levels that it resamples to them; none: evenly spaced ones."""
+    """Steps of an entry of `sample.also`, and the noise levels that it resamples to
+    them; none: evenly spaced ones."""
     if way.model:
         other = family_for(ModelConfig(name_or_path=way.model))
     else:
         other = None
     levels = way.levels or (other.sample_sigmas if other else ())
-    return way.steps or len(levels) or (other.sample_steps if other else FEW_STEPS), levels
+    return way.steps or len(levels) or (
+        other.sample_steps if other else FEW_STEPS
+    ), levels
 
 
-def unlike_distilled(family: ModelFacts, steps: int | None, guidance: float | None) -> Iterator[tuple[str, str]]:
-    """`steps` or `guidance` of samples that a distilled model was not made for, and a message; None: not given."""
+def unlike_distilled(
+    family: ModelFacts, steps: int | None, guidance: float | None
+) -> Iterator[tuple[str, str]]:
+    """`steps` or `guidance` of samples that a distilled model was not made for, and a
+    message; None: not given."""
     count = len(family.sample_sigmas)
     if count and steps and steps != count:
         what = f"{steps}: {family.title} is distilled for its {count} noise levels, which are resampled for other steps"
@@ -460,8 +525,8 @@ def unlike_distilled(family: ModelFacts, steps: int | None, guidance: float | No
 
 
 def rounded_side(family: ModelFacts, pixels: int | None) -> str:
-    """A warning where the model cannot generate images with a side of so many pixels; empty where it can, or for None:
-    not given."""
+    """A warning where the model cannot generate images with a side of so many pixels;
+    empty where it can, or for None: not given."""
     drawn = family.drawable(Size(pixels, pixels)).width if pixels else pixels
     if drawn == pixels:
         return ""
@@ -469,7 +534,8 @@ def rounded_side(family: ModelFacts, pixels: int | None) -> str:
 
 
 def single_file_faults(model: ModelConfig, folder: Path) -> Iterator[tuple[str, str]]:
-    """Keys of `model` whose file is not read, by its header, and why; nothing where the model's family is not known.
+    """Keys of `model` whose file is not read, by its header, and why; nothing where the
+    model's family is not known.
 
     folder: of the model; where it is not here, the published sizes count.
     """
@@ -485,7 +551,10 @@ def single_file_faults(model: ModelConfig, folder: Path) -> Iterator[tuple[str, 
         return
     expected = family.weight_shapes(folder)
     others = [one for one in map(FAMILIES.load, FAMILIES) if one.published]
-    names = {one.title: one.weight_shapes(Path(next(iter(one.published)))).keys() for one in others}
+    names = {
+        one.title: one.weight_shapes(Path(next(iter(one.published)))).keys()
+        for one in others
+    }
     for part, file in files.items():
         try:
             if not expected:
@@ -493,12 +562,16 @@ def single_file_faults(model: ModelConfig, folder: Path) -> Iterator[tuple[str, 
             elif part == family.trained_part:
                 fault = single_file_fault(file, family.title, expected, names)
             else:
-                fault = encoder_file_fault(file, part, family.encoder_weights(part, folder))
+                fault = encoder_file_fault(
+                    file, part, family.encoder_weights(part, folder)
+                )
             if part == "vae" and not fault:
                 fault = vae_config_fault(file, folder / part)
         except UserError as error:
             fault = str(error)
-        if fault and not (part == "vae" and vae_file_fault(str(file))):  # the section says so
+        if fault and not (
+            part == "vae" and vae_file_fault(str(file))
+        ):  # the section says so
             yield f"{part}_path", fault
 
 
@@ -519,8 +592,8 @@ def kept_label(model: ModelConfig) -> str:
 
 
 def kept_bytes(model: ModelConfig, number_bytes: int) -> int:
-    """Bytes on the disk of a section's quantized transformer (`model.keep_quantized`), about. number_bytes: of a weight
-    that is not quantized."""
+    """Bytes on the disk of a section's quantized transformer (`model.keep_quantized`),
+    about. number_bytes: of a weight that is not quantized."""
     facts = family_for(model).footprint(model.files_folder())
     recovery = 0
     if model.makes_recovery():
@@ -529,11 +602,16 @@ def kept_bytes(model: ModelConfig, number_bytes: int) -> int:
     elif model.accuracy_recovery_adapter and model.recovery_is_path():
         with suppress(OSError):
             recovery = Path(model.accuracy_recovery_adapter).expanduser().stat().st_size
-    return facts.stored(facts.linear_params, model.qtype, number_bytes) + facts.other_params * number_bytes + recovery
+    return (
+        facts.stored(facts.linear_params, model.qtype, number_bytes)
+        + facts.other_params * number_bytes
+        + recovery
+    )
 
 
 def model_bytes(model: ModelConfig) -> int:
-    """Bytes of all weights of a model: of its files where they are here, else of the published model in bfloat16."""
+    """Bytes of all weights of a model: of its files where they are here, else of the
+    published model in bfloat16."""
     from toolkit.models.single_file import shards_of
 
     family = family_for(model)
@@ -542,16 +620,23 @@ def model_bytes(model: ModelConfig) -> int:
     whole = whole_files(model)
     parts = [part for part in family.weight_parts if part not in whole]
     files = [path for part in parts for path in (folder / part).glob("*.safetensors")]
-    files += [shard for file in given.values() for shard in shards_of(file) if shard.is_file()]
+    files += [
+        shard for file in given.values() for shard in shards_of(file) if shard.is_file()
+    ]
     return sum(path.stat().st_size for path in files) or published_bytes(family, folder)
 
 
-def published_bytes(family: ModelFamily, folder: Path, given: Collection[str] = ()) -> int:
-    """Bytes of a model whose weights are not here, in bfloat16, without the parts `given`."""
+def published_bytes(
+    family: ModelFamily, folder: Path, given: Collection[str] = ()
+) -> int:
+    """Bytes of a model whose weights are not here, in bfloat16, without the parts
+    `given`."""
     sizes = family.footprint(folder)
     weights = {
         "transformer": sizes.linear_params + sizes.other_params,
-        "text_encoder": sizes.text.linear_params + sizes.text.other_params + sizes.text.unused,
+        "text_encoder": sizes.text.linear_params
+        + sizes.text.other_params
+        + sizes.text.unused,
         "vae": sizes.vae.other_params,
     }
     return 2 * sum(count for part, count in weights.items() if part not in given)
@@ -569,12 +654,14 @@ class Download:
     """Bytes."""
 
     def why_no_room(self, name: str) -> str:
-        """Why the model `name` does not fit on the disk; empty where it does, or its size is not known."""
+        """Why the model `name` does not fit on the disk; empty where it does, or its
+        size is not known."""
         return why_no_room(name, self.bytes or 0, self.free, self.folder)
 
 
 def why_no_room(name: str, needed: int, free: int, folder: Path) -> str:
-    """Why a download of `needed` bytes does not fit into the hub cache `folder`; empty: it does."""
+    """Why a download of `needed` bytes does not fit into the hub cache `folder`; empty:
+    it does."""
     if free >= needed * 1.02:
         return ""
     return (
@@ -586,7 +673,8 @@ def why_no_room(name: str, needed: int, free: int, folder: Path) -> str:
 def download_of(model: ModelConfig, job: JobContext) -> Download | None:
     """What a run downloads of a model, as far as this disk tells; None: nothing.
 
-    The size is that of the hub's own list, where an earlier download has left one, or of a published model.
+    The size is that of the hub's own list, where an earlier download has left one, or
+    of a published model.
     """
     name = model.name_or_path
     revision = model.revision
@@ -595,7 +683,9 @@ def download_of(model: ModelConfig, job: JobContext) -> Download | None:
         return None
     total = listed_bytes(name, revision, given)
     if total is None and published_family(name):
-        total = published_bytes(family_for(model), model.folder(), given) or CONFIG_BYTES
+        total = (
+            published_bytes(family_for(model), model.folder(), given) or CONFIG_BYTES
+        )
     if total is None:
         left = None
     else:
@@ -604,7 +694,8 @@ def download_of(model: ModelConfig, job: JobContext) -> Download | None:
 
 
 def yet_to_come(model: ModelSection, job: JobContext) -> Iterator[str]:
-    """A line for the plan where the model's files are not here, so that a dry run cannot look at them."""
+    """A line for the plan where the model's files are not here, so that a dry run
+    cannot look at them."""
     name = model.name_or_path
     revision = model.revision
     given = whole_files(model)

@@ -1,5 +1,5 @@
-"""`FolderFamily`: a family whose sizes follow from the config files of a model folder and the headers of its weights.
-Imports no torch.
+"""`FolderFamily`: a family whose sizes follow from the config files of a model folder
+and the headers of its weights. Imports no torch.
 
 Where the folder is not here yet, the sizes are those of the published model.
 """
@@ -23,13 +23,20 @@ from toolkit.contracts.model import DynamicShift, ModelSection
 from toolkit.contracts.network_kinds import ActivationUnits
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import tensor_sizes
-from toolkit.models.families import PATCHES_PER_TOKEN, EncoderSize, ModelFamily, ModelSizeInfo, TextLayers
+from toolkit.models.families import (
+    PATCHES_PER_TOKEN,
+    EncoderSize,
+    ModelFamily,
+    ModelSizeInfo,
+    TextLayers,
+)
 from toolkit.models.template import IMAGE_PAD
 from toolkit.number_types import QTYPE_BYTES
 
 
 class VaeTensors(NamedTuple):
-    """How many tensors of the VAE's width are in memory at most while it works in bands; counted on fake tensors."""
+    """How many tensors of the VAE's width are in memory at most while it works in
+    bands; counted on fake tensors."""
 
     encode: float
     """Tensors of the image's size."""
@@ -42,12 +49,15 @@ class VaeTensors(NamedTuple):
 
 
 BANDED_VAE = VaeTensors(0.72, 0.72, 5.2, 3.8)
-"""For AutoencoderKLQwenImage in bands. The whole image is in memory at the size of the middle block alone."""
+"""For AutoencoderKLQwenImage in bands. The whole image is in memory at the size of the
+middle block alone."""
 
 BYTES_PER_WEIGHT: Mapping[str | None, float] = {None: 2.0} | QTYPE_BYTES
 """By `model.qtype`; None: not quantized."""
 
-OF_TEXT_LAYERS = re.compile(r"(?:model\.)?(?:language_model\.)?layers\.\d+\..*_proj\.weight")
+OF_TEXT_LAYERS = re.compile(
+    r"(?:model\.)?(?:language_model\.)?layers\.\d+\..*_proj\.weight"
+)
 MOST_LAYERS, WIDEST = 1000, 10**5
 """Above these the config is damaged rather than large."""
 
@@ -62,10 +72,12 @@ Shapes = dict[str, tuple[int, int]]
 
 
 class FolderFamily(ModelFamily):
-    """See `ModelFamily`. A family gives the layers of its transformer as functions of its config."""
+    """See `ModelFamily`. A family gives the layers of its transformer as functions of
+    its config."""
 
     published_transformer: Mapping[str, int]
-    """Config of the published transformer: the keys that are sizes; `num_layers` is one."""
+    """Config of the published transformer: the keys that are sizes; `num_layers` is
+    one."""
 
     text_width_key: str
     """The key of the transformer's config that is the width of text features."""
@@ -92,13 +104,16 @@ class FolderFamily(ModelFamily):
     """Whether the linear layers have biases."""
 
     modulation_pattern: str = "(?!)"
-    """Full names of the linear layers whose outputs the modulation cache can hold; by default none."""
+    """Full names of the linear layers whose outputs the modulation cache can hold; by
+    default none."""
 
     scales_references: bool = False
-    """Whether control images are scaled to `model_kwargs.reference_area`; otherwise they have the target's size."""
+    """Whether control images are scaled to `model_kwargs.reference_area`; otherwise
+    they have the target's size."""
 
     keeps_length: bool = True
-    """Whether guidance restores the length that the conditional prediction of a token has."""
+    """Whether guidance restores the length that the conditional prediction of a token
+    has."""
 
     text_tokens: int
     text_tokens_per_reference: int
@@ -108,19 +123,34 @@ class FolderFamily(ModelFamily):
 
     @abstractmethod
     def prompt_fault(
-        self, folder: Path, prompt: str, target: Size, references: Sequence[Size], area: int
+        self,
+        folder: Path,
+        prompt: str,
+        target: Size,
+        references: Sequence[Size],
+        area: int,
     ) -> str | None:
-        """What is wrong with a prompt that is too long with these references; None if nothing, and where the model's
-        tokenizer is not there (yet). references: pixels of the images as they are; area: as of `reference_size`."""
+        """What is wrong with a prompt that is too long with these references; None if
+        nothing, and where the model's tokenizer is not there (yet). references: pixels
+        of the images as they are; area: as of `reference_size`."""
 
-    def prompt_error(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
+    def prompt_error(
+        self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]
+    ) -> str | None:
         index = local_index(model.name_or_path, model.revision)
         if index is None:
             return None
-        return self.prompt_fault(index.parent, prompt, target, references, model.model_kwargs.reference_area())
+        return self.prompt_fault(
+            index.parent,
+            prompt,
+            target,
+            references,
+            model.model_kwargs.reference_area(),
+        )
 
     def shift(self, shift: DynamicShift, is_dynamic: bool) -> DynamicShift:
-        """The time shift of the model's sampler, of what its scheduler's config says. is_dynamic: it goes by size."""
+        """The time shift of the model's sampler, of what its scheduler's config says.
+        is_dynamic: it goes by size."""
         return shift
 
     @abstractmethod
@@ -133,21 +163,30 @@ class FolderFamily(ModelFamily):
 
     @abstractmethod
     def norms(self, config: Mapping[str, int]) -> dict[str, int]:
-        """The modules with weights that are not linear layers: name -> weights. A name that starts with a dot is one of
-        each block."""
+        """The modules with weights that are not linear layers: name -> weights. A name
+        that starts with a dot is one of each block."""
 
     def transformer_config(self, folder: Path) -> dict[str, int]:
         """The sizes among its keys. Raises UserError naming the one that cannot be."""
         part = folder / "transformer"
         published = self.published_transformer
-        config = {**published, **{key: value for key, value in part_config(part).items() if key in published}}
+        config = {
+            **published,
+            **{
+                key: value
+                for key, value in part_config(part).items()
+                if key in published
+            },
+        }
         if config["out_channels"] is None:  # as diffusers reads it
             config["out_channels"] = config["in_channels"]
         for key, value in config.items():
             most = MOST_LAYERS if key == "num_layers" else WIDEST
             if type(value) is not int or not 1 <= value <= most:
                 expected = f"a whole number from 1 to {most}"
-                raise UserError(f"{part / 'config.json'}: {key}: {value!r} is not {expected}. {_AGAIN}")
+                raise UserError(
+                    f"{part / 'config.json'}: {key}: {value!r} is not {expected}. {_AGAIN}"
+                )
         return config
 
     def config_error(self, folder: Path) -> str:
@@ -160,7 +199,8 @@ class FolderFamily(ModelFamily):
         return ""
 
     def _check_joints(self, folder: Path) -> None:
-        """Raises UserError where one part makes something else than the next one takes, so is of another model."""
+        """Raises UserError where one part makes something else than the next one takes,
+        so is of another model."""
         transformer = self.transformer_config(folder)
         text = text_config(folder)
         vae = part_config(folder / "vae")
@@ -170,32 +210,69 @@ class FolderFamily(ModelFamily):
         image = read_model_json(path) if path.is_file() else None
         if image is None:
             path = folder / "processor" / "processor_config.json"
-            image = (read_model_json(path) if path.is_file() else {}).get("image_processor") or {}
+            image = (read_model_json(path) if path.is_file() else {}).get(
+                "image_processor"
+            ) or {}
         vision = text.get("vision_config") or {}
         config = folder / "transformer" / "config.json"
         for place, key, has, other, wants in (
-            (config, self.text_width_key, transformer[self.text_width_key], "text encoder", text.get("hidden_size")),
-            (config, "in_channels", transformer["in_channels"], "VAE", latents * self.patch**2),
+            (
+                config,
+                self.text_width_key,
+                transformer[self.text_width_key],
+                "text encoder",
+                text.get("hidden_size"),
+            ),
+            (
+                config,
+                "in_channels",
+                transformer["in_channels"],
+                "VAE",
+                latents * self.patch**2,
+            ),
             (config, "out_channels", transformer["out_channels"], "VAE", latents),
-            (folder / "vae" / "config.json", "in_channels", vae.get("in_channels"), "pipeline", pixels),
-            (path, "patch_size", image and image.get("patch_size", 14), "text encoder", vision.get("patch_size")),
+            (
+                folder / "vae" / "config.json",
+                "in_channels",
+                vae.get("in_channels"),
+                "pipeline",
+                pixels,
+            ),
+            (
+                path,
+                "patch_size",
+                image and image.get("patch_size", 14),
+                "text encoder",
+                vision.get("patch_size"),
+            ),
         ):
             if has and wants and has != wants:
-                raise UserError(f"{place}: {key}: {has!r}, and the {other} of this model has {wants!r}. {_AGAIN}")
+                raise UserError(
+                    f"{place}: {key}: {has!r}, and the {other} of this model has {wants!r}. {_AGAIN}"
+                )
         kind = str(image.get("image_processor_type", "VLImageProcessor"))
         if "VLImageProcessor" not in kind:
             raise UserError(
                 f"{path}: image_processor_type: {kind!r} is of another model than the text encoder. {_AGAIN}"
             )
         part = folder / ("tokenizer" if "tokenizer" in self.parts else "processor")
-        if vision and not any(IMAGE_PAD in file.read_text(encoding="utf-8") for file in part.glob("*.json")):
-            raise UserError(f"{part}: has no token {IMAGE_PAD}, so is of another model than the text encoder. {_AGAIN}")
+        if vision and not any(
+            IMAGE_PAD in file.read_text(encoding="utf-8")
+            for file in part.glob("*.json")
+        ):
+            raise UserError(
+                f"{part}: has no token {IMAGE_PAD}, so is of another model than the text encoder. {_AGAIN}"
+            )
 
     def linear_layers(self, folder: Path) -> Shapes:
         config = self.transformer_config(folder)
         shapes = self.block_linears(width_of(config), config)
         blocks = range(config["num_layers"])
-        return {f"transformer_blocks.{index}.{name}": shape for index in blocks for name, shape in shapes.items()}
+        return {
+            f"transformer_blocks.{index}.{name}": shape
+            for index in blocks
+            for name, shape in shapes.items()
+        }
 
     def every_linear_layer(self, folder: Path) -> Shapes:
         config = self.transformer_config(folder)
@@ -209,7 +286,9 @@ class FolderFamily(ModelFamily):
         }
         for name, count in self.norms(config).items():
             if name.startswith("."):
-                places = [f"transformer_blocks.{i}" for i in range(config["num_layers"])]
+                places = [
+                    f"transformer_blocks.{i}" for i in range(config["num_layers"])
+                ]
             else:
                 places = [""]
             counts |= {place + name: count for place in places}
@@ -217,17 +296,25 @@ class FolderFamily(ModelFamily):
 
     def weight_shapes(self, folder: Path) -> dict[str, tuple[int, ...]]:
         linears = self.every_linear_layer(folder)
-        shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": (o, i) for name, (i, o) in linears.items()}
-        shapes |= {f"{name}.bias": (o,) for name, (_, o) in linears.items() if self.biases}
+        shapes: dict[str, tuple[int, ...]] = {
+            f"{name}.weight": (o, i) for name, (i, o) in linears.items()
+        }
+        shapes |= {
+            f"{name}.bias": (o,) for name, (_, o) in linears.items() if self.biases
+        }
         norms = self.modules(folder).items()
-        return shapes | {f"{name}.weight": (count,) for name, count in norms if name not in linears}
+        return shapes | {
+            f"{name}.weight": (count,) for name, count in norms if name not in linears
+        }
 
     def encoder_weights(self, part: str, folder: Path) -> dict[str, tuple[int, ...]]:
         from toolkit.models.encoder_weights import text_encoder_weights, vae_weights
 
         config = part_config(folder / part)
         if part == "text_encoder":
-            return text_encoder_weights(config, self.published_text_layers, self.published_text_sizes[0])
+            return text_encoder_weights(
+                config, self.published_text_layers, self.published_text_sizes[0]
+            )
         return vae_weights(config, self.published_vae_config)
 
     def block_count(self, folder: Path) -> int:
@@ -237,19 +324,33 @@ class FolderFamily(ModelFamily):
         layers = self.linear_layers(folder)
         all_modules = self.modules(folder)
         weights = {name: inputs * outputs for name, (inputs, outputs) in layers.items()}
-        tabulated = {name: count for name, count in weights.items() if re.fullmatch(self.modulation_pattern, name)}
+        tabulated = {
+            name: count
+            for name, count in weights.items()
+            if re.fullmatch(self.modulation_pattern, name)
+        }
         of_text = text_config(folder)
-        keys = zip(("hidden_size", "intermediate_size"), self.published_text_sizes, strict=True)
-        text_width, text_inner = (of_text.get(key, published) for key, published in keys)
+        keys = zip(
+            ("hidden_size", "intermediate_size"), self.published_text_sizes, strict=True
+        )
+        text_width, text_inner = (
+            of_text.get(key, published) for key, published in keys
+        )
         text = self.published_text
         vae = self.published_vae
         text_layer = EncoderSize(text.linear_params // self.published_text_layers, 0)
         for part in ("text_encoder", "vae"):
             files = sorted((folder / part).glob("*.safetensors"))
-            stored = {name: count for path in files for name, count in tensor_sizes(path).items()}
+            stored = {
+                name: count
+                for path in files
+                for name, count in tensor_sizes(path).items()
+            }
             if stored:
                 if part == "vae":
-                    vae = EncoderSize(linear_params=0, other_params=sum(stored.values()))
+                    vae = EncoderSize(
+                        linear_params=0, other_params=sum(stored.values())
+                    )
                 else:
                     text = text_size(stored)
                     text_layer = text_layer_size(stored)
@@ -266,17 +367,23 @@ class FolderFamily(ModelFamily):
             patch_waits=max(patch_width, 6 * vision["patch_size"] ** 2),
             image_token_numbers=len(vision["deepstack_visual_indexes"]) * text_width,
         )
-        vae_width = part_config(folder / "vae").get("base_dim", self.published_vae_width)
+        vae_width = part_config(folder / "vae").get(
+            "base_dim", self.published_vae_width
+        )
         return ModelSizeInfo(
             width=next(iter(layers.values()))[0],
             blocks=self.block_count(folder),
             linear_params=sum(weights.values()),
             other_params=sum(all_modules.values()) - sum(weights.values()),
             largest_layer=max(weights.values()),
-            largest_of_tokens=max(count for name, count in weights.items() if name not in tabulated),
+            largest_of_tokens=max(
+                count for name, count in weights.items() if name not in tabulated
+            ),
             modulation_layers=frozenset(tabulated),
             tabulated_weights=sum(tabulated.values()),
-            table_inputs=frozenset(name for name in all_modules if name.startswith("time_text_embed.")),
+            table_inputs=frozenset(
+                name for name in all_modules if name.startswith("time_text_embed.")
+            ),
             text=text,
             vae=vae,
             encode_numbers=self.vae_tensors.encode * vae_width,
@@ -305,13 +412,15 @@ def width_of(config: Mapping[str, int]) -> int:
 
 
 def part_config(part: Path) -> dict[str, Any]:
-    """The config of a part; empty where it is not here yet. Raises UserError when it cannot be read."""
+    """The config of a part; empty where it is not here yet. Raises UserError when it
+    cannot be read."""
     path = part / "config.json"
     return read_model_json(path) if path.is_file() else {}
 
 
 def text_config(folder: Path) -> dict[str, Any]:
-    """The config of the text encoder, with the keys of its language model among its own."""
+    """The config of the text encoder, with the keys of its language model among its
+    own."""
     config = part_config(folder / "text_encoder")
     return config | (config.get("text_config") or {})
 
@@ -319,18 +428,25 @@ def text_config(folder: Path) -> dict[str, Any]:
 def text_size(stored: Mapping[str, int]) -> EncoderSize:
     """Size of a text encoder, by its weights: name -> number."""
     unused = sum(count for name, count in stored.items() if name.startswith("lm_head"))
-    linears = sum(count for name, count in stored.items() if OF_TEXT_LAYERS.fullmatch(name))
+    linears = sum(
+        count for name, count in stored.items() if OF_TEXT_LAYERS.fullmatch(name)
+    )
     return EncoderSize(linears, sum(stored.values()) - linears - unused, unused)
 
 
 def text_layer_size(stored: Mapping[str, int]) -> EncoderSize:
     """Size of one layer of it; norms and biases, which are little, do not count."""
-    numbers = {name.partition("layers.")[2].partition(".")[0] for name in stored if OF_TEXT_LAYERS.fullmatch(name)}
+    numbers = {
+        name.partition("layers.")[2].partition(".")[0]
+        for name in stored
+        if OF_TEXT_LAYERS.fullmatch(name)
+    }
     return EncoderSize(text_size(stored).linear_params // max(1, len(numbers)), 0)
 
 
 def with_single_files(facts: ModelSizeInfo, files: Mapping[str, Path]) -> ModelSizeInfo:
-    """The sizes of a model folder with those of the encoders that single files give (part -> file).
+    """The sizes of a model folder with those of the encoders that single files give
+    (part -> file).
 
     A file that is not there or damaged counts as the folder's: other rules say so.
     """
@@ -341,28 +457,39 @@ def with_single_files(facts: ModelSizeInfo, files: Mapping[str, Path]) -> ModelS
             stored = stored_weights(shapes_of(file), text_encoder_name)
             counts = {name: math.prod(one.shape) for name, one in stored.items()}
             if part == "text_encoder":
-                layers = facts.text_layers and replace(facts.text_layers, largest=text_layer_size(counts))
+                layers = facts.text_layers and replace(
+                    facts.text_layers, largest=text_layer_size(counts)
+                )
                 facts = replace(facts, text=text_size(counts), text_layers=layers)
             elif part == "vae":
-                facts = replace(facts, vae=EncoderSize(linear_params=0, other_params=sum(counts.values())))
+                facts = replace(
+                    facts,
+                    vae=EncoderSize(linear_params=0, other_params=sum(counts.values())),
+                )
     return facts
 
 
 def size_of_area(area: int, aspect: float, multiple: int = 32) -> Size:
-    """The size of about `area` pixels with aspect ratio width / height, sides rounded to this multiple.
+    """The size of about `area` pixels with aspect ratio width / height, sides rounded
+    to this multiple.
 
     Source: diffusers, pipeline_qwenimage_edit_plus.py, `calculate_dimensions`."""
     width = math.sqrt(area * aspect)
     height = width / aspect
-    return Size(*(max(1, round(side / multiple)) * multiple for side in (width, height)))
+    return Size(
+        *(max(1, round(side / multiple)) * multiple for side in (width, height))
+    )
 
 
 def reference_size(image: Size, target: Size, area: int) -> Size:
-    """The size in which VAE and transformer see a reference; its own aspect ratio is kept.
+    """The size in which VAE and transformer see a reference; its own aspect ratio is
+    kept.
 
     area: pixels; 0: as many as the target has.
     """
-    return size_of_area(area or target.width * target.height, image.width / image.height)
+    return size_of_area(
+        area or target.width * target.height, image.width / image.height
+    )
 
 
 SCHEDULER: Mapping[str, Any] = {
@@ -375,22 +502,34 @@ SCHEDULER: Mapping[str, Any] = {
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
 }
-"""Keys of a scheduler_config.json -> the only value that samples are made with, which absence stands for too."""
+"""Keys of a scheduler_config.json -> the only value that samples are made with, which
+absence stands for too."""
 
 
 def dynamic_shift(folder: Path, family: FolderFamily | None = None) -> DynamicShift:
-    """The sampler's time shift from scheduler/scheduler_config.json, with diffusers' defaults for absent keys.
+    """The sampler's time shift from scheduler/scheduler_config.json, with diffusers'
+    defaults for absent keys.
 
-    Raises UserError naming a value that cannot be, or that no samples are made with here.
+    Raises UserError naming a value that cannot be, or that no samples are made with
+    here.
     """
     path = folder / "scheduler" / "scheduler_config.json"
-    defaults = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
+    defaults = {
+        "base_image_seq_len": 256,
+        "max_image_seq_len": 4096,
+        "base_shift": 0.5,
+        "max_shift": 1.15,
+    }
     config = read_model_json(path)
     for key, value in SCHEDULER.items():
         found = config.get(key, value)
         if found != value:
-            what = f"{json.dumps(found)}: samples are made with {json.dumps(value)} alone"
-            raise UserError(f"{path}: {key}: {what}. Copy the file of the published model.")
+            what = (
+                f"{json.dumps(found)}: samples are made with {json.dumps(value)} alone"
+            )
+            raise UserError(
+                f"{path}: {key}: {what}. Copy the file of the published model."
+            )
     values = {key: config.get(key, default) for key, default in defaults.items()}
     values["shift_terminal"] = config.get("shift_terminal") or None
     shift = config.get("shift", 1.0)
@@ -399,7 +538,9 @@ def dynamic_shift(folder: Path, family: FolderFamily | None = None) -> DynamicSh
         if not absent and (type(value) not in (int, float) or not math.isfinite(value)):
             raise UserError(f"{path}: {key}: {value!r} is not a number. {_AGAIN}")
     if values["base_image_seq_len"] == values["max_image_seq_len"]:
-        raise UserError(f"{path}: base_image_seq_len and max_image_seq_len are equal. {_AGAIN}")
+        raise UserError(
+            f"{path}: base_image_seq_len and max_image_seq_len are equal. {_AGAIN}"
+        )
     if shift <= 0:
         raise UserError(f"{path}: shift: {shift!r} is not above 0. {_AGAIN}")
     is_dynamic = bool(config.get("use_dynamic_shifting"))

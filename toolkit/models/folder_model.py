@@ -1,5 +1,6 @@
-"""`FolderModel`, the base of every `DiffusionModel` that is a folder of diffusers: parts that load on first use,
-encoders that make room with `low_vram`, and one forward pass for all items of a batch that have the same shapes.
+"""`FolderModel`, the base of every `DiffusionModel` that is a folder of diffusers:
+parts that load on first use, encoders that make room with `low_vram`, and one forward
+pass for all items of a batch that have the same shapes.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width.
 """
@@ -25,13 +26,17 @@ from toolkit.system.device import to_device
 from toolkit.system.host_memory import malloc_trim
 
 RunBlock = Callable[..., Any]
-"""Runs one block: (index, block, ...) -> its outputs, with what the family passes between blocks."""
+"""Runs one block: (index, block, ...) -> its outputs, with what the family passes
+between blocks."""
 
 
 def call_block(block: nn.Module, *inputs: Any, **named: Any) -> Any:
-    """The outputs of a block, through the module's own call, whose hooks gather a sharded block's weights. Uncompiled,
-    all of its adapters are cast at once (`Network.cast_by_block`)."""
-    casts: Any = None if torch.compiler.is_compiling() else getattr(block, "adapter_casts", None)
+    """The outputs of a block, through the module's own call, whose hooks gather a
+    sharded block's weights. Uncompiled, all of its adapters are cast at once
+    (`Network.cast_by_block`)."""
+    casts: Any = (
+        None if torch.compiler.is_compiling() else getattr(block, "adapter_casts", None)
+    )
     if casts is None:
         return block(*inputs, **named)
     with casts.of((*inputs, *named.values())):
@@ -39,7 +44,8 @@ def call_block(block: nn.Module, *inputs: Any, **named: Any) -> Any:
 
 
 class FolderModel(DiffusionModel):
-    """A model folder. A family gives `load_part`, `compose` and `predict_group`, and what it computes besides."""
+    """A model folder. A family gives `load_part`, `compose` and `predict_group`, and
+    what it computes besides."""
 
     family: ModelFamily
 
@@ -51,20 +57,24 @@ class FolderModel(DiffusionModel):
         self._recorder: PromptRecorder | None = None
         self.wrap_blocks(())
 
-    # ------------------------------------------------------------ parts, loaded on first use
+    # ------------------------------------------------------------ parts, loaded on
+    # first use
 
     @abstractmethod
     def load_part(self, name: str) -> object:
-        """A part of the model folder, newly read. OSError, ValueError, KeyError and UserError are reported with the
-        part and the folder."""
+        """A part of the model folder, newly read. OSError, ValueError, KeyError and
+        UserError are reported with the part and the folder."""
 
     def part(self, name: str) -> Any:
-        """A part of the model folder by its name in model_index.json, read at the first call. Raises RunError."""
+        """A part of the model folder by its name in model_index.json, read at the first
+        call. Raises RunError."""
         if name not in self._parts:
             try:
                 self._parts[name] = self.load_part(name)
             except (OSError, ValueError, KeyError, UserError) as error:
-                raise RunError(f"cannot load {name} of the model in {self.options.folder}: {error}") from error
+                raise RunError(
+                    f"cannot load {name} of the model in {self.options.folder}: {error}"
+                ) from error
         return self._parts[name]
 
     @property
@@ -76,7 +86,8 @@ class FolderModel(DiffusionModel):
         return ()
 
     def on_device(self, name: str) -> Any:
-        """An encoder where it runs; with `low_vram` the others are moved to the CPU first."""
+        """An encoder where it runs; with `low_vram` the others are moved to the CPU
+        first."""
         if name == "text_encoder" and self._recorder:
             return self._recorder
         self._clear_device(keep=name)
@@ -92,7 +103,8 @@ class FolderModel(DiffusionModel):
         progress: Callable[[int, int], None] = lambda done, total: None,
         folder: Path | None = None,
     ) -> Iterator[Callable[[], EncodedPrompt]]:
-        """See `DiffusionModel`. A text encoder that is not loaded already is read layer by layer."""
+        """See `DiffusionModel`. A text encoder that is not loaded already is read layer
+        by layer."""
         loaded = "text_encoder" in self._parts or "text_encoder" in self.trained_parts()
         if loaded or not encodings:
             encoder = None
@@ -124,13 +136,19 @@ class FolderModel(DiffusionModel):
             self._recorder = None
 
     def _clear_device(self, keep: str | None = None) -> None:
-        """With `low_vram`, moves the encoders except `keep` to the CPU, and none that is trained."""
+        """With `low_vram`, moves the encoders except `keep` to the CPU, and none that
+        is trained."""
         if self.options.low_vram:
-            for name in self.family.encoder_parts.keys() & self._parts.keys() - {keep, *self.trained_parts()}:
+            for name in self.family.encoder_parts.keys() & self._parts.keys() - {
+                keep,
+                *self.trained_parts(),
+            }:
                 self._parts[name].to("cpu")
 
     def unload_encoders(self, keep: Iterable[str] = ()) -> None:
-        for name in {*chain(*self.family.encoder_parts.values())}.difference(keep, self.trained_parts()):
+        for name in {*chain(*self.family.encoder_parts.values())}.difference(
+            keep, self.trained_parts()
+        ):
             self._parts.pop(name, None)
         malloc_trim()
         if self.options.device.type == "cuda":
@@ -155,14 +173,16 @@ class FolderModel(DiffusionModel):
         prompts: PromptEmbeds,
         slots: Sequence[Tensor],
     ) -> Tensor:
-        """`predict_velocity` for items of one `text_layout` and one size: a single forward pass.
+        """`predict_velocity` for items of one `text_layout` and one size: a single
+        forward pass.
 
-        slots: for each control image of an item the latents of all items [B, C, H, W], in the model's dtype and on its
-        device.
+        slots: for each control image of an item the latents of all items [B, C, H, W],
+        in the model's dtype and on its device.
         """
 
     def text_layout(self, prompts: PromptEmbeds, row: int) -> Hashable:
-        """What two prompts must have in common for one forward pass; [0] of a batch is that of all in it."""
+        """What two prompts must have in common for one forward pass; [0] of a batch is
+        that of all in it."""
         return prompts.lengths[row]
 
     def predict_velocity(
@@ -178,11 +198,17 @@ class FolderModel(DiffusionModel):
             raise ValueError(f"a {self.family.title} has no guidance input")
         most = max(map(len, references), default=0)
         if most > self.family.max_references:
-            raise ValueError(f"{most} control images, and this model takes at most {self.family.max_references}")
-        # Items of different shapes have different positions; texts of different lengths would need an attention mask.
+            raise ValueError(
+                f"{most} control images, and this model takes at most {self.family.max_references}"
+            )
+        # Items of different shapes have different positions; texts of different lengths
+        # would need an attention mask.
         groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         for row, latents in enumerate(references):
-            groups[self.text_layout(prompts, row), *(latent.shape[-2:] for latent in latents)].append(row)
+            groups[
+                self.text_layout(prompts, row),
+                *(latent.shape[-2:] for latent in latents),
+            ].append(row)
         velocity: dict[int, Tensor] = {}
         levels = len(x_t_BCHW) // len(references)
         for number, rows in enumerate(groups.values(), start=1):
@@ -191,15 +217,22 @@ class FolderModel(DiffusionModel):
             else:
                 run = self._run_block
             of_group = [references[row] for row in rows]
-            slots = [self.to_model(torch.stack(slot_B)) for slot_B in zip(*of_group, strict=True)]
+            slots = [
+                self.to_model(torch.stack(slot_B))
+                for slot_B in zip(*of_group, strict=True)
+            ]
             noisy = [row * levels + level for row in rows for level in range(levels)]
-            predicted_BCHW = self.predict_group(run, x_t_BCHW[noisy], t_B[noisy], prompts.select(rows), slots)
+            predicted_BCHW = self.predict_group(
+                run, x_t_BCHW[noisy], t_B[noisy], prompts.select(rows), slots
+            )
             dtype = torch.promote_types(predicted_BCHW.dtype, torch.float32)
             velocity |= zip(noisy, predicted_BCHW.to(dtype), strict=True)
         return torch.stack([velocity[row] for row in range(len(x_t_BCHW))])
 
     def wrap_blocks(
-        self, wrappers: Sequence[BlockWrapper], last_block_wrappers: Sequence[BlockWrapper] | None = None
+        self,
+        wrappers: Sequence[BlockWrapper],
+        last_block_wrappers: Sequence[BlockWrapper] | None = None,
     ) -> None:
         self._run_block = self.compose(wrappers)
         if last_block_wrappers is None:
@@ -208,7 +241,8 @@ class FolderModel(DiffusionModel):
             self._run_first_back = self.compose(last_block_wrappers)
 
     def _run_last_pass(self, index: int, *arguments: Any) -> Any:
-        """The last block of the last group needs no recomputation: its backward comes first."""
+        """The last block of the last group needs no recomputation: its backward comes
+        first."""
         last = index == len(self.network_module.transformer_blocks) - 1
         return (self._run_first_back if last else self._run_block)(index, *arguments)
 
@@ -225,8 +259,17 @@ class FolderModel(DiffusionModel):
         heads: int = self.network_module.config.num_attention_heads
         return self.head_dim * heads
 
-    def num_tokens(self, latents_BCHW: Tensor, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> int:
-        images = [*latents_BCHW, *(latent for of_item in references for latent in of_item)]
-        return sum(self.family.tokens(Size(image.shape[-1], image.shape[-2])) for image in images) + sum(
-            prompts.lengths
-        )
+    def num_tokens(
+        self,
+        latents_BCHW: Tensor,
+        prompts: PromptEmbeds,
+        references: Sequence[Sequence[Tensor]],
+    ) -> int:
+        images = [
+            *latents_BCHW,
+            *(latent for of_item in references for latent in of_item),
+        ]
+        return sum(
+            self.family.tokens(Size(image.shape[-1], image.shape[-2]))
+            for image in images
+        ) + sum(prompts.lengths)

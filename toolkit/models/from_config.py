@@ -1,4 +1,5 @@
-"""Modules of diffusers from the arguments that a user gives: checked by name and tried before any memory is taken."""
+"""Modules of diffusers from the arguments that a user gives: checked by name and tried
+before any memory is taken."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from toolkit.system.device import is_out_of_memory
 
 
 def build(kind: type[Any], arguments: Mapping[str, Any], key: str) -> Any:
-    """A module with random weights, drawn from torch's global generator. key: of the arguments, for messages.
+    """A module with random weights, drawn from torch's global generator. key: of the
+    arguments, for messages.
 
     Raises UserError for arguments that `kind` does not have or cannot be made of.
     """
@@ -23,11 +25,15 @@ def build(kind: type[Any], arguments: Mapping[str, Any], key: str) -> Any:
 
 def refuse_arguments(kind: type[Any], arguments: Mapping[str, Any], key: str) -> None:
     """Raises what `build` raises; nothing is allocated."""
-    known = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
+    known = [
+        name for name in inspect.signature(kind.__init__).parameters if name != "self"
+    ]
     unknown = sorted(arguments.keys() - set(known))
     if unknown:
         hint = did_you_mean(unknown[0], known)
-        raise UserError(f"{key}.{unknown[0]}: {kind.__name__} has no such argument. {hint}")
+        raise UserError(
+            f"{key}.{unknown[0]}: {kind.__name__} has no such argument. {hint}"
+        )
     with torch.device("meta"):
         _made(kind, arguments, key)
 
@@ -39,4 +45,6 @@ def _made(kind: type[Any], arguments: Mapping[str, Any], key: str) -> Any:
         if is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{key}: {kind.__name__} cannot be made of it: {reason}") from error
+        raise UserError(
+            f"{key}: {kind.__name__} cannot be made of it: {reason}"
+        ) from error

@@ -1,4 +1,5 @@
-"""Hashes of a model's files: what decides the numbers that its parts compute. Imports no torch."""
+"""Hashes of a model's files: what decides the numbers that its parts compute. Imports
+no torch."""
 
 from __future__ import annotations
 
@@ -15,13 +16,18 @@ SAMPLE_BYTES = 2**16
 SAMPLES = 256
 
 
-def weights_hash(folder: Path, parts: Sequence[str], files: Mapping[str, Path] | None = None) -> str:
-    """A hash of the named subfolders' files: what decides the numbers that a part computes.
+def weights_hash(
+    folder: Path, parts: Sequence[str], files: Mapping[str, Path] | None = None
+) -> str:
+    """A hash of the named subfolders' files: what decides the numbers that a part
+    computes.
 
-    files: part -> the file with its weights; its folder then counts for its config alone.
+    files: part -> the file with its weights; its folder then counts for its config
+    alone.
 
-    Files over 512 MiB are represented by their size, their safetensors header and 256 evenly spaced
-    64 KiB samples: reading 16 GB at each start would cost more than it protects from.
+    Files over 512 MiB are represented by their size, their safetensors header and 256
+    evenly spaced 64 KiB samples: reading 16 GB at each start would cost more than it
+    protects from.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -30,19 +36,25 @@ def weights_hash(folder: Path, parts: Sequence[str], files: Mapping[str, Path] |
             digest.update((folder / part / "config.json").read_bytes())
             if part == "vae" and is_decoder_only(file):
                 digest.update(encoder_hash(folder / part, file).encode())
-            for piece in (piece for shard in shards_of(file) for piece in _pieces(shard)):
+            for piece in (
+                piece for shard in shards_of(file) for piece in _pieces(shard)
+            ):
                 digest.update(piece)
             continue
         for path in sorted(p for p in (folder / part).rglob("*") if p.is_file()):
-            digest.update(f"{part}/{path.relative_to(folder / part).as_posix()}:{path.stat().st_size};".encode())
+            digest.update(
+                f"{part}/{path.relative_to(folder / part).as_posix()}:{path.stat().st_size};".encode()
+            )
             for piece in _pieces(path):
                 digest.update(piece)
     return digest.hexdigest()
 
 
-def part_hashes(folder: Path, parts: Iterable[str], files: Mapping[str, Path]) -> dict[str, str]:
-    """The `weights_hash` of each part of a model folder, and the `encoder_hash` of its VAE, with which alone is
-    trained, as `VAE_ENCODER`. files: as of `weights_hash`."""
+def part_hashes(
+    folder: Path, parts: Iterable[str], files: Mapping[str, Path]
+) -> dict[str, str]:
+    """The `weights_hash` of each part of a model folder, and the `encoder_hash` of its
+    VAE, with which alone is trained, as `VAE_ENCODER`. files: as of `weights_hash`."""
     hashes = {part: weights_hash(folder, [part], files) for part in parts}
     if "vae" in hashes:
         hashes[VAE_ENCODER] = encoder_hash(folder / "vae", files.get("vae"))

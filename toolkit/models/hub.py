@@ -1,4 +1,5 @@
-"""Downloads models from the Hugging Face hub: logs size and target first, resumes interrupted downloads."""
+"""Downloads models from the Hugging Face hub: logs size and target first, resumes
+interrupted downloads."""
 
 from __future__ import annotations
 
@@ -52,18 +53,22 @@ CONFIGS = [INDEX, "*/config.json"]
 
 
 def download(name: str, revision: str | None, given: Collection[str] = ()) -> Path:
-    """The local snapshot of the hub model `name` at `revision` (a branch, tag or commit; None: main).
+    """The local snapshot of the hub model `name` at `revision` (a branch, tag or
+    commit; None: main).
 
-    given: parts whose weights are not needed. HF_HUB_OFFLINE and HF_HOME are respected. Raises UserError when the hub
-    refuses, the model is not there, nothing can be reached, the disk is too small, or another program has quantized the
-    weights, which the configs say before the weights are brought.
+    given: parts whose weights are not needed. HF_HUB_OFFLINE and HF_HOME are respected.
+    Raises UserError when the hub refuses, the model is not there, nothing can be
+    reached, the disk is too small, or another program has quantized the weights, which
+    the configs say before the weights are brought.
     """
     folder = cached_snapshot(name, revision, given)
     if folder:
         return folder
     with _asking(name, revision):
         disable_progress_bars()  # a few small files
-        configs = Path(snapshot_download(name, revision=revision, allow_patterns=CONFIGS))
+        configs = Path(
+            snapshot_download(name, revision=revision, allow_patterns=CONFIGS)
+        )
         if (configs / INDEX).is_file():
             fault = ModelFolder(configs, name).quantization_fault(given)
             if fault:
@@ -72,21 +77,31 @@ def download(name: str, revision: str | None, given: Collection[str] = ()) -> Pa
         wanted = needed_files()
         unneeded = unneeded_files(given)
         with _watched(name, total):
-            return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=unneeded))
+            return Path(
+                snapshot_download(
+                    name,
+                    revision=revision,
+                    allow_patterns=wanted,
+                    ignore_patterns=unneeded,
+                )
+            )
 
 
 def fetch_index(name: str, revision: str | None) -> Path:
-    """The model_index.json of the hub model `name`, brought alone when it is not here. Raises UserError as `download`.
+    """The model_index.json of the hub model `name`, brought alone when it is not here.
+    Raises UserError as `download`.
 
-    It comes by way of `snapshot_download`, which also keeps the list of the repository's files: only so is known
-    later that the snapshot is not complete.
+    It comes by way of `snapshot_download`, which also keeps the list of the
+    repository's files: only so is known later that the snapshot is not complete.
     """
     index = cached_index(name, revision)
     if index:
         return index
     disable_progress_bars()  # one small file
     with _asking(name, revision):
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[INDEX]))
+        folder = Path(
+            snapshot_download(name, revision=revision, allow_patterns=[INDEX])
+        )
     if not (folder / INDEX).is_file():
         raise UserError(f"{KEY}: {no_index(name, folder)}")
     return folder / INDEX
@@ -104,11 +119,13 @@ ENCODER_FILES = [
     "spiece.model",
     "*_map.json",
 ]
-"""What is needed of a hub repository of a text encoder with its tokenizer; other formats are left there."""
+"""What is needed of a hub repository of a text encoder with its tokenizer; other
+formats are left there."""
 
 
 def download_encoder(name: str, key: str, weights: bool = True) -> Path:
-    """The local snapshot of the text encoder `name`, or of a tokenizer alone; `key` names the setting in messages.
+    """The local snapshot of the text encoder `name`, or of a tokenizer alone; `key`
+    names the setting in messages.
 
     weights: False leaves them out. Raises UserError as `download`.
     """
@@ -140,7 +157,9 @@ def _asking(name: str, revision: str | None, key: str = KEY) -> Iterator[None]:
     try:
         yield
     except HFValidationError as error:
-        raise UserError(f"{place}: neither a local folder nor a model id of the hub: {_first_line(error)}") from error
+        raise UserError(
+            f"{place}: neither a local folder nor a model id of the hub: {_first_line(error)}"
+        ) from error
     except GatedRepoError as error:
         raise UserError(f"{place}: {_TOKEN_HELP} ({_first_line(error)})") from error
     except RevisionNotFoundError as error:
@@ -157,7 +176,8 @@ def _asking(name: str, revision: str | None, key: str = KEY) -> Iterator[None]:
 
 
 def download_file(name: str, key: str) -> Path:
-    """The local copy of one file of a hub repository, `owner/repo/path/of/file`; `key` names the setting in messages.
+    """The local copy of one file of a hub repository, `owner/repo/path/of/file`; `key`
+    names the setting in messages.
 
     Raises UserError when there is no such file or nothing can be reached.
     """
@@ -169,14 +189,18 @@ def download_file(name: str, key: str) -> Path:
     except LocalEntryNotFoundError:
         logger.info(f"downloading {file} of {repository}")
     except HFValidationError as error:
-        raise UserError(f"{place}: neither a local file nor one of the hub: {_first_line(error)}") from error
+        raise UserError(
+            f"{place}: neither a local file nor one of the hub: {_first_line(error)}"
+        ) from error
     try:
         with _watched(repository):
             return Path(hf_hub_download(repository, file))
     except GatedRepoError as error:
         raise UserError(f"{place}: {_TOKEN_HELP} ({_first_line(error)})") from error
     except RepositoryNotFoundError as error:
-        raise UserError(f"{place}: the hub has no such repository, or it is private. {_TOKEN_HELP}") from error
+        raise UserError(
+            f"{place}: the hub has no such repository, or it is private. {_TOKEN_HELP}"
+        ) from error
     except LocalEntryNotFoundError as error:
         raise _out_of_reach(place, error) from error
     except EntryNotFoundError as error:
@@ -186,8 +210,9 @@ def download_file(name: str, key: str) -> Path:
 
 
 def download_lora(name: str, key: str) -> Path:
-    """The local copy of a LoRA, `owner/repo/file.safetensors` or `owner/repo` where that has one; `key` names the
-    setting in messages. Raises UserError as `download_file`, and where it is not clear which file is meant."""
+    """The local copy of a LoRA, `owner/repo/file.safetensors` or `owner/repo` where
+    that has one; `key` names the setting in messages. Raises UserError as
+    `download_file`, and where it is not clear which file is meant."""
     repository, file = hub_lora(name)
     if file:
         return download_file(name, key)
@@ -198,7 +223,8 @@ def download_lora(name: str, key: str) -> Path:
         except UserError as fault:
             raise UserError(f"{key}: {fault}") from fault
         logger.info(f"downloading {file} of {repository}")
-        # By way of `snapshot_download`, which also keeps the list of the repository's files.
+        # By way of `snapshot_download`, which also keeps the list of the repository's
+        # files.
         with _watched(repository):
             return Path(snapshot_download(repository, allow_patterns=[file])) / file
 
@@ -219,8 +245,9 @@ LOOK_EVERY_S = 0.5
 
 @contextmanager
 def _watched(name: str, total: int | None = None) -> Iterator[None]:
-    """Tells how far the download in the block is, by the files that grow in the cache: the same for each way in which
-    the client library brings them. Where nobody listens its own bars show it. total: bytes; None: not known."""
+    """Tells how far the download in the block is, by the files that grow in the cache:
+    the same for each way in which the client library brings them. Where nobody listens
+    its own bars show it. total: bytes; None: not known."""
     if not now.is_heard():
         enable_progress_bars()
         yield
@@ -232,7 +259,10 @@ def _watched(name: str, total: int | None = None) -> Iterator[None]:
         while True:
             with suppress(OSError):  # a file that got its name meanwhile
                 done = downloaded_bytes(name)
-                now.tell("downloading", *now.of_bytes(done if total is None else min(done, total), total))
+                now.tell(
+                    "downloading",
+                    *now.of_bytes(done if total is None else min(done, total), total),
+                )
             if ended.wait(LOOK_EVERY_S):
                 return
 
@@ -245,14 +275,22 @@ def _watched(name: str, total: int | None = None) -> Iterator[None]:
         watching.join()
 
 
-def _print_download_size(name: str, revision: str | None, given: Collection[str] = ()) -> int:
-    """Logs size, target and free space before a download; returns its bytes. Raises UserError when there is not enough
-    space."""
+def _print_download_size(
+    name: str, revision: str | None, given: Collection[str] = ()
+) -> int:
+    """Logs size, target and free space before a download; returns its bytes. Raises
+    UserError when there is not enough space."""
     info = HfApi().model_info(name, revision=revision, files_metadata=True)
-    total = sum(file.size or 0 for file in info.siblings or [] if is_needed(file.rfilename, given))
+    total = sum(
+        file.size or 0
+        for file in info.siblings or []
+        if is_needed(file.rfilename, given)
+    )
     target = hub_cache()
     free = free_space(target) + downloaded_bytes(name)
-    logger.info(f"downloading {name}: {total / 1e9:.1f} GB to {target} ({free / 1e9:.1f} GB free)")
+    logger.info(
+        f"downloading {name}: {total / 1e9:.1f} GB to {target} ({free / 1e9:.1f} GB free)"
+    )
     message = why_no_room(name, total, free, target)
     if message:
         raise UserError(message)

@@ -1,12 +1,15 @@
-"""A model's quantized transformer on the disk, so that the next start reads it instead of the published weights.
+"""A model's quantized transformer on the disk, so that the next start reads it instead
+of the published weights.
 
-An entry is a folder in `_cache/models`, whose name says what it was made from: content of the weights, type of the
-quantized ones, merged files, rule. It has a safetensors file for each block, one for the rest, and MANIFEST. It is
-written under a temporary name: it is there completely or not at all. Each file has a checksum, which is compared while
-it is read. A damaged entry is deleted and made again.
+An entry is a folder in `_cache/models`, whose name says what it was made from: content
+of the weights, type of the quantized ones, merged files, rule. It has a safetensors
+file for each block, one for the rest, and MANIFEST. It is written under a temporary
+name: it is there completely or not at all. Each file has a checksum, which is compared
+while it is read. A damaged entry is deleted and made again.
 
-Blocks that wait in main memory are mapped: they are read where they are copied to the device, and take no memory of the
-process. That holds for the start that writes the entry too.
+Blocks that wait in main memory are mapped: they are read where they are copied to the
+device, and take no memory of the process. That holds for the start that writes the
+entry too.
 """
 
 from __future__ import annotations
@@ -61,7 +64,8 @@ ALIGNMENT = 256
 
 PAGE = 4096
 GAP = "_gap."
-"""Beginning of the names of the bytes between two tensors: the format allows no holes."""
+"""Beginning of the names of the bytes between two tensors: the format allows no
+holes."""
 
 WAIT_S = 0.2
 
@@ -108,16 +112,26 @@ def kept_entries(cache: Path) -> list[KeptEntry]:
             files = manifest.parent.glob("*.safetensors")
             size = sum(file.stat().st_size for file in files)
             said = read_object(manifest)
-            found.append(KeptEntry(manifest.parent, size, manifest.stat().st_mtime, str(said.get("model", ""))))
+            found.append(
+                KeptEntry(
+                    manifest.parent,
+                    size,
+                    manifest.stat().st_mtime,
+                    str(said.get("model", "")),
+                )
+            )
     return sorted(found, key=lambda entry: entry.used)
 
 
 def why_not_kept(cache: Path, needed: int, own: Path | None = None) -> str:
-    """Why an entry of so many bytes is not written; empty: it is, or is there. own: its folder."""
+    """Why an entry of so many bytes is not written; empty: it is, or is there. own: its
+    folder."""
     return _room_for(cache, needed, own)[1]
 
 
-def _room_for(cache: Path, needed: int, own: Path | None) -> tuple[list[KeptEntry], str]:
+def _room_for(
+    cache: Path, needed: int, own: Path | None
+) -> tuple[list[KeptEntry], str]:
     """The entries that make room, and why there is none."""
     free = free_space(cache / MODELS)
     lacks = needed + LEAST_FREE - free
@@ -147,9 +161,10 @@ class Kept:
         restore: Callable[[nn.Module, Mapping[str, Any], Mapping[str, Tensor]], None],
         maps: bool = True,
     ) -> None:
-        """cache: of the training folder. name: of the entry. needed: its bytes, about. model: what it is called.
-        describe, restore: the quantized layers of a block as JSON values, and a block of these and all its tensors.
-        maps: whether blocks that wait may be mapped; not where something writes to their weights."""
+        """cache: of the training folder. name: of the entry. needed: its bytes, about.
+        model: what it is called. describe, restore: the quantized layers of a block as
+        JSON values, and a block of these and all its tensors. maps: whether blocks that
+        wait may be mapped; not where something writes to their weights."""
         self.cache = cache
         self.folder = cache / MODELS / name
         self.needed = needed
@@ -162,20 +177,28 @@ class Kept:
         """Whether there is an entry; a damaged one counts too."""
         return (self.folder / MANIFEST).is_file()
 
-    def used_by(self, read: Callable[[KeptReader], ModelT], make: Callable[[KeptWriter | None], ModelT]) -> ModelT:
-        """The model that `read` fills from the entry, or `make` makes and hands to the writer, block by block; without
-        one it is not kept."""
+    def used_by(
+        self,
+        read: Callable[[KeptReader], ModelT],
+        make: Callable[[KeptWriter | None], ModelT],
+    ) -> ModelT:
+        """The model that `read` fills from the entry, or `make` makes and hands to the
+        writer, block by block; without one it is not kept."""
         while True:
             entry = self._begin()
             if isinstance(entry, KeptReader):
                 try:
                     model = read(entry)
                 except DamagedEntryError as error:
-                    logger.warning(f"{self.folder}: the kept model is damaged ({error}), it is made again")
+                    logger.warning(
+                        f"{self.folder}: the kept model is damaged ({error}), it is made again"
+                    )
                     if not self._remove():
                         return make(None)
                     continue
-                logger.info(f"transformer: read from {self.folder} ({readable_size(entry.bytes)}), as it was quantized")
+                logger.info(
+                    f"transformer: read from {self.folder} ({readable_size(entry.bytes)}), as it was quantized"
+                )
                 return model
             if entry is None:
                 return make(None)
@@ -183,8 +206,8 @@ class Kept:
                 return make(entry)
 
     def _begin(self) -> KeptReader | KeptWriter | None:
-        """The reader of the entry, or its writer; None where it cannot be written. Waits for another process that
-        writes it."""
+        """The reader of the entry, or its writer; None where it cannot be written.
+        Waits for another process that writes it."""
         waits = False
         while True:
             if self.is_there():
@@ -200,15 +223,22 @@ class Kept:
                 self.say_not_kept(error)
                 return None
             if not waits:
-                logger.info(f"transformer: waits for another process, which writes {self.folder}")
+                logger.info(
+                    f"transformer: waits for another process, which writes {self.folder}"
+                )
             waits = True
             time.sleep(WAIT_S)
 
     def _is_being_written(self) -> bool:
-        return any(_lock_of(left) is False for left in self.folder.parent.glob(f".{self.folder.name}.????????.tmp"))
+        return any(
+            _lock_of(left) is False
+            for left in self.folder.parent.glob(f".{self.folder.name}.????????.tmp")
+        )
 
     def _writer(self) -> KeptWriter | None:
-        for left in self.folder.parent.glob(TEMP_FILE_GLOB):  # of processes that were killed
+        for left in self.folder.parent.glob(
+            TEMP_FILE_GLOB
+        ):  # of processes that were killed
             if _lock_of(left):
                 shutil.rmtree(left, ignore_errors=True)
         going, lack = _room_for(self.cache, self.needed, self.folder)
@@ -216,27 +246,34 @@ class Kept:
             self.say_not_kept(lack)
             return None
         for entry in going:
-            logger.info(f"{entry.folder}: deleted to make room ({entry.model}, {readable_size(entry.bytes)})")
+            logger.info(
+                f"{entry.folder}: deleted to make room ({entry.model}, {readable_size(entry.bytes)})"
+            )
             remove(entry.folder)
         return KeptWriter(self).begun()
 
     def say_not_kept(self, reason: object) -> None:
         """The one line of warning."""
-        logger.warning(f"model.keep_quantized: the quantized model is not kept in {self.folder.parent}: {reason}")
+        logger.warning(
+            f"model.keep_quantized: the quantized model is not kept in {self.folder.parent}: {reason}"
+        )
 
     def _remove(self) -> bool:
-        """Deletes the entry, which another process may do as well. Whether it is gone."""
+        """Deletes the entry, which another process may do as well. Whether it is
+        gone."""
         try:
             with suppress(FileNotFoundError):
                 remove(self.folder)
         except OSError as error:
-            self.say_not_kept(f"the damaged one cannot be deleted ({error.strerror or error})")
+            self.say_not_kept(
+                f"the damaged one cannot be deleted ({error.strerror or error})"
+            )
         return not self.is_there()
 
 
 def _lock_of(folder: Path) -> bool | None:
-    """As of `locked`: whether nobody else has the lock of a temporary folder; None: there are no locks, or it is
-    gone."""
+    """As of `locked`: whether nobody else has the lock of a temporary folder; None:
+    there are no locks, or it is gone."""
     try:
         with locked(folder) as is_free:
             return is_free
@@ -252,14 +289,22 @@ class KeptReader:
         self.bytes = 0
 
     def fill(self, name: str, block: nn.Module, stays: Callable[[str], bool]) -> None:
-        """Gives a block, whose own weights are never read, what was written of it. stays: of a tensor's name, whether
-        it waits in main memory: such a one is mapped. Raises DamagedEntryError."""
+        """Gives a block, whose own weights are never read, what was written of it.
+        stays: of a tensor's name, whether it waits in main memory: such a one is
+        mapped. Raises DamagedEntryError."""
         path, layers, tensors = self._read(name)
         try:
             self._kept.restore(block, layers, tensors)
-        except (AttributeError, KeyError, TypeError, RuntimeError) as error:  # RuntimeError: of `load_state_dict`
+        except (
+            AttributeError,
+            KeyError,
+            TypeError,
+            RuntimeError,
+        ) as error:  # RuntimeError: of `load_state_dict`
             reason = " ".join(str(error).split())[:100]
-            raise DamagedEntryError(f"{path.name} is of another block: {reason}") from error
+            raise DamagedEntryError(
+                f"{path.name} is of another block: {reason}"
+            ) from error
         del tensors
         if self._kept.maps:
             _map(block, path, stays)
@@ -268,9 +313,13 @@ class KeptReader:
         """The same for what is around the blocks, whose names begin with `without`."""
         *_, tensors = self._read(REST)
         try:
-            missing = model.load_state_dict(tensors, strict=False, assign=True).missing_keys
+            missing = model.load_state_dict(
+                tensors, strict=False, assign=True
+            ).missing_keys
         except RuntimeError as error:
-            raise DamagedEntryError(f"what is around the blocks is of another model: {str(error)[:100]}") from error
+            raise DamagedEntryError(
+                f"what is around the blocks is of another model: {str(error)[:100]}"
+            ) from error
         lost = [name for name in missing if not name.startswith(without)]
         if lost:
             raise DamagedEntryError(f"it lacks {lost[0]}")
@@ -291,10 +340,14 @@ class KeptReader:
                 memory = torch.empty(end - begin, dtype=torch.uint8)
                 _read_into(file, memory)
         except (OSError, ValueError, RecursionError) as error:
-            raise DamagedEntryError(f"{path.name}: {getattr(error, 'strerror', None) or error}") from error
+            raise DamagedEntryError(
+                f"{path.name}: {getattr(error, 'strerror', None) or error}"
+            ) from error
         said = header.pop(METADATA, {})
         if said.get("crc32") != str(_checksum([memory.numpy()])):
-            raise DamagedEntryError(f"the bytes of {path.name} are not those that were written")
+            raise DamagedEntryError(
+                f"the bytes of {path.name} are not those that were written"
+            )
         self.bytes += end
         try:
             return path, json.loads(said["layers"]), _views(header, memory)
@@ -303,18 +356,23 @@ class KeptReader:
 
 
 class KeptWriter:
-    """Writes an entry file by file, inside a `with`. Where the disk does not take it there is none, and a warning."""
+    """Writes an entry file by file, inside a `with`. Where the disk does not take it
+    there is none, and a warning."""
 
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
         self._stack: ExitStack | None = ExitStack()
         self._temporary = Path()
         self._bytes = 0
-        self._flusher, self._flushed = ThreadPoolExecutor(1, "kept model"), list[Future[None]]()
+        self._flusher, self._flushed = (
+            ThreadPoolExecutor(1, "kept model"),
+            list[Future[None]](),
+        )
         """Files are flushed to the disk while the next blocks are quantized."""
 
     def begun(self) -> KeptWriter:
-        """Itself, with its temporary folder. Raises RunError where that cannot be made."""
+        """Itself, with its temporary folder. Raises RunError where that cannot be
+        made."""
         assert self._stack is not None
         self._temporary = self._stack.enter_context(atomic_write_dir(self._kept.folder))
         return self
@@ -329,11 +387,14 @@ class KeptWriter:
         stays: Callable[[str], bool] = lambda name: False,
         last: Collection[str] = (),
     ) -> None:
-        """Writes a module. stays: as of `KeptReader.fill`; such tensors are in the file from here on. last: children
-        whose tensors come behind all others, so that those without them are one piece."""
+        """Writes a module. stays: as of `KeptReader.fill`; such tensors are in the file
+        from here on. last: children whose tensors come behind all others, so that those
+        without them are one piece."""
         if self._stack is None:
             return
-        state = sorted(module.state_dict().items(), key=lambda item: item[0].split(".")[0] in last)
+        state = sorted(
+            module.state_dict().items(), key=lambda item: item[0].split(".")[0] in last
+        )
         path = _file(self._temporary, name)
         try:
             self._bytes += _write(path, state, json.dumps(self._kept.describe(module)))
@@ -346,26 +407,37 @@ class KeptWriter:
             _map(module, path, stays)
 
     def finish(self, rest: nn.Module, without: str) -> None:
-        """Writes what is around the blocks, whose names begin with `without`, and puts the entry in its place."""
+        """Writes what is around the blocks, whose names begin with `without`, and puts
+        the entry in its place."""
         if self._stack is None:
             return
-        state = [(name, tensor) for name, tensor in rest.state_dict().items() if not name.startswith(without)]
+        state = [
+            (name, tensor)
+            for name, tensor in rest.state_dict().items()
+            if not name.startswith(without)
+        ]
         try:
             self._bytes += _write(_file(self._temporary, REST), state, "{}")
             fsync(_file(self._temporary, REST))
             for flushed in self._flushed:
                 flushed.result()
-            write_json(self._temporary / MANIFEST, {"model": self._kept.model, "bytes": self._bytes})
+            write_json(
+                self._temporary / MANIFEST,
+                {"model": self._kept.model, "bytes": self._bytes},
+            )
             self._stack.close()
         except (OSError, RunError) as error:
             self._give_up(error)
             return
         self._stack = None
         self._flusher.shutdown()
-        logger.info(f"transformer: kept in {self._kept.folder} ({readable_size(self._bytes)}) for the next start")
+        logger.info(
+            f"transformer: kept in {self._kept.folder} ({readable_size(self._bytes)}) for the next start"
+        )
 
     def _give_up(self, error: Exception) -> None:
-        """Ends the writing. What is mapped already stays so: its file has no name any more."""
+        """Ends the writing. What is mapped already stays so: its file has no name any
+        more."""
         self._end()
         self._kept.say_not_kept(getattr(error, "strerror", None) or error)
 
@@ -390,19 +462,28 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _write(path: Path, state: Iterable[tuple[str, Tensor]], layers: str) -> int:
-    """A safetensors file whose tensors begin at multiples of ALIGNMENT, the first at a page; its bytes."""
+    """A safetensors file whose tensors begin at multiples of ALIGNMENT, the first at a
+    page; its bytes."""
     header: dict[str, Any] = {}
     pieces: list[Any] = []
     end = 0
     for name, tensor in state:
         gap = -end % ALIGNMENT
         if gap:
-            header[f"{GAP}{len(pieces)}"] = {"dtype": "U8", "shape": [gap], "data_offsets": [end, end + gap]}
+            header[f"{GAP}{len(pieces)}"] = {
+                "dtype": "U8",
+                "shape": [gap],
+                "data_offsets": [end, end + gap],
+            }
             pieces.append(bytes(gap))
             end += gap
         raw = tensor.detach().cpu().contiguous().flatten()
         code = _CODES[str(tensor.dtype).removeprefix("torch.")]
-        header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [end, end + raw.nbytes]}
+        header[name] = {
+            "dtype": code,
+            "shape": list(tensor.shape),
+            "data_offsets": [end, end + raw.nbytes],
+        }
         pieces.append(_bytes_of(raw))
         end += raw.nbytes
     header[METADATA] = {"layers": layers, "crc32": str(_checksum(pieces))}
@@ -416,7 +497,8 @@ def _write(path: Path, state: Iterable[tuple[str, Tensor]], layers: str) -> int:
 
 
 def _read_into(file: Any, memory: Tensor) -> None:
-    """Fills the memory from an unbuffered file. Raises ValueError where it is too short."""
+    """Fills the memory from an unbuffered file. Raises ValueError where it is too
+    short."""
     numbers: Any = memory.numpy()
     left = memoryview(numbers)
     while left.nbytes:
@@ -440,7 +522,8 @@ def _checksum(pieces: Iterable[Any]) -> int:
 
 
 def _views(header: Mapping[str, Any], memory: Tensor) -> dict[str, Tensor]:
-    """The tensors of a file by name, in the memory that has its bytes behind the header."""
+    """The tensors of a file by name, in the memory that has its bytes behind the
+    header."""
     import torch
 
     found = {}
@@ -453,11 +536,16 @@ def _views(header: Mapping[str, Any], memory: Tensor) -> dict[str, Tensor]:
 
 
 def _map(module: nn.Module, path: Path, stays: Callable[[str], bool]) -> None:
-    """Puts the tensors of a module that wait in main memory in the mapped file with the same ones."""
+    """Puts the tensors of a module that wait in main memory in the mapped file with the
+    same ones."""
     with path.open("rb") as file:
         header = read_header(file)
         begin = file.tell()
-    header = {name: entry for name, entry in header.items() if name != METADATA and stays(name)}
+    header = {
+        name: entry
+        for name, entry in header.items()
+        if name != METADATA and stays(name)
+    }
     if header:
         tensors = _views(header, mapped_bytes(path)[begin:])
         module.load_state_dict(tensors, strict=False, assign=True)

@@ -1,9 +1,11 @@
-"""The text encoder one layer at a time: all prompts pass through a layer before the next one is read from its file.
+"""The text encoder one layer at a time: all prompts pass through a layer before the
+next one is read from its file.
 
-The device holds one layer and the hidden states of one prompt. What waits stands in main memory, above a limit in
-files. The forward pass of transformers is repeated once for each layer. Layers that ran before give back what they gave
-then, and the pass ends behind the layer whose turn it is. So each prompt sees the operations, in the shapes, of a whole
-encoder: the embeddings are the same bits.
+The device holds one layer and the hidden states of one prompt. What waits stands in
+main memory, above a limit in files. The forward pass of transformers is repeated once
+for each layer. Layers that ran before give back what they gave then, and the pass ends
+behind the layer whose turn it is. So each prompt sees the operations, in the shapes, of
+a whole encoder: the embeddings are the same bits.
 
 Shape suffixes: B batch (1), L tokens, D embedding width.
 """
@@ -30,8 +32,9 @@ from toolkit.models.loading import ShardReader, check_finite, fill, reading, som
 from toolkit.models.single_file import HEAD, text_encoder_name
 
 MOST_WAITING = 64 * 10**9
-"""Bytes of pixels and hidden states that wait at once, in memory and on disk; at most half of the free disk. Where
-prompts need more, the layers are read again for the rest of them."""
+"""Bytes of pixels and hidden states that wait at once, in memory and on disk; at most
+half of the free disk. Where prompts need more, the layers are read again for the rest
+of them."""
 
 TABLE = "language_model.embed_tokens"
 LAYERS = "language_model.layers."
@@ -51,12 +54,16 @@ class _Recorded(Exception):
 
 
 class WaitingTensors:
-    """Tensors by key, in main memory up to a number of bytes, above it in a file that has no name.
+    """Tensors by key, in main memory up to a number of bytes, above it in a file that
+    has no name.
 
-    Such a file is gone with the process, however that ends. Places in it are used again.
+    Such a file is gone with the process, however that ends. Places in it are used
+    again.
     """
 
-    def __init__(self, folder: Path | None = None, limit: int = TEXTS_IN_MEMORY) -> None:
+    def __init__(
+        self, folder: Path | None = None, limit: int = TEXTS_IN_MEMORY
+    ) -> None:
         """folder: of the file; None: the system's for temporary files."""
         self.folder = folder or Path(tempfile.gettempdir())
         self.limit = limit
@@ -130,28 +137,39 @@ class _Weights(ShardReader):
 
 
 class LayerwiseEncoder:
-    """A text encoder whose layers are read one after the other, each once for all prompts that were noted.
+    """A text encoder whose layers are read one after the other, each once for all
+    prompts that were noted.
 
-    A layer is copied out of the mapped file, in the CPU memory, and then to the device, which waits for it meanwhile:
-    at 3 GB/s about 5 s for all layers of the published models. That was not measured on a GPU.
+    A layer is copied out of the mapped file, in the CPU memory, and then to the device,
+    which waits for it meanwhile: at 3 GB/s about 5 s for all layers of the published
+    models. That was not measured on a GPU.
     """
 
-    def __init__(self, options: ModelLoadOptions, kind: str, final_norm: bool = True) -> None:
-        """kind: its class in transformers. final_norm: whether the features are those behind the final norm."""
+    def __init__(
+        self, options: ModelLoadOptions, kind: str, final_norm: bool = True
+    ) -> None:
+        """kind: its class in transformers. final_norm: whether the features are those
+        behind the final norm."""
         self.options = options
         self.device = options.device
         self.part = options.folder / "text_encoder"
         of_kind = getattr(transformers, kind)
         with reading(self.part), init_empty_weights(include_buffers=False):
-            self.model = of_kind(of_kind.config_class.from_json_file(self.part / "config.json")).model
+            self.model = of_kind(
+                of_kind.config_class.from_json_file(self.part / "config.json")
+            ).model
         if not final_norm:
             self.model.language_model.norm = nn.Identity()
-        for parameter in self.model.parameters():  # the vision tower casts its pixels to their dtype
+        for parameter in (
+            self.model.parameters()
+        ):  # the vision tower casts its pixels to their dtype
             parameter.data = parameter.data.to(options.dtype)
         self.model.requires_grad_(False).eval()
         self.names = self._layer_names()
         self._order = {name: index for index, name in enumerate(self.names)}
-        self._empty = {name: copy.deepcopy(self.model.get_submodule(name)) for name in self.names}
+        self._empty = {
+            name: copy.deepcopy(self.model.get_submodule(name)) for name in self.names
+        }
         for name in self.names:
             self.model.get_submodule(name).forward = self._stand_in(name)
         self._place_buffers()
@@ -161,7 +179,8 @@ class LayerwiseEncoder:
         self.wait_in(None)
 
     def _place_buffers(self) -> None:
-        """The tables of rotary positions on the device: buffers, which the file does not hold."""
+        """The tables of rotary positions on the device: buffers, which the file does
+        not hold."""
         for module in self.model.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(self.device))
@@ -178,7 +197,9 @@ class LayerwiseEncoder:
             if index in deepstack:
                 names.append(f"{DEEPSTACK}{deepstack.index(index)}")
         names.append(MERGER)
-        names += [f"{LAYERS}{index}" for index in range(len(self.model.language_model.layers))]
+        names += [
+            f"{LAYERS}{index}" for index in range(len(self.model.language_model.layers))
+        ]
         if list(self.model.language_model.norm.parameters()):
             names.append("language_model.norm")
         return names
@@ -189,7 +210,9 @@ class LayerwiseEncoder:
             kept = self._waiting.get(key)
             if kept is not None:
                 return kept.to(self.device)
-            if key in self._shapes:  # nothing that is still to come depends on its values
+            if (
+                key in self._shapes
+            ):  # nothing that is still to come depends on its values
                 return self._placeholder(self._shapes[key])
             if name == self._turn and self._layer is not None:
                 output = self._layer(*args, **named)
@@ -210,7 +233,8 @@ class LayerwiseEncoder:
 
     def _is_needless(self, earlier: str, name: str) -> bool:
         if name.startswith(LAYERS):
-            # Features of images are added behind the layer of the same number, so when the next one runs.
+            # Features of images are added behind the layer of the same number, so when
+            # the next one runs.
             coming = earlier.startswith(DEEPSTACK) and _number(earlier) >= _number(name)
             return not coming
         if name.startswith(VISION_BLOCKS):
@@ -220,17 +244,22 @@ class LayerwiseEncoder:
         return name == "language_model.norm"
 
     def wait_in(self, folder: Path | None) -> None:
-        """Forgets the prompts. What waits of the next ones does so in memory, and in this folder where that is full."""
+        """Forgets the prompts. What waits of the next ones does so in memory, and in
+        this folder where that is full."""
         self._waiting = WaitingTensors(folder)
-        self._room = min(MOST_WAITING, self._waiting.limit + free_space(self._waiting.folder) // 2)
+        self._room = min(
+            MOST_WAITING, self._waiting.limit + free_space(self._waiting.folder) // 2
+        )
         self._inputs: list[dict[str, Tensor]] = []
         self._shapes: dict[tuple[int, str], torch.Size] = {}
 
     def note(self, inputs: Mapping[str, Tensor]) -> bool:
-        """Takes the inputs of the encoder's forward pass, of one prompt. Returns False where no further prompt has room
-        until these are encoded."""
+        """Takes the inputs of the encoder's forward pass, of one prompt. Returns False
+        where no further prompt has room until these are encoded."""
         noted = dict(inputs)
-        if PIXELS in noted:  # which only the first layer reads, in the dtype of its weights
+        if (
+            PIXELS in noted
+        ):  # which only the first layer reads, in the dtype of its weights
             pixels_NV = noted[PIXELS].to(self.options.dtype)
             self._waiting.put((len(self._inputs), PIXELS), pixels_NV)
             noted[PIXELS] = pixels_NV.new_zeros(()).expand(pixels_NV.shape)
@@ -247,15 +276,22 @@ class LayerwiseEncoder:
         patches, width = inputs[PIXELS].shape
         hidden += patches * max(width, config.vision_config.hidden_size)
         deepstack = len(getattr(self.model.visual, "deepstack_visual_indexes", ()))
-        hidden += deepstack * int(inputs["mm_token_type_ids"].sum()) * config.text_config.hidden_size
+        hidden += (
+            deepstack
+            * int(inputs["mm_token_type_ids"].sum())
+            * config.text_config.hidden_size
+        )
         return hidden
 
     @torch.no_grad()
-    def encode(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Generator[Tensor, None, None]:
-        """The last hidden states [B, L, D] of each prompt that was noted, on the device, in order.
+    def encode(
+        self, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> Generator[Tensor, None, None]:
+        """The last hidden states [B, L, D] of each prompt that was noted, on the
+        device, in order.
 
-        progress: called with (layers done, layers). Raises RunError when weights are missing, not finite, or of another
-        shape than config.json says.
+        progress: called with (layers done, layers). Raises RunError when weights are
+        missing, not finite, or of another shape than config.json says.
         """
         try:
             with self._reader() as weights:
@@ -273,18 +309,27 @@ class LayerwiseEncoder:
 
     @contextmanager
     def _reader(self) -> Iterator[_Weights]:
-        """The files, which are mapped no longer than this: what was read of them would count as memory in use."""
+        """The files, which are mapped no longer than this: what was read of them would
+        count as memory in use."""
         with ExitStack() as stack:
             yield _Weights(self.part, stack, self.options.files.get("text_encoder"))
 
     def _check_names(self, weights: _Weights) -> None:
-        expected = {f"{name}.{key}" for name in self.names for key in self._empty[name].state_dict()}
+        expected = {
+            f"{name}.{key}"
+            for name in self.names
+            for key in self._empty[name].state_dict()
+        }
         missing = expected - weights.names
         if missing:
-            raise RunError(f"{weights.folder}: missing weights: {some(missing)}. Copy or download the model again.")
+            raise RunError(
+                f"{weights.folder}: missing weights: {some(missing)}. Copy or download the model again."
+            )
         more = weights.names - expected - {HEAD, "language_model.norm.weight"}
         if more:
-            raise RunError(f"{weights.folder}: weights that config.json does not account for: {some(more)}.")
+            raise RunError(
+                f"{weights.folder}: weights that config.json does not account for: {some(more)}."
+            )
 
     def _run_layer(self, name: str) -> None:
         self._turn, self._layer = name, self._read(name)
@@ -297,28 +342,39 @@ class LayerwiseEncoder:
     def _forward(self, prompt: int) -> Tensor:
         self._prompt = prompt
         inputs = self._inputs[prompt]
-        on_device = {name: value.to(self.device) for name, value in inputs.items() if name != PIXELS}
+        on_device = {
+            name: value.to(self.device)
+            for name, value in inputs.items()
+            if name != PIXELS
+        }
         if PIXELS in inputs:
             if self._turn == PATCHES:
                 pixels_NV = self._waiting.get((prompt, PIXELS))
             else:
                 pixels_NV = None
             on_device[PIXELS] = (
-                self._placeholder(inputs[PIXELS].shape) if pixels_NV is None else pixels_NV.to(self.device)
+                self._placeholder(inputs[PIXELS].shape)
+                if pixels_NV is None
+                else pixels_NV.to(self.device)
             )
         hidden_BLD: Tensor = self.model(**on_device, use_cache=False).last_hidden_state
         return hidden_BLD
 
     def _placeholder(self, shape: torch.Size) -> Tensor:
         """A tensor whose values nobody reads any more."""
-        return torch.zeros((), dtype=self.options.dtype, device=self.device).expand(shape)
+        return torch.zeros((), dtype=self.options.dtype, device=self.device).expand(
+            shape
+        )
 
     def _read(self, name: str) -> Callable[..., Tensor]:
-        """A layer on the device; of the token table the rows that are asked for, straight from the mapped file."""
+        """A layer on the device; of the token table the rows that are asked for,
+        straight from the mapped file."""
         with self._reader() as weights:
             if name == TABLE and f"{TABLE}.weight" in weights.names:
                 table_VD = weights.take(f"{TABLE}.weight")
-                return lambda ids_BL: table_VD[ids_BL.to("cpu")].to(self.device, self.options.dtype)
+                return lambda ids_BL: table_VD[ids_BL.to("cpu")].to(
+                    self.device, self.options.dtype
+                )
             layer = copy.deepcopy(self._empty[name])
             is_layer = name.startswith(LAYERS)
             codes = self.options.keeps_text_codes if is_layer else ""
@@ -326,7 +382,9 @@ class LayerwiseEncoder:
         check_finite(self.part, layer, f"{name}.")
         if is_layer and self.options.transform_text_block:
             self.options.transform_text_block(layer, name)
-        on_device: Callable[..., Tensor] = layer.requires_grad_(False).eval().to(self.device)
+        on_device: Callable[..., Tensor] = (
+            layer.requires_grad_(False).eval().to(self.device)
+        )
         return on_device
 
 
@@ -335,7 +393,8 @@ def _number(name: str) -> int:
 
 
 class PromptRecorder:
-    """Stands for a text encoder twice: first it notes the inputs of a prompt, then it gives its hidden states."""
+    """Stands for a text encoder twice: first it notes the inputs of a prompt, then it
+    gives its hidden states."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -349,8 +408,8 @@ class PromptRecorder:
         return SimpleNamespace(last_hidden_state=self.answer)
 
     def record(self, encode: Callable[[], object]) -> dict[str, Tensor]:
-        """The inputs that `encode` hands to the text encoder; none where an image cannot be read, which the second
-        call of `encode` reports."""
+        """The inputs that `encode` hands to the text encoder; none where an image
+        cannot be read, which the second call of `encode` reports."""
         self.answer = None
         try:
             encode()

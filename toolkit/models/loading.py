@@ -1,7 +1,9 @@
-"""From a `model:` section to the model of its family: finds the folder, or downloads it from the hub; reads the
-weights of a folder of any family (shards, loading block by block, hashes of the parts).
+"""From a `model:` section to the model of its family: finds the folder, or downloads it
+from the hub; reads the weights of a folder of any family (shards, loading block by
+block, hashes of the parts).
 
-Shards are memory-mapped, for a block at a time, so that at most one stands in memory in its stored precision."""
+Shards are memory-mapped, for a block at a time, so that at most one stands in memory in
+its stored precision."""
 
 from __future__ import annotations
 
@@ -34,11 +36,24 @@ from toolkit.contracts.model import DiffusionModel
 from toolkit.errors import RunError, UserError
 from toolkit.files import now
 from toolkit.files.unreadable import explained, unread_file
-from toolkit.models.families import BlockTransform, ModelFamily, ModelLoadOptions, family_for, single_file_faults
+from toolkit.models.families import (
+    BlockTransform,
+    ModelFamily,
+    ModelLoadOptions,
+    family_for,
+    single_file_faults,
+)
 from toolkit.models.hashes import part_hashes, weights_hash
 from toolkit.models.hub import download, fetch_index
 from toolkit.models.kept import Kept, KeptReader, KeptWriter
-from toolkit.models.single_file import WEIGHT, Stored, rotations_of, shapes_of, shards_of, stored_weights
+from toolkit.models.single_file import (
+    WEIGHT,
+    Stored,
+    rotations_of,
+    shapes_of,
+    shards_of,
+    stored_weights,
+)
 from toolkit.number_types import FILE_CODES, FP8_QTYPES, STORED_CODES
 from toolkit.rotation import regular_hadamard, rotate
 from toolkit.shortage import shortage
@@ -47,17 +62,22 @@ from toolkit.system.device import is_out_of_memory
 logger = logging.getLogger(__name__)
 
 ASKED_BY = "diffusers.utils.import_utils"
-"""Where diffusers asks which packages are installed; its answers are `_NAME_available`."""
+"""Where diffusers asks which packages are installed; its answers are
+`_NAME_available`."""
 
 
 @contextmanager
 def block_import(name: str, asked_by: str) -> Iterator[None]:
-    """Inside the block the module `name` cannot be imported, as if it were not installed; after it, it can.
+    """Inside the block the module `name` cannot be imported, as if it were not
+    installed; after it, it can.
 
-    A module that is imported already stays. For libraries that ask once, in the module `asked_by`, what is there: where
-    they have found it, outside of such a block, nothing is blocked.
+    A module that is imported already stays. For libraries that ask once, in the module
+    `asked_by`, what is there: where they have found it, outside of such a block,
+    nothing is blocked.
     """
-    if name in sys.modules or getattr(sys.modules.get(asked_by), f"_{name}_available", False):
+    if name in sys.modules or getattr(
+        sys.modules.get(asked_by), f"_{name}_available", False
+    ):
         yield
         return
     modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment]  # None is "there is no such module"
@@ -75,16 +95,27 @@ Renaming = Callable[[str], str]
 
 
 class ShardReader:
-    """Tensors of a single or sharded safetensors folder by name, straight from the map."""
+    """Tensors of a single or sharded safetensors folder by name, straight from the
+    map."""
 
-    def __init__(self, folder: Path, stack: ExitStack, file: Path | None = None, names: Renaming = str) -> None:
-        """file: one as ComfyUI keeps it, which stands for the folder's. names: gives its names without their prefix
-        those of the module."""
+    def __init__(
+        self,
+        folder: Path,
+        stack: ExitStack,
+        file: Path | None = None,
+        names: Renaming = str,
+    ) -> None:
+        """file: one as ComfyUI keeps it, which stands for the folder's. names: gives
+        its names without their prefix those of the module."""
         self.folder = file or folder
         self._opened = stack.enter_context(ExitStack())
         self._shards: dict[Path, Any] = {}
         paths = shards_of(file) if file else weight_files(folder)
-        self._path_of = {name: path for path in paths for name in self._shard(path).keys()}  # noqa: SIM118 - not a dict
+        self._path_of = {
+            name: path
+            for path in paths
+            for name in self._shard(path).keys()  # noqa: SIM118
+        }
         if file:
             self._stored = stored_weights(shapes_of(file), names)
         else:
@@ -95,17 +126,22 @@ class ShardReader:
     def _shard(self, path: Path) -> Any:
         if path not in self._shards:
             try:
-                self._shards[path] = self._opened.enter_context(safe_open(path, framework="pt"))
+                self._shards[path] = self._opened.enter_context(
+                    safe_open(path, framework="pt")
+                )
             except (SafetensorError, OSError) as error:
                 again = "Copy or download the model again."
-                raise RunError(f"{path}: {explained(path, error, 'damaged', again)}") from error
+                raise RunError(
+                    f"{path}: {explained(path, error, 'damaged', again)}"
+                ) from error
         return self._shards[path]
 
     def _shard_of(self, name: str) -> Any:
         return self._shard(self._path_of[name])
 
     def release(self) -> None:
-        """Ends the maps of the files until a tensor is read again: what was read would count as memory in use."""
+        """Ends the maps of the files until a tensor is read again: what was read would
+        count as memory in use."""
         self._shards.clear()
         self._opened.close()
 
@@ -116,11 +152,15 @@ class ShardReader:
 
     def matrices(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of the weights of the single file that are matrices."""
-        return {name: one.shape for name, one in self._stored.items() if len(one.shape) == 2}
+        return {
+            name: one.shape for name, one in self._stored.items() if len(one.shape) == 2
+        }
 
     def in_codes(self) -> bool:
         """Whether the single file has weights in fp8 of any kind, or in int8."""
-        return any(self.dtype_of(one.name).itemsize == 1 for one in self._stored.values())
+        return any(
+            self.dtype_of(one.name).itemsize == 1 for one in self._stored.values()
+        )
 
     def take(self, name: str) -> torch.Tensor:
         self.names.discard(name)
@@ -131,17 +171,24 @@ class ShardReader:
         weight, scale = self._weight_and_scale(stored)
         if scale is None:
             return weight
-        values = (weight.float().view(len(scale), scale.shape[1], -1) * scale[..., None]).view(weight.shape)
+        values = (
+            weight.float().view(len(scale), scale.shape[1], -1) * scale[..., None]
+        ).view(weight.shape)
         group = self._group(stored)
         if group:
             return rotate(values, regular_hadamard(group))
         return values
 
-    def stored_codes(self, name: str, kind: str) -> tuple[torch.Tensor, torch.Tensor, int] | None:
-        """A weight that the single file has in this number type of `FILE_CODES`, as `STORED_CODES`; None: it has it in
-        another one."""
+    def stored_codes(
+        self, name: str, kind: str
+    ) -> tuple[torch.Tensor, torch.Tensor, int] | None:
+        """A weight that the single file has in this number type of `FILE_CODES`, as
+        `STORED_CODES`; None: it has it in another one."""
         stored = self._stored.get(name)
-        if stored is None or self._shard_of(stored.name).get_slice(stored.name).get_dtype() != kind:
+        if (
+            stored is None
+            or self._shard_of(stored.name).get_slice(stored.name).get_dtype() != kind
+        ):
             return None
         codes, scale = self._weight_and_scale(stored)
         return codes, torch.ones(1, 1) if scale is None else scale, self._group(stored)
@@ -149,8 +196,11 @@ class ShardReader:
     def _group(self, stored: Stored) -> int:
         return self._rotations.get(stored.name.removesuffix(WEIGHT), 0)
 
-    def _weight_and_scale(self, stored: Stored) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As they are in the file; scales float32, [1, 1], or [rows, blocks of a row]."""
+    def _weight_and_scale(
+        self, stored: Stored
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As they are in the file; scales float32, [1, 1], or [rows, blocks of a
+        row]."""
         weight = self._shard_of(stored.name).get_tensor(stored.name)
         scale = None
         if stored.scale:
@@ -174,15 +224,23 @@ def fill(
     codes: str = "",
     codes_of: str = "",
 ) -> int:
-    """Gives `module` its weights, copied out of the map in `dtype`; names under `skip` are left alone.
+    """Gives `module` its weights, copied out of the map in `dtype`; names under `skip`
+    are left alone.
 
-    codes: number type of `FILE_CODES` whose weights linear layers also get as they are stored, for quantizing
-    (`STORED_CODES`); codes_of: beginning of the names of those layers. Returns their number.
+    codes: number type of `FILE_CODES` whose weights linear layers also get as they are
+    stored, for quantizing (`STORED_CODES`); codes_of: beginning of the names of those
+    layers. Returns their number.
     """
-    wanted = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(skip)}
+    wanted = {
+        name: tensor
+        for name, tensor in module.state_dict().items()
+        if not name.startswith(skip)
+    }
     absent = [prefix + name for name in wanted if prefix + name not in reader.names]
     if absent:
-        raise RunError(f"{reader.folder}: missing weights: {some(absent)}. Copy or download the model again.")
+        raise RunError(
+            f"{reader.folder}: missing weights: {some(absent)}. Copy or download the model again."
+        )
     state = {name: reader.take(prefix + name).to(dtype, copy=True) for name in wanted}
     for name, tensor in state.items():
         if tensor.shape != wanted[name].shape:
@@ -202,7 +260,8 @@ def fill(
 
 @contextmanager
 def reading(part: Path) -> Iterator[None]:
-    """What a library raises about the files of a part becomes a RunError that names the part; its reports go."""
+    """What a library raises about the files of a part becomes a RunError that names the
+    part; its reports go."""
     loggers = [logging.getLogger(name) for name in ("transformers", "diffusers")]
     levels = [logger.level for logger in loggers]
     if not part.is_dir():  # the libraries would ask the hub for it
@@ -216,24 +275,32 @@ def reading(part: Path) -> Iterator[None]:
             raise
         short = shortage(error)
         if short:
-            raise RunError(f"{part}: cannot be loaded: {short.what}. {short.remedy}.") from error
+            raise RunError(
+                f"{part}: cannot be loaded: {short.what}. {short.remedy}."
+            ) from error
         unread = unread_file(part)
         if unread:
             raise RunError(unread) from error
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise RunError(f"{part}: cannot be loaded ({reason[:300]}). Copy or download the model again.") from error
+        raise RunError(
+            f"{part}: cannot be loaded ({reason[:300]}). Copy or download the model again."
+        ) from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
 def load_frozen(
-    part: Path, kind: type[Any], dtype: torch.dtype, file: Path | None = None, names: Renaming = str
+    part: Path,
+    kind: type[Any],
+    dtype: torch.dtype,
+    file: Path | None = None,
+    names: Renaming = str,
 ) -> Any:
     """A part of a model folder as a module of diffusers, frozen, on the CPU.
 
-    file: its weights, in place of the folder's; names: see `ShardReader`. Raises RunError when its weights are not
-    those of its config, or not finite.
+    file: its weights, in place of the folder's; names: see `ShardReader`. Raises
+    RunError when its weights are not those of its config, or not finite.
     """
     if file and is_decoder_only(file):
         return with_decoder(load_frozen(part, kind, dtype), file, dtype, names)
@@ -248,17 +315,25 @@ def load_frozen(
     return module.requires_grad_(False).eval()
 
 
-def with_decoder(vae: Any, file: Path, dtype: torch.dtype, names: Renaming = str) -> Any:
-    """A VAE with the decoder of this file, whose encoder is left alone if it has one. Raises RunError when it is not
-    one of its config, or not finite."""
+def with_decoder(
+    vae: Any, file: Path, dtype: torch.dtype, names: Renaming = str
+) -> Any:
+    """A VAE with the decoder of this file, whose encoder is left alone if it has one.
+    Raises RunError when it is not one of its config, or not finite."""
     with ExitStack() as stack:
         reader = ShardReader(file, stack, file, names)
         fill(vae.decoder, reader, "decoder.", dtype)
         if "post_quant_conv.weight" in reader.names:
             fill(vae.post_quant_conv, reader, "post_quant_conv.", dtype)
-    more = [name for name in reader.names if not name.startswith(("encoder.", "quant_conv."))]
+    more = [
+        name
+        for name in reader.names
+        if not name.startswith(("encoder.", "quant_conv."))
+    ]
     if more:
-        raise RunError(f"{file}: weights that config.json does not account for: {some(more)}.")
+        raise RunError(
+            f"{file}: weights that config.json does not account for: {some(more)}."
+        )
     check_finite(file, vae)
     return vae.requires_grad_(False).eval()
 
@@ -272,8 +347,8 @@ def fill_from_file(
     codes: str = "",
     codes_of: str = "",
 ) -> Any:
-    """The module with the weights of a single file, frozen. unused: names that the file may have besides. codes,
-    codes_of: see `fill`.
+    """The module with the weights of a single file, frozen. unused: names that the file
+    may have besides. codes, codes_of: see `fill`.
 
     Raises RunError when they are not those of its config, or not finite.
     """
@@ -282,25 +357,36 @@ def fill_from_file(
         fill(module, reader, "", dtype, codes=codes, codes_of=codes_of)
     more = reader.names.difference(unused)
     if more:
-        raise RunError(f"{file}: weights that config.json does not account for: {some(more)}.")
+        raise RunError(
+            f"{file}: weights that config.json does not account for: {some(more)}."
+        )
     check_finite(file, module)
     return module.requires_grad_(False).eval()
 
 
-def check_loaded(part: Path, info: Mapping[str, Any], unused: Sequence[str] = ()) -> None:
-    """Raises RunError unless the weights of a part are all and only those of its config, in shape too.
+def check_loaded(
+    part: Path, info: Mapping[str, Any], unused: Sequence[str] = ()
+) -> None:
+    """Raises RunError unless the weights of a part are all and only those of its
+    config, in shape too.
 
-    info: of `from_pretrained` with `output_loading_info` and `ignore_mismatched_sizes`. unused: weights that may be
-    missing.
+    info: of `from_pretrained` with `output_loading_info` and `ignore_mismatched_sizes`.
+    unused: weights that may be missing.
     """
     for name, stored, expected in info["mismatched_keys"]:
-        raise RunError(f"{part}: {name} is {tuple(stored)}, config.json says {tuple(expected)}.")
+        raise RunError(
+            f"{part}: {name} is {tuple(stored)}, config.json says {tuple(expected)}."
+        )
     missing = {str(name) for name in info["missing_keys"]} - set(unused)
     unexpected = {str(name) for name in info["unexpected_keys"]}
     if missing:
-        raise RunError(f"{part}: missing weights: {some(missing)}. Copy or download the model again.")
+        raise RunError(
+            f"{part}: missing weights: {some(missing)}. Copy or download the model again."
+        )
     if unexpected:
-        raise RunError(f"{part}: weights that config.json does not account for: {some(unexpected)}.")
+        raise RunError(
+            f"{part}: weights that config.json does not account for: {some(unexpected)}."
+        )
 
 
 CODES = {"F8_E4M3": "fp8 (e4m3fn)", "I8": "int8"}
@@ -310,8 +396,8 @@ BLOCKS = "transformer_blocks"
 """Where the transformers of diffusers have their blocks."""
 
 NO_CODE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-"""For the `from_pretrained` of transformers' Auto classes: without it they ask on the terminal whether to run the code
-that lies in the folder."""
+"""For the `from_pretrained` of transformers' Auto classes: without it they ask on the
+terminal whether to run the code that lies in the folder."""
 
 STRICTLY: dict[str, Any] = {
     "local_files_only": True,
@@ -322,15 +408,20 @@ STRICTLY: dict[str, Any] = {
 """For `from_pretrained`; `check_loaded` then says what does not fit."""
 
 
-def load_blockwise(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str] = ()) -> Any:
-    """The transformer of a model folder: frozen, in `weights_dtype`, each block transformed as it is filled.
+def load_blockwise(
+    options: ModelLoadOptions, kind: Any, tabulated: Sequence[str] = ()
+) -> Any:
+    """The transformer of a model folder: frozen, in `weights_dtype`, each block
+    transformed as it is filled.
 
-    It is built empty and filled block by block, so that at most one block stands in memory in its stored precision
-    while the rest is already quantized. With `ModelLoadOptions.kept` it is read as it was quantized before, or written
-    for the next time.
+    It is built empty and filled block by block, so that at most one block stands in
+    memory in its stored precision while the rest is already quantized. With
+    `ModelLoadOptions.kept` it is read as it was quantized before, or written for the
+    next time.
 
-    kind: its class in diffusers. tabulated: parts of a block that stay in CPU memory with `modulation_table`.
-    Raises RunError when weights are missing, unknown, not finite, or of another shape than config.json says.
+    kind: its class in diffusers. tabulated: parts of a block that stay in CPU memory
+    with `modulation_table`. Raises RunError when weights are missing, unknown, not
+    finite, or of another shape than config.json says.
     """
     read = partial(_read_kept, options, kind, tabulated)
     make = partial(_from_weights, options, kind, tabulated)
@@ -349,28 +440,44 @@ def _empty(options: ModelLoadOptions, kind: Any) -> Any:
         return kind.from_config(kind.load_config(options.folder / "transformer"))
 
 
-def _place(options: ModelLoadOptions, index: int, block: nn.Module, tabulated: Sequence[str]) -> None:
+def _place(
+    options: ModelLoadOptions, index: int, block: nn.Module, tabulated: Sequence[str]
+) -> None:
     """Puts the parts of a block where they stay."""
     for name, child in block.named_children():
         child.to("cpu" if _stays(options, index, tabulated, name) else options.device)
 
 
-def _stays(options: ModelLoadOptions, index: int, tabulated: Sequence[str], name: str) -> bool:
-    """Whether a part of a block, or a tensor of it, stays in CPU memory. name: in the block."""
-    return index in options.cpu_blocks or (options.modulation_table and name.split(".")[0] in tabulated)
+def _stays(
+    options: ModelLoadOptions, index: int, tabulated: Sequence[str], name: str
+) -> bool:
+    """Whether a part of a block, or a tensor of it, stays in CPU memory. name: in the
+    block."""
+    return index in options.cpu_blocks or (
+        options.modulation_table and name.split(".")[0] in tabulated
+    )
 
 
-def _read_kept(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str], entry: KeptReader) -> Any:
+def _read_kept(
+    options: ModelLoadOptions, kind: Any, tabulated: Sequence[str], entry: KeptReader
+) -> Any:
     """As it was quantized before; not yet on its device what is around the blocks."""
     model = _empty(options, kind)
     for index, block in enumerate(model.transformer_blocks):
-        entry.fill(f"{BLOCKS}.{index}", block, partial(_stays, options, index, tabulated))
+        entry.fill(
+            f"{BLOCKS}.{index}", block, partial(_stays, options, index, tabulated)
+        )
         _place(options, index, block, tabulated)
     entry.fill_rest(model, without=f"{BLOCKS}.")
     return model
 
 
-def _from_weights(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str], entry: KeptWriter | None) -> Any:
+def _from_weights(
+    options: ModelLoadOptions,
+    kind: Any,
+    tabulated: Sequence[str],
+    entry: KeptWriter | None,
+) -> Any:
     """From the published weights, straight from the memory-mapped shards; the same."""
     part = options.folder / "transformer"
     dtype = options.weights_dtype or options.dtype
@@ -393,7 +500,12 @@ def _from_weights(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str]
             if options.transform_block:
                 options.transform_block(block, f"{BLOCKS}.{index}")
             if entry:
-                entry.add(f"{BLOCKS}.{index}", block, partial(_stays, options, index, tabulated), last=tabulated)
+                entry.add(
+                    f"{BLOCKS}.{index}",
+                    block,
+                    partial(_stays, options, index, tabulated),
+                    last=tabulated,
+                )
             _place(options, index, block, tabulated)
             reader.release()
         fill(model, reader, "", dtype, skip=f"{BLOCKS}.")
@@ -403,7 +515,9 @@ def _from_weights(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str]
         if merge:
             merge(model, "")
         if kept:
-            logger.info(f"{part}: {kept} layers keep its {CODES[codes]} codes and scales")
+            logger.info(
+                f"{part}: {kept} layers keep its {CODES[codes]} codes and scales"
+            )
         elif options.keeps_codes and reader.in_codes():
             if merge:
                 why = "LoRAs are merged into them"
@@ -411,28 +525,49 @@ def _from_weights(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str]
                 why = f"they are not in {CODES[codes]}"
             logger.info(f"{part}: its 8-bit weights are quantized again, since {why}")
     if reader.names:
-        raise RunError(f"{part}: weights that config.json does not account for: {some(reader.names)}.")
+        raise RunError(
+            f"{part}: weights that config.json does not account for: {some(reader.names)}."
+        )
     if entry:
         entry.finish(model, without=f"{BLOCKS}.")
     return model
 
 
 def check_finite(part: Path, module: nn.Module, prefix: str = "") -> None:
-    """Raises RunError for weights that are infinite or not a number; prefix: of their names."""
+    """Raises RunError for weights that are infinite or not a number; prefix: of their
+    names."""
     state = module.state_dict().items()
-    tensors = {name: tensor for name, tensor in state if tensor.is_floating_point() and not tensor.is_meta}
+    tensors = {
+        name: tensor
+        for name, tensor in state
+        if tensor.is_floating_point() and not tensor.is_meta
+    }
     # One answer for the whole module: each waits for the device.
-    ends = [end.float() for tensor in tensors.values() if tensor.numel() for end in tensor.aminmax()]
+    ends = [
+        end.float()
+        for tensor in tensors.values()
+        if tensor.numel()
+        for end in tensor.aminmax()
+    ]
     if not ends or bool(torch.stack(ends).isfinite().all()):
         return
-    broken = [prefix + name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-    raise RunError(f"{part}: not finite: {some(broken)}. Copy or download the model again.")
+    broken = [
+        prefix + name
+        for name, tensor in tensors.items()
+        if not bool(tensor.isfinite().all())
+    ]
+    raise RunError(
+        f"{part}: not finite: {some(broken)}. Copy or download the model again."
+    )
 
 
 def base_hashes(model: ModelConfig) -> dict[str, str]:
-    """The `weights_hash` of each part of a `model:` section's folder that decides what is computed with it, and the
-    `encoder_hash` of its VAE, with which alone is trained, as `VAE_ENCODER`."""
-    return part_hashes(model_folder(model), family_for(model).parts, checked_files(model))
+    """The `weights_hash` of each part of a `model:` section's folder that decides what
+    is computed with it, and the `encoder_hash` of its VAE, with which alone is trained,
+    as `VAE_ENCODER`."""
+    return part_hashes(
+        model_folder(model), family_for(model).parts, checked_files(model)
+    )
 
 
 def part_hash(model: ModelConfig, part: str) -> str:
@@ -441,7 +576,8 @@ def part_hash(model: ModelConfig, part: str) -> str:
 
 
 def checked_files(model: ModelConfig) -> dict[str, Path]:
-    """`single_files`, once their headers say that they are of the model. Raises UserError."""
+    """`single_files`, once their headers say that they are of the model. Raises
+    UserError."""
     for key, fault in single_file_faults(model, model_folder(model)):
         raise UserError(f"model.{key}: {fault}")
     return single_files(model)
@@ -458,7 +594,8 @@ def some(names: Iterable[str], most: int = 5) -> str:
 
 
 Quantizer = Callable[[str], BlockTransform]
-"""From a `model.qtype` to a function that quantizes a block's linear layers in place."""
+"""From a `model.qtype` to a function that quantizes a block's linear layers in
+place."""
 
 
 def load_model(
@@ -476,11 +613,12 @@ def load_model(
 ) -> DiffusionModel:
     """The model of a `model:` section; its parts are loaded on first use.
 
-    weights_dtype: dtype of the trained module's weights, where it is not the compute dtype `dtype`.
-    merge_fn, cpu_blocks, decoder, kept: see `ModelLoadOptions`. block_quantizer: for the blocks of the trained module,
-    where it is not `quantizer`. block_sharing: shards each block over the ranks; without quantization and modulation
-    cache.
-    Raises UserError when the folder is missing, is not a model, or is of another family than `arch`.
+    weights_dtype: dtype of the trained module's weights, where it is not the compute
+    dtype `dtype`. merge_fn, cpu_blocks, decoder, kept: see `ModelLoadOptions`.
+    block_quantizer: for the blocks of the trained module, where it is not `quantizer`.
+    block_sharing: shards each block over the ranks; without quantization and modulation
+    cache. Raises UserError when the folder is missing, is not a model, or is of another
+    family than `arch`.
     """
     folder = model_folder(model)
     family = family_for(model)
@@ -511,7 +649,9 @@ def load_model(
         composite_target=model.model_kwargs.composite_target,
         merge_fn=merge_fn,
         modulation_table=bool(table) and block_sharing is None,
-        transform_block=(block_quantizer or quantizer)(model.qtype) if model.quantize else block_sharing,
+        transform_block=(block_quantizer or quantizer)(model.qtype)
+        if model.quantize
+        else block_sharing,
         quantizes=model.quantize,
         transform_text_block=quantizer(model.qtype_te) if model.quantize_te else None,
         keeps_codes=keeps,
@@ -527,8 +667,8 @@ def load_model(
 def model_folder(model: ModelConfig) -> Path:
     """The local folder of `model.name_or_path`: itself, or the hub's snapshot.
 
-    Raises UserError when it is not there, is of another family, or lacks a part. Of a hub model nothing but its
-    model_index.json is brought before its family is known.
+    Raises UserError when it is not there, is of another family, or lacks a part. Of a
+    hub model nothing but its model_index.json is brought before its family is known.
     """
     name = model.name_or_path
     given = whole_files(model)
@@ -545,9 +685,11 @@ def model_folder(model: ModelConfig) -> Path:
 
 
 def checked_family(model: ModelConfig) -> ModelFamily:
-    """`family_for` once the id or the model's own files say it; of a hub model, model_index.json is brought if need be.
+    """`family_for` once the id or the model's own files say it; of a hub model,
+    model_index.json is brought if need be.
 
-    For a process that is about to begin: it ends here, with a UserError, where the model is of another family.
+    For a process that is about to begin: it ends here, with a UserError, where the
+    model is of another family.
     """
     name = model.name_or_path
     if not (published_family(name) or looks_like_a_path(name) or Path(name).is_dir()):

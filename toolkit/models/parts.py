@@ -16,23 +16,28 @@ CUSTOM_PIPELINE = "pipeline.py"
 """Code by which diffusers loads a folder whose class it does not have."""
 
 LINKED_BYTES = 2**20
-"""Files from this size on are linked. Smaller ones (configs, vocabularies) are copied: people edit them."""
+"""Files from this size on are linked. Smaller ones (configs, vocabularies) are copied:
+people edit them."""
 
 
 def place_parts(base: Path, folder: Path, without: Collection[str]) -> None:
-    """Links or copies the index of the model folder `base` and its parts, except those in `without`, into `folder`."""
+    """Links or copies the index of the model folder `base` and its parts, except those
+    in `without`, into `folder`."""
     index = json.loads((base / INDEX).read_text(encoding="utf-8"))
     for name in (INDEX, CUSTOM_PIPELINE):
         if (base / name).is_file():
             place_file(base / name, folder / name)
     for part in index:
         if part not in without and (base / part).is_dir():
-            for file in sorted(path for path in (base / part).rglob("*") if path.is_file()):
+            for file in sorted(
+                path for path in (base / part).rglob("*") if path.is_file()
+            ):
                 place_file(file, folder / file.relative_to(base))
 
 
 def place_file(file: Path, target: Path) -> None:
-    """Links a large file, so that a save needs no space for it; copies others, and where links are impossible."""
+    """Links a large file, so that a save needs no space for it; copies others, and
+    where links are impossible."""
     target.parent.mkdir(parents=True, exist_ok=True)
     file = file.resolve()  # the hub's snapshots are links to its store
     if file.stat().st_size >= LINKED_BYTES:

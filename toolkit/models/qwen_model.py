@@ -1,7 +1,8 @@
-"""`QwenModel`: what the models of the Qwen-Image family share beside `FolderModel`: a VAE for video with scaled
-latents, time shift by size.
+"""`QwenModel`: what the models of the Qwen-Image family share beside `FolderModel`: a
+VAE for video with scaled latents, time shift by size.
 
-Shape suffixes: B batch, C latent channels, H/W latent height and width, F frames (1), P pixel channels.
+Shape suffixes: B batch, C latent channels, H/W latent height and width, F frames (1), P
+pixel channels.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class QwenModel(FolderModel):
 
     family: FolderFamily
     fused_projections: Sequence[Sequence[str]]
-    """Names in a block of linear layers that read the same input: what its forward gives to `project`, in its order."""
+    """Names in a block of linear layers that read the same input: what its forward
+    gives to `project`, in its order."""
 
     @cached_property
     def dynamic_shift(self) -> DynamicShift:
@@ -49,11 +51,18 @@ class QwenModel(FolderModel):
     @cached_property
     def _identities(self) -> dict[str, str]:
         o = self.options
-        return {part: weights_hash(o.folder, parts, o.files) for part, parts in self.family.encoder_parts.items()}
+        return {
+            part: weights_hash(o.folder, parts, o.files)
+            for part, parts in self.family.encoder_parts.items()
+        }
 
-    def prompt_error(self, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
+    def prompt_error(
+        self, prompt: str, target: Size, references: Sequence[Size]
+    ) -> str | None:
         o = self.options
-        return self.family.prompt_fault(o.folder, prompt, target, references, o.reference_area)
+        return self.family.prompt_fault(
+            o.folder, prompt, target, references, o.reference_area
+        )
 
     # ------------------------------------------------------------ images
 
@@ -68,7 +77,9 @@ class QwenModel(FolderModel):
 
     @torch.no_grad()
     def encode_images(self, pixels_BPHW: Tensor) -> Tensor:
-        pixels_BPFHW = pixels_BPHW.to(self.options.device, self.options.dtype).unsqueeze(2)
+        pixels_BPFHW = pixels_BPHW.to(
+            self.options.device, self.options.dtype
+        ).unsqueeze(2)
         moments_BCFHW = in_bands(self.on_device("vae")).encode(pixels_BPFHW)
         latents_BCHW = moments_BCFHW.chunk(2, dim=1)[0].squeeze(2)
         mean_C11, std_C11 = self._latent_scale(latents_BCHW)
@@ -84,7 +95,10 @@ class QwenModel(FolderModel):
 
     def _latent_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
         config = self.part("vae").config
-        mean_C11, std_C11 = (like.new_tensor(v).view(-1, 1, 1) for v in (config.latents_mean, config.latents_std))
+        mean_C11, std_C11 = (
+            like.new_tensor(v).view(-1, 1, 1)
+            for v in (config.latents_mean, config.latents_std)
+        )
         return mean_C11, std_C11
 
     # ------------------------------------------------------------ the transformer
@@ -92,13 +106,18 @@ class QwenModel(FolderModel):
     def sampling_level(self, t_B: Tensor) -> Tensor:
         """1000 t rounded to the compute dtype, and divided there.
 
-        Source: diffusers, pipeline_qwenimage_edit_plus.py, `__call__` (`timestep / 1000`).
+        Source: diffusers, pipeline_qwenimage_edit_plus.py, `__call__` (`timestep /
+        1000`).
         """
         return ((t_B * 1000).to(self.options.dtype) / 1000).to(t_B.dtype)
 
     def fused_projection_groups(self) -> Sequence[Sequence[str]]:
         blocks = range(len(self.blocks()))
-        return [[f"{BLOCKS}.{index}.{name}" for name in group] for index in blocks for group in self.fused_projections]
+        return [
+            [f"{BLOCKS}.{index}.{name}" for name in group]
+            for index in blocks
+            for group in self.fused_projections
+        ]
 
     def lora_targets(self) -> Sequence[str]:
         return list(self.family.linear_layers(self.options.folder))

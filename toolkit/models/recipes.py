@@ -1,9 +1,10 @@
-"""What a new job writes for each published model, and why: `run.py new`, the page, the examples and docs/models.md read
-this table. Imports no torch.
+"""What a new job writes for each published model, and why: `run.py new`, the page, the
+examples and docs/models.md read this table. Imports no torch.
 
-What other programs write was read from their packages and guides of October and November 2026: SimpleTuner 4.10.1,
-musubi-tuner's pages of Qwen-Image and Qwen-Image-2.1, ai-toolkit's page for new jobs, Unsloth 2026.10.9,
-DiffSynth 2.1.12, Fizgig 7.2.2.
+What other programs write was read from their packages and guides of October and
+November 2026: SimpleTuner 4.10.1, musubi-tuner's pages of Qwen-Image and
+Qwen-Image-2.1, ai-toolkit's page for new jobs, Unsloth 2026.10.9, DiffSynth 2.1.12,
+Fizgig 7.2.2.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class OnHub(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """Values of a job by the keys that have them, and where they come from, for docs/models.md."""
+    """Values of a job by the keys that have them, and where they come from, for
+    docs/models.md."""
 
     lr: float
     """`train.lr`, with AdamW."""
@@ -44,7 +46,8 @@ class Recipe(NamedTuple):
     """`network.linear` and `linear_alpha`."""
 
     adapters: tuple[OnHub, ...] = ()
-    """LoRAs for `train.assistant`, against LoRAs that collapse into texture; a new job has the first."""
+    """LoRAs for `train.assistant`, against LoRAs that collapse into texture; a new job
+    has the first."""
 
     decoders: tuple[OnHub, ...] = ()
     """VAEs for `sample.vae_path`; a new job has the first as a comment."""
@@ -74,7 +77,8 @@ DECODERS_OF_21 = (
 
 _RATE_OF_20B = "musubi-tuner and Unsloth write 5e-5, ai-toolkit and DiffSynth 1e-4"
 _SIZE_OF_20B = (
-    "Unsloth writes 512, ai-toolkit 512, 768 and 1024, DiffSynth up to 1024: no two agree, and samples have 1024"
+    "Unsloth writes 512, ai-toolkit 512, 768 and 1024, DiffSynth up to 1024: no "
+    "two agree, and samples have 1024"
 )
 _RATE_OF_21 = (
     "SimpleTuner, musubi-tuner, ai-toolkit and DiffSynth write 1e-4; Fizgig adapts between 1e-4 and 2e-4 at rank 16, "
@@ -95,7 +99,15 @@ _LEVELS_OF_21 = (
 )
 
 _OF_20B = Recipe(1e-4, _RATE_OF_20B, 1024, _SIZE_OF_20B, "qwen_shift", _LEVELS_OF_20B)
-_OF_21 = Recipe(1e-4, _RATE_OF_21, 768, _SIZE_OF_21, "qwen_shift", _LEVELS_OF_21, decoders=DECODERS_OF_21)
+_OF_21 = Recipe(
+    1e-4,
+    _RATE_OF_21,
+    768,
+    _SIZE_OF_21,
+    "qwen_shift",
+    _LEVELS_OF_21,
+    decoders=DECODERS_OF_21,
+)
 _AS_21 = "as Qwen-Image-2.1"
 _OF_2509 = (
     "a guide to characters for this model, of November 2025, after 300 LoRAs by its own count; "
@@ -120,7 +132,9 @@ _OF_LAYERED = Recipe(
 
 RECIPES: Mapping[str, Recipe] = {
     "Qwen-Image-2.1": _OF_21._replace(adapters=ADAPTERS_OF_21),
-    "Qwen-Image-2.1-Turbo": _OF_21._replace(lr_why=_AS_21, resolution_why=_AS_21, levels_why=_AS_21),
+    "Qwen-Image-2.1-Turbo": _OF_21._replace(
+        lr_why=_AS_21, resolution_why=_AS_21, levels_why=_AS_21
+    ),
     "Qwen-Image-Edit-2509": _OF_20B._replace(
         lr=2e-4,
         lr_why=_OF_2509,

@@ -1,8 +1,9 @@
-"""A part of a model in one safetensors file as ComfyUI keeps it: its tensors by the names of diffusers, told by its
-header alone. Imports no torch.
+"""A part of a model in one safetensors file as ComfyUI keeps it: its tensors by the
+names of diffusers, told by its header alone. Imports no torch.
 
-Names are matched by table. What is in no table stays as it is, and is then a weight that the model does not have.
-Source of the names: ComfyUI, model_detection.py (prefixes, markers), ops.py and utils.py (scales, layer formats).
+Names are matched by table. What is in no table stays as it is, and is then a weight
+that the model does not have. Source of the names: ComfyUI, model_detection.py
+(prefixes, markers), ops.py and utils.py (scales, layer formats).
 """
 
 from __future__ import annotations
@@ -22,25 +23,36 @@ from toolkit.files.writing import open_regular
 from toolkit.models.encoder_weights import is_of_decoder, of_wan
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
-OTHER_PARTS = ("vae.", "text_encoders.", "first_stage_model.", "cond_stage_model.", "conditioner.")
-"""Beginnings of the names of other parts, in a checkpoint of ComfyUI that holds them all: they are not read from it."""
+OTHER_PARTS = (
+    "vae.",
+    "text_encoders.",
+    "first_stage_model.",
+    "cond_stage_model.",
+    "conditioner.",
+)
+"""Beginnings of the names of other parts, in a checkpoint of ComfyUI that holds them
+all: they are not read from it."""
 
 MARKERS = {"scaled_fp8": "", "__index_timestep_zero__": "Qwen-Image-Edit-2511"}
-"""Tensors that are not weights -> title of the one model whose files have it; empty: of any."""
+"""Tensors that are not weights -> title of the one model whose files have it; empty: of
+any."""
 
 
 def markers_of(title: str) -> list[str]:
-    """The tensors that a file of this model has for ComfyUI besides its weights, with no elements."""
+    """The tensors that a file of this model has for ComfyUI besides its weights, with
+    no elements."""
     return [name for name, of_title in MARKERS.items() if of_title == title]
 
 
 SHARD = re.compile(r"(?P<stem>.+)-(\d{5})-of-(?P<count>\d{5})\.safetensors")
 WEIGHT = ".weight"
 SCALES = (".scale_weight", ".weight_scale")
-"""Ends of names of what codes are multiplied by: one number, one of each row, or of blocks [O, blocks, 1]."""
+"""Ends of names of what codes are multiplied by: one number, one of each row, or of
+blocks [O, blocks, 1]."""
 
 FORMAT = ".comfy_quant"
-"""End of the name of JSON text that says how ComfyUI has quantized a layer, in its `format`."""
+"""End of the name of JSON text that says how ComfyUI has quantized a layer, in its
+`format`."""
 
 FORMATS = "_quantization_metadata"
 """Key of a file's metadata that says so of all layers, in older files."""
@@ -85,9 +97,13 @@ OTHER_MODELS = {
 }
 """A weight -> the model that has it. The first that a file has counts."""
 
-TEXT_NAMES = {"model.language_model.": "language_model.", "model.visual.": "visual.", "model.": "language_model."}
-"""Beginnings of a text encoder's names, as it is published or ComfyUI keeps it -> those in transformers' module. The
-first that fits counts."""
+TEXT_NAMES = {
+    "model.language_model.": "language_model.",
+    "model.visual.": "visual.",
+    "model.": "language_model.",
+}
+"""Beginnings of a text encoder's names, as it is published or ComfyUI keeps it -> those
+in transformers' module. The first that fits counts."""
 
 HEAD = "lm_head.weight"
 VL_WEIGHTS = ("language_model.embed_tokens.weight", "visual.patch_embed.proj.weight")
@@ -123,13 +139,19 @@ class Stored:
     """0, 1: it is the first or second half of the tensor's rows."""
 
 
-def stored_weights(shapes: Mapping[str, tuple[int, ...]], names: Callable[[str], str] = str) -> dict[str, Stored]:
-    """The weights of a file with these tensors, by the names of diffusers. names: gives them to those without their
-    prefix."""
+def stored_weights(
+    shapes: Mapping[str, tuple[int, ...]], names: Callable[[str], str] = str
+) -> dict[str, Stored]:
+    """The weights of a file with these tensors, by the names of diffusers. names: gives
+    them to those without their prefix."""
     found: dict[str, Stored] = {}
     for name, shape in shapes.items():
         bare = names(without_prefix(name))
-        if bare in MARKERS or bare.endswith((*SCALES, *UNUSED)) or name.startswith(OTHER_PARTS):
+        if (
+            bare in MARKERS
+            or bare.endswith((*SCALES, *UNUSED))
+            or name.startswith(OTHER_PARTS)
+        ):
             continue
         stem = name.removesuffix(WEIGHT)
         if stem != name:
@@ -142,13 +164,16 @@ def stored_weights(shapes: Mapping[str, tuple[int, ...]], names: Callable[[str],
             found[bare] = Stored(name, shape, scale)
             continue
         for half, part in enumerate(ROWS_OF[whole]):
-            found[f"{layer.removesuffix(whole)}{part}.{kind}"] = Stored(name, (shape[0] // 2, *shape[1:]), scale, half)
+            found[f"{layer.removesuffix(whole)}{part}.{kind}"] = Stored(
+                name, (shape[0] // 2, *shape[1:]), scale, half
+            )
     return found
 
 
 def layer_formats(path: Path) -> dict[str, Mapping[str, Any]]:
-    """What one file says of how ComfyUI has quantized its layers, by their names there: `format` and its settings. Text
-    that cannot be read is the format itself. path: a file that `tensor_shapes` reads."""
+    """What one file says of how ComfyUI has quantized its layers, by their names there:
+    `format` and its settings. Text that cannot be read is the format itself. path: a
+    file that `tensor_shapes` reads."""
     with open_regular(path) as file:
         header = read_header(file)
         begin = file.tell()
@@ -156,7 +181,9 @@ def layer_formats(path: Path) -> dict[str, Mapping[str, Any]]:
         for name in (name for name in header if name.endswith(FORMAT)):
             first, last = header[name]["data_offsets"]
             file.seek(begin + first)
-            texts[name.removesuffix(FORMAT)] = file.read(last - first).decode(errors="replace")
+            texts[name.removesuffix(FORMAT)] = file.read(last - first).decode(
+                errors="replace"
+            )
     metadata = header.get(METADATA)
     if isinstance(metadata, dict):
         layers = _json(str(metadata.get(FORMATS))).get("layers")
@@ -164,7 +191,10 @@ def layer_formats(path: Path) -> dict[str, Mapping[str, Any]]:
         layers = None
     found = {**layers} if isinstance(layers, dict) else {}
     found |= {layer: _json(text) or {"format": text} for layer, text in texts.items()}
-    return {layer: said if isinstance(said, dict) else {"format": said} for layer, said in found.items()}
+    return {
+        layer: said if isinstance(said, dict) else {"format": said}
+        for layer, said in found.items()
+    }
 
 
 def _json(text: str) -> dict[str, Any]:
@@ -184,12 +214,19 @@ def _group(said: Mapping[str, Any]) -> Any:
 
 def rotations_of(path: Path) -> dict[str, int]:
     """Layers in `shards_of` whose inputs are rotated -> how many of them together."""
-    said = {layer: _group(each) for shard in shards_of(path) for layer, each in layer_formats(shard).items()}
+    said = {
+        layer: _group(each)
+        for shard in shards_of(path)
+        for layer, each in layer_formats(shard).items()
+    }
     return {layer: group for layer, group in said.items() if group}
 
 
-def _format_fault(said: Mapping[str, Any], weight: tuple[int, ...], stored: str, has_scale: bool) -> str:
-    """Why a layer of this format and shape, with this number type, is not read; empty: it is."""
+def _format_fault(
+    said: Mapping[str, Any], weight: tuple[int, ...], stored: str, has_scale: bool
+) -> str:
+    """Why a layer of this format and shape, with this number type, is not read; empty:
+    it is."""
     name = said.get("format")
     group = _group(said)
     if name not in READ_FORMATS:
@@ -198,14 +235,22 @@ def _format_fault(said: Mapping[str, Any], weight: tuple[int, ...], stored: str,
         return f"is in {name!r} by what the file says, and its weight is {stored}"
     if READ_FORMATS[name] == "I8" and not has_scale:
         return "is in int8 without a scale"
-    is_power = isinstance(group, int) and group > 3 and group.bit_count() == 1 and group.bit_length() % 2
-    if said.get("convrot") and not (is_power and len(weight) == 2 and weight[1] % group == 0):
+    is_power = (
+        isinstance(group, int)
+        and group > 3
+        and group.bit_count() == 1
+        and group.bit_length() % 2
+    )
+    if said.get("convrot") and not (
+        is_power and len(weight) == 2 and weight[1] % group == 0
+    ):
         return f"of the shape {weight} is rotated in groups of {group!r}, which is not a power of 4 that divides it"
     return ""
 
 
 def scale_fits(scale: tuple[int, ...], weight: tuple[int, ...]) -> bool:
-    """Whether a tensor of this shape can scale such a weight [O, I]: whole, by rows, or by blocks of its rows."""
+    """Whether a tensor of this shape can scale such a weight [O, I]: whole, by rows, or
+    by blocks of its rows."""
     count = prod(scale)
     by_rows = bool(weight) and scale[:1] == weight[:1] and count % weight[0] == 0
     return count == 1 or (by_rows and prod(weight[1:]) % (count // weight[0]) == 0)
@@ -213,29 +258,41 @@ def scale_fits(scale: tuple[int, ...], weight: tuple[int, ...]) -> bool:
 
 def without_prefix(name: str) -> str:
     """A tensor's name without what ComfyUI puts before it."""
-    return next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
+    return next(
+        (name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)),
+        name,
+    )
 
 
 def shards_of(path: Path) -> list[Path]:
-    """The files that a part is in: this one, or with the name of a shard (`x-00001-of-00003.safetensors`) all of them
-    beside it."""
+    """The files that a part is in: this one, or with the name of a shard
+    (`x-00001-of-00003.safetensors`) all of them beside it."""
     shard = SHARD.fullmatch(path.name)
     if not shard:
         return [path]
     stem = shard["stem"]
     count = int(shard["count"])
-    return [path.with_name(f"{stem}-{at:05d}-of-{count:05d}.safetensors") for at in range(1, count + 1)]
+    return [
+        path.with_name(f"{stem}-{at:05d}-of-{count:05d}.safetensors")
+        for at in range(1, count + 1)
+    ]
 
 
 def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
     """Name and shape of each tensor in `shards_of`. Raises as `tensor_shapes`."""
-    return {name: shape for shard in shards_of(path) for name, shape in tensor_shapes(shard).items()}
+    return {
+        name: shape
+        for shard in shards_of(path)
+        for name, shape in tensor_shapes(shard).items()
+    }
 
 
 def unread(path: Path) -> str:
-    """Why a file's weights, or those of its shards, are not read, whatever they are of; empty: they are. Raises
-    UserError if it is damaged."""
-    return next((fault for shard in shards_of(path) if (fault := _unread_file(shard))), "")
+    """Why a file's weights, or those of its shards, are not read, whatever they are of;
+    empty: they are. Raises UserError if it is damaged."""
+    return next(
+        (fault for shard in shards_of(path) if (fault := _unread_file(shard))), ""
+    )
 
 
 def _unread_file(path: Path) -> str:
@@ -250,19 +307,29 @@ def _unread_file(path: Path) -> str:
         return f"{path}: cannot be read ({error.strerror or error}). Give a file that this user may read."
     shapes = tensor_shapes(path)
     formats = layer_formats(path)
-    shapes = {name: shape for name, shape in shapes.items() if not name.startswith(OTHER_PARTS)}
+    shapes = {
+        name: shape
+        for name, shape in shapes.items()
+        if not name.startswith(OTHER_PARTS)
+    }
     with open_regular(path) as file:
         header = read_header(file)
     for layer, said in formats.items():
         name = layer + WEIGHT
-        if name not in shapes:  # of another part, or the weights that are missing say so
+        if (
+            name not in shapes
+        ):  # of another part, or the weights that are missing say so
             continue
         has_scale = any(layer + end in shapes for end in SCALES)
         fault = _format_fault(said, shapes[name], header[name]["dtype"], has_scale)
         if fault:
             return f"{path}: {layer} {fault}. {REMEDY}"
     in_codes = {layer + WEIGHT for layer in formats}
-    types = {header[name]["dtype"] for name in shapes.keys() - in_codes if not name.endswith(FORMAT)}
+    types = {
+        header[name]["dtype"]
+        for name in shapes.keys() - in_codes
+        if not name.endswith(FORMAT)
+    }
     for end, words in OTHER_QUANTIZATIONS.items():
         if any(name.endswith(end) for name in shapes):
             return f"{path} is {words}, which is not read. {REMEDY}"
@@ -275,8 +342,11 @@ def _unread_file(path: Path) -> str:
     return ""
 
 
-def encoder_file_fault(path: Path, part: str, expected: Mapping[str, tuple[int, ...]]) -> str:
-    """Why a file is not this part, one of OF_ENCODERS; empty: by its header it is. Raises as `unread`.
+def encoder_file_fault(
+    path: Path, part: str, expected: Mapping[str, tuple[int, ...]]
+) -> str:
+    """Why a file is not this part, one of OF_ENCODERS; empty: by its header it is.
+    Raises as `unread`.
 
     expected: as `toolkit.models.encoder_weights` has it; empty: not known.
     """
@@ -305,31 +375,48 @@ def encoder_file_fault(path: Path, part: str, expected: Mapping[str, tuple[int, 
 
 
 def _has_shape(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    return len(found) == len(expected) and all(side in (0, has) for side, has in zip(expected, found, strict=True))
+    return len(found) == len(expected) and all(
+        side in (0, has) for side, has in zip(expected, found, strict=True)
+    )
 
 
 def encoder_stored(path: Path) -> dict[str, Stored]:
-    """The weights of an encoder's file, by the names that they have in diffusers and transformers."""
+    """The weights of an encoder's file, by the names that they have in diffusers and
+    transformers."""
     return stored_weights(shapes_of(path), lambda name: of_wan(text_encoder_name(name)))
 
 
 def encoders_in(names: Collection[str]) -> list[str]:
     """The parts, of OF_ENCODERS, that these weights tell."""
-    return [part for part, (_, ways) in OF_ENCODERS.items() if any(set(way) <= set(names) for way in ways)]
+    return [
+        part
+        for part, (_, ways) in OF_ENCODERS.items()
+        if any(set(way) <= set(names) for way in ways)
+    ]
 
 
 def text_encoder_name(name: str) -> str:
     """The name that a weight has in the module of transformers without its head."""
-    return next((new + name.removeprefix(old) for old, new in TEXT_NAMES.items() if name.startswith(old)), name)
+    return next(
+        (
+            new + name.removeprefix(old)
+            for old, new in TEXT_NAMES.items()
+            if name.startswith(old)
+        ),
+        name,
+    )
 
 
 def single_file_fault(
-    path: Path, title: str, expected: Mapping[str, tuple[int, ...]], others: Mapping[str, Collection[str]]
+    path: Path,
+    title: str,
+    expected: Mapping[str, tuple[int, ...]],
+    others: Mapping[str, Collection[str]],
 ) -> str:
     """Why a file is not the transformer with these weights; empty: by its header it is.
 
-    title: of the model. expected: name -> shape. others: titles of other models -> names of their weights. Raises
-    UserError for a file that is damaged.
+    title: of the model. expected: name -> shape. others: titles of other models ->
+    names of their weights. Raises UserError for a file that is damaged.
     """
     fault = unread(path)
     if fault:
@@ -337,8 +424,12 @@ def single_file_fault(
     shapes = shapes_of(path)
     stored = stored_weights(shapes)
     bare = set(map(without_prefix, shapes))
-    markers = {name: other for name, other in MARKERS.items() if other not in ("", title)}
-    other = next((other for name, other in (OTHER_MODELS | markers).items() if name in bare), "")
+    markers = {
+        name: other for name, other in MARKERS.items() if other not in ("", title)
+    }
+    other = next(
+        (other for name, other in (OTHER_MODELS | markers).items() if name in bare), ""
+    )
     if other:
         return f"{path}: this is {other}. Give a file of {title}."
     missing = expected.keys() - stored.keys()
@@ -350,7 +441,14 @@ def single_file_fault(
         parts = encoders_in(encoder_stored(path))
         if parts:
             return f"{path}: this is {part_words(parts[0])}: that is model.{parts[0]}_path. Give a file of {title}."
-        other = next((other for other, names in others.items() if len(stored.keys() - names) < len(unexpected)), "")
+        other = next(
+            (
+                other
+                for other, names in others.items()
+                if len(stored.keys() - names) < len(unexpected)
+            ),
+            "",
+        )
         if other:
             this = f"this is {other}"
         else:
@@ -366,4 +464,6 @@ def single_file_fault(
 
 def _some(names: Collection[str]) -> str:
     ordered = sorted(names)
-    return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")
+    return ", ".join(ordered[:3]) + (
+        f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
+    )

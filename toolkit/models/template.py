@@ -1,7 +1,9 @@
-"""What the members of the family say to the text encoder around a prompt. Imports no torch.
+"""What the members of the family say to the text encoder around a prompt. Imports no
+torch.
 
-Source: diffusers, pipeline_qwenimage.py, pipeline_qwenimage_edit.py and pipeline_qwenimage_edit_plus.py,
-`prompt_template_encode`, `prompt_template_encode_start_idx` and `_get_qwen_prompt_embeds`.
+Source: diffusers, pipeline_qwenimage.py, pipeline_qwenimage_edit.py and
+pipeline_qwenimage_edit_plus.py, `prompt_template_encode`,
+`prompt_template_encode_start_idx` and `_get_qwen_prompt_embeds`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ class Template(NamedTuple):
 
     system: str
     dropped_tokens: int
-    """Leading hidden states that are discarded: the length of `prefix` in the published tokenizer."""
+    """Leading hidden states that are discarded: the length of `prefix` in the published
+    tokenizer."""
 
     image: str = ""
     """In front of the prompt for each reference; `{}` is its number."""
@@ -26,7 +29,8 @@ class Template(NamedTuple):
     """Pixels of a reference as the text encoder sees it."""
 
     most_tokens: int | None = None
-    """Text tokens that the transformer gets, behind which a prompt is cut off; None: all."""
+    """Text tokens that the transformer gets, behind which a prompt is cut off; None:
+    all."""
 
     @property
     def prefix(self) -> str:
@@ -34,7 +38,8 @@ class Template(NamedTuple):
         return f"<|im_start|>system\n{self.system}<|im_end|>\n<|im_start|>user\n"
 
     def of_pipeline(self) -> dict[str, str | int]:
-        """The attributes of diffusers' pipeline that put this text around a prompt without references."""
+        """The attributes of diffusers' pipeline that put this text around a prompt
+        without references."""
         return {
             "prompt_template_encode": f"{self.prefix}{{}}{SUFFIX}",
             "prompt_template_encode_start_idx": self.dropped_tokens,
@@ -55,4 +60,6 @@ EDIT_PLUS = Template(
     image="Picture {}: <|vision_start|>" + IMAGE_PAD + "<|vision_end|>",
     condition_area=384 * 384,
 )
-EDIT = EDIT_PLUS._replace(image="<|vision_start|>" + IMAGE_PAD + "<|vision_end|>", condition_area=1024 * 1024)
+EDIT = EDIT_PLUS._replace(
+    image="<|vision_start|>" + IMAGE_PAD + "<|vision_end|>", condition_area=1024 * 1024
+)

@@ -1,8 +1,10 @@
-"""A complete folder of a model of the Qwen-Image family in a few megabytes, with random weights.
+"""A complete folder of a model of the Qwen-Image family in a few megabytes, with random
+weights.
 
-The layout is the published one (sharded transformer, vocab.json + merges.txt tokenizer, processor folder,
-model_index.json). Every part, which a family writes by its `tiny_parts`, is the real class at a small size, so that
-whatever runs on it runs on the real model by changing one path. It paints noise: nothing has been learned.
+The layout is the published one (sharded transformer, vocab.json + merges.txt tokenizer,
+processor folder, model_index.json). Every part, which a family writes by its
+`tiny_parts`, is the real class at a small size, so that whatever runs on it runs on the
+real model by changing one path. It paints noise: nothing has been learned.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    Qwen2VLImageProcessorPil,
+)
 
 from toolkit.files.run_files import TINY_MODEL
 from toolkit.models import vl_prompts  # noqa: F401 - switches the libraries' progress bars off
@@ -44,15 +48,16 @@ WORDS = (
     "Picture 1: Picture 2: Picture 3: a photo of a person, portrait, smiling, full body, standing, a cup of coffee, "
     "a cat, a rocket before launch, studio light, natural light, high quality, low quality, blurry, detailed"
 )
-"""Text the tiny tokenizer has whole words for, beside the template; everything else falls back to bytes."""
+"""Text the tiny tokenizer has whole words for, beside the template; everything else
+falls back to bytes."""
 
 MOST_TOKENS = 1000
-"""Most tokens of the tokenizer, without special ones. What words leave free becomes syllables, as invented names have
-them."""
+"""Most tokens of the tokenizer, without special ones. What words leave free becomes
+syllables, as invented names have them."""
 
 VISION_PIXELS = 56 * 56
-"""Pixels of a reference for the text encoder that knows captions: one or two tokens. Its weights are random, so that
-more would say no more and make each step dearer."""
+"""Pixels of a reference for the text encoder that knows captions: one or two tokens.
+Its weights are random, so that more would say no more and make each step dearer."""
 
 HEAD_DIM = 32
 ROPE_AXES = (8, 12, 12)
@@ -71,8 +76,9 @@ class TinySpec:
     """Attention heads of 32 channels each."""
 
     captions: tuple[str, ...] = ()
-    """Text whose words are tokens of their own. With it, the text encoder is made to be kept as it is while a
-    transformer learns from it: few layers, words far apart, one or two tokens per reference, float16."""
+    """Text whose words are tokens of their own. With it, the text encoder is made to be
+    kept as it is while a transformer learns from it: few layers, words far apart, one
+    or two tokens per reference, float16."""
 
     arch: str = "qwen_image_edit_plus"
     """Its family."""
@@ -81,34 +87,53 @@ class TinySpec:
     """References are modulated at t = 0, as in Qwen-Image-Edit-2511."""
 
     def recipe(self) -> dict[str, object]:
-        """What is written down: settings, and a hash of the captions where there are some."""
-        own = {field.name: field.default for field in fields(self) if field.name in ("arch", "zero_cond_t")}
-        settings = {key: value for key, value in asdict(self).items() if key not in own or value != own[key]}
+        """What is written down: settings, and a hash of the captions where there are
+        some."""
+        own = {
+            field.name: field.default
+            for field in fields(self)
+            if field.name in ("arch", "zero_cond_t")
+        }
+        settings = {
+            key: value
+            for key, value in asdict(self).items()
+            if key not in own or value != own[key]
+        }
         captions = settings.pop("captions")
         if captions:
-            settings["captions"] = hashlib.sha256("\n".join(captions).encode()).hexdigest()
+            settings["captions"] = hashlib.sha256(
+                "\n".join(captions).encode()
+            ).hexdigest()
         return settings
 
 
 def write_tiny_model(folder: Path, spec: TinySpec = TinySpec()) -> None:
-    """Writes the model folder; whatever stood there under the same file names is replaced.
+    """Writes the model folder; whatever stood there under the same file names is
+    replaced.
 
-    The spec is kept in `tiny_model.json`, written last: a folder that holds it is complete.
+    The spec is kept in `tiny_model.json`, written last: a folder that holds it is
+    complete.
     """
     family = FAMILIES.load(spec.arch)
     with global_generator(spec.seed, Path(TINY_MODEL).stem):
         make_scheduler().save_pretrained(folder / "scheduler")
         transformer = load_object(family.tiny_parts)(folder, family, spec)
-        shard_bytes = sum(p.numel() * p.element_size() for p in transformer.parameters()) // 2
+        shard_bytes = (
+            sum(p.numel() * p.element_size() for p in transformer.parameters()) // 2
+        )
         shutil.rmtree(folder / "transformer", ignore_errors=True)
         transformer.save_pretrained(folder / "transformer", max_shard_size=shard_bytes)
     parts = {"scheduler": "FlowMatchEulerDiscreteScheduler", **family.classes}
     libraries = {
-        part: "transformers" if part in family.encoder_parts["text_encoder"] else "diffusers" for part in parts
+        part: "transformers"
+        if part in family.encoder_parts["text_encoder"]
+        else "diffusers"
+        for part in parts
     }
     index = {part: [libraries[part], parts[part]] for part in sorted(parts)}
     write_model_json(
-        folder / "model_index.json", {"_class_name": family.pipelines[0], "_diffusers_version": "0.42.1", **index}
+        folder / "model_index.json",
+        {"_class_name": family.pipelines[0], "_diffusers_version": "0.42.1", **index},
     )
     write_model_json(folder / TINY_MODEL, spec.recipe())
 
@@ -116,11 +141,15 @@ def write_tiny_model(folder: Path, spec: TinySpec = TinySpec()) -> None:
 def is_written(folder: Path, spec: TinySpec) -> bool:
     """Whether the folder holds the complete tiny model of this spec."""
     marker = folder / TINY_MODEL
-    return marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == spec.recipe()
+    return (
+        marker.is_file()
+        and json.loads(marker.read_text(encoding="utf-8")) == spec.recipe()
+    )
 
 
 def scale_latents(vae: Any, images_BPHW: torch.Tensor) -> Any:
-    """The VAE with latents_mean and latents_std that make the latents of these images about unit normal."""
+    """The VAE with latents_mean and latents_std that make the latents of these images
+    about unit normal."""
     with torch.no_grad():
         latents_BCFHW = vae.encode(images_BPHW.unsqueeze(2)).latent_dist.mode()
     std, mean = torch.std_mean(latents_BCFHW, dim=(0, 2, 3, 4))
@@ -129,13 +158,17 @@ def scale_latents(vae: Any, images_BPHW: torch.Tensor) -> Any:
 
 
 def smooth_images(channels: int = 3) -> torch.Tensor:
-    """Eight smooth random images [8, channels, 64, 64] in [-1, 1]: what the latents' scale is measured on."""
+    """Eight smooth random images [8, channels, 64, 64] in [-1, 1]: what the latents'
+    scale is measured on."""
     coarse = torch.rand(8, channels, 8, 8) * 2 - 1
-    return torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic").clamp(-1, 1)
+    return torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic").clamp(
+        -1, 1
+    )
 
 
 def make_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """The published scheduler settings (tests/golden/sigmas.json, `scheduler_config`)."""
+    """The published scheduler settings (tests/golden/sigmas.json,
+    `scheduler_config`)."""
     return FlowMatchEulerDiscreteScheduler(
         base_image_seq_len=256,
         base_shift=0.5,
@@ -150,23 +183,29 @@ def make_scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 
 def make_tokenizer(template: str, captions: Sequence[str] = ()) -> Tokenizer:
-    """Byte-level BPE. Our own text counts as often as all captions together: its words come before syllables."""
+    """Byte-level BPE. Our own text counts as often as all captions together: its words
+    come before syllables."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=MOST_TOKENS, show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocab_size=MOST_TOKENS,
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     plain = [*[template, WORDS] * max(1, len(captions)), *captions]
     for token in SPECIAL_TOKENS:
         plain = [text.replace(token, "") for text in plain]
     tokenizer.train_from_iterator(plain, trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    )
     return tokenizer
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """vocab.json, merges.txt, added_tokens.json and tokenizer_config.json, as the published folder holds them."""
+    """vocab.json, merges.txt, added_tokens.json and tokenizer_config.json, as the
+    published folder holds them."""
     folder.mkdir(parents=True, exist_ok=True)
     model = json.loads(tokenizer.to_str())["model"]
     added = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
@@ -200,13 +239,18 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def save_processor(tokenizer: Tokenizer, folder: Path, pixels: int | None) -> None:
-    """The published processor folder holds a tokenizer as well, from which `Qwen2VLProcessor` is read.
+    """The published processor folder holds a tokenizer as well, from which
+    `Qwen2VLProcessor` is read.
 
     pixels: of an image for the text encoder. None: as published.
     """
     save_tokenizer(tokenizer, folder)
-    Qwen2VLImageProcessorPil(**{"min_pixels": pixels, "max_pixels": pixels} if pixels else {}).save_pretrained(folder)
+    Qwen2VLImageProcessorPil(
+        **{"min_pixels": pixels, "max_pixels": pixels} if pixels else {}
+    ).save_pretrained(folder)
 
 
 def write_model_json(path: Path, data: object) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )

@@ -1,12 +1,14 @@
-"""Encodes and decodes single images with the VAEs of the Qwen-Image family in bands of rows: the same pixels, with a
-fraction of the memory.
+"""Encodes and decodes single images with the VAEs of the Qwen-Image family in bands of
+rows: the same pixels, with a fraction of the memory.
 
-Apart from the attention in its middle block such a VAE is local: convolutions over three rows, norms over channels,
-nearest upsampling, strided downsampling. So each layer works on a band of rows as soon as the layer before it has made
-it, and keeps the one or two rows that its next band needs. Nothing is computed twice, and there is no seam: a band
-meets the rows around it, as in the whole image. Called by `qwen_model`.
+Apart from the attention in its middle block such a VAE is local: convolutions over
+three rows, norms over channels, nearest upsampling, strided downsampling. So each layer
+works on a band of rows as soon as the layer before it has made it, and keeps the one or
+two rows that its next band needs. Nothing is computed twice, and there is no seam: a
+band meets the rows around it, as in the whole image. Called by `qwen_model`.
 
-Shape suffixes: B batch, C channels, F frames (1), H/W height and width, N positions, D channels of the attention.
+Shape suffixes: B batch, C channels, F frames (1), H/W height and width, N positions, D
+channels of the attention.
 """
 
 from __future__ import annotations
@@ -67,31 +69,39 @@ class BandedVae:
     """
 
     def __init__(self, vae: Module) -> None:
-        """vae: AutoencoderKLQwenImage or AutoencoderKLQwenImage21. Raises NotLocal for one with other layers."""
+        """vae: AutoencoderKLQwenImage or AutoencoderKLQwenImage21. Raises NotLocal for
+        one with other layers."""
         self.vae = vae
         if (vae.config.get("patch_size") or 1) != 1:
             raise NotLocal("patch_size")
         encoder = vae.encoder
         decoder = vae.decoder
-        self._down = [_convolution(encoder.conv_in), *(_layer(block) for block in encoder.down_blocks)]
+        self._down = [
+            _convolution(encoder.conv_in),
+            *(_layer(block) for block in encoder.down_blocks),
+        ]
         self._up = [*(_layer(block) for block in decoder.up_blocks), *_head(decoder)]
         for part in (encoder, decoder):
             _check(part.mid_block)
         _head(encoder)
 
     def encode(self, pixels_BPFHW: Tensor) -> Tensor:
-        """Mean and logarithm of the variance [B, 2 C, 1, H, W] of images [B, P, 1, sH, sW] in [-1, 1]: the `parameters`
-        of the distribution that `vae.encode` returns."""
+        """Mean and logarithm of the variance [B, 2 C, 1, H, W] of images [B, P, 1, sH,
+        sW] in [-1, 1]: the `parameters` of the distribution that `vae.encode`
+        returns."""
         encoder = self.vae.encoder
         rows = max(1, BAND_PIXELS // pixels_BPFHW.shape[-1])
         hidden_BCFHW = _joined(_chain(_cut(pixels_BPFHW, rows), self._down))
         hidden_BCFHW = _middle(encoder.mid_block, hidden_BCFHW)
-        hidden_BCFHW = encoder.conv_out(encoder.nonlinearity(encoder.norm_out(hidden_BCFHW)))
+        hidden_BCFHW = encoder.conv_out(
+            encoder.nonlinearity(encoder.norm_out(hidden_BCFHW))
+        )
         moments_BCFHW: Tensor = self.vae.quant_conv(hidden_BCFHW)
         return moments_BCFHW
 
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
-        """The images [B, P, 1, sH, sW] in [-1, 1] that `vae.decode` returns for latents [B, C, 1, H, W]."""
+        """The images [B, P, 1, sH, sW] in [-1, 1] that `vae.decode` returns for latents
+        [B, C, 1, H, W]."""
         decoder = self.vae.decoder
         hidden_BCFHW = decoder.conv_in(self.vae.post_quant_conv(latents_BCFHW))
         hidden_BCFHW = _middle(decoder.mid_block, hidden_BCFHW)
@@ -116,7 +126,8 @@ class WholeVae:
 
 
 def in_bands(vae: Module) -> BandedVae | WholeVae:
-    """The VAE in bands where all its layers are known to be local; else whole, as one with patches is."""
+    """The VAE in bands where all its layers are known to be local; else whole, as one
+    with patches is."""
     try:
         return BandedVae(vae)
     except NotLocal:
@@ -142,7 +153,8 @@ def _chain(bands: Bands, layers: Iterable[Layer]) -> Bands:
     return bands
 
 
-# While a generator waits it holds nothing but the rows that its next band needs: what it yields is in no variable.
+# While a generator waits it holds nothing but the rows that its next band needs: what
+# it yields is in no variable.
 
 
 def _each(bands: Bands, compute: Callable[[Tensor], Tensor]) -> Bands:
@@ -156,13 +168,15 @@ def _each(bands: Bands, compute: Callable[[Tensor], Tensor]) -> Bands:
 def _windows(bands: Bands, size: int, stride: int, above: int, below: int) -> Bands:
     """The bands, each extended by the rows that its first and last results need.
 
-    size, stride: of the window of rows that makes one row. above, below: rows of zeros around the image.
+    size, stride: of the window of rows that makes one row. above, below: rows of zeros
+    around the image.
     """
     kept_BCFHW: Tensor | None = None
     for rows_BCFHW, is_last in bands:
         if kept_BCFHW is None:
             kept_BCFHW = _zeros(rows_BCFHW, above)
-        # The zeros below make a window of their own: else the last band grew with each layer.
+        # The zeros below make a window of their own: else the last band grew with each
+        # layer.
         if is_last and below:
             parts = [rows_BCFHW, _zeros(rows_BCFHW, below)]
         else:
@@ -174,7 +188,8 @@ def _windows(bands: Bands, size: int, stride: int, above: int, below: int) -> Ba
             kept_BCFHW = window_BCFHW[:, :, :, count * stride :].clone()
             held = [window_BCFHW[:, :, :, : (count - 1) * stride + size]]
             del window_BCFHW
-            # An odd row at the end of an image is in no window, also with the zeros below it.
+            # An odd row at the end of an image is in no window, also with the zeros
+            # below it.
             follows = bool(parts) and kept_BCFHW.shape[ROWS] + below >= size
             if count:
                 yield Band(held.pop(), is_last and not follows)
@@ -184,9 +199,14 @@ def _zeros(like_BCFHW: Tensor, rows: int) -> Tensor:
     return like_BCFHW.new_zeros((*like_BCFHW.shape[:ROWS], rows, like_BCFHW.shape[-1]))
 
 
-def _sum(bands: Bands, one: Callable[[Bands], Bands], other: Callable[[Bands], Bands]) -> Bands:
-    """The sum of what two ways make of the same rows. one: that which needs more rows for its next; it leads."""
-    queue = deque[Band]()  # not `itertools.tee`, which keeps up to 57 bands that both ways are done with
+def _sum(
+    bands: Bands, one: Callable[[Bands], Bands], other: Callable[[Bands], Bands]
+) -> Bands:
+    """The sum of what two ways make of the same rows. one: that which needs more rows
+    for its next; it leads."""
+    queue = deque[
+        Band
+    ]()  # not `itertools.tee`, which keeps up to 57 bands that both ways are done with
     waiting = other(_taken(queue))
     left_BCFHW: Tensor | None = None
     for rows_BCFHW, is_last in one(_noted(bands, queue)):
@@ -256,13 +276,16 @@ def _convolution(module: Module) -> Layer:
         return lambda bands: _each(bands, module)
 
     def convolve(window_BCFHW: Tensor) -> Tensor:
-        # Of the taps along time of a three-dimensional kernel only the last one meets the frame.
+        # Of the taps along time of a three-dimensional kernel only the last one meets
+        # the frame.
         if module.weight.ndim == 4:
             weight = module.weight
         else:
             weight = module.weight[:, :, -1]
         padding = (0, columns // 2)
-        return functional.conv2d(window_BCFHW[:, :, 0], weight, module.bias, padding=padding)[:, :, None]
+        return functional.conv2d(
+            window_BCFHW[:, :, 0], weight, module.bias, padding=padding
+        )[:, :, None]
 
     above = rows // 2
     return lambda bands: _each(_windows(bands, rows, 1, above, above), convolve)
@@ -282,7 +305,9 @@ def _residual(block: Module) -> Layer:
         _convolution(block.conv2),
     ]
     shortcut = block.conv_shortcut
-    return lambda bands: _sum(bands, lambda own: _chain(own, layers), lambda own: _each(own, shortcut))
+    return lambda bands: _sum(
+        bands, lambda own: _chain(own, layers), lambda own: _each(own, shortcut)
+    )
 
 
 def _resample(module: Module) -> Layer:
@@ -297,9 +322,13 @@ def _resample(module: Module) -> Layer:
             return enlarged_BCHW[:, :, None]
 
         def convolve(window_BCFHW: Tensor) -> Tensor:
-            return functional.conv2d(window_BCFHW[:, :, 0], weight, bias, padding=(0, 1))[:, :, None]
+            return functional.conv2d(
+                window_BCFHW[:, :, 0], weight, bias, padding=(0, 1)
+            )[:, :, None]
 
-        return lambda bands: _each(_windows(_each(bands, enlarge), 3, 1, 1, 1), convolve)
+        return lambda bands: _each(
+            _windows(_each(bands, enlarge), 3, 1, 1, 1), convolve
+        )
 
     def shrink(window_BCFHW: Tensor) -> Tensor:
         padded_BCHW = functional.pad(window_BCFHW[:, :, 0], (0, 1))
@@ -309,15 +338,24 @@ def _resample(module: Module) -> Layer:
 
 
 def _with_shortcut(block: Module, resampler: Module | None) -> Layer:
-    """The blocks of Qwen-Image-2.1, beside whose layers goes a mean of neighbours, or a copy to them."""
-    layers = _sequence([*block.resnets, *([resampler] if resampler is not None else [])])
+    """The blocks of Qwen-Image-2.1, beside whose layers goes a mean of neighbours, or a
+    copy to them."""
+    layers = _sequence(
+        [*block.resnets, *([resampler] if resampler is not None else [])]
+    )
     shortcut = block.avg_shortcut
     if shortcut is None:
         return layers
     if isinstance(shortcut, qwen21.QwenImage21DupUp3D):
-        return lambda bands: _sum(bands, layers, lambda own: _each(own, lambda rows: shortcut(rows, first_chunk=True)))
+        return lambda bands: _sum(
+            bands,
+            layers,
+            lambda own: _each(own, lambda rows: shortcut(rows, first_chunk=True)),
+        )
     pair = shortcut.factor_s
-    return lambda bands: _sum(bands, layers, lambda own: _each(_windows(own, pair, pair, 0, 0), shortcut))
+    return lambda bands: _sum(
+        bands, layers, lambda own: _each(_windows(own, pair, pair, 0, 0), shortcut)
+    )
 
 
 def _head(part: Module) -> list[Layer]:
@@ -339,7 +377,9 @@ def _middle(middle: Module, hidden_BCFHW: Tensor) -> Tensor:
     hidden_BCFHW = middle.resnets[0](hidden_BCFHW)
     for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
         if attention is not None:
-            hidden_BCFHW = hidden_BCFHW + _attended(attention, hidden_BCFHW[:, :, 0])[:, :, None]
+            hidden_BCFHW = (
+                hidden_BCFHW + _attended(attention, hidden_BCFHW[:, :, 0])[:, :, None]
+            )
         hidden_BCFHW = resnet(hidden_BCFHW)
     return hidden_BCFHW
 
@@ -349,11 +389,15 @@ def _attended(attention: Module, hidden_BCHW: Tensor) -> Tensor:
     batch, channels, height, width = hidden_BCHW.shape
     qkv_BCHW = attention.to_qkv(attention.norm(hidden_BCHW))
     qkv_B1ND = qkv_BCHW.view(batch, 1, 3 * channels, -1).transpose(2, 3)
-    query_B1ND, key_B1ND, value_B1ND = (part.contiguous() for part in qkv_B1ND.chunk(3, dim=-1))
+    query_B1ND, key_B1ND, value_B1ND = (
+        part.contiguous() for part in qkv_B1ND.chunk(3, dim=-1)
+    )
     found = [
         functional.scaled_dot_product_attention(some_B1ND, key_B1ND, value_B1ND)
         for some_B1ND in query_B1ND.split(QUERIES, 2)
     ]
     found_BDN = torch.cat(found, 2).squeeze(1).transpose(1, 2)
-    added_BCHW: Tensor = attention.proj(found_BDN.reshape(batch, channels, height, width))
+    added_BCHW: Tensor = attention.proj(
+        found_BDN.reshape(batch, channels, height, width)
+    )
     return added_BCHW

@@ -1,6 +1,6 @@
-"""What the parts of a VAE decide: its encoder the latents that are cached and trained on, its decoder the sample images
-alone. So another decoder changes no cache entry and no run. Called by `models.loading` and the models. Imports no
-torch."""
+"""What the parts of a VAE decide: its encoder the latents that are cached and trained
+on, its decoder the sample images alone. So another decoder changes no cache entry and
+no run. Called by `models.loading` and the models. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.sections.model_files import is_decoder_only, read_model_json, weight_files
+from toolkit.config.sections.model_files import (
+    is_decoder_only,
+    read_model_json,
+    weight_files,
+)
 from toolkit.files.safetensors_io import METADATA, read_header
 from toolkit.files.writing import open_regular
 from toolkit.models.encoder_weights import is_of_decoder, of_wan
@@ -23,13 +27,19 @@ _PIECE = 2**20
 
 
 def encoder_hash(folder: Path, file: Path | None = None) -> str:
-    """A hash of all that decides what a VAE encodes: settings and weights without those of the decoder.
+    """A hash of all that decides what a VAE encodes: settings and weights without those
+    of the decoder.
 
-    folder: of the part. file: one with its weights, or with those of its decoder alone. A file with the names of Wan's
-    VAE, as ComfyUI's, has the hash of the folder with the same weights.
+    folder: of the part. file: one with its weights, or with those of its decoder alone.
+    A file with the names of Wan's VAE, as ComfyUI's, has the hash of the folder with
+    the same weights.
     """
     config = read_model_json(folder / "config.json")
-    settings = {key: value for key, value in config.items() if not key.startswith("_") and "decoder" not in key}
+    settings = {
+        key: value
+        for key, value in config.items()
+        if not key.startswith("_") and "decoder" not in key
+    }
     digest = sha256(json.dumps(settings, sort_keys=True).encode())
     of_encoder = file is not None and not is_decoder_only(file)
     if file is not None and of_encoder:
@@ -46,11 +56,16 @@ def encoder_hash(folder: Path, file: Path | None = None) -> str:
 
 
 def vae_config_fault(file: Path, folder: Path) -> str:
-    """What the config.json beside a file says otherwise than that of the model's VAE, with which the file is read;
-    empty: nothing, or there is none. folder: of the model's VAE."""
+    """What the config.json beside a file says otherwise than that of the model's VAE,
+    with which the file is read; empty: nothing, or there is none. folder: of the
+    model's VAE."""
     path = file.with_name("config.json")
     of_model = folder / "config.json"
-    if not path.is_file() or not of_model.is_file() or path.resolve() == of_model.resolve():
+    if (
+        not path.is_file()
+        or not of_model.is_file()
+        or path.resolve() == of_model.resolve()
+    ):
         return ""
     config = read_model_json(path)
     expected = read_model_json(of_model)
@@ -66,8 +81,8 @@ def vae_config_fault(file: Path, folder: Path) -> str:
 
 
 def _weights(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The tensors of a file that are not the decoder's, by their names in diffusers; `data_offsets` from the beginning
-    of the file."""
+    """The tensors of a file that are not the decoder's, by their names in diffusers;
+    `data_offsets` from the beginning of the file."""
     with open_regular(path) as file:
         header = read_header(file)
         begin = file.tell()

@@ -1,7 +1,9 @@
-"""Prompts with images for a vision-language encoder of the Qwen family: tokens, vision inputs, tokenizer, processor.
+"""Prompts with images for a vision-language encoder of the Qwen family: tokens, vision
+inputs, tokenizer, processor.
 
-The tokenizer and the PIL image processor are used on their own: transformers' processors of these models need
-torchvision, and one path for all machines means the same numbers everywhere.
+The tokenizer and the PIL image processor are used on their own: transformers'
+processors of these models need torchvision, and one path for all machines means the
+same numbers everywhere.
 
 Shape suffixes: B batch (1), L tokens, N vision patches, V patch width.
 """
@@ -22,31 +24,48 @@ from transformers.utils import logging as transformers_logging
 
 from toolkit.errors import RunError
 from toolkit.models.families import BlockTransform
-from toolkit.models.loading import STRICTLY, check_finite, check_loaded, fill_from_file, reading
+from toolkit.models.loading import (
+    STRICTLY,
+    check_finite,
+    check_loaded,
+    fill_from_file,
+    reading,
+)
 from toolkit.models.single_file import HEAD, text_encoder_name
 from toolkit.models.template import IMAGE_PAD
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, Qwen2Tokenizer
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+        Qwen2VLImageProcessorPil,
+    )
 
 transformers_logging.disable_progress_bar()  # a bar per part would tear the status line
 
-SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", IMAGE_PAD)
+SPECIAL_TOKENS = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    IMAGE_PAD,
+)
 """Special tokens of the templates: one id each."""
 
 
 def vision_inputs(
     images: Sequence[Image.Image], processor: Qwen2VLImageProcessorPil, **options: bool
 ) -> dict[str, Tensor]:
-    """pixel_values_NV and image_grid_thw [images, 3]; nothing without images. options: of the processor."""
+    """pixel_values_NV and image_grid_thw [images, 3]; nothing without images. options:
+    of the processor."""
     if images:
         return dict(processor(images=list(images), return_tensors="pt", **options))
     return {}
 
 
-def image_tokens(vision: dict[str, Tensor], processor: Qwen2VLImageProcessorPil | None) -> list[int]:
+def image_tokens(
+    vision: dict[str, Tensor], processor: Qwen2VLImageProcessorPil | None
+) -> list[int]:
     """How many tokens the encoder has for each image of `vision_inputs`."""
     grids = vision.get("image_grid_thw", ())
     if processor:
@@ -54,9 +73,12 @@ def image_tokens(vision: dict[str, Tensor], processor: Qwen2VLImageProcessorPil 
     return []
 
 
-def encoder_inputs(ids: Sequence[int], vision: dict[str, Tensor], tokenizer: Qwen2Tokenizer) -> dict[str, Tensor]:
-    """input_ids_BL and attention_mask_BL; with images also what `vision_inputs` gives and mm_token_type_ids_BL (1 for
-    the tokens of an image, 0 for text), by which the encoder places images on a grid.
+def encoder_inputs(
+    ids: Sequence[int], vision: dict[str, Tensor], tokenizer: Qwen2Tokenizer
+) -> dict[str, Tensor]:
+    """input_ids_BL and attention_mask_BL; with images also what `vision_inputs` gives
+    and mm_token_type_ids_BL (1 for the tokens of an image, 0 for text), by which the
+    encoder places images on a grid.
     """
     ids_BL = torch.tensor([ids])
     inputs = {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)}
@@ -66,17 +88,24 @@ def encoder_inputs(ids: Sequence[int], vision: dict[str, Tensor], tokenizer: Qwe
     return {**inputs, "mm_token_type_ids": is_image_BL.int(), **vision}
 
 
-def token_ids(before: str, prompt: str, after: str, tokenizer: Qwen2Tokenizer) -> list[int]:
-    """The tokens of a prompt within its template. Special tokens that the prompt spells out, such as `<|image_pad|>`,
-    are encoded as the text they are."""
-    # The tokenizer cuts a text at special tokens as well, so the tokens around them are those of the whole text.
-    parts = re.split(f"({'|'.join(map(re.escape, tokenizer.all_special_tokens))})", prompt)
+def token_ids(
+    before: str, prompt: str, after: str, tokenizer: Qwen2Tokenizer
+) -> list[int]:
+    """The tokens of a prompt within its template. Special tokens that the prompt spells
+    out, such as `<|image_pad|>`, are encoded as the text they are."""
+    # The tokenizer cuts a text at special tokens as well, so the tokens around them are
+    # those of the whole text.
+    parts = re.split(
+        f"({'|'.join(map(re.escape, tokenizer.all_special_tokens))})", prompt
+    )
     parts[0] = before + parts[0]
     parts[-1] += after
     ids: list[int] = []
     for index, part in enumerate(parts):
         if part:
-            ids += tokenizer(part, split_special_tokens=index % 2 == 1, verbose=False)["input_ids"]
+            ids += tokenizer(part, split_special_tokens=index % 2 == 1, verbose=False)[
+                "input_ids"
+            ]
     return ids
 
 
@@ -88,18 +117,23 @@ def load_text_model(
     file: Path | None = None,
     codes: str = "",
 ) -> PreTrainedModel:
-    """The text encoder in a folder with its vision tower and without its language-model head, frozen, on the CPU.
+    """The text encoder in a folder with its vision tower and without its language-model
+    head, frozen, on the CPU.
 
-    kind: its class in transformers. file: its weights, in place of the folder's. codes: those of its layers
-    in this number type come to `transform_block` as stored. Raises RunError when they are not those of its config, or
-    not finite.
+    kind: its class in transformers. file: its weights, in place of the folder's. codes:
+    those of its layers in this number type come to `transform_block` as stored. Raises
+    RunError when they are not those of its config, or not finite.
     """
     of_kind = getattr(transformers, kind)
     head = (HEAD,)
     if file:
         with reading(part), init_empty_weights(include_buffers=False):
-            model = of_kind(of_kind.config_class.from_json_file(part / "config.json")).model
-        model = fill_from_file(model, file, dtype, text_encoder_name, head, codes, "language_model.layers.")
+            model = of_kind(
+                of_kind.config_class.from_json_file(part / "config.json")
+            ).model
+        model = fill_from_file(
+            model, file, dtype, text_encoder_name, head, codes, "language_model.layers."
+        )
     else:
         with reading(part):
             encoder, info = of_kind.from_pretrained(part, dtype=dtype, **STRICTLY)
@@ -118,8 +152,12 @@ def load_tokenizer(part: Path) -> Qwen2Tokenizer:
     Raises RunError when it does not know the markers of the prompt template.
     """
     with reading(part):
-        tokenizer = transformers.Qwen2Tokenizer.from_pretrained(part, local_files_only=True)
-    split_up = [marker for marker in SPECIAL_TOKENS if len(tokenizer.encode(marker)) != 1]
+        tokenizer = transformers.Qwen2Tokenizer.from_pretrained(
+            part, local_files_only=True
+        )
+    split_up = [
+        marker for marker in SPECIAL_TOKENS if len(tokenizer.encode(marker)) != 1
+    ]
     absent = [marker for marker in split_up if marker not in tokenizer.get_vocab()]
     if absent:
         raise RunError(
@@ -139,7 +177,9 @@ def known_tokenizer(part: Path) -> Qwen2Tokenizer:
 
 def load_image_processor(part: Path) -> Qwen2VLImageProcessorPil:
     """The preprocessing of images for the text encoder's vision tower."""
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+        Qwen2VLImageProcessorPil,
+    )
 
     with reading(part):
         return Qwen2VLImageProcessorPil.from_pretrained(part, local_files_only=True)

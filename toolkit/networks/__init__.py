@@ -1,1 +1,2 @@
-"""Networks: adapters on a frozen model, full fine-tuning, and the files they are saved in."""
+"""Networks: adapters on a frozen model, full fine-tuning, and the files they are saved
+in."""

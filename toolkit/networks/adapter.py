@@ -1,8 +1,10 @@
-"""Base classes of adapters on frozen linear layers: settings, parameters, file format, max-norm regularisation.
+"""Base classes of adapters on frozen linear layers: settings, parameters, file format,
+max-norm regularisation.
 
-Source of the last: kohya-ss, sd-scripts and musubi-tuner, `apply_max_norm_regularization`: after each optimizer step a
-delta whose Frobenius norm is above the limit is scaled down to it, with the factor shared evenly by the matrices of the
-layer.
+Source of the last: kohya-ss, sd-scripts and musubi-tuner,
+`apply_max_norm_regularization`: after each optimizer step a delta whose Frobenius norm
+is above the limit is scaled down to it, with the factor shared evenly by the matrices
+of the layer.
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer."""
 
@@ -30,18 +32,27 @@ from toolkit.system.seeding import generator
 
 @torch.no_grad()
 def apply_max_norm_(
-    norms: Sequence[Tensor], matrices: Sequence[Sequence[Tensor]], most: float, step_ok: Tensor
+    norms: Sequence[Tensor],
+    matrices: Sequence[Sequence[Tensor]],
+    most: float,
+    step_ok: Tensor,
 ) -> dict[str, Tensor]:
-    """Scales the matrices of each layer so that no norm is above `most`; no-op where `step_ok` (0-dim bool) is false.
+    """Scales the matrices of each layer so that no norm is above `most`; no-op where
+    `step_ok` (0-dim bool) is false.
 
-    norms: of the delta of each layer, 0-dim. matrices: of each layer those whose product is the delta.
-    Returns how many layers were scaled, and mean and largest norm after it; does not wait for the device.
+    norms: of the delta of each layer, 0-dim. matrices: of each layer those whose
+    product is the delta. Returns how many layers were scaled, and mean and largest norm
+    after it; does not wait for the device.
     """
     before = torch.stack(list(norms))
     above = (before > most) & step_ok.to(before.device)
     ratio = torch.where(above, most / before, 1.0)
-    shares = {n: (ratio ** (1 / n)).unbind() for n in {len(parts) for parts in matrices}}
-    factors = [shares[len(parts)][index] for index, parts in enumerate(matrices) for _ in parts]
+    shares = {
+        n: (ratio ** (1 / n)).unbind() for n in {len(parts) for parts in matrices}
+    }
+    factors = [
+        shares[len(parts)][index] for index, parts in enumerate(matrices) for _ in parts
+    ]
     torch._foreach_mul_([matrix for parts in matrices for matrix in parts], factors)
     after = before * ratio
     return {
@@ -60,14 +71,17 @@ def product_norm(up_OR: Tensor, down_RI: Tensor) -> Tensor:
 logger = logging.getLogger(__name__)
 
 Addition = Callable[[Tensor, Tensor], Tensor]
-"""Called with the output of a layer and its inputs; returns the output with something added."""
+"""Called with the output of a layer and its inputs; returns the output with something
+added."""
 
 REPORT_ERROR_ABOVE = 1e-4
-"""Relative error of a decomposition above which it is mentioned; below it is rounding."""
+"""Relative error of a decomposition above which it is mentioned; below it is
+rounding."""
 
 
 class LinearAdapterNetwork(Network):
-    """Trainable parameters beside the given linear layers, which stay frozen; its layers replace them."""
+    """Trainable parameters beside the given linear layers, which stay frozen; its
+    layers replace them."""
 
     kind: NetworkKind
     layer: ClassVar[type[AdapterLinear]]
@@ -85,7 +99,8 @@ class LinearAdapterNetwork(Network):
         rank_dropout: float = 0.0,
         module_dropout: float = 0.0,
     ) -> None:
-        """targets: full dotted module names. alpha: numerator of the scale. The dropouts: see `AdapterDropout`."""
+        """targets: full dotted module names. alpha: numerator of the scale. The
+        dropouts: see `AdapterDropout`."""
         self.targets = tuple(targets)
         self._target_set = frozenset(targets)
         self.rank = rank
@@ -106,14 +121,24 @@ class LinearAdapterNetwork(Network):
 
     @classmethod
     def from_config(
-        cls, settings: NetworkConfig, targets: Sequence[str], seed: int, dtype: torch.dtype | None = None
+        cls,
+        settings: NetworkConfig,
+        targets: Sequence[str],
+        seed: int,
+        dtype: torch.dtype | None = None,
     ) -> Self:
-        """The network that a `network:` section describes, on these layers; it computes in the dtype of its inputs."""
-        return cls._with_settings(settings, targets, seed, **cls.kind.extra_kwargs(settings))
+        """The network that a `network:` section describes, on these layers; it computes
+        in the dtype of its inputs."""
+        return cls._with_settings(
+            settings, targets, seed, **cls.kind.extra_kwargs(settings)
+        )
 
     @classmethod
-    def _with_settings(cls, settings: NetworkConfig, targets: Sequence[str], seed: int, **of_kind: Any) -> Self:
-        """The network with the settings that all kinds have. of_kind: arguments that one kind has besides."""
+    def _with_settings(
+        cls, settings: NetworkConfig, targets: Sequence[str], seed: int, **of_kind: Any
+    ) -> Self:
+        """The network with the settings that all kinds have. of_kind: arguments that
+        one kind has besides."""
         network = cls(
             targets,
             settings.linear,
@@ -136,44 +161,62 @@ class LinearAdapterNetwork(Network):
 
     @torch.no_grad()
     def load_pretrained(self, deltas: Mapping[str, LayerDelta]) -> None:
-        """Initialises the layers from the deltas of a file, as far as this kind can represent them.
+        """Initialises the layers from the deltas of a file, as far as this kind can
+        represent them.
 
-        Raises UserError when no adapted layer is in the file, the scale is 0, or a delta cannot be represented.
+        Raises UserError when no adapted layer is in the file, the scale is 0, or a
+        delta cannot be represented.
         """
         common = [target for target in self.targets if target in deltas]
         if not common:
-            raise UserError("network.pretrained_lora_path: the file changes none of the layers this job trains.")
+            raise UserError(
+                "network.pretrained_lora_path: the file changes none of the layers this job trains."
+            )
         biased = [target for target in common if deltas[target].bias is not None]
         if biased:
-            what = f"the file changes biases ({biased[0]}), which a network does not train"
+            what = (
+                f"the file changes biases ({biased[0]}), which a network does not train"
+            )
             raise UserError(
                 f"network.pretrained_lora_path: {what}. Give it as model.base_loras, or merge it (run.py merge)."
             )
         check_trained_kind({target: deltas[target] for target in common})
         if self.scale == 0:
-            raise UserError("network.linear_alpha: 0 cannot take over network.pretrained_lora_path. Give it a value.")
+            raise UserError(
+                "network.linear_alpha: 0 cannot take over network.pretrained_lora_path. Give it a value."
+            )
         worst = max(self.load_layer(target, deltas[target]) for target in common)
         left_out = len(deltas.keys() - set(common))
         logger.info(
             f"started from {len(common)} layers of the given file"
             + (f"; {left_out} of its layers are not trained here" if left_out else "")
-            + (f"; cut to rank {self.rank} with relative error up to {worst:.3g}" if worst > REPORT_ERROR_ABOVE else "")
+            + (
+                f"; cut to rank {self.rank} with relative error up to {worst:.3g}"
+                if worst > REPORT_ERROR_ABOVE
+                else ""
+            )
         )
 
     @abstractmethod
     def load_layer(self, target: str, delta: LayerDelta) -> float:
-        """Initialises one layer from a delta; returns the relative error. Raises UserError with the reason."""
+        """Initialises one layer from a delta; returns the relative error. Raises
+        UserError with the reason."""
 
     def layer_weights(self, target: str) -> dict[str, nn.Parameter]:
         """The trained matrices of one layer by their names in files."""
         prefix = f"{target}."
-        return {name.removeprefix(prefix): p for name, p in self._parameters.items() if name.startswith(prefix)}
+        return {
+            name.removeprefix(prefix): p
+            for name, p in self._parameters.items()
+            if name.startswith(prefix)
+        }
 
     def layer_weight(self, target: str, name: str) -> nn.Parameter:
         """One trained matrix, by the layer and its name in files."""
         return self._parameters[f"{target}.{name}"]
 
-    # ------------------------------------------------------------ the interface of `Network`
+    # ------------------------------------------------------------ the interface of
+    # `Network`
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self._parameters)
@@ -184,7 +227,9 @@ class LinearAdapterNetwork(Network):
         return name
 
     def lora_b_parameters(self) -> frozenset[str]:
-        return frozenset(f"{target}.{name}" for target in self.targets for name in self.kind.up_names)
+        return frozenset(
+            f"{target}.{name}" for target in self.targets for name in self.kind.up_names
+        )
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -199,7 +244,9 @@ class LinearAdapterNetwork(Network):
     def export(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         tensors = {EXPORTED_PREFIX + name: weight for name, weight in weights.items()}
         for target in self.targets:
-            tensors[f"{EXPORTED_PREFIX}{target}.alpha"] = torch.tensor(float(self.alpha_of(target)))
+            tensors[f"{EXPORTED_PREFIX}{target}.alpha"] = torch.tensor(
+                float(self.alpha_of(target))
+            )
         return tensors
 
     def alpha_of(self, target: str) -> float:
@@ -210,21 +257,36 @@ class LinearAdapterNetwork(Network):
         model.requires_grad_(False)
         for target in self.targets:
             base = model.get_submodule(target)
-            assert isinstance(base, nn.Linear), target  # all `candidates` are linear layers
-            adapter_dropout = AdapterDropout(self.dropout, self.rank_dropout, self.module_dropout)
+            assert isinstance(base, nn.Linear), (
+                target
+            )  # all `candidates` are linear layers
+            adapter_dropout = AdapterDropout(
+                self.dropout, self.rank_dropout, self.module_dropout
+            )
             layer = self.new_layer(target, base, adapter_dropout).eval()
-            # The frozen model is in eval mode, but dropout of the adapter has to be active.
+            # The frozen model is in eval mode, but dropout of the adapter has to be
+            # active.
             self._dropouts.append(adapter_dropout.train())
-            layer.move_to(base.weight.device, torch.promote_types(base.weight.dtype, torch.float32))
-            self._parameters |= {f"{target}.{name}": parameter for name, parameter in layer.layer_weights.items()}
+            layer.move_to(
+                base.weight.device,
+                torch.promote_types(base.weight.dtype, torch.float32),
+            )
+            self._parameters |= {
+                f"{target}.{name}": parameter
+                for name, parameter in layer.layer_weights.items()
+            }
             model.set_submodule(target, layer)
             self.layers[target] = layer
 
-    def new_layer(self, target: str, base: nn.Linear, adapter_dropout: AdapterDropout) -> AdapterLinear:
+    def new_layer(
+        self, target: str, base: nn.Linear, adapter_dropout: AdapterDropout
+    ) -> AdapterLinear:
         """The layer that stands for `base`, initialised on the CPU."""
         make_shapes = self.kind.shapes
         assert make_shapes is not None  # None means that the model itself is trained
-        settings = {argument: getattr(self, argument) for argument in self.kind.settings}
+        settings = {
+            argument: getattr(self, argument) for argument in self.kind.settings
+        }
         shapes = make_shapes(base.in_features, base.out_features, self.rank, **settings)
         layer = self.layer(base, shapes, self.scale_for(shapes), adapter_dropout)
         layer.init_weights(generator(self.seed, "network", target))
@@ -246,7 +308,9 @@ class LinearAdapterNetwork(Network):
         layers = self.layers.values()
         with torch.no_grad():
             norms = [layer.delta_norm() for layer in layers]
-        return apply_max_norm_(norms, [layer.factors() for layer in layers], self.max_norm, step_ok)
+        return apply_max_norm_(
+            norms, [layer.factors() for layer in layers], self.max_norm, step_ok
+        )
 
     def scale_for(self, names: Container[str]) -> float:
         """The scale of the delta of a layer with these matrices: alpha / rank."""
@@ -254,7 +318,8 @@ class LinearAdapterNetwork(Network):
 
 
 def check_trained_kind(deltas: Mapping[str, LayerDelta]) -> None:
-    """Raises UserError for a file of a kind that can be used, and that no network here trains."""
+    """Raises UserError for a file of a kind that can be used, and that no network here
+    trains."""
     for target, delta in deltas.items():
         if delta.multiplied:
             what = f"the file is {delta.multiplied.title(delta.parts)} ({target}), which no network here trains"
@@ -264,13 +329,17 @@ def check_trained_kind(deltas: Mapping[str, LayerDelta]) -> None:
 
 
 class AdapterDropout(nn.Module):
-    """Three dropouts of one adapted layer, active while `training`; a rate of 0 uses no random numbers.
+    """Three dropouts of one adapted layer, active while `training`; a rate of 0 uses no
+    random numbers.
 
     Kept inputs and ranks are scaled by 1 / (1 - rate); module dropout is not scaled.
     """
 
-    def __init__(self, inputs: float = 0.0, ranks: float = 0.0, module: float = 0.0) -> None:
-        """Probabilities: of each input; of each rank, per sample; of the whole adapter, per call."""
+    def __init__(
+        self, inputs: float = 0.0, ranks: float = 0.0, module: float = 0.0
+    ) -> None:
+        """Probabilities: of each input; of each rank, per sample; of the whole adapter,
+        per call."""
         super().__init__()
         self.rates = {"inputs": inputs, "ranks": ranks, "module": module}
 
@@ -300,19 +369,30 @@ class AdapterDropout(nn.Module):
 class AdapterLinear(nn.Module):
     """A frozen linear layer, plain or quantized, with a trained delta of its weight."""
 
-    def __init__(self, base_layer: nn.Linear, shapes: Shapes, scale: float, adapter_dropout: AdapterDropout) -> None:
+    def __init__(
+        self,
+        base_layer: nn.Linear,
+        shapes: Shapes,
+        scale: float,
+        adapter_dropout: AdapterDropout,
+    ) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.scale = scale
         self.adapter_dropout = adapter_dropout
         self._attributes = {name: name.removesuffix(".weight") for name in shapes}
         for name, attribute in self._attributes.items():
-            self.register_parameter(attribute, nn.Parameter(torch.empty(shapes[name], dtype=torch.float32)))
+            self.register_parameter(
+                attribute, nn.Parameter(torch.empty(shapes[name], dtype=torch.float32))
+            )
 
     @property
     def layer_weights(self) -> dict[str, nn.Parameter]:
         """The trained matrices by their names in files."""
-        return {name: getattr(self, attribute) for name, attribute in self._attributes.items()}
+        return {
+            name: getattr(self, attribute)
+            for name, attribute in self._attributes.items()
+        }
 
     disabled = False
     """Whether the layer computes without its delta."""
@@ -321,16 +401,23 @@ class AdapterLinear(nn.Module):
     """Whether the delta itself, or an addition, is computed with the frozen weight."""
 
     additions: Sequence[Addition] = ()
-    """What adapter files add to the frozen layer (`toolkit.networks.applied`); `disabled` does not concern it."""
+    """What adapter files add to the frozen layer (`toolkit.networks.applied`);
+    `disabled` does not concern it."""
 
     def move_to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Moves the trained matrices, which are initialised on the CPU, so that every device gets the same values."""
+        """Moves the trained matrices, which are initialised on the CPU, so that every
+        device gets the same values."""
         for attribute in self._attributes.values():
-            setattr(self, attribute, nn.Parameter(getattr(self, attribute).data.to(device, dtype)))
+            setattr(
+                self,
+                attribute,
+                nn.Parameter(getattr(self, attribute).data.to(device, dtype)),
+            )
 
     @abstractmethod
     def init_weights(self, random: torch.Generator) -> None:
-        """Initialises the matrices so that the delta is zero; `random` is a CPU generator."""
+        """Initialises the matrices so that the delta is zero; `random` is a CPU
+        generator."""
 
     @abstractmethod
     def delta(self, x: Tensor) -> Tensor:
@@ -344,10 +431,14 @@ class AdapterLinear(nn.Module):
         """The matrices whose product is the delta."""
         return list(self.layer_weights.values())
 
-    def forward_with_base_output(self, out: Tensor, x: Tensor, *shared: Tensor) -> Tensor:
-        """`out`, the output of the frozen layer for inputs `x`, plus all additions, and the delta unless disabled.
+    def forward_with_base_output(
+        self, out: Tensor, x: Tensor, *shared: Tensor
+    ) -> Tensor:
+        """`out`, the output of the frozen layer for inputs `x`, plus all additions, and
+        the delta unless disabled.
 
-        shared: what several layers have computed together of `x` (`toolkit.contracts.model.project`).
+        shared: what several layers have computed together of `x`
+        (`toolkit.contracts.model.project`).
         """
         for add in self.additions:
             out = add(out, x)
@@ -355,16 +446,21 @@ class AdapterLinear(nn.Module):
 
     def add_delta(self, out: Tensor, x: Tensor, *shared: Tensor) -> Tensor:
         """`out`, the output of the frozen layer for inputs `x`, plus the delta."""
-        return out + self.adapter_dropout.module(self.adapter_dropout.ranks(self.delta(self.adapter_dropout.inputs(x))))
+        return out + self.adapter_dropout.module(
+            self.adapter_dropout.ranks(self.delta(self.adapter_dropout.inputs(x)))
+        )
 
     def forward(self, x: Tensor, *shared: Tensor) -> Tensor:
         return self.forward_with_base_output(self.base_layer(x), x, *shared)
 
 
 def dequantized_weight(layer: nn.Linear, device: torch.device | None = None) -> Tensor:
-    """The frozen weight of a layer in float32, dequantized if necessary, on its own device or another."""
+    """The frozen weight of a layer in float32, dequantized if necessary, on its own
+    device or another."""
     weight = layer.weight.detach()
-    return (weight if type(weight) is Tensor else weight.dequantize()).to(device).float()
+    return (
+        (weight if type(weight) is Tensor else weight.dequantize()).to(device).float()
+    )
 
 
 def kaiming_(matrix: Tensor, random: torch.Generator) -> None:

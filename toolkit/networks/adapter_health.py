@@ -1,5 +1,6 @@
-"""What is wrong with a LoRA file by its numbers alone: not finite, never trained, matrices that are missing or do not
-fit, an alpha that was lost or makes no sense. Needs no model, and reads files that `lora_formats` refuses.
+"""What is wrong with a LoRA file by its numbers alone: not finite, never trained,
+matrices that are missing or do not fit, an alpha that was lost or makes no sense. Needs
+no model, and reads files that `lora_formats` refuses.
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 """
@@ -17,7 +18,11 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import Diagnostic, Severity, UserError
-from toolkit.networks.adapter_settings import HEADER_METADATA, AdapterSettings, read_settings
+from toolkit.networks.adapter_settings import (
+    HEADER_METADATA,
+    AdapterSettings,
+    read_settings,
+)
 from toolkit.networks.lora_formats import (
     MATMUL_PAIRS,
     MISSING_REMEDY,
@@ -40,33 +45,40 @@ from toolkit.version import NAME
 
 NEARLY_NOTHING = 2e-6
 EXPLODED = 32.0
-"""Sizes of a change, as parts of a weight's usual one, 1 / sqrt(inputs). Below the first nothing is seen of it: one
-step of Adam at a learning rate of 1e-4 leaves three times as much with alpha 1 of rank 128. A change above the second
-drowns the model."""
+"""Sizes of a change, as parts of a weight's usual one, 1 / sqrt(inputs). Below the
+first nothing is seen of it: one step of Adam at a learning rate of 1e-4 leaves three
+times as much with alpha 1 of rank 128. A change above the second drowns the model."""
 
 FADED = 1e-3
-"""A layer that is nearly zero, and smaller than this part of the largest, was not trained as that was."""
+"""A layer that is nearly zero, and smaller than this part of the largest, was not
+trained as that was."""
 
 MOST_RANK = 2
-"""A rank that is more than so many times the larger side of its layer is the layer's width: A and B are exchanged."""
+"""A rank that is more than so many times the larger side of its layer is the layer's
+width: A and B are exchanged."""
 
 TEXT_SIDE = re.compile(r"add(?:ed)?[._]|txt|text|context")
 """In the names of layers on the side of the text, of models that have one."""
 
 USUAL_SCALES = (1 / 1024, 32.0)
-"""Between these alpha / rank is believed: alpha 1 of rank 1024, and rank-stabilised 32 of rank 1."""
+"""Between these alpha / rank is believed: alpha 1 of rank 1024, and rank-stabilised 32
+of rank 1."""
 
 UNLIKE = 4.0
 """By this factor the strength of a layer may differ from that of most."""
 
 
 def finding(
-    check: str, message: str, remedy: str, layers: Sequence[str] = (), severity: Severity = "error"
+    check: str,
+    message: str,
+    remedy: str,
+    layers: Sequence[str] = (),
+    severity: Severity = "error",
 ) -> Diagnostic:
     """One thing that is reported of a LoRA file.
 
-    layers: as the file names them; empty: all, or none in particular. severity: warning: worth knowing, and the file
-    may be sound all the same.
+    layers: as the file names them; empty: all, or none in particular. severity:
+    warning: worth knowing, and the file may be sound all the same.
     """
     return Diagnostic(tuple(layers), message, severity, check, remedy=remedy)
 
@@ -75,18 +87,21 @@ def finding(
 class FileLayers:
     """The tensors of a file by its own names of layers, without regard to a model."""
 
-    parts: dict[str, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
+    parts: dict[str, dict[str, Tensor]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
     """Stem of the keys -> part (`lora_formats.PARTS`, alpha too) -> tensor as it is."""
 
     biases: dict[str, Tensor] = field(default_factory=dict)
-    """Stem of the keys -> what is added to the layer's bias; its matrices may be missing."""
+    """Stem of the keys -> what is added to the layer's bias; its matrices may be
+    missing."""
 
     unknown: list[str] = field(default_factory=list)
     """Keys of no known form."""
 
     def sound(self, metadata: Mapping[str, str]) -> dict[str, LayerDelta]:
-        """The layers whose matrices are there, fit and are finite, with their strength. Settings that cannot be read
-        count as none."""
+        """The layers whose matrices are there, fit and are finite, with their strength.
+        Settings that cannot be read count as none."""
         settings = readable_settings(metadata)
         layers = {}
         for name, parts in self.parts.items():
@@ -99,30 +114,40 @@ class FileLayers:
             form = form_of(matrices)
             if form:
                 try:
-                    stored, scale, shape = read_stored("", name, form, matrices, alpha, settings, (0, 0))
+                    stored, scale, shape = read_stored(
+                        "", name, form, matrices, alpha, settings, (0, 0)
+                    )
                 except UserError:
                     continue  # alpha or the settings, which other checks report
                 layers[name] = LayerDelta(stored, scale, size=shape)
                 continue
-            layers[name] = LayerDelta(matrices, layer_scale(without_prefix(name), matrices, alpha, settings))
+            layers[name] = LayerDelta(
+                matrices, layer_scale(without_prefix(name), matrices, alpha, settings)
+            )
         return layers
 
 
 def readable_settings(metadata: Mapping[str, str]) -> AdapterSettings | None:
-    """peft's settings in a file's metadata; None: there are none, or they cannot be read."""
+    """peft's settings in a file's metadata; None: there are none, or they cannot be
+    read."""
     try:
         return read_settings(metadata)
     except UserError:
         return None  # `_of_settings` reports it
 
 
-def strengths_in_settings(read: FileLayers, settings: AdapterSettings) -> dict[str, float]:
-    """What peft's settings multiply each sound layer of a file by, by its stem, whatever alpha the file has."""
+def strengths_in_settings(
+    read: FileLayers, settings: AdapterSettings
+) -> dict[str, float]:
+    """What peft's settings multiply each sound layer of a file by, by its stem,
+    whatever alpha the file has."""
     strengths = {}
     for name, parts in read.parts.items():
         matrices = _matrices(parts)
         if not _faults(matrices) and not form_of(matrices):
-            strengths[name] = layer_scale(without_prefix(name), matrices, None, settings)
+            strengths[name] = layer_scale(
+                without_prefix(name), matrices, None, settings
+            )
     return strengths
 
 
@@ -144,7 +169,9 @@ def layers_of(tensors: Mapping[str, Tensor]) -> FileLayers:
 
 def _matrices(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All parts but alpha, float32, as `LayerDelta` has them."""
-    matrices = {name: tensor.float() for name, tensor in parts.items() if name != "alpha"}
+    matrices = {
+        name: tensor.float() for name, tensor in parts.items() if name != "alpha"
+    }
     if "row_norms" in matrices:
         matrices["dora_scale"] = matrices.pop("row_norms").reshape(-1, 1)
     return matrices
@@ -192,34 +219,54 @@ _BROKEN = {
 }
 
 
-def health(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[Diagnostic]:
+def health(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> list[Diagnostic]:
     """What is wrong with a file, worst first; empty: nothing, by its numbers.
 
-    Costs one pass over the tensors. Whether the layers are those of a model is not asked.
+    Costs one pass over the tensors. Whether the layers are those of a model is not
+    asked.
     """
     read = layers_of(tensors)
     sound = read.sound(metadata)
     unread = _unread(read, len(tensors))
     settings = _of_settings(tensors, metadata)
-    return [*unread, *_broken(read), *_untrained(sound), *settings, *_alphas(read, sound, metadata)]
+    return [
+        *unread,
+        *_broken(read),
+        *_untrained(sound),
+        *settings,
+        *_alphas(read, sound, metadata),
+    ]
 
 
-def _of_settings(keys: Collection[str], metadata: Mapping[str, str]) -> Iterator[Diagnostic]:
-    """What is wrong with peft's settings: unreadable, of a kind that the matrices alone do not give, or missing."""
+def _of_settings(
+    keys: Collection[str], metadata: Mapping[str, str]
+) -> Iterator[Diagnostic]:
+    """What is wrong with peft's settings: unreadable, of a kind that the matrices alone
+    do not give, or missing."""
     try:
         settings = read_settings(metadata)
     except UserError as error:
-        yield finding("bad_header", str(error), "Convert the original file again; diffusers stops at it.")
+        yield finding(
+            "bad_header",
+            str(error),
+            "Convert the original file again; diffusers stops at it.",
+        )
         return
     if settings is None:
         without = keys_without_strength(keys)
         if without:
             message = MISSING_SETTINGS.format(without[0])
-            yield finding("settings_missing", message[0].upper() + message[1:], MISSING_REMEDY)
+            yield finding(
+                "settings_missing", message[0].upper() + message[1:], MISSING_REMEDY
+            )
         return
     reason, remedy = settings.fault
     if reason:
-        yield finding("settings", f"The matrices alone are not its change: {reason}.", remedy)
+        yield finding(
+            "settings", f"The matrices alone are not its change: {reason}.", remedy
+        )
 
 
 def _unread(read: FileLayers, count: int) -> Iterator[Diagnostic]:
@@ -237,7 +284,12 @@ def _unread(read: FileLayers, count: int) -> Iterator[Diagnostic]:
     else:
         problem = "are of no known form of a LoRA"
         remedy = "Give a LoRA file, not a model or a text encoder."
-    yield finding("unknown_keys", f"{number} keys {problem}, such as {names[0]!r}.", remedy, tuple(names))
+    yield finding(
+        "unknown_keys",
+        f"{number} keys {problem}, such as {names[0]!r}.",
+        remedy,
+        tuple(names),
+    )
 
 
 def _broken(read: FileLayers) -> Iterator[Diagnostic]:
@@ -258,19 +310,26 @@ def _broken(read: FileLayers) -> Iterator[Diagnostic]:
     for fault, (message, remedy) in _BROKEN.items():
         names = layers_by_fault[fault]
         if names:
-            yield finding(fault, f"{_count(names, count)} hold {message}", remedy, tuple(names))
+            yield finding(
+                fault, f"{_count(names, count)} hold {message}", remedy, tuple(names)
+            )
 
 
 def _layer_fault(parts: Mapping[str, Tensor]) -> str:
     """The check that a layer with its alpha fails, or empty."""
     alpha = parts.get("alpha")
-    if alpha is not None and not ignores_alpha(parts) and not torch.isfinite(alpha.float()).all():
+    if (
+        alpha is not None
+        and not ignores_alpha(parts)
+        and not torch.isfinite(alpha.float()).all()
+    ):
         return "not_finite"
     return _faults(_matrices(parts))
 
 
 def _bias_fault(bias_O: Tensor, change: LayerDelta | None) -> str:
-    """The check that a change of a bias fails, or empty. change: that of the layer's weight."""
+    """The check that a change of a bias fails, or empty. change: that of the layer's
+    weight."""
     if not torch.isfinite(bias_O.float()).all():
         return "not_finite"
     if bias_O.dim() != 1:
@@ -281,11 +340,14 @@ def _bias_fault(bias_O: Tensor, change: LayerDelta | None) -> str:
 
 
 def _untrained(sound: Mapping[str, LayerDelta]) -> Iterator[Diagnostic]:
-    """Layers that change nothing, or too much. What a scale of 0, or one that is not believed, does is reported by
-    `_alphas`, so such layers count here as if their scale were 1."""
+    """Layers that change nothing, or too much. What a scale of 0, or one that is not
+    believed, does is reported by `_alphas`, so such layers count here as if their scale
+    were 1."""
     if not sound:
         return
-    sizes = {name: _size(change) * _believed_scale(change) for name, change in sound.items()}
+    sizes = {
+        name: _size(change) * _believed_scale(change) for name, change in sound.items()
+    }
     largest = max(sizes.values())
     if largest == 0:
         remedy = "Train again, and see that the loss has a gradient (grad_norm above 0 in metrics.jsonl)."
@@ -293,13 +355,22 @@ def _untrained(sound: Mapping[str, LayerDelta]) -> Iterator[Diagnostic]:
         return
     if largest < NEARLY_NOTHING:
         message = f"All {len(sound)} layers are nearly zero: {largest:.1g} of the usual size of a weight."
-        yield finding("nearly_zero", message, "Train longer, or with a higher lr; it changes nothing that is seen.")
+        yield finding(
+            "nearly_zero",
+            message,
+            "Train longer, or with a higher lr; it changes nothing that is seen.",
+        )
         return
     least = min(NEARLY_NOTHING, FADED * largest)
     zero = [name for name, size in sizes.items() if size == 0 or size < least]
     if zero and not _is_end_of_text(zero, sound):
         message = f"{_count(zero, len(sound))} are zero or nearly: they were never trained, or lost their numbers."
-        yield finding("partly_untrained", message, "Train those layers too, or take another file.", tuple(zero))
+        yield finding(
+            "partly_untrained",
+            message,
+            "Train those layers too, or take another file.",
+            tuple(zero),
+        )
     huge = [name for name, size in sizes.items() if size > EXPLODED]
     if huge:
         message = f"{_count(huge, len(sound))} are up to {largest:.2g} times as large as a model's weights."
@@ -314,7 +385,8 @@ def _believed_scale(change: LayerDelta) -> float:
 
 
 def _why_untrained(sound: Mapping[str, LayerDelta]) -> str:
-    """What is zero in a file without any effect, and whether even one step was taken."""
+    """What is zero in a file without any effect, and whether even one step was
+    taken."""
     ups = [change.parts["up"] for change in sound.values() if "up" in change.parts]
     ups_are_zero = bool(ups) and not any(up.any() for up in ups)
     if ups_are_zero:
@@ -329,8 +401,9 @@ def _why_untrained(sound: Mapping[str, LayerDelta]) -> str:
 
 
 def _size(change: LayerDelta) -> float:
-    """About how large a change is at scale 1, without the norms of a DoRA, as a part of a weight's usual size
-    (`NEARLY_NOTHING`): as if the rows of one matrix and the columns of the next were independent."""
+    """About how large a change is at scale 1, without the norms of a DoRA, as a part of
+    a weight's usual size (`NEARLY_NOTHING`): as if the rows of one matrix and the
+    columns of the next were independent."""
     if change.multiplied:
         return change.multiplied.size(change.parts)
     inputs = change.shape[1]
@@ -346,20 +419,33 @@ def _size(change: LayerDelta) -> float:
 
 
 def _is_initial(sound: Mapping[str, LayerDelta]) -> bool:
-    """Whether all down matrices are evenly spread between -1 and 1 through the root of their inputs, as trainers
-    begin with them (`torch.nn.init.kaiming_uniform_(a=5 ** 0.5)`)."""
-    downs = [change.parts["down"] for change in sound.values() if "down" in change.parts]
-    spread = [float(down.std() * math.sqrt(3 * down.shape[1])) for down in downs if down.numel() > 1]
-    most = max((float(down.abs().max()) * math.sqrt(down.shape[1]) for down in downs), default=2.0)
+    """Whether all down matrices are evenly spread between -1 and 1 through the root of
+    their inputs, as trainers begin with them (`torch.nn.init.kaiming_uniform_(a=5 **
+    0.5)`)."""
+    downs = [
+        change.parts["down"] for change in sound.values() if "down" in change.parts
+    ]
+    spread = [
+        float(down.std() * math.sqrt(3 * down.shape[1]))
+        for down in downs
+        if down.numel() > 1
+    ]
+    most = max(
+        (float(down.abs().max()) * math.sqrt(down.shape[1]) for down in downs),
+        default=2.0,
+    )
     return most <= 1.01 and abs(sum(spread) / max(len(spread), 1) - 1) < 0.05
 
 
 def _is_end_of_text(zero: Collection[str], sound: Collection[str]) -> bool:
-    """Whether only layers of the text in the last block are zero: what follows the last attention on that side reaches
-    no pixel, so that it stays as it was in a good file."""
+    """Whether only layers of the text in the last block are zero: what follows the last
+    attention on that side reaches no pixel, so that it stays as it was in a good
+    file."""
     numbers = [number for number in map(block_in, sound) if number is not None]
     last = max(numbers, default=0)
-    text_of_last = {name for name in sound if block_in(name) == last and TEXT_SIDE.search(name)}
+    text_of_last = {
+        name for name in sound if block_in(name) == last and TEXT_SIDE.search(name)
+    }
     return set(zero) <= text_of_last and set(zero) < set(sound)
 
 
@@ -377,19 +463,33 @@ class _Strengths:
 
     @property
     def finite(self) -> dict[str, float]:
-        return {name: scale for name, scale in self.scales.items() if math.isfinite(scale)}
+        return {
+            name: scale for name, scale in self.scales.items() if math.isfinite(scale)
+        }
 
     @property
     def odd(self) -> list[str]:
         """The layers with a strength that is not believed, but for those of 0."""
         least, most = USUAL_SCALES
-        return [name for name, scale in self.finite.items() if scale and not least <= scale <= most]
+        return [
+            name
+            for name, scale in self.finite.items()
+            if scale and not least <= scale <= most
+        ]
 
 
-def _alphas(read: FileLayers, sound: Mapping[str, LayerDelta], metadata: Mapping[str, str]) -> Iterator[Diagnostic]:
+def _alphas(
+    read: FileLayers, sound: Mapping[str, LayerDelta], metadata: Mapping[str, str]
+) -> Iterator[Diagnostic]:
     """Everything that is wrong with the strengths of a file's layers."""
-    scales = {name: change.scale for name, change in sound.items() if _has_strength(change)}
-    alphas = {name: read.parts[name]["alpha"] for name in scales if "alpha" in read.parts[name]}
+    scales = {
+        name: change.scale for name, change in sound.items() if _has_strength(change)
+    }
+    alphas = {
+        name: read.parts[name]["alpha"]
+        for name in scales
+        if "alpha" in read.parts[name]
+    }
     file = _Strengths(scales, alphas, metadata)
     yield from _lost_alphas(file)
     yield from _alphas_of_several_numbers(file)
@@ -407,7 +507,9 @@ def _lost_alphas(file: _Strengths) -> Iterator[Diagnostic]:
         return
     if file.alphas:
         message = f"{_count(without, len(file.scales))} lack the alpha that the others have: their strength is 1."
-        yield finding("alpha_lost", message, "Convert the original file again.", without)
+        yield finding(
+            "alpha_lost", message, "Convert the original file again.", without
+        )
         return
     remedy = "Take the file as its trainer saved it, with its .alpha keys."
     if any(name.startswith("lora_unet_") for name in without):
@@ -424,13 +526,20 @@ def _alphas_of_several_numbers(file: _Strengths) -> Iterator[Diagnostic]:
     if several:
         shape = list(file.alphas[several[0]].shape)
         message = f"alpha is not a single number, but {shape}, in {_count(several, len(file.scales))}."
-        yield finding("alpha_absurd", message, "Take the file as its trainer saved it.", tuple(several))
+        yield finding(
+            "alpha_absurd",
+            message,
+            "Take the file as its trainer saved it.",
+            tuple(several),
+        )
 
 
 def _alphas_of_zero(file: _Strengths) -> Iterator[Diagnostic]:
     zero = [name for name, scale in file.finite.items() if scale == 0]
     if zero:
-        message = f"alpha is 0 in {_count(zero, len(file.finite))}: they have no effect."
+        message = (
+            f"alpha is 0 in {_count(zero, len(file.finite))}: they have no effect."
+        )
         remedy = "Write the alpha of the training into the file (usually the rank)."
         yield finding("alpha_zero", message, remedy, tuple(zero))
 
@@ -443,19 +552,29 @@ def _odd_strength(file: _Strengths) -> Diagnostic:
 
 
 def _unlike_strengths(file: _Strengths) -> Iterator[Diagnostic]:
-    """Layers whose strength differs from most, unless one alpha is meant for layers of several ranks."""
+    """Layers whose strength differs from most, unless one alpha is meant for layers of
+    several ranks."""
     scales = {name: scale for name, scale in file.finite.items() if scale}
     counts = Counter(f"{scale:.3g}" for scale in scales.values())
     if len(counts) < 2:
         return
     usual = float(counts.most_common(1)[0][0])
-    unlike = [name for name, scale in scales.items() if not 1 / UNLIKE < scale / usual < UNLIKE]
+    unlike = [
+        name
+        for name, scale in scales.items()
+        if not 1 / UNLIKE < scale / usual < UNLIKE
+    ]
     alphas = {float(alpha) for alpha in file.alphas.values() if alpha.numel() == 1}
     all_have_one = len(file.alphas) == len(file.scales)
     if unlike and all_have_one and len(alphas) > 1:
         shown = f"the strength alpha / rank is {scales[unlike[0]]:.3g}, and {usual:g} in most"
         remedy = "See that all layers have the alpha of the training."
-        yield finding("alpha_unlike", f"In {_count(unlike, len(scales))} {shown}.", remedy, tuple(unlike))
+        yield finding(
+            "alpha_unlike",
+            f"In {_count(unlike, len(scales))} {shown}.",
+            remedy,
+            tuple(unlike),
+        )
 
 
 def _strength_in_header_alone(file: _Strengths) -> Iterator[Diagnostic]:
@@ -470,13 +589,15 @@ def _strength_in_header_alone(file: _Strengths) -> Iterator[Diagnostic]:
 
 
 def _has_strength(change: LayerDelta) -> bool:
-    """Whether alpha is its strength: of an OFT it is a limit, of a LoKr with two full factors nothing."""
+    """Whether alpha is its strength: of an OFT it is a limit, of a LoKr with two full
+    factors nothing."""
     return not ignores_alpha(change.parts) and rank_of(change.parts) > 0
 
 
 def _lost_by_header(metadata: Mapping[str, str]) -> str:
-    """How much stronger a file of this program is than it was trained, in words; empty: not at all, or it is not told.
-    Other programs leave the alpha of the training in the header when they move it into the matrices."""
+    """How much stronger a file of this program is than it was trained, in words; empty:
+    not at all, or it is not told. Other programs leave the alpha of the training in the
+    header when they move it into the matrices."""
     if is_own(metadata) and _times_too_strong(metadata) not in (None, 1.0):
         return _says(metadata)
     return ""

@@ -1,12 +1,16 @@
-"""The settings that peft and diffusers store with an adapter, and what they mean for its matrices.
+"""The settings that peft and diffusers store with an adapter, and what they mean for
+its matrices.
 
-A file of peft holds matrices only. Their strength is in `adapter_config.json` next to it, or in the file's header where
-diffusers wrote it. Some settings also say that the matrices alone are not the change: such files are refused by name.
-`FIELDS` has a row for every field of peft's config classes; `tests/toolkit/networks/test_adapter_settings.py` walks the
-installed classes, so that a new field fails a test before it can be misread. Imports no torch.
+A file of peft holds matrices only. Their strength is in `adapter_config.json` next to
+it, or in the file's header where diffusers wrote it. Some settings also say that the
+matrices alone are not the change: such files are refused by name. `FIELDS` has a row
+for every field of peft's config classes;
+`tests/toolkit/networks/test_adapter_settings.py` walks the installed classes, so that a
+new field fails a test before it can be misread. Imports no torch.
 
-Source: peft 0.21.2, tuners/{lora,loha,lokr,oft,boft}/config.py and layer.py, utils/other.py (`get_pattern_key`);
-diffusers 0.42.1, loaders/lora_base.py (`lora_adapter_metadata`).
+Source: peft 0.21.2, tuners/{lora,loha,lokr,oft,boft}/config.py and layer.py,
+utils/other.py (`get_pattern_key`); diffusers 0.42.1, loaders/lora_base.py
+(`lora_adapter_metadata`).
 
     settings = read_settings(metadata)
     if settings is not None:
@@ -31,7 +35,8 @@ HEADER_METADATA = "lora_adapter_metadata"
 """Key of the header in which diffusers stores the settings."""
 
 CONFIG_FILE = "adapter_config.json"
-"""The file in which peft stores them. `read_tensors` keeps its text in the metadata under this name."""
+"""The file in which peft stores them. `read_tensors` keeps its text in the metadata
+under this name."""
 
 PEFT_PREFIX = "base_model.model."
 """Start of each key that peft itself saves."""
@@ -40,7 +45,8 @@ DEFAULT_ALPHA = 8.0
 """The alpha of a config that does not give one: the default of peft's classes."""
 
 MOST_EXPRESSIONS = 1000
-"""Regular expressions in one config. diffusers writes one plain name for each layer; people write a handful."""
+"""Regular expressions in one config. diffusers writes one plain name for each layer;
+people write a handful."""
 
 LONGEST_EXPRESSION = 10_000
 """Characters of one of them. Longer ones take minutes to compile."""
@@ -48,7 +54,8 @@ LONGEST_EXPRESSION = 10_000
 
 @dataclass(frozen=True)
 class Refused:
-    """A setting with which the matrices alone are not the change. Empty values (null, false, {}) are harmless."""
+    """A setting with which the matrices alone are not the change. Empty values (null,
+    false, {}) are harmless."""
 
     reason: str
     harmless: tuple[object, ...] = ()
@@ -60,9 +67,12 @@ class Refused:
 SCALES = "scales"
 HARMLESS = "harmless"
 
-_STARTS_IN_THE_BASE = "the start of this adapter was subtracted from the model's weights"
+_STARTS_IN_THE_BASE = (
+    "the start of this adapter was subtracted from the model's weights"
+)
 _CONVERT = (
-    "In peft, save it with path_initial_model_for_weight_conversion, which writes a plain LoRA of twice the rank."
+    "In peft, save it with path_initial_model_for_weight_conversion, which writes "
+    "a plain LoRA of twice the rank."
 )
 
 _OF_EVERY_KIND: dict[str, str | Refused] = {
@@ -80,14 +90,19 @@ _OF_LYCORIS: dict[str, str | Refused] = {
     **_OF_EVERY_KIND,
     **dict.fromkeys(("r", "alpha", "rank_pattern", "alpha_pattern"), SCALES),
     # use_effective_conv2d concerns convolutions, of which these models have none.
-    **dict.fromkeys(("rank_dropout", "module_dropout", "use_effective_conv2d", "init_weights"), HARMLESS),
+    **dict.fromkeys(
+        ("rank_dropout", "module_dropout", "use_effective_conv2d", "init_weights"),
+        HARMLESS,
+    ),
 }
 
 _OF_OFT: dict[str, str | Refused] = {
     **_OF_EVERY_KIND,
     # fan_in_fan_out: peft turns it off for linear layers.
     **dict.fromkeys(("fan_in_fan_out", "init_weights"), HARMLESS),
-    "bias": Refused("the biases of the model were trained besides the adapter", ("none",)),
+    "bias": Refused(
+        "the biases of the model were trained besides the adapter", ("none",)
+    ),
 }
 
 FIELDS: dict[str, dict[str, str | Refused]] = {
@@ -101,7 +116,8 @@ FIELDS: dict[str, dict[str, str | Refused]] = {
                 "lora_bias",  # seen by its keys
                 "use_dora",  # seen by its keys
                 "megatron_config", "megatron_core", "runtime_config", "target_parameters", "ensure_weight_tying",
-                # Without effect on linear layers; of a GPTQ model the matrices are narrower, which the shapes show.
+                # Without effect on linear layers; of a GPTQ model the matrices are
+                # narrower, which the shapes show.
                 "use_qalora", "qalora_group_size",
                 # Arguments of a start. Which start was used is in init_lora_weights.
                 "loftq_config", "eva_config", "corda_config", "lora_ga_config",
@@ -138,14 +154,16 @@ FIELDS: dict[str, dict[str, str | Refused]] = {
         **dict.fromkeys(("boft_block_size", "boft_block_num", "boft_n_butterfly_factor", "boft_dropout"), HARMLESS),
     },
 }  # fmt: skip
-"""`peft_type` -> field of its config -> whether it scales the change, is harmless, or is refused."""
+"""`peft_type` -> field of its config -> whether it scales the change, is harmless, or
+is refused."""
 
 ALPHA_OF = {"lora": "lora_alpha", "loha": "alpha", "lokr": "alpha"}
 """Kind of the matrices -> the field that has their alpha."""
 
 
 OFT_SINCE = (0, 18)
-"""The version of peft since which the series of an OFT is the one that is read here; older ones end otherwise."""
+"""The version of peft since which the series of an OFT is the one that is read here;
+older ones end otherwise."""
 
 MOST_TERMS = 1000
 """Most terms of that series; people write 5."""
@@ -159,7 +177,8 @@ class OftSettings:
     """Terms of the series that nears the rotation; None: it is exact."""
 
     coft_eps: float | None = None
-    """The most that the blocks of a constrained OFT turn; None: it is not constrained."""
+    """The most that the blocks of a constrained OFT turn; None: it is not
+    constrained."""
 
     is_shared: bool = False
     """Whether a single block serves for all."""
@@ -167,7 +186,8 @@ class OftSettings:
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """The settings of one file. `scale` is what they mean for a layer; `fault` is why the file cannot be read."""
+    """The settings of one file. `scale` is what they mean for a layer; `fault` is why
+    the file cannot be read."""
 
     source: str
     """Where they were found, for messages."""
@@ -178,9 +198,10 @@ class AdapterSettings:
     def scale(self, module: str, kind: str, rank: int | None) -> float:
         """The factor of a layer's change.
 
-        module: its name without a prefix. kind: of its matrices, a key of ALPHA_OF. rank: the inner size of its
-        matrices, which counts whatever the settings say; None for a LoKr with two whole factors, whose rank is in the
-        settings alone (peft divides by it all the same, LyCORIS does not scale such layers).
+        module: its name without a prefix. kind: of its matrices, a key of ALPHA_OF.
+        rank: the inner size of its matrices, which counts whatever the settings say;
+        None for a LoKr with two whole factors, whose rank is in the settings alone
+        (peft divides by it all the same, LyCORIS does not scale such layers).
         """
         if kind == "lokr" and is_before_peft_014(self.values):
             return 1.0
@@ -203,21 +224,31 @@ class AdapterSettings:
         return default if value is None else float(value)
 
     def oft(self) -> OftSettings:
-        """Those of an OFT. Raises UserError, without the name of the file, where one of them is missing or impossible:
-        peft's defaults have changed, so that they are not guessed."""
-        missing = [key for key in _OFT_KEYS if not isinstance(self.values.get(key), _OFT_KEYS[key])]
+        """Those of an OFT. Raises UserError, without the name of the file, where one of
+        them is missing or impossible: peft's defaults have changed, so that they are
+        not guessed."""
+        missing = [
+            key
+            for key in _OFT_KEYS
+            if not isinstance(self.values.get(key), _OFT_KEYS[key])
+        ]
         if missing:
             raise UserError(
                 f"{self.source} says nothing of {missing[0]}, without which an OFT cannot be read. Save it with peft."
             )
-        series, terms, eps = (self.values[key] for key in ("use_cayley_neumann", "num_cayley_neumann_terms", "eps"))
+        series, terms, eps = (
+            self.values[key]
+            for key in ("use_cayley_neumann", "num_cayley_neumann_terms", "eps")
+        )
         if series and _version(self.values.get("peft_version")) < OFT_SINCE:
             raise UserError(
                 f"{self.source} says use_cayley_neumann, and is not of peft 0.18 or later, which changed what it "
                 f"means. Merge the file into its model with the peft that wrote it."
             )
         if not 1 <= terms <= MOST_TERMS or not 0 <= eps < math.inf:
-            raise UserError(f"{self.source} says num_cayley_neumann_terms: {terms} and eps: {eps}, which no OFT has.")
+            raise UserError(
+                f"{self.source} says num_cayley_neumann_terms: {terms} and eps: {eps}, which no OFT has."
+            )
         return OftSettings(
             neumann_terms=terms if series else None,
             coft_eps=float(eps) if self.values["coft"] else None,
@@ -226,7 +257,8 @@ class AdapterSettings:
 
     @property
     def fault(self) -> tuple[str, str]:
-        """(Why a file with these settings is not read, what to do); two empty texts: it is read."""
+        """(Why a file with these settings is not read, what to do); two empty texts: it
+        is read."""
         named = _kind_named(self.values)
         if named and named not in FIELDS:
             return (
@@ -235,24 +267,44 @@ class AdapterSettings:
             )
         fields = FIELDS.get(named, FIELDS["LORA"] | FIELDS["LOKR"])
         for key, value in self.values.items():
-            meaning = fields.get(key, Refused("this setting is not known", remedy="Save it with peft 0.21.2."))
-            if isinstance(meaning, Refused) and value and not _is_one_of(value, meaning.harmless):
-                return f"{self.source} says {_shown(key)}: {_short(value)}: {meaning.reason}", meaning.remedy
+            meaning = fields.get(
+                key,
+                Refused(
+                    "this setting is not known", remedy="Save it with peft 0.21.2."
+                ),
+            )
+            if (
+                isinstance(meaning, Refused)
+                and value
+                and not _is_one_of(value, meaning.harmless)
+            ):
+                return (
+                    f"{self.source} says {_shown(key)}: {_short(value)}: {meaning.reason}",
+                    meaning.remedy,
+                )
         return "", ""
 
 
 def read_settings(metadata: Mapping[str, str]) -> AdapterSettings | None:
-    """The settings in a file's metadata (`lora_formats.read_tensors`), or None where there are none.
+    """The settings in a file's metadata (`lora_formats.read_tensors`), or None where
+    there are none.
 
-    Raises UserError, without the name of the file, for settings that are not JSON, hold no number where a number has to
-    be, or a pattern that is not a regular expression.
+    Raises UserError, without the name of the file, for settings that are not JSON, hold
+    no number where a number has to be, or a pattern that is not a regular expression.
     """
-    for key, source in ((HEADER_METADATA, f"{HEADER_METADATA} in its header"), (CONFIG_FILE, CONFIG_FILE)):
+    for key, source in (
+        (HEADER_METADATA, f"{HEADER_METADATA} in its header"),
+        (CONFIG_FILE, CONFIG_FILE),
+    ):
         if key in metadata:
             values = _parsed(metadata[key], source)
             if not values:  # it speaks of other parts of a pipeline alone
                 continue
-            return AdapterSettings(source, values, {name: _patterns(values, name, source) for name in PATTERNS})
+            return AdapterSettings(
+                source,
+                values,
+                {name: _patterns(values, name, source) for name in PATTERNS},
+            )
     return None
 
 
@@ -260,10 +312,12 @@ PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
 def is_before_peft_014(values: Mapping[str, Any]) -> bool:
-    """Whether peft 0.13 or older saved the config: all its fields are in it, and not one that 0.14 added.
+    """Whether peft 0.13 or older saved the config: all its fields are in it, and not
+    one that 0.14 added.
 
-    It did not scale a LoKr, and looked up a layer in `rank_pattern` and `alpha_pattern` by one key, the first of both
-    that matches. Source: peft 0.9.0, 0.12.0 and 0.13.2, tuners/lokr/layer.py and tuners/lora/model.py.
+    It did not scale a LoKr, and looked up a layer in `rank_pattern` and `alpha_pattern`
+    by one key, the first of both that matches. Source: peft 0.9.0, 0.12.0 and 0.13.2,
+    tuners/lokr/layer.py and tuners/lora/model.py.
     """
     return "auto_mapping" in values and "exclude_modules" not in values
 
@@ -273,18 +327,27 @@ _PART = "transformer."
 
 
 def _parsed(text: str, source: str) -> dict[str, Any]:
-    """The fields by name. Those of other parts of a pipeline (`text_encoder.r`) are left out, and where some are named
-    for the transformer, all that are not, as diffusers does."""
+    """The fields by name. Those of other parts of a pipeline (`text_encoder.r`) are
+    left out, and where some are named for the transformer, all that are not, as
+    diffusers does."""
     try:
         written = json.loads(text)
-        of_part = {key: value for key, value in written.items() if key.startswith(_PART)}
-        named = {key.removeprefix(_PART): value for key, value in (of_part or written).items()}
+        of_part = {
+            key: value for key, value in written.items() if key.startswith(_PART)
+        }
+        named = {
+            key.removeprefix(_PART): value
+            for key, value in (of_part or written).items()
+        }
     except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{source} is not a JSON mapping ({error}).") from error
     values = {key: value for key, value in named.items() if "." not in key}
     for key in ("r", "lora_alpha", "alpha"):
         _check_number(values.get(key), source)
-    if _kind_named(values) in ("", "LOKR"):  # the only one whose rank may not be in its matrices; an OFT may have r: 0
+    if _kind_named(values) in (
+        "",
+        "LOKR",
+    ):  # the only one whose rank may not be in its matrices; an OFT may have r: 0
         _check_ranks([values.get("r")], source)
     return values
 
@@ -314,10 +377,12 @@ def _is_finite(value: Any) -> bool:
 
 
 class Patterns:
-    """`rank_pattern` or `alpha_pattern`: the value of the first pattern that matches a module.
+    """`rank_pattern` or `alpha_pattern`: the value of the first pattern that matches a
+    module.
 
-    peft matches `(.*\\.)?(PATTERN)$` at the start of the name. Most patterns are plain names, one for each layer, which
-    are compared without a regular expression; "." stands for any character in them too.
+    peft matches `(.*\\.)?(PATTERN)$` at the start of the name. Most patterns are plain
+    names, one for each layer, which are compared without a regular expression; "."
+    stands for any character in them too.
     """
 
     def __init__(self, patterns: Mapping[str, float | None], source: str) -> None:
@@ -327,10 +392,14 @@ class Patterns:
         self._compiled: dict[str, re.Pattern[str]] = {}
         expressions = [pattern for pattern in patterns if not PLAIN.fullmatch(pattern)]
         if len(expressions) > MOST_EXPRESSIONS:
-            raise UserError(f"{source} holds {len(expressions)} regular expressions; {MOST_EXPRESSIONS} are the most.")
+            raise UserError(
+                f"{source} holds {len(expressions)} regular expressions; {MOST_EXPRESSIONS} are the most."
+            )
         for pattern in expressions:
             if len(pattern) > LONGEST_EXPRESSION:
-                raise UserError(f"{source}: {pattern[:60]!r}... is longer than {LONGEST_EXPRESSION} characters.")
+                raise UserError(
+                    f"{source}: {pattern[:60]!r}... is longer than {LONGEST_EXPRESSION} characters."
+                )
             try:
                 self._compiled[pattern] = re.compile(_whole(pattern))
             except (re.error, OverflowError, RecursionError) as error:
@@ -344,7 +413,14 @@ class Patterns:
         Raises UserError once all layers together have taken longer than MATCH_SECONDS.
         """
         begun = time.monotonic()
-        first = next((value for pattern, value in self._values if self._matches(pattern, module)), None)
+        first = next(
+            (
+                value
+                for pattern, value in self._values
+                if self._matches(pattern, module)
+            ),
+            None,
+        )
         self._seconds += time.monotonic() - begun
         if self._seconds > MATCH_SECONDS:
             raise UserError(
@@ -373,7 +449,8 @@ def _whole(pattern: str) -> str:
 
 
 def _equal(name: str, module: str) -> bool:
-    """Whether names of one length are the same, where a dot in `name` stands for any character."""
+    """Whether names of one length are the same, where a dot in `name` stands for any
+    character."""
     if name == module:
         return True
     if "." not in name:
@@ -384,15 +461,23 @@ def _equal(name: str, module: str) -> bool:
 def _patterns(values: Mapping[str, Any], key: str, source: str) -> Patterns:
     patterns = values.get(key) or {}
     if not isinstance(patterns, Mapping):
-        raise UserError(f"{source} is not a JSON mapping ({key} is {_short(patterns)}).")
+        raise UserError(
+            f"{source} is not a JSON mapping ({key} is {_short(patterns)})."
+        )
     if len(patterns) > MOST_TENSORS:
-        raise UserError(f"{source} holds {len(patterns):,} entries in {key}; {MOST_TENSORS:,} are the most.")
+        raise UserError(
+            f"{source} holds {len(patterns):,} entries in {key}; {MOST_TENSORS:,} are the most."
+        )
     for value in patterns.values():
         _check_number(value, source)
     if key == "rank_pattern":
         _check_ranks(patterns.values(), source)
     if is_before_peft_014(values):
-        patterns = {one: patterns.get(one) for name in PATTERNS for one in values.get(name) or {}}
+        patterns = {
+            one: patterns.get(one)
+            for name in PATTERNS
+            for one in values.get(name) or {}
+        }
     return Patterns(patterns, source)
 
 
@@ -407,7 +492,8 @@ _OFT_KEYS: dict[str, type | tuple[type, ...]] = {
 
 
 def _version(text: object) -> tuple[int, ...]:
-    """The first two numbers of a version of peft, which is written since 0.18; (): there is none."""
+    """The first two numbers of a version of peft, which is written since 0.18; ():
+    there is none."""
     if isinstance(text, str):
         match = re.match(r"(\d+)\.(\d+)", text)
     else:

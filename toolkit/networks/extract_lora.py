@@ -1,4 +1,5 @@
-"""Extracts a plain LoRA from a network of another kind, for programs that read nothing else (`save.also`)."""
+"""Extracts a plain LoRA from a network of another kind, for programs that read nothing
+else (`save.also`)."""
 
 from __future__ import annotations
 
@@ -26,12 +27,19 @@ class ExtractedLora:
     """In the file's dtype, under names that ComfyUI and diffusers load."""
 
     errors: dict[str, float]
-    """Layer -> Frobenius norm of the difference, relative to the layer's delta; 0 for a delta of zero."""
+    """Layer -> Frobenius norm of the difference, relative to the layer's delta; 0 for a
+    delta of zero."""
 
     @property
     def rank(self) -> int:
         """The largest of a layer; its alpha is the same, so nothing is scaled."""
-        return int(max(tensor for name, tensor in self.tensors.items() if name.endswith(".alpha")))
+        return int(
+            max(
+                tensor
+                for name, tensor in self.tensors.items()
+                if name.endswith(".alpha")
+            )
+        )
 
     @property
     def worst_layer(self) -> str:
@@ -57,11 +65,13 @@ def extract_network_lora(
     dtype: str,
     stop_asked: Callable[[], bool] = lambda: False,
 ) -> ExtractedLora | None:
-    """The LoRA of at most `rank`, in `dtype` (a key of DTYPES), nearest to what `weights` change in each layer.
+    """The LoRA of at most `rank`, in `dtype` (a key of DTYPES), nearest to what
+    `weights` change in each layer.
 
-    weights: float32 on the CPU, as named by the network's `parameters`. The change of a DoRA is that of the weight its
-    training sees: of a quantized one, the dequantized. Works on the CPU, one layer after the other, which can take
-    minutes: None when `should_stop` before the end.
+    weights: float32 on the CPU, as named by the network's `parameters`. The change of a
+    DoRA is that of the weight its training sees: of a quantized one, the dequantized.
+    Works on the CPU, one layer after the other, which can take minutes: None when
+    `should_stop` before the end.
     """
     tensors: dict[str, Tensor] = {}
     errors: dict[str, float] = {}
@@ -74,20 +84,33 @@ def extract_network_lora(
             up, down, error = extract_lora(change, rank)
         else:
             up, down, error = extract_lora_from_delta(
-                change.delta_for(dequantized_weight(network.layers[name].base_layer, CPU)), rank
+                change.delta_for(
+                    dequantized_weight(network.layers[name].base_layer, CPU)
+                ),
+                rank,
             )
         stored = up.to(DTYPES[dtype]).contiguous(), down.to(DTYPES[dtype]).contiguous()
-        tensors[f"{EXPORTED_PREFIX}{name}.lora_B.weight"], tensors[f"{EXPORTED_PREFIX}{name}.lora_A.weight"] = stored
-        tensors[f"{EXPORTED_PREFIX}{name}.alpha"] = torch.tensor(float(len(down)))  # bfloat16 would round some ranks
+        (
+            tensors[f"{EXPORTED_PREFIX}{name}.lora_B.weight"],
+            tensors[f"{EXPORTED_PREFIX}{name}.lora_A.weight"],
+        ) = stored
+        tensors[f"{EXPORTED_PREFIX}{name}.alpha"] = torch.tensor(
+            float(len(down))
+        )  # bfloat16 would round some ranks
         errors[name] = math.hypot(error, _rounding((up, down), stored))
     return ExtractedLora(tensors, errors)
 
 
 def _rounding(exact: tuple[Tensor, Tensor], stored: tuple[Tensor, Tensor]) -> float:
     """|stored product - exact product| relative to the latter, by the products' small Gram matrices, in float64."""
-    (up, down), (stored_up, stored_down) = ([matrix.double() for matrix in pair] for pair in (exact, stored))
+    (up, down), (stored_up, stored_down) = (
+        [matrix.double() for matrix in pair] for pair in (exact, stored)
+    )
     norm = _product_norm(up, down)
-    difference = _product_norm(torch.cat([stored_up - up, up], 1), torch.cat([stored_down, stored_down - down], 0))
+    difference = _product_norm(
+        torch.cat([stored_up - up, up], 1),
+        torch.cat([stored_down, stored_down - down], 0),
+    )
     return difference / norm if norm else 0.0
 
 

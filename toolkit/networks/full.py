@@ -1,7 +1,7 @@
 """Full fine-tuning: the parameters of the model itself are trained, without an adapter.
 
-Modules are selected by their dotted names, as the layers of an adapter are; all parameters of a module (matrix, bias,
-scale of a norm) are trained.
+Modules are selected by their dotted names, as the layers of an adapter are; all
+parameters of a module (matrix, bias, scale of a norm) are trained.
 """
 
 from __future__ import annotations
@@ -16,20 +16,28 @@ from toolkit.config.sections.network import NetworkConfig
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network import Network
 from toolkit.errors import UserError
-from toolkit.system.sharded_param import RowShard, is_sharded, local_rows, local_shard_parameter, shard_of
+from toolkit.system.sharded_param import (
+    RowShard,
+    is_sharded,
+    local_rows,
+    local_shard_parameter,
+    shard_of,
+)
 
 
 class FullNetwork(Network):
     """The given modules of the model, trained in the dtype they are loaded in.
 
-    Parameters in float32 are master weights: they are cast to the compute dtype on use, so gradients and updates are
-    float32 and the output is that of the model in the compute dtype. With `train.full_bf16` nothing is float32.
+    Parameters in float32 are master weights: they are cast to the compute dtype on use,
+    so gradients and updates are float32 and the output is that of the model in the
+    compute dtype. With `train.full_bf16` nothing is float32.
 
     Sharded parameters are cast when they are gathered; each rank trains its own rows.
     """
 
     def __init__(self, targets: Sequence[str], dtype: torch.dtype) -> None:
-        """targets: full dotted names of modules with their own parameters. dtype: the compute dtype."""
+        """targets: full dotted names of modules with their own parameters. dtype: the
+        compute dtype."""
         self.targets = tuple(targets)
         self.dtype = dtype
         self._parameters: dict[str, nn.Parameter] = {}
@@ -37,7 +45,13 @@ class FullNetwork(Network):
         self._buffers: dict[str, Tensor] = {}
 
     @classmethod
-    def from_config(cls, settings: NetworkConfig, targets: Sequence[str], seed: int, dtype: torch.dtype) -> Self:
+    def from_config(
+        cls,
+        settings: NetworkConfig,
+        targets: Sequence[str],
+        seed: int,
+        dtype: torch.dtype,
+    ) -> Self:
         """Uses only the choice of modules of the section, and no seed."""
         return cls(targets, dtype)
 
@@ -48,7 +62,9 @@ class FullNetwork(Network):
 
     def attach(self, model: nn.Module) -> None:
         model.requires_grad_(False)
-        tied: set[int] = set()  # a parameter of several modules is trained under its first name
+        tied: set[int] = (
+            set()
+        )  # a parameter of several modules is trained under its first name
         for target in self.targets:
             module = model.get_submodule(target)
             for name, parameter in module.named_parameters(recurse=False):
@@ -62,31 +78,59 @@ class FullNetwork(Network):
                     trained = parameter
                 self._parameters[f"{target}.{name}"] = trained
             cast_on_use(module, self.dtype)
-        # Kept here: frozen ones may be removed from the model later (by the modulation cache).
-        self._modules = {name: model.get_submodule(name) for name in modules_with_weights(model)}
-        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        self._buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
+        # Kept here: frozen ones may be removed from the model later (by the modulation
+        # cache).
+        self._modules = {
+            name: model.get_submodule(name) for name in modules_with_weights(model)
+        }
+        parameters = {
+            name for name, _ in model.named_parameters(remove_duplicate=False)
+        }
+        self._buffers = {
+            name: tensor
+            for name, tensor in model.state_dict().items()
+            if name not in parameters
+        }
         for module in self._modules.values():  # what is not trained is rounded
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.requires_grad or parameter.dtype == self.dtype:
                     continue
-                if is_sharded(parameter):  # FSDP2 takes over what stands in the module when it first runs
-                    setattr(module, name, nn.Parameter(parameter.detach().to(self.dtype), requires_grad=False))
+                if is_sharded(
+                    parameter
+                ):  # FSDP2 takes over what stands in the module when it first runs
+                    setattr(
+                        module,
+                        name,
+                        nn.Parameter(
+                            parameter.detach().to(self.dtype), requires_grad=False
+                        ),
+                    )
                 else:
                     parameter.data = parameter.data.to(self.dtype)
 
     def load_pretrained(self, deltas: Mapping[str, Any]) -> None:
-        raise UserError("network.pretrained_lora_path: 'type: full' trains no adapter. Use model.base_loras.")
+        raise UserError(
+            "network.pretrained_lora_path: 'type: full' trains no adapter. Use model.base_loras."
+        )
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self._parameters)
 
     def sharded_params(self) -> dict[str, RowShard]:
-        return {name: shard_of(parameter) for name, parameter in self._of_model() if is_sharded(parameter)}
+        return {
+            name: shard_of(parameter)
+            for name, parameter in self._of_model()
+            if is_sharded(parameter)
+        }
 
     def export(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """All weights and buffers of the model, those that are not trained included, under the model's own names."""
-        return self._buffers | {name: local_rows(parameter) for name, parameter in self._of_model()} | weights
+        """All weights and buffers of the model, those that are not trained included,
+        under the model's own names."""
+        return (
+            self._buffers
+            | {name: local_rows(parameter) for name, parameter in self._of_model()}
+            | weights
+        )
 
     def _of_model(self) -> Iterator[tuple[str, nn.Parameter]]:
         tied: set[int] = set()
@@ -100,23 +144,35 @@ class FullNetwork(Network):
 
 def modules_with_weights(model: nn.Module) -> list[str]:
     """Dotted names of the modules that own parameters, in the model's order."""
-    return [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
+    return [
+        name
+        for name, module in model.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    ]
 
 
 def cast_on_use(module: nn.Module, dtype: torch.dtype) -> None:
-    """Makes `module` see its own parameters in `dtype`; they stay what they are for everyone else.
+    """Makes `module` see its own parameters in `dtype`; they stay what they are for
+    everyone else.
 
     Those that are sharded are left alone.
 
-    The class gets a property in front of each parameter, so no name in the model and no file of it changes (torch's
-    parametrizations would rename them). The conversion is part of the graph: gradients come back in the parameter's
-    own type. Unlike autocast it rounds nothing but the weights.
+    The class gets a property in front of each parameter, so no name in the model and no
+    file of it changes (torch's parametrizations would rename them). The conversion is
+    part of the graph: gradients come back in the parameter's own type. Unlike autocast
+    it rounds nothing but the weights.
     """
     parameters = module.named_parameters(recurse=False)
-    names = [name for name, parameter in parameters if parameter.dtype != dtype and not is_sharded(parameter)]
+    names = [
+        name
+        for name, parameter in parameters
+        if parameter.dtype != dtype and not is_sharded(parameter)
+    ]
     if names:
         kind = type(module)
-        module.__class__ = type(kind.__name__, (kind,), {name: _seen_in(dtype, name) for name in names})
+        module.__class__ = type(
+            kind.__name__, (kind,), {name: _seen_in(dtype, name) for name in names}
+        )
 
 
 def _seen_in(dtype: torch.dtype, name: str) -> property:

@@ -1,16 +1,19 @@
-"""LoRA: a low-rank delta B A of each adapted linear layer, scaled by alpha / rank. DoRA: the same delta on the
-direction of the weight.
+"""LoRA: a low-rank delta B A of each adapted linear layer, scaled by alpha / rank.
+DoRA: the same delta on the direction of the weight.
 
-The matrices are float32; they are used in the dtype of the layer's input, as under torch's autocast. Layers that read
-the same input have their down matrices applied in one product.
-Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1; started as peft's LoraLayer starts.
+The matrices are float32; they are used in the dtype of the layer's input, as under
+torch's autocast. Layers that read the same input have their down matrices applied in
+one product. Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1;
+started as peft's LoraLayer starts.
 
-With DoRA the weight W of each adapted layer becomes m (W + d) / |W + d|, with the LoRA d = alpha / rank B A. |.| is
-the norm of each input column, as the paper writes it (https://arxiv.org/abs/2402.09353, equation 5) and as ComfyUI
-reads it from a file; peft and LyCORIS' default take the norm of each output row instead. The norm counts as a
+With DoRA the weight W of each adapted layer becomes m (W + d) / |W + d|, with the LoRA
+d = alpha / rank B A. |.| is the norm of each input column, as the paper writes it
+(https://arxiv.org/abs/2402.09353, equation 5) and as ComfyUI reads it from a file; peft
+and LyCORIS' default take the norm of each output row instead. The norm counts as a
 constant for gradients (section 4.3 of the paper).
 
-Shape suffixes: N tokens of all samples, R rank, I inputs of a layer, O outputs of a layer."""
+Shape suffixes: N tokens of all samples, R rank, I inputs of a layer, O outputs of a
+layer."""
 
 from __future__ import annotations
 
@@ -60,7 +63,8 @@ class LoraLinear(LowRankLinear):
 
     cast_down: Tensor | None = None
     cast_up: Tensor | None = None
-    """The matrices in the dtype of the block's inputs, while the block runs (`BlockCasts`)."""
+    """The matrices in the dtype of the block's inputs, while the block runs
+    (`BlockCasts`)."""
 
     def add_delta(self, out: Tensor, x: Tensor, *shared: Tensor) -> Tensor:
         """shared: the product of `x` with the down matrix."""
@@ -69,15 +73,22 @@ class LoraLinear(LowRankLinear):
         else:
             low_R = self.down(x)
         if self.adapter_dropout.rates["module"]:
-            return out + self.adapter_dropout.module(self.scale * linear(low_R, self.up_for(x)))
-        # One pass over the output: the product is added where it is made. Compiled: see `UnfusedSums`.
+            return out + self.adapter_dropout.module(
+                self.scale * linear(low_R, self.up_for(x))
+            )
+        # One pass over the output: the product is added where it is made. Compiled: see
+        # `UnfusedSums`.
         up_RO = self.up_for(x).t().to(x.dtype)
-        return torch.addmm(out.flatten(0, -2), low_R.flatten(0, -2), up_RO, alpha=self.scale).view(out.shape)
+        return torch.addmm(
+            out.flatten(0, -2), low_R.flatten(0, -2), up_RO, alpha=self.scale
+        ).view(out.shape)
 
     def down(self, x: Tensor) -> Tensor:
         """A x, [..., R]."""
         down_RI = cast_or(self.cast_down, x, lambda: self.lora_A)
-        return self.adapter_dropout.ranks(linear(self.adapter_dropout.inputs(x), down_RI))
+        return self.adapter_dropout.ranks(
+            linear(self.adapter_dropout.inputs(x), down_RI)
+        )
 
     def up_for(self, x: Tensor) -> Tensor:
         """B, in the dtype of `x` or its own."""
@@ -95,7 +106,8 @@ def cast_or(cast: Tensor | None, x: Tensor, parameter: Callable[[], Tensor]) -> 
 
 
 class FusedDownProjection:
-    """Layers that read the same input, such as the query, key and value of attention."""
+    """Layers that read the same input, such as the query, key and value of
+    attention."""
 
     cast_down: Tensor | None = None
     """Their down matrices, as in `LoraLinear`."""
@@ -104,25 +116,38 @@ class FusedDownProjection:
         self.layers = tuple(layers)
 
     def is_shared(self) -> bool:
-        """Whether one product serves them all now: input dropout differs between them."""
+        """Whether one product serves them all now: input dropout differs between
+        them."""
         dropout = self.layers[0].adapter_dropout
-        return not self.layers[0].disabled and not (dropout.training and dropout.rates["inputs"])
+        return not self.layers[0].disabled and not (
+            dropout.training and dropout.rates["inputs"]
+        )
 
     def down(self, x: Tensor) -> Sequence[Tensor]:
         """A x of each layer, in one product."""
-        down_RI = cast_or(self.cast_down, x, lambda: torch.cat([layer.lora_A for layer in self.layers]))
-        parts: Sequence[Tensor] = linear(x, down_RI).split([len(layer.lora_A) for layer in self.layers], dim=-1)
+        down_RI = cast_or(
+            self.cast_down,
+            x,
+            lambda: torch.cat([layer.lora_A for layer in self.layers]),
+        )
+        parts: Sequence[Tensor] = linear(x, down_RI).split(
+            [len(layer.lora_A) for layer in self.layers], dim=-1
+        )
         return parts
 
 
-# ------------------------------------------------------------ the matrices of a block, cast at once
+# ------------------------------------------------------------ the matrices of a block,
+# cast at once
 
 
 class _CastTogether(torch.autograd.Function):
-    """Parameters in another dtype, those of one stack as one matrix. Gradients come back in the parameters' dtype."""
+    """Parameters in another dtype, those of one stack as one matrix. Gradients come
+    back in the parameters' dtype."""
 
     @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, counts: Sequence[int], *parameters: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, dtype: torch.dtype, counts: Sequence[int], *parameters: Tensor
+    ) -> tuple[Tensor, ...]:
         """counts: parameters of each stack, which have the same number of columns."""
         ctx.set_materialize_grads(False)
         ctx.dtype = parameters[0].dtype
@@ -163,22 +188,29 @@ class _CastTogether(torch.autograd.Function):
 
 
 class BlockCasts:
-    """The LoRAs of a block. One kernel casts all of their matrices to the dtype of its inputs, and one their gradients,
-    where each use would cast its own. Uncompiled blocks launch kernels one by one, and a fast GPU waits for them.
+    """The LoRAs of a block. One kernel casts all of their matrices to the dtype of its
+    inputs, and one their gradients, where each use would cast its own. Uncompiled
+    blocks launch kernels one by one, and a fast GPU waits for them.
 
-    They are cast at each call of the block, and where a checkpoint calls it again: nothing that changes the parameters
-    in between has to be known (optimizer, averages that are sampled with, a resume). An attribute of the block and not
-    a hook: a compiled program is for the hooks of one block."""
+    They are cast at each call of the block, and where a checkpoint calls it again:
+    nothing that changes the parameters in between has to be known (optimizer, averages
+    that are sampled with, a resume). An attribute of the block and not a hook: a
+    compiled program is for the hooks of one block."""
 
     def __init__(self, layers: Sequence[LoraLinear]) -> None:
         self._layers = layers
 
     @contextmanager
     def of(self, inputs: Iterable[object]) -> Iterator[None]:
-        """Inside, the layers have their matrices in the dtype of these inputs of the block."""
+        """Inside, the layers have their matrices in the dtype of these inputs of the
+        block."""
         floats = (x for x in inputs if isinstance(x, Tensor) and x.is_floating_point())
         x = next(floats, None)
-        if x is None or x.dtype == self._layers[0].lora_A.dtype or self._layers[0].disabled:
+        if (
+            x is None
+            or x.dtype == self._layers[0].lora_A.dtype
+            or self._layers[0].disabled
+        ):
             yield
             return
         try:
@@ -188,7 +220,9 @@ class BlockCasts:
             self._drop()
 
     def _cast(self, dtype: torch.dtype) -> None:
-        groups = dict.fromkeys(layer.fused_group for layer in self._layers if layer.fused_group)
+        groups = dict.fromkeys(
+            layer.fused_group for layer in self._layers if layer.fused_group
+        )
         shared = [group for group in groups if group.is_shared()]
         alone = [layer for layer in self._layers if layer.fused_group not in shared]
         stacks = [
@@ -197,7 +231,9 @@ class BlockCasts:
             *([layer.lora_B] for layer in self._layers),
         ]
         parameters = [parameter for stack in stacks for parameter in stack]
-        casts = iter(_CastTogether.apply(dtype, [len(stack) for stack in stacks], *parameters))
+        casts = iter(
+            _CastTogether.apply(dtype, [len(stack) for stack in stacks], *parameters)
+        )
         for owner in (*shared, *alone):
             _set(owner, "cast_down", next(casts))
         for layer in self._layers:
@@ -221,7 +257,8 @@ _set = object.__setattr__
 class LoraNetwork(LinearAdapterNetwork):
     """A LoRA on the given linear layers.
 
-    Its files, `.lora_A.weight` / `.lora_B.weight` and `.alpha`, load in ComfyUI and diffusers.
+    Its files, `.lora_A.weight` / `.lora_B.weight` and `.alpha`, load in ComfyUI and
+    diffusers.
     """
 
     kind = KINDS["lora"]
@@ -239,7 +276,9 @@ class LoraNetwork(LinearAdapterNetwork):
 
     def cast_by_block(self, blocks: Iterable[nn.Module]) -> None:
         for block in blocks:
-            layers = [layer for layer in block.modules() if isinstance(layer, LoraLinear)]
+            layers = [
+                layer for layer in block.modules() if isinstance(layer, LoraLinear)
+            ]
             if layers:
                 setattr(block, "adapter_casts", BlockCasts(layers))  # noqa: B010 - mypy does not accept a plain attribute of a module
 
@@ -249,14 +288,22 @@ class LoraNetwork(LinearAdapterNetwork):
         Further rows of A stay random, with zeros in B: no effect, but trainable.
         """
         if delta.magnitude is not None:
-            raise UserError("network.pretrained_lora_path: the file is a DoRA. Set network.type to dora.")
+            raise UserError(
+                "network.pretrained_lora_path: the file is a DoRA. Set network.type to dora."
+            )
         return take_over_low_rank(self, target, delta)
 
 
-def take_over_low_rank(network: LinearAdapterNetwork, target: str, change: LayerDelta) -> float:
-    """Loads the nearest delta of the network's rank into the matrices of a layer; returns the relative error."""
+def take_over_low_rank(
+    network: LinearAdapterNetwork, target: str, change: LayerDelta
+) -> float:
+    """Loads the nearest delta of the network's rank into the matrices of a layer;
+    returns the relative error."""
     up_OR, down_RI, error = extract_lora(change, network.rank)
-    a, b = (network.layer_weight(target, f"{matrix}.weight") for matrix in ("lora_A", "lora_B"))
+    a, b = (
+        network.layer_weight(target, f"{matrix}.weight")
+        for matrix in ("lora_A", "lora_B")
+    )
     a[: len(down_RI)] = down_RI
     b[:, : up_OR.shape[1]] = up_OR / network.scale
     return error
@@ -272,7 +319,12 @@ class DoraLinear(LowRankLinear):
     @torch.no_grad()
     def norm(self) -> Tensor:
         """[1, I] of W + d."""
-        weight_OI = torch.addmm(dequantized_weight(self.base_layer), self.lora_B, self.lora_A, alpha=self.scale)
+        weight_OI = torch.addmm(
+            dequantized_weight(self.base_layer),
+            self.lora_B,
+            self.lora_A,
+            alpha=self.scale,
+        )
         return dora_norm(weight_OI, axis=0)
 
     def add_delta(self, out: Tensor, x: Tensor, *shared: Tensor) -> Tensor:
@@ -281,12 +333,17 @@ class DoraLinear(LowRankLinear):
     def delta(self, x: Tensor) -> Tensor:
         """(c - 1) x through W and c x through d, c = m / |W + d| for each input.
 
-        c x through W would save a product, but near 1 a half-precision c x is x: small changes of m would be lost.
+        c x through W would save a product, but near 1 a half-precision c x is x: small
+        changes of m would be lost.
         """
         c_I = (self.dora_scale / self.norm())[0]
         wide = x.float()
-        low_R = self.adapter_dropout.ranks(linear(self.adapter_dropout.inputs(wide * c_I), self.lora_A))
-        from_base = functional.linear((wide * (c_I - 1)).to(x.dtype), self.base_layer.weight)
+        low_R = self.adapter_dropout.ranks(
+            linear(self.adapter_dropout.inputs(wide * c_I), self.lora_A)
+        )
+        from_base = functional.linear(
+            (wide * (c_I - 1)).to(x.dtype), self.base_layer.weight
+        )
         return from_base + (self.scale * linear(low_R, self.lora_B)).to(x.dtype)
 
     def factors(self) -> list[nn.Parameter]:
@@ -303,10 +360,13 @@ class DoraNetwork(LinearAdapterNetwork):
         super().attach(model)
         for layer in self.layers.values():
             assert isinstance(layer, DoraLinear)  # the class that `layer` names
-            layer.dora_scale.data.copy_(layer.norm())  # on the layer's device, as in training: m / |W| is exactly 1
+            layer.dora_scale.data.copy_(
+                layer.norm()
+            )  # on the layer's device, as in training: m / |W| is exactly 1
 
     def load_layer(self, target: str, delta: LayerDelta) -> float:
-        """Loads the low-rank part as a LoRA does; the magnitude of the file, or else the norm of W + d."""
+        """Loads the low-rank part as a LoRA does; the magnitude of the file, or else
+        the norm of W + d."""
         magnitude_1I = delta.magnitude
         own_1I = self.layer_weight(target, "dora_scale")
         if magnitude_1I is not None and magnitude_1I.shape != own_1I.shape:

@@ -1,9 +1,11 @@
-"""Reads adapter files of other programs: which change of which weight a file means, whatever its key names.
+"""Reads adapter files of other programs: which change of which weight a file means,
+whatever its key names.
 
-Known: LoRA, LoHa and LoKr, with or without DoRA, and OFT, BOFT and GLoRA (`multiplied_files.py`), under every module
-prefix that ComfyUI or diffusers accept, and what peft saves. What is refused by name is in `unread_kinds.py`. The
-meaning of alpha and of diffusers' header metadata is theirs too; `docs/correctness.md` lists the files it was checked
-with.
+Known: LoRA, LoHa and LoKr, with or without DoRA, and OFT, BOFT and GLoRA
+(`multiplied_files.py`), under every module prefix that ComfyUI or diffusers accept, and
+what peft saves. What is refused by name is in `unread_kinds.py`. The meaning of alpha
+and of diffusers' header metadata is theirs too; `docs/correctness.md` lists the files
+it was checked with.
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 """
@@ -24,37 +26,73 @@ from toolkit.contracts.model import ROWS_OF
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import check_count
 from toolkit.files.unreadable import explained
-from toolkit.networks.adapter_settings import CONFIG_FILE, PEFT_PREFIX, AdapterSettings, read_settings
+from toolkit.networks.adapter_settings import (
+    CONFIG_FILE,
+    PEFT_PREFIX,
+    AdapterSettings,
+    read_settings,
+)
 from toolkit.networks.multiplied import FrozenLayer, Multiplied, kind_for
-from toolkit.networks.multiplied_files import STORED_PARTS, form_of, misfit, read_stored, with_ia3_names
+from toolkit.networks.multiplied_files import (
+    STORED_PARTS,
+    form_of,
+    misfit,
+    read_stored,
+    with_ia3_names,
+)
 from toolkit.networks.unread_kinds import unread_kind
 
 PREFIXES = (
     "base_model.model.transformer.", "base_model.model.", "pipe.dit.", "diffusion_model.", "transformer.",
     "lora_transformer_", "lora_unet_", "lycoris_", "",
 )  # fmt: skip
-"""Put before the module's name by one program or another; the flat ones write `_` for each dot."""
+"""Put before the module's name by one program or another; the flat ones write `_` for
+each dot."""
 
 PARTS = {
-    **{f".lora_{matrix}{end}": part for matrix, part in (("A", "down"), ("B", "up")) for end in ("", ".weight")},
+    **{
+        f".lora_{matrix}{end}": part
+        for matrix, part in (("A", "down"), ("B", "up"))
+        for end in ("", ".weight")
+    },
     ".lora_A.default.weight": "down",
     ".lora_B.default.weight": "up",
-    **{f"{start}{part}.weight": part for start in (".lora_", ".lora.", "_lora.") for part in ("down", "up")},
+    **{
+        f"{start}{part}.weight": part
+        for start in (".lora_", ".lora.", "_lora.")
+        for part in ("down", "up")
+    },
     **{f".lora_linear_layer.{part}.weight": part for part in ("down", "up")},
     ".alpha": "alpha",
     ".diff_b": "bias",
     **{f".lora_B{end}.bias": "up_bias" for end in ("", ".default")},
     ".dora_scale": "dora_scale",
-    **{f".lora_magnitude_vector{end}": "row_norms" for end in ("", ".weight", ".default.weight")},
-    **{f".{name}": name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
-    **{f".{name}": name for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")},
+    **{
+        f".lora_magnitude_vector{end}": "row_norms"
+        for end in ("", ".weight", ".default.weight")
+    },
+    **{
+        f".{name}": name
+        for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    },
+    **{
+        f".{name}": name
+        for name in (
+            "lokr_w1",
+            "lokr_w1_a",
+            "lokr_w1_b",
+            "lokr_w2",
+            "lokr_w2_a",
+            "lokr_w2_b",
+        )
+    },
     **STORED_PARTS,
 }
 """Suffix of a key -> the part of the module it holds."""
 
 ADDED = (".diff", ".diff_b", ".lora_B.bias", ".lora_B.default.bias")
-"""Suffixes of what is added to a weight or bias. Zeros, as ComfyUI extracts them of each norm and bias that did not
-change, are ignored, whatever layer they are of."""
+"""Suffixes of what is added to a weight or bias. Zeros, as ComfyUI extracts them of
+each norm and bias that did not change, are ignored, whatever layer they are of."""
 
 MATMUL_PAIRS = (
     ("up", "down"),
@@ -83,25 +121,29 @@ class LayerDelta:
     """What a file does to one linear layer."""
 
     parts: Mapping[str, Tensor]
-    """Float32, by the names in PARTS; alpha excluded, row_norms as dora_scale [O, 1]. Of an OFT, BOFT or GLoRA by those
-    in `multiplied.py`."""
+    """Float32, by the names in PARTS; alpha excluded, row_norms as dora_scale [O, 1].
+    Of an OFT, BOFT or GLoRA by those in `multiplied.py`."""
 
     scale: float
 
     bias: Tensor | None = None
-    """What is added to the layer's bias [O], float32. A layer whose bias alone is changed has matrices of rank 0."""
+    """What is added to the layer's bias [O], float32. A layer whose bias alone is
+    changed has matrices of rank 0."""
 
     size: tuple[int, int] = (0, 0)
-    """(outputs, inputs) where `multiplied` has a kind; 0 where neither its matrices nor the model say it."""
+    """(outputs, inputs) where `multiplied` has a kind; 0 where neither its matrices nor
+    the model say it."""
 
     @property
     def multiplied(self) -> Multiplied | None:
-        """The kind of a change that multiplies the weight; None: of one that is added to it, or a DoRA."""
+        """The kind of a change that multiplies the weight; None: of one that is added
+        to it, or a DoRA."""
         return kind_for(self.parts)
 
     @property
     def needs_base(self) -> bool:
-        """Whether what it adds depends on the weight it is used with: then only `delta_for` says it, never `delta`."""
+        """Whether what it adds depends on the weight it is used with: then only
+        `delta_for` says it, never `delta`."""
         return self.magnitude is not None or self.multiplied is not None
 
     @property
@@ -113,7 +155,8 @@ class LayerDelta:
 
     @property
     def magnitude(self) -> Tensor | None:
-        """For a DoRA: the norms its weight gets, [1, I] of input columns or [O, 1] of output rows."""
+        """For a DoRA: the norms its weight gets, [1, I] of input columns or [O, 1] of
+        output rows."""
         return self.parts.get("dora_scale")
 
     @property
@@ -137,8 +180,8 @@ class LayerDelta:
 
     @property
     def is_zero(self) -> bool:
-        """Whether one of its factors is all zero, and its bias; never of a DoRA, whose norms may change the weight all
-        the same."""
+        """Whether one of its factors is all zero, and its bias; never of a DoRA, whose
+        norms may change the weight all the same."""
         if self.magnitude is not None or self.bias is not None:
             return False
         if self.multiplied:
@@ -146,15 +189,17 @@ class LayerDelta:
         return self.scale == 0 or not all(part.any() for part in self.parts.values())
 
     def sized(self, inputs: int, outputs: int) -> LayerDelta:
-        """The same where the size of its layer is known, which not all kinds say themselves."""
+        """The same where the size of its layer is known, which not all kinds say
+        themselves."""
         if self.multiplied:
             return replace(self, size=(outputs, inputs))
         return self
 
     def split(self, count: int) -> list[LayerDelta]:
-        """The changes of `count` layers that have its outputs, one after the other and equally many. Raises ValueError
-        where they are of none of these forms: a DoRA with norms of columns, a LoKr whose first factor does not split,
-        a BOFT of the outputs.
+        """The changes of `count` layers that have its outputs, one after the other and
+        equally many. Raises ValueError where they are of none of these forms: a DoRA
+        with norms of columns, a LoKr whose first factor does not split, a BOFT of the
+        outputs.
         """
         biases = [None] * count if self.bias is None else self.bias.chunk(count)
         if self.multiplied:
@@ -162,40 +207,70 @@ class LayerDelta:
         else:
             of_each = self._split_parts(count)
         size = (self.size[0] // count, self.size[1])
-        return [LayerDelta(parts, self.scale, bias, size) for parts, bias in zip(of_each, biases, strict=True)]
+        return [
+            LayerDelta(parts, self.scale, bias, size)
+            for parts, bias in zip(of_each, biases, strict=True)
+        ]
 
     def _split_parts(self, count: int) -> list[dict[str, Tensor]]:
         of_rows = ("up", "hada_w1_a", "hada_w2_a", "lokr_w1", "lokr_w1_a", "dora_scale")
-        rows = {name: part.chunk(count) for name, part in self.parts.items() if name in of_rows}
+        rows = {
+            name: part.chunk(count)
+            for name, part in self.parts.items()
+            if name in of_rows
+        }
         if any(len(self.parts[name]) % count for name in rows):
             raise ValueError(f"{list(rows)} cannot be split into {count}")
-        of_each = [{name: rows[name][i] if name in rows else p for name, p in self.parts.items()} for i in range(count)]
+        of_each = [
+            {
+                name: rows[name][i] if name in rows else p
+                for name, p in self.parts.items()
+            }
+            for i in range(count)
+        ]
         # Copies: safetensors writes no tensors that share memory.
-        return [{name: part.clone() for name, part in parts.items()} for parts in of_each]
+        return [
+            {name: part.clone() for name, part in parts.items()} for parts in of_each
+        ]
 
     def times(self, strength: float) -> LayerDelta:
-        """A change that adds `strength` times as much. Raises UserError where what it adds depends on the weight."""
+        """A change that adds `strength` times as much. Raises UserError where what it
+        adds depends on the weight."""
         if strength == 1:
             return self
         if self.needs_base:
             kinds = "A DoRA, OFT, BOFT or GLoRA depends on the model's weights"
-            raise UserError(f"{kinds} and has no strength per block. Extract a LoRA of it (docs/loras.md).")
-        return replace(self, scale=self.scale * strength, bias=None if self.bias is None else strength * self.bias)
+            raise UserError(
+                f"{kinds} and has no strength per block. Extract a LoRA of it (docs/loras.md)."
+            )
+        return replace(
+            self,
+            scale=self.scale * strength,
+            bias=None if self.bias is None else strength * self.bias,
+        )
 
     def to(self, device: torch.device) -> LayerDelta:
         """The same on another device."""
         bias = None if self.bias is None else self.bias.to(device)
-        return replace(self, parts={name: part.to(device) for name, part in self.parts.items()}, bias=bias)
+        return replace(
+            self,
+            parts={name: part.to(device) for name, part in self.parts.items()},
+            bias=bias,
+        )
 
     def applied_to(self, weight_OI: Tensor) -> Tensor:
         """The weight that the file makes of `weight_OI` (float32)."""
         if self.magnitude is None:
             return weight_OI + self.delta_for(weight_OI)
         changed_OI = weight_OI + self.delta()
-        return changed_OI * (self.magnitude / dora_norm(changed_OI, axis=0 if self.magnitude.shape[0] == 1 else 1))
+        return changed_OI * (
+            self.magnitude
+            / dora_norm(changed_OI, axis=0 if self.magnitude.shape[0] == 1 else 1)
+        )
 
     def delta_for(self, weight_OI: Tensor) -> Tensor:
-        """What the file adds to `weight_OI` (float32), the magnitude of a DoRA included."""
+        """What the file adds to `weight_OI` (float32), the magnitude of a DoRA
+        included."""
         if self.multiplied:
             return self.multiplied.delta(self.parts, self.scale, weight_OI)
         if self.magnitude is None:
@@ -203,12 +278,14 @@ class LayerDelta:
         return self.applied_to(weight_OI) - weight_OI
 
     def output_delta(self, x: Tensor, layer: FrozenLayer) -> Tensor:
-        """What a kind that multiplies the weight adds to the outputs of the frozen layer, for inputs `x` (float32)."""
+        """What a kind that multiplies the weight adds to the outputs of the frozen
+        layer, for inputs `x` (float32)."""
         assert self.multiplied is not None
         return self.multiplied.output_delta(self.parts, self.scale, x, layer)
 
     def delta(self) -> Tensor:
-        """The change of the weight [O, I]; of a DoRA, the one before its magnitude. Not for a kind in `multiplied`.
+        """The change of the weight [O, I]; of a DoRA, the one before its magnitude. Not
+        for a kind in `multiplied`.
 
         Formulas: LyCORIS 4.1.3, equal to its training forward pass.
         """
@@ -217,7 +294,11 @@ class LayerDelta:
         if "up" in p:
             return self.scale * p["up"] @ p["down"]
         if "hada_w1_a" in p:
-            return self.scale * (p["hada_w1_a"] @ p["hada_w1_b"]) * (p["hada_w2_a"] @ p["hada_w2_b"])
+            return (
+                self.scale
+                * (p["hada_w1_a"] @ p["hada_w1_b"])
+                * (p["hada_w2_a"] @ p["hada_w2_b"])
+            )
         return self.scale * torch.kron(factor(p, "lokr_w1"), factor(p, "lokr_w2"))
 
 
@@ -228,21 +309,26 @@ def dora_norm(weight_OI: Tensor, axis: int) -> Tensor:
 
 
 def factor(parts: Mapping[str, Tensor], name: str) -> Tensor:
-    """A factor of a LoKr, `lokr_w1` or `lokr_w2`, multiplied out where it is low-rank."""
+    """A factor of a LoKr, `lokr_w1` or `lokr_w2`, multiplied out where it is
+    low-rank."""
     if name in parts:
         return parts[name]
     return parts[f"{name}_a"] @ parts[f"{name}_b"]
 
 
 def load_adapter_file(
-    path: Path, layers: Mapping[str, tuple[int, int]] | Iterable[str], weights: Collection[str] = ()
+    path: Path,
+    layers: Mapping[str, tuple[int, int]] | Iterable[str],
+    weights: Collection[str] = (),
 ) -> dict[str, LayerDelta]:
     """The changes a file makes, by full dotted module name.
 
-    layers: names of all linear layers of the model; a mapping to (inputs, outputs) has the shapes checked too. weights:
-    names of all weights and biases of the model, for which changes of biases are checked; none: not known. Raises
-    UserError when the file cannot be read, holds keys of no known form or of layers or biases this model does not have,
-    lacks a matrix, has matrices that do not fit, or holds numbers that are not finite.
+    layers: names of all linear layers of the model; a mapping to (inputs, outputs) has
+    the shapes checked too. weights: names of all weights and biases of the model, for
+    which changes of biases are checked; none: not known. Raises UserError when the file
+    cannot be read, holds keys of no known form or of layers or biases this model does
+    not have, lacks a matrix, has matrices that do not fit, or holds numbers that are
+    not finite.
     """
     tensors, metadata = read_tensors(path)
     changes = parse_adapter_tensors(tensors, layers, str(path), metadata)
@@ -262,7 +348,11 @@ def parse_adapter_tensors(
     tensors = with_ia3_names(tensors)
     settings = settings_of(source, tensors, metadata or {})
     fused = fused_layers(layers)
-    names = {spelling: name for name in (*layers, *fused) for spelling in (name, name.replace(".", "_"))}
+    names = {
+        spelling: name
+        for name in (*layers, *fused)
+        for spelling in (name, name.replace(".", "_"))
+    }
     grouped: dict[str, dict[str, Tensor]] = defaultdict(dict)
     key_of: dict[tuple[str, str], str] = {}
     unknown: list[str] = []
@@ -273,7 +363,9 @@ def parse_adapter_tensors(
         if place is None:
             unknown.append(key)
         elif place in key_of:
-            raise UserError(f"{source}: {place[0]} is changed twice, by {key_of[place]!r} and {key!r}.")
+            raise UserError(
+                f"{source}: {place[0]} is changed twice, by {key_of[place]!r} and {key!r}."
+            )
         else:
             key_of[place] = key
             grouped[place[0]][place[1]] = tensor.float()
@@ -283,7 +375,13 @@ def parse_adapter_tensors(
     for name, parts in grouped.items():
         bias = _bias(source, name, parts)
         if parts:
-            whole = _module(source, name, parts, settings, _size_of(fused.get(name, (name,)), layers))
+            whole = _module(
+                source,
+                name,
+                parts,
+                settings,
+                _size_of(fused.get(name, (name,)), layers),
+            )
         else:
             whole = _of_bias(fused.get(name, (name,))[0], bias, layers)
         if bias is not None:
@@ -291,7 +389,9 @@ def parse_adapter_tensors(
             whole = replace(whole, bias=bias)
         for of_layer, change in split_change(source, name, whole, fused).items():
             if of_layer in changes or (of_layer != name and of_layer in grouped):
-                raise UserError(f"{source}: {of_layer} is changed twice, by itself and as a part of {name}.")
+                raise UserError(
+                    f"{source}: {of_layer} is changed twice, by itself and as a part of {name}."
+                )
             changes[of_layer] = change
     if isinstance(layers, Mapping):
         _check_shapes(source, changes, layers)
@@ -299,10 +399,12 @@ def parse_adapter_tensors(
 
 
 def fused_layers(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Layers of ComfyUI's weights that the model has in parts (`ROWS_OF`) -> the parts; for the layers of a model, or
-    those of them that a file changes."""
+    """Layers of ComfyUI's weights that the model has in parts (`ROWS_OF`) -> the parts;
+    for the layers of a model, or those of them that a file changes."""
     return {
-        name.removesuffix(part) + whole: tuple(name.removesuffix(part) + other for other in parts)
+        name.removesuffix(part) + whole: tuple(
+            name.removesuffix(part) + other for other in parts
+        )
         for name in layers
         for whole, parts in ROWS_OF.items()
         for part in parts
@@ -311,18 +413,22 @@ def fused_layers(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 
 def fused_weights(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Each tensor of a transformer in one file, sorted by name -> the tensors of the model whose rows it has."""
+    """Each tensor of a transformer in one file, sorted by name -> the tensors of the
+    model whose rows it has."""
     given = set(names)
     fused = fused_layers(name.removesuffix(".weight") for name in given)
-    in_one_tensor = {f"{whole}.weight": tuple(f"{part}.weight" for part in parts) for whole, parts in fused.items()}
+    in_one_tensor = {
+        f"{whole}.weight": tuple(f"{part}.weight" for part in parts)
+        for whole, parts in fused.items()
+    }
     in_parts = {part for parts in in_one_tensor.values() for part in parts}
     alone = {name: (name,) for name in given - in_parts}
     return dict(sorted((in_one_tensor | alone).items()))
 
 
 def in_one(weights: Mapping[str, Tensor], markers: Iterable[str]) -> dict[str, Tensor]:
-    """The weights of a transformer with the layers in one that ComfyUI's have so (`ROWS_OF`). markers: names of empty
-    tensors by which it knows the model."""
+    """The weights of a transformer with the layers in one that ComfyUI's have so
+    (`ROWS_OF`). markers: names of empty tensors by which it knows the model."""
     tensors = {name: torch.zeros(0) for name in markers}
     for name, parts in fused_weights(weights).items():
         if len(parts) > 1:
@@ -342,11 +448,14 @@ def split_change(
         return dict(zip(fused[name], change.split(len(fused[name])), strict=True))
     except ValueError:
         whole = " and ".join(part.rpartition(".")[2] for part in fused[name])
-        raise UserError(f"{source}: {name} is {whole} of this model in one, and this kind cannot be split.") from None
+        raise UserError(
+            f"{source}: {name} is {whole} of this model in one, and this kind cannot be split."
+        ) from None
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file as they are. Raises UserError when it cannot be read."""
+    """Tensors and metadata of a file as they are. Raises UserError when it cannot be
+    read."""
     try:
         with safe_open(path, framework="pt") as file:
             check_count(len(file.keys()))
@@ -357,12 +466,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         damaged = "cannot be read as a safetensors file"
         raise UserError(f"{path}: {explained(path, error, damaged, again)}") from error
     config = path.with_name(CONFIG_FILE)
-    is_of_peft = path.name == "adapter_model.safetensors" or any(key.startswith(PEFT_PREFIX) for key in tensors)
+    is_of_peft = path.name == "adapter_model.safetensors" or any(
+        key.startswith(PEFT_PREFIX) for key in tensors
+    )
     if is_of_peft and config.is_file():
         try:
             metadata = {**metadata, CONFIG_FILE: config.read_text(encoding="utf-8")}
         except (OSError, ValueError) as error:
-            raise UserError(f"{config}: cannot be read ({error}). Copy it again with its file.") from error
+            raise UserError(
+                f"{config}: cannot be read ({error}). Copy it again with its file."
+            ) from error
     return tensors, metadata
 
 
@@ -414,7 +527,8 @@ def _about_unknown(source: str, keys: list[str]) -> str:
 
 
 def ignores_alpha(parts: Collection[str]) -> bool:
-    """Whether a layer has two full factors of a LoKr: its scale is 1, and its alpha may be infinite."""
+    """Whether a layer has two full factors of a LoKr: its scale is 1, and its alpha may
+    be infinite."""
     return "lokr_w1" in parts and "lokr_w2" in parts
 
 
@@ -424,44 +538,73 @@ def _bias(source: str, name: str, parts: dict[str, Tensor]) -> Tensor | None:
     if bias_O is None:
         return None
     if "up_bias" in parts:
-        raise UserError(f"{source}: the bias of {name} is changed twice, by diff_b and by lora_B.bias.")
+        raise UserError(
+            f"{source}: the bias of {name} is changed twice, by diff_b and by lora_B.bias."
+        )
     check_bias(source, name, bias_O, bias_O.numel())
     return bias_O
 
 
-def _of_bias(name: str, bias_O: Tensor | None, layers: Mapping[str, tuple[int, int]] | Iterable[str]) -> LayerDelta:
-    """No change of the weight of a layer; where its width is not known, of no inputs. name: of it, or of a part."""
+def _of_bias(
+    name: str,
+    bias_O: Tensor | None,
+    layers: Mapping[str, tuple[int, int]] | Iterable[str],
+) -> LayerDelta:
+    """No change of the weight of a layer; where its width is not known, of no inputs.
+    name: of it, or of a part."""
     assert bias_O is not None  # else nothing of the layer is changed
     inputs = layers[name][0] if isinstance(layers, Mapping) else 0
-    return LayerDelta({"up": torch.zeros(len(bias_O), 0), "down": torch.zeros(0, inputs)}, 1.0)
+    return LayerDelta(
+        {"up": torch.zeros(len(bias_O), 0), "down": torch.zeros(0, inputs)}, 1.0
+    )
 
 
-def _size_of(parts: Sequence[str], layers: Mapping[str, tuple[int, int]] | Iterable[str]) -> tuple[int, int]:
-    """(outputs, inputs) of a layer, or of one that the model has in several parts; zeros where they are not known."""
+def _size_of(
+    parts: Sequence[str], layers: Mapping[str, tuple[int, int]] | Iterable[str]
+) -> tuple[int, int]:
+    """(outputs, inputs) of a layer, or of one that the model has in several parts;
+    zeros where they are not known."""
     if not isinstance(layers, Mapping):
         return 0, 0
     return sum(layers[part][1] for part in parts), layers[parts[0]][0]
 
 
 def _module(
-    source: str, name: str, parts: dict[str, Tensor], settings: AdapterSettings | None, size: tuple[int, int]
+    source: str,
+    name: str,
+    parts: dict[str, Tensor],
+    settings: AdapterSettings | None,
+    size: tuple[int, int],
 ) -> LayerDelta:
     """size: (outputs, inputs) of the layer, 0 where not known."""
     alpha = parts.pop("alpha", None)
     if alpha is not None and alpha.numel() != 1 and not ignores_alpha(parts):
-        raise UserError(f"{source}: alpha of {name} is {list(alpha.shape)} numbers, not one.")
+        raise UserError(
+            f"{source}: alpha of {name} is {list(alpha.shape)} numbers, not one."
+        )
     if "row_norms" in parts:
         parts["dora_scale"] = parts.pop("row_norms").reshape(-1, 1)
     if lacks_a_matrix(parts):
         held = ", ".join(sorted(parts)) or "alpha"
-        raise UserError(f"{source}: {name} lacks a matrix; it holds only {held}. {BROKEN}")
-    if settings is not None and settings.values.get("use_dora") and "up" in parts and "dora_scale" not in parts:
-        lost = f"{settings.source} says use_dora, and {name} has no magnitude: it was lost"
+        raise UserError(
+            f"{source}: {name} lacks a matrix; it holds only {held}. {BROKEN}"
+        )
+    if (
+        settings is not None
+        and settings.values.get("use_dora")
+        and "up" in parts
+        and "dora_scale" not in parts
+    ):
+        lost = (
+            f"{settings.source} says use_dora, and {name} has no magnitude: it was lost"
+        )
         raise UserError(f"{source}: {lost}. Take the file as its trainer saved it.")
     up_bias = parts.pop("up_bias", None)
     form = form_of(parts)
     if form:
-        stored, scale, shape = read_stored(source, name, form, parts, alpha, settings, size)
+        stored, scale, shape = read_stored(
+            source, name, form, parts, alpha, settings, size
+        )
         change = LayerDelta(stored, scale, size=shape)
     else:
         check_parts(source, name, parts)
@@ -477,9 +620,11 @@ def _module(
 
 
 def _up_bias(source: str, name: str, up_bias: Tensor, change: LayerDelta) -> Tensor:
-    """The change of a layer's bias by that of lora_B, which counts by the strength of the layer.
+    """The change of a layer's bias by that of lora_B, which counts by the strength of
+    the layer.
 
-    Source: peft 0.21.2, tuners/lora/layer.py, `Linear.merge`. It writes none beside a DoRA.
+    Source: peft 0.21.2, tuners/lora/layer.py, `Linear.merge`. It writes none beside a
+    DoRA.
     """
     if change.low_rank is None or change.needs_base:
         raise UserError(
@@ -499,17 +644,23 @@ def check_bias(source: str, name: str, bias: Tensor, outputs: int) -> None:
 
 
 def layer_scale(
-    name: str, parts: Mapping[str, Tensor], alpha: Tensor | None, settings: AdapterSettings | None
+    name: str,
+    parts: Mapping[str, Tensor],
+    alpha: Tensor | None,
+    settings: AdapterSettings | None,
 ) -> float:
     """The strength of a layer: what its change is multiplied by.
 
-    name: the layer, without a prefix. parts: its matrices. alpha: the file's own alpha of the layer, one number, or
-    None. settings: those that peft or diffusers stored with the file, or None. An alpha in the file counts before that
-    of the settings, and is divided by the root of the rank where they say so (rsLoRA, as SimpleTuner 4.10.1 writes it
-    for ComfyUI). Without either the strength is 1.
+    name: the layer, without a prefix. parts: its matrices. alpha: the file's own alpha
+    of the layer, one number, or None. settings: those that peft or diffusers stored
+    with the file, or None. An alpha in the file counts before that of the settings, and
+    is divided by the root of the rank where they say so (rsLoRA, as SimpleTuner 4.10.1
+    writes it for ComfyUI). Without either the strength is 1.
     """
     if alpha is None and settings is not None:
-        return settings.scale(name, kind_of_parts(parts), None if ignores_alpha(parts) else rank_of(parts))
+        return settings.scale(
+            name, kind_of_parts(parts), None if ignores_alpha(parts) else rank_of(parts)
+        )
     if alpha is None or ignores_alpha(parts):
         return 1.0
     if settings is not None and settings.is_rank_stabilised:
@@ -524,9 +675,12 @@ def kind_of_parts(parts: Collection[str]) -> str:
     return "loha" if "hada_w1_a" in parts else "lokr"
 
 
-def settings_of(source: str, keys: Collection[str], metadata: Mapping[str, str]) -> AdapterSettings | None:
-    """The settings of a file with these keys. Raises UserError where they cannot be read, where they say that the
-    matrices alone are not the change, or where peft's are missing."""
+def settings_of(
+    source: str, keys: Collection[str], metadata: Mapping[str, str]
+) -> AdapterSettings | None:
+    """The settings of a file with these keys. Raises UserError where they cannot be
+    read, where they say that the matrices alone are not the change, or where peft's are
+    missing."""
     try:
         settings = read_settings(metadata)
     except UserError as error:
@@ -534,7 +688,9 @@ def settings_of(source: str, keys: Collection[str], metadata: Mapping[str, str])
     if settings is None:
         without = keys_without_strength(keys)
         if without:
-            raise UserError(f"{source}: {MISSING_SETTINGS.format(without[0])} {MISSING_REMEDY}")
+            raise UserError(
+                f"{source}: {MISSING_SETTINGS.format(without[0])} {MISSING_REMEDY}"
+            )
         return None
     reason, remedy = settings.fault
     if reason:
@@ -547,14 +703,21 @@ MISSING_REMEDY = f"Put the file back next to the {CONFIG_FILE} that it was saved
 
 
 def keys_without_strength(keys: Collection[str]) -> list[str]:
-    """Keys of layers whose strength only peft's settings have: named as peft names them, and without an alpha."""
+    """Keys of layers whose strength only peft's settings have: named as peft names
+    them, and without an alpha."""
     without_strength = []
     for key in keys:
         suffix = max((end for end in PARTS if key.endswith(end)), key=len, default="")
         stem = key.removesuffix(suffix)
         part = PARTS.get(suffix)
-        is_scaled = key.startswith(PEFT_PREFIX) and part in SCALED_PARTS and f"{stem}.alpha" not in keys
-        if is_scaled or part == "oft_R":  # under any name: how its numbers become a rotation is in the settings
+        is_scaled = (
+            key.startswith(PEFT_PREFIX)
+            and part in SCALED_PARTS
+            and f"{stem}.alpha" not in keys
+        )
+        if (
+            is_scaled or part == "oft_R"
+        ):  # under any name: how its numbers become a rotation is in the settings
             without_strength.append(key)
     return without_strength
 
@@ -568,43 +731,84 @@ def lacks_a_matrix(parts: Mapping[str, Tensor]) -> bool:
     form = form_of(parts)
     if form:
         return not parts.keys() >= {*form.needed}
-    if {"up", "down"} <= parts.keys() or {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} <= parts.keys():
+    if {"up", "down"} <= parts.keys() or {
+        "hada_w1_a",
+        "hada_w1_b",
+        "hada_w2_a",
+        "hada_w2_b",
+    } <= parts.keys():
         return False
     factors = ("lokr_w1", "lokr_w2")
-    return not all(name in parts or {f"{name}_a", f"{name}_b"} <= parts.keys() for name in factors)
+    return not all(
+        name in parts or {f"{name}_a", f"{name}_b"} <= parts.keys() for name in factors
+    )
 
 
 def rank_of(parts: Mapping[str, Tensor]) -> int:
-    """The inner size that alpha is divided by; 1 of a LoKr with two full factors, 0 of an OFT or BOFT."""
+    """The inner size that alpha is divided by; 1 of a LoKr with two full factors, 0 of
+    an OFT or BOFT."""
     kind = kind_for(parts)
     if kind:
         return kind.rank(parts)
-    inner = next((parts[name] for name in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b") if name in parts), None)
+    inner = next(
+        (
+            parts[name]
+            for name in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
+            if name in parts
+        ),
+        None,
+    )
     return 1 if inner is None else inner.shape[0]
 
 
 def check_parts(source: str, name: str, parts: Mapping[str, Tensor]) -> None:
     """Matrices of one kind, that can be multiplied, of finite numbers."""
-    if len({"lora" if part in ("up", "down") else part[:4] for part in parts if part != "dora_scale"}) > 1:
-        raise UserError(f"{source}: {name} mixes several kinds of change: {', '.join(sorted(parts))}.")
+    if (
+        len(
+            {
+                "lora" if part in ("up", "down") else part[:4]
+                for part in parts
+                if part != "dora_scale"
+            }
+        )
+        > 1
+    ):
+        raise UserError(
+            f"{source}: {name} mixes several kinds of change: {', '.join(sorted(parts))}."
+        )
     for part, tensor in parts.items():
         if tensor.dim() != 2 or not tensor.numel():
-            raise UserError(f"{source}: {part} of {name} has the shape {list(tensor.shape)}; it is not a matrix.")
+            raise UserError(
+                f"{source}: {part} of {name} has the shape {list(tensor.shape)}; it is not a matrix."
+            )
         if not torch.isfinite(tensor).all():
-            raise UserError(f"{source}: {name} holds numbers that are not finite. {BROKEN}")
+            raise UserError(
+                f"{source}: {name} holds numbers that are not finite. {BROKEN}"
+            )
     for left, right in MATMUL_PAIRS:
-        if {left, right} <= parts.keys() and parts[left].shape[1] != parts[right].shape[0]:
+        if {left, right} <= parts.keys() and parts[left].shape[1] != parts[right].shape[
+            0
+        ]:
             raise misfit(source, name, parts)
     outputs, inputs = LayerDelta(parts, 1.0).shape
-    if "hada_w2_a" in parts and (parts["hada_w2_a"].shape[0], parts["hada_w2_b"].shape[1]) != (outputs, inputs):
+    if "hada_w2_a" in parts and (
+        parts["hada_w2_a"].shape[0],
+        parts["hada_w2_b"].shape[1],
+    ) != (outputs, inputs):
         raise misfit(source, name, parts)
     magnitude = parts.get("dora_scale")
     if magnitude is not None and magnitude.shape not in ((1, inputs), (outputs, 1)):
         wanted = f"[1, {inputs}] or [{outputs}, 1]"
-        raise UserError(f"{source}: dora_scale of {name} has the shape {list(magnitude.shape)}, not {wanted}.")
+        raise UserError(
+            f"{source}: dora_scale of {name} has the shape {list(magnitude.shape)}, not {wanted}."
+        )
 
 
-def _check_shapes(source: str, changes: Mapping[str, LayerDelta], layers: Mapping[str, tuple[int, int]]) -> None:
+def _check_shapes(
+    source: str,
+    changes: Mapping[str, LayerDelta],
+    layers: Mapping[str, tuple[int, int]],
+) -> None:
     for name, change in changes.items():
         inputs, outputs = layers[name]
         if change.shape != (outputs, inputs):

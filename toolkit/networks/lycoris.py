@@ -1,11 +1,12 @@
 """LoHa and LoKr, computed as LyCORIS does.
 
-LoHa: a delta (A1 B1) * (A2 B2), elementwise, of each adapted layer, scaled by alpha / rank. LoKr: a delta kron(w1,
-w2); the second factor is low-rank or a full matrix. A low-rank one is scaled by alpha / rank. With two full factors
-the scale is 1 whatever alpha is, as in LyCORIS and ComfyUI.
+LoHa: a delta (A1 B1) * (A2 B2), elementwise, of each adapted layer, scaled by alpha /
+rank. LoKr: a delta kron(w1, w2); the second factor is low-rank or a full matrix. A
+low-rank one is scaled by alpha / rank. With two full factors the scale is 1 whatever
+alpha is, as in LyCORIS and ComfyUI.
 
-Shape suffixes: R rank, I inputs of a layer, O outputs of a layer. LoKr: w1 [l, m], w2 [k, n] on a layer of m n inputs
-and l k outputs."""
+Shape suffixes: R rank, I inputs of a layer, O outputs of a layer. LoKr: w1 [l, m], w2
+[k, n] on a layer of m n inputs and l k outputs."""
 
 from __future__ import annotations
 
@@ -19,12 +20,19 @@ from torch.utils.checkpoint import checkpoint
 
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.errors import UserError
-from toolkit.networks.adapter import AdapterLinear, LinearAdapterNetwork, kaiming_, linear, product_norm
+from toolkit.networks.adapter import (
+    AdapterLinear,
+    LinearAdapterNetwork,
+    kaiming_,
+    linear,
+    product_norm,
+)
 from toolkit.networks.lora_formats import LayerDelta
 
 
 class LohaLinear(AdapterLinear):
-    """Initialised as in LyCORIS: A1 [O, R] small normal, B1 and B2 [R, I] normal, A2 [O, R] zero."""
+    """Initialised as in LyCORIS: A1 [O, R] small normal, B1 and B2 [R, I] normal, A2
+    [O, R] zero."""
 
     hada_w1_a: nn.Parameter
     hada_w1_b: nn.Parameter
@@ -38,8 +46,11 @@ class LohaLinear(AdapterLinear):
         self.hada_w2_b.data.normal_(std=1, generator=random)
 
     def delta(self, x: Tensor) -> Tensor:
-        # The product is as large as the layer's own weight: recomputed in the backward pass, never kept for it.
-        delta: Tensor = checkpoint(self._change, x, use_reentrant=False, preserve_rng_state=False)
+        # The product is as large as the layer's own weight: recomputed in the backward
+        # pass, never kept for it.
+        delta: Tensor = checkpoint(
+            self._change, x, use_reentrant=False, preserve_rng_state=False
+        )
         return delta
 
     def _change(self, x: Tensor) -> Tensor:
@@ -47,7 +58,11 @@ class LohaLinear(AdapterLinear):
 
     def _delta(self) -> Tensor:
         """[O, I]"""
-        return self.scale * (self.hada_w1_a @ self.hada_w1_b) * (self.hada_w2_a @ self.hada_w2_b)
+        return (
+            self.scale
+            * (self.hada_w1_a @ self.hada_w1_b)
+            * (self.hada_w2_a @ self.hada_w2_b)
+        )
 
     def delta_norm(self) -> Tensor:
         norm: Tensor = torch.linalg.vector_norm(self._delta())
@@ -67,7 +82,9 @@ class LohaNetwork(LinearAdapterNetwork):
         """
         given = delta.parts
         if "hada_w1_a" not in given or delta.magnitude is not None:
-            raise UserError("network.pretrained_lora_path: a LoHa can only start from a LoHa file.")
+            raise UserError(
+                "network.pretrained_lora_path: a LoHa can only start from a LoHa file."
+            )
         rank = len(given["hada_w1_b"])
         if rank > self.rank:
             raise UserError(
@@ -94,13 +111,18 @@ class LokrLinear(AdapterLinear):
         last.data.zero_()
 
     def delta(self, x: Tensor) -> Tensor:
-        """kron(w1, w2) x without forming the product: x as a matrix [m, n] becomes w1 x w2^T."""
+        """kron(w1, w2) x without forming the product: x as a matrix [m, n] becomes w1 x
+        w2^T."""
         parts = self.layer_weights
         h = x.unflatten(-1, (parts["lokr_w1"].shape[1], -1))
         for name in ("lokr_w2", "lokr_w2_b", "lokr_w2_a"):
             if name in parts:
                 h = linear(h, parts[name])
-        return linear(h.transpose(-1, -2), self.scale * parts["lokr_w1"]).transpose(-1, -2).flatten(-2)
+        return (
+            linear(h.transpose(-1, -2), self.scale * parts["lokr_w1"])
+            .transpose(-1, -2)
+            .flatten(-2)
+        )
 
     def delta_norm(self) -> Tensor:
         """|kron(w1, w2)| = |w1| |w2|."""
@@ -120,7 +142,14 @@ class LokrNetwork(LinearAdapterNetwork):
     kind = KINDS["lokr"]
     layer = LokrLinear
 
-    def __init__(self, targets: Sequence[str], *settings: Any, factor: int = -1, whole: bool = False, **more: Any):
+    def __init__(
+        self,
+        targets: Sequence[str],
+        *settings: Any,
+        factor: int = -1,
+        whole: bool = False,
+        **more: Any,
+    ):
         """factor, whole: see `lokr_shapes`."""
         super().__init__(targets, *settings, **more)
         self.factor = factor
@@ -132,15 +161,21 @@ class LokrNetwork(LinearAdapterNetwork):
         return self.scale
 
     def alpha_of(self, target: str) -> float:
-        """For two full factors the rank, so that readers that divide by it get a scale of 1."""
+        """For two full factors the rank, so that readers that divide by it get a scale
+        of 1."""
         if f"{target}.lokr_w2" in self._parameters and self.alpha:
             return self.rank
         return self.alpha
 
     def load_layer(self, target: str, delta: LayerDelta) -> float:
         """A LoKr with factors of the same shapes."""
-        if not {"lokr_w1", "lokr_w1_a"} & delta.parts.keys() or delta.magnitude is not None:
-            raise UserError("network.pretrained_lora_path: a LoKr can only start from a LoKr file.")
+        if (
+            not {"lokr_w1", "lokr_w1_a"} & delta.parts.keys()
+            or delta.magnitude is not None
+        ):
+            raise UserError(
+                "network.pretrained_lora_path: a LoKr can only start from a LoKr file."
+            )
         factors = self.layer_weights(target)
         given = {name: tuple(factor.shape) for name, factor in delta.parts.items()}
         wanted = {name: tuple(factor.shape) for name, factor in factors.items()}

@@ -1,12 +1,15 @@
-"""Algorithms of lycoris-lora that are not our own kinds: its module classes, as adapters of frozen linear layers.
+"""Algorithms of lycoris-lora that are not our own kinds: its module classes, as
+adapters of frozen linear layers.
 
-The library makes each layer's parameters and the change of its weight; the layer computes W x plus the change times x.
-So the dropouts, sampling without them, quantized bases and files beside the network are those of our own kinds. The
-change is as large as the weight, and is computed again in the backward pass.
+The library makes each layer's parameters and the change of its weight; the layer
+computes W x plus the change times x. So the dropouts, sampling without them, quantized
+bases and files beside the network are those of our own kinds. The change is as large as
+the weight, and is computed again in the backward pass.
 
-Of the library's own forward passes none is used. In bypass mode a BOFT, an OFT and an IA3 change the bias too, which
-no file says; the other mode keeps a copy of every weight, and `rank_dropout` of a GLoRA keeps what it should drop.
-Source: lycoris-lora 4.1.3, modules/*.py.
+Of the library's own forward passes none is used. In bypass mode a BOFT, an OFT and an
+IA3 change the bias too, which no file says; the other mode keeps a copy of every
+weight, and `rank_dropout` of a GLoRA keeps what it should drop. Source: lycoris-lora
+4.1.3, modules/*.py.
 
 Shape suffixes: I inputs of a layer, O outputs of a layer."""
 
@@ -25,13 +28,19 @@ from torch.utils.checkpoint import checkpoint
 from toolkit.config.sections.network import NetworkConfig
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.errors import UserError
-from toolkit.networks.adapter import AdapterDropout, AdapterLinear, LinearAdapterNetwork, dequantized_weight
+from toolkit.networks.adapter import (
+    AdapterDropout,
+    AdapterLinear,
+    LinearAdapterNetwork,
+    dequantized_weight,
+)
 from toolkit.networks.lora_formats import LayerDelta
 from toolkit.registry import load_object
 from toolkit.system.seeding import global_generator
 
 FILE_PREFIX = "lycoris_"
-"""Before the names of layers, in which dots become underscores. Source: lycoris-lora 4.1.3, wrapper.py."""
+"""Before the names of layers, in which dots become underscores. Source: lycoris-lora
+4.1.3, wrapper.py."""
 
 FILE_NAMES = {"lycoris-full": {"weight": "diff"}}
 """Kind -> names of parameters that have another one in files."""
@@ -48,7 +57,13 @@ class LycorisLinear(AdapterLinear):
 
     module: Any
 
-    def __init__(self, base_layer: nn.Linear, module: Any, needs_base: bool, dropout: AdapterDropout) -> None:
+    def __init__(
+        self,
+        base_layer: nn.Linear,
+        module: Any,
+        needs_base: bool,
+        dropout: AdapterDropout,
+    ) -> None:
         """module: made by `make_module`."""
         super().__init__(base_layer, {}, 1.0, dropout)
         self.module = module
@@ -66,8 +81,11 @@ class LycorisLinear(AdapterLinear):
         """Nothing: the library's constructor has done it."""
 
     def delta(self, x: Tensor) -> Tensor:
-        # As large as the layer's own weight: recomputed in the backward pass, never kept for it.
-        delta: Tensor = checkpoint(self._change, x, use_reentrant=False, preserve_rng_state=False)
+        # As large as the layer's own weight: recomputed in the backward pass, never
+        # kept for it.
+        delta: Tensor = checkpoint(
+            self._change, x, use_reentrant=False, preserve_rng_state=False
+        )
         return delta
 
     def _change(self, x: Tensor) -> Tensor:
@@ -85,7 +103,8 @@ class LycorisLinear(AdapterLinear):
 
 
 class _FrozenWeight:
-    """In the place of the layer that the library's module knows: the weight in float32, dequantized when it is read."""
+    """In the place of the layer that the library's module knows: the weight in float32,
+    dequantized when it is read."""
 
     def __init__(self, layer: nn.Linear) -> None:
         self._layer = layer
@@ -95,13 +114,18 @@ class _FrozenWeight:
         return dequantized_weight(self._layer)
 
 
-def make_module(library_class: Callable[..., Any], inputs: int, outputs: int, **arguments: Any) -> Any:
+def make_module(
+    library_class: Callable[..., Any], inputs: int, outputs: int, **arguments: Any
+) -> Any:
     """A module of the library for a linear layer of this size, on the CPU.
 
-    Its layer has weights of zero and no bias: a file changes weights alone, and the library would copy them.
+    Its layer has weights of zero and no bias: a file changes weights alone, and the
+    library would copy them.
     """
     layer = nn.Linear(inputs, outputs, bias=False, device="meta")
-    layer.weight = nn.Parameter(torch.zeros(()).expand(outputs, inputs), requires_grad=False)
+    layer.weight = nn.Parameter(
+        torch.zeros(()).expand(outputs, inputs), requires_grad=False
+    )
     module = library_class("", layer, bypass_mode=False, **arguments)
     if hasattr(module, "_org_weight"):
         module._org_weight = []  # a copy of the weight, in the main memory
@@ -111,7 +135,8 @@ def make_module(library_class: Callable[..., Any], inputs: int, outputs: int, **
 class LycorisNetwork(LinearAdapterNetwork):
     """One of the library's algorithms on the given linear layers.
 
-    Example: `LycorisNetwork.from_config(NetworkConfig(type="boft", linear=16), ["to_q"], seed=1)`.
+    Example: `LycorisNetwork.from_config(NetworkConfig(type="boft", linear=16),
+    ["to_q"], seed=1)`.
     """
 
     layer = LycorisLinear
@@ -124,7 +149,11 @@ class LycorisNetwork(LinearAdapterNetwork):
 
     @classmethod
     def from_config(
-        cls, settings: NetworkConfig, targets: Sequence[str], seed: int, dtype: torch.dtype | None = None
+        cls,
+        settings: NetworkConfig,
+        targets: Sequence[str],
+        seed: int,
+        dtype: torch.dtype | None = None,
     ) -> Self:
         network = cls._with_settings(settings, targets, seed)
         network.kind = KINDS[settings.type]
@@ -132,7 +161,9 @@ class LycorisNetwork(LinearAdapterNetwork):
         network.arguments = network.kind.extra_kwargs(settings)
         return network
 
-    def new_layer(self, target: str, base: nn.Linear, adapter_dropout: AdapterDropout) -> LycorisLinear:
+    def new_layer(
+        self, target: str, base: nn.Linear, adapter_dropout: AdapterDropout
+    ) -> LycorisLinear:
         with global_generator(self.seed, "network", target):
             module = make_module(
                 load_library_class(self.kind.library_class),
@@ -145,7 +176,9 @@ class LycorisNetwork(LinearAdapterNetwork):
         return LycorisLinear(base, module, self.kind.needs_base, adapter_dropout)
 
     def load_layer(self, target: str, delta: LayerDelta) -> float:
-        raise UserError(f"network.pretrained_lora_path: {self.kind.algo} cannot start from a file. Remove it.")
+        raise UserError(
+            f"network.pretrained_lora_path: {self.kind.algo} cannot start from a file. Remove it."
+        )
 
     def export(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Under the library's names, with the buffers that it stores."""
@@ -158,18 +191,24 @@ class LycorisNetwork(LinearAdapterNetwork):
                 if name == ROTATIONS:
                     weight = within_limit(weight, layer.module.constraint)
                 tensors[prefix + self.file_names.get(name, name)] = weight
-            tensors |= {prefix + name: buffer.float() for name, buffer in stored_buffers(layer.module).items()}
+            tensors |= {
+                prefix + name: buffer.float()
+                for name, buffer in stored_buffers(layer.module).items()
+            }
         return tensors
 
 
 def stored_buffers(module: Any) -> dict[str, Tensor]:
     """The settings of a library's module that its files have, such as alpha.
 
-    Readers divide alpha by the rank, so that of a GLoRA with `rs_lora` is larger than the given one. That of rotations
-    is their limit, which the library multiplies by the outputs and ComfyUI does not: 0, for `within_limit` has kept it.
+    Readers divide alpha by the rank, so that of a GLoRA with `rs_lora` is larger than
+    the given one. That of rotations is their limit, which the library multiplies by the
+    outputs and ComfyUI does not: 0, for `within_limit` has kept it.
     """
     buffers = {
-        name: buffer for name, buffer in module.named_buffers() if name not in module._non_persistent_buffers_set
+        name: buffer
+        for name, buffer in module.named_buffers()
+        if name not in module._non_persistent_buffers_set
     }
     if getattr(module, "rs_lora", False):
         buffers["alpha"] = torch.tensor(module.scale * module.lora_dim)
@@ -179,7 +218,8 @@ def stored_buffers(module: Any) -> dict[str, Tensor]:
 
 
 def within_limit(blocks: Tensor, limit: float) -> Tensor:
-    """Rotation blocks [..., b, b] as they are used with a limit of the norm of their generators; 0: no limit.
+    """Rotation blocks [..., b, b] as they are used with a limit of the norm of their
+    generators; 0: no limit.
 
     Source: lycoris-lora 4.1.3, functional/diag_oft.py `get_r`.
     """
@@ -190,8 +230,9 @@ def within_limit(blocks: Tensor, limit: float) -> Tensor:
 def load_library_class(path: str) -> Any:
     """A module class of the library, as "module:Class".
 
-    Its fused kernels are off: which one is fastest would be measured in each run, and bits would depend on it. Its log
-    lines, one for each size of a layer, are errors only.
+    Its fused kernels are off: which one is fastest would be measured in each run, and
+    bits would depend on it. Its log lines, one for each size of a layer, are errors
+    only.
     """
     os.environ.setdefault(BACKEND, "torch")
     library_class = load_object(path)

@@ -1,8 +1,10 @@
 """Merges LoRA files into the frozen model before training.
 
-A weight W becomes W + multiplier (F - W), where F is W with the file applied; for a LoRA, LoHa or LoKr that is W plus
-multiplier times its delta. The order of the files matters only to kinds that depend on the weight before them: a DoRA,
-OFT, BOFT or GLoRA. A bias gets multiplier times its change. Sums are float32 and rounded once, to the model's dtype.
+A weight W becomes W + multiplier (F - W), where F is W with the file applied; for a
+LoRA, LoHa or LoKr that is W plus multiplier times its delta. The order of the files
+matters only to kinds that depend on the weight before them: a DoRA, OFT, BOFT or GLoRA.
+A bias gets multiplier times its change. Sums are float32 and rounded once, to the
+model's dtype.
 
 Shape suffixes: I inputs of a layer, O outputs of a layer.
 """
@@ -36,30 +38,40 @@ class LoraToMerge:
         return f"{self.file} times {self.multiplier:g} into {len(self.modules)} layers"
 
 
-def read_base_loras(loras: Sequence[BaseLora], layers: Mapping[str, tuple[int, int]]) -> list[LoraToMerge]:
-    """The files of `model.base_loras`, checked against the model's layers: name -> (inputs, outputs).
+def read_base_loras(
+    loras: Sequence[BaseLora], layers: Mapping[str, tuple[int, int]]
+) -> list[LoraToMerge]:
+    """The files of `model.base_loras`, checked against the model's layers: name ->
+    (inputs, outputs).
 
-    Raises UserError for a file that cannot be read, is of another model, or changes nothing.
+    Raises UserError for a file that cannot be read, is of another model, or changes
+    nothing.
     """
     read = []
     for lora in loras:
         path = Path(lora.path).expanduser()
         modules = load_adapter_file(path, layers)
         if all(change.is_zero for change in modules.values()):
-            raise UserError(f"model.base_loras: {path} changes no layer: all of its changes are zero.")
+            raise UserError(
+                f"model.base_loras: {path} changes no layer: all of its changes are zero."
+            )
         read.append(LoraToMerge(path.name, lora.multiplier, modules))
     return read
 
 
 class LoraMerger:
-    """Merges files into a model while it is loaded; each layer once, after which its deltas are freed."""
+    """Merges files into a model while it is loaded; each layer once, after which its
+    deltas are freed."""
 
     def __init__(self, files: Sequence[LoraToMerge]) -> None:
-        self._files = [(file.file, file.multiplier, dict(file.modules)) for file in files]
+        self._files = [
+            (file.file, file.multiplier, dict(file.modules)) for file in files
+        ]
 
     @torch.no_grad()
     def __call__(self, module: nn.Module, name: str) -> None:
-        """Changes the layers of `module`, whose dotted name in the model is `name`; "" is the model: all that is left.
+        """Changes the layers of `module`, whose dotted name in the model is `name`; ""
+        is the model: all that is left.
 
         Raises UserError when a weight is not finite afterwards.
         """
@@ -71,10 +83,14 @@ class LoraMerger:
             torch.set_float32_matmul_precision(precision)
 
     def _merge(self, module: nn.Module, prefix: str) -> None:
-        targets = dict.fromkeys(t for _, _, changes in self._files for t in changes if t.startswith(prefix))
+        targets = dict.fromkeys(
+            t for _, _, changes in self._files for t in changes if t.startswith(prefix)
+        )
         for target in targets:
             layer = module.get_submodule(target.removeprefix(prefix))
-            assert isinstance(layer, nn.Linear), target  # what the file changes are linear layers, not yet quantized
+            assert isinstance(layer, nn.Linear), (
+                target
+            )  # what the file changes are linear layers, not yet quantized
             weight_OI = layer.weight.data.to(torch.float32, copy=True)
             if layer.bias is None:
                 bias_O = None
@@ -86,11 +102,17 @@ class LoraMerger:
                     weight_OI += multiplier * change.delta_for(weight_OI)
                     if change.bias is not None:
                         if bias_O is None:
-                            raise UserError(f"model.base_loras: {file} changes the bias of {target}. {NO_BIAS}")
+                            raise UserError(
+                                f"model.base_loras: {file} changes the bias of {target}. {NO_BIAS}"
+                            )
                         bias_O += multiplier * change.bias
             layer.weight.data = weight_OI.to(layer.weight.dtype)
             if layer.bias is not None and bias_O is not None:
                 layer.bias.data = bias_O.to(layer.bias.dtype)
-            if not all(torch.isfinite(parameter.data).all() for parameter in layer.parameters()):
+            if not all(
+                torch.isfinite(parameter.data).all() for parameter in layer.parameters()
+            ):
                 files = ", ".join(file for file, _, _ in self._files)
-                raise UserError(f"model.base_loras: {target} is not finite with {files}. Lower the multiplier.")
+                raise UserError(
+                    f"model.base_loras: {target} is not finite with {files}. Lower the multiplier."
+                )

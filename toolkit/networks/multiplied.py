@@ -1,16 +1,20 @@
-"""Changes of a layer that no small matrices add up to: OFT, BOFT, GLoRA and IA3, which multiply its weight, and whole
-changes.
+"""Changes of a layer that no small matrices add up to: OFT, BOFT, GLoRA and IA3, which
+multiply its weight, and whole changes.
 
-An OFT turns the weight W by a rotation R of blocks on the diagonal, a BOFT by several such rotations with a butterfly's
-order of rows between them. LyCORIS turns the outputs, F = s R W, peft the inputs, F = s W R^T, where s scales the rows.
-A GLoRA is F = W + scale (W A1 A2 + B1 B2). What is added to an output is never made as a matrix: R is used block by
-block, on the outputs of the frozen layer or on its inputs, so that a quantized layer serves as well.
+An OFT turns the weight W by a rotation R of blocks on the diagonal, a BOFT by several
+such rotations with a butterfly's order of rows between them. LyCORIS turns the outputs,
+F = s R W, peft the inputs, F = s W R^T, where s scales the rows. A GLoRA is F = W +
+scale (W A1 A2 + B1 B2). What is added to an output is never made as a matrix: R is used
+block by block, on the outputs of the frozen layer or on its inputs, so that a quantized
+layer serves as well.
 
-Source: LyCORIS 4.1.3, modules/{diag_oft,boft,glora}.py and functional/; peft 0.21.2, tuners/{oft,boft}/layer.py.
-`multiplied_files.py` reads them from the matrices that these programs store.
+Source: LyCORIS 4.1.3, modules/{diag_oft,boft,glora}.py and functional/; peft 0.21.2,
+tuners/{oft,boft}/layer.py. `multiplied_files.py` reads them from the matrices that
+these programs store.
 
-Shape suffixes: I inputs of a layer, O outputs of a layer, X anything, D one of I and O, R rank; M rotations one after
-the other, K blocks on the diagonal, B size of a block, N numbers of a triangle.
+Shape suffixes: I inputs of a layer, O outputs of a layer, X anything, D one of I and O,
+R rank; M rotations one after the other, K blocks on the diagonal, B size of a block, N
+numbers of a triangle.
 
     kind = kind_for(parts)
     weight_OI = weight_OI + kind.delta(parts, 1.0, weight_OI)
@@ -34,18 +38,22 @@ FrozenLayer = Callable[[Tensor], Tensor]
 def cayley_KBB(skew_KBB: Tensor) -> Tensor:
     """The rotations (1 + Q) (1 - Q)^-1 of skew-symmetric Q.
 
-    This is LyCORIS' sign, `get_r` in functional/diag_oft.py. peft's (1 - Q) (1 + Q)^-1 is that of -Q.
+    This is LyCORIS' sign, `get_r` in functional/diag_oft.py. peft's (1 - Q) (1 + Q)^-1
+    is that of -Q.
     """
     one_BB = torch.eye(skew_KBB.shape[-1], dtype=skew_KBB.dtype)
-    rotations_KBB: Tensor = torch.linalg.solve(one_BB - skew_KBB, one_BB + skew_KBB, left=False)
+    rotations_KBB: Tensor = torch.linalg.solve(
+        one_BB - skew_KBB, one_BB + skew_KBB, left=False
+    )
     return rotations_KBB
 
 
 def cayley_neumann_KBB(skew_KBB: Tensor, terms: int) -> Tensor:
     """The series 1 + 2 Q + 2 Q^2 + ... that ends at Q^(terms - 1), whose factor is 1.
 
-    Three terms are as many as four. It nears (1 + Q) (1 - Q)^-1, so that it turns the other way than peft's exact form.
-    Source: peft 0.21.2, `OFTRotationModule._cayley_batch`.
+    Three terms are as many as four. It nears (1 + Q) (1 - Q)^-1, so that it turns the
+    other way than peft's exact form. Source: peft 0.21.2,
+    `OFTRotationModule._cayley_batch`.
     """
     one_BB = torch.eye(skew_KBB.shape[-1], dtype=skew_KBB.dtype)
     sum_KBB = one_BB.expand_as(skew_KBB)
@@ -64,7 +72,8 @@ def cayley_neumann_KBB(skew_KBB: Tensor, terms: int) -> Tensor:
 
 
 def skew_of_triangle_KBB(triangle_KN: Tensor, size: int) -> Tensor:
-    """Skew-symmetric matrices of `size` with these numbers, row by row, above the diagonal.
+    """Skew-symmetric matrices of `size` with these numbers, row by row, above the
+    diagonal.
 
     Source: peft 0.21.2, `OFTRotationModule._pytorch_skew_symmetric`.
     """
@@ -75,7 +84,8 @@ def skew_of_triangle_KBB(triangle_KN: Tensor, size: int) -> Tensor:
 
 
 def limited_skew(skew: Tensor, most: float) -> Tensor:
-    """All blocks scaled together so that their Frobenius norm is at most `most`; 0: no limit.
+    """All blocks scaled together so that their Frobenius norm is at most `most`; 0: no
+    limit.
 
     Source: LyCORIS 4.1.3, `get_r` in functional/diag_oft.py.
     """
@@ -96,7 +106,8 @@ def limited_each_KBB(skew_KBB: Tensor, eps: float) -> Tensor:
 
 
 def turned(vectors_XD: Tensor, blocks_KBB: Tensor) -> Tensor:
-    """Each vector multiplied by the matrix that has the blocks on its diagonal; a single block is repeated."""
+    """Each vector multiplied by the matrix that has the blocks on its diagonal; a
+    single block is repeated."""
     parts_XKB: Tensor = vectors_XD.unflatten(-1, (-1, blocks_KBB.shape[-1]))
     if len(blocks_KBB) == 1:
         return (parts_XKB @ blocks_KBB[0].T).flatten(-2)
@@ -104,12 +115,19 @@ def turned(vectors_XD: Tensor, blocks_KBB: Tensor) -> Tensor:
 
 
 def butterfly_order(places_D: Tensor, pieces: int, width: int) -> Tensor:
-    """The places in another order: of each 2 * pieces runs of `width` places first those with an even number."""
+    """The places in another order: of each 2 * pieces runs of `width` places first
+    those with an even number."""
     runs: Tensor = places_D.unflatten(0, (-1, pieces, 2, width))
     return runs.transpose(1, 2).flatten()
 
 
-TITLES = {"oft": "an OFT", "boft": "a BOFT", "glora": "a GLoRA", "full": "a whole change", "ia3": "an IA3"}
+TITLES = {
+    "oft": "an OFT",
+    "boft": "a BOFT",
+    "glora": "a GLoRA",
+    "full": "a whole change",
+    "ia3": "an IA3",
+}
 
 
 class Multiplied(ABC):
@@ -128,15 +146,19 @@ class Multiplied(ABC):
 
     @abstractmethod
     def shape(self, parts: Parts) -> tuple[int, int]:
-        """(outputs, inputs) of the layer, as far as the matrices say it; 0: they do not."""
+        """(outputs, inputs) of the layer, as far as the matrices say it; 0: they do
+        not."""
 
     @abstractmethod
     def delta(self, parts: Parts, scale: float, weight_OI: Tensor) -> Tensor:
         """What is added to a weight (float32)."""
 
     @abstractmethod
-    def output_delta(self, parts: Parts, scale: float, x_XI: Tensor, layer: FrozenLayer) -> Tensor:
-        """What is added to the outputs [X, O] of the frozen layer, for its inputs (float32)."""
+    def output_delta(
+        self, parts: Parts, scale: float, x_XI: Tensor, layer: FrozenLayer
+    ) -> Tensor:
+        """What is added to the outputs [X, O] of the frozen layer, for its inputs
+        (float32)."""
 
     def rank(self, parts: Parts) -> int:
         """The inner size of its products; 0: it has none."""
@@ -152,11 +174,13 @@ class Multiplied(ABC):
 
     @abstractmethod
     def split(self, parts: Parts, count: int) -> list[dict[str, Tensor]]:
-        """The parts for `count` layers that have the outputs of this one. Raises ValueError where they do not split."""
+        """The parts for `count` layers that have the outputs of this one. Raises
+        ValueError where they do not split."""
 
 
 class Rotation(Multiplied):
-    """A rotation [M, K, B, B], float32, of the inputs or outputs, and `rescale` [O, 1] for the rows after it."""
+    """A rotation [M, K, B, B], float32, of the inputs or outputs, and `rescale` [O, 1]
+    for the rows after it."""
 
     OPTIONAL = ("rescale",)
 
@@ -165,15 +189,23 @@ class Rotation(Multiplied):
 
     @abstractmethod
     def order(self, stage: int, width: int, places_D: Tensor) -> Tensor:
-        """The order of a vector's numbers for one of several rotations. width: half a block; places_D: 0 to D - 1."""
+        """The order of a vector's numbers for one of several rotations. width: half a
+        block; places_D: 0 to D - 1."""
 
-    def turn_difference(self, vectors_XD: Tensor, rotation_MKBB: Tensor, is_transposed: bool = False) -> Tensor:
-        """Turned vectors minus the vectors; is_transposed: turned by the transposed matrix."""
+    def turn_difference(
+        self, vectors_XD: Tensor, rotation_MKBB: Tensor, is_transposed: bool = False
+    ) -> Tensor:
+        """Turned vectors minus the vectors; is_transposed: turned by the transposed
+        matrix."""
         if is_transposed:
             rotation_MKBB = rotation_MKBB.transpose(-1, -2)
         if len(rotation_MKBB) == 1:
-            # Small angles keep their digits where the 1 is taken off before the product.
-            return turned(vectors_XD, rotation_MKBB[0] - torch.eye(rotation_MKBB.shape[-1]).to(vectors_XD))
+            # Small angles keep their digits where the 1 is taken off before the
+            # product.
+            return turned(
+                vectors_XD,
+                rotation_MKBB[0] - torch.eye(rotation_MKBB.shape[-1]).to(vectors_XD),
+            )
         result_XD = vectors_XD
         places_D = torch.arange(vectors_XD.shape[-1], device=vectors_XD.device)
         stages = list(range(len(rotation_MKBB)))
@@ -187,12 +219,22 @@ class Rotation(Multiplied):
 
     def is_zero(self, parts: Parts, scale: float) -> bool:
         rotation_MKBB = parts[self.NEEDED[0]]
-        is_one = bool((rotation_MKBB == torch.eye(rotation_MKBB.shape[-1]).to(rotation_MKBB)).all())
+        is_one = bool(
+            (
+                rotation_MKBB == torch.eye(rotation_MKBB.shape[-1]).to(rotation_MKBB)
+            ).all()
+        )
         return is_one and bool((parts.get("rescale", torch.ones(1)) == 1).all())
 
     def size(self, parts: Parts) -> float:
         rotation_MKBB = parts[self.NEEDED[0]]
-        moved = (rotation_MKBB - torch.eye(rotation_MKBB.shape[-1])).square().sum(dim=(-1, -2)).mean(dim=-1).sum()
+        moved = (
+            (rotation_MKBB - torch.eye(rotation_MKBB.shape[-1]))
+            .square()
+            .sum(dim=(-1, -2))
+            .mean(dim=-1)
+            .sum()
+        )
         of_rotation = float(moved) / rotation_MKBB.shape[-1]
         of_rows = float((parts.get("rescale", torch.ones(1)) - 1).square().mean())
         size: float = (of_rotation + of_rows) ** 0.5
@@ -214,7 +256,9 @@ class TurnedOutputs(Rotation):
     def delta(self, parts: Parts, scale: float, weight_OI: Tensor) -> Tensor:
         return self._added(parts, weight_OI.T).T
 
-    def output_delta(self, parts: Parts, scale: float, x_XI: Tensor, layer: FrozenLayer) -> Tensor:
+    def output_delta(
+        self, parts: Parts, scale: float, x_XI: Tensor, layer: FrozenLayer
+    ) -> Tensor:
         return self._added(parts, layer(x_XI))
 
     def _added(self, parts: Parts, outputs_XO: Tensor) -> Tensor:
@@ -237,7 +281,9 @@ class TurnedInputs(Rotation):
     NEEDED = ("rotation_of_inputs",)
 
     def name(self, parts: Parts) -> str:
-        return "boft" if "rescale" in parts else "oft"  # a BOFT of peft has one rotation by default
+        return (
+            "boft" if "rescale" in parts else "oft"
+        )  # a BOFT of peft has one rotation by default
 
     def shape(self, parts: Parts) -> tuple[int, int]:
         _, count, size, _ = parts["rotation_of_inputs"].shape
@@ -252,8 +298,12 @@ class TurnedInputs(Rotation):
             return difference_OI
         return parts["rescale"] * difference_OI + (parts["rescale"] - 1) * weight_OI
 
-    def output_delta(self, parts: Parts, scale: float, x_XI: Tensor, layer: FrozenLayer) -> Tensor:
-        added_XO = layer(self.turn_difference(x_XI, parts["rotation_of_inputs"], is_transposed=True))
+    def output_delta(
+        self, parts: Parts, scale: float, x_XI: Tensor, layer: FrozenLayer
+    ) -> Tensor:
+        added_XO = layer(
+            self.turn_difference(x_XI, parts["rotation_of_inputs"], is_transposed=True)
+        )
         if "rescale" not in parts:
             return added_XO
         rescale_O = parts["rescale"].flatten()
@@ -278,21 +328,32 @@ class Glora(Multiplied):
         return len(parts["b1"]), len(parts["a1"])
 
     def delta(self, parts: Parts, scale: float, weight_OI: Tensor) -> Tensor:
-        return scale * (weight_OI @ parts["a1"] @ parts["a2"] + parts["b1"] @ parts["b2"])
+        return scale * (
+            weight_OI @ parts["a1"] @ parts["a2"] + parts["b1"] @ parts["b2"]
+        )
 
-    def output_delta(self, parts: Parts, scale: float, x_XI: Tensor, layer: FrozenLayer) -> Tensor:
+    def output_delta(
+        self, parts: Parts, scale: float, x_XI: Tensor, layer: FrozenLayer
+    ) -> Tensor:
         through_weight_XO = layer(scale * (x_XI @ parts["a2"].T @ parts["a1"].T))
         return through_weight_XO + scale * (x_XI @ parts["b2"].T @ parts["b1"].T)
 
     def is_zero(self, parts: Parts, scale: float) -> bool:
         products = (("a1", "a2"), ("b1", "b2"))
-        return scale == 0 or not any(parts[left].any() and parts[right].any() for left, right in products)
+        return scale == 0 or not any(
+            parts[left].any() and parts[right].any() for left, right in products
+        )
 
     def size(self, parts: Parts) -> float:
-        """As if rows and columns of the matrices were independent, and a weight 1 / sqrt(I)."""
+        """As if rows and columns of the matrices were independent, and a weight 1 /
+        sqrt(I)."""
         rms = {name: float(part.square().mean().sqrt()) for name, part in parts.items()}
-        through_weight = rms["a1"] * rms["a2"] * (parts["a1"].shape[1] * len(parts["a1"])) ** 0.5
-        beside_it = rms["b1"] * rms["b2"] * (parts["b1"].shape[1] * len(parts["a1"])) ** 0.5
+        through_weight = (
+            rms["a1"] * rms["a2"] * (parts["a1"].shape[1] * len(parts["a1"])) ** 0.5
+        )
+        beside_it = (
+            rms["b1"] * rms["b2"] * (parts["b1"].shape[1] * len(parts["a1"])) ** 0.5
+        )
         return float((through_weight**2 + beside_it**2) ** 0.5)
 
     def split(self, parts: Parts, count: int) -> list[dict[str, Tensor]]:
@@ -300,7 +361,8 @@ class Glora(Multiplied):
 
 
 class Whole(Multiplied):
-    """W + scale D, with a whole change D [O, I]. It needs no weight, but is as large as one."""
+    """W + scale D, with a whole change D [O, I]. It needs no weight, but is as large as
+    one."""
 
     NEEDED = ("diff",)
 
@@ -314,7 +376,9 @@ class Whole(Multiplied):
     def delta(self, parts: Parts, scale: float, weight_OI: Tensor) -> Tensor:
         return scale * parts["diff"]
 
-    def output_delta(self, parts: Parts, scale: float, x_XI: Tensor, layer: FrozenLayer) -> Tensor:
+    def output_delta(
+        self, parts: Parts, scale: float, x_XI: Tensor, layer: FrozenLayer
+    ) -> Tensor:
         return scale * (x_XI @ parts["diff"].T)
 
     def is_zero(self, parts: Parts, scale: float) -> bool:
@@ -322,7 +386,9 @@ class Whole(Multiplied):
 
     def size(self, parts: Parts) -> float:
         """Relative to a weight of 1 / sqrt(I)."""
-        size: float = float(parts["diff"].square().mean().sqrt()) * parts["diff"].shape[1] ** 0.5
+        size: float = (
+            float(parts["diff"].square().mean().sqrt()) * parts["diff"].shape[1] ** 0.5
+        )
         return size
 
     def split(self, parts: Parts, count: int) -> list[dict[str, Tensor]]:
@@ -330,7 +396,8 @@ class Whole(Multiplied):
 
 
 class Ia3(Multiplied):
-    """W (1 + f), with a factor for each output [O, 1] or each input [1, I]. Source: LyCORIS 4.1.3, modules/ia3.py."""
+    """W (1 + f), with a factor for each output [O, 1] or each input [1, I]. Source:
+    LyCORIS 4.1.3, modules/ia3.py."""
 
     NEEDED = ("factors",)
 
@@ -344,7 +411,9 @@ class Ia3(Multiplied):
     def delta(self, parts: Parts, scale: float, weight_OI: Tensor) -> Tensor:
         return scale * parts["factors"] * weight_OI
 
-    def output_delta(self, parts: Parts, scale: float, x_XI: Tensor, layer: FrozenLayer) -> Tensor:
+    def output_delta(
+        self, parts: Parts, scale: float, x_XI: Tensor, layer: FrozenLayer
+    ) -> Tensor:
         factors = scale * parts["factors"].flatten()
         if parts["factors"].shape[0] == 1:
             return layer(factors * x_XI)
@@ -357,19 +426,25 @@ class Ia3(Multiplied):
         return float(parts["factors"].square().mean().sqrt())
 
     def split(self, parts: Parts, count: int) -> list[dict[str, Tensor]]:
-        return _split_rows(parts, count, {"factors": 0} if parts["factors"].shape[1] == 1 else {})
+        return _split_rows(
+            parts, count, {"factors": 0} if parts["factors"].shape[1] == 1 else {}
+        )
 
 
 KINDS = (TurnedOutputs(), TurnedInputs(), Glora(), Whole(), Ia3())
 
 
 def kind_for(parts: Collection[str]) -> Multiplied | None:
-    """The kind of a layer's matrices, by their names; None: of one that is added to the weight."""
+    """The kind of a layer's matrices, by their names; None: of one that is added to the
+    weight."""
     return next((kind for kind in KINDS if kind.NEEDED[0] in parts), None)
 
 
-def _split_rows(parts: Parts, count: int, dims: Mapping[str, int]) -> list[dict[str, Tensor]]:
-    """The parts `count` times, of those in `dims` the share of each along that dimension."""
+def _split_rows(
+    parts: Parts, count: int, dims: Mapping[str, int]
+) -> list[dict[str, Tensor]]:
+    """The parts `count` times, of those in `dims` the share of each along that
+    dimension."""
     layers: list[dict[str, Tensor]] = [{} for _ in range(count)]
     for name, part in parts.items():
         shares: Sequence[Tensor] = [part] * count
@@ -378,5 +453,7 @@ def _split_rows(parts: Parts, count: int, dims: Mapping[str, int]) -> list[dict[
                 raise ValueError(f"{name} cannot be split into {count}")
             shares = part.chunk(count, dims[name])
         for layer, share in zip(layers, shares, strict=True):
-            layer[name] = share.clone()  # safetensors writes no tensors that share memory
+            layer[name] = (
+                share.clone()
+            )  # safetensors writes no tensors that share memory
     return layers

@@ -1,4 +1,5 @@
-"""How LyCORIS and peft store OFT, BOFT, GLoRA, IA3 and whole changes, read into the parts of `multiplied.py`.
+"""How LyCORIS and peft store OFT, BOFT, GLoRA, IA3 and whole changes, read into the
+parts of `multiplied.py`.
 
 | kind, writer | keys after the layer's name | besides |
 |---|---|---|
@@ -10,8 +11,9 @@
 | full of LyCORIS, ComfyUI's extraction | `diff` [O, I] | nothing |
 | IA3 of LyCORIS | `weight` [O] or [I] | `on_input`: 1 where it has the inputs |
 
-Source: LyCORIS 4.1.3, `weight_list` and `make_module_from_state_dict` of its modules; peft 0.21.2, tuners/{oft,boft}.
-Tested against the outputs of both libraries in `tests/toolkit/networks/test_multiplied_files.py`.
+Source: LyCORIS 4.1.3, `weight_list` and `make_module_from_state_dict` of its modules;
+peft 0.21.2, tuners/{oft,boft}. Tested against the outputs of both libraries in
+`tests/toolkit/networks/test_multiplied_files.py`.
 
 Shape suffixes: as in `multiplied.py`; N numbers above the diagonal of a block.
 """
@@ -37,7 +39,8 @@ from toolkit.networks.multiplied import (
 )
 
 Stored = tuple[dict[str, Tensor], float, tuple[int, int]]
-"""Parts for `multiplied.py`, the scale, and (outputs, inputs) of the layer, 0 where it is not known."""
+"""Parts for `multiplied.py`, the scale, and (outputs, inputs) of the layer, 0 where it
+is not known."""
 
 Shape = tuple[int, int]
 
@@ -58,20 +61,25 @@ class StoredForm:
 
     optional: tuple[str, ...]
     read: Callable[[Parts, float | None, AdapterSettings | None, Shape], Stored]
-    """From the parts (float32), alpha, the settings, and (outputs, inputs) of the model's layer, 0 where not known.
-    Raises Misfit, and UserError for settings that cannot be read."""
+    """From the parts (float32), alpha, the settings, and (outputs, inputs) of the
+    model's layer, 0 where not known. Raises Misfit, and UserError for settings that
+    cannot be read."""
 
     has_alpha: bool = True
 
 
-def _read_lycoris_oft(parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape) -> Stored:
+def _read_lycoris_oft(
+    parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape
+) -> Stored:
     blocks = parts["oft_blocks"]
     if blocks.dim() not in (3, 4) or blocks.shape[-1] != blocks.shape[-2]:
         raise Misfit
     skew = blocks - blocks.transpose(-1, -2)
     outputs = blocks.shape[-1] * blocks.shape[-3]
     rotation = cayley_KBB(limited_skew(skew, outputs * (alpha or 0.0)))
-    if blocks.dim() == 3:  # its OFT multiplies rows by the transposed matrices, its BOFT does not
+    if (
+        blocks.dim() == 3
+    ):  # its OFT multiplies rows by the transposed matrices, its BOFT does not
         rotation = rotation.transpose(-1, -2)[None]
     else:
         _check_butterfly(len(blocks), blocks.shape[-1], outputs)
@@ -81,18 +89,26 @@ def _read_lycoris_oft(parts: Parts, alpha: float | None, settings: AdapterSettin
     return stored, 1.0, (outputs, layer[1])
 
 
-def _read_glora(parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape) -> Stored:
+def _read_glora(
+    parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape
+) -> Stored:
     a1, a2, b1, b2 = (parts[name] for name in ("a1", "a2", "b1", "b2"))
     if any(part.dim() != 2 for part in (a1, a2, b1, b2)):
         raise Misfit
     inputs, rank = a1.shape
-    if a2.shape != (rank, inputs) or b2.shape != (b1.shape[1], inputs) or b1.shape[1] != rank:
+    if (
+        a2.shape != (rank, inputs)
+        or b2.shape != (b1.shape[1], inputs)
+        or b1.shape[1] != rank
+    ):
         raise Misfit
     scale = 1.0 if alpha is None else alpha / rank
     return dict(parts), scale, (len(b1), inputs)
 
 
-def _read_peft_oft(parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape) -> Stored:
+def _read_peft_oft(
+    parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape
+) -> Stored:
     triangle_KN = parts["oft_R"]
     if triangle_KN.dim() != 2:
         raise Misfit
@@ -100,7 +116,8 @@ def _read_peft_oft(parts: Parts, alpha: float | None, settings: AdapterSettings 
     size = (1 + math.isqrt(1 + 8 * numbers)) // 2
     if size * (size - 1) // 2 != numbers:
         raise Misfit
-    # Without settings `settings_of` has refused the file; `adapter_health` asks for shapes alone.
+    # Without settings `settings_of` has refused the file; `adapter_health` asks for
+    # shapes alone.
     how = OftSettings() if settings is None else settings.oft()
     skew_KBB = skew_of_triangle_KBB(triangle_KN, size)
     if how.coft_eps is not None:
@@ -117,7 +134,9 @@ def _read_peft_oft(parts: Parts, alpha: float | None, settings: AdapterSettings 
     return {"rotation_of_inputs": rotation_KBB[None]}, 1.0, (layer[0], inputs)
 
 
-def _read_peft_boft(parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape) -> Stored:
+def _read_peft_boft(
+    parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape
+) -> Stored:
     blocks_MKBB = parts["boft_R"]
     if blocks_MKBB.dim() != 4 or blocks_MKBB.shape[-1] != blocks_MKBB.shape[-2]:
         raise Misfit
@@ -127,17 +146,25 @@ def _read_peft_boft(parts: Parts, alpha: float | None, settings: AdapterSettings
     skew_MKBB = (blocks_MKBB - blocks_MKBB.transpose(-1, -2)) / 2
     rescale = _column(parts["boft_s"], len(parts["boft_s"]))
     rotation_MKBB = cayley_KBB(-skew_MKBB)
-    return {"rotation_of_inputs": rotation_MKBB, "rescale": rescale}, 1.0, (len(rescale), count * size)
+    return (
+        {"rotation_of_inputs": rotation_MKBB, "rescale": rescale},
+        1.0,
+        (len(rescale), count * size),
+    )
 
 
-def _read_whole(parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape) -> Stored:
+def _read_whole(
+    parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape
+) -> Stored:
     if parts["diff"].dim() != 2:
         raise Misfit
     outputs, inputs = parts["diff"].shape
     return dict(parts), 1.0, (outputs, inputs)
 
 
-def _read_ia3(parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape) -> Stored:
+def _read_ia3(
+    parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape
+) -> Stored:
     factors = parts["ia3_weight"]
     if factors.dim() != 1 or parts["on_input"].numel() != 1:
         raise Misfit
@@ -147,9 +174,11 @@ def _read_ia3(parts: Parts, alpha: float | None, settings: AdapterSettings | Non
 
 
 def with_ia3_names(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors, with `.ia3_weight` for the `.weight` next to an `.on_input`: an IA3 of LyCORIS has no name that it
-    could be known by."""
-    stems = {key.removesuffix(".on_input") for key in tensors if key.endswith(".on_input")}
+    """The tensors, with `.ia3_weight` for the `.weight` next to an `.on_input`: an IA3
+    of LyCORIS has no name that it could be known by."""
+    stems = {
+        key.removesuffix(".on_input") for key in tensors if key.endswith(".on_input")
+    }
     renamed = {}
     for key, tensor in tensors.items():
         stem = key.removesuffix(".weight")
@@ -158,7 +187,8 @@ def with_ia3_names(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def _check_butterfly(stages: int, size: int, width: int) -> None:
-    """The last of the rotations mixes 2 ** (stages - 1) blocks of the rows or columns."""
+    """The last of the rotations mixes 2 ** (stages - 1) blocks of the rows or
+    columns."""
     if size % 2 or width % (2 ** (stages - 1) * size):
         raise Misfit
 
@@ -169,13 +199,19 @@ def _column(part: Tensor, outputs: int) -> Tensor:
     return part
 
 
-LYCORIS_OFT = StoredForm("an OFT or BOFT of LyCORIS", ("oft_blocks",), ("rescale",), _read_lycoris_oft)
+LYCORIS_OFT = StoredForm(
+    "an OFT or BOFT of LyCORIS", ("oft_blocks",), ("rescale",), _read_lycoris_oft
+)
 GLORA = StoredForm("a GLoRA", ("a1", "a2", "b1", "b2"), (), _read_glora)
 PEFT_OFT = StoredForm("an OFT of peft", ("oft_R",), (), _read_peft_oft, has_alpha=False)
-PEFT_BOFT = StoredForm("a BOFT of peft", ("boft_R", "boft_s"), (), _read_peft_boft, has_alpha=False)
+PEFT_BOFT = StoredForm(
+    "a BOFT of peft", ("boft_R", "boft_s"), (), _read_peft_boft, has_alpha=False
+)
 
 WHOLE = StoredForm("a whole change", ("diff",), (), _read_whole, has_alpha=False)
-IA3 = StoredForm("an IA3 of LyCORIS", ("ia3_weight", "on_input"), (), _read_ia3, has_alpha=False)
+IA3 = StoredForm(
+    "an IA3 of LyCORIS", ("ia3_weight", "on_input"), (), _read_ia3, has_alpha=False
+)
 
 FORMS = (LYCORIS_OFT, GLORA, PEFT_OFT, PEFT_BOFT, WHOLE, IA3)
 
@@ -188,13 +224,22 @@ STORED_PARTS: Mapping[str, str] = {
     ".oft_R.default.weight": "oft_R",
     **{f".{name}{end}": name for name in PEFT_BOFT.needed for end in ("", ".default")},
 }
-"""Suffix of a key -> the part of the layer that it holds. peft takes the adapter's name (`default`) out when it saves;
-tensors taken from a model by other code still have it."""
+"""Suffix of a key -> the part of the layer that it holds. peft takes the adapter's name
+(`default`) out when it saves; tensors taken from a model by other code still have
+it."""
 
 
 def form_of(parts: Collection[str]) -> StoredForm | None:
-    """The form that a layer's parts are stored in, though some may be missing; None: none of these."""
-    return next((form for form in FORMS if any(name in parts for name in (*form.needed, *form.optional))), None)
+    """The form that a layer's parts are stored in, though some may be missing; None:
+    none of these."""
+    return next(
+        (
+            form
+            for form in FORMS
+            if any(name in parts for name in (*form.needed, *form.optional))
+        ),
+        None,
+    )
 
 
 def read_stored(
@@ -208,13 +253,16 @@ def read_stored(
 ) -> Stored:
     """The change of a layer that is stored in this form, all its matrices there.
 
-    parts: float32, without alpha. size: (outputs, inputs) of the model's layer, 0 where not known. Raises UserError
-    where they do not fit together, are not finite, or the settings do not say what they mean.
+    parts: float32, without alpha. size: (outputs, inputs) of the model's layer, 0 where
+    not known. Raises UserError where they do not fit together, are not finite, or the
+    settings do not say what they mean.
     """
     others = parts.keys() - {*form.needed, *form.optional}
     if others or (alpha is not None and not form.has_alpha):
         also = sorted(others) or ["alpha"]
-        raise UserError(f"{source}: {name} mixes several kinds of change: {form.title} and {', '.join(also)}.")
+        raise UserError(
+            f"{source}: {name} mixes several kinds of change: {form.title} and {', '.join(also)}."
+        )
     if not all(torch.isfinite(part).all() for part in parts.values()):
         raise UserError(f"{source}: {name} holds numbers that are not finite.")
     if alpha is not None and not torch.isfinite(alpha).all():
@@ -231,5 +279,7 @@ def read_stored(
 
 def misfit(source: str, name: str, parts: Mapping[str, Tensor]) -> UserError:
     """The refusal of matrices whose sizes contradict each other."""
-    shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in sorted(parts.items()))
+    shapes = ", ".join(
+        f"{part} {list(tensor.shape)}" for part, tensor in sorted(parts.items())
+    )
     return UserError(f"{source}: the matrices of {name} do not fit together: {shapes}.")

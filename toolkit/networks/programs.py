@@ -1,9 +1,10 @@
-"""What other programs make of a LoRA file: one table, which the end of a run, the examination of a file, the model
-card and docs/use_your_lora.md read.
+"""What other programs make of a LoRA file: one table, which the end of a run, the
+examination of a file, the model card and docs/use_your_lora.md read.
 
-Each row was found by running the program, of the version that its title names, on files of many writers and comparing
-the change of every layer (`benchmarks/bench_interop.py`, tests/golden/interop.json). ComfyUI's names of layers,
-musubi-tuner and the loader for Nunchaku were read. Other versions may load more or less.
+Each row was found by running the program, of the version that its title names, on files
+of many writers and comparing the change of every layer (`benchmarks/bench_interop.py`,
+tests/golden/interop.json). ComfyUI's names of layers, musubi-tuner and the loader for
+Nunchaku were read. Other versions may load more or less.
 
     for one in program_findings(PROGRAMS["mflux"], tensors, metadata):
         print(one.message, one.remedy)
@@ -21,7 +22,13 @@ from torch import Tensor
 
 from toolkit.contracts.model import ROWS_OF
 from toolkit.errors import Diagnostic, in_series
-from toolkit.networks.adapter_health import finding, health, layers_of, readable_settings, strengths_in_settings
+from toolkit.networks.adapter_health import (
+    finding,
+    health,
+    layers_of,
+    readable_settings,
+    strengths_in_settings,
+)
 from toolkit.networks.adapter_settings import HEADER_METADATA
 
 FORMS = {
@@ -30,7 +37,14 @@ FORMS = {
     "lora.down": (".lora.down.weight", ".lora.up.weight"),
     "default": (".lora_A.default.weight", ".lora_B.default.weight"),
     "loha": (".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b"),
-    "lokr": (".lokr_w1", ".lokr_w2", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2_a", ".lokr_w2_b"),
+    "lokr": (
+        ".lokr_w1",
+        ".lokr_w2",
+        ".lokr_w1_a",
+        ".lokr_w1_b",
+        ".lokr_w2_a",
+        ".lokr_w2_b",
+    ),
     "glora": (".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight"),
     "oft": (".oft_blocks", ".rescale"),
     "bias": (".diff_b",),
@@ -55,7 +69,8 @@ PREFIXES = (
 WITH_ALPHA = "+"
 ALPHA_MISSING = "-"
 ALPHA_IGNORED = "!"
-"""Behind a form: it is loaded only where the file has alphas; only where it has none; and the alphas are ignored."""
+"""Behind a form: it is loaded only where the file has alphas; only where it has none;
+and the alphas are ignored."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +94,15 @@ class Program:
     """With the version that this is true of."""
 
     loads: Mapping[str, str]
-    """Prefix -> forms, separated by spaces, each with one of the marks above or none."""
+    """Prefix -> forms, separated by spaces, each with one of the marks above or
+    none."""
 
     convert_to: str
     """The form of `run.py convert` that it loads."""
 
     loads_halves: Mapping[str, str] | None = None
-    """The same for a model whose layers ComfyUI fuses (Qwen-Image-2.1), where that differs."""
+    """The same for a model whose layers ComfyUI fuses (Qwen-Image-2.1), where that
+    differs."""
 
     reads_header: bool = False
     """Whether it reads peft's settings in the header (`lora_adapter_metadata`)."""
@@ -114,7 +131,9 @@ class Program:
 
 
 def _halves(parts: Iterable[str]) -> str:
-    return r"[._](?:{})$".format("|".join(re.escape(part).replace(r"\.", "[._]") for part in parts))
+    return r"[._](?:{})$".format(
+        "|".join(re.escape(part).replace(r"\.", "[._]") for part in parts)
+    )
 
 
 HALVES = _halves(part for parts in ROWS_OF.values() for part in parts)
@@ -127,7 +146,9 @@ _MERGE = "Merge it into its model (run.py merge), or extract a LoRA of that (run
 PROGRAMS = {
     "comfyui": Program(
         "ComfyUI (17358c8f, autumn 2026)",
-        dict.fromkeys(("lora_unet_", "lycoris_", "diffusion_model.", "transformer.", ""), _COMFYUI),
+        dict.fromkeys(
+            ("lora_unet_", "lycoris_", "diffusion_model.", "transformer.", ""), _COMFYUI
+        ),
         "comfyui",
         reads_columns=True,
         skips=(
@@ -164,20 +185,34 @@ PROGRAMS = {
                 "Convert it: run.py convert FILE OUT --to diffusers.",
                 ("lora_unet_",),
             ),
-            Skip(WHOLES, _HAS_HALVES, "Convert it: run.py convert FILE OUT --to diffusers."),
+            Skip(
+                WHOLES,
+                _HAS_HALVES,
+                "Convert it: run.py convert FILE OUT --to diffusers.",
+            ),
         ),
     ),
     "diffsynth": Program(
         "DiffSynth 2.1.12",
         dict.fromkeys(("diffusion_model.", ""), "lora_A lora_down default"),
         "aitk",
-        skips=(Skip(WHOLES, _HAS_HALVES, "Convert it: run.py convert FILE OUT --to aitk."),),
+        skips=(
+            Skip(WHOLES, _HAS_HALVES, "Convert it: run.py convert FILE OUT --to aitk."),
+        ),
     ),
     "mflux": Program(
         "mflux 0.24.0 (macOS)",
-        {"diffusion_model.": "lora_A!", "lora_unet_": "lora_down", "": "default lora_down"},
+        {
+            "diffusion_model.": "lora_A!",
+            "lora_unet_": "lora_down",
+            "": "default lora_down",
+        },
         "aitk",
-        loads_halves={"diffusion_model.": "lora_A!", "transformer.": "lora_A!", "": "default!"},
+        loads_halves={
+            "diffusion_model.": "lora_A!",
+            "transformer.": "lora_A!",
+            "": "default!",
+        },
         reads_header=True,
         skips=(
             Skip(
@@ -194,7 +229,10 @@ PROGRAMS = {
     ),
     "nunchaku": Program(
         "ComfyUI-QwenImageLoraLoader (254679f), for Nunchaku",
-        dict.fromkeys(("lora_unet_", "diffusion_model.", "transformer.", ""), "lora_A lora_down default"),
+        dict.fromkeys(
+            ("lora_unet_", "diffusion_model.", "transformer.", ""),
+            "lora_A lora_down default",
+        ),
         "comfyui",
         skips=(
             Skip(
@@ -227,7 +265,8 @@ def split_stem(stem: str) -> tuple[str, str]:
 
 
 def split_key(key: str) -> tuple[str, str]:
-    """(stem, form) of the key of a matrix; the form is empty for alpha and magnitudes."""
+    """(stem, form) of the key of a matrix; the form is empty for alpha and
+    magnitudes."""
     for end in (".alpha", *MAGNITUDES):
         if key.endswith(end):
             return key.removesuffix(end), ""
@@ -243,12 +282,18 @@ OF_HALVES = re.compile(r"img_mlp[._](?:gate_layer|gate_up|proj|out)$")
 """Ends of layers of a model whose layers ComfyUI fuses (Qwen-Image-2.1)."""
 
 
-def findings_for(program: Program, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[Diagnostic]:
-    """What is wrong with a file for a program: by its numbers, and by what the program loads. Nothing that is an error:
-    the program applies it as it is meant."""
+def findings_for(
+    program: Program, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> Iterator[Diagnostic]:
+    """What is wrong with a file for a program: by its numbers, and by what the program
+    loads. Nothing that is an error: the program applies it as it is meant."""
     for one in health(tensors, metadata):
-        is_of_forms = one.check == "unknown_keys" and all(_is_loaded(program, key) for key in one.key)
-        if one.check != "alpha_in_header" and not is_of_forms:  # of alphas `program_findings` speaks
+        is_of_forms = one.check == "unknown_keys" and all(
+            _is_loaded(program, key) for key in one.key
+        )
+        if (
+            one.check != "alpha_in_header" and not is_of_forms
+        ):  # of alphas `program_findings` speaks
             yield one
     yield from program_findings(program, tensors, metadata)
 
@@ -261,7 +306,8 @@ def _is_loaded(program: Program, key: object) -> bool:
 def program_findings(
     program: Program, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> Iterator[Diagnostic]:
-    """What of a file the program would not load, or not as it is meant; nothing: it has its whole effect there."""
+    """What of a file the program would not load, or not as it is meant; nothing: it has
+    its whole effect there."""
     stems = list(dict.fromkeys(split_key(key)[0] for key in tensors))
     has_halves = any(OF_HALVES.search(stem) for stem in stems)
     has_alpha = any(key.endswith(".alpha") for key in tensors)
@@ -274,7 +320,11 @@ def program_findings(
 
 
 def _not_loaded(
-    program: Program, tensors: Mapping[str, Tensor], count: int, has_alpha: bool, has_halves: bool
+    program: Program,
+    tensors: Mapping[str, Tensor],
+    count: int,
+    has_alpha: bool,
+    has_halves: bool,
 ) -> Iterator[Diagnostic]:
     refused: dict[str, list[str]] = defaultdict(list)
     remedies: dict[str, None] = {}
@@ -308,13 +358,18 @@ def _remedy(program: Program, form: str, has_magnitude: bool) -> str:
     if form in _OF_LORA or (has_form and form in ("loha", "lokr")):
         return program.remedy
     if form in ("loha", "lokr"):
-        as_lora = "Make a LoRA of it (run.py resize FILE LORA --rank 64), and convert that"
+        as_lora = (
+            "Make a LoRA of it (run.py resize FILE LORA --rank 64), and convert that"
+        )
         return f"{as_lora}: run.py convert LORA OUT --to {program.convert_to}."
     return _MERGE
 
 
 def _of_strength(
-    program: Program, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], has_halves: bool
+    program: Program,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    has_halves: bool,
 ) -> Iterator[Diagnostic]:
     """Layers that the program applies at another strength than the file means."""
     read = layers_of(tensors)
@@ -346,7 +401,8 @@ def _of_strength(
         if names[check]:
             shown = _few(set(times[check]))
             message = (
-                f"{program.title} applies {len(names[check])} layers at {shown} times their strength: it {reason}."
+                f"{program.title} applies {len(names[check])} layers at {shown} "
+                f"times their strength: it {reason}."
             )
             if check == "alpha_ignored":
                 remedy = "Convert it: run.py convert FILE OUT --to aitk."
@@ -363,7 +419,9 @@ _STRENGTHS = {
 """Check -> why a program applies another strength."""
 
 
-def _ignores_alpha(program: Program, stem: str, tensors: Mapping[str, Tensor], has_halves: bool) -> bool:
+def _ignores_alpha(
+    program: Program, stem: str, tensors: Mapping[str, Tensor], has_halves: bool
+) -> bool:
     prefix, _ = split_stem(stem)
     forms = program.forms(prefix, has_halves)
     for form, ends in FORMS.items():
@@ -372,9 +430,15 @@ def _ignores_alpha(program: Program, stem: str, tensors: Mapping[str, Tensor], h
     return False
 
 
-def _of_header_names(program: Program, metadata: Mapping[str, str]) -> Iterator[Diagnostic]:
+def _of_header_names(
+    program: Program, metadata: Mapping[str, str]
+) -> Iterator[Diagnostic]:
     """Settings whose names the program does not know, at which it stops."""
-    if not program.header_prefix or HEADER_METADATA not in metadata or readable_settings(metadata) is None:
+    if (
+        not program.header_prefix
+        or HEADER_METADATA not in metadata
+        or readable_settings(metadata) is None
+    ):
         return  # what cannot be read `health` reports
     names = json.loads(metadata[HEADER_METADATA])
     if any(name.startswith(program.header_prefix) for name in names):
@@ -383,22 +447,38 @@ def _of_header_names(program: Program, metadata: Mapping[str, str]) -> Iterator[
     yield finding("header_stops", message, program.remedy)
 
 
-def _of_magnitudes(program: Program, tensors: Mapping[str, Tensor]) -> Iterator[Diagnostic]:
-    magnitudes = {key: tensor for key, tensor in tensors.items() if key.endswith(MAGNITUDES)}
-    rows = [split_key(key)[0] for key, t in magnitudes.items() if t.dim() == 1 or len(t) > 1]
-    columns = [name for name in (split_key(key)[0] for key in magnitudes) if name not in rows]
+def _of_magnitudes(
+    program: Program, tensors: Mapping[str, Tensor]
+) -> Iterator[Diagnostic]:
+    magnitudes = {
+        key: tensor for key, tensor in tensors.items() if key.endswith(MAGNITUDES)
+    }
+    rows = [
+        split_key(key)[0] for key, t in magnitudes.items() if t.dim() == 1 or len(t) > 1
+    ]
+    columns = [
+        name for name in (split_key(key)[0] for key in magnitudes) if name not in rows
+    ]
     is_named_for_columns = all(key.endswith(MAGNITUDES[0]) for key in magnitudes)
     reads_rows = program.reads_rows and not is_named_for_columns
     reads_columns = program.reads_columns and is_named_for_columns
-    for kind, layers, is_read in (("rows", rows, reads_rows), ("columns", columns, reads_columns)):
+    for kind, layers, is_read in (
+        ("rows", rows, reads_rows),
+        ("columns", columns, reads_columns),
+    ):
         if layers and not is_read:
             norms = f"a DoRA with norms of {kind} as it is meant ({len(layers)} layers)"
-            yield finding("dora", f"{program.title} does not read {norms}.", _MERGE, tuple(layers))
+            yield finding(
+                "dora", f"{program.title} does not read {norms}.", _MERGE, tuple(layers)
+            )
 
 
-def _of_rotations(program: Program, tensors: Mapping[str, Tensor]) -> Iterator[Diagnostic]:
-    """OFTs that a program reads without their rescale, or with another limit: ComfyUI takes alpha as the limit of the
-    whole rotation, LyCORIS 4.1.3 multiplies it by the outputs of the layer. It scales the rows of a BOFT alone."""
+def _of_rotations(
+    program: Program, tensors: Mapping[str, Tensor]
+) -> Iterator[Diagnostic]:
+    """OFTs that a program reads without their rescale, or with another limit: ComfyUI
+    takes alpha as the limit of the whole rotation, LyCORIS 4.1.3 multiplies it by the
+    outputs of the layer. It scales the rows of a BOFT alone."""
     wrong = []
     for key, blocks in tensors.items():
         if not key.endswith(".oft_blocks"):
@@ -406,19 +486,27 @@ def _of_rotations(program: Program, tensors: Mapping[str, Tensor]) -> Iterator[D
         stem = key.removesuffix(".oft_blocks")
         rescale = tensors.get(f"{stem}.rescale")
         alpha = tensors.get(f"{stem}.alpha")
-        is_rescaled = blocks.dim() == 3 and rescale is not None and bool((rescale != 1).any())
+        is_rescaled = (
+            blocks.dim() == 3 and rescale is not None and bool((rescale != 1).any())
+        )
         is_limited = alpha is not None and bool((alpha > 0).any())
         if is_rescaled or is_limited:
             wrong.append(stem)
     if wrong:
-        what = f"the rescale or the limit of an OFT as it is meant ({len(wrong)} layers)"
+        what = (
+            f"the rescale or the limit of an OFT as it is meant ({len(wrong)} layers)"
+        )
         message = f"{program.title} does not read {what}."
         yield finding("oft", message, _MERGE, tuple(wrong))
 
 
 def _of_skipped(program: Program, stems: Collection[str]) -> Iterator[Diagnostic]:
     for skip in program.skips:
-        left = [stem for stem in stems if split_stem(stem)[0] in skip.prefixes and re.search(skip.layers, stem)]
+        left = [
+            stem
+            for stem in stems
+            if split_stem(stem)[0] in skip.prefixes and re.search(skip.layers, stem)
+        ]
         if left:
             message = f"{program.title} skips {len(left)} of {len(stems)} layers, such as {left[0]}: {skip.reason}."
             yield finding("layers_skipped", message, skip.remedy, tuple(left))
@@ -430,12 +518,16 @@ def _few(numbers: Iterable[float]) -> str:
 
 
 def limits(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[str]:
-    """Where a file does not have its whole effect, of the programs in LOAD_AS_SAVED: a sentence for each reason, with
-    the programs that it is true of. Empty: it has it in all of them."""
+    """Where a file does not have its whole effect, of the programs in LOAD_AS_SAVED: a
+    sentence for each reason, with the programs that it is true of. Empty: it has it in
+    all of them."""
     programs: dict[str, list[str]] = defaultdict(list)
     for name in LOAD_AS_SAVED:
         title = PROGRAMS[name].title
         for one in list(program_findings(PROGRAMS[name], tensors, metadata))[:1]:
             programs[one.message.removeprefix(f"{title} ")].append(title)
     effect = "it does not have its whole effect, as the program"
-    return [f"In {in_series(titles)} {effect} {reason}" for reason, titles in programs.items()]
+    return [
+        f"In {in_series(titles)} {effect} {reason}"
+        for reason, titles in programs.items()
+    ]

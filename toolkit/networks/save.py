@@ -1,7 +1,9 @@
-"""Saves network files and folders of safetensors shards: written atomically and read back.
+"""Saves network files and folders of safetensors shards: written atomically and read
+back.
 
-The step of a network file is in its metadata, never in file times. A folder has an index, as diffusers writes and reads
-it, and is written with one tensor in memory at a time."""
+The step of a network file is in its metadata, never in file times. A folder has an
+index, as diffusers writes and reads it, and is written with one tensor in memory at a
+time."""
 
 from __future__ import annotations
 
@@ -26,33 +28,52 @@ from toolkit.files.safetensors_io import (
     read_header,
     save_file,
 )
-from toolkit.files.writing import added_to, atomic_write, fsync, only_tidy, os_error_as_run_error, remove, write_json
+from toolkit.files.writing import (
+    added_to,
+    atomic_write,
+    fsync,
+    only_tidy,
+    os_error_as_run_error,
+    remove,
+    write_json,
+)
 from toolkit.system.device import DTYPES
 from toolkit.system.distributed import PeerFailedError
 
 
 def to_cpu_copies(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
     """Copies on the CPU in `dtype`, a key of DTYPES."""
-    return {name: t.detach().to("cpu", DTYPES[dtype], copy=True).contiguous() for name, t in tensors.items()}
+    return {
+        name: t.detach().to("cpu", DTYPES[dtype], copy=True).contiguous()
+        for name, t in tensors.items()
+    }
 
 
-def write_safetensors_verified(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> None:
-    """Writes tensors as they are with string `metadata` (a sha256 of the weights is added) and reads them back.
+def write_safetensors_verified(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
+) -> None:
+    """Writes tensors as they are with string `metadata` (a sha256 of the weights is
+    added) and reads them back.
 
-    metadata: None writes none, the sha256 included; `format`, which readers ask for, is always there.
-    Raises RunError when a weight is not finite, the disk cannot be written, or the file does not hold what was written.
+    metadata: None writes none, the sha256 included; `format`, which readers ask for, is
+    always there. Raises RunError when a weight is not finite, the disk cannot be
+    written, or the file does not hold what was written.
     """
     broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if broken:
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
-        raise RunError(f"{path}: {broken[0]}{more} are not finite in the file's dtype; nothing was written.")
+        raise RunError(
+            f"{path}: {broken[0]}{more} are not finite in the file's dtype; nothing was written."
+        )
     if metadata is None:
         header = {"format": "pt"}
     else:
         header = {"format": "pt", **metadata, "sha256": weights_digest(tensors)}
     with os_error_as_run_error(path), atomic_write(path) as temporary, as_os_error():
         save_file(tensors, temporary, metadata=header)
-        with temporary.open("r+b") as raw:  # safetensors writes the metadata in a new order each time
+        with temporary.open(
+            "r+b"
+        ) as raw:  # safetensors writes the metadata in a new order each time
             ordered = compact(read_header(raw)).encode()
             room = raw.tell() - LENGTH_BYTES
             if len(ordered) <= room:
@@ -61,12 +82,17 @@ def write_safetensors_verified(path: Path, tensors: Mapping[str, Tensor], metada
         with safe_open(temporary, framework="pt") as file:
             for name, tensor in tensors.items():
                 if not torch.equal(file.get_tensor(name), tensor):
-                    raise RunError(f"{temporary}: {name} reads back differently. Check the disk.")
+                    raise RunError(
+                        f"{temporary}: {name} reads back differently. Check the disk."
+                    )
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all elements are finite. Checks min and max only (NaN if any is), in a fifth of the time."""
-    return tensor.numel() == 0 or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
+    """Whether all elements are finite. Checks min and max only (NaN if any is), in a
+    fifth of the time."""
+    return tensor.numel() == 0 or bool(
+        torch.isfinite(torch.stack(tensor.aminmax())).all()
+    )
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -89,13 +115,15 @@ def bytes_of(tensor: Tensor) -> memoryview:
 
 
 def remove_old_step_files(folder: Path, name: str, keep: int) -> list[Path]:
-    """Deletes all but the newest `keep` step files, by their step number; 0 keeps all. A model folder that somebody has
-    added to stays. Returns what was deleted."""
+    """Deletes all but the newest `keep` step files, by their step number; 0 keeps all.
+    A model folder that somebody has added to stays. Returns what was deleted."""
     removed = []
     with only_tidy(folder, "old files of weights are not removed"):
         by_step = step_files(folder, name)
         surplus = sorted(by_step)[:-keep] if keep else []
-        for path in [path for step in surplus for path in by_step[step] if not added_to(path)]:
+        for path in [
+            path for step in surplus for path in by_step[step] if not added_to(path)
+        ]:
             remove(path)
             removed.append(path)
     return removed
@@ -103,7 +131,8 @@ def remove_old_step_files(folder: Path, name: str, keep: int) -> list[Path]:
 
 STEM = "diffusion_pytorch_model"
 SHARD_BYTES = 10 * 10**9
-"""Most bytes of tensors in one shard. Source: diffusers, ModelMixin.save_pretrained, `max_shard_size`."""
+"""Most bytes of tensors in one shard. Source: diffusers, ModelMixin.save_pretrained,
+`max_shard_size`."""
 
 _FORMAT_NAMES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 
@@ -115,13 +144,17 @@ def write_shards(
     metadata: Mapping[str, str] | None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes `tensors` in `dtype`, a key of DTYPES, by name; each is converted when it is its turn and read back.
+    """Writes `tensors` in `dtype`, a key of DTYPES, by name; each is converted when it
+    is its turn and read back.
 
-    metadata: for the header of every shard, with a sha256 of its weights; None: neither. Raises RunError when a weight
-    is not finite in `dtype`, or a shard does not hold what was written; the folder is then incomplete.
+    metadata: for the header of every shard, with a sha256 of its weights; None:
+    neither. Raises RunError when a weight is not finite in `dtype`, or a shard does not
+    hold what was written; the folder is then incomplete.
     """
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    write_shards_in_turn(folder, shapes, tensors.__getitem__, dtype, metadata, shard_bytes)
+    write_shards_in_turn(
+        folder, shapes, tensors.__getitem__, dtype, metadata, shard_bytes
+    )
 
 
 def write_shards_in_turn(
@@ -132,25 +165,43 @@ def write_shards_in_turn(
     metadata: Mapping[str, str] | None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """As `write_shards`. fetch: the tensor of a name, asked for once, sorted by name, when it is its turn."""
+    """As `write_shards`. fetch: the tensor of a name, asked for once, sorted by name,
+    when it is its turn."""
     shards = _split(shapes, DTYPES[dtype].itemsize, shard_bytes)
-    names = [f"{STEM}-{index:05d}-of-{len(shards):05d}.safetensors" for index in range(1, len(shards) + 1)]
+    names = [
+        f"{STEM}-{index:05d}-of-{len(shards):05d}.safetensors"
+        for index in range(1, len(shards) + 1)
+    ]
     if len(shards) == 1:
         names = [f"{STEM}.safetensors"]
     for file, shard in zip(names, shards, strict=True):
         with naming(file):
-            _write_in_turn(folder / file, {name: shapes[name] for name in shard}, fetch, dtype, metadata)
+            _write_in_turn(
+                folder / file,
+                {name: shapes[name] for name in shard},
+                fetch,
+                dtype,
+                metadata,
+            )
         fsync(folder / file)
     if len(shards) > 1:
         total = sum(shape.numel() for shape in shapes.values()) * DTYPES[dtype].itemsize
-        weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        weight_map = {
+            name: file
+            for file, shard in zip(names, shards, strict=True)
+            for name in shard
+        }
         write_json(
-            folder / f"{STEM}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+            folder / f"{STEM}.safetensors.index.json",
+            {"metadata": {"total_size": total}, "weight_map": weight_map},
         )
 
 
-def _split(shapes: Mapping[str, torch.Size], itemsize: int, most: int) -> list[list[str]]:
-    """The sorted names in runs of at most `most` bytes; a larger tensor stands alone."""
+def _split(
+    shapes: Mapping[str, torch.Size], itemsize: int, most: int
+) -> list[list[str]]:
+    """The sorted names in runs of at most `most` bytes; a larger tensor stands
+    alone."""
     shards: list[list[str]] = [[]]
     size = 0
     for name in sorted(shapes):
@@ -171,11 +222,24 @@ def write_file_in_turn(
     metadata: Mapping[str, str] | None,
     markers: Sequence[str] = (),
 ) -> None:
-    """The file that `write_safetensors_verified` would write, with one tensor in memory at a time (`fetch`, as in
-    `write_shards_in_turn`). markers: names of empty float32 tensors that it has besides. Raises RunError as that does.
+    """The file that `write_safetensors_verified` would write, with one tensor in memory
+    at a time (`fetch`, as in `write_shards_in_turn`). markers: names of empty float32
+    tensors that it has besides. Raises RunError as that does.
     """
-    with os_error_as_run_error(path), naming(path), atomic_write(path) as temporary, as_os_error():
-        _write_in_turn(temporary, {name: shapes[name] for name in sorted(shapes)}, fetch, dtype, metadata, markers)
+    with (
+        os_error_as_run_error(path),
+        naming(path),
+        atomic_write(path) as temporary,
+        as_os_error(),
+    ):
+        _write_in_turn(
+            temporary,
+            {name: shapes[name] for name in sorted(shapes)},
+            fetch,
+            dtype,
+            metadata,
+            markers,
+        )
 
 
 @contextmanager
@@ -239,5 +303,9 @@ def _header(
     for name, shape in shapes.items():
         begin = end
         end = begin + shape.numel() * DTYPES[dtype].itemsize
-        entries[name] = {"dtype": _FORMAT_NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+        entries[name] = {
+            "dtype": _FORMAT_NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [begin, end],
+        }
     return framed(compact(entries))

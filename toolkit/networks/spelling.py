@@ -1,8 +1,9 @@
 """How a run spells its LoRA files: the prefix of the keys, and where the strength is.
 
-Networks export their tensors in one form: `diffusion_model.<layer>.<matrix>` with an alpha for each layer. `spelled`
-turns that into the spelling of the model's family (`ModelFacts.lora_spelling`), which as many programs as possible load
-with exactly the trained effect. Which program reads which spelling was found by running it
+Networks export their tensors in one form: `diffusion_model.<layer>.<matrix>` with an
+alpha for each layer. `spelled` turns that into the spelling of the model's family
+(`ModelFacts.lora_spelling`), which as many programs as possible load with exactly the
+trained effect. Which program reads which spelling was found by running it
 (`benchmarks/bench_interop.py`; the table is in docs/loras.md).
 
     spelling = SPELLINGS[family.lora_spelling]
@@ -42,24 +43,30 @@ class Spelling:
     """Ends of the keys of a LoRA's matrices."""
 
     folds_alpha: bool
-    """Whether alpha / rank is multiplied into the up matrix of a LoRA or DoRA, which then has no alpha. LoHa and LoKr
-    always have one."""
+    """Whether alpha / rank is multiplied into the up matrix of a LoRA or DoRA, which
+    then has no alpha. LoHa and LoKr always have one."""
 
 
 STORED = Spelling("alpha_stored", "diffusion_model.", (DOWN, UP), folds_alpha=False)
-"""Runs that began before spellings were recorded keep it. mflux 0.24.0 ignores its alpha, and ComfyUI
-(17358c8f) does not find all layers of Qwen-Image-2.1 by this prefix."""
+"""Runs that began before spellings were recorded keep it. mflux 0.24.0 ignores its
+alpha, and ComfyUI (17358c8f) does not find all layers of Qwen-Image-2.1 by this
+prefix."""
 
 FOLDED = Spelling("alpha_folded", "diffusion_model.", (DOWN, UP), folds_alpha=True)
-"""As ai-toolkit writes. A LoRA is exact in ComfyUI (17358c8f), diffusers 0.42.1, DiffSynth 2.1.12, mflux 0.24.0."""
+"""As ai-toolkit writes. A LoRA is exact in ComfyUI (17358c8f), diffusers 0.42.1,
+DiffSynth 2.1.12, mflux 0.24.0."""
 
-BARE = Spelling("bare", "", (".lora_A.default.weight", ".lora_B.default.weight"), folds_alpha=True)
-"""As DiffSynth writes. For models whose layers ComfyUI (17358c8f) fuses: it finds their halves without this prefix
-alone. Without `default` in the keys mflux 0.24.0 refuses bare names, and diffusers 0.42.1 needs an alpha to load them.
-A LoRA is exact in the same programs as with FOLDED."""
+BARE = Spelling(
+    "bare", "", (".lora_A.default.weight", ".lora_B.default.weight"), folds_alpha=True
+)
+"""As DiffSynth writes. For models whose layers ComfyUI (17358c8f) fuses: it finds their
+halves without this prefix alone. Without `default` in the keys mflux 0.24.0 refuses
+bare names, and diffusers 0.42.1 needs an alpha to load them. A LoRA is exact in the
+same programs as with FOLDED."""
 
 SPELLINGS = {spelling.name: spelling for spelling in (STORED, FOLDED, BARE)}
-"""By name. The spelling of new runs is a fact of the model's family (`ModelFacts.lora_spelling`)."""
+"""By name. The spelling of new runs is a fact of the model's family
+(`ModelFacts.lora_spelling`)."""
 
 
 def spelling_for_layers(layers: Iterable[str]) -> Spelling:
@@ -73,8 +80,9 @@ def spelling_for_layers(layers: Iterable[str]) -> Spelling:
 def spelled(tensors: Mapping[str, Tensor], spelling: Spelling) -> dict[str, Tensor]:
     """Exported tensors in a spelling.
 
-    tensors: as `Network.export` returns them. Those without EXPORTED_PREFIX, which a network names itself, stay as they
-    are. An up matrix [O, R] is multiplied by alpha / R in float32.
+    tensors: as `Network.export` returns them. Those without EXPORTED_PREFIX, which a
+    network names itself, stay as they are. An up matrix [O, R] is multiplied by alpha /
+    R in float32.
     """
     down, up = spelling.down_up
     written: dict[str, Tensor] = {}
@@ -90,8 +98,14 @@ def spelled(tensors: Mapping[str, Tensor], spelling: Spelling) -> dict[str, Tens
                 strength = 1.0
             else:
                 strength = float(alpha) / tensor.shape[1]
-            written[stem.removesuffix(UP) + up] = tensor if strength == 1 else tensor.float() * strength
-        elif key.endswith(ALPHA) and spelling.folds_alpha and key.removesuffix(ALPHA) + UP in tensors:
+            written[stem.removesuffix(UP) + up] = (
+                tensor if strength == 1 else tensor.float() * strength
+            )
+        elif (
+            key.endswith(ALPHA)
+            and spelling.folds_alpha
+            and key.removesuffix(ALPHA) + UP in tensors
+        ):
             continue  # it is in the up matrix
         else:
             written[stem] = tensor

@@ -1,9 +1,11 @@
 """Extracts the nearest LoRA of a given rank from a weight delta, by SVD.
 
-Exact for LoRA, LoHa and LoKr, whose factors are decomposed instead of the whole change: a LoHa of ranks r and s is a
-product of rank r s (rows of the up matrices, columns of the down matrices multiplied with each other), and the
-singular values of a Kronecker product are the products of its factors' ones. What has no such factors is decomposed
-whole: exactly up to `FULL_SVD_SIDE`, above it by a randomised method with random numbers of its own, always the same.
+Exact for LoRA, LoHa and LoKr, whose factors are decomposed instead of the whole change:
+a LoHa of ranks r and s is a product of rank r s (rows of the up matrices, columns of
+the down matrices multiplied with each other), and the singular values of a Kronecker
+product are the products of its factors' ones. What has no such factors is decomposed
+whole: exactly up to `FULL_SVD_SIDE`, above it by a randomised method with random
+numbers of its own, always the same.
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer, Q columns of a basis.
 """
@@ -19,7 +21,8 @@ from torch import Tensor
 from toolkit.networks.lora_formats import LayerDelta, factor
 
 FULL_SVD_SIDE = 2048
-"""Matrices with a shorter side up to this get an exact decomposition; larger ones a randomised one."""
+"""Matrices with a shorter side up to this get an exact decomposition; larger ones a
+randomised one."""
 
 OVERSAMPLING = 16
 POWER_ITERATIONS = 4
@@ -36,11 +39,13 @@ class Svd(NamedTuple):
 
 
 def extract_lora(change: LayerDelta, rank: int) -> tuple[Tensor, Tensor, float]:
-    """(up_OR, down_RI, error): the LoRA of at most `rank` nearest to `change`, and its relative Frobenius error.
+    """(up_OR, down_RI, error): the LoRA of at most `rank` nearest to `change`, and its
+    relative Frobenius error.
 
-    A LoRA that fits is returned as it is, with its own smaller rank and error 0; the others have their singular values
-    shared evenly by both matrices. The magnitude of a DoRA is not looked at; a kind that
-    multiplies the weight has no such LoRA (`LayerDelta.needs_base`).
+    A LoRA that fits is returned as it is, with its own smaller rank and error 0; the
+    others have their singular values shared evenly by both matrices. The magnitude of a
+    DoRA is not looked at; a kind that multiplies the weight has no such LoRA
+    (`LayerDelta.needs_base`).
     """
     assert change.multiplied is None
     pair = change.low_rank
@@ -54,20 +59,30 @@ def extract_lora(change: LayerDelta, rank: int) -> tuple[Tensor, Tensor, float]:
         inner = len(change.parts["hada_w1_b"]) * len(change.parts["hada_w2_b"])
     if inner >= min(change.shape):
         return extract_lora_from_delta(change.delta(), rank)
-    if pair is None:  # of a LoHa rank r s: (A1 B1) * (A2 B2) = sum over i, j of (A1_i * A2_j) (B1_i * B2_j)
+    if (
+        pair is None
+    ):  # of a LoHa rank r s: (A1 B1) * (A2 B2) = sum over i, j of (A1_i * A2_j) (B1_i * B2_j)
         p = change.parts
         up_OR = (p["hada_w1_a"][:, :, None] * p["hada_w2_a"][:, None, :]).flatten(1)
-        pair = change.scale * up_OR, (p["hada_w1_b"][:, None] * p["hada_w2_b"][None]).flatten(0, 1)
+        pair = (
+            change.scale * up_OR,
+            (p["hada_w1_b"][:, None] * p["hada_w2_b"][None]).flatten(0, 1),
+        )
     return _truncate(_svd_of_product(*pair), rank)
 
 
-def extract_lora_from_delta(delta_OI: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+def extract_lora_from_delta(
+    delta_OI: Tensor, rank: int
+) -> tuple[Tensor, Tensor, float]:
     """`extract_lora` for a change that is given as a whole (float32)."""
     return _truncate(_svd(delta_OI, rank), rank)
 
 
-def within_share(up_OR: Tensor, down_RI: Tensor, error: float, share: float) -> tuple[Tensor, Tensor, float]:
-    """The lowest rank of a result of `extract_lora` that keeps `share` (in [0, 1]) of the change's squared norm.
+def within_share(
+    up_OR: Tensor, down_RI: Tensor, error: float, share: float
+) -> tuple[Tensor, Tensor, float]:
+    """The lowest rank of a result of `extract_lora` that keeps `share` (in [0, 1]) of
+    the change's squared norm.
 
     All of it where the result itself keeps less.
     """
@@ -103,15 +118,24 @@ def _svd_of_product(up_OR: Tensor, down_RI: Tensor) -> Svd:
 
 
 def _svd_of_kronecker(lokr: LayerDelta, rank: int) -> Svd:
-    """The `rank` largest products of the factors' singular values, with the Kronecker products of their vectors."""
-    first, second = (torch.linalg.svd(factor(lokr.parts, name), full_matrices=False) for name in ("lokr_w1", "lokr_w2"))
+    """The `rank` largest products of the factors' singular values, with the Kronecker
+    products of their vectors."""
+    first, second = (
+        torch.linalg.svd(factor(lokr.parts, name), full_matrices=False)
+        for name in ("lokr_w1", "lokr_w2")
+    )
     products = abs(lokr.scale) * first.S[:, None] * second.S[None]
     s, order = products.flatten().sort(descending=True, stable=True)
     i = order[:rank] // len(second.S)
     j = order[:rank] % len(second.S)
     u = (first.U[:, None, i] * second.U[None, :, j]).flatten(0, 1)
     v = (first.Vh.T[:, None, i] * second.Vh.T[None, :, j]).flatten(0, 1)
-    return Svd(math.copysign(1.0, lokr.scale) * u, s[:rank], v, rest=float(s[rank:].double().square().sum()))
+    return Svd(
+        math.copysign(1.0, lokr.scale) * u,
+        s[:rank],
+        v,
+        rest=float(s[rank:].double().square().sum()),
+    )
 
 
 def _svd(delta_OI: Tensor, rank: int) -> Svd:
@@ -119,13 +143,18 @@ def _svd(delta_OI: Tensor, rank: int) -> Svd:
     if min(delta_OI.shape) <= max(FULL_SVD_SIDE, columns):
         u, s, vh = torch.linalg.svd(delta_OI, full_matrices=False)
         return Svd(u, s, vh.T)
-    # Source: Halko, Martinsson and Tropp, https://arxiv.org/abs/0909.4061, algorithms 4.4 and 5.1. Not
-    # torch.svd_lowrank: it draws from the global generator, which belongs to the training.
+    # Source: Halko, Martinsson and Tropp, https://arxiv.org/abs/0909.4061, algorithms
+    # 4.4 and 5.1. Not torch.svd_lowrank: it draws from the global generator, which
+    # belongs to the training.
     random = torch.Generator().manual_seed(0)
-    start_IQ = torch.randn(delta_OI.shape[1], columns, generator=random).to(delta_OI.device)
+    start_IQ = torch.randn(delta_OI.shape[1], columns, generator=random).to(
+        delta_OI.device
+    )
     basis_OQ = torch.linalg.qr(delta_OI @ start_IQ).Q
     for _ in range(POWER_ITERATIONS):
-        basis_OQ = torch.linalg.qr(delta_OI @ torch.linalg.qr(delta_OI.T @ basis_OQ).Q).Q
+        basis_OQ = torch.linalg.qr(
+            delta_OI @ torch.linalg.qr(delta_OI.T @ basis_OQ).Q
+        ).Q
     u, s, vh = torch.linalg.svd(basis_OQ.T @ delta_OI, full_matrices=False)
     rest = max(0.0, float(delta_OI.double().square().sum() - s.double().square().sum()))
     return Svd(basis_OQ @ u, s, vh.T, rest)

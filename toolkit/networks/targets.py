@@ -12,7 +12,8 @@ _BLOCK = re.compile(r"blocks[._](\d+)[._]")
 
 
 def block_in(name: str) -> int | None:
-    """The number of the block in the name of a layer, or of a tensor in a file; None: it is in none.
+    """The number of the block in the name of a layer, or of a tensor in a file; None:
+    it is in none.
 
     Example: `block_in("transformer_blocks.3.attn.to_q")` is 3.
     """
@@ -21,18 +22,23 @@ def block_in(name: str) -> int | None:
 
 
 def select_target_modules(network: NetworkConfig, names: Sequence[str]) -> list[str]:
-    """The names that a `network:` section chooses: those that contain one of `only_if_contains` (if any is given), none
-    of `ignore_if_contains`, and pass.
+    """The names that a `network:` section chooses: those that contain one of
+    `only_if_contains` (if any is given), none of `ignore_if_contains`, and pass.
 
-    A name passes when an include pattern matches all of it, or when exclude patterns are given and none matches;
-    without either all pass. Raises UserError when nothing is left: training nothing is never meant.
+    A name passes when an include pattern matches all of it, or when exclude patterns
+    are given and none matches; without either all pass. Raises UserError when nothing
+    is left: training nothing is never meant.
     """
     include_patterns = network.include_patterns
     exclude_patterns = network.exclude_patterns
     only_if_contains = network.network_kwargs.only_if_contains
     ignore_if_contains = network.network_kwargs.ignore_if_contains
-    included = {name for pattern in include_patterns for name in matching(pattern, names)}
-    excluded = {name for pattern in exclude_patterns for name in matching(pattern, names)}
+    included = {
+        name for pattern in include_patterns for name in matching(pattern, names)
+    }
+    excluded = {
+        name for pattern in exclude_patterns for name in matching(pattern, names)
+    }
 
     def is_chosen(name: str) -> bool:
         if only_if_contains and not any(part in name for part in only_if_contains):
@@ -54,7 +60,10 @@ def select_target_modules(network: NetworkConfig, names: Sequence[str]) -> list[
 def _nothing_chosen(network: NetworkConfig, example: str) -> str:
     """The error where a section chooses no layer. example: a name of one."""
     has_patterns = bool(network.include_patterns or network.exclude_patterns)
-    has_texts = bool(network.network_kwargs.only_if_contains or network.network_kwargs.ignore_if_contains)
+    has_texts = bool(
+        network.network_kwargs.only_if_contains
+        or network.network_kwargs.ignore_if_contains
+    )
     patterns = "include_patterns / exclude_patterns"
     texts = "only_if_contains / ignore_if_contains"
     outcome = f"leave no layer to train. Layer names look like {example!r}."
@@ -67,7 +76,8 @@ def _nothing_chosen(network: NetworkConfig, example: str) -> str:
 
 
 def unused_choices(network: NetworkConfig, names: Sequence[str]) -> Iterator[str]:
-    """A line for each text or pattern of a `network:` section that fits none of the layers."""
+    """A line for each text or pattern of a `network:` section that fits none of the
+    layers."""
     for key in ("include_patterns", "exclude_patterns"):
         for pattern in getattr(network, key):
             if not matching(pattern, names):

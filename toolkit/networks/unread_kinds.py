@@ -1,8 +1,9 @@
-"""Kinds of adapter that are not read, known by the names of their tensors, so that a refusal says what a file is.
+"""Kinds of adapter that are not read, known by the names of their tensors, so that a
+refusal says what a file is.
 
-Source: peft 0.21.2, the `prefix` of each tuner and the keys that it saves (`tests/toolkit/networks/
-test_unread_kinds.py` asks the installed peft for them); LyCORIS 4.1.3, `weight_list` of its modules; ComfyUI's names of
-whole changes.
+Source: peft 0.21.2, the `prefix` of each tuner and the keys that it saves
+(`tests/toolkit/networks/ test_unread_kinds.py` asks the installed peft for them);
+LyCORIS 4.1.3, `weight_list` of its modules; ComfyUI's names of whole changes.
 
     unread_kind("lycoris_to_q.lambda_layer")  # "a T-LoRA, ..."
 """
@@ -83,12 +84,19 @@ NAMES = {
 
 
 def unread_kind(key: str) -> str:
-    """What the tensor of this name belongs to, with its article; empty: to nothing that is known here."""
-    by_suffix = next((what for suffix, what in SUFFIXES.items() if key.endswith(suffix)), "")
+    """What the tensor of this name belongs to, with its article; empty: to nothing that
+    is known here."""
+    by_suffix = next(
+        (what for suffix, what in SUFFIXES.items() if key.endswith(suffix)), ""
+    )
     if by_suffix:
         return by_suffix
-    for part in key.split(".")[-2:]:  # before them stands the module's own name, which may begin like a kind's
-        named = next((what for name, what in NAMES.items() if part.startswith(name)), "")
+    for part in key.split(".")[
+        -2:
+    ]:  # before them stands the module's own name, which may begin like a kind's
+        named = next(
+            (what for name, what in NAMES.items() if part.startswith(name)), ""
+        )
         if named:
             return named
     return ""

@@ -1,4 +1,5 @@
-"""An exponential average of the trained weights, and the widths of power functions by which files are averaged."""
+"""An exponential average of the trained weights, and the widths of power functions by
+which files are averaged."""
 
 from __future__ import annotations
 
@@ -13,14 +14,19 @@ from toolkit.errors import UserError
 
 
 class Ema:
-    """A float32 exponential moving average of named parameters, updated once per optimizer step."""
+    """A float32 exponential moving average of named parameters, updated once per
+    optimizer step."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float, warm_up: bool = True) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], decay: float, warm_up: bool = True
+    ) -> None:
         """decay: in [0, 1); the average starts from the present parameters."""
         self.decay = decay
         self.warm_up = warm_up
         self._parameters = dict(parameters)
-        self.averages = {name: p.detach().clone().float() for name, p in self._parameters.items()}
+        self.averages = {
+            name: p.detach().clone().float() for name, p in self._parameters.items()
+        }
         device = next((average.device for average in self.averages.values()), None)
         self._updates = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -36,13 +42,15 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step_ok: Tensor | None = None) -> None:
-        """average := decay * average + (1 - decay) * parameter; nothing where `step_ok` (0-dim bool) is false."""
+        """average := decay * average + (1 - decay) * parameter; nothing where `step_ok`
+        (0-dim bool) is false."""
         if step_ok is None:
             step_ok = torch.ones_like(self._updates, dtype=torch.bool)
         else:
             step_ok = step_ok.to(self._updates.device)
         self._updates += step_ok
-        # 1 - min(decay, (1 + n) / (10 + n)), on the device: only there the number of updates n is known.
+        # 1 - min(decay, (1 + n) / (10 + n)), on the device: only there the number of
+        # updates n is known.
         weight = torch.full_like(self._updates, 1 - self.decay, dtype=torch.float32)
         if self.warm_up:
             weight = torch.maximum(weight, 9 / (10 + self._updates))
@@ -51,16 +59,23 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Swaps the averages into the parameters inside the block, and restores the raw values after it."""
+        """Swaps the averages into the parameters inside the block, and restores the raw
+        values after it."""
         with swapped_in(self._parameters, self.averages):
             yield
 
 
-def _lerp_(averages: Sequence[Tensor], parameters: Sequence[nn.Parameter], weight: Tensor) -> None:
-    """Moves each average towards its parameter. Those of a swapped block may lie in CPU memory while its parameters are
-    on the device; copies are made of one parameter at a time."""
+def _lerp_(
+    averages: Sequence[Tensor], parameters: Sequence[nn.Parameter], weight: Tensor
+) -> None:
+    """Moves each average towards its parameter. Those of a swapped block may lie in CPU
+    memory while its parameters are on the device; copies are made of one parameter at a
+    time."""
     weights = [weight.to(average.device) for average in averages]
-    if all(p.dtype == a.dtype and p.device == a.device for p, a in zip(parameters, averages, strict=True)):
+    if all(
+        p.dtype == a.dtype and p.device == a.device
+        for p, a in zip(parameters, averages, strict=True)
+    ):
         torch._foreach_lerp_(list(averages), [p.detach() for p in parameters], weights)
         return
     for average, parameter, own in zip(averages, parameters, weights, strict=True):
@@ -68,16 +83,21 @@ def _lerp_(averages: Sequence[Tensor], parameters: Sequence[nn.Parameter], weigh
 
 
 MAX_SIGMA_REL = 12**-0.5
-"""The width of gamma = 0, an even mean over all steps; no power with gamma >= 0 is wider."""
+"""The width of gamma = 0, an even mean over all steps; no power with gamma >= 0 is
+wider."""
 
 
 def gamma_of(sigma_rel: float) -> float:
-    """The power whose profile has this relative standard deviation, in (0, MAX_SIGMA_REL].
+    """The power whose profile has this relative standard deviation, in (0,
+    MAX_SIGMA_REL].
 
-    The largest real root of (g + 2)^2 (g + 3) sigma^2 = g + 1. Source: arXiv 2312.02696, appendix C and algorithm 2.
+    The largest real root of (g + 2)^2 (g + 3) sigma^2 = g + 1. Source: arXiv
+    2312.02696, appendix C and algorithm 2.
     """
     if not 0 < sigma_rel <= MAX_SIGMA_REL + 1e-9:
-        raise UserError(f"sigma_rel: {sigma_rel:g} is out of range: must be above 0 and at most {MAX_SIGMA_REL:.4f}.")
+        raise UserError(
+            f"sigma_rel: {sigma_rel:g} is out of range: must be above 0 and at most {MAX_SIGMA_REL:.4f}."
+        )
     low = 0.0
     high = 1.0
     while _width(high) > sigma_rel:  # the width falls with gamma
@@ -93,8 +113,11 @@ def _width(gamma: float) -> float:
 
 
 @contextmanager
-def swapped_in(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Copies values into the parameters inside the block, and restores their own after it."""
+def swapped_in(
+    parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """Copies values into the parameters inside the block, and restores their own after
+    it."""
     own = {name: p.detach().clone() for name, p in parameters.items()}
     try:
         copy_into(parameters, values)
@@ -105,6 +128,7 @@ def swapped_in(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -
 
 @torch.no_grad()
 def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
-    """Copies values by name, in place. Raises KeyError when a name of `target` is missing in `source`."""
+    """Copies values by name, in place. Raises KeyError when a name of `target` is
+    missing in `source`."""
     for name, tensor in target.items():
         tensor.copy_(source[name])

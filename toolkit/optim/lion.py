@@ -1,4 +1,5 @@
-"""Lion: each number of a weight moves by the learning rate, in the direction of the sign of an average of gradients.
+"""Lion: each number of a weight moves by the learning rate, in the direction of the
+sign of an average of gradients.
 
 Source: Chen et al. 2023, https://arxiv.org/abs/2302.06675, algorithm 2."""
 
@@ -13,7 +14,8 @@ from torch.optim import Optimizer
 
 
 class Lion(Optimizer):
-    """With m the moment, g the gradient: c = b1 m + (1 - b1) g; p -= lr (sign(c) + decay p); m = b2 m + (1 - b2) g."""
+    """With m the moment, g the gradient: c = b1 m + (1 - b1) g; p -= lr (sign(c) +
+    decay p); m = b2 m + (1 - b2) g."""
 
     def __init__(
         self,
@@ -23,14 +25,19 @@ class Lion(Optimizer):
         weight_decay: float = 0,
         decoupled_weight_decay: bool = False,
     ) -> None:
-        """betas: in [0, 1]. decoupled_weight_decay: each step a weight loses `weight_decay` of itself, times the share
-        of `lr` that the schedule leaves, as lion-pytorch's argument of this name; else `weight_decay` times the rate.
+        """betas: in [0, 1]. decoupled_weight_decay: each step a weight loses
+        `weight_decay` of itself, times the share of `lr` that the schedule leaves, as
+        lion-pytorch's argument of this name; else `weight_decay` times the rate.
 
         Raises ValueError for a number out of its range.
         """
         if lr <= 0 or weight_decay < 0 or not all(0 <= beta <= 1 for beta in betas):
-            raise ValueError(f"lr {lr} above 0, weight_decay {weight_decay} from 0, betas {betas} in [0, 1] expected")
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+            raise ValueError(
+                f"lr {lr} above 0, weight_decay {weight_decay} from 0, betas {betas} in [0, 1] expected"
+            )
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "weight_decay": weight_decay}
+        )
         self._decay_unit = lr if decoupled_weight_decay else 1.0
 
     @torch.no_grad()

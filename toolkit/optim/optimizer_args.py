@@ -1,9 +1,11 @@
-"""Which optimizer a job means, which arguments it takes, and how many bytes of state it has. Checking and planning a
-job import neither torch nor the class: of one that is not in the table they read the source (`toolkit.class_source`).
+"""Which optimizer a job means, which arguments it takes, and how many bytes of state it
+has. Checking and planning a job import neither torch nor the class: of one that is not
+in the table they read the source (`toolkit.class_source`).
 
-Source of the bytes: the tensors that the class puts into its state in its first step (torch.optim, transformers'
-optimization.py, prodigyopt's prodigy.py, schedulefree's adamw_schedulefree.py, bitsandbytes' optimizer.py and
-ademamix.py; its blocks have 256 weights, its matrices below 4096 weights stay float32)."""
+Source of the bytes: the tensors that the class puts into its state in its first step
+(torch.optim, transformers' optimization.py, prodigyopt's prodigy.py, schedulefree's
+adamw_schedulefree.py, bitsandbytes' optimizer.py and ademamix.py; its blocks have 256
+weights, its matrices below 4096 weights stay float32)."""
 
 from __future__ import annotations
 
@@ -67,11 +69,16 @@ EXTRAS = {
     **dict.fromkeys(("stableadamw", "adopt", "soap"), _PYTORCH_OPTIMIZER),
     **dict.fromkeys(("adamw_adv", "prodigy_adv"), _ADV_OPTM),
 }
-"""Short name -> the extra with its package, and the package as pip takes it. All others are in requirements.txt."""
+"""Short name -> the extra with its package, and the package as pip takes it. All others
+are in requirements.txt."""
 
 _BETAS = {"betas": (0.9, 0.999)}
 _TORCH = {"maximize": False, "foreach": None, "differentiable": False, "fused": None}
-_ADAM = _BETAS | {"eps": 1e-08, "weight_decay": 0, "amsgrad": False, "capturable": False} | _TORCH
+_ADAM = (
+    _BETAS
+    | {"eps": 1e-08, "weight_decay": 0, "amsgrad": False, "capturable": False}
+    | _TORCH
+)
 _8BIT = {"weight_decay": 0, "min_8bit_size": 4096, "is_paged": False}
 _ADAM_8BIT = _BETAS | {"eps": 1e-08, "amsgrad": False, "optim_bits": 32} | _8BIT
 
@@ -104,13 +111,19 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "eps": 1e-08, "weight_decay": 0, "warmup_steps": 0, "r": 0.0, "weight_lr_power": 2.0, "foreach": True,
     },
 }  # fmt: skip
-"""Argument -> default of the constructors (torch 2.13, bitsandbytes, transformers, prodigyopt, schedulefree as in
-requirements.txt). Of an optimizer without a row here the source is read."""
+"""Argument -> default of the constructors (torch 2.13, bitsandbytes, transformers,
+prodigyopt, schedulefree as in requirements.txt). Of an optimizer without a row here the
+source is read."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     # Adafactor's own learning rate would ignore `train.lr`.
-    "adafactor": {"relative_step": False, "scale_parameter": False, "warmup_init": False},
-    # Of a LoRA its matrices are those of the rank; of the long sides they would be a hundred times the weights.
+    "adafactor": {
+        "relative_step": False,
+        "scale_parameter": False,
+        "warmup_init": False,
+    },
+    # Of a LoRA its matrices are those of the rank; of the long sides they would be a
+    # hundred times the weights.
     "soap": {"max_precondition_dim": 512},
 }
 """Arguments an optimizer gets unless `optimizer_params` says otherwise."""
@@ -122,24 +135,50 @@ ELEMENTWISE = (
     "rmsprop",
     "lion",
     "schedulefree_adamw",
-    *(f"torch.optim.{name}" for name in ("AdamW", "Adam", "SGD", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad")),
+    *(
+        f"torch.optim.{name}"
+        for name in (
+            "AdamW",
+            "Adam",
+            "SGD",
+            "Adamax",
+            "NAdam",
+            "RAdam",
+            "RMSprop",
+            "Adagrad",
+        )
+    ),
 )
-"""Optimizers known to step each number of a weight by nothing but its own gradients, and to keep what they remember of
-it in tensors of the weight's shape: a part of a weight moves as it does within the whole."""
+"""Optimizers known to step each number of a weight by nothing but its own gradients,
+and to keep what they remember of it in tensors of the weight's shape: a part of a
+weight moves as it does within the whole."""
 
-NOT_ARGUMENTS = {"self", "params", "lr", "defaults", "args", "clip_lambda", "layer_key_fn"}
-"""What a constructor, or that of a base, gets from the run itself, bitsandbytes' object of settings, and functions."""
+NOT_ARGUMENTS = {
+    "self",
+    "params",
+    "lr",
+    "defaults",
+    "args",
+    "clip_lambda",
+    "layer_key_fn",
+}
+"""What a constructor, or that of a base, gets from the run itself, bitsandbytes' object
+of settings, and functions."""
 
 RANGES = {
     **dict.fromkeys(("betas", "beta1", "beta3"), (0, 1)),
-    **dict.fromkeys(("weight_decay", "momentum", "alpha", "min_8bit_size"), (0, math.inf)),
-    # With eps 0 a weight whose gradient is 0, as one factor of a LoRA in the first step, becomes 0 / 0.
+    **dict.fromkeys(
+        ("weight_decay", "momentum", "alpha", "min_8bit_size"), (0, math.inf)
+    ),
+    # With eps 0 a weight whose gradient is 0, as one factor of a LoRA in the first
+    # step, becomes 0 / 0.
     **dict.fromkeys(("d0", "slice_p", "eps"), (5e-324, math.inf)),
     "muon.momentum": (0, 1),
     "rmsprop.alpha": (0, 1),
     "clip_threshold": (5e-324, math.inf),
 }
-"""Argument, or of one optimizer -> its least value, and the one below which it has to be."""
+"""Argument, or of one optimizer -> its least value, and the one below which it has to
+be."""
 
 REQUIRED = object()
 """Instead of a default, of an argument that has none; any value is taken for it."""
@@ -150,8 +189,9 @@ class ArgumentError(UserError):
 
 
 def is_schedule_free(name: str, arguments: Arguments = MappingProxyType({})) -> bool:
-    """Whether the optimizer averages its weights itself, and wants neither a schedule nor an EMA: its class has weights
-    to train and weights to use (`train` and `eval`), and its argument `use_schedulefree`, if any, is not false."""
+    """Whether the optimizer averages its weights itself, and wants neither a schedule
+    nor an EMA: its class has weights to train and weights to use (`train` and `eval`),
+    and its argument `use_schedulefree`, if any, is not false."""
     by_name = _kind(name).lower().endswith("schedulefree")
     if name in ARGUMENTS:
         return by_name
@@ -167,23 +207,27 @@ def is_schedule_free(name: str, arguments: Arguments = MappingProxyType({})) -> 
 
 
 def requires_single_lr(name: str) -> bool:
-    """Whether the optimizer refuses groups with unlike learning rates (it finds one rate for all)."""
+    """Whether the optimizer refuses groups with unlike learning rates (it finds one
+    rate for all)."""
     return _kind(name).startswith(("Prodigy", "DAdapt"))
 
 
 def takes_argument(name: str, argument: str) -> bool:
     """Whether the constructor names this argument."""
     try:
-        return argument in (ARGUMENTS.get(name) or named_arguments(find_optimizer(name)))
+        return argument in (
+            ARGUMENTS.get(name) or named_arguments(find_optimizer(name))
+        )
     except UserError:  # another check reports it
         return False
 
 
 def check_optimizer(name: str, arguments: Mapping[str, Any]) -> None:
-    """Raises UserError for an optimizer that is not there and for arguments it does not take. Imports nothing.
+    """Raises UserError for an optimizer that is not there and for arguments it does not
+    take. Imports nothing.
 
-    Values that the constructor of a class outside `ARGUMENTS` refuses, and what depends on the device, are found when
-    the training starts (`toolkit.optim.trial`).
+    Values that the constructor of a class outside `ARGUMENTS` refuses, and what depends
+    on the device, are found when the training starts (`toolkit.optim.trial`).
     """
     if "maximize" in arguments and _typed("maximize", False, arguments["maximize"]):
         raise ArgumentError("maximize: true would make the loss larger. Leave it out.")
@@ -192,7 +236,9 @@ def check_optimizer(name: str, arguments: Mapping[str, Any]) -> None:
         for argument, value in typed.items():
             reason = _refused(name, argument, value, typed)
             if reason:
-                raise ArgumentError(f"{argument}: {arguments[argument]!r} {reason}. Correct or remove it.")
+                raise ArgumentError(
+                    f"{argument}: {arguments[argument]!r} {reason}. Correct or remove it."
+                )
         return
     if name in EXTRAS and find_spec(OPTIMIZERS[name].partition(":")[0]) is None:
         extra, package = EXTRAS[name]
@@ -203,8 +249,8 @@ def check_optimizer(name: str, arguments: Mapping[str, Any]) -> None:
 
 
 def unnamed_arguments(name: str, arguments: Arguments) -> Iterator[str]:
-    """What to say of arguments that the constructor takes only because it takes any name: it may ignore them. Nothing
-    where the source does not tell all names."""
+    """What to say of arguments that the constructor takes only because it takes any
+    name: it may ignore them. Nothing where the source does not tell all names."""
     if name in ARGUMENTS:
         return
     found = find_optimizer(name)
@@ -218,22 +264,31 @@ def unnamed_arguments(name: str, arguments: Arguments) -> Iterator[str]:
 
 
 def _refused(name: str, argument: str, value: Any, given: Mapping[str, Any]) -> str:
-    """Why an optimizer of the table refuses the value of an argument; empty: it does not."""
+    """Why an optimizer of the table refuses the value of an argument; empty: it does
+    not."""
     least, below = RANGES.get(f"{name}.{argument}", RANGES.get(argument, (None, 0)))
     numbers = value if isinstance(value, tuple | list) else [value]
-    if least is not None and any(_is_number(number) and not least <= number < below for number in numbers):
+    if least is not None and any(
+        _is_number(number) and not least <= number < below for number in numbers
+    ):
         bounds = "above 0" if least else "at least 0"
         return f"is out of range: must be {bounds} and {f'below {below}' if below < math.inf else 'finite'}"
     if argument == "slice_p" and not isinstance(value, int):
         return "is not a whole number"
-    if ARGUMENTS[name][argument] is None and isinstance(value, str | tuple | list | dict):
+    if ARGUMENTS[name][argument] is None and isinstance(
+        value, str | tuple | list | dict
+    ):
         return "is neither a number nor true or false"
     impossible = {
-        "growth_rate": _is_number(value) and value <= 0 and "is out of range: must be above 0",
+        "growth_rate": _is_number(value)
+        and value <= 0
+        and "is out of range: must be above 0",
         "differentiable": value and "is not possible for weights that are trained",
         "relative_step": value and "is not possible: the learning rate is 'lr'",
         "warmup_init": value and "is not possible: it requires relative_step",
-        "nesterov": value and (not given.get("momentum") or given.get("dampening")) and "needs momentum, undampened",
+        "nesterov": value
+        and (not given.get("momentum") or given.get("dampening"))
+        and "needs momentum, undampened",
         "amsgrad": value and name.endswith("8bit") and "is not possible with 8 bits",
         "optim_bits": value != 32 and "is not possible, only 32",
     }
@@ -251,7 +306,8 @@ def _path(name: str) -> str:
 
 
 def find_optimizer(name: str) -> ClassSource:
-    """The class behind a short name or a dotted path, without importing it. Raises UserError when there is none."""
+    """The class behind a short name or a dotted path, without importing it. Raises
+    UserError when there is none."""
     from toolkit.class_source import find_class
 
     path = _path(name)
@@ -260,16 +316,24 @@ def find_optimizer(name: str) -> ClassSource:
     except UserError as error:
         raise UserError(f"{name!r}: {error}") from error
     if found.is_function or not _may_be_optimizer(found):
-        raise UserError(f"{name!r} is not an optimizer. Give a class such as 'torch.optim.AdamW'.")
+        raise UserError(
+            f"{name!r} is not an optimizer. Give a class such as 'torch.optim.AdamW'."
+        )
     step = found.method("step")
     if step is not None and declared_arguments(step).get("closure") is REQUIRED:
-        raise UserError(f"{name!r} evaluates the loss several times per step, which is not possible.")
+        raise UserError(
+            f"{name!r} evaluates the loss several times per step, which is not possible."
+        )
     return found
 
 
 def _may_be_optimizer(found: ClassSource) -> bool:
-    """Whether the source leaves it possible that a class is a torch.optim.Optimizer, and not that one itself."""
-    lineage = [(each.module.name, each.node.name) if each.node else None for each in found.lineage()]
+    """Whether the source leaves it possible that a class is a torch.optim.Optimizer,
+    and not that one itself."""
+    lineage = [
+        (each.module.name, each.node.name) if each.node else None
+        for each in found.lineage()
+    ]
     return lineage[0] != _BASE and (None in lineage or _BASE in lineage)
 
 
@@ -283,8 +347,9 @@ def takes_any_name(found: ClassSource) -> bool:
 
 
 def named_arguments(found: ClassSource) -> dict[str, Any]:
-    """Argument -> default, as `signature_of`, by the source; where the constructor passes any name on, also of those of
-    the class's bases. A default that is not a literal is REQUIRED."""
+    """Argument -> default, as `signature_of`, by the source; where the constructor
+    passes any name on, also of those of the class's bases. A default that is not a
+    literal is REQUIRED."""
     named: dict[str, Any] = {}
     for each in found.lineage():
         init = each.own_method("__init__")
@@ -293,14 +358,20 @@ def named_arguments(found: ClassSource) -> dict[str, Any]:
         named = {**declared_arguments(init), **named}
         if init.args.kwarg is None:
             break
-    return {name: default for name, default in named.items() if name not in NOT_ARGUMENTS}
+    return {
+        name: default for name, default in named.items() if name not in NOT_ARGUMENTS
+    }
 
 
 def declared_arguments(function: Function) -> dict[str, Any]:
     """Argument -> default of a function in the source."""
     given = function.args
     names = [*given.posonlyargs, *given.args]
-    defaults = [*[None] * (len(names) - len(given.defaults)), *given.defaults, *given.kw_defaults]
+    defaults = [
+        *[None] * (len(names) - len(given.defaults)),
+        *given.defaults,
+        *given.kw_defaults,
+    ]
     pairs = zip([*names, *given.kwonlyargs], defaults, strict=True)
     return {argument.arg: _literal(default) for argument, default in pairs}
 
@@ -314,12 +385,15 @@ def _literal(default: ast.expr | None) -> Any:
         return REQUIRED
 
 
-_OF_REQUIREMENTS = frozenset(re.split("[.:]", path)[0] for name, path in OPTIMIZERS.items() if name not in EXTRAS)
+_OF_REQUIREMENTS = frozenset(
+    re.split("[.:]", path)[0] for name, path in OPTIMIZERS.items() if name not in EXTRAS
+)
 
 
 def imported_code(name: str) -> str:
-    """What a training imports for an optimizer with a dotted path besides the packages that the program itself uses:
-    the file of the class; empty: nothing. Raises UserError when there is none."""
+    """What a training imports for an optimizer with a dotted path besides the packages
+    that the program itself uses: the file of the class; empty: nothing. Raises
+    UserError when there is none."""
     from toolkit.class_source import find_module
 
     if _path(name).partition(".")[0] in _OF_REQUIREMENTS:
@@ -332,8 +406,8 @@ def imported_code(name: str) -> str:
 
 
 def optimizer_class(name: str) -> type[Optimizer]:
-    """The class behind a short name or a dotted path; its module is imported and executed now, so only a training
-    asks. Raises UserError when there is none."""
+    """The class behind a short name or a dotted path; its module is imported and
+    executed now, so only a training asks. Raises UserError when there is none."""
     if "." not in name:
         listed: type[Optimizer] = OPTIMIZERS.load(name)
         return listed
@@ -356,28 +430,42 @@ def optimizer_class(name: str) -> type[Optimizer]:
             hint = ""
         raise UserError(f"{module_path} has no {class_name!r}. {hint}".rstrip())
     if not _is_optimizer(found):
-        raise UserError(f"{name!r} is not an optimizer. Give a class such as 'torch.optim.AdamW'.")
+        raise UserError(
+            f"{name!r} is not an optimizer. Give a class such as 'torch.optim.AdamW'."
+        )
     closure = inspect.signature(found.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
-        raise UserError(f"{name!r} evaluates the loss several times per step, which is not possible.")
+        raise UserError(
+            f"{name!r} evaluates the loss several times per step, which is not possible."
+        )
     return found
 
 
 def _is_optimizer(found: Any) -> bool:
     from torch.optim import Optimizer
 
-    return isinstance(found, type) and issubclass(found, Optimizer) and found is not Optimizer
+    return (
+        isinstance(found, type)
+        and issubclass(found, Optimizer)
+        and found is not Optimizer
+    )
 
 
 def signature_of(found: type) -> tuple[dict[str, Any], bool]:
-    """Argument -> default of those that a constructor names, and whether it takes any other."""
+    """Argument -> default of those that a constructor names, and whether it takes any
+    other."""
     named = {}
     takes_any = False
     for parameter in inspect.signature(found).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
             takes_any = True
-        elif parameter.name not in NOT_ARGUMENTS and parameter.kind is not parameter.VAR_POSITIONAL:
-            named[parameter.name] = REQUIRED if parameter.default is parameter.empty else parameter.default
+        elif (
+            parameter.name not in NOT_ARGUMENTS
+            and parameter.kind is not parameter.VAR_POSITIONAL
+        ):
+            named[parameter.name] = (
+                REQUIRED if parameter.default is parameter.empty else parameter.default
+            )
     return named, takes_any
 
 
@@ -385,13 +473,17 @@ def signature_of(found: type) -> tuple[dict[str, Any], bool]:
 
 
 def typed_arguments(
-    name: str, defaults: Mapping[str, Any], arguments: Mapping[str, Any], takes_any: bool = False
+    name: str,
+    defaults: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    takes_any: bool = False,
 ) -> dict[str, Any]:
     """The user's `optimizer_params` in the types of the constructor's defaults.
 
-    Texts are read as numbers, true and false, or lists ("0.9,0.999"), as musubi-tuner reads them. takes_any: whether an
-    argument without a default is passed on as it is, and not refused.
-    Raises ArgumentError for an argument the optimizer does not take, or of another type.
+    Texts are read as numbers, true and false, or lists ("0.9,0.999"), as musubi-tuner
+    reads them. takes_any: whether an argument without a default is passed on as it is,
+    and not refused. Raises ArgumentError for an argument the optimizer does not take,
+    or of another type.
     """
     typed = {}
     for argument, value in arguments.items():
@@ -401,7 +493,9 @@ def typed_arguments(
             typed[argument] = value
             continue
         if argument not in defaults:
-            raise ArgumentError(f"{name} has no {argument!r}. {did_you_mean(argument, defaults)}")
+            raise ArgumentError(
+                f"{name} has no {argument!r}. {did_you_mean(argument, defaults)}"
+            )
         typed[argument] = _typed(argument, defaults[argument], value)
     return typed
 
@@ -425,7 +519,10 @@ def _typed(argument: str, default: Any, given: Any) -> Any:
         wanted = f"{len(default)} numbers"
         if fits:  # whole numbers as fractions where the defaults are: PyTorch refuses betas of both kinds
             pairs = zip(default, value, strict=True)
-            value = tuple(float(p) if isinstance(own, float) and isinstance(p, int) else p for own, p in pairs)
+            value = tuple(
+                float(p) if isinstance(own, float) and isinstance(p, int) else p
+                for own, p in pairs
+            )
     else:
         fits = isinstance(value, type(default))
         wanted = f"a {type(default).__name__}"
@@ -439,12 +536,18 @@ def _typed(argument: str, default: Any, given: Any) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and not math.isnan(value)
+    )
 
 
 def _read(text: str) -> Any:
     """A text as the literal it spells, or as it is."""
-    folded = {"true": "True", "false": "False", "none": "None", "null": "None"}.get(text.strip().lower(), text.strip())
+    folded = {"true": "True", "false": "False", "none": "None", "null": "None"}.get(
+        text.strip().lower(), text.strip()
+    )
     try:
         return ast.literal_eval(folded)
     except NO_LITERAL:
@@ -452,7 +555,8 @@ def _read(text: str) -> Any:
 
 
 NO_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
-"""What `ast.literal_eval` raises of a text that is not a literal, or nested too deeply."""
+"""What `ast.literal_eval` raises of a text that is not a literal, or nested too
+deeply."""
 
 
 # ------------------------------------------------------------ the optimizer itself
@@ -465,7 +569,8 @@ def make_optimizer(
     arguments: Mapping[str, Any],
     ours: Mapping[str, Any] | None = None,
 ) -> Optimizer:
-    """The optimizer over these groups of parameters. ours: arguments where the user gives none.
+    """The optimizer over these groups of parameters. ours: arguments where the user
+    gives none.
 
     Raises ArgumentError for arguments that it does not take or refuses.
     """
@@ -478,7 +583,9 @@ def make_optimizer(
         with collection_paused():  # the first one imports torch._dynamo
             own = {**DEFAULTS.get(name, {}), **(ours or {}), **given}
             # Some refuse 0 in the constructor only; it means that nothing is learned.
-            return found([dict(group) for group in fresh], lr=1.0 if lr == 0 else lr, **own)
+            return found(
+                [dict(group) for group in fresh], lr=1.0 if lr == 0 else lr, **own
+            )
 
     try:
         return make(arguments)
@@ -490,7 +597,9 @@ def make_optimizer(
             if str(alone) == str(error):
                 message = f"{name} cannot be made for groups of weights as a job has them: {reason}."
                 raise UserError(f"{message} Choose another optimizer.") from error
-        raise ArgumentError(f"{name} refuses them: {reason}. Correct or remove the argument.") from error
+        raise ArgumentError(
+            f"{name} refuses them: {reason}. Correct or remove the argument."
+        ) from error
 
 
 # ------------------------------------------------------------ bytes
@@ -502,10 +611,12 @@ FLOAT = 4
 
 
 def optimizer_bytes(name: str, arguments: Arguments, shapes: Iterable[Shape]) -> int:
-    """Bytes of the state for weights of these shapes. name, arguments: `train.optimizer` and its `optimizer_params`.
+    """Bytes of the state for weights of these shapes. name, arguments:
+    `train.optimizer` and its `optimizer_params`.
 
-    A class that is not in the tables is measured where a training starts (`measuring`). Elsewhere, as nothing is
-    imported there, it is taken to keep two numbers per weight, as most do.
+    A class that is not in the tables is measured where a training starts (`measuring`).
+    Elsewhere, as nothing is imported there, it is taken to keep two numbers per weight,
+    as most do.
     """
     shapes = list(shapes)
     if not has_known_state(name, arguments):
@@ -519,15 +630,19 @@ def optimizer_bytes(name: str, arguments: Arguments, shapes: Iterable[Shape]) ->
     if moments:
         counts = [prod(shape) for shape in shapes]
         # With the scale of each block; in float32 where the weight is small.
-        return moments * sum(n + FLOAT * ceil_divide(n, BLOCK) if n >= LEAST_FOR_8_BIT else FLOAT * n for n in counts)
+        return moments * sum(
+            n + FLOAT * ceil_divide(n, BLOCK) if n >= LEAST_FOR_8_BIT else FLOAT * n
+            for n in counts
+        )
     given = {**DEFAULTS.get(name, {}), **arguments}
     return sum(int(FLOAT * _NUMBERS[kind](shape, given)) for shape in shapes)
 
 
 Measure = Callable[[str, Arguments, Sequence[Shape]], "int | None"]
 measuring: ContextVar[Measure | None] = ContextVar("measuring", default=None)
-"""Gives the bytes of the state of a class that is not in the tables, None where it cannot be measured; nothing is
-measured where there is none. A training sets it once it may import the class (`trial.measured_states`)."""
+"""Gives the bytes of the state of a class that is not in the tables, None where it
+cannot be measured; nothing is measured where there is none. A training sets it once it
+may import the class (`trial.measured_states`)."""
 
 
 MUCH_STATE = 32
@@ -535,7 +650,8 @@ MUCH_STATE = 32
 
 
 def state_note(name: str, arguments: Arguments, shapes: Sequence[Shape]) -> str:
-    """The line of a plan on the state of an optimizer where it is not known or large; otherwise empty."""
+    """The line of a plan on the state of an optimizer where it is not known or large;
+    otherwise empty."""
     is_known = has_known_state(name, arguments)
     measure = measuring.get()
     if not is_known and measure is None:
@@ -543,7 +659,9 @@ def state_note(name: str, arguments: Arguments, shapes: Sequence[Shape]) -> str:
         return f"optimizer {name} {message} it is measured, and the class tried, before the first step"
     if not is_known and measure and measure(name, arguments, shapes) is None:
         return ""  # the trial says why
-    per_weight = optimizer_bytes(name, arguments, shapes) / max(1, sum(map(prod, shapes)))
+    per_weight = optimizer_bytes(name, arguments, shapes) / max(
+        1, sum(map(prod, shapes))
+    )
     limit = "max_precondition_dim"
     if per_weight > MUCH_STATE:
         smallest = max(map(min, shapes))  # of a LoRA the rank
@@ -558,7 +676,8 @@ def state_note(name: str, arguments: Arguments, shapes: Sequence[Shape]) -> str:
 
 
 def has_known_state(name: str, arguments: Arguments) -> bool:
-    """Whether the tables say what the state of an optimizer with these arguments takes."""
+    """Whether the tables say what the state of an optimizer with these arguments
+    takes."""
     kind = _kind(name)
     is_other = name.startswith("heavyball.") or arguments.keys() & _RESHAPES_STATE
     return not is_other and (kind in _NUMBERS or kind in _EIGHT_BIT_MOMENTS)
@@ -566,11 +685,24 @@ def has_known_state(name: str, arguments: Arguments) -> bool:
 
 def _kind(name: str) -> str:
     """The name of the class; bitsandbytes' paged ones have the state of the others."""
-    return OPTIMIZERS.get(name, name).replace(":", ".").rpartition(".")[2].removeprefix("Paged")
+    return (
+        OPTIMIZERS.get(name, name)
+        .replace(":", ".")
+        .rpartition(".")[2]
+        .removeprefix("Paged")
+    )
 
 
-_RESHAPES_STATE = {"factored", "factored_2nd", "kourkoutas_beta", "nnmf_factor", "state_precision", "use_focus"}
-"""Arguments, of ProdigyPlus and adv-optm, with which a class of the table has another state."""
+_RESHAPES_STATE = {
+    "factored",
+    "factored_2nd",
+    "kourkoutas_beta",
+    "nnmf_factor",
+    "state_precision",
+    "use_focus",
+}
+"""Arguments, of ProdigyPlus and adv-optm, with which a class of the table has another
+state."""
 
 
 def _rows_and_columns(shape: Shape) -> float:
@@ -581,7 +713,8 @@ def _rows_and_columns(shape: Shape) -> float:
 
 
 def _numbers_of_soap(shape: Shape, given: Arguments) -> float:
-    """Two moments, and two square matrices for each side of a matrix up to the limit."""
+    """Two moments, and two square matrices for each side of a matrix up to the
+    limit."""
     limit = int(given.get("max_precondition_dim", 10_000))
     if len(shape) >= 2:
         sides = [side for side in shape if side <= limit]
@@ -609,7 +742,8 @@ _NUMBERS: dict[str, Callable[[Shape, Arguments], float]] = {
     "SOAP": _numbers_of_soap,
     # The moment, and twice the means of rows and columns.
     "CAME": lambda shape, given: prod(shape) + 2 * _rows_and_columns(shape),
-    # The average, the means of rows and columns, and of each `slice`-th weight two numbers of 16 bits.
+    # The average, the means of rows and columns, and of each `slice`-th weight two
+    # numbers of 16 bits.
     "ProdigyPlusScheduleFree": lambda shape, given: prod(shape) * (1 + 1 / 11) + _rows_and_columns(shape),
     "Prodigy_adv": lambda shape, given: prod(shape) * (2 + 2 / max(1, int(given.get("slice_p", 11)))),
     "SGD": lambda shape, given: prod(shape) if given.get("momentum") else 0,
@@ -618,11 +752,13 @@ _NUMBERS: dict[str, Callable[[Shape, Arguments], float]] = {
     "Lion": lambda shape, given: prod(shape),
     # Of a matrix or a kernel the momentum, of a vector two moments.
     "Muon": lambda shape, given: prod(shape) * (1 if len(shape) >= 2 else 2),
-    # Of a matrix the means of its rows and columns, of a vector all; with beta1 the first moment too.
+    # Of a matrix the means of its rows and columns, of a vector all; with beta1 the
+    # first moment too.
     "Adafactor": lambda shape, given: (
         _rows_and_columns(shape) + (prod(shape) if given.get("beta1") is not None else 0)
     ),
-    # Two moments, and of each `slice_p`-th weight its start and the sum of its gradients.
+    # Two moments, and of each `slice_p`-th weight its start and the sum of its
+    # gradients.
     "Prodigy": lambda shape, given: prod(shape) * (2 + 2 / max(1, int(given.get("slice_p", 1)))),
 }  # fmt: skip
 """Class -> float32 numbers of the state for a weight."""

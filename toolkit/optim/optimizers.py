@@ -1,5 +1,6 @@
-"""Optimizers by the short names of `train.optimizer` or by dotted path, their state as named tensors, and steps that
-are skipped by a flag on the device, without the host waiting for it."""
+"""Optimizers by the short names of `train.optimizer` or by dotted path, their state as
+named tensors, and steps that are skipped by a flag on the device, without the host
+waiting for it."""
 
 from __future__ import annotations
 
@@ -42,15 +43,19 @@ HAS_FOUND_INF = (Adam, AdamW)
 def supports_found_inf(optimizer: AnyOptimizer) -> TypeGuard[Adam]:
     """Whether the optimizer can skip a step without the host waiting for the flag.
 
-    torch's fused Adam and AdamW do, by the `found_inf` that `torch.amp.GradScaler` gives them: their kernel returns
-    before it changes anything, and the step count is taken back. (Fused SGD would leave its first momentum unset.)
-    All others count steps on the host.
+    torch's fused Adam and AdamW do, by the `found_inf` that `torch.amp.GradScaler`
+    gives them: their kernel returns before it changes anything, and the step count is
+    taken back. (Fused SGD would leave its first momentum unset.) All others count steps
+    on the host.
     """
-    return type(optimizer) in HAS_FOUND_INF and all(group["fused"] for group in optimizer.param_groups)
+    return type(optimizer) in HAS_FOUND_INF and all(
+        group["fused"] for group in optimizer.param_groups
+    )
 
 
 def step_if(optimizer: AnyOptimizer, step_ok: Tensor) -> None:
-    """`optimizer.step()` where `step_ok` (0-dim bool); else parameters and state stay as they are, bit for bit.
+    """`optimizer.step()` where `step_ok` (0-dim bool); else parameters and state stay
+    as they are, bit for bit.
 
     Without `found_inf` support the host waits here for the flag.
     """
@@ -64,9 +69,12 @@ def step_if(optimizer: AnyOptimizer, step_ok: Tensor) -> None:
 
 @contextmanager
 def _waiting_once(optimizer: AnyOptimizer) -> Iterator[None]:
-    """Inside the block bitsandbytes does not wait for the device after each parameter, 1,680 of them for a LoRA on the
-    published model. Its kernels run in the order of all others; a paged state alone is waited for, at the end."""
-    bitsandbytes: Any = sys.modules.get("bitsandbytes.optim.optimizer")  # loaded where it is one of its optimizers
+    """Inside the block bitsandbytes does not wait for the device after each parameter,
+    1,680 of them for a LoRA on the published model. Its kernels run in the order of all
+    others; a paged state alone is waited for, at the end."""
+    bitsandbytes: Any = sys.modules.get(
+        "bitsandbytes.optim.optimizer"
+    )  # loaded where it is one of its optimizers
     if bitsandbytes is None or not isinstance(optimizer, bitsandbytes.Optimizer8bit):
         yield
         return
@@ -83,7 +91,8 @@ def _waiting_once(optimizer: AnyOptimizer) -> Iterator[None]:
 
 
 GROUPS = "param_groups"
-"""First part of the names of state that belongs to all parameters; no parameter is called that."""
+"""First part of the names of state that belongs to all parameters; no parameter is
+called that."""
 
 FUSED_DEVICES = {"cpu", "cuda"}
 """Devices where torch's fused Adam supports the flag of `step_if`."""
@@ -92,13 +101,18 @@ ParameterGroups = Mapping[str, Iterable[nn.Parameter]]
 
 
 def build_optimizer(
-    name: str, parameters: Iterable[nn.Parameter] | ParameterGroups, lr: float, arguments: Mapping[str, Any]
+    name: str,
+    parameters: Iterable[nn.Parameter] | ParameterGroups,
+    lr: float,
+    arguments: Mapping[str, Any],
 ) -> Optimizer:
-    """The optimizer `name` with learning rate `lr` and the user's `optimizer_params`, ready to train.
+    """The optimizer `name` with learning rate `lr` and the user's `optimizer_params`,
+    ready to train.
 
-    parameters: all of one group, or the parameters of each group by its name; the order of both is that of the
-    optimizer's state. Who trains with it sets each group's rate (`Role.set_learning_rates`).
-    Raises ArgumentError for an argument the optimizer does not take or refuses.
+    parameters: all of one group, or the parameters of each group by its name; the order
+    of both is that of the optimizer's state. Who trains with it sets each group's rate
+    (`Role.set_learning_rates`). Raises ArgumentError for an argument the optimizer does
+    not take or refuses.
     """
     if isinstance(parameters, Mapping):
         groups = list(parameters.values())
@@ -107,8 +121,14 @@ def build_optimizer(
     # torch's fused step is faster, and can skip a step on the device (`step_if`).
     devices = {parameter.device.type for group in groups for parameter in group}
     chosen = arguments.keys() & {"fused", "foreach", "capturable", "differentiable"}
-    fuses = optimizer_class(name) in HAS_FOUND_INF and devices <= FUSED_DEVICES and not chosen
-    optimizer = make_optimizer(name, groups, lr, arguments, {"fused": True} if fuses else {})
+    fuses = (
+        optimizer_class(name) in HAS_FOUND_INF
+        and devices <= FUSED_DEVICES
+        and not chosen
+    )
+    optimizer = make_optimizer(
+        name, groups, lr, arguments, {"fused": True} if fuses else {}
+    )
     for group in optimizer.param_groups:
         set_rate(group, lr)
     if has_eval_mode(optimizer):
@@ -117,8 +137,8 @@ def build_optimizer(
 
 
 def set_rate(group: dict[str, Any], lr: float) -> None:
-    """Sets the learning rate of a parameter group. Where a class keeps it as a tensor, so that its compiled step reads
-    it again, the tensor stays and gets the value."""
+    """Sets the learning rate of a parameter group. Where a class keeps it as a tensor,
+    so that its compiled step reads it again, the tensor stays and gets the value."""
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(lr)
     else:
@@ -138,12 +158,15 @@ class Averaging(AnyOptimizer, Protocol):
 
 def has_eval_mode(optimizer: AnyOptimizer) -> TypeGuard[Averaging]:
     """Whether the optimizer has separate train and eval weights (schedule-free)."""
-    return callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None))
+    return callable(getattr(optimizer, "eval", None)) and callable(
+        getattr(optimizer, "train", None)
+    )
 
 
 @contextmanager
 def eval_mode(optimizer: AnyOptimizer) -> Iterator[None]:
-    """Inside the block the parameters hold the average of a schedule-free optimizer; others change nothing.
+    """Inside the block the parameters hold the average of a schedule-free optimizer;
+    others change nothing.
 
     After it they are as before, bit for bit: a run that saves often is the same run.
     """
@@ -170,23 +193,30 @@ class StateError(UserError):
 
 
 BY_COLUMNS = "by_columns"
-"""Entry of the plain values: the matrices that are stored by columns, which files do not keep. SOAP of
-pytorch_optimizer 4.1.0 has some: products with the same numbers stored by rows have other last bits on a CPU."""
+"""Entry of the plain values: the matrices that are stored by columns, which files do
+not keep. SOAP of pytorch_optimizer 4.1.0 has some: products with the same numbers
+stored by rows have other last bits on a CPU."""
 
 _INDEX = re.compile(r"[\[({<](-?\d*)[\])}>]")
-"""A part of an entry's name that is a place and not a key of a mapping: `[2]` of a list, `(2)` of a tuple, `{2}` of a
-set, `<2>` the whole number 2 as a key; without a number that it is empty."""
+"""A part of an entry's name that is a place and not a key of a mapping: `[2]` of a
+list, `(2)` of a tuple, `{2}` of a set, `<2>` the whole number 2 as a key; without a
+number that it is empty."""
 
 _BRACKETS = ((list, "[]"), (tuple, "()"), (set, "{}"))
 
 
-def state_tensors(optimizer: AnyOptimizer, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The optimizer's state by parameter name: tensors as `<parameter>/<entry>`, everything else as JSON values.
+def state_tensors(
+    optimizer: AnyOptimizer, names: list[str]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimizer's state by parameter name: tensors as `<parameter>/<entry>`,
+    everything else as JSON values.
 
-    names: of the parameters, in the order the optimizer was given them. Nested entries (bitsandbytes keeps its
-    8-bit state one level deeper, SOAP has lists) have one more part in their name for each level; what the optimizer
-    counts for all parameters together (Prodigy's estimate, a schedule-free step count) is
-    `param_groups/<index>/<entry>`. Raises StateError for what is neither a plain tensor nor a JSON value.
+    names: of the parameters, in the order the optimizer was given them. Nested entries
+    (bitsandbytes keeps its 8-bit state one level deeper, SOAP has lists) have one more
+    part in their name for each level; what the optimizer counts for all parameters
+    together (Prodigy's estimate, a schedule-free step count) is
+    `param_groups/<index>/<entry>`. Raises StateError for what is neither a plain tensor
+    nor a JSON value.
 
     Example: `{"lora_A/exp_avg": ..., "lora_A/Q/[0]": ...}, {"lora_A/step": 3}`.
     """
@@ -195,8 +225,17 @@ def state_tensors(optimizer: AnyOptimizer, names: list[str]) -> tuple[dict[str, 
         flat.update(_flatten(entries, names[index]))
     defaults = optimizer.defaults
     for index, group in enumerate(optimizer.param_groups):
-        for entry, value in group.items():  # what is not a setting has moved away from what the constructor gave
-            counted = isinstance(value, Tensor) or entry not in defaults or value != defaults[entry]
+        for (
+            entry,
+            value,
+        ) in (
+            group.items()
+        ):  # what is not a setting has moved away from what the constructor gave
+            counted = (
+                isinstance(value, Tensor)
+                or entry not in defaults
+                or value != defaults[entry]
+            )
             if counted and entry not in ("params", "lr", "initial_lr"):
                 flat.update(_flatten(value, f"{GROUPS}/{index}/{entry}"))
     tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
@@ -209,20 +248,27 @@ def state_tensors(optimizer: AnyOptimizer, names: list[str]) -> tuple[dict[str, 
 
 def _is_by_columns(tensor: Tensor) -> bool:
     """Whether a matrix is stored by columns, without gaps."""
-    return tensor.dim() == 2 and not tensor.is_contiguous() and tensor.mT.is_contiguous()
+    return (
+        tensor.dim() == 2 and not tensor.is_contiguous() and tensor.mT.is_contiguous()
+    )
 
 
 def load_state_tensors(
-    optimizer: AnyOptimizer, names: list[str], tensors: Mapping[str, Tensor], plain: Mapping[str, Any]
+    optimizer: AnyOptimizer,
+    names: list[str],
+    tensors: Mapping[str, Tensor],
+    plain: Mapping[str, Any],
 ) -> None:
     """The inverse of `state_tensors`, into a fresh optimizer over the same parameters.
 
-    `load_state_dict` gets the groups as they were saved, with the settings of the fresh optimizer. Raises StateError
-    where the class refuses its own state.
+    `load_state_dict` gets the groups as they were saved, with the settings of the fresh
+    optimizer. Raises StateError where the class refuses its own state.
     """
     tree: dict[str, Any] = {}
     plain = dict(plain)
-    by_columns = {key: tensors[key].mT.contiguous().mT for key in plain.pop(BY_COLUMNS, [])}
+    by_columns = {
+        key: tensors[key].mT.contiguous().mT for key in plain.pop(BY_COLUMNS, [])
+    }
     for key, value in {**plain, **tensors, **by_columns}.items():
         *path, entry = key.split("/")
         place = tree
@@ -232,7 +278,8 @@ def load_state_tensors(
     saved_groups = tree.pop(GROUPS, {})
     groups = []
     for index, fresh in enumerate(optimizer.state_dict()[GROUPS]):
-        # A group that the saved state does not have continues with the values of the first one.
+        # A group that the saved state does not have continues with the values of the
+        # first one.
         counted = _restored(saved_groups.get(str(index), saved_groups.get("0", {})))
         groups.append({**fresh, **_moved(counted, optimizer.param_groups[index])})
     index_of = {name: index for index, name in enumerate(names)}
@@ -240,7 +287,9 @@ def load_state_tensors(
     try:
         optimizer.load_state_dict({"state": state, GROUPS: groups})
     except Exception as error:
-        raise StateError(f"cannot load the state that it has saved ({reason_of(error)})") from error
+        raise StateError(
+            f"cannot load the state that it has saved ({reason_of(error)})"
+        ) from error
 
 
 def reason_of(error: Exception) -> str:
@@ -253,19 +302,30 @@ def reason_of(error: Exception) -> str:
 def _flatten(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """The tensors and JSON values within a value, each with its path."""
     kind = type(value)
-    if kind in (Tensor, nn.Parameter) or value is None or isinstance(value, str | int | float):
+    if (
+        kind in (Tensor, nn.Parameter)
+        or value is None
+        or isinstance(value, str | int | float)
+    ):
         yield path, value
         return
     if isinstance(value, Mapping):
         parts = {_key(key): inner for key, inner in value.items()}
         brackets = "<>"
     else:
-        brackets = next((each for base, each in _BRACKETS if isinstance(value, base)), "")
+        brackets = next(
+            (each for base, each in _BRACKETS if isinstance(value, base)), ""
+        )
         if not brackets:
             entry = path.rpartition("/")[2]
-            raise StateError(f"keeps {entry!r} in its state as {kind.__name__}, which cannot be stored")
+            raise StateError(
+                f"keeps {entry!r} in its state as {kind.__name__}, which cannot be stored"
+            )
         items = sorted(value, key=repr) if brackets == "{}" else value
-        parts = {f"{brackets[0]}{index}{brackets[1]}": inner for index, inner in enumerate(items)}
+        parts = {
+            f"{brackets[0]}{index}{brackets[1]}": inner
+            for index, inner in enumerate(items)
+        }
     if not parts:
         yield f"{path}/{brackets}", None
     for part, inner in parts.items():
@@ -286,7 +346,14 @@ def _restored(tree: Any) -> Any:
     if not isinstance(tree, dict):
         return tree
     first = next(iter(tree), "")
-    make = next((base for base, each in _BRACKETS if _INDEX.fullmatch(first) and first[0] == each[0]), None)
+    make = next(
+        (
+            base
+            for base, each in _BRACKETS
+            if _INDEX.fullmatch(first) and first[0] == each[0]
+        ),
+        None,
+    )
     found: dict[Any, Any] = {}
     for part, inner in tree.items():
         index = _INDEX.fullmatch(part)
@@ -300,7 +367,8 @@ def _restored(tree: Any) -> Any:
 
 
 def _moved(counted: dict[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a group with their tensors on the device of its weights, or of the fresh entry."""
+    """The entries of a group with their tensors on the device of its weights, or of the
+    fresh entry."""
     moved = {}
     for entry, value in counted.items():
         fresh = group.get(entry)

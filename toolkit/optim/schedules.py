@@ -1,9 +1,10 @@
-"""Learning-rate schedules and the EMA decay: pure functions of the step, so a resume needs no state of theirs; only
-`Plateau` has one. Imports no torch.
+"""Learning-rate schedules and the EMA decay: pure functions of the step, so a resume
+needs no state of theirs; only `Plateau` has one. Imports no torch.
 
-A schedule returns a factor of the base learning rate for optimizer step `step`, counted from 0.
-Equal to transformers' schedules of the same names (and so to musubi-tuner's); those that are called like a class of
-torch.optim.lr_scheduler are equal to that, stepped once per optimizer step after the warm-up."""
+A schedule returns a factor of the base learning rate for optimizer step `step`, counted
+from 0. Equal to transformers' schedules of the same names (and so to musubi-tuner's);
+those that are called like a class of torch.optim.lr_scheduler are equal to that,
+stepped once per optimizer step after the warm-up."""
 
 from __future__ import annotations
 
@@ -17,12 +18,14 @@ from typing import Any, cast
 from toolkit.errors import UserError, did_you_mean
 
 Schedule = Callable[[int], float]
-"""From the number of optimizer steps done to the factor of the learning rate for the next one."""
+"""From the number of optimizer steps done to the factor of the learning rate for the
+next one."""
 
 
 @dataclass(frozen=True)
 class ScheduleArgs:
-    """The lengths of a run in optimizer steps, and what its schedule may need: the keys `lr_*` of `train`."""
+    """The lengths of a run in optimizer steps, and what its schedule may need: the keys
+    `lr_*` of `train`."""
 
     steps: int
     """Steps of the whole run."""
@@ -31,7 +34,8 @@ class ScheduleArgs:
     """Steps in which the rate rises; below 1 a share of all steps."""
 
     decay: float = 0
-    """The last steps, in which the rate falls; below 1 a share of all steps. 0: from the warm-up's end on."""
+    """The last steps, in which the rate falls; below 1 a share of all steps. 0: from
+    the warm-up's end on."""
 
     cycles: float = 1
     power: float = 1.0
@@ -44,8 +48,11 @@ class ScheduleArgs:
 
     @staticmethod
     def named_in(section: object) -> dict[str, Any]:
-        """What the `train` section says of the fields but `steps`, as keyword arguments."""
-        return {field: getattr(section, key) for field, key in {"lr": "lr", **KEYS}.items()}
+        """What the `train` section says of the fields but `steps`, as keyword
+        arguments."""
+        return {
+            field: getattr(section, key) for field, key in {"lr": "lr", **KEYS}.items()
+        }
 
     @property
     def warmup_steps(self) -> int:
@@ -58,7 +65,8 @@ class ScheduleArgs:
         return in_steps(self.decay, self.steps)
 
     def decay_progress(self, step: int) -> float:
-        """Share of the fall that lies behind `step`: 0 before it begins, 1 at the end of the run."""
+        """Share of the fall that lies behind `step`: 0 before it begins, 1 at the end
+        of the run."""
         if self.decay_steps:
             begins = max(self.warmup_steps, self.steps - self.decay_steps)
         else:
@@ -66,7 +74,8 @@ class ScheduleArgs:
         return max(0, step - begins) / max(1, self.steps - begins)
 
     def lerp_to_min(self, factor: float, end: float = 0.0) -> float:
-        """A factor that falls from 1 to 0 as one that falls from 1 to `min_ratio`, or to `end` without one."""
+        """A factor that falls from 1 to 0 as one that falls from 1 to `min_ratio`, or
+        to `end` without one."""
         end = end if self.min_ratio is None else self.min_ratio
         return end + (1 - end) * factor
 
@@ -85,9 +94,14 @@ def constant(step: int, course: ScheduleArgs, *, factor: float = 1.0) -> float:
 
 
 def linear(
-    step: int, course: ScheduleArgs, *, start_factor: float | None = None, end_factor: float | None = None
+    step: int,
+    course: ScheduleArgs,
+    *,
+    start_factor: float | None = None,
+    end_factor: float | None = None,
 ) -> float:
-    """From 1 to 0 in a line; with `start_factor` or `end_factor` from the first (1/3) to the second (1).
+    """From 1 to 0 in a line; with `start_factor` or `end_factor` from the first (1/3)
+    to the second (1).
 
     Source: transformers, `get_linear_schedule_with_warmup`; torch, LinearLR.
     """
@@ -100,7 +114,8 @@ def linear(
 
 
 def cosine(step: int, course: ScheduleArgs) -> float:
-    """Half a cosine from 1 to 0. Source: transformers, `get_cosine_schedule_with_warmup`."""
+    """Half a cosine from 1 to 0. Source: transformers,
+    `get_cosine_schedule_with_warmup`."""
     return course.lerp_to_min(_half_waves(course.decay_progress(step)))
 
 
@@ -110,7 +125,9 @@ def cosine_with_restarts(step: int, course: ScheduleArgs) -> float:
     Source: transformers, `get_cosine_with_hard_restarts_schedule_with_warmup`.
     """
     fallen = course.decay_progress(step)
-    return course.lerp_to_min(0.0 if fallen >= 1 else _half_waves(course.cycles * fallen % 1.0))
+    return course.lerp_to_min(
+        0.0 if fallen >= 1 else _half_waves(course.cycles * fallen % 1.0)
+    )
 
 
 def cosine_with_min_lr(step: int, course: ScheduleArgs) -> float:
@@ -122,18 +139,23 @@ def cosine_with_min_lr(step: int, course: ScheduleArgs) -> float:
 
 
 def polynomial(step: int, course: ScheduleArgs) -> float:
-    """(1 - share)^power, 1 to a rate of 1e-7. Source: transformers, `get_polynomial_decay_schedule_with_warmup`."""
+    """(1 - share)^power, 1 to a rate of 1e-7. Source: transformers,
+    `get_polynomial_decay_schedule_with_warmup`."""
     end = min(1.0, 1e-7 / course.lr) if course.lr else 0.0
-    return course.lerp_to_min(max(0.0, 1 - course.decay_progress(step)) ** course.power, end)
+    return course.lerp_to_min(
+        max(0.0, 1 - course.decay_progress(step)) ** course.power, end
+    )
 
 
 def warmup_stable_decay(step: int, course: ScheduleArgs) -> float:
-    """1, and half a cosine to 0 in the last `lr_decay_steps`, if any. Source: transformers, `get_wsd_schedule`."""
+    """1, and half a cosine to 0 in the last `lr_decay_steps`, if any. Source:
+    transformers, `get_wsd_schedule`."""
     return cosine(step, course) if course.decay_steps else 1.0
 
 
 def inverse_sqrt(step: int, course: ScheduleArgs) -> float:
-    """1 / sqrt(1 + n / timescale), n steps after the warm-up; the time scale is the warm-up's length, or 10000.
+    """1 / sqrt(1 + n / timescale), n steps after the warm-up; the time scale is the
+    warm-up's length, or 10000.
 
     Source: transformers, `get_inverse_sqrt_schedule`.
     """
@@ -141,16 +163,23 @@ def inverse_sqrt(step: int, course: ScheduleArgs) -> float:
     return 1 / math.sqrt((step + timescale - course.warmup_steps) / timescale)
 
 
-def rex(step: int, course: ScheduleArgs, *, rex_alpha: float = 0.1, rex_beta: float = 0.9) -> float:
-    """z / (alpha + beta z), z the share of the fall still to come: high for long, then steep, to 0.01.
+def rex(
+    step: int, course: ScheduleArgs, *, rex_alpha: float = 0.1, rex_beta: float = 0.9
+) -> float:
+    """z / (alpha + beta z), z the share of the fall still to come: high for long, then
+    steep, to 0.01.
 
     Source: Chen et al. 2021, arXiv:2107.04197; musubi-tuner, modules/lr_schedulers.py.
     """
     left = max(0.0, 1 - course.decay_progress(step))
-    return course.lerp_to_min(left / (rex_alpha + rex_beta * left) if left else 0.0, end=REX_END)
+    return course.lerp_to_min(
+        left / (rex_alpha + rex_beta * left) if left else 0.0, end=REX_END
+    )
 
 
-def step_decay(step: int, course: ScheduleArgs, *, step_size: int | None = None, gamma: float = 0.1) -> float:
+def step_decay(
+    step: int, course: ScheduleArgs, *, step_size: int | None = None, gamma: float = 0.1
+) -> float:
     """gamma^k after k times `step_size` steps. Source: torch, StepLR."""
     if step_size is not None:
         return gamma ** ((step - course.warmup_steps) // step_size)
@@ -162,7 +191,9 @@ def exponential(step: int, course: ScheduleArgs, *, gamma: float) -> float:
     return _in_range("gamma", gamma, highest=math.inf) ** (step - course.warmup_steps)
 
 
-def constant_lr(step: int, course: ScheduleArgs, *, factor: float = 1 / 3, total_iters: int = 5) -> float:
+def constant_lr(
+    step: int, course: ScheduleArgs, *, factor: float = 1 / 3, total_iters: int = 5
+) -> float:
     """`factor`, and 1 after `total_iters` steps. Source: torch, ConstantLR."""
     if step - course.warmup_steps < total_iters:
         return _in_range("factor", factor)
@@ -170,17 +201,26 @@ def constant_lr(step: int, course: ScheduleArgs, *, factor: float = 1 / 3, total
 
 
 def linear_lr(
-    step: int, course: ScheduleArgs, *, start_factor: float = 1 / 3, end_factor: float = 1.0, total_iters: int = 5
+    step: int,
+    course: ScheduleArgs,
+    *,
+    start_factor: float = 1 / 3,
+    end_factor: float = 1.0,
+    total_iters: int = 5,
 ) -> float:
-    """A line from `start_factor` to `end_factor` in `total_iters` steps, then level. Source: torch, LinearLR."""
+    """A line from `start_factor` to `end_factor` in `total_iters` steps, then level.
+    Source: torch, LinearLR."""
     share = min(1.0, (step - course.warmup_steps) / total_iters)
     start = _in_range("start_factor", start_factor)
     end = _in_range("end_factor", end_factor)
     return start + (end - start) * share
 
 
-def cosine_annealing_lr(step: int, course: ScheduleArgs, *, T_max: int | None = None) -> float:
-    """Half a cosine from 1 to `min_ratio` in `T_max` steps, then up again, and so on; None: one to the end of the run.
+def cosine_annealing_lr(
+    step: int, course: ScheduleArgs, *, T_max: int | None = None
+) -> float:
+    """Half a cosine from 1 to `min_ratio` in `T_max` steps, then up again, and so on;
+    None: one to the end of the run.
 
     Source: torch, CosineAnnealingLR.
     """
@@ -194,24 +234,35 @@ def cosine_annealing_lr(step: int, course: ScheduleArgs, *, T_max: int | None = 
 def _in_range(name: str, value: float, highest: float = 1.0) -> float:
     """The value. Raises ValueError for one outside of 0 to `highest`."""
     if not 0 <= value <= highest:
-        raise ValueError(f"{name} {value} is not " + ("0 or more" if highest == math.inf else f"from 0 to {highest:g}"))
+        raise ValueError(
+            f"{name} {value} is not "
+            + ("0 or more" if highest == math.inf else f"from 0 to {highest:g}")
+        )
     return value
 
 
-def piecewise_constant(step: int, course: ScheduleArgs, *, step_rules: str = "1") -> float:
-    """`step_rules` "1:10,0.1:20,0.01": factor 1 before step 10, 0.1 before step 20, then 0.01.
+def piecewise_constant(
+    step: int, course: ScheduleArgs, *, step_rules: str = "1"
+) -> float:
+    """`step_rules` "1:10,0.1:20,0.01": factor 1 before step 10, 0.1 before step 20,
+    then 0.01.
 
     Source: diffusers, optimization.py, `get_piecewise_constant_schedule`.
     """
     *pieces, last = step_rules.split(",")
-    ends = {int(end): float(factor) for factor, end in (piece.split(":") for piece in pieces)}
+    ends = {
+        int(end): float(factor)
+        for factor, end in (piece.split(":") for piece in pieces)
+    }
     return next((ends[end] for end in sorted(ends) if step < end), float(last))
 
 
 class Plateau:
-    """1 until a value that is to fall has not fallen for a while, then `factor` of it, and so on down to `min_ratio`.
+    """1 until a value that is to fall has not fallen for a while, then `factor` of it,
+    and so on down to `min_ratio`.
 
-    The rule is that of torch's ReduceLROnPlateau with mode min. Its state is a handful of JSON values.
+    The rule is that of torch's ReduceLROnPlateau with mode min. Its state is a handful
+    of JSON values.
     """
 
     def __init__(
@@ -227,15 +278,18 @@ class Plateau:
         cooldown: int = 0,
         eps: float = 1e-8,
     ) -> None:
-        """metric: the value, `loss` (the role's own) or a number that is measured now and then. every: optimizer steps
-        whose mean loss is one value. The others as in torch; eps is a difference of rates.
+        """metric: the value, `loss` (the role's own) or a number that is measured now
+        and then. every: optimizer steps whose mean loss is one value. The others as in
+        torch; eps is a difference of rates.
 
         Raises ValueError for a number out of its range.
         """
         if not 0 < factor < 1:
             raise ValueError(f"factor {factor} is not between 0 and 1")
         if threshold_mode not in ("rel", "abs"):
-            raise ValueError(f"threshold_mode {threshold_mode!r} is neither 'rel' nor 'abs'")
+            raise ValueError(
+                f"threshold_mode {threshold_mode!r} is neither 'rel' nor 'abs'"
+            )
         if min(every - 1, patience, cooldown, threshold, eps) < 0:
             raise ValueError("a number is too small: every is at least 1, the others 0")
         self.metric = str(metric)
@@ -252,7 +306,8 @@ class Plateau:
         self._bad = self._cooling = 0
 
     def __call__(self, step: int) -> float:
-        """The factor of the next step when `step` are done, by the values seen so far."""
+        """The factor of the next step when `step` are done, by the values seen so
+        far."""
         if step < self._course.warmup_steps:
             return from_zero(step, self._course)
         return self._ratio
@@ -283,7 +338,12 @@ class Plateau:
     def state_dict(self) -> dict[str, float | int | None]:
         """JSON values."""
         best = self._best if math.isfinite(self._best) else None
-        return {"ratio": self._ratio, "best": best, "bad": self._bad, "cooling": self._cooling}
+        return {
+            "ratio": self._ratio,
+            "best": best,
+            "bad": self._bad,
+            "cooling": self._cooling,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores a `state_dict`."""
@@ -311,13 +371,17 @@ def from_zero(step: int, course: ScheduleArgs) -> float:
 
 
 def from_the_end(step: int, course: ScheduleArgs) -> float:
-    """Linear warm-up from the final learning rate. Source: transformers, `get_wsd_schedule`."""
+    """Linear warm-up from the final learning rate. Source: transformers,
+    `get_wsd_schedule`."""
     return course.lerp_to_min(step / course.warmup_steps)
 
 
 def rex_warmup(step: int, course: ScheduleArgs) -> float:
-    """A line from the end value at step 1. Source: musubi-tuner, modules/lr_schedulers.py."""
-    return course.lerp_to_min(max(0, step - 1) / max(1, course.warmup_steps - 1), end=REX_END)
+    """A line from the end value at step 1. Source: musubi-tuner,
+    modules/lr_schedulers.py."""
+    return course.lerp_to_min(
+        max(0, step - 1) / max(1, course.warmup_steps - 1), end=REX_END
+    )
 
 
 # ------------------------------------------------------------ the table
@@ -328,7 +392,8 @@ class ScheduleDef:
     """One value of `train.lr_scheduler`."""
 
     after: Callable[..., float]
-    """The factor once the warm-up is over; its keyword arguments are names for `train.lr_scheduler_params`."""
+    """The factor once the warm-up is over; its keyword arguments are names for
+    `train.lr_scheduler_params`."""
 
     uses: tuple[str, ...] = ()
     """Fields of `ScheduleArgs` besides the warm-up that matter to it."""
@@ -338,8 +403,9 @@ class ScheduleDef:
     lengths: tuple[str, ...] = ()
     """Names in `train.lr_scheduler_params` that are accepted and change nothing.
 
-    ai-toolkit replaces these lengths by that of the run; so its cosine_with_restarts never comes to a second cycle,
-    which T_mult would lengthen. Source: `BaseSDTrainProcess` (total_iters = steps), `toolkit/scheduler.py`.
+    ai-toolkit replaces these lengths by that of the run; so its cosine_with_restarts
+    never comes to a second cycle, which T_mult would lengthen. Source:
+    `BaseSDTrainProcess` (total_iters = steps), `toolkit/scheduler.py`.
     """
 
     torchs: str = ""
@@ -353,11 +419,17 @@ _FALL = ("decay", "min_ratio")
 
 SCHEDULES = {
     "constant": ScheduleDef(constant, lengths=("total_iters",), torchs="ConstantLR"),
-    "constant_with_warmup": ScheduleDef(constant, lengths=("total_iters",), torchs="ConstantLR"),
+    "constant_with_warmup": ScheduleDef(
+        constant, lengths=("total_iters",), torchs="ConstantLR"
+    ),
     "linear": ScheduleDef(linear, _FALL, lengths=("total_iters",), torchs="LinearLR"),
-    "cosine": ScheduleDef(cosine, _FALL, lengths=("T_max", "total_iters"), torchs="CosineAnnealingLR"),
+    "cosine": ScheduleDef(
+        cosine, _FALL, lengths=("T_max", "total_iters"), torchs="CosineAnnealingLR"
+    ),
     "cosine_with_restarts": ScheduleDef(
-        cosine_with_restarts, (*_FALL, "cycles"), lengths=("T_0", "T_mult", "total_iters")
+        cosine_with_restarts,
+        (*_FALL, "cycles"),
+        lengths=("T_0", "T_mult", "total_iters"),
     ),
     "cosine_with_min_lr": ScheduleDef(cosine_with_min_lr, (*_FALL, "cycles")),
     "polynomial": ScheduleDef(polynomial, (*_FALL, "power")),
@@ -403,13 +475,25 @@ END_RATES = ("eta_min", "min_lr", "lr_end")
 def parameters(name: str) -> list[str]:
     """Names that `train.lr_scheduler_params` may hold for a schedule."""
     kind = SCHEDULES[name]
-    own = [key for key, arg in inspect.signature(kind.after).parameters.items() if arg.kind is arg.KEYWORD_ONLY]
-    shared = [other for other, field in OTHER_NAMES.items() if field in ("warmup", *kind.uses)]
-    return [*own, *shared, *(END_RATES if "min_ratio" in kind.uses else ()), *kind.lengths]
+    own = [
+        key
+        for key, arg in inspect.signature(kind.after).parameters.items()
+        if arg.kind is arg.KEYWORD_ONLY
+    ]
+    shared = [
+        other for other, field in OTHER_NAMES.items() if field in ("warmup", *kind.uses)
+    ]
+    return [
+        *own,
+        *shared,
+        *(END_RATES if "min_ratio" in kind.uses else ()),
+        *kind.lengths,
+    ]
 
 
 def check_parameters(name: str, params: Mapping[str, Any]) -> None:
-    """Raises UserError for a parameter the schedule does not have, lacks, or cannot read."""
+    """Raises UserError for a parameter the schedule does not have, lacks, or cannot
+    read."""
     known = parameters(name) if params else []
     for param in params:
         if param not in known:
@@ -437,7 +521,10 @@ def remarks(name: str, params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 remedy = " For restarts give 'lr_scheduler_num_cycles'."
             if other and param in parameters(other):
                 remedy = f" It counts with 'lr_scheduler: {other}'."
-            yield param, f"has no effect, as in ai-toolkit: the schedule is as long as the run.{remedy}"
+            yield (
+                param,
+                f"has no effect, as in ai-toolkit: the schedule is as long as the run.{remedy}",
+            )
     if name == "linear" and "end_factor" in params and "start_factor" not in params:
         yield (
             "end_factor",
@@ -446,9 +533,13 @@ def remarks(name: str, params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def course_of(
-    steps: int, warmup: float = 0, params: Mapping[str, Any] = MappingProxyType({}), **course_fields: Any
+    steps: int,
+    warmup: float = 0,
+    params: Mapping[str, Any] = MappingProxyType({}),
+    **course_fields: Any,
 ) -> ScheduleArgs:
-    """The lengths of a run; what `params` say of them goes before the rest. Arguments as for `build_schedule`."""
+    """The lengths of a run; what `params` say of them goes before the rest. Arguments
+    as for `build_schedule`."""
     course = ScheduleArgs(steps, warmup, **course_fields)
     for param, value in params.items():
         if param in OTHER_NAMES:
@@ -459,7 +550,8 @@ def course_of(
 
 
 def overfull(name: str, course: ScheduleArgs) -> str:
-    """What becomes of a warm-up and a fall that together are longer than the run; empty when they are not."""
+    """What becomes of a warm-up and a fall that together are longer than the run; empty
+    when they are not."""
     rise = course.warmup_steps
     if "decay" in SCHEDULES[name].uses:
         fall = course.decay_steps
@@ -467,7 +559,8 @@ def overfull(name: str, course: ScheduleArgs) -> str:
         fall = 0
     if rise >= course.steps and rise > 0:
         return (
-            f"lr: the warm-up takes {rise:,} optimizer steps, the run {course.steps:,}: it never reaches the full rate"
+            f"lr: the warm-up takes {rise:,} optimizer steps, the run "
+            f"{course.steps:,}: it never reaches the full rate"
         )
     if rise + fall <= course.steps:
         return ""
@@ -481,27 +574,39 @@ EARLY = 100
 """Optimizer steps in which the rate is not to come to nothing."""
 
 
-def early_end(name: str, steps: int, params: Mapping[str, Any] = MappingProxyType({}), **course_fields: Any) -> str:
-    """A warning of a rate that is below a thousandth of its start within 100 steps and the first half of what follows
-    the warm-up; empty where there is none. Arguments as for `build_schedule`."""
+def early_end(
+    name: str,
+    steps: int,
+    params: Mapping[str, Any] = MappingProxyType({}),
+    **course_fields: Any,
+) -> str:
+    """A warning of a rate that is below a thousandth of its start within 100 steps and
+    the first half of what follows the warm-up; empty where there is none. Arguments as
+    for `build_schedule`."""
     first = course_of(steps, params=params, **course_fields).warmup_steps
     factor = build_schedule(name, steps, params=params, **course_fields)
     start = factor(first)
     for step in range(1, min(EARLY, (steps - first) // 2) + 1):
         if factor(first + step) < 1e-3 * start:
-            after = f"{step} optimizer steps after the {'warm-up' if first else 'start'}"
+            after = (
+                f"{step} optimizer steps after the {'warm-up' if first else 'start'}"
+            )
             what = f"lr: {after} the rate is below a thousandth of its first value"
             return f"{what}, and {steps - first - step:,} follow. A schedule counts optimizer steps, not epochs"
     return ""
 
 
 def build_schedule(
-    name: str, steps: int, warmup: float = 0, params: Mapping[str, Any] = MappingProxyType({}), **course_fields: Any
+    name: str,
+    steps: int,
+    warmup: float = 0,
+    params: Mapping[str, Any] = MappingProxyType({}),
+    **course_fields: Any,
 ) -> Schedule:
     """The schedule `name` over `steps` optimizer steps.
 
-    params: `train.lr_scheduler_params`, checked by `check_parameters`; what they say goes before `course_fields`,
-    which are further fields of `ScheduleArgs`.
+    params: `train.lr_scheduler_params`, checked by `check_parameters`; what they say
+    goes before `course_fields`, which are further fields of `ScheduleArgs`.
     """
     kind = SCHEDULES[name]
     course = course_of(steps, warmup, params, **course_fields)
@@ -519,9 +624,11 @@ def build_schedule(
 
 
 def initial_weight_fraction(updates: int, decay: float, warm_up: bool) -> float:
-    """Weight in [0, 1] of the initial parameters in the average after `updates` updates.
+    """Weight in [0, 1] of the initial parameters in the average after `updates`
+    updates.
 
-    The decay of the n-th is min(decay, (1 + n) / (10 + n)) with warm-up. Source: ai-toolkit, `use_num_updates`.
+    The decay of the n-th is min(decay, (1 + n) / (10 + n)) with warm-up. Source:
+    ai-toolkit, `use_num_updates`.
     """
     share = 1.0
     for n in range(1, updates + 1):

@@ -1,9 +1,12 @@
-"""Graphics cards and what they do per second, as their makers publish it. Imports no torch.
+"""Graphics cards and what they do per second, as their makers publish it. Imports no
+torch.
 
-`bf16_tflops` are dense products in bfloat16, summed in float32. Published figures are often others: "tensor TFLOPS"
-and "AI TOPS" count sparse weights, which doubles them; AI TOPS are of 8 bits (GeForce 40) or 4 bits (GeForce 50); and
-GeForce cards sum half as fast in float32 as in float16, professional cards equally fast. A GeForce 40 card therefore
-has an eighth of its AI TOPS, a GeForce 50 card a sixteenth; a professional card half of its sparse tensor TFLOPS.
+`bf16_tflops` are dense products in bfloat16, summed in float32. Published figures are
+often others: "tensor TFLOPS" and "AI TOPS" count sparse weights, which doubles them; AI
+TOPS are of 8 bits (GeForce 40) or 4 bits (GeForce 50); and GeForce cards sum half as
+fast in float32 as in float16, professional cards equally fast. A GeForce 40 card
+therefore has an eighth of its AI TOPS, a GeForce 50 card a sixteenth; a professional
+card half of its sparse tensor TFLOPS.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ class Card:
 
     source: str
     cuda_names: str = ""
-    """Regular expression of the names that the driver gives it; empty: `name`, with the usual words before it."""
+    """Regular expression of the names that the driver gives it; empty: `name`, with the
+    usual words before it."""
 
     @property
     def called(self) -> str:
@@ -54,10 +58,16 @@ class Card:
 _GA102 = "NVIDIA Ampere GA102 GPU Architecture V2.0, specifications: BF16 with FP32 accumulate"
 _GA106 = "NVIDIA, GeForce RTX 3060 specifications: 28 SMs, 1.78 GHz; 512 operations per SM and cycle as in GA102"
 _ADA = "NVIDIA Ada GPU Architecture V2.01, Appendix A: BF16 with FP32 accumulate"
-_RTX_40 = "NVIDIA, GeForce RTX 40 series, compare specifications: an eighth of the AI TOPS"
-_RTX_50 = "NVIDIA, GeForce RTX 50 series, compare specifications: a sixteenth of the AI TOPS"
+_RTX_40 = (
+    "NVIDIA, GeForce RTX 40 series, compare specifications: an eighth of the AI TOPS"
+)
+_RTX_50 = (
+    "NVIDIA, GeForce RTX 50 series, compare specifications: a sixteenth of the AI TOPS"
+)
 _BLACKWELL = "NVIDIA RTX Blackwell GPU Architecture, Table 3: BF16 with FP32 accumulate"
-_BLACKWELL_PRO = "NVIDIA RTX Blackwell PRO GPU Architecture V1.0, Table 4: BF16 with FP32 accumulate"
+_BLACKWELL_PRO = (
+    "NVIDIA RTX Blackwell PRO GPU Architecture V1.0, Table 4: BF16 with FP32 accumulate"
+)
 _PRO = "NVIDIA RTX {} data sheet: half of the sparse tensor performance"
 _DATA_SHEET = "NVIDIA {} data sheet: BFLOAT16 Tensor Core without sparsity"
 
@@ -80,11 +90,27 @@ CARDS = (
     Card("RTX 5080", 16, 112.6, 960, (5, 16), _RTX_50),
     Card("RTX 5090", 32, 209.5, 1792, (5, 16), _BLACKWELL),
     Card("RTX A400", 4, 10.8, 96, (4, 8), _PRO.format("A400")),
-    Card("RTX A2000", 6, 31.9, 288, (4, 16), _PRO.format("A2000"), r"(NVIDIA )?RTX A2000( 12GB)?"),
+    Card(
+        "RTX A2000",
+        6,
+        31.9,
+        288,
+        (4, 16),
+        _PRO.format("A2000"),
+        r"(NVIDIA )?RTX A2000( 12GB)?",
+    ),
     Card("RTX A4000", 16, 76.7, 448, (4, 16), _PRO.format("A4000")),
     Card("RTX A5000", 24, 111.1, 768, (4, 16), _PRO.format("A5000")),
     Card("RTX A6000", 48, 154.8, 768, (4, 16), _GA102),
-    Card("RTX 6000 Ada", 48, 364, 960, (4, 16), _BLACKWELL_PRO, r"(NVIDIA )?RTX 6000 Ada Generation"),
+    Card(
+        "RTX 6000 Ada",
+        48,
+        364,
+        960,
+        (4, 16),
+        _BLACKWELL_PRO,
+        r"(NVIDIA )?RTX 6000 Ada Generation",
+    ),
     Card(
         "RTX PRO 6000",
         96,
@@ -99,7 +125,15 @@ CARDS = (
     Card("L4", 24, 121, 300, (4, 16), _DATA_SHEET.format("L4")),
     Card("L40", 48, 181, 864, (4, 16), _DATA_SHEET.format("L40")),
     Card("L40S", 48, 362, 864, (4, 16), _DATA_SHEET.format("L40S")),
-    Card("A100 40 GB", 40, 312, 1555, (4, 16), _DATA_SHEET.format("A100"), r"(NVIDIA )?A100-(SXM4|PCIE)-40GB"),
+    Card(
+        "A100 40 GB",
+        40,
+        312,
+        1555,
+        (4, 16),
+        _DATA_SHEET.format("A100"),
+        r"(NVIDIA )?A100-(SXM4|PCIE)-40GB",
+    ),
     Card(
         "A100 80 GB",
         80,
@@ -110,7 +144,15 @@ CARDS = (
         r"(NVIDIA )?A100(-SXM4-80GB|-PCIE-80GB| 80GB PCIe)",
     ),
     Card("H100 PCIe", 80, 756, 2000, (5, 16), _DATA_SHEET.format("H100")),
-    Card("H100", 80, 989, 3350, (5, 16), _DATA_SHEET.format("H100"), r"(NVIDIA )?H100( 80GB HBM3)?"),
+    Card(
+        "H100",
+        80,
+        989,
+        3350,
+        (5, 16),
+        _DATA_SHEET.format("H100"),
+        r"(NVIDIA )?H100( 80GB HBM3)?",
+    ),
     Card("H200", 141, 989, 4800, (5, 16), _DATA_SHEET.format("H200")),
     Card("B200", 180, 2250, 8000, (5, 16), _DATA_SHEET.format("DGX B200")),
 )
@@ -130,13 +172,15 @@ ASSUMED = {
     96: "RTX PRO 6000",
     141: "H200",
 }
-"""GB -> the card that is meant where only the memory is known: a well-known one of that size."""
+"""GB -> the card that is meant where only the memory is known: a well-known one of that
+size."""
 
 
 def card_here(cuda_name: str) -> Card | None:
     """The card of which the driver gives this name; None: it is not in the table.
 
-    Names are compared as a whole: an RTX 4070 Ti is another card than an RTX 4070, and so is a laptop's.
+    Names are compared as a whole: an RTX 4070 Ti is another card than an RTX 4070, and
+    so is a laptop's.
     """
     for card in CARDS:
         pattern = card.cuda_names or rf"(NVIDIA )?(GeForce )?{re.escape(card.name)}"
@@ -146,21 +190,23 @@ def card_here(cuda_name: str) -> Card | None:
 
 
 def assumed_card(memory_gb: int) -> Card:
-    """The card that is meant by so many GB: the one of that size, or of the next smaller; of less than any, the
-    smallest."""
+    """The card that is meant by so many GB: the one of that size, or of the next
+    smaller; of less than any, the smallest."""
     size = max((size for size in ASSUMED if size <= memory_gb), default=min(ASSUMED))
     return next(card for card in CARDS if card.name == ASSUMED[size])
 
 
 def asked_card(text: str) -> Card:
-    """The card of `--card`: its name, with or without maker and series, or GB. Raises UserError for another one.
+    """The card of `--card`: its name, with or without maker and series, or GB. Raises
+    UserError for another one.
 
-    Example: `asked_card("4090")` and `asked_card("rtx4090")` are the RTX 4090, `asked_card("24")` the card that 24 GB
-    stand for.
+    Example: `asked_card("4090")` and `asked_card("rtx4090")` are the RTX 4090,
+    `asked_card("24")` the card that 24 GB stand for.
     """
     wanted = _short(text)
     for card in CARDS:
-        # Shops write the memory behind the name: another size of that name is another card.
+        # Shops write the memory behind the name: another size of that name is another
+        # card.
         if wanted in (_short(card.name), f"{_short(card.name)}{card.memory_gb}gb"):
             return card
     found = card_here(text)
@@ -169,7 +215,9 @@ def asked_card(text: str) -> Card:
     size = re.fullmatch(r"(\d{1,3})\s*(gb)?", text.strip(), re.IGNORECASE)
     if size and int(size[1]):
         return assumed_card(int(size[1]))
-    near = [card.name for card in CARDS if wanted and _short(card.name).startswith(wanted)]
+    near = [
+        card.name for card in CARDS if wanted and _short(card.name).startswith(wanted)
+    ]
     if near:
         offer = f"Did you mean {' or '.join(map(repr, near))}? "
     else:
@@ -181,5 +229,6 @@ def asked_card(text: str) -> Card:
 
 
 def _short(name: str) -> str:
-    """A card's name without its maker and series, in small letters without spaces: "4090" for "GeForce RTX 4090"."""
+    """A card's name without its maker and series, in small letters without spaces:
+    "4090" for "GeForce RTX 4090"."""
     return re.sub(r"nvidia|geforce|rtx|[^a-z0-9]", "", name.lower())

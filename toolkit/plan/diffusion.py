@@ -1,7 +1,9 @@
-"""The plan of an `sd_trainer` process: scans its datasets and counts. Imports no torch, writes nothing.
+"""The plan of an `sd_trainer` process: scans its datasets and counts. Imports no torch,
+writes nothing.
 
-`SdPlanner` adds to `Planner` what a diffusion model needs: memory and time estimates, and lines on model, adapter,
-optimizer and samples. `SdTrainerConfig` makes one for a dry run, and `SdTrainerProcess` for a run.
+`SdPlanner` adds to `Planner` what a diffusion model needs: memory and time estimates,
+and lines on model, adapter, optimizer and samples. `SdTrainerConfig` makes one for a
+dry run, and `SdTrainerProcess` for a run.
 """
 
 from __future__ import annotations
@@ -46,7 +48,13 @@ from toolkit.optim.optimizer_args import state_note
 from toolkit.plan.cards import Card, asked_card, assumed_card, card_here
 from toolkit.plan.kept_model import kept_outlook
 from toolkit.plan.memory import GPU_SIZES_GB, MemoryEstimate
-from toolkit.plan.memory_inputs import BatchSizes, TrainableParams, count_trainable_params, groups_of, num_shards
+from toolkit.plan.memory_inputs import (
+    BatchSizes,
+    TrainableParams,
+    count_trainable_params,
+    groups_of,
+    num_shards,
+)
 from toolkit.plan.memory_plan import plan_memory
 from toolkit.plan.oom_hints import suggestions
 from toolkit.plan.planning import Planner, times_in_run
@@ -87,8 +95,12 @@ class SdPlanner(Planner[DiffusionSection]):
     def scan(self) -> ImageData:
         section = self.section
         cache = ScanCache.beside(section.training_folder)
-        scan_and_split_result = scan_and_split(section, self.family, cache, self.trained_images)
-        data = ImageData(*scan_and_split_result, open_stream(section, self.family.size_multiple))
+        scan_and_split_result = scan_and_split(
+            section, self.family, cache, self.trained_images
+        )
+        data = ImageData(
+            *scan_and_split_result, open_stream(section, self.family.size_multiple)
+        )
         mistakes = [*self._sample_mistakes("sample", section.sample)]
         mistakes += self._sample_mistakes("first_sample", section.first_sample)
         if section.train.preference and not data.stream:
@@ -97,9 +109,11 @@ class SdPlanner(Planner[DiffusionSection]):
             raise DataErrors(mistakes)
         return data
 
-    def _sample_mistakes(self, key: str, sample: SampleConfig | None) -> Iterator[Diagnostic]:
-        """Samples with unusable or too many control images, too large images, or too long prompts, as far as that can
-        be checked without torch."""
+    def _sample_mistakes(
+        self, key: str, sample: SampleConfig | None
+    ) -> Iterator[Diagnostic]:
+        """Samples with unusable or too many control images, too large images, or too
+        long prompts, as far as that can be checked without torch."""
         if sample is None:
             return
         for index, picture in enumerate(sample.sample_items()):
@@ -113,28 +127,44 @@ class SdPlanner(Planner[DiffusionSection]):
             reason = too_large(self.family.drawable(size), self.family)
             if reason:
                 yield Diagnostic((place,), reason)
-            for text_key, text in (("prompt", picture.prompt), ("neg", picture.neg or "")):
+            for text_key, text in (
+                ("prompt", picture.prompt),
+                ("neg", picture.neg or ""),
+            ):
                 if len(text) <= self.family.sure_prompt:
                     continue
-                message = self.family.prompt_error(self.section.model, text, size, references)
+                message = self.family.prompt_error(
+                    self.section.model, text, size, references
+                )
                 if message:
                     yield Diagnostic((f"{place}.{text_key}",), f"has {message}")
 
-    def _unpaired(self, data: ImageData, preference: PreferenceConfig) -> Iterator[Diagnostic]:
-        """No pairs at all; with a sharded model, whose ranks have to make as many passes as each other, images of
-        which there is none."""
+    def _unpaired(
+        self, data: ImageData, preference: PreferenceConfig
+    ) -> Iterator[Diagnostic]:
+        """No pairs at all; with a sharded model, whose ranks have to make as many
+        passes as each other, images of which there is none."""
         alone = [sample.image for sample in data.scan.samples if not sample.worse]
         if not data.scan.pairs:
             message = "no image has a worse one. Give a table with the columns 'better', 'worse' and 'prompt'"
-            yield Diagnostic(("train.preference",), f"{message} as captions_file of a dataset")
+            yield Diagnostic(
+                ("train.preference",), f"{message} as captions_file of a dataset"
+            )
         elif alone and num_shards(self.section.train) > 1:
             message = (
-                f"{len(alone):,} of the images, such as {alone[0]}, have no worse one, which 'train.parallel: fsdp'"
+                f"{len(alone):,} of the images, such as {alone[0]}, have no worse "
+                "one, which 'train.parallel: fsdp'"
             )
-            yield Diagnostic(("train.preference",), f"{message} needs for each. Remove them, or use 'parallel: ddp'")
+            yield Diagnostic(
+                ("train.preference",),
+                f"{message} needs for each. Remove them, or use 'parallel: ddp'",
+            )
         elif preference.share < 1 and num_shards(self.section.train) > 1:
             message = "is below 1: processes would make different passes, which 'train.parallel: fsdp' does not allow"
-            yield Diagnostic(("train.preference.share",), f"{message}. Leave it out, or use 'parallel: ddp'")
+            yield Diagnostic(
+                ("train.preference.share",),
+                f"{message}. Leave it out, or use 'parallel: ddp'",
+            )
 
     # ------------------------------------------------------------ memory and disk
 
@@ -142,7 +172,9 @@ class SdPlanner(Planner[DiffusionSection]):
         if self.job.yet_to_come(self.section.model.folder()):
             return None
         compiled = False if self.against_compiling else None
-        return plan_memory(self.section, groups_of(self.section, data), self.machine, compiled=compiled)
+        return plan_memory(
+            self.section, groups_of(self.section, data), self.machine, compiled=compiled
+        )
 
     def savings(self) -> Iterable[str]:
         return [change.text for change in suggestions(self.section)]
@@ -169,14 +201,25 @@ class SdPlanner(Planner[DiffusionSection]):
             machine = replace(machine, limit=card.memory_gb * GB)
         often = times_in_run(section.train, data, steps)
         memory = plan_memory(section, groups, machine)
-        base_images = [sample.made for sample in not_made_yet(data.items).values() if sample.made]
-        work = run_work(section, groups, steps, often, memory, self.save_size(), base_images)
+        base_images = [
+            sample.made for sample in not_made_yet(data.items).values() if sample.made
+        ]
+        work = run_work(
+            section, groups, steps, often, memory, self.save_size(), base_images
+        )
         if work is None:
             return None
         no_card = self._why_no_card(card, gpu)
         if section.train.dtype == "float32":
             card = None
-        return RunTime(work, card, gpu, times_key(section, groups, gpu), bool(self.job.card), no_card)
+        return RunTime(
+            work,
+            card,
+            gpu,
+            times_key(section, groups, gpu),
+            bool(self.job.card),
+            no_card,
+        )
 
     def _why_no_card(self, card: Card | None, gpu: str) -> str:
         """Why no time is calculated for a card; empty where there is nothing to say."""
@@ -189,15 +232,18 @@ class SdPlanner(Planner[DiffusionSection]):
         return ""
 
     def _card(self, data: ImageData, gpu: str) -> Card | None:
-        """The card that the time is calculated for: the one that `--card` asks for, the one here, or, for a model that
-        needs one where there is none, a well-known one that the job fits. gpu: the driver's name of the one here."""
+        """The card that the time is calculated for: the one that `--card` asks for, the
+        one here, or, for a model that needs one where there is none, a well-known one
+        that the job fits. gpu: the driver's name of the one here."""
         if self.machine.kind != "cuda":
             return None
         if self.job.card:
             return asked_card(self.job.card)
         if gpu:
             return card_here(gpu)
-        if model_bytes(self.section.model) <= ACCIDENTAL_CPU_LIMIT:  # trained on the CPU
+        if (
+            model_bytes(self.section.model) <= ACCIDENTAL_CPU_LIMIT
+        ):  # trained on the CPU
             return None
         memory = self.memory(data)
         fitting_gb = memory.card() if memory else None
@@ -207,7 +253,9 @@ class SdPlanner(Planner[DiffusionSection]):
         section = self.section
         yield from super().describe_memory(data, memory)
         trained = count_trainable_params(section)
-        note = state_note(section.train.optimizer, section.train.optimizer_params, trained.shapes)
+        note = state_note(
+            section.train.optimizer, section.train.optimizer_params, trained.shapes
+        )
         if note:
             yield note
         yield from unused_choices(section.network, self._layer_names())
@@ -237,7 +285,8 @@ class SdPlanner(Planner[DiffusionSection]):
     # ------------------------------------------------------------ notes
 
     def describe_model(self, data: ImageData) -> Iterator[str]:
-        """What is done with the model and with the images, where a user may not expect it."""
+        """What is done with the model and with the images, where a user may not expect
+        it."""
         yield from yet_to_come(self.section.model, self.job)
         terms = self.family.terms
         if terms:
@@ -259,8 +308,11 @@ class SdPlanner(Planner[DiffusionSection]):
             yield from self._pairs(data)
 
     def _made(self, data: ImageData) -> Iterator[str]:
-        """How many images the base model has still to make, and where all of them are."""
-        made = {sample.image: sample.made for sample in data.scan.samples if sample.made}  # image file -> its recipe
+        """How many images the base model has still to make, and where all of them
+        are."""
+        made = {
+            sample.image: sample.made for sample in data.scan.samples if sample.made
+        }  # image file -> its recipe
         if not made:
             return
         path, first = next(iter(made.items()))
@@ -277,7 +329,8 @@ class SdPlanner(Planner[DiffusionSection]):
         yield f"images of the base model (from_base): {count}; in {folder}"
 
     def _pairs(self, data: ImageData) -> Iterator[str]:
-        """What is done with pairs of a better and a worse image; warnings of few, and of those that nothing uses."""
+        """What is done with pairs of a better and a worse image; warnings of few, and
+        of those that nothing uses."""
         preference = self.section.train.preference
         count = data.scan.pairs
         images = sum(bool(sample.worse) for sample in data.scan.samples)
@@ -304,24 +357,39 @@ class SdPlanner(Planner[DiffusionSection]):
             )
 
     def _inputs(self, data: ImageData) -> Iterator[str]:
-        """Warnings of images and prompts with fewer references than the model was published with, and of captions and
-        prompts whose end it does not get."""
+        """Warnings of images and prompts with fewer references than the model was
+        published with, and of captions and prompts whose end it does not get."""
         pictures = self.section.sample_pictures()
         least = self.family.min_references
-        images = sum(1 for sample in data.scan.samples if len(sample.control_images) < least and not sample.layers)
+        images = sum(
+            1
+            for sample in data.scan.samples
+            if len(sample.control_images) < least and not sample.layers
+        )
         samples = sum(1 for picture in pictures if len(picture.ctrl_img) < least)
         title = title_of(self.section.model, self.family)
-        for count, noun, key in ((images, "image", "control_path"), (samples, "sample prompt", "ctrl_img")):
+        for count, noun, key in (
+            (images, "image", "control_path"),
+            (samples, "sample prompt", "ctrl_img"),
+        ):
             if count:
                 subject = f"{noun}s have" if count > 1 else f"{noun} has"
                 yield f"warning: {count:,} {subject} no control image, but {title} is made to edit one. Give {key}."
-        captions = [(f"{sample.image}: its caption has", text) for sample in data.scan.samples for text in sample.texts]
+        captions = [
+            (f"{sample.image}: its caption has", text)
+            for sample in data.scan.samples
+            for text in sample.texts
+        ]
         yield from self._cut_texts("captions", captions)
-        prompts = [(f"sample: {shorten(picture.prompt, 40)!r} has", picture.prompt) for picture in pictures]
+        prompts = [
+            (f"sample: {shorten(picture.prompt, 40)!r} has", picture.prompt)
+            for picture in pictures
+        ]
         yield from self._cut_texts("prompts", prompts)
 
     def _cut_texts(self, noun: str, texts: Iterable[tuple[str, str]]) -> Iterator[str]:
-        """A warning of texts whose end the model does not get. texts: (begin of the warning, text)."""
+        """A warning of texts whose end the model does not get. texts: (begin of the
+        warning, text)."""
         notes = []
         for subject, text in texts:
             note = self.family.prompt_note(self.section.model, text)
@@ -339,16 +407,22 @@ class SdPlanner(Planner[DiffusionSection]):
         yield f"warning: {notes[0]}{rest}"
 
     def _passes(self, data: ImageData) -> Iterator[str]:
-        """What several noise levels in one pass save; when a stream is encoded, and what is kept of it; what was
-        understood of a `resolution` that is more than one number."""
-        if self.family.shares_prefix and self.section.train.noise_levels_per_sample != 1:
+        """What several noise levels in one pass save; when a stream is encoded, and
+        what is kept of it; what was understood of a `resolution` that is more than one
+        number."""
+        if (
+            self.family.shares_prefix
+            and self.section.train.noise_levels_per_sample != 1
+        ):
             facts = self.family.footprint(self.section.model.files_folder())
             batches = BatchSizes(self.section, facts, groups_of(self.section, data))
             yield describe_levels(list(batches.noise_levels()))
         if self.section.streamed:
             yield self._stream_line(self.section.streamed)
         for dataset in self.section.datasets:
-            is_one_number = len(dataset.resolution) == 1 and isinstance(dataset.resolution[0], int)
+            is_one_number = len(dataset.resolution) == 1 and isinstance(
+                dataset.resolution[0], int
+            )
             if not is_one_number:
                 yield f"resolution of {dataset.place}: {'; '.join(map(self._size_words, dataset.resolution))}"
 
@@ -373,8 +447,8 @@ class SdPlanner(Planner[DiffusionSection]):
         return f"exactly {' x '.join(sides)} pixels, the rest of each image cut off"
 
     def _weights(self) -> Iterator[str]:
-        """The LoRA files that are active with the network at times, those that are merged into the model, and what
-        quantization costs."""
+        """The LoRA files that are active with the network at times, those that are
+        merged into the model, and what quantization costs."""
         yield from self._assistant()
         few_step = self.section.train.few_step_loss
         if few_step:
@@ -431,17 +505,20 @@ class SdPlanner(Planner[DiffusionSection]):
             )
 
     def _published_assistant(self) -> str:
-        """The training adapter that is published for the model, where an adapter is trained on it at full size; empty:
-        there is none."""
+        """The training adapter that is published for the model, where an adapter is
+        trained on it at full size; empty: there is none."""
         recipe = RECIPES.get(title_of(self.section.model, self.family))
         if self.section.network.trains_model or not recipe or not recipe.adapters:
             return ""
-        is_large = self.family.block_count(self.section.model.files_folder()) >= LARGE_MODEL_BLOCKS
+        is_large = (
+            self.family.block_count(self.section.model.files_folder())
+            >= LARGE_MODEL_BLOCKS
+        )
         return recipe.adapters[0].name if is_large else ""
 
     def _adapter(self) -> Iterator[str]:
-        """What is held of the base model, and what that costs; a warning where the rank is above that of whole
-        weights."""
+        """What is held of the base model, and what that costs; a warning where the rank
+        is above that of whole weights."""
         train = self.section.train
         prompts = {
             "diff_output_preservation": (
@@ -455,10 +532,14 @@ class SdPlanner(Planner[DiffusionSection]):
         if count:
             yield f"that takes {2 * count} more predictions per micro-batch, {count} of them with a backward pass"
         network = self.section.network
-        if not KINDS[network.type].up_names:  # of other kinds the rank is not that of a product of two matrices
+        if not KINDS[
+            network.type
+        ].up_names:  # of other kinds the rank is not that of a product of two matrices
             return
         layers = self.family.linear_layers(self.section.model.files_folder())
-        chosen = [min(layers[name]) for name in select_target_modules(network, list(layers))]
+        chosen = [
+            min(layers[name]) for name in select_target_modules(network, list(layers))
+        ]
         narrow = [width for width in chosen if width < network.linear]
         if narrow:
             yield (
@@ -467,7 +548,8 @@ class SdPlanner(Planner[DiffusionSection]):
             )
 
 
-# ------------------------------------------------------------ lines on optimizer, noise levels, captions, samples
+# ------------------------------------------------------------ lines on optimizer, noise
+# levels, captions, samples
 
 
 def settings_lines(section: DiffusionSection, family: ModelFamily) -> Iterator[str]:
@@ -519,7 +601,9 @@ def _in_brackets(params: Mapping[str, object]) -> str:
 
 def _dropout(section: DiffusionSection) -> Iterator[str]:
     """One rate for all datasets, or each with its place."""
-    rates = {dataset.place: dataset.caption_dropout_rate for dataset in section.datasets}
+    rates = {
+        dataset.place: dataset.caption_dropout_rate for dataset in section.datasets
+    }
     if not any(rates.values()):
         return
     if len(set(rates.values())) == 1:
@@ -544,7 +628,10 @@ def _samples(section: DiffusionSection, family: ModelFamily) -> str:
         images = f"1 image in {steps} steps"
     else:
         images = f"{len(pictures)} images in {steps} steps each"
-    prompts = ", ".join(repr(shorten(picture.prompt, 40, placeholder=" ...")) for picture in pictures[:MOST_PROMPTS])
+    prompts = ", ".join(
+        repr(shorten(picture.prompt, 40, placeholder=" ..."))
+        for picture in pictures[:MOST_PROMPTS]
+    )
     if len(pictures) > MOST_PROMPTS:
         prompts += f" and {len(pictures) - MOST_PROMPTS} more"
     return f"samples: {', '.join(_sample_times(section, section.sample))}; {images} at guidance {guidance:g}: {prompts}"
@@ -562,7 +649,8 @@ def _sample_times(section: DiffusionSection, sample: SampleConfig) -> Iterator[s
     yield "at the end"
 
 
-# ------------------------------------------------------------ several processes, and a resume
+# ------------------------------------------------------------ several processes, and a
+# resume
 
 
 def data_parallel_notes(train: TrainConfig) -> Iterator[str]:
@@ -572,7 +660,9 @@ def data_parallel_notes(train: TrainConfig) -> Iterator[str]:
         return
     size = train.batch_size
     sharing = f"{processes} processes share the {train.gradient_accumulation} x {size} images of each step"
-    pieces = min(splits_per_micro_batch(train.gradient_accumulation, processes), size)  # of one micro-batch
+    pieces = min(
+        splits_per_micro_batch(train.gradient_accumulation, processes), size
+    )  # of one micro-batch
     batches = train.gradient_accumulation * pieces
     per_process, left_over = divmod(batches, processes)
     if not per_process:
@@ -586,12 +676,16 @@ def data_parallel_notes(train: TrainConfig) -> Iterator[str]:
 
 
 def dataset_digest(section: DiffusionSection) -> str:
-    """The hash of the dataset that a checkpoint records; empty where it cannot be read, and of a stream, whose settings
-    say which it is."""
+    """The hash of the dataset that a checkpoint records; empty where it cannot be read,
+    and of a stream, whose settings say which it is."""
     if section.streamed:
         return ""
     try:
-        scan, *_ = scan_and_split(section, family_for(section.model), ScanCache.beside(section.training_folder))
+        scan, *_ = scan_and_split(
+            section,
+            family_for(section.model),
+            ScanCache.beside(section.training_folder),
+        )
         return digest_of(fingerprint(scan.samples))
     except (UserError, RunError):
         return ""

@@ -1,7 +1,8 @@
 """The bytes of a job's parts, before a checkpointing level is chosen. Imports no torch.
 
-`read_job` asks the model's family, the trainable parameters and the images once, and returns one frozen `JobBytes`.
-`memory_phases.py` adds its numbers up for each phase of a run. `plan_memory` calls both.
+`read_job` asks the model's family, the trainable parameters and the images once, and
+returns one frozen `JobBytes`. `memory_phases.py` adds its numbers up for each phase of
+a run. `plan_memory` calls both.
 """
 
 from __future__ import annotations
@@ -44,10 +45,12 @@ from toolkit.system.distributed import BUCKET_BYTES
 from toolkit.system.distributed_env import read_distributed_env
 
 WHOLE_BLOCKS = 2
-"""Blocks that are unsharded at a time with `train.parallel: fsdp`: one runs, the next one is prefetched."""
+"""Blocks that are unsharded at a time with `train.parallel: fsdp`: one runs, the next
+one is prefetched."""
 
 OPTIMIZER_TEMPS = 4
-"""Float32 copies of the largest parameter that `full_bf16` and Adafactor allocate; others need one or none."""
+"""Float32 copies of the largest parameter that `full_bf16` and Adafactor allocate;
+others need one or none."""
 
 STEPS_IN_PLACE = frozenset({"adamw", "adam", "sgd"})
 """Optimizers whose step needs no copies: torch's fused ones, and SGD."""
@@ -61,11 +64,13 @@ QUANTIZING_COPIES = 4
 
 @dataclass(frozen=True)
 class ModelBytes:
-    """The transformer. Sizes are bytes, of the whole model where it is not said otherwise."""
+    """The transformer. Sizes are bytes, of the whole model where it is not said
+    otherwise."""
 
     block_count: int
     blocks: int
-    """The linear layers of all blocks, as they are stored: quantized, or in the dtype of the weights."""
+    """The linear layers of all blocks, as they are stored: quantized, or in the dtype
+    of the weights."""
 
     others: int
     """All other weights."""
@@ -74,7 +79,8 @@ class ModelBytes:
     """The accuracy-recovery adapter."""
 
     narrowed: int
-    """By how much a trained model is smaller because its frozen weights are in the compute dtype."""
+    """By how much a trained model is smaller because its frozen weights are in the
+    compute dtype."""
 
     can_tabulate: bool
     """Whether the modulation cache can be used with what is trained."""
@@ -83,7 +89,8 @@ class ModelBytes:
     """The layers that the modulation cache replaces."""
 
     table_row: int
-    """One row of the modulation cache: the outputs of those layers for one noise level."""
+    """One row of the modulation cache: the outputs of those layers for one noise
+    level."""
 
     swapped_blocks: int
     """Number of blocks that wait in main memory."""
@@ -101,13 +108,16 @@ class ModelBytes:
     """Blocks of a sharded model that are whole at a time; 0: it is not sharded."""
 
     quantizing: int | None
-    """One block, with the copies of the layer that is quantized on the device; None: nothing is quantized there."""
+    """One block, with the copies of the layer that is quantized on the device; None:
+    nothing is quantized there."""
 
     block_on_host: int
-    """One block in main memory: as it is read, or with the copies of the layer that is quantized there."""
+    """One block in main memory: as it is read, or with the copies of the layer that is
+    quantized there."""
 
     file_of_block: int
-    """One block in the model's file, whose pages count as this process's on a CPU; 0 on a GPU."""
+    """One block in the model's file, whose pages count as this process's on a CPU; 0 on
+    a GPU."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,8 @@ class TrainingBytes:
     """The part of the average that is in main memory, because its blocks are."""
 
     ema_backup: int
-    """The trained weights, which are kept while the average is swapped in for samples."""
+    """The trained weights, which are kept while the average is swapped in for
+    samples."""
 
     optimizer: int
     """The state of the optimizer."""
@@ -142,7 +153,8 @@ class TrainingBytes:
     """Copies that the optimizer makes of a parameter in its step."""
 
     fused_temporaries: int
-    """The same with `fused_backward_pass`, which steps while gradients are computed; otherwise 0."""
+    """The same with `fused_backward_pass`, which steps while gradients are computed;
+    otherwise 0."""
 
     exchanged: int
     """Gradients that ranks exchange at a time."""
@@ -166,10 +178,12 @@ class EncoderBytes:
     """Its file, parts of which may not be used."""
 
     text_read: int
-    """Main memory while texts are encoded: layers as they are read, and the prompts that wait."""
+    """Main memory while texts are encoded: layers as they are read, and the prompts
+    that wait."""
 
     text_layer: tuple[float, float] | None
-    """(one layer, its activations) for the prompt that takes most; None: the text encoder is loaded whole."""
+    """(one layer, its activations) for the prompt that takes most; None: the text
+    encoder is loaded whole."""
 
     prompt: int
     """Activations of the longest prompt in a text encoder that is loaded whole."""
@@ -178,7 +192,8 @@ class EncoderBytes:
     """Activations of the largest image in the VAE."""
 
     image_ahead: float
-    """The same for the images of a stream that are encoded during a step; 0: there are none."""
+    """The same for the images of a stream that are encoded during a step; 0: there are
+    none."""
 
     prompt_ahead: float
     """The same for their captions."""
@@ -187,15 +202,18 @@ class EncoderBytes:
     """Whether the VAE stays loaded: for samples, or for a stream."""
 
     text_stays: bool
-    """Whether the text encoder stays loaded: for captions that are encoded at each use."""
+    """Whether the text encoder stays loaded: for captions that are encoded at each
+    use."""
 
     off_device: bool
-    """Whether encoders are in main memory while they are not used (`model.low_vram` on a GPU)."""
+    """Whether encoders are in main memory while they are not used (`model.low_vram` on
+    a GPU)."""
 
 
 @dataclass(frozen=True)
 class JobBytes:
-    """A section on a machine, as far as no checkpointing level decides. On the CPU all is in one memory."""
+    """A section on a machine, as far as no checkpointing level decides. On the CPU all
+    is in one memory."""
 
     on_gpu: bool
     processes: int
@@ -215,7 +233,9 @@ class JobBytes:
     """The same for `datasets[].from_base`."""
 
 
-def read_job(section: DiffusionSection, groups: Sequence[ItemGroup], on_gpu: bool, compiled: bool) -> JobBytes:
+def read_job(
+    section: DiffusionSection, groups: Sequence[ItemGroup], on_gpu: bool, compiled: bool
+) -> JobBytes:
     """The bytes of a job. compiled: whether the blocks are compiled, by inductor.
 
     Raises UserError or RunError where a file of the model cannot be read.
@@ -239,7 +259,9 @@ def read_job(section: DiffusionSection, groups: Sequence[ItemGroup], on_gpu: boo
         is_streamed=any(group.streamed for group in groups),
         is_shuffled=any(group.shuffled for group in groups),
     )
-    inputs = _Inputs(section, family, folder, facts, shards, trained, all_trained, images, on_gpu)
+    inputs = _Inputs(
+        section, family, folder, facts, shards, trained, all_trained, images, on_gpu
+    )
     step = step_shape(section, facts, trained, images.training.tokens, compiled)
     return JobBytes(
         on_gpu=on_gpu,
@@ -311,7 +333,8 @@ class _Inputs:
 
     @property
     def off_device(self) -> bool:
-        """Whether encoders, and blocks while they are quantized, are in main memory beside a GPU."""
+        """Whether encoders, and blocks while they are quantized, are in main memory
+        beside a GPU."""
         return self.on_gpu and self.section.model.low_vram
 
 
@@ -341,7 +364,9 @@ def _model_bytes(inputs: _Inputs) -> ModelBytes:
         recovery=_recovery_bytes(inputs),
         narrowed=_narrowed_bytes(inputs),
         can_tabulate=_can_tabulate(inputs),
-        tabulated=facts.stored(facts.tabulated_weights, inputs.qtype, inputs.weight_bytes),
+        tabulated=facts.stored(
+            facts.tabulated_weights, inputs.qtype, inputs.weight_bytes
+        ),
         table_row=facts.row_numbers * inputs.number_bytes,
         swapped_blocks=min(model.blocks_to_swap, facts.blocks),
         is_mapped=_is_mapped(inputs),
@@ -367,15 +392,21 @@ def _recovery_bytes(inputs: _Inputs) -> int:
 
 
 def _narrowed_bytes(inputs: _Inputs) -> int:
-    """Frozen weights of a trained model are in the compute dtype, not in that of its trained weights."""
+    """Frozen weights of a trained model are in the compute dtype, not in that of its
+    trained weights."""
     if not inputs.section.network.trains_model:
         return 0
-    frozen = inputs.facts.linear_params + inputs.facts.other_params - inputs.all_trained.weights
+    frozen = (
+        inputs.facts.linear_params
+        + inputs.facts.other_params
+        - inputs.all_trained.weights
+    )
     return frozen * (inputs.weight_bytes - inputs.number_bytes)
 
 
 def _can_tabulate(inputs: _Inputs) -> bool:
-    """Whether the modulation cache can be used: as `modulation_cache.check_modulation_frozen` decides."""
+    """Whether the modulation cache can be used: as
+    `modulation_cache.check_modulation_frozen` decides."""
     kind = KINDS[inputs.section.network.type]
     unfit: frozenset[str] = frozenset()
     if kind.needs_base or kind.trains_model:
@@ -403,7 +434,9 @@ def _file_bytes(inputs: _Inputs) -> int:
     try:
         return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     except OSError as error:
-        raise RunError(f"{folder}: cannot be read: {error.strerror or error}") from error
+        raise RunError(
+            f"{folder}: cannot be read: {error.strerror or error}"
+        ) from error
 
 
 # ------------------------------------------------------------ the training
@@ -449,21 +482,27 @@ def _swapped_average(inputs: _Inputs, average: int) -> int:
     if not (average and inputs.section.network.trains_model and inputs.on_gpu):
         return 0
     of_all_blocks = FLOAT * inputs.facts.linear_params
-    return min(average, of_all_blocks * inputs.section.model.blocks_to_swap // inputs.facts.blocks)
+    return min(
+        average,
+        of_all_blocks * inputs.section.model.blocks_to_swap // inputs.facts.blocks,
+    )
 
 
 def _exchanged_bytes(inputs: _Inputs) -> int:
     """Bytes of a bucket of gradients during all-reduce."""
     if read_distributed_env().world_size == 1:
         return 0
-    bucket = min(BUCKET_BYTES + FLOAT * inputs.trained.largest, FLOAT * inputs.trained.weights)
+    bucket = min(
+        BUCKET_BYTES + FLOAT * inputs.trained.largest, FLOAT * inputs.trained.weights
+    )
     if trained_bytes(inputs.section) == FLOAT:
         return bucket
     return 2 * bucket  # and its copy in float32
 
 
 def _block_gradients(inputs: _Inputs) -> int:
-    """Bytes of one sharded block's gradients: as computed, and input and output of the reduction."""
+    """Bytes of one sharded block's gradients: as computed, and input and output of the
+    reduction."""
     if inputs.shards == 1 or not inputs.section.network.trains_model:
         return 0
     block_weights = inputs.facts.linear_params // inputs.facts.blocks
@@ -471,7 +510,8 @@ def _block_gradients(inputs: _Inputs) -> int:
 
 
 def _saved_bytes(inputs: _Inputs) -> int:
-    """Bytes that rank 0 copies from all ranks, to write them while training continues."""
+    """Bytes that rank 0 copies from all ranks, to write them while training
+    continues."""
     save = inputs.section.save
     train = inputs.section.train
     every, by_epochs = save.interval()
@@ -492,7 +532,8 @@ def _saved_bytes(inputs: _Inputs) -> int:
     return saved
 
 
-# ------------------------------------------------------------ the encoders, and what they encode
+# ------------------------------------------------------------ the encoders, and what
+# they encode
 
 
 def _encoder_bytes(inputs: _Inputs) -> EncoderBytes:
@@ -505,14 +546,21 @@ def _encoder_bytes(inputs: _Inputs) -> EncoderBytes:
     else:
         weight_bytes = number_bytes
     off_device = inputs.off_device
-    text_file = (facts.text.linear_params + facts.text.other_params + facts.text.unused) * number_bytes
+    text_file = (
+        facts.text.linear_params + facts.text.other_params + facts.text.unused
+    ) * number_bytes
     text_read = text_file
     text_layer = None
     layers = facts.text_layers
     if layers:
         text_read = _layers_read(inputs, layers)
         taken = (
-            layers.taken(tokens_of(image), _image_tokens(facts, image), weight_bytes, number_bytes)
+            layers.taken(
+                tokens_of(image),
+                _image_tokens(facts, image),
+                weight_bytes,
+                number_bytes,
+            )
             for image in images.encoded
         )
         text_layer = max(taken, key=sum)
@@ -521,14 +569,18 @@ def _encoder_bytes(inputs: _Inputs) -> EncoderBytes:
     threads = max(dataset.num_workers for dataset in inputs.section.datasets)
     if images.is_streamed and threads and not off_device:
         image_ahead = facts.encoding(images.training.pixels) * number_bytes
-        prompt_ahead = tokens_of(images.training) * facts.text_token_numbers * number_bytes
+        prompt_ahead = (
+            tokens_of(images.training) * facts.text_token_numbers * number_bytes
+        )
     return EncoderBytes(
         vae=facts.vae.stored(number_bytes, number_bytes),
         text=facts.text.stored(weight_bytes, number_bytes),
         text_file=text_file,
         text_read=text_read,
         text_layer=text_layer,
-        prompt=max(map(tokens_of, images.encoded)) * facts.text_token_numbers * number_bytes,
+        prompt=max(map(tokens_of, images.encoded))
+        * facts.text_token_numbers
+        * number_bytes,
         image=facts.encoding(pixels) * number_bytes,
         image_ahead=image_ahead,
         prompt_ahead=prompt_ahead,
@@ -539,14 +591,17 @@ def _encoder_bytes(inputs: _Inputs) -> EncoderBytes:
 
 
 def _layers_read(inputs: _Inputs, layers: TextLayers) -> int:
-    """Bytes of main memory while texts are encoded layer by layer: layers as they are read, and what waits."""
+    """Bytes of main memory while texts are encoded layer by layer: layers as they are
+    read, and what waits."""
     facts = inputs.facts
     images = inputs.images
     prompts = [(image, 1) for image in (*images.samples, *images.base_images)]
     prompts += images.items
     waiting = 0
     for image, count in prompts:
-        numbers = layers.waiting(tokens_of(image), _image_tokens(facts, image), facts.text_width)
+        numbers = layers.waiting(
+            tokens_of(image), _image_tokens(facts, image), facts.text_width
+        )
         waiting += count * numbers * inputs.number_bytes
     layer = layers.largest.stored(inputs.number_bytes, inputs.number_bytes)
     return LAYER_COPIES * layer + min(waiting, TEXTS_IN_MEMORY)
@@ -562,10 +617,16 @@ def _image_tokens(facts: ModelSizeInfo, image: LargestBatch) -> int:
     return image.encoder_tokens or image.references * facts.text_tokens_per_reference
 
 
-def _drawing(inputs: _Inputs, step: StepShape, images: Sequence[LargestBatch]) -> float | None:
-    """Activations of the largest of these images, in a forward pass or in the decoder; None: there are no images."""
+def _drawing(
+    inputs: _Inputs, step: StepShape, images: Sequence[LargestBatch]
+) -> float | None:
+    """Activations of the largest of these images, in a forward pass or in the decoder;
+    None: there are no images."""
     if not images:
         return None
-    decoding = inputs.facts.decoding(max(image.pixels for image in images)) * inputs.number_bytes
+    decoding = (
+        inputs.facts.decoding(max(image.pixels for image in images))
+        * inputs.number_bytes
+    )
     passes = [replace(step, tokens=image.tokens).forward() for image in images]
     return max(decoding, *passes)

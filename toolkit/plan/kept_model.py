@@ -1,5 +1,5 @@
-"""What a plan says of the kept model (`model.keep_quantized`): its size, and whether the disk has room. Imports no
-torch."""
+"""What a plan says of the kept model (`model.keep_quantized`): its size, and whether
+the disk has room. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class KeptOutlook(NamedTuple):
     """Its size, about."""
 
     is_there: bool
-    """Whether the cache has one of this name; the start compares what it was made from."""
+    """Whether the cache has one of this name; the start compares what it was made
+    from."""
 
     lack: str
     """Why none will be written; empty: it will, or is there."""

@@ -1,7 +1,8 @@
-"""The estimated peak memory of a job, phase by phase, and the machine that it is compared with. Imports no torch.
+"""The estimated peak memory of a job, phase by phase, and the machine that it is
+compared with. Imports no torch.
 
-GB are powers of 1000 here and in printed lines. A GPU of N GB counts as N of them: it has 7 % more, which the desktop
-and fragmentation use."""
+GB are powers of 1000 here and in printed lines. A GPU of N GB counts as N of them: it
+has 7 % more, which the desktop and fragmentation use."""
 
 from __future__ import annotations
 
@@ -17,20 +18,24 @@ GPU_SIZES_GB = (4, 6, 8, 12, 16, 24, 48, 80)
 """GPU sizes in GB that an estimate is compared with."""
 
 CUDA_CONTEXT = int(0.7 * GB)
-"""Bytes on the GPU besides tensors: CUDA context, kernels, workspaces of the libraries."""
+"""Bytes on the GPU besides tensors: CUDA context, kernels, workspaces of the
+libraries."""
 
 PROCESS_BASELINE = int(0.44 * GB)
-"""Bytes of the interpreter and the libraries with a CPU build of PyTorch; measured, see docs/memory.md."""
+"""Bytes of the interpreter and the libraries with a CPU build of PyTorch; measured, see
+docs/memory.md."""
 
 PROCESS_BASELINE_WITH_CUDA = int(2.5 * GB)
 """The same with a CUDA build; an assumption."""
 
 HOST_FRAGMENTATION = 1.5
-"""Factor on activations in CPU memory: fragmentation of glibc's allocator. Measured, see docs/memory.md."""
+"""Factor on activations in CPU memory: fragmentation of glibc's allocator. Measured,
+see docs/memory.md."""
 
 
 def gaps_on_host(activations: float, level: str = "full") -> float:
-    """Bytes that glibc's allocator holds beside so many bytes of activations, at every level."""
+    """Bytes that glibc's allocator holds beside so many bytes of activations, at every
+    level."""
     return (HOST_FRAGMENTATION - 1) * activations
 
 
@@ -47,7 +52,8 @@ class Machine:
 
 
 def machine_from_config(device: str) -> Machine:
-    """The machine a config's `device` means, as far as that is known without torch: `auto` is a GPU."""
+    """The machine a config's `device` means, as far as that is known without torch:
+    `auto` is a GPU."""
     if device in ("cpu", "mps"):
         return Machine("cpu", free_host_memory() or None)
     return Machine("cuda")
@@ -99,14 +105,18 @@ class Part(StrEnum):
 
 
 def adapter_part(kind: str) -> str:
-    """The name of the weights of an adapter. Example: `adapter_part("lora")` is "lora weights"."""
+    """The name of the weights of an adapter. Example: `adapter_part("lora")` is "lora
+    weights"."""
     return f"{kind} weights"
 
 
 Bytes = dict[str, float]
 """Bytes by consumer: a `Part`, or an `adapter_part`."""
 
-SHOWN: Mapping[str, str] = {Part.PROCESS: "the program itself", Part.GAPS: "unused memory between tensors"}
+SHOWN: Mapping[str, str] = {
+    Part.PROCESS: "the program itself",
+    Part.GAPS: "unused memory between tensors",
+}
 """What the line of a plan calls an entry whose name is one of the code."""
 
 NOT_OF_TENSORS = (Part.CONTEXT, Part.GAPS)
@@ -126,19 +136,22 @@ class Phase:
 
 
 ENCODING = "encoding"
-"""The phase that is skipped where everything is cached already; the estimate does not check the cache."""
+"""The phase that is skipped where everything is cached already; the estimate does not
+check the cache."""
 
 
 @dataclass(frozen=True)
 class LargestStep:
-    """A step of one rank with its largest batch: what decides the level of `gradient_checkpointing: auto`."""
+    """A step of one rank with its largest batch: what decides the level of
+    `gradient_checkpointing: auto`."""
 
     shape: StepShape
     optimizer: int
     """Bytes of the optimizer's state."""
 
     beside: int
-    """Further bytes while gradients are computed: an optimizer's temporaries, whole blocks of a sharded model."""
+    """Further bytes while gradients are computed: an optimizer's temporaries, whole
+    blocks of a sharded model."""
 
 
 @dataclass(frozen=True)
@@ -187,19 +200,27 @@ class MemoryEstimate:
         return self.peak_bytes
 
     def allocated(self, *names: str) -> int:
-        """Peak of tensors in these phases on the compute device; on the CPU with the process baseline."""
+        """Peak of tensors in these phases on the compute device; on the CPU with the
+        process baseline."""
         left_out = NOT_OF_TENSORS if self.on_device else ()
         phases = [phase for phase in self.phases if phase.name in names]
-        return max((p.total - sum(p.parts.get(part, 0) for part in left_out) for p in phases), default=0)
+        return max(
+            (p.total - sum(p.parts.get(part, 0) for part in left_out) for p in phases),
+            default=0,
+        )
 
     def card(self) -> int | None:
-        """GB of the smallest GPU that the job fits; None where there is none, or no GPU is needed."""
+        """GB of the smallest GPU that the job fits; None where there is none, or no GPU
+        is needed."""
         if not self.on_device:
             return None
-        return next((card for card in GPU_SIZES_GB if self.peak_bytes <= card * GB), None)
+        return next(
+            (card for card in GPU_SIZES_GB if self.peak_bytes <= card * GB), None
+        )
 
     def render(self, gpu: str = "the GPU") -> str:
-        """One line for the plan of a run. gpu: what the device is called, such as "a GPU" where none is here."""
+        """One line for the plan of a run. gpu: what the device is called, such as "a
+        GPU" where none is here."""
         shares = _shares(self.peak.name, self.peak.parts)
         if not self.on_device:
             return f"memory: peak {gigabytes(self.peak_bytes)} ({shares})"
@@ -218,7 +239,9 @@ class MemoryEstimate:
         device = {
             "device_bytes": self.peak_bytes,
             "device_phase": self.peak.name,
-            "fits_cards_gb": [card for card in GPU_SIZES_GB if self.peak_bytes <= card * GB],
+            "fits_cards_gb": [
+                card for card in GPU_SIZES_GB if self.peak_bytes <= card * GB
+            ],
         }
         return {
             **(device if self.on_device else {}),
@@ -237,7 +260,11 @@ def _shares(phase: str, parts: Mapping[str, int], most: int = 4) -> str:
     """The phase and its largest consumers."""
     least = 0.01 * sum(parts.values())
     largest = sorted(parts.items(), key=lambda part: -part[1])[:most]
-    shown = [f"{SHOWN.get(name, name)} {gigabytes(size, unit='')}" for name, size in largest if size >= least]
+    shown = [
+        f"{SHOWN.get(name, name)} {gigabytes(size, unit='')}"
+        for name, size in largest
+        if size >= least
+    ]
     return f"{phase}{', if not cached yet' if phase == ENCODING else ''}: {', '.join(shown)}"
 
 

@@ -1,8 +1,8 @@
-"""The inputs of the memory estimate, before anything is loaded: trainable parameters, the step of one rank, and the
-largest batch and image. Imports no torch.
+"""The inputs of the memory estimate, before anything is loaded: trainable parameters,
+the step of one rank, and the largest batch and image. Imports no torch.
 
-The estimates of memory (`job_bytes.py`) and of time (`run_time.py`) are made from them. A trainer counts its parameters
-and its largest batch here too.
+The estimates of memory (`job_bytes.py`) and of time (`run_time.py`) are made from them.
+A trainer counts its parameters and its largest batch here too.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class TrainableParams:
     """Shape of each matrix; a module's biases and norms are one vector."""
 
     written: int
-    """Number of parameters in a saved file: of the whole model where it is trained itself."""
+    """Number of parameters in a saved file: of the whole model where it is trained
+    itself."""
 
     largest_layer: int = 0
     """Number of frozen weights of the largest layer with an adapter."""
@@ -69,7 +70,8 @@ class TrainableParams:
         return optimizer_bytes(train.optimizer, train.optimizer_params, self.shapes)
 
     def state_bytes(self, train: TrainConfig) -> int:
-        """Bytes of a checkpoint: raw weights, the teacher of the few-step loss, EMA, optimizer state."""
+        """Bytes of a checkpoint: raw weights, the teacher of the few-step loss, EMA,
+        optimizer state."""
         per_weight = 2 if train.full_bf16 else FLOAT
         if train.few_step_loss:
             per_weight *= 2
@@ -78,12 +80,16 @@ class TrainableParams:
         return self.weights * per_weight + self.optimizer_bytes(train)
 
 
-def count_trainable_params(config: DiffusionSection, processes: int = 1) -> TrainableParams:
+def count_trainable_params(
+    config: DiffusionSection, processes: int = 1
+) -> TrainableParams:
     """The trainable parameters of a section.
 
-    processes: ranks that the blocks are sharded over; where the model itself is trained, shapes are those of rank 0.
+    processes: ranks that the blocks are sharded over; where the model itself is
+    trained, shapes are those of rank 0.
 
-    Raises UserError when the section chooses no layer, or a pattern of `train.lr_groups` matches none.
+    Raises UserError when the section chooses no layer, or a pattern of
+    `train.lr_groups` matches none.
     """
     family = family_for(config.model)
     folder = config.model.files_folder()
@@ -96,12 +102,23 @@ def count_trainable_params(config: DiffusionSection, processes: int = 1) -> Trai
     layers = family.linear_layers(folder)
     chosen = select_target_modules(config.network, list(layers))
     group_of_layers(config.train.lr_groups, chosen)
-    shapes_of = cache(partial(KINDS[config.network.type].layer_shapes, config.network))  # few sizes, many layers
-    shapes = tuple(shape for name in chosen for shape in shapes_of(*layers[name]).values())
-    return TrainableParams(tuple(chosen), shapes, sum(map(prod, shapes)), max(prod(layers[name]) for name in chosen))
+    shapes_of = cache(
+        partial(KINDS[config.network.type].layer_shapes, config.network)
+    )  # few sizes, many layers
+    shapes = tuple(
+        shape for name in chosen for shape in shapes_of(*layers[name]).values()
+    )
+    return TrainableParams(
+        tuple(chosen),
+        shapes,
+        sum(map(prod, shapes)),
+        max(prod(layers[name]) for name in chosen),
+    )
 
 
-def _module_shapes(family: ModelFamily, folder: Path, chosen: list[str], processes: int) -> Iterator[Shape]:
+def _module_shapes(
+    family: ModelFamily, folder: Path, chosen: list[str], processes: int
+) -> Iterator[Shape]:
     modules = family.modules(folder)
     layers = family.every_linear_layer(folder)
     in_blocks = family.linear_layers(folder)
@@ -120,13 +137,15 @@ def step_shape(
     tokens: int,
     compiled: bool = False,
 ) -> StepShape:
-    """The step of one rank with `tokens` tokens in its largest batch. trained: the parameters of that rank. compiled:
-    whether the blocks are."""
+    """The step of one rank with `tokens` tokens in its largest batch. trained: the
+    parameters of that rank. compiled: whether the blocks are."""
     model = section.model
     train = section.train
     number = DTYPE_BYTES[train.dtype]
     own = trained_bytes(section)
-    accumulates = share_of_rank(train)[1] > 1 or bool(train.preservations())  # each of these has a pass of its own
+    accumulates = share_of_rank(train)[1] > 1 or bool(
+        train.preservations()
+    )  # each of these has a pass of its own
     fused = train.fused_backward_pass and not accumulates
     copies: float = 0  # bytes per weight of a layer's dequantized copies while it is used: see `quantization.py`
     if model.quantize:
@@ -146,7 +165,9 @@ def step_shape(
         largest_layer=facts.largest_of_tokens,
         largest_change=trained.largest_layer,
         dequantized_bytes=copies,
-        casts=0 if own == number or num_shards(train) > 1 else trained.weights * number // facts.blocks,
+        casts=0
+        if own == number or num_shards(train) > 1
+        else trained.weights * number // facts.blocks,
         gradients=own * (trained.largest if fused else trained.weights),
         gradients_wait=accumulates,
         compiled=compiled,
@@ -161,23 +182,28 @@ def num_shards(train: TrainConfig) -> int:
 
 
 def bytes_beside(section: DiffusionSection) -> int:
-    """Bytes of the LoRA files that are active beside the network, in the compute dtype; of those that are there."""
+    """Bytes of the LoRA files that are active beside the network, in the compute dtype;
+    of those that are there."""
     paths = {Path(file).expanduser() for file, _ in section.files_beside().values()}
     weights = sum(sum(tensor_sizes(path).values()) for path in paths if path.is_file())
     return weights * DTYPE_BYTES[section.train.dtype]
 
 
 def trained_bytes(section: DiffusionSection) -> int:
-    """Bytes of a trained parameter, and of its gradient; adapters are always float32."""
+    """Bytes of a trained parameter, and of its gradient; adapters are always
+    float32."""
     if section.network.trains_model:
         return DTYPE_BYTES[section.weights_dtype()]
     return FLOAT
 
 
 def share_of_rank(train: OptimizationConfig) -> tuple[int, int]:
-    """The images of one rank's largest micro-batch, and its micro-batches per optimizer step."""
+    """The images of one rank's largest micro-batch, and its micro-batches per optimizer
+    step."""
     processes = read_distributed_env().world_size
-    pieces = splits_per_micro_batch(train.gradient_accumulation, processes)  # of one micro-batch
+    pieces = splits_per_micro_batch(
+        train.gradient_accumulation, processes
+    )  # of one micro-batch
     micro_batches = train.gradient_accumulation * min(pieces, train.batch_size)
     return ceil_divide(train.batch_size, pieces), ceil_divide(micro_batches, processes)
 
@@ -220,8 +246,11 @@ class ItemGroup:
     """Layers of each image."""
 
 
-def group_items(items: Iterable[BucketedSample], held_out: Iterable[BucketedSample] = ()) -> tuple[ItemGroup, ...]:
-    """Groups items: there may be very many, and the estimate uses them often. held_out: the validation split."""
+def group_items(
+    items: Iterable[BucketedSample], held_out: Iterable[BucketedSample] = ()
+) -> tuple[ItemGroup, ...]:
+    """Groups items: there may be very many, and the estimate uses them often. held_out:
+    the validation split."""
     uses = Counter[_Kind]()
     count = Counter[_Kind]()
     longest: dict[_Kind, int] = {}
@@ -232,7 +261,10 @@ def group_items(items: Iterable[BucketedSample], held_out: Iterable[BucketedSamp
             count[kind] += 1
             longest[kind] = max(longest.get(kind, 0), *map(len, item.sample.texts))
     return tuple(
-        ItemGroup(**kind._asdict(), uses=uses[kind], longest=longest[kind], items=count[kind]) for kind in count
+        ItemGroup(
+            **kind._asdict(), uses=uses[kind], longest=longest[kind], items=count[kind]
+        )
+        for kind in count
     )
 
 
@@ -252,7 +284,8 @@ def _kind_of(item: BucketedSample, held_out: bool) -> _Kind:
     layers = len(sample.layers)
     return _Kind(
         bucket=item.crop.bucket,
-        references=len(sample.control_images) or min(layers, 1),  # an image with layers is its own control image
+        references=len(sample.control_images)
+        or min(layers, 1),  # an image with layers is its own control image
         shuffled=sample.rules.shuffle_tokens,
         held_out=held_out,
         compared=bool(sample.worse) and not held_out,
@@ -261,11 +294,22 @@ def _kind_of(item: BucketedSample, held_out: bool) -> _Kind:
 
 
 def groups_of(section: DiffusionSection, data: ImageData) -> tuple[ItemGroup, ...]:
-    """What is trained on and held out; of a stream the largest batch stands for what is trained on."""
+    """What is trained on and held out; of a stream the largest batch stands for what is
+    trained on."""
     if data.stream is None:
         return group_items(data.items, data.held_out)
-    longest = max(LONG_CAPTION, *(len(sample.caption) for sample in data.stream.looked_at))
-    largest = ItemGroup(data.stream.largest, 0, True, False, section.train.batch_size, longest, streamed=True)
+    longest = max(
+        LONG_CAPTION, *(len(sample.caption) for sample in data.stream.looked_at)
+    )
+    largest = ItemGroup(
+        data.stream.largest,
+        0,
+        True,
+        False,
+        section.train.batch_size,
+        longest,
+        streamed=True,
+    )
     return (largest, *group_items((), data.held_out))
 
 
@@ -294,7 +338,10 @@ class LargestBatch:
     def prefix_and_target(self) -> tuple[int, int]:
         """Tokens of text and references of an image, and of the image itself."""
         references = self.references * self.reference_pixels // self.pixels_per_token
-        return references + self.text_tokens, self.stacked * self.pixels // self.pixels_per_token
+        return (
+            references + self.text_tokens,
+            self.stacked * self.pixels // self.pixels_per_token,
+        )
 
     @property
     def tokens(self) -> int:
@@ -306,7 +353,12 @@ class LargestBatch:
 class BatchSizes:
     """Pixels and tokens of training batches and samples."""
 
-    def __init__(self, section: DiffusionSection, facts: ModelSizeInfo, groups: Sequence[ItemGroup]) -> None:
+    def __init__(
+        self,
+        section: DiffusionSection,
+        facts: ModelSizeInfo,
+        groups: Sequence[ItemGroup],
+    ) -> None:
         self._section = section
         self._facts = facts
         self._groups = groups
@@ -315,35 +367,50 @@ class BatchSizes:
             self._reference_area = section.model.model_kwargs.reference_area()
 
     def batch(self, most: int) -> LargestBatch:
-        """The batch of one rank with the most tokens. most: images in a batch of one rank."""
+        """The batch of one rank with the most tokens. most: images in a batch of one
+        rank."""
         groups = [group for group in self._groups if not group.held_out]
         uses = Counter[tuple[Size, int]]()
         for group in groups:
             uses[group.bucket, group.layers] += group.uses
-        batches = [self.of_group(group, min(most, uses[group.bucket, group.layers])) for group in groups]
+        batches = [
+            self.of_group(group, min(most, uses[group.bucket, group.layers]))
+            for group in groups
+        ]
         return max(batches, key=lambda batch: batch.tokens)
 
     def samples(self) -> list[LargestBatch]:
-        """The sample images and the edits of the validation, generated one at a time; guidance is a second pass, not a
-        larger one."""
+        """The sample images and the edits of the validation, generated one at a time;
+        guidance is a second pass, not a larger one."""
         section = self._section
         samples: list[LargestBatch] = []
         if not section.train.disable_sampling:
             samples += map(self.of_picture, section.sample_pictures())
         if section.validation and section.validation.edits:
-            samples += [self.of_group(group) for group in self._groups if group.held_out and group.references]
+            samples += [
+                self.of_group(group)
+                for group in self._groups
+                if group.held_out and group.references
+            ]
         return samples
 
     def of_picture(self, item: SamplePicture) -> LargestBatch:
         """A sample image, with the layers it is taken apart into."""
-        image = self._image(1, item.width * item.height, len(item.ctrl_img), len(item.prompt))
+        image = self._image(
+            1, item.width * item.height, len(item.ctrl_img), len(item.prompt)
+        )
         layers = item.layers if self._facts.stacks_layers else 0
         return replace(image, stacked=self._images_of(layers))
 
     def base_images(self) -> list[LargestBatch]:
-        """The images that the base model makes (`datasets[].from_base`), one at a time."""
+        """The images that the base model makes (`datasets[].from_base`), one at a
+        time."""
         longest = max((group.longest for group in self._groups), default=0)
-        sizes = [max(map(area_of, dataset.resolution)) for dataset in self._section.datasets if dataset.from_base]
+        sizes = [
+            max(map(area_of, dataset.resolution))
+            for dataset in self._section.datasets
+            if dataset.from_base
+        ]
         return [self._image(1, pixels, 0, longest) for pixels in sizes]
 
     def of_base_image(self, image: BaseImage) -> LargestBatch:
@@ -351,7 +418,8 @@ class BatchSizes:
         return self._image(1, prod(image.size), 0, len(image.prompt))
 
     def of_group(self, group: ItemGroup, images: int = 1) -> LargestBatch:
-        """A batch of a group. images: number of images in it; a pair of `train.preference` counts as one."""
+        """A batch of a group. images: number of images in it; a pair of
+        `train.preference` counts as one."""
         preference = self._section.train.preference
         if group.compared and preference:
             images *= 2
@@ -360,7 +428,10 @@ class BatchSizes:
         if not self._facts.shares_prefix or group.held_out or preference:
             return batch
         requested = self._section.train.noise_levels_per_sample
-        return replace(batch, levels=levels_of(requested, batch.references, *batch.prefix_and_target))
+        return replace(
+            batch,
+            levels=levels_of(requested, batch.references, *batch.prefix_and_target),
+        )
 
     def _images_of(self, layers: int) -> int:
         """Images of a target. layers: of the image; 0: it is a single image."""
@@ -375,10 +446,17 @@ class BatchSizes:
         for group in self._groups:
             if not group.held_out:
                 image = self.of_group(group)
-                yield image.references, image.levels, cost_of(image.levels, *image.prefix_and_target)
+                yield (
+                    image.references,
+                    image.levels,
+                    cost_of(image.levels, *image.prefix_and_target),
+                )
 
-    def _image(self, images: int, pixels: int, references: int, letters: int) -> LargestBatch:
-        """letters: characters of the caption, which has the template and the references around it."""
+    def _image(
+        self, images: int, pixels: int, references: int, letters: int
+    ) -> LargestBatch:
+        """letters: characters of the caption, which has the template and the references
+        around it."""
         facts = self._facts
         reference_pixels = 0
         encoder_tokens = 0
@@ -392,7 +470,9 @@ class BatchSizes:
             pixels=pixels,
             references=references,
             reference_pixels=reference_pixels,
-            text_tokens=facts.text_tokens + facts.text_tokens_per_reference * references + caption_tokens,
+            text_tokens=facts.text_tokens
+            + facts.text_tokens_per_reference * references
+            + caption_tokens,
             encoder_tokens=encoder_tokens,
             pixels_per_token=facts.pixels_per_token,
         )

@@ -1,8 +1,10 @@
-"""The bytes of each phase of a run, by consumer: sums over a `JobBytes` and a `Choice`. Imports no torch.
+"""The bytes of each phase of a run, by consumer: sums over a `JobBytes` and a `Choice`.
+Imports no torch.
 
-Each function returns what one phase takes on the compute device, without the process itself; `host` returns what main
-memory takes beside a GPU. On the CPU there is one memory, and the parts that would be in main memory are in the phases.
-`memory_plan.py` calls `choose` and `phases` for each level that it tries.
+Each function returns what one phase takes on the compute device, without the process
+itself; `host` returns what main memory takes beside a GPU. On the CPU there is one
+memory, and the parts that would be in main memory are in the phases. `memory_plan.py`
+calls `choose` and `phases` for each level that it tries.
 """
 
 from __future__ import annotations
@@ -15,7 +17,15 @@ from toolkit.config.reading.field_types import OFFLOADING_LEVELS
 from toolkit.memory.estimate import gaps_on_gpu, step_peak
 from toolkit.models.families import MOST_ROWS
 from toolkit.plan.job_bytes import EncoderBytes, JobBytes
-from toolkit.plan.memory import ENCODING, PROCESS_BASELINE_WITH_CUDA, Bytes, Part, adapter_part, gaps_on_host, positive
+from toolkit.plan.memory import (
+    ENCODING,
+    PROCESS_BASELINE_WITH_CUDA,
+    Bytes,
+    Part,
+    adapter_part,
+    gaps_on_host,
+    positive,
+)
 from toolkit.system.host_memory import pinned_bytes
 
 TABULATED_LAYERS = 2
@@ -25,20 +35,24 @@ SWAP_BUFFERS = 2
 """Number of device buffers for swapped blocks."""
 
 WINDOW = 2
-"""Blocks in pinned memory on their way from the kept model to the device (`PinnedWindow`)."""
+"""Blocks in pinned memory on their way from the kept model to the device
+(`PinnedWindow`)."""
 
 GENERATING = "images of the base model"
-"""The phase in which images of `datasets[].from_base` are made, before the first step."""
+"""The phase in which images of `datasets[].from_base` are made, before the first
+step."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A checkpointing level with or without the modulation cache, and the bytes that follow from it."""
+    """A checkpointing level with or without the modulation cache, and the bytes that
+    follow from it."""
 
     level: str
     has_table: bool
     tabulated: int
-    """The modulation layers that wait in main memory because the cache replaces them; 0 without it."""
+    """The modulation layers that wait in main memory because the cache replaces them; 0
+    without it."""
 
     tabulated_layer: int
     """One of these layers."""
@@ -48,7 +62,8 @@ class Choice:
 
 
 def choose(job: JobBytes, level: str, table: bool) -> Choice:
-    """The choice of a level. table: whether the modulation cache is wanted; a job may not allow it."""
+    """The choice of a level. table: whether the modulation cache is wanted; a job may
+    not allow it."""
     if level == "block_offload" and not job.on_gpu:
         level = "full"  # nothing leaves the memory on a CPU
     model = job.model
@@ -83,7 +98,9 @@ def phases(job: JobBytes, choice: Choice) -> dict[str, Bytes]:
             **drawing(job, job.samples),
         }
     if job.base_images is not None:
-        by_phase[GENERATING] = at_rest(job, choice, 0, all_rows) | drawing(job, job.base_images)
+        by_phase[GENERATING] = at_rest(job, choice, 0, all_rows) | drawing(
+            job, job.base_images
+        )
     return by_phase
 
 
@@ -91,8 +108,8 @@ def phases(job: JobBytes, choice: Choice) -> dict[str, Bytes]:
 
 
 def encoding(job: JobBytes) -> Bytes:
-    """Images are encoded first. The VAE leaves the device for a text encoder that is read layer by layer; for one that
-    is loaded whole only with `low_vram`."""
+    """Images are encoded first. The VAE leaves the device for a text encoder that is
+    read layer by layer; for one that is loaded whole only with `low_vram`."""
     encoders = job.encoders
     of_images: Bytes = {Part.VAE: encoders.vae, **_with_gaps(job, encoders.image)}
     if encoders.text_layer:
@@ -117,12 +134,15 @@ def _whole_encoder(job: JobBytes) -> Bytes:
         **_with_gaps(job, encoders.prompt),
     }
     if not job.on_gpu:  # the file is larger than what is loaded of it
-        parts[Part.TEXT_READ] = encoders.text_file - encoders.text - _held(job, encoders.prompt)
+        parts[Part.TEXT_READ] = (
+            encoders.text_file - encoders.text - _held(job, encoders.prompt)
+        )
     return parts
 
 
 def loading(job: JobBytes, choice: Choice) -> Bytes:
-    """At the last block, which is in its original precision until it is quantized or sharded."""
+    """At the last block, which is in its original precision until it is quantized or
+    sharded."""
     model = job.model
     parts = weights(job, choice, buffers=0) | _encoders_on_device(job.encoders)
     if model.quantizing is not None:
@@ -136,9 +156,11 @@ def loading(job: JobBytes, choice: Choice) -> Bytes:
 
 
 def step(job: JobBytes, choice: Choice, optimizer: int, rows: int) -> Bytes:
-    """The worse of two moments: the backward pass, or all gradients during all-reduce and optimizer step.
+    """The worse of two moments: the backward pass, or all gradients during all-reduce
+    and optimizer step.
 
-    optimizer: bytes of its state before the step, which creates it. rows: of the modulation cache.
+    optimizer: bytes of its state before the step, which creates it. rows: of the
+    modulation cache.
     """
     training = job.training
     gaps = partial(_gaps(job), level=choice.level)
@@ -158,7 +180,9 @@ def step(job: JobBytes, choice: Choice, optimizer: int, rows: int) -> Bytes:
             Part.OPTIMIZER: training.optimizer,
         }
     if job.encoders.image_ahead:  # one encoder at a time
-        ahead = max(_held(job, job.encoders.image_ahead), _held(job, job.encoders.prompt_ahead))
+        ahead = max(
+            _held(job, job.encoders.image_ahead), _held(job, job.encoders.prompt_ahead)
+        )
         work[Part.ENCODING_AHEAD] = ahead
     if not job.on_gpu:
         work |= offloaded(job, choice)
@@ -173,15 +197,18 @@ def offloaded(job: JobBytes, choice: Choice) -> Bytes:
 
 
 def drawing(job: JobBytes, activations: float) -> Bytes:
-    """Images that are generated. The VAE is on the device while it decodes, with `low_vram` too."""
+    """Images that are generated. The VAE is on the device while it decodes, with
+    `low_vram` too."""
     return {Part.VAE: job.encoders.vae, **_with_gaps(job, activations)}
 
 
-# ------------------------------------------------------------ what is in memory between two steps
+# ------------------------------------------------------------ what is in memory between
+# two steps
 
 
 def at_rest(job: JobBytes, choice: Choice, optimizer: int, rows: int) -> Bytes:
-    """Bytes between two steps. optimizer: bytes of its state. rows: of the modulation cache."""
+    """Bytes between two steps. optimizer: bytes of its state. rows: of the modulation
+    cache."""
     training = job.training
     table = 0
     if choice.has_table:
@@ -218,7 +245,8 @@ def weights(job: JobBytes, choice: Choice, buffers: int = SWAP_BUFFERS) -> Bytes
 
 
 def waiting(job: JobBytes, choice: Choice) -> Bytes:
-    """What is in main memory all the time. A block stays there while it is in a buffer on the device."""
+    """What is in main memory all the time. A block stays there while it is in a buffer
+    on the device."""
     model = job.model
     pinned: Callable[[int], int] = pinned_bytes if job.on_gpu else int
     blocks = model.swapped_blocks
@@ -245,7 +273,8 @@ def mapped(job: JobBytes, choice: Choice) -> int:
 
 
 def _window(job: JobBytes, count: int) -> int:
-    """How many of `count` mapped weights are in main memory at a time: those on their way to a GPU."""
+    """How many of `count` mapped weights are in main memory at a time: those on their
+    way to a GPU."""
     if count and job.on_gpu:
         return WINDOW
     return 0
@@ -271,7 +300,8 @@ def _encoders_that_stay(encoders: EncoderBytes) -> Bytes:
 
 
 def host(job: JobBytes, choice: Choice) -> dict[str, int]:
-    """The most of three moments: a step during a save, the text encoder being read, the last block being loaded."""
+    """The most of three moments: a step during a save, the text encoder being read, the
+    last block being loaded."""
     resident = waiting(job, choice)
     training = resident | {Part.SAVED: job.training.saved} | offloaded(job, choice)
     in_training = sum(training.values())

@@ -1,11 +1,13 @@
-"""The memory estimate of a job: the peak of each phase, at the checkpointing level that fits. Imports no torch.
+"""The memory estimate of a job: the peak of each phase, at the checkpointing level that
+fits. Imports no torch.
 
-`plan_memory` reads the job once (`job_bytes.py`), then adds its bytes up for each level that it tries
-(`memory_phases.py`). The plan of a run calls it, and so does the run when it chooses a level. With several ranks the
-estimate is for rank 0, which needs most.
+`plan_memory` reads the job once (`job_bytes.py`), then adds its bytes up for each level
+that it tries (`memory_phases.py`). The plan of a run calls it, and so does the run when
+it chooses a level. With several ranks the estimate is for rank 0, which needs most.
 
-Example: a LoRA of rank 16 for Qwen-Image-Edit-2509 in int8, images and control images of 1024 x 1024, on a 24 GB GPU.
-`full` with the modulation cache is the fastest level that fits. GB while training:
+Example: a LoRA of rank 16 for Qwen-Image-Edit-2509 in int8, images and control images
+of 1024 x 1024, on a 24 GB GPU. `full` with the modulation cache is the fastest level
+that fits. GB while training:
 
     context            0.70   CUDA itself
     weights           13.68   20.4 B weights, of which a third waits in main memory: the cache replaces it
@@ -22,7 +24,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import product
 
-from toolkit.config.reading.field_types import AUTO_LEVELS, OFFLOADING_LEVELS, UNCOMPILED_LEVELS
+from toolkit.config.reading.field_types import (
+    AUTO_LEVELS,
+    OFFLOADING_LEVELS,
+    UNCOMPILED_LEVELS,
+)
 from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.memory.estimate import gigabytes
 from toolkit.number_types import FP8_QTYPES
@@ -44,8 +50,9 @@ from toolkit.plan.memory_phases import GENERATING, Choice, choose, host, mapped,
 __all__ = ["GENERATING", "compiles_blocks", "plan_memory"]
 
 WITHOUT_TABLE = 0.9
-"""Share of the memory that a job without the modulation cache may take, where `auto` decides: the estimate is accurate
-to about 10 %, and the cache costs about 2 % of the time."""
+"""Share of the memory that a job without the modulation cache may take, where `auto`
+decides: the estimate is accurate to about 10 %, and the cache costs about 2 % of the
+time."""
 
 
 def plan_memory(
@@ -57,10 +64,12 @@ def plan_memory(
 ) -> MemoryEstimate:
     """The estimate at a checkpointing level; by default at the level of the section.
 
-    compiled: whether the blocks are compiled; None: as the section says, on this machine.
+    compiled: whether the blocks are compiled; None: as the section says, on this
+    machine.
 
-    If level and modulation cache are both `auto`: the fastest level that fits the machine, and the modulation cache
-    where that level does not fit without it. If the machine's memory is not known: `full` and, on CUDA, the cache.
+    If level and modulation cache are both `auto`: the fastest level that fits the
+    machine, and the modulation cache where that level does not fit without it. If the
+    machine's memory is not known: `full` and, on CUDA, the cache.
     """
     if compiled is None:
         compiled = compiles_blocks(section, machine)
@@ -103,7 +112,8 @@ def _tables(modulation_table: bool | str, machine: Machine) -> Sequence[bool]:
 
 
 def compiles_blocks(section: DiffusionSection, machine: Machine) -> bool:
-    """Whether the blocks are compiled on a machine, as far as that is known without torch."""
+    """Whether the blocks are compiled on a machine, as far as that is known without
+    torch."""
     train = section.train
     model = section.model
     if train.checkpointing_level() in UNCOMPILED_LEVELS:
@@ -112,7 +122,8 @@ def compiles_blocks(section: DiffusionSection, machine: Machine) -> bool:
         return train.compile.enabled is True
     if num_shards(train) > 1:
         return False
-    # With compute capability 8 only 8.9 compiles blocks in fp8; the minor number is not known here.
+    # With compute capability 8 only 8.9 compiles blocks in fp8; the minor number is not
+    # known here.
     is_fp8 = model.quantize and model.qtype in FP8_QTYPES
     is_old = machine.capability is not None and machine.capability < 9
     return not (is_fp8 and is_old)
@@ -127,9 +138,16 @@ def _estimate(job: JobBytes, level: str, table: bool) -> MemoryEstimate:
     else:
         always = {Part.PROCESS: PROCESS_BASELINE}
         in_main_memory = {}
-    beside = job.training.fused_temporaries + job.model.whole_blocks + job.training.block_gradients
+    beside = (
+        job.training.fused_temporaries
+        + job.model.whole_blocks
+        + job.training.block_gradients
+    )
     return MemoryEstimate(
-        phases=tuple(Phase(name, positive(always | parts)) for name, parts in phases(job, choice).items()),
+        phases=tuple(
+            Phase(name, positive(always | parts))
+            for name, parts in phases(job, choice).items()
+        ),
         on_device=job.on_gpu,
         host=in_main_memory,
         notes=tuple(_notes(job, choice)),

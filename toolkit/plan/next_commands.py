@@ -1,4 +1,5 @@
-"""The commands that use what a run has left, ready to be pasted into a shell. Imports no torch."""
+"""The commands that use what a run has left, ready to be pasted into a shell. Imports
+no torch."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class HasSamples(Protocol):
 
 
 def next_commands(folder: Path, name: str, section: object) -> list[str]:
-    """The commands for the run `name` in its folder: an image of its first sample, a grid of its files, its report.
+    """The commands for the run `name` in its folder: an image of its first sample, a
+    grid of its files, its report.
 
     section: that of its training; without samples only the report is there.
     """
@@ -40,15 +42,21 @@ def next_commands(folder: Path, name: str, section: object) -> list[str]:
     shown = list(_flags(section))
     if files[0].is_dir():
         return [command("generate", "--model", files[0], *shown), report]
-    if isinstance(section, DiffusionSection) and section.network.trains_model:  # a single file of the transformer
+    if (
+        isinstance(section, DiffusionSection) and section.network.trains_model
+    ):  # a single file of the transformer
         model = section.model.name_or_path
-        whole = command("generate", "--model", model, "--transformer-path", files[0], *shown)
+        whole = command(
+            "generate", "--model", model, "--transformer-path", files[0], *shown
+        )
         if Path(model).expanduser().is_file():
             return [report]
         return [whole, report]
     by_step = {step: paths[0] for step, paths in step_files(folder, name).items()}
     last = step_in(files[0])
-    if by_step and max(by_step) < last < math.inf:  # the last step has no file of its own
+    if (
+        by_step and max(by_step) < last < math.inf
+    ):  # the last step has no file of its own
         by_step[int(last)] = files[0]
     saved = [file for _, file in sorted(by_step.items())][-MOST_COLUMNS:]
     compared = saved if len(saved) > 1 else [files[0], "--strength", 0.5, 0.75, 1]
@@ -60,9 +68,14 @@ def next_commands(folder: Path, name: str, section: object) -> list[str]:
 
 
 def lead_on(section: object, own_images: bool) -> list[str]:
-    """What comes after an example of this program on its small model: one's own images, and the page. Nothing after a
-    run of one's own images: what comes first there is about that run."""
-    if own_images or not isinstance(section, DiffusionSection) or not section.model.is_path():
+    """What comes after an example of this program on its small model: one's own images,
+    and the page. Nothing after a run of one's own images: what comes first there is
+    about that run."""
+    if (
+        own_images
+        or not isinstance(section, DiffusionSection)
+        or not section.model.is_path()
+    ):
         return []
     if not section.model.folder().is_relative_to((CONFIG_ROOT / "examples").resolve()):
         return []
@@ -80,7 +93,10 @@ def _flags(section: HasSamples) -> Iterator[object]:
     if picture is None:
         yield from ("--prompt", section.trigger_word or "a photo")
         return
-    yield from ("--prompt", inject_trigger(picture.prompt, section.trigger_word, add=False))
+    yield from (
+        "--prompt",
+        inject_trigger(picture.prompt, section.trigger_word, add=False),
+    )
     yield from ("--width", picture.width, "--height", picture.height)
     if picture.sample_steps is not None:
         yield from ("--steps", picture.sample_steps)
@@ -88,7 +104,10 @@ def _flags(section: HasSamples) -> Iterator[object]:
         yield from ("--cfg", f"{picture.guidance_scale:g}")
     yield from ("--seed", picture.seed)
     if picture.neg.strip():
-        yield from ("--negative", inject_trigger(picture.neg, section.trigger_word, add=False))
+        yield from (
+            "--negative",
+            inject_trigger(picture.neg, section.trigger_word, add=False),
+        )
     if picture.flow_shift:
         yield from ("--flow-shift", f"{picture.flow_shift:g}")
     if picture.ctrl_img:

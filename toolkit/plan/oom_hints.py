@@ -1,4 +1,5 @@
-"""Settings that save memory and are not used yet, for out-of-memory messages and the plan. Imports no torch."""
+"""Settings that save memory and are not used yet, for out-of-memory messages and the
+plan. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.reading.field_types import OFFLOADING_LEVELS, PER_PARAMETER_OPTIMIZERS
+from toolkit.config.reading.field_types import (
+    OFFLOADING_LEVELS,
+    PER_PARAMETER_OPTIMIZERS,
+)
 from toolkit.config.sections.dataset import Rectangle, area_of, sides_of
 from toolkit.config.sections.trainer import DiffusionSection, TrainerConfig
 from toolkit.contracts.network_kinds import KINDS
@@ -18,13 +22,18 @@ from toolkit.plan.memory import ENCODING, GPU_SIZES_GB, Machine, MemoryEstimate,
 from toolkit.system.distributed_env import read_distributed_env
 
 TOLERANCE = 0.05
-"""By how much of the memory that is there an estimate may exceed it: the estimate may be off by as much
-(docs/memory.md)."""
+"""By how much of the memory that is there an estimate may exceed it: the estimate may
+be off by as much (docs/memory.md)."""
 
 SINGLE_PROCESS_ONLY = frozenset({"fused_backward_pass"})
 """Keys that are not available with several ranks."""
 
-OF_WHOLE_BLOCKS = SINGLE_PROCESS_ONLY | {"quantize", "qtype", "blocks_to_swap", "optimizer"}
+OF_WHOLE_BLOCKS = SINGLE_PROCESS_ONLY | {
+    "quantize",
+    "qtype",
+    "blocks_to_swap",
+    "optimizer",
+}
 """Keys that are not available with `train.parallel: fsdp`."""
 
 EIGHT_BIT = {"adamw": "adamw8bit", "adam": "adam8bit"}
@@ -42,18 +51,25 @@ class MemorySaving:
     """As the user has to write it."""
 
     values: tuple[tuple[str, str, Any], ...] = ()
-    """(section, key, value) of each key that changes; with "" for the section, a key of the process itself."""
+    """(section, key, value) of each key that changes; with "" for the section, a key of
+    the process itself."""
 
 
 # ------------------------------------------------------------ of any trainer
 
 
-def advice_line(plan: MemoryEstimate, machine: Machine, changes: Callable[[], Iterable[str]]) -> str | None:
-    """What to change, in this order, until the job fits the machine, or the next smaller GPU where its memory is not
-    known; None where it fits the machine, or the smallest GPU."""
+def advice_line(
+    plan: MemoryEstimate, machine: Machine, changes: Callable[[], Iterable[str]]
+) -> str | None:
+    """What to change, in this order, until the job fits the machine, or the next
+    smaller GPU where its memory is not known; None where it fits the machine, or the
+    smallest GPU."""
     limit = machine.limit
     if limit is None and plan.on_device:
-        limit = max((size * GB for size in GPU_SIZES_GB if plan.peak_bytes > size * GB), default=None)
+        limit = max(
+            (size * GB for size in GPU_SIZES_GB if plan.peak_bytes > size * GB),
+            default=None,
+        )
     if limit is None or plan.peak_bytes <= limit:
         return None
     if machine.limit is None:
@@ -72,11 +88,22 @@ def _has(plan: MemoryEstimate, limit: int) -> str:
     return f"{gigabytes(limit)} of main memory are free"
 
 
-def why_too_large(section: TrainerConfig, machine: Machine, plan: MemoryEstimate) -> str:
-    """Why a run does not start; empty where it may fit, or where `memory_check` is off."""
-    encoded = (Path(section.training_folder).expanduser() / CACHE_FOLDER).is_dir()  # then nothing may be left to encode
-    peak = max(phase.total for phase in plan.phases if not (encoded and phase.name == ENCODING))
-    if machine.limit is None or not section.memory_check or peak <= (1 + TOLERANCE) * machine.limit:
+def why_too_large(
+    section: TrainerConfig, machine: Machine, plan: MemoryEstimate
+) -> str:
+    """Why a run does not start; empty where it may fit, or where `memory_check` is
+    off."""
+    encoded = (
+        Path(section.training_folder).expanduser() / CACHE_FOLDER
+    ).is_dir()  # then nothing may be left to encode
+    peak = max(
+        phase.total for phase in plan.phases if not (encoded and phase.name == ENCODING)
+    )
+    if (
+        machine.limit is None
+        or not section.memory_check
+        or peak <= (1 + TOLERANCE) * machine.limit
+    ):
         return ""
     return (
         f"the run needs {gigabytes(peak)}, and {_has(plan, machine.limit)}. Change what the plan suggests, or write "
@@ -96,12 +123,14 @@ def smaller_resolution(resolution: int | Rectangle) -> int | Rectangle | None:
 
 
 def memory_advice(section: DiffusionSection) -> str:
-    """One sentence of the memory savings that a training section does not use yet, in order of their usual effect."""
+    """One sentence of the memory savings that a training section does not use yet, in
+    order of their usual effect."""
     return f"To save memory, in order of effect: {'; '.join(change.text for change in suggestions(section))}."
 
 
 def suggestions(section: DiffusionSection) -> Iterator[MemorySaving]:
-    """The memory savings that a section does not use yet, in the order of docs/memory.md: first what costs least."""
+    """The memory savings that a section does not use yet, in the order of
+    docs/memory.md: first what costs least."""
     excluded: frozenset[str] = frozenset()
     if not read_distributed_env().is_single_process:
         if section.train.parallel == "fsdp":
@@ -121,39 +150,94 @@ def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
     if train.checkpointing_level() not in ("auto", "full", *OFFLOADING_LEVELS):
         yield _set("train", gradient_checkpointing="auto")
     if whole and train.optimizer not in ("adafactor", "sgd"):
-        yield _set("train", "train.optimizer: adafactor", optimizer="adafactor", optimizer_params={})
+        yield _set(
+            "train",
+            "train.optimizer: adafactor",
+            optimizer="adafactor",
+            optimizer_params={},
+        )
     if whole and train.optimizer in PER_PARAMETER_OPTIMIZERS and not train.full_bf16:
-        yield _set("train", "train.full_bf16: true with dtype: bf16", full_bf16=True, dtype="bfloat16")
-    if whole and train.optimizer in PER_PARAMETER_OPTIMIZERS and not train.fused_backward_pass:
+        yield _set(
+            "train",
+            "train.full_bf16: true with dtype: bf16",
+            full_bf16=True,
+            dtype="bfloat16",
+        )
+    if (
+        whole
+        and train.optimizer in PER_PARAMETER_OPTIMIZERS
+        and not train.fused_backward_pass
+    ):
         words = "train.fused_backward_pass: true with max_grad_norm: 0 and gradient_accumulation: 1"
-        yield _set("train", words, fused_backward_pass=True, max_grad_norm=0.0, gradient_accumulation=1)
+        yield _set(
+            "train",
+            words,
+            fused_backward_pass=True,
+            max_grad_norm=0.0,
+            gradient_accumulation=1,
+        )
     if not whole and not model.quantize:
-        yield _set("model", "model.quantize: true with qtype: int8", quantize=True, qtype="int8")
-    if not whole and (not model.quantize or QTYPE_BYTES[model.qtype] > QTYPE_BYTES["uint4"]):
+        yield _set(
+            "model",
+            "model.quantize: true with qtype: int8",
+            quantize=True,
+            qtype="int8",
+        )
+    if not whole and (
+        not model.quantize or QTYPE_BYTES[model.qtype] > QTYPE_BYTES["uint4"]
+    ):
         yield _set("model", qtype="int4")
-    if not model.quantize_te and any(dataset.shuffle_tokens or dataset.url for dataset in section.datasets):
-        yield _set("model", "model.quantize_te: true with qtype_te: int8", quantize_te=True, qtype_te="int8")
+    if not model.quantize_te and any(
+        dataset.shuffle_tokens or dataset.url for dataset in section.datasets
+    ):
+        yield _set(
+            "model",
+            "model.quantize_te: true with qtype_te: int8",
+            quantize_te=True,
+            qtype_te="int8",
+        )
     if not model.low_vram:
         yield _set("model", low_vram=True)
     if train.batch_size > 1:
         accumulation = train.batch_size * train.gradient_accumulation
         words = f"train.batch_size: 1 with gradient_accumulation: {accumulation}"
         yield _set("train", words, batch_size=1, gradient_accumulation=accumulation)
-    if any(dataset.references[1] for dataset in section.datasets) and not model.model_kwargs.match_target_res:
+    if (
+        any(dataset.references[1] for dataset in section.datasets)
+        and not model.model_kwargs.match_target_res
+    ):
         kwargs = model.model_kwargs.model_copy(update={"match_target_res": True})
-        yield _set("model", "model.model_kwargs.match_target_res: true", model_kwargs=kwargs)
+        yield _set(
+            "model", "model.model_kwargs.match_target_res: true", model_kwargs=kwargs
+        )
     if not whole and train.optimizer in EIGHT_BIT:
         yield _set("train", optimizer=EIGHT_BIT[train.optimizer])
-    if not model.blocks_to_swap and (not whole or (train.fused_backward_pass and train.gradient_accumulation == 1)):
+    if not model.blocks_to_swap and (
+        not whole or (train.fused_backward_pass and train.gradient_accumulation == 1)
+    ):
         yield _set("model", blocks_to_swap=BLOCKS_TO_SWAP)
     if train.checkpointing_level() not in OFFLOADING_LEVELS:
         yield _set("train", gradient_checkpointing="full_offload")
-    can_offload = KINDS[section.network.type].units.offloaded and train.compile.enabled is not True
-    if train.checkpointing_level() != "block_offload" and can_offload and train.parallel != "fsdp":
+    can_offload = (
+        KINDS[section.network.type].units.offloaded
+        and train.compile.enabled is not True
+    )
+    if (
+        train.checkpointing_level() != "block_offload"
+        and can_offload
+        and train.parallel != "fsdp"
+    ):
         yield _set("train", gradient_checkpointing="block_offload")
     if (section.sample or section.first_sample) and not train.disable_sampling:
-        yield _set("train", "smaller images in sample, or train.disable_sampling: true", disable_sampling=True)
-    largest = max((size for dataset in section.datasets for size in dataset.resolution), key=area_of)
+        yield _set(
+            "train",
+            "smaller images in sample, or train.disable_sampling: true",
+            disable_sampling=True,
+        )
+    largest = max(
+        (size for dataset in section.datasets for size in dataset.resolution),
+        key=area_of,
+    )
     smaller = smaller_resolution(largest)
     if smaller:
         yield MemorySaving(f"datasets[].resolution: {smaller}")
@@ -163,4 +247,7 @@ def _set(part: str, words: str = "", **values: Any) -> MemorySaving:
     """words: by default the first key and its value."""
     key, value = next(iter(values.items()))
     shown = str(value).lower() if isinstance(value, bool) else value
-    return MemorySaving(words or f"{part}.{key}: {shown}", tuple((part, key, value) for key, value in values.items()))
+    return MemorySaving(
+        words or f"{part}.{key}: {shown}",
+        tuple((part, key, value) for key, value in values.items()),
+    )

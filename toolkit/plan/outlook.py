@@ -1,7 +1,9 @@
-"""What a dry run knows before a run starts: the model and its download, disk, time, and whether the run is a new one.
+"""What a dry run knows before a run starts: the model and its download, disk, time, and
+whether the run is a new one.
 
-Each record has the lines of the plan and its JSON. `planning.run_outlook` and the planners of other processes make
-them, from the same questions that a run asks. Imports no torch, writes nothing, opens no connection.
+Each record has the lines of the plan and its JSON. `planning.run_outlook` and the
+planners of other processes make them, from the same questions that a run asks. Imports
+no torch, writes nothing, opens no connection.
 """
 
 from __future__ import annotations
@@ -17,7 +19,14 @@ from toolkit.config.sections.model_files import single_files
 from toolkit.config.sections.train import UNTIL_THE_DATA_ENDS
 from toolkit.files.run_files import about, amount
 from toolkit.files.writing import readable_size
-from toolkit.models.families import Download, UnknownFamilyError, download_of, family_for, model_bytes, title_of
+from toolkit.models.families import (
+    Download,
+    UnknownFamilyError,
+    download_of,
+    family_for,
+    model_bytes,
+    title_of,
+)
 from toolkit.system.nvidia import why_no_device_here
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -43,17 +52,24 @@ class ModelOutlook:
 
     download: Download | None
     files: tuple[str, ...] = ()
-    """Lines that say which single files give parts of it, and how the model was told by one."""
+    """Lines that say which single files give parts of it, and how the model was told by
+    one."""
 
     @classmethod
     def of(cls, model: ModelConfig, job: JobContext) -> ModelOutlook:
-        """The model of a section. Raises UserError where its files are of another family, or cannot be read."""
+        """The model of a section. Raises UserError where its files are of another
+        family, or cannot be read."""
         download = download_of(model, job)
         try:
             family = family_for(model)
         except UnknownFamilyError:
-            return cls(model.name_or_path, None, "family not known", "", False, None, download)
-        files = [f"{part.replace('_', ' ')}: {file}" for part, file in single_files(model).items()]
+            return cls(
+                model.name_or_path, None, "family not known", "", False, None, download
+            )
+        files = [
+            f"{part.replace('_', ' ')}: {file}"
+            for part, file in single_files(model).items()
+        ]
         comes_later = job.yet_to_come(model.folder())
         return cls(
             name=model.name_or_path,
@@ -93,7 +109,8 @@ class ModelOutlook:
             yield _download_line(self.download)
 
     def why_not_loaded(self, device: str, model: ModelConfig) -> Iterator[str]:
-        """Why a run with this model does not start on this machine. device: as the job gives it."""
+        """Why a run with this model does not start on this machine. device: as the job
+        gives it."""
         size = 0
         if self.family and not self.comes_later:
             size = model_bytes(model)
@@ -109,7 +126,11 @@ class ModelOutlook:
 
 
 def _download_json(download: Download) -> dict[str, Any]:
-    return {"bytes": download.bytes, "folder": str(download.folder), "free_bytes": download.free}
+    return {
+        "bytes": download.bytes,
+        "folder": str(download.folder),
+        "free_bytes": download.free,
+    }
 
 
 def _download_line(download: Download) -> str:
@@ -117,7 +138,9 @@ def _download_line(download: Download) -> str:
         size = "size unknown"
     else:
         size = readable_size(download.bytes)
-    return f"download: {size}, to {download.folder} ({readable_size(download.free)} free)"
+    return (
+        f"download: {size}, to {download.folder} ({readable_size(download.free)} free)"
+    )
 
 
 class DiskOutlook(NamedTuple):
@@ -130,7 +153,8 @@ class DiskOutlook(NamedTuple):
     free_bytes: int
 
     kept_bytes: int = 0
-    """Bytes of the quantized model, which is kept in the cache of the `training_folder`; 0: it is not kept."""
+    """Bytes of the quantized model, which is kept in the cache of the
+    `training_folder`; 0: it is not kept."""
 
     def line(self) -> str:
         """The line of a plan; a warning where the disk has too little room."""
@@ -157,7 +181,8 @@ class TimeOutlook(NamedTuple):
     """The card with its article, or the device of an earlier run."""
 
     measured: bool
-    """Whether an earlier run on this machine measured the time of a step; otherwise it is calculated."""
+    """Whether an earlier run on this machine measured the time of a step; otherwise it
+    is calculated."""
 
     parts: dict[str, float]
     """Part -> its seconds."""
@@ -177,9 +202,19 @@ class TimeOutlook(NamedTuple):
         return f"{line}; a step takes {self.step_s:.2g} s"
 
     def _named_parts(self) -> list[tuple[float, str]]:
-        """(seconds, part) of the longest parts in addition to the steps, the longest first."""
-        others = sorted(((seconds, part) for part, seconds in self.parts.items() if part != "steps"), reverse=True)
-        return [(seconds, part) for seconds, part in others if seconds > self._least_named][:MOST_NAMED]
+        """(seconds, part) of the longest parts in addition to the steps, the longest
+        first."""
+        others = sorted(
+            (
+                (seconds, part)
+                for part, seconds in self.parts.items()
+                if part != "steps"
+            ),
+            reverse=True,
+        )
+        return [
+            (seconds, part) for seconds, part in others if seconds > self._least_named
+        ][:MOST_NAMED]
 
 
 NAMED = 0.02
@@ -247,7 +282,8 @@ class StartOutlook:
 
 @dataclass(frozen=True)
 class Outlook:
-    """All of it, as far as a process has it; see `toolkit.plan.run_plan.RunPlan.outlook`."""
+    """All of it, as far as a process has it; see
+    `toolkit.plan.run_plan.RunPlan.outlook`."""
 
     model: ModelOutlook | None = None
     steps: int = 0

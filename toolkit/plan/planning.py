@@ -1,7 +1,8 @@
-"""The plan of every trainer's run, and what every start refuses: too little memory, too little disk, a folder in which
-the job cannot continue. Imports no torch.
+"""The plan of every trainer's run, and what every start refuses: too little memory, too
+little disk, a folder in which the job cannot continue. Imports no torch.
 
-`Planner` makes the plan of a trainer on images; a dry run and the start of the run ask the same object.
+`Planner` makes the plan of a trainer on images; a dry run and the start of the run ask
+the same object.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ from toolkit.config.sections.train import (
     OptimizationConfig,
     TrainConfig,
 )
-from toolkit.config.sections.trainer import DiffusionSection, ImageTrainingSection, TrainerConfig
+from toolkit.config.sections.trainer import (
+    DiffusionSection,
+    ImageTrainingSection,
+    TrainerConfig,
+)
 from toolkit.contracts.data import BucketedSample
 from toolkit.data.batches.image_data import ImageData
 from toolkit.data.scan.captions import prompt_warnings
@@ -34,15 +39,33 @@ from toolkit.data.streams.counts import optimizer_steps
 from toolkit.errors import RunError, UserError
 from toolkit.files.writing import free_space
 from toolkit.memory.kept_times import compile_seconds, run_times
-from toolkit.optim.schedules import ScheduleArgs, course_of, early_end, initial_weight_fraction, overfull
+from toolkit.optim.schedules import (
+    ScheduleArgs,
+    course_of,
+    early_end,
+    initial_weight_fraction,
+    overfull,
+)
 from toolkit.plan.kept_model import kept_outlook
 from toolkit.plan.memory import Machine, MemoryEstimate, machine_from_config
 from toolkit.plan.oom_hints import advice_line, why_too_large
-from toolkit.plan.outlook import DAMAGED, DiskOutlook, ModelOutlook, Outlook, StartOutlook, TimeOutlook
+from toolkit.plan.outlook import (
+    DAMAGED,
+    DiskOutlook,
+    ModelOutlook,
+    Outlook,
+    StartOutlook,
+    TimeOutlook,
+)
 from toolkit.plan.run_plan import RunPlan, SaveSize, batch_note, folder_plans
 from toolkit.plan.step_time import COMPILE_S, RunTime
 from toolkit.rounding import ceil_divide
-from toolkit.system.nvidia import compiling_note, cpu_instead_here, has_no_gpu, why_no_device_here
+from toolkit.system.nvidia import (
+    compiling_note,
+    cpu_instead_here,
+    has_no_gpu,
+    why_no_device_here,
+)
 from toolkit.train.checkpoint_store import check_writable, checkpoint_dir, step_of
 from toolkit.train.lock import read_lock, why_locked
 from toolkit.train.resumption import Start, plan_start, trained_images
@@ -53,10 +76,14 @@ SectionT = TypeVar("SectionT", bound=Any)
 
 
 class Planner(ABC, Generic[SectionT]):
-    """Plans the run of a trainer on images. A trainer's own planner says what is particular to it."""
+    """Plans the run of a trainer on images. A trainer's own planner says what is
+    particular to it."""
 
-    def __init__(self, section: SectionT, job: JobContext, machine: Machine | None = None) -> None:
-        """machine: where the run computes; by default what `device` says without torch."""
+    def __init__(
+        self, section: SectionT, job: JobContext, machine: Machine | None = None
+    ) -> None:
+        """machine: where the run computes; by default what `device` says without
+        torch."""
         self.section = section
         self.job = job
         self.machine = machine or machine_from_config(section.device)
@@ -78,23 +105,28 @@ class Planner(ABC, Generic[SectionT]):
 
     @abstractmethod
     def describe_model(self, data: ImageData) -> Iterator[str]:
-        """Lines on what is made, from what, and what is trained with which optimizer."""
+        """Lines on what is made, from what, and what is trained with which
+        optimizer."""
 
     @abstractmethod
     def memory(self, data: ImageData) -> MemoryEstimate | None:
         """The memory estimate; None where the model is not there to be measured."""
 
     def describe_memory(self, data: ImageData, memory: MemoryEstimate) -> Iterator[str]:
-        """Lines on the memory: the peak, what the numbers include, what to change where it is too little."""
+        """Lines on the memory: the peak, what the numbers include, what to change where
+        it is too little."""
         is_elsewhere = memory.on_device and has_no_gpu()
-        yield memory.render("a GPU, which is not available here" if is_elsewhere else "the GPU")
+        yield memory.render(
+            "a GPU, which is not available here" if is_elsewhere else "the GPU"
+        )
         yield from memory.notes
         line = advice_line(memory, self.machine, self.savings)
         if line:
             yield line
 
     def savings(self) -> Iterable[str]:
-        """Changes of the job that save memory, in the order in which they are worth trying."""
+        """Changes of the job that save memory, in the order in which they are worth
+        trying."""
         return ()
 
     @property
@@ -107,19 +139,26 @@ class Planner(ABC, Generic[SectionT]):
         return None
 
     def run_time(self, data: ImageData, steps: int) -> RunTime | None:
-        """What says how long a run of so many optimizer steps takes; None: not known."""
+        """What says how long a run of so many optimizer steps takes; None: not
+        known."""
         return None
 
     def length_notes(self, steps: int) -> Iterator[str]:
-        """Warnings of what a run of so many optimizer steps ends before: `stop_when` may average over more."""
+        """Warnings of what a run of so many optimizer steps ends before: `stop_when`
+        may average over more."""
         stop = self.section.stop_when
-        if stop and stop.below is not None and not stop.metric.startswith(LOSS) and stop.smooth > steps:
+        if (
+            stop
+            and stop.below is not None
+            and not stop.metric.startswith(LOSS)
+            and stop.smooth > steps
+        ):
             mean = f"its mean is over {stop.smooth:,} steps (stop_when.smooth)"
             yield f"warning: stop_when has no effect: {mean}, and the run has {steps:,}"
 
     def without_model(self) -> Iterator[str]:
-        """The lines of a plan whose images cannot be counted, because an earlier process of the job writes the model;
-        nothing where they can."""
+        """The lines of a plan whose images cannot be counted, because an earlier
+        process of the job writes the model; nothing where they can."""
         return iter(())
 
     # ------------------------------------------------------------ the plan
@@ -148,7 +187,9 @@ class Planner(ABC, Generic[SectionT]):
             stream=data.stream.plan() if data.stream else None,
         )
 
-    def _notes(self, data: ImageData, memory: MemoryEstimate | None, steps: int) -> Iterator[str]:
+    def _notes(
+        self, data: ImageData, memory: MemoryEstimate | None, steps: int
+    ) -> Iterator[str]:
         """The lines of the plan after its arithmetic."""
         section, train = self.section, self.section.train
         micro_batches = data.micro_batches(train.batch_size)
@@ -163,7 +204,9 @@ class Planner(ABC, Generic[SectionT]):
             pictures = section.sample_pictures()
         else:
             pictures = ()
-        yield from prompt_warnings([picture.prompt for picture in pictures], section.trigger_words())
+        yield from prompt_warnings(
+            [picture.prompt for picture in pictures], section.trigger_words()
+        )
         if data.split:
             yield from data.split.notes
         if memory:
@@ -178,10 +221,15 @@ class Planner(ABC, Generic[SectionT]):
     def _compiles_by_choice(self) -> bool:
         """Whether `train.compile: auto` decides."""
         train = self.section.train
-        return isinstance(train, TrainConfig) and train.compile.enabled == "auto" and train.parallel != "fsdp"
+        return (
+            isinstance(train, TrainConfig)
+            and train.compile.enabled == "auto"
+            and train.parallel != "fsdp"
+        )
 
     def _why_not_compiled(self, time: RunTime | None, steps: int) -> str:
-        """Why `train.compile: auto` does not compile here, as far as that is known without torch; empty: it may."""
+        """Why `train.compile: auto` does not compile here, as far as that is known
+        without torch; empty: it may."""
         if not self._compiles_by_choice():
             return ""
         reason: str = self.section.train.against_compiling()
@@ -220,10 +268,16 @@ class Planner(ABC, Generic[SectionT]):
             no_device = why_no_device_here(section.device, 0)
             if no_device:
                 reasons.append(no_device)
-        for reason in why_not_started(section, section.run_folder(self.job), plan, self.machine):
-            reasons.append(reason.removeprefix("memory: "))  # which is for the error of a start
+        for reason in why_not_started(
+            section, section.run_folder(self.job), plan, self.machine
+        ):
+            reasons.append(
+                reason.removeprefix("memory: ")
+            )  # which is for the error of a start
         needed_bytes = disk_bytes(section, plan)
-        outlook = run_outlook(section, self.job, plan, data.hashes, needed_bytes, model, tuple(reasons))
+        outlook = run_outlook(
+            section, self.job, plan, data.hashes, needed_bytes, model, tuple(reasons)
+        )
         notes = plan.notes
         if outlook.will_not_start:
             on_cpu = ""
@@ -234,18 +288,34 @@ class Planner(ABC, Generic[SectionT]):
         return replace(plan, outlook=outlook, notes=notes)
 
     def _uncounted(self, lines: tuple[str, ...]) -> RunPlan:
-        """The plan of a process whose images cannot be counted yet. lines: the reasons."""
+        """The plan of a process whose images cannot be counted yet. lines: the
+        reasons."""
         section = self.section
         outlook = None
         if isinstance(section.model, ModelConfig):
             model = ModelOutlook.of(section.model, self.job)
-            outlook = Outlook(model, will_not_start=tuple(model.why_not_loaded(section.device, section.model)))
+            outlook = Outlook(
+                model,
+                will_not_start=tuple(
+                    model.why_not_loaded(section.device, section.model)
+                ),
+            )
         name = section.display_name(self.job)
-        return RunPlan(section.type, name, (), 0, 0, section.train.steps, notes=lines, outlook=outlook)
+        return RunPlan(
+            section.type,
+            name,
+            (),
+            0,
+            0,
+            section.train.steps,
+            notes=lines,
+            outlook=outlook,
+        )
 
     def _schedule_notes(self, steps: int) -> Iterator[str]:
-        """Warnings where warm-up and decay of an optimizer's schedule do not fit into the run, and of a rate that comes
-        to nothing early; once where they are the same."""
+        """Warnings where warm-up and decay of an optimizer's schedule do not fit into
+        the run, and of a rate that comes to nothing early; once where they are the
+        same."""
         optimizers = list(self.section.optimizers_used())
         keys_by_line: dict[str, list[str]] = {}
         for key, settings in optimizers:
@@ -255,7 +325,9 @@ class Planner(ABC, Generic[SectionT]):
                 continue
             fields = ScheduleArgs.named_in(settings)
             excess = overfull(scheduler, course_of(steps, params=params, **fields))
-            for line in filter(None, (excess, early_end(scheduler, steps, params, **fields))):
+            for line in filter(
+                None, (excess, early_end(scheduler, steps, params, **fields))
+            ):
                 keys_by_line.setdefault(line, []).append(key.rpartition(".")[2])
         for line, keys in keys_by_line.items():
             if len(keys) < len(optimizers):
@@ -277,8 +349,8 @@ def run_outlook(
 ) -> Outlook:
     """The outlook of a trainer's run.
 
-    dataset_hashes: as for `plan_start`. needed_bytes: of all states and files that are on the disk at once.
-    will_not_start: further reasons not to start.
+    dataset_hashes: as for `plan_start`. needed_bytes: of all states and files that are
+    on the disk at once. will_not_start: further reasons not to start.
     """
     folder = section.run_folder(job)
     steps = plan.optimizer_steps
@@ -304,19 +376,27 @@ def run_outlook(
             kept_bytes = kept_model.bytes
         else:
             kept_bytes = 0
-        disk = DiskOutlook(needed_bytes, min(needed_bytes, there_bytes), free_space(folder), kept_bytes)
+        disk = DiskOutlook(
+            needed_bytes, min(needed_bytes, there_bytes), free_space(folder), kept_bytes
+        )
     time, no_time = time_left(section, plan, start.step)
     if not plan.time and job.card:
-        no_time = "no time on a card is calculated for such a job, so --card has no effect"
+        no_time = (
+            "no time on a card is calculated for such a job, so --card has no effect"
+        )
     return Outlook(models, steps, disk, time, start, will_not_start, no_time)
 
 
-def time_left(section: TrainerConfig, plan: RunPlan, done: int) -> tuple[TimeOutlook | None, str]:
+def time_left(
+    section: TrainerConfig, plan: RunPlan, done: int
+) -> tuple[TimeOutlook | None, str]:
     """`time_outlook` of a planned run of which so many optimizer steps are done."""
     if not plan.time:
         return None, ""
     compile = getattr(section.train, "compile", None)
-    compiled = compile is not None and bool(compile.enabled) and not plan.against_compiling
+    compiled = (
+        compile is not None and bool(compile.enabled) and not plan.against_compiling
+    )
     return time_outlook(plan.time, section.training_folder, done, compiled)
 
 
@@ -324,8 +404,11 @@ GROWS = ("steps", "samples", "validation", "saving")
 """Parts of a run of which a resume has those left that its steps are."""
 
 
-def time_outlook(time: RunTime, training_folder: str, done: int, compiled: bool) -> tuple[TimeOutlook | None, str]:
-    """How long the rest of a run takes; where that is not known None, and why, if there is a reason to say.
+def time_outlook(
+    time: RunTime, training_folder: str, done: int, compiled: bool
+) -> tuple[TimeOutlook | None, str]:
+    """How long the rest of a run takes; where that is not known None, and why, if there
+    is a reason to say.
 
     done: optimizer steps that are done. compiled: whether the blocks are.
     """
@@ -342,7 +425,9 @@ def time_outlook(time: RunTime, training_folder: str, done: int, compiled: bool)
     called = time.gpu or "this CPU"
     if card:
         step_s = work.step.seconds(card, compiled)
-        parts |= work.parts(card, compiled, None if time.is_asked else compile_seconds(time.gpu))
+        parts |= work.parts(
+            card, compiled, None if time.is_asked else compile_seconds(time.gpu)
+        )
     if measured:
         step_s = measured.step_s
         parts["steps"] = work.steps * measured.step_s
@@ -355,7 +440,9 @@ def time_outlook(time: RunTime, training_folder: str, done: int, compiled: bool)
     for name in GROWS:
         if name in parts:
             parts[name] *= share
-    return TimeOutlook(left, step_s, sum(parts.values()), called, bool(measured), parts), ""
+    return TimeOutlook(
+        left, step_s, sum(parts.values()), called, bool(measured), parts
+    ), ""
 
 
 def _start(
@@ -365,7 +452,8 @@ def _start(
     steps: int,
     dataset_hashes: Callable[[], DatasetHashes],
 ) -> StartOutlook:
-    """As the run decides it, but for the hashes of a state's files: only their sizes are compared."""
+    """As the run decides it, but for the hashes of a state's files: only their sizes
+    are compared."""
     lock = read_lock(folder)
     if lock.held:
         return StartOutlook(folder, "refused", reason=why_locked(folder, lock.owner))
@@ -374,24 +462,46 @@ def _start(
         if job.begins_anew:
             start = Start(None, moves_aside=True)
         else:
-            start = plan_start(folder, section, steps, dataset_hashes, job.restart, job.allow_change, by_hash=False)
+            start = plan_start(
+                folder,
+                section,
+                steps,
+                dataset_hashes,
+                job.restart,
+                job.allow_change,
+                by_hash=False,
+            )
     except (UserError, RunError) as error:
         return StartOutlook(folder, "refused", reason=str(error))
     except DAMAGED as error:
-        return StartOutlook(folder, "refused", reason=f"{folder}: a state cannot be read ({error}).")
-    outlook = partial(StartOutlook, folder, new_place=start.new_place, new_dataset_place=start.new_dataset_place)
+        return StartOutlook(
+            folder, "refused", reason=f"{folder}: a state cannot be read ({error})."
+        )
+    outlook = partial(
+        StartOutlook,
+        folder,
+        new_place=start.new_place,
+        new_dataset_place=start.new_dataset_place,
+    )
     if start.complete_at is not None:
         return outlook("complete", start.complete_at)
     if start.checkpoint:
         return outlook("resumes", step_of(start.checkpoint))
-    return StartOutlook(folder, "new", moves_aside=start.moves_aside and folder.is_dir() and any(folder.iterdir()))
+    return StartOutlook(
+        folder,
+        "new",
+        moves_aside=start.moves_aside and folder.is_dir() and any(folder.iterdir()),
+    )
 
 
 # ------------------------------------------------------------ what a start refuses
 
 
-def why_not_started(section: TrainerConfig, folder: Path, plan: RunPlan, machine: Machine) -> Iterator[str]:
-    """Why a run of this plan does not start, most important first. folder: of the run."""
+def why_not_started(
+    section: TrainerConfig, folder: Path, plan: RunPlan, machine: Machine
+) -> Iterator[str]:
+    """Why a run of this plan does not start, most important first. folder: of the
+    run."""
     if plan.memory:
         lack = why_too_large(section, machine, plan.memory)
         if lack:
@@ -403,13 +513,17 @@ def why_not_started(section: TrainerConfig, folder: Path, plan: RunPlan, machine
         yield str(error)
 
 
-def times_in_run(train: OptimizationConfig, data: ImageData, steps: int) -> Callable[[tuple[int, float]], int]:
-    """From an interval in (steps, epochs) to how often it comes in a run of so many optimizer steps, the end
-    included."""
+def times_in_run(
+    train: OptimizationConfig, data: ImageData, steps: int
+) -> Callable[[tuple[int, float]], int]:
+    """From an interval in (steps, epochs) to how often it comes in a run of so many
+    optimizer steps, the end included."""
     micro_batches = data.micro_batches(train.batch_size)
 
     def often(interval: tuple[int, float]) -> int:
-        every = optimizer_steps(int(interval[0]), interval[1], micro_batches, train.gradient_accumulation)
+        every = optimizer_steps(
+            int(interval[0]), interval[1], micro_batches, train.gradient_accumulation
+        )
         return ceil_divide(steps, every) if every else 1
 
     return often
@@ -417,12 +531,16 @@ def times_in_run(train: OptimizationConfig, data: ImageData, steps: int) -> Call
 
 def disk_bytes(section: TrainerConfig, plan: RunPlan) -> int | None:
     """Bytes of all states and files that are on the disk at once; None: not known."""
-    if plan.save_size is None or (isinstance(section, ImageTrainingSection) and section.unknown_steps()):
+    if plan.save_size is None or (
+        isinstance(section, ImageTrainingSection) and section.unknown_steps()
+    ):
         return None
     save = section.save
     steps = plan.optimizer_steps
     train = section.train
-    every = optimizer_steps(*save.interval(), plan.micro_batches_per_epoch, train.gradient_accumulation)
+    every = optimizer_steps(
+        *save.interval(), plan.micro_batches_per_epoch, train.gradient_accumulation
+    )
     saves = steps // every if every else 0
     files = min(saves, save.files_to_keep() or saves) + 1
     if section.validation:
@@ -433,7 +551,9 @@ def disk_bytes(section: TrainerConfig, plan: RunPlan) -> int | None:
     if save.states == "always" and not (every and steps % every == 0):
         states += 1  # at the end
     if save.max_states_to_keep:
-        states = min(states, save.max_states_to_keep + 1)  # a state is written before an older one is removed
+        states = min(
+            states, save.max_states_to_keep + 1
+        )  # a state is written before an older one is removed
     return files * plan.save_size.file + states * plan.save_size.state
 
 
@@ -441,13 +561,16 @@ def disk_bytes(section: TrainerConfig, plan: RunPlan) -> int | None:
 
 
 def alpha_notes(data: ImageData, channels: int) -> Iterator[str]:
-    """How many images have an alpha channel, and how it is used. channels: of the model's images."""
+    """How many images have an alpha channel, and how it is used. channels: of the
+    model's images."""
     count = sum(folder.with_alpha for folder in data.scan.folders)
     if not count:
         return
     if channels != 4:
         outcome = "laid over white, or datasets[].background"
-    elif any(sample.layers for folder in data.scan.folders for sample in folder.samples[:1]):
+    elif any(
+        sample.layers for folder in data.scan.folders for sample in folder.samples[:1]
+    ):
         outcome = "trained with it"
     else:
         outcome = "trained with it, unless datasets[].background is given"
@@ -481,9 +604,13 @@ def colour_notes(data: ImageData) -> Iterator[str]:
 
 
 def evidence_notes(
-    section: TrainerConfig, held_out: Iterable[BucketedSample], micro_batches: int, steps: int
+    section: TrainerConfig,
+    held_out: Iterable[BucketedSample],
+    micro_batches: int,
+    steps: int,
 ) -> Iterator[str]:
-    """Warnings where `stop_when.no_better_within` can never end the run. micro_batches: of an epoch."""
+    """Warnings where `stop_when.no_better_within` can never end the run. micro_batches:
+    of an epoch."""
     stop = section.stop_when
     validation = section.validation
     if stop is None or stop.no_better_within is None or validation is None:
@@ -492,8 +619,14 @@ def evidence_notes(
     images = len({item.sample.image for item in held_out})
     if images < LEAST_IMAGES:
         yield f"{never} it needs {LEAST_IMAGES} validation images or more, and there are {images}"
-    by_epochs = optimizer_steps(0, validation.every_n_epochs, micro_batches, section.train.gradient_accumulation)
-    every = min(steps_between for steps_between in (validation.every, by_epochs, MAX_STEPS) if steps_between)
+    by_epochs = optimizer_steps(
+        0, validation.every_n_epochs, micro_batches, section.train.gradient_accumulation
+    )
+    every = min(
+        steps_between
+        for steps_between in (validation.every, by_epochs, MAX_STEPS)
+        if steps_between
+    )
     if steps == UNTIL_THE_DATA_ENDS:
         yield f"{never} its number of steps is not known. Set 'train.steps' or 'train.step_limit'"
     elif (steps - 1) // every < LEAST_LATER:
@@ -504,13 +637,23 @@ def evidence_notes(
 
 
 def ema_notes(section: TrainerConfig, steps: int, micro_batches: int) -> Iterator[str]:
-    """The weight of the initial parameters in the saved average. micro_batches: of an epoch."""
+    """The weight of the initial parameters in the saved average. micro_batches: of an
+    epoch."""
     ema = section.train.ema_config
     if not ema.use_ema:
         return
-    first = optimizer_steps(*section.save.interval(), micro_batches, section.train.gradient_accumulation)
-    saves = [step for step in (first, steps) if 0 < step <= steps and step != UNTIL_THE_DATA_ENDS]
-    fractions = {step: initial_weight_fraction(step, ema.ema_decay, ema.use_num_updates) for step in saves}
+    first = optimizer_steps(
+        *section.save.interval(), micro_batches, section.train.gradient_accumulation
+    )
+    saves = [
+        step
+        for step in (first, steps)
+        if 0 < step <= steps and step != UNTIL_THE_DATA_ENDS
+    ]
+    fractions = {
+        step: initial_weight_fraction(step, ema.ema_decay, ema.use_num_updates)
+        for step in saves
+    }
     shares = []
     for step, fraction in fractions.items():
         if fraction >= 0.0005:

@@ -1,7 +1,8 @@
-"""What a run will do, in numbers: images, repeats, buckets, batches, optimizer steps. No torch, no pixels.
+"""What a run will do, in numbers: images, repeats, buckets, batches, optimizer steps.
+No torch, no pixels.
 
-`Planner.plan` makes a `RunPlan` of each process of a job. A run prints it before it starts; a dry run prints it with an
-`Outlook`, as text or as JSON.
+`Planner.plan` makes a `RunPlan` of each process of a job. A run prints it before it
+starts; a dry run prints it with an `Outlook`, as text or as JSON.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ MOST_CUT = 0.15
 
 @dataclass(frozen=True)
 class BucketCount:
-    """Images of one folder that train at one size, mirrored ones counted, repeats not. Pixels."""
+    """Images of one folder that train at one size, mirrored ones counted, repeats not.
+    Pixels."""
 
     width: int
     height: int
@@ -68,7 +70,8 @@ class FolderPlan:
     """Share of the area that counts, the mean of the masks; None: none was measured."""
 
     converted: dict[str, int] = field(default_factory=dict)
-    """What files are converted to sRGB from -> how many, control images and masks among them."""
+    """What files are converted to sRGB from -> how many, control images and masks among
+    them."""
 
     is_reg: bool = False
     layers: dict[int, int] = field(default_factory=dict)
@@ -86,7 +89,9 @@ class FolderPlan:
     @property
     def sizes(self) -> int:
         """Distinct training sizes asked for; each image is one sample per size."""
-        return sum(bucket.images for bucket in self.buckets) // max(1, self.images * self.flips)
+        return sum(bucket.images for bucket in self.buckets) // max(
+            1, self.images * self.flips
+        )
 
     @property
     def samples(self) -> int:
@@ -101,7 +106,9 @@ class FolderPlan:
             "missing_captions": self.missing_captions,
             "has_default_caption": self.has_default,
             "captions": {str(count): images for count, images in self.captions.items()},
-            "references": {str(count): images for count, images in self.references.items()},
+            "references": {
+                str(count): images for count, images in self.references.items()
+            },
             "layers": {str(count): images for count, images in self.layers.items()},
             "masks": self.masks,
             "mask_share": self.mask_share,
@@ -121,7 +128,8 @@ class SaveSize:
     """Bytes of a state; 0: none is written."""
 
     def check(self, folder: Path) -> None:
-        """Raises UserError when not even one state and one file would fit on the disk of `folder`."""
+        """Raises UserError when not even one state and one file would fit on the disk
+        of `folder`."""
         needed = self.file + self.state
         free = free_space(folder)
         if free < needed:
@@ -163,17 +171,21 @@ class RunPlan:
     """How long it takes, where that is known."""
 
     against_compiling: str = ""
-    """Why `train.compile: auto` compiles nothing: it does not pay in so few steps. Empty: it does."""
+    """Why `train.compile: auto` compiles nothing: it does not pay in so few steps.
+    Empty: it does."""
 
     outlook: Outlook | None = None
-    """For a dry run: the model, disk, time, and what a start does with what is in the run's folder."""
+    """For a dry run: the model, disk, time, and what a start does with what is in the
+    run's folder."""
 
     @property
     def epochs(self) -> int | float:
         """Passes over the data, rounded to 4 places; an int when whole."""
         if not self.micro_batches_per_epoch:
             return 0
-        epochs = round(self.optimizer_steps * self.accumulation / self.micro_batches_per_epoch, 4)
+        epochs = round(
+            self.optimizer_steps * self.accumulation / self.micro_batches_per_epoch, 4
+        )
         return int(epochs) if epochs == int(epochs) else epochs
 
     def to_json(self) -> dict[str, Any]:
@@ -186,7 +198,9 @@ class RunPlan:
             **({"stream": self.stream.to_json()} if self.stream else {}),
             "samples_per_epoch": self.samples_per_epoch,
             "micro_batches_per_epoch": self.micro_batches_per_epoch,
-            "optimizer_steps": None if self.optimizer_steps == UNTIL_THE_DATA_ENDS else self.optimizer_steps,
+            "optimizer_steps": None
+            if self.optimizer_steps == UNTIL_THE_DATA_ENDS
+            else self.optimizer_steps,
             "epochs": self.epochs or self.requested_epochs,
             **({"memory": self.memory.to_json()} if self.memory else {}),
             **(self.outlook.to_json() if self.outlook else {}),
@@ -195,7 +209,8 @@ class RunPlan:
         }
 
     def render(self) -> str:
-        """The plan as it is printed: a block per folder, then the arithmetic of the run."""
+        """The plan as it is printed: a block per folder, then the arithmetic of the
+        run."""
         blocks = [f"{self.name} ({self.type})"]
         if self.outlook:
             blocks += [f"  {line}" for line in self.outlook.head()]
@@ -230,7 +245,8 @@ class RunPlan:
         return f"{samples} per epoch in {steps}; {duration}"
 
     def _notes_and_warnings(self) -> tuple[list[str], list[str]]:
-        """The lines after the arithmetic; a warning that appears twice is listed once."""
+        """The lines after the arithmetic; a warning that appears twice is listed
+        once."""
         lines = list(self.notes)
         if self.outlook:
             lines += self.outlook.tail()
@@ -241,15 +257,16 @@ class RunPlan:
 
 
 def _count(number: int, noun: str, plural: str = "") -> str:
-    """Example: `_count(1200, "step")` is "1,200 steps". plural: by default the noun and "s"."""
+    """Example: `_count(1200, "step")` is "1,200 steps". plural: by default the noun and
+    "s"."""
     if number == 1:
         return f"1 {noun}"
     return f"{number:,} {plural or noun + 's'}"
 
 
 def batch_note(items: Iterable[BucketedSample], batch_size: int) -> str:
-    """A warning of a batch size that most micro-batches do not reach, as only images of one size share one; empty where
-    they are at least half full on average."""
+    """A warning of a batch size that most micro-batches do not reach, as only images of
+    one size share one; empty where they are at least half full on average."""
     uses = Counter[tuple[Size, int]]()
     for item in items:
         uses[shape_of(item)] += item.sample.repeats
@@ -268,12 +285,21 @@ def batch_note(items: Iterable[BucketedSample], batch_size: int) -> str:
     return f"{WARNING}batch_size {batch_size}: batches have {sizes}: {why}. Lower batch_size, or raise the repeats"
 
 
-def folder_plans(folders: Sequence[FolderInfo], items: Iterable[BucketedSample]) -> tuple[FolderPlan, ...]:
+def folder_plans(
+    folders: Sequence[FolderInfo], items: Iterable[BucketedSample]
+) -> tuple[FolderPlan, ...]:
     """Counts per folder; `items` are those made from the folders' samples."""
-    crops_by_folder: dict[tuple[int, str], Crops] = {(folder.dataset, folder.folder): {} for folder in folders}
+    crops_by_folder: dict[tuple[int, str], Crops] = {
+        (folder.dataset, folder.folder): {} for folder in folders
+    }
     for sample, crop in items:
-        crops_by_folder[sample.dataset, sample.folder].setdefault(crop, []).append(sample.image)
-    return tuple(_folder_plan(folder, crops_by_folder[folder.dataset, folder.folder]) for folder in folders)
+        crops_by_folder[sample.dataset, sample.folder].setdefault(crop, []).append(
+            sample.image
+        )
+    return tuple(
+        _folder_plan(folder, crops_by_folder[folder.dataset, folder.folder])
+        for folder in folders
+    )
 
 
 Crops = dict[ResizeCrop, list[str]]
@@ -294,11 +320,19 @@ def _folder_plan(folder: FolderInfo, crops: Crops) -> FolderPlan:
         missing_captions=folder.missing_captions,
         captions=_frequencies(len(sample.texts) for sample in images),
         references=_frequencies(len(sample.control_images) for sample in images),
-        buckets=tuple(BucketCount(*size, count) for size, count in sorted(buckets.items())),
+        buckets=tuple(
+            BucketCount(*size, count) for size, count in sorted(buckets.items())
+        ),
         flips=len(folder.samples) // max(1, len(images)),
         masks=sum(1 for sample in images if sample.mask is not None),
-        mask_share=fmean(mask.share for mask in folder.mask_looks) if folder.mask_looks else None,
-        converted=dict(Counter(image.colours for image in dict.fromkeys(folder.converted)).most_common()),
+        mask_share=fmean(mask.share for mask in folder.mask_looks)
+        if folder.mask_looks
+        else None,
+        converted=dict(
+            Counter(
+                image.colours for image in dict.fromkeys(folder.converted)
+            ).most_common()
+        ),
         is_reg=folder.is_reg,
         has_default=folder.has_default,
         layers=_frequencies(len(sample.layers) for sample in images if sample.layers),
@@ -318,7 +352,8 @@ def _cut_share(crop: ResizeCrop) -> float:
 
 
 def _most_cut(crops: Crops) -> tuple[tuple[str, float], ...]:
-    """(name, share) of the three images whose buckets cut off most; of files with the same name the most cut one."""
+    """(name, share) of the three images whose buckets cut off most; of files with the
+    same name the most cut one."""
     worst = sorted(crops, key=_cut_share, reverse=True)[:3]
     shares: dict[str, float] = {}
     for crop in reversed(worst):
@@ -328,10 +363,14 @@ def _most_cut(crops: Crops) -> tuple[tuple[str, float], ...]:
 
 
 def _folder_lines(folder: FolderPlan) -> str:
-    references = ", ".join(f"{images} with {count}" for count, images in folder.references.items())
+    references = ", ".join(
+        f"{images} with {count}" for count, images in folder.references.items()
+    )
     if set(folder.references) == {0}:
         references = "each image itself" if folder.layers else "none"
-    buckets = ", ".join(f"{bucket.width}x{bucket.height} ({bucket.images})" for bucket in folder.buckets)
+    buckets = ", ".join(
+        f"{bucket.width}x{bucket.height} ({bucket.images})" for bucket in folder.buckets
+    )
     lines = [
         f"  {folder.folder}: {_product(folder)} = {folder.samples:,} samples",
         f"    control images: {references}",
@@ -341,10 +380,14 @@ def _folder_lines(folder: FolderPlan) -> str:
     if cut and not cut.startswith(WARNING):
         lines.append(f"    {cut}")
     if folder.layers:
-        counts = ", ".join(f"{images} with {count}" for count, images in folder.layers.items())
+        counts = ", ".join(
+            f"{images} with {count}" for count, images in folder.layers.items()
+        )
         lines.append(f"    layers: {counts}")
     if max(folder.captions, default=1) > 1:
-        several = ", ".join(f"{images} with {count}" for count, images in folder.captions.items())
+        several = ", ".join(
+            f"{images} with {count}" for count, images in folder.captions.items()
+        )
         lines.append(f"    captions: {several}; one is drawn at each use")
     if folder.masks:
         lines.append(f"    {_masks(folder)}")
@@ -352,7 +395,9 @@ def _folder_lines(folder: FolderPlan) -> str:
         lines.insert(1, "    regularisation images")
     if folder.missing_captions:
         if folder.has_default:
-            captions = f"with 'default_caption': {folder.missing_captions} of {folder.images}"
+            captions = (
+                f"with 'default_caption': {folder.missing_captions} of {folder.images}"
+            )
         else:
             captions = f"without caption: {folder.missing_captions} of {folder.images}"
         lines.insert(1, f"    {captions}")
@@ -379,7 +424,8 @@ def _cut_off(folder: FolderPlan) -> str:
 
 
 def _product(folder: FolderPlan) -> str:
-    """`images x repeats`, and the numbers of sizes and flips when there is more than one."""
+    """`images x repeats`, and the numbers of sizes and flips when there is more than
+    one."""
     sizes = f" x {folder.sizes} sizes" if folder.sizes > 1 else ""
     flips = f" x {folder.flips} flips" if folder.flips > 1 else ""
     return f"{folder.images} x {folder.repeats}{sizes}{flips}"

@@ -1,9 +1,9 @@
-"""The work of a run, from its settings and the sizes of the model: the input of `toolkit.plan.step_time`. Imports no
-torch.
+"""The work of a run, from its settings and the sizes of the model: the input of
+`toolkit.plan.step_time`. Imports no torch.
 
-`SdPlanner` asks for it, and calculates from it how long a run takes on a card. Not counted: the passes of
-`train.few_step_loss` and of a survival score, network disks, the traffic between GPUs. 8-bit products count like
-products in bf16.
+`SdPlanner` asks for it, and calculates from it how long a run takes on a card. Not
+counted: the passes of `train.few_step_loss` and of a survival score, network disks, the
+traffic between GPUs. 8-bit products count like products in bf16.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.data import BaseImage
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.memory.flops import KERNELS_PER_BLOCK, WEIGHTS_PER_TOKEN
-from toolkit.models.families import ModelFamily, ModelSizeInfo, deployed_grid, family_for, model_bytes
+from toolkit.models.families import (
+    ModelFamily,
+    ModelSizeInfo,
+    deployed_grid,
+    family_for,
+    model_bytes,
+)
 from toolkit.number_types import DTYPE_BYTES
 from toolkit.plan.memory import MemoryEstimate
 from toolkit.plan.memory_inputs import (
@@ -30,16 +36,26 @@ from toolkit.plan.memory_inputs import (
     share_of_rank,
 )
 from toolkit.plan.run_plan import SaveSize
-from toolkit.plan.step_time import DECODE_FLOP, ENCODE_FLOP, Blocks, PassWork, RunWork, StepWork, total
+from toolkit.plan.step_time import (
+    DECODE_FLOP,
+    ENCODE_FLOP,
+    Blocks,
+    PassWork,
+    RunWork,
+    StepWork,
+    total,
+)
 
 STEP_ACCESSES = 16
-"""Bytes of a trained weight that a step moves besides the optimizer's state: weight twice, gradient, clipping."""
+"""Bytes of a trained weight that a step moves besides the optimizer's state: weight
+twice, gradient, clipping."""
 
 AVERAGE_ACCESSES = 12
 """The same of its average."""
 
 Often = Callable[[tuple[int, float]], int]
-"""From an interval in (steps, epochs) to how often it comes in a run, the end included."""
+"""From an interval in (steps, epochs) to how often it comes in a run, the end
+included."""
 
 
 def run_work(
@@ -53,8 +69,9 @@ def run_work(
 ) -> RunWork | None:
     """The work of a run; None where nothing is trained on.
 
-    steps: optimizer steps. often: see `Often`. memory: the estimate at the level of checkpointing that is used.
-    base_images: those that the base model has still to make.
+    steps: optimizer steps. often: see `Often`. memory: the estimate at the level of
+    checkpointing that is used. base_images: those that the base model has still to
+    make.
     """
     if not sum(group.uses for group in groups if not group.held_out):
         return None
@@ -62,7 +79,12 @@ def run_work(
 
 
 class _RunWork:
-    def __init__(self, section: DiffusionSection, groups: Sequence[ItemGroup], memory: MemoryEstimate) -> None:
+    def __init__(
+        self,
+        section: DiffusionSection,
+        groups: Sequence[ItemGroup],
+        memory: MemoryEstimate,
+    ) -> None:
         self.section = section
         self.groups = groups
         self.memory = memory
@@ -70,9 +92,13 @@ class _RunWork:
         self.facts = self.family.footprint(section.model.files_folder())
         self.trained = count_trainable_params(section)
         self.sizes = BatchSizes(section, self.facts, groups)
-        self.blocks = blocks_of(section, self.family, self.facts, self.trained, memory.modulation_table)
+        self.blocks = blocks_of(
+            section, self.family, self.facts, self.trained, memory.modulation_table
+        )
 
-    def whole(self, steps: int, often: Often, save: SaveSize, base_images: Sequence[BaseImage]) -> RunWork:
+    def whole(
+        self, steps: int, often: Often, save: SaveSize, base_images: Sequence[BaseImage]
+    ) -> RunWork:
         section = self.section
         step = self.step()
         if steps == UNTIL_THE_DATA_ENDS:
@@ -104,7 +130,9 @@ class _RunWork:
         """The mean of the images, each in a batch of its own size."""
         train = self.section.train
         images, micro_batches = share_of_rank(train)
-        preservations = len(train.preservations())  # each makes a pass without gradients and a whole one
+        preservations = len(
+            train.preservations()
+        )  # each makes a pass without gradients and a whole one
         trained = [group for group in self.groups if not group.held_out]
         uses = sum(group.uses for group in trained)
         forward = PassWork()
@@ -117,9 +145,14 @@ class _RunWork:
                 passes += 1
             forward += self._forward(batch).times(share * passes)
             forward += self._encoded_again(group, batch).times(share)
-            one_backward = self.blocks.backward(batch.tokens, pairs_of(batch), self.memory.level)
+            one_backward = self.blocks.backward(
+                batch.tokens, pairs_of(batch), self.memory.level
+            )
             backward += one_backward.times(share * (1 + preservations))
-        optimizer = STEP_ACCESSES * self.trained.weights + 2 * self.trained.optimizer_bytes(train)
+        optimizer = (
+            STEP_ACCESSES * self.trained.weights
+            + 2 * self.trained.optimizer_bytes(train)
+        )
         if train.ema_config.use_ema:
             optimizer += AVERAGE_ACCESSES * self.trained.weights
         return StepWork(forward, backward, optimizer)
@@ -135,7 +168,8 @@ class _RunWork:
     # ------------------------------------------------------------ the rest
 
     def samples(self, often: Often) -> tuple[PassWork, int]:
-        """All sets of a run, and their pictures. The set before step 1 may have other pictures (`first_sample`)."""
+        """All sets of a run, and their pictures. The set before step 1 may have other
+        pictures (`first_sample`)."""
         section = self.section
         if section.sample is None or section.train.disable_sampling:
             return PassWork(), 0
@@ -165,8 +199,11 @@ class _RunWork:
         return self._generated(self.sizes.of_picture(item), steps, guidance, decoded)
 
     def base_image(self, image: BaseImage) -> PassWork:
-        """One image of the base model: its steps, twice with guidance, and the decoder."""
-        return self._generated(self.sizes.of_base_image(image), image.steps, image.guidance_scale)
+        """One image of the base model: its steps, twice with guidance, and the
+        decoder."""
+        return self._generated(
+            self.sizes.of_base_image(image), image.steps, image.guidance_scale
+        )
 
     def validation(self) -> PassWork:
         """One validation: the losses, and the edits."""
@@ -174,11 +211,17 @@ class _RunWork:
         if validation is None:
             return PassWork()
         held_out = [group for group in self.groups if group.held_out]
-        losses = total(self._forward(self.sizes.of_group(group)).times(group.items) for group in held_out)
-        return losses.times(validation.timesteps) + self._edits(held_out, validation.edits)
+        losses = total(
+            self._forward(self.sizes.of_group(group)).times(group.items)
+            for group in held_out
+        )
+        return losses.times(validation.timesteps) + self._edits(
+            held_out, validation.edits
+        )
 
     def _edits(self, held_out: Sequence[ItemGroup], most: int) -> PassWork:
-        """The edits of one validation, at the mean of their sizes. most: `validation.edits`."""
+        """The edits of one validation, at the mean of their sizes. most:
+        `validation.edits`."""
         groups = [group for group in held_out if group.references]
         if not groups or not most:
             return PassWork()
@@ -189,21 +232,34 @@ class _RunWork:
             guidance = self.family.guidance
         else:
             guidance = sample.guidance_scale
-        edits = [self._generated(self.sizes.of_group(group), steps, guidance) for group in groups]
+        edits = [
+            self._generated(self.sizes.of_group(group), steps, guidance)
+            for group in groups
+        ]
         return total(edits).times(count / len(edits))
 
     def encoding(self) -> PassWork:
         """All images and captions, where nothing is cached yet."""
         cached = [group for group in self.groups if not group.streamed]
-        return total(self._encoded(group, self.sizes.of_group(group)).times(group.items) for group in cached)
+        return total(
+            self._encoded(group, self.sizes.of_group(group)).times(group.items)
+            for group in cached
+        )
 
-    def _encoded(self, group: ItemGroup, batch: LargestBatch, pictures: bool = True) -> PassWork:
-        """The encoders' work for a batch of a group. pictures: images too, not only captions."""
+    def _encoded(
+        self, group: ItemGroup, batch: LargestBatch, pictures: bool = True
+    ) -> PassWork:
+        """The encoders' work for a batch of a group. pictures: images too, not only
+        captions."""
         tokens = batch.images * (batch.text_tokens + batch.encoder_tokens)
         pixels = 0
         if pictures:
-            references = 0 if group.layers else batch.references  # a picture with layers is its own control image
-            pixels = batch.images * ((1 + group.layers) * batch.pixels + references * batch.reference_pixels)
+            references = (
+                0 if group.layers else batch.references
+            )  # a picture with layers is its own control image
+            pixels = batch.images * (
+                (1 + group.layers) * batch.pixels + references * batch.reference_pixels
+            )
         return PassWork(
             products=2.0 * self.facts.text.linear_params * tokens,
             convolutions=ENCODE_FLOP * pixels,
@@ -212,7 +268,9 @@ class _RunWork:
     def _forward(self, batch: LargestBatch) -> PassWork:
         return self.blocks.forward(batch.tokens, pairs_of(batch))
 
-    def _generated(self, batch: LargestBatch, steps: int, guidance: float, decoded: int = 1) -> PassWork:
+    def _generated(
+        self, batch: LargestBatch, steps: int, guidance: float, decoded: int = 1
+    ) -> PassWork:
         """A generated image. decoded: number of images that the decoder makes of it."""
         passes = 2 if guidance > 1 else 1
         decoding = PassWork(convolutions=DECODE_FLOP * batch.pixels * decoded)
@@ -220,8 +278,9 @@ class _RunWork:
 
 
 def times_key(section: DiffusionSection, groups: Sequence[ItemGroup], gpu: str) -> str:
-    """The device and the settings that the time of a step depends on, as text. Sizes are rounded, so that one image
-    more or less changes nothing. gpu: the driver's name of the device; empty: the CPU."""
+    """The device and the settings that the time of a step depends on, as text. Sizes
+    are rounded, so that one image more or less changes nothing. gpu: the driver's name
+    of the device; empty: the CPU."""
     model = section.model
     train = section.train
     network = section.network
@@ -247,8 +306,8 @@ def times_key(section: DiffusionSection, groups: Sequence[ItemGroup], gpu: str) 
 
 
 def pairs_of(batch: LargestBatch) -> float:
-    """Pairs of tokens that attention compares in a batch. Noise levels that share text and references do not see each
-    other."""
+    """Pairs of tokens that attention compares in a batch. Noise levels that share text
+    and references do not see each other."""
     prefix, target = batch.prefix_and_target
     if batch.levels == 1:
         return float(batch.images * (prefix + target) ** 2)
@@ -256,15 +315,23 @@ def pairs_of(batch: LargestBatch) -> float:
 
 
 def blocks_of(
-    section: DiffusionSection, family: ModelFamily, facts: ModelSizeInfo, trained: TrainableParams, table: bool
+    section: DiffusionSection,
+    family: ModelFamily,
+    facts: ModelSizeInfo,
+    trained: TrainableParams,
+    table: bool,
 ) -> Blocks:
     """The blocks of a section's model. table: whether the modulation cache is used."""
     model = section.model
     number_bytes = DTYPE_BYTES[section.train.dtype]
     qtype = model.qtype if model.quantize else None
     used = facts.linear_params - facts.tabulated_weights
-    units = facts.activation_units.get(section.network.type) or KINDS[section.network.type].units
-    # The two streams of a block have weights of their own, and a token goes through those of one.
+    units = (
+        facts.activation_units.get(section.network.type)
+        or KINDS[section.network.type].units
+    )
+    # The two streams of a block have weights of their own, and a token goes through
+    # those of one.
     streams = max(1, round(used / facts.blocks / (WEIGHTS_PER_TOKEN * facts.width**2)))
     blocks = Blocks(
         width=facts.width,
@@ -288,5 +355,13 @@ def blocks_of(
     if section.network.trains_model:
         return blocks
     layers = family.linear_layers(model.files_folder())
-    of_tokens = [sum(layers[name]) for name in trained.layers if name not in facts.modulation_layers]
-    return replace(blocks, adapter_numbers=sum(of_tokens) / streams, adapter_weights=trained.weights / streams)
+    of_tokens = [
+        sum(layers[name])
+        for name in trained.layers
+        if name not in facts.modulation_layers
+    ]
+    return replace(
+        blocks,
+        adapter_numbers=sum(of_tokens) / streams,
+        adapter_weights=trained.weights / streams,
+    )

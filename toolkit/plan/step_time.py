@@ -1,9 +1,11 @@
 """How long the parts of a run take on a card, by calculation. Imports no torch.
 
-A pass through the blocks is matrix products and attention, which the card's arithmetic limits, and bytes that its
-memory, or the bus to main memory, has to move. What each of them reaches of the published figures was measured on one
-H100 (docs/measured.md, "The 1.03 seconds of the default"), and is taken to be the same on every card. Tests keep the
-sum within 15 % of all measured step times. `run_time.py` makes these records, and `Planner` turns them into seconds.
+A pass through the blocks is matrix products and attention, which the card's arithmetic
+limits, and bytes that its memory, or the bus to main memory, has to move. What each of
+them reaches of the published figures was measured on one H100 (docs/measured.md, "The
+1.03 seconds of the default"), and is taken to be the same on every card. Tests keep the
+sum within 15 % of all measured step times. `run_time.py` makes these records, and
+`Planner` turns them into seconds.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ from toolkit.memory.flops import BACKWARD_ATTENTION_EXECUTED, RECOMPUTED
 from toolkit.plan.cards import Card
 
 PRODUCTS = 0.79
-"""Share of the published operations per second that products reach: 784 of 989 TFLOP/s, over the layers of a block."""
+"""Share of the published operations per second that products reach: 784 of 989 TFLOP/s,
+over the layers of a block."""
 
 ATTENTION = 0.55
-"""The share that attention by cuDNN reaches in the forward pass: 52.9 TFLOP in 97 ms."""
+"""The share that attention by cuDNN reaches in the forward pass: 52.9 TFLOP in 97
+ms."""
 
 ATTENTION_BACKWARD = 0.53
 """The same in the backward pass: 132 TFLOP in 252 ms."""
@@ -30,49 +34,62 @@ CONVOLUTIONS = 0.3
 """The same of the VAE; an assumption."""
 
 ADAPTER_ACCESSES = 3.8
-"""Times that a number which a layer with an adapter reads or writes is moved by the adapter, in each of a pass forward,
-its recomputation and twice a backward pass: its small products wait for memory. 190 ms of the default."""
+"""Times that a number which a layer with an adapter reads or writes is moved by the
+adapter, in each of a pass forward, its recomputation and twice a backward pass: its
+small products wait for memory. 190 ms of the default."""
 
 ELEMENTWISE_FORWARD = 69
-"""Times that a block moves tokens x width numbers in its forward pass by operations that are neither products nor
-attention. `cheap` computes them again: 206 ms of the default, copies included."""
+"""Times that a block moves tokens x width numbers in its forward pass by operations
+that are neither products nor attention. `cheap` computes them again: 206 ms of the
+default, copies included."""
 
 ELEMENTWISE_BACKWARD = 83
 """The same in its backward pass."""
 
 EAGER = 1.46
-"""The same, with the adapter, without compiling: the GPU was busy for 1.57 s instead of 1.33."""
+"""The same, with the adapter, without compiling: the GPU was busy for 1.57 s instead of
+1.33."""
 
 HOST_S = 65e-6
-"""Seconds of the host for each kernel of a training step that is not compiled: 2.40 s for 36,800."""
+"""Seconds of the host for each kernel of a training step that is not compiled: 2.40 s
+for 36,800."""
 
 COMPILED_HOST_SHARE = 0.2
-"""Share of it with compiled blocks, which launch fewer: the most that is compatible with 0.42 s for a step without a
-control image."""
+"""Share of it with compiled blocks, which launch fewer: the most that is compatible
+with 0.42 s for a step without a control image."""
 
 FORWARD_KERNELS = 1 / 3
 """Share of a step's kernels in the forward pass; an assumption."""
 
 AWAITED = 0.4
-"""Share of the bytes of `block_offload` that come back when they are needed: tensors of three and four units of all 22
-to 29 (`toolkit.contracts.network_kinds.ActivationUnits`), for which there is no room before."""
+"""Share of the bytes of `block_offload` that come back when they are needed: tensors of
+three and four units of all 22 to 29
+(`toolkit.contracts.network_kinds.ActivationUnits`), for which there is no room
+before."""
 
 BUS = 0.8
 """Share of the bus that copies of pinned memory reach; an assumption."""
 
 DISK_BYTES_S = 1e9
-"""Bytes per second that a disk reads and writes; an assumption. NVMe disks read 2 to 7, SATA ones 0.5."""
+"""Bytes per second that a disk reads and writes; an assumption. NVMe disks read 2 to 7,
+SATA ones 0.5."""
 
 SETUP_S = 2.0
 """Seconds before the first step that are none of the other parts."""
 
-COMPILE_S = {"none": 43.0, "cheap": 43.0, **dict.fromkeys(CHECKPOINTING_LEVELS[2:], 28.0)}
-"""Level of checkpointing -> seconds that compiling the blocks takes, the first time on a machine with 16 cores. The
-levels that were not measured have the figure of their neighbour."""
+COMPILE_S = {
+    "none": 43.0,
+    "cheap": 43.0,
+    **dict.fromkeys(CHECKPOINTING_LEVELS[2:], 28.0),
+}
+"""Level of checkpointing -> seconds that compiling the blocks takes, the first time on
+a machine with 16 cores. The levels that were not measured have the figure of their
+neighbour."""
 
 ENCODE_FLOP = 6.7e6
-"""Operations per pixel that a VAE encodes, in the published VAE that takes more: `FlopCounterMode` of PyTorch 2.13 on
-diffusers 0.42.1 at 512 x 512 and 1024 x 1024 (Qwen-Image 6.66e6, Qwen-Image-2.1 2.96e6)."""
+"""Operations per pixel that a VAE encodes, in the published VAE that takes more:
+`FlopCounterMode` of PyTorch 2.13 on diffusers 0.42.1 at 512 x 512 and 1024 x 1024
+(Qwen-Image 6.66e6, Qwen-Image-2.1 2.96e6)."""
 
 DECODE_FLOP = 16.2e6
 """The same per pixel that it decodes (Qwen-Image 1.07e7, Qwen-Image-2.1 1.62e7)."""
@@ -87,10 +104,12 @@ class PassWork:
     attention_backward: float = 0.0
     convolutions: float = 0.0
     moved: float = 0.0
-    """Bytes that the adapter and elementwise kernels move; more where they are not compiled."""
+    """Bytes that the adapter and elementwise kernels move; more where they are not
+    compiled."""
 
     weights: float = 0.0
-    """Further bytes in the card's memory: copies of quantized weights, layers that are not compiled with others."""
+    """Further bytes in the card's memory: copies of quantized weights, layers that are
+    not compiled with others."""
 
     bus: float = 0.0
     """Bytes from main memory to the card. They arrive while blocks compute."""
@@ -122,11 +141,15 @@ class PassWork:
         )
 
     def seconds(self, card: Card, compiled: bool = True) -> float:
-        """Seconds that it takes: of the card, the bus or the host, whichever is the slowest."""
+        """Seconds that it takes: of the card, the bus or the host, whichever is the
+        slowest."""
         bus_bytes_s = BUS * 1e9 * card.bus_gb_s
         bus_s = self.bus / bus_bytes_s
         host_s = HOST_S * self.kernels * (COMPILED_HOST_SHARE if compiled else 1.0)
-        return max(self.busy_seconds(card, compiled), bus_s, host_s) + self.awaited / bus_bytes_s
+        return (
+            max(self.busy_seconds(card, compiled), bus_s, host_s)
+            + self.awaited / bus_bytes_s
+        )
 
 
 def total(works: Iterable[PassWork]) -> PassWork:
@@ -145,7 +168,8 @@ class Blocks:
 
     number_bytes: int
     adapter_numbers: float = 0.0
-    """Numbers that the layers with an adapter read and write for one token, in all blocks."""
+    """Numbers that the layers with an adapter read and write for one token, in all
+    blocks."""
 
     adapter_weights: float = 0.0
     """Weights of the adapter that one token goes through."""
@@ -159,10 +183,12 @@ class Blocks:
 
     kernels_per_block: float = 0.0
     saved_units: float = 0.0
-    """Numbers that a block saves for the backward pass, where everything is kept, by tokens x width."""
+    """Numbers that a block saves for the backward pass, where everything is kept, by
+    tokens x width."""
 
     def forward(self, tokens: float, pairs: float) -> PassWork:
-        """A forward pass of a batch. tokens: of all its images. pairs: of tokens that attention compares, of all."""
+        """A forward pass of a batch. tokens: of all its images. pairs: of tokens that
+        attention compares, of all."""
         adapter = ADAPTER_ACCESSES * self.adapter_numbers * tokens * self.number_bytes
         elementwise = ELEMENTWISE_FORWARD * self._unit(tokens)
         return PassWork(
@@ -196,7 +222,9 @@ class Blocks:
             products=products,
             attention=attention_again * forward.attention,
             attention_backward=BACKWARD_ATTENTION_EXECUTED * forward.attention,
-            moved=(2 + again) * adapter + elementwise_again + ELEMENTWISE_BACKWARD * self._unit(tokens),
+            moved=(2 + again) * adapter
+            + elementwise_again
+            + ELEMENTWISE_BACKWARD * self._unit(tokens),
             weights=(1 + again) * self.extra_bytes,
             bus=self.swapped_bytes + inputs + (2 - AWAITED) * saved,  # there and back
             awaited=AWAITED * saved,
@@ -218,13 +246,16 @@ class StepWork:
     """Bytes that the optimizer, clipping and the average read and write."""
 
     def seconds(self, card: Card, compiled: bool = True) -> float:
-        """On a card. Forward and backward pass each wait for what is slowest in them."""
-        passes = self.forward.seconds(card, compiled) + self.backward.seconds(card, compiled)
+        """On a card. Forward and backward pass each wait for what is slowest in
+        them."""
+        passes = self.forward.seconds(card, compiled) + self.backward.seconds(
+            card, compiled
+        )
         return passes + self.optimizer_bytes / (1e9 * card.memory_gb_s)
 
     def against_compiling(self, card: Card, steps: int, compile_s: float) -> str:
-        """Why compiling the blocks does not pay in a run of so many optimizer steps; empty where it does. compile_s:
-        seconds that compiling takes here."""
+        """Why compiling the blocks does not pay in a run of so many optimizer steps;
+        empty where it does. compile_s: seconds that compiling takes here."""
         compiled, eager = self.seconds(card), self.seconds(card, compiled=False)
         saved = steps * (eager - compiled)
         if saved >= compile_s:
@@ -257,13 +288,17 @@ class RunWork:
     """Bytes of the model's files."""
 
     copied_bytes: float = 0.0
-    """Bytes of all saves, copied from the card; they are written while training continues."""
+    """Bytes of all saves, copied from the card; they are written while training
+    continues."""
 
     written_bytes: float = 0.0
     """Bytes of the last save, which the end waits for."""
 
-    def parts(self, card: Card, compiled: bool, compile_s: float | None = None) -> dict[str, float]:
-        """Part of the run -> seconds. compile_s: what compiling took here the last time."""
+    def parts(
+        self, card: Card, compiled: bool, compile_s: float | None = None
+    ) -> dict[str, float]:
+        """Part of the run -> seconds. compile_s: what compiling took here the last
+        time."""
         if compiled:
             compiling = compile_s or COMPILE_S[self.level]
         else:
@@ -274,7 +309,8 @@ class RunWork:
             "base images": self.base_images.seconds(card),
             "validation": self.validation.seconds(card, compiled),
             "encoding": self.encoding.seconds(card),
-            "saving": self.copied_bytes / (BUS * 1e9 * card.bus_gb_s) + self.written_bytes / DISK_BYTES_S,
+            "saving": self.copied_bytes / (BUS * 1e9 * card.bus_gb_s)
+            + self.written_bytes / DISK_BYTES_S,
             "loading": SETUP_S + self.read_bytes / DISK_BYTES_S,
             "compiling": compiling,
         }
@@ -292,7 +328,8 @@ class RunTime:
     """The name that the driver gives the device of the job; empty: there is none."""
 
     key: str
-    """By which the times of an earlier run here are known (`toolkit.memory.kept_times`)."""
+    """By which the times of an earlier run here are known
+    (`toolkit.memory.kept_times`)."""
 
     is_asked: bool = False
     """The card is that of `--card`: nothing was measured on it here."""

@@ -11,16 +11,24 @@ import torch
 from toolkit.errors import UserError
 from toolkit.shortage import MEMORY, is_short_of
 from toolkit.system.host_memory import free_host_memory
-from toolkit.system.nvidia import NO_MPS, last_device, likely_cause, read_facts, why_no_device
+from toolkit.system.nvidia import (
+    NO_MPS,
+    last_device,
+    likely_cause,
+    read_facts,
+    why_no_device,
+)
 
 logger = logging.getLogger(__name__)
 
 
 def pick_device(wanted: str, quiet: bool = False) -> torch.device:
-    """The device named by the config: `cuda:0`, `cpu`, `mps`, or `auto` for the best there is.
+    """The device named by the config: `cuda:0`, `cpu`, `mps`, or `auto` for the best
+    there is.
 
-    Raises UserError where a device was chosen that is not there. `cuda:0` (`ANY_DEVICE`) is then the CPU, with one
-    warning (none if `quiet`); `check_device` refuses that for a large model.
+    Raises UserError where a device was chosen that is not there. `cuda:0`
+    (`ANY_DEVICE`) is then the CPU, with one warning (none if `quiet`); `check_device`
+    refuses that for a large model.
     """
     check_device(wanted, 0)
     if wanted == "auto":
@@ -31,13 +39,16 @@ def pick_device(wanted: str, quiet: bool = False) -> torch.device:
     if _is_there(wanted):
         return torch.device(wanted)
     if not quiet:
-        logger.warning(f"device: {wanted} is not available ({torch.cuda.device_count()} CUDA devices); using the CPU.")
+        logger.warning(
+            f"device: {wanted} is not available ({torch.cuda.device_count()} CUDA devices); using the CPU."
+        )
     return torch.device("cpu")
 
 
 def check_device(wanted: str, model_bytes: int) -> None:
-    """Raises UserError where the job's device cannot be used: a chosen one, or, of a large model
-    (`ACCIDENTAL_CPU_LIMIT`), any but the CPU. The message has the likely cause.
+    """Raises UserError where the job's device cannot be used: a chosen one, or, of a
+    large model (`ACCIDENTAL_CPU_LIMIT`), any but the CPU. The message has the likely
+    cause.
 
     wanted: the config's `device`. model_bytes: of all parts of the model; 0: not known.
     """
@@ -45,7 +56,9 @@ def check_device(wanted: str, model_bytes: int) -> None:
         return
     if wanted != "auto" and _is_there(wanted):
         return
-    message = why_no_device(wanted, model_bytes, NO_MPS if wanted == "mps" else _no_cuda(wanted))
+    message = why_no_device(
+        wanted, model_bytes, NO_MPS if wanted == "mps" else _no_cuda(wanted)
+    )
     if message:
         raise UserError(message)
 
@@ -59,7 +72,8 @@ def _is_there(wanted: str) -> bool:
 
 
 def _no_cuda(wanted: str) -> str:
-    """Why the wanted CUDA device cannot be used: as the system tells, else as PyTorch does."""
+    """Why the wanted CUDA device cannot be used: as the system tells, else as PyTorch
+    does."""
     count = torch.cuda.device_count()
     if count:
         return last_device(wanted, count)
@@ -76,7 +90,8 @@ def _no_cuda(wanted: str) -> str:
 def use_device(device: torch.device) -> torch.device:
     """Makes a CUDA device PyTorch's current one, and returns it.
 
-    Pinned memory, and libraries that name no device, would make a context on the first GPU.
+    Pinned memory, and libraries that name no device, would make a context on the first
+    GPU.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -87,14 +102,19 @@ def _has_mps() -> bool:
     return torch.backends.mps.is_available()
 
 
-def to_device(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+def to_device(
+    tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None
+) -> torch.Tensor:
     """`tensor.to(device, dtype)`; from the CPU to CUDA through pinned memory.
 
-    Out of ordinary memory the host would wait for everything the device was given so far.
+    Out of ordinary memory the host would wait for everything the device was given so
+    far.
     """
     if tensor.device.type == "cpu" and device.type == "cuda":
         host = tensor.to(dtype or tensor.dtype)
-        return pinned(lambda pin_memory: host.pin_memory() if pin_memory else host).to(device, non_blocking=True)
+        return pinned(lambda pin_memory: host.pin_memory() if pin_memory else host).to(
+            device, non_blocking=True
+        )
     return tensor.to(device, dtype or tensor.dtype)
 
 
@@ -104,9 +124,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def pinned(make: Callable[..., torch.Tensor]) -> torch.Tensor:
-    """The CPU tensor of `make(pin_memory=True)`, which a GPU copies from and to while the host works on.
+    """The CPU tensor of `make(pin_memory=True)`, which a GPU copies from and to while
+    the host works on.
 
-    Where the system pins no more memory (WSL2 and containers limit it), an ordinary one, and a warning.
+    Where the system pins no more memory (WSL2 and containers limit it), an ordinary
+    one, and a warning.
     """
     try:
         return make(pin_memory=True)
@@ -126,9 +148,12 @@ def _warn_unpinned() -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that tensors can still take there, those included that PyTorch holds and does not use."""
+    """Bytes that tensors can still take there, those included that PyTorch holds and
+    does not use."""
     if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+            device
+        )
         return torch.cuda.mem_get_info(device)[0] + unused
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
@@ -141,17 +166,23 @@ def total_memory(device: torch.device) -> int:
 
 
 FLOPS_PER_CYCLE = {(8, 0): 2048, (9, 0): 4096, (10, 0): 8192, (10, 3): 8192}
-"""Operations of bf16 matrix products per cycle and multiprocessor, by compute capability; of all others 512. Source:
-NVIDIA's architecture papers (A100 312, H100 989, B200 2250, RTX 4090 165 TFLOP/s, dense)."""
+"""Operations of bf16 matrix products per cycle and multiprocessor, by compute
+capability; of all others 512. Source: NVIDIA's architecture papers (A100 312, H100 989,
+B200 2250, RTX 4090 165 TFLOP/s, dense)."""
 
 CYCLES = 1.7e9
 """Per second, about."""
 
 
 def peak_flops(device: torch.device) -> float:
-    """Operations of bf16 matrix products per second that a CUDA device does at most, roughly."""
+    """Operations of bf16 matrix products per second that a CUDA device does at most,
+    roughly."""
     found = torch.cuda.get_device_properties(device)
-    return CYCLES * FLOPS_PER_CYCLE.get((found.major, found.minor), 512) * found.multi_processor_count
+    return (
+        CYCLES
+        * FLOPS_PER_CYCLE.get((found.major, found.minor), 512)
+        * found.multi_processor_count
+    )
 
 
 def peak_memory(device: torch.device) -> int:
@@ -164,8 +195,11 @@ def reset_peak_memory(device: torch.device) -> None:
     torch.cuda.reset_peak_memory_stats(device)
 
 
-def configure_cuda(device: torch.device, allow_tf32: bool, cudnn_benchmark: bool) -> None:
-    """Sets PyTorch's switches of these names for the rest of the process; on another device than CUDA only says so."""
+def configure_cuda(
+    device: torch.device, allow_tf32: bool, cudnn_benchmark: bool
+) -> None:
+    """Sets PyTorch's switches of these names for the rest of the process; on another
+    device than CUDA only says so."""
     wanted = {"cuda_allow_tf32": allow_tf32, "cuda_cudnn_benchmark": cudnn_benchmark}
     given = [f"train.{key}" for key, value in wanted.items() if value]
     if given and device.type != "cuda":
@@ -178,5 +212,9 @@ def configure_cuda(device: torch.device, allow_tf32: bool, cudnn_benchmark: bool
         torch.backends.cudnn.benchmark = True
 
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
 """By the normalised names of `train.dtype` (computing) and `save.dtype` (files)."""

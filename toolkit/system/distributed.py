@@ -1,11 +1,11 @@
 """Process group of a run on several ranks: collectives, and how all ranks end together.
 
-Rank 0 prints and writes. Python objects (a stop request, say) go over gloo on the CPU, so that no rank waits for a GPU;
-gradients go over NCCL where they are on CUDA.
+Rank 0 prints and writes. Python objects (a stop request, say) go over gloo on the CPU,
+so that no rank waits for a GPU; gradients go over NCCL where they are on CUDA.
 
-Shutdown: a rank that fails writes a failure record into the launcher's store and exits. The connection of the other
-ranks is then lost: at their next collective they read the record and exit too. A rank that disappears without a record
-was killed.
+Shutdown: a rank that fails writes a failure record into the launcher's store and exits.
+The connection of the other ranks is then lost: at their next collective they read the
+record and exit too. A rank that disappears without a record was killed.
 
 Imports no torch before several processes rendezvous.
 """
@@ -36,7 +36,11 @@ from toolkit.errors import (
     UserError,
 )
 from toolkit.system import signals
-from toolkit.system.distributed_env import SINGLE_PROCESS, DistributedEnv, read_distributed_env
+from toolkit.system.distributed_env import (
+    SINGLE_PROCESS,
+    DistributedEnv,
+    read_distributed_env,
+)
 from toolkit.system.sharded_param import RowShard, rows_per_rank
 
 if TYPE_CHECKING:
@@ -46,16 +50,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BUCKET_BYTES = 64 * 2**20
-"""Tensors are reduced in buckets of about this size: few calls, and little extra memory."""
+"""Tensors are reduced in buckets of about this size: few calls, and little extra
+memory."""
 
 TIMEOUT_MIN = 30
-"""Timeout of a collective, with gloo and NCCL alike: PyTorch's own default for NCCL is 10."""
+"""Timeout of a collective, with gloo and NCCL alike: PyTorch's own default for NCCL is
+10."""
 
 RENDEZVOUS_TIMEOUT_MIN = 10.0
 """Minutes that the ranks wait for each other at the start."""
 
 SHUTDOWN_GRACE_S = 10.0
-"""Seconds that a failing rank waits for the others: a launcher kills them once one exits."""
+"""Seconds that a failing rank waits for the others: a launcher kills them once one
+exits."""
 
 POLL_INTERVAL_S = 0.05
 """Seconds between two queries of the store."""
@@ -68,7 +75,8 @@ _ENDED = "ended"
 
 
 class PeerFailedError(RunError):
-    """Another rank died or failed, so this one exits too, with that rank's exit code."""
+    """Another rank died or failed, so this one exits too, with that rank's exit
+    code."""
 
     def __init__(self, message: str, exit_code: int = EXIT_FAILURE) -> None:
         super().__init__(message)
@@ -83,10 +91,12 @@ class _Command:
 
 
 class ProcessGroup:
-    """The process group as seen from one rank. On a single process every collective returns its input."""
+    """The process group as seen from one rank. On a single process every collective
+    returns its input."""
 
     def __init__(self, env: DistributedEnv = SINGLE_PROCESS, store: Any = None) -> None:
-        """store: the `torch.distributed` store of all ranks; None for a single process."""
+        """store: the `torch.distributed` store of all ranks; None for a single
+        process."""
         self.rank = env.rank
         self.world_size = env.world_size
         self.local_rank = env.local_rank
@@ -103,7 +113,8 @@ class ProcessGroup:
         self.on_command: Callable[[Any], None] | None = None
         """Handles a command that rank 0 broadcasts."""
         self.oom_hint: Callable[[], str] = lambda: ""
-        """What the user can change when memory runs out in a collective, most effective first."""
+        """What the user can change when memory runs out in a collective, most effective
+        first."""
 
     def init_process_group(self, minutes: float = 0) -> None:
         """Connects the ranks. minutes: timeout of a collective; 0: `TIMEOUT_MIN`."""
@@ -116,9 +127,13 @@ class ProcessGroup:
         backend = "cpu:gloo,cuda:nccl" if has_nccl else "gloo"
         timeout = timedelta(minutes=minutes or TIMEOUT_MIN)
         self._store_timeout_s = timeout.total_seconds()
-        # Without this the ranks would wait for one that has failed already until the timeout.
+        # Without this the ranks would wait for one that has failed already until the
+        # timeout.
         self._store_call(lambda store: store.add(_READY, 1))
-        self._wait_until(lambda store: store.add(_READY, 0) >= self.world_size, timeout.total_seconds())
+        self._wait_until(
+            lambda store: store.add(_READY, 0) >= self.world_size,
+            timeout.total_seconds(),
+        )
         self.run_collective(
             dist.init_process_group,
             backend,
@@ -129,19 +144,24 @@ class ProcessGroup:
         )
         self._connected = True
 
-    # ------------------------------------------------------------ collectives: all ranks call them in the same order
+    # ------------------------------------------------------------ collectives: all
+    # ranks call them in the same order
 
     def all_gather_object(self, value: T) -> list[T]:
-        """The value of each rank, in rank order, on every rank. Values must be picklable."""
+        """The value of each rank, in rank order, on every rank. Values must be
+        picklable."""
         if self.is_single_process:
             return [value]
         while isinstance((found := self._values(value))[0], _Command):
-            assert self.on_command is not None  # set by `collectives.install_command_handler` before any command
+            assert (
+                self.on_command is not None
+            )  # set by `collectives.install_command_handler` before any command
             self.on_command(found[0].what)
         return found
 
     def broadcast_command(self, command: Any) -> None:
-        """Called by rank 0 while the other ranks wait in a collective: they run the command, and wait again."""
+        """Called by rank 0 while the other ranks wait in a collective: they run the
+        command, and wait again."""
         if not self.is_single_process:
             self._values(_Command(command))
 
@@ -172,7 +192,8 @@ class ProcessGroup:
             self._wait_until(lambda store: store.check([key]))
 
     def assert_equal_across_ranks(self, values: Mapping[str, Any]) -> None:
-        """Raises RunError on all ranks when their values differ; it names the first one that does."""
+        """Raises RunError on all ranks when their values differ; it names the first one
+        that does."""
         found = self.all_gather_object(values)
         for name in dict.fromkeys(name for own in found for name in own):
             each = [own.get(name) for own in found]
@@ -184,7 +205,8 @@ class ProcessGroup:
                 )
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
-        """All-reduces each tensor in place (sum, in float32); the result has the same bits on all ranks."""
+        """All-reduces each tensor in place (sum, in float32); the result has the same
+        bits on all ranks."""
         self._reduce(tensors, lambda dist, flat: dist.all_reduce(flat))
 
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
@@ -192,12 +214,16 @@ class ProcessGroup:
         self._reduce(tensors, lambda dist, flat: dist.broadcast(flat, src=0))
 
     def gather_to_rank0(
-        self, tensor: Tensor, shard: RowShard | None = None, dtype: torch.dtype | None = None
+        self,
+        tensor: Tensor,
+        shard: RowShard | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Tensor | None:
         """A copy of a tensor on the CPU of rank 0; None on other ranks.
 
-        shard: the tensor is this shard of a larger one, which is gathered: all ranks have to call it, and the device of
-        rank 0 needs room for the full tensor. dtype: of the copy; None: that of the tensor.
+        shard: the tensor is this shard of a larger one, which is gathered: all ranks
+        have to call it, and the device of rank 0 needs room for the full tensor. dtype:
+        of the copy; None: that of the tensor.
         """
         import torch.distributed as dist
 
@@ -205,19 +231,27 @@ class ProcessGroup:
         if shard is not None:
             each = rows_per_rank(shard.shape[0], self.world_size)
             with self._oom_as_run_error():
-                padded = tensor.new_zeros(each, *shard.shape[1:])  # all ranks send the same size
+                padded = tensor.new_zeros(
+                    each, *shard.shape[1:]
+                )  # all ranks send the same size
                 if self.is_main_process:
                     joined = tensor.new_empty(each * self.world_size, *shard.shape[1:])
                 else:
                     joined = None
             padded[: len(tensor)] = tensor.detach()
-            self.run_collective(dist.gather, padded, None if joined is None else list(joined.chunk(self.world_size)))
+            self.run_collective(
+                dist.gather,
+                padded,
+                None if joined is None else list(joined.chunk(self.world_size)),
+            )
             full = None if joined is None else joined[: shard.shape[0]]
         if full is None or not self.is_main_process:
             return None
         return full.to("cpu", dtype or full.dtype, copy=True).contiguous()
 
-    def _reduce(self, tensors: Sequence[Tensor], reduce: Callable[[Any, Tensor], Any]) -> None:
+    def _reduce(
+        self, tensors: Sequence[Tensor], reduce: Callable[[Any, Tensor], Any]
+    ) -> None:
         if self.is_single_process:
             return
         import torch
@@ -226,7 +260,9 @@ class ProcessGroup:
         with torch.no_grad():
             for bucket in _buckets(tensors):
                 with self._oom_as_run_error():
-                    flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in bucket])
+                    flat = torch.cat(
+                        [tensor.detach().reshape(-1).float() for tensor in bucket]
+                    )
                 self.run_collective(reduce, dist, flat)
                 pieces = flat.split([tensor.numel() for tensor in bucket])
                 for tensor, piece in zip(bucket, pieces, strict=True):
@@ -235,7 +271,8 @@ class ProcessGroup:
     def device(self, wanted: torch.device) -> torch.device:
         """The device of this rank: with several processes each has its own GPU.
 
-        Raises UserError when the machine has too few, or the device cannot be shared by several processes.
+        Raises UserError when the machine has too few, or the device cannot be shared by
+        several processes.
         """
         import torch
 
@@ -259,9 +296,11 @@ class ProcessGroup:
 
     @contextmanager
     def fail_together(self, report: Callable[[BaseException], int]) -> Iterator[None]:
-        """Inside the block all ranks shut down together: one that fails records it, and one rank reports the error.
+        """Inside the block all ranks shut down together: one that fails records it, and
+        one rank reports the error.
 
-        report: prints the error and returns the exit code. With several processes each exits with ReportedExit.
+        report: prints the error and returns the exit code. With several processes each
+        exits with ReportedExit.
         """
         try:
             yield
@@ -272,19 +311,32 @@ class ProcessGroup:
             signals.ignore()
             code = self._report_once(error, report)
             self._store_call(lambda store: store.add(_ENDED, 1))
-            if not (self._connected or isinstance(error, Interrupted | KeyboardInterrupt)):
-                # The store may be this rank's: a slower one learns there that an error which all find is reported.
-                self._poll_before_exit(lambda store: store.add(_ENDED, 0) >= self.world_size)
+            if not (
+                self._connected or isinstance(error, Interrupted | KeyboardInterrupt)
+            ):
+                # The store may be this rank's: a slower one learns there that an error
+                # which all find is reported.
+                self._poll_before_exit(
+                    lambda store: store.add(_ENDED, 0) >= self.world_size
+                )
             raise ReportedExit(code) from error
 
-    def _report_once(self, error: BaseException, report: Callable[[BaseException], int]) -> int:
-        """Reports the error, or leaves that to another rank, and returns the exit code."""
+    def _report_once(
+        self, error: BaseException, report: Callable[[BaseException], int]
+    ) -> int:
+        """Reports the error, or leaves that to another rank, and returns the exit
+        code."""
         if isinstance(error, PeerFailedError):
             # On each machine: its output may be all that somebody sees.
             if self._failure_record():
                 reports = self.local_rank == 0
             else:
-                reports = self._store_call(lambda store: store.add(f"{_LOST_PEERS} {self._machine}", 1), 1) == 1
+                reports = (
+                    self._store_call(
+                        lambda store: store.add(f"{_LOST_PEERS} {self._machine}", 1), 1
+                    )
+                    == 1
+                )
             return report(error) if reports else error.exit_code
         interrupted = isinstance(error, KeyboardInterrupt)
         if interrupted:
@@ -292,27 +344,42 @@ class ProcessGroup:
         else:
             code = getattr(error, "exit_code", EXIT_FAILURE)
         text = str(error) or type(error).__name__
-        record = json.dumps({"rank": self.rank, "machine": self._machine, "code": code, "text": text})
-        stored = self._store_call(lambda store: store.compare_set(_FAILURE, "", record).decode(), record) or record
+        record = json.dumps(
+            {"rank": self.rank, "machine": self._machine, "code": code, "text": text}
+        )
+        stored = (
+            self._store_call(
+                lambda store: store.compare_set(_FAILURE, "", record).decode(), record
+            )
+            or record
+        )
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-        # An error in the job and a stop concern all ranks: one of each machine reports it.
+        # An error in the job and a stop concern all ranks: one of each machine reports
+        # it.
         reported = f"{_REPORTED} {self._machine}"
         if stopped:
             reports = self.local_rank == 0
         else:
             elsewhere = json.loads(stored)["machine"] != self._machine
-            reports = stored == record or json.loads(stored)["text"] != text or (elsewhere and self.local_rank == 0)
+            reports = (
+                stored == record
+                or json.loads(stored)["text"] != text
+                or (elsewhere and self.local_rank == 0)
+            )
         if reports:
             code = report(error)
             self._store_call(lambda store: store.set(reported, "yes"))
         elif not self._poll_before_exit(lambda store: store.check([reported])):
-            return report(error)  # a launcher may have killed the rank that was to report
+            return report(
+                error
+            )  # a launcher may have killed the rank that was to report
         return code
 
     def _poll_before_exit(self, condition: Callable[[Any], bool]) -> bool:
         """Whether `condition` of the store comes true within SHUTDOWN_GRACE_S.
 
-        A lost store counts: it was that of rank 0, which exits after the other healthy ranks.
+        A lost store counts: it was that of rank 0, which exits after the other healthy
+        ranks.
         """
         until = time.monotonic() + SHUTDOWN_GRACE_S
         while time.monotonic() < until:
@@ -321,10 +388,13 @@ class ProcessGroup:
             time.sleep(POLL_INTERVAL_S)
         return False
 
-    def run_collective(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    def run_collective(
+        self, call: Callable[..., Any], *arguments: Any, **named: Any
+    ) -> Any:
         """Calls `call`, a collective, and returns its result.
 
-        Raises PeerFailedError or Interrupted when another rank is gone; RunError when this one runs out of memory.
+        Raises PeerFailedError or Interrupted when another rank is gone; RunError when
+        this one runs out of memory.
         """
         from toolkit.system.device import is_out_of_memory
 
@@ -352,7 +422,9 @@ class ProcessGroup:
     def _peer_failure(self) -> BaseException:
         """The error for a failed collective; this rank is shutting down."""
         signals.ignore()
-        self._store_timeout_s = SHUTDOWN_GRACE_S  # it may be on the machine that is lost
+        self._store_timeout_s = (
+            SHUTDOWN_GRACE_S  # it may be on the machine that is lost
+        )
         record = self._failure_record()
         if record is None:
             return PeerFailedError(
@@ -362,28 +434,42 @@ class ProcessGroup:
         if record["code"] in (EXIT_SIGINT, EXIT_SIGTERM):
             return Interrupted(record["code"])
         return PeerFailedError(
-            f"rank {record['rank']} of {self.world_size} failed, shutting down: {record['text']}", record["code"]
+            f"rank {record['rank']} of {self.world_size} failed, shutting down: {record['text']}",
+            record["code"],
         )
 
     def _failure_record(self) -> dict[str, Any] | None:
         """The failure record of the rank that failed first."""
-        stored = self._store_call(lambda store: store.get(_FAILURE).decode() if store.check([_FAILURE]) else "", "")
+        stored = self._store_call(
+            lambda store: (
+                store.get(_FAILURE).decode() if store.check([_FAILURE]) else ""
+            ),
+            "",
+        )
         return json.loads(stored) if stored else None
 
-    def _wait_until(self, condition: Callable[[Any], bool], seconds: float = math.inf) -> None:
+    def _wait_until(
+        self, condition: Callable[[Any], bool], seconds: float = math.inf
+    ) -> None:
         """Polls the store, so that signals are handled in between."""
         until = time.monotonic() + seconds
         while not self._store_call(condition):
-            lost = time.monotonic() > until or not self._store_call(lambda store: store.add(_READY, 0))
+            lost = time.monotonic() > until or not self._store_call(
+                lambda store: store.add(_READY, 0)
+            )
             if lost or self._failure_record():
                 raise self._peer_failure()
             time.sleep(POLL_INTERVAL_S)
 
-    def _store_call(self, question: Callable[[Any], T], otherwise: T | None = None) -> T | None:
-        """The result of a call of the store; `otherwise` when the store is lost, with the launcher or rank 0.
+    def _store_call(
+        self, question: Callable[[Any], T], otherwise: T | None = None
+    ) -> T | None:
+        """The result of a call of the store; `otherwise` when the store is lost, with
+        the launcher or rank 0.
 
-        One that does not answer in time is lost too: a machine that has gone closes no connection, and PyTorch would
-        wait as long as the system takes to notice, a quarter of an hour.
+        One that does not answer in time is lost too: a machine that has gone closes no
+        connection, and PyTorch would wait as long as the system takes to notice, a
+        quarter of an hour.
         """
         if self._store is None:
             return otherwise
@@ -412,24 +498,31 @@ def rendezvous_processes(env: DistributedEnv) -> ProcessGroup:
     """The process group of this rank. Waits until all ranks have joined."""
     if env.is_single_process:
         return ProcessGroup()
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost store has a message of our own
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # a lost store has a message of our own
     from torch.distributed import PrefixStore, rendezvous
 
     try:
         with _no_messages_of_cpp():
-            store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=RENDEZVOUS_TIMEOUT_MIN)))
+            store, _, _ = next(
+                rendezvous("env://", timeout=timedelta(minutes=RENDEZVOUS_TIMEOUT_MIN))
+            )
     except RuntimeError as error:
         reason = str(error).splitlines()[0]  # below it may be a stack of C++
         raise RunError(
             f"rank {env.rank} of {env.world_size}: the processes did not meet at {env.address}: {reason.rstrip('. ')}. "
             "Check MASTER_ADDR and MASTER_PORT, and that all of them were started."
         ) from error
-    return ProcessGroup(env, PrefixStore(f"run {env.attempt}", store))  # ignores records of earlier attempts
+    return ProcessGroup(
+        env, PrefixStore(f"run {env.attempt}", store)
+    )  # ignores records of earlier attempts
 
 
 @contextmanager
 def _no_messages_of_cpp() -> Iterator[None]:
-    """Inside the block standard error is discarded: PyTorch logs failed connections with a stack, and raises them."""
+    """Inside the block standard error is discarded: PyTorch logs failed connections
+    with a stack, and raises them."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
@@ -442,13 +535,15 @@ def _no_messages_of_cpp() -> Iterator[None]:
 
 
 def mute_nonzero_ranks(env: DistributedEnv) -> None:
-    """Only rank 0 prints to standard output; errors of other ranks still go to standard error."""
+    """Only rank 0 prints to standard output; errors of other ranks still go to standard
+    error."""
     if not env.is_main_process:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it lives as long as the process
 
 
 def exit_process(code: int) -> NoReturn:
-    """Exits this process; with several, without waiting for pending work of libraries with the other ranks."""
+    """Exits this process; with several, without waiting for pending work of libraries
+    with the other ranks."""
     signals.ignore()  # the exit code is final: a signal during interpreter shutdown would print a traceback
     with suppress(UserError):
         if read_distributed_env().is_single_process:

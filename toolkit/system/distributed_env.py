@@ -1,6 +1,7 @@
 """Rank and world size as the launcher's environment gives them. Imports no torch.
 
-`torchrun` and `accelerate launch` set these environment variables; only this module reads them.
+`torchrun` and `accelerate launch` set these environment variables; only this module
+reads them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class DistributedEnv:
     """Rank within the machine: the index of its GPU."""
 
     attempt: int = 0
-    """Number of restarts by the launcher (`torchrun --max-restarts`), which keeps its store."""
+    """Number of restarts by the launcher (`torchrun --max-restarts`), which keeps its
+    store."""
 
     address: str = field(default="", compare=False)
     """Host and port where the processes meet."""
@@ -35,7 +37,8 @@ class DistributedEnv:
 
     @property
     def first_rank_here(self) -> int:
-        """Rank of the first process of this machine, by which machines are told apart."""
+        """Rank of the first process of this machine, by which machines are told
+        apart."""
         return self.rank - self.local_rank
 
     @property
@@ -47,7 +50,8 @@ SINGLE_PROCESS = DistributedEnv()
 
 
 def read_distributed_env(environment: Mapping[str, str] = os.environ) -> DistributedEnv:
-    """Rank and world size as the launcher set them; a single process where there is no launcher.
+    """Rank and world size as the launcher set them; a single process where there is no
+    launcher.
 
     Raises UserError when the variables are inconsistent.
     """
@@ -69,7 +73,9 @@ def read_distributed_env(environment: Mapping[str, str] = os.environ) -> Distrib
         local = 0
     if not 0 <= rank < count or local < 0:
         given = ", ".join(f"{name}={environment[name]!r}" for name in names[:3])
-        raise UserError(f"{given}: these values are inconsistent. Start the run with torchrun.")
+        raise UserError(
+            f"{given}: these values are inconsistent. Start the run with torchrun."
+        )
     address = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
     return DistributedEnv(rank, count, local, _attempt(environment), address)
 

@@ -18,9 +18,11 @@ def pinned_bytes(size: int) -> int:
 
 
 def malloc_trim() -> None:
-    """Gives the memory of freed tensors back to the system, where the C library can be asked to.
+    """Gives the memory of freed tensors back to the system, where the C library can be
+    asked to.
 
-    glibc keeps freed chunks of up to 32 MiB: after a few quantized blocks that is more than the whole model.
+    glibc keeps freed chunks of up to 32 MiB: after a few quantized blocks that is more
+    than the whole model.
     """
     trim = getattr(_c_library(), "malloc_trim", None)
     if trim:
@@ -33,7 +35,8 @@ def _c_library() -> ctypes.CDLL | None:
 
 
 def free_host_memory() -> int:
-    """Bytes this process can still take without swapping: what the system has, or less where a container has a limit.
+    """Bytes this process can still take without swapping: what the system has, or less
+    where a container has a limit.
 
     0 where neither is known.
     """
@@ -53,7 +56,10 @@ CGROUPS = (
 
 def _available(meminfo: Path) -> int | None:
     try:
-        lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
+        lines = dict(
+            line.split(":", 1)
+            for line in meminfo.read_text(encoding="ascii").splitlines()
+        )
         return int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, ValueError, KeyError):
         return None

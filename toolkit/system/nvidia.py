@@ -1,4 +1,5 @@
-"""What the system says of NVIDIA GPUs and of the installed PyTorch, and why no CUDA device can be used.
+"""What the system says of NVIDIA GPUs and of the installed PyTorch, and why no CUDA
+device can be used.
 
 Imports no torch, so that a dry run can tell as well."""
 
@@ -18,15 +19,16 @@ from shutil import which
 from typing import NamedTuple
 
 LEAST_DRIVER = {11: 450, 12: 525, 13: 580}
-"""Major version of CUDA -> major version of the first Linux driver that runs programs built with it. Source: NVIDIA,
-CUDA Compatibility, "Minor Version Compatibility"."""
+"""Major version of CUDA -> major version of the first Linux driver that runs programs
+built with it. Source: NVIDIA, CUDA Compatibility, "Minor Version Compatibility"."""
 
 ACCIDENTAL_CPU_LIMIT = 2_000_000_000
-"""Bytes of a model above which it is computed on the CPU only where the job says `device: cpu`."""
+"""Bytes of a model above which it is computed on the CPU only where the job says
+`device: cpu`."""
 
 ANY_DEVICE = ("auto", "cuda:0")
-"""Values of `device` with which a small model is trained on the CPU where there is no GPU. Every job of ai-toolkit has
-`cuda:0`; each other value chooses a device."""
+"""Values of `device` with which a small model is trained on the CPU where there is no
+GPU. Every job of ai-toolkit has `cuda:0`; each other value chooses a device."""
 
 TO_TRY = (
     "To try the program on this machine, give the small model that comes with it, which draws flat mascots only: "
@@ -61,7 +63,8 @@ class NvidiaFacts:
     """What is known of the machine, and of the PyTorch that is installed."""
 
     torch_cuda: str | None
-    """The CUDA version that PyTorch is built with, as in "13.0"; None: it is a build for the CPU."""
+    """The CUDA version that PyTorch is built with, as in "13.0"; None: it is a build
+    for the CPU."""
 
     driver: str | None
     """Version of the loaded driver, as in "580.65.06"."""
@@ -93,18 +96,21 @@ def read_facts() -> NvidiaFacts:
         driver=driver or _kernel_driver(),
         devices=len(gpus) or len(list(Path("/dev").glob("nvidia[0-9]*"))),
         on_bus=_is_on_bus(),
-        in_container=any(map(os.path.exists, containers)) or "KUBERNETES_SERVICE_HOST" in os.environ,
+        in_container=any(map(os.path.exists, containers))
+        or "KUBERNETES_SERVICE_HOST" in os.environ,
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
     )
 
 
 def has_no_gpu() -> bool:
-    """Whether PyTorch can certainly use no CUDA device of this machine, as far as it can be known without torch."""
+    """Whether PyTorch can certainly use no CUDA device of this machine, as far as it
+    can be known without torch."""
     return sys.platform == "darwin" or bool(likely_cause(read_facts()))
 
 
 def ask_nvml() -> tuple[str | None, list[Gpu]]:
-    """The driver and its GPUs, by the library that nvidia-smi uses; (None, []) where it is not here."""
+    """The driver and its GPUs, by the library that nvidia-smi uses; (None, []) where it
+    is not here."""
     version = ctypes.create_string_buffer(96)
     gpus = list[Gpu]()
     with suppress(OSError, AttributeError):
@@ -120,9 +126,13 @@ def ask_nvml() -> tuple[str | None, list[Gpu]]:
                 major = ctypes.c_int(0)
                 minor = ctypes.c_int(0)
                 total_free_used = (ctypes.c_ulonglong * 3)()  # nvmlMemory_t
-                nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(device))
+                nvml.nvmlDeviceGetHandleByIndex_v2(
+                    ctypes.c_uint(index), ctypes.byref(device)
+                )
                 nvml.nvmlDeviceGetName(device, name, ctypes.c_uint(96))
-                nvml.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor))
+                nvml.nvmlDeviceGetCudaComputeCapability(
+                    device, ctypes.byref(major), ctypes.byref(minor)
+                )
                 nvml.nvmlDeviceGetMemoryInfo(device, total_free_used)
                 total, _, used = total_free_used
                 load = (ctypes.c_uint * 2)()  # nvmlUtilization_t: gpu, memory
@@ -134,10 +144,13 @@ def ask_nvml() -> tuple[str | None, list[Gpu]]:
 
 
 def likely_cause(facts: NvidiaFacts) -> str:
-    """Why CUDA cannot be used, with the remedy, in one sentence; empty where nothing here speaks against it."""
+    """Why CUDA cannot be used, with the remedy, in one sentence; empty where nothing
+    here speaks against it."""
     if facts.torch_cuda is None:
         return "the installed PyTorch is a build for the CPU: install requirements.txt into a new environment."
-    least = LEAST_DRIVER.get(int(facts.torch_cuda.partition(".")[0]), max(LEAST_DRIVER.values()))
+    least = LEAST_DRIVER.get(
+        int(facts.torch_cuda.partition(".")[0]), max(LEAST_DRIVER.values())
+    )
     if facts.visible is not None and facts.visible.strip() in ("", "-1"):
         return f"CUDA_VISIBLE_DEVICES={facts.visible!r} hides every GPU: unset it."
     major = re.match(r"\d+", facts.driver or "")
@@ -158,24 +171,30 @@ def likely_cause(facts: NvidiaFacts) -> str:
 
 
 def why_no_device(device: str, model_bytes: int, cause: str) -> str:
-    """Why a job does not start whose device cannot be used; empty where a small model is trained on the CPU instead.
+    """Why a job does not start whose device cannot be used; empty where a small model
+    is trained on the CPU instead.
 
-    device: as the job gives it. model_bytes: of all parts of the model; 0: not known. cause: a sentence.
+    device: as the job gives it. model_bytes: of all parts of the model; 0: not known.
+    cause: a sentence.
     """
     missing = f"device: {device}: no such device can be used here"
     if model_bytes > ACCIDENTAL_CPU_LIMIT:
         size = f"a model of {model_bytes / 1e9:.0f} GB"
         return (
-            f"{missing}, and {size} is trained on the CPU only where the job says 'device: cpu'. Likely cause: {cause}"
+            f"{missing}, and {size} is trained on the CPU only where the job says "
+            f"'device: cpu'. Likely cause: {cause}"
         )
     if device in ANY_DEVICE:
         return ""
     return f"{missing}. Write 'device: auto' for the best device that can, or 'cpu'. Likely cause: {cause}"
 
 
-def why_no_device_here(device: str, model_bytes: int, facts: NvidiaFacts | None = None) -> str:
-    """`why_no_device` as far as it can be known without torch; empty where the job may start on this machine. Of a
-    large model on a machine without any GPU it ends with TO_TRY."""
+def why_no_device_here(
+    device: str, model_bytes: int, facts: NvidiaFacts | None = None
+) -> str:
+    """`why_no_device` as far as it can be known without torch; empty where the job may
+    start on this machine. Of a large model on a machine without any GPU it ends with
+    TO_TRY."""
     cause = _cause_here(device, facts)
     if cause:
         message = why_no_device(device, model_bytes, cause)
@@ -190,7 +209,8 @@ def why_no_device_here(device: str, model_bytes: int, facts: NvidiaFacts | None 
 
 
 def cpu_instead_here(device: str, facts: NvidiaFacts | None = None) -> str:
-    """A line where the CPU is used although the job names a device, as far as it can be known without torch."""
+    """A line where the CPU is used although the job names a device, as far as it can be
+    known without torch."""
     cause = _cause_here(device, facts)
     if not cause or device == "auto" or why_no_device(device, 0, cause):
         return ""
@@ -198,7 +218,8 @@ def cpu_instead_here(device: str, facts: NvidiaFacts | None = None) -> str:
 
 
 def _cause_here(device: str, facts: NvidiaFacts | None) -> str:
-    """Why the device cannot be used, as far as it can be known without torch; empty: nothing speaks against it."""
+    """Why the device cannot be used, as far as it can be known without torch; empty:
+    nothing speaks against it."""
     if device == "cpu" or sys.platform == "darwin":
         return ""
     facts = facts or read_facts()
@@ -208,7 +229,8 @@ def _cause_here(device: str, facts: NvidiaFacts | None) -> str:
 
 
 def last_device(device: str, count: int) -> str:
-    """Why `cuda:N` is none of `count` devices; empty where it is one, or no device is asked for by its number."""
+    """Why `cuda:N` is none of `count` devices; empty where it is one, or no device is
+    asked for by its number."""
     index = device.partition("cuda:")[2]
     if index and int(index) >= count:
         return f"the last CUDA device here is cuda:{count - 1}."
@@ -219,12 +241,14 @@ NO_C_COMPILER = "a C compiler (gcc, clang, or the one that CC names)"
 
 
 def has_c_compiler() -> bool:
-    """Whether Triton finds one; it builds the launcher of each kernel with it (triton/runtime/build.py)."""
+    """Whether Triton finds one; it builds the launcher of each kernel with it
+    (triton/runtime/build.py)."""
     return bool(os.environ.get("CC") or which("gcc") or which("clang"))
 
 
 def compiling_note() -> str | None:
-    """What `train.compile: auto` does on a CUDA device of this machine; None where PyTorch is a build for the CPU."""
+    """What `train.compile: auto` does on a CUDA device of this machine; None where
+    PyTorch is a build for the CPU."""
     if _cuda_of_torch() is None:
         return None
     if find_spec("triton") is None:
@@ -237,18 +261,29 @@ def compiling_note() -> str | None:
 
 
 def half_precision(facts: NvidiaFacts | None = None) -> tuple[str, str]:
-    """The number type of 16 bits that suits this machine's GPUs, else float32; and why, in one sentence."""
+    """The number type of 16 bits that suits this machine's GPUs, else float32; and why,
+    in one sentence."""
     facts = facts or read_facts()
     if facts.torch_cuda is None or not facts.usable:
-        return "float32", "float32 is used: without an NVIDIA GPU 16 bits are not faster, and are less exact."
+        return (
+            "float32",
+            "float32 is used: without an NVIDIA GPU 16 bits are not faster, and are less exact.",
+        )
     capability = min(filter(None, (gpu.capability for gpu in ask_nvml()[1])), default=8)
     if capability < 8:
-        return "float16", f"float16 is used: GPUs of compute capability {capability} have no bfloat16."
-    return "bfloat16", "bfloat16 is used: as fast as float16 on this GPU, and its range needs no loss scaling."
+        return (
+            "float16",
+            f"float16 is used: GPUs of compute capability {capability} have no bfloat16.",
+        )
+    return (
+        "bfloat16",
+        "bfloat16 is used: as fast as float16 on this GPU, and its range needs no loss scaling.",
+    )
 
 
 def gpu_name(device: str) -> str:
-    """The name of the GPU that `device` of a job means, as its driver gives it; empty: there is none, or not known."""
+    """The name of the GPU that `device` of a job means, as its driver gives it; empty:
+    there is none, or not known."""
     if device in ("cpu", "mps"):
         return ""
     gpus = ask_nvml()[1]
@@ -259,7 +294,8 @@ def gpu_name(device: str) -> str:
 
 
 def _number_of(device: str) -> int | None:
-    """The driver's number of the GPU that `device` of a job means; None: CUDA_VISIBLE_DEVICES names it otherwise."""
+    """The driver's number of the GPU that `device` of a job means; None:
+    CUDA_VISIBLE_DEVICES names it otherwise."""
     index = int(device.partition("cuda:")[2] or 0)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
@@ -280,11 +316,13 @@ THROTTLED = {
     0x40: "temperature",
     0x80: "power brake",
 }
-"""Bits of nvmlDeviceGetCurrentClocksThrottleReasons that mean a lower clock than the work asks for. Source: nvml.h."""
+"""Bits of nvmlDeviceGetCurrentClocksThrottleReasons that mean a lower clock than the
+work asks for. Source: nvml.h."""
 
 
 def gpu_clock(device: str) -> tuple[int, tuple[str, ...]]:
-    """MHz of the multiprocessors of a CUDA device, and why they are held back (`THROTTLED`); (0, ()): not known."""
+    """MHz of the multiprocessors of a CUDA device, and why they are held back
+    (`THROTTLED`); (0, ()): not known."""
     number = _number_of(device)
     nvml = _open_nvml()
     if number is None or nvml is None:
@@ -294,14 +332,19 @@ def gpu_clock(device: str) -> tuple[int, tuple[str, ...]]:
     reasons = ctypes.c_ulonglong(0)
     if nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(number), ctypes.byref(handle)):
         return 0, ()
-    nvml.nvmlDeviceGetClockInfo(handle, ctypes.c_int(1), ctypes.byref(clock))  # NVML_CLOCK_SM
+    nvml.nvmlDeviceGetClockInfo(
+        handle, ctypes.c_int(1), ctypes.byref(clock)
+    )  # NVML_CLOCK_SM
     nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle, ctypes.byref(reasons))
-    return clock.value, tuple(dict.fromkeys(name for bit, name in THROTTLED.items() if reasons.value & bit))
+    return clock.value, tuple(
+        dict.fromkeys(name for bit, name in THROTTLED.items() if reasons.value & bit)
+    )
 
 
 @cache
 def _open_nvml() -> ctypes.CDLL | None:
-    """The driver's library, which stays open until the program ends; None where it is not here."""
+    """The driver's library, which stays open until the program ends; None where it is
+    not here."""
     with suppress(OSError, AttributeError):
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
         if nvml.nvmlInit_v2() == 0:
@@ -315,9 +358,12 @@ def least_memory() -> int:
 
 
 def _kernel_driver() -> str | None:
-    """The version that the driver's kernel module gives, also within a container without its GPU."""
+    """The version that the driver's kernel module gives, also within a container
+    without its GPU."""
     with suppress(OSError):
-        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+        text = Path("/proc/driver/nvidia/version").read_text(
+            encoding="utf-8", errors="replace"
+        )
         match = re.search(r"\b\d{3,}\.\d+(?:\.\d+)?\b", text)
         if match:
             return match[0]
@@ -327,8 +373,12 @@ def _kernel_driver() -> str | None:
 def _is_on_bus() -> bool:
     for device in Path("/sys/bus/pci/devices").glob("*"):
         with suppress(OSError):
-            is_nvidia = (device / "vendor").read_text(encoding="ascii").strip() == "0x10de"
-            if is_nvidia and (device / "class").read_text(encoding="ascii").startswith("0x03"):
+            is_nvidia = (device / "vendor").read_text(
+                encoding="ascii"
+            ).strip() == "0x10de"
+            if is_nvidia and (device / "class").read_text(encoding="ascii").startswith(
+                "0x03"
+            ):
                 return True
     return False
 
@@ -336,7 +386,9 @@ def _is_on_bus() -> bool:
 def _cuda_of_torch() -> str | None:
     """`torch.version.cuda`, read from its file."""
     try:
-        text = Path(str(distribution("torch").locate_file("torch/version.py"))).read_text(encoding="utf-8")
+        text = Path(
+            str(distribution("torch").locate_file("torch/version.py"))
+        ).read_text(encoding="utf-8")
     except (PackageNotFoundError, OSError):
         return None
     match = re.search(r"^cuda\b[^=\n]*=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE)

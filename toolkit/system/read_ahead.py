@@ -1,5 +1,5 @@
-"""Work that waits for the disk, or that a step waits for, in a few threads. The results come in order and are the same
-for any number of threads."""
+"""Work that waits for the disk, or that a step waits for, in a few threads. The results
+come in order and are the same for any number of threads."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ Found = TypeVar("Found")
 _AHEAD_PER_WORKER = 2
 
 
-def loaded_ahead(load: Callable[[Thing], Found], things: Iterable[Thing], workers: int) -> Iterator[Found]:
-    """The results of `load` in order, prefetched by `workers` threads; 0 loads in this thread.
+def loaded_ahead(
+    load: Callable[[Thing], Found], things: Iterable[Thing], workers: int
+) -> Iterator[Found]:
+    """The results of `load` in order, prefetched by `workers` threads; 0 loads in this
+    thread.
 
     Closing the iterator ends the threads; what has not begun by then never does.
     """
@@ -37,13 +40,20 @@ def loaded_ahead(load: Callable[[Thing], Found], things: Iterable[Thing], worker
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def thread_map(work: Callable[[Thing], Found], things: Sequence[Thing], at_once: int = 500) -> Iterator[Found]:
+def thread_map(
+    work: Callable[[Thing], Found], things: Sequence[Thing], at_once: int = 500
+) -> Iterator[Found]:
     """The results of `work` for many things.
 
-    at_once: size of a chunk; passing a single item to a thread takes as long as reading a small file.
+    at_once: size of a chunk; passing a single item to a thread takes as long as reading
+    a small file.
     """
-    portions = [things[start : start + at_once] for start in range(0, len(things), at_once)]
+    portions = [
+        things[start : start + at_once] for start in range(0, len(things), at_once)
+    ]
     for found in loaded_ahead(
-        lambda portion: [work(thing) for thing in portion], portions, min(8, os.cpu_count() or 1)
+        lambda portion: [work(thing) for thing in portion],
+        portions,
+        min(8, os.cpu_count() or 1),
     ):
         yield from found

@@ -1,5 +1,6 @@
-"""What the system counts that can make a training step slow: swapped memory, waiting for a CPU, the GPU's clock, its
-memory. Reading takes less than a millisecond and waits for no device; what cannot be read is 0 or empty."""
+"""What the system counts that can make a training step slow: swapped memory, waiting
+for a CPU, the GPU's clock, its memory. Reading takes less than a millisecond and waits
+for no device; what cannot be read is 0 or empty."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class Reading:
     """Bytes of this process in swap (Linux)."""
 
     cpu_s: float = 0.0
-    """Seconds of CPU time of this process, where it trains on the CPU: waiting for a GPU would count as well."""
+    """Seconds of CPU time of this process, where it trains on the CPU: waiting for a
+    GPU would count as well."""
 
     cpu_wait_s: float = 0.0
     """Seconds that the main thread could have run and got no CPU (Linux)."""
@@ -38,7 +40,8 @@ class Reading:
     """Share of the GPU's memory that is free, by its driver."""
 
     gpu_shares: bool = False
-    """Whether the driver moves GPU memory into that of the system when it is full: Windows and WSL."""
+    """Whether the driver moves GPU memory into that of the system when it is full:
+    Windows and WSL."""
 
     clock_mhz: int = 0
     """Clock of the GPU's multiprocessors."""
@@ -55,21 +58,44 @@ def read_machine(device: torch.device) -> Reading:
     free, total = torch.cuda.mem_get_info(device)
     retries = torch.cuda.memory_stats(device).get("num_alloc_retries", 0)
     clock = gpu_clock(f"cuda:{device.index or 0}")
-    return Reading(faults, swapped, 0.0, cpu_wait_s, retries, free / total, _shares_gpu_memory(), *clock)
+    return Reading(
+        faults,
+        swapped,
+        0.0,
+        cpu_wait_s,
+        retries,
+        free / total,
+        _shares_gpu_memory(),
+        *clock,
+    )
 
 
 def _of_process(proc: Path = Path("/proc")) -> tuple[int, int, float]:
-    """`faults`, `swapped` and `cpu_wait_s`. Source: proc(5), `stat`, `status` and `schedstat`."""
+    """`faults`, `swapped` and `cpu_wait_s`. Source: proc(5), `stat`, `status` and
+    `schedstat`."""
     faults = swapped = 0
     cpu_wait_s = 0.0
     with suppress(OSError, ValueError, IndexError):
         # The name of the program may contain spaces and parentheses.
-        faults = int((proc / "self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[9])
+        faults = int(
+            (proc / "self/stat")
+            .read_text(encoding="utf-8", errors="replace")
+            .rpartition(")")[2]
+            .split()[9]
+        )
     with suppress(OSError, ValueError, IndexError, StopIteration):
-        lines = (proc / "self/status").read_text(encoding="utf-8", errors="replace").splitlines()
-        swapped = 1024 * int(next(line for line in lines if line.startswith("VmSwap")).split()[1])
+        lines = (
+            (proc / "self/status")
+            .read_text(encoding="utf-8", errors="replace")
+            .splitlines()
+        )
+        swapped = 1024 * int(
+            next(line for line in lines if line.startswith("VmSwap")).split()[1]
+        )
     with suppress(OSError, ValueError, IndexError):
-        cpu_wait_s = int((proc / "self/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+        cpu_wait_s = (
+            int((proc / "self/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+        )
     return faults, swapped, cpu_wait_s
 
 
@@ -78,5 +104,10 @@ def _shares_gpu_memory() -> bool:
     if sys.platform == "win32":
         return True
     with suppress(OSError):
-        return "microsoft" in Path("/proc/version").read_text(encoding="utf-8", errors="replace").lower()
+        return (
+            "microsoft"
+            in Path("/proc/version")
+            .read_text(encoding="utf-8", errors="replace")
+            .lower()
+        )
     return False

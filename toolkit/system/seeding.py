@@ -1,7 +1,7 @@
 """Keyed randomness: each draw has its own generator, named by what it is for.
 
-Nothing draws from a shared stream, so no draw depends on batch size, accumulation, the number
-of workers, sampling in between, or on how often a run was stopped and resumed.
+Nothing draws from a shared stream, so no draw depends on batch size, accumulation, the
+number of workers, sampling in between, or on how often a run was stopped and resumed.
 """
 
 from __future__ import annotations
@@ -17,10 +17,16 @@ if TYPE_CHECKING:
 
 
 def key(seed: int, purpose: str, *indices: int | str) -> int:
-    """A 63-bit number that depends on every argument; the same on every machine and version. File names count by
-    their bytes, UTF-8 or not."""
+    """A 63-bit number that depends on every argument; the same on every machine and
+    version. File names count by their bytes, UTF-8 or not."""
     text = "\x1f".join([str(seed), purpose, *map(str, indices)])
-    return int.from_bytes(blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest(), "big") >> 1
+    return (
+        int.from_bytes(
+            blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest(),
+            "big",
+        )
+        >> 1
+    )
 
 
 def uniform(seed: int, purpose: str, *indices: int | str) -> float:
@@ -28,8 +34,11 @@ def uniform(seed: int, purpose: str, *indices: int | str) -> float:
     return (key(seed, purpose, *indices) >> 10) / 2**53
 
 
-def generator(seed: int, purpose: str, *indices: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator for this purpose alone. device: by default the CPU, so that every device sees the same numbers."""
+def generator(
+    seed: int, purpose: str, *indices: int | str, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """A generator for this purpose alone. device: by default the CPU, so that every
+    device sees the same numbers."""
     import torch
 
     return torch.Generator(device).manual_seed(key(seed, purpose, *indices))
@@ -39,7 +48,8 @@ def generator(seed: int, purpose: str, *indices: int | str, device: torch.device
 def global_generator(seed: int, purpose: str, *indices: int | str) -> Iterator[None]:
     """Seeds torch's global generators inside the block and restores them afterwards.
 
-    For code that can draw from nowhere else: LoRA initialisation, dropout, stochastic rounding.
+    For code that can draw from nowhere else: LoRA initialisation, dropout, stochastic
+    rounding.
     """
     import torch
 

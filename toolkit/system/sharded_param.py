@@ -1,7 +1,8 @@
 """Sharded parameters: each rank holds some rows of a weight.
 
-A rank trains its rows as a separate parameter. The rows of rank 0 come first; all ranks have the same number, except
-the last ones, which may have fewer or none (as with `torch.chunk`). Imports torch only when it is used.
+A rank trains its rows as a separate parameter. The rows of rank 0 come first; all ranks
+have the same number, except the last ones, which may have fewer or none (as with
+`torch.chunk`). Imports torch only when it is used.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def rows_per_rank(rows: int, size: int) -> int:
 
 def is_sharded(parameter: Tensor) -> bool:
     """Whether FSDP2 has sharded a parameter."""
-    return hasattr(parameter, "device_mesh")  # a DTensor; importing that class takes a second
+    return hasattr(
+        parameter, "device_mesh"
+    )  # a DTensor; importing that class takes a second
 
 
 def shard_of(parameter: Tensor) -> RowShard:
@@ -53,7 +56,8 @@ def shard_of(parameter: Tensor) -> RowShard:
 
 
 def local_rows(parameter: Tensor) -> Tensor:
-    """The local shard of a parameter, or all of one that is not sharded; shares its memory, without a gradient."""
+    """The local shard of a parameter, or all of one that is not sharded; shares its
+    memory, without a gradient."""
     own = parameter.detach()
     if is_sharded(parameter):
         return cast("DTensor", own).to_local()
@@ -61,9 +65,11 @@ def local_rows(parameter: Tensor) -> Tensor:
 
 
 def local_shard_parameter(parameter: nn.Parameter) -> nn.Parameter:
-    """The local shard of a sharded parameter, as a separate parameter in the same memory.
+    """The local shard of a sharded parameter, as a separate parameter in the same
+    memory.
 
-    Gradients that FSDP2 has reduced move to it at once and accumulate in its `grad`, as those of any parameter.
+    Gradients that FSDP2 has reduced move to it at once and accumulate in its `grad`, as
+    those of any parameter.
     """
     from torch import nn
 

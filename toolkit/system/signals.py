@@ -1,9 +1,10 @@
-"""Ctrl-C, SIGTERM and SIGHUP (the terminal is gone): the first one requests a stop, the second one stops the program
-at once.
+"""Ctrl-C, SIGTERM and SIGHUP (the terminal is gone): the first one requests a stop, the
+second one stops the program at once.
 
-By default a signal raises `Interrupted` in the running code. Work that must not be interrupted anywhere
-(training between two saves) runs inside `defer_signals()`: there the first signal only sets
-`request.requested`, and the work stops at its next safe point:
+By default a signal raises `Interrupted` in the running code. Work that must not be
+interrupted anywhere (training between two saves) runs inside `defer_signals()`: there
+the first signal only sets `request.requested`, and the work stops at its next safe
+point:
 
     with signals.defer_signals() as request:
         while not done and not request.requested:
@@ -31,18 +32,30 @@ from toolkit.errors import EXIT_SIGINT, EXIT_SIGTERM, Interrupted
 
 def _exit_codes() -> dict[int, int]:
     codes: dict[int, int] = {signal.SIGINT: EXIT_SIGINT}
-    codes |= {getattr(signal, name): EXIT_SIGTERM for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)}
+    codes |= {
+        getattr(signal, name): EXIT_SIGTERM
+        for name in ("SIGTERM", "SIGHUP")
+        if hasattr(signal, name)
+    }
     return codes
 
 
 EXIT_CODES = _exit_codes()
-"""The signals that stop the program, where this platform has them, and the exit code of each."""
+"""The signals that stop the program, where this platform has them, and the exit code of
+each."""
 
 
 def to_handle() -> list[int]:
-    """The signals of `EXIT_CODES` but SIGHUP where `nohup` made the program ignore it."""
-    ignored = {number for number in EXIT_CODES if signal.getsignal(number) is signal.SIG_IGN}
-    return [number for number in EXIT_CODES if number not in ignored or number in (signal.SIGINT, signal.SIGTERM)]
+    """The signals of `EXIT_CODES` but SIGHUP where `nohup` made the program ignore
+    it."""
+    ignored = {
+        number for number in EXIT_CODES if signal.getsignal(number) is signal.SIG_IGN
+    }
+    return [
+        number
+        for number in EXIT_CODES
+        if number not in ignored or number in (signal.SIGINT, signal.SIGTERM)
+    ]
 
 
 @dataclass
@@ -57,20 +70,23 @@ class StopRequest:
         return self.exit_code is not None
 
     def check(self) -> None:
-        """Raises Interrupted when a signal has come: for work that loses nothing by stopping here."""
+        """Raises Interrupted when a signal has come: for work that loses nothing by
+        stopping here."""
         if self.exit_code is not None:
             raise Interrupted(self.exit_code)
 
 
 _request: StopRequest | None = None
-"""The request of the `defer_signals` block that is open, if one is. Signals are global; so is this."""
+"""The request of the `defer_signals` block that is open, if one is. Signals are global;
+so is this."""
 
 
 _quiet = False
 
 
 def install(quiet: bool = False) -> None:
-    """Installs the signal handlers. Only possible in the main thread of a process; elsewhere a no-op.
+    """Installs the signal handlers. Only possible in the main thread of a process;
+    elsewhere a no-op.
 
     quiet: prints no message, as rank 0 prints it.
     """
@@ -90,7 +106,8 @@ def install(quiet: bool = False) -> None:
 
 
 def stop_with_parent() -> None:
-    """The end of the parent, however it ends, requests a stop: a launcher that is killed cannot send a signal.
+    """The end of the parent, however it ends, requests a stop: a launcher that is
+    killed cannot send a signal.
 
     Linux only; elsewhere a no-op.
     """
@@ -100,8 +117,8 @@ def stop_with_parent() -> None:
 
 
 PARENT_GONE: int | None = getattr(signal, "SIGRTMAX", None)
-"""What the system sends then. Not SIGTERM: of a parent with threads it comes once for each that ends before the last
-one, and a second SIGTERM would end the save."""
+"""What the system sends then. Not SIGTERM: of a parent with threads it comes once for
+each that ends before the last one, and a second SIGTERM would end the save."""
 
 _PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
@@ -110,23 +127,31 @@ _PR_SET_PDEATHSIG = 1
 def ignore() -> None:
     """Ignores the signals from here on: the program is shutting down.
 
-    With several processes the launcher sends signals to the others once one of them exits.
+    With several processes the launcher sends signals to the others once one of them
+    exits.
     """
     if threading.current_thread() is threading.main_thread():
-        for number in (*EXIT_CODES, *([PARENT_GONE] if PARENT_GONE is not None else [])):
+        for number in (
+            *EXIT_CODES,
+            *([PARENT_GONE] if PARENT_GONE is not None else []),
+        ):
             signal.signal(number, signal.SIG_IGN)
 
 
 def _leave_to_parent() -> None:
-    """A forked worker ignores Ctrl-C, which the terminal sends to it too, until its parent ends it."""
+    """A forked worker ignores Ctrl-C, which the terminal sends to it too, until its
+    parent ends it."""
     for number in EXIT_CODES:
         if signal.getsignal(number) is _on_signal:
-            signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+            signal.signal(
+                number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL
+            )
 
 
 @contextmanager
 def defer_signals() -> Iterator[StopRequest]:
-    """Inside the block the first signal is only recorded. A nested block shares the outer request."""
+    """Inside the block the first signal is only recorded. A nested block shares the
+    outer request."""
     global _request
     if _request is not None:
         yield _request
@@ -144,27 +169,36 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         raise Interrupted(code)
     _request.exit_code = code
     if not _quiet:
-        _write_message("\nStopping at the next safe point, then saving. Press Ctrl-C again to quit now.\n")
+        _write_message(
+            "\nStopping at the next safe point, then saving. Press Ctrl-C again to quit now.\n"
+        )
 
 
 def _on_parent_gone(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_IGN)
-    if _request is None or not _request.requested:  # who is stopping already saves in peace
+    if (
+        _request is None or not _request.requested
+    ):  # who is stopping already saves in peace
         _on_signal(signal.SIGTERM, frame)
 
 
 _hooks: list[Callable[[sys.UnraisableHookArgs], object]] = []
-"""What was told of exceptions that cannot be raised before `install`; the last one counts."""
+"""What was told of exceptions that cannot be raised before `install`; the last one
+counts."""
 
 
 def _on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
-    """Sends a signal again that came within a `__del__` or a callback of the garbage collector, which drop exceptions.
+    """Sends a signal again that came within a `__del__` or a callback of the garbage
+    collector, which drop exceptions.
 
-    From a thread, as the main one is still within that code. Not by `threading`, whose locks that code may hold.
+    From a thread, as the main one is still within that code. Not by `threading`, whose
+    locks that code may hold.
     """
     if isinstance(unraisable.exc_value, Interrupted):
         code = unraisable.exc_value.exit_code
-        number = next(number for number, of_signal in EXIT_CODES.items() if of_signal == code)
+        number = next(
+            number for number, of_signal in EXIT_CODES.items() if of_signal == code
+        )
         _thread.start_new_thread(_send_later, (number,))
     else:
         _hooks[-1](unraisable)
@@ -173,14 +207,17 @@ def _on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
 def _send_later(number: int) -> None:
     time.sleep(0.02)
     main = threading.main_thread().ident
-    if hasattr(signal, "pthread_kill") and main is not None:  # which also ends the sleep or the read it may be in
+    if (
+        hasattr(signal, "pthread_kill") and main is not None
+    ):  # which also ends the sleep or the read it may be in
         signal.pthread_kill(main, number)
     else:
         signal.raise_signal(number)
 
 
 def _write_message(text: str) -> None:
-    """Writes past Python's buffers: the signal may have come within a print, which cannot be re-entered."""
+    """Writes past Python's buffers: the signal may have come within a print, which
+    cannot be re-entered."""
     if sys.__stderr__ is None:
         return
     with suppress(OSError, ValueError):

@@ -1,6 +1,8 @@
-"""What older supported versions of PyTorch name differently or lack. All other code is written for the newest one.
+"""What older supported versions of PyTorch name differently or lack. All other code is
+written for the newest one.
 
-Each function asks PyTorch for what it needs, not for its version: versions under development have parts of the next.
+Each function asks PyTorch for what it needs, not for its version: versions under
+development have parts of the next.
 """
 
 from __future__ import annotations
@@ -11,8 +13,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-FORMER_NAMES = {"all_gather_single": "all_gather_into_tensor", "reduce_scatter_single": "reduce_scatter_tensor"}
-"""Function of `torch.distributed` -> its name before 2.13, which later versions warn about."""
+FORMER_NAMES = {
+    "all_gather_single": "all_gather_into_tensor",
+    "reduce_scatter_single": "reduce_scatter_tensor",
+}
+"""Function of `torch.distributed` -> its name before 2.13, which later versions warn
+about."""
 
 SHUTDOWN_TIMEOUT = "--shutdown-timeout"
 
@@ -21,7 +27,9 @@ def collective(name: str) -> Callable[..., Any]:
     """The function of `torch.distributed` that 2.13 calls `name`."""
     import torch.distributed as dist
 
-    found: Callable[..., Any] = getattr(dist, name, None) or getattr(dist, FORMER_NAMES[name])
+    found: Callable[..., Any] = getattr(dist, name, None) or getattr(
+        dist, FORMER_NAMES[name]
+    )
     return found
 
 
@@ -38,7 +46,8 @@ def torchrun_parser() -> ArgumentParser:
 
 
 def parse_torchrun(arguments: Sequence[str]) -> Namespace:
-    """torchrun's options; where it does not know --shutdown-timeout itself, its agents in this process obey it."""
+    """torchrun's options; where it does not know --shutdown-timeout itself, its agents
+    in this process obey it."""
     options = torchrun_parser().parse_args(arguments)
     if getattr(options, "is_shutdown_timeout_ours", False):
         _wait_for_workers(options.shutdown_timeout)
@@ -46,8 +55,11 @@ def parse_torchrun(arguments: Sequence[str]) -> Namespace:
 
 
 def _wait_for_workers(seconds: int) -> None:
-    """Agents of torchrun that pass a signal on give their workers this long, not 30 seconds."""
-    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    """Agents of torchrun that pass a signal on give their workers this long, not 30
+    seconds."""
+    from torch.distributed.elastic.agent.server.local_elastic_agent import (
+        LocalElasticAgent,
+    )
 
     shutdown = LocalElasticAgent._shutdown
 

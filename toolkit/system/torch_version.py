@@ -1,5 +1,5 @@
-"""Which versions of PyTorch the program runs on, and what it tells PyTorch's allocator in each. Imports no torch: the
-allocator reads its settings when torch is imported."""
+"""Which versions of PyTorch the program runs on, and what it tells PyTorch's allocator
+in each. Imports no torch: the allocator reads its settings when torch is imported."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ OLDEST, NEWEST = (2, 11), (2, 13)
 PINNED_EXACT_ABOVE_MB = 256
 """MiB above which PyTorch is asked to pin exactly what a tensor takes.
 
-Up to there it rounds up to a power of two, so that freed memory is found again. Swapped blocks are larger, and never
-freed; what is copied at each step is smaller, and must be found again, because pinning is slow."""
+Up to there it rounds up to a power of two, so that freed memory is found again. Swapped
+blocks are larger, and never freed; what is copied at each step is smaller, and must be
+found again, because pinning is slow."""
 
 ALLOCATOR_SETTINGS = {
     "expandable_segments": ("True", (2, 1)),
     "pinned_max_round_threshold_mb": (PINNED_EXACT_ABOVE_MB, (2, 13)),
     "pinned_max_cached_size_mb": (PINNED_EXACT_ABOVE_MB, (2, 13)),
 }
-"""Setting -> its value, and the first version that knows it; an earlier one raises at the first allocation on a GPU.
+"""Setting -> its value, and the first version that knows it; an earlier one raises at
+the first allocation on a GPU.
 
-expandable_segments lets CUDA memory grow in place: batches of unlike sizes would leave gaps into which no other batch
-fits. Pinned memory above the threshold is not rounded up (a swapped block of 0.34 GB to 0.54). Nothing above it may be
-kept for reuse either: what is kept would be handed out again unmeasured (pytorch #192722)."""
+expandable_segments lets CUDA memory grow in place: batches of unlike sizes would leave
+gaps into which no other batch fits. Pinned memory above the threshold is not rounded up
+(a swapped block of 0.34 GB to 0.54). Nothing above it may be kept for reuse either:
+what is kept would be handed out again unmeasured (pytorch #192722)."""
 
 
 def installed() -> str | None:
@@ -40,26 +43,30 @@ def installed() -> str | None:
 
 
 def minor(installed: str | None) -> tuple[int, int]:
-    """Major and minor number of a version; the newest supported one where it cannot be read."""
+    """Major and minor number of a version; the newest supported one where it cannot be
+    read."""
     match = re.match(r"(\d+)\.(\d+)", installed or "")
     return (int(match[1]), int(match[2])) if match else NEWEST
 
 
 def _settings_of(installed: str | None) -> tuple[int, int]:
-    """The version whose settings this one surely knows: a build on the way to 2.13 (2.13.0a0, 2.13.0.dev20260301) may
-    lack those that 2.13 added."""
+    """The version whose settings this one surely knows: a build on the way to 2.13
+    (2.13.0a0, 2.13.0.dev20260301) may lack those that 2.13 added."""
     major, number = minor(installed)
     is_finished = re.fullmatch(r"[\d.]*(\+.*)?", installed or "")
     return (major, number) if is_finished else (major, number - 1)
 
 
 def check_torch_version() -> str | None:
-    """A warning where the installed version is newer than those that were tested. Raises UserError below the oldest."""
+    """A warning where the installed version is newer than those that were tested.
+    Raises UserError below the oldest."""
     here = installed()
     supported = f"{'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST))}"
     if minor(here) < OLDEST:
         wanted = f"torch=={'.'.join(map(str, NEWEST))}.0"
-        raise UserError(f"PyTorch {here} is too old, this program runs on {supported}: {install_command(wanted)}")
+        raise UserError(
+            f"PyTorch {here} is too old, this program runs on {supported}: {install_command(wanted)}"
+        )
     if minor(here) > NEWEST:
         return f"PyTorch {here} is newer than those this program was tested with ({supported})."
     return None
@@ -67,13 +74,23 @@ def check_torch_version() -> str | None:
 
 def pins_exactly() -> bool:
     """Whether PyTorch can be told not to round pinned memory up."""
-    return _settings_of(installed()) >= ALLOCATOR_SETTINGS["pinned_max_round_threshold_mb"][1]
+    return (
+        _settings_of(installed())
+        >= ALLOCATOR_SETTINGS["pinned_max_round_threshold_mb"][1]
+    )
 
 
 def prepare_allocator() -> None:
-    """Sets PyTorch's allocator by what the installed version knows; what the user has set stays. Before torch is
-    imported."""
-    if sys.platform == "linux" and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+    """Sets PyTorch's allocator by what the installed version knows; what the user has
+    set stays. Before torch is imported."""
+    if (
+        sys.platform == "linux"
+        and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys()
+    ):
         here = _settings_of(installed())
-        settings = [f"{name}:{value}" for name, (value, since) in ALLOCATOR_SETTINGS.items() if here >= since]
+        settings = [
+            f"{name}:{value}"
+            for name, (value, since) in ALLOCATOR_SETTINGS.items()
+            if here >= since
+        ]
         os.environ["PYTORCH_ALLOC_CONF"] = ",".join(settings)

@@ -1,4 +1,5 @@
-"""Which micro-batches make up each optimizer step, and which rank computes which of them."""
+"""Which micro-batches make up each optimizer step, and which rank computes which of
+them."""
 
 from __future__ import annotations
 
@@ -29,35 +30,50 @@ class AccumulationStep:
     @property
     def sample_keys(self) -> list[tuple[int, int]]:
         """(epoch, position) of each sample, in order."""
-        return [(spec.epoch, position) for spec in self.specs for position in spec.positions]
+        return [
+            (spec.epoch, position) for spec in self.specs for position in spec.positions
+        ]
 
 
-def accumulation_steps(micro_batches: Iterable[MicroBatch], grad_accum_steps: int) -> Iterator[AccumulationStep]:
-    """Accumulation steps of `grad_accum_steps` micro-batches, across epochs; the last one may be shorter."""
+def accumulation_steps(
+    micro_batches: Iterable[MicroBatch], grad_accum_steps: int
+) -> Iterator[AccumulationStep]:
+    """Accumulation steps of `grad_accum_steps` micro-batches, across epochs; the last
+    one may be shorter."""
     remaining = iter(micro_batches)
     while group := list(islice(remaining, grad_accum_steps)):
         specs = tuple(micro_batch.spec for micro_batch in group)
-        yield AccumulationStep(specs, group[-1].cursor, sum(micro_batch.ends_epoch for micro_batch in group))
+        yield AccumulationStep(
+            specs,
+            group[-1].cursor,
+            sum(micro_batch.ends_epoch for micro_batch in group),
+        )
 
 
-def shard_micro_batches(specs: Sequence[BatchSpec], rank: int, size: int) -> tuple[BatchSpec, ...]:
-    """The micro-batches of an accumulation step that rank `rank` of `size` computes: every `size`-th one.
+def shard_micro_batches(
+    specs: Sequence[BatchSpec], rank: int, size: int
+) -> tuple[BatchSpec, ...]:
+    """The micro-batches of an accumulation step that rank `rank` of `size` computes:
+    every `size`-th one.
 
-    With fewer micro-batches than ranks they are split first. So the samples of a step do not depend on the number of
-    ranks.
+    With fewer micro-batches than ranks they are split first. So the samples of a step
+    do not depend on the number of ranks.
     """
     count = splits_per_micro_batch(len(specs), size)
-    return tuple(piece for spec in specs for piece in split_spec(spec, count))[rank::size]
+    return tuple(piece for spec in specs for piece in split_spec(spec, count))[
+        rank::size
+    ]
 
 
 def splits_per_micro_batch(micro_batches: int, processes: int) -> int:
-    """Number of pieces that each micro-batch is split into, so that every rank has one."""
+    """Number of pieces that each micro-batch is split into, so that every rank has
+    one."""
     return ceil_divide(processes, micro_batches)
 
 
 def split_spec(spec: BatchSpec, count: int) -> list[BatchSpec]:
-    """A micro-batch in `count` pieces of almost equal size, in order, the last one among the largest; fewer when it has
-    fewer samples."""
+    """A micro-batch in `count` pieces of almost equal size, in order, the last one
+    among the largest; fewer when it has fewer samples."""
     count = min(count, len(spec.items))
     edges = [len(spec.items) * index // count for index in range(count + 1)]
     return [spec.select(range(a, b)) for a, b in pairwise(edges)]

@@ -1,8 +1,10 @@
-"""What looks wrong in the numbers of a run: slow steps, the loss of one part of the data that runs away, layers without
-a gradient, sample images that are all alike or noise, or turn into texture.
+"""What looks wrong in the numbers of a run: slow steps, the loss of one part of the
+data that runs away, layers without a gradient, sample images that are all alike or
+noise, or turn into texture.
 
-Each detector is given numbers and returns what it found; none knows a clock, a device or a file. A fault is found once,
-and again only after all was well in between. How often they are wrong: docs/correctness.md.
+Each detector is given numbers and returns what it found; none knows a clock, a device
+or a file. A fault is found once, and again only after all was well in between. How
+often they are wrong: docs/correctness.md.
 """
 
 from __future__ import annotations
@@ -22,26 +24,31 @@ from toolkit.system.readings import Reading
 
 
 def _found(kind: str, message: str, cause: str, remedy: str) -> Diagnostic:
-    """kind: `step_time`, `loss`, `gradient`, `samples` or `texture`. cause: as far as it is known."""
+    """kind: `step_time`, `loss`, `gradient`, `samples` or `texture`. cause: as far as
+    it is known."""
     return Diagnostic((), message, "warning", kind, cause, remedy)
 
 
 # ------------------------------------------------------------ step time
 
 SLOW, WELL = 1.8, 1.3
-"""Steps are slow from this multiple of their usual time on, and well again below the second one."""
+"""Steps are slow from this multiple of their usual time on, and well again below the
+second one."""
 
 COLD_STEPS = 10
-"""Steps at the start of a process that are not looked at: allocation, files that are not cached yet."""
+"""Steps at the start of a process that are not looked at: allocation, files that are
+not cached yet."""
 
 WINDOW_STEPS = 20
 """Optimizer steps that have to be slow."""
 
 WINDOW_S = 5.0
-"""Seconds that they take at least: below, a system that is busy for a moment would be reported."""
+"""Seconds that they take at least: below, a system that is busy for a moment would be
+reported."""
 
 BUSY_S = 300.0
-"""The same where it is the CPU that has less time for this program, which comes and goes."""
+"""The same where it is the CPU that has less time for this program, which comes and
+goes."""
 
 REFERENCE_GROUPS = 10
 """Groups of steps from which the usual time of a shape is known."""
@@ -64,8 +71,8 @@ class _Group:
 
 
 class SlowSteps:
-    """Compares the time of steps with the usual one of micro-batches of their shapes, which is learned from the first
-    steps of the process."""
+    """Compares the time of steps with the usual one of micro-batches of their shapes,
+    which is learned from the first steps of the process."""
 
     def __init__(self) -> None:
         self._steps = 0
@@ -87,13 +94,17 @@ class SlowSteps:
         reading: Reading,
         compiled: bool = False,
     ) -> Diagnostic | None:
-        """A group of `steps` optimizer steps that took `step_s` seconds each, `data_s` of them waiting for data.
+        """A group of `steps` optimizer steps that took `step_s` seconds each, `data_s`
+        of them waiting for data.
 
-        samples: shape of a micro-batch -> samples of the group in such ones. reading: at the end of the group.
-        compiled: programs were compiled in it, so that it says nothing of other steps.
+        samples: shape of a micro-batch -> samples of the group in such ones. reading:
+        at the end of the group. compiled: programs were compiled in it, so that it says
+        nothing of other steps.
         """
         self._steps += steps
-        is_first = compiled or not samples.keys() <= self._seen  # of its shape: kernels are chosen, memory is taken
+        is_first = (
+            compiled or not samples.keys() <= self._seen
+        )  # of its shape: kernels are chosen, memory is taken
         self._seen |= samples.keys()
         begin = self._reading or reading
         self._reading = reading
@@ -103,16 +114,22 @@ class SlowSteps:
         if any(self._known[shape] < REFERENCE_GROUPS for shape in samples):
             self._learn(group)
             return None
-        usual = sum(count * self._costs[shape] for shape, count in samples.items()) / steps
+        usual = (
+            sum(count * self._costs[shape] for shape, count in samples.items()) / steps
+        )
         self._recent.append(replace(group, ratio=step_s / usual))
-        while sum(group.steps for group in self._recent) - self._recent[0].steps >= max(WINDOW_STEPS, 3 * steps):
+        while sum(group.steps for group in self._recent) - self._recent[0].steps >= max(
+            WINDOW_STEPS, 3 * steps
+        ):
             self._recent.popleft()
         return self._judge()
 
     def _learn(self, group: _Group) -> None:
         self._reference.append(group)
         self._known.update(group.samples.keys())
-        self._costs = costs_per_sample([(group.samples, group.step_s * group.steps) for group in self._reference])
+        self._costs = costs_per_sample(
+            [(group.samples, group.step_s * group.steps) for group in self._reference]
+        )
 
     def _judge(self) -> Diagnostic | None:
         recent = list(self._recent)
@@ -129,7 +146,11 @@ class SlowSteps:
             self._slow_s = 0.0
             self._said = False
         took = sum(group.step_s * group.steps for group in recent)
-        if ratio < SLOW or took < WINDOW_S or fmean(group.ratio >= WELL for group in recent) < 0.8:
+        if (
+            ratio < SLOW
+            or took < WINDOW_S
+            or fmean(group.ratio >= WELL for group in recent) < 0.8
+        ):
             self._slow_s = 0.0
             return None
         if self._slow_s:
@@ -147,21 +168,30 @@ class SlowSteps:
         return _found("step_time", message, cause, remedy)
 
 
-def costs_per_sample(groups: Sequence[tuple[Mapping[str, int], float]]) -> dict[str, float]:
-    """Seconds that one sample takes in a micro-batch of each shape, from groups of samples by shape and their seconds.
+def costs_per_sample(
+    groups: Sequence[tuple[Mapping[str, int], float]],
+) -> dict[str, float]:
+    """Seconds that one sample takes in a micro-batch of each shape, from groups of
+    samples by shape and their seconds.
 
-    Least squares of the relative error, drawn a little to one cost for all shapes, so that shapes which only come
-    together have one too. Groups that are far off are left out then: a pause of the system is not a cost of a shape.
+    Least squares of the relative error, drawn a little to one cost for all shapes, so
+    that shapes which only come together have one too. Groups that are far off are left
+    out then: a pause of the system is not a cost of a shape.
     """
     shapes = sorted({shape for samples, _ in groups for shape in samples})
-    counts_GS = np.array([[samples.get(shape, 0) for shape in shapes] for samples, _ in groups], dtype=float)
+    counts_GS = np.array(
+        [[samples.get(shape, 0) for shape in shapes] for samples, _ in groups],
+        dtype=float,
+    )
     seconds_G = np.array([seconds for _, seconds in groups])
     for _ in range(3):
         each = float(np.median(seconds_G / counts_GS.sum(1)))
         weight = 0.1 / each
         rows = np.eye(len(shapes))
         left = np.vstack([counts_GS / seconds_G[:, None], weight * rows])
-        right = np.concatenate([np.ones(len(seconds_G)), np.full(len(shapes), weight * each)])
+        right = np.concatenate(
+            [np.ones(len(seconds_G)), np.full(len(shapes), weight * each)]
+        )
         costs_S = np.maximum(np.linalg.lstsq(left, right, rcond=None)[0], each / 100)
         off_G = seconds_G / (counts_GS @ costs_S)
         keep_G = (off_G < 1.5 * np.median(off_G)) & (off_G > np.median(off_G) / 1.5)
@@ -173,7 +203,10 @@ def costs_per_sample(groups: Sequence[tuple[Mapping[str, int], float]]) -> dict[
         counts_GS = counts_GS[keep_G]
         seconds_G = seconds_G[keep_G]
     # Some steps are always slower than the best ones.
-    return {shape: float(cost * np.median(off_G)) for shape, cost in zip(shapes, costs_S, strict=True)}
+    return {
+        shape: float(cost * np.median(off_G))
+        for shape, cost in zip(shapes, costs_S, strict=True)
+    }
 
 
 @dataclass(frozen=True)
@@ -197,22 +230,27 @@ class _Mean:
             sum(group.data_s * group.steps for group in groups) / steps,
             sum(group.end.faults - group.begin.faults for group in groups) / steps,
             sum(group.end.cpu_s - group.begin.cpu_s for group in groups) / steps,
-            sum(group.end.cpu_wait_s - group.begin.cpu_wait_s for group in groups) / steps,
-            sum(group.end.alloc_retries - group.begin.alloc_retries for group in groups),
+            sum(group.end.cpu_wait_s - group.begin.cpu_wait_s for group in groups)
+            / steps,
+            sum(
+                group.end.alloc_retries - group.begin.alloc_retries for group in groups
+            ),
             median(group.end.clock_mhz for group in groups),
             groups[-1].end,
         )
 
 
 FAULTS = 50
-"""Pages read from the disk again that explain a second: a slow disk takes 10 ms for each, and reads others as well."""
+"""Pages read from the disk again that explain a second: a slow disk takes 10 ms for
+each, and reads others as well."""
 
 
 def slow_cause(before: _Mean, now: _Mean, ratio: float) -> tuple[str, str, bool]:
-    """The cause and the remedy of slow steps, and whether the CPU has less time for this program.
+    """The cause and the remedy of slow steps, and whether the CPU has less time for
+    this program.
 
-    The first that explains at least half of the time that was added (of the CPU's: a quarter), in the order in which
-    one leads to another.
+    The first that explains at least half of the time that was added (of the CPU's: a
+    quarter), in the order in which one leads to another.
     """
     added = now.step_s * (1 - 1 / ratio)
     if now.faults - before.faults > max(FAULTS * added, 5):
@@ -221,33 +259,63 @@ def slow_cause(before: _Mean, now: _Mean, ratio: float) -> tuple[str, str, bool]
             what = f"memory is swapped: {size}, and each step reads {now.faults:.0f} pages back"
         else:
             what = f"each step reads {now.faults:.0f} pages of memory from the disk again, as memory is short"
-        return what, "Close other programs, or lower blocks_to_swap and the number of cached images.", False
+        return (
+            what,
+            "Close other programs, or lower blocks_to_swap and the number of cached images.",
+            False,
+        )
     if now.data_s - before.data_s > added / 2:
         what = f"waiting for data, {now.data_s:.2f} s of each step and {before.data_s:.2f} s before"
-        return what, "Look at the disk or network folder of the images and of _cache, and at what else reads it.", False
+        return (
+            what,
+            "Look at the disk or network folder of the images and of _cache, and at what else reads it.",
+            False,
+        )
     if now.retries:
         what = f"GPU memory is full: PyTorch had to free its cached memory {now.retries} times in these steps"
-        return what, "Lower batch_size or resolution, or let less of the model stay on the GPU (docs/memory.md).", False
+        return (
+            what,
+            "Lower batch_size or resolution, or let less of the model stay on the GPU (docs/memory.md).",
+            False,
+        )
     if now.last.gpu_shares and now.last.gpu_free < 0.03:
         what = f"GPU memory is full ({now.last.gpu_free:.1%} free), and the driver moves it into the system's memory"
-        return what, "Close programs that use the GPU, or lower batch_size or resolution (docs/memory.md).", False
+        return (
+            what,
+            "Close programs that use the GPU, or lower batch_size or resolution (docs/memory.md).",
+            False,
+        )
     if now.clock_mhz and now.clock_mhz < before.clock_mhz / 1.3:
         if now.last.throttled:
             why = f" ({', '.join(now.last.throttled)})"
         else:
             why = ""
         what = f"the GPU's clock is {now.clock_mhz:.0f} MHz and was {before.clock_mhz:.0f} MHz{why}"
-        return what, "Look at its temperature, fans and power limit: nvidia-smi -q -d PERFORMANCE,TEMPERATURE.", False
+        return (
+            what,
+            "Look at its temperature, fans and power limit: nvidia-smi -q -d PERFORMANCE,TEMPERATURE.",
+            False,
+        )
     same = now.step_s / ratio / before.step_s  # the steps before were of other shapes
     waits = now.cpu_wait_s - same * before.cpu_wait_s
     computes = now.cpu_s - same * before.cpu_s
-    if waits + computes > added / 4:  # what shares a CPU also shares its caches and memory, which nothing counts
+    if (
+        waits + computes > added / 4
+    ):  # what shares a CPU also shares its caches and memory, which nothing counts
         what = f"other programs use the CPU: this one waits {now.cpu_wait_s:.2f} s of each step for it"
         if computes > waits:
             usual = same * before.cpu_s
             what = f"the CPU is slower, or shared: a step takes {now.cpu_s:.2f} s of it, {usual:.2f} s before"
-        return what, "See what runs beside it (top), and the clock and temperature of the CPU.", True
-    return "not known", "See what else uses the GPU (nvidia-smi), the CPU and the disk (top).", False
+        return (
+            what,
+            "See what runs beside it (top), and the clock and temperature of the CPU.",
+            True,
+        )
+    return (
+        "not known",
+        "See what else uses the GPU (nvidia-smi), the CPU and the disk (top).",
+        False,
+    )
 
 
 # ------------------------------------------------------------ loss
@@ -259,10 +327,12 @@ HISTORY_BLOCKS = (3, 10)
 """Blocks before them that they are compared with: at least, at most."""
 
 RISE = math.log(2)
-"""By this much the logarithm of the loss has to rise more than that of all other images."""
+"""By this much the logarithm of the loss has to rise more than that of all other
+images."""
 
 DEVIATIONS = (2.5, 9.0)
-"""And by this many standard deviations of what chance does: each block, and all in a row together, at least two."""
+"""And by this many standard deviations of what chance does: each block, and all in a
+row together, at least two."""
 
 BAND_SAMPLES = 20
 """Samples whose mean is that of a band."""
@@ -289,20 +359,24 @@ class _Part:
         self.block: list[float] = []
         self.began = 0
         self.blocks: deque[tuple[int, list[float]]] = deque(maxlen=HISTORY_BLOCKS[1])
-        """Blocks that were well: the number of their first sample in the run, and their values."""
+        """Blocks that were well: the number of their first sample in the run, and their
+        values."""
 
         self.risen: list[float] = []
-        """By how many standard deviations the latest blocks have, where all in a row have risen enough."""
+        """By how many standard deviations the latest blocks have, where all in a row
+        have risen enough."""
 
         self.said = False
 
 
 class RunawayLoss:
-    """Compares the losses of each bucket and dataset with their own before, and that with the same of all other images.
+    """Compares the losses of each bucket and dataset with their own before, and that
+    with the same of all other images.
 
-    A value is the logarithm of a loss less the mean of its band of t at first: losses differ by a factor of ten over t
-    alone. A mean that followed the losses would fall with those of a part that is learned by heart, and the values of
-    all others would rise.
+    A value is the logarithm of a loss less the mean of its band of t at first: losses
+    differ by a factor of ten over t alone. A mean that followed the losses would fall
+    with those of a part that is learned by heart, and the values of all others would
+    rise.
     """
 
     MEMORY = 6000
@@ -310,14 +384,21 @@ class RunawayLoss:
     def __init__(self) -> None:
         self._bands: dict[int, tuple[float, int]] = {}
         self._parts: dict[tuple[str, str], _Part] = {}
-        self._values: deque[tuple[int, float, frozenset[tuple[str, str]]]] = deque(maxlen=self.MEMORY)
+        self._values: deque[tuple[int, float, frozenset[tuple[str, str]]]] = deque(
+            maxlen=self.MEMORY
+        )
         self._count = 0
 
     def add(self, samples: Iterable[SampleLoss]) -> Iterable[Diagnostic]:
-        """The samples of one step; those whose loss is not finite and positive do not count."""
+        """The samples of one step; those whose loss is not finite and positive do not
+        count."""
         found = []
         for sample in samples:
-            if not (math.isfinite(sample.loss) and math.isfinite(sample.t) and sample.loss > 0):
+            if not (
+                math.isfinite(sample.loss)
+                and math.isfinite(sample.t)
+                and sample.loss > 0
+            ):
                 continue
             value = self._value(sample)
             keys = frozenset(sample.parts.items())
@@ -335,7 +416,8 @@ class RunawayLoss:
         return found
 
     def rises(self) -> bool:
-        """Whether the latest losses are clearly above the first ones of their bands, or there are none."""
+        """Whether the latest losses are clearly above the first ones of their bands, or
+        there are none."""
         latest = [value for _, value, _ in list(self._values)[-4 * BLOCK :]]
         return not latest or fmean(latest) > RISE / 3
 
@@ -356,7 +438,12 @@ class RunawayLoss:
             part.blocks.append((part.began, part.block))
             return None
         part.risen.append(rise[1])
-        if len(part.risen) < 2 or sum(part.risen) < DEVIATIONS[1] or part.said or self._is_explained(key, part):
+        if (
+            len(part.risen) < 2
+            or sum(part.risen) < DEVIATIONS[1]
+            or part.said
+            or self._is_explained(key, part)
+        ):
             return None
         part.said = True
         kind, name = key
@@ -365,37 +452,61 @@ class RunawayLoss:
         return _found("loss", what, f"not known; it is this {kind} alone", remedy)
 
     def _rise(self, key: tuple[str, str], part: _Part) -> tuple[float, float] | None:
-        """By how much the part's block rose more than all others did in the same time, also in standard deviations."""
+        """By how much the part's block rose more than all others did in the same time,
+        also in standard deviations."""
         if len(part.blocks) < HISTORY_BLOCKS[0]:
             return None
         began = part.blocks[0][0]
         ended = part.blocks[-1][0]
-        others = [(number, value) for number, value, keys in self._values if key not in keys]
+        others = [
+            (number, value) for number, value, keys in self._values if key not in keys
+        ]
         others_then = [value for number, value in others if began <= number <= ended]
         count = sum(number >= part.began for number, _ in others)
-        others_now = [value for _, value in others][-max(count, BLOCK) :]  # of few others some from before as well
+        others_now = [value for _, value in others][
+            -max(count, BLOCK) :
+        ]  # of few others some from before as well
         if min(len(others_then), len(others_now)) < BLOCK:
             return None
         then = [value for _, block in part.blocks for value in block]
         own = median(part.block) - median(then)
         # Others that fall, as those that are learned by heart, do not raise this one.
         rise = own - max(0.0, median(others_now) - median(others_then))
-        error = math.sqrt(sum(_error(values) ** 2 for values in (part.block, then, others_then, others_now)))
-        # Means of blocks scatter more than their values say where few images make up a block.
+        error = math.sqrt(
+            sum(
+                _error(values) ** 2
+                for values in (part.block, then, others_then, others_now)
+            )
+        )
+        # Means of blocks scatter more than their values say where few images make up a
+        # block.
         between = float(np.std([median(block) for _, block in part.blocks]))
         return rise, rise / max(error, between, 1e-6)
 
     def _is_explained(self, key: tuple[str, str], part: _Part) -> bool:
         """Whether most of its samples belong to another part that was reported."""
-        said = {other for other, state in self._parts.items() if state.said and other != key}
-        mine = [keys for number, _, keys in self._values if number >= part.began and key in keys]
-        return any(sum(other in keys for keys in mine) > len(mine) / 2 for other in said)
+        said = {
+            other for other, state in self._parts.items() if state.said and other != key
+        }
+        mine = [
+            keys
+            for number, _, keys in self._values
+            if number >= part.began and key in keys
+        ]
+        return any(
+            sum(other in keys for keys in mine) > len(mine) / 2 for other in said
+        )
 
 
 def _error(values: Sequence[float]) -> float:
     """Standard error of their median, by their median absolute deviation."""
     middle = median(values)
-    return 1.4826 * 1.2533 * median(abs(value - middle) for value in values) / math.sqrt(len(values))
+    return (
+        1.4826
+        * 1.2533
+        * median(abs(value - middle) for value in values)
+        / math.sqrt(len(values))
+    )
 
 
 # ------------------------------------------------------------ gradients
@@ -404,14 +515,16 @@ SILENT_STEPS = 20
 """Optimizer steps in a row in which a layer has no gradient."""
 
 _INSIDE = re.compile(r"\.(?:(?:lora|lokr|hada|dora|oft|boft)_|parametrizations\.)")
-"""Begins what lies inside a layer: an adapter's parts, and a weight that is computed from others."""
+"""Begins what lies inside a layer: an adapter's parts, and a weight that is computed
+from others."""
 
 _BLOCK = re.compile(r"(?:blocks|layers)\.(\d+)\.")
 _TEXT_SIDE = re.compile(r"add(?:ed)?_|txt|text|context")
 
 
 def layer_of(parameter: str) -> str:
-    """The layer of a parameter: that which an adapter changes, or else the module that holds it."""
+    """The layer of a parameter: that which an adapter changes, or else the module that
+    holds it."""
     match = _INSIDE.search(parameter)
     if match:
         return parameter[: match.start()]
@@ -419,16 +532,20 @@ def layer_of(parameter: str) -> str:
 
 
 def steps_to_wait(module_dropout: float, rank_dropout: float, rank: int) -> int:
-    """Optimizer steps after which a layer that was always dropped by chance is one of 10^12."""
+    """Optimizer steps after which a layer that was always dropped by chance is one of
+    10^12."""
     chance = module_dropout + (1 - module_dropout) * rank_dropout ** max(1, rank)
-    return max(SILENT_STEPS, math.ceil(-12 / math.log10(chance)) if 0 < chance < 1 else 0)
+    return max(
+        SILENT_STEPS, math.ceil(-12 / math.log10(chance)) if 0 < chance < 1 else 0
+    )
 
 
 class SilentLayers:
     """Finds layers without a gradient.
 
-    In a model with a stream of text and one of the image, what follows the last attention on the side of the text
-    reaches no pixel: these layers of the last block never have a gradient.
+    In a model with a stream of text and one of the image, what follows the last
+    attention on the side of the text reaches no pixel: these layers of the last block
+    never have a gradient.
     """
 
     def __init__(self, parameters: Iterable[str], wait: int = SILENT_STEPS) -> None:
@@ -436,7 +553,14 @@ class SilentLayers:
         self.wait = wait
         self._layer_of = {name: layer_of(name) for name in sorted(parameters)}
         self._layers = frozenset(self._layer_of.values())
-        self._last = max((int(match[1]) for layer in self._layers if (match := _BLOCK.search(layer))), default=-1)
+        self._last = max(
+            (
+                int(match[1])
+                for layer in self._layers
+                if (match := _BLOCK.search(layer))
+            ),
+            default=-1,
+        )
         self._alive: set[str] = set()
         self._said: set[str] = set()
 
@@ -446,16 +570,25 @@ class SilentLayers:
         return tuple(self._layer_of)
 
     def add(self, steps: Mapping[str, int], absent: Iterable[str]) -> Diagnostic | None:
-        """steps: parameter -> optimizer steps in a row without a gradient. absent: those where there was none at all,
-        as nothing that is learned depends on them."""
+        """steps: parameter -> optimizer steps in a row without a gradient. absent:
+        those where there was none at all, as nothing that is learned depends on
+        them."""
         silent_for: dict[str, int] = {}
         for name, steps_in_a_row in steps.items():
             layer = self._layer_of[name]
-            silent_for[layer] = min(silent_for.get(layer, steps_in_a_row), steps_in_a_row)
-        alive = {layer for layer, steps_in_a_row in silent_for.items() if not steps_in_a_row}
+            silent_for[layer] = min(
+                silent_for.get(layer, steps_in_a_row), steps_in_a_row
+            )
+        alive = {
+            layer for layer, steps_in_a_row in silent_for.items() if not steps_in_a_row
+        }
         self._alive |= alive
         self._said -= alive
-        silent = {layer for layer, steps_in_a_row in silent_for.items() if steps_in_a_row >= self.wait}
+        silent = {
+            layer
+            for layer, steps_in_a_row in silent_for.items()
+            if steps_in_a_row >= self.wait
+        }
         if silent != self._layers:
             silent = {layer for layer in silent if not self._is_end_of_text(layer)}
         new = sorted(silent - self._said)
@@ -472,7 +605,9 @@ class SilentLayers:
         if unused.issuperset(new):
             cause = "the loss does not depend on them: the model does not use these layers, or they are frozen"
         remedy = "They learn nothing: leave them out (network_kwargs.ignore_if_contains), or look at what feeds them."
-        return _found("gradient", f"{which} had no gradient for {self.wait} steps", cause, remedy)
+        return _found(
+            "gradient", f"{which} had no gradient for {self.wait} steps", cause, remedy
+        )
 
     def _is_end_of_text(self, layer: str) -> bool:
         block = _BLOCK.search(layer)
@@ -494,8 +629,9 @@ class SampleFeatures:
     """[THUMBNAIL, THUMBNAIL, 3] in 0..255."""
 
     roughness: float
-    """Half the mean square difference of neighbours, as a share of the variance: 1 of white noise, 0.1 to 0.5 of
-    images; 0 of an image of one colour. A neighbour is 8 pixels away: what a decoder makes of one latent."""
+    """Half the mean square difference of neighbours, as a share of the variance: 1 of
+    white noise, 0.1 to 0.5 of images; 0 of an image of one colour. A neighbour is 8
+    pixels away: what a decoder makes of one latent."""
 
     texture: float
     """As `texture_of`."""
@@ -505,35 +641,58 @@ def features_of(image: Image.Image) -> SampleFeatures:
     """The features of one sample image."""
     small = image.convert("RGB")
     cell = 8 if min(small.size) >= 96 else 4
-    grid = small.convert("L").resize((max(2, small.width // cell), max(2, small.height // cell)), Image.Resampling.BOX)
+    grid = small.convert("L").resize(
+        (max(2, small.width // cell), max(2, small.height // cell)),
+        Image.Resampling.BOX,
+    )
     grey = np.asarray(grid, dtype=float)
     variance = float(grey.var())
-    steps = np.concatenate([np.diff(grey, axis=0).ravel() ** 2, np.diff(grey, axis=1).ravel() ** 2])
-    thumbnail = np.asarray(small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=float)
-    return SampleFeatures(thumbnail, float(steps.mean() / 2 / variance) if variance > 1 else 0.0, texture_of(image))
+    steps = np.concatenate(
+        [np.diff(grey, axis=0).ravel() ** 2, np.diff(grey, axis=1).ravel() ** 2]
+    )
+    thumbnail = np.asarray(
+        small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=float
+    )
+    return SampleFeatures(
+        thumbnail,
+        float(steps.mean() / 2 / variance) if variance > 1 else 0.0,
+        texture_of(image),
+    )
 
 
 HIGH = 0.125
 """Cycles per pixel: a quarter of the Nyquist frequency. What is above it is texture."""
 
 TILE, FLAT, FLOOR = 16, 0.25, 2.0
-"""Pixels of the side of an area; the share of them that is flat, those with the least energy below HIGH; and the
-deviation (of 255) below which an area has no texture, as JPEG and rounding make it."""
+"""Pixels of the side of an area; the share of them that is flat, those with the least
+energy below HIGH; and the deviation (of 255) below which an area has no texture, as
+JPEG and rounding make it."""
 
 
 def texture_of(image: Image.Image) -> float:
-    """Share of spectral energy above HIGH in the flat areas of an image: 0 to 0.1 of most, 0.9 of a fine pattern."""
+    """Share of spectral energy above HIGH in the flat areas of an image: 0 to 0.1 of
+    most, 0.9 of a fine pattern."""
     grey_HW = np.asarray(image.convert("L"), dtype=float)
     rows, columns = (side // TILE for side in grey_HW.shape)
     if not rows * columns:
         return 0.0
     cut_HW = grey_HW[: rows * TILE, : columns * TILE]
-    tiles_NTT = cut_HW.reshape(rows, TILE, columns, TILE).swapaxes(1, 2).reshape(-1, TILE, TILE)
+    tiles_NTT = (
+        cut_HW.reshape(rows, TILE, columns, TILE).swapaxes(1, 2).reshape(-1, TILE, TILE)
+    )
     window_T = np.hanning(TILE + 2)[1:-1]
     window_TT = np.outer(window_T, window_T) / np.mean(window_T**2)
-    energy_NTT = np.abs(np.fft.fft2((tiles_NTT - tiles_NTT.mean((1, 2), keepdims=True)) * window_TT)) ** 2 / TILE**4
+    energy_NTT = (
+        np.abs(
+            np.fft.fft2((tiles_NTT - tiles_NTT.mean((1, 2), keepdims=True)) * window_TT)
+        )
+        ** 2
+        / TILE**4
+    )
     radius_TT = np.hypot(np.fft.fftfreq(TILE)[:, None], np.fft.fftfreq(TILE)[None])
-    high_N, low_N = (energy_NTT[:, part].sum(1) for part in (radius_TT > HIGH, radius_TT <= HIGH))
+    high_N, low_N = (
+        energy_NTT[:, part].sum(1) for part in (radius_TT > HIGH, radius_TT <= HIGH)
+    )
     flat = np.argsort(low_N)[: max(1, round(FLAT * len(low_N)))]
     high = high_N[flat].mean()
     low = low_N[flat].mean()
@@ -541,8 +700,8 @@ def texture_of(image: Image.Image) -> float:
 
 
 def difference(samples: Sequence[tuple[str, SampleFeatures]]) -> float | None:
-    """Median over all pairs with different texts of the root mean square difference of their thumbnails, 0..255; None
-    where all texts are the same."""
+    """Median over all pairs with different texts of the root mean square difference of
+    their thumbnails, 0..255; None where all texts are the same."""
     pairs = [
         float(np.sqrt(np.mean((a.thumbnail - b.thumbnail) ** 2)))
         for index, (text, a) in enumerate(samples)
@@ -553,21 +712,26 @@ def difference(samples: Sequence[tuple[str, SampleFeatures]]) -> float | None:
 
 
 ALIKE, DIFFERENT = 6.0, 20.0
-"""Sample images of different prompts are alike below the first difference, if they once differed by the second."""
+"""Sample images of different prompts are alike below the first difference, if they once
+differed by the second."""
 
 RISE_OF_SAMPLES, RISE_OF_PREDICTED = 0.1, 0.5
-"""How far the texture of sample images, and `validation/texture`, may rise above the first ones."""
+"""How far the texture of sample images, and `validation/texture`, may rise above the
+first ones."""
 
 NOISE, IMAGE = 0.8, 0.6
-"""Sample images are noise above the first roughness, if it once was below the second."""
+"""Sample images are noise above the first roughness, if it once was below the
+second."""
 
 
 class RisingTexture:
-    """Compares the texture of images with that of the first ones. It counts only while the loss does not rise, which
-    would be another fault: a network that draws a pattern everywhere may well have the lower loss."""
+    """Compares the texture of images with that of the first ones. It counts only while
+    the loss does not rise, which would be another fault: a network that draws a pattern
+    everywhere may well have the lower loss."""
 
     def __init__(self, what: str, rise: float) -> None:
-        """what: the images, in the plural. rise: how far above all of the first ones their median may be."""
+        """what: the images, in the plural. rise: how far above all of the first ones
+        their median may be."""
         self._what = what
         self._rise = rise
         self._first = math.nan
@@ -591,8 +755,8 @@ class RisingTexture:
 
 
 class SampleSets:
-    """Compares each set of sample images with the best one before it: a model that is not trained yet makes noise, and
-    may make the same of every prompt."""
+    """Compares each set of sample images with the best one before it: a model that is
+    not trained yet makes noise, and may make the same of every prompt."""
 
     def __init__(self) -> None:
         self._difference = 0.0
@@ -600,15 +764,20 @@ class SampleSets:
         self._texture = RisingTexture("the sample images", RISE_OF_SAMPLES)
         self._said: set[str] = set()
 
-    def add(self, samples: Sequence[tuple[str, SampleFeatures]], loss_rises: bool = True) -> Iterable[Diagnostic]:
-        """samples: the text of each image of a set, and its features. loss_rises: since the run began."""
+    def add(
+        self, samples: Sequence[tuple[str, SampleFeatures]], loss_rises: bool = True
+    ) -> Iterable[Diagnostic]:
+        """samples: the text of each image of a set, and its features. loss_rises: since
+        the run began."""
         if not samples:
             return []
         differ = difference(samples)
         rough = median(features.roughness for _, features in samples)
         found = []
         is_noise = rough > NOISE and self._roughness <= IMAGE
-        is_alike = differ is not None and differ < ALIKE and self._difference >= DIFFERENT
+        is_alike = (
+            differ is not None and differ < ALIKE and self._difference >= DIFFERENT
+        )
         if self._is_new("noise", is_noise):
             message = f"the sample images are noise: roughness {rough:.2f} of 1, before {self._roughness:.2f}"
             found.append(_found("samples", message, _BROKEN, _EARLIER))
@@ -616,7 +785,9 @@ class SampleSets:
             message = f"the sample images of different prompts are all alike: they differ by {differ:.1f} of 255"
             before = f", before by up to {self._difference:.0f}"
             found.append(_found("samples", message + before, _BROKEN, _EARLIER))
-        textured = self._texture.add([features.texture for _, features in samples], loss_rises or bool(found))
+        textured = self._texture.add(
+            [features.texture for _, features in samples], loss_rises or bool(found)
+        )
         if textured:
             found.append(textured)
         self._difference = max(self._difference, differ or 0.0)

@@ -1,5 +1,5 @@
-"""Loads the model of a `model:` section as it is trained and used: merged with its base LoRAs, quantized with its
-recovery adapter, some of its blocks in the CPU memory."""
+"""Loads the model of a `model:` section as it is trained and used: merged with its base
+LoRAs, quantized with its recovery adapter, some of its blocks in the CPU memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from toolkit.errors import UserError
 from toolkit.files.tensor_cache import key_of
 from toolkit.files.writing import CACHE_FOLDER, sha256_of
 from toolkit.memory.offload import swapped_blocks
-from toolkit.memory.quantization import DEFAULT_RECOVERY_QTYPE, LowRank, MakeLowRank, quantizer
+from toolkit.memory.quantization import (
+    DEFAULT_RECOVERY_QTYPE,
+    LowRank,
+    MakeLowRank,
+    quantizer,
+)
 from toolkit.memory.stored_blocks import describe, restore
 from toolkit.models.families import BlockTransform, family_for, kept_bytes, kept_label
 from toolkit.models.hub import download_file
@@ -35,7 +40,8 @@ MERGED = "model.base_loras"
 
 
 QUANTIZING = 1
-"""Version of the rule by which blocks are quantized and kept: what changes the numbers, or the files, adds 1."""
+"""Version of the rule by which blocks are quantized and kept: what changes the numbers,
+or the files, adds 1."""
 
 
 def load_base_model(
@@ -50,19 +56,29 @@ def load_base_model(
     keep: bool = False,
     maps: bool = True,
 ) -> DiffusionModel:
-    """The model of a section with all that its keys ask for; its parts are loaded on first use. As `load_model`.
+    """The model of a section with all that its keys ask for; its parts are loaded on
+    first use. As `load_model`.
 
-    training_folder: whose cache has, or gets, the recovery adapter of `auto` and the quantized transformer. make: makes
-    the recovery adapter. decoder: see `ModelLoadOptions`. keep: whether the quantized transformer is read from the
-    cache, or put there, if `model.keep_quantized` says so. maps: whether blocks of it that wait may be mapped; not
-    where something writes to their weights.
+    training_folder: whose cache has, or gets, the recovery adapter of `auto` and the
+    quantized transformer. make: makes the recovery adapter. decoder: see
+    `ModelLoadOptions`. keep: whether the quantized transformer is read from the cache,
+    or put there, if `model.keep_quantized` says so. maps: whether blocks of it that
+    wait may be mapped; not where something writes to their weights.
     """
     cache = Path(training_folder).expanduser() / CACHE_FOLDER
     own = weights_dtype or dtype
     kept = None
     if keep and make is None and block_sharing is None and model.keeps_quantized():
         name = kept_name(model, own, device.type)
-        kept = Kept(cache, name, kept_bytes(model, own.itemsize), kept_label(model), describe, restore, maps)
+        kept = Kept(
+            cache,
+            name,
+            kept_bytes(model, own.itemsize),
+            kept_label(model),
+            describe,
+            restore,
+            maps,
+        )
 
     def quantizing() -> Quantizer | None:
         if make:
@@ -78,7 +94,9 @@ def load_base_model(
         dtype,
         quantizer,
         weights_dtype=weights_dtype,
-        merge_fn=partial(_merging, model) if is_there and model.base_loras else base_merging(model),
+        merge_fn=partial(_merging, model)
+        if is_there and model.base_loras
+        else base_merging(model),
         block_quantizer=partial(_Later, quantizing) if is_there else quantizing(),
         cpu_blocks=cpu_block_indices(model),
         block_sharing=block_sharing,
@@ -88,7 +106,8 @@ def load_base_model(
 
 
 class _Later:
-    """A transform of blocks that is made when the first block comes: it reads files that a kept model does not need."""
+    """A transform of blocks that is made when the first block comes: it reads files
+    that a kept model does not need."""
 
     def __init__(self, quantizing: Callable[[], Quantizer | None], qtype: str) -> None:
         self._quantizing = quantizing
@@ -109,8 +128,9 @@ def _merging(model: ModelConfig) -> LoraMerger:
 
 
 def kept_name(model: ModelConfig, dtype: torch.dtype, device: str) -> str:
-    """The name of the entry with the quantized transformer of a section: it says what its bits were made from. dtype:
-    of its weights. device: type of the one that quantizes.
+    """The name of the entry with the quantized transformer of a section: it says what
+    its bits were made from. dtype: of its weights. device: type of the one that
+    quantizes.
 
     Raises UserError where the model or a file that is merged into it is not there.
     """
@@ -132,7 +152,10 @@ def kept_name(model: ModelConfig, dtype: torch.dtype, device: str) -> str:
         qtype=model.qtype,
         dtype=str(dtype),
         device="cpu" if model.low_vram else device,
-        merged=[[_hash_of(Path(one.path).expanduser(), MERGED), one.multiplier] for one in model.base_loras],
+        merged=[
+            [_hash_of(Path(one.path).expanduser(), MERGED), one.multiplier]
+            for one in model.base_loras
+        ],
         recovery=recovery,
     )
     return f"{model.qtype}_{key[:32]}"
@@ -142,11 +165,14 @@ def _hash_of(path: Path, key: str) -> str:
     try:
         return sha256_of(path)
     except OSError as error:
-        raise UserError(f"{key}: {path}: cannot be read: {error.strerror or error}.") from error
+        raise UserError(
+            f"{key}: {path}: cannot be read: {error.strerror or error}."
+        ) from error
 
 
 def block_quantizer(model: ModelConfig) -> Quantizer | None:
-    """The quantizer of the transformer's blocks, with its recovery adapter; None when they are not quantized.
+    """The quantizer of the transformer's blocks, with its recovery adapter; None when
+    they are not quantized.
 
     Logs the recovery adapter. Raises UserError when its file cannot be used.
     """
@@ -161,35 +187,51 @@ def block_quantizer(model: ModelConfig) -> Quantizer | None:
 
 
 def _auto_quantizer(model: ModelConfig, dtype: torch.dtype, cache: Path) -> Quantizer:
-    """The quantizer with the recovery adapter of the cache, or with one that is made now and put there."""
+    """The quantizer with the recovery adapter of the cache, or with one that is made
+    now and put there."""
     file = auto_file(model, dtype, cache)
     if file.is_file():
-        found = block_quantizer(model.model_copy(update={"accuracy_recovery_adapter": str(file)}))
+        found = block_quantizer(
+            model.model_copy(update={"accuracy_recovery_adapter": str(file)})
+        )
         assert found is not None  # the model is quantized
         return found
-    logger.info(f"{RECOVERY} auto: making one of rank {AUTO_RANK} for {model.qtype} ({file})")
+    logger.info(
+        f"{RECOVERY} auto: making one of rank {AUTO_RANK} for {model.qtype} ({file})"
+    )
 
     def keep(maker: RecoveryMaker) -> None:
         means = [fmean(column) for column in zip(*maker.errors.values(), strict=True)]
-        logger.info(f"accuracy-recovery adapter: mean error of a weight {means[0]:.4f} -> {means[1]:.4f}")
+        logger.info(
+            f"accuracy-recovery adapter: mean error of a weight {means[0]:.4f} -> {means[1]:.4f}"
+        )
         maker.write(file, {"qtype": model.qtype, "base_model": model.public_name()})
 
     count = len(family_for(model).linear_layers(model_folder(model)))
-    return partial(quantizer, make=RecoveryMaker(AUTO_RANK, expected=count, complete=keep))
+    return partial(
+        quantizer, make=RecoveryMaker(AUTO_RANK, expected=count, complete=keep)
+    )
 
 
-def _recovery(model: ModelConfig, layers: dict[str, tuple[int, int]]) -> dict[str, LowRank]:
-    """The low-rank deltas of the recovery adapter's file by full layer name; of layers that are not quantized none."""
+def _recovery(
+    model: ModelConfig, layers: dict[str, tuple[int, int]]
+) -> dict[str, LowRank]:
+    """The low-rank deltas of the recovery adapter's file by full layer name; of layers
+    that are not quantized none."""
     name = model.accuracy_recovery_adapter
     assert name is not None  # only called with a recovery adapter
     if model.recovery_is_path():
         path = Path(name).expanduser()
     else:
         path = download_file(name, RECOVERY)
-    loaded = load_adapter_file(path, family_for(model).every_linear_layer(model_folder(model)))
+    loaded = load_adapter_file(
+        path, family_for(model).every_linear_layer(model_folder(model))
+    )
     changes = {target: change for target, change in loaded.items() if target in layers}
     if not changes:
-        raise UserError(f"{RECOVERY}: {path.name} changes no layer of this model's blocks.")
+        raise UserError(
+            f"{RECOVERY}: {path.name} changes no layer of this model's blocks."
+        )
     recovery = {}
     for target, change in changes.items():
         if change.low_rank is None or change.needs_base or change.bias is not None:
@@ -200,8 +242,16 @@ def _recovery(model: ModelConfig, layers: dict[str, tuple[int, int]]) -> dict[st
     logger.info(
         f"accuracy-recovery adapter {path.name}: added to {len(recovery)} layers of {model.qtype}, "
         "never trained and never saved"
-        + (f"; the other {rest} are {DEFAULT_RECOVERY_QTYPE}" if rest and model.qtype != DEFAULT_RECOVERY_QTYPE else "")
-        + (f"; {outside} in it are left out, as they are not quantized" if outside else "")
+        + (
+            f"; the other {rest} are {DEFAULT_RECOVERY_QTYPE}"
+            if rest and model.qtype != DEFAULT_RECOVERY_QTYPE
+            else ""
+        )
+        + (
+            f"; {outside} in it are left out, as they are not quantized"
+            if outside
+            else ""
+        )
     )
     return recovery
 
@@ -211,13 +261,17 @@ def cpu_block_indices(model: ModelConfig) -> frozenset[int]:
     count = model.blocks_to_swap
     if not count:
         return frozenset()
-    return frozenset(swapped_blocks(count, family_for(model).block_count(model_folder(model))))
+    return frozenset(
+        swapped_blocks(count, family_for(model).block_count(model_folder(model)))
+    )
 
 
 def base_merging(model: ModelConfig) -> Callable[[], LoraMerger] | None:
-    """A function that creates the merger of `base_loras`, called when the model is loaded; None without any.
+    """A function that creates the merger of `base_loras`, called when the model is
+    loaded; None without any.
 
-    The files are read now, so that a wrong one fails at once, and again when the model is loaded, to save memory.
+    The files are read now, so that a wrong one fails at once, and again when the model
+    is loaded, to save memory.
     """
     loras = model.base_loras
     if not loras:

@@ -36,15 +36,19 @@ _OTHER_CLASS = (
 
 
 def snapshot_state(run: Run) -> CheckpointData:
-    """A copy of everything a resume needs; training may continue while it is written, once the rows of sharded tensors
-    are. Called by rank 0.
+    """A copy of everything a resume needs; training may continue while it is written,
+    once the rows of sharded tensors are. Called by rank 0.
     """
     plain = {
         role_name: {
             "optimizer_class": type(role.optimizer).__name__,
             "optimizer": state_tensors(role.optimizer, list(role.parameters))[1],
             "ema_updates": role.ema.updates if role.ema else 0,
-            **({"schedule": role.schedule.state_dict()} if isinstance(role.schedule, Plateau) else {}),
+            **(
+                {"schedule": role.schedule.state_dict()}
+                if isinstance(role.schedule, Plateau)
+                else {}
+            ),
         }
         for role_name, role in run.roles.items()
     }
@@ -53,7 +57,9 @@ def snapshot_state(run: Run) -> CheckpointData:
     else:
         scaling = {}
     threads = {"threads": torch.get_num_threads()}
-    metadata = deepcopy(run.checkpoint_metadata)  # whether blocks are compiled may change while it is written
+    metadata = deepcopy(
+        run.checkpoint_metadata
+    )  # whether blocks are compiled may change while it is written
     tensors, rows = _checkpoint_tensors(run)
 
     def write(folder: Path) -> Mapping[str, FileEntry]:
@@ -64,10 +70,20 @@ def snapshot_state(run: Run) -> CheckpointData:
     return CheckpointData(
         step=run.state.step,
         tensors={
-            file: {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in found.items()}
+            file: {
+                name: tensor.detach().to("cpu", copy=True).contiguous()
+                for name, tensor in found.items()
+            }
             for file, found in tensors.items()
         },
-        document={"state": asdict(run.state), "roles": plain, "seed": run.seed, **threads, **scaling, **metadata},
+        document={
+            "state": asdict(run.state),
+            "roles": plain,
+            "seed": run.seed,
+            **threads,
+            **scaling,
+            **metadata,
+        },
         rows_size=sum(own.full_bytes for own in rows.values()),
         write_rows=write if rows else lambda folder: {},
     )
@@ -77,16 +93,23 @@ def _write_rows_on_worker(worker: WorkerContext, folder: Path) -> None:
     write_rows(worker.run.process_group, folder, _checkpoint_tensors(worker.run)[1])
 
 
-def _checkpoint_tensors(run: Run) -> tuple[dict[str, dict[str, Tensor]], dict[str, Rows]]:
-    """The tensors of a checkpoint that every rank has, by file and name, and the rows of the sharded ones by
-    `<file>/<name>`. No copies.
+def _checkpoint_tensors(
+    run: Run,
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Rows]]:
+    """The tensors of a checkpoint that every rank has, by file and name, and the rows
+    of the sharded ones by `<file>/<name>`. No copies.
     """
     files: dict[str, dict[str, Tensor]] = {"weights": {}, "ema": {}, "optimizer": {}}
     rows: dict[str, Rows] = {}
     for role_name, role in run.roles.items():
         tensors, _ = state_tensors(role.optimizer, list(role.parameters))
         averages = role.ema.averages if role.ema else {}
-        of_files = {"weights": role.saved_weights, "ema": averages, "optimizer": tensors, **role.further}
+        of_files = {
+            "weights": role.saved_weights,
+            "ema": averages,
+            "optimizer": tensors,
+            **role.further,
+        }
         for file, found in of_files.items():
             files.setdefault(file, {})
             for key, tensor in found.items():
@@ -110,12 +133,16 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
     """Loads a verified checkpoint into the run: weights, EMA, optimizers, cursor.
 
     fresh_optimizer: leave the optimizers as they are, for a job that changed them.
-    Raises RunError when the checkpoint has other weights or another optimizer than the run.
+    Raises RunError when the checkpoint has other weights or another optimizer than the
+    run.
     """
     document = read_checkpoint_json(path)
     _refuse_other_weights(path, run)
     for role_name, role in run.roles.items():
-        weights, averages, optimizer = (_read(path, file, role_name, run) for file in ("weights", "ema", "optimizer"))
+        weights, averages, optimizer = (
+            _read(path, file, role_name, run)
+            for file in ("weights", "ema", "optimizer")
+        )
         plain = document["roles"][role_name]
         copy_into(role.saved_weights, weights)
         if not fresh_optimizer:
@@ -127,11 +154,17 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
                     "Give the job a new name, or restore train.optimizer."
                 )
             try:
-                load_state_tensors(role.optimizer, list(role.parameters), optimizer, plain["optimizer"])
+                load_state_tensors(
+                    role.optimizer, list(role.parameters), optimizer, plain["optimizer"]
+                )
             except StateError as error:
-                raise RunError(f"{path}: {own_class} {error}. {_OTHER_CLASS}") from error
+                raise RunError(
+                    f"{path}: {own_class} {error}. {_OTHER_CLASS}"
+                ) from error
         if role.ema:
-            start = {name: weights[name] for name in role.parameters}  # without a saved EMA
+            start = {
+                name: weights[name] for name in role.parameters
+            }  # without a saved EMA
             role.ema.load(averages or start, int(plain["ema_updates"]))
         for file, tensors in role.further.items():
             if (path / f"{file}.safetensors").is_file():
@@ -152,7 +185,8 @@ def _state(saved: dict[str, Any]) -> TrainState:
 
 
 def _read(path: Path, stem: str, role_name: str, run: Run) -> dict[str, Tensor]:
-    """The tensors of a role in one file of a checkpoint, and those that it has as rows; of sharded ones this rank's."""
+    """The tensors of a role in one file of a checkpoint, and those that it has as rows;
+    of sharded ones this rank's."""
     role = run.roles[role_name]
     found = {}
     prefix = f"{role_name}/"
@@ -170,20 +204,42 @@ def _read(path: Path, stem: str, role_name: str, run: Run) -> dict[str, Tensor]:
                 continue
             saved = tensors.get_slice(name)
             shard = shard_of(key, tuple(saved.get_shape()))
-            found[key] = tensors.get_tensor(name) if shard is None else saved[shard.start : shard.stop]
+            found[key] = (
+                tensors.get_tensor(name)
+                if shard is None
+                else saved[shard.start : shard.stop]
+            )
     begin = f"{stem}/{prefix}"
-    shapes = {name: shape for name, shape in shapes_of_rows(path).items() if name.startswith(begin)}
-    wanted = {name: shard_of(name.removeprefix(begin), shape) for name, shape in shapes.items()}
+    shapes = {
+        name: shape
+        for name, shape in shapes_of_rows(path).items()
+        if name.startswith(begin)
+    }
+    wanted = {
+        name: shard_of(name.removeprefix(begin), shape)
+        for name, shape in shapes.items()
+    }
     rows = read_rows(path, wanted, run.process_group)
     return found | {name.removeprefix(begin): tensor for name, tensor in rows.items()}
 
 
 def _refuse_other_weights(path: Path, run: Run) -> None:
-    expected = {f"{role}/{name}": r.shape_of(name) for role, r in run.roles.items() for name in r.saved_weights}
+    expected = {
+        f"{role}/{name}": r.shape_of(name)
+        for role, r in run.roles.items()
+        for name in r.saved_weights
+    }
     with safe_open(path / "weights.safetensors", framework="pt") as tensors:
-        saved = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        saved = {
+            name: tuple(tensors.get_slice(name).get_shape())
+            for name in tensors.keys()  # noqa: SIM118
+        }
     as_rows = shapes_of_rows(path).items()
-    saved |= {name.removeprefix("weights/"): shape for name, shape in as_rows if name.startswith("weights/")}
+    saved |= {
+        name.removeprefix("weights/"): shape
+        for name, shape in as_rows
+        if name.startswith("weights/")
+    }
     differing = sorted(expected.keys() ^ saved.keys()) or sorted(
         name for name, shape in expected.items() if shape != saved[name]
     )

@@ -1,4 +1,5 @@
-"""Checkpoint folders on disk: written atomically, verified when read, the newest few kept.
+"""Checkpoint folders on disk: written atomically, verified when read, the newest few
+kept.
 
     state/step_000000340/
       weights.safetensors     raw weights                `<role>/<parameter>`
@@ -9,8 +10,9 @@
       .metadata, __<rank>_<number>.distcp  the rows of sharded tensors (`sharded_state`), instead of in the files above
       MANIFEST.json           format, sizes and sha256 of the others; written last
 
-A checkpoint is written under a temporary name, flushed and renamed; only then are older ones removed. It counts only
-when its manifest verifies. The newest is the one with the highest step: file times are never used.
+A checkpoint is written under a temporary name, flushed and renamed; only then are older
+ones removed. It counts only when its manifest verifies. The newest is the one with the
+highest step: file times are never used.
 """
 
 from __future__ import annotations
@@ -63,13 +65,15 @@ _STEP_FOLDER = re.compile(r"step_(\d{9,})")
 _TEMPORARY = ".tmp-"
 
 COMFORTABLE_FREE_SPACE = 2.5
-"""With less free space than this many times the size of a save, older checkpoints are removed first."""
+"""With less free space than this many times the size of a save, older checkpoints are
+removed first."""
 
 REQUIRED_FREE_SPACE = 1.1
 """With less than this many times its size a save is not started."""
 
 VERIFY_THREADS = 2
-"""Threads that hash the files of a checkpoint while others are written and flushed. They end with the save."""
+"""Threads that hash the files of a checkpoint while others are written and flushed.
+They end with the save."""
 
 
 FileEntry = Mapping[str, Any]
@@ -91,7 +95,8 @@ class CheckpointData:
     """Bytes of the tensors whose rows the ranks write themselves (`sharded_state`)."""
 
     write_rows: Callable[[Path], Mapping[str, FileEntry]] = lambda folder: {}
-    """Writes these into a folder, while training waits; what it wrote, for the manifest."""
+    """Writes these into a folder, while training waits; what it wrote, for the
+    manifest."""
 
     @property
     def size(self) -> int:
@@ -109,37 +114,57 @@ def checkpoint_dir(run_folder: Path) -> Path:
 
 
 def check_writable(root: Path) -> None:
-    """Raises RunError where checkpoints could not be saved: `root`, or the folder that it will be made in, is not a
-    folder or cannot be written to, or a pipe or a device lies in the run's folder, on which a reader would wait
-    forever."""
+    """Raises RunError where checkpoints could not be saved: `root`, or the folder that
+    it will be made in, is not a folder or cannot be written to, or a pipe or a device
+    lies in the run's folder, on which a reader would wait forever."""
     for folder in (root.parent, root, *checkpoint_folders(root)):
         for path in folder.iterdir() if folder.is_dir() else ():
             if path.exists() and not path.is_file() and not path.is_dir():
-                raise RunError(f"{path}: is neither a file nor a folder. Move it away, or give the job another name.")
+                raise RunError(
+                    f"{path}: is neither a file nor a folder. Move it away, or give the job another name."
+                )
     if root.exists() and not root.is_dir():
-        raise RunError(f"{root}: cannot be used: it is not a folder. Move it away, or give the job another name.")
-    there = next((folder for folder in (root, *root.absolute().parents) if os.path.lexists(folder)), root)
+        raise RunError(
+            f"{root}: cannot be used: it is not a folder. Move it away, or give the job another name."
+        )
+    there = next(
+        (
+            folder
+            for folder in (root, *root.absolute().parents)
+            if os.path.lexists(folder)
+        ),
+        root,
+    )
     if not there.is_dir():
-        raise RunError(f"{there}: is not a folder, so that {root.parent} cannot be made in it. Give another place.")
+        raise RunError(
+            f"{there}: is not a folder, so that {root.parent} cannot be made in it. Give another place."
+        )
     if not os.access(there, os.R_OK | os.W_OK | os.X_OK):
-        raise RunError(f"{there}: cannot be written to. Change its rights, or give another training_folder or name.")
+        raise RunError(
+            f"{there}: cannot be written to. Change its rights, or give another training_folder or name."
+        )
 
 
 MOST_TRIED = 1_000_000_000
-"""Bytes that `try_saving` writes at the most: a second on a disk, and more than a LoRA and its state take."""
+"""Bytes that `try_saving` writes at the most: a second on a disk, and more than a LoRA
+and its state take."""
 
 _TRIED_FILES = 10
-"""Each is smaller than the largest file of a state, whatever its size: a limit for single files is none for all."""
+"""Each is smaller than the largest file of a state, whatever its size: a limit for
+single files is none for all."""
 
 
 def try_saving(folder: Path, size: int) -> None:
-    """Does once in a run's folder what its saves ask of the disk: writes `size` bytes, replaces a state, gives a file a
-    second name. Raises RunError where a save would fail.
+    """Does once in a run's folder what its saves ask of the disk: writes `size` bytes,
+    replaces a state, gives a file a second name. Raises RunError where a save would
+    fail.
 
     The bytes are written because a quota is seen in no other way.
     """
     try:
-        with TemporaryDirectory(prefix=".trial.", suffix=".tmp", dir=folder, ignore_cleanup_errors=True) as trial:
+        with TemporaryDirectory(
+            prefix=".trial.", suffix=".tmp", dir=folder, ignore_cleanup_errors=True
+        ) as trial:
             for number in range(_TRIED_FILES):
                 with Path(trial, f"room {number}").open("wb") as file:
                     file.write(bytes(min(size, MOST_TRIED) // _TRIED_FILES))
@@ -147,7 +172,11 @@ def try_saving(folder: Path, size: int) -> None:
             for number in range(_TRIED_FILES):
                 Path(trial, f"room {number}").unlink()
             for step in (1, 1, 2):
-                write_checkpoint(Path(trial), CheckpointData(step, {stem: {} for stem in _STEMS}, {}), keep=1)
+                write_checkpoint(
+                    Path(trial),
+                    CheckpointData(step, {stem: {} for stem in _STEMS}, {}),
+                    keep=1,
+                )
             link(Path(trial) / "step_000000002" / STATE_FILE, Path(trial) / "linked")
     except (OSError, RunError) as error:
         if isinstance(error, RunError):
@@ -163,22 +192,32 @@ def try_saving(folder: Path, size: int) -> None:
 
 @dataclass(frozen=True)
 class BegunCheckpoint:
-    """A checkpoint under its temporary name, with the files that were written while training waited."""
+    """A checkpoint under its temporary name, with the files that were written while
+    training waited."""
 
     folder: Path
     files: Mapping[str, FileEntry]
 
 
 def begin_checkpoint(root: Path, snapshot: CheckpointData) -> BegunCheckpoint:
-    """Writes the part of a checkpoint for which training waits: the rows of sharded tensors. Raises as it does."""
+    """Writes the part of a checkpoint for which training waits: the rows of sharded
+    tensors. Raises as it does."""
     root.mkdir(parents=True, exist_ok=True)
-    temporary = root / f"{_TEMPORARY}{snapshot.step}-{os.getpid()}-{os.urandom(4).hex()}"
+    temporary = (
+        root / f"{_TEMPORARY}{snapshot.step}-{os.getpid()}-{os.urandom(4).hex()}"
+    )
     temporary.mkdir()
     return BegunCheckpoint(temporary, snapshot.write_rows(temporary))
 
 
-def write_checkpoint(root: Path, snapshot: CheckpointData, keep: int, begun: BegunCheckpoint | None = None) -> Path:
-    """Writes a checkpoint, what was `begun` of it too, and removes all but the newest `keep` good ones (0 keeps all).
+def write_checkpoint(
+    root: Path,
+    snapshot: CheckpointData,
+    keep: int,
+    begun: BegunCheckpoint | None = None,
+) -> Path:
+    """Writes a checkpoint, what was `begun` of it too, and removes all but the newest
+    `keep` good ones (0 keeps all).
 
     Raises OSError when it cannot be written; existing checkpoints are untouched then.
     """
@@ -191,7 +230,9 @@ def write_checkpoint(root: Path, snapshot: CheckpointData, keep: int, begun: Beg
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     with only_tidy(final, "states are read again before older ones are removed"):
-        _known_good[final.resolve()] = _file_versions(final)  # its manifest was made from these very files
+        _known_good[final.resolve()] = _file_versions(
+            final
+        )  # its manifest was made from these very files
     remove_old_states(root, keep)
     return final
 
@@ -207,14 +248,19 @@ def remove_old_states(root: Path, keep: int) -> None:
                 good += 1
 
 
-def _write_files(folder: Path, snapshot: CheckpointData, written: Mapping[str, FileEntry]) -> None:
-    """Writes and flushes one file after another; written files are meanwhile read back for the manifest's hashes.
+def _write_files(
+    folder: Path, snapshot: CheckpointData, written: Mapping[str, FileEntry]
+) -> None:
+    """Writes and flushes one file after another; written files are meanwhile read back
+    for the manifest's hashes.
 
     written: those that are there.
     """
     hashes: dict[Path, Future[str]] = {}
     with ThreadPoolExecutor(VERIFY_THREADS, "read back") as readers:
-        for stem in sorted(snapshot.tensors, key=snapshot.size_of, reverse=True):  # largest first: longest to read
+        for stem in sorted(
+            snapshot.tensors, key=snapshot.size_of, reverse=True
+        ):  # largest first: longest to read
             file = folder / f"{stem}.safetensors"
             save_file(snapshot.tensors[stem], file)
             hashes[file] = readers.submit(sha256_of, file)
@@ -222,15 +268,21 @@ def _write_files(folder: Path, snapshot: CheckpointData, written: Mapping[str, F
             fsync(file)
         write_json(folder / STATE_FILE, snapshot.document)
         hashes[folder / STATE_FILE] = readers.submit(sha256_of, folder / STATE_FILE)
-    files = {file.name: {"size": file.stat().st_size, "sha256": hashes[file].result()} for file in sorted(hashes)}
+    files = {
+        file.name: {"size": file.stat().st_size, "sha256": hashes[file].result()}
+        for file in sorted(hashes)
+    }
     form = FORMAT_ROWS if written else FORMAT
-    write_json(folder / MANIFEST, {"format": form, "step": snapshot.step, "files": {**files, **written}})
+    write_json(
+        folder / MANIFEST,
+        {"format": form, "step": snapshot.step, "files": {**files, **written}},
+    )
     fsync(folder)
 
 
 def remove_partial_writes(root: Path) -> None:
-    """Removes what interrupted saves left in `root` and in the run's folder, and brings back what they had moved aside.
-    Only for the lock's owner."""
+    """Removes what interrupted saves left in `root` and in the run's folder, and brings
+    back what they had moved aside. Only for the lock's owner."""
     for folder in (root, root.parent):
         settle_all(folder)
     for path in root.glob(f"{_TEMPORARY}*"):
@@ -241,9 +293,12 @@ def remove_partial_writes(root: Path) -> None:
 
 
 def free_disk_space(root: Path, size: int) -> bool:
-    """Whether a save of `size` bytes may start; when space is short, all but the newest good checkpoint are removed."""
+    """Whether a save of `size` bytes may start; when space is short, all but the newest
+    good checkpoint are removed."""
     root.mkdir(parents=True, exist_ok=True)
-    with only_tidy(root, "the free space of its disk is not known, and old states do not make room"):
+    with only_tidy(
+        root, "the free space of its disk is not known, and old states do not make room"
+    ):
         return _has_made_room(root, size)
     return True
 
@@ -288,7 +343,8 @@ def step_of(path: Path) -> int:
 
 
 def latest_checkpoint(root: Path, by_hash: bool = True) -> Path | None:
-    """The checkpoint with the highest step that verifies (`verify`); skipped ones are logged with the reason."""
+    """The checkpoint with the highest step that verifies (`verify`); skipped ones are
+    logged with the reason."""
     for path in reversed(checkpoint_folders(root)):
         problem = verify(path, by_hash)
         if problem is None:
@@ -298,23 +354,30 @@ def latest_checkpoint(root: Path, by_hash: bool = True) -> Path | None:
 
 
 _known_good: dict[Path, dict[str, tuple[int, int, int]]] = {}
-"""Checkpoints that this process wrote or verified, with the versions of their files at that time."""
+"""Checkpoints that this process wrote or verified, with the versions of their files at
+that time."""
 
 
 def _is_good(path: Path) -> bool:
-    """As `verify`, but files that this process has verified and that did not change are not read again."""
+    """As `verify`, but files that this process has verified and that did not change are
+    not read again."""
     known = _known_good.get(path.resolve())
     return (known is not None and known == _file_versions(path)) or verify(path) is None
 
 
 def _file_versions(path: Path) -> dict[str, tuple[int, int, int]]:
-    """File name -> (inode, size, mtime). Only compared for equality, to see whether a file changed."""
+    """File name -> (inode, size, mtime). Only compared for equality, to see whether a
+    file changed."""
     found = {file.name: file.stat() for file in path.iterdir()}
-    return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
+    return {
+        name: (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        for name, stat in found.items()
+    }
 
 
 def verify(path: Path, by_hash: bool = True) -> str | None:
-    """The error of a damaged checkpoint, or None. Reads all of it; without `by_hash` only sizes are compared."""
+    """The error of a damaged checkpoint, or None. Reads all of it; without `by_hash`
+    only sizes are compared."""
     try:
         versions = _file_versions(path)
         manifest = json.loads(read_regular(path / MANIFEST))
@@ -332,7 +395,14 @@ def verify(path: Path, by_hash: bool = True) -> str | None:
                 return f"{name} is missing or has another size than {MANIFEST} says"
             if by_hash and sha256_of(file) != entry["sha256"]:
                 return f"{name} is damaged (sha256 differs from {MANIFEST})"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         return f"{MANIFEST} cannot be read ({error})"
     if not by_hash:
         return None
@@ -342,17 +412,27 @@ def verify(path: Path, by_hash: bool = True) -> str | None:
 
 @contextmanager
 def reading_state(path: Path) -> Iterator[None]:
-    """What the block finds amiss in the contents of a state (or of a run's folder) becomes a RunError: files that
-    verify may still lack an entry, or have one of another type, where somebody else wrote them."""
+    """What the block finds amiss in the contents of a state (or of a run's folder)
+    becomes a RunError: files that verify may still lack an entry, or have one of
+    another type, where somebody else wrote them."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, ArithmeticError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+        ArithmeticError,
+    ) as error:
         if isinstance(error, KeyError):
             reason = f"no entry {error}"
         else:
             reason = str(error)
         remedy = "Move it away, or add --restart to begin again."
-        raise RunError(f"{path}: what it records cannot be used ({reason}). {remedy}") from error
+        raise RunError(
+            f"{path}: what it records cannot be used ({reason}). {remedy}"
+        ) from error
 
 
 def read_checkpoint_json(path: Path) -> dict[str, Any]:

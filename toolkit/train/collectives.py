@@ -1,13 +1,15 @@
-"""What the ranks of a run do together: all-reduce of gradients and losses, commands of rank 0 to the others, full
-copies of sharded tensors.
+"""What the ranks of a run do together: all-reduce of gradients and losses, commands of
+rank 0 to the others, full copies of sharded tensors.
 
-Each rank divides its losses by the samples of the whole accumulation step, so the sums are the means that a single
-process would compute. All ranks get the same bits, and so take the same optimizer step. Gradients of sharded
-parameters are already reduced by FSDP2 (`memory/fsdp.py`).
+Each rank divides its losses by the samples of the whole accumulation step, so the sums
+are the means that a single process would compute. All ranks get the same bits, and so
+take the same optimizer step. Gradients of sharded parameters are already reduced by
+FSDP2 (`memory/fsdp.py`).
 
-Rank 0 samples, validates and saves while the other ranks wait for it in a collective. Whatever needs the weights of
-all ranks begins with a command (`Run.broadcast_command`): the other ranks run it and wait again. A command is a
-picklable function; it is called with the rank's `WorkerContext`."""
+Rank 0 samples, validates and saves while the other ranks wait for it in a collective.
+Whatever needs the weights of all ranks begins with a command (`Run.broadcast_command`):
+the other ranks run it and wait again. A command is a picklable function; it is called
+with the rank's `WorkerContext`."""
 
 from __future__ import annotations
 
@@ -53,13 +55,17 @@ def install_command_handler(worker: WorkerContext) -> None:
     worker.run.broadcast_command = process_group.broadcast_command
 
 
-def leading(model: DiffusionModel, process_group: ProcessGroup) -> Callable[..., Tensor]:
-    """`model.predict_velocity` for work of rank 0 alone (samples, validation): the other ranks run each pass too, and
-    discard the result.
+def leading(
+    model: DiffusionModel, process_group: ProcessGroup
+) -> Callable[..., Tensor]:
+    """`model.predict_velocity` for work of rank 0 alone (samples, validation): the
+    other ranks run each pass too, and discard the result.
     """
 
     def predict_velocity(*inputs: Any) -> Tensor:
-        process_group.broadcast_command(partial(_forward_on_worker, inputs=_on_cpu(inputs)))
+        process_group.broadcast_command(
+            partial(_forward_on_worker, inputs=_on_cpu(inputs))
+        )
         return model.predict_velocity(*inputs)
 
     return predict_velocity
@@ -79,14 +85,16 @@ def _on_cpu(value: Any) -> Any:
 
 @contextmanager
 def using_eval_weights(run: Run) -> Iterator[None]:
-    """Swaps the eval weights (EMA) in on all ranks inside the block, and restores the raw weights after it.
+    """Swaps the eval weights (EMA) in on all ranks inside the block, and restores the
+    raw weights after it.
 
     An error inside ends the run.
     """
     run.broadcast_command(_swap_in_eval_weights)
     with run.using_eval_weights_local():
         yield
-    # Not after an error: the other ranks may be in the middle of a pass and would not receive the command.
+    # Not after an error: the other ranks may be in the middle of a pass and would not
+    # receive the command.
     run.broadcast_command(_swap_out_eval_weights)
 
 
@@ -110,14 +118,20 @@ def network_tensors_in_turn(
     """The tensors of a network file under their names there, with one in memory at a time: the shape of each, and what
     copies one to the CPU in `dtype`. Called by rank 0. raw: the raw weights, also where there is an EMA.
 
-    Each has to be copied once, in this order of the names, before anything else is communicated: the other ranks are
-    at it. After an error in the block (a full disk, say) the rest is copied for them.
+    Each has to be copied once, in this order of the names, before anything else is
+    communicated: the other ranks are at it. After an error in the block (a full disk,
+    say) the rest is copied for them.
     """
     shards = network.sharded_params()
     tensors = network.export(run.roles[role].weights(raw))
-    shapes = {name: torch.Size(shards[name].shape) if name in shards else t.shape for name, t in tensors.items()}
+    shapes = {
+        name: torch.Size(shards[name].shape) if name in shards else t.shape
+        for name, t in tensors.items()
+    }
     names = [name for name in order(shapes) if name in shards]
-    run.broadcast_command(partial(_gather_on_worker, role=role, dtype=dtype, raw=raw, names=names))
+    run.broadcast_command(
+        partial(_gather_on_worker, role=role, dtype=dtype, raw=raw, names=names)
+    )
 
     def gather(name: str) -> Tensor:
         copy = run.process_group.gather_to_rank0(tensors[name], shards.get(name), dtype)
@@ -136,7 +150,13 @@ def network_tensors_in_turn(
         raise
 
 
-def _gather_on_worker(worker: WorkerContext, role: str, dtype: torch.dtype, raw: bool, names: Sequence[str]) -> None:
+def _gather_on_worker(
+    worker: WorkerContext,
+    role: str,
+    dtype: torch.dtype,
+    raw: bool,
+    names: Sequence[str],
+) -> None:
     shards = worker.network.sharded_params()
     tensors = worker.network.export(worker.run.roles[role].weights(raw))
     for name in names:
@@ -160,7 +180,8 @@ class _Report(NamedTuple):
     """Name of a metric per batch -> samples of which it is the mean."""
 
     with_gradient: list[bool]
-    """For each parameter that is not sharded, whether it has a gradient on this rank."""
+    """For each parameter that is not sharded, whether it has a gradient on this
+    rank."""
 
     failure: str
     """Why this rank has given up its compiled programs; empty: it has not."""
@@ -169,17 +190,26 @@ class _Report(NamedTuple):
 def all_reduce_gradients_and_losses(
     run: Run, accumulation_step: AccumulationStep, own: StepLossBuffer | None
 ) -> StepLossBuffer | None:
-    """The losses of the whole accumulation step; gradients of parameters that are not sharded become the sums over all
-    ranks.
+    """The losses of the whole accumulation step; gradients of parameters that are not
+    sharded become the sums over all ranks.
 
-    own: the losses of this rank; None where the accumulation step was aborted. The result is then None on all ranks.
+    own: the losses of this rank; None where the accumulation step was aborted. The
+    result is then None on all ranks.
     """
     if run.process_group.is_single_process:
         return own
-    parameters = [p for role in run.roles.values() for name, p in role.parameters.items() if name not in role.sharded]
+    parameters = [
+        p
+        for role in run.roles.values()
+        for name, p in role.parameters.items()
+        if name not in role.sharded
+    ]
     report = None
     if own is not None:
-        counts = {name: sum(count for count, _ in counted) for name, counted in own.numbers.items()}
+        counts = {
+            name: sum(count for count, _ in counted)
+            for name, counted in own.numbers.items()
+        }
         has_gradient = [p.grad is not None for p in parameters]
         report = _Report(
             own.uses,
@@ -195,18 +225,27 @@ def all_reduce_gradients_and_losses(
     if own is None or len(reports) < len(gathered):
         return None
     _stop_programs(run, reports)
-    for parameter, *has_gradient in zip(parameters, *(report.with_gradient for report in reports), strict=True):
+    for parameter, *has_gradient in zip(
+        parameters, *(report.with_gradient for report in reports), strict=True
+    ):
         if any(has_gradient) and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    roles = [name for name in run.roles if any(name in report.roles for report in reports)]
-    device = next(p.device for role in run.roles.values() for p in role.parameters.values())
+    roles = [
+        name for name in run.roles if any(name in report.roles for report in reports)
+    ]
+    device = next(
+        p.device for role in run.roles.values() for p in role.parameters.values()
+    )
     numbers, whole = _summands(own, accumulation_step, reports, roles, device)
-    run.process_group.all_reduce_sum([*(p.grad for p in parameters if p.grad is not None), numbers])
+    run.process_group.all_reduce_sum(
+        [*(p.grad for p in parameters if p.grad is not None), numbers]
+    )
     return whole
 
 
 def _stop_programs(run: Run, reports: Sequence[_Report]) -> None:
-    """Has all ranks run uncompiled blocks from the next step on, once one does: none would be faster than that one."""
+    """Has all ranks run uncompiled blocks from the next step on, once one does: none
+    would be faster than that one."""
     for rank, report in enumerate(reports):
         if report.failure and run.programs.used:
             run.programs.stop()
@@ -220,8 +259,9 @@ def _summands(
     roles: Sequence[str],
     device: torch.device,
 ) -> tuple[Tensor, StepLossBuffer]:
-    """This rank's summands in one vector, and the losses of the accumulation step, which are views of it: once it is
-    summed over the ranks, they are as on a single process. Samples of other ranks are zero."""
+    """This rank's summands in one vector, and the losses of the accumulation step,
+    which are views of it: once it is summed over the ranks, they are as on a single
+    process. Samples of other ranks are zero."""
     kinds = next(report.kinds for report in reports if report.uses)
     counts = sum((Counter(report.counts) for report in reports), Counter[str]())
     samples = accumulation_step.sample_keys
@@ -233,32 +273,46 @@ def _summands(
         if role in own.shares:
             of_roles[place] = torch.stack(own.shares[role]).sum()
     for place, name in enumerate(counts):
-        of_batches[place] = sum(count * mean for count, mean in own.numbers[name]) / counts[name]
+        of_batches[place] = (
+            sum(count * mean for count, mean in own.numbers[name]) / counts[name]
+        )
     if own.uses:
         index_of = {use: index for index, use in enumerate(samples)}
         own_indices = torch.tensor([index_of[use] for use in own.uses], device=device)
         for row, kind in zip(rows, kinds, strict=True):
-            row[own_indices] = torch.cat([values_B.to(device, row.dtype) for values_B in own.per_sample[kind]])
+            row[own_indices] = torch.cat(
+                [values_B.to(device, row.dtype) for values_B in own.per_sample[kind]]
+            )
     whole = StepLossBuffer()
     whole.shares |= {role: [value] for role, value in zip(roles, of_roles, strict=True)}
-    whole.numbers |= {name: [(counts[name], value)] for name, value in zip(counts, of_batches, strict=True)}
+    whole.numbers |= {
+        name: [(counts[name], value)]
+        for name, value in zip(counts, of_batches, strict=True)
+    }
     whole.per_sample |= {kind: [row] for kind, row in zip(kinds, rows, strict=True)}
-    sources = {use: source for report in reports for use, source in zip(report.uses, report.sources, strict=True)}
+    sources = {
+        use: source
+        for report in reports
+        for use, source in zip(report.uses, report.sources, strict=True)
+    }
     whole.uses = samples
     whole.sources = [sources[use] for use in samples]
     return numbers, whole
 
 
 def whole_cursor(process_group: ProcessGroup, cursor: Cursor) -> Cursor:
-    """The cursor behind a step with each reader's place as the process has it that reads for it (`SharedStreamSource`);
-    other cursors are the same everywhere."""
+    """The cursor behind a step with each reader's place as the process has it that
+    reads for it (`SharedStreamSource`); other cursors are the same everywhere."""
     if process_group.is_single_process or not has_readers(cursor):
         return cursor
     places = process_group.all_gather_object(cursor["readers"])
-    found = [places[index % len(places)][index] for index in range(len(cursor["readers"]))]
+    found = [
+        places[index % len(places)][index] for index in range(len(cursor["readers"]))
+    ]
     return {**cursor, "readers": found}
 
 
 def has_readers(cursor: Cursor) -> bool:
-    """Whether the cursor is that of a `SharedStreamSource`, whose samples have no epoch that all processes know."""
+    """Whether the cursor is that of a `SharedStreamSource`, whose samples have no epoch
+    that all processes know."""
     return isinstance(cursor, dict) and "readers" in cursor

@@ -1,7 +1,9 @@
-"""What changed in the job since a checkpoint was written, and whether a resume allows it.
+"""What changed in the job since a checkpoint was written, and whether a resume allows
+it.
 
-Pure; imports no torch. Keys are dotted paths of the typed section, as in `datasets[0].folder_path`. Its section says
-what a change of each key means (`StrictModel.on_resume`).
+Pure; imports no torch. Keys are dotted paths of the typed section, as in
+`datasets[0].folder_path`. Its section says what a change of each key means
+(`StrictModel.on_resume`).
 """
 
 from __future__ import annotations
@@ -30,29 +32,37 @@ class ConfigChange:
 
 
 REVISION = 3
-"""Recorded with every checkpoint; raised when the same job computes something else. Other states are refused."""
+"""Recorded with every checkpoint; raised when the same job computes something else.
+Other states are refused."""
 
 
 REMOVED = ("train.ema_config.power_averages", "model.int8_matmul")
-"""Keys that are recorded and are gone: without them the same is computed, or their section warns of a value that asked
-for something else."""
+"""Keys that are recorded and are gone: without them the same is computed, or their
+section warns of a value that asked for something else."""
 
 
 def diff_configs(
-    section: type[BaseModel], old: Mapping[str, Any], new: Mapping[str, Any], given: Mapping[str, Any] | None = None
+    section: type[BaseModel],
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    given: Mapping[str, Any] | None = None,
 ) -> list[ConfigChange]:
     """Every key whose value differs, sorted.
 
-    section: its class. old, new: the section as plain data (`model_dump(mode="json")`). given: the part of `new` that
-    the job sets itself. A key that `old` lacks, because the program did not have it yet, counts only where the job sets
-    it.
+    section: its class. old, new: the section as plain data (`model_dump(mode="json")`).
+    given: the part of `new` that the job sets itself. A key that `old` lacks, because
+    the program did not have it yet, counts only where the job sets it.
     """
     before = dict(flatten_config(old))
     after = dict(flatten_config(new))
     before = {key: value for key, value in before.items() if key not in REMOVED}
     if given is not None:
         explicit = dict(flatten_config(given))
-        after = {key: value for key, value in after.items() if key in before or key in explicit}
+        after = {
+            key: value
+            for key, value in after.items()
+            if key in before or key in explicit
+        }
     return [
         ConfigChange(key, before.get(key), after.get(key), _kind(section, key, new))
         for key in sorted(before.keys() | after.keys())
@@ -85,7 +95,9 @@ def _kind(section: type[BaseModel] | None, key: str, values: Any) -> ChangeKind:
                 values = None
         field = section.model_fields.get(name)
         annotation = field.annotation if field else None
-        section = section_model(item_annotation(annotation) if "[" in part else annotation)
+        section = section_model(
+            item_annotation(annotation) if "[" in part else annotation
+        )
     return kind
 
 
@@ -94,7 +106,9 @@ def flatten_config(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping) and value:
         for key, child in value.items():
             yield from flatten_config(child, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list | tuple) and any(isinstance(child, Mapping) for child in value):
+    elif isinstance(value, list | tuple) and any(
+        isinstance(child, Mapping) for child in value
+    ):
         for index, child in enumerate(value):
             yield from flatten_config(child, f"{path}[{index}]")
     else:

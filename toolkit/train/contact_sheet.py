@@ -1,5 +1,6 @@
-"""The samples of a run on one sheet: images it is trained on above, then a row for each prompt, a column for each step;
-on the left the reference images of the prompt. Imports no torch."""
+"""The samples of a run on one sheet: images it is trained on above, then a row for each
+prompt, a column for each step; on the left the reference images of the prompt. Imports
+no torch."""
 
 from __future__ import annotations
 
@@ -27,24 +28,34 @@ ROWS = 32
 """At most so many prompts, the first ones."""
 
 CELL = 192
-"""Pixels of the longer side of an image on the sheet; smaller images stay as they are."""
+"""Pixels of the longer side of an image on the sheet; smaller images stay as they
+are."""
 
 _GAP = 6
 _LINE = 14
 
 
 def write_contact_sheet(
-    folder: Path, training: Sequence[Path] = (), references: Sequence[Sequence[Path]] = ()
+    folder: Path,
+    training: Sequence[Path] = (),
+    references: Sequence[Sequence[Path]] = (),
 ) -> Path | None:
-    """Writes the sheet of a run and returns its path; None where there are no samples. training: images for its first
-    row, in half size; of many, evenly chosen ones. references: the reference images of each sample, in order. Raises
-    OSError where an image cannot be read or the sheet cannot be written."""
-    samples = [sample for sample in list_samples(folder) if sample.path.suffix != ".tmp"]
+    """Writes the sheet of a run and returns its path; None where there are no samples.
+    training: images for its first row, in half size; of many, evenly chosen ones.
+    references: the reference images of each sample, in order. Raises OSError where an
+    image cannot be read or the sheet cannot be written."""
+    samples = [
+        sample for sample in list_samples(folder) if sample.path.suffix != ".tmp"
+    ]
     if not samples:
         return None
     steps = spread(sorted({sample.step for sample in samples}), COLUMNS)
     rows = sorted({sample.index for sample in samples})[:ROWS]
-    cells = {(sample.index, sample.step): sample for sample in samples if sample.step in steps}
+    cells = {
+        (sample.index, sample.step): sample
+        for sample in samples
+        if sample.step in steps
+    }
     path = folder / SAMPLES / OVERVIEW
     sheet = _drawn(cells, rows, steps, training, references)
     with atomic_write(path) as temporary:
@@ -53,10 +64,13 @@ def write_contact_sheet(
 
 
 def spread(values: Sequence[Value], most: int) -> list[Value]:
-    """At most so many of the values: the first, the last, and evenly chosen ones between."""
+    """At most so many of the values: the first, the last, and evenly chosen ones
+    between."""
     if len(values) <= most:
         return list(values)
-    return [values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)]
+    return [
+        values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)
+    ]
 
 
 def _drawn(
@@ -66,17 +80,25 @@ def _drawn(
     training: Sequence[Path],
     references: Sequence[Sequence[Path]],
 ) -> Image.Image:
-    """The sheet: images of the training, steps above the columns, the prompt above each row, its references
-    on the left."""
+    """The sheet: images of the training, steps above the columns, the prompt above each
+    row, its references on the left."""
     images: dict[tuple[int, int | None], Image.Image] = {
-        place: _thumbnail(sample.path) for place, sample in cells.items() if place[0] in rows
+        place: _thumbnail(sample.path)
+        for place, sample in cells.items()
+        if place[0] in rows
     }
     width = max(image.width for image in images.values())
     small = (width - _GAP) // 2
-    beside = {row: _stacked(paths, small) for row, paths in enumerate(references) if paths and row in rows}
+    beside = {
+        row: _stacked(paths, small)
+        for row, paths in enumerate(references)
+        if paths and row in rows
+    }
     images |= {(row, None): image for row, image in beside.items()}
     left = _GAP + (small + _GAP if beside else 0)
-    columns: dict[int | None, int] = {step: left + place * (width + _GAP) for place, step in enumerate(steps)}
+    columns: dict[int | None, int] = {
+        step: left + place * (width + _GAP) for place, step in enumerate(steps)
+    }
     if beside:
         columns[None] = _GAP
     total = left + len(steps) * (width + _GAP)
@@ -90,17 +112,35 @@ def _drawn(
         above = 0
     font = ImageFont.load_default(11)
     titles = {row: _title(cells, row, total) for row in rows}
-    heights = {row: max((images[place].height for place in images if place[0] == row), default=0) for row in rows}
-    height = above + _LINE + _GAP + sum(heights[row] + len(titles[row]) * _LINE + _GAP for row in rows)
+    heights = {
+        row: max(
+            (images[place].height for place in images if place[0] == row), default=0
+        )
+        for row in rows
+    }
+    height = (
+        above
+        + _LINE
+        + _GAP
+        + sum(heights[row] + len(titles[row]) * _LINE + _GAP for row in rows)
+    )
     sheet = Image.new("RGB", (total, height), "white")
     pen = ImageDraw.Draw(sheet)
     for place, image in enumerate(shown):
-        sheet.paste(image, (left + place // 2 * (width + _GAP) + place % 2 * (small + _GAP), _LINE))
+        sheet.paste(
+            image,
+            (left + place // 2 * (width + _GAP) + place % 2 * (small + _GAP), _LINE),
+        )
     if shown:
         pen.text((left, 0), "training images", fill="black", font=font)
         pen.line((0, above - _GAP, total, above - _GAP), fill="grey")
     for step, x in columns.items():
-        pen.text((x, above + 2), "control images" if step is None else f"step {step}", fill="black", font=font)
+        pen.text(
+            (x, above + 2),
+            "control images" if step is None else f"step {step}",
+            fill="black",
+            font=font,
+        )
     top = above + _LINE + _GAP
     for row in rows:
         for line in titles[row]:
@@ -116,7 +156,9 @@ def _drawn(
 def _stacked(paths: Sequence[Path], longest: int) -> Image.Image:
     """Thumbnails, one below the other."""
     images = [_thumbnail(path, longest) for path in paths]
-    stack = Image.new("RGB", (longest, sum(image.height + _GAP for image in images) - _GAP), "white")
+    stack = Image.new(
+        "RGB", (longest, sum(image.height + _GAP for image in images) - _GAP), "white"
+    )
     top = 0
     for image in images:
         stack.paste(image, (0, top))
@@ -124,10 +166,20 @@ def _stacked(paths: Sequence[Path], longest: int) -> Image.Image:
     return stack
 
 
-def _title(cells: dict[tuple[int, int], SampleImage], row: int, width: int) -> list[str]:
+def _title(
+    cells: dict[tuple[int, int], SampleImage], row: int, width: int
+) -> list[str]:
     """The prompt of a row in at most two lines."""
-    prompt = next((sample.prompt for (index, _), sample in cells.items() if index == row and sample.prompt), "")
-    # A font of another script may lack letters, and Pillow's own then fails to draw them.
+    prompt = next(
+        (
+            sample.prompt
+            for (index, _), sample in cells.items()
+            if index == row and sample.prompt
+        ),
+        "",
+    )
+    # A font of another script may lack letters, and Pillow's own then fails to draw
+    # them.
     plain = prompt.encode("latin-1", "replace").decode("latin-1")
     return wrap(plain, max(10, width // 6))[:2]
 

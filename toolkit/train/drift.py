@@ -1,5 +1,5 @@
-"""How far samples lie beside the reference images that they edit, and what they change outside a mask. Imports no
-torch.
+"""How far samples lie beside the reference images that they edit, and what they change
+outside a mask. Imports no torch.
 
 Shape suffixes: H rows, W columns, C colours.
 """
@@ -29,15 +29,17 @@ class Drift(NamedTuple):
     """How a sample lies on its reference."""
 
     found: Alignment
-    """Alignment of the sample on the reference: a positive shift is one to the right and down, a positive zoom is
-    larger."""
+    """Alignment of the sample on the reference: a positive shift is one to the right
+    and down, a positive zoom is larger."""
 
     outside_mask: float | None = None
-    """Mean absolute change of a colour value outside the mask, 0 to 255; None without a mask."""
+    """Mean absolute change of a colour value outside the mask, 0 to 255; None without a
+    mask."""
 
     def numbers(self) -> dict[str, float]:
-        """By name: `px`, by which the corner that is farthest off is off; `shift_px`; `zoom_percent`;
-        `rotation_degrees`; all NaN where the edit is not measurable. `outside_mask` where there is a mask."""
+        """By name: `px`, by which the corner that is farthest off is off; `shift_px`;
+        `zoom_percent`; `rotation_degrees`; all NaN where the edit is not measurable.
+        `outside_mask` where there is a mask."""
         found = self.found
         drift = {
             "px": found.drift,
@@ -62,11 +64,14 @@ class Drift(NamedTuple):
         return f"{text}; changed outside the mask by {self.outside_mask:.1f}"
 
 
-def drift_of(sample: Image.Image, references: Sequence[Path], mask: Mask | None = None) -> Drift | None:
-    """The drift of a sample from the first reference that has its shape; None where there is none.
+def drift_of(
+    sample: Image.Image, references: Sequence[Path], mask: Mask | None = None
+) -> Drift | None:
+    """The drift of a sample from the first reference that has its shape; None where
+    there is none.
 
-    mask: of that reference, stretched over it; what is white may change. Raises ImageError for a file that cannot be
-    used.
+    mask: of that reference, stretched over it; what is white may change. Raises
+    ImageError for a file that cannot be used.
     """
     for path in references:
         reference = open_image(path, at_least=max(sample.size))
@@ -80,28 +85,40 @@ def drift_of(sample: Image.Image, references: Sequence[Path], mask: Mask | None 
         return Drift(found)
     white = open_mask(mask)
     white = ImageOps.invert(white) if mask.inverted else white
-    return Drift(found, _change(sample, before, covering(white.resize(reference.size), sample.size)))
+    return Drift(
+        found,
+        _change(sample, before, covering(white.resize(reference.size), sample.size)),
+    )
 
 
-def _change(sample: Image.Image, before: Image.Image, mask: Image.Image) -> float | None:
+def _change(
+    sample: Image.Image, before: Image.Image, mask: Image.Image
+) -> float | None:
     """None where nothing lies outside the mask."""
     outside_HW = numpy.asarray(mask) < BLACK
     if not outside_HW.any():
         return None
-    change_HWC = numpy.abs(numpy.asarray(sample, dtype=numpy.int16) - numpy.asarray(before))
+    change_HWC = numpy.abs(
+        numpy.asarray(sample, dtype=numpy.int16) - numpy.asarray(before)
+    )
     return float(change_HWC[outside_HW].mean())
 
 
-def drift_metrics(drifts: Mapping[int, Drift], prefix: str = PREFIX) -> dict[str, float]:
-    """The numbers of each sample, `drift/px_0` of the first one, and before them `drift/px`, the mean of their
-    magnitudes, and so on; `drift/measurable` is the share of samples that are. drifts: by the index of the sample."""
+def drift_metrics(
+    drifts: Mapping[int, Drift], prefix: str = PREFIX
+) -> dict[str, float]:
+    """The numbers of each sample, `drift/px_0` of the first one, and before them
+    `drift/px`, the mean of their magnitudes, and so on; `drift/measurable` is the share
+    of samples that are. drifts: by the index of the sample."""
     if not drifts:
         return {}
     named: dict[str, dict[int, float]] = {}
     for index, drift in drifts.items():
         for name, value in drift.numbers().items():
             named.setdefault(name, {})[index] = value
-    metrics = {"measurable": fmean(drift.found.is_measurable for drift in drifts.values())}
+    metrics = {
+        "measurable": fmean(drift.found.is_measurable for drift in drifts.values())
+    }
     for name, by_index in named.items():
         known = [abs(value) for value in by_index.values() if math.isfinite(value)]
         metrics[name] = fmean(known) if known else math.nan

@@ -1,15 +1,19 @@
-"""`train.few_step_loss`: the network learns to do beside a few-step LoRA what it does without it in many steps.
+"""`train.few_step_loss`: the network learns to do beside a few-step LoRA what it does
+without it in many steps.
 
-In the later micro-batches, or a share of them, the few-step LoRA is active, at the noise levels at which it will be
-sampled. x_t is what the sampling with it makes of the noise up to that level. The target is the velocity of the model
-with the few-step LoRA but without the network, plus what the teacher, the mean of the network, changes in many steps:
-the difference that it makes to the velocity that leads from x_t to where the model without the few-step LoRA, with
-guidance, arrives at the next level in several Euler steps. So errors of the few-step LoRA itself are not part of it.
-Only the network learns; the few-step LoRA is frozen, and the target has no gradient. Each level counts the same, as
-each is one step of the sampling.
+In the later micro-batches, or a share of them, the few-step LoRA is active, at the
+noise levels at which it will be sampled. x_t is what the sampling with it makes of the
+noise up to that level. The target is the velocity of the model with the few-step LoRA
+but without the network, plus what the teacher, the mean of the network, changes in many
+steps: the difference that it makes to the velocity that leads from x_t to where the
+model without the few-step LoRA, with guidance, arrives at the next level in several
+Euler steps. So errors of the few-step LoRA itself are not part of it. Only the network
+learns; the few-step LoRA is frozen, and the target has no gradient. Each level counts
+the same, as each is one step of the sampling.
 
-Source: the way to the next level: Luhman & Luhman 2021, arXiv:2101.02388; Salimans & Ho 2022, arXiv:2202.00512,
-section 3. x_t of the student's own sampling: Yin et al. 2024, arXiv:2405.14867.
+Source: the way to the next level: Luhman & Luhman 2021, arXiv:2101.02388; Salimans & Ho
+2022, arXiv:2202.00512, section 3. x_t of the student's own sampling: Yin et al. 2024,
+arXiv:2405.14867.
 
 Shape suffixes: B rows of the batch, C channels, H/W latent height and width.
 """
@@ -47,26 +51,30 @@ CHECKPOINT_FILE = "few_step_loss"
 
 
 MEMORY = 0.3
-"""Steps over which the teacher is averaged, as a share of those before the few-step micro-batches: independent of how
-many are still to come."""
+"""Steps over which the teacher is averaged, as a share of those before the few-step
+micro-batches: independent of how many are still to come."""
 
 
 class Teacher:
-    """The running mean of the network since the few-step micro-batches began, from its average where it has one.
+    """The running mean of the network since the few-step micro-batches began, from its
+    average where it has one.
 
-    A network that learned from itself as it is would run away: what it changes with guidance grows with each lesson. As
-    it was in the beginning it would have nothing of what the network still learns. Source: Tarvainen & Valpola 2017,
-    arXiv:1703.01780.
+    A network that learned from itself as it is would run away: what it changes with
+    guidance grows with each lesson. As it was in the beginning it would have nothing of
+    what the network still learns. Source: Tarvainen & Valpola 2017, arXiv:1703.01780.
     """
 
     def __init__(self, role: Role, first_step: int) -> None:
-        """It takes in the network before each step of the role, and its tensors become part of the role's checkpoints.
-        first_step: steps done before the first micro-batch."""
+        """It takes in the network before each step of the role, and its tensors become
+        part of the role's checkpoints. first_step: steps done before the first
+        micro-batch."""
         self.first_step = first_step
         self._role = role
         role.before_step = self._take_in
         self._rate = 1 / max(1.0, MEMORY * first_step)
-        self._weights = {name: p.detach().clone() for name, p in role.parameters.items()}
+        self._weights = {
+            name: p.detach().clone() for name, p in role.parameters.items()
+        }
         self._step = torch.tensor(-1)
         role.further[CHECKPOINT_FILE] = {**self._weights, "begun": self._step}
 
@@ -76,12 +84,15 @@ class Teacher:
 
     @torch.no_grad()
     def _take_in(self, step: int) -> None:
-        """Once in each step from the first one on. It starts over in a resumed run whose first one has moved to a later
-        step."""
+        """Once in each step from the first one on. It starts over in a resumed run
+        whose first one has moved to a later step."""
         if not self.has_begun(step):
             return
         if int(self._step) < self.first_step:
-            copy_into(self._weights, self._role.ema.averages if self._role.ema else self._role.parameters)
+            copy_into(
+                self._weights,
+                self._role.ema.averages if self._role.ema else self._role.parameters,
+            )
         elif int(self._step) < step:
             for name, weight in self._weights.items():
                 weight.lerp_(self._role.parameters[name].to(weight.dtype), self._rate)
@@ -93,10 +104,11 @@ class Teacher:
 
 
 class FewStepMixture(FlowMatchingStep):
-    """A flow matching step of which the later micro-batches, or a share of them, are computed in few steps.
+    """A flow matching step of which the later micro-batches, or a share of them, are
+    computed in few steps.
 
-    Which ones depends on the seed, the epoch and the place of their first item alone: a resume repeats it, and so does
-    each piece of a micro-batch that is cut.
+    Which ones depends on the seed, the epoch and the place of their first item alone: a
+    resume repeats it, and so does each piece of a micro-batch that is cut.
     """
 
     def __init__(
@@ -110,8 +122,8 @@ class FewStepMixture(FlowMatchingStep):
         alone: Callable[[], AbstractContextManager[None]],
         **settings: Any,
     ) -> None:
-        """with_lora: inside its block the few-step LoRA is active; alone: no file is. settings: as of
-        `FlowMatchingStep`."""
+        """with_lora: inside its block the few-step LoRA is active; alone: no file is.
+        settings: as of `FlowMatchingStep`."""
         super().__init__(model, seed, **settings)
         self.few = few
         self._network = network
@@ -121,7 +133,8 @@ class FewStepMixture(FlowMatchingStep):
         self._is_active = False
 
     def is_few(self, spec: BatchSpec, step: int) -> bool:
-        """Whether the few-step LoRA is active for this micro-batch. step: optimizer steps done."""
+        """Whether the few-step LoRA is active for this micro-batch. step: optimizer
+        steps done."""
         drawn = uniform(self.seed, "few-step batch", spec.epoch, spec.first)
         return self._teacher.has_begun(step) and drawn < self.few.share
 
@@ -146,17 +159,23 @@ class FewStepMixture(FlowMatchingStep):
         if not self._is_active:
             return super().sample_t(spec, latent, levels)
         schedule = self.schedule(latent)
-        draws = [uniform(self.seed, "few-step level", *key) for key in noise_keys(spec, levels)]
+        draws = [
+            uniform(self.seed, "few-step level", *key)
+            for key in noise_keys(spec, levels)
+        ]
         return [schedule[int(draw * len(schedule))] for draw in draws]
 
     def schedule(self, latent: Size) -> list[float]:
-        """The noise levels of a sampling run with the LoRA, for latents of this size."""
+        """The noise levels of a sampling run with the LoRA, for latents of this
+        size."""
         steps = self.few.steps
         shift = self.few.flow_shift
         if shift is not None:
             return sigmas(steps, math.log(shift), None).tolist()[:-1]
         own = self.model.dynamic_shift
-        return sigmas(steps, own.mu(self.model.family.tokens(latent), steps), own.shift_terminal).tolist()[:-1]
+        return sigmas(
+            steps, own.mu(self.model.family.tokens(latent), steps), own.shift_terminal
+        ).tolist()[:-1]
 
     # ------------------------------------------------------------ distillation
 
@@ -168,7 +187,9 @@ class FewStepMixture(FlowMatchingStep):
         device = batch.latents_BCHW.device
         drawn = self.sample_noise_and_t(batch.spec, shape_CHW, levels)
         noise_BCHW, t_B = (to_device(tensor, device) for tensor in drawn)
-        schedule = torch.tensor([*self.schedule(Size(shape_CHW[-1], shape_CHW[-2])), 0.0], device=device)
+        schedule = torch.tensor(
+            [*self.schedule(Size(shape_CHW[-1], shape_CHW[-2])), 0.0], device=device
+        )
         at_B = (schedule - t_B[:, None]).abs().argmin(1)
         self.model.prefetch_timesteps(schedule[:-1].tolist())
         x_t_BCHW = self._student(batch, noise_BCHW, schedule, at_B)
@@ -177,33 +198,50 @@ class FewStepMixture(FlowMatchingStep):
             change_BCHW = aim()
         with self._network.disabled():
             change_BCHW = change_BCHW - aim()
-            few_BCHW = self.model.predict_velocity(x_t_BCHW, t_B, batch.prompts, batch.control_latents)
+            few_BCHW = self.model.predict_velocity(
+                x_t_BCHW, t_B, batch.prompts, batch.control_latents
+            )
         return x_t_BCHW, to_device(few_BCHW.float(), device) + change_BCHW, t_B
 
-    def _student(self, batch: LatentBatch, noise_BCHW: Tensor, schedule: Tensor, at_B: Tensor) -> Tensor:
-        """What the sampling with the few-step LoRA has made of the noise after `at_B` steps."""
+    def _student(
+        self, batch: LatentBatch, noise_BCHW: Tensor, schedule: Tensor, at_B: Tensor
+    ) -> Tensor:
+        """What the sampling with the few-step LoRA has made of the noise after `at_B`
+        steps."""
         x_BCHW = noise_BCHW
         prompts = batch.prompts
         references = batch.control_latents
         for step in range(int(at_B.max())):
             t_B = schedule[step].expand(len(x_BCHW))
-            v_BCHW = to_device(self.model.predict_velocity(x_BCHW, t_B, prompts, references).float(), x_BCHW.device)
+            v_BCHW = to_device(
+                self.model.predict_velocity(x_BCHW, t_B, prompts, references).float(),
+                x_BCHW.device,
+            )
             span_B = torch.where(at_B > step, schedule[step + 1] - schedule[step], 0.0)
-            x_BCHW = x_BCHW + self.interpolant.speed * span_B[:, None, None, None] * v_BCHW
+            x_BCHW = (
+                x_BCHW + self.interpolant.speed * span_B[:, None, None, None] * v_BCHW
+            )
         return x_BCHW
 
-    def _aim(self, batch: LatentBatch, x_t_BCHW: Tensor, t_B: Tensor, until_B: Tensor) -> Tensor:
-        """The prediction with which one Euler step from t to `until` ends where the network alone, guided, ends in
-        `teacher_steps`."""
+    def _aim(
+        self, batch: LatentBatch, x_t_BCHW: Tensor, t_B: Tensor, until_B: Tensor
+    ) -> Tensor:
+        """The prediction with which one Euler step from t to `until` ends where the
+        network alone, guided, ends in `teacher_steps`."""
         few = self.few
         x_BCHW = x_t_BCHW
         total_BCHW = torch.zeros_like(x_BCHW)
         with self._alone():
             for step in range(few.teacher_steps):
                 level_B = t_B + (until_B - t_B) * (step / few.teacher_steps)
-                v_BCHW = to_device(self._guided(batch, x_BCHW, level_B).float(), x_BCHW.device)
+                v_BCHW = to_device(
+                    self._guided(batch, x_BCHW, level_B).float(), x_BCHW.device
+                )
                 span_B = (until_B - t_B) / few.teacher_steps
-                x_BCHW = x_BCHW + self.interpolant.speed * span_B[:, None, None, None] * v_BCHW
+                x_BCHW = (
+                    x_BCHW
+                    + self.interpolant.speed * span_B[:, None, None, None] * v_BCHW
+                )
                 total_BCHW = total_BCHW + v_BCHW
         return total_BCHW / few.teacher_steps
 
@@ -218,7 +256,9 @@ class FewStepMixture(FlowMatchingStep):
             embedded = [torch.full_like(t_B, scale)]
         else:
             embedded = []
-        cond_BCHW = self.model.predict_velocity(x_BCHW, t_B, batch.prompts, references, *embedded)
+        cond_BCHW = self.model.predict_velocity(
+            x_BCHW, t_B, batch.prompts, references, *embedded
+        )
         if scale <= 1 or embedded:
             return cond_BCHW
         negative = batch.extra_prompts[NEGATIVE]

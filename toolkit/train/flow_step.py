@@ -1,7 +1,8 @@
 """The `TrainStep` of flow matching: from a batch of latents to one loss per sample.
 
-Every random number has its own key (docs/architecture.md, "Randomness"): the same use of an image gets the same
-noise and t, whatever the batch size, accumulation or number of restarts.
+Every random number has its own key (docs/architecture.md, "Randomness"): the same use
+of an image gets the same noise and t, whatever the batch size, accumulation or number
+of restarts.
 
 Shape suffixes: B batch, C channels, H/W latent height and width.
 """
@@ -37,18 +38,21 @@ class ExtraLoss(Protocol):
     """A further loss of each sample, with its own forward passes."""
 
     def __call__(self, batch: LatentBatch, x_t_BCHW: Tensor, t_B: Tensor) -> Tensor:
-        """Losses [B], float32. x_t_BCHW: the noised latents of the batch at t_B, on its device; where items have K
-        noise levels, K rows in a row for each, and as many losses."""
+        """Losses [B], float32. x_t_BCHW: the noised latents of the batch at t_B, on its
+        device; where items have K noise levels, K rows in a row for each, and as many
+        losses."""
 
 
 class FlowMatchingStep(TrainStep[LatentBatch]):
-    """Loss of what the model predicts (`ModelFacts.prediction`) on the path between each image and its own noise, and
-    further losses."""
+    """Loss of what the model predicts (`ModelFacts.prediction`) on the path between
+    each image and its own noise, and further losses."""
 
     extra_losses: dict[str, ExtraLoss]
-    """Name -> loss that is added to that of the velocity. Its mean over the batch is logged as `loss/<name>`.
+    """Name -> loss that is added to that of the velocity. Its mean over the batch is
+    logged as `loss/<name>`.
 
-    Each has its own backward pass, so that only the activations of one are in memory."""
+    Each has its own backward pass, so that only the activations of one are in
+    memory."""
 
     def __init__(
         self,
@@ -60,9 +64,9 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         noise_levels: NoiseLevels = 1,
         **settings: Any,
     ) -> None:
-        """settings: further fields of `FlowSettings`. samples_per_epoch: needed with `num_timestep_buckets`. roles:
-        those that learn from the loss. noise_levels: `train.noise_levels_per_sample`; 1 with a model that cannot
-        share its prefix."""
+        """settings: further fields of `FlowSettings`. samples_per_epoch: needed with
+        `num_timestep_buckets`. roles: those that learn from the loss. noise_levels:
+        `train.noise_levels_per_sample`; 1 with a model that cannot share its prefix."""
         self.model = model
         self.seed = seed
         self.samples_per_epoch = samples_per_epoch
@@ -75,7 +79,9 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         else:
             self.noise_levels = 1
         self.most_levels = most_levels(self.noise_levels)
-        self._shift = model.dynamic_shift  # read from the model folder once, before the first step
+        self._shift = (
+            model.dynamic_shift
+        )  # read from the model folder once, before the first step
         self._strata: tuple[int, list[int]] = (-1, [])
 
     def __call__(self, batch: LatentBatch, step: int = 0) -> StepLosses:
@@ -84,28 +90,45 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         of_rows: dict[int, Tensor] = {}
         for rows, part, levels in self._parts(batch):
             x_t_BCHW, target_BCHW, t_B = self.lesson(part, levels)
-            predicted_BCHW = self.model.predict_velocity(x_t_BCHW, t_B, part.prompts, part.control_latents)
+            predicted_BCHW = self.model.predict_velocity(
+                x_t_BCHW, t_B, part.prompts, part.control_latents
+            )
             # The model decides the device: the batch may still be on the CPU.
             device = predicted_BCHW.device
             mask_B1HW = part.loss_mask_B1HW
             if mask_B1HW is not None:
                 mask_B1HW = to_device(mask_B1HW, device).repeat_interleave(levels, 0)
             loss_B = loss_per_sample(
-                predicted_BCHW, to_device(target_BCHW, device), to_device(t_B, device), mask_B1HW, self.settings
+                predicted_BCHW,
+                to_device(target_BCHW, device),
+                to_device(t_B, device),
+                mask_B1HW,
+                self.settings,
             )
-            weight_B = self.weighting(t_B) * part.loss_weight_B.to(t_B.device).repeat_interleave(levels, 0)
-            weighted_BK = (loss_B * to_device(weight_B, device)).unflatten(0, (-1, levels))
+            weight_B = self.weighting(t_B) * part.loss_weight_B.to(
+                t_B.device
+            ).repeat_interleave(levels, 0)
+            weighted_BK = (loss_B * to_device(weight_B, device)).unflatten(
+                0, (-1, levels)
+            )
             of_rows |= zip(rows, weighted_BK.mean(1), strict=True)
             kept.append((rows, weighted_BK.detach(), t_B.unflatten(0, (-1, levels))))
         loss_B = torch.stack([of_rows[row] for row in range(len(batch))])
         if self.most_levels == 1:
             return StepLosses(dict.fromkeys(self.roles, loss_B), {"t": t_B})
-        per_sample = {"t": self._by_level(len(batch), [(rows, t_BK) for rows, _, t_BK in kept])}
-        per_sample["loss"] = self._by_level(len(batch), [(rows, loss_BK) for rows, loss_BK, _ in kept])
+        per_sample = {
+            "t": self._by_level(len(batch), [(rows, t_BK) for rows, _, t_BK in kept])
+        }
+        per_sample["loss"] = self._by_level(
+            len(batch), [(rows, loss_BK) for rows, loss_BK, _ in kept]
+        )
         return StepLosses(dict.fromkeys(self.roles, loss_B), per_sample)
 
-    def _by_level(self, items: int, found: Sequence[tuple[list[int], Tensor]]) -> Tensor:
-        """The values [rows, levels] of all items [B, K], NaN for the levels that an item lacks."""
+    def _by_level(
+        self, items: int, found: Sequence[tuple[list[int], Tensor]]
+    ) -> Tensor:
+        """The values [rows, levels] of all items [B, K], NaN for the levels that an
+        item lacks."""
         whole_BK = found[0][1].new_full((items, self.most_levels), torch.nan)
         for rows, values in found:
             whole_BK[rows, : values.shape[1]] = values
@@ -120,21 +143,33 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         numbers = dict(losses.numbers)
         for index, (name, extra_loss) in enumerate(self.extra_losses.items(), start=1):
             extra_B = self._extra(extra_loss, batch)
-            backward(dict.fromkeys(self.roles, extra_B), final=index == len(self.extra_losses))
+            backward(
+                dict.fromkeys(self.roles, extra_B),
+                final=index == len(self.extra_losses),
+            )
             numbers[f"loss/{name}"] = extra_B.detach().mean()
             loss_B = loss_B + extra_B.detach()
-        return replace(losses, by_role=dict.fromkeys(self.roles, loss_B), numbers=numbers)
+        return replace(
+            losses, by_role=dict.fromkeys(self.roles, loss_B), numbers=numbers
+        )
 
     def _extra(self, extra_loss: ExtraLoss, batch: LatentBatch) -> Tensor:
         """A further loss of each item [B], the mean over its noise levels."""
         of_rows: dict[int, Tensor] = {}
         for rows, part, levels in self._parts(batch):
             x_t_BCHW, _, t_B = FlowMatchingStep.lesson(self, part, levels)
-            of_rows |= zip(rows, extra_loss(part, x_t_BCHW, t_B).unflatten(0, (-1, levels)).mean(1), strict=True)
+            of_rows |= zip(
+                rows,
+                extra_loss(part, x_t_BCHW, t_B).unflatten(0, (-1, levels)).mean(1),
+                strict=True,
+            )
         return torch.stack([of_rows[row] for row in range(len(batch))])
 
-    def _parts(self, batch: LatentBatch) -> Iterator[tuple[list[int], LatentBatch, int]]:
-        """The items of a batch that have equally many noise levels: their rows, their batch, the number of levels."""
+    def _parts(
+        self, batch: LatentBatch
+    ) -> Iterator[tuple[list[int], LatentBatch, int]]:
+        """The items of a batch that have equally many noise levels: their rows, their
+        batch, the number of levels."""
         if self.most_levels == 1:
             yield list(range(len(batch))), batch, 1
             return
@@ -155,13 +190,19 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         return levels_of(self.noise_levels, len(references), prefix, target)
 
     def lesson(self, batch: LatentBatch, levels: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(x_t [B, C, H, W], what is to be predicted there [B, C, H, W], t [B]) of a batch, on its device; `levels`
-        rows in a row for each item."""
+        """(x_t [B, C, H, W], what is to be predicted there [B, C, H, W], t [B]) of a
+        batch, on its device; `levels` rows in a row for each item."""
         latents_BCHW = at_least_float32(batch.latents_BCHW)
-        noise_BCHW, t_B = self.sample_noise_and_t(batch.spec, latents_BCHW.shape[1:], levels, batch.stacked)
+        noise_BCHW, t_B = self.sample_noise_and_t(
+            batch.spec, latents_BCHW.shape[1:], levels, batch.stacked
+        )
         t_B = to_device(t_B, latents_BCHW.device)
         device = latents_BCHW.device
-        mixed = self.interpolant.mix(latents_BCHW.repeat_interleave(levels, 0), to_device(noise_BCHW, device), t_B)
+        mixed = self.interpolant.mix(
+            latents_BCHW.repeat_interleave(levels, 0),
+            to_device(noise_BCHW, device),
+            t_B,
+        )
         return (*mixed, t_B)
 
     def weighting(self, t_B: Tensor) -> Tensor:
@@ -171,55 +212,79 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
     def sample_noise_and_t(
         self, spec: BatchSpec, shape_CHW: torch.Size, levels: int = 1, stacked: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Noise [B, C, H, W] and t [B] of a batch, float32 on the CPU; `levels` rows in a row for each item. stacked:
-        images below each other, of which the size of one decides about t."""
+        """Noise [B, C, H, W] and t [B] of a batch, float32 on the CPU; `levels` rows in
+        a row for each item. stacked: images below each other, of which the size of one
+        decides about t."""
         keys = noise_keys(spec, levels)
-        noise = [torch.randn(shape_CHW, generator=generator(self.seed, "noise", *key)) for key in keys]
+        noise = [
+            torch.randn(shape_CHW, generator=generator(self.seed, "noise", *key))
+            for key in keys
+        ]
         return torch.stack(noise), torch.tensor(
             self.sample_t(spec, Size(shape_CHW[-1], shape_CHW[-2] // stacked), levels)
         )
 
     def sample_t(self, spec: BatchSpec, latent: Size, levels: int = 1) -> list[float]:
-        """The timestep t of each item of a batch whose targets have latents of this size; `levels` of each, one from
-        each equal part of the distribution."""
+        """The timestep t of each item of a batch whose targets have latents of this
+        size; `levels` of each, one from each equal part of the distribution."""
         tokens = self.model.family.tokens(latent)
-        context = TimestepContext(tokens, self._shift.mu(tokens, LEVELS), self._shift.shift_terminal)
+        context = TimestepContext(
+            tokens, self._shift.mu(tokens, LEVELS), self._shift.shift_terminal
+        )
         buckets = self.settings.num_timestep_buckets
         parts = max(1, self.settings.num_timestep_buckets) * levels
         if buckets and self._strata[0] != spec.epoch:
-            order = strata(self.samples_per_epoch, buckets, generator(self.seed, "strata", spec.epoch))
+            order = strata(
+                self.samples_per_epoch,
+                buckets,
+                generator(self.seed, "strata", spec.epoch),
+            )
             self._strata = (spec.epoch, order)
         order = self._strata[1]
         drawn = []
         for key in noise_keys(spec, levels):
-            # A function of (seed, epoch, position) alone; the strata of a stream continue from epoch to epoch.
+            # A function of (seed, epoch, position) alone; the strata of a stream
+            # continue from epoch to epoch.
             part = order[key[1] % len(order)] if buckets else None
             if levels > 1:
                 part = (part or 0) * levels + (key[2] if len(key) > 2 else 0)
-            drawn.append(draw_timestep(self.settings, generator(self.seed, "timestep", *key), context, part, parts))
+            drawn.append(
+                draw_timestep(
+                    self.settings,
+                    generator(self.seed, "timestep", *key),
+                    context,
+                    part,
+                    parts,
+                )
+            )
         return drawn
 
     def announce_timesteps(
         self, specs: Iterable[BatchSpec], latent_of: Callable[[BatchSpec], Size]
     ) -> Iterator[BatchSpec]:
-        """Passes the specs on; the model prefetches their timesteps some micro-batches ahead.
+        """Passes the specs on; the model prefetches their timesteps some micro-batches
+        ahead.
 
         latent_of: width and height of a batch's target latents.
         """
         specs = iter(specs)
         while upcoming := list(islice(specs, LOOKAHEAD_BATCHES)):
-            self.model.prefetch_timesteps([t for spec in upcoming for t in self.sample_t(spec, latent_of(spec))])
+            self.model.prefetch_timesteps(
+                [t for spec in upcoming for t in self.sample_t(spec, latent_of(spec))]
+            )
             yield from upcoming
 
 
 @dataclass(frozen=True)
 class PriorPreservation:
-    """factor * mean((v(x_t, t, prompt) - v0(x_t, t, prompt))^2) of each sample; v0 is the model without the network: it
-    must not change what the model predicts for another prompt. An `ExtraLoss`.
+    """factor * mean((v(x_t, t, prompt) - v0(x_t, t, prompt))^2) of each sample; v0 is
+    the model without the network: it must not change what the model predicts for
+    another prompt. An `ExtraLoss`.
 
-    The base model's own prediction takes the place of the images that DreamBooth draws of the class (Ruiz et al. 2023,
-    arXiv:2208.12242, eq. 2). No mask and no weight of a sample or noise level applies. Source: ai-toolkit,
-    `SDTrainer.py`, `diff_output_preservation` and `blank_prompt_preservation`.
+    The base model's own prediction takes the place of the images that DreamBooth draws
+    of the class (Ruiz et al. 2023, arXiv:2208.12242, eq. 2). No mask and no weight of a
+    sample or noise level applies. Source: ai-toolkit, `SDTrainer.py`,
+    `diff_output_preservation` and `blank_prompt_preservation`.
     """
 
     model: DiffusionModel
@@ -231,7 +296,9 @@ class PriorPreservation:
 
     def __call__(self, batch: LatentBatch, x_t_BCHW: Tensor, t_B: Tensor) -> Tensor:
         prompts = batch.extra_prompts[self.prompt]
-        predict = partial(self.model.predict_velocity, x_t_BCHW, t_B, prompts, batch.control_latents)
+        predict = partial(
+            self.model.predict_velocity, x_t_BCHW, t_B, prompts, batch.control_latents
+        )
         with torch.no_grad(), self.network.disabled():
             prior_BCHW = predict()
         difference_BCHW = predict().float() - prior_BCHW.float()
@@ -239,7 +306,8 @@ class PriorPreservation:
 
 
 def noise_keys(spec: BatchSpec, levels: int) -> list[tuple[int, ...]]:
-    """Keys of the random numbers of each noise level of each item of a batch: epoch and position, and the number of the
-    level but for the first, whose key is that of a use with one level."""
+    """Keys of the random numbers of each noise level of each item of a batch: epoch and
+    position, and the number of the level but for the first, whose key is that of a use
+    with one level."""
     uses = [(spec.epoch, position) for position in spec.positions]
     return [(*use, level) if level else use for use in uses for level in range(levels)]

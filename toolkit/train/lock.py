@@ -1,18 +1,20 @@
 """One run at a time in a folder: a lock file that is locked while its run lives.
 
-The operating system releases the lock when the process dies, however it dies, so a file that can be locked has no
-owner. On a network volume locks of other machines may be invisible: there the owner's heartbeat counts. The file is
-watched until its owner writes a new one, or has been silent for three minutes by the clocks of both machines: a run
-whose machine was lost goes on elsewhere without anybody's help. At least two and a half heartbeats are watched, because
-the owner's clock may be behind.
+The operating system releases the lock when the process dies, however it dies, so a file
+that can be locked has no owner. On a network volume locks of other machines may be
+invisible: there the owner's heartbeat counts. The file is watched until its owner
+writes a new one, or has been silent for three minutes by the clocks of both machines: a
+run whose machine was lost goes on elsewhere without anybody's help. At least two and a
+half heartbeats are watched, because the owner's clock may be behind.
 
-The owner holds two locks on the file. `flock` decides who may run. A reader cannot query it without taking it for a
-moment, and a run that starts in that moment would be refused. So the owner also holds a write lock of its open file
-description (F_OFD_SETLK): it can be queried (F_OFD_GETLK) without being taken, with a file that is open for reading
-only, from any container on the machine. The alternatives do not work:
-/proc/locks leaves out processes of other containers and names the devices of some file systems otherwise than `stat`;
-a process id may belong to another process by now; locks of a process (F_SETLK) vanish when any part of it closes the
-file.
+The owner holds two locks on the file. `flock` decides who may run. A reader cannot
+query it without taking it for a moment, and a run that starts in that moment would be
+refused. So the owner also holds a write lock of its open file description
+(F_OFD_SETLK): it can be queried (F_OFD_GETLK) without being taken, with a file that is
+open for reading only, from any container on the machine. The alternatives do not work:
+/proc/locks leaves out processes of other containers and names the devices of some file
+systems otherwise than `stat`; a process id may belong to another process by now; locks
+of a process (F_SETLK) vanish when any part of it closes the file.
 """
 
 from __future__ import annotations
@@ -53,8 +55,11 @@ WATCHES = 75
 WATCH_EVERY_S = HEARTBEAT_S / 30
 """Seconds between two of these: in all two and a half heartbeats."""
 
-_WRITE_LOCK = struct.pack("hhqqi4x", fcntl.F_WRLCK if fcntl else 0, os.SEEK_SET, 0, 0, 0)
-"""A `struct flock` of 64-bit Linux: a write lock on the whole file (length 0), without a process id."""
+_WRITE_LOCK = struct.pack(
+    "hhqqi4x", fcntl.F_WRLCK if fcntl else 0, os.SEEK_SET, 0, 0, 0
+)
+"""A `struct flock` of 64-bit Linux: a write lock on the whole file (length 0), without
+a process id."""
 
 _READS = 20
 """Attempts to read a file while its owner is being written, a millisecond apart."""
@@ -81,17 +86,20 @@ class LockState:
     """Whether a live process runs in the folder."""
 
     owner: LockHolder | None
-    """The holder; where nobody holds it, the last holder if it died without releasing it, as a killed process does.
+    """The holder; where nobody holds it, the last holder if it died without releasing
+    it, as a killed process does.
 
     None: it was released, never taken, or is being written at the moment.
     """
 
 
 def read_lock(folder: Path) -> LockState:
-    """Who runs in `folder`. Takes no lock and writes nothing, so it cannot disturb a run.
+    """Who runs in `folder`. Takes no lock and writes nothing, so it cannot disturb a
+    run.
 
-    Where locks cannot be queried (another machine, a file system without locks, no Linux 3.15 or later) the age of the
-    heartbeat decides, by the clocks of both machines: a killed process then counts as alive for up to STALE_AFTER_S.
+    Where locks cannot be queried (another machine, a file system without locks, no
+    Linux 3.15 or later) the age of the heartbeat decides, by the clocks of both
+    machines: a killed process then counts as alive for up to STALE_AFTER_S.
     """
     for _ in range(_READS):
         try:
@@ -111,9 +119,11 @@ def read_lock(folder: Path) -> LockState:
 
 @contextmanager
 def run_lock(folder: Path, check: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Owns `folder` inside the block. Raises RunError naming the owner when another run is in it.
+    """Owns `folder` inside the block. Raises RunError naming the owner when another run
+    is in it.
 
-    check: called every second while an owner on another machine is watched; what it raises ends the wait.
+    check: called every second while an owner on another machine is watched; what it
+    raises ends the wait.
     """
     with os_error_as_run_error(folder / FILE):
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,8 +149,9 @@ def run_lock(folder: Path, check: Callable[[], None] = lambda: None) -> Iterator
                 _write(file, _myself())
 
         beating = threading.Thread(target=beat, daemon=True, name="run lock")
-        # The lock that readers can query, before the owner is written: an owner without a lock is taken for a killed
-        # process. Where it is impossible they rely on the heartbeat.
+        # The lock that readers can query, before the owner is written: an owner without
+        # a lock is taken for a killed process. Where it is impossible they rely on the
+        # heartbeat.
         if hasattr(fcntl, "F_OFD_SETLK"):
             with suppress(OSError):
                 fcntl.fcntl(file, fcntl.F_OFD_SETLK, _WRITE_LOCK)
@@ -160,7 +171,8 @@ def _opened(path: Path) -> IO[str]:
 
 
 def _try_flock(file: IO[str]) -> bool | None:
-    """Whether the file is locked now; None where the system or the file system has no locks."""
+    """Whether the file is locked now; None where the system or the file system has no
+    locks."""
     if fcntl is None:
         return None
     try:
@@ -173,8 +185,11 @@ def _try_flock(file: IO[str]) -> bool | None:
 
 
 def _writes(folder: Path, owner: LockHolder, check: Callable[[], None]) -> bool:
-    """Whether the owner, or one that comes after it, writes a heartbeat while the file is watched."""
-    until_stale = min(STALE_AFTER_S, STALE_AFTER_S - (time.time() - owner.beat))  # by a clock ahead it would be longer
+    """Whether the owner, or one that comes after it, writes a heartbeat while the file
+    is watched."""
+    until_stale = min(
+        STALE_AFTER_S, STALE_AFTER_S - (time.time() - owner.beat)
+    )  # by a clock ahead it would be longer
     watches = max(WATCHES, math.ceil(until_stale))
     logger.info(
         f"{folder}: process {owner.pid} on {owner.host} was running here, and its lock cannot be seen. Watching for a "
@@ -190,7 +205,8 @@ def _writes(folder: Path, owner: LockHolder, check: Callable[[], None]) -> bool:
 
 
 def _owner_of(folder: Path) -> LockHolder | None:
-    """The owner in the file as it is now: a network file system may show an open one as it was."""
+    """The owner in the file as it is now: a network file system may show an open one as
+    it was."""
     owner = None
     for _ in range(_READS):
         with suppress(OSError), _opened(folder / FILE) as file:
@@ -203,13 +219,15 @@ def _owner_of(folder: Path) -> LockHolder | None:
 
 def _is_here(owner: LockHolder) -> bool:
     """Whether an owner runs, or ran, on this machine."""
-    # A restarted container has another host name on the same machine; a restarted machine has another boot id.
+    # A restarted container has another host name on the same machine; a restarted
+    # machine has another boot id.
     myself = _myself()
     return owner.host == myself.host or (owner.boot != "" and owner.boot == myself.boot)
 
 
 def _is_taken(file: IO[str]) -> bool | None:
-    """Whether an owner holds the lock that can be queried; None where the system does not tell."""
+    """Whether an owner holds the lock that can be queried; None where the system does
+    not tell."""
     if not hasattr(fcntl, "F_OFD_GETLK"):
         return None
     try:
@@ -250,6 +268,8 @@ def _myself() -> LockHolder:
 def boot_id() -> str:
     """Identifies this start of the machine; empty where the system has none."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return (
+            Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        )
     except OSError:
         return ""

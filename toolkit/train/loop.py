@@ -1,8 +1,10 @@
-"""The training loop of every trainer: accumulates the gradients of the micro-batches, then takes one optimizer step.
+"""The training loop of every trainer: accumulates the gradients of the micro-batches,
+then takes one optimizer step.
 
-It takes a source of batches, a `TrainStep` and the parameters by role, and calls the callbacks. It knows nothing of
-diffusion, files or screens, nor of how gradients become a step (`optimizer_step`). Nothing in it waits for the device:
-`metrics_buffer` fetches what only the device knows.
+It takes a source of batches, a `TrainStep` and the parameters by role, and calls the
+callbacks. It knows nothing of diffusion, files or screens, nor of how gradients become
+a step (`optimizer_step`). Nothing in it waits for the device: `metrics_buffer` fetches
+what only the device knows.
 """
 
 from __future__ import annotations
@@ -25,8 +27,17 @@ from toolkit.optim.schedules import Plateau
 from toolkit.system.device import is_out_of_memory
 from toolkit.system.seeding import global_generator
 from toolkit.train.accumulation import accumulation_steps, shard_micro_batches
-from toolkit.train.collectives import all_reduce_gradients_and_losses, has_readers, whole_cursor
-from toolkit.train.metrics_buffer import MetricsBuffer, PendingStepMetrics, StepLossBuffer, StepTimer
+from toolkit.train.collectives import (
+    all_reduce_gradients_and_losses,
+    has_readers,
+    whole_cursor,
+)
+from toolkit.train.metrics_buffer import (
+    MetricsBuffer,
+    PendingStepMetrics,
+    StepLossBuffer,
+    StepTimer,
+)
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run
 
@@ -34,10 +45,12 @@ T = TypeVar("T")
 
 
 def train(run: Run, source: BatchSource, step_fn: TrainStep[Any]) -> bool:
-    """Trains until `run.steps` optimizer steps are done, the source ends or a stop is requested.
+    """Trains until `run.steps` optimizer steps are done, the source ends or a stop is
+    requested.
 
-    Returns whether nothing is left to train. Raises RunError when the loss is not finite three steps in a row, and that
-    of a source that fails, once what was trained is saved as after a stop.
+    Returns whether nothing is left to train. Raises RunError when the loss is not
+    finite three steps in a row, and that of a source that fails, once what was trained
+    is saved as after a stop.
     """
     timer = StepTimer()
     metrics = MetricsBuffer(run, timer)
@@ -58,7 +71,8 @@ def train(run: Run, source: BatchSource, step_fn: TrainStep[Any]) -> bool:
                 failure = error.reason
         metrics.flush()
         finished = run.complete and failure is None
-        # Of a sharded model the others would have to help with saving, and they wait for this rank elsewhere.
+        # Of a sharded model the others would have to help with saving, and they wait
+        # for this rank elsewhere.
         ends = failure is None or (run.state.step > begun and not run.sharded)
         for callback in run.callbacks if ends else ():
             with suppress(RunError) if failure else nullcontext():
@@ -66,7 +80,9 @@ def train(run: Run, source: BatchSource, step_fn: TrainStep[Any]) -> bool:
         if failure:
             raise failure
     except BaseException as error:
-        with suppress(Exception):  # the last lines before a failure, where the device still gives them
+        with suppress(
+            Exception
+        ):  # the last lines before a failure, where the device still gives them
             metrics.flush()
         for callback in run.callbacks:
             callback.on_error(run, error)
@@ -90,23 +106,47 @@ def _read(items: Iterator[T]) -> Iterator[T]:
         raise _SourceError(error) from error
 
 
-def _steps(run: Run, source: BatchSource, step_fn: TrainStep[Any], metrics: MetricsBuffer, timer: StepTimer) -> None:
+def _steps(
+    run: Run,
+    source: BatchSource,
+    step_fn: TrainStep[Any],
+    metrics: MetricsBuffer,
+    timer: StepTimer,
+) -> None:
     state = run.state
     process_group = run.process_group
-    steps = _read(accumulation_steps(source.iterate(state.cursor), run.grad_accum_steps))
-    own_share = partial(shard_micro_batches, rank=process_group.rank, size=process_group.world_size)
-    steps, ahead = itertools.tee(itertools.islice(steps, max(0, run.steps - state.step)))
-    batches = _read(source.load(spec for accumulation_step in ahead for spec in own_share(accumulation_step.specs)))
+    steps = _read(
+        accumulation_steps(source.iterate(state.cursor), run.grad_accum_steps)
+    )
+    own_share = partial(
+        shard_micro_batches, rank=process_group.rank, size=process_group.world_size
+    )
+    steps, ahead = itertools.tee(
+        itertools.islice(steps, max(0, run.steps - state.step))
+    )
+    batches = _read(
+        source.load(
+            spec
+            for accumulation_step in ahead
+            for spec in own_share(accumulation_step.specs)
+        )
+    )
     for accumulation_step in steps:
         if process_group.any(run.stopping):
             return
         for role in run.roles.values():
-            if isinstance(role.schedule, Plateau):  # only the callbacks of rank 0 measure
-                role.schedule.load_state_dict(process_group.run_on_rank0_and_broadcast(role.schedule.state_dict))
+            if isinstance(
+                role.schedule, Plateau
+            ):  # only the callbacks of rank 0 measure
+                role.schedule.load_state_dict(
+                    process_group.run_on_rank0_and_broadcast(role.schedule.state_dict)
+                )
         with timer.track("data"):
             loaded = [next(batches) for _ in own_share(accumulation_step.specs)]
         before = run.programs.took.seconds
-        own = _forward_backward_with_oom_retry(run, accumulation_step.samples, loaded, step_fn)
+        own = _forward_backward_with_oom_retry(
+            run, accumulation_step.samples, loaded, step_fn
+        )
         compile_s = run.programs.took.seconds - before
         timer.exclude(compile_s)
         losses = all_reduce_gradients_and_losses(run, accumulation_step, own)
@@ -123,16 +163,23 @@ def _steps(run: Run, source: BatchSource, step_fn: TrainStep[Any], metrics: Metr
         else:
             state.epoch = accumulation_step.specs[-1].epoch
         state.samples += accumulation_step.samples
-        metrics.add(PendingStepMetrics(_host_metrics(run, compile_s), losses, norms, step_ok, numbers))
+        metrics.add(
+            PendingStepMetrics(
+                _host_metrics(run, compile_s), losses, norms, step_ok, numbers
+            )
+        )
         for callback in run.callbacks:
             with timer.track("step" if callback.included_in_step_time else "outside"):
                 callback.after_step(run)
     if not run.complete:
-        run.early_stop_reason = run.status_fields["reason"] = f"there are no more batches after step {state.step}"
+        run.early_stop_reason = run.status_fields["reason"] = (
+            f"there are no more batches after step {state.step}"
+        )
 
 
 class _ProgramFailed(Exception):
-    """A compiled program failed in a pass, and what was computed so far is to be computed again without programs."""
+    """A compiled program failed in a pass, and what was computed so far is to be
+    computed again without programs."""
 
     def __init__(self, reason: str = "") -> None:
         """reason: what is still to be reported."""
@@ -141,7 +188,8 @@ class _ProgramFailed(Exception):
 
 
 class _Untried(Exception):
-    """A program was compiled in this step, and weights would move in its first backward pass."""
+    """A program was compiled in this step, and weights would move in its first backward
+    pass."""
 
 
 class _NoMemory(Exception):
@@ -155,21 +203,31 @@ class _NoMemory(Exception):
 def _forward_backward_with_oom_retry(
     run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep[Any]
 ) -> StepLossBuffer | None:
-    """`_forward_backward`; after an out-of-memory error once more with each batch split in two."""
+    """`_forward_backward`; after an out-of-memory error once more with each batch split
+    in two."""
     try:
         return _forward_backward(run, samples, batches, step_fn)
     except _NoMemory as error:
-        large = error.batch  # retried below: inside the handler the error still holds the activations
+        large = (
+            error.batch
+        )  # retried below: inside the handler the error still holds the activations
     return _forward_backward_split_batch(run, samples, batches, step_fn, large)
 
 
 def _forward_backward_split_batch(
-    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep[Any], large: Batch, trial: bool = False
+    run: Run,
+    samples: int,
+    batches: Sequence[Batch],
+    step_fn: TrainStep[Any],
+    large: Batch,
+    trial: bool = False,
 ) -> StepLossBuffer | None:
-    """`_forward_backward` with each batch split in two, after one of them (`large`) ran out of memory.
+    """`_forward_backward` with each batch split in two, after one of them (`large`) ran
+    out of memory.
 
-    Raises RunError with advice when that does not fit either, or when nothing can be split. Batches of a sharded model
-    are not split: the other ranks would not make the same passes.
+    Raises RunError with advice when that does not fit either, or when nothing can be
+    split. Batches of a sharded model are not split: the other ranks would not make the
+    same passes.
     """
     _free_memory(run)
     if run.sharded:
@@ -186,11 +244,17 @@ def _forward_backward_split_batch(
 
 
 def _forward_backward(
-    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep[Any], trial: bool = False
+    run: Run,
+    samples: int,
+    batches: Sequence[Batch],
+    step_fn: TrainStep[Any],
+    trial: bool = False,
 ) -> StepLossBuffer | None:
-    """Accumulates the gradients of one accumulation step, averaged over its samples. None after a stop request.
+    """Accumulates the gradients of one accumulation step, averaged over its samples.
+    None after a stop request.
 
-    trial: the gradients are not used; strategies that step in the backward pass do not step.
+    trial: the gradients are not used; strategies that step in the backward pass do not
+    step.
     """
     with suppress(_Untried):
         return _computed(run, samples, batches, step_fn, trial, tried=trial)
@@ -201,13 +265,19 @@ def _forward_backward(
 
 
 def _computed(
-    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep[Any], trial: bool, tried: bool
+    run: Run,
+    samples: int,
+    batches: Sequence[Batch],
+    step_fn: TrainStep[Any],
+    trial: bool,
+    tried: bool,
 ) -> StepLossBuffer | None:
-    """As `_forward_backward`. Where a compiled program fails that may be given up, all of it is computed again without
-    programs, at a level of checkpointing that fits. What fails then too is raised as it is: it was not the program.
+    """As `_forward_backward`. Where a compiled program fails that may be given up, all
+    of it is computed again without programs, at a level of checkpointing that fits.
+    What fails then too is raised as it is: it was not the program.
 
-    Raises _Untried, unless `tried`, where weights would move in the first backward pass of a program, or in its first
-    one at a size.
+    Raises _Untried, unless `tried`, where weights would move in the first backward pass
+    of a program, or in its first one at a size.
     """
     programs = run.programs
     reason = ""
@@ -222,7 +292,8 @@ def _computed(
             _require_unmoved(run, reason)
             programs.stop()
         except _NoMemory:
-            # Where a forward pass has given up the programs, its first blocks kept what compiled ones keep.
+            # Where a forward pass has given up the programs, its first blocks kept what
+            # compiled ones keep.
             if not (compiled and not programs.used) and not programs.save_memory():
                 programs.report(reason)
                 raise
@@ -230,7 +301,8 @@ def _computed(
 
 
 def _require_unmoved(run: Run, reason: str) -> None:
-    """Raises RunError where weights have moved in the middle of the step, which cannot be repeated then."""
+    """Raises RunError where weights have moved in the middle of the step, which cannot
+    be repeated then."""
     if any(role.optimizer_step.has_moved for role in run.roles.values()):
         raise RunError(
             f"a compiled block failed in the middle of a fused backward pass ({reason}), when some weights had moved "
@@ -240,18 +312,27 @@ def _require_unmoved(run: Run, reason: str) -> None:
 
 
 def _accumulate(
-    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep[Any], trial: bool, tried: bool
+    run: Run,
+    samples: int,
+    batches: Sequence[Batch],
+    step_fn: TrainStep[Any],
+    trial: bool,
+    tried: bool,
 ) -> StepLossBuffer | None:
     """As `_computed`, once; raises _NoMemory and _ProgramFailed too."""
     passes = _Passes(run, samples, trial, tried)
     for index, batch in enumerate(batches, start=1):
         if run.stopping and not run.sharded:
-            # The cursor still points to this accumulation step: a resume repeats all of it.
+            # The cursor still points to this accumulation step: a resume repeats all of
+            # it.
             _zero_grad(run)
             return None
         passes.is_last = index == len(batches)
-        # Dropout and stochastic rounding use torch's global generator: seeded per micro-batch.
-        with global_generator(run.seed, "micro_step", batch.spec.epoch, batch.spec.positions[0]):
+        # Dropout and stochastic rounding use torch's global generator: seeded per
+        # micro-batch.
+        with global_generator(
+            run.seed, "micro_step", batch.spec.epoch, batch.spec.positions[0]
+        ):
             try:
                 losses = step_fn.backward(batch, passes)
             except (RuntimeError, MemoryError) as error:
@@ -268,7 +349,11 @@ class _Passes:
     def __init__(self, run: Run, samples: int, trial: bool, tried: bool) -> None:
         self.losses = StepLossBuffer()
         self.step = run.state.step
-        self.roles = frozenset(name for name, role in run.roles.items() if trial or self.step % role.every == 0)
+        self.roles = frozenset(
+            name
+            for name, role in run.roles.items()
+            if trial or self.step % role.every == 0
+        )
         self.is_last = False
         self._run = run
         self._samples = samples
@@ -282,22 +367,36 @@ class _Passes:
                 role.before_step(self.step)
                 role.optimizer_step.begin_accumulation(role)
 
-    def __call__(self, losses: Mapping[str, Tensor], retain_graph: bool = False, final: bool = True) -> None:
-        shares = {name: loss_B.sum() / self._samples for name, loss_B in losses.items() if name in self.roles}
+    def __call__(
+        self,
+        losses: Mapping[str, Tensor],
+        retain_graph: bool = False,
+        final: bool = True,
+    ) -> None:
+        shares = {
+            name: loss_B.sum() / self._samples
+            for name, loss_B in losses.items()
+            if name in self.roles
+        }
         if not shares:
             return
         roles = {name: self._run.roles[name] for name in shares}
         self._check_programs(roles, final)
-        first = {id(losses[name]): name for name in reversed(shares)}  # of the roles with one loss the first has it
+        first = {
+            id(losses[name]): name for name in reversed(shares)
+        }  # of the roles with one loss the first has it
         for name, share in shares.items():
             self.losses.shares[name].append(share.detach())
         if self.is_last and final and not self._trial:
             for name, role in roles.items():
-                role.optimizer_step.before_last_backward(role, self.step, self.losses.finite(name))
+                role.optimizer_step.before_last_backward(
+                    role, self.step, self.losses.finite(name)
+                )
         total = cast("Tensor", sum(shares[name] for name in first.values()))
         if self._run.loss_scaler:
             total = total * self._run.loss_scaler.scale.to(total.device)
-        # Losses of some roles only: gradients for their parameters alone, even where the graph reaches others.
+        # Losses of some roles only: gradients for their parameters alone, even where
+        # the graph reaches others.
         is_subset = len(roles) < len(self._run.roles)
         if is_subset:
             inputs = [p for role in roles.values() for p in role.parameters.values()]
@@ -311,22 +410,39 @@ class _Passes:
             raise
 
     def _check_programs(self, roles: Mapping[str, Role], final: bool) -> None:
-        """Raises _ProgramFailed or _Untried where the pass of these roles is not to be made with what was computed."""
+        """Raises _ProgramFailed or _Untried where the pass of these roles is not to be
+        made with what was computed."""
         programs = self._run.programs
-        if self._compiled and not programs.used:  # given up in a forward pass, whose first blocks ran compiled
+        if (
+            self._compiled and not programs.used
+        ):  # given up in a forward pass, whose first blocks ran compiled
             raise _ProgramFailed
-        moves = self.is_last and final and any(role.optimizer_step.in_backward for role in roles.values())
-        if moves and not self._tried and programs.may_stop and programs.tried != self._programs:
+        moves = (
+            self.is_last
+            and final
+            and any(role.optimizer_step.in_backward for role in roles.values())
+        )
+        if (
+            moves
+            and not self._tried
+            and programs.may_stop
+            and programs.tried != self._programs
+        ):
             raise _Untried
 
 
 def try_largest_batch(
-    run: Run, batch: Batch, step_fn: TrainStep[Any], increase_checkpointing: Callable[[], bool] = lambda: False
+    run: Run,
+    batch: Batch,
+    step_fn: TrainStep[Any],
+    increase_checkpointing: Callable[[], bool] = lambda: False,
 ) -> str | None:
-    """Forward and backward of the largest batch before training, so that a job that does not fit fails at once.
+    """Forward and backward of the largest batch before training, so that a job that
+    does not fit fails at once.
 
-    increase_checkpointing: called while the batch does not fit; reduces the memory of a step and returns whether it
-    could. Returns a line for the user when the batch has to be split. Raises RunError with advice when it does not fit.
+    increase_checkpointing: called while the batch does not fit; reduces the memory of a
+    step and returns whether it could. Returns a line for the user when the batch has to
+    be split. Raises RunError with advice when it does not fit.
     """
     try:
         while True:
@@ -337,7 +453,9 @@ def try_largest_batch(
                 pass  # freed below: inside the handler the error still holds the activations
             _free_memory(run)
             if not increase_checkpointing():
-                _forward_backward_split_batch(run, len(batch), [batch], step_fn, batch, trial=True)
+                _forward_backward_split_batch(
+                    run, len(batch), [batch], step_fn, batch, trial=True
+                )
                 message = f"the largest batch ({len(batch)} images) does not fit; it is split in two, which is slower."
                 return f"{message} {run.oom_hint()}"
     finally:
@@ -356,26 +474,48 @@ def _out_of_memory_message(run: Run, batch: Batch) -> str:
     return f"out of memory with {', '.join(batch.names)} ({batch.describe()}). {run.oom_hint()}".rstrip()
 
 
-def _optimizer_step(run: Run, losses: StepLossBuffer) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """One optimizer step of every role that had a loss, unless its loss or gradient is not finite.
+def _optimizer_step(
+    run: Run, losses: StepLossBuffer
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """One optimizer step of every role that had a loss, unless its loss or gradient is
+    not finite.
 
-    Returns by role the gradient norm and whether the step was taken, and extra metrics by name.
+    Returns by role the gradient norm and whether the step was taken, and extra metrics
+    by name.
     """
     active = {name: role for name, role in run.roles.items() if name in losses.shares}
     scaler = run.loss_scaler
     numbers = {}
     if scaler:
-        scaler.unscale_([p.grad for role in active.values() for p in role.parameters.values() if p.grad is not None])
+        scaler.unscale_(
+            [
+                p.grad
+                for role in active.values()
+                for p in role.parameters.values()
+                if p.grad is not None
+            ]
+        )
         numbers["loss_scale"] = scaler.scale
     norms = {name: role.optimizer_step.norm(role) for name, role in active.items()}
-    step_ok = {name: losses.finite(name) & torch.isfinite(norm) for name, norm in norms.items()}
+    step_ok = {
+        name: losses.finite(name) & torch.isfinite(norm) for name, norm in norms.items()
+    }
     for name, role in active.items():
-        found = role.optimizer_step.step(role, run.state.step, norms[name], step_ok[name])
-        numbers |= {key if len(run.roles) == 1 else f"{key}/{name}": number for key, number in found.items()}
+        found = role.optimizer_step.step(
+            role, run.state.step, norms[name], step_ok[name]
+        )
+        numbers |= {
+            key if len(run.roles) == 1 else f"{key}/{name}": number
+            for key, number in found.items()
+        }
     for name in run.roles.keys() - active.keys():
         run.roles[name].optimizer_step.zero_grad(run.roles[name])
     if scaler and norms:
-        scaler.update(torch.isfinite(torch.stack([norm.to(scaler.scale.device) for norm in norms.values()])).all())
+        scaler.update(
+            torch.isfinite(
+                torch.stack([norm.to(scaler.scale.device) for norm in norms.values()])
+            ).all()
+        )
     return norms, step_ok, numbers
 
 
@@ -392,7 +532,9 @@ def _host_metrics(run: Run, compile_s: float) -> StepResult:
     by_group = next(iter(run.roles.values())).learning_rates()
     if len(run.roles) > 1:
         by_group = lrs | {
-            f"{name}/{key}": lr for name, role in run.roles.items() for key, lr in role.learning_rates().items()
+            f"{name}/{key}": lr
+            for name, role in run.roles.items()
+            for key, lr in role.learning_rates().items()
         }
     return StepResult(
         step=run.state.step,

@@ -1,4 +1,5 @@
-"""Parameter groups by learning rate: `train.lr_groups` and LoRA+. Pure; imports no torch."""
+"""Parameter groups by learning rate: `train.lr_groups` and LoRA+. Pure; imports no
+torch."""
 
 from __future__ import annotations
 
@@ -24,8 +25,11 @@ class LrGroup:
     weights: tuple[str, ...]
 
 
-def group_of_layers(entries: Sequence[LrGroupConfig], layers: Iterable[str]) -> dict[str, int]:
-    """Layer -> index of the first entry that matches it; layers that none matches are left out.
+def group_of_layers(
+    entries: Sequence[LrGroupConfig], layers: Iterable[str]
+) -> dict[str, int]:
+    """Layer -> index of the first entry that matches it; layers that none matches are
+    left out.
 
     Raises UserError for an entry that gets no layer.
     """
@@ -38,7 +42,9 @@ def group_of_layers(entries: Sequence[LrGroupConfig], layers: Iterable[str]) -> 
         if index not in found.values():
             what = "matches only layers that entries before it take. Put it before them, or leave it out."
             if not matching(entry.match, layers):
-                examples = ", ".join(map(repr, layers[:: max(1, len(layers) // SHOWN)][:SHOWN]))
+                examples = ", ".join(
+                    map(repr, layers[:: max(1, len(layers) // SHOWN)][:SHOWN])
+                )
                 what = f"matches none of the {len(layers)} trained layers. It has to match whole names like {examples}."
             raise UserError(f"train.lr_groups[{index}].match: {entry.match!r} {what}")
     return found
@@ -52,20 +58,34 @@ def build_param_groups(
     up: Container[str] = (),
     up_ratio: float = 1.0,
 ) -> list[LrGroup]:
-    """The groups that have weights: the entries in their order, then the others; of each first those not in `up`.
+    """The groups that have weights: the entries in their order, then the others; of
+    each first those not in `up`.
 
-    weights: names, whose order stays within a group. lr: `train.lr`. up: names of the up matrices; they learn at
-    `up_ratio` times the rate of their group (1: at the same). Raises as `group_of_layers` does.
+    weights: names, whose order stays within a group. lr: `train.lr`. up: names of the
+    up matrices; they learn at `up_ratio` times the rate of their group (1: at the
+    same). Raises as `group_of_layers` does.
     """
     weights = list(weights)
     found = group_of_layers(entries, dict.fromkeys(map(layer_of, weights)))
     kinds = [(entry.label(), entry.rate(lr)) for entry in entries] + [(BASE, lr)]
     groups = []
     for index, (name, rate) in enumerate(kinds):
-        own = [weight for weight in weights if found.get(layer_of(weight), len(entries)) == index]
+        own = [
+            weight
+            for weight in weights
+            if found.get(layer_of(weight), len(entries)) == index
+        ]
         is_faster = {weight: up_ratio != 1 and weight in up for weight in own}
-        groups.append(LrGroup(name, rate, tuple(weight for weight in own if not is_faster[weight])))
         groups.append(
-            LrGroup(name + LORA_B_SUFFIX, rate * up_ratio, tuple(weight for weight in own if is_faster[weight]))
+            LrGroup(
+                name, rate, tuple(weight for weight in own if not is_faster[weight])
+            )
+        )
+        groups.append(
+            LrGroup(
+                name + LORA_B_SUFFIX,
+                rate * up_ratio,
+                tuple(weight for weight in own if is_faster[weight]),
+            )
         )
     return [group for group in groups if group.weights]

@@ -1,8 +1,10 @@
-"""Metrics of steps, and the wall time between steps by what it was spent on. Metrics stay on the device until they are
-needed, because a copy to the host waits for all work so far.
+"""Metrics of steps, and the wall time between steps by what it was spent on. Metrics
+stay on the device until they are needed, because a copy to the host waits for all work
+so far.
 
-They reach the callbacks at the next flush: after `Run.metrics_sync_interval` steps or METRICS_SYNC_SECONDS seconds,
-before anything is saved (`Run.flush_metrics`), and at the end."""
+They reach the callbacks at the next flush: after `Run.metrics_sync_interval` steps or
+METRICS_SYNC_SECONDS seconds, before anything is saved (`Run.flush_metrics`), and at the
+end."""
 
 from __future__ import annotations
 
@@ -31,16 +33,22 @@ TimerKey = Literal["step", "data", "outside"]
 
 
 class StepTimer:
-    """Seconds by key. Time counts as `step` unless it is inside a `track` block of another key."""
+    """Seconds by key. Time counts as `step` unless it is inside a `track` block of
+    another key."""
 
     def __init__(self) -> None:
         self._key: TimerKey = "step"
         self._since = time.monotonic()
-        self._seconds: dict[TimerKey, float] = {"step": 0.0, "data": 0.0, "outside": 0.0}
+        self._seconds: dict[TimerKey, float] = {
+            "step": 0.0,
+            "data": 0.0,
+            "outside": 0.0,
+        }
 
     @contextmanager
     def track(self, key: TimerKey) -> Iterator[None]:
-        """Counts the time inside the block as `key`: waiting for data, or work that belongs to no step. Nests."""
+        """Counts the time inside the block as `key`: waiting for data, or work that
+        belongs to no step. Nests."""
         self._add_elapsed()
         outer = self._key
         self._key = key
@@ -55,7 +63,8 @@ class StepTimer:
         self._seconds["step"] -= seconds
 
     def lap(self) -> tuple[float, float]:
-        """(step_s, data_s) since the last lap: seconds of steps with data loading, and of data loading alone."""
+        """(step_s, data_s) since the last lap: seconds of steps with data loading, and
+        of data loading alone."""
         self._add_elapsed()
         step_s = self._seconds["step"] + self._seconds["data"]
         data_s = self._seconds["data"]
@@ -70,22 +79,27 @@ class StepTimer:
 
 MAX_CONSECUTIVE_SKIPS = 3
 FETCH_EVERY = 10
-"""Optimizer steps between two flushes, where metrics are on another device than the CPU."""
+"""Optimizer steps between two flushes, where metrics are on another device than the
+CPU."""
 
 METRICS_SYNC_SECONDS = 1.0
 BLOCKED_FETCH_S = 120.0
 
 
 LEVEL = "/"
-"""Between the name of a metric and the number of a further noise level of each sample."""
+"""Between the name of a metric and the number of a further noise level of each
+sample."""
 
 
 ROW = "row"
 """Name under which the place of each value's sample passes through `_with_levels`."""
 
 
-def _with_levels(by_sample: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
-    """The values of all noise levels of all samples under one name; those of levels that a sample lacks have no t."""
+def _with_levels(
+    by_sample: Mapping[str, tuple[float, ...]],
+) -> dict[str, tuple[float, ...]]:
+    """The values of all noise levels of all samples under one name; those of levels
+    that a sample lacks have no t."""
     joined: dict[str, tuple[float, ...]] = {}
     for name, values in by_sample.items():
         first = name.split(LEVEL)[0]
@@ -93,19 +107,25 @@ def _with_levels(by_sample: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[
     there = [not math.isnan(t) for t in joined["t"]]
     if all(there):
         return joined
-    return {name: tuple(itertools.compress(values, there)) for name, values in joined.items()}
+    return {
+        name: tuple(itertools.compress(values, there))
+        for name, values in joined.items()
+    }
 
 
 class StepLossBuffer:
-    """Losses and metrics of the micro-batches of one accumulation step; tensors stay on their device."""
+    """Losses and metrics of the micro-batches of one accumulation step; tensors stay on
+    their device."""
 
     def __init__(self) -> None:
         self.shares: dict[str, list[Tensor]] = defaultdict(list)
-        """Role -> of each micro-batch its share of the mean loss over the accumulation step's samples, 0-dim."""
+        """Role -> of each micro-batch its share of the mean loss over the accumulation
+        step's samples, 0-dim."""
 
         self.per_sample: dict[str, list[Tensor]] = defaultdict(list)
         self.numbers: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
-        """Metric name -> of each micro-batch that has it: number of samples that count, and their mean (0-dim)."""
+        """Metric name -> of each micro-batch that has it: number of samples that count,
+        and their mean (0-dim)."""
 
         self.sources: list[SampleSource] = []
         """Source of each sample."""
@@ -113,21 +133,31 @@ class StepLossBuffer:
         self.uses: list[tuple[int, int]] = []
         """(epoch, position) of each sample."""
 
-    def add(self, batch: Batch, losses: StepLosses, roles: Collection[str], main: str) -> None:
-        """Adds the losses and metrics of one micro-batch, except `shares`. roles: those trained in this step. main: the
-        role whose loss is that of the step."""
+    def add(
+        self, batch: Batch, losses: StepLosses, roles: Collection[str], main: str
+    ) -> None:
+        """Adds the losses and metrics of one micro-batch, except `shares`. roles: those
+        trained in this step. main: the role whose loss is that of the step."""
         shape = batch.describe()
         self.sources.extend(SampleSource(name, shape) for name in batch.names)
-        self.uses.extend((batch.spec.epoch, position) for position in batch.spec.positions)
+        self.uses.extend(
+            (batch.spec.epoch, position) for position in batch.spec.positions
+        )
         if main in roles and main in losses.by_role:
             loss_B = {"loss": losses.by_role[main]}
         else:
             loss_B = {}
         for name, values in {**loss_B, **losses.per_sample}.items():
-            for level, values_B in enumerate(values.detach().view(len(values), -1).unbind(1)):
-                self.per_sample[f"{name}{LEVEL}{level}" if level else name].append(values_B)
+            for level, values_B in enumerate(
+                values.detach().view(len(values), -1).unbind(1)
+            ):
+                self.per_sample[f"{name}{LEVEL}{level}" if level else name].append(
+                    values_B
+                )
         for name, number in losses.numbers.items():
-            self.numbers[name].append((losses.counts.get(name, len(batch)), number.detach()))
+            self.numbers[name].append(
+                (losses.counts.get(name, len(batch)), number.detach())
+            )
 
     def finite(self, role: str) -> Tensor:
         """Whether all losses of a role so far are finite; 0-dim bool on the device."""
@@ -150,21 +180,35 @@ class PendingStepMetrics:
 
     def tensors(self) -> list[Tensor]:
         """All tensors, in the order in which `result` reads their values."""
-        of_roles = [[*self.losses.shares[name], self.norms[name], self.taken[name]] for name in self.norms]
-        samples = (tensor for tensors in self.losses.per_sample.values() for tensor in tensors)
-        means = (mean for counted in self.losses.numbers.values() for _, mean in counted)
+        of_roles = [
+            [*self.losses.shares[name], self.norms[name], self.taken[name]]
+            for name in self.norms
+        ]
+        samples = (
+            tensor for tensors in self.losses.per_sample.values() for tensor in tensors
+        )
+        means = (
+            mean for counted in self.losses.numbers.values() for _, mean in counted
+        )
         return [*itertools.chain(*of_roles), *samples, *means, *self.numbers.values()]
 
     def result(
-        self, values: Iterator[list[float]], main: str, step_s: float, data_s: float, compiled: bool = False
+        self,
+        values: Iterator[list[float]],
+        main: str,
+        step_s: float,
+        data_s: float,
+        compiled: bool = False,
     ) -> StepResult:
-        """The step as callbacks see it. values: the values of each of `tensors`. main: the role whose loss is that of
-        the step; NaN where it was not trained."""
+        """The step as callbacks see it. values: the values of each of `tensors`. main:
+        the role whose loss is that of the step; NaN where it was not trained."""
         by_role = {}
         for name in self.norms:
             loss = sum(next(values)[0] for _ in self.losses.shares[name])
             (norm,), (step_ok,) = next(values), next(values)
-            by_role[name] = replace(self.known.by_role[name], loss=loss, grad_norm=norm, skipped=not step_ok)
+            by_role[name] = replace(
+                self.known.by_role[name], loss=loss, grad_norm=norm, skipped=not step_ok
+            )
         by_sample = {
             name: tuple(value for _ in tensors for value in next(values))
             for name, tensors in self.losses.per_sample.items()
@@ -172,7 +216,11 @@ class PendingStepMetrics:
         sources = self.losses.sources
         if "t" in by_sample:
             rows = tuple(range(len(sources)))
-            levels = {f"{ROW}{name[1:]}": rows for name in by_sample if name.split(LEVEL)[0] == "t"}
+            levels = {
+                f"{ROW}{name[1:]}": rows
+                for name in by_sample
+                if name.split(LEVEL)[0] == "t"
+            }
             by_sample = _with_levels(by_sample | levels)
             sources = [sources[int(row)] for row in by_sample.pop(ROW)]
         numbers = {}
@@ -182,12 +230,17 @@ class PendingStepMetrics:
         numbers |= {name: next(values)[0] for name in self.numbers}
         if len(self.known.by_role) > 1:
             for name, role in by_role.items():
-                numbers |= {f"loss/{name}": role.loss, f"grad_norm/{name}": role.grad_norm}
+                numbers |= {
+                    f"loss/{name}": role.loss,
+                    f"grad_norm/{name}": role.grad_norm,
+                }
         steps = list(by_role.values())
         return replace(
             self.known,
             loss=by_role[main].loss if main in by_role else math.nan,
-            grad_norm=steps[0].grad_norm if len(steps) == 1 else math.hypot(*(role.grad_norm for role in steps)),
+            grad_norm=steps[0].grad_norm
+            if len(steps) == 1
+            else math.hypot(*(role.grad_norm for role in steps)),
             per_sample=by_sample,
             sources=tuple(sources),
             step_s=step_s,
@@ -219,7 +272,8 @@ class MetricsBuffer:
             self.flush()
 
     def flush(self) -> None:
-        """Copies all metrics to the host and passes each step's result to the callbacks.
+        """Copies all metrics to the host and passes each step's result to the
+        callbacks.
 
         Raises RunError when a role skipped MAX_CONSECUTIVE_SKIPS steps in a row.
         """
@@ -228,12 +282,16 @@ class MetricsBuffer:
         if not pending:
             return
         message = f"step {pending[-1].known.step}: the device has not answered for {BLOCKED_FETCH_S:g} s."
-        blocked = threading.Timer(BLOCKED_FETCH_S, logger.warning, [f"{message} See what `nvidia-smi` says."])
+        blocked = threading.Timer(
+            BLOCKED_FETCH_S, logger.warning, [f"{message} See what `nvidia-smi` says."]
+        )
         blocked.daemon = True
         blocked.start()
         try:
             with self._timer.track("step"):
-                values = iter(to_host([tensor for step in pending for tensor in step.tensors()]))
+                values = iter(
+                    to_host([tensor for step in pending for tensor in step.tensors()])
+                )
         finally:
             blocked.cancel()
         step_s, data_s = (seconds / len(pending) for seconds in self._timer.lap())
@@ -249,11 +307,18 @@ class MetricsBuffer:
         self._run.state.skipped += result.skipped
         for name, role in result.by_role.items():
             # Where only the loss scale was too large, the next step has a smaller one.
-            overflowed = math.isfinite(role.loss) and result.extra_metrics.get("loss_scale", 0.0) > 1
+            overflowed = (
+                math.isfinite(role.loss)
+                and result.extra_metrics.get("loss_scale", 0.0) > 1
+            )
             failed = role.skipped and not overflowed
-            self._skipped_in_a_row[name] = self._skipped_in_a_row[name] + 1 if failed else 0
+            self._skipped_in_a_row[name] = (
+                self._skipped_in_a_row[name] + 1 if failed else 0
+            )
         for callback in self._run.callbacks:
-            with self._timer.track("step" if callback.included_in_step_time else "outside"):
+            with self._timer.track(
+                "step" if callback.included_in_step_time else "outside"
+            ):
                 callback.on_metrics(self._run, result)
         if MAX_CONSECUTIVE_SKIPS in self._skipped_in_a_row.values():
             raise RunError(
@@ -264,11 +329,19 @@ class MetricsBuffer:
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[list[float]]:
-    """The values of each tensor, flattened; one copy per device. As float32: integers above 2^24 are rounded."""
+    """The values of each tensor, flattened; one copy per device. As float32: integers
+    above 2^24 are rounded."""
     values: dict[int, list[float]] = {}
     for device in {tensor.device for tensor in tensors}:
-        indices = [index for index, tensor in enumerate(tensors) if tensor.device == device]
-        flat = torch.cat([tensors[index].detach().reshape(-1).float() for index in indices]).tolist()
+        indices = [
+            index for index, tensor in enumerate(tensors) if tensor.device == device
+        ]
+        flat = torch.cat(
+            [tensors[index].detach().reshape(-1).float() for index in indices]
+        ).tolist()
         for index in indices:
-            values[index], flat = flat[: tensors[index].numel()], flat[tensors[index].numel() :]
+            values[index], flat = (
+                flat[: tensors[index].numel()],
+                flat[tensors[index].numel() :],
+            )
     return [values[index] for index in range(len(tensors))]

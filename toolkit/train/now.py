@@ -1,7 +1,9 @@
-"""Keeps what a run does (`toolkit.files.now`): the line of the terminal, `now` in run.json, the time that is left.
+"""Keeps what a run does (`toolkit.files.now`): the line of the terminal, `now` in
+run.json, the time that is left.
 
-The time left is that of the plan at first; what is measured takes its place part by part. run.json is written by a
-separate thread, at most once a second: whoever tells a step or an image waits for no disk.
+The time left is that of the plan at first; what is measured takes its place part by
+part. run.json is written by a separate thread, at most once a second: whoever tells a
+step or an image waits for no disk.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ RECURRING = {"samples": "sampling", "validation": "validating", "saving": "savin
 class RunNow:
     """What a run does, for all who show it; a `Listener`. Threads may tell it."""
 
-    def __init__(self, line: StatusLine, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, line: StatusLine, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.line = line
         self._clock = clock
         self._lock = threading.RLock()
@@ -81,12 +85,23 @@ class RunNow:
     def told(self) -> Told:
         return self._phase, self._done, self._of, self._unit
 
-    def tell(self, phase: str, done: float | None = None, of: float | None = None, unit: str = "") -> None:
-        """As `toolkit.files.now.tell`; shows it too: on a terminal at once, elsewhere where the phase is a new one."""
+    def tell(
+        self,
+        phase: str,
+        done: float | None = None,
+        of: float | None = None,
+        unit: str = "",
+    ) -> None:
+        """As `toolkit.files.now.tell`; shows it too: on a terminal at once, elsewhere
+        where the phase is a new one."""
         is_new = phase not in self._spent and phase != self._phase
         self._take(phase, done, of, unit)
         if phase != STEP:  # the line of a step has more in it
-            self.line.update(self.now().line(), at_once=phase not in RECURRING.values(), always=is_new)
+            self.line.update(
+                self.now().line(),
+                at_once=phase not in RECURRING.values(),
+                always=is_new,
+            )
 
     def count(self, phase: str, units: float) -> None:
         """As of a `Listener`."""
@@ -94,12 +109,20 @@ class RunNow:
             self._units[phase] = self._units.get(phase, 0.0) + units
 
     def step(self, run: Run, step_s: float | None) -> Now:
-        """So many steps of a run are done. step_s: seconds of one; None: not known yet."""
+        """So many steps of a run are done. step_s: seconds of one; None: not known
+        yet."""
         self._step_s = step_s
-        self._take(STEP, run.state.step, None if run.steps == UNTIL_THE_DATA_ENDS else run.steps, "")
+        self._take(
+            STEP,
+            run.state.step,
+            None if run.steps == UNTIL_THE_DATA_ENDS else run.steps,
+            "",
+        )
         return self.now()
 
-    def _take(self, phase: str, done: float | None, of: float | None, unit: str) -> None:
+    def _take(
+        self, phase: str, done: float | None, of: float | None, unit: str
+    ) -> None:
         with self._lock:
             time_now = self._clock()
             if phase != self._phase:
@@ -107,7 +130,11 @@ class RunNow:
                 self._phase = phase
                 self._phase_began = time_now
                 self._started = run_files.utc_now()
-            if (phase, unit, of) != (self._phase, self._unit, self._of) or self._counted_from is None:
+            if (phase, unit, of) != (
+                self._phase,
+                self._unit,
+                self._of,
+            ) or self._counted_from is None:
                 self._counted_from = done
                 self._counted_since = time_now
             self._done = done
@@ -119,14 +146,18 @@ class RunNow:
         """Keeps what the phase has taken."""
         if not self._phase:
             return
-        self._spent[self._phase] = self._spent.get(self._phase, 0.0) + time_now - self._phase_began
+        self._spent[self._phase] = (
+            self._spent.get(self._phase, 0.0) + time_now - self._phase_began
+        )
         self._counted_from = None
 
     # ------------------------------------------------------------ the time that is left
 
-    def plan(self, seconds: Mapping[str, float], pictures: float = 0, steps_before: int = 0) -> None:
-        """The time of the plan: part -> seconds that are left of it. pictures: sample images in all. steps_before: done
-        by an earlier start."""
+    def plan(
+        self, seconds: Mapping[str, float], pictures: float = 0, steps_before: int = 0
+    ) -> None:
+        """The time of the plan: part -> seconds that are left of it. pictures: sample
+        images in all. steps_before: done by an earlier start."""
         self._planned = dict(seconds)
         self._pictures = pictures
         self._steps_before = steps_before
@@ -159,10 +190,17 @@ class RunNow:
             each = None
         if each and self._of:
             return (self._of - (self._done or 1) + 1) * each
-        if self._done is None or self._of is None or self._counted_from is None or self._done <= self._counted_from:
+        if (
+            self._done is None
+            or self._of is None
+            or self._counted_from is None
+            or self._done <= self._counted_from
+        ):
             return None
         took = self._clock() - self._counted_since
-        return max(0.0, self._of - self._done) * took / (self._done - self._counted_from)
+        return (
+            max(0.0, self._of - self._done) * took / (self._done - self._counted_from)
+        )
 
     def _left_of_steps(self) -> float | None:
         run = self._run
@@ -180,7 +218,11 @@ class RunNow:
             return None
         if self._run is not None and self._run.steps == UNTIL_THE_DATA_ENDS:
             return None
-        return steps + of_phase + sum(map(self._left_of, (*BEFORE_STEPS, "compiling", *RECURRING)))
+        return (
+            steps
+            + of_phase
+            + sum(map(self._left_of, (*BEFORE_STEPS, "compiling", *RECURRING)))
+        )
 
     def _left_of(self, part: str) -> float:
         """Seconds left of a part; 0 where nothing is known of it."""
@@ -204,7 +246,10 @@ class RunNow:
         each = self._each(phase)
         coming = None
         if self._run is not None and self._run.steps != UNTIL_THE_DATA_ENDS:
-            coming = sum(callback.coming(self._run).get(phase, 0.0) for callback in self._run.callbacks)
+            coming = sum(
+                callback.coming(self._run).get(phase, 0.0)
+                for callback in self._run.callbacks
+            )
         if phase == self._phase and self._of:  # of a set, those that are not done
             coming = (coming or 0.0) + self._of - (self._done or 1) + 1
         if coming is None:
@@ -229,20 +274,40 @@ class RunNow:
     def _is_past(self, part: str) -> bool:
         if self._phase in (STEP, "compiling", *RECURRING.values()):
             return True
-        return part == "encoding" and self._phase in ("quantizing", "generating") and "encoding" in self._spent
+        return (
+            part == "encoding"
+            and self._phase in ("quantizing", "generating")
+            and "encoding" in self._spent
+        )
 
     def _spent_on(self, part: str) -> float:
-        spent = sum(seconds for phase, seconds in self._spent.items() if PART_OF.get(phase) == part)
-        return spent + (self._clock() - self._phase_began if PART_OF.get(self._phase) == part else 0.0)
+        spent = sum(
+            seconds
+            for phase, seconds in self._spent.items()
+            if PART_OF.get(phase) == part
+        )
+        return spent + (
+            self._clock() - self._phase_began
+            if PART_OF.get(self._phase) == part
+            else 0.0
+        )
 
     def _share(self, left: float | None) -> float | None:
         run = self._run
         if left is None:
-            known = run is not None and run.steps not in (0, UNTIL_THE_DATA_ENDS) and run.state.step
+            known = (
+                run is not None
+                and run.steps not in (0, UNTIL_THE_DATA_ENDS)
+                and run.state.step
+            )
             if run is not None and known:
                 return run.state.step / run.steps
             return None
-        worked = self._clock() - self._begun + self._steps_before * (self._step_s or self._planned_step_s())
+        worked = (
+            self._clock()
+            - self._begun
+            + self._steps_before * (self._step_s or self._planned_step_s())
+        )
         return worked / (worked + left) if worked + left > 0 else 0.0
 
     def _planned_step_s(self) -> float:
@@ -256,16 +321,20 @@ class RunNow:
 
     @contextmanager
     def written(self, folder: Path, name: str) -> Iterator[None]:
-        """Inside the block run.json says it. What an earlier start has left there stays until the run itself writes.
+        """Inside the block run.json says it. What an earlier start has left there stays
+        until the run itself writes.
 
-        Raises RunError where the file cannot be written at the beginning; later that is a warning.
+        Raises RunError where the file cannot be written at the beginning; later that is
+        a warning.
         """
         before = run_files.read_status(folder) or {"name": name, "status": "running"}
         before.pop("error", None)
         self._folder = folder
         self._document = before
         self._write()
-        self._thread = threading.Thread(target=self._keep_writing, daemon=True, name="now")
+        self._thread = threading.Thread(
+            target=self._keep_writing, daemon=True, name="now"
+        )
         self._thread.start()
         try:
             yield
@@ -301,7 +370,9 @@ class RunNow:
                 self._complaint = ""
             except RunError as error:  # a full disk, say: the end of the run tells whether it is still full
                 if not self._complaint:
-                    logger.warning(f"{error} The run goes on; its page shows what it did before.")
+                    logger.warning(
+                        f"{error} The run goes on; its page shows what it did before."
+                    )
                 self._complaint = str(error)
 
     def _write(self) -> None:

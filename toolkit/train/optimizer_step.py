@@ -1,10 +1,12 @@
 """Roles (parameters with their optimizer), and how gradients become an optimizer step.
 
-`StandardStep` steps when all gradients are complete, `OptimizerInBackward` updates each parameter in the last backward
-pass. The loop calls the same methods for every `OptimizerStep`.
+`StandardStep` steps when all gradients are complete, `OptimizerInBackward` updates each
+parameter in the last backward pass. The loop calls the same methods for every
+`OptimizerStep`.
 
-Nothing in a standard step waits for the device: whether the step is taken is a 0-dim bool tensor, and a skipped step
-leaves weights, optimizer state and EMA exactly as they were."""
+Nothing in a standard step waits for the device: whether the step is taken is a 0-dim
+bool tensor, and a skipped step leaves weights, optimizer state and EMA exactly as they
+were."""
 
 from __future__ import annotations
 
@@ -19,77 +21,110 @@ from torch import Tensor, nn
 
 from toolkit.errors import RunError
 from toolkit.optim.ema import Ema
-from toolkit.optim.optimizers import AnyOptimizer, eval_mode, has_eval_mode, set_rate, state_tensors, step_if
+from toolkit.optim.optimizers import (
+    AnyOptimizer,
+    eval_mode,
+    has_eval_mode,
+    set_rate,
+    state_tensors,
+    step_if,
+)
 from toolkit.optim.schedules import Schedule
 from toolkit.system.device import to_device
 from toolkit.system.sharded_param import RowShard
 
 CLIP_EPSILON = 1e-6
-"""Added to the norm that gradients are divided by, as `torch.nn.utils.clip_grad_norm_` does."""
+"""Added to the norm that gradients are divided by, as `torch.nn.utils.clip_grad_norm_`
+does."""
 
 
 class OptimizerStep:
-    """How the gradients of an accumulation step are used. Methods in the order of their calls; one object per role."""
+    """How the gradients of an accumulation step are used. Methods in the order of their
+    calls; one object per role."""
 
     in_backward = False
     """Whether parameters are updated in the backward pass."""
 
     @property
     def has_moved(self) -> bool:
-        """Whether a parameter was updated in an accumulation step that is not complete."""
+        """Whether a parameter was updated in an accumulation step that is not
+        complete."""
         return False
 
     def begin_accumulation(self, role: Role) -> None:
         """Called before the first backward pass of an accumulation step.
 
-        Called again when an accumulation step that ran out of memory is repeated with split batches: a strategy that
-        has updated parameters by then raises RunError. Not called for the trial of the largest batch.
+        Called again when an accumulation step that ran out of memory is repeated with
+        split batches: a strategy that has updated parameters by then raises RunError.
+        Not called for the trial of the largest batch.
         """
 
     def before_last_backward(self, role: Role, step: int, finite: Tensor) -> None:
         """Called before the backward pass of the accumulation step's last micro-batch.
 
-        step: optimizer steps done. finite: whether all losses of the role are finite (0-dim bool on the device).
-        Called again when a `TrainStep` makes several backward passes of one role.
+        step: optimizer steps done. finite: whether all losses of the role are finite
+        (0-dim bool on the device). Called again when a `TrainStep` makes several
+        backward passes of one role.
         """
 
     def norm(self, role: Role) -> Tensor:
-        """The norm of the gradients before clipping, 0-dim float32 on the device. The step is skipped where it is not
-        finite.
+        """The norm of the gradients before clipping, 0-dim float32 on the device. The
+        step is skipped where it is not finite.
 
         Called once per accumulation step, after the last backward pass.
         """
         raise NotImplementedError
 
-    def step(self, role: Role, step: int, norm: Tensor, step_ok: Tensor) -> dict[str, Tensor]:
+    def step(
+        self, role: Role, step: int, norm: Tensor, step_ok: Tensor
+    ) -> dict[str, Tensor]:
         """Takes the step where `step_ok`, updates the EMA and frees the gradients.
 
-        step: optimizer steps done. norm: the result of `norm`. step_ok: whether losses and gradients of the role are
-        finite (0-dim bool on the device). Returns 0-dim metrics, still on the device.
+        step: optimizer steps done. norm: the result of `norm`. step_ok: whether losses
+        and gradients of the role are finite (0-dim bool on the device). Returns 0-dim
+        metrics, still on the device.
         """
         raise NotImplementedError
 
     def zero_grad(self, role: Role) -> None:
-        """Frees the gradients of an aborted accumulation step (a stop, or out of memory)."""
+        """Frees the gradients of an aborted accumulation step (a stop, or out of
+        memory)."""
         role.optimizer.zero_grad(set_to_none=True)
 
 
 class StandardStep(OptimizerStep):
-    """Accumulates the gradients of all parameters, clips them by their global norm, and steps once."""
+    """Accumulates the gradients of all parameters, clips them by their global norm, and
+    steps once."""
 
     def norm(self, role: Role, names: Collection[str] | None = None) -> Tensor:
         """names: of the parameters whose gradients count; None: all."""
-        counted = {name: p.grad for name, p in role.parameters.items() if names is None or name in names}
-        gradients = {name: gradient for name, gradient in counted.items() if gradient is not None}
+        counted = {
+            name: p.grad
+            for name, p in role.parameters.items()
+            if names is None or name in names
+        }
+        gradients = {
+            name: gradient for name, gradient in counted.items() if gradient is not None
+        }
         if not gradients:
             return torch.zeros((), device=next(iter(role.parameters.values())).device)
         first = next(iter(gradients.values()))
-        norms = torch._foreach_norm(list(gradients.values()), 2.0, torch.promote_types(first.dtype, torch.float32))
+        norms = torch._foreach_norm(
+            list(gradients.values()),
+            2.0,
+            torch.promote_types(first.dtype, torch.float32),
+        )
         return _total_norm(role, dict(zip(gradients, norms, strict=True)))
 
-    def step(self, role: Role, step: int, norm: Tensor, step_ok: Tensor) -> dict[str, Tensor]:
+    def step(
+        self, role: Role, step: int, norm: Tensor, step_ok: Tensor
+    ) -> dict[str, Tensor]:
         if role.max_grad_norm:
-            clip_([p.grad for p in role.parameters.values() if p.grad is not None], norm, role.max_grad_norm)
+            clip_(
+                [p.grad for p in role.parameters.values() if p.grad is not None],
+                norm,
+                role.max_grad_norm,
+            )
         role.set_learning_rates(step)
         step_if(role.optimizer, step_ok)
         numbers = post_step(role, step_ok)
@@ -98,22 +133,31 @@ class StandardStep(OptimizerStep):
 
 
 class ShardedStep(StandardStep):
-    """`StandardStep` with sharded parameters: the norm is that of the full gradients."""
+    """`StandardStep` with sharded parameters: the norm is that of the full
+    gradients."""
 
     def __init__(self, all_reduce_sum: Callable[[Sequence[Tensor]], None]) -> None:
-        """all_reduce_sum: replaces tensors by their sums over the ranks (`ProcessGroup.all_reduce_sum`)."""
+        """all_reduce_sum: replaces tensors by their sums over the ranks
+        (`ProcessGroup.all_reduce_sum`)."""
         self.all_reduce_sum = all_reduce_sum
 
     def norm(self, role: Role, names: Collection[str] | None = None) -> Tensor:
-        square = super().norm(role, role.sharded.keys() & role.parameters.keys()).square()
+        square = (
+            super().norm(role, role.sharded.keys() & role.parameters.keys()).square()
+        )
         self.all_reduce_sum([square])
-        return torch.sqrt(square + super().norm(role, role.parameters.keys() - role.sharded.keys()).square())
+        return torch.sqrt(
+            square
+            + super().norm(role, role.parameters.keys() - role.sharded.keys()).square()
+        )
 
 
 class ZeroGradients:
-    """For how many optimizer steps in a row the gradient of each parameter was zero, or there was none.
+    """For how many optimizer steps in a row the gradient of each parameter was zero, or
+    there was none.
 
-    The norms of the gradients are there already, and the counts stay on the device: counting waits for nothing.
+    The norms of the gradients are there already, and the counts stay on the device:
+    counting waits for nothing.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -125,15 +169,24 @@ class ZeroGradients:
         self._steps_P: Tensor | None = None
 
     def add(self, with_gradient: tuple[str, ...], norms_P: Tensor) -> None:
-        """One optimizer step. with_gradient: the parameters that have a gradient; norms_P: of these, in their order."""
+        """One optimizer step. with_gradient: the parameters that have a gradient;
+        norms_P: of these, in their order."""
         if self._places is None or with_gradient != self._with_gradient:
-            # Copied to the device once, or where a layer is used now and then: module dropout.
+            # Copied to the device once, or where a layer is used now and then: module
+            # dropout.
             places = {name: place for place, name in enumerate(self.names)}
             self._with_gradient = with_gradient
-            self._places = to_device(torch.tensor([places.get(n, len(places)) for n in with_gradient]), norms_P.device)
+            self._places = to_device(
+                torch.tensor([places.get(n, len(places)) for n in with_gradient]),
+                norms_P.device,
+            )
         if self._norms_P is None or self._steps_P is None:
-            self._norms_P = norms_P.new_zeros(len(self.names) + 1)  # the last is that of all other parameters
-            self._steps_P = torch.zeros(len(self.names) + 1, dtype=torch.int32, device=norms_P.device)
+            self._norms_P = norms_P.new_zeros(
+                len(self.names) + 1
+            )  # the last is that of all other parameters
+            self._steps_P = torch.zeros(
+                len(self.names) + 1, dtype=torch.int32, device=norms_P.device
+            )
         self._norms_P.zero_().index_copy_(0, self._places, norms_P)
         self._steps_P.add_(1).mul_(self._norms_P == 0)
 
@@ -150,7 +203,8 @@ class ZeroGradients:
 
 @dataclass
 class Role:
-    """A set of parameters that is trained together, with its optimizer, schedule and EMA."""
+    """A set of parameters that is trained together, with its optimizer, schedule and
+    EMA."""
 
     parameters: dict[str, nn.Parameter]
     optimizer: AnyOptimizer
@@ -163,7 +217,8 @@ class Role:
 
     ema: Ema | None = None
     group_lrs: dict[str, float] = field(default_factory=dict)
-    """Name -> base learning rate of each parameter group, in the optimizer's order; empty: one group, at `lr`."""
+    """Name -> base learning rate of each parameter group, in the optimizer's order;
+    empty: one group, at `lr`."""
 
     every: int = 1
     """It is trained in the first optimizer step and then in each `every`-th one."""
@@ -172,29 +227,34 @@ class Role:
     """How gradients become a step."""
 
     before_step: Callable[[int], None] = lambda steps_done: None
-    """Called before the first micro-batch of each step, also in a process that has none of them; again where the
-    micro-batches are computed again."""
+    """Called before the first micro-batch of each step, also in a process that has none
+    of them; again where the micro-batches are computed again."""
 
     after_step: Callable[[Tensor], dict[str, Tensor]] = lambda step_ok: {}
     """Post-processing of the weights after each step (`Network.after_step`)."""
 
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
-    """Tensors that `after_step` changes and no gradient does, by name: part of a checkpoint, not of the EMA."""
+    """Tensors that `after_step` changes and no gradient does, by name: part of a
+    checkpoint, not of the EMA."""
 
     further: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    """Further tensors of a checkpoint, by the stem of their file and by name. A checkpoint without the file is read
-    too."""
+    """Further tensors of a checkpoint, by the stem of their file and by name. A
+    checkpoint without the file is read too."""
 
     sharded: Mapping[str, RowShard] = field(default_factory=dict)
     """Sharded parameters by name (`Network.sharded_params`)."""
 
     zero_gradients: ZeroGradients | None = None
-    """Counted where a callback has asked for it; not by `ShardedStep`, whose gradients are parts."""
+    """Counted where a callback has asked for it; not by `ShardedStep`, whose gradients
+    are parts."""
 
     @property
     def size(self) -> int:
         """Bytes of its full parameters, all shards included."""
-        return sum(prod(self.shape_of(name)) * p.element_size() for name, p in self.parameters.items())
+        return sum(
+            prod(self.shape_of(name)) * p.element_size()
+            for name, p in self.parameters.items()
+        )
 
     @property
     def state_bytes(self) -> int:
@@ -214,7 +274,8 @@ class Role:
         return {**self.parameters, **self.buffers}
 
     def set_learning_rates(self, step: int) -> None:
-        """Sets the learning rate of each parameter group for the next step when `step` are done."""
+        """Sets the learning rate of each parameter group for the next step when `step`
+        are done."""
         groups = self.optimizer.param_groups
         bases = self.group_lrs.values() or [self.lr] * len(groups)
         for group, base in zip(groups, bases, strict=True):
@@ -223,9 +284,16 @@ class Role:
     def learning_rates(self) -> dict[str, float]:
         """The learning rates of the step just done beyond that of the role, by name.
 
-        Those of several parameter groups, and those that an optimizer estimates (Prodigy's and D-Adaptation's `d`).
+        Those of several parameter groups, and those that an optimizer estimates
+        (Prodigy's and D-Adaptation's `d`).
         """
-        groups = dict(zip(self.group_lrs or [""], self.optimizer.param_groups, strict=bool(self.group_lrs)))
+        groups = dict(
+            zip(
+                self.group_lrs or [""],
+                self.optimizer.param_groups,
+                strict=bool(self.group_lrs),
+            )
+        )
         given = {name: float(group["lr"]) for name, group in groups.items() if name}
         found = {
             f"d*lr/{name}".rstrip("/"): float(group["d"]) * float(group["lr"])
@@ -235,7 +303,8 @@ class Role:
         return given | found
 
     def eval_weights(self) -> dict[str, torch.Tensor]:
-        """The weights that samples and saved files use: the EMA where there is one, else the raw weights."""
+        """The weights that samples and saved files use: the EMA where there is one,
+        else the raw weights."""
         if self.ema:
             return self.ema.averages
         if not has_eval_mode(self.optimizer):
@@ -248,15 +317,16 @@ class Role:
         return dict(self.parameters) if raw else self.eval_weights()
 
     def using_eval_weights(self) -> AbstractContextManager[None]:
-        """Swaps `eval_weights` into the parameters inside the block, and restores the raw weights after it."""
+        """Swaps `eval_weights` into the parameters inside the block, and restores the
+        raw weights after it."""
         if self.ema:
             return self.ema.applied()
         return eval_mode(self.optimizer)
 
 
 def post_step(role: Role, step_ok: Tensor) -> dict[str, Tensor]:
-    """What follows the optimizer in every strategy: the network's post-processing, then the average of its
-    result."""
+    """What follows the optimizer in every strategy: the network's post-processing, then
+    the average of its result."""
     numbers = role.after_step(step_ok)
     if role.ema:
         role.ema.update(step_ok)
@@ -264,14 +334,16 @@ def post_step(role: Role, step_ok: Tensor) -> dict[str, Tensor]:
 
 
 def clip_(gradients: Sequence[Tensor], norm: Tensor, max_norm: float) -> None:
-    """Scales gradients in place so that their norm, now `norm` (0-dim), is at most `max_norm`."""
+    """Scales gradients in place so that their norm, now `norm` (0-dim), is at most
+    `max_norm`."""
     if gradients:
         factor = torch.where(norm > max_norm, max_norm / (norm + CLIP_EPSILON), 1.0)
         torch._foreach_mul_(list(gradients), factor)
 
 
 def _total_norm(role: Role, norms: Mapping[str, Tensor]) -> Tensor:
-    """Norm of all gradients, from the norm of each; empty ones are counted where that is asked for."""
+    """Norm of all gradients, from the norm of each; empty ones are counted where that
+    is asked for."""
     device = next(iter(norms.values())).device
     norms_P = torch.stack([norm.to(device) for norm in norms.values()])
     if role.zero_gradients:
@@ -290,16 +362,17 @@ Mode = Literal["keep", "drop", "step"]
 
 
 class OptimizerInBackward(OptimizerStep):
-    """Steps each parameter in the backward pass of an accumulation step's last micro-batch, as soon as its gradient is
-    complete, which is then freed.
+    """Steps each parameter in the backward pass of an accumulation step's last
+    micro-batch, as soon as its gradient is complete, which is then freed.
 
-    At most one gradient is in memory at a time (with accumulation all are, until the last micro-batch). The weights are
-    those of `StandardStep`, bit for bit, as long as nothing is clipped. Two things differ, because the norm of all
-    gradients is known only after the parameters were updated:
+    At most one gradient is in memory at a time (with accumulation all are, until the
+    last micro-batch). The weights are those of `StandardStep`, bit for bit, as long as
+    nothing is clipped. Two things differ, because the norm of all gradients is known
+    only after the parameters were updated:
 
     - `max_grad_norm` limits the gradient of each parameter separately;
-    - where a gradient is not finite although the losses are, its parameter stays as it is, but the others are updated.
-      The step still counts as skipped.
+    - where a gradient is not finite although the losses are, its parameter stays as it
+      is, but the others are updated. The step still counts as skipped.
 
     The host does not wait for the device.
     """
@@ -312,8 +385,9 @@ class OptimizerInBackward(OptimizerStep):
         step_one: Callable[[nn.Parameter, Tensor | None], None],
         accumulates: bool,
     ) -> None:
-        """step_one: the optimizer's step of one parameter where a 0-dim bool on the device says so, or there is none.
-        accumulates: whether accumulation steps have several micro-batches.
+        """step_one: the optimizer's step of one parameter where a 0-dim bool on the
+        device says so, or there is none. accumulates: whether accumulation steps have
+        several micro-batches.
         """
         self.parameters = tuple(parameters)
         self.step_one = step_one
@@ -341,7 +415,9 @@ class OptimizerInBackward(OptimizerStep):
 
     def before_last_backward(self, role: Role, step: int, finite: Tensor) -> None:
         if self._mode != "keep":
-            raise RunError("fused_backward_pass: this trainer makes several backward passes of one role. Leave it out.")
+            raise RunError(
+                "fused_backward_pass: this trainer makes several backward passes of one role. Leave it out."
+            )
         self._max_norm = role.max_grad_norm
         role.set_learning_rates(step)
         self._mode = "step"
@@ -369,14 +445,20 @@ class OptimizerInBackward(OptimizerStep):
     def norm(self, role: Role) -> Tensor:
         """Norm of all gradients before clipping."""
         for parameter in self.parameters:
-            if parameter.grad is not None:  # a parameter that the last micro-batch did not use
+            if (
+                parameter.grad is not None
+            ):  # a parameter that the last micro-batch did not use
                 self._complete(parameter)
         if not self._norms:
             return torch.zeros((), device=self.parameters[0].device)
         names = {parameter: name for name, parameter in role.parameters.items()}
-        return _total_norm(role, {names[parameter]: norm for parameter, norm in self._norms.items()})
+        return _total_norm(
+            role, {names[parameter]: norm for parameter, norm in self._norms.items()}
+        )
 
-    def step(self, role: Role, step: int, norm: Tensor, step_ok: Tensor) -> dict[str, Tensor]:
+    def step(
+        self, role: Role, step: int, norm: Tensor, step_ok: Tensor
+    ) -> dict[str, Tensor]:
         numbers = post_step(role, step_ok)
         self.zero_grad(role)
         self._norms = {}

@@ -1,8 +1,11 @@
-"""`sample.also[].model`: samples of another model of the family, with the network that is trained.
+"""`sample.also[].model`: samples of another model of the family, with the network that
+is trained.
 
-The weights of the other transformer wait in CPU memory. While samples are generated with it they stand in the place of
-the trained model's: tensor by tensor, in the same storage, so that quantized layers, adapters and compiled programs,
-which hold these tensors, compute with the other model. Text encoder and VAE are those of the trained model.
+The weights of the other transformer wait in CPU memory. While samples are generated
+with it they stand in the place of the trained model's: tensor by tensor, in the same
+storage, so that quantized layers, adapters and compiled programs, which hold these
+tensors, compute with the other model. Text encoder and VAE are those of the trained
+model.
 """
 
 from __future__ import annotations
@@ -31,8 +34,8 @@ class OtherWeights:
         self._others: dict[str, dict[str, Tensor]] = {}
 
     def add(self, key: str, module: nn.Module) -> None:
-        """Keeps the weights of another module, on the CPU. Raises UserError, which names the key, unless its tensors
-        have the same names, shapes and dtypes."""
+        """Keeps the weights of another module, on the CPU. Raises UserError, which
+        names the key, unless its tensors have the same names, shapes and dtypes."""
         found = _tensors(module)
         unlike = sorted(found.keys() ^ self._own.keys()) or [
             name
@@ -40,12 +43,15 @@ class OtherWeights:
             if (tensor.shape, tensor.dtype) != (found[name].shape, found[name].dtype)
         ]
         if unlike:
-            raise UserError(f"{key}: its weights are not those of the trained model ({unlike[0]}). Give a model of it.")
+            raise UserError(
+                f"{key}: its weights are not those of the trained model ({unlike[0]}). Give a model of it."
+            )
         self._others[key] = {name: tensor.cpu() for name, tensor in found.items()}
 
     @contextmanager
     def using(self, key: str) -> Iterator[None]:
-        """Inside the block the weights of this key are in the module; its own with a key that has none."""
+        """Inside the block the weights of this key are in the module; its own with a
+        key that has none."""
         if key not in self._others:
             yield
             return
@@ -70,12 +76,15 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_other_models(section: DiffusionSection, model: DiffusionModel) -> OtherWeights:
-    """The transformers of `sample.also[].model`, prepared as that of `model`, whose network is not attached yet."""
+    """The transformers of `sample.also[].model`, prepared as that of `model`, whose
+    network is not attached yet."""
     others = OtherWeights(model.network_module)
     dtype = next(model.network_module.parameters()).dtype
     for key, way in section.deployments().items():
         if way.model:
             logger.info(f"{key}: loading the transformer of {way.model}")
-            other = load_base_model(section.other_model(way), torch.device("cpu"), dtype)
+            other = load_base_model(
+                section.other_model(way), torch.device("cpu"), dtype
+            )
             others.add(key, other.network_module)
     return others

@@ -1,9 +1,12 @@
-"""Makes accuracy-recovery adapters: of each quantized layer the LoRA that is nearest to what quantization took.
+"""Makes accuracy-recovery adapters: of each quantized layer the LoRA that is nearest to
+what quantization took.
 
-With a weight W, the quantized Q and a diagonal S, up down of rank R minimises |(W - Q - up down) S|_F where it is the
-truncated SVD of (W - Q) S, its right factor divided by S (Eckart and Young 1936). Without data S is 1. With them
-S_ii = sqrt(E[x_i^2]) over the layer's inputs x: the squared error is then that of the layer's outputs, as far as its
-inputs are uncorrelated. Source: Zhang et al. 2024, "QERA", arXiv:2410.06040 (QERA-approx).
+With a weight W, the quantized Q and a diagonal S, up down of rank R minimises |(W - Q -
+up down) S|_F where it is the truncated SVD of (W - Q) S, its right factor divided by S
+(Eckart and Young 1936). Without data S is 1. With them S_ii = sqrt(E[x_i^2]) over the
+layer's inputs x: the squared error is then that of the layer's outputs, as far as its
+inputs are uncorrelated. Source: Zhang et al. 2024, "QERA", arXiv:2410.06040
+(QERA-approx).
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 """
@@ -31,7 +34,8 @@ from toolkit.networks.spelling import EXPORTED_PREFIX
 from toolkit.networks.svd import extract_lora_from_delta
 
 LEAST_SCALE = 1e-4
-"""Smallest S_ii relative to the largest: an input that was always 0 may not be so on other images."""
+"""Smallest S_ii relative to the largest: an input that was always 0 may not be so on
+other images."""
 
 
 class LayerError(NamedTuple):
@@ -42,7 +46,8 @@ class LayerError(NamedTuple):
 
 
 class RecoveryMaker:
-    """Makes the delta of one layer after another, while a model is loaded (`quantizer(make=...)`)."""
+    """Makes the delta of one layer after another, while a model is loaded
+    (`quantizer(make=...)`)."""
 
     def __init__(
         self,
@@ -51,7 +56,8 @@ class RecoveryMaker:
         expected: int = 0,
         complete: Callable[[RecoveryMaker], None] | None = None,
     ) -> None:
-        """moments: layer -> E[x_i^2] of its inputs [I]. complete: called once `expected` layers are made."""
+        """moments: layer -> E[x_i^2] of its inputs [I]. complete: called once
+        `expected` layers are made."""
         self.rank = rank
         self.low_rank: dict[str, LowRank] = {}
         """Full layer name -> (up, down) on the CPU, in the dtype of the weight."""
@@ -61,7 +67,9 @@ class RecoveryMaker:
         self._complete = complete
 
     @torch.no_grad()
-    def __call__(self, name: str, weight_OI: Tensor, quantized: QuantizedWeight) -> LowRank:
+    def __call__(
+        self, name: str, weight_OI: Tensor, quantized: QuantizedWeight
+    ) -> LowRank:
         """The delta of a layer, in the dtype of its weight."""
         exact_OI = weight_OI.float()
         lost_OI = exact_OI - quantized.dequantize().float()
@@ -70,11 +78,15 @@ class RecoveryMaker:
             scale_I = self._moments[name].to(lost_OI.device).sqrt()
             scale_I = scale_I.clamp_min(LEAST_SCALE * float(scale_I.max()) or 1.0)
         up_OR, down_RI, _ = extract_lora_from_delta(lost_OI * scale_I, self.rank)
-        pair = up_OR.to(weight_OI.dtype).contiguous(), (down_RI / scale_I).to(weight_OI.dtype).contiguous()
+        pair = (
+            up_OR.to(weight_OI.dtype).contiguous(),
+            (down_RI / scale_I).to(weight_OI.dtype).contiguous(),
+        )
         norm = max(float((exact_OI * scale_I).norm()), torch.finfo(torch.float32).tiny)
         left_OI = lost_OI - pair[0].float() @ pair[1].float()
         self.errors[name] = LayerError(
-            float((lost_OI * scale_I).norm()) / norm, float((left_OI * scale_I).norm()) / norm
+            float((lost_OI * scale_I).norm()) / norm,
+            float((left_OI * scale_I).norm()) / norm,
         )
         self.low_rank[name] = pair[0].cpu(), pair[1].cpu()
         if self._complete and len(self.low_rank) == self._expected:
@@ -82,31 +94,48 @@ class RecoveryMaker:
         return pair
 
     def write(self, path: Path, metadata: Mapping[str, str]) -> None:
-        """Writes the file that `model.accuracy_recovery_adapter` reads. Raises RunError where it cannot be written."""
+        """Writes the file that `model.accuracy_recovery_adapter` reads. Raises RunError
+        where it cannot be written."""
         tensors = {}
         for name, (up_OR, down_RI) in self.low_rank.items():
             tensors[f"{EXPORTED_PREFIX}{name}.lora_A.weight"] = down_RI
             tensors[f"{EXPORTED_PREFIX}{name}.lora_B.weight"] = up_OR
-            tensors[f"{EXPORTED_PREFIX}{name}.alpha"] = torch.tensor(float(len(down_RI)))
-        errors = {name: [round(number, 6) for number in error] for name, error in self.errors.items()}
-        write_safetensors_verified(path, tensors, {"rank": str(self.rank), "errors": json.dumps(errors), **metadata})
+            tensors[f"{EXPORTED_PREFIX}{name}.alpha"] = torch.tensor(
+                float(len(down_RI))
+            )
+        errors = {
+            name: [round(number, 6) for number in error]
+            for name, error in self.errors.items()
+        }
+        write_safetensors_verified(
+            path,
+            tensors,
+            {"rank": str(self.rank), "errors": json.dumps(errors), **metadata},
+        )
 
     def by_kind(self) -> dict[str, LayerError]:
         """The mean errors of the layers of the same name in all blocks."""
         kinds = defaultdict(list)
         for name, error in self.errors.items():
-            kinds[".".join(part for part in name.split(".")[1:] if not part.isdigit())].append(error)
+            kinds[
+                ".".join(part for part in name.split(".")[1:] if not part.isdigit())
+            ].append(error)
         return {
-            kind: LayerError(*(fmean(column) for column in zip(*found, strict=True))) for kind, found in kinds.items()
+            kind: LayerError(*(fmean(column) for column in zip(*found, strict=True)))
+            for kind, found in kinds.items()
         }
 
 
 def auto_file(model: ModelConfig, dtype: torch.dtype, cache: Path) -> Path:
-    """Where the adapter that `auto` makes for a model is kept: its name says what it was made from."""
+    """Where the adapter that `auto` makes for a model is kept: its name says what it
+    was made from."""
     family = family_for(model)
     key = key_of(
         weights=part_hash(model, family.trained_part),
-        merged=[[sha256_of(Path(lora.path).expanduser()), lora.multiplier] for lora in model.base_loras],
+        merged=[
+            [sha256_of(Path(lora.path).expanduser()), lora.multiplier]
+            for lora in model.base_loras
+        ],
         qtype=model.qtype,
         rank=AUTO_RANK,
         dtype=str(dtype),

@@ -1,6 +1,7 @@
-"""How a job starts in its folder: whether its run is complete, which checkpoint it resumes from (the newest good one, a
-given one, or none), which settings may have changed, and what happens to the run's files. Nothing is ever deleted for
-it. Imports no torch before a checkpoint is loaded, so that a dry run asks the same."""
+"""How a job starts in its folder: whether its run is complete, which checkpoint it
+resumes from (the newest good one, a given one, or none), which settings may have
+changed, and what happens to the run's files. Nothing is ever deleted for it. Imports no
+torch before a checkpoint is loaded, so that a dry run asks the same."""
 
 from __future__ import annotations
 
@@ -15,7 +16,11 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from toolkit.config.reading.process import ProcessConfig
-from toolkit.config.sections.train import SCHEDULES_WITHOUT_LENGTH, UNTIL_THE_DATA_ENDS, StopWhenConfig
+from toolkit.config.sections.train import (
+    SCHEDULES_WITHOUT_LENGTH,
+    UNTIL_THE_DATA_ENDS,
+    StopWhenConfig,
+)
 from toolkit.config.sections.trainer import TrainerConfig
 from toolkit.data.batches.epoch_order import epoch_cursor
 from toolkit.data.scan.fingerprint import DatasetHashes, compare, digest_of
@@ -57,12 +62,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def find_checkpoint(folder: Path, resume: str | int, restart: bool, by_hash: bool = True) -> tuple[Path | None, bool]:
-    """The checkpoint to resume from, or None to start from scratch; and whether an old run is moved aside first.
+def find_checkpoint(
+    folder: Path, resume: str | int, restart: bool, by_hash: bool = True
+) -> tuple[Path | None, bool]:
+    """The checkpoint to resume from, or None to start from scratch; and whether an old
+    run is moved aside first.
 
-    resume: `auto` (the newest good one), `never`, a step number, or the path of a checkpoint.
-    restart: where no checkpoint is good, start from scratch instead of refusing. by_hash: as of `verify`.
-    Raises RunError when the given checkpoint is missing or damaged, or when checkpoints exist and none is good.
+    resume: `auto` (the newest good one), `never`, a step number, or the path of a
+    checkpoint. restart: where no checkpoint is good, start from scratch instead of
+    refusing. by_hash: as of `verify`. Raises RunError when the given checkpoint is
+    missing or damaged, or when checkpoints exist and none is good.
     """
     root = checkpoint_dir(folder)
     if resume == "never":
@@ -76,10 +85,16 @@ def find_checkpoint(folder: Path, resume: str | int, restart: bool, by_hash: boo
             problem = None
         else:
             problem = "its name has to be step_ and nine digits"
-        problem = problem or (verify(path, by_hash) if path.is_dir() else "it does not exist")
+        problem = problem or (
+            verify(path, by_hash) if path.is_dir() else "it does not exist"
+        )
         if problem:
-            available = ", ".join(str(step_of(p)) for p in checkpoint_folders(root)) or "none"
-            raise RunError(f"resume: {path} cannot be used: {problem}. Steps with a state here: {available}.")
+            available = (
+                ", ".join(str(step_of(p)) for p in checkpoint_folders(root)) or "none"
+            )
+            raise RunError(
+                f"resume: {path} cannot be used: {problem}. Steps with a state here: {available}."
+            )
         return path, False
     newest = latest_checkpoint(root, by_hash)
     if newest is None and checkpoint_folders(root):
@@ -93,8 +108,8 @@ def find_checkpoint(folder: Path, resume: str | int, restart: bool, by_hash: boo
 
 
 def archive_run(folder: Path) -> None:
-    """Moves the files of a run to `<folder>.old-<n>`; the folder itself stays, with its lock, and so do runs of other
-    processes of its job in it."""
+    """Moves the files of a run to `<folder>.old-<n>`; the folder itself stays, with its
+    lock, and so do runs of other processes of its job in it."""
     if folder.is_dir():
         entries = [path for path in folder.iterdir() if path.name != LOCK_FILE]
     else:
@@ -108,16 +123,32 @@ def archive_run(folder: Path) -> None:
 
 
 def archive_later_files(folder: Path, name: str, step: int | None) -> None:
-    """Moves checkpoints, step files and samples of steps after `step` to superseded/<n>, so that no step appears twice.
+    """Moves checkpoints, step files and samples of steps after `step` to
+    superseded/<n>, so that no step appears twice.
 
-    The final files and the best one count by the step they were written at. step: None for a run from scratch.
+    The final files and the best one count by the step they were written at. step: None
+    for a run from scratch.
     """
     step = -1 if step is None else step
     moved = [path for path in final_files(folder, name) if step_in(path) > step]
-    # A best file without a step stays: unlike the final one it is not rewritten by every run.
-    moved += [path for path in final_files(folder, best_stem(name)) if step < step_in(path) < math.inf]
-    moved += [path for path in checkpoint_folders(checkpoint_dir(folder)) if step_of(path) > step]
-    moved += [path for number, paths in step_files(folder, name).items() if number > step for path in paths]
+    # A best file without a step stays: unlike the final one it is not rewritten by
+    # every run.
+    moved += [
+        path
+        for path in final_files(folder, best_stem(name))
+        if step < step_in(path) < math.inf
+    ]
+    moved += [
+        path
+        for path in checkpoint_folders(checkpoint_dir(folder))
+        if step_of(path) > step
+    ]
+    moved += [
+        path
+        for number, paths in step_files(folder, name).items()
+        if number > step
+        for path in paths
+    ]
     samples = folder / SAMPLES
     for path in sorted((*samples.glob("*"), *(samples / LAYERS).glob("*"))):
         match = SAMPLE_FILE.fullmatch(path.name)
@@ -130,7 +161,9 @@ def archive_later_files(folder: Path, name: str, step: int | None) -> None:
             what = f"of steps after {step}"
         else:
             what = "of an earlier run"
-        logger.info(f"moved {len(moved)} file{'s' * (len(moved) != 1)} {what} to {target}")
+        logger.info(
+            f"moved {len(moved)} file{'s' * (len(moved) != 1)} {what} to {target}"
+        )
 
 
 def _move(paths: Iterable[Path], target: Path) -> None:
@@ -150,10 +183,12 @@ class Start:
     """The files of an old run are moved aside first."""
 
     complete_at: int | None = None
-    """The steps that are done, where nothing is left to do: of the same job, on the same dataset."""
+    """The steps that are done, where nothing is left to do: of the same job, on the
+    same dataset."""
 
     document: Mapping[str, Any] = field(default_factory=dict)
-    """What the checkpoint records of its job; of a complete run without states, what run.json does."""
+    """What the checkpoint records of its job; of a complete run without states, what
+    run.json does."""
 
     changes: tuple[ConfigChange, ...] = ()
     """What differs from that job."""
@@ -163,8 +198,8 @@ class Start:
 
     @property
     def new_place(self) -> bool:
-        """The model has another name than in the job that wrote the checkpoint: whether it is the same one, its files
-        say (`ResumePlan.check_base`)."""
+        """The model has another name than in the job that wrote the checkpoint: whether
+        it is the same one, its files say (`ResumePlan.check_base`)."""
         return any(change.kind == "place" for change in self.changes)
 
 
@@ -179,11 +214,13 @@ def plan_start(
 ) -> Start:
     """What a start of the job in `folder` does; it changes nothing there.
 
-    steps: optimizer steps of the whole run. found: gives the hashes of the dataset; called where there is a run to
-    compare with. restart: a run that is complete, or cannot be resumed, is moved aside. by_hash: whether checkpoints
-    are verified by their content. Raises RunError as `find_checkpoint`, and for a run of a version that computes
-    something else; UserError where the job differs from the one that wrote the checkpoint in what cannot change, or
-    without `allow_change` in what changes the result; of a complete run the dataset counts as such.
+    steps: optimizer steps of the whole run. found: gives the hashes of the dataset;
+    called where there is a run to compare with. restart: a run that is complete, or
+    cannot be resumed, is moved aside. by_hash: whether checkpoints are verified by
+    their content. Raises RunError as `find_checkpoint`, and for a run of a version that
+    computes something else; UserError where the job differs from the one that wrote the
+    checkpoint in what cannot change, or without `allow_change` in what changes the
+    result; of a complete run the dataset counts as such.
     """
     checkpoint, aside = find_checkpoint(folder, section.resume, restart, by_hash)
     if aside:
@@ -192,7 +229,11 @@ def plan_start(
     try:
         with reading_state(checkpoint or folder):
             complete_at = _complete_at(folder, checkpoint, section, steps)
-            document = read_checkpoint_json(checkpoint) if checkpoint else read_status(folder).get(RECORD)
+            document = (
+                read_checkpoint_json(checkpoint)
+                if checkpoint
+                else read_status(folder).get(RECORD)
+            )
             if document is None or (checkpoint is None and complete_at is None):
                 return Start(None, complete_at=complete_at)
             if document.get("revision") != REVISION:
@@ -209,11 +250,29 @@ def plan_start(
                 order = None
             changes = tuple(_differences(document, section, order))
             trained_on = str(document["dataset"])
-            document = {**document, **{key: dict(document[key]) for key in ("base", "compiled") if document.get(key)}}
-        _refuse_changes(checkpoint or folder, changes, section, allow_change, bool(checkpoint and document.get("base")))
+            document = {
+                **document,
+                **{
+                    key: dict(document[key])
+                    for key in ("base", "compiled")
+                    if document.get(key)
+                },
+            }
+        _refuse_changes(
+            checkpoint or folder,
+            changes,
+            section,
+            allow_change,
+            bool(checkpoint and document.get("base")),
+        )
         if complete_at is not None and restart:
             return Start(None, moves_aside=True)
-        if complete_at is not None and not allow_change and order is None and trained_on != digest_of(found()):
+        if (
+            complete_at is not None
+            and not allow_change
+            and order is None
+            and trained_on != digest_of(found())
+        ):
             change = _change(_fingerprint_file(folder, trained_on), found())
             raise UserError(
                 f"{folder} holds a run that is complete at step {complete_at}, and the dataset is another one: "
@@ -224,22 +283,31 @@ def plan_start(
             raise
         return Start(None, moves_aside=True)
     moved = order is not None and trained_on != digest_of(found())
-    return Start(checkpoint, False, complete_at, document, changes, new_dataset_place=moved)
+    return Start(
+        checkpoint, False, complete_at, document, changes, new_dataset_place=moved
+    )
 
 
-def _complete_at(folder: Path, checkpoint: Path | None, section: TrainerConfig, steps: int) -> int | None:
-    """The steps that are done, where these are all or `stop_when` would end the run at this step again."""
+def _complete_at(
+    folder: Path, checkpoint: Path | None, section: TrainerConfig, steps: int
+) -> int | None:
+    """The steps that are done, where these are all or `stop_when` would end the run at
+    this step again."""
     status = read_status(folder)
     if status.get("status") != FINISHED:
         return None
     name = str(status.get("name") or folder.name)
     is_gone = not final_files(folder, name)
-    if checkpoint is None:  # without states only run.json tells; a run that ended early has as many steps planned
+    if (
+        checkpoint is None
+    ):  # without states only run.json tells; a run that ended early has as many steps planned
         step = int(status["step"])
         planned = status["steps"]
         if is_gone and section.save.states == "never":
             lost = f"{name}.safetensors is not there any more, and no state was kept to write it from"
-            raise UserError(f"{folder} holds a run that is complete at step {step}: {lost}. --restart trains again.")
+            raise UserError(
+                f"{folder} holds a run that is complete at step {step}: {lost}. --restart trains again."
+            )
         if section.save.states == "never" and (planned is None or planned >= steps):
             return step
         return None
@@ -247,27 +315,36 @@ def _complete_at(folder: Path, checkpoint: Path | None, section: TrainerConfig, 
         return None  # the files of the end are written again, from the state of the last step
     step = step_of(checkpoint)
     state = read_checkpoint_json(checkpoint)["state"]
-    passed = steps == UNTIL_THE_DATA_ENDS and state["epochs_done"] >= section.train.epochs
+    passed = (
+        steps == UNTIL_THE_DATA_ENDS and state["epochs_done"] >= section.train.epochs
+    )
     if step >= steps or passed or stop_reason(section.stop_when, step, state["extra"]):
         return step
     return None
 
 
 STOP_KEY = "stop_when"
-"""The entry of `TrainState.extra` with the last values of the metric, or what the last validation said."""
+"""The entry of `TrainState.extra` with the last values of the metric, or what the last
+validation said."""
 
 FORECAST = "forecast"
 """In that entry: `confidence`, and what a `Forecast` has."""
 
 
-def stop_reason(settings: StopWhenConfig | None, step: int, extra: Mapping[str, Any]) -> str | None:
-    """Why `stop_when` settings end a run with this `TrainState` step and extra; None where they do not."""
+def stop_reason(
+    settings: StopWhenConfig | None, step: int, extra: Mapping[str, Any]
+) -> str | None:
+    """Why `stop_when` settings end a run with this `TrainState` step and extra; None
+    where they do not."""
     if settings is None or step == 0 or step < settings.min_steps:
         return None
     saved = extra.get(STOP_KEY, {})
     if settings.no_better_within is not None:
         found = saved.get(FORECAST, {})
-        if found.get("confidence") != settings.no_better_within or found["gain"] > found["resolvable"]:
+        if (
+            found.get("confidence") != settings.no_better_within
+            or found["gain"] > found["resolvable"]
+        ):
             return None
         return (
             f"stop_when: at {settings.no_better_within:.4g} confidence no later step will be better than step "
@@ -286,17 +363,20 @@ def stop_reason(settings: StopWhenConfig | None, step: int, extra: Mapping[str, 
 
 @dataclass(frozen=True)
 class ResumePlan:
-    """How a run begins, after all checks: from the checkpoint `state`, or from scratch where that is None."""
+    """How a run begins, after all checks: from the checkpoint `state`, or from scratch
+    where that is None."""
 
     state: Path | None
     record: dict[str, Any]
-    """Metadata of every checkpoint of this run: the job's settings, the hash of its dataset, the program's revision."""
+    """Metadata of every checkpoint of this run: the job's settings, the hash of its
+    dataset, the program's revision."""
 
     found: DatasetHashes
     """Hashes of the dataset, in the order of the run."""
 
     order: RunOrder | None = None
-    """The order in which the run uses the images, where a scan of the job gives another one."""
+    """The order in which the run uses the images, where a scan of the job gives another
+    one."""
 
     new_optimizer: bool = False
     """The job changed the optimizer: the saved optimizer state is not loaded."""
@@ -312,12 +392,20 @@ class ResumePlan:
     """The checkpoint's record of `record_spelling`; None: it has none."""
 
     threads: int | None = None
-    """Threads of the CPU with which it was computed, when it was saved; None: it does not say."""
+    """Threads of the CPU with which it was computed, when it was saved; None: it does
+    not say."""
 
     @classmethod
-    def of(cls, start: Start, section: ProcessConfig, found: DatasetHashes) -> ResumePlan:
-        """How the run of a section begins. found: hashes of the dataset. Logs what the job has changed."""
-        record = {"settings": _settings(section), "dataset": digest_of(found), "revision": REVISION}
+    def of(
+        cls, start: Start, section: ProcessConfig, found: DatasetHashes
+    ) -> ResumePlan:
+        """How the run of a section begins. found: hashes of the dataset. Logs what the
+        job has changed."""
+        record = {
+            "settings": _settings(section),
+            "dataset": digest_of(found),
+            "revision": REVISION,
+        }
         if start.checkpoint is None:
             return cls(None, record, found)
         for change in start.changes:
@@ -326,7 +414,9 @@ class ResumePlan:
         order = _order_of_run(folder_of_run, start.document, section, found)
         is_same = start.document["dataset"] == record["dataset"]
         if order is not None and not is_same:
-            logger.info(f"the dataset has moved: its {len(order.names):,} images are those of the run")
+            logger.info(
+                f"the dataset has moved: its {len(order.names):,} images are those of the run"
+            )
         if order is not None:
             found = {name: found[name] for name in order.names}
         return cls(
@@ -334,7 +424,9 @@ class ResumePlan:
             record,
             found,
             order=None if order is None or order.is_as_found else order,
-            new_optimizer=any(change.key == "train.optimizer" for change in start.changes),
+            new_optimizer=any(
+                change.key == "train.optimizer" for change in start.changes
+            ),
             new_dataset=order is None and not is_same,
             base=start.document.get("base"),
             compiled=start.document.get("compiled"),
@@ -343,7 +435,8 @@ class ResumePlan:
         )
 
     def check_base(self, hashes: Mapping[str, str]) -> None:
-        """Records what the run trains on: the hash of each part of the base model and of the files that change it.
+        """Records what the run trains on: the hash of each part of the base model and
+        of the files that change it.
 
         Raises UserError when the checkpoint was trained on something else.
         """
@@ -351,9 +444,12 @@ class ResumePlan:
         if self.base is None:
             return
         parts = self.base.keys() | hashes.keys()
-        # A VAE is its encoder. A checkpoint of an earlier version has the hash of the whole VAE alone.
+        # A VAE is its encoder. A checkpoint of an earlier version has the hash of the
+        # whole VAE alone.
         parts -= {"vae"} if VAE_ENCODER in self.base else {VAE_ENCODER}
-        differing = sorted(part for part in parts if self.base.get(part) != hashes.get(part))
+        differing = sorted(
+            part for part in parts if self.base.get(part) != hashes.get(part)
+        )
         if differing:
             verb = "differs" if len(differing) == 1 else "differ"
             names = ", ".join(part.replace("_", " ") for part in differing)
@@ -368,22 +464,32 @@ class ResumePlan:
         return self.compiled is not None and all(self.compiled.values())
 
     def record_compiled(self, compiled: Mapping[str, bool]) -> None:
-        """Records whether the blocks are compiled, as it stands at each save; logs what differs from the checkpoint."""
+        """Records whether the blocks are compiled, as it stands at each save; logs what
+        differs from the checkpoint."""
         self.record["compiled"] = compiled
         if self.compiled is not None and self.compiled != compiled:
-            before, now = ("compiled" if all(parts.values()) else "uncompiled" for parts in (self.compiled, compiled))
+            before, now = (
+                "compiled" if all(parts.values()) else "uncompiled"
+                for parts in (self.compiled, compiled)
+            )
             change = f"blocks that ran {before} run {now}"
-            logger.info(f"changed since the last run: {change}: results differ by rounding")
+            logger.info(
+                f"changed since the last run: {change}: results differ by rounding"
+            )
 
     def report_threads(self, threads: int) -> None:
-        """Logs that a run on the CPU is computed with another number of threads than the checkpoint was."""
+        """Logs that a run on the CPU is computed with another number of threads than
+        the checkpoint was."""
         if self.threads not in (None, threads):
             change = f"threads of the CPU: {self.threads} -> {threads}"
-            logger.info(f"changed since the last run: {change}. Results differ by rounding")
+            logger.info(
+                f"changed since the last run: {change}. Results differ by rounding"
+            )
 
     def record_spelling(self, of_new_runs: str, before_it_was_recorded: str) -> str:
-        """The name of the spelling of the run's files, recorded for its checkpoints. A run keeps the one it began with:
-        its files are compared, averaged and loaded side by side."""
+        """The name of the spelling of the run's files, recorded for its checkpoints. A
+        run keeps the one it began with: its files are compared, averaged and loaded
+        side by side."""
         spelling = of_new_runs
         if self.state is not None:
             spelling = self.spelling or before_it_was_recorded
@@ -391,29 +497,39 @@ class ResumePlan:
         return spelling
 
     def apply(self, run: Run) -> None:
-        """Loads the checkpoint into the run, moves files of later steps aside, and saves the dataset's hashes.
+        """Loads the checkpoint into the run, moves files of later steps aside, and
+        saves the dataset's hashes.
 
         Only rank 0 touches files.
         """
         if self.state is not None:
-            from toolkit.train.checkpoint_state import load_state  # here: it imports torch
+            from toolkit.train.checkpoint_state import (
+                load_state,
+            )  # here: it imports torch
 
             with reading_state(self.state):
                 load_state(self.state, run, fresh_optimizer=self.new_optimizer)
         if run.process_group.is_main_process:
-            archive_later_files(run.folder, run.name, run.state.step if self.state else None)
+            archive_later_files(
+                run.folder, run.name, run.state.step if self.state else None
+            )
         if self.state is not None:
             logger.info(f"resuming from {self.state}")
             if self.new_dataset:
                 self._begin_next_epoch(self.state, run)
         if run.process_group.is_main_process:
-            write_json(_fingerprint_file(run.folder, self.record["dataset"]), self.found)
+            write_json(
+                _fingerprint_file(run.folder, self.record["dataset"]), self.found
+            )
 
     def _begin_next_epoch(self, checkpoint: Path, run: Run) -> None:
-        """A changed dataset has another epoch order: it begins with a complete epoch."""
+        """A changed dataset has another epoch order: it begins with a complete
+        epoch."""
         old = _fingerprint_file(run.folder, read_checkpoint_json(checkpoint)["dataset"])
         change = _change(old, self.found) or "its images are in another order"
-        logger.info(f"the dataset has changed: {change}. The next epoch begins with it.")
+        logger.info(
+            f"the dataset has changed: {change}. The next epoch begins with it."
+        )
         state = run.state
         if state.cursor and state.cursor.get("batch"):  # a stream sees to it itself
             state.epoch += 1
@@ -422,14 +538,17 @@ class ResumePlan:
 
 
 def _settings(section: ProcessConfig) -> dict[str, Any]:
-    """The settings that a checkpoint records: redacted, so those compared with them are too."""
+    """The settings that a checkpoint records: redacted, so those compared with them are
+    too."""
     recorded: dict[str, Any] = redact_json(section.recorded_settings(), by_key=True)
     return recorded
 
 
-def _differences(document: Mapping[str, Any], section: ProcessConfig, order: RunOrder | None) -> list[ConfigChange]:
-    """What differs between a section and the job that wrote a record. order: of the same images, whose places then do
-    not count."""
+def _differences(
+    document: Mapping[str, Any], section: ProcessConfig, order: RunOrder | None
+) -> list[ConfigChange]:
+    """What differs between a section and the job that wrote a record. order: of the
+    same images, whose places then do not count."""
     given = section.model_dump(mode="json", exclude_unset=True)
     recorded = redact_json(document["settings"], by_key=True)
     wanted = _settings(section)
@@ -442,31 +561,47 @@ def _differences(document: Mapping[str, Any], section: ProcessConfig, order: Run
 
 
 def trained_images(folder: Path, resume: str | int = "auto") -> DatasetHashes:
-    """Hashes of the images that the run in `folder` has trained on, as the checkpoint to resume from says; empty for a
-    run that has not begun.
+    """Hashes of the images that the run in `folder` has trained on, as the checkpoint
+    to resume from says; empty for a run that has not begun.
 
     resume: as of `find_checkpoint`.
     """
     try:
         checkpoint, _ = find_checkpoint(folder, resume, restart=True, by_hash=False)
-        document = read_checkpoint_json(checkpoint) if checkpoint else read_status(folder).get(RECORD)
+        document = (
+            read_checkpoint_json(checkpoint)
+            if checkpoint
+            else read_status(folder).get(RECORD)
+        )
         if not document:
             return {}
-        hashes = _recorded_hashes(checkpoint.parent.parent if checkpoint else folder, document)
+        hashes = _recorded_hashes(
+            checkpoint.parent.parent if checkpoint else folder, document
+        )
         return hashes if isinstance(hashes, dict) else {}
-    except (RunError, OSError, ValueError, KeyError):  # `plan_start` says what is wrong with the run
+    except (
+        RunError,
+        OSError,
+        ValueError,
+        KeyError,
+    ):  # `plan_start` says what is wrong with the run
         return {}
 
 
 def _recorded_hashes(folder: Path, document: Mapping[str, Any]) -> Any:
-    """What a run has written of its dataset. Raises what reading JSON does, and KeyError for a record without one."""
+    """What a run has written of its dataset. Raises what reading JSON does, and
+    KeyError for a record without one."""
     return json.loads(read_regular(_fingerprint_file(folder, str(document["dataset"]))))
 
 
 def _order_of_run(
-    folder: Path, document: Mapping[str, Any], section: ProcessConfig, found: DatasetHashes
+    folder: Path,
+    document: Mapping[str, Any],
+    section: ProcessConfig,
+    found: DatasetHashes,
 ) -> RunOrder | None:
-    """The order in which a run began; None where the job has other images, or the run's record of them is lost."""
+    """The order in which a run began; None where the job has other images, or the run's
+    record of them is lost."""
     before = _entries(document.get("settings", {}))
     given = _given_entries(section)
     if before is None or given is None:
@@ -478,21 +613,32 @@ def _order_of_run(
 
 
 def _has_moved(document: Mapping[str, Any], section: ProcessConfig) -> bool:
-    """Whether a job names other places of its images than the one that wrote a record."""
+    """Whether a job names other places of its images than the one that wrote a
+    record."""
     before = _entries(document.get("settings", {}))
     given = _given_entries(section)
-    return before is not None and given is not None and _places(before) != _places(given)
+    return (
+        before is not None and given is not None and _places(before) != _places(given)
+    )
 
 
 def _given_entries(section: ProcessConfig) -> list[dict[str, Any]] | None:
-    """`_entries` of a section. Not of its recorded settings, for which LoRA files are hashed."""
-    return _entries(redact_json(section.model_dump(mode="json", include={"datasets"}), by_key=True))
+    """`_entries` of a section. Not of its recorded settings, for which LoRA files are
+    hashed."""
+    return _entries(
+        redact_json(section.model_dump(mode="json", include={"datasets"}), by_key=True)
+    )
 
 
 def _entries(settings: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The `datasets` of a job, where they are folders; those of a stream are compared by the names of its shards."""
+    """The `datasets` of a job, where they are folders; those of a stream are compared
+    by the names of its shards."""
     entries = settings.get("datasets")
-    if not isinstance(entries, list) or not entries or any(entry.get("url") for entry in entries):
+    if (
+        not isinstance(entries, list)
+        or not entries
+        or any(entry.get("url") for entry in entries)
+    ):
         return None
     return entries
 
@@ -503,16 +649,22 @@ def _places(entries: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
 
 _LENGTH = ("train.steps", "train.epochs", "train.step_limit")
 _ANOTHER_JOB = 6
-"""From so many settings that differ on, the folder is told to be another job's; below, the settings are."""
+"""From so many settings that differ on, the folder is told to be another job's; below,
+the settings are."""
 
 _ELSE = "give the job another name, or add --restart to move the old run aside and start over."
 
 
 def _refuse_changes(
-    state: Path, changes: Iterable[ConfigChange], section: TrainerConfig, allow_change: bool, knows_base: bool
+    state: Path,
+    changes: Iterable[ConfigChange],
+    section: TrainerConfig,
+    allow_change: bool,
+    knows_base: bool,
 ) -> None:
-    """Raises UserError for changes that a resume cannot take; it begins with the changed keys. knows_base: the files of
-    the model are compared, so that it may lie elsewhere."""
+    """Raises UserError for changes that a resume cannot take; it begins with the
+    changed keys. knows_base: the files of the model are compared, so that it may lie
+    elsewhere."""
     by_kind: dict[str, list[ConfigChange]] = {}
     for change in changes:
         if change.kind == "place" and not knows_base:
@@ -520,8 +672,14 @@ def _refuse_changes(
         else:
             kind = change.kind
         by_kind.setdefault(kind, []).append(change)
-    differing = [change for kind in ("impossible", "changes the result") for change in by_kind.get(kind, [])]
-    if len(differing) >= _ANOTHER_JOB and not (allow_change and not by_kind.get("impossible")):
+    differing = [
+        change
+        for kind in ("impossible", "changes the result")
+        for change in by_kind.get(kind, [])
+    ]
+    if len(differing) >= _ANOTHER_JOB and not (
+        allow_change and not by_kind.get("impossible")
+    ):
         raise UserError(
             f"{state} is of another job of this name: {len(differing)} settings differ.\n"
             f"{_indented(differing)}To keep both runs, {_ELSE}"
@@ -538,7 +696,11 @@ def _refuse_changes(
 
 def _indented(changes: Sequence[ConfigChange]) -> str:
     shown = "".join(f"  {change}\n" for change in changes[:_ANOTHER_JOB])
-    return shown + (f"  and {len(changes) - _ANOTHER_JOB} more\n" if len(changes) > _ANOTHER_JOB else "")
+    return shown + (
+        f"  and {len(changes) - _ANOTHER_JOB} more\n"
+        if len(changes) > _ANOTHER_JOB
+        else ""
+    )
 
 
 def _lines(changes: Sequence[ConfigChange]) -> str:

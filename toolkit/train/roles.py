@@ -1,4 +1,5 @@
-"""Builds a `Role` from parameters and its settings: optimizer, schedule, EMA, and how it steps."""
+"""Builds a `Role` from parameters and its settings: optimizer, schedule, EMA, and how
+it steps."""
 
 from __future__ import annotations
 
@@ -11,11 +12,19 @@ from toolkit.optim.ema import Ema
 from toolkit.optim.optimizer_args import ArgumentError
 from toolkit.optim.optimizers import build_optimizer
 from toolkit.optim.schedules import ScheduleArgs, build_schedule
-from toolkit.optim.stochastic_rounding import PerParameterStepper, StochasticRoundingOptimizer
+from toolkit.optim.stochastic_rounding import (
+    PerParameterStepper,
+    StochasticRoundingOptimizer,
+)
 from toolkit.system.distributed import ProcessGroup
 from toolkit.system.sharded_param import RowShard
 from toolkit.train.lr_groups import build_param_groups
-from toolkit.train.optimizer_step import OptimizerInBackward, Role, ShardedStep, StandardStep
+from toolkit.train.optimizer_step import (
+    OptimizerInBackward,
+    Role,
+    ShardedStep,
+    StandardStep,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,27 +47,37 @@ def build_role(
 ) -> Role:
     """The role of these parameters in a run of `steps` optimizer steps.
 
-    process_group: the ranks that train them. ema: of the weights; None: none. layer_of: from a parameter's name to the
-    layer that `lr_groups` match. up, up_ratio: names of the parameters whose learning rate is multiplied by `up_ratio`.
-    after_step, sharded: as of `Role`. stochastic_rounding: of updates of bfloat16 parameters.
-    Raises UserError for an entry of `lr_groups` that matches no layer.
+    process_group: the ranks that train them. ema: of the weights; None: none. layer_of:
+    from a parameter's name to the layer that `lr_groups` match. up, up_ratio: names of
+    the parameters whose learning rate is multiplied by `up_ratio`. after_step, sharded:
+    as of `Role`. stochastic_rounding: of updates of bfloat16 parameters. Raises
+    UserError for an entry of `lr_groups` that matches no layer.
     """
     sharded = sharded or {}
-    groups = build_param_groups(parameters, layer_of, train.lr, train.lr_groups, up, up_ratio)
-    # The optimizer numbers its state in the order of its groups; checkpoints name it by the order here.
+    groups = build_param_groups(
+        parameters, layer_of, train.lr, train.lr_groups, up, up_ratio
+    )
+    # The optimizer numbers its state in the order of its groups; checkpoints name it by
+    # the order here.
     parameters = {name: parameters[name] for group in groups for name in group.weights}
     is_single_group = [group.lr for group in groups] == [train.lr]
 
     def optimizer_over(weights: Mapping[str, nn.Parameter]) -> Optimizer:
-        by_group = {group.name: [weights[name] for name in group.weights] for group in groups}
+        by_group = {
+            group.name: [weights[name] for name in group.weights] for group in groups
+        }
         try:
-            return build_optimizer(train.optimizer, by_group, train.lr, train.optimizer_params)
+            return build_optimizer(
+                train.optimizer, by_group, train.lr, train.optimizer_params
+            )
         except ArgumentError as error:
             raise UserError(f"train.optimizer_params: {error}") from error
 
     optimizer: Optimizer | StochasticRoundingOptimizer
     if stochastic_rounding:
-        optimizer = StochasticRoundingOptimizer(parameters, optimizer_over, seed, sharded)
+        optimizer = StochasticRoundingOptimizer(
+            parameters, optimizer_over, seed, sharded
+        )
     else:
         optimizer = optimizer_over(parameters)
     return Role(
@@ -66,19 +85,27 @@ def build_role(
         optimizer=optimizer,
         lr=train.lr,
         schedule=build_schedule(
-            train.lr_scheduler, steps, params=train.lr_scheduler_params, **ScheduleArgs.named_in(train)
+            train.lr_scheduler,
+            steps,
+            params=train.lr_scheduler_params,
+            **ScheduleArgs.named_in(train),
         ),
         max_grad_norm=train.max_grad_norm,
-        ema=Ema(parameters, ema.ema_decay, ema.use_num_updates) if ema and ema.use_ema else None,
+        ema=Ema(parameters, ema.ema_decay, ema.use_num_updates)
+        if ema and ema.use_ema
+        else None,
         group_lrs={} if is_single_group else {group.name: group.lr for group in groups},
-        optimizer_step=ShardedStep(process_group.all_reduce_sum) if sharded else StandardStep(),
+        optimizer_step=ShardedStep(process_group.all_reduce_sum)
+        if sharded
+        else StandardStep(),
         after_step=after_step,
         sharded=sharded,
     )
 
 
 def step_in_backward(role: Role, accumulates: bool) -> OptimizerInBackward:
-    """The `OptimizerStep` of a role that is not sharded. accumulates: as of `OptimizerInBackward`."""
+    """The `OptimizerStep` of a role that is not sharded. accumulates: as of
+    `OptimizerInBackward`."""
     optimizer = role.optimizer
     if isinstance(optimizer, StochasticRoundingOptimizer):
         step_one = optimizer.step_one

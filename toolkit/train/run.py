@@ -1,10 +1,13 @@
-"""A training run in progress: its parameters by role, its state, its callbacks and their intervals, its loss scale.
+"""A training run in progress: its parameters by role, its state, its callbacks and
+their intervals, its loss scale.
 
-The loop trains, callbacks observe: a callback writes files and may request a stop. When something is due (every n
-optimizer steps, or at the end of every n epochs) depends on the training state only, so that a resume changes nothing.
+The loop trains, callbacks observe: a callback writes files and may request a stop. When
+something is due (every n optimizer steps, or at the end of every n epochs) depends on
+the training state only, so that a resume changes nothing.
 
-Loss scaling, for float16: losses are scaled up before the backward pass, so that small gradients do not underflow, and
-gradients are scaled down after it. The rule is that of `torch.amp.GradScaler`, but the host never waits for the device.
+Loss scaling, for float16: losses are scaled up before the backward pass, so that small
+gradients do not underflow, and gradients are scaled down after it. The rule is that of
+`torch.amp.GradScaler`, but the host never waits for the device.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ SCALE_INTERVAL = 2000
 
 
 class LossScaler:
-    """The loss scale: halved when a gradient is not finite, doubled after SCALE_INTERVAL good steps in a row."""
+    """The loss scale: halved when a gradient is not finite, doubled after
+    SCALE_INTERVAL good steps in a row."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.scale = torch.full((), START, device=device)
@@ -43,11 +47,14 @@ class LossScaler:
             torch._foreach_mul_(list(gradients), 1 / self.scale)
 
     def update(self, finite: Tensor) -> None:
-        """Updates the scale after an optimizer step. finite: whether all gradients were finite (0-dim bool)."""
+        """Updates the scale after an optimizer step. finite: whether all gradients were
+        finite (0-dim bool)."""
         finite = finite.to(self.scale.device)
         good_steps = torch.where(finite, self._good_steps + 1, 0)
         grows = good_steps == SCALE_INTERVAL
-        grown = torch.where(grows & torch.isfinite(self.scale * GROWTH), self.scale * GROWTH, self.scale)
+        grown = torch.where(
+            grows & torch.isfinite(self.scale * GROWTH), self.scale * GROWTH, self.scale
+        )
         self.scale = torch.where(finite, grown, self.scale * BACKOFF)
         self._good_steps = torch.where(grows, 0, good_steps)
 
@@ -98,19 +105,23 @@ class Run:
     """The process group of this run. Callbacks run on rank 0."""
 
     sharded: bool = False
-    """The model is sharded: all ranks have to run the same passes, and none may abort an accumulation step alone."""
+    """The model is sharded: all ranks have to run the same passes, and none may abort
+    an accumulation step alone."""
 
     broadcast_command: Callable[[Callable[..., Any]], None] = lambda command: None
-    """Set by `collectives.install_command_handler`: the other ranks run the command while they wait for rank 0."""
+    """Set by `collectives.install_command_handler`: the other ranks run the command
+    while they wait for rank 0."""
 
     should_stop: Callable[[], bool] = lambda: False
     """Whether a signal requests a stop; called between micro-batches."""
 
     metrics_sync_interval: int = 1
-    """Optimizer steps between two copies of the metrics to the host; 1: after each step."""
+    """Optimizer steps between two copies of the metrics to the host; 1: after each
+    step."""
 
     flush_metrics: Callable[[], None] = lambda: None
-    """Set by the loop: copies the metrics of all steps so far to the host and passes them to the callbacks."""
+    """Set by the loop: copies the metrics of all steps so far to the host and passes
+    them to the callbacks."""
 
     status_fields: dict[str, Any] = field(default_factory=dict)
     """JSON values that callbacks add to run.json."""
@@ -119,24 +130,27 @@ class Run:
     """Set by a callback that requests a stop."""
 
     early_stop_reason: str | None = None
-    """Why the run is complete before `steps`; set by a callback, or where the source of batches ends."""
+    """Why the run is complete before `steps`; set by a callback, or where the source of
+    batches ends."""
 
     def event(self, event: str, **details: object) -> None:
-        """Adds an event with its details (JSON values) to events.jsonl, then tells the callbacks that hear it. Also
-        called by the thread that saves."""
+        """Adds an event with its details (JSON values) to events.jsonl, then tells the
+        callbacks that hear it. Also called by the thread that saves."""
         EventLog(self.folder / EVENTS).add(event, **details)
         for callback in self.callbacks:
             if event in callback.hears:
                 callback.event(event, **details)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Logs metrics of a step, such as `{"validation/loss": 0.1}`, to the job's trackers."""
+        """Logs metrics of a step, such as `{"validation/loss": 0.1}`, to the job's
+        trackers."""
         for callback in self.callbacks:
             callback.log(step, values)
 
     @contextmanager
     def using_eval_weights_local(self) -> Iterator[None]:
-        """Swaps the eval weights (EMA) in inside the block, on this rank only, and restores the raw ones after it."""
+        """Swaps the eval weights (EMA) in inside the block, on this rank only, and
+        restores the raw ones after it."""
         with ExitStack() as stack:
             for role in self.roles.values():
                 stack.enter_context(role.using_eval_weights())
@@ -164,8 +178,8 @@ class Run:
 
 
 class Callback:
-    """Base class of callbacks; each overrides the events it needs. It never changes weights, batches or the random
-    state.
+    """Base class of callbacks; each overrides the events it needs. It never changes
+    weights, batches or the random state.
     """
 
     included_in_step_time = True
@@ -175,33 +189,39 @@ class Callback:
     """Names of the events that `event` is told: `save`, `sample` and others."""
 
     def coming(self, run: Run) -> Mapping[str, float]:
-        """What it will still do until the end, besides what is being done: phase of `toolkit.files.now` -> how often
-        what that counts, `{"sampling": 6}`."""
+        """What it will still do until the end, besides what is being done: phase of
+        `toolkit.files.now` -> how often what that counts, `{"sampling": 6}`."""
         return {}
 
     def on_start(self, run: Run) -> None:
-        """Before the first step of this process; `run.state.step` is 0, or the step that the run resumes from."""
+        """Before the first step of this process; `run.state.step` is 0, or the step
+        that the run resumes from."""
 
     def after_step(self, run: Run) -> None:
-        """After every optimizer step; `run.state.step` is its number. Called when it is safe to save or to sample."""
+        """After every optimizer step; `run.state.step` is its number. Called when it is
+        safe to save or to sample."""
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
-        """The metrics of one step: every step once, in order, before its `after_step` or some steps later.
+        """The metrics of one step: every step once, in order, before its `after_step`
+        or some steps later.
 
-        Before a step is saved, the metrics of all steps up to it are passed on (`run.flush_metrics`).
+        Before a step is saved, the metrics of all steps up to it are passed on
+        (`run.flush_metrics`).
         """
 
     def on_validation(self, run: Run, losses: dict[str, float]) -> None:
         """The losses of a validation of `run.state.step`, by their logged name."""
 
     def event(self, event: str, **details: Any) -> None:
-        """One of the events that it `hears` is recorded; also before this callback's `on_start`."""
+        """One of the events that it `hears` is recorded; also before this callback's
+        `on_start`."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Further metrics of a step (`Run.log`)."""
 
     def on_end(self, run: Run, finished: bool) -> None:
-        """After the last step; `finished` is False when a stop was requested before all steps were done."""
+        """After the last step; `finished` is False when a stop was requested before all
+        steps were done."""
 
     def on_error(self, run: Run, error: BaseException) -> None:
         """The run failed with `error`; close files and record the failure."""
@@ -222,18 +242,23 @@ class Interval:
     """Not before this optimizer step."""
 
     def due(self, run: Run) -> bool:
-        """Whether it is due after the step just done: a multiple of `steps`, or the first step after an epoch's end.
+        """Whether it is due after the step just done: a multiple of `steps`, or the
+        first step after an epoch's end.
 
         An accumulation step may contain the ends of several epochs; it is due once.
         """
         state = run.state
         if state.step < self.start:
             return False
-        ended = self.epochs and state.epochs_done // self.epochs > state.epochs_before // self.epochs
+        ended = (
+            self.epochs
+            and state.epochs_done // self.epochs > state.epochs_before // self.epochs
+        )
         return bool(ended) or due(state.step, self.steps)
 
     def coming(self, run: Run) -> int:
-        """How often it is still due after the step just done, the last step included in any case."""
+        """How often it is still due after the step just done, the last step included in
+        any case."""
         step = run.state.step
         last = run.steps
         if step >= last:
@@ -248,5 +273,7 @@ class Interval:
             by_epochs = int(last / steps_per_epoch) - int(begin / steps_per_epoch)
         else:
             by_epochs = 0
-        at_last = due(last, self.steps) or bool(steps_per_epoch and last % steps_per_epoch == 0)
+        at_last = due(last, self.steps) or bool(
+            steps_per_epoch and last % steps_per_epoch == 0
+        )
         return max(by_steps, by_epochs) + (not at_last)

@@ -1,5 +1,6 @@
-"""The runs below a folder, for a program that asks again and again: a folder is read again only when a file in it has
-changed. What is remembered is thrown away when in doubt, and lost with the process. Imports no torch."""
+"""The runs below a folder, for a program that asks again and again: a folder is read
+again only when a file in it has changed. What is remembered is thrown away when in
+doubt, and lost with the process. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,10 +19,12 @@ from toolkit.train.lock import FILE as LOCK
 from toolkit.train.run_reader import RunInfo, RunStatus, read_run
 
 FRESH_S = 3.0
-"""A file that was written less than so many seconds ago may be written again without another time (mtime)."""
+"""A file that was written less than so many seconds ago may be written again without
+another time (mtime)."""
 
 Mark = tuple[tuple[int, int, int], ...]
-"""Inode, time and size of the folder, its lock and its status: equal where nothing was written meanwhile."""
+"""Inode, time and size of the folder, its lock and its status: equal where nothing was
+written meanwhile."""
 
 Place = tuple[str, ...]
 """Names of the folder of a job, and of the folder of a process in it."""
@@ -45,8 +48,8 @@ class RunIndex:
         self._shared = SharedLook(self._look_at_all)
 
     def runs(self) -> tuple[RunInfo, ...]:
-        """All runs, in the order of their paths, as they are now. The same object as before where nothing has
-        changed."""
+        """All runs, in the order of their paths, as they are now. The same object as
+        before where nothing has changed."""
         return self._shared.now()
 
     def _look_at_all(self, before: tuple[RunInfo, ...] | None) -> tuple[RunInfo, ...]:
@@ -74,17 +77,28 @@ class RunIndex:
     def _look(self, place: Place) -> _Known:
         path = os.sep.join((str(self.folder), *place))
         known = self._known.get(place)
-        if known and not known.run and len(known.mark) == 1 and known.mark == mark_of(path):
+        if (
+            known
+            and not known.run
+            and len(known.mark) == 1
+            and known.mark == mark_of(path)
+        ):
             return known  # without a lock and a status, which could not come without changing the folder
         mark = mark_of(path, LOCK, STATUS)
-        if known and known.mark == mark and (not known.run or known.run.status is not RunStatus.RUNNING):
+        if (
+            known
+            and known.mark == mark
+            and (not known.run or known.run.status is not RunStatus.RUNNING)
+        ):
             return known
         run = None
         with suppress(RunError, OSError, ValueError):
             run = read_run(Path(path))
         if is_fresh(mark):
             return _Known((), run)
-        return _Known(mark if run or any(part[0] for part in mark[1:]) else mark[:1], run)
+        return _Known(
+            mark if run or any(part[0] for part in mark[1:]) else mark[:1], run
+        )
 
 
 def mark_of(folder: str, *names: str) -> Mark:

@@ -1,7 +1,9 @@
-"""Reading runs from their folders: their status, numbers, samples and checkpoints, while they run and afterwards.
+"""Reading runs from their folders: their status, numbers, samples and checkpoints,
+while they run and afterwards.
 
-Nothing here imports torch, writes a file or takes a lock, so a reader can neither slow nor disturb a run. Any file may
-be missing, half written, damaged, or of another program.
+Nothing here imports torch, writes a file or takes a lock, so a reader can neither slow
+nor disturb a run. Any file may be missing, half written, damaged, or of another
+program.
 
     for run in list_runs(Path("output")):
         print(run.name, run.status, run.step, run.total_steps)
@@ -36,7 +38,12 @@ from toolkit.errors import RunError
 from toolkit.files import run_files
 from toolkit.files.now import STEP, Now
 from toolkit.files.writing import open_regular
-from toolkit.train.checkpoint_store import checkpoint_dir, checkpoint_folders, step_of, verify
+from toolkit.train.checkpoint_store import (
+    checkpoint_dir,
+    checkpoint_folders,
+    step_of,
+    verify,
+)
 from toolkit.train.lock import FILE as LOCK
 from toolkit.train.lock import LockHolder, read_lock
 
@@ -56,7 +63,8 @@ class RunStatus(StrEnum):
     """Status of a run."""
 
     RUNNING = "running"
-    """A live process holds the lock of its folder: it loads, trains, saves, or is about to exit."""
+    """A live process holds the lock of its folder: it loads, trains, saves, or is about
+    to exit."""
 
     FINISHED = "finished"
     """All steps are done and everything is written."""
@@ -71,7 +79,8 @@ class RunStatus(StrEnum):
     """It ended without recording why: killed, crash of the machine, out of memory."""
 
     UNKNOWN = "unknown"
-    """No process runs there, and run.json is missing or damaged: a refused start, say."""
+    """No process runs there, and run.json is missing or damaged: a refused start,
+    say."""
 
 
 @dataclass(frozen=True)
@@ -107,10 +116,12 @@ class RunInfo:
     """Seconds per optimizer step: median of the latest 50."""
 
     eta_s: float | None
-    """Seconds left of everything; of a run that does not say it, of training alone. None unless it is running."""
+    """Seconds left of everything; of a run that does not say it, of training alone.
+    None unless it is running."""
 
     now: Now | None
-    """What it does while it runs, or did last when it was killed; None of other runs."""
+    """What it does while it runs, or did last when it was killed; None of other
+    runs."""
 
     started: datetime | None
     """UTC; when the latest start of the run began to train."""
@@ -138,11 +149,12 @@ class Rows:
 
     rows: tuple[Row, ...]
     cursor: str
-    """Pass it as `since` to the next call: short text, valid in JSON and in a URL without escaping."""
+    """Pass it as `since` to the next call: short text, valid in JSON and in a URL
+    without escaping."""
 
     anew: bool
-    """True: these are all rows of the file and replace those read before (first call, or a run that started again).
-    False: they follow the rows read before."""
+    """True: these are all rows of the file and replace those read before (first call,
+    or a run that started again). False: they follow the rows read before."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +173,8 @@ class SampleImage:
     """The prompt with the trigger word; None where events.jsonl has none."""
 
     drift: str | None = None
-    """How it lies on the reference that it edits, in words; None where events.jsonl has nothing of it."""
+    """How it lies on the reference that it edits, in words; None where events.jsonl has
+    nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +205,8 @@ class Checkpoint:
     """Bytes."""
 
     problem: str | None
-    """What is wrong with it; None when its manifest exists and all files have the recorded sizes.
+    """What is wrong with it; None when its manifest exists and all files have the
+    recorded sizes.
 
     Hashes are not checked: a resume does that, so it may still find a damaged one.
     """
@@ -202,14 +216,18 @@ class Checkpoint:
 
 
 def list_runs(folder: Path) -> tuple[RunInfo, ...]:
-    """All runs below a training folder, `<folder>/<job>` and `<folder>/<job>/<process>`, in the order of their paths.
+    """All runs below a training folder, `<folder>/<job>` and
+    `<folder>/<job>/<process>`, in the order of their paths.
 
-    A run's folder has a run.lock, or the run.json of a run (a copy, say). Runs that were moved aside (`<name>.old-<n>`)
-    are left out, and so is everything else. A folder that is missing or unreadable has no runs.
+    A run's folder has a run.lock, or the run.json of a run (a copy, say). Runs that
+    were moved aside (`<name>.old-<n>`) are left out, and so is everything else. A
+    folder that is missing or unreadable has no runs.
     """
     jobs = _folders_in(folder)
     processes = [inner for job in jobs for inner in _folders_in(job)]
-    return tuple(_info(found) for found in sorted([*jobs, *processes]) if _is_run(found))
+    return tuple(
+        _info(found) for found in sorted([*jobs, *processes]) if _is_run(found)
+    )
 
 
 def runs_in(folder: Path) -> tuple[RunInfo, ...]:
@@ -224,7 +242,9 @@ def read_run(folder: Path) -> RunInfo:
     if not _is_run(folder):
         usual = Path("output") / folder
         near = f" Did you mean '{usual}'?" if _is_run(usual) else ""
-        raise RunError(f"{folder}: no run is here: neither {LOCK} nor {run_files.STATUS} of a run was found.{near}")
+        raise RunError(
+            f"{folder}: no run is here: neither {LOCK} nor {run_files.STATUS} of a run was found.{near}"
+        )
     return _info(folder)
 
 
@@ -239,15 +259,21 @@ def _folders_in(folder: Path) -> list[Path]:
 def _is_run(folder: Path) -> bool:
     if (folder / LOCK).is_file():
         return True
-    # A copy without its lock file. A run that was moved aside has none either, and does not count.
+    # A copy without its lock file. A run that was moved aside has none either, and does
+    # not count.
     is_aside = _MOVED_ASIDE.fullmatch(folder.name) is not None
-    return not is_aside and folder.parent.name != run_files.SUPERSEDED and "status" in run_files.read_status(folder)
+    return (
+        not is_aside
+        and folder.parent.name != run_files.SUPERSEDED
+        and "status" in run_files.read_status(folder)
+    )
 
 
 def _info(folder: Path) -> RunInfo:
     for _ in range(2):
-        # A run releases the lock after its last write, so run.json is read after the lock. A run that starts in between
-        # looks as if it had been killed, but not a second time.
+        # A run releases the lock after its last write, so run.json is read after the
+        # lock. A run that starts in between looks as if it had been killed, but not a
+        # second time.
         lock = read_lock(folder)
         document = run_files.read_status(folder)
         status = _status(lock.held, lock.owner, document)
@@ -259,14 +285,21 @@ def _info(folder: Path) -> RunInfo:
     total = _whole(document, "steps")
     step_s = _number(document, "step_s")
     eta_s = None
-    if status is RunStatus.RUNNING and step is not None and total is not None and step_s is not None:
+    if (
+        status is RunStatus.RUNNING
+        and step is not None
+        and total is not None
+        and step_s is not None
+    ):
         eta_s = max(0, total - step) * step_s
     now = None
     if status in (RunStatus.RUNNING, RunStatus.KILLED):
         now = _now(document) if "now" in document else None
     if status is RunStatus.RUNNING:
         now = now or (
-            Now("starting") if step is None else Now(STEP, step, total, left_s=eta_s, share=_share(step, total))
+            Now("starting")
+            if step is None
+            else Now(STEP, step, total, left_s=eta_s, share=_share(step, total))
         )
         eta_s = now.left_s
     config = folder / run_files.CONFIG
@@ -296,7 +329,8 @@ def _info(folder: Path) -> RunInfo:
 
 
 def _now(document: Row) -> Now | None:
-    """What run.json says that the run does, the time since it was written taken off; None for what is not a record."""
+    """What run.json says that the run does, the time since it was written taken off;
+    None for what is not a record."""
     entry = document.get("now")
     if not isinstance(entry, dict):
         return None
@@ -331,7 +365,8 @@ def _share(step: int, total: int | None) -> float | None:
 
 
 def _status(held: bool, owner: LockHolder | None, document: Row) -> RunStatus:
-    """Where nobody holds the lock, an owner left in it counts more than run.json, which may be of an earlier start."""
+    """Where nobody holds the lock, an owner left in it counts more than run.json, which
+    may be of an earlier start."""
     if held:
         return RunStatus.RUNNING
     recorded = document.get("status")
@@ -346,8 +381,8 @@ def _status(held: bool, owner: LockHolder | None, document: Row) -> RunStatus:
 
 
 def read_losses_by_image(folder: Path) -> dict[int, dict[str, float]]:
-    """Step -> image, by its hash -> its loss, the mean over noise levels and sizes; of the images of the latest
-    validation. Empty for runs without `validation`."""
+    """Step -> image, by its hash -> its loss, the mean over noise levels and sizes; of
+    the images of the latest validation. Empty for runs without `validation`."""
     with rows_by_step(folder / run_files.VALIDATION_IMAGES) as by_step:
         rows = list(by_step)
     found: dict[int, dict[str, float]] = {}
@@ -355,16 +390,24 @@ def read_losses_by_image(folder: Path) -> dict[int, dict[str, float]]:
         losses = row.get("losses")
         if row.get("of") == rows[-1].get("of") and isinstance(losses, dict):
             numbers = {image: _numbers(values) for image, values in losses.items()}
-            found[step_of_row(row)] = {image: fmean(values) for image, values in numbers.items() if values}
-    return {step: losses for step, losses in found.items() if losses.keys() == found[max(found)].keys()}
+            found[step_of_row(row)] = {
+                image: fmean(values) for image, values in numbers.items() if values
+            }
+    return {
+        step: losses
+        for step, losses in found.items()
+        if losses.keys() == found[max(found)].keys()
+    }
 
 
 def read_events(folder: Path, since: str = "") -> Rows:
-    """Rows of events.jsonl, those of repeated steps included; see `Rows`. since: the cursor of the previous call.
+    """Rows of events.jsonl, those of repeated steps included; see `Rows`. since: the
+    cursor of the previous call.
 
-    A line that is being written is left for the next call; damaged ones are left out. A cursor is `<offset>-<hash of
-    the bytes before the offset>`: a file that was replaced may have grown beyond the offset since, and the hash detects
-    it, because the lines differ at least in their times.
+    A line that is being written is left for the next call; damaged ones are left out. A
+    cursor is `<offset>-<hash of the bytes before the offset>`: a file that was replaced
+    may have grown beyond the offset since, and the hash detects it, because the lines
+    differ at least in their times.
     """
     path = folder / run_files.EVENTS
     match = re.fullmatch(r"(\d{1,18})-([0-9a-f]{16})", since, re.ASCII)
@@ -376,7 +419,11 @@ def read_events(folder: Path, since: str = "") -> Rows:
             file.seek(offset)
             data = file.read()
             end = data.rfind(b"\n") + 1
-            rows = [row for line in data[:end].splitlines() if (row := row_of(line)) is not None]
+            rows = [
+                row
+                for line in data[:end].splitlines()
+                if (row := row_of(line)) is not None
+            ]
             cursor = f"{offset + end}-{digest_before(file, offset + end)}"
     except OSError as error:
         tell_unreadable(path, error)
@@ -385,13 +432,15 @@ def read_events(folder: Path, since: str = "") -> Rows:
 
 
 def tell_unreadable(path: Path, error: OSError) -> None:
-    """A file that is there and cannot be read is worth a line; most runs lack one or the other."""
+    """A file that is there and cannot be read is worth a line; most runs lack one or
+    the other."""
     if not isinstance(error, FileNotFoundError):
         logger.warning(f"{path}: cannot be read: {error.strerror or error}")
 
 
 def digest_before(file: BinaryIO, offset: int) -> str:
-    """A hash of the bytes before an offset, by which a reader knows that a file was replaced since."""
+    """A hash of the bytes before an offset, by which a reader knows that a file was
+    replaced since."""
     begin = max(0, offset - _TAIL_BYTES)
     file.seek(begin)
     return hashlib.sha256(file.read(offset - begin)).hexdigest()[:16]
@@ -413,9 +462,10 @@ def step_of_row(row: Row) -> int:
 
 
 class StepRows:
-    """The rows of a `.jsonl` file in the order of their optimizer steps, each step once: a row replaces earlier rows of
-    its step and later steps; lines without a step, damaged ones and one that is being written are left out. Only their
-    places are kept, so a million rows take 16 MB. The file may grow, go back or be replaced (`read`)."""
+    """The rows of a `.jsonl` file in the order of their optimizer steps, each step
+    once: a row replaces earlier rows of its step and later steps; lines without a step,
+    damaged ones and one that is being written are left out. Only their places are kept,
+    so a million rows take 16 MB. The file may grow, go back or be replaced (`read`)."""
 
     def __init__(self) -> None:
         self.steps = array("q")
@@ -429,8 +479,9 @@ class StepRows:
         return len(self.steps)
 
     def read(self, file: BinaryIO) -> Iterator[tuple[int, Row]]:
-        """Reads what was appended to the file since the last call, or all of it if it was replaced. Yields each row
-        with its index; an index that was used before means that the earlier rows from there on no longer count."""
+        """Reads what was appended to the file since the last call, or all of it if it
+        was replaced. Yields each row with its index; an index that was used before
+        means that the earlier rows from there on no longer count."""
         if self._end and digest_before(file, self._end) != self._digest:
             del self.steps[:], self._offsets[:]
             self._end = 0
@@ -446,7 +497,9 @@ class StepRows:
                 yield index, row
         self._digest = digest_before(file, self._end)
 
-    def between(self, file: BinaryIO, begin: int = 0, end: int | None = None) -> Iterator[Row]:
+    def between(
+        self, file: BinaryIO, begin: int = 0, end: int | None = None
+    ) -> Iterator[Row]:
         """The rows from one index to another, read from the file again."""
         for offset in self._offsets[begin:end]:
             file.seek(offset)
@@ -454,8 +507,9 @@ class StepRows:
 
 
 def _lines(file: BinaryIO, begin: int) -> Iterator[tuple[int, bytes]]:
-    """Each complete line from an offset on, with where it begins; others may read the file meanwhile. Of a line longer
-    than any that a run writes only its end comes, which is not a row."""
+    """Each complete line from an offset on, with where it begins; others may read the
+    file meanwhile. Of a line longer than any that a run writes only its end comes,
+    which is not a row."""
     while True:
         file.seek(begin)
         line = file.readline(_LONGEST_LINE)
@@ -468,8 +522,9 @@ def _lines(file: BinaryIO, begin: int) -> Iterator[tuple[int, bytes]]:
 
 @contextmanager
 def rows_by_step(path: Path) -> Iterator[Iterator[Row]]:
-    """The rows of metrics.jsonl, validation.jsonl or drift.jsonl inside the block, for runs of any length; none where
-    the file is missing. What a run writes meanwhile does not show."""
+    """The rows of metrics.jsonl, validation.jsonl or drift.jsonl inside the block, for
+    runs of any length; none where the file is missing. What a run writes meanwhile does
+    not show."""
     file: BinaryIO = io.BytesIO()
     try:
         file = open_regular(path)
@@ -492,7 +547,9 @@ def list_samples(folder: Path) -> tuple[SampleImage, ...]:
         return {
             file: text or None
             for event in events
-            for file, text in zip(_texts(event, "files"), _texts(event, key), strict=False)
+            for file, text in zip(
+                _texts(event, "files"), _texts(event, key), strict=False
+            )
         }
 
     prompts = by_file("prompts")
@@ -507,8 +564,14 @@ def list_samples(folder: Path) -> tuple[SampleImage, ...]:
             time = _generated(path)
             if time:
                 texts = prompts.get(path.name), drifts.get(path.name)
-                found.append(SampleImage(path, int(match["step"]), int(match["index"]), time, *texts))
-    return tuple(sorted(found, key=lambda sample: (sample.step, sample.index, sample.path.name)))
+                found.append(
+                    SampleImage(
+                        path, int(match["step"]), int(match["index"]), time, *texts
+                    )
+                )
+    return tuple(
+        sorted(found, key=lambda sample: (sample.step, sample.index, sample.path.name))
+    )
 
 
 def _generated(path: Path) -> datetime | None:
@@ -520,7 +583,8 @@ def _generated(path: Path) -> datetime | None:
 
 
 def list_network_files(folder: Path) -> tuple[NetworkFile, ...]:
-    """The weights that a run has saved: by step, then the best ones, then the final ones."""
+    """The weights that a run has saved: by step, then the best ones, then the final
+    ones."""
     name = _text(run_files.read_status(folder), "name") or folder.name
     written = {
         file: _time(event, "time")
@@ -530,27 +594,44 @@ def list_network_files(folder: Path) -> tuple[NetworkFile, ...]:
     }
 
     def of(path: Path, kind: str, step: float) -> NetworkFile:
-        return NetworkFile(path, kind, int(step) if math.isfinite(step) else None, _size(path), written.get(path.name))
+        return NetworkFile(
+            path,
+            kind,
+            int(step) if math.isfinite(step) else None,
+            _size(path),
+            written.get(path.name),
+        )
 
     by_step = run_files.step_files(folder, name)
     best = run_files.final_files(folder, run_files.best_stem(name))
     return (
         *(of(path, "step", step) for step in sorted(by_step) for path in by_step[step]),
         *(of(path, "best", run_files.step_in(path)) for path in best),
-        *(of(path, "final", run_files.step_in(path)) for path in run_files.final_files(folder, name)),
+        *(
+            of(path, "final", run_files.step_in(path))
+            for path in run_files.final_files(folder, name)
+        ),
     )
 
 
 def list_checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
     """The checkpoints of a run by ascending step, good or not."""
     found = checkpoint_folders(checkpoint_dir(folder))
-    return tuple(Checkpoint(path, step_of(path), _size(path), verify(path, by_hash=False)) for path in found)
+    return tuple(
+        Checkpoint(path, step_of(path), _size(path), verify(path, by_hash=False))
+        for path in found
+    )
 
 
 def list_dataset_files(folder: Path) -> tuple[Path, ...]:
-    """Hashes of the datasets of a run, `dataset-<hash>.json`: one file for each version of the dataset."""
+    """Hashes of the datasets of a run, `dataset-<hash>.json`: one file for each version
+    of the dataset."""
     prefix = run_files.DATASET_PREFIX
-    return tuple(path for path in _entries(folder) if path.name.startswith(prefix) and path.suffix == ".json")
+    return tuple(
+        path
+        for path in _entries(folder)
+        if path.name.startswith(prefix) and path.suffix == ".json"
+    )
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -561,7 +642,8 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of all files of a folder; files that vanish meanwhile do not count."""
+    """Bytes of a file, or of all files of a folder; files that vanish meanwhile do not
+    count."""
     total = 0
     for file in path.rglob("*") if path.is_dir() else [path]:
         with suppress(OSError):
@@ -569,21 +651,26 @@ def _size(path: Path) -> int:
     return total
 
 
-# ------------------------------------------------------------ values of JSON that others may have written
+# ------------------------------------------------------------ values of JSON that
+# others may have written
 
 
 def _whole(row: Row, key: str) -> int | None:
     value = row.get(key)
     if not isinstance(value, int) or isinstance(value, bool):
         return None
-    return value if abs(value) < 2**53 else None  # no run counts so far, and beyond it sums and times fail
+    return (
+        value if abs(value) < 2**53 else None
+    )  # no run counts so far, and beyond it sums and times fail
 
 
 def _number(row: Row, key: str) -> float | None:
     value = row.get(key)
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
-    return float(value) if abs(value) < 1e300 else None  # neither infinite nor an integer that no float can be
+    return (
+        float(value) if abs(value) < 1e300 else None
+    )  # neither infinite nor an integer that no float can be
 
 
 def _numbers(value: object) -> list[float]:
@@ -603,7 +690,8 @@ def _text(row: Row, key: str) -> str | None:
 
 
 def _texts(row: Row, key: str) -> list[str]:
-    """The texts of a list; empty for anything else. What is not text in it is empty, so that places stay."""
+    """The texts of a list; empty for anything else. What is not text in it is empty, so
+    that places stay."""
     value = row.get(key)
     if isinstance(value, list):
         return [each if isinstance(each, str) else "" for each in value]

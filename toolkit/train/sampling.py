@@ -1,6 +1,8 @@
-"""Sample images during training, with the same model, cache and flow as the training itself.
+"""Sample images during training, with the same model, cache and flow as the training
+itself.
 
-Shape suffixes: B batch (1), C latent channels, H/W latent height and width, P pixel channels.
+Shape suffixes: B batch (1), C latent channels, H/W latent height and width, P pixel
+channels.
 """
 
 from __future__ import annotations
@@ -19,10 +21,23 @@ from torch import Tensor
 from toolkit.config.sections.few_step import DeploymentConfig
 from toolkit.config.sections.model import ModelConfig
 from toolkit.config.sections.output import SampleConfig, SamplePicture
-from toolkit.contracts.data import BaseImage, BucketedSample, Mask, PromptEmbeds, ResizeCrop, Sample, Size
+from toolkit.contracts.data import (
+    BaseImage,
+    BucketedSample,
+    Mask,
+    PromptEmbeds,
+    ResizeCrop,
+    Sample,
+    Size,
+)
 from toolkit.contracts.model import DiffusionModel, DynamicShift, ModelFacts
 from toolkit.contracts.training import Progress
-from toolkit.data.batches.latent_cache import CacheEntry, CachePair, ItemEncoder, fill_texts
+from toolkit.data.batches.latent_cache import (
+    CacheEntry,
+    CachePair,
+    ItemEncoder,
+    fill_texts,
+)
 from toolkit.data.pixels.images import image_size
 from toolkit.data.scan.captions import inject_trigger
 from toolkit.errors import UserError
@@ -53,22 +68,26 @@ class SamplePrompt:
     steps: int
     references: tuple[Path, ...] = ()
     mask: Mask | None = None
-    """The mask of the first reference that has the shape of the image: what may change is white."""
+    """The mask of the first reference that has the shape of the image: what may change
+    is white."""
 
     flow_shift: float | None = None
-    """Shift s of the sigmas, s sigma / (1 + (s - 1) sigma), above 0; None: the model's own, by the size."""
+    """Shift s of the sigmas, s sigma / (1 + (s - 1) sigma), above 0; None: the model's
+    own, by the size."""
 
     shift: DynamicShift | None = None
     """Time shift of the model that it is generated with; None: of the sampler's."""
 
     stretched: bool = True
-    """Whether the sigmas are stretched to the model's last one (`DynamicShift.shift_terminal`), where it has one."""
+    """Whether the sigmas are stretched to the model's last one
+    (`DynamicShift.shift_terminal`), where it has one."""
 
     levels: tuple[float, ...] = ()
     """Noise levels before the shift, as many as steps; none: evenly spaced ones."""
 
     beside: str = ""
-    """Key of the LoRA file or other model with which it is generated (`DiffusionSection.deployments`); empty: none."""
+    """Key of the LoRA file or other model with which it is generated
+    (`DiffusionSection.deployments`); empty: none."""
 
     layers: int = 0
     """Layers that the reference is taken apart into, by a model that does so."""
@@ -89,7 +108,9 @@ class _Encoded:
     references: tuple[CacheEntry, ...]
 
 
-def sample_prompts(items: Iterable[SamplePicture], trigger_word: str, family: ModelFacts) -> list[SamplePrompt]:
+def sample_prompts(
+    items: Iterable[SamplePicture], trigger_word: str, family: ModelFacts
+) -> list[SamplePrompt]:
     """The items of `sample` sections, with sizes that the family can generate."""
     prompts = []
     for item in items:
@@ -104,7 +125,9 @@ def sample_prompts(items: Iterable[SamplePicture], trigger_word: str, family: Mo
             negative=inject_trigger(item.neg, trigger_word, add=False),
             size=family.sample_size(Size(item.width, item.height), first),
             seed=item.seed,
-            guidance_scale=family.guidance if item.guidance_scale is None else item.guidance_scale,
+            guidance_scale=family.guidance
+            if item.guidance_scale is None
+            else item.guidance_scale,
             steps=steps,
             levels=resampled(family.sample_sigmas, steps),
             flow_shift=item.flow_shift,
@@ -117,7 +140,8 @@ def sample_prompts(items: Iterable[SamplePicture], trigger_word: str, family: Mo
 
 
 def deployed(prompt: SamplePrompt, key: str, way: DeploymentConfig) -> SamplePrompt:
-    """The prompt as an entry of `sample.also` asks for it; a few-step LoRA or another model has its own schedule."""
+    """The prompt as an entry of `sample.also` asks for it; a few-step LoRA or another
+    model has its own schedule."""
     steps, levels = deployed_grid(way)
     flow_shift = 1.0 if way.levels and way.flow_shift is None else way.flow_shift
     return replace(
@@ -125,7 +149,9 @@ def deployed(prompt: SamplePrompt, key: str, way: DeploymentConfig) -> SamplePro
         guidance_scale=way.cfg,
         steps=steps,
         levels=resampled(levels, steps),
-        shift=dynamic_shift(model_folder(ModelConfig(name_or_path=way.model))) if way.model else None,
+        shift=dynamic_shift(model_folder(ModelConfig(name_or_path=way.model)))
+        if way.model
+        else None,
         flow_shift=flow_shift,
         stretched=flow_shift is None,
         beside=key,
@@ -134,29 +160,48 @@ def deployed(prompt: SamplePrompt, key: str, way: DeploymentConfig) -> SamplePro
 
 
 def edit_prompts(
-    items: Iterable[BucketedSample], most: int, family: ModelFacts, steps: int, guidance_scale: float
+    items: Iterable[BucketedSample],
+    most: int,
+    family: ModelFacts,
+    steps: int,
+    guidance_scale: float,
 ) -> list[SamplePrompt]:
-    """At most so many images of a dataset that have references, each to be made from them by its caption."""
-    edits = list({item.sample.image: item for item in items if item.sample.control_images}.values())[:most]
+    """At most so many images of a dataset that have references, each to be made from
+    them by its caption."""
+    edits = list(
+        {
+            item.sample.image: item for item in items if item.sample.control_images
+        }.values()
+    )[:most]
     return caption_prompts(edits, family, steps, guidance_scale)
 
 
 def measured_edits(
-    items: Iterable[BucketedSample], most: int, sample: SampleConfig | None, family: ModelFacts
+    items: Iterable[BucketedSample],
+    most: int,
+    sample: SampleConfig | None,
+    family: ModelFacts,
 ) -> list[SamplePrompt]:
-    """`edit_prompts` of a validation, with the steps and the guidance of the job's samples."""
+    """`edit_prompts` of a validation, with the steps and the guidance of the job's
+    samples."""
     sample = sample or SampleConfig()
     if sample.guidance_scale is None:
         guidance = family.guidance
     else:
         guidance = sample.guidance_scale
-    return edit_prompts(items, most, family, sample.sample_steps or family.sample_steps, guidance)
+    return edit_prompts(
+        items, most, family, sample.sample_steps or family.sample_steps, guidance
+    )
 
 
 def caption_prompts(
-    items: Iterable[BucketedSample], family: ModelFacts, steps: int, guidance_scale: float
+    items: Iterable[BucketedSample],
+    family: ModelFacts,
+    steps: int,
+    guidance_scale: float,
 ) -> list[SamplePrompt]:
-    """Images of a dataset, each to be made by its caption, with its references; image i has the seed i."""
+    """Images of a dataset, each to be made by its caption, with its references; image i
+    has the seed i."""
     return [
         SamplePrompt(
             item.sample.caption,
@@ -166,7 +211,13 @@ def caption_prompts(
             guidance_scale=guidance_scale,
             steps=steps,
             levels=resampled(family.sample_sigmas, steps),
-            references=tuple(map(Path, item.sample.control_images or [item.sample.image][: len(item.sample.layers)])),
+            references=tuple(
+                map(
+                    Path,
+                    item.sample.control_images
+                    or [item.sample.image][: len(item.sample.layers)],
+                )
+            ),
             mask=item.sample.mask,
             layers=len(item.sample.layers),
         )
@@ -195,7 +246,8 @@ class SamplingInterrupted(Exception):
 
 
 class Sampler:
-    """Generates images with the present weights of the model; never changes the training."""
+    """Generates images with the present weights of the model; never changes the
+    training."""
 
     def __init__(
         self,
@@ -213,21 +265,29 @@ class Sampler:
         self._watch = watch
         self._predict = predict
         self.prompts = tuple(prompts)
-        self._encoded = [_entries(prompt, encoder, stores, model.family) for prompt in self.prompts]
+        self._encoded = [
+            _entries(prompt, encoder, stores, model.family) for prompt in self.prompts
+        ]
         self._speed = INTERPOLANTS[model.family.prediction].speed
 
-    def encode(self, progress: Progress, later: list[Sequence[CacheEntry]] | None = None) -> None:
-        """Encodes what the cache lacks, so that sampling needs no text encoder: all texts, then all references.
+    def encode(
+        self, progress: Progress, later: list[Sequence[CacheEntry]] | None = None
+    ) -> None:
+        """Encodes what the cache lacks, so that sampling needs no text encoder: all
+        texts, then all references.
 
-        later: takes the texts, which the caller encodes by `fill_texts`, with those of other calls; None: they are
-        encoded now. Raises UserError for a prompt that is too long for the model.
+        later: takes the texts, which the caller encodes by `fill_texts`, with those of
+        other calls; None: they are encoded now. Raises UserError for a prompt that is
+        too long for the model.
         """
         for item in self.prompts:
             sizes = [image_size(path) for path in item.references]
             for text in (item.prompt, item.negative):
                 message = self.model.prompt_error(text, item.size, sizes)
                 if message:
-                    raise UserError(f"sample prompt {shorten(text, 100)!r} has {message}")
+                    raise UserError(
+                        f"sample prompt {shorten(text, 100)!r} has {message}"
+                    )
         texts = [[entry] for entry in self._texts()]
         if later is None:
             fill_texts(texts, self.model, progress)
@@ -243,7 +303,12 @@ class Sampler:
         return self._texts() + self._references()
 
     def _texts(self) -> list[CacheEntry]:
-        return [entry for item in self._encoded for entry in (item.prompt, item.negative) if entry]
+        return [
+            entry
+            for item in self._encoded
+            for entry in (item.prompt, item.negative)
+            if entry
+        ]
 
     def _references(self) -> list[CacheEntry]:
         return [entry for item in self._encoded for entry in item.references]
@@ -254,7 +319,8 @@ class Sampler:
         return drawn(self.model, self.latents(index), self.prompts[index].layers)
 
     def drift(self, index: int, image: Image.Image) -> Drift | None:
-        """As `drift_of`, of an image of prompt `index`; None for layers, which do not edit it."""
+        """As `drift_of`, of an image of prompt `index`; None for layers, which do not
+        edit it."""
         prompt = self.prompts[index]
         if prompt.layers:
             return None
@@ -262,11 +328,14 @@ class Sampler:
 
     @torch.no_grad()
     def latents(self, index: int) -> Tensor:
-        """The latents [1, C, H, W] of prompt `index`, float32; of several images below each other."""
+        """The latents [1, C, H, W] of prompt `index`, float32; of several images below
+        each other."""
         item = self.prompts[index]
         encoded = self._encoded[index]
         references = [tuple(entry.read() for entry in encoded.references)]
-        conditional = self._steps_of(PromptEmbeds.stack([encoded.prompt.read_all()]), references)
+        conditional = self._steps_of(
+            PromptEmbeds.stack([encoded.prompt.read_all()]), references
+        )
         if encoded.negative:
             negative = PromptEmbeds.stack([encoded.negative.read_all()])
         else:
@@ -290,27 +359,39 @@ class Sampler:
             if unconditional is None:
                 return self._speed * cond_BCHW
             uncond_BCHW = unconditional(x_t_BCHW, t_B)
-            return self._speed * self.model.apply_cfg(cond_BCHW, uncond_BCHW, item.guidance_scale)
+            return self._speed * self.model.apply_cfg(
+                cond_BCHW, uncond_BCHW, item.guidance_scale
+            )
 
         schedule = self._sigmas(item)
         family = self.model.family
         levels = schedule[:-1]  # the last sigma, 0, is the image itself
         self.model.prefetch_timesteps(self.model.sampling_level(levels).tolist())
         width, height = family.latent_size(item.size)
-        # Noise from the CPU generator: a seed gives the same image on every machine, and in diffusers.
+        # Noise from the CPU generator: a seed gives the same image on every machine,
+        # and in diffusers.
         generator = torch.Generator("cpu").manual_seed(item.seed)
         if item.layers:
             count_of_images = item.layers + self.model.predicts_composite
         else:
             count_of_images = 1
-        noise_BNCHW = torch.randn((1, count_of_images, family.latent_channels, height, width), generator=generator)
-        return euler_sample(velocity, noise_BNCHW.transpose(1, 2).flatten(2, 3), schedule)
+        noise_BNCHW = torch.randn(
+            (1, count_of_images, family.latent_channels, height, width),
+            generator=generator,
+        )
+        return euler_sample(
+            velocity, noise_BNCHW.transpose(1, 2).flatten(2, 3), schedule
+        )
 
-    def _steps_of(self, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> Callable[..., Tensor]:
+    def _steps_of(
+        self, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]
+    ) -> Callable[..., Tensor]:
         predict = self._predict
         if predict is None:
             return self.model.sampling_steps(prompts, references)
-        return lambda x_t_BCHW, t_B, *guidance: predict(x_t_BCHW, t_B, prompts, references, *guidance)
+        return lambda x_t_BCHW, t_B, *guidance: predict(
+            x_t_BCHW, t_B, prompts, references, *guidance
+        )
 
     def _sigmas(self, item: SamplePrompt) -> Tensor:
         shift = item.shift or self.model.dynamic_shift
@@ -318,10 +399,17 @@ class Sampler:
         mu = shift.mu(family.tokens(family.latent_size(item.size)), item.steps)
         if item.flow_shift is not None:
             mu = math.log(item.flow_shift)  # `sigmas` shifts by exp(mu)
-        return sigmas(item.steps, mu, shift.shift_terminal if item.stretched else None, item.levels)
+        return sigmas(
+            item.steps,
+            mu,
+            shift.shift_terminal if item.stretched else None,
+            item.levels,
+        )
 
 
-def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: CachePair, family: ModelFacts) -> _Encoded:
+def _entries(
+    prompt: SamplePrompt, encoder: ItemEncoder, stores: CachePair, family: ModelFacts
+) -> _Encoded:
     """The prompt as an item of a dataset: a target of its size with its control images.
 
     Where the guidance scale is an input of the model, no negative prompt is needed.
@@ -329,7 +417,12 @@ def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: CachePair, fami
     size = prompt.size
     references = tuple(map(str, prompt.references))
     sample = Sample(
-        f"sample {prompt.prompt!r}", prompt.prompt, repeats=1, size=size, folder="", control_images=references
+        f"sample {prompt.prompt!r}",
+        prompt.prompt,
+        repeats=1,
+        size=size,
+        folder="",
+        control_images=references,
     )
     item = BucketedSample(sample, ResizeCrop(scaled=size, left=0, top=0, bucket=size))
     needs_negative = prompt.guided and not family.embeds_guidance
@@ -337,16 +430,23 @@ def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: CachePair, fami
         negative = encoder.text(item, prompt.negative or family.empty_negative, stores)
     else:
         negative = None
-    return _Encoded(encoder.text(item, prompt.prompt, stores), negative, encoder.references(item, stores))
+    return _Encoded(
+        encoder.text(item, prompt.prompt, stores),
+        negative,
+        encoder.references(item, stores),
+    )
 
 
 def drawn(model: DiffusionModel, latents_BCHW: Tensor, layers: int = 0) -> Image.Image:
-    """The image that latents [1, C, H, W] stand for. layers: how many the last images in it are; they stand beside each
-    other, from back to front, each with its opacity."""
+    """The image that latents [1, C, H, W] stand for. layers: how many the last images
+    in it are; they stand beside each other, from back to front, each with its
+    opacity."""
     if not layers:
         return to_pil(model.decode_latents(latents_BCHW))
     of_images = latents_BCHW.chunk(layers + model.predicts_composite, dim=2)
-    return beside_each_other([to_pil(model.decode_latents(one)) for one in of_images[-layers:]])
+    return beside_each_other(
+        [to_pil(model.decode_latents(one)) for one in of_images[-layers:]]
+    )
 
 
 def beside_each_other(images: Sequence[Image.Image]) -> Image.Image:
@@ -361,11 +461,15 @@ def beside_each_other(images: Sequence[Image.Image]) -> Image.Image:
 def layers_of(row: Image.Image, layers: int) -> list[Image.Image]:
     """The images of `beside_each_other`."""
     width = row.width // layers
-    return [row.crop((index * width, 0, (index + 1) * width, row.height)) for index in range(layers)]
+    return [
+        row.crop((index * width, 0, (index + 1) * width, row.height))
+        for index in range(layers)
+    ]
 
 
 def write_layers(folder: Path, stem: str, row: Image.Image, layers: int) -> None:
-    """The images of a row as `<stem>_layer0.png` and so on, from back to front, each with its opacity."""
+    """The images of a row as `<stem>_layer0.png` and so on, from back to front, each
+    with its opacity."""
     if layers:
         folder.mkdir(exist_ok=True)
     for number, layer in enumerate(layers_of(row, layers) if layers else ()):
@@ -375,6 +479,9 @@ def write_layers(folder: Path, stem: str, row: Image.Image, layers: int) -> None
 
 
 def to_pil(pixels_BPHW: Tensor) -> Image.Image:
-    """The first of the images [B, P, H, W] in [-1, 1] as 8-bit RGB, or RGBA, rounded as in diffusers."""
-    values = (pixels_BPHW[0].float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    """The first of the images [B, P, H, W] in [-1, 1] as 8-bit RGB, or RGBA, rounded as
+    in diffusers."""
+    values = (
+        (pixels_BPHW[0].float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    )
     return Image.fromarray((values * 255).round().astype("uint8"))

@@ -1,8 +1,10 @@
-"""The rows of sharded tensors in a checkpoint: each rank writes and reads its own, by torch.distributed.checkpoint.
+"""The rows of sharded tensors in a checkpoint: each rank writes and reads its own, by
+torch.distributed.checkpoint.
 
-Its files (`.metadata`, `__<rank>_<number>.distcp`) lie in the checkpoint's folder beside the safetensors files, and are
-in its manifest. They say nothing of the number of ranks: any number reads them, one too. Names are
-`<file stem>/<role>/<key>`, as the other tensors have them within their files.
+Its files (`.metadata`, `__<rank>_<number>.distcp`) lie in the checkpoint's folder
+beside the safetensors files, and are in its manifest. They say nothing of the number of
+ranks: any number reads them, one too. Names are `<file stem>/<role>/<key>`, as the
+other tensors have them within their files.
 """
 
 from __future__ import annotations
@@ -51,9 +53,11 @@ class Rows:
         return int(torch.Size(self.shard.shape).numel()) * self.tensor.element_size()
 
 
-def write_rows(process_group: ProcessGroup, folder: Path, rows: Mapping[str, Rows]) -> dict[str, dict[str, Any]]:
-    """Writes and flushes the rows of all ranks into `folder`, which exists; a collective. The size and sha256 of each
-    file by its name: what a manifest has.
+def write_rows(
+    process_group: ProcessGroup, folder: Path, rows: Mapping[str, Rows]
+) -> dict[str, dict[str, Any]]:
+    """Writes and flushes the rows of all ranks into `folder`, which exists; a
+    collective. The size and sha256 of each file by its name: what a manifest has.
 
     Raises RunError on all ranks when one of them cannot write.
     """
@@ -61,18 +65,26 @@ def write_rows(process_group: ProcessGroup, folder: Path, rows: Mapping[str, Row
     from torch.distributed.checkpoint.api import CheckpointException
 
     writer = dcp.FileSystemWriter(folder, sync_files=True)
-    tensors = {name: _distributed(process_group, own.tensor.detach(), own.shard) for name, own in rows.items()}
+    tensors = {
+        name: _distributed(process_group, own.tensor.detach(), own.shard)
+        for name, own in rows.items()
+    }
     with os_error_as_run_error(folder.parent):
         try:
             process_group.run_collective(dcp.save, tensors, storage_writer=writer)
         except CheckpointException as error:  # no Exception
-            raise RunError(f"{folder.parent}: the state could not be saved: {_reason(error)}") from error
+            raise RunError(
+                f"{folder.parent}: the state could not be saved: {_reason(error)}"
+            ) from error
         if process_group.is_main_process:
             metadata = [folder / METADATA]
         else:
             metadata = []
         own = [*folder.glob(f"__{process_group.rank}_*"), *metadata]
-        entries = {file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)} for file in own}
+        entries = {
+            file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)}
+            for file in own
+        }
     of_all = process_group.all_gather_object(entries)
     if process_group.is_main_process:
         for rank, written in enumerate(of_all):
@@ -80,9 +92,11 @@ def write_rows(process_group: ProcessGroup, folder: Path, rows: Mapping[str, Row
     return {name: entry for written in of_all for name, entry in written.items()}
 
 
-def _wait_for_files(folder: Path, rank: int, written: Mapping[str, Mapping[str, Any]]) -> None:
-    """Returns once the files of a rank are seen here. Raises RunError where they are not: older states, which a state
-    without them must not replace, stay."""
+def _wait_for_files(
+    folder: Path, rank: int, written: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Returns once the files of a rank are seen here. Raises RunError where they are
+    not: older states, which a state without them must not replace, stay."""
     until = time.monotonic() + SEEN_WITHIN_S
     while unseen := [name for name in written if not (folder / name).is_file()]:
         if time.monotonic() > until:
@@ -94,12 +108,16 @@ def _wait_for_files(folder: Path, rank: int, written: Mapping[str, Mapping[str, 
 
 
 def shapes_of_rows(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the tensors that a checkpoint has as rows; empty where it has none."""
+    """Name -> shape of the tensors that a checkpoint has as rows; empty where it has
+    none."""
     return {name: tuple(found.size) for name, found in _metadata(folder).items()}
 
 
-def read_rows(folder: Path, wanted: Mapping[str, RowShard | None], process_group: ProcessGroup) -> dict[str, Tensor]:
-    """Tensors of a checkpoint, on the CPU: the rows of this rank where a shard is given, else all. No collective."""
+def read_rows(
+    folder: Path, wanted: Mapping[str, RowShard | None], process_group: ProcessGroup
+) -> dict[str, Tensor]:
+    """Tensors of a checkpoint, on the CPU: the rows of this rank where a shard is
+    given, else all. No collective."""
     if not wanted:
         return {}
     import torch.distributed.checkpoint as dcp
@@ -115,20 +133,33 @@ def read_rows(folder: Path, wanted: Mapping[str, RowShard | None], process_group
         else:
             rows = shard.stop - shard.start
         found[name] = torch.empty(rows, *saved.size[1:], dtype=saved.properties.dtype)
-        tensors[name] = found[name] if shard is None else _distributed(process_group, found[name], shard)
+        tensors[name] = (
+            found[name]
+            if shard is None
+            else _distributed(process_group, found[name], shard)
+        )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that one process reads what several may have written
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # that one process reads what several may have written
         try:
             dcp.load(tensors, storage_reader=_reader(folder), no_dist=True)
         except CheckpointException as error:
-            raise RunError(f"{folder}: cannot be read: {_reason(error)}. Move the state away.") from error
+            raise RunError(
+                f"{folder}: cannot be read: {_reason(error)}. Move the state away."
+            ) from error
     return found
 
 
 def _reason(error: CheckpointException) -> str:
     """What went wrong, without the lines in which PyTorch says where."""
-    texts = (str(failure[0]) or type(failure[0]).__name__ for failure in error.failures.values())
-    return "; ".join(dict.fromkeys(text.partition("\n")[0].rstrip(". ") for text in texts))
+    texts = (
+        str(failure[0]) or type(failure[0]).__name__
+        for failure in error.failures.values()
+    )
+    return "; ".join(
+        dict.fromkeys(text.partition("\n")[0].rstrip(". ") for text in texts)
+    )
 
 
 def _metadata(folder: Path) -> dict[str, Any]:
@@ -149,7 +180,9 @@ def _reader(folder: Path) -> FileSystemReader:
                 with path.open("rb") as file:
                     found: dcp.Metadata = _MetadataUnpickler(file).load()
             except (UnpicklingError, EOFError, ImportError) as error:
-                raise RunError(f"{path}: {error}. Nothing of it was used. Move the state away.") from error
+                raise RunError(
+                    f"{path}: {error}. Nothing of it was used. Move the state away."
+                ) from error
             return found
 
     return Reader(folder)
@@ -161,7 +194,9 @@ class _MetadataUnpickler(Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Called for whatever the pickle names, before anything is done with it."""
         if (module, name) not in _needed():
-            raise UnpicklingError(f"names {module}.{name}, of which the metadata of a state has no need")
+            raise UnpicklingError(
+                f"names {module}.{name}, of which the metadata of a state has no need"
+            )
         return _needed()[module, name]
 
 
@@ -170,23 +205,51 @@ def _needed() -> dict[tuple[str, str], Any]:
     """(module, name) in the pickle -> what it stands for."""
     from torch.distributed.checkpoint import filesystem, metadata
 
-    of_metadata = ("Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "MetadataIndex")
+    of_metadata = (
+        "Metadata",
+        "TensorStorageMetadata",
+        "TensorProperties",
+        "ChunkStorageMetadata",
+        "MetadataIndex",
+    )
     names = {
         metadata: (*of_metadata, "StorageMeta", "_MEM_FORMAT_ENCODING"),
         filesystem: ("_StorageInfo",),
         torch.serialization: ("_get_layout",),
-        torch: ("Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))),
+        torch: (
+            "Size",
+            *(
+                name
+                for name, value in vars(torch).items()
+                if isinstance(value, torch.dtype)
+            ),
+        ),
     }
-    found = {(module.__name__, name): getattr(module, name) for module in names for name in names[module]}
-    # The folder that was written to, which nobody reads. Python 3.13 has another name for its class.
-    return found | {(module, "PosixPath"): Path for module in ("pathlib", "pathlib._local")}
+    found = {
+        (module.__name__, name): getattr(module, name)
+        for module in names
+        for name in names[module]
+    }
+    # The folder that was written to, which nobody reads. Python 3.13 has another name
+    # for its class.
+    return found | {
+        (module, "PosixPath"): Path for module in ("pathlib", "pathlib._local")
+    }
 
 
 def _distributed(process_group: ProcessGroup, rows: Tensor, shard: RowShard) -> Tensor:
-    """The tensor of which these are this rank's rows, as PyTorch's own type for that; shares their memory."""
+    """The tensor of which these are this rank's rows, as PyTorch's own type for that;
+    shares their memory."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard
 
     mesh = init_device_mesh(rows.device.type, (process_group.world_size,))
     strides = torch.empty(shard.shape, device="meta").stride()
-    return DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=torch.Size(shard.shape), stride=strides)
+    return DTensor.from_local(
+        rows,
+        mesh,
+        [Shard(0)],
+        run_check=False,
+        shape=torch.Size(shard.shape),
+        stride=strides,
+    )

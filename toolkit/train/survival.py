@@ -1,10 +1,13 @@
-"""The survival score: how much of what a LoRA changes is left when the model is sampled in few steps. Imports no torch.
+"""The survival score: how much of what a LoRA changes is left when the model is sampled
+in few steps. Imports no torch.
 
-Of each prompt and seed there are four images: with many and with few steps, each with the LoRA and without it. With
-their features f, the change in many steps is D = f(many, LoRA) - f(many), the change in few steps d = f(few, LoRA) -
-f(few), and the score is sum(d . D) / sum(D . D) over all prompts: the share of D that is found in d. 1: the LoRA does
-in few steps what it does in many; 0: nothing of it. It may be above 1, where few steps exaggerate, and below 0. What
-the few-step LoRA itself changes is in both images of a pair, and does not count.
+Of each prompt and seed there are four images: with many and with few steps, each with
+the LoRA and without it. With their features f, the change in many steps is D = f(many,
+LoRA) - f(many), the change in few steps d = f(few, LoRA) - f(few), and the score is
+sum(d . D) / sum(D . D) over all prompts: the share of D that is found in d. 1: the LoRA
+does in few steps what it does in many; 0: nothing of it. It may be above 1, where few
+steps exaggerate, and below 0. What the few-step LoRA itself changes is in both images
+of a pair, and does not count.
 
 Shape suffixes: N prompts, F features."""
 
@@ -20,18 +23,27 @@ from PIL import Image
 Features = NDArray[np.float64]
 
 SIDE = 32
-"""Pixels along a side of what is compared without an embedder: colours and shapes, no texture."""
+"""Pixels along a side of what is compared without an embedder: colours and shapes, no
+texture."""
 
 
 def coarse_pixels(images: Sequence[Image.Image]) -> Features:
-    """Features of images without an embedder [N, F]: RGB in [0, 1], averaged down to SIDE x SIDE."""
-    small = [image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX) for image in images]
-    return np.stack([np.asarray(image, dtype=np.float64).ravel() / 255 for image in small])
+    """Features of images without an embedder [N, F]: RGB in [0, 1], averaged down to
+    SIDE x SIDE."""
+    small = [
+        image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+        for image in images
+    ]
+    return np.stack(
+        [np.asarray(image, dtype=np.float64).ravel() / 255 for image in small]
+    )
 
 
-def survival(many_NF: Features, few_NF: Features, base_many_NF: Features, base_few_NF: Features) -> float:
-    """The score of features with the LoRA in many and in few steps, and of the same without it; NaN where the LoRA
-    changes nothing in many steps."""
+def survival(
+    many_NF: Features, few_NF: Features, base_many_NF: Features, base_few_NF: Features
+) -> float:
+    """The score of features with the LoRA in many and in few steps, and of the same
+    without it; NaN where the LoRA changes nothing in many steps."""
     change_NF = many_NF - base_many_NF
     left_NF = few_NF - base_few_NF
     whole = float((change_NF * change_NF).sum())
@@ -43,21 +55,32 @@ def survival(many_NF: Features, few_NF: Features, base_many_NF: Features, base_f
 class SurvivalScores:
     """The scores of a run's sample images, one for each deployment."""
 
-    def __init__(self, pairs: Mapping[str, Sequence[tuple[int, int]]], draw_base: Callable[[int], Image.Image]) -> None:
-        """pairs: deployment -> indices of the sampler's prompts, in many steps and in few. draw_base: generates the
-        image of a prompt without the network; called once for each."""
+    def __init__(
+        self,
+        pairs: Mapping[str, Sequence[tuple[int, int]]],
+        draw_base: Callable[[int], Image.Image],
+    ) -> None:
+        """pairs: deployment -> indices of the sampler's prompts, in many steps and in
+        few. draw_base: generates the image of a prompt without the network; called once
+        for each."""
         self._pairs = pairs
         self._draw_base = draw_base
         self._base: dict[int, Image.Image] = {}
 
     def measure(self, images: Mapping[int, Image.Image]) -> dict[str, float]:
         """Deployment -> its score. images: by the index of the prompt."""
-        for index in dict.fromkeys(index for pairs in self._pairs.values() for pair in pairs for index in pair):
+        for index in dict.fromkeys(
+            index for pairs in self._pairs.values() for pair in pairs for index in pair
+        ):
             if index not in self._base:
                 self._base[index] = self._draw_base(index)
         found = {}
         for name, pairs in self._pairs.items():
             many, few = zip(*pairs, strict=True)
-            features = [coarse_pixels([of[i] for i in part]) for of in (images, self._base) for part in (many, few)]
+            features = [
+                coarse_pixels([of[i] for i in part])
+                for of in (images, self._base)
+                for part in (many, few)
+            ]
             found[name] = survival(*features)
         return {name: score for name, score in found.items() if math.isfinite(score)}

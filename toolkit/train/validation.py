@@ -1,4 +1,5 @@
-"""The validation loss: always the same noise and timesteps, so that only the weights make a difference.
+"""The validation loss: always the same noise and timesteps, so that only the weights
+make a difference.
 
 Shape suffixes: B batch (1), C latent channels, H/W latent height and width.
 """
@@ -37,10 +38,11 @@ class ComparedWith(NamedTuple):
 
 
 class Validator:
-    """Mean squared error of what the model predicts, unweighted, one image and timestep at a time.
+    """Mean squared error of what the model predicts, unweighted, one image and timestep
+    at a time.
 
-    With `compared`, and a dataset of pairs: the loss of `train.preference`. It uses no shared random generator and
-    changes no weights.
+    With `compared`, and a dataset of pairs: the loss of `train.preference`. It uses no
+    shared random generator and changes no weights.
     """
 
     def __init__(
@@ -51,8 +53,8 @@ class Validator:
         seed: int,
         predict: Callable[..., Tensor] | None = None,
     ) -> None:
-        """dataset: the validation split. timesteps: number of timesteps per item. seed: of the noise. predict: replaces
-        `model.predict_velocity`."""
+        """dataset: the validation split. timesteps: number of timesteps per item. seed:
+        of the noise. predict: replaces `model.predict_velocity`."""
         self._model = model
         self._predict = predict or model.predict_velocity
         self._dataset = dataset
@@ -62,21 +64,29 @@ class Validator:
         self.compared: ComparedWith | None = None
         self._of_reference: dict[tuple[str, int], list[list[float]]] = {}
         self.by_image: dict[str, list[float]] = {}
-        """The latest `losses`: hash of an image -> its losses, one per size and noise level."""
+        """The latest `losses`: hash of an image -> its losses, one per size and noise
+        level."""
 
     @property
     def identity(self) -> str:
-        """Hash of all that decides the losses besides the weights: losses compare only where it is the same."""
-        entries = [[entry.key for entry in (*e.images(), *e.texts())] for e in self._dataset.entries]
+        """Hash of all that decides the losses besides the weights: losses compare only
+        where it is the same."""
+        entries = [
+            [entry.key for entry in (*e.images(), *e.texts())]
+            for e in self._dataset.entries
+        ]
         more = {"pairs": True} if self.compared else {}
         return key_of(entries=entries, levels=self._levels, seed=self._seed, **more)
 
     @torch.no_grad()
-    def losses(self, should_stop: Callable[[], bool] = lambda: False, way: str = "") -> dict[str, float] | None:
+    def losses(
+        self, should_stop: Callable[[], bool] = lambda: False, way: str = ""
+    ) -> dict[str, float] | None:
         """The mean loss and the loss of each timestep, by their logged names.
 
-        should_stop: called before each forward pass. Returns None after it returned True. way: what the model is
-        deployed with; the errors of the reference are measured once for each.
+        should_stop: called before each forward pass. Returns None after it returned
+        True. way: what the model is deployed with; the errors of the reference are
+        measured once for each.
         """
         self._model.prefetch_timesteps(self._levels)
         by_level: list[list[float]] = [[] for _ in self._levels]
@@ -88,15 +98,23 @@ class Validator:
             # The item's own noise [1, C, H, W], keyed by the hash of its image.
             key = (file_digest(item.sample.image), str(item.crop.bucket))
             random = generator(self._seed, "validation", *key)
-            noise_BCHW = torch.randn((1, *batch.latents_BCHW.shape[1:]), generator=random)
+            noise_BCHW = torch.randn(
+                (1, *batch.latents_BCHW.shape[1:]), generator=random
+            )
             found = self._at_levels(batch, noise_BCHW, should_stop)
             if found is None:
                 return None
             of_levels, predicted_x0_BCHW = found
-            # Of the highest level, where least of the image is given and most is the network's own.
-            textures.append(high_energy(predicted_x0_BCHW) / max(high_energy(batch.latents_BCHW), 1e-12))
+            # Of the highest level, where least of the image is given and most is the
+            # network's own.
+            textures.append(
+                high_energy(predicted_x0_BCHW)
+                / max(high_energy(batch.latents_BCHW), 1e-12)
+            )
             if self.compared and self._dataset.entries[index].worse:
-                margin_NL = self._margins(index, batch, noise_BCHW, of_levels, should_stop, way)
+                margin_NL = self._margins(
+                    index, batch, noise_BCHW, of_levels, should_stop, way
+                )
                 if margin_NL is None:
                     return None
                 margins.append(margin_NL)
@@ -106,22 +124,31 @@ class Validator:
             by_image.setdefault(key[0], []).extend(of_levels)
         self.by_image = by_image
         means = [fmean(losses) for losses in by_level]
-        numbers = {loss_at(level): mean for level, mean in zip(self._levels, means, strict=True)}
+        numbers = {
+            loss_at(level): mean
+            for level, mean in zip(self._levels, means, strict=True)
+        }
         if margins:
-            numbers[HELD_OUT_RIGHT] = fmean((margin_NL > 0).float().mean().item() for margin_NL in margins)
-            numbers[HELD_OUT_MARGIN] = fmean(margin_NL.mean().item() for margin_NL in margins)
+            numbers[HELD_OUT_RIGHT] = fmean(
+                (margin_NL > 0).float().mean().item() for margin_NL in margins
+            )
+            numbers[HELD_OUT_MARGIN] = fmean(
+                margin_NL.mean().item() for margin_NL in margins
+            )
         return {LOSS: fmean(means)} | numbers | {TEXTURE: fmean(textures)}
 
     def _at_levels(
         self, batch: LatentBatch, noise_BCHW: Tensor, should_stop: Callable[[], bool]
     ) -> tuple[list[float], Tensor] | None:
-        """The loss of a batch of one image at each level, and the image [1, C, H, W] that the prediction gives at the
-        highest one; None after a stop."""
+        """The loss of a batch of one image at each level, and the image [1, C, H, W]
+        that the prediction gives at the highest one; None after a stop."""
         losses: list[float] = []
         for level in self._levels:
             if should_stop():
                 return None
-            loss, predicted_x0_BCHW = measure_at_level(self._model, self._predict, batch, noise_BCHW, level)
+            loss, predicted_x0_BCHW = measure_at_level(
+                self._model, self._predict, batch, noise_BCHW, level
+            )
             losses.append(loss.item())
         return losses, predicted_x0_BCHW
 
@@ -134,9 +161,13 @@ class Validator:
         should_stop: Callable[[], bool],
         way: str,
     ) -> Tensor | None:
-        """`margin` of the N worse images of an item at L levels [N, L]; None after a stop."""
+        """`margin` of the N worse images of an item at L levels [N, L]; None after a
+        stop."""
         assert self.compared
-        worse = [replace(batch, latents_BCHW=entry.read()[None]) for entry in self._dataset.entries[index].worse]
+        worse = [
+            replace(batch, latents_BCHW=entry.read()[None])
+            for entry in self._dataset.entries[index].worse
+        ]
 
         def errors(batches: Sequence[LatentBatch]) -> list[list[float]] | None:
             found = [self._at_levels(each, noise_BCHW, should_stop) for each in batches]
@@ -157,33 +188,51 @@ class Validator:
 
 
 def loss_at_level(
-    model: DiffusionModel, predict: Callable[..., Tensor], batch: LatentBatch, noise_BCHW: Tensor, level: float
+    model: DiffusionModel,
+    predict: Callable[..., Tensor],
+    batch: LatentBatch,
+    noise_BCHW: Tensor,
+    level: float,
 ) -> Tensor:
     """The loss of `measure_at_level`."""
     return measure_at_level(model, predict, batch, noise_BCHW, level)[0]
 
 
 def measure_at_level(
-    model: DiffusionModel, predict: Callable[..., Tensor], batch: LatentBatch, noise_BCHW: Tensor, level: float
+    model: DiffusionModel,
+    predict: Callable[..., Tensor],
+    batch: LatentBatch,
+    noise_BCHW: Tensor,
+    level: float,
 ) -> tuple[Tensor, Tensor]:
-    """The unweighted loss [1] of a batch of one image with this noise at noise fraction `level`, in [0, 1], and the
-    image x0 [1, C, H, W] that the prediction gives, on the CPU. predict: as `model.predict_velocity`."""
+    """The unweighted loss [1] of a batch of one image with this noise at noise fraction
+    `level`, in [0, 1], and the image x0 [1, C, H, W] that the prediction gives, on the
+    CPU. predict: as `model.predict_velocity`."""
     t_B = torch.tensor([level])
     mix = INTERPOLANTS[model.family.prediction].mix
     x_t_BCHW, target_BCHW = mix(batch.latents_BCHW, noise_BCHW, t_B)
     predicted_BCHW = predict(x_t_BCHW, t_B, batch.prompts, batch.control_latents)
-    share_B111 = mix(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), t_B)[0]  # of the noise in x_t: of the error in x0
-    x0_BCHW = batch.latents_BCHW + share_B111 * (target_BCHW - predicted_BCHW.detach().cpu())
+    share_B111 = mix(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), t_B)[
+        0
+    ]  # of the noise in x_t: of the error in x0
+    x0_BCHW = batch.latents_BCHW + share_B111 * (
+        target_BCHW - predicted_BCHW.detach().cpu()
+    )
     device = predicted_BCHW.device
     mask_B1HW = batch.loss_mask_B1HW
     if mask_B1HW is not None:
         mask_B1HW = mask_B1HW.to(device)
-    return loss_per_sample(predicted_BCHW, target_BCHW.to(device), mask_B1HW=mask_B1HW), x0_BCHW
+    return loss_per_sample(
+        predicted_BCHW, target_BCHW.to(device), mask_B1HW=mask_B1HW
+    ), x0_BCHW
 
 
 def high_energy(latents_BCHW: Tensor) -> float:
-    """Mean square of what is above a quarter of the Nyquist frequency in latents, over all channels."""
+    """Mean square of what is above a quarter of the Nyquist frequency in latents, over
+    all channels."""
     height, width = latents_BCHW.shape[-2:]
-    radius_HW = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width)[None])
+    radius_HW = torch.hypot(
+        torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width)[None]
+    )
     energy_BCHW = torch.fft.fft2(latents_BCHW.float(), norm="ortho").abs().square()
     return float(energy_BCHW[..., radius_HW > HIGH].sum() / energy_BCHW.numel())

@@ -17,12 +17,17 @@ def transformer_of(job, weights):
 
 
 def small(weights):
-    """Its transformer of 2509, whose width is fixed in its code: the modules get the tiny weights instead."""
+    """Its transformer of 2509, whose width is fixed in its code: the modules get the
+    tiny weights instead."""
     with torch.device("meta"):
         transformer = QwenImageDiT(num_layers=2)
     for name, tensor in weights.items():
         module = transformer.get_submodule(name.rpartition(".")[0])
-        setattr(module, name.rpartition(".")[2], torch.nn.Parameter(tensor.clone(), requires_grad=False))
+        setattr(
+            module,
+            name.rpartition(".")[2],
+            torch.nn.Parameter(tensor.clone(), requires_grad=False),
+        )
         if isinstance(module, torch.nn.Linear):
             module.out_features, module.in_features = module.weight.shape
     return transformer

@@ -1,8 +1,10 @@
-"""The part that every reader script shares: it runs in the environment of the program that it asks.
+"""The part that every reader script shares: it runs in the environment of the program
+that it asks.
 
-A job is a folder with job.json: {"model": title, "transformer": class, "pipeline": class, "config": {}, "weights":
-path, "files": [{"name": ..., "path": ..., "layers": [...]}], "results": folder}. For each file the script writes
-NAME.safetensors with the change of every linear weight and bias that changed, or NAME.json with {"error": ...}.
+A job is a folder with job.json: {"model": title, "transformer": class, "pipeline":
+class, "config": {}, "weights": path, "files": [{"name": ..., "path": ..., "layers":
+[...]}], "results": folder}. For each file the script writes NAME.safetensors with the
+change of every linear weight and bias that changed, or NAME.json with {"error": ...}.
 """
 
 from __future__ import annotations
@@ -22,12 +24,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-Apply = Callable[[dict[str, Any], dict[str, Any], dict[str, torch.Tensor]], dict[str, torch.Tensor]]
-"""(job, file, weights) -> all weights and biases that the program then has, by diffusers' names."""
+Apply = Callable[
+    [dict[str, Any], dict[str, Any], dict[str, torch.Tensor]], dict[str, torch.Tensor]
+]
+"""(job, file, weights) -> all weights and biases that the program then has, by
+diffusers' names."""
 
 
 def main(apply: Apply) -> None:
-    """Asks the program about every file of the job that is named on the command line."""
+    """Asks the program about every file of the job that is named on the command
+    line."""
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
@@ -42,17 +48,30 @@ def main(apply: Apply) -> None:
         except Exception as error:  # noqa: BLE001 - whatever the program raises is its answer
             said = f"{type(error).__name__}: {error}"
             place = traceback.extract_tb(error.__traceback__)[-1]
-            answer = {"error": said, "place": f"{Path(place.filename).name}:{place.lineno}"}
-            (results / f"{file['name']}.json").write_text(json.dumps(answer), encoding="utf-8")
+            answer = {
+                "error": said,
+                "place": f"{Path(place.filename).name}:{place.lineno}",
+            }
+            (results / f"{file['name']}.json").write_text(
+                json.dumps(answer), encoding="utf-8"
+            )
             continue
-        changed = {name: change.contiguous() for name, change in changes(after, weights).items()}
+        changed = {
+            name: change.contiguous()
+            for name, change in changes(after, weights).items()
+        }
         save_file(changed, results / f"{file['name']}.safetensors")
 
 
-def write_all(write: Callable[[dict[str, Any], dict[str, torch.Tensor], Path], list[dict[str, Any]]]) -> None:
+def write_all(
+    write: Callable[
+        [dict[str, Any], dict[str, torch.Tensor], Path], list[dict[str, Any]]
+    ],
+) -> None:
     """Has a writer make its files of the job; files.json lists them.
 
-    write: (job, weights, folder) -> [{"name", "what", "path", "meant": changes by weight}].
+    write: (job, weights, folder) -> [{"name", "what", "path", "meant": changes by
+    weight}].
     """
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
@@ -64,7 +83,9 @@ def write_all(write: Callable[[dict[str, Any], dict[str, torch.Tensor], Path], l
         files = write(job, load_file(job["weights"]), results)
     for file in files:
         meant = results / f"{file['name']}.meant.safetensors"
-        save_file({key: tensor.contiguous() for key, tensor in file["meant"].items()}, meant)
+        save_file(
+            {key: tensor.contiguous() for key, tensor in file["meant"].items()}, meant
+        )
         file["meant"] = str(meant)
     (results / "files.json").write_text(json.dumps(files), encoding="utf-8")
 
@@ -75,9 +96,15 @@ def drawn(name: str) -> Callable[..., torch.Tensor]:
     return lambda *shape, std=0.3: torch.randn(shape, generator=generator) * std
 
 
-def changes(after: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def changes(
+    after: dict[str, torch.Tensor], before: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """What changed, by name."""
-    found = {name: after[name].float() - before[name].float() for name in after if name in before}
+    found = {
+        name: after[name].float() - before[name].float()
+        for name in after
+        if name in before
+    }
     return {name: change for name, change in found.items() if change.any()}
 
 

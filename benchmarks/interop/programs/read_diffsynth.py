@@ -1,4 +1,5 @@
-"""DiffSynth-Studio: the loader that its pipelines call, on its own transformer classes."""
+"""DiffSynth-Studio: the loader that its pipelines call, on its own transformer
+classes."""
 
 from __future__ import annotations
 

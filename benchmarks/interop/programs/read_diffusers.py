@@ -1,4 +1,5 @@
-"""diffusers: the loader of the pipeline and the one of the transformer, each fused into the weights."""
+"""diffusers: the loader of the pipeline and the one of the transformer, each fused into
+the weights."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from harness import base_weights, build, main
 
 
 class Processor:
-    """Stands in for the text processor, which the pipeline of 2.1 calls once when it is made."""
+    """Stands in for the text processor, which the pipeline of 2.1 calls once when it is
+    made."""
 
     @property
     def tokenizer(self):

@@ -1,4 +1,5 @@
-"""LyCORIS: its loader for files; what its layers then compute with, or what it merges into the weights."""
+"""LyCORIS: its loader for files; what its layers then compute with, or what it merges
+into the weights."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ def apply(job, file, weights):
     network, _ = create_lycoris_from_weights(1.0, file["path"], transformer)
     if os.environ.get("INTEROP_WAY") == "merge":
         network.merge_to(1.0)
-        return {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
+        return {
+            name: tensor.clone() for name, tensor in transformer.state_dict().items()
+        }
     network.apply_to()
     return computed_with(transformer, file["layers"], weights)
 

@@ -1,6 +1,8 @@
-"""SimpleTuner: what `init_lora` makes of a file, by the functions that its model class calls.
+"""SimpleTuner: what `init_lora` makes of a file, by the functions that its model class
+calls.
 
-Its settings are the defaults (rank 16, alpha as the rank), its targets the layers that the file is of.
+Its settings are the defaults (rank 16, alpha as the rank), its targets the layers that
+the file is of.
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ from harness import base_weights, build, main
 from peft import LoraConfig
 from safetensors.torch import load_file
 from simpletuner.helpers.training.adapter import load_lora_weights
-from simpletuner.helpers.training.lora_format import peft_lora_config_kwargs_from_state_dict
+from simpletuner.helpers.training.lora_format import (
+    peft_lora_config_kwargs_from_state_dict,
+)
 
 RANK = 16
 
@@ -17,8 +21,12 @@ RANK = 16
 def apply(job, file, weights):
     transformer = build(job, weights)
     tensors = load_file(file["path"])
-    use_dora = any("lora_magnitude_vector" in key or "dora_scale" in key for key in tensors)
-    settings = peft_lora_config_kwargs_from_state_dict(tensors, prefix_to_strip="transformer.")
+    use_dora = any(
+        "lora_magnitude_vector" in key or "dora_scale" in key for key in tensors
+    )
+    settings = peft_lora_config_kwargs_from_state_dict(
+        tensors, prefix_to_strip="transformer."
+    )
     rank = settings.pop("r", RANK)
     alpha = settings.pop("lora_alpha", rank)
     config = LoraConfig(
@@ -30,7 +38,12 @@ def apply(job, file, weights):
         **settings,
     )
     transformer.add_adapter(config)
-    load_lora_weights({"transformer": transformer}, file["path"], use_dora=use_dora, state_dict=tensors)
+    load_lora_weights(
+        {"transformer": transformer},
+        file["path"],
+        use_dora=use_dora,
+        state_dict=tensors,
+    )
     transformer.fuse_lora()
     return base_weights(transformer)
 

@@ -1,4 +1,5 @@
-"""DiffSynth-Studio: a LoRA that its training module adds, drawn, and exported as its trainer saves it."""
+"""DiffSynth-Studio: a LoRA that its training module adds, drawn, and exported as its
+trainer saves it."""
 
 from __future__ import annotations
 
@@ -21,14 +22,27 @@ def write(job, weights, folder):
     for name, parameter in sorted(trainer.named_parameters()):
         if "lora_" in name:
             parameter.copy_(normal(*parameter.shape))
-    tensors = trainer.export_trainable_state_dict(trainer.state_dict(), remove_prefix="pipe.dit.")
+    tensors = trainer.export_trainable_state_dict(
+        trainer.state_dict(), remove_prefix="pipe.dit."
+    )
     path = folder / "lora.safetensors"
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
     for module in transformer.modules():
         if hasattr(module, "merge"):
             module.merge()
-    after = {name.replace(".base_layer", ""): t for name, t in transformer.state_dict().items() if "lora_" not in name}
-    return [{"name": "lora", "what": "LoRA", "path": str(path), "meant": changes(after, weights)}]
+    after = {
+        name.replace(".base_layer", ""): t
+        for name, t in transformer.state_dict().items()
+        if "lora_" not in name
+    }
+    return [
+        {
+            "name": "lora",
+            "what": "LoRA",
+            "path": str(path),
+            "meant": changes(after, weights),
+        }
+    ]
 
 
 write_all(write)

@@ -1,4 +1,5 @@
-"""SimpleTuner: LoRAs in its two formats, by the saver and the converter that its hooks call."""
+"""SimpleTuner: LoRAs in its two formats, by the saver and the converter that its hooks
+call."""
 
 from __future__ import annotations
 
@@ -27,14 +28,23 @@ KINDS = {
 
 
 def write(job, weights, folder):
-    return [one(job, weights, folder, kind, form) for form in ("diffusers", "comfyui") for kind in KINDS]
+    return [
+        one(job, weights, folder, kind, form)
+        for form in ("diffusers", "comfyui")
+        for kind in KINDS
+    ]
 
 
 @torch.no_grad()
 def one(job, weights, folder, kind, form):
     torch.manual_seed(0)
     transformer = build(job, weights)
-    settings = {"r": RANK, "lora_alpha": ALPHA, "target_modules": job["targets"], **KINDS[kind]}
+    settings = {
+        "r": RANK,
+        "lora_alpha": ALPHA,
+        "target_modules": job["targets"],
+        **KINDS[kind],
+    }
     transformer.add_adapter(LoraConfig(**settings))
     normal = drawn(f"simpletuner {job['model']} {kind}")
     for name, parameter in sorted(transformer.named_parameters()):
@@ -43,18 +53,32 @@ def one(job, weights, folder, kind, form):
     for module in transformer.modules():
         if isinstance(module, LoraLayer) and KINDS[kind].get("use_dora"):
             norms = module.get_base_layer().weight.norm(dim=1)
-            module.lora_magnitude_vector["default"].weight.copy_(norms * (1 + normal(len(norms), std=0.1)))
+            module.lora_magnitude_vector["default"].weight.copy_(
+                norms * (1 + normal(len(norms), std=0.1))
+            )
     metadata = _collate_lora_metadata({"transformer": transformer})
     place = folder / f"{form}_{kind}"
     pipeline = getattr(diffusers, job["pipeline"])
-    options = {} if form == "diffusers" else {"save_function": comfyui_saver(metadata), "safe_serialization": True}
+    options = (
+        {}
+        if form == "diffusers"
+        else {"save_function": comfyui_saver(metadata), "safe_serialization": True}
+    )
     pipeline.save_lora_weights(
-        place, transformer_lora_layers=get_peft_model_state_dict(transformer), **metadata, **options
+        place,
+        transformer_lora_layers=get_peft_model_state_dict(transformer),
+        **metadata,
+        **options,
     )
     transformer.fuse_lora()
     meant = changes(base_weights(transformer), weights)
     path = place / "pytorch_lora_weights.safetensors"
-    return {"name": f"{form}_{kind}", "what": f"lora_format {form}: {kind}", "path": str(path), "meant": meant}
+    return {
+        "name": f"{form}_{kind}",
+        "what": f"lora_format {form}: {kind}",
+        "path": str(path),
+        "meant": meant,
+    }
 
 
 def comfyui_saver(metadata):

@@ -17,15 +17,28 @@ SCRIPTS = {"simpletuner": "write_simpletuner.py", "diffsynth": "write_diffsynth.
 """Environment -> script."""
 
 
-def write(model: TinyModel, folder: Path, cache: Path, name: str) -> Iterator[WrittenFile]:
-    """The files of one program. Raises RuntimeError where it cannot be installed or its script fails."""
+def write(
+    model: TinyModel, folder: Path, cache: Path, name: str
+) -> Iterator[WrittenFile]:
+    """The files of one program. Raises RuntimeError where it cannot be installed or its
+    script fails."""
     environment = ENVIRONMENTS[name]
     layers = model.layers()
-    job = job_of(model, folder, {"layers": layers, "targets": model.targets, "results": str(folder)})
+    job = job_of(
+        model,
+        folder,
+        {"layers": layers, "targets": model.targets, "results": str(folder)},
+    )
     run_program(environment.python(cache), SCRIPTS[name], job)
     for file in json.loads((folder / "files.json").read_text(encoding="utf-8")):
         meant = load_file(file["meant"])
         path = Path(file["path"])
         yield WrittenFile(
-            f"{name}_{file['name']}", model.title, environment.version, file["what"], path, meant, tuple(layers)
+            f"{name}_{file['name']}",
+            model.title,
+            environment.version,
+            file["what"],
+            path,
+            meant,
+            tuple(layers),
         )

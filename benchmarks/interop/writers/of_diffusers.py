@@ -1,4 +1,5 @@
-"""Files of diffusers: both of its savers, with the settings of the adapter in the header and without."""
+"""Files of diffusers: both of its savers, with the settings of the adapter in the
+header and without."""
 
 from __future__ import annotations
 
@@ -15,7 +16,15 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 
-from benchmarks.interop.files import ALPHA, RANK, Changes, Draws, WrittenFile, changes_of, without_wrappers
+from benchmarks.interop.files import (
+    ALPHA,
+    RANK,
+    Changes,
+    Draws,
+    WrittenFile,
+    changes_of,
+    without_wrappers,
+)
 from benchmarks.interop.models import TinyModel, linear_weights
 
 VERSION = f"diffusers {version('diffusers')}"
@@ -27,11 +36,20 @@ KINDS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "dora": ("DoRA", {"use_dora": True}),
     "pissa": ("LoRA, pissa", {"init_lora_weights": "pissa"}),
     "olora": ("LoRA, olora", {"init_lora_weights": "olora"}),
-    "regex_alpha": ("LoRA, alpha_pattern by a regular expression", {"alpha_pattern": {r".*attn\.to_k": 8}}),
-    "one_alpha": ("LoRA, alpha = rank, alpha_pattern {to_k: 8}", {"lora_alpha": RANK, "alpha_pattern": {"to_k": 8}}),
+    "regex_alpha": (
+        "LoRA, alpha_pattern by a regular expression",
+        {"alpha_pattern": {r".*attn\.to_k": 8}},
+    ),
+    "one_alpha": (
+        "LoRA, alpha = rank, alpha_pattern {to_k: 8}",
+        {"lora_alpha": RANK, "alpha_pattern": {"to_k": 8}},
+    ),
     "ranks": (
         "LoRA, several ranks and alphas",
-        {"rank_pattern": {"to_q": 8, "to_v": 2}, "alpha_pattern": {"to_q": 1, "to_v": 6}},
+        {
+            "rank_pattern": {"to_q": 8, "to_v": 2},
+            "alpha_pattern": {"to_q": 1, "to_v": 6},
+        },
     ),
     "lora_bias": ("LoRA, lora_bias", {"lora_bias": True}),
 }
@@ -43,25 +61,49 @@ BARE = ("lora", "rslora", "ranks")
 
 def write(model: TinyModel, folder: Path) -> Iterator[WrittenFile]:
     """The files of the pipeline's saver and of the transformer's."""
-    has_bias = any(name.endswith("attn.to_q.bias") for name in model.build().state_dict())
+    has_bias = any(
+        name.endswith("attn.to_q.bias") for name in model.build().state_dict()
+    )
     for name, (what, settings) in KINDS.items():
         if name == "lora_bias" and not has_bias:
             continue
         trained, meant = train(model, name, settings)
-        yield _by_pipeline(model, trained, meant, folder / name, name, what, has_header=True)
+        yield _by_pipeline(
+            model, trained, meant, folder / name, name, what, has_header=True
+        )
         if name in BARE:
-            yield _by_pipeline(model, trained, meant, folder / f"{name}_bare", name, what, has_header=False)
-            yield _by_transformer(model, trained, meant, folder / f"{name}_adapter", name, what)
+            yield _by_pipeline(
+                model,
+                trained,
+                meant,
+                folder / f"{name}_bare",
+                name,
+                what,
+                has_header=False,
+            )
+            yield _by_transformer(
+                model, trained, meant, folder / f"{name}_adapter", name, what
+            )
     yield _loaded_again(model, folder / "mixed")
 
 
-def train(model: TinyModel, name: str, settings: Mapping[str, Any]) -> tuple[nn.Module, Changes]:
-    """A transformer with a drawn adapter, and the change that it makes to a fresh one."""
+def train(
+    model: TinyModel, name: str, settings: Mapping[str, Any]
+) -> tuple[nn.Module, Changes]:
+    """A transformer with a drawn adapter, and the change that it makes to a fresh
+    one."""
     transformer = model.build()
     before = linear_weights(transformer)
     torch.manual_seed(0)
     transformer.add_adapter(
-        LoraConfig(**{"r": RANK, "lora_alpha": ALPHA, "target_modules": list(model.targets), **settings})
+        LoraConfig(
+            **{
+                "r": RANK,
+                "lora_alpha": ALPHA,
+                "target_modules": list(model.targets),
+                **settings,
+            }
+        )
     )
     draws = Draws(model.title, "diffusers", name)
     draws.fill(transformer, ".lora_")
@@ -95,28 +137,63 @@ def fused_change(transformer: nn.Module, before: Changes) -> Changes:
 
 
 def _by_pipeline(
-    model: TinyModel, trained: nn.Module, meant: Changes, folder: Path, name: str, what: str, has_header: bool
+    model: TinyModel,
+    trained: nn.Module,
+    meant: Changes,
+    folder: Path,
+    name: str,
+    what: str,
+    has_header: bool,
 ) -> WrittenFile:
     pipeline = getattr(diffusers, model.pipeline)
     header = _collate_lora_metadata({"transformer": trained}) if has_header else {}
-    pipeline.save_lora_weights(folder, transformer_lora_layers=get_peft_model_state_dict(trained), **header)
+    pipeline.save_lora_weights(
+        folder, transformer_lora_layers=get_peft_model_state_dict(trained), **header
+    )
     path = folder / "pytorch_lora_weights.safetensors"
-    said = f"save_lora_weights: {what}" if has_header else f"save_lora_weights without metadata: {what}"
+    said = (
+        f"save_lora_weights: {what}"
+        if has_header
+        else f"save_lora_weights without metadata: {what}"
+    )
     full_name = f"diffusers_{name}" if has_header else f"diffusers_{name}_bare"
-    return WrittenFile(full_name, model.title, VERSION, said, path, meant, tuple(model.layers()), has_header)
+    return WrittenFile(
+        full_name,
+        model.title,
+        VERSION,
+        said,
+        path,
+        meant,
+        tuple(model.layers()),
+        has_header,
+    )
 
 
 def _by_transformer(
-    model: TinyModel, trained: nn.Module, meant: Changes, folder: Path, name: str, what: str
+    model: TinyModel,
+    trained: nn.Module,
+    meant: Changes,
+    folder: Path,
+    name: str,
+    what: str,
 ) -> WrittenFile:
     trained.save_lora_adapter(folder)
     path = folder / "pytorch_lora_weights.safetensors"
     said = f"save_lora_adapter: {what}"
-    return WrittenFile(f"diffusers_{name}_adapter", model.title, VERSION, said, path, meant, tuple(model.layers()))
+    return WrittenFile(
+        f"diffusers_{name}_adapter",
+        model.title,
+        VERSION,
+        said,
+        path,
+        meant,
+        tuple(model.layers()),
+    )
 
 
 def _loaded_again(model: TinyModel, folder: Path) -> WrittenFile:
-    """A file of several ranks and alphas that diffusers loaded from another program and saves again: its patterns."""
+    """A file of several ranks and alphas that diffusers loaded from another program and
+    saves again: its patterns."""
     transformer = model.build()
     before = linear_weights(transformer)
     draws = Draws(model.title, "diffusers", "mixed")
@@ -128,9 +205,19 @@ def _loaded_again(model: TinyModel, folder: Path) -> WrittenFile:
         tensors[f"transformer.{layer}.lora_A.weight"] = draws.normal(rank, inputs)
         tensors[f"transformer.{layer}.lora_B.weight"] = draws.normal(outputs, rank)
         alphas[f"transformer.{layer}.alpha"] = (4.0, 8.0, 1.0, 6.0)[index % 4]
-    transformer.load_lora_adapter(tensors, prefix="transformer", network_alphas=alphas, adapter_name="default")
+    transformer.load_lora_adapter(
+        tensors, prefix="transformer", network_alphas=alphas, adapter_name="default"
+    )
     transformer.save_lora_adapter(folder)
     path = folder / "pytorch_lora_weights.safetensors"
     meant = fused_change(transformer, before)
     what = "save_lora_adapter: a LoRA of several ranks and alphas, loaded before"
-    return WrittenFile("diffusers_mixed_adapter", model.title, VERSION, what, path, meant, tuple(model.layers()))
+    return WrittenFile(
+        "diffusers_mixed_adapter",
+        model.title,
+        VERSION,
+        what,
+        path,
+        meant,
+        tuple(model.layers()),
+    )

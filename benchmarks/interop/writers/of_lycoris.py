@@ -1,6 +1,7 @@
 """Files of LyCORIS: its own network over the transformer, saved by itself.
 
-The meant change is that of its forward pass in training: the output of each layer for unit inputs.
+The meant change is that of its forward pass in training: the output of each layer for
+unit inputs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ import torch
 from lycoris.wrapper import LycorisNetwork
 from torch import Tensor, nn
 
-from benchmarks.interop.files import ALPHA, RANK, Changes, Draws, WrittenFile, changes_of
+from benchmarks.interop.files import (
+    ALPHA,
+    RANK,
+    Changes,
+    Draws,
+    WrittenFile,
+    changes_of,
+)
 from benchmarks.interop.models import TinyModel, linear_weights
 
 VERSION = f"LyCORIS {version('lycoris-lora')}"
@@ -53,33 +61,60 @@ KINDS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
 """Name -> title, algorithm, further settings."""
 
 SMALL = ("oft", "boft", "ia3", "tlora", "full")
-"""Kinds whose parameters are angles, or added to weights of their own: drawn small, around their start."""
+"""Kinds whose parameters are angles, or added to weights of their own: drawn small,
+around their start."""
 
 
-def write(model: TinyModel, folder: Path, kinds: Collection[str] = tuple(KINDS)) -> Iterator[WrittenFile]:
+def write(
+    model: TinyModel, folder: Path, kinds: Collection[str] = tuple(KINDS)
+) -> Iterator[WrittenFile]:
     """A file of each kind."""
     logging.getLogger("LyCORIS").setLevel(logging.ERROR)
     for name in kinds:
         what, algo, settings = KINDS[name]
-        yield _written(model, folder / f"{name}.safetensors", name, what, algo, settings)
+        yield _written(
+            model, folder / f"{name}.safetensors", name, what, algo, settings
+        )
 
 
-def _written(model: TinyModel, path: Path, name: str, what: str, algo: str, settings: Mapping[str, Any]) -> WrittenFile:
+def _written(
+    model: TinyModel,
+    path: Path,
+    name: str,
+    what: str,
+    algo: str,
+    settings: Mapping[str, Any],
+) -> WrittenFile:
     transformer = model.build()
     before = linear_weights(transformer)
-    chosen = [layer for layer in model.layers() if _fits(name, len(before[f"{layer}.weight"]))]
+    chosen = [
+        layer for layer in model.layers() if _fits(name, len(before[f"{layer}.weight"]))
+    ]
     targets = ["^" + layer.replace(".", r"\.") + "$" for layer in chosen]
-    LycorisNetwork.apply_preset({"target_module": [], "target_name": targets, "enable_conv": False})
+    LycorisNetwork.apply_preset(
+        {"target_module": [], "target_name": targets, "enable_conv": False}
+    )
     torch.manual_seed(0)
-    network = LycorisNetwork(transformer, lora_dim=RANK, alpha=ALPHA, conv_lora_dim=0, network_module=algo, **settings)
+    network = LycorisNetwork(
+        transformer,
+        lora_dim=RANK,
+        alpha=ALPHA,
+        conv_lora_dim=0,
+        network_module=algo,
+        **settings,
+    )
     layers = {lora.lora_name: lora.org_module[0] for lora in network.loras}
     network.apply_to()
     _draw(network, Draws(model.title, "lycoris", name), is_small=name.startswith(SMALL))
     network.save_weights(str(path), torch.float32, {})
     names = {id(module): name for name, module in transformer.named_modules()}
-    after = _trained_weights({names[id(module)]: module for module in layers.values()}, before)
+    after = _trained_weights(
+        {names[id(module)]: module for module in layers.values()}, before
+    )
     meant = changes_of(after, {key: before[key] for key in after})
-    return WrittenFile(f"lycoris_{name}", model.title, VERSION, what, path, meant, tuple(chosen))
+    return WrittenFile(
+        f"lycoris_{name}", model.title, VERSION, what, path, meant, tuple(chosen)
+    )
 
 
 def _fits(name: str, outputs: int) -> bool:
@@ -89,7 +124,8 @@ def _fits(name: str, outputs: int) -> bool:
 
 @torch.no_grad()
 def _draw(network: nn.Module, draws: Draws, is_small: bool) -> None:
-    """Trained numbers: around zero, or around the start of the kinds that begin elsewhere."""
+    """Trained numbers: around zero, or around the start of the kinds that begin
+    elsewhere."""
     for name, parameter in sorted(network.named_parameters()):
         if name.endswith("scalar"):
             parameter.fill_(0.7)
@@ -102,8 +138,11 @@ def _draw(network: nn.Module, draws: Draws, is_small: bool) -> None:
 
 
 @torch.no_grad()
-def _trained_weights(layers: Mapping[str, nn.Module], before: Changes) -> dict[str, Tensor]:
-    """The weight that each layer works with, and its bias, by what it makes of unit inputs and of none."""
+def _trained_weights(
+    layers: Mapping[str, nn.Module], before: Changes
+) -> dict[str, Tensor]:
+    """The weight that each layer works with, and its bias, by what it makes of unit
+    inputs and of none."""
     found = {}
     for name, layer in layers.items():
         inputs = before[f"{name}.weight"].shape[1]

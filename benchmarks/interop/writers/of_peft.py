@@ -1,4 +1,5 @@
-"""Files of peft: folders that `save_pretrained` writes, and the same tensors under another name."""
+"""Files of peft: folders that `save_pretrained` writes, and the same tensors under
+another name."""
 
 from __future__ import annotations
 
@@ -23,7 +24,16 @@ from peft import (
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from benchmarks.interop.files import ALPHA, CONFIG_FILE, RANK, WEIGHTS_FILE, Changes, Draws, WrittenFile, changes_of
+from benchmarks.interop.files import (
+    ALPHA,
+    CONFIG_FILE,
+    RANK,
+    WEIGHTS_FILE,
+    Changes,
+    Draws,
+    WrittenFile,
+    changes_of,
+)
 from benchmarks.interop.models import TinyModel, linear_weights
 
 VERSION = f"peft {version('peft')}"
@@ -34,7 +44,9 @@ Make = Callable[[list[str]], Any]
 
 def _lora(**settings: Any) -> Make:
     def make(targets: list[str]) -> LoraConfig:
-        return LoraConfig(**{"r": RANK, "lora_alpha": ALPHA, "target_modules": targets, **settings})
+        return LoraConfig(
+            **{"r": RANK, "lora_alpha": ALPHA, "target_modules": targets, **settings}
+        )
 
     return make
 
@@ -48,7 +60,10 @@ def _ranks() -> Make:
             lora_alpha=ALPHA,
             target_modules=targets,
             rank_pattern={r".*\.0\.attn\.to_[qk]": 8, "to_v": 2},
-            alpha_pattern={r"transformer_blocks\.1\..*": 4, "^transformer_blocks.0.attn.to_q": 8},
+            alpha_pattern={
+                r"transformer_blocks\.1\..*": 4,
+                "^transformer_blocks.0.attn.to_q": 8,
+            },
         )
 
     return make
@@ -62,22 +77,46 @@ SETTINGS: Mapping[str, tuple[str, Make]] = {
     "lora": ("LoRA", _lora()),
     "rslora": ("rsLoRA", _lora(use_rslora=True)),
     "dora": ("DoRA", _lora(use_dora=True)),
-    "patterns": ("LoRA, rank_pattern and alpha_pattern with regular expressions", _ranks()),
+    "patterns": (
+        "LoRA, rank_pattern and alpha_pattern with regular expressions",
+        _ranks(),
+    ),
     "loha": ("LoHa", _parts(LoHaConfig, r=RANK, alpha=ALPHA)),
     "lokr": ("LoKr", _parts(LoKrConfig, r=RANK, alpha=ALPHA, decompose_factor=4)),
-    "lokr_whole": ("LoKr, two whole factors", _parts(LoKrConfig, r=64, alpha=ALPHA, decompose_factor=4)),
-    "lokr_both": ("LoKr, both factors low-rank", _parts(LoKrConfig, r=RANK, alpha=ALPHA, decompose_both=True)),
+    "lokr_whole": (
+        "LoKr, two whole factors",
+        _parts(LoKrConfig, r=64, alpha=ALPHA, decompose_factor=4),
+    ),
+    "lokr_both": (
+        "LoKr, both factors low-rank",
+        _parts(LoKrConfig, r=RANK, alpha=ALPHA, decompose_both=True),
+    ),
     "pissa": ("LoRA, init_lora_weights: pissa", _lora(init_lora_weights="pissa")),
     "olora": ("LoRA, init_lora_weights: olora", _lora(init_lora_weights="olora")),
-    "gaussian": ("LoRA, init_lora_weights: gaussian", _lora(init_lora_weights="gaussian")),
-    "orthogonal": ("LoRA, init_lora_weights: orthogonal", _lora(init_lora_weights="orthogonal")),
+    "gaussian": (
+        "LoRA, init_lora_weights: gaussian",
+        _lora(init_lora_weights="gaussian"),
+    ),
+    "orthogonal": (
+        "LoRA, init_lora_weights: orthogonal",
+        _lora(init_lora_weights="orthogonal"),
+    ),
     "mica": ("LoRA, init_lora_weights: mica", _lora(init_lora_weights="mica")),
     "eva": ("LoRA, init_lora_weights: eva", _lora(init_lora_weights="eva")),
     "lora_bias": ("LoRA, lora_bias", _lora(lora_bias=True)),
     "oft": ("OFT", _parts(OFTConfig, r=0, oft_block_size=8)),
-    "oft_coft": ("OFT, coft", _parts(OFTConfig, r=0, oft_block_size=8, coft=True, eps=0.5)),
-    "oft_shared": ("OFT, block_share", _parts(OFTConfig, r=0, oft_block_size=8, block_share=True)),
-    "oft_cayley": ("OFT, exact inverse", _parts(OFTConfig, r=0, oft_block_size=8, use_cayley_neumann=False)),
+    "oft_coft": (
+        "OFT, coft",
+        _parts(OFTConfig, r=0, oft_block_size=8, coft=True, eps=0.5),
+    ),
+    "oft_shared": (
+        "OFT, block_share",
+        _parts(OFTConfig, r=0, oft_block_size=8, block_share=True),
+    ),
+    "oft_cayley": (
+        "OFT, exact inverse",
+        _parts(OFTConfig, r=0, oft_block_size=8, use_cayley_neumann=False),
+    ),
     "boft": ("BOFT", _parts(BOFTConfig, boft_block_size=4, boft_n_butterfly_factor=2)),
     "ia3": ("IA3", _parts(IA3Config, feedforward_modules=[])),
     "vera": ("VeRA", _parts(VeraConfig, r=RANK)),
@@ -95,7 +134,9 @@ ONE_SHAPE = ("vera",)
 
 def write(model: TinyModel, folder: Path) -> Iterator[WrittenFile]:
     """The files of each kind that this peft can make on the model."""
-    has_bias = any(name.endswith("attn.to_q.bias") for name in model.build().state_dict())
+    has_bias = any(
+        name.endswith("attn.to_q.bias") for name in model.build().state_dict()
+    )
     for name, (what, make) in SETTINGS.items():
         if name in NO_BIAS and not has_bias:
             continue
@@ -103,8 +144,12 @@ def write(model: TinyModel, folder: Path) -> Iterator[WrittenFile]:
     yield from _renamed(model, folder)
 
 
-def _written(model: TinyModel, folder: Path, name: str, what: str, make: Make) -> WrittenFile:
-    targets = [target for target in model.targets if name not in ONE_SHAPE or "attn" in target]
+def _written(
+    model: TinyModel, folder: Path, name: str, what: str, make: Make
+) -> WrittenFile:
+    targets = [
+        target for target in model.targets if name not in ONE_SHAPE or "attn" in target
+    ]
     layers = [layer for layer in model.layers() if layer.endswith(tuple(targets))]
     torch.manual_seed(0)
     wrapped = get_peft_model(model.build(), make(targets))
@@ -116,7 +161,15 @@ def _written(model: TinyModel, folder: Path, name: str, what: str, make: Make) -
         _start_magnitudes(wrapped, draws)
     wrapped.save_pretrained(folder)
     meant = _meant(model, folder)
-    return WrittenFile(f"peft_{name}", model.title, VERSION, what, folder / WEIGHTS_FILE, meant, tuple(layers))
+    return WrittenFile(
+        f"peft_{name}",
+        model.title,
+        VERSION,
+        what,
+        folder / WEIGHTS_FILE,
+        meant,
+        tuple(layers),
+    )
 
 
 @torch.no_grad()
@@ -139,8 +192,12 @@ def _meant(model: TinyModel, folder: Path) -> Changes:
 
 
 def _renamed(model: TinyModel, folder: Path) -> Iterator[WrittenFile]:
-    """The plain LoRA by a name of the user's own, with its settings beside it and without."""
-    for name, what in (("renamed", "LoRA renamed, adapter_config.json beside it"), ("alone", "LoRA renamed, alone")):
+    """The plain LoRA by a name of the user's own, with its settings beside it and
+    without."""
+    for name, what in (
+        ("renamed", "LoRA renamed, adapter_config.json beside it"),
+        ("alone", "LoRA renamed, alone"),
+    ):
         place = folder / name
         place.mkdir(parents=True, exist_ok=True)
         path = place / "my_char.safetensors"
@@ -150,4 +207,6 @@ def _renamed(model: TinyModel, folder: Path) -> Iterator[WrittenFile]:
         meant = _meant(model, folder / "lora")
         layers = tuple(model.layers())
         in_file = name == "renamed"
-        yield WrittenFile(f"peft_{name}", model.title, VERSION, what, path, meant, layers, in_file)
+        yield WrittenFile(
+            f"peft_{name}", model.title, VERSION, what, path, meant, layers, in_file
+        )

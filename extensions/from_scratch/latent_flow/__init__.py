@@ -1,1 +1,2 @@
-"""Latent flow models as `flow_trainer` makes them: any transformer of a table, any of diffusers' image autoencoders."""
+"""Latent flow models as `flow_trainer` makes them: any transformer of a table, any of
+diffusers' image autoencoders."""

@@ -1,8 +1,10 @@
-"""Models that draw latents of an autoencoder from text: a transformer of `TRANSFORMERS`, an autoencoder of diffusers, a
-text encoder of `TEXT_ENCODERS`. What is constant for a published model differs here from folder to folder
+"""Models that draw latents of an autoencoder from text: a transformer of
+`TRANSFORMERS`, an autoencoder of diffusers, a text encoder of `TEXT_ENCODERS`. What is
+constant for a published model differs here from folder to folder
 (`LatentFlowFamily.of_folder`). Imports no torch.
 
-`model_index.json` has, beside the classes of the parts, `prediction` (`ModelFacts.prediction`) and `max_tokens`.
+`model_index.json` has, beside the classes of the parts, `prediction`
+(`ModelFacts.prediction`) and `max_tokens`.
 """
 
 from __future__ import annotations
@@ -13,8 +15,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from extensions.from_scratch.arguments import MOST_LAYERS, file_fault
-from extensions.from_scratch.autoencoder_config import LEVELS, latent_channels, latent_scale
-from toolkit.config.sections.model_files import INDEX, ORIGINAL_MODEL, quantization_fault, read_model_json, weight_files
+from extensions.from_scratch.autoencoder_config import (
+    LEVELS,
+    latent_channels,
+    latent_scale,
+)
+from toolkit.config.sections.model_files import (
+    INDEX,
+    ORIGINAL_MODEL,
+    quantization_fault,
+    read_model_json,
+    weight_files,
+)
 from toolkit.contracts.model import PREDICTIONS
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.safetensors_io import tensor_shapes
@@ -36,12 +48,14 @@ TRANSFORMERS = Registry(
 
 
 ENCODE_TENSORS, DECODE_TENSORS = 14, 22
-"""How many tensors of the VAE's width and the image's size are in memory at most. Measured with AutoencoderKLQwenImage
-on the CPU in bfloat16, base_dim 32, dim_mult 1 2 4 4; convolutions that copy their input take more."""
+"""How many tensors of the VAE's width and the image's size are in memory at most.
+Measured with AutoencoderKLQwenImage on the CPU in bfloat16, base_dim 32, dim_mult 1 2 4
+4; convolutions that copy their input take more."""
 
 
 POSITIONS = {"SD3Transformer2DModel": ("pos_embed_max_size", 96)}
-"""Class whose positions are a table -> its argument with the tokens along a side of it, and their number by default."""
+"""Class whose positions are a table -> its argument with the tokens along a side of it,
+and their number by default."""
 
 
 REFERENCES = {"QwenImageTransformer2DModel": 3, "QwenImage21Transformer2DModel": 10}
@@ -59,7 +73,8 @@ class TextEncoderKind(NamedTuple):
     """Arguments of `from_pretrained`."""
 
     norm: str = ""
-    """The final norm, which is left out: the transformer has a norm of its own there, as in Qwen-Image-2.1."""
+    """The final norm, which is left out: the transformer has a norm of its own there,
+    as in Qwen-Image-2.1."""
 
 
 TEXT_ENCODERS = {
@@ -76,21 +91,25 @@ TEXT_LAYERS = {"num_hidden_layers", "num_layers", "n_layers"}
 """Keys of a text encoder's config with its number of layers."""
 
 PIPELINE = "LatentFlowPipeline"
-"""In `pipeline.py` of a model folder, a copy of the file beside this one: diffusers runs it, not this program."""
+"""In `pipeline.py` of a model folder, a copy of the file beside this one: diffusers
+runs it, not this program."""
 
 PIPELINE_CODE = Path(__file__).with_name("pipeline.py")
 
 PROJECTION = "projection.safetensors"
-"""In the folder of the text encoder: the weight [outputs, inputs] of a linear layer behind it, `weight`; optional."""
+"""In the folder of the text encoder: the weight [outputs, inputs] of a linear layer
+behind it, `weight`; optional."""
 
 BLOCKS = "transformer_blocks."
 DEFAULT_MAX_TOKENS = 77
 PATCH = 2
-"""Latent pixels along one side of a token, where a transformer's config does not say it."""
+"""Latent pixels along one side of a token, where a transformer's config does not say
+it."""
 
 
 class LatentFlowFamily(ModelFamily):
-    """See `ModelFamily`. Without a folder the facts are those of an AutoencoderKL of Stable Diffusion 3."""
+    """See `ModelFamily`. Without a folder the facts are those of an AutoencoderKL of
+    Stable Diffusion 3."""
 
     arch = "latent_flow"
     model_class = "extensions.from_scratch.latent_flow.model:LatentFlowModel"
@@ -100,7 +119,10 @@ class LatentFlowFamily(ModelFamily):
     modelspec = ("Latent-Flow", "https://github.com/huggingface/diffusers")
     empty_negative = ""  # what a dropped caption is trained as
     text_sees_references = False
-    encoder_parts: Mapping[str, tuple[str, ...]] = {"vae": ("vae",), "text_encoder": ("text_encoder", "tokenizer")}
+    encoder_parts: Mapping[str, tuple[str, ...]] = {
+        "vae": ("vae",),
+        "text_encoder": ("text_encoder", "tokenizer"),
+    }
     weight_parts = ("transformer", "vae", "text_encoder")
     parts: Mapping[str, str] = {
         "transformer": "config.json",
@@ -120,8 +142,9 @@ class LatentFlowFamily(ModelFamily):
         positions: int | None = None,
         max_references: int = 0,
     ) -> None:
-        """max_tokens: of a prompt; what is behind them is not seen. positions: tokens along the longest side that the
-        transformer has positions for; None: any number. max_references: control images that it takes at most."""
+        """max_tokens: of a prompt; what is behind them is not seen. positions: tokens
+        along the longest side that the transformer has positions for; None: any number.
+        max_references: control images that it takes at most."""
         self.latent_channels = latent_channels
         self.latent_scale = latent_scale
         self.patch = patch
@@ -146,9 +169,14 @@ class LatentFlowFamily(ModelFamily):
 
     @classmethod
     def of_parts(
-        cls, vae: Mapping[str, Any], transformer: Mapping[str, Any], prediction: str, max_tokens: int
+        cls,
+        vae: Mapping[str, Any],
+        transformer: Mapping[str, Any],
+        prediction: str,
+        max_tokens: int,
     ) -> LatentFlowFamily:
-        """The facts by the configs of these parts, each with its class as `_class_name`."""
+        """The facts by the configs of these parts, each with its class as
+        `_class_name`."""
         name = transformer["_class_name"]
         patch = transformer.get("patch_size", PATCH)
         if name in POSITIONS:
@@ -156,7 +184,15 @@ class LatentFlowFamily(ModelFamily):
         else:
             most = None
         references = REFERENCES.get(name, 0)
-        return cls(latent_channels(vae), latent_scale(vae), patch, prediction, max_tokens, most, references)
+        return cls(
+            latent_channels(vae),
+            latent_scale(vae),
+            patch,
+            prediction,
+            max_tokens,
+            most,
+            references,
+        )
 
     def config_error(self, folder: Path) -> str:
         try:
@@ -173,14 +209,23 @@ class LatentFlowFamily(ModelFamily):
         prediction = index.get("prediction", PREDICTIONS[0])
         tokens = index.get("max_tokens", DEFAULT_MAX_TOKENS)
         if prediction not in PREDICTIONS:
-            raise UserError(f"{folder / INDEX}: prediction: {prediction!r} is none of {', '.join(PREDICTIONS)}.")
+            raise UserError(
+                f"{folder / INDEX}: prediction: {prediction!r} is none of {', '.join(PREDICTIONS)}."
+            )
         if type(tokens) is not int or tokens < 1:
-            raise UserError(f"{folder / INDEX}: max_tokens: {tokens!r} is not a whole number above 0.")
-        for part, config, known in (("transformer", transformer, TRANSFORMERS), ("vae", vae, LEVELS)):
+            raise UserError(
+                f"{folder / INDEX}: max_tokens: {tokens!r} is not a whole number above 0."
+            )
+        for part, config, known in (
+            ("transformer", transformer, TRANSFORMERS),
+            ("vae", vae, LEVELS),
+        ):
             name = str(config.get("_class_name"))
             if name not in known:
                 file = folder / part / "config.json"
-                raise UserError(f"{file}: {name!r} is not a {part} of this family. {did_you_mean(name, known)}")
+                raise UserError(
+                    f"{file}: {name!r} is not a {part} of this family. {did_you_mean(name, known)}"
+                )
             fault = file_fault(folder / part / "config.json", config)
             if fault:
                 raise UserError(fault)
@@ -189,16 +234,28 @@ class LatentFlowFamily(ModelFamily):
         inputs = transformer.get("in_channels", 0)
         own = latent_channels(vae)
         if inputs and inputs % own:
-            raise UserError(f"{folder}: the transformer has {inputs} channels, and the latents of vae have {own}.")
+            raise UserError(
+                f"{folder}: the transformer has {inputs} channels, and the latents of vae have {own}."
+            )
         if not any(name.startswith(BLOCKS) for name in shapes):
-            raise UserError(f"{folder / 'transformer'}: its weights have no {BLOCKS.rstrip('.')}.")
+            raise UserError(
+                f"{folder / 'transformer'}: its weights have no {BLOCKS.rstrip('.')}."
+            )
 
     def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
-        return {name: shape for name, shape in self.every_linear_layer(folder).items() if name.startswith(BLOCKS)}
+        return {
+            name: shape
+            for name, shape in self.every_linear_layer(folder).items()
+            if name.startswith(BLOCKS)
+        }
 
     def every_linear_layer(self, folder: Path) -> dict[str, tuple[int, int]]:
         shapes = part_shapes(folder / "transformer").items()
-        return {name.removesuffix(".weight"): (s[1], s[0]) for name, s in shapes if len(s) == 2}
+        return {
+            name.removesuffix(".weight"): (s[1], s[0])
+            for name, s in shapes
+            if len(s) == 2
+        }
 
     def modules(self, folder: Path) -> dict[str, int]:
         counts: dict[str, int] = {}
@@ -216,14 +273,21 @@ class LatentFlowFamily(ModelFamily):
         layers = self.linear_layers(folder)
         config = part_config(folder, "transformer")
         in_blocks = sum(inputs * outputs for inputs, outputs in layers.values())
-        largest = max((inputs * outputs for inputs, outputs in layers.values()), default=0)
+        largest = max(
+            (inputs * outputs for inputs, outputs in layers.values()), default=0
+        )
         text = part_config(folder, "text_encoder")
         vae = part_config(folder, "vae")
         hidden = text.get("hidden_size", text.get("dim", text.get("d_model", 0)))
-        inner = text.get("intermediate_size", text.get("hidden_dim", text.get("d_ff", 4 * hidden)))
-        vae_width = vae.get("base_dim", next(iter(vae.get(LEVELS[vae["_class_name"]][0], ())), 64))
+        inner = text.get(
+            "intermediate_size", text.get("hidden_dim", text.get("d_ff", 4 * hidden))
+        )
+        vae_width = vae.get(
+            "base_dim", next(iter(vae.get(LEVELS[vae["_class_name"]][0], ())), 64)
+        )
         return ModelSizeInfo(
-            width=config.get("num_attention_heads", 1) * config.get("attention_head_dim", 1),
+            width=config.get("num_attention_heads", 1)
+            * config.get("attention_head_dim", 1),
             blocks=self.block_count(folder),
             linear_params=in_blocks,
             other_params=sum(self.modules(folder).values()) - in_blocks,
@@ -232,7 +296,9 @@ class LatentFlowFamily(ModelFamily):
             modulation_layers=frozenset(),
             tabulated_weights=0,
             table_inputs=frozenset(),
-            text=EncoderSize(0, sum(map(prod, part_shapes(folder / "text_encoder").values()))),
+            text=EncoderSize(
+                0, sum(map(prod, part_shapes(folder / "text_encoder").values()))
+            ),
             vae=EncoderSize(0, sum(map(prod, part_shapes(folder / "vae").values()))),
             encode_numbers=ENCODE_TENSORS * vae_width,
             decode_numbers=DECODE_TENSORS * vae_width,
@@ -252,13 +318,14 @@ BUFFERS = ("pos_embed.pos_embed",)
 
 
 def part_config(folder: Path, part: str) -> dict[str, Any]:
-    """config.json of a part of a model folder. Raises UserError where it cannot be read."""
+    """config.json of a part of a model folder. Raises UserError where it cannot be
+    read."""
     return read_model_json(folder / part / "config.json")
 
 
 def text_encoder_kind(part: Path) -> TextEncoderKind:
-    """The kind of the text encoder in a folder. Raises UserError for one of another kind, one that cannot be, and one
-    that another program has quantized."""
+    """The kind of the text encoder in a folder. Raises UserError for one of another
+    kind, one that cannot be, and one that another program has quantized."""
     fault = quantization_fault(part, "text_encoder", ORIGINAL_MODEL)
     if fault:
         raise UserError(fault)
@@ -271,7 +338,9 @@ def text_encoder_kind(part: Path) -> TextEncoderKind:
     inner = config.get("text_config") or config
     for key in TEXT_LAYERS & inner.keys() if isinstance(inner, dict) else ():
         if type(inner[key]) is not int or not 1 <= inner[key] <= MOST_LAYERS:
-            raise UserError(f"{part / 'config.json'}: {key}: {inner[key]!r} is not a number from 1 to {MOST_LAYERS}.")
+            raise UserError(
+                f"{part / 'config.json'}: {key}: {inner[key]!r} is not a number from 1 to {MOST_LAYERS}."
+            )
     return TEXT_ENCODERS[name]
 
 
@@ -296,10 +365,15 @@ def encoder_positions(part: Path) -> int | None:
 
 
 def part_shapes(part: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each tensor of a part, from the headers of its files; empty where it is not here yet."""
+    """Name and shape of each tensor of a part, from the headers of its files; empty
+    where it is not here yet."""
     if not part.is_dir():
         return {}
-    return {name: shape for path in weight_files(part) for name, shape in tensor_shapes(path).items()}
+    return {
+        name: shape
+        for path in weight_files(part)
+        for name, shape in tensor_shapes(path).items()
+    }
 
 
 FAMILY = LatentFlowFamily()

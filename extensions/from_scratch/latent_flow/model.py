@@ -1,9 +1,11 @@
 """`DiffusionModel` for the model folders of `flow_trainer`.
 
-The text encoder may be trained along (`train_text_encoder`): prompts are then encoded as token ids, and embedded at
-each use by its weights of that moment, with a gradient where one is wanted.
+The text encoder may be trained along (`train_text_encoder`): prompts are then encoded
+as token ids, and embedded at each use by its weights of that moment, with a gradient
+where one is wanted.
 
-Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens, E text width.
+Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens,
+E text width.
 """
 
 from __future__ import annotations
@@ -19,7 +21,12 @@ from torch import Tensor, nn
 
 from extensions.from_scratch.autoencoders import Autoencoder, load_autoencoder
 from extensions.from_scratch.latent_flow import text
-from extensions.from_scratch.latent_flow.family import FAMILY, TRANSFORMERS, LatentFlowFamily, part_config
+from extensions.from_scratch.latent_flow.family import (
+    FAMILY,
+    TRANSFORMERS,
+    LatentFlowFamily,
+    part_config,
+)
 from extensions.from_scratch.latent_flow.transformers import TransformerAdapter
 from extensions.from_scratch.spade import attach_spade
 from toolkit.contracts.data import PromptEmbeds, Size
@@ -42,13 +49,18 @@ class LatentFlowModel(FolderModel):
 
     family: LatentFlowFamily
 
-    def __init__(self, options: ModelLoadOptions, family: LatentFlowFamily | None = None) -> None:
+    def __init__(
+        self, options: ModelLoadOptions, family: LatentFlowFamily | None = None
+    ) -> None:
         name = part_config(options.folder, "transformer")["_class_name"]
         self._adapter: TransformerAdapter = TRANSFORMERS.load(name)
         self._trains_text = False
         self._trained_vae: tuple[bool | None, int] | None = None
         """Arguments of `train_autoencoder`."""
-        super().__init__(replace(options, modulation_table=False), family or FAMILY.of_folder(options.folder))
+        super().__init__(
+            replace(options, modulation_table=False),
+            family or FAMILY.of_folder(options.folder),
+        )
 
     # ------------------------------------------------------------ parts
 
@@ -57,10 +69,15 @@ class LatentFlowModel(FolderModel):
             return load_blockwise(self.options, self._adapter.model_class)
         if name == "vae":
             spade, seed = self._trained_vae or (None, 0)
-            autoencoder = load_autoencoder(self.options.folder / name, with_spade=spade is not False)
+            autoencoder = load_autoencoder(
+                self.options.folder / name, with_spade=spade is not False
+            )
             if self._trained_vae is None:
-                # Not diffusers' own `to`, which warns of modules to be kept in float32 where the class has none.
-                nn.Module.to(autoencoder.module, self.options.dtype).requires_grad_(False).eval()
+                # Not diffusers' own `to`, which warns of modules to be kept in float32
+                # where the class has none.
+                nn.Module.to(autoencoder.module, self.options.dtype).requires_grad_(
+                    False
+                ).eval()
             elif spade and not autoencoder.has_spade():
                 attach_spade(autoencoder.module, seed)
             return autoencoder
@@ -84,7 +101,8 @@ class LatentFlowModel(FolderModel):
         return module
 
     def train_text_encoder(self) -> None:
-        """From here on prompts are token ids, and `text_encoder` is in `weights_dtype` and stays."""
+        """From here on prompts are token ids, and `text_encoder` is in `weights_dtype`
+        and stays."""
         self._trains_text = True
         self._parts.pop("text_encoder", None)
 
@@ -95,8 +113,8 @@ class LatentFlowModel(FolderModel):
         return encoder
 
     def train_autoencoder(self, spade: bool | None, seed: int) -> None:
-        """From here on the autoencoder is in float32 and stays. spade: added or left out; None: as it is. seed: of what
-        is added."""
+        """From here on the autoencoder is in float32 and stays. spade: added or left
+        out; None: as it is. seed: of what is added."""
         self._trained_vae = spade, seed
         self._parts.pop("vae", None)
 
@@ -135,25 +153,33 @@ class LatentFlowModel(FolderModel):
 
     def reference_size(self, image: Size, target: Size) -> Size:
         """About as many pixels as the target, in the image's own aspect ratio."""
-        return size_of_area(math.prod(target), image.width / image.height, self.family.size_multiple)
+        return size_of_area(
+            math.prod(target), image.width / image.height, self.family.size_multiple
+        )
 
     @torch.no_grad()
     def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
         autoencoder = self.autoencoder
-        mean_BCHW, _ = autoencoder.encode(pixels_BCHW.to(self.options.device, autoencoder.dtype()))
+        mean_BCHW, _ = autoencoder.encode(
+            pixels_BCHW.to(self.options.device, autoencoder.dtype())
+        )
         return autoencoder.normalised(mean_BCHW)
 
     @torch.no_grad()
     def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
         autoencoder = self.autoencoder
-        latents_BCHW = autoencoder.unnormalised(latents_BCHW.to(self.options.device, autoencoder.dtype()))
+        latents_BCHW = autoencoder.unnormalised(
+            latents_BCHW.to(self.options.device, autoencoder.dtype())
+        )
         return autoencoder.decode(latents_BCHW).float().clamp(-1, 1)
 
     # ------------------------------------------------------------ text
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
         if references:
-            raise ValueError(f"the text encoder of a {self.family.title} sees no images")
+            raise ValueError(
+                f"the text encoder of a {self.family.title} sees no images"
+            )
         ids_L = text.token_ids(self.part("tokenizer"), prompt, self.family.max_tokens)
         if self._trains_text:
             return ids_L
@@ -165,12 +191,17 @@ class LatentFlowModel(FolderModel):
         """How many of these prompts have more tokens than are seen."""
         tokenizer = self.part("tokenizer")
         most = self.family.max_tokens
-        return sum(len(tokenizer(prompt, verbose=False)["input_ids"]) > most for prompt in prompts)
+        return sum(
+            len(tokenizer(prompt, verbose=False)["input_ids"]) > most
+            for prompt in prompts
+        )
 
     def _embeds(self, prompts: PromptEmbeds) -> Tensor:
         """Embeddings [B, L, E] of prompts of one length."""
         if self._trains_text:
-            embeds_BLE: Tensor = self.part("text_encoder")(to_device(prompts.embeds_BLD, self.options.device))
+            embeds_BLE: Tensor = self.part("text_encoder")(
+                to_device(prompts.embeds_BLD, self.options.device)
+            )
             return embeds_BLE.to(self.options.dtype)
         return self.to_model(prompts.embeds_BLD)
 
@@ -180,11 +211,21 @@ class LatentFlowModel(FolderModel):
         return self._adapter.compose(wrappers)
 
     def predict_group(
-        self, run: Any, x_t_BCHW: Tensor, t_B: Tensor, prompts: PromptEmbeds, slots: Sequence[Tensor]
+        self,
+        run: Any,
+        x_t_BCHW: Tensor,
+        t_B: Tensor,
+        prompts: PromptEmbeds,
+        slots: Sequence[Tensor],
     ) -> Tensor:
         levels_B = to_device(t_B.float(), self.options.device)
         return self._adapter.forward(
-            self.network_module, run, self.to_model(x_t_BCHW), levels_B, self._embeds(prompts), slots
+            self.network_module,
+            run,
+            self.to_model(x_t_BCHW),
+            levels_B,
+            self._embeds(prompts),
+            slots,
         )
 
     def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:

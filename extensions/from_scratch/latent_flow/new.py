@@ -1,4 +1,5 @@
-"""Makes the parts of a model folder: a transformer and a text encoder with random weights, parts of other folders."""
+"""Makes the parts of a model folder: a transformer and a text encoder with random
+weights, parts of other folders."""
 
 from __future__ import annotations
 
@@ -21,7 +22,10 @@ from extensions.from_scratch.latent_flow.family import (
     text_encoder_kind,
     text_width,
 )
-from extensions.from_scratch.latent_flow.transformers import ARGUMENTS, TransformerAdapter
+from extensions.from_scratch.latent_flow.transformers import (
+    ARGUMENTS,
+    TransformerAdapter,
+)
 from toolkit.config.sections.model_files import INDEX, read_model_json
 from toolkit.errors import RunError
 from toolkit.files.safetensors_io import save_file
@@ -34,29 +38,48 @@ from toolkit.system.seeding import global_generator
 TEXT_WEIGHTS = "model.safetensors"
 
 
-def refuse_transformer(class_name: str, arguments: Mapping[str, Any], channels: int, width: int) -> None:
-    """Raises UserError for arguments that the class does not have or cannot be made of; nothing is allocated.
+def refuse_transformer(
+    class_name: str, arguments: Mapping[str, Any], channels: int, width: int
+) -> None:
+    """Raises UserError for arguments that the class does not have or cannot be made of;
+    nothing is allocated.
 
     channels: of the latents. width: of the text embeddings.
     """
     adapter: TransformerAdapter = TRANSFORMERS.load(class_name)
-    refuse_arguments(adapter.model_class, {**adapter.fitting(arguments, channels, width), **arguments}, ARGUMENTS)
+    refuse_arguments(
+        adapter.model_class,
+        {**adapter.fitting(arguments, channels, width), **arguments},
+        ARGUMENTS,
+    )
 
 
-def new_transformer(folder: Path, arguments: Mapping[str, Any], class_name: str = "") -> nn.Module:
-    """A transformer with random weights that fits `vae` and `text_encoder` in a folder. class_name: of diffusers; by
-    default that which model_index.json names.
+def new_transformer(
+    folder: Path, arguments: Mapping[str, Any], class_name: str = ""
+) -> nn.Module:
+    """A transformer with random weights that fits `vae` and `text_encoder` in a folder.
+    class_name: of diffusers; by default that which model_index.json names.
 
-    Draws from torch's global generator. Raises UserError for arguments that its class refuses.
+    Draws from torch's global generator. Raises UserError for arguments that its class
+    refuses.
     """
-    adapter: TransformerAdapter = TRANSFORMERS.load(class_name or read_model_json(folder / INDEX)["transformer"][1])
-    fitting = adapter.fitting(arguments, latent_channels(part_config(folder, "vae")), text_width(folder))
-    transformer: nn.Module = build(adapter.model_class, {**fitting, **arguments}, ARGUMENTS)
+    adapter: TransformerAdapter = TRANSFORMERS.load(
+        class_name or read_model_json(folder / INDEX)["transformer"][1]
+    )
+    fitting = adapter.fitting(
+        arguments, latent_channels(part_config(folder, "vae")), text_width(folder)
+    )
+    transformer: nn.Module = build(
+        adapter.model_class, {**fitting, **arguments}, ARGUMENTS
+    )
     return transformer
 
 
-def write_transformer(folder: Path, class_name: str, arguments: Mapping[str, Any], seed: int) -> None:
-    """Writes `transformer/` with random weights of this seed, beside `vae/` and `text_encoder/`."""
+def write_transformer(
+    folder: Path, class_name: str, arguments: Mapping[str, Any], seed: int
+) -> None:
+    """Writes `transformer/` with random weights of this seed, beside `vae/` and
+    `text_encoder/`."""
     with global_generator(seed, "transformer"):
         module: Any = new_transformer(folder, arguments, class_name)
     part = folder / "transformer"
@@ -65,10 +88,17 @@ def write_transformer(folder: Path, class_name: str, arguments: Mapping[str, Any
 
 
 def write_text_encoder(
-    folder: Path, arguments: Mapping[str, Any], captions: Iterable[str], max_tokens: int, seed: int
+    folder: Path,
+    arguments: Mapping[str, Any],
+    captions: Iterable[str],
+    max_tokens: int,
+    seed: int,
 ) -> None:
-    """Writes `text_encoder/`, a BertModel with random weights of this seed, and `tokenizer/` of these captions."""
-    tokenizer = text.make_tokenizer(captions, max_tokens, arguments.get("vocab_size", text.VOCABULARY))
+    """Writes `text_encoder/`, a BertModel with random weights of this seed, and
+    `tokenizer/` of these captions."""
+    tokenizer = text.make_tokenizer(
+        captions, max_tokens, arguments.get("vocab_size", text.VOCABULARY)
+    )
     tokenizer.save_pretrained(folder / "tokenizer")
     encoder = text.make_encoder(arguments, len(tokenizer), max_tokens, seed)
     part = folder / "text_encoder"
@@ -78,8 +108,8 @@ def write_text_encoder(
 
 
 def place_text_encoder(folder: Path, encoder: Path, tokenizer: Path) -> None:
-    """Writes `text_encoder/` and `tokenizer/` of other folders. Raises UserError or RunError where they cannot be
-    used."""
+    """Writes `text_encoder/` and `tokenizer/` of other folders. Raises UserError or
+    RunError where they cannot be used."""
     text_encoder_kind(encoder)
     files = [encoder / "config.json", *sorted(encoder.glob("model*.safetensors*"))]
     if len(files) == 1:
@@ -90,8 +120,8 @@ def place_text_encoder(folder: Path, encoder: Path, tokenizer: Path) -> None:
 
 
 def write_projection(folder: Path, outputs: int, seed: int) -> None:
-    """Puts a random linear layer of so many outputs behind the text encoder of a folder. It keeps lengths and angles
-    (orthogonal), as far as `outputs` allows."""
+    """Puts a random linear layer of so many outputs behind the text encoder of a
+    folder. It keeps lengths and angles (orthogonal), as far as `outputs` allows."""
     part = folder / "text_encoder"
     with global_generator(seed, "text projection"):
         weight_EH = nn.init.orthogonal_(torch.empty(outputs, encoder_width(part)))
@@ -99,9 +129,14 @@ def write_projection(folder: Path, outputs: int, seed: int) -> None:
 
 
 def place_autoencoder(folder: Path, source: Path) -> None:
-    """Writes `vae/`: an autoencoder's own files and its SPADE; a discriminator that stands beside them stays there."""
+    """Writes `vae/`: an autoencoder's own files and its SPADE; a discriminator that
+    stands beside them stays there."""
     spade = [file for file in [source / SPADE_FILE] if file.is_file()]
-    for file in [source / "config.json", *sorted(source.glob("diffusion_pytorch_model*")), *spade]:
+    for file in [
+        source / "config.json",
+        *sorted(source.glob("diffusion_pytorch_model*")),
+        *spade,
+    ]:
         place_file(file, folder / "vae" / file.name)
 
 
@@ -112,7 +147,10 @@ def write_scheduler(folder: Path) -> None:
 
 def write_index(folder: Path, prediction: str, max_tokens: int) -> None:
     """Writes model_index.json of the parts in a folder."""
-    classes = {part: part_config(folder, part)["_class_name"] for part in ("transformer", "vae")}
+    classes = {
+        part: part_config(folder, part)["_class_name"]
+        for part in ("transformer", "vae")
+    }
     write_json(
         folder / INDEX,
         {
@@ -121,7 +159,10 @@ def write_index(folder: Path, prediction: str, max_tokens: int) -> None:
             "prediction": prediction,
             "max_tokens": max_tokens,
             "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-            "text_encoder": ["transformers", text_encoder_kind(folder / "text_encoder").class_name],
+            "text_encoder": [
+                "transformers",
+                text_encoder_kind(folder / "text_encoder").class_name,
+            ],
             "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
             **{part: ["diffusers", name] for part, name in classes.items()},
         },

@@ -1,10 +1,13 @@
-"""A pipeline of diffusers for the model folders of Atelier's `flow_trainer`, beside whose model_index.json it lies:
+"""A pipeline of diffusers for the model folders of Atelier's `flow_trainer`, beside
+whose model_index.json it lies:
 
     DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
 
-Text to image; control images are read by Atelier alone. It imports diffusers and torch only.
+Text to image; control images are read by Atelier alone. It imports diffusers and torch
+only.
 
-Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens, E text width.
+Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens,
+E text width.
 """
 
 from __future__ import annotations
@@ -41,13 +44,22 @@ class LatentFlowPipeline(DiffusionPipeline):
         max_tokens: int = 77,
     ) -> None:
         super().__init__()
-        parts = {"transformer": transformer, "vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
+        parts = {
+            "transformer": transformer,
+            "vae": vae,
+            "text_encoder": text_encoder,
+            "tokenizer": tokenizer,
+        }
         self.register_modules(**parts, scheduler=scheduler)
         self.register_to_config(prediction=prediction, max_tokens=max_tokens)
-        if text_encoder.config.model_type == "qwen3":  # the transformer takes what its final norm takes
+        if (
+            text_encoder.config.model_type == "qwen3"
+        ):  # the transformer takes what its final norm takes
             text_encoder.norm.register_forward_hook(lambda _, inputs, __: inputs[0])
         if vae.config.get("spade"):
-            raise ValueError("This autoencoder was trained with SPADE, which only Atelier decodes with.")
+            raise ValueError(
+                "This autoencoder was trained with SPADE, which only Atelier decodes with."
+            )
 
     @torch.no_grad()
     def __call__(
@@ -60,7 +72,8 @@ class LatentFlowPipeline(DiffusionPipeline):
         guidance_scale: float = 3.0,
         generator: torch.Generator | None = None,
     ) -> Any:
-        """`ImagePipelineOutput` with one image. height, width: in pixels. guidance_scale: up to 1 means none."""
+        """`ImagePipelineOutput` with one image. height, width: in pixels.
+        guidance_scale: up to 1 means none."""
         device = self._execution_device
         dtype = self.transformer.dtype
         positive = self._embeds(prompt)
@@ -68,28 +81,46 @@ class LatentFlowPipeline(DiffusionPipeline):
             negative = self._embeds(negative_prompt)
         else:
             negative = None
-        empty = self._encode(torch.zeros(1, 3, 64, 64, dtype=self.vae.dtype, device=device))
+        empty = self._encode(
+            torch.zeros(1, 3, 64, 64, dtype=self.vae.dtype, device=device)
+        )
         channels = empty.shape[1]
         scale = 64 // empty.shape[-1]
-        noise = torch.randn((1, channels, height // scale, width // scale), generator=generator)
-        self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_inference_steps, num_inference_steps), device=device)
+        noise = torch.randn(
+            (1, channels, height // scale, width // scale), generator=generator
+        )
+        self.scheduler.set_timesteps(
+            sigmas=np.linspace(1, 1 / num_inference_steps, num_inference_steps),
+            device=device,
+        )
         x_BCHW = noise.to(device)
-        for sigma, timestep in zip(self.scheduler.sigmas, self.progress_bar(self.scheduler.timesteps), strict=False):
+        for sigma, timestep in zip(
+            self.scheduler.sigmas,
+            self.progress_bar(self.scheduler.timesteps),
+            strict=False,
+        ):
             t_B = sigma.to(device).expand(1)
             latents = x_BCHW.to(dtype)
             velocity = self._predict(latents, t_B, positive)
             if negative is not None:
                 unguided = self._predict(latents, t_B, negative)
                 velocity = unguided + guidance_scale * (velocity - unguided)
-            x_BCHW = self.scheduler.step(SPEED[self.config.prediction] * velocity, timestep, x_BCHW)[0]
+            x_BCHW = self.scheduler.step(
+                SPEED[self.config.prediction] * velocity, timestep, x_BCHW
+            )[0]
         pixels = self._decode(x_BCHW.to(self.vae.dtype)).float()
-        images = self.numpy_to_pil((pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy())
+        images = self.numpy_to_pil(
+            (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        )
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images)
 
     def _embeds(self, prompt: str) -> torch.Tensor:
-        """[1, L, E]: the last hidden states, behind the text encoder's projection where its folder has one."""
-        ids = self.tokenizer(prompt, truncation=True, max_length=self.config.max_tokens)["input_ids"]
+        """[1, L, E]: the last hidden states, behind the text encoder's projection where
+        its folder has one."""
+        ids = self.tokenizer(
+            prompt, truncation=True, max_length=self.config.max_tokens
+        )["input_ids"]
         ids = ids or [self.tokenizer.eos_token_id or self.tokenizer.pad_token_id or 0]
         ids_BL = torch.tensor([ids], device=self._execution_device)
         embeds_BLE: torch.Tensor = self.text_encoder(input_ids=ids_BL).last_hidden_state
@@ -98,18 +129,26 @@ class LatentFlowPipeline(DiffusionPipeline):
             embeds_BLE = embeds_BLE @ load_file(file)["weight"].to(embeds_BLE).T
         return embeds_BLE.to(self.transformer.dtype)
 
-    def _predict(self, x_BCHW: torch.Tensor, t_B: torch.Tensor, embeds_BLE: torch.Tensor) -> torch.Tensor:
+    def _predict(
+        self, x_BCHW: torch.Tensor, t_B: torch.Tensor, embeds_BLE: torch.Tensor
+    ) -> torch.Tensor:
         """The prediction [B, C, H, W], float32. t_B: noise fraction."""
         if "caption_projection_dim" in self.transformer.config:  # SD3Transformer2DModel
             pooled = embeds_BLE.mean(1)
-            found: torch.Tensor = self.transformer(x_BCHW, embeds_BLE, pooled, 1000 * t_B, return_dict=False)[0]
+            found: torch.Tensor = self.transformer(
+                x_BCHW, embeds_BLE, pooled, 1000 * t_B, return_dict=False
+            )[0]
             return found.float()
-        if "causal_condition" in self.transformer.config:  # QwenImage21Transformer2DModel
+        if (
+            "causal_condition" in self.transformer.config
+        ):  # QwenImage21Transformer2DModel
             return self._predict_single_stream(x_BCHW, t_B, embeds_BLE)
         batch, channels, height, width = x_BCHW.shape
         rows = height // PATCH
         columns = width // PATCH
-        patches = x_BCHW.reshape(batch, channels, rows, PATCH, columns, PATCH).permute(0, 2, 4, 1, 3, 5)
+        patches = x_BCHW.reshape(batch, channels, rows, PATCH, columns, PATCH).permute(
+            0, 2, 4, 1, 3, 5
+        )
         found = self.transformer(
             hidden_states=patches.reshape(batch, rows * columns, channels * PATCH**2),
             timestep=t_B.to(x_BCHW.dtype),
@@ -117,16 +156,27 @@ class LatentFlowPipeline(DiffusionPipeline):
             img_shapes=[[(1, rows, columns)]] * batch,
             return_dict=False,
         )[0]
-        patches = found.reshape(batch, rows, columns, channels, PATCH, PATCH).permute(0, 3, 1, 4, 2, 5)
+        patches = found.reshape(batch, rows, columns, channels, PATCH, PATCH).permute(
+            0, 3, 1, 4, 2, 5
+        )
         return patches.reshape(batch, channels, height, width).float()
 
-    def _predict_single_stream(self, x_BCHW: torch.Tensor, t_B: torch.Tensor, embeds_BLE: torch.Tensor) -> torch.Tensor:
+    def _predict_single_stream(
+        self, x_BCHW: torch.Tensor, t_B: torch.Tensor, embeds_BLE: torch.Tensor
+    ) -> torch.Tensor:
         patch = self.transformer.config.patch_size
         tokens = pixel_unshuffle(x_BCHW, patch)
         rows, columns = tokens.shape[-2:]
         if rows * columns % 4:
-            raise ValueError("This transformer has tokens of images in fours. Give sides of an even number of tokens.")
-        is_image = torch.arange(embeds_BLE.shape[1] + rows * columns // 4, device=x_BCHW.device) >= embeds_BLE.shape[1]
+            raise ValueError(
+                "This transformer has tokens of images in fours. Give sides of an even number of tokens."
+            )
+        is_image = (
+            torch.arange(
+                embeds_BLE.shape[1] + rows * columns // 4, device=x_BCHW.device
+            )
+            >= embeds_BLE.shape[1]
+        )
         found = self.transformer(
             hidden_states=tokens.flatten(2).transpose(1, 2),
             timestep=t_B.to(x_BCHW.dtype),
@@ -135,7 +185,9 @@ class LatentFlowPipeline(DiffusionPipeline):
             img_mask=is_image.expand(len(x_BCHW), -1),
             return_dict=False,
         )[0][:, -rows * columns :]
-        return pixel_shuffle(found.transpose(1, 2).unflatten(2, (rows, columns)), patch).float()
+        return pixel_shuffle(
+            found.transpose(1, 2).unflatten(2, (rows, columns)), patch
+        ).float()
 
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Latents [B, C, H, W] of images, not normalised."""
@@ -143,17 +195,26 @@ class LatentFlowPipeline(DiffusionPipeline):
             mean: torch.Tensor = self.vae.encode(pixels[:, :, None]).latent_dist.mean
             return mean[:, :, 0]
         found = self.vae.encode(pixels)
-        latents: torch.Tensor = found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
+        latents: torch.Tensor = (
+            found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
+        )
         return latents
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images in about [-1, 1] of normalised latents [B, C, H, W]."""
         config = self.vae.config
         if self._is_video:
-            mean, std = (latents.new_tensor(v).view(-1, 1, 1) for v in (config.latents_mean, config.latents_std))
-            frames: torch.Tensor = self.vae.decode((latents * std + mean)[:, :, None]).sample
+            mean, std = (
+                latents.new_tensor(v).view(-1, 1, 1)
+                for v in (config.latents_mean, config.latents_std)
+            )
+            frames: torch.Tensor = self.vae.decode(
+                (latents * std + mean)[:, :, None]
+            ).sample
             return frames[:, :, 0]
-        latents = latents / (config.get("scaling_factor") or 1) + (config.get("shift_factor") or 0)
+        latents = latents / (config.get("scaling_factor") or 1) + (
+            config.get("shift_factor") or 0
+        )
         images: torch.Tensor = self.vae.decode(latents).sample
         return images
 

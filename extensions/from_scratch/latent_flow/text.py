@@ -1,4 +1,5 @@
-"""Text encoders of the family and their tokenizers: read from a folder, or made with random weights and from captions.
+"""Text encoders of the family and their tokenizers: read from a folder, or made with
+random weights and from captions.
 
 Shape suffixes: B batch, L tokens, H width of the encoder, E width of the embeddings."""
 
@@ -11,7 +12,15 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
@@ -19,13 +28,20 @@ from transformers.utils import logging as transformers_logging
 from extensions.from_scratch.latent_flow.family import PROJECTION, text_encoder_kind
 from toolkit.errors import RunError, UserError
 from toolkit.models.from_config import refuse_arguments
-from toolkit.models.loading import NO_CODE, STRICTLY, check_finite, check_loaded, reading
+from toolkit.models.loading import (
+    NO_CODE,
+    STRICTLY,
+    check_finite,
+    check_loaded,
+    reading,
+)
 from toolkit.system.seeding import global_generator
 
 transformers_logging.disable_progress_bar()  # a bar per part would tear the status line
 
 VOCABULARY = 8192
-"""Tokens of a tokenizer that is made from captions, at most, where the config does not say it."""
+"""Tokens of a tokenizer that is made from captions, at most, where the config does not
+say it."""
 
 PAD = "[PAD]"
 BEGIN = "[CLS]"
@@ -35,7 +51,8 @@ ARGUMENTS = "text_encoder.config"
 
 
 class TextEncoder(nn.Module):
-    """A text encoder of transformers with the linear layer behind it, if there is one."""
+    """A text encoder of transformers with the linear layer behind it, if there is
+    one."""
 
     def __init__(self, encoder: Any, projection: nn.Linear | None) -> None:
         super().__init__()
@@ -45,22 +62,29 @@ class TextEncoder(nn.Module):
     def forward(self, ids_BL: Tensor) -> Tensor:
         """Embeddings [B, L, E] of texts without padding: the last hidden states."""
         hidden_BLH = self.encoder(input_ids=ids_BL).last_hidden_state
-        embeds_BLE: Tensor = hidden_BLH if self.projection is None else self.projection(hidden_BLH)
+        embeds_BLE: Tensor = (
+            hidden_BLH if self.projection is None else self.projection(hidden_BLH)
+        )
         return embeds_BLE
 
 
 def load_text_encoder(part: Path, dtype: torch.dtype) -> TextEncoder:
-    """The text encoder in a folder, frozen, on the CPU. Weights of a head that it does not use are left out.
+    """The text encoder in a folder, frozen, on the CPU. Weights of a head that it does
+    not use are left out.
 
     Raises RunError when its weights are not those of its config, or not finite.
     """
     kind = text_encoder_kind(part)
     with reading(part):
         model_class = getattr(importlib.import_module("transformers"), kind.class_name)
-        encoder, info = model_class.from_pretrained(part, dtype=dtype, **STRICTLY, **kind.arguments)
+        encoder, info = model_class.from_pretrained(
+            part, dtype=dtype, **STRICTLY, **kind.arguments
+        )
     check_loaded(part, {**info, "unexpected_keys": ()})
     if kind.norm:
-        encoder.get_submodule(kind.norm).register_forward_hook(lambda _, inputs, __: inputs[0])
+        encoder.get_submodule(kind.norm).register_forward_hook(
+            lambda _, inputs, __: inputs[0]
+        )
     projection = None
     file = part / PROJECTION
     if file.is_file():
@@ -80,7 +104,8 @@ def load_tokenizer(part: Path) -> PreTrainedTokenizerFast:
 
 
 def any_tokenizer(folder: Path) -> Any:
-    """The tokenizer in any folder of transformers. Raises RunError when there is none."""
+    """The tokenizer in any folder of transformers. Raises RunError when there is
+    none."""
     from transformers import AutoTokenizer
 
     with reading(folder):
@@ -90,17 +115,24 @@ def any_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def token_ids(tokenizer: PreTrainedTokenizerFast, prompt: str, max_tokens: int) -> Tensor:
+def token_ids(
+    tokenizer: PreTrainedTokenizerFast, prompt: str, max_tokens: int
+) -> Tensor:
     """The tokens [L] of a prompt, at least one and at most `max_tokens`, int64."""
-    ids = tokenizer(prompt, truncation=True, max_length=max_tokens, verbose=False)["input_ids"]
+    ids = tokenizer(prompt, truncation=True, max_length=max_tokens, verbose=False)[
+        "input_ids"
+    ]
     return torch.tensor(ids or [tokenizer.eos_token_id or tokenizer.pad_token_id or 0])
 
 
 # ------------------------------------------------------------ from nothing
 
 
-def make_tokenizer(captions: Iterable[str], max_tokens: int, vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
-    """Byte pairs of these captions, of at most `vocabulary` tokens, with every byte among them: any text has tokens.
+def make_tokenizer(
+    captions: Iterable[str], max_tokens: int, vocabulary: int = VOCABULARY
+) -> PreTrainedTokenizerFast:
+    """Byte pairs of these captions, of at most `vocabulary` tokens, with every byte
+    among them: any text has tokens.
 
     The same captions, in whatever order and however often, give the same tokenizer.
     """
@@ -117,26 +149,41 @@ def make_tokenizer(captions: Iterable[str], max_tokens: int, vocabulary: int = V
     )
     tokenizer.train_from_iterator(sorted(set(captions)), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BEGIN} $A {END}", special_tokens=[(name, special.index(name)) for name in (BEGIN, END)]
+        single=f"{BEGIN} $A {END}",
+        special_tokens=[(name, special.index(name)) for name in (BEGIN, END)],
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, cls_token=BEGIN, sep_token=END, model_max_length=max_tokens
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        cls_token=BEGIN,
+        sep_token=END,
+        model_max_length=max_tokens,
     )
 
 
 def refuse_encoder(arguments: Mapping[str, Any]) -> None:
-    """Raises UserError at `ARGUMENTS` for arguments that a BertConfig does not have or cannot be made of."""
+    """Raises UserError at `ARGUMENTS` for arguments that a BertConfig does not have or
+    cannot be made of."""
     refuse_arguments(BertConfig, arguments, ARGUMENTS)
     with torch.device("meta"):
         try:
             BertModel(BertConfig(**arguments), add_pooling_layer=False)
         except Exception as error:
-            raise UserError(f"{ARGUMENTS}: no BertModel can be made of it: {' '.join(str(error).split())}") from error
+            raise UserError(
+                f"{ARGUMENTS}: no BertModel can be made of it: {' '.join(str(error).split())}"
+            ) from error
 
 
-def make_encoder(arguments: Mapping[str, Any], tokens: int, max_tokens: int, seed: int) -> BertModel:
-    """A BertModel with random weights; vocabulary and positions fit the tokenizer where they are not given."""
-    fitting = {"vocab_size": tokens, "max_position_embeddings": max_tokens, "pad_token_id": 0}
+def make_encoder(
+    arguments: Mapping[str, Any], tokens: int, max_tokens: int, seed: int
+) -> BertModel:
+    """A BertModel with random weights; vocabulary and positions fit the tokenizer where
+    they are not given."""
+    fitting = {
+        "vocab_size": tokens,
+        "max_position_embeddings": max_tokens,
+        "pad_token_id": 0,
+    }
     given = {**fitting, **arguments}
     given["vocab_size"] = max(tokens, given["vocab_size"])
     with global_generator(seed, "text encoder"):

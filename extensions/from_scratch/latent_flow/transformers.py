@@ -1,10 +1,11 @@
-"""The transformers of the family: what fits them to latents and text, and their forward passes with each block run by a
-function of ours, so that memory can be managed around it (`DiffusionModel.wrap_blocks`).
+"""The transformers of the family: what fits them to latents and text, and their forward
+passes with each block run by a function of ours, so that memory can be managed around
+it (`DiffusionModel.wrap_blocks`).
 
 What is computed is what diffusers' own classes compute, whose modules do the work.
 
-Shape suffixes: B batch, C latent channels, H/W latent height and width, S image tokens, D model width, L text tokens,
-E text width.
+Shape suffixes: B batch, C latent channels, H/W latent height and width, S image tokens,
+D model width, L text tokens, E text width.
 """
 
 from __future__ import annotations
@@ -26,24 +27,33 @@ from toolkit.models.qwen_image.sizes import PATCH
 from toolkit.models.qwen_image21 import forward as qwen21
 
 with block_import("bitsandbytes", ASKED_BY):
-    from diffusers import QwenImage21Transformer2DModel, QwenImageTransformer2DModel, SD3Transformer2DModel
+    from diffusers import (
+        QwenImage21Transformer2DModel,
+        QwenImageTransformer2DModel,
+        SD3Transformer2DModel,
+    )
 
 ARGUMENTS = "transformer.config"
 """Key of the arguments, for messages."""
 
 RunBlock = Callable[..., Any]
-"""Runs one block: (index, block, (image [B, S, D], text [B, L, D]), what else its class takes) -> the same two."""
+"""Runs one block: (index, block, (image [B, S, D], text [B, L, D]), what else its class
+takes) -> the same two."""
 
 
 class TransformerAdapter(ABC):
-    """How one class of diffusers is made and called. It has its blocks in `transformer_blocks`."""
+    """How one class of diffusers is made and called. It has its blocks in
+    `transformer_blocks`."""
 
     model_class: ClassVar[Any]
 
     @staticmethod
     @abstractmethod
-    def fitting(arguments: Mapping[str, Any], channels: int, text_width: int) -> dict[str, Any]:
-        """The arguments that follow from the latents' channels and the width of the text embeddings.
+    def fitting(
+        arguments: Mapping[str, Any], channels: int, text_width: int
+    ) -> dict[str, Any]:
+        """The arguments that follow from the latents' channels and the width of the
+        text embeddings.
 
         arguments: the others, as given. Raises UserError where these cannot be.
         """
@@ -56,12 +66,18 @@ class TransformerAdapter(ABC):
     @staticmethod
     @abstractmethod
     def forward(
-        module: Any, run: RunBlock, x_BCHW: Tensor, t_B: Tensor, embeds_BLE: Tensor, references: Sequence[Tensor] = ()
+        module: Any,
+        run: RunBlock,
+        x_BCHW: Tensor,
+        t_B: Tensor,
+        embeds_BLE: Tensor,
+        references: Sequence[Tensor] = (),
     ) -> Tensor:
         """The prediction [B, C, H, W] for texts without padding.
 
-        t_B: noise fraction in [0, 1], float32. references: latents [B, C, h, w] of each control image in slot order, of
-        any size; only where `family.REFERENCES` has the class.
+        t_B: noise fraction in [0, 1], float32. references: latents [B, C, h, w] of each
+        control image in slot order, of any size; only where `family.REFERENCES` has the
+        class.
         """
 
 
@@ -71,7 +87,9 @@ class Sd3Transformer(TransformerAdapter):
     model_class = SD3Transformer2DModel
 
     @staticmethod
-    def fitting(arguments: Mapping[str, Any], channels: int, text_width: int) -> dict[str, Any]:
+    def fitting(
+        arguments: Mapping[str, Any], channels: int, text_width: int
+    ) -> dict[str, Any]:
         heads = arguments.get("num_attention_heads", 18)
         head_dim = arguments.get("attention_head_dim", 64)
         whole = isinstance(heads, int) and isinstance(head_dim, int)
@@ -85,16 +103,25 @@ class Sd3Transformer(TransformerAdapter):
 
     @staticmethod
     def compose(wrappers: Sequence[BlockWrapper]) -> RunBlock:
-        def call(block: nn.Module, image_BSD: Tensor, text_BLD: Tensor, temb_BD: Tensor) -> tuple[Tensor, Tensor]:
+        def call(
+            block: nn.Module, image_BSD: Tensor, text_BLD: Tensor, temb_BD: Tensor
+        ) -> tuple[Tensor, Tensor]:
             """The last block gives no text."""
-            text_BLD, image_BSD = block(hidden_states=image_BSD, encoder_hidden_states=text_BLD, temb=temb_BD)
+            text_BLD, image_BSD = block(
+                hidden_states=image_BSD, encoder_hidden_states=text_BLD, temb=temb_BD
+            )
             return image_BSD, text_BLD
 
         run: BlockForward = call
         for wrapper in wrappers:
             run = wrapper(run)
 
-        def run_block(index: int, block: nn.Module, streams: tuple[Tensor, Tensor], temb_BD: Tensor) -> tuple[Any, Any]:
+        def run_block(
+            index: int,
+            block: nn.Module,
+            streams: tuple[Tensor, Tensor],
+            temb_BD: Tensor,
+        ) -> tuple[Any, Any]:
             image_BSD, text_BLD = run(block, *streams, temb_BD)
             return image_BSD, text_BLD
 
@@ -102,31 +129,47 @@ class Sd3Transformer(TransformerAdapter):
 
     @staticmethod
     def forward(
-        module: Any, run: RunBlock, x_BCHW: Tensor, t_B: Tensor, embeds_BLE: Tensor, references: Sequence[Tensor] = ()
+        module: Any,
+        run: RunBlock,
+        x_BCHW: Tensor,
+        t_B: Tensor,
+        embeds_BLE: Tensor,
+        references: Sequence[Tensor] = (),
     ) -> Tensor:
-        """Source: diffusers, transformer_sd3.py, `SD3Transformer2DModel.forward`; t in thousandths, as in pipelines."""
+        """Source: diffusers, transformer_sd3.py, `SD3Transformer2DModel.forward`; t in
+        thousandths, as in pipelines."""
         (height, width), patch = x_BCHW.shape[-2:], module.config.patch_size
         temb_BD = module.time_text_embed(1000 * t_B, embeds_BLE.mean(1))
-        streams = module.pos_embed(x_BCHW).contiguous(), module.context_embedder(embeds_BLE)
+        streams = (
+            module.pos_embed(x_BCHW).contiguous(),
+            module.context_embedder(embeds_BLE),
+        )
         for index, block in enumerate(module.transformer_blocks):
             streams = run(index, block, streams, temb_BD)
         patches_BSP = module.proj_out(module.norm_out(streams[0], temb_BD))
         rows = height // patch
         columns = width // patch
         channels = module.config.out_channels
-        patches: Tensor = patches_BSP.unflatten(2, (patch, patch, channels)).unflatten(1, (rows, columns))
+        patches: Tensor = patches_BSP.unflatten(2, (patch, patch, channels)).unflatten(
+            1, (rows, columns)
+        )
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 class QwenImageTransformer(TransformerAdapter):
-    """`QwenImageTransformer2DModel`. Tokens of references follow those of the target, as in Qwen-Image-Edit-2509."""
+    """`QwenImageTransformer2DModel`. Tokens of references follow those of the target,
+    as in Qwen-Image-Edit-2509."""
 
     model_class = QwenImageTransformer2DModel
 
     @staticmethod
-    def fitting(arguments: Mapping[str, Any], channels: int, text_width: int) -> dict[str, Any]:
+    def fitting(
+        arguments: Mapping[str, Any], channels: int, text_width: int
+    ) -> dict[str, Any]:
         if arguments.get("patch_size", PATCH) != PATCH:
-            raise UserError(f"{ARGUMENTS}.patch_size: {arguments['patch_size']!r}: this class has {PATCH} only.")
+            raise UserError(
+                f"{ARGUMENTS}.patch_size: {arguments['patch_size']!r}: this class has {PATCH} only."
+            )
         return {
             "in_channels": channels * PATCH**2,
             "out_channels": channels,
@@ -138,23 +181,33 @@ class QwenImageTransformer(TransformerAdapter):
 
     @staticmethod
     def forward(
-        module: Any, run: RunBlock, x_BCHW: Tensor, t_B: Tensor, embeds_BLE: Tensor, references: Sequence[Tensor] = ()
+        module: Any,
+        run: RunBlock,
+        x_BCHW: Tensor,
+        t_B: Tensor,
+        embeds_BLE: Tensor,
+        references: Sequence[Tensor] = (),
     ) -> Tensor:
         images = [x_BCHW, *references]
         packed = list(map(qwen.pack, images))
         shapes = qwen.image_shapes(images)
         own = packed[0].shape[1]
-        tokens_BSP = qwen.forward(module, run, torch.cat(packed, dim=1), t_B.tolist(), embeds_BLE, shapes)
+        tokens_BSP = qwen.forward(
+            module, run, torch.cat(packed, dim=1), t_B.tolist(), embeds_BLE, shapes
+        )
         return qwen.unpack(tokens_BSP[:, :own], *x_BCHW.shape[-2:])
 
 
 class QwenImage21Transformer(TransformerAdapter):
-    """`QwenImage21Transformer2DModel`. References are in front of the text, which sees them, as in Qwen-Image-2.1."""
+    """`QwenImage21Transformer2DModel`. References are in front of the text, which sees
+    them, as in Qwen-Image-2.1."""
 
     model_class = QwenImage21Transformer2DModel
 
     @staticmethod
-    def fitting(arguments: Mapping[str, Any], channels: int, text_width: int) -> dict[str, Any]:
+    def fitting(
+        arguments: Mapping[str, Any], channels: int, text_width: int
+    ) -> dict[str, Any]:
         return {
             "in_channels": channels,
             "out_channels": channels,
@@ -166,11 +219,27 @@ class QwenImage21Transformer(TransformerAdapter):
 
     @staticmethod
     def forward(
-        module: Any, run: RunBlock, x_BCHW: Tensor, t_B: Tensor, embeds_BLE: Tensor, references: Sequence[Tensor] = ()
+        module: Any,
+        run: RunBlock,
+        x_BCHW: Tensor,
+        t_B: Tensor,
+        embeds_BLE: Tensor,
+        references: Sequence[Tensor] = (),
     ) -> Tensor:
         (height, width), patch = x_BCHW.shape[-2:], module.config.patch_size
-        *before, x_BSP = (pixel_unshuffle(image, patch).flatten(2).transpose(1, 2) for image in (*references, x_BCHW))
-        shapes = [(1, image.shape[-2] // patch, image.shape[-1] // patch) for image in (*references, x_BCHW)]
+        *before, x_BSP = (
+            pixel_unshuffle(image, patch).flatten(2).transpose(1, 2)
+            for image in (*references, x_BCHW)
+        )
+        shapes = [
+            (1, image.shape[-2] // patch, image.shape[-1] // patch)
+            for image in (*references, x_BCHW)
+        ]
         slots = [0] * len(references)
-        found = qwen21.forward(module, run, x_BSP[:, None], t_B[:, None], embeds_BLE, slots, before, shapes)
-        return pixel_shuffle(found[:, 0].transpose(1, 2).unflatten(2, (height // patch, width // patch)), patch)
+        found = qwen21.forward(
+            module, run, x_BSP[:, None], t_B[:, None], embeds_BLE, slots, before, shapes
+        )
+        return pixel_shuffle(
+            found[:, 0].transpose(1, 2).unflatten(2, (height // patch, width // patch)),
+            patch,
+        )

@@ -14,12 +14,14 @@ from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
 from toolkit.files.writing import file_in_the_way
 
-Paths = Annotated[tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})]
+Paths = Annotated[
+    tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})
+]
 
 
 class AlignConfig(ToolConfig):
-    """`type: align`: writes copies of pairs in which each control image lies on its image, and a page that shows them.
-    The originals stay as they are."""
+    """`type: align`: writes copies of pairs in which each control image lies on its
+    image, and a page that shows them. The originals stay as they are."""
 
     process_types: ClassVar[tuple[str, ...]] = ("align",)
     example: ClassVar[str] = (
@@ -34,16 +36,18 @@ class AlignConfig(ToolConfig):
     """The folders of their control images, as `datasets[].control_path`."""
 
     mask_path: PathStr = ""
-    """Folder of their masks, as `datasets[].mask_path`; images without one are fine. They are cut as their images are.
-    Empty: no masks."""
+    """Folder of their masks, as `datasets[].mask_path`; images without one are fine.
+    They are cut as their images are. Empty: no masks."""
 
     output: PathStr
-    """Folder to write, which must not be there: `images/`, `references/` (`references_2/`, ... of further ones),
-    `masks/` with `mask_path`, and `align.html`."""
+    """Folder to write, which must not be there: `images/`, `references/`
+    (`references_2/`, ... of further ones), `masks/` with `mask_path`, and
+    `align.html`."""
 
     most_drift: float = Field(default=0.5, ge=0)
-    """Pairs that are off by at most so many pixels at a corner, of images up to 1024 pixels long, are copied as they
-    are. 0: all of which it is certain that they are off are moved."""
+    """Pairs that are off by at most so many pixels at a corner, of images up to 1024
+    pixels long, are copied as they are. 0: all of which it is certain that they are off
+    are moved."""
 
     def outputs(self, job: JobContext) -> frozenset[Path]:
         """The folder."""
@@ -54,15 +58,23 @@ class AlignConfig(ToolConfig):
         yield from super().check(job)
         yield from check_folder(("folder",), self.folder, job)
         if not self.control_path:
-            yield Diagnostic(("control_path",), "is required: the folder of the control images (--control-path).")
+            yield Diagnostic(
+                ("control_path",),
+                "is required: the folder of the control images (--control-path).",
+            )
         for slot, folder in enumerate(self.control_path):
             yield from check_folder(("control_path", slot), folder, job)
         if self.mask_path:
             yield from check_folder(("mask_path",), self.mask_path, job)
         output = Path(self.output).expanduser()
         if output.exists() and not job.was_finished:
-            yield Diagnostic(("output",), f"'{output}' is there already, and nothing is replaced. Give another folder.")
+            yield Diagnostic(
+                ("output",),
+                f"'{output}' is there already, and nothing is replaced. Give another folder.",
+            )
         else:
             file = file_in_the_way(output.parent)
             if file:
-                yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")
+                yield Diagnostic(
+                    ("output",), f"'{file}' is a file. Give a path in a folder."
+                )

@@ -54,7 +54,8 @@ class Pair:
 
 
 class AlignProcess(BaseExtensionProcess):
-    """References are moved onto their images, of which only borders are cut off: what is trained keeps its pixels."""
+    """References are moved onto their images, of which only borders are cut off: what
+    is trained keeps its pixels."""
 
     section: AlignConfig
 
@@ -68,13 +69,17 @@ class AlignProcess(BaseExtensionProcess):
             mask_optional=bool(section.mask_path),
         )
         mistakes: list[Diagnostic] = []
-        samples = scan_datasets([settings], None, forgiven=mistakes, read_captions=False).samples
+        samples = scan_datasets(
+            [settings], None, forgiven=mistakes, read_captions=False
+        ).samples
         if mistakes:
             raise DataErrors(mistakes)
         if not samples:
             raise UserError(f"{section.folder}: holds no images with control images.")
         if output.exists():
-            raise RunError(f"'{output}' is there already, and nothing is replaced. Give another folder.")
+            raise RunError(
+                f"'{output}' is there already, and nothing is replaced. Give another folder."
+            )
         line = StatusLine()
         pairs = list[Pair]()
         with os_error_as_run_error(output), atomic_write_dir(output) as folder:
@@ -87,23 +92,43 @@ class AlignProcess(BaseExtensionProcess):
             write_text(folder / "align.html", align_page(pairs))
         line.finish()
         counts = Counter(pair.state for pair in pairs)
-        told = ", ".join(f"{counts[state]:,} {state}" for state in (ALIGNED, SAME, UNMEASURED) if counts[state])
-        logger.info(f"{output}: {len(pairs):,} pairs: {told}. See {output / 'align.html'}")
+        told = ", ".join(
+            f"{counts[state]:,} {state}"
+            for state in (ALIGNED, SAME, UNMEASURED)
+            if counts[state]
+        )
+        logger.info(
+            f"{output}: {len(pairs):,} pairs: {told}. See {output / 'align.html'}"
+        )
 
     def _write(self, sample: Sample, output: Path) -> list[Pair]:
         image = open_image(sample.image, sample.background)
-        references = [open_image(path, sample.background) for path in sample.control_images]
+        references = [
+            open_image(path, sample.background) for path in sample.control_images
+        ]
         pairs = []
         box = (0, 0, *image.size)
         put = dict[int, Image.Image]()
         measured = [measure(image, reference) for reference in references]
-        for slot, (path, reference) in enumerate(zip(sample.control_images, references, strict=True)):
+        for slot, (path, reference) in enumerate(
+            zip(sample.control_images, references, strict=True)
+        ):
             found = measured[slot]
-            pair = Pair(sample.image, path, found.inverse(), self._state(found.inverse()))
+            pair = Pair(
+                sample.image, path, found.inverse(), self._state(found.inverse())
+            )
             if pair.state == ALIGNED:
                 put[slot], own = onto_image(reference, found)
-                box = (max(box[0], own[0]), max(box[1], own[1]), min(box[2], own[2]), min(box[3], own[3]))
-                pair.pictures = [_difference(image, reference), _difference(image.crop(own), put[slot].crop(own))]
+                box = (
+                    max(box[0], own[0]),
+                    max(box[1], own[1]),
+                    min(box[2], own[2]),
+                    min(box[3], own[3]),
+                )
+                pair.pictures = [
+                    _difference(image, reference),
+                    _difference(image.crop(own), put[slot].crop(own)),
+                ]
             pairs.append(pair)
         home = Path(self.section.folder).expanduser()
         for suffix in BESIDE:
@@ -118,7 +143,11 @@ class AlignProcess(BaseExtensionProcess):
         for slot, control in enumerate(sample.control_images):
             folder = "references" if not slot else f"references_{slot + 1}"
             # Under the name of its image, so that it is found whatever it was called.
-            to = output / folder / _below(Path(sample.image), home).with_suffix(Path(control).suffix)
+            to = (
+                output
+                / folder
+                / _below(Path(sample.image), home).with_suffix(Path(control).suffix)
+            )
             if not put or pairs[slot].state == UNMEASURED:
                 _copy(Path(control), to)
             else:  # one that lies on the image is cut as the image is
@@ -128,7 +157,9 @@ class AlignProcess(BaseExtensionProcess):
                     whole = onto_image(references[slot], measured[slot])[0]
                 _save(whole.crop(box), to)
         if sample.mask:
-            to = (output / "masks" / _below(Path(sample.image), home)).with_suffix(Path(sample.mask.file).suffix)
+            to = (output / "masks" / _below(Path(sample.image), home)).with_suffix(
+                Path(sample.mask.file).suffix
+            )
             if put:
                 _save(open_mask(sample.mask).resize(image.size).crop(box), to)
             else:
@@ -172,12 +203,27 @@ def _difference(image: Image.Image, reference: Image.Image) -> str:
         other = reference
     else:
         other = reference.resize(image.size)
-    grey = ImageChops.difference(image.convert("L"), other.convert("L")).point(lambda value: min(255, 3 * value))
+    grey = ImageChops.difference(image.convert("L"), other.convert("L")).point(
+        lambda value: min(255, 3 * value)
+    )
     return embedded(grey, SHOWN_SIDE)
 
 
 def align_page(pairs: list[Pair]) -> str:
     """The page of all pairs: measures, and differences before and after."""
-    ordered = sorted(pairs, key=lambda pair: (pair.state != ALIGNED, pair.state != UNMEASURED, -pair.found.drift))
+    ordered = sorted(
+        pairs,
+        key=lambda pair: (
+            pair.state != ALIGNED,
+            pair.state != UNMEASURED,
+            -pair.found.drift,
+        ),
+    )
     template = Path(__file__).with_name("align.html.j2")
-    return page(template, "Aligned pairs", pairs=ordered[:MOST_SHOWN], count=len(pairs), aligned=ALIGNED)
+    return page(
+        template,
+        "Aligned pairs",
+        pairs=ordered[:MOST_SHOWN],
+        count=len(pairs),
+        aligned=ALIGNED,
+    )

@@ -1,1 +1,2 @@
-"""`type: ara`, `run.py ara`: makes an accuracy-recovery adapter for a quantized model."""
+"""`type: ara`, `run.py ara`: makes an accuracy-recovery adapter for a quantized
+model."""

@@ -19,10 +19,13 @@ from toolkit.models.families import family_for
 
 
 class AraConfig(FileToolConfig):
-    """`type: ara`: makes an accuracy-recovery adapter: a LoRA that compensates for a model's quantization error."""
+    """`type: ara`: makes an accuracy-recovery adapter: a LoRA that compensates for a
+    model's quantization error."""
 
     process_types: ClassVar[tuple[str, ...]] = ("ara",)
-    example: ClassVar[str] = "output/recovery.safetensors --model config/examples/tiny_mascots --qtype int4"
+    example: ClassVar[str] = (
+        "output/recovery.safetensors --model config/examples/tiny_mascots --qtype int4"
+    )
     positional: ClassVar[tuple[str, ...]] = ("output",)
     sections: ClassVar[dict[str, tuple[str, ...]]] = {
         "model": ("name_or_path", "revision", "qtype", "low_vram", "blocks_to_swap")
@@ -32,11 +35,12 @@ class AraConfig(FileToolConfig):
     """The model, and the type that its weights are quantized to (`qtype`)."""
 
     rank: int = Field(default=AUTO_RANK, ge=1)
-    """Rank of the adapter: a higher rank leaves a smaller error and takes more memory."""
+    """Rank of the adapter: a higher rank leaves a smaller error and takes more
+    memory."""
 
     calibrate: PathStr = ""
-    """Folder of images with captions. Their layer inputs determine the importance of each weight. Empty: all weights
-    count equally."""
+    """Folder of images with captions. Their layer inputs determine the importance of
+    each weight. Empty: all weights count equally."""
 
     images: int = Field(default=16, ge=1)
     """Maximum number of images of `calibrate`."""
@@ -45,8 +49,8 @@ class AraConfig(FileToolConfig):
     """Size of the images of `calibrate`, in pixels."""
 
     measure: bool = True
-    """Compare an image of the unquantized model with those of the quantized one, without and with the adapter. This
-    loads the unquantized model."""
+    """Compare an image of the unquantized model with those of the quantized one,
+    without and with the adapter. This loads the unquantized model."""
 
     dtype: Dtype = "bfloat16"
     """Dtype of the computation: that of the training the adapter is for."""
@@ -56,17 +60,22 @@ class AraConfig(FileToolConfig):
 
     def quantized(self) -> ModelConfig:
         """`model`, quantized and without an adapter."""
-        return self.model.model_copy(update={"quantize": True, "accuracy_recovery_adapter": None})
+        return self.model.model_copy(
+            update={"quantize": True, "accuracy_recovery_adapter": None}
+        )
 
     def calibration(self) -> DiffusionSection:
         """The images of `calibrate` as the dataset of a job."""
         dataset = {"folder_path": self.calibrate, "resolution": self.resolution}
         if self._of_layers():
             dataset["layers_suffix"] = LAYER
-        return DiffusionSection(type=self.type, model=self.quantized(), datasets=(dataset,))
+        return DiffusionSection(
+            type=self.type, model=self.quantized(), datasets=(dataset,)
+        )
 
     def _of_layers(self) -> str:
-        """The title of a model of layers; empty: another model, or one that is not known."""
+        """The title of a model of layers; empty: another model, or one that is not
+        known."""
         with suppress(UserError):
             family = family_for(self.model)
             return family.title if family.stacks_layers else ""

@@ -1,4 +1,5 @@
-"""Makes an accuracy-recovery adapter while the model is loaded, layer by layer, and measures what it brings."""
+"""Makes an accuracy-recovery adapter while the model is loaded, layer by layer, and
+measures what it brings."""
 
 from __future__ import annotations
 
@@ -17,7 +18,13 @@ from jobs.process import BaseExtensionProcess
 from toolkit.config.sections.model import ModelConfig
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import DiffusionModel
-from toolkit.data.batches.latent_cache import CacheEntry, CachePair, ItemEncoder, encode_items, fill_texts
+from toolkit.data.batches.latent_cache import (
+    CacheEntry,
+    CachePair,
+    ItemEncoder,
+    encode_items,
+    fill_texts,
+)
 from toolkit.data.scan.validation_split import scan_and_split
 from toolkit.errors import RunError
 from toolkit.files.log import StatusLine
@@ -44,7 +51,8 @@ TIMESTEPS = 4
 
 
 class AraProcess(BaseExtensionProcess):
-    """The model is loaded up to three times, never two at once: whole, quantized, and with the adapter."""
+    """The model is loaded up to three times, never two at once: whole, quantized, and
+    with the adapter."""
 
     section: AraConfig
 
@@ -59,7 +67,9 @@ class AraProcess(BaseExtensionProcess):
         self._status = StatusLine()
         images = []
         if section.measure:
-            images.append(self._image(self._load(model.model_copy(update={"quantize": False}))))
+            images.append(
+                self._image(self._load(model.model_copy(update={"quantize": False})))
+            )
         moments: Mapping[str, Tensor] = {}
         if section.measure or section.calibrate:
             plain = self._load(model)
@@ -74,28 +84,43 @@ class AraProcess(BaseExtensionProcess):
         errors = {kind: list(error) for kind, error in maker.by_kind().items()}
         if section.measure:
             whole, without, with_adapter = *images, self._image(recovered)
-            errors["image"] = [float((each - whole).norm() / whole.norm()) for each in (without, with_adapter)]
+            errors["image"] = [
+                float((each - whole).norm() / whole.norm())
+                for each in (without, with_adapter)
+            ]
         self._status.finish()
         for kind, (before, after) in errors.items():
             logger.info(f"{kind}: error {before:.4f} -> {after:.4f}")
-        metadata = {"qtype": model.qtype, "base_model": model.public_name(), "mean_errors": json.dumps(errors)}
+        metadata = {
+            "qtype": model.qtype,
+            "base_model": model.public_name(),
+            "mean_errors": json.dumps(errors),
+        }
         reason = why_not_replaced(section.output_path(), is_own_file)
         if reason:
             raise RunError(reason)
         maker.write(section.output_path(), metadata)
-        logger.info(f"{section.output_path()}: use it with qtype: {model.qtype}|{section.output_path()}")
+        logger.info(
+            f"{section.output_path()}: use it with qtype: {model.qtype}|{section.output_path()}"
+        )
 
-    def _load(self, model: ModelConfig, make: MakeLowRank | None = None) -> DiffusionModel:
+    def _load(
+        self, model: ModelConfig, make: MakeLowRank | None = None
+    ) -> DiffusionModel:
         """A model whose transformer is loaded, ready to compute."""
         loaded = load_base_model(model, self._device, self._dtype, make=make)
         texts: list[Sequence[CacheEntry]] = []
         if self.section.measure:
-            self._sampler(loaded).encode(lambda *_: None, texts)  # before the transformer needs the memory
+            self._sampler(loaded).encode(
+                lambda *_: None, texts
+            )  # before the transformer needs the memory
         if self.section.calibrate and make is None:
             self._calibration(loaded, texts)
         fill_texts(texts, loaded)
         loaded.unload_encoders()
-        self._status.update(f"loading {model.qtype if model.quantize else 'the whole model'}")
+        self._status.update(
+            f"loading {model.qtype if model.quantize else 'the whole model'}"
+        )
         BlockRunner(loaded, self._device, self._dtype, "none", model.blocks_to_swap)
         return loaded
 
@@ -108,14 +133,19 @@ class AraProcess(BaseExtensionProcess):
         """Its latents, on the CPU."""
         return self._sampler(model).latents(0).cpu()
 
-    def _calibration(self, model: DiffusionModel, later: list[Sequence[CacheEntry]] | None = None) -> Validator:
+    def _calibration(
+        self, model: DiffusionModel, later: list[Sequence[CacheEntry]] | None = None
+    ) -> Validator:
         _, items, _ = scan_and_split(self.section.calibration(), self._family)
         images = items[: self.section.images]
-        dataset = encode_items(images, model, lambda _: self._stores, self._dtype, later=later)
+        dataset = encode_items(
+            images, model, lambda _: self._stores, self._dtype, later=later
+        )
         return Validator(model, dataset, TIMESTEPS, seed=0)
 
     def _moments(self, model: DiffusionModel) -> dict[str, Tensor]:
-        """E[x_i^2] of the inputs of each layer that is quantized, over all tokens of the images of `calibrate`."""
+        """E[x_i^2] of the inputs of each layer that is quantized, over all tokens of
+        the images of `calibrate`."""
         sums: dict[str, Tensor] = {}
         rows: dict[str, int] = defaultdict(int)
 
@@ -127,7 +157,9 @@ class AraProcess(BaseExtensionProcess):
 
         network = model.network_module
         hooks = [
-            network.get_submodule(name).register_forward_pre_hook(partial(observe, name))
+            network.get_submodule(name).register_forward_pre_hook(
+                partial(observe, name)
+            )
             for name in self._family.linear_layers(self.section.model.files_folder())
         ]
         self._status.update("calibrating")

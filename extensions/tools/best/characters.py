@@ -1,4 +1,5 @@
-"""Who appears when whom is asked for: a table over the characters of one LoRA, from samples and a judge.
+"""Who appears when whom is asked for: a table over the characters of one LoRA, from
+samples and a judge.
 
 Shape suffixes: N images, D width of an embedding.
 """
@@ -21,13 +22,18 @@ Judge = Callable[[Sequence[Image.Image]], Sequence[str]]
 """Names the character in each image: one of those that were asked for, or NOBODY."""
 
 Table = dict[str, dict[str, float]]
-"""Character that was asked for -> character that was recognised -> share of its samples, in [0, 1]."""
+"""Character that was asked for -> character that was recognised -> share of its
+samples, in [0, 1]."""
 
 
-def who_appears(names: Sequence[str], samples: Callable[[str], Sequence[Image.Image]], judge: Judge) -> Table:
-    """The table of these characters; a row has all of them, and NOBODY where the judge said so.
+def who_appears(
+    names: Sequence[str], samples: Callable[[str], Sequence[Image.Image]], judge: Judge
+) -> Table:
+    """The table of these characters; a row has all of them, and NOBODY where the judge
+    said so.
 
-    samples: the images generated for a character, at least one. Raises ValueError where the judge names anybody else.
+    samples: the images generated for a character, at least one. Raises ValueError where
+    the judge names anybody else.
     """
     table: Table = {}
     for name in names:
@@ -40,35 +46,55 @@ def who_appears(names: Sequence[str], samples: Callable[[str], Sequence[Image.Im
     return table
 
 
-def nearest(references: Mapping[str, Tensor], embed: Callable[[Sequence[Image.Image]], Tensor]) -> Judge:
-    """Names the character whose images are nearest by the mean cosine. references: name -> [N, D], rows of length 1, as
-    `embed` makes them; it never says NOBODY."""
+def nearest(
+    references: Mapping[str, Tensor], embed: Callable[[Sequence[Image.Image]], Tensor]
+) -> Judge:
+    """Names the character whose images are nearest by the mean cosine. references: name
+    -> [N, D], rows of length 1, as `embed` makes them; it never says NOBODY."""
     names = list(references)
     means_ND = torch.stack([references[name].mean(0) for name in names])
 
     def judge(images: Sequence[Image.Image]) -> list[str]:
-        return [names[index] for index in (embed(images) @ means_ND.T).argmax(1).tolist()]
+        return [
+            names[index] for index in (embed(images) @ means_ND.T).argmax(1).tolist()
+        ]
 
     return judge
 
 
-def images_of(words: Sequence[str], items: Iterable[BucketedSample]) -> dict[str, list[BucketedSample]]:
-    """Word -> the images whose captions have it, and none of the others: each file once."""
+def images_of(
+    words: Sequence[str], items: Iterable[BucketedSample]
+) -> dict[str, list[BucketedSample]]:
+    """Word -> the images whose captions have it, and none of the others: each file
+    once."""
     found: dict[str, dict[str, BucketedSample]] = {word: {} for word in words}
-    patterns = {word: re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE) for word in words}
+    patterns = {
+        word: re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
+        for word in words
+    }
     for item in items:
-        named = [word for word, pattern in patterns.items() if pattern.search("\n".join(item.sample.texts))]
+        named = [
+            word
+            for word, pattern in patterns.items()
+            if pattern.search("\n".join(item.sample.texts))
+        ]
         if len(named) == 1:
             found[named[0]].setdefault(item.sample.image, item)
     return {word: list(images.values()) for word, images in found.items()}
 
 
 def lines_of(table: Table) -> list[str]:
-    """The table in words: a row for each character asked for, a column for each recognised."""
+    """The table in words: a row for each character asked for, a column for each
+    recognised."""
     columns = list(dict.fromkeys(seen for row in table.values() for seen in row))
     width = max(8, *map(len, columns))
     first = max(len("asked for"), *map(len, table))
-    lines = [f"{'asked for':{first}} " + " ".join(f"{name:>{width}}" for name in columns)]
+    lines = [
+        f"{'asked for':{first}} " + " ".join(f"{name:>{width}}" for name in columns)
+    ]
     for asked, row in table.items():
-        lines.append(f"{asked:{first}} " + " ".join(f"{row.get(name, 0):>{width}.0%}" for name in columns))
+        lines.append(
+            f"{asked:{first}} "
+            + " ".join(f"{row.get(name, 0):>{width}.0%}" for name in columns)
+        )
     return lines

@@ -29,31 +29,36 @@ NEUTRAL = (
 
 
 class BestConfig(RunToolConfig):
-    """`type: best`: measures the saved LoRAs of a run on its images and prompts, and says which to use."""
+    """`type: best`: measures the saved LoRAs of a run on its images and prompts, and
+    says which to use."""
 
     process_types: ClassVar[tuple[str, ...]] = ("best",)
     example: ClassVar[str] = "output/quickstart --samples 2"
 
     images: int = Field(default=16, ge=1)
-    """Most images whose loss is measured, and most training images that samples are compared with."""
+    """Most images whose loss is measured, and most training images that samples are
+    compared with."""
 
     embedder: PathStr = ""
-    """A CLIP or DINOv2 (hub id or folder) that samples are compared with the training images by; a CLIP also with
-    their prompts. Empty: samples are not drawn."""
+    """A CLIP or DINOv2 (hub id or folder) that samples are compared with the training
+    images by; a CLIP also with their prompts. Empty: samples are not drawn."""
 
     samples: int = Field(default=4, ge=1)
-    """Most samples drawn with each LoRA, of the run's own prompts, or of captions where it has none."""
+    """Most samples drawn with each LoRA, of the run's own prompts, or of captions where
+    it has none."""
 
     characters: StrOrList = ()
-    """Words that name the characters of the LoRA in captions, for the table of who appears when whom is asked for: with
-    `embedder`, of the recommended file. Empty: the trigger words of the datasets, where there are several."""
+    """Words that name the characters of the LoRA in captions, for the table of who
+    appears when whom is asked for: with `embedder`, of the recommended file. Empty: the
+    trigger words of the datasets, where there are several."""
     edits: int = Field(default=0, ge=0)
-    """Most edits generated with each LoRA to measure how far they drift from their control images: of the run's own
-    prompts with control images, or of captions where none has any. 0: none."""
+    """Most edits generated with each LoRA to measure how far they drift from their
+    control images: of the run's own prompts with control images, or of captions where
+    none has any. 0: none."""
 
     most_drift: float | None = Field(default=None, gt=0)
-    """For `edits`: a LoRA whose edits are off by more pixels on average is not recommended, unless all are. Not given:
-    drift decides nothing."""
+    """For `edits`: a LoRA whose edits are off by more pixels on average is not
+    recommended, unless all are. Not given: drift decides nothing."""
 
     prompts: StrOrList = NEUTRAL
     """Neutral prompts, on which a LoRA should change little."""
@@ -92,9 +97,14 @@ class BestConfig(RunToolConfig):
         found = [
             file
             for file in list_network_files(self.folder())
-            if file.kind != "best" and file.path.suffix == ".safetensors" and not file.path.stem.endswith("_raw")
+            if file.kind != "best"
+            and file.path.suffix == ".safetensors"
+            and not file.path.stem.endswith("_raw")
         ]
-        return sorted({file.step: file for file in found}.values(), key=lambda file: file.step or 0)
+        return sorted(
+            {file.step: file for file in found}.values(),
+            key=lambda file: file.step or 0,
+        )
 
     def training(self) -> DiffusionSection:
         """The section of the run. Raises UserError as `training_section`."""
@@ -119,9 +129,15 @@ class BestConfig(RunToolConfig):
         if not self.files():
             yield Diagnostic(("run",), f"{self.run!r} holds no saved LoRA.")
         if self.most_drift is not None and not self.edits:
-            yield Diagnostic(("most_drift",), "needs edits to measure. Set edits (--edits), such as 4.")
+            yield Diagnostic(
+                ("most_drift",),
+                "needs edits to measure. Set edits (--edits), such as 4.",
+            )
         if Path(self.embedder).expanduser().is_file():
-            yield Diagnostic(("embedder",), f"{self.embedder!r} is a file. Give the folder of a CLIP or a DINOv2.")
+            yield Diagnostic(
+                ("embedder",),
+                f"{self.embedder!r} is a file. Give the folder of a CLIP or a DINOv2.",
+            )
         yield from check_page(self.output_path(), _is_measurement, "best.json")
         if self.link:
             reason = why_not_replaced(self.best_file(), is_own_file)
@@ -131,7 +147,9 @@ class BestConfig(RunToolConfig):
             yield Diagnostic(("link",), reason)
         elif self.link and not self.overwrite and self.best_file().exists():
             remedy = "Set overwrite (--overwrite), or move it."
-            yield Diagnostic(("link",), f"{self.best_file()} is there already. {remedy}")
+            yield Diagnostic(
+                ("link",), f"{self.best_file()} is there already. {remedy}"
+            )
 
 
 def _is_measurement(path: Path) -> bool:

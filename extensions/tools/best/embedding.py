@@ -32,7 +32,8 @@ class Embedder:
     def __init__(self, name: str, device: str, at: torch.device) -> None:
         """name: hub id or folder. device, at: the key, and the device it stands for.
 
-        Raises UserError for a model that is neither, RunError for files that cannot be used.
+        Raises UserError for a model that is neither, RunError for files that cannot be
+        used.
         """
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -41,16 +42,22 @@ class Embedder:
             folder = folder
         else:
             folder = download_encoder(name, KEY)
-        check_device(device, sum(file.stat().st_size for file in folder.glob("*.safetensors")))
+        check_device(
+            device, sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        )
         fault = quantization_fault(folder, KEY)
         if fault:
             raise UserError(f"{KEY}: {fault}")
         with reading(folder):
             config = AutoConfig.from_pretrained(folder, **NO_CODE)
         if config.model_type not in ("clip", "dinov2"):
-            raise UserError(f"{KEY}: {name!r} is {config.model_type!r}. Give a CLIP or a DINOv2.")
+            raise UserError(
+                f"{KEY}: {name!r} is {config.model_type!r}. Give a CLIP or a DINOv2."
+            )
         with reading(folder):
-            model: Any = AutoModel.from_pretrained(folder, use_safetensors=True, **NO_CODE)
+            model: Any = AutoModel.from_pretrained(
+                folder, use_safetensors=True, **NO_CODE
+            )
             self.reads_text = config.model_type == "clip"
             if self.reads_text:
                 self._tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
@@ -64,7 +71,8 @@ class Embedder:
 
     @torch.no_grad()
     def images(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """[N, D], each of length 1: the square in the middle, as large as the model takes."""
+        """[N, D], each of length 1: the square in the middle, as large as the model
+        takes."""
         rows = []
         for picture in pictures:
             pixels = self._pixels(picture)
@@ -85,7 +93,9 @@ class Embedder:
         assert self._tokenizer is not None  # `reads_text`
         rows = []
         for prompt in prompts:
-            ids = self._tokenizer(prompt, truncation=True, max_length=77, return_tensors="pt").to(self._at)
+            ids = self._tokenizer(
+                prompt, truncation=True, max_length=77, return_tensors="pt"
+            ).to(self._at)
             found = self._model.get_text_features(**ids)
             if isinstance(found, Tensor):
                 row = found
@@ -99,8 +109,14 @@ class Embedder:
         left = (picture.width - side) // 2
         top = (picture.height - side) // 2
         square = over_white(picture).crop((left, top, left + side, top + side))
-        values = to_tensor(square.resize((self._side, self._side), Image.Resampling.BICUBIC)) / 2 + 0.5
-        mean, std = (torch.tensor(numbers)[:, None, None] for numbers in self._normalisation())
+        values = (
+            to_tensor(square.resize((self._side, self._side), Image.Resampling.BICUBIC))
+            / 2
+            + 0.5
+        )
+        mean, std = (
+            torch.tensor(numbers)[:, None, None] for numbers in self._normalisation()
+        )
         return ((values - mean) / std)[None].to(self._at)
 
     def _normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
@@ -112,11 +128,12 @@ class Embedder:
 
 
 def distance(samples_ND: Tensor, images_ND: Tensor) -> float:
-    """1 - the mean cosine of all pairs, in [0, 2]. Source: Ruiz et al. 2022, arXiv:2208.12242, section 4.1 (DINO and
-    CLIP-I scores)."""
+    """1 - the mean cosine of all pairs, in [0, 2]. Source: Ruiz et al. 2022,
+    arXiv:2208.12242, section 4.1 (DINO and CLIP-I scores)."""
     return 1 - float((samples_ND @ images_ND.T).mean())
 
 
 def adherence(samples_ND: Tensor, prompts_ND: Tensor) -> float:
-    """The mean cosine of samples and their own prompts, in [-1, 1]. Source: as of `distance` (CLIP-T)."""
+    """The mean cosine of samples and their own prompts, in [-1, 1]. Source: as of
+    `distance` (CLIP-T)."""
     return float((samples_ND * prompts_ND).sum(1).mean())

@@ -1,4 +1,5 @@
-"""Measures the saved LoRAs of a run: the model is loaded once, and the LoRAs are exchanged on it."""
+"""Measures the saved LoRAs of a run: the model is loaded once, and the LoRAs are
+exchanged on it."""
 
 from __future__ import annotations
 
@@ -16,7 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from extensions.tools.best.characters import Table, images_of, lines_of, nearest, who_appears
+from extensions.tools.best.characters import (
+    Table,
+    images_of,
+    lines_of,
+    nearest,
+    who_appears,
+)
 from extensions.tools.best.config import BestConfig
 from extensions.tools.best.embedding import Embedder, adherence, distance
 from extensions.tools.shared.encoded_run import encoded_run
@@ -26,10 +33,19 @@ from toolkit.config.sections.dataset import LOSS, ValidationConfig
 from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.data import BucketedSample, Size
 from toolkit.contracts.model import DiffusionModel, ModelFacts
-from toolkit.data.batches.latent_cache import CacheEntry, CachePair, ItemEncoder, fill_texts
+from toolkit.data.batches.latent_cache import (
+    CacheEntry,
+    CachePair,
+    ItemEncoder,
+    fill_texts,
+)
 from toolkit.data.pixels.images import open_image
 from toolkit.data.scan.directory import ScanCache
-from toolkit.data.scan.validation_split import ValidationSplit, as_measured, scan_and_split
+from toolkit.data.scan.validation_split import (
+    ValidationSplit,
+    as_measured,
+    scan_and_split,
+)
 from toolkit.errors import RunError, UserError
 from toolkit.files.log import StatusLine
 from toolkit.files.tensor_cache import TensorCache
@@ -41,10 +57,22 @@ from toolkit.networks.applied import AppliedAdapters, Changes
 from toolkit.networks.lora_formats import load_adapter_file
 from toolkit.train.drift import drift_metrics
 from toolkit.train.other_model import load_other_models
-from toolkit.train.paired import CONFIDENCE, AsGood, LossesByImage, as_good_as_the_lowest
+from toolkit.train.paired import (
+    CONFIDENCE,
+    AsGood,
+    LossesByImage,
+    as_good_as_the_lowest,
+)
 from toolkit.train.resumption import trained_images
 from toolkit.train.run_reader import NetworkFile
-from toolkit.train.sampling import SamplePrompt, Sampler, caption_prompts, deployed, edit_prompts, sample_prompts
+from toolkit.train.sampling import (
+    SamplePrompt,
+    Sampler,
+    caption_prompts,
+    deployed,
+    edit_prompts,
+    sample_prompts,
+)
 from toolkit.train.survival import Features, coarse_pixels, survival
 from toolkit.train.validation import Validator
 
@@ -60,10 +88,12 @@ _CANNOT_TELL = (
 """Why no file of a run without validation is recommended."""
 
 AS_GOOD = 0.01
-"""Losses that are higher than the lowest by less than this share are taken for equal."""
+"""Losses that are higher than the lowest by less than this share are taken for
+equal."""
 
 NEUTRAL_SIDE = 512
-"""Width and height of the images that drift is measured on, in pixels; less where the run trains on smaller ones."""
+"""Width and height of the images that drift is measured on, in pixels; less where the
+run trains on smaller ones."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +108,8 @@ class Measured:
     adherence: float | None = None
     by_image: LossesByImage = field(default_factory=dict)
     edit_drift: float | None = None
-    """Pixels: `drift/px` of the edits (`drift_metrics`); None where none is measurable."""
+    """Pixels: `drift/px` of the edits (`drift_metrics`); None where none is
+    measurable."""
 
     outside_mask: float | None = None
     survival: dict[str, float] = field(default_factory=dict)
@@ -102,9 +133,13 @@ class BestProcess(BaseExtensionProcess):
             else:
                 logger.warning(f"{file.path}: its loss is not finite. It is left out")
         if len(measured) == 1:
-            raise RunError(f"{section.folder()}: no saved LoRA can be measured: see the lines above.")
+            raise RunError(
+                f"{section.folder()}: no saved LoRA can be measured: see the lines above."
+            )
         candidates = that_drift_less(measured[1:], section.most_drift)
-        compared = as_good_as_the_lowest({index: each.by_image for index, each in enumerate(candidates)})
+        compared = as_good_as_the_lowest(
+            {index: each.by_image for index, each in enumerate(candidates)}
+        )
         chosen: Measured | None = None
         if bench.is_held_out:
             chosen, reason = recommend(candidates, measured[0], compared)
@@ -121,7 +156,9 @@ class BestProcess(BaseExtensionProcess):
             logger.info(line)
         if compared and chosen:
             named = ", ".join(candidates[index].file for index in compared.steps)
-            logger.info(f"not worse than the lowest loss within the {CONFIDENCE:.0%} interval: {named}")
+            logger.info(
+                f"not worse than the lowest loss within the {CONFIDENCE:.0%} interval: {named}"
+            )
         if chosen:
             logger.info(f"recommended: {chosen.file}: {reason}")
             logger.info(f"optimizer steps spent beyond it: {beyond}")
@@ -136,7 +173,11 @@ class BestProcess(BaseExtensionProcess):
             "steps_beyond": beyond,
             "who_appears": appears,
             "compared": [
-                {"file": candidates[index].file, "as_good": index in compared.steps, **asdict(found)}
+                {
+                    "file": candidates[index].file,
+                    "as_good": index in compared.steps,
+                    **asdict(found),
+                }
                 for index, found in compared.differences.items()
             ]
             if compared and chosen
@@ -167,21 +208,36 @@ class _Bench:
             characters = {}
         logger.info(f"measured on {self.measured_on}")
         self._texts: list[Sequence[CacheEntry]] = []
-        model, dataset, device, dtype = encoded_run(training, items, config.device, self._progress, self._texts)
+        model, dataset, device, dtype = encoded_run(
+            training, items, config.device, self._progress, self._texts
+        )
         settings = training.validation or ValidationConfig(fraction=0.5)
         self._validator = Validator(model, dataset, settings.timesteps, settings.seed)
         side = min(NEUTRAL_SIDE, min(min(item.crop.bucket) for item in trained))
-        self._neutral = self._sampler(model, list(_neutral(config, family, side, trained)))
+        self._neutral = self._sampler(
+            model, list(_neutral(config, family, side, trained))
+        )
         ways = training.deployments()
         if config.embedder or ways:
             prompts = _prompts(training, family, trained, config)
         else:
             prompts = []
-        in_ways = [deployed(prompt, key, way) for key, way in ways.items() for prompt in prompts]
-        self._count, self._samples = len(prompts), self._sampler(model, [*prompts, *in_ways])
+        in_ways = [
+            deployed(prompt, key, way)
+            for key, way in ways.items()
+            for prompt in prompts
+        ]
+        self._count, self._samples = (
+            len(prompts),
+            self._sampler(model, [*prompts, *in_ways]),
+        )
         shown = {name: own[: config.samples] for name, own in characters.items()}
         self._asked = [name for name, own in shown.items() for _ in own]
-        asked = [prompt for own in shown.values() for prompt in caption_prompts(own, family, config.steps, 1.0)]
+        asked = [
+            prompt
+            for own in shown.values()
+            for prompt in caption_prompts(own, family, config.steps, 1.0)
+        ]
         self._cast = self._sampler(model, asked)
         if config.edits:
             edits = _edits(training, family, items, trained, config)
@@ -190,20 +246,39 @@ class _Bench:
         self._edits = self._sampler(model, edits)
         fill_texts(self._texts, model, self._progress)
         self._status.finish()
-        model.unload_encoders(keep=family.encoder_parts["vae"] if prompts or edits else ())
-        self._embedder = Embedder(config.embedder, config.device, device) if config.embedder else None
+        model.unload_encoders(
+            keep=family.encoder_parts["vae"] if prompts or edits else ()
+        )
+        self._embedder = (
+            Embedder(config.embedder, config.device, device)
+            if config.embedder
+            else None
+        )
         if self._embedder:
             self._photos_ND = self._embedded(trained)
-            self._references = {name: self._embedded(own[: config.images]) for name, own in characters.items()}
-        self._read = partial(load_adapter_file, layers=family.every_linear_layer(training.model.files_folder()))
+            self._references = {
+                name: self._embedded(own[: config.images])
+                for name, own in characters.items()
+            }
+        self._read = partial(
+            load_adapter_file,
+            layers=family.every_linear_layer(training.model.files_folder()),
+        )
         self._ways: dict[str, tuple[Changes, float]] = {
-            key: (self._read(Path(way.lora).expanduser()) if way.lora else {}, way.weight) for key, way in ways.items()
+            key: (
+                self._read(Path(way.lora).expanduser()) if way.lora else {},
+                way.weight,
+            )
+            for key, way in ways.items()
         }
         self._others = load_other_models(training, model)
         self.files: list[NetworkFile] = []
-        """Those that can be read: a run that broke down may have saved some that cannot."""
+        """Those that can be read: a run that broke down may have saved some that
+        cannot."""
         beside = [changes for changes, _ in self._ways.values()]
-        self._adapters = AppliedAdapters(model.network_module, chain(beside, self._readable(config)), device)
+        self._adapters = AppliedAdapters(
+            model.network_module, chain(beside, self._readable(config)), device
+        )
         model.enable_modulation_cache(BlockSwap)
         BlockRunner(model, device, dtype, "none", training.model.blocks_to_swap)
         self._of_base: list[Tensor] = []
@@ -221,23 +296,44 @@ class _Bench:
             yield changes
 
     def measure(self, name: str, step: int | None, path: Path | None) -> Measured:
-        """The numbers of a file; of the model itself for None, which has to come first."""
+        """The numbers of a file; of the model itself for None, which has to come
+        first."""
         self._status.update(name)
         own: list[tuple[Changes, float]] = [(self._read(path), 1.0)] if path else []
         self._adapters.use(own)
         losses = self._validator.losses()
         assert losses is not None  # nothing asks it to stop
-        by_image = {image[:12]: fmean(found) for image, found in self._validator.by_image.items()}
-        latents = [self._neutral.latents(index) for index in range(len(self._neutral.prompts))]
+        by_image = {
+            image[:12]: fmean(found)
+            for image, found in self._validator.by_image.items()
+        }
+        latents = [
+            self._neutral.latents(index) for index in range(len(self._neutral.prompts))
+        ]
         if path is None:
             self._of_base = latents
-        drift = fmean(float((a - b).norm() / b.norm()) for a, b in zip(latents, self._of_base, strict=True))
+        drift = fmean(
+            float((a - b).norm() / b.norm())
+            for a, b in zip(latents, self._of_base, strict=True)
+        )
         edits = self._edits
-        drifts = {at: found for at in range(len(edits.prompts)) if (found := edits.drift(at, edits.generate(at)))}
-        numbers = {name: value for name, value in drift_metrics(drifts, "").items() if isfinite(value)}
+        drifts = {
+            at: found
+            for at in range(len(edits.prompts))
+            if (found := edits.drift(at, edits.generate(at)))
+        }
+        numbers = {
+            name: value
+            for name, value in drift_metrics(drifts, "").items()
+            if isfinite(value)
+        }
         drawn = [self._samples.generate(index) for index in range(self._count)]
         more: dict[str, Any] = {
-            **{"by_image": by_image, "edit_drift": numbers.get("px"), "outside_mask": numbers.get("outside_mask")},
+            **{
+                "by_image": by_image,
+                "edit_drift": numbers.get("px"),
+                "outside_mask": numbers.get("outside_mask"),
+            },
             "survival": self._survival(drawn, own) if self._ways else {},
         }
         if self._embedder is None:
@@ -250,46 +346,78 @@ class _Bench:
         else:
             heard = None
         self._status.finish()
-        return Measured(name, step, losses[LOSS], drift, distance(drawn_ND, self._photos_ND), heard, **more)
+        return Measured(
+            name,
+            step,
+            losses[LOSS],
+            drift,
+            distance(drawn_ND, self._photos_ND),
+            heard,
+            **more,
+        )
 
     def who_appears(self, path: Path) -> Table | None:
-        """Table for a file; None where there are fewer than two characters, or no embedder."""
+        """Table for a file; None where there are fewer than two characters, or no
+        embedder."""
         if self._embedder is None or not self._asked:
             return None
         self._status.update("characters")
         self._adapters.use([(self._read(path), 1.0)])
 
         def samples(name: str) -> list[Image.Image]:
-            return [self._cast.generate(index) for index, asked in enumerate(self._asked) if asked == name]
+            return [
+                self._cast.generate(index)
+                for index, asked in enumerate(self._asked)
+                if asked == name
+            ]
 
-        found = who_appears(list(self._references), samples, nearest(self._references, self._embedder.images))
+        found = who_appears(
+            list(self._references),
+            samples,
+            nearest(self._references, self._embedder.images),
+        )
         self._status.finish()
         return found
 
     def _embedded(self, items: Sequence[BucketedSample]) -> Tensor:
         assert self._embedder is not None
-        return self._embedder.images([open_image(item.sample.image, item.sample.background) for item in items])
+        return self._embedder.images(
+            [open_image(item.sample.image, item.sample.background) for item in items]
+        )
 
-    def _survival(self, in_many: Sequence[Image.Image], own: Sequence[tuple[Changes, float]]) -> dict[str, float]:
-        """Way of `sample.also` -> the score of the file in use, by the embedder where there is one.
+    def _survival(
+        self, in_many: Sequence[Image.Image], own: Sequence[tuple[Changes, float]]
+    ) -> dict[str, float]:
+        """Way of `sample.also` -> the score of the file in use, by the embedder where
+        there is one.
 
-        in_many: its samples in many steps. own: the file; none of the base model, which comes first and has no score.
+        in_many: its samples in many steps. own: the file; none of the base model, which
+        comes first and has no score.
         """
         features = [self._features(in_many)]
         prompts = self._samples.prompts
         for key, beside in self._ways.items():
             self._adapters.use([*own, beside])
-            indices = [index for index, prompt in enumerate(prompts) if prompt.beside == key]
+            indices = [
+                index for index, prompt in enumerate(prompts) if prompt.beside == key
+            ]
             with self._others.using(key):
-                features.append(self._features([self._samples.generate(index) for index in indices]))
+                features.append(
+                    self._features([self._samples.generate(index) for index in indices])
+                )
         if not own:
             self._base_features = features
             return {}
-        names = list(dict.fromkeys(prompt.deployment for prompt in prompts if prompt.deployment))
+        names = list(
+            dict.fromkeys(prompt.deployment for prompt in prompts if prompt.deployment)
+        )
         many = features[0]
         base_many = self._base_features[0]
         pairs = zip(names, features[1:], self._base_features[1:], strict=True)
-        scores = {name: survival(many, few, base_many, base_few) for name, few, base_few in pairs}
+        scores = {
+            name: survival(many, few, base_many, base_few)
+            for name, few, base_few in pairs
+        }
         return {name: score for name, score in scores.items() if isfinite(score)}
 
     def _features(self, images: Sequence[Image.Image]) -> Features:
@@ -297,7 +425,9 @@ class _Bench:
             return coarse_pixels(images)
         return self._embedder.images(images).double().numpy()
 
-    def _sampler(self, model: DiffusionModel, prompts: Sequence[SamplePrompt]) -> Sampler:
+    def _sampler(
+        self, model: DiffusionModel, prompts: Sequence[SamplePrompt]
+    ) -> Sampler:
         memory = CachePair(TensorCache(None), TensorCache(None))
         sampler = Sampler(model, prompts, ItemEncoder(model, torch.float32), memory)
         sampler.encode(self._progress, self._texts)
@@ -310,20 +440,25 @@ class _Bench:
 def _images(
     trained: Sequence[BucketedSample], split: ValidationSplit | None, most: int
 ) -> tuple[list[BucketedSample], list[BucketedSample], str]:
-    """Images whose loss is measured; images that were trained on; what the former are, in words. trained: all uses of
-    the training's images."""
+    """Images whose loss is measured; images that were trained on; what the former are,
+    in words. trained: all uses of the training's images."""
     chosen = list({item.sample.image: item for item in trained}.values())[:most]
     if split:
         held_out = list(split.items)[:most]
         return held_out, chosen, f"{len(held_out)} images that were not trained on"
     plain = [as_measured(item) for item in trained if not any(item.sample.flip)][:most]
-    return plain, chosen, f"{len(plain)} images of the training, for none are held out (section 'validation')"
+    return (
+        plain,
+        chosen,
+        f"{len(plain)} images of the training, for none are held out (section 'validation')",
+    )
 
 
 def _neutral(
     config: BestConfig, family: ModelFacts, side: int, trained: Sequence[BucketedSample]
 ) -> Iterator[SamplePrompt]:
-    """What has nothing to do with the training; a model of layers takes its first image apart, as it needs one."""
+    """What has nothing to do with the training; a model of layers takes its first image
+    apart, as it needs one."""
     size = family.drawable(Size(side, side))
     like = SamplePrompt("", "", size, seed=0, guidance_scale=1.0, steps=config.steps)
     if family.stacks_layers:
@@ -333,7 +468,10 @@ def _neutral(
 
 
 def _prompts(
-    training: DiffusionSection, family: ModelFacts, trained: Sequence[BucketedSample], config: BestConfig
+    training: DiffusionSection,
+    family: ModelFacts,
+    trained: Sequence[BucketedSample],
+    config: BestConfig,
 ) -> list[SamplePrompt]:
     """The run's own prompts, or captions with their references."""
     pictures = training.sample_pictures()
@@ -345,15 +483,19 @@ def _prompts(
 def _characters(
     training: DiffusionSection, trained: Sequence[BucketedSample], config: BestConfig
 ) -> dict[str, list[BucketedSample]]:
-    """Name -> its training images; empty where there are fewer than two. Raises UserError for a name of `characters`
-    that has none."""
-    words = config.characters or tuple(word for word in training.trigger_words() if word != training.trigger_word)
+    """Name -> its training images; empty where there are fewer than two. Raises
+    UserError for a name of `characters` that has none."""
+    words = config.characters or tuple(
+        word for word in training.trigger_words() if word != training.trigger_word
+    )
     if len(words) < 2:
         return {}
     found = images_of(words, trained)
     missing = [word for word, items in found.items() if not items]
     if config.characters and missing:
-        raise UserError(f"characters: no training image's caption has {missing[0]!r} and none of the others.")
+        raise UserError(
+            f"characters: no training image's caption has {missing[0]!r} and none of the others."
+        )
     found = {word: items for word, items in found.items() if items}
     return found if len(found) > 1 else {}
 
@@ -365,28 +507,42 @@ def _edits(
     trained: Sequence[BucketedSample],
     config: BestConfig,
 ) -> list[SamplePrompt]:
-    """The run's own prompts with references, else captions of what the loss is measured on, or was trained on."""
+    """The run's own prompts with references, else captions of what the loss is measured
+    on, or was trained on."""
     drawn = sample_prompts(training.sample_pictures(), training.trigger_word, family)
     own = [one for one in drawn if one.references and not one.layers]
-    edits = own[: config.edits] or edit_prompts((*measured, *trained), config.edits, family, config.steps, 1.0)
+    edits = own[: config.edits] or edit_prompts(
+        (*measured, *trained), config.edits, family, config.steps, 1.0
+    )
     if not edits:
-        logger.warning("edits: the run has neither prompts nor images with control images: no drift is measured")
+        logger.warning(
+            "edits: the run has neither prompts nor images with control images: no drift is measured"
+        )
     return edits
 
 
-def that_drift_less(measured: Sequence[Measured], most_drift: float | None) -> Sequence[Measured]:
-    """Those whose edits drift by at most so many pixels; all where none is left, or no limit is given."""
+def that_drift_less(
+    measured: Sequence[Measured], most_drift: float | None
+) -> Sequence[Measured]:
+    """Those whose edits drift by at most so many pixels; all where none is left, or no
+    limit is given."""
     if most_drift is None:
         return measured
-    return [each for each in measured if (each.edit_drift or 0.0) <= most_drift] or measured
+    return [
+        each for each in measured if (each.edit_drift or 0.0) <= most_drift
+    ] or measured
 
 
-def recommend(measured: Sequence[Measured], base: Measured, compared: AsGood | None = None) -> tuple[Measured, str]:
-    """The LoRA to use, and why: the earliest of those whose loss is not worse than the lowest within the interval.
+def recommend(
+    measured: Sequence[Measured], base: Measured, compared: AsGood | None = None
+) -> tuple[Measured, str]:
+    """The LoRA to use, and why: the earliest of those whose loss is not worse than the
+    lowest within the interval.
 
-    compared: the comparison of `measured` by index; None: there are too few images for it. Then it is, of those whose
-    loss is the lowest or about as low, the one whose samples are nearest to the training images where that was
-    measured, else the one that changes other images least.
+    compared: the comparison of `measured` by index; None: there are too few images for
+    it. Then it is, of those whose loss is the lowest or about as low, the one whose
+    samples are nearest to the training images where that was measured, else the one
+    that changes other images least.
     """
     lowest = min(measured, key=lambda each: each.loss)
     as_good = [each for each in measured if each.loss <= lowest.loss * (1 + AS_GOOD)]
@@ -406,7 +562,9 @@ def recommend(measured: Sequence[Measured], base: Measured, compared: AsGood | N
         reason = f"the lowest loss, {lowest.loss:.4f}"
     elif lowest.distance is not None:
         best = min(as_good, key=lambda each: each.distance or 0.0)
-        reason = f"samples nearest to the training images ({best.distance:.3f}){of_these}"
+        reason = (
+            f"samples nearest to the training images ({best.distance:.3f}){of_these}"
+        )
     elif lowest.survival:
         best = max(as_good, key=lambda each: fmean(each.survival.values() or [-inf]))
         reason = f"most of it is left in {' and '.join(lowest.survival)}{of_these}"
@@ -415,21 +573,37 @@ def recommend(measured: Sequence[Measured], base: Measured, compared: AsGood | N
         reason = f"the least drift ({best.drift:.3f}){of_these}"
     if best.loss < base.loss:
         return best, f"{reason}; the base model has {base.loss:.4f}"
-    return best, f"{reason}; but the base model has {base.loss:.4f}: on these images no LoRA of the run is better"
+    return (
+        best,
+        f"{reason}; but the base model has {base.loss:.4f}: on these images no LoRA of the run is better",
+    )
 
 
 def table(measured: Sequence[Measured]) -> list[str]:
     """Lines of columns; those that nothing was measured for are left out."""
     titles = ("loss", "drift", "distance", "adherence", "edit_drift", "outside_mask")
-    shown = [title for title in titles if any(getattr(each, title) is not None for each in measured)]
+    shown = [
+        title
+        for title in titles
+        if any(getattr(each, title) is not None for each in measured)
+    ]
     width = max(len(each.file) for each in measured)
     ways = list(dict.fromkeys(name for each in measured for name in each.survival))
-    columns = [f"{title:>{max(9, len(title))}}" for title in shown] + [f"left in {name}" for name in ways]
+    columns = [f"{title:>{max(9, len(title))}}" for title in shown] + [
+        f"left in {name}" for name in ways
+    ]
     lines = [f"{'file':{width}} {'step':>8} " + " ".join(columns)]
     for each in measured:
         step = "" if each.step is None else str(each.step)
-        told = {title: "" if (value := getattr(each, title)) is None else f"{value:.4f}" for title in shown}
-        numbers = " ".join(f"{number:>{max(9, len(title))}}" for title, number in told.items())
-        left = "".join(f" {each.survival.get(name, nan):>{len(name) + 8}.2f}" for name in ways)
+        told = {
+            title: "" if (value := getattr(each, title)) is None else f"{value:.4f}"
+            for title in shown
+        }
+        numbers = " ".join(
+            f"{number:>{max(9, len(title))}}" for title, number in told.items()
+        )
+        left = "".join(
+            f" {each.survival.get(name, nan):>{len(name) + 8}.2f}" for name in ways
+        )
         lines.append(f"{each.file:{width}} {step:>8} {numbers}{left}")
     return lines

@@ -1,1 +1,2 @@
-"""`type: cache`: computes the latents and text embeddings of a job's datasets, and nothing else."""
+"""`type: cache`: computes the latents and text embeddings of a job's datasets, and
+nothing else."""

@@ -29,15 +29,17 @@ class CacheOptions(ProcessConfig):
     """What is done with the cache, by a job and by the command."""
 
     skip_existing: bool = False
-    """Trust existing entries instead of verifying all of them and recomputing damaged ones."""
+    """Trust existing entries instead of verifying all of them and recomputing damaged
+    ones."""
 
     workers: int = Field(default=1, ge=1, le=64)
     """Threads that read images and entries; the encoders process one item at a time."""
 
     prune: bool = False
-    """Delete the latents and text embeddings that the datasets and sample prompts do not use, and the quantized models
-    other than the job's (`model.keep_quantized`). Other jobs of the same `training_folder` share the cache: entries
-    that only they use are recomputed when they need them."""
+    """Delete the latents and text embeddings that the datasets and sample prompts do
+    not use, and the quantized models other than the job's (`model.keep_quantized`).
+    Other jobs of the same `training_folder` share the cache: entries that only they use
+    are recomputed when they need them."""
 
     keep: bool = False
     """Only count what `prune` would delete."""
@@ -54,9 +56,11 @@ class CacheOptions(ProcessConfig):
 
 
 class CacheConfig(CacheOptions, DiffusionSection):
-    """`type: cache`: encodes the datasets and sample prompts of a training job and stops.
+    """`type: cache`: encodes the datasets and sample prompts of a training job and
+    stops.
 
-    It accepts every key of `sd_trainer`; those that only concern training are checked but not used.
+    It accepts every key of `sd_trainer`; those that only concern training are checked
+    but not used.
     """
 
     process_types: ClassVar[tuple[str, ...]] = ("cache",)
@@ -65,8 +69,11 @@ class CacheConfig(CacheOptions, DiffusionSection):
     other_shapes: ClassVar = {"dtype": ForeignName("shaped", ("train.dtype",))}
 
     @classmethod
-    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
-        """Accepts `dtype` in the process itself, so that a cache needs no `train` section."""
+    def rewrite(
+        cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics
+    ) -> dict[str, ConfigNode]:
+        """Accepts `dtype` in the process itself, so that a cache needs no `train`
+        section."""
         dtype = entries.pop("dtype", None)
         if dtype is not None:
             place_in(entries, "train", "dtype", dtype, diagnostics)
@@ -74,7 +81,10 @@ class CacheConfig(CacheOptions, DiffusionSection):
 
     def outputs_exist(self, job: JobContext) -> bool:
         """Whether the cache folder exists; training encodes what is missing in it."""
-        return not self.prune and (Path(self.training_folder).expanduser() / CACHE_FOLDER).is_dir()
+        return (
+            not self.prune
+            and (Path(self.training_folder).expanduser() / CACHE_FOLDER).is_dir()
+        )
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """A run that may read what would be deleted."""
@@ -94,7 +104,8 @@ class CacheConfig(CacheOptions, DiffusionSection):
 
 
 class CacheCommand(CacheOptions, ToolConfig):
-    """`run.py cache JOB`: encodes the datasets and sample prompts of a training job, as `type: cache` does."""
+    """`run.py cache JOB`: encodes the datasets and sample prompts of a training job, as
+    `type: cache` does."""
 
     positional: ClassVar[tuple[str, ...]] = ("job",)
     example: ClassVar[str] = "config/examples/quickstart.yaml"
@@ -103,7 +114,8 @@ class CacheCommand(CacheOptions, ToolConfig):
     """The job: a file, or the name of one in config/."""
 
     def encoded(self) -> tuple[CacheConfig, ...]:
-        """The processes of the job whose datasets are encoded. Raises ConfigErrors for a job that is not valid."""
+        """The processes of the job whose datasets are encoded. Raises ConfigErrors for
+        a job that is not valid."""
         known = discover()
 
         def find_model(uid: str) -> type[BaseModel] | None:
@@ -113,7 +125,11 @@ class CacheCommand(CacheOptions, ToolConfig):
             return model
 
         processes = load_job(find_config(self.job), find_model).processes
-        return tuple(entry.section for entry in processes if isinstance(entry.section, CacheConfig))
+        return tuple(
+            entry.section
+            for entry in processes
+            if isinstance(entry.section, CacheConfig)
+        )
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """The job itself."""
@@ -125,6 +141,11 @@ class CacheCommand(CacheOptions, ToolConfig):
             yield Diagnostic(("job",), str(error))
             return
         if not sections:
-            yield Diagnostic(("job",), f"{self.job!r} has no process whose datasets can be encoded in advance.")
-        for folder in {Path(section.training_folder).expanduser() for section in sections}:
+            yield Diagnostic(
+                ("job",),
+                f"{self.job!r} has no process whose datasets can be encoded in advance.",
+            )
+        for folder in {
+            Path(section.training_folder).expanduser() for section in sections
+        }:
             yield from self.check_prune(folder)

@@ -1,4 +1,5 @@
-"""What a `cache` process would do: the same scan as training, and no steps. Imports no torch, writes nothing."""
+"""What a `cache` process would do: the same scan as training, and no steps. Imports no
+torch, writes nothing."""
 
 from __future__ import annotations
 
@@ -17,9 +18,20 @@ def plan_cache(config: DiffusionSection, job: JobContext) -> RunPlan:
     model = ModelOutlook.of(config.model, job)
     lines = tuple(unknown_family(config.model))
     if lines:
-        return RunPlan(config.type, config.display_name(job), (), 0, 0, 0, notes=lines, outlook=Outlook(model))
+        return RunPlan(
+            config.type,
+            config.display_name(job),
+            (),
+            0,
+            0,
+            0,
+            notes=lines,
+            outlook=Outlook(model),
+        )
     scan_cache = ScanCache.beside(config.training_folder)
-    scan, items, validation_split = scan_and_split(config, family_for(config.model), scan_cache)
+    scan, items, validation_split = scan_and_split(
+        config, family_for(config.model), scan_cache
+    )
     return RunPlan(
         type=config.type,
         name=config.display_name(job),
@@ -27,6 +39,13 @@ def plan_cache(config: DiffusionSection, job: JobContext) -> RunPlan:
         samples_per_epoch=sum(item.sample.repeats for item in items),
         micro_batches_per_epoch=count_batches(items, config.train.batch_size),
         optimizer_steps=0,
-        notes=(*yet_to_come(config.model, job), *scan.notes, *(validation_split.notes if validation_split else ())),
-        outlook=Outlook(model, will_not_start=tuple(model.why_not_loaded(config.device, config.model))),
+        notes=(
+            *yet_to_come(config.model, job),
+            *scan.notes,
+            *(validation_split.notes if validation_split else ()),
+        ),
+        outlook=Outlook(
+            model,
+            will_not_start=tuple(model.why_not_loaded(config.device, config.model)),
+        ),
     )

@@ -1,4 +1,5 @@
-"""`type: cache` and `run.py cache`: encodes the datasets of a job as training would. An interrupted run resumes."""
+"""`type: cache` and `run.py cache`: encodes the datasets of a job as training would. An
+interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -9,7 +10,13 @@ from pathlib import Path
 
 from extensions.tools.cache.config import CacheCommand, CacheConfig
 from jobs.process import BaseExtensionProcess
-from toolkit.data.batches.latent_cache import CacheEntry, CacheStores, ItemEncoder, encode_items, fill_texts
+from toolkit.data.batches.latent_cache import (
+    CacheEntry,
+    CacheStores,
+    ItemEncoder,
+    encode_items,
+    fill_texts,
+)
 from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.from_base import not_made_yet
 from toolkit.data.scan.validation_split import scan_and_split
@@ -33,7 +40,8 @@ Keys = dict[str, set[str]]
 
 
 class CacheProcess(BaseExtensionProcess):
-    """Fills `<training_folder>/_cache`; a training job with the same datasets and model then encodes nothing."""
+    """Fills `<training_folder>/_cache`; a training job with the same datasets and model
+    then encodes nothing."""
 
     section: CacheConfig | CacheCommand
 
@@ -57,7 +65,8 @@ class CacheProcess(BaseExtensionProcess):
             self._account(folder, keys)
 
     def _encode(self, section: CacheConfig, folder: Path) -> Iterator[tuple[str, str]]:
-        """Encodes what is missing; yields kind and key of every entry on the disk that the section uses."""
+        """Encodes what is missing; yields kind and key of every entry on the disk that
+        the section uses."""
         family = checked_family(section.model)
         check_device(section.device, model_bytes(section.model))
         status = StatusLine()
@@ -82,7 +91,9 @@ class CacheProcess(BaseExtensionProcess):
             lambda _: stores,
             dtype,
             progress,
-            lambda sample: section.train.preserved_prompts(sample.caption, section.trigger_words()),
+            lambda sample: section.train.preserved_prompts(
+                sample.caption, section.trigger_words()
+            ),
             workers=self.section.workers,
             verify=not self.section.skip_existing,
             later=texts,
@@ -91,16 +102,30 @@ class CacheProcess(BaseExtensionProcess):
         prompts = sample_prompts(pictures, section.trigger_word, family)
         if validation_split and section.validation:
             edits = section.validation.edits
-            prompts += measured_edits(validation_split.items, edits, section.sample, family)
+            prompts += measured_edits(
+                validation_split.items, edits, section.sample, family
+            )
         sampler = Sampler(model, prompts, ItemEncoder(model, dtype), stores)
         sampler.encode(progress, texts)
-        fill_texts(texts, model, progress, self.section.workers, verify=not self.section.skip_existing)
+        fill_texts(
+            texts,
+            model,
+            progress,
+            self.section.workers,
+            verify=not self.section.skip_existing,
+        )
         scan_cache.save()  # now with the file hashes
         more = " and the sample prompts" if prompts else ""
         if unmade:
-            logger.info(f"{len(unmade)} images of 'from_base' are not there yet: the training makes and encodes them")
+            logger.info(
+                f"{len(unmade)} images of 'from_base' are not there yet: the training makes and encodes them"
+            )
         status.finish(f"cached {len(items)} items{more} in {folder / CACHE_FOLDER}")
-        entries: list[CacheEntry] = [entry for each in dataset.entries for entry in (*each.images(), *each.texts())]
+        entries: list[CacheEntry] = [
+            entry
+            for each in dataset.entries
+            for entry in (*each.images(), *each.texts())
+        ]
         for entry in (*entries, *sampler.entries()):
             yield KINDS[stores.index(entry.store)], entry.key
 
@@ -122,7 +147,9 @@ class CacheProcess(BaseExtensionProcess):
             is_used = entry.folder.name in used[MODELS]
             unused += not is_used
             by_it = "used" if is_used else "not used by this job"
-            logger.info(f"models: {entry.model} ({readable_size(entry.bytes)}) {by_it}, in {entry.folder}")
+            logger.info(
+                f"models: {entry.model} ({readable_size(entry.bytes)}) {by_it}, in {entry.folder}"
+            )
             if not is_used and self.section.prune and not self.section.keep:
                 remove(entry.folder)
         if unused and self.section.prune and not self.section.keep:

@@ -1,8 +1,10 @@
 """Qwen2.5-VL as a function from images to captions.
 
-Tokenizer and image processor are used on their own, without transformers' processor, which needs torchvision.
+Tokenizer and image processor are used on their own, without transformers' processor,
+which needs torchvision.
 
-Shape suffixes: B images or pairs at once, L tokens of the longest question, N vision patches, V patch width."""
+Shape suffixes: B images or pairs at once, L tokens of the longest question, N vision
+patches, V patch width."""
 
 from __future__ import annotations
 
@@ -17,26 +19,41 @@ from PIL import Image
 from torch import Tensor, nn
 
 from extensions.tools.caption.config import QUANTIZED
-from toolkit.config.sections.model_files import CAPTIONER, INDEX, cached_snapshot, quantization_fault
+from toolkit.config.sections.model_files import (
+    CAPTIONER,
+    INDEX,
+    cached_snapshot,
+    quantization_fault,
+)
 from toolkit.errors import RunError, UserError
 from toolkit.models.hub import download_encoder
-from toolkit.models.loading import STRICTLY, check_finite, check_loaded, fill_from_file, reading
+from toolkit.models.loading import (
+    STRICTLY,
+    check_finite,
+    check_loaded,
+    fill_from_file,
+    reading,
+)
 from toolkit.models.single_file import HEAD, text_encoder_name
 from toolkit.system import seeding
 from toolkit.system.device import is_out_of_memory
 
 ENCODER, TOKENIZER, PROCESSOR = "text_encoder", "tokenizer", "processor"
-"""Subfolders of a captioner's parts in a diffusers folder; a transformers folder has no subfolders."""
+"""Subfolders of a captioner's parts in a diffusers folder; a transformers folder has no
+subfolders."""
 
 IMAGE_PAD = "<|image_pad|>"
 END = "<|im_end|>"
 PAD = "<|endoftext|>"
 MARKERS = ("<|im_start|>", END, "<|vision_start|>", "<|vision_end|>", IMAGE_PAD, PAD)
 
-BEFORE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+BEFORE = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+)
 PICTURE = f"<|vision_start|>{IMAGE_PAD}<|vision_end|>"
 AFTER = "<|im_end|>\n<|im_start|>assistant\n"
-"""One turn of the chat that Qwen2.5-VL was trained on: `chat_template` of its tokenizer_config.json."""
+"""One turn of the chat that Qwen2.5-VL was trained on: `chat_template` of its
+tokenizer_config.json."""
 
 
 @dataclass(frozen=True)
@@ -80,26 +97,40 @@ class Captioner:
         quantize: Callable[[nn.Module, str], None] | None = None,
         file: Path | None = None,
     ) -> None:
-        """Loads the model of a folder (`captioner_folder`). quantize: called with each block of the language model.
-        file: the weights, in place of those in the folder.
+        """Loads the model of a folder (`captioner_folder`). quantize: called with each
+        block of the language model. file: the weights, in place of those in the folder.
 
         Raises RunError for files that cannot be used.
         """
-        from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+        from transformers import (
+            Qwen2_5_VLConfig,
+            Qwen2_5_VLForConditionalGeneration,
+            Qwen2Tokenizer,
+        )
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+            Qwen2VLImageProcessorPil,
+        )
 
         self.settings = settings
         self.device = device
-        encoder, tokenizer, processor = (part_folder(folder, part) for part in (ENCODER, TOKENIZER, PROCESSOR))
+        encoder, tokenizer, processor = (
+            part_folder(folder, part) for part in (ENCODER, TOKENIZER, PROCESSOR)
+        )
         with reading(tokenizer):
-            self.tokenizer = Qwen2Tokenizer.from_pretrained(tokenizer, local_files_only=True, padding_side="left")
+            self.tokenizer = Qwen2Tokenizer.from_pretrained(
+                tokenizer, local_files_only=True, padding_side="left"
+            )
         known = self.tokenizer.get_vocab()
         absent = [marker for marker in MARKERS if marker not in known]
         if absent:
-            raise RunError(f"{tokenizer}: {', '.join(absent)} are not in the vocabulary. Copy the model again.")
+            raise RunError(
+                f"{tokenizer}: {', '.join(absent)} are not in the vocabulary. Copy the model again."
+            )
         self.ids = {marker: known[marker] for marker in MARKERS}
         with reading(processor):
-            self.processor = Qwen2VLImageProcessorPil.from_pretrained(processor, local_files_only=True)
+            self.processor = Qwen2VLImageProcessorPil.from_pretrained(
+                processor, local_files_only=True
+            )
         if file:
             with reading(encoder), init_empty_weights(include_buffers=False):
                 config = Qwen2_5_VLConfig.from_json_file(encoder / "config.json")
@@ -107,7 +138,9 @@ class Captioner:
             model = fill_from_file(model, file, dtype, _name_in_model)
         else:
             with reading(encoder):
-                model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(encoder, dtype=dtype, **STRICTLY)
+                model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                    encoder, dtype=dtype, **STRICTLY
+                )
             check_loaded(encoder, info)
             check_finite(encoder, model)
         if quantize:
@@ -115,10 +148,13 @@ class Captioner:
                 quantize(block, f"language_model.layers.{index}")
         self.model = model.requires_grad_(False).eval().to(self.device)
 
-    def captions(self, shown: Sequence[Sequence[Image.Image]], names: Sequence[str]) -> list[Caption]:
+    def captions(
+        self, shown: Sequence[Sequence[Image.Image]], names: Sequence[str]
+    ) -> list[Caption]:
         """The caption of each entry: one image, or a reference and what became of it.
 
-        names: of the entries; they key what is drawn. Raises RunError where memory is short for one entry.
+        names: of the entries; they key what is drawn. Raises RunError where memory is
+        short for one entry.
         """
         try:
             return self._captions(shown, names)
@@ -129,51 +165,95 @@ class Captioner:
                 remedy = "Set a smaller max_size (--max-size), quantize (--quantize int8), or another device."
                 raise RunError(f"memory is short for one image. {remedy}") from error
         half = len(shown) // 2
-        return [*self.captions(shown[:half], names[:half]), *self.captions(shown[half:], names[half:])]
+        return [
+            *self.captions(shown[:half], names[:half]),
+            *self.captions(shown[half:], names[half:]),
+        ]
 
     @torch.inference_mode()
-    def _captions(self, shown: Sequence[Sequence[Image.Image]], names: Sequence[str]) -> list[Caption]:
+    def _captions(
+        self, shown: Sequence[Sequence[Image.Image]], names: Sequence[str]
+    ) -> list[Caption]:
         settings = self.settings
         end = self.ids[END]
         pad = self.ids[PAD]
         inputs_BL = self._inputs(shown)
-        drawn: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        drawn: dict[str, Any] = {
+            "do_sample": False,
+            "temperature": None,
+            "top_p": None,
+            "top_k": None,
+        }
         if settings.temperature:
-            drawn = {"do_sample": True, "temperature": settings.temperature, "top_p": 1.0, "top_k": 0}
+            drawn = {
+                "do_sample": True,
+                "temperature": settings.temperature,
+                "top_p": 1.0,
+                "top_k": 0,
+            }
         with seeding.global_generator(settings.seed, "caption", *names):
             made = self.model.generate(
-                **inputs_BL, max_new_tokens=settings.max_tokens, eos_token_id=[end, pad], pad_token_id=pad, **drawn
+                **inputs_BL,
+                max_new_tokens=settings.max_tokens,
+                eos_token_id=[end, pad],
+                pad_token_id=pad,
+                **drawn,
             )
         answers = made[:, inputs_BL["input_ids"].shape[1] :].tolist()
         return [
-            Caption(self.tokenizer.decode(ids, skip_special_tokens=True).strip(), cut=not {end, pad} & set(ids))
+            Caption(
+                self.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+                cut=not {end, pad} & set(ids),
+            )
             for ids in answers
         ]
 
     def _inputs(self, shown: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor]:
-        """input_ids_BL and attention_mask_BL with empty places on the left, mm_token_type_ids_BL (1: of an image),
-        pixel_values_NV and image_grid_thw [images, 3] of all images in order."""
+        """input_ids_BL and attention_mask_BL with empty places on the left,
+        mm_token_type_ids_BL (1: of an image), pixel_values_NV and image_grid_thw
+        [images, 3] of all images in order."""
         least = dict(self.processor.size)["shortest_edge"]
-        size = {"shortest_edge": min(least, self.settings.max_size**2), "longest_edge": self.settings.max_size**2}
+        size = {
+            "shortest_edge": min(least, self.settings.max_size**2),
+            "longest_edge": self.settings.max_size**2,
+        }
         images = [image for entry in shown for image in entry]
         vision = dict(self.processor(images=images, size=size, return_tensors="pt"))
-        counts = iter(vision["image_grid_thw"].prod(1).floor_divide(self.processor.merge_size**2).tolist())
+        counts = iter(
+            vision["image_grid_thw"]
+            .prod(1)
+            .floor_divide(self.processor.merge_size**2)
+            .tolist()
+        )
         question = self._encode(self.settings.question, plain=True)
         rows = []
         for entry in shown:
-            pictures = "".join(PICTURE.replace(IMAGE_PAD, IMAGE_PAD * next(counts)) for _ in entry)
-            rows.append([*self._encode(BEFORE + pictures), *question, *self._encode(AFTER)])
+            pictures = "".join(
+                PICTURE.replace(IMAGE_PAD, IMAGE_PAD * next(counts)) for _ in entry
+            )
+            rows.append(
+                [*self._encode(BEFORE + pictures), *question, *self._encode(AFTER)]
+            )
         longest = max(map(len, rows))
         pad = self.ids[PAD]
         ids_BL = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
-        mask_BL = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        mask_BL = torch.tensor(
+            [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+        )
         is_image_BL = (ids_BL == self.ids[IMAGE_PAD]).int()
-        inputs = {"input_ids": ids_BL, "attention_mask": mask_BL, "mm_token_type_ids": is_image_BL, **vision}
+        inputs = {
+            "input_ids": ids_BL,
+            "attention_mask": mask_BL,
+            "mm_token_type_ids": is_image_BL,
+            **vision,
+        }
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
     def _encode(self, text: str, plain: bool = False) -> list[int]:
         """plain: markers that it spells out are text."""
-        ids: list[int] = self.tokenizer(text, split_special_tokens=plain, verbose=False)["input_ids"]
+        ids: list[int] = self.tokenizer(
+            text, split_special_tokens=plain, verbose=False
+        )["input_ids"]
         return ids
 
 
@@ -185,10 +265,12 @@ def _name_in_model(name: str) -> str:
 
 
 def captioner_folder(model: str, weights: bool) -> Path:
-    """The folder of a hub id or local folder: of transformers, or of diffusers with the model as a part.
+    """The folder of a hub id or local folder: of transformers, or of diffusers with the
+    model as a part.
 
-    weights: whether they are needed. Raises UserError as `download_encoder`, for a repository that holds something
-    else, and for weights that another program has quantized.
+    weights: whether they are needed. Raises UserError as `download_encoder`, for a
+    repository that holds something else, and for weights that another program has
+    quantized.
     """
     folder = _folder_of(model, weights)
     if weights:
@@ -209,7 +291,9 @@ def _folder_of(model: str, weights: bool) -> Path:
         return whole
     folder = download_encoder(model, "model", weights)
     if not (folder / "config.json").is_file():
-        raise UserError(f"model: {model} holds no config.json. Give {CAPTIONER}, or a downloaded model that has it.")
+        raise UserError(
+            f"model: {model} holds no config.json. Give {CAPTIONER}, or a downloaded model that has it."
+        )
     return folder
 
 
@@ -220,4 +304,7 @@ def part_folder(folder: Path, part: str) -> Path:
 
 def weights_bytes(folder: Path) -> int:
     """Bytes of the captioner's weights on the disk."""
-    return sum(file.stat().st_size for file in part_folder(folder, ENCODER).glob("*.safetensors"))
+    return sum(
+        file.stat().st_size
+        for file in part_folder(folder, ENCODER).glob("*.safetensors")
+    )

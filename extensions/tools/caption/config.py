@@ -16,7 +16,13 @@ from toolkit.config.reading.findings import check_path
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
 from toolkit.config.sections.model import Qtype
-from toolkit.config.sections.model_files import CAPTIONER, CAPTIONER_TYPE, INDEX, looks_like_a_path, quantization_fault
+from toolkit.config.sections.model_files import (
+    CAPTIONER,
+    CAPTIONER_TYPE,
+    INDEX,
+    looks_like_a_path,
+    quantization_fault,
+)
 from toolkit.config.sections.trainer import Device
 from toolkit.files.writing import file_in_the_way
 from toolkit.models.single_file import encoder_file_fault
@@ -47,46 +53,52 @@ TABLES = {"jsonl": "captions.jsonl", "tsv": "captions.tsv"}
 
 
 class CaptionConfig(ToolConfig):
-    """`type: caption`: captions the images of a folder, or the changes from control images to them."""
+    """`type: caption`: captions the images of a folder, or the changes from control
+    images to them."""
 
     process_types: ClassVar[tuple[str, ...]] = ("caption",)
-    example: ClassVar[str] = "output/quickstart_pictures/pipo/pictures --format tsv --output output/captions.tsv"
+    example: ClassVar[str] = (
+        "output/quickstart_pictures/pipo/pictures --format tsv --output output/captions.tsv"
+    )
     positional: ClassVar[tuple[str, ...]] = ("folder",)
 
     folder: PathStr
     """Folder of the images."""
 
     model: PathStr = CAPTIONER
-    """Qwen2.5-VL: hub id, its local folder, or the folder of a model that has it as text encoder, such as
-    Qwen-Image-Edit-2509. A file is `text_encoder_path`."""
+    """Qwen2.5-VL: hub id, its local folder, or the folder of a model that has it as
+    text encoder, such as Qwen-Image-Edit-2509. A file is `text_encoder_path`."""
 
     text_encoder_path: PathStr | None = None
-    """Its weights in one safetensors file, as ComfyUI keeps it, instead of those of `model`, of which then only config,
-    tokenizer and image processor are used."""
+    """Its weights in one safetensors file, as ComfyUI keeps it, instead of those of
+    `model`, of which then only config, tokenizer and image processor are used."""
 
     pairs: PathStr = ""
-    """Folder of control images with the same names: captions describe the change from them to the images in
-    `folder`."""
+    """Folder of control images with the same names: captions describe the change from
+    them to the images in `folder`."""
 
     format: Literal["txt", "jsonl", "tsv"] = "txt"
-    """txt: a file beside each image. jsonl: a line {"image_path", "caption"} each, as musubi-tuner reads. tsv: lines
-    of name, tab, caption, as `captions_file` of a dataset reads."""
+    """txt: a file beside each image. jsonl: a line {"image_path", "caption"} each, as
+    musubi-tuner reads. tsv: lines of name, tab, caption, as `captions_file` of a
+    dataset reads."""
 
     output: PathStr = ""
     """File for jsonl and tsv. Empty: `captions.jsonl` or `captions.tsv` in `folder`."""
 
     prompt: str = ""
-    """Prompt for the model. `\\n` is a line break. Empty: asks for one paragraph of prose, or with `pairs` for an
-    instruction."""
+    """Prompt for the model. `\\n` is a line break. Empty: asks for one paragraph of
+    prose, or with `pairs` for an instruction."""
 
     prefix: str = ""
     """Prepended to each caption, separated by `. `."""
 
     trigger_word: str = ""
-    """Prepended to captions that do not contain it, and replaces `[trigger]` in them."""
+    """Prepended to captions that do not contain it, and replaces `[trigger]` in
+    them."""
 
     max_size: int = Field(default=1280, ge=56, le=8192)
-    """Images of more than `max_size` x `max_size` pixels are scaled down to that area for the model."""
+    """Images of more than `max_size` x `max_size` pixels are scaled down to that area
+    for the model."""
 
     max_tokens: int = Field(default=1024, ge=1, le=32768)
     """Maximum length of a caption, in tokens."""
@@ -98,7 +110,8 @@ class CaptionConfig(ToolConfig):
     """Include the images of all subfolders."""
 
     overwrite: bool = False
-    """Also caption images that have a caption. Old captions are moved to `.trash/<date>/` in `folder`."""
+    """Also caption images that have a caption. Old captions are moved to
+    `.trash/<date>/` in `folder`."""
 
     temperature: float = Field(default=0.0, ge=0, le=10)
     """0: greedy decoding. Above 0: tokens are sampled at this temperature."""
@@ -107,7 +120,8 @@ class CaptionConfig(ToolConfig):
     """Seed for sampling; 0 is a valid seed."""
 
     quantize: Qtype | None = None
-    """Quantized type of the language model's weights, as in `model.qtype`. None: `dtype`."""
+    """Quantized type of the language model's weights, as in `model.qtype`. None:
+    `dtype`."""
 
     dtype: Dtype = "bfloat16"
     """Dtype of the computation."""
@@ -133,7 +147,9 @@ class CaptionConfig(ToolConfig):
 
     def question(self) -> str:
         """What the model is asked."""
-        return self.prompt.replace("\\n", "\n") or (DESCRIBE_CHANGE if self.pairs else DESCRIBE)
+        return self.prompt.replace("\\n", "\n") or (
+            DESCRIBE_CHANGE if self.pairs else DESCRIBE
+        )
 
     @model_validator(mode="before")
     @classmethod
@@ -142,7 +158,9 @@ class CaptionConfig(ToolConfig):
         model = data.get("model") if isinstance(data, dict) else None
         if not isinstance(model, str) or data.get("text_encoder_path"):
             return data
-        if not (model.endswith(".safetensors") or os.path.isfile(os.path.expanduser(model))):
+        if not (
+            model.endswith(".safetensors") or os.path.isfile(os.path.expanduser(model))
+        ):
             return data
         return {**data, "text_encoder_path": model, "model": CAPTIONER}
 
@@ -157,20 +175,35 @@ class CaptionConfig(ToolConfig):
         return False
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Folders that are missing, a model of another kind, keys that exclude each other."""
+        """Folders that are missing, a model of another kind, keys that exclude each
+        other."""
         for key in ("folder", "pairs"):
             given = getattr(self, key)
             if given:
                 yield from check_folder((key,), given, job)
         if self.pairs and self.pairs_path().resolve() == self.folder_path().resolve():
-            yield Diagnostic(("pairs",), "is the same folder as 'folder'. Give the folder of the control images.")
+            yield Diagnostic(
+                ("pairs",),
+                "is the same folder as 'folder'. Give the folder of the control images.",
+            )
         if self.output and self.format == "txt":
-            yield Diagnostic(("output",), "has no effect with format txt, which writes a file beside each image.")
+            yield Diagnostic(
+                ("output",),
+                "has no effect with format txt, which writes a file beside each image.",
+            )
         table = self.table()
         if table and self.output and (table.is_dir() or file_in_the_way(table.parent)):
-            yield Diagnostic(("output",), f"'{table}' cannot be a file. Give another place.")
+            yield Diagnostic(
+                ("output",), f"'{table}' cannot be a file. Give another place."
+            )
         yield from self._check_model(job)
-        yield from check_path("text_encoder_path", self.text_encoder_path, "Give a safetensors file.", job, file=True)
+        yield from check_path(
+            "text_encoder_path",
+            self.text_encoder_path,
+            "Give a safetensors file.",
+            job,
+            file=True,
+        )
         file = self.weights_file()
         if file and file.is_file():
             fault = encoder_file_fault(file, "captioner", {})
@@ -179,7 +212,9 @@ class CaptionConfig(ToolConfig):
 
     def _check_model(self, job: JobContext) -> Iterator[Diagnostic]:
         folder = Path(self.model).expanduser()
-        if job.will_write(folder) or (not folder.is_dir() and not looks_like_a_path(self.model)):
+        if job.will_write(folder) or (
+            not folder.is_dir() and not looks_like_a_path(self.model)
+        ):
             return
         if (folder / INDEX).is_file():
             config = folder / "text_encoder" / "config.json"
@@ -187,12 +222,16 @@ class CaptionConfig(ToolConfig):
             config = folder / "config.json"
         if not config.is_file():
             remedy = f"Give a hub id such as {CAPTIONER!r}, or a folder of it."
-            yield Diagnostic(("model",), f"{self.model!r} holds no {config.relative_to(folder)}. {remedy}")
+            yield Diagnostic(
+                ("model",),
+                f"{self.model!r} holds no {config.relative_to(folder)}. {remedy}",
+            )
         else:
             kind = _model_type(config)
             if kind != CAPTIONER_TYPE:
                 yield Diagnostic(
-                    ("model",), f"{self.model!r} is {kind!r}. Only {CAPTIONER_TYPE!r} writes captions here."
+                    ("model",),
+                    f"{self.model!r} is {kind!r}. Only {CAPTIONER_TYPE!r} writes captions here.",
                 )
             elif not self.text_encoder_path:
                 fault = quantization_fault(config.parent, *QUANTIZED)

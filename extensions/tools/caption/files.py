@@ -1,7 +1,9 @@
-"""The images that get captions, and where the captions go: a text file beside each image, or one table for all.
+"""The images that get captions, and where the captions go: a text file beside each
+image, or one table for all.
 
-A caption that is replaced is copied to `.trash/<date>/` first. What a run that replaces captions has done so far is
-kept in `.trash/unfinished-<digest>.jsonl`, so that it can be broken off; the digest is that of its settings.
+A caption that is replaced is copied to `.trash/<date>/` first. What a run that replaces
+captions has done so far is kept in `.trash/unfinished-<digest>.jsonl`, so that it can
+be broken off; the digest is that of its settings.
 """
 
 from __future__ import annotations
@@ -56,9 +58,11 @@ class CaptionedImage(NamedTuple):
 
 
 def find_images(config: CaptionConfig) -> tuple[list[CaptionedImage], list[ImageError]]:
-    """The images of the folder, sorted, and those that cannot have a caption: two of a stem, or without a reference.
+    """The images of the folder, sorted, and those that cannot have a caption: two of a
+    stem, or without a reference.
 
-    Raises UserError for a folder without images, and for names that the table cannot hold.
+    Raises UserError for a folder without images, and for names that the table cannot
+    hold.
     """
     images = []
     refused = []
@@ -72,11 +76,27 @@ def find_images(config: CaptionConfig) -> tuple[list[CaptionedImage], list[Image
         for stem, names in listing.images.items():
             path = folder / names[0]
             if len(names) > 1:
-                refused.append(ImageError(path, f"{names[1]} has the same caption file. Rename one of them"))
+                refused.append(
+                    ImageError(
+                        path,
+                        f"{names[1]} has the same caption file. Rename one of them",
+                    )
+                )
             elif config.pairs and stem not in references:
-                refused.append(ImageError(path, f"has no control image of its name in {config.pairs_path() / below}"))
+                refused.append(
+                    ImageError(
+                        path,
+                        f"has no control image of its name in {config.pairs_path() / below}",
+                    )
+                )
             else:
-                images.append(CaptionedImage(image_name((below / names[0]).as_posix()), path, references.get(stem)))
+                images.append(
+                    CaptionedImage(
+                        image_name((below / names[0]).as_posix()),
+                        path,
+                        references.get(stem),
+                    )
+                )
     if not images and not refused:
         subfolders = list_folder(config.folder).subfolders and not config.recursive
         if subfolders:
@@ -111,12 +131,15 @@ def _references(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
     listing = list_folder(str(folder))
-    first = {stem: stems[0] for stem, stems in listing.numbered.items()} | {stem: stem for stem in listing.images}
+    first = {stem: stems[0] for stem, stems in listing.numbered.items()} | {
+        stem: stem for stem in listing.images
+    }
     return {stem: folder / listing.images[file][0] for stem, file in first.items()}
 
 
 class Captions:
-    """The captions of a folder: which there are, and new ones. Base of the two ways to keep them."""
+    """The captions of a folder: which there are, and new ones. Base of the two ways to
+    keep them."""
 
     def __init__(self, config: CaptionConfig, home: Path) -> None:
         """home: where the trash is."""
@@ -129,12 +152,14 @@ class Captions:
             self._taken = self._trash / date
         self._journal = self._trash / f"unfinished-{_digest(config)}.jsonl"
         self.redone: dict[str, str] = {}
-        """Name -> caption made by this run, including an interrupted part of it, with `overwrite`."""
+        """Name -> caption made by this run, including an interrupted part of it, with
+        `overwrite`."""
         if config.overwrite and self._journal.is_file():
             self._read_journal()
 
     def _read_journal(self) -> None:
-        """Fills `redone`. From the first line on that is not whole, as after a power cut, the journal is cut off."""
+        """Fills `redone`. From the first line on that is not whole, as after a power
+        cut, the journal is cut off."""
         whole = 0
         raw = self._journal.read_bytes()
         for line in raw.splitlines(keepends=True):
@@ -158,12 +183,16 @@ class Captions:
         raise NotImplementedError
 
     def write(self, image: CaptionedImage, caption: str) -> bool:
-        """Keeps a caption, at once and whole. False: the image has got another one meanwhile, which stays."""
+        """Keeps a caption, at once and whole. False: the image has got another one
+        meanwhile, which stays."""
         if not self.config.overwrite:
             return self._add(image, caption)
         self._replace(image, caption)
         self.redone[image.name] = caption
-        _append(self._journal, json.dumps({"name": image.name, "caption": caption}, ensure_ascii=False))
+        _append(
+            self._journal,
+            json.dumps({"name": image.name, "caption": caption}, ensure_ascii=False),
+        )
         return True
 
     def finish(self) -> None:
@@ -198,7 +227,8 @@ class TextFiles(Captions):
         super().__init__(config, config.folder_path())
 
     def has(self, image: CaptionedImage) -> bool:
-        """Whether the image has a file that is not empty; one that cannot be read counts as a caption."""
+        """Whether the image has a file that is not empty; one that cannot be read
+        counts as a caption."""
         files = (image.path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES)
         return any(_is_caption(file) for file in files if file.exists())
 
@@ -230,7 +260,8 @@ class Table(Captions):
     """One line for each image, in JSON or with a tab. Lines of other images stay."""
 
     def __init__(self, config: CaptionConfig, path: Path) -> None:
-        """Reads the table. A last line without its end counts where it is a caption, else it goes to the trash.
+        """Reads the table. A last line without its end counts where it is a caption,
+        else it goes to the trash.
 
         Raises UserError for a line that is not a caption.
         """
@@ -241,18 +272,28 @@ class Table(Captions):
         try:
             self._lines, torn = whole_lines(raw)
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}: is not UTF-8 text. Correct it, or give another output.") from error
+            raise UserError(
+                f"{path}: is not UTF-8 text. Correct it, or give another output."
+            ) from error
         if torn and self._is_caption(torn):
             _append(path, "")  # all of it but the line's end
-            logger.info(f"{path}: its last line has no line end and is kept: see that it is whole")
+            logger.info(
+                f"{path}: its last line has no line end and is kept: see that it is whole"
+            )
             self._lines = [*self._lines, torn.decode("utf-8")]
             torn = b""
         if torn:
             self._keep_old(path, path.name)
             with os_error_as_run_error(path):
                 os.truncate(path, len(raw) - len(torn))
-            logger.info(f"{path}: its last line was incomplete and is written again; the file as it was: {self._taken}")
-        self._captions = dict(self._read(number, line) for number, line in enumerate(self._lines, 1) if line.strip())
+            logger.info(
+                f"{path}: its last line was incomplete and is written again; the file as it was: {self._taken}"
+            )
+        self._captions = dict(
+            self._read(number, line)
+            for number, line in enumerate(self._lines, 1)
+            if line.strip()
+        )
 
     def _is_caption(self, line: bytes) -> bool:
         try:
@@ -265,7 +306,9 @@ class Table(Captions):
         try:
             if self._is_json:
                 row = json.loads(line)
-                return self._key(Path(row["image_path"]).expanduser()), str(row["caption"])
+                return self._key(Path(row["image_path"]).expanduser()), str(
+                    row["caption"]
+                )
             name, caption = line.split("\t", 1)
             return image_name(name.strip()), caption.strip()
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -273,7 +316,9 @@ class Table(Captions):
                 form = '{"image_path": ..., "caption": ...}'
             else:
                 form = "name, tab, caption"
-            raise UserError(f"{self.path}:{number}: is not {form}. Correct it, or give another output.") from error
+            raise UserError(
+                f"{self.path}:{number}: is not {form}. Correct it, or give another output."
+            ) from error
 
     def _key(self, path: Path) -> str:
         return image_name(str(path.resolve()))
@@ -301,13 +346,19 @@ class Table(Captions):
         """Nothing yet: the table is replaced as a whole."""
 
     def finish_overwriting(self, images: list[CaptionedImage]) -> None:
-        """Puts the new captions into the table; lines of images that got none stay as they are."""
+        """Puts the new captions into the table; lines of images that got none stay as
+        they are."""
         redone = [image for image in images if image.name in self.redone]
-        new = {self._key_of(image): self._line(image, self.redone[image.name]) for image in redone}
+        new = {
+            self._key_of(image): self._line(image, self.redone[image.name])
+            for image in redone
+        }
         if self.path.is_file():
             self._keep_old(self.path, self.path.name)
         kept = [
-            new.pop(self._read(number, line)[0], line) for number, line in enumerate(self._lines, 1) if line.strip()
+            new.pop(self._read(number, line)[0], line)
+            for number, line in enumerate(self._lines, 1)
+            if line.strip()
         ]
         with os_error_as_run_error(self.path), atomic_write(self.path) as temporary:
             text = "".join(f"{line}\n" for line in (*kept, *new.values()))
@@ -321,14 +372,15 @@ def open_captions(config: CaptionConfig) -> Captions:
 
 
 def whole_lines(raw: bytes) -> tuple[list[str], bytes]:
-    """The lines of a UTF-8 file, and what stands behind the last line's end. Raises UnicodeDecodeError."""
+    """The lines of a UTF-8 file, and what stands behind the last line's end. Raises
+    UnicodeDecodeError."""
     body, _, torn = raw.rpartition(b"\n")
     return body.decode("utf-8").split("\n") if body else [], torn
 
 
 def _append(file: Path, line: str) -> None:
-    """Appends a line, flushed to the disk; all of it or, on a full disk, nothing. A name that is not UTF-8 is escaped
-    as JSON does it."""
+    """Appends a line, flushed to the disk; all of it or, on a full disk, nothing. A
+    name that is not UTF-8 is escaped as JSON does it."""
     with os_error_as_run_error(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         whole = f"{line}\n".encode(errors="backslashreplace")
@@ -342,4 +394,6 @@ def _append(file: Path, line: str) -> None:
 
 def _digest(config: CaptionConfig) -> str:
     settings = config.model_dump(mode="json", exclude=NOT_OF_THE_RESULT)
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[
+        :12
+    ]

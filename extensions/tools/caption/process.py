@@ -7,9 +7,20 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from extensions.tools.caption.captioner import Captioner, CaptionSettings, captioner_folder, weights_bytes
+from extensions.tools.caption.captioner import (
+    Captioner,
+    CaptionSettings,
+    captioner_folder,
+    weights_bytes,
+)
 from extensions.tools.caption.config import CaptionConfig
-from extensions.tools.caption.files import CaptionedImage, Captions, Table, find_images, open_captions
+from extensions.tools.caption.files import (
+    CaptionedImage,
+    Captions,
+    Table,
+    find_images,
+    open_captions,
+)
 from jobs.process import BaseExtensionProcess
 from toolkit.data.pixels.images import ImageError, open_image
 from toolkit.data.scan.captions import add_prefix, inject_trigger
@@ -36,7 +47,10 @@ class CaptionProcess(BaseExtensionProcess):
         todo = captions.missing(images)
         had = len(images) - len(todo)
         if had:
-            logger.info(f"{had} of {len(images)} images have captions" + ("" if todo else ": nothing to do"))
+            logger.info(
+                f"{had} of {len(images)} images have captions"
+                + ("" if todo else ": nothing to do")
+            )
         if todo:
             refused += self._caption(todo, captions)
         if section.overwrite and isinstance(captions, Table):
@@ -44,7 +58,9 @@ class CaptionProcess(BaseExtensionProcess):
         captions.finish()
         if refused:
             reasons = "; ".join(map(str, refused))
-            raise RunError(f"{len(refused)} of {total} images have no new caption: {reasons}.")
+            raise RunError(
+                f"{len(refused)} of {total} images have no new caption: {reasons}."
+            )
 
     def _load(self) -> Captioner:
         section = self.section
@@ -56,16 +72,24 @@ class CaptionProcess(BaseExtensionProcess):
             in_files = 0
         check_device(section.device, in_files or weights_bytes(folder))
         settings = CaptionSettings(
-            section.question(), section.max_tokens, section.max_size, section.temperature, section.seed
+            section.question(),
+            section.max_tokens,
+            section.max_size,
+            section.temperature,
+            section.seed,
         )
         if section.quantize:
             quantize = quantizer(section.quantize)
         else:
             quantize = None
         device = use_device(pick_device(section.device))
-        return Captioner(folder, settings, device, DTYPES[section.dtype], quantize, file)
+        return Captioner(
+            folder, settings, device, DTYPES[section.dtype], quantize, file
+        )
 
-    def _caption(self, todo: list[CaptionedImage], captions: Captions) -> list[ImageError]:
+    def _caption(
+        self, todo: list[CaptionedImage], captions: Captions
+    ) -> list[ImageError]:
         """Writes their captions; returns the images that could not be captioned."""
         section = self.section
         status = StatusLine()
@@ -76,12 +100,21 @@ class CaptionProcess(BaseExtensionProcess):
             batch = dict(_readable(todo[start : start + section.batch_size], refused))
             if not batch:
                 continue
-            answers = captioner.captions(list(batch.values()), [image.name for image in batch])
+            answers = captioner.captions(
+                list(batch.values()), [image.name for image in batch]
+            )
             for image, said in zip(batch, answers, strict=True):
                 if not said.text:
-                    refused.append(ImageError(image.path, "the model returned an empty caption. Try another prompt"))
+                    refused.append(
+                        ImageError(
+                            image.path,
+                            "the model returned an empty caption. Try another prompt",
+                        )
+                    )
                     continue
-                text = inject_trigger(add_prefix(said.text, section.prefix), section.trigger_word)
+                text = inject_trigger(
+                    add_prefix(said.text, section.prefix), section.trigger_word
+                )
                 if captions.write(image, text):
                     made = made + 1
                     cut = cut + said.cut
@@ -89,14 +122,17 @@ class CaptionProcess(BaseExtensionProcess):
         status.finish(f"{made} captions written to {section.table() or section.folder}")
         if cut:
             remedy = "Raise it (--max-tokens), or ask for less (--prompt)."
-            logger.info(f"{cut} of them are cut at max_tokens ({section.max_tokens}). {remedy}")
+            logger.info(
+                f"{cut} of them are cut at max_tokens ({section.max_tokens}). {remedy}"
+            )
         return refused
 
 
 def _readable(
     batch: list[CaptionedImage], refused: list[ImageError]
 ) -> Iterator[tuple[CaptionedImage, list[Image.Image]]]:
-    """Each image with what the model is shown; those that cannot be read are added to `refused`."""
+    """Each image with what the model is shown; those that cannot be read are added to
+    `refused`."""
     for image in batch:
         try:
             if image.reference:

@@ -14,7 +14,8 @@ from toolkit.files.writing import file_in_the_way
 
 
 class DiagramsConfig(RunToolConfig):
-    """`type: diagrams`: plots the curves of runs, running or finished, as PNG files, and writes a text summary."""
+    """`type: diagrams`: plots the curves of runs, running or finished, as PNG files,
+    and writes a text summary."""
 
     process_types: ClassVar[tuple[str, ...]] = ("diagrams",)
     example: ClassVar[str] = "output/quickstart"
@@ -23,10 +24,12 @@ class DiagramsConfig(RunToolConfig):
     """Folder of a run, or one with several."""
 
     output: PathStr = ""
-    """Folder to write. Empty: `graph/` in the folder of each run, and of several runs also `graph/` in `run`."""
+    """Folder to write. Empty: `graph/` in the folder of each run, and of several runs
+    also `graph/` in `run`."""
 
     suffix: str = ""
-    """Appended to the name of each file, such as `_vae`, if several runs are plotted into one folder."""
+    """Appended to the name of each file, such as `_vae`, if several runs are plotted
+    into one folder."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """A folder without a run, a file in the way, a package that is missing."""
@@ -34,7 +37,9 @@ class DiagramsConfig(RunToolConfig):
         if self.output:
             file = file_in_the_way(Path(self.output).expanduser())
             if file:
-                yield Diagnostic(("output",), f"'{file}' is a file. Give a folder to write.")
+                yield Diagnostic(
+                    ("output",), f"'{file}' is a file. Give a folder to write."
+                )
         lack = missing_package("matplotlib", "diagrams")
         if lack:
             yield Diagnostic(("run",), lack)

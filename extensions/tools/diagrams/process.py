@@ -27,14 +27,27 @@ class DiagramsProcess(BaseExtensionProcess):
                 output = Path(self.section.output).expanduser()
             else:
                 output = run.folder / GRAPH
-            suffix = self.section.suffix or (f"_{run.name}" if self.section.output and len(runs) > 1 else "")
+            suffix = self.section.suffix or (
+                f"_{run.name}" if self.section.output and len(runs) > 1 else ""
+            )
             files = draw_diagrams(run.folder, output, suffix)
-            logger.info(f"{run.folder}: " + (f"{len(files)} files in {output}" if files else "no step recorded yet"))
+            logger.info(
+                f"{run.folder}: "
+                + (
+                    f"{len(files)} files in {output}"
+                    if files
+                    else "no step recorded yet"
+                )
+            )
             if not self.section.output and run.folder != self.section.folder():
                 self._draw_above(run, f"_{run.name}" if len(runs) > 1 else "")
 
     def _draw_above(self, run: RunInfo, suffix: str) -> None:
-        """Draws a run also into `graph/` of the folder that was asked for, where FluxFlow's guide has its diagrams."""
+        """Draws a run also into `graph/` of the folder that was asked for, where
+        FluxFlow's guide has its diagrams."""
         together = self.section.folder() / GRAPH
         if draw_diagrams(run.folder, together, suffix):
-            logger.info(f"{together}: the same" + (f", with {suffix} behind their names" if suffix else ""))
+            logger.info(
+                f"{together}: the same"
+                + (f", with {suffix} behind their names" if suffix else "")
+            )

@@ -17,8 +17,8 @@ MODEL_INDEX = "model_index.json"
 
 
 class DoctorConfig(ToolConfig):
-    """`type: doctor`: says what is wrong with a LoRA file, where, and what to do, and ends with exit code 1 where
-    something is. Nothing is changed."""
+    """`type: doctor`: says what is wrong with a LoRA file, where, and what to do, and
+    ends with exit code 1 where something is. Nothing is changed."""
 
     process_types: ClassVar[tuple[str, ...]] = ("doctor",)
     example: ClassVar[str] = "output/quickstart/quickstart.safetensors"
@@ -29,21 +29,34 @@ class DoctorConfig(ToolConfig):
     """LoRA file, of any program."""
 
     model: PathStr = ""
-    """Model folder that it is to be used with. Empty: that of the run or the metadata where it is here, else the
-    published models, of which only names and sizes of layers are known."""
+    """Model folder that it is to be used with. Empty: that of the run or the metadata
+    where it is here, else the published models, of which only names and sizes of layers
+    are known."""
 
-    program: Literal["", "comfyui", "diffusers", "diffsynth", "mflux", "simpletuner", "nunchaku", "musubi"] = ""
-    """Program that is to load it: comfyui, diffusers, diffsynth, mflux, simpletuner, nunchaku or musubi. Empty: none in
-    particular."""
+    program: Literal[
+        "",
+        "comfyui",
+        "diffusers",
+        "diffsynth",
+        "mflux",
+        "simpletuner",
+        "nunchaku",
+        "musubi",
+    ] = ""
+    """Program that is to load it: comfyui, diffusers, diffsynth, mflux, simpletuner,
+    nunchaku or musubi. Empty: none in particular."""
 
-    base_dtype: Literal["", "fp8", "fp8_rows", "fp8_unscaled", "int8", "int4", "nvfp4"] = ""
-    """Number type of the weights it is merged into, for the share of the change that is rounded away: fp8 (e4m3, a
-    scale per tensor), fp8_rows (a scale per row), fp8_unscaled (none, as in ComfyUI's older files), int8, int4, nvfp4.
-    Empty: not asked."""
+    base_dtype: Literal[
+        "", "fp8", "fp8_rows", "fp8_unscaled", "int8", "int4", "nvfp4"
+    ] = ""
+    """Number type of the weights it is merged into, for the share of the change that is
+    rounded away: fp8 (e4m3, a scale per tensor), fp8_rows (a scale per row),
+    fp8_unscaled (none, as in ComfyUI's older files), int8, int4, nvfp4. Empty: not
+    asked."""
 
     most_lost: float = Field(default=0.25, ge=0, le=1)
-    """If at least this share of the change is rounded away, the file is reported as wrong for such weights.
-    0: always."""
+    """If at least this share of the change is rounded away, the file is reported as
+    wrong for such weights. 0: always."""
 
     as_json: bool = False
     """Print one JSON object."""
@@ -53,5 +66,12 @@ class DoctorConfig(ToolConfig):
         yield from super().check(job)
         yield from check_safetensors(("file",), self.file, job)
         folder = Path(self.model).expanduser()
-        if self.model and not job.will_write(folder) and not (folder / MODEL_INDEX).is_file():
-            yield Diagnostic(("model",), f"{self.model!r} holds no {MODEL_INDEX}. Give the folder of a model.")
+        if (
+            self.model
+            and not job.will_write(folder)
+            and not (folder / MODEL_INDEX).is_file()
+        ):
+            yield Diagnostic(
+                ("model",),
+                f"{self.model!r} holds no {MODEL_INDEX}. Give the folder of a model.",
+            )

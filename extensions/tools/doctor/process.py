@@ -18,11 +18,27 @@ from extensions.tools.shared.run_job import model_of
 from jobs.process import BaseExtensionProcess
 from toolkit.config.sections.model import ModelConfig
 from toolkit.errors import Diagnostic, RunError, UserError
-from toolkit.models.adapter_origin import ARCHITECTURE, named_families, origin_findings, other_model
+from toolkit.models.adapter_origin import (
+    ARCHITECTURE,
+    named_families,
+    origin_findings,
+    other_model,
+)
 from toolkit.models.families import ModelFamily, family_for
 from toolkit.models.loading import ShardReader
-from toolkit.networks.adapter_health import TEXT_SIDE, finding, health, is_own, layers_of
-from toolkit.networks.lora_formats import LayerDelta, fused_layers, read_tensors, split_change
+from toolkit.networks.adapter_health import (
+    TEXT_SIDE,
+    finding,
+    health,
+    is_own,
+    layers_of,
+)
+from toolkit.networks.lora_formats import (
+    LayerDelta,
+    fused_layers,
+    read_tensors,
+    split_change,
+)
 from toolkit.networks.programs import PREFIXES, PROGRAMS, findings_for, split_stem
 from toolkit.registry import FAMILIES
 
@@ -60,13 +76,21 @@ class DoctorProcess(BaseExtensionProcess):
         wrong = [one for one in found if one.severity == "error"]
         if section.as_json:
             rows = [as_json(one) for one in found]
-            told = {"file": section.file, "model": title, "sound": not wrong, "findings": rows, "rounding": rounded}
+            told = {
+                "file": section.file,
+                "model": title,
+                "sound": not wrong,
+                "findings": rows,
+                "rounding": rounded,
+            }
             print(json.dumps(told, indent=2))
         else:
             print("\n".join(render(section.file, title, found, rounded)))
         if wrong:
             names = ", ".join(dict.fromkeys(one.check for one in wrong))
-            raise RunError(f"{section.file}: {len(wrong)} thing{'s' * (len(wrong) > 1)} wrong: {names}")
+            raise RunError(
+                f"{section.file}: {len(wrong)} thing{'s' * (len(wrong) > 1)} wrong: {names}"
+            )
 
     def _examine(
         self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
@@ -75,24 +99,47 @@ class DoctorProcess(BaseExtensionProcess):
         section = self.section
         read = layers_of(tensors)
         if not tensors:
-            return [finding("empty", "It holds no tensors.", "Take the file as its trainer saved it.")], None, ""
+            return (
+                [
+                    finding(
+                        "empty",
+                        "It holds no tensors.",
+                        "Take the file as its trainer saved it.",
+                    )
+                ],
+                None,
+                "",
+            )
         if section.program:
             found = list(findings_for(PROGRAMS[section.program], tensors, metadata))
         else:
             found = health(tensors, metadata)
         bases = self._bases()
         found_in = ((one, _located(read.parts, one.layers)) for one in bases)
-        base, names = max(found_in, key=lambda pair: (len(pair[1]), len(_misnamed(read.parts, pair[0].layers))))
+        base, names = max(
+            found_in,
+            key=lambda pair: (len(pair[1]), len(_misnamed(read.parts, pair[0].layers))),
+        )
         sound = read.sound(metadata)
         rounded = None
         found += _of_model(read.parts, names, base, sound)
         found += _of_biases(read.biases, base) if names or base.is_given else ()
-        if len(names) == len(read.parts) and not any(one.check == "size" for one in found):
+        if len(names) == len(read.parts) and not any(
+            one.check == "size" for one in found
+        ):
             found += _missing(names, base, metadata)
         found += self._of_metadata(metadata, base, found)
-        if section.base_dtype and not any(one.severity == "error" and one.check in UNMEASURABLE for one in found):
+        if section.base_dtype and not any(
+            one.severity == "error" and one.check in UNMEASURABLE for one in found
+        ):
             changes = {names[stem]: change for stem, change in sound.items()}
-            rounded = self._rounded({name: change.sized(*base.layers[name]) for name, change in changes.items()}, base)
+            rounded = self._rounded(
+                {
+                    name: change.sized(*base.layers[name])
+                    for name, change in changes.items()
+                },
+                base,
+            )
             found += self._of_rounding(rounded)
         return found, rounded, self._title(metadata, base) if names else ""
 
@@ -113,25 +160,49 @@ class DoctorProcess(BaseExtensionProcess):
             else:
                 model = model_of(Path(section.file).expanduser())
             folder = model.files_folder()
-            return [_base(family_for(model), folder, model if folder.is_dir() else None, bool(name))]
+            return [
+                _base(
+                    family_for(model),
+                    folder,
+                    model if folder.is_dir() else None,
+                    bool(name),
+                )
+            ]
         except UserError:
             if section.model:
                 raise
-        published = [family for family in map(FAMILIES.load, FAMILIES) if family.published]
-        return [_base(family, Path(next(iter(family.published))), None) for family in published]
+        published = [
+            family for family in map(FAMILIES.load, FAMILIES) if family.published
+        ]
+        return [
+            _base(family, Path(next(iter(family.published))), None)
+            for family in published
+        ]
 
-    def _of_metadata(self, metadata: Mapping[str, str], base: Base, found: list[Diagnostic]) -> Iterator[Diagnostic]:
-        """Another base, by what the file says of itself; nothing where its layers have told it already."""
+    def _of_metadata(
+        self, metadata: Mapping[str, str], base: Base, found: list[Diagnostic]
+    ) -> Iterator[Diagnostic]:
+        """Another base, by what the file says of itself; nothing where its layers have
+        told it already."""
         if any(one.check in ("other_model", "other_layers") for one in found):
             return
         if base.model:
-            for one in origin_findings("", str(Path(self.section.file).expanduser()), base.model, base.folder):
-                yield finding("other_base", one.message, "Use it with the model it is of.", severity=one.severity)
+            for one in origin_findings(
+                "", str(Path(self.section.file).expanduser()), base.model, base.folder
+            ):
+                yield finding(
+                    "other_base",
+                    one.message,
+                    "Use it with the model it is of.",
+                    severity=one.severity,
+                )
         else:
             named = named_families(metadata)
             if named and not any(_kin(family, base.family) for family in named):
                 message = f"Its metadata say {named[0].title}, and its layers are those of {base.family.title}."
-                yield finding("other_base", message, "Take the file as its trainer saved it.")
+                yield finding(
+                    "other_base", message, "Take the file as its trainer saved it."
+                )
         said = metadata.get(ARCHITECTURE, "")
         if OTHER_ARCHITECTURES.match(said):
             message = f"Its metadata say {said}, and its layers have the names of those of {base.family.title}."
@@ -165,13 +236,20 @@ class DoctorProcess(BaseExtensionProcess):
         }
         if others:
             told["between"] = sorted(_sum(others[start::2]).lost for start in (0, 1))
-        each = {name: {"lost": one.lost, "noise": one.noise} for name, one in by_layer.items()}
+        each = {
+            name: {"lost": one.lost, "noise": one.noise}
+            for name, one in by_layer.items()
+        }
         return {**told, "by_layer": each}
 
     def _of_rounding(self, rounded: Mapping[str, Any]) -> Iterator[Diagnostic]:
         if rounded["lost"] < self.section.most_lost:
             return
-        lost = [name for name, one in rounded["by_layer"].items() if one["lost"] >= self.section.most_lost]
+        lost = [
+            name
+            for name, one in rounded["by_layer"].items()
+            if one["lost"] >= self.section.most_lost
+        ]
         if rounded["measured"]:
             how = "measured"
         else:
@@ -187,17 +265,27 @@ class DoctorProcess(BaseExtensionProcess):
         yield finding("rounded_away", message, remedy, tuple(lost))
 
 
-OTHER_ARCHITECTURES = re.compile(r"flux|stable-diffusion|sd3|wan|hunyuan|z-?image|lumina|chroma", re.IGNORECASE)
-"""Beginnings of `modelspec.architecture` of models that are none here; some share names of layers, and widths."""
+OTHER_ARCHITECTURES = re.compile(
+    r"flux|stable-diffusion|sd3|wan|hunyuan|z-?image|lumina|chroma", re.IGNORECASE
+)
+"""Beginnings of `modelspec.architecture` of models that are none here; some share names
+of layers, and widths."""
 
-TEXT_ENCODER = re.compile(r"(?:base_model\.model\.)?(?:lora_te\d?_|text_encoders?(?:_\d)?[._])")
+TEXT_ENCODER = re.compile(
+    r"(?:base_model\.model\.)?(?:lora_te\d?_|text_encoders?(?:_\d)?[._])"
+)
 """Beginnings of the names of a text encoder's layers."""
 
-NEEDLESS = tuple(prefix for prefix in (*PREFIXES, "model.", "module.", "_orig_mod.", "pipe.dit.") if prefix)
+NEEDLESS = tuple(
+    prefix
+    for prefix in (*PREFIXES, "model.", "module.", "_orig_mod.", "pipe.dit.")
+    if prefix
+)
 """Beginnings that programs and their wrappers put before a layer's name."""
 
 MOST_HOLES = 0.1
-"""Share of the blocks: a layer that so few of them lack, between others that have it, is missing."""
+"""Share of the blocks: a layer that so few of them lack, between others that have it,
+is missing."""
 
 UNMEASURABLE = (
     "prefix",
@@ -215,37 +303,58 @@ UNMEASURABLE = (
 
 def _kin(one: ModelFamily, other: ModelFamily) -> bool:
     """Whether the published models of both have the same layers."""
-    return one.every_linear_layer(Path()).keys() == other.every_linear_layer(Path()).keys()
+    return (
+        one.every_linear_layer(Path()).keys() == other.every_linear_layer(Path()).keys()
+    )
 
 
-def _base(family: ModelFamily, folder: Path, model: ModelConfig | None, is_given: bool = False) -> Base:
+def _base(
+    family: ModelFamily, folder: Path, model: ModelConfig | None, is_given: bool = False
+) -> Base:
     layers = dict(family.every_linear_layer(folder))
     for whole, parts in fused_layers(layers).items():
         layers[whole] = (layers[parts[0]][0], sum(layers[part][1] for part in parts))
     return Base(family, folder, layers, model, is_given)
 
 
-def _located(stems: Iterable[str], layers: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+def _located(
+    stems: Iterable[str], layers: Mapping[str, tuple[int, int]]
+) -> dict[str, str]:
     """Stem -> the layer of the model that it is."""
-    names = {spelling: name for name in layers for spelling in (name, name.replace(".", "_"))}
-    return {stem: names[rest] for stem in stems if (rest := split_stem(stem)[1]) in names}
+    names = {
+        spelling: name for name in layers for spelling in (name, name.replace(".", "_"))
+    }
+    return {
+        stem: names[rest] for stem in stems if (rest := split_stem(stem)[1]) in names
+    }
 
 
-def _misnamed(stems: Iterable[str], layers: Mapping[str, tuple[int, int]]) -> dict[str, str]:
-    """Stem -> the layer of the model that it is once more than one beginning is taken off."""
+def _misnamed(
+    stems: Iterable[str], layers: Mapping[str, tuple[int, int]]
+) -> dict[str, str]:
+    """Stem -> the layer of the model that it is once more than one beginning is taken
+    off."""
     bare = {}
     for stem in stems:
         bare[stem] = stem
-        while prefix := next((prefix for prefix in NEEDLESS if bare[stem].startswith(prefix)), ""):
+        while prefix := next(
+            (prefix for prefix in NEEDLESS if bare[stem].startswith(prefix)), ""
+        ):
             bare[stem] = bare[stem].removeprefix(prefix)
     located = _located(bare, layers)
     names = _located(bare.values(), layers)
-    return {stem: names[rest] for stem, rest in bare.items() if stem not in located and rest in names}
+    return {
+        stem: names[rest]
+        for stem, rest in bare.items()
+        if stem not in located and rest in names
+    }
 
 
-def _missing(names: Mapping[str, str], base: Base, metadata: Mapping[str, str]) -> Iterator[Diagnostic]:
-    """Layers that have gone: of a file of this program all that its training chose, else those that blocks on both
-    sides have."""
+def _missing(
+    names: Mapping[str, str], base: Base, metadata: Mapping[str, str]
+) -> Iterator[Diagnostic]:
+    """Layers that have gone: of a file of this program all that its training chose,
+    else those that blocks on both sides have."""
     fused = fused_layers(base.layers)
     there = {part for name in names.values() for part in fused.get(name, (name,))}
     if not there:
@@ -254,24 +363,40 @@ def _missing(names: Mapping[str, str], base: Base, metadata: Mapping[str, str]) 
     for name in base.layers:
         match = re.search(r"(?:blocks|layers)\.(\d+)\.", name)
         if match and name not in fused:
-            blocks[f"{name[: match.start(1)]}N{name[match.end(1) :]}"][int(match[1])] = name
+            blocks[f"{name[: match.start(1)]}N{name[match.end(1) :]}"][
+                int(match[1])
+            ] = name
     gone: list[str] = []
     for of_block in blocks.values():
         has = [number for number, name in of_block.items() if name in there]
-        holes = [number for number in of_block if has and min(has) < number < max(has) and number not in has]
+        holes = [
+            number
+            for number in of_block
+            if has and min(has) < number < max(has) and number not in has
+        ]
         if _has_all(metadata):
             holes = [number for number in of_block if number not in has]
         elif len(holes) > MOST_HOLES * len(has):
             continue
         # What reaches no pixel is not in all files.
-        gone += [of_block[n] for n in holes if n != max(of_block) or not TEXT_SIDE.search(of_block[n])]
+        gone += [
+            of_block[n]
+            for n in holes
+            if n != max(of_block) or not TEXT_SIDE.search(of_block[n])
+        ]
     if gone:
         message = f"{len(gone)} layers are missing that it was trained with, such as {gone[0]}."
-        yield finding("missing", message, "Take the file as its trainer saved it: this one has lost them.", tuple(gone))
+        yield finding(
+            "missing",
+            message,
+            "Take the file as its trainer saved it: this one has lost them.",
+            tuple(gone),
+        )
 
 
 def _has_all(metadata: Mapping[str, str]) -> bool:
-    """Whether the training of a file of this program chose every layer, and no tool made another file of it."""
+    """Whether the training of a file of this program chose every layer, and no tool
+    made another file of it."""
     if not is_own(metadata) or "merged_from" in metadata:
         return False
     try:
@@ -282,9 +407,13 @@ def _has_all(metadata: Mapping[str, str]) -> bool:
 
 
 def _of_model(
-    stems: Mapping[str, Any], names: Mapping[str, str], base: Base, sound: Mapping[str, LayerDelta]
+    stems: Mapping[str, Any],
+    names: Mapping[str, str],
+    base: Base,
+    sound: Mapping[str, LayerDelta],
 ) -> Iterator[Diagnostic]:
-    """Layers that the model lacks or has in another size, and those that are changed twice."""
+    """Layers that the model lacks or has in another size, and those that are changed
+    twice."""
     left = [stem for stem in stems if stem not in names]
     title = base.family.title
     encoder = [stem for stem in left if names and TEXT_ENCODER.match(stem)]
@@ -300,8 +429,16 @@ def _of_model(
         remedy = "No program finds them. Save it again, or rename the keys (safetensors) to diffusion_model.LAYER."
         yield finding("prefix", message, remedy, tuple(misnamed))
         left = [stem for stem in left if stem not in misnamed]
-    families = [one for one in map(FAMILIES.load, FAMILIES) if one.published and not _kin(one, base.family)]
-    ours = (one.title for one in families if len(_located(stems, _base(one, Path(), None).layers)) == len(stems))
+    families = [
+        one
+        for one in map(FAMILIES.load, FAMILIES)
+        if one.published and not _kin(one, base.family)
+    ]
+    ours = (
+        one.title
+        for one in families
+        if len(_located(stems, _base(one, Path(), None).layers)) == len(stems)
+    )
     if left:
         known = next(ours, "") or other_model(left)
         if known:
@@ -310,14 +447,18 @@ def _of_model(
             return
     if left and len(left) >= len(names):
         message = f"{len(left)} of {len(stems)} layers are of no model that is known here, such as {left[0]}."
-        yield finding("other_model", message, "Use it with the model it is of.", tuple(left))
+        yield finding(
+            "other_model", message, "Use it with the model it is of.", tuple(left)
+        )
         return
     if left:
         message = f"{len(left)} of {len(stems)} layers are none of {title}, such as {left[0]}."
         remedy = "Programs leave them out; use it with the model it was trained on."
         yield finding("other_layers", message, remedy, tuple(left))
     odd = {
-        stem: change for stem, change in sound.items() if stem in names and not _fits(change, base.layers[names[stem]])
+        stem: change
+        for stem, change in sound.items()
+        if stem in names and not _fits(change, base.layers[names[stem]])
     }
     if odd:
         stem, change = next(iter(odd.items()))
@@ -326,7 +467,9 @@ def _of_model(
             f"{len(odd)} of {len(stems)} layers have another width than {title}: {stem} has {change.shape[1]} "
             f"inputs and {change.shape[0]} outputs, there {inputs} and {outputs}."
         )
-        remedy = "Use it with the model it is of" + ("." if base.is_given else ", or give that (--model).")
+        remedy = "Use it with the model it is of" + (
+            "." if base.is_given else ", or give that (--model)."
+        )
         yield finding("size", message, remedy, tuple(odd))
     by_name: dict[str, list[str]] = {}
     for stem, name in names.items():
@@ -334,31 +477,47 @@ def _of_model(
     twice = [found[0] for found in by_name.values() if len(found) > 1]
     if twice:
         message = f"{len(twice)} layers appear twice under two names, such as {' and '.join(by_name[names[twice[0]]])}."
-        yield finding("twice", message, "Keep one of the names: programs use one and drop the other.", tuple(twice))
+        yield finding(
+            "twice",
+            message,
+            "Keep one of the names: programs use one and drop the other.",
+            tuple(twice),
+        )
 
 
 def _of_biases(biases: Mapping[str, Tensor], base: Base) -> Iterator[Diagnostic]:
     """Changes of biases that the model lacks."""
     weights = base.family.weight_shapes(base.folder)
     fused = fused_layers(base.layers)
-    names = {stem: fused.get(name, (name,))[0] for stem, name in _located(biases, base.layers).items()}
+    names = {
+        stem: fused.get(name, (name,))[0]
+        for stem, name in _located(biases, base.layers).items()
+    }
     absent = [stem for stem in biases if f"{names.get(stem)}.bias" not in weights]
     if weights and absent:
         of_all = f"{len(absent)} of {len(biases)} biases that it changes"
-        message = f"{of_all} are none of {base.family.title}, such as that of {absent[0]}."
-        yield finding("other_layers", message, "Use it with the model it is of.", tuple(absent))
+        message = (
+            f"{of_all} are none of {base.family.title}, such as that of {absent[0]}."
+        )
+        yield finding(
+            "other_layers", message, "Use it with the model it is of.", tuple(absent)
+        )
 
 
 def _fits(change: LayerDelta, size: tuple[int, int]) -> bool:
     has = zip(change.shape, reversed(size), strict=True)
-    return all(own in (0, wanted) for own, wanted in has)  # 0: the matrices do not say it
+    return all(
+        own in (0, wanted) for own, wanted in has
+    )  # 0: the matrices do not say it
 
 
 def _split_all(changes: Mapping[str, LayerDelta], base: Base) -> dict[str, LayerDelta]:
     """By the layers of the model's own files."""
     fused = fused_layers(base.layers)
     return {
-        part: one for name, change in changes.items() for part, one in split_change("", name, change, fused).items()
+        part: one
+        for name, change in changes.items()
+        for part, one in split_change("", name, change, fused).items()
     }
 
 
@@ -372,10 +531,18 @@ def _sum(found: Any) -> Rounding:
 def as_json(one: Diagnostic) -> dict[str, Any]:
     layers = list(one.key)
     is_wrong = one.severity == "error"
-    return {"check": one.check, "message": one.message, "remedy": one.remedy, "layers": layers, "is_wrong": is_wrong}
+    return {
+        "check": one.check,
+        "message": one.message,
+        "remedy": one.remedy,
+        "layers": layers,
+        "is_wrong": is_wrong,
+    }
 
 
-def render(file: str, title: str, found: list[Diagnostic], rounded: Mapping[str, Any] | None) -> list[str]:
+def render(
+    file: str, title: str, found: list[Diagnostic], rounded: Mapping[str, Any] | None
+) -> list[str]:
     """The report as lines."""
     lines = [f"{file}: a LoRA of {title}" if title else file]
     for one in found:
@@ -392,12 +559,21 @@ def render(file: str, title: str, found: list[Diagnostic], rounded: Mapping[str,
             how = "measured on the model's weights"
         else:
             how = "predicted; weights were not read"
-        lines.append(f"merged into {rounded['base_dtype']}: {rounded['lost']:.1%} of the change is lost ({how})")
+        lines.append(
+            f"merged into {rounded['base_dtype']}: {rounded['lost']:.1%} of the change is lost ({how})"
+        )
         if "between" in rounded:
             low, high = rounded["between"]
-            lines.append(f"  {low:.1%} to {high:.1%} if the weights are half or twice as large as 1 / sqrt(inputs)")
-        worst = sorted(rounded["by_layer"].items(), key=lambda pair: -pair[1]["lost"])[:SHOWN]
-        lines += [f"  {one['lost']:7.1%} lost, noise {one['noise']:.2f}  {name}" for name, one in worst]
+            lines.append(
+                f"  {low:.1%} to {high:.1%} if the weights are half or twice as large as 1 / sqrt(inputs)"
+            )
+        worst = sorted(rounded["by_layer"].items(), key=lambda pair: -pair[1]["lost"])[
+            :SHOWN
+        ]
+        lines += [
+            f"  {one['lost']:7.1%} lost, noise {one['noise']:.2f}  {name}"
+            for name, one in worst
+        ]
     if not any(one.severity == "error" for one in found):
         lines.append("sound: nothing wrong was found")
     return lines

@@ -1,8 +1,10 @@
 """How much of a change is left when it is merged into weights that are quantized.
 
-The weights Q that a file or a device holds are given, the change d is added and the sum is rounded to their type again,
-to the nearest: what is there then is R(Q + d), and what has changed e = R(Q + d) - Q. Where d is smaller than half a
-step of the type, e is zero. Lost is the share of d that is not in e, 1 - <e, d> / <d, d>; what else e has is noise.
+The weights Q that a file or a device holds are given, the change d is added and the sum
+is rounded to their type again, to the nearest: what is there then is R(Q + d), and what
+has changed e = R(Q + d) - Q. Where d is smaller than half a step of the type, e is
+zero. Lost is the share of d that is not in e, 1 - <e, d> / <d, d>; what else e has is
+noise.
 
 Shape suffixes: I inputs of a layer, O outputs of a layer.
 """
@@ -41,50 +43,67 @@ class Rounding(NamedTuple):
 
     @property
     def lost(self) -> float:
-        """Share of the change that is rounded away; below 0 where rounding makes it larger."""
+        """Share of the change that is rounded away; below 0 where rounding makes it
+        larger."""
         return 1 - self.inner / self.meant if self.meant else 0.0
 
     @property
     def noise(self) -> float:
         """Norm of what is changed besides, through the norm of the change."""
         if self.meant:
-            return math.sqrt(max(self.changed - self.inner**2 / self.meant, 0.0) / self.meant)
+            return math.sqrt(
+                max(self.changed - self.inner**2 / self.meant, 0.0) / self.meant
+            )
         return 0.0
 
     def __add__(self, other: Rounding) -> Rounding:  # type: ignore[override]
         return Rounding(*map(sum, zip(self, other, strict=True)))
 
 
-def rounding(weight_OI: Tensor, change_of: Callable[[Tensor], Tensor], base: str) -> Rounding:
-    """What is left of the change of a layer. weight_OI: float32, not yet quantized; base: a key of ROUNDED. change_of:
-    from the quantized weight, on whose norms the change of a DoRA depends, to the change."""
+def rounding(
+    weight_OI: Tensor, change_of: Callable[[Tensor], Tensor], base: str
+) -> Rounding:
+    """What is left of the change of a layer. weight_OI: float32, not yet quantized;
+    base: a key of ROUNDED. change_of: from the quantized weight, on whose norms the
+    change of a DoRA depends, to the change."""
     before = ROUNDED[base](weight_OI)
     change_OI = change_of(before)
     left = (ROUNDED[base](before + change_OI) - before).double()
     change = change_OI.double()
-    return Rounding(float((left * change).sum()), float((left * left).sum()), float((change * change).sum()))
+    return Rounding(
+        float((left * change).sum()),
+        float((left * left).sum()),
+        float((change * change).sum()),
+    )
 
 
 def predicted(change: LayerDelta, base: str, seed: int) -> list[Rounding]:
-    """`rounding` where the weight is not here: of some rows, evenly spread, on normal weights of the size with which a
-    layer's outputs are as large as its inputs, 1 / sqrt(I), and on such half and twice as large. Of a DoRA norms are
-    left out, as they say nothing without the weights. Of an OFT, BOFT or GLoRA all rows are taken."""
+    """`rounding` where the weight is not here: of some rows, evenly spread, on normal
+    weights of the size with which a layer's outputs are as large as its inputs, 1 /
+    sqrt(I), and on such half and twice as large. Of a DoRA norms are left out, as they
+    say nothing without the weights. Of an OFT, BOFT or GLoRA all rows are taken."""
     outputs, inputs = change.shape
     random = torch.Generator().manual_seed(seed)
     if change.multiplied:
         whole = torch.randn((outputs, inputs), generator=random) / math.sqrt(inputs)
-        return [rounding(whole * size, change.delta_for, base) for size in (1.0, 0.5, 2.0)]
+        return [
+            rounding(whole * size, change.delta_for, base) for size in (1.0, 0.5, 2.0)
+        ]
     rows = torch.linspace(0, outputs - 1, min(ROWS, outputs)).round().long()
     if change.low_rank is None:
         change_OI = change.delta()[rows]
     else:
         change_OI = change.low_rank[0][rows] @ change.low_rank[1]
     weight = torch.randn((len(rows), inputs), generator=random) / math.sqrt(inputs)
-    return [rounding(weight * size, lambda _: change_OI, base) for size in (1.0, 0.5, 2.0)]
+    return [
+        rounding(weight * size, lambda _: change_OI, base) for size in (1.0, 0.5, 2.0)
+    ]
 
 
 def _e4m3(values: Tensor, scale: Tensor | float) -> Tensor:
-    return (values / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).float() * scale
+    return (values / scale).clamp(-E4M3_MAX, E4M3_MAX).to(
+        torch.float8_e4m3fn
+    ).float() * scale
 
 
 def _by_toolkit(qtype: str) -> Callable[[Tensor], Tensor]:
@@ -92,20 +111,24 @@ def _by_toolkit(qtype: str) -> Callable[[Tensor], Tensor]:
 
 
 def nvfp4(weight_OI: Tensor) -> Tensor:
-    """E2M1 numbers, an E4M3 scale for each 16 along a row, a float32 scale for the tensor. Rows whose length 16 does
-    not divide are one block.
+    """E2M1 numbers, an E4M3 scale for each 16 along a row, a float32 scale for the
+    tensor. Rows whose length 16 does not divide are one block.
 
-    Source: NVIDIA, "Introducing NVFP4 for Efficient and Accurate Low-Precision Inference" (developer.nvidia.com, 2025):
-    the scale of the tensor is its largest value through 6 * 448.
+    Source: NVIDIA, "Introducing NVFP4 for Efficient and Accurate Low-Precision
+    Inference" (developer.nvidia.com, 2025): the scale of the tensor is its largest
+    value through 6 * 448.
     """
     inputs = weight_OI.shape[1]
     blocks = weight_OI.reshape(-1, NVFP4_BLOCK if inputs % NVFP4_BLOCK == 0 else inputs)
-    whole = (weight_OI.abs().amax() / (E2M1[-1] * E4M3_MAX)).clamp_min(torch.finfo(torch.float32).tiny)
+    whole = (weight_OI.abs().amax() / (E2M1[-1] * E4M3_MAX)).clamp_min(
+        torch.finfo(torch.float32).tiny
+    )
     scale = _e4m3(blocks.abs().amax(1, keepdim=True) / E2M1[-1] / whole, 1.0) * whole
     sizes = torch.tensor(E2M1)
     steps = (blocks / scale).nan_to_num(0.0, 0.0, 0.0)
     middle = (sizes[1:] + sizes[:-1]) / 2
-    # Halves go to the even code, as hardware rounds: the code below has to be even for `right` to stay there.
+    # Halves go to the even code, as hardware rounds: the code below has to be even for
+    # `right` to stay there.
     below = torch.bucketize(steps.abs(), middle)
     above = torch.bucketize(steps.abs(), middle, right=True)
     codes = torch.where((below != above) & (below % 2 == 1), above, below)
@@ -113,7 +136,9 @@ def nvfp4(weight_OI: Tensor) -> Tensor:
 
 
 ROUNDED: dict[str, Callable[[Tensor], Tensor]] = {
-    "fp8": lambda weight_OI: _e4m3(weight_OI, (weight_OI.abs().amax() / E4M3_MAX).clamp_min(1e-12)),
+    "fp8": lambda weight_OI: _e4m3(
+        weight_OI, (weight_OI.abs().amax() / E4M3_MAX).clamp_min(1e-12)
+    ),
     "fp8_rows": _by_toolkit("float8"),
     "fp8_unscaled": lambda weight_OI: _e4m3(weight_OI, 1.0),
     "int8": _by_toolkit("int8"),

@@ -1,1 +1,2 @@
-"""`type: generate`, `run.py generate`: images of a model with LoRAs, from text and references."""
+"""`type: generate`, `run.py generate`: images of a model with LoRAs, from text and
+references."""

@@ -19,7 +19,8 @@ from toolkit.models.families import family_for
 
 
 class GenerateConfig(PicturesConfig):
-    """`type: generate`: generates images with a model and LoRAs, from text and up to 10 control images."""
+    """`type: generate`: generates images with a model and LoRAs, from text and up to 10
+    control images."""
 
     process_types: ClassVar[tuple[str, ...]] = ("generate",)
     example: ClassVar[str] = (
@@ -27,8 +28,8 @@ class GenerateConfig(PicturesConfig):
     )
 
     cfg: float | None = Field(default=None, ge=0, le=1000)
-    """Scale of classifier-free guidance (true CFG, with the negative prompt); 0 to 1: off, half the time. Not given:
-    the model's default, 4 for most."""
+    """Scale of classifier-free guidance (true CFG, with the negative prompt); 0 to 1:
+    off, half the time. Not given: the model's default, 4 for most."""
 
     lone_key: ClassVar[str] = "prompt"
 
@@ -36,20 +37,25 @@ class GenerateConfig(PicturesConfig):
     """Seeds of the noise: one image per prompt and seed. 0 is a valid seed."""
 
     like: PathStr = ""
-    """An image written by `generate`: generate it again with its settings; explicit values take precedence."""
+    """An image written by `generate`: generate it again with its settings; explicit
+    values take precedence."""
 
     interactive: bool = False
-    """Read prompts with flags from standard input, one per line, and keep the model loaded, until the end of input."""
+    """Read prompts with flags from standard input, one per line, and keep the model
+    loaded, until the end of input."""
 
     output_type: Literal["images", "latent", "latent_images"] = "images"
-    """Output: images, their latents (a safetensors file with the tensor `latent`), or both."""
+    """Output: images, their latents (a safetensors file with the tensor `latent`), or
+    both."""
 
     latent_path: PathOrList = ()
-    """Files of latents to decode into `output`; nothing is generated, and only the VAE of the model is loaded."""
+    """Files of latents to decode into `output`; nothing is generated, and only the VAE
+    of the model is loaded."""
 
     output: PathStr = "generated"
-    """Folder of the images. File names consist of the prompt, the seed and a hash of all settings: an existing image
-    with the same settings is not generated again, and other settings give another file."""
+    """Folder of the images. File names consist of the prompt, the seed and a hash of
+    all settings: an existing image with the same settings is not generated again, and
+    other settings give another file."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Files that cannot be read, nothing to draw."""
@@ -60,7 +66,10 @@ class GenerateConfig(PicturesConfig):
                 yield Diagnostic(("like",), str(error))
                 return
             assert section.model is not None  # an image's settings have one
-            yield from (Diagnostic(("like",), f"its model: {found.message}") for found in section.model.check(job))
+            yield from (
+                Diagnostic(("like",), f"its model: {found.message}")
+                for found in section.model.check(job)
+            )
             yield from section.check_values(job)
             return
         yield from self.check_values(job)
@@ -71,27 +80,41 @@ class GenerateConfig(PicturesConfig):
         if self.latent_path:
             yield from self._latents()
         elif not (self.prompt or self.prompts or self.interactive):
-            yield Diagnostic(("prompt",), "is required. Or give 'prompts', a file of prompts.")
+            yield Diagnostic(
+                ("prompt",), "is required. Or give 'prompts', a file of prompts."
+            )
         if self.lightning and not self.lora:
-            yield warning("lightning", "needs a Lightning LoRA for this number of steps. Add it to 'lora' (--lora).")
+            yield warning(
+                "lightning",
+                "needs a Lightning LoRA for this number of steps. Add it to 'lora' (--lora).",
+            )
 
     def _latents(self) -> Iterable[Diagnostic]:
-        for key in sorted(self.model_fields_set & {"prompt", "prompts", "interactive", "lora", "output_type"}):
-            yield warning(key, "has no effect: latent_path is decoded, nothing is generated.")
+        for key in sorted(
+            self.model_fields_set
+            & {"prompt", "prompts", "interactive", "lora", "output_type"}
+        ):
+            yield warning(
+                key, "has no effect: latent_path is decoded, nothing is generated."
+            )
         try:
             channels = family_for(self.found_model()).latent_channels
         except UserError:  # `super().check` says it
             return
         stems = [Path(path).stem for path in self.latent_path]
         for stem in sorted({stem for stem in stems if stems.count(stem) > 1}):
-            yield Diagnostic(("latent_path",), f"two files would become '{stem}.png'. Decode them into two folders.")
+            yield Diagnostic(
+                ("latent_path",),
+                f"two files would become '{stem}.png'. Decode them into two folders.",
+            )
         for path in self.latent_path:
             fault = latents_fault(Path(path).expanduser(), channels)
             if fault:
                 yield Diagnostic(("latent_path",), fault)
 
     def resolved(self) -> GenerateConfig:
-        """The section with what the image of `like` says in the place of what is not given. Raises UserError."""
+        """The section with what the image of `like` says in the place of what is not
+        given. Raises UserError."""
         if not self.like:
             return self
         settings = read_settings(Path(self.like).expanduser())
@@ -100,14 +123,25 @@ class GenerateConfig(PicturesConfig):
             values["seed"] = (settings["seed"],)
             values["prompt"] = (settings["prompt"],)
             values["reference"] = tuple(file["path"] for file in settings["reference"])
-            values["lora"] = tuple(f"{file['path']}:{file['strength']!r}" for file in settings["lora"])
+            values["lora"] = tuple(
+                f"{file['path']}:{file['strength']!r}" for file in settings["lora"]
+            )
             values["blocks"] = tuple(map(str, settings.get("blocks", ())))
-            given = {key: getattr(self, key) for key in self.model_fields_set - {"like", "model"}}
-            model = settings["model"] | (self.model.model_dump(exclude_unset=True) if self.model else {})
-            return GenerateConfig.model_validate({**values, **given, "type": self.type, "model": model})
+            given = {
+                key: getattr(self, key)
+                for key in self.model_fields_set - {"like", "model"}
+            }
+            model = settings["model"] | (
+                self.model.model_dump(exclude_unset=True) if self.model else {}
+            )
+            return GenerateConfig.model_validate(
+                {**values, **given, "type": self.type, "model": model}
+            )
         except (KeyError, TypeError, ValidationError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"the settings in '{self.like}' cannot be used ({reason}).") from None
+            raise UserError(
+                f"the settings in '{self.like}' cannot be used ({reason})."
+            ) from None
 
     def items(self) -> tuple[SampleItem, ...]:
         """All prompts; that of `like` as it stands there, without flags."""
@@ -116,5 +150,14 @@ class GenerateConfig(PicturesConfig):
         return super().items()
 
 
-_SAME = ("negative", "width", "height", "cfg", "steps", "flow_shift", "lightning", "dtype")
+_SAME = (
+    "negative",
+    "width",
+    "height",
+    "cfg",
+    "steps",
+    "flow_shift",
+    "lightning",
+    "dtype",
+)
 """Keys of an image's settings that are keys of the section with the same value."""

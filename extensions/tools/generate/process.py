@@ -11,7 +11,11 @@ from extensions.tools.generate.config import GenerateConfig
 from extensions.tools.shared.generation import LoraFile, Picture, PictureMaker
 from extensions.tools.shared.image_files import LATENTS, read_settings
 from extensions.tools.shared.keys import split_strength
-from extensions.tools.shared.picture_config import check_references, is_prompt, read_lines
+from extensions.tools.shared.picture_config import (
+    check_references,
+    is_prompt,
+    read_lines,
+)
 from jobs.process import BaseExtensionProcess
 from toolkit.config.reading.process import JobContext
 from toolkit.config.sections.output import SampleItem
@@ -19,7 +23,11 @@ from toolkit.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = {"images": (".png",), "latent": (LATENTS,), "latent_images": (".png", LATENTS)}
+SUFFIXES = {
+    "images": (".png",),
+    "latent": (LATENTS,),
+    "latent_images": (".png", LATENTS),
+}
 """`output_type` -> the files of an image."""
 
 
@@ -32,10 +40,16 @@ class GenerateProcess(BaseExtensionProcess):
         super().run()
         section = self.section.resolved()
         if section.latent_path:
-            PictureMaker(section, []).decode([Path(path).expanduser() for path in section.latent_path])
+            PictureMaker(section, []).decode(
+                [Path(path).expanduser() for path in section.latent_path]
+            )
             return
         items = self.section.items()
-        maker = PictureMaker(section, [split_strength(text)[0] for text in section.lora], SUFFIXES[section.output_type])
+        maker = PictureMaker(
+            section,
+            [split_strength(text)[0] for text in section.lora],
+            SUFFIXES[section.output_type],
+        )
         loras = [LoraFile.of(text) for text in section.lora]
         if self.section.like:
             self._tell_changes(maker, items, loras)
@@ -44,7 +58,9 @@ class GenerateProcess(BaseExtensionProcess):
         if section.interactive:
             self._answer(section, maker, loras)
 
-    def _answer(self, section: GenerateConfig, maker: PictureMaker, loras: Sequence[LoraFile]) -> None:
+    def _answer(
+        self, section: GenerateConfig, maker: PictureMaker, loras: Sequence[LoraFile]
+    ) -> None:
         """Draws the prompts of standard input until it ends."""
         shown = sys.stdin.isatty()
         while True:
@@ -57,13 +73,23 @@ class GenerateProcess(BaseExtensionProcess):
                 continue
             try:
                 items = read_lines([line.strip()])
-                for found in check_references(("prompt",), items[0].ctrl_img, maker.family, JobContext(self.job.name)):
+                for found in check_references(
+                    ("prompt",),
+                    items[0].ctrl_img,
+                    maker.family,
+                    JobContext(self.job.name),
+                ):
                     raise UserError(found.message)
                 maker.make(list(pictures(section, maker, items, loras)))
             except UserError as error:
                 logger.error(str(error))
 
-    def _tell_changes(self, maker: PictureMaker, items: Sequence[SampleItem], loras: Sequence[LoraFile]) -> None:
+    def _tell_changes(
+        self,
+        maker: PictureMaker,
+        items: Sequence[SampleItem],
+        loras: Sequence[LoraFile],
+    ) -> None:
         """Warns where files that the image was made with are others now."""
         given = self.section.model_fields_set
         then = read_settings(Path(self.section.like).expanduser())
@@ -75,7 +101,11 @@ class GenerateProcess(BaseExtensionProcess):
             for file, present in zip(then[key], now[key], strict=True)
             if file["sha256"] != present["sha256"]
         ]
-        changed += [f"the model's {part}" for part, digest in then["base"].items() if maker.base.get(part) != digest]
+        changed += [
+            f"the model's {part}"
+            for part, digest in then["base"].items()
+            if maker.base.get(part) != digest
+        ]
         if changed:
             logger.warning(
                 f"{', '.join(changed)} changed since {self.section.like} was generated, so the result will differ"
@@ -83,7 +113,10 @@ class GenerateProcess(BaseExtensionProcess):
 
 
 def pictures(
-    section: GenerateConfig, maker: PictureMaker, items: Sequence[SampleItem], loras: Sequence[LoraFile]
+    section: GenerateConfig,
+    maker: PictureMaker,
+    items: Sequence[SampleItem],
+    loras: Sequence[LoraFile],
 ) -> Iterator[Picture]:
     """An image of each item for each seed, but for items with a seed of their own."""
     for item in items:

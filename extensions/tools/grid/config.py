@@ -11,7 +11,12 @@ from pydantic import BeforeValidator, Field
 from extensions.tools.shared.html_page import is_page
 from extensions.tools.shared.keys import check_loras, check_origins
 from extensions.tools.shared.picture_config import PicturesConfig, SeedOrList
-from toolkit.config.reading.field_types import PathOrList, PathStr, as_list, schema_of_list
+from toolkit.config.reading.field_types import (
+    PathOrList,
+    PathStr,
+    as_list,
+    schema_of_list,
+)
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.files.writing import why_not_replaced
 
@@ -27,8 +32,8 @@ INDEX = "index.html"
 
 
 class GridConfig(PicturesConfig):
-    """`type: grid`: generates images with each LoRA file and strength, for each prompt, cfg and seed, and shows them
-    on one page for a browser."""
+    """`type: grid`: generates images with each LoRA file and strength, for each prompt,
+    cfg and seed, and shows them on one page for a browser."""
 
     process_types: ClassVar[tuple[str, ...]] = ("grid",)
     example: ClassVar[str] = (
@@ -37,14 +42,17 @@ class GridConfig(PicturesConfig):
     saved_weights: ClassVar[tuple[str, ...]] = ("lora", "also")
 
     lora: PathOrList
-    """LoRA files, such as those of a run. The first column is the base model alone, then one column per file,
-    in this order. FILE:STRENGTH sets the strength of one file."""
+    """LoRA files, such as those of a run. The first column is the base model alone,
+    then one column per file, in this order. FILE:STRENGTH sets the strength of one
+    file."""
 
     strength: NumberOrList = (1.0,)
-    """Strengths of the files, one column each. 0: no effect; negative: the opposite effect."""
+    """Strengths of the files, one column each. 0: no effect; negative: the opposite
+    effect."""
 
     cfg: NumberOrList | None = None
-    """Scales of classifier-free guidance, one row each; 0 to 1: off. Not given: the model's default, 4 for most."""
+    """Scales of classifier-free guidance, one row each; 0 to 1: off. Not given: the
+    model's default, 4 for most."""
 
     lone_key: ClassVar[str] = "lora"
 
@@ -52,11 +60,12 @@ class GridConfig(PicturesConfig):
     """Seeds of the noise, one row each. 0 is a valid seed."""
 
     also: PathOrList = ()
-    """LoRA files, as in `lora`, that are applied to all images, including the first column, such as a Lightning
-    LoRA."""
+    """LoRA files, as in `lora`, that are applied to all images, including the first
+    column, such as a Lightning LoRA."""
 
     output: PathStr = "grid"
-    """Folder of the images and of `index.html`, which shows them. A second run generates the missing ones."""
+    """Folder of the images and of `index.html`, which shows them. A second run
+    generates the missing ones."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Files that cannot be read, no prompt, a page of something else."""
@@ -66,7 +75,9 @@ class GridConfig(PicturesConfig):
         if not self.lora:
             yield Diagnostic(("lora",), "is required: the files to compare.")
         if not (self.prompt or self.prompts):
-            yield Diagnostic(("prompt",), "is required. Or give 'prompts', a file of prompts.")
+            yield Diagnostic(
+                ("prompt",), "is required. Or give 'prompts', a file of prompts."
+            )
         index = Path(self.output).expanduser() / INDEX
         reason = why_not_replaced(index, is_page)
         if reason:

@@ -1,5 +1,5 @@
-"""The page of a grid: columns of LoRA files, rows of prompts. Markup, look and script are in grid.html.j2, .css
-and .js."""
+"""The page of a grid: columns of LoRA files, rows of prompts. Markup, look and script
+are in grid.html.j2, .css and .js."""
 
 from __future__ import annotations
 
@@ -52,14 +52,22 @@ class Row:
         return self.pictures[0].prompt.seed
 
 
-def grid_page(columns: Sequence[Column], rows: Sequence[Row], folder: Path, title: str) -> str:
-    """The page, which lies in `folder` beside the images; those that are not there yet are blank."""
+def grid_page(
+    columns: Sequence[Column], rows: Sequence[Row], folder: Path, title: str
+) -> str:
+    """The page, which lies in `folder` beside the images; those that are not there yet
+    are blank."""
     names = [[picture.name for picture in row.pictures] for row in rows]
     first = rows[0].pictures[0].settings if rows else {}
     data = {
         "id": hashlib.sha256(repr(names).encode()).hexdigest()[:16],
-        "columns": [{"lora": column.file, "strength": column.strength, "name": column.name} for column in columns],
-        "rows": [{"prompt": row.prompt, "cfg": row.cfg, "seed": row.seed} for row in rows],
+        "columns": [
+            {"lora": column.file, "strength": column.strength, "name": column.name}
+            for column in columns
+        ],
+        "rows": [
+            {"prompt": row.prompt, "cfg": row.cfg, "seed": row.seed} for row in rows
+        ],
         "files": names,
     }
 
@@ -73,7 +81,9 @@ def grid_page(columns: Sequence[Column], rows: Sequence[Row], folder: Path, titl
         f"Grid: {redact_text(title)}",
         css=f"#grid {{ --columns: {len(columns)}; }}\n",
         data=data,
-        steps=f"{first['model']['name_or_path']}, {first['steps']} steps, {first['dtype']}" if rows else "",
+        steps=f"{first['model']['name_or_path']}, {first['steps']} steps, {first['dtype']}"
+        if rows
+        else "",
         columns=columns,
         rows=rows,
         address=address,

@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 
 
 class GridProcess(BaseExtensionProcess):
-    """The page is there from the beginning and shows what is made so far; a stop keeps both."""
+    """The page is there from the beginning and shows what is made so far; a stop keeps
+    both."""
 
     section: GridConfig
 
@@ -39,7 +40,9 @@ class GridProcess(BaseExtensionProcess):
 
         def write(*_: object) -> None:
             heads = [Column.of(loras) for loras in columns]
-            write_text(index, grid_page(heads, rows, maker.folder, Path(files[-1]).stem))
+            write_text(
+                index, grid_page(heads, rows, maker.folder, Path(files[-1]).stem)
+            )
 
         write()
         maker.make([picture for row in rows for picture in row.pictures], write)
@@ -49,4 +52,7 @@ class GridProcess(BaseExtensionProcess):
         """A file with a strength for each column."""
         for text in self.section.lora:
             fixed = split_strength(text)[0] != text
-            yield from (LoraFile.of(text, strength) for strength in ((None,) if fixed else self.section.strength))
+            yield from (
+                LoraFile.of(text, strength)
+                for strength in ((None,) if fixed else self.section.strength)
+            )

@@ -27,29 +27,35 @@ Levels = Annotated[
 
 
 class InfluenceConfig(RunToolConfig):
-    """`type: influence`: measures how each training image acts on the loss of other images, by its gradient at saved
-    LoRAs of a run, and writes a page sorted by it and a list of suspects. No image is moved or changed."""
+    """`type: influence`: measures how each training image acts on the loss of other
+    images, by its gradient at saved LoRAs of a run, and writes a page sorted by it and
+    a list of suspects. No image is moved or changed."""
 
     process_types: ClassVar[tuple[str, ...]] = ("influence",)
     example: ClassVar[str] = "output/quickstart"
 
     reference: Annotated[Literal["auto", "validation", "others"], OneOf()] = "auto"
-    """What an image acts on. validation: the images of the run's validation. others: the other training images. auto:
-    the validation where it fits in `epochs`, else the others."""
+    """What an image acts on. validation: the images of the run's validation. others:
+    the other training images. auto: the validation where it fits in `epochs`, else the
+    others."""
 
     epochs: float = Field(default=1.0, gt=0)
-    """Most passes (one image, forward and backward), in epochs of the run; at least one pass for each image is made."""
+    """Most passes (one image, forward and backward), in epochs of the run; at least one
+    pass for each image is made."""
 
     checkpoints: int = Field(default=3, ge=1)
-    """Most saved LoRAs to measure at, as `epochs` allows: first the one nearest to 3/4 of the run, where there are
-    gradients left and the LoRA has learned something, then the last, then others."""
+    """Most saved LoRAs to measure at, as `epochs` allows: first the one nearest to 3/4
+    of the run, where there are gradients left and the LoRA has learned something, then
+    the last, then others."""
 
     levels: Levels = (0.8, 0.6)
-    """Noise levels to measure at, 0 to 1, as `epochs` allows, the first one first. At high ones the caption decides."""
+    """Noise levels to measure at, 0 to 1, as `epochs` allows, the first one first. At
+    high ones the caption decides."""
 
     threshold: float = Field(default=3.0, gt=0)
-    """An image is a suspect from so many robust standard deviations from the others on, by influence and length of the
-    gradient together; at most a fifth of the images are."""
+    """An image is a suspect from so many robust standard deviations from the others on,
+    by influence and length of the gradient together; at most a fifth of the images
+    are."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the noise, which is the same for all images; 0 is a valid seed."""
@@ -58,8 +64,8 @@ class InfluenceConfig(RunToolConfig):
     """Where to compute: auto, cuda, cuda:N, mps or cpu."""
 
     output: PathStr = ""
-    """Folder for the page, `suspects.txt` and the numbers; one of this program is replaced, any other is not. Empty:
-    `influence` in the run's folder."""
+    """Folder for the page, `suspects.txt` and the numbers; one of this program is
+    replaced, any other is not. Empty: `influence` in the run's folder."""
 
     def output_folder(self) -> Path:
         """`output` as a path."""
@@ -69,14 +75,17 @@ class InfluenceConfig(RunToolConfig):
 
     def measurement(self) -> Measurement:
         """What is measured. Raises RunError and UserError as `plan_measurement`."""
-        return plan_measurement(self.folder(), self.reference, self.epochs, self.checkpoints, self.levels)
+        return plan_measurement(
+            self.folder(), self.reference, self.epochs, self.checkpoints, self.levels
+        )
 
     def outputs(self, job: JobContext) -> frozenset[Path]:
         """The folder."""
         return frozenset({self.output_folder().resolve()})
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """A folder without a run of LoRAs or without its images, a folder of somebody else in the way."""
+        """A folder without a run of LoRAs or without its images, a folder of somebody
+        else in the way."""
         if job.will_write(self.folder()):
             return
         try:
@@ -85,7 +94,9 @@ class InfluenceConfig(RunToolConfig):
             yield Diagnostic(("run",), str(error))
         file = file_in_the_way(self.output_folder().parent)
         if file:
-            yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")
+            yield Diagnostic(
+                ("output",), f"'{file}' is a file. Give a path in a folder."
+            )
         else:
             reason = why_not_replaced(self.output_folder())
             if reason:

@@ -1,9 +1,10 @@
 """Gradients of single images, small enough to keep, and how they act on each other.
 
-TracIn (Pruthi et al. 2020, arXiv:2002.08484) takes the influence of a training image on another image for the sum over
-checkpoints of the product of both gradients, and finds wrong labels by the product of a gradient with itself
-(self-influence). Here both are kept apart: the cosine, which is the direction, and the length. In the
-product a long gradient hides its direction.
+TracIn (Pruthi et al. 2020, arXiv:2002.08484) takes the influence of a training image on
+another image for the sum over checkpoints of the product of both gradients, and finds
+wrong labels by the product of a gradient with itself (self-influence). Here both are
+kept apart: the cosine, which is the direction, and the length. In the product a long
+gradient hides its direction.
 
 Shape suffixes: N images, D numbers of a sketch.
 """
@@ -19,18 +20,20 @@ from torch.nn import functional
 from toolkit.system.seeding import generator
 
 SKETCH = 2**17
-"""D. Cosines of sketches differ from those of the gradients by about 1 / sqrt(D) = 0.003."""
+"""D. Cosines of sketches differ from those of the gradients by about 1 / sqrt(D) =
+0.003."""
 
 NORMAL = 1.4826
 """Standard deviation of a normal distribution, in median absolute deviations."""
 
 
 def sketch(gradients: Iterable[Tensor], size: int = SKETCH) -> Tensor:
-    """[D], float32, on the CPU: products of sketches are, in the mean, those of the gradients.
+    """[D], float32, on the CPU: products of sketches are, in the mean, those of the
+    gradients.
 
-    Each portion of D numbers is multiplied by random signs, turned by a random number of places and added up. The same
-    shapes get the same signs and places. Source: Charikar et al. 2002, count sketch, with places that are turned
-    instead of hashed.
+    Each portion of D numbers is multiplied by random signs, turned by a random number
+    of places and added up. The same shapes get the same signs and places. Source:
+    Charikar et al. 2002, count sketch, with places that are turned instead of hashed.
     """
     random = generator(0, "sketch")
     signs = torch.randint(0, 2, (2 * size,), generator=random) * 2.0 - 1
@@ -48,13 +51,15 @@ def sketch(gradients: Iterable[Tensor], size: int = SKETCH) -> Tensor:
 
 
 def influence_on_others(units_ND: Tensor) -> Tensor:
-    """[N] in [-1, 1]: the cosine of each gradient with the mean of all others. units_ND: of length 1 each."""
+    """[N] in [-1, 1]: the cosine of each gradient with the mean of all others.
+    units_ND: of length 1 each."""
     others_ND = units_ND.sum(0) - units_ND
     return functional.cosine_similarity(units_ND, others_ND)
 
 
 def influence_on(units_ND: Tensor, reference_ND: Tensor) -> Tensor:
-    """[N] in [-1, 1]: the cosine of each gradient with the mean of the reference's. All of length 1 each."""
+    """[N] in [-1, 1]: the cosine of each gradient with the mean of the reference's. All
+    of length 1 each."""
     return functional.cosine_similarity(units_ND, reference_ND.mean(0, keepdim=True))
 
 
@@ -63,12 +68,15 @@ def medians(values: Tensor, groups: Sequence[int]) -> Tensor:
     found = torch.zeros_like(values)
     group_N = torch.tensor(groups)
     for group in set(groups):
-        found[..., group_N == group] = values[..., group_N == group].median(-1, keepdim=True).values
+        found[..., group_N == group] = (
+            values[..., group_N == group].median(-1, keepdim=True).values
+        )
     return found
 
 
 def deviations(values: Tensor, groups: Sequence[int]) -> Tensor:
-    """[N]: how far each value [N] is from the median of its group, in robust standard deviations of the group."""
+    """[N]: how far each value [N] is from the median of its group, in robust standard
+    deviations of the group."""
     from_median = values - medians(values, groups)
     spread = NORMAL * medians(from_median.abs(), groups)
     return from_median / spread.clamp_min(torch.finfo(values.dtype).tiny)

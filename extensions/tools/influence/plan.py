@@ -1,5 +1,6 @@
-"""What `influence` measures, and what it costs: the images, the saved LoRAs and noise levels, counted in passes. A pass
-is one image forward and backward, as in training. Imports no torch."""
+"""What `influence` measures, and what it costs: the images, the saved LoRAs and noise
+levels, counted in passes. A pass is one image forward and backward, as in training.
+Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,7 +22,12 @@ from toolkit.files.writing import read_object
 from toolkit.models.families import family_for
 from toolkit.plan.run_plan import WARNING
 from toolkit.train.resumption import trained_images
-from toolkit.train.run_reader import NetworkFile, list_dataset_files, list_network_files, read_run
+from toolkit.train.run_reader import (
+    NetworkFile,
+    list_dataset_files,
+    list_network_files,
+    read_run,
+)
 
 FEWEST = 8
 """Images from which on a dataset is measured against itself, and fewest of all."""
@@ -44,10 +50,12 @@ class Measurement:
 
     training: DiffusionSection
     images: tuple[BucketedSample, ...]
-    """Each training image once, at the first of its sizes; those of regularisation are left out."""
+    """Each training image once, at the first of its sizes; those of regularisation are
+    left out."""
 
     groups: tuple[int, ...]
-    """For each image, which ones it is compared with. A group is an entry of `datasets`, or all the small ones."""
+    """For each image, which ones it is compared with. A group is an entry of
+    `datasets`, or all the small ones."""
 
     validation: tuple[BucketedSample, ...]
     """Empty: each image is measured against the others of its group."""
@@ -73,21 +81,31 @@ class Measurement:
     def notes(self) -> tuple[str, ...]:
         """Lines for the plan."""
         files = Counter(each.file.path.name for each in self.rounds)
-        levels = ", ".join(f"{level:g}" for level in dict.fromkeys(each.level for each in self.rounds))
+        levels = ", ".join(
+            f"{level:g}" for level in dict.fromkeys(each.level for each in self.rounds)
+        )
         lines = [
             f"influence of {len(self.images)} training images on {self.against}",
             f"measured at {', '.join(files)}; noise levels {levels}",
             f"{self.passes:,} passes (one image forward and backward); an epoch of the run has {self.uses:,}",
         ]
         if self.passes > self.uses:
-            lines.append(f"{WARNING}this is {self.passes / self.uses:.2g} epochs of the run")
+            lines.append(
+                f"{WARNING}this is {self.passes / self.uses:.2g} epochs of the run"
+            )
         if self.changed:
-            lines.append(f"{WARNING}the dataset is not the one that was trained on: {self.changed}")
+            lines.append(
+                f"{WARNING}the dataset is not the one that was trained on: {self.changed}"
+            )
         return tuple(lines)
 
 
 def plan_measurement(
-    folder: Path, reference: str, epochs: float, checkpoints: int, levels: Sequence[float]
+    folder: Path,
+    reference: str,
+    epochs: float,
+    checkpoints: int,
+    levels: Sequence[float],
 ) -> Measurement:
     """What is measured of the run in a folder; the rest as of `InfluenceConfig`.
 
@@ -96,18 +114,29 @@ def plan_measurement(
     run = read_run(folder)
     training = training_section(run)
     if training.network.trains_model:
-        raise UserError(f"{run.folder}: trains the model itself. Influence is measured on LoRAs and other adapters.")
+        raise UserError(
+            f"{run.folder}: trains the model itself. Influence is measured on LoRAs and other adapters."
+        )
     if KINDS[training.network.type].library_class:
-        raise UserError(f"{run.folder}: trained '{training.network.type}', which cannot start from a file of the run.")
+        raise UserError(
+            f"{run.folder}: trained '{training.network.type}', which cannot start from a file of the run."
+        )
     if training.streamed:
-        raise UserError(f"{run.folder}: trained on a stream, whose images are not on this disk.")
+        raise UserError(
+            f"{run.folder}: trained on a stream, whose images are not on this disk."
+        )
     files = [
         file
         for file in list_network_files(run.folder)
-        if file.kind != "best" and file.step and file.path.suffix == ".safetensors" and not _is_variant(file.path)
+        if file.kind != "best"
+        and file.step
+        and file.path.suffix == ".safetensors"
+        and not _is_variant(file.path)
     ]
     if not files:
-        raise UserError(f"{run.folder}: holds no saved LoRA. Set save.save_every, and train it.")
+        raise UserError(
+            f"{run.folder}: holds no saved LoRA. Set save.save_every, and train it."
+        )
     scan, trained, split = scan_and_split(
         training,
         family_for(training.model),
@@ -115,26 +144,38 @@ def plan_measurement(
         partial(trained_images, run.folder),
     )
     regular = {each.folder for each in scan.folders if each.is_reg}
-    once = {item.sample.image: item for item in reversed(trained) if item.sample.folder not in regular}
+    once = {
+        item.sample.image: item
+        for item in reversed(trained)
+        if item.sample.folder not in regular
+    }
     images = tuple(as_measured(item) for item in reversed(once.values()))
     if len(images) < FEWEST:
-        raise UserError(f"{run.folder}: trained on {len(images)} images. At least {FEWEST} are needed to compare them.")
+        raise UserError(
+            f"{run.folder}: trained on {len(images)} images. At least {FEWEST} are needed to compare them."
+        )
     sizes = Counter(item.sample.dataset for item in images)
-    groups = tuple(each if sizes[each := item.sample.dataset] >= FEWEST else -1 for item in images)
+    groups = tuple(
+        each if sizes[each := item.sample.dataset] >= FEWEST else -1 for item in images
+    )
     uses = sum(item.sample.repeats for item in trained)
     if split:
         held_out = tuple({item.sample.image: item for item in split.items}.values())
     else:
         held_out = ()
     if reference == "validation" and not held_out:
-        raise UserError(f"{run.folder}: its job has no section 'validation'. Set reference to others.")
+        raise UserError(
+            f"{run.folder}: its job has no section 'validation'. Set reference to others."
+        )
     most = epochs * uses
     fits = len(images) + len(held_out) <= most
     if reference == "validation" or (reference == "auto" and fits):
         validation = held_out
     else:
         validation = ()
-    wanted = [Round(file, level) for level in levels for file in _spread(files, checkpoints)]
+    wanted = [
+        Round(file, level) for level in levels for file in _spread(files, checkpoints)
+    ]
     rounds = wanted[: max(1, int(most // (len(images) + len(validation))))]
     records = list_dataset_files(run.folder)
     if records:
@@ -145,21 +186,29 @@ def plan_measurement(
         changed = ""
     else:
         changed = str(compare(newest, fingerprint(scan.samples)))
-    return Measurement(training, images, groups, validation, tuple(rounds), uses, changed)
+    return Measurement(
+        training, images, groups, validation, tuple(rounds), uses, changed
+    )
 
 
 def _is_variant(path: Path) -> bool:
-    """Whether a file is not the one that the run names first: weights before averaging, an extracted LoRA."""
+    """Whether a file is not the one that the run names first: weights before averaging,
+    an extracted LoRA."""
     return path.stem.endswith(("_raw", "_lora"))
 
 
 def _spread(files: Sequence[NetworkFile], most: int) -> list[NetworkFile]:
-    """One file of each step, in the order of their use: the first near `BEST_PLACE`, then the last, then others, each
-    as far as possible from those before."""
+    """One file of each step, in the order of their use: the first near `BEST_PLACE`,
+    then the last, then others, each as far as possible from those before."""
     by_step = {file.step or 0: file for file in files}
     last = max(by_step)
     chosen = [min(by_step, key=lambda step: (abs(step - BEST_PLACE * last), step))]
     while len(chosen) < min(most, len(by_step)):
         left = [step for step in by_step if step not in chosen]
-        chosen.append(max(left, key=lambda step: (min(abs(step - other) for other in chosen), step)))
+        chosen.append(
+            max(
+                left,
+                key=lambda step: (min(abs(step - other) for other in chosen), step),
+            )
+        )
     return [by_step[step] for step in chosen]

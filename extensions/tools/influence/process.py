@@ -1,4 +1,5 @@
-"""Measures the influence of each training image of a run, and writes the page and the list of suspects."""
+"""Measures the influence of each training image of a run, and writes the page and the
+list of suspects."""
 
 from __future__ import annotations
 
@@ -13,7 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from extensions.tools.influence.config import InfluenceConfig
-from extensions.tools.influence.gradients import deviations, influence_on, influence_on_others, medians, sketch
+from extensions.tools.influence.gradients import (
+    deviations,
+    influence_on,
+    influence_on_others,
+    medians,
+    sketch,
+)
 from extensions.tools.influence.plan import Measurement
 from extensions.tools.shared.encoded_run import encoded_run
 from extensions.tools.shared.html_page import embedded, page
@@ -37,7 +44,8 @@ from toolkit.train.validation import loss_at_level
 logger = logging.getLogger(__name__)
 
 NOT_FOUND = (
-    "Captions exchanged within one character, and lost ones, are not found reliably: read them (run.py lint --preview)."
+    "Captions exchanged within one character, and lost ones, are not found "
+    "reliably: read them (run.py lint --preview)."
 )
 """What the list of suspects does not say."""
 
@@ -61,15 +69,18 @@ class Influence:
     image: str
     caption: str
     influence: float
-    """Mean cosine of its gradients with those it is measured against, -1 to 1. Negative: learning it makes them worse.
+    """Mean cosine of its gradients with those it is measured against, -1 to 1.
+    Negative: learning it makes them worse.
     """
 
     gradient: float
-    """Length of its gradient, relative to the median of its dataset: how much it has left to teach."""
+    """Length of its gradient, relative to the median of its dataset: how much it has
+    left to teach."""
 
     deviation: float
-    """What the images are sorted by: how far it is from the median of its dataset, in robust standard deviations, by
-    influence and by length of the gradient together. Negative: less influence, a longer gradient."""
+    """What the images are sorted by: how far it is from the median of its dataset, in
+    robust standard deviations, by influence and by length of the gradient together.
+    Negative: less influence, a longer gradient."""
 
     by_round: tuple[float, ...]
     """The influence in each round."""
@@ -102,7 +113,12 @@ class InfluenceProcess(BaseExtensionProcess):
         folder = section.output_folder()
         with atomic_write_dir(folder) as new:
             write_text(new / PAGE, _page(plan, found))
-            write_text(new / FILE, suspects_text({each.image: each.reason for each in suspects}, _head(section, plan)))
+            write_text(
+                new / FILE,
+                suspects_text(
+                    {each.image: each.reason for each in suspects}, _head(section, plan)
+                ),
+            )
             write_json(new / NUMBERS, _numbers(section, plan, found, seconds))
         for each in suspects:
             logger.info(f"suspect: {each.image}: {each.reason}")
@@ -110,7 +126,9 @@ class InfluenceProcess(BaseExtensionProcess):
             told = "Look at them first"
         else:
             told = "Look at the first of the page all the same"
-        logger.info(f"{folder / PAGE}: {len(suspects)} of {len(found)} images are suspects. {told}")
+        logger.info(
+            f"{folder / PAGE}: {len(suspects)} of {len(found)} images are suspects. {told}"
+        )
         logger.info(NOT_FOUND)
 
 
@@ -124,7 +142,9 @@ class _Bench:
         training = plan.training
         family = checked_family(training.model)
         items = [*plan.images, *plan.validation]
-        model, self._dataset, device, dtype = encoded_run(training, items, config.device, self._progress)
+        model, self._dataset, device, dtype = encoded_run(
+            training, items, config.device, self._progress
+        )
         self._model = model
         self._status.finish()
         self._loader = BatchLoader(self._dataset, config.seed)
@@ -139,14 +159,17 @@ class _Bench:
         self._layers = family.every_linear_layer(training.model.files_folder())
 
     def measure(self) -> tuple[Tensor, Tensor]:
-        """[R, N] each: the influence of each training image in each round, and the length of its gradient."""
+        """[R, N] each: the influence of each training image in each round, and the
+        length of its gradient."""
         influences = []
         lengths = []
         loaded = None
         with self._network.inference():
             for number, each in enumerate(self._plan.rounds, 1):
                 if loaded != each.file.path:
-                    self._network.load_pretrained(load_adapter_file(each.file.path, self._layers))
+                    self._network.load_pretrained(
+                        load_adapter_file(each.file.path, self._layers)
+                    )
                     loaded = each.file.path
                 self._model.prefetch_timesteps([each.level])
                 what = f"round {number} of {len(self._plan.rounds)}, image"
@@ -156,8 +179,11 @@ class _Bench:
         return torch.stack(influences), torch.stack(lengths)
 
     def _influence(self, units_ND: Tensor) -> Tensor:
-        """[N] of the gradients of the training images and, behind them, those of the validation."""
-        images_ND, reference_ND = units_ND.split([len(self._plan.images), len(self._plan.validation)])
+        """[N] of the gradients of the training images and, behind them, those of the
+        validation."""
+        images_ND, reference_ND = units_ND.split(
+            [len(self._plan.images), len(self._plan.validation)]
+        )
         if len(reference_ND):
             return influence_on(images_ND, reference_ND)
         group_N = torch.tensor(self._plan.groups)
@@ -176,26 +202,38 @@ class _Bench:
         return torch.stack(rows)
 
     def _gradient(self, index: int, item: BucketedSample, level: float) -> Tensor:
-        """[D]: the sketch of the gradient of an image's loss, unweighted, with the noise that all images have."""
+        """[D]: the sketch of the gradient of an image's loss, unweighted, with the
+        noise that all images have."""
         batch = self._loader.load(BatchSpec(0, (index,), (index,)))
-        noise_BCHW = torch.randn(batch.latents_BCHW.shape, generator=generator(self._config.seed, "influence"))
-        loss_at_level(self._model, self._model.predict_velocity, batch, noise_BCHW, level).sum().backward()
+        noise_BCHW = torch.randn(
+            batch.latents_BCHW.shape,
+            generator=generator(self._config.seed, "influence"),
+        )
+        loss_at_level(
+            self._model, self._model.predict_velocity, batch, noise_BCHW, level
+        ).sum().backward()
         parameters = self._network.parameters().values()
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        gradients = [
+            torch.zeros_like(p) if p.grad is None else p.grad for p in parameters
+        ]
         for parameter in parameters:
             parameter.grad = None
         found = sketch(gradients)
         if not torch.isfinite(found).all():
-            raise RunError(f"{item.sample.image}: its gradient is not finite at noise level {level:g}.")
+            raise RunError(
+                f"{item.sample.image}: its gradient is not finite at noise level {level:g}."
+            )
         return found
 
     def _progress(self, what: str, done: int, total: int) -> None:
         self._status.update(f"{what} {done}/{total}")
 
 
-def ranked(plan: Measurement, influence_RN: Tensor, length_RN: Tensor, threshold: float) -> list[Influence]:
-    """The images, the most harmful first. influence_RN, length_RN: as `_Bench.measure`. threshold: as of
-    `InfluenceConfig`."""
+def ranked(
+    plan: Measurement, influence_RN: Tensor, length_RN: Tensor, threshold: float
+) -> list[Influence]:
+    """The images, the most harmful first. influence_RN, length_RN: as `_Bench.measure`.
+    threshold: as of `InfluenceConfig`."""
     log_length_RN = length_RN.clamp_min(torch.finfo(length_RN.dtype).tiny).log()
     by_influence, by_length = (
         torch.stack([deviations(values_N, plan.groups) for values_N in found])
@@ -228,9 +266,15 @@ def _head(config: InfluenceConfig, plan: Measurement) -> str:
 
 
 def _numbers(
-    config: InfluenceConfig, plan: Measurement, found: Sequence[Influence], seconds: float
+    config: InfluenceConfig,
+    plan: Measurement,
+    found: Sequence[Influence],
+    seconds: float,
 ) -> Mapping[str, object]:
-    rounds = [{"file": each.file.path.name, "step": each.file.step, "level": each.level} for each in plan.rounds]
+    rounds = [
+        {"file": each.file.path.name, "step": each.file.step, "level": each.level}
+        for each in plan.rounds
+    ]
     return {
         "against": plan.against,
         "rounds": rounds,
@@ -246,10 +290,13 @@ def _page(plan: Measurement, found: Sequence[Influence]) -> str:
     items = {item.sample.image: item for item in plan.images}
 
     def crop(image: str) -> str:
-        """The address of the crop that is trained; empty where the image cannot be read any more."""
+        """The address of the crop that is trained; empty where the image cannot be read
+        any more."""
         sample, box = items[image]
         try:
-            return embedded(resize_cover_crop(open_image(image, sample.background), box), CROP_SIDE)
+            return embedded(
+                resize_cover_crop(open_image(image, sample.background), box), CROP_SIDE
+            )
         except ImageError:
             return ""
 

@@ -1,1 +1,2 @@
-"""`type: lint`, `run.py lint`: what is wrong with a dataset, before it is trained on."""
+"""`type: lint`, `run.py lint`: what is wrong with a dataset, before it is trained
+on."""

@@ -47,7 +47,8 @@ UNLIKE_BITS = 24
 """Images with so many different bits of 128 do not show the same."""
 
 MARGIN_BITS = 16
-"""So much nearer is a reference to another image than to its own where their order is wrong."""
+"""So much nearer is a reference to another image than to its own where their order is
+wrong."""
 
 
 Found = Iterator[tuple[str, str]]
@@ -96,22 +97,36 @@ def pair_order(data: Dataset, config: LintConfig) -> Found:
                 far = int(own[here])
                 near = int(line[nearest])
                 its = int(own[nearest])
-                # Where the other reference fits its own image, the two images only resemble each other.
-                if far > UNLIKE_BITS and 2 * near < far and its > max(UNLIKE_BITS, 2 * near):
+                # Where the other reference fits its own image, the two images only
+                # resemble each other.
+                if (
+                    far > UNLIKE_BITS
+                    and 2 * near < far
+                    and its > max(UNLIKE_BITS, 2 * near)
+                ):
                     shown = f"shows what {items[nearest].references[slot].path} shows, and not its own control image"
-                    yield items[here].sample.image, f"{shown} {items[here].references[slot].path}"
+                    yield (
+                        items[here].sample.image,
+                        f"{shown} {items[here].references[slot].path}",
+                    )
     yield from _slots(data)
 
 
 def _slots(data: Dataset) -> Found:
-    """References whose order differs from that of most images: the slot that shows what the image shows."""
+    """References whose order differs from that of most images: the slot that shows what
+    the image shows."""
     near: dict[str, tuple[int, bool]] = {}
     for item in data.items:
         if len(item.references) > 1:
             own = _bits([item.look.bits])
-            distances = [int(_different(own, _bits([each.bits]))[0]) for each in item.references]
+            distances = [
+                int(_different(own, _bits([each.bits]))[0]) for each in item.references
+            ]
             first, second = sorted(distances)[:2]
-            near[item.sample.image] = distances.index(first), second - first >= MARGIN_BITS
+            near[item.sample.image] = (
+                distances.index(first),
+                second - first >= MARGIN_BITS,
+            )
     counts = Counter(slot for slot, is_clear in near.values() if is_clear)
     if not counts:
         return
@@ -120,14 +135,22 @@ def _slots(data: Dataset) -> Found:
         for image, (slot, is_clear) in near.items():
             if is_clear and slot != usual:
                 others = f"{count} of {counts.total()} images number {usual + 1}"
-                yield image, f"resembles its control image {slot + 1}, and {others}: are they exchanged?"
+                yield (
+                    image,
+                    f"resembles its control image {slot + 1}, and {others}: are they exchanged?",
+                )
 
 
 def pair_shape(data: Dataset, config: LintConfig) -> Found:
-    """Only of a slot whose references have the shape of their image in most pairs: others may be meant so."""
+    """Only of a slot whose references have the shape of their image in most pairs:
+    others may be meant so."""
     slots = max((len(item.references) for item in data.items), default=0)
     for slot in range(slots):
-        pairs = [(item, item.references[slot]) for item in data.items if len(item.references) > slot]
+        pairs = [
+            (item, item.references[slot])
+            for item in data.items
+            if len(item.references) > slot
+        ]
         unlike = []
         for item, reference in pairs:
             ratio = reference.aspect * item.sample.size.height / item.sample.size.width
@@ -145,7 +168,10 @@ def pair_shift(data: Dataset, config: LintConfig) -> Found:
             found = reference.alignment
             if found and found.is_off(config.most_drift):
                 what = f"is off its control image {reference.path} by up to {found.drift:.1f} pixels"
-                yield item.sample.image, f"{what} ({found}): the model learns to move what it edits"
+                yield (
+                    item.sample.image,
+                    f"{what} ({found}): the model learns to move what it edits",
+                )
 
 
 def same_as_reference(data: Dataset, config: LintConfig) -> Found:
@@ -153,7 +179,10 @@ def same_as_reference(data: Dataset, config: LintConfig) -> Found:
         for reference in item.references:
             if reference.difference <= config.reference_difference:
                 told = "this pair teaches the model to leave images unchanged"
-                yield item.sample.image, f"is identical to its control image {reference.path}: {told}"
+                yield (
+                    item.sample.image,
+                    f"is identical to its control image {reference.path}: {told}",
+                )
 
 
 # ------------------------------------------------------------ the same image twice
@@ -161,9 +190,13 @@ def same_as_reference(data: Dataset, config: LintConfig) -> Found:
 
 def duplicate(data: Dataset, config: LintConfig) -> Found:
     for held_out in (False, True):
-        items = _distinct_files(item for item in data.items if item.held_out == held_out)
+        items = _distinct_files(
+            item for item in data.items if item.held_out == held_out
+        )
         pictures = _pictures(items)
-        for here, other, orientation in most_like(pictures, pictures, config.least_likeness, earlier=True):
+        for here, other, orientation in most_like(
+            pictures, pictures, config.least_likeness, earlier=True
+        ):
             yield items[here].sample.image, _alike(items[other], orientation)
 
 
@@ -172,19 +205,33 @@ def leak(data: Dataset, config: LintConfig) -> Found:
     trained = _distinct_files(item for item in data.items if not item.held_out)
     held_out = _distinct_files(item for item in data.items if item.held_out)
     if trained and held_out:
-        found = most_like(_pictures(held_out), _pictures(trained), config.least_likeness, earlier=False)
+        found = most_like(
+            _pictures(held_out),
+            _pictures(trained),
+            config.least_likeness,
+            earlier=False,
+        )
         for here, other, orientation in found:
             message = f"is in the validation, but trained on: {_alike(trained[other], orientation)}"
             yield held_out[here].sample.image, message
 
 
 def _distinct_files(items: Iterator[Item]) -> list[Item]:
-    """Each file once, however often and by whatever path it is used; none of one colour, which are all alike."""
-    return list({os.path.realpath(item.sample.image): item for item in items if not is_flat(item.look.small)}.values())
+    """Each file once, however often and by whatever path it is used; none of one
+    colour, which are all alike."""
+    return list(
+        {
+            os.path.realpath(item.sample.image): item
+            for item in items
+            if not is_flat(item.look.small)
+        }.values()
+    )
 
 
 def _pictures(items: Sequence[Item]) -> numpy.ndarray:
-    return numpy.array([item.look.small for item in items]).reshape(-1, SMALL_SIDE, SMALL_SIDE, 3)
+    return numpy.array([item.look.small for item in items]).reshape(
+        -1, SMALL_SIDE, SMALL_SIDE, 3
+    )
 
 
 def _alike(other: Item, orientation: str) -> str:
@@ -197,14 +244,20 @@ def _bits(hashes: Sequence[tuple[int, int]]) -> numpy.ndarray:
 
 
 def _different(a: numpy.ndarray, b: numpy.ndarray) -> numpy.ndarray:
-    """How many of the 128 bits differ, as uint8, 64 at most: a negative has all of them. The last axis is gone."""
-    rows, columns = (numpy.bitwise_count(a[..., half] ^ b[..., half]) for half in (0, 1))
+    """How many of the 128 bits differ, as uint8, 64 at most: a negative has all of
+    them. The last axis is gone."""
+    rows, columns = (
+        numpy.bitwise_count(a[..., half] ^ b[..., half]) for half in (0, 1)
+    )
     differing: numpy.ndarray = numpy.minimum(rows + columns, 128 - rows - columns)
     return differing
 
 
-def _all_distances(a: numpy.ndarray, b: numpy.ndarray, at_once: int = 64) -> Iterator[tuple[int, numpy.ndarray]]:
-    """The distances of each of `a` to all of `b`, some rows at a time, with the place of the first."""
+def _all_distances(
+    a: numpy.ndarray, b: numpy.ndarray, at_once: int = 64
+) -> Iterator[tuple[int, numpy.ndarray]]:
+    """The distances of each of `a` to all of `b`, some rows at a time, with the place
+    of the first."""
     for start in range(0, len(a), at_once):
         yield start, _different(a[start : start + at_once, None], b[None])
 
@@ -218,7 +271,10 @@ def blurred(data: Dataset, config: LintConfig) -> Found:
         is_soft = look.sharpness < config.least_sharpness and look.detail < SOFT
         if not look.resampled and (is_soft or look.detail < config.least_detail):
             what = f"sharpness {look.sharpness:.3g}, and {look.detail:.2f} of the finest detail"
-            yield item.sample.image, f"is blurred: {what}; usual are more than {config.least_sharpness:g} and 0.7"
+            yield (
+                item.sample.image,
+                f"is blurred: {what}; usual are more than {config.least_sharpness:g} and 0.7",
+            )
 
 
 def enlarged(data: Dataset, config: LintConfig) -> Found:
@@ -255,11 +311,15 @@ def aspect(data: Dataset, config: LintConfig) -> Found:
             what = f"loses {cut:.0%}: it is {size.width} x {size.height}, its bucket {bucket}"
             yield item.sample.image, what + _finer(item, data.multiple, cut)
         elif ratio > config.most_aspect:
-            yield item.sample.image, f"is {ratio:.1f} times as long as wide: {size.width} x {size.height}"
+            yield (
+                item.sample.image,
+                f"is {ratio:.1f} times as long as wide: {size.width} x {size.height}",
+            )
 
 
 def _finer(item: Item, multiple: int, cut: float) -> str:
-    """The next resolution that cuts off less than half as much: at a low one the sizes of buckets lie far apart."""
+    """The next resolution that cuts off less than half as much: at a low one the sizes
+    of buckets lie far apart."""
     if isinstance(item.resolution, int):
         first = item.resolution
     else:
@@ -280,22 +340,33 @@ def transparent(data: Dataset, config: LintConfig) -> Found:
         is_trained = data.keeps_alpha and not sample.background
         if share and not is_its_mask and not is_trained:
             colour = sample.background or "white"
-            yield sample.image, f"is transparent at {share:.1%} of its pixels, which are trained as {colour}"
+            yield (
+                sample.image,
+                f"is transparent at {share:.1%} of its pixels, which are trained as {colour}",
+            )
 
 
 def mode(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         name = MODES.get(item.look.mode)
         if name:
-            yield item.sample.image, f"is {name}. Training converts it to 8-bit sRGB; look at the result"
+            yield (
+                item.sample.image,
+                f"is {name}. Training converts it to 8-bit sRGB; look at the result",
+            )
         yield from ((item.sample.image, note) for note in item.look.notes)
     for image in data.converted:
         if image.is_hdr:
             outcome = "Training converts it to 8-bit sRGB and clips light above white; look at the result"
             yield image.path, f"is {image.colours}. {outcome}"
         elif image.colours in TELEVISION:
-            outcome = "Training makes it brighter, as its curve asks for; look at the result"
-            yield image.path, f"is {image.colours} by its header, as some programs mark sRGB too. {outcome}"
+            outcome = (
+                "Training makes it brighter, as its curve asks for; look at the result"
+            )
+            yield (
+                image.path,
+                f"is {image.colours} by its header, as some programs mark sRGB too. {outcome}",
+            )
 
 
 # ------------------------------------------------------------ captions
@@ -329,7 +400,10 @@ def trigger(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         word = item.sample.rules.trigger or data.trigger
         for text in _texts(item):
-            yield from ((item.sample.image, message) for message in _of_trigger(item, word, text))
+            yield from (
+                (item.sample.image, message)
+                for message in _of_trigger(item, word, text)
+            )
 
 
 def _of_trigger(item: Item, word: str, text: str) -> Iterator[str]:
@@ -339,7 +413,9 @@ def _of_trigger(item: Item, word: str, text: str) -> Iterator[str]:
     if item.is_reg:
         if whole.search(text):
             yield f"is a regularisation image, and its caption names {word!r}: {_short(text)}"
-    elif text and not whole.search(text) and not nearly_placeholders(text):  # those are garbled
+    elif (
+        text and not whole.search(text) and not nearly_placeholders(text)
+    ):  # those are garbled
         if word in text:
             yield f"has {word!r} only inside another word, so it is not put in front: {_short(text)}"
         elif item.written is not None:
@@ -353,31 +429,48 @@ def _of_trigger(item: Item, word: str, text: str) -> Iterator[str]:
 
 
 def _texts(item: Item) -> tuple[str, ...]:
-    """The captions as they are written, or as they are trained where only that is known."""
+    """The captions as they are written, or as they are trained where only that is
+    known."""
     if item.written is None:
         return item.sample.texts
     return (item.written,)
 
 
 def _usual_word(data: Dataset) -> Found:
-    """Captions without the word that nearly all others begin with: a trigger word that was written by hand."""
+    """Captions without the word that nearly all others begin with: a trigger word that
+    was written by hand."""
     items = [item for item in data.items if item.sample.caption and not item.is_reg]
-    captions = list(dict.fromkeys((item.sample.image, text) for item in items for text in item.sample.texts))
+    captions = list(
+        dict.fromkeys(
+            (item.sample.image, text) for item in items for text in item.sample.texts
+        )
+    )
     word, count = usual_word([text for _, text in captions])
     for image, text in captions:
         if word not in text:
-            yield image, f"has no {word!r}, with which {count} of {len(captions)} captions begin: {_short(text)}"
+            yield (
+                image,
+                f"has no {word!r}, with which {count} of {len(captions)} captions begin: {_short(text)}",
+            )
 
 
 def same_caption(data: Dataset, config: LintConfig) -> Found:
     by_folder: dict[str, list[str]] = defaultdict(list)
     for item in data.items:
-        is_said_once = item.references or item.held_out  # one instruction for all pairs is common
-        if item.sample.caption not in ("", item.sample.rules.trigger) and not is_said_once:
+        is_said_once = (
+            item.references or item.held_out
+        )  # one instruction for all pairs is common
+        if (
+            item.sample.caption not in ("", item.sample.rules.trigger)
+            and not is_said_once
+        ):
             by_folder[item.sample.folder] += item.sample.texts
     for folder, captions in by_folder.items():
         if len(captions) > 2 and len(set(captions)) == 1:
-            yield folder, f"all {len(captions)} captions are the same: {_short(captions[0])}"
+            yield (
+                folder,
+                f"all {len(captions)} captions are the same: {_short(captions[0])}",
+            )
 
 
 def garbled(data: Dataset, config: LintConfig) -> Found:
@@ -387,17 +480,26 @@ def garbled(data: Dataset, config: LintConfig) -> Found:
             letters = sum(map(str.isalnum, text))
             found = _GARBLED.search(text)
             if found:
-                yield image, f"its caption has {found[0]!r}, which looks like another encoding: {_short(text)}"
+                yield (
+                    image,
+                    f"its caption has {found[0]!r}, which looks like another encoding: {_short(text)}",
+                )
             elif 2 * letters < len("".join(text.split())):
                 yield image, f"its caption has hardly any letters: {_short(text)}"
             for placeholder in nearly_placeholders(text):
-                yield image, f"its caption has {placeholder!r}, which nothing replaces: {_short(text)}"
+                yield (
+                    image,
+                    f"its caption has {placeholder!r}, which nothing replaces: {_short(text)}",
+                )
 
 
 def syntax(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         for text in _texts(item):
-            yield from ((item.sample.image, f"its caption has {line}") for line in lines_of(text))
+            yield from (
+                (item.sample.image, f"its caption has {line}")
+                for line in lines_of(text)
+            )
 
 
 def several_lines(data: Dataset, config: LintConfig) -> Found:
@@ -405,7 +507,10 @@ def several_lines(data: Dataset, config: LintConfig) -> Found:
         lines = item.sample.caption.count("\n")
         if lines:
             shown = _short(item.sample.caption)
-            yield item.sample.image, f"has a caption of {lines + 1} lines, which are trained as one: {shown}"
+            yield (
+                item.sample.image,
+                f"has a caption of {lines + 1} lines, which are trained as one: {shown}",
+            )
 
 
 _GARBLED = re.compile(
@@ -419,18 +524,23 @@ def long_caption(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         for text in item.sample.texts:
             if data.prompt_error:
-                message = data.prompt_error(item.sample._replace(caption=text), item.crops[0])
+                message = data.prompt_error(
+                    item.sample._replace(caption=text), item.crops[0]
+                )
                 if message:
                     yield item.sample.image, f"its caption has {message}"
             else:
                 count = _tokens(text)
                 if count > config.most_tokens:
-                    yield item.sample.image, f"its caption has about {count} tokens, more than {config.most_tokens}"
+                    yield (
+                        item.sample.image,
+                        f"its caption has about {count} tokens, more than {config.most_tokens}",
+                    )
 
 
 def _tokens(text: str) -> int:
-    """About as many as a tokenizer of byte pairs makes: 4 tokens of 3 words, one of each sign, 1.5 of each letter of
-    scripts without spaces."""
+    """About as many as a tokenizer of byte pairs makes: 4 tokens of 3 words, one of
+    each sign, 1.5 of each letter of scripts without spaces."""
     if len(text) < 100:
         return len(text) // 3
     wide = sum(ord(letter) >= 0x2E80 for letter in text)
@@ -441,8 +551,16 @@ def _tokens(text: str) -> int:
 
 def prompts(data: Dataset, config: LintConfig) -> Found:
     items = [item for item in data.items if not (item.is_reg or item.held_out)]
-    names = list(dict.fromkeys([data.trigger, *(item.sample.rules.trigger or "" for item in items)]))
-    captions = list(dict.fromkeys((item.sample.image, text) for item in items for text in item.sample.texts))
+    names = list(
+        dict.fromkeys(
+            [data.trigger, *(item.sample.rules.trigger or "" for item in items)]
+        )
+    )
+    captions = list(
+        dict.fromkeys(
+            (item.sample.image, text) for item in items for text in item.sample.texts
+        )
+    )
     asked = [without_names(prompt, names) for prompt in data.prompts]
     for message in unlike([without_names(text, names) for _, text in captions], asked):
         yield items[0].sample.folder, message
@@ -452,11 +570,16 @@ def suspect(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         why = data.suspects.get(os.path.realpath(item.sample.image))
         if why:
-            yield item.sample.image, f"acts against the other images of a training: {why}"
+            yield (
+                item.sample.image,
+                f"acts against the other images of a training: {why}",
+            )
 
 
 def regularisation(data: Dataset, config: LintConfig) -> Found:
-    for folder in dict.fromkeys(item.sample.folder for item in data.items if not (item.is_reg or item.held_out)):
+    for folder in dict.fromkeys(
+        item.sample.folder for item in data.items if not (item.is_reg or item.held_out)
+    ):
         if named_as_regularisation(folder):
             yield folder, REGULARISATION
 
@@ -483,33 +606,111 @@ class Check:
 
 CHECKS: dict[str, Check] = {
     "unusable": Check(unusable, "files that a training refuses", "Fix or remove them."),
-    "unused": Check(unused, "files that are not used", "Give them the names and the format that are read."),
-    "unpaired": Check(unpaired, "control images and masks without an image", "Give them the name of their image."),
-    "repeats": Check(repeats, "folders whose numbers are probably no repeats", "Say what they are."),
-    "mask": Check(mask, "masks that are probably not meant as they are read", "Correct them."),
-    "pair_order": Check(pair_order, "control images that belong to another image", "Rename them."),
-    "pair_shape": Check(pair_shape, "control images of another shape than their image", "Crop both alike."),
-    "pair_shift": Check(pair_shift, "pairs that do not lie on each other", "Align them (run.py align)."),
-    "same_as_reference": Check(same_as_reference, "images equal to their control image", "Remove the pair."),
-    "duplicate": Check(duplicate, "duplicate images", "Keep the better one, or use its folder's repeats."),
-    "leak": Check(leak, "images of a validation or test that are trained on", "Keep them from the training."),
+    "unused": Check(
+        unused,
+        "files that are not used",
+        "Give them the names and the format that are read.",
+    ),
+    "unpaired": Check(
+        unpaired,
+        "control images and masks without an image",
+        "Give them the name of their image.",
+    ),
+    "repeats": Check(
+        repeats, "folders whose numbers are probably no repeats", "Say what they are."
+    ),
+    "mask": Check(
+        mask, "masks that are probably not meant as they are read", "Correct them."
+    ),
+    "pair_order": Check(
+        pair_order, "control images that belong to another image", "Rename them."
+    ),
+    "pair_shape": Check(
+        pair_shape,
+        "control images of another shape than their image",
+        "Crop both alike.",
+    ),
+    "pair_shift": Check(
+        pair_shift, "pairs that do not lie on each other", "Align them (run.py align)."
+    ),
+    "same_as_reference": Check(
+        same_as_reference, "images equal to their control image", "Remove the pair."
+    ),
+    "duplicate": Check(
+        duplicate,
+        "duplicate images",
+        "Keep the better one, or use its folder's repeats.",
+    ),
+    "leak": Check(
+        leak,
+        "images of a validation or test that are trained on",
+        "Keep them from the training.",
+    ),
     "blurred": Check(blurred, "blurred images", "Take a sharper one."),
-    "enlarged": Check(enlarged, "images enlarged from smaller ones", "Take the original, at a lower resolution."),
-    "tiny": Check(tiny, "images much smaller than the resolution", "Lower the resolution, or remove them."),
-    "aspect": Check(aspect, "shapes that are cut off, or very long", "Crop them, or take a resolution that is named."),
-    "transparent": Check(transparent, "transparent images", "Give datasets[].background, or alpha_mask."),
+    "enlarged": Check(
+        enlarged,
+        "images enlarged from smaller ones",
+        "Take the original, at a lower resolution.",
+    ),
+    "tiny": Check(
+        tiny,
+        "images much smaller than the resolution",
+        "Lower the resolution, or remove them.",
+    ),
+    "aspect": Check(
+        aspect,
+        "shapes that are cut off, or very long",
+        "Crop them, or take a resolution that is named.",
+    ),
+    "transparent": Check(
+        transparent, "transparent images", "Give datasets[].background, or alpha_mask."
+    ),
     "mode": Check(mode, "unusual kinds of pixels", "Save them as 8-bit RGB."),
-    "no_caption": Check(no_caption, "images without a caption", "Write one (run.py caption does)."),
-    "trigger": Check(trigger, "captions without the trigger word", "Write the word as the job has it."),
-    "garbled": Check(garbled, "captions with garbled text", "Save them as UTF-8, and write [trigger]."),
-    "syntax": Check(syntax, "captions with the syntax of other programs", "Write what is meant."),
-    "several_lines": Check(several_lines, "captions of several lines", "For one of them per use, 'captions: lines'."),
-    "same_caption": Check(same_caption, "folders with one caption for all", "Say what differs."),
-    "long_caption": Check(long_caption, "captions over the model's limit", "Shorten them."),
-    "prompts": Check(prompts, "sample prompts unlike the captions", "Word both as you will ask for images."),
-    "regularisation": Check(regularisation, "folders named as regularisation images", "Give them is_reg: true."),
-    "from_base": Check(from_base, "prompts of images that the base model makes", "Write what is meant."),
-    "suspect": Check(suspect, "images that 'influence' suspects", "Look at image and caption; correct or remove it."),
+    "no_caption": Check(
+        no_caption, "images without a caption", "Write one (run.py caption does)."
+    ),
+    "trigger": Check(
+        trigger,
+        "captions without the trigger word",
+        "Write the word as the job has it.",
+    ),
+    "garbled": Check(
+        garbled,
+        "captions with garbled text",
+        "Save them as UTF-8, and write [trigger].",
+    ),
+    "syntax": Check(
+        syntax, "captions with the syntax of other programs", "Write what is meant."
+    ),
+    "several_lines": Check(
+        several_lines,
+        "captions of several lines",
+        "For one of them per use, 'captions: lines'.",
+    ),
+    "same_caption": Check(
+        same_caption, "folders with one caption for all", "Say what differs."
+    ),
+    "long_caption": Check(
+        long_caption, "captions over the model's limit", "Shorten them."
+    ),
+    "prompts": Check(
+        prompts,
+        "sample prompts unlike the captions",
+        "Word both as you will ask for images.",
+    ),
+    "regularisation": Check(
+        regularisation,
+        "folders named as regularisation images",
+        "Give them is_reg: true.",
+    ),
+    "from_base": Check(
+        from_base, "prompts of images that the base model makes", "Write what is meant."
+    ),
+    "suspect": Check(
+        suspect,
+        "images that 'influence' suspects",
+        "Look at image and caption; correct or remove it.",
+    ),
 }
 """Name -> the check. In the order in which they are reported."""
 
@@ -519,7 +720,9 @@ def run_checks(data: Dataset, config: LintConfig) -> Iterator[Diagnostic]:
     for name, check in CHECKS.items():
         if name not in config.skip:
             found = dict.fromkeys(check.function(data, config))
-            yield from (Diagnostic((file,), message, "warning", name) for file, message in found)
+            yield from (
+                Diagnostic((file,), message, "warning", name) for file, message in found
+            )
 
 
 def names_of(findings: Sequence[Diagnostic]) -> str:

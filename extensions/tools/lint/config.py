@@ -8,7 +8,13 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from extensions.tools.shared.html_page import is_page
 from extensions.tools.shared.keys import check_folder, check_page
-from toolkit.config.reading.field_types import PathStr, as_list, near_path, schema_of_list, value_error
+from toolkit.config.reading.field_types import (
+    PathStr,
+    as_list,
+    near_path,
+    schema_of_list,
+    value_error,
+)
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
 from toolkit.errors import UserError, did_you_mean
@@ -19,7 +25,16 @@ CHECK_NAMES = (
     *("pair_order", "pair_shape", "pair_shift", "same_as_reference"),
     *("duplicate", "leak"),
     *("blurred", "enlarged", "tiny", "aspect", "transparent", "mode"),
-    *("no_caption", "trigger", "garbled", "syntax", "several_lines", "same_caption", "long_caption", "prompts"),
+    *(
+        "no_caption",
+        "trigger",
+        "garbled",
+        "syntax",
+        "several_lines",
+        "same_caption",
+        "long_caption",
+        "prompts",
+    ),
     *("regularisation", "from_base", "suspect"),
 )
 """Every check; `checks.CHECKS` has what it does."""
@@ -28,7 +43,9 @@ CHECK_NAMES = (
 def _known(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if name not in CHECK_NAMES:
-            raise value_error(f"{name!r} is not a check. {did_you_mean(name, CHECK_NAMES)}")
+            raise value_error(
+                f"{name!r} is not a check. {did_you_mean(name, CHECK_NAMES)}"
+            )
     return names
 
 
@@ -38,15 +55,24 @@ Checks = Annotated[
     AfterValidator(_known),
     schema_of_list({"type": "string", "enum": list(CHECK_NAMES)}),
 ]
-Paths = Annotated[tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})]
+Paths = Annotated[
+    tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})
+]
 
-OF_A_FOLDER = ("control_path", "control_suffix", "image_suffix", "resolution", "trigger_word", "default_caption")
+OF_A_FOLDER = (
+    "control_path",
+    "control_suffix",
+    "image_suffix",
+    "resolution",
+    "trigger_word",
+    "default_caption",
+)
 """Keys that a job has itself."""
 
 
 class LintConfig(ToolConfig):
-    """`type: lint`: checks the datasets of a job, or one folder of images, and ends with exit code 1 where it finds
-    something. Nothing is changed."""
+    """`type: lint`: checks the datasets of a job, or one folder of images, and ends
+    with exit code 1 where it finds something. Nothing is changed."""
 
     process_types: ClassVar[tuple[str, ...]] = ("lint",)
     example: ClassVar[str] = "config/examples/quickstart.yaml --preview"
@@ -54,13 +80,17 @@ class LintConfig(ToolConfig):
     flags: ClassVar[dict[str, str]] = {"as_json": "--json"}
 
     path: PathStr
-    """A job, of which every dataset is checked as it would be trained, or a folder of images."""
+    """A job, of which every dataset is checked as it would be trained, or a folder of
+    images."""
 
     control_path: Paths = ()
     """For a folder: the folders of its control images."""
 
-    control_suffix: Annotated[tuple[str, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})] = ()
-    """For a folder: the suffixes of its control images, as `datasets[].control_suffix`."""
+    control_suffix: Annotated[
+        tuple[str, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})
+    ] = ()
+    """For a folder: the suffixes of its control images, as
+    `datasets[].control_suffix`."""
 
     image_suffix: str = ""
     """For a folder: the suffix of its images, as `datasets[].image_suffix`."""
@@ -72,10 +102,12 @@ class LintConfig(ToolConfig):
     """For a folder: the word that each caption is to hold."""
 
     default_caption: str = ""
-    """For a folder: the caption of images that have none, as `datasets[].default_caption`."""
+    """For a folder: the caption of images that have none, as
+    `datasets[].default_caption`."""
 
     suspects: Paths = ()
-    """Lists of images that `run.py influence` wrote (`suspects.txt`). Of a job: besides the one in its run's folder."""
+    """Lists of images that `run.py influence` wrote (`suspects.txt`). Of a job: besides
+    the one in its run's folder."""
 
     skip: Checks = ()
     """Checks that are left out."""
@@ -84,67 +116,82 @@ class LintConfig(ToolConfig):
     """Print one JSON object."""
 
     preview: bool = False
-    """Write a page that shows what is trained: each crop with its control images and its final caption."""
+    """Write a page that shows what is trained: each crop with its control images and
+    its final caption."""
 
     output: PathStr = "lint.html"
     """File of that page. A page of this program is replaced, any other file is not."""
 
     least_likeness: float = Field(default=0.97, ge=0, le=1)
-    """duplicate, leak: from this share of one image on that the other explains once it lies on it, also mirrored
-    or turned by quarters. Copies that were resized, compressed or cut by up to 10 % have 0.985 to 1, other images at
-    most 0.94. 0: what resembles it from afar as well."""
+    """duplicate, leak: from this share of one image on that the other explains once it
+    lies on it, also mirrored or turned by quarters. Copies that were resized,
+    compressed or cut by up to 10 % have 0.985 to 1, other images at most 0.94. 0: what
+    resembles it from afar as well."""
 
     least_sharpness: float = Field(default=25.0, ge=0)
-    """blurred: below this variance of the Laplacian, of the crop with grey values 0 to 255, if fine detail is missing
-    too. 0: off."""
+    """blurred: below this variance of the Laplacian, of the crop with grey values 0 to
+    255, if fine detail is missing too. 0: off."""
 
     least_detail: float = Field(default=0.35, ge=0)
-    """blurred: below this share of the finest detail in the next coarser one. Images as they were taken or drawn
-    have 0.7 to 1.4, blurred by 2 pixels 0.25. Traces of an enlargement are reported as `enlarged`. 0:
-    off."""
+    """blurred: below this share of the finest detail in the next coarser one. Images as
+    they were taken or drawn have 0.7 to 1.4, blurred by 2 pixels 0.25. Traces of an
+    enlargement are reported as `enlarged`. 0: off."""
 
     least_size: float = Field(default=0.5, ge=0)
     """tiny: below this share of `resolution`, as a side of a square. 0: off."""
 
     most_cut: float = Field(default=0.15, ge=0, le=1)
-    """aspect: above this share of the image that its bucket cuts off. 0: anything that is cut."""
+    """aspect: above this share of the image that its bucket cuts off. 0: anything that
+    is cut."""
 
     most_aspect: float = Field(default=3.0, ge=1)
     """aspect: above this ratio of the sides."""
 
     reference_difference: int = Field(default=7, ge=0, le=255)
-    """same_as_reference: up to this largest difference of a colour, of 255, of both at 64 x 64 pixels, less what
-    compressing and resizing change at edges. 0: equal ones only."""
+    """same_as_reference: up to this largest difference of a colour, of 255, of both at
+    64 x 64 pixels, less what compressing and resizing change at edges. 0: equal ones
+    only."""
 
     most_drift: float = Field(default=0.5, ge=0)
-    """pair_shift: above so many pixels by which a corner of an image is off its control image, of images up to 1024
-    pixels long; of larger ones at that size. 0: all that are certain to be off."""
+    """pair_shift: above so many pixels by which a corner of an image is off its control
+    image, of images up to 1024 pixels long; of larger ones at that size. 0: all that
+    are certain to be off."""
 
     most_tokens: int = Field(default=512, ge=1)
-    """long_caption: above so many tokens, estimated, where no tokenizer of a model says it exactly."""
+    """long_caption: above so many tokens, estimated, where no tokenizer of a model says
+    it exactly."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """A path that leads nowhere, keys of the other kind of path, a file in the way."""
+        """A path that leads nowhere, keys of the other kind of path, a file in the
+        way."""
         path = Path(self.path).expanduser()
         if not path.is_dir() and not job.will_write(path):
             try:
                 find_config(self.path)
             except UserError as error:
                 yield Diagnostic(
-                    ("path",), f"{self.path!r} is neither a folder of images nor a job. {near_path(self.path)}{error}"
+                    ("path",),
+                    f"{self.path!r} is neither a folder of images nor a job. {near_path(self.path)}{error}",
                 )
             for key in self.model_fields_set.intersection(OF_A_FOLDER):
                 yield Diagnostic(
-                    (key,), f"is for a folder of images; the job {self.path!r} says it itself. Leave it out."
+                    (key,),
+                    f"is for a folder of images; the job {self.path!r} says it itself. Leave it out.",
                 )
         for slot, folder in enumerate(self.control_path):
             yield from check_folder(("control_path", slot), folder, job)
         for slot, file in enumerate(self.suspects):
             if not Path(file).expanduser().is_file():
-                yield Diagnostic(("suspects", slot), f"{file!r} is not a file. Give a list of 'run.py influence'.")
+                yield Diagnostic(
+                    ("suspects", slot),
+                    f"{file!r} is not a file. Give a list of 'run.py influence'.",
+                )
         output = Path(self.output).expanduser()
         if not self.preview:
             if "output" in self.model_fields_set:
-                yield Diagnostic(("output",), "is the page of 'preview: true', which is not given. Add it.")
+                yield Diagnostic(
+                    ("output",),
+                    "is the page of 'preview: true', which is not given. Add it.",
+                )
         else:
             yield from check_page(output, is_page, "lint.html")

@@ -1,7 +1,8 @@
-"""What the checks look at: every image of a job or a folder as it would be trained, its pixels measured once.
+"""What the checks look at: every image of a job or a folder as it would be trained, its
+pixels measured once.
 
-Files are opened by a few threads, one image at a time, so that memory does not grow with the dataset. Of each there
-remain a few numbers.
+Files are opened by a few threads, one image at a time, so that memory does not grow
+with the dataset. Of each there remain a few numbers.
 """
 
 from __future__ import annotations
@@ -23,10 +24,22 @@ from toolkit.config.sections.dataset import DatasetConfig, Rectangle, area_of
 from toolkit.config.sections.trainer import ImageTrainingSection
 from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample
 from toolkit.data.pixels.alignment import LARGEST, Alignment, measure, same_shape
-from toolkit.data.pixels.images import ImageError, image_size, load_alpha, open_image, pixel_mode, resize_cover_crop
+from toolkit.data.pixels.images import (
+    ImageError,
+    image_size,
+    load_alpha,
+    open_image,
+    pixel_mode,
+    resize_cover_crop,
+)
 from toolkit.data.scan.captions import inject_trigger
 from toolkit.data.scan.directory import ScanCache
-from toolkit.data.scan.folder import ConvertedImage, DatasetScan, find_images, scan_datasets
+from toolkit.data.scan.folder import (
+    ConvertedImage,
+    DatasetScan,
+    find_images,
+    scan_datasets,
+)
 from toolkit.data.scan.items import SIZE_MULTIPLE, make_items, scan_items
 from toolkit.data.scan.validation_split import split_validation
 from toolkit.errors import DataErrors, Diagnostic, RunError, UserError
@@ -43,7 +56,8 @@ COMPARED_SIDE = 64
 """Pixels of a side at which an image is compared with its references."""
 
 AS_SHARP = 1.65
-"""Up to this ratio of their sharpness, at four times `COMPARED_SIDE`, one image may be the other saved again."""
+"""Up to this ratio of their sharpness, at four times `COMPARED_SIDE`, one image may be
+the other saved again."""
 
 SMALL_SIDE = 32
 """Pixels of a side at which images are compared with each other."""
@@ -73,8 +87,8 @@ class Look(NamedTuple):
     """Variance of the Laplacian of the crop."""
 
     detail: float
-    """What the crop loses by halving it, against what is lost by halving it again, the least of three such
-    octaves; infinity for a flat one."""
+    """What the crop loses by halving it, against what is lost by halving it again, the
+    least of three such octaves; infinity for a flat one."""
 
     resampled: bool
     """Whether a soft image has the traces of an enlargement."""
@@ -95,12 +109,13 @@ class Reference(NamedTuple):
 
     bits: tuple[int, int]
     difference: int
-    """Largest difference of a colour to the image, both at `COMPARED_SIDE`, beyond what a shift of a pixel explains;
-    255 where one is much sharper, as in pairs that restore."""
+    """Largest difference of a colour to the image, both at `COMPARED_SIDE`, beyond what
+    a shift of a pixel explains; 255 where one is much sharper, as in pairs that
+    restore."""
 
     alignment: Alignment | None = None
-    """How the image lies on it: right and down, larger and clockwise are positive. None: not asked, or of another
-    shape."""
+    """How the image lies on it: right and down, larger and clockwise are positive.
+    None: not asked, or of another shape."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +134,8 @@ class Item:
     look: Look
     references: tuple[Reference, ...]
     written: str | None = None
-    """The caption before the trigger word is put in front; None where only the final one is known."""
+    """The caption before the trigger word is put in front; None where only the final
+    one is known."""
 
 
 @dataclass
@@ -163,7 +179,8 @@ class Dataset:
     """Why a model has no room for a caption; None where no model is known."""
 
     measures_shift: bool = True
-    """Whether `Reference.alignment` is asked for: it takes most of the time of a pair."""
+    """Whether `Reference.alignment` is asked for: it takes most of the time of a
+    pair."""
 
     split_folders: tuple[tuple[str, str], ...] = ()
     """Folders that are trained on, and that their names keep from the training."""
@@ -172,25 +189,36 @@ class Dataset:
     """Image, as a path without links -> why `influence` suspects it."""
 
 
-def read_datasets(config: LintConfig, progress: Callable[[int, int], None]) -> Iterator[Dataset]:
-    """The datasets of a job, those that several processes share once; or of a folder. progress: is told how many images
-    are done, and of how many. Raises UserError where there is none."""
+def read_datasets(
+    config: LintConfig, progress: Callable[[int, int], None]
+) -> Iterator[Dataset]:
+    """The datasets of a job, those that several processes share once; or of a folder.
+    progress: is told how many images are done, and of how many. Raises UserError where
+    there is none."""
     measures_shift = "pair_shift" not in config.skip
     given: dict[str, str] = {}
     for file in config.suspects:
         try:
             given |= read_suspects(Path(file).expanduser())
         except OSError as error:
-            raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
+            raise UserError(
+                f"{file}: cannot be read: {error.strerror or error}"
+            ) from error
     if Path(config.path).expanduser().is_dir():
         found = _of_folder(config, progress)
         found.suspects = given
         yield found
         return
     job = load_job(find_config(config.path), discover().find_config)
-    sections = [entry.section for entry in job.processes if isinstance(entry.section, ImageTrainingSection)]
+    sections = [
+        entry.section
+        for entry in job.processes
+        if isinstance(entry.section, ImageTrainingSection)
+    ]
     if not sections:
-        raise UserError(f"{config.path}: no process of this job has datasets. Give a training job, or a folder.")
+        raise UserError(
+            f"{config.path}: no process of this job has datasets. Give a training job, or a folder."
+        )
     seen: list[tuple[Any, int | None]] = []
     for section in sections:
         what = (section.datasets, section.validation, section.trigger_word)
@@ -199,7 +227,9 @@ def read_datasets(config: LintConfig, progress: Callable[[int, int], None]) -> I
             continue
         seen.append((what, multiple))
         if section.streamed:
-            raise UserError(f"{config.path}: datasets[0].url: a stream has no files to check. Give folders.")
+            raise UserError(
+                f"{config.path}: datasets[0].url: a stream has no files to check. Give folders."
+            )
         found = Dataset(section.name or job.name, measures_shift=measures_shift)
         run = section.run_folder(JobContext(job.name))
         found.suspects = given | (suspects_of_run(run) if run else {})
@@ -217,7 +247,9 @@ def _of_folder(config: LintConfig, progress: Callable[[int, int], None]) -> Data
     )
     found = Dataset(config.path, trigger=config.trigger_word)
     found.measures_shift = "pair_shift" not in config.skip
-    scan = scan_datasets([settings], config.trigger_word or None, forgiven=found.mistakes)
+    scan = scan_datasets(
+        [settings], config.trigger_word or None, forgiven=found.mistakes
+    )
     items = make_items(scan.samples, lambda _: settings.resolution, SIZE_MULTIPLE)
     _fill(found, scan, items, (), lambda _: settings, progress)
     if not found.items and not scan.folders:
@@ -226,12 +258,16 @@ def _of_folder(config: LintConfig, progress: Callable[[int, int], None]) -> Data
     if trigger:
         captions = {image.path: image.caption for image in find_images(settings)[0]}
         default = config.default_caption
-        found.items = [_with_written(item, captions[item.sample.image] or default, trigger) for item in found.items]
+        found.items = [
+            _with_written(item, captions[item.sample.image] or default, trigger)
+            for item in found.items
+        ]
     return found
 
 
 def _with_written(item: Item, caption: str, trigger: str) -> Item:
-    """The item with its caption as its file has it, of several the first; the placeholders in it are filled in."""
+    """The item with its caption as its file has it, of several the first; the
+    placeholders in it are filled in."""
     if len(item.sample.texts) > 1:
         first = caption.splitlines()[0]
     else:
@@ -239,12 +275,16 @@ def _with_written(item: Item, caption: str, trigger: str) -> Item:
     return replace(item, written=inject_trigger(first, trigger, add=False).strip())
 
 
-def _of_section(section: ImageTrainingSection, found: Dataset, progress: Callable[[int, int], None]) -> Dataset:
+def _of_section(
+    section: ImageTrainingSection, found: Dataset, progress: Callable[[int, int], None]
+) -> Dataset:
     """Fills `found`."""
     for dataset in section.datasets:
         if dataset.from_base:
             continue
-        if not Path(dataset.folder_path).expanduser().is_dir() and not archive_in(dataset.folder_path):
+        if not Path(dataset.folder_path).expanduser().is_dir() and not archive_in(
+            dataset.folder_path
+        ):
             raise UserError(
                 f"{dataset.folder_path}: is not there yet. Run the process that writes it first, and check that folder."
             )
@@ -263,7 +303,9 @@ def _of_section(section: ImageTrainingSection, found: Dataset, progress: Callabl
     else:
         own = None
     found.trigger = section.trigger_word
-    pictures: Any = getattr(section, "sample_pictures", tuple)()  # an autoencoder has no prompts
+    pictures: Any = getattr(
+        section, "sample_pictures", tuple
+    )()  # an autoencoder has no prompts
     found.prompts = tuple(item.prompt for item in pictures)
     found.keeps_alpha = family is not None and family.pixel_channels == 4
     found.prompt_error = _prompt_error(section, family)
@@ -277,7 +319,8 @@ def _of_section(section: ImageTrainingSection, found: Dataset, progress: Callabl
 
 
 def _size_multiple(section: ImageTrainingSection) -> int | None:
-    """Multiple of the sides of a bucket, in pixels. None: not known, of a model that an earlier process writes."""
+    """Multiple of the sides of a bucket, in pixels. None: not known, of a model that an
+    earlier process writes."""
     model: Any = getattr(section, "model", None)
     if hasattr(model, "latent_scale"):  # an autoencoder
         try:
@@ -289,7 +332,8 @@ def _size_multiple(section: ImageTrainingSection) -> int | None:
 
 
 def _family(section: ImageTrainingSection) -> ModelFamily | None:
-    """None for an autoencoder, and where it is not known, of a model that an earlier process writes."""
+    """None for an autoencoder, and where it is not known, of a model that an earlier
+    process writes."""
     model: Any = getattr(section, "model", None)
     try:
         if hasattr(model, "latent_scale"):
@@ -299,7 +343,9 @@ def _family(section: ImageTrainingSection) -> ModelFamily | None:
         return None
 
 
-def _prompt_error(section: ImageTrainingSection, family: ModelFamily | None) -> PromptError | None:
+def _prompt_error(
+    section: ImageTrainingSection, family: ModelFamily | None
+) -> PromptError | None:
     """None where the model's folder, and with it its tokenizer, is not here."""
     model: Any = getattr(section, "model", None)
     if family is None or not model.files_folder().is_dir():
@@ -309,7 +355,10 @@ def _prompt_error(section: ImageTrainingSection, family: ModelFamily | None) -> 
         if len(sample.caption) <= family.sure_prompt:
             return None
         found: str | None = family.prompt_error(
-            model, sample.caption, crop.bucket, [image_size(path) for path in sample.control_images]
+            model,
+            sample.caption,
+            crop.bucket,
+            [image_size(path) for path in sample.control_images],
         )
         return found
 
@@ -325,7 +374,8 @@ def _fill(
     progress: Callable[[int, int], None],
     own: DatasetConfig | None = None,
 ) -> None:
-    """Measures the images. settings: of a sample. own: those of held out images from a folder of their own."""
+    """Measures the images. settings: of a sample. own: those of held out images from a
+    folder of their own."""
     found.unused = scan.unused
     found.unpaired = scan.unpaired
     found.converted = scan.converted
@@ -335,16 +385,26 @@ def _fill(
     crops: dict[tuple[str, bool], tuple[Sample, list[ResizeCrop]]] = {}
     for is_held_out, bucketed in ((False, trained), (True, held_out)):
         for sample, crop in bucketed:
-            # The mirrored ones are the same files; what the base model makes is as it is.
+            # The mirrored ones are the same files; what the base model makes is as it
+            # is.
             if not any(sample.flip) and not sample.made:
-                crops.setdefault((sample.image, is_held_out), (sample, []))[1].append(crop)
+                crops.setdefault((sample.image, is_held_out), (sample, []))[1].append(
+                    crop
+                )
     found.split_folders = scan.held_out
     # A sample that is only mirrored has no other.
-    work = [(sample, tuple(sizes), is_held_out) for (_, is_held_out), (sample, sizes) in crops.items()]
+    work = [
+        (sample, tuple(sizes), is_held_out)
+        for (_, is_held_out), (sample, sizes) in crops.items()
+    ]
     regularisation = {folder.folder for folder in scan.folders if folder.is_reg}
     progress(0, len(work))
-    measured = thread_map(lambda each: _measured(each[0], each[1][0], found.measures_shift), work, AT_ONCE)
-    for done, ((sample, sizes, is_held_out), result) in enumerate(zip(work, measured, strict=True), 1):
+    measured = thread_map(
+        lambda each: _measured(each[0], each[1][0], found.measures_shift), work, AT_ONCE
+    )
+    for done, ((sample, sizes, is_held_out), result) in enumerate(
+        zip(work, measured, strict=True), 1
+    ):
         progress(done, len(work))
         if isinstance(result, ImageError):
             found.mistakes.append(Diagnostic((sample.image,), result.reason))
@@ -361,39 +421,65 @@ def _fill(
 # ------------------------------------------------------------ pixels
 
 
-def _measured(sample: Sample, crop: ResizeCrop, shift: bool) -> tuple[Look, tuple[Reference, ...]] | ImageError:
+def _measured(
+    sample: Sample, crop: ResizeCrop, shift: bool
+) -> tuple[Look, tuple[Reference, ...]] | ImageError:
     try:
         notes = list[str]()
         image = open_image(sample.image, sample.background, notes.append)
-        references = tuple(_reference(path, sample.background, image, shift) for path in sample.control_images)
-        return look(image, crop, *_kind(sample.image))._replace(notes=tuple(notes)), references
+        references = tuple(
+            _reference(path, sample.background, image, shift)
+            for path in sample.control_images
+        )
+        return look(image, crop, *_kind(sample.image))._replace(
+            notes=tuple(notes)
+        ), references
     except ImageError as error:
         return error
 
 
 def _kind(path: str) -> tuple[str, float]:
-    """The mode of a file that could be decoded, and the share of its pixels that are not opaque."""
+    """The mode of a file that could be decoded, and the share of its pixels that are
+    not opaque."""
     mode, can_be_clear = pixel_mode(path)
     if not can_be_clear:
         return mode, 0.0
     return mode, float((numpy.asarray(load_alpha(path)) < 255).mean())
 
 
-def look(image: Image.Image, crop: ResizeCrop, mode: str = "RGB", transparent: float = 0.0) -> Look:
+def look(
+    image: Image.Image, crop: ResizeCrop, mode: str = "RGB", transparent: float = 0.0
+) -> Look:
     """What is to be known of a decoded image, of which `crop` is trained."""
     grey = resize_cover_crop(image, crop).convert("L")
     fine = detail(grey)
     resampled = fine < SOFT and is_resampled(image.convert("L"))
     small = _resized(image, SMALL_SIDE)
-    return Look(mode, transparent, difference_hash(image), sharpness(grey), fine, resampled, small)
+    return Look(
+        mode,
+        transparent,
+        difference_hash(image),
+        sharpness(grey),
+        fine,
+        resampled,
+        small,
+    )
 
 
-def _reference(path: str, background: str, target: Image.Image, shift: bool) -> Reference:
-    image = open_image(path, background, at_least=LARGEST if shift else 4 * COMPARED_SIDE)
+def _reference(
+    path: str, background: str, target: Image.Image, shift: bool
+) -> Reference:
+    image = open_image(
+        path, background, at_least=LARGEST if shift else 4 * COMPARED_SIDE
+    )
     a, b = (_resized(each, COMPARED_SIDE) for each in (image, target))
-    beyond = numpy.abs(a.astype(numpy.int16) - b) - numpy.maximum(_spread(a), _spread(b)) // 3
+    beyond = (
+        numpy.abs(a.astype(numpy.int16) - b)
+        - numpy.maximum(_spread(a), _spread(b)) // 3
+    )
     ours, its = (
-        sharpness(Image.fromarray(_resized(each.convert("L"), 4 * COMPARED_SIDE))) + 1 for each in (image, target)
+        sharpness(Image.fromarray(_resized(each.convert("L"), 4 * COMPARED_SIDE))) + 1
+        for each in (image, target)
     )
     if 1 / AS_SHARP < ours / its < AS_SHARP:
         difference = max(0, int(beyond.max()))
@@ -420,15 +506,21 @@ def _spread(small: numpy.ndarray) -> numpy.ndarray:
 
 
 def difference_hash(image: Image.Image) -> tuple[int, int]:
-    """128 bits that stay the same when an image is resized, compressed or made a little brighter: whether each of 8 x
-    8 averages is darker than the next one of its row, and of its column.
+    """128 bits that stay the same when an image is resized, compressed or made a little
+    brighter: whether each of 8 x 8 averages is darker than the next one of its row, and
+    of its column.
 
-    Source: the dHash of N. Krawetz, "Kind of Like That" (hackerfactor.com, 2013), along both axes.
+    Source: the dHash of N. Krawetz, "Kind of Like That" (hackerfactor.com, 2013), along
+    both axes.
     """
     grey = image.convert("L")
     rows = numpy.asarray(grey.resize((9, 8), Image.Resampling.BOX), dtype=numpy.int16)
-    columns = numpy.asarray(grey.resize((8, 9), Image.Resampling.BOX), dtype=numpy.int16)
-    return _as_number(rows[:, 1:] > rows[:, :-1]), _as_number(columns[1:] > columns[:-1])
+    columns = numpy.asarray(
+        grey.resize((8, 9), Image.Resampling.BOX), dtype=numpy.int16
+    )
+    return _as_number(rows[:, 1:] > rows[:, :-1]), _as_number(
+        columns[1:] > columns[:-1]
+    )
 
 
 def _as_number(bits: numpy.ndarray) -> int:
@@ -436,12 +528,14 @@ def _as_number(bits: numpy.ndarray) -> int:
 
 
 def sharpness(grey: Image.Image) -> float:
-    """Variance of the Laplacian, of grey values 0 to 255. Source: Pech-Pacheco et al., "Diatom autofocusing in
-    brightfield microscopy", ICPR 2000, LAPV."""
+    """Variance of the Laplacian, of grey values 0 to 255. Source: Pech-Pacheco et al.,
+    "Diatom autofocusing in brightfield microscopy", ICPR 2000, LAPV."""
     x = numpy.asarray(grey, dtype=numpy.float32)
     if min(x.shape) < 3:
         return 0.0
-    laplacian = x[:-2, 1:-1] + x[2:, 1:-1] + x[1:-1, :-2] + x[1:-1, 2:] - 4 * x[1:-1, 1:-1]
+    laplacian = (
+        x[:-2, 1:-1] + x[2:, 1:-1] + x[1:-1, :-2] + x[1:-1, 2:] - 4 * x[1:-1, 1:-1]
+    )
     return float(laplacian.var())
 
 
@@ -452,7 +546,10 @@ def detail(grey: Image.Image) -> float:
         lost, grey = _lost_by_shrinking(grey, 2)
         losses.append(lost)
     pairs = itertools.pairwise(losses)
-    return min((finer / coarser for finer, coarser in pairs if coarser > 0.25), default=float("inf"))
+    return min(
+        (finer / coarser for finer, coarser in pairs if coarser > 0.25),
+        default=float("inf"),
+    )
 
 
 def _lost_by_shrinking(grey: Image.Image, factor: float) -> tuple[float, Image.Image]:
@@ -460,40 +557,51 @@ def _lost_by_shrinking(grey: Image.Image, factor: float) -> tuple[float, Image.I
     size = max(1, round(grey.width / factor)), max(1, round(grey.height / factor))
     small = grey.resize(size, Image.Resampling.LANCZOS)
     back = small.resize(grey.size, Image.Resampling.LANCZOS)
-    lost = numpy.asarray(grey, dtype=numpy.float32) - numpy.asarray(back, dtype=numpy.float32)
+    lost = numpy.asarray(grey, dtype=numpy.float32) - numpy.asarray(
+        back, dtype=numpy.float32
+    )
     return float(numpy.sqrt((lost * lost).mean())), small
 
 
 def is_resampled(grey: Image.Image) -> bool:
-    """Whether an image was enlarged; a blurred one was not. Of either there are traces in one of two ways:
+    """Whether an image was enlarged; a blurred one was not. Of either there are traces
+    in one of two ways:
 
-    - What is interpolated is smoother between the old pixels than on them, with the period of the old grid. Source:
-      Gallagher, "Detection of linear and cubic interpolation in JPEG compressed images", CRV 2005.
-    - Where the factor is a whole number, which leaves no such period for 2, shrinking by it loses less than by factors
-      around it.
+    - What is interpolated is smoother between the old pixels than on them, with the
+      period of the old grid. Source: Gallagher, "Detection of linear and cubic
+      interpolation in JPEG compressed images", CRV 2005.
+    - Where the factor is a whole number, which leaves no such period for 2, shrinking
+      by it loses less than by factors around it.
     """
     side = 768
     left = max(0, (grey.width - side) // 2)
     top = max(0, (grey.height - side) // 2)
-    grey = grey.crop((left, top, min(grey.width, left + side), min(grey.height, top + side)))
+    grey = grey.crop(
+        (left, top, min(grey.width, left + side), min(grey.height, top + side))
+    )
     if min(grey.size) < 64:
         return False
     pixels = numpy.asarray(grey, dtype=numpy.float32)
     if max(_period(pixels), _period(pixels.T)) > 10:
         return True
     lost = {factor: _lost_at(grey, factor) for factor in (1.75, 2, 2.5, 3, 3.5, 4, 5)}
-    dips = ((lost[a] + lost[b]) / 2 - lost[at] for a, at, b in ((1.75, 2, 2.5), (2.5, 3, 3.5), (3.5, 4, 5)))
+    dips = (
+        (lost[a] + lost[b]) / 2 - lost[at]
+        for a, at, b in ((1.75, 2, 2.5), (2.5, 3, 3.5), (3.5, 4, 5))
+    )
     return max(dips) > 0.2
 
 
 def _lost_at(grey: Image.Image, factor: float) -> float:
-    """Logarithm of what shrinking by a factor loses, against what the next half of an octave holds."""
+    """Logarithm of what shrinking by a factor loses, against what the next half of an
+    octave holds."""
     lost, small = _lost_by_shrinking(grey, factor)
     return math.log((lost + 0.3) / (_lost_by_shrinking(small, 1.5)[0] + 0.3))
 
 
 def _period(pixels: numpy.ndarray) -> float:
-    """How far the strongest period of the columns' second differences stands out; those of JPEG's blocks left out."""
+    """How far the strongest period of the columns' second differences stands out; those
+    of JPEG's blocks left out."""
     count = (pixels.shape[1] - 2) // 8 * 8
     curved = numpy.abs(2 * pixels[:, 1:-1] - pixels[:, :-2] - pixels[:, 2:])[:, :count]
     columns = numpy.log(curved.mean(0) + 0.05)
@@ -502,8 +610,18 @@ def _period(pixels: numpy.ndarray) -> float:
     first = round(0.15 * count)
     eighth = count // 8  # below are shapes of the image
     usual = numpy.median(strength[first:]) + 1e-9
-    blocks = max(strength[eighth - 1 : eighth + 2].max(), strength[3 * eighth - 1 : 3 * eighth + 2].max())
-    for multiple in (1, 2, 3, 4):  # of 2 and 4 what is stronger than 1 and 3 is of an enlargement
+    blocks = max(
+        strength[eighth - 1 : eighth + 2].max(),
+        strength[3 * eighth - 1 : 3 * eighth + 2].max(),
+    )
+    for multiple in (
+        1,
+        2,
+        3,
+        4,
+    ):  # of 2 and 4 what is stronger than 1 and 3 is of an enlargement
         near = slice(max(0, multiple * eighth - 2), multiple * eighth + 3)
-        strength[near] = 0 if multiple % 2 else numpy.maximum(0, strength[near] - 1.5 * blocks)
+        strength[near] = (
+            0 if multiple % 2 else numpy.maximum(0, strength[near] - 1.5 * blocks)
+        )
     return float(strength[first:].max() / usual)

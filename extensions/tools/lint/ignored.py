@@ -1,12 +1,15 @@
-"""Findings that somebody has looked at and wants to be told no more, written beside the images.
+"""Findings that somebody has looked at and wants to be told no more, written beside the
+images.
 
-`lint_ignore.txt` in the folder of the images has a line for each name or pattern, and which checks it ignores:
+`lint_ignore.txt` in the folder of the images has a line for each name or pattern, and
+which checks it ignores:
 
     portrait_07.png: blurred, transparent   # meant so
     old_*.jpg                               # all checks
     *: same_caption                         # also of the folder itself
 
-`portrait_07.lint` beside an image has `# lint: ignore`, or `# lint: ignore blurred, transparent`.
+`portrait_07.lint` beside an image has `# lint: ignore`, or `# lint: ignore blurred,
+transparent`.
 """
 
 from __future__ import annotations
@@ -37,10 +40,25 @@ class Ignored:
         self._beside = cache(_beside)
 
     def __contains__(self, finding: Diagnostic) -> bool:
-        """Whether it is not to be told. Raises UserError for a rule that names no check."""
-        folder, name = (finding.place, "") if os.path.isdir(finding.place) else os.path.split(finding.place)
-        rules = [*self._listed(folder), *(self._beside(os.path.splitext(finding.place)[0] + SUFFIX) if name else ())]
-        return any(fnmatchcase(name, pattern) and (not checks or finding.check in checks) for pattern, checks in rules)
+        """Whether it is not to be told. Raises UserError for a rule that names no
+        check."""
+        folder, name = (
+            (finding.place, "")
+            if os.path.isdir(finding.place)
+            else os.path.split(finding.place)
+        )
+        rules = [
+            *self._listed(folder),
+            *(
+                self._beside(os.path.splitext(finding.place)[0] + SUFFIX)
+                if name
+                else ()
+            ),
+        ]
+        return any(
+            fnmatchcase(name, pattern) and (not checks or finding.check in checks)
+            for pattern, checks in rules
+        )
 
 
 def _listed(folder: str) -> tuple[Rule, ...]:
@@ -59,7 +77,9 @@ def _rules_of(path: str) -> Iterator[Rule]:
 def _beside(path: str) -> tuple[Rule, ...]:
     if not os.path.isfile(path):
         return ()
-    return tuple(("*", _checks(mark["checks"], path)) for mark in _MARK.finditer(_text(path)))
+    return tuple(
+        ("*", _checks(mark["checks"], path)) for mark in _MARK.finditer(_text(path))
+    )
 
 
 def _text(path: str) -> str:
@@ -76,5 +96,7 @@ def _checks(text: str, place: str) -> frozenset[str]:
         names = []
     for name in names:
         if name not in CHECKS:
-            raise UserError(f"{place}: {name!r} is not a check. {did_you_mean(name, CHECKS)}")
+            raise UserError(
+                f"{place}: {name!r} is not a check. {did_you_mean(name, CHECKS)}"
+            )
     return frozenset(names)

@@ -1,4 +1,5 @@
-"""Whether two small images are of the same one: also cut a little, resized, compressed, brightened, turned or mirrored.
+"""Whether two small images are of the same one: also cut a little, resized, compressed,
+brightened, turned or mirrored.
 
 Shape suffixes: N images, S side of a small image in pixels; 3 is red, green, blue.
 """
@@ -10,15 +11,17 @@ from collections.abc import Callable, Iterator
 import numpy
 
 LEAST_CORRELATION = 0.6
-"""Least correlation of two small images that are worth aligning. One cut by 5 % has 0.82 to 0.99 to the whole, textures
-alone less."""
+"""Least correlation of two small images that are worth aligning. One cut by 5 % has
+0.82 to 0.99 to the whole, textures alone less."""
 
 NEAREST = 6
-"""So many of the most similar images, each in every orientation, are aligned with one."""
+"""So many of the most similar images, each in every orientation, are aligned with
+one."""
 
 MOST_DIFFERENT, OF_CONTRAST, LEAST_DIFFERENT = 50, 0.15, 3
-"""Grey values, share of an image's contrast, grey values at least: where 1 % of two aligned images differ by more,
-something is changed in one of them. A flat drawing in pale colours differs by little where it shows another shape."""
+"""Grey values, share of an image's contrast, grey values at least: where 1 % of two
+aligned images differ by more, something is changed in one of them. A flat drawing in
+pale colours differs by little where it shows another shape."""
 
 MOST_STRETCHED = 1.3
 """Ratio of the scales of rows and columns: a copy that was cut is stretched less."""
@@ -34,8 +37,11 @@ FLAT = 1.5
 
 
 def _turned(quarters: int, mirrored: bool) -> Callable[[numpy.ndarray], numpy.ndarray]:
-    """Small images [..., S, S, 3] -> the same, mirrored left to right if asked for, then turned left."""
-    return lambda pictures: numpy.rot90(pictures[..., ::-1, :] if mirrored else pictures, quarters, (-3, -2))
+    """Small images [..., S, S, 3] -> the same, mirrored left to right if asked for,
+    then turned left."""
+    return lambda pictures: numpy.rot90(
+        pictures[..., ::-1, :] if mirrored else pictures, quarters, (-3, -2)
+    )
 
 
 ORIENTATIONS = {
@@ -48,8 +54,8 @@ ORIENTATIONS = {
     "mirrored top to bottom": _turned(2, mirrored=True),
     "mirrored and turned right": _turned(3, mirrored=True),
 }
-"""How a copy may lie on its original, in words -> what brings the small original there. Small images have no aspect
-ratio, so that a portrait can be turned to a landscape."""
+"""How a copy may lie on its original, in words -> what brings the small original there.
+Small images have no aspect ratio, so that a portrait can be turned to a landscape."""
 
 
 def is_flat(small_SS3: numpy.ndarray) -> bool:
@@ -57,17 +63,25 @@ def is_flat(small_SS3: numpy.ndarray) -> bool:
 
 
 def most_like(
-    pictures_NSS3: numpy.ndarray, others_NSS3: numpy.ndarray, least: float, earlier: bool, at_once: int = 256
+    pictures_NSS3: numpy.ndarray,
+    others_NSS3: numpy.ndarray,
+    least: float,
+    earlier: bool,
+    at_once: int = 256,
 ) -> Iterator[tuple[int, int, str]]:
-    """For each image that is one of the others: the places of both, and its orientation (`ORIENTATIONS`).
+    """For each image that is one of the others: the places of both, and its orientation
+    (`ORIENTATIONS`).
 
-    least: the lowest `likeness`. earlier: only others before the image count, of the same list.
+    least: the lowest `likeness`. earlier: only others before the image count, of the
+    same list.
     """
     known = [_normalised(turn(others_NSS3)) for turn in ORIENTATIONS.values()]
     names = list(ORIENTATIONS)
     for start in range(0, len(pictures_NSS3), at_once):
         looked_for = _normalised(pictures_NSS3[start : start + at_once])
-        for row, correlations in enumerate(numpy.stack([looked_for @ each.T for each in known], axis=-1)):
+        for row, correlations in enumerate(
+            numpy.stack([looked_for @ each.T for each in known], axis=-1)
+        ):
             here = start + row
             seen = correlations[:here] if earlier else correlations
             flat = seen.reshape(-1)
@@ -79,26 +93,36 @@ def most_like(
                 other = int(place) // len(names)
                 orientation = names[int(place) % len(names)]
                 there = ORIENTATIONS[orientation](others_NSS3[other])
-                if flat[place] >= LEAST_CORRELATION and likeness(pictures_NSS3[here], there) >= least:
+                if (
+                    flat[place] >= LEAST_CORRELATION
+                    and likeness(pictures_NSS3[here], there) >= least
+                ):
                     yield here, other, orientation
                     break
 
 
 def _normalised(pictures_NSS3: numpy.ndarray) -> numpy.ndarray:
-    """[N, S / 2 * S / 2 * 3] float32: halved, without their mean, of length 1, so that a product is a correlation."""
+    """[N, S / 2 * S / 2 * 3] float32: halved, without their mean, of length 1, so that
+    a product is a correlation."""
     count, side = pictures_NSS3.shape[:2]
-    halved = pictures_NSS3.reshape(count, side // 2, 2, side // 2, 2, 3).mean((2, 4), dtype=numpy.float32)
+    halved = pictures_NSS3.reshape(count, side // 2, 2, side // 2, 2, 3).mean(
+        (2, 4), dtype=numpy.float32
+    )
     flat = halved.reshape(count, 3 * (side // 2) ** 2)
     flat -= flat.mean(1, keepdims=True)
-    rows: numpy.ndarray = flat / numpy.maximum(numpy.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+    rows: numpy.ndarray = flat / numpy.maximum(
+        numpy.linalg.norm(flat, axis=1, keepdims=True), 1e-6
+    )
     return rows
 
 
 def likeness(a_SS3: numpy.ndarray, b_SS3: numpy.ndarray) -> float:
-    """Share of the variance of one image that the other explains once it lies on it, 0 to 1; 0 where a spot differs.
+    """Share of the variance of one image that the other explains once it lies on it, 0
+    to 1; 0 where a spot differs.
 
-    The other is shifted, its sides scaled, its brightness and contrast fitted: Gauss-Newton steps, first on halved
-    images. Source: Lucas and Kanade, "An iterative image registration technique", IJCAI 1981.
+    The other is shifted, its sides scaled, its brightness and contrast fitted:
+    Gauss-Newton steps, first on halved images. Source: Lucas and Kanade, "An iterative
+    image registration technique", IJCAI 1981.
     """
     explained = _aligned(a_SS3, b_SS3)
     if explained > PROMISING:
@@ -107,7 +131,8 @@ def likeness(a_SS3: numpy.ndarray, b_SS3: numpy.ndarray) -> float:
 
 
 def _aligned(a_SS3: numpy.ndarray, b_SS3: numpy.ndarray) -> float:
-    """`likeness` where `a` is a part of `b`. A move is scale and shift of rows, then of columns, in sides."""
+    """`likeness` where `a` is a part of `b`. A move is scale and shift of rows, then of
+    columns, in sides."""
     move = numpy.zeros(4)
     most = numpy.array([0.4, 0.25, 0.4, 0.25])
     for halved, steps in ((True, 8), (False, 4)):
@@ -118,17 +143,36 @@ def _aligned(a_SS3: numpy.ndarray, b_SS3: numpy.ndarray) -> float:
             moved, inside = _moved(grey_b, move)
             places = (numpy.arange(len(a)) + 0.5) / len(a) - 0.5
             slope_y, slope_x = numpy.gradient(moved, 1 / len(a))
-            terms = (slope_y * places[:, None], slope_y, slope_x * places, slope_x, moved, numpy.ones_like(moved))
+            terms = (
+                slope_y * places[:, None],
+                slope_y,
+                slope_x * places,
+                slope_x,
+                moved,
+                numpy.ones_like(moved),
+            )
             known = numpy.stack([term[inside] for term in terms])
-            fit = numpy.linalg.solve(known @ known.T + 1e-4 * numpy.eye(6), known @ grey_a[inside])
-            move = numpy.clip(move + (fit[:4] / max(fit[4], 0.2)).clip(-0.1, 0.1), -most, most)
+            fit = numpy.linalg.solve(
+                known @ known.T + 1e-4 * numpy.eye(6), known @ grey_a[inside]
+            )
+            move = numpy.clip(
+                move + (fit[:4] / max(fit[4], 0.2)).clip(-0.1, 0.1), -most, most
+            )
         moved, inside = _moved(b, move)
         x = moved[inside]
         y = a[inside]
         if len(x) < 0.6 * len(a) ** 2 or x.std() < FLAT:
             return 0.0
-        left = y - y.mean() - ((x - x.mean()) * (y - y.mean())).mean() / x.var() * (x - x.mean())
-        explained = float(1 - (left.var() - min(NOISE**2, left.var(), y.var() / 20)) / max(y.var(), 1e-6))
+        left = (
+            y
+            - y.mean()
+            - ((x - x.mean()) * (y - y.mean())).mean() / x.var() * (x - x.mean())
+        )
+        explained = float(
+            1
+            - (left.var() - min(NOISE**2, left.var(), y.var() / 20))
+            / max(y.var(), 1e-6)
+        )
         if explained < PROMISING:
             return 0.0
     stretched = (1 + move[0]) / (1 + move[2])
@@ -152,14 +196,24 @@ def _smooth(picture_SS3: numpy.ndarray, halved: bool) -> numpy.ndarray:
     return smooth
 
 
-def _moved(picture: numpy.ndarray, move: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """The image sampled where the move leads, linearly between pixels; and which places lie in it, [S, S]."""
+def _moved(
+    picture: numpy.ndarray, move: numpy.ndarray
+) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """The image sampled where the move leads, linearly between pixels; and which places
+    lie in it, [S, S]."""
     side = len(picture)
     inside = []
     for axis, (scale, shift) in enumerate(move.reshape(2, 2)):
-        at = ((1 + scale) * ((numpy.arange(side) + 0.5) / side - 0.5) + shift + 0.5) * side - 0.5
+        at = (
+            (1 + scale) * ((numpy.arange(side) + 0.5) / side - 0.5) + shift + 0.5
+        ) * side - 0.5
         below = numpy.clip(numpy.floor(at).astype(int), 0, side - 2)
-        part = numpy.clip(at - below, 0, 1).reshape([-1 if each == axis else 1 for each in range(picture.ndim)])
-        picture = picture.take(below, axis) * (1 - part) + picture.take(below + 1, axis) * part
+        part = numpy.clip(at - below, 0, 1).reshape(
+            [-1 if each == axis else 1 for each in range(picture.ndim)]
+        )
+        picture = (
+            picture.take(below, axis) * (1 - part)
+            + picture.take(below + 1, axis) * part
+        )
         inside.append((at > -0.5) & (at < side - 0.5))
     return picture, inside[0][:, None] & inside[1]

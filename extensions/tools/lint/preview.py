@@ -1,4 +1,5 @@
-"""The page of what is trained: each crop with its references and its final caption, and what was found."""
+"""The page of what is trained: each crop with its references and its final caption, and
+what was found."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ def preview_page(datasets: Sequence[Dataset], findings: Sequence[Diagnostic]) ->
         "What is trained",
         counts=f"{sum(len(data.items) for data in datasets):,} images, {len(findings):,} findings",
         any_found=any(finding.place in shown for finding in findings),
-        others=[one for one in findings if one.place not in shown][:1000],  # unreadable, references, folders
+        others=[one for one in findings if one.place not in shown][
+            :1000
+        ],  # unreadable, references, folders
         checks=CHECKS,
         by_file=by_file,
         datasets=sections,
@@ -59,9 +62,15 @@ def _facts(item: Item) -> str:
     """Sizes and use of an image."""
     sample = item.sample
     kinds = [("validation", item.held_out), ("regularisation", item.is_reg)]
-    marks = [name for name, holds in kinds if holds] + ([f"{sample.repeats} repeats"] if sample.repeats > 1 else [])
-    sizes = ", ".join(f"{crop.bucket.width} x {crop.bucket.height}" for crop in item.crops)
-    return ", ".join([f"{sample.size.width} x {sample.size.height}, trained at {sizes}", *marks])
+    marks = [name for name, holds in kinds if holds] + (
+        [f"{sample.repeats} repeats"] if sample.repeats > 1 else []
+    )
+    sizes = ", ".join(
+        f"{crop.bucket.width} x {crop.bucket.height}" for crop in item.crops
+    )
+    return ", ".join(
+        [f"{sample.size.width} x {sample.size.height}, trained at {sizes}", *marks]
+    )
 
 
 def _rules(item: Item) -> str:
@@ -77,7 +86,9 @@ def _rules(item: Item) -> str:
 def _crop(item: Item) -> Shown:
     """The pixels that are trained."""
     try:
-        image = resize_cover_crop(open_image(item.sample.image, item.sample.background), item.crops[0])
+        image = resize_cover_crop(
+            open_image(item.sample.image, item.sample.background), item.crops[0]
+        )
     except ImageError as error:
         return Shown(problem=str(error))
     return Shown(embedded(image, CROP_SIDE))

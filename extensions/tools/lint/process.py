@@ -27,11 +27,13 @@ from toolkit.files.writing import readable_size, why_not_replaced, write_text
 logger = logging.getLogger(__name__)
 
 SILENT_S = 2.0
-"""Seconds for which a pipe is told nothing of the reading; a terminal shows it at once."""
+"""Seconds for which a pipe is told nothing of the reading; a terminal shows it at
+once."""
 
 
 class LintProcess(BaseExtensionProcess):
-    """Ends with RunError, exit code 1, where anything is found: a job then trains nothing."""
+    """Ends with RunError, exit code 1, where anything is found: a job then trains
+    nothing."""
 
     section: LintConfig
 
@@ -39,7 +41,11 @@ class LintProcess(BaseExtensionProcess):
         super().run()
         section = self.section
         datasets = list(read_datasets(section, self._progress()))
-        found = list(dict.fromkeys(finding for data in datasets for finding in run_checks(data, section)))
+        found = list(
+            dict.fromkeys(
+                finding for data in datasets for finding in run_checks(data, section)
+            )
+        )
         ignored_ones = Ignored()
         told = [finding for finding in found if finding not in ignored_ones]
         images = len({item.sample.image for data in datasets for item in data.items})
@@ -47,7 +53,12 @@ class LintProcess(BaseExtensionProcess):
         if section.preview:
             self._write_preview(datasets, told)
         if section.as_json:
-            print(json.dumps(as_json(told, images, ignored) | {"pairs": pairs(datasets)}, indent=2))
+            print(
+                json.dumps(
+                    as_json(told, images, ignored) | {"pairs": pairs(datasets)},
+                    indent=2,
+                )
+            )
         else:
             for line in render(told):
                 print(line)
@@ -55,12 +66,15 @@ class LintProcess(BaseExtensionProcess):
         if ignored:
             checked += f", {count_of(ignored, 'finding')} ignored"
         if told:
-            raise RunError(f"{count_of(len(told), 'finding')}: {names_of(told)}. {checked}.")
+            raise RunError(
+                f"{count_of(len(told), 'finding')}: {names_of(told)}. {checked}."
+            )
         if not section.as_json:
             logger.info(f"{section.path}: nothing found. {checked}.")
 
     def _progress(self) -> Any:
-        """Shows on standard error how many images are read: standard output has the findings alone."""
+        """Shows on standard error how many images are read: standard output has the
+        findings alone."""
         line = StatusLine(sys.stderr)
         begun = time.monotonic()
         is_quiet = self.section.as_json and not sys.stderr.isatty()
@@ -68,12 +82,16 @@ class LintProcess(BaseExtensionProcess):
         def show(done: int, total: int) -> None:
             if done == total:
                 line.finish()
-            elif sys.stderr.isatty() or (time.monotonic() - begun >= SILENT_S and not is_quiet):
+            elif sys.stderr.isatty() or (
+                time.monotonic() - begun >= SILENT_S and not is_quiet
+            ):
                 line.update(Now("reading", done, total, "images").line())
 
         return show
 
-    def _write_preview(self, datasets: Sequence[Dataset], findings: Sequence[Diagnostic]) -> None:
+    def _write_preview(
+        self, datasets: Sequence[Dataset], findings: Sequence[Diagnostic]
+    ) -> None:
         path = Path(self.section.output).expanduser()
         reason = why_not_replaced(path, is_page)
         if reason:
@@ -83,18 +101,31 @@ class LintProcess(BaseExtensionProcess):
             logger.info(f"{path}: {readable_size(path.stat().st_size)}")
 
 
-def as_json(findings: Sequence[Diagnostic], images: int, ignored: int) -> dict[str, Any]:
+def as_json(
+    findings: Sequence[Diagnostic], images: int, ignored: int
+) -> dict[str, Any]:
     """The findings as one JSON object."""
-    rows = [{"check": each.check, "file": each.place, "message": each.message} for each in findings]
+    rows = [
+        {"check": each.check, "file": each.place, "message": each.message}
+        for each in findings
+    ]
     return {"images": images, "ignored": ignored, "findings": rows}
 
 
 def pairs(datasets: Sequence[Dataset]) -> list[dict[str, Any]]:
     """How each image lies on its references of its shape, as JSON values."""
     return [
-        {"image": item.sample.image, "reference": reference.path, "measurable": found.is_measurable}
+        {
+            "image": item.sample.image,
+            "reference": reference.path,
+            "measurable": found.is_measurable,
+        }
         | {"zoom": found.zoom, "rotation": found.rotation, "shift": list(found.shift)}
-        | {"drift": found.drift, "error": found.error if isfinite(found.error) else None, "peak": found.peak}
+        | {
+            "drift": found.drift,
+            "error": found.error if isfinite(found.error) else None,
+            "peak": found.peak,
+        }
         for data in datasets
         for item in data.items
         for reference in item.references
@@ -109,5 +140,7 @@ def render(findings: Sequence[Diagnostic]) -> list[str]:
         found = [finding for finding in findings if finding.check == name]
         if found:
             lines += [f"{name}: {check.title}. {check.remedy}"]
-            lines += [f"  {finding.place}: {finding.message}" for finding in found] + [""]
+            lines += [f"  {finding.place}: {finding.message}" for finding in found] + [
+                ""
+            ]
     return lines

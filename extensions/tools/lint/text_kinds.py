@@ -1,8 +1,9 @@
-"""The kind of captions and prompts: their length, and whether they are lists of tags or sentences.
+"""The kind of captions and prompts: their length, and whether they are lists of tags or
+sentences.
 
-People write captions of 5 to 20 words; prompt enhancers and captioning models write 60 to 250 in sentences. A model
-that was trained on the one is asked in the other. Both rules leave room: a prompt has to lie outside nearly all
-captions.
+People write captions of 5 to 20 words; prompt enhancers and captioning models write 60
+to 250 in sentences. A model that was trained on the one is asked in the other. Both
+rules leave room: a prompt has to lie outside nearly all captions.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from statistics import fmean, median
 from toolkit.contracts.data import PLACEHOLDERS
 
 TIMES, WORDS = 4, 30
-"""A prompt of another length has so many times the words of the longest captions, or as many times fewer than the
-shortest have, and differs from them by so many words. The 10 % at either end do not count."""
+"""A prompt of another length has so many times the words of the longest captions, or as
+many times fewer than the shortest have, and differs from them by so many words. The 10
+% at either end do not count."""
 
 TAGS = "a list of tags"
 SENTENCES = "sentences"
@@ -47,12 +49,17 @@ def words_in(text: str) -> int:
 
 
 def form_of(text: str) -> str:
-    """TAGS: at least five parts between commas, of at most two and a half words on average. SENTENCES: parts of at
-    least five words on average, or two that end in a full stop. Empty: neither, or too short to say."""
+    """TAGS: at least five parts between commas, of at most two and a half words on
+    average. SENTENCES: parts of at least five words on average, or two that end in a
+    full stop. Empty: neither, or too short to say."""
     if words_in(text) < FEW_WORDS:
         return ""
     ends = len(_END.findall(text))
-    parts = [words for part in _COMMAS.split(_END.sub(",", text)) if (words := words_in(part))]
+    parts = [
+        words
+        for part in _COMMAS.split(_END.sub(",", text))
+        if (words := words_in(part))
+    ]
     if ends < 2 and len(parts) >= 5 and fmean(parts) <= 2.5:
         return TAGS
     if fmean(parts) >= 5 or (ends >= 2 and words_in(text) >= 8 * ends):
@@ -61,8 +68,8 @@ def form_of(text: str) -> str:
 
 
 def unlike(captions: Sequence[str], prompts: Sequence[str]) -> list[str]:
-    """What the prompts differ in from nearly all captions, in words; nothing where they do not, or where there are too
-    few captions to say. Both without trigger words."""
+    """What the prompts differ in from nearly all captions, in words; nothing where they
+    do not, or where there are too few captions to say. Both without trigger words."""
     captions = [text for text in captions if text]
     if len(captions) < LEAST_CAPTIONS:
         return []
@@ -72,15 +79,28 @@ def unlike(captions: Sequence[str], prompts: Sequence[str]) -> list[str]:
     shortest = lengths[aside]
     longest = lengths[-1 - aside]
     of_prompts = [words_in(text) for text in prompts if text]
-    long = [words for words in of_prompts if words >= TIMES * longest and words - longest >= WORDS]
-    short = [words for words in of_prompts if TIMES * words <= shortest and shortest - words >= WORDS]
+    long = [
+        words
+        for words in of_prompts
+        if words >= TIMES * longest and words - longest >= WORDS
+    ]
+    short = [
+        words
+        for words in of_prompts
+        if TIMES * words <= shortest and shortest - words >= WORDS
+    ]
     usual = f"captions have {median(lengths):.0f} words"
     for unlike_ones, how in ((long, "longer"), (short, "shorter")):
         if unlike_ones:
             some = f"{len(unlike_ones)} of {len(of_prompts)} sample prompts have {_range(unlike_ones)}"
-            found.append(f"{usual} (the median), and {some}, which is far {how} than nearly all of them")
+            found.append(
+                f"{usual} (the median), and {some}, which is far {how} than nearly all of them"
+            )
     forms = [form_of(text) for text in captions]
-    form = next((kind for kind in (TAGS, SENTENCES) if forms.count(kind) >= MOST * len(forms)), "")
+    form = next(
+        (kind for kind in (TAGS, SENTENCES) if forms.count(kind) >= MOST * len(forms)),
+        "",
+    )
     other = {TAGS: SENTENCES, SENTENCES: TAGS}.get(form)
     if other:
         count = [form_of(text) for text in prompts].count(other)
@@ -88,7 +108,9 @@ def unlike(captions: Sequence[str], prompts: Sequence[str]) -> list[str]:
         count = 0
     if count:
         are = "is" if count == 1 else "are"
-        found.append(f"captions are {form}, and {count} of {len(prompts)} sample prompts {are} {other}")
+        found.append(
+            f"captions are {form}, and {count} of {len(prompts)} sample prompts {are} {other}"
+        )
     return found
 
 

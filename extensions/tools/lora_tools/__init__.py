@@ -1,1 +1,2 @@
-"""Tools for LoRA files: `inspect`, `convert`, `resize`, `scale`, `merge`, `extract`, `post_hoc_ema`."""
+"""Tools for LoRA files: `inspect`, `convert`, `resize`, `scale`, `merge`, `extract`,
+`post_hoc_ema`."""

@@ -10,9 +10,20 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from extensions.tools.shared.blocks import check_blocks
-from extensions.tools.shared.keys import FileToolConfig, check_loras, check_origins, check_safetensors
+from extensions.tools.shared.keys import (
+    FileToolConfig,
+    check_loras,
+    check_origins,
+    check_safetensors,
+)
 from extensions.tools.shared.run_job import model_of
-from toolkit.config.reading.field_types import Dtype, OneOf, PathOrList, PathStr, StrOrList
+from toolkit.config.reading.field_types import (
+    Dtype,
+    OneOf,
+    PathOrList,
+    PathStr,
+    StrOrList,
+)
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
 from toolkit.config.sections.model import ModelConfig
@@ -35,17 +46,28 @@ class LoraToolConfig(ToolConfig):
     """Key of the file that is read."""
 
     model: PathStr = ""
-    """Model folder that the files belong to. Empty: the published models, or that of the run that contains the file."""
+    """Model folder that the files belong to. Empty: the published models, or that of
+    the run that contains the file."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Files that are missing or no safetensors files, and outputs that are there."""
+        """Files that are missing or no safetensors files, and outputs that are
+        there."""
         yield from super().check(job)
-        if self.model and not job.will_write(Path(self.model)) and not (self.model_folder() / MODEL_INDEX).is_file():
-            yield Diagnostic(("model",), f"{self.model!r} holds no {MODEL_INDEX}. Give the folder of a model.")
+        if (
+            self.model
+            and not job.will_write(Path(self.model))
+            and not (self.model_folder() / MODEL_INDEX).is_file()
+        ):
+            yield Diagnostic(
+                ("model",),
+                f"{self.model!r} holds no {MODEL_INDEX}. Give the folder of a model.",
+            )
         if self.reads:
             yield from check_safetensors((self.reads,), getattr(self, self.reads), job)
             if self.model:
-                yield from check_origins(self.reads, [getattr(self, self.reads)], partial(_model, self.model))
+                yield from check_origins(
+                    self.reads, [getattr(self, self.reads)], partial(_model, self.model)
+                )
 
     def model_folder(self) -> Path:
         """`model` as a path."""
@@ -77,7 +99,9 @@ class ConvertConfig(WritingToolConfig):
     """`type: convert`: converts a LoRA file for another program."""
 
     process_types: ClassVar[tuple[str, ...]] = ("convert",)
-    example: ClassVar[str] = "output/quickstart/quickstart.safetensors output/for_kohya.safetensors --to kohya"
+    example: ClassVar[str] = (
+        "output/quickstart/quickstart.safetensors output/for_kohya.safetensors --to kohya"
+    )
     saved_weights: ClassVar[tuple[str, ...]] = ("input",)
     reads: ClassVar[str] = "input"
     positional: ClassVar[tuple[str, ...]] = ("input", "output")
@@ -89,8 +113,9 @@ class ConvertConfig(WritingToolConfig):
         Literal["comfyui", "comfyui-fused", "diffusers", "kohya", "musubi", "aitk"],
         OneOf(spellings={"ai-toolkit": "aitk"}),
     ]
-    """Target program: comfyui, diffusers, kohya, musubi or aitk; comfyui-fused: versions of ComfyUI that know the
-    layers of Qwen-Image-2.1's `img_mlp.gate_up` only as one."""
+    """Target program: comfyui, diffusers, kohya, musubi or aitk; comfyui-fused:
+    versions of ComfyUI that know the layers of Qwen-Image-2.1's `img_mlp.gate_up` only
+    as one."""
 
 
 class RankConfig(WritingToolConfig):
@@ -100,8 +125,8 @@ class RankConfig(WritingToolConfig):
     """Maximum rank of a layer. 0: determined by `share`."""
 
     share: float = Field(default=0.0, ge=0, le=1)
-    """Share of each layer's squared Frobenius norm to keep; each layer gets the lowest rank that does. 0: all of
-    `rank`."""
+    """Share of each layer's squared Frobenius norm to keep; each layer gets the lowest
+    rank that does. 0: all of `rank`."""
 
     dtype: Dtype | None = None
     """Dtype of the file. None: that of the input."""
@@ -110,14 +135,19 @@ class RankConfig(WritingToolConfig):
         """A rank that is not given."""
         yield from super().check(job)
         if not self.rank and not self.share:
-            yield Diagnostic(("rank",), "give the maximum rank of a layer, or 'share' (--share).")
+            yield Diagnostic(
+                ("rank",), "give the maximum rank of a layer, or 'share' (--share)."
+            )
 
 
 class ResizeConfig(RankConfig):
-    """`type: resize`: makes the nearest LoRA of a rank from a LoRA, LoHa or LoKr file."""
+    """`type: resize`: makes the nearest LoRA of a rank from a LoRA, LoHa or LoKr
+    file."""
 
     process_types: ClassVar[tuple[str, ...]] = ("resize",)
-    example: ClassVar[str] = "output/quickstart/quickstart.safetensors output/rank_4.safetensors --rank 4"
+    example: ClassVar[str] = (
+        "output/quickstart/quickstart.safetensors output/rank_4.safetensors --rank 4"
+    )
     saved_weights: ClassVar[tuple[str, ...]] = ("input",)
     reads: ClassVar[str] = "input"
     positional: ClassVar[tuple[str, ...]] = ("input", "output")
@@ -130,7 +160,9 @@ class ScaleConfig(WritingToolConfig):
     """`type: scale`: writes a LoRA file with a strength for each group of blocks."""
 
     process_types: ClassVar[tuple[str, ...]] = ("scale",)
-    example: ClassVar[str] = "output/quickstart/quickstart.safetensors output/half.safetensors --blocks 0:0.5 1-3:1.2"
+    example: ClassVar[str] = (
+        "output/quickstart/quickstart.safetensors output/half.safetensors --blocks 0:0.5 1-3:1.2"
+    )
     saved_weights: ClassVar[tuple[str, ...]] = ("input",)
     reads: ClassVar[str] = "input"
     positional: ClassVar[tuple[str, ...]] = ("input", "output")
@@ -139,19 +171,24 @@ class ScaleConfig(WritingToolConfig):
     """LoRA, LoHa or LoKr file, of any program."""
 
     blocks: StrOrList
-    """Strengths of blocks, each as FIRST-LAST:STRENGTH or BLOCK:STRENGTH, from block 0: `0-9:0.5 12:0`. They are
-    multiplied into the file. Blocks that are not named, and layers outside of blocks, keep what they are."""
+    """Strengths of blocks, each as FIRST-LAST:STRENGTH or BLOCK:STRENGTH, from block 0:
+    `0-9:0.5 12:0`. They are multiplied into the file. Blocks that are not named, and
+    layers outside of blocks, keep what they are."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Entries that cannot be read, or none."""
         yield from super().check(job)
         yield from check_blocks("blocks", self.blocks)
         if not self.blocks:
-            yield Diagnostic(("blocks",), "is required: the blocks and their strengths, such as 0-9:0.5.")
+            yield Diagnostic(
+                ("blocks",),
+                "is required: the blocks and their strengths, such as 0-9:0.5.",
+            )
 
 
 class ExtractConfig(RankConfig):
-    """`type: extract`: makes the nearest LoRA of a rank from the difference of two models."""
+    """`type: extract`: makes the nearest LoRA of a rank from the difference of two
+    models."""
 
     process_types: ClassVar[tuple[str, ...]] = ("extract",)
     example: ClassVar[str] = (
@@ -161,7 +198,8 @@ class ExtractConfig(RankConfig):
     positional: ClassVar[tuple[str, ...]] = ("output",)
 
     base: PathStr = ""
-    """Model folder that the tuned one was trained from. Empty: the base model of the run of `tuned`."""
+    """Model folder that the tuned one was trained from. Empty: the base model of the
+    run of `tuned`."""
 
     tuned: PathStr
     """Fine-tuned model folder."""
@@ -180,7 +218,8 @@ class ExtractConfig(RankConfig):
                 yield Diagnostic(("base",), f"is required. {error}")
 
     def base_folder(self) -> Path:
-        """`base`, or where it is not given the model of the run. Raises UserError as `model_of`."""
+        """`base`, or where it is not given the model of the run. Raises UserError as
+        `model_of`."""
         if self.base:
             return Path(self.base).expanduser()
         return model_of(Path(self.tuned).expanduser()).files_folder()
@@ -189,7 +228,9 @@ class ExtractConfig(RankConfig):
 def _check_model(key: str, path: str, job: JobContext) -> Iterator[Diagnostic]:
     folder = Path(path).expanduser()
     if not job.will_write(folder) and not (folder / MODEL_INDEX).is_file():
-        yield Diagnostic((key,), f"{path!r} holds no {MODEL_INDEX}. Give the folder of a model.")
+        yield Diagnostic(
+            (key,), f"{path!r} holds no {MODEL_INDEX}. Give the folder of a model."
+        )
         return
     fault = quantization_fault(folder / ModelFacts.trained_part, remedy=ORIGINAL_MODEL)
     if fault:
@@ -206,24 +247,28 @@ class MergeConfig(WritingToolConfig):
     saved_weights: ClassVar[tuple[str, ...]] = ("base", "lora")
 
     base: PathStr = ""
-    """Model folder that the LoRAs are merged into, or the file of a transformer as ComfyUI keeps it. Empty: they are
-    merged into one file."""
+    """Model folder that the LoRAs are merged into, or the file of a transformer as
+    ComfyUI keeps it. Empty: they are merged into one file."""
 
     lora: PathOrList
     """LoRA files, each as FILE or FILE:STRENGTH."""
 
     output: PathStr
-    """Folder to write, or file without `base`. With `base`, a name that ends in `.safetensors` writes the merged
-    transformer alone as ComfyUI loads it; from an fp8 base it is bfloat16."""
+    """Folder to write, or file without `base`. With `base`, a name that ends in
+    `.safetensors` writes the merged transformer alone as ComfyUI loads it; from an fp8
+    base it is bfloat16."""
 
     layout: Annotated[Literal["diffusers", "single_file"], OneOf()] | None = None
-    """With `base`: `diffusers` writes a model folder, `single_file` the merged transformer. None: as `output` ends."""
+    """With `base`: `diffusers` writes a model folder, `single_file` the merged
+    transformer. None: as `output` ends."""
 
     rank: int = Field(default=0, ge=0, le=65536)
-    """Without `base`: the maximum rank of a layer, by SVD. 0: the ranks are added. The log reports the error."""
+    """Without `base`: the maximum rank of a layer, by SVD. 0: the ranks are added. The
+    log reports the error."""
 
     dtype: Dtype | None = None
-    """Dtype of the output. None: that of the model, or of the files if all have the same."""
+    """Dtype of the output. None: that of the model, or of the files if all have the
+    same."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Files and folders that cannot be read or written."""
@@ -234,19 +279,26 @@ class MergeConfig(WritingToolConfig):
                     yield Diagnostic(("base",), fault)
                 if self.writes_folder():
                     yield Diagnostic(
-                        ("output",), f"{self.output!r} must end in .safetensors, because 'base' is a file."
+                        ("output",),
+                        f"{self.output!r} must end in .safetensors, because 'base' is a file.",
                     )
             else:
                 yield from _check_model("base", self.base, job)
             if self.layout and self.writes_folder() != (self.layout == "diffusers"):
                 ending = "not end" if self.layout == "diffusers" else "end"
-                yield Diagnostic(("output",), f"{self.output!r} must {ending} in .safetensors with {self.layout}.")
+                yield Diagnostic(
+                    ("output",),
+                    f"{self.output!r} must {ending} in .safetensors with {self.layout}.",
+                )
             if self.output_path().resolve() == Path(self.base).expanduser().resolve():
                 yield Diagnostic(("output",), "is 'base' itself. Give another folder.")
             if self.rank:
                 yield Diagnostic(("rank",), "has no effect with 'base'. Remove it.")
             if self.model:
-                yield Diagnostic(("model",), "has no effect with 'base', which has the layers. Remove it.")
+                yield Diagnostic(
+                    ("model",),
+                    "has no effect with 'base', which has the layers. Remove it.",
+                )
         yield from super().check(job)
         yield from check_loras("lora", self.lora, job)
         model = self.base or self.model
@@ -259,10 +311,13 @@ class MergeConfig(WritingToolConfig):
 
 
 class PostHocEmaConfig(WritingToolConfig):
-    """`type: post_hoc_ema`: averages the files of a run, with a width that is chosen after the training."""
+    """`type: post_hoc_ema`: averages the files of a run, with a width that is chosen
+    after the training."""
 
     process_types: ClassVar[tuple[str, ...]] = ("post_hoc_ema",)
-    example: ClassVar[str] = "output/quickstart/quickstart_0*.safetensors --output output/average.safetensors"
+    example: ClassVar[str] = (
+        "output/quickstart/quickstart_0*.safetensors --output output/average.safetensors"
+    )
     saved_weights: ClassVar[tuple[str, ...]] = ("files",)
     positional: ClassVar[tuple[str, ...]] = ("files",)
 
@@ -270,14 +325,16 @@ class PostHocEmaConfig(WritingToolConfig):
     """Files of one run, which are sorted by step."""
 
     sigma_rel: float = Field(default=0.0, ge=0, le=1)
-    """Width of a power function over the steps, relative to their number: 0.1 to 0.25, at most 0.2887. 0: `beta`."""
+    """Width of a power function over the steps, relative to their number: 0.1 to 0.25,
+    at most 0.2887. 0: `beta`."""
 
     beta: float = Field(default=0.95, ge=0, lt=1)
-    """Share of the average that is kept at each further file. 0: the last file is the result."""
+    """Share of the average that is kept at each further file. 0: the last file is the
+    result."""
 
     beta2: float | None = Field(default=None, ge=0, lt=1)
-    """`beta` at the last file, interpolated linearly from the first. 0: only the last file counts. Not given: `beta` is
-    constant."""
+    """`beta` at the last file, interpolated linearly from the first. 0: only the last
+    file counts. Not given: `beta` is constant."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Files that cannot be read, a width that no power function has."""
@@ -286,13 +343,20 @@ class PostHocEmaConfig(WritingToolConfig):
             message = f"{self.sigma_rel:g} is out of range: the uniform mean over all steps has 0.2887, the maximum."
             yield Diagnostic(("sigma_rel",), message)
         if len(self.files) == 1 and Path(self.files[0]).expanduser().is_dir():
-            yield Diagnostic(("files",), f"{self.files[0]!r} is a folder. Give its files.")
+            yield Diagnostic(
+                ("files",), f"{self.files[0]!r} is a folder. Give its files."
+            )
             return
         if len(self.files) == 1 and "*" in self.files[0]:
-            yield Diagnostic(("files",), f"{self.files[0]!r} matches no file (working directory: {Path.cwd()}).")
+            yield Diagnostic(
+                ("files",),
+                f"{self.files[0]!r} matches no file (working directory: {Path.cwd()}).",
+            )
         elif len(self.files) < 2:
             yield Diagnostic(("files",), "give at least two.")
         for index, file in enumerate(self.files):
             yield from check_safetensors(("files", index), file, job)
         if self.sigma_rel and self.model_fields_set & {"beta", "beta2"}:
-            yield Diagnostic(("sigma_rel",), "and 'beta' are both given. Keep one of them.")
+            yield Diagnostic(
+                ("sigma_rel",), "and 'beta' are both given. Keep one of them."
+            )

@@ -35,30 +35,43 @@ class ExtractProcess(BaseExtensionProcess):
         family = family_for(ModelConfig(name_or_path=str(base)))
         layers = family.every_linear_layer(base)
         with ExitStack() as stack:
-            readers = [ShardReader(folder / family.trained_part, stack) for folder in (base, tuned)]
+            readers = [
+                ShardReader(folder / family.trained_part, stack)
+                for folder in (base, tuned)
+            ]
             if readers[0].names != readers[1].names:
                 name = min(readers[0].names ^ readers[1].names)
-                raise UserError(f"base and tuned are not models of one shape: only one of them has {name}.")
+                raise UserError(
+                    f"base and tuned are not models of one shape: only one of them has {name}."
+                )
             weights = readers[1].names & {f"{name}.weight" for name in layers}
             dtype = number_type(section.dtype, map(readers[1].dtype_of, weights))
             changes = Differences(readers, layers)
             name = ModelConfig(name_or_path=section.base or str(base)).public_name()
-            metadata = {"extracted_from": f"{tuned.name} - {base.name}", BASE_MODEL: name}
+            metadata = {
+                "extracted_from": f"{tuned.name} - {base.name}",
+                BASE_MODEL: name,
+            }
             write_lowrank(section, changes.of_layers(), metadata, dtype)
             others = changes.others()
         if others:
-            logger.warning(f"{others} tensors besides (biases, norms) differ too: a LoRA cannot hold them.")
+            logger.warning(
+                f"{others} tensors besides (biases, norms) differ too: a LoRA cannot hold them."
+            )
 
 
 class Differences:
     """What differs between two models."""
 
-    def __init__(self, readers: list[ShardReader], layers: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(
+        self, readers: list[ShardReader], layers: Mapping[str, tuple[int, int]]
+    ) -> None:
         self._readers = readers
         self._weights = {f"{name}.weight": name for name in layers}
 
     def of_layers(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, change [O, I] in float32) of each linear layer that differs. Raises UserError where none does."""
+        """(name, change [O, I] in float32) of each linear layer that differs. Raises
+        UserError where none does."""
         found = False
         for weight, name in self._weights.items():
             if weight in self._readers[0].names:
@@ -67,16 +80,22 @@ class Differences:
                     found = True
                     yield name, change
         if not found:
-            raise UserError("base and tuned are the same in every linear layer: there is nothing to extract.")
+            raise UserError(
+                "base and tuned are the same in every linear layer: there is nothing to extract."
+            )
 
     def others(self) -> int:
         """How many of the tensors that are left differ."""
-        return sum(self._change(name) is not None for name in sorted(self._readers[0].names))
+        return sum(
+            self._change(name) is not None for name in sorted(self._readers[0].names)
+        )
 
     def _change(self, name: str) -> Tensor | None:
         base, tuned = (reader.take(name) for reader in self._readers)
         if base.shape != tuned.shape:
-            raise UserError(f"{name} has the shape {list(base.shape)} in base, {list(tuned.shape)} in tuned.")
+            raise UserError(
+                f"{name} has the shape {list(base.shape)} in base, {list(tuned.shape)} in tuned."
+            )
         if torch.equal(base, tuned):
             return None
         return tuned.float() - base.float()

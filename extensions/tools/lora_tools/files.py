@@ -31,14 +31,25 @@ logger = logging.getLogger(__name__)
 def read_lora(file: str, model: Path | None, any_model: bool = False) -> AdapterFile:
     """A LoRA file. Raises UserError as `read_adapter`.
 
-    model: the folder of its model; None: layers of any size with the names of the published models, or those of the
-    model that the file or its run names. any_model: of other names too.
+    model: the folder of its model; None: layers of any size with the names of the
+    published models, or those of the model that the file or its run names. any_model:
+    of other names too.
     """
     path = Path(file).expanduser()
     if model is not None:
-        return read_adapter(path, [family_for(ModelConfig(name_or_path=str(model))).every_linear_layer(model)])
+        return read_adapter(
+            path,
+            [
+                family_for(ModelConfig(name_or_path=str(model))).every_linear_layer(
+                    model
+                )
+            ],
+        )
     families = [family for family in map(FAMILIES.load, FAMILIES) if family.published]
-    layers = [list(family.every_linear_layer(Path(next(iter(family.published))))) for family in families]
+    layers = [
+        list(family.every_linear_layer(Path(next(iter(family.published)))))
+        for family in families
+    ]
     try:
         return read_adapter(path, layers, any_model)
     except UserError as error:
@@ -47,13 +58,17 @@ def read_lora(file: str, model: Path | None, any_model: bool = False) -> Adapter
         try:
             own = model_of(path)
         except UserError:
-            raise UserError(f"{error} Give the folder of its model by 'model' (--model) where it is another.") from None
+            raise UserError(
+                f"{error} Give the folder of its model by 'model' (--model) where it is another."
+            ) from None
     return read_adapter(path, [family_for(own).every_linear_layer(own.files_folder())])
 
 
-def write_lora(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a LoRA file, atomically. Raises RunError where it cannot be written, or would replace another program's
-    file."""
+def write_lora(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Writes a LoRA file, atomically. Raises RunError where it cannot be written, or
+    would replace another program's file."""
     reason = why_not_replaced(path, is_own_file)
     if reason:
         raise RunError(reason)
@@ -80,7 +95,8 @@ class Loss:
 
 
 def number_type(given: str | None, inputs: Iterable[torch.dtype]) -> torch.dtype:
-    """The one that is given, or that of all inputs; float32 where they have several or a quantized one."""
+    """The one that is given, or that of all inputs; float32 where they have several or
+    a quantized one."""
     if given:
         return DTYPES[given]
     found = set(inputs)
@@ -92,24 +108,38 @@ def number_type(given: str | None, inputs: Iterable[torch.dtype]) -> torch.dtype
 def lora_tensors(
     name: str, up_OR: Tensor, down_RI: Tensor, scale: float, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The tensors of scale * up @ down in a file, and the change [O, I] that they mean there."""
+    """The tensors of scale * up @ down in a file, and the change [O, I] that they mean
+    there."""
     down = down_RI.to(dtype).contiguous()
     up = up_OR.to(dtype).contiguous()
     stem = f"{EXPORTED_PREFIX}{name}"
     alpha = torch.tensor(scale * len(down))
-    tensors = {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up, f"{stem}.alpha": alpha}
+    tensors = {
+        f"{stem}.lora_A.weight": down,
+        f"{stem}.lora_B.weight": up,
+        f"{stem}.alpha": alpha,
+    }
     return tensors, float(alpha) / len(down) * up.float() @ down.float()
 
 
-def for_every_program(tensors: Mapping[str, Tensor], layers: Iterable[str]) -> dict[str, Tensor]:
-    """The tensors in the spelling that most programs load. The strength is multiplied into the matrices where nothing
-    is rounded by it, and stays in alpha otherwise."""
+def for_every_program(
+    tensors: Mapping[str, Tensor], layers: Iterable[str]
+) -> dict[str, Tensor]:
+    """The tensors in the spelling that most programs load. The strength is multiplied
+    into the matrices where nothing is rounded by it, and stays in alpha otherwise."""
     spelling = spelling_for_layers(layers)
     folded = spelled(tensors, spelling)
     dtypes = {tensor.dtype for key, tensor in tensors.items() if key.endswith(UP)}
     for dtype in dtypes:
-        stored = {key: tensor.to(dtype) for key, tensor in folded.items() if key.endswith(spelling.down_up[1])}
-        if any(not torch.equal(tensor.float(), folded[key].float()) for key, tensor in stored.items()):
+        stored = {
+            key: tensor.to(dtype)
+            for key, tensor in folded.items()
+            if key.endswith(spelling.down_up[1])
+        }
+        if any(
+            not torch.equal(tensor.float(), folded[key].float())
+            for key, tensor in stored.items()
+        ):
             return spelled(tensors, replace(spelling, folds_alpha=False))
         folded |= stored
     return folded
@@ -121,8 +151,8 @@ def write_lowrank(
     metadata: Mapping[str, str],
     dtype: torch.dtype,
 ) -> None:
-    """Writes the nearest LoRA to changes of weights, given as such or whole [O, I], and reports the error of what is
-    written."""
+    """Writes the nearest LoRA to changes of weights, given as such or whole [O, I], and
+    reports the error of what is written."""
     tensors: dict[str, Tensor] = {}
     ranks: list[int] = []
     layers: list[str] = []
@@ -150,21 +180,28 @@ def write_lowrank(
         ranks.append(len(down))
         of_layer, written_OI = lora_tensors(name, up / scale, down, scale, dtype)
         tensors |= of_layer
-        loss.add(change.delta() if isinstance(change, LayerDelta) else change, written_OI)
+        loss.add(
+            change.delta() if isinstance(change, LayerDelta) else change, written_OI
+        )
     write_lora(section.output_path(), for_every_program(tensors, layers), metadata)
     if len(set(ranks)) > 1:
         of_ranks = f"ranks {min(ranks)} to {max(ranks)}"
     else:
         of_ranks = f"rank {max(ranks, default=0)}"
-    logger.info(f"{section.output}: {len(layers)} layers, {of_ranks}, {str(dtype).removeprefix('torch.')}; {loss}")
+    logger.info(
+        f"{section.output}: {len(layers)} layers, {of_ranks}, {str(dtype).removeprefix('torch.')}; {loss}"
+    )
 
 
 def refuse_what_needs_the_base(name: str, change: LayerDelta) -> None:
-    """Raises UserError for a DoRA, OFT, BOFT or GLoRA: what it changes depends on the weights it is used with."""
+    """Raises UserError for a DoRA, OFT, BOFT or GLoRA: what it changes depends on the
+    weights it is used with."""
     if change.needs_base:
         if change.multiplied:
             title = change.multiplied.title(change.parts)
         else:
             title = "a DoRA"
         remedy = "Merge it into its model, then extract a LoRA."
-        raise UserError(f"{name} is {title}, whose change depends on the model's weights. {remedy}")
+        raise UserError(
+            f"{name} is {title}, whose change depends on the model's weights. {remedy}"
+        )

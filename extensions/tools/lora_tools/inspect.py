@@ -11,12 +11,20 @@ from typing import Any
 
 from extensions.tools.lora_tools.config import InspectConfig
 from extensions.tools.lora_tools.files import read_lora
-from extensions.tools.lora_tools.lora_export import FORMATS, AdapterFile, kind_of, why_not_exported
+from extensions.tools.lora_tools.lora_export import (
+    FORMATS,
+    AdapterFile,
+    kind_of,
+    why_not_exported,
+)
 from jobs.process import BaseExtensionProcess
 from toolkit.networks.adapter_health import health
 from toolkit.networks.lora_formats import rank_of, read_tensors
 
-WRITERS = {"ss_network_module": "kohya's sd-scripts or musubi-tuner", "lora_adapter_metadata": "diffusers"}
+WRITERS = {
+    "ss_network_module": "kohya's sd-scripts or musubi-tuner",
+    "lora_adapter_metadata": "diffusers",
+}
 """Key of the metadata -> the program that writes it."""
 
 
@@ -28,7 +36,13 @@ class InspectProcess(BaseExtensionProcess):
     def run(self) -> None:
         super().run()
         section = self.section
-        found = facts(read_lora(section.file, section.model_folder() if section.model else None, any_model=True))
+        found = facts(
+            read_lora(
+                section.file,
+                section.model_folder() if section.model else None,
+                any_model=True,
+            )
+        )
         print(json.dumps(found, indent=2) if section.as_json else render(found))
 
 
@@ -58,15 +72,27 @@ def facts(file: AdapterFile) -> dict[str, Any]:
         "ranks": _counts(layer["rank"] for layer in layers.values() if layer["rank"]),
         "alphas": _counts(layer["alpha"] for layer in layers.values() if layer["rank"]),
         "layers": len(layers),
-        "parameters": sum(tensor.numel() for change in file.changes.values() for tensor in change.parts.values()),
+        "parameters": sum(
+            tensor.numel()
+            for change in file.changes.values()
+            for tensor in change.parts.values()
+        ),
         "biases": sum(change.bias is not None for change in file.changes.values()),
         "zero_layers": sum(change.is_zero for change in file.changes.values()),
-        "wrong": [f"{one.message} {one.remedy}" for one in health(tensors, metadata) if one.severity == "error"],
+        "wrong": [
+            f"{one.message} {one.remedy}"
+            for one in health(tensors, metadata)
+            if one.severity == "error"
+        ],
         "norm": sqrt(sum((x["norm"] or 0.0) ** 2 for x in layers.values())),
         "without_norm": sum(x["norm"] is None for x in layers.values()),
         "norm_by_block": _by_block(layers),
         "first_key": keys[0],
-        "readable_by": [name for name, target in FORMATS.items() if not why_not_exported(file, target)],
+        "readable_by": [
+            name
+            for name, target in FORMATS.items()
+            if not why_not_exported(file, target)
+        ],
         "written_by": _writer(metadata),
         "metadata": metadata,
         "by_layer": layers,
@@ -78,8 +104,8 @@ def _counts(values: Iterable[float]) -> dict[str, int]:
 
 
 def _by_block(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Frobenius norm of the changes of each block; of what stands outside of blocks by its own name. Changes that
-    multiply the weight have none without it."""
+    """Frobenius norm of the changes of each block; of what stands outside of blocks by
+    its own name. Changes that multiply the weight have none without it."""
     squares: dict[str, float] = defaultdict(float)
     for name, layer in layers.items():
         if layer["norm"] is None:
@@ -94,18 +120,24 @@ def _writer(metadata: Mapping[str, str]) -> str:
         software = json.loads(metadata.get("software", "{}"))
         return f"{software['name']} {software.get('version', '')}".strip()
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return next((title for key, title in WRITERS.items() if key in metadata), "unknown")
+        return next(
+            (title for key, title in WRITERS.items() if key in metadata), "unknown"
+        )
 
 
 def render(found: Mapping[str, Any]) -> str:
     """The facts as lines."""
 
     def counted(counts: Mapping[str, int]) -> str:
-        return ", ".join(key if len(counts) == 1 else f"{key} ({count} layers)" for key, count in counts.items())
+        return ", ".join(
+            key if len(counts) == 1 else f"{key} ({count} layers)"
+            for key, count in counts.items()
+        )
 
     largest = max(found["norm_by_block"].values(), default=0.0) or 1.0
     blocks = [
-        f"  {name:28} {norm:10.4g}  {'#' * round(30 * norm / largest)}" for name, norm in found["norm_by_block"].items()
+        f"  {name:28} {norm:10.4g}  {'#' * round(30 * norm / largest)}"
+        for name, norm in found["norm_by_block"].items()
     ]
     kinds = " and ".join(found["kinds"]) or "no change"
     if len(found["wrong"]) > 1:
@@ -121,7 +153,9 @@ def render(found: Mapping[str, Any]) -> str:
     size = f"layers {found['layers']}, parameters {found['parameters']:,}"
     if found["biases"]:
         size += f", biases {found['biases']}"
-    metadata = [f"  {key}: {_short(value)}" for key, value in sorted(found["metadata"].items())]
+    metadata = [
+        f"  {key}: {_short(value)}" for key, value in sorted(found["metadata"].items())
+    ]
     return "\n".join(
         [
             f"{found['file']}: {found['bytes'] / 1e6:.2f} MB, {kinds}, {found['dtype']}",

@@ -1,10 +1,12 @@
-"""Adapter files as other programs read them: files read in any known form, and written in the form of one program.
+"""Adapter files as other programs read them: files read in any known form, and written
+in the form of one program.
 
-A program is a row of `FORMATS`: what it reads with the meaning that the file has, found by running it on generated
-files (ComfyUI a125cd84, diffusers 0.42.1 with peft 0.21.2) or by its source (ComfyUI's names of layers at 17358c8f,
-musubi-tuner 0.3.4, ai-toolkit). Nothing
-is rounded on the way: the numbers keep the dtype of the file, and where a scale has to go into a matrix and does not
-fit into that, the file becomes float32.
+A program is a row of `FORMATS`: what it reads with the meaning that the file has, found
+by running it on generated files (ComfyUI a125cd84, diffusers 0.42.1 with peft 0.21.2)
+or by its source (ComfyUI's names of layers at 17358c8f, musubi-tuner 0.3.4,
+ai-toolkit). Nothing is rounded on the way: the numbers keep the dtype of the file, and
+where a scale has to go into a matrix and does not fit into that, the file becomes
+float32.
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 """
@@ -57,11 +59,14 @@ class AdapterFile:
         return tuple(sorted({kind_of(change) for change in self.changes.values()}))
 
 
-def read_adapter(path: Path, models: Collection[Layers], any_model: bool = False) -> AdapterFile:
-    """Reads a file whose model has the linear layers of one of `models`. any_model: or layers of other names.
+def read_adapter(
+    path: Path, models: Collection[Layers], any_model: bool = False
+) -> AdapterFile:
+    """Reads a file whose model has the linear layers of one of `models`. any_model: or
+    layers of other names.
 
-    Raises UserError where it cannot be read or is of none of them, with what the first of them lacks,
-    and without `any_model` where it changes nothing.
+    Raises UserError where it cannot be read or is of none of them, with what the first
+    of them lacks, and without `any_model` where it changes nothing.
     """
     tensors, metadata = read_tensors(path)
     if not tensors:
@@ -74,7 +79,9 @@ def read_adapter(path: Path, models: Collection[Layers], any_model: bool = False
             refused.append(error)
             continue
         if not changes and not any_model:
-            raise UserError(f"{path}: changes nothing: all that it adds is zero. Give another file.")
+            raise UserError(
+                f"{path}: changes nothing: all that it adds is zero. Give another file."
+            )
         dtypes = {tensor.dtype for tensor in tensors.values() if tensor.dim() >= 2}
         dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
         return AdapterFile(path, changes, dtype, metadata)
@@ -82,7 +89,8 @@ def read_adapter(path: Path, models: Collection[Layers], any_model: bool = False
 
 
 def kind_of(change: LayerDelta) -> str:
-    """lora, loha or lokr; dora, of whichever of them, where it has a magnitude; oft, boft or glora."""
+    """lora, loha or lokr; dora, of whichever of them, where it has a magnitude; oft,
+    boft or glora."""
     if change.magnitude is not None:
         return "dora"
     return _base_kind(change)
@@ -91,7 +99,14 @@ def kind_of(change: LayerDelta) -> str:
 def _base_kind(change: LayerDelta) -> str:
     if change.multiplied:
         return change.multiplied.name(change.parts)
-    return next((kind for kind, part in (("lora", "up"), ("loha", "hada_w1_a")) if part in change.parts), "lokr")
+    return next(
+        (
+            kind
+            for kind, part in (("lora", "up"), ("loha", "hada_w1_a"))
+            if part in change.parts
+        ),
+        "lokr",
+    )
 
 
 @dataclass(frozen=True)
@@ -107,13 +122,15 @@ class Format:
 
     down_up: tuple[str, str] = (".lora_A.weight", ".lora_B.weight")
     has_alpha: bool = True
-    """Whether a LoRA has an alpha; without, its scale is in the up matrix. LoHa and LoKr always have one."""
+    """Whether a LoRA has an alpha; without, its scale is in the up matrix. LoHa and
+    LoKr always have one."""
 
     kinds: tuple[str, ...] = ("lora", "loha", "lokr")
     """Kinds of change that it reads with the right meaning."""
 
     column_magnitude: str = ""
-    """Key of a DoRA's norms of input columns [1, I]; empty: it does not read them right."""
+    """Key of a DoRA's norms of input columns [1, I]; empty: it does not read them
+    right."""
 
     row_magnitude: str = ""
     """Key of a DoRA's norms of output rows [O, 1]."""
@@ -122,7 +139,8 @@ class Format:
     """The prefix for a model whose layers ComfyUI fuses, where that is another one."""
 
     is_fused: bool = False
-    """Whether layers that ComfyUI's weights hold as one (`lora_formats.ROWS_OF`) are one here."""
+    """Whether layers that ComfyUI's weights hold as one (`lora_formats.ROWS_OF`) are
+    one here."""
 
     bias: str = ""
     """Key of what is added to a bias; empty: it does not read them."""
@@ -145,10 +163,18 @@ _DOWN_UP = (".lora_down.weight", ".lora_up.weight")
 
 FORMATS: dict[str, Format] = {
     "comfyui": Format(
-        "ComfyUI", "diffusion_model.", column_magnitude=".dora_scale", bias=".diff_b", prefix_of_halves=""
+        "ComfyUI",
+        "diffusion_model.",
+        column_magnitude=".dora_scale",
+        bias=".diff_b",
+        prefix_of_halves="",
     ),
     "comfyui-fused": Format(
-        "ComfyUI's fused layers", "diffusion_model.", column_magnitude=".dora_scale", bias=".diff_b", is_fused=True
+        "ComfyUI's fused layers",
+        "diffusion_model.",
+        column_magnitude=".dora_scale",
+        bias=".diff_b",
+        is_fused=True,
     ),
     "diffusers": Format(
         "diffusers",
@@ -167,7 +193,9 @@ FORMATS: dict[str, Format] = {
         row_magnitude=".dora_scale",
     ),
     "musubi": Format("musubi-tuner", "lora_unet_", is_flat=True, down_up=_DOWN_UP),
-    "aitk": Format("ai-toolkit", "diffusion_model.", has_alpha=False, kinds=("lora", "lokr")),
+    "aitk": Format(
+        "ai-toolkit", "diffusion_model.", has_alpha=False, kinds=("lora", "lokr")
+    ),
 }
 
 
@@ -181,18 +209,28 @@ def why_not_exported(file: AdapterFile, target: Format) -> list[str]:
             found[f"{target.title} does not read {_TITLES[kind]}"] = None
         if magnitude is not None and not _magnitude_key(magnitude, target):
             axis = "rows" if len(magnitude) > 1 else "columns"
-            found[f"{target.title} does not read a DoRA with norms of {axis} as it is meant"] = None
+            found[
+                f"{target.title} does not read a DoRA with norms of {axis} as it is meant"
+            ] = None
         if change.bias is not None and not target.bias:
             found[f"{target.title} does not read changes of biases"] = None
     for parts in fused_layers(file.changes).values() if target.is_fused else ():
-        kinds = sorted({kind_of(file.changes[part]) for part in parts if part in file.changes})
+        kinds = sorted(
+            {kind_of(file.changes[part]) for part in parts if part in file.changes}
+        )
         if kinds not in (["lora"], ["loha"]):
             named = " and ".join(_TITLES[kind] for kind in kinds)
             found[f"{target.title} cannot be written of {named}"] = None
     return list(found)
 
 
-_TITLES = {"lora": "a LoRA", "loha": "a LoHa", "lokr": "a LoKr", "dora": "a DoRA", **TITLES}
+_TITLES = {
+    "lora": "a LoRA",
+    "loha": "a LoHa",
+    "lokr": "a LoKr",
+    "dora": "a DoRA",
+    **TITLES,
+}
 
 
 def _magnitude_key(magnitude: Tensor, target: Format) -> str:
@@ -202,34 +240,65 @@ def _magnitude_key(magnitude: Tensor, target: Format) -> str:
 
 
 def export(file: AdapterFile, target: Format) -> dict[str, Tensor]:
-    """The tensors of the file in the form of a program. Raises UserError where that cannot hold it."""
+    """The tensors of the file in the form of a program. Raises UserError where that
+    cannot hold it."""
     reasons = why_not_exported(file, target)
     if reasons:
-        raise UserError(f"{file.path}: {'; '.join(reasons)}. Merge it into the model, or extract a LoRA of it.")
+        raise UserError(
+            f"{file.path}: {'; '.join(reasons)}. Merge it into the model, or extract a LoRA of it."
+        )
     target = target.for_layers(file.changes)
     tensors: dict[str, Tensor] = {}
-    for module, change in (_fused(file.changes) if target.is_fused else file.changes).items():
-        tensors |= {target.stem(module) + suffix: tensor for suffix, tensor in _written(change, target).items()}
-    matrices = {name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")}
-    exact = all(torch.equal(tensor.to(file.dtype).float(), tensor) for tensor in matrices.values())
+    for module, change in (
+        _fused(file.changes) if target.is_fused else file.changes
+    ).items():
+        tensors |= {
+            target.stem(module) + suffix: tensor
+            for suffix, tensor in _written(change, target).items()
+        }
+    matrices = {
+        name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")
+    }
+    exact = all(
+        torch.equal(tensor.to(file.dtype).float(), tensor)
+        for tensor in matrices.values()
+    )
     dtype = file.dtype if exact else torch.float32
-    return {name: (t.to(dtype) if name in matrices else t).contiguous() for name, t in tensors.items()}
+    return {
+        name: (t.to(dtype) if name in matrices else t).contiguous()
+        for name, t in tensors.items()
+    }
 
 
 def _fused(changes: Mapping[str, LayerDelta]) -> dict[str, LayerDelta]:
-    """The changes with layers in parts joined to one, exactly: columns of the left factor meet rows of the right one of
-    the same part alone, so that ranks add up. A part that is not changed has no rank."""
+    """The changes with layers in parts joined to one, exactly: columns of the left
+    factor meet rows of the right one of the same part alone, so that ranks add up. A
+    part that is not changed has no rank."""
     joined = dict(changes)
     for whole, parts in fused_layers(changes).items():
         first = next(changes[part] for part in parts if part in changes)
         scale = first.scale or 1.0
-        found = [joined.pop(part, LayerDelta({n: _no_rank(first, n) for n in first.parts}, 0.0)) for part in parts]
+        found = [
+            joined.pop(
+                part, LayerDelta({n: _no_rank(first, n) for n in first.parts}, 0.0)
+            )
+            for part in parts
+        ]
         made: dict[str, Tensor] = {}
         for left, right in MATMUL_PAIRS:
             if left in first.parts:
-                factors = [one.scale / scale if left in ("up", "hada_w1_a") else 1.0 for one in found]
-                pieces = [factor * one.parts[left] for factor, one in zip(factors, found, strict=True)]
-                made |= {left: torch.block_diag(*pieces), right: torch.cat([one.parts[right] for one in found])}
+                factors = [
+                    one.scale / scale if left in ("up", "hada_w1_a") else 1.0
+                    for one in found
+                ]
+                pieces = [
+                    factor * one.parts[left]
+                    for factor, one in zip(factors, found, strict=True)
+                ]
+                made |= {
+                    left: torch.block_diag(*pieces),
+                    right: torch.cat([one.parts[right] for one in found]),
+                }
         if any(one.bias is not None for one in found):
             raise UserError(f"the bias of {whole} is changed. {NO_BIAS}")
         joined[whole] = LayerDelta(made, scale)
@@ -247,19 +316,26 @@ def _written(change: LayerDelta, target: Format) -> dict[str, Tensor]:
     parts = dict(change.parts)
     written = {}
     scale = change.scale
-    if ignores_alpha(parts):  # of two whole factors no program but peft counts a strength
+    if ignores_alpha(
+        parts
+    ):  # of two whole factors no program but peft counts a strength
         parts["lokr_w1"] = scale * parts["lokr_w1"]
         scale = 1.0
     magnitude = parts.pop("dora_scale", None)
     if "up" in parts:
         down, up = target.down_up
-        written = {down: parts["down"], up: parts["up"] if target.has_alpha else change.scale * parts["up"]}
+        written = {
+            down: parts["down"],
+            up: parts["up"] if target.has_alpha else change.scale * parts["up"],
+        }
     else:
         written = {f".{name}": tensor for name, tensor in parts.items()}
     if target.has_alpha or "up" not in parts:
         written[".alpha"] = torch.tensor(scale * rank_of(parts))
     if magnitude is not None:
-        written[_magnitude_key(magnitude, target)] = magnitude.flatten() if target.flat_magnitude else magnitude
+        written[_magnitude_key(magnitude, target)] = (
+            magnitude.flatten() if target.flat_magnitude else magnitude
+        )
     if change.bias is None:
         return written
     return {**(written if change.has_weight else {}), target.bias: change.bias}
@@ -270,9 +346,15 @@ OF_THE_FORM = (HEADER_METADATA, CONFIG_FILE, "sha256", "format")
 
 
 def kept_metadata(file: AdapterFile, target: Format | None = None) -> dict[str, str]:
-    """The file's metadata but for what is true of its own form alone. In a form without alphas these are the rank."""
-    kept = {key: value for key, value in file.metadata.items() if key not in OF_THE_FORM}
+    """The file's metadata but for what is true of its own form alone. In a form without
+    alphas these are the rank."""
+    kept = {
+        key: value for key, value in file.metadata.items() if key not in OF_THE_FORM
+    }
     if target and not target.has_alpha and "lora" in file.kinds:
-        ranks = {"alpha": kept.get("rank"), "ss_network_alpha": kept.get("ss_network_dim")}
+        ranks = {
+            "alpha": kept.get("rank"),
+            "ss_network_alpha": kept.get("ss_network_dim"),
+        }
         kept |= {key: rank for key, rank in ranks.items() if key in kept and rank}
     return kept

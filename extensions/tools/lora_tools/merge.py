@@ -47,8 +47,11 @@ def _sources(files: Sequence[tuple[AdapterFile, float]]) -> str:
     return ", ".join(f"{file.path.name}:{strength:g}" for file, strength in files)
 
 
-def _changes(files: Sequence[tuple[AdapterFile, float]]) -> dict[str, list[tuple[LayerDelta, float]]]:
-    """Name of a weight or bias -> what each file changes of it, and the file's strength."""
+def _changes(
+    files: Sequence[tuple[AdapterFile, float]],
+) -> dict[str, list[tuple[LayerDelta, float]]]:
+    """Name of a weight or bias -> what each file changes of it, and the file's
+    strength."""
     changes: dict[str, list[tuple[LayerDelta, float]]] = defaultdict(list)
     for file, strength in files:
         for name, change in file.changes.items():
@@ -59,7 +62,8 @@ def _changes(files: Sequence[tuple[AdapterFile, float]]) -> dict[str, list[tuple
 
 
 def _check_biases(changes: Collection[str], base: Collection[str]) -> int:
-    """The number of layers that are changed. Raises UserError for the bias of one without."""
+    """The number of layers that are changed. Raises UserError for the bias of one
+    without."""
     absent = [name for name in changes if name not in base]
     if absent:
         raise UserError(f"{absent[0]} is changed. {NO_BIAS}")
@@ -87,47 +91,84 @@ class MergeProcess(BaseExtensionProcess):
         else:
             self._into_file(files, output)
 
-    def _into_model(self, base: Path, files: Sequence[tuple[AdapterFile, float]], output: Path) -> None:
-        """A model folder of the base's layout, whose weights are read, changed and written one after the other."""
+    def _into_model(
+        self, base: Path, files: Sequence[tuple[AdapterFile, float]], output: Path
+    ) -> None:
+        """A model folder of the base's layout, whose weights are read, changed and
+        written one after the other."""
         family = family_for(ModelConfig(name_or_path=str(base)))
         part = base / family.trained_part
         shards = weight_files(part)
         changes = _changes(files)
         loss = Loss()
-        layers = _check_biases(changes, {name for shard in shards for name in tensor_shapes(shard)})
+        layers = _check_biases(
+            changes, {name for shard in shards for name in tensor_shapes(shard)}
+        )
 
         def merged_of(shard: Path) -> dict[str, Tensor]:
             weights, _ = read_tensors(shard)
-            return {name: self._merged(name, weight, changes.get(name, ()), loss) for name, weight in weights.items()}
+            return {
+                name: self._merged(name, weight, changes.get(name, ()), loss)
+                for name, weight in weights.items()
+            }
 
         if not self.section.writes_folder():
-            tensors = {name: weight for shard in shards for name, weight in merged_of(shard).items()}
-            self._write_single_file(output, in_one(tensors, markers_of(family.title)), files, layers, loss)
+            tensors = {
+                name: weight
+                for shard in shards
+                for name, weight in merged_of(shard).items()
+            }
+            self._write_single_file(
+                output, in_one(tensors, markers_of(family.title)), files, layers, loss
+            )
             return
         with atomic_write_dir(output) as new:
             place_parts(base, new, without={family.trained_part})
-            for other in sorted(path for path in part.iterdir() if path.is_file() and path not in shards):
+            for other in sorted(
+                path for path in part.iterdir() if path.is_file() and path not in shards
+            ):
                 place_file(other, new / family.trained_part / other.name)
             for shard in shards:
-                write_safetensors_verified(new / family.trained_part / shard.name, merged_of(shard), None)
-        logger.info(f"{output}: {len(files)} files merged into {layers} layers; {loss}, by rounding")
+                write_safetensors_verified(
+                    new / family.trained_part / shard.name, merged_of(shard), None
+                )
+        logger.info(
+            f"{output}: {len(files)} files merged into {layers} layers; {loss}, by rounding"
+        )
 
-    def _into_single_file(self, base: Path, pairs: Sequence[tuple[str, float]], output: Path) -> None:
-        """A transformer's file of a base that is one; in bfloat16 of an 8-bit base, unless `dtype` says otherwise."""
+    def _into_single_file(
+        self, base: Path, pairs: Sequence[tuple[str, float]], output: Path
+    ) -> None:
+        """A transformer's file of a base that is one; in bfloat16 of an 8-bit base,
+        unless `dtype` says otherwise."""
         with ExitStack() as stack:
             reader = ShardReader(base, stack, base)
             loss = Loss()
-            sizes = {name.removesuffix(".weight"): (shape[1], shape[0]) for name, shape in reader.matrices().items()}
-            files = [(read_adapter(Path(file).expanduser(), [sizes]), strength) for file, strength in pairs]
+            sizes = {
+                name.removesuffix(".weight"): (shape[1], shape[0])
+                for name, shape in reader.matrices().items()
+            }
+            files = [
+                (read_adapter(Path(file).expanduser(), [sizes]), strength)
+                for file, strength in pairs
+            ]
             changes = _changes(files)
             dtype = torch.bfloat16 if reader.in_codes() else None
             layers = _check_biases(changes, reader.names)
-            markers = [name for name in map(without_prefix, shapes_of(base)) if MARKERS.get(name)]
+            markers = [
+                name
+                for name in map(without_prefix, shapes_of(base))
+                if MARKERS.get(name)
+            ]
             tensors = {}
             for name in sorted(reader.names):
                 weight = reader.take(name)
-                tensors[name] = self._merged(name, weight.to(dtype or weight.dtype), changes.get(name, ()), loss)
-            self._write_single_file(output, in_one(tensors, markers), files, layers, loss)
+                tensors[name] = self._merged(
+                    name, weight.to(dtype or weight.dtype), changes.get(name, ()), loss
+                )
+            self._write_single_file(
+                output, in_one(tensors, markers), files, layers, loss
+            )
 
     def _write_single_file(
         self,
@@ -138,24 +179,42 @@ class MergeProcess(BaseExtensionProcess):
         loss: Loss,
     ) -> None:
         write_lora(output, tensors, {"merged_from": _sources(files)})
-        logger.info(f"{output}: {len(files)} files merged into {layers} layers for ComfyUI; {loss}, by rounding")
+        logger.info(
+            f"{output}: {len(files)} files merged into {layers} layers for ComfyUI; {loss}, by rounding"
+        )
 
-    def _merged(self, name: str, weight: Tensor, changes: Sequence[tuple[LayerDelta, float]], loss: Loss) -> Tensor:
+    def _merged(
+        self,
+        name: str,
+        weight: Tensor,
+        changes: Sequence[tuple[LayerDelta, float]],
+        loss: Loss,
+    ) -> Tensor:
         if weight.dtype not in DTYPES.values():
-            raise UserError(f"base: {name} is {weight.dtype}; {', '.join(DTYPES)} can be merged into.")
+            raise UserError(
+                f"base: {name} is {weight.dtype}; {', '.join(DTYPES)} can be merged into."
+            )
         changed = weight.float()
         for change, strength in changes:
             of_bias = change.bias if name.endswith(".bias") else None
-            changed = changed + strength * (change.delta_for(changed) if of_bias is None else of_bias)
-        written = changed.to(number_type(self.section.dtype, [weight.dtype])).contiguous()
+            changed = changed + strength * (
+                change.delta_for(changed) if of_bias is None else of_bias
+            )
+        written = changed.to(
+            number_type(self.section.dtype, [weight.dtype])
+        ).contiguous()
         if changes:
             loss.add(changed - weight.float(), written.float() - weight.float())
         return written
 
-    def _into_file(self, files: Sequence[tuple[AdapterFile, float]], output: Path) -> None:
-        """The sum of the changes: rows and columns of all matrices together, or the nearest LoRA of `rank`.
+    def _into_file(
+        self, files: Sequence[tuple[AdapterFile, float]], output: Path
+    ) -> None:
+        """The sum of the changes: rows and columns of all matrices together, or the
+        nearest LoRA of `rank`.
 
-        The largest strength stays in alpha, where nothing is rounded; what another differs from it by goes into `up`.
+        The largest strength stays in alpha, where nothing is rounded; what another
+        differs from it by goes into `up`.
         """
         pairs: dict[str, list[tuple[LayerDelta, float]]] = defaultdict(list)
         biases: dict[str, Tensor] = {}
@@ -172,22 +231,37 @@ class MergeProcess(BaseExtensionProcess):
                     of_weight = pairs[name][0][0].shape
                 else:
                     of_weight = change.shape
-                if change.shape != of_weight or change.shape[0] != outputs.setdefault(name, change.shape[0]):
-                    raise UserError(f"{file.path}: {name} has another size than in the files before: another model's.")
+                if change.shape != of_weight or change.shape[0] != outputs.setdefault(
+                    name, change.shape[0]
+                ):
+                    raise UserError(
+                        f"{file.path}: {name} has another size than in the files before: another model's."
+                    )
                 if change.has_weight:
                     pairs[name].append((change, strength * change.scale))
                 if change.bias is not None:
                     biases[name] = biases.get(name, 0) + strength * change.bias
         dtype = number_type(self.section.dtype, (file.dtype for file, _ in files))
-        tensors = {f"{EXPORTED_PREFIX}{name}.diff_b": bias.to(dtype) for name, bias in biases.items()}
+        tensors = {
+            f"{EXPORTED_PREFIX}{name}.diff_b": bias.to(dtype)
+            for name, bias in biases.items()
+        }
         loss = Loss()
         for name, of_layer in pairs.items():
             scale = max((scale for _, scale in of_layer), key=abs) or 1.0
-            up = torch.cat([scale_of / scale * change.parts["up"] for change, scale_of in of_layer], 1)
+            up = torch.cat(
+                [
+                    scale_of / scale * change.parts["up"]
+                    for change, scale_of in of_layer
+                ],
+                1,
+            )
             down = torch.cat([change.parts["down"] for change, _ in of_layer])
             meant_OI = scale * up @ down
             if self.section.rank and len(down) > self.section.rank:
-                up, down, _ = extract_lora(LayerDelta({"up": up, "down": down}, 1.0), self.section.rank)
+                up, down, _ = extract_lora(
+                    LayerDelta({"up": up, "down": down}, 1.0), self.section.rank
+                )
             of_file, written_OI = lora_tensors(name, up, down, scale, dtype)
             tensors |= of_file
             loss.add(meant_OI, written_OI)
@@ -199,4 +273,6 @@ class MergeProcess(BaseExtensionProcess):
                 metadata[BASE_MODEL] = model
         write_lora(output, for_every_program(tensors, outputs), metadata)
         said = str(dtype).removeprefix("torch.")
-        logger.info(f"{output}: {len(files)} files in {len(outputs)} layers, {said}; {loss}")
+        logger.info(
+            f"{output}: {len(files)} files in {len(outputs)} layers, {said}; {loss}"
+        )

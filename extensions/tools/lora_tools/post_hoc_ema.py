@@ -1,12 +1,16 @@
-"""Averages of saved checkpoints, chosen after the training: exponential, or with the profile of a power function.
+"""Averages of saved checkpoints, chosen after the training: exponential, or with the
+profile of a power function.
 
-Each matrix is averaged on its own, as an average during training is. Checkpoints are given oldest first:
+Each matrix is averaged on its own, as an average during training is. Checkpoints are
+given oldest first:
 
     average = beta_i * average + (1 - beta_i) * checkpoint_i,   from the first checkpoint on.
 
-A power function t^gamma over the steps has beta_i = (t_before / t_i)^(gamma + 1), whatever the distances between the
-checkpoints. Source: Karras et al., arXiv 2312.02696, section 3.1 and algorithm 2 (gamma of a relative width sigma_rel).
-musubi-tuner (lora_post_hoc_ema.py) counts files in the place of steps, from one too early: its first has no weight.
+A power function t^gamma over the steps has beta_i = (t_before / t_i)^(gamma + 1),
+whatever the distances between the checkpoints. Source: Karras et al., arXiv 2312.02696,
+section 3.1 and algorithm 2 (gamma of a relative width sigma_rel). musubi-tuner
+(lora_post_hoc_ema.py) counts files in the place of steps, from one too early: its first
+has no weight.
 """
 
 from __future__ import annotations
@@ -27,30 +31,43 @@ from toolkit.optim.ema import gamma_of
 
 
 def power_betas(steps: Sequence[int], sigma_rel: float) -> list[float]:
-    """The betas of all checkpoints but the first, by the steps they were saved at (rising)."""
+    """The betas of all checkpoints but the first, by the steps they were saved at
+    (rising)."""
     gamma = gamma_of(sigma_rel)
     return [(before / step) ** (gamma + 1) for before, step in pairwise(steps)]
 
 
 def linear_betas(count: int, beta: float, beta2: float | None = None) -> list[float]:
-    """The betas of `count` checkpoints but the first, from `beta` to `beta2` in even steps."""
+    """The betas of `count` checkpoints but the first, from `beta` to `beta2` in even
+    steps."""
     merges = count - 1
     last = beta if beta2 is None else beta2
-    return [beta + (last - beta) * index / max(1, merges - 1) for index in range(merges)]
+    return [
+        beta + (last - beta) * index / max(1, merges - 1) for index in range(merges)
+    ]
 
 
 def steps_of(files: Sequence[Path]) -> list[int]:
-    """The optimizer step of each file: by its metadata, else the last number in its name.
+    """The optimizer step of each file: by its metadata, else the last number in its
+    name.
 
     Raises UserError where a file has neither, or two have the same.
     """
     steps = [_step_of(file) for file in files]
     for file, step in zip(files, steps, strict=True):
         if step is None:
-            raise UserError(f"{file}: neither its metadata nor its name says of which step it is.")
+            raise UserError(
+                f"{file}: neither its metadata nor its name says of which step it is."
+            )
         if steps.count(step) > 1:
-            others = [str(other) for other, its in zip(files, steps, strict=True) if its == step]
-            raise UserError(f"{' and '.join(others)} are of the same step, {step}. Leave one of them out.")
+            others = [
+                str(other)
+                for other, its in zip(files, steps, strict=True)
+                if its == step
+            ]
+            raise UserError(
+                f"{' and '.join(others)} are of the same step, {step}. Leave one of them out."
+            )
     return [step for step in steps if step is not None]
 
 
@@ -63,35 +80,57 @@ def _step_of(file: Path) -> int | None:
 
 
 def average(files: Sequence[Path], betas: Sequence[float]) -> dict[str, Tensor]:
-    """The average of files with the same keys, oldest first, in the dtypes of the first; computed in float32.
+    """The average of files with the same keys, oldest first, in the dtypes of the
+    first; computed in float32.
 
-    betas: of each file but the first. Alphas, and what is not a floating-point number, have to be equal in all. Raises
-    UserError where the files do not match.
+    betas: of each file but the first. Alphas, and what is not a floating-point number,
+    have to be equal in all. Raises UserError where the files do not match.
     """
     first, _ = read_tensors(files[0])
-    mean = {name: tensor.float() for name, tensor in first.items() if _is_averaged(name, tensor)}
-    for file, beta, tensors in zip(files[1:], betas, _following(files, first), strict=True):
+    mean = {
+        name: tensor.float()
+        for name, tensor in first.items()
+        if _is_averaged(name, tensor)
+    }
+    for file, beta, tensors in zip(
+        files[1:], betas, _following(files, first), strict=True
+    ):
         for name, value in mean.items():
             value.mul_(beta).add_(tensors[name].float(), alpha=1 - beta)
             if not torch.isfinite(value).all():
                 raise UserError(f"{file}: {name} is not finite.")
-    return {name: mean[name].to(tensor.dtype) if name in mean else tensor for name, tensor in first.items()}
+    return {
+        name: mean[name].to(tensor.dtype) if name in mean else tensor
+        for name, tensor in first.items()
+    }
 
 
-def _following(files: Sequence[Path], first: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+def _following(
+    files: Sequence[Path], first: Mapping[str, Tensor]
+) -> Iterator[Mapping[str, Tensor]]:
     """The tensors of each file behind the first, checked against it."""
     for file in files[1:]:
         tensors, _ = read_tensors(file)
         differing = sorted(first.keys() ^ tensors.keys())
         if differing:
             where = file if differing[0] not in tensors else files[0]
-            raise UserError(f"{where}: lacks {differing[0]!r}, which the other files have. Are they of one run?")
+            raise UserError(
+                f"{where}: lacks {differing[0]!r}, which the other files have. Are they of one run?"
+            )
         for name, tensor in tensors.items():
             if tensor.shape != first[name].shape:
-                shapes = f"{list(tensor.shape)}, and {list(first[name].shape)} in {files[0]}"
-                raise UserError(f"{file}: {name} has the shape {shapes}. Are they of one run?")
-            if not _is_averaged(name, tensor) and not torch.allclose(tensor.float(), first[name].float()):
-                raise UserError(f"{file}: {name} differs from that of {files[0]}. Are they of one run?")
+                shapes = (
+                    f"{list(tensor.shape)}, and {list(first[name].shape)} in {files[0]}"
+                )
+                raise UserError(
+                    f"{file}: {name} has the shape {shapes}. Are they of one run?"
+                )
+            if not _is_averaged(name, tensor) and not torch.allclose(
+                tensor.float(), first[name].float()
+            ):
+                raise UserError(
+                    f"{file}: {name} differs from that of {files[0]}. Are they of one run?"
+                )
         yield tensors
 
 

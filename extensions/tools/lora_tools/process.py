@@ -1,4 +1,5 @@
-"""The processes of the tools; those of `convert`, `resize` and `post_hoc_ema` are here."""
+"""The processes of the tools; those of `convert`, `resize` and `post_hoc_ema` are
+here."""
 
 from __future__ import annotations
 
@@ -9,13 +10,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extensions.tools.lora_tools.config import ConvertConfig, PostHocEmaConfig, ResizeConfig
+from extensions.tools.lora_tools.config import (
+    ConvertConfig,
+    PostHocEmaConfig,
+    ResizeConfig,
+)
 from extensions.tools.lora_tools.extract import ExtractProcess
-from extensions.tools.lora_tools.files import number_type, read_lora, write_lora, write_lowrank
+from extensions.tools.lora_tools.files import (
+    number_type,
+    read_lora,
+    write_lora,
+    write_lowrank,
+)
 from extensions.tools.lora_tools.inspect import InspectProcess
 from extensions.tools.lora_tools.lora_export import FORMATS, export, kept_metadata
 from extensions.tools.lora_tools.merge import MergeProcess
-from extensions.tools.lora_tools.post_hoc_ema import average, linear_betas, power_betas, steps_of
+from extensions.tools.lora_tools.post_hoc_ema import (
+    average,
+    linear_betas,
+    power_betas,
+    steps_of,
+)
 from extensions.tools.lora_tools.scale import ScaleProcess
 from jobs.process import BaseExtensionProcess
 from toolkit.networks.lora_formats import read_tensors
@@ -25,8 +40,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OF_THE_KIND = re.compile("network_type$|rank$|alpha$|lokr_factor$|ss_network_|modelspec.architecture$")
-"""Metadata that describe the kind and the rank of the network: not true of the LoRA that `resize` makes of it."""
+OF_THE_KIND = re.compile(
+    "network_type$|rank$|alpha$|lokr_factor$|ss_network_|modelspec.architecture$"
+)
+"""Metadata that describe the kind and the rank of the network: not true of the LoRA
+that `resize` makes of it."""
 
 __all__ = [
     "ConvertProcess",
@@ -47,15 +65,25 @@ class ConvertProcess(BaseExtensionProcess):
     def run(self) -> None:
         super().run()
         section, target = self.section, FORMATS[self.section.to]
-        file = read_lora(section.input, section.model_folder() if section.model else None)
+        file = read_lora(
+            section.input, section.model_folder() if section.model else None
+        )
         tensors = export(file, target)
         write_lora(section.output_path(), tensors, kept_metadata(file, target))
-        dtype = next(tensor.dtype for name, tensor in tensors.items() if not name.endswith(".alpha"))
+        dtype = next(
+            tensor.dtype
+            for name, tensor in tensors.items()
+            if not name.endswith(".alpha")
+        )
         if dtype == file.dtype:
             rounded = ""
         else:
-            rounded = f"; {dtype}, as alpha / rank in the matrices does not fit {file.dtype}"
-        logger.info(f"{section.output}: {len(file.changes)} layers for {target.title}{rounded}")
+            rounded = (
+                f"; {dtype}, as alpha / rank in the matrices does not fit {file.dtype}"
+            )
+        logger.info(
+            f"{section.output}: {len(file.changes)} layers for {target.title}{rounded}"
+        )
 
 
 class ResizeProcess(BaseExtensionProcess):
@@ -66,9 +94,20 @@ class ResizeProcess(BaseExtensionProcess):
     def run(self) -> None:
         super().run()
         section = self.section
-        file = read_lora(section.input, section.model_folder() if section.model else None)
-        kept = {key: text for key, text in kept_metadata(file).items() if not OF_THE_KIND.match(key)}
-        write_lowrank(section, file.changes.items(), kept, number_type(section.dtype, [file.dtype]))
+        file = read_lora(
+            section.input, section.model_folder() if section.model else None
+        )
+        kept = {
+            key: text
+            for key, text in kept_metadata(file).items()
+            if not OF_THE_KIND.match(key)
+        }
+        write_lowrank(
+            section,
+            file.changes.items(),
+            kept,
+            number_type(section.dtype, [file.dtype]),
+        )
 
 
 class PostHocEmaProcess(BaseExtensionProcess):
@@ -88,16 +127,34 @@ class PostHocEmaProcess(BaseExtensionProcess):
         else:
             betas = linear_betas(len(files), section.beta, section.beta2)
         tensors = average(files, betas)
-        recipe = {"files": [file.name for file in files], "steps": steps, "betas": [round(beta, 6) for beta in betas]}
+        recipe = {
+            "files": [file.name for file in files],
+            "steps": steps,
+            "betas": [round(beta, 6) for beta in betas],
+        }
         self._write(tensors, read_tensors(files[-1])[1], recipe)
         for step, share, file in zip(steps, _shares(betas), files, strict=True):
             logger.info(f"{share:7.2%} of step {step}: {file.name}")
         logger.info(f"{section.output}: the average of {len(files)} files")
 
-    def _write(self, tensors: dict[str, Tensor], metadata: Mapping[str, str], recipe: Mapping[str, object]) -> None:
-        """Writes the tensors with the metadata of a file of the run and the recipe of the average."""
-        kept = {key: value for key, value in metadata.items() if key not in ("sha256", "format")}
-        write_lora(self.section.output_path(), tensors, {**kept, "post_hoc_ema": json.dumps(recipe)})
+    def _write(
+        self,
+        tensors: dict[str, Tensor],
+        metadata: Mapping[str, str],
+        recipe: Mapping[str, object],
+    ) -> None:
+        """Writes the tensors with the metadata of a file of the run and the recipe of
+        the average."""
+        kept = {
+            key: value
+            for key, value in metadata.items()
+            if key not in ("sha256", "format")
+        }
+        write_lora(
+            self.section.output_path(),
+            tensors,
+            {**kept, "post_hoc_ema": json.dumps(recipe)},
+        )
 
 
 def _shares(betas: list[float]) -> list[float]:

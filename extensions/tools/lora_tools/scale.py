@@ -5,7 +5,11 @@ from __future__ import annotations
 import logging
 
 from extensions.tools.lora_tools.config import ScaleConfig
-from extensions.tools.lora_tools.files import read_lora, refuse_what_needs_the_base, write_lora
+from extensions.tools.lora_tools.files import (
+    read_lora,
+    refuse_what_needs_the_base,
+    write_lora,
+)
 from extensions.tools.shared.blocks import read_blocks, strength_in
 from jobs.process import BaseExtensionProcess
 from toolkit.errors import UserError
@@ -16,25 +20,36 @@ from toolkit.networks.targets import block_in
 logger = logging.getLogger(__name__)
 
 SCALED = (
-    *(".lora_B.weight", ".lora_B.default.weight", ".lora_up.weight", ".lora.up.weight", ".lora_B.bias"),
+    *(
+        ".lora_B.weight",
+        ".lora_B.default.weight",
+        ".lora_up.weight",
+        ".lora.up.weight",
+        ".lora_B.bias",
+    ),
     *(".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".diff", ".diff_b"),
 )
-"""Ends of the keys that a strength is multiplied into: one factor of each change, and changes of biases."""
+"""Ends of the keys that a strength is multiplied into: one factor of each change, and
+changes of biases."""
 
 STRENGTHS = "block_strengths"
 """Key of the metadata: the entries that the file was scaled by."""
 
 
 class ScaleProcess(BaseExtensionProcess):
-    """Multiplies in float32; a tensor that its dtype cannot hold exactly becomes float32."""
+    """Multiplies in float32; a tensor that its dtype cannot hold exactly becomes
+    float32."""
 
     section: ScaleConfig
 
     def run(self) -> None:
-        """Raises UserError for a change that depends on the model's weights, and for blocks that the file lacks."""
+        """Raises UserError for a change that depends on the model's weights, and for
+        blocks that the file lacks."""
         super().run()
         section, blocks = self.section, read_blocks(self.section.blocks)
-        file = read_lora(section.input, section.model_folder() if section.model else None)
+        file = read_lora(
+            section.input, section.model_folder() if section.model else None
+        )
         for name, change in file.changes.items():
             refuse_what_needs_the_base(name, change)
         tensors, metadata = read_tensors(file.path)
@@ -45,18 +60,34 @@ class ScaleProcess(BaseExtensionProcess):
                     has = f"It has blocks {min(known)} to {max(known)}."
                 else:
                     has = "Its layers are in no blocks."
-                raise UserError(f"blocks: {section.input} changes none of blocks {one.first} to {one.last}. {has}")
+                raise UserError(
+                    f"blocks: {section.input} changes none of blocks {one.first} to {one.last}. {has}"
+                )
         strengths = {key: strength_in(key, blocks) for key in tensors}
-        strengths = {key: strength for key, strength in strengths.items() if strength != 1}
+        strengths = {
+            key: strength for key, strength in strengths.items() if strength != 1
+        }
         scaled = {key for key in strengths if key.endswith(SCALED)}
-        left = {split_key(key)[0] for key in strengths} - {split_key(key)[0] for key in scaled}
+        left = {split_key(key)[0] for key in strengths} - {
+            split_key(key)[0] for key in scaled
+        }
         if left:
-            raise UserError(f"{section.input}: {min(left)} is in a form that is not scaled. Convert the file first.")
+            raise UserError(
+                f"{section.input}: {min(left)} is in a form that is not scaled. Convert the file first."
+            )
         for key in scaled:
             exact = tensors[key].float() * strengths[key]
             stored = exact.to(tensors[key].dtype)
             tensors[key] = stored if stored.float().equal(exact) else exact
-        kept = {key: text for key, text in metadata.items() if key not in ("sha256", "format")}
-        told = "; ".join(filter(None, [kept.get(STRENGTHS, ""), " ".join(section.blocks)]))
+        kept = {
+            key: text
+            for key, text in metadata.items()
+            if key not in ("sha256", "format")
+        }
+        told = "; ".join(
+            filter(None, [kept.get(STRENGTHS, ""), " ".join(section.blocks)])
+        )
         write_lora(section.output_path(), tensors, kept | {STRENGTHS: told})
-        logger.info(f"{section.output}: {len(scaled)} of {len(tensors)} tensors scaled ({' '.join(section.blocks)})")
+        logger.info(
+            f"{section.output}: {len(scaled)} of {len(tensors)} tensors scaled ({' '.join(section.blocks)})"
+        )

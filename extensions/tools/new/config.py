@@ -11,11 +11,24 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from extensions.tools.shared.examples import LAYERS, MASCOTS, MODELS, WITHOUT_GPU, is_small, layers_in, written_job
+from extensions.tools.shared.examples import (
+    LAYERS,
+    MASCOTS,
+    MODELS,
+    WITHOUT_GPU,
+    is_small,
+    layers_in,
+    written_job,
+)
 from extensions.tools.shared.keys import check_folder, name_like
 from extensions.tools.shared.pairs import FoundPairs, found_pairs, is_table
 from toolkit.commands import command
-from toolkit.config.reading.field_types import PathStr, as_list, schema_of_list, value_error
+from toolkit.config.reading.field_types import (
+    PathStr,
+    as_list,
+    schema_of_list,
+    value_error,
+)
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
 from toolkit.config.sections.model import ModelConfig
@@ -30,16 +43,21 @@ from toolkit.version import with_addresses
 def _run_name(name: str) -> str:
     if re.fullmatch(r"\w[\w.-]*", name):
         return name
-    message = f"{name!r} cannot be the name of a run: letters, digits, '_', '-' and '.' only."
+    message = (
+        f"{name!r} cannot be the name of a run: letters, digits, '_', '-' and '.' only."
+    )
     raise value_error(f"{message} Write {name_like(name, 'my_char')!r}.")
 
 
 class NewConfig(ToolConfig):
-    """`type: new`: writes a job that trains a character or a style on a folder of images, or an edit on pairs of them,
-    based on the example for this GPU, then checks the images (`lint`, with a preview page) and prints the plan."""
+    """`type: new`: writes a job that trains a character or a style on a folder of
+    images, or an edit on pairs of them, based on the example for this GPU, then checks
+    the images (`lint`, with a preview page) and prints the plan."""
 
     process_types: ClassVar[tuple[str, ...]] = ("new",)
-    example: ClassVar[str] = "my_char config/examples/photos --model config/examples/tiny_mascots"
+    example: ClassVar[str] = (
+        "my_char config/examples/photos --model config/examples/tiny_mascots"
+    )
     positional: ClassVar[tuple[str, ...]] = ("job_name", "folder")
 
     common_words: ClassVar = {
@@ -55,26 +73,34 @@ class NewConfig(ToolConfig):
     """Name of the run and of its files: letters, digits, `_`, `-` and `.`."""
 
     folder: PathStr
-    """Folder of images, or one whose subfolders are named `<repeats>_<name>`; for pairs the images after the edit, or a
-    folder of both, or a table with columns for both (CSV, TSV, JSON, JSONL)."""
+    """Folder of images, or one whose subfolders are named `<repeats>_<name>`; for pairs
+    the images after the edit, or a folder of both, or a table with columns for both
+    (CSV, TSV, JSON, JSONL)."""
 
-    control_path: Annotated[tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})] = ()
-    """For pairs: the folder of the images before the edit, or several, in the order of *Picture 1*, *Picture 2*. Not
-    needed where names or a table say what the pairs are."""
+    control_path: Annotated[
+        tuple[PathStr, ...],
+        BeforeValidator(as_list),
+        schema_of_list({"type": "string"}),
+    ] = ()
+    """For pairs: the folder of the images before the edit, or several, in the order of
+    *Picture 1*, *Picture 2*. Not needed where names or a table say what the pairs
+    are."""
 
     default_caption: str = ""
-    """Caption of images that have none; of pairs the instruction, such as "turn the photo into a drawing"."""
+    """Caption of images that have none; of pairs the instruction, such as "turn the
+    photo into a drawing"."""
 
     trigger_word: str = ""
     """Word for the character or style in prompts. Empty: `job_name`; of pairs none."""
 
     model: PathStr = ""
-    """Hub id, local folder, or file of a transformer as ComfyUI keeps it (docs/models.md). Empty: the one of the
-    example."""
+    """Hub id, local folder, or file of a transformer as ComfyUI keeps it
+    (docs/models.md). Empty: the one of the example."""
 
     gpu: int = Field(default=0, ge=0)
-    """Memory of the GPU in GB, such as 24. The least is 4 for Qwen-Image-2.1, 12 for Qwen-Image-Layered, and 6 for the
-    others. 0: that of this machine's GPU, or 24 if it has none."""
+    """Memory of the GPU in GB, such as 24. The least is 4 for Qwen-Image-2.1, 12 for
+    Qwen-Image-Layered, and 6 for the others. 0: that of this machine's GPU, or 24 if it
+    has none."""
 
     output: PathStr = ""
     """File to write. Empty: `config/<job_name>.yaml`."""
@@ -88,7 +114,15 @@ class NewConfig(ToolConfig):
         pairs = self.pairs()
         trigger = self.trigger_word or ("" if pairs else self.job_name)
         gpu = self.gpu_gb() or WITHOUT_GPU
-        text = written_job(self.job_name, self.folder, trigger, self.model, gpu, pairs, self.default_caption)
+        text = written_job(
+            self.job_name,
+            self.folder,
+            trigger,
+            self.model,
+            gpu,
+            pairs,
+            self.default_caption,
+        )
         return with_addresses(text)
 
     def pairs(self) -> FoundPairs | None:
@@ -100,19 +134,21 @@ class NewConfig(ToolConfig):
         return self.gpu or round(least_memory() / 2**30)
 
     def assumed_gb(self) -> int:
-        """GB of the card that stands for the GPU of the job in its plan; 0: this machine's own counts, or none is
-        needed."""
+        """GB of the card that stands for the GPU of the job in its plan; 0: this
+        machine's own counts, or none is needed."""
         if self.gpu or (not self.gpu_gb() and not is_small(self.model)):
             return self.gpu or WITHOUT_GPU
         return 0
 
     def why_not_here(self) -> str:
-        """Why the job does not start on this machine, as its plan says it; empty: it may."""
+        """Why the job does not start on this machine, as its plan says it; empty: it
+        may."""
         size = model_bytes(ModelConfig(name_or_path=self.model or MODELS[0].id))
         return why_no_device_here("cuda:0", size).removesuffix(TO_TRY).strip()
 
     def command_to_try(self) -> str:
-        """This command for the small model, which trains on any machine, under another name."""
+        """This command for the small model, which trains on any machine, under another
+        name."""
         small = ["--model", f"config/examples/{MASCOTS}"]
         if self.control_path:
             pairs = ["--control-path", *self.control_path]
@@ -122,11 +158,13 @@ class NewConfig(ToolConfig):
             caption = ["--default-caption", self.default_caption]
         else:
             caption = []
-        return command("new", f"{self.job_name}_try", self.folder, *small, *pairs, *caption)
+        return command(
+            "new", f"{self.job_name}_try", self.folder, *small, *pairs, *caption
+        )
 
     def is_as_written(self) -> bool:
-        """Whether the file to write is there as this command writes it: an earlier call was interrupted, or found
-        mistakes in the images."""
+        """Whether the file to write is there as this command writes it: an earlier call
+        was interrupted, or found mistakes in the images."""
         with suppress(UserError, OSError, UnicodeDecodeError):
             return self.path().read_text(encoding="utf-8") == self.job_text()
         return False
@@ -141,7 +179,10 @@ class NewConfig(ToolConfig):
         yield from self._model_findings(job)
         if Path(self.job_name).is_dir() and not Path(self.folder).exists():
             message = f"{self.folder!r} is not a folder, and {self.job_name!r} is one: the name comes first. "
-            yield Diagnostic(("folder",), f"{message}Write: {command('new', self.folder, self.job_name)}")
+            yield Diagnostic(
+                ("folder",),
+                f"{message}Write: {command('new', self.folder, self.job_name)}",
+            )
         else:
             if is_table(self.folder):
                 found = []
@@ -158,9 +199,13 @@ class NewConfig(ToolConfig):
         else:
             file = file_in_the_way(path.parent)
             if file:
-                yield Diagnostic(("output",), f"'{file}' is a file. Give another place.")
+                yield Diagnostic(
+                    ("output",), f"'{file}' is a file. Give another place."
+                )
             elif path.exists() and not self.is_as_written():
-                message = f"'{path}' exists, with other contents, and is never replaced. "
+                message = (
+                    f"'{path}' exists, with other contents, and is never replaced. "
+                )
                 message += f"Run it ({command(path)}), remove it, or give another --output or name."
                 yield Diagnostic(("output",), message)
 
@@ -168,17 +213,31 @@ class NewConfig(ToolConfig):
         """Control images that belong to no image, or that the model does not take."""
         pairs = self.pairs()
         if pairs is None and self.control_path:
-            names = (next(iter(sorted(Path(place).expanduser().glob("[!.]*"))), None) for place in self.control_path)
+            names = (
+                next(iter(sorted(Path(place).expanduser().glob("[!.]*"))), None)
+                for place in self.control_path
+            )
             seen = f" (there: {', '.join(repr(str(name)) for name in names if name)})"
             message = f"no image in {self.folder!r} has a control image of its name in {', '.join(self.control_path)}"
-            yield Diagnostic(("control_path",), f"{message}{seen}. Give both files of a pair the same name.")
+            yield Diagnostic(
+                ("control_path",),
+                f"{message}{seen}. Give both files of a pair the same name.",
+            )
         with suppress(UserError):  # of the model
             family = family_for(ModelConfig(name_or_path=self.model or MODELS[0].id))
-            if pairs and not family.stacks_layers and pairs.most() > family.max_references:
-                message = family.too_many_references(pairs.most(), "the folders of control images")
+            if (
+                pairs
+                and not family.stacks_layers
+                and pairs.most() > family.max_references
+            ):
+                message = family.too_many_references(
+                    pairs.most(), "the folders of control images"
+                )
                 edits = " or ".join(model.id for model in MODELS if model.references)
                 message = f"{pairs.place!r} {message} Models that edit: {edits}."
-                yield Diagnostic(("control_path" if self.control_path else "folder",), message)
+                yield Diagnostic(
+                    ("control_path" if self.control_path else "folder",), message
+                )
 
     def _layer_findings(self) -> Iterable[Diagnostic]:
         """Images without layers, for a model of layers."""
@@ -187,25 +246,38 @@ class NewConfig(ToolConfig):
             if family.stacks_layers and layers_in(self.folder) is None:
                 message = f"{self.folder!r}: no image has layers, and {family.title} learns them. Save those of a.png, "
                 message += (
-                    "each with the whole canvas, as a_layer0.png (the back), a_layer1.png and so on, beside it or in "
+                    "each with the whole canvas, as a_layer0.png (the back), "
+                    "a_layer1.png and so on, beside it or in "
                 )
-                yield Diagnostic(("folder",), message + f"{str(Path(self.folder) / LAYERS)!r}. See docs/datasets.md.")
+                yield Diagnostic(
+                    ("folder",),
+                    message
+                    + f"{str(Path(self.folder) / LAYERS)!r}. See docs/datasets.md.",
+                )
 
     def _model_findings(self, job: JobContext) -> Iterable[Diagnostic]:
-        """What the job would say against the model, and a hub model of which nothing says the family."""
+        """What the job would say against the model, and a hub model of which nothing
+        says the family."""
         if not self.model:
             return
         section = ModelConfig(name_or_path=self.model)
-        faults = [finding for finding in section.check(job) if finding.severity == "error"]
+        faults = [
+            finding for finding in section.check(job) if finding.severity == "error"
+        ]
         yield from (replace(fault, key=("model",)) for fault in faults)
         if not faults:
             try:
                 family_for(section)
             except UnknownFamilyError:
-                remedy = f"Run 'hf download {self.model} {INDEX}' and repeat the command."
+                remedy = (
+                    f"Run 'hf download {self.model} {INDEX}' and repeat the command."
+                )
                 message = (
-                    f"{self.model!r} is not on this disk, so its family is not known. {near_id(self.model)}{remedy}"
+                    f"{self.model!r} is not on this disk, so its family is not "
+                    f"known. {near_id(self.model)}{remedy}"
                 )
                 yield Diagnostic(("model",), message)
             except UserError as error:
-                yield Diagnostic(("model",), str(error).removeprefix("model.name_or_path: "))
+                yield Diagnostic(
+                    ("model",), str(error).removeprefix("model.name_or_path: ")
+                )

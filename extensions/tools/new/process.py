@@ -1,4 +1,5 @@
-"""Writes the job of a character: that of the model's examples for the GPU, filled in."""
+"""Writes the job of a character: that of the model's examples for the GPU, filled
+in."""
 
 from __future__ import annotations
 
@@ -8,7 +9,14 @@ import sys
 from pathlib import Path
 
 from extensions.tools.new.config import NewConfig
-from extensions.tools.shared.examples import MASCOTS, WITHOUT_GPU, are_photographs, layers_in, left_out_in, numbers_in
+from extensions.tools.shared.examples import (
+    MASCOTS,
+    WITHOUT_GPU,
+    are_photographs,
+    layers_in,
+    left_out_in,
+    numbers_in,
+)
 from jobs.process import BaseExtensionProcess
 from toolkit.commands import command
 from toolkit.errors import RunError
@@ -19,13 +27,15 @@ logger = logging.getLogger(__name__)
 
 
 class NewProcess(BaseExtensionProcess):
-    """The job is written first; the checks run on the file, as their own commands would."""
+    """The job is written first; the checks run on the file, as their own commands
+    would."""
 
     section: NewConfig
 
     def run(self) -> None:
-        """Raises RunError where a start of the job would refuse it or its images, UserError where the GPU is too small
-        for the model; what else `lint` finds in the images is only shown."""
+        """Raises RunError where a start of the job would refuse it or its images,
+        UserError where the GPU is too small for the model; what else `lint` finds in
+        the images is only shown."""
         super().run()
         section, path = self.section, self.section.path()
         was_there = path.exists()
@@ -38,21 +48,29 @@ class NewProcess(BaseExtensionProcess):
         card = assumed_card(assumed) if assumed else None
         such = f", such as {card.called}" if card else ""
         missing = "" if gpu else " (none here; see --gpu)"
-        logger.info(f"{path}: {done} for a GPU of {gpu or WITHOUT_GPU} GB{such}{missing}")
+        logger.info(
+            f"{path}: {done} for a GPU of {gpu or WITHOUT_GPU} GB{such}{missing}"
+        )
         found = layers_in(section.folder)
         if found and found.key in text:
-            logger.info(f"layers: {found.layers} of {found.image} ({found.key}); docs/datasets.md")
+            logger.info(
+                f"layers: {found.layers} of {found.image} ({found.key}); docs/datasets.md"
+            )
         else:
             pairs = section.pairs()
             if pairs:
                 logger.info(f"{pairs.describe()}; docs/before_and_after_pairs.md")
         left_out = left_out_in(section.folder)
         if left_out:
-            logger.info(f"left out, as their names keep them from the training: {', '.join(left_out)}")
+            logger.info(
+                f"left out, as their names keep them from the training: {', '.join(left_out)}"
+            )
         why = numbers_in(section.folder)
         if why:
             what = f"the numbers of its folders {why}, and are not taken for repeats"
-            logger.info(f"{section.folder}: {what}. If they are, write 'repeats_from_names: true'")
+            logger.info(
+                f"{section.folder}: {what}. If they are, write 'repeats_from_names: true'"
+            )
         if Path(section.model).name == MASCOTS and are_photographs(section.folder):
             what = "draws flat mascots only, and photographs become mush: it is there to try the program"
             logger.warning(f"{section.model} {what}")
@@ -63,7 +81,11 @@ class NewProcess(BaseExtensionProcess):
                 f"{path} was written, but a start would refuse what stands above. Correct it, in the images or in "
                 f"the job, then: {command(path)} --dry-run"
             )
-        steps = [f"check {preview}", *(["fix what was found"] if has_findings else []), f"put your prompts into {path}"]
+        steps = [
+            f"check {preview}",
+            *(["fix what was found"] if has_findings else []),
+            f"put your prompts into {path}",
+        ]
         why = section.why_not_here()
         if why:
             logger.warning(f"{path} will not start on this machine. {why}")
@@ -78,4 +100,6 @@ class NewProcess(BaseExtensionProcess):
 def _run_py(*arguments: object) -> int:
     """Runs a command of the program on the same streams; returns its exit code."""
     sys.stdout.flush()
-    return subprocess.run([sys.executable, str(TOOLKIT_ROOT / "run.py"), *map(str, arguments)]).returncode
+    return subprocess.run(
+        [sys.executable, str(TOOLKIT_ROOT / "run.py"), *map(str, arguments)]
+    ).returncode

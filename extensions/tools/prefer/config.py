@@ -25,29 +25,35 @@ from toolkit.train.run_reader import read_run
 
 
 class PreferConfig(PicturesConfig):
-    """`type: prefer`: makes several images of each prompt, which differ in their seed. On the page, or in a table, you
-    say which ones are better, and `train.preference` learns from that (docs/preferences.md)."""
+    """`type: prefer`: makes several images of each prompt, which differ in their seed.
+    On the page, or in a table, you say which ones are better, and `train.preference`
+    learns from that (docs/preferences.md)."""
 
     process_types: ClassVar[tuple[str, ...]] = ("prefer",)
     positional: ClassVar[tuple[str, ...]] = ("source",)
-    example: ClassVar[str] = 'output/quickstart --prompt "a pipo mascot, waving" "a pipo mascot, sitting" --count 2'
+    example: ClassVar[str] = (
+        'output/quickstart --prompt "a pipo mascot, waving" "a pipo mascot, sitting" --count 2'
+    )
 
     source: PathStr
-    """Whose images: the folder of a run (its last LoRA), a LoRA file (FILE or FILE:STRENGTH), or a job file (its model,
-    with the LoRA that the job starts from)."""
+    """Whose images: the folder of a run (its last LoRA), a LoRA file (FILE or
+    FILE:STRENGTH), or a job file (its model, with the LoRA that the job starts
+    from)."""
 
     count: int = Field(default=4, ge=2, le=4)
     """Images of each prompt. Four are six pairs to vote on."""
 
     cfg: float | None = Field(default=None, ge=0, le=1000)
-    """Scale of classifier-free guidance; 0 to 1: off. Not given: the model's default, 4 for most."""
+    """Scale of classifier-free guidance; 0 to 1: off. Not given: the model's default, 4
+    for most."""
 
     seed: int = Field(default=42, ge=0, lt=2**62)
-    """Seed of the first image of each prompt; the others have the following ones. 0 is a valid seed."""
+    """Seed of the first image of each prompt; the others have the following ones. 0 is
+    a valid seed."""
 
     output: PathStr = ""
-    """Folder of the images and of the votes on them. Empty: `datasets/<name of the source>_votes`. What exists in it
-    is kept: further prompts are added."""
+    """Folder of the images and of the votes on them. Empty: `datasets/<name of the
+    source>_votes`. What exists in it is kept: further prompts are added."""
 
     def folder(self) -> Path:
         """`output` as a path."""
@@ -60,11 +66,16 @@ class PreferConfig(PicturesConfig):
         return frozenset({self.folder().resolve()})
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """A source that is none, no prompt, a folder with candidates of something else."""
+        """A source that is none, no prompt, a folder with candidates of something
+        else."""
         if not (self.prompt or self.prompts):
-            yield Diagnostic(("prompt",), "is required. Or give 'prompts', a file of prompts.")
+            yield Diagnostic(
+                ("prompt",), "is required. Or give 'prompts', a file of prompts."
+            )
         try:
-            read_groups(self.folder()) if (self.folder() / CANDIDATES).exists() else None
+            read_groups(self.folder()) if (
+                self.folder() / CANDIDATES
+            ).exists() else None
         except UserError as error:
             yield Diagnostic(("output",), str(error))
         if job.will_write(split_strength(self.source)[0]):
@@ -77,8 +88,9 @@ class PreferConfig(PicturesConfig):
             yield from super(PreferConfig, section).check(job)
 
     def resolved(self) -> PreferConfig:
-        """The section with the folder, and with what the source says: its LoRA before those of `lora`, and its model
-        and trigger word, unless they are given. Raises UserError for a source that is none."""
+        """The section with the folder, and with what the source says: its LoRA before
+        those of `lora`, and its model and trigger word, unless they are given. Raises
+        UserError for a source that is none."""
         file, _ = split_strength(self.source)
         path = Path(file).expanduser()
         given: dict[str, Any] = {"output": str(self.folder())}
@@ -86,14 +98,22 @@ class PreferConfig(PicturesConfig):
             try:
                 run = read_run(path)
             except RunError as error:
-                raise UserError(f"{error} Give the folder of a run, a LoRA file, or a job file.") from None
+                raise UserError(
+                    f"{error} Give the folder of a run, a LoRA file, or a job file."
+                ) from None
             saved = last_saved(path)
             if saved is None:
                 raise UserError(f"{path}: this run has not saved a file yet.")
             with suppress(UserError):  # its job cannot be read any more
-                given["trigger_word"] = self.trigger_word or training_section(run, check_files=False).trigger_word
+                given["trigger_word"] = (
+                    self.trigger_word
+                    or training_section(run, check_files=False).trigger_word
+                )
             if saved.is_dir():
-                return self._with(given | {"model": self.model or ModelConfig(name_or_path=str(saved))})
+                return self._with(
+                    given
+                    | {"model": self.model or ModelConfig(name_or_path=str(saved))}
+                )
             return self._with(given, str(saved))
         if path.suffix == ".safetensors":
             return self._with(given, self.source)
@@ -101,12 +121,21 @@ class PreferConfig(PicturesConfig):
             found = find_config(self.source)
             job = load_job(found, discover().find_config, check_files=False)
             sections = (entry.section for entry in job.processes)
-            section = next((each for each in sections if isinstance(each, DiffusionSection)), None)
+            section = next(
+                (each for each in sections if isinstance(each, DiffusionSection)), None
+            )
             if section is None:
                 raise UserError(f"{found}: this job trains no LoRA.")
-            given |= {"trigger_word": self.trigger_word or section.trigger_word, "model": self.model or section.model}
-            return self._with(given, *filter(None, [section.network.pretrained_lora_path]))
-        raise UserError(f"{self.source!r} is neither the folder of a run, nor a LoRA file, nor a job file.")
+            given |= {
+                "trigger_word": self.trigger_word or section.trigger_word,
+                "model": self.model or section.model,
+            }
+            return self._with(
+                given, *filter(None, [section.network.pretrained_lora_path])
+            )
+        raise UserError(
+            f"{self.source!r} is neither the folder of a run, nor a LoRA file, nor a job file."
+        )
 
     def _with(self, given: dict[str, Any], *loras: str) -> PreferConfig:
         return self.model_copy(update={**given, "lora": (*loras, *self.lora)})

@@ -15,14 +15,17 @@ logger = logging.getLogger(__name__)
 
 
 class PreferProcess(BaseExtensionProcess):
-    """The candidates are listed first, so that one can vote while they are made; a stop keeps those that are."""
+    """The candidates are listed first, so that one can vote while they are made; a stop
+    keeps those that are."""
 
     section: PreferConfig
 
     def run(self) -> None:
         super().run()
         section = self.section.resolved()
-        maker = PictureMaker(section, [split_strength(text)[0] for text in section.lora])
+        maker = PictureMaker(
+            section, [split_strength(text)[0] for text in section.lora]
+        )
         loras = [LoraFile.of(text) for text in section.lora]
         pictures = [
             maker.picture(item, first + place, maker.cfg_of(item, section.cfg), loras)
@@ -30,7 +33,10 @@ class PreferProcess(BaseExtensionProcess):
             for first in [section.seed if item.seed is None else item.seed]
             for place in range(section.count)
         ]
-        add_groups(maker.folder, (Group.of(each.settings, each.name, maker.folder) for each in pictures))
+        add_groups(
+            maker.folder,
+            (Group.of(each.settings, each.name, maker.folder) for each in pictures),
+        )
         maker.make(pictures)
         logger.info(
             f"{maker.folder}: {len(pictures)} images to vote on: {command('ui')}, Datasets, {maker.folder.name}. "

@@ -1,4 +1,5 @@
-"""The model card of a run: what it was trained on and how, for the hub and for people."""
+"""The model card of a run: what it was trained on and how, for the hub and for
+people."""
 
 from __future__ import annotations
 
@@ -8,7 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    OfflineModeIsEnabled,
+)
 
 from extensions.tools.shared.run_job import training_section
 from toolkit.config.sections.trainer import DiffusionSection
@@ -32,8 +38,8 @@ def model_card(
     samples: Sequence[tuple[str, SampleImage]],
     licence: str,
 ) -> str:
-    """The text of README.md. section: `section_of` the run. repo: `owner/name`. samples: each with its name in the
-    repository. licence: see `PublishConfig`."""
+    """The text of README.md. section: `section_of` the run. repo: `owner/name`.
+    samples: each with its name in the repository. licence: see `PublishConfig`."""
     trigger = section.trigger_word if section else ""
     family = family_of(section, loras)
     if family and not licence:
@@ -42,21 +48,37 @@ def model_card(
         terms = None
     tasks = ("text-to-image", "image-to-image")
     data = ModelCardData(
-        base_model=section.model.name_or_path if section and not section.model.is_path() else None,
-        license="other" if terms else licence or (licence_of(section) if section else None),
+        base_model=section.model.name_or_path
+        if section and not section.model.is_path()
+        else None,
+        license="other"
+        if terms
+        else licence or (licence_of(section) if section else None),
         license_name=terms.name if terms else None,
         license_link=terms.link if terms else None,
-        pipeline_tag=tasks[_makes_edits(section, family)] if section and family else None,
+        pipeline_tag=tasks[_makes_edits(section, family)]
+        if section and family
+        else None,
         tags=["lora", "diffusers", "template:sd-lora"],
         instance_prompt=trigger or None,
-        widget=[{"text": image.prompt or " ", "output": {"url": name}} for name, image in samples] or None,
+        widget=[
+            {"text": image.prompt or " ", "output": {"url": name}}
+            for name, image in samples
+        ]
+        or None,
     )
     lines = ["---", data.to_yaml().rstrip("\n"), "---", "", f"# {run.name}", ""]
-    lines += [f"A LoRA for {section.model.public_name()}." if section else "A LoRA.", ""]
+    lines += [
+        f"A LoRA for {section.model.public_name()}." if section else "A LoRA.",
+        "",
+    ]
     if family:
         asked = family.terms
         if asked:
-            lines += [f"**{asked.display}**. {asked.notice} [Licence]({asked.link}).", ""]
+            lines += [
+                f"**{asked.display}**. {asked.notice} [Licence]({asked.link}).",
+                "",
+            ]
     if trigger:
         lines += [f"**Trigger word**: `{trigger}`", ""]
     for name, image in samples:
@@ -64,8 +86,16 @@ def model_card(
     lines += ["## Files", "", "| file | step | size | sha256 |", "|---|---|---|---|"]
     for lora in loras:
         step = "" if lora.step is None else str(lora.step)
-        lines.append(f"| {lora.path.name} | {step} | {readable_size(lora.size)} | `{sha256_of(lora.path)}` |")
-    lines += ["", "## Use", "", *_usage(section, family, repo, loras[-1].path, samples), ""]
+        lines.append(
+            f"| {lora.path.name} | {step} | {readable_size(lora.size)} | `{sha256_of(lora.path)}` |"
+        )
+    lines += [
+        "",
+        "## Use",
+        "",
+        *_usage(section, family, repo, loras[-1].path, samples),
+        "",
+    ]
     if section:
         lines += [
             "## Training",
@@ -77,8 +107,11 @@ def model_card(
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def family_of(section: DiffusionSection | None, loras: Sequence[NetworkFile]) -> ModelFamily | None:
-    """The family of the base model: by the run's section, else by the metadata of its files; None: not known."""
+def family_of(
+    section: DiffusionSection | None, loras: Sequence[NetworkFile]
+) -> ModelFamily | None:
+    """The family of the base model: by the run's section, else by the metadata of its
+    files; None: not known."""
     try:
         if section:
             return family_for(section.model)
@@ -96,15 +129,21 @@ def _usage(
     path: Path,
     samples: Sequence[tuple[str, SampleImage]],
 ) -> list[str]:
-    """How the file is loaded: with the pipeline of diffusers, where that has one for the model and reads the file."""
+    """How the file is loaded: with the pipeline of diffusers, where that has one for
+    the model and reads the file."""
     file = path.name
     if not (section and family and family.published):
-        return [f"`run.py generate --lora {file} --model FOLDER --prompt TEXT`, in the program it was made with."]
+        return [
+            f"`run.py generate --lora {file} --model FOLDER --prompt TEXT`, in the program it was made with."
+        ]
     comfy = "In ComfyUI: put the file into `models/loras`."
     in_diffusers = list(program_findings(PROGRAMS["diffusers"], *read_tensors(path)))
     if in_diffusers:
         return [f"{comfy} {in_diffusers[0].message}"]
-    prompt = next((image.prompt for _, image in samples if image.prompt), section.trigger_word or "what to generate")
+    prompt = next(
+        (image.prompt for _, image in samples if image.prompt),
+        section.trigger_word or "what to generate",
+    )
     model = section.model.name_or_path
     of_folder = ""
     if section.model.is_path():
@@ -114,7 +153,10 @@ def _usage(
         image = 'image=[load_image("input.png")], '
     else:
         image = ""
-    pipeline, attributes = (None if image else family.pipeline_without_images) or (family.pipelines[0], {})
+    pipeline, attributes = (None if image else family.pipeline_without_images) or (
+        family.pipelines[0],
+        {},
+    )
     return [
         f"{comfy} With diffusers:",
         "",
@@ -134,9 +176,16 @@ def _usage(
 
 
 def _makes_edits(section: DiffusionSection, family: ModelFamily) -> bool:
-    """Whether the LoRA is used with images: it was trained with control images, or its model always has them."""
-    controls = any(dataset.control_path or dataset.control_suffix for dataset in section.datasets)
-    return bool(family.min_references or controls or any(each.ctrl_img for each in section.sample_pictures()))
+    """Whether the LoRA is used with images: it was trained with control images, or its
+    model always has them."""
+    controls = any(
+        dataset.control_path or dataset.control_suffix for dataset in section.datasets
+    )
+    return bool(
+        family.min_references
+        or controls
+        or any(each.ctrl_img for each in section.sample_pictures())
+    )
 
 
 def section_of(run: RunInfo) -> DiffusionSection | None:
@@ -146,7 +195,9 @@ def section_of(run: RunInfo) -> DiffusionSection | None:
     try:
         return training_section(run, check_files=False)
     except UserError as error:
-        logger.warning(f"{run.config}: cannot be read, so the model card has no settings: {str(error).splitlines()[0]}")
+        logger.warning(
+            f"{run.config}: cannot be read, so the model card has no settings: {str(error).splitlines()[0]}"
+        )
         return None
 
 
@@ -154,11 +205,28 @@ def settings(section: DiffusionSection, run: RunInfo) -> Iterator[tuple[str, obj
     """What the card says of the training: names and numbers."""
     network = section.network
     train = section.train
-    yield "network", f"{network.type}, rank {network.linear}, alpha {network.linear_alpha:g}"
+    yield (
+        "network",
+        f"{network.type}, rank {network.linear}, alpha {network.linear_alpha:g}",
+    )
     yield "steps", run.step if run.step is not None else train.steps
-    yield "optimizer", f"{train.optimizer}, learning rate {train.lr:g}, {train.lr_scheduler}"
+    yield (
+        "optimizer",
+        f"{train.optimizer}, learning rate {train.lr:g}, {train.lr_scheduler}",
+    )
     yield "batch", f"{train.batch_size} x {train.gradient_accumulation}"
-    yield "resolution", ", ".join(sorted({str(size) for dataset in section.datasets for size in dataset.resolution}))
+    yield (
+        "resolution",
+        ", ".join(
+            sorted(
+                {
+                    str(size)
+                    for dataset in section.datasets
+                    for size in dataset.resolution
+                }
+            )
+        ),
+    )
     if section.model.quantize:
         yield "base in", section.model.qtype
     if run.samples:
@@ -168,7 +236,8 @@ def settings(section: DiffusionSection, run: RunInfo) -> Iterator[tuple[str, obj
 
 
 def licence_of(section: DiffusionSection) -> str | None:
-    """The licence that the base model's own card names; None, which the log says, where it names none."""
+    """The licence that the base model's own card names; None, which the log says, where
+    it names none."""
     model = section.model
     why = "its model card names none"
     try:
@@ -176,11 +245,24 @@ def licence_of(section: DiffusionSection) -> str | None:
             page = model.folder() / "README.md"
             data = ModelCard.load(page).data if page.is_file() else None
         else:
-            data = HfApi().model_info(model.name_or_path, revision=model.revision).card_data
+            data = (
+                HfApi()
+                .model_info(model.name_or_path, revision=model.revision)
+                .card_data
+            )
         licence = getattr(data, "license", None)
         if licence:
             return str(licence)
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, HTTPError, OSError, ValueError) as error:
+    except (
+        HfHubHTTPError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        HTTPError,
+        OSError,
+        ValueError,
+    ) as error:
         why = type(error).__name__
-    logger.info(f"the licence of {model.public_name()} is not known ({why}); set it with --licence")
+    logger.info(
+        f"the licence of {model.public_name()} is not known ({why}); set it with --licence"
+    )
     return None

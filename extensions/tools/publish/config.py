@@ -19,43 +19,58 @@ from toolkit.train.run_reader import NetworkFile, list_network_files, read_run
 
 
 class PublishConfig(RunToolConfig):
-    """`type: publish`: uploads the LoRA of a run with a model card, samples and a report to the Hugging Face hub.
+    """`type: publish`: uploads the LoRA of a run with a model card, samples and a
+    report to the Hugging Face hub.
 
-    The files are listed first, and contain no image or caption of the dataset and no path. The token comes from
-    HF_TOKEN or `hf auth login`.
+    The files are listed first, and contain no image or caption of the dataset and no
+    path. The token comes from HF_TOKEN or `hf auth login`.
     """
 
     process_types: ClassVar[tuple[str, ...]] = ("publish",)
     example: ClassVar[str] = "output/quickstart --repo my_lora --preview output/upload"
 
-    repo: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$", max_length=96)
-    """Repository: `name` for your own account, or `owner/name`. It is created if it does not exist."""
+    repo: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$",
+        max_length=96,
+    )
+    """Repository: `name` for your own account, or `owner/name`. It is created if it
+    does not exist."""
 
     private: bool = True
-    """Create a private repository. The visibility of an existing one is not changed; a public one is refused."""
+    """Create a private repository. The visibility of an existing one is not changed; a
+    public one is refused."""
 
     files: Literal["final", "all"] = "final"
-    """final: the final LoRA file, or the last one that was saved. all: also those of the steps and the best one."""
+    """final: the final LoRA file, or the last one that was saved. all: also those of
+    the steps and the best one."""
 
     samples: int = Field(default=6, ge=0, le=100)
     """Maximum number of samples, of the last step. 0: none."""
 
     full_report: bool = False
-    """Upload the `report.html` of the run's folder: with thumbnails of up to 300 training images, their captions and
-    names, the job, the log, events, and the paths in them. false: if the run has one, a report without these."""
+    """Upload the `report.html` of the run's folder: with thumbnails of up to 300
+    training images, their captions and names, the job, the log, events, and the paths
+    in them. false: if the run has one, a report without these."""
 
     licence: str = ""
-    """Licence in the model card, as an identifier of the hub (`apache-2.0`). Empty: that of the base model's card."""
+    """Licence in the model card, as an identifier of the hub (`apache-2.0`). Empty:
+    that of the base model's card."""
 
     attempts: int = Field(default=5, ge=1, le=100)
-    """Attempts if the hub cannot be reached, with pauses of 2, 4, 8, ... seconds, at most 60."""
+    """Attempts if the hub cannot be reached, with pauses of 2, 4, 8, ... seconds, at
+    most 60."""
 
     preview: PathStr = ""
-    """Folder: the files are written here instead of uploaded. Existing files are never overwritten."""
+    """Folder: the files are written here instead of uploaded. Existing files are never
+    overwritten."""
 
     def loras(self) -> list[NetworkFile]:
         """The LoRA files that are published."""
-        found = [file for file in list_network_files(self.folder()) if file.path.suffix == ".safetensors"]
+        found = [
+            file
+            for file in list_network_files(self.folder())
+            if file.path.suffix == ".safetensors"
+        ]
         final = [file for file in found if file.kind == "final"]
         if self.files == "all":
             return found
@@ -64,7 +79,11 @@ class PublishConfig(RunToolConfig):
     def command(self) -> str:
         """What repeats this on a command line."""
         given = self.model_dump(exclude={"type", "name", "run"}, exclude_defaults=True)
-        flags = [text for key, value in given.items() for text in (flag_of(type(self), key), _shown(value))]
+        flags = [
+            text
+            for key, value in given.items()
+            for text in (flag_of(type(self), key), _shown(value))
+        ]
         return command("publish", self.run, *flags)
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
@@ -81,7 +100,9 @@ class PublishConfig(RunToolConfig):
         if self.preview:
             file = file_in_the_way(Path(self.preview).expanduser())
             if file:
-                yield Diagnostic(("preview",), f"'{file}' is a file. Give a folder to write.")
+                yield Diagnostic(
+                    ("preview",), f"'{file}' is a file. Give a folder to write."
+                )
 
 
 def _shown(value: object) -> str:

@@ -1,4 +1,5 @@
-"""Absolute paths of this machine in texts that are given away: each becomes the name of its file or folder."""
+"""Absolute paths of this machine in texts that are given away: each becomes the name of
+its file or folder."""
 
 from __future__ import annotations
 
@@ -14,15 +15,28 @@ _HOMES = (r"/(?:home|Users)/[^/\s\"'<>]+", r"[A-Za-z]:[\\/]+Users[\\/]+[^\\/\s\"
 
 
 def public_text(run: Path, settings: object) -> Callable[[str], str]:
-    """Redacts a text, and shortens the paths in it: below a home, the working directory, the folder of the run, that of
-    temporary files, and what else the settings of the run name.
+    """Redacts a text, and shortens the paths in it: below a home, the working
+    directory, the folder of the run, that of temporary files, and what else the
+    settings of the run name.
 
     run: its folder. settings: JSON data.
     """
-    homes = {str(Path.home()), str(Path.cwd()), str(run.resolve().parent), gettempdir(), *_absolute(settings)}
-    known = sorted((path.rstrip("/\\") for path in homes if len(Path(path).parts) > 1), key=len, reverse=True)
+    homes = {
+        str(Path.home()),
+        str(Path.cwd()),
+        str(run.resolve().parent),
+        gettempdir(),
+        *_absolute(settings),
+    }
+    known = sorted(
+        (path.rstrip("/\\") for path in homes if len(Path(path).parts) > 1),
+        key=len,
+        reverse=True,
+    )
     places = "|".join((*map(re.escape, known), *_HOMES))
-    pattern = re.compile(rf"(?<![\w./:-])(?:{places})(?![\w.-])(?P<below>[/\\][^\s\"'<>|,;)]*)?")
+    pattern = re.compile(
+        rf"(?<![\w./:-])(?:{places})(?![\w.-])(?P<below>[/\\][^\s\"'<>|,;)]*)?"
+    )
 
     def last_part(match: re.Match[str]) -> str:
         below = re.split(r"[/\\]+", (match["below"] or "").rstrip("/\\"))[-1]

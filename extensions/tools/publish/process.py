@@ -1,5 +1,5 @@
-"""Uploads a run's LoRA with its card in one commit. Nothing of the run is changed; no path, and no image or caption of
-the dataset is given away unless that is asked for."""
+"""Uploads a run's LoRA with its card in one commit. Nothing of the run is changed; no
+path, and no image or caption of the dataset is given away unless that is asked for."""
 
 from __future__ import annotations
 
@@ -47,16 +47,22 @@ class PublishProcess(BaseExtensionProcess):
         section = self.section
         with TemporaryDirectory(prefix="publish-") as workplace:
             if section.preview:
-                self._preview(Path(section.preview).expanduser(), self._files(section.repo, Path(workplace)))
+                self._preview(
+                    Path(section.preview).expanduser(),
+                    self._files(section.repo, Path(workplace)),
+                )
             elif get_token():
                 self._publish(Path(workplace))
             else:
                 remedy = "Set HF_TOKEN to a token that may write, or log in with `hf auth login`"
-                raise UserError(f"no token for the hub. {remedy}, then: {section.command()}")
+                raise UserError(
+                    f"no token for the hub. {remedy}, then: {section.command()}"
+                )
 
     def _publish(self, workplace: Path) -> None:
-        """Uploads, and begins again from the top while the hub cannot be reached or is not able to answer: each step
-        may be done twice. (Within the upload the hub's library tries again on its own.)"""
+        """Uploads, and begins again from the top while the hub cannot be reached or is
+        not able to answer: each step may be done twice. (Within the upload the hub's
+        library tries again on its own.)"""
         section = self.section
         api = HfApi()
         files: dict[str, Path | bytes] = {}
@@ -67,21 +73,28 @@ class PublishProcess(BaseExtensionProcess):
                 else:
                     repo = f"{api.whoami()['name']}/{section.repo}"
                 files = files or self._files(repo, workplace)
-                api.create_repo(repo, private=section.private, repo_type="model", exist_ok=True)
+                api.create_repo(
+                    repo, private=section.private, repo_type="model", exist_ok=True
+                )
                 if section.private and not api.repo_info(repo).private:
                     raise UserError(
                         f"repo: {repo} is public. Give another name, or set private to false (--private false)."
                     )
-                operations = [CommitOperationAdd(name, data) for name, data in files.items()]
+                operations = [
+                    CommitOperationAdd(name, data) for name, data in files.items()
+                ]
                 message = f"{Path(section.run).name}: {', '.join(name for name in files if name.endswith(WEIGHTS))}"
                 done = api.create_commit(repo, operations, commit_message=message)
                 break
             except (HTTPError, OfflineModeIsEnabled, OSError) as error:
                 self._wait_or_raise(attempt, error)
-        logger.info(f"published: {done.repo_url} ({'private' if section.private else 'public'})")
+        logger.info(
+            f"published: {done.repo_url} ({'private' if section.private else 'public'})"
+        )
 
     def _wait_or_raise(self, attempt: int, error: Exception) -> None:
-        """Waits before the next attempt. Raises RunError where another one is of no use, or was the last."""
+        """Waits before the next attempt. Raises RunError where another one is of no
+        use, or was the last."""
         section = self.section
         told = str(error).strip().splitlines()
         first_line = told[0] if told else type(error).__name__
@@ -90,15 +103,21 @@ class PublishProcess(BaseExtensionProcess):
             status = error.response.status_code
         else:
             status = 500
-        is_final = (status < 500 and status not in AGAIN) or isinstance(error, OfflineModeIsEnabled)
+        is_final = (status < 500 and status not in AGAIN) or isinstance(
+            error, OfflineModeIsEnabled
+        )
         if attempt < section.attempts and not is_final:
             seconds = min(2**attempt, MOST_SECONDS)
-            logger.info(f"attempt {attempt} of {section.attempts}: {first_line}; again in {seconds} s")
+            logger.info(
+                f"attempt {attempt} of {section.attempts}: {first_line}; again in {seconds} s"
+            )
             time.sleep(seconds)
             return
         if not refused:
             reason = f"the hub cannot be reached ({first_line})"
-            raise RunError(f"{section.repo}: {reason}. Later: {section.command()}") from error
+            raise RunError(
+                f"{section.repo}: {reason}. Later: {section.command()}"
+            ) from error
         if status in (401, 403):
             help_ = " Set HF_TOKEN to a token that may write to it"
         else:
@@ -111,19 +130,29 @@ class PublishProcess(BaseExtensionProcess):
         """Name in the repository -> file, or what is in it; listed with their sizes."""
         section, run = self.section, read_run(self.section.folder())
         trained = section_of(run)
-        public = public_text(run.folder, trained.model_dump(mode="json") if trained else None)
+        public = public_text(
+            run.folder, trained.model_dump(mode="json") if trained else None
+        )
         loras = [self._public_lora(lora, public, workplace) for lora in section.loras()]
         samples = list_samples(section.folder())
-        last = [sample for sample in samples if sample.step == samples[-1].step][: section.samples]
+        last = [sample for sample in samples if sample.step == samples[-1].step][
+            : section.samples
+        ]
         shown = [(f"samples/{Path(sample.path).name}", sample) for sample in last]
         files: dict[str, Path | bytes] = {lora.path.name: lora.path for lora in loras}
         files |= {name: sample.path for name, sample in shown}
         report = section.folder() / REPORT
         if report.is_file():
-            files[REPORT] = report if section.full_report else self._public_report(workplace / REPORT)
+            files[REPORT] = (
+                report
+                if section.full_report
+                else self._public_report(workplace / REPORT)
+            )
         told = [name for name in files if contains_secret(name)]
         if told:
-            raise UserError(f"the name of {redact_text(told[0])} holds a secret. Rename the file.")
+            raise UserError(
+                f"the name of {redact_text(told[0])} holds a secret. Rename the file."
+            )
         family = family_of(trained, loras)
         if family and family.terms:
             files["NOTICE"] = f"{family.terms.notice}\n".encode()
@@ -131,21 +160,33 @@ class PublishProcess(BaseExtensionProcess):
                 text = trained.model.files_folder() / "LICENSE"
                 if text.is_file():
                     files["LICENSE"] = text
-        files["README.md"] = public(model_card(run, trained, repo, loras, shown, section.licence)).encode()
-        sizes = {name: len(data) if isinstance(data, bytes) else data.stat().st_size for name, data in files.items()}
-        logger.info(f"for {repo}: {len(files)} files, {readable_size(sum(sizes.values()))}")
+        files["README.md"] = public(
+            model_card(run, trained, repo, loras, shown, section.licence)
+        ).encode()
+        sizes = {
+            name: len(data) if isinstance(data, bytes) else data.stat().st_size
+            for name, data in files.items()
+        }
+        logger.info(
+            f"for {repo}: {len(files)} files, {readable_size(sum(sizes.values()))}"
+        )
         for name, size in sizes.items():
             logger.info(f"  {readable_size(size):>8}  {name}")
         return files
 
-    def _public_lora(self, lora: NetworkFile, public: Callable[[str], str], workplace: Path) -> NetworkFile:
-        """A file without paths and secrets in its metadata: itself, or a copy of its weights."""
+    def _public_lora(
+        self, lora: NetworkFile, public: Callable[[str], str], workplace: Path
+    ) -> NetworkFile:
+        """A file without paths and secrets in its metadata: itself, or a copy of its
+        weights."""
         metadata = read_metadata(lora.path)
         cleaned = {key: public(text) for key, text in metadata.items()}
         if cleaned == metadata:
             return lora
         told = ", ".join(key for key, text in metadata.items() if cleaned[key] != text)
-        logger.info(f"{lora.path.name}: its metadata contains a path or a secret ({told}), which is removed")
+        logger.info(
+            f"{lora.path.name}: its metadata contains a path or a secret ({told}), which is removed"
+        )
         copy = workplace / lora.path.name
         with os_error_as_run_error(copy):
             merge_files({lora.path: ""}, copy, cleaned)
@@ -155,7 +196,15 @@ class PublishProcess(BaseExtensionProcess):
         table = discover()
         model = table.find_config("report")
         assert model is not None and issubclass(model, ToolConfig)
-        flags = [self.section.run, "--output", str(path), "--share", "true", "--hashes", "false"]
+        flags = [
+            self.section.run,
+            "--output",
+            str(path),
+            "--share",
+            "true",
+            "--hashes",
+            "false",
+        ]
         report_logger = logging.getLogger("extensions.tools.report")
         report_logger.setLevel(logging.WARNING)  # its line names a temporary file
         try:
@@ -167,7 +216,9 @@ class PublishProcess(BaseExtensionProcess):
     def _preview(self, folder: Path, files: Mapping[str, Path | bytes]) -> None:
         taken = [name for name in files if os.path.lexists(folder / name)]
         if taken:
-            raise UserError(f"preview: '{folder / taken[0]}' exists and is not overwritten. Give another folder.")
+            raise UserError(
+                f"preview: '{folder / taken[0]}' exists and is not overwritten. Give another folder."
+            )
         for name, data in files.items():
             target = folder / name
             with os_error_as_run_error(target), atomic_write(target) as temporary:

@@ -1,4 +1,5 @@
-"""The report of a run: its page (shared/pages/run.html.j2) with all that it shows in one file."""
+"""The report of a run: its page (shared/pages/run.html.j2) with all that it shows in
+one file."""
 
 from __future__ import annotations
 
@@ -39,11 +40,19 @@ _CURVES = ("LICENSE", "uPlot.min.css", "uPlot.iife.min.js", "curves.css", "curve
 _SHARED = [PAGES / "viewer.js", *(PAGES / "curves" / name for name in _CURVES)]
 
 
-def report_page(run: RunInfo, folder: Path, embed: bool = True, hashed: bool = True, share: bool = False) -> str:
-    """The page of a run. folder: where the page will lie, for its links. The rest: as of `ReportConfig`."""
+def report_page(
+    run: RunInfo,
+    folder: Path,
+    embed: bool = True,
+    hashed: bool = True,
+    share: bool = False,
+) -> str:
+    """The page of a run. folder: where the page will lie, for its links. The rest: as
+    of `ReportConfig`."""
 
     def address(path: Path, side: int = SAMPLE_SIDE) -> str | None:
-        """The address of an image; None if it cannot be read. side: as in `embedded`."""
+        """The address of an image; None if it cannot be read. side: as in
+        `embedded`."""
         if not embed:
             return link_to(path, folder) if path.is_file() else None
         try:
@@ -56,7 +65,9 @@ def report_page(run: RunInfo, folder: Path, embed: bool = True, hashed: bool = T
     values, _ = page_values(run, feed)
     values |= _nothing_private(run) if share else _private(run, address)
     samples = sample_table(run.folder, address, MOST_SAMPLES if embed else None)
-    curves = diagrams(curve for each in feed.series for curve in each.curves(points=MOST_POINTS))
+    curves = diagrams(
+        curve for each in feed.series for curve in each.curves(points=MOST_POINTS)
+    )
     marked = [] if share else marks(run.folder)
     files = list(islice(saved_files(run.folder, hashed), MOST_ROWS))
     are_more = len(files) == MOST_ROWS
@@ -64,7 +75,13 @@ def report_page(run: RunInfo, folder: Path, embed: bool = True, hashed: bool = T
         PAGES / "run.html.j2",
         redact_text(run.name),
         shared=_SHARED,
-        data={"here": "", "words": texts()["run"]["script"], "samples": samples, "diagrams": curves, "marks": marked},
+        data={
+            "here": "",
+            "words": texts()["run"]["script"],
+            "samples": samples,
+            "diagrams": curves,
+            "marks": marked,
+        },
         **values,
         base="page.html.j2",
         here="",
@@ -73,28 +90,43 @@ def report_page(run: RunInfo, folder: Path, embed: bool = True, hashed: bool = T
         shown=max(samples["steps"], default=0),
         picture=lambda file, side: file if side or not embed else "",
         files=files,
-        file_count=sum(1 for _ in saved_files(run.folder, hashed=False)) if are_more else len(files),
+        file_count=sum(1 for _ in saved_files(run.folder, hashed=False))
+        if are_more
+        else len(files),
         marked=[],
         difference=None,
     )
 
 
 def _nothing_private(run: RunInfo) -> dict[str, Any]:
-    """What a page for others has in the place of all that tells of the dataset and of this machine."""
-    values = dict.fromkeys(("dataset", "settings", "events", "log", "plan", "folder", "result"))
-    return values | {"run": replace(run, error=None, reason=None), "warnings": [], "references": []}
+    """What a page for others has in the place of all that tells of the dataset and of
+    this machine."""
+    values = dict.fromkeys(
+        ("dataset", "settings", "events", "log", "plan", "folder", "result")
+    )
+    return values | {
+        "run": replace(run, error=None, reason=None),
+        "warnings": [],
+        "references": [],
+    }
 
 
-def _private(run: RunInfo, address: Callable[[Path, int], str | None]) -> dict[str, Any]:
+def _private(
+    run: RunInfo, address: Callable[[Path, int], str | None]
+) -> dict[str, Any]:
     """What only the owner's page has."""
     images = dataset_images(run.folder)
     result, commands = _result(run)
     return {
-        "dataset": [(each, each.file and address(each.file, THUMBNAIL_SIDE)) for each in images[:MOST_ROWS]],
+        "dataset": [
+            (each, each.file and address(each.file, THUMBNAIL_SIDE))
+            for each in images[:MOST_ROWS]
+        ],
         "image_count": len(images),
         "lost": sum(each.file is None for each in images),
         "references": [
-            [("", small) for path in paths if (small := address(path, CONTROL_SIDE))] for paths in control_images(run)
+            [("", small) for path in paths if (small := address(path, CONTROL_SIDE))]
+            for paths in control_images(run)
         ],
         "result": result,
         "commands": commands,
@@ -102,7 +134,8 @@ def _private(run: RunInfo, address: Callable[[Path, int], str | None]) -> dict[s
 
 
 def _result(run: RunInfo) -> tuple[str, list[str]]:
-    """The file of a finished run, and how it is used; without the path of the interpreter, for a page is passed on."""
+    """The file of a finished run, and how it is used; without the path of the
+    interpreter, for a page is passed on."""
     files = final_files(run.folder, run.name)
     if not files:
         return "", []
@@ -110,13 +143,21 @@ def _result(run: RunInfo) -> tuple[str, list[str]]:
         section = training_section(run, check_files=False)
     except UserError:  # another trainer, or a job that is not read any more: the file is there all the same
         section = None
-    lines = [line.replace(command(), command_for_others(), 1) for line in next_commands(run.folder, run.name, section)]
+    lines = [
+        line.replace(command(), command_for_others(), 1)
+        for line in next_commands(run.folder, run.name, section)
+    ]
     return str(files[0]), lines[:-1]  # the last one makes this page
 
 
 def _as_recorded(run: RunInfo) -> RunInfo:
-    """A run that writes its last report still holds its lock, and has told how it ended."""
+    """A run that writes its last report still holds its lock, and has told how it
+    ended."""
     recorded = read_status(run.folder).get("status")
-    if run.status is RunStatus.RUNNING and recorded in list(RunStatus) and recorded != RunStatus.RUNNING:
+    if (
+        run.status is RunStatus.RUNNING
+        and recorded in list(RunStatus)
+        and recorded != RunStatus.RUNNING
+    ):
         return replace(run, status=RunStatus(recorded), eta_s=None, now=None)
     return run

@@ -32,5 +32,10 @@ class ReportProcess(BaseExtensionProcess):
                 logger.warning(reason)
                 continue
             section = self.section
-            write_text(path, report_page(run, path.parent, section.embed, section.hashes, section.share))
+            write_text(
+                path,
+                report_page(
+                    run, path.parent, section.embed, section.hashes, section.share
+                ),
+            )
             logger.info(f"{path}: {readable_size(path.stat().st_size)}")

@@ -1,1 +1,2 @@
-"""What several tools have in common: the model and images of it, curves, pages, the job of a run."""
+"""What several tools have in common: the model and images of it, curves, pages, the job
+of a run."""

@@ -1,4 +1,5 @@
-"""Strengths of the blocks of a LoRA, in groups: `0-9:0.5` is half of what blocks 0 to 9 change. Imports no torch.
+"""Strengths of the blocks of a LoRA, in groups: `0-9:0.5` is half of what blocks 0 to 9
+change. Imports no torch.
 
 strength_in("transformer_blocks.3.attn.to_q", read_blocks(["0-9:0.5", "12:0"]))  # 0.5
 """
@@ -25,7 +26,8 @@ _ENTRY = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?:([+-]?(?:\d+\.?\d*|\.\d+))")
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks `first` to `last`, both included, from 0, and what their change is multiplied by."""
+    """Blocks `first` to `last`, both included, from 0, and what their change is
+    multiplied by."""
 
     first: int
     last: int
@@ -33,18 +35,24 @@ class Blocks:
 
 
 def read_blocks(texts: Iterable[str]) -> tuple[Blocks, ...]:
-    """Reads entries of the form FIRST-LAST:STRENGTH or BLOCK:STRENGTH. Raises UserError for another form, and for a
-    block that is named twice."""
+    """Reads entries of the form FIRST-LAST:STRENGTH or BLOCK:STRENGTH. Raises UserError
+    for another form, and for a block that is named twice."""
     found: list[Blocks] = []
     for text in texts:
         match = _ENTRY.fullmatch(text.strip())
         if not match:
-            raise UserError(f"{text!r} is not FIRST-LAST:STRENGTH. Write 0-9:0.5, or 3:0 for one block.")
+            raise UserError(
+                f"{text!r} is not FIRST-LAST:STRENGTH. Write 0-9:0.5, or 3:0 for one block."
+            )
         one = Blocks(int(match[1]), int(match[2] or match[1]), float(match[3]))
         if one.last < one.first or abs(one.strength) > 100:
-            raise UserError(f"{text!r}: the first block comes first, and a strength is -100 to 100. Write 0-9:0.5.")
+            raise UserError(
+                f"{text!r}: the first block comes first, and a strength is -100 to 100. Write 0-9:0.5."
+            )
         if any(one.first <= other.last and other.first <= one.last for other in found):
-            raise UserError(f"{text!r} names a block that another entry names too. Name each block once.")
+            raise UserError(
+                f"{text!r} names a block that another entry names too. Name each block once."
+            )
         found.append(one)
     return tuple(found)
 
@@ -58,13 +66,22 @@ def check_blocks(key: str, texts: Sequence[str]) -> Iterator[Diagnostic]:
 
 
 def strength_in(name: str, blocks: Iterable[Blocks]) -> float:
-    """The strength of a layer, or of a tensor in a file; 1 where no entry names its block."""
+    """The strength of a layer, or of a tensor in a file; 1 where no entry names its
+    block."""
     block = block_in(name)
-    return next((one.strength for one in blocks if block is not None and one.first <= block <= one.last), 1.0)
+    return next(
+        (
+            one.strength
+            for one in blocks
+            if block is not None and one.first <= block <= one.last
+        ),
+        1.0,
+    )
 
 
 def groups_of(names: Iterable[str]) -> list[str]:
-    """The blocks of a file's tensors in at most MOST_GROUPS groups of one size: `0-9`, `10-19`."""
+    """The blocks of a file's tensors in at most MOST_GROUPS groups of one size: `0-9`,
+    `10-19`."""
     numbers = [number for number in map(block_in, names) if number is not None]
     count = max(numbers, default=-1) + 1
     size = ceil_divide(count, MOST_GROUPS) or 1

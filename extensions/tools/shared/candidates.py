@@ -1,5 +1,6 @@
-"""Images of one prompt, of which somebody says which are better: as `candidates.jsonl` in their folder names them, one
-line for each prompt, or as the settings in the images say. Imports no torch."""
+"""Images of one prompt, of which somebody says which are better: as `candidates.jsonl`
+in their folder names them, one line for each prompt, or as the settings in the images
+say. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from toolkit.files.writing import folder_lock, read_regular, write_text
 
 CANDIDATES = "candidates.jsonl"
 VOTES = "votes.jsonl"
-"""In the same folder: the votes, which are a table of captions (docs/preferences.md)."""
+"""In the same folder: the votes, which are a table of captions
+(docs/preferences.md)."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,23 @@ class Group:
 
     @classmethod
     def of(cls, settings: Settings, file: str, folder: Path) -> Group:
-        """The group of one image. settings: of `image_files.Settings`. Raises UserError where they are not."""
+        """The group of one image. settings: of `image_files.Settings`. Raises UserError
+        where they are not."""
         try:
-            control = tuple(os.path.relpath(os.path.expanduser(one["path"]), folder) for one in settings["reference"])
+            control = tuple(
+                os.path.relpath(os.path.expanduser(one["path"]), folder)
+                for one in settings["reference"]
+            )
             lora = tuple(str(one["path"]) for one in settings["lora"])
             model = str(settings["model"]["name_or_path"])
             seed = int(settings["seed"])
-            return cls(str(settings["prompt"]), control, model, (seed,), (lora,), (file,))
+            return cls(
+                str(settings["prompt"]), control, model, (seed,), (lora,), (file,)
+            )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"'{folder / file}' has no settings of an image ({error}).") from None
+            raise UserError(
+                f"'{folder / file}' has no settings of an image ({error})."
+            ) from None
 
 
 def joined(groups: Iterable[Group]) -> tuple[Group, ...]:
@@ -54,7 +64,9 @@ def joined(groups: Iterable[Group]) -> tuple[Group, ...]:
     for group in groups:
         rows = zip(group.files, group.seed, group.lora, strict=True)
         key = replace(group, seed=(), lora=(), files=())
-        found.setdefault(key, {}).update({file: (seed, lora) for file, seed, lora in rows})
+        found.setdefault(key, {}).update(
+            {file: (seed, lora) for file, seed, lora in rows}
+        )
     return tuple(
         replace(
             key,
@@ -67,8 +79,9 @@ def joined(groups: Iterable[Group]) -> tuple[Group, ...]:
 
 
 def read_groups(folder: Path) -> tuple[Group, ...]:
-    """The groups that `candidates.jsonl` names; without it those of the PNG images in the folder that say how they were
-    made. Raises UserError for a `candidates.jsonl` that is not of this program."""
+    """The groups that `candidates.jsonl` names; without it those of the PNG images in
+    the folder that say how they were made. Raises UserError for a `candidates.jsonl`
+    that is not of this program."""
     path = folder / CANDIDATES
     try:
         text = read_regular(path).decode("utf-8")
@@ -83,10 +96,23 @@ def read_groups(folder: Path) -> tuple[Group, ...]:
             files, control = (tuple(map(str, row[key])) for key in ("files", "control"))
             seed = tuple(map(int, row["seed"]))
             lora = tuple(tuple(map(str, each)) for each in row["lora"])
-            groups += joined([Group(str(row["prompt"]), control, str(row["model"]), seed, lora, files)])
+            groups += joined(
+                [
+                    Group(
+                        str(row["prompt"]),
+                        control,
+                        str(row["model"]),
+                        seed,
+                        lora,
+                        files,
+                    )
+                ]
+            )
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             remedy = "Remove the line, or give another folder"
-            raise UserError(f"{path}:{number}: was not written by this program. {remedy}") from None
+            raise UserError(
+                f"{path}:{number}: was not written by this program. {remedy}"
+            ) from None
     return tuple(groups)
 
 
@@ -97,12 +123,16 @@ def _of_images(folder: Path) -> Iterable[Group]:
 
 
 def add_groups(folder: Path, groups: Iterable[Group]) -> None:
-    """Adds groups to `candidates.jsonl`. Raises UserError as `read_groups`, RunError where it cannot be written."""
+    """Adds groups to `candidates.jsonl`. Raises UserError as `read_groups`, RunError
+    where it cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
         if (folder / CANDIDATES).exists():
             there = read_groups(folder)
         else:
             there = ()
-        rows = (json.dumps(asdict(group), ensure_ascii=False) for group in joined((*there, *groups)))
+        rows = (
+            json.dumps(asdict(group), ensure_ascii=False)
+            for group in joined((*there, *groups))
+        )
         write_text(folder / CANDIDATES, "".join(f"{row}\n" for row in rows))

@@ -1,7 +1,8 @@
-"""The curves of a run as PNG files, and its summary in words, from metrics.jsonl, validation.jsonl and drift.jsonl
-alone. Imports no torch, and matplotlib only to draw.
+"""The curves of a run as PNG files, and its summary in words, from metrics.jsonl,
+validation.jsonl and drift.jsonl alone. Imports no torch, and matplotlib only to draw.
 
-A curve without numbers is left out, and so is a figure without curves. The line passes over steps without a number.
+A curve without numbers is left out, and so is a figure without curves. The line passes
+over steps without a number.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 from extensions.tools.shared.series import Curve, Series, series_of
 from toolkit.errors import RunError
 from toolkit.files.run_files import duration, read_status
-from toolkit.files.writing import atomic_write, os_error_as_run_error, read_regular, why_not_replaced, write_text
+from toolkit.files.writing import (
+    atomic_write,
+    os_error_as_run_error,
+    read_regular,
+    why_not_replaced,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +62,9 @@ def _is_loss(name: str) -> bool:
 LOSSES = Panel("Losses", _is_loss, smooth=True)
 KL = Panel("KL divergence", _is_kl, right=lambda name: name == "kl_beta", smooth=True)
 RATES = Panel("Learning rates", lambda name: name == "lr" or name.startswith("lr/"))
-TIMES = Panel("Step time", lambda name: name in ("step_s", "data_s"), unit="seconds", smooth=True)
+TIMES = Panel(
+    "Step time", lambda name: name in ("step_s", "data_s"), unit="seconds", smooth=True
+)
 
 FIGURES: dict[str, tuple[Panel, ...]] = {
     "training_losses": (LOSSES,),
@@ -68,8 +77,9 @@ FIGURES: dict[str, tuple[Panel, ...]] = {
 
 
 def draw_diagrams(folder: Path, output: Path, suffix: str = "") -> list[Path]:
-    """Draws the figures of the run in `folder` into `output`, names ending in `suffix`, and returns what was written:
-    nothing where no step is recorded. Raises RunError where a file cannot be written, or is somebody else's."""
+    """Draws the figures of the run in `folder` into `output`, names ending in `suffix`,
+    and returns what was written: nothing where no step is recorded. Raises RunError
+    where a file cannot be written, or is somebody else's."""
     run = [series.update() for series in series_of(folder)]
     curves = [curve for series in run for curve in series.curves()]
     if run[0].last_step < 0 or not curves:
@@ -78,7 +88,10 @@ def draw_diagrams(folder: Path, output: Path, suffix: str = "") -> list[Path]:
     written = []
     title = str(status.get("name") or folder.name)
     for name, panels in FIGURES.items():
-        filled = [(panel, _distinct(c for c in curves if panel.takes(c.name))) for panel in panels]
+        filled = [
+            (panel, _distinct(c for c in curves if panel.takes(c.name)))
+            for panel in panels
+        ]
         shown = [(panel, found) for panel, found in filled if found]
         if shown:
             path = output / f"{name}{suffix}.png"
@@ -92,7 +105,8 @@ def draw_diagrams(folder: Path, output: Path, suffix: str = "") -> list[Path]:
 
 
 def _distinct(curves: Iterable[Curve]) -> list[Curve]:
-    """Without those that an earlier one hides: of one loss `loss`, `loss_flow` and `loss/flow` have the same values."""
+    """Without those that an earlier one hides: of one loss `loss`, `loss_flow` and
+    `loss/flow` have the same values."""
     found: list[Curve] = []
     for curve in curves:
         if not any(_same(curve, other) for other in found):
@@ -103,12 +117,14 @@ def _distinct(curves: Iterable[Curve]) -> list[Curve]:
 def _same(curve: Curve, other: Curve) -> bool:
     """But for rounding."""
     return curve.steps == other.steps and all(
-        math.isclose(a, b, rel_tol=1e-5) for a, b in zip(curve.mean, other.mean, strict=True)
+        math.isclose(a, b, rel_tol=1e-5)
+        for a, b in zip(curve.mean, other.mean, strict=True)
     )
 
 
 def summarize(title: str, run: Sequence[Series], skipped: int = 0) -> str:
-    """The run in words: its length and speed, and of each curve the first and last values, the lowest and where."""
+    """The run in words: its length and speed, and of each curve the first and last
+    values, the lowest and where."""
     last = run[0].last_row()
     seconds = run[0].total("step_s")
     if type(last.get("epoch")) is int:
@@ -118,7 +134,8 @@ def summarize(title: str, run: Sequence[Series], skipped: int = 0) -> str:
     lines = [
         title,
         f"steps: {last.get('step')}, epochs: {epochs}, samples: {last.get('samples', 'unknown')}",
-        f"time of the steps: {duration(seconds)}" + (f"; skipped steps: {skipped}" if skipped else ""),
+        f"time of the steps: {duration(seconds)}"
+        + (f"; skipped steps: {skipped}" if skipped else ""),
         "",
         f"{'':28} {'first':>12} {'last':>12} {'lowest':>12}  at step",
     ]
@@ -126,12 +143,15 @@ def summarize(title: str, run: Sequence[Series], skipped: int = 0) -> str:
         for curve in series.curves():
             first, end = ends(curve)
             lowest, step = series.lowest(curve)
-            lines.append(f"{curve.name:28} {first:12.6g} {end:12.6g} {lowest:12.6g}  {step}")
+            lines.append(
+                f"{curve.name:28} {first:12.6g} {end:12.6g} {lowest:12.6g}  {step}"
+            )
     return "\n".join([*lines, "", f"{_END}points"]) + "\n"
 
 
 def ends(curve: Curve) -> tuple[float, float]:
-    """The means of the first and of the last points: a twentieth of all, at most SMOOTHED_OVER."""
+    """The means of the first and of the last points: a twentieth of all, at most
+    SMOOTHED_OVER."""
     few = max(1, min(SMOOTHED_OVER, len(curve.mean) // 20))
     return fmean(curve.mean[:few]), fmean(curve.mean[-few:])
 
@@ -139,19 +159,27 @@ def ends(curve: Curve) -> tuple[float, float]:
 def smoothed(values: Sequence[float]) -> list[float]:
     """The mean of the latest points."""
     window = max(1, min(SMOOTHED_OVER, len(values) // 20))
-    return [fmean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
+    return [
+        fmean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)
+    ]
 
 
 def _require_own(path: Path) -> None:
-    """Raises RunError for a file that is neither an image of matplotlib nor a summary."""
+    """Raises RunError for a file that is neither an image of matplotlib nor a
+    summary."""
     reason = why_not_replaced(
-        path, lambda file: b"\0Matplotlib" in (data := read_regular(file)) or _END.encode() in data
+        path,
+        lambda file: (
+            b"\0Matplotlib" in (data := read_regular(file)) or _END.encode() in data
+        ),
     )
     if reason:
         raise RunError(reason)
 
 
-def _draw(path: Path, title: str, panels: Sequence[tuple[Panel, Sequence[Curve]]]) -> None:
+def _draw(
+    path: Path, title: str, panels: Sequence[tuple[Panel, Sequence[Curve]]]
+) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -183,8 +211,12 @@ def _draw_panel(axes: Axes, panel: Panel, curves: Sequence[Curve]) -> None:
         if panel.smooth and len(curve.steps) > SMOOTHED_OVER:
             on.plot(curve.steps, values, color=color, alpha=0.25, linewidth=0.8)
             values = smoothed(curve.mean)
-        drawn += on.plot(curve.steps, values, color=color, label=curve.name, marker=mark)
-    if panel.smooth and is_wide([curve for curve in curves if not panel.right(curve.name)]):
+        drawn += on.plot(
+            curve.steps, values, color=color, label=curve.name, marker=mark
+        )
+    if panel.smooth and is_wide(
+        [curve for curve in curves if not panel.right(curve.name)]
+    ):
         axes.set_yscale("log")
     axes.legend(handles=drawn, fontsize="small")
 

@@ -1,6 +1,8 @@
-"""The jobs of published models by GPU: one template, `train.yaml.j2`, and a table of models and GPUs.
+"""The jobs of published models by GPU: one template, `train.yaml.j2`, and a table of
+models and GPUs.
 
-`run.py new` and the page fill it in for a user; `docs/generate.py` writes config/examples/train_*.yaml by it.
+`run.py new` and the page fill it in for a user; `docs/generate.py` writes
+config/examples/train_*.yaml by it.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ class Card(NamedTuple):
     """`network.linear`; 0: the recipe's."""
 
     for_pairs: Mapping[str, Any] = {}
-    """Fields of this class that differ in a job of pairs, whose control images are as large as its images."""
+    """Fields of this class that differ in a job of pairs, whose control images are as
+    large as its images."""
 
 
 class Model(NamedTuple):
@@ -108,8 +111,14 @@ class Model(NamedTuple):
 def _weights(bf16: float, int8: float, int4: float) -> Mapping[str, tuple[str, str]]:
     return {
         "": ("Unquantized bf16", f"bf16 throughout: the transformer takes {bf16} GB"),
-        "int8": ("int8 weights", f"int8 is nearly lossless; the transformer takes {int8} GB instead of {bf16}"),
-        "int4": ("int4 weights", f"the transformer takes {int4} GB instead of {bf16}; less exact than int8"),
+        "int8": (
+            "int8 weights",
+            f"int8 is nearly lossless; the transformer takes {int8} GB instead of {bf16}",
+        ),
+        "int4": (
+            "int4 weights",
+            f"the transformer takes {int4} GB instead of {bf16}; less exact than int8",
+        ),
     }
 
 
@@ -141,8 +150,23 @@ EDIT_2509 = Model(
         80: Card(80),
         48: Card(32, "int8"),
         24: Card(20, "int4", low_vram=True, match_target_res=True),
-        16: Card(16, "int4", low_vram=True, match_target_res=True, swap=4, for_pairs={"swap": 20}),
-        12: Card(12, "int4", low_vram=True, match_target_res=True, swap=20, sample_side=768, for_pairs={"swap": 45}),
+        16: Card(
+            16,
+            "int4",
+            low_vram=True,
+            match_target_res=True,
+            swap=4,
+            for_pairs={"swap": 20},
+        ),
+        12: Card(
+            12,
+            "int4",
+            low_vram=True,
+            match_target_res=True,
+            swap=20,
+            sample_side=768,
+            for_pairs={"swap": 45},
+        ),
         8: Card(
             8,
             "int4",
@@ -191,7 +215,9 @@ QWEN_IMAGE_21 = Model(
         24: Card(20, "int8", low_vram=True, match_target_res=True),
         16: Card(16, "int4", low_vram=True, match_target_res=True),
         12: Card(12, "int4", low_vram=True, match_target_res=True, sample_side=768),
-        8: Card(8, "int4", low_vram=True, match_target_res=True, swap=30, sample_side=768),
+        8: Card(
+            8, "int4", low_vram=True, match_target_res=True, swap=30, sample_side=768
+        ),
         4: _SMALLEST._replace(least_gb=4, swap=31),
     },
     examples=(16, 24, 48, 80),
@@ -227,7 +253,10 @@ Edit = tuple[str, str]
 SMALL: tuple[Edit, ...] = (
     (r"(?s)    - type: mascots.*(?=    - type: sd_trainer)", ""),
     (r"(?s)        - folder_path: \S+others/pictures.*?\n\n", "\n"),
-    (r"(?s)( +)prompts: .*(?=meta:)", r'\1samples:\n\1  - prompt: "[trigger]"    # <- yours\n'),
+    (
+        r"(?s)( +)prompts: .*(?=meta:)",
+        r'\1samples:\n\1  - prompt: "[trigger]"    # <- yours\n',
+    ),
     (r"^ +num_repeats: .*\n", ""),
     (r"^( +)(training_seed: .*)$", r'\1trigger_word: ""     # <- yours\n\1\2'),
 )
@@ -238,7 +267,10 @@ SMALL_EDIT: tuple[Edit, ...] = (
     (r"(?<=batch_size: )\d+", "4"),
     (r"(?<=\s)steps: \d+", "steps: 300"),
     (r"optimizer: muon .*", "optimizer: adamw"),
-    (r"lr: \S+\n +lr_scheduler: .*", "lr: 0.003   # for the small model; a real one wants about 0.0001"),
+    (
+        r"lr: \S+\n +lr_scheduler: .*",
+        "lr: 0.003   # for the small model; a real one wants about 0.0001",
+    ),
     (r"(?<=save_every: )\d+", "100"),
     (r"(?<=sample_every: )\d+", "100"),
 )
@@ -256,21 +288,44 @@ WITHOUT_GPU = 24
 
 
 def model_of(name: str) -> Model:
-    """The published model whose examples suit a hub id, folder or file: that model, or one of its family."""
+    """The published model whose examples suit a hub id, folder or file: that model, or
+    one of its family."""
     section = ModelConfig(name_or_path=name)
     by_id = (model for model in MODELS if model.id == section.name_or_path)
     known = published_family(section.name_or_path)
-    arch = arch_of(section) or (section.file_note and family_for(section).arch) or (known and known.arch)
-    return next(by_id, None) or next((model for model in MODELS if model.arch == arch), MODELS[0])
+    arch = (
+        arch_of(section)
+        or (section.file_note and family_for(section).arch)
+        or (known and known.arch)
+    )
+    return next(by_id, None) or next(
+        (model for model in MODELS if model.arch == arch), MODELS[0]
+    )
 
 
 def example_text(model: Model, gpu: int, peak: str) -> str:
     """An example for a GPU of the table. peak: planned GB."""
-    own = {"name": f"{model.run}_{gpu}gb", "trigger": '"mychar"', "folder": model.folder, "id": model.id}
+    own = {
+        "name": f"{model.run}_{gpu}gb",
+        "trigger": '"mychar"',
+        "folder": model.folder,
+        "id": model.id,
+    }
     recipe = RECIPES[model.title]
     family = FAMILIES.load(model.arch)
-    text = _fill(model, model.cards[gpu], gpu=gpu, peak=peak, written=False, pairs=False, recipe=recipe, **own)
-    return _of_images(text, model.folder, family, None, "", model.cards[gpu].sample_side)
+    text = _fill(
+        model,
+        model.cards[gpu],
+        gpu=gpu,
+        peak=peak,
+        written=False,
+        pairs=False,
+        recipe=recipe,
+        **own,
+    )
+    return _of_images(
+        text, model.folder, family, None, "", model.cards[gpu].sample_side
+    )
 
 
 def written_job(
@@ -282,14 +337,19 @@ def written_job(
     pairs: FoundPairs | None = None,
     instruction: str = "",
 ) -> str:
-    """The job of a user for a GPU of so many GB. folder: of images, or a table that names them. model: hub id or local
-    folder; empty: the first of MODELS. A model that is small enough for any machine gets the settings of the
-    quickstart. pairs: of `found_pairs`, where control images are elsewhere than it looks by itself. instruction: the
-    caption of images without one. Raises UserError for a model's folder of no known family, and for a GPU that is too
-    small for the model."""
+    """The job of a user for a GPU of so many GB. folder: of images, or a table that
+    names them. model: hub id or local folder; empty: the first of MODELS. A model that
+    is small enough for any machine gets the settings of the quickstart. pairs: of
+    `found_pairs`, where control images are elsewhere than it looks by itself.
+    instruction: the caption of images without one. Raises UserError for a model's
+    folder of no known family, and for a GPU that is too small for the model."""
     pairs = pairs or found_pairs(folder)
     folder = pairs.place if pairs else folder
-    own = {"name": _quoted(name), "folder": _quoted(folder), "trigger": _quoted(trigger)}
+    own = {
+        "name": _quoted(name),
+        "folder": _quoted(folder),
+        "trigger": _quoted(trigger),
+    }
     if is_small(model):
         family = family_for(ModelConfig(name_or_path=model))
         is_edit = bool(pairs) and not family.stacks_layers
@@ -297,9 +357,13 @@ def written_job(
         return _of_images(text, folder, family, pairs, instruction, SMALL_SIDE)
     like = model_of(model) if model else MODELS[0]
     family = FAMILIES.load(like.arch)
-    with suppress(UserError):  # of a model that is not known the family is that of the example
+    with suppress(
+        UserError
+    ):  # of a model that is not known the family is that of the example
         family = family_for(ModelConfig(name_or_path=model or like.id))
-    like = like._replace(steps=family.sample_steps if family.sample_sigmas else like.steps)
+    like = like._replace(
+        steps=family.sample_steps if family.sample_sigmas else like.steps
+    )
     card = next((card for card in like.cards.values() if gpu >= card.least_gb), None)
     if card is None:
         least = min(card.least_gb for card in like.cards.values())
@@ -319,13 +383,20 @@ def written_job(
 
 
 def _of_images(
-    text: str, folder: str, family: ModelFacts, pairs: FoundPairs | None, instruction: str, side: int
+    text: str,
+    folder: str,
+    family: ModelFacts,
+    pairs: FoundPairs | None,
+    instruction: str,
+    side: int,
 ) -> str:
     """A job with what the images of its folder need. side: of a sample, in pixels."""
     if instruction:
         text = _with_keys(text, [f"          default_caption: {_quoted(instruction)}"])
     if family.stacks_layers:
-        text = _with_layers(text, layers_in(folder) or FoundLayers(f"layers_suffix: {LAYER}", "", 4))
+        text = _with_layers(
+            text, layers_in(folder) or FoundLayers(f"layers_suffix: {LAYER}", "", 4)
+        )
     elif pairs:
         text = _with_pairs(text, pairs, instruction, side)
     if is_table(folder):
@@ -334,29 +405,41 @@ def _of_images(
 
 
 def is_small(model: str) -> bool:
-    """Whether a model, a hub id or local folder, is trained on any machine; empty: the first of MODELS."""
-    return bool(model) and model_bytes(ModelConfig(name_or_path=model)) <= ACCIDENTAL_CPU_LIMIT
+    """Whether a model, a hub id or local folder, is trained on any machine; empty: the
+    first of MODELS."""
+    return (
+        bool(model)
+        and model_bytes(ModelConfig(name_or_path=model)) <= ACCIDENTAL_CPU_LIMIT
+    )
 
 
 MASCOTS = "tiny_mascots"
 """Folder of the small model of this repository."""
 
-_CAMERA = frozenset({".jpg", ".jpeg", ".heic", ".heif", ".avif", ".webp", ".tif", ".tiff"})
+_CAMERA = frozenset(
+    {".jpg", ".jpeg", ".heic", ".heif", ".avif", ".webp", ".tif", ".tiff"}
+)
 _LOOKED_AT = 12
 _LARGE = 512
 
 
 def are_photographs(folder: str) -> bool:
-    """Whether the images of a folder, or of its first subfolder with images, are probably none that a model of flat
-    drawings can learn: at least half are of a format of cameras, or have a side above 512 pixels. Looks at twelve."""
+    """Whether the images of a folder, or of its first subfolder with images, are
+    probably none that a model of flat drawings can learn: at least half are of a format
+    of cameras, or have a side above 512 pixels. Looks at twelve."""
     with suppress(OSError):
         listing = list_folder(folder, names_only=True)
-        below = (list_folder(join(folder, name), names_only=True) for name in listing.subfolders)
+        below = (
+            list_folder(join(folder, name), names_only=True)
+            for name in listing.subfolders
+        )
         if listing.images:
             listing = listing
         else:
             listing = next((each for each in below if each.images), listing)
-        paths = [listing.path(names[0]) for names in [*listing.images.values()][:_LOOKED_AT]]
+        paths = [
+            listing.path(names[0]) for names in [*listing.images.values()][:_LOOKED_AT]
+        ]
         return bool(paths) and 2 * sum(map(_is_photograph, paths)) >= len(paths)
     return False
 
@@ -387,13 +470,15 @@ class FoundLayers(NamedTuple):
 
 
 def layers_in(folder: str) -> FoundLayers | None:
-    """How the layers of the images in a folder, or in a subfolder, are named: beside them, or in its folder `layers`.
-    None: none of the images has any."""
+    """How the layers of the images in a folder, or in a subfolder, are named: beside
+    them, or in its folder `layers`. None: none of the images has any."""
     with suppress(OSError):
         top = list_folder(folder)
         below = [list_folder(join(folder, name)) for name in top.subfolders]
         beside = [(each, each) for each in (top, *(() if top.images else below))]
-        apart = [(top, each) for each in below if os.path.basename(each.folder) == LAYERS]
+        apart = [
+            (top, each) for each in below if os.path.basename(each.folder) == LAYERS
+        ]
         for (images, layers), suffix in product((*beside, *apart), LAYER_SUFFIXES):
             known = layers.numbered_behind(suffix)
             stem = next((stem for stem in images.images if stem in known), "")
@@ -402,19 +487,25 @@ def layers_in(folder: str) -> FoundLayers | None:
                     key = f"layers_suffix: {suffix}"
                 else:
                     key = f"layers_path: {_quoted(layers.folder)}"
-                return FoundLayers(key, images.path(images.images[stem][0]), len(known[stem]))
+                return FoundLayers(
+                    key, images.path(images.images[stem][0]), len(known[stem])
+                )
     return None
 
 
 def numbers_in(folder: str) -> str:
-    """Why the numbers of a folder's name, or of its subfolders with images, are probably no repeats; empty: they may
-    be, or there are none."""
+    """Why the numbers of a folder's name, or of its subfolders with images, are
+    probably no repeats; empty: they may be, or there are none."""
     with suppress(OSError):
         top = list_folder(folder)
         if top.images:
             return probably_no_repeats([os.path.basename(os.path.abspath(folder))])
-        filled = [name for name in top.subfolders if list_folder(join(folder, name)).images]
-        return probably_no_repeats([name for name in filled if not named_as_regularisation(name)])
+        filled = [
+            name for name in top.subfolders if list_folder(join(folder, name)).images
+        ]
+        return probably_no_repeats(
+            [name for name in filled if not named_as_regularisation(name)]
+        )
     return ""
 
 
@@ -424,12 +515,19 @@ def _with_numbers(text: str, folder: str) -> str:
     if not why:
         return text
     return _with_keys(
-        text, [_noted("          repeats_from_names: false", f"the numbers of its folders {why}; true: repeats")]
+        text,
+        [
+            _noted(
+                "          repeats_from_names: false",
+                f"the numbers of its folders {why}; true: repeats",
+            )
+        ],
     )
 
 
 def left_out_in(folder: str) -> list[str]:
-    """The subfolders of a folder that a job leaves out, because they are for validation or test by their names."""
+    """The subfolders of a folder that a job leaves out, because they are for validation
+    or test by their names."""
     return held_out_folders(_filled_in(folder))
 
 
@@ -437,13 +535,17 @@ def _filled_in(folder: str) -> list[str]:
     """The subfolders with images, where the folder has none itself."""
     with suppress(OSError):
         top = list_folder(folder)
-        return [name for name in (() if top.images else top.subfolders) if list_folder(join(folder, name)).images]
+        return [
+            name
+            for name in (() if top.images else top.subfolders)
+            if list_folder(join(folder, name)).images
+        ]
     return []
 
 
 def _with_subfolders(text: str, folder: str) -> str:
-    """A job of a folder some of whose subfolders hold regularisation images, or images for validation and test: the
-    others each as a dataset."""
+    """A job of a folder some of whose subfolders hold regularisation images, or images
+    for validation and test: the others each as a dataset."""
     names = _filled_in(folder)
     left_out = left_out_in(folder)
     kept = [join(folder, name) for name in names if name not in left_out]
@@ -454,55 +556,86 @@ def _with_subfolders(text: str, folder: str) -> str:
     assert block  # the template has one
     tables = _tables_above(folder)
     entries = ""
-    for place, is_reg in sorted(zip(kept, are_reg, strict=True), key=lambda pair: pair[1]):
+    for place, is_reg in sorted(
+        zip(kept, are_reg, strict=True), key=lambda pair: pair[1]
+    ):
         entries += block[0].replace(_quoted(folder), _quoted(place), 1)
-        entries += f"          captions_file: {_quoted(tables[place])}\n" if place in tables else ""
+        entries += (
+            f"          captions_file: {_quoted(tables[place])}\n"
+            if place in tables
+            else ""
+        )
         entries += "          is_reg: true\n" if is_reg else ""
     return text.replace(block[0], entries, 1)
 
 
 def _tables_above(folder: str) -> dict[str, str]:
-    """Subfolder -> the table of captions in the folder itself that is for its images."""
+    """Subfolder -> the table of captions in the folder itself that is for its
+    images."""
     images = find_images(DatasetConfig(folder_path=folder))[0]
     above = os.path.dirname(join(folder, "x"))
-    return {os.path.dirname(image.path): image.table for image in images if os.path.dirname(image.table) == above}
+    return {
+        os.path.dirname(image.path): image.table
+        for image in images
+        if os.path.dirname(image.table) == above
+    }
 
 
 def _with_pairs(text: str, pairs: FoundPairs, instruction: str, side: int) -> str:
-    """A job that learns the edit of pairs, and makes it with the control images of its first and last pair."""
+    """A job that learns the edit of pairs, and makes it with the control images of its
+    first and last pair."""
     keys = [f"          {key}" for key in pairs.lines()]
     if pairs.without_caption and not instruction:
         missing = (
-            f'          # default_caption: "turn the photo into a drawing"   # {pairs.without_caption} have no caption'
+            '          # default_caption: "turn the photo into a drawing"   # '
+            f"{pairs.without_caption} have no caption"
         )
         keys += [f"{missing}: say what the edit is   <- yours"]
     note = "the instruction, and images before the edit; better some that are not trained   <- yours"
     drawn = [f"        samples:  # {note}"]
     for image in dict.fromkeys((pairs.images[0], pairs.images[-1])):
-        drawn += [f"          - prompt: {_quoted(' '.join((image.caption or instruction).split()))}"]
+        drawn += [
+            f"          - prompt: {_quoted(' '.join((image.caption or instruction).split()))}"
+        ]
         names = [f"ctrl_img_{slot}" for slot in range(1, len(image.references) + 1)]
-        slots = zip(names if len(names) > 1 else ["ctrl_img"], image.references, strict=True)
+        slots = zip(
+            names if len(names) > 1 else ["ctrl_img"], image.references, strict=True
+        )
         drawn += [f"            {name}: {_quoted(path)}" for name, path in slots]
-        with suppress(ImageError, OSError):  # of its shape; one that cannot be read is an error of the check
+        with suppress(
+            ImageError, OSError
+        ):  # of its shape; one that cannot be read is an error of the check
             bucket = bucket_for(image_size(image.path), side, SIZE_MULTIPLE).bucket
-            drawn += [f"            width: {bucket.width}", f"            height: {bucket.height}"]
+            drawn += [
+                f"            width: {bucket.width}",
+                f"            height: {bucket.height}",
+            ]
     return _with_samples(_with_keys(text, keys), drawn)
 
 
 def _with_samples(text: str, lines: Sequence[str]) -> str:
     """A job with other samples."""
     drawn = "".join(f"{line}\n" for line in lines)
-    return re.sub(r"(?ms)^        samples:\n.*?(?=^meta:)", lambda _: drawn, text, count=1)
+    return re.sub(
+        r"(?ms)^        samples:\n.*?(?=^meta:)", lambda _: drawn, text, count=1
+    )
 
 
 def _with_layers(text: str, found: FoundLayers) -> str:
-    """A job that learns the layers of its images, and takes the first image apart as its sample."""
+    """A job that learns the layers of its images, and takes the first image apart as
+    its sample."""
     key = _noted(f"          {found.key}", "the layers of each image: docs/datasets.md")
     sample = [
-        _noted(f"        layers: {found.layers}", "so many does a sample take its image apart into"),
+        _noted(
+            f"        layers: {found.layers}",
+            "so many does a sample take its image apart into",
+        ),
         "        samples:",
         _noted('          - prompt: "[trigger]"', "what is in the image   <- yours"),
-        _noted(f"            ctrl_img: {_quoted(found.image)}", "the image to take apart   <- yours"),
+        _noted(
+            f"            ctrl_img: {_quoted(found.image)}",
+            "the image to take apart   <- yours",
+        ),
     ]
     return _with_samples(_with_keys(text, [key]), sample)
 
@@ -510,10 +643,17 @@ def _with_layers(text: str, found: FoundLayers) -> str:
 def _with_keys(text: str, lines: Sequence[str]) -> str:
     """A job with further lines in its first dataset."""
     added = "".join(f"{line}\n" for line in lines)
-    return re.sub(r"(?m)^        - folder_path: .*\n", lambda found: found[0] + added, text, count=1)
+    return re.sub(
+        r"(?m)^        - folder_path: .*\n",
+        lambda found: found[0] + added,
+        text,
+        count=1,
+    )
 
 
-def _small_job(family: ModelFacts, model: str, name: str, folder: str, trigger: str, is_edit: bool) -> str:
+def _small_job(
+    family: ModelFacts, model: str, name: str, folder: str, trigger: str, is_edit: bool
+) -> str:
     example = EXAMPLES / "quickstart.yaml"
     yours = {
         r"(?<=config:\n)  name: \S+": f"  name: {name}",
@@ -527,7 +667,11 @@ def _small_job(family: ModelFacts, model: str, name: str, folder: str, trigger: 
     if family.stacks_layers:  # which sees the image in its own size
         yours[r" +model_kwargs: .*\n"] = ""
     text = example.read_text(encoding="utf-8")
-    for pattern, replacement in (*SMALL, *(SMALL_EDIT if is_edit else ()), *yours.items()):
+    for pattern, replacement in (
+        *SMALL,
+        *(SMALL_EDIT if is_edit else ()),
+        *yours.items(),
+    ):
         if pattern in yours:
             filled = replacement.replace("\\", "\\\\")
         else:
@@ -535,7 +679,9 @@ def _small_job(family: ModelFacts, model: str, name: str, folder: str, trigger: 
         text, count = re.subn(pattern, filled, text, flags=re.MULTILINE)
         assert count == 1, f"{example.name}: {pattern!r} matches {count} times"
     _, _, body = text.partition("\njob: ")
-    body = body.replace("output/quickstart/", "output/<name>/")  # in comments; the name may change
+    body = body.replace(
+        "output/quickstart/", "output/<name>/"
+    )  # in comments; the name may change
     guide = PAIRS_GUIDE if is_edit else "first_character.md"
     return f"# {WRITTEN} from config/examples/{example.name}. Guide: docs/{guide}\njob: {body}"
 

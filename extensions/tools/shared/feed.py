@@ -1,5 +1,6 @@
-"""What is in a run's folder, and what is new there since a cursor: for its page, and for the event stream of that. A
-cursor says all that a page has seen, so nothing is missing and nothing comes twice."""
+"""What is in a run's folder, and what is new there since a cursor: for its page, and
+for the event stream of that. A cursor says all that a page has seen, so nothing is
+missing and nothing comes twice."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ MOST_LOG_BYTES = 65_536
 """Length of the end of a log that is shown."""
 
 STATUS_S = 0.4
-"""Seconds for which a run's status is not read again: fifty watchers ask as often as one."""
+"""Seconds for which a run's status is not read again: fifty watchers ask as often as
+one."""
 
 
 class Feed:
@@ -34,7 +36,8 @@ class Feed:
         self._read_at = 0.0
 
     def run(self) -> RunInfo:
-        """Its status, at most `STATUS_S` old. Raises RunError where the folder holds no run any more."""
+        """Its status, at most `STATUS_S` old. Raises RunError where the folder holds no
+        run any more."""
         if self._run is None or time.monotonic() - self._read_at > STATUS_S:
             self._run = read_run(self.folder)
             self._read_at = time.monotonic()
@@ -47,12 +50,13 @@ class Feed:
         return self
 
     def news(self, cursor: str = "") -> tuple[dict[str, Any], str]:
-        """What came after a cursor, and the cursor behind it; for an empty one the events and the end of the log, but
-        no rows: a page begins with the curves.
+        """What came after a cursor, and the cursor behind it; for an empty one the
+        events and the end of the log, but no rows: a page begins with the curves.
 
-        `rows`: metrics of new steps. `anew`: the curves have to be fetched again, because the run went back to an
-        earlier step or there are too many new rows. `events`, `log`: what was added. `status`: as it is now, with the
-        `facts` of `facts_of`.
+        `rows`: metrics of new steps. `anew`: the curves have to be fetched again,
+        because the run went back to an earlier step or there are too many new rows.
+        `events`, `log`: what was added. `status`: as it is now, with the `facts` of
+        `facts_of`.
         """
         seen, _, rest = cursor.partition("_")
         events_seen, _, log_seen = rest.partition("_")
@@ -91,14 +95,19 @@ def status_of(run: RunInfo) -> dict[str, Any]:
 
 
 def facts_of(run: RunInfo, seconds: float) -> dict[str, str]:
-    """The facts of a run that change while it trains: key of `run.facts` in texts.json -> as the page shows it, empty
-    where it is not known. seconds: spent in its steps."""
+    """The facts of a run that change while it trains: key of `run.facts` in texts.json
+    -> as the page shows it, empty where it is not known. seconds: spent in its
+    steps."""
     words = texts()["run"]
     best = run.best_loss is not None
     return {
         "loss": "" if run.loss is None else f"{run.loss:.4g}",
-        "best": words["best_at"].format(loss=run.best_loss, step=run.best_step or 0) if best else "",
-        "speed": "" if run.step_s is None else words["per_step"].format(time=run.step_s),
+        "best": words["best_at"].format(loss=run.best_loss, step=run.best_step or 0)
+        if best
+        else "",
+        "speed": ""
+        if run.step_s is None
+        else words["per_step"].format(time=run.step_s),
         "time": run_files.duration(seconds) if seconds else "",
         "lr": "" if run.lr is None else f"{run.lr:.3g}",
         "epoch": "" if run.epoch is None else f"{run.epoch + 1:,}",
@@ -109,8 +118,9 @@ def facts_of(run: RunInfo, seconds: float) -> dict[str, str]:
 
 
 def log_since(path: Path, seen: str = "") -> tuple[str, int]:
-    """The complete lines of a log behind an offset, at most the last MOST_LOG_BYTES, without secrets, and where they
-    end. A log that became shorter is read from its beginning."""
+    """The complete lines of a log behind an offset, at most the last MOST_LOG_BYTES,
+    without secrets, and where they end. A log that became shorter is read from its
+    beginning."""
     try:
         with open_regular(path) as file:
             size = file.seek(0, os.SEEK_END)

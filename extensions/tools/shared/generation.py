@@ -1,6 +1,8 @@
-"""Images of a model with LoRA files on it, whose strengths may differ from image to picture: what the tools share.
+"""Images of a model with LoRA files on it, whose strengths may differ from image to
+picture: what the tools share.
 
-All texts are encoded before the transformer is loaded, and their encoder is freed; small images come first.
+All texts are encoded before the transformer is loaded, and their encoder is freed;
+small images come first.
 """
 
 from __future__ import annotations
@@ -14,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from extensions.tools.shared.blocks import read_blocks, strength_in
-from extensions.tools.shared.image_files import LATENTS, picture_name, read_latents, write_latents, write_picture
+from extensions.tools.shared.image_files import (
+    LATENTS,
+    picture_name,
+    read_latents,
+    write_latents,
+    write_picture,
+)
 from extensions.tools.shared.keys import split_strength
 from extensions.tools.shared.picture_config import LIGHTNING_SHIFT, PicturesConfig
 from extensions.tools.shared.run_job import decoder_note
@@ -22,7 +30,12 @@ from toolkit.config.sections.model import ModelConfig
 from toolkit.config.sections.model_files import ModelFolder
 from toolkit.config.sections.output import SampleItem
 from toolkit.contracts.model import DiffusionModel, ModelFacts
-from toolkit.data.batches.latent_cache import CacheEntry, CachePair, ItemEncoder, fill_texts
+from toolkit.data.batches.latent_cache import (
+    CacheEntry,
+    CachePair,
+    ItemEncoder,
+    fill_texts,
+)
 from toolkit.data.scan.captions import inject_trigger
 from toolkit.errors import RunError, UserError
 from toolkit.files.log import StatusLine
@@ -37,7 +50,13 @@ from toolkit.models.loading import base_hashes, checked_family
 from toolkit.models.vae_files import VAE_ENCODER
 from toolkit.networks.applied import AppliedAdapters
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
-from toolkit.system.device import DTYPES, check_device, is_out_of_memory, pick_device, use_device
+from toolkit.system.device import (
+    DTYPES,
+    check_device,
+    is_out_of_memory,
+    pick_device,
+    use_device,
+)
 from toolkit.train.base_model import load_base_model
 from toolkit.train.sampling import SamplePrompt, Sampler, drawn, write_layers
 
@@ -59,7 +78,11 @@ class LoraFile:
     def of(cls, text: str, strength: float | None = None) -> LoraFile:
         """`FILE[:STRENGTH]`; strength: instead of the one given there."""
         path, own = split_strength(text)
-        return cls(path, own if strength is None else strength, sha256_of(Path(path).expanduser()))
+        return cls(
+            path,
+            own if strength is None else strength,
+            sha256_of(Path(path).expanduser()),
+        )
 
 
 @dataclass(frozen=True)
@@ -78,7 +101,8 @@ class Picture:
 
     @property
     def cost(self) -> int:
-        """Pixels that all its passes compute: small ones come first, so that much is seen soon."""
+        """Pixels that all its passes compute: small ones come first, so that much is
+        seen soon."""
         width, height = self.prompt.size
         return width * height * self.prompt.steps * (1 + self.prompt.guided)
 
@@ -86,11 +110,17 @@ class Picture:
 class PictureMaker:
     """Generates images by the keys of a section."""
 
-    def __init__(self, section: PicturesConfig, loras: Sequence[str], suffixes: Sequence[str] = (".png",)) -> None:
-        """loras: all files that images may use. Reads them; the model is loaded when it is needed. suffixes: the files
-        of each image, of .png and LATENTS.
+    def __init__(
+        self,
+        section: PicturesConfig,
+        loras: Sequence[str],
+        suffixes: Sequence[str] = (".png",),
+    ) -> None:
+        """loras: all files that images may use. Reads them; the model is loaded when it
+        is needed. suffixes: the files of each image, of .png and LATENTS.
 
-        Raises UserError for a LoRA of another model, one whose model is not known, and for a device that is not there.
+        Raises UserError for a LoRA of another model, one whose model is not known, and
+        for a device that is not there.
         """
         self.config: ModelConfig = section.found_model()
         if section.model is None:
@@ -107,18 +137,24 @@ class PictureMaker:
         weights = family.weight_shapes(folder)
         read = partial(load_adapter_file, layers=layers, weights=weights)
         blocks = read_blocks(section.blocks)
-        self.changes: Callable[[str], dict[str, LayerDelta]] = lru_cache(FILES_IN_MEMORY)(
+        self.changes: Callable[[str], dict[str, LayerDelta]] = lru_cache(
+            FILES_IN_MEMORY
+        )(
             lambda path: {
-                name: change.times(strength_in(name, blocks)) for name, change in read(Path(path).expanduser()).items()
+                name: change.times(strength_in(name, blocks))
+                for name, change in read(Path(path).expanduser()).items()
             }
         )
-        """The changes of a file. Not all files of a long run fit into memory together."""
+        """The changes of a file. Not all files of a long run fit into memory
+        together."""
         for path in self.files:
             self.changes(path)
         self.folder = Path(section.output).expanduser()
         self._suffixes = tuple(suffixes)
         hashes = base_hashes(self.config)
-        self.base = {part: digest[:16] for part, digest in hashes.items() if part != VAE_ENCODER}
+        self.base = {
+            part: digest[:16] for part, digest in hashes.items() if part != VAE_ENCODER
+        }
         self.keeps_encoders = False
         """Whether the text encoder stays once prompts are encoded, for further ones."""
         self._status = StatusLine()
@@ -129,28 +165,41 @@ class PictureMaker:
         self._in_use: list[tuple[str, float]] = []
 
     def cfg_of(self, item: SampleItem, given: float | None = None) -> float:
-        """The guidance scale of an item: its own, else the given one, else the model's default."""
+        """The guidance scale of an item: its own, else the given one, else the model's
+        default."""
         usual = 1.0 if self.section.lightning else self.family.guidance
-        return next(scale for scale in (item.guidance_scale, given, usual) if scale is not None)
+        return next(
+            scale for scale in (item.guidance_scale, given, usual) if scale is not None
+        )
 
-    def picture(self, item: SampleItem, seed: int, cfg: float, loras: Sequence[LoraFile] = ()) -> Picture:
-        """An image of one item: what it does not give itself comes from the section. Raises UserError for a size that
-        the model cannot make."""
+    def picture(
+        self, item: SampleItem, seed: int, cfg: float, loras: Sequence[LoraFile] = ()
+    ) -> Picture:
+        """An image of one item: what it does not give itself comes from the section.
+        Raises UserError for a size that the model cannot make."""
         section, given = self.section, self.section.model_fields_set
         fast = section.lightning
-        shift = LIGHTNING_SHIFT if fast and "flow_shift" not in given else section.flow_shift
+        shift = (
+            LIGHTNING_SHIFT
+            if fast and "flow_shift" not in given
+            else section.flow_shift
+        )
         steps = item.sample_steps or section.steps or fast or self.family.sample_steps
         prompt = SamplePrompt(
             prompt=inject_trigger(item.prompt, section.trigger_word, add=False),
             negative=inject_trigger(
-                section.negative if item.neg is None else item.neg, section.trigger_word, add=False
+                section.negative if item.neg is None else item.neg,
+                section.trigger_word,
+                add=False,
             ),
             size=section.size_of(item, self.family),
             seed=seed,
             guidance_scale=cfg,
             steps=steps,
             levels=() if fast else resampled(self.family.sample_sigmas, steps),
-            references=tuple(Path(path).expanduser() for path in item.ctrl_img or section.reference),
+            references=tuple(
+                Path(path).expanduser() for path in item.ctrl_img or section.reference
+            ),
             flow_shift=item.flow_shift or shift,
             stretched=not fast,
             layers=(item.layers or section.layers) if self.family.stacks_layers else 0,
@@ -169,7 +218,10 @@ class PictureMaker:
                 {"path": str(path), "sha256": sha256_of(Path(path).expanduser())}
                 for path in item.ctrl_img or section.reference
             ],
-            "lora": [{"path": one.path, "strength": one.strength, "sha256": one.sha256} for one in loras],
+            "lora": [
+                {"path": one.path, "strength": one.strength, "sha256": one.sha256}
+                for one in loras
+            ],
             "model": self.config.model_dump(mode="json", exclude_unset=True),
             "base": self.base,
             "dtype": section.dtype,
@@ -179,8 +231,13 @@ class PictureMaker:
         }
         return Picture(prompt, tuple(loras), settings)
 
-    def make(self, pictures: Sequence[Picture], made: Callable[[Picture, Path], None] = lambda *_: None) -> int:
-        """Writes those that are not there yet, cheapest first; returns how many. made: called after each."""
+    def make(
+        self,
+        pictures: Sequence[Picture],
+        made: Callable[[Picture, Path], None] = lambda *_: None,
+    ) -> int:
+        """Writes those that are not there yet, cheapest first; returns how many. made:
+        called after each."""
         wanted = {picture.name: picture for picture in pictures}
         if not self.section.overwrite:
             wanted = {
@@ -190,11 +247,15 @@ class PictureMaker:
             }
         there = len({picture.name for picture in pictures}) - len(wanted)
         if there:
-            logger.info(f"{there} of these images exist in {self.folder} already (--overwrite generates them again)")
+            logger.info(
+                f"{there} of these images exist in {self.folder} already (--overwrite generates them again)"
+            )
         todo = sorted(wanted.values(), key=lambda picture: picture.cost)
         if not todo:
             return 0
-        sizes = [(picture.prompt.size.width, picture.prompt.size.height) for picture in todo]
+        sizes = [
+            (picture.prompt.size.width, picture.prompt.size.height) for picture in todo
+        ]
         note = ModelFolder(self.config.files_folder()).size_note(sizes)
         if note:
             logger.warning(note)
@@ -205,9 +266,14 @@ class PictureMaker:
 
     def _paths(self, picture: Picture) -> list[Path]:
         """The files of an image, the first for those who look."""
-        return [(self.folder / picture.name).with_suffix(suffix) for suffix in self._suffixes]
+        return [
+            (self.folder / picture.name).with_suffix(suffix)
+            for suffix in self._suffixes
+        ]
 
-    def _draw(self, todo: Sequence[Picture], made: Callable[[Picture, Path], None]) -> None:
+    def _draw(
+        self, todo: Sequence[Picture], made: Callable[[Picture, Path], None]
+    ) -> None:
         """All texts and references are encoded before the transformer is loaded."""
         device = use_device(pick_device(self.section.device))
         dtype = DTYPES[self.section.dtype]
@@ -223,7 +289,9 @@ class PictureMaker:
             return False
 
         prompts = [picture.prompt for picture in todo]
-        sampler = Sampler(model, prompts, ItemEncoder(model, dtype), self._stores, watch=watch)
+        sampler = Sampler(
+            model, prompts, ItemEncoder(model, dtype), self._stores, watch=watch
+        )
         texts: list[Sequence[CacheEntry]] = []
         sampler.encode(self._progress, texts)
         fill_texts(texts, model, self._progress, stays=self.keeps_encoders)
@@ -231,7 +299,9 @@ class PictureMaker:
         if not self.keeps_encoders:
             model.unload_encoders(keep=model.family.encoder_parts["vae"])
         if self._adapters is None:
-            self._adapters = AppliedAdapters(model.network_module, map(self.changes, self.files), device)
+            self._adapters = AppliedAdapters(
+                model.network_module, map(self.changes, self.files), device
+            )
             reason = model.enable_modulation_cache(BlockSwap)
             if reason:
                 logger.info(f"model.modulation_table: not possible here, {reason}")
@@ -239,19 +309,25 @@ class PictureMaker:
                 compiling = self.section.compile
             else:
                 compiling = None
-            runner = BlockRunner(model, device, dtype, "none", self.config.blocks_to_swap, compiling)
+            runner = BlockRunner(
+                model, device, dtype, "none", self.config.blocks_to_swap, compiling
+            )
             self._programs = runner.programs
 
         for index, picture in enumerate(todo):
             chosen = [(lora.path, lora.strength) for lora in picture.loras]
             if chosen != self._in_use:
-                self._adapters.use([(self.changes(path), strength) for path, strength in chosen])
+                self._adapters.use(
+                    [(self.changes(path), strength) for path, strength in chosen]
+                )
                 self._in_use = chosen
             latents_BCHW = self._programs.whole(sampler.latents, index)
             paths = self._paths(picture)
             for path in paths:
                 if path.suffix == LATENTS:
-                    write_latents(path, latents_BCHW, picture.settings, self.section.metadata)
+                    write_latents(
+                        path, latents_BCHW, picture.settings, self.section.metadata
+                    )
                 else:
                     image = drawn(model, latents_BCHW, picture.prompt.layers)
                     write_picture(path, image, picture.settings, self.section.metadata)
@@ -264,8 +340,8 @@ class PictureMaker:
         self._status.update(f"{what} {done}/{total}")
 
     def decode(self, files: Sequence[Path]) -> None:
-        """Writes the images of files with latents, named after them; those that are there are kept unless `overwrite`.
-        Of the model only the VAE is loaded."""
+        """Writes the images of files with latents, named after them; those that are
+        there are kept unless `overwrite`. Of the model only the VAE is loaded."""
         device = use_device(pick_device(self.section.device))
         dtype = DTYPES[self.section.dtype]
         model = load_base_model(self.config, device, dtype)
@@ -278,18 +354,26 @@ class PictureMaker:
             layers = int(settings.get("layers", 0))
             with _advice():
                 image = drawn(model, latents_BCHW, layers)
-            write_picture(path, image, settings, self.section.metadata and bool(settings))
+            write_picture(
+                path, image, settings, self.section.metadata and bool(settings)
+            )
             write_layers(path.parent, path.stem, image, layers)
             logger.info(f"{path}")
 
     def _check_room(self, todo: Sequence[Picture]) -> None:
-        """Raises UserError where the disk has no room for them: at most 3 bytes per pixel of an image, 1 of latents."""
+        """Raises UserError where the disk has no room for them: at most 3 bytes per
+        pixel of an image, 1 of latents."""
         per_pixel = sum(1 if suffix == LATENTS else 3 for suffix in self._suffixes)
-        needed = sum(per_pixel * picture.prompt.size.width * picture.prompt.size.height for picture in todo)
+        needed = sum(
+            per_pixel * picture.prompt.size.width * picture.prompt.size.height
+            for picture in todo
+        )
         free = free_space(self.folder)
         if free < needed:
             need = f"{len(todo)} images take up to {readable_size(needed)}"
-            raise UserError(f"{self.folder}: {need}, the disk has {readable_size(free)} free. Give another folder.")
+            raise UserError(
+                f"{self.folder}: {need}, the disk has {readable_size(free)} free. Give another folder."
+            )
 
 
 @contextmanager

@@ -1,10 +1,11 @@
-"""Pages that people open in a browser: one file that asks no server for anything and works from a USB stick. Imports no
-torch.
+"""Pages that people open in a browser: one file that asks no server for anything and
+works from a USB stick. Imports no torch.
 
-`page` fills a template (Jinja2), in which every text is escaped, and puts the page's own style and script into it. A
-policy in the document (https://www.w3.org/TR/CSP3/) forbids the browser to load anything but images beside the page,
-and to run any script but the page's own, whatever a caption, a prompt or the name of a file holds. What pages have in
-common lies in pages/, which `run.py ui` serves too.
+`page` fills a template (Jinja2), in which every text is escaped, and puts the page's
+own style and script into it. A policy in the document (https://www.w3.org/TR/CSP3/)
+forbids the browser to load anything but images beside the page, and to run any script
+but the page's own, whatever a caption, a prompt or the name of a file holds. What pages
+have in common lies in pages/, which `run.py ui` serves too.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def texts() -> Any:
 
 @cache
 def environment(*folders: Path) -> Environment:
-    """What fills the templates of these folders and those of pages/; `t` in them are the `texts`."""
+    """What fills the templates of these folders and those of pages/; `t` in them are
+    the `texts`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     made = Environment(
@@ -74,35 +76,52 @@ def moment(time: datetime | None) -> str:
 
 
 def points(values: Sequence[float], width: int, height: int) -> str:
-    """The points of a line through evenly spaced values, two or more, in a picture of that size."""
+    """The points of a line through evenly spaced values, two or more, in a picture of
+    that size."""
     low = min(values)
     step = (width - 2) / (len(values) - 1)
     scale = (height - 4) / (max(values) - low or 1)
     return " ".join(
-        f"{index * step + 1:.1f},{height - 2 - (value - low) * scale:.1f}" for index, value in enumerate(values)
+        f"{index * step + 1:.1f},{height - 2 - (value - low) * scale:.1f}"
+        for index, value in enumerate(values)
     )
 
 
 def page(
-    template: Path, title: str, *, css: str = "", shared: Sequence[Path] = (), data: object = None, **values: object
+    template: Path,
+    title: str,
+    *,
+    css: str = "",
+    shared: Sequence[Path] = (),
+    data: object = None,
+    **values: object,
 ) -> str:
     """A whole document with the look that all pages of the program share.
 
-    template: `NAME.html.j2`, which extends page.html.j2; of it `{{ text | redacted }}` is without secrets. NAME.css and
-    NAME.js beside it are the page's own look and script. css: further lines of style. shared: files of style, script
-    and licence that other pages have too. The scripts become one, in this order, without imports. data: a JSON value,
-    which the script reads with `pageData()`. values: what the template names.
-    Raises ValueError where style or script would end their own elements.
+    template: `NAME.html.j2`, which extends page.html.j2; of it `{{ text | redacted }}`
+    is without secrets. NAME.css and NAME.js beside it are the page's own look and
+    script. css: further lines of style. shared: files of style, script and licence that
+    other pages have too. The scripts become one, in this order, without imports. data:
+    a JSON value, which the script reads with `pageData()`. values: what the template
+    names. Raises ValueError where style or script would end their own elements.
     """
     own = template.with_name(template.name.removesuffix(".html.j2"))
     style, script = (
         "".join(
             file.read_text(encoding="utf-8")
-            for file in (PAGES / f"page{kind}", *(f for f in shared if f.suffix == kind), own.with_suffix(kind))
+            for file in (
+                PAGES / f"page{kind}",
+                *(f for f in shared if f.suffix == kind),
+                own.with_suffix(kind),
+            )
         )
         for kind in (".css", ".js")
     )
-    licences = "".join(f"/*\n{file.read_text(encoding='utf-8')}*/\n" for file in shared if not file.suffix)
+    licences = "".join(
+        f"/*\n{file.read_text(encoding='utf-8')}*/\n"
+        for file in shared
+        if not file.suffix
+    )
     style = style + css
     script = licences + re.sub(r"(?m)^(export |import .*\n)", "", script)
     if "</" in style + script:
@@ -112,12 +131,23 @@ def page(
         f"script-src 'sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    parts = {"style": style, "script": script, "data": data, "generator": _GENERATOR, "policy": policy}
-    return environment(template.parent).get_template(template.name).render(title=title, **parts, **values)
+    parts = {
+        "style": style,
+        "script": script,
+        "data": data,
+        "generator": _GENERATOR,
+        "policy": policy,
+    }
+    return (
+        environment(template.parent)
+        .get_template(template.name)
+        .render(title=title, **parts, **values)
+    )
 
 
 def is_page(path: Path) -> bool:
-    """Whether a file is a page that `page` made: only such a file may be replaced without asking."""
+    """Whether a file is a page that `page` made: only such a file may be replaced
+    without asking."""
     try:
         with open_regular(path) as file:
             return _GENERATOR.encode() in file.read(2048)
@@ -126,7 +156,8 @@ def is_page(path: Path) -> bool:
 
 
 def as_json(data: Any) -> str:
-    """JSON of what files hold: lone surrogates escaped, and of what is not valid JSON as `finite`."""
+    """JSON of what files hold: lone surrogates escaped, and of what is not valid JSON
+    as `finite`."""
     try:
         return json.dumps(data, allow_nan=False)
     except ValueError:
@@ -145,7 +176,8 @@ def finite(value: Any) -> Any:
 
 
 def link_to(path: Path, folder: Path) -> str:
-    """The address of a file for a page in `folder`: relative, so that both can be moved together."""
+    """The address of a file for a page in `folder`: relative, so that both can be moved
+    together."""
     try:
         relative = os.path.relpath(path, folder)
     except ValueError:  # another drive, on Windows
@@ -154,7 +186,8 @@ def link_to(path: Path, folder: Path) -> str:
 
 
 def embedded(image: Image, side: int, quality: int = 80) -> str:
-    """An image as a `data:` address: JPEG, its longer side at most `side` pixels; what is transparent becomes grey."""
+    """An image as a `data:` address: JPEG, its longer side at most `side` pixels; what
+    is transparent becomes grey."""
     from PIL import Image as Images
 
     small = image.copy()

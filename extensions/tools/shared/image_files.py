@@ -1,8 +1,10 @@
-"""PNG files of generated images and files of their latents: their names, what is written into them, and how it is read
-back. Imports torch only where latents are read and written.
+"""PNG files of generated images and files of their latents: their names, what is
+written into them, and how it is read back. Imports torch only where latents are read
+and written.
 
-The settings of an image are a JSON object of our own in the chunk `atelier`; the chunk `parameters` says the same in
-the form that AUTOMATIC1111's web UI (modules/infotext_utils.py, `parse_generation_parameters`) and ComfyUI read.
+The settings of an image are a JSON object of our own in the chunk `atelier`; the chunk
+`parameters` says the same in the form that AUTOMATIC1111's web UI
+(modules/infotext_utils.py, `parse_generation_parameters`) and ComfyUI read.
 """
 
 from __future__ import annotations
@@ -29,36 +31,61 @@ if TYPE_CHECKING:
 CHUNK = "atelier"
 LATENTS = ".safetensors"
 LATENT = "latent"
-"""The tensor in a file of latents, [1, C, 1, H, W] as the model makes them, not yet scaled for the VAE. Source:
-musubi-tuner, qwen_image_generate_image.py (`--output_type latent`)."""
+"""The tensor in a file of latents, [1, C, 1, H, W] as the model makes them, not yet
+scaled for the VAE. Source: musubi-tuner, qwen_image_generate_image.py (`--output_type
+latent`)."""
 Settings = Mapping[str, Any]
-"""All that decides an image, as JSON values: prompt, negative, width, height, seed, cfg, steps, flow_shift, lightning,
-reference and lora (lists of path, sha256 and strength), model (the keys of the section), base (a hash of each part),
-dtype; blocks, where LoRAs have a strength per block; levels, where the noise levels are those that the model was
-published with."""
+"""All that decides an image, as JSON values: prompt, negative, width, height, seed,
+cfg, steps, flow_shift, lightning, reference and lora (lists of path, sha256 and
+strength), model (the keys of the section), base (a hash of each part), dtype; blocks,
+where LoRAs have a strength per block; levels, where the noise levels are those that the
+model was published with."""
 
 _BY_CONTENT = ("reference", "lora")
-_OF_NO_EFFECT = ("name_or_path", "revision", "low_vram", "text_encoder_cpu", "modulation_table", "blocks_to_swap")
+_OF_NO_EFFECT = (
+    "name_or_path",
+    "revision",
+    "low_vram",
+    "text_encoder_cpu",
+    "modulation_table",
+    "blocks_to_swap",
+)
 """Keys of a model that do not decide what it draws: `base` says which it is."""
 
 
 def picture_key(settings: Settings) -> str:
-    """A hash of what decides the picture: files by what is in them, wherever they lie."""
-    content = {name: [{**file, "path": ""} for file in settings[name]] for name in _BY_CONTENT}
-    model = {key: value for key, value in settings["model"].items() if key not in _OF_NO_EFFECT}
+    """A hash of what decides the picture: files by what is in them, wherever they
+    lie."""
+    content = {
+        name: [{**file, "path": ""} for file in settings[name]] for name in _BY_CONTENT
+    }
+    model = {
+        key: value
+        for key, value in settings["model"].items()
+        if key not in _OF_NO_EFFECT
+    }
     text = json.dumps({**settings, **content, "model": model}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def picture_name(settings: Settings) -> str:
-    """The file's name: words of the prompt, the seed, and `picture_key`, so that other settings are another file.
-    Secrets are redacted before the words are cut and changed, for afterwards they could not be recognised."""
-    words = re.sub(r"[^a-z0-9]+", "-", redact_text(settings["prompt"]).lower())[:40].strip("-") or "picture"
+    """The file's name: words of the prompt, the seed, and `picture_key`, so that other
+    settings are another file. Secrets are redacted before the words are cut and
+    changed, for afterwards they could not be recognised."""
+    words = (
+        re.sub(r"[^a-z0-9]+", "-", redact_text(settings["prompt"]).lower())[:40].strip(
+            "-"
+        )
+        or "picture"
+    )
     return f"{words}_{settings['seed']}_{picture_key(settings)}.png"
 
 
-def write_picture(path: Path, picture: Image.Image, settings: Settings, metadata: bool = True) -> None:
-    """Writes a PNG atomically, secrets redacted. metadata: with its settings. Raises RunError where it cannot."""
+def write_picture(
+    path: Path, picture: Image.Image, settings: Settings, metadata: bool = True
+) -> None:
+    """Writes a PNG atomically, secrets redacted. metadata: with its settings. Raises
+    RunError where it cannot."""
     chunks = PngImagePlugin.PngInfo()
     if metadata:
         chunks.add_text("parameters", redact_text(parameters_text(settings)))
@@ -69,7 +96,8 @@ def write_picture(path: Path, picture: Image.Image, settings: Settings, metadata
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings that `write_picture` left in a file. Raises UserError where there are none."""
+    """The settings that `write_picture` left in a file. Raises UserError where there
+    are none."""
     try:
         with Image.open(path) as picture:
             if isinstance(picture, PngImagePlugin.PngImageFile):
@@ -77,7 +105,9 @@ def read_settings(path: Path) -> dict[str, Any]:
             else:
                 text = ""
     except FileNotFoundError:
-        raise UserError(f"'{path}' is not a file (working directory: {Path.cwd()}).") from None
+        raise UserError(
+            f"'{path}' is not a file (working directory: {Path.cwd()})."
+        ) from None
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise UserError(f"'{path}' cannot be read as an image ({error}).") from None
     remedy = "Give a PNG of this program that was written with its metadata."
@@ -93,16 +123,25 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def write_latents(path: Path, latents_BCHW: Tensor, settings: Settings, metadata: bool = True) -> None:
-    """Writes latents [1, C, H, W] atomically, secrets redacted. metadata: with the settings of the image, also by the
-    names that musubi-tuner gives them. Raises RunError where it cannot."""
+def write_latents(
+    path: Path, latents_BCHW: Tensor, settings: Settings, metadata: bool = True
+) -> None:
+    """Writes latents [1, C, H, W] atomically, secrets redacted. metadata: with the
+    settings of the image, also by the names that musubi-tuner gives them. Raises
+    RunError where it cannot."""
     if metadata:
         texts = {name: str(settings[key]) for name, key in _OF_LATENTS.items()}
     else:
         texts = {}
-    document = redact_json({**texts, CHUNK: json.dumps(redact_json(dict(settings)))} if metadata else {})
+    document = redact_json(
+        {**texts, CHUNK: json.dumps(redact_json(dict(settings)))} if metadata else {}
+    )
     with os_error_as_run_error(path), atomic_write(path) as temporary:
-        save_file({LATENT: latents_BCHW.float().cpu().unsqueeze(2).contiguous()}, temporary, document)
+        save_file(
+            {LATENT: latents_BCHW.float().cpu().unsqueeze(2).contiguous()},
+            temporary,
+            document,
+        )
 
 
 _OF_LATENTS = {
@@ -118,7 +157,9 @@ _OF_LATENTS = {
 
 def latents_fault(path: Path, channels: int) -> str:
     """Why a file cannot be decoded by a VAE of so many channels; empty where it can."""
-    remedy = "Give a file that `generate --output-type latent` wrote, or musubi-tuner's."
+    remedy = (
+        "Give a file that `generate --output-type latent` wrote, or musubi-tuner's."
+    )
     if path.suffix.lower() != LATENTS or not path.is_file():
         return f"'{path}' is not a {LATENTS} file (working directory: {Path.cwd()}). {remedy}"
     try:
@@ -127,14 +168,18 @@ def latents_fault(path: Path, channels: int) -> str:
         return str(error)
     if shape is None:
         return f"'{path}' has no tensor {LATENT!r}. {remedy}"
-    if len(shape) < 3 or prod(shape) != channels * shape[-2] * shape[-1] or not prod(shape):
+    if (
+        len(shape) < 3
+        or prod(shape) != channels * shape[-2] * shape[-1]
+        or not prod(shape)
+    ):
         return f"'{path}' has latents {list(shape)}; this model's have {channels} channels. {remedy}"
     return ""
 
 
 def read_latents(path: Path) -> tuple[Tensor, dict[str, Any]]:
-    """Latents [1, C, H, W] of a file without a `latents_fault`, and the settings of its image; empty where the file has
-    none."""
+    """Latents [1, C, H, W] of a file without a `latents_fault`, and the settings of its
+    image; empty where the file has none."""
     from safetensors.torch import load_file
 
     latents = load_file(path)[LATENT]
@@ -142,13 +187,20 @@ def read_latents(path: Path) -> tuple[Tensor, dict[str, Any]]:
         settings = json.loads(read_metadata(path).get(CHUNK, "{}"))
     except (ValueError, RecursionError):
         settings = {}
-    return latents.reshape(1, -1, *latents.shape[-2:]).float(), settings if isinstance(settings, dict) else {}
+    return latents.reshape(1, -1, *latents.shape[-2:]).float(), settings if isinstance(
+        settings, dict
+    ) else {}
 
 
 def parameters_text(settings: Settings) -> str:
     """The settings as AUTOMATIC1111's web UI writes them."""
     loras = [(Path(lora["path"]).stem, lora) for lora in settings["lora"]]
-    prompt = " ".join([settings["prompt"], *(f"<lora:{name}:{lora['strength']:g}>" for name, lora in loras)])
+    prompt = " ".join(
+        [
+            settings["prompt"],
+            *(f"<lora:{name}:{lora['strength']:g}>" for name, lora in loras),
+        ]
+    )
     values: dict[str, Any] = {
         "Steps": settings["steps"],
         "Sampler": "Euler",
@@ -156,13 +208,26 @@ def parameters_text(settings: Settings) -> str:
         "Seed": settings["seed"],
         "Size": f"{settings['width']}x{settings['height']}",
         "Model hash": settings["base"].get("transformer", "")[:10],
-        "Model": re.split(r"[/\\]", settings["model"]["name_or_path"].rstrip("/\\"))[-1],
+        "Model": re.split(r"[/\\]", settings["model"]["name_or_path"].rstrip("/\\"))[
+            -1
+        ],
     }
     if settings["flow_shift"] is not None:
         values["Shift"] = f"{settings['flow_shift']:g}"
     if loras:
-        values["Lora hashes"] = '"' + ", ".join(f"{name}: {lora['sha256'][:12]}" for name, lora in loras) + '"'
+        values["Lora hashes"] = (
+            '"'
+            + ", ".join(f"{name}: {lora['sha256'][:12]}" for name, lora in loras)
+            + '"'
+        )
     values["Version"] = f"{NAME} {VERSION}"
-    # An empty one too: ComfyUI (pnginfo.js, `importA1111`) reads nothing without that line.
+    # An empty one too: ComfyUI (pnginfo.js, `importA1111`) reads nothing without that
+    # line.
     negative = f"Negative prompt: {settings['negative']}"
-    return "\n".join([prompt, negative, ", ".join(f"{name}: {value}" for name, value in values.items())])
+    return "\n".join(
+        [
+            prompt,
+            negative,
+            ", ".join(f"{name}: {value}" for name, value in values.items()),
+        ]
+    )

@@ -17,7 +17,12 @@ from toolkit.errors import UserError
 from toolkit.files.archives import archive_in
 from toolkit.files.run_files import saved_as
 from toolkit.files.safetensors_io import is_own_file
-from toolkit.files.writing import file_in_the_way, folder_at, is_own_folder, why_not_replaced
+from toolkit.files.writing import (
+    file_in_the_way,
+    folder_at,
+    is_own_folder,
+    why_not_replaced,
+)
 from toolkit.models.adapter_origin import origin_findings, unreadable
 from toolkit.train.run_reader import runs_in
 
@@ -37,7 +42,10 @@ class RunToolConfig(ToolConfig):
     def check_runs(self, job: JobContext) -> Iterator[Diagnostic]:
         """A folder that holds no run, of one or several."""
         if not job.will_write(self.folder()) and not runs_in(self.folder()):
-            yield Diagnostic(("run",), f"{self.run!r} contains no run (no run.json). Give the folder of a run.")
+            yield Diagnostic(
+                ("run",),
+                f"{self.run!r} contains no run (no run.json). Give the folder of a run.",
+            )
 
 
 class FileToolConfig(ToolConfig):
@@ -60,7 +68,9 @@ class FileToolConfig(ToolConfig):
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """An output that is there or cannot be written."""
         yield from super().check(job)
-        yield from check_output(self.output_path(), self.overwrite, job, self.writes_folder())
+        yield from check_output(
+            self.output_path(), self.overwrite, job, self.writes_folder()
+        )
 
     def writes_folder(self) -> bool:
         """Whether `output` is a folder."""
@@ -68,26 +78,42 @@ class FileToolConfig(ToolConfig):
 
 
 def name_like(text: str, otherwise: str) -> str:
-    """A name that a job can have, from any text; `otherwise` where no letter is left."""
+    """A name that a job can have, from any text; `otherwise` where no letter is
+    left."""
     return re.sub(r"[^\w.-]+", "_", text).strip("_.-") or otherwise
 
 
-def check_folder(key: tuple[str | int, ...], path: str, job: JobContext) -> Iterator[Diagnostic]:
-    """A folder to read that is missing, unless an earlier process of the job writes it."""
+def check_folder(
+    key: tuple[str | int, ...], path: str, job: JobContext
+) -> Iterator[Diagnostic]:
+    """A folder to read that is missing, unless an earlier process of the job writes
+    it."""
     folder = Path(path).expanduser()
     if folder.is_dir() or job.will_write(folder):
         return
     if archive_in(path):
-        yield Diagnostic(key, f"{path!r} is a zip file, which jobs read and this tool does not. Unpack it.")
+        yield Diagnostic(
+            key,
+            f"{path!r} is a zip file, which jobs read and this tool does not. Unpack it.",
+        )
     else:
         near = near_path(path) or "Give a folder."
-        yield Diagnostic(key, f"{path!r} is not a folder (working directory: {Path.cwd()}). {near}".rstrip())
+        yield Diagnostic(
+            key,
+            f"{path!r} is not a folder (working directory: {Path.cwd()}). {near}".rstrip(),
+        )
 
 
-def check_page(path: Path, is_own: Callable[[Path], bool], example: str) -> Iterator[Diagnostic]:
-    """A file to write (`output`) that is a folder, somebody else's, or lies below a file. example: a name for it."""
+def check_page(
+    path: Path, is_own: Callable[[Path], bool], example: str
+) -> Iterator[Diagnostic]:
+    """A file to write (`output`) that is a folder, somebody else's, or lies below a
+    file. example: a name for it."""
     if path.is_dir():
-        yield Diagnostic(("output",), f"'{path}' is a folder. Give a file, such as '{path / example}'.")
+        yield Diagnostic(
+            ("output",),
+            f"'{path}' is a folder. Give a file, such as '{path / example}'.",
+        )
         return
     reason = why_not_replaced(path, is_own)
     if reason:
@@ -99,9 +125,15 @@ def check_page(path: Path, is_own: Callable[[Path], bool], example: str) -> Iter
 
 
 def split_strength(text: str) -> tuple[str, float]:
-    """`FILE[:STRENGTH]` -> (file, strength), 1 without. Raises UserError for a strength that is not a number."""
+    """`FILE[:STRENGTH]` -> (file, strength), 1 without. Raises UserError for a strength
+    that is not a number."""
     path, colon, strength = text.rpartition(":")
-    if not colon or "/" in strength or "\\" in strength or strength.endswith(".safetensors"):
+    if (
+        not colon
+        or "/" in strength
+        or "\\" in strength
+        or strength.endswith(".safetensors")
+    ):
         return text, 1.0
     try:
         number = float(strength)
@@ -113,7 +145,9 @@ def split_strength(text: str) -> tuple[str, float]:
     return path, number
 
 
-def check_safetensors(key: tuple[str | int, ...], path: str, job: JobContext) -> Iterator[Diagnostic]:
+def check_safetensors(
+    key: tuple[str | int, ...], path: str, job: JobContext
+) -> Iterator[Diagnostic]:
     """A file that is missing, or is not a safetensors file."""
     file = Path(path).expanduser()
     if job.will_write(file):
@@ -127,7 +161,10 @@ def check_safetensors(key: tuple[str | int, ...], path: str, job: JobContext) ->
             near = f"Did you mean '{found}'?"
         else:
             near = near_path(path) or "Give a LoRA file."
-        yield Diagnostic(key, f"{path!r} is not a file (working directory: {Path.cwd()}). {near}".rstrip())
+        yield Diagnostic(
+            key,
+            f"{path!r} is not a file (working directory: {Path.cwd()}). {near}".rstrip(),
+        )
         return
     fault = unreadable(path)
     if fault:
@@ -135,16 +172,23 @@ def check_safetensors(key: tuple[str | int, ...], path: str, job: JobContext) ->
 
 
 def _file_in(folder: Path) -> str:
-    """Which safetensors file of a folder to give: that of the folder's name, or the newest."""
+    """Which safetensors file of a folder to give: that of the folder's name, or the
+    newest."""
     with suppress(OSError):
-        files = sorted(folder.glob("*.safetensors"), key=lambda file: (file.stem == folder.name, file.stat().st_mtime))
+        files = sorted(
+            folder.glob("*.safetensors"),
+            key=lambda file: (file.stem == folder.name, file.stat().st_mtime),
+        )
         if files:
             return f"Give a file in it, such as '{files[-1]}'."
     return "It holds no .safetensors file."
 
 
-def check_loras(key: str, files: Sequence[str], job: JobContext) -> Iterator[Diagnostic]:
-    """LoRA files that are missing or of another kind, strengths that are not numbers."""
+def check_loras(
+    key: str, files: Sequence[str], job: JobContext
+) -> Iterator[Diagnostic]:
+    """LoRA files that are missing or of another kind, strengths that are not
+    numbers."""
     for index, text in enumerate(files):
         try:
             file, _ = split_strength(text)
@@ -154,17 +198,24 @@ def check_loras(key: str, files: Sequence[str], job: JobContext) -> Iterator[Dia
             yield from check_safetensors((key, index), file, job)
 
 
-def check_origins(key: str, files: Sequence[str], find: Callable[[], ModelConfig]) -> Iterator[Diagnostic]:
-    """LoRA files (FILE[:STRENGTH]) of another model than `find` gives. What cannot be read is reported elsewhere."""
+def check_origins(
+    key: str, files: Sequence[str], find: Callable[[], ModelConfig]
+) -> Iterator[Diagnostic]:
+    """LoRA files (FILE[:STRENGTH]) of another model than `find` gives. What cannot be
+    read is reported elsewhere."""
     with suppress(UserError):
         model = find()
         for index, text in enumerate(files):
-            yield from origin_findings(f"{key}.{index}", split_strength(text)[0], model, model.files_folder())
+            yield from origin_findings(
+                f"{key}.{index}", split_strength(text)[0], model, model.files_folder()
+            )
 
 
-def check_output(path: Path, overwrite: bool, job: JobContext, folder: bool = False) -> Iterator[Diagnostic]:
-    """A safetensors file (or a folder) that cannot be written, or is there and may not be replaced: what this process
-    of the job wrote itself, at an earlier start, may."""
+def check_output(
+    path: Path, overwrite: bool, job: JobContext, folder: bool = False
+) -> Iterator[Diagnostic]:
+    """A safetensors file (or a folder) that cannot be written, or is there and may not
+    be replaced: what this process of the job wrote itself, at an earlier start, may."""
     there = folder_at(path) if folder else path
     file = file_in_the_way(path.parent)
     if file:
@@ -172,8 +223,14 @@ def check_output(path: Path, overwrite: bool, job: JobContext, folder: bool = Fa
     elif not folder and path.suffix != ".safetensors":
         yield Diagnostic(("output",), f"{str(path)!r} must end in .safetensors.")
     elif there.exists() and there.is_dir() != folder:
-        yield Diagnostic(("output",), f"'{path}' is a {'file' if folder else 'folder'}. Give another place.")
+        yield Diagnostic(
+            ("output",),
+            f"'{path}' is a {'file' if folder else 'folder'}. Give another place.",
+        )
     elif reason := why_not_replaced(there, is_own_folder if folder else is_own_file):
         yield Diagnostic(("output",), reason)
     elif there.exists() and not (overwrite or job.was_finished):
-        yield Diagnostic(("output",), f"'{path}' exists already. Give another place, or set overwrite (--overwrite).")
+        yield Diagnostic(
+            ("output",),
+            f"'{path}' exists already. Give another place, or set overwrite (--overwrite).",
+        )

@@ -1,5 +1,6 @@
-"""What the tools that generate images have in common: the model, prompts and their settings, the folder of the
-images. Prompts are read as those of `sample` are. Imports no torch."""
+"""What the tools that generate images have in common: the model, prompts and their
+settings, the folder of the images. Prompts are read as those of `sample` are. Imports
+no torch."""
 
 from __future__ import annotations
 
@@ -32,7 +33,13 @@ from toolkit.config.reading.validate import validate
 from toolkit.config.reading.yaml_reader import read_text, read_yaml
 from toolkit.config.sections.model import ModelConfig
 from toolkit.config.sections.model_files import ModelFolder
-from toolkit.config.sections.output import MAX_SIDE, RANDOM_SEED, Negative, SampleConfig, SampleItem
+from toolkit.config.sections.output import (
+    MAX_SIDE,
+    RANDOM_SEED,
+    Negative,
+    SampleConfig,
+    SampleItem,
+)
 from toolkit.config.sections.train import CompileConfig
 from toolkit.config.sections.trainer import Device
 from toolkit.contracts.data import Size
@@ -40,7 +47,12 @@ from toolkit.contracts.model import ModelFacts
 from toolkit.data.pixels.images import ImageError, image_size
 from toolkit.errors import ConfigErrors, UserError
 from toolkit.files.writing import file_in_the_way
-from toolkit.models.families import family_for, rounded_side, single_file_faults, unlike_distilled
+from toolkit.models.families import (
+    family_for,
+    rounded_side,
+    single_file_faults,
+    unlike_distilled,
+)
 
 
 def _drawn(value: Any) -> Any:
@@ -50,15 +62,24 @@ def _drawn(value: Any) -> Any:
 
 
 SeedOrList = Annotated[
-    tuple[Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_drawn), seed_reader(RANDOM_SEED)], ...],
+    tuple[
+        Annotated[
+            int,
+            Field(ge=0, lt=2**63),
+            BeforeValidator(_drawn),
+            seed_reader(RANDOM_SEED),
+        ],
+        ...,
+    ],
     BeforeValidator(as_list),
     schema_of_list({"type": "integer", "minimum": 0}),
 ]
 """One seed or a list of seeds."""
 
 LIGHTNING_SHIFT = 3.0
-"""Shift of the noise levels that the Lightning LoRAs were distilled with; their last level is not stretched. Source:
-ModelTC/Qwen-Image-Lightning, generate_with_diffusers.py, `scheduler_config`."""
+"""Shift of the noise levels that the Lightning LoRAs were distilled with; their last
+level is not stretched. Source: ModelTC/Qwen-Image-Lightning,
+generate_with_diffusers.py, `scheduler_config`."""
 
 MODEL_KEYS = (
     "name_or_path",
@@ -80,44 +101,61 @@ MODEL_KEYS = (
 
 
 class GenerationCompileConfig(CompileConfig):
-    """`compile`: torch.compile of the transformer's blocks; worth the compile time for many images of few sizes."""
+    """`compile`: torch.compile of the transformer's blocks; worth the compile time for
+    many images of few sizes."""
 
     enabled: AutoOrBool = False
-    """Compile the blocks at their first use, which takes a minute or more; each step is then faster. Images differ by
-    rounding. auto: on CUDA with Triton and a C compiler; when a compiled block fails, all run uncompiled."""
+    """Compile the blocks at their first use, which takes a minute or more; each step is
+    then faster. Images differ by rounding. auto: on CUDA with Triton and a C compiler;
+    when a compiled block fails, all run uncompiled."""
 
     place: ClassVar = "compile"
 
 
-COMPILE_KEYS = ("enabled", "backend", "mode", "dynamic", "fullgraph", "cache_size_limit")
+COMPILE_KEYS = (
+    "enabled",
+    "backend",
+    "mode",
+    "dynamic",
+    "fullgraph",
+    "cache_size_limit",
+)
 
 
 class PicturesConfig(ToolConfig):
     """Keys of the tools that generate images."""
 
-    sections: ClassVar[dict[str, tuple[str, ...]]] = {"model": MODEL_KEYS, "compile": COMPILE_KEYS}
+    sections: ClassVar[dict[str, tuple[str, ...]]] = {
+        "model": MODEL_KEYS,
+        "compile": COMPILE_KEYS,
+    }
     flags: ClassVar[dict[str, str]] = {
-        f"compile.{key}": f"--compile-{key.replace('_', '-')}" for key in COMPILE_KEYS[1:]
+        f"compile.{key}": f"--compile-{key.replace('_', '-')}"
+        for key in COMPILE_KEYS[1:]
     }
     may_be_empty: ClassVar = frozenset({"prompt", "negative"})
     saved_weights: ClassVar[tuple[str, ...]] = ("lora",)
 
     model: ModelConfig | None = None
-    """The model and its memory settings: the keys of a training job. Not given: that of the first LoRA, from the job of
-    its run or the file's metadata."""
+    """The model and its memory settings: the keys of a training job. Not given: that of
+    the first LoRA, from the job of its run or the file's metadata."""
 
     lora: PathOrList = ()
-    """LoRA, DoRA, LoHa, LoKr, OFT, BOFT or GLoRA files of any program, each as FILE or FILE:STRENGTH."""
+    """LoRA, DoRA, LoHa, LoKr, OFT, BOFT or GLoRA files of any program, each as FILE or
+    FILE:STRENGTH."""
 
     blocks: StrOrList = ()
-    """Strengths of the blocks of all LoRA files, each as FIRST-LAST:STRENGTH or BLOCK:STRENGTH: `0-9:0.5 12:0`. Blocks
-    that are not named have all of their change. `run.py scale` writes such a file."""
+    """Strengths of the blocks of all LoRA files, each as FIRST-LAST:STRENGTH or
+    BLOCK:STRENGTH: `0-9:0.5 12:0`. Blocks that are not named have all of their change.
+    `run.py scale` writes such a file."""
 
     prompt: StrOrList = ()
-    """Prompts, optionally followed by the flags of sample prompts (`a cat --w 768 --h 512`)."""
+    """Prompts, optionally followed by the flags of sample prompts (`a cat --w 768 --h
+    512`)."""
 
     prompts: PathStr = ""
-    """File of further prompts: text with one per line, or YAML with the keys of `sample` in a training job."""
+    """File of further prompts: text with one per line, or YAML with the keys of
+    `sample` in a training job."""
 
     trigger_word: str = ""
     """Replaces `[trigger]` in prompts, as in those of a training job."""
@@ -126,11 +164,13 @@ class PicturesConfig(ToolConfig):
     """Negative prompt; empty: one space."""
 
     reference: Slots = ()
-    """Up to 10 control images in slot order, as many as the model accepts; none: text to image."""
+    """Up to 10 control images in slot order, as many as the model accepts; none: text
+    to image."""
 
     width: int | None = Field(default=None, ge=64, le=MAX_SIDE)
-    """Pixels, 64 to 16384. Without width and height: the model's default size closest to the aspect ratio of the first
-    control image, or the square one; a model trained from scratch has the sizes it was trained on."""
+    """Pixels, 64 to 16384. Without width and height: the model's default size closest
+    to the aspect ratio of the first control image, or the square one; a model trained
+    from scratch has the sizes it was trained on."""
 
     height: int | None = Field(default=None, ge=64, le=MAX_SIDE)
     """Pixels, 64 to 16384."""
@@ -139,15 +179,18 @@ class PicturesConfig(ToolConfig):
     """Denoising steps. Not given: the model's default, 20 for most."""
 
     layers: int = Field(default=4, ge=1, le=64)
-    """Layers that Qwen-Image-Layered takes the control image apart into: files `<name>_layer0.png` and so on, from back
-    to front, and one image with all of them in a row."""
+    """Layers that Qwen-Image-Layered takes the control image apart into: files
+    `<name>_layer0.png` and so on, from back to front, and one image with all of them in
+    a row."""
 
     flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
-    """Shift of the noise levels, 1 is none. Not given: by image size, as in the model's pipeline."""
+    """Shift of the noise levels, 1 is none. Not given: by image size, as in the model's
+    pipeline."""
 
     lightning: Literal[0, 4, 8] = 0
-    """Sample as Lightning LoRAs for this many steps require: these steps, cfg 1, flow_shift 3; explicit values take
-    precedence. Give the file with the other LoRAs. 0: off."""
+    """Sample as Lightning LoRAs for this many steps require: these steps, cfg 1,
+    flow_shift 3; explicit values take precedence. Give the file with the other LoRAs.
+    0: off."""
 
     output: PathStr
     """Folder of the images."""
@@ -165,14 +208,16 @@ class PicturesConfig(ToolConfig):
     """Dtype of the computation."""
 
     compile: GenerationCompileConfig = GenerationCompileConfig()
-    """torch.compile of the transformer's blocks: `true`, or its keys. Off unless given."""
+    """torch.compile of the transformer's blocks: `true`, or its keys. Off unless
+    given."""
 
     def outputs(self, job: JobContext) -> frozenset[Path]:
         """The folder of the images."""
         return frozenset({Path(self.output).expanduser().resolve()})
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Prompts that cannot be read, references that are not images, a file in the way."""
+        """Prompts that cannot be read, references that are not images, a file in the
+        way."""
         file = file_in_the_way(Path(self.output).expanduser())
         if file:
             yield Diagnostic(("output",), f"'{file}' is a file. Give a folder.")
@@ -180,7 +225,9 @@ class PicturesConfig(ToolConfig):
         yield from check_blocks("blocks", self.blocks)
         if self.model is None and self.lora:
             file = Path(split_strength(self.lora[0])[0]).expanduser()
-            if job.will_write(file.parent) or not (file.is_file() or job.will_write(file)):
+            if job.will_write(file.parent) or not (
+                file.is_file() or job.will_write(file)
+            ):
                 return  # of a run that is still to come; or it is missing
         try:
             family = family_for(self.found_model())
@@ -189,14 +236,20 @@ class PicturesConfig(ToolConfig):
                 yield Diagnostic(("model",), str(error))
             return
         yield from check_origins("lora", self.lora, self.found_model)
-        for key, fault in single_file_faults(self.model, self.model.files_folder()) if self.model else ():
+        for key, fault in (
+            single_file_faults(self.model, self.model.files_folder())
+            if self.model
+            else ()
+        ):
             yield Diagnostic(("model", key), fault)
         yield from check_references(("reference",), self.reference, family, job)
         cfgs = getattr(self, "cfg", None)
         for cfg in cfgs if isinstance(cfgs, tuple) else (cfgs,):
             keys = {"steps": "steps", "guidance": "cfg"}
             found = unlike_distilled(family, self.steps, cfg)
-            yield from (Diagnostic((keys[key],), message, "warning") for key, message in found)
+            yield from (
+                Diagnostic((keys[key],), message, "warning") for key, message in found
+            )
         for key in ("width", "height"):
             message = rounded_side(family, getattr(self, key))
             if message:
@@ -205,8 +258,14 @@ class PicturesConfig(ToolConfig):
             try:
                 items = self.read_items(key)
             except ConfigErrors as found:
-                places = [(error.place.removeprefix("prompt: "), error.message) for error in found.errors]
-                yield from (Diagnostic((key,), f"{place}: {message}") for place, message in places)
+                places = [
+                    (error.place.removeprefix("prompt: "), error.message)
+                    for error in found.errors
+                ]
+                yield from (
+                    Diagnostic((key,), f"{place}: {message}")
+                    for place, message in places
+                )
             except UserError as error:
                 yield Diagnostic((key,), str(error))
             else:
@@ -218,25 +277,41 @@ class PicturesConfig(ToolConfig):
                         else:
                             does = "edits one"
                         message = f"no control image, but {family.title} {does}. Give --reference."
-                        yield Diagnostic((key,), message, "error" if family.stacks_layers else "warning")
-                    for message in filter(None, (rounded_side(family, side) for side in (item.width, item.height))):
+                        yield Diagnostic(
+                            (key,),
+                            message,
+                            "error" if family.stacks_layers else "warning",
+                        )
+                    for message in filter(
+                        None,
+                        (
+                            rounded_side(family, side)
+                            for side in (item.width, item.height)
+                        ),
+                    ):
                         yield Diagnostic((key,), message, "warning")
-                    for flag, message in unlike_distilled(family, item.sample_steps, item.guidance_scale):
+                    for flag, message in unlike_distilled(
+                        family, item.sample_steps, item.guidance_scale
+                    ):
                         yield Diagnostic((key,), f"{flag} {message}", "warning")
                     note = family.prompt_note(self.found_model(), item.prompt)
                     if note:
                         yield Diagnostic((key,), note, "warning")
 
     def found_model(self) -> ModelConfig:
-        """`model`, or that of the first LoRA where it is not given. Raises UserError where there is none."""
+        """`model`, or that of the first LoRA where it is not given. Raises UserError
+        where there is none."""
         if self.model is not None:
             return self.model
         if not self.lora:
-            raise UserError("is required: a model folder or hub id; or give --lora FILE, which names its model.")
+            raise UserError(
+                "is required: a model folder or hub id; or give --lora FILE, which names its model."
+            )
         return model_of(Path(split_strength(self.lora[0])[0]).expanduser())
 
     def items(self) -> tuple[SampleItem, ...]:
-        """All prompts, with what each gives itself. Raises UserError where they cannot be read."""
+        """All prompts, with what each gives itself. Raises UserError where they cannot
+        be read."""
         return self.read_items("prompt") + self.read_items("prompts")
 
     def read_items(self, key: str) -> tuple[SampleItem, ...]:
@@ -246,7 +321,8 @@ class PicturesConfig(ToolConfig):
         return read_file(Path(self.prompts)) if self.prompts else ()
 
     def size_of(self, item: SampleItem, family: ModelFacts) -> Size:
-        """The size of an image in pixels, one that the model can generate. Raises UserError where it has none."""
+        """The size of an image in pixels, one that the model can generate. Raises
+        UserError where it has none."""
         references = item.ctrl_img or self.reference
         width = item.width or self.width
         height = item.height or self.height
@@ -254,7 +330,9 @@ class PicturesConfig(ToolConfig):
             like = image_size(Path(references[0]).expanduser())
         else:
             like = None
-        learned = ModelFolder(self.model.files_folder()).default_sizes() if self.model else ()
+        learned = (
+            ModelFolder(self.model.files_folder()).default_sizes() if self.model else ()
+        )
         usual = family.default_size(like, [Size(*sides) for sides in learned])
         if width and height:
             size = family.sample_size(Size(width, height), like)
@@ -269,7 +347,9 @@ class PicturesConfig(ToolConfig):
         drawn = family.drawable(size)
         if min(drawn) < 1 or (family.longest_side and max(drawn) > family.longest_side):
             limits = f"{family.token_side} to {family.longest_side or MAX_SIDE}"
-            raise UserError(f"size {size}: this model generates images with sides of {limits} pixels.")
+            raise UserError(
+                f"size {size}: this model generates images with sides of {limits} pixels."
+            )
         return drawn
 
 
@@ -282,13 +362,18 @@ def check_references(
             takes = f"at most {family.max_references}. Give fewer."
         else:
             takes = "none. Remove them."
-        yield Diagnostic(key, f"{len(paths)} control images: {family.title} takes {takes}")
+        yield Diagnostic(
+            key, f"{len(paths)} control images: {family.title} takes {takes}"
+        )
     for path in paths:
         file = Path(path).expanduser()
         if job.will_write(file):
             continue
         if not file.is_file():
-            yield Diagnostic(key, f"{path!r} is not a file (working directory: {Path.cwd()}). Give an image file.")
+            yield Diagnostic(
+                key,
+                f"{path!r} is not a file (working directory: {Path.cwd()}). Give an image file.",
+            )
             continue
         try:
             image_size(file)
@@ -303,21 +388,33 @@ def read_lines(lines: Sequence[str], place: str = "prompt") -> tuple[SampleItem,
     """Prompts with flags. Raises ConfigErrors naming the flag."""
     texts = [ConfigNode(line, (), _NOWHERE, _NOWHERE, text=line) for line in lines]
     samples = ConfigNode([*texts], ("prompts",), _NOWHERE, _NOWHERE)
-    return _read(ConfigNode({"prompts": samples}, (), _NOWHERE, _NOWHERE), Diagnostics(place))
+    return _read(
+        ConfigNode({"prompts": samples}, (), _NOWHERE, _NOWHERE), Diagnostics(place)
+    )
 
 
 def read_file(path: Path) -> tuple[SampleItem, ...]:
-    """Prompts of a text file, one on a line, or of a YAML file with the keys of `sample`."""
+    """Prompts of a text file, one on a line, or of a YAML file with the keys of
+    `sample`."""
     path = path.expanduser()
     diagnostics = Diagnostics(str(path))
     if path.suffix.lower() in (".yaml", ".yml", ".json"):
         root = read_yaml(read_text(path, diagnostics), diagnostics)
         return _read(root.value.get("sample", root), diagnostics)
     lines = read_text(path, diagnostics).splitlines()
-    kept = [(number, line.strip()) for number, line in enumerate(lines, start=1) if is_prompt(line)]
+    kept = [
+        (number, line.strip())
+        for number, line in enumerate(lines, start=1)
+        if is_prompt(line)
+    ]
     if not kept:
-        raise UserError(f"{path} contains no prompt. Write one per line; lines that begin with '#' are ignored.")
-    texts = [ConfigNode(line, (), (at := SourceLocation(number, 1)), at, text=line) for number, line in kept]
+        raise UserError(
+            f"{path} contains no prompt. Write one per line; lines that begin with '#' are ignored."
+        )
+    texts = [
+        ConfigNode(line, (), (at := SourceLocation(number, 1)), at, text=line)
+        for number, line in kept
+    ]
     samples = ConfigNode([*texts], (), _NOWHERE, _NOWHERE)
     return _read(ConfigNode({"prompts": samples}, (), _NOWHERE, _NOWHERE), diagnostics)
 
@@ -334,11 +431,22 @@ def _read(node: ConfigNode, diagnostics: Diagnostics) -> tuple[SampleItem, ...]:
         checked = Normaliser(diagnostics).process(SampleConfig, node, frozenset())
         section, _ = validate(SampleConfig, checked, diagnostics)
     else:
-        diagnostics.error(node, "is not a mapping. Write 'samples:' and a list below it.")
+        diagnostics.error(
+            node, "is not a mapping. Write 'samples:' and a list below it."
+        )
     diagnostics.raise_errors()
     assert isinstance(section, SampleConfig)  # otherwise there is an error
-    shared = {key: getattr(section, key) for key in section.model_fields_set & SampleItem.model_fields.keys()}
+    shared = {
+        key: getattr(section, key)
+        for key in section.model_fields_set & SampleItem.model_fields.keys()
+    }
     return tuple(
-        item.model_copy(update={key: value for key, value in shared.items() if getattr(item, key) is None})
+        item.model_copy(
+            update={
+                key: value
+                for key, value in shared.items()
+                if getattr(item, key) is None
+            }
+        )
         for item in section.samples
     )

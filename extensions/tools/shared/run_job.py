@@ -1,4 +1,5 @@
-"""What the folder of a run says of its training, and a LoRA file of its model. Imports no torch."""
+"""What the folder of a run says of its training, and a LoRA file of its model. Imports
+no torch."""
 
 from __future__ import annotations
 
@@ -19,26 +20,34 @@ from toolkit.models.families import published_names
 from toolkit.train.run_reader import RunInfo, list_network_files, read_run
 
 BASE_MODEL = "base_model"
-"""Key of the metadata: the model as `ModelConfig.public_name` has it, so that no path of a user is given away."""
+"""Key of the metadata: the model as `ModelConfig.public_name` has it, so that no path
+of a user is given away."""
 
 
 def training_section(run: RunInfo, check_files: bool = True) -> DiffusionSection:
-    """The section of the run, by the job that is saved with it. check_files: False where the dataset may be gone.
+    """The section of the run, by the job that is saved with it. check_files: False
+    where the dataset may be gone.
 
     Raises UserError where there is none, and as `load_job`.
     """
     if run.config is None:
-        raise UserError(f"{run.folder}: holds no job ({CONFIG}), so its model and images are not known.")
+        raise UserError(
+            f"{run.folder}: holds no job ({CONFIG}), so its model and images are not known."
+        )
     job = load_job(run.config, discover().find_config, check_files=check_files)
     for entry in job.processes:
         section = entry.section
-        if isinstance(section, DiffusionSection) and section.display_name(JobContext(job.name)) == run.name:
+        if (
+            isinstance(section, DiffusionSection)
+            and section.display_name(JobContext(job.name)) == run.name
+        ):
             return section.with_seed(_seed_of(run.folder))
     raise UserError(f"{run.folder}: this run does not save LoRAs.")
 
 
 def _seed_of(folder: Path) -> int:
-    """The training seed that a run has drawn or was given, by the metadata of its files; 0 where they have none."""
+    """The training seed that a run has drawn or was given, by the metadata of its
+    files; 0 where they have none."""
     file = last_saved(folder)
     if file and file.is_file():
         return int(read_metadata(file).get("ss_seed", 0))
@@ -46,53 +55,71 @@ def _seed_of(folder: Path) -> int:
 
 
 def control_images(run: RunInfo) -> list[list[Path]]:
-    """The control images of each sample prompt, from the job that is saved with the run; none where it cannot be read:
-    that of another trainer, of another version, or damaged."""
+    """The control images of each sample prompt, from the job that is saved with the
+    run; none where it cannot be read: that of another trainer, of another version, or
+    damaged."""
     try:
         section = training_section(run, check_files=False)
     except UserError:
         return []
-    return [[Path(path).expanduser() for path in item.ctrl_img] for item in section.all_pictures()]
+    return [
+        [Path(path).expanduser() for path in item.ctrl_img]
+        for item in section.all_pictures()
+    ]
 
 
 def last_saved(folder: Path) -> Path | None:
-    """The file, or folder, of weights that a run has saved last, of one step the final and of several the main one;
-    None: it has saved none."""
-    found = [file for file in reversed(list_network_files(folder)) if file.kind != "best"]
-    found.sort(key=lambda file: (file.kind != "final", len(file.path.name)))  # stable, and the first of equals is taken
+    """The file, or folder, of weights that a run has saved last, of one step the final
+    and of several the main one; None: it has saved none."""
+    found = [
+        file for file in reversed(list_network_files(folder)) if file.kind != "best"
+    ]
+    found.sort(
+        key=lambda file: (file.kind != "final", len(file.path.name))
+    )  # stable, and the first of equals is taken
     step = lambda file: math.inf if file.step is None else file.step  # noqa: E731
     return max(found, key=step).path if found else None
 
 
 def validation_every(steps: int) -> int:
-    """A distance of validations that a run of so many steps has several of: what advice names as `validation.every`."""
+    """A distance of validations that a run of so many steps has several of: what advice
+    names as `validation.every`."""
     return min(250, max(1, steps // 8))
 
 
 def model_of(file: Path) -> ModelConfig:
-    """The model of a LoRA file, or of a folder with a trained model: as the job of the run has it in whose folder it
-    lies, else the one that its metadata names, if that is on this disk or published.
+    """The model of a LoRA file, or of a folder with a trained model: as the job of the
+    run has it in whose folder it lies, else the one that its metadata names, if that is
+    on this disk or published.
 
-    A relative path, or a folder's name, counts from the working directory, else from the file's folder or one above.
-    Raises UserError where the model is not known or not there.
+    A relative path, or a folder's name, counts from the working directory, else from
+    the file's folder or one above. Raises UserError where the model is not known or not
+    there.
     """
     try:
         model = training_section(read_run(file.parent), check_files=False).model
-    except (RunError, UserError):  # it is in no folder of a run, or that of a job which cannot be read any more
+    except (
+        RunError,
+        UserError,
+    ):  # it is in no folder of a run, or that of a job which cannot be read any more
         model = _of_metadata(file)
     name = model.name_or_path
     for start in (Path(), *file.resolve().parents):
         folder = start / Path(name).expanduser()
         if (folder / INDEX).is_file():
             return model.model_copy(update={"name_or_path": str(folder)})
-    if model.is_path() or not (name in published_names() or cached_snapshot(name, model.revision)):
-        raise UserError(f"{file}: its model {name!r} was not found on this machine. Give a model folder or hub id.")
+    if model.is_path() or not (
+        name in published_names() or cached_snapshot(name, model.revision)
+    ):
+        raise UserError(
+            f"{file}: its model {name!r} was not found on this machine. Give a model folder or hub id."
+        )
     return model
 
 
 def decoder_note(file: Path) -> str:
-    """What a user should know where the samples of a LoRA's run were decoded with another VAE than images of the run's
-    model are; empty: they were not."""
+    """What a user should know where the samples of a LoRA's run were decoded with
+    another VAE than images of the run's model are; empty: they were not."""
     try:
         decoder = training_section(read_run(file.parent), check_files=False).decoder()
     except (RunError, UserError):
@@ -106,10 +133,16 @@ def decoder_note(file: Path) -> str:
 def _of_metadata(file: Path) -> ModelConfig:
     try:
         if file.is_dir():
-            name = json.loads((file / FOLDER_METADATA).read_text(encoding="utf-8"))[BASE_MODEL]
+            name = json.loads((file / FOLDER_METADATA).read_text(encoding="utf-8"))[
+                BASE_MODEL
+            ]
         else:
             name = read_metadata(file)[BASE_MODEL]
         return ModelConfig(name_or_path=name)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        reason = f"it is not in the folder of a run ({CONFIG}), and its metadata names none"
-        raise UserError(f"{file}: its model is unknown: {reason}. Give a model folder or hub id.") from None
+        reason = (
+            f"it is not in the folder of a run ({CONFIG}), and its metadata names none"
+        )
+        raise UserError(
+            f"{file}: its model is unknown: {reason}. Give a model folder or hub id."
+        ) from None

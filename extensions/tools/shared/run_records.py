@@ -1,4 +1,5 @@
-"""What the folder of a run tells, as a page shows it. Any file may be missing, half written, or of another version.
+"""What the folder of a run tells, as a page shows it. Any file may be missing, half
+written, or of another version.
 
 Every text is redacted here: escaped for a page, a secret would not be found any more.
 """
@@ -54,18 +55,25 @@ _PLAN_BYTES = 32_768
 
 
 def page_values(run: RunInfo, feed: Feed) -> tuple[dict[str, Any], str]:
-    """What the template of the page of a run (pages/run.html.j2) names and only the run's folder tells, and the cursor
-    of the feed behind it. A part that is None is left out of the page."""
+    """What the template of the page of a run (pages/run.html.j2) names and only the
+    run's folder tells, and the cursor of the feed behind it. A part that is None is
+    left out of the page."""
     news, cursor = feed.update().news()
     rows = news.get("events", [])
     found = {
         "run": run,
         "folder": run.folder,
         "now_facts": facts_of(run, feed.metrics.total(*IN_STEPS)),
-        "memory": next((row for row in reversed(rows) if row.get("event") == "memory"), {}),
+        "memory": next(
+            (row for row in reversed(rows) if row.get("event") == "memory"), {}
+        ),
         "which": which_file(run.folder),
-        "warnings": [row for row in rows if row.get("event") == "warning"][-MOST_WARNINGS:],
-        "lines": [curve for series in feed.series for curve in series.curves(points=240)],
+        "warnings": [row for row in rows if row.get("event") == "warning"][
+            -MOST_WARNINGS:
+        ],
+        "lines": [
+            curve for series in feed.series for curve in series.curves(points=240)
+        ],
         "log": news.get("log", ""),
         "plan": plan_text(run.folder),
         "settings": settings_text(run.folder),
@@ -81,14 +89,21 @@ def page_values(run: RunInfo, feed: Feed) -> tuple[dict[str, Any], str]:
 
 
 def _of_drift(*numbers: str) -> Callable[[str], bool]:
-    """Which curves are one of these numbers of edits, or of the edit of one sample (toolkit/train/drift.py)."""
-    return lambda name: re.fullmatch(rf"(validation/)?drift/({'|'.join(numbers)})(_\d+)?", name) is not None
+    """Which curves are one of these numbers of edits, or of the edit of one sample
+    (toolkit/train/drift.py)."""
+    return lambda name: (
+        re.fullmatch(rf"(validation/)?drift/({'|'.join(numbers)})(_\d+)?", name)
+        is not None
+    )
 
 
 DIAGRAMS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("Drift of edits (pixels)", _of_drift("px")),
     ("Shift of edits (pixels)", _of_drift("shift_px")),
-    ("Zoom (%) and rotation (degrees) of edits", _of_drift("zoom_percent", "rotation_degrees")),
+    (
+        "Zoom (%) and rotation (degrees) of edits",
+        _of_drift("zoom_percent", "rotation_degrees"),
+    ),
     ("Change outside the mask (0 to 255)", _of_drift("outside_mask")),
     ("Loss", lambda name: LOSSES.takes(name) and not name.startswith("validation")),
     ("Validation", lambda name: name.startswith("validation")),
@@ -98,14 +113,16 @@ DIAGRAMS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("Seconds per step", TIMES.takes),
     ("Other numbers", lambda name: True),
 )
-"""Title of a diagram -> which curves it takes of those that none before it has taken."""
+"""Title of a diagram -> which curves it takes of those that none before it has
+taken."""
 
 EXACT = ("Validation", "Learning rate", *(title for title, _ in DIAGRAMS[:4]))
 """Diagrams of values without noise, for which a running mean would only lag."""
 
 
 def diagrams(curves: Iterable[Curve]) -> list[dict[str, Any]]:
-    """The diagrams of a run, for the script of its page; a curve is in the first one that takes it."""
+    """The diagrams of a run, for the script of its page; a curve is in the first one
+    that takes it."""
     left = list(curves)
     drawn = []
     for title, takes in DIAGRAMS:
@@ -114,14 +131,20 @@ def diagrams(curves: Iterable[Curve]) -> list[dict[str, Any]]:
         if found:
             shown = [_drawn(curve) for curve in found[:MOST_CURVES]]
             names = [c.name for c in found[MOST_CURVES:]]
-            more = {"exact": title in EXACT, "left_out": [redact_text(name) for name in names]}
+            more = {
+                "exact": title in EXACT,
+                "left_out": [redact_text(name) for name in names],
+            }
             drawn.append({"title": title, "curves": shown, **more})
     return drawn
 
 
 def _drawn(curve: Curve) -> dict[str, Any]:
     values = {"low": curve.low, "high": curve.high, "mean": curve.mean}
-    short = {kind: [float(f"{value:.5g}") for value in found] for kind, found in values.items()}
+    short = {
+        kind: [float(f"{value:.5g}") for value in found]
+        for kind, found in values.items()
+    }
     return {"name": redact_text(curve.name), "steps": curve.steps, **short}
 
 
@@ -133,7 +156,11 @@ MOST_MARKS = 500
 
 def marks(folder: Path) -> list[tuple[int, str]]:
     """Step and name of the latest events that belong to a step, for the diagrams."""
-    rows = [row for row in read_events(folder).rows if type(row.get("step")) is int and row["step"] >= 0]
+    rows = [
+        row
+        for row in read_events(folder).rows
+        if type(row.get("step")) is int and row["step"] >= 0
+    ]
     marked = [row for row in rows if row.get("event") not in _UNMARKED][-MOST_MARKS:]
     return [(row["step"], redact_text(str(row.get("event", "")))) for row in marked]
 
@@ -151,7 +178,9 @@ class SampleRow:
     @property
     def prompt(self) -> str:
         """The latest; empty where none is recorded."""
-        return next((sample.prompt for sample in reversed(self.samples) if sample.prompt), "")
+        return next(
+            (sample.prompt for sample in reversed(self.samples) if sample.prompt), ""
+        )
 
     @cached_property
     def by_step(self) -> dict[int, SampleImage]:
@@ -159,12 +188,17 @@ class SampleRow:
         return {sample.step: sample for sample in self.samples}
 
 
-def sample_rows(folder: Path, most_pictures: int | None = None) -> tuple[tuple[SampleRow, ...], int]:
+def sample_rows(
+    folder: Path, most_pictures: int | None = None
+) -> tuple[tuple[SampleRow, ...], int]:
     """The samples of a run by their index, and how many steps have any.
 
-    most_pictures: of more, only some steps are taken: the first, the last, and evenly chosen ones between.
+    most_pictures: of more, only some steps are taken: the first, the last, and evenly
+    chosen ones between.
     """
-    samples = [sample for sample in list_samples(folder) if sample.path.suffix != ".tmp"]
+    samples = [
+        sample for sample in list_samples(folder) if sample.path.suffix != ".tmp"
+    ]
     steps = sorted({s.step for s in samples})
     indices = sorted({s.index for s in samples})
     if most_pictures is not None and samples:
@@ -175,16 +209,22 @@ def sample_rows(folder: Path, most_pictures: int | None = None) -> tuple[tuple[S
     for sample in samples:
         if sample.index in rows:
             rows[sample.index].append(sample)
-    return tuple(SampleRow(index, tuple(row)) for index, row in rows.items() if row), len(steps)
+    return tuple(
+        SampleRow(index, tuple(row)) for index, row in rows.items() if row
+    ), len(steps)
 
 
 def sample_table(
-    folder: Path, address: Callable[[Path], str | None] = lambda path: path.name, most_pictures: int | None = None
+    folder: Path,
+    address: Callable[[Path], str | None] = lambda path: path.name,
+    most_pictures: int | None = None,
 ) -> dict[str, Any]:
-    """The samples of a run for the template and the script of its page: `steps`, of how many (`of`), and for each place
-    in the sets its prompt, and by step the `files` and how they lie on what they edit (`drift`; None: there is none).
+    """The samples of a run for the template and the script of its page: `steps`, of how
+    many (`of`), and for each place in the sets its prompt, and by step the `files` and
+    how they lie on what they edit (`drift`; None: there is none).
 
-    address: what stands for a file; None: it is not an image. most_pictures: as in `sample_rows`.
+    address: what stands for a file; None: it is not an image. most_pictures: as in
+    `sample_rows`.
     """
     rows, count = sample_rows(folder, most_pictures)
     steps = sorted({sample.step for row in rows for sample in row.samples})
@@ -193,7 +233,14 @@ def sample_table(
         found = [row.by_step.get(step) for step in steps]
         files = [sample and address(sample.path) for sample in found]
         drift = [sample and redact_text(sample.drift or "") for sample in found]
-        table.append({"index": row.index, "prompt": redact_text(row.prompt), "files": files, "drift": drift})
+        table.append(
+            {
+                "index": row.index,
+                "prompt": redact_text(row.prompt),
+                "files": files,
+                "drift": drift,
+            }
+        )
     return {"steps": steps, "of": count, "rows": table}
 
 
@@ -229,11 +276,14 @@ def _modified(path: Path) -> float:
 
 
 def _image(name: str, folder: Path) -> DatasetImage:
-    """A relative name is looked for from the working directory, then from each folder above the run's."""
+    """A relative name is looked for from the working directory, then from each folder
+    above the run's."""
     given = Path(name).expanduser()
     places = (base / given for base in (Path(), *folder.absolute().parents))
     file = next((place for place in places if _is_file(place)), None)
-    return DatasetImage(redact_text(name), file, redact_text(_caption(file)) if file else "")
+    return DatasetImage(
+        redact_text(name), file, redact_text(_caption(file)) if file else ""
+    )
 
 
 def _is_file(path: Path) -> bool:
@@ -247,7 +297,11 @@ def _caption(image: Path) -> str:
     for suffix in CAPTION_SUFFIXES:
         try:
             with open_regular(image.with_suffix(suffix)) as file:
-                return file.read(_MOST_CAPTION_BYTES).decode("utf-8-sig", errors="replace").strip()
+                return (
+                    file.read(_MOST_CAPTION_BYTES)
+                    .decode("utf-8-sig", errors="replace")
+                    .strip()
+                )
         except OSError:
             continue
     return ""
@@ -276,8 +330,8 @@ class SavedFile:
 
 
 def saved_files(folder: Path, hashed: bool) -> Iterator[SavedFile]:
-    """The network files of a run, one by one also those of a model folder, then files with strengths per block that the
-    page has written, then its states.
+    """The network files of a run, one by one also those of a model folder, then files
+    with strengths per block that the page has written, then its states.
 
     hashed: compute the hashes that are not recorded.
     """
@@ -294,10 +348,21 @@ def saved_files(folder: Path, hashed: bool) -> Iterator[SavedFile]:
         for path in inner or [saved.path]:
             size, digest = _size_and_hash(path, hashed)
             name = redact_text(path.relative_to(folder).as_posix())
-            yield SavedFile(name, f"{saved.kind}{step}", size, time, digest, _recorded(path))
-    for path in sorted(path for path in folder.glob("*.safetensors") if BAKED.fullmatch(path.name)):
+            yield SavedFile(
+                name, f"{saved.kind}{step}", size, time, digest, _recorded(path)
+            )
+    for path in sorted(
+        path for path in folder.glob("*.safetensors") if BAKED.fullmatch(path.name)
+    ):
         size, digest = _size_and_hash(path, hashed)
-        yield SavedFile(redact_text(path.name), "strength per block", size, "", digest, _recorded(path))
+        yield SavedFile(
+            redact_text(path.name),
+            "strength per block",
+            size,
+            "",
+            digest,
+            _recorded(path),
+        )
     for checkpoint in list_checkpoints(folder):
         kind = "state" + (f": {checkpoint.problem}" if checkpoint.problem else "")
         for name, size, digest in _manifest(checkpoint.path):
@@ -325,8 +390,18 @@ def _recorded(path: Path) -> str:
 def _manifest(checkpoint: Path) -> Iterator[tuple[str, int, str]]:
     try:
         files = json.loads(read_regular(checkpoint / MANIFEST))["files"]
-        yield from ((str(name), int(entry["size"]), str(entry["sha256"])) for name, entry in files.items())
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        yield from (
+            (str(name), int(entry["size"]), str(entry["sha256"]))
+            for name, entry in files.items()
+        )
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ):
         return
 
 
@@ -334,8 +409,13 @@ def _manifest(checkpoint: Path) -> Iterator[tuple[str, int, str]]:
 
 
 def which_file(folder: Path) -> dict[str, str]:
-    """Facts on the saved files whose validation losses are as good as the lowest; none where it is not known."""
-    names = {file.step: file.path.name for file in reversed(list_network_files(folder)) if file.step is not None}
+    """Facts on the saved files whose validation losses are as good as the lowest; none
+    where it is not known."""
+    names = {
+        file.step: file.path.name
+        for file in reversed(list_network_files(folder))
+        if file.step is not None
+    }
     losses = read_losses_by_image(folder)
     found = as_good_as_the_lowest(losses, candidates=names)
     if not found:
@@ -355,19 +435,25 @@ def which_file(folder: Path) -> dict[str, str]:
 
 
 def settings_text(folder: Path) -> str:
-    """config.yaml without secrets; empty where it is missing, a comment where no job is as large as it is."""
+    """config.yaml without secrets; empty where it is missing, a comment where no job is
+    as large as it is."""
     try:
         with open_regular(folder / CONFIG) as file:
             data = file.read(_MOST_CONFIG_BYTES + 1)
-        if len(data) > _MOST_CONFIG_BYTES:  # cut, it could end in the half of a secret, which is not found
-            return f"# {CONFIG} has more than {_MOST_CONFIG_BYTES} bytes and is not shown"
+        if (
+            len(data) > _MOST_CONFIG_BYTES
+        ):  # cut, it could end in the half of a secret, which is not found
+            return (
+                f"# {CONFIG} has more than {_MOST_CONFIG_BYTES} bytes and is not shown"
+            )
         return redact(data.decode("utf-8", errors="replace"))
     except OSError:
         return ""
 
 
 def plan_text(folder: Path) -> str | None:
-    """The plan that the latest start wrote at the head of the log; None where there is none."""
+    """The plan that the latest start wrote at the head of the log; None where there is
+    none."""
     try:
         with open_regular(folder / LOG) as file:
             head = file.read(_PLAN_BYTES).decode("utf-8", errors="replace")
@@ -379,10 +465,19 @@ def plan_text(folder: Path) -> str | None:
 
 def event_row(row: dict[str, Any]) -> tuple[str, str, str, str]:
     """Time, event, step and details of a redacted row of events.jsonl."""
-    details = [f"{key}: {_told(value)}" for key, value in row.items() if key not in ("time", "event", "step")]
+    details = [
+        f"{key}: {_told(value)}"
+        for key, value in row.items()
+        if key not in ("time", "event", "step")
+    ]
     step = row.get("step")
     time = str(row.get("time", "")).replace("T", " ").removesuffix("Z")
-    return time, str(row.get("event", "")), "" if step is None else str(step), "; ".join(d for d in details if d)
+    return (
+        time,
+        str(row.get("event", "")),
+        "" if step is None else str(step),
+        "; ".join(d for d in details if d),
+    )
 
 
 def _told(value: Any) -> str:

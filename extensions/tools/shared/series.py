@@ -1,6 +1,6 @@
-"""The numbers of a run as curves, for files of any length: at most so many buckets of steps, each with the least and
-greatest value, so that no spike is lost. What a file gets at its end is added; a part is read again, finer. Imports no
-torch."""
+"""The numbers of a run as curves, for files of any length: at most so many buckets of
+steps, each with the least and greatest value, so that no spike is lost. What a file
+gets at its end is added; a part is read again, finer. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from toolkit.files.writing import open_regular
 from toolkit.train.run_reader import Row, StepRows, row_of, tell_unreadable
 
 MOST_BUCKETS = 2048
-"""Buckets of a file, an even number, more than a screen has columns. When all are used, pairs are merged."""
+"""Buckets of a file, an even number, more than a screen has columns. When all are used,
+pairs are merged."""
 
 MOST_RECENT = 2000
 """Rows that are sent as they are to those who watch."""
@@ -37,7 +38,8 @@ _NO_NUMBERS = frozenset({"step", "epoch", "samples"})
 
 @dataclass(frozen=True)
 class Curve:
-    """One number over the steps of a run: a point for each bucket that has a value of it."""
+    """One number over the steps of a run: a point for each bucket that has a value of
+    it."""
 
     name: str
     steps: list[int]
@@ -49,7 +51,8 @@ class Curve:
 
 
 class _Column:
-    """One number: count, sum, least and greatest of each bucket, up to the last one that has a value."""
+    """One number: count, sum, least and greatest of each bucket, up to the last one
+    that has a value."""
 
     def __init__(self) -> None:
         self.count = array("l")
@@ -61,7 +64,11 @@ class _Column:
         missing = bucket + 1 - len(self.count)
         if missing:
             self.count.extend([0] * missing)
-            for values, empty in ((self.sum, 0.0), (self.low, math.inf), (self.high, -math.inf)):
+            for values, empty in (
+                (self.sum, 0.0),
+                (self.low, math.inf),
+                (self.high, -math.inf),
+            ):
                 values.extend([empty] * missing)
         self.count[bucket] += 1
         self.sum[bucket] += value
@@ -83,8 +90,13 @@ class _Column:
             del values[bucket:]
 
     def curve(self, name: str, groups: Iterable[tuple[int, slice]]) -> Curve:
-        """A point for each group of buckets that has a value. groups: their first steps, and which they are."""
-        filled = [(step, group, count) for step, group in groups if (count := sum(self.count[group]))]
+        """A point for each group of buckets that has a value. groups: their first
+        steps, and which they are."""
+        filled = [
+            (step, group, count)
+            for step, group in groups
+            if (count := sum(self.count[group]))
+        ]
         steps = [step for step, _, _ in filled]
         mean = [sum(self.sum[group]) / count for _, group, count in filled]
         low = [min(self.low[group]) for _, group, _ in filled]
@@ -96,7 +108,8 @@ class _Buckets:
     """The numbers of rows in buckets of equally many rows."""
 
     def __init__(self, prefix: str, most: int) -> None:
-        """prefix: of the names of curves, where they do not have it. most: buckets, an even number."""
+        """prefix: of the names of curves, where they do not have it. most: buckets, an
+        even number."""
         self._prefix = prefix
         self.most = most
         self.columns: dict[str, _Column] = {}
@@ -126,12 +139,21 @@ class _Buckets:
         for column in self.columns.values():
             column.cut(bucket)
 
-    def curves(self, steps: Sequence[int], begin: int, end: int, points: int) -> list[Curve]:
-        """The curves of the buckets from one to another that have values. steps: of all rows."""
+    def curves(
+        self, steps: Sequence[int], begin: int, end: int, points: int
+    ) -> list[Curve]:
+        """The curves of the buckets from one to another that have values. steps: of all
+        rows."""
         every = max(1, math.ceil((end - begin) / max(1, points)))
-        groups = [(steps[at * self.width], slice(at, min(at + every, end))) for at in range(begin, end, every)]
+        groups = [
+            (steps[at * self.width], slice(at, min(at + every, end)))
+            for at in range(begin, end, every)
+        ]
         return [
-            column.curve(name if name.startswith(self._prefix) else f"{self._prefix}{name}", groups)
+            column.curve(
+                name if name.startswith(self._prefix) else f"{self._prefix}{name}",
+                groups,
+            )
             for name, column in self.columns.items()
             if any(column.count[begin:end])
         ]
@@ -157,7 +179,8 @@ class Series:
         return self._rows.steps[-1] if len(self._rows) else -1
 
     def update(self) -> Series:
-        """Reads what was appended, or the whole file if it was replaced. A missing file has no rows."""
+        """Reads what was appended, or the whole file if it was replaced. A missing file
+        has no rows."""
         with self._lock:
             try:
                 found = self._path.stat()
@@ -176,7 +199,8 @@ class Series:
         return self
 
     def _read(self) -> None:
-        """Adds the rows that follow those read before; a row of an earlier step replaces what was after it."""
+        """Adds the rows that follow those read before; a row of an earlier step
+        replaces what was after it."""
         with open_regular(self._path) as file:
             for index, row in self._rows.read(file):
                 if index < self._buckets.count:
@@ -186,7 +210,8 @@ class Series:
         self._go_back(len(self._rows))
 
     def _go_back(self, count: int) -> int:
-        """Forgets the rows from an index on, and those before it in its bucket. Returns how many are left."""
+        """Forgets the rows from an index on, and those before it in its bucket. Returns
+        how many are left."""
         if count < self._buckets.count:
             self._generation += 1
             self._buckets.cut(count)
@@ -197,17 +222,23 @@ class Series:
         return f"{self._generation}-{self.last_step}"
 
     def rows_since(self, cursor: str) -> list[Row] | None:
-        """The numbers of the steps after a cursor. None: the curves are not what they were, or there are too many
-        rows."""
+        """The numbers of the steps after a cursor. None: the curves are not what they
+        were, or there are too many rows."""
         generation, _, step = cursor.partition("-")
         with self._lock:
-            if generation != str(self._generation) or not re.fullmatch(r"-1|\d{1,18}", step, re.ASCII):
+            if generation != str(self._generation) or not re.fullmatch(
+                r"-1|\d{1,18}", step, re.ASCII
+            ):
                 return None
             begin = bisect_right(self._rows.steps, int(step))
             if len(self._rows) - begin > MOST_RECENT:
                 return None
             rows = self._rows_between(begin, len(self._rows))
-            return [{name: value for name, value in row.items() if _is_number(value)} for row in rows if "step" in row]
+            return [
+                {name: value for name, value in row.items() if _is_number(value)}
+                for row in rows
+                if "step" in row
+            ]
 
     def _rows_between(self, begin: int, end: int) -> list[Row]:
         """Those that can still be read."""
@@ -229,9 +260,11 @@ class Series:
             columns = self._buckets.columns
             return sum(sum(columns[name].sum) for name in names if name in columns)
 
-    def curves(self, begin: int = 0, end: int | None = None, points: int = MOST_BUCKETS) -> list[Curve]:
-        """The curves of the steps from `begin` to `end`, without those that have no value there. A part that has few
-        buckets is read from the file again, finer."""
+    def curves(
+        self, begin: int = 0, end: int | None = None, points: int = MOST_BUCKETS
+    ) -> list[Curve]:
+        """The curves of the steps from `begin` to `end`, without those that have no
+        value there. A part that has few buckets is read from the file again, finer."""
         with self._lock:
             steps = self._rows.steps
             buckets = self._buckets
@@ -245,7 +278,9 @@ class Series:
                 part = _Buckets(self._prefix, max(2, points // 2 * 2))
                 for row in self._rows_between(first, after):
                     part.add(row)
-                return part.curves(steps[first:after], 0, math.ceil(part.count / part.width), points)
+                return part.curves(
+                    steps[first:after], 0, math.ceil(part.count / part.width), points
+                )
             return buckets.curves(steps, *chosen, points)
 
     def lowest(self, curve: Curve) -> tuple[float, int]:
@@ -256,17 +291,29 @@ class Series:
             end = curve.steps[at + 1] - 1
         else:
             end = None
-        part = next((each for each in self.curves(curve.steps[at], end) if each.name == curve.name), curve)
+        part = next(
+            (
+                each
+                for each in self.curves(curve.steps[at], end)
+                if each.name == curve.name
+            ),
+            curve,
+        )
         return value, part.steps[part.low.index(min(part.low))]
 
 
 def series_of(folder: Path) -> tuple[Series, Series, Series]:
     """The numbers of a run: of its steps, then what is measured at intervals."""
-    return Series(folder / METRICS), Series(folder / VALIDATION, "validation/"), Series(folder / DRIFT)
+    return (
+        Series(folder / METRICS),
+        Series(folder / VALIDATION, "validation/"),
+        Series(folder / DRIFT),
+    )
 
 
 def sparkline(path: Path, points: int = SPARK_POINTS) -> list[float]:
-    """The course of the loss from evenly spaced lines of a file, without reading it whole."""
+    """The course of the loss from evenly spaced lines of a file, without reading it
+    whole."""
     values: list[float] = []
     try:
         with open_regular(path) as file:

@@ -14,7 +14,18 @@ from extensions.tools.shared.html_page import PAGES, texts
 from extensions.tools.ui.guard import Guard, protect
 from extensions.tools.ui.machine import machine_now
 from extensions.tools.ui.state import HERE, Ui, render
-from extensions.tools.ui.views import after, compare, datasets, new, queue, run, runs, system, tools, votes
+from extensions.tools.ui.views import (
+    after,
+    compare,
+    datasets,
+    new,
+    queue,
+    run,
+    runs,
+    system,
+    tools,
+    votes,
+)
 
 
 def _get(path: str, view: object) -> Route:
@@ -89,7 +100,8 @@ ROUTES = [
     Mount("/static/pages", StaticFiles(directory=PAGES)),
     Mount("/static", StaticFiles(directory=HERE / "static")),
 ]
-"""What can be asked for. GET changes nothing; the guard stands before all but /login, /healthz and /static/."""
+"""What can be asked for. GET changes nothing; the guard stands before all but /login,
+/healthz and /static/."""
 
 
 def make_app(ui: Ui) -> Starlette:
@@ -100,7 +112,9 @@ def make_app(ui: Ui) -> Starlette:
         exception_handlers={HTTPException: error_page, Exception: error_page},
     )
     app.state.ui = ui
-    app.state.machine = lambda: ui.shared("machine", lambda: machine_now(ui.output, ui.memory))
+    app.state.machine = lambda: ui.shared(
+        "machine", lambda: machine_now(ui.output, ui.memory)
+    )
     return app
 
 
@@ -110,7 +124,8 @@ def login_page(request: Request, status: int, fault: str) -> Response:
 
 
 def error_page(request: Request, error: Exception) -> Response:
-    """A page for people, a line for scripts. The traceback of a defect goes to the log, and never to the browser."""
+    """A page for people, a line for scripts. The traceback of a defect goes to the log,
+    and never to the browser."""
     if isinstance(error, HTTPException):
         status = error.status_code
     else:
@@ -120,7 +135,9 @@ def error_page(request: Request, error: Exception) -> Response:
     else:
         detail = ""
     if "text/html" not in request.headers.get("accept", ""):
-        answer: Response = PlainTextResponse(f"{detail or texts()['errors']['defect']}\n", status)
+        answer: Response = PlainTextResponse(
+            f"{detail or texts()['errors']['defect']}\n", status
+        )
     else:
         answer = render(request, "error.html.j2", status, status=status, detail=detail)
     protect(answer.headers)  # a defect is answered outside of the guard

@@ -1,4 +1,5 @@
-"""Which file of a run to use, and the sample that shows it: what the page of a run begins with. Imports no torch."""
+"""Which file of a run to use, and the sample that shows it: what the page of a run
+begins with. Imports no torch."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Chosen:
 
     step: int | None
     why: Why
-    """Because `best` recommends it, or because it was saved last; of unknown: `best` cannot tell."""
+    """Because `best` recommends it, or because it was saved last; of unknown: `best`
+    cannot tell."""
 
     programs: Programs
     """Which programs load it: the key of a text."""
@@ -64,7 +66,9 @@ def chosen_file(folder: Path) -> Chosen | None:
     if file is None or not file.path.is_file():
         return None
     is_told = not measured.get("files") or recommended is not None
-    why: Why = "recommended" if is_measured else "last" if is_told else "last_of_unknown"
+    why: Why = (
+        "recommended" if is_measured else "last" if is_told else "last_of_unknown"
+    )
     return Chosen(file.path, file.size, file.step, why, _programs(file.path))
 
 
@@ -81,15 +85,24 @@ def _programs(path: Path) -> Programs:
 
 
 def chosen_sample(samples: dict[str, Any], step: int | None) -> dict[str, Any] | None:
-    """The first sample of the set that is nearest to a step: its `file`, `step`, `index`, and `prompt`.
+    """The first sample of the set that is nearest to a step: its `file`, `step`,
+    `index`, and `prompt`.
 
-    samples: as `sample_table` gives them. step: None means the last set. None: the run has no sample that can be seen.
+    samples: as `sample_table` gives them. step: None means the last set. None: the run
+    has no sample that can be seen.
     """
     steps = samples["steps"]
-    nearest = sorted(steps, key=lambda each: (abs(each - step) if step is not None else -each, -each))
+    nearest = sorted(
+        steps, key=lambda each: (abs(each - step) if step is not None else -each, -each)
+    )
     for each in nearest:
         at = steps.index(each)
         for row in samples["rows"]:
             if row["files"][at]:
-                return {"file": row["files"][at], "step": each, "index": row["index"], "prompt": row["prompt"]}
+                return {
+                    "file": row["files"][at],
+                    "step": each,
+                    "index": row["index"],
+                    "prompt": row["prompt"],
+                }
     return None

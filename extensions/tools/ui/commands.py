@@ -1,5 +1,6 @@
-"""What the page asks of the program, each time in a process of its own: the check of a job, its plan, the schema, what
-another program's file is here. So the page stays light, and no file that it is given runs in it."""
+"""What the page asks of the program, each time in a process of its own: the check of a
+job, its plan, the schema, what another program's file is here. So the page stays light,
+and no file that it is given runs in it."""
 
 from __future__ import annotations
 
@@ -62,19 +63,30 @@ def run_py(
     checks: dict[str, subprocess.Popen[str]] | None = None,
     tab: str = "",
 ) -> tuple[int, str, str]:
-    """Exit code and streams of `run.py` with these arguments; LATE and no output where it took too long.
+    """Exit code and streams of `run.py` with these arguments; LATE and no output where
+    it took too long.
 
-    cwd: working directory; None: the page's. limit_s: seconds that it may take; None: LIMIT_S. is_idle: at a low
-    priority. checks, tab: the processes of tabs; of one tab the newest alone goes on, and the one before it ends with
-    a negative code.
+    cwd: working directory; None: the page's. limit_s: seconds that it may take; None:
+    LIMIT_S. is_idle: at a low priority. checks, tab: the processes of tabs; of one tab
+    the newest alone goes on, and the one before it ends with a negative code.
     """
     nice = shutil.which("nice") if is_idle else None
-    command = [*([nice, "-n", "10"] if nice else []), sys.executable, str(RUN_PY), *arguments]
+    command = [
+        *([nice, "-n", "10"] if nice else []),
+        sys.executable,
+        str(RUN_PY),
+        *arguments,
+    ]
     if checks is not None and tab:
         running = checks
     else:
         running = {}
-    pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+    pipe: dict[str, Any] = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "errors": "replace",
+    }
     with _lock:
         if tab in running:
             running[tab].kill()
@@ -93,16 +105,21 @@ def run_py(
     return process.returncode, out, told
 
 
-def check_job(memory: dict[Any, Any], text: str, name: str, tab: str, card: str = "") -> Checked:
-    """Checks a job as the command line does, with its plan. memory: where the checks that still run are kept. name: of
-    the file, for messages. card: that of `--card`; empty: none."""
+def check_job(
+    memory: dict[Any, Any], text: str, name: str, tab: str, card: str = ""
+) -> Checked:
+    """Checks a job as the command line does, with its plan. memory: where the checks
+    that still run are kept. name: of the file, for messages. card: that of `--card`;
+    empty: none."""
     checked = Checked()
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_text(text, encoding="utf-8")
         checks = memory.setdefault("commands", {})
         asked = ["--card", card] if card else []
-        code, out, told = run_py(str(path), "--dry-run", "--json", *asked, checks=checks, tab=tab)
+        code, out, told = run_py(
+            str(path), "--dry-run", "--json", *asked, checks=checks, tab=tab
+        )
     if code < 0 or code == LATE:
         return Checked(fault="late" if code == LATE else "replaced")
     for is_warning, message in _messages(told.replace(f"{folder}/", ""), name):
@@ -115,7 +132,8 @@ def check_job(memory: dict[Any, Any], text: str, name: str, tab: str, card: str 
 
 
 def _messages(told: str, name: str) -> Iterator[tuple[bool, Message]]:
-    """The lines of standard error, each whether it is a warning; indented ones go on with the one before."""
+    """The lines of standard error, each whether it is a warning; indented ones go on
+    with the one before."""
     place = re.compile(
         rf"(?s)(warning: )?(?:{re.escape(name)}(?::(\d+):\d+)?: )?(?:([a-z]\w*(?:[.\[][\w.\[\]-]+)?): (?=\S))?(.*)"
     )
@@ -127,11 +145,14 @@ def _messages(told: str, name: str) -> Iterator[tuple[bool, Message]]:
 
 
 def import_text(text: str, file_name: str) -> tuple[str, str]:
-    """The job, or the command, that a file or a command of another program is here; and what was said of it. An empty
-    job: it is none."""
+    """The job, or the command, that a file or a command of another program is here; and
+    what was said of it. An empty job: it is none."""
     suffix = Path(file_name).suffix.lower()
     with TemporaryDirectory() as folder:
-        path = Path(folder) / f"imported{suffix if suffix in _SUFFIXES else _suffix_of(text)}"
+        path = (
+            Path(folder)
+            / f"imported{suffix if suffix in _SUFFIXES else _suffix_of(text)}"
+        )
         path.write_text(text, encoding="utf-8")
         code, out, told = run_py("import", str(path))
     out, told = (each.replace(f"{folder}/", "") for each in (out, told))
@@ -171,15 +192,17 @@ class Key:
 
 
 def keys_of(memory: dict[Any, Any], process_type: str) -> tuple[Key, ...]:
-    """All keys of a type of process; none of one that is not known. memory: where the schema is kept. Raises
-    RuntimeError where there is no schema."""
+    """All keys of a type of process; none of one that is not known. memory: where the
+    schema is kept. Raises RuntimeError where there is no schema."""
     if "schema" not in memory:
         code, out, told = run_py("--print-schema")
         if code:
             raise RuntimeError(told)
         memory["schema"] = json.loads(out)
     schema = memory["schema"]
-    for rule in schema["properties"]["config"]["properties"]["process"]["items"]["allOf"]:
+    for rule in schema["properties"]["config"]["properties"]["process"]["items"][
+        "allOf"
+    ]:
         if process_type in rule["if"]["properties"]["type"]["enum"]:
             model = rule["then"]["$ref"]
             return tuple(_keys(schema["$defs"], model.rpartition("/")[2], ""))
@@ -189,16 +212,26 @@ def keys_of(memory: dict[Any, Any], process_type: str) -> tuple[Key, ...]:
 def _keys(models: dict[str, Any], model: str, prefix: str) -> Iterator[Key]:
     for name, field_ in models[model]["properties"].items():
         about = field_.get("description", "")
-        if field_.get("deprecated") or about.startswith("Means ") or f"{prefix}{name}" in ("type", "name"):
+        if (
+            field_.get("deprecated")
+            or about.startswith("Means ")
+            or f"{prefix}{name}" in ("type", "name")
+        ):
             continue
-        kinds = [kind for kind in field_.get("anyOf", [field_]) if kind.get("type") != "null"]
+        kinds = [
+            kind for kind in field_.get("anyOf", [field_]) if kind.get("type") != "null"
+        ]
         section = kinds[0] if len(kinds) == 1 else {}
         inner = section.get("$ref") or section.get("items", {}).get("$ref")
         if inner:
             many = "[]" if "items" in section else ""
             yield from _keys(models, inner.rpartition("/")[2], f"{prefix}{name}{many}.")
             continue
-        choices = [choice for kind in kinds for choice in kind.get("enum", [kind["const"]] if "const" in kind else [])]
+        choices = [
+            choice
+            for kind in kinds
+            for choice in kind.get("enum", [kind["const"]] if "const" in kind else [])
+        ]
         if any(kind.get("type") == "boolean" for kind in kinds):
             choices += [True, False]
         default = field_.get("default")

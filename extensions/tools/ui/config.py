@@ -30,7 +30,14 @@ SHORTEST_TOKEN = 8
 
 def token() -> str:
     """The token that the page asks for; empty: none."""
-    return next((value for name in TOKEN_VARIABLES if (value := os.environ.get(name, "").strip())), "")
+    return next(
+        (
+            value
+            for name in TOKEN_VARIABLES
+            if (value := os.environ.get(name, "").strip())
+        ),
+        "",
+    )
 
 
 def is_loopback(host: str) -> bool:
@@ -42,8 +49,8 @@ def is_loopback(host: str) -> bool:
 
 
 class UiConfig(ToolConfig):
-    """`type: ui`: serves a web page with live runs, datasets and captions to edit, and a queue of jobs. Open the
-    address that it prints."""
+    """`type: ui`: serves a web page with live runs, datasets and captions to edit, and
+    a queue of jobs. Open the address that it prints."""
 
     process_types: ClassVar[tuple[str, ...]] = ("ui",)
     example: ClassVar[str] = "--output output"
@@ -73,7 +80,8 @@ class UiConfig(ToolConfig):
         return Path(self.output).expanduser()
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """An address that others reach without a token, and files where folders are to be."""
+        """An address that others reach without a token, and files where folders are to
+        be."""
         if not token() and not is_loopback(self.host):
             yield Diagnostic(
                 ("host",),
@@ -83,7 +91,8 @@ class UiConfig(ToolConfig):
         if 0 < len(token()) < SHORTEST_TOKEN:
             names = " or ".join(TOKEN_VARIABLES)
             yield Diagnostic(
-                ("host",), f"the token in {names} is too short: give at least {SHORTEST_TOKEN} characters."
+                ("host",),
+                f"the token in {names} is too short: give at least {SHORTEST_TOKEN} characters.",
             )
         for key in ("output", "datasets", "jobs"):
             file = file_in_the_way(Path(getattr(self, key)).expanduser())
@@ -110,23 +119,29 @@ def queue_folder(output: Path | str) -> Path:
 
 
 class QueueConfig(ToolConfig):
-    """`run.py queue`: lists the queue. `queue add JOB.yaml --flags` or `queue add TOOL --flags` adds a command,
-    `queue run` works on it in the foreground until it is empty. Further: `remove ID`, `move ID BEFORE`, `stop ID`,
-    `retry ID`, `clear`. What follows `add` is the command's own, so `--output` stands before it."""
+    """`run.py queue`: lists the queue. `queue add JOB.yaml --flags` or `queue add TOOL
+    --flags` adds a command, `queue run` works on it in the foreground until it is
+    empty. Further: `remove ID`, `move ID BEFORE`, `stop ID`, `retry ID`, `clear`. What
+    follows `add` is the command's own, so `--output` stands before it."""
 
     process_types: ClassVar[tuple[str, ...]] = ("queue",)
     example: ClassVar[str] = "add config/examples/quickstart.yaml"
     positional: ClassVar[tuple[str, ...]] = ("action", "words")
     verbatim: ClassVar[tuple[str, str]] = ("add", "words")
 
-    action: Literal["list", "add", "remove", "move", "stop", "retry", "clear", "run"] = "list"
+    action: Literal[
+        "list", "add", "remove", "move", "stop", "retry", "clear", "run"
+    ] = "list"
     """What is done."""
 
-    words: Annotated[tuple[str, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})] = ()
+    words: Annotated[
+        tuple[str, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})
+    ] = ()
     """What it is done with: ids of `queue list`, or the command to add."""
 
     output: PathStr = "output"
-    """Folder of the runs; the queue is in its folder `.ui/queue`, and the page of `run.py ui` has the same."""
+    """Folder of the runs; the queue is in its folder `.ui/queue`, and the page of
+    `run.py ui` has the same."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Words that the action does not take, and a file where a folder is to be."""

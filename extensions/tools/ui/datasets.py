@@ -1,8 +1,9 @@
-"""The datasets as the page sees them: what is in their folders by the program's own rules, captions that are replaced
-with a version, a trash that gives back what it took, and what lint says.
+"""The datasets as the page sees them: what is in their folders by the program's own
+rules, captions that are replaced with a version, a trash that gives back what it took,
+and what lint says.
 
-Nothing is kept but what the folders hold, besides `<output>/.ui/`: how a dataset is looked at, its findings, and a copy
-of each caption that was replaced.
+Nothing is kept but what the folders hold, besides `<output>/.ui/`: how a dataset is
+looked at, its findings, and a copy of each caption that was replaced.
 """
 
 from __future__ import annotations
@@ -41,14 +42,22 @@ from toolkit.data.scan.partners import PairNames, pair_folders, pair_names
 from toolkit.errors import RunError
 from toolkit.files.redact import redact_text
 from toolkit.files.shared_look import SharedLook
-from toolkit.files.writing import atomic_write, folder_lock, link, read_object, read_regular, write_json
+from toolkit.files.writing import (
+    atomic_write,
+    folder_lock,
+    link,
+    read_object,
+    read_regular,
+    write_json,
+)
 from toolkit.train.run_index import is_fresh, mark_of
 
 LINT_S = 900
 """Seconds that a check of a dataset may take."""
 
 TRASH = ".trash"
-"""Folder below that of the datasets, so that a move is one rename; hidden, so that it is not a dataset."""
+"""Folder below that of the datasets, so that a move is one rename; hidden, so that it
+is not a dataset."""
 
 MOST_SHARED = 3
 """Datasets whose images stay in memory: of 5,000 images they take 8 MB."""
@@ -56,25 +65,34 @@ MOST_SHARED = 3
 MOST_KNOWN = 50_000
 """Images whose size is remembered."""
 
-DEFAULT_VIEW = {"references": "", "masks": "", "resolution": 1024, "instruction": "", "trigger": ""}
+DEFAULT_VIEW = {
+    "references": "",
+    "masks": "",
+    "resolution": 1024,
+    "instruction": "",
+    "trigger": "",
+}
 
 BEFORE, AFTER = "before", "after"
 """Subfolders of a dataset of pairs that the page makes."""
 
 
 class Conflict(ValueError):
-    """A caption that somebody else has changed since it was read; the text is what it is now."""
+    """A caption that somebody else has changed since it was read; the text is what it
+    is now."""
 
 
 def below(folder: Path, name: str) -> Path:
-    """The visible file or folder that a path with `/` from outside stands for. Raises HTTPException 404 as `inside`."""
+    """The visible file or folder that a path with `/` from outside stands for. Raises
+    HTTPException 404 as `inside`."""
     for part in name.split("/"):
         folder = inside(folder, "" if part.startswith(".") else part)
     return folder
 
 
 def shown(text: str) -> str:
-    """A text that any page can hold: bytes of a file's name that are not UTF-8 are escaped, secrets redacted."""
+    """A text that any page can hold: bytes of a file's name that are not UTF-8 are
+    escaped, secrets redacted."""
     return redact_text(text.encode(errors="backslashreplace").decode())
 
 
@@ -97,8 +115,9 @@ class Dataset:
     ui: Ui
     name: str
     view: dict[str, Any] = field(default_factory=dict)
-    """`references` and `masks`: a folder within that of the datasets, or what names have at their end; `resolution`;
-    `instruction`: the caption of pairs without one; `trigger`: the word that captions were asked to hold."""
+    """`references` and `masks`: a folder within that of the datasets, or what names
+    have at their end; `resolution`; `instruction`: the caption of pairs without one;
+    `trigger`: the word that captions were asked to hold."""
 
     listings: list[DirectoryListing] = field(default_factory=list)
     """The folder, and its visible subfolders that do not lead elsewhere."""
@@ -155,7 +174,9 @@ class Dataset:
     @cached_property
     def buckets(self) -> list[tuple[Size, int, int]]:
         """Each bucket, how many images are in it, and how many with their repeats."""
-        alike = Counter((self.sizes[image.path], image.repeats) for image in self.images)
+        alike = Counter(
+            (self.sizes[image.path], image.repeats) for image in self.images
+        )
         counts = Counter[Size]()
         used = Counter[Size]()
         for (size, repeats), count in alike.items():
@@ -163,7 +184,9 @@ class Dataset:
                 bucket = self.crop(size).bucket
                 counts[bucket] += count
                 used[bucket] += count * repeats
-        return [(bucket, count, used[bucket]) for bucket, count in sorted(counts.items())]
+        return [
+            (bucket, count, used[bucket]) for bucket, count in sorted(counts.items())
+        ]
 
     def crop(self, size: Size) -> ResizeCrop:
         """What is trained of an image of this size."""
@@ -172,21 +195,31 @@ class Dataset:
     @property
     def size(self) -> int:
         """Bytes of its files."""
-        return sum(version[0] for each in self.listings for version in each.versions.values() if version)
+        return sum(
+            version[0]
+            for each in self.listings
+            for version in each.versions.values()
+            if version
+        )
 
     def id_of(self, path: str) -> str:
         """The name of a file in addresses: its path from the folder, with `/`."""
-        within = path.removeprefix(self._prefix)  # of thousands of images in a tenth of the time of `relpath`
+        within = path.removeprefix(
+            self._prefix
+        )  # of thousands of images in a tenth of the time of `relpath`
         if within == path:
             within = os.path.relpath(path, self.folder)
         return within.replace(os.sep, "/")
 
     def partner(self, value: str) -> tuple[str, str]:
-        """What `references` or `masks` means: a folder, or a suffix of names. A folder may be written with that of the
-        datasets in front."""
+        """What `references` or `masks` means: a folder, or a suffix of names. A folder
+        may be written with that of the datasets in front."""
         place = os.path.realpath(value)
         root = os.path.realpath(self.ui.datasets)
-        for name in (value, os.path.relpath(place, root) if place.startswith(f"{root}{os.sep}") else ""):
+        for name in (
+            value,
+            os.path.relpath(place, root) if place.startswith(f"{root}{os.sep}") else "",
+        ):
             with suppress(HTTPException):
                 if name:
                     folder = below(self.ui.datasets, name)
@@ -196,8 +229,11 @@ class Dataset:
 
     @cached_property
     def sides(self) -> tuple[str, str] | None:
-        """The subfolders with the images before and after the edit; None: the images are elsewhere."""
-        inside = {os.path.basename(each.folder): each.images for each in self.listings[1:]}
+        """The subfolders with the images before and after the edit; None: the images
+        are elsewhere."""
+        inside = {
+            os.path.basename(each.folder): each.images for each in self.listings[1:]
+        }
         if self.view["references"] or self.listings[0].images:
             return None
         images, controls = pair_folders(inside) or (AFTER, BEFORE)
@@ -207,7 +243,8 @@ class Dataset:
 
     @cached_property
     def names(self) -> PairNames | None:
-        """How the pairs in its own folder are named; None: they are named as single ones."""
+        """How the pairs in its own folder are named; None: they are named as single
+        ones."""
         if self.view["references"]:
             return None
         return pair_names(self.listings[0].images)
@@ -215,47 +252,84 @@ class Dataset:
     @property
     def is_pairs(self) -> bool:
         """Whether its images have control images."""
-        return bool(self.view["references"] or self.sides or self.names or any(each.references for each in self.images))
+        return bool(
+            self.view["references"]
+            or self.sides
+            or self.names
+            or any(each.references for each in self.images)
+        )
 
     @cached_property
     def orphans(self) -> list[str]:
-        """Paths of control images without an image, and of what is of no pair in a folder of them."""
+        """Paths of control images without an image, and of what is of no pair in a
+        folder of them."""
         if not (self.sides or self.names or self.view["references"]):
             return []
         kept = {image.path for image in self.images}
-        kept |= {path for image in self.images for path in (*image.references, image.mask)}
+        kept |= {
+            path for image in self.images for path in (*image.references, image.mask)
+        }
         places = self.section().get("control_path", (str(self.folder),))
-        listings = [each for each in (*self.listings, *self.partners) if each.folder in places]
-        found = (each.path(name) for each in listings for names in each.images.values() for name in names)
+        listings = [
+            each for each in (*self.listings, *self.partners) if each.folder in places
+        ]
+        found = (
+            each.path(name)
+            for each in listings
+            for names in each.images.values()
+            for name in names
+        )
         return [path for path in dict.fromkeys(found) if path not in kept]
 
     @property
     def alone(self) -> int:
         """How many files lack their partner."""
         if self.is_pairs:
-            return len(self.orphans) + sum(not image.references for image in self.images)
+            return len(self.orphans) + sum(
+                not image.references for image in self.images
+            )
         return 0
 
     def section(self) -> dict[str, Any]:
-        """The keys of a job's dataset that are chosen on its page, and those that its folders ask for."""
-        (references, suffix), (masks, mask_suffix) = map(self.partner, (self.view["references"], self.view["masks"]))
+        """The keys of a job's dataset that are chosen on its page, and those that its
+        folders ask for."""
+        (references, suffix), (masks, mask_suffix) = map(
+            self.partner, (self.view["references"], self.view["masks"])
+        )
         keys: dict[str, Any] = {"folder_path": str(self.folder)}
         if self.sides:
             before, after = (str(self.folder / side) for side in self.sides)
             keys |= {"folder_path": after, "control_path": (before,)}
         elif self.names:
-            keys |= {"image_suffix": self.names.image, "control_suffix": self.names.controls}
+            keys |= {
+                "image_suffix": self.names.image,
+                "control_suffix": self.names.controls,
+            }
             keys |= {"control_optional": True} if self.names.optional else {}
-        chosen: dict[str, Any] = {"control_path": references and (references,), "control_suffix": suffix and (suffix,)}
-        chosen |= {"mask_path": masks, "mask_suffix": mask_suffix, "default_caption": self.view["instruction"]}
+        chosen: dict[str, Any] = {
+            "control_path": references and (references,),
+            "control_suffix": suffix and (suffix,),
+        }
+        chosen |= {
+            "mask_path": masks,
+            "mask_suffix": mask_suffix,
+            "default_caption": self.view["instruction"],
+        }
         return keys | {key: value for key, value in chosen.items() if value}
 
     def config(self) -> DatasetConfig:
         """The section of a job that trains it."""
-        keys = self.section() | {"control_optional": True}  # what has no partner is shown with what to do
-        keys.pop("default_caption", "")  # captions are edited as they are in their files
+        keys = self.section() | {
+            "control_optional": True
+        }  # what has no partner is shown with what to do
+        keys.pop(
+            "default_caption", ""
+        )  # captions are edited as they are in their files
         return DatasetConfig(
-            caption_ext=(*CAPTION_SUFFIXES, ".json"),  # a job has to name the last one; the page says so
+            caption_ext=(
+                *CAPTION_SUFFIXES,
+                ".json",
+            ),  # a job has to name the last one; the page says so
             captions="lines",  # a job has to ask for them; the page says so too
             resolution=(self.view["resolution"],),
             **keys,
@@ -263,39 +337,63 @@ class Dataset:
 
 
 def keep_view(data: Dataset, changes: Mapping[str, Any]) -> None:
-    """Takes over choices of the page; others stay as they are by now. Raises OSError, RunError."""
+    """Takes over choices of the page; others stay as they are by now. Raises OSError,
+    RunError."""
     with data.ui.locked():
-        write_json(data.view_file, DEFAULT_VIEW | read_object(data.view_file) | dict(changes))
+        write_json(
+            data.view_file, DEFAULT_VIEW | read_object(data.view_file) | dict(changes)
+        )
 
 
 def open_dataset(ui: Ui, name: str, names_only: bool = False) -> Dataset:
-    """A dataset by its name. names_only: it has no versions of files (`list_folder`). Raises HTTPException 404 for one
-    that is not there, or leads elsewhere."""
+    """A dataset by its name. names_only: it has no versions of files (`list_folder`).
+    Raises HTTPException 404 for one that is not there, or leads elsewhere."""
     folder = below(ui.datasets, name)
     data = Dataset(ui, name, dict(DEFAULT_VIEW))
     given = read_object(data.view_file)
-    data.view |= {key: value for key, value in given.items() if type(value) is type(DEFAULT_VIEW.get(key))}
+    data.view |= {
+        key: value
+        for key, value in given.items()
+        if type(value) is type(DEFAULT_VIEW.get(key))
+    }
     try:
         top = list_folder(str(folder), names_only=names_only)
-        subfolders = [str(folder / sub) for sub in top.subfolders if _is_within(folder, sub)]
-        data.listings = [top, *(list_folder(subfolder, names_only=names_only) for subfolder in subfolders)]
-        partners = [place for key in ("references", "masks") if (place := data.partner(data.view[key])[0])]
+        subfolders = [
+            str(folder / sub) for sub in top.subfolders if _is_within(folder, sub)
+        ]
+        data.listings = [
+            top,
+            *(
+                list_folder(subfolder, names_only=names_only)
+                for subfolder in subfolders
+            ),
+        ]
+        partners = [
+            place
+            for key in ("references", "masks")
+            if (place := data.partner(data.view[key])[0])
+        ]
         data.partners = [list_folder(place) for place in partners]
     except OSError as error:
-        raise HTTPException(404, f"{name}: {error.strerror}. It was moved away, or cannot be read.") from error
+        raise HTTPException(
+            404, f"{name}: {error.strerror}. It was moved away, or cannot be read."
+        ) from error
     return data
 
 
 def read_dataset(ui: Ui, name: str) -> Dataset:
-    """The same with its images, their sizes, and what lint found. It is shared by all who ask at the same time, so
-    nobody may change it. Raises HTTPException 404."""
+    """The same with its images, their sizes, and what lint found. It is shared by all
+    who ask at the same time, so nobody may change it. Raises HTTPException 404."""
     below(ui.datasets, name)  # before a name that is none takes room in the memory
-    shared: SharedLook[Dataset] = ui.recent("datasets", name, lambda: SharedLook(partial(_look, ui, name)), MOST_SHARED)
+    shared: SharedLook[Dataset] = ui.recent(
+        "datasets", name, lambda: SharedLook(partial(_look, ui, name)), MOST_SHARED
+    )
     return shared.now()
 
 
 def _look(ui: Ui, name: str, before: Dataset | None) -> Dataset:
-    """A dataset as it is now. What is in files that have not changed is taken from the look before."""
+    """A dataset as it is now. What is in files that have not changed is taken from the
+    look before."""
     data = open_dataset(ui, name)
     data.faults_told = ui.memory.get("faults told", 0)
     is_same = before is not None and before.state == data.state
@@ -306,7 +404,11 @@ def _look(ui: Ui, name: str, before: Dataset | None) -> Dataset:
         data.faults = before.faults
         data.notes = before.notes
         data.sizes = before.sizes
-    elif any(listing.images for listing in data.listings if not data.sides or listing.folder.endswith(data.sides[1])):
+    elif any(
+        listing.images
+        for listing in data.listings
+        if not data.sides or listing.folder.endswith(data.sides[1])
+    ):
         _read_captions(data, before)
     if before is None or not is_same or before.faults_told != data.faults_told:
         data.sizes = {image.path: size_of(ui, image.path) for image in data.images}
@@ -318,7 +420,9 @@ def _read_captions(data: Dataset, before: Dataset | None) -> None:
     listings = [*data.listings, *data.partners]
     known = dict[str, DirectoryListing]()
     if before:
-        known = {listing.prefix: listing for listing in (*before.listings, *before.partners)}
+        known = {
+            listing.prefix: listing for listing in (*before.listings, *before.partners)
+        }
     for listing in listings:
         if listing.prefix in known:
             listing.take_texts(known[listing.prefix])
@@ -326,27 +430,39 @@ def _read_captions(data: Dataset, before: Dataset | None) -> None:
     data.notes = [*map(shown, notes)]
     for mistake in mistakes:
         place = shown(mistake.place)
-        data.faults[place] = "; ".join(filter(None, [data.faults.get(place), shown(mistake.message)]))
+        data.faults[place] = "; ".join(
+            filter(None, [data.faults.get(place), shown(mistake.message)])
+        )
     data.images = [each for image in found if (each := _without_links(data, image))]
 
 
 def _is_within(folder: Path, name: str) -> bool:
-    """Whether a name is one that a page can hold, and leads to what is in the folder."""
+    """Whether a name is one that a page can hold, and leads to what is in the
+    folder."""
     with suppress(HTTPException, UnicodeEncodeError):
         return bool(name.encode() and below(folder, name))
     return False
 
 
 def _without_links(data: Dataset, image: FoundImage) -> FoundImage | None:
-    """The image without the text of files outside, to which a link leads; None for one that is there itself, or that no
-    address can name."""
+    """The image without the text of files outside, to which a link leads; None for one
+    that is there itself, or that no address can name."""
     folder = os.path.dirname(image.path)
-    if folder not in {each.prefix.rstrip(os.sep) for each in data.listings} or shown(image.path) != image.path:
-        data.faults[shown(image.path)] = "has a name that is not UTF-8, or is in a folder that leads out. Move it"
+    if (
+        folder not in {each.prefix.rstrip(os.sep) for each in data.listings}
+        or shown(image.path) != image.path
+    ):
+        data.faults[shown(image.path)] = (
+            "has a name that is not UTF-8, or is in a folder that leads out. Move it"
+        )
         return None
     for path in (*image.captions[:1], *filter(None, [image.table])):
-        if os.path.islink(path) and not _is_within(Path(path).parent, os.path.basename(path)):
-            data.faults[image.path] = f"{os.path.basename(path)} is a link that leads out of the folder"
+        if os.path.islink(path) and not _is_within(
+            Path(path).parent, os.path.basename(path)
+        ):
+            data.faults[image.path] = (
+                f"{os.path.basename(path)} is a link that leads out of the folder"
+            )
             return image._replace(caption="", captions=(), table=path)
     return image
 
@@ -408,25 +524,37 @@ def caption_version(image: FoundImage) -> str:
 
 
 def keep_captions(data: Dataset, images: Iterable[FoundImage]) -> None:
-    """Writes the captions of images, as they are, into one file of the page's trash, before they are replaced: JSON of
-    file name -> text, bytes that are not UTF-8 as Python's surrogate escapes. Raises OSError."""
+    """Writes the captions of images, as they are, into one file of the page's trash,
+    before they are replaced: JSON of file name -> text, bytes that are not UTF-8 as
+    Python's surrogate escapes. Raises OSError."""
     files = [file for image in images if (file := caption_file(image)).exists()]
-    old = {data.id_of(str(file)): read_regular(file).decode(errors="surrogateescape") for file in files}
+    old = {
+        data.id_of(str(file)): read_regular(file).decode(errors="surrogateescape")
+        for file in files
+    }
     if old:
-        with atomic_write(data.ui.own / "trash" / "captions" / data.name / f"{_moment()}.json") as temporary:
+        with atomic_write(
+            data.ui.own / "trash" / "captions" / data.name / f"{_moment()}.json"
+        ) as temporary:
             temporary.write_text(json.dumps(old, indent=1), encoding="utf-8")
 
 
-def set_caption(data: Dataset, image: FoundImage, text: str, version: str, is_kept: bool = False) -> str:
-    """Replaces a caption whose version is as it was read. Returns the new version. Raises Conflict for another version
-    that holds another text, CaptionError for a `.json` without a caption and for an image that is gone, OSError.
+def set_caption(
+    data: Dataset, image: FoundImage, text: str, version: str, is_kept: bool = False
+) -> str:
+    """Replaces a caption whose version is as it was read. Returns the new version.
+    Raises Conflict for another version that holds another text, CaptionError for a
+    `.json` without a caption and for an image that is gone, OSError.
 
-    is_kept: it is one of many, for which `keep_captions` was called; the disk may write them together.
+    is_kept: it is one of many, for which `keep_captions` was called; the disk may write
+    them together.
     """
     file = caption_file(image)
     with folder_lock(file.parent):
         if not os.path.exists(image.path):
-            raise CaptionError(image.path, "its image is gone. It was deleted or moved meanwhile")
+            raise CaptionError(
+                image.path, "its image is gone. It was deleted or moved meanwhile"
+            )
         if caption_version(image) != version:
             with suppress(CaptionError):
                 theirs = read_caption(file) if file.exists() else ""
@@ -443,17 +571,29 @@ def set_caption(data: Dataset, image: FoundImage, text: str, version: str, is_ke
 
 
 def changed_caption(text: str, form: dict[str, str]) -> str:
-    """What becomes of a caption. form: `op` (replace, add, remove), and what it needs."""
+    """What becomes of a caption. form: `op` (replace, add, remove), and what it
+    needs."""
     find = form.get("find", "")
     tag = form.get("tag", "").strip(" ,")
     if form.get("op") == "replace" and find:
         flags = 0 if form.get("case") else re.IGNORECASE
-        return re.sub(re.escape(find), lambda _: form.get("replacement", ""), text, flags=flags).strip()
+        return re.sub(
+            re.escape(find), lambda _: form.get("replacement", ""), text, flags=flags
+        ).strip()
     has_tag = tag.casefold() in (part.strip().casefold() for part in text.split(","))
     if form.get("op") == "add" and tag and not has_tag:
-        return ", ".join(filter(None, [text.rstrip(" ,"), tag] if form.get("where") == "end" else [tag, text]))
+        return ", ".join(
+            filter(
+                None,
+                [text.rstrip(" ,"), tag] if form.get("where") == "end" else [tag, text],
+            )
+        )
     if form.get("op") == "remove" and has_tag:
-        return ",".join(part for part in text.split(",") if part.strip().casefold() != tag.casefold()).strip(" ,")
+        return ",".join(
+            part
+            for part in text.split(",")
+            if part.strip().casefold() != tag.casefold()
+        ).strip(" ,")
     return text
 
 
@@ -466,8 +606,8 @@ def _moment() -> str:
 
 
 def trash(data: Dataset, images: Iterable[FoundImage]) -> tuple[str, int]:
-    """Moves images with all that belongs to them into the trash. Returns the entry's name, and how many were there to
-    be moved. Raises OSError, RunError."""
+    """Moves images with all that belongs to them into the trash. Returns the entry's
+    name, and how many were there to be moved. Raises OSError, RunError."""
     entry = _moment()
     moved = 0
     for image in images:
@@ -487,19 +627,42 @@ def _with_partners(data: Dataset, image: FoundImage) -> list[str]:
     """The file of an image, and the files in the dataset that belong to it alone."""
     if image.shares_stem:
         return [image.path]
-    others = {path for each in data.images if each.path != image.path for path in (*each.references, each.mask)}
-    partners = (path for path in (*image.references, image.mask) if path.startswith(data._prefix))
-    captions = image.captions or filter(os.path.lexists, [str(caption_file(image))])  # one that came meanwhile
-    return [*dict.fromkeys((image.path, *captions, *(path for path in partners if path not in others)))]
+    others = {
+        path
+        for each in data.images
+        if each.path != image.path
+        for path in (*each.references, each.mask)
+    }
+    partners = (
+        path
+        for path in (*image.references, image.mask)
+        if path.startswith(data._prefix)
+    )
+    captions = image.captions or filter(
+        os.path.lexists, [str(caption_file(image))]
+    )  # one that came meanwhile
+    return [
+        *dict.fromkeys(
+            (image.path, *captions, *(path for path in partners if path not in others))
+        )
+    ]
 
 
 def trashed(ui: Ui) -> list[tuple[str, str, int, str]]:
-    """What can be brought back, the latest first: entry, dataset, files, the first of their names."""
+    """What can be brought back, the latest first: entry, dataset, files, the first of
+    their names."""
     found = []
     for entry in sorted((ui.datasets / TRASH).glob("*"), reverse=True):
         files = [path.relative_to(entry) for path in _files(entry)]
         if files:
-            found.append((entry.name, files[0].parts[0], len(files), Path(*files[0].parts[1:]).as_posix()))
+            found.append(
+                (
+                    entry.name,
+                    files[0].parts[0],
+                    len(files),
+                    Path(*files[0].parts[1:]).as_posix(),
+                )
+            )
     return found
 
 
@@ -509,8 +672,9 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def restore(ui: Ui, entry: str) -> tuple[int, int]:
-    """Moves the files of an entry back to where they were. Returns how many, and how many stay because their place is
-    taken. Raises HTTPException 404 for an entry that is none, RunError for the disk."""
+    """Moves the files of an entry back to where they were. Returns how many, and how
+    many stay because their place is taken. Raises HTTPException 404 for an entry that
+    is none, RunError for the disk."""
     place = inside(ui.datasets / TRASH, entry)
     root = ui.datasets.resolve()
     back = 0
@@ -547,7 +711,11 @@ def lint(data: Dataset) -> None:
             return
         data.ui.memory[key] = "running"
     section = data.section()
-    flags = [section["folder_path"], "--json", f"--resolution={data.view['resolution']}"]
+    flags = [
+        section["folder_path"],
+        "--json",
+        f"--resolution={data.view['resolution']}",
+    ]
     for flag in ("control_path", "control_suffix", "image_suffix", "default_caption"):
         values = section.get(flag, ())
         given = [values] if isinstance(values, str) else values
@@ -578,8 +746,9 @@ def _lint_file(data: Dataset) -> Path:
 
 
 def _findings(data: Dataset, before: Dataset | None) -> dict[str, Any]:
-    """What the last check found, and the suspects of all runs: `status` (running, empty, or why it failed), `is_old`,
-    `images`, `by_file` (path -> rows of check and message), `count`; `lint`: what is in the file of the check."""
+    """What the last check found, and the suspects of all runs: `status` (running,
+    empty, or why it failed), `is_old`, `images`, `by_file` (path -> rows of check and
+    message), `count`; `lint`: what is in the file of the check."""
     if before:
         lint = before.findings["lint"]
     else:
@@ -591,22 +760,33 @@ def _findings(data: Dataset, before: Dataset | None) -> dict[str, Any]:
     _, rows, state, images = lint
     suspects = _suspects(data)
     for image, why in suspects.items():
-        row = {"check": "suspect", "message": shown(f"acts against the other images of a training: {why}")}
+        row = {
+            "check": "suspect",
+            "message": shown(f"acts against the other images of a training: {why}"),
+        }
         suspects[image] = [*rows.get(image, ()), row]
     rows = rows | suspects
-    told = {"status": data.ui.memory.get(("lint", data.name), ""), "lint": lint, "images": images}
+    told = {
+        "status": data.ui.memory.get(("lint", data.name), ""),
+        "lint": lint,
+        "images": images,
+    }
     told["is_old"] = images is not None and state != data.state
     return {"by_file": rows, "count": sum(map(len, rows.values())), **told}
 
 
-def _in_lint_file(file: Path) -> tuple[dict[str, list[dict[str, str]]], str, int | None]:
-    """Path -> rows of check and message, the state of the dataset that was checked, and how many images; None: there is
-    no such file, or it is damaged."""
+def _in_lint_file(
+    file: Path,
+) -> tuple[dict[str, list[dict[str, str]]], str, int | None]:
+    """Path -> rows of check and message, the state of the dataset that was checked, and
+    how many images; None: there is no such file, or it is damaged."""
     rows: dict[str, list[dict[str, str]]] = {}
     known = read_object(file)
     try:
         for row in known["findings"]:
-            rows.setdefault(row["file"], []).append({"check": str(row["check"]), "message": str(row["message"])})
+            rows.setdefault(row["file"], []).append(
+                {"check": str(row["check"]), "message": str(row["message"])}
+            )
         return rows, str(known["state"]), int(known["images"])
     except (ValueError, LookupError, TypeError):
         return rows, "", None
@@ -621,13 +801,18 @@ def _suspects(data: Dataset) -> dict[str, Any]:
             continue  # of most: an error for each costs more
         for image, why in suspects_of_run(run.folder).items():
             if image.startswith(folder + os.sep):
-                found[str(data.folder / os.path.relpath(image, folder))] = f"{run.name}, {why}"
+                found[str(data.folder / os.path.relpath(image, folder))] = (
+                    f"{run.name}, {why}"
+                )
     return found
 
 
 def summary(ui: Ui, name: str) -> dict[str, Any]:
-    """A dataset in the list of all: its images are looked at again when a file has changed."""
-    found: dict[str, Any] = ui.memory.setdefault(("summary", name), SharedLook(partial(_summary, ui, name))).now()
+    """A dataset in the list of all: its images are looked at again when a file has
+    changed."""
+    found: dict[str, Any] = ui.memory.setdefault(
+        ("summary", name), SharedLook(partial(_summary, ui, name))
+    ).now()
     return found
 
 

@@ -1,7 +1,8 @@
-"""Small images of large ones, made once. They are decoded in a process of its own: what a file makes a decoder do, its
-memory and its time, is not the page's.
+"""Small images of large ones, made once. They are decoded in a process of its own: what
+a file makes a decoder do, its memory and its time, is not the page's.
 
-Asked by a line of JSON on standard input, it answers by one: `python -m extensions.tools.ui.decoder`.
+Asked by a line of JSON on standard input, it answers by one: `python -m
+extensions.tools.ui.decoder`.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ IDLE_S = 30.0
 
 
 def thumbnail(ui: Ui, path: Path, side: int) -> Path:
-    """The JPEG of an image whose longer side is the least of SIDES that is not below `side`; named by the file and its
-    version. Raises ImageError for what is not an image, OSError for what cannot be read or written."""
+    """The JPEG of an image whose longer side is the least of SIDES that is not below
+    `side`; named by the file and its version. Raises ImageError for what is not an
+    image, OSError for what cannot be read or written."""
     side = next((each for each in SIDES if each >= side), SIDES[-1])
     about = os.stat(path)
     if not stat.S_ISREG(about.st_mode):
@@ -62,14 +64,21 @@ class Decoder:
         self._process: subprocess.Popen[str] | None = None
         self._idle = Timer(0, lambda: None)
 
-    def decode(self, path: Path, thumb: Path | None = None, side: int = SIDES[-1]) -> None:
-        """Decodes a whole image, and writes its thumbnail, whose longer side is `side`; not one that another who asked
-        at the same time has got. Raises ImageError, and OSError where the thumbnail cannot be written."""
+    def decode(
+        self, path: Path, thumb: Path | None = None, side: int = SIDES[-1]
+    ) -> None:
+        """Decodes a whole image, and writes its thumbnail, whose longer side is `side`;
+        not one that another who asked at the same time has got. Raises ImageError, and
+        OSError where the thumbnail cannot be written."""
         with self._lock:
             if thumb and thumb.is_file():
                 return
             self._idle.cancel()
-            question = {"path": str(path.absolute()), "thumb": str(thumb.absolute()) if thumb else "", "side": side}
+            question = {
+                "path": str(path.absolute()),
+                "thumb": str(thumb.absolute()) if thumb else "",
+                "side": side,
+            }
             answer = self._ask(question)
             self._idle = Timer(IDLE_S, self.end)
             self._idle.daemon = True
@@ -92,9 +101,19 @@ class Decoder:
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         if self._process is None or self._process.poll() is not None:
             environment = os.environ | {"PYTHONPATH": python_path()}
-            command = [sys.executable, "-P", "-m", __spec__.name]  # nothing of the working directory
+            command = [
+                sys.executable,
+                "-P",
+                "-m",
+                __spec__.name,
+            ]  # nothing of the working directory
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                env=environment,
             )
         process = self._process
         assert process.stdin and process.stdout
@@ -105,7 +124,10 @@ class Decoder:
             process.stdin.flush()
             answer: dict[str, Any] = json.loads(process.stdout.readline())
             return answer
-        except (OSError, ValueError):  # it was killed, by the alarm or for its memory, or has crashed
+        except (
+            OSError,
+            ValueError,
+        ):  # it was killed, by the alarm or for its memory, or has crashed
             process.kill()
             process.wait()  # else the next question may find it alive still
             return {

@@ -1,6 +1,8 @@
-"""The forms of the tools, made from the declarations of their flags, and what is wrong with what such a form sent.
+"""The forms of the tools, made from the declarations of their flags, and what is wrong
+with what such a form sent.
 
-It imports the sections of all tools and the extensions, so the page asks it in a process of its own (`ask`)."""
+It imports the sections of all tools and the extensions, so the page asks it in a
+process of its own (`ask`)."""
 
 from __future__ import annotations
 
@@ -20,20 +22,27 @@ if TYPE_CHECKING:
     from toolkit.train.run_reader import RunInfo
 
 Field = dict[str, Any]
-"""A field of a form: key, is_deep (within a section, and not its first), flag, about, kind (bool, integer, number,
-path, text), many, required, choices, low, high, default."""
+"""A field of a form: key, is_deep (within a section, and not its first), flag, about,
+kind (bool, integer, number, path, text), many, required, choices, low, high,
+default."""
 
 TIMEOUT_S = 60
 
 
 def ask(request: Mapping[str, object] | None = None) -> Any:
-    """Without a request the forms of all tools by their uid; with {uid, argv} the mistakes in them, each (the flag or
-    key of its field or "", message). Raises RunError where the other process fails."""
+    """Without a request the forms of all tools by their uid; with {uid, argv} the
+    mistakes in them, each (the flag or key of its field or "", message). Raises
+    RunError where the other process fails."""
     command = [sys.executable, "-P", "-c", f"from {__name__} import main; main()"]
     environment = {**os.environ, "PYTHONPATH": python_path()}
     try:
         done = subprocess.run(
-            command, input=json.dumps(request), capture_output=True, text=True, env=environment, timeout=TIMEOUT_S
+            command,
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=TIMEOUT_S,
         )
         return json.loads(done.stdout)
     except (subprocess.TimeoutExpired, ValueError, OSError) as error:
@@ -56,7 +65,11 @@ def forms() -> dict[str, Any]:
     extensions = discover()
     for uid, purpose in extensions.tools().items():
         model = extensions.find_command(uid)
-        if uid not in NOT_QUEUED and model is not None and issubclass(model, ToolConfig):
+        if (
+            uid not in NOT_QUEUED
+            and model is not None
+            and issubclass(model, ToolConfig)
+        ):
             about = re.sub(r"^`[^`]+`: ", "", " ".join((model.__doc__ or "").split()))
             found[uid] = {
                 "name": extensions[uid].name,
@@ -71,9 +84,18 @@ def _fields(model: Any) -> list[Field]:
     from toolkit.config.reading.normalise import item_annotation, section_model
     from toolkit.config.reading.tool import field_at, flag_of
 
-    keys = dict.fromkeys([*model.positional, *(key for key in model.model_fields if key not in ("type", "name"))])
+    keys = dict.fromkeys(
+        [
+            *model.positional,
+            *(key for key in model.model_fields if key not in ("type", "name")),
+        ]
+    )
     fields = []
-    for dotted in (each for key in keys for each in ([f"{key}.{k}" for k in model.sections.get(key, ())] or [key])):
+    for dotted in (
+        each
+        for key in keys
+        for each in ([f"{key}.{k}" for k in model.sections.get(key, ())] or [key])
+    ):
         field, about = field_at(model, dotted)
         owner, *_, last = [model, *dotted.split(".")]
         for part in dotted.split(".")[:-1]:
@@ -81,7 +103,9 @@ def _fields(model: Any) -> list[Field]:
         schema = _one_of(owner.model_json_schema()["properties"][last])
         default = field.get_default() if not field.is_required() else ()
         many = item_annotation(field.annotation) is not Any
-        is_path = "_possible_path" in repr((field.annotation, field.metadata))  # a PathStr, or a list of them
+        is_path = "_possible_path" in repr(
+            (field.annotation, field.metadata)
+        )  # a PathStr, or a list of them
         if field.annotation is bool:
             kind = "bool"
         else:
@@ -89,30 +113,51 @@ def _fields(model: Any) -> list[Field]:
         fields.append(
             {
                 "key": dotted,
-                "is_deep": dotted.partition(".")[2] not in ("", *model.sections.get(dotted.partition(".")[0], ())[:1]),
+                "is_deep": dotted.partition(".")[2]
+                not in ("", *model.sections.get(dotted.partition(".")[0], ())[:1]),
                 "flag": flag_of(model, dotted),
                 "about": about,
-                "kind": kind if kind in ("bool", "integer", "number") else "path" if is_path else "text",
+                "kind": kind
+                if kind in ("bool", "integer", "number")
+                else "path"
+                if is_path
+                else "text",
                 "many": many,
                 "required": field.is_required() and "." not in dotted,
-                "choices": [_text(each) for each in schema["enum"]] if "enum" in schema else None,
+                "choices": [_text(each) for each in schema["enum"]]
+                if "enum" in schema
+                else None,
                 "low": schema.get("minimum", schema.get("exclusiveMinimum")),
                 "high": schema.get("maximum", schema.get("exclusiveMaximum")),
-                "default": [_text(each) for each in (default if isinstance(default, tuple) else (default,))],
+                "default": [
+                    _text(each)
+                    for each in (default if isinstance(default, tuple) else (default,))
+                ],
             }
         )
     return fields
 
 
 def _one_of(schema: dict[str, Any]) -> dict[str, Any]:
-    """The one kind of value that is possible besides null and lists of it; empty where there are several."""
-    parts = [part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"]
-    single = [part for part in parts if part.get("type") != "array"] or [part.get("items", {}) for part in parts]
+    """The one kind of value that is possible besides null and lists of it; empty where
+    there are several."""
+    parts = [
+        part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"
+    ]
+    single = [part for part in parts if part.get("type") != "array"] or [
+        part.get("items", {}) for part in parts
+    ]
     return single[0] if len(single) == 1 and "$ref" not in single[0] else {}
 
 
 def _text(value: object) -> str:
-    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        ""
+        if value is None
+        else str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
+    )
 
 
 def mistakes(uid: str, argv: Sequence[str]) -> list[tuple[str, str]]:
@@ -125,14 +170,18 @@ def mistakes(uid: str, argv: Sequence[str]) -> list[tuple[str, str]]:
     try:
         load_tool(uid, model, argv)
     except InputErrors as error:
-        return [(re.sub(r"\[\d+\]$", "", each.place.rpartition(": ")[2]), each.message) for each in error.errors]
+        return [
+            (re.sub(r"\[\d+\]$", "", each.place.rpartition(": ")[2]), each.message)
+            for each in error.errors
+        ]
     except UserError as error:
         return [("", str(error))]
     return []
 
 
 def suggestions(runs: Iterable[RunInfo], datasets: Path) -> list[str]:
-    """Paths that a tool may be given: datasets, the latest of these runs, and their files of weights."""
+    """Paths that a tool may be given: datasets, the latest of these runs, and their
+    files of weights."""
     from toolkit.train.run_reader import list_network_files
 
     if datasets.is_dir():

@@ -1,9 +1,11 @@
 """Who may ask for what: deny by default, before any view runs.
 
-A token comes as `Authorization: Bearer`, as `?token=` once (the answer is a cookie and the address without it), or from
-the login form. The cookie is derived from the token, so it holds after a restart of the page and ends with the token.
-Without a token only this machine is served, and there too the Host and Origin of a request are checked: a foreign page
-in the same browser can neither read (DNS rebinding) nor change anything (cross-site requests).
+A token comes as `Authorization: Bearer`, as `?token=` once (the answer is a cookie and
+the address without it), or from the login form. The cookie is derived from the token,
+so it holds after a restart of the page and ends with the token. Without a token only
+this machine is served, and there too the Host and Origin of a request are checked: a
+foreign page in the same browser can neither read (DNS rebinding) nor change anything
+(cross-site requests).
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
-"""Headers of every response. A page runs only the program's own scripts and loads nothing from elsewhere."""
+"""Headers of every response. A page runs only the program's own scripts and loads
+nothing from elsewhere."""
 
 
 def session_of(token: str) -> str:
@@ -61,7 +64,8 @@ class Guard:
     """Middleware around the whole page."""
 
     def __init__(self, app: ASGIApp, token: str, login_page: LoginPage) -> None:
-        """login_page: the page that asks for the token, given the status and what went wrong."""
+        """login_page: the page that asks for the token, given the status and what went
+        wrong."""
         self._app = app
         self._login_page = login_page
         self._token = token.encode()
@@ -84,16 +88,22 @@ class Guard:
     def _refusal(self, request: Request) -> Response | None:
         """The answer to a request that goes no further."""
         if not self._is_own_host(request.headers.get("host", "")):
-            return PlainTextResponse(f"unknown Host; name it in {HOSTS_VARIABLE}\n", 421)
+            return PlainTextResponse(
+                f"unknown Host; name it in {HOSTS_VARIABLE}\n", 421
+            )
         if (whole(request.headers.get("content-length", "")) or 0) > MOST_BYTES:
             return PlainTextResponse("too large\n", 413)
-        path = request.scope["path"]  # that of the routes: `request.url` is made of the Host besides
+        path = request.scope[
+            "path"
+        ]  # that of the routes: `request.url` is made of the Host besides
         is_open = path in OPEN or path.startswith("/static/")
         if not (self._is_opened(request) or self._is_from_here(request)):
             return PlainTextResponse("asked for by another site\n", 403)
         if not self._token or is_open:
             return None
-        if hmac.compare_digest(request.cookies.get(COOKIE, "").encode(), self._session.encode()):
+        if hmac.compare_digest(
+            request.cookies.get(COOKIE, "").encode(), self._session.encode()
+        ):
             return self._without_token(request)
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         is_bearer = scheme.lower() == "bearer"
@@ -107,10 +117,14 @@ class Guard:
                 return None
             return self._logged_in(request, self._without_token(request))
         if given and self._waits(request):
-            return PlainTextResponse("too many wrong tokens; wait a minute\n", 429, {"retry-after": "60"})
+            return PlainTextResponse(
+                "too many wrong tokens; wait a minute\n", 429, {"retry-after": "60"}
+            )
         if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
             return self._login_page(request, 401, "wrong" if given else "")
-        return PlainTextResponse("a token is needed\n", 401, {"www-authenticate": "Bearer"})
+        return PlainTextResponse(
+            "a token is needed\n", 401, {"www-authenticate": "Bearer"}
+        )
 
     async def _login(self, request: Request) -> Response:
         """The form, and what it sends."""
@@ -120,49 +134,77 @@ class Guard:
             return RedirectResponse("/", 303)
         try:
             given = (await request.form(max_files=0, max_fields=5)).get("token", "")
-        except HTTPException as error:  # a broken form; no handler of the application is around this
+        except (
+            HTTPException
+        ) as error:  # a broken form; no handler of the application is around this
             return PlainTextResponse(f"{error.detail}\n", error.status_code)
         if self._accepts(request, str(given)):
             return self._logged_in(request)
         waits = self._waits(request)
-        return self._login_page(request, 429 if waits else 401, "wait" if waits else "wrong")
+        return self._login_page(
+            request, 429 if waits else 401, "wait" if waits else "wrong"
+        )
 
     def _accepts(self, request: HTTPConnection, given: str) -> bool:
         """Whether a text is the token; wrong ones are counted by client."""
-        failures = self._failures.setdefault(_client(request), deque(maxlen=MOST_FAILURES))
+        failures = self._failures.setdefault(
+            _client(request), deque(maxlen=MOST_FAILURES)
+        )
         if self._waits(request):
             return False
         if hmac.compare_digest(given.strip().encode(), self._token):
             failures.clear()
             return True
         failures.append(time.monotonic())
-        if len(self._failures) > 10_000:  # an attacker with many addresses must not fill the memory
+        if (
+            len(self._failures) > 10_000
+        ):  # an attacker with many addresses must not fill the memory
             self._failures = {_client(request): failures}
         return False
 
     def _waits(self, request: HTTPConnection) -> bool:
         """Whether a client has to wait before another token of it is looked at."""
         failures = self._failures.get(_client(request), deque())
-        return len(failures) == MOST_FAILURES and time.monotonic() - failures[0] < FAILURES_S
+        return (
+            len(failures) == MOST_FAILURES
+            and time.monotonic() - failures[0] < FAILURES_S
+        )
 
     def _logged_in(self, request: Request, answer: Response | None = None) -> Response:
         """The answer that gives the cookie; by default it leads to the first page."""
         answer = answer or RedirectResponse("/", 303)
-        is_https = request.headers.get("x-forwarded-proto", request.url.scheme) == "https"
-        answer.set_cookie(COOKIE, self._session, COOKIE_S, httponly=True, samesite="strict", secure=is_https)
+        is_https = (
+            request.headers.get("x-forwarded-proto", request.url.scheme) == "https"
+        )
+        answer.set_cookie(
+            COOKIE,
+            self._session,
+            COOKIE_S,
+            httponly=True,
+            samesite="strict",
+            secure=is_https,
+        )
         return answer
 
     @staticmethod
     def _without_token(request: Request) -> Response | None:
-        """Leads to the same address without its token, so that it stays in no history; None: it has none."""
+        """Leads to the same address without its token, so that it stays in no history;
+        None: it has none."""
         if "token" not in request.query_params:
             return None
-        rest = [(key, value) for key, value in request.query_params.multi_items() if key != "token"]
-        path = "/" + quote(request.scope["path"].lstrip("/\\\t\r\n"))  # "//elsewhere" would lead to another site
+        rest = [
+            (key, value)
+            for key, value in request.query_params.multi_items()
+            if key != "token"
+        ]
+        path = "/" + quote(
+            request.scope["path"].lstrip("/\\\t\r\n")
+        )  # "//elsewhere" would lead to another site
         return RedirectResponse(f"{path}?{urlencode(rest)}" if rest else path, 303)
 
     def _is_own_host(self, host: str) -> bool:
-        """An address is nobody's name: only names can be made to point here by others."""
+        """An address is nobody's name: only names can be made to point here by
+        others."""
         if host.rpartition(":")[2].isdigit():
             name = host.lower().rpartition(":")[0]
         else:
@@ -175,9 +217,12 @@ class Guard:
 
     @staticmethod
     def _is_opened(request: Request) -> bool:
-        """Whether a request only reads, and no page of another site loads it as a part of itself: it could not read the
-        answer, but let the program make reports by the hundred."""
-        mode, part = (request.headers.get(f"sec-fetch-{name}") for name in ("mode", "dest"))
+        """Whether a request only reads, and no page of another site loads it as a part
+        of itself: it could not read the answer, but let the program make reports by the
+        hundred."""
+        mode, part = (
+            request.headers.get(f"sec-fetch-{name}") for name in ("mode", "dest")
+        )
         is_part = mode not in (None, "navigate") or part not in (None, "document")
         return request.method in ("GET", "HEAD", "OPTIONS") and not is_part
 
@@ -187,7 +232,10 @@ class Guard:
         origin = request.headers.get("origin")
         site = request.headers.get("sec-fetch-site")
         if origin is not None:
-            return urlsplit(origin).netloc.lower() == request.headers.get("host", "").lower()
+            return (
+                urlsplit(origin).netloc.lower()
+                == request.headers.get("host", "").lower()
+            )
         return site in (None, "same-origin", "none")
 
 

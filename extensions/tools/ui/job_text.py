@@ -1,7 +1,9 @@
-"""The YAML of a job as a form sees it: values by key, and edits that leave every other character as it stands.
+"""The YAML of a job as a form sees it: values by key, and edits that leave every other
+character as it stands.
 
-An edit splices the text at the places that `read_yaml` gives, and is kept only if the result reads as the old values
-with this one change. Where that cannot be done (an alias, a list with comments within), it is refused.
+An edit splices the text at the places that `read_yaml` gives, and is kept only if the
+result reads as the old values with this one change. Where that cannot be done (an
+alias, a list with comments within), it is refused.
 """
 
 from __future__ import annotations
@@ -36,12 +38,20 @@ class JobText:
         self._lines = [0, *(match.end() for match in re.finditer("\n", text))]
 
     def path(self, key: str) -> KeyPath:
-        """The path of a key as in the reference: `config.name`, or a key of the process that trains, such as
-        `datasets[].folder_path` (of the first dataset)."""
+        """The path of a key as in the reference: `config.name`, or a key of the process
+        that trains, such as `datasets[].folder_path` (of the first dataset)."""
         if key.startswith("config."):
             return tuple(key.split("."))
-        parts = [(part.removesuffix("[]"), 0) if part.endswith("[]") else (part,) for part in key.split(".")]
-        return ("config", "process", self.trainer, *(each for part in parts for each in part))
+        parts = [
+            (part.removesuffix("[]"), 0) if part.endswith("[]") else (part,)
+            for part in key.split(".")
+        ]
+        return (
+            "config",
+            "process",
+            self.trainer,
+            *(each for part in parts for each in part),
+        )
 
     @property
     def trainer(self) -> int:
@@ -51,7 +61,11 @@ class JobText:
             listed = found.value
         else:
             listed = []
-        trains = [index for index, node in enumerate(listed) if node.child("train") is not None]
+        trains = [
+            index
+            for index, node in enumerate(listed)
+            if node.child("train") is not None
+        ]
         return trains[-1] if trains else max(0, len(listed) - 1)
 
     def _at(self, path: KeyPath) -> ConfigNode | None:
@@ -61,7 +75,8 @@ class JobText:
         return None if rest else node
 
     def get(self, path: KeyPath) -> str:
-        """A value as a form shows it: text without quotes, a list or mapping in one line; empty: not given."""
+        """A value as a form shows it: text without quotes, a list or mapping in one
+        line; empty: not given."""
         node = self._at(path)
         if node is None or node.value is None:
             return ""
@@ -81,12 +96,14 @@ class JobText:
         """The prompts of the samples, each in one line."""
         items = (self.data(self.path(".".join(path))) for path in PROMPTS)
         listed = next((found for found in items if isinstance(found, list)), [])
-        said = (item.get("prompt") if isinstance(item, dict) else item for item in listed)
+        said = (
+            item.get("prompt") if isinstance(item, dict) else item for item in listed
+        )
         return [" ".join(str(each or "").split()) for each in said]
 
     def set(self, path: KeyPath, given: str, is_text: bool) -> JobText:
-        """The text with a value set in its section. given: as typed, text or YAML. Raises ValueError where the text
-        cannot be changed without changing more."""
+        """The text with a value set in its section. given: as typed, text or YAML.
+        Raises ValueError where the text cannot be changed without changing more."""
         given = " ".join(given.split())
         wanted: Any = given
         read = None if is_text else JobText(f"value: {given}")
@@ -94,13 +111,23 @@ class JobText:
             wanted = read.data(("value",))
         forms = [given, _json(wanted)] if given else ['""']
         node = self._at(path)
-        if node and isinstance(node.value, str) and not node.plain and isinstance(wanted, str):
+        if (
+            node
+            and isinstance(node.value, str)
+            and not node.plain
+            and isinstance(wanted, str)
+        ):
             forms.reverse()  # quotes stay
-        return self._first_that_reads(path, wanted, [self._with(path, form) for form in forms])
+        return self._first_that_reads(
+            path, wanted, [self._with(path, form) for form in forms]
+        )
 
     def remove(self, path: KeyPath) -> JobText:
-        """The text without a key, and without a section that contained only this key. Raises ValueError as `set`."""
-        while (parent := self._at(path[:-1])) and len(parent.value) == 1 and len(path) > 4:
+        """The text without a key, and without a section that contained only this key.
+        Raises ValueError as `set`."""
+        while (
+            (parent := self._at(path[:-1])) and len(parent.value) == 1 and len(path) > 4
+        ):
             path = path[:-1]
         node = self._at(path)
         if parent is None or node is None:
@@ -115,19 +142,29 @@ class JobText:
         later = [each for each in begins if each > begin]
         line = self._line_of(begin)
         if _FLOW.match(self.text, parent.span[0]):
-            before = max([self._end(child) for child in own if self._end(child) <= begin], default=begin)
+            before = max(
+                [self._end(child) for child in own if self._end(child) <= begin],
+                default=begin,
+            )
             begin, end = (begin, later[0]) if later else (before, end)
-        elif self.text[line:begin].strip() and isinstance(path[-1], str):  # the first key behind a dash
+        elif self.text[line:begin].strip() and isinstance(
+            path[-1], str
+        ):  # the first key behind a dash
             begin, end = (begin, later[0]) if later else (begin, begin)
         else:
             begin = line
             end = self._line_end(end) + 1
-        return self._first_that_reads(path, None, [self.text[:begin] + self.text[end:]], removes=True)
+        return self._first_that_reads(
+            path, None, [self.text[:begin] + self.text[end:]], removes=True
+        )
 
     def set_prompts(self, given: Sequence[str]) -> JobText:
-        """The text with these prompts; existing ones keep their other keys. Raises ValueError as `set`."""
+        """The text with these prompts; existing ones keep their other keys. Raises
+        ValueError as `set`."""
         paths = [self.path(".".join(path)) for path in PROMPTS]
-        path = next((each for each in paths if isinstance(self.data(each), list)), paths[1])
+        path = next(
+            (each for each in paths if isinstance(self.data(each), list)), paths[1]
+        )
         node = self._at(path)
         old = self.prompts()
         if not given or not old or node is None or _FLOW.match(self.text, node.span[0]):
@@ -135,7 +172,9 @@ class JobText:
                 return self.set(path, _json([*given]), False)
             return self.remove(path)
         changed = self
-        for kind, first, last, new_first, new_last in reversed(SequenceMatcher(None, old, given).get_opcodes()):
+        for kind, first, last, new_first, new_last in reversed(
+            SequenceMatcher(None, old, given).get_opcodes()
+        ):
             if kind == "equal":
                 continue
             common = min(last - first, new_last - new_first)
@@ -150,7 +189,8 @@ class JobText:
         return changed
 
     def _with_item(self, path: KeyPath, index: int, prompt: str) -> JobText:
-        """The text with a prompt inserted into a block list before the item at this index."""
+        """The text with a prompt inserted into a block list before the item at this
+        index."""
         node = self._at(path)
         assert node is not None
         near = node.value[max(0, index - 1)]
@@ -168,13 +208,16 @@ class JobText:
         return new
 
     def _with(self, path: KeyPath, form: str) -> str:
-        """The text with a value at a path, replaced or added; whether it reads is still to be seen."""
+        """The text with a value at a path, replaced or added; whether it reads is still
+        to be seen."""
         if self.root is None:
             return ""
         node, rest = self.root.find(path)
         begin = node.span[0]
         if not rest:
-            if isinstance(node.value, dict | list) and not _FLOW.match(self.text, begin):
+            if isinstance(node.value, dict | list) and not _FLOW.match(
+                self.text, begin
+            ):
                 return self._in_place_of_block(node, form)
             if node.aliased:
                 begin = self.text.index("*", self._index(node))
@@ -193,7 +236,9 @@ class JobText:
             return ""
         if _FLOW.match(self.text, begin):
             at = len(self.text[: node.span[1] - 1].rstrip())
-            return f"{self.text[:at]}{', ' if node.value else ''}{entry}{self.text[at:]}"
+            return (
+                f"{self.text[:at]}{', ' if node.value else ''}{entry}{self.text[at:]}"
+            )
         at = self._line_end(self._end(node))
         return f"{self.text[:at]}\n{' ' * (node.value_at.column - 1)}{entry}{self.text[at:]}"
 
@@ -218,7 +263,9 @@ class JobText:
         line_end = self._line_end(key)
         return f"{self.text[:colon]} {form}{self.text[colon:line_end]}{self.text[self._line_end(self._end(node)) :]}"
 
-    def _first_that_reads(self, path: KeyPath, wanted: Any, texts: list[str], removes: bool = False) -> JobText:
+    def _first_that_reads(
+        self, path: KeyPath, wanted: Any, texts: list[str], removes: bool = False
+    ) -> JobText:
         """The first text that has the old values but for this one."""
         if self.root is None or "config" not in self.root.value:
             raise ValueError("no job")
@@ -233,7 +280,11 @@ class JobText:
                 del place[path[-1]]
             else:
                 place[path[-1]] = wanted
-        except (IndexError, KeyError, TypeError) as error:  # the path leads through a value that is not a section
+        except (
+            IndexError,
+            KeyError,
+            TypeError,
+        ) as error:  # the path leads through a value that is not a section
             raise ValueError(path) from error
         for new in map(JobText, texts):
             if new.root is not None and repr(new.root.data()) == repr(expected):
@@ -245,7 +296,8 @@ class JobText:
         return self._lines[node.key_at.line - 1] + node.key_at.column - 1
 
     def _end(self, node: ConfigNode) -> int:
-        """Offset at which a value ends, without the comments and empty lines that PyYAML includes."""
+        """Offset at which a value ends, without the comments and empty lines that
+        PyYAML includes."""
         begin, end = node.span
         if isinstance(node.value, dict):
             children = node.value.values()
@@ -254,7 +306,11 @@ class JobText:
         if node.aliased:
             alias = re.compile(r"\*[^\s,\]}]+").search(self.text, self._index(node))
             return alias.end() if alias else end
-        if isinstance(node.value, dict | list) and node.value and not _FLOW.match(self.text, begin):
+        if (
+            isinstance(node.value, dict | list)
+            and node.value
+            and not _FLOW.match(self.text, begin)
+        ):
             return max(self._end(child) for child in children)
         return begin + len(self.text[begin:end].rstrip())
 

@@ -1,4 +1,5 @@
-"""What the bar at the bottom of every page says: the GPU, the main memory, the queue. Imports no torch."""
+"""What the bar at the bottom of every page says: the GPU, the main memory, the queue.
+Imports no torch."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class Machine(NamedTuple):
 
 
 def machine_now(output: Path, kept: dict[Any, Any]) -> Machine:
-    """The machine, looked at no more than LOOK_S ago. output: the folder of the runs. kept: where the look stays."""
+    """The machine, looked at no more than LOOK_S ago. output: the folder of the runs.
+    kept: where the look stays."""
     looked, found = kept.get("machine_look", (-LOOK_S, None))
     if found is None or time.monotonic() - looked > LOOK_S:
         found = look(output)
@@ -50,7 +52,9 @@ def look(output: Path) -> Machine:
     entries = Queue(queue_folder(output)).entries()
     running = tuple(entry.name for entry in entries if entry.state == RUNNING)
     waiting = sum(entry.state == WAITING for entry in entries)
-    return Machine(tuple(ask_nvml()[1]), free_host_memory(), main_memory(), running, waiting)
+    return Machine(
+        tuple(ask_nvml()[1]), free_host_memory(), main_memory(), running, waiting
+    )
 
 
 def main_memory() -> int:

@@ -1,4 +1,5 @@
-"""The job that learns from votes: a copy of the job that trained the LoRA, or a new one as `run.py new` writes it."""
+"""The job that learns from votes: a copy of the job that trained the LoRA, or a new one
+as `run.py new` writes it."""
 
 from __future__ import annotations
 
@@ -22,23 +23,31 @@ from toolkit.system.nvidia import least_memory
 from toolkit.train.run_reader import read_run
 
 PASSES = 10
-"""Times that each pair is used: of forty pairs one at a time 400 steps, an hour on a GPU of 24 GB."""
+"""Times that each pair is used: of forty pairs one at a time 400 steps, an hour on a
+GPU of 24 GB."""
 
 LEAST_STEPS = 20
 SAVES = 4
 MOST_SAMPLES = 4
 
-_WITHOUT_PAIRS = ("few_step_loss", "noise_levels_per_sample", "diff_output_preservation")
+_WITHOUT_PAIRS = (
+    "few_step_loss",
+    "noise_levels_per_sample",
+    "diff_output_preservation",
+)
 """Keys of `train` that cannot be combined with pairs, or need a trigger word."""
 
 _OF_OTHER_IMAGES = ("validation", "stop_when")
 """Sections that measure what the run before was for."""
 
 
-def base_job(config: Path | None, lora: str, model: str, folder: Path, prompts: Sequence[str]) -> JobText:
-    """The job to begin with: the saved one of a run, else a new one for the model. config: of the run that the images
-    are from; None: of the run in whose folder the LoRA lies. folder, prompts: of the images. Raises UserError where
-    neither job nor model is known."""
+def base_job(
+    config: Path | None, lora: str, model: str, folder: Path, prompts: Sequence[str]
+) -> JobText:
+    """The job to begin with: the saved one of a run, else a new one for the model.
+    config: of the run that the images are from; None: of the run in whose folder the
+    LoRA lies. folder, prompts: of the images. Raises UserError where neither job nor
+    model is known."""
     with suppress(RunError, OSError, ValueError):
         config = config or (read_run(Path(lora).parent).config if lora else None)
         if config:
@@ -46,10 +55,14 @@ def base_job(config: Path | None, lora: str, model: str, folder: Path, prompts: 
             if job.root is not None:
                 return job
     if not (lora or model):
-        raise UserError("neither a LoRA nor a model is known that made these images. Write a job: docs/preferences.md")
+        raise UserError(
+            "neither a LoRA nor a model is known that made these images. Write a job: docs/preferences.md"
+        )
     name = model or model_of(Path(lora)).name_or_path
     gpu = round(least_memory() / GB) or WITHOUT_GPU
-    job = JobText(written_job("votes", str(folder), "", name, gpu)).set_prompts(prompts[:MOST_SAMPLES])
+    job = JobText(written_job("votes", str(folder), "", name, gpu)).set_prompts(
+        prompts[:MOST_SAMPLES]
+    )
     shapes = tensor_shapes(Path(lora)) if lora else {}
     ranks = [shape[0] for key, shape in shapes.items() if key.endswith(DOWN_ENDS)]
     for key in ("linear", "linear_alpha") if ranks else ():
@@ -58,8 +71,9 @@ def base_job(config: Path | None, lora: str, model: str, folder: Path, prompts: 
 
 
 def preference_job(job: JobText, name: str, table: str, lora: str, pairs: int) -> str:
-    """A job made into one that learns from a table of so many pairs, and starts from a LoRA file (empty: from the model
-    alone), which it is compared with too. Raises UserError for a job without a process that trains."""
+    """A job made into one that learns from a table of so many pairs, and starts from a
+    LoRA file (empty: from the model alone), which it is compared with too. Raises
+    UserError for a job without a process that trains."""
     data: Any = job.data(())
     try:
         process = data["config"]["process"][job.trainer]
@@ -67,17 +81,25 @@ def preference_job(job: JobText, name: str, table: str, lora: str, pairs: int) -
         network = process.setdefault("network", {})
         first = process["datasets"][0]
         trigger = process.pop("trigger_word", "") or ""
-        process["datasets"] = [{"captions_file": table, "resolution": first.get("resolution", 1024)}]
+        process["datasets"] = [
+            {"captions_file": table, "resolution": first.get("resolution", 1024)}
+        ]
         before = train.get("preference")
-        batch = max(1, int(train.get("batch_size") or 1) // (1 if before else 2))  # a pair is two images
+        batch = max(
+            1, int(train.get("batch_size") or 1) // (1 if before else 2)
+        )  # a pair is two images
         steps = max(LEAST_STEPS, ceil_divide(pairs * PASSES, batch))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"the job cannot be used: it has no {error}. Write one by hand: docs/preferences.md") from None
+        raise UserError(
+            f"the job cannot be used: it has no {error}. Write one by hand: docs/preferences.md"
+        ) from None
     data["config"] |= {"name": name, "process": [process]}
     for section, keys in ((train, _WITHOUT_PAIRS), (process, _OF_OTHER_IMAGES)):
         for key in keys:
             section.pop(key, None)
-    preference = {key: value for key, value in (before or {}).items() if key != "reference"}
+    preference = {
+        key: value for key, value in (before or {}).items() if key != "reference"
+    }
     if lora and not train.get("assistant"):  # an assistant is a reference already
         preference["reference"] = lora
     train |= {"batch_size": batch, "steps": steps, "preference": preference}
@@ -93,7 +115,8 @@ def preference_job(job: JobText, name: str, table: str, lora: str, pairs: int) -
 
 
 def _with_trigger(value: Any, trigger: str) -> Any:
-    """Prompts with the trigger word in them: the votes have theirs already, so the job has none to add."""
+    """Prompts with the trigger word in them: the votes have theirs already, so the job
+    has none to add."""
     if isinstance(value, dict):
         return {key: _with_trigger(inner, trigger) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,5 @@
-"""`run.py ui` serves the page until it is stopped; `run.py queue` is the queue from a terminal."""
+"""`run.py ui` serves the page until it is stopped; `run.py queue` is the queue from a
+terminal."""
 
 from __future__ import annotations
 
@@ -20,10 +21,12 @@ from toolkit.extension import discover
 logger = logging.getLogger(__name__)
 
 ONE_ARENA = (-8, 1)
-"""M_ARENA_MAX of glibc's mallopt(3). With an arena for each thread that reads, the page keeps 30 MB more."""
+"""M_ARENA_MAX of glibc's mallopt(3). With an arena for each thread that reads, the page
+keeps 30 MB more."""
 
 GRACE_S = 1
-"""Seconds that open requests get when the page is stopped; event streams never end by themselves."""
+"""Seconds that open requests get when the page is stopped; event streams never end by
+themselves."""
 
 
 class UiProcess(BaseExtensionProcess):
@@ -40,7 +43,9 @@ class UiProcess(BaseExtensionProcess):
         from extensions.tools.ui.views.queue import queue_of
 
         super().run()
-        with suppress(AttributeError, OSError, TypeError):  # another C library than glibc
+        with suppress(
+            AttributeError, OSError, TypeError
+        ):  # another C library than glibc
             CDLL(None).mallopt(*ONE_ARENA)
         ui = Ui.of(self.section, token())
         with _listening(self.section.host, self.section.port) as listener:
@@ -49,7 +54,9 @@ class UiProcess(BaseExtensionProcess):
             else:
                 host = self.section.host
             login = " (it asks for the token)" if ui.token else ""
-            logger.info(f"http://{host}:{self.section.port}/ shows {ui.output}{login}. Ctrl-C ends it, runs go on.")
+            logger.info(
+                f"http://{host}:{self.section.port}/ shows {ui.output}{login}. Ctrl-C ends it, runs go on."
+            )
             queue_of(ui).start_runner()
             config = uvicorn.Config(
                 make_app(ui),
@@ -75,17 +82,21 @@ def _listening(host: str, port: int) -> socket.socket:
         listener.listen(128)
     except OSError as error:
         listener.close()
-        raise RunError(f"{host}:{port}: {error.strerror or error}. Give another --port or --host.") from error
+        raise RunError(
+            f"{host}:{port}: {error.strerror or error}. Give another --port or --host."
+        ) from error
     return listener
 
 
 class QueueProcess(BaseExtensionProcess):
-    """Does one thing with the queue. A kill at any moment leaves each entry whole, and what runs goes on."""
+    """Does one thing with the queue. A kill at any moment leaves each entry whole, and
+    what runs goes on."""
 
     section: QueueConfig
 
     def run(self) -> None:
-        """Raises UserError for what cannot be done, RunError where another runner works."""
+        """Raises UserError for what cannot be done, RunError where another runner
+        works."""
         super().run()
         queue = Queue(queue_folder(self.section.output))
         action = self.section.action
@@ -97,9 +108,16 @@ class QueueProcess(BaseExtensionProcess):
         elif action == "list":
             for entry in queue.entries():
                 about = "".join(
-                    f", {text}" for text in (entry.attempts > 1 and f"{entry.attempts} starts", entry.why) if text
+                    f", {text}"
+                    for text in (
+                        entry.attempts > 1 and f"{entry.attempts} starts",
+                        entry.why,
+                    )
+                    if text
                 )
-                logger.info(f"{entry.id}  {entry.state:8}  {shlex.join(entry.argv)}{about}")
+                logger.info(
+                    f"{entry.id}  {entry.state:8}  {shlex.join(entry.argv)}{about}"
+                )
         elif action == "add":
             entry = queue.add(words, checked(words))
             if queue.has_runner():
@@ -119,7 +137,8 @@ def _run_the_queue(section: QueueConfig) -> str:
 
 
 def checked(argv: tuple[str, ...]) -> str:
-    """A name for a command whose settings are right. Raises UserError for mistakes in them."""
+    """A name for a command whose settings are right. Raises UserError for mistakes in
+    them."""
     reason = why_not_queued(argv, str(Path.cwd()))
     if reason:
         raise UserError(reason)

@@ -1,4 +1,5 @@
-"""The queue: a folder with one JSON file for each command of `run.py` that is to run, so it survives every restart.
+"""The queue: a folder with one JSON file for each command of `run.py` that is to run,
+so it survives every restart.
 
 A process of its own works on it (`extensions.tools.ui.runner`). Imports no torch.
 """
@@ -59,7 +60,8 @@ TAIL_BYTES = 256 * 1024
 """Length of the end of a log that is shown."""
 
 MOST_ARGV = 100_000
-"""Bytes of a command: Linux starts none with a word of 128 KiB (execve(2)), so the queue would try it for ever."""
+"""Bytes of a command: Linux starts none with a word of 128 KiB (execve(2)), so the
+queue would try it for ever."""
 
 MARK = "ATELIER_QUEUE_ENTRY"
 """Variable in the environment of an entry's processes."""
@@ -88,7 +90,8 @@ class Entry(BaseModel):
     """The folders of run files that it owns, known from its start on."""
 
     marks: tuple[str, ...] = ()
-    """What told the state of those before the start: a state that is still there is an earlier run's."""
+    """What told the state of those before the start: a state that is still there is an
+    earlier run's."""
 
     gpu: str = ""
     """CUDA_VISIBLE_DEVICES; empty: the environment's."""
@@ -101,13 +104,15 @@ class Entry(BaseModel):
 
     pid: int = 0
     pid_start: str = ""
-    """When the process began, in ticks since the machine's start: numbers of processes are used again."""
+    """When the process began, in ticks since the machine's start: numbers of processes
+    are used again."""
 
     boot: str = ""
     """Boot id of the machine."""
 
     yields: bool = False
-    """It waits while a run of the folder trains that the queue did not start: both would need the GPU."""
+    """It waits while a run of the folder trains that the queue did not start: both
+    would need the GPU."""
 
     is_stopping: bool = False
     added: str = ""
@@ -129,7 +134,8 @@ def _has_job(folder: str, name: str) -> bool:
 
 
 def why_not_queued(argv: Sequence[str], cwd: str) -> str:
-    """Why a command is none for the queue; empty: it is a job file, or a tool, with flags."""
+    """Why a command is none for the queue; empty: it is a job file, or a tool, with
+    flags."""
     if not argv or not all(map(_is_text, argv)):
         return "give a job file or a tool, and its flags, as text."
     length = sum(len(word.encode()) for word in argv)
@@ -140,13 +146,19 @@ def why_not_queued(argv: Sequence[str], cwd: str) -> str:
     if argv[0] in queued_tools():
         return ""
     may_be_a_file = argv[0] not in NOT_QUEUED and not argv[0].startswith("-")
-    if may_be_a_file and any(_has_job(place, argv[0]) for place in (cwd, os.path.join(cwd, "config"))):
+    if may_be_a_file and any(
+        _has_job(place, argv[0]) for place in (cwd, os.path.join(cwd, "config"))
+    ):
         return ""
     return f"{argv[0]!r} is neither a job file in {cwd} nor one of the tools {', '.join(sorted(queued_tools()))}."
 
 
 def _is_text(word: object) -> bool:
-    return isinstance(word, str) and "\0" not in word and word.encode("utf-8", "ignore").decode() == word
+    return (
+        isinstance(word, str)
+        and "\0" not in word
+        and word.encode("utf-8", "ignore").decode() == word
+    )
 
 
 @cache
@@ -155,8 +167,8 @@ def queued_tools() -> frozenset[str]:
 
 
 def planned(argv: Sequence[str], cwd: str) -> dict[str, Any]:
-    """The plan of a job, its `folders` absolute: a dry run in a process of its own. Raises UserError with what is wrong
-    with it."""
+    """The plan of a job, its `folders` absolute: a dry run in a process of its own.
+    Raises UserError with what is wrong with it."""
     dry_run = (*without_restart(argv), "--dry-run", "--json")
     code, out, told = commands.run_py(*dry_run, cwd=cwd, limit_s=PLAN_S)
     if code == commands.LATE:
@@ -171,13 +183,21 @@ def planned(argv: Sequence[str], cwd: str) -> dict[str, Any]:
     reason = next(filter(None, map(never_ends, plans)), "")
     if reason:
         raise UserError(f"{argv[0]}: {reason}")
-    folders = [os.path.join(cwd, os.path.expanduser(folder)) for each in plans for folder in each["folders"]]
+    folders = [
+        os.path.join(cwd, os.path.expanduser(folder))
+        for each in plans
+        for folder in each["folders"]
+    ]
     return {**plans[0], "folders": folders}
 
 
 def never_ends(plan: Mapping[str, Any]) -> str:
     """Why a job is none for the queue, by its plan; empty: it is one."""
-    types = [process["type"] for process in plan.get("processes", ()) if process["type"] in NOT_QUEUED]
+    types = [
+        process["type"]
+        for process in plan.get("processes", ())
+        if process["type"] in NOT_QUEUED
+    ]
     if types:
         return f"type {types[0]!r} never ends, and would keep a GPU. Start it from a terminal."
     return ""
@@ -196,15 +216,19 @@ def without_restart(argv: Sequence[str]) -> tuple[str, ...]:
 
 
 def ask_run(run: RunInfo, request: str) -> None:
-    """Writes a request into the control folder of a run; see `toolkit.train.callbacks.status`."""
+    """Writes a request into the control folder of a run; see
+    `toolkit.train.callbacks.status`."""
     folder = run.folder / CONTROL
     with os_error_as_run_error(folder / request):
         folder.mkdir(exist_ok=True)
-        (folder / request).touch()  # empty, and a temporary name beside it would be taken for a request
+        (
+            folder / request
+        ).touch()  # empty, and a temporary name beside it would be taken for a request
 
 
 class Queue:
-    """The entries in their order. Every change is made under one lock; reading needs none."""
+    """The entries in their order. Every change is made under one lock; reading needs
+    none."""
 
     def __init__(self, folder: Path) -> None:
         """folder: `<output>/.ui/queue`."""
@@ -219,22 +243,32 @@ class Queue:
         unless: Collection[State] = (),
         yields: bool = False,
     ) -> Entry:
-        """A new entry at the end, started by the runner when a GPU is free. Raises UserError for what is not a command
-        for the queue; whether its settings are right is the caller's to check.
+        """A new entry at the end, started by the runner when a GPU is free. Raises
+        UserError for what is not a command for the queue; whether its settings are
+        right is the caller's to check.
 
-        unless: an entry of the same command in one of these states is returned instead, as for a button that was
-        pressed twice. yields: as of `Entry`."""
+        unless: an entry of the same command in one of these states is returned instead,
+        as for a button that was pressed twice. yields: as of `Entry`."""
         where = str((cwd or Path.cwd()).absolute())
         reason = why_not_queued(argv, where)
         if reason:
             raise UserError(reason)
         if redact_json(list(argv)) != list(argv):
-            raise UserError("a secret stands in the command, and the queue's file would keep it. Set it as a variable.")
+            raise UserError(
+                "a secret stands in the command, and the queue's file would keep it. Set it as a variable."
+            )
         with self.locked():
             for entry in self.entries():
-                if entry.state in unless and (entry.argv, entry.cwd) == (tuple(argv), where):
+                if entry.state in unless and (entry.argv, entry.cwd) == (
+                    tuple(argv),
+                    where,
+                ):
                     return entry
-            ids = [int(name[:-5]) for place in (self.folder, self.folder / "trash") for name in _entry_files(place)]
+            ids = [
+                int(name[:-5])
+                for place in (self.folder, self.folder / "trash")
+                for name in _entry_files(place)
+            ]
             entry = Entry(
                 id=f"{max(ids, default=0) + 1:06d}",
                 argv=tuple(argv),
@@ -249,11 +283,22 @@ class Queue:
         return entry
 
     def entries(self) -> tuple[Entry, ...]:
-        """All entries: running, then waiting in their order, then those that have ended, the latest first."""
-        found = filter(None, (self._read(name[:-5]) for name in _entry_files(self.folder)))
-        ranks = {RUNNING: (0, 1), WAITING: (1, 1)}  # state -> group, and which way the order goes in it
+        """All entries: running, then waiting in their order, then those that have
+        ended, the latest first."""
+        found = filter(
+            None, (self._read(name[:-5]) for name in _entry_files(self.folder))
+        )
+        ranks = {
+            RUNNING: (0, 1),
+            WAITING: (1, 1),
+        }  # state -> group, and which way the order goes in it
         keyed = [(*ranks.get(entry.state, (2, -1)), entry) for entry in found]
-        return tuple(entry for *_, entry in sorted(keyed, key=lambda key: (key[0], key[1] * key[2].order, key[2].id)))
+        return tuple(
+            entry
+            for *_, entry in sorted(
+                keyed, key=lambda key: (key[0], key[1] * key[2].order, key[2].id)
+            )
+        )
 
     def entry(self, id_: str) -> Entry:
         """One entry. Raises UserError where there is none."""
@@ -263,9 +308,12 @@ class Queue:
         return found
 
     def move(self, id_: str, before: str = "") -> None:
-        """Puts a waiting entry before another waiting one, or to the end. Raises UserError where one does not."""
+        """Puts a waiting entry before another waiting one, or to the end. Raises
+        UserError where one does not."""
         with self.locked():
-            waiting = {entry.id: entry for entry in self.entries() if entry.state == WAITING}
+            waiting = {
+                entry.id: entry for entry in self.entries() if entry.state == WAITING
+            }
             others = [each for each in waiting if each != id_]
             for each, known in ((id_, waiting), (before, ("", *others))):
                 if each not in known:
@@ -287,7 +335,8 @@ class Queue:
             self.waiting(id_)
 
     def remove(self, id_: str) -> None:
-        """Takes a waiting, ended or damaged entry out: its files go to `trash/`. Raises UserError for a running one."""
+        """Takes a waiting, ended or damaged entry out: its files go to `trash/`. Raises
+        UserError for a running one."""
         with self.locked():
             if self.entry(id_).state == RUNNING:
                 raise UserError(f"entry {id_} runs. Stop it first.")
@@ -301,8 +350,9 @@ class Queue:
                     self._discard(entry.id)
 
     def stop(self, id_: str) -> None:
-        """Asks a running entry to save and end. The second time it is told by a signal, which also ends what does not
-        train yet. Raises UserError where it does not run."""
+        """Asks a running entry to save and end. The second time it is told by a signal,
+        which also ends what does not train yet. Raises UserError where it does not
+        run."""
         with self.locked():
             entry = self.entry(id_)
             if entry.state != RUNNING:
@@ -315,7 +365,8 @@ class Queue:
             end(self.processes(entry), signal.SIGTERM)
 
     def retry(self, id_: str) -> None:
-        """Lets an entry that has ended wait again, at the end. It resumes, unless its mistake kept it from starting."""
+        """Lets an entry that has ended wait again, at the end. It resumes, unless its
+        mistake kept it from starting."""
         with self.locked():
             entry = self.entry(id_)
             if entry.state not in (DONE, STOPPED, FAILED):
@@ -335,14 +386,27 @@ class Queue:
             self.save(Entry(**kept, state=WAITING, order=self.last_order() + 1))
 
     def start_runner(self) -> None:
-        """Starts the detached process that works on the queue, where there is work and none does."""
-        if not any(entry.state in (RUNNING, WAITING) for entry in self.entries()) or self.has_runner():
+        """Starts the detached process that works on the queue, where there is work and
+        none does."""
+        if (
+            not any(entry.state in (RUNNING, WAITING) for entry in self.entries())
+            or self.has_runner()
+        ):
             return
-        command = [sys.executable, str(commands.RUN_PY), "queue", "--output", str(self.folder.parents[1]), "run"]
+        command = [
+            sys.executable,
+            str(commands.RUN_PY),
+            "queue",
+            "--output",
+            str(self.folder.parents[1]),
+            "run",
+        ]
         try:
             with (self.folder / "runner.log").open("ab") as log:
                 null = subprocess.DEVNULL
-                subprocess.Popen(command, stdin=null, stdout=log, stderr=log, start_new_session=True)
+                subprocess.Popen(
+                    command, stdin=null, stdout=log, stderr=log, start_new_session=True
+                )
         except OSError as error:  # a full disk: what waits goes on waiting
             logger.error(f"{self.folder}: the queue is not worked on: {error.strerror}")
 
@@ -350,7 +414,9 @@ class Queue:
         """Whether a runner works on the queue."""
         try:
             with (self.folder / "runner.lock").open("a") as file:
-                return not try_lock(file, shared=True)  # two who look at the same time do not see each other
+                return not try_lock(
+                    file, shared=True
+                )  # two who look at the same time do not see each other
         except OSError:
             return False
 
@@ -359,8 +425,8 @@ class Queue:
         return str(self.folder / id_)
 
     def processes(self, entry: Entry) -> list[int]:
-        """The processes of an entry that live: the shell, the job, and what these have started, also where the shell
-        is gone, or they have left its session."""
+        """The processes of an entry that live: the shell, the job, and what these have
+        started, also where the shell is gone, or they have left its session."""
         return _living(entry, self.mark(entry.id))
 
     def log(self, id_: str) -> Path:
@@ -402,8 +468,12 @@ class Queue:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
-            why = " ".join(str(error).split()).partition(" For further information")[0][:200]
-            return Entry(id=id_, argv=(), name=id_, state=DAMAGED, order=0, cwd="", why=why)
+            why = " ".join(str(error).split()).partition(" For further information")[0][
+                :200
+            ]
+            return Entry(
+                id=id_, argv=(), name=id_, state=DAMAGED, order=0, cwd="", why=why
+            )
         self._seen[id_] = mark, entry
         return entry
 
@@ -415,7 +485,11 @@ class Queue:
     def _discard(self, id_: str) -> None:
         trash = self.folder / "trash"
         trash.mkdir(exist_ok=True)
-        for ending in (".log", ".exit", ".json"):  # the last: until then it is still an entry
+        for ending in (
+            ".log",
+            ".exit",
+            ".json",
+        ):  # the last: until then it is still an entry
             with suppress(FileNotFoundError):
                 os.replace(self.folder / f"{id_}{ending}", trash / f"{id_}{ending}")
 
@@ -431,7 +505,9 @@ class Queue:
 
 def _entry_files(folder: Path) -> list[str]:
     names = os.listdir(folder) if folder.is_dir() else []
-    return [name for name in names if name.endswith(".json") and _ID.fullmatch(name[:-5])]
+    return [
+        name for name in names if name.endswith(".json") and _ID.fullmatch(name[:-5])
+    ]
 
 
 def try_lock(file: IO[str], shared: bool = False) -> bool:
@@ -447,9 +523,12 @@ def try_lock(file: IO[str], shared: bool = False) -> bool:
 
 
 def start_of(pid: int) -> str:
-    """When a process began, in ticks since the machine's start; empty: none of that number lives (proc_pid_stat(5))."""
+    """When a process began, in ticks since the machine's start; empty: none of that
+    number lives (proc_pid_stat(5))."""
     try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        state, *rest = (
+            Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        )
     except OSError:
         return ""
     return "" if state in b"ZX" else rest[18].decode()
@@ -457,12 +536,18 @@ def start_of(pid: int) -> str:
 
 def is_alive(entry: Entry) -> bool:
     """Whether the very process that was recorded lives."""
-    return entry.pid > 0 and (entry.boot, entry.pid_start) == (boot_id(), start_of(entry.pid) or None)
+    return entry.pid > 0 and (entry.boot, entry.pid_start) == (
+        boot_id(),
+        start_of(entry.pid) or None,
+    )
 
 
 def _living(entry: Entry, mark: str) -> list[int]:
-    """The processes of the session that was recorded, and those that carry the mark in their environment."""
-    if not os.path.isdir("/proc/self"):  # no Linux: the group is all that can be asked for
+    """The processes of the session that was recorded, and those that carry the mark in
+    their environment."""
+    if not os.path.isdir(
+        "/proc/self"
+    ):  # no Linux: the group is all that can be asked for
         with suppress(OSError):
             if entry.pid:
                 os.killpg(entry.pid, 0)
@@ -471,17 +556,22 @@ def _living(entry: Entry, mark: str) -> list[int]:
     is_ours = entry.boot == boot_id() and start_of(entry.pid) in ("", entry.pid_start)
     marked = f"{MARK}={mark}".encode("utf-8", "surrogateescape")
     return [
-        pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _is_of(pid, is_ours * entry.pid, marked)
+        pid
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+        if _is_of(pid, is_ours * entry.pid, marked)
     ]
 
 
 def _is_of(pid: int, session: int, marked: bytes) -> bool:
-    """Whether a process lives and is in the session (0: in none of ours), or has the mark."""
+    """Whether a process lives and is in the session (0: in none of ours), or has the
+    mark."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         if stat[0] in b"ZX":
             return False
-        return int(stat[3]) == session != 0 or marked in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        return int(stat[3]) == session != 0 or marked in Path(
+            f"/proc/{pid}/environ"
+        ).read_bytes().split(b"\0")
     except OSError:  # it has ended, or is somebody else's
         return False
 
@@ -502,10 +592,21 @@ def runs_of(entry: Entry) -> list[RunInfo]:
     return found
 
 
-def trains_elsewhere(runs: Iterable[RunInfo], entries: Iterable[Entry]) -> list[RunInfo]:
+def trains_elsewhere(
+    runs: Iterable[RunInfo], entries: Iterable[Entry]
+) -> list[RunInfo]:
     """The runs that train and that no running entry has started."""
-    owned = {str(Path(folder).resolve()) for entry in entries if entry.state == RUNNING for folder in entry.runs}
-    return [run for run in runs if run.status is RunStatus.RUNNING and str(run.folder.resolve()) not in owned]
+    owned = {
+        str(Path(folder).resolve())
+        for entry in entries
+        if entry.state == RUNNING
+        for folder in entry.runs
+    }
+    return [
+        run
+        for run in runs
+        if run.status is RunStatus.RUNNING and str(run.folder.resolve()) not in owned
+    ]
 
 
 def mark_of(folder: Path) -> str:

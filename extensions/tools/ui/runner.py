@@ -1,9 +1,11 @@
 """The process that works on a queue (`extensions.tools.ui.queue`).
 
-It starts the next entry when a GPU is free, each in a session of its own, so the end of a page or of the runner reaches
-no job. A small shell stands above each job: it begins only after the runner has recorded it, so no job runs twice, and
-leaves the exit code in a file for the runner that comes after. What left none is judged by the folders of its run. An
-entry has ended, and its GPU is free, when none of its processes lives, whichever of them was killed first.
+It starts the next entry when a GPU is free, each in a session of its own, so the end of
+a page or of the runner reaches no job. A small shell stands above each job: it begins
+only after the runner has recorded it, so no job runs twice, and leaves the exit code in
+a file for the runner that comes after. What left none is judged by the folders of its
+run. An entry has ended, and its GPU is free, when none of its processes lives,
+whichever of them was killed first.
 """
 
 from __future__ import annotations
@@ -22,8 +24,23 @@ from typing import IO, Any
 
 from extensions.tools.ui import commands
 from extensions.tools.ui import queue as q
-from extensions.tools.ui.queue import DONE, FAILED, RUNNING, STOPPED, WAITING, Entry, Queue
-from toolkit.errors import EXIT_DONE, EXIT_MISTAKE, EXIT_SIGINT, EXIT_SIGTERM, RunError, UserError
+from extensions.tools.ui.queue import (
+    DONE,
+    FAILED,
+    RUNNING,
+    STOPPED,
+    WAITING,
+    Entry,
+    Queue,
+)
+from toolkit.errors import (
+    EXIT_DONE,
+    EXIT_MISTAKE,
+    EXIT_SIGINT,
+    EXIT_SIGTERM,
+    RunError,
+    UserError,
+)
 from toolkit.files.run_files import utc_now
 from toolkit.system.nvidia import ask_nvml
 from toolkit.train.lock import boot_id
@@ -41,17 +58,20 @@ KILLED = 128 + signal.SIGKILL
 """Exit code that the shell has for a job that was killed."""
 
 LINGER_S = 60.0
-"""Seconds after the end of a job that its other processes may still run; then they are killed, as they keep its GPU."""
+"""Seconds after the end of a job that its other processes may still run; then they are
+killed, as they keep its GPU."""
 
 _SHELL = (
     'read -r go || exit; trap : TERM INT HUP; "$@" </dev/null; code=$?; '
     'echo $code >"$0.tmp" && mv -f "$0.tmp" "$0"; exit $code'
 )
-"""Waits for the line that says it is recorded. $0: the file of the exit code, then the command."""
+"""Waits for the line that says it is recorded. $0: the file of the exit code, then the
+command."""
 
 
 def slots() -> list[str]:
-    """CUDA_VISIBLE_DEVICES of each job that may run at the same time: one per GPU, else one on the CPU."""
+    """CUDA_VISIBLE_DEVICES of each job that may run at the same time: one per GPU, else
+    one on the CPU."""
     visible = os.environ.get(VISIBLE)
     if visible is not None:
         return visible.split(",")
@@ -62,7 +82,11 @@ class Runner:
     """Works on a queue until nothing in it waits or runs."""
 
     def __init__(
-        self, queue: Queue, pauses: Sequence[float] = PAUSES, poll_s: float = 1.0, linger_s: float = LINGER_S
+        self,
+        queue: Queue,
+        pauses: Sequence[float] = PAUSES,
+        poll_s: float = 1.0,
+        linger_s: float = LINGER_S,
     ) -> None:
         self._queue = queue
         self._pauses = tuple(pauses)
@@ -73,7 +97,8 @@ class Runner:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._not_before: dict[str, float] = {}
         self._left: dict[str, float] = {}
-        """Id -> when it may be tried again, or its job was first seen to have ended; monotonic, so clocks may jump."""
+        """Id -> when it may be tried again, or its job was first seen to have ended;
+        monotonic, so clocks may jump."""
 
     def run(self) -> None:
         """Raises RunError where another runner works on the queue."""
@@ -86,19 +111,28 @@ class Runner:
                     break
                 time.sleep(0.05)
             if not is_mine:
-                raise RunError(f"{self._queue.folder}: another runner works on this queue.")
+                raise RunError(
+                    f"{self._queue.folder}: another runner works on this queue."
+                )
             while not self._is_over(file):
                 try:
                     self._step()
                     time.sleep(self._poll_s)
-                except (RunError, UserError, OSError) as error:  # a full disk, say: jobs that run go on
+                except (
+                    RunError,
+                    UserError,
+                    OSError,
+                ) as error:  # a full disk, say: jobs that run go on
                     logger.error(f"{error}. Tried again in {self._pauses[0]:.0f} s.")
                     time.sleep(self._pauses[0])
 
     def _is_over(self, file: IO[str]) -> bool:
-        """Gives the lock back while nobody can add, so what is added either is seen here or finds no runner."""
+        """Gives the lock back while nobody can add, so what is added either is seen
+        here or finds no runner."""
         with self._queue.locked():
-            if any(entry.state in (RUNNING, WAITING) for entry in self._queue.entries()):
+            if any(
+                entry.state in (RUNNING, WAITING) for entry in self._queue.entries()
+            ):
                 return False
             file.close()
             return True
@@ -113,15 +147,22 @@ class Runner:
         entries = self._queue.entries()
         busy = [entry.gpu for entry in entries if entry.state == RUNNING]
         waiting = [entry for entry in entries if entry.state == WAITING]
-        if any(entry.yields for entry in waiting) and q.trains_elsewhere(self._runs.runs(), entries):
+        if any(entry.yields for entry in waiting) and q.trains_elsewhere(
+            self._runs.runs(), entries
+        ):
             waiting = [entry for entry in waiting if not entry.yields]
-        free = [slot for slot in self._slots if slot not in busy][: max(0, len(self._slots) - len(busy))]
+        free = [slot for slot in self._slots if slot not in busy][
+            : max(0, len(self._slots) - len(busy))
+        ]
         for slot, entry in zip(free, waiting, strict=False):
-            if self._not_before.get(entry.id, 0.0) <= time.monotonic():  # else the GPU is kept for it
+            if (
+                self._not_before.get(entry.id, 0.0) <= time.monotonic()
+            ):  # else the GPU is kept for it
                 self._start(entry, slot)
 
     def _look(self, entry: Entry) -> tuple[bool, int | None]:
-        """Whether a running entry has ended, with all of its processes, and its exit code where that is known."""
+        """Whether a running entry has ended, with all of its processes, and its exit
+        code where that is known."""
         child = self._children.get(entry.id)
         code = child.poll() if child else None
         if (code is None) if child else q.is_alive(entry):
@@ -134,13 +175,21 @@ class Runner:
         if left:  # the job goes on, or left some behind
             if (
                 code is not None
-                and time.monotonic() - self._left.setdefault(entry.id, time.monotonic()) >= self._linger_s
+                and time.monotonic() - self._left.setdefault(entry.id, time.monotonic())
+                >= self._linger_s
             ):
-                logger.warning(f"{entry.id} {entry.name}: its job has ended, and its processes {left} have not: killed")
-                q.end(self._queue.processes(entry.model_copy(update={"pid": 0})), signal.SIGKILL)  # marked ones only
+                logger.warning(
+                    f"{entry.id} {entry.name}: its job has ended, and its processes {left} have not: killed"
+                )
+                q.end(
+                    self._queue.processes(entry.model_copy(update={"pid": 0})),
+                    signal.SIGKILL,
+                )  # marked ones only
             return False, None
         if code is None:  # a run in its folder that is not the queue's
-            return not any(run.status is RunStatus.RUNNING for run in q.runs_of(entry)), None
+            return not any(
+                run.status is RunStatus.RUNNING for run in q.runs_of(entry)
+            ), None
         return True, code
 
     def _end(self, id_: str, code: int | None) -> None:
@@ -149,7 +198,11 @@ class Runner:
         with queue.locked():
             entry = queue.entry(id_)  # it may have been asked to stop by now
             before = dict(zip(map(Path, entry.runs), entry.marks, strict=False))
-            runs = [run for run in q.runs_of(entry) if q.mark_of(run.folder) != before.get(run.folder)]
+            runs = [
+                run
+                for run in q.runs_of(entry)
+                if q.mark_of(run.folder) != before.get(run.folder)
+            ]
             step = max((run.step for run in runs if run.step is not None), default=None)
             was_killed = code in (None, KILLED)
             is_again = entry.attempts > 1 and step == entry.failed_at and not was_killed
@@ -160,7 +213,9 @@ class Runner:
             is_stopped = any(run.status is RunStatus.STOPPED for run in runs)
             state = FAILED
             why = ""
-            if code in (EXIT_SIGINT, EXIT_SIGTERM) or (code in (EXIT_DONE, None) and is_stopped):
+            if code in (EXIT_SIGINT, EXIT_SIGTERM) or (
+                code in (EXIT_DONE, None) and is_stopped
+            ):
                 state = STOPPED
             elif code == EXIT_DONE:
                 state = DONE
@@ -175,7 +230,9 @@ class Runner:
             else:
                 state = WAITING
                 why = "was killed" if was_killed else f"exit code {code}"
-                self._not_before[id_] = time.monotonic() + self._pauses[max(attempts, 1) - 1]
+                self._not_before[id_] = (
+                    time.monotonic() + self._pauses[max(attempts, 1) - 1]
+                )
             changes: dict[str, Any] = {
                 "state": state,
                 "why": why,
@@ -196,30 +253,58 @@ class Runner:
     def _refuse(self, entry: Entry, reason: str) -> None:
         """Records that an entry cannot be started, and why: those behind it go on."""
         with self._queue.locked():
-            refused = {"state": FAILED, "why": reason, "exit_code": EXIT_MISTAKE, "ended": utc_now()}
-            self._queue.save(self._queue.waiting(entry.id), **refused, order=self._queue.last_order() + 1)
+            refused = {
+                "state": FAILED,
+                "why": reason,
+                "exit_code": EXIT_MISTAKE,
+                "ended": utc_now(),
+            }
+            self._queue.save(
+                self._queue.waiting(entry.id),
+                **refused,
+                order=self._queue.last_order() + 1,
+            )
 
     def _start(self, entry: Entry, gpu: str) -> None:
-        """Starts an entry, unless it was taken out meanwhile; one that cannot be started has failed."""
+        """Starts an entry, unless it was taken out meanwhile; one that cannot be
+        started has failed."""
         queue = self._queue
         runs = tuple[str, ...]()
         reason = q.why_not_queued(entry.argv, entry.cwd)
         if not reason and entry.argv[0] not in q.queued_tools():
-            with suppress(UserError, OSError):  # what is wrong with it, its start will tell, with its exit code
+            with suppress(
+                UserError, OSError
+            ):  # what is wrong with it, its start will tell, with its exit code
                 runs = tuple(q.planned(entry.argv, entry.cwd)["folders"])
         if reason:
             self._refuse(entry, reason)
             return
-        for folder in runs:  # a stop that came too late for an earlier run would stop this one
+        for (
+            folder
+        ) in runs:  # a stop that came too late for an earlier run would stop this one
             with suppress(RunError, OSError):
                 if read_run(Path(folder)).status is not RunStatus.RUNNING:
                     (Path(folder) / q.CONTROL / "stop").unlink()
         exit_file = queue.folder / f"{entry.id}.exit"
         exit_file.unlink(missing_ok=True)
-        environment = {**os.environ, q.MARK: queue.mark(entry.id), **({VISIBLE: gpu} if gpu else {})}
-        if VISIBLE not in os.environ:  # the numbers are then NVML's, which are those of the bus
+        environment = {
+            **os.environ,
+            q.MARK: queue.mark(entry.id),
+            **({VISIBLE: gpu} if gpu else {}),
+        }
+        if (
+            VISIBLE not in os.environ
+        ):  # the numbers are then NVML's, which are those of the bus
             environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-        command = ["sh", "-c", _SHELL, str(exit_file), sys.executable, str(commands.RUN_PY), *entry.argv]
+        command = [
+            "sh",
+            "-c",
+            _SHELL,
+            str(exit_file),
+            sys.executable,
+            str(commands.RUN_PY),
+            *entry.argv,
+        ]
         with queue.log(entry.id).open("ab") as log:
             try:
                 child = subprocess.Popen(
@@ -234,19 +319,35 @@ class Runner:
             except OSError as error:
                 if error.errno not in (errno.EACCES, errno.ENOENT, errno.ENOTDIR):
                     raise  # too little memory, too many processes: it will be possible later
-                self._refuse(entry, f"cannot be started in {entry.cwd}: {error.strerror}")
+                self._refuse(
+                    entry, f"cannot be started in {entry.cwd}: {error.strerror}"
+                )
                 return
         assert child.stdin is not None
         with child.stdin as gate:  # closed without a line it ends at once
             try:
                 with queue.locked():
                     entry = queue.waiting(entry.id)
-                    changes: dict[str, Any] = {"state": RUNNING, "attempts": entry.attempts + 1, "gpu": gpu, "why": ""}
-                    changes |= {"pid": child.pid, "pid_start": q.start_of(child.pid), "boot": boot_id()}
-                    changes |= {"runs": runs, "marks": tuple(q.mark_of(Path(folder)) for folder in runs)}
+                    changes: dict[str, Any] = {
+                        "state": RUNNING,
+                        "attempts": entry.attempts + 1,
+                        "gpu": gpu,
+                        "why": "",
+                    }
+                    changes |= {
+                        "pid": child.pid,
+                        "pid_start": q.start_of(child.pid),
+                        "boot": boot_id(),
+                    }
+                    changes |= {
+                        "runs": runs,
+                        "marks": tuple(q.mark_of(Path(folder)) for folder in runs),
+                    }
                     self._children[entry.id] = child
                     queue.save(entry, **changes, started=utc_now(), ended="")
             except UserError:
                 return
             gate.write(b"go\n")
-        logger.info(f"{entry.id} {entry.name}: started{f' on GPU {gpu}' if gpu else ''}")
+        logger.info(
+            f"{entry.id} {entry.name}: started{f' on GPU {gpu}' if gpu else ''}"
+        )

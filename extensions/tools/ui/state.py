@@ -1,4 +1,5 @@
-"""What all views share: the folders, the finding of a run by its id, and the filling of templates."""
+"""What all views share: the folders, the finding of a run by its id, and the filling of
+templates."""
 
 from __future__ import annotations
 
@@ -27,7 +28,16 @@ from extensions.tools.ui.config import MOST_PRICE, OWN
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.redact import redact_text
-from toolkit.files.run_files import CONFIG, DRIFT, EVENTS, LOG, METRICS, STATUS, VALIDATION, VALIDATION_IMAGES
+from toolkit.files.run_files import (
+    CONFIG,
+    DRIFT,
+    EVENTS,
+    LOG,
+    METRICS,
+    STATUS,
+    VALIDATION,
+    VALIDATION_IMAGES,
+)
 from toolkit.files.shared_look import SharedLook
 from toolkit.files.writing import folder_lock, os_error_as_run_error, read_object
 from toolkit.train.run_index import RunIndex
@@ -44,13 +54,15 @@ KEPT_S = 60.0
 """Seconds for which a value is kept (`Ui.kept`)."""
 
 _BETWEEN = ":"
-"""Between the folders of a job and of its process in a run's id: no file system of Windows allows it in a name, and a
-name with it is found all the same, because each way to split it is tried."""
+"""Between the folders of a job and of its process in a run's id: no file system of
+Windows allows it in a name, and a name with it is found all the same, because each way
+to split it is tried."""
 
 
 @dataclass
 class Ui:
-    """The page's settings, and what it remembers while it runs. Nothing here has to survive a restart."""
+    """The page's settings, and what it remembers while it runs. Nothing here has to
+    survive a restart."""
 
     output: Path
     datasets: Path
@@ -66,7 +78,10 @@ class Ui:
     @classmethod
     def of(cls, section: UiConfig, token: str) -> Ui:
         """Creates the state from the checked section."""
-        output, datasets, jobs = (Path(text).expanduser() for text in (section.output, section.datasets, section.jobs))
+        output, datasets, jobs = (
+            Path(text).expanduser()
+            for text in (section.output, section.datasets, section.jobs)
+        )
         ui = cls(output, datasets, jobs, token, section.price_per_hour)
         ui.price_per_hour = stored_price(ui.settings, section.price_per_hour)
         return ui
@@ -83,7 +98,8 @@ class Ui:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """The block is the only one that changes a file in `own`. Raises RunError where the disk cannot be written."""
+        """The block is the only one that changes a file in `own`. Raises RunError where
+        the disk cannot be written."""
         with os_error_as_run_error(self.own):
             self.own.mkdir(parents=True, exist_ok=True)
         with folder_lock(self.own):
@@ -104,7 +120,8 @@ class Ui:
         return tuple(ids)
 
     def kept(self, key: str, make: Callable[[], Any]) -> Any:
-        """What `make` gave at most KEPT_S ago: for what takes long and rarely changes. Those who ask meanwhile wait."""
+        """What `make` gave at most KEPT_S ago: for what takes long and rarely changes.
+        Those who ask meanwhile wait."""
         with self.memory.setdefault(("lock", key), Lock()):
             made, value = self.memory.get(("kept", key), (-math.inf, None))
             if time.monotonic() - made > KEPT_S:
@@ -114,10 +131,13 @@ class Ui:
 
     def shared(self, key: str, look: Callable[[], Any]) -> Any:
         """What `look` finds now; those who ask at the same time share a look."""
-        return self.memory.setdefault(("shared", key), SharedLook(lambda _: look())).now()
+        return self.memory.setdefault(
+            ("shared", key), SharedLook(lambda _: look())
+        ).now()
 
     def recent(self, kind: str, key: object, make: Callable[[], Any], most: int) -> Any:
-        """What `make` gave for a key, of which so many of a kind stay in memory: those last asked for."""
+        """What `make` gave for a key, of which so many of a kind stay in memory: those
+        last asked for."""
         known: dict[object, Any] = self.memory.setdefault(kind, {})
         with self.memory.setdefault(("lock", kind), Lock()):
             found = known.pop(key, None) or make()
@@ -127,10 +147,18 @@ class Ui:
         return found
 
     def run(self, run_id: str) -> RunInfo:
-        """The run of an id (`run_id`). Raises HTTPException 404 where there is none, or one of its files is a link that
-        leads out of its folder: a run that came from elsewhere must not show this machine's files."""
-        run_id = re.sub(r"\\x([89a-f][0-9a-f])", lambda match: chr(0xDC00 + int(match[1], 16)), run_id)
-        for cut in (None, *(place for place, letter in enumerate(run_id) if letter == _BETWEEN)):
+        """The run of an id (`run_id`). Raises HTTPException 404 where there is none, or
+        one of its files is a link that leads out of its folder: a run that came from
+        elsewhere must not show this machine's files."""
+        run_id = re.sub(
+            r"\\x([89a-f][0-9a-f])",
+            lambda match: chr(0xDC00 + int(match[1], 16)),
+            run_id,
+        )
+        for cut in (
+            None,
+            *(place for place, letter in enumerate(run_id) if letter == _BETWEEN),
+        ):
             if cut is None:
                 names = [run_id]
             else:
@@ -142,7 +170,16 @@ class Ui:
                 run = read_run(folder)
             except (RunError, OSError, ValueError):
                 continue
-            for name in (STATUS, METRICS, VALIDATION, VALIDATION_IMAGES, DRIFT, EVENTS, LOG, CONFIG):
+            for name in (
+                STATUS,
+                METRICS,
+                VALIDATION,
+                VALIDATION_IMAGES,
+                DRIFT,
+                EVENTS,
+                LOG,
+                CONFIG,
+            ):
                 if (folder / name).is_symlink():
                     inside(folder, name)
             return run
@@ -165,21 +202,26 @@ def stored_price(settings: Path, otherwise: float) -> float:
 
 
 def run_id(ui: Ui, folder: Path) -> str:
-    """The id of a run in addresses: its folder's name, or `<job>:<process>`. Bytes that are not UTF-8 stand as `\\xff`:
-    an address cannot carry them, and no other folder has such an id, because `inside` refuses a backslash."""
+    """The id of a run in addresses: its folder's name, or `<job>:<process>`. Bytes that
+    are not UTF-8 stand as `\\xff`: an address cannot carry them, and no other folder
+    has such an id, because `inside` refuses a backslash."""
     name = _BETWEEN.join(folder.relative_to(ui.output).parts)
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The entry of a folder that a name from outside stands for. Raises HTTPException 404 for a name that is none, or
-    a link that leads out of the folder."""
+    """The entry of a folder that a name from outside stands for. Raises HTTPException
+    404 for a name that is none, or a link that leads out of the folder."""
     if name in ("", ".", "..") or any(bad in name for bad in "/\\\0"):
         raise HTTPException(404, "no such name")
     path = folder / name
     try:
         is_inside = path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError, ValueError):  # a loop of links, a name that no file can have
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ):  # a loop of links, a name that no file can have
         is_inside = False
     if not is_inside:
         raise HTTPException(404, "no such name")
@@ -197,20 +239,33 @@ class Form(dict[str, str]):
 
     def __init__(self, data: FormData) -> None:
         """data: with files, and with all values of a name."""
-        super().__init__({key: text.replace("\r\n", "\n") for key, text in data.items() if isinstance(text, str)})
+        super().__init__(
+            {
+                key: text.replace("\r\n", "\n")
+                for key, text in data.items()
+                if isinstance(text, str)
+            }
+        )
         self.data = data
 
 
 def posted(
     files: int = 0, fields: int = 5, part_size: int = 2**20
-) -> Callable[[Callable[[Request, Form], Response]], Callable[[Request], Awaitable[Response]]]:
-    """A decorator for a view that gets the form of a request, in a thread, where it may wait for the disk. files,
-    fields: at most so many; part_size: bytes of each field."""
+) -> Callable[
+    [Callable[[Request, Form], Response]], Callable[[Request], Awaitable[Response]]
+]:
+    """A decorator for a view that gets the form of a request, in a thread, where it may
+    wait for the disk. files, fields: at most so many; part_size: bytes of each
+    field."""
 
-    def wrapped(view: Callable[[Request, Form], Response]) -> Callable[[Request], Awaitable[Response]]:
+    def wrapped(
+        view: Callable[[Request, Form], Response],
+    ) -> Callable[[Request], Awaitable[Response]]:
         @wraps(view)
         async def answer(request: Request) -> Response:
-            async with request.form(max_files=files, max_fields=fields, max_part_size=part_size) as data:
+            async with request.form(
+                max_files=files, max_fields=fields, max_part_size=part_size
+            ) as data:
                 return await run_in_threadpool(view, request, Form(data))
 
         return answer
@@ -252,14 +307,21 @@ class Json(JSONResponse):
 @cache
 def _environment() -> Environment:
     made = environment(HERE / "templates")
-    made.filters |= {"linked": lambda text, fields=None: linked(redact_text(str(text)), fields), "options": options}
+    made.filters |= {
+        "linked": lambda text, fields=None: linked(redact_text(str(text)), fields),
+        "options": options,
+    }
     return made
 
 
 def options(texts: Iterable[str], chosen: str = "") -> str:
-    """The options of a list to choose from, as HTML: a loop of Jinja takes ten times as long for a thousand."""
+    """The options of a list to choose from, as HTML: a loop of Jinja takes ten times as
+    long for a thousand."""
     pairs = ((text, escape(text)) for text in texts)
-    return "".join(f'<option value="{of}"{" selected" * (text == chosen)}>{of}</option>' for text, of in pairs)
+    return "".join(
+        f'<option value="{of}"{" selected" * (text == chosen)}>{of}</option>'
+        for text, of in pairs
+    )
 
 
 _COMMAND = re.compile(r"run\.py ([a-z_]+)(?: --[a-z-]+)*")
@@ -273,8 +335,9 @@ def _tools() -> frozenset[str]:
 
 
 def linked(text: str, fields: Mapping[str, str] | None = None) -> str:
-    """A line of the command line as HTML: commands lead to the page's tools, and keys to where the page has them.
-    fields: key -> id of its field in the form; all others are searched for."""
+    """A line of the command line as HTML: commands lead to the page's tools, and keys
+    to where the page has them. fields: key -> id of its field in the form; all others
+    are searched for."""
 
     def tool(found: re.Match[str]) -> str:
         if found[1] in _tools():
@@ -288,7 +351,9 @@ def linked(text: str, fields: Mapping[str, str] | None = None) -> str:
                 return f'<a href="#{place}">{found[0]}</a>'
         return f'<button name="action" value="search:{name}" formaction="/new#keys" class="key">{found[0]}</button>'
 
-    return _KEY.sub(key, _COMMAND.sub(tool, str(escape(text))))  # both patterns match escaped text alone
+    return _KEY.sub(
+        key, _COMMAND.sub(tool, str(escape(text)))
+    )  # both patterns match escaped text alone
 
 
 _MARKS = "[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
@@ -296,17 +361,30 @@ _TAG_OR_MARK = re.compile(rf"(?s)<(textarea|script|style)\b.*?</\1>|<[^>]*>|{_MA
 
 
 def show_marks(page: str) -> str:
-    """A page on which the marks of the direction of text are seen, such as ‹U+202E›: a name could look as another
-    with them. What can be edited, and attributes, keep them."""
+    """A page on which the marks of the direction of text are seen, such as ‹U+202E›: a
+    name could look as another with them. What can be edited, and attributes, keep
+    them."""
     if not re.search(_MARKS, page):
         return page
-    return _TAG_OR_MARK.sub(lambda found: found[0] if found[0][0] == "<" else f"‹U+{ord(found[0]):04X}›", page)
+    return _TAG_OR_MARK.sub(
+        lambda found: found[0] if found[0][0] == "<" else f"‹U+{ord(found[0]):04X}›",
+        page,
+    )
 
 
-def render(request: Request, template: str, code: int = 200, **values: Any) -> HTMLResponse:
-    """A page. template: name of a file in templates/; code: the HTTP status; values: what the template names."""
+def render(
+    request: Request, template: str, code: int = 200, **values: Any
+) -> HTMLResponse:
+    """A page. template: name of a file in templates/; code: the HTTP status; values:
+    what the template names."""
     theme = request.cookies.get(THEME_COOKIE)
-    shared = {"request": request, "ui": ui_of(request), "theme": theme if theme in THEMES else THEMES[0]}
+    shared = {
+        "request": request,
+        "ui": ui_of(request),
+        "theme": theme if theme in THEMES else THEMES[0],
+    }
     shared["machine"] = request.app.state.machine
     text = show_marks(_environment().get_template(template).render(**shared, **values))
-    return HTMLResponse(text.encode("utf-8", "backslashreplace"), code)  # names of files may be no text
+    return HTMLResponse(
+        text.encode("utf-8", "backslashreplace"), code
+    )  # names of files may be no text

@@ -1,4 +1,5 @@
-"""The commands of a run's page: images of one of its files, and the comparison of all of them. Imports no torch.
+"""The commands of a run's page: images of one of its files, and the comparison of all
+of them. Imports no torch.
 
 settings = settings_of(run)
 argv = settings.command("cat.safetensors", prompt="a cat", strength=0.8, ...)
@@ -62,7 +63,9 @@ class TrySettings:
         """Its prompt, with the trigger word."""
         if self.first is None:
             return self.trigger_word
-        return redact_text(inject_trigger(self.first.prompt, self.trigger_word, add=False))
+        return redact_text(
+            inject_trigger(self.first.prompt, self.trigger_word, add=False)
+        )
 
     def command(
         self,
@@ -75,56 +78,109 @@ class TrySettings:
         controls: Sequence[Path],
         blocks: Sequence[str],
     ) -> list[str]:
-        """`run.py generate` with one file. sides: width and height, as the form has them: the check of the command
-        refuses other texts than numbers. seeds: one image each. blocks: strengths of groups of blocks."""
+        """`run.py generate` with one file. sides: width and height, as the form has
+        them: the check of the command refuses other texts than numbers. seeds: one
+        image each. blocks: strengths of groups of blocks."""
         argv = ["generate", f"--lora={file}:{strength}", f"--prompt={prompt}"]
-        argv += [f"--{name}={side}" for name, side in zip(("width", "height"), sides, strict=True) if side]
+        argv += [
+            f"--{name}={side}"
+            for name, side in zip(("width", "height"), sides, strict=True)
+            if side
+        ]
         argv += [f"--seed={seed}" for seed in seeds]
         first = self.first
         if first is not None:
-            shared = {"steps": first.sample_steps, "cfg": first.guidance_scale, "flow-shift": first.flow_shift}
-            argv += [f"--{name}={value:g}" for name, value in shared.items() if value is not None]
+            shared = {
+                "steps": first.sample_steps,
+                "cfg": first.guidance_scale,
+                "flow-shift": first.flow_shift,
+            }
+            argv += [
+                f"--{name}={value:g}"
+                for name, value in shared.items()
+                if value is not None
+            ]
             argv += [f"--negative={first.neg}"] if first.neg.strip() else []
         argv += [f"--trigger-word={self.trigger_word}"] if self.trigger_word else []
         argv += [f"--blocks={entry}" for entry in blocks]
-        return [*argv, *(f"--reference={path}" for path in controls), f"--output={output}"]
+        return [
+            *argv,
+            *(f"--reference={path}" for path in controls),
+            f"--output={output}",
+        ]
 
     def groups(self) -> list[str]:
-        """The blocks of its file in groups; empty: they cannot be read, or it has none."""
+        """The blocks of its file in groups; empty: they cannot be read, or it has
+        none."""
         try:
             return groups_of(tensor_shapes(self.run.folder / self.files[0]))
         except UserError:
             return []
 
     def write_prompts(self) -> Path:
-        """Writes the prompts of the comparison, and returns their file. Raises RunError where the disk is full."""
-        keys = ("prompt", "width", "height", "neg", "seed", "guidance_scale", "sample_steps", "flow_shift", "ctrl_img")
-        pictures = {picture.prompt + repr(picture.ctrl_img): picture for picture in reversed(self.pictures)}
+        """Writes the prompts of the comparison, and returns their file. Raises RunError
+        where the disk is full."""
+        keys = (
+            "prompt",
+            "width",
+            "height",
+            "neg",
+            "seed",
+            "guidance_scale",
+            "sample_steps",
+            "flow_shift",
+            "ctrl_img",
+        )
+        pictures = {
+            picture.prompt + repr(picture.ctrl_img): picture
+            for picture in reversed(self.pictures)
+        }
         rows = []
         for picture in [*reversed(pictures.values())][:MOST_PROMPTS]:
             values = {key: getattr(picture, key) for key in keys}
-            values["prompt"] = inject_trigger(picture.prompt, self.trigger_word, add=False)
+            values["prompt"] = inject_trigger(
+                picture.prompt, self.trigger_word, add=False
+            )
             values["ctrl_img"] = list(picture.ctrl_img)
-            rows.append({key: value for key, value in values.items() if value not in (None, "", [])})
+            rows.append(
+                {
+                    key: value
+                    for key, value in values.items()
+                    if value not in (None, "", [])
+                }
+            )
         path = self.run.folder / COMPARED / PROMPTS
         path.parent.mkdir(exist_ok=True)
-        write_text(path, yaml.safe_dump({"samples": rows}, allow_unicode=True, sort_keys=False))
+        write_text(
+            path, yaml.safe_dump({"samples": rows}, allow_unicode=True, sort_keys=False)
+        )
         return path
 
 
 def settings_of(run: RunInfo) -> TrySettings | None:
-    """What can be tried. None: the run trains no LoRA, its job cannot be read any more, or it has saved nothing."""
+    """What can be tried. None: the run trains no LoRA, its job cannot be read any more,
+    or it has saved nothing."""
     try:
         section = training_section(run, check_files=False)
         family = family_for(section.model)
     except UserError:
         return None
     saved = [file.path.name for file in reversed(compared_files(run.folder))]
-    baked = sorted(path.name for path in run.folder.glob("*.safetensors") if BAKED.fullmatch(path.name))
+    baked = sorted(
+        path.name
+        for path in run.folder.glob("*.safetensors")
+        if BAKED.fullmatch(path.name)
+    )
     if section.network.trains_model or not saved:
         return None
     limits = (family.min_references, family.max_references)
-    return TrySettings(run, (*saved, *baked), tuple(section.sample_pictures()), section.trigger_word, *limits)
+    return TrySettings(
+        run,
+        (*saved, *baked),
+        tuple(section.sample_pictures()),
+        section.trigger_word,
+        *limits,
+    )
 
 
 def compared_files(folder: Path) -> list[NetworkFile]:
@@ -132,10 +188,13 @@ def compared_files(folder: Path) -> list[NetworkFile]:
     found = [
         file
         for file in list_network_files(folder)
-        if file.kind != "best" and file.path.suffix == ".safetensors" and not file.path.stem.endswith("_raw")
+        if file.kind != "best"
+        and file.path.suffix == ".safetensors"
+        and not file.path.stem.endswith("_raw")
     ]
     return sorted(
-        {file.step: file for file in found}.values(), key=lambda file: math.inf if file.step is None else file.step
+        {file.step: file for file in found}.values(),
+        key=lambda file: math.inf if file.step is None else file.step,
     )
 
 
@@ -156,9 +215,18 @@ class Tried:
     def of(cls, name: str, settings: Settings) -> Tried:
         """Raises UserError for settings of another program."""
         try:
-            loras = tuple((Path(str(one["path"])).name, float(one["strength"])) for one in settings["lora"])
+            loras = tuple(
+                (Path(str(one["path"])).name, float(one["strength"]))
+                for one in settings["lora"]
+            )
             controls = tuple(str(one["path"]) for one in settings["reference"])
-            return cls(name, redact_text(str(settings["prompt"])), int(settings["seed"]), loras, controls)
+            return cls(
+                name,
+                redact_text(str(settings["prompt"])),
+                int(settings["seed"]),
+                loras,
+                controls,
+            )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{name}: {error}") from None
 
@@ -175,7 +243,8 @@ def tried_in(folder: Path, most: int = MOST_IMAGES) -> list[Tried]:
 
 
 def modified_at(path: Path) -> float:
-    """When a file was written last, in seconds since 1970; 0 for one that has been deleted meanwhile."""
+    """When a file was written last, in seconds since 1970; 0 for one that has been
+    deleted meanwhile."""
     try:
         return path.stat().st_mtime
     except OSError:

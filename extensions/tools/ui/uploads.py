@@ -1,5 +1,6 @@
-"""Files that come in pieces: kept in a part file until they are whole, then checked by what they hold, then given a
-free name in the folder. Nothing that is there is replaced."""
+"""Files that come in pieces: kept in a part file until they are whole, then checked by
+what they hold, then given a free name in the folder. Nothing that is there is
+replaced."""
 
 from __future__ import annotations
 
@@ -42,8 +43,13 @@ from toolkit.files.writing import (
 PIECE = 8 * 2**20
 """Bytes of a piece at the most."""
 
-MOST_BYTES = {SUFFIX: 20 * 10**9, **dict.fromkeys((*CAPTION_SUFFIXES, ".json"), 100_000)}
-MOST_BYTES |= dict.fromkeys((suffix for suffix in TEXT_TABLES if suffix != ".json"), 20 * 10**6)
+MOST_BYTES = {
+    SUFFIX: 20 * 10**9,
+    **dict.fromkeys((*CAPTION_SUFFIXES, ".json"), 100_000),
+}
+MOST_BYTES |= dict.fromkeys(
+    (suffix for suffix in TEXT_TABLES if suffix != ".json"), 20 * 10**6
+)
 MOST_BYTES |= dict.fromkeys(IMAGE_SUFFIXES, 500 * 10**6)
 """Bytes of a file at the most, by its suffix; a file of another one is not taken."""
 
@@ -55,7 +61,8 @@ KEPT_S = 7 * 24 * 3600
 """Seconds after which the part of a file that nobody sends on is removed."""
 
 Told = dict[str, str]
-"""What became of a file: `name`, `state` (added, renamed, same, refused), `text` (its new name, or why not)."""
+"""What became of a file: `name`, `state` (added, renamed, same, refused), `text` (its
+new name, or why not)."""
 
 
 def is_image(name: str) -> bool:
@@ -70,14 +77,24 @@ class Refused(ValueError):
 def checked_name(name: str) -> str:
     """The name of a file in Unicode NFC. Raises Refused for one that is none."""
     name = normalize("NFC", name)
-    if not name or name.startswith(".") or any(letter in "/\\" or category(letter) in ("Cc", "Cs") for letter in name):
-        raise Refused("its name is hidden, or holds '/', '\\' or control characters. Rename it")
+    if (
+        not name
+        or name.startswith(".")
+        or any(letter in "/\\" or category(letter) in ("Cc", "Cs") for letter in name)
+    ):
+        raise Refused(
+            "its name is hidden, or holds '/', '\\' or control characters. Rename it"
+        )
     length = len(name.encode())
     most = 255 - TEMP_NAME_BYTES - len("-99")
     if length > most:
-        raise Refused(f"its name has {length} bytes, and {most} are the most. Shorten it")
+        raise Refused(
+            f"its name has {length} bytes, and {most} are the most. Shorten it"
+        )
     if split_suffix(name)[1] not in MOST_BYTES:
-        raise Refused(f"is none of {', '.join(sorted(MOST_BYTES))}. Save it as one of these")
+        raise Refused(
+            f"is none of {', '.join(sorted(MOST_BYTES))}. Save it as one of these"
+        )
     return name
 
 
@@ -85,25 +102,30 @@ def check_size(name: str, size: int, folder: Path) -> None:
     """Raises Refused for a file that is too large for its kind, or for the disk."""
     most = MOST_BYTES[split_suffix(name)[1]]
     if size > most:
-        raise Refused(f"is {readable_size(size)}, and {readable_size(most)} are the most. Make it smaller")
+        raise Refused(
+            f"is {readable_size(size)}, and {readable_size(most)} are the most. Make it smaller"
+        )
     free = free_space(folder)
     if size + MARGIN > free:
-        raise Refused(f"is {readable_size(size)}, and {readable_size(free)} are free on the disk. Make room")
+        raise Refused(
+            f"is {readable_size(size)}, and {readable_size(free)} are free on the disk. Make room"
+        )
 
 
 class Part:
     """The part of a file that is here."""
 
     def __init__(self, home: Path, place: str, name: str, size: int) -> None:
-        """home: where parts are kept; place: what tells files of one name and size from each other; name: as of
-        `checked_name`; size: bytes of the whole file."""
+        """home: where parts are kept; place: what tells files of one name and size from
+        each other; name: as of `checked_name`; size: bytes of the whole file."""
         self.name = name
         self.size = size
         key = hashlib.sha256(repr((place, name, size)).encode()).hexdigest()[:24]
         self.path = home / (key + split_suffix(name)[1])  # decoders of HEIF go by it
 
     def state(self) -> dict[str, int | str]:
-        """Bytes that are here, and their CRC-32 in hex, by which the sender knows whether it is the same file."""
+        """Bytes that are here, and their CRC-32 in hex, by which the sender knows
+        whether it is the same file."""
         crc = length = 0
         with suppress(FileNotFoundError):
             for portion in read_chunks(self.path):
@@ -112,8 +134,9 @@ class Part:
         return {"offset": length, "hash": f"{crc:08x}"}
 
     def add(self, offset: int, piece: bytes | bytearray, crc: str) -> int:
-        """Appends a piece, all of it or nothing; offset 0 starts over. Returns the bytes that are here then. Raises
-        Refused for a piece that was damaged, too long, or is of another place than the next; OSError for the disk."""
+        """Appends a piece, all of it or nothing; offset 0 starts over. Returns the
+        bytes that are here then. Raises Refused for a piece that was damaged, too long,
+        or is of another place than the next; OSError for the disk."""
         if f"{zlib.crc32(piece):08x}" != crc:
             raise Refused("a piece was damaged on its way. Send it again")
         if offset and self.path.exists():
@@ -143,8 +166,11 @@ def clean(home: Path) -> None:
                 file.unlink()
 
 
-def take(path: Path, name: str, folder: Path, decoder: Decoder, told: Callable[[Told], None]) -> None:
-    """Puts a whole file, or the files of a zip, into the folder, and removes it. told: hears what became of each."""
+def take(
+    path: Path, name: str, folder: Path, decoder: Decoder, told: Callable[[Told], None]
+) -> None:
+    """Puts a whole file, or the files of a zip, into the folder, and removes it. told:
+    hears what became of each."""
     try:
         if split_suffix(name)[1] == SUFFIX:
             for each in _unpack(path, folder, decoder):
@@ -152,7 +178,13 @@ def take(path: Path, name: str, folder: Path, decoder: Decoder, told: Callable[[
         else:
             told(_taken(path, name, folder, decoder))
     except OSError as error:
-        told({"name": name, "state": "refused", "text": redact_text(str(error.strerror or error))})
+        told(
+            {
+                "name": name,
+                "state": "refused",
+                "text": redact_text(str(error.strerror or error)),
+            }
+        )
     finally:
         path.unlink(missing_ok=True)
 
@@ -182,7 +214,8 @@ def _check(path: Path, name: str, decoder: Decoder) -> None:
 
 
 def _put(path: Path, name: str, folder: Path) -> Told:
-    """Gives a file the name in the folder, or the first free one like it; of the same contents once is enough."""
+    """Gives a file the name in the folder, or the first free one like it; of the same
+    contents once is enough."""
     stem = name[: len(name) - len(split_suffix(name)[1])]
     suffix = name[len(split_suffix(name)[0]) :]
     with folder_lock(folder):
@@ -201,12 +234,17 @@ def _put(path: Path, name: str, folder: Path) -> Told:
             if not any(os.path.lexists(other) for other in taken):
                 link(path, folder / (wanted + suffix))
                 fsync(folder)
-                return {"state": "added" if number == 1 else "renamed", "text": wanted + suffix}
+                return {
+                    "state": "added" if number == 1 else "renamed",
+                    "text": wanted + suffix,
+                }
     raise AssertionError
 
 
 def _same(one: Path, other: Path) -> bool:
-    return one.stat().st_size == other.stat().st_size and sha256_of(one) == sha256_of(other)
+    return one.stat().st_size == other.stat().st_size and sha256_of(one) == sha256_of(
+        other
+    )
 
 
 class Incoming(NamedTuple):
@@ -230,24 +268,37 @@ def _unpack(path: Path, folder: Path, decoder: Decoder) -> Iterator[Told]:
         for member in members:
             place = PurePosixPath(normalize("NFC", member.filename))
             read = partial(archive.open, member)
-            files.append(Incoming(member.filename, place.parent, place.name, member.file_size, read))
+            files.append(
+                Incoming(
+                    member.filename, place.parent, place.name, member.file_size, read
+                )
+            )
         yield from take_all(files, path.parent, folder, decoder, takes_zip=False)
 
 
 def take_all(
-    files: Iterable[Incoming], home: Path, folder: Path, decoder: Decoder, takes_zip: bool = True
+    files: Iterable[Incoming],
+    home: Path,
+    folder: Path,
+    decoder: Decoder,
+    takes_zip: bool = True,
 ) -> Iterator[Told]:
-    """Puts files into the folder, the images first, so that a caption gets the name that its image got. home: where a
-    file lies until it is checked. Raises OSError for the disk."""
+    """Puts files into the folder, the images first, so that a caption gets the name
+    that its image got. home: where a file lies until it is checked. Raises OSError for
+    the disk."""
     renamed: dict[tuple[PurePosixPath, str], str] = {}
     for file in sorted(files, key=lambda each: not is_image(each.name)):
         try:
             name = checked_name(file.name)
             stem, suffix = split_suffix(name)
             if suffix == SUFFIX and not takes_zip:
-                raise Refused("is a zip file in a zip file. Unpack it, and send what is in it")
+                raise Refused(
+                    "is a zip file in a zip file. Unpack it, and send what is in it"
+                )
             check_size(name, file.size, home)
-            has_repeats = file.folder.name != folder.name and repeats_of(file.folder.name)
+            has_repeats = file.folder.name != folder.name and repeats_of(
+                file.folder.name
+            )
             if has_repeats > MOST_REPEATS:
                 most = f"{MOST_REPEATS:,} are the most. Rename the folder"
                 raise Refused(f"is in a folder of {has_repeats:,} repeats, and {most}")
@@ -258,7 +309,13 @@ def take_all(
                 with file.open() as source, open(part, "wb") as copy:
                     shutil.copyfileobj(source, copy)
                 target.mkdir(exist_ok=True)
-                take(part, renamed.get((file.folder, stem), stem) + name[len(stem) :], target, decoder, found.append)
+                take(
+                    part,
+                    renamed.get((file.folder, stem), stem) + name[len(stem) :],
+                    target,
+                    decoder,
+                    found.append,
+                )
             finally:
                 part.unlink(missing_ok=True)
             if suffix == SUFFIX:

@@ -1,7 +1,7 @@
 """Votes on the images of a prompt: which pairs there are, and what was said of each.
 
-Each vote is a line of `votes.jsonl` beside the images, on the disk before it is answered; the file is a table of pairs
-as it stands (docs/preferences.md)."""
+Each vote is a line of `votes.jsonl` beside the images, on the disk before it is
+answered; the file is a table of pairs as it stands (docs/preferences.md)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,17 @@ from extensions.tools.ui.state import inside
 from toolkit.data.pixels.images import IMAGE_SUFFIXES, ImageError, image_size
 from toolkit.data.scan.columns import UNDECIDED
 from toolkit.files.redact import redact_json
-from toolkit.files.writing import folder_lock, fsync, os_error_as_run_error, read_regular, write_text
+from toolkit.files.writing import (
+    folder_lock,
+    fsync,
+    os_error_as_run_error,
+    read_regular,
+    write_text,
+)
 
 MOST_COMPARED = 4
-"""Up to so many images of a prompt are each compared with each; in a larger group only with the next one."""
+"""Up to so many images of a prompt are each compared with each; in a larger group only
+with the next one."""
 
 LEFT, RIGHT, SAME, BAD = CHOICES = ("left", "right", "same", "both bad")
 
@@ -44,16 +51,30 @@ class Pair:
 
 
 def pairs_of(groups: Iterable[Group]) -> list[Pair]:
-    """The pairs to vote on: one of each group, then the second of each. Which image is left is drawn from their names,
-    so that no order in time is seen."""
+    """The pairs to vote on: one of each group, then the second of each. Which image is
+    left is drawn from their names, so that no order in time is seen."""
     columns = []
     for group in groups:
-        files = [file for file in group.files if Path(file).suffix.lower() in IMAGE_SUFFIXES]
-        couples = combinations(files, 2) if len(files) <= MOST_COMPARED else pairwise(files)
-        columns.append(
-            [Pair(b, a, group) if crc32(f"{a}\n{b}".encode()) & 1 else Pair(a, b, group) for a, b in couples]
+        files = [
+            file for file in group.files if Path(file).suffix.lower() in IMAGE_SUFFIXES
+        ]
+        couples = (
+            combinations(files, 2) if len(files) <= MOST_COMPARED else pairwise(files)
         )
-    found = {pair.names: pair for row in zip_longest(*columns) for pair in row if pair and len(pair.names) == 2}
+        columns.append(
+            [
+                Pair(b, a, group)
+                if crc32(f"{a}\n{b}".encode()) & 1
+                else Pair(a, b, group)
+                for a, b in couples
+            ]
+        )
+    found = {
+        pair.names: pair
+        for row in zip_longest(*columns)
+        for pair in row
+        if pair and len(pair.names) == 2
+    }
     return [*found.values()]
 
 
@@ -71,7 +92,8 @@ class Ballot:
 
     @property
     def file(self) -> Path:
-        """`votes.jsonl`. Raises HTTPException 404 for a link that leads out of the folder."""
+        """`votes.jsonl`. Raises HTTPException 404 for a link that leads out of the
+        folder."""
         return inside(self.folder, VOTES)
 
     @property
@@ -93,21 +115,31 @@ class Ballot:
     def _is_shown(self, pair: Pair) -> bool:
         """Whether both images are there, of one size, and not the same."""
         with suppress(ImageError, OSError):
-            left, right = (inside(self.folder, name) for name in (pair.left, pair.right))
-            return image_size(left) == image_size(right) and not filecmp.cmp(left, right, shallow=False)
+            left, right = (
+                inside(self.folder, name) for name in (pair.left, pair.right)
+            )
+            return image_size(left) == image_size(right) and not filecmp.cmp(
+                left, right, shallow=False
+            )
         return False
 
     def vote(self, names: frozenset[str], choice: str) -> bool:
-        """Writes what somebody says of a pair, once; False where it is none, or another vote on it stands. Raises
-        RunError where the disk cannot be written."""
+        """Writes what somebody says of a pair, once; False where it is none, or another
+        vote on it stands. Raises RunError where the disk cannot be written."""
         pair = next((each for each in self.pairs if each.names == names), None)
         if pair is None or choice not in CHOICES:
             return False
-        better, worse = (pair.left, pair.right) if choice == LEFT else (pair.right, pair.left)
+        better, worse = (
+            (pair.left, pair.right) if choice == LEFT else (pair.right, pair.left)
+        )
         said: dict[str, Any] = {UNDECIDED: choice, "images": sorted(names)}
         if choice in (LEFT, RIGHT):
             said = {"better": better, "worse": worse}
-        row: dict[str, Any] = {**said, "prompt": pair.group.prompt, "control": [*pair.group.control]}
+        row: dict[str, Any] = {
+            **said,
+            "prompt": pair.group.prompt,
+            "control": [*pair.group.control],
+        }
         row = redact_json(row)
         with folder_lock(self.folder):
             lines = self._lines()
@@ -118,7 +150,8 @@ class Ballot:
         return True
 
     def undo(self, count: int) -> None:
-        """Takes the last of `count` lines out; none where there are more or less by now."""
+        """Takes the last of `count` lines out; none where there are more or less by
+        now."""
         with folder_lock(self.folder):
             lines = self._lines()
             if count and len(lines) == count:
@@ -132,7 +165,8 @@ class Ballot:
         return [line for line in text.split("\n") if line.strip()]
 
     def _write(self, lines: Sequence[str]) -> None:
-        """A file beside the old one takes its place, and both are on the disk: no moment leaves a piece of a line."""
+        """A file beside the old one takes its place, and both are on the disk: no
+        moment leaves a piece of a line."""
         write_text(self.file, "".join(f"{line}\n" for line in lines))
         with os_error_as_run_error(self.folder):
             fsync(self.folder)

@@ -1,4 +1,5 @@
-"""The bench of learning: each variant is a job that trains, and changes what it says."""
+"""The bench of learning: each variant is a job that trains, and changes what it
+says."""
 
 from __future__ import annotations
 
@@ -22,7 +23,11 @@ from toolkit.extension import discover
 VARIANTS = [(example, variant) for example in MEASURED for variant in example.variants]
 
 
-@pytest.mark.parametrize(("example", "variant"), VARIANTS, ids=[f"{e.file.stem}-{v.__name__}" for e, v in VARIANTS])
+@pytest.mark.parametrize(
+    ("example", "variant"),
+    VARIANTS,
+    ids=[f"{e.file.stem}-{v.__name__}" for e, v in VARIANTS],
+)
 def test_a_variant_is_a_job_without_mistakes_that_differs_from_the_example(
     example: Example, variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -43,7 +48,9 @@ def forked(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     class Forked:
         def __init__(self, command: list[str], cwd: Path, **_: object) -> None:
             _, _, *given = command
-            self.child = nursery.fork(given, cwd, "said", main="benchmarks.figures.learning")
+            self.child = nursery.fork(
+                given, cwd, "said", main="benchmarks.figures.learning"
+            )
             self.poll, self.wait = self.child.poll, self.child.wait
 
         def terminate(self) -> None:
@@ -57,10 +64,15 @@ def forked(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "variants"), [(0, ["resumed"]), (1, ["positions_lost"])])
+@pytest.mark.parametrize(
+    ("number", "variants"), [(0, ["resumed"]), (1, ["positions_lost"])]
+)
 @pytest.mark.usefixtures("forked")
 def test_variants_are_trained_and_measured(
-    number: int, variants: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: int,
+    variants: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     whole: Callable[[Example], Job] = Example.job
 

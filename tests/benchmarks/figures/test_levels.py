@@ -1,4 +1,5 @@
-"""The bench of noise levels: each way and seed is a training of its own, and the means are those of its figures."""
+"""The bench of noise levels: each way and seed is a training of its own, and the means
+are those of its figures."""
 
 from __future__ import annotations
 
@@ -34,8 +35,14 @@ def test_every_way_is_trained_on_the_same_pictures_and_measured(
     monkeypatch.setattr(levels, "_run", seen)
     monkeypatch.setattr(levels, "trained", MascotClassifier)
     here = Path.cwd()
-    levels.main(["--seeds", "1", "--steps", "2", "--count", "2", "--way", "weighted", "sigmoid"])
+    levels.main(
+        ["--seeds", "1", "--steps", "2", "--count", "2", "--way", "weighted", "sigmoid"]
+    )
     assert asked == [("weighted", 100), ("sigmoid", 100)] and Path.cwd() == here
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])["figures"]
     assert figures.keys() == {"weighted", "sigmoid"}
-    assert all(len(values) == 1 and 0 <= values[0] <= 1 for row in figures.values() for values in row.values())
+    assert all(
+        len(values) == 1 and 0 <= values[0] <= 1
+        for row in figures.values()
+        for values in row.values()
+    )

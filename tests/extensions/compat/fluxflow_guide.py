@@ -1,4 +1,5 @@
-"""Every configuration and command that FluxFlow's training guide prints, with small sizes and local paths in them."""
+"""Every configuration and command that FluxFlow's training guide prints, with small
+sizes and local paths in them."""
 
 from __future__ import annotations
 
@@ -310,7 +311,12 @@ ADAM_WARMUP = {"optimizers": {"vae": {"type": "Adam", "lr": 1e-5}}}
 LION_GAN = {
     "optimizers": {
         "vae": {"type": "Lion", "lr": 5e-6, "weight_decay": 0.01},
-        "discriminator": {"type": "AdamW", "lr": 5e-6, "betas": [0.0, 0.9], "amsgrad": True},
+        "discriminator": {
+            "type": "AdamW",
+            "lr": 5e-6,
+            "betas": [0.0, 0.9],
+            "amsgrad": True,
+        },
     },
     "schedulers": {
         "vae": {"type": "CosineAnnealingLR", "eta_min_factor": 0.1},
@@ -326,9 +332,25 @@ LION_FLOW = {
             "weight_decay": 0.01,
             "decoupled_weight_decay": True,
         },
-        "vae": {"type": "AdamW", "lr": 5e-7, "betas": [0.9, 0.95], "weight_decay": 0.01},
-        "text_encoder": {"type": "AdamW", "lr": 5e-8, "betas": [0.9, 0.99], "weight_decay": 0.01},
-        "discriminator": {"type": "AdamW", "lr": 5e-7, "betas": [0.0, 0.9], "weight_decay": 0.001, "amsgrad": True},
+        "vae": {
+            "type": "AdamW",
+            "lr": 5e-7,
+            "betas": [0.9, 0.95],
+            "weight_decay": 0.01,
+        },
+        "text_encoder": {
+            "type": "AdamW",
+            "lr": 5e-8,
+            "betas": [0.9, 0.99],
+            "weight_decay": 0.01,
+        },
+        "discriminator": {
+            "type": "AdamW",
+            "lr": 5e-7,
+            "betas": [0.0, 0.9],
+            "weight_decay": 0.001,
+            "amsgrad": True,
+        },
     },
     "schedulers": {
         "flow": {"type": "CosineAnnealingLR", "eta_min_factor": 0.1},
@@ -347,13 +369,25 @@ def arguments(command: str) -> list[str]:
 
 def short(text: str, steps: int = 2) -> str:
     """A file with so few batches in each of its steps."""
-    limited = re.sub(r"^(\s+- name: \S+)$", rf"\1\n        max_steps: {steps}", text, flags=re.MULTILINE)
-    limited = re.sub(r"- \{name: (\w+),", rf"- {{name: \1, max_steps: {steps},", limited)
-    return limited if "steps:" in text else limited.replace("training:\n", f"training:\n  max_steps: {steps}\n")
+    limited = re.sub(
+        r"^(\s+- name: \S+)$",
+        rf"\1\n        max_steps: {steps}",
+        text,
+        flags=re.MULTILINE,
+    )
+    limited = re.sub(
+        r"- \{name: (\w+),", rf"- {{name: \1, max_steps: {steps},", limited
+    )
+    return (
+        limited
+        if "steps:" in text
+        else limited.replace("training:\n", f"training:\n  max_steps: {steps}\n")
+    )
 
 
 def write_shards(folder: Path) -> None:
-    """Two shards in the layout of WebDataset with three pictures each, as jpg and png, and JSON with two captions.
+    """Two shards in the layout of WebDataset with three pictures each, as jpg and png,
+    and JSON with two captions.
 
     folder: one with the pictures of `write_data`.
     """
@@ -364,24 +398,42 @@ def write_shards(folder: Path) -> None:
                 picture = folder / "images" / f"image{index}.png"
                 jpg = io.BytesIO()
                 Image.open(picture).save(jpg, "JPEG")
-                label = json.dumps({"prompt": f"prompt {index}", "caption": f"caption {index}"}).encode()
-                for ending, data in {"png": picture.read_bytes(), "jpg": jpg.getvalue(), "json": label}.items():
+                label = json.dumps(
+                    {"prompt": f"prompt {index}", "caption": f"caption {index}"}
+                ).encode()
+                for ending, data in {
+                    "png": picture.read_bytes(),
+                    "jpg": jpg.getvalue(),
+                    "json": label,
+                }.items():
                     member = tarfile.TarInfo(f"{index:06d}.{ending}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
 
 
 def write_data(folder: Path) -> None:
-    """Six small pictures with captions, and the JSON files that the configurations name."""
+    """Six small pictures with captions, and the JSON files that the configurations
+    name."""
     draw = random.Random(0)
     (folder / "images").mkdir()
     for index in range(6):
         size = (48, 48) if index % 2 else (64, 48)
         picture = Image.new("RGB", size)
-        picture.putdata([(draw.randrange(256), x * 5 % 256, index * 40) for x in range(size[0] * size[1])])
+        picture.putdata(
+            [
+                (draw.randrange(256), x * 5 % 256, index * 40)
+                for x in range(size[0] * size[1])
+            ]
+        )
         picture.save(folder / "images" / f"image{index}.png")
     lines = [f"image{index}.png\ta photo of number {index}\n" for index in range(6)]
     (folder / "captions.txt").write_text("".join(lines), encoding="utf-8")
     (folder / "configs").mkdir()
-    for name, data in {"adam_warmup": ADAM_WARMUP, "lion_gan": LION_GAN, "lion_flow": LION_FLOW}.items():
-        (folder / "configs" / f"{name}.json").write_text(json.dumps(data, indent=2), encoding="utf-8")
+    for name, data in {
+        "adam_warmup": ADAM_WARMUP,
+        "lion_gan": LION_GAN,
+        "lion_flow": LION_FLOW,
+    }.items():
+        (folder / "configs" / f"{name}.json").write_text(
+            json.dumps(data, indent=2), encoding="utf-8"
+        )

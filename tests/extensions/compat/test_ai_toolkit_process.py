@@ -27,16 +27,21 @@ INIT = """
 
     AI_TOOLKIT_EXTENSIONS = [Theirs]
 """
-"""The shape of its extensions/example and extensions_built_in/dataset_tools (commit 27a03a91)."""
+"""The shape of its extensions/example and extensions_built_in/dataset_tools (commit
+27a03a91)."""
 
 
 @pytest.fixture
-def run(write_extension: Callable[..., Path], write_job: Callable[..., Path]) -> Callable[[str], None]:
+def run(
+    write_extension: Callable[..., Path], write_job: Callable[..., Path]
+) -> Callable[[str], None]:
     """Runs a process of these lines."""
 
     def run_lines(process: str) -> None:
         extensions = discover([write_extension("theirs", INIT, process=process).parent])
-        job = load_job(write_job({"type": "theirs", "save_path": "out"}), extensions.find_config)
+        job = load_job(
+            write_job({"type": "theirs", "save_path": "out"}), extensions.find_config
+        )
         ExtensionJob(job, extensions).run()
 
     return run_lines
@@ -63,7 +68,9 @@ def test_an_extension_in_its_shape_runs(run: Callable[[str], None], capsys) -> N
     assert capsys.readouterr().out.splitlines()[-1] == "Theirs out cpu theirs"
 
 
-def test_all_that_an_extension_misses_is_told_with_what_to_use_here(run: Callable[[str], None]) -> None:
+def test_all_that_an_extension_misses_is_told_with_what_to_use_here(
+    run: Callable[[str], None],
+) -> None:
     with pytest.raises(RunError) as caught:
         run("""
             import json
@@ -72,14 +79,18 @@ def test_all_that_an_extension_misses_is_told_with_what_to_use_here(run: Callabl
             from toolkit.sampler import get_sampler
             from toolkit import train
         """)
-    assert str(caught.value).split("which this program is not and has not:\n")[1].splitlines() == [
+    assert str(caught.value).split("which this program is not and has not:\n")[
+        1
+    ].splitlines() == [
         f"    jobs.process (BaseSDTrainProcess): here {INSTEAD['jobs.process']}",
         f"    toolkit.config_modules (ModelConfig, SaveConfig): here {INSTEAD['toolkit.config_modules']}",
         "    toolkit.sampler (get_sampler)",
     ]
 
 
-def test_what_is_missing_elsewhere_is_not_told_as_its_own(run: Callable[[str], None]) -> None:
+def test_what_is_missing_elsewhere_is_not_told_as_its_own(
+    run: Callable[[str], None],
+) -> None:
     with pytest.raises(RunError, match="No module named 'gone'") as caught:
         run("import gone")
     assert "ai-toolkit" not in str(caught.value)

@@ -53,7 +53,11 @@ def fault(command: str) -> str:
 def test_flags_are_the_keys_of_a_training_config() -> None:
     config = load()
     job = config.processes[0].section
-    assert (config.name, config.meta, job.training_folder) == ("0100", {"title": "It's mine"}, "out")
+    assert (config.name, config.meta, job.training_folder) == (
+        "0100",
+        {"title": "It's mine"},
+        "out",
+    )
     assert (job.model.arch, job.network.type, job.network.linear, job.network.loraplus_lr_ratio) == (
         "qwen_image_edit_plus", "lora", 8, 4,
     )  # fmt: skip
@@ -109,27 +113,52 @@ python tools/notify.py --done
 """
 
 
-def test_a_script_with_conditions_arrays_and_flags_in_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_script_with_conditions_arrays_and_flags_in_variables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("HERE", str(Path.cwd()))
     monkeypatch.setenv("MORE", "--network_dim 8 --fp8_base")
     config = load(SCRIPT)
     job = config.processes[0].section
     assert (config.name, job.train.lr, job.training_seed) == ("a b", 3e-4, 5)
-    assert (job.network.linear, job.network.linear_alpha, job.model.quantize) == (8, 2, True)
+    assert (job.network.linear, job.network.linear_alpha, job.model.quantize) == (
+        8,
+        2,
+        True,
+    )
     monkeypatch.setenv("RATE", "--learning_rate 2e-4")
-    assert load(SCRIPT.replace('RATE="--learning_rate 3e-4 --seed 5"; ', "")).processes[0].section.train.lr == 2e-4
-    Path("script.sbatch").write_text(SCRIPT.replace("EXTRA=", 'log() { echo "it goes\non"; }\nEXTRA='))
+    assert (
+        load(SCRIPT.replace('RATE="--learning_rate 3e-4 --seed 5"; ', ""))
+        .processes[0]
+        .section.train.lr
+        == 2e-4
+    )
+    Path("script.sbatch").write_text(
+        SCRIPT.replace("EXTRA=", 'log() { echo "it goes\non"; }\nEXTRA=')
+    )
     assert load_job("script.sbatch", discover().find_config).name == "a b"
-    assert any("notify.py' is left out" in line or "is left out: a file is one job" in line for line in config.warnings)
+    assert any(
+        "notify.py' is left out" in line or "is left out: a file is one job" in line
+        for line in config.warnings
+    )
 
 
 @pytest.mark.parametrize(
-    "decides", ["if x; then\n RATE=--seed\nfi\n", "if x; then RATE=--seed; fi\n", "for RATE in 1; do\nRATE=1\ndone\n"]
+    "decides",
+    [
+        "if x; then\n RATE=--seed\nfi\n",
+        "if x; then RATE=--seed; fi\n",
+        "for RATE in 1; do\nRATE=1\ndone\n",
+    ],
 )
 def test_what_a_condition_decides_is_not_guessed(decides: str) -> None:
-    text = SCRIPT.replace("accelerate", f"{decides}accelerate").replace('"$DATA"', "data.toml")
-    assert is_command(text) and "'${RATE}' belongs to no flag. Set the variable, or write what it stands for." in fault(
-        text
+    text = SCRIPT.replace("accelerate", f"{decides}accelerate").replace(
+        '"$DATA"', "data.toml"
+    )
+    assert (
+        is_command(text)
+        and "'${RATE}' belongs to no flag. Set the variable, or write what it stands for."
+        in fault(text)
     )
 
 
@@ -137,11 +166,21 @@ def test_what_a_condition_decides_is_not_guessed(decides: str) -> None:
 def test_a_script_without_such_a_command_is_told_as_that(suffix: str) -> None:
     file = Path(f"x{suffix}")
     file.write_text('$dit = "a # b"\nfoo x\n')
-    with pytest.raises(ConfigErrors, match=rf"^x\{suffix}:1:1: holds no command that is read\."):
+    with pytest.raises(
+        ConfigErrors, match=rf"^x\{suffix}:1:1: holds no command that is read\."
+    ):
         load_job(file, discover().find_config)
 
 
-@pytest.mark.parametrize("text", ["job: extension\nconfig: {}\n", "set: 1\npython: 3\n", "a photo of a python\n", ""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "job: extension\nconfig: {}\n",
+        "set: 1\npython: 3\n",
+        "a photo of a python\n",
+        "",
+    ],
+)
 def test_other_texts_are_no_commands(text: str) -> None:
     assert not is_command(text)
 
@@ -155,7 +194,10 @@ def test_commands_that_encode_beforehand_are_left_out() -> None:
     before = "python src/musubi_tuner/qwen_image_cache_latents.py --dataset_config data.toml --vae x && "
     config = load(f"{before}{COMMAND}")
     assert config.processes[0].section.network.linear == 8
-    assert any("is left out: images and captions are encoded" in line for line in config.warnings)
+    assert any(
+        "is left out: images and captions are encoded" in line
+        for line in config.warnings
+    )
 
 
 def test_the_script_says_that_the_model_itself_is_trained() -> None:
@@ -165,7 +207,12 @@ def test_the_script_says_that_the_model_itself_is_trained() -> None:
 
 def test_a_command_and_the_file_that_it_names_agree_or_both_values_are_told() -> None:
     Path("base.toml").write_text("[train]\nlearning_rate = 1e-4\nseed = 7\n")
-    assert load(f"{COMMAND.partition('  #')[0]} --config_file base").processes[0].section.train.lr == 1e-4
+    assert (
+        load(f"{COMMAND.partition('  #')[0]} --config_file base")
+        .processes[0]
+        .section.train.lr
+        == 1e-4
+    )
     Path("base.toml").write_text("learning_rate = 1e-4\nseed = 8\n")
     assert fault(f"{COMMAND.partition('  #')[0]} --config_file base.toml") == (
         "command line:6:25: seed: --seed is 7, and 8 in base.toml line 2. Remove one of them."
@@ -175,20 +222,40 @@ def test_a_command_and_the_file_that_it_names_agree_or_both_values_are_told() ->
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("python wan_train_network.py --dit x", "command line:1:8: 'wan_train_network.py' trains no Qwen-Image model."),
-        (f"{COMMAND}{COMMAND}", "command line:8:74: is a second training: give one command."),
-        (COMMAND.replace("--seed 7", "--seed 7 9"), "command line:6:34: '9' belongs to no flag."),
-        (COMMAND.replace("--seed", "--sed"), "command line:6:25: sed: --sed: unknown flag. Did you mean 'seed'?"),
-        (COMMAND.replace('"It', "It"), "command line:6:87: a quote that opens here is not closed on its line."),
+        (
+            "python wan_train_network.py --dit x",
+            "command line:1:8: 'wan_train_network.py' trains no Qwen-Image model.",
+        ),
+        (
+            f"{COMMAND}{COMMAND}",
+            "command line:8:74: is a second training: give one command.",
+        ),
+        (
+            COMMAND.replace("--seed 7", "--seed 7 9"),
+            "command line:6:34: '9' belongs to no flag.",
+        ),
+        (
+            COMMAND.replace("--seed", "--sed"),
+            "command line:6:25: sed: --sed: unknown flag. Did you mean 'seed'?",
+        ),
+        (
+            COMMAND.replace('"It', "It"),
+            "command line:6:87: a quote that opens here is not closed on its line.",
+        ),
         (COMMAND.replace("--seed 7", "--config_file no"), "no.toml: does not exist"),
-        (COMMAND.replace("--seed", "\u2013\u2013seed"), "command line:6:25: '\u2013\u2013seed' belongs to no flag."),
+        (
+            COMMAND.replace("--seed", "\u2013\u2013seed"),
+            "command line:6:25: '\u2013\u2013seed' belongs to no flag.",
+        ),
         (
             COMMAND.replace('ratio=4" \\', 'ratio=4"'),
             "command line:5:5: '--optimizer_args' belongs to the command above: the mark that continues it (\\) is "
             "missing at the end of line 4.",
         ),
         (
-            COMMAND.replace("    --optim", "  # --save_every_n_steps 1 \\\n    --optim"),
+            COMMAND.replace(
+                "    --optim", "  # --save_every_n_steps 1 \\\n    --optim"
+            ),
             "command line:6:5: '--optimizer_args' belongs to the command above: line 5 is a comment, which ends it. "
             "Remove that line.",
         ),
@@ -204,48 +271,85 @@ def test_a_mistake_has_its_place(command: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "before", ["(musubi) C:\\m> ", "user@host:~/m$ ", "docker run --gpus all -v /a:/b image ", "call a && "]
+    "before",
+    [
+        "(musubi) C:\\m> ",
+        "user@host:~/m$ ",
+        "docker run --gpus all -v /a:/b image ",
+        "call a && ",
+    ],
 )
-def test_a_command_is_imported_with_what_stands_before_it(before: str, run_py: Callable[..., Any]) -> None:
+def test_a_command_is_imported_with_what_stands_before_it(
+    before: str, run_py: Callable[..., Any]
+) -> None:
     done = run_py("import", before + COMMAND.partition("\n")[2])
     assert done.returncode == 0 and "linear: 8" in done.stdout, done.stderr
 
 
 def test_a_flag_may_be_cut_short_and_lists_keep_their_quotes() -> None:
-    text = COMMAND.replace("--gradient_checkpointing", "--max_data_loader_n 0 --persistent_data_loader_worker")
+    text = COMMAND.replace(
+        "--gradient_checkpointing",
+        "--max_data_loader_n 0 --persistent_data_loader_worker",
+    )
     assert load(text).processes[0].section.datasets[0].num_workers == 0
-    assert "--max_train: unknown flag" in fault(COMMAND.replace("--max_train_steps", "--max_train"))  # steps or epochs
+    assert "--max_train: unknown flag" in fault(
+        COMMAND.replace("--max_train_steps", "--max_train")
+    )  # steps or epochs
     listed = "exclude_patterns=['.*img_mod.*', '.*txt_mod.*']"
     quoted = COMMAND.replace("loraplus_lr_ratio=4", listed)
-    assert load(quoted).processes[0].section.network.exclude_patterns == (".*img_mod.*", ".*txt_mod.*")
+    assert load(quoted).processes[0].section.network.exclude_patterns == (
+        ".*img_mod.*",
+        ".*txt_mod.*",
+    )
     message = fault(COMMAND.replace('"loraplus_lr_ratio=4"', listed.replace(" ", "")))
-    assert "holds a list whose texts are not in quotes. In a shell, put the whole of name=value in double" in message
+    assert (
+        "holds a list whose texts are not in quotes. In a shell, put the whole of name=value in double"
+        in message
+    )
 
 
 @pytest.mark.slow
 def test_what_is_imported_is_the_same_job(run_py: Callable[..., Any]) -> None:
     Path("train.sh").write_text(COMMAND)
-    printed, pasted = run_py("import", "train.sh"), run_py("import", COMMAND, "--output", "new/job.yaml")
+    printed, pasted = (
+        run_py("import", "train.sh"),
+        run_py("import", COMMAND, "--output", "new/job.yaml"),
+    )
     assert (printed.returncode, pasted.returncode) == (0, 0), pasted.stderr
     assert "linear: 8  # train.sh:4 network_dim" in printed.stdout
     assert "linear_alpha: 1  # musubi-tuner's default network_alpha" in printed.stdout
-    copies = [load_job(path, discover().find_config) for path in ("train.sh", "new/job.yaml")]
+    copies = [
+        load_job(path, discover().find_config) for path in ("train.sh", "new/job.yaml")
+    ]
     settings = [copy.processes[0].section.recorded_settings() for copy in copies]  # type: ignore[union-attr]
     assert settings[0] == settings[1] and copies[0].meta == copies[1].meta
     again = run_py("import", COMMAND, "--output", "new/job.yaml")
     assert again.returncode == 2 and "exists and is never replaced" in again.stderr
-    assert run_py("new/job.yaml").returncode == 0 and Path("out/0100/0100.safetensors").is_file()
+    assert (
+        run_py("new/job.yaml").returncode == 0
+        and Path("out/0100/0100.safetensors").is_file()
+    )
 
 
 @pytest.mark.slow
-def test_folders_that_lie_elsewhere_now_are_given_once(run_py: Callable[..., Any]) -> None:
-    Path("train.sh").write_text(COMMAND.replace("model/transformer", "/old/model/transformer"))
+def test_folders_that_lie_elsewhere_now_are_given_once(
+    run_py: Callable[..., Any],
+) -> None:
+    Path("train.sh").write_text(
+        COMMAND.replace("model/transformer", "/old/model/transformer")
+    )
     Path("data.toml").write_text(DATA.replace("pairs/after", "/old/pairs/after"))
     refused = run_py("train.sh", "--dry-run")
     assert refused.returncode == 2 and refused.stderr.count("--map /old=NEW") == 2
     moved = run_py("train.sh", "--dry-run", "--map", f"/old={Path.cwd()}")
-    assert moved.returncode == 0 and f"{Path.cwd()}/pairs/after: 3 x 1 = 3 samples" in moved.stdout
-    assert f"name_or_path: {Path.cwd()}/model" in run_py("import", "train.sh", "--map", f"/old={Path.cwd()}").stdout
+    assert (
+        moved.returncode == 0
+        and f"{Path.cwd()}/pairs/after: 3 x 1 = 3 samples" in moved.stdout
+    )
+    assert (
+        f"name_or_path: {Path.cwd()}/model"
+        in run_py("import", "train.sh", "--map", f"/old={Path.cwd()}").stdout
+    )
     assert "write OLD=NEW" in run_py("train.sh", "--map", "/old").stderr
 
 
@@ -317,7 +421,9 @@ IMAGES = """python src/musubi_tuner/qwen_image_generate_image.py --dit model/tra
         ),
     ],
 )
-def test_the_command_of_another_script_becomes_ours(command: str, ours: str, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_of_another_script_becomes_ours(
+    command: str, ours: str, capsys: pytest.CaptureFixture
+) -> None:
     """Printed with the interpreter that runs, as it is pasted."""
     made = foreign_tool(command)
     assert made is not None
@@ -325,10 +431,18 @@ def test_the_command_of_another_script_becomes_ours(command: str, ours: str, cap
     assert capsys.readouterr().out == ours.replace("python run.py", pasted())
 
 
-def test_commands_that_encode_beforehand_say_what_encodes_in_advance(run_py: Callable[..., Any]) -> None:
-    pasted = "python qwen_image_cache_latents.py --dataset_config data.toml --vae model/vae"
+def test_commands_that_encode_beforehand_say_what_encodes_in_advance(
+    run_py: Callable[..., Any],
+) -> None:
+    pasted = (
+        "python qwen_image_cache_latents.py --dataset_config data.toml --vae model/vae"
+    )
     done = run_py("import", pasted)
-    assert done.returncode == 2 and "`run.py cache FILE`, with the command of the training in FILE" in done.stderr
+    assert (
+        done.returncode == 2
+        and "`run.py cache FILE`, with the command of the training in FILE"
+        in done.stderr
+    )
     Path("train.sh").write_text(COMMAND)
     assert "cached 3 items in out/_cache" in run_py("cache", "train.sh").stdout
 
@@ -349,8 +463,12 @@ CHAIN = {
 
 
 @pytest.mark.slow
-def test_commands_that_follow_a_training_find_its_files(run_py: Callable[..., Any]) -> None:
-    epochs = COMMAND.replace("--max_train_steps 2", "--max_train_epochs 3 --save_every_n_epochs 1")
+def test_commands_that_follow_a_training_find_its_files(
+    run_py: Callable[..., Any],
+) -> None:
+    epochs = COMMAND.replace(
+        "--max_train_steps 2", "--max_train_epochs 3 --save_every_n_epochs 1"
+    )
     Path("train.sh").write_text(epochs)
     trained = run_py("train.sh")
     assert trained.returncode == 0, trained.stderr
@@ -359,44 +477,76 @@ def test_commands_that_follow_a_training_find_its_files(run_py: Callable[..., An
         done = run_py("next.sh")
         assert done.returncode == 0, (name, done.stderr)
         if "out/0100" in command:
-            told = "is found in 'out/0100': 0100_000000003" if "*" in command else "is found as 'out/0100/0100"
+            told = (
+                "is found in 'out/0100': 0100_000000003"
+                if "*" in command
+                else "is found as 'out/0100/0100"
+            )
             assert told in done.stderr, name
-    again = COMMAND.replace("--output_name 0100", "--output_name more --network_weights out/0100.safetensors")
+    again = COMMAND.replace(
+        "--output_name 0100",
+        "--output_name more --network_weights out/0100.safetensors",
+    )
     Path("again.sh").write_text(again)
     planned = run_py("again.sh", "--dry-run")
-    assert planned.returncode == 0 and "is found as 'out/0100/0100.safetensors'" in planned.stderr, planned.stderr
+    assert (
+        planned.returncode == 0
+        and "is found as 'out/0100/0100.safetensors'" in planned.stderr
+    ), planned.stderr
 
 
 @pytest.mark.parametrize(
     ("flags", "ours", "note"),
     [
-        ("", "--control-resolution 95", "keeps its own size there, and here, but for multiples of 32."),
-        ("pairs/other.png", "", "and has the area of 1024 x 1024 pixels here (--control-resolution)."),
+        (
+            "",
+            "--control-resolution 95",
+            "keeps its own size there, and here, but for multiples of 32.",
+        ),
+        (
+            "pairs/other.png",
+            "",
+            "and has the area of 1024 x 1024 pixels here (--control-resolution).",
+        ),
         ("gone.png", "", "and has the area of 1024 x 1024 pixels here"),
         ("--resize_control_to_official_size", "", ""),
         ("--resize_control_to_image_size", "--match-target-res", ""),
     ],
 )
-def test_a_control_image_keeps_its_size_as_there(flags: str, ours: str, note: str) -> None:
-    Image.new("RGB", (120, 76)).save("one.png"), Image.new("RGB", (300, 300)).save("pairs/other.png")
+def test_a_control_image_keeps_its_size_as_there(
+    flags: str, ours: str, note: str
+) -> None:
+    (
+        Image.new("RGB", (120, 76)).save("one.png"),
+        Image.new("RGB", (300, 300)).save("pairs/other.png"),
+    )
     command = "python qwen_image_generate_image.py --dit model --prompt x --edit --control_image_path one.png"
     made = foreign_tool(f"{command} {flags}")
     assert made is not None
     words, notes = made
-    assert (ours in " ".join(words)) and ("--control-resolution" in words) == ours.startswith("--control")
+    assert (ours in " ".join(words)) and (
+        "--control-resolution" in words
+    ) == ours.startswith("--control")
     assert len(notes) == bool(note) and all(note in line for line in notes)
     with pytest.raises(UserError, match="exclude each other, there too"):
-        foreign_tool(f"{command} --resize_control_to_official_size --resize_control_to_image_size")
+        foreign_tool(
+            f"{command} --resize_control_to_official_size --resize_control_to_image_size"
+        )
 
 
-def test_the_caption_tool_takes_a_model_by_its_flag_there(run_py: Callable[..., Any]) -> None:
-    done = run_py("caption", "--image_dir", "pairs/after", "--model_path", "none/x.safetensors")
+def test_the_caption_tool_takes_a_model_by_its_flag_there(
+    run_py: Callable[..., Any],
+) -> None:
+    done = run_py(
+        "caption", "--image_dir", "pairs/after", "--model_path", "none/x.safetensors"
+    )
     assert "unknown argument" not in done.stderr and "none/x.safetensors" in done.stderr
 
 
 def test_a_command_of_another_script_that_lost_its_mark_is_refused() -> None:
     with pytest.raises(
-        UserError, match=r"^line 3: '--attn_mode' belongs to the command above: .* at the end of line 2"
+        UserError,
+        match=r"^line 3: '--attn_mode' belongs to the command above: .* at the end of line 2",
     ):
         foreign_tool(IMAGES.replace("--infer_steps 2 \\", "--infer_steps 2"))
 
@@ -410,10 +560,18 @@ def test_a_command_of_another_script_that_lost_its_mark_is_refused() -> None:
         ('\t"--network_dim" 32', "3:2"),
     ],
 )
-def test_an_end_of_a_command_on_its_own_line_is_told_however_it_begins(line: str, place: str) -> None:
+def test_an_end_of_a_command_on_its_own_line_is_told_however_it_begins(
+    line: str, place: str
+) -> None:
     diagnostics = Diagnostics("x.sh")
-    with pytest.raises(ConfigErrors, match=f"^x.sh:{place}: .* belongs to the command above: the mark .* of line 2"):
-        read_command(f"python qwen_image_train_network.py \\\n --dit model --network_dim\n{line}\n", diagnostics)
+    with pytest.raises(
+        ConfigErrors,
+        match=f"^x.sh:{place}: .* belongs to the command above: the mark .* of line 2",
+    ):
+        read_command(
+            f"python qwen_image_train_network.py \\\n --dit model --network_dim\n{line}\n",
+            diagnostics,
+        )
 
 
 @pytest.mark.parametrize(
@@ -428,12 +586,17 @@ def test_an_end_of_a_command_on_its_own_line_is_told_however_it_begins(line: str
 )
 def test_quotes_within_quotes_are_those_of_the_shell(pasted: str, meant: str) -> None:
     assert shlex.split(pasted) == [meant]
-    made = foreign_tool(f"python qwen_image_generate_image.py --dit model --prompt {pasted} --seed 1")
+    made = foreign_tool(
+        f"python qwen_image_generate_image.py --dit model --prompt {pasted} --seed 1"
+    )
     assert made is not None and made[0][made[0].index("--prompt") + 1] == meant
 
 
 def test_commands_behind_the_one_that_is_read_are_named() -> None:
-    tool, cached = "python convert_lora.py --input a --output b --target other", "python qwen_image_cache_latents.py"
+    tool, cached = (
+        "python convert_lora.py --input a --output b --target other",
+        "python qwen_image_cache_latents.py",
+    )
     made = foreign_tool(f"{tool} && {tool}; {cached} --vae x\n")
     assert made is not None and made[1] == [
         "convert_lora.py is left out: one command is read at a time. Give it by itself.",
@@ -444,7 +607,10 @@ def test_commands_behind_the_one_that_is_read_are_named() -> None:
 
 def test_a_flag_whose_value_is_missing_is_told() -> None:
     diagnostics = Diagnostics("x.sh")
-    read_command("python qwen_image_train_network.py --dit --vae a --network_args --seed 3\n", diagnostics)
+    read_command(
+        "python qwen_image_train_network.py --dit --vae a --network_args --seed 3\n",
+        diagnostics,
+    )
     with pytest.raises(ConfigErrors) as caught:
         diagnostics.raise_errors()
     told = "has no value. Write one, or leave the flag out."
@@ -455,14 +621,22 @@ def test_a_flag_whose_value_is_missing_is_told() -> None:
 
 
 def test_a_semicolon_ends_a_command_and_is_no_part_of_its_last_word() -> None:
-    root = read_command("cd x; python qwen_image_train_network.py --output_name l; echo done;\n", Diagnostics("x.sh"))
+    root = read_command(
+        "cd x; python qwen_image_train_network.py --output_name l; echo done;\n",
+        Diagnostics("x.sh"),
+    )
     assert root.value["output_name"].value == "l"
 
 
 def test_a_flag_with_another_dash_inside_a_command_is_told() -> None:
     diagnostics = Diagnostics("x.sh")
-    read_command("python qwen_image_train_network.py --output_name l \u2013dit a\n", diagnostics)
-    with pytest.raises(ConfigErrors, match=r"'\u2013dit' belongs to no flag. A flag begins with two plain '-'\."):
+    read_command(
+        "python qwen_image_train_network.py --output_name l \u2013dit a\n", diagnostics
+    )
+    with pytest.raises(
+        ConfigErrors,
+        match=r"'\u2013dit' belongs to no flag. A flag begins with two plain '-'\.",
+    ):
         diagnostics.raise_errors()
 
 
@@ -472,12 +646,23 @@ def test_a_file_with_such_a_command_runs(run_py: Callable[..., Any]) -> None:
         "python lora_post_hoc_ema.py a.safetensors b.safetensors --output_file c.safetensors\n"
     )
     shown = run_py("average.sh", "--dry-run")
-    assert (shown.returncode, shown.stdout) == (0, run_py("import", "average.sh").stdout)
+    assert (shown.returncode, shown.stdout) == (
+        0,
+        run_py("import", "average.sh").stdout,
+    )
     run = run_py("average.sh")
-    assert run.returncode == 2 and "run.py post_hoc_ema: " in run.stderr and "a.safetensors" in run.stderr
+    assert (
+        run.returncode == 2
+        and "run.py post_hoc_ema: " in run.stderr
+        and "a.safetensors" in run.stderr
+    )
 
 
-@pytest.mark.parametrize("text", ["#\\\n", "a=\\\n", "A=b ", "A=A=", "x=1\n", "!", "/", "$ ", "```\n"])
-def test_a_text_that_never_becomes_a_command_is_told_in_time_that_grows_with_it(text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["#\\\n", "a=\\\n", "A=b ", "A=A=", "x=1\n", "!", "/", "$ ", "```\n"]
+)
+def test_a_text_that_never_becomes_a_command_is_told_in_time_that_grows_with_it(
+    text: str,
+) -> None:
     """A second attempt per line would take years."""
     assert not is_command(text * 2000)

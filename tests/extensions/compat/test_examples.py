@@ -15,10 +15,14 @@ import pytest
 from tests.config.test_examples import CONFIG, examples_with
 
 
-def test_the_file_of_fluxflows_guide_is_planned(workplace: Path, run_py: Callable) -> None:
+def test_the_file_of_fluxflows_guide_is_planned(
+    workplace: Path, run_py: Callable
+) -> None:
     (example,) = examples_with(lambda types: not types)
     result = run_py(example, "--dry-run", "--json", cwd=workplace)
-    assert (example, result.returncode) == ("config/examples/fluxflow.yaml", 0), result.stderr
+    assert (example, result.returncode) == ("config/examples/fluxflow.yaml", 0), (
+        result.stderr
+    )
     assert json.loads(result.stdout)["processes"]
 
 
@@ -30,11 +34,18 @@ def workplace(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_command_of_fluxflows_guide_with_variables_is_planned(workplace: Path) -> None:
+def test_the_command_of_fluxflows_guide_with_variables_is_planned(
+    workplace: Path,
+) -> None:
     environment = os.environ | {"RUN": f"{sys.executable} {CONFIG.parent / 'run.py'}"}
     command = ["bash", "config/examples/fluxflow.sh", "--dry-run", "--json"]
-    result = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True)
+    result = subprocess.run(
+        command, cwd=workplace, env=environment, capture_output=True, text=True
+    )
     assert (result.returncode, result.stderr) == (0, "")
     plan = json.loads(result.stdout)
-    assert (plan["job"], plan["folders"]) == ("fluxflow_sh", ["outputs/fluxflow_sh/train"])
+    assert (plan["job"], plan["folders"]) == (
+        "fluxflow_sh",
+        ["outputs/fluxflow_sh/train"],
+    )
     assert plan["processes"][0]["optimizer_steps"] > 0

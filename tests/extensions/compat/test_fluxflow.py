@@ -1,4 +1,5 @@
-"""The job that a file of FluxFlow's guide becomes, as plain data, and the messages about its mistakes."""
+"""The job that a file of FluxFlow's guide becomes, as plain data, and the messages
+about its mistakes."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ class Read:
 
     def __init__(self, text: str, name: str | None = None) -> None:
         diagnostics = Diagnostics("config.yaml")
-        self.root = GUIDE.as_job(read_yaml(text, diagnostics), Path("."), name, diagnostics)
+        self.root = GUIDE.as_job(
+            read_yaml(text, diagnostics), Path("."), name, diagnostics
+        )
         diagnostics.raise_errors()
         self.warnings = diagnostics.warnings
         self.job = self.root.data()
@@ -37,14 +40,17 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Read]
     return Read
 
 
-def step(*lines: str, data: str = "{data_path: images}", model: str = "{}", more: str = "") -> str:
+def step(
+    *lines: str, data: str = "{data_path: images}", model: str = "{}", more: str = ""
+) -> str:
     """A file of one step."""
     body = "".join(f"\n        {line}" for line in lines)
     return f"data: {data}\nmodel: {model}\n{more}\ntraining:\n  pipeline:\n    steps:\n      - name: one{body}\n"
 
 
 def joint(*lines: str, model: str = "{}") -> str:
-    """A file of a step that trains an autoencoder, and one that trains it further with a flow model."""
+    """A file of a step that trains an autoencoder, and one that trains it further with
+    a flow model."""
     both = ("train_vae: true", "train_diff_full: true", *lines)
     return (
         step("train_vae: true", "lr: 1e-5", "n_epochs: 1", model=model)
@@ -54,7 +60,8 @@ def joint(*lines: str, model: str = "{}") -> str:
 
 
 def after_autoencoder(*lines: str, **more: str) -> str:
-    """The same behind a step that trains an autoencoder; only the second one's process matters."""
+    """The same behind a step that trains an autoencoder; only the second one's process
+    matters."""
     before = "    steps:\n      - {name: before, train_vae: true, lr: 1e-5}\n"
     return step(*lines, **more).replace("    steps:\n", before)
 
@@ -62,7 +69,9 @@ def after_autoencoder(*lines: str, **more: str) -> str:
 def faults(text: str) -> list[str]:
     with pytest.raises(ConfigErrors) as caught:
         Read(text)
-    return [line.removeprefix("config.yaml:") for line in str(caught.value).splitlines()]
+    return [
+        line.removeprefix("config.yaml:") for line in str(caught.value).splitlines()
+    ]
 
 
 AT = "training.pipeline.steps[0]"
@@ -88,26 +97,54 @@ def test_a_file_is_the_guides_by_its_sections(text: str, expected: bool) -> None
 def test_results_go_to_the_output_path_and_each_step_to_a_folder_below(read) -> None:
     found = read(guide.FILES["complete"])
     assert found.job["config"]["name"] == "full_pipeline"
-    assert [process["name"] for process in found.steps] == ["vae_warmup", "vae_spade_gan", "flow_training"]
+    assert [process["name"] for process in found.steps] == [
+        "vae_warmup",
+        "vae_spade_gan",
+        "flow_training",
+    ]
     assert {process["training_folder"] for process in found.steps} == {"outputs"}
-    assert [process["save"]["fluxflow_files"] for process in found.steps] == ["step", "step", "last"]
+    assert [process["save"]["fluxflow_files"] for process in found.steps] == [
+        "step",
+        "step",
+        "last",
+    ]
 
 
 def test_a_given_name_replaces_the_last_part_of_the_output_path(read) -> None:
-    found = read(step("train_vae: true", "lr: 1e-5", more="output: {output_path: a/b/c}"), "other")
-    assert (found.job["config"]["name"], found.steps[0]["training_folder"]) == ("other", "a/b")
+    found = read(
+        step("train_vae: true", "lr: 1e-5", more="output: {output_path: a/b/c}"),
+        "other",
+    )
+    assert (found.job["config"]["name"], found.steps[0]["training_folder"]) == (
+        "other",
+        "a/b",
+    )
 
 
 def test_without_a_pipeline_there_is_one_step_named_train(read) -> None:
-    (process,) = read("data: {data_path: images}\ntraining: {train_vae: true, lr: 1e-5}").steps
-    assert (process["name"], process["type"], process["save"]["fluxflow_files"]) == ("train", "vae_trainer", "only")
+    (process,) = read(
+        "data: {data_path: images}\ntraining: {train_vae: true, lr: 1e-5}"
+    ).steps
+    assert (process["name"], process["type"], process["save"]["fluxflow_files"]) == (
+        "train",
+        "vae_trainer",
+        "only",
+    )
 
 
 # ------------------------------------------------------------ what a step becomes
 
 
-GUIDES_PIXELS = {"l1": 0, "reconstruction": 1, "mse": 0.1, "contrast": 0.1, "color": 0.05, "histogram": 0.02}
-"""The losses that the guide has without a key for each; the defaults here are others."""
+GUIDES_PIXELS = {
+    "l1": 0,
+    "reconstruction": 1,
+    "mse": 0.1,
+    "contrast": 0.1,
+    "color": 0.05,
+    "histogram": 0.02,
+}
+"""The losses that the guide has without a key for each; the defaults here are
+others."""
 
 
 def test_an_autoencoder_step(read) -> None:
@@ -137,15 +174,28 @@ def test_an_autoencoder_step(read) -> None:
     assert "discriminator" not in first
     assert first["save"]["save_every"] == 100
     assert first["stop_when"] == {"metric": "loss_recon", "below": 0.02}
-    assert first["sample"] == {"sample_every": 100, "sample_at_first": False, "format": "png", "overview": True}
+    assert first["sample"] == {
+        "sample_every": 100,
+        "sample_at_first": False,
+        "format": "png",
+        "overview": True,
+    }
     assert first["datasets"] == [
-        {"folder_path": "images", "captions_file": "captions.txt", "resolution": guide.SIDE, "num_workers": 8}
+        {
+            "folder_path": "images",
+            "captions_file": "captions.txt",
+            "resolution": guide.SIDE,
+            "num_workers": 8,
+        }
     ]
 
 
 def test_a_step_goes_on_from_the_last_one_of_its_part(read) -> None:
     _, second, third = read(guide.FILES["complete"]).steps
-    assert second["model"] == {"name_or_path": "outputs/[name]/vae_warmup/vae_warmup", "spade": True}
+    assert second["model"] == {
+        "name_or_path": "outputs/[name]/vae_warmup/vae_warmup",
+        "spade": True,
+    }
     assert third["model"]["vae"] == "outputs/[name]/vae_spade_gan/vae_spade_gan"
     assert "name_or_path" not in third["model"]
 
@@ -158,9 +208,17 @@ def test_a_flow_step(read) -> None:
         "prediction": "flow",
         "transformer": {
             "class_name": "SD3Transformer2DModel",
-            "config": {"num_layers": 4, "num_attention_heads": 1, "attention_head_dim": 32},
+            "config": {
+                "num_layers": 4,
+                "num_attention_heads": 1,
+                "attention_head_dim": 32,
+            },
         },
-        "text_encoder": {"train": True, "projection_dim": 32, "config": fluxflow.RANDOM_TEXT_ENCODER},
+        "text_encoder": {
+            "train": True,
+            "projection_dim": 32,
+            "config": fluxflow.RANDOM_TEXT_ENCODER,
+        },
     }
     assert [sample["prompt"] for sample in third["sample"]["samples"]] == [
         "a photo of a cat sitting on a couch",
@@ -170,7 +228,9 @@ def test_a_flow_step(read) -> None:
     assert "autoencoder" not in third
 
 
-def test_a_second_flow_step_starts_from_the_first_and_takes_a_newer_autoencoder(read) -> None:
+def test_a_second_flow_step_starts_from_the_first_and_takes_a_newer_autoencoder(
+    read,
+) -> None:
     text = (
         "data: {data_path: images}\ntraining:\n  lr: 1e-5\n  output_path: o/x\n  pipeline:\n    steps:\n"
         "      - {name: v, train_vae: true}\n      - {name: f, train_diff: true}\n"
@@ -185,11 +245,23 @@ def test_a_second_flow_step_starts_from_the_first_and_takes_a_newer_autoencoder(
 
 
 def test_joint_training_is_a_flow_step_with_an_autoencoder(read) -> None:
-    _, both = read(joint("gan_training: true", "train_spade: true", "lr: 1e-6", "kl_beta: 1e-3")).steps
+    _, both = read(
+        joint("gan_training: true", "train_spade: true", "lr: 1e-6", "kl_beta: 1e-3")
+    ).steps
     own = both["autoencoder"]
-    assert both["type"] == "flow_trainer" and both["model"]["vae"] == "outputs/[name]/one/one"
-    assert (own["train"], own["spade"], own["losses"]) == ("all", True, {**GUIDES_PIXELS, "kl": 1e-3})
-    assert (own["discriminator"]["channels"], own["discriminator"]["adaptive_weight"]) == (32, False)
+    assert (
+        both["type"] == "flow_trainer"
+        and both["model"]["vae"] == "outputs/[name]/one/one"
+    )
+    assert (own["train"], own["spade"], own["losses"]) == (
+        "all",
+        True,
+        {**GUIDES_PIXELS, "kl": 1e-3},
+    )
+    assert (
+        own["discriminator"]["channels"],
+        own["discriminator"]["adaptive_weight"],
+    ) == (32, False)
     assert set(both["optimizers"]) == {"flow", "text_encoder", "vae", "discriminator"}
 
 
@@ -202,14 +274,24 @@ def test_both_may_begin_from_nothing_in_one_step(read) -> None:
 
 
 @pytest.mark.parametrize(
-    "lines", [("train_vae: true", "gan_training: true", "train_reconstruction: false"), ("gan_training: true",)]
+    "lines",
+    [
+        ("train_vae: true", "gan_training: true", "train_reconstruction: false"),
+        ("gan_training: true",),
+    ],
 )
-def test_both_spellings_of_adversarial_training_compare_no_pixels(lines: tuple[str, ...], read) -> None:
+def test_both_spellings_of_adversarial_training_compare_no_pixels(
+    lines: tuple[str, ...], read
+) -> None:
     found = read(step(*lines, "lr: 1e-5", "lambda_adv: 0.9"))
     (process,) = found.steps
-    zero = dict.fromkeys(("l1", "reconstruction", "mse", "contrast", "color", "histogram", "kl"), 0)
+    zero = dict.fromkeys(
+        ("l1", "reconstruction", "mse", "contrast", "color", "histogram", "kl"), 0
+    )
     assert process["losses"] == {**zero, "adversarial": 0.9}
-    assert any("adversarial training only" in line for line in found.warnings) == (len(lines) == 1)
+    assert any("adversarial training only" in line for line in found.warnings) == (
+        len(lines) == 1
+    )
 
 
 def test_sizes_scale_with_the_guides_dimensions(read) -> None:
@@ -218,7 +300,11 @@ def test_sizes_scale_with_the_guides_dimensions(read) -> None:
     assert first["model"]["config"] == sized(64)
     assert process["autoencoder"]["discriminator"]["channels"] == 64
     transformer = process["model"]["transformer"]["config"]
-    assert transformer == {"num_layers": 8, "num_attention_heads": 4, "attention_head_dim": 64}
+    assert transformer == {
+        "num_layers": 8,
+        "num_attention_heads": 4,
+        "attention_head_dim": 64,
+    }
 
 
 def test_a_pretrained_text_encoder(read) -> None:
@@ -264,23 +350,33 @@ LENGTHS = (
 def test_a_key_of_a_step_becomes_one_of_its_process(
     lines, data: str, section: str, expected: dict | None, read
 ) -> None:
-    (process,) = read(step("train_vae: true", *lines, **({"data": data} if data else {}))).steps
+    (process,) = read(
+        step("train_vae: true", *lines, **({"data": data} if data else {}))
+    ).steps
     found = process.get(section)
     found = found[0] if isinstance(found, list) else found
     assert (found and {key: found.get(key) for key in expected or ()}) == expected
 
 
-def test_a_step_inherits_from_training_what_it_does_not_say_but_not_what_is_trained(read) -> None:
+def test_a_step_inherits_from_training_what_it_does_not_say_but_not_what_is_trained(
+    read,
+) -> None:
     text = (
         "data: {data_path: images}\ntraining:\n  train_vae: true\n  lr: 3e-5\n  batch_size: 7\n  gan_training: true\n"
         "  pipeline:\n    defaults: {lr: 2e-5, kl_beta: 0.5}\n    steps:\n      - {name: a, n_epochs: 2}\n"
         "      - {name: b, train_diff_full: true, lr: 1e-5}\n"
     )
     first, second = read(text).steps
-    assert (first["type"], first["train"]["lr"], first["train"]["batch_size"]) == ("vae_trainer", 2e-5, 7)
+    assert (first["type"], first["train"]["lr"], first["train"]["batch_size"]) == (
+        "vae_trainer",
+        2e-5,
+        7,
+    )
     assert (first["losses"]["kl"], "discriminator" in first) == (0.5, True)
     assert (second["type"], second["train"]["lr"]) == ("flow_trainer", 1e-5)
-    assert "autoencoder" not in second  # a discriminator of `training` makes no joint step
+    assert (
+        "autoencoder" not in second
+    )  # a discriminator of `training` makes no joint step
 
 
 def test_without_any_rate_there_is_a_note(read) -> None:
@@ -293,7 +389,10 @@ def test_without_any_rate_there_is_a_note(read) -> None:
 @pytest.mark.parametrize(
     ("text", "warning"),
     [
-        (step("train_vae: true", "lr: 1e-5", "use_fp16: true"), f"10:9: {AT}.use_fp16: bfloat16 is used: so."),
+        (
+            step("train_vae: true", "lr: 1e-5", "use_fp16: true"),
+            f"10:9: {AT}.use_fp16: bfloat16 is used: so.",
+        ),
         (
             step("train_vae: true", "lr: 1e-5", "freeze_flow: true"),
             "freeze_flow: Freezing flow: step 'one' does not load it.",
@@ -304,18 +403,27 @@ def test_without_any_rate_there_is_a_note(read) -> None:
         ),
     ],
 )
-def test_what_is_otherwise_here_is_told(text: str, warning: str, read, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fluxflow, "half_precision", lambda: ("bfloat16", "bfloat16 is used: so."))
+def test_what_is_otherwise_here_is_told(
+    text: str, warning: str, read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        fluxflow, "half_precision", lambda: ("bfloat16", "bfloat16 is used: so.")
+    )
     found = read(text)
     (told,) = (line for line in found.warnings if warning in line)
     assert "use_fp16" not in told or found.steps[0]["train"]["dtype"] == "bfloat16"
-    assert all("tokenizer" not in process["model"].get("text_encoder", {}) for process in found.steps)
+    assert all(
+        "tokenizer" not in process["model"].get("text_encoder", {})
+        for process in found.steps
+    )
 
 
 # ------------------------------------------------------------ datasets
 
 
-@pytest.mark.parametrize("switch", ["use_webdataset: true", "use_tt2m: true, tt2m_token: hf_abc"])
+@pytest.mark.parametrize(
+    "switch", ["use_webdataset: true", "use_tt2m: true, tt2m_token: hf_abc"]
+)
 def test_the_default_set_has_its_own_keys(switch: str, read) -> None:
     found = read(step("train_vae: true", "lr: 1e-5", data=f"{{{switch}}}"))
     (dataset,) = found.steps[0]["datasets"]
@@ -333,20 +441,36 @@ def test_the_default_set_has_its_own_keys(switch: str, read) -> None:
 
 
 def test_the_rate_stays_where_a_stream_has_no_length(read) -> None:
-    (process,) = read(step("train_vae: true", "lr: 1e-5", data="{use_webdataset: true}")).steps
-    assert process["train"]["lr_scheduler"] == process["optimizers"]["vae"]["lr_scheduler"] == "constant"
+    (process,) = read(
+        step("train_vae: true", "lr: 1e-5", data="{use_webdataset: true}")
+    ).steps
+    assert (
+        process["train"]["lr_scheduler"]
+        == process["optimizers"]["vae"]["lr_scheduler"]
+        == "constant"
+    )
     own = "schedulers: {vae: {type: CosineAnnealingLR}}"  # refused later, as its length is not known
-    (process,) = read(step("train_vae: true", "lr: 1e-5", own, data="{use_webdataset: true}")).steps
+    (process,) = read(
+        step("train_vae: true", "lr: 1e-5", own, data="{use_webdataset: true}")
+    ).steps
     assert process["optimizers"]["vae"]["lr_scheduler"] == "CosineAnnealingLR"
 
 
 @pytest.mark.parametrize(
     ("data", "lines"),
-    [("{use_webdataset: true, webdataset_size: 77}", ()), ("{use_webdataset: true}", ("max_steps: 9",))],
+    [
+        ("{use_webdataset: true, webdataset_size: 77}", ()),
+        ("{use_webdataset: true}", ("max_steps: 9",)),
+    ],
 )
-def test_the_rate_falls_where_the_length_of_a_stream_is_known(data: str, lines: tuple[str, ...], read) -> None:
+def test_the_rate_falls_where_the_length_of_a_stream_is_known(
+    data: str, lines: tuple[str, ...], read
+) -> None:
     found = read(step("train_vae: true", "lr: 1e-5", *lines, data=data))
-    assert found.steps[0]["train"]["lr_scheduler"] == "CosineAnnealingLR" and not found.warnings
+    assert (
+        found.steps[0]["train"]["lr_scheduler"] == "CosineAnnealingLR"
+        and not found.warnings
+    )
 
 
 def test_each_step_may_have_a_dataset_of_its_own(read) -> None:
@@ -363,8 +487,14 @@ training:
       - {name: b, train_vae: true, dataset: web}
 """
     first, second = read(text).steps
-    assert (first["datasets"][0]["folder_path"], first["train"]["batch_size"]) == ("images", 3)
-    assert (second["datasets"][0]["url"], second["datasets"][0]["num_workers"]) == (["x_*.tar"], 6)
+    assert (first["datasets"][0]["folder_path"], first["train"]["batch_size"]) == (
+        "images",
+        3,
+    )
+    assert (second["datasets"][0]["url"], second["datasets"][0]["num_workers"]) == (
+        ["x_*.tar"],
+        6,
+    )
     assert second["train"]["batch_size"] == 2
 
 
@@ -383,16 +513,23 @@ def test_a_dataset_of_another_kind_is_a_mistake() -> None:
 def test_keys_that_only_the_repositorys_examples_have(read) -> None:
     data = "{data_path: images, img_size: 128, channels: 3, reduced_min_sizes: [64, 96], dataloader_max_retries: 5}"
     more = (
-        "output: {sample_sizes: [64, [96, 64], 128x96], sample_captions: [a], log_file: null}\nmodel_checkpoint: null\n"
+        "output: {sample_sizes: [64, [96, 64], 128x96], sample_captions: [a], "
+        "log_file: null}\nmodel_checkpoint: null\n"
     )
     found = read(joint("lr: 1e-5").replace("{data_path: images}", data) + f"\n{more}")
     vae, flow = found.steps
     assert vae["datasets"][0]["resolution"] == [64, 96, 128]
     samples = flow["sample"]["samples"]
-    assert [(each["width"], each["height"]) for each in samples] == [(64, 64), (96, 64), (128, 96)]
+    assert [(each["width"], each["height"]) for each in samples] == [
+        (64, 64),
+        (96, 64),
+        (128, 96),
+    ]
     assert [line for line in found.warnings if "no effect: images have three" in line]
     assert not [line for line in found.warnings if "log_file" in line]
-    (quiet,) = read(step("train_vae: true", "lr: 1e-5", more="output: {no_samples: true}")).steps
+    (quiet,) = read(
+        step("train_vae: true", "lr: 1e-5", more="output: {no_samples: true}")
+    ).steps
     assert "sample" not in quiet
 
 
@@ -451,13 +588,17 @@ def test_keys_that_only_the_repositorys_examples_have(read) -> None:
          "There is no 'training.pipeline.datasets'."),
     ],
 )  # fmt: skip
-def test_mistakes_in_a_step_have_their_place(lines: tuple[str, ...], expected: str, read) -> None:
+def test_mistakes_in_a_step_have_their_place(
+    lines: tuple[str, ...], expected: str, read
+) -> None:
     found = faults(step(*lines))
     assert expected in found
 
 
 NO_STEPS = "No pipeline steps defined. Give 'training.pipeline.steps', a list with at least one entry."
-OF_DATA = "is required: a folder of images, or 'use_webdataset: true' with 'webdataset_url'."
+OF_DATA = (
+    "is required: a folder of images, or 'use_webdataset: true' with 'webdataset_url'."
+)
 BROKEN = "{model_checkpoint: nope.safetensors}"
 
 
@@ -474,29 +615,43 @@ def pipeline(text: str) -> str:
         (pipeline("{defaults: {}}"), f"2:22: training.pipeline: {NO_STEPS}"),
         *(
             (
-                pipeline(f"{{{key}: [1], steps: [{{name: a, train_vae: true, lr: 1e-5}}]}}"),
+                pipeline(
+                    f"{{{key}: [1], steps: [{{name: a, train_vae: true, lr: 1e-5}}]}}"
+                ),
                 f"training.pipeline.{key}: a list is not a mapping of keys and values.",
             )
             for key in ("defaults", "datasets")
         ),
         *(
             (
-                step("train_vae: true", "lr: 1e-5", more=f"output: {{output_path: {path}}}"),
+                step(
+                    "train_vae: true",
+                    "lr: 1e-5",
+                    more=f"output: {{output_path: {path}}}",
+                ),
                 f"'{path}' has no name. Give a folder, such as outputs/run1.",
             )
             for path in ("/", ".", "..", "a/..")
         ),
         (
-            step("train_vae: true", "lr: 1e-5", data="{}") + "      - {name: two, train_vae: true, lr: 1e-5}\n",
+            step("train_vae: true", "lr: 1e-5", data="{}")
+            + "      - {name: two, train_vae: true, lr: 1e-5}\n",
             f"1:7: data.data_path: {OF_DATA}",
         ),
-        (step("train_diff: true", "lr: 1e-5"), f"7:9: {AT}: step 'one' has no autoencoder"),
+        (
+            step("train_diff: true", "lr: 1e-5"),
+            f"7:9: {AT}: step 'one' has no autoencoder",
+        ),
         (  # which it would train along
-            step("train_diff: true", "lr: 1e-5", "train_vae: true", "freeze: compressor"),
+            step(
+                "train_diff: true", "lr: 1e-5", "train_vae: true", "freeze: compressor"
+            ),
             f"7:9: {AT}: step 'one' has no autoencoder",
         ),
         (
-            after_autoencoder("train_diff: true", "lr: 1e-4", "freeze_text_encoder: true"),
+            after_autoencoder(
+                "train_diff: true", "lr: 1e-4", "freeze_text_encoder: true"
+            ),
             "11:30: training.pipeline.steps[1].freeze_text_encoder: a text encoder with random weights is to learn",
         ),
         *(  # a flow step says nothing of what the checkpoint would have brought
@@ -528,7 +683,10 @@ def test_a_step_without_a_name_or_with_one_of_another_folder(read) -> None:
 
 
 def test_two_output_paths_that_differ_name_both(read) -> None:
-    text = step("train_vae: true", "lr: 1e-5", more="output: {output_path: a/b}") + "  output_path: a/c\n"
+    text = (
+        step("train_vae: true", "lr: 1e-5", more="output: {output_path: a/b}")
+        + "  output_path: a/c\n"
+    )
     (line,) = faults(text)
     assert line.endswith(
         "'training.output_path' and 'output.output_path' mean the same, but 'a/c' and 'a/b' were given. "
@@ -548,7 +706,12 @@ def test_keys_at_the_top_are_sent_where_they_belong(read) -> None:
 def test_only_the_decoder_learns_where_the_compressor_is_frozen(read) -> None:
     lines = ("train_vae: true", "train_diff: true", "lr: 1e-5", "freeze: compressor")
     assert read(after_autoencoder(*lines)).steps[1]["autoencoder"]["train"] == "decoder"
-    assert read(step("train_vae: true", "lr: 1e-5", "freeze: compressor")).steps[0]["model"]["train"] == "decoder"
+    assert (
+        read(step("train_vae: true", "lr: 1e-5", "freeze: compressor")).steps[0][
+            "model"
+        ]["train"]
+        == "decoder"
+    )
 
 
 # ------------------------------------------------------------ checkpoints
@@ -556,7 +719,8 @@ def test_only_the_decoder_learns_where_the_compressor_is_frozen(read) -> None:
 
 @pytest.fixture
 def checkpoint(read, tmp_path: Path) -> Callable[..., str]:
-    """A file of the guide's name with this header, and the folder of an autoencoder beside it."""
+    """A file of the guide's name with this header, and the folder of an autoencoder
+    beside it."""
 
     def write(header: dict[str, Any], folder: bool = True) -> str:
         path = tmp_path / "outputs" / "old" / "flxflow_final.safetensors"
@@ -566,19 +730,25 @@ def checkpoint(read, tmp_path: Path) -> Callable[..., str]:
         if folder:
             (path.parent / "train" / "train").mkdir(parents=True)
             config = {"_class_name": "AutoencoderKL", **sized(16)}
-            (path.parent / "train" / "train" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+            (path.parent / "train" / "train" / "config.json").write_text(
+                json.dumps(config), encoding="utf-8"
+            )
         (path.parent / "lr_sav.json").write_text('{"vae": 3e-6}', encoding="utf-8")
         return "outputs/old/flxflow_final.safetensors"
 
     return write
 
 
-OURS = {"__metadata__": {"parts": json.dumps({"folder": "train/train", "parts": ["vae"]})}}
+OURS = {
+    "__metadata__": {"parts": json.dumps({"folder": "train/train", "parts": ["vae"]})}
+}
 
 
 def test_a_checkpoint_leads_to_the_folder_beside_it(checkpoint, read) -> None:
     path = checkpoint(OURS)
-    (process,) = read(step("train_vae: true", "lr: 1e-5", model=f"{{model_checkpoint: {path}}}")).steps
+    (process,) = read(
+        step("train_vae: true", "lr: 1e-5", model=f"{{model_checkpoint: {path}}}")
+    ).steps
     assert process["model"] == {"name_or_path": "outputs/old/train/train"}
 
 
@@ -586,14 +756,31 @@ def test_saved_rates_replace_those_of_the_file(checkpoint, read) -> None:
     model = f"{{model_checkpoint: {checkpoint(OURS)}}}"
     text = step("train_vae: true", "lr: 1e-5", model=model) + "  preserve_lr: true\n"
     assert read(text).steps[0]["optimizers"]["vae"]["lr"] == 3e-6
-    assert "lr" not in read(text.replace("preserve_lr: true", "preserve_lr: false")).steps[0]["optimizers"]["vae"]
+    assert (
+        "lr"
+        not in read(text.replace("preserve_lr: true", "preserve_lr: false")).steps[0][
+            "optimizers"
+        ]["vae"]
+    )
 
 
 def test_another_vae_dim_than_the_checkpoints_is_told(checkpoint, read) -> None:
     path = checkpoint(OURS)
-    found = read(step("train_vae: true", "lr: 1e-5", model=f"{{model_checkpoint: {path}, vae_dim: 64}}"))
+    found = read(
+        step(
+            "train_vae: true",
+            "lr: 1e-5",
+            model=f"{{model_checkpoint: {path}, vae_dim: 64}}",
+        )
+    )
     assert "vae_dim: has no effect: the autoencoder of" in found.warnings[0]
-    assert not read(step("train_vae: true", "lr: 1e-5", model=f"{{model_checkpoint: {path}, vae_dim: 16}}")).warnings
+    assert not read(
+        step(
+            "train_vae: true",
+            "lr: 1e-5",
+            model=f"{{model_checkpoint: {path}, vae_dim: 16}}",
+        )
+    ).warnings
 
 
 @pytest.mark.parametrize(
@@ -611,14 +798,27 @@ def test_another_vae_dim_than_the_checkpoints_is_told(checkpoint, read) -> None:
         ),
     ],
 )  # fmt: skip
-def test_a_checkpoint_that_cannot_be_a_start(header, folder: bool, expected: str, checkpoint) -> None:
+def test_a_checkpoint_that_cannot_be_a_start(
+    header, folder: bool, expected: str, checkpoint
+) -> None:
     path = checkpoint(header, folder)
-    (line,) = faults(step("train_vae: true", "lr: 1e-5", model=f"{{model_checkpoint: {path}}}"))
+    (line,) = faults(
+        step("train_vae: true", "lr: 1e-5", model=f"{{model_checkpoint: {path}}}")
+    )
     assert line == f"2:27: model.model_checkpoint: '{path}' {expected}"
 
 
 def test_a_jobs_own_checkpoint_means_that_it_goes_on(checkpoint, read) -> None:
     model = f"{{model_checkpoint: {checkpoint(OURS)}}}"
-    found = read(step("train_vae: true", "lr: 1e-5", model=model, more="output: {output_path: outputs/old}"))
+    found = read(
+        step(
+            "train_vae: true",
+            "lr: 1e-5",
+            model=model,
+            more="output: {output_path: outputs/old}",
+        )
+    )
     assert "class_name" in found.steps[0]["model"]
-    assert found.warnings[0].endswith("is this job's own result: the same job goes on from its last state.")
+    assert found.warnings[0].endswith(
+        "is this job's own result: the same job goes on from its last state."
+    )

@@ -29,7 +29,9 @@ def diagnostics() -> Diagnostics:
 
 
 def put(diagnostics: Diagnostics, text: str | None, **flags: list[str]) -> ConfigNode:
-    root = with_flags(read_yaml(text, diagnostics) if text else None, flags, diagnostics)
+    root = with_flags(
+        read_yaml(text, diagnostics) if text else None, flags, diagnostics
+    )
     diagnostics.raise_errors()
     return root
 
@@ -40,13 +42,20 @@ def test_flags_alone_are_a_file(diagnostics: Diagnostics) -> None:
         data_path=["x"], train_vae=[], lr=["1e-5"], vae_dim=["64"], sample_captions=["a b", "c"], use_lpips=["false"],
     )  # fmt: skip
     assert root.data() == {
-        "training": {"train_vae": True, "lr": 1e-5, "sample_captions": ["a b", "c"], "use_lpips": False},
+        "training": {
+            "train_vae": True,
+            "lr": 1e-5,
+            "sample_captions": ["a b", "c"],
+            "use_lpips": False,
+        },
         "data": {"data_path": "x"},
         "model": {"vae_dim": 64},
     }
 
 
-def test_a_flag_replaces_its_key_wherever_the_file_has_it_and_says_so_once(diagnostics: Diagnostics) -> None:
+def test_a_flag_replaces_its_key_wherever_the_file_has_it_and_says_so_once(
+    diagnostics: Diagnostics,
+) -> None:
     root = put(diagnostics, FILE, lr=["1e-6"])
     assert root.data()["training"] == {
         "batch_size": 4,
@@ -54,22 +63,38 @@ def test_a_flag_replaces_its_key_wherever_the_file_has_it_and_says_so_once(diagn
         "lr": 1e-6,
     }
     where = "training.pipeline.defaults.lr and training.pipeline.steps[0].lr"
-    assert diagnostics.warnings == (f"command line: --lr: replaces {where} of the file.",)
+    assert diagnostics.warnings == (
+        f"command line: --lr: replaces {where} of the file.",
+    )
 
 
-def test_a_flag_that_the_file_lacks_is_added_in_silence(diagnostics: Diagnostics) -> None:
+def test_a_flag_that_the_file_lacks_is_added_in_silence(
+    diagnostics: Diagnostics,
+) -> None:
     assert put(diagnostics, FILE, vae_dim=["32"]).data()["model"] == {"vae_dim": 32}
     assert not diagnostics.warnings
 
 
-@pytest.mark.parametrize("flag", ["train_vae", "gan_training", "train_diff_full", "freeze_vae"])
-def test_what_is_trained_is_said_by_the_steps_of_a_pipeline(diagnostics: Diagnostics, flag: str) -> None:
-    with pytest.raises(ConfigErrors, match=f"command line: --{flag}: cannot be combined with a pipeline"):
+@pytest.mark.parametrize(
+    "flag", ["train_vae", "gan_training", "train_diff_full", "freeze_vae"]
+)
+def test_what_is_trained_is_said_by_the_steps_of_a_pipeline(
+    diagnostics: Diagnostics, flag: str
+) -> None:
+    with pytest.raises(
+        ConfigErrors,
+        match=f"command line: --{flag}: cannot be combined with a pipeline",
+    ):
         put(diagnostics, FILE, **{flag: []})
 
 
 def test_training_steps_is_no_switch(diagnostics: Diagnostics) -> None:
-    assert put(diagnostics, FILE, training_steps=["4"]).data()["training"]["training_steps"] == 4
+    assert (
+        put(diagnostics, FILE, training_steps=["4"]).data()["training"][
+            "training_steps"
+        ]
+        == 4
+    )
 
 
 def test_a_wrong_value_names_the_flag(diagnostics: Diagnostics) -> None:

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import pytest
 
-from extensions.compat.fluxflow_keys import FLAGS, KEYS, SECTIONS, STEPS, names_in, page_rows, split_flags
+from extensions.compat.fluxflow_keys import (
+    FLAGS,
+    KEYS,
+    SECTIONS,
+    STEPS,
+    names_in,
+    page_rows,
+    split_flags,
+)
 from tests.conftest import ROOT
 from toolkit.errors import UserError
 
-OWN = ["-r", "--recover", "-n", "--name", "--dry-run", "--json", "--config", "--restart", "--log"]
+OWN = [
+    "-r",
+    "--recover",
+    "-n",
+    "--name",
+    "--dry-run",
+    "--json",
+    "--config",
+    "--restart",
+    "--log",
+]
 
 OF_THE_GUIDE = """
 data_path captions_file fixed_prompt_prefix use_webdataset webdataset_token webdataset_url webdataset_image_key
@@ -25,7 +43,9 @@ def test_every_flag_of_the_guide_is_known() -> None:
 
 
 def test_every_key_has_a_place_and_every_place_keys() -> None:
-    assert all(key.places and set(key.places) <= {*SECTIONS, STEPS} for key in KEYS.values())
+    assert all(
+        key.places and set(key.places) <= {*SECTIONS, STEPS} for key in KEYS.values()
+    )
     assert all(names_in(place) for place in (*SECTIONS, STEPS))
 
 
@@ -44,20 +64,41 @@ def test_the_page_has_the_table() -> None:
 
 
 def test_flags_and_other_arguments_are_told_apart() -> None:
-    argv = ["a.yaml", "--lr", "1e-5", "--dry-run", "--train_vae", "--sample_captions", "x y", "z", "--json", "-n", "b"]
+    argv = [
+        "a.yaml",
+        "--lr",
+        "1e-5",
+        "--dry-run",
+        "--train_vae",
+        "--sample_captions",
+        "x y",
+        "z",
+        "--json",
+        "-n",
+        "b",
+    ]
     flags, rest = split_flags(argv, OWN)
     assert flags == {"lr": ["1e-5"], "train_vae": [], "sample_captions": ["x y", "z"]}
     assert rest == ["a.yaml", "--dry-run", "--json", "-n", "b"]
 
 
 def test_a_switch_takes_true_and_false_and_leaves_a_file_alone() -> None:
-    assert split_flags(["--use_lpips", "False", "c.yaml"], OWN) == ({"use_lpips": ["False"]}, ["c.yaml"])
-    assert split_flags(["--train_vae", "c.yaml"], OWN) == ({"train_vae": []}, ["c.yaml"])
+    assert split_flags(["--use_lpips", "False", "c.yaml"], OWN) == (
+        {"use_lpips": ["False"]},
+        ["c.yaml"],
+    )
+    assert split_flags(["--train_vae", "c.yaml"], OWN) == (
+        {"train_vae": []},
+        ["c.yaml"],
+    )
     assert split_flags(["--lr=1e-5"], OWN) == ({"lr": ["1e-5"]}, [])
 
 
 def test_the_programs_own_options_may_be_shortened_as_ever() -> None:
-    assert split_flags(["--dry", "--rest", "--", "--lr"], OWN) == ({}, ["--dry", "--rest", "--", "--lr"])
+    assert split_flags(["--dry", "--rest", "--", "--lr"], OWN) == (
+        {},
+        ["--dry", "--rest", "--", "--lr"],
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Published jobs and examples of the documentation of programs that are not run beside: what they say is what is done.
+"""Published jobs and examples of the documentation of programs that are not run beside:
+what they say is what is done.
 
 Paths and sizes are those of the test; the sources stand with the jobs.
 """
@@ -103,7 +104,8 @@ src\musubi_tuner\qwen_image_train_network.py ^
 --output_name "borsa_iblues_rossa_lora" ^
 --use_pinned_memory_for_block_swap
 """
-"""The same, issue 713, for cmd; with the mark before the last line, which is missing there."""
+"""The same, issue 713, for cmd; with the mark before the last line, which is missing
+there."""
 
 VARIABLES = """\
 #!/bin/bash
@@ -135,7 +137,8 @@ accelerate launch --num_cpu_threads_per_process 1 --mixed_precision bf16 \\
   --max_data_loader_n_workers 0 --persistent_data_loader_workers \\
   --output_dir $OUTPUT --output_name $NAME ${EXTRA_TRAIN_ARGS:-}
 """
-"""PKU-ICST-MIPL/AesFormer_ICML2026, stage 2, with the defaults and the comment of other published scripts."""
+"""PKU-ICST-MIPL/AesFormer_ICML2026, stage 2, with the defaults and the comment of other
+published scripts."""
 
 SECOURSES = """\
 training_mode = "LoRA Training"
@@ -198,7 +201,8 @@ sample_prompts = ""
 sample_width = 1328
 sample_cfg_scale = 4.0
 """
-"""FurkanGozukara/SECourses_Musubi_Trainer, qwen_image_defaults.toml and training.toml of its benchmark."""
+"""FurkanGozukara/SECourses_Musubi_Trainer, qwen_image_defaults.toml and training.toml
+of its benchmark."""
 
 AI_TOOLKIT = """\
 job: "extension"
@@ -235,8 +239,8 @@ meta: {name: "[name]", version: "1.0"}
 # ------------------------------------------------------------ what they say
 
 Expected = tuple[float, int, tuple[float, float], tuple[str, int, float], str]
-"""Uses of images in an epoch; optimizer steps; learning rates of the first and the last one; network, rank and alpha;
-base."""
+"""Uses of images in an epoch; optimizer steps; learning rates of the first and the last
+one; network, rank and alpha; base."""
 
 ONE_OF_1280 = 2e-4 * (0.1 + 0.45 * (1 + math.cos(math.pi * 1279 / 1280)))
 
@@ -263,21 +267,32 @@ CASES: dict[str, tuple[dict[str, str], Expected]] = {
     ),
     # Its lr_decay_steps count for another schedule.
     "musubi-tuner, preset": (
-        {"job.toml": PRESET, "data.toml": MUSUBI_DATA.replace("[general]", "[general]\nnum_repeats = 4")},
+        {
+            "job.toml": PRESET,
+            "data.toml": MUSUBI_DATA.replace("[general]", "[general]\nnum_repeats = 4"),
+        },
         (32, 1280, (2e-4, ONE_OF_1280), ("lora", 32, 16), ""),
     ),
-    "ai-toolkit, issue 609": ({"job.yaml": AI_TOOLKIT}, (24, 3000, (1e-4, 1e-4), ("lora", 32, 32), "float8")),
+    "ai-toolkit, issue 609": (
+        {"job.yaml": AI_TOOLKIT},
+        (24, 3000, (1e-4, 1e-4), ("lora", 32, 32), "float8"),
+    ),
 }
 
 
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_pictures: Callable[..., Path]) -> Callable[..., str]:
+def write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_pictures: Callable[..., Path]
+) -> Callable[..., str]:
     """Writes the files of a job, images and a model; returns the first file's name."""
     monkeypatch.chdir(tmp_path)
 
     def write_all(files: Mapping[str, str]) -> str:
         edits = any(re.search(r"control\w*\W+refs_a", text) for text in files.values())
-        write_tiny_model(Path("model"), TinySpec(arch="qwen_image_edit_plus" if edits else "qwen_image"))
+        write_tiny_model(
+            Path("model"),
+            TinySpec(arch="qwen_image_edit_plus" if edits else "qwen_image"),
+        )
         for folder in ("a", "refs_a"):
             make_pictures(Path(folder), *map(str, range(IMAGES)), size=(96, 96))
         for name, text in files.items():
@@ -289,26 +304,40 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_pictures: Callab
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_a_published_job_says_is_planned(case: str, write: Callable[..., str]) -> None:
+def test_what_a_published_job_says_is_planned(
+    case: str, write: Callable[..., str]
+) -> None:
     files, (samples, steps, rates, network, qtype) = CASES[case]
     config = load_job(write(files), discover().find_config)
     section = config.processes[0].section
     [plan] = plan_job(config).processes
     assert (plan.samples_per_epoch, plan.optimizer_steps) == (samples, steps)
     train = section.train
-    rate = build_schedule(train.lr_scheduler, steps, params=train.lr_scheduler_params, **ScheduleArgs.named_in(train))
+    rate = build_schedule(
+        train.lr_scheduler,
+        steps,
+        params=train.lr_scheduler_params,
+        **ScheduleArgs.named_in(train),
+    )
     assert [train.lr * rate(0), train.lr * rate(steps - 1)] == pytest.approx(rates)
-    assert (section.network.type, section.network.linear, section.network.linear_alpha) == network
+    assert (
+        section.network.type,
+        section.network.linear,
+        section.network.linear_alpha,
+    ) == network
     assert (section.model.qtype if section.model.quantize else "") == qtype
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_published_job_begins_as_planned(
-    case: str, write: Callable[..., str], run_py: Callable[..., Any], start_py: Callable[..., Child]
+    case: str,
+    write: Callable[..., str],
+    run_py: Callable[..., Any],
+    start_py: Callable[..., Child],
 ) -> None:
-    """Three steps of the job as it was published but for sizes: each has the learning rate of the whole schedule,
-    and a stop leaves a state from which it goes on."""
+    """Three steps of the job as it was published but for sizes: each has the learning
+    rate of the whole schedule, and a stop leaves a state from which it goes on."""
     files, (_, steps, rates, _, _) = CASES[case]
     imported = run_py("import", write(files), "--output", "imported.yaml")
     assert imported.returncode == 0, imported.stderr
@@ -323,13 +352,22 @@ def test_a_published_job_begins_as_planned(
     metrics = folder / "metrics.jsonl"
     child = start_py("imported.yaml")
     count = min(3, steps)
-    child.wait_until(lambda: metrics.is_file() and metrics.read_text().count("\n") >= count)
+    child.wait_until(
+        lambda: metrics.is_file() and metrics.read_text().count("\n") >= count
+    )
     child.send(signal.SIGTERM)
     assert child.wait() in (EXIT_SIGTERM, 0), child.output
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     schedule = ScheduleArgs.named_in(section.train)
-    rate = build_schedule(section.train.lr_scheduler, steps, params=section.train.lr_scheduler_params, **schedule)
-    assert [line["lr"] for line in lines] == pytest.approx([section.train.lr * rate(n) for n in range(len(lines))])
+    rate = build_schedule(
+        section.train.lr_scheduler,
+        steps,
+        params=section.train.lr_scheduler_params,
+        **schedule,
+    )
+    assert [line["lr"] for line in lines] == pytest.approx(
+        [section.train.lr * rate(n) for n in range(len(lines))]
+    )
     assert lines[0]["lr"] == pytest.approx(rates[0])
     assert all(math.isfinite(line["loss"]) for line in lines)
     assert list_checkpoints(folder)[-1].step >= count

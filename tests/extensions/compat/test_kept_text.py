@@ -1,4 +1,5 @@
-"""What is kept beside a run's results of a file that was written for another program."""
+"""What is kept beside a run's results of a file that was written for another
+program."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ training:
 
 def kept(text: str, **options) -> str:
     """What is kept of a file of FluxFlow's shape."""
-    return load_job(_written(text, options.pop("file", "c.yaml")), discover().find_config, **options).unexpanded_text
+    return load_job(
+        _written(text, options.pop("file", "c.yaml")), discover().find_config, **options
+    ).unexpanded_text
 
 
 def _written(text: str, file: str) -> str:
@@ -30,16 +33,23 @@ def _written(text: str, file: str) -> str:
     return file
 
 
-def test_a_file_of_fluxflows_shape_is_kept_as_it_is_without_its_token(tmp_path: Path, monkeypatch) -> None:
+def test_a_file_of_fluxflows_shape_is_kept_as_it_is_without_its_token(
+    tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert kept(GUIDE) == GUIDE.replace("hf_abcdefghijklmnopqrstuv", "<redacted>")
 
 
-def test_a_name_for_a_file_of_fluxflows_shape_changes_its_folder(tmp_path: Path, monkeypatch) -> None:
+def test_a_name_for_a_file_of_fluxflows_shape_changes_its_folder(
+    tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     text = kept(GUIDE, name="two")
     again = yaml.safe_load(text)
-    assert again["output"] == {"output_path": "out/two"} and "output_path" not in again["training"]
+    assert (
+        again["output"] == {"output_path": "out/two"}
+        and "output_path" not in again["training"]
+    )
     assert load_job(_written(text, "again.yaml"), discover().find_config).name == "two"
 
 

@@ -29,7 +29,11 @@ TOOLS = {uid: discover().find_command(uid) for uid in discover().tools()}
     ("resize a.safetensors --save_to c.safetensors --new_rank 4", "--output c.safetensors --rank 4"),
 ])  # fmt: skip
 def test_those_that_mean_the_same_are_ours(
-    theirs: str, ours: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    theirs: str,
+    ours: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
@@ -39,14 +43,21 @@ def test_those_that_mean_the_same_are_ours(
     section = load_tool(uid, TOOLS[uid], words).processes[0].section
     for flag, value in zip(*[iter(shlex.split(ours))] * 2, strict=True):
         found = getattr(section, flag.removeprefix("--"))
-        assert str(found[0] if isinstance(found, tuple) else found).strip() == value.strip()
+        assert (
+            str(found[0] if isinstance(found, tuple) else found).strip()
+            == value.strip()
+        )
 
 
 @pytest.mark.parametrize("flag", REMEDIES)
 def test_the_others_say_what_to_write(flag: str) -> None:
     for uid in ("generate", "caption", "post_hoc_ema"):
         with pytest.raises(UserError) as refused:
-            load_tool(uid, TOOLS[uid], [f"--{flag}", "x", "--output", "c.safetensors", "a", "b"])
+            load_tool(
+                uid,
+                TOOLS[uid],
+                [f"--{flag}", "x", "--output", "c.safetensors", "a", "b"],
+            )
         assert f"unknown argument '--{flag}'. {REMEDIES[flag]}" in str(refused.value)
 
 

@@ -1,4 +1,5 @@
-"""Jobs of other programs: what each of their options is here. The lists are theirs, written down by hand."""
+"""Jobs of other programs: what each of their options is here. The lists are theirs,
+written down by hand."""
 
 from __future__ import annotations
 
@@ -75,11 +76,18 @@ KNOWN = keys(section_models())
 def test_every_option_is_on_the_page_with_ours_beside_it_or_a_reason() -> None:
     lines = page(section_models()).split("## ai-toolkit")[0].splitlines()
     for name in {*FIELDS_OF_THE_GUI.split(), *COMMAND_LINE.split()}:
-        (shown,) = [line for line in lines if line.startswith(f"| `{name}` |") and line.count(" | ") == 3]
+        (shown,) = [
+            line
+            for line in lines
+            if line.startswith(f"| `{name}` |") and line.count(" | ") == 3
+        ]
         row = OPTIONS[name]
         assert row.ours or row.tool or row.says
         ours = (*row.ours, *([f"run.py {row.tool}"] if row.tool else []))
-        assert all(f"`{place}`" in shown for place in ours) and row.says.replace("|", "\\|") in shown
+        assert (
+            all(f"`{place}`" in shown for place in ours)
+            and row.says.replace("|", "\\|") in shown
+        )
 
 
 ROWS = [
@@ -91,34 +99,53 @@ ROWS = [
 
 
 def test_what_a_name_is_here_is_a_key() -> None:
-    assert [(key, place) for _, _, key, row in ROWS for place in row.ours if place not in KNOWN] == []
+    assert [
+        (key, place)
+        for _, _, key, row in ROWS
+        for place in row.ours
+        if place not in KNOWN
+    ] == []
 
 
 def test_a_name_that_is_read_where_it_stands_is_read_into_what_its_row_says() -> None:
-    """The place of its section is that of the key that it is another name of; what is shaped has a function there."""
+    """The place of its section is that of the key that it is another name of; what is
+    shaped has a function there."""
     for _, section, key, row in ROWS:
         if section and row.how == "is":
             assert row.ours[0].rpartition(".")[0] == PLACES[section], key
         assert not section or row.how not in ("near", "absent"), key
-        assert row.how != "shaped" or section in {*SHAPES, "OptimizationConfig", "NetworkKwargs"}, key
+        assert row.how != "shaped" or section in {
+            *SHAPES,
+            "OptimizationConfig",
+            "NetworkKwargs",
+        }, key
 
 
 def test_an_option_has_one_row() -> None:
-    """A flat list of options has one place for each: otherwise a value lands where the first row says."""
+    """A flat list of options has one place for each: otherwise a value lands where the
+    first row says."""
     keys = [key for program, _, key, _ in ROWS if program == "musubi"]
     assert sorted(keys) == sorted(OPTIONS)
 
 
 def test_a_name_of_programs_that_are_not_read_hides_none_that_is() -> None:
-    """Such a name becomes an error: it is neither a key of ours nor one that is read."""
+    """Such a name becomes an error: it is neither a key of ours nor one that is
+    read."""
     unread = {key for program in ("kohya", "diffusers") for key in NAMES[program, ""]}
     read = {key for program, _, key, _ in ROWS if program not in ("kohya", "diffusers")}
     assert not unread & (read | {key.rpartition(".")[2] for key in KNOWN})
 
 
 def test_each_name_is_of_the_class_of_a_section() -> None:
-    classes = {cls.__name__ for _, section in distinct_sections(section_models()) for cls in section.__mro__}
-    assert {name for _, name in NAMES} - {"", "flags"} == PLACES.keys() and PLACES.keys() | SHAPES.keys() <= classes
+    classes = {
+        cls.__name__
+        for _, section in distinct_sections(section_models())
+        for cls in section.__mro__
+    }
+    assert {name for _, name in NAMES} - {
+        "",
+        "flags",
+    } == PLACES.keys() and PLACES.keys() | SHAPES.keys() <= classes
 
 
 def flags() -> dict[str, set[str]]:
@@ -135,7 +162,9 @@ def flags() -> dict[str, set[str]]:
 FLAGS = flags()
 
 
-@pytest.mark.parametrize("command", sorted({row.tool for row in OPTIONS.values() if row.tool}))
+@pytest.mark.parametrize(
+    "command", sorted({row.tool for row in OPTIONS.values() if row.tool})
+)
 def test_a_command_that_does_it_exists_with_its_flags(command: str) -> None:
     tool, *given = command.split()
     assert set(given) <= FLAGS[tool]
@@ -146,44 +175,95 @@ def is_denied(row: ForeignName) -> bool:
 
 
 def test_nothing_is_denied_that_exists() -> None:
-    """No key of a job, flag, tool or process type has the name of an option that is said to have no counterpart."""
+    """No key of a job, flag, tool or process type has the name of an option that is
+    said to have no counterpart."""
     names = {place.rpartition(".")[2] for place, works in KNOWN.items() if works}
-    names |= {flag.lstrip("-").replace("-", "_") for flags in FLAGS.values() for flag in flags}
+    names |= {
+        flag.lstrip("-").replace("-", "_") for flags in FLAGS.values() for flag in flags
+    }
     names |= section_models().keys() | FLAGS.keys()
     assert {name for name, row in OPTIONS.items() if is_denied(row)} & names == set()
 
 
 def test_every_tool_for_finished_files_is_named_by_some_option() -> None:
-    """A tool that nobody who comes from elsewhere is told of was forgotten in the table, or is one of these."""
+    """A tool that nobody who comes from elsewhere is told of was forgotten in the
+    table, or is one of these."""
     named = {row.tool.split()[0] for row in OPTIONS.values() if row.tool}
-    not_there = {"align", "ara", "best", "diagrams", "doctor", "grid", "influence", "inspect", "lint", "new"} | {
+    not_there = {
+        "align",
+        "ara",
+        "best",
+        "diagrams",
+        "doctor",
+        "grid",
+        "influence",
+        "inspect",
+        "lint",
+        "new",
+    } | {
         "prefer",
         "queue",
         "report",
         "scale",
         "ui",
     }
-    scripts = {"cache", "caption", "convert", "extract", "post_hoc_ema", "resize"}  # separate programs there
-    assert set(FLAGS) - named - not_there - scripts == set(), "give it to the option of musubi-tuner that does the same"
+    scripts = {
+        "cache",
+        "caption",
+        "convert",
+        "extract",
+        "post_hoc_ema",
+        "resize",
+    }  # separate programs there
+    assert set(FLAGS) - named - not_there - scripts == set(), (
+        "give it to the option of musubi-tuner that does the same"
+    )
 
 
 def test_keys_of_ai_toolkit_are_those_of_its_sections() -> None:
     for path, text in AI_TOOLKIT_KEYS.items():
         for key in text.split():
-            assert key in {*field_names(SECTIONS[path]), *other_names(SECTIONS[path], KEYS)}, (path, key)
+            assert key in {
+                *field_names(SECTIONS[path]),
+                *other_names(SECTIONS[path], KEYS),
+            }, (path, key)
 
 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("output_name: x", "output_name: unknown key. musubi-tuner's 'output_name' is 'config.name' here."),
-        ("network: {lr_warmup_steps: 1}", "network.lr_warmup_steps: unknown key. It belongs in 'train'."),
-        ("network: {max_train_steps: 1}", "network.max_train_steps: unknown key. musubi-tuner's 'max_train_steps' is"),
-        ("sample: {image_size: 1}", "sample.image_size: unknown key. musubi-tuner's 'image_size' is 'sample.width' an"),
-        ("train: {config_file: a}", "train.config_file: unknown key. musubi-tuner's 'config_file' is not supported: t"),
-        ("datasets: [{image_jsonl_file: a, folder_path: photos}]", "datasets[0].image_jsonl_file: unknown key. musubi"),
-        ("save: {huggingface_repo_id: me/x}", "save.huggingface_repo_id: unknown key. musubi-tuner's 'huggingface_rep"),
-        ("sample: {interactive: true}", "sample.interactive: unknown key. musubi-tuner's 'interactive' is 'run.py gen"),
+        (
+            "output_name: x",
+            "output_name: unknown key. musubi-tuner's 'output_name' is 'config.name' here.",
+        ),
+        (
+            "network: {lr_warmup_steps: 1}",
+            "network.lr_warmup_steps: unknown key. It belongs in 'train'.",
+        ),
+        (
+            "network: {max_train_steps: 1}",
+            "network.max_train_steps: unknown key. musubi-tuner's 'max_train_steps' is",
+        ),
+        (
+            "sample: {image_size: 1}",
+            "sample.image_size: unknown key. musubi-tuner's 'image_size' is 'sample.width' an",
+        ),
+        (
+            "train: {config_file: a}",
+            "train.config_file: unknown key. musubi-tuner's 'config_file' is not supported: t",
+        ),
+        (
+            "datasets: [{image_jsonl_file: a, folder_path: photos}]",
+            "datasets[0].image_jsonl_file: unknown key. musubi",
+        ),
+        (
+            "save: {huggingface_repo_id: me/x}",
+            "save.huggingface_repo_id: unknown key. musubi-tuner's 'huggingface_rep",
+        ),
+        (
+            "sample: {interactive: true}",
+            "sample.interactive: unknown key. musubi-tuner's 'interactive' is 'run.py gen",
+        ),
         (
             "datasets: [{folder_path: photos, flip_aug: true}]",
             "datasets[0].flip_aug: unknown key. kohya's 'flip_aug' is 'datasets[].flip_x' h",
@@ -196,39 +276,70 @@ def test_keys_of_ai_toolkit_are_those_of_its_sections() -> None:
             "train: {train_data_dir: a}",
             "train.train_data_dir: unknown key. kohya's 'train_data_dir' is 'datasets[].folde",
         ),
-        ("train: {v2: true}", "train.v2: unknown key. kohya's 'v2' is not supported: it concerns Stable Diffusion"),
+        (
+            "train: {v2: true}",
+            "train.v2: unknown key. kohya's 'v2' is not supported: it concerns Stable Diffusion",
+        ),
         (
             "instance_prompt: a",
             "instance_prompt: unknown key. diffusers' 'instance_prompt' is 'datasets[].default_capti",
         ),
-        ("train: {metadata_title: a}", "train.metadata_title: unknown key. musubi-tuner's 'metadata_title' is 'meta.t"),
+        (
+            "train: {metadata_title: a}",
+            "train.metadata_title: unknown key. musubi-tuner's 'metadata_title' is 'meta.t",
+        ),
     ],
 )
-def test_an_option_in_a_place_where_it_is_unknown_is_told_its_name(faults, lines: str, message: str) -> None:
+def test_an_option_in_a_place_where_it_is_unknown_is_told_its_name(
+    faults, lines: str, message: str
+) -> None:
     (found,) = faults(lines)
     assert found.startswith(message)
 
 
 def test_an_option_outside_of_any_process_is_told_its_name_too(mistakes) -> None:
     (found,) = mistakes(trainer().replace("config:", "learning_rate: 1\nconfig:", 1))
-    assert found.endswith("learning_rate: unknown key. musubi-tuner's 'learning_rate' is 'train.lr' here.")
+    assert found.endswith(
+        "learning_rate: unknown key. musubi-tuner's 'learning_rate' is 'train.lr' here."
+    )
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("train: {prompt_dropout_prob: 0.1}", "0.1 is not supported yet. The nearest here is 'datasets[].caption_dro"),
+        (
+            "train: {prompt_dropout_prob: 0.1}",
+            "0.1 is not supported yet. The nearest here is 'datasets[].caption_dro",
+        ),
         ("train: {do_cfg: true}", "true is not supported yet. Leave this key out."),
-        ("train: {do_guidance_loss: true}", "not supported yet. Leave this key out: the loss here has one target"),
-        ("model: {name_or_path: ./model, assistant_lora_path: a}", "model.assistant_lora_path: 'a' does not exist"),
-        ("train: {optimizer: automagic2}", "'automagic2' is not supported. Use 'prodigy' with 'lr: 1', which ad"),
-        ("train: {optimizer: prodigy8bit}", "'prodigy8bit' is not supported. Use 'prodigy', whose state"),
-        ("model: {name_or_path: ./model, qtype: convrot8}", "'convrot8' is not supported. Use 'int8'."),
+        (
+            "train: {do_guidance_loss: true}",
+            "not supported yet. Leave this key out: the loss here has one target",
+        ),
+        (
+            "model: {name_or_path: ./model, assistant_lora_path: a}",
+            "model.assistant_lora_path: 'a' does not exist",
+        ),
+        (
+            "train: {optimizer: automagic2}",
+            "'automagic2' is not supported. Use 'prodigy' with 'lr: 1', which ad",
+        ),
+        (
+            "train: {optimizer: prodigy8bit}",
+            "'prodigy8bit' is not supported. Use 'prodigy', whose state",
+        ),
+        (
+            "model: {name_or_path: ./model, qtype: convrot8}",
+            "'convrot8' is not supported. Use 'int8'.",
+        ),
         (
             "model: {name_or_path: ./model, qtype: convrot4}",
             "'convrot4' is not supported. Use 'int4', or 'uint4' with",
         ),
-        ("model: {name_or_path: ./model, qtype: uint9}", "'uint9' is unknown. Did you mean"),
+        (
+            "model: {name_or_path: ./model, qtype: uint9}",
+            "'uint9' is unknown. Did you mean",
+        ),
     ],
 )
 def test_a_refused_key_is_told_what_comes_near(faults, line: str, message: str) -> None:
@@ -238,7 +349,8 @@ def test_a_refused_key_is_told_what_comes_near(faults, line: str, message: str) 
 
 def test_a_refused_key_of_the_defaults_too(mistakes) -> None:
     text = trainer().replace(
-        "  process:", "  defaults: {train: {max_loss: {a: 3}, validation_config: {a: 1}}}\n  process:"
+        "  process:",
+        "  defaults: {train: {max_loss: {a: 3}, validation_config: {a: 1}}}\n  process:",
     )
     assert [line.split(" is not supported yet. ")[1] for line in mistakes(text)] == [
         "Leave this key out.", "The nearest here is 'validation'.",
@@ -255,12 +367,18 @@ def test_no_hint_for_what_no_program_has() -> None:
         ("train: {mixed_precision: bf16}", "train.dtype", "bfloat16"),
         ("save: {save_precision: bf16}", "save.dtype", "bfloat16"),
         ("datasets: [{image_directory: photos}]", "datasets.0.folder_path", "photos"),
-        ("datasets: [{folder_path: photos, caption_extension: .caption}]", "datasets.0.caption_ext", (".caption",)),
+        (
+            "datasets: [{folder_path: photos, caption_extension: .caption}]",
+            "datasets.0.caption_ext",
+            (".caption",),
+        ),
         ("network: {network_module: networks.loha}", "network.type", "loha"),
         ("network: {network_module: networks.lora_qwen_image}", "network.type", "lora"),
     ],
 )
-def test_names_that_are_accepted_where_they_belong(section, lines: str, place: str, value: object) -> None:
+def test_names_that_are_accepted_where_they_belong(
+    section, lines: str, place: str, value: object
+) -> None:
     found = section(lines)
     for part in place.split("."):
         found = found[int(part)] if part.isdigit() else getattr(found, part)
@@ -297,7 +415,11 @@ def test_an_option_that_is_not_there_asks_for_nothing_where_it_is_empty(load) ->
 
 
 def test_a_harmless_key_of_the_defaults_is_a_note_too(load) -> None:
-    job = load(trainer().replace("  process:", "  defaults: {train: {skip_existing: true}}\n  process:"))
+    job = load(
+        trainer().replace(
+            "  process:", "  defaults: {train: {skip_existing: true}}\n  process:"
+        )
+    )
     (note,) = job.warnings
     assert "config.defaults.train.skip_existing: has no effect: what is cached" in note
 
@@ -305,17 +427,24 @@ def test_a_harmless_key_of_the_defaults_is_a_note_too(load) -> None:
 def test_a_class_of_a_schedule_is_one_error_without_its_arguments(faults) -> None:
     lines = "train: {lr_scheduler_type: torch.optim.lr_scheduler.StepLR, lr_scheduler_args: [step_size=10]}"
     (found,) = faults(lines)
-    assert found.startswith("train.lr_scheduler_type: 'torch.optim.lr_scheduler.StepLR': classes of schedules are not")
+    assert found.startswith(
+        "train.lr_scheduler_type: 'torch.optim.lr_scheduler.StepLR': classes of schedules are not"
+    )
 
 
 def test_options_without_effect_are_one_warning_each(load) -> None:
-    job = load(trainer("train: {sdpa: true, split_attn: false, persistent_data_loader_workers: true}"))
+    job = load(
+        trainer(
+            "train: {sdpa: true, split_attn: false, persistent_data_loader_workers: true}"
+        )
+    )
     assert [line.split("process[0].")[1].split(":")[0] for line in job.warnings] == [
         "train.sdpa", "train.split_attn", "train.persistent_data_loader_workers",
     ]  # fmt: skip
 
 
-# ------------------------------------------------------------ ai-toolkit's keys that ask for nothing
+# ------------------------------------------------------------ ai-toolkit's keys that
+# ask for nothing
 
 UI_JOB = """\
 performance_log_every: 10
@@ -342,7 +471,8 @@ model: {name_or_path: ./model, quantize: true, qtype: qfloat8, quantize_te: true
         compile: false, layer_offloading: false, layer_offloading_text_encoder_percent: 1,
         layer_offloading_transformer_percent: 0.7}
 """
-"""Every key that ai-toolkit's user interface writes for this model (ui/src/app/jobs/new, jobConfig.ts, options.tsx)."""
+"""Every key that ai-toolkit's user interface writes for this model
+(ui/src/app/jobs/new, jobConfig.ts, options.tsx)."""
 
 
 def test_the_job_of_its_user_interface_has_only_notes(load) -> None:
@@ -364,36 +494,61 @@ def test_the_job_of_its_user_interface_has_only_notes(load) -> None:
     [
         ("layer_offloading: true", 5),
         ("layer_offloading: true, layer_offloading_transformer_percent: 0.5", 3),
-        ("layer_offloading: true, layer_offloading_transformer_percent: 0.3", 0),  # two save no memory
+        (
+            "layer_offloading: true, layer_offloading_transformer_percent: 0.3",
+            0,
+        ),  # two save no memory
         ("layer_offloading: true, layer_offloading_transformer_percent: 0", 0),
         ("auto_memory: true, blocks_to_swap: 4", 4),
         ("layer_offloading: false, layer_offloading_transformer_percent: 0.5", 0),
     ],
 )
-def test_a_share_of_the_layers_is_a_number_of_blocks(load, lines: str, blocks: int) -> None:
+def test_a_share_of_the_layers_is_a_number_of_blocks(
+    load, lines: str, blocks: int
+) -> None:
     Path("model/transformer/config.json").write_text('{"num_layers": 6}')
     config = load(trainer(f"model: {{name_or_path: ./model, {lines}}}"))
     assert config.processes[0].section.model.blocks_to_swap == blocks
-    told = [line for line in config.warnings if "of 6 blocks, which wait in main memory." in line]
+    told = [
+        line
+        for line in config.warnings
+        if "of 6 blocks, which wait in main memory." in line
+    ]
     assert len(told) == (blocks > 0 and "blocks_to_swap" not in lines)
 
 
-def test_a_strength_of_1_in_samples_asks_for_nothing_as_its_page_writes_it(load) -> None:
-    config = load(trainer('sample: {samples: [{prompt: a, network_multiplier: "1.0"}]}'))
-    assert any("samples[0].network_multiplier: has no effect" in line for line in config.warnings)
+def test_a_strength_of_1_in_samples_asks_for_nothing_as_its_page_writes_it(
+    load,
+) -> None:
+    config = load(
+        trainer('sample: {samples: [{prompt: a, network_multiplier: "1.0"}]}')
+    )
+    assert any(
+        "samples[0].network_multiplier: has no effect" in line
+        for line in config.warnings
+    )
 
 
 def test_a_share_that_is_none_is_an_error(load) -> None:
     with pytest.raises(ConfigErrors) as error:
         load(
-            trainer("model: {name_or_path: ./model, layer_offloading: true, layer_offloading_transformer_percent: 50}")
+            trainer(
+                "model: {name_or_path: ./model, layer_offloading: true, layer_offloading_transformer_percent: 50}"
+            )
         )
-    assert "layer_offloading_transformer_percent: 50 is not a share. Write a number from 0 to 1." in str(error.value)
+    assert (
+        "layer_offloading_transformer_percent: 50 is not a share. Write a number from 0 to 1."
+        in str(error.value)
+    )
 
 
 def test_neutral_values_of_a_section_are_one_line(load) -> None:
-    (note,) = load(trainer("train: {do_cfg: false, start_step: 0, noise_offset: 0.0}")).warnings
-    assert note.endswith("train.do_cfg: has no effect at this value (same for start_step, noise_offset).")
+    (note,) = load(
+        trainer("train: {do_cfg: false, start_step: 0, noise_offset: 0.0}")
+    ).warnings
+    assert note.endswith(
+        "train.do_cfg: has no effect at this value (same for start_step, noise_offset)."
+    )
 
 
 @pytest.mark.parametrize(
@@ -401,17 +556,28 @@ def test_neutral_values_of_a_section_are_one_line(load) -> None:
     [
         (
             "train: {do_guidance_loss: true, guidance_loss_target: 4}",
-            ["do_guidance_loss: true is not supported yet.", "guidance_loss_target: 4 is not"],
+            [
+                "do_guidance_loss: true is not supported yet.",
+                "guidance_loss_target: 4 is not",
+            ],
         ),
-        ("train: {cfg_scale: 4, do_cfg: true}", ["cfg_scale: 4 is not supported yet.", "do_cfg: true is not"]),
+        (
+            "train: {cfg_scale: 4, do_cfg: true}",
+            ["cfg_scale: 4 is not supported yet.", "do_cfg: true is not"],
+        ),
         ("train: {weight_jitter: 0.1}", ["weight_jitter: 0.1 is not supported yet."]),
         ("train: {target_norm_std: 1}", ["target_norm_std: 1 is not supported yet."]),
     ],
 )
-def test_what_asks_for_something_is_still_refused(faults, line: str, message: list[str]) -> None:
+def test_what_asks_for_something_is_still_refused(
+    faults, line: str, message: list[str]
+) -> None:
     found = faults(line)
     assert len(found) == len(message)
-    assert all(text.startswith(f"train.{start}") for text, start in zip(found, message, strict=True))
+    assert all(
+        text.startswith(f"train.{start}")
+        for text, start in zip(found, message, strict=True)
+    )
 
 
 TRAIN_DEFAULTS = (
@@ -463,7 +629,8 @@ def test_its_defaults_of_what_is_not_here_are_notes(load, line: str) -> None:
     assert job.processes[0].section == load(trainer(plain)).processes[0].section
 
 
-# ------------------------------------------------------------ the recipes of its guides, each name where it belongs
+# ------------------------------------------------------------ the recipes of its
+# guides, each name where it belongs
 
 LORA = """\
 model: {name_or_path: ./model, fp8_base: true, fp8_scaled: true, fp8_vl: true}
@@ -514,18 +681,40 @@ def test_the_recipe_of_a_lora(load) -> None:
     assert [line.split("process[0].")[1].split(":")[0] for line in job.warnings] == [
         "network.network_args[1].verbose", "train.sdpa", "train.persistent_data_loader_workers",
     ]  # fmt: skip
-    assert (section.network.type, section.network.linear, section.network.loraplus_lr_ratio) == ("lora", 16, 16)
-    assert (section.model.qtype, section.model.qtype_te, section.train.lr) == ("fp8_scaled", "float8", 5e-5)
-    assert (section.train.timestep_type, section.train.discrete_flow_shift) == ("shift", 2.2)
-    assert (section.train.epochs, section.training_seed, section.save.interval()) == (16, 42, (0, 1))
+    assert (
+        section.network.type,
+        section.network.linear,
+        section.network.loraplus_lr_ratio,
+    ) == ("lora", 16, 16)
+    assert (section.model.qtype, section.model.qtype_te, section.train.lr) == (
+        "fp8_scaled",
+        "float8",
+        5e-5,
+    )
+    assert (section.train.timestep_type, section.train.discrete_flow_shift) == (
+        "shift",
+        2.2,
+    )
+    assert (section.train.epochs, section.training_seed, section.save.interval()) == (
+        16,
+        42,
+        (0, 1),
+    )
 
 
 def test_the_recipe_of_a_lokr(load) -> None:
     job = load(trainer(*LOKR.splitlines()))
     section = job.processes[0].section
     assert job.warnings == ()
-    assert (section.network.type, section.network.factor, section.network.linear_alpha) == ("lokr", 4, 16)
-    assert (section.train.timestep_type, section.train.lr_warmup_steps) == ("model_shift", 0.1)
+    assert (
+        section.network.type,
+        section.network.factor,
+        section.network.linear_alpha,
+    ) == ("lokr", 4, 16)
+    assert (section.train.timestep_type, section.train.lr_warmup_steps) == (
+        "model_shift",
+        0.1,
+    )
     assert section.logging.trackers() == ("tensorboard",)
 
 
@@ -533,5 +722,13 @@ def test_the_recipe_of_full_finetuning(load) -> None:
     job = load(trainer(*FULL.splitlines()))
     section = job.processes[0].section
     assert job.warnings == ()
-    assert (section.train.optimizer, section.train.lr, section.train.max_grad_norm) == ("adafactor", 1e-6, 0)
-    assert section.train.fused_backward_pass and section.train.full_bf16 and section.save.mem_eff_save
+    assert (section.train.optimizer, section.train.lr, section.train.max_grad_norm) == (
+        "adafactor",
+        1e-6,
+        0,
+    )
+    assert (
+        section.train.fused_backward_pass
+        and section.train.full_bf16
+        and section.save.mem_eff_save
+    )

@@ -1,4 +1,5 @@
-"""Example jobs of ai-toolkit do here what its own trainer did (tests/golden/aitk_jobs.json)."""
+"""Example jobs of ai-toolkit do here what its own trainer did
+(tests/golden/aitk_jobs.json)."""
 
 from __future__ import annotations
 
@@ -19,8 +20,11 @@ from toolkit.models.tiny import TinySpec, write_tiny_model
 
 
 @pytest.fixture
-def as_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_py: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs a job over a tiny model and images of their sizes; returns the folder of the run, and what was printed."""
+def as_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_py: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Runs a job over a tiny model and images of their sizes; returns the folder of the
+    run, and what was printed."""
     monkeypatch.chdir(tmp_path)
 
     def run(case: dict[str, Any], *options: str, **train: Any) -> tuple[Path, str]:
@@ -30,7 +34,9 @@ def as_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_py: Callable[.
         for index, (width, height) in enumerate(table("aitk_jobs")["images"]):
             for folder in ("imgs", "refs1", "refs2", "refs3"):
                 Path(folder).mkdir(exist_ok=True)
-                Image.effect_noise((width + 50 * (folder != "imgs"), height), 40).save(f"{folder}/{index}.png")
+                Image.effect_noise((width + 50 * (folder != "imgs"), height), 40).save(
+                    f"{folder}/{index}.png"
+                )
             Path(f"imgs/{index}.txt").write_text(f"caption {index}")
         Path("job.json").write_text(json.dumps(case["config"], indent=1))
         done = run_py("job.json", *options)
@@ -46,10 +52,15 @@ def name_of(case: dict[str, Any]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", golden("aitk_jobs"), ids=name_of)
-def test_an_example_does_what_its_own_trainer_did(as_there: Callable[..., Any], case: dict[str, Any]) -> None:
-    """Steps, the learning rate in each, names of saved files, their number type and matrices."""
+def test_an_example_does_what_its_own_trainer_did(
+    as_there: Callable[..., Any], case: dict[str, Any]
+) -> None:
+    """Steps, the learning rate in each, names of saved files, their number type and
+    matrices."""
     folder, _ = as_there(case)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
     assert len(lines) == case["steps"] and lines[-1]["samples"] == case["steps"]
     assert [line["lr"] for line in lines] == pytest.approx(case["rates"])
     found = {}
@@ -61,18 +72,26 @@ def test_an_example_does_what_its_own_trainer_did(as_there: Callable[..., Any], 
 
 
 @pytest.mark.parametrize("case", golden("aitk_jobs"), ids=name_of)
-def test_an_epoch_has_the_images_and_sizes_of_their_epoch(as_there: Callable[..., Any], case: dict[str, Any]) -> None:
+def test_an_epoch_has_the_images_and_sizes_of_their_epoch(
+    as_there: Callable[..., Any], case: dict[str, Any]
+) -> None:
     _, plan = as_there(case, "--dry-run")
     theirs = Counter[str]()
     for _, width, height, uses in case["epoch"]:
         theirs[f"{width}x{height}"] += uses
-    ours = {size: int(count) for size, count in re.findall(r"(\d+x\d+) \((\d+)\)", plan.partition("buckets:")[2])}
+    ours = {
+        size: int(count)
+        for size, count in re.findall(
+            r"(\d+x\d+) \((\d+)\)", plan.partition("buckets:")[2]
+        )
+    }
     assert ours == theirs and sum(ours.values()) == 21
 
 
 @pytest.mark.slow
 def test_an_adapter_begins_as_theirs(as_there: Callable[..., Any]) -> None:
-    """The file of a step whose learning rate is 0: layers, shapes, alpha, the bound of one factor, the other zero."""
+    """The file of a step whose learning rate is 0: layers, shapes, alpha, the bound of
+    one factor, the other zero."""
     folder, _ = as_there(golden("aitk_jobs")[0], lr=0.0, steps=1)
     file = folder / f"{folder.name}.safetensors"
     ours, theirs = load_file(file), table("aitk_jobs")["initial_adapter"]
@@ -82,7 +101,10 @@ def test_an_adapter_begins_as_theirs(as_there: Callable[..., Any]) -> None:
     for name in layers:
         there = theirs[f"transformer.{name.partition('.')[2]}"]
         assert alpha == there["alpha"]
-        for end, (shape, largest) in (("lora_A", there["lora_down"]), ("lora_B", there["lora_up"])):
+        for end, (shape, largest) in (
+            ("lora_A", there["lora_down"]),
+            ("lora_B", there["lora_up"]),
+        ):
             tensor = ours[f"{name}.{end}.weight"]
             assert list(tensor.shape) == shape
             assert tensor.abs().max().item() == pytest.approx(largest, rel=0.05)

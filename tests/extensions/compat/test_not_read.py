@@ -1,4 +1,5 @@
-"""Files and commands of programs that are not read: each is answered with one line, which names the program."""
+"""Files and commands of programs that are not read: each is answered with one line,
+which names the program."""
 
 from __future__ import annotations
 
@@ -19,20 +20,56 @@ from toolkit.extension import discover
 SAYS = "which is not read. docs/coming_from.md says what its main keys are here."
 
 FILES = {
-    "SimpleTuner": ("config.json", '{"--model_family": "qwen_image", "--data_backend_config": "data.json"}', "1:1"),
-    "SimpleTuner, variables": ("config.env", "export A=b\nexport MODEL_FAMILY=qwen_image\n", "2:1"),
-    "OneTrainer": ("job.json", '{"model_type": "QWEN", "training_method": "LORA", "concepts": []}', "1:1"),
-    "diffusion-pipe": ("main.toml", "output_dir = 'x'\n[model]\ntype = 'qwen_image'\n", "1:1"),
-    "DiffSynth-Studio": ("training_args.json", '{"dataset_base_path": "a", "lora_target_modules": "to_q"}', "1:1"),
+    "SimpleTuner": (
+        "config.json",
+        '{"--model_family": "qwen_image", "--data_backend_config": "data.json"}',
+        "1:1",
+    ),
+    "SimpleTuner, variables": (
+        "config.env",
+        "export A=b\nexport MODEL_FAMILY=qwen_image\n",
+        "2:1",
+    ),
+    "OneTrainer": (
+        "job.json",
+        '{"model_type": "QWEN", "training_method": "LORA", "concepts": []}',
+        "1:1",
+    ),
+    "diffusion-pipe": (
+        "main.toml",
+        "output_dir = 'x'\n[model]\ntype = 'qwen_image'\n",
+        "1:1",
+    ),
+    "DiffSynth-Studio": (
+        "training_args.json",
+        '{"dataset_base_path": "a", "lora_target_modules": "to_q"}',
+        "1:1",
+    ),
     "DiffSynth-Studio, command": (
         "train.sh",
         "cd x\naccelerate launch examples/qwen_image/model_training/train.py \\\n  --dataset_base_path a\n",
         "2:19",
     ),
-    "diffusers": ("train.sh", "accelerate launch train_dreambooth_lora_qwen_image.py --rank 4\n", "1:19"),
-    "kohya's sd-scripts, datasets": ("data.toml", "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n", "1:1"),
-    "kohya's sd-scripts": ("a.toml", "[m]\npretrained_model_name_or_path = 'a'\ntrain_data_dir = 'b'\n", "1:1"),
-    "kohya's GUI": ("gui.json", '{"LoRA_type": "Standard", "train_data_dir": "a", "unet_lr": 1}', "1:1"),
+    "diffusers": (
+        "train.sh",
+        "accelerate launch train_dreambooth_lora_qwen_image.py --rank 4\n",
+        "1:19",
+    ),
+    "kohya's sd-scripts, datasets": (
+        "data.toml",
+        "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n",
+        "1:1",
+    ),
+    "kohya's sd-scripts": (
+        "a.toml",
+        "[m]\npretrained_model_name_or_path = 'a'\ntrain_data_dir = 'b'\n",
+        "1:1",
+    ),
+    "kohya's GUI": (
+        "gui.json",
+        '{"LoRA_type": "Standard", "train_data_dir": "a", "unet_lr": 1}',
+        "1:1",
+    ),
     "kohya's GUI, part": (
         "gui.json",
         '{"LoRA_type": "Flux1", "network_dim": 8, "output_name": "a", "sdxl": true}',
@@ -58,7 +95,11 @@ def test_one_line_says_whose_it_is_and_where_its_keys_are_explained(
         load_job(name, discover().find_config)
     [line] = str(error.value).splitlines()
     program = case.partition(",")[0]
-    assert line.startswith(f"{name}:{place}: is a ") and program in line and line.endswith(SAYS)
+    assert (
+        line.startswith(f"{name}:{place}: is a ")
+        and program in line
+        and line.endswith(SAYS)
+    )
 
 
 def test_it_ends_with_exit_code_2(tmp_path: Path, run_py: Callable[..., Any]) -> None:
@@ -70,12 +111,18 @@ def test_it_ends_with_exit_code_2(tmp_path: Path, run_py: Callable[..., Any]) ->
 
 
 def test_the_page_has_fifteen_keys_of_each_and_ours_beside_them() -> None:
-    by_hand = (ROOT / "docs" / "coming_from.md").read_text(encoding="utf-8").partition("<!-- by hand -->")[2]
+    by_hand = (
+        (ROOT / "docs" / "coming_from.md")
+        .read_text(encoding="utf-8")
+        .partition("<!-- by hand -->")[2]
+    )
     known = keys(section_models())
     tables = by_hand.split("\n## ")[1:]
     assert len(tables) == 6
     for table in tables:
-        rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+        rows = [
+            line.split(" | ") for line in table.splitlines() if line.startswith("| ")
+        ][1:]
         assert len(rows) >= 15
         ours = [key for row in rows for key in re.findall(r"`([\w.\[\]]+)", row[1])]
         assert len(ours) >= 15 and [key for key in ours if key not in known] == []

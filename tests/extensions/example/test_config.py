@@ -16,7 +16,9 @@ def test_defaults() -> None:
 
 def test_a_missing_folder_is_found(tmp_path: Path) -> None:
     job = JobContext("job")
-    (finding,) = ExampleConfig(type="example", folder_path=str(tmp_path / "none")).check(job)
+    (finding,) = ExampleConfig(
+        type="example", folder_path=str(tmp_path / "none")
+    ).check(job)
     assert finding.key == ("folder_path",)
     assert "does not exist" in finding.message
     assert not list(ExampleConfig(type="example", folder_path=str(tmp_path)).check(job))

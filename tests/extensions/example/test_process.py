@@ -1,4 +1,5 @@
-"""The template does its work, and so does a copy of it under another name, beside a broken one."""
+"""The template does its work, and so does a copy of it under another name, beside a
+broken one."""
 
 from __future__ import annotations
 
@@ -26,8 +27,12 @@ def test_images_are_counted_by_folder(pictures: Path) -> None:
     assert count_images(pictures, (".jpg", ".png", ".webp")) == {".": 2, "deep/er": 1}
 
 
-def test_it_runs_as_a_job(pictures: Path, run_py: Callable, write_job: Callable[..., Path], tmp_path: Path) -> None:
-    job = write_job({"type": "example", "folder_path": "pictures", "output": "new/report.json"})
+def test_it_runs_as_a_job(
+    pictures: Path, run_py: Callable, write_job: Callable[..., Path], tmp_path: Path
+) -> None:
+    job = write_job(
+        {"type": "example", "folder_path": "pictures", "output": "new/report.json"}
+    )
     result = run_py(job)
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "new" / "report.json").read_text())
@@ -42,11 +47,17 @@ def test_a_copy_under_another_name_runs_beside_a_broken_one(
     tmp_path: Path,
 ) -> None:
     copy = tmp_path / "drop_ins" / "my_count"
-    shutil.copytree(EXTENSIONS_ROOT / "example", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        EXTENSIONS_ROOT / "example", copy, ignore=shutil.ignore_patterns("__pycache__")
+    )
     init = (copy / "__init__.py").read_text()
-    (copy / "__init__.py").write_text(init.replace('uid = "example"', 'uid = "my_count"'))
+    (copy / "__init__.py").write_text(
+        init.replace('uid = "example"', 'uid = "my_count"')
+    )
     write_extension("a_broken", "import no_such_module")
-    job = write_job({"type": "my_count", "folder_path": "pictures", "output": "report.json"})
+    job = write_job(
+        {"type": "my_count", "folder_path": "pictures", "output": "report.json"}
+    )
     result = run_py(job, env={"EXTENSIONS_PATH": str(tmp_path / "drop_ins")})
     assert (result.returncode, result.stderr) == (0, "")
     assert json.loads((tmp_path / "report.json").read_text())["images"] == 3

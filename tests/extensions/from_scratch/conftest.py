@@ -12,7 +12,11 @@ from PIL import Image
 from transformers import Qwen3Config, Qwen3Model
 
 from extensions.from_scratch.autoencoder_config import AutoencoderConfig
-from extensions.from_scratch.autoencoders import make_autoencoder, measure_latents, write_autoencoder
+from extensions.from_scratch.autoencoders import (
+    make_autoencoder,
+    measure_latents,
+    write_autoencoder,
+)
 from extensions.from_scratch.latent_flow.text import make_tokenizer
 from tests.extensions.from_scratch.unmeasured import MEASURE, UNMEASURED
 from tests.running import run_job
@@ -54,7 +58,11 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
         "attention_head_dim": 8,
         "pos_embed_max_size": 16,
     },
-    "QwenImageTransformer2DModel": {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8},
+    "QwenImageTransformer2DModel": {
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+    },
     "QwenImage21Transformer2DModel": {
         "num_layers": 2,
         "num_attention_heads": 2,
@@ -64,22 +72,39 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
 }
 """Arguments of each class for a small one."""
 
-TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+TEXT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 
 
 def write_vae(folder: Path, kind: str = "AutoencoderKL") -> Path:
     """An autoencoder of random weights with 2 x 2 pixels per latent pixel."""
-    made = make_autoencoder(AutoencoderConfig(class_name=kind, config=SMALL[kind]), 0, torch.device("cpu"))
+    made = make_autoencoder(
+        AutoencoderConfig(class_name=kind, config=SMALL[kind]), 0, torch.device("cpu")
+    )
     made.module.save_pretrained(folder)
     return folder
 
 
 def write_qwen3(folder: Path) -> Path:
-    """A Qwen3 of random weights with a tokenizer; its final norm is as uneven as a trained one."""
+    """A Qwen3 of random weights with a tokenizer; its final norm is as uneven as a
+    trained one."""
     tokenizer = make_tokenizer(["a red square", "a blue circle"], 32)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     with global_generator(0, "text"):
-        encoder = Qwen3Model(Qwen3Config(vocab_size=len(tokenizer), num_key_value_heads=1, head_dim=8, **sizes))
+        encoder = Qwen3Model(
+            Qwen3Config(
+                vocab_size=len(tokenizer), num_key_value_heads=1, head_dim=8, **sizes
+            )
+        )
         torch.nn.init.uniform_(encoder.norm.weight, 0.1, 2)
     encoder.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -87,12 +112,17 @@ def write_qwen3(folder: Path) -> Path:
 
 
 def write_measured_vae(folder: Path, images: Sequence[Path]) -> Path:
-    """A Qwen autoencoder of random weights, normalised by the latents of these images."""
+    """A Qwen autoencoder of random weights, normalised by the latents of these
+    images."""
     kind = "AutoencoderKLQwenImage"
-    made = make_autoencoder(AutoencoderConfig(class_name=kind, config=SMALL[kind]), 0, torch.device("cpu"))
+    made = make_autoencoder(
+        AutoencoderConfig(class_name=kind, config=SMALL[kind]), 0, torch.device("cpu")
+    )
     statistics = measure_latents(made.encode, map(load_pixels_of, images))
     folder.mkdir()
-    weights = {name: tensor.clone() for name, tensor in made.module.state_dict().items()}
+    weights = {
+        name: tensor.clone() for name, tensor in made.module.state_dict().items()
+    }
     write_autoencoder(folder, weights, made.config() | made.normalisation(*statistics))
     return folder
 
@@ -104,11 +134,22 @@ def load_pixels_of(file: Path) -> torch.Tensor:
 
 @pytest.fixture
 def vae_job() -> Callable[..., dict]:
-    """A short section on a folder of images; `train` and `losses` are merged, other keys are replaced."""
+    """A short section on a folder of images; `train` and `losses` are merged, other
+    keys are replaced."""
 
     def section(folder: Path, kind: str = "AutoencoderKL", **changes: Any) -> dict:
-        train = {"steps": 4, "batch_size": 2, "lr": 1e-3, "dtype": "fp32", **changes.pop("train", {})}
-        losses = {"kl_warmup_steps": 2, **({"kl": 0} if kind == "AutoencoderTiny" else {}), **changes.pop("losses", {})}
+        train = {
+            "steps": 4,
+            "batch_size": 2,
+            "lr": 1e-3,
+            "dtype": "fp32",
+            **changes.pop("train", {}),
+        }
+        losses = {
+            "kl_warmup_steps": 2,
+            **({"kl": 0} if kind == "AutoencoderTiny" else {}),
+            **changes.pop("losses", {}),
+        }
         return {
             "type": "vae_trainer",
             "training_folder": "output",
@@ -137,10 +178,19 @@ def pictures(make_pictures, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def flow_job(vae: Path) -> Callable[..., dict]:
-    """A short section on a folder of images; `train` and `model` are merged, other keys are replaced."""
+    """A short section on a folder of images; `train` and `model` are merged, other keys
+    are replaced."""
 
-    def section(folder: Path, kind: str = "SD3Transformer2DModel", **changes: Any) -> dict:
-        train = {"steps": 4, "batch_size": 2, "lr": 1e-3, "dtype": "fp32", **changes.pop("train", {})}
+    def section(
+        folder: Path, kind: str = "SD3Transformer2DModel", **changes: Any
+    ) -> dict:
+        train = {
+            "steps": 4,
+            "batch_size": 2,
+            "lr": 1e-3,
+            "dtype": "fp32",
+            **changes.pop("train", {}),
+        }
         model = {
             "vae": str(vae),
             "transformer": {"class_name": kind, "config": TRANSFORMERS[kind]},
@@ -163,9 +213,11 @@ def flow_job(vae: Path) -> Callable[..., dict]:
 
 
 @pytest.fixture
-def start(write_job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Runs a job of these sections in this process, in the test's folder, its memory unmeasured; returns the folder of
-    its run."""
+def start(
+    write_job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """Runs a job of these sections in this process, in the test's folder, its memory
+    unmeasured; returns the folder of its run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(MEASURE, UNMEASURED)
 

@@ -16,14 +16,23 @@ SMALL_VAE = {
 }
 """Arguments of an AutoencoderKL with 2 x 2 pixels per latent pixel."""
 
-SMALL_TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+SMALL_TEXT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 SMALL_FLOW = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8}
 
 
 def write_flow_model(
-    folder: Path, class_name: str = "SD3Transformer2DModel", prediction: str = "flow", positions: int = 0
+    folder: Path,
+    class_name: str = "SD3Transformer2DModel",
+    prediction: str = "flow",
+    positions: int = 0,
 ) -> Path:
-    """A latent flow model of random weights. positions: of SD3Transformer2DModel, along a side; 0: as by default."""
+    """A latent flow model of random weights. positions: of SD3Transformer2DModel, along
+    a side; 0: as by default."""
     vae = make_autoencoder(AutoencoderConfig(config=SMALL_VAE), 0, torch.device("cpu"))
     vae.module.register_to_config(scaling_factor=1.5, shift_factor=0.25)
     vae.module.save_pretrained(folder / "vae")

@@ -1,5 +1,5 @@
-"""The examples that begin from nothing, or on a model with random weights: each can be planned, and those that run
-anywhere really learn."""
+"""The examples that begin from nothing, or on a model with random weights: each can be
+planned, and those that run anywhere really learn."""
 
 from __future__ import annotations
 
@@ -51,10 +51,16 @@ def test_the_example_of_photographs_ends_with_a_lora_that_has_learned_and_with_s
 ) -> None:
     """In half of its steps."""
     job = workplace / "config" / "examples" / "photos.yaml"
-    shorter = job.read_text(encoding="utf-8").replace("every: 100", "every: 50").replace("steps: 200", "steps: 100")
+    shorter = (
+        job.read_text(encoding="utf-8")
+        .replace("every: 100", "every: 50")
+        .replace("steps: 200", "steps: 100")
+    )
     job.write_text(shorter, encoding="utf-8")
     result = run_py("config/examples/photos.yaml", cwd=workplace)
-    assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False), (
+        result.stderr
+    )
     assert "2 x 20 + 3 x 40 = 160 samples per epoch" in result.stdout
     folder = workplace / "output" / "photos"
     assert sorted(path.name for path in folder.glob("*.safetensors")) == [
@@ -62,19 +68,29 @@ def test_the_example_of_photographs_ends_with_a_lora_that_has_learned_and_with_s
         "photos_000000050.safetensors",
         "photos_000000100.safetensors",
     ]
-    pictures = sorted(re.sub(r"^\d+__", "", path.name) for path in (folder / "samples").iterdir())
-    assert pictures == [f"{step:09d}_{index}.jpg" for step in (0, 50, 100) for index in (0, 1)]
+    pictures = sorted(
+        re.sub(r"^\d+__", "", path.name) for path in (folder / "samples").iterdir()
+    )
+    assert pictures == [
+        f"{step:09d}_{index}.jpg" for step in (0, 50, 100) for index in (0, 1)
+    ]
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
 
     monkeypatch.chdir(workplace)
     untrained, trained = losses()
-    assert trained <= 0.8 * untrained, f"mean loss over 16 fixed draws: {untrained:.4f} before, {trained:.4f} after"
+    assert trained <= 0.8 * untrained, (
+        f"mean loss over 16 fixed draws: {untrained:.4f} before, {trained:.4f} after"
+    )
 
 
 @pytest.mark.slow
-def test_the_example_of_pairs_trains_with_its_control_images_and_learns(run_py: Run, workplace: Path) -> None:
+def test_the_example_of_pairs_trains_with_its_control_images_and_learns(
+    run_py: Run, workplace: Path
+) -> None:
     result = run_py("config/examples/edit_pairs.yaml", cwd=workplace)
-    assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False), (
+        result.stderr
+    )
     assert "control images: 3 with 1" in result.stdout
     folder = workplace / "output" / "edit_pairs"
     assert (folder / "edit_pairs.safetensors").is_file()
@@ -82,13 +98,17 @@ def test_the_example_of_pairs_trains_with_its_control_images_and_learns(run_py: 
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     course = [json.loads(line)["loss"] for line in lines]
     first, last = sum(course[:20]) / 20, sum(course[-20:]) / 20
-    assert last < 0.9 * first, f"mean loss of the first 20 steps {first:.3f}, of the last 20 {last:.3f}"
+    assert last < 0.9 * first, (
+        f"mean loss of the first 20 steps {first:.3f}, of the last 20 {last:.3f}"
+    )
 
 
 def losses() -> tuple[float, float]:
-    """Mean loss over 16 fixed (image, noise, t) draws: of the model alone, and with the trained LoRA folded in.
+    """Mean loss over 16 fixed (image, noise, t) draws: of the model alone, and with the
+    trained LoRA folded in.
 
-    The LoRA is added by hand, W + B A, from what its file holds: alpha / rank is in its matrices.
+    The LoRA is added by hand, W + B A, from what its file holds: alpha / rank is in its
+    matrices.
     """
     from toolkit.config import load_job
     from toolkit.contracts.data import BatchSpec
@@ -107,7 +127,9 @@ def losses() -> tuple[float, float]:
     stores = CacheStores(Path("output"))
     dataset = encode_items(items, model, stores.of_samples(section), torch.float32)
     draws = range(16)
-    spec = BatchSpec(epoch=10**6, items=tuple(n % len(items) for n in draws), positions=tuple(draws))
+    spec = BatchSpec(
+        epoch=10**6, items=tuple(n % len(items) for n in draws), positions=tuple(draws)
+    )
     batch = BatchLoader(dataset, seed=1).load(spec)
     step = FlowMatchingStep(model, seed=1, timestep_type=section.train.timestep_type)
 
@@ -122,11 +144,21 @@ def losses() -> tuple[float, float]:
 
 @torch.no_grad()
 def fold_in(lora: dict[str, torch.Tensor], model: torch.nn.Module) -> None:
-    lora = {name.removeprefix("diffusion_model."): tensor.float() for name, tensor in lora.items()}
-    targets = [name.removesuffix(".lora_A.weight") for name in lora if name.endswith(".lora_A.weight")]
+    lora = {
+        name.removeprefix("diffusion_model."): tensor.float()
+        for name, tensor in lora.items()
+    }
+    targets = [
+        name.removesuffix(".lora_A.weight")
+        for name in lora
+        if name.endswith(".lora_A.weight")
+    ]
     assert targets
     for target in targets:
-        down_RI, up_OR = lora[f"{target}.lora_A.weight"], lora[f"{target}.lora_B.weight"]
+        down_RI, up_OR = (
+            lora[f"{target}.lora_A.weight"],
+            lora[f"{target}.lora_B.weight"],
+        )
         assert f"{target}.alpha" not in lora
         model.get_submodule(target).weight += up_OR @ down_RI
 
@@ -135,12 +167,19 @@ def fold_in(lora: dict[str, torch.Tensor], model: torch.nn.Module) -> None:
 
 
 def test_there_is_one_for_each_entry_of_the_table_of_cards() -> None:
-    sizes = [f"vae_{card}gb{way}" for card in (8, 12, 16, 24, 48) for way in ("", "_max")]
+    sizes = [
+        f"vae_{card}gb{way}" for card in (8, 12, 16, 24, 48) for way in ("", "_max")
+    ]
     assert {Path(example).stem for example in FROM_SCRATCH} == set(sizes)
     guide = (CONFIG.parent / "docs" / "from_scratch.md").read_text(encoding="utf-8")
     for example in FROM_SCRATCH:
-        peak = re.search(r"Planned peak ([\d.]+) GB", (CONFIG.parent / example).read_text(encoding="utf-8"))
-        assert peak and re.search(rf"`{Path(example).stem}`[^|]*\|[^\n]*\| {peak[1]} GB \|", guide), example
+        peak = re.search(
+            r"Planned peak ([\d.]+) GB",
+            (CONFIG.parent / example).read_text(encoding="utf-8"),
+        )
+        assert peak and re.search(
+            rf"`{Path(example).stem}`[^|]*\|[^\n]*\| {peak[1]} GB \|", guide
+        ), example
 
 
 @pytest.mark.slow  # three steps on fake tensors for each
@@ -148,13 +187,18 @@ def test_there_is_one_for_each_entry_of_the_table_of_cards() -> None:
 def test_the_plan_of_an_autoencoder_is_what_its_header_says_and_below_its_card(
     example: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For images of the full size; and for the photographs that it names, where they are smaller."""
+    """For images of the full size; and for the photographs that it names, where they
+    are smaller."""
     from extensions.from_scratch.memory import step_bytes
 
     monkeypatch.chdir(workplace)
     text = (workplace / example).read_text(encoding="utf-8")
-    section = VaeTrainerConfig.model_validate(yaml.safe_load(text)["config"]["process"][0])
-    with_lpips = section.model_copy(update={"losses": section.losses.model_copy(update={"lpips": 0.1})})
+    section = VaeTrainerConfig.model_validate(
+        yaml.safe_load(text)["config"]["process"][0]
+    )
+    with_lpips = section.model_copy(
+        update={"losses": section.losses.model_copy(update={"lpips": 0.1})}
+    )
     head, more = text.splitlines()[:2]
 
     def peak(job: VaeTrainerConfig, data: ImageData) -> str:

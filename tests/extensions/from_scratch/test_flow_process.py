@@ -1,4 +1,5 @@
-"""Whole jobs: what they leave, that they are continued to the same bytes, and that they learn."""
+"""Whole jobs: what they leave, that they are continued to the same bytes, and that they
+learn."""
 
 from __future__ import annotations
 
@@ -33,7 +34,13 @@ from toolkit.files.run_files import METRICS
 from toolkit.flow.loss import INTERPOLANTS
 from toolkit.models.families import ModelLoadOptions
 
-SAMPLE = {"sample_every": 2, "width": 64, "height": 64, "sample_steps": 2, "samples": [{"prompt": "a red square"}]}
+SAMPLE = {
+    "sample_every": 2,
+    "width": 64,
+    "height": 64,
+    "sample_steps": 2,
+    "samples": [{"prompt": "a red square"}],
+}
 
 
 @pytest.fixture
@@ -46,12 +53,20 @@ def of_diffusers() -> Iterator[BufferingHandler]:
 
 
 SD3, QWEN, QWEN_21 = TRANSFORMERS
-ONE_AND_OTHERS = [SD3, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (QWEN, QWEN_21))]
+ONE_AND_OTHERS = [
+    SD3,
+    *(pytest.param(kind, marks=pytest.mark.slow) for kind in (QWEN, QWEN_21)),
+]
 
 
 @pytest.mark.parametrize("kind", ONE_AND_OTHERS)
 def test_what_a_run_leaves(
-    start, flow_job, pictures: Path, capsys: pytest.CaptureFixture[str], of_diffusers: BufferingHandler, kind: str
+    start,
+    flow_job,
+    pictures: Path,
+    capsys: pytest.CaptureFixture[str],
+    of_diffusers: BufferingHandler,
+    kind: str,
 ) -> None:
     folder = start(
         flow_job(
@@ -65,17 +80,32 @@ def test_what_a_run_leaves(
     )
     final, said = folder / "job", capsys.readouterr().out
     assert [record.getMessage() for record in of_diffusers.buffer] == []
-    assert {"job_000000002", "job_000000004", "job_best", "samples", "start"} <= {p.name for p in folder.iterdir()}
+    assert {"job_000000002", "job_000000004", "job_best", "samples", "start"} <= {
+        p.name for p in folder.iterdir()
+    }
     averages = load_file(folder / "state" / "step_000000004" / "ema.safetensors")
     transformer = getattr(diffusers, kind).from_pretrained(final / "transformer")
-    assert all(torch.equal(p, averages[f"flow/{name}"]) for name, p in transformer.named_parameters())
-    encoder, info = BertModel.from_pretrained(final / "text_encoder", add_pooling_layer=False, output_loading_info=True)
+    assert all(
+        torch.equal(p, averages[f"flow/{name}"])
+        for name, p in transformer.named_parameters()
+    )
+    encoder, info = BertModel.from_pretrained(
+        final / "text_encoder", add_pooling_layer=False, output_loading_info=True
+    )
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert all(torch.equal(p, averages[f"text_encoder/encoder.{name}"]) for name, p in encoder.named_parameters())
+    assert all(
+        torch.equal(p, averages[f"text_encoder/encoder.{name}"])
+        for name, p in encoder.named_parameters()
+    )
     diffusers.AutoencoderKL.from_pretrained(final / "vae")
     diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(final / "scheduler")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(final / "tokenizer")
-    assert tokenizer.decode(tokenizer("naïve 猫")["input_ids"], skip_special_tokens=True).strip() == "naïve 猫"
+    assert (
+        tokenizer.decode(
+            tokenizer("naïve 猫")["input_ids"], skip_special_tokens=True
+        ).strip()
+        == "naïve 猫"
+    )
     metrics = lines(folder / "metrics.jsonl")
     assert metrics[0]["loss_flow"] == metrics[0]["loss"] == metrics[0]["loss/flow"]
     assert {"lr/text_encoder", "grad_norm/text_encoder", "t_mean"} <= set(metrics[0])
@@ -84,13 +114,19 @@ def test_what_a_run_leaves(
     drawn = sorted((folder / "samples").glob("*.jpg"))
     assert len(drawn) == 3 and {Image.open(path).size for path in drawn} == {(64, 64)}
     assert Image.open(folder / "samples" / "overview.png").width == 6 + 3 * (64 + 6)
-    assert "Auto-created text_encoder: BertModel with hidden_size=16" in said and "Freezing vae" in said
+    assert (
+        "Auto-created text_encoder: BertModel with hidden_size=16" in said
+        and "Freezing vae" in said
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["flow", "v"])
-def test_it_learns_which_caption_belongs_to_which_image(start, flow_job, tmp_path: Path, prediction: str) -> None:
-    """Two images, two captions: from pure noise the right caption leads to the right one."""
+def test_it_learns_which_caption_belongs_to_which_image(
+    start, flow_job, tmp_path: Path, prediction: str
+) -> None:
+    """Two images, two captions: from pure noise the right caption leads to the right
+    one."""
     folder = tmp_path / "two"
     folder.mkdir()
     for name, colour in (("red", (230, 20, 20)), ("blue", (20, 20, 230))):
@@ -99,20 +135,38 @@ def test_it_learns_which_caption_belongs_to_which_image(start, flow_job, tmp_pat
     vae = write_measured_vae(tmp_path / "measured", sorted(folder.glob("*.png")))
     train = {"steps": 60, "batch_size": 4, "lr": 8e-3, "timestep_type": "uniform"}
     dataset = {"folder_path": str(folder), "resolution": 32, "num_repeats": 2}
-    run = start(flow_job(folder, train=train, model={"prediction": prediction, "vae": str(vae)}, datasets=[dataset]))
+    run = start(
+        flow_job(
+            folder,
+            train=train,
+            model={"prediction": prediction, "vae": str(vae)},
+            datasets=[dataset],
+        )
+    )
     losses = [row["loss_flow"] for row in lines(run / "metrics.jsonl")]
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
-    options = ModelLoadOptions(folder=run / "job", device=torch.device("cpu"), dtype=torch.float32)
+    options = ModelLoadOptions(
+        folder=run / "job", device=torch.device("cpu"), dtype=torch.float32
+    )
     model, mix = LatentFlowModel(options), INTERPOLANTS[prediction].mix
-    levels, noise = torch.ones(8), torch.randn((8, 4, 16, 16), generator=torch.Generator().manual_seed(1))
+    levels, noise = (
+        torch.ones(8),
+        torch.randn((8, 4, 16, 16), generator=torch.Generator().manual_seed(1)),
+    )
     errors = {}
     with torch.no_grad():
-        prompts = {name: model.encode_prompt(f"a {name} wall", ()) for name in ("red", "blue")}
+        prompts = {
+            name: model.encode_prompt(f"a {name} wall", ()) for name in ("red", "blue")
+        }
         for name in prompts:
             pixels = load_pixels_of(folder / f"{name}.png")
-            x_t, target = mix(model.encode_images(pixels).expand(8, -1, -1, -1), noise, levels)
+            x_t, target = mix(
+                model.encode_images(pixels).expand(8, -1, -1, -1), noise, levels
+            )
             for asked, prompt in prompts.items():
-                predicted = model.predict_velocity(x_t, levels, PromptEmbeds.stack([prompt] * 8), [()] * 8)
+                predicted = model.predict_velocity(
+                    x_t, levels, PromptEmbeds.stack([prompt] * 8), [()] * 8
+                )
                 errors[name, asked] = (predicted - target).square().mean().item()
     assert errors["red", "red"] < 0.7 * errors["red", "blue"]
     assert errors["blue", "blue"] < 0.7 * errors["blue", "red"]
@@ -123,18 +177,37 @@ def test_it_learns_which_caption_belongs_to_which_image(start, flow_job, tmp_pat
 
 def assert_same_bytes(whole: Path, again: Path) -> None:
     """Of two folders of runs with four steps: states, final files, samples."""
-    files = [f"state/step_000000004/{name}.safetensors" for name in ("weights", "ema", "optimizer")]
-    files += ["job/transformer/diffusion_pytorch_model.safetensors", "job/text_encoder/model.safetensors"]
-    files += ["job/tokenizer/tokenizer.json", "job/vae/diffusion_pytorch_model.safetensors", "job/model_index.json"]
+    files = [
+        f"state/step_000000004/{name}.safetensors"
+        for name in ("weights", "ema", "optimizer")
+    ]
+    files += [
+        "job/transformer/diffusion_pytorch_model.safetensors",
+        "job/text_encoder/model.safetensors",
+    ]
+    files += [
+        "job/tokenizer/tokenizer.json",
+        "job/vae/diffusion_pytorch_model.safetensors",
+        "job/model_index.json",
+    ]
     files += ["job/text_encoder/projection.safetensors", "samples/000000004_0.jpg"]
-    assert [file for file in files if (whole / file).read_bytes() != (again / file).read_bytes()] == []
+    assert [
+        file
+        for file in files
+        if (whole / file).read_bytes() != (again / file).read_bytes()
+    ] == []
 
 
 TO_RESUME = {
     "model": {
         "prediction": "v",
         "text_encoder": {
-            "config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+            "config": {
+                "hidden_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 32,
+            },
             "projection_dim": 12,
         },
     },
@@ -152,23 +225,36 @@ def to_resume(flow_job, folder: Path, **changes: object) -> dict:
     return section
 
 
-def test_a_run_goes_on_to_the_same_bytes(start, flow_job, pictures: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_to_the_same_bytes(
+    start, flow_job, pictures: Path, tmp_path: Path
+) -> None:
     whole = start(to_resume(flow_job, pictures)).rename(tmp_path / "whole")
     start(to_resume(flow_job, pictures, train={**TO_RESUME["train"], "steps": 2}))
     assert_same_bytes(whole, start(to_resume(flow_job, pictures)))
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(run_ranks, write_job, flow_job, pictures: Path, tmp_path: Path) -> None:
-    """Each takes one of the two micro-batches of a step, and embeds its own captions."""
-    jobs = [write_job(to_resume(flow_job, pictures, training_folder=name), name=name) for name in ("one", "two")]
+def test_two_processes_train_what_one_does(
+    run_ranks, write_job, flow_job, pictures: Path, tmp_path: Path
+) -> None:
+    """Each takes one of the two micro-batches of a step, and embeds its own
+    captions."""
+    jobs = [
+        write_job(to_resume(flow_job, pictures, training_folder=name), name=name)
+        for name in ("one", "two")
+    ]
     for processes, job in enumerate(jobs, start=1):
         run_ranks(processes, job)
-    one, two = (lines(tmp_path / name / name / "metrics.jsonl") for name in ("one", "two"))
+    one, two = (
+        lines(tmp_path / name / name / "metrics.jsonl") for name in ("one", "two")
+    )
     for key in ("loss", "loss_flow", "loss/text_encoder", "grad_norm/flow"):
         ours, theirs = ([row[key] for row in rows if key in row] for rows in (two, one))
         assert ours == pytest.approx(theirs, rel=1e-4) and ours
-    before, after = (load_file(tmp_path / n / n / n / "text_encoder/model.safetensors") for n in ("one", "two"))
+    before, after = (
+        load_file(tmp_path / n / n / n / "text_encoder/model.safetensors")
+        for n in ("one", "two")
+    )
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, rtol=1e-3, atol=1e-5)
 
@@ -182,15 +268,23 @@ def test_a_resumed_run_keeps_its_tokenizer_and_needs_the_folder_it_began_with(
     (pictures / "a.txt").write_text("entirely other words, entirely other words")
     start(flow_job(pictures, **{**first, "train": {"steps": 3}}))
     assert (folder / "job" / "tokenizer" / "tokenizer.json").read_bytes() == tokenizer
-    elsewhere = flow_job(pictures, **{**first, "train": {"steps": 4}}, resume=str(folder / "state/step_000000003"))
+    elsewhere = flow_job(
+        pictures,
+        **{**first, "train": {"steps": 4}},
+        resume=str(folder / "state/step_000000003"),
+    )
     moved = start(elsewhere, name="moved")
     assert (moved / "moved" / "tokenizer" / "tokenizer.json").read_bytes() == tokenizer
     (folder / "start" / "transformer" / "config.json").unlink()
-    with pytest.raises(RunError, match=r"start/transformer.*Restore the folder, or add --restart"):
+    with pytest.raises(
+        RunError, match=r"start/transformer.*Restore the folder, or add --restart"
+    ):
         start(flow_job(pictures, **{**first, "train": {"steps": 4}}))
 
 
-def test_another_autoencoder_under_the_same_name_is_refused(start, flow_job, pictures: Path, tmp_path: Path) -> None:
+def test_another_autoencoder_under_the_same_name_is_refused(
+    start, flow_job, pictures: Path, tmp_path: Path
+) -> None:
     vae = write_vae(tmp_path / "own")
     section = flow_job(pictures, model={"vae": str(vae)}, train={"steps": 1})
     start(section)
@@ -203,8 +297,12 @@ def test_another_autoencoder_under_the_same_name_is_refused(start, flow_job, pic
 def test_what_a_run_began_with_is_verified(start, flow_job, pictures: Path) -> None:
     folder = start(flow_job(pictures, train={"steps": 1}))
     weights = folder / "start/vae/diffusion_pytorch_model.safetensors"
-    save_file({name: 3 * tensor for name, tensor in load_file(weights).items()}, weights)
-    with pytest.raises(UserError, match=r"another base model: start/vae differs\. Restore the model"):
+    save_file(
+        {name: 3 * tensor for name, tensor in load_file(weights).items()}, weights
+    )
+    with pytest.raises(
+        UserError, match=r"another base model: start/vae differs\. Restore the model"
+    ):
         start(flow_job(pictures, train={"steps": 2}))
 
 
@@ -221,11 +319,22 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     root = tmp_path_factory.mktemp("encoders")
     shape = {"vocab_size": 400, "pad_token_id": 0}
     configs = {
-        "bert": transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, **shape),
-        "distilbert": transformers.DistilBertConfig(dim=8, n_layers=1, n_heads=2, hidden_dim=16, **shape),
-        "t5": transformers.T5Config(d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2, **shape),
+        "bert": transformers.BertConfig(
+            hidden_size=8, num_hidden_layers=1, num_attention_heads=2, **shape
+        ),
+        "distilbert": transformers.DistilBertConfig(
+            dim=8, n_layers=1, n_heads=2, hidden_dim=16, **shape
+        ),
+        "t5": transformers.T5Config(
+            d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2, **shape
+        ),
         "clip": transformers.CLIPTextConfig(
-            hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, eos_token_id=2, **shape
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            eos_token_id=2,
+            **shape,
         ),
     }
     classes = {
@@ -251,38 +360,69 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     [
         ("bert", True),
         ("bert", False),
-        *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in ("distilbert", "t5", "clip")),
+        *(
+            pytest.param(kind, True, marks=pytest.mark.slow)
+            for kind in ("distilbert", "t5", "clip")
+        ),
     ],
 )
 def test_a_text_encoder_of_a_folder(
-    start, flow_job, encoders, pictures: Path, kind: str, trained: bool, capsys: pytest.CaptureFixture[str]
+    start,
+    flow_job,
+    encoders,
+    pictures: Path,
+    kind: str,
+    trained: bool,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     text = {"name_or_path": str(encoders(kind)), "train": trained, "projection_dim": 6}
     folder = start(flow_job(pictures, model={"text_encoder": text}, train={"steps": 2}))
     assert ("Freezing text_encoder" in capsys.readouterr().out) is not trained
     before, after = (
         {name.removeprefix("bert."): tensor for name, tensor in load_file(file).items()}
-        for file in (folder / name / "text_encoder/model.safetensors" for name in ("start", "job"))
+        for file in (
+            folder / name / "text_encoder/model.safetensors"
+            for name in ("start", "job")
+        )
     )
-    assert any(not torch.equal(tensor, before[name]) for name, tensor in after.items()) is trained
+    assert (
+        any(not torch.equal(tensor, before[name]) for name, tensor in after.items())
+        is trained
+    )
     final = folder / "job" / "text_encoder"
     assert load_file(final / "projection.safetensors")["weight"].shape == (6, 8)
     from extensions.from_scratch.latent_flow.text import load_text_encoder
 
-    assert load_text_encoder(final, torch.float32)(torch.tensor([[1, 5, 2]])).shape == (1, 3, 6)
+    assert load_text_encoder(final, torch.float32)(torch.tensor([[1, 5, 2]])).shape == (
+        1,
+        3,
+        6,
+    )
 
 
 def test_a_further_run_goes_on_from_the_folder_with_another_autoencoder(
     start, flow_job, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two processes of one job: the second begins with the weights of the first."""
-    one = flow_job(pictures, "QwenImageTransformer2DModel", name="one", model={"prediction": "v"}, train={"steps": 1})
-    model = {"name_or_path": str(tmp_path / "output/job/one/one"), "vae": str(write_vae(tmp_path / "other"))}
+    one = flow_job(
+        pictures,
+        "QwenImageTransformer2DModel",
+        name="one",
+        model={"prediction": "v"},
+        train={"steps": 1},
+    )
+    model = {
+        "name_or_path": str(tmp_path / "output/job/one/one"),
+        "vae": str(write_vae(tmp_path / "other")),
+    }
     two = {**one, "name": "two", "model": model, "train": {**one["train"], "lr": 0}}
     start(one, two)
     job = tmp_path / "output" / "job"
     for part in ("transformer/diffusion_pytorch_model", "text_encoder/model"):
-        before, after = (load_file(job / name / name / f"{part}.safetensors") for name in ("one", "two"))
+        before, after = (
+            load_file(job / name / name / f"{part}.safetensors")
+            for name in ("one", "two")
+        )
         assert before.keys() == after.keys()
         assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
     index = json.loads((job / "two" / "two" / "model_index.json").read_text())
@@ -291,30 +431,45 @@ def test_a_further_run_goes_on_from_the_folder_with_another_autoencoder(
     assert "loss/text_encoder" not in metrics  # frozen, as it is not random any more
 
 
-def test_a_further_run_trains_the_text_encoder_where_it_is_asked_to(start, flow_job, pictures: Path) -> None:
+def test_a_further_run_trains_the_text_encoder_where_it_is_asked_to(
+    start, flow_job, pictures: Path
+) -> None:
     one = flow_job(pictures, name="one", train={"steps": 1})
     model = {"name_or_path": "output/job/one/one", "text_encoder": {"train": True}}
     start(one, {**one, "name": "two", "model": model})
     before, after = (
-        load_file(Path("output/job") / name / name / "text_encoder/model.safetensors") for name in ("one", "two")
+        load_file(Path("output/job") / name / name / "text_encoder/model.safetensors")
+        for name in ("one", "two")
     )
     assert before.keys() == after.keys()
     assert any(not torch.equal(tensor, before[name]) for name, tensor in after.items())
 
 
-@pytest.mark.parametrize("kind", ["AutoencoderKLQwenImage", pytest.param("AutoencoderTiny", marks=pytest.mark.slow)])
-def test_an_autoencoder_of_an_earlier_process(start, flow_job, pictures: Path, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    ["AutoencoderKLQwenImage", pytest.param("AutoencoderTiny", marks=pytest.mark.slow)],
+)
+def test_an_autoencoder_of_an_earlier_process(
+    start, flow_job, pictures: Path, tmp_path: Path, kind: str
+) -> None:
     first = {
         "type": "vae_trainer", "name": "vae", "device": "cpu", "training_seed": 1, "save": {"save_every": 0},
         "model": {"class_name": kind, "config": SMALL[kind]}, "train": {"steps": 1, "dtype": "fp32"},
         "losses": {"kl": 0}, "datasets": [{"folder_path": str(pictures), "resolution": 32}],
     }  # fmt: skip
     model = {"vae": str(tmp_path / "output/job/vae/vae")}
-    start(first, flow_job(pictures, name="flow", model=model, train={"steps": 2}, sample=SAMPLE))
+    start(
+        first,
+        flow_job(pictures, name="flow", model=model, train={"steps": 2}, sample=SAMPLE),
+    )
     folder = tmp_path / "output/job/flow"
     written = getattr(diffusers, kind).from_pretrained(folder / "flow" / "vae").config
     own = json.loads((tmp_path / "output/job/vae/vae/config.json").read_text())
-    assert all(list(written[k]) == v if isinstance(v, list) else written[k] == v for k, v in own.items() if k[0] != "_")
+    assert all(
+        list(written[k]) == v if isinstance(v, list) else written[k] == v
+        for k, v in own.items()
+        if k[0] != "_"
+    )
     assert len(lines(folder / "metrics.jsonl")) == 2
 
 
@@ -325,7 +480,10 @@ def test_an_autoencoder_of_an_earlier_process(start, flow_job, pictures: Path, t
     ("kind", "network"),
     [
         (SD3, {"type": "lora", "linear": 2}),
-        *(pytest.param(kind, {"type": "lora", "linear": 2}, marks=pytest.mark.slow) for kind in (QWEN, QWEN_21)),
+        *(
+            pytest.param(kind, {"type": "lora", "linear": 2}, marks=pytest.mark.slow)
+            for kind in (QWEN, QWEN_21)
+        ),
         pytest.param(SD3, {"type": "full"}, marks=pytest.mark.slow),
     ],
 )
@@ -353,11 +511,19 @@ def test_a_lora_or_all_of_it_is_trained_on_such_a_folder(
     getattr(diffusers, kind).from_pretrained(folder / "job" / "transformer")
 
 
-def test_new_model_makes_another_and_a_lora_is_trained_on_it_quantized(start, pictures: Path, tmp_path: Path) -> None:
+def test_new_model_makes_another_and_a_lora_is_trained_on_it_quantized(
+    start, pictures: Path, tmp_path: Path
+) -> None:
     model = write_flow_model(tmp_path / "model")
     new = {"type": "new_model", "name": "new", "path": "new", "base": str(model), "transformer": {"num_layers": 1,
            "num_attention_heads": 2, "attention_head_dim": 32}}  # fmt: skip
-    quantized = {"name_or_path": "new", "quantize": True, "quantize_te": True, "qtype": "int8", "qtype_te": "int8"}
+    quantized = {
+        "name_or_path": "new",
+        "quantize": True,
+        "quantize_te": True,
+        "qtype": "int8",
+        "qtype_te": "int8",
+    }
     lora = {
         "type": "sd_trainer", "name": "lora", "training_folder": "output", "device": "cpu", "training_seed": 1,
         "model": quantized, "network": {"type": "lora", "linear": 2},
@@ -366,15 +532,29 @@ def test_new_model_makes_another_and_a_lora_is_trained_on_it_quantized(start, pi
     }  # fmt: skip
     folder = start(new, lora)
     assert len(lines(folder / "lora" / "metrics.jsonl")) == 2
-    assert diffusers.SD3Transformer2DModel.from_pretrained("new/transformer").config.num_layers == 1
+    assert (
+        diffusers.SD3Transformer2DModel.from_pretrained(
+            "new/transformer"
+        ).config.num_layers
+        == 1
+    )
 
 
-def test_samples_are_the_same_each_time_and_others_with_another_prompt(start, flow_job, pictures: Path) -> None:
-    sample = {**SAMPLE, "format": "png", "samples": [{"prompt": text} for text in ("a red square", "a blue circle")]}
+def test_samples_are_the_same_each_time_and_others_with_another_prompt(
+    start, flow_job, pictures: Path
+) -> None:
+    sample = {
+        **SAMPLE,
+        "format": "png",
+        "samples": [{"prompt": text} for text in ("a red square", "a blue circle")],
+    }
 
     def drawn(name: str) -> list[bytes]:
         folder = start(flow_job(pictures, sample=sample, train={"steps": 2}), name=name)
-        return [path.read_bytes() for path in sorted((folder / "samples").glob("000000002_*"))]
+        return [
+            path.read_bytes()
+            for path in sorted((folder / "samples").glob("000000002_*"))
+        ]
 
     first = drawn("one")
     assert first == drawn("two") and first[0] != first[1]
@@ -384,10 +564,20 @@ def test_samples_are_the_same_each_time_and_others_with_another_prompt(start, fl
 
 
 @pytest.mark.parametrize("kind", ONE_AND_OTHERS)
-def test_checkpointing_changes_no_bit(start, flow_job, pictures: Path, kind: str) -> None:
+def test_checkpointing_changes_no_bit(
+    start, flow_job, pictures: Path, kind: str
+) -> None:
     def weights(level: str) -> list[bytes]:
-        folder = start(flow_job(pictures, kind, train={"steps": 2, "gradient_checkpointing": level}), name=level)
-        return [path.read_bytes() for path in sorted((folder / level).glob("t*/*.safetensors"))]
+        folder = start(
+            flow_job(
+                pictures, kind, train={"steps": 2, "gradient_checkpointing": level}
+            ),
+            name=level,
+        )
+        return [
+            path.read_bytes()
+            for path in sorted((folder / level).glob("t*/*.safetensors"))
+        ]
 
     assert weights("none") == weights("full")
 
@@ -397,20 +587,40 @@ def test_checkpointing_changes_no_bit(start, flow_job, pictures: Path, kind: str
     [
         pytest.param({"dtype": "bf16", "full_bf16": True}, {}, marks=pytest.mark.slow),
         ({"fused_backward_pass": True}, {"train": False, "allow_random": True}),
-        ({"num_timestep_buckets": 2, "timestep_type": "model_shift", "weighting_scheme": "cosmap"}, {}),
+        (
+            {
+                "num_timestep_buckets": 2,
+                "timestep_type": "model_shift",
+                "weighting_scheme": "cosmap",
+            },
+            {},
+        ),
         pytest.param(
-            {"dtype": "bf16", "loss_type": "huber", "min_timestep": 200, "optimizer": "schedulefree_adamw"},
+            {
+                "dtype": "bf16",
+                "loss_type": "huber",
+                "min_timestep": 200,
+                "optimizer": "schedulefree_adamw",
+            },
             {},
             marks=pytest.mark.slow,
         ),
     ],
 )
-def test_keys_of_the_lora_trainer_work_here(start, flow_job, pictures: Path, train: dict, text: dict) -> None:
+def test_keys_of_the_lora_trainer_work_here(
+    start, flow_job, pictures: Path, train: dict, text: dict
+) -> None:
     model = {"text_encoder": {"config": TEXT, **text}}
-    folder = start(flow_job(pictures, train={"steps": 2, **train}, model=model, sample=SAMPLE))
-    assert all(row["loss"] > 0 and row["grad_norm"] > 0 for row in lines(folder / "metrics.jsonl"))
+    folder = start(
+        flow_job(pictures, train={"steps": 2, **train}, model=model, sample=SAMPLE)
+    )
+    assert all(
+        row["loss"] > 0 and row["grad_norm"] > 0
+        for row in lines(folder / "metrics.jsonl")
+    )
     before, after = (
-        load_file(folder / name / "transformer/diffusion_pytorch_model.safetensors") for name in ("start", "job")
+        load_file(folder / name / "transformer/diffusion_pytorch_model.safetensors")
+        for name in ("start", "job")
     )
     assert any(not torch.equal(tensor, before[name]) for name, tensor in after.items())
 
@@ -421,11 +631,21 @@ def test_keys_of_the_lora_trainer_work_here(start, flow_job, pictures: Path, tra
 def test_images_that_are_larger_than_the_positions_are_named(
     start, flow_job, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = {"transformer": {"config": {**TRANSFORMERS["SD3Transformer2DModel"], "pos_embed_max_size": 4}}}
-    with pytest.raises(DataErrors, match=r"a\.png: at 32x32 pixels it is longer than the 16 that the model has"):
+    small = {
+        "transformer": {
+            "config": {**TRANSFORMERS["SD3Transformer2DModel"], "pos_embed_max_size": 4}
+        }
+    }
+    with pytest.raises(
+        DataErrors,
+        match=r"a\.png: at 32x32 pixels it is longer than the 16 that the model has",
+    ):
         start(flow_job(pictures, model=small))
     sample = {**SAMPLE, "width": 128}
-    with pytest.raises(DataErrors, match=r"sample\.samples\[0\]: at 128x64 pixels it is longer than the 64"):
+    with pytest.raises(
+        DataErrors,
+        match=r"sample\.samples\[0\]: at 128x64 pixels it is longer than the 64",
+    ):
         start(flow_job(pictures, sample=sample))
     model = write_flow_model(tmp_path / "model", positions=4)
     lora = {
@@ -466,13 +686,29 @@ def test_compiled_blocks_that_fail_leave_what_uncompiled_ones_make(
     """On the CPU as if `auto` compiled there; two roles learn from one loss."""
     found = {}
     for name, compiled in (("eager", False), ("auto", True)):
-        monkeypatch.setattr("extensions.from_scratch.flow_process.decide_compiling", lambda *_, answer=compiled: answer)
-        section = flow_job(pictures, sample=SAMPLE, train={"steps": 2, "compile": {"backend": NAME}})
-        with programs(lambda kind, tensors: ERRORS[0] if kind == "backward" else None, factor=1.5):
+        monkeypatch.setattr(
+            "extensions.from_scratch.flow_process.decide_compiling",
+            lambda *_, answer=compiled: answer,
+        )
+        section = flow_job(
+            pictures, sample=SAMPLE, train={"steps": 2, "compile": {"backend": NAME}}
+        )
+        with programs(
+            lambda kind, tensors: ERRORS[0] if kind == "backward" else None, factor=1.5
+        ):
             folder = start(section, name=name)
-        rows = [{k: v for k, v in row.items() if k in ("step", "loss", "grad_norm")} for row in lines(folder / METRICS)]
-        weights = load_file(folder / name / "transformer" / "diffusion_pytorch_model.safetensors")
+        rows = [
+            {k: v for k, v in row.items() if k in ("step", "loss", "grad_norm")}
+            for row in lines(folder / METRICS)
+        ]
+        weights = load_file(
+            folder / name / "transformer" / "diffusion_pytorch_model.safetensors"
+        )
         samples = [path.read_bytes() for path in sorted((folder / "samples").iterdir())]
-        found[name] = rows, {key: tensor.tolist() for key, tensor in weights.items()}, samples
+        found[name] = (
+            rows,
+            {key: tensor.tolist() for key, tensor in weights.items()},
+            samples,
+        )
     assert found["auto"] == found["eager"]
     assert len(found["auto"][0]) == 2 and found["auto"][2]

@@ -17,23 +17,34 @@ from tests.jobs.process.test_image_trainer import job_of
 
 GAN = {"channels": 4, "layers": 1}
 ALONG = {"autoencoder": {"losses": {"kl": 0}}}
-WIDER = {"transformer": {"config": TRANSFORMERS["SD3Transformer2DModel"] | {"num_layers": 3}}}
-OTHER_VAE = {"class_name": "AutoencoderKL", "config": SMALL["AutoencoderKL"] | {"latent_channels": 8}}
+WIDER = {
+    "transformer": {"config": TRANSFORMERS["SD3Transformer2DModel"] | {"num_layers": 3}}
+}
+OTHER_VAE = {
+    "class_name": "AutoencoderKL",
+    "config": SMALL["AutoencoderKL"] | {"latent_channels": 8},
+}
 
 TRAINERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "vae_trainer": ("vae_job", {}, {"model": OTHER_VAE}),
-    "vae_trainer, GAN": ("vae_job", {"discriminator": GAN}, {"discriminator": GAN | {"layers": 2}}),
+    "vae_trainer, GAN": (
+        "vae_job",
+        {"discriminator": GAN},
+        {"discriminator": GAN | {"layers": 2}},
+    ),
     "flow_trainer": ("flow_job", {}, {"model": WIDER}),
     "flow_trainer, joint": ("flow_job", ALONG, {"model": WIDER}),
 }
-"""The fixture that makes its section, what is particular to it, and a change that a resume cannot take."""
+"""The fixture that makes its section, what is particular to it, and a change that a
+resume cannot take."""
 
 
 steps_of: dict[str, StepBytes] = {}
 
 
 def step_bytes_once(section: Any, work: Work, on_gpu: bool) -> StepBytes:
-    """As `step_bytes`, which takes a second, once for each model and way to train it."""
+    """As `step_bytes`, which takes a second, once for each model and way to train
+    it."""
     key = f"{section.model} {section.trained_autoencoder()} {section.train.optimizer} {work}"
     if key not in steps_of:
         steps_of[key] = step_bytes(section, work, on_gpu)
@@ -43,11 +54,21 @@ def step_bytes_once(section: Any, work: Work, on_gpu: bool) -> StepBytes:
 SLOW = ("vae_trainer", "flow_trainer", "flow_trainer, joint")
 
 
-@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in TRAINERS])
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
+        for name in TRAINERS
+    ]
+)
 def trains(
-    request: pytest.FixtureRequest, make_pictures, write_job, tmp_path: Path, monkeypatch
+    request: pytest.FixtureRequest,
+    make_pictures,
+    write_job,
+    tmp_path: Path,
+    monkeypatch,
 ) -> Callable[..., Path]:
-    """The file of a job of this trainer, with these changes; `changed`: with the one that a resume cannot take."""
+    """The file of a job of this trainer, with these changes; `changed`: with the one
+    that a resume cannot take."""
     fixture, own, impossible = TRAINERS[request.param]
     section = request.getfixturevalue(fixture)
     monkeypatch.chdir(tmp_path)

@@ -16,7 +16,10 @@ from tests.extensions.from_scratch.conftest import SMALL, load_pixels_of
 from tests.toolkit.data.shard_server import png, write_shard, write_tar
 from toolkit.errors import UserError
 
-ALONG = {"losses": {"kl": 1e-4, "kl_warmup_steps": 0}, "discriminator": {"channels": 4, "layers": 1, "r1_interval": 2}}
+ALONG = {
+    "losses": {"kl": 1e-4, "kl_warmup_steps": 0},
+    "discriminator": {"channels": 4, "layers": 1, "r1_interval": 2},
+}
 TRAIN = {"ema_config": {"use_ema": True}}
 
 
@@ -24,43 +27,96 @@ def weights(folder: Path, part: str = "vae") -> dict[str, torch.Tensor]:
     return load_file(folder / part / "diffusion_pytorch_model.safetensors")
 
 
-def test_both_learn_and_the_scale_of_the_latents_stays(start, flow_job, pictures: Path, vae: Path) -> None:
-    folder = start(flow_job(pictures, autoencoder=ALONG, train=TRAIN, save={"save_every": 2, "dtype": "float32"}))
+def test_both_learn_and_the_scale_of_the_latents_stays(
+    start, flow_job, pictures: Path, vae: Path
+) -> None:
+    folder = start(
+        flow_job(
+            pictures,
+            autoencoder=ALONG,
+            train=TRAIN,
+            save={"save_every": 2, "dtype": "float32"},
+        )
+    )
     averages = load_file(folder / "state" / "step_000000004" / "ema.safetensors")
     for step in ("job_000000002", "job"):
         before = load_file(vae / "diffusion_pytorch_model.safetensors")
         assert all(
-            not torch.equal(t, before[n]) for n, t in weights(folder / step).items() if n.endswith("conv_in.weight")
+            not torch.equal(t, before[n])
+            for n, t in weights(folder / step).items()
+            if n.endswith("conv_in.weight")
         )
-    assert all(torch.equal(tensor, averages[f"vae/{name}"]) for name, tensor in weights(folder / "job").items())
+    assert all(
+        torch.equal(tensor, averages[f"vae/{name}"])
+        for name, tensor in weights(folder / "job").items()
+    )
     assert (folder / "job" / "vae" / "discriminator.safetensors").is_file()
-    own, given = (json.loads((path / "config.json").read_text()) for path in (folder / "job" / "vae", vae))
+    own, given = (
+        json.loads((path / "config.json").read_text())
+        for path in (folder / "job" / "vae", vae)
+    )
     assert own["scaling_factor"] == given["scaling_factor"]
     diffusers.AutoencoderKL.from_pretrained(folder / "job" / "vae")
     line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
-    assert {"loss_flow", "loss_l1", "loss_kl", "loss_gen", "loss_disc", "loss/vae", "loss/flow"} <= line.keys()
-    assert line["loss"] == line["loss/flow"], "the loss of what the run is for, without those of the other roles"
+    assert {
+        "loss_flow",
+        "loss_l1",
+        "loss_kl",
+        "loss_gen",
+        "loss_disc",
+        "loss/vae",
+        "loss/flow",
+    } <= line.keys()
+    assert line["loss"] == line["loss/flow"], (
+        "the loss of what the run is for, without those of the other roles"
+    )
 
 
-def test_a_frozen_encoder_keeps_the_latents(start, flow_job, pictures: Path, vae: Path) -> None:
-    folder = start(flow_job(pictures, autoencoder={"train": "decoder"}, save={"save_every": 0, "dtype": "float32"}))
-    before, after = load_file(vae / "diffusion_pytorch_model.safetensors"), weights(folder / "job")
-    changed = {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+def test_a_frozen_encoder_keeps_the_latents(
+    start, flow_job, pictures: Path, vae: Path
+) -> None:
+    folder = start(
+        flow_job(
+            pictures,
+            autoencoder={"train": "decoder"},
+            save={"save_every": 0, "dtype": "float32"},
+        )
+    )
+    before, after = (
+        load_file(vae / "diffusion_pytorch_model.safetensors"),
+        weights(folder / "job"),
+    )
+    changed = {
+        name.split(".")[0]
+        for name, tensor in after.items()
+        if not torch.equal(tensor, before[name])
+    }
     assert changed == {"decoder", "post_quant_conv"}
 
 
 @pytest.mark.slow
-def test_no_gradient_of_the_flow_model_reaches_the_autoencoder(monkeypatch, start, flow_job, pictures: Path) -> None:
-    """The autoencoder ends with the bytes that it has where the flow model's loss counts a thousandth."""
+def test_no_gradient_of_the_flow_model_reaches_the_autoencoder(
+    monkeypatch, start, flow_job, pictures: Path
+) -> None:
+    """The autoencoder ends with the bytes that it has where the flow model's loss
+    counts a thousandth."""
     ends = []
     for lr in (1e-3, 1e-1):
-        keys = {"autoencoder": {}, "optimizers": {"vae": {"lr": 1e-3}}, "save": {"save_every": 0, "dtype": "float32"}}
-        folder = start(flow_job(pictures, train={"lr": lr}, **keys), name=f"job{len(ends)}")
+        keys = {
+            "autoencoder": {},
+            "optimizers": {"vae": {"lr": 1e-3}},
+            "save": {"save_every": 0, "dtype": "float32"},
+        }
+        folder = start(
+            flow_job(pictures, train={"lr": lr}, **keys), name=f"job{len(ends)}"
+        )
         ends.append(weights(folder / folder.name))
     assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
 
 
-def test_halves_of_a_batch_have_the_losses_of_the_whole(monkeypatch, start, flow_job, pictures: Path) -> None:
+def test_halves_of_a_batch_have_the_losses_of_the_whole(
+    monkeypatch, start, flow_job, pictures: Path
+) -> None:
     """As where memory runs out: pixels and captions are halved alike."""
     seen = []
     load = JointLoader.load
@@ -73,14 +129,18 @@ def test_halves_of_a_batch_have_the_losses_of_the_whole(monkeypatch, start, flow
     monkeypatch.setattr(JointLoader, "load", halved)
     steps = []
     init = JointStep.__init__
-    monkeypatch.setattr(JointStep, "__init__", lambda self, *a: (init(self, *a), steps.append(self))[0])
+    monkeypatch.setattr(
+        JointStep, "__init__", lambda self, *a: (init(self, *a), steps.append(self))[0]
+    )
     start(flow_job(pictures, autoencoder={"losses": {"kl": 0}}))
     batch, halves = next((batch, halves) for batch, halves in seen if len(batch) == 2)
     assert halves == [(batch.names[0],), (batch.names[1],)]
     whole = steps[-1](batch, 0).by_role
     parts = [steps[-1](half, 0).by_role for half in batch.halves()]
     for role, loss_B in whole.items():
-        torch.testing.assert_close(loss_B, torch.cat([part[role] for part in parts]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            loss_B, torch.cat([part[role] for part in parts]), rtol=1e-4, atol=1e-5
+        )
 
 
 # ------------------------------------------------------------ from nothing
@@ -106,11 +166,26 @@ def measured_scale(folder: Path, pictures: Path) -> tuple[float, float]:
 def test_an_autoencoder_from_nothing_has_the_scale_of_its_latents_at_each_measurement(
     start, flow_job, make_pictures, tmp_path: Path
 ) -> None:
-    """In `start/` that of the random weights; after steps 2 and 4 that of then, which step 3 still has."""
-    along, pictures = {**ALONG, "measure_every": 2}, make_pictures(tmp_path / "data", *"abc", size=(32, 32))
+    """In `start/` that of the random weights; after steps 2 and 4 that of then, which
+    step 3 still has."""
+    along, pictures = (
+        {**ALONG, "measure_every": 2},
+        make_pictures(tmp_path / "data", *"abc", size=(32, 32)),
+    )
     model, save = {"new_vae": NEW, "vae": ""}, {"save_every": 1, "dtype": "float32"}
-    folder = start(flow_job(pictures, model=model, autoencoder=along, optimizers={"vae": {"lr": 1e-2}}, save=save))
-    saved = [folder / name for name in ("start", *(f"job_{step:09}" for step in (1, 2, 3)), "job")]
+    folder = start(
+        flow_job(
+            pictures,
+            model=model,
+            autoencoder=along,
+            optimizers={"vae": {"lr": 1e-2}},
+            save=save,
+        )
+    )
+    saved = [
+        folder / name
+        for name in ("start", *(f"job_{step:09}" for step in (1, 2, 3)), "job")
+    ]
     scales = [scale_of(path) for path in saved]
     own = [measured_scale(path, pictures) for path in saved]
     assert scales[0] == pytest.approx(own[0]) and scales[2] == pytest.approx(own[2])
@@ -120,47 +195,88 @@ def test_an_autoencoder_from_nothing_has_the_scale_of_its_latents_at_each_measur
 
 
 @pytest.mark.slow
-def test_both_from_nothing_go_on_to_the_same_bytes(start, flow_job, tmp_path: Path) -> None:
-    """Of which the scale is measured at steps that are not those of a state; on a stream."""
+def test_both_from_nothing_go_on_to_the_same_bytes(
+    start, flow_job, tmp_path: Path
+) -> None:
+    """Of which the scale is measured at steps that are not those of a state; on a
+    stream."""
     for number in range(3):
-        write_shard(tmp_path / "shards" / f"{number}.tar", 4, size=((40, 32), (32, 40))[number % 2])
-    dataset: dict = {"url": f"{tmp_path}/shards/*.tar", "resolution": 32, "webdataset": {"window": 4}}
+        write_shard(
+            tmp_path / "shards" / f"{number}.tar",
+            4,
+            size=((40, 32), (32, 40))[number % 2],
+        )
+    dataset: dict = {
+        "url": f"{tmp_path}/shards/*.tar",
+        "resolution": 32,
+        "webdataset": {"window": 4},
+    }
 
     def job(steps: int, **more: object) -> dict:
         along = {**ALONG, "spade": True, "measure_every": 3, "measured_images": 2}
-        model, own = {"new_vae": NEW, "vae": ""}, {**dataset, **more, "caption_dropout_rate": 0.3}
+        model, own = (
+            {"new_vae": NEW, "vae": ""},
+            {**dataset, **more, "caption_dropout_rate": 0.3},
+        )
         keys = {"autoencoder": along, "datasets": [own], "save": {"save_every": 2}}
         return flow_job(Path(), model=model, train={**TRAIN, "steps": steps}, **keys)
 
     whole = start(job(6)).rename(tmp_path / "whole")
     start(job(4))
     again = start(job(6, num_workers=2))
-    files = [f"state/step_000000006/{name}.safetensors" for name in ("weights", "ema", "optimizer")]
-    files += ["start/vae/config.json", *(f"job/vae/{file.name}" for file in (whole / "job" / "vae").iterdir())]
-    assert {"job/vae/spade.safetensors", "job/vae/discriminator.safetensors"} <= set(files)
-    assert [file for file in files if (whole / file).read_bytes() != (again / file).read_bytes()] == []
-    assert scale_of(whole / "job_000000002") == scale_of(whole / "start") != scale_of(whole / "job")
+    files = [
+        f"state/step_000000006/{name}.safetensors"
+        for name in ("weights", "ema", "optimizer")
+    ]
+    files += [
+        "start/vae/config.json",
+        *(f"job/vae/{file.name}" for file in (whole / "job" / "vae").iterdir()),
+    ]
+    assert {"job/vae/spade.safetensors", "job/vae/discriminator.safetensors"} <= set(
+        files
+    )
+    assert [
+        file
+        for file in files
+        if (whole / file).read_bytes() != (again / file).read_bytes()
+    ] == []
+    assert (
+        scale_of(whole / "job_000000002")
+        == scale_of(whole / "start")
+        != scale_of(whole / "job")
+    )
 
 
-def test_a_damaged_image_of_a_stream_counts_in_no_loss(start, flow_job, tmp_path: Path, monkeypatch) -> None:
+def test_a_damaged_image_of_a_stream_counts_in_no_loss(
+    start, flow_job, tmp_path: Path, monkeypatch
+) -> None:
     write_shard(tmp_path / "0.tar", 3, size=(32, 32))
     image = png((9, 9, 9), (32, 32))
-    broken = {"a.png": image[:50] + b"????" + image[54:], "a.json": b'{"prompt": "broken"}'}
+    broken = {
+        "a.png": image[:50] + b"????" + image[54:],
+        "a.json": b'{"prompt": "broken"}',
+    }
     write_tar(tmp_path / "1.tar", broken)
     seen: dict[str, list[float]] = {}
     call = JointStep.backward
 
     def watched(self: JointStep, batch: JointBatch, backward):
         of_flow = self.encoded(batch)
-        for name, weight, other in zip(batch.names, batch.pixels.loss_weight_B, of_flow.loss_weight_B, strict=True):
-            seen.setdefault(name.rpartition("/")[2], []).extend([float(weight), float(other)])
+        for name, weight, other in zip(
+            batch.names, batch.pixels.loss_weight_B, of_flow.loss_weight_B, strict=True
+        ):
+            seen.setdefault(name.rpartition("/")[2], []).extend(
+                [float(weight), float(other)]
+            )
         return call(self, batch, backward)
 
     monkeypatch.setattr(JointStep, "backward", watched)
     webdataset = {"window": 4, "max_unreadable": 0.5}
     dataset = {"url": f"{tmp_path}/*.tar", "resolution": 32, "webdataset": webdataset}
     start(flow_job(Path(), autoencoder={}, datasets=[dataset], train={"steps": 4}))
-    assert seen.pop("a") == [0.0] * 4 and {weight for weights in seen.values() for weight in weights} == {1.0}
+    assert seen.pop("a") == [0.0] * 4 and {
+        weight for weights in seen.values() for weight in weights
+    } == {1.0}
 
 
 @pytest.mark.parametrize(
@@ -170,33 +286,59 @@ def test_a_damaged_image_of_a_stream_counts_in_no_loss(start, flow_job, tmp_path
             {"model": {"new_vae": NEW, "vae": ""}},
             "model.new_vae: an autoencoder with random weights has to be trained. Add",
         ),
-        ({"model": {"new_vae": NEW}, "autoencoder": {}}, "model.new_vae: has no effect with 'model.vae'. Remove"),
+        (
+            {"model": {"new_vae": NEW}, "autoencoder": {}},
+            "model.new_vae: has no effect with 'model.vae'. Remove",
+        ),
         (
             {"model": {"new_vae": NEW, "vae": ""}, "autoencoder": {"train": "decoder"}},
             "autoencoder.train: 'decoder' needs a trained encoder, but 'model.new_vae' has random weights",
         ),
         (
-            {"model": {"new_vae": {"class_name": "AutoencoderTiny"}, "vae": ""}, "autoencoder": {}},
+            {
+                "model": {"new_vae": {"class_name": "AutoencoderTiny"}, "vae": ""},
+                "autoencoder": {},
+            },
             "autoencoder.losses: AutoencoderTiny has no distribution",
         ),
         (
-            {"model": {"new_vae": {**NEW, "config": {**NEW["config"], "chanels": 3}}, "vae": ""}, "autoencoder": {}},
+            {
+                "model": {
+                    "new_vae": {**NEW, "config": {**NEW["config"], "chanels": 3}},
+                    "vae": "",
+                },
+                "autoencoder": {},
+            },
             "model.new_vae.config.*chanels",
         ),
         (
             {"autoencoder": {"discriminator": {"layers": 5}}},
             "autoencoder.discriminator.layers: 5 of them judge patches",
         ),
-        ({"autoencoder": {}, "validation": {"fraction": 0.4}}, "validation: needs fixed latents, but"),
-        ({"optimizers": {"vae": {"lr": 1e-4}}}, "optimizers.vae: needs the section 'autoencoder'"),
+        (
+            {"autoencoder": {}, "validation": {"fraction": 0.4}},
+            "validation: needs fixed latents, but",
+        ),
+        (
+            {"optimizers": {"vae": {"lr": 1e-4}}},
+            "optimizers.vae: needs the section 'autoencoder'",
+        ),
         (
             {"autoencoder": {}, "optimizers": {"discriminator": {"lr": 1e-4}}},
             r"optimizers.discriminator: needs the section 'autoencoder.discriminator'",
         ),
-        ({"autoencoder": {"losses": {"adversarial": 0.5}}}, "autoencoder.losses.adversarial: needs the section"),
-        ({"autoencoder": {}, "train": {"fused_backward_pass": True}}, "flow and text_encoder and vae are trained"),
+        (
+            {"autoencoder": {"losses": {"adversarial": 0.5}}},
+            "autoencoder.losses.adversarial: needs the section",
+        ),
+        (
+            {"autoencoder": {}, "train": {"fused_backward_pass": True}},
+            "flow and text_encoder and vae are trained",
+        ),
     ],
 )
-def test_what_cannot_be_is_told_at_once(start, flow_job, pictures: Path, keys: dict, message: str) -> None:
+def test_what_cannot_be_is_told_at_once(
+    start, flow_job, pictures: Path, keys: dict, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         start(flow_job(pictures, **keys))

@@ -31,7 +31,8 @@ def pictures(make_pictures, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def taken(start, monkeypatch: pytest.MonkeyPatch):
-    """Runs a job of one step; returns the bytes of its step, and of what is trained and its optimizers' state."""
+    """Runs a job of one step; returns the bytes of its step, and of what is trained and
+    its optimizers' state."""
 
     def run(job: dict[str, Any]) -> dict[str, int]:
         from jobs.process import image_trainer
@@ -39,7 +40,10 @@ def taken(start, monkeypatch: pytest.MonkeyPatch):
         seen, train = {}, image_trainer.train
 
         def watched(run, source, step) -> None:
-            plain, parameters = step.backward, [p for role in run.roles.values() for p in role.parameters.values()]
+            plain, parameters = (
+                step.backward,
+                [p for role in run.roles.values() for p in role.parameters.values()],
+            )
 
             def backward(batch, passes):
                 live = LiveBytes()
@@ -75,8 +79,17 @@ def short(job: dict[str, Any]) -> dict[str, Any]:
     ("kind", "changes"),
     [
         slow("AutoencoderKL", {"model": {"config": sized(16), "spade": True}, **GAN}),
-        slow("AutoencoderKL", {"model": {"config": sized(16), "train": "decoder"}, "losses": {"histogram": 1}}),
-        slow("AutoencoderKL", {"discriminator": {"channels": 16}, "train": {"dtype": "bf16"}}),
+        slow(
+            "AutoencoderKL",
+            {
+                "model": {"config": sized(16), "train": "decoder"},
+                "losses": {"histogram": 1},
+            },
+        ),
+        slow(
+            "AutoencoderKL",
+            {"discriminator": {"channels": 16}, "train": {"dtype": "bf16"}},
+        ),
         ("AutoencoderTiny", {}),
         slow("AutoencoderKLQwenImage", {}),
     ],
@@ -85,14 +98,20 @@ def test_a_step_of_an_autoencoder_takes_what_the_plan_says(
     taken, vae_job, pictures: Path, kind: str, changes: dict[str, Any]
 ) -> None:
     job = short(vae_job(pictures, kind, **changes))
-    seen, found = taken(job), step_bytes(VaeTrainerConfig.model_validate(job), Work(2, SIDE, SIDE), on_gpu=False)
+    seen, found = (
+        taken(job),
+        step_bytes(
+            VaeTrainerConfig.model_validate(job), Work(2, SIDE, SIDE), on_gpu=False
+        ),
+    )
     assert found.step == pytest.approx(seen["step"], rel=0.03)
     assert sum(found.trained.values()) == seen["weights"]
     assert found.optimizer == pytest.approx(seen["state"], rel=0.01)
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes"), [slow(SD3, {"autoencoder": GAN}), slow(QWEN, {"train": {"dtype": "bf16"}})]
+    ("kind", "changes"),
+    [slow(SD3, {"autoencoder": GAN}), slow(QWEN, {"train": {"dtype": "bf16"}})],
 )
 def test_a_step_of_a_flow_model_takes_what_the_plan_says(
     taken, flow_job, pictures: Path, kind: str, changes: dict[str, Any]
@@ -102,7 +121,12 @@ def test_a_step_of_a_flow_model_takes_what_the_plan_says(
     text = {"config": {**TEXT, "vocab_size": 300}, "max_tokens": 8}
     model = {"transformer": {"class_name": kind, "config": wide}, "text_encoder": text}
     job = short(flow_job(pictures, kind, model=model, **changes))
-    seen, found = taken(job), step_bytes(FlowTrainerConfig.model_validate(job), Work(2, SIDE, SIDE), on_gpu=False)
+    seen, found = (
+        taken(job),
+        step_bytes(
+            FlowTrainerConfig.model_validate(job), Work(2, SIDE, SIDE), on_gpu=False
+        ),
+    )
     assert found.step == pytest.approx(seen["step"], rel=0.05)
     assert sum(found.trained.values()) == pytest.approx(seen["weights"], rel=0.01)
     assert found.optimizer == pytest.approx(seen["state"], rel=0.01)
@@ -111,18 +135,30 @@ def test_a_step_of_a_flow_model_takes_what_the_plan_says(
 @pytest.mark.slow
 def test_on_a_gpu_norms_are_float32(vae_job, pictures: Path) -> None:
     job = VaeTrainerConfig.model_validate(vae_job(pictures, train={"dtype": "bf16"}))
-    host, card = (step_bytes(job, Work(2, SIDE, SIDE), on_gpu).step for on_gpu in (False, True))
+    host, card = (
+        step_bytes(job, Work(2, SIDE, SIDE), on_gpu).step for on_gpu in (False, True)
+    )
     assert card > 1.1 * host
 
 
 @pytest.mark.slow
 def test_what_stays_is_that_of_the_roles(vae_job, pictures: Path) -> None:
     train = {"ema_config": {"use_ema": True}, "optimizer": "sgd"}
-    job = vae_job(pictures, **GAN, losses={"lpips": 1}, train=train, optimizers={"vae": {"optimizer": "adamw"}})
+    job = vae_job(
+        pictures,
+        **GAN,
+        losses={"lpips": 1},
+        train=train,
+        optimizers={"vae": {"optimizer": "adamw"}},
+    )
     job["model"] |= {"train": "decoder"}
-    found = step_bytes(VaeTrainerConfig.model_validate(job), Work(2, 32, 32), on_gpu=False)
+    found = step_bytes(
+        VaeTrainerConfig.model_validate(job), Work(2, 32, 32), on_gpu=False
+    )
     vae, both = found.trained[VAE], sum(found.trained.values())
-    assert found.average == 4 * vae and found.optimizer == pytest.approx(8 * vae, rel=0.01)
+    assert found.average == 4 * vae and found.optimizer == pytest.approx(
+        8 * vae, rel=0.01
+    )
     assert found.save.state == 4 * both + found.average + found.optimizer
     assert found.save.file > 4 * both  # the encoder is in the folder too
     assert found.weights > 4 * (both + 14e6)  # so is VGG16, of LPIPS
@@ -131,7 +167,9 @@ def test_what_stays_is_that_of_the_roles(vae_job, pictures: Path) -> None:
 @pytest.mark.slow
 def test_smaller_settings_lower_the_plan(flow_job, pictures: Path) -> None:
     def found(images: int = 4, **changes: Any) -> StepBytes:
-        section = FlowTrainerConfig.model_validate(flow_job(pictures, QWEN_21, **changes))
+        section = FlowTrainerConfig.model_validate(
+            flow_job(pictures, QWEN_21, **changes)
+        )
         return step_bytes(section, Work(images, 64, 64), on_gpu=False)
 
     plain: dict[str, Any] = {"train": {"gradient_checkpointing": False}}
@@ -144,16 +182,26 @@ def test_smaller_settings_lower_the_plan(flow_job, pictures: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_autoencoder_stays_where_samples_or_edits_are_decoded(flow_job, pictures: Path) -> None:
+def test_the_autoencoder_stays_where_samples_or_edits_are_decoded(
+    flow_job, pictures: Path
+) -> None:
     def weights(**changes: Any) -> int:
         section = FlowTrainerConfig.model_validate(flow_job(pictures, QWEN, **changes))
         return step_bytes(section, Work(1, 32, 32), on_gpu=False).weights
 
     measured = {"folder_path": str(pictures), "control_path": str(pictures)}
-    assert weights(validation={**measured, "edits": 1}) == weights(sample={}) > weights(validation=measured)
+    assert (
+        weights(validation={**measured, "edits": 1})
+        == weights(sample={})
+        > weights(validation=measured)
+    )
 
 
-def test_a_frozen_text_encoder_of_the_hub_that_is_not_here_is_left_out(flow_job, pictures: Path) -> None:
+def test_a_frozen_text_encoder_of_the_hub_that_is_not_here_is_left_out(
+    flow_job, pictures: Path
+) -> None:
     job = flow_job(pictures, model={"text_encoder": {"name_or_path": "owner/name"}})
-    found = step_bytes(FlowTrainerConfig.model_validate(job), Work(1, 32, 32), on_gpu=False)
+    found = step_bytes(
+        FlowTrainerConfig.model_validate(job), Work(1, 32, 32), on_gpu=False
+    )
     assert set(found.trained) == {"flow"}

@@ -11,9 +11,21 @@ import pytest
 import torch
 from PIL import Image
 
-from extensions.from_scratch.pixels import Picture, PixelLoader, StreamPixels, load_pixels
+from extensions.from_scratch.pixels import (
+    Picture,
+    PixelLoader,
+    StreamPixels,
+    load_pixels,
+)
 from tests.toolkit.data.shard_server import png
-from toolkit.contracts.data import BatchSpec, BucketedSample, Flip, ResizeCrop, Sample, Size
+from toolkit.contracts.data import (
+    BatchSpec,
+    BucketedSample,
+    Flip,
+    ResizeCrop,
+    Sample,
+    Size,
+)
 from toolkit.data.batches.dataloader import stream_source
 from toolkit.data.pixels.images import to_tensor
 from toolkit.data.streams.stream_dataset import StreamDataset
@@ -24,7 +36,12 @@ from toolkit.train.accumulation import split_spec
 
 def item(path: Path, flip: Flip = Flip()) -> BucketedSample:  # noqa: B008 - a constant
     crop = ResizeCrop(Size(8, 6), 1, 0, Size(6, 6))
-    return BucketedSample(Sample(str(path), f"a {path.stem}", 1, Size(8, 6), "", flip=flip, loss_weight=0.5), crop)
+    return BucketedSample(
+        Sample(
+            str(path), f"a {path.stem}", 1, Size(8, 6), "", flip=flip, loss_weight=0.5
+        ),
+        crop,
+    )
 
 
 @pytest.fixture
@@ -47,14 +64,24 @@ def test_pixels_are_those_of_the_file_cut_and_mirrored(picture: Path) -> None:
 def test_a_batch_can_be_split_into_halves_with_the_same_keys(picture: Path) -> None:
     batch = PixelLoader([item(picture)] * 3).load(BatchSpec(2, (0, 1, 2), (7, 8, 9)))
     first, second = batch.halves()
-    assert (len(first), len(second), first.spec.positions, second.spec.positions) == (2, 1, (7, 8), (9,))
+    assert (len(first), len(second), first.spec.positions, second.spec.positions) == (
+        2,
+        1,
+        (7, 8),
+        (9,),
+    )
     assert second.halves()[0].spec == second.spec and second.captions == ("a cat",)
-    assert batch.loss_weight_B.tolist() == [0.5] * 3 and batch.describe() == "pixels (3, 3, 6, 6)"
+    assert (
+        batch.loss_weight_B.tolist() == [0.5] * 3
+        and batch.describe() == "pixels (3, 3, 6, 6)"
+    )
 
 
 def test_a_file_that_was_damaged_since_is_named(picture: Path) -> None:
     picture.write_bytes(b"no image")
-    with pytest.raises(RunError, match=r"cat\.png.* It was changed since the run began"):
+    with pytest.raises(
+        RunError, match=r"cat\.png.* It was changed since the run began"
+    ):
         load_pixels(item(picture))
 
 
@@ -63,10 +90,16 @@ def test_a_file_that_was_damaged_since_is_named(picture: Path) -> None:
 
 @pytest.fixture
 def stream(make_stream: Callable[..., StreamDataset]) -> StreamDataset:
-    return make_stream({"0.png": png("red", (32, 16)), "0.txt": b"a cat"}, resolution=32, multiple=8)
+    return make_stream(
+        {"0.png": png("red", (32, 16)), "0.txt": b"a cat"}, resolution=32, multiple=8
+    )
 
 
-def streamed(data: bytes, name: str = "0.tar/0", size: Size = Size(32, 16)) -> StreamSample:  # noqa: B008 - a constant
+def streamed(
+    data: bytes,
+    name: str = "0.tar/0",
+    size: Size = Size(32, 16),  # noqa: B008
+) -> StreamSample:
     return StreamSample(name, data, "a cat", size)
 
 
@@ -82,30 +115,50 @@ def test_batches_of_a_stream_have_one_size_each_that_fits_most_of_their_images(
     wide, tall = png("red", (32, 16)), png("blue", (16, 32))
     files = {f"{number:02}.png": tall if number < 5 else wide for number in range(12)}
     texts = {f"{number:02}.txt": str(number).encode() for number in range(12)}
-    stream = make_stream(dict(sorted({**files, **texts}.items())), resolution=32, multiple=8)
+    stream = make_stream(
+        dict(sorted({**files, **texts}.items())), resolution=32, multiple=8
+    )
     source = stream_source(stream, 3, 3, StreamPixels(stream).load, workers)
     specs = [micro_batch.spec for micro_batch in islice(source.iterate(None), 4)]
     batches = list(source.load(specs))
-    assert sorted(caption for batch in batches for caption in batch.captions) == sorted(map(str, range(12)))
+    assert sorted(caption for batch in batches for caption in batch.captions) == sorted(
+        map(str, range(12))
+    )
     by_shape = [tuple(batch.pixels_B3HW.shape) for batch in batches]
-    assert sorted(by_shape) == [(3, 3, 16, 32), (3, 3, 16, 32), (3, 3, 32, 16), (3, 3, 32, 16)]
+    assert sorted(by_shape) == [
+        (3, 3, 16, 32),
+        (3, 3, 16, 32),
+        (3, 3, 32, 16),
+        (3, 3, 32, 16),
+    ]
     for batch in batches:
-        assert batch.pixels_B3HW[:, :, 4, 4].abs().min() == 1, "cut, not stretched or padded"
+        assert batch.pixels_B3HW[:, :, 4, 4].abs().min() == 1, (
+            "cut, not stretched or padded"
+        )
         assert batch.loss_weight_B.tolist() == [1.0] * 3
 
 
 def test_a_part_of_a_batch_has_the_size_of_the_whole(stream: StreamDataset) -> None:
-    """Several processes share a batch, and each image is to be trained as one process would."""
-    samples = [streamed(png("red", (16, 32)), size=Size(16, 32))] * 2 + [streamed(png("red", (32, 16)))]
+    """Several processes share a batch, and each image is to be trained as one process
+    would."""
+    samples = [streamed(png("red", (16, 32)), size=Size(16, 32))] * 2 + [
+        streamed(png("red", (32, 16)))
+    ]
     spec = stream_batch(stream, *samples)
     for part in (spec, *split_spec(spec, 3)):
         assert StreamPixels(stream).load(part).pixels_B3HW.shape[2:] == (32, 16)
 
 
-def test_pixels_of_a_stream_are_those_of_the_file(picture: Path, stream: StreamDataset) -> None:
+def test_pixels_of_a_stream_are_those_of_the_file(
+    picture: Path, stream: StreamDataset
+) -> None:
     stream = replace(stream, multiple=2)
-    batch = StreamPixels(stream).load(stream_batch(stream, streamed(picture.read_bytes(), size=Size(8, 6))))
-    assert torch.equal(batch.pixels_B3HW[0], to_tensor(Image.open(picture))) and batch.names == ("0.tar/0",)
+    batch = StreamPixels(stream).load(
+        stream_batch(stream, streamed(picture.read_bytes(), size=Size(8, 6)))
+    )
+    assert torch.equal(
+        batch.pixels_B3HW[0], to_tensor(Image.open(picture))
+    ) and batch.names == ("0.tar/0",)
 
 
 def test_a_truncated_image_of_a_stream_is_grey_without_weight_and_counted(
@@ -114,26 +167,46 @@ def test_a_truncated_image_of_a_stream_is_grey_without_weight_and_counted(
     whole = png("red", (32, 16))
     cut = streamed(whole[:-30], "0.tar/cut")
     batch = StreamPixels(stream).load(stream_batch(stream, streamed(whole), cut))
-    assert batch.loss_weight_B.tolist() == [1.0, 0.0] and batch.pixels_B3HW[1].abs().max() == 0
+    assert (
+        batch.loss_weight_B.tolist() == [1.0, 0.0]
+        and batch.pixels_B3HW[1].abs().max() == 0
+    )
     assert stream.unreadable.samples == 1
-    assert len(said) == 1 and said[0].startswith("0.tar/cut: left out: its image cannot be read (")
-    with pytest.raises(RunError, match="6 of 0 samples cannot be read, at most 5% are allowed"):
+    assert len(said) == 1 and said[0].startswith(
+        "0.tar/cut: left out: its image cannot be read ("
+    )
+    with pytest.raises(
+        RunError, match="6 of 0 samples cannot be read, at most 5% are allowed"
+    ):
         for _ in range(5):
             StreamPixels(stream).load(stream_batch(stream, streamed(whole[:-30])))
 
 
-def test_the_batch_of_a_trial_is_the_largest_there_can_be(make_stream: Callable[..., StreamDataset]) -> None:
+def test_the_batch_of_a_trial_is_the_largest_there_can_be(
+    make_stream: Callable[..., StreamDataset],
+) -> None:
     stream = make_stream({"0.png": png(), "0.txt": b"a cat"}, resolution=36, multiple=8)
     batch = StreamPixels(stream).trial(2)
     assert batch.pixels_B3HW.shape == (2, 3, 40, 32)
-    assert len(batch) == 2 and batch.spec.positions == (0, 1) and batch.captions == ("a cat",) * 2
+    assert (
+        len(batch) == 2
+        and batch.spec.positions == (0, 1)
+        and batch.captions == ("a cat",) * 2
+    )
 
 
 def test_pictures_of_a_stream_are_its_first_whole_ones(
     make_stream: Callable[..., StreamDataset], said: list[str]
 ) -> None:
     whole = png("red", (32, 16))
-    files = {"0.png": whole, "0.txt": b"", "1.png": whole[:-30], "1.txt": b"", "2.png": whole, "2.txt": b""}
+    files = {
+        "0.png": whole,
+        "0.txt": b"",
+        "1.png": whole[:-30],
+        "1.txt": b"",
+        "2.png": whole,
+        "2.txt": b"",
+    }
     stream = make_stream(files, resolution=32, multiple=8)
     pictures = Picture.first_of(stream, 3)
     assert [picture.name.rpartition("/")[2] for picture in pictures] == ["0", "2"]

@@ -19,30 +19,54 @@ JOB, MEASURED = JobContext("job"), JobContext("job", measures_memory=True)
 
 @pytest.fixture
 def pictures(make_pictures, tmp_path: Path) -> Path:
-    return make_pictures(tmp_path / "data", "a", "b", "c", size=(40, 32), captions=False)
+    return make_pictures(
+        tmp_path / "data", "a", "b", "c", size=(40, 32), captions=False
+    )
 
 
-def plan(vae_job, pictures: Path, machine: Machine | None = None, **changes: object) -> RunPlan:
+def plan(
+    vae_job, pictures: Path, machine: Machine | None = None, **changes: object
+) -> RunPlan:
     """machine: with the memory on it, as at a start."""
     section = VaeTrainerConfig.model_validate(vae_job(pictures, **changes))
     planner = VaePlanner(section, MEASURED if machine else JOB, machine)
     return planner.plan(planner.scan()) if machine else planner.dry_run()
 
 
-def test_it_says_what_memory_it_takes_where_that_is_asked_for(vae_job, pictures: Path) -> None:
+def test_it_says_what_memory_it_takes_where_that_is_asked_for(
+    vae_job, pictures: Path
+) -> None:
     quick = plan(vae_job, pictures)
-    assert quick.memory is None and "memory: computed at the start, or with --dry-run --memory" in quick.notes
+    assert (
+        quick.memory is None
+        and "memory: computed at the start, or with --dry-run --memory" in quick.notes
+    )
     found = plan(vae_job, pictures, Machine("cpu"))
-    assert found.to_json()["memory"]["phases"].keys() == {"first step", "training", "saving"}
+    assert found.to_json()["memory"]["phases"].keys() == {
+        "first step",
+        "training",
+        "saving",
+    }
     assert any(note.startswith("memory: peak 0.4") for note in found.notes)
     on_card = plan(vae_job, pictures, Machine("cuda"))
-    assert any("GPU, which is not available here" in note and "fits a 4 GB GPU" in note for note in on_card.notes)
+    assert any(
+        "GPU, which is not available here" in note and "fits a 4 GB GPU" in note
+        for note in on_card.notes
+    )
 
 
 @pytest.mark.slow
-def test_a_job_that_does_not_fit_is_told_what_to_change(vae_job, pictures: Path) -> None:
+def test_a_job_that_does_not_fit_is_told_what_to_change(
+    vae_job, pictures: Path
+) -> None:
     gan = {"discriminator": {"channels": 4, "layers": 1}}
-    found = plan(vae_job, pictures, Machine("cuda", 10**8), **gan, train={"ema_config": {"use_ema": True}})
+    found = plan(
+        vae_job,
+        pictures,
+        Machine("cuda", 10**8),
+        **gan,
+        train={"ema_config": {"use_ema": True}},
+    )
     [advice] = [note for note in found.notes if "until it fits" in note]
     assert advice == (
         "warning: this device has 0.10 GB: not enough; in this order until it fits: "
@@ -51,20 +75,30 @@ def test_a_job_that_does_not_fit_is_told_what_to_change(vae_job, pictures: Path)
     )
 
 
-def test_memory_that_cannot_be_measured_is_said(vae_job, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_cannot_be_measured_is_said(
+    vae_job, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("extensions.from_scratch.memory.peak_of", lambda *_: 1 / 0)
     found = plan(vae_job, pictures, Machine("cpu"))
-    assert found.memory is None and "memory: not known (division by zero)" in found.notes
+    assert (
+        found.memory is None and "memory: not known (division by zero)" in found.notes
+    )
 
 
 def item(side: int, repeats: int = 1, references: int = 0) -> BucketedSample:
     size = Size(side, side)
-    sample = Sample("a.png", "", repeats, size, ".", control_images=("b.png",) * references)
+    sample = Sample(
+        "a.png", "", repeats, size, ".", control_images=("b.png",) * references
+    )
     return BucketedSample(sample, ResizeCrop(size, 0, 0, size))
 
 
-def test_the_largest_batch_is_that_of_the_bucket_with_most_pixels_at_once(vae_job, pictures: Path) -> None:
-    section = VaeTrainerConfig.model_validate(vae_job(pictures, train={"batch_size": 4}))
+def test_the_largest_batch_is_that_of_the_bucket_with_most_pixels_at_once(
+    vae_job, pictures: Path
+) -> None:
+    section = VaeTrainerConfig.model_validate(
+        vae_job(pictures, train={"batch_size": 4})
+    )
 
     def largest(*items: BucketedSample) -> Work:
         return Work.largest(section, replace(section.scan(), items=items))
@@ -78,14 +112,18 @@ def test_the_largest_batch_is_that_of_the_bucket_with_most_pixels_at_once(vae_jo
 def test_each_role_has_its_number_of_parameters(vae_job, pictures: Path) -> None:
     gan = {"discriminator": {"channels": 4, "layers": 1}}
     line = "adamw, learning rate 0.001, constant"
-    assert f"discriminator: 845 parameters, {line}" in plan(vae_job, pictures, Machine("cpu"), **gan).notes
+    assert (
+        f"discriminator: 845 parameters, {line}"
+        in plan(vae_job, pictures, Machine("cpu"), **gan).notes
+    )
     assert f"discriminator: {line}" in plan(vae_job, pictures, **gan).notes
 
 
 def test_a_validation_costs_reconstructions(vae_job, pictures: Path) -> None:
     notes = plan(vae_job, pictures, validation={"fraction": 0.4, "every": 1}).notes
     assert any(
-        note.startswith("validation: 1 image held out") and note.endswith("; 1 reconstruction each time")
+        note.startswith("validation: 1 image held out")
+        and note.endswith("; 1 reconstruction each time")
         for note in notes
     )
     assert not any("forward pass" in note for note in notes)
@@ -94,29 +132,72 @@ def test_a_validation_costs_reconstructions(vae_job, pictures: Path) -> None:
 def test_schedules_that_do_not_fit_are_warned_of_once(vae_job, pictures: Path) -> None:
     train = {"steps": 10, "lr_warmup_steps": 20}
     gan = {"discriminator": {"channels": 4, "layers": 1}}
-    warned = [note for note in plan(vae_job, pictures, **gan, train=train).notes if note.startswith("warning: lr:")]
-    assert len(warned) == 1 and "it never reaches the full rate" in warned[0] and "(" not in warned[0]
-    own = {"optimizers": {"discriminator": {"lr_scheduler": "exponential", "lr_scheduler_params": {"gamma": 0.1}}}}
+    warned = [
+        note
+        for note in plan(vae_job, pictures, **gan, train=train).notes
+        if note.startswith("warning: lr:")
+    ]
+    assert (
+        len(warned) == 1
+        and "it never reaches the full rate" in warned[0]
+        and "(" not in warned[0]
+    )
+    own = {
+        "optimizers": {
+            "discriminator": {
+                "lr_scheduler": "exponential",
+                "lr_scheduler_params": {"gamma": 0.1},
+            }
+        }
+    }
     notes = plan(vae_job, pictures, **gan, **own, train={"steps": 100}).notes
     [early] = [note for note in notes if note.startswith("warning: lr:")]
-    assert "below a thousandth of its first value" in early and early.endswith("(discriminator)")
+    assert "below a thousandth of its first value" in early and early.endswith(
+        "(discriminator)"
+    )
 
 
 def test_what_a_run_is_too_short_for_is_told(vae_job, pictures: Path) -> None:
     changes = {"train": {"steps": 19}, "stop_when": {"metric": "loss", "below": 1}}
     gan = {"channels": 4, "layers": 1, "start_step": 19}
-    notes = "\n".join(plan(vae_job, pictures, **changes, losses={"kl_warmup_steps": 20}, discriminator=gan).notes)
-    assert "stop_when has no effect: its mean is over 20 steps (stop_when.smooth), and the run has 19" in notes
-    assert "losses.kl_warmup_steps is 20, and the run has 19 steps: 'kl' never reaches its weight" in notes
-    assert "discriminator.start_step is 19, and the run has 19 steps: the discriminator is never trained" in notes
+    notes = "\n".join(
+        plan(
+            vae_job,
+            pictures,
+            **changes,
+            losses={"kl_warmup_steps": 20},
+            discriminator=gan,
+        ).notes
+    )
+    assert (
+        "stop_when has no effect: its mean is over 20 steps (stop_when.smooth), and the run has 19"
+        in notes
+    )
+    assert (
+        "losses.kl_warmup_steps is 20, and the run has 19 steps: 'kl' never reaches its weight"
+        in notes
+    )
+    assert (
+        "discriminator.start_step is 19, and the run has 19 steps: the discriminator is never trained"
+        in notes
+    )
     long = changes | {"train": {"epochs": 10}}  # of two batches
-    notes = "\n".join(plan(vae_job, pictures, **long, losses={"kl_warmup_steps": 20}, discriminator=gan).notes)
+    notes = "\n".join(
+        plan(
+            vae_job, pictures, **long, losses={"kl_warmup_steps": 20}, discriminator=gan
+        ).notes
+    )
     assert "too" not in notes and "never" not in notes and "no effect" not in notes
 
 
 def test_the_share_of_the_start_in_the_average_is_told(vae_job, pictures: Path) -> None:
-    notes = plan(vae_job, pictures, train={"ema_config": {"use_ema": True, "ema_decay": 0.5}}).notes
-    assert "EMA 0.5: weight of the initial parameters in the saved average: 0.5 % at step 4" in notes
+    notes = plan(
+        vae_job, pictures, train={"ema_config": {"use_ema": True, "ema_decay": 0.5}}
+    ).notes
+    assert (
+        "EMA 0.5: weight of the initial parameters in the saved average: 0.5 % at step 4"
+        in notes
+    )
 
 
 def test_captions_are_not_missed(vae_job, pictures: Path) -> None:

@@ -1,4 +1,5 @@
-"""The recipe of the tiny model with few images and steps: each process starts from the outputs of earlier ones."""
+"""The recipe of the tiny model with few images and steps: each process starts from the
+outputs of earlier ones."""
 
 from __future__ import annotations
 
@@ -23,17 +24,23 @@ PARTS = ("transformer_1", "transformer_2", "tiny_mascots")
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 
 
-def test_it_can_be_planned_where_nothing_is_made_yet(run_py: Run, tmp_path: Path) -> None:
+def test_it_can_be_planned_where_nothing_is_made_yet(
+    run_py: Run, tmp_path: Path
+) -> None:
     shutil.copy(RECIPE, tmp_path / "recipe.yaml")
     result = run_py("recipe.yaml", "--dry-run", "--json")
     assert (result.returncode, result.stderr) == (0, "")
     named = [process["name"] for process in json.loads(result.stdout)["processes"]]
-    assert [name for name in named if name in PARTS] == list(PARTS) and named[-1] == PARTS[-1]
+    assert [name for name in named if name in PARTS] == list(PARTS) and named[
+        -1
+    ] == PARTS[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
 @pytest.mark.slow
-def test_each_process_starts_from_the_outputs_of_earlier_ones(run_py: Run, tmp_path: Path) -> None:
+def test_each_process_starts_from_the_outputs_of_earlier_ones(
+    run_py: Run, tmp_path: Path
+) -> None:
     job = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     for process in job["config"]["process"]:
         if process["type"] == "mascots":
@@ -47,7 +54,9 @@ def test_each_process_starts_from_the_outputs_of_earlier_ones(run_py: Run, tmp_p
             process["save"]["save_every"] = 2
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
     result = run_py("recipe.yaml")
-    assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False), (
+        result.stderr
+    )
 
     made = tmp_path / "output" / "pretrain_tiny"
     runs = made / "pretrain_tiny"

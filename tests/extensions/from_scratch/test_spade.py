@@ -1,4 +1,5 @@
-"""SPADE: nothing at first, then what the paper's formula says; saved beside the autoencoder and read back."""
+"""SPADE: nothing at first, then what the paper's formula says; saved beside the
+autoencoder and read back."""
 
 from __future__ import annotations
 
@@ -11,7 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import conv2d, interpolate, relu
 
 from extensions.from_scratch.autoencoder_config import AutoencoderConfig
-from extensions.from_scratch.autoencoders import Autoencoder, load_autoencoder, make_autoencoder, write_autoencoder
+from extensions.from_scratch.autoencoders import (
+    Autoencoder,
+    load_autoencoder,
+    make_autoencoder,
+    write_autoencoder,
+)
 from extensions.from_scratch.spade import PREFIX, attach_spade
 from tests.extensions.from_scratch.conftest import SMALL
 from toolkit.errors import RunError, UserError
@@ -22,7 +28,9 @@ WITH_NORMS = ("AutoencoderKL", "AutoencoderKLQwenImage")
 
 def made(kind: str, spade: bool | None = True, learned: bool = False) -> Autoencoder:
     """learned: with random modulations."""
-    model = make_autoencoder(AutoencoderConfig(class_name=kind, config=SMALL[kind], spade=spade), 0, CPU)
+    model = make_autoencoder(
+        AutoencoderConfig(class_name=kind, config=SMALL[kind], spade=spade), 0, CPU
+    )
     if learned:
         torch.manual_seed(5)
         for weight in model.module.spade.parameters():
@@ -31,7 +39,9 @@ def made(kind: str, spade: bool | None = True, learned: bool = False) -> Autoenc
 
 
 def latents(dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    return torch.randn(
+        2, 4, 6, 5, generator=torch.Generator().manual_seed(1), dtype=dtype
+    )
 
 
 def written(folder: Path, model: Autoencoder) -> Path:
@@ -49,14 +59,18 @@ def test_it_changes_nothing_at_first_and_begins_to_learn(kind: str) -> None:
     norms = dict(model.module.spade.of_norm.named_children())
     assert {"mid_block_resnets_0_norm1", "up_blocks_1_resnets_1_norm2"} <= norms.keys()
     assert norms.keys() & {"conv_norm_out", "norm_out"}
-    assert all(norm.gamma.weight.grad.abs().sum() > 0 < norm.beta.bias.grad.abs().sum() for norm in norms.values())
+    assert all(
+        norm.gamma.weight.grad.abs().sum() > 0 < norm.beta.bias.grad.abs().sum()
+        for norm in norms.values()
+    )
     for name, p in plain.module.named_parameters():
         assert torch.equal(p, model.module.get_parameter(name)), name
 
 
 @pytest.mark.parametrize("kind", WITH_NORMS)
 def test_a_norm_is_modulated_by_convolutions_of_the_resized_latent(kind: str) -> None:
-    """Park et al., eq. 1, at the decoder's last norm, written out; the norm's own input is recorded."""
+    """Park et al., eq. 1, at the decoder's last norm, written out; the norm's own input
+    is recorded."""
     model = made(kind, learned=True)
     name = "conv_norm_out" if kind == "AutoencoderKL" else "norm_out"
     norm, m = model.module.decoder.get_submodule(name), model.module.spade.of_norm[name]
@@ -70,9 +84,14 @@ def test_a_norm_is_modulated_by_convolutions_of_the_resized_latent(kind: str) ->
     z = model.module.post_quant_conv(frames).view_as(latents())
     z = interpolate(z, size=seen[0].shape[-2:], mode="nearest")
     hidden = relu(conv2d(z, m.hidden.weight, m.hidden.bias, padding=1))
-    gamma, beta = (conv2d(hidden, layer.weight, layer.bias, padding=1) for layer in (m.gamma, m.beta))
+    gamma, beta = (
+        conv2d(hidden, layer.weight, layer.bias, padding=1)
+        for layer in (m.gamma, m.beta)
+    )
     normalised = type(norm).forward(norm, seen[0]).view_as(gamma)
-    torch.testing.assert_close(outputs[0].view_as(gamma), normalised * (1 + gamma) + beta, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        outputs[0].view_as(gamma), normalised * (1 + gamma) + beta, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", WITH_NORMS)
@@ -88,9 +107,14 @@ def test_it_is_saved_beside_and_diffusers_reads_the_rest(
     }
     theirs = getattr(diffusers, kind).from_pretrained(folder)
     assert not [record for record in caplog.records if "not expected" in record.message]
-    plain = make_autoencoder(AutoencoderConfig(name_or_path=str(folder), spade=False), 0, CPU)
+    plain = make_autoencoder(
+        AutoencoderConfig(name_or_path=str(folder), spade=False), 0, CPU
+    )
     assert not plain.has_spade() and "_spade" not in plain.config()
-    assert all(torch.equal(p, theirs.get_parameter(name)) for name, p in plain.module.named_parameters())
+    assert all(
+        torch.equal(p, theirs.get_parameter(name))
+        for name, p in plain.module.named_parameters()
+    )
     again, output = load_autoencoder(folder), model.decode(latents())
     assert again.has_spade()
     torch.testing.assert_close(again.decode(latents()), output)
@@ -113,14 +137,25 @@ def test_the_vae_of_an_image_model_decodes_with_it(tmp_path: Path) -> None:
 
     model = made("AutoencoderKLQwenImage", learned=True)
     written(tmp_path / "vae", model)
-    output = load_vae(tmp_path / "vae", torch.float32).decode(latents()[:, :, None]).sample[:, :, 0]
+    output = (
+        load_vae(tmp_path / "vae", torch.float32)
+        .decode(latents()[:, :, None])
+        .sample[:, :, 0]
+    )
     torch.testing.assert_close(output, model.decode(latents()).clamp(-1, 1))
-    assert next(load_vae(tmp_path / "vae", torch.bfloat16).spade.parameters()).dtype == torch.bfloat16
+    assert (
+        next(load_vae(tmp_path / "vae", torch.bfloat16).spade.parameters()).dtype
+        == torch.bfloat16
+    )
 
 
 def test_an_autoencoder_without_norms_is_refused() -> None:
-    section = AutoencoderConfig(class_name="AutoencoderTiny", config=SMALL["AutoencoderTiny"])
-    with pytest.raises(UserError, match=r"model\.spade: AutoencoderTiny has no norms in its decoder"):
+    section = AutoencoderConfig(
+        class_name="AutoencoderTiny", config=SMALL["AutoencoderTiny"]
+    )
+    with pytest.raises(
+        UserError, match=r"model\.spade: AutoencoderTiny has no norms in its decoder"
+    ):
         attach_spade(make_autoencoder(section, 0, CPU).module, 0)
 
 
@@ -129,8 +164,16 @@ def test_an_autoencoder_without_norms_is_refused() -> None:
     [
         (lambda file: file.unlink(), "says that the decoder has it. Restore the file"),
         (lambda file: file.write_bytes(file.read_bytes()[:99]), "cannot be read"),
-        (lambda file: save_file({"x": torch.zeros(1)}, file), "not of the autoencoder beside it"),
-        (lambda file: save_file({k: v * float("nan") for k, v in load_file(file).items()}, file), "not finite"),
+        (
+            lambda file: save_file({"x": torch.zeros(1)}, file),
+            "not of the autoencoder beside it",
+        ),
+        (
+            lambda file: save_file(
+                {k: v * float("nan") for k, v in load_file(file).items()}, file
+            ),
+            "not finite",
+        ),
     ],
 )
 def test_a_damaged_file_is_named(damage, message: str, tmp_path: Path) -> None:
@@ -142,5 +185,8 @@ def test_a_damaged_file_is_named(damage, message: str, tmp_path: Path) -> None:
 
 
 def test_its_weights_are_named_apart() -> None:
-    plain, model = made("AutoencoderKL", spade=None).module.state_dict(), made("AutoencoderKL").module.state_dict()
+    plain, model = (
+        made("AutoencoderKL", spade=None).module.state_dict(),
+        made("AutoencoderKL").module.state_dict(),
+    )
     assert plain.keys() == {name for name in model if not name.startswith(PREFIX)}

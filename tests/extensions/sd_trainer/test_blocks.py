@@ -1,4 +1,5 @@
-"""What the keys of memory and compiling cannot be combined with, in every shape they are written in."""
+"""What the keys of memory and compiling cannot be combined with, in every shape they
+are written in."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ def section(write_job, trainer, make_pictures, tmp_path: Path):
     """The section of a job with these keys in `train` and `model`."""
     photos = make_pictures(tmp_path / "photos", "a")
 
-    def section(train: dict | None = None, model: dict | None = None, **changes) -> SdTrainerConfig:
+    def section(
+        train: dict | None = None, model: dict | None = None, **changes
+    ) -> SdTrainerConfig:
         plain = trainer(photos, train=train, **changes)
         plain["model"].update(model or {})
         job = load_job(write_job(plain), lambda name: SdTrainerConfig)
@@ -39,10 +42,28 @@ def section(write_job, trainer, make_pictures, tmp_path: Path):
         ({"gradient_checkpointing": "keep_attention"}, "keep_attention"),
         ({"gradient_checkpointing_offload": True}, "full_offload"),
         ({"gradient_checkpointing_cpu_offload": True}, "full_offload"),
-        ({"gradient_checkpointing": True, "gradient_checkpointing_cpu_offload": True}, "full_offload"),
-        ({"gradient_checkpointing": True, "gradient_checkpointing_cpu_offload": False}, "full"),
+        (
+            {
+                "gradient_checkpointing": True,
+                "gradient_checkpointing_cpu_offload": True,
+            },
+            "full_offload",
+        ),
+        (
+            {
+                "gradient_checkpointing": True,
+                "gradient_checkpointing_cpu_offload": False,
+            },
+            "full",
+        ),
         ({"gradient_checkpointing_offload": False}, "auto"),
-        ({"gradient_checkpointing": "full_offload", "gradient_checkpointing_offload": True}, "full_offload"),
+        (
+            {
+                "gradient_checkpointing": "full_offload",
+                "gradient_checkpointing_offload": True,
+            },
+            "full_offload",
+        ),
     ],
 )
 def test_levels_as_people_write_them(section, keys: dict, level: str) -> None:
@@ -52,10 +73,19 @@ def test_levels_as_people_write_them(section, keys: dict, level: str) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"gradient_checkpointing": "most"}, "'most' is unknown. Use 'auto' or 'none' or"),
-        ({"gradient_checkpointing": False, "gradient_checkpointing_offload": True}, "mean the same"),
+        (
+            {"gradient_checkpointing": "most"},
+            "'most' is unknown. Use 'auto' or 'none' or",
+        ),
+        (
+            {"gradient_checkpointing": False, "gradient_checkpointing_offload": True},
+            "mean the same",
+        ),
         ({"gradient_checkpointing_offload": 3}, "write true or false."),
-        ({"compile": {"mode": "max-autotun"}}, "'max-autotun' is unknown. Did you mean 'max-autotune'?"),
+        (
+            {"compile": {"mode": "max-autotun"}},
+            "'max-autotun' is unknown. Did you mean 'max-autotune'?",
+        ),
         ({"compile": {"cache_size_limit": -1}}, "-1 is out of range: must be >= 0."),
         ({"compile": {"modes": "default"}}, "unknown key. Did you mean 'mode'?"),
     ],
@@ -69,7 +99,17 @@ def test_what_is_wrong_is_told(section, keys: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("train", "model"),
     [
-        ({"compile": {"enabled": True, "backend": "aot_eager", "dynamic": False, "cache_size_limit": 9}}, {}),
+        (
+            {
+                "compile": {
+                    "enabled": True,
+                    "backend": "aot_eager",
+                    "dynamic": False,
+                    "cache_size_limit": 9,
+                }
+            },
+            {},
+        ),
         (
             {
                 "compile": True,
@@ -79,11 +119,22 @@ def test_what_is_wrong_is_told(section, keys: dict, message: str) -> None:
             },
             {},
         ),
-        ({"compile_backend": "aot_eager"}, {"compile": True, "compile_dynamic": False, "cache_size_limit": 9}),
-        ({"compile_backend": "aot_eager"}, {"block_compile": True, "compile_dynamic": False, "cache_size_limit": 9}),
+        (
+            {"compile_backend": "aot_eager"},
+            {"compile": True, "compile_dynamic": False, "cache_size_limit": 9},
+        ),
+        (
+            {"compile_backend": "aot_eager"},
+            {"block_compile": True, "compile_dynamic": False, "cache_size_limit": 9},
+        ),
         (
             {"compile": {"backend": "aot_eager"}},
-            {"compile": False, "block_compile": True, "compile_dynamic": False, "cache_size_limit": 9},
+            {
+                "compile": False,
+                "block_compile": True,
+                "compile_dynamic": False,
+                "cache_size_limit": 9,
+            },
         ),
     ],
 )

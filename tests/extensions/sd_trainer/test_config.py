@@ -1,4 +1,5 @@
-"""The trainer's section: jobs of other programs, missing files, contradictions, notes."""
+"""The trainer's section: jobs of other programs, missing files, contradictions,
+notes."""
 
 from __future__ import annotations
 
@@ -145,7 +146,9 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Job
 
     def load(text: str) -> JobConfig:
         (tmp_path / "job.yaml").write_text(text, encoding="utf-8")
-        return load_job("job.yaml", lambda name: CacheConfig if name == "cache" else SdTrainerConfig)
+        return load_job(
+            "job.yaml", lambda name: CacheConfig if name == "cache" else SdTrainerConfig
+        )
 
     return load
 
@@ -153,12 +156,18 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Job
 def faults(load: Callable[[str], JobConfig], text: str) -> list[str]:
     with pytest.raises(ConfigErrors) as caught:
         load(text)
-    return [line.split(": process[0].", 1)[1] for line in str(caught.value).splitlines()]
+    return [
+        line.split(": process[0].", 1)[1] for line in str(caught.value).splitlines()
+    ]
 
 
 @needs_foreign_names
-@pytest.mark.parametrize(("process_type", "model"), [("sd_trainer", SdTrainerConfig), ("cache", CacheConfig)])
-def test_seed_001_loads_with_only_paths_changed(load, process_type: str, model: type) -> None:
+@pytest.mark.parametrize(
+    ("process_type", "model"), [("sd_trainer", SdTrainerConfig), ("cache", CacheConfig)]
+)
+def test_seed_001_loads_with_only_paths_changed(
+    load, process_type: str, model: type
+) -> None:
     job = load(SEED_001.replace("'sd_trainer'", process_type))
     section = job.processes[0].section
     assert type(section) is model
@@ -177,9 +186,19 @@ def test_seed_001_loads_with_only_paths_changed(load, process_type: str, model: 
 def test_the_published_2509_job_of_ai_toolkit_loads(load) -> None:
     job = load(AI_TOOLKIT_2509)
     section = job.processes[0].section
-    assert job.meta == {"name": "my_first_qwen_image_edit_2509_lora_v1", "version": "1.0"}
-    assert (section.model.qtype, section.model.qtype_te, section.train.lr) == ("uint3", "float8", 1e-4)
-    assert section.model.recovery_name() == "qwen_image_edit_2509_torchao_uint3.safetensors"
+    assert job.meta == {
+        "name": "my_first_qwen_image_edit_2509_lora_v1",
+        "version": "1.0",
+    }
+    assert (section.model.qtype, section.model.qtype_te, section.train.lr) == (
+        "uint3",
+        "float8",
+        1e-4,
+    )
+    assert (
+        section.model.recovery_name()
+        == "qwen_image_edit_2509_torchao_uint3.safetensors"
+    )
     assert section.datasets[0].control_path == ("photos",) * 3
     assert section.sample.samples[0].ctrl_img == ("photos/a.png",) * 3
     assert section.requested_text_cache(section.datasets[0]) is True
@@ -189,17 +208,61 @@ def test_the_published_2509_job_of_ai_toolkit_loads(load) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('folder_path: "photos"', 'folder_path: "none"', "datasets[0].folder_path: 'none' does not exist (working"),
-        ('folder_path: "photos"', "folder_path: photos/a.png", "datasets[0].folder_path: 'photos/a.png' is not a fol"),
-        ("caption_ext:", "control_path: none\n          caption_ext:", "datasets[0].control_path: 'none' does not"),
-        ("Qwen/Qwen-Image-Edit-2509", "./none", "model.name_or_path: './none' does not exist (working directory: "),
-        ("Qwen/Qwen-Image-Edit-2509", "a/b/c", "model.name_or_path: 'a/b/c' does not exist"),
-        ("Qwen/Qwen-Image-Edit-2509", "photos", "model.name_or_path: 'photos' holds no model_index.json."),
-        ("Qwen/Qwen-Image-Edit-2509", "Qwen", "model.name_or_path: 'Qwen' is neither a folder nor a hub id (working"),
-        ("steps: 3400", "steps: 0", "train.steps: 0 optimizer steps. Set steps or epochs to a value above 0."),
-        ("linear: 16", "pretrained_lora_path: no.safetensors", "network.pretrained_lora_path: 'no.safetensors' does"),
-        ("train_text_encoder: false", "train_text_encoder: true", "train.train_text_encoder: true is not supported: Q"),
-        ("train_unet: true", "train_unet: false", "train.train_unet: false trains nothing"),
+        (
+            'folder_path: "photos"',
+            'folder_path: "none"',
+            "datasets[0].folder_path: 'none' does not exist (working",
+        ),
+        (
+            'folder_path: "photos"',
+            "folder_path: photos/a.png",
+            "datasets[0].folder_path: 'photos/a.png' is not a fol",
+        ),
+        (
+            "caption_ext:",
+            "control_path: none\n          caption_ext:",
+            "datasets[0].control_path: 'none' does not",
+        ),
+        (
+            "Qwen/Qwen-Image-Edit-2509",
+            "./none",
+            "model.name_or_path: './none' does not exist (working directory: ",
+        ),
+        (
+            "Qwen/Qwen-Image-Edit-2509",
+            "a/b/c",
+            "model.name_or_path: 'a/b/c' does not exist",
+        ),
+        (
+            "Qwen/Qwen-Image-Edit-2509",
+            "photos",
+            "model.name_or_path: 'photos' holds no model_index.json.",
+        ),
+        (
+            "Qwen/Qwen-Image-Edit-2509",
+            "Qwen",
+            "model.name_or_path: 'Qwen' is neither a folder nor a hub id (working",
+        ),
+        (
+            "steps: 3400",
+            "steps: 0",
+            "train.steps: 0 optimizer steps. Set steps or epochs to a value above 0.",
+        ),
+        (
+            "linear: 16",
+            "pretrained_lora_path: no.safetensors",
+            "network.pretrained_lora_path: 'no.safetensors' does",
+        ),
+        (
+            "train_text_encoder: false",
+            "train_text_encoder: true",
+            "train.train_text_encoder: true is not supported: Q",
+        ),
+        (
+            "train_unet: true",
+            "train_unet: false",
+            "train.train_unet: false trains nothing",
+        ),
         (
             "is_qwen: true",
             "arch: qwen_image_layered",
@@ -217,20 +280,28 @@ def test_the_published_2509_job_of_ai_toolkit_loads(load) -> None:
         ),
     ],
 )
-def test_mistakes_that_need_the_file_system_or_several_keys(load, old: str, new: str, message: str) -> None:
+def test_mistakes_that_need_the_file_system_or_several_keys(
+    load, old: str, new: str, message: str
+) -> None:
     (found,) = faults(load, SEED_001.replace(old, new))
     assert found.startswith(message)
 
 
 @needs_foreign_names
 def test_epochs_may_stand_for_steps(load) -> None:
-    section = load(SEED_001.replace("steps: 3400", "steps: 0\n        epochs: 10")).processes[0].section
+    section = (
+        load(SEED_001.replace("steps: 3400", "steps: 0\n        epochs: 10"))
+        .processes[0]
+        .section
+    )
     assert (section.train.steps, section.train.epochs) == (0, 10)
 
 
 @needs_foreign_names
 def test_what_is_allowed_but_learns_nothing_is_noted(load) -> None:
-    text = QUIET.replace("lr: 0.0002", "lr: 0").replace("linear_alpha: 16", "linear_alpha: 0")
+    text = QUIET.replace("lr: 0.0002", "lr: 0").replace(
+        "linear_alpha: 16", "linear_alpha: 0"
+    )
     assert load(text.replace("quantize: true", "quantize: false")).warnings == (
         "job.yaml:12:9: process[0].network.linear_alpha: 0 disables the adapter.",
         "job.yaml:33:9: process[0].train.lr: 0 means that nothing is trained.",
@@ -240,21 +311,39 @@ def test_what_is_allowed_but_learns_nothing_is_noted(load) -> None:
 
 @needs_foreign_names
 def test_curly_quotes_that_become_a_part_of_a_value_are_one_warning_each(load) -> None:
-    text = QUIET.replace('trigger_word: "maya_char"', "trigger_word: \u201cmaya_char\u201d")
-    text = text.replace('- "maya_char, portrait', '- "maya_char says \u201chi\u201d, portrait')
+    text = QUIET.replace(
+        'trigger_word: "maya_char"', "trigger_word: \u201cmaya_char\u201d"
+    )
+    text = text.replace(
+        '- "maya_char, portrait', '- "maya_char says \u201chi\u201d, portrait'
+    )
     (line,) = load(text).warnings
-    assert "trigger_word: the curly quotes are a part of the value. It holds U+201C" in line
+    assert (
+        "trigger_word: the curly quotes are a part of the value. It holds U+201C"
+        in line
+    )
 
 
 def test_the_number_type_of_files_and_weights_depends_on_what_is_trained(load) -> None:
-    def section(kind: str, save: str = "", train: str = "dtype: bf16") -> SdTrainerConfig:
+    def section(
+        kind: str, save: str = "", train: str = "dtype: bf16"
+    ) -> SdTrainerConfig:
         text = f"name: a, process: [{{type: sd_trainer, datasets: [{{folder_path: photos}}], network: {{type: {kind}}}"
         model = "model: {name_or_path: Qwen/Qwen-Image-Edit-2509}"
         job = f"{{job: extension, config: {{{text}, save: {{{save}}}, train: {{{train}}}, {model}}}]}}}}"
         return load(job).processes[0].section
 
-    assert (section("lora").save.dtype, section("full").save.dtype) == ("float16", "bfloat16")
+    assert (section("lora").save.dtype, section("full").save.dtype) == (
+        "float16",
+        "bfloat16",
+    )
     assert section("FullRank", "save_every: 3").save.dtype == "bfloat16"
     assert section("full", "dtype: fp32").save.dtype == "float32"
-    assert (section("lora").weights_dtype(), section("full").weights_dtype()) == ("bfloat16", "float32")
-    assert section("full", train="dtype: bf16, full_bf16: true").weights_dtype() == "bfloat16"
+    assert (section("lora").weights_dtype(), section("full").weights_dtype()) == (
+        "bfloat16",
+        "float32",
+    )
+    assert (
+        section("full", train="dtype: bf16, full_bf16: true").weights_dtype()
+        == "bfloat16"
+    )

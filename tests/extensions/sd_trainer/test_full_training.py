@@ -1,4 +1,5 @@
-"""Training the model itself, each way of doing it against the plain one: float32 masters and whole steps."""
+"""Training the model itself, each way of doing it against the plain one: float32
+masters and whole steps."""
 
 from __future__ import annotations
 
@@ -35,8 +36,13 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def loader(tiny_model: Path) -> BatchLoader:
     """Two small images, one with a reference."""
-    items = [photo_item(Size(64, 64), refs, text) for refs, text in [((), "a face"), (REFERENCES[:1], "a smile")]]
-    return BatchLoader(encode_photos(open_tiny(tiny_model, reference_area=0), *items), seed=3)
+    items = [
+        photo_item(Size(64, 64), refs, text)
+        for refs, text in [((), "a face"), (REFERENCES[:1], "a smile")]
+    ]
+    return BatchLoader(
+        encode_photos(open_tiny(tiny_model, reference_area=0), *items), seed=3
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +53,11 @@ def four_blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def losses(tiny_model: Path, loader: BatchLoader, tmp_path: Path) -> Callable[..., torch.Tensor]:
-    """The losses of the first steps of a job, and how far each weight has moved in them."""
+def losses(
+    tiny_model: Path, loader: BatchLoader, tmp_path: Path
+) -> Callable[..., torch.Tensor]:
+    """The losses of the first steps of a job, and how far each weight has moved in
+    them."""
 
     def run(
         steps: int, folder: Path = tiny_model, swapped: int = 0, **changes
@@ -62,13 +71,27 @@ def losses(tiny_model: Path, loader: BatchLoader, tmp_path: Path) -> Callable[..
             train=settings,
         )
         weights_dtype = DTYPES[section.weights_dtype()]
-        model = open_tiny(folder, DTYPES[section.train.dtype], reference_area=0, weights_dtype=weights_dtype)
+        model = open_tiny(
+            folder,
+            DTYPES[section.train.dtype],
+            reference_area=0,
+            weights_dtype=weights_dtype,
+        )
         network = attach_network(section, model, 3, None)
-        start = {name: p.detach().float().clone() for name, p in network.parameters().items()}
+        start = {
+            name: p.detach().float().clone() for name, p in network.parameters().items()
+        }
         if swapped:
             build_block_runner(section, model, CPU)
         roles = build_roles(section, network, steps, 3, ProcessGroup())
-        run = Run("full", tmp_path, steps, section.train.gradient_accumulation, seed=3, roles=roles)
+        run = Run(
+            "full",
+            tmp_path,
+            steps,
+            section.train.gradient_accumulation,
+            seed=3,
+            roles=roles,
+        )
         seen = []
         step = FlowMatchingStep(model, seed=3, timestep_type="sigmoid")
 
@@ -78,9 +101,15 @@ def losses(tiny_model: Path, loader: BatchLoader, tmp_path: Path) -> Callable[..
                 seen.append(found.by_role[NETWORK].detach().mean())
                 return found
 
-        source = EpochSource(lambda epoch: [BatchSpec(epoch, (0, 1), (0, 1))], lambda specs: map(loader.load, specs))
+        source = EpochSource(
+            lambda epoch: [BatchSpec(epoch, (0, 1), (0, 1))],
+            lambda specs: map(loader.load, specs),
+        )
         train(run, source, Watched())
-        return torch.stack(seen), {name: p.detach().float() - start[name] for name, p in network.parameters().items()}
+        return torch.stack(seen), {
+            name: p.detach().float() - start[name]
+            for name, p in network.parameters().items()
+        }
 
     return run
 
@@ -89,12 +118,17 @@ def losses(tiny_model: Path, loader: BatchLoader, tmp_path: Path) -> Callable[..
     "changes",
     [
         {},
-        pytest.param({"optimizer": "sgd", "gradient_accumulation": 2}, marks=pytest.mark.slow),
+        pytest.param(
+            {"optimizer": "sgd", "gradient_accumulation": 2}, marks=pytest.mark.slow
+        ),
         pytest.param(BF16, marks=pytest.mark.slow),
     ],
 )
 def test_a_fused_step_is_a_whole_step_bit_for_bit(losses, changes: dict) -> None:
-    (whole, of_whole), (fused, of_fused) = losses(4, **changes), losses(4, **changes, **FUSED)
+    (whole, of_whole), (fused, of_fused) = (
+        losses(4, **changes),
+        losses(4, **changes, **FUSED),
+    )
     assert torch.equal(whole, fused)
     assert all(torch.equal(move, of_fused[name]) for name, move in of_whole.items())
 
@@ -103,17 +137,27 @@ def test_a_fused_step_is_a_whole_step_bit_for_bit(losses, changes: dict) -> None
     ("optimizer", "changes"),
     [
         ("adamw", {}),
-        *(pytest.param(name, {}, marks=pytest.mark.slow) for name in PER_PARAMETER_OPTIMIZERS if name != "adamw"),
+        *(
+            pytest.param(name, {}, marks=pytest.mark.slow)
+            for name in PER_PARAMETER_OPTIMIZERS
+            if name != "adamw"
+        ),
         pytest.param("adafactor", BF16, marks=pytest.mark.slow),
     ],
 )
 def test_trained_blocks_that_are_swapped_learn_the_same_bits(
     losses, four_blocks: Path, optimizer: str, changes: dict
 ) -> None:
-    """Three of four blocks take turns in two buffers; the average is made of what comes back."""
-    keys = {"optimizer": optimizer, "ema_config": {"use_ema": True}, "gradient_checkpointing": False}
+    """Three of four blocks take turns in two buffers; the average is made of what comes
+    back."""
+    keys = {
+        "optimizer": optimizer,
+        "ema_config": {"use_ema": True},
+        "gradient_checkpointing": False,
+    }
     (here, of_here), (away, of_away) = (
-        losses(3, four_blocks, swapped, **changes, **FUSED, **keys) for swapped in (0, 3)
+        losses(3, four_blocks, swapped, **changes, **FUSED, **keys)
+        for swapped in (0, 3)
     )
     assert torch.equal(here, away)
     assert all(torch.equal(move, of_away[name]) for name, move in of_here.items())
@@ -121,14 +165,27 @@ def test_trained_blocks_that_are_swapped_learn_the_same_bits(
 
 @pytest.mark.slow
 def test_bf16_weights_learn_as_float32_ones_do(losses) -> None:
-    """30 steps whose updates are too small for bf16: rounded to the nearest number, hardly a weight would move."""
+    """30 steps whose updates are too small for bf16: rounded to the nearest number,
+    hardly a weight would move."""
     (plain, moves), (rounded, of_rounded) = (
-        losses(30, lr=3e-5, gradient_checkpointing=False, **changes) for changes in ({}, BF16)
+        losses(30, lr=3e-5, gradient_checkpointing=False, **changes)
+        for changes in ({}, BF16)
     )
-    at_most("full_bf16 against float32 masters, losses of 30 steps", ((rounded - plain) / plain).abs().max(), 0.005)
-    ours, theirs = (torch.cat([move.flatten() for move in of.values()]) for of in (of_rounded, moves))
+    at_most(
+        "full_bf16 against float32 masters, losses of 30 steps",
+        ((rounded - plain) / plain).abs().max(),
+        0.005,
+    )
+    ours, theirs = (
+        torch.cat([move.flatten() for move in of.values()])
+        for of in (of_rounded, moves)
+    )
     share = (ours @ theirs / (theirs @ theirs)).item()
-    at_most("full_bf16 against float32 masters, way of the weights missing", abs(1 - share), 0.05)
+    at_most(
+        "full_bf16 against float32 masters, way of the weights missing",
+        abs(1 - share),
+        0.05,
+    )
 
 
 EMA = {"ema_config": {"use_ema": True}}
@@ -138,7 +195,8 @@ EMA = {"ema_config": {"use_ema": True}}
 def test_a_job_stops_goes_on_and_leaves_a_model_that_the_next_job_trains(
     run_py, write_job, trainer, make_pictures, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """2 steps and 2 more against 4 at once, with samples, an average, and one folder kept."""
+    """2 steps and 2 more against 4 at once, with samples, an average, and one folder
+    kept."""
     pictures = make_pictures(tmp_path / "2_photos", "a", "b")
 
     def run(folder: str, steps: int, model: Path = tiny_model) -> Path:
@@ -155,26 +213,45 @@ def test_a_job_stops_goes_on_and_leaves_a_model_that_the_next_job_trains(
                 "steps": steps,
                 "ema_config": {"use_ema": True},
             },
-            sample={"prompts": ["a"], "width": 64, "height": 64, "sample_steps": 1, "sample_every": 2},
+            sample={
+                "prompts": ["a"],
+                "width": 64,
+                "height": 64,
+                "sample_steps": 1,
+                "sample_every": 2,
+            },
         )
         section["model"]["name_or_path"] = str(model)
         result = run_py(write_job(section))
         assert result.returncode == 0, result.stdout + result.stderr
-        counted = sum(p.numel() for p in open_tiny(tiny_model).network_module.parameters())
+        counted = sum(
+            p.numel() for p in open_tiny(tiny_model).network_module.parameters()
+        )
         assert f"layers: {counted:,} trainable parameters; each folder" in result.stdout
         assert f"layers, {counted:,} trainable parameters" in result.stdout
         return tmp_path / folder / "job"
 
     run("parts", 2)
     parts, whole = run("parts", 4), run("whole", 4)
-    models = sorted(path.name for path in whole.iterdir() if (path / "model_index.json").is_file())
+    models = sorted(
+        path.name for path in whole.iterdir() if (path / "model_index.json").is_file()
+    )
     assert models == ["job", "job_000000004"]
-    files = [path.relative_to(whole) for model in models for path in (whole / model).rglob("*") if path.is_file()]
-    files += [Path("state/step_000000004") / name for name in ("weights", "ema", "optimizer")]
+    files = [
+        path.relative_to(whole)
+        for model in models
+        for path in (whole / model).rglob("*")
+        if path.is_file()
+    ]
+    files += [
+        Path("state/step_000000004") / name for name in ("weights", "ema", "optimizer")
+    ]
     for file in files:
         file = file.with_suffix(".safetensors") if file.parts[0] == "state" else file
         assert (parts / file).read_bytes() == (whole / file).read_bytes(), file
-    stored = load_file(whole / "job" / "transformer" / "diffusion_pytorch_model.safetensors")
+    stored = load_file(
+        whole / "job" / "transformer" / "diffusion_pytorch_model.safetensors"
+    )
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
     assert json.loads((whole / "run.json").read_text())["status"] == "finished"
     run("next", 1, model=whole / "job")

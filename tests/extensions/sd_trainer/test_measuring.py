@@ -1,4 +1,5 @@
-"""Validation and stops in whole jobs: they change nothing of the training, and a broken-off run ends the same."""
+"""Validation and stops in whole jobs: they change nothing of the training, and a
+broken-off run ends the same."""
 
 from __future__ import annotations
 
@@ -27,8 +28,11 @@ LOW_ENOUGH = {"metric": "validation/loss", "below": 100, "smooth": 3, "check_eve
 
 
 @pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[..., str]:
-    """Runs a job in this process; what it said. With `stop_in` that run folder is asked to stop after one step."""
+def start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> Callable[..., str]:
+    """Runs a job in this process; what it said. With `stop_in` that run folder is asked
+    to stop after one step."""
     monkeypatch.chdir(tmp_path)
 
     def start(path: Path, stop_in: Path | None = None) -> str:
@@ -52,13 +56,19 @@ def losses(folder: Path) -> list[float]:
 
 def same_tensors(one: Path, two: Path) -> bool:
     ours, theirs = load_file(one), load_file(two)
-    return ours.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(tensor, theirs[name]) for name, tensor in ours.items()
+    )
 
 
 @pytest.mark.slow
-def test_a_run_is_the_same_with_and_without_validation(start, write_job, trainer, make_pictures, tmp_path) -> None:
+def test_a_run_is_the_same_with_and_without_validation(
+    start, write_job, trainer, make_pictures, tmp_path
+) -> None:
     data = make_pictures(tmp_path / "data", "a", "b", "c")
-    references = make_pictures(tmp_path / "references", "x", size=(64, 64), captions=False)
+    references = make_pictures(
+        tmp_path / "references", "x", size=(64, 64), captions=False
+    )
     own = {
         "folder_path": str(make_pictures(tmp_path / "val", "x", size=(64, 64))),
         "control_path": str(references),
@@ -68,7 +78,11 @@ def test_a_run_is_the_same_with_and_without_validation(start, write_job, trainer
     network = {"type": "lora", "linear": 4, "linear_alpha": 4, "dropout": 0.3}
     train = {"steps": 5, "ema_config": {"use_ema": True, "ema_decay": 0.5}}
     start(write_job(trainer(data, network=network, train=train), name="plain"))
-    start(write_job(trainer(data, network=network, train=train, validation=own), name="watched"))
+    start(
+        write_job(
+            trainer(data, network=network, train=train, validation=own), name="watched"
+        )
+    )
     plain, watched = (tmp_path / "output" / name for name in ("plain", "watched"))
     assert losses(plain) == losses(watched)
     assert same_tensors(plain / "plain.safetensors", watched / "watched.safetensors")
@@ -78,13 +92,21 @@ def test_a_run_is_the_same_with_and_without_validation(start, write_job, trainer
     measured = lines(watched / "validation.jsonl")
     assert [line["step"] for line in measured] == [0, 2, 4, 5]
     assert len({line["validation/loss"] for line in measured}) == 4
-    assert all({"validation/drift/px", "validation/drift/px_0"} < line.keys() for line in measured)
+    assert all(
+        {"validation/drift/px", "validation/drift/px_0"} < line.keys()
+        for line in measured
+    )
     best = min(measured, key=lambda line: line["validation/loss"])
     assert status(watched)["best"] == {
         "step": best["step"], "loss": best["validation/loss"], "file": "watched_best.safetensors"
     }  # fmt: skip
     is_last = best["step"] == 5
-    assert same_tensors(watched / "watched.safetensors", watched / "watched_best.safetensors") is is_last
+    assert (
+        same_tensors(
+            watched / "watched.safetensors", watched / "watched_best.safetensors"
+        )
+        is is_last
+    )
 
 
 @pytest.mark.slow
@@ -93,7 +115,10 @@ def test_a_run_that_is_stopped_again_and_again_ends_in_the_same_bits(
 ) -> None:
     section = trainer(
         make_pictures(tmp_path / "data", "a", "b", "c", "d"),
-        train={"steps": 40, "validation": {"every": 2, "fraction": 0.25, "timesteps": 2}},
+        train={
+            "steps": 40,
+            "validation": {"every": 2, "fraction": 0.25, "timesteps": 2},
+        },
         stop_when=LOW_ENOUGH,
     )
     whole, broken = (tmp_path / name / "run" for name in ("whole", "broken"))
@@ -106,30 +131,59 @@ def test_a_run_that_is_stopped_again_and_again_ends_in_the_same_bits(
     start(job)
     # Three validations: before step 1, at steps 2 and 4.
     assert [line["step"] for line in lines(whole / "validation.jsonl")] == [0, 2, 4]
-    assert (status(whole)["status"], status(whole)["step"], status(whole)["steps"]) == ("finished", 4, 40)
-    assert status(whole)["reason"].startswith("stop_when: the mean validation/loss of 3")
+    assert (status(whole)["status"], status(whole)["step"], status(whole)["steps"]) == (
+        "finished",
+        4,
+        40,
+    )
+    assert status(whole)["reason"].startswith(
+        "stop_when: the mean validation/loss of 3"
+    )
     assert losses(whole) == losses(broken)
     assert len(losses(whole)) == 4
     state = "state/step_000000004"
-    for name in ("validation.jsonl", f"{state}/state.json", f"{state}/weights.safetensors", "run_best.safetensors"):
+    for name in (
+        "validation.jsonl",
+        f"{state}/state.json",
+        f"{state}/weights.safetensors",
+        "run_best.safetensors",
+    ):
         assert (broken / name).read_bytes() == (whole / name).read_bytes(), name
     assert status(broken)["best"] == status(whole)["best"]
 
     assert "is complete at step 4: nothing to do" in start(job)
     assert status(broken)["status"] == "finished"
-    start(write_job({**section, "stop_when": {**LOW_ENOUGH, "min_steps": 6}}, name="run"))
+    start(
+        write_job({**section, "stop_when": {**LOW_ENOUGH, "min_steps": 6}}, name="run")
+    )
     assert (status(broken)["status"], status(broken)["step"]) == ("finished", 6)
 
 
-def test_what_is_held_out_is_neither_trained_on_nor_counted(start, write_job, trainer, make_pictures, tmp_path) -> None:
+def test_what_is_held_out_is_neither_trained_on_nor_counted(
+    start, write_job, trainer, make_pictures, tmp_path
+) -> None:
     data = make_pictures(tmp_path / "2_data", "a", "b", "c", "d")
     dataset = {"folder_path": str(data), "resolution": [32, 64]}
-    section = trainer(datasets=[dataset], train={"steps": 0, "epochs": 1}, validation={"fraction": 0.5})
+    section = trainer(
+        datasets=[dataset],
+        train={"steps": 0, "epochs": 1},
+        validation={"fraction": 0.5},
+    )
     job = write_job(section, name="held")
-    plan = load_job(job, discover().find_config).processes[0].section.plan(JobContext("held"))
-    assert (plan.samples_per_epoch, plan.optimizer_steps, plan.datasets[0].images) == (2 * 2 * 2, 8, 2)
+    plan = (
+        load_job(job, discover().find_config)
+        .processes[0]
+        .section.plan(JobContext("held"))
+    )
+    assert (plan.samples_per_epoch, plan.optimizer_steps, plan.datasets[0].images) == (
+        2 * 2 * 2,
+        8,
+        2,
+    )
     assert "validation: 2 images held out, not trained on (2_data/" in plan.render()
-    assert "16 forward passes each time" in plan.render()  # 2 images at 2 sizes and 4 noise levels
+    assert (
+        "16 forward passes each time" in plan.render()
+    )  # 2 images at 2 sizes and 4 noise levels
     assert "latents and text embeddings of 4 items are ready" in start(job)
     assert len(losses(tmp_path / "output" / "held")) == 8
 
@@ -150,33 +204,57 @@ def test_the_next_process_runs_after_a_stop_and_both_are_skipped_then(
     ends = [(status(folder)["status"], status(folder)["step"]) for folder in folders]
     assert ends == [("finished", 3), ("finished", 1)]
     again = start(job)
-    assert [line.split(":")[0] for line in again.splitlines()] == ["process 1 of 2, first", "process 2 of 2, second"]
+    assert [line.split(":")[0] for line in again.splitlines()] == [
+        "process 1 of 2, first",
+        "process 2 of 2, second",
+    ]
     caption = (data / "a.txt").read_text()
     (data / "a.txt").write_text("another caption")
-    with pytest.raises(UserError, match=r"two/first holds a run that is complete at step 3.*1 edited"):
+    with pytest.raises(
+        UserError, match=r"two/first holds a run that is complete at step 3.*1 edited"
+    ):
         start(job)
     (data / "a.txt").write_text(caption)
     (folders[0] / "first.safetensors").unlink()
     start(job)
-    assert (folders[0] / "first.safetensors").is_file()  # written again from the state; the second is as it was
-    assert [(status(folder)["status"], status(folder)["step"]) for folder in folders] == ends
+    assert (
+        folders[0] / "first.safetensors"
+    ).is_file()  # written again from the state; the second is as it was
+    assert [
+        (status(folder)["status"], status(folder)["step"]) for folder in folders
+    ] == ends
 
 
 @pytest.mark.slow
 def test_a_run_whose_validation_loss_does_not_fall_any_more_is_ended(
-    start, write_job, trainer, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start,
+    write_job,
+    trainer,
+    make_pictures,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The losses rise from step 3 on; the run ends at the same step with a stop by hand in between."""
+    """The losses rise from step 3 on; the run ends at the same step with a stop by hand
+    in between."""
     validated = [f"v{index}" for index in range(9)]
     section = trainer(
         make_pictures(tmp_path / "data", "a"),
         train={"steps": 24, "lr": 1e-5},
-        validation={"folder_path": str(make_pictures(tmp_path / "val", *validated)), "every": 1, "timesteps": 1},
+        validation={
+            "folder_path": str(make_pictures(tmp_path / "val", *validated)),
+            "every": 1,
+            "timesteps": 1,
+        },
         stop_when={"no_better_within": "95%"},
     )
 
     def rising(*batch) -> tuple[torch.Tensor, torch.Tensor]:
-        done = [len(lines(path)) for path in Path().glob(f"{section['training_folder']}/run/validation.jsonl")]
+        done = [
+            len(lines(path))
+            for path in Path().glob(
+                f"{section['training_folder']}/run/validation.jsonl"
+            )
+        ]
         loss, x0_BCHW = measure_at_level(*batch)
         return loss + 0.2 * max(0, sum(done) - 3), x0_BCHW
 
@@ -189,14 +267,24 @@ def test_a_run_whose_validation_loss_does_not_fall_any_more_is_ended(
             start(job, stop_in=folder)
             assert status(folder)["status"] == "stopped"
         start(job)
-        ends.append((status(folder)["step"], (folder / "validation_images.jsonl").read_bytes()))
+        ends.append(
+            (status(folder)["step"], (folder / "validation_images.jsonl").read_bytes())
+        )
         assert status(folder)["status"] == "finished" and status(folder)["step"] < 12
-        assert status(folder)["reason"].startswith("stop_when: at 0.95 confidence no later step will be better than st")
+        assert status(folder)["reason"].startswith(
+            "stop_when: at 0.95 confidence no later step will be better than st"
+        )
         assert "nothing to do" in start(job)
     assert ends[0] == ends[1]
 
 
-PIPO = {"trigger": "pipo", "body": "star", "colour": "teal", "mark": "stripes", "eyes": "big eyes"}
+PIPO = {
+    "trigger": "pipo",
+    "body": "star",
+    "colour": "teal",
+    "mark": "stripes",
+    "eyes": "big eyes",
+}
 
 
 def pictures_of_one_character(folder: Path, count: int, seed: int) -> Path:
@@ -210,8 +298,11 @@ def pictures_of_one_character(folder: Path, count: int, seed: int) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_that_overfits_is_ended_and_would_not_have_become_better(start, write_job, tmp_path: Path) -> None:
-    """Four images of one character, at the quickstart's rate, without its images of others."""
+def test_a_run_that_overfits_is_ended_and_would_not_have_become_better(
+    start, write_job, tmp_path: Path
+) -> None:
+    """Four images of one character, at the quickstart's rate, without its images of
+    others."""
     data = pictures_of_one_character(tmp_path / "trained", 4, 100)
     held_out = pictures_of_one_character(tmp_path / "held_out", 12, 7)
     train = {
@@ -227,7 +318,12 @@ def test_a_run_that_overfits_is_ended_and_would_not_have_become_better(start, wr
         "network": {"type": "lora", "linear": 64, "linear_alpha": 64},
         "save": {"save_every": 0},
         "datasets": [{"folder_path": str(data), "resolution": 64}],
-        "validation": {"folder_path": str(held_out), "every": 4, "timesteps": 2, "resolution": 64},
+        "validation": {
+            "folder_path": str(held_out),
+            "every": 4,
+            "timesteps": 2,
+            "resolution": 64,
+        },
         "train": train,
         "model": {
             "name_or_path": str(ROOT / "config" / "examples" / "tiny_mascots"),
@@ -238,18 +334,33 @@ def test_a_run_that_overfits_is_ended_and_would_not_have_become_better(start, wr
     start(write_job({**section, "stop_when": {"no_better_within": "95%"}}, name="run"))
     ended, best = status(folder)["step"], status(folder)["best"]
     assert status(folder)["status"] == "finished" and best["step"] < ended < 96
-    assert f"no later step will be better than step {best['step']} by" in status(folder)["reason"]
+    assert (
+        f"no later step will be better than step {best['step']} by"
+        in status(folder)["reason"]
+    )
     start(write_job(section, name="run"))
-    means = {line["step"]: line["validation/loss"] for line in lines(folder / "validation.jsonl")}
+    means = {
+        line["step"]: line["validation/loss"]
+        for line in lines(folder / "validation.jsonl")
+    }
     assert max(means) == 96 and min(means, key=lambda step: means[step]) == best["step"]
 
 
-def test_a_dry_run_says_that_a_run_can_never_be_ended_so(write_job, trainer, make_pictures, tmp_path: Path) -> None:
+def test_a_dry_run_says_that_a_run_can_never_be_ended_so(
+    write_job, trainer, make_pictures, tmp_path: Path
+) -> None:
     data = make_pictures(tmp_path / "data", "a", "b", "c", "d")
     section = trainer(
-        data, train={"steps": 40}, validation={"fraction": 0.5, "every": 10}, stop_when={"no_better_within": 0.95}
+        data,
+        train={"steps": 40},
+        validation={"fraction": 0.5, "every": 10},
+        stop_when={"no_better_within": 0.95},
     )
-    plan = load_job(write_job(section), discover().find_config).processes[0].section.plan(JobContext("job"))
+    plan = (
+        load_job(write_job(section), discover().find_config)
+        .processes[0]
+        .section.plan(JobContext("job"))
+    )
     never = "warning: stop_when.no_better_within will never stop this run: it needs "
     notes = [note.removeprefix(never) for note in plan.notes if note.startswith(never)]
     assert notes == [

@@ -21,27 +21,55 @@ from toolkit.plan.run_plan import BucketCount, FolderPlan, RunPlan
 
 @pytest.fixture
 def plan() -> RunPlan:
-    """5 images of 3 repeats at two sizes, 2 of 4 in a folder of the same name: 23 uses, in 12 batches."""
-    many = FolderPlan("data/a/3_many", 5, 3, 0, {1: 5}, {0: 4, 2: 1}, (BucketCount(64, 64, 4), BucketCount(64, 96, 1)))
-    few = FolderPlan("/secret/b/3_many/", 2, 4, 0, {1: 2}, {0: 2}, (BucketCount(64, 96, 2),), is_reg=True)
+    """5 images of 3 repeats at two sizes, 2 of 4 in a folder of the same name: 23 uses,
+    in 12 batches."""
+    many = FolderPlan(
+        "data/a/3_many",
+        5,
+        3,
+        0,
+        {1: 5},
+        {0: 4, 2: 1},
+        (BucketCount(64, 64, 4), BucketCount(64, 96, 1)),
+    )
+    few = FolderPlan(
+        "/secret/b/3_many/",
+        2,
+        4,
+        0,
+        {1: 2},
+        {0: 2},
+        (BucketCount(64, 96, 2),),
+        is_reg=True,
+    )
     return RunPlan("sd_trainer", "maya", (many, few), 23, 12, 30, accumulation=2)
 
 
 @pytest.fixture
 def metadata(write_job, trainer, make_pictures, plan, tmp_path: Path):
-    """The metadata after 9 steps of a job with these sections; 18 of 12 micro-batches per epoch are done."""
+    """The metadata after 9 steps of a job with these sections; 18 of 12 micro-batches
+    per epoch are done."""
     photos = make_pictures(tmp_path / "photos", "a")
     optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(2))])
 
-    def describe(meta: dict | None = None, plan: RunPlan | None = plan, **sections) -> dict[str, str]:
+    def describe(
+        meta: dict | None = None, plan: RunPlan | None = plan, **sections
+    ) -> dict[str, str]:
         network = {"type": "lora", "linear": 4, "linear_alpha": 2}
-        job = load_job(write_job(trainer(photos, **{"network": network, **sections})), lambda _: SdTrainerConfig)
+        job = load_job(
+            write_job(trainer(photos, **{"network": network, **sections})),
+            lambda _: SdTrainerConfig,
+        )
         section = job.processes[0].section
         fixed = job_metadata(section, meta or {}, "maya", 30, 7, optimizer, plan)
         writer = LoraWriter(None, section, fixed)
         found = writer.metadata_at(TrainState(step=9, epoch=1, epochs_done=1))
-        assert list(found) == list(fixed)  # the order of the header is the same at each step
-        assert all(isinstance(value, str) for value in found.values())  # safetensors takes nothing else
+        assert list(found) == list(
+            fixed
+        )  # the order of the header is the same at each step
+        assert all(
+            isinstance(value, str) for value in found.values()
+        )  # safetensors takes nothing else
         return found
 
     return describe
@@ -71,17 +99,31 @@ def test_it_tells_the_training_as_it_was(metadata) -> None:
     assert (found["rank"], found["alpha"]) == ("4", "2.0")
 
 
-def test_the_arguments_of_the_network_are_all_that_differ_from_their_defaults(metadata, tmp_path: Path) -> None:
+def test_the_arguments_of_the_network_are_all_that_differ_from_their_defaults(
+    metadata, tmp_path: Path
+) -> None:
     start = tmp_path / "secret.safetensors"
     save_file({}, start)
     arguments = {
         "loraplus_lr_ratio": 16.0, "scale_weight_norms": 1.0, "module_dropout": 0.1, "exclude_patterns": [".*mlp.*"],
         "network_kwargs": {"ignore_if_contains": ["to_q"]},
     }  # fmt: skip
-    found = metadata(network={"type": "lora", "linear": 4, "pretrained_lora_path": str(start), **arguments})
+    found = metadata(
+        network={
+            "type": "lora",
+            "linear": 4,
+            "pretrained_lora_path": str(start),
+            **arguments,
+        }
+    )
     assert json.loads(found["ss_network_args"]) == arguments
     whole = {"factor": 4, "lokr_full_rank": True}
-    assert json.loads(metadata(network={"type": "lokr", "linear": 4, **whole})["ss_network_args"]) == whole
+    assert (
+        json.loads(
+            metadata(network={"type": "lokr", "linear": 4, **whole})["ss_network_args"]
+        )
+        == whole
+    )
 
 
 def test_the_resolution_is_the_largest_size(metadata, tmp_path: Path) -> None:
@@ -97,7 +139,12 @@ def test_the_resolution_is_the_largest_size(metadata, tmp_path: Path) -> None:
 
 def test_it_tells_the_datasets_by_the_last_part_of_their_names(metadata) -> None:
     found = metadata()
-    numbers = {"num_train_items": "23", "num_batches_per_epoch": "12", "num_epochs": "5", "num_reg_images": "8"}
+    numbers = {
+        "num_train_items": "23",
+        "num_batches_per_epoch": "12",
+        "num_epochs": "5",
+        "num_reg_images": "8",
+    }
     assert {key: found[f"ss_{key}"] for key in numbers} == numbers
     assert json.loads(found["ss_dataset_dirs"]) == {
         "3_many": {"n_repeats": 3, "img_count": 5},
@@ -110,7 +157,10 @@ def test_it_tells_the_datasets_by_the_last_part_of_their_names(metadata) -> None
     }  # fmt: skip
     assert few["is_reg"] is True
     assert json.loads(found["ss_bucket_info"]) == {
-        "buckets": {"0": {"resolution": [64, 64], "count": 12}, "1": {"resolution": [64, 96], "count": 11}}
+        "buckets": {
+            "0": {"resolution": [64, 64], "count": 12},
+            "1": {"resolution": [64, 96], "count": 11},
+        }
     }
     assert not any("secret" in value or "data/a" in value for value in found.values())
     assert "ss_datasets" not in metadata(plan=None)
@@ -122,9 +172,19 @@ def test_it_names_the_noise_levels_that_are_drawn(metadata) -> None:
 
 
 def test_it_names_the_model_as_the_model_standard_does(metadata) -> None:
-    meta = {"title": "Maya", "author": "me", "tags": ["a", "ü"], "comment": "first try", "unrelated": 1}
+    meta = {
+        "title": "Maya",
+        "author": "me",
+        "tags": ["a", "ü"],
+        "comment": "first try",
+        "unrelated": 1,
+    }
     found = metadata(meta, trigger_word="maya_char", train={"max_timestep": 800})
-    spec = {key.partition(".")[2]: value for key, value in found.items() if key.startswith("modelspec.")}
+    spec = {
+        key.partition(".")[2]: value
+        for key, value in found.items()
+        if key.startswith("modelspec.")
+    }
     assert spec == {
         "sai_model_spec": "1.0.0",
         "architecture": "Qwen-Image-Edit-Plus/lora",
@@ -138,7 +198,10 @@ def test_it_names_the_model_as_the_model_standard_does(metadata) -> None:
     }
     assert (found["ss_training_comment"], found["unrelated"]) == ("first try", "1")
     assert metadata()["modelspec.title"] == "maya"
-    assert metadata(network={"type": "loha", "linear": 4})["modelspec.architecture"] == "Qwen-Image-Edit-Plus/loha"
+    assert (
+        metadata(network={"type": "loha", "linear": 4})["modelspec.architecture"]
+        == "Qwen-Image-Edit-Plus/loha"
+    )
 
 
 def test_what_was_trained_outranks_what_the_user_says(metadata) -> None:
@@ -149,17 +212,24 @@ def test_it_holds_no_secret_no_path_and_no_moment(metadata, tmp_path: Path) -> N
     token = "hf_" + "a1" * 17
     meta = {"api_key": "pangolin", "comment": f"with {token}"}
     found = metadata(meta)
-    assert found["api_key"] == "<redacted>" and found["ss_training_comment"] == "with <redacted>"
+    assert (
+        found["api_key"] == "<redacted>"
+        and found["ss_training_comment"] == "with <redacted>"
+    )
     assert not any(str(tmp_path) in value or token in value for value in found.values())
     assert found == metadata(meta)
-    assert not [key for key in found if "date" in key or "time" in key.replace("timestep", "")]
+    assert not [
+        key for key in found if "date" in key or "time" in key.replace("timestep", "")
+    ]
 
 
 def test_nothing_is_said_where_nothing_is_wanted(metadata) -> None:
     assert metadata({"author": "me"}, save={"no_metadata": True}) == {}
 
 
-def test_a_variable_is_shown_where_it_was_written_and_nowhere_else(metadata, monkeypatch) -> None:
+def test_a_variable_is_shown_where_it_was_written_and_nowhere_else(
+    metadata, monkeypatch
+) -> None:
     monkeypatch.setenv("OUT", "pics")
     found = metadata(training_folder="${OUT}", trigger_word="pics")
     assert found["trigger_word"] == found["modelspec.trigger_phrase"] == "pics"
@@ -167,7 +237,9 @@ def test_a_variable_is_shown_where_it_was_written_and_nowhere_else(metadata, mon
     assert found["trigger_word"] == found["modelspec.trigger_phrase"] == "${OUT}"
 
 
-def test_files_that_came_from_variables_are_shown_as_written(metadata, monkeypatch, plan, tmp_path: Path) -> None:
+def test_files_that_came_from_variables_are_shown_as_written(
+    metadata, monkeypatch, plan, tmp_path: Path
+) -> None:
     file = tmp_path / "photos" / "a.safetensors"
     file.parent.mkdir(exist_ok=True)
     save_file({}, file)
@@ -178,13 +250,20 @@ def test_files_that_came_from_variables_are_shown_as_written(metadata, monkeypat
         ("RUN", "anna"),
     ):
         monkeypatch.setenv(name, str(value))
-    named = replace(plan, datasets=(replace(plan.datasets[0], folder=str(file.parent)),))
+    named = replace(
+        plan, datasets=(replace(plan.datasets[0], folder=str(file.parent)),)
+    )
     monkeypatch.setattr("toolkit.config.sections.model.model_fault", lambda *_: "")
     found = metadata(
         plan=named,
         name="${RUN}",
         datasets=[{"image_directory": "${PHOTOS}"}],
-        model={"name_or_path": "${MODEL}", "base_weights": "${FILE}", "quantize": True, "qtype": "int4|${FILE}"},
+        model={
+            "name_or_path": "${MODEL}",
+            "base_weights": "${FILE}",
+            "quantize": True,
+            "qtype": "int4|${FILE}",
+        },
     )
     assert (found["base_model"], found["ss_output_name"]) == ("${MODEL}", "${RUN}")
     assert found["accuracy_recovery_adapter"] == "${FILE}"

@@ -73,7 +73,10 @@ def short_job() -> str:
         assert old in text
         text = text.replace(old, new)
     datasets = text[text.index("        - folder_path:") : text.index("      train:")]
-    both = [datasets.replace('"photos"', f'"dataset/{name}"') for name in ("40_maya_char", "20_maya_char_realbody")]
+    both = [
+        datasets.replace('"photos"', f'"dataset/{name}"')
+        for name in ("40_maya_char", "20_maya_char_realbody")
+    ]
     return text.replace(datasets, "".join(both))
 
 
@@ -85,14 +88,19 @@ def test_the_published_job_runs_with_only_paths_and_sizes_changed(
     (tmp_path / "models" / "tiny-edit").symlink_to(tiny_model)
     close = make_pictures(tmp_path / "dataset" / "40_maya_char", "drawn")
     body = make_pictures(tmp_path / "dataset" / "20_maya_char_realbody")
-    for photo, folder in [("40_photo/astronaut", close), ("20_photo_wide/rocket", body)]:
+    for photo, folder in [
+        ("40_photo/astronaut", close),
+        ("20_photo_wide/rocket", body),
+    ]:
         for suffix in (".jpg", ".txt"):
             shutil.copy(PHOTOS / f"{photo}{suffix}", folder)
     job = tmp_path / "my_char.yaml"
     job.write_text(short_job(), encoding="utf-8")
 
     result = run_py(job)
-    assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False), (
+        result.stderr
+    )
     for words in (
         "2 x 40 + 1 x 20 = 100 samples per epoch in 100 batches, 4 for each step: 25 steps; ",
         "device: cuda:0 is not available",
@@ -106,25 +114,52 @@ def test_the_published_job_runs_with_only_paths_and_sizes_changed(
         "qwen_character_lora_000000006.safetensors",
     ]
     assert pictures(folder) == [(step, index) for step in (0, 3, 6) for index in (0, 1)]
-    assert [line["step"] for line in lines(folder / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
-    assert [line["samples"] for line in lines(folder / "metrics.jsonl")] == [4, 8, 12, 16, 20, 24]
+    assert [line["step"] for line in lines(folder / "metrics.jsonl")] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
+    assert [line["samples"] for line in lines(folder / "metrics.jsonl")] == [
+        4,
+        8,
+        12,
+        16,
+        20,
+        24,
+    ]
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
     assert (folder / "config.yaml").read_text(encoding="utf-8") == short_job()
     log = (folder / "log.txt").read_text(encoding="utf-8")
     assert "2 x 40 + 1 x 20" in log
-    assert f"saved {Path('output/qwen_character_lora/qwen_character_lora.safetensors')}" in log
+    assert (
+        f"saved {Path('output/qwen_character_lora/qwen_character_lora.safetensors')}"
+        in log
+    )
 
     tensors, metadata = tensors_of(folder / "qwen_character_lora.safetensors")
     matrices = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
     assert len(matrices) == 2 * 14 * 2  # up and down, 14 layers in each of the 2 blocks
     assert {tensor.dtype for tensor in matrices.values()} == {torch.float16}
-    # What the last block makes of the text is thrown away: nothing there is ever learned.
+    # What the last block makes of the text is thrown away: nothing there is ever
+    # learned.
     unlearned = {name for name, tensor in matrices.items() if not tensor.any()}
     assert unlearned == {
         f"diffusion_model.transformer_blocks.1.{layer}.lora_B.weight"
-        for layer in ("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2")
+        for layer in (
+            "attn.add_q_proj",
+            "attn.to_add_out",
+            "txt_mlp.net.0.proj",
+            "txt_mlp.net.2",
+        )
     }
-    assert (metadata["rank"], metadata["trigger_word"], metadata["base_model"]) == ("16", "maya_char", tiny_model.name)
+    assert (metadata["rank"], metadata["trigger_word"], metadata["base_model"]) == (
+        "16",
+        "maya_char",
+        tiny_model.name,
+    )
     assert json.loads(metadata["training_info"]) == {"step": 6, "epoch": 0}
     assert not any(str(tmp_path) in value for value in metadata.values())
 
@@ -134,15 +169,21 @@ def test_the_published_job_runs_with_only_paths_and_sizes_changed(
 
 @pytest.fixture
 def stop_at(start_py, tmp_path: Path) -> Callable[..., tuple[int, list[dict]]]:
-    """Starts a job, sends it a signal once it has done so many steps, and gives its exit code and its metrics.
+    """Starts a job, sends it a signal once it has done so many steps, and gives its
+    exit code and its metrics.
 
-    A signal that leaves no time to save is sent once a state is complete: states are written while training goes on.
+    A signal that leaves no time to save is sent once a state is complete: states are
+    written while training goes on.
     """
 
-    def run(job: Path, folder: Path, steps: int, number: signal.Signals) -> tuple[int, list[dict]]:
+    def run(
+        job: Path, folder: Path, steps: int, number: signal.Signals
+    ) -> tuple[int, list[dict]]:
         process = start_py(job, "-n", "long")
         metrics = folder / "metrics.jsonl"
-        process.wait_until(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= steps)
+        process.wait_until(
+            lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= steps
+        )
         if number == signal.SIGKILL:
             process.wait_until(lambda: [*folder.glob("state/step_*/MANIFEST.json")])
         process.send(number)
@@ -152,7 +193,14 @@ def stop_at(start_py, tmp_path: Path) -> Callable[..., tuple[int, list[dict]]]:
 
 
 def without_times(metrics: list[dict]) -> list[dict]:
-    return [{key: value for key, value in line.items() if key != "time" and not key.endswith("_s")} for line in metrics]
+    return [
+        {
+            key: value
+            for key, value in line.items()
+            if key != "time" and not key.endswith("_s")
+        }
+        for line in metrics
+    ]
 
 
 @pytest.mark.slow
@@ -163,60 +211,115 @@ def without_times(metrics: list[dict]) -> list[dict]:
     ids=["fp8, converted", "int8_convrot, as stored"],
 )
 def test_a_base_in_one_8_bit_file_trains_goes_on_after_a_kill_and_generates(
-    run_py: Run, stop_at, write_job, trainer, make_pictures, tiny_model: Path, tmp_path: Path, code: str, base: dict
+    run_py: Run,
+    stop_at,
+    write_job,
+    trainer,
+    make_pictures,
+    tiny_model: Path,
+    tmp_path: Path,
+    code: str,
+    base: dict,
 ) -> None:
     stored: dict[str, torch.Tensor] = {}
-    shards = [tensors_of(path)[0] for path in (tiny_model / "transformer").glob("*.safetensors")]
+    shards = [
+        tensors_of(path)[0]
+        for path in (tiny_model / "transformer").glob("*.safetensors")
+    ]
     for name, weight in ChainMap(*shards).items():
         stored[f"model.diffusion_model.{name}"] = weight
         if weight.ndim == 2 and "transformer_blocks" in name:
             layer = f"model.diffusion_model.{name.removesuffix('.weight')}"
             if code == "fp8":
                 scale = weight.abs().max().float() / 448
-                stored[f"{layer}.weight"] = (weight.float() / scale).to(torch.float8_e4m3fn)
+                stored[f"{layer}.weight"] = (weight.float() / scale).to(
+                    torch.float8_e4m3fn
+                )
             else:
                 rotated = rotate(weight.float(), regular_hadamard(64))
                 scale = rotated.abs().amax(1, keepdim=True) / 127
                 stored[f"{layer}.weight"] = (rotated / scale).round().to(torch.int8)
                 said = b'{"format": "int8_tensorwise", "convrot": true, "convrot_groupsize": 64}'
-                stored[f"{layer}.comfy_quant"] = torch.tensor(list(said), dtype=torch.uint8)
+                stored[f"{layer}.comfy_quant"] = torch.tensor(
+                    list(said), dtype=torch.uint8
+                )
             stored[f"{layer}.weight_scale"] = scale
-    file, moved, other = (tmp_path / f"{name}.safetensors" for name in (code, "moved", "other"))
+    file, moved, other = (
+        tmp_path / f"{name}.safetensors" for name in (code, "moved", "other")
+    )
     save_file(stored, file)
-    other_bias = {name: weight + 1 for name, weight in stored.items() if name.endswith("img_in.bias")}
+    other_bias = {
+        name: weight + 1
+        for name, weight in stored.items()
+        if name.endswith("img_in.bias")
+    }
     save_file(stored | other_bias, other)
     data = make_pictures(tmp_path / "data", "a", "b")
 
     def job(training_folder: str, path: Path) -> Path:
         model = trainer()["model"] | {"transformer_path": str(path)} | base
         save = {"dtype": "float32", "save_every": 5}
-        section = trainer(data, training_folder=training_folder, model=model, train={"steps": 20}, save=save)
+        section = trainer(
+            data,
+            training_folder=training_folder,
+            model=model,
+            train={"steps": 20},
+            save=save,
+        )
         return write_job(section, name=f"{training_folder}_{path.stem}")
 
-    whole, broken = (tmp_path / folder / "long" / "long.safetensors" for folder in ("whole", "broken"))
+    whole, broken = (
+        tmp_path / folder / "long" / "long.safetensors"
+        for folder in ("whole", "broken")
+    )
     first = run_py(job("whole", file), "-n", "long")
     assert first.returncode == 0
     assert stop_at(job("broken", file), broken.parent, 8, signal.SIGKILL)[0] == -9
     file.rename(moved)
     refused = run_py(job("broken", other), "-n", "long")
-    assert refused.returncode == 2 and "base model: transformer differs" in refused.stderr, refused.stderr
+    assert (
+        refused.returncode == 2 and "base model: transformer differs" in refused.stderr
+    ), refused.stderr
     went_on = run_py(job("broken", moved), "-n", "long")
     assert went_on.returncode == 0
     kept = {"fp8": "fp8 (e4m3fn)", "int8": "int8"}[code]
     # A second start reads the model that the first has kept.
     assert (f"28 layers keep its {kept} codes and scales" in first.stdout) == bool(base)
-    layers = family_for(ModelConfig(name_or_path=str(tiny_model))).linear_layers(tiny_model)
-    parts = ("lora_A.weight", "lora_B.weight")  # after ComfyUI's own name of each layer, as on any base
-    assert tensors_of(whole)[0].keys() == {f"diffusion_model.{layer}.{part}" for layer in layers for part in parts}
+    layers = family_for(ModelConfig(name_or_path=str(tiny_model))).linear_layers(
+        tiny_model
+    )
+    parts = (
+        "lora_A.weight",
+        "lora_B.weight",
+    )  # after ComfyUI's own name of each layer, as on any base
+    assert tensors_of(whole)[0].keys() == {
+        f"diffusion_model.{layer}.{part}" for layer in layers for part in parts
+    }
     assert tensors_of(whole)[0].keys() == tensors_of(broken)[0].keys()
-    assert all(torch.equal(tensor, tensors_of(whole)[0][name]) for name, tensor in tensors_of(broken)[0].items())
+    assert all(
+        torch.equal(tensor, tensors_of(whole)[0][name])
+        for name, tensor in tensors_of(broken)[0].items()
+    )
 
-    words = ["generate", "--model", tiny_model, "--lora", whole, "--prompt", "a", "--steps", "2"]
+    words = [
+        "generate",
+        "--model",
+        tiny_model,
+        "--lora",
+        whole,
+        "--prompt",
+        "a",
+        "--steps",
+        "2",
+    ]
     words += ["--width", "64", "--height", "64", "--device", "cpu", "--output"]
     assert run_py(*words, "plain").returncode == 0
     drawn = run_py(*words, "single", "--transformer-path", moved)
     assert drawn.returncode == 0, drawn.stderr
-    images = [next((tmp_path / name).glob("*.png")).read_bytes() for name in ("plain", "single")]
+    images = [
+        next((tmp_path / name).glob("*.png")).read_bytes()
+        for name in ("plain", "single")
+    ]
     assert images[0] != images[1]
 
 
@@ -225,28 +328,54 @@ def test_a_base_in_one_8_bit_file_trains_goes_on_after_a_kill_and_generates(
 def test_a_trained_model_in_one_file_is_that_of_the_folder(
     run_py: Run, write_job, trainer, make_pictures, tmp_path: Path, arch: str
 ) -> None:
-    """EMA and raw weights, of a step and of the end; the job goes on from the file, as from the folder."""
+    """EMA and raw weights, of a step and of the end; the job goes on from the file, as
+    from the folder."""
     base, data = tmp_path / "base", make_pictures(tmp_path / "data", "a")
     write_tiny_model(base, TinySpec(arch=arch))
     model = trainer()["model"] | {"name_or_path": str(base)}
     for layout in ("diffusers", "single_file"):
         save = {"dtype": "float32", "save_every": 1, "layout": layout, "also": ["raw"]}
-        train = {"steps": 2, "lr": 1e-3, "ema_config": {"use_ema": True, "ema_decay": 0.5}}
-        section = trainer(data, training_folder=layout, model=model, train=train, save=save, network={"type": "full"})
+        train = {
+            "steps": 2,
+            "lr": 1e-3,
+            "ema_config": {"use_ema": True, "ema_decay": 0.5},
+        }
+        section = trainer(
+            data,
+            training_folder=layout,
+            model=model,
+            train=train,
+            save=save,
+            network={"type": "full"},
+        )
         done = run_py(write_job(section, name=layout), "-n", "m")
         assert done.returncode == 0, done.stderr
-    folders = sorted(path.parent for path in (tmp_path / "diffusers" / "m").glob("*/model_index.json"))
+    folders = sorted(
+        path.parent
+        for path in (tmp_path / "diffusers" / "m").glob("*/model_index.json")
+    )
     steps = ("m", "m_000000001", "m_000000002")
-    assert [folder.name for folder in folders] == sorted([*steps, *(f"{step}_raw" for step in steps)])
+    assert [folder.name for folder in folders] == sorted(
+        [*steps, *(f"{step}_raw" for step in steps)]
+    )
     for folder in folders:
         file = tmp_path / "single_file" / "m" / f"{folder.name}.safetensors"
-        assert any("gate_up" in name for name in tensors_of(file)[0]) == (arch == "qwen_image_2")
+        assert any("gate_up" in name for name in tensors_of(file)[0]) == (
+            arch == "qwen_image_2"
+        )
         states = [
-            load_model(ModelConfig(**given), torch.device("cpu"), torch.float32, quantizer).network_module.state_dict()
-            for given in ({"name_or_path": str(folder)}, {"name_or_path": str(base), "transformer_path": str(file)})
+            load_model(
+                ModelConfig(**given), torch.device("cpu"), torch.float32, quantizer
+            ).network_module.state_dict()
+            for given in (
+                {"name_or_path": str(folder)},
+                {"name_or_path": str(base), "transformer_path": str(file)},
+            )
         ]
         assert states[0].keys() == states[1].keys()
-        assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+        assert all(
+            torch.equal(tensor, states[1][name]) for name, tensor in states[0].items()
+        )
 
 
 def test_the_control_folder_saves_samples_and_stops(
@@ -255,11 +384,23 @@ def test_the_control_folder_saves_samples_and_stops(
     section = trainer(
         make_pictures(tmp_path / "data", "a"),
         train={"steps": 5000, "disable_sampling": False, "skip_first_sample": True},
-        sample={"prompts": ["a"], "width": 64, "height": 64, "sample_steps": 1, "sample_every": 0, "format": "png"},
+        sample={
+            "prompts": ["a"],
+            "width": 64,
+            "height": 64,
+            "sample_steps": 1,
+            "sample_every": 0,
+            "format": "png",
+        },
     )
     process = start_py(write_job(section, name="asked"))
     folder = tmp_path / "output" / "asked"
-    process.wait_until(lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size)
+    process.wait_until(
+        lambda: (
+            (folder / "metrics.jsonl").exists()
+            and (folder / "metrics.jsonl").stat().st_size
+        )
+    )
     for name in ("save_now", "sample_now"):
         (folder / "control" / name).touch()
     process.wait_until(lambda: not any((folder / "control").iterdir()))
@@ -270,7 +411,11 @@ def test_the_control_folder_saves_samples_and_stops(
     assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
     assert (folder / "state" / f"step_{done:09d}").is_dir()
     events = {line["event"]: line for line in lines(folder / "events.jsonl")}
-    assert network_files(folder) == events["save"]["files"] == [f"asked_{events['save']['step']:09d}.safetensors"]
+    assert (
+        network_files(folder)
+        == events["save"]["files"]
+        == [f"asked_{events['save']['step']:09d}.safetensors"]
+    )
     assert pictures(folder) == [(events["sample"]["step"], 0)]
     assert all(0 < line["step"] <= done for line in events.values())
 
@@ -284,8 +429,12 @@ def test_images_with_none_to_three_references_train_together(
     stems = ["none", "one", "two", "three", "again"]
     targets = make_pictures(tmp_path / "data", *stems)
     slots = [
-        make_pictures(tmp_path / "slot_1", "one", "two", "three", "again", captions=False),
-        make_pictures(tmp_path / "slot_2", "two", "three", size=(64, 96), captions=False),
+        make_pictures(
+            tmp_path / "slot_1", "one", "two", "three", "again", captions=False
+        ),
+        make_pictures(
+            tmp_path / "slot_2", "two", "three", size=(64, 96), captions=False
+        ),
         make_pictures(tmp_path / "slot_3", "three", size=(96, 64), captions=False),
     ]
     dataset = {
@@ -295,51 +444,111 @@ def test_images_with_none_to_three_references_train_together(
         "control_optional": True,
     }
     Image.new("L", (8, 12)).save(tmp_path / "mask.png")
-    reference = {"ctrl_img": str(slots[1] / "two.png"), "mask_img": str(tmp_path / "mask.png")}
+    reference = {
+        "ctrl_img": str(slots[1] / "two.png"),
+        "mask_img": str(tmp_path / "mask.png"),
+    }
     drawn = [{"prompt": "x"}, {"prompt": "y", "width": 64, "height": 96, **reference}]
-    sample = {"sample_every": 3, "sample_steps": 1, "width": 64, "height": 64, "overview": True, "samples": drawn}
-    section = trainer(datasets=[dataset], train={"steps": 3, "batch_size": 2}, sample=sample)
+    sample = {
+        "sample_every": 3,
+        "sample_steps": 1,
+        "width": 64,
+        "height": 64,
+        "overview": True,
+        "samples": drawn,
+    }
+    section = trainer(
+        datasets=[dataset], train={"steps": 3, "batch_size": 2}, sample=sample
+    )
     result = run_py(write_job(section, name="edits"))
     assert result.returncode == 0, result.stderr
     plan = run_py(tmp_path / "edits.yaml", "--dry-run", "--json")
-    assert json.loads(plan.stdout)["processes"][0]["datasets"][0]["references"] == {"0": 1, "1": 2, "2": 1, "3": 1}
+    assert json.loads(plan.stdout)["processes"][0]["datasets"][0]["references"] == {
+        "0": 1,
+        "1": 2,
+        "2": 1,
+        "3": 1,
+    }
     metrics = lines(tmp_path / "output" / "edits" / "metrics.jsonl")
     assert [line["samples"] for line in metrics] == [2, 4, 5]
     assert all(line["loss"] > 0 and "skipped" not in line for line in metrics)
     cached = list((tmp_path / "output" / "_cache" / "latents").rglob("*.safetensors"))
-    assert len(cached) == 5 + 4 + 2 + 1 + 1  # the last for the sample, which has another size
+    assert (
+        len(cached) == 5 + 4 + 2 + 1 + 1
+    )  # the last for the sample, which has another size
     assert tensors_of(tmp_path / "output" / "edits" / "edits.safetensors")[0]
     drift = lines(tmp_path / "output" / "edits" / "drift.jsonl")
     assert [line["step"] for line in drift] == [0, 3]
-    assert all(line["drift/outside_mask_1"] > 1 and "drift/px_0" not in line for line in drift)
-    with Image.open(tmp_path / "output" / "edits" / "samples" / "overview.png") as sheet:
-        assert sheet.width == 6 + (29 + 6) + 2 * (64 + 6)  # references on the left, then steps 0 and 3
+    assert all(
+        line["drift/outside_mask_1"] > 1 and "drift/px_0" not in line for line in drift
+    )
+    with Image.open(
+        tmp_path / "output" / "edits" / "samples" / "overview.png"
+    ) as sheet:
+        assert sheet.width == 6 + (29 + 6) + 2 * (
+            64 + 6
+        )  # references on the left, then steps 0 and 3
 
 
 @pytest.mark.slow
 def test_masks_flips_and_regularisation_images_go_on_in_the_same_bits(
-    write_job, trainer, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    write_job,
+    trainer,
+    make_pictures,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys,
 ) -> None:
-    """Three images with a mask, one of them mirrored with its reference; two regularisation images of half weight."""
+    """Three images with a mask, one of them mirrored with its reference; two
+    regularisation images of half weight."""
     monkeypatch.chdir(tmp_path)
-    folders = [make_pictures(tmp_path / name, "a", "b", "c") for name in ("2_data", "mask", "ref")]
+    folders = [
+        make_pictures(tmp_path / name, "a", "b", "c")
+        for name in ("2_data", "mask", "ref")
+    ]
     reg = make_pictures(tmp_path / "reg", "d", "e", size=(64, 96))
-    masked = {"mask_path": str(folders[1]), "mask_min_value": 0.1, "control_path": str(folders[2]), "flip_x": True}
+    masked = {
+        "mask_path": str(folders[1]),
+        "mask_min_value": 0.1,
+        "control_path": str(folders[2]),
+        "flip_x": True,
+    }
     section = trainer(
         datasets=[
-            {"folder_path": str(folders[0]), "resolution": 64, "caption_dropout_rate": 0.3, **masked},
-            {"folder_path": str(reg), "resolution": 64, "is_reg": True, "loss_multiplier": 2},
+            {
+                "folder_path": str(folders[0]),
+                "resolution": 64,
+                "caption_dropout_rate": 0.3,
+                **masked,
+            },
+            {
+                "folder_path": str(reg),
+                "resolution": 64,
+                "is_reg": True,
+                "loss_multiplier": 2,
+            },
         ],
         save={"dtype": "float32", "save_every": 2, "max_states_to_keep": 0},
-        train={"steps": 4, "batch_size": 2, "gradient_accumulation": 2, "reg_weight": 0.25},
+        train={
+            "steps": 4,
+            "batch_size": 2,
+            "gradient_accumulation": 2,
+            "reg_weight": 0.25,
+        },
         trigger_word="zxq",
     )
 
     def run(**changes: object) -> tuple[dict[str, bytes], str]:
         with shown():
             run_job(write_job({**section, **changes}))
-        names = ("job.safetensors", "metrics.jsonl", "state/step_000000004/optimizer.safetensors")
-        files = {name: (tmp_path / "output" / "job" / name).read_bytes() for name in names}
+        names = (
+            "job.safetensors",
+            "metrics.jsonl",
+            "state/step_000000004/optimizer.safetensors",
+        )
+        files = {
+            name: (tmp_path / "output" / "job" / name).read_bytes() for name in names
+        }
         files["metrics.jsonl"] = json.dumps(
             without_times(lines(tmp_path / "output" / "job" / "metrics.jsonl"))
         ).encode()
@@ -349,7 +558,9 @@ def test_masks_flips_and_regularisation_images_go_on_in_the_same_bits(
     assert "3 x 2 x 2 flips + 2 x 1 = 14 samples per epoch" in said
     assert "masks: 3 of 3" in said and "regularisation images" in said
     latents = list((tmp_path / "output" / "_cache" / "latents").rglob("*.safetensors"))
-    assert len(latents) == 3 * 2 * 3 + 2  # target, mask and reference, each as it is and mirrored
+    assert (
+        len(latents) == 3 * 2 * 3 + 2
+    )  # target, mask and reference, each as it is and mirrored
     again, said = run(resume=2)
     assert "resuming from" in said and "step_000000002" in said
     assert again == whole
@@ -363,14 +574,20 @@ def test_bad_pictures_are_all_named_before_anything_starts(
     run_py: Run, write_job, trainer, make_pictures, tmp_path: Path
 ) -> None:
     folder = make_pictures(tmp_path / "data", "good", "cut", "lonely", "twin")
-    references = make_pictures(tmp_path / "references", "good", "cut", "twin", "moving", captions=False)
+    references = make_pictures(
+        tmp_path / "references", "good", "cut", "twin", "moving", captions=False
+    )
     cut = folder / "cut.png"
     cut.write_bytes(cut.read_bytes()[:-200])
     with Image.open(folder / "twin.png") as picture:
         picture.save(folder / "twin.jpg")
         frames = [picture.rotate(90 * turn) for turn in range(3)]
     frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
-    dataset = {"folder_path": str(folder), "resolution": 64, "control_path": str(references)}
+    dataset = {
+        "folder_path": str(folder),
+        "resolution": 64,
+        "control_path": str(references),
+    }
     result = run_py(write_job(trainer(datasets=[dataset]), name="bad"))
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
@@ -398,12 +615,21 @@ class Doubled(torch.optim.AdamW):
 
 
 def test_an_optimizer_that_cannot_be_resumed_is_refused_before_the_model_is_read(
-    trainer, write_job, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    trainer,
+    write_job,
+    make_pictures,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "of_somebody.py").write_text(FORGETFUL, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    section = trainer(make_pictures(tmp_path / "photos", "a"), save={"save_every": 1}, train={"steps": 2})
+    section = trainer(
+        make_pictures(tmp_path / "photos", "a"),
+        save={"save_every": 1},
+        train={"steps": 2},
+    )
     section["train"] |= {"optimizer": "of_somebody.Forgetful", "lr": 1e-3}
     with pytest.raises(UserError) as caught:
         run_job(write_job(section))
@@ -418,7 +644,10 @@ def test_an_optimizer_that_cannot_be_resumed_is_refused_before_the_model_is_read
         run_job(write_job(section))
     said = "\n".join(record.getMessage() for record in caplog.records)
     assert "optimizer of_somebody.Doubled: 16 bytes of state per weight" in said
-    assert "of_somebody.Doubled: tried on weights of these shapes; its state is stored, and resumes with" in said
+    assert (
+        "of_somebody.Doubled: tried on weights of these shapes; its state is stored, and resumes with"
+        in said
+    )
     whole = (tmp_path / "output" / "job" / "job.safetensors").read_bytes()
     run_job(write_job({**section, "resume": 1}))
     assert (tmp_path / "output" / "job" / "job.safetensors").read_bytes() == whole

@@ -1,4 +1,5 @@
-"""A whole job whose compiled blocks fail somewhere ends with the files of one that never compiled any."""
+"""A whole job whose compiled blocks fail somewhere ends with the files of one that
+never compiled any."""
 
 from __future__ import annotations
 
@@ -13,7 +14,13 @@ from tests.running import lines, run_job
 from toolkit.train.checkpoint_store import read_checkpoint_json
 from toolkit.train.run_reader import list_checkpoints
 
-RESULTS = ("metrics.jsonl", "validation.jsonl", "drift.jsonl", "samples/*", "*.safetensors")
+RESULTS = (
+    "metrics.jsonl",
+    "validation.jsonl",
+    "drift.jsonl",
+    "samples/*",
+    "*.safetensors",
+)
 NOT_COMPARED = ("time", "step_s", "data_s", "compile_s")
 
 
@@ -22,7 +29,10 @@ def results_of(folder: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(path for pattern in RESULTS for path in folder.glob(pattern)):
         if path.suffix == ".jsonl":
-            found[path.name] = [{k: v for k, v in row.items() if k not in NOT_COMPARED} for row in lines(path)]
+            found[path.name] = [
+                {k: v for k, v in row.items() if k not in NOT_COMPARED}
+                for row in lines(path)
+            ]
         else:
             found[path.name] = path.read_bytes()
     return found
@@ -30,13 +40,22 @@ def results_of(folder: Path) -> dict[str, object]:
 
 def states_of(folder: Path) -> dict[int, tuple[dict, bool]]:
     """Step -> the counters of its state, and whether blocks ran compiled."""
-    found = [(state.step, read_checkpoint_json(state.path)) for state in list_checkpoints(folder)]
-    return {step: (document["state"], document["compiled"]["blocks"]) for step, document in found}
+    found = [
+        (state.step, read_checkpoint_json(state.path))
+        for state in list_checkpoints(folder)
+    ]
+    return {
+        step: (document["state"], document["compiled"]["blocks"])
+        for step, document in found
+    }
 
 
 @pytest.fixture
-def run(write_job, trainer, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Runs a job on the CPU as if its blocks were compiled there (`auto`), and returns its folder."""
+def run(
+    write_job, trainer, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """Runs a job on the CPU as if its blocks were compiled there (`auto`), and returns
+    its folder."""
     photos = make_pictures(tmp_path / "photos", "a", "b", "c")
 
     def run(
@@ -48,11 +67,21 @@ def run(write_job, trainer, make_pictures, tmp_path: Path, monkeypatch: pytest.M
         allow_change: bool = True,
         **changes: object,
     ) -> Path:
-        """fails: None where the blocks are not compiled. factor: as of `Backend`. train: further keys of it."""
-        monkeypatch.setattr("extensions.sd_trainer.setup.decide_compiling", lambda *_: fails is not None)
+        """fails: None where the blocks are not compiled. factor: as of `Backend`.
+        train: further keys of it."""
+        monkeypatch.setattr(
+            "extensions.sd_trainer.setup.decide_compiling", lambda *_: fails is not None
+        )
         compiling = {"backend": NAME} if fails else False
-        keys = {"steps": steps, "gradient_accumulation": 2, "compile": compiling, **(train or {})}
-        section = trainer(photos, train=keys, training_folder=str(tmp_path / name), **changes)
+        keys = {
+            "steps": steps,
+            "gradient_accumulation": 2,
+            "compile": compiling,
+            **(train or {}),
+        }
+        section = trainer(
+            photos, train=keys, training_folder=str(tmp_path / name), **changes
+        )
         with programs(fails or never, factor):
             run_job(write_job(section), allow_change=allow_change)
         return tmp_path / name / "job"
@@ -71,7 +100,15 @@ def fails_in(kind: str, after: int = 0) -> Fails:
     return fails
 
 
-SAMPLE = {"sample": {"prompts": ["a"], "width": 64, "height": 64, "sample_steps": 2, "sample_every": 0}}
+SAMPLE = {
+    "sample": {
+        "prompts": ["a"],
+        "width": 64,
+        "height": 64,
+        "sample_steps": 2,
+        "sample_every": 0,
+    }
+}
 VALIDATION = {"validation": {"fraction": 0.4, "every": 2}}
 
 
@@ -83,29 +120,46 @@ VALIDATION = {"validation": {"fraction": 0.4, "every": 2}}
         pytest.param("sampling", 1, VALIDATION, id="first validation"),
     ],
 )
-def test_everything_is_what_uncompiled_blocks_make(run, said: list[str], kind: str, after: int, changes: dict) -> None:
+def test_everything_is_what_uncompiled_blocks_make(
+    run, said: list[str], kind: str, after: int, changes: dict
+) -> None:
     """What the programs compute before they fail is wrong, and leaves no trace."""
     eager = run("eager", None, **changes)
     found = run("auto", fails_in(kind, after), factor=1.5, **changes)
-    assert results_of(found) == results_of(eager) and states_of(found) == states_of(eager)
+    assert results_of(found) == results_of(eager) and states_of(found) == states_of(
+        eager
+    )
     assert [row["step"] for row in lines(found / "metrics.jsonl")] == [1, 2]
-    assert sum("a compiled block failed, all run uncompiled" in line for line in said) == 1
+    assert (
+        sum("a compiled block failed, all run uncompiled" in line for line in said) == 1
+    )
 
 
 @pytest.mark.slow
-def test_a_step_in_the_middle_is_that_of_a_run_that_goes_on_uncompiled(run, said: list[str]) -> None:
-    """The programs work for two steps, and fail in the third at the second backward pass of a block."""
+def test_a_step_in_the_middle_is_that_of_a_run_that_goes_on_uncompiled(
+    run, said: list[str]
+) -> None:
+    """The programs work for two steps, and fail in the third at the second backward
+    pass of a block."""
     often = {"save": {"dtype": "float32", "save_every": 2}}
     of_steps = 2 + 2 * 2 * 2  # two blocks of the trial, and of two batches of two steps
     found = run("auto", fails_in("backward", of_steps + 1), steps=4, **often)
     assert not any(line.startswith("compiled ") for line in said)
     run("resumed", never, **often)
-    assert re.fullmatch(r"compiled \d+ programs? in \d+ s", next(line for line in said if line.startswith("compiled ")))
+    assert re.fullmatch(
+        r"compiled \d+ programs? in \d+ s",
+        next(line for line in said if line.startswith("compiled ")),
+    )
     resumed = run("resumed", None, steps=4, **often)
     of_one, of_two = results_of(found), results_of(resumed)
-    del of_one["job_000000002.safetensors"], of_two["job_000000002.safetensors"]  # which name other jobs
+    del (
+        of_one["job_000000002.safetensors"],
+        of_two["job_000000002.safetensors"],
+    )  # which name other jobs
     assert of_one == of_two and states_of(found) == states_of(resumed)
     assert [compiled for _, compiled in states_of(found).values()] == [True, False]
     rows = lines(found / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    assert not any("compile_s" in row for row in rows)  # the trial has compiled the one size
+    assert not any(
+        "compile_s" in row for row in rows
+    )  # the trial has compiled the one size

@@ -1,4 +1,5 @@
-"""LoRA files beside the trained network in whole jobs: the assistant, few-step samples, the few-step loss."""
+"""LoRA files beside the trained network in whole jobs: the assistant, few-step samples,
+the few-step loss."""
 
 from __future__ import annotations
 
@@ -21,67 +22,138 @@ from toolkit.errors import UserError
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.train.run_reader import list_samples, read_events
 
-OUTPUTS = {"transformer_blocks.0.attn.to_out.0": 64, "transformer_blocks.0.img_mod.1": 384, "proj_out": 64}
+OUTPUTS = {
+    "transformer_blocks.0.attn.to_out.0": 64,
+    "transformer_blocks.0.img_mod.1": 384,
+    "proj_out": 64,
+}
 """Layers of the tiny model that have 64 inputs, with their outputs."""
 
-SAMPLE = {"samples": [{"prompt": "a fox"}], "width": 64, "height": 64, "sample_steps": 2, "guidance_scale": 1}
+SAMPLE = {
+    "samples": [{"prompt": "a fox"}],
+    "width": 64,
+    "height": 64,
+    "sample_steps": 2,
+    "guidance_scale": 1,
+}
 
 
 def write_lora(file: Path, seed: int = 0, inputs: int = 64, size: float = 0.5) -> Path:
-    """A LoRA of the tiny model in the spelling of Qwen-Image-Lightning; of another model with other inputs."""
+    """A LoRA of the tiny model in the spelling of Qwen-Image-Lightning; of another
+    model with other inputs."""
     random, weights = torch.Generator().manual_seed(seed), {}
     for layer, outputs in OUTPUTS.items():
-        weights[f"{layer}.lora_down.weight"] = torch.randn((2, inputs), generator=random) * size
-        weights[f"{layer}.lora_up.weight"] = torch.randn((outputs, 2), generator=random) * size
+        weights[f"{layer}.lora_down.weight"] = (
+            torch.randn((2, inputs), generator=random) * size
+        )
+        weights[f"{layer}.lora_up.weight"] = (
+            torch.randn((outputs, 2), generator=random) * size
+        )
         weights[f"{layer}.alpha"] = torch.tensor(2.0)
     save_file(weights, file)
     return file
 
 
 @pytest.fixture
-def run(write_job, trainer, make_pictures, tmp_path: Path, monkeypatch) -> Callable[..., Path]:
-    """Runs a job with these keys of `train` and of the section, beside two LoRA files; returns its folder."""
+def run(
+    write_job, trainer, make_pictures, tmp_path: Path, monkeypatch
+) -> Callable[..., Path]:
+    """Runs a job with these keys of `train` and of the section, beside two LoRA files;
+    returns its folder."""
     photos = make_pictures(tmp_path / "photos", "a", "b", "c")
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("assistant", "other")):
         write_lora(tmp_path / f"{name}.safetensors", seed)
 
     def run(
-        folder: str, train: dict | None = None, model: dict | None = None, allow_change: bool = False, **keys: object
+        folder: str,
+        train: dict | None = None,
+        model: dict | None = None,
+        allow_change: bool = False,
+        **keys: object,
     ) -> Path:
         section = trainer(
             photos,
-            **{"training_folder": folder, "validation": {"fraction": 0.34, "every": 0}, **keys},
-            train={"steps": 2, "lr": 0.02, "max_grad_norm": 0, "skip_first_sample": False, **(train or {})},
+            **{
+                "training_folder": folder,
+                "validation": {"fraction": 0.34, "every": 0},
+                **keys,
+            },
+            train={
+                "steps": 2,
+                "lr": 0.02,
+                "max_grad_norm": 0,
+                "skip_first_sample": False,
+                **(train or {}),
+            },
         )
-        run_job(write_job({**section, "model": {**section["model"], **(model or {})}}), allow_change=allow_change)
+        run_job(
+            write_job({**section, "model": {**section["model"], **(model or {})}}),
+            allow_change=allow_change,
+        )
         return tmp_path / folder / "job"
 
     return run
 
 
 def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["loss"]
+        for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
-def test_the_assistant_is_on_in_training_and_off_in_what_the_run_shows_and_saves(run) -> None:
-    plain, with_it = run("plain", sample=SAMPLE), run("with", {"assistant": "assistant.safetensors"}, sample=SAMPLE)
+def test_the_assistant_is_on_in_training_and_off_in_what_the_run_shows_and_saves(
+    run,
+) -> None:
+    plain, with_it = (
+        run("plain", sample=SAMPLE),
+        run("with", {"assistant": "assistant.safetensors"}, sample=SAMPLE),
+    )
     assert losses(plain)[0] != losses(with_it)[0]
-    first = [json.loads((folder / "validation.jsonl").read_text().splitlines()[0]) for folder in (plain, with_it)]
-    images = [(folder / "samples" / "000000000_0.jpg").read_bytes() for folder in (plain, with_it)]
-    assert first[0] == first[1] and images[0] == images[1]  # before step 1 the network changes nothing
-    assert load_file(plain / "job.safetensors").keys() == load_file(with_it / "job.safetensors").keys()
+    first = [
+        json.loads((folder / "validation.jsonl").read_text().splitlines()[0])
+        for folder in (plain, with_it)
+    ]
+    images = [
+        (folder / "samples" / "000000000_0.jpg").read_bytes()
+        for folder in (plain, with_it)
+    ]
+    assert (
+        first[0] == first[1] and images[0] == images[1]
+    )  # before step 1 the network changes nothing
+    assert (
+        load_file(plain / "job.safetensors").keys()
+        == load_file(with_it / "job.safetensors").keys()
+    )
     with safe_open(with_it / "job.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["assistant"]) == {"file": "assistant.safetensors", "multiplier": 1.0}
-    # Of a network that learns nothing the files change nothing: what the assistant changes is in none of them.
-    idle = run("idle", {"assistant": "assistant.safetensors", "lr": 0}, save={"dtype": "float32", "save_every": 1})
+        assert json.loads(file.metadata()["assistant"]) == {
+            "file": "assistant.safetensors",
+            "multiplier": 1.0,
+        }
+    # Of a network that learns nothing the files change nothing: what the assistant
+    # changes is in none of them.
+    idle = run(
+        "idle",
+        {"assistant": "assistant.safetensors", "lr": 0},
+        save={"dtype": "float32", "save_every": 1},
+    )
     for path in idle.glob("*.safetensors"):
         saved = load_file(path)
         ups = [weight for name, weight in saved.items() if "lora_B" in name]
-        assert saved.keys() == load_file(plain / "job.safetensors").keys() and ups and not any(map(torch.any, ups))
+        assert (
+            saved.keys() == load_file(plain / "job.safetensors").keys()
+            and ups
+            and not any(map(torch.any, ups))
+        )
 
 
-MOD = {"type": "lora", "linear": 4, "linear_alpha": 4, "network_kwargs": {"only_if_contains": ["attn", "img_mod"]}}
+MOD = {
+    "type": "lora",
+    "linear": 4,
+    "linear_alpha": 4,
+    "network_kwargs": {"only_if_contains": ["attn", "img_mod"]},
+}
 
 
 @pytest.mark.parametrize(
@@ -94,10 +166,17 @@ MOD = {"type": "lora", "linear": 4, "linear_alpha": 4, "network_kwargs": {"only_
             {"type": "dora", "linear": 4},
             marks=pytest.mark.slow,
         ),
-        pytest.param({"compile": {"enabled": True, "backend": "aot_eager"}}, {}, MOD, marks=pytest.mark.slow),
+        pytest.param(
+            {"compile": {"enabled": True, "backend": "aot_eager"}},
+            {},
+            MOD,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
-def test_training_with_the_assistant_is_training_on_the_model_with_it_merged(run, train, model, network) -> None:
+def test_training_with_the_assistant_is_training_on_the_model_with_it_merged(
+    run, train, model, network
+) -> None:
     given = {"path": "assistant.safetensors", "multiplier": 0.5}
     keys = {"network": network, "validation": None}
     beside = run("beside", {**train, "assistant": given}, model, **keys)
@@ -122,29 +201,74 @@ def test_a_resume_knows_the_assistant_by_its_content(run, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"train": {"assistant": "none.safetensors"}}, r"assistant: .none\.safetensors. does not exist"),
+        (
+            {"train": {"assistant": "none.safetensors"}},
+            r"assistant: .none\.safetensors. does not exist",
+        ),
         (
             {"train": {"few_step_loss": {"lora": "me/its/a.safetensors"}}},
             r"run 'hf download me/its a\.safetensors --local-dir",
         ),
-        ({"train": {"assistant": "wide.safetensors"}}, r"train\.assistant: wide\.safetensors is of another model"),
-        ({"train": {"assistant": "text.safetensors"}}, r"train\.assistant: .text\.safetensors. cannot be read"),
-        ({"train": {"assistant": "nan.safetensors"}}, r"train\.assistant: nan\.safetensors: .* not finite"),
+        (
+            {"train": {"assistant": "wide.safetensors"}},
+            r"train\.assistant: wide\.safetensors is of another model",
+        ),
+        (
+            {"train": {"assistant": "text.safetensors"}},
+            r"train\.assistant: .text\.safetensors. cannot be read",
+        ),
+        (
+            {"train": {"assistant": "nan.safetensors"}},
+            r"train\.assistant: nan\.safetensors: .* not finite",
+        ),
         (
             {"train": {"few_step_loss": "other.safetensors"}},
             r"'other\.safetensors' is not a mapping of keys and values\. Write 'few_step_loss: ",
         ),
-        ({"train": {"few_step_loss": {"steps": 4}}}, r"few_step_loss\.lora: is required"),
-        ({"train": {"few_step_loss": {"lora": "none.safetensors"}}}, r"lora: 'none\.safetensors' does not exist"),
-        ({"train": {"few_step_loss": {"lora": "wide.safetensors"}}}, r"lora: wide\.safetensors is of another model"),
-        ({"train": {"few_step_loss": {"lora": "other.safetensors", "steps": 0}}}, r"few_step_loss\.steps: 0 is out of"),
-        ({"train": {"assistant": "zero.safetensors"}}, r"train\.assistant: zero\.safetensors changes no layer"),
-        ({"train": {"assistant": "odd.safetensors"}}, r"train\.assistant: odd\.safetensors: .* no known form"),
-        ({"train": {"assistant": {"path": "assistant.safetensors", "multiplier": 0}}}, "0 switches the assistant off"),
-        ({"train": {"assistant": "assistant.safetensors"}, "network": {"type": "full"}}, "'full' trains the weights"),
+        (
+            {"train": {"few_step_loss": {"steps": 4}}},
+            r"few_step_loss\.lora: is required",
+        ),
+        (
+            {"train": {"few_step_loss": {"lora": "none.safetensors"}}},
+            r"lora: 'none\.safetensors' does not exist",
+        ),
+        (
+            {"train": {"few_step_loss": {"lora": "wide.safetensors"}}},
+            r"lora: wide\.safetensors is of another model",
+        ),
+        (
+            {"train": {"few_step_loss": {"lora": "other.safetensors", "steps": 0}}},
+            r"few_step_loss\.steps: 0 is out of",
+        ),
+        (
+            {"train": {"assistant": "zero.safetensors"}},
+            r"train\.assistant: zero\.safetensors changes no layer",
+        ),
+        (
+            {"train": {"assistant": "odd.safetensors"}},
+            r"train\.assistant: odd\.safetensors: .* no known form",
+        ),
+        (
+            {
+                "train": {
+                    "assistant": {"path": "assistant.safetensors", "multiplier": 0}
+                }
+            },
+            "0 switches the assistant off",
+        ),
+        (
+            {
+                "train": {"assistant": "assistant.safetensors"},
+                "network": {"type": "full"},
+            },
+            "'full' trains the weights",
+        ),
     ],
 )
-def test_a_file_that_cannot_be_used_is_refused_before_anything_is_written(run, tmp_path, keys, message) -> None:
+def test_a_file_that_cannot_be_used_is_refused_before_anything_is_written(
+    run, tmp_path, keys, message
+) -> None:
     write_lora(tmp_path / "wide.safetensors", inputs=32)
     write_lora(tmp_path / "zero.safetensors", size=0)
     write_lora(tmp_path / "nan.safetensors", size=float("nan"))
@@ -157,27 +281,68 @@ def test_a_file_that_cannot_be_used_is_refused_before_anything_is_written(run, t
 
 ALSO = [
     {"name": "fast", "lora": "other.safetensors", "steps": 1},
-    {"lora": "assistant.safetensors", "steps": 3, "cfg": 2, "flow_shift": 3, "weight": 0.5},
+    {
+        "lora": "assistant.safetensors",
+        "steps": 3,
+        "cfg": 2,
+        "flow_shift": 3,
+        "weight": 0.5,
+    },
 ]
 
 
 @pytest.mark.slow
-def test_samples_are_also_generated_in_the_ways_that_are_named(run, tmp_path: Path) -> None:
-    sample = {**SAMPLE, "samples": [{"prompt": "a fox"}, {"prompt": "a hat", "seed": 5}], "format": "png"}
+def test_samples_are_also_generated_in_the_ways_that_are_named(
+    run, tmp_path: Path
+) -> None:
+    sample = {
+        **SAMPLE,
+        "samples": [{"prompt": "a fox"}, {"prompt": "a hat", "seed": 5}],
+        "format": "png",
+    }
     plain = run("plain", sample=sample)
-    also = run("also", {"assistant": "assistant.safetensors"}, sample={**sample, "also": ALSO})
-    names = [path.name.partition("_")[2] for path in sorted((also / "samples").glob("000000000_*"))]
-    assert names == ["0.png", "1.png", "2_fast.png", "3_fast.png", "4_assistant.png", "5_assistant.png"]
-    first = [(folder / "samples" / "000000000_0.png").read_bytes() for folder in (plain, also)]
+    also = run(
+        "also", {"assistant": "assistant.safetensors"}, sample={**sample, "also": ALSO}
+    )
+    names = [
+        path.name.partition("_")[2]
+        for path in sorted((also / "samples").glob("000000000_*"))
+    ]
+    assert names == [
+        "0.png",
+        "1.png",
+        "2_fast.png",
+        "3_fast.png",
+        "4_assistant.png",
+        "5_assistant.png",
+    ]
+    first = [
+        (folder / "samples" / "000000000_0.png").read_bytes()
+        for folder in (plain, also)
+    ]
     assert first[0] == first[1]
     # What the file changes is what `base_loras` changes.
-    merged = run("merged", model={"base_loras": ["other.safetensors"]}, sample={**sample, "sample_steps": 1})
+    merged = run(
+        "merged",
+        model={"base_loras": ["other.safetensors"]},
+        sample={**sample, "sample_steps": 1},
+    )
     images = [Image.open(folder / "samples" / name) for folder, name in
               ((also, "000000000_2_fast.png"), (merged, "000000000_0.png"), (also, "000000000_0.png"))]  # fmt: skip
-    near, far = (np.abs(np.asarray(images[0], float) - np.asarray(image, float)).mean() for image in images[1:])
+    near, far = (
+        np.abs(np.asarray(images[0], float) - np.asarray(image, float)).mean()
+        for image in images[1:]
+    )
     assert near < 0.05 < far
     samples = list_samples(also)
-    assert [sample.index for sample in samples if sample.step == 2] == [0, 1, 2, 3, 4, 5]
+    assert [sample.index for sample in samples if sample.step == 2] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
     assert samples[2].prompt == "a fox [fast, 1 steps]"
     *_, event = [line for line in read_events(also).rows if line["event"] == "sample"]
     assert event["survival"].keys() == {"fast", "assistant"}
@@ -188,8 +353,8 @@ def test_samples_are_also_generated_in_the_ways_that_are_named(run, tmp_path: Pa
 
 @pytest.fixture(scope="module")
 def turbo_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Qwen-Image-2.1, `base`, and another one with its encoders that is distilled, `turbo`, with the scheduler
-    of the published Turbo. Read only."""
+    """A tiny Qwen-Image-2.1, `base`, and another one with its encoders that is
+    distilled, `turbo`, with the scheduler of the published Turbo. Read only."""
     folder = tmp_path_factory.mktemp("turbo_models")
     base, other = folder / "base", folder / "turbo"
     for seed, model in enumerate((base, other)):
@@ -200,7 +365,12 @@ def turbo_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (other / part.name).unlink(missing_ok=True)
             (other / part.name).symlink_to(part)
     rewrite_json(other / "model_index.json", sample_sigmas=[1.0, 0.8, 0.3])
-    rewrite_json(other / "scheduler/scheduler_config.json", use_dynamic_shifting=False, shift=1.0, shift_terminal=None)
+    rewrite_json(
+        other / "scheduler/scheduler_config.json",
+        use_dynamic_shifting=False,
+        shift=1.0,
+        shift_terminal=None,
+    )
     return folder
 
 
@@ -213,72 +383,164 @@ def turbo(turbo_models: Path, tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [{}, {"quantize": True, "qtype": "int8"}], ids=["whole", "int8"])
-def test_samples_of_another_model_are_those_of_the_lora_on_it(run, turbo: tuple[Path, Path], model: dict) -> None:
-    """At its noise levels; what is trained, and the other samples, are the same as without it."""
+@pytest.mark.parametrize(
+    "model", [{}, {"quantize": True, "qtype": "int8"}], ids=["whole", "int8"]
+)
+def test_samples_of_another_model_are_those_of_the_lora_on_it(
+    run, turbo: tuple[Path, Path], model: dict
+) -> None:
+    """At its noise levels; what is trained, and the other samples, are the same as
+    without it."""
     base, other = map(str, turbo)
-    keys = {"validation": None, "network": {"type": "lora", "linear": 4, "linear_alpha": 4}}
-    sample, on_base = {**SAMPLE, "format": "png", "sample_every": 1}, {**model, "name_or_path": base}
+    keys = {
+        "validation": None,
+        "network": {"type": "lora", "linear": 4, "linear_alpha": 4},
+    }
+    sample, on_base = (
+        {**SAMPLE, "format": "png", "sample_every": 1},
+        {**model, "name_or_path": base},
+    )
     plain = run("plain", model=on_base, sample=sample, **keys)
-    also = run("also", model=on_base, sample={**sample, "also": [{"model": other}, {"levels": [1.0, 0.6]}]}, **keys)
+    also = run(
+        "also",
+        model=on_base,
+        sample={**sample, "also": [{"model": other}, {"levels": [1.0, 0.6]}]},
+        **keys,
+    )
     assert losses(plain) == losses(also)
-    assert (plain / "job.safetensors").read_bytes() == (also / "job.safetensors").read_bytes()
+    assert (plain / "job.safetensors").read_bytes() == (
+        also / "job.safetensors"
+    ).read_bytes()
     for step in range(3):
-        first = [(folder / "samples" / f"{step:09d}_0.png").read_bytes() for folder in (plain, also)]
+        first = [
+            (folder / "samples" / f"{step:09d}_0.png").read_bytes()
+            for folder in (plain, also)
+        ]
         assert first[0] == first[1]
-    assert [sample.prompt for sample in list_samples(also)][1:3] == ["a fox [turbo, 3 steps]", "a fox [also, 2 steps]"]
+    assert [sample.prompt for sample in list_samples(also)][1:3] == [
+        "a fox [turbo, 3 steps]",
+        "a fox [also, 2 steps]",
+    ]
     *_, event = [line for line in read_events(also).rows if line["event"] == "sample"]
     assert event["survival"].keys() == {"turbo", "also"}
     lora = {**keys["network"], "pretrained_lora_path": str(also / "job.safetensors")}
     sample = {**sample, "sample_steps": None}
-    there = run("there", {"steps": 1}, {**model, "name_or_path": other}, sample=sample, validation=None, network=lora)
-    images = [(also / "samples" / "000000002_1_turbo.png"), there / "samples" / "000000000_0.png"]
+    there = run(
+        "there",
+        {"steps": 1},
+        {**model, "name_or_path": other},
+        sample=sample,
+        validation=None,
+        network=lora,
+    )
+    images = [
+        (also / "samples" / "000000002_1_turbo.png"),
+        there / "samples" / "000000000_0.png",
+    ]
     assert images[0].read_bytes() == images[1].read_bytes()
 
 
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        ({"also": [{"lora": "none.safetensors"}]}, r"sample\.also\[0\]\.lora: 'none\.safetensors' does not exist"),
-        ({"also": [{"lora": "wide.safetensors"}]}, r"sample\.also\[0\]\.lora: wide\.safetensors is of another model"),
-        ({"also": [*ALSO, ALSO[0]]}, r"also\[2\]\.name: another entry has the name 'fast' too"),
-        ({"also": [{"lora": "other.safetensors", "weight": 0}]}, r"also\[0\]\.weight: 0 switches the LoRA off"),
-        ({"also": [{"steps": 4}]}, r"also\[0\]\.lora: is required\. Or give 'model', or 'levels'"),
+        (
+            {"also": [{"lora": "none.safetensors"}]},
+            r"sample\.also\[0\]\.lora: 'none\.safetensors' does not exist",
+        ),
+        (
+            {"also": [{"lora": "wide.safetensors"}]},
+            r"sample\.also\[0\]\.lora: wide\.safetensors is of another model",
+        ),
+        (
+            {"also": [*ALSO, ALSO[0]]},
+            r"also\[2\]\.name: another entry has the name 'fast' too",
+        ),
+        (
+            {"also": [{"lora": "other.safetensors", "weight": 0}]},
+            r"also\[0\]\.weight: 0 switches the LoRA off",
+        ),
+        (
+            {"also": [{"steps": 4}]},
+            r"also\[0\]\.lora: is required\. Or give 'model', or 'levels'",
+        ),
         ({"also": [{"levels": [0.5, 0.5]}]}, r"also\[0\]\.levels: have to fall"),
-        ({"also": [{"model": "none"}]}, r"also\[0\]\.model: 'none' is neither a folder nor a hub id"),
-        ({"also": [{"model": "base", "lora": "other.safetensors"}]}, r"also\[0\]\.lora: .* is not supported"),
-        ({"also": [{"model": "base"}]}, r"also\[0\]\.model: base is Qwen-Image-2\.1, which Qwen-Image-Ed"),
+        (
+            {"also": [{"model": "none"}]},
+            r"also\[0\]\.model: 'none' is neither a folder nor a hub id",
+        ),
+        (
+            {"also": [{"model": "base", "lora": "other.safetensors"}]},
+            r"also\[0\]\.lora: .* is not supported",
+        ),
+        (
+            {"also": [{"model": "base"}]},
+            r"also\[0\]\.model: base is Qwen-Image-2\.1, which Qwen-Image-Ed",
+        ),
     ],
 )
-def test_a_way_of_sampling_that_cannot_be_is_refused(run, turbo, tmp_path: Path, sample, message) -> None:
+def test_a_way_of_sampling_that_cannot_be_is_refused(
+    run, turbo, tmp_path: Path, sample, message
+) -> None:
     write_lora(tmp_path / "wide.safetensors", inputs=32)
     with pytest.raises(UserError, match=message):
         run("output", sample={**SAMPLE, **sample})
 
 
-def test_the_file_that_changes_a_bias_the_model_lacks_is_named(run, turbo, tmp_path: Path) -> None:
-    save_file({"diffusion_model.img_in.diff_b": torch.ones(64)}, tmp_path / "biased.safetensors")
+def test_the_file_that_changes_a_bias_the_model_lacks_is_named(
+    run, turbo, tmp_path: Path
+) -> None:
+    save_file(
+        {"diffusion_model.img_in.diff_b": torch.ones(64)},
+        tmp_path / "biased.safetensors",
+    )
     for train, sample, key in (
         ({"assistant": "biased.safetensors"}, SAMPLE, r"train\.assistant"),
-        ({}, {**SAMPLE, "also": [{"lora": "biased.safetensors"}]}, r"sample\.also\.0\.lora"),
+        (
+            {},
+            {**SAMPLE, "also": [{"lora": "biased.safetensors"}]},
+            r"sample\.also\.0\.lora",
+        ),
     ):
-        with pytest.raises(UserError, match=rf"{key}: biased\.safetensors: the bias of img_in is changed\. This model"):
-            run("output", train, {"name_or_path": "base"}, sample=sample, validation=None)
+        with pytest.raises(
+            UserError,
+            match=rf"{key}: biased\.safetensors: the bias of img_in is changed\. This model",
+        ):
+            run(
+                "output",
+                train,
+                {"name_or_path": "base"},
+                sample=sample,
+                validation=None,
+            )
 
 
-FEW = {"lora": "other.safetensors", "share": 0.5, "start": 0.1, "steps": 2, "flow_shift": 3}
+FEW = {
+    "lora": "other.safetensors",
+    "share": 0.5,
+    "start": 0.1,
+    "steps": 2,
+    "flow_shift": 3,
+}
 
 
 @pytest.mark.slow
 def test_a_share_of_the_later_micro_batches_learns_with_the_few_step_lora(run) -> None:
-    keys = {"assistant": "assistant.safetensors", "few_step_loss": FEW, "gradient_accumulation": 2}
+    keys = {
+        "assistant": "assistant.safetensors",
+        "few_step_loss": FEW,
+        "gradient_accumulation": 2,
+    }
     whole = run("whole", {**keys, "steps": 6})
     rows = lines(whole / "metrics.jsonl")
     assert 0 < sum("loss/few_step" in line for line in rows) < len(rows)
-    later = run("later", {"few_step_loss": {**FEW, "share": 1, "start": 0.5}, "steps": 4})
+    later = run(
+        "later", {"few_step_loss": {**FEW, "share": 1, "start": 0.5}, "steps": 4}
+    )
     of_steps = lines(later / "metrics.jsonl")
     assert ["loss/few_step" in line for line in of_steps] == [False, False, True, True]
-    run("halves", {**keys, "steps": 3})  # its teacher is the network after step 1, as that of the whole run
+    run(
+        "halves", {**keys, "steps": 3}
+    )  # its teacher is the network after step 1, as that of the whole run
     halves = run("halves", {**keys, "steps": 6})
     weights = [load_file(folder / "job.safetensors") for folder in (whole, halves)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -287,21 +549,42 @@ def test_a_share_of_the_later_micro_batches_learns_with_the_few_step_lora(run) -
         changed = run("changed", {**train, "steps": step}, allow_change=True)
         assert json.loads((changed / "run.json").read_text())["step"] == step
     with safe_open(whole / "job.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["few_step_loss"])["file"] == "other.safetensors"
+        assert (
+            json.loads(file.metadata()["few_step_loss"])["file"] == "other.safetensors"
+        )
         assert not any("other" in name for name in file.keys())  # noqa: SIM118
 
 
 @pytest.mark.slow
-def test_the_few_step_loss_asks_for_what_the_network_changes_alone_with_guidance(run) -> None:
-    one = {**FEW, "share": 1, "start": 0.5, "steps": 1, "teacher_steps": 1, "guidance_scale": 1}
-    changes = ({}, {"weight": 1e-4}, {"guidance_scale": 3}, {"guidance_scale": 3, "neg": "a hat"})
+def test_the_few_step_loss_asks_for_what_the_network_changes_alone_with_guidance(
+    run,
+) -> None:
+    one = {
+        **FEW,
+        "share": 1,
+        "start": 0.5,
+        "steps": 1,
+        "teacher_steps": 1,
+        "guidance_scale": 1,
+    }
+    changes = (
+        {},
+        {"weight": 1e-4},
+        {"guidance_scale": 3},
+        {"guidance_scale": 3, "neg": "a hat"},
+    )
     found = []
     for index, keys in enumerate(changes):
-        folder = run(f"run_{index}", {"few_step_loss": {**one, **keys}, "steps": 2}, validation=None)
+        folder = run(
+            f"run_{index}",
+            {"few_step_loss": {**one, **keys}, "steps": 2},
+            validation=None,
+        )
         rows = lines(folder / "metrics.jsonl")
         *_, last = [line["loss/few_step"] for line in rows if "loss/few_step" in line]
         found.append(last)
-    # A few-step LoRA that changes nothing leaves nothing to learn; guidance and the negative prompt move the target.
+    # A few-step LoRA that changes nothing leaves nothing to learn; guidance and the
+    # negative prompt move the target.
     assert found[1] < 1e-3 * found[0]
     assert len(set(found)) == 4
 
@@ -310,13 +593,26 @@ def test_the_few_step_loss_asks_for_what_the_network_changes_alone_with_guidance
 def test_the_teacher_is_the_same_in_a_process_that_has_no_image_of_a_step(
     run_ranks, write_job, trainer, make_pictures, tmp_path: Path
 ) -> None:
-    """Three images in batches of two: every second step is one image, and the second process has none."""
-    photos, lora = make_pictures(tmp_path / "photos", "a", "b", "c"), write_lora(tmp_path / "other.safetensors", 1)
+    """Three images in batches of two: every second step is one image, and the second
+    process has none."""
+    photos, lora = (
+        make_pictures(tmp_path / "photos", "a", "b", "c"),
+        write_lora(tmp_path / "other.safetensors", 1),
+    )
     few = {**FEW, "lora": str(lora), "share": 1, "start": 0.5}
-    train = {"steps": 14, "batch_size": 2, "lr": 0.02, "max_grad_norm": 0, "few_step_loss": few}
+    train = {
+        "steps": 14,
+        "batch_size": 2,
+        "lr": 0.02,
+        "max_grad_norm": 0,
+        "few_step_loss": few,
+    }
     rows = []
     for processes in (1, 2):
-        job = write_job(trainer(photos, training_folder=f"of_{processes}", train=train), name=f"of_{processes}")
+        job = write_job(
+            trainer(photos, training_folder=f"of_{processes}", train=train),
+            name=f"of_{processes}",
+        )
         run_ranks(processes, job)
         rows.append(losses(tmp_path / f"of_{processes}" / f"of_{processes}"))
     assert rows[1] == pytest.approx(rows[0], rel=1e-4)

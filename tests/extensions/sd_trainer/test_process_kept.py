@@ -1,4 +1,5 @@
-"""Jobs that begin from a kept model train the same bits as those that quantize, whatever waits where."""
+"""Jobs that begin from a kept model train the same bits as those that quantize,
+whatever waits where."""
 
 from __future__ import annotations
 
@@ -21,14 +22,26 @@ def trained(write_job, section: dict, name: str) -> dict[str, torch.Tensor]:
     ("model", "train"),
     [
         ({"qtype": "int4", "blocks_to_swap": 1}, {"gradient_checkpointing": "full"}),
-        pytest.param({"qtype": "int8", "blocks_to_swap": 1, "modulation_table": True}, {}, marks=pytest.mark.slow),
-        pytest.param({"qtype": "uint3", "accuracy_recovery_adapter": "auto"}, {}, marks=pytest.mark.slow),
+        pytest.param(
+            {"qtype": "int8", "blocks_to_swap": 1, "modulation_table": True},
+            {},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"qtype": "uint3", "accuracy_recovery_adapter": "auto"},
+            {},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_training_from_the_kept_model_gives_the_same_file(
     write_job, trainer, make_pictures, tmp_path: Path, model: dict, train: dict
 ) -> None:
-    section = trainer(make_pictures(tmp_path / "data", "a", "b"), training_folder=str(tmp_path / "output"), train=train)
+    section = trainer(
+        make_pictures(tmp_path / "data", "a", "b"),
+        training_folder=str(tmp_path / "output"),
+        train=train,
+    )
     section["model"] |= {"quantize": True, **model}
     plain = {**section, "model": section["model"] | {"keep_quantized": False}}
     expected = trained(write_job, plain, "quantized")

@@ -15,18 +15,30 @@ BLANK = {"blank_prompt_preservation": True, "blank_prompt_preservation_multiplie
 
 
 @pytest.fixture
-def run(write_job, trainer, make_pictures, tmp_path: Path, monkeypatch) -> Callable[..., tuple[bytes, list[dict]]]:
-    """Runs a job with these keys of `train`; returns the LoRA and the lines of its metrics."""
+def run(
+    write_job, trainer, make_pictures, tmp_path: Path, monkeypatch
+) -> Callable[..., tuple[bytes, list[dict]]]:
+    """Runs a job with these keys of `train`; returns the LoRA and the lines of its
+    metrics."""
     photos = make_pictures(tmp_path / "2_photos", "a", "b", "c")
     monkeypatch.chdir(tmp_path)
 
-    def run(folder: str, kind: str = "sd_trainer", **train: object) -> tuple[bytes, list[dict]]:
+    def run(
+        folder: str, kind: str = "sd_trainer", **train: object
+    ) -> tuple[bytes, list[dict]]:
         section = trainer(
             photos,
             trigger_word="zxq",
             training_folder=folder,
             network={"type": "lora", "linear": 4, "linear_alpha": 4, "dropout": 0.1},
-            train={"steps": 4, "lr": 0.01, "batch_size": 2, "max_grad_norm": 0, "gradient_accumulation": 2, **train},
+            train={
+                "steps": 4,
+                "lr": 0.01,
+                "batch_size": 2,
+                "max_grad_norm": 0,
+                "gradient_accumulation": 2,
+                **train,
+            },
         )
         run_job(write_job({**section, "type": kind}))
         made = tmp_path / folder / "job"
@@ -47,7 +59,9 @@ def test_a_run_holds_both_prompts_and_resumes_bit_for_bit(run, tmp_path: Path) -
         assert rows[0][name] == 0  # the adapter does nothing yet
         assert all(line[name] > 0 for line in rows[1:])
     # Three captions, the same with the class, and the empty prompt.
-    assert len(list((tmp_path / "whole" / "_cache" / "text").rglob("*.safetensors"))) == 7
+    assert (
+        len(list((tmp_path / "whole" / "_cache" / "text").rglob("*.safetensors"))) == 7
+    )
 
     run("halves", steps=2, **keys)
     assert run("halves", **keys)[0] == whole
@@ -60,10 +74,14 @@ def test_the_cache_process_encodes_their_prompts_too(run, tmp_path: Path) -> Non
     times = {path: path.stat().st_mtime_ns for path in text.rglob("*.safetensors")}
     assert len(times) == 6
     run("output", steps=1, **OF_CLASS)
-    assert {path: path.stat().st_mtime_ns for path in text.rglob("*.safetensors")} == times
+    assert {
+        path: path.stat().st_mtime_ns for path in text.rglob("*.safetensors")
+    } == times
 
 
-def section(network: str = "lora", trigger_word: str = "zxq", **train: object) -> SdTrainerConfig:
+def section(
+    network: str = "lora", trigger_word: str = "zxq", **train: object
+) -> SdTrainerConfig:
     return SdTrainerConfig(
         type="sd_trainer",
         trigger_word=trigger_word,
@@ -76,9 +94,15 @@ def section(network: str = "lora", trigger_word: str = "zxq", **train: object) -
 
 def test_a_factor_of_zero_costs_no_pass() -> None:
     none = section(**BLANK | {"blank_prompt_preservation_multiplier": 0})
-    assert none.train.preservations() == none.train.preserved_prompts("zxq runs", ["zxq"]) == {}
+    assert (
+        none.train.preservations()
+        == none.train.preserved_prompts("zxq runs", ["zxq"])
+        == {}
+    )
     name = "loss/blank_prompt_preservation"
-    assert name in section(**BLANK).logged_numbers() and name not in none.logged_numbers()
+    assert (
+        name in section(**BLANK).logged_numbers() and name not in none.logged_numbers()
+    )
     train = section(**OF_CLASS, **BLANK).train
     assert train.preserved_prompts("zxq runs", ["zxq"]) == {
         "diff_output_preservation": "dog runs",
@@ -91,13 +115,26 @@ def test_a_factor_of_zero_costs_no_pass() -> None:
 def test_the_class_stands_for_the_trigger_words_of_all_datasets(
     kind: str, write_job, trainer, make_pictures, tmp_path: Path, monkeypatch
 ) -> None:
-    """Else a caption that names two characters would hold back what is learned of the other one."""
+    """Else a caption that names two characters would hold back what is learned of the
+    other one."""
     photos = str(make_pictures(tmp_path / "photos", "a"))
     Path(photos, "a.txt").write_text("zxq beside zx")
     monkeypatch.chdir(tmp_path)
-    datasets = [{"folder_path": photos, "trigger_word": word, "resolution": 64} for word in ("zx", "zxq")]
-    job = trainer(photos, datasets=datasets, training_folder="output", train={"steps": 1, **OF_CLASS})
+    datasets = [
+        {"folder_path": photos, "trigger_word": word, "resolution": 64}
+        for word in ("zx", "zxq")
+    ]
+    job = trainer(
+        photos,
+        datasets=datasets,
+        training_folder="output",
+        train={"steps": 1, **OF_CLASS},
+    )
     run_job(write_job({**job, "type": kind}))
-    assert len(list(Path("output/_cache/text").rglob("*.safetensors"))) == 2  # the caption, and "dog beside dog"
-    prompts = section(**OF_CLASS).train.preserved_prompts("zxq beside zx", ["zx", "zxq"])
+    assert (
+        len(list(Path("output/_cache/text").rglob("*.safetensors"))) == 2
+    )  # the caption, and "dog beside dog"
+    prompts = section(**OF_CLASS).train.preserved_prompts(
+        "zxq beside zx", ["zx", "zxq"]
+    )
     assert prompts == {"diff_output_preservation": "dog beside dog"}

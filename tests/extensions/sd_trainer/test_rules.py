@@ -1,6 +1,8 @@
-"""Combinations of keys of an `sd_trainer` section: one row each, with every finding that it leads to.
+"""Combinations of keys of an `sd_trainer` section: one row each, with every finding
+that it leads to.
 
-`E` is an error, `W` a warning; a row without findings is a job that nothing is said about.
+`E` is an error, `W` a warning; a row without findings is a job that nothing is said
+about.
 """
 
 from __future__ import annotations
@@ -34,17 +36,25 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def section(text: str) -> SdTrainerConfig:
-    """The section with these keys, a mapping in YAML's flow style without its braces."""
+    """The section with these keys, a mapping in YAML's flow style without its
+    braces."""
     keys: dict[str, Any] = yaml.safe_load("{" + text + "}")
     keys["model"] = {"name_or_path": PUBLISHED, **keys.get("model", {})}
-    return SdTrainerConfig.model_validate({"type": "sd_trainer", "datasets": [{"folder_path": "photos"}], **keys})
+    return SdTrainerConfig.model_validate(
+        {"type": "sd_trainer", "datasets": [{"folder_path": "photos"}], **keys}
+    )
 
 
 def findings(text: str) -> list[str]:
     """All of them: `E train.lr: message`."""
     asked = section(text)
-    found = [("E", one) for one in errors(asked)] + [("W", one) for one in warnings(asked)]
-    return [f"{severity} {'.'.join(map(str, one.key))}: {one.message}" for severity, one in found]
+    found = [("E", one) for one in errors(asked)] + [
+        ("W", one) for one in warnings(asked)
+    ]
+    return [
+        f"{severity} {'.'.join(map(str, one.key))}: {one.message}"
+        for severity, one in found
+    ]
 
 
 def check(text: str, *expected: str) -> None:
@@ -56,7 +66,9 @@ def check(text: str, *expected: str) -> None:
 
 WITH_REG = "datasets: [{folder_path: photos}, {folder_path: photos, is_reg: true}]"
 FULL = "network: {type: full}"
-FROM_BASE = "datasets: [{folder_path: photos}, {from_base: {prompts: kept.txt}, is_reg: true}]"
+FROM_BASE = (
+    "datasets: [{folder_path: photos}, {from_base: {prompts: kept.txt}, is_reg: true}]"
+)
 ONE = "samples: [{prompt: a}]"
 BLANK = "blank_prompt_preservation: true"
 OF_CLASS = "diff_output_preservation: true"
@@ -361,22 +373,34 @@ WITH_TWO: list[tuple[str, ...]] = [
 
 
 @pytest.mark.parametrize("row", WITH_TWO, ids=lambda row: row[0])
-def test_what_is_said_where_two_processes_run_it(monkeypatch: pytest.MonkeyPatch, row: tuple[str, ...]) -> None:
+def test_what_is_said_where_two_processes_run_it(
+    monkeypatch: pytest.MonkeyPatch, row: tuple[str, ...]
+) -> None:
     for name, value in environment(0, 2, 29500).items():
         monkeypatch.setenv(name, value)
     check(*row)
 
 
-@pytest.mark.parametrize(("asked", "dtype", "told"), [("fp16", "bf16", 1), ("bf16", "bf16", 0), ("no", "fp32", 0)])
-def test_what_accelerate_is_asked_for(monkeypatch: pytest.MonkeyPatch, asked: str, dtype: str, told: int) -> None:
+@pytest.mark.parametrize(
+    ("asked", "dtype", "told"),
+    [("fp16", "bf16", 1), ("bf16", "bf16", 0), ("no", "fp32", 0)],
+)
+def test_what_accelerate_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, asked: str, dtype: str, told: int
+) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
-    check(f"train: {{dtype: {dtype}}}", *["W train.dtype: bfloat16 takes precedence over accelerate's --mixed"] * told)
+    check(
+        f"train: {{dtype: {dtype}}}",
+        *["W train.dtype: bfloat16 takes precedence over accelerate's --mixed"] * told,
+    )
 
 
 def test_any_number_that_the_section_logs_may_end_the_run() -> None:
     keys = "validation: {fraction: 0.5, every: 5}, network: {scale_weight_norms: 1}"
     numbers = section(keys).logged_numbers()
-    assert {"lr", "t_mean", "max_norm/keys_scaled", "validation/loss_t0.875"} <= set(numbers)
+    assert {"lr", "t_mean", "max_norm/keys_scaled", "validation/loss_t0.875"} <= set(
+        numbers
+    )
     for metric in numbers:
         check(f"{keys}, stop_when: {{metric: {metric}, below: 1}}")
 
@@ -390,24 +414,37 @@ def test_any_number_that_the_section_logs_may_end_the_run() -> None:
         (f"sample: {{{ONE}}}, train: {{skip_first_sample: true}}", False),
         (f"sample: {{{ONE}}}, train: {{force_first_sample: true}}", True),
         (f"sample: {{{ONE}}}, first_sample: {{{ONE}}}", True),
-        (f"sample: {{{ONE}, sample_at_first: false}}, train: {{skip_first_sample: true}}", False),
-        (f"sample: {{{ONE}, sample_at_first: true}}, train: {{skip_first_sample: false}}", True),
+        (
+            f"sample: {{{ONE}, sample_at_first: false}}, train: {{skip_first_sample: true}}",
+            False,
+        ),
+        (
+            f"sample: {{{ONE}, sample_at_first: true}}, train: {{skip_first_sample: false}}",
+            True,
+        ),
     ],
 )
-def test_each_key_says_by_itself_whether_a_first_set_is_generated(keys: str, first: bool) -> None:
+def test_each_key_says_by_itself_whether_a_first_set_is_generated(
+    keys: str, first: bool
+) -> None:
     assert section(keys).draws_first() is first
     check(keys)
 
 
 def test_samples_without_prompts_are_told() -> None:
-    check("sample: {sample_every: 2}", "W sample: has no prompts: no images are generated. Give 'prompts'.")
+    check(
+        "sample: {sample_every: 2}",
+        "W sample: has no prompts: no images are generated. Give 'prompts'.",
+    )
 
 
 def test_the_run_folder_is_the_jobs_or_the_processs_below_it() -> None:
     asked = section("")
     assert asked.run_folder(JobContext("hero")) == Path("output/hero")
     assert asked.outputs(JobContext("hero")) == {Path.cwd() / "output" / "hero"}
-    assert asked.model_copy(update={"name": "second"}).run_folder(JobContext("hero")) == Path("output/hero/second")
+    assert asked.model_copy(update={"name": "second"}).run_folder(
+        JobContext("hero")
+    ) == Path("output/hero/second")
 
 
 def test_optimizers_that_step_one_by_one_are_known() -> None:

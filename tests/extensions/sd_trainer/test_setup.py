@@ -1,4 +1,5 @@
-"""The optimizer of a section: groups of weights with rates of their own, and how they go on."""
+"""The optimizer of a section: groups of weights with rates of their own, and how they
+go on."""
 
 from __future__ import annotations
 
@@ -38,10 +39,16 @@ def run_of(folder: Path, ratio: float = 0, **train) -> Run:
     network = LoraNetwork(list(model), 2, 2.0, 0.0, seed=1)
     network.attach(model)
     section = SimpleNamespace(
-        train=TrainConfig(lr=0.1, **train), network=NetworkConfig(linear=2, loraplus_lr_ratio=ratio)
+        train=TrainConfig(lr=0.1, **train),
+        network=NetworkConfig(linear=2, loraplus_lr_ratio=ratio),
     )
     return Run(
-        "toy", folder, steps=10, grad_accum_steps=1, seed=1, roles=build_roles(section, network, 10, 1, ProcessGroup())
+        "toy",
+        folder,
+        steps=10,
+        grad_accum_steps=1,
+        seed=1,
+        roles=build_roles(section, network, 10, 1, ProcessGroup()),
     )
 
 
@@ -54,7 +61,9 @@ def take_steps(run: Run, count: int) -> None:
     for _ in range(count):
         for index, name in enumerate(sorted(role.parameters)):
             generator = torch.Generator().manual_seed(100 * run.state.step + index)
-            role.parameters[name].grad = torch.randn(role.parameters[name].shape, generator=generator)
+            role.parameters[name].grad = torch.randn(
+                role.parameters[name].shape, generator=generator
+            )
         norm = role.optimizer_step.norm(role)
         role.optimizer_step.step(role, run.state.step, norm, torch.isfinite(norm))
         run.state.step += 1
@@ -64,24 +73,41 @@ def test_without_groups_all_is_one_group_at_the_rate(tmp_path: Path) -> None:
     role = role_of(run_of(tmp_path))
     assert len(role.optimizer.param_groups) == 1 and role.group_lrs == {}
     assert role.learning_rates() == {}
-    assert list(role.parameters) == [f"{layer}.lora_{matrix}.weight" for layer in "abc" for matrix in "AB"]
+    assert list(role.parameters) == [
+        f"{layer}.lora_{matrix}.weight" for layer in "abc" for matrix in "AB"
+    ]
 
 
 def test_each_group_follows_the_schedule_at_its_own_rate(tmp_path: Path) -> None:
     run = run_of(tmp_path, ratio=4, lr_groups=GROUPS, lr_scheduler="linear")
     take_steps(run, 1)
-    rates = {"c": 0.5, "c up": 2.0, "first": 0.2, "first up": 0.8, "base": 0.1, "base up": 0.4}
+    rates = {
+        "c": 0.5,
+        "c up": 2.0,
+        "first": 0.2,
+        "first up": 0.8,
+        "base": 0.1,
+        "base up": 0.4,
+    }
     assert role_of(run).learning_rates() == pytest.approx(rates)
     take_steps(run, 1)
-    assert role_of(run).learning_rates() == pytest.approx({name: 0.9 * rate for name, rate in rates.items()})
+    assert role_of(run).learning_rates() == pytest.approx(
+        {name: 0.9 * rate for name, rate in rates.items()}
+    )
     assert role_of(run).lr * role_of(run).schedule(1) == pytest.approx(0.09)
 
 
 def test_weights_are_named_in_the_order_of_the_optimizer(tmp_path: Path) -> None:
     role = role_of(run_of(tmp_path, ratio=4, lr_groups=GROUPS))
     in_optimizer = [p for group in role.optimizer.param_groups for p in group["params"]]
-    assert all(own is p for own, p in zip(role.parameters.values(), in_optimizer, strict=True))
-    assert list(role.parameters)[:3] == ["c.lora_A.weight", "c.lora_B.weight", "a.lora_A.weight"]
+    assert all(
+        own is p for own, p in zip(role.parameters.values(), in_optimizer, strict=True)
+    )
+    assert list(role.parameters)[:3] == [
+        "c.lora_A.weight",
+        "c.lora_B.weight",
+        "a.lora_A.weight",
+    ]
 
 
 def test_a_weight_moves_as_in_a_run_of_its_own_with_its_rate(tmp_path: Path) -> None:
@@ -92,24 +118,38 @@ def test_a_weight_moves_as_in_a_run_of_its_own_with_its_rate(tmp_path: Path) -> 
         role_of(alone).lr = lr
         take_steps(alone, 3)
         name = f"{layer}.lora_B.weight"
-        torch.testing.assert_close(role_of(grouped).parameters[name], role_of(alone).parameters[name])
+        torch.testing.assert_close(
+            role_of(grouped).parameters[name], role_of(alone).parameters[name]
+        )
 
 
 def test_a_rate_of_zero_trains_nothing(tmp_path: Path) -> None:
     run = run_of(tmp_path, lr_groups=[{"match": "c", "lr": 0}])
     start = {name: p.detach().clone() for name, p in role_of(run).parameters.items()}
     take_steps(run, 2)
-    moved = {name for name, p in role_of(run).parameters.items() if not torch.equal(p, start[name])}
+    moved = {
+        name
+        for name, p in role_of(run).parameters.items()
+        if not torch.equal(p, start[name])
+    }
     assert moved == {name for name in start if not name.startswith("c.")}
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "schedulefree_adamw"])
-def test_a_state_without_groups_goes_on_in_groups(tmp_path: Path, optimizer: str) -> None:
-    """With `--allow-change`: at the same rate, nothing but the order of the weights is new."""
+def test_a_state_without_groups_goes_on_in_groups(
+    tmp_path: Path, optimizer: str
+) -> None:
+    """With `--allow-change`: at the same rate, nothing but the order of the weights is
+    new."""
     whole = run_of(tmp_path, optimizer=optimizer, max_grad_norm=0)
     take_steps(whole, 3)
     path = write_checkpoint(checkpoint_dir(tmp_path), snapshot_state(whole), 1)
-    grouped = run_of(tmp_path, optimizer=optimizer, max_grad_norm=0, lr_groups=[{"match": "c", "lr_scale": 1}])
+    grouped = run_of(
+        tmp_path,
+        optimizer=optimizer,
+        max_grad_norm=0,
+        lr_groups=[{"match": "c", "lr_scale": 1}],
+    )
     load_state(path, grouped)
     take_steps(whole, 2)
     take_steps(grouped, 2)
@@ -124,11 +164,19 @@ def test_prodigys_own_rate_is_told(tmp_path: Path) -> None:
     assert role_of(run).learning_rates() == {"d*lr": group["d"] * group["lr"]}
     grouped = run_of(tmp_path, optimizer="prodigy", lr_groups=[{"match": "c", "lr": 0}])
     take_steps(grouped, 1)
-    assert role_of(grouped).learning_rates().keys() == {"c", "base", "d*lr/c", "d*lr/base"}
+    assert role_of(grouped).learning_rates().keys() == {
+        "c",
+        "base",
+        "d*lr/c",
+        "d*lr/base",
+    }
 
 
 def test_a_pattern_that_matches_nothing_is_found(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train\.lr_groups\[0\]\.match: 'd' matches none of the 3 trained layers"):
+    with pytest.raises(
+        UserError,
+        match=r"train\.lr_groups\[0\]\.match: 'd' matches none of the 3 trained layers",
+    ):
         run_of(tmp_path, lr_groups=[{"match": "d", "lr": 1}])
 
 
@@ -142,12 +190,20 @@ def test_a_job_with_groups_and_a_limit_goes_on_in_the_same_bits(
     monkeypatch.chdir(tmp_path)
     section = trainer(
         make_pictures(tmp_path / "photos", "a", "b"),
-        network={"type": "lora", "linear": 4, "linear_alpha": 4, "loraplus_lr_ratio": 4, "scale_weight_norms": 0.01},
+        network={
+            "type": "lora",
+            "linear": 4,
+            "linear_alpha": 4,
+            "loraplus_lr_ratio": 4,
+            "scale_weight_norms": 0.01,
+        },
         save={"dtype": "float32", "save_every": 2, "max_states_to_keep": 0},
         train={
             "steps": 4,
             "lr": 1e-3,
-            "lr_groups": [{"match": r".*attn\..*", "lr_scale": 0.5, "name": "attention"}],
+            "lr_groups": [
+                {"match": r".*attn\..*", "lr_scale": 0.5, "name": "attention"}
+            ],
             "ema_config": {"use_ema": True, "ema_decay": 0.9},
         },
     )
@@ -167,7 +223,11 @@ def test_a_job_with_groups_and_a_limit_goes_on_in_the_same_bits(
     assert {name: last[f"lr/{name}"] for name in rates} == pytest.approx(rates)
     assert last["lr"] == 1e-3
     assert last["max_norm/keys_scaled"] > 0
-    assert last["max_norm/average_key_norm"] <= last["max_norm/max_key_norm"] <= 0.01 * (1 + 1e-5)
+    assert (
+        last["max_norm/average_key_norm"]
+        <= last["max_norm/max_key_norm"]
+        <= 0.01 * (1 + 1e-5)
+    )
     assert run(resume=2) == whole
 
 
@@ -180,30 +240,48 @@ def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "schedulefree_adamw"])
-def test_each_process_holds_its_rows_of_all_that_is_trained_and_no_more(optimizer: str) -> None:
-    """A block of 24 + 4 weights, of which two processes have 14 each; float32, and per parameter a few counters."""
+def test_each_process_holds_its_rows_of_all_that_is_trained_and_no_more(
+    optimizer: str,
+) -> None:
+    """A block of 24 + 4 weights, of which two processes have 14 each; float32, and per
+    parameter a few counters."""
     arguments = {"momentum": 0.9} if optimizer == "sgd" else {}
     section = SimpleNamespace(
-        train=TrainConfig(optimizer=optimizer, optimizer_params=arguments, ema_config={"use_ema": True}),
+        train=TrainConfig(
+            optimizer=optimizer,
+            optimizer_params=arguments,
+            ema_config={"use_ema": True},
+        ),
         network=NetworkConfig(type="full"),
     )
 
     def work(process_group: ProcessGroup) -> tuple[int, ...]:
         block = nn.Linear(6, 4)
-        shard_block_fn(torch.device("cpu"), torch.float32, process_group.world_size, process_group.run_collective)(
-            block, "block"
-        )
+        shard_block_fn(
+            torch.device("cpu"),
+            torch.float32,
+            process_group.world_size,
+            process_group.run_collective,
+        )(block, "block")
         network = FullNetwork([""], torch.float32)
         network.attach(block)
         role = build_roles(section, network, 10, 1, process_group)["network"]
         for _ in range(2):
             block(torch.ones(1, 6)).sum().backward()
         norm = role.optimizer_step.norm(role)
-        assert norm.item() == pytest.approx((4 * (2 * process_group.world_size) ** 2 * (6 + 1)) ** 0.5)
+        assert norm.item() == pytest.approx(
+            (4 * (2 * process_group.world_size) ** 2 * (6 + 1)) ** 0.5
+        )
         held = bytes_of(p.grad for p in role.parameters.values())
         role.optimizer_step.step(role, 0, norm, torch.isfinite(norm))
-        state = [value for entries in role.optimizer.state.values() for value in entries.values()]
-        tensors = [value for value in state if isinstance(value, torch.Tensor) and value.dim()]
+        state = [
+            value
+            for entries in role.optimizer.state.values()
+            for value in entries.values()
+        ]
+        tensors = [
+            value for value in state if isinstance(value, torch.Tensor) and value.dim()
+        ]
         return (
             bytes_of(p.to_local() for p in block.parameters()),
             held,
@@ -216,13 +294,22 @@ def test_each_process_holds_its_rows_of_all_that_is_trained_and_no_more(optimize
     assert ends == [(4 * 14,) * 4] * 2, "weights, gradients, averages, each moment"
 
 
-def test_a_file_that_no_network_trains_is_refused_before_the_model_is_loaded(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_file_that_no_network_trains_is_refused_before_the_model_is_loaded(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "glora.safetensors"
     shapes = {"a1": (64, 2), "a2": (2, 64), "b1": (64, 2), "b2": (2, 64)}
     stem = "lycoris_transformer_blocks_0_attn_to_q"
-    save_file({f"{stem}.{name}.weight": torch.ones(shape) for name, shape in shapes.items()}, file)
-    section = SimpleNamespace(
-        network=NetworkConfig(pretrained_lora_path=str(file)), model=ModelConfig(name_or_path=str(tiny_model))
+    save_file(
+        {f"{stem}.{name}.weight": torch.ones(shape) for name, shape in shapes.items()},
+        file,
     )
-    with pytest.raises(UserError, match=r"the file is a GLoRA .* Give it as model\.base_loras, or merge it"):
+    section = SimpleNamespace(
+        network=NetworkConfig(pretrained_lora_path=str(file)),
+        model=ModelConfig(name_or_path=str(tiny_model)),
+    )
+    with pytest.raises(
+        UserError,
+        match=r"the file is a GLoRA .* Give it as model\.base_loras, or merge it",
+    ):
         load_pretrained_lora(section)

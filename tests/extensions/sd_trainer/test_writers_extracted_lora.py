@@ -1,4 +1,5 @@
-"""`save.also: [merged_lora]` and `model.base_loras` in a whole job, and what a stop makes of the former."""
+"""`save.also: [merged_lora]` and `model.base_loras` in a whole job, and what a stop
+makes of the former."""
 
 from __future__ import annotations
 
@@ -34,8 +35,12 @@ def lora(path: Path, layers: dict[str, tuple[int, int]], seed: int) -> Path:
     random = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, (inputs, outputs) in layers.items():
-        tensors[f"lora_unet_{name.replace('.', '_')}.lora_down.weight"] = torch.randn(3, inputs, generator=random)
-        tensors[f"lora_unet_{name.replace('.', '_')}.lora_up.weight"] = 0.05 * torch.randn(outputs, 3, generator=random)
+        tensors[f"lora_unet_{name.replace('.', '_')}.lora_down.weight"] = torch.randn(
+            3, inputs, generator=random
+        )
+        tensors[f"lora_unet_{name.replace('.', '_')}.lora_up.weight"] = (
+            0.05 * torch.randn(outputs, 3, generator=random)
+        )
         tensors[f"lora_unet_{name.replace('.', '_')}.alpha"] = torch.tensor(6.0)
     path.parent.mkdir(exist_ok=True)
     save_file(tensors, path)
@@ -49,45 +54,104 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 @torch.no_grad()
 def test_a_dora_goes_on_from_a_lora_on_a_merged_and_quantized_model(
-    run_py: Callable[..., subprocess.CompletedProcess], write_job, trainer, make_pictures, tiny_model, tmp_path: Path
+    run_py: Callable[..., subprocess.CompletedProcess],
+    write_job,
+    trainer,
+    make_pictures,
+    tiny_model,
+    tmp_path: Path,
 ) -> None:
-    """At a rate of 0, so that what must be in the files is known: the given LoRA, and nothing of the merged one."""
-    layers, every = FAMILY.linear_layers(tiny_model), FAMILY.every_linear_layer(tiny_model)
+    """At a rate of 0, so that what must be in the files is known: the given LoRA, and
+    nothing of the merged one."""
+    layers, every = (
+        FAMILY.linear_layers(tiny_model),
+        FAMILY.every_linear_layer(tiny_model),
+    )
     base = lora(tmp_path / "private" / "style.safetensors", every, seed=1)
     given = lora(tmp_path / "private" / "given.safetensors", every, seed=2)
-    section = trainer(make_pictures(tmp_path / "photos", "a"), train={"steps": 1, "lr": 0})
-    section["network"] = {"type": "dora", "linear": 4, "linear_alpha": 4, "pretrained_lora_path": str(given)}
+    section = trainer(
+        make_pictures(tmp_path / "photos", "a"), train={"steps": 1, "lr": 0}
+    )
+    section["network"] = {
+        "type": "dora",
+        "linear": 4,
+        "linear_alpha": 4,
+        "pretrained_lora_path": str(given),
+    }
     section["save"] |= {"also": ["merged_lora"], "merged_lora_rank": 5}
-    section["model"] |= {"base_loras": [{"path": str(base), "multiplier": 0.5}], "quantize": True, "qtype": "int8"}
+    section["model"] |= {
+        "base_loras": [{"path": str(base), "multiplier": 0.5}],
+        "quantize": True,
+        "qtype": "int8",
+    }
 
     result = run_py(write_job(section))
     assert result.returncode == 0, result.stderr
-    assert "merged into the model before training: style.safetensors times 0.5" in result.stdout
-    assert "merged into the model: style.safetensors times 0.5 into 34 layers" in result.stdout
-    assert "started from 28 layers of the given file; 6 of its layers are not trained here" in result.stdout
-    assert "job_lora.safetensors: the nearest LoRA of rank 5; relative error" in result.stdout
+    assert (
+        "merged into the model before training: style.safetensors times 0.5"
+        in result.stdout
+    )
+    assert (
+        "merged into the model: style.safetensors times 0.5 into 34 layers"
+        in result.stdout
+    )
+    assert (
+        "started from 28 layers of the given file; 6 of its layers are not trained here"
+        in result.stdout
+    )
+    assert (
+        "job_lora.safetensors: the nearest LoRA of rank 5; relative error"
+        in result.stdout
+    )
 
-    main, plain = (tmp_path / "output" / "job" / name for name in ("job.safetensors", "job_lora.safetensors"))
+    main, plain = (
+        tmp_path / "output" / "job" / name
+        for name in ("job.safetensors", "job_lora.safetensors")
+    )
     merged = open_tiny(
         tiny_model,
-        merge_fn=lambda: LoraMerger(read_base_loras([SimpleNamespace(path=str(base), multiplier=0.5)], every)),
+        merge_fn=lambda: LoraMerger(
+            read_base_loras([SimpleNamespace(path=str(base), multiplier=0.5)], every)
+        ),
         transform_block=quantizer("int8"),
     ).network_module
-    trained, lora_beside = load_adapter_file(main, layers), load_adapter_file(plain, layers)
+    trained, lora_beside = (
+        load_adapter_file(main, layers),
+        load_adapter_file(plain, layers),
+    )
     start = load_adapter_file(given, every)
     assert trained.keys() == lora_beside.keys() == layers.keys()
     for name, change in trained.items():
         assert relative(change.delta(), start[name].delta()) < 1e-5
         weight_OI = dequantized_weight(merged.get_submodule(name))
-        assert relative(change.magnitude[0], (weight_OI + change.delta()).norm(dim=0)) < 1e-5
+        assert (
+            relative(change.magnitude[0], (weight_OI + change.delta()).norm(dim=0))
+            < 1e-5
+        )
         assert relative(lora_beside[name].delta(), start[name].delta()) < 1e-4
-    assert json.loads(metadata_of(main)["base_loras"]) == [{"file": "style.safetensors", "multiplier": 0.5}]
+    assert json.loads(metadata_of(main)["base_loras"]) == [
+        {"file": "style.safetensors", "multiplier": 0.5}
+    ]
     about = metadata_of(plain)
-    assert json.loads(about["base_loras"]) == json.loads(metadata_of(main)["base_loras"])
-    assert (about["network_type"], about["rank"], about["ss_network_dim"]) == ("lora", "5", "5")
-    assert json.loads(about["merged_from"]) == {"network_type": "dora", "rank": "4", "alpha": "4.0"}
+    assert json.loads(about["base_loras"]) == json.loads(
+        metadata_of(main)["base_loras"]
+    )
+    assert (about["network_type"], about["rank"], about["ss_network_dim"]) == (
+        "lora",
+        "5",
+        "5",
+    )
+    assert json.loads(about["merged_from"]) == {
+        "network_type": "dora",
+        "rank": "4",
+        "alpha": "4.0",
+    }
     assert float(about["error_worst"]) < 1e-4
-    assert not any(str(tmp_path) in value for path in (main, plain) for value in metadata_of(path).values())
+    assert not any(
+        str(tmp_path) in value
+        for path in (main, plain)
+        for value in metadata_of(path).values()
+    )
     events = lines(tmp_path / "output" / "job" / "events.jsonl")
     [event] = [event for event in events if event["event"] == "merged_lora"]
     assert (event["file"], event["rank"]) == ("job_lora.safetensors", 5)
@@ -104,11 +168,15 @@ class Dora:
         self.network.attach(nn.ModuleDict({"layer": nn.Linear(6, 5)}))
         self.run = Run("toy", folder, 10, 1, seed=1, roles={}, state=TrainState(step=3))
         parameters = self.network.parameters()
-        role = Role(parameters, torch.optim.SGD(parameters.values()), 0.1, lambda step: 1.0)
+        role = Role(
+            parameters, torch.optim.SGD(parameters.values()), 0.1, lambda step: 1.0
+        )
         self.average = {name: p.detach().clone() for name, p in parameters.items()}
         role.eval_weights = lambda: self.average
         self.run.roles[NETWORK] = role
-        save = SimpleNamespace(merged_lora_rank=5, dtype="float32", also=["merged_lora"])
+        save = SimpleNamespace(
+            merged_lora_rank=5, dtype="float32", also=["merged_lora"]
+        )
         self.writer = LoraWriter(self.network, SimpleNamespace(save=save), {})
 
 
@@ -120,24 +188,40 @@ def dora(tmp_path: Path) -> Dora:
 def test_it_holds_the_average_as_it_was_when_the_save_began(dora: Dora) -> None:
     dora.average["layer.lora_B.weight"] += 0.1
     weight_OI = dequantized_weight(dora.network.layers["layer"].base_layer)
-    changed_OI = weight_OI + dora.average["layer.lora_B.weight"] @ dora.average["layer.lora_A.weight"]
-    expected_OI = changed_OI * (weight_OI.norm(dim=0) / changed_OI.norm(dim=0)) - weight_OI
+    changed_OI = (
+        weight_OI
+        + dora.average["layer.lora_B.weight"] @ dora.average["layer.lora_A.weight"]
+    )
+    expected_OI = (
+        changed_OI * (weight_OI.norm(dim=0) / changed_OI.norm(dim=0)) - weight_OI
+    )
     write = dora.writer.snapshot(dora.run, 3)
     for tensors in (dora.average, dora.network.parameters()):
         for tensor in tensors.values():
             tensor.data += 1  # the training goes on
     [_, file] = write()
     assert file.name == "toy_000000003_lora.safetensors"
-    assert relative(load_adapter_file(file, ["layer"])["layer"].delta(), expected_OI) < 1e-5
+    assert (
+        relative(load_adapter_file(file, ["layer"])["layer"].delta(), expected_OI)
+        < 1e-5
+    )
 
 
-def test_a_stop_leaves_it_out_but_at_the_end_of_the_run(said: list[str], dora: Dora, tmp_path: Path) -> None:
+def test_a_stop_leaves_it_out_but_at_the_end_of_the_run(
+    said: list[str], dora: Dora, tmp_path: Path
+) -> None:
     dora.run.should_stop = lambda: True
-    assert [path.name for path in dora.writer.snapshot(dora.run, 3)()] == ["toy_000000003.safetensors"]
-    assert said == ["toy_000000003_lora.safetensors is left out: the run is asked to stop"]
+    assert [path.name for path in dora.writer.snapshot(dora.run, 3)()] == [
+        "toy_000000003.safetensors"
+    ]
+    assert said == [
+        "toy_000000003_lora.safetensors is left out: the run is asked to stop"
+    ]
     assert not (tmp_path / "toy_000000003_lora.safetensors").exists()
     assert len(dora.writer.snapshot(dora.run, None)()) == 2
 
 
 def test_a_best_file_has_none(dora: Dora) -> None:
-    assert [path.name for path in dora.writer.snapshot(dora.run, "best")()] == ["toy_best.safetensors"]
+    assert [path.name for path in dora.writer.snapshot(dora.run, "best")()] == [
+        "toy_best.safetensors"
+    ]

@@ -1,4 +1,5 @@
-"""`save.layout: single_file`: the file stands for the folder that the same run would write."""
+"""`save.layout: single_file`: the file stands for the folder that the same run would
+write."""
 
 from __future__ import annotations
 
@@ -9,7 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.writers import LoraWriter, ModelFolderWriter, SingleFileWriter
+from extensions.sd_trainer.writers import (
+    LoraWriter,
+    ModelFolderWriter,
+    SingleFileWriter,
+)
 from tests.diffusers_reference import MEMBERS
 from tests.golden_tables import table
 from toolkit.config.sections.model import ModelConfig
@@ -29,26 +34,57 @@ ARCHS = ("qwen_image", "qwen_image_edit", "qwen_image_edit_plus", "qwen_image_2"
 
 def weights_of(folder: Path, file: Path | None = None) -> dict[str, torch.Tensor]:
     section = ModelConfig(name_or_path=str(folder), transformer_path=file and str(file))
-    return dict(load_model(section, torch.device("cpu"), torch.bfloat16, quantizer).network_module.state_dict())
+    return dict(
+        load_model(
+            section, torch.device("cpu"), torch.bfloat16, quantizer
+        ).network_module.state_dict()
+    )
 
 
-@pytest.mark.parametrize(("arch", "is_2511"), [*((arch, False) for arch in ARCHS), ("qwen_image_edit_plus", True)])
+@pytest.mark.parametrize(
+    ("arch", "is_2511"),
+    [*((arch, False) for arch in ARCHS), ("qwen_image_edit_plus", True)],
+)
 def test_a_saved_file_has_the_bits_of_the_folder_and_the_names_of_comfyui(
     arch: str, is_2511: bool, tmp_path: Path
 ) -> None:
     base = tmp_path / "base"
-    write_tiny_model(base, MEMBERS["Qwen-Image-Edit-2511"] if is_2511 else TinySpec(arch=arch))
-    model = load_model(ModelConfig(name_or_path=str(base)), torch.device("cpu"), torch.float32, quantizer)
+    write_tiny_model(
+        base, MEMBERS["Qwen-Image-Edit-2511"] if is_2511 else TinySpec(arch=arch)
+    )
+    model = load_model(
+        ModelConfig(name_or_path=str(base)),
+        torch.device("cpu"),
+        torch.float32,
+        quantizer,
+    )
     network = FullNetwork(["transformer_blocks.0.attn.to_q"], torch.float32)
     network.attach(model.network_module)
     parameters = network.parameters()
     average = Ema(parameters, 0.9)
     with torch.no_grad():
         parameters["transformer_blocks.0.attn.to_q.weight"].fill_(0.5)
-    role = Role(parameters, torch.optim.SGD(parameters.values()), 0.1, lambda step: 1.0, ema=average)
-    run = Run("maya", tmp_path, 9, 1, seed=1, roles={NETWORK: role}, state=TrainState(step=3, epochs_done=0))
+    role = Role(
+        parameters,
+        torch.optim.SGD(parameters.values()),
+        0.1,
+        lambda step: 1.0,
+        ema=average,
+    )
+    run = Run(
+        "maya",
+        tmp_path,
+        9,
+        1,
+        seed=1,
+        roles={NETWORK: role},
+        state=TrainState(step=3, epochs_done=0),
+    )
     written: dict[type[LoraWriter], list[Path]] = {}
-    for kind, layout in ((ModelFolderWriter, "diffusers"), (SingleFileWriter, "single_file")):
+    for kind, layout in (
+        (ModelFolderWriter, "diffusers"),
+        (SingleFileWriter, "single_file"),
+    ):
         section = SdTrainerConfig(
             type="sd_trainer",
             model={"name_or_path": str(base)},
@@ -59,16 +95,29 @@ def test_a_saved_file_has_the_bits_of_the_folder_and_the_names_of_comfyui(
         assert section.saves_folders == (kind is ModelFolderWriter)
         written[kind] = kind(network, section, {"name": "maya"}).snapshot(run, 3)()
     files = written[SingleFileWriter]
-    assert [file.name for file in files] == ["maya_000000003.safetensors", "maya_000000003_raw.safetensors"]
+    assert [file.name for file in files] == [
+        "maya_000000003.safetensors",
+        "maya_000000003_raw.safetensors",
+    ]
     for folder, file in zip(written[ModelFolderWriter], files, strict=True):
         expected, found = weights_of(folder), weights_of(base, file)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
-        parts = {part for each in ROWS_OF.values() for part in each if arch == "qwen_image_2"}
+        parts = {
+            part for each in ROWS_OF.values() for part in each if arch == "qwen_image_2"
+        }
         names = load_file(file)
-        assert ("__index_timestep_zero__" in names) == is_2511  # by it ComfyUI tells the reference method
+        assert (
+            "__index_timestep_zero__" in names
+        ) == is_2511  # by it ComfyUI tells the reference method
         assert not any(f".{part}." in name for part in parts for name in names)
         assert any(".gate_up." in name for name in names) == bool(parts)
-        assert parts or names.keys() - {"__index_timestep_zero__"} == table("comfyui_models")["weights"].keys()
-    first, raw = (load_file(file)["transformer_blocks.0.attn.to_q.weight"] for file in files)
+        assert (
+            parts
+            or names.keys() - {"__index_timestep_zero__"}
+            == table("comfyui_models")["weights"].keys()
+        )
+    first, raw = (
+        load_file(file)["transformer_blocks.0.attn.to_q.weight"] for file in files
+    )
     assert bool((raw == 0.5).all()) and not torch.equal(first, raw)

@@ -24,15 +24,22 @@ def test_what_it_is_given() -> None:
     assert (made.process_id, made.name, made.job.name) == (2, "job", "job")
     assert made.config == made.raw_process_config == {"type": "x", "a": 1}
     assert made.section is None
-    with pytest.raises(AttributeError, match=r"'BaseExtensionProcess' object has no attribute 'tymer'$"):
+    with pytest.raises(
+        AttributeError, match=r"'BaseExtensionProcess' object has no attribute 'tymer'$"
+    ):
         _ = made.tymer
-    with pytest.raises(AttributeError, match=r"no attribute 'progress_bar'; use toolkit\.files\.log\.StatusLine$"):
+    with pytest.raises(
+        AttributeError,
+        match=r"no attribute 'progress_bar'; use toolkit\.files\.log\.StatusLine$",
+    ):
         _ = made.progress_bar
     made.run()
     made.on_error(ValueError())
 
 
-@pytest.mark.parametrize(("given", "name"), [("own", "own"), (None, "job"), ("", "job")])
+@pytest.mark.parametrize(
+    ("given", "name"), [("own", "own"), (None, "job"), ("", "job")]
+)
 def test_its_name_is_its_own_or_the_jobs(given: str | None, name: str) -> None:
     assert process(name=given).name == name
 
@@ -49,7 +56,13 @@ def test_get_conf_follows_a_dotted_path_through_lists_too() -> None:
     made = process(train={"lr": 1e-4}, datasets=[{"folder_path": "a"}])
     assert made.get_conf("train.lr") == 1e-4
     assert made.get_conf("datasets.0.folder_path") == "a"
-    for absent in ("train.lr.x", "train.x", "datasets.1.folder_path", "datasets.x", "x.y"):
+    for absent in (
+        "train.lr.x",
+        "train.x",
+        "datasets.1.folder_path",
+        "datasets.x",
+        "x.y",
+    ):
         assert made.get_conf(absent, "default") == "default"
 
 
@@ -84,7 +97,8 @@ def test_text_is_no_truth_value() -> None:
         process(on="false").get_conf("on", as_type=bool)
 
 
-# ------------------------------------------------------------ the folder that a trainer owns
+# ------------------------------------------------------------ the folder that a trainer
+# owns
 
 INIT = """
     from toolkit.extension import Extension
@@ -128,7 +142,9 @@ def build(
 
 def test_the_folder_is_named_by_job_and_process(build) -> None:
     assert build(type="plain", training_folder="out").save_root == Path("out/job")
-    assert build(type="plain", training_folder="out", name="second").save_root == Path("out/job/second")
+    assert build(type="plain", training_folder="out", name="second").save_root == Path(
+        "out/job/second"
+    )
     assert build(type="plain").save_root == Path("output/job")
 
 

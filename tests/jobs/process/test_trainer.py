@@ -1,4 +1,5 @@
-"""A second trainer: a linear autoencoder on folders of images goes through the rooms that all trainers share."""
+"""A second trainer: a linear autoencoder on folders of images goes through the rooms
+that all trainers share."""
 
 from __future__ import annotations
 
@@ -190,7 +191,8 @@ def start(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Path]:
-    """Runs a job of the second trainer in this process, under this name; returns the run's folder."""
+    """Runs a job of the second trainer in this process, under this name; returns the
+    run's folder."""
     monkeypatch.chdir(tmp_path)
     write_extension("autoencoder", INIT, config=CONFIG, process=PROCESS)
     pictures = make_pictures(tmp_path / "pictures", "a", "b", "c", "d", "e")
@@ -203,7 +205,12 @@ def start(
         options: JobOptions | None = None,
         **keys: object,
     ) -> Path:
-        settings = {"steps": 6, "batch_size": 2, "lr": 0.0001, "ema_config": {"use_ema": True, "ema_decay": 0.5}}
+        settings = {
+            "steps": 6,
+            "batch_size": 2,
+            "lr": 0.0001,
+            "ema_config": {"use_ema": True, "ema_decay": 0.5},
+        }
         section = {
             "type": "autoencoder",
             "device": "cpu",
@@ -230,7 +237,9 @@ def losses(folder: Path) -> list[float]:
 
 def same_tensors(one: Path, two: Path) -> bool:
     ours, theirs = load_file(one), load_file(two)
-    return ours.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(tensor, theirs[name]) for name, tensor in ours.items()
+    )
 
 
 def test_it_trains_saves_and_tells_as_every_trainer_does(start, tmp_path: Path) -> None:
@@ -242,8 +251,13 @@ def test_it_trains_saves_and_tells_as_every_trainer_does(start, tmp_path: Path) 
     kept = load_file(folder / "job.safetensors")
     averages = load_file(folder / "state" / "step_000000006" / "ema.safetensors")
     raw = load_file(folder / "state" / "step_000000006" / "weights.safetensors")
-    assert all(torch.equal(tensor, averages[f"autoencoder/{name}"]) for name, tensor in kept.items())
-    assert not any(torch.equal(tensor, raw[f"autoencoder/{name}"]) for name, tensor in kept.items())
+    assert all(
+        torch.equal(tensor, averages[f"autoencoder/{name}"])
+        for name, tensor in kept.items()
+    )
+    assert not any(
+        torch.equal(tensor, raw[f"autoencoder/{name}"]) for name, tensor in kept.items()
+    )
 
 
 def test_a_run_that_is_stopped_goes_on_bit_for_bit(start, tmp_path: Path) -> None:
@@ -256,8 +270,13 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(start, tmp_path: Path) -> Non
     assert len(losses(stopped)) < 6
     assert start("stopped") == stopped
     assert losses(stopped) == losses(whole)
-    shown = [re.findall(r"step 6 of 6 .* (avg [0-9.]+)", (run / "log.txt").read_text())[-1] for run in (stopped, whole)]
-    assert shown[0] == shown[1], "the mean of the loss is that of the run, not of this start"
+    shown = [
+        re.findall(r"step 6 of 6 .* (avg [0-9.]+)", (run / "log.txt").read_text())[-1]
+        for run in (stopped, whole)
+    ]
+    assert shown[0] == shown[1], (
+        "the mean of the loss is that of the run, not of this start"
+    )
     assert same_tensors(stopped / "stopped.safetensors", whole / "whole.safetensors")
     for file in ("weights", "ema", "optimizer"):
         state = f"state/step_000000006/{file}.safetensors"
@@ -282,11 +301,16 @@ def test_a_resume_with_another_number_of_threads_says_so(start, capsys) -> None:
         (MemoryError(), f"{MEMORY}"),
         (RuntimeError("can't start new thread"), f"{THREADS}"),
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/dev/null"), f"{FILES}"),
-        (RuntimeError("CUDA error: out of memory\nfor developers"), "CUDA error: out of memory. "),
+        (
+            RuntimeError("CUDA error: out of memory\nfor developers"),
+            "CUDA error: out of memory. ",
+        ),
     ],
     ids=["memory", "threads", "files", "of the device"],
 )
-def test_what_the_machine_is_short_of_is_one_line(start, monkeypatch, error: Exception, said: str) -> None:
+def test_what_the_machine_is_short_of_is_one_line(
+    start, monkeypatch, error: Exception, said: str
+) -> None:
     def train(self) -> None:
         raise error
 
@@ -321,21 +345,33 @@ def test_its_own_section_says_which_keys_may_change(start) -> None:
 
 
 def test_a_folder_in_which_a_run_is_going_on_is_refused(start, tmp_path: Path) -> None:
-    with run_lock(tmp_path / "output" / "job"), pytest.raises(RunError, match="process"):
+    with (
+        run_lock(tmp_path / "output" / "job"),
+        pytest.raises(RunError, match="process"),
+    ):
         start()
 
 
 def test_it_ends_by_a_number_and_is_complete_then(start, capsys) -> None:
-    folder = start(stop_when={"metric": "loss", "below": 100, "smooth": 2, "check_every": 1})
+    folder = start(
+        stop_when={"metric": "loss", "below": 100, "smooth": 2, "check_every": 1}
+    )
     assert len(losses(folder)) == 2
     start(stop_when={"metric": "loss", "below": 100, "smooth": 2, "check_every": 1})
     assert "complete at step 2: nothing to do" in capsys.readouterr().out
     assert len(losses(folder)) == 2
 
 
-@pytest.mark.parametrize("stop", [None, {"metric": "loss", "below": 100, "smooth": 2, "check_every": 1}])
-def test_a_run_without_states_is_complete_too_and_begins_anew_with_more_steps(start, capsys, stop) -> None:
-    keys = {"save": {"dtype": "float32", "states": "never"}, **({"stop_when": stop} if stop else {})}
+@pytest.mark.parametrize(
+    "stop", [None, {"metric": "loss", "below": 100, "smooth": 2, "check_every": 1}]
+)
+def test_a_run_without_states_is_complete_too_and_begins_anew_with_more_steps(
+    start, capsys, stop
+) -> None:
+    keys = {
+        "save": {"dtype": "float32", "states": "never"},
+        **({"stop_when": stop} if stop else {}),
+    }
     folder = start(**keys)
     done = 2 if stop else 6
     assert not list(folder.glob("state/step_*"))
@@ -343,7 +379,10 @@ def test_a_run_without_states_is_complete_too_and_begins_anew_with_more_steps(st
     assert f"complete at step {done}: nothing to do" in capsys.readouterr().out
     assert len(losses(folder)) == done
     start(train={"steps": 8}, save=keys["save"])
-    assert len(losses(folder)) == 8 and (folder / "superseded" / "1" / "job.safetensors").is_file()
+    assert (
+        len(losses(folder)) == 8
+        and (folder / "superseded" / "1" / "job.safetensors").is_file()
+    )
 
 
 @pytest.mark.parametrize("states", ["always", "never"])
@@ -351,24 +390,35 @@ def test_a_run_without_states_is_complete_too_and_begins_anew_with_more_steps(st
 def test_a_complete_run_of_another_job_is_neither_complete_nor_touched(
     start, make_pictures, tmp_path: Path, capsys, states: str, change: str
 ) -> None:
-    """As a copied job whose name was not changed: it is refused, and each remedy that is named works."""
+    """As a copied job whose name was not changed: it is refused, and each remedy that
+    is named works."""
     save = {"dtype": "float32", "states": states}
     folder = start(save=save)
     if change == "dataset":
         (tmp_path / "pictures" / "a.txt").write_text("another caption")
         make_pictures(tmp_path / "pictures", "f")
     keys = {"save": save, "train": {"lr": 0.02} if change == "settings" else {}}
-    said = r"train\.lr: 0\.0001 -> 0\.02" if change == "settings" else r"1 added \(\S+f\.png\); 1 edited \("
-    with pytest.raises(UserError, match=rf"(?s){said}.*another name.*--restart") as refused:
+    said = (
+        r"train\.lr: 0\.0001 -> 0\.02"
+        if change == "settings"
+        else r"1 added \(\S+f\.png\); 1 edited \("
+    )
+    with pytest.raises(
+        UserError, match=rf"(?s){said}.*another name.*--restart"
+    ) as refused:
         start(**keys)
-    assert "--allow-change" in str(refused.value) and str(Path("output/job")) in str(refused.value)
+    assert "--allow-change" in str(refused.value) and str(Path("output/job")) in str(
+        refused.value
+    )
     assert "nothing to do" not in capsys.readouterr().out
     start(**keys, options=JobOptions(allow_change=True))
     assert "complete at step 6: nothing to do" in capsys.readouterr().out
     before = (folder / "job.safetensors").read_bytes()
     start(**keys, options=JobOptions(restart=True))
     assert "moved the old run to" in capsys.readouterr().out
-    assert (tmp_path / "output" / "job.old-1" / "job.safetensors").read_bytes() == before
+    assert (
+        tmp_path / "output" / "job.old-1" / "job.safetensors"
+    ).read_bytes() == before
     assert len(losses(folder)) == 6
     start(**keys)
     assert "complete at step 6: nothing to do" in capsys.readouterr().out
@@ -377,14 +427,28 @@ def test_a_complete_run_of_another_job_is_neither_complete_nor_touched(
     assert (tmp_path / "output" / "job.old-2").is_dir() and len(losses(folder)) == 6
 
 
-def test_a_dry_run_shows_its_plan_and_writes_nothing(start, tmp_path: Path, capsys) -> None:
+def test_a_dry_run_shows_its_plan_and_writes_nothing(
+    start, tmp_path: Path, capsys
+) -> None:
     folder = start(plan_only=True)
     assert "6 steps = 2 epochs" in capsys.readouterr().out
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("name", ["state", "control", "metrics.jsonl/", "events.jsonl/", "run.json/", "config.yaml/"])
-def test_what_is_in_the_way_in_its_folder_is_named_in_one_line(start, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "state",
+        "control",
+        "metrics.jsonl/",
+        "events.jsonl/",
+        "run.json/",
+        "config.yaml/",
+    ],
+)
+def test_what_is_in_the_way_in_its_folder_is_named_in_one_line(
+    start, tmp_path: Path, name: str
+) -> None:
     """A file where a folder belongs, or the other way round."""
     place = tmp_path / "output" / "job" / name
     if name.endswith("/"):
@@ -395,7 +459,11 @@ def test_what_is_in_the_way_in_its_folder_is_named_in_one_line(start, tmp_path: 
     with pytest.raises(RunError) as caught:
         start()
     line = str(caught.value)
-    assert f"output/job/{name}".rstrip("/") in line and ": cannot be " in line and "\n" not in line
+    assert (
+        f"output/job/{name}".rstrip("/") in line
+        and ": cannot be " in line
+        and "\n" not in line
+    )
 
 
 def test_records_that_are_nested_too_deeply_to_be_read_count_as_damaged(start) -> None:

@@ -1,4 +1,5 @@
-"""A config file in a temporary working directory, loaded with the models of the built-in processes."""
+"""A config file in a temporary working directory, loaded with the models of the
+built-in processes."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from toolkit.errors import ConfigErrors, UserError, did_you_mean
 
 
 class WriterConfig(ProcessConfig):
-    """`type: writer`: a process that writes a model folder, which later ones of its job read."""
+    """`type: writer`: a process that writes a model folder, which later ones of its job
+    read."""
 
     path: str
     """The folder."""
@@ -42,12 +44,15 @@ def find_model(name: str) -> type[BaseModel] | None:
 
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., JobConfig]:
-    """Writes a text to `job.yaml` (or `file`) in an empty working directory and loads it."""
+    """Writes a text to `job.yaml` (or `file`) in an empty working directory and loads
+    it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     write_model(tmp_path / "model")
 
-    def load(text: str, *, file: str = "job.yaml", find=find_model, **options) -> JobConfig:
+    def load(
+        text: str, *, file: str = "job.yaml", find=find_model, **options
+    ) -> JobConfig:
         Path(file).write_text(text, encoding="utf-8")
         return load_job(file, find, **options)
 
@@ -61,27 +66,39 @@ def mistakes(load: Callable[..., JobConfig]) -> Callable[..., list[str]]:
     def mistakes(text: str, **options) -> list[str]:
         with pytest.raises(ConfigErrors) as caught:
             load(text, **options)
-        return [line.removeprefix(options.get("file", "job.yaml") + ":") for line in str(caught.value).splitlines()]
+        return [
+            line.removeprefix(options.get("file", "job.yaml") + ":")
+            for line in str(caught.value).splitlines()
+        ]
 
     return mistakes
 
 
 @pytest.fixture
 def section(load: Callable[..., JobConfig]) -> Callable[..., SdTrainerConfig]:
-    """The section of a small training job, with more lines put into it (indented by 6)."""
-    return lambda *lines, **options: load(trainer(*lines), **options).processes[0].section
+    """The section of a small training job, with more lines put into it (indented by
+    6)."""
+    return lambda *lines, **options: (
+        load(trainer(*lines), **options).processes[0].section
+    )
 
 
 @pytest.fixture
 def faults(mistakes: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    """The messages of a small training job with more lines put into it, without their places."""
-    return lambda *lines: [line.split(": process[0].", 1)[1] for line in mistakes(trainer(*lines))]
+    """The messages of a small training job with more lines put into it, without their
+    places."""
+    return lambda *lines: [
+        line.split(": process[0].", 1)[1] for line in mistakes(trainer(*lines))
+    ]
 
 
 def trainer(*lines: str) -> str:
-    """A small training job. `datasets` and `model` are added where no line gives them."""
+    """A small training job. `datasets` and `model` are added where no line gives
+    them."""
     given = "\n".join(lines)
     more = [] if "datasets:" in given else ["datasets: [{folder_path: photos}]"]
     more += [] if "model:" in given else ["model: {name_or_path: ./model}"]
-    body = "\n".join(f"      {line}" for block in [*more, *lines] for line in block.splitlines())
+    body = "\n".join(
+        f"      {line}" for block in [*more, *lines] for line in block.splitlines()
+    )
     return f"job: extension\nconfig:\n  name: test\n  process:\n    - type: sd_trainer\n{body}\n"

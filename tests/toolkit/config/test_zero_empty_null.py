@@ -1,7 +1,8 @@
 """What 0, an empty value and null mean, for every key where it is decided.
 
-Each entry of ZERO is read by the loader; where 0 is a value, the section is asked what it then does. Deeper down, that
-clipping, dropping out or waiting is then really off is tested where it is done.
+Each entry of ZERO is read by the loader; where 0 is a value, the section is asked what
+it then does. Deeper down, that clipping, dropping out or waiting is then really off is
+tested where it is done.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Zero(NamedTuple):
 
 def _rate(section: SdTrainerConfig, step: int, steps: int = 10) -> float:
     train = section.train
-    return build_schedule(train.lr_scheduler, steps, train.lr_warmup_steps, {}, decay=train.lr_decay_steps)(step)
+    return build_schedule(
+        train.lr_scheduler, steps, train.lr_warmup_steps, {}, decay=train.lr_decay_steps
+    )(step)
 
 
 def _holds(key: str, value: Any = 0) -> Callable[[SdTrainerConfig], bool]:
@@ -49,56 +52,104 @@ def _holds(key: str, value: Any = 0) -> Callable[[SdTrainerConfig], bool]:
 
 
 ZERO: dict[str, Zero] = {
-    "train.steps": Zero("train: {steps: 0}", error="train.steps: 0 optimizer steps. Set steps or epochs to a value a"),
-    "train.steps, with epochs": Zero("train: {steps: 0, epochs: 2}", means=lambda s: steps_of(s) == 20),
-    "train.epochs": Zero("train: {epochs: 0, steps: 7}", means=lambda s: steps_of(s) == 7),
+    "train.steps": Zero(
+        "train: {steps: 0}",
+        error="train.steps: 0 optimizer steps. Set steps or epochs to a value a",
+    ),
+    "train.steps, with epochs": Zero(
+        "train: {steps: 0, epochs: 2}", means=lambda s: steps_of(s) == 20
+    ),
+    "train.epochs": Zero(
+        "train: {epochs: 0, steps: 7}", means=lambda s: steps_of(s) == 7
+    ),
     "training_seed": Zero("training_seed: 0", means=_holds("training_seed")),
     "train.seed": Zero("train: {seed: 0}", means=_holds("training_seed")),
     "gradient_accumulation": Zero(
-        "train: {gradient_accumulation: 0}", error="train.gradient_accumulation: 0 is out of range: must be >= 1."
+        "train: {gradient_accumulation: 0}",
+        error="train.gradient_accumulation: 0 is out of range: must be >= 1.",
     ),
     "gradient_accumulation_steps": Zero(
-        "train: {gradient_accumulation_steps: 0}", error="train.gradient_accumulation_steps: 0 is out of range: must"
+        "train: {gradient_accumulation_steps: 0}",
+        error="train.gradient_accumulation_steps: 0 is out of range: must",
     ),
-    "batch_size": Zero("train: {batch_size: 0}", error="train.batch_size: 0 is out of range: must be >= 1."),
-    "network.linear": Zero("network: {linear: 0}", error="network.linear: 0 is out of range: must be >= 1."),
-    "network_dim": Zero("network: {network_dim: 0}", error="network.network_dim: 0 is out of range: must be >= 1."),
+    "batch_size": Zero(
+        "train: {batch_size: 0}",
+        error="train.batch_size: 0 is out of range: must be >= 1.",
+    ),
+    "network.linear": Zero(
+        "network: {linear: 0}", error="network.linear: 0 is out of range: must be >= 1."
+    ),
+    "network_dim": Zero(
+        "network: {network_dim: 0}",
+        error="network.network_dim: 0 is out of range: must be >= 1.",
+    ),
     "num_workers": Zero(
-        "datasets: [{folder_path: photos, num_workers: 0}]", means=lambda s: s.datasets[0].num_workers == 0
+        "datasets: [{folder_path: photos, num_workers: 0}]",
+        means=lambda s: s.datasets[0].num_workers == 0,
     ),
-    "max_grad_norm": Zero("train: {max_grad_norm: 0}", means=_holds("train.max_grad_norm")),
-    "lr_warmup_steps": Zero("train: {lr_warmup_steps: 0, lr_scheduler: linear}", means=lambda s: _rate(s, 0) == 1),
+    "max_grad_norm": Zero(
+        "train: {max_grad_norm: 0}", means=_holds("train.max_grad_norm")
+    ),
+    "lr_warmup_steps": Zero(
+        "train: {lr_warmup_steps: 0, lr_scheduler: linear}",
+        means=lambda s: _rate(s, 0) == 1,
+    ),
     "lr_warmup_steps below 1": Zero(
         "train: {lr_warmup_steps: 0.1, lr_scheduler: constant_with_warmup}",
-        means=lambda s: in_steps(s.train.lr_warmup_steps, 1600) == 160 and _rate(s, 0) == 0 and _rate(s, 1) == 1,
+        means=lambda s: (
+            in_steps(s.train.lr_warmup_steps, 1600) == 160
+            and _rate(s, 0) == 0
+            and _rate(s, 1) == 1
+        ),
     ),
     "lr_decay_steps": Zero(
-        "train: {lr_decay_steps: 0, lr_scheduler: warmup_stable_decay}", means=lambda s: _rate(s, 9) == 1
+        "train: {lr_decay_steps: 0, lr_scheduler: warmup_stable_decay}",
+        means=lambda s: _rate(s, 9) == 1,
     ),
     "lr_decay_steps below 1": Zero(
         "train: {lr_decay_steps: 0.2, lr_scheduler: linear}",
         means=lambda s: (_rate(s, 8), _rate(s, 9), _rate(s, 10)) == (1, 0.5, 0),
     ),
     "dropout": Zero("network: {dropout: 0}", means=_holds("network.dropout")),
-    "rank_dropout": Zero("network: {rank_dropout: 0}", means=_holds("network.rank_dropout")),
-    "module_dropout": Zero("network: {module_dropout: 0}", means=_holds("network.module_dropout")),
-    "scale_weight_norms": Zero("network: {scale_weight_norms: 0}", means=_holds("network.scale_weight_norms")),
+    "rank_dropout": Zero(
+        "network: {rank_dropout: 0}", means=_holds("network.rank_dropout")
+    ),
+    "module_dropout": Zero(
+        "network: {module_dropout: 0}", means=_holds("network.module_dropout")
+    ),
+    "scale_weight_norms": Zero(
+        "network: {scale_weight_norms: 0}", means=_holds("network.scale_weight_norms")
+    ),
     "caption_dropout_rate": Zero(
         "datasets: [{folder_path: photos, caption_dropout_rate: 0}]",
         means=lambda s: s.datasets[0].caption_dropout_rate == 0,
     ),
-    "blocks_to_swap": Zero("model: {name_or_path: ./model, blocks_to_swap: 0}", means=_holds("model.blocks_to_swap")),
+    "blocks_to_swap": Zero(
+        "model: {name_or_path: ./model, blocks_to_swap: 0}",
+        means=_holds("model.blocks_to_swap"),
+    ),
     "logit_mean": Zero("train: {logit_mean: 0}", means=_holds("train.logit_mean")),
-    "logit_std": Zero("train: {logit_std: 0}", error="train.logit_std: 0 is out of range: must be > 0."),
+    "logit_std": Zero(
+        "train: {logit_std: 0}",
+        error="train.logit_std: 0 is out of range: must be > 0.",
+    ),
     "ddp_timeout": Zero("train: {ddp_timeout: 0}", means=_holds("train.ddp_timeout")),
-    "logging_dir": Zero("logging: {logging_dir: 0}", means=lambda s: s.logging.trackers() == ()),
+    "logging_dir": Zero(
+        "logging: {logging_dir: 0}", means=lambda s: s.logging.trackers() == ()
+    ),
 }
-"""Rows of the table "Zero, empty, null"; the share below 1 and who overrides whom stand in it too."""
+"""Rows of the table "Zero, empty, null"; the share below 1 and who overrides whom stand
+in it too."""
 
 
 def steps_of(section: SdTrainerConfig) -> int:
     """Optimizer steps of a run with 10 micro-batches per epoch."""
-    return optimizer_steps(section.train.steps, section.train.epochs, 10, section.train.gradient_accumulation)
+    return optimizer_steps(
+        section.train.steps,
+        section.train.epochs,
+        10,
+        section.train.gradient_accumulation,
+    )
 
 
 @needs_foreign_names
@@ -110,7 +161,9 @@ def test_zero_means_what_the_table_says(load, faults, name: str) -> None:
         assert found.startswith(case.error)
         return
     job = load(trainer(case.lines))
-    assert [warning.endswith(case.warning) for warning in job.warnings] == [True] * bool(case.warning)
+    assert [warning.endswith(case.warning) for warning in job.warnings] == [
+        True
+    ] * bool(case.warning)
     assert case.means(job.processes[0].section)
 
 
@@ -159,27 +212,54 @@ def job_with(path: str, keys: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("blank", ["", "null", "~", "''", '"${NOTHING:-}"'])
 @pytest.mark.parametrize("path", SECTIONS)
-def test_empty_and_null_are_not_given_for_every_key_of_every_section(load, path: str, blank: str) -> None:
+def test_empty_and_null_are_not_given_for_every_key_of_every_section(
+    load, path: str, blank: str
+) -> None:
     Path("a.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")  # no tensors
     Path("kept.txt").write_text("a dog")
     needed, section = NEEDED.get(path, {}), SECTIONS[path]
-    optional = names_of(section) - {*needed, *section.may_be_empty, "type", "name", "datasets", "model"}
-    blanks = job_with(path, needed | dict.fromkeys(sorted(optional), "@")).replace('"@"', blank)
+    optional = names_of(section) - {
+        *needed,
+        *section.may_be_empty,
+        "type",
+        "name",
+        "datasets",
+        "model",
+    }
+    blanks = job_with(path, needed | dict.fromkeys(sorted(optional), "@")).replace(
+        '"@"', blank
+    )
     given, plain = load(blanks), load(job_with(path, needed))
     assert given.processes[0].section == plain.processes[0].section
-    told = [line for line in given.warnings if "has no value, and counts as not given: " in line]
+    told = [
+        line
+        for line in given.warnings
+        if "has no value, and counts as not given: " in line
+    ]
     others = [line for line in plain.warnings if "has no keys" not in line]
     assert [line for line in given.warnings if line not in told] == others
     if blank == "''":  # an empty text in the place of another default
         assert "the default is none" not in "".join(told)
     else:
-        assert bool(told) == (blank == "" and bool(optional)), "of what is written out the default is meant"
+        assert bool(told) == (blank == "" and bool(optional)), (
+            "of what is written out the default is meant"
+        )
 
 
 @pytest.mark.parametrize("blank", ["", "null", "''"])
 def test_an_empty_sample_keeps_its_defaults(section, blank: str) -> None:
-    keys = ("sample_every", "sample_every_n_epochs", "seed", "neg", "guidance_scale", "flow_shift", "prompts")
-    given = section("sample:", *(f"  {key}: {blank}" for key in keys), "  walk_seed: false").sample
+    keys = (
+        "sample_every",
+        "sample_every_n_epochs",
+        "seed",
+        "neg",
+        "guidance_scale",
+        "flow_shift",
+        "prompts",
+    )
+    given = section(
+        "sample:", *(f"  {key}: {blank}" for key in keys), "  walk_seed: false"
+    ).sample
     assert given == section("sample: {walk_seed: false}").sample
     assert given.interval() == (250, 0)
 
@@ -188,32 +268,49 @@ def test_an_empty_sample_keeps_its_defaults(section, blank: str) -> None:
 @pytest.mark.parametrize("blank", ["", "null", "''"])
 def test_a_key_that_is_required_needs_a_value(faults, key: str, blank: str) -> None:
     assert faults("model:", f"  {key}: {blank}") == [f"model.{key}: needs a value."]
-    assert faults("datasets:", f"  - folder_path: {blank}") == [f"datasets[0]: {NO_IMAGES}"]
+    assert faults("datasets:", f"  - folder_path: {blank}") == [
+        f"datasets[0]: {NO_IMAGES}"
+    ]
 
 
 @needs_foreign_names
 @pytest.mark.parametrize("value", ["", "null", "''", "[]"])
 @pytest.mark.parametrize("key", ["base_loras", "base_weights"])
 def test_no_base_loras(section, key: str, value: str) -> None:
-    assert section("model:", "  name_or_path: ./model", f"  {key}: {value}").model.base_loras == ()
+    assert (
+        section(
+            "model:", "  name_or_path: ./model", f"  {key}: {value}"
+        ).model.base_loras
+        == ()
+    )
 
 
 def test_an_empty_resume_goes_on_from_what_is_there(section) -> None:
-    assert {section(f"resume: {blank}").resume for blank in ("", "null", "''")} == {"auto"}
+    assert {section(f"resume: {blank}").resume for blank in ("", "null", "''")} == {
+        "auto"
+    }
 
 
 # ------------------------------------------------------------ trackers
 
 
 @pytest.mark.parametrize("blank", ["", "null", "''"])
-def test_an_empty_log_with_is_tensorboard_where_there_is_a_folder(section, blank: str) -> None:
+def test_an_empty_log_with_is_tensorboard_where_there_is_a_folder(
+    section, blank: str
+) -> None:
     assert section("logging:", f"  log_with: {blank}").logging.trackers() == ()
-    assert section("logging:", f"  log_with: {blank}", "  logging_dir: runs").logging.trackers() == ("tensorboard",)
+    assert section(
+        "logging:", f"  log_with: {blank}", "  logging_dir: runs"
+    ).logging.trackers() == ("tensorboard",)
 
 
-def test_a_key_of_wandb_comes_from_the_environment_and_is_kept_nowhere(load, monkeypatch) -> None:
+def test_a_key_of_wandb_comes_from_the_environment_and_is_kept_nowhere(
+    load, monkeypatch
+) -> None:
     monkeypatch.setitem(os.environ, "WANDB_API_KEY", "k" * 40)
-    monkeypatch.setattr("toolkit.config.sections.output._is_installed", lambda package: True)
+    monkeypatch.setattr(
+        "toolkit.config.sections.output._is_installed", lambda package: True
+    )
     job = load(trainer("logging: {log_with: wandb, wandb_api_key: ''}"))
     assert job.processes[0].section.logging.wandb_api_key == "" and job.warnings == ()
     given = load(trainer(f"logging: {{log_with: wandb, wandb_api_key: {'abcd' * 10}}}"))

@@ -1,4 +1,5 @@
-"""The table of kinds: the sizes of all matrices against LyCORIS where it has the kind, and whole jobs of each."""
+"""The table of kinds: the sizes of all matrices against LyCORIS where it has the kind,
+and whole jobs of each."""
 
 import re
 from collections import OrderedDict
@@ -16,7 +17,13 @@ from safetensors.torch import load_file
 from tests.network_files import save_network
 from toolkit.config.sections.network import NetworkConfig
 from toolkit.contracts.network import Network
-from toolkit.contracts.network_kinds import KINDS, NetworkKind, factorize, loha_shapes, lokr_shapes
+from toolkit.contracts.network_kinds import (
+    KINDS,
+    NetworkKind,
+    factorize,
+    loha_shapes,
+    lokr_shapes,
+)
 from toolkit.networks.extract_lora import extract_network_lora
 from toolkit.networks.lora_formats import load_adapter_file, own_names
 
@@ -27,15 +34,29 @@ def test_a_size_is_factorised_as_lycoris_does(factor: int) -> None:
         assert factorize(size, factor) == factorization(size, factor), size
 
 
-@pytest.mark.parametrize(("inputs", "outputs"), [(64, 64), (64, 384), (256, 64), (30, 42)])
-@pytest.mark.parametrize(("rank", "factor", "whole"), [(1, -1, False), (4, -1, False), (4, 4, False), (2, 8, True)])
-def test_the_matrices_are_those_of_lycoris(inputs: int, outputs: int, rank: int, factor: int, whole: bool) -> None:
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(64, 64), (64, 384), (256, 64), (30, 42)]
+)
+@pytest.mark.parametrize(
+    ("rank", "factor", "whole"),
+    [(1, -1, False), (4, -1, False), (4, 4, False), (2, 8, True)],
+)
+def test_the_matrices_are_those_of_lycoris(
+    inputs: int, outputs: int, rank: int, factor: int, whole: bool
+) -> None:
     layer = torch.nn.Linear(inputs, outputs)
     lokr = LokrModule("x", layer, lora_dim=rank, factor=factor, full_matrix=whole)
     loha = LohaModule("x", layer, lora_dim=rank)
-    ours = lokr_shapes(inputs, outputs, rank, factor, whole), loha_shapes(inputs, outputs, rank)
+    ours = (
+        lokr_shapes(inputs, outputs, rank, factor, whole),
+        loha_shapes(inputs, outputs, rank),
+    )
     for shapes, theirs in zip(ours, (lokr, loha), strict=True):
-        assert shapes == {name: tuple(p.shape) for name, p in theirs.named_parameters() if "org" not in name}
+        assert shapes == {
+            name: tuple(p.shape)
+            for name, p in theirs.named_parameters()
+            if "org" not in name
+        }
 
 
 @pytest.mark.parametrize(
@@ -47,13 +68,19 @@ def test_the_matrices_are_those_of_lycoris(inputs: int, outputs: int, rank: int,
         ({"type": "lokr", "factor": 4}, 4 * 4 + 4 * (16 + 64)),
         ({"type": "lokr", "factor": 4, "lokr_full_rank": True}, 4 * 4 + 16 * 64),
         ({"type": "lokr"}, 16 * 8 + 4 * (16 + 8)),
-        ({"type": "lokr", "linear": 8}, 16 * 8 + 16 * 8),  # a rank of half of 16 saves nothing
+        (
+            {"type": "lokr", "linear": 8},
+            16 * 8 + 16 * 8,
+        ),  # a rank of half of 16 saves nothing
     ],
 )
 def test_the_weights_of_a_layer_are_counted(settings: dict, weights: int) -> None:
     """On 64 inputs (in balance 8 x 8) and 256 outputs (16 x 16)."""
     section = NetworkConfig(**{"linear": 4, **settings})
-    assert sum(map(prod, KINDS[settings["type"]].layer_shapes(section, 64, 256).values())) == weights
+    assert (
+        sum(map(prod, KINDS[settings["type"]].layer_shapes(section, 64, 256).values()))
+        == weights
+    )
 
 
 # ------------------------------------------------------------ what every kind promises
@@ -71,20 +98,26 @@ def kind(request: pytest.FixtureRequest) -> NetworkKind:
 def made(kind: NetworkKind, base: torch.nn.Module) -> Network:
     """A network of this kind on both layers of `toy`."""
     name = next(name for name, entry in KINDS.items() if entry is kind)
-    network = kind.load().from_config(NetworkConfig(type=name, linear=3), ["first", "second"], 1, torch.float32)
+    network = kind.load().from_config(
+        NetworkConfig(type=name, linear=3), ["first", "second"], 1, torch.float32
+    )
     network.attach(base)
     return network
 
 
 def toy() -> torch.nn.Module:
     torch.manual_seed(5)
-    return torch.nn.Sequential(OrderedDict(first=torch.nn.Linear(12, 16), second=torch.nn.Linear(16, 8)))
+    return torch.nn.Sequential(
+        OrderedDict(first=torch.nn.Linear(12, 16), second=torch.nn.Linear(16, 8))
+    )
 
 
 X = torch.linspace(-1, 1, 24).view(2, 12)
 
 
-def test_a_new_network_is_a_no_op_and_its_gradients_reach_every_layer(kind: NetworkKind) -> None:
+def test_a_new_network_is_a_no_op_and_its_gradients_reach_every_layer(
+    kind: NetworkKind,
+) -> None:
     base = toy()
     before = base(X).detach()
     network = made(kind, base)
@@ -92,7 +125,9 @@ def test_a_new_network_is_a_no_op_and_its_gradients_reach_every_layer(kind: Netw
     torch.testing.assert_close(after, before, atol=1e-6, rtol=1e-6)
     after.square().sum().backward()
     learning = {
-        network.module_name_of(name) for name, p in network.parameters().items() if p.grad is not None and p.grad.any()
+        network.module_name_of(name)
+        for name, p in network.parameters().items()
+        if p.grad is not None and p.grad.any()
     }
     assert learning == {"first", "second"}
     trained = {id(p) for p in network.parameters().values()}
@@ -106,7 +141,9 @@ def test_the_table_counts_what_the_class_trains(kind: NetworkKind) -> None:
     counted = {
         f"{target}.{name}": shape
         for target, size in (("first", (12, 16)), ("second", (16, 8)))
-        for name, shape in kind.layer_shapes(NetworkConfig(type="lora", linear=3), *size).items()
+        for name, shape in kind.layer_shapes(
+            NetworkConfig(type="lora", linear=3), *size
+        ).items()
     }
     own = {name: tuple(p.shape) for name, p in network.parameters().items()}
     assert kind.trains_model == (not counted)
@@ -116,13 +153,17 @@ def test_the_table_counts_what_the_class_trains(kind: NetworkKind) -> None:
 
 
 @pytest.mark.parametrize("kind", OWN, indirect=True)
-def test_what_is_exported_is_read_back_as_the_same_change(kind: NetworkKind, tmp_path: Path) -> None:
+def test_what_is_exported_is_read_back_as_the_same_change(
+    kind: NetworkKind, tmp_path: Path
+) -> None:
     base, plain = toy(), toy()
     network = made(kind, base)
     with torch.no_grad():
         for parameter in network.parameters().values():
             parameter += 0.05
-    tensors = network.export({name: p.detach() for name, p in network.parameters().items()})
+    tensors = network.export(
+        {name: p.detach() for name, p in network.parameters().items()}
+    )
     save_network(tmp_path / "x.safetensors", tensors, "float32", {})
     if kind.trains_model:
         plain.load_state_dict(load_file(tmp_path / "x.safetensors"))
@@ -143,7 +184,10 @@ def test_a_plain_lora_is_extracted_where_the_table_says_so(kind: NetworkKind) ->
     if kind.extracts_lora:
         assert extract_network_lora(network, weights, 4, "float32").rank <= 4
     else:
-        assert kind.trains_model or set(kind.shapes(4, 4, 1)) == {"lora_A.weight", "lora_B.weight"}
+        assert kind.trains_model or set(kind.shapes(4, 4, 1)) == {
+            "lora_A.weight",
+            "lora_B.weight",
+        }
 
 
 def test_every_kind_has_units_for_the_plan(kind: NetworkKind) -> None:
@@ -158,7 +202,8 @@ def test_every_kind_has_units_for_the_plan(kind: NetworkKind) -> None:
 def test_a_job_stops_goes_on_and_leaves_a_file_that_is_read_back(
     run_py, write_job, trainer, make_pictures, tmp_path: Path, name: str
 ) -> None:
-    """2 steps and 2 more against 4 at once, on an int8 base with every dropout and checkpointing."""
+    """2 steps and 2 more against 4 at once, on an int8 base with every dropout and
+    checkpointing."""
     folder = make_pictures(tmp_path / "2_photos", "a", "b")
     kind = {"lycoris": "lokr"}.get(name, name)
 
@@ -166,7 +211,11 @@ def test_a_job_stops_goes_on_and_leaves_a_file_that_is_read_back(
         section = trainer(
             folder,
             training_folder=run,
-            train={"steps": steps, "gradient_checkpointing": True, "ema_config": {"use_ema": True}},
+            train={
+                "steps": steps,
+                "gradient_checkpointing": True,
+                "ema_config": {"use_ema": True},
+            },
             network={
                 "type": name,
                 "linear": 3,
@@ -183,14 +232,19 @@ def test_a_job_stops_goes_on_and_leaves_a_file_that_is_read_back(
         assert result.returncode == 0, result.stdout + result.stderr
         words = f"{'balanced, ' if kind == 'lokr' else ''}rank 3, alpha 1.5"
         assert f"{kind} {words} on 24 layers: " in result.stdout
-        counts = re.findall(r"(?:on 24 layers: |: 24 layers, )([\d,]+) trainable parameters", result.stdout)
+        counts = re.findall(
+            r"(?:on 24 layers: |: 24 layers, )([\d,]+) trainable parameters",
+            result.stdout,
+        )
         assert len(counts) == 2 and len(set(counts)) == 1  # the plan and the network
         return tmp_path / run / "job" / "job.safetensors"
 
     train("parts", 2)
     parts, whole = train("parts", 4), train("whole", 4)
     stored = load_file(whole)
-    assert all(torch.equal(tensor, stored[key]) for key, tensor in load_file(parts).items())
+    assert all(
+        torch.equal(tensor, stored[key]) for key, tensor in load_file(parts).items()
+    )
     with safe_open(whole, framework="pt") as file:
         assert file.metadata()["network_type"] == kind
     modules = set(own_names(stored))

@@ -1,4 +1,5 @@
-"""Datasets made on the spot, a stand-in for the `datasets[]` section of a job, a model family of a few lines."""
+"""Datasets made on the spot, a stand-in for the `datasets[]` section of a job, a model
+family of a few lines."""
 
 import hashlib
 from collections import Counter
@@ -23,7 +24,9 @@ from toolkit.errors import RunError
 from toolkit.models.qwen_image.family import FAMILY
 
 
-def make_image(path: Path, width: int = 64, height: int = 48, colour: str = "red") -> Path:
+def make_image(
+    path: Path, width: int = 64, height: int = 48, colour: str = "red"
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (width, height), colour).save(path)
     return path
@@ -68,15 +71,24 @@ def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
         "background": "white",
     }
     assert set(changes) <= set(section)
-    changes |= {"columns": ColumnsConfig.model_validate(changes["columns"])} if "columns" in changes else {}
+    changes |= (
+        {"columns": ColumnsConfig.model_validate(changes["columns"])}
+        if "columns" in changes
+        else {}
+    )
     section |= changes
     key = "control_suffix" if section["control_suffix"] else "control_path"
-    derived = {"canvas": changes.get("background", ""), "references": (key, section[key]), "place": str(folder)}
+    derived = {
+        "canvas": changes.get("background", ""),
+        "references": (key, section[key]),
+        "place": str(folder),
+    }
     return SimpleNamespace(**section, **derived)
 
 
 class FakeModel(DiffusionModel):
-    """The "VAE" averages 8 x 8 pixels, the "text encoder" hashes words. Counts its calls.
+    """The "VAE" averages 8 x 8 pixels, the "text encoder" hashes words. Counts its
+    calls.
 
     Encoders that were dropped refuse to work.
     """
@@ -106,7 +118,12 @@ class FakeModel(DiffusionModel):
         self._work("prompts")
         self.prompts.append((prompt, len(references)))
         words = [f"<{image.size}>" for image in references] + prompt.split() + ["<end>"]
-        return torch.tensor([[byte / 255 for byte in hashlib.sha256(w.encode()).digest()[:4]] for w in words])
+        return torch.tensor(
+            [
+                [byte / 255 for byte in hashlib.sha256(w.encode()).digest()[:4]]
+                for w in words
+            ]
+        )
 
     def unload_encoders(self, keep=()) -> None:
         self.dropped = True
@@ -120,18 +137,32 @@ class FakeModel(DiffusionModel):
     def _unused(self, *_: object) -> None:
         raise NotImplementedError
 
-    decode_latents = predict_velocity = apply_cfg = blocks = lora_targets = wrap_blocks = _unused
+    decode_latents = predict_velocity = apply_cfg = blocks = lora_targets = (
+        wrap_blocks
+    ) = _unused
     hidden_size = head_dim = num_tokens = _unused
 
 
 @pytest.fixture
 def make_stream(tmp_path: Path) -> Callable[..., StreamDataset]:
-    """The stream of one shard with these files, whose captions are texts; `settings` are keys of its entry."""
+    """The stream of one shard with these files, whose captions are texts; `settings`
+    are keys of its entry."""
 
-    def make(files: Mapping[str, bytes], multiple: int = 8, trigger: str = "", **settings: Any) -> StreamDataset:
+    def make(
+        files: Mapping[str, bytes],
+        multiple: int = 8,
+        trigger: str = "",
+        **settings: Any,
+    ) -> StreamDataset:
         write_tar(tmp_path / "0.tar", files)
-        entry = {"url": str(tmp_path / "0.tar"), "webdataset": {"label_key": "txt"}, **settings}
-        section = ImageTrainingSection.model_validate({"type": "any", "trigger_word": trigger, "datasets": [entry]})
+        entry = {
+            "url": str(tmp_path / "0.tar"),
+            "webdataset": {"label_key": "txt"},
+            **settings,
+        }
+        section = ImageTrainingSection.model_validate(
+            {"type": "any", "trigger_word": trigger, "datasets": [entry]}
+        )
         stream = StreamDataset.of(section, multiple)
         assert stream
         return stream

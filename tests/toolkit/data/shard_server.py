@@ -26,7 +26,9 @@ def png(colour: object = "red", size: tuple[int, int] = (8, 6)) -> bytes:
 
 def write_tar(path: Path, files: Mapping[str, bytes], **options: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w:gz" if path.suffix in (".gz", ".tgz") else "w", **options) as tar:
+    with tarfile.open(
+        path, "w:gz" if path.suffix in (".gz", ".tgz") else "w", **options
+    ) as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
@@ -34,12 +36,16 @@ def write_tar(path: Path, files: Mapping[str, bytes], **options: object) -> Path
     return path
 
 
-def write_shard(path: Path, count: int, size: tuple[int, int] = (8, 6), **options: object) -> Path:
+def write_shard(
+    path: Path, count: int, size: tuple[int, int] = (8, 6), **options: object
+) -> Path:
     """`count` samples, a png and a json with the prompt `<shard>/<number>` each."""
     files = {}
     for number in range(count):
         files[f"{number:03}.png"] = png((number * 20, 0, 0), size)
-        files[f"{number:03}.json"] = json.dumps({"prompt": f"{path.name.partition('.')[0]}/{number}"}).encode()
+        files[f"{number:03}.json"] = json.dumps(
+            {"prompt": f"{path.name.partition('.')[0]}/{number}"}
+        ).encode()
     return write_tar(path, files, **options)
 
 
@@ -82,11 +88,17 @@ class ShardServer:
             request.send_error(404)
             return
         body = file.read_bytes()
-        wanted = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", "")) if self.ranges else None
+        wanted = (
+            re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", ""))
+            if self.ranges
+            else None
+        )
         start = int(wanted[1]) if wanted else 0
         request.send_response(206 if wanted else 200)
         if wanted:
-            request.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+            request.send_header(
+                "Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}"
+            )
         request.send_header("Content-Length", str(len(body) - start))
         request.end_headers()
         part = body[start:][: self.cut]

@@ -17,23 +17,38 @@ def archive(path: Path, **members: str) -> str:
     return str(path)
 
 
-def test_a_path_leads_to_an_archive_or_into_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_leads_to_an_archive_or_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = archive(tmp_path / "A.ZIP", a="a")
     (tmp_path / "folder.zip").mkdir()
     assert archive_in(file) == (file, "")
     assert archive_in(f"{file}/before/2") == (file, "before/2")
-    assert archive_in(f"{tmp_path}/folder.zip") is archive_in(f"{tmp_path}/no.zip") is archive_in("a") is None
+    assert (
+        archive_in(f"{tmp_path}/folder.zip")
+        is archive_in(f"{tmp_path}/no.zip")
+        is archive_in("a")
+        is None
+    )
     monkeypatch.setenv("HOME", str(tmp_path))
     assert archive_in("~/A.ZIP") == (file, "")
 
 
 def test_an_archive_is_unpacked_once_for_each_of_its_versions(tmp_path: Path) -> None:
     file, home = str(tmp_path / "a.zip"), tmp_path / "home"
-    archive(tmp_path / "a.zip", **{"x/a.txt": "1", ".hidden": "", "__MACOSX/x/a.txt": ""})
+    archive(
+        tmp_path / "a.zip", **{"x/a.txt": "1", ".hidden": "", "__MACOSX/x/a.txt": ""}
+    )
     folder = unpacked(file, home)
-    assert [path.relative_to(folder).as_posix() for path in folder.rglob("*")] == ["x", "x/a.txt"]
+    assert [path.relative_to(folder).as_posix() for path in folder.rglob("*")] == [
+        "x",
+        "x/a.txt",
+    ]
     (folder / "x" / "a.txt").write_text("kept")
-    assert unpacked(file, home) == folder and (folder / "x" / "a.txt").read_text() == "kept"
+    assert (
+        unpacked(file, home) == folder
+        and (folder / "x" / "a.txt").read_text() == "kept"
+    )
     os.utime(archive(tmp_path / "a.zip", **{"a.txt": "2"}), (1, 1))
     again = unpacked(file, home)
     assert list(home.iterdir()) == [again] and (again / "a.txt").read_text() == "2"
@@ -58,27 +73,46 @@ def encrypted(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: archive(path, **{"../a": "a"}), "'../a' leads out of the archive. Unpack it"),
+        (
+            lambda path: archive(path, **{"../a": "a"}),
+            "'../a' leads out of the archive. Unpack it",
+        ),
         (lambda path: archive(path, **{"/a": "a"}), "'/a' leads out of the archive"),
         (linked, "'a' leads out of the archive"),
         (encrypted, "'a' is encrypted. Unpack it"),
-        (lambda path: path.write_bytes(b"PK\3\4" + bytes(99)), "is not a readable zip file"),
         (
-            lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"),
+            lambda path: path.write_bytes(b"PK\3\4" + bytes(99)),
+            "is not a readable zip file",
+        ),
+        (
+            lambda path: path.write_text(
+                "version https://git-lfs.github.com/spec/v1\n"
+            ),
             "is what Git LFS has in the place",
         ),
-        (lambda path: path.write_bytes(Path(archive(path, x="a" * 999)).read_bytes().replace(b"aaa", b"bbb")), "CRC"),
+        (
+            lambda path: path.write_bytes(
+                Path(archive(path, x="a" * 999)).read_bytes().replace(b"aaa", b"bbb")
+            ),
+            "CRC",
+        ),
     ],
 )
-def test_an_archive_that_cannot_be_used_leaves_nothing(tmp_path: Path, make, message: str) -> None:
+def test_an_archive_that_cannot_be_used_leaves_nothing(
+    tmp_path: Path, make, message: str
+) -> None:
     make(tmp_path / "a.zip")
     with pytest.raises(OSError, match=message):
         unpacked(str(tmp_path / "a.zip"), tmp_path / "home")
     assert list((tmp_path / "home").iterdir()) == [] and not (tmp_path / "a").exists()
 
 
-def test_an_archive_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_that_does_not_fit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(writing, "free_space", lambda path: writing.MARGIN + 4)
     unpacked(archive(tmp_path / "a.zip", a="1234"), tmp_path)
-    with pytest.raises(OSError, match=r"needs 5 B unpacked, and 1.* are free in .*Make room"):
+    with pytest.raises(
+        OSError, match=r"needs 5 B unpacked, and 1.* are free in .*Make room"
+    ):
         unpacked(archive(tmp_path / "b.zip", a="12345"), tmp_path)

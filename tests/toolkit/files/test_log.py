@@ -41,13 +41,17 @@ class Terminal(io.StringIO):
         return lines
 
 
-def test_both_streams_are_copied_and_still_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_streams_are_copied_and_still_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "new" / "folder" / "log.txt"
     for word in ("out", "again"):
         with tee_output(path), tee_output(tmp_path / f"{word}.txt"):
             print(word)
             print("err", file=sys.stderr)
-            assert path.read_text().endswith(f"{word}\nerr\n")  # a line is in the file when it is complete
+            assert path.read_text().endswith(
+                f"{word}\nerr\n"
+            )  # a line is in the file when it is complete
     assert path.read_text() == "out\nerr\nagain\nerr\n"
     assert (tmp_path / "again.txt").read_text() == "again\nerr\n"
     captured = capsys.readouterr()
@@ -67,7 +71,9 @@ def test_overwritten_status_is_dropped_and_does_not_pile_up(tmp_path: Path) -> N
     assert path.read_text() == "done\nunfinished\n"
 
 
-def test_a_terminal_stays_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_stays_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "stdout", Terminal())
     with tee_output(tmp_path / "log.txt"):
         assert sys.stdout.isatty()
@@ -86,7 +92,9 @@ def test_an_exception_is_written_too(tmp_path: Path) -> None:
     assert "ZeroDivisionError" in (tmp_path / "log.txt").read_text()
 
 
-def test_text_that_utf8_cannot_hold_is_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_utf8_cannot_hold_is_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     with tee_output(tmp_path / "log.txt"):
         print("caf\udce9.jpg ü")
@@ -110,7 +118,9 @@ def test_status_is_one_line_on_a_terminal() -> None:
     assert terminal.shown() == ["a note", "done", ""]
 
 
-def test_a_plan_is_broken_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_is_broken_between_words_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("COLUMNS", "31")
     text = "zuzu\n  output/zuzu/a-long-folder/pictures: 15 x 10 = 150 samples"
     assert wrapped(text, io.StringIO()) == text
@@ -127,10 +137,15 @@ def test_a_plan_is_broken_between_words_on_a_terminal_only(monkeypatch: pytest.M
         (32, "step 140/240 58% | loss 0.0904"),
         (30, "step 140/240 58%"),
         (17, "step 140/240 58%"),
-        (9, "step 140"),  # never more than fits: a line that wraps cannot be overwritten
+        (
+            9,
+            "step 140",
+        ),  # never more than fits: a line that wraps cannot be overwritten
     ],
 )
-def test_a_status_line_keeps_whole_parts(monkeypatch: pytest.MonkeyPatch, columns: int, shown: str) -> None:
+def test_a_status_line_keeps_whole_parts(
+    monkeypatch: pytest.MonkeyPatch, columns: int, shown: str
+) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     terminal = Terminal()
     StatusLine(terminal).update("step 140/240 58% | loss 0.0904 | avg 0.1")
@@ -144,12 +159,20 @@ def test_status_elsewhere_is_a_plain_line_every_ten_seconds() -> None:
         status.update(f"at {now[0]}")
     status.note("note")
     status.finish("end")
-    for now[0] in (26.0, 34.0, 36.0, 37.0):  # over soon as a rule: its first line can wait
+    for now[0] in (
+        26.0,
+        34.0,
+        36.0,
+        37.0,
+    ):  # over soon as a rule: its first line can wait
         status.update(f"image at {now[0]}", at_once=False)
     status.finish()
     status.update("image", at_once=False)
     status.update("step 1")
-    assert stream.getvalue() == "at 0.0\nat 10.0\nat 25.0\nnote\nend\nimage at 36.0\nstep 1\n"
+    assert (
+        stream.getvalue()
+        == "at 0.0\nat 10.0\nat 25.0\nnote\nend\nimage at 36.0\nstep 1\n"
+    )
 
 
 # ------------------------------------------------------------ secrets
@@ -176,14 +199,18 @@ def test_a_secret_in_pieces_does_not_pass_into_a_file() -> None:
     assert stream.getvalue() == "a <redacted> b\nunfinished"
 
 
-def test_a_log_is_without_secrets_in_pieces_and_in_tracebacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_is_without_secrets_in_pieces_and_in_tracebacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     with pytest.raises(KeyError), tee_output(tmp_path / "log.txt"):
         for piece in ("a ", TOKEN[:9], TOKEN[9:], "\n"):
             sys.stdout.write(piece)
         raise KeyError(TOKEN)
     text = (tmp_path / "log.txt").read_text()
-    assert text.startswith("a <redacted>\nTraceback") and text.endswith("KeyError: '<redacted>'\n")
+    assert text.startswith("a <redacted>\nTraceback") and text.endswith(
+        "KeyError: '<redacted>'\n"
+    )
     assert "aB3" not in text
 
 
@@ -208,7 +235,9 @@ def test_a_pipe_gets_progress_by_carriage_returns_one_state_late() -> None:
     assert stream.getvalue() == "\rstep 0\rstep 1\rstep 2\r\n"
 
 
-def test_a_status_line_is_drawn_without_secrets_also_where_it_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_status_line_is_drawn_without_secrets_also_where_it_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("COLUMNS", "30")
     terminal = Terminal()
     status = StatusLine(RedactingStream(terminal))
@@ -220,7 +249,9 @@ def test_a_status_line_is_drawn_without_secrets_also_where_it_is_cut_off(monkeyp
     assert terminal.shown() == ["done <redacted>", ""]
 
 
-def test_the_streams_of_the_process_are_wrapped_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_streams_of_the_process_are_wrapped_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     out, err = io.StringIO(), io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
@@ -241,18 +272,23 @@ HARMLESS = "tab\t\u200d\N{FAMILY} \u05d0 \u00e9 \u3042"
 
 
 @pytest.mark.parametrize("kind", [io.StringIO, Terminal])
-def test_control_characters_are_shown_and_json_stays_the_same_data(kind: type[io.StringIO]) -> None:
+def test_control_characters_are_shown_and_json_stays_the_same_data(
+    kind: type[io.StringIO],
+) -> None:
     stream = kind()
     print(json.dumps(EVIL, ensure_ascii=False), HARMLESS, file=RedactingStream(stream))
     text, harmless = stream.getvalue().split(" ", 1)
     assert (
-        text == r'"a\u001b[2J\u001b]0;t\u0007\u0000\u007f\u009b1A\u202eb\u2066\u2028\u0085"'
+        text
+        == r'"a\u001b[2J\u001b]0;t\u0007\u0000\u007f\u009b1A\u202eb\u2066\u2028\u0085"'
         and json.loads(text) == EVIL
     )
     assert harmless == f"{HARMLESS}\n"
 
 
-def test_a_foreign_carriage_return_overwrites_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_foreign_carriage_return_overwrites_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", RedactingStream(terminal))
     with shown(), tee_output(tmp_path / "log.txt"):
@@ -261,11 +297,18 @@ def test_a_foreign_carriage_return_overwrites_nothing(tmp_path: Path, monkeypatc
         assert terminal.shown() == [r"image a\u000db\u001b[K"]
         OWN.info("loss\rdone\x1b[1A %s", TOKEN)
         status.finish("all\rgone")
-    assert terminal.shown()[:2] == [r"loss\u000ddone\u001b[1A <redacted>", r"all\u000dgone"]
-    assert (tmp_path / "log.txt").read_text() == "loss\\u000ddone\\u001b[1A <redacted>\nall\\u000dgone\n"
+    assert terminal.shown()[:2] == [
+        r"loss\u000ddone\u001b[1A <redacted>",
+        r"all\u000dgone",
+    ]
+    assert (
+        tmp_path / "log.txt"
+    ).read_text() == "loss\\u000ddone\\u001b[1A <redacted>\nall\\u000dgone\n"
 
 
-def test_the_bars_of_a_download_still_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bars_of_a_download_still_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "stderr", RedactingStream(terminal := Terminal()))
     with tee_output(tmp_path / "log.txt"):
         for _ in tqdm(range(2), file=sys.stderr, position=1, mininterval=0):
@@ -280,7 +323,9 @@ def test_the_bars_of_a_download_still_move(tmp_path: Path, monkeypatch: pytest.M
 OWN = logging.getLogger("toolkit.some.module")
 
 
-def test_what_is_logged_is_printed_as_it_is_and_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_logged_is_printed_as_it_is_and_copied(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with shown():
         OWN.info("before")
         with tee_output(tmp_path / "log.txt"):
@@ -295,7 +340,9 @@ def test_what_is_logged_is_printed_as_it_is_and_copied(tmp_path: Path, capsys: p
     assert (tmp_path / "log.txt").read_text() == copied
 
 
-def test_libraries_log_as_they_did(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_libraries_log_as_they_did(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     root = logging.getLogger()
     before = (root.level, [*root.handlers])
     with shown():
@@ -304,10 +351,14 @@ def test_libraries_log_as_they_did(capsys: pytest.CaptureFixture[str], caplog: p
         logging.getLogger("toolkits").warning("of another program")
         OWN.info("once")
     assert capsys.readouterr().out == "once\n"
-    assert caplog.messages[-1] == "of another program"  # a handler of the root logger does not get ours again
+    assert (
+        caplog.messages[-1] == "of another program"
+    )  # a handler of the root logger does not get ours again
 
 
-def test_a_logged_line_stays_above_the_status_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_logged_line_stays_above_the_status_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", RedactingStream(terminal))
     status = StatusLine()
@@ -332,7 +383,9 @@ def test_a_status_line_on_another_stream_is_left_alone(
 
 
 @pytest.mark.parametrize(("rank", "text"), [(0, "a line\n"), (1, "")])
-def test_only_the_first_process_shows_what_is_logged(monkeypatch: pytest.MonkeyPatch, rank: int, text: str) -> None:
+def test_only_the_first_process_shows_what_is_logged(
+    monkeypatch: pytest.MonkeyPatch, rank: int, text: str
+) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
     with shown():
@@ -341,11 +394,17 @@ def test_only_the_first_process_shows_what_is_logged(monkeypatch: pytest.MonkeyP
     assert stream.getvalue() == text
 
 
-def test_extensions_of_other_folders_are_shown_whenever_they_are_found(capsys: pytest.CaptureFixture[str]) -> None:
+def test_extensions_of_other_folders_are_shown_whenever_they_are_found(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     show_extension("extension_early_1")
     with shown():
         show_extension("extension_late_2")
-        for name in ("extension_early_1", "extension_late_2.process", "extension_of_nobody"):
+        for name in (
+            "extension_early_1",
+            "extension_late_2.process",
+            "extension_of_nobody",
+        ):
             logging.getLogger(name).info(name)
     assert capsys.readouterr().out == "extension_early_1\nextension_late_2.process\n"
 
@@ -361,7 +420,9 @@ def test_outside_the_block_nothing_is_printed(
     assert caplog.messages == ["outside"]
 
 
-def test_a_stream_that_fails_ends_the_work_as_for_a_print(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_that_fails_ends_the_work_as_for_a_print(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     closed = io.StringIO()
     closed.close()
     monkeypatch.setattr(sys, "stdout", closed)

@@ -12,7 +12,9 @@ from toolkit.files.mapped import is_mapped, mapped_bytes, was_read, will_read
 SMAPS = Path("/proc/self/smaps")
 
 
-@pytest.mark.skipif(not SMAPS.exists(), reason="only Linux says what is resident of a map")
+@pytest.mark.skipif(
+    not SMAPS.exists(), reason="only Linux says what is resident of a map"
+)
 def test_what_was_read_of_the_file_is_no_memory_of_the_process(tmp_path: Path) -> None:
     path, size = tmp_path / "bytes", 2**24
     path.write_bytes(bytes(range(256)) * (size // 256))
@@ -32,7 +34,9 @@ def resident_file_bytes(tensor: torch.Tensor) -> int:
     begin = f"{tensor.data_ptr():x}-"
     lines = iter(SMAPS.read_text().splitlines())
     next(line for line in lines if line.startswith(begin))
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("Rss:"))
+    return next(
+        1024 * int(line.split()[1]) for line in lines if line.startswith("Rss:")
+    )
 
 
 def test_a_file_may_go_while_it_is_mapped(tmp_path: Path) -> None:

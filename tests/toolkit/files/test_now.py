@@ -12,7 +12,10 @@ from toolkit.files.now import Now, of_bytes
 @pytest.mark.parametrize(
     ("record", "line"),
     [
-        (Now("downloading", 12, 58, "GB", phase_left_s=2400), "downloading 12 of 58 GB, 40 min left"),
+        (
+            Now("downloading", 12, 58, "GB", phase_left_s=2400),
+            "downloading 12 of 58 GB, 40 min left",
+        ),
         (Now("downloading", 0.5, 3.46, "GB"), "downloading 0.5 of 3.5 GB"),
         (Now("downloading", 120, unit="MB"), "downloading 120 MB"),
         (Now("reading"), "reading"),
@@ -23,9 +26,15 @@ from toolkit.files.now import Now, of_bytes
         ),
         (Now("encoding", 12, 29, "images"), "encoding 12 of 29 images"),
         (Now("compiling", left_s=3599), "compiling, 60 min left for everything"),
-        (Now("step", 120, 2000, phase_left_s=900, left_s=1860), "step 120 of 2,000, 31 min left"),
+        (
+            Now("step", 120, 2000, phase_left_s=900, left_s=1860),
+            "step 120 of 2,000, 31 min left",
+        ),
         (Now("step", 120), "step 120"),
-        (Now("sampling", 2, 3, left_s=59.4), "sampling 2 of 3, 59 s left for everything"),
+        (
+            Now("sampling", 2, 3, left_s=59.4),
+            "sampling 2 of 3, 59 s left for everything",
+        ),
         (Now("saving", left_s=-1), "saving, 0 s left for everything"),
     ],
 )
@@ -44,7 +53,9 @@ def test_one_function_writes_the_line(record: Now, line: str) -> None:
         (2e9, None, "downloading 2 GB"),
     ],
 )
-def test_bytes_have_the_unit_that_suits_their_total(done: float, of: float | None, words: str) -> None:
+def test_bytes_have_the_unit_that_suits_their_total(
+    done: float, of: float | None, words: str
+) -> None:
     assert Now("downloading", *of_bytes(done, of)).text() == words
 
 
@@ -78,8 +89,18 @@ def test_a_phase_ends_in_the_one_before_it() -> None:
             raise ValueError
     step, sampling = ("step", 3, 10, ""), ("sampling", 1, 2, "")
     validating = ("validating", None, None, "")
-    assert heard.all == [("saving", None, None, ""), step, sampling, ("sampling", 2, 2, ""), step, validating, step]
-    assert heard.counted == [("saving", 1), ("sampling", 2)], "what fails is not counted"
+    assert heard.all == [
+        ("saving", None, None, ""),
+        step,
+        sampling,
+        ("sampling", 2, 2, ""),
+        step,
+        validating,
+        step,
+    ]
+    assert heard.counted == [("saving", 1), ("sampling", 2)], (
+        "what fails is not counted"
+    )
 
 
 def test_where_nobody_listens_nothing_happens() -> None:

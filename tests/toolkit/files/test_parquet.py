@@ -1,4 +1,5 @@
-"""Parquet files where pyarrow is not installed; with it: tests/toolkit/data/streams/test_parquet_shards.py."""
+"""Parquet files where pyarrow is not installed; with it:
+tests/toolkit/data/streams/test_parquet_shards.py."""
 
 from pathlib import Path
 
@@ -49,5 +50,7 @@ def test_a_stream_names_it_and_never_calls_the_file_damaged(file: Path) -> None:
         (b"?", ".png"),
     ],
 )
-def test_the_kind_of_a_picture_is_told_by_its_first_bytes(begin: bytes, suffix: str) -> None:
+def test_the_kind_of_a_picture_is_told_by_its_first_bytes(
+    begin: bytes, suffix: str
+) -> None:
     assert parquet.suffix_of(begin) == suffix

@@ -90,7 +90,9 @@ NASTY = 'it\'s "q" \\ ü\tend'
     ],
 )
 @pytest.mark.parametrize("value", ["simple-value", NASTY])
-def test_a_value_is_found_in_every_form(value: str, written: Callable[[str], str]) -> None:
+def test_a_value_is_found_in_every_form(
+    value: str, written: Callable[[str], str]
+) -> None:
     text = f"before {written(value)} after"
     assert redact_text(text) == text
     register_secret([value])
@@ -101,22 +103,31 @@ def test_a_value_is_found_in_every_form(value: str, written: Callable[[str], str
 
 
 def test_which_values_are_secrets() -> None:
-    """Long ones; the longest first; of several lines each; digits as a whole number only."""
+    """Long ones; the longest first; of several lines each; digits as a whole number
+    only."""
     register_secret(["12345", "", " a ", "redacted", "REDACTED", "<redacted>"])
-    assert redact_text("12345  a  redacted <redacted>") == "12345  a  redacted <redacted>"
+    assert (
+        redact_text("12345  a  redacted <redacted>") == "12345  a  redacted <redacted>"
+    )
     register_secret(["abcdef"])
     register_secret(["abcdef-ghi", "  first line\n    second line\nx\n", "123456"])
     assert redact_text("abcdef-ghi abcdef") == "<redacted> <redacted>"
     assert redact_text("first line") == redact_text("second line") == "<redacted>"
     assert redact_text("x  y, pin 123456.") == "x  y, pin <redacted>."
-    assert redact_text("loss 0.123456 of 1234567, 123456.5") == "loss 0.123456 of 1234567, 123456.5"
+    assert (
+        redact_text("loss 0.123456 of 1234567, 123456.5")
+        == "loss 0.123456 of 1234567, 123456.5"
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("value '0123456789abc...' is wrong", "value '<redacted>...' is wrong"),
-        ("value '0123456789abc…xyzABCDEFG' is wrong", "value '<redacted>…<redacted>' is wrong"),
+        (
+            "value '0123456789abc…xyzABCDEFG' is wrong",
+            "value '<redacted>…<redacted>' is wrong",
+        ),
         ("a prompt with 0123456789...", "a prompt with <redacted>..."),
         ("0123456789 then ...", "0123456789 then ..."),
         ("value '0123456789ABC...' is wrong", "value '<redacted>...' is wrong"),
@@ -134,14 +145,27 @@ def test_what_is_left_of_a_shortened_value_goes_too(text: str, expected: str) ->
 
 def test_tokens_of_the_environment_are_known_without_a_config() -> None:
     remember_environment(
-        {"HF_TOKEN": "letters", "WANDB_API_KEY": HEX, "OPENAI_API_KEY": "sk-1234", "USER": "somebody-1"}
+        {
+            "HF_TOKEN": "letters",
+            "WANDB_API_KEY": HEX,
+            "OPENAI_API_KEY": "sk-1234",
+            "USER": "somebody-1",
+        }
     )
-    assert redact_text(f"letters {HEX} somebody-1") == "<redacted> <redacted> somebody-1"
+    assert (
+        redact_text(f"letters {HEX} somebody-1") == "<redacted> <redacted> somebody-1"
+    )
 
 
-@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "DB_PASS", "MY_AUTH", "MY_CREDENTIALS", "SESSION_COOKIE"])
-@pytest.mark.parametrize("value", ["sk-proj-12345", "Tr0ub4dor", "two words", "/9j/4AAQSkZJRg==", "12345678"])
-def test_what_is_named_like_a_secret_is_known_without_a_config(name: str, value: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["OPENAI_API_KEY", "DB_PASS", "MY_AUTH", "MY_CREDENTIALS", "SESSION_COOKIE"]
+)
+@pytest.mark.parametrize(
+    "value", ["sk-proj-12345", "Tr0ub4dor", "two words", "/9j/4AAQSkZJRg==", "12345678"]
+)
+def test_what_is_named_like_a_secret_is_known_without_a_config(
+    name: str, value: str
+) -> None:
     remember_environment({name: value})
     assert redact_text(f"failed with {value!r}") == "failed with '<redacted>'"
 
@@ -150,7 +174,13 @@ def test_what_is_named_like_a_secret_is_known_without_a_config(name: str, value:
     "value",
     [
         *("", "true", "1234567", "disabled", "Disabled", "DISABLED"),
-        *("/tmp/ssh-1/agent.2", "/usr/keys:/etc/keys", "~/.ssh/id_ed25519", "./keys/a.json", "C:\\keys\\a.json"),
+        *(
+            "/tmp/ssh-1/agent.2",
+            "/usr/keys:/etc/keys",
+            "~/.ssh/id_ed25519",
+            "./keys/a.json",
+            "C:\\keys\\a.json",
+        ),
         *("https://login.example.org", "http://127.0.0.1:8080/"),
     ],
 )
@@ -160,7 +190,8 @@ def test_ordinary_values_are_no_secrets_whatever_the_name(value: str) -> None:
 
 
 SECRET_NAMES = (
-    "MY_TOKEN my_api_key dbPassword SECRETS KEYS_PATH DB_PASS passwd MYSQL_PWD MY_AUTH MY_CREDENTIALS AUTH_HEADER"
+    "MY_TOKEN my_api_key dbPassword SECRETS KEYS_PATH DB_PASS passwd MYSQL_PWD "
+    "MY_AUTH MY_CREDENTIALS AUTH_HEADER"
 )
 ORDINARY_NAMES = "PWD OLDPWD GIT_AUTHOR_NAME XAUTHORITY BYPASS USER DATA"
 
@@ -183,7 +214,10 @@ def test_a_variable_tells_by_its_name() -> None:
         (f"rpa_{'AB3' * 12}", "<redacted>"),
         (f"ghp_{'aB3' * 12}", "<redacted>"),
         ("Authorization: Bearer short", "Authorization: Bearer <redacted>"),
-        ("{'authorization': 'Basic dXNlcjpwdw=='}", "{'authorization': 'Basic <redacted>'}"),
+        (
+            "{'authorization': 'Basic dXNlcjpwdw=='}",
+            "{'authorization': 'Basic <redacted>'}",
+        ),
         ("Bearer abc123", "Bearer <redacted>"),
         ("the Ring Bearer walks on.", "the Ring Bearer walks on."),
         ("https://me:p@ss@host/x", "https://<redacted>@host/x"),
@@ -207,7 +241,14 @@ def test_wandb_keys_of_the_old_form_are_found_and_commits_are_not() -> None:
 
 def test_data_keeps_its_shape_and_its_numbers() -> None:
     register_secret(["123456", "secret-1"])
-    data = {"n": 123456, "x": 0.123456, "t": True, "none": None, "a": ["secret-1", ("123456",)], "secret-1": {"b": "c"}}
+    data = {
+        "n": 123456,
+        "x": 0.123456,
+        "t": True,
+        "none": None,
+        "a": ["secret-1", ("123456",)],
+        "secret-1": {"b": "c"},
+    }
     assert redact_json(data) == {
         "n": 123456,
         "x": 0.123456,
@@ -229,7 +270,10 @@ def test_a_digest_stays_unless_it_is_the_secret() -> None:
 def test_names_of_keys_count_only_when_asked() -> None:
     data = {"api_key": "plain", "my_secret": ["a"], "keep_tokens": 1, "other": "x"}
     assert redact_json(data) == data
-    assert redact_json(data, by_key=True) == data | {"api_key": "<redacted>", "my_secret": ["<redacted>"]}
+    assert redact_json(data, by_key=True) == data | {
+        "api_key": "<redacted>",
+        "my_secret": ["<redacted>"],
+    }
 
 
 def test_a_line_costs_next_to_nothing() -> None:
@@ -238,4 +282,6 @@ def test_a_line_costs_next_to_nothing() -> None:
     begin = time.perf_counter()
     for _ in range(1000):
         redact_text(line)
-    assert (time.perf_counter() - begin) / 1000 < 0.001  # seconds; some microseconds where nothing else runs
+    assert (
+        time.perf_counter() - begin
+    ) / 1000 < 0.001  # seconds; some microseconds where nothing else runs

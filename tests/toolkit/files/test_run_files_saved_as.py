@@ -49,7 +49,9 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("my\0.safetensors", None),
     ],
 )
-def test_a_name_of_musubi_tuner_leads_to_the_file_of_the_run(out: Path, asked: str, found: str | None) -> None:
+def test_a_name_of_musubi_tuner_leads_to_the_file_of_the_run(
+    out: Path, asked: str, found: str | None
+) -> None:
     assert saved_as(f"out/{asked}") == (None if found is None else Path("out", found))
 
 
@@ -67,5 +69,9 @@ def test_a_name_of_musubi_tuner_leads_to_the_file_of_the_run(out: Path, asked: s
         ("my-*\0.safetensors", []),
     ],
 )
-def test_a_pattern_of_epoch_files_leads_to_those_of_the_run(out: Path, pattern: str, found: list[str]) -> None:
-    assert saved_like(f"out/{pattern}") == [Path("out", f"{name}.safetensors") for name in found]
+def test_a_pattern_of_epoch_files_leads_to_those_of_the_run(
+    out: Path, pattern: str, found: list[str]
+) -> None:
+    assert saved_like(f"out/{pattern}") == [
+        Path("out", f"{name}.safetensors") for name in found
+    ]

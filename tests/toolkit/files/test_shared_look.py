@@ -36,7 +36,9 @@ def test_who_asks_at_once_shares_a_look_and_nobody_gets_one_that_began_before() 
     shared = SharedLook(look)
     assert len(ask_at_once(shared, 40)) == 40 and len(looks) <= 3
     last = len(looks)
-    assert shared.now() == last + 1 and looks[-1] == last, "what came meanwhile is seen, and the look before is known"
+    assert shared.now() == last + 1 and looks[-1] == last, (
+        "what came meanwhile is seen, and the look before is known"
+    )
 
 
 def test_a_look_that_fails_is_nobody_elses() -> None:

@@ -11,7 +11,10 @@ from toolkit.errors import RunError
 from toolkit.files.tensor_cache import TensorCache, _hashed, key_of
 
 KEY = key_of(name="entry")
-TENSORS = {"a": torch.arange(300.0).reshape(3, 100), "b": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)}
+TENSORS = {
+    "a": torch.arange(300.0).reshape(3, 100),
+    "b": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+}
 
 
 def make_cache(folder: Path) -> tuple[TensorCache, Path]:
@@ -51,7 +54,9 @@ def test_memory_holds_a_copy_and_not_the_larger_tensor_behind_a_view() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.5, 0.99])
-def test_truncated_entry_counts_as_missing_and_is_said(said: list[str], tmp_path: Path, share: float) -> None:
+def test_truncated_entry_counts_as_missing_and_is_said(
+    said: list[str], tmp_path: Path, share: float
+) -> None:
     cache, path = make_cache(tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
@@ -74,10 +79,15 @@ def test_any_changed_byte_of_header_or_tensors_is_noticed(tmp_path: Path) -> Non
     assert cache.get(KEY) is None
 
 
-def test_an_entry_is_hashed_once_until_its_file_is_another(said: list[str], tmp_path: Path, monkeypatch) -> None:
+def test_an_entry_is_hashed_once_until_its_file_is_another(
+    said: list[str], tmp_path: Path, monkeypatch
+) -> None:
     cache, path = make_cache(tmp_path)
     hashed, content_hash = [], _hashed
-    monkeypatch.setattr("toolkit.files.tensor_cache._hashed", lambda *args: hashed.append(1) or content_hash(*args))
+    monkeypatch.setattr(
+        "toolkit.files.tensor_cache._hashed",
+        lambda *args: hashed.append(1) or content_hash(*args),
+    )
     for _ in range(3):
         assert_same(cache.get(KEY))
     assert len(hashed) == 1
@@ -96,7 +106,9 @@ def test_an_entry_is_hashed_once_until_its_file_is_another(said: list[str], tmp_
     assert cache.get(KEY) is None
 
 
-def test_an_entry_under_another_key_is_not_taken(said: list[str], tmp_path: Path) -> None:
+def test_an_entry_under_another_key_is_not_taken(
+    said: list[str], tmp_path: Path
+) -> None:
     cache, path = make_cache(tmp_path)
     other = key_of(name="other")
     (tmp_path / other[:2]).mkdir(exist_ok=True)
@@ -111,7 +123,9 @@ def test_a_killed_writer_leaves_no_entry(tmp_path: Path) -> None:
         "os.replace = lambda *a: os._exit(9)\n"
         "TensorCache(Path(sys.argv[1])).put(sys.argv[2], {'a': torch.ones(4)})"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path), KEY]).returncode == 9
+    assert (
+        subprocess.run([sys.executable, "-c", code, str(tmp_path), KEY]).returncode == 9
+    )
     assert len(list(tmp_path.rglob("*.tmp"))) == 1
     cache = TensorCache(tmp_path)
     assert cache.get(KEY) is None
@@ -119,7 +133,9 @@ def test_a_killed_writer_leaves_no_entry(tmp_path: Path) -> None:
     assert_same(cache.get(KEY))
 
 
-def test_failed_write_keeps_the_old_entry_and_no_rubbish(tmp_path: Path, monkeypatch) -> None:
+def test_failed_write_keeps_the_old_entry_and_no_rubbish(
+    tmp_path: Path, monkeypatch
+) -> None:
     cache, _ = make_cache(tmp_path)
 
     def full(_: int) -> None:
@@ -146,7 +162,13 @@ def test_target_held_open_on_windows_is_no_failure(tmp_path: Path, monkeypatch) 
 
 
 def test_key_depends_on_every_part_and_not_on_their_order() -> None:
-    keys = {key_of(a=1, b="x"), key_of(a=2, b="x"), key_of(a=1, b="y"), key_of(a=1), key_of(a="1", b="x")}
+    keys = {
+        key_of(a=1, b="x"),
+        key_of(a=2, b="x"),
+        key_of(a=1, b="y"),
+        key_of(a=1),
+        key_of(a="1", b="x"),
+    }
     assert len(keys) == 5
     assert key_of(a=(1, 2), b="x") == key_of(b="x", a=[1, 2])
     with pytest.raises(TypeError):

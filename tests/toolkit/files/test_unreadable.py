@@ -1,4 +1,5 @@
-"""A file that cannot be read is described as what it is, and is only downloaded again where that helps."""
+"""A file that cannot be read is described as what it is, and is only downloaded again
+where that helps."""
 
 from __future__ import annotations
 
@@ -18,12 +19,21 @@ from safetensors.torch import save_file
 from toolkit.config.sections.model_files import read_model_json
 from toolkit.errors import RunError, UserError
 from toolkit.files.safetensors_io import tensor_shapes
-from toolkit.files.unreadable import Cause, cause_of, denied, explained, stand_in, unread_file
+from toolkit.files.unreadable import (
+    Cause,
+    cause_of,
+    denied,
+    explained,
+    stand_in,
+    unread_file,
+)
 from toolkit.models.adapter_origin import unreadable
 from toolkit.models.loading import reading
 from toolkit.networks.lora_formats import read_tensors
 
-POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 99735\n"
+POINTER = (
+    f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 99735\n"
+)
 LINK = "../../blobs/0123456789abcdef"
 AGAIN = "again"
 STRANGER = 12345
@@ -52,8 +62,16 @@ def told(path: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("contents", "words", "remedy"),
     [
-        (POINTER, "it is what Git LFS has in the place of a file that was not downloaded", "Run 'git lfs pull' in its"),
-        (LINK, f"it is a link that became a text file: it holds '{LINK}'", "Copy the folder with the files that"),
+        (
+            POINTER,
+            "it is what Git LFS has in the place of a file that was not downloaded",
+            "Run 'git lfs pull' in its",
+        ),
+        (
+            LINK,
+            f"it is a link that became a text file: it holds '{LINK}'",
+            "Copy the folder with the files that",
+        ),
     ],
 )
 def test_what_stands_in_the_place_of_weights_is_named_by_every_reader(
@@ -69,15 +87,25 @@ def test_damage_is_damage(weights: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-8])
     again = [" again" in message for message in told(weights)]
     assert all(again) and len(again) == 5
-    with pytest.raises(UserError, match=r"damaged weights \(it is cut off\)\. Copy or download the model again\."):
+    with pytest.raises(
+        UserError,
+        match=r"damaged weights \(it is cut off\)\. Copy or download the model again\.",
+    ):
         tensor_shapes(weights)
     assert unread_file(weights.parent) == ""
 
 
-def test_a_file_of_another_kind_is_replaced_and_not_downloaded_again(weights: Path) -> None:
-    for contents, kind in ((b"GGUF" + bytes(99), "a GGUF file"), (b"<!DOCTYPE html>", "a web page")):
+def test_a_file_of_another_kind_is_replaced_and_not_downloaded_again(
+    weights: Path,
+) -> None:
+    for contents, kind in (
+        (b"GGUF" + bytes(99), "a GGUF file"),
+        (b"<!DOCTYPE html>", "a web page"),
+    ):
         weights.write_bytes(contents)
-        with pytest.raises(UserError, match=rf"not readable \(it is {kind}\)\. ") as caught:
+        with pytest.raises(
+            UserError, match=rf"not readable \(it is {kind}\)\. "
+        ) as caught:
             tensor_shapes(weights)
         assert " again" not in str(caught.value)
 
@@ -95,7 +123,9 @@ def test_a_file_of_another_kind_is_replaced_and_not_downloaded_again(weights: Pa
         ("./" + "x" * 1024, False),
     ],
 )
-def test_only_small_files_stand_in_the_place_of_others(contents: str, is_one: bool) -> None:
+def test_only_small_files_stand_in_the_place_of_others(
+    contents: str, is_one: bool
+) -> None:
     assert (stand_in(contents.encode()) is not None) == is_one
 
 
@@ -128,7 +158,8 @@ def shared() -> Iterator[Path]:
 
 
 def asked(file: Path) -> tuple[Cause, str]:
-    """What a user is told who is not root: in a child process, which becomes a stranger where this is root's."""
+    """What a user is told who is not root: in a child process, which becomes a stranger
+    where this is root's."""
     reader, writer = os.pipe()
     if child := os.fork():
         os.close(writer)
@@ -159,7 +190,10 @@ def test_who_owns_what_may_not_be_read_and_who_asks(shared: Path, closed: str) -
     for path in (file, shared / "link"):
         (what, remedy), _ = asked(path)
         named = "it" if place == file else str(place)
-        assert what.startswith(f"Permission denied: {named} belongs to ") and "mode 000" in what
+        assert (
+            what.startswith(f"Permission denied: {named} belongs to ")
+            and "mode 000" in what
+        )
         assert what.endswith(f", and this program runs as uid {STRANGER}") == is_root
         assert f"Run: chmod {'a' if is_root else 'u'}+{rights} {place}" in remedy
     assert asked(file)[1].startswith(
@@ -169,6 +203,8 @@ def test_who_owns_what_may_not_be_read_and_who_asks(shared: Path, closed: str) -
 
 @pytest.mark.skipif(sys.platform == "win32", reason="rights of Unix")
 def test_what_its_mode_does_not_explain_is_looked_for_elsewhere(weights: Path) -> None:
-    cause = cause_of(weights, PermissionError(errno.EACCES, "Permission denied", str(weights)))
+    cause = cause_of(
+        weights, PermissionError(errno.EACCES, "Permission denied", str(weights))
+    )
     assert cause and cause.what.startswith("Permission denied: it belongs to ")
     assert cause.remedy.startswith("Look at the rights of its mount")

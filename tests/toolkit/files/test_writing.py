@@ -51,7 +51,9 @@ def test_the_new_file_takes_the_place_of_the_old_at_the_end(tmp_path: Path) -> N
     write_text(path, "old")
     with atomic_write(path) as temporary:
         temporary.write_text("new")
-        assert temporary.parent == path.parent  # a rename is atomic within one file system only
+        assert (
+            temporary.parent == path.parent
+        )  # a rename is atomic within one file system only
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert list(path.parent.iterdir()) == [path]
@@ -70,14 +72,19 @@ def test_a_folder_is_the_old_or_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "model"
     for turn in ("old", "new"):
         with atomic_write_dir(path) as temporary:
-            assert fnmatch(temporary.name, TEMP_FILE_GLOB) and temporary.parent == path.parent
+            assert (
+                fnmatch(temporary.name, TEMP_FILE_GLOB)
+                and temporary.parent == path.parent
+            )
             (temporary / "part").mkdir()
             (temporary / "part" / turn).touch()
         assert [entry.name for entry in (path / "part").iterdir()] == [turn]
     with pytest.raises(KeyError), atomic_write_dir(path) as temporary:
         (temporary / "half").touch()
         raise KeyError
-    assert {entry.name for entry in path.iterdir()} == {MARKER, "part"} and list(tmp_path.iterdir()) == [path]
+    assert {entry.name for entry in path.iterdir()} == {MARKER, "part"} and list(
+        tmp_path.iterdir()
+    ) == [path]
 
 
 @pytest.mark.parametrize("name", [MARKER, ""])
@@ -88,7 +95,9 @@ def test_only_a_folder_of_the_program_is_replaced(tmp_path: Path, name: str) -> 
     stranger = pytest.raises(RunError, match="model' was not made by this program")
     with nullcontext() if name else stranger, atomic_write_dir(path) as temporary:
         (temporary / "new").touch()
-    assert {entry.name for entry in path.iterdir()} == ({MARKER, "new"} if name else {"photos", "photo.jpg"})
+    assert {entry.name for entry in path.iterdir()} == (
+        {MARKER, "new"} if name else {"photos", "photo.jpg"}
+    )
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -100,19 +109,32 @@ def test_what_was_added_to_a_folder_of_the_program_stays(tmp_path: Path) -> None
             (temporary / "part" / "weights").write_bytes(number)
         (path / "part" / ".DS_Store").touch()
     (path / "part" / "mine.jpg").write_bytes(b"mine")
-    with pytest.raises(RunError, match=r"holds 'part/mine.jpg', which was not made by"), atomic_write_dir(path):
+    with (
+        pytest.raises(RunError, match=r"holds 'part/mine.jpg', which was not made by"),
+        atomic_write_dir(path),
+    ):
         raise AssertionError("nothing may be written before the refusal")
-    with pytest.raises(RunError, match="was not made by"), atomic_write_dir(path / "part" / "mine.jpg"):
+    with (
+        pytest.raises(RunError, match="was not made by"),
+        atomic_write_dir(path / "part" / "mine.jpg"),
+    ):
         raise AssertionError("a file is not replaced by a folder")
-    assert (path / "part" / "mine.jpg").read_bytes() == b"mine" and (path / "part" / "weights").read_bytes() == b"2"
+    assert (path / "part" / "mine.jpg").read_bytes() == b"mine" and (
+        path / "part" / "weights"
+    ).read_bytes() == b"2"
 
 
 def test_photographs_that_arrive_while_a_folder_is_written_stay(tmp_path: Path) -> None:
     path = tmp_path / "model"
-    with pytest.raises(RunError, match="was not made by this program"), atomic_write_dir(path):
+    with (
+        pytest.raises(RunError, match="was not made by this program"),
+        atomic_write_dir(path),
+    ):
         path.mkdir()
         (path / "photo.jpg").touch()
-    assert [entry.name for entry in path.iterdir()] == ["photo.jpg"] and list(tmp_path.iterdir()) == [path]
+    assert [entry.name for entry in path.iterdir()] == ["photo.jpg"] and list(
+        tmp_path.iterdir()
+    ) == [path]
 
 
 def test_a_folder_that_another_process_writes_is_left_to_it(tmp_path: Path) -> None:
@@ -120,7 +142,10 @@ def test_a_folder_that_another_process_writes_is_left_to_it(tmp_path: Path) -> N
         (one / "one").touch()
         with atomic_write_dir(tmp_path / "model") as other:
             (other / "other").touch()
-        assert {entry.name for entry in (tmp_path / "model").iterdir()} == {MARKER, "other"}
+        assert {entry.name for entry in (tmp_path / "model").iterdir()} == {
+            MARKER,
+            "other",
+        }
     assert {entry.name for entry in (tmp_path / "model").iterdir()} == {MARKER, "one"}
 
 
@@ -150,8 +175,11 @@ print(steps)
 
 
 @pytest.mark.slow
-def test_a_replacement_that_is_killed_at_any_step_loses_nothing_and_the_next_start_cleans_up(tmp_path: Path) -> None:
-    """Before the second rename the old folder is back, after it the new one is there; no other folder is left."""
+def test_a_replacement_that_is_killed_at_any_step_loses_nothing_and_the_next_start_cleans_up(
+    tmp_path: Path,
+) -> None:
+    """Before the second rename the old folder is back, after it the new one is there;
+    no other folder is left."""
     command = [sys.executable, "-c", KILLED_AT_A_STEP]
     path, seen, step = tmp_path / "model", [], 0
     while not seen or seen[-1] != "done":
@@ -161,24 +189,35 @@ def test_a_replacement_that_is_killed_at_any_step_loses_nothing_and_the_next_sta
         with atomic_write_dir(path) as folder:
             for name in ("one", "two"):
                 (folder / name).write_text("old")
-        result = subprocess.run([*command, path, str(step)], capture_output=True, text=True)
+        result = subprocess.run(
+            [*command, path, str(step)], capture_output=True, text=True
+        )
         assert result.returncode in (0, -signal.SIGKILL), result.stderr
         settle(path)
         assert list(tmp_path.iterdir()) == [path]
         [found] = {(path / name).read_text() for name in ("one", "two")}
         seen.append(found if result.returncode else "done")
-    assert seen == sorted(seen, key=["old", "new", "done"].index) and {"old", "new"} < set(seen)
+    assert seen == sorted(seen, key=["old", "new", "done"].index) and {
+        "old",
+        "new",
+    } < set(seen)
 
 
 def test_a_folder_aside_counts_as_there(tmp_path: Path) -> None:
     aside = tmp_path / ".model.replaced.tmp"
     aside.mkdir()
-    assert folder_at(tmp_path / "model") == aside and fnmatch(aside.name, TEMP_FILE_GLOB)
+    assert folder_at(tmp_path / "model") == aside and fnmatch(
+        aside.name, TEMP_FILE_GLOB
+    )
     settle_all(tmp_path)
-    assert folder_at(tmp_path / "model") == tmp_path / "model" and list(tmp_path.iterdir()) == [tmp_path / "model"]
+    assert folder_at(tmp_path / "model") == tmp_path / "model" and list(
+        tmp_path.iterdir()
+    ) == [tmp_path / "model"]
 
 
-def test_what_is_removed_is_gone_and_a_folder_goes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_removed_is_gone_and_a_folder_goes_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "model" / "part").mkdir(parents=True)
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "file")
@@ -208,8 +247,15 @@ save_file({"w": numpy.ones(1000)}, sys.argv[1])
 """
 
 
-def test_what_safetensors_leaves_behind_when_it_is_killed_has_the_known_name(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED_WITHIN_A_FILE, tmp_path / "lora.safetensors"]
+def test_what_safetensors_leaves_behind_when_it_is_killed_has_the_known_name(
+    tmp_path: Path,
+) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        KILLED_WITHIN_A_FILE,
+        tmp_path / "lora.safetensors",
+    ]
     assert subprocess.run(command).returncode == -signal.SIGXFSZ
     [left] = tmp_path.iterdir()
     assert fnmatch(left.name, SAFETENSORS_TEMP_GLOB)
@@ -240,13 +286,20 @@ def test_what_is_read_and_written_in_a_folder_lock_is_not_lost(tmp_path: Path) -
     (tmp_path.parent / f"{tmp_path.name}-link").symlink_to(tmp_path)
     places = (tmp_path, tmp_path, tmp_path.parent / f"{tmp_path.name}-link")
     command = [sys.executable, "-c", COUNTER]
-    counters = [subprocess.Popen([*command, str(place)], env=child_environment()) for place in places]
+    counters = [
+        subprocess.Popen([*command, str(place)], env=child_environment())
+        for place in places
+    ]
     assert [counter.wait(60) for counter in counters] == [0, 0, 0]
-    assert (tmp_path / "count.txt").read_text() == "600" and os.listdir(tmp_path) == ["count.txt"]
+    assert (tmp_path / "count.txt").read_text() == "600" and os.listdir(tmp_path) == [
+        "count.txt"
+    ]
 
 
 @pytest.mark.parametrize("has_locks", [True, False])
-def test_a_folder_lock_is_for_threads_too(tmp_path: Path, has_locks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_lock_is_for_threads_too(
+    tmp_path: Path, has_locks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not has_locks:  # Windows
         monkeypatch.setattr(writing, "fcntl", None)
     inside, most = 0, 0
@@ -267,9 +320,15 @@ def test_a_folder_lock_is_for_threads_too(tmp_path: Path, has_locks: bool, monke
     assert most == 1
 
 
-def test_a_kill_releases_the_lock_and_another_folder_has_its_own(tmp_path: Path) -> None:
+def test_a_kill_releases_the_lock_and_another_folder_has_its_own(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "other").mkdir()
-    with folder_lock(tmp_path), folder_lock(tmp_path / "other"), locked(tmp_path) as has_it:
+    with (
+        folder_lock(tmp_path),
+        folder_lock(tmp_path / "other"),
+        locked(tmp_path) as has_it,
+    ):
         assert has_it is False, "another block is in it"
     code = "import os; from pathlib import Path; from toolkit.files.writing import folder_lock\n"
     code += f"with folder_lock(Path({str(tmp_path)!r})): os.kill(os.getpid(), 9)"
@@ -303,7 +362,9 @@ def test_a_name_that_is_no_text_comes_back_as_it_was(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {name: 1}
     with (tmp_path / "a.jsonl").open("a", encoding="utf-8") as file:
         append_json_line(file, {"file": name})
-    assert json.loads((tmp_path / "a.jsonl").read_text(encoding="utf-8")) == {"file": name}
+    assert json.loads((tmp_path / "a.jsonl").read_text(encoding="utf-8")) == {
+        "file": name
+    }
 
 
 def test_each_line_of_json_is_whole(tmp_path: Path) -> None:
@@ -312,7 +373,10 @@ def test_each_line_of_json_is_whole(tmp_path: Path) -> None:
         append_json_line(file, {"step": 1})
         append_json_line(file, {"text": "two\nlines"})
         seen_while_open = path.read_text().splitlines()
-    assert [json.loads(line) for line in seen_while_open] == [{"step": 1}, {"text": "two\nlines"}]
+    assert [json.loads(line) for line in seen_while_open] == [
+        {"step": 1},
+        {"text": "two\nlines"},
+    ]
     file = StringIO()
     with pytest.raises(ValueError, match="JSON"):
         append_json_line(file, {"loss": float("inf")})
@@ -326,7 +390,10 @@ def test_the_digest_of_a_file(tmp_path: Path) -> None:
         contents = bytes(range(251)) * (length // 251 + 1)
         (tmp_path / "b").write_bytes(contents[:length])
         assert b"".join(read_chunks(tmp_path / "b")) == contents[:length]
-        assert sha256_of(str(tmp_path / "b")) == hashlib.sha256(contents[:length]).hexdigest()
+        assert (
+            sha256_of(str(tmp_path / "b"))
+            == hashlib.sha256(contents[:length]).hexdigest()
+        )
 
 
 def test_files_and_folders_can_be_flushed(tmp_path: Path) -> None:
@@ -348,7 +415,9 @@ def test_no_secret_gets_into_a_file_and_numbers_stay(tmp_path: Path) -> None:
     assert json.loads(file.getvalue()) == {"error": ["<redacted>"], "step": 3}
 
 
-def test_a_disk_without_links_gets_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_links_gets_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*arguments: object) -> None:
         raise OSError("no links here")
 
@@ -360,15 +429,23 @@ def test_a_disk_without_links_gets_copies(tmp_path: Path, monkeypatch: pytest.Mo
     assert os.stat(tmp_path / "a").st_ino != os.stat(tmp_path / "b").st_ino
 
 
-def test_another_process_finds_libraries_where_this_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_process_finds_libraries_where_this_one_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(("/opt/site", "/opt/more")))
-    assert python_path().split(os.pathsep) == [str(TOOLKIT_ROOT), "/opt/site", "/opt/more"]
+    assert python_path().split(os.pathsep) == [
+        str(TOOLKIT_ROOT),
+        "/opt/site",
+        "/opt/more",
+    ]
     monkeypatch.delenv("PYTHONPATH")
     assert python_path() == str(TOOLKIT_ROOT)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="devices and pipes of POSIX")
-def test_a_source_is_a_file_or_a_pipe_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_is_a_file_or_a_pipe_that_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(OSError, match="neither a file nor a pipe"):
         read_source("/dev/zero")
     monkeypatch.setattr("toolkit.files.writing.MOST_SOURCE", 100_000)
@@ -376,7 +453,9 @@ def test_a_source_is_a_file_or_a_pipe_that_ends(tmp_path: Path, monkeypatch: pyt
     os.mkfifo(pipe)
     for size, fits in ((100_000, True), (100_001, False)):
         (tmp_path / "file").write_bytes(b"a" * size)
-        writer = subprocess.Popen(["sh", "-c", f"cat {tmp_path}/file > {pipe}"], stderr=subprocess.DEVNULL)
+        writer = subprocess.Popen(
+            ["sh", "-c", f"cat {tmp_path}/file > {pipe}"], stderr=subprocess.DEVNULL
+        )
         for place in (pipe, tmp_path / "file"):
             if fits:
                 assert len(read_source(place)) == size
@@ -386,7 +465,9 @@ def test_a_source_is_a_file_or_a_pipe_that_ends(tmp_path: Path, monkeypatch: pyt
         writer.wait(30)
 
 
-def test_what_is_not_a_config_says_what_to_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_a_config_says_what_to_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     Path("jobs").mkdir()
@@ -405,15 +486,20 @@ def test_what_is_not_a_config_says_what_to_give(tmp_path: Path, monkeypatch: pyt
             find_config(given)
 
 
-@pytest.mark.parametrize("text", ["x" * 5000, "a/" * 3000, "y" * 300, "a\0b", "loop/x", "\udc80"])
-def test_a_name_that_no_file_can_have_is_not_found(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "text", ["x" * 5000, "a/" * 3000, "y" * 300, "a\0b", "loop/x", "\udc80"]
+)
+def test_a_name_that_no_file_can_have_is_not_found(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("loop").symlink_to("loop")
     with pytest.raises(UserError, match=r"no such config|neither a file nor a command"):
         find_config(text)
 
 
-# ------------------------------------------------------------ what killed processes leave
+# ------------------------------------------------------------ what killed processes
+# leave
 
 
 KILLED = """
@@ -430,7 +516,9 @@ with atomic_write(Path(sys.argv[1])) as temporary:
 def writer(path: Path) -> subprocess.Popen:
     """Another process in the middle of a write."""
     command = [sys.executable, "-c", KILLED, str(path)]
-    process = subprocess.Popen(command, cwd=TOOLKIT_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, cwd=TOOLKIT_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     process.stdout.readline()
     return process
 
@@ -447,7 +535,9 @@ def new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "_warned", set())
 
 
-def test_the_next_write_of_a_file_removes_what_a_killed_one_has_left(new_process, tmp_path: Path) -> None:
+def test_the_next_write_of_a_file_removes_what_a_killed_one_has_left(
+    new_process, tmp_path: Path
+) -> None:
     path, other = tmp_path / "a.json", tmp_path / ".b.json.12345678.tmp"
     kill(writer(path))
     other.write_text("of another file")
@@ -456,16 +546,28 @@ def test_the_next_write_of_a_file_removes_what_a_killed_one_has_left(new_process
     assert sorted(tmp_path.iterdir()) == [other, path]
 
 
-def test_a_process_that_is_killed_within_safetensors_leaves_nothing_for_long(new_process, tmp_path: Path) -> None:
+def test_a_process_that_is_killed_within_safetensors_leaves_nothing_for_long(
+    new_process, tmp_path: Path
+) -> None:
     """safetensors writes under a random name first, in a folder of our own."""
     path, tensors = tmp_path / "a.safetensors", {"w": torch.zeros(3)}
     killed = "import os, sys, torch; from pathlib import Path; from toolkit.networks import save; "
     killed += "os.replace = lambda *_: os._exit(9); "
-    killed += "save.write_safetensors_verified(Path(sys.argv[1]), {'w': torch.ones(3)}, None)"
-    assert subprocess.run([sys.executable, "-c", killed, str(path)], cwd=TOOLKIT_ROOT).returncode == 9
+    killed += (
+        "save.write_safetensors_verified(Path(sys.argv[1]), {'w': torch.ones(3)}, None)"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", killed, str(path)], cwd=TOOLKIT_ROOT
+        ).returncode
+        == 9
+    )
     assert len(list(tmp_path.glob(TEMP_FILE_GLOB))) == 2
     write_safetensors_verified(path, tensors, None)
-    assert list(tmp_path.iterdir()) == [path] and stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask()
+    assert (
+        list(tmp_path.iterdir()) == [path]
+        and stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask()
+    )
 
 
 def umask() -> int:
@@ -481,17 +583,26 @@ def test_a_write_that_goes_on_elsewhere_is_let_be(new_process, tmp_path: Path) -
     write_text(path, "ours")
     assert theirs.read_text() == "half" and path.read_text() == "ours"
     process.communicate()
-    assert process.returncode == 0 and path.read_text() == "half" and not theirs.exists()
+    assert (
+        process.returncode == 0 and path.read_text() == "half" and not theirs.exists()
+    )
 
 
 def test_names_that_look_alike_are_let_be(new_process, tmp_path: Path) -> None:
-    for name in (".a.json.1234567.tmp", ".a.json.1234567g.tmp", "a.json.12345678.tmp", ".aXjson.12345678.tmp"):
+    for name in (
+        ".a.json.1234567.tmp",
+        ".a.json.1234567g.tmp",
+        "a.json.12345678.tmp",
+        ".aXjson.12345678.tmp",
+    ):
         (tmp_path / name).touch()
     write_text(tmp_path / "a.json", "")
     assert len(list(tmp_path.iterdir())) == 5
 
 
-def test_without_locks_nothing_is_removed(new_process, tmp_path: Path, monkeypatch) -> None:
+def test_without_locks_nothing_is_removed(
+    new_process, tmp_path: Path, monkeypatch
+) -> None:
     kill(writer(tmp_path / "a.json"))
 
     def refuse(*_):
@@ -502,7 +613,9 @@ def test_without_locks_nothing_is_removed(new_process, tmp_path: Path, monkeypat
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_what_serves_tidiness_alone_warns_once_and_names_no_temporary_file(new_process, said, tmp_path: Path) -> None:
+def test_what_serves_tidiness_alone_warns_once_and_names_no_temporary_file(
+    new_process, said, tmp_path: Path
+) -> None:
     path = tmp_path / ".a.12345678.tmp" / "b.safetensors"
     for number in (1, 5, 1):
         with only_tidy(path, f"modes stay {number}"):

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from toolkit.errors import UserError
-from toolkit.files.writing import CONFIG_ROOT, EXTENSIONS_ROOT, TOOLKIT_ROOT, find_config, moved_examples
+from toolkit.files.writing import (
+    CONFIG_ROOT,
+    EXTENSIONS_ROOT,
+    TOOLKIT_ROOT,
+    find_config,
+    moved_examples,
+)
 
 
 @pytest.fixture(autouse=True)

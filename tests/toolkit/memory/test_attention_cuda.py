@@ -17,17 +17,23 @@ LIMITS = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-4}
 """Relative error of the output and of each gradient."""
 
 SHAPES = [(2, 2, 77, 16), (1, 4, 300, 64), (1, 24, 2088, 128)]
-"""Batch, heads, tokens, head width: the tiny model's, an odd one, and the published model's at 512 x 512."""
+"""Batch, heads, tokens, head width: the tiny model's, an odd one, and the published
+model's at 512 x 512."""
 
 FAST_FROM = (8, 0)
-"""Lowest compute capability that has a fast kernel, of half precision alone (FlashAttention 2's list of GPUs)."""
+"""Lowest compute capability that has a fast kernel, of half precision alone
+(FlashAttention 2's list of GPUs)."""
 
 
-def inputs(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+def inputs(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
     """q, k, v and a gradient, laid out as the layers of a block lay them out."""
     batch, heads, tokens, width = shape
     random = torch.Generator().manual_seed(tokens)
-    drawn = (torch.randn((batch, tokens, heads, width), generator=random) for _ in range(4))
+    drawn = (
+        torch.randn((batch, tokens, heads, width), generator=random) for _ in range(4)
+    )
     return [t.to(device, dtype).transpose(1, 2) for t in drawn]
 
 
@@ -53,7 +59,9 @@ def assert_close(found: list[Tensor], expected: list[Tensor], limit: float) -> N
 @pytest.mark.parametrize("backend", [*FAST, *SLOW], ids=lambda backend: backend.name)
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-def test_each_kernel(cuda: torch.device, backend, dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
+def test_each_kernel(
+    cuda: torch.device, backend, dtype: torch.dtype, shape: tuple[int, int, int, int]
+) -> None:
     tensors = inputs(shape, dtype, cuda)
     try:
         with sdpa_kernel(backend):
@@ -61,20 +69,30 @@ def test_each_kernel(cuda: torch.device, backend, dtype: torch.dtype, shape: tup
     except RuntimeError as error:
         if "No available kernel" not in str(error):
             raise
-        pytest.skip(f"no {backend.name} kernel for {dtype} and heads of {shape[-1]} on this device")
+        pytest.skip(
+            f"no {backend.name} kernel for {dtype} and heads of {shape[-1]} on this device"
+        )
     assert_close(found, exact(tensors), LIMITS[dtype])
 
 
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-def test_what_blocks_use(cuda: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
+def test_what_blocks_use(
+    cuda: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int]
+) -> None:
     """There is a kernel for every type, whichever it is."""
     tensors = inputs(shape, dtype, cuda)
-    found = with_sdpa_priority(tensors[0].device)(lambda block, *given: tuple(results(*given)))(None, *tensors)
+    found = with_sdpa_priority(tensors[0].device)(
+        lambda block, *given: tuple(results(*given))
+    )(None, *tensors)
     assert_close(list(found), exact(tensors), LIMITS[dtype])
 
 
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
-def test_a_fast_kernel_is_found_where_there_is_one(cuda: torch.device, dtype: torch.dtype) -> None:
-    expected = dtype.itemsize == 2 and torch.cuda.get_device_capability(cuda) >= FAST_FROM
+def test_a_fast_kernel_is_found_where_there_is_one(
+    cuda: torch.device, dtype: torch.dtype
+) -> None:
+    expected = (
+        dtype.itemsize == 2 and torch.cuda.get_device_capability(cuda) >= FAST_FROM
+    )
     assert has_fast_kernel(cuda, dtype, 128) is expected

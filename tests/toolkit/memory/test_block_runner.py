@@ -36,8 +36,15 @@ class ToyModel:
     def wrap_blocks(self, wrappers, last_block_wrappers=None) -> None:
         self.wrappers, self.last_block_wrappers = list(wrappers), last_block_wrappers
         run = Stack.wrapped(plain, *wrappers)
-        runs = [run, run if last_block_wrappers is None else Stack.wrapped(plain, *last_block_wrappers)]
-        self.stack.run = lambda block, *tensors: runs[block is self.stack.model[-1]](block, *tensors)
+        runs = [
+            run,
+            run
+            if last_block_wrappers is None
+            else Stack.wrapped(plain, *last_block_wrappers),
+        ]
+        self.stack.run = lambda block, *tensors: runs[block is self.stack.model[-1]](
+            block, *tensors
+        )
 
 
 @pytest.fixture
@@ -52,18 +59,27 @@ def made(monkeypatch: pytest.MonkeyPatch, said: list[str]):
     return made
 
 
-@pytest.mark.parametrize("level", ["none", "cheap", "keep_attention", "full", "full_offload", "block_offload"])
-def test_every_level_with_and_without_swapping_gives_the_same_bits(made, level: str) -> None:
+@pytest.mark.parametrize(
+    "level",
+    ["none", "cheap", "keep_attention", "full", "full_offload", "block_offload"],
+)
+def test_every_level_with_and_without_swapping_gives_the_same_bits(
+    made, level: str
+) -> None:
     expected = Stack().gradients()
     for swapped in (0, 3):
         adapter, engine, said = made(level, swapped=swapped)
         assert engine.level == level and said == []
-        assert any(isinstance(wrapper, BlockSwap) for wrapper in adapter.wrappers) is bool(swapped)
+        assert any(
+            isinstance(wrapper, BlockSwap) for wrapper in adapter.wrappers
+        ) is bool(swapped)
         assert same(adapter.stack.gradients(), expected)
 
 
 @pytest.mark.parametrize("swapped", [0, 3])
-def test_the_block_that_backward_begins_with_is_not_computed_again(made, swapped: int) -> None:
+def test_the_block_that_backward_begins_with_is_not_computed_again(
+    made, swapped: int
+) -> None:
     adapter, *_ = made("full", swapped=swapped)
     begun = dict.fromkeys(adapter.stack.model, 0)
 
@@ -77,7 +93,9 @@ def test_the_block_that_backward_begins_with_is_not_computed_again(made, swapped
 
 
 def test_compiled_all_blocks_are_one_program(made) -> None:
-    adapter, *_ = made("full", compile_settings=CompileConfig(enabled=True, backend="eager"))
+    adapter, *_ = made(
+        "full", compile_settings=CompileConfig(enabled=True, backend="eager")
+    )
     assert adapter.last_block_wrappers is None
 
 
@@ -91,7 +109,9 @@ def test_auto_takes_the_fastest_level_that_fits(made, level: str) -> None:
     adapter, engine, said = made(free=activation_bytes(level, WORK) + 50)
     engine.choose_checkpointing(WORK, needed=50)
     assert engine.level == level
-    assert said == [f"train.gradient_checkpointing auto: {level} (0.0 GB free, largest batch 1000 tokens)"]
+    assert said == [
+        f"train.gradient_checkpointing auto: {level} (0.0 GB free, largest batch 1000 tokens)"
+    ]
     assert same(adapter.stack.gradients(), Stack().gradients())
 
 
@@ -104,7 +124,9 @@ def test_what_training_needs_besides_is_taken_off(made) -> None:
 
 def test_all_processes_take_what_one_of_them_needs(made) -> None:
     _, engine, _ = made(free=10**12)
-    engine.choose_checkpointing(WORK, needed=0, gather=lambda own: [own, "keep_attention", "cheap"])
+    engine.choose_checkpointing(
+        WORK, needed=0, gather=lambda own: [own, "keep_attention", "cheap"]
+    )
     assert engine.level == "keep_attention"
 
 
@@ -115,8 +137,15 @@ def test_auto_goes_down_one_level_at_a_time_and_says_so(made) -> None:
     levels = []
     while engine.increase_checkpointing():
         levels.append(engine.level)
-    assert levels == ["cheap", "keep_attention", "full"]  # on the CPU there is nothing to offload to
-    assert said[0] == "train.gradient_checkpointing auto: the largest batch does not fit with none; cheap instead"
+    assert levels == [
+        "cheap",
+        "keep_attention",
+        "full",
+    ]  # on the CPU there is nothing to offload to
+    assert (
+        said[0]
+        == "train.gradient_checkpointing auto: the largest batch does not fit with none; cheap instead"
+    )
     assert len(said) == 3
 
 
@@ -125,7 +154,8 @@ def test_uncompiled_on_a_gpu_the_time_of_the_host_counts(
     made, monkeypatch: pytest.MonkeyPatch, compiled: bool, level: str
 ) -> None:
     _, engine, _ = made(
-        free=activation_bytes("cheap", WORK), compile_settings=CompileConfig(backend="eager") if compiled else None
+        free=activation_bytes("cheap", WORK),
+        compile_settings=CompileConfig(backend="eager") if compiled else None,
     )
     monkeypatch.setattr(engine, "_device", torch.device("cuda"))
     monkeypatch.setattr(engine, "_wrap", lambda: None)
@@ -141,12 +171,16 @@ def test_a_level_that_was_asked_for_stays(made) -> None:
     assert engine.level == "none" and said == []
 
 
-def test_where_compiling_fails_the_record_of_the_run_says_so(made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_compiling_fails_the_record_of_the_run_says_so(
+    made, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*inputs) -> None:
         raise OSError("no compiler")
 
     monkeypatch.setattr(torch, "compile", lambda run, **_: broken)
-    adapter, engine, said = made("full", compile_settings=CompileConfig(backend="eager"))
+    adapter, engine, said = made(
+        "full", compile_settings=CompileConfig(backend="eager")
+    )
     assert engine.programs.record == {"blocks": True}
     adapter.stack.gradients()
     assert engine.programs.record == {"blocks": False} and len(said) == 1
@@ -165,16 +199,28 @@ def test_where_compiling_fails_the_level_is_that_of_blocks_that_keep_more(
     monkeypatch.setattr(torch, "compile", lambda run, **_: broken)
     work = replace(WORK, compiled=True)
     free = (activation_bytes("none", work) + activation_bytes("none", WORK)) // 2
-    adapter, engine, said = made(free=free, compile_settings=CompileConfig(backend="eager"))
+    adapter, engine, said = made(
+        free=free, compile_settings=CompileConfig(backend="eager")
+    )
     engine.choose_checkpointing(work, needed=0)
     assert engine.level == "none"
     adapter.stack.gradients()
-    assert engine.level == "cheap" and "cheap instead of none, for uncompiled blocks" in "".join(said)
+    assert (
+        engine.level == "cheap"
+        and "cheap instead of none, for uncompiled blocks" in "".join(said)
+    )
 
 
 def test_compiling_is_only_done_when_enabled(made) -> None:
     assert len(made("full")[0].wrappers) == 1
-    assert len(made("full", compile_settings=CompileConfig(enabled=True, backend="eager"))[0].wrappers) == 2
+    assert (
+        len(
+            made("full", compile_settings=CompileConfig(enabled=True, backend="eager"))[
+                0
+            ].wrappers
+        )
+        == 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -182,15 +228,32 @@ def test_compiling_is_only_done_when_enabled(made) -> None:
     [
         (StepShape(tokens=8472, width=3072, blocks=60, number_bytes=2), 1, False, True),
         (StepShape(tokens=8472, width=3072, blocks=60, number_bytes=2), 1, True, False),
-        (StepShape(tokens=8 * 1000, width=3072, blocks=60, number_bytes=2), 8, False, False),  # 7.5 % of the products
-        (StepShape(tokens=8 * 90, width=128, blocks=5, number_bytes=4), 8, False, False),  # the host takes the time
+        (
+            StepShape(tokens=8 * 1000, width=3072, blocks=60, number_bytes=2),
+            8,
+            False,
+            False,
+        ),  # 7.5 % of the products
+        (
+            StepShape(tokens=8 * 90, width=128, blocks=5, number_bytes=4),
+            8,
+            False,
+            False,
+        ),  # the host takes the time
     ],
 )
 def test_a_slow_kernel_of_attention_is_mentioned_where_it_counts(
-    made, monkeypatch: pytest.MonkeyPatch, work: StepShape, images: int, has_kernel: bool, warned: bool
+    made,
+    monkeypatch: pytest.MonkeyPatch,
+    work: StepShape,
+    images: int,
+    has_kernel: bool,
+    warned: bool,
 ) -> None:
     _, engine, said = made()
-    monkeypatch.setattr(engine_module.attention, "has_fast_kernel", lambda *_: has_kernel)
+    monkeypatch.setattr(
+        engine_module.attention, "has_fast_kernel", lambda *_: has_kernel
+    )
     monkeypatch.setattr(engine_module, "peak_flops", lambda device: 9.9e14)
     engine.warn_of_slow_attention(work, images)
     assert said == []  # on a CPU
@@ -205,25 +268,39 @@ def test_uncompiled_blocks_take_the_level_that_is_fastest_for_them(
     made, monkeypatch: pytest.MonkeyPatch, before: str, after: str
 ) -> None:
     """The host's time counts then; a level that saves more stays."""
-    adapter, engine, said = made(free=10**12, compile_settings=CompileConfig(backend="eager"))
+    adapter, engine, said = made(
+        free=10**12, compile_settings=CompileConfig(backend="eager")
+    )
     monkeypatch.setattr(engine, "_device", torch.device("cuda"))
     monkeypatch.setattr(engine_module, "peak_flops", lambda device: 1e18)
     engine.choose_checkpointing(WORK, needed=0)
     assert engine.level == "none"
     engine.level, said[:] = before, []
-    monkeypatch.setattr(engine_module, "fastest_level_that_fits", None)  # it has what it needs to know
-    engine._fitting = lambda levels, compiled, flops: "none" if flops is None else "full"
+    monkeypatch.setattr(
+        engine_module, "fastest_level_that_fits", None
+    )  # it has what it needs to know
+    engine._fitting = lambda levels, compiled, flops: (
+        "none" if flops is None else "full"
+    )
     engine.programs.stop()
     assert engine.level == after and not engine.programs.used
     assert len(adapter.wrappers) == 1 and adapter.last_block_wrappers == []
     assert said == (
-        ["train.gradient_checkpointing auto: full instead of none, for uncompiled blocks"] if before != after else []
+        [
+            "train.gradient_checkpointing auto: full instead of none, for uncompiled blocks"
+        ]
+        if before != after
+        else []
     )
 
 
-def test_after_programs_a_batch_that_does_not_fit_is_computed_again_at_a_more_saving_level(made) -> None:
+def test_after_programs_a_batch_that_does_not_fit_is_computed_again_at_a_more_saving_level(
+    made,
+) -> None:
     _, engine, _ = made(free=10**12, compile_settings=CompileConfig(backend="eager"))
     engine.choose_checkpointing(WORK, needed=0)
-    assert not engine.programs.save_memory()  # compiled, the trial of the largest batch decides
+    assert (
+        not engine.programs.save_memory()
+    )  # compiled, the trial of the largest batch decides
     engine.programs.stop()
     assert engine.programs.save_memory() and engine.level == "cheap"

@@ -37,7 +37,9 @@ class Counted(TorchDispatchMode):
 
 def computed(level: str, **options) -> Counter:
     """Operations of a step on one block: forward, backward, and what is done again."""
-    stack = Stack(count=2, dropout=0.0, **options).wrap(checkpoint_wrapper(level, WIDTH))
+    stack = Stack(count=2, dropout=0.0, **options).wrap(
+        checkpoint_wrapper(level, WIDTH)
+    )
     with Counted() as counted:
         stack.gradients()
     return counted.calls
@@ -49,14 +51,21 @@ def test_each_level_gives_the_same_bits_with_dropout(kind, qtype) -> None:
     options = {"count": 2, "kind": kind, "qtype": qtype}
     expected = Stack(**options).gradients()
     for level in AUTO_LEVELS:
-        assert same(Stack(**options).wrap(checkpoint_wrapper(level, WIDTH)).gradients(), expected), level
+        assert same(
+            Stack(**options).wrap(checkpoint_wrapper(level, WIDTH)).gradients(),
+            expected,
+        ), level
 
 
 @pytest.mark.parametrize("table", [False, True], ids=["", "table"])
-def test_each_level_gives_the_same_bits_on_a_real_model(tiny_model: Path, table: bool) -> None:
+def test_each_level_gives_the_same_bits_on_a_real_model(
+    tiny_model: Path, table: bool
+) -> None:
     found = []
     for level in AUTO_LEVELS:
-        model = open_tiny(tiny_model, transform_block=quantizer("int8"), modulation_table=table)
+        model = open_tiny(
+            tiny_model, transform_block=quantizer("int8"), modulation_table=table
+        )
         network = LoraNetwork(model.lora_targets(), 4, 4.0, dropout=0.1, seed=1)
         network.attach(model.network_module)
         network.fuse_projections(model.fused_projection_groups())
@@ -67,11 +76,20 @@ def test_each_level_gives_the_same_bits_on_a_real_model(tiny_model: Path, table:
         model.wrap_blocks([checkpoint_wrapper(level, model.hidden_size)])
         torch.manual_seed(0)
         width = model.network_module.config.joint_attention_dim
-        texts = [torch.randn((tokens, width), generator=random) for tokens in (7, 9)]  # two groups: two passes
+        texts = [
+            torch.randn((tokens, width), generator=random) for tokens in (7, 9)
+        ]  # two groups: two passes
         x_t_BCHW = torch.randn((2, 16, 8, 12), generator=random)
-        velocity = model.predict_velocity(x_t_BCHW, torch.tensor([0.8, 0.3]), PromptEmbeds.stack(texts), [(), ()])
+        velocity = model.predict_velocity(
+            x_t_BCHW, torch.tensor([0.8, 0.3]), PromptEmbeds.stack(texts), [(), ()]
+        )
         velocity.square().mean().backward()
-        found.append([velocity.detach(), *(p.grad for p in network.parameters().values() if p.grad is not None)])
+        found.append(
+            [
+                velocity.detach(),
+                *(p.grad for p in network.parameters().values() if p.grad is not None),
+            ]
+        )
     assert all(same(other, found[0]) for other in found[1:])
 
 
@@ -82,15 +100,25 @@ def test_what_a_level_keeps_is_not_computed_again(qtype) -> None:
     gelus = [calls[level][torch.ops.aten.gelu.default] for level in AUTO_LEVELS]
     assert gelus == [2, 4, 4, 4, 4]
     matmuls = {level: sum(calls[level][op] for op in MATMULS) for level in AUTO_LEVELS}
-    assert matmuls["none"] < matmuls["cheap"] < matmuls["keep_attention"] <= matmuls["full"]
+    assert (
+        matmuls["none"]
+        < matmuls["cheap"]
+        < matmuls["keep_attention"]
+        <= matmuls["full"]
+    )
     # Of the products only an adapter's way up, which sums over its rank, is made again.
     assert matmuls["cheap"] - matmuls["none"] <= 2 * 6
     if qtype:
-        assert calls["cheap"][frozen_product] == calls["none"][frozen_product] < calls["full"][frozen_product]
+        assert (
+            calls["cheap"][frozen_product]
+            == calls["none"][frozen_product]
+            < calls["full"][frozen_product]
+        )
 
 
 def test_products_of_weights_are_not_kept() -> None:
-    """LoHa's change of a weight is as large as the weight: `cheap` must not keep one for each layer."""
+    """LoHa's change of a weight is as large as the weight: `cheap` must not keep one
+    for each layer."""
     kept = [op for op in _kept_by_cheap(LohaNetwork) if op[0] == torch.Size([32, 32])]
     assert kept == []
 
@@ -113,7 +141,9 @@ def _kept_by_cheap(kind) -> list[tuple[torch.Size, object]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpointing, "_keeps_costly", spying)
-        Stack(count=1, kind=kind, rank=16).wrap(checkpoint_wrapper("cheap", WIDTH)).gradients()
+        Stack(count=1, kind=kind, rank=16).wrap(
+            checkpoint_wrapper("cheap", WIDTH)
+        ).gradients()
     assert kept
     return kept
 
@@ -123,4 +153,6 @@ def test_without_gradients_nothing_is_wrapped(level: str) -> None:
     stack = Stack(dropout=0.0)
     with torch.no_grad():
         expected = stack.output()
-        assert torch.equal(stack.wrap(checkpoint_wrapper(level, WIDTH)).output(), expected)
+        assert torch.equal(
+            stack.wrap(checkpoint_wrapper(level, WIDTH)).output(), expected
+        )

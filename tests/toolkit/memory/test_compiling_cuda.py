@@ -1,4 +1,5 @@
-"""Compiled blocks on a CUDA device compute what plain ones do, by inductor's own kernels too."""
+"""Compiled blocks on a CUDA device compute what plain ones do, by inductor's own
+kernels too."""
 
 from __future__ import annotations
 
@@ -28,13 +29,19 @@ def inductor() -> str:
     if not has_triton():
         pytest.skip("no Triton that knows this device")
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
-        pytest.skip("no C compiler, which Triton needs (gcc, clang, or the one that CC names)")
+        pytest.skip(
+            "no C compiler, which Triton needs (gcc, clang, or the one that CC names)"
+        )
     return "inductor"
 
 
-def compiled(level: str, backend: str, dynamic: bool | str = "auto", **options) -> Stack:
+def compiled(
+    level: str, backend: str, dynamic: bool | str = "auto", **options
+) -> Stack:
     settings = CompileConfig(enabled=True, backend=backend, dynamic=dynamic)
-    return Stack(dropout=0.0, **options).wrap(checkpoint_wrapper(level, WIDTH), compile_wrapper(settings))
+    return Stack(dropout=0.0, **options).wrap(
+        checkpoint_wrapper(level, WIDTH), compile_wrapper(settings)
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,7 +62,8 @@ def test_without_a_compiler_for_gpus(cuda: torch.device, level: str, qtype) -> N
 
 
 @pytest.mark.parametrize(
-    ("level", "qtype"), [("none", "int4"), ("cheap", None), ("keep_attention", "int8"), ("full", "float8")]
+    ("level", "qtype"),
+    [("none", "int4"), ("cheap", None), ("keep_attention", "int8"), ("full", "float8")],
 )
 def test_by_inductor(cuda: torch.device, inductor: str, level: str, qtype) -> None:
     options = {"qtype": qtype, "count": 2, "device": cuda}
@@ -64,7 +72,10 @@ def test_by_inductor(cuda: torch.device, inductor: str, level: str, qtype) -> No
 
 
 def test_programs_of_any_size(cuda: torch.device, inductor: str) -> None:
-    stack, plain = compiled("full", inductor, dynamic=True, device=cuda), Stack(dropout=0.0, device=cuda)
+    stack, plain = (
+        compiled("full", inductor, dynamic=True, device=cuda),
+        Stack(dropout=0.0, device=cuda),
+    )
     for tokens in (20, 12, 28):
         found, expected = stack.gradients(tokens=tokens), plain.gradients(tokens=tokens)
         assert close(found, expected, TOLERANCE)

@@ -1,5 +1,5 @@
-"""What each operation of a compiled block returns is laid out as the compiler was told: inductor's kernels read memory
-by the strides of PyTorch's meta kernels."""
+"""What each operation of a compiled block returns is laid out as the compiler was told:
+inductor's kernels read memory by the strides of PyTorch's meta kernels."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ BACKEND = "laid out"
 
 
 class Layouts(fx.Interpreter):
-    """Runs a program and keeps what differs from what the compiler was told, as inductor's `assert_size_stride` does.
-    An axis of one element may have any stride."""
+    """Runs a program and keeps what differs from what the compiler was told, as
+    inductor's `assert_size_stride` does. An axis of one element may have any stride."""
 
     def __init__(self, program: fx.GraphModule, found: list[str]) -> None:
         super().__init__(program)
@@ -39,24 +39,41 @@ class Layouts(fx.Interpreter):
         told = pytree.tree_leaves(node.meta.get("val"))
         real = pytree.tree_leaves(result) if name_of(node) else []
         for index, (is_so, was_told) in enumerate(zip(real, told, strict=False)):
-            if isinstance(was_told, Tensor) and isinstance(is_so, Tensor) and layout(is_so) != layout(was_told):
-                self.found.append(f"{name_of(node)} {index}: {layout(is_so)}, and {layout(was_told)} was told")
+            if (
+                isinstance(was_told, Tensor)
+                and isinstance(is_so, Tensor)
+                and layout(is_so) != layout(was_told)
+            ):
+                self.found.append(
+                    f"{name_of(node)} {index}: {layout(is_so)}, and {layout(was_told)} was told"
+                )
         return result
 
 
 def name_of(node: fx.Node) -> str:
-    """Of its operation; attention is run by another one, which keeps the state of random numbers."""
-    return " of ".join(str(op) for op in (node.target, *node.args) if isinstance(op, torch._ops.OperatorBase))
+    """Of its operation; attention is run by another one, which keeps the state of
+    random numbers."""
+    return " of ".join(
+        str(op)
+        for op in (node.target, *node.args)
+        if isinstance(op, torch._ops.OperatorBase)
+    )
 
 
 def layout(tensor: Tensor) -> tuple[torch.dtype, list[tuple[int, int]]]:
-    strides = [0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
-    return tensor.dtype, list(zip(map(int, tensor.shape), map(int, strides), strict=True))
+    strides = [
+        0 if size == 1 else stride
+        for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    ]
+    return tensor.dtype, list(
+        zip(map(int, tensor.shape), map(int, strides), strict=True)
+    )
 
 
 @contextmanager
 def programs() -> Iterator[tuple[list[str], list[str]]]:
-    """Inside the block `BACKEND` is a backend: the operations that its programs run, and what differs."""
+    """Inside the block `BACKEND` is a backend: the operations that its programs run,
+    and what differs."""
     ran: list[str] = []
     found: list[str] = []
 
@@ -78,12 +95,19 @@ def programs() -> Iterator[tuple[list[str], list[str]]]:
         del registry._COMPILER_FNS[BACKEND], registry._BACKENDS[BACKEND]
 
 
-def differences(device: torch.device, dtype: torch.dtype, level: str, **options: Any) -> list[str]:
-    """Of a block's step. Without attention among its operations nothing would have been seen."""
+def differences(
+    device: torch.device, dtype: torch.dtype, level: str, **options: Any
+) -> list[str]:
+    """Of a block's step. Without attention among its operations nothing would have been
+    seen."""
     settings = CompileConfig(enabled=True, backend=BACKEND, fullgraph=True)
     with programs() as (ran, found):
         stack = Stack(dropout=0.0, count=1, device=device, **options)
-        stack.wrap(with_sdpa_priority(device), checkpoint_wrapper(level, WIDTH), compile_wrapper(settings))
+        stack.wrap(
+            with_sdpa_priority(device),
+            checkpoint_wrapper(level, WIDTH),
+            compile_wrapper(settings),
+        )
         stack.model.to(dtype)
         x_BSD = torch.randn((2, 20, WIDTH)).to(device, dtype)
         (y_BSD,) = stack.run(stack.model[0], x_BSD)
@@ -102,12 +126,15 @@ def differences(device: torch.device, dtype: torch.dtype, level: str, **options:
     ],
     ids=str,
 )
-def test_a_compiled_block_returns_what_the_compiler_was_told(level: str, options: dict) -> None:
+def test_a_compiled_block_returns_what_the_compiler_was_told(
+    level: str, options: dict
+) -> None:
     assert differences(CPU, torch.bfloat16, level, **options) == []
 
 
 def test_another_layout_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As cuDNN returned its log-sum-exp while TORCH_CUDNN_SDPA_AVOID_RECOMPILE was set."""
+    """As cuDNN returned its log-sum-exp while TORCH_CUDNN_SDPA_AVOID_RECOMPILE was
+    set."""
     run_node = fx.Interpreter.run_node
 
     def otherwise(self: fx.Interpreter, node: fx.Node) -> Any:
@@ -119,4 +146,6 @@ def test_another_layout_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(fx.Interpreter, "run_node", otherwise)
     (found,) = differences(CPU, torch.bfloat16, "none")
-    assert "scaled_dot_product" in found and "[(2, 40), (2, 20), (20, 1)]), and" in found
+    assert (
+        "scaled_dot_product" in found and "[(2, 40), (2, 20), (20, 1)]), and" in found
+    )

@@ -1,4 +1,5 @@
-"""How many programs the blocks of a real model become, by the sizes and captions of a dataset."""
+"""How many programs the blocks of a real model become, by the sizes and captions of a
+dataset."""
 
 from __future__ import annotations
 
@@ -42,14 +43,19 @@ def compiled_model(folder: Path, backend: str, table: bool = False) -> Diffusion
     return model
 
 
-def use(model: DiffusionModel, size: tuple[int, int], words: int, is_sample: bool = False) -> None:
-    """A pass over an image with a control image, forward and backward; of a sample forward alone."""
+def use(
+    model: DiffusionModel, size: tuple[int, int], words: int, is_sample: bool = False
+) -> None:
+    """A pass over an image with a control image, forward and backward; of a sample
+    forward alone."""
     prompts = PromptEmbeds.stack([model.encode_prompt(" ".join(["word"] * words), ())])
     if SLOTS in prompts.extra:
         prompts.extra[SLOTS][0, 0] = 1
     latents_BCHW = torch.randn(1, 16, size[1] // 8, size[0] // 8)
     with torch.set_grad_enabled(not is_sample):
-        velocity = model.predict_velocity(latents_BCHW, torch.tensor([0.5]), prompts, [[latents_BCHW[0]]])
+        velocity = model.predict_velocity(
+            latents_BCHW, torch.tensor([0.5]), prompts, [[latents_BCHW[0]]]
+        )
     if not is_sample:
         velocity.square().mean().backward()
 

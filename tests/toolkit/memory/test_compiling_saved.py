@@ -1,5 +1,5 @@
-"""What a compiled block keeps for its backward pass, and what PyTorch caches of it. Both are decided before any kernel
-is made, so that a CPU shows what a GPU does."""
+"""What a compiled block keeps for its backward pass, and what PyTorch caches of it.
+Both are decided before any kernel is made, so that a CPU shows what a GPU does."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class Program:
     """A compiled block, as it is divided into a forward and a backward pass."""
 
     made: list[Tensor]
-    """What it computes and keeps, without its inputs; without shapes of integers, and states of random numbers."""
+    """What it computes and keeps, without its inputs; without shapes of integers, and
+    states of random numbers."""
 
     untagged: list[str]
     """Operations of the forward pass that checkpointing does not see."""
@@ -44,13 +45,22 @@ class Program:
 
 @pytest.fixture
 def programs(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
-    """The programs of the backend "divided", which divides as inductor does and compiles nothing."""
+    """The programs of the backend "divided", which divides as inductor does and
+    compiles nothing."""
     found: list[Program] = []
 
     def divide(joint: fx.GraphModule, inputs: object, **options):
-        forward, backward = min_cut_rematerialization_partition(joint, inputs, **options)
-        results = next(iter(reversed(forward.graph.nodes))).args[0][options["num_fwd_outputs"] :]
-        kept = [node.meta["val"] for node in results if isinstance(node, fx.Node) and node.op == "call_function"]
+        forward, backward = min_cut_rematerialization_partition(
+            joint, inputs, **options
+        )
+        results = next(iter(reversed(forward.graph.nodes))).args[0][
+            options["num_fwd_outputs"] :
+        ]
+        kept = [
+            node.meta["val"]
+            for node in results
+            if isinstance(node, fx.Node) and node.op == "call_function"
+        ]
         untagged = [
             str(node.target)
             for node in joint.graph.nodes
@@ -58,7 +68,11 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
             and node.meta.get("partitioner_tag") != "is_backward"
             and "recompute" not in node.meta
         ]
-        made = [value for value in kept if isinstance(value, Tensor) and value.dtype != torch.uint8]
+        made = [
+            value
+            for value in kept
+            if isinstance(value, Tensor) and value.dtype != torch.uint8
+        ]
         found.append(Program(made, untagged))
         return forward, backward
 
@@ -67,7 +81,9 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
 
     options = {"partition_fn": divide, "decompositions": select_decomp_table()}
     backend = aot_autograd(fw_compiler=run, bw_compiler=run, **options)
-    monkeypatch.setitem(torch._dynamo.backends.registry._COMPILER_FNS, "divided", backend)
+    monkeypatch.setitem(
+        torch._dynamo.backends.registry._COMPILER_FNS, "divided", backend
+    )
     monkeypatch.setitem(torch._dynamo.backends.registry._BACKENDS, "divided", None)
     return found
 
@@ -81,11 +97,19 @@ def train(level: str, backend: str = "divided", **options) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"qtype": "int4", "kind": DoraNetwork}, {"qtype": "int8"}, {"qtype": "fp8_scaled"}],
+    [
+        {},
+        {"qtype": "int4", "kind": DoraNetwork},
+        {"qtype": "int8"},
+        {"qtype": "fp8_scaled"},
+    ],
     ids=str,
 )
-def test_full_checkpointing_keeps_only_the_inputs_of_a_block(programs: list[Program], options: dict) -> None:
-    """On torch 2.11 what is inside an autograd.Function has no tag: each block kept its weights and activations."""
+def test_full_checkpointing_keeps_only_the_inputs_of_a_block(
+    programs: list[Program], options: dict
+) -> None:
+    """On torch 2.11 what is inside an autograd.Function has no tag: each block kept its
+    weights and activations."""
     train("full", **options)
     assert [(program.made, program.untagged) for program in programs] == [([], [])]
 
@@ -94,24 +118,47 @@ def test_full_checkpointing_keeps_only_the_inputs_of_a_block(programs: list[Prog
     ("level", "options"),
     [
         ("cheap", {"qtype": "int8"}),
-        *zip(LEVELS, ({"qtype": qtype} for qtype in ("float8", "fp8_scaled", "uint3")), strict=True),
-        *zip(LEVELS, ({"kind": kind} for kind in (DoraNetwork, LohaNetwork, LokrNetwork)), strict=True),
+        *zip(
+            LEVELS,
+            ({"qtype": qtype} for qtype in ("float8", "fp8_scaled", "uint3")),
+            strict=True,
+        ),
+        *zip(
+            LEVELS,
+            ({"kind": kind} for kind in (DoraNetwork, LohaNetwork, LokrNetwork)),
+            strict=True,
+        ),
     ],
     ids=str,
 )
-def test_checkpointing_sees_every_operation(programs: list[Program], level: str, options: dict) -> None:
+def test_checkpointing_sees_every_operation(
+    programs: list[Program], level: str, options: dict
+) -> None:
     train(level, **options)
     assert [program.untagged for program in programs] == [[]]
 
 
 @pytest.mark.parametrize(
     ("level", "qtype"),
-    [("cheap", "int4"), *(("none", qtype) for qtype in ("int4", "int8", "float8", "fp8_scaled", "uint3"))],
+    [
+        ("cheap", "int4"),
+        *(
+            ("none", qtype)
+            for qtype in ("int4", "int8", "float8", "fp8_scaled", "uint3")
+        ),
+    ],
 )
-def test_no_level_keeps_a_dequantized_weight(programs: list[Program], level: str, qtype: str) -> None:
+def test_no_level_keeps_a_dequantized_weight(
+    programs: list[Program], level: str, qtype: str
+) -> None:
     train(level, qtype=qtype)
     # What has no axis of rows or tokens is a weight; those of an adapter are smaller.
-    weights = [v.shape for program in programs for v in program.made if not {ROWS, TOKENS} & {*v.shape}]
+    weights = [
+        v.shape
+        for program in programs
+        for v in program.made
+        if not {ROWS, TOKENS} & {*v.shape}
+    ]
     assert [shape for shape in weights if min(shape) >= WIDTH] == []
 
 
@@ -119,15 +166,21 @@ def test_no_level_keeps_a_dequantized_weight(programs: list[Program], level: str
 def test_a_level_keeps_what_it_says(programs: list[Program], qtype: str | None) -> None:
     for level in ("keep_attention", "cheap"):
         train(level, qtype=qtype)
-    attention = {(2, 2, TOKENS, WIDTH // 2): 1, (2, 2, TOKENS): 1}  # its output, and the logarithm of its sums
-    # Products of six layers but the last, which nothing needs again, and low-rank ones: that of query, key and value
-    # is one.
+    attention = {
+        (2, 2, TOKENS, WIDTH // 2): 1,
+        (2, 2, TOKENS): 1,
+    }  # its output, and the logarithm of its sums
+    # Products of six layers but the last, which nothing needs again, and low-rank ones:
+    # that of query, key and value is one.
     products = {(ROWS, WIDTH): 4, (ROWS, 2 * WIDTH): 1, (ROWS, 3 * 4): 1, (ROWS, 4): 3}
-    kept = [Counter(tuple(value.shape) for value in program.made) for program in programs]
+    kept = [
+        Counter(tuple(value.shape) for value in program.made) for program in programs
+    ]
     assert kept == [attention, attention | products]
 
 
-# ------------------------------------------------------------ what a second process finds
+# ------------------------------------------------------------ what a second process
+# finds
 
 CACHED = [
     {"level": "full", "qtype": "int4"},
@@ -136,15 +189,27 @@ CACHED = [
 
 
 def test_a_second_process_compiles_nothing(nursery: Nursery, tmp_path: Path) -> None:
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    }
     found = []
     for name in ("first", "second"):
-        nursery.fork((), tmp_path, name, main=__name__, environment=environment).ends_with(0)
+        nursery.fork(
+            (), tmp_path, name, main=__name__, environment=environment
+        ).ends_with(0)
         found.append(json.loads((tmp_path / f"{name}.out").read_text()))
     first, second = found
     assert first["autograd_cache_saved"] == second["autograd_cache_hit"] == len(CACHED)
-    assert not {name for name in (*first, *second) if "bypass" in name} and "autograd_cache_miss" not in second
-    assert second["fxgraph_cache_hit"] == 2 * len(CACHED) and "fxgraph_cache_miss" not in second
+    assert (
+        not {name for name in (*first, *second) if "bypass" in name}
+        and "autograd_cache_miss" not in second
+    )
+    assert (
+        second["fxgraph_cache_hit"] == 2 * len(CACHED)
+        and "fxgraph_cache_miss" not in second
+    )
 
 
 def main(_: object) -> int:

@@ -1,4 +1,5 @@
-"""Blocks of which each process keeps a share compute what whole blocks do, frozen and trained."""
+"""Blocks of which each process keeps a share compute what whole blocks do, frozen and
+trained."""
 
 from __future__ import annotations
 
@@ -32,8 +33,11 @@ class Block(nn.Module):
         return torch.tanh(self.frozen(x_BD) + self.added(x_BD))
 
 
-def passes(blocks: list[Block], row: int, between: Callable[[], None] = lambda: None) -> tuple[list, list]:
-    """Output and gradients of one backward pass, after one without gradients; `between` is called before it."""
+def passes(
+    blocks: list[Block], row: int, between: Callable[[], None] = lambda: None
+) -> tuple[list, list]:
+    """Output and gradients of one backward pass, after one without gradients; `between`
+    is called before it."""
     x_BD = torch.linspace(0, 1, 12).view(2, 6)[row : row + 1]
     for seed, block in enumerate(blocks):
         torch.manual_seed(50 + seed)
@@ -51,7 +55,9 @@ def passes(blocks: list[Block], row: int, between: Callable[[], None] = lambda: 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_each_process_keeps_half_and_computes_the_same(ahead: bool) -> None:
     def work(process_group: ProcessGroup) -> tuple:
-        share = shard_block_fn(CPU, FP32, process_group.world_size, process_group.run_collective)
+        share = shard_block_fn(
+            CPU, FP32, process_group.world_size, process_group.run_collective
+        )
         blocks = [Block(seed) for seed in (0, 1, 2)]
         for block in blocks:
             share(block, "block")
@@ -103,16 +109,23 @@ def test_a_block_is_gathered_while_the_one_before_it_runs() -> None:
 
 
 def layers(dtype: torch.dtype) -> list[nn.Module]:
-    """Two blocks whose rows cannot be dealt out evenly; computed in `dtype`, masters in float32."""
+    """Two blocks whose rows cannot be dealt out evenly; computed in `dtype`, masters in
+    float32."""
     torch.manual_seed(1)
-    return [nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5)) for _ in range(2)]
+    return [
+        nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5)) for _ in range(2)
+    ]
 
 
 def inputs(micro_batch: int, dtype: torch.dtype) -> Tensor:
-    return torch.linspace(-1, 1, 20, dtype=dtype).view(4, 5)[micro_batch : micro_batch + 1]
+    return torch.linspace(-1, 1, 20, dtype=dtype).view(4, 5)[
+        micro_batch : micro_batch + 1
+    ]
 
 
-def gradients(blocks: list[nn.Module], micro_batches: list[int], dtype: torch.dtype) -> None:
+def gradients(
+    blocks: list[nn.Module], micro_batches: list[int], dtype: torch.dtype
+) -> None:
     """Adds those of these micro-batches up."""
     for micro_batch in micro_batches:
         x_BD = inputs(micro_batch, dtype)
@@ -121,22 +134,39 @@ def gradients(blocks: list[nn.Module], micro_batches: list[int], dtype: torch.dt
         x_BD.float().square().sum().backward()
 
 
-def trained(process_group: ProcessGroup, dtype: torch.dtype) -> list[tuple[list, list, torch.dtype]]:
-    """Rows and their gradients after two micro-batches of this process, of each weight."""
-    share = shard_block_fn(CPU, dtype, process_group.world_size, process_group.run_collective)
+def trained(
+    process_group: ProcessGroup, dtype: torch.dtype
+) -> list[tuple[list, list, torch.dtype]]:
+    """Rows and their gradients after two micro-batches of this process, of each
+    weight."""
+    share = shard_block_fn(
+        CPU, dtype, process_group.world_size, process_group.run_collective
+    )
     blocks = layers(dtype)
     for block in blocks:
         share(block, "block")
-    rows = [local_shard_parameter(p.requires_grad_(True)) for block in blocks for p in block.parameters()]
+    rows = [
+        local_shard_parameter(p.requires_grad_(True))
+        for block in blocks
+        for p in block.parameters()
+    ]
     enable_forward_prefetch(blocks)
     each = 4 // process_group.world_size
-    gradients(blocks, list(range(process_group.rank * each, process_group.rank * each + each)), dtype)
-    assert all(p.grad is None for block in blocks for p in block.parameters()), "all were handed over"
+    gradients(
+        blocks,
+        list(range(process_group.rank * each, process_group.rank * each + each)),
+        dtype,
+    )
+    assert all(p.grad is None for block in blocks for p in block.parameters()), (
+        "all were handed over"
+    )
     return [(p.tolist(), p.grad.tolist(), p.grad.dtype) for p in rows]
 
 
 @pytest.mark.parametrize(("processes", "dtype"), [(2, FP32), (4, BF16)])
-def test_gradients_of_rows_are_the_sums_over_all_processes(processes: int, dtype: torch.dtype) -> None:
+def test_gradients_of_rows_are_the_sums_over_all_processes(
+    processes: int, dtype: torch.dtype
+) -> None:
     whole = layers(dtype)
     for block in whole:
         for module in block:
@@ -161,7 +191,10 @@ def test_a_process_that_is_gone_is_missed_in_the_middle_of_a_pass(last: str) -> 
 
         def exchange(call: Callable, *arguments, **named) -> object:
             calls.append(call.__name__)
-            if not process_group.is_main_process and calls.count(collective(last).__name__) == 2:
+            if (
+                not process_group.is_main_process
+                and calls.count(collective(last).__name__) == 2
+            ):
                 os._exit(1)
             return process_group.run_collective(call, *arguments, **named)
 
@@ -173,4 +206,8 @@ def test_a_process_that_is_gone_is_missed_in_the_middle_of_a_pass(last: str) -> 
             block(torch.ones(1, 4)).sum().backward()
 
     first, second = in_processes(2, work)
-    assert second is None and isinstance(first, PeerFailedError) and "died without reporting an error" in str(first)
+    assert (
+        second is None
+        and isinstance(first, PeerFailedError)
+        and "died without reporting an error" in str(first)
+    )

@@ -11,7 +11,9 @@ from toolkit.memory.offload import saved_tensor_rule
 
 
 def test_inner_rules_go_first_and_outer_ones_still_count() -> None:
-    a, b, c = (torch.full((2,), float(value), requires_grad=True) for value in (2, 3, 5))
+    a, b, c = (
+        torch.full((2,), float(value), requires_grad=True) for value in (2, 3, 5)
+    )
     asked: list[tuple[str, float]] = []
 
     def rule(name: str, of: float):
@@ -34,9 +36,14 @@ def test_inner_rules_go_first_and_outer_ones_still_count() -> None:
     assert c.grad.tolist() == [6] * 2
 
 
-@pytest.mark.parametrize("operation", [torch.sigmoid, lambda x: torch.softmax(x, 0), torch.exp])
-def test_what_was_kept_for_a_backward_pass_that_never_comes_is_let_go(operation) -> None:
-    """Operations that keep their own output would otherwise keep it for ever, and all that led to it."""
+@pytest.mark.parametrize(
+    "operation", [torch.sigmoid, lambda x: torch.softmax(x, 0), torch.exp]
+)
+def test_what_was_kept_for_a_backward_pass_that_never_comes_is_let_go(
+    operation,
+) -> None:
+    """Operations that keep their own output would otherwise keep it for ever, and all
+    that led to it."""
     start = torch.ones(3, requires_grad=True)
 
     def tensors_after_a_pass() -> int:

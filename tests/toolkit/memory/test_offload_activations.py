@@ -1,6 +1,8 @@
-"""What waits in the CPU memory comes back whole, in time, and is not kept longer than it is wanted.
+"""What waits in the CPU memory comes back whole, in time, and is not kept longer than
+it is wanted.
 
-CUDA's own copies cannot run here; these do the same work at once, and write down when they were asked for it.
+CUDA's own copies cannot run here; these do the same work at once, and write down when
+they were asked for it.
 """
 
 from __future__ import annotations
@@ -18,13 +20,19 @@ from tests.toolkit.memory.toy_blocks import CPU, Stack, same
 from toolkit.config.sections.train import CompileConfig
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import compile_wrapper
-from toolkit.memory.offload import ActivationOffload, BlockSwap, InFlightCopies, offloading
+from toolkit.memory.offload import (
+    ActivationOffload,
+    BlockSwap,
+    InFlightCopies,
+    offloading,
+)
 
 BLOCKS = 5
 
 
 class WrittenDown:
-    """Copies by number, in the order of `log`; what waits is told by weak references in `hosts`."""
+    """Copies by number, in the order of `log`; what waits is told by weak references in
+    `hosts`."""
 
     def __init__(self) -> None:
         self.log: list[tuple[str, int]] = []
@@ -55,7 +63,9 @@ class WrittenDown:
 
 def offloaded(copies: WrittenDown, dropout: float = 0.1) -> Stack:
     offload = ActivationOffload(copies, is_elsewhere=lambda tensor: True)
-    return Stack(count=BLOCKS, dropout=dropout).wrap(checkpoint_wrapper("full"), offload)
+    return Stack(count=BLOCKS, dropout=dropout).wrap(
+        checkpoint_wrapper("full"), offload
+    )
 
 
 def plain() -> Stack:
@@ -64,8 +74,12 @@ def plain() -> Stack:
 
 def test_gradients_are_the_same_bits() -> None:
     copies = WrittenDown()
-    assert same(offloaded(copies).gradients(steps=2), Stack(count=BLOCKS).gradients(steps=2))
-    assert len(copies.hosts) == 2 * (BLOCKS - 1)  # the first block was given nothing that needs a gradient
+    assert same(
+        offloaded(copies).gradients(steps=2), Stack(count=BLOCKS).gradients(steps=2)
+    )
+    assert len(copies.hosts) == 2 * (
+        BLOCKS - 1
+    )  # the first block was given nothing that needs a gradient
 
 
 def test_what_leaves_is_let_go_when_memory_runs_out() -> None:
@@ -85,7 +99,9 @@ def test_each_comes_back_while_its_successor_goes_backward() -> None:
     copies = WrittenDown()
     offloaded(copies).gradients()
     first, last = 0, BLOCKS - 2
-    expected = [(what, number) for number in range(BLOCKS - 1) for what in ("block", "out")] + [("back", last)]
+    expected = [
+        (what, number) for number in range(BLOCKS - 1) for what in ("block", "out")
+    ] + [("back", last)]
     for number in range(last, first, -1):
         expected += [("back", number - 1), ("used", number)]
     assert copies.log == [*expected, ("used", first)]
@@ -99,7 +115,9 @@ def test_after_the_backward_pass_nothing_waits() -> None:
     assert all(host() is None for host in copies.hosts)
     first_step = copies.log.copy()
     stack.gradients()
-    assert copies.log == first_step + [(what, number + BLOCKS - 1) for what, number in first_step]
+    assert copies.log == first_step + [
+        (what, number + BLOCKS - 1) for what, number in first_step
+    ]
 
 
 def test_two_passes_go_backward_in_the_opposite_order() -> None:
@@ -109,19 +127,25 @@ def test_two_passes_go_backward_in_the_opposite_order() -> None:
         (stack.output().sum() + stack.output(tokens=7).sum()).backward()
         found.append(stack.learned())
     assert same(*found)
-    assert [number for what, number in copies.log if what == "used"] == list(reversed(range(2 * (BLOCKS - 1))))
+    assert [number for what, number in copies.log if what == "used"] == list(
+        reversed(range(2 * (BLOCKS - 1)))
+    )
 
 
 def test_what_leaves_is_held_until_a_later_block_has_waited_for_its_copy() -> None:
     leaving, waited, held = InFlightCopies(), [], []
     for block in range(4):
         leaving.begin_block()
-        assert waited == list(range(block - 1)), "while the next block computes, the copy may go on"
+        assert waited == list(range(block - 1)), (
+            "while the next block computes, the copy may go on"
+        )
         tensor = torch.ones(1)
         held.append(weakref.ref(tensor))
         leaving.hold(tensor, partial(waited.append, block))
         del tensor
-        assert [ref() is None for ref in held] == [number < block - 1 for number in range(block + 1)]
+        assert [ref() is None for ref in held] == [
+            number < block - 1 for number in range(block + 1)
+        ]
     leaving.release()
     assert waited == [0, 1, 2, 3]
     assert all(ref() is None for ref in held)
@@ -139,11 +163,19 @@ def test_a_graph_can_be_gone_through_twice() -> None:
 
 def test_compiled_and_swapped_blocks_wait_too_and_compute_the_same_bits() -> None:
     """All that the engine puts around a block on a small GPU, in its order."""
-    inner = checkpoint_wrapper("full"), compile_wrapper(CompileConfig(enabled=True, backend="aot_eager"))
+    inner = (
+        checkpoint_wrapper("full"),
+        compile_wrapper(CompileConfig(enabled=True, backend="aot_eager")),
+    )
     copies, stack = WrittenDown(), Stack(count=BLOCKS, dropout=0.0)
     swap = BlockSwap(stack.blocks(1, 3), CPU)
-    stack.wrap(*inner, ActivationOffload(copies, is_elsewhere=lambda tensor: True), swap)
-    assert same(stack.gradients(steps=2), Stack(count=BLOCKS, dropout=0.0).wrap(*inner).gradients(steps=2))
+    stack.wrap(
+        *inner, ActivationOffload(copies, is_elsewhere=lambda tensor: True), swap
+    )
+    assert same(
+        stack.gradients(steps=2),
+        Stack(count=BLOCKS, dropout=0.0).wrap(*inner).gradients(steps=2),
+    )
     assert len(copies.hosts) == 2 * (BLOCKS - 1)
 
 

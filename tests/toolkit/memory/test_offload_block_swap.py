@@ -1,4 +1,5 @@
-"""Swapped blocks compute the same bits, and their weights are fetched in the order and as often as needed."""
+"""Swapped blocks compute the same bits, and their weights are fetched in the order and
+as often as needed."""
 
 from __future__ import annotations
 
@@ -38,9 +39,17 @@ def swapping(swapped: int, level: str = "none", **options) -> tuple[Stack, Watch
 
 @pytest.mark.parametrize(
     ("count", "blocks", "expected"),
-    [(1, 5, (2,)), (3, 6, (1, 3, 5)), (4, 5, (0, 1, 3, 4)), (5, 5, (0, 1, 2, 3, 4)), (0, 5, ())],
+    [
+        (1, 5, (2,)),
+        (3, 6, (1, 3, 5)),
+        (4, 5, (0, 1, 3, 4)),
+        (5, 5, (0, 1, 2, 3, 4)),
+        (0, 5, ()),
+    ],
 )
-def test_they_are_spread_evenly(count: int, blocks: int, expected: tuple[int, ...]) -> None:
+def test_they_are_spread_evenly(
+    count: int, blocks: int, expected: tuple[int, ...]
+) -> None:
     assert swapped_blocks(count, blocks) == expected
 
 
@@ -52,7 +61,13 @@ def test_none_is_swapped_twice(count: int) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "qtype"),
-    [(LoraNetwork, None), (LoraNetwork, "int8"), (LoraNetwork, "int4"), (LohaNetwork, None), (DoraNetwork, "int8")],
+    [
+        (LoraNetwork, None),
+        (LoraNetwork, "int8"),
+        (LoraNetwork, "int4"),
+        (LohaNetwork, None),
+        (DoraNetwork, "int8"),
+    ],
 )
 def test_the_same_bits_as_without(kind, qtype) -> None:
     options = {"kind": kind, "qtype": qtype, "count": 4}
@@ -89,7 +104,9 @@ def test_the_next_one_is_on_its_way_while_a_block_runs() -> None:
     stack, swap = swapping(5)
     under_way: list[tuple[int, list[int]]] = []
     for index, block in enumerate(stack.model):
-        block.register_forward_hook(lambda *_, index=index: under_way.append((index, list(swap.copied))))
+        block.register_forward_hook(
+            lambda *_, index=index: under_way.append((index, list(swap.copied)))
+        )
     stack.output()
     assert under_way == [(index, list(range(min(index + 2, 5)))) for index in range(5)]
 
@@ -107,20 +124,28 @@ def test_drawing_goes_round() -> None:
 def test_two_passes_before_one_backward(swapped: int) -> None:
     """As with references of unlike sizes: one forward each, then the gradients of both.
 
-    With an odd number a block comes back in the other buffer than the one its forward pass saw.
+    With an odd number a block comes back in the other buffer than the one its forward
+    pass saw.
     """
     expected, found = Stack(dropout=0.0), swapping(swapped, dropout=0.0)[0]
     for stack in (expected, found):
         (stack.output(20).square().sum() + stack.output(12).sum()).backward()
-    gradients = [[p.grad for p in stack.network.parameters().values()] for stack in (found, expected)]
+    gradients = [
+        [p.grad for p in stack.network.parameters().values()]
+        for stack in (found, expected)
+    ]
     assert same(*gradients)
 
 
 def test_frozen_weights_leave_the_device_and_trained_ones_do_not() -> None:
     stack, swap = swapping(4, qtype="int8")
     buffers = {buffer.memory.untyped_storage().data_ptr() for buffer in swap._buffers}
-    memories = {waiting.memory.untyped_storage().data_ptr() for waiting in swap._waiting}
-    trained = {p.untyped_storage().data_ptr() for p in stack.network.parameters().values()}
+    memories = {
+        waiting.memory.untyped_storage().data_ptr() for waiting in swap._waiting
+    }
+    trained = {
+        p.untyped_storage().data_ptr() for p in stack.network.parameters().values()
+    }
     assert not trained & (buffers | memories)
     stack.gradients()
     of_blocks = {
@@ -134,16 +159,22 @@ def test_frozen_weights_leave_the_device_and_trained_ones_do_not() -> None:
 
 def test_weights_are_never_changed() -> None:
     stack = Stack()
-    before = copy.deepcopy({name: p for name, p in stack.model.named_parameters() if not p.requires_grad})
+    before = copy.deepcopy(
+        {name: p for name, p in stack.model.named_parameters() if not p.requires_grad}
+    )
     swap = BlockSwap(stack.blocks(0, 2, 3, 4), CPU)
     stack.wrap(swap).gradients(steps=2)
     after = dict(stack.model.named_parameters())
-    assert after.keys() == before.keys() | {name for name, p in after.items() if p.requires_grad}
+    assert after.keys() == before.keys() | {
+        name for name, p in after.items() if p.requires_grad
+    }
     assert all(torch.equal(after[name], p) for name, p in before.items())
 
 
 @pytest.mark.parametrize("swapped", [3, 4, 5])
-def test_a_block_that_comes_back_in_the_other_buffer_is_computed_with_its_own_weights(swapped: int) -> None:
+def test_a_block_that_comes_back_in_the_other_buffer_is_computed_with_its_own_weights(
+    swapped: int,
+) -> None:
     expected, (found, swap) = Stack(dropout=0.0), swapping(swapped, dropout=0.0)
     for stack in (expected, found):
         output = stack.output()
@@ -154,5 +185,8 @@ def test_a_block_that_comes_back_in_the_other_buffer_is_computed_with_its_own_we
             swap._ensure_loaded(0, None)
             swap._ensure_loaded(swapped - 1, None)
         output.sum().backward()
-    gradients = [[p.grad for p in stack.network.parameters().values()] for stack in (found, expected)]
+    gradients = [
+        [p.grad for p in stack.network.parameters().values()]
+        for stack in (found, expected)
+    ]
     assert same(*gradients)

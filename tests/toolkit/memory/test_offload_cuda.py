@@ -1,6 +1,8 @@
-"""Block swap and activation offload with real copies on streams of their own: the same bits as without.
+"""Block swap and activation offload with real copies on streams of their own: the same
+bits as without.
 
-Attention by whole matrices: the backward passes of the other kernels may add in any order.
+Attention by whole matrices: the backward passes of the other kernels may add in any
+order.
 """
 
 from __future__ import annotations
@@ -40,9 +42,17 @@ def swap_of(stack: Stack, count: int, device: torch.device) -> BlockSwap:
 @pytest.mark.parametrize("count", [1, 3, 5])
 @pytest.mark.parametrize(
     ("kind", "qtype"),
-    [(LoraNetwork, None), (LoraNetwork, "int8"), (LoraNetwork, "int4"), (LohaNetwork, None), (DoraNetwork, "int8")],
+    [
+        (LoraNetwork, None),
+        (LoraNetwork, "int8"),
+        (LoraNetwork, "int4"),
+        (LohaNetwork, None),
+        (DoraNetwork, "int8"),
+    ],
 )
-def test_swapped_blocks_compute_the_same_bits(cuda: torch.device, kind, qtype, count: int, level: str) -> None:
+def test_swapped_blocks_compute_the_same_bits(
+    cuda: torch.device, kind, qtype, count: int, level: str
+) -> None:
     options = {"kind": kind, "qtype": qtype, "device": cuda}
     expected = Stack(**options).gradients(STEPS, TOKENS)
     stack = Stack(**options)
@@ -60,17 +70,26 @@ def test_all_but_two_swapped_blocks_wait_in_the_cpu_memory(cuda: torch.device) -
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("qtype", [None, "int8"])
-def test_offloaded_inputs_come_back_as_they_were(cuda: torch.device, qtype, dropout: float) -> None:
+def test_offloaded_inputs_come_back_as_they_were(
+    cuda: torch.device, qtype, dropout: float
+) -> None:
     options = {"qtype": qtype, "dropout": dropout, "device": cuda}
     expected = Stack(**options).gradients(STEPS, TOKENS)
-    assert same(Stack(**options).wrap(checkpoint_wrapper("full"), *offloading(cuda)).gradients(STEPS, TOKENS), expected)
+    assert same(
+        Stack(**options)
+        .wrap(checkpoint_wrapper("full"), *offloading(cuda))
+        .gradients(STEPS, TOKENS),
+        expected,
+    )
 
 
 def test_offloaded_inputs_leave_the_device(cuda: torch.device) -> None:
     """Between the passes: the inputs of 20 blocks but the last two are gone."""
     held = []
     for offload in ([], offloading(cuda)):
-        stack = Stack(count=20, dropout=0.0, device=cuda).wrap(checkpoint_wrapper("full"), *offload)
+        stack = Stack(count=20, dropout=0.0, device=cuda).wrap(
+            checkpoint_wrapper("full"), *offload
+        )
         before = torch.cuda.memory_allocated(cuda)
         output = stack.output(TOKENS)
         torch.cuda.synchronize()
@@ -81,17 +100,24 @@ def test_offloaded_inputs_leave_the_device(cuda: torch.device) -> None:
 
 
 @pytest.mark.parametrize("swapped", [0, 3])
-@pytest.mark.parametrize(("qtype", "dropout"), [(None, 0.1), ("int8", 0.0), ("int4", 0.1)])
-def test_what_a_block_saves_comes_back_as_it_was(cuda: torch.device, qtype, dropout: float, swapped: int) -> None:
+@pytest.mark.parametrize(
+    ("qtype", "dropout"), [(None, 0.1), ("int8", 0.0), ("int4", 0.1)]
+)
+def test_what_a_block_saves_comes_back_as_it_was(
+    cuda: torch.device, qtype, dropout: float, swapped: int
+) -> None:
     options = {"qtype": qtype, "dropout": dropout, "device": cuda}
-    expected = Stack(**options).wrap(checkpoint_wrapper("full")).gradients(STEPS, TOKENS)
+    expected = (
+        Stack(**options).wrap(checkpoint_wrapper("full")).gradients(STEPS, TOKENS)
+    )
     stack = Stack(**options)
     stack.wrap(recomputing(cuda), *([swap_of(stack, swapped, cuda)] if swapped else []))
     assert same(stack.gradients(STEPS, TOKENS), expected)
 
 
 def test_what_a_block_saves_leaves_the_device(cuda: torch.device) -> None:
-    """The peak is less than that of full checkpointing by more than a few inputs of 20 blocks."""
+    """The peak is less than that of full checkpointing by more than a few inputs of 20
+    blocks."""
     peaks = []
     for wrapper in (checkpoint_wrapper("full"), recomputing(cuda)):
         stack = Stack(count=20, dropout=0.0, device=cuda).wrap(wrapper)

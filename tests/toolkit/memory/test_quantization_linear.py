@@ -14,12 +14,16 @@ from toolkit.memory.quantization import QuantizedLinear, quantize_weight
 from toolkit.number_types import QTYPES
 
 
-def pair(qtype: str, dtype: torch.dtype = torch.float32, bias: bool = True) -> tuple[QuantizedLinear, nn.Linear]:
+def pair(
+    qtype: str, dtype: torch.dtype = torch.float32, bias: bool = True
+) -> tuple[QuantizedLinear, nn.Linear]:
     """A frozen layer, and a plain one with its dequantized weight."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         plain = nn.Linear(128, 64, bias=bias, dtype=dtype).requires_grad_(False)
-    frozen = QuantizedLinear(quantize_weight(plain.weight, qtype), copy.deepcopy(plain.bias))
+    frozen = QuantizedLinear(
+        quantize_weight(plain.weight, qtype), copy.deepcopy(plain.bias)
+    )
     plain.weight.data.copy_(frozen.weight.dequantize())
     return frozen, plain
 
@@ -35,7 +39,8 @@ def test_it_computes_what_the_plain_layer_does(qtype: str, bias: bool) -> None:
 
 
 def test_it_is_a_linear_layer_to_peft() -> None:
-    """LoRA layers attach, start without effect, and get the gradient that they get on the plain layer."""
+    """LoRA layers attach, start without effect, and get the gradient that they get on
+    the plain layer."""
     from peft import LoraConfig, inject_adapter_in_model
 
     gradients = []
@@ -72,7 +77,9 @@ def test_checkpointing_changes_no_bit() -> None:
         torch.manual_seed(0)
         plain = nn.Linear(128, 64, dtype=torch.bfloat16)
     frozen = QuantizedLinear(quantize_weight(plain.weight.detach(), "int8"), plain.bias)
-    first = torch.randn(2, 40, 128, generator=torch.Generator().manual_seed(1)).bfloat16()
+    first = torch.randn(
+        2, 40, 128, generator=torch.Generator().manual_seed(1)
+    ).bfloat16()
     gradients = []
     for run in (frozen, lambda x: checkpoint(frozen, x, use_reentrant=False)):
         x = first.clone().requires_grad_()

@@ -44,11 +44,18 @@ def test_errors_are_those_of_optimum_quanto(qtype: str) -> None:
         matrix = MATRICES[case["matrix"]].to(getattr(torch, case["weight_dtype"]))
         weight = quantize_weight(matrix, qtype)
         dequantized = weight.dequantize()
-        assert int((~torch.isfinite(dequantized)).sum()) == case["nonfinite_values"] == 0
+        assert (
+            int((~torch.isfinite(dequantized)).sum()) == case["nonfinite_values"] == 0
+        )
         same_scales(weight, case)
-        # Its bfloat16 int4 is packed for one kind of kernel: that rounds shifts once more, which 250 weights of one
-        # matrix show, by 0.004 at most.
-        same_weights(dequantized, matrix, case, rel=2e-4 if case["packing"].startswith("TinyGemm") else 1e-6)
+        # Its bfloat16 int4 is packed for one kind of kernel: that rounds shifts once
+        # more, which 250 weights of one matrix show, by 0.004 at most.
+        same_weights(
+            dequantized,
+            matrix,
+            case,
+            rel=2e-4 if case["packing"].startswith("TinyGemm") else 1e-6,
+        )
         error = relative(dequantized, matrix)
         assert error <= 1.25 * case["rel_frobenius_err"]
         worst = max(worst, abs(error / case["rel_frobenius_err"] - 1))
@@ -59,28 +66,43 @@ def same_scales(weight: QuantizedWeight, case: dict) -> None:
     """Codes, scales and shifts in the shapes and dtypes of optimum-quanto's own."""
     held = dict(weight.named_buffers())
     codes = held.pop("codes_OI" if "codes_OI" in held else "packed")
-    assert str(getattr(weight, "code_type", codes.dtype)) == f"torch.{case['data_dtype']}"
+    assert (
+        str(getattr(weight, "code_type", codes.dtype)) == f"torch.{case['data_dtype']}"
+    )
     held.pop("places", None)
     scale, *shift = held.values()
-    assert {str(part.dtype) for part in held.values()} == {f"torch.{case['scale_dtype']}"}
+    assert {str(part.dtype) for part in held.values()} == {
+        f"torch.{case['scale_dtype']}"
+    }
     if case["group_size"]:
         assert weight.shape.numel() // len(scale) == case["group_size"]
     if case["scale_shape"]:  # not of weights that it packs for one kind of kernel
-        assert list(scale.shape) == case["scale_shape"] and len(shift) == case["has_shift"]
+        assert (
+            list(scale.shape) == case["scale_shape"] and len(shift) == case["has_shift"]
+        )
     for part in shift if case["has_shift"] else ():
-        assert (list(part.shape), str(part.dtype)) == (case["shift_shape"], f"torch.{case['shift_dtype']}")
+        assert (list(part.shape), str(part.dtype)) == (
+            case["shift_shape"],
+            f"torch.{case['shift_dtype']}",
+        )
 
 
-def same_weights(dequantized: torch.Tensor, matrix: torch.Tensor, case: dict, rel: float) -> None:
-    """The dequantized numbers: a corner of them, their sum and norm, and the worst error.
+def same_weights(
+    dequantized: torch.Tensor, matrix: torch.Tensor, case: dict, rel: float
+) -> None:
+    """The dequantized numbers: a corner of them, their sum and norm, and the worst
+    error.
 
-    rel: of the norm and the worst error; of the sum in units of what its terms add up to without their signs.
+    rel: of the norm and the worst error; of the sum in units of what its terms add up
+    to without their signs.
     """
     corner = torch.tensor(case["dequant_corner"])
     ours = dequantized[: len(corner), : corner.shape[1]].float()
     torch.testing.assert_close(ours, corner, rtol=1e-5, atol=1e-9)
     whole = dequantized.double()
-    assert float(whole.sum()) == pytest.approx(case["dequant_sum"], abs=rel * float(whole.abs().sum()))
+    assert float(whole.sum()) == pytest.approx(
+        case["dequant_sum"], abs=rel * float(whole.abs().sum())
+    )
     assert float(whole.norm()) == pytest.approx(case["dequant_frobenius"], rel=rel)
     worst = float((whole - matrix.double()).abs().max())
     assert worst == pytest.approx(case["max_abs_err"], rel=1e-5)
@@ -89,7 +111,9 @@ def same_weights(dequantized: torch.Tensor, matrix: torch.Tensor, case: dict, re
 def test_weights_in_int8_convrot_are_those_of_comfy_kitchen() -> None:
     for case in golden("comfyui_int8_convrot"):
         shape, group = tuple(case["shape"]), case["convrot_groupsize"]
-        weight_OI = torch.from_numpy(drawn({"weight": shape}, case["seed"])["weight"]).float()
+        weight_OI = torch.from_numpy(
+            drawn({"weight": shape}, case["seed"])["weight"]
+        ).float()
         codes_OI = torch.tensor(case["codes"], dtype=torch.int8)
         scale_O1 = torch.tensor(case["weight_scale"])[:, None]
         stored = as_stored(codes_OI, scale_O1, group, weight_OI)
@@ -102,9 +126,15 @@ def test_weights_in_int8_convrot_are_those_of_comfy_kitchen() -> None:
         rotated = rotate(weight_OI, regular_hadamard(group))
         assert torch.equal((rotated / scale_O1).round().to(torch.int8), codes_OI)
         x_MI = weight_OI + 1
-        at_most("its product", relative(stored.matmul(x_MI, None), x_MI @ dequantized.t()), 1e-6)
+        at_most(
+            "its product",
+            relative(stored.matmul(x_MI, None), x_MI @ dequantized.t()),
+            1e-6,
+        )
         g_MO = stored.matmul(x_MI, None)
-        at_most("its gradient", relative(stored.matmul_grad(g_MO), g_MO @ dequantized), 1e-6)
+        at_most(
+            "its gradient", relative(stored.matmul_grad(g_MO), g_MO @ dequantized), 1e-6
+        )
 
 
 def test_weights_in_fp8_scaled_are_those_of_musubi() -> None:
@@ -117,11 +147,19 @@ def test_weights_in_fp8_scaled_are_those_of_musubi() -> None:
         weight = block_scaled(matrix, case["block_size"])
         dequantized = weight.dequantize()
         assert int((~torch.isfinite(dequantized)).sum()) == case["nonfinite_values"]
-        assert (str(weight.scale_ON.dtype), case["data_dtype"]) == (f"torch.{case['scale_dtype']}", "float8_e4m3fn")
-        assert list(weight.scale_ON.shape) == case["scale_shape"][:2]  # a block's scale has no axis of its own here
+        assert (str(weight.scale_ON.dtype), case["data_dtype"]) == (
+            f"torch.{case['scale_dtype']}",
+            "float8_e4m3fn",
+        )
+        assert (
+            list(weight.scale_ON.shape) == case["scale_shape"][:2]
+        )  # a block's scale has no axis of its own here
         same_weights(dequantized, matrix, case, rel=1e-6)
         torch.testing.assert_close(
-            weight.scale_ON.flatten()[:4], torch.tensor(case["scale_first4"]), rtol=1e-5, atol=1e-12
+            weight.scale_ON.flatten()[:4],
+            torch.tensor(case["scale_first4"]),
+            rtol=1e-5,
+            atol=1e-12,
         )
         for value, key in (
             (relative(dequantized, matrix), "rel_frobenius_err"),
@@ -141,41 +179,69 @@ def test_unsigned_types_are_those_of_ai_toolkit_bit_for_bit() -> None:
         for tensor, first, shown, digest in (
             (codes_GS, codes_GS[0, :8], "codes_first8", "codes_sha256"),
             (weight.scale_G1, weight.scale_G1[:4, 0], "scale_first4", "scale_sha256"),
-            (weight.zero_G1, weight.zero_G1[:4, 0], "zero_point_first4", "zero_point_sha256"),
+            (
+                weight.zero_G1,
+                weight.zero_G1[:4, 0],
+                "zero_point_first4",
+                "zero_point_sha256",
+            ),
             (dequantized, dequantized[:3, :4], "dequant_corner", "dequant_sha256"),
         ):
             assert first.tolist() == case[shown], (case["qtype"], shown)
-            found = hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+            found = hashlib.sha256(
+                tensor.contiguous().view(torch.uint8).numpy().tobytes()
+            ).hexdigest()
             assert found == case[digest], (case["qtype"], digest)
-        assert relative(dequantized, matrix) == pytest.approx(case["rel_frobenius_err"], rel=1e-5)
+        assert relative(dequantized, matrix) == pytest.approx(
+            case["rel_frobenius_err"], rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("qtype", QTYPE_ERRORS)
-def test_the_errors_that_are_told_are_those_of_normally_distributed_weights(qtype: str) -> None:
+def test_the_errors_that_are_told_are_those_of_normally_distributed_weights(
+    qtype: str,
+) -> None:
     weight_OI = torch.randn((256, 1024), generator=torch.Generator().manual_seed(0))
-    assert relative(quantize_weight(weight_OI, qtype).dequantize(), weight_OI) == pytest.approx(
-        QTYPE_ERRORS[qtype], rel=0.03
-    )
+    assert relative(
+        quantize_weight(weight_OI, qtype).dequantize(), weight_OI
+    ) == pytest.approx(QTYPE_ERRORS[qtype], rel=0.03)
 
 
 # ------------------------------------------------------------ blocks
 
 
 @pytest.mark.parametrize(
-    ("qtype", "dtype"), [*((qtype, torch.bfloat16) for qtype in QTYPES), ("int8", torch.float32)], ids=str
+    ("qtype", "dtype"),
+    [*((qtype, torch.bfloat16) for qtype in QTYPES), ("int8", torch.float32)],
+    ids=str,
 )
-def test_only_the_linears_weights_are_quantized(tiny_model: Path, qtype: str, dtype: torch.dtype) -> None:
+def test_only_the_linears_weights_are_quantized(
+    tiny_model: Path, qtype: str, dtype: torch.dtype
+) -> None:
     plain = open_tiny(tiny_model, dtype).network_module
-    model = open_tiny(tiny_model, dtype, transform_block=quantizer(qtype)).network_module
-    found = {name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
-    linears = {name for name, module in plain.named_modules() if isinstance(module, nn.Linear)}
+    model = open_tiny(
+        tiny_model, dtype, transform_block=quantizer(qtype)
+    ).network_module
+    found = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, QuantizedLinear)
+    }
+    linears = {
+        name for name, module in plain.named_modules() if isinstance(module, nn.Linear)
+    }
     assert found == {name for name in linears if name.startswith("transformer_blocks.")}
     for name in found:
         module, original = model.get_submodule(name), plain.get_submodule(name)
-        assert (module.in_features, module.out_features) == (original.in_features, original.out_features)
+        assert (module.in_features, module.out_features) == (
+            original.in_features,
+            original.out_features,
+        )
         assert module.weight.dtype == dtype
     for name, parameter in plain.named_parameters():
-        if name.removesuffix(".weight") not in found:  # biases, norms, everything outside the blocks
+        if (
+            name.removesuffix(".weight") not in found
+        ):  # biases, norms, everything outside the blocks
             ours = model.get_parameter(name)
             assert ours.dtype == dtype and torch.equal(ours, parameter)
 
@@ -201,7 +267,8 @@ def test_the_weights_take_less_memory(qtype: str) -> None:
 @pytest.mark.parametrize("qtype", QTYPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_a_row_of_zeros_stays_zero(qtype: str, dtype: torch.dtype) -> None:
-    """optimum-quanto's float8 divides such a row by zero; in float16 the reciprocal of the smallest scale overflows."""
+    """optimum-quanto's float8 divides such a row by zero; in float16 the reciprocal of
+    the smallest scale overflows."""
     layer = nn.Linear(256, 256, bias=False, dtype=dtype)
     layer.weight.data[3] = 0
     output = quantized(layer, qtype)(torch.ones(1, 256, dtype=dtype))
@@ -214,16 +281,24 @@ def test_every_width_can_be_quantized(qtype: str, inputs: int) -> None:
     """Groups and blocks need not divide the rows."""
     layer = nn.Linear(inputs, 40)
     x = torch.randn(20, inputs, generator=torch.Generator().manual_seed(0))
-    at_most_here = {"int2": 0.7, "int4": 0.15, "uint2": 0.7, "uint3": 0.3, "uint4": 0.15, "uint5": 0.07}.get(
-        qtype, 0.05
-    )
+    at_most_here = {
+        "int2": 0.7,
+        "int4": 0.15,
+        "uint2": 0.7,
+        "uint3": 0.3,
+        "uint4": 0.15,
+        "uint5": 0.07,
+    }.get(qtype, 0.05)
     assert relative(quantized(copy.deepcopy(layer), qtype)(x), layer(x)) < at_most_here
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("qtype", QTYPES)
-def test_no_extension_is_compiled_forward_or_backward(qtype: str, dtype: torch.dtype, monkeypatch) -> None:
-    """optimum-quanto would build C++ and CUDA code when int4 or float8 weights are first used."""
+def test_no_extension_is_compiled_forward_or_backward(
+    qtype: str, dtype: torch.dtype, monkeypatch
+) -> None:
+    """optimum-quanto would build C++ and CUDA code when int4 or float8 weights are
+    first used."""
     from optimum.quanto.library.extensions import extension
 
     def refuse(*arguments: object, **keywords: object) -> None:
@@ -241,7 +316,10 @@ def test_no_extension_is_compiled_forward_or_backward(qtype: str, dtype: torch.d
 
 def best_change(layer: nn.Linear, qtype: str, rank: int) -> tuple[Tensor, Tensor]:
     """The low-rank change that makes up for most of what quantization lost."""
-    lost_OI = layer.weight.detach().float() - quantize_weight(layer.weight.detach(), qtype).dequantize().float()
+    lost_OI = (
+        layer.weight.detach().float()
+        - quantize_weight(layer.weight.detach(), qtype).dequantize().float()
+    )
     u, s, vh = torch.linalg.svd(lost_OI, full_matrices=False)
     return u[:, :rank] * s[:rank], vh[:rank]
 
@@ -250,13 +328,18 @@ def best_change(layer: nn.Linear, qtype: str, rank: int) -> tuple[Tensor, Tensor
 def test_a_recovery_lowers_the_error_and_other_layers_become_int8() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        block = nn.ModuleDict({"covered": nn.Linear(256, 128), "other": nn.Linear(256, 128)})
+        block = nn.ModuleDict(
+            {"covered": nn.Linear(256, 128), "other": nn.Linear(256, 128)}
+        )
     x = torch.randn(20, 256, generator=torch.Generator().manual_seed(1))
     exact = {name: layer(x) for name, layer in block.items()}
     plain = quantized(copy.deepcopy(block["covered"]), "int2")
     recovery = {"block.covered": best_change(block["covered"], "int2", 32)}
     quantizer("int2", recovery=recovery)(block, "block")
-    before, after = relative(plain(x), exact["covered"]), relative(block["covered"](x), exact["covered"])
+    before, after = (
+        relative(plain(x), exact["covered"]),
+        relative(block["covered"](x), exact["covered"]),
+    )
     assert after < 0.8 * before
     assert relative(block["other"](x), exact["other"]) < 0.01
     assert recovery == {}  # each is taken over by its layer
@@ -278,7 +361,11 @@ def losses(model_folder: Path, inputs, steps: int, **options) -> list[float]:
         x_BCHW, noise_BCHW = torch.randn((2, 1, 16, 8, 8), generator=generator)
         t = torch.rand((1,), generator=generator)
         mixed = (1 - t) * x_BCHW + t * noise_BCHW
-        loss = (model.predict_velocity(mixed, t, *inputs).float() - (noise_BCHW - x_BCHW)).square().mean()
+        loss = (
+            (model.predict_velocity(mixed, t, *inputs).float() - (noise_BCHW - x_BCHW))
+            .square()
+            .mean()
+        )
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -299,12 +386,15 @@ def plain_losses(tiny_model: Path, inputs) -> list[float]:
 
 
 def dequantized_again(qtype: str):
-    """Quantizes as the type does, and leaves plain layers with the dequantized weights."""
+    """Quantizes as the type does, and leaves plain layers with the dequantized
+    weights."""
 
     def transform(block: nn.Module, name: str) -> None:
         for module in block.modules():
             if isinstance(module, nn.Linear):
-                module.weight.data.copy_(quantize_weight(module.weight.data, qtype).dequantize())
+                module.weight.data.copy_(
+                    quantize_weight(module.weight.data, qtype).dequantize()
+                )
 
     return transform
 
@@ -313,13 +403,21 @@ def dequantized_again(qtype: str):
     ("qtype", "tolerance"),
     [
         *[("int8", 1e-4), ("fp8_scaled", 5e-4), ("uint3", 1e-2)],
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("float8", 5e-4), ("int4", 2e-3), ("int2", 2e-2))),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("float8", 5e-4), ("int4", 2e-3), ("int2", 2e-2))
+        ),
     ],
 )
-def test_losses_are_those_of_the_plain_model(tiny_model, inputs, plain_losses, qtype: str, tolerance: float) -> None:
-    """Of the unquantized one as closely as the type is; of plain layers with the same weights to rounding."""
+def test_losses_are_those_of_the_plain_model(
+    tiny_model, inputs, plain_losses, qtype: str, tolerance: float
+) -> None:
+    """Of the unquantized one as closely as the type is; of plain layers with the same
+    weights to rounding."""
     ours = losses(tiny_model, inputs, 6, transform_block=quantizer(qtype))
-    same_weights = losses(tiny_model, inputs, 6, transform_block=dequantized_again(qtype))
+    same_weights = losses(
+        tiny_model, inputs, 6, transform_block=dequantized_again(qtype)
+    )
     assert max(abs(a / b - 1) for a, b in zip(ours, same_weights, strict=True)) < 1e-4
     worst = max(abs(a / b - 1) for a, b in zip(ours, plain_losses, strict=True))
     at_most(f"losses of 6 steps on {qtype} against the plain model", worst, tolerance)

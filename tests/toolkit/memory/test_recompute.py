@@ -1,6 +1,8 @@
-"""Blocks whose saved tensors wait in CPU memory compute the bits of full checkpointing, and hold little meanwhile.
+"""Blocks whose saved tensors wait in CPU memory compute the bits of full checkpointing,
+and hold little meanwhile.
 
-CUDA's own copies cannot run here; these do the same work at once, and write down when they were asked for it.
+CUDA's own copies cannot run here; these do the same work at once, and write down when
+they were asked for it.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ class Copies(WrittenDown):
 
 
 def offloaded(copies: Copies, **options) -> Stack:
-    return Stack(count=BLOCKS, **options).wrap(RecomputeOffload(copies, is_elsewhere=lambda tensor: True))
+    return Stack(count=BLOCKS, **options).wrap(
+        RecomputeOffload(copies, is_elsewhere=lambda tensor: True)
+    )
 
 
 def full(**options) -> Stack:
@@ -58,7 +62,10 @@ def full(**options) -> Stack:
 def test_gradients_are_those_of_full_checkpointing(kind, qtype) -> None:
     """With dropout, which is drawn again as it was."""
     copies, options = Copies(), {"kind": kind, "qtype": qtype}
-    assert same(offloaded(copies, **options).gradients(steps=2), full(**options).gradients(steps=2))
+    assert same(
+        offloaded(copies, **options).gradients(steps=2),
+        full(**options).gradients(steps=2),
+    )
     assert len(copies.hosts) > 2 * 5 * BLOCKS
 
 
@@ -68,10 +75,17 @@ def test_a_wrapper_of_the_cpu_moves_nothing() -> None:
 
 
 @pytest.mark.parametrize("table", [False, True], ids=["", "table"])
-def test_a_real_model_has_the_bits_of_full_checkpointing(tiny_model: Path, table: bool) -> None:
+def test_a_real_model_has_the_bits_of_full_checkpointing(
+    tiny_model: Path, table: bool
+) -> None:
     found = []
-    for wrapper in (checkpoint_wrapper("full"), RecomputeOffload(Copies(), is_elsewhere=lambda tensor: True)):
-        model = open_tiny(tiny_model, transform_block=quantizer("int8"), modulation_table=table)
+    for wrapper in (
+        checkpoint_wrapper("full"),
+        RecomputeOffload(Copies(), is_elsewhere=lambda tensor: True),
+    ):
+        model = open_tiny(
+            tiny_model, transform_block=quantizer("int8"), modulation_table=table
+        )
         network = LoraNetwork(model.lora_targets(), 4, 4.0, dropout=0.1, seed=1)
         network.attach(model.network_module)
         network.fuse_projections(model.fused_projection_groups())
@@ -82,11 +96,20 @@ def test_a_real_model_has_the_bits_of_full_checkpointing(tiny_model: Path, table
         model.wrap_blocks([wrapper])
         torch.manual_seed(0)
         width = model.network_module.config.joint_attention_dim
-        texts = [torch.randn((tokens, width), generator=random) for tokens in (7, 9)]  # two groups: two passes
+        texts = [
+            torch.randn((tokens, width), generator=random) for tokens in (7, 9)
+        ]  # two groups: two passes
         x_t_BCHW = torch.randn((2, 16, 8, 12), generator=random)
-        velocity = model.predict_velocity(x_t_BCHW, torch.tensor([0.8, 0.3]), PromptEmbeds.stack(texts), [(), ()])
+        velocity = model.predict_velocity(
+            x_t_BCHW, torch.tensor([0.8, 0.3]), PromptEmbeds.stack(texts), [(), ()]
+        )
         velocity.square().mean().backward()
-        found.append([velocity.detach(), *(p.grad for p in network.parameters().values() if p.grad is not None)])
+        found.append(
+            [
+                velocity.detach(),
+                *(p.grad for p in network.parameters().values() if p.grad is not None),
+            ]
+        )
     assert same(*found)
 
 
@@ -104,12 +127,16 @@ def test_a_block_is_computed_twice_up_to_what_it_saves_last() -> None:
         full(dropout=0.0).gradients()
     assert counted.calls[ATTENTION] == 2 * BLOCKS
     products = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
-    assert sum(counted.calls[op] for op in products) == sum(as_full.calls[op] for op in products)
+    assert sum(counted.calls[op] for op in products) == sum(
+        as_full.calls[op] for op in products
+    )
 
 
 def test_weights_and_what_is_small_stay() -> None:
     copies = Copies()
-    stack = Stack(count=1, dropout=0.0, rank=1).wrap(RecomputeOffload(copies, is_elsewhere=lambda tensor: True))
+    stack = Stack(count=1, dropout=0.0, rank=1).wrap(
+        RecomputeOffload(copies, is_elsewhere=lambda tensor: True)
+    )
     for parameter in stack.model.parameters():
         parameter.requires_grad_(True)  # so the block saves its weights
     stack.gradients()
@@ -138,17 +165,24 @@ def test_the_last_is_back_first_and_a_large_one_not_ahead_of_its_time() -> None:
     back, used = copies.told("back"), copies.told("used")
     assert sorted(back) == sorted(used)
     ahead = {
-        number for number, used_at in _places(copies, "used").items() if used_at > _places(copies, "back")[number] + 1
+        number
+        for number, used_at in _places(copies, "used").items()
+        if used_at > _places(copies, "back")[number] + 1
     }
     assert ahead and all(copies.sizes[number] <= INPUT for number in ahead)
-    # Inputs of all blocks but the first leave in the forward pass, and come back for the block before has ended.
+    # Inputs of all blocks but the first leave in the forward pass, and come back for
+    # the block before has ended.
     inputs = range(BLOCKS - 1)
-    assert set(inputs) <= set(back) and [number for number in used if number in inputs] == [2, 1, 0]
+    assert set(inputs) <= set(back) and [
+        number for number in used if number in inputs
+    ] == [2, 1, 0]
     assert {0, 1} <= ahead
 
 
 def _places(copies: Copies, what: str) -> dict[int, int]:
-    return {number: place for place, (kind, number) in enumerate(copies.log) if kind == what}
+    return {
+        number: place for place, (kind, number) in enumerate(copies.log) if kind == what
+    }
 
 
 def test_after_the_backward_pass_nothing_waits() -> None:
@@ -193,7 +227,10 @@ def test_an_output_that_nothing_uses_is_left_out() -> None:
         return block(*tensors)
 
     found = []
-    for wrapper in (checkpoint_wrapper("full"), RecomputeOffload(Copies(), is_elsewhere=lambda tensor: True)):
+    for wrapper in (
+        checkpoint_wrapper("full"),
+        RecomputeOffload(Copies(), is_elsewhere=lambda tensor: True),
+    ):
         torch.manual_seed(0)
         block, x = Two(), torch.ones((1, 3, 8), requires_grad=True)
         wrapper(run)(block, x)[0].sum().backward()
@@ -205,7 +242,9 @@ def test_an_output_that_nothing_uses_is_left_out() -> None:
 def test_without_gradients_nothing_is_wrapped() -> None:
     copies = Copies()
     with torch.no_grad():
-        assert torch.equal(offloaded(copies, dropout=0.0).output(), full(dropout=0.0).output())
+        assert torch.equal(
+            offloaded(copies, dropout=0.0).output(), full(dropout=0.0).output()
+        )
     assert copies.log == []
 
 

@@ -1,4 +1,5 @@
-"""What inductor is given of a block with an adapter: no product that needs a copy of what it is added to."""
+"""What inductor is given of a block with an adapter: no product that needs a copy of
+what it is added to."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ LAYERS = 6
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[fx.Graph]]:
-    """The graphs of the backend "lowered": as inductor has them when its passes are done. They run uncompiled."""
+    """The graphs of the backend "lowered": as inductor has them when its passes are
+    done. They run uncompiled."""
     found: list[fx.Graph] = []
 
     def lowered(module: fx.GraphModule, inputs: list[Tensor]) -> Callable:
@@ -44,11 +46,19 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[fx.Graph]]:
         partition_fn=min_cut_rematerialization_partition,
         decompositions=select_decomp_table(),
     )
-    monkeypatch.setitem(torch._dynamo.backends.registry._COMPILER_FNS, "lowered", backend)
+    monkeypatch.setitem(
+        torch._dynamo.backends.registry._COMPILER_FNS, "lowered", backend
+    )
     monkeypatch.setitem(torch._dynamo.backends.registry._BACKENDS, "lowered", None)
     torch._dynamo.reset()
-    with torch._inductor.config.patch(), torch._dynamo.config.patch(), torch._functorch.config.patch():
-        compile_wrapper(CompileConfig(enabled=True))(lambda block, *tensors: tensors)  # what it sets for inductor
+    with (
+        torch._inductor.config.patch(),
+        torch._dynamo.config.patch(),
+        torch._functorch.config.patch(),
+    ):
+        compile_wrapper(CompileConfig(enabled=True))(
+            lambda block, *tensors: tensors
+        )  # what it sets for inductor
         yield found
     torch._dynamo.reset()
 
@@ -66,12 +76,16 @@ def products_of(graph: fx.Graph, outputs: int) -> int:
     return sum(node.meta["val"].shape[1] == outputs for node in nodes)
 
 
-@pytest.mark.parametrize(("level", "qtype", "dtype"), [("full", None, torch.bfloat16), ("none", "int8", torch.float32)])
+@pytest.mark.parametrize(
+    ("level", "qtype", "dtype"),
+    [("full", None, torch.bfloat16), ("none", "int8", torch.float32)],
+)
 @pytest.mark.slow
 def test_an_adapter_adds_no_product_to_a_matrix(
     graphs: list[fx.Graph], level: str, qtype: str | None, dtype: torch.dtype
 ) -> None:
-    """Forward, computed again and backward. The numbers are those of the plain block."""
+    """Forward, computed again and backward. The numbers are those of the plain
+    block."""
 
     def gradients(*wrappers: Callable) -> list[Tensor]:
         stack = Stack(dropout=0.0, count=1, qtype=qtype, rank=RANK).wrap(*wrappers)
@@ -85,21 +99,31 @@ def test_an_adapter_adds_no_product_to_a_matrix(
     settings = CompileConfig(enabled=True, backend="lowered", fullgraph=True)
     found = gradients(checkpoint_wrapper(level), compile_wrapper(settings))
     forward, backward = graphs
-    # A bias stays where it is: it is not a matrix. The last layer is not computed again.
+    # A bias stays where it is: it is not a matrix. The last layer is not computed
+    # again.
     assert added(forward) == ({} if qtype else {1: LAYERS})
     assert added(backward) == ({} if qtype else {1: LAYERS - 1})
-    assert products_of(forward, 3 * RANK) == 1 and products_of(forward, RANK) == LAYERS - 3  # query, key and value
+    assert (
+        products_of(forward, 3 * RANK) == 1 and products_of(forward, RANK) == LAYERS - 3
+    )  # query, key and value
     tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
-    assert all(relative(a, b) < tolerance for a, b in zip(found, gradients(), strict=True))
+    assert all(
+        relative(a, b) < tolerance for a, b in zip(found, gradients(), strict=True)
+    )
 
 
-def test_sums_that_inductor_takes_for_one_product_are_taken_apart(graphs: list[fx.Graph]) -> None:
+def test_sums_that_inductor_takes_for_one_product_are_taken_apart(
+    graphs: list[fx.Graph],
+) -> None:
     """The gradient of an input of two layers, and a scaled sum."""
 
     def two(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return torch.addmm(x @ a + x @ b, x, b, alpha=0.5, beta=3.0).sin()
 
-    inputs = [torch.randn(4, 4, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(3)]
+    inputs = [
+        torch.randn(4, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        for _ in range(3)
+    ]
     y = torch.compile(two, backend="lowered")(*inputs)
     found = [y, *torch.autograd.grad(y.sum(), inputs)]
     expected = [two(*inputs), *torch.autograd.grad(two(*inputs).sum(), inputs)]

@@ -1,4 +1,5 @@
-"""A small stack of blocks with adapters, run as an adapter runs its own: what the tests of the engine share."""
+"""A small stack of blocks with adapters, run as an adapter runs its own: what the tests
+of the engine share."""
 
 from __future__ import annotations
 
@@ -30,10 +31,19 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        heads = [x.unflatten(-1, (2, -1)).transpose(1, 2) for x in project([self.q, self.k, self.v], x_BSD)]
-        seen = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(-2)
+        heads = [
+            x.unflatten(-1, (2, -1)).transpose(1, 2)
+            for x in project([self.q, self.k, self.v], x_BSD)
+        ]
+        seen = (
+            nn.functional.scaled_dot_product_attention(*heads)
+            .transpose(1, 2)
+            .flatten(-2)
+        )
         x_BSD = x_BSD + self.out(seen)
-        return x_BSD + self.down(nn.functional.gelu(self.up(nn.functional.layer_norm(x_BSD, (WIDTH,)))))
+        return x_BSD + self.down(
+            nn.functional.gelu(self.up(nn.functional.layer_norm(x_BSD, (WIDTH,))))
+        )
 
 
 class Stack:
@@ -51,18 +61,28 @@ class Stack:
         self.device = device
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.model = nn.ModuleList(Block() for _ in range(count)).requires_grad_(False)
+            self.model = nn.ModuleList(Block() for _ in range(count)).requires_grad_(
+                False
+            )
         for index, block in enumerate(self.model if qtype else ()):
             quantizer(qtype)(block, str(index))
         self.model.to(device)
-        targets = [f"{index}.{layer}" for index in range(count) for layer in ("q", "k", "v", "out", "up", "down")]
+        targets = [
+            f"{index}.{layer}"
+            for index in range(count)
+            for layer in ("q", "k", "v", "out", "up", "down")
+        ]
         self.network = kind(targets, rank, 4.0, dropout, seed=1)
         self.network.attach(self.model)
-        self.network.fuse_projections([[f"{index}.{layer}" for layer in "qkv"] for index in range(count)])
+        self.network.fuse_projections(
+            [[f"{index}.{layer}" for layer in "qkv"] for index in range(count)]
+        )
         self.network.cast_by_block(self.model)
         random = torch.Generator().manual_seed(2)
         for parameter in self.network.parameters().values():
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=random).to(device)
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=random).to(
+                device
+            )
         self.run: BlockForward = plain
 
     def blocks(self, *indices: int) -> Sequence[nn.Module]:
@@ -80,7 +100,9 @@ class Stack:
         return run
 
     def output(self, tokens: int = TOKENS) -> Tensor:
-        x_BSD = torch.randn((2, tokens, WIDTH), generator=torch.Generator().manual_seed(3)).to(self.device)
+        x_BSD = torch.randn(
+            (2, tokens, WIDTH), generator=torch.Generator().manual_seed(3)
+        ).to(self.device)
         for block in self.model:
             (x_BSD,) = self.run(block, x_BSD)
         return x_BSD
@@ -110,14 +132,17 @@ def same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
 
 @contextmanager
 def no_kernels() -> Iterator[None]:
-    """Inductor lowers programs, counts and caches them, and leaves out the C++ compiler, which takes a second for each
-    kernel: what a program returns is anything."""
+    """Inductor lowers programs, counts and caches them, and leaves out the C++
+    compiler, which takes a second for each kernel: what a program returns is
+    anything."""
 
     def kernel(*_: object) -> None:
         pass
 
     with (
         patch.object(AsyncCompile, "cpp_pybinding", lambda *_: kernel),
-        patch.object(cpu_vec_isa, "valid_vec_isa_list", list),  # else it tries which instructions the compiler knows
+        patch.object(
+            cpu_vec_isa, "valid_vec_isa_list", list
+        ),  # else it tries which instructions the compiler knows
     ):
         yield

@@ -1,4 +1,5 @@
-"""What every model family promises, and one in the tests that is as unlike the first as can be."""
+"""What every model family promises, and one in the tests that is as unlike the first as
+can be."""
 
 from __future__ import annotations
 
@@ -28,18 +29,23 @@ from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.registry import FAMILIES, part_of
 
 WRITERS = {"unlike": write_unlike_model}
-"""How a test gets a tiny model of a family; the first family's is the fixture `tiny_model`. A part that has families
-runs these tests too, with its own `arch` and `written`."""
+"""How a test gets a tiny model of a family; the first family's is the fixture
+`tiny_model`. A part that has families runs these tests too, with its own `arch` and
+`written`."""
 
 
-@pytest.fixture(params=[*(arch for arch in FAMILIES if not part_of(FAMILIES[arch])), "unlike"])
+@pytest.fixture(
+    params=[*(arch for arch in FAMILIES if not part_of(FAMILIES[arch])), "unlike"]
+)
 def arch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setitem(FAMILIES, "unlike", "tests.unlike_family:FAMILY")
     return request.param
 
 
 @pytest.fixture(scope="module")
-def written(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def written(
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
     """A tiny model of a family, written once. Read only."""
 
     @cache
@@ -65,7 +71,9 @@ def family(arch: str, folder: Path) -> ModelFamily:
 
 @pytest.fixture
 def adapter(family: ModelFamily, folder: Path) -> DiffusionModel:
-    return family.open(ModelLoadOptions(folder=folder, device=torch.device("cpu"), dtype=torch.float32))
+    return family.open(
+        ModelLoadOptions(folder=folder, device=torch.device("cpu"), dtype=torch.float32)
+    )
 
 
 def encoded(model: DiffusionModel, *prompts: str) -> PromptEmbeds:
@@ -78,31 +86,57 @@ def latents(family: ModelFamily, count: int, size: Size, seed: int = 1) -> torch
     return torch.randn((count, family.latent_channels, height, width), generator=random)
 
 
-def references(family: ModelFamily, count: int, size: Size) -> list[tuple[torch.Tensor, ...]]:
-    """The fewest control images that each of so many items can have: of a picture with layers, that picture."""
-    return [(latents(family, 1, size, seed=2)[0],) if family.stacks_layers else ()] * count
+def references(
+    family: ModelFamily, count: int, size: Size
+) -> list[tuple[torch.Tensor, ...]]:
+    """The fewest control images that each of so many items can have: of a picture with
+    layers, that picture."""
+    return [
+        (latents(family, 1, size, seed=2)[0],) if family.stacks_layers else ()
+    ] * count
 
 
 def test_the_layers_and_modules_are_those_of_the_loaded_model(
     family: ModelFamily, folder: Path, adapter: DiffusionModel
 ) -> None:
     model = adapter.network_module
-    linears = {name: (m.in_features, m.out_features) for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    linears = {
+        name: (m.in_features, m.out_features)
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Linear)
+    }
     assert family.every_linear_layer(folder) == linears
-    assert family.linear_layers(folder) == {name: linears[name] for name in adapter.lora_targets()}
-    own = {name: sum(p.numel() for p in m.parameters(recurse=False)) for name, m in model.named_modules()}
-    assert family.modules(folder) == {name: count for name, count in own.items() if count}
+    assert family.linear_layers(folder) == {
+        name: linears[name] for name in adapter.lora_targets()
+    }
+    own = {
+        name: sum(p.numel() for p in m.parameters(recurse=False))
+        for name, m in model.named_modules()
+    }
+    assert family.modules(folder) == {
+        name: count for name, count in own.items() if count
+    }
     facts, blocks = family.footprint(folder), adapter.blocks()
     assert facts.blocks == family.block_count(folder) == len(blocks)
-    assert facts.linear_params + facts.other_params == sum(p.numel() for p in model.parameters())
-    assert facts.linear_params == sum(
-        m.weight.numel() for block in blocks for m in block.modules() if type(m) is nn.Linear
+    assert facts.linear_params + facts.other_params == sum(
+        p.numel() for p in model.parameters()
     )
-    assert (facts.width, facts.pixels_per_token) == (adapter.hidden_size, family.token_side**2)
+    assert facts.linear_params == sum(
+        m.weight.numel()
+        for block in blocks
+        for m in block.modules()
+        if type(m) is nn.Linear
+    )
+    assert (facts.width, facts.pixels_per_token) == (
+        adapter.hidden_size,
+        family.token_side**2,
+    )
     assert facts.latent_numbers == family.latent_channels / family.latent_scale**2
 
 
-def test_latents_have_the_declared_scale_and_channels(family: ModelFamily, adapter: DiffusionModel) -> None:
+def test_latents_have_the_declared_scale_and_channels(
+    family: ModelFamily, adapter: DiffusionModel
+) -> None:
     size = Size(2 * family.size_multiple, family.size_multiple)
     pixels_BCHW = torch.rand(1, family.pixel_channels, size.height, size.width) * 2 - 1
     with torch.no_grad():
@@ -112,42 +146,62 @@ def test_latents_have_the_declared_scale_and_channels(family: ModelFamily, adapt
     width, height = family.latent_size(size)
     assert latents_BCHW.shape == (1, family.latent_channels, height, width)
     assert torch.equal(latents_BCHW, again_BCHW)
-    assert decoded_BCHW.shape == pixels_BCHW.shape and decoded_BCHW.dtype == torch.float32
+    assert (
+        decoded_BCHW.shape == pixels_BCHW.shape and decoded_BCHW.dtype == torch.float32
+    )
     assert decoded_BCHW.abs().max() <= 1
-    assert family.drawable(Size(size.width + 1, size.height + family.token_side - 1)) == size
+    assert (
+        family.drawable(Size(size.width + 1, size.height + family.token_side - 1))
+        == size
+    )
     assert family.size_multiple % family.token_side == 0
 
 
-def test_unlike_items_of_a_batch_are_predicted_as_each_alone(family: ModelFamily, adapter: DiffusionModel) -> None:
+def test_unlike_items_of_a_batch_are_predicted_as_each_alone(
+    family: ModelFamily, adapter: DiffusionModel
+) -> None:
     prompts = encoded(adapter, "a cat", "a very long caption, with many words", "")
     x_BCHW, t_B = latents(family, 3, Size(64, 96)), torch.tensor([0.9, 0.5, 0.1])
     slots = references(family, 3, Size(64, 96))
     with torch.no_grad():
         together = adapter.predict_velocity(x_BCHW, t_B, prompts, slots)
         alone = [
-            adapter.predict_velocity(x_BCHW[[row]], t_B[[row]], prompts.select([row]), slots[:1])[0] for row in range(3)
+            adapter.predict_velocity(
+                x_BCHW[[row]], t_B[[row]], prompts.select([row]), slots[:1]
+            )[0]
+            for row in range(3)
         ]
     assert together.shape == x_BCHW.shape and together.dtype == torch.float32
     torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=1e-5)
     assert not torch.equal(together[0], together[1])
 
 
-def test_references_are_taken_up_to_the_declared_number(family: ModelFamily, adapter: DiffusionModel) -> None:
+def test_references_are_taken_up_to_the_declared_number(
+    family: ModelFamily, adapter: DiffusionModel
+) -> None:
     target = Size(64, 64)
     picture = Image.new("RGB", target, "red")
     if family.max_references:
-        assert family.drawable(size := adapter.reference_size(Size(64, 48), target)) == size
+        assert (
+            family.drawable(size := adapter.reference_size(Size(64, 48), target))
+            == size
+        )
     for count in sorted({min(2, family.max_references), family.max_references} - {0}):
         prompt = adapter.encode_prompt("a cat", [picture] * count)
         reference = latents(family, 1, target, seed=2)[0]
         with torch.no_grad():
             velocity = adapter.predict_velocity(
-                latents(family, 1, target), torch.tensor([0.5]), PromptEmbeds.stack([prompt]), [[reference] * count]
+                latents(family, 1, target),
+                torch.tensor([0.5]),
+                PromptEmbeds.stack([prompt]),
+                [[reference] * count],
             )
         assert velocity.isfinite().all()
 
 
-def test_guidance_is_embedded_or_refused(family: ModelFamily, adapter: DiffusionModel) -> None:
+def test_guidance_is_embedded_or_refused(
+    family: ModelFamily, adapter: DiffusionModel
+) -> None:
     arguments = (
         latents(family, 1, Size(64, 64)),
         torch.tensor([0.5]),
@@ -159,22 +213,35 @@ def test_guidance_is_embedded_or_refused(family: ModelFamily, adapter: Diffusion
             adapter.predict_velocity(*arguments, torch.tensor([3.5]))
         return
     with torch.no_grad():
-        weak, strong = (adapter.predict_velocity(*arguments, torch.tensor([scale])) for scale in (1.0, 3.5))
+        weak, strong = (
+            adapter.predict_velocity(*arguments, torch.tensor([scale]))
+            for scale in (1.0, 3.5)
+        )
     assert not torch.equal(weak, strong)
 
 
-def test_dropped_encoders_are_loaded_again_and_kept_ones_stay(family: ModelFamily, adapter: DiffusionModel) -> None:
+def test_dropped_encoders_are_loaded_again_and_kept_ones_stay(
+    family: ModelFamily, adapter: DiffusionModel
+) -> None:
     before = encoded(adapter, "a cat")
     for keep in ((), family.encoder_parts["text_encoder"]):
         adapter.unload_encoders(keep)
         after = encoded(adapter, "a cat")
         assert torch.equal(before.embeds_BLD, after.embeds_BLD)
-        assert all(torch.equal(tensor, after.extra[name]) for name, tensor in before.extra.items())
+        assert all(
+            torch.equal(tensor, after.extra[name])
+            for name, tensor in before.extra.items()
+        )
     assert {"vae", "text_encoder"} == set(family.encoder_parts)
-    assert all(adapter.cache_key(part) == adapter.cache_key(part) for part in family.encoder_parts)
+    assert all(
+        adapter.cache_key(part) == adapter.cache_key(part)
+        for part in family.encoder_parts
+    )
 
 
-def test_blocks_run_within_the_wrappers_in_order(family: ModelFamily, adapter: DiffusionModel) -> None:
+def test_blocks_run_within_the_wrappers_in_order(
+    family: ModelFamily, adapter: DiffusionModel
+) -> None:
     seen: list[nn.Module] = []
 
     def watching(run):
@@ -205,7 +272,10 @@ def test_the_time_shift_is_a_number_for_every_size_and_length(
     shift = adapter.dynamic_shift
     assert all(isinstance(shift.mu(tokens, steps), float) for steps in (1, 4, 1000))
     assert shift.shift_terminal is None or 0 < shift.shift_terminal < 1
-    assert family.tokens(family.latent_size(Size(64, 96))) == 64 * 96 // family.token_side**2
+    assert (
+        family.tokens(family.latent_size(Size(64, 96)))
+        == 64 * 96 // family.token_side**2
+    )
 
 
 def test_the_gradients_reach_what_is_trained_and_a_new_lora_changes_nothing(
@@ -214,26 +284,45 @@ def test_the_gradients_reach_what_is_trained_and_a_new_lora_changes_nothing(
     from toolkit.config.sections.network import NetworkConfig
 
     prompts, slots = encoded(adapter, "a", "b"), references(family, 2, Size(64, 64))
-    arguments = latents(family, 2, Size(64, 64)), torch.tensor([0.5, 0.7]), prompts, slots
+    arguments = (
+        latents(family, 2, Size(64, 64)),
+        torch.tensor([0.5, 0.7]),
+        prompts,
+        slots,
+    )
     with torch.no_grad():
         before = adapter.predict_velocity(*arguments)
-    network = KINDS["lora"].load().from_config(NetworkConfig(linear=2), adapter.lora_targets(), 1)
+    network = (
+        KINDS["lora"]
+        .load()
+        .from_config(NetworkConfig(linear=2), adapter.lora_targets(), 1)
+    )
     network.attach(adapter.network_module)
     network.fuse_projections(adapter.fused_projection_groups())
     after = adapter.predict_velocity(*arguments)
     assert torch.equal(before, after)
     after.square().mean().backward()
-    # The last block of some families hands on the image alone: what only its text goes through learns nothing.
-    reached = [name for name, p in network.parameters().items() if "lora_B" in name and p.grad is not None]
-    assert len({network.module_name_of(name) for name in reached}) >= 0.8 * len(network.targets)
+    # The last block of some families hands on the image alone: what only its text goes
+    # through learns nothing.
+    reached = [
+        name
+        for name, p in network.parameters().items()
+        if "lora_B" in name and p.grad is not None
+    ]
+    assert len({network.module_name_of(name) for name in reached}) >= 0.8 * len(
+        network.targets
+    )
     assert any(network.parameters()[name].grad.any() for name in reached)
 
 
-# ------------------------------------------------------------ more references than a family takes
+# ------------------------------------------------------------ more references than a
+# family takes
 
 
 @pytest.fixture
-def unlike_job(write_job, trainer, make_pictures, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def unlike_job(
+    write_job, trainer, make_pictures, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     """A job on the unlike family."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(FAMILIES, "unlike", "tests.unlike_family:FAMILY")
@@ -241,7 +330,9 @@ def unlike_job(write_job, trainer, make_pictures, monkeypatch: pytest.MonkeyPatc
 
     def write(file: str, **changes: object) -> Path:
         folder = make_pictures(tmp_path / "2_photos", "a", "b", "c")
-        section = trainer(folder, model={"name_or_path": str(tmp_path / "unlike")}, **changes)
+        section = trainer(
+            folder, model={"name_or_path": str(tmp_path / "unlike")}, **changes
+        )
         path = write_job(section)
         return path.rename(path.with_name(f"{file}.yaml"))
 
@@ -250,7 +341,11 @@ def unlike_job(write_job, trainer, make_pictures, monkeypatch: pytest.MonkeyPatc
 
 def test_a_prompt_of_several_tensors_is_cached_and_stacked(tmp_path: Path) -> None:
     one, other = (
-        {EMBEDS: torch.full((length, 3), float(length)), "pooled": torch.ones(2) * length} for length in (2, 4)
+        {
+            EMBEDS: torch.full((length, 3), float(length)),
+            "pooled": torch.ones(2) * length,
+        }
+        for length in (2, 4)
     )
     prompts = PromptEmbeds.stack([one, other])
     assert prompts.extra["pooled"].tolist() == [[2, 2], [4, 4]]
@@ -261,16 +356,31 @@ def test_a_prompt_of_several_tensors_is_cached_and_stacked(tmp_path: Path) -> No
         PromptEmbeds.stack([one, torch.ones(2, 3)])
 
 
-def test_references_are_refused_where_the_family_takes_none(unlike_job, make_pictures, tmp_path: Path) -> None:
-    """Before anything is loaded, with the place: of a dataset, of the validation, of a sample."""
+def test_references_are_refused_where_the_family_takes_none(
+    unlike_job, make_pictures, tmp_path: Path
+) -> None:
+    """Before anything is loaded, with the place: of a dataset, of the validation, of a
+    sample."""
     controls = str(make_pictures(tmp_path / "controls", "a", "b", "c"))
     photos = str(make_pictures(tmp_path / "2_photos", "a", "b", "c"))
-    with_references = {"folder_path": photos, "control_path": controls, "resolution": 64}
+    with_references = {
+        "folder_path": photos,
+        "control_path": controls,
+        "resolution": 64,
+    }
     picture = str(tmp_path / "controls" / "a.png")
     unlike_job("dataset", datasets=[with_references])
-    sample = {"samples": [{"prompt": "a cat", "ctrl_img": picture}], "sample_every": 1, "width": 64, "height": 64}
+    sample = {
+        "samples": [{"prompt": "a cat", "ctrl_img": picture}],
+        "sample_every": 1,
+        "width": 64,
+        "height": 64,
+    }
     unlike_job("sample", sample=sample)
-    unlike_job("held_out", validation={"folder_path": photos, "control_path": controls, "every": 1})
+    unlike_job(
+        "held_out",
+        validation={"folder_path": photos, "control_path": controls, "every": 1},
+    )
     takes = "has 1 control image, and Unlike-1 takes none. Leave"
     for name, said in {
         "dataset": rf"datasets\[0\]\.control_path: {takes} control_path out\.",
@@ -281,21 +391,45 @@ def test_references_are_refused_where_the_family_takes_none(unlike_job, make_pic
             plan_job(load_job(tmp_path / f"{name}.yaml", discover().find_config))
 
 
-def test_a_whole_job_of_the_unlike_family_trains_samples_saves_and_resumes(unlike_job, tmp_path: Path) -> None:
-    sample = {"prompts": ["a cat"], "sample_every": 2, "width": 70, "height": 64, "sample_steps": 2}
+def test_a_whole_job_of_the_unlike_family_trains_samples_saves_and_resumes(
+    unlike_job, tmp_path: Path
+) -> None:
+    sample = {
+        "prompts": ["a cat"],
+        "sample_every": 2,
+        "width": 70,
+        "height": 64,
+        "sample_steps": 2,
+    }
     sample["guidance_scale"] = 3
     for run, steps in (("parts", 2), ("whole", 4), ("more", 4)):
         folder = "parts" if run == "more" else run
-        train = {"steps": steps, "timestep_type": "qwen_shift", "ema_config": {"use_ema": True}}
+        train = {
+            "steps": steps,
+            "timestep_type": "qwen_shift",
+            "ema_config": {"use_ema": True},
+        }
         save = {"dtype": "float32", "save_every": 2}
         unlike_job(run, training_folder=folder, train=train, sample=sample, save=save)
     for name in ("parts", "more", "whole"):
         run_job(tmp_path / f"{name}.yaml")
-    parts, whole = (load_file(tmp_path / run / "job" / "job.safetensors") for run in ("parts", "whole"))
+    parts, whole = (
+        load_file(tmp_path / run / "job" / "job.safetensors")
+        for run in ("parts", "whole")
+    )
     assert parts.keys() == whole.keys()
     assert all(torch.equal(tensor, whole[name]) for name, tensor in parts.items())
-    assert any(tensor.any() for name, tensor in whole.items() if name.endswith("lora_B.weight"))
+    assert any(
+        tensor.any() for name, tensor in whole.items() if name.endswith("lora_B.weight")
+    )
     pictures = sorted((tmp_path / "whole" / "job" / "samples").glob("*.*"))
-    assert pictures and all(Image.open(path).size == (64, 64) for path in pictures if path.suffix in (".png", ".jpg"))
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "whole/job/metrics.jsonl").read_text().splitlines()]
+    assert pictures and all(
+        Image.open(path).size == (64, 64)
+        for path in pictures
+        if path.suffix in (".png", ".jpg")
+    )
+    losses = [
+        json.loads(line)["loss"]
+        for line in (tmp_path / "whole/job/metrics.jsonl").read_text().splitlines()
+    ]
     assert len(losses) == 4 and os.path.getsize(tmp_path / "whole/job/job.safetensors")

@@ -1,4 +1,5 @@
-"""Against a small hub on this machine; as processes of their own, faults/test_models.py asks it."""
+"""Against a small hub on this machine; as processes of their own, faults/test_models.py
+asks it."""
 
 import json
 import shutil
@@ -27,7 +28,9 @@ FILES = {
     "model_index.json": b'{"_class_name": "QwenImageEditPlusPipeline"}',
     **{f"{part}/{file}": b"{}" for part in FAMILY.parts for file in part_files(part)},
     **{f"{part}/model.safetensors": NO_WEIGHTS for part in FAMILY.weight_parts[1:]},
-    "transformer/diffusion_pytorch_model.safetensors": framed(json.dumps({"__metadata__": {"filling": "x" * 7000}})),
+    "transformer/diffusion_pytorch_model.safetensors": framed(
+        json.dumps({"__metadata__": {"filling": "x" * 7000}})
+    ),
     "preview.png": b"never wanted",
 }
 
@@ -39,9 +42,12 @@ def server() -> Iterator[Hub]:
 
 
 @pytest.fixture
-def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
-    """Calls `what` with its arguments under what the client library reads of HF_ENDPOINT and HF_HUB_OFFLINE; returns
-    the path or the error, and what was said last, as `path`, `error` and `note`."""
+def ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, str]]:
+    """Calls `what` with its arguments under what the client library reads of
+    HF_ENDPOINT and HF_HUB_OFFLINE; returns the path or the error, and what was said
+    last, as `path`, `error` and `note`."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
 
     def call(
@@ -50,8 +56,14 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[s
     ) -> dict[str, str]:  # fmt: skip
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
         monkeypatch.setattr(constants, "ENDPOINT", url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-        arguments = (name, revision) if what in (download, fetch_index) else (name, "model.key")
+        monkeypatch.setattr(
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        arguments = (
+            (name, revision) if what in (download, fetch_index) else (name, "model.key")
+        )
         with heard() as said:
             try:
                 found = {"path": str(what(*arguments, **more))}
@@ -65,11 +77,15 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[s
 def test_offline_without_the_model_names_the_line_that_downloads_by_hand(ask) -> None:
     said = ask(offline=True)
     assert "path" not in said
-    assert f"hf download {NAME}" in said["error"] and "model.name_or_path" in said["error"]
+    assert (
+        f"hf download {NAME}" in said["error"] and "model.name_or_path" in said["error"]
+    )
 
 
 @pytest.mark.parametrize("revision", [None, COMMIT])
-def test_a_snapshot_that_is_here_is_used_offline(ask, tmp_path: Path, revision: str | None) -> None:
+def test_a_snapshot_that_is_here_is_used_offline(
+    ask, tmp_path: Path, revision: str | None
+) -> None:
     snapshot = write_cached(tmp_path / "hf", NAME)
     assert ask(revision, offline=True) == {"path": str(snapshot)}
 
@@ -80,26 +96,39 @@ def test_a_snapshot_that_is_here_asks_no_hub(ask, server: Hub, tmp_path: Path) -
     assert server.asked == []
 
 
-def test_a_snapshot_without_a_part_is_completed(ask, server: Hub, tmp_path: Path) -> None:
+def test_a_snapshot_without_a_part_is_completed(
+    ask, server: Hub, tmp_path: Path
+) -> None:
     write_cached(tmp_path / "hf", NAME, without="vae")
     folder = Path(ask(url=server.url)["path"])
     assert (folder / "vae" / "config.json").is_file()
     assert not any("transformer/config" in path for path in server.asked)
 
 
-def test_a_snapshot_that_is_all_that_the_hub_has_asks_no_hub(ask, server: Hub, tmp_path: Path) -> None:
+def test_a_snapshot_that_is_all_that_the_hub_has_asks_no_hub(
+    ask, server: Hub, tmp_path: Path
+) -> None:
     snapshot = write_cached(tmp_path / "hf", NAME, without="vae", listed=True)
     assert ask(url=server.url) == {"path": str(snapshot)}
     assert server.asked == []
 
 
-def test_a_revision_that_is_not_here_is_not_replaced_by_another(ask, tmp_path: Path) -> None:
+def test_a_revision_that_is_not_here_is_not_replaced_by_another(
+    ask, tmp_path: Path
+) -> None:
     write_cached(tmp_path / "hf", NAME)
     assert "error" in ask("b" * 40, offline=True)
 
 
 @pytest.mark.parametrize(
-    "refusal", [(403, "GatedRepo"), (401, "GatedRepo"), (401, "RepoNotFound"), (404, "RepoNotFound")], ids=str
+    "refusal",
+    [
+        (403, "GatedRepo"),
+        (401, "GatedRepo"),
+        (401, "RepoNotFound"),
+        (404, "RepoNotFound"),
+    ],
+    ids=str,
 )
 def test_a_refusal_names_the_token(ask, server: Hub, refusal: tuple[int, str]) -> None:
     server.refusal = refusal
@@ -109,31 +138,50 @@ def test_a_refusal_names_the_token(ask, server: Hub, refusal: tuple[int, str]) -
 
 def test_an_unknown_revision_is_named(ask, server: Hub) -> None:
     server.refusal = (404, "RevisionNotFound")
-    assert ask("v9", url=server.url)["error"] == f"model.name_or_path: {NAME}: has no revision 'v9'."
+    assert (
+        ask("v9", url=server.url)["error"]
+        == f"model.name_or_path: {NAME}: has no revision 'v9'."
+    )
 
 
 def test_a_name_that_no_hub_model_can_have_is_a_mistake(ask) -> None:
-    assert "neither a local folder nor a model id" in ask(name="my models/edit 2509")["error"]
+    assert (
+        "neither a local folder nor a model id"
+        in ask(name="my models/edit 2509")["error"]
+    )
 
 
-def test_a_hub_that_cannot_be_reached_names_the_line_that_downloads_by_hand(ask) -> None:
+def test_a_hub_that_cannot_be_reached_names_the_line_that_downloads_by_hand(
+    ask,
+) -> None:
     assert f"hf download {NAME}" in ask()["error"]
 
 
-def test_a_download_says_size_and_target_and_brings_what_is_needed(ask, server: Hub, tmp_path: Path) -> None:
+def test_a_download_says_size_and_target_and_brings_what_is_needed(
+    ask, server: Hub, tmp_path: Path
+) -> None:
     said = ask(url=server.url)
-    assert said["note"].startswith(f"downloading {NAME}: 0.0 GB to {tmp_path / 'hf' / 'hub'} (")
+    assert said["note"].startswith(
+        f"downloading {NAME}: 0.0 GB to {tmp_path / 'hf' / 'hub'} ("
+    )
     folder = Path(said["path"])
-    assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} == set(FILES) - {"preview.png"}
-    assert (folder / "transformer/diffusion_pytorch_model.safetensors").read_bytes() == FILES[
-        "transformer/diffusion_pytorch_model.safetensors"
-    ]
+    assert {
+        str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()
+    } == set(FILES) - {"preview.png"}
+    assert (
+        folder / "transformer/diffusion_pytorch_model.safetensors"
+    ).read_bytes() == FILES["transformer/diffusion_pytorch_model.safetensors"]
 
 
-def test_weights_that_a_file_gives_are_not_brought_until_they_are_needed(ask, server: Hub) -> None:
+def test_weights_that_a_file_gives_are_not_brought_until_they_are_needed(
+    ask, server: Hub
+) -> None:
     folder = Path(ask(given=("transformer", "vae"), url=server.url)["path"])
     brought = {str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")}
-    assert brought == {"text_encoder/model.safetensors"} and (folder / "transformer/config.json").is_file()
+    assert (
+        brought == {"text_encoder/model.safetensors"}
+        and (folder / "transformer/config.json").is_file()
+    )
     server.asked.clear()
     assert ask(given=("transformer", "vae"), url=server.url) == {"path": str(folder)}
     assert server.asked == []
@@ -142,15 +190,17 @@ def test_weights_that_a_file_gives_are_not_brought_until_they_are_needed(ask, se
 
 
 @pytest.mark.slow
-def test_a_download_that_broke_off_is_finished_by_the_next_run(ask, server: Hub) -> None:
+def test_a_download_that_broke_off_is_finished_by_the_next_run(
+    ask, server: Hub
+) -> None:
     server.break_after = 3000
     assert "error" in ask(url=server.url)
     server.break_after = None
     server.asked.clear()
     folder = Path(ask(url=server.url)["path"])
-    assert (folder / "transformer/diffusion_pytorch_model.safetensors").read_bytes() == FILES[
-        "transformer/diffusion_pytorch_model.safetensors"
-    ]
+    assert (
+        folder / "transformer/diffusion_pytorch_model.safetensors"
+    ).read_bytes() == FILES["transformer/diffusion_pytorch_model.safetensors"]
     # Whole files are not fetched again.
     assert {path.rsplit("/", 1)[1] for path in server.asked if "/resolve/" in path} == {
         "diffusion_pytorch_model.safetensors"
@@ -160,27 +210,42 @@ def test_a_download_that_broke_off_is_finished_by_the_next_run(ask, server: Hub)
 def test_too_little_space_is_said_before_the_download(
     said: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    files = [SimpleNamespace(rfilename=name, size=10 * 10**9) for name in ("transformer/a.safetensors", "preview.png")]
+    files = [
+        SimpleNamespace(rfilename=name, size=10 * 10**9)
+        for name in ("transformer/a.safetensors", "preview.png")
+    ]
     info = SimpleNamespace(siblings=files)
-    monkeypatch.setattr(hub, "HfApi", lambda: SimpleNamespace(model_info=lambda *_, **__: info))
+    monkeypatch.setattr(
+        hub, "HfApi", lambda: SimpleNamespace(model_info=lambda *_, **__: info)
+    )
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "not there yet"))
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10.1 * 10**9))
-    with pytest.raises(UserError, match=r"needs 10\.0 GB, .* has 10\.1 GB free.*HF_HOME"):
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: SimpleNamespace(free=10.1 * 10**9)
+    )
+    with pytest.raises(
+        UserError, match=r"needs 10\.0 GB, .* has 10\.1 GB free.*HF_HOME"
+    ):
         hub._print_download_size(NAME, None)
     assert "10.0 GB" in said[0]
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10.3 * 10**9))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: SimpleNamespace(free=10.3 * 10**9)
+    )
     hub._print_download_size(NAME, None)
 
 
 def test_the_index_is_brought_alone_and_then_the_rest(ask, server: Hub) -> None:
     index = Path(ask(what=fetch_index, url=server.url)["path"])
     assert index.read_bytes() == FILES["model_index.json"]
-    assert {path.split(COMMIT)[1] for path in server.asked if "/resolve/" in path} == {"/model_index.json"}
+    assert {path.split(COMMIT)[1] for path in server.asked if "/resolve/" in path} == {
+        "/model_index.json"
+    }
     server.asked.clear()
     assert ask(what=fetch_index, url=server.url) == {"path": str(index)}
     assert server.asked == []
     folder = Path(ask(url=server.url)["path"])
-    assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} == set(FILES) - {"preview.png"}
+    assert {
+        str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()
+    } == set(FILES) - {"preview.png"}
 
 
 def test_an_index_that_cannot_be_had_says_why(ask) -> None:
@@ -190,14 +255,19 @@ def test_an_index_that_cannot_be_had_says_why(ask) -> None:
         assert not any("lora.safetensors" in path for path in server.asked)
         server.refusal = 404, "RepoNotFound"
         said = ask("v1", url=server.url)["error"]
-        assert "the hub has no such model" in said and f"(working directory: {Path.cwd()})" in said
+        assert (
+            "the hub has no such model" in said
+            and f"(working directory: {Path.cwd()})" in said
+        )
     assert "the hub cannot be used" in ask("v1", offline=True)["error"]
 
 
 @pytest.fixture
 def ask_for_file(ask: Callable[..., dict[str, str]]) -> Callable[..., dict[str, str]]:
     """Calls `download_file` as `ask` calls `download`."""
-    return lambda file, **options: ask(name=f"{NAME}/{file}", what=download_file, **options)
+    return lambda file, **options: ask(
+        name=f"{NAME}/{file}", what=download_file, **options
+    )
 
 
 def test_one_file_is_brought_once(server: Hub, ask_for_file) -> None:
@@ -206,15 +276,23 @@ def test_one_file_is_brought_once(server: Hub, ask_for_file) -> None:
     assert first["note"] == "downloading transformer/config.json of someone/model"
     assert not any("preview" in path for path in server.asked)
     server.asked.clear()
-    assert ask_for_file("transformer/config.json", url=server.url) == {"path": first["path"]}
+    assert ask_for_file("transformer/config.json", url=server.url) == {
+        "path": first["path"]
+    }
     assert server.asked == []
 
 
 def test_a_file_that_cannot_be_brought_says_why(server: Hub, ask_for_file) -> None:
     absent = ask_for_file("none.safetensors", url=server.url)
-    assert absent["error"] == "model.key: someone/model/none.safetensors: someone/model has no such file."
+    assert (
+        absent["error"]
+        == "model.key: someone/model/none.safetensors: someone/model has no such file."
+    )
     server.refusal = 401, "RepoNotFound"
-    assert "the hub has no such repository, or it is private" in ask_for_file("a.bin", url=server.url)["error"]
+    assert (
+        "the hub has no such repository, or it is private"
+        in ask_for_file("a.bin", url=server.url)["error"]
+    )
     offline = ask_for_file("a.bin", url=server.url, offline=True)
     assert "Download the file by hand and give its path." in offline["error"]
 
@@ -234,15 +312,25 @@ ENCODER = {
 def test_a_text_encoder_is_brought_once_without_other_formats_or_named(ask) -> None:
     ask = partial(ask, what=download_encoder)
     refused = ask(offline=True)["error"]
-    assert refused.startswith(f"model.key: {NAME}: not complete") and "hf download" in refused
+    assert (
+        refused.startswith(f"model.key: {NAME}: not complete")
+        and "hf download" in refused
+    )
     with small_hub(ENCODER, NAME) as server:
         folder = Path(ask(url=server.url)["path"])
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
     assert ask(offline=True) == {"path": str(folder)}
 
 
 def test_a_file_is_no_text_encoder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"embedder: .*photo\.jpg: neither a local folder nor a model id of the hub"):
+    with pytest.raises(
+        UserError,
+        match=r"embedder: .*photo\.jpg: neither a local folder nor a model id of the hub",
+    ):
         download_encoder(str(tmp_path / "photo.jpg"), "embedder")
 
 
@@ -250,9 +338,14 @@ QUANTIZED_CONFIG = json.dumps({"quantization_config": SDNQ}).encode()
 
 
 def test_quantized_weights_are_refused_before_they_are_brought(ask) -> None:
-    with small_hub({**FILES, "transformer/config.json": QUANTIZED_CONFIG}, NAME) as server:
+    with small_hub(
+        {**FILES, "transformer/config.json": QUANTIZED_CONFIG}, NAME
+    ) as server:
         said = ask(url=server.url)
-        assert "the transformer is quantized by sdnq (uint4), which is not read. " in said["error"]
+        assert (
+            "the transformer is quantized by sdnq (uint4), which is not read. "
+            in said["error"]
+        )
         assert said["error"].startswith("model.name_or_path: ") and "note" not in said
         assert not any("safetensors" in path for path in server.asked)
         assert "path" in ask(url=server.url, given=("transformer",))
@@ -261,7 +354,10 @@ def test_quantized_weights_are_refused_before_they_are_brought(ask) -> None:
 def test_a_quantized_text_encoder_is_refused_before_it_is_brought(ask) -> None:
     with small_hub({**ENCODER, "config.json": QUANTIZED_CONFIG}, NAME) as server:
         said = ask(url=server.url, what=download_encoder)
-        assert said["error"].startswith("model.key: ") and "the model is quantized by sdnq (uint4)" in said["error"]
+        assert (
+            said["error"].startswith("model.key: ")
+            and "the model is quantized by sdnq (uint4)" in said["error"]
+        )
         assert not any("safetensors" in path for path in server.asked)
         assert "path" in ask(url=server.url, what=download_encoder, weights=False)
 
@@ -282,13 +378,19 @@ class Listening:
         return now.NOTHING
 
 
-def test_whoever_listens_is_told_how_far_a_download_is(ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files that grow say it; the bars of the client library would tear the line."""
+def test_whoever_listens_is_told_how_far_a_download_is(
+    ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files that grow say it; the bars of the client library would tear the
+    line."""
     monkeypatch.setattr(hub, "LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
     weights = framed(json.dumps({"__metadata__": {"filling": "x" * 100_000}}))
     files = FILES | {"transformer/diffusion_pytorch_model.safetensors": weights}
-    listener, wanted = Listening(), sum(len(data) for name, data in files.items() if name != "preview.png") / 1e3
+    listener, wanted = (
+        Listening(),
+        sum(len(data) for name, data in files.items() if name != "preview.png") / 1e3,
+    )
     with small_hub(files, NAME) as server, now.told_to(listener):
         server.opened.clear()
 
@@ -306,5 +408,7 @@ def test_whoever_listens_is_told_how_far_a_download_is(ask, monkeypatch: pytest.
     assert are_progress_bars_disabled()
 
 
-def test_where_nobody_listens_the_bars_of_the_client_library_are_shown(ask, server: Hub) -> None:
+def test_where_nobody_listens_the_bars_of_the_client_library_are_shown(
+    ask, server: Hub
+) -> None:
     assert "path" in ask(url=server.url) and not are_progress_bars_disabled()

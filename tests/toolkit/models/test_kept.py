@@ -1,4 +1,5 @@
-"""The quantized transformer is kept on the disk: the same bits, complete or absent, made again where it is damaged."""
+"""The quantized transformer is kept on the disk: the same bits, complete or absent,
+made again where it is damaged."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def every_line(caplog: pytest.LogCaptureFixture) -> None:
 
 def transformer(model: Path, folder: Path, **keys: object) -> torch.nn.Module:
     section = ModelConfig(name_or_path=str(model), quantize=True, **keys)
-    return load_base_model(section, CPU, torch.bfloat16, training_folder=str(folder), keep=True).network_module
+    return load_base_model(
+        section, CPU, torch.bfloat16, training_folder=str(folder), keep=True
+    ).network_module
 
 
 def assert_same(one: torch.nn.Module, other: torch.nn.Module) -> None:
@@ -43,15 +46,21 @@ def assert_same(one: torch.nn.Module, other: torch.nn.Module) -> None:
     for name, tensor in first.items():
         assert tensor.dtype == second[name].dtype, name
         assert torch.equal(tensor, second[name]), name
-    for (name, module), (_, twin) in zip(one.named_modules(), other.named_modules(), strict=True):
+    for (name, module), (_, twin) in zip(
+        one.named_modules(), other.named_modules(), strict=True
+    ):
         assert type(module) is type(twin), name
-        own = {key: value for key, value in vars(module).items() if not key.startswith("_")}
+        own = {
+            key: value for key, value in vars(module).items() if not key.startswith("_")
+        }
         for key in own if module.__module__ == "toolkit.memory.quantization" else ():
             assert getattr(twin, key) == own[key], (name, key)
 
 
 @pytest.mark.parametrize("qtype", QTYPES)
-def test_a_second_start_has_the_bits_of_the_first(tiny_model: Path, tmp_path: Path, qtype: str) -> None:
+def test_a_second_start_has_the_bits_of_the_first(
+    tiny_model: Path, tmp_path: Path, qtype: str
+) -> None:
     fresh = transformer(tiny_model, tmp_path, qtype=qtype, keep_quantized=False)
     assert not kept_entries(tmp_path / "_cache")
     first = transformer(tiny_model, tmp_path, qtype=qtype)
@@ -66,27 +75,43 @@ def test_the_published_weights_are_not_read_again(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transformer(tiny_model, tmp_path)
-    monkeypatch.setattr("toolkit.models.loading.ShardReader", lambda *_: pytest.fail("the weights are read"))
+    monkeypatch.setattr(
+        "toolkit.models.loading.ShardReader",
+        lambda *_: pytest.fail("the weights are read"),
+    )
     transformer(tiny_model, tmp_path)
 
 
 @pytest.mark.parametrize("start", ["first", "second"])
-def test_waiting_blocks_stay_in_the_file_and_others_do_not(tiny_model: Path, tmp_path: Path, start: str) -> None:
+def test_waiting_blocks_stay_in_the_file_and_others_do_not(
+    tiny_model: Path, tmp_path: Path, start: str
+) -> None:
     if start == "second":
         transformer(tiny_model, tmp_path, qtype="int4")
-    blocks = transformer(tiny_model, tmp_path, qtype="int4", blocks_to_swap=1).transformer_blocks
-    mapped = [[is_mapped(tensor) for tensor in block.state_dict().values()] for block in blocks]
+    blocks = transformer(
+        tiny_model, tmp_path, qtype="int4", blocks_to_swap=1
+    ).transformer_blocks
+    mapped = [
+        [is_mapped(tensor) for tensor in block.state_dict().values()]
+        for block in blocks
+    ]
     assert [all(each) for each in mapped] == [False, True]
     assert [any(each) for each in mapped] == [False, True]
     waiting = HostBlock(blocks[1], CPU)
     assert waiting.is_mapped
     assert is_mapped(waiting.memory)
-    sizes = sum(-(-tensor.nbytes // 256) * 256 for tensor in blocks[1].state_dict().values())
+    sizes = sum(
+        -(-tensor.nbytes // 256) * 256 for tensor in blocks[1].state_dict().values()
+    )
     assert len(waiting.memory) <= sizes
 
 
-def test_the_weights_of_a_table_stay_in_the_file_and_the_rest_is_one_piece(tiny_model: Path, tmp_path: Path) -> None:
-    found = transformer(tiny_model, tmp_path, qtype="int4", blocks_to_swap=1, modulation_table=True)
+def test_the_weights_of_a_table_stay_in_the_file_and_the_rest_is_one_piece(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    found = transformer(
+        tiny_model, tmp_path, qtype="int4", blocks_to_swap=1, modulation_table=True
+    )
     plain, swapped = found.transformer_blocks
     assert all(map(is_mapped, plain.img_mod.state_dict().values()))
     assert not any(map(is_mapped, plain.attn.state_dict().values()))
@@ -94,10 +119,14 @@ def test_the_weights_of_a_table_stay_in_the_file_and_the_rest_is_one_piece(tiny_
     del swapped.img_mod, swapped.txt_mod
     rest = HostBlock(swapped, CPU)
     assert table.is_mapped and rest.is_mapped
-    assert len(rest.memory) <= sum(-(-tensor.nbytes // 256) * 256 for tensor in swapped.state_dict().values())
+    assert len(rest.memory) <= sum(
+        -(-tensor.nbytes // 256) * 256 for tensor in swapped.state_dict().values()
+    )
 
 
-def test_nothing_is_mapped_where_weights_take_each_others_place(tiny_model: Path, tmp_path: Path) -> None:
+def test_nothing_is_mapped_where_weights_take_each_others_place(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     section = ModelConfig(name_or_path=str(tiny_model), quantize=True, blocks_to_swap=1)
     for _ in range(2):
         keep = {"training_folder": str(tmp_path), "keep": True, "maps": False}
@@ -116,14 +145,24 @@ def merged_file(folder: Path) -> Path:
     return file
 
 
-def test_each_thing_that_decides_the_bits_has_an_entry_of_its_own(tiny_model: Path, tmp_path: Path) -> None:
+def test_each_thing_that_decides_the_bits_has_an_entry_of_its_own(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     model = shutil.copytree(tiny_model, tmp_path / "model")
     lora = merged_file(tmp_path)
     names = set()
 
-    def add(dtype: torch.dtype = torch.bfloat16, device: str = "cpu", **keys: object) -> None:
+    def add(
+        dtype: torch.dtype = torch.bfloat16, device: str = "cpu", **keys: object
+    ) -> None:
         keys = {"qtype": "int4", **keys}
-        names.add(kept_name(ModelConfig(name_or_path=str(model), quantize=True, **keys), dtype, device))
+        names.add(
+            kept_name(
+                ModelConfig(name_or_path=str(model), quantize=True, **keys),
+                dtype,
+                device,
+            )
+        )
 
     add()
     add(blocks_to_swap=1, modulation_table=False)  # the same bits
@@ -136,24 +175,35 @@ def test_each_thing_that_decides_the_bits_has_an_entry_of_its_own(tiny_model: Pa
     add(accuracy_recovery_adapter=str(lora))
     add(base_loras=[str(lora)])
     add(base_loras=[{"path": str(lora), "multiplier": 0.5}])
-    (shard := next((model / "transformer").glob("*.safetensors"))).write_bytes(shard.read_bytes()[:-1] + b"\7")
+    (shard := next((model / "transformer").glob("*.safetensors"))).write_bytes(
+        shard.read_bytes()[:-1] + b"\7"
+    )
     add()
     save_file({"other": torch.ones(1)}, lora)
     add(base_loras=[str(lora)])
     assert len(names) == 10
 
 
-def test_merged_weights_are_in_the_entry(tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    keys = {"qtype": "int8", "base_loras": [str(merged_file(tmp_path))], "accuracy_recovery_adapter": "auto"}
+def test_merged_weights_are_in_the_entry(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = {
+        "qtype": "int8",
+        "base_loras": [str(merged_file(tmp_path))],
+        "accuracy_recovery_adapter": "auto",
+    }
     first = transformer(tiny_model, tmp_path, **keys)
     assert_same(first, transformer(tiny_model, tmp_path, **keys))
     assert "read from" in caplog.text
     (entry,) = kept_entries(tmp_path / "_cache")
     damage(entry.folder, "transformer_blocks.0")
-    assert_same(first, transformer(tiny_model, tmp_path, **keys))  # the files of both are read again
+    assert_same(
+        first, transformer(tiny_model, tmp_path, **keys)
+    )  # the files of both are read again
 
 
-# ---------------------------------------------------------------- damage, kills, other processes
+# ---------------------------------------------------------------- damage, kills, other
+# processes
 
 
 def damage(folder: Path, name: str) -> None:
@@ -171,7 +221,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a bit": lambda folder: damage(folder, "transformer_blocks.1"),
     "a bit of the rest": lambda folder: damage(folder, "rest"),
     "cut off": lambda folder: cut(folder / "transformer_blocks.1.safetensors"),
-    "empty": lambda folder: (folder / "transformer_blocks.0.safetensors").write_bytes(b""),
+    "empty": lambda folder: (folder / "transformer_blocks.0.safetensors").write_bytes(
+        b""
+    ),
     "a file is missing": lambda folder: (folder / "rest.safetensors").unlink(),
     "another block": lambda folder: shutil.copy(
         folder / "rest.safetensors", folder / "transformer_blocks.0.safetensors"
@@ -189,14 +241,20 @@ def test_a_damaged_entry_is_reported_and_made_again(
     DAMAGES[what](entry.folder)
     assert_same(first, transformer(tiny_model, tmp_path, qtype="int4"))
     (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert "the kept model is damaged (" in warning.message and "made again" in warning.message
+    assert (
+        "the kept model is damaged (" in warning.message
+        and "made again" in warning.message
+    )
     caplog.clear()
     assert_same(first, transformer(tiny_model, tmp_path, qtype="int4"))
     assert "read from" in caplog.text
 
 
 def test_a_damaged_entry_that_cannot_be_deleted_ends_no_run(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def refused(path: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
@@ -229,7 +287,9 @@ def forked(work: Callable[[], object]) -> int:
     return child
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked on Windows")
+@pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="no processes are forked on Windows"
+)
 @pytest.mark.parametrize("at", ["transformer_blocks.1", "rest", "manifest"])
 def test_killed_while_writing_the_entry_is_absent(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
@@ -256,9 +316,14 @@ def test_killed_while_writing_the_entry_is_absent(
     assert list((tmp_path / "_cache" / "models").iterdir()) == [entry.folder]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked on Windows")
+@pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="no processes are forked on Windows"
+)
 def test_two_at_once_write_it_once(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     begun, write = tmp_path / "begun", kept._write
 
@@ -285,7 +350,10 @@ def test_two_at_once_write_it_once(
 
 
 def test_without_room_there_is_one_warning_and_no_entry(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(kept, "LEAST_FREE", 10**18)
     fresh = transformer(tiny_model, tmp_path, qtype="int4", blocks_to_swap=1)
@@ -299,7 +367,11 @@ def test_without_room_there_is_one_warning_and_no_entry(
 
 @pytest.mark.parametrize("at", range(4))
 def test_a_disk_that_fills_up_ends_the_entry_and_not_the_run(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, at: int
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    at: int,
 ) -> None:
     fresh = transformer(tiny_model, tmp_path, qtype="int4", keep_quantized=False)
     calls = count()
@@ -316,9 +388,14 @@ def test_a_disk_that_fills_up_ends_the_entry_and_not_the_run(
     monkeypatch.setattr(kept, "write_json", full(kept.write_json))
     found = transformer(tiny_model, tmp_path, qtype="int4", blocks_to_swap=1)
     (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert "is not kept" in warning.message and os.strerror(errno.ENOSPC) in warning.message
+    assert (
+        "is not kept" in warning.message
+        and os.strerror(errno.ENOSPC) in warning.message
+    )
     assert not list((tmp_path / "_cache" / "models").iterdir())
-    assert_same(fresh, found)  # the block that waits is still in the file, which has no name any more
+    assert_same(
+        fresh, found
+    )  # the block that waits is still in the file, which has no name any more
 
 
 def test_a_folder_that_cannot_be_written_ends_no_run(
@@ -332,7 +409,10 @@ def test_a_folder_that_cannot_be_written_ends_no_run(
 
 
 def test_the_one_used_longest_ago_makes_room(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     cache = tmp_path / "_cache"
     for age, qtype in enumerate(("int2", "int4", "int8")):
@@ -341,11 +421,19 @@ def test_the_one_used_longest_ago_makes_room(
         os.utime(newest / "kept.json", (1000 + age, 1000 + age))
     transformer(tiny_model, tmp_path, qtype="int2")  # used now
     oldest = next(entry for entry in kept_entries(cache) if "int4" in entry.model)
-    needed = kept_bytes(ModelConfig(name_or_path=str(tiny_model), quantize=True, qtype="uint5"), 2)
+    needed = kept_bytes(
+        ModelConfig(name_or_path=str(tiny_model), quantize=True, qtype="uint5"), 2
+    )
     monkeypatch.setattr(kept, "LEAST_FREE", 10**6)
-    monkeypatch.setattr(kept, "free_space", lambda _: 10**6 + needed - oldest.bytes // 2)
+    monkeypatch.setattr(
+        kept, "free_space", lambda _: 10**6 + needed - oldest.bytes // 2
+    )
     transformer(tiny_model, tmp_path, qtype="uint5")
-    assert {entry.folder.name.split("_")[0] for entry in kept_entries(cache)} == {"int2", "int8", "uint5"}
+    assert {entry.folder.name.split("_")[0] for entry in kept_entries(cache)} == {
+        "int2",
+        "int8",
+        "uint5",
+    }
     assert f"{oldest.folder}: deleted to make room" in caplog.text
 
 
@@ -353,13 +441,21 @@ def test_its_size_is_known_before(tiny_model: Path, tmp_path: Path) -> None:
     for qtype in ("int4", "int8", "uint3"):
         section = ModelConfig(name_or_path=str(tiny_model), quantize=True, qtype=qtype)
         transformer(tiny_model, tmp_path, qtype=qtype)
-        (entry,) = [entry for entry in kept_entries(tmp_path / "_cache") if qtype in entry.model]
+        (entry,) = [
+            entry for entry in kept_entries(tmp_path / "_cache") if qtype in entry.model
+        ]
         headers = 8192 * len(list(entry.folder.glob("*.safetensors")))
-        assert abs(entry.bytes - kept_bytes(section, 2)) < 0.1 * entry.bytes + 4 * headers
+        assert (
+            abs(entry.bytes - kept_bytes(section, 2)) < 0.1 * entry.bytes + 4 * headers
+        )
 
 
 @pytest.mark.parametrize("keys", [{"quantize": False}, {"keep_quantized": False}])
-def test_what_is_not_quantized_or_not_to_be_kept_writes_nothing(tiny_model: Path, tmp_path: Path, keys: dict) -> None:
+def test_what_is_not_quantized_or_not_to_be_kept_writes_nothing(
+    tiny_model: Path, tmp_path: Path, keys: dict
+) -> None:
     section = ModelConfig(name_or_path=str(tiny_model), **{"quantize": True, **keys})
-    assert load_base_model(section, CPU, torch.bfloat16, training_folder=str(tmp_path), keep=True).network_module
+    assert load_base_model(
+        section, CPU, torch.bfloat16, training_folder=str(tmp_path), keep=True
+    ).network_module
     assert not (tmp_path / "_cache").exists()

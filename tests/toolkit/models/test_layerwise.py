@@ -47,18 +47,35 @@ def open_model(folder: Path, dtype: torch.dtype = torch.float32, **keys: Any):
 
 
 def prompts_of(model) -> list[tuple[str, list[Image.Image]]]:
-    """Prompts of unlike lengths; where the encoder sees images, with one, two and none."""
-    found: list[tuple[str, list[Image.Image]]] = [("a cat", []), ("", []), ("a much longer caption <|im_end|>", [])]
+    """Prompts of unlike lengths; where the encoder sees images, with one, two and
+    none."""
+    found: list[tuple[str, list[Image.Image]]] = [
+        ("a cat", []),
+        ("", []),
+        ("a much longer caption <|im_end|>", []),
+    ]
     if "processor" in model.family.encoder_parts["text_encoder"]:
-        noise = torch.randint(0, 256, (64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        noise = torch.randint(
+            0,
+            256,
+            (64, 96, 3),
+            dtype=torch.uint8,
+            generator=torch.Generator().manual_seed(0),
+        )
         images = [Image.fromarray(noise.numpy()), Image.new("RGB", (64, 64), "red")]
-        found += [("with one", images[:1]), ("with two", images[: model.family.max_references])]
+        found += [
+            ("with one", images[:1]),
+            ("with two", images[: model.family.max_references]),
+        ]
     return found
 
 
 def together(model, folder: Path | None = None) -> list[dict[str, torch.Tensor]]:
     encodings = [lambda one=one: model.encode_prompt(*one) for one in prompts_of(model)]
-    return [encoded_by_name(encode()) for encode in model.encode_together(encodings, folder=folder)]
+    return [
+        encoded_by_name(encode())
+        for encode in model.encode_together(encodings, folder=folder)
+    ]
 
 
 def assert_same_bits(model, found: list[dict[str, torch.Tensor]]) -> None:
@@ -72,7 +89,9 @@ def assert_same_bits(model, found: list[dict[str, torch.Tensor]]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("arch", ARCHS)
-def test_embeddings_are_the_bits_of_the_whole_encoder(folders, arch: str, dtype: torch.dtype) -> None:
+def test_embeddings_are_the_bits_of_the_whole_encoder(
+    folders, arch: str, dtype: torch.dtype
+) -> None:
     model = open_model(folders[arch], dtype)
     found = together(model)
     assert "text_encoder" not in model._parts
@@ -81,16 +100,22 @@ def test_embeddings_are_the_bits_of_the_whole_encoder(folders, arch: str, dtype:
 
 @pytest.mark.parametrize("qtype", ["int8", "int4"])
 @pytest.mark.parametrize("arch", ["qwen_image_edit_plus", "qwen_image_2"])
-def test_a_quantized_encoder_gives_the_same_bits(folders, arch: str, qtype: str) -> None:
+def test_a_quantized_encoder_gives_the_same_bits(
+    folders, arch: str, qtype: str
+) -> None:
     model = open_model(folders[arch], quantize_te=True, qtype_te=qtype)
     assert_same_bits(model, together(model))
 
 
 @pytest.mark.parametrize("arch", ["qwen_image_edit_plus", "qwen_image_2"])
-def test_hidden_states_above_the_limit_wait_on_disk(folders, arch: str, tmp_path: Path, monkeypatch) -> None:
+def test_hidden_states_above_the_limit_wait_on_disk(
+    folders, arch: str, tmp_path: Path, monkeypatch
+) -> None:
     model, waiting = open_model(folders[arch]), list[WaitingTensors]()
     monkeypatch.setattr(
-        layerwise, "WaitingTensors", lambda folder: waiting.append(one := WaitingTensors(folder, 0)) or one
+        layerwise,
+        "WaitingTensors",
+        lambda folder: waiting.append(one := WaitingTensors(folder, 0)) or one,
     )
     found = together(model, tmp_path / "not made yet")
     assert max(one.on_disk for one in waiting) > 1000
@@ -98,12 +123,18 @@ def test_hidden_states_above_the_limit_wait_on_disk(folders, arch: str, tmp_path
     assert_same_bits(model, found)
 
 
-@pytest.mark.parametrize(("room", "passes"), [(1, [1, 1, 1, 1, 1]), (50_000, [3, 1, 1])])
-def test_many_prompts_are_encoded_in_parts(folders, room: int, passes: list[int], monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("room", "passes"), [(1, [1, 1, 1, 1, 1]), (50_000, [3, 1, 1])]
+)
+def test_many_prompts_are_encoded_in_parts(
+    folders, room: int, passes: list[int], monkeypatch
+) -> None:
     model, parts = open_model(folders["qwen_image_edit_plus"]), list[int]()
     encode = LayerwiseEncoder.encode
     monkeypatch.setattr(
-        LayerwiseEncoder, "encode", lambda self, told: (parts.append(len(self._inputs)), encode(self, told))[1]
+        LayerwiseEncoder,
+        "encode",
+        lambda self, told: (parts.append(len(self._inputs)), encode(self, told))[1],
     )
     monkeypatch.setattr(layerwise, "MOST_WAITING", room)
     found = together(model)
@@ -117,7 +148,11 @@ def test_a_prompt_whose_image_cannot_be_read_stops_no_other(folders) -> None:
     def unreadable() -> object:
         raise OSError("gone")
 
-    encodings = [lambda: model.encode_prompt("a", []), unreadable, lambda: model.encode_prompt("b", [])]
+    encodings = [
+        lambda: model.encode_prompt("a", []),
+        unreadable,
+        lambda: model.encode_prompt("b", []),
+    ]
     ready = model.encode_together(encodings)
     first = next(ready)()
     with pytest.raises(OSError, match="gone"):
@@ -131,21 +166,41 @@ def test_a_prompt_whose_image_cannot_be_read_stops_no_other(folders) -> None:
 def test_each_weight_is_read_once(folders, arch: str, monkeypatch) -> None:
     model, read = open_model(folders[arch]), Counter[str]()
     take = ShardReader.take
-    monkeypatch.setattr(ShardReader, "take", lambda self, name: (read.update([name]), take(self, name))[1])
+    monkeypatch.setattr(
+        ShardReader,
+        "take",
+        lambda self, name: (read.update([name]), take(self, name))[1],
+    )
     together(model)
     assert len(read) > 10
     assert set(read.values()) == {1}
 
 
-VISION_21 = {"hidden_size": 288, "intermediate_size": 1076, "num_heads": 4, "out_hidden_size": 512, "depth": 2}
-VISION = {"hidden_size": 320, "intermediate_size": 855, "num_heads": 4, "out_hidden_size": 512, "depth": 2}
+VISION_21 = {
+    "hidden_size": 288,
+    "intermediate_size": 1076,
+    "num_heads": 4,
+    "out_hidden_size": 512,
+    "depth": 2,
+}
+VISION = {
+    "hidden_size": 320,
+    "intermediate_size": 855,
+    "num_heads": 4,
+    "out_hidden_size": 512,
+    "depth": 2,
+}
 TEXT = {
     "num_hidden_layers": 2,
     "hidden_size": 512,
     "num_attention_heads": 4,
     "num_key_value_heads": 1,
     "vocab_size": 1000,
-    "rope_parameters": {"rope_theta": 1e6, "rope_type": "default", "mrope_section": [16, 24, 24]},
+    "rope_parameters": {
+        "rope_theta": 1e6,
+        "rope_type": "default",
+        "mrope_section": [16, 24, 24],
+    },
 }
 EIGHTHS: dict[str, tuple[FolderFamily, str, dict[str, Any], dict[str, Any], int]] = {
     "2.1": (
@@ -163,22 +218,32 @@ EIGHTHS: dict[str, tuple[FolderFamily, str, dict[str, Any], dict[str, Any], int]
         28,
     ),
 }
-"""Family, class in transformers, text_config and vision_config, patches along one side of a control image: the
-proportions of the published encoders at about an eighth of their width."""
+"""Family, class in transformers, text_config and vision_config, patches along one side
+of a control image: the proportions of the published encoders at about an eighth of
+their width."""
 
 
-@pytest.mark.parametrize(("images", "qtype"), [(0, ""), (1, ""), (2, ""), (0, "int8"), (0, "int4")])
+@pytest.mark.parametrize(
+    ("images", "qtype"), [(0, ""), (1, ""), (2, ""), (0, "int8"), (0, "int4")]
+)
 @pytest.mark.parametrize("name", EIGHTHS)
-def test_the_plan_counts_what_is_on_the_device(name: str, images: int, qtype: str, tmp_path: Path, monkeypatch) -> None:
-    """Bytes that are alive in bfloat16, operation by operation; a GPU's kernels may take more for themselves."""
+def test_the_plan_counts_what_is_on_the_device(
+    name: str, images: int, qtype: str, tmp_path: Path, monkeypatch
+) -> None:
+    """Bytes that are alive in bfloat16, operation by operation; a GPU's kernels may
+    take more for themselves."""
     dtype = torch.bfloat16
     family, kind, text, vision, side = EIGHTHS[name]
     live = LiveBytes(simulation.FOLLOWED)
     of_kind = getattr(transformers, kind)
-    config = of_kind.config_class(text_config=text, vision_config=vision, image_token_id=999)
+    config = of_kind.config_class(
+        text_config=text, vision_config=vision, image_token_id=999
+    )
     of_kind(config).to(dtype).save_pretrained(tmp_path / "text_encoder")
     transform = quantizer(qtype) if qtype else None
-    encoder = LayerwiseEncoder(ModelLoadOptions(tmp_path, CPU, dtype, transform_text_block=transform), kind)
+    encoder = LayerwiseEncoder(
+        ModelLoadOptions(tmp_path, CPU, dtype, transform_text_block=transform), kind
+    )
 
     class OnHost(WaitingTensors):
         def put(self, key: tuple[int, str], tensor: torch.Tensor) -> None:
@@ -224,7 +289,11 @@ def test_the_plan_counts_what_is_on_the_device(name: str, images: int, qtype: st
 
 
 def test_one_layer_is_held_at_a_time(folders, monkeypatch) -> None:
-    model, layers, most = open_model(folders["qwen_image_2"]), list[weakref.ref](), list[int]()
+    model, layers, most = (
+        open_model(folders["qwen_image_2"]),
+        list[weakref.ref](),
+        list[int](),
+    )
     fill = layerwise.fill
 
     def counted(layer, *rest, **named):
@@ -267,27 +336,40 @@ def in_codes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return stored
 
 
-@pytest.mark.parametrize("keys", [{}, {"quantize_te": True, "qtype_te": "float8"}], ids=["", "float8"])
-@pytest.mark.parametrize(("stored", "shards"), [(as_a_file, 1), (as_a_file, 3), (in_codes, 1), (in_codes, 2)])
+@pytest.mark.parametrize(
+    "keys", [{}, {"quantize_te": True, "qtype_te": "float8"}], ids=["", "float8"]
+)
+@pytest.mark.parametrize(
+    ("stored", "shards"), [(as_a_file, 1), (as_a_file, 3), (in_codes, 1), (in_codes, 2)]
+)
 @pytest.mark.parametrize("arch", ["qwen_image_edit_plus", "qwen_image_2"])
 def test_files_shards_and_codes_give_the_same_bits(
     folders, arch: str, stored, shards: int, keys: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Of a file in place of the folder, in as many shards; with `float8` codes stay as they are stored."""
+    """Of a file in place of the folder, in as many shards; with `float8` codes stay as
+    they are stored."""
     weights = stored(part_weights(folders[arch], "text_encoder"))
     for number in range(shards):
         names = sorted(weights)[number::shards]
-        name = "text.safetensors" if shards == 1 else f"text-{number + 1:05d}-of-{shards:05d}.safetensors"
+        name = (
+            "text.safetensors"
+            if shards == 1
+            else f"text-{number + 1:05d}-of-{shards:05d}.safetensors"
+        )
         save_file({each: weights[each] for each in names}, tmp_path / name)
     first = sorted(tmp_path.iterdir())[0]
-    model = open_model(folders[arch], torch.bfloat16, text_encoder_path=str(first), **keys)
+    model = open_model(
+        folders[arch], torch.bfloat16, text_encoder_path=str(first), **keys
+    )
     found = together(model)
     assert "text_encoder" not in model._parts
     assert_same_bits(model, found)
 
 
 @pytest.mark.parametrize("arch", ["qwen_image_edit_plus", "qwen_image_2"])
-def test_shards_of_a_folder_give_the_same_bits(folders, arch: str, tmp_path: Path) -> None:
+def test_shards_of_a_folder_give_the_same_bits(
+    folders, arch: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "model"
     shutil.copytree(folders[arch], folder)
     part = folder / "text_encoder"
@@ -298,10 +380,14 @@ def test_shards_of_a_folder_give_the_same_bits(folders, arch: str, tmp_path: Pat
     for number in range(3):
         name = f"model-{number + 1:05d}-of-00003.safetensors"
         names = sorted(weights)[number::3]
-        save_file({each: weights[each] for each in names}, part / name, {"format": "pt"})
+        save_file(
+            {each: weights[each] for each in names}, part / name, {"format": "pt"}
+        )
         places |= dict.fromkeys(names, name)
     index = {"metadata": {}, "weight_map": places}
-    (part / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    (part / "model.safetensors.index.json").write_text(
+        json.dumps(index), encoding="utf-8"
+    )
     model = open_model(folder)
     assert_same_bits(model, together(model))
 
@@ -326,14 +412,22 @@ list(model.encode_together(encodings, killed, waits))
 
 @pytest.mark.slow
 def test_a_kill_while_encoding_leaves_nothing_behind(folders, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, folders["qwen_image_2"], tmp_path / "waits"]
+    command = [
+        sys.executable,
+        "-c",
+        KILLED,
+        folders["qwen_image_2"],
+        tmp_path / "waits",
+    ]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
     assert list((tmp_path / "waits").iterdir()) == []
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_files_are_not_mapped_longer_than_a_layer_is_read(folders, arch: str, monkeypatch) -> None:
+def test_files_are_not_mapped_longer_than_a_layer_is_read(
+    folders, arch: str, monkeypatch
+) -> None:
     """What was read of a mapped file would count as memory in use."""
     model, maps = open_model(folders[arch]), list[str]()
     run = LayerwiseEncoder._run_layer
@@ -341,14 +435,20 @@ def test_files_are_not_mapped_longer_than_a_layer_is_read(folders, arch: str, mo
     def watched(self: LayerwiseEncoder, name: str) -> None:
         run(self, name)
         mapped = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-        maps.extend(line for line in mapped if str(model.options.folder / "text_encoder") in line)
+        maps.extend(
+            line
+            for line in mapped
+            if str(model.options.folder / "text_encoder") in line
+        )
 
     monkeypatch.setattr(LayerwiseEncoder, "_run_layer", watched)
     together(model)
     assert maps == []
 
 
-def test_waiting_tensors_know_what_they_hold_and_use_a_place_again(tmp_path: Path) -> None:
+def test_waiting_tensors_know_what_they_hold_and_use_a_place_again(
+    tmp_path: Path,
+) -> None:
     waiting, tensor = WaitingTensors(tmp_path, limit=16), torch.arange(3.0)
     waiting.put((0, "a"), tensor)
     waiting.put((0, "b"), tensor + 1)

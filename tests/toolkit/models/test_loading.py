@@ -1,4 +1,5 @@
-"""What no family does by itself: shards by name, a module filled from them, what identifies a part."""
+"""What no family does by itself: shards by name, a module filled from them, what
+identifies a part."""
 
 from __future__ import annotations
 
@@ -18,7 +19,13 @@ from accelerate import init_empty_weights
 from safetensors.torch import save_file
 
 from toolkit.errors import RunError, UserError
-from toolkit.models.loading import WEIGHTS, ShardReader, block_import, fill, weights_hash
+from toolkit.models.loading import (
+    WEIGHTS,
+    ShardReader,
+    block_import,
+    fill,
+    weights_hash,
+)
 
 
 @pytest.fixture
@@ -58,11 +65,19 @@ def test_a_meta_module_is_filled_from_shards_in_the_asked_dtype(tmp_path: Path) 
         ("{", r"index\.json: not readable \("),
         ("[]", r"index\.json: holds no JSON object"),
         ("{}", r"index\.json: has no 'weight_map'"),
-        ('{"weight_map": {"a.bias": "gone.safetensors"}}', r"missing weight files: gone\.safetensors"),
-        ('{"weight_map": {"a.bias": "damaged.safetensors"}}', r"damaged\.safetensors: damaged \("),
+        (
+            '{"weight_map": {"a.bias": "gone.safetensors"}}',
+            r"missing weight files: gone\.safetensors",
+        ),
+        (
+            '{"weight_map": {"a.bias": "damaged.safetensors"}}',
+            r"damaged\.safetensors: damaged \(",
+        ),
     ],
 )
-def test_what_is_damaged_or_absent_is_named(tmp_path: Path, index: str, message: str) -> None:
+def test_what_is_damaged_or_absent_is_named(
+    tmp_path: Path, index: str, message: str
+) -> None:
     write_part(tmp_path)
     (tmp_path / "damaged.safetensors").write_bytes(b"\xff" * 20)
     (tmp_path / f"{WEIGHTS}.index.json").write_text(index)
@@ -80,7 +95,10 @@ def test_what_is_damaged_or_absent_is_named(tmp_path: Path, index: str, message:
         (["vae"], "vae/config.json"),
         (["text_encoder", "tokenizer", "processor"], "text_encoder/model.safetensors"),
         (["text_encoder", "tokenizer", "processor"], "tokenizer/merges.txt"),
-        (["text_encoder", "tokenizer", "processor"], "processor/preprocessor_config.json"),
+        (
+            ["text_encoder", "tokenizer", "processor"],
+            "processor/preprocessor_config.json",
+        ),
     ],
 )
 def test_one_byte_changes_the_identity(copy: Path, parts: list[str], file: str) -> None:
@@ -92,7 +110,9 @@ def test_one_byte_changes_the_identity(copy: Path, parts: list[str], file: str) 
     assert weights_hash(copy, parts) != before
 
 
-def test_file_times_and_the_folder_do_not_change_the_identity(tiny_model: Path, copy: Path) -> None:
+def test_file_times_and_the_folder_do_not_change_the_identity(
+    tiny_model: Path, copy: Path
+) -> None:
     before = weights_hash(tiny_model, ["vae"])
     for path in copy.rglob("*"):
         os.utime(path, (1, 1))
@@ -108,7 +128,9 @@ def test_a_renamed_file_changes_the_identity(copy: Path) -> None:
 # ------------------------------------------------------------ imports that are blocked
 
 
-def test_inside_the_block_a_module_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inside_the_block_a_module_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delitem(sys.modules, "wave", raising=False)
     with block_import("wave", "no.such"):
         assert find_spec("wave") is None
@@ -124,14 +146,18 @@ def test_what_is_imported_already_stays() -> None:
 
 
 @pytest.mark.parametrize("found", [True, False])
-def test_a_library_that_has_found_it_is_not_told_something_else(monkeypatch: pytest.MonkeyPatch, found: bool) -> None:
+def test_a_library_that_has_found_it_is_not_told_something_else(
+    monkeypatch: pytest.MonkeyPatch, found: bool
+) -> None:
     monkeypatch.delitem(sys.modules, "wave", raising=False)
     monkeypatch.setattr("json._wave_available", found, raising=False)
     with block_import("wave", "json"):
         assert (find_spec("wave") is not None) is found
 
 
-def test_a_failure_inside_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_inside_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delitem(sys.modules, "wave", raising=False)
     with pytest.raises(ValueError, match="inside"), block_import("wave", "no.such"):
         raise ValueError("inside")
@@ -153,5 +179,7 @@ assert "bitsandbytes" not in sys.modules
 build_optimizer("adamw8bit", model.parameters(), 1e-3, {})
 assert "bitsandbytes" in sys.modules
 """
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
     assert ran.returncode == 0, ran.stderr

@@ -1,4 +1,5 @@
-"""Files for ComfyUI against its own code: which model it takes them for, the weights it makes of them, the velocity.
+"""Files for ComfyUI against its own code: which model it takes them for, the weights it
+makes of them, the velocity.
 
 Everything starts from the numbers of `drawn`, so that the table holds results only."""
 
@@ -42,13 +43,25 @@ EDITS = "Qwen-Image-Edit-2509"
 
 
 def write_drawn(folder: Path, member: str) -> Path:
-    """A tiny model of drawn weights; its transformer in one file, as a job and `merge` write it."""
+    """A tiny model of drawn weights; its transformer in one file, as a job and `merge`
+    write it."""
     write_tiny_model(folder, MEMBERS[member])
-    shards = {file: load_file(file) for file in (folder / "transformer").glob("*.safetensors")}
-    numbers = drawn({name: tuple(t.shape) for shard in shards.values() for name, t in shard.items()}, seed=0)
+    shards = {
+        file: load_file(file) for file in (folder / "transformer").glob("*.safetensors")
+    }
+    numbers = drawn(
+        {
+            name: tuple(t.shape)
+            for shard in shards.values()
+            for name, t in shard.items()
+        },
+        seed=0,
+    )
     weights = {name: torch.from_numpy(found).float() for name, found in numbers.items()}
     for file, shard in shards.items():
-        save_file({name: weights[name] for name in shard}, file, metadata={"format": "pt"})
+        save_file(
+            {name: weights[name] for name in shard}, file, metadata={"format": "pt"}
+        )
     title = FAMILIES.load(MEMBERS[member].arch).of_folder(folder).title
     save_file(in_one(weights, markers_of(title)), folder / "one.safetensors")
     return folder / "one.safetensors"
@@ -69,7 +82,9 @@ def in_fp8(file: Path) -> Path:
 
 def loaded(folder: Path, file: Path, **keys: object) -> torch.nn.Module:
     section = ModelConfig(name_or_path=str(folder), transformer_path=str(file), **keys)
-    return load_model(section, CPU, torch.float32, quantizer, merge_fn=base_merging(section)).network_module
+    return load_model(
+        section, CPU, torch.float32, quantizer, merge_fn=base_merging(section)
+    ).network_module
 
 
 def write_network(path: Path, folder: Path, base: Path, settings: dict) -> Path:
@@ -77,51 +92,81 @@ def write_network(path: Path, folder: Path, base: Path, settings: dict) -> Path:
     module = loaded(folder, base)
     kind = KINDS[settings["type"]]
     network = kind.load().from_config(
-        NetworkConfig(**settings, linear=3, linear_alpha=2), open_tiny(folder).lora_targets(), 1
+        NetworkConfig(**settings, linear=3, linear_alpha=2),
+        open_tiny(folder).lora_targets(),
+        1,
     )
     network.attach(module)
     parameters = network.parameters()
-    for name, numbers in drawn({name: tuple(p.shape) for name, p in parameters.items()}, seed=1).items():
-        # A magnitude starts as the norms of the weight; what is drawn for it is its change.
-        parameters[name].data = parameters[name].data * name.endswith("dora_scale") + torch.from_numpy(numbers).float()
+    for name, numbers in drawn(
+        {name: tuple(p.shape) for name, p in parameters.items()}, seed=1
+    ).items():
+        # A magnitude starts as the norms of the weight; what is drawn for it is its
+        # change.
+        parameters[name].data = (
+            parameters[name].data * name.endswith("dora_scale")
+            + torch.from_numpy(numbers).float()
+        )
     save_network(path, network.export(parameters), "float32", {})
     return path
 
 
 def velocity(folder: Path, references: int) -> Tensor:
-    """[1, 16, 4, 8] at one level, of drawn latents, references and text embeddings of about unit size."""
+    """[1, 16, 4, 8] at one level, of drawn latents, references and text embeddings of
+    about unit size."""
     shapes = {"latents": LATENTS, **REFERENCES, "text": TEXT}
-    given = {name: torch.from_numpy(numbers).float() * 10 for name, numbers in drawn(shapes, seed=2).items()}
+    given = {
+        name: torch.from_numpy(numbers).float() * 10
+        for name, numbers in drawn(shapes, seed=2).items()
+    }
     chosen = tuple(given[name][0] for name in list(REFERENCES)[:references])
     prompts = PromptEmbeds(given["text"], (TEXT[1],))
     with torch.no_grad():
-        return open_tiny(folder).predict_velocity(given["latents"], torch.tensor([LEVEL]), prompts, [chosen])
+        return open_tiny(folder).predict_velocity(
+            given["latents"], torch.tensor([LEVEL]), prompts, [chosen]
+        )
 
 
 @pytest.fixture(scope="module")
-def member(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
+def member(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, Path]:
     folder = tmp_path_factory.mktemp("model")
     return request.param, folder, write_drawn(folder, request.param)
 
 
 @pytest.mark.parametrize("member", MEMBERS, indirect=True)
-def test_a_model_in_one_file_is_the_model_that_comfyui_makes_of_it(member: tuple[str, Path, Path]) -> None:
+def test_a_model_in_one_file_is_the_model_that_comfyui_makes_of_it(
+    member: tuple[str, Path, Path],
+) -> None:
     name, folder, file = member
     [expected] = golden("comfyui_models", case=name, model="QwenImage")
     shapes = {name: list(tensor.shape) for name, tensor in load_file(file).items()}
-    assert [name for name in sorted(shapes) if shapes[name] == [0]] == expected["markers"]
+    assert [name for name in sorted(shapes) if shapes[name] == [0]] == expected[
+        "markers"
+    ]
     is_2511 = expected["reference_method"] == "index_timestep_zero"
     assert is_2511 == MEMBERS[name].zero_cond_t == bool(expected["markers"])
-    assert {name: shape for name, shape in shapes.items() if shape != [0]} == table("comfyui_models")["weights"]
+    assert {name: shape for name, shape in shapes.items() if shape != [0]} == table(
+        "comfyui_models"
+    )["weights"]
     theirs = load_file(FOLDER / "comfyui_velocities.safetensors")
     compared = [key for key in theirs if key.startswith(f"{name}.")]
     for key in compared:
-        at_most(f"velocity of ComfyUI, {key}", relative(velocity(folder, int(key[-1])), theirs[key]), 5e-6)
+        at_most(
+            f"velocity of ComfyUI, {key}",
+            relative(velocity(folder, int(key[-1])), theirs[key]),
+            5e-6,
+        )
     assert len(compared) == 1 + min(2, FAMILIES.load(MEMBERS[name].arch).max_references)
 
 
 @pytest.mark.parametrize(
-    ("network", "base"), [(network, ("float32", "fp8")[index % 2]) for index, network in enumerate(NETWORKS)]
+    ("network", "base"),
+    [
+        (network, ("float32", "fp8")[index % 2])
+        for index, network in enumerate(NETWORKS)
+    ],
 )
 @pytest.mark.parametrize("member", [EDITS], indirect=True)
 def test_a_network_of_one_file_changes_the_weights_as_in_comfyui(
@@ -130,11 +175,15 @@ def test_a_network_of_one_file_changes_the_weights_as_in_comfyui(
     _, folder, whole = member
     file = whole if base == "float32" else in_fp8(whole)
     [case] = golden("comfyui_networks", network=network, base=base, keys_not_loaded=0)
-    saved = write_network(tmp_path / "network.safetensors", folder, file, NETWORKS[network])
+    saved = write_network(
+        tmp_path / "network.safetensors", folder, file, NETWORKS[network]
+    )
     ours = loaded(folder, file, base_loras=[{"path": str(saved)}]).state_dict()
     expected = case["patched"]
     directions = drawn({name: tuple(ours[name].shape) for name in expected}, seed=3)
     for name, (norm, product) in expected.items():
         weight, direction = ours[name].double(), torch.from_numpy(directions[name])
         assert float(weight.norm()) == pytest.approx(norm, rel=1e-6), name
-        assert float((weight * direction).sum()) == pytest.approx(product, abs=1e-6 * norm * float(direction.norm()))
+        assert float((weight * direction).sum()) == pytest.approx(
+            product, abs=1e-6 * norm * float(direction.norm())
+        )

@@ -1,4 +1,5 @@
-"""A VAE in bands of rows makes the pixels and latents of the whole image, with a fraction of the memory."""
+"""A VAE in bands of rows makes the pixels and latents of the whole image, with a
+fraction of the memory."""
 
 from __future__ import annotations
 
@@ -19,10 +20,22 @@ from toolkit.models.qwen_image.loading import expect_one_frame
 from toolkit.models.qwen_image21.family import FAMILY as FAMILY_21
 from toolkit.models.vae_bands import BandedVae, NotLocal, WholeVae, in_bands
 
-SMALL = {"base_dim": 8, "z_dim": 4, "num_res_blocks": 1, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
+SMALL = {
+    "base_dim": 8,
+    "z_dim": 4,
+    "num_res_blocks": 1,
+    "latents_mean": [0.0] * 4,
+    "latents_std": [1.0] * 4,
+}
 KINDS: dict[str, tuple[Any, dict, int, int, int]] = {
     "qwen": (AutoencoderKLQwenImage, SMALL | {"dim_mult": [1, 2, 4, 4]}, 8, 3, 4),
-    "qwen 21": (AutoencoderKLQwenImage21, SMALL | {"dim_mult": [1, 2, 4, 8, 8], "decoder_base_dim": 12}, 16, 4, 4),
+    "qwen 21": (
+        AutoencoderKLQwenImage21,
+        SMALL | {"dim_mult": [1, 2, 4, 8, 8], "decoder_base_dim": 12},
+        16,
+        4,
+        4,
+    ),
 }
 """Class, config, pixels of a latent, channels of images and latents."""
 
@@ -40,7 +53,9 @@ def kind(request) -> tuple[Any, int, int, int]:
 @pytest.mark.parametrize("band_pixels", [1, 2000, 10**9])
 @pytest.mark.parametrize("size", [(64, 96), (112, 80), (208, 16)])
 @torch.no_grad()
-def test_bands_give_the_numbers_of_the_whole_image(kind, size: tuple[int, int], band_pixels: int, monkeypatch) -> None:
+def test_bands_give_the_numbers_of_the_whole_image(
+    kind, size: tuple[int, int], band_pixels: int, monkeypatch
+) -> None:
     vae, scale, channels, latent_channels = kind
     monkeypatch.setattr(vae_bands, "BAND_PIXELS", band_pixels)
     monkeypatch.setattr(vae_bands, "QUERIES", 7)
@@ -50,10 +65,18 @@ def test_bands_give_the_numbers_of_the_whole_image(kind, size: tuple[int, int], 
     banded = BandedVae(vae)
     expected_BCFHW = vae.encode(pixels_BPFHW).latent_dist.parameters
     assert banded.encode(pixels_BPFHW).shape == expected_BCFHW.shape
-    at_most("encoded, largest difference", (banded.encode(pixels_BPFHW) - expected_BCFHW).abs().max().item(), 1e-5)
+    at_most(
+        "encoded, largest difference",
+        (banded.encode(pixels_BPFHW) - expected_BCFHW).abs().max().item(),
+        1e-5,
+    )
     expected_BPFHW = vae.decode(latents_BCFHW, return_dict=False)[0]
     assert expected_BPFHW.std() > 0.05, "not all at the ends of the range"
-    at_most("decoded, largest difference", (banded.decode(latents_BCFHW) - expected_BPFHW).abs().max().item(), 1e-5)
+    at_most(
+        "decoded, largest difference",
+        (banded.decode(latents_BCFHW) - expected_BPFHW).abs().max().item(),
+        1e-5,
+    )
 
 
 def test_other_layers_are_not_taken_for_local_ones(kind) -> None:
@@ -69,12 +92,16 @@ def test_other_layers_are_not_taken_for_local_ones(kind) -> None:
 def elements_of(vae: Any, side: int, whole: bool = False) -> dict[str, float]:
     """Elements that are in memory at most, by phase, for an image of side x side."""
     banded, live = BandedVae(vae), LiveBytes()
-    encode, decode = (vae.encode, vae.decode) if whole else (banded.encode, banded.decode)
+    encode, decode = (
+        (vae.encode, vae.decode) if whole else (banded.encode, banded.decode)
+    )
     channels, latents = vae.encoder.conv_in.in_channels, vae.config.z_dim
     scale = 2 ** (len(vae.config.dim_mult) - 1)
     taken = {}
     with live:
-        encode(torch.empty(1, channels, 1, scale, scale))  # the weights are counted as they are used first
+        encode(
+            torch.empty(1, channels, 1, scale, scale)
+        )  # the weights are counted as they are used first
         decode(torch.empty(1, latents, 1, 1, 1))
         for phase, work, shape in (
             ("encoding", encode, (1, channels, 1, side, side)),
@@ -93,7 +120,9 @@ def test_the_memory_is_a_fraction(cls: Any) -> None:
         vae = expect_one_frame(cls())
         whole, banded = elements_of(vae, 1024, whole=True), elements_of(vae, 1024)
     for phase, taken in banded.items():
-        at_most(f"{cls.__name__}, {phase}, in bands / whole", taken / whole[phase], 0.15)
+        at_most(
+            f"{cls.__name__}, {phase}, in bands / whole", taken / whole[phase], 0.15
+        )
 
 
 @pytest.mark.parametrize("side", [256, 512, 1024, 2048])
@@ -106,7 +135,10 @@ def test_the_plan_counts_it(family: FolderFamily, cls: Any, side: int) -> None:
     facts = family.footprint(Path("not here"))
     with FakeTensorMode():
         taken = elements_of(expect_one_frame(cls()), side)
-    for phase, planned in (("encoding", facts.encoding(side**2)), ("decoding", facts.decoding(side**2))):
+    for phase, planned in (
+        ("encoding", facts.encoding(side**2)),
+        ("decoding", facts.decoding(side**2)),
+    ):
         at_most(f"{phase}, taken / planned", taken[phase] / planned, 1.0)
         if side > 256:  # a smaller image is one band
             at_least(f"{phase}, taken / planned", taken[phase] / planned, 0.6)
@@ -114,13 +146,22 @@ def test_the_plan_counts_it(family: FolderFamily, cls: Any, side: int) -> None:
 
 @pytest.mark.parametrize("band_pixels", [1, 10**9])
 @torch.no_grad()
-def test_an_odd_row_at_the_end_is_left_out_as_in_the_whole_image(band_pixels: int, monkeypatch) -> None:
-    """33 rows become 17, 9, and 5: each time with a row of zeros, or without the last one."""
+def test_an_odd_row_at_the_end_is_left_out_as_in_the_whole_image(
+    band_pixels: int, monkeypatch
+) -> None:
+    """33 rows become 17, 9, and 5: each time with a row of zeros, or without the last
+    one."""
     monkeypatch.setattr(vae_bands, "BAND_PIXELS", band_pixels)
-    vae = expect_one_frame(AutoencoderKLQwenImage(**SMALL, dim_mult=[1, 2, 4, 4]).eval())
+    vae = expect_one_frame(
+        AutoencoderKLQwenImage(**SMALL, dim_mult=[1, 2, 4, 4]).eval()
+    )
     for height, width in ((33, 47), (17, 16), (30, 9)):
         pixels_BPFHW = torch.rand(1, 3, 1, height, width) * 2 - 1
         expected_BCFHW = vae.encode(pixels_BPFHW).latent_dist.parameters
         found_BCFHW = BandedVae(vae).encode(pixels_BPFHW)
         assert found_BCFHW.shape == expected_BCFHW.shape
-        at_most("encoded, largest difference", (found_BCFHW - expected_BCFHW).abs().max().item(), 1e-5)
+        at_most(
+            "encoded, largest difference",
+            (found_BCFHW - expected_BCFHW).abs().max().item(),
+            1e-5,
+        )

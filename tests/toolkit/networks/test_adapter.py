@@ -1,4 +1,5 @@
-"""What every kind of adapter promises: no change at the start, gradients on any base, a file that means the same."""
+"""What every kind of adapter promises: no change at the start, gradients on any base, a
+file that means the same."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,11 @@ from toolkit.contracts import network_kinds as network_kinds
 from toolkit.errors import UserError
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.quantization import quantizer
-from toolkit.networks.adapter import AdapterDropout, LinearAdapterNetwork, dequantized_weight
+from toolkit.networks.adapter import (
+    AdapterDropout,
+    LinearAdapterNetwork,
+    dequantized_weight,
+)
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file, read_tensors
 from toolkit.networks.programs import limits
 
@@ -43,7 +48,11 @@ def configured(kind: str, **more) -> NetworkConfig:
 
 
 def attached(settings: NetworkConfig, adapter, seed: int = 1) -> LinearAdapterNetwork:
-    network = network_kinds.KINDS[settings.type].load().from_config(settings, adapter.lora_targets(), seed)
+    network = (
+        network_kinds.KINDS[settings.type]
+        .load()
+        .from_config(settings, adapter.lora_targets(), seed)
+    )
     network.attach(adapter.network_module)
     return network
 
@@ -60,9 +69,12 @@ def train_somewhat(network: LinearAdapterNetwork, strength: float = 0.05) -> Non
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("base", "dtype"), [("plain", torch.float32), ("int8", torch.float32), ("int4", torch.bfloat16)]
+    ("base", "dtype"),
+    [("plain", torch.float32), ("int8", torch.float32), ("int4", torch.bfloat16)],
 )
-def test_a_new_adapter_changes_nothing(tiny_model: Path, step_inputs, settings, base: str, dtype) -> None:
+def test_a_new_adapter_changes_nothing(
+    tiny_model: Path, step_inputs, settings, base: str, dtype
+) -> None:
     model = open_tiny(tiny_model, dtype, transform_block=BASES[base])
     before = model.predict_velocity(*step_inputs)
     network = attached(settings, model)
@@ -75,10 +87,14 @@ def test_a_new_adapter_changes_nothing(tiny_model: Path, step_inputs, settings, 
 def last_block_text(name: str) -> bool:
     """Layers of the last block whose output never reaches the image."""
     dead = ("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2")
-    return name.startswith("transformer_blocks.1.") and any(part in name for part in dead)
+    return name.startswith("transformer_blocks.1.") and any(
+        part in name for part in dead
+    )
 
 
-def test_gradients_reach_every_matrix_and_checkpointing_changes_none(tiny_model, step_inputs, settings) -> None:
+def test_gradients_reach_every_matrix_and_checkpointing_changes_none(
+    tiny_model, step_inputs, settings
+) -> None:
     found = []
     for checkpointing in (False, True):
         model = open_tiny(tiny_model, transform_block=INT8)
@@ -87,12 +103,20 @@ def test_gradients_reach_every_matrix_and_checkpointing_changes_none(tiny_model,
         model.wrap_blocks([checkpoint_wrapper("full" if checkpointing else "none")])
         model.predict_velocity(*step_inputs).square().mean().backward()
         found.append({name: p.grad for name, p in network.parameters().items()})
-        trainable = {id(p) for p in model.network_module.parameters() if p.requires_grad}
+        trainable = {
+            id(p) for p in model.network_module.parameters() if p.requires_grad
+        }
         assert trainable == {id(p) for p in network.parameters().values()}
-    without = {name for name, gradient in found[0].items() if gradient is None or not gradient.any()}
+    without = {
+        name
+        for name, gradient in found[0].items()
+        if gradient is None or not gradient.any()
+    }
     assert without == {name for name in found[0] if last_block_text(name)}
     for name, gradient in found[0].items():
-        assert gradient is found[1][name] is None or torch.equal(gradient, found[1][name])
+        assert gradient is found[1][name] is None or torch.equal(
+            gradient, found[1][name]
+        )
 
 
 @pytest.mark.parametrize("kind", ["dora", "loha", "lokr", "lokr_whole"])
@@ -103,7 +127,10 @@ def test_gradients_are_those_of_the_weight_the_file_makes(kind: str) -> None:
     x = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(3))
     layer_of().forward(x).square().sum().backward()
     ours = {name: p.grad.clone() for name, p in network.parameters().items()}
-    parts = {name: p.detach().requires_grad_() for name, p in network.layer_weights("layer").items()}
+    parts = {
+        name: p.detach().requires_grad_()
+        for name, p in network.layer_weights("layer").items()
+    }
     weight, bias = layer_of().base_layer.weight, layer_of().base_layer.bias
     expected_OI = written_out(kind, parts, weight, layer_of().scale)
     torch.nn.functional.linear(x, expected_OI, bias).square().sum().backward()
@@ -111,9 +138,13 @@ def test_gradients_are_those_of_the_weight_the_file_makes(kind: str) -> None:
         assert relative(ours[f"layer.{name}"], part.grad) < 1e-5, name
 
 
-def written_out(kind: str, p: dict[str, Tensor], weight: Tensor, scale: float) -> Tensor:
+def written_out(
+    kind: str, p: dict[str, Tensor], weight: Tensor, scale: float
+) -> Tensor:
     if kind == "loha":
-        return weight + scale * (p["hada_w1_a"] @ p["hada_w1_b"]) * (p["hada_w2_a"] @ p["hada_w2_b"])
+        return weight + scale * (p["hada_w1_a"] @ p["hada_w1_b"]) * (
+            p["hada_w2_a"] @ p["hada_w2_b"]
+        )
     if kind.startswith("lokr"):
         second = p["lokr_w2"] if "lokr_w2" in p else p["lokr_w2_a"] @ p["lokr_w2_b"]
         return weight + scale * torch.kron(p["lokr_w1"], second)
@@ -131,10 +162,16 @@ def layers(*names: str) -> torch.nn.Sequential:
     return model
 
 
-def single(settings: NetworkConfig) -> tuple[Callable[[], torch.nn.Module], LinearAdapterNetwork]:
+def single(
+    settings: NetworkConfig,
+) -> tuple[Callable[[], torch.nn.Module], LinearAdapterNetwork]:
     """The layer of a model of one, and its network."""
     model = layers("layer")
-    network = network_kinds.KINDS[settings.type].load().from_config(settings, ["layer"], seed=1)
+    network = (
+        network_kinds.KINDS[settings.type]
+        .load()
+        .from_config(settings, ["layer"], seed=1)
+    )
     network.attach(model)
     return (lambda: model.layer), network
 
@@ -144,16 +181,24 @@ def test_the_start_depends_on_the_seed_and_the_layer_alone(settings) -> None:
         model = layers("a", "b")
         torch.manual_seed(before)
         state = torch.get_rng_state()
-        network = network_kinds.KINDS[settings.type].load().from_config(settings, names, seed)
+        network = (
+            network_kinds.KINDS[settings.type].load().from_config(settings, names, seed)
+        )
         network.attach(model)
         assert torch.equal(torch.get_rng_state(), state)
         return network.parameters()
 
-    first, second, other = start(5, 1, "a", "b"), start(5, 2, "a", "b"), start(6, 1, "a", "b")
+    first, second, other = (
+        start(5, 1, "a", "b"),
+        start(5, 2, "a", "b"),
+        start(6, 1, "a", "b"),
+    )
     assert list(first) == list(second)
     assert all(torch.equal(first[name], second[name]) for name in first)
     same = {name for name in first if torch.equal(first[name], other[name])}
-    assert same == {name for name in first if not first[name].any() or name.endswith("dora_scale")}
+    assert same == {
+        name for name in first if not first[name].any() or name.endswith("dora_scale")
+    }
     assert len(same) == 2 * (2 if settings.type == "dora" else 1)
     if settings.type != "lora":  # peft draws one layer after the other
         alone = start(5, 1, "b")
@@ -163,7 +208,9 @@ def test_the_start_depends_on_the_seed_and_the_layer_alone(settings) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("which", ["dropout", "rank_dropout", "module_dropout"])
-def test_dropout_is_active_in_training_and_off_for_samples(settings, which: str) -> None:
+def test_dropout_is_active_in_training_and_off_for_samples(
+    settings, which: str
+) -> None:
     x = torch.randn(4, 5, 24, generator=torch.Generator().manual_seed(3))
     plain_layer, plain_network = single(settings)
     train_somewhat(plain_network)
@@ -176,18 +223,25 @@ def test_dropout_is_active_in_training_and_off_for_samples(settings, which: str)
     torch.manual_seed(0)
     assert torch.equal(layer()(x), seen[0])
     base = layer().base_layer(x)
-    share = {"module_dropout": 0.5}.get(which, 1.0)  # of a dropped module the rest is not enlarged
+    share = {"module_dropout": 0.5}.get(
+        which, 1.0
+    )  # of a dropped module the rest is not enlarged
     assert relative(torch.stack(seen).mean(0) - base, share * (plain - base)) < 0.6
     with network.inference():
         assert torch.equal(layer()(x), plain)
     with pytest.raises(KeyError), network.inference():
         raise KeyError
-    assert any(not torch.equal(layer()(x), plain) for _ in range(20))  # on again after an error too
+    assert any(
+        not torch.equal(layer()(x), plain) for _ in range(20)
+    )  # on again after an error too
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
-def test_dropout_and_checkpointing_agree(tiny_model: Path, step_inputs, kind: str) -> None:
-    """What is dropped in the forward pass is dropped again when it is computed once more."""
+def test_dropout_and_checkpointing_agree(
+    tiny_model: Path, step_inputs, kind: str
+) -> None:
+    """What is dropped in the forward pass is dropped again when it is computed once
+    more."""
     found = []
     for checkpointing in (False, True):
         model = open_tiny(tiny_model)
@@ -206,8 +260,11 @@ def test_dropout_and_checkpointing_agree(tiny_model: Path, step_inputs, kind: st
 
 @torch.no_grad()
 @pytest.mark.parametrize("base", ["plain", "int8"])
-def test_the_file_makes_the_weight_that_was_trained(tiny_model, tmp_path, settings, base: str) -> None:
-    """Layer by layer: inputs through the trained layer, and through the frozen weight with the file's change."""
+def test_the_file_makes_the_weight_that_was_trained(
+    tiny_model, tmp_path, settings, base: str
+) -> None:
+    """Layer by layer: inputs through the trained layer, and through the frozen weight
+    with the file's change."""
     model = open_tiny(tiny_model, transform_block=BASES[base])
     targets = model.lora_targets()
     frozen = {name: model.network_module.get_submodule(name) for name in targets}
@@ -225,19 +282,31 @@ def test_the_file_makes_the_weight_that_was_trained(tiny_model, tmp_path, settin
         trained_IO = model.network_module.get_submodule(name)(x)[0] - frozen[name](x)[0]
         worst = max(worst, relative(trained_IO.T, change_OI))
         assert change_OI.norm() > 1e-3 * weight_OI.norm()
-    at_most(f"{settings.type} {settings.size()} file on {base}, change of a weight", worst, 1e-5)
+    at_most(
+        f"{settings.type} {settings.size()} file on {base}, change of a weight",
+        worst,
+        1e-5,
+    )
 
 
 def test_the_file_has_the_names_that_comfyui_reads(settings) -> None:
     _, network = single(settings)
     exported = network.export(network.parameters())
-    assert exported.keys() == {f"diffusion_model.layer.{part}" for part in (*network.layer_weights("layer"), "alpha")}
-    # LoKr with two whole factors is not scaled; the rank as alpha says so to readers that divide all the same.
-    assert float(exported["diffusion_model.layer.alpha"]) == (3.0 if settings.lokr_full_rank else 1.5)
+    assert exported.keys() == {
+        f"diffusion_model.layer.{part}"
+        for part in (*network.layer_weights("layer"), "alpha")
+    }
+    # LoKr with two whole factors is not scaled; the rank as alpha says so to readers
+    # that divide all the same.
+    assert float(exported["diffusion_model.layer.alpha"]) == (
+        3.0 if settings.lokr_full_rank else 1.5
+    )
 
 
 @torch.no_grad()
-def test_a_file_can_be_gone_on_from_in_its_own_kind(said: list[str], tmp_path: Path, settings) -> None:
+def test_a_file_can_be_gone_on_from_in_its_own_kind(
+    said: list[str], tmp_path: Path, settings
+) -> None:
     """Also with another alpha."""
     layer, first = single(settings)
     train_somewhat(first)
@@ -257,14 +326,18 @@ def saved(network: LinearAdapterNetwork, folder: Path) -> dict[str, LayerDelta]:
     return load_adapter_file(path, ["layer"])
 
 
-def test_an_adapter_without_effect_cannot_take_over_a_file(settings, tmp_path: Path) -> None:
+def test_an_adapter_without_effect_cannot_take_over_a_file(
+    settings, tmp_path: Path
+) -> None:
     _, network = single(settings.model_copy(update={"linear_alpha": 0.0}))
     with pytest.raises(UserError, match="linear_alpha: 0 cannot take over"):
         network.load_pretrained(saved(single(settings)[1], tmp_path))
 
 
 @torch.no_grad()
-def test_alpha_zero_is_no_effect_in_training_and_in_the_file(settings, tmp_path: Path) -> None:
+def test_alpha_zero_is_no_effect_in_training_and_in_the_file(
+    settings, tmp_path: Path
+) -> None:
     layer, network = single(settings.model_copy(update={"linear_alpha": 0.0}))
     x = torch.randn(2, 24)
     with torch.enable_grad():
@@ -282,21 +355,37 @@ def test_alpha_zero_is_no_effect_in_training_and_in_the_file(settings, tmp_path:
     [
         ("lora", "dora", "the file is a DoRA. Set network.type to dora"),
         ("loha", "lora", "a LoHa can only start from a LoHa file"),
-        ("loha", "loha_large", "has rank 5, which a LoHa cannot be cut from. Set network.linear to 5"),
+        (
+            "loha",
+            "loha_large",
+            "has rank 5, which a LoHa cannot be cut from. Set network.linear to 5",
+        ),
         ("lokr", "loha", "a LoKr can only start from a LoKr file"),
-        ("lokr", "lokr_factor", "layer has the factors .* in the file and .* here. Give network.linear, factor"),
+        (
+            "lokr",
+            "lokr_factor",
+            "layer has the factors .* in the file and .* here. Give network.linear, factor",
+        ),
     ],
 )
-def test_a_file_that_a_kind_cannot_hold_is_refused_with_the_reason(tmp_path: Path, kind, of, words: str) -> None:
+def test_a_file_that_a_kind_cannot_hold_is_refused_with_the_reason(
+    tmp_path: Path, kind, of, words: str
+) -> None:
     given = configured("loha", linear=5) if of == "loha_large" else configured(of)
     with pytest.raises(UserError, match=words):
         single(configured(kind))[1].load_pretrained(saved(single(given)[1], tmp_path))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("kind", "of", "rank"), [("dora", "lora", 5), ("lora", "loha", 9), ("loha", "loha", 5)])
-def test_a_file_of_less_or_of_another_kind_is_held_whole(tmp_path: Path, kind: str, of: str, rank: int) -> None:
-    """A DoRA that starts from a LoRA has the norm of W + d: it is that LoRA. A LoHa of rank 3 is a LoRA of rank 9."""
+@pytest.mark.parametrize(
+    ("kind", "of", "rank"),
+    [("dora", "lora", 5), ("lora", "loha", 9), ("loha", "loha", 5)],
+)
+def test_a_file_of_less_or_of_another_kind_is_held_whole(
+    tmp_path: Path, kind: str, of: str, rank: int
+) -> None:
+    """A DoRA that starts from a LoRA has the norm of W + d: it is that LoRA. A LoHa of
+    rank 3 is a LoRA of rank 9."""
     layer, first = single(configured(of))
     train_somewhat(first)
     after, second = single(configured(kind, linear=rank))
@@ -311,26 +400,40 @@ def test_a_file_of_less_or_of_another_kind_is_held_whole(tmp_path: Path, kind: s
 def test_a_dora_that_scales_output_rows_is_read_but_not_taken_over() -> None:
     layer, network = single(configured("dora"))
     generator = torch.Generator().manual_seed(0)
-    parts = {name: torch.randn(shape, generator=generator) for name, shape in (("up", (40, 3)), ("down", (3, 24)))}
+    parts = {
+        name: torch.randn(shape, generator=generator)
+        for name, shape in (("up", (40, 3)), ("down", (3, 24)))
+    }
     rows = LayerDelta({**parts, "dora_scale": torch.ones(40, 1)}, 0.5)
-    torch.testing.assert_close(rows.applied_to(layer().base_layer.weight).norm(dim=1), torch.ones(40))
+    torch.testing.assert_close(
+        rows.applied_to(layer().base_layer.weight).norm(dim=1), torch.ones(40)
+    )
     with pytest.raises(UserError, match="scales output rows"):
         network.load_pretrained({"layer": rows})
 
 
 def test_a_file_that_changes_biases_cannot_be_taken_over() -> None:
     network = single(configured("lora"))[1]
-    change = LayerDelta({"up": torch.ones(6, 1), "down": torch.ones(1, 4)}, 1.0, torch.ones(6))
-    with pytest.raises(UserError, match=r"changes biases \(layer\), which a network does not train"):
+    change = LayerDelta(
+        {"up": torch.ones(6, 1), "down": torch.ones(1, 4)}, 1.0, torch.ones(6)
+    )
+    with pytest.raises(
+        UserError, match=r"changes biases \(layer\), which a network does not train"
+    ):
         network.load_pretrained({"layer": change})
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
-def test_a_file_of_a_kind_that_multiplies_the_weight_cannot_be_taken_over(kind: str) -> None:
+def test_a_file_of_a_kind_that_multiplies_the_weight_cannot_be_taken_over(
+    kind: str,
+) -> None:
     network = single(configured(kind))[1]
-    change = LayerDelta({"rotation_of_outputs": torch.eye(4).expand(1, 10, 4, 4)}, 1.0, size=(40, 24))
+    change = LayerDelta(
+        {"rotation_of_outputs": torch.eye(4).expand(1, 10, 4, 4)}, 1.0, size=(40, 24)
+    )
     with pytest.raises(
-        UserError, match=r"the file is an OFT \(layer\), which no network here trains.*model.base_loras"
+        UserError,
+        match=r"the file is an OFT \(layer\), which no network here trains.*model.base_loras",
     ):
         network.load_pretrained({"layer": change})
 
@@ -339,7 +442,9 @@ def test_a_file_of_a_kind_that_multiplies_the_weight_cannot_be_taken_over(kind: 
 
 
 @pytest.mark.parametrize("kind", ["loha", "lokr", "lokr_whole"])
-def test_diffusers_refuses_what_it_does_not_know(pipeline, tiny_model: Path, tmp_path: Path, kind: str) -> None:
+def test_diffusers_refuses_what_it_does_not_know(
+    pipeline, tiny_model: Path, tmp_path: Path, kind: str
+) -> None:
     network = attached(configured(kind), open_tiny(tiny_model))
     path = tmp_path / "network.safetensors"
     save_network(path, network.export(network.parameters()), "float32", {})
@@ -348,17 +453,23 @@ def test_diffusers_refuses_what_it_does_not_know(pipeline, tiny_model: Path, tmp
     assert "In diffusers" in limits(*read_tensors(path))[0]
 
 
-def test_diffusers_takes_a_dora_without_its_magnitude(pipeline, tiny_model: Path, tmp_path: Path) -> None:
+def test_diffusers_takes_a_dora_without_its_magnitude(
+    pipeline, tiny_model: Path, tmp_path: Path
+) -> None:
     network = attached(configured("dora"), open_tiny(tiny_model))
     train_somewhat(network)
     path = tmp_path / "network.safetensors"
     save_network(path, network.export(network.parameters()), "float32", {})
     try:
         pipeline.load_lora_weights(path)
-        delta_OI = pipeline.transformer.get_submodule(TO_Q).get_delta_weight("default_0")
+        delta_OI = pipeline.transformer.get_submodule(TO_Q).get_delta_weight(
+            "default_0"
+        )
     finally:
         pipeline.unload_lora_weights()
-    torch.testing.assert_close(delta_OI, load_adapter_file(path, network.targets)[TO_Q].delta())
+    torch.testing.assert_close(
+        delta_OI, load_adapter_file(path, network.targets)[TO_Q].delta()
+    )
     assert "norms of columns" in limits(*read_tensors(path))[0]
 
 

@@ -23,14 +23,20 @@ FACTORS = {"lora": 2, "dora": 2, "loha": 4, "lokr": 3, "lokr whole": 2}
 
 
 def adapted(kind: str, limit: float, strength: float = 0.2):
-    """Two layers with a trained network, alpha / rank = 2 where that counts; the second changes ten times less."""
+    """Two layers with a trained network, alpha / rank = 2 where that counts; the second
+    changes ten times less."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(24, 40), nn.Linear(40, 24))
     settings = {"linear": 4, **KINDS[kind]}
     settings = NetworkConfig(
-        type=kind.split()[0], linear_alpha=2.0 * settings["linear"], scale_weight_norms=limit, **settings
+        type=kind.split()[0],
+        linear_alpha=2.0 * settings["linear"],
+        scale_weight_norms=limit,
+        **settings,
     )
-    network = network_kinds.KINDS[settings.type].load().from_config(settings, ["0", "1"], 1)
+    network = (
+        network_kinds.KINDS[settings.type].load().from_config(settings, ["0", "1"], 1)
+    )
     network.attach(model)
     for target, size in (("0", strength), ("1", strength / 10)):
         for name, parameter in network.layer_weights(target).items():
@@ -41,7 +47,8 @@ def adapted(kind: str, limit: float, strength: float = 0.2):
 
 @torch.no_grad()
 def change(kind: str, model: nn.Sequential, target: int) -> Tensor:
-    """The change of a layer's weight, out of its own forward pass (of a DoRA: of its low-rank part)."""
+    """The change of a layer's weight, out of its own forward pass (of a DoRA: of its
+    low-rank part)."""
     layer = model[target]
     if kind == "dora":
         return layer.scale * layer.lora_B @ layer.lora_A
@@ -50,7 +57,9 @@ def change(kind: str, model: nn.Sequential, target: int) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_change_above_the_limit_is_scaled_down_to_it_evenly_and_others_stay(kind: str) -> None:
+def test_a_change_above_the_limit_is_scaled_down_to_it_evenly_and_others_stay(
+    kind: str,
+) -> None:
     model, network = adapted(kind, limit=0.0)
     large, small = (change(kind, model, target) for target in (0, 1))
     limit = 0.5 * float(large.norm())
@@ -58,14 +67,21 @@ def test_a_change_above_the_limit_is_scaled_down_to_it_evenly_and_others_stay(ki
     model, network = adapted(kind, limit)
     before = {name: p.detach().clone() for name, p in network.parameters().items()}
     numbers = network.after_step(YES)
-    torch.testing.assert_close(change(kind, model, 0), 0.5 * large, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        change(kind, model, 0), 0.5 * large, rtol=1e-4, atol=1e-6
+    )
     for name, parameter in network.parameters().items():
         moved = name.startswith("0.") and not name.endswith("dora_scale")
-        torch.testing.assert_close(parameter.data, before[name] * (0.5 ** (1 / FACTORS[kind]) if moved else 1.0))
+        torch.testing.assert_close(
+            parameter.data,
+            before[name] * (0.5 ** (1 / FACTORS[kind]) if moved else 1.0),
+        )
         assert moved or torch.equal(parameter, before[name])
     assert {name: float(value) for name, value in numbers.items()} == {
         "max_norm/keys_scaled": 1,
-        "max_norm/average_key_norm": pytest.approx((limit + float(small.norm())) / 2, rel=1e-4),
+        "max_norm/average_key_norm": pytest.approx(
+            (limit + float(small.norm())) / 2, rel=1e-4
+        ),
         "max_norm/max_key_norm": pytest.approx(limit, rel=1e-4),
     }
 
@@ -92,11 +108,17 @@ def test_without_a_limit_nothing_is_measured() -> None:
 
 
 def test_on_a_device_the_host_waits_for_nothing() -> None:
-    """A fake CUDA device has no numbers: whoever asks for one fails where a real one would make it wait."""
+    """A fake CUDA device has no numbers: whoever asks for one fails where a real one
+    would make it wait."""
     with FakeTensorMode():
-        up_OR, down_RI = torch.empty(5, 2, device="cuda"), torch.empty(2, 3, device="cuda")
+        up_OR, down_RI = (
+            torch.empty(5, 2, device="cuda"),
+            torch.empty(2, 3, device="cuda"),
+        )
         step_ok = torch.empty((), device="cuda") > 0
-        numbers = apply_max_norm_([product_norm(up_OR, down_RI)], [[up_OR, down_RI]], 1.0, step_ok)
+        numbers = apply_max_norm_(
+            [product_norm(up_OR, down_RI)], [[up_OR, down_RI]], 1.0, step_ok
+        )
         assert {number.device.type for number in numbers.values()} == {"cuda"}
 
 
@@ -116,4 +138,7 @@ def test_only_low_rank_pairs_have_up_matrices() -> None:
 def test_a_weight_knows_its_layer(kind: str) -> None:
     _, network = adapted(kind, 0.0)
     assert {network.module_name_of(name) for name in network.parameters()} == {"0", "1"}
-    assert all(name.startswith(network.module_name_of(name) + ".") for name in network.parameters())
+    assert all(
+        name.startswith(network.module_name_of(name) + ".")
+        for name in network.parameters()
+    )

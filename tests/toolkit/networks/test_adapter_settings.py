@@ -1,4 +1,5 @@
-"""What the settings of peft and diffusers mean, against the changes that peft and diffusers themselves make."""
+"""What the settings of peft and diffusers mean, against the changes that peft and
+diffusers themselves make."""
 
 import dataclasses
 import json
@@ -10,7 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
-from peft import BOFTConfig, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftConfig, PeftModel, get_peft_model
+from peft import (
+    BOFTConfig,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+)
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -20,12 +30,20 @@ from tests.running import run_tool
 from toolkit.config.sections import network
 from toolkit.errors import RunError, UserError
 from toolkit.networks import adapter_settings
-from toolkit.networks.adapter_settings import CONFIG_FILE, FIELDS, HEADER_METADATA, Patterns, Refused
+from toolkit.networks.adapter_settings import (
+    CONFIG_FILE,
+    FIELDS,
+    HEADER_METADATA,
+    Patterns,
+    Refused,
+)
 from toolkit.networks.lora_formats import load_adapter_file, read_tensors
 
 TARGETS = ["to_q", "to_k", "net.2"]
 LAYERS = [
-    f"transformer_blocks.{index}.{name}" for index in range(2) for name in ("attn.to_q", "attn.to_k", "mlp.net.2")
+    f"transformer_blocks.{index}.{name}"
+    for index in range(2)
+    for name in ("attn.to_q", "attn.to_k", "mlp.net.2")
 ]
 SIZES = {"to_q": (24, 16), "to_k": (16, 16), "2": (16, 48)}
 """Last part of a layer's name -> inputs, outputs."""
@@ -48,7 +66,8 @@ class Model(nn.Module):
 
 
 def saved_by_peft(config: PeftConfig, folder: Path) -> dict[str, Tensor]:
-    """Saves an adapter with random numbers; returns the change of each weight in peft, read back from the folder."""
+    """Saves an adapter with random numbers; returns the change of each weight in peft,
+    read back from the folder."""
     adapted = get_peft_model(Model(), config)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -58,7 +77,10 @@ def saved_by_peft(config: PeftConfig, folder: Path) -> dict[str, Tensor]:
     adapted.save_pretrained(folder)
     merged = PeftModel.from_pretrained(Model(), folder).merge_and_unload()
     before = Model()
-    return {name: merged.get_submodule(name).weight - before.get_submodule(name).weight for name in LAYERS}
+    return {
+        name: merged.get_submodule(name).weight - before.get_submodule(name).weight
+        for name in LAYERS
+    }
 
 
 def assert_same_changes(file: Path, expected: dict[str, Tensor]) -> None:
@@ -71,7 +93,9 @@ def assert_same_changes(file: Path, expected: dict[str, Tensor]) -> None:
 # ------------------------------------------------------------ fields
 
 
-@pytest.mark.parametrize("config", [LoraConfig, LoHaConfig, LoKrConfig, OFTConfig, BOFTConfig])
+@pytest.mark.parametrize(
+    "config", [LoraConfig, LoHaConfig, LoKrConfig, OFTConfig, BOFTConfig]
+)
 def test_every_field_of_the_installed_peft_has_a_row(config: type[PeftConfig]) -> None:
     fields = {field.name for field in dataclasses.fields(config)}
     kind = config().peft_type.value
@@ -84,44 +108,80 @@ def test_a_setting_that_is_not_in_the_table_is_refused(tmp_path: Path) -> None:
     put_settings(tmp_path, unheard_of=None)
     assert load_adapter_file(file, LAYERS)
     put_settings(tmp_path, unheard_of=2)
-    with pytest.raises(UserError, match=r"adapter_config\.json says unheard_of: 2: this setting is not known"):
+    with pytest.raises(
+        UserError,
+        match=r"adapter_config\.json says unheard_of: 2: this setting is not known",
+    ):
         load_adapter_file(file, LAYERS)
 
 
 def put_settings(folder: Path, **values: object) -> None:
     config = folder / CONFIG_FILE
-    config.write_text(json.dumps({**json.loads(config.read_text(encoding="utf-8")), **values}), encoding="utf-8")
+    config.write_text(
+        json.dumps({**json.loads(config.read_text(encoding="utf-8")), **values}),
+        encoding="utf-8",
+    )
 
 
 # ------------------------------------------------------------ files of peft
 
 CONFIGS: dict[str, Callable[[], PeftConfig]] = {
     "lora": lambda: LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS),
-    "lora, rslora": lambda: LoraConfig(r=4, lora_alpha=2, use_rslora=True, target_modules=TARGETS),
+    "lora, rslora": lambda: LoraConfig(
+        r=4, lora_alpha=2, use_rslora=True, target_modules=TARGETS
+    ),
     "lora, names as patterns": lambda: LoraConfig(
-        r=4, lora_alpha=2, rank_pattern={"to_q": 2}, alpha_pattern={"to_q": 8, "0.attn.to_k": 3}, target_modules=TARGETS
+        r=4,
+        lora_alpha=2,
+        rank_pattern={"to_q": 2},
+        alpha_pattern={"to_q": 8, "0.attn.to_k": 3},
+        target_modules=TARGETS,
     ),
     "lora, expressions as patterns": lambda: LoraConfig(
         r=4,
         lora_alpha=2,
         rank_pattern={"to_[qk]": 2, r"^transformer_blocks\.1.*2": 8},
-        alpha_pattern={r".*to_q": 8, r"transformer_blocks\.\d+\.attn\.to_k": 3, "^transformer_blocks.0.mlp.net.2": 5},
+        alpha_pattern={
+            r".*to_q": 8,
+            r"transformer_blocks\.\d+\.attn\.to_k": 3,
+            "^transformer_blocks.0.mlp.net.2": 5,
+        },
         target_modules=TARGETS,
     ),
-    "lora, mica": lambda: LoraConfig(r=4, lora_alpha=2, init_lora_weights="mica", target_modules=TARGETS),
-    "lora, orthogonal": lambda: LoraConfig(r=4, lora_alpha=2, init_lora_weights="orthogonal", target_modules=TARGETS),
-    "lora, gaussian": lambda: LoraConfig(r=4, lora_alpha=2, init_lora_weights="gaussian", target_modules=TARGETS),
-    "lora, started at random": lambda: LoraConfig(r=4, lora_alpha=2, init_lora_weights=False, target_modules=TARGETS),
-    "dora": lambda: LoraConfig(r=4, lora_alpha=2, use_dora=True, target_modules=TARGETS),
+    "lora, mica": lambda: LoraConfig(
+        r=4, lora_alpha=2, init_lora_weights="mica", target_modules=TARGETS
+    ),
+    "lora, orthogonal": lambda: LoraConfig(
+        r=4, lora_alpha=2, init_lora_weights="orthogonal", target_modules=TARGETS
+    ),
+    "lora, gaussian": lambda: LoraConfig(
+        r=4, lora_alpha=2, init_lora_weights="gaussian", target_modules=TARGETS
+    ),
+    "lora, started at random": lambda: LoraConfig(
+        r=4, lora_alpha=2, init_lora_weights=False, target_modules=TARGETS
+    ),
+    "dora": lambda: LoraConfig(
+        r=4, lora_alpha=2, use_dora=True, target_modules=TARGETS
+    ),
     "loha": lambda: LoHaConfig(r=4, alpha=2, target_modules=TARGETS),
     "loha, patterns": lambda: LoHaConfig(
-        r=4, alpha=2, rank_pattern={"to_.": 2}, alpha_pattern={".*to_q": 6}, target_modules=TARGETS
+        r=4,
+        alpha=2,
+        rank_pattern={"to_.": 2},
+        alpha_pattern={".*to_q": 6},
+        target_modules=TARGETS,
     ),
     "lokr": lambda: LoKrConfig(r=2, alpha=3, target_modules=TARGETS),
-    "lokr, both decomposed": lambda: LoKrConfig(r=1, alpha=3, decompose_both=True, target_modules=TARGETS),
+    "lokr, both decomposed": lambda: LoKrConfig(
+        r=1, alpha=3, decompose_both=True, target_modules=TARGETS
+    ),
     "lokr, whole factors": lambda: LoKrConfig(r=64, alpha=2, target_modules=TARGETS),
     "lokr, whole factors, patterns": lambda: LoKrConfig(
-        r=64, alpha=2, rank_pattern={"to_q": 32}, alpha_pattern={"to_[qk]": 5}, target_modules=TARGETS
+        r=64,
+        alpha=2,
+        rank_pattern={"to_q": 32},
+        alpha_pattern={"to_[qk]": 5},
+        target_modules=TARGETS,
     ),
 }
 
@@ -136,20 +196,32 @@ def test_a_file_of_peft_means_what_it_means_in_peft(name: str, tmp_path: Path) -
 BIASED = {
     "alpha": {"lora_alpha": 2},
     "rslora": {"lora_alpha": 3, "use_rslora": True},
-    "patterns": {"lora_alpha": 2, "alpha_pattern": {"to_[qk]": 6}, "rank_pattern": {"net.2": 2}},
+    "patterns": {
+        "lora_alpha": 2,
+        "alpha_pattern": {"to_[qk]": 6},
+        "rank_pattern": {"net.2": 2},
+    },
 }
 
 
 @pytest.mark.parametrize("adapter", ["", ".default"])
 @pytest.mark.parametrize("name", BIASED)
-def test_a_lora_bias_counts_by_the_strength_of_its_layer(name: str, adapter: str, tmp_path: Path) -> None:
+def test_a_lora_bias_counts_by_the_strength_of_its_layer(
+    name: str, adapter: str, tmp_path: Path
+) -> None:
     config = LoraConfig(r=4, lora_bias=True, target_modules=TARGETS, **BIASED[name])
     expected = saved_by_peft(config, tmp_path)
     merged = PeftModel.from_pretrained(Model(), tmp_path).merge_and_unload()
     file = tmp_path / "adapter_model.safetensors"
     if adapter:
         tensors = load_file(file)
-        save_file({key.replace(".lora_B.bias", ".lora_B.default.bias"): one for key, one in tensors.items()}, file)
+        save_file(
+            {
+                key.replace(".lora_B.bias", ".lora_B.default.bias"): one
+                for key, one in tensors.items()
+            },
+            file,
+        )
     assert_same_changes(file, expected)
     before = Model()
     for layer, change in load_adapter_file(file, LAYERS).items():
@@ -165,58 +237,101 @@ def test_a_lora_bias_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     key = next(key for key in tensors if key.endswith("lora_B.bias"))
     stem = key.removesuffix(".lora_B.bias")
     with pytest.raises(
-        UserError, match=r"the bias of transformer_blocks\.0\.attn\.to_q is changed\. This model has none"
+        UserError,
+        match=r"the bias of transformer_blocks\.0\.attn\.to_q is changed\. This model has none",
     ):
         load_adapter_file(file, LAYERS, weights=["proj_out.weight"])
     for changed, words in (
         ({key: torch.ones(3)}, "the change of the bias of .* has the shape \\[3\\]"),
         ({key: torch.full((16,), torch.nan)}, "not finite"),
-        ({f"{stem}.diff_b": torch.ones(16)}, "is changed twice, by diff_b and by lora_B.bias"),
-        ({f"{stem}.lora_magnitude_vector": torch.ones(16)}, "mixes several kinds of change: .*lora_bias"),
+        (
+            {f"{stem}.diff_b": torch.ones(16)},
+            "is changed twice, by diff_b and by lora_B.bias",
+        ),
+        (
+            {f"{stem}.lora_magnitude_vector": torch.ones(16)},
+            "mixes several kinds of change: .*lora_bias",
+        ),
     ):
         save_file(tensors | changed, file)
         with pytest.raises(UserError, match=words):
             load_adapter_file(file, LAYERS)
-    save_file({name: one for name, one in tensors.items() if not name.startswith(stem) or name == key}, file)
+    save_file(
+        {
+            name: one
+            for name, one in tensors.items()
+            if not name.startswith(stem) or name == key
+        },
+        file,
+    )
     with pytest.raises(UserError, match="lacks a matrix; it holds only up_bias"):
         load_adapter_file(file, LAYERS)
-    save_file({name: 0 * one if name.endswith("bias") else one for name, one in tensors.items()}, file)
-    assert [change.bias for change in load_adapter_file(file, LAYERS).values()] == [None, None]
+    save_file(
+        {
+            name: 0 * one if name.endswith("bias") else one
+            for name, one in tensors.items()
+        },
+        file,
+    )
+    assert [change.bias for change in load_adapter_file(file, LAYERS).values()] == [
+        None,
+        None,
+    ]
 
 
-def test_the_rank_is_the_size_of_the_matrix_whatever_the_settings_say(tmp_path: Path) -> None:
-    expected = saved_by_peft(LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS), tmp_path)
+def test_the_rank_is_the_size_of_the_matrix_whatever_the_settings_say(
+    tmp_path: Path,
+) -> None:
+    expected = saved_by_peft(
+        LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS), tmp_path
+    )
     put_settings(tmp_path, r=64, rank_pattern={"to_q": 128})
     assert_same_changes(tmp_path / "adapter_model.safetensors", expected)
 
 
 def test_the_settings_beside_a_renamed_file_are_read(tmp_path: Path) -> None:
-    expected = saved_by_peft(LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS), tmp_path)
-    renamed = (tmp_path / "adapter_model.safetensors").rename(tmp_path / "my_char.safetensors")
+    expected = saved_by_peft(
+        LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS), tmp_path
+    )
+    renamed = (tmp_path / "adapter_model.safetensors").rename(
+        tmp_path / "my_char.safetensors"
+    )
     assert_same_changes(renamed, expected)
 
 
 def test_a_file_of_peft_without_its_settings_is_refused(tmp_path: Path) -> None:
     saved_by_peft(LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS), tmp_path)
     (tmp_path / CONFIG_FILE).unlink()
-    with pytest.raises(UserError, match=r"keys are peft's, such as 'base_model\.model\..*in adapter_config\.json"):
+    with pytest.raises(
+        UserError,
+        match=r"keys are peft's, such as 'base_model\.model\..*in adapter_config\.json",
+    ):
         load_adapter_file(tmp_path / "adapter_model.safetensors", LAYERS)
 
 
 def test_an_alpha_in_a_file_with_names_of_peft_is_enough(tmp_path: Path) -> None:
     saved_by_peft(LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS), tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
-    alphas = {f"{key.removesuffix('.lora_A.weight')}.alpha": torch.tensor(2.0) for key in tensors if "lora_A" in key}
+    alphas = {
+        f"{key.removesuffix('.lora_A.weight')}.alpha": torch.tensor(2.0)
+        for key in tensors
+        if "lora_A" in key
+    }
     (tmp_path / CONFIG_FILE).unlink()
     save_file(tensors | alphas, tmp_path / "with_alpha.safetensors")
     changes = load_adapter_file(tmp_path / "with_alpha.safetensors", LAYERS)
     assert {change.scale for change in changes.values()} == {0.5}
 
 
-def test_the_settings_of_another_file_in_the_folder_are_not_read(tmp_path: Path) -> None:
+def test_the_settings_of_another_file_in_the_folder_are_not_read(
+    tmp_path: Path,
+) -> None:
     saved_by_peft(LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS), tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
-    own = {f"diffusion_model.{key.removeprefix('base_model.model.')}": tensor for key, tensor in tensors.items()}
+    own = {
+        f"diffusion_model.{key.removeprefix('base_model.model.')}": tensor
+        for key, tensor in tensors.items()
+    }
     save_file(own, tmp_path / "ours.safetensors")
     assert CONFIG_FILE not in read_tensors(tmp_path / "ours.safetensors")[1]
 
@@ -224,7 +339,10 @@ def test_the_settings_of_another_file_in_the_folder_are_not_read(tmp_path: Path)
 # ------------------------------------------------------------ refused
 
 CHANGED_MEANING = {
-    **{f"init {name}": {"init_lora_weights": name} for name in ("pissa", "pissa_niter_4", "olora", "corda", "lora_ga")},
+    **{
+        f"init {name}": {"init_lora_weights": name}
+        for name in ("pissa", "pissa_niter_4", "olora", "corda", "lora_ga")
+    },
     "init loftq": {"init_lora_weights": "loftq"},
     "init of a newer peft": {"init_lora_weights": "unheard_of"},
     "bdlora": {"use_bdlora": {"nblocks": 2}},
@@ -241,23 +359,41 @@ CHANGED_MEANING = {
 
 
 @pytest.mark.parametrize("name", CHANGED_MEANING)
-def test_a_setting_that_changes_what_the_matrices_mean_is_refused_by_name(name: str, tmp_path: Path) -> None:
+def test_a_setting_that_changes_what_the_matrices_mean_is_refused_by_name(
+    name: str, tmp_path: Path
+) -> None:
     saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
     put_settings(tmp_path, **CHANGED_MEANING[name])
     ((key, value),) = CHANGED_MEANING[name].items()
     shown = value if isinstance(value, str) else ""
-    with pytest.raises(UserError, match=rf"adapter_model\.safetensors: adapter_config\.json says {key}.*{shown}"):
+    with pytest.raises(
+        UserError,
+        match=rf"adapter_model\.safetensors: adapter_config\.json says {key}.*{shown}",
+    ):
         load_adapter_file(tmp_path / "adapter_model.safetensors", LAYERS)
 
 
 def test_each_refusal_has_a_reason_and_a_remedy() -> None:
-    refused = [one for fields in FIELDS.values() for one in fields.values() if isinstance(one, Refused)]
-    assert len(refused) >= 10 and all(one.reason and one.remedy.endswith(".") for one in refused)
+    refused = [
+        one
+        for fields in FIELDS.values()
+        for one in fields.values()
+        if isinstance(one, Refused)
+    ]
+    assert len(refused) >= 10 and all(
+        one.reason and one.remedy.endswith(".") for one in refused
+    )
 
 
 def test_pissa_that_peft_has_converted_is_read(tmp_path: Path) -> None:
-    """What the message recommends: peft writes a LoRA of twice the rank, on the weights before the start."""
-    adapted = get_peft_model(Model(), LoraConfig(r=4, lora_alpha=4, init_lora_weights="pissa", target_modules=TARGETS))
+    """What the message recommends: peft writes a LoRA of twice the rank, on the weights
+    before the start."""
+    adapted = get_peft_model(
+        Model(),
+        LoraConfig(
+            r=4, lora_alpha=4, init_lora_weights="pissa", target_modules=TARGETS
+        ),
+    )
     adapted.peft_config["default"].init_lora_weights = True
     adapted.save_pretrained(tmp_path / "start")
     with torch.no_grad():
@@ -265,10 +401,15 @@ def test_pissa_that_peft_has_converted_is_read(tmp_path: Path) -> None:
             if "lora_" in name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     adapted.peft_config["default"].init_lora_weights = "pissa"
-    adapted.save_pretrained(tmp_path, path_initial_model_for_weight_conversion=tmp_path / "start")
+    adapted.save_pretrained(
+        tmp_path, path_initial_model_for_weight_conversion=tmp_path / "start"
+    )
     merged = PeftModel.from_pretrained(Model(), tmp_path).merge_and_unload()
     before = Model()
-    expected = {name: merged.get_submodule(name).weight - before.get_submodule(name).weight for name in LAYERS}
+    expected = {
+        name: merged.get_submodule(name).weight - before.get_submodule(name).weight
+        for name in LAYERS
+    }
     assert_same_changes(tmp_path / "adapter_model.safetensors", expected)
 
 
@@ -279,9 +420,15 @@ def test_a_pattern_matches_the_names_that_it_matches_in_peft() -> None:
     draw = random.Random(0)
     parts = ["a", "b", "to_q", "to_k", "0", "1", "attn"]
     made = [".".join(draw.choices(parts, k=draw.randint(1, 4))) for _ in range(60)]
-    patterns = {draw.choice(["", "^", ".*"]) + name: float(index) for index, name in enumerate(made)}
+    patterns = {
+        draw.choice(["", "^", ".*"]) + name: float(index)
+        for index, name in enumerate(made)
+    }
     patterns |= {"a.b": -1.0, "to.q": -2.0, "(to_q|to_k)": -3.0, r"\d": -4.0}
-    names = [".".join(draw.choices([*parts, "to-q", "c"], k=draw.randint(1, 5))) for _ in range(500)]
+    names = [
+        ".".join(draw.choices([*parts, "to-q", "c"], k=draw.randint(1, 5)))
+        for _ in range(500)
+    ]
     ours = Patterns(patterns, "x")
     expected = [patterns.get(get_pattern_key(patterns.keys(), name)) for name in names]
     assert [ours.value_for(name) for name in names] == expected
@@ -295,7 +442,9 @@ def test_a_pattern_that_is_not_a_regular_expression_is_named(tmp_path: Path) -> 
         load_adapter_file(tmp_path / "adapter_model.safetensors", LAYERS)
 
 
-def test_a_pattern_that_takes_too_long_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pattern_that_takes_too_long_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(network, "MATCH_SECONDS", 0.2)
     saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
     put_settings(tmp_path, alpha_pattern={"([a-z_.0-9]+)+!": 8})
@@ -323,10 +472,16 @@ def _transformer() -> QwenImageTransformer2DModel:
 
 
 def _linears(model: nn.Module) -> dict[str, Tensor]:
-    return {name: layer.weight.detach().clone() for name, layer in model.named_modules() if type(layer) is nn.Linear}
+    return {
+        name: layer.weight.detach().clone()
+        for name, layer in model.named_modules()
+        if type(layer) is nn.Linear
+    }
 
 
-def _adapted(config: LoraConfig) -> tuple[QwenImageTransformer2DModel, dict[str, Tensor]]:
+def _adapted(
+    config: LoraConfig,
+) -> tuple[QwenImageTransformer2DModel, dict[str, Tensor]]:
     """A transformer with a LoRA, and the change that it fuses into each weight."""
     transformer = _transformer()
     before = _linears(transformer)
@@ -337,7 +492,10 @@ def _adapted(config: LoraConfig) -> tuple[QwenImageTransformer2DModel, dict[str,
             if "lora_" in name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     transformer.fuse_lora()
-    fused = {name.removesuffix(".base_layer"): weight for name, weight in _linears(transformer).items()}
+    fused = {
+        name.removesuffix(".base_layer"): weight
+        for name, weight in _linears(transformer).items()
+    }
     transformer.unfuse_lora()
     return transformer, {name: fused[name] - weight for name, weight in before.items()}
 
@@ -355,9 +513,13 @@ DIFFUSERS_CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("saver", ["save_lora_weights", "save_lora_adapter", "saved again"])
+@pytest.mark.parametrize(
+    "saver", ["save_lora_weights", "save_lora_adapter", "saved again"]
+)
 @pytest.mark.parametrize("name", DIFFUSERS_CONFIGS)
-def test_a_file_that_diffusers_saves_means_what_it_fuses(name: str, saver: str, tmp_path: Path) -> None:
+def test_a_file_that_diffusers_saves_means_what_it_fuses(
+    name: str, saver: str, tmp_path: Path
+) -> None:
     config = LoraConfig(r=4, target_modules=QWEN_TARGETS, **DIFFUSERS_CONFIGS[name])
     transformer, expected = _adapted(config)
     file = tmp_path / "pytorch_lora_weights.safetensors"
@@ -365,7 +527,9 @@ def test_a_file_that_diffusers_saves_means_what_it_fuses(name: str, saver: str, 
         transformer.save_lora_adapter(tmp_path)
     else:
         _save_weights(transformer, tmp_path)
-    if saver == "saved again":  # as loaded, diffusers writes rank_pattern with ^ and alpha_pattern without
+    if (
+        saver == "saved again"
+    ):  # as loaded, diffusers writes rank_pattern with ^ and alpha_pattern without
         _save_weights(_loaded(tmp_path), tmp_path)
     changes = load_adapter_file(file, list(expected))
     assert len(changes) == 10
@@ -373,7 +537,9 @@ def test_a_file_that_diffusers_saves_means_what_it_fuses(name: str, saver: str, 
         torch.testing.assert_close(change.delta(), expected[layer], rtol=0, atol=1e-6)
 
 
-def test_a_file_with_alphas_that_diffusers_loads_and_saves_keeps_its_meaning(tmp_path: Path) -> None:
+def test_a_file_with_alphas_that_diffusers_loads_and_saves_keeps_its_meaning(
+    tmp_path: Path,
+) -> None:
     """It then has `^` before the names in rank_pattern, and none in alpha_pattern."""
     torch.manual_seed(1)
     ranks = {"attn.to_q": 4, "attn.to_k": 2, "attn.to_v": 8}
@@ -392,7 +558,9 @@ def test_a_file_with_alphas_that_diffusers_loads_and_saves_keeps_its_meaning(tmp
     save_file(tensors, file)
     _save_weights(_loaded(tmp_path), tmp_path)
     settings = json.loads(read_tensors(file)[1]["lora_adapter_metadata"])
-    assert any(pattern.startswith("^") for pattern in settings["transformer.rank_pattern"])
+    assert any(
+        pattern.startswith("^") for pattern in settings["transformer.rank_pattern"]
+    )
     changes = load_adapter_file(file, list(expected))
     for layer, change in changes.items():
         torch.testing.assert_close(change.delta(), expected[layer], rtol=0, atol=1e-5)
@@ -405,16 +573,25 @@ def test_a_lora_bias_that_diffusers_saves_is_what_it_fuses(tmp_path: Path) -> No
     transformer.save_lora_adapter(tmp_path)
     transformer.fuse_lora()
     before = _transformer()
-    for layer, change in load_adapter_file(tmp_path / "pytorch_lora_weights.safetensors", list(expected)).items():
-        bias_O = transformer.get_submodule(layer).base_layer.bias - before.get_submodule(layer).bias
+    for layer, change in load_adapter_file(
+        tmp_path / "pytorch_lora_weights.safetensors", list(expected)
+    ).items():
+        bias_O = (
+            transformer.get_submodule(layer).base_layer.bias
+            - before.get_submodule(layer).bias
+        )
         torch.testing.assert_close(change.bias, bias_O.detach(), rtol=0, atol=1e-6)
 
 
 def _loaded(folder: Path) -> QwenImageTransformer2DModel:
     """A transformer with the LoRA of the folder, as the pipeline loads it."""
     transformer = _transformer()
-    tensors, metadata = QwenImagePipeline.lora_state_dict(folder, return_lora_metadata=True)
-    QwenImagePipeline.load_lora_into_transformer(tensors, transformer, metadata=metadata)
+    tensors, metadata = QwenImagePipeline.lora_state_dict(
+        folder, return_lora_metadata=True
+    )
+    QwenImagePipeline.load_lora_into_transformer(
+        tensors, transformer, metadata=metadata
+    )
     return transformer
 
 
@@ -424,7 +601,9 @@ def _save_weights(transformer: QwenImageTransformer2DModel, folder: Path) -> Non
     name = next(iter(transformer.peft_config))
     QwenImagePipeline.save_lora_weights(
         folder,
-        transformer_lora_layers=get_peft_model_state_dict(transformer, adapter_name=name),
+        transformer_lora_layers=get_peft_model_state_dict(
+            transformer, adapter_name=name
+        ),
         transformer_lora_adapter_metadata=transformer.peft_config[name].to_dict(),
     )
 
@@ -439,15 +618,23 @@ def test_every_tool_names_the_setting_that_the_training_refuses(
     saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
     put_settings(tmp_path, init_lora_weights="pissa")
     output = tmp_path / "out.safetensors"
-    flags = {"inspect": [], "convert": [output, "--to", "comfyui"], "resize": [output, "--rank", 2]}
+    flags = {
+        "inspect": [],
+        "convert": [output, "--to", "comfyui"],
+        "resize": [output, "--rank", 2],
+    }
     with pytest.raises((UserError, RunError)) as error:
         run_tool(tool, [tmp_path / "adapter_model.safetensors", *flags[tool]])
     said = f"{error.value} {capsys.readouterr().out}"
-    assert 'adapter_config.json says init_lora_weights: "pissa": the start of this adapter was subtracted' in said
+    assert (
+        'adapter_config.json says init_lora_weights: "pissa": the start of this adapter was subtracted'
+        in said
+    )
     assert not output.exists()
 
 
-# ------------------------------------------------------------ settings that no writer means
+# ------------------------------------------------------------ settings that no writer
+# means
 
 
 @pytest.mark.parametrize(
@@ -455,8 +642,14 @@ def test_every_tool_names_the_setting_that_the_training_refuses(
     [
         ({"lora_alpha": 10**400}, r"holds 1000+\.\.\. where a number has to be"),
         ({"lora_alpha": math.nan}, "holds NaN where a number has to be"),
-        ({"alpha_pattern": {"to_q": 10**400}}, r"holds 1000+\.\.\. where a number has to be"),
-        ({"alpha_pattern": {"(" + "k" * 20_000: 1}}, r"'\(kkk.*'\.\.\. is longer than 10000 characters"),
+        (
+            {"alpha_pattern": {"to_q": 10**400}},
+            r"holds 1000+\.\.\. where a number has to be",
+        ),
+        (
+            {"alpha_pattern": {"(" + "k" * 20_000: 1}},
+            r"'\(kkk.*'\.\.\. is longer than 10000 characters",
+        ),
         ({"rank_pattern": {"to_q": 0}}, "holds a rank of 0, which no adapter has"),
         ({"peft_type": "LOKR", "r": 0}, "holds a rank of 0, which no adapter has"),
         ({"peft_type": "k" * 3000}, 'says peft_type "KKKK'),
@@ -467,7 +660,9 @@ def test_impossible_settings_are_refused_in_one_short_line(
     values: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "x.safetensors"
-    tensors = {f"{LAYERS[0]}.{name}": torch.ones(4, 4) for name in ("lokr_w1", "lokr_w2")}
+    tensors = {
+        f"{LAYERS[0]}.{name}": torch.ones(4, 4) for name in ("lokr_w1", "lokr_w2")
+    }
     save_file(tensors, file, metadata={HEADER_METADATA: json.dumps({"r": 4, **values})})
     with pytest.raises(UserError, match=message) as caught:
         load_adapter_file(file, LAYERS)
@@ -476,21 +671,35 @@ def test_impossible_settings_are_refused_in_one_short_line(
     assert "\n" not in str(caught.value)
 
 
-def test_the_time_for_all_patterns_together_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_for_all_patterns_together_is_limited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(adapter_settings, "MATCH_SECONDS", 0.0)
     file = tmp_path / "x.safetensors"
     tensors = {f"{LAYERS[0]}.lora_{matrix}.weight": torch.ones(1, 1) for matrix in "AB"}
     patterns = {f".*x{index}": 3 for index in range(5)}
-    save_file(tensors, file, metadata={HEADER_METADATA: json.dumps({"r": 1, "alpha_pattern": patterns})})
-    with pytest.raises(UserError, match="its 5 patterns are not done with the names of the layers") as caught:
+    save_file(
+        tensors,
+        file,
+        metadata={HEADER_METADATA: json.dumps({"r": 1, "alpha_pattern": patterns})},
+    )
+    with pytest.raises(
+        UserError, match="its 5 patterns are not done with the names of the layers"
+    ) as caught:
         load_adapter_file(file, LAYERS)
     assert str(caught.value).startswith(f"{file}: ")
 
 
-def test_a_header_of_other_parts_alone_says_nothing_of_the_transformer(tmp_path: Path) -> None:
+def test_a_header_of_other_parts_alone_says_nothing_of_the_transformer(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "x.safetensors"
     tensors = {f"{LAYERS[0]}.lora_{matrix}.weight": torch.ones(1, 1) for matrix in "AB"}
-    save_file(tensors, file, metadata={HEADER_METADATA: json.dumps({"text_encoder.lora_alpha": 32})})
+    save_file(
+        tensors,
+        file,
+        metadata={HEADER_METADATA: json.dumps({"text_encoder.lora_alpha": 32})},
+    )
     assert load_adapter_file(file, LAYERS)[LAYERS[0]].scale == 1
 
 
@@ -501,34 +710,61 @@ OLD = {"auto_mapping": None, "inference_mode": True}
 
 
 def _strengths(folder: Path, kind: str, config: dict[str, object]) -> dict[str, float]:
-    names = ("lora_A.weight", "lora_B.weight") if kind == "LORA" else ("lokr_w1", "lokr_w2_a", "lokr_w2_b")
-    tensors = {f"base_model.model.{layer}.{name}": torch.ones(4, 4) for layer in LAYERS for name in names}
+    names = (
+        ("lora_A.weight", "lora_B.weight")
+        if kind == "LORA"
+        else ("lokr_w1", "lokr_w2_a", "lokr_w2_b")
+    )
+    tensors = {
+        f"base_model.model.{layer}.{name}": torch.ones(4, 4)
+        for layer in LAYERS
+        for name in names
+    }
     save_file(tensors, folder / "adapter_model.safetensors")
-    (folder / CONFIG_FILE).write_text(json.dumps({"peft_type": kind, "r": 4, **config}), encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(
+        json.dumps({"peft_type": kind, "r": 4, **config}), encoding="utf-8"
+    )
     changes = load_adapter_file(folder / "adapter_model.safetensors", LAYERS)
     return {name: change.scale for name, change in changes.items()}
 
 
 def test_a_lokr_of_peft_013_has_no_strength(tmp_path: Path) -> None:
-    """Golden: peft 0.9.0 and 0.12.0 apply kron(w1, w2) as it is; 0.14.0 and later multiply it by alpha / r."""
+    """Golden: peft 0.9.0 and 0.12.0 apply kron(w1, w2) as it is; 0.14.0 and later
+    multiply it by alpha / r."""
     assert set(_strengths(tmp_path, "LOKR", {**OLD, "alpha": 3}).values()) == {1.0}
-    assert set(_strengths(tmp_path, "LOKR", {**OLD, "alpha": 3, "exclude_modules": None}).values()) == {0.75}
+    assert set(
+        _strengths(
+            tmp_path, "LOKR", {**OLD, "alpha": 3, "exclude_modules": None}
+        ).values()
+    ) == {0.75}
 
 
 def test_peft_013_takes_the_first_key_of_both_patterns(tmp_path: Path) -> None:
-    """Golden: peft 0.12.0 gives to_q the alpha of all layers, since `to_q` of rank_pattern comes first."""
-    patterns = {"lora_alpha": 2, "rank_pattern": {"to_q": 4}, "alpha_pattern": {"attn.to_q": 16, "to_k": 8}}
+    """Golden: peft 0.12.0 gives to_q the alpha of all layers, since `to_q` of
+    rank_pattern comes first."""
+    patterns = {
+        "lora_alpha": 2,
+        "rank_pattern": {"to_q": 4},
+        "alpha_pattern": {"attn.to_q": 16, "to_k": 8},
+    }
     before = _strengths(tmp_path, "LORA", {**OLD, **patterns})
     assert (before[LAYERS[0]], before[LAYERS[1]], before[LAYERS[2]]) == (0.5, 2.0, 0.5)
     since = _strengths(tmp_path, "LORA", {**OLD, **patterns, "exclude_modules": None})
     assert (since[LAYERS[0]], since[LAYERS[1]], since[LAYERS[2]]) == (4.0, 2.0, 0.5)
 
 
-def test_only_the_settings_named_for_the_transformer_count_where_there_are_some(tmp_path: Path) -> None:
+def test_only_the_settings_named_for_the_transformer_count_where_there_are_some(
+    tmp_path: Path,
+) -> None:
     """As diffusers 0.42.1 filters them, loaders/peft.py."""
     file = tmp_path / "x.safetensors"
     tensors = {f"{LAYERS[0]}.lora_{matrix}.weight": torch.ones(1, 1) for matrix in "AB"}
-    settings = {"transformer.lora_alpha": 3, "lora_alpha": 7, "use_rslora": True, "written_by": "someone"}
+    settings = {
+        "transformer.lora_alpha": 3,
+        "lora_alpha": 7,
+        "use_rslora": True,
+        "written_by": "someone",
+    }
     save_file(tensors, file, metadata={HEADER_METADATA: json.dumps(settings)})
     assert load_adapter_file(file, LAYERS)[LAYERS[0]].scale == 3
 
@@ -536,12 +772,16 @@ def test_only_the_settings_named_for_the_transformer_count_where_there_are_some(
 def test_a_config_that_is_no_text_is_named(tmp_path: Path) -> None:
     saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
     (tmp_path / CONFIG_FILE).write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"adapter_config\.json: cannot be read \(.*Copy it again"):
+    with pytest.raises(
+        UserError, match=r"adapter_config\.json: cannot be read \(.*Copy it again"
+    ):
         load_adapter_file(tmp_path / "adapter_model.safetensors", LAYERS)
 
 
 @pytest.mark.parametrize("form", ["comfyui", "kohya", "aitk"])
-def test_convert_keeps_the_strength_that_peft_gives_two_whole_factors(form: str, tmp_path: Path) -> None:
+def test_convert_keeps_the_strength_that_peft_gives_two_whole_factors(
+    form: str, tmp_path: Path
+) -> None:
     expected = saved_by_peft(CONFIGS["lokr, whole factors, patterns"](), tmp_path)
     converted = tmp_path / "converted.safetensors"
     file = read_adapter(tmp_path / "adapter_model.safetensors", [LAYERS])
@@ -554,6 +794,7 @@ def test_a_dora_whose_magnitudes_were_lost_is_refused(tmp_path: Path) -> None:
     saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
     put_settings(tmp_path, use_dora=True)
     with pytest.raises(
-        UserError, match=r"adapter_config\.json says use_dora, and .*to_. has no magnitude: it was lost"
+        UserError,
+        match=r"adapter_config\.json says use_dora, and .*to_. has no magnitude: it was lost",
     ):
         load_adapter_file(tmp_path / "adapter_model.safetensors", LAYERS)

@@ -16,11 +16,16 @@ INPUTS, OUTPUTS = 128, 192
 
 
 def matrix(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / shape[-1] ** 0.5
+    return (
+        torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        / shape[-1] ** 0.5
+    )
 
 
 def lora(**more: Tensor) -> LayerDelta:
-    return LayerDelta({"down": matrix(1, 4, INPUTS), "up": matrix(2, OUTPUTS, 4), **more}, 0.7)
+    return LayerDelta(
+        {"down": matrix(1, 4, INPUTS), "up": matrix(2, OUTPUTS, 4), **more}, 0.7
+    )
 
 
 CHANGES = {
@@ -37,14 +42,20 @@ CHANGES = {
         0.5,
     ),
     "LoKr": LayerDelta(
-        {"lokr_w1": matrix(1, 8, 4), "lokr_w2_a": matrix(2, OUTPUTS // 8, 5), "lokr_w2_b": matrix(3, 5, INPUTS // 4)},
+        {
+            "lokr_w1": matrix(1, 8, 4),
+            "lokr_w2_a": matrix(2, OUTPUTS // 8, 5),
+            "lokr_w2_b": matrix(3, 5, INPUTS // 4),
+        },
         0.5,
     ),
 }
 
 
 def model() -> nn.Sequential:
-    net = nn.Sequential(nn.Linear(INPUTS, OUTPUTS), nn.Linear(OUTPUTS, INPUTS)).requires_grad_(False)
+    net = nn.Sequential(
+        nn.Linear(INPUTS, OUTPUTS), nn.Linear(OUTPUTS, INPUTS)
+    ).requires_grad_(False)
     net[0].weight.copy_(matrix(5, OUTPUTS, INPUTS))
     net[1].weight.copy_(matrix(6, INPUTS, OUTPUTS))
     return net
@@ -69,7 +80,10 @@ def test_the_output_is_that_of_the_changed_weight(kind: str, qtype: str) -> None
     assert torch.equal(net[0](x), before)
 
 
-@pytest.mark.parametrize("parts", [lora().parts, {"up": torch.zeros(OUTPUTS, 0), "down": torch.zeros(0, INPUTS)}])
+@pytest.mark.parametrize(
+    "parts",
+    [lora().parts, {"up": torch.zeros(OUTPUTS, 0), "down": torch.zeros(0, INPUTS)}],
+)
 def test_a_bias_is_added_by_its_strength(parts: dict[str, Tensor]) -> None:
     net, x, bias_O = model(), matrix(7, 2, 5, INPUTS), matrix(8, OUTPUTS)
     change = LayerDelta(parts, 0.7, bias_O)
@@ -84,17 +98,28 @@ def test_a_bias_is_added_by_its_strength(parts: dict[str, Tensor]) -> None:
 
 def test_several_files_add_up_and_are_exchanged() -> None:
     net, x = model(), matrix(7, 3, INPUTS)
-    second = LayerDelta({"down": matrix(8, 2, OUTPUTS), "up": matrix(9, INPUTS, 2)}, 1.0)
+    second = LayerDelta(
+        {"down": matrix(8, 2, OUTPUTS), "up": matrix(9, INPUTS, 2)}, 1.0
+    )
     files = [{"0": CHANGES["LoRA"]}, {"0": CHANGES["LoKr"], "1": second}]
     parameters = {name for name, _ in net.named_parameters()}
     weight, plain = net[0].weight, net(x)
     applied = AppliedAdapters(net, files, CPU)
     applied.use([(files[0], 0.5), (files[1], 2.0)])
     both = weight + 0.5 * files[0]["0"].delta() + 2 * files[1]["0"].delta()
-    torch.testing.assert_close(net[0](x), nn.functional.linear(x, both, net[0].base_layer.bias), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        net[0](x),
+        nn.functional.linear(x, both, net[0].base_layer.bias),
+        rtol=1e-5,
+        atol=1e-5,
+    )
     applied.use([(files[0], 1.0)])
-    alone = nn.functional.linear(x, weight + files[0]["0"].delta(), net[0].base_layer.bias)
+    alone = nn.functional.linear(
+        x, weight + files[0]["0"].delta(), net[0].base_layer.bias
+    )
     torch.testing.assert_close(net[0](x), alone, rtol=1e-5, atol=1e-5)
     applied.use([])
     assert torch.equal(net(x), plain)
-    assert {name.replace(".base_layer", "") for name, _ in net.named_parameters()} == parameters
+    assert {
+        name.replace(".base_layer", "") for name, _ in net.named_parameters()
+    } == parameters

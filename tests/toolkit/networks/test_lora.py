@@ -1,5 +1,5 @@
-"""The LoRA's own: its scale, its file in diffusers' loader, layers that read the same input. What it shares with the
-other kinds is in test_adapter.py."""
+"""The LoRA's own: its scale, its file in diffusers' loader, layers that read the same
+input. What it shares with the other kinds is in test_adapter.py."""
 
 import logging
 import warnings
@@ -35,8 +35,16 @@ from toolkit.train.sampling import SamplePrompt, Sampler
 SIZE = Size(96, 64)
 
 
-def lora(model: QwenImageModel, rank: int = 4, alpha: float = 4.0, dropout: float = 0.0, **options):
-    network = LoraNetwork(options.get("targets", model.lora_targets()), rank, alpha, dropout, seed=1)
+def lora(
+    model: QwenImageModel,
+    rank: int = 4,
+    alpha: float = 4.0,
+    dropout: float = 0.0,
+    **options,
+):
+    network = LoraNetwork(
+        options.get("targets", model.lora_targets()), rank, alpha, dropout, seed=1
+    )
     network.attach(model.network_module)
     return network
 
@@ -46,30 +54,44 @@ def train_somewhat(network: LoraNetwork, strength: float = 0.05) -> None:
     generator = torch.Generator().manual_seed(11)
     for name, parameter in network.parameters().items():
         if "lora_B" in name:
-            parameter.data.copy_(strength * torch.randn(parameter.shape, generator=generator))
+            parameter.data.copy_(
+                strength * torch.randn(parameter.shape, generator=generator)
+            )
 
 
 def test_only_the_asked_layers_are_adapted(tiny_model: Path) -> None:
     model = open_tiny(tiny_model)
     targets = ["transformer_blocks.1.attn.to_q", "transformer_blocks.0.img_mlp.net.2"]
     network = lora(model, targets=targets)
-    adapted = {name for name, module in model.network_module.named_modules() if hasattr(module, "lora_A")}
+    adapted = {
+        name
+        for name, module in model.network_module.named_modules()
+        if hasattr(module, "lora_A")
+    }
     assert adapted == set(targets)
     assert {name.rsplit(".", 2)[0] for name in network.parameters()} == set(targets)
 
 
 @pytest.fixture
 def loaded(pipeline, caplog: pytest.LogCaptureFixture):
-    """Loads a LoRA file into the pipeline by its own loader, which must not complain; takes it out afterwards."""
+    """Loads a LoRA file into the pipeline by its own loader, which must not complain;
+    takes it out afterwards."""
 
     def load(path: Path):
-        with warnings.catch_warnings(record=True) as caught, caplog.at_level(logging.INFO):
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            caplog.at_level(logging.INFO),
+        ):
             warnings.simplefilter("always")
             for name in ("diffusers", "peft"):
                 logging.getLogger(name).addHandler(caplog.handler)
             pipeline.load_lora_weights(path)
-        said = [record.getMessage() for record in caplog.records] + [str(warning.message) for warning in caught]
-        assert not [text for text in said if "key" in text.lower() or "lora" in text.lower()], said
+        said = [record.getMessage() for record in caplog.records] + [
+            str(warning.message) for warning in caught
+        ]
+        assert not [
+            text for text in said if "key" in text.lower() or "lora" in text.lower()
+        ], said
         return pipeline
 
     yield load
@@ -91,9 +113,17 @@ FILES = [
 @torch.no_grad()
 @pytest.mark.parametrize(("dtype", "rank", "alpha", "limit"), FILES)
 def test_the_file_in_diffusers_equals_the_trained_adapter(
-    loaded, tiny_model: Path, step_inputs, tmp_path: Path, dtype: str, rank: int, alpha: float, limit: float
+    loaded,
+    tiny_model: Path,
+    step_inputs,
+    tmp_path: Path,
+    dtype: str,
+    rank: int,
+    alpha: float,
+    limit: float,
 ) -> None:
-    """Relative to the change that the LoRA makes. Ours holds the file's weights, rounded to its dtype."""
+    """Relative to the change that the LoRA makes. Ours holds the file's weights,
+    rounded to its dtype."""
     model = open_tiny(tiny_model)
     base = model.predict_velocity(*step_inputs)
     network = lora(model, rank, alpha)
@@ -109,10 +139,16 @@ def test_the_file_in_diffusers_equals_the_trained_adapter(
     theirs_adapter._parts["transformer"] = pipeline.transformer
     theirs = theirs_adapter.predict_velocity(*step_inputs)
     assert relative(theirs, base) > 1e-3
-    at_most(f"LoRA file {dtype}, rank {rank}, alpha {alpha:g}", relative(ours - base, theirs - base), limit)
+    at_most(
+        f"LoRA file {dtype}, rank {rank}, alpha {alpha:g}",
+        relative(ours - base, theirs - base),
+        limit,
+    )
 
 
-def test_every_tensor_of_the_file_reaches_its_layer_in_diffusers(loaded, tiny_model: Path, tmp_path: Path) -> None:
+def test_every_tensor_of_the_file_reaches_its_layer_in_diffusers(
+    loaded, tiny_model: Path, tmp_path: Path
+) -> None:
     model = open_tiny(tiny_model)
     network = lora(model, rank=4, alpha=2.0)
     train_somewhat(network)
@@ -122,7 +158,8 @@ def test_every_tensor_of_the_file_reaches_its_layer_in_diffusers(loaded, tiny_mo
     for target in model.lora_targets():
         theirs = transformer.get_submodule(target).get_delta_weight("default_0")
         down, up, alpha = (
-            stored[f"diffusion_model.{target}.{part}"] for part in ("lora_A.weight", "lora_B.weight", "alpha")
+            stored[f"diffusion_model.{target}.{part}"]
+            for part in ("lora_A.weight", "lora_B.weight", "alpha")
         )
         torch.testing.assert_close(theirs, alpha / 4 * up @ down)
 
@@ -132,8 +169,18 @@ def test_a_sample_with_the_trained_lora_equals_the_pipelines_with_its_file(
 ) -> None:
     monkeypatch.setattr(f"{PIPELINE_MODULE}.VAE_IMAGE_SIZE", SIZE.width * SIZE.height)
     model = open_tiny(tiny_model, reference_area=0)
-    prompt = SamplePrompt("a cat", "blurry", SIZE, seed=4, guidance_scale=3.0, steps=4, references=REFERENCES[:1])
-    sampler = Sampler(model, [prompt], ItemEncoder(model, torch.float32), memory_stores())
+    prompt = SamplePrompt(
+        "a cat",
+        "blurry",
+        SIZE,
+        seed=4,
+        guidance_scale=3.0,
+        steps=4,
+        references=REFERENCES[:1],
+    )
+    sampler = Sampler(
+        model, [prompt], ItemEncoder(model, torch.float32), memory_stores()
+    )
     without = sampler.generate(0)
     network = lora(model, rank=4, alpha=6.0, dropout=0.1)
     train_somewhat(network, strength=1.0)
@@ -159,16 +206,37 @@ def test_a_sample_with_the_trained_lora_equals_the_pipelines_with_its_file(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MEMBERS)
 def test_each_members_pipeline_draws_with_its_file(
-    member: Callable[[str], Member], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    member: Callable[[str], Member],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
 ) -> None:
-    model, pipeline = member(name).open(monkeypatch, SIZE.width * SIZE.height), member(name).pipeline
+    model, pipeline = (
+        member(name).open(monkeypatch, SIZE.width * SIZE.height),
+        member(name).pipeline,
+    )
     references = REFERENCES[: model.family.max_references]
-    prompt = SamplePrompt("a cat", "blurry", SIZE, seed=4, guidance_scale=3.0, steps=4, references=references)
-    sampler = Sampler(model, [prompt], ItemEncoder(model, torch.float32), memory_stores())
+    prompt = SamplePrompt(
+        "a cat",
+        "blurry",
+        SIZE,
+        seed=4,
+        guidance_scale=3.0,
+        steps=4,
+        references=references,
+    )
+    sampler = Sampler(
+        model, [prompt], ItemEncoder(model, torch.float32), memory_stores()
+    )
     without = sampler.generate(0)
     network = lora(model, rank=4, alpha=6.0)
     train_somewhat(network, strength=1.0)
-    save_network(tmp_path / "lora.safetensors", network.export(network.parameters()), "float32", {})
+    save_network(
+        tmp_path / "lora.safetensors",
+        network.export(network.parameters()),
+        "float32",
+        {},
+    )
     pipeline.load_lora_weights(tmp_path / "lora.safetensors")
     try:
         theirs = drawn_by_pipeline(pipeline, prompt)
@@ -180,10 +248,16 @@ def test_each_members_pipeline_draws_with_its_file(
     at_least(f"{name}: sample with a LoRA, dB", psnr(ours, theirs), 60)
 
 
-# ---------------------------------------------------------------- layers that read the same input
+# ---------------------------------------------------------------- layers that read the
+# same input
 
 
-def three_layers(shared: bool, rank_dropout: float = 0.0, dropout: float = 0.0, adapted: Sequence[str] = "qkv"):
+def three_layers(
+    shared: bool,
+    rank_dropout: float = 0.0,
+    dropout: float = 0.0,
+    adapted: Sequence[str] = "qkv",
+):
     """Query, key and value on one input; with `shared` they know of each other."""
     torch.manual_seed(3)
     model = torch.nn.ModuleDict({name: torch.nn.Linear(16, 24) for name in "qkv"})
@@ -200,20 +274,28 @@ def outputs_and_gradients(model, network, x):
     torch.manual_seed(5)
     outputs = project(list(model.values()), x)
     sum(output.square().sum() for output in outputs).backward()
-    return outputs, [x.grad, *(p.grad for p in network.parameters().values() if p.grad is not None)]
+    return outputs, [
+        x.grad,
+        *(p.grad for p in network.parameters().values() if p.grad is not None),
+    ]
 
 
 @pytest.mark.parametrize("rank_dropout", [0.0, 0.5])
 @pytest.mark.parametrize("adapted", ["qkv", "qv", "kv", "k"])
-def test_one_product_for_all_gives_what_each_gives_alone(adapted: str, rank_dropout: float) -> None:
+def test_one_product_for_all_gives_what_each_gives_alone(
+    adapted: str, rank_dropout: float
+) -> None:
     x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
     alone, shared = (
-        outputs_and_gradients(*three_layers(shared, rank_dropout, adapted=adapted), x) for shared in (False, True)
+        outputs_and_gradients(*three_layers(shared, rank_dropout, adapted=adapted), x)
+        for shared in (False, True)
     )
     torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-4)
 
 
-def test_the_down_matrices_are_applied_in_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_down_matrices_are_applied_in_one_product(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, network = three_layers(shared=True)
     rows = []
 
@@ -236,5 +318,10 @@ def test_with_dropout_each_layer_leaves_out_inputs_of_its_own() -> None:
             network.layer_weight(name, part).data.copy_(own.data)
     x = torch.ones(1, 16)
     outputs = project(list(model.values()), x)
-    changes = [out - model[name].base_layer(x) for name, out in zip(model, outputs, strict=True)]
-    assert not torch.allclose(changes[0], changes[1]) and not torch.allclose(changes[1], changes[2])
+    changes = [
+        out - model[name].base_layer(x)
+        for name, out in zip(model, outputs, strict=True)
+    ]
+    assert not torch.allclose(changes[0], changes[1]) and not torch.allclose(
+        changes[1], changes[2]
+    )

@@ -1,4 +1,5 @@
-"""A LoRA whose matrices are cast for a whole block at once: the same bits, from fewer kernels."""
+"""A LoRA whose matrices are cast for a whole block at once: the same bits, from fewer
+kernels."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from toolkit.networks.lora import LoraNetwork
 HALF = torch.bfloat16
 
 
-def half_stack(level: str = "none", casts: bool = True, count: int = 2, **options) -> Stack:
+def half_stack(
+    level: str = "none", casts: bool = True, count: int = 2, **options
+) -> Stack:
     stack = Stack(count=count, **options).wrap(checkpoint_wrapper(level))
     stack.model.to(HALF)
     for parameter in stack.network.parameters().values():
@@ -30,10 +33,13 @@ def half_stack(level: str = "none", casts: bool = True, count: int = 2, **option
 
 
 def passes(stack: Stack, steps: int = 2) -> list[Tensor]:
-    """The last output and all gradients; the parameters change between the steps, without their counters knowing."""
+    """The last output and all gradients; the parameters change between the steps,
+    without their counters knowing."""
     torch.manual_seed(4)
     for step in range(steps):
-        x_BSD = torch.randn((2, 20, 32), generator=torch.Generator().manual_seed(step)).to(HALF)
+        x_BSD = torch.randn(
+            (2, 20, 32), generator=torch.Generator().manual_seed(step)
+        ).to(HALF)
         for block in stack.model:
             (x_BSD,) = stack.run(block, x_BSD)
         x_BSD.float().square().sum().backward()
@@ -43,7 +49,11 @@ def passes(stack: Stack, steps: int = 2) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("level", ["none", "cheap", "full"])
-@pytest.mark.parametrize("options", [{"dropout": 0.0}, {"dropout": 0.2}, {"dropout": 0.0, "qtype": "int8"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"dropout": 0.0}, {"dropout": 0.2}, {"dropout": 0.0, "qtype": "int8"}],
+    ids=str,
+)
 def test_the_bits_are_those_of_casts_at_each_use(level: str, options: dict) -> None:
     expected = passes(half_stack(level, casts=False, **options))
     found = passes(half_stack(level, **options))
@@ -58,7 +68,9 @@ def test_a_block_has_one_cast_forward_and_one_backward() -> None:
         forward, kernels.calls = kernels.calls, Counter()
         y_BSD.backward(torch.ones_like(y_BSD))
     assert forward["_foreach_copy_"] == kernels.calls["_foreach_copy_"] == 1
-    assert not forward["_to_copy"] and not kernels.calls["_to_copy"] and not forward["cat"]
+    assert (
+        not forward["_to_copy"] and not kernels.calls["_to_copy"] and not forward["cat"]
+    )
 
 
 def test_nothing_of_it_stays_after_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,14 +79,25 @@ def test_nothing_of_it_stays_after_a_call(monkeypatch: pytest.MonkeyPatch) -> No
     block, x_BSD = stack.model[0], torch.ones(1, 4, 32, dtype=HALF)
 
     def there() -> list[Tensor]:
-        owners = [owner for layer in stack.network.layers.values() for owner in (layer, layer.fused_group) if owner]
-        casts = [getattr(owner, name, None) for owner in owners for name in ("cast_down", "cast_up")]
+        owners = [
+            owner
+            for layer in stack.network.layers.values()
+            for owner in (layer, layer.fused_group)
+            if owner
+        ]
+        casts = [
+            getattr(owner, name, None)
+            for owner in owners
+            for name in ("cast_down", "cast_up")
+        ]
         return [cast for cast in casts if cast is not None]
 
     seen = []
     block.down.register_forward_hook(lambda *_: seen.append(len(there())))
     stack.run(block, x_BSD)
-    assert seen == [6 + 3 + 3] and not there()  # ups, downs alone, and the group's as each of its layers sees it
+    assert (
+        seen == [6 + 3 + 3] and not there()
+    )  # ups, downs alone, and the group's as each of its layers sees it
     monkeypatch.setattr(block.down, "forward", lambda x: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         stack.run(block, x_BSD)
@@ -106,7 +129,9 @@ def test_inputs_of_another_dtype_have_the_parameters_own_precision() -> None:
     assert torch.equal(output(True), output(False))
 
 
-def test_float32_and_a_network_that_is_off_cast_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_and_a_network_that_is_off_cast_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     casts: list[object] = []
     monkeypatch.setattr(lora._CastTogether, "apply", lambda *given: casts.append(given))
     Stack(count=1).output()

@@ -1,4 +1,5 @@
-"""The meaning of other programs' files, against the numbers those programs computed (tests/golden/lora_files)."""
+"""The meaning of other programs' files, against the numbers those programs computed
+(tests/golden/lora_files)."""
 
 import json
 from pathlib import Path
@@ -14,7 +15,11 @@ from toolkit.networks.lora_formats import BROKEN, OTHER, load_adapter_file
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "lora_files"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))["files"]
-MODULES = [f"transformer_blocks.{index}.{name}" for index in range(2) for name in FAMILY.block_linears(1, {})]
+MODULES = [
+    f"transformer_blocks.{index}.{name}"
+    for index in range(2)
+    for name in FAMILY.block_linears(1, {})
+]
 TO_Q = "transformer_blocks.0.attn.to_q"
 
 
@@ -22,7 +27,10 @@ TO_Q = "transformer_blocks.0.attn.to_q"
 def test_a_file_means_what_its_writer_computed(name: str) -> None:
     changes = load_adapter_file(GOLDEN / name, MODULES)
     expected = EXPECTED[name]["modules"]
-    assert changes.keys() == expected.keys() and len(changes) == EXPECTED[name]["module_count"]
+    assert (
+        changes.keys() == expected.keys()
+        and len(changes) == EXPECTED[name]["module_count"]
+    )
     for module, numbers in expected.items():
         delta_OI = changes[module].delta()
         assert list(delta_OI.shape) == numbers["shape"]
@@ -46,9 +54,16 @@ def test_a_file_means_what_its_writer_computed(name: str) -> None:
     ],
 )
 @pytest.mark.parametrize(
-    "suffixes", [("lora_A", "lora_B"), ("lora_down", "lora_up"), ("lora_A.default", "lora_B.default")]
+    "suffixes",
+    [
+        ("lora_A", "lora_B"),
+        ("lora_down", "lora_up"),
+        ("lora_A.default", "lora_B.default"),
+    ],
 )
-def test_every_prefix_and_suffix_names_the_same_layer(tmp_path: Path, stem: str, suffixes: tuple[str, str]) -> None:
+def test_every_prefix_and_suffix_names_the_same_layer(
+    tmp_path: Path, stem: str, suffixes: tuple[str, str]
+) -> None:
     down, up = torch.randn(2, 6), torch.randn(5, 2)
     tensors = {
         f"{stem}.{suffixes[0]}.weight": down,
@@ -62,14 +77,23 @@ def test_every_prefix_and_suffix_names_the_same_layer(tmp_path: Path, stem: str,
 
 def test_header_metadata_scales_a_file_without_alpha(tmp_path: Path) -> None:
     down, up = torch.randn(2, 6), torch.randn(5, 2)
-    header = {"transformer.r": 2, "transformer.lora_alpha": 8, "transformer.rank_pattern": {}}
+    header = {
+        "transformer.r": 2,
+        "transformer.lora_alpha": 8,
+        "transformer.rank_pattern": {},
+    }
     path = tmp_path / "x.safetensors"
     save_file(
-        {f"transformer.{TO_Q}.lora_A.weight": down, f"transformer.{TO_Q}.lora_B.weight": up},
+        {
+            f"transformer.{TO_Q}.lora_A.weight": down,
+            f"transformer.{TO_Q}.lora_B.weight": up,
+        },
         path,
         metadata={"lora_adapter_metadata": json.dumps(header)},
     )
-    torch.testing.assert_close(load_adapter_file(path, MODULES)[TO_Q].delta(), 4 * up @ down)
+    torch.testing.assert_close(
+        load_adapter_file(path, MODULES)[TO_Q].delta(), 4 * up @ down
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,51 +106,89 @@ def test_header_metadata_scales_a_file_without_alpha(tmp_path: Path) -> None:
         (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
     ],
 )
-def test_without_alpha_the_scale_is_one_under_any_name_of_the_two_matrices(tmp_path: Path, down: str, up: str) -> None:
+def test_without_alpha_the_scale_is_one_under_any_name_of_the_two_matrices(
+    tmp_path: Path, down: str, up: str
+) -> None:
     a, b = torch.randn(2, 6), torch.randn(5, 2)
-    path = _written(tmp_path, {f"transformer.{TO_Q}{down}": a, f"transformer.{TO_Q}{up}": b})
+    path = _written(
+        tmp_path, {f"transformer.{TO_Q}{down}": a, f"transformer.{TO_Q}{up}": b}
+    )
     torch.testing.assert_close(load_adapter_file(path, MODULES)[TO_Q].delta(), b @ a)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
-@pytest.mark.parametrize("alpha", [torch.tensor(3), torch.tensor([3.0]), torch.tensor(3.0, dtype=torch.bfloat16)])
-def test_every_number_type_is_read(tmp_path: Path, dtype: torch.dtype, alpha: torch.Tensor) -> None:
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
+)
+@pytest.mark.parametrize(
+    "alpha",
+    [torch.tensor(3), torch.tensor([3.0]), torch.tensor(3.0, dtype=torch.bfloat16)],
+)
+def test_every_number_type_is_read(
+    tmp_path: Path, dtype: torch.dtype, alpha: torch.Tensor
+) -> None:
     down, up = torch.randn(2, 6).to(dtype), torch.randn(5, 2).to(dtype)
-    path = _written(tmp_path, {f"{TO_Q}.lora_A.weight": down, f"{TO_Q}.lora_B.weight": up, f"{TO_Q}.alpha": alpha})
+    path = _written(
+        tmp_path,
+        {
+            f"{TO_Q}.lora_A.weight": down,
+            f"{TO_Q}.lora_B.weight": up,
+            f"{TO_Q}.alpha": alpha,
+        },
+    )
     change = load_adapter_file(path, MODULES)[TO_Q]
     assert all(part.dtype == torch.float32 for part in change.parts.values())
     torch.testing.assert_close(change.delta(), 1.5 * up.float() @ down.float())
 
 
 def kron_of(parts: dict[str, torch.Tensor]) -> torch.Tensor:
-    whole = {n: parts[n] if n in parts else parts[f"{n}_a"] @ parts[f"{n}_b"] for n in ("lokr_w1", "lokr_w2")}
+    whole = {
+        n: parts[n] if n in parts else parts[f"{n}_a"] @ parts[f"{n}_b"]
+        for n in ("lokr_w1", "lokr_w2")
+    }
     return torch.kron(whole["lokr_w1"], whole["lokr_w2"])
 
 
 W1, W2 = {"lokr_w1": (2, 3)}, {"lokr_w2": (4, 5)}
-W1_LOW, W2_LOW = {"lokr_w1_a": (2, 1), "lokr_w1_b": (1, 3)}, {"lokr_w2_a": (4, 2), "lokr_w2_b": (2, 5)}
+W1_LOW, W2_LOW = (
+    {"lokr_w1_a": (2, 1), "lokr_w1_b": (1, 3)},
+    {"lokr_w2_a": (4, 2), "lokr_w2_b": (2, 5)},
+)
 
 
-@pytest.mark.parametrize("prefix", ["diffusion_model.", "transformer.", "lora_unet_", "lycoris_", ""])
+@pytest.mark.parametrize(
+    "prefix", ["diffusion_model.", "transformer.", "lora_unet_", "lycoris_", ""]
+)
 @pytest.mark.parametrize(
     ("shapes", "scale"),
     [(W1 | W2, 1.0), (W1 | W2_LOW, 3.0), (W1_LOW | W2, 6.0), (W1_LOW | W2_LOW, 3.0)],
     ids=["whole", "second low", "first low", "both low"],
 )
-def test_every_form_of_a_lokr(tmp_path: Path, prefix: str, shapes: dict, scale: float) -> None:
-    """With alpha 6: divided by the rank of the second factor, or of the first where only that is low-rank."""
+def test_every_form_of_a_lokr(
+    tmp_path: Path, prefix: str, shapes: dict, scale: float
+) -> None:
+    """With alpha 6: divided by the rank of the second factor, or of the first where
+    only that is low-rank."""
     stem = prefix + (TO_Q.replace(".", "_") if prefix.endswith("_") else TO_Q)
     parts = {name: torch.randn(shape) for name, shape in shapes.items()}
-    tensors = {f"{stem}.{name}": part for name, part in parts.items()} | {f"{stem}.alpha": torch.tensor(6.0)}
+    tensors = {f"{stem}.{name}": part for name, part in parts.items()} | {
+        f"{stem}.alpha": torch.tensor(6.0)
+    }
     change = load_adapter_file(_written(tmp_path, tensors), {TO_Q: (15, 8)})[TO_Q]
     torch.testing.assert_close(change.delta(), scale * kron_of(parts))
 
 
 @pytest.mark.parametrize("prefix", ["diffusion_model.", "lycoris_"])
 @pytest.mark.parametrize(("alpha", "scale"), [(None, 1.0), (5.0, 2.5)])
-def test_every_form_of_a_loha(tmp_path: Path, prefix: str, alpha: float | None, scale: float) -> None:
+def test_every_form_of_a_loha(
+    tmp_path: Path, prefix: str, alpha: float | None, scale: float
+) -> None:
     stem = prefix + (TO_Q.replace(".", "_") if prefix.endswith("_") else TO_Q)
-    w1_a, w1_b, w2_a, w2_b = torch.randn(5, 2), torch.randn(2, 6), torch.randn(5, 2), torch.randn(2, 6)
+    w1_a, w1_b, w2_a, w2_b = (
+        torch.randn(5, 2),
+        torch.randn(2, 6),
+        torch.randn(5, 2),
+        torch.randn(2, 6),
+    )
     matrices = {"w1_a": w1_a, "w1_b": w1_b, "w2_a": w2_a, "w2_b": w2_b}
     tensors = {f"{stem}.hada_{name}": matrix for name, matrix in matrices.items()}
     if alpha:
@@ -137,14 +199,23 @@ def test_every_form_of_a_loha(tmp_path: Path, prefix: str, alpha: float | None, 
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
 @pytest.mark.parametrize(("shape", "axis"), [((1, 15), 0), ((8, 1), 1)])
-def test_a_dora_scales_columns_or_rows_of_any_kind(tmp_path: Path, kind: str, shape, axis: int) -> None:
+def test_a_dora_scales_columns_or_rows_of_any_kind(
+    tmp_path: Path, kind: str, shape, axis: int
+) -> None:
     kinds = {
         "lora": {"lora_A.weight": (2, 15), "lora_B.weight": (8, 2)},
-        "loha": {"hada_w1_a": (8, 2), "hada_w1_b": (2, 15), "hada_w2_a": (8, 2), "hada_w2_b": (2, 15)},
+        "loha": {
+            "hada_w1_a": (8, 2),
+            "hada_w1_b": (2, 15),
+            "hada_w2_a": (8, 2),
+            "hada_w2_b": (2, 15),
+        },
         "lokr": W1 | W2,
     }
     magnitude, weight_OI = torch.rand(shape) + 0.5, torch.randn(8, 15)
-    tensors = {f"{TO_Q}.{name}": torch.randn(size) for name, size in kinds[kind].items()}
+    tensors = {
+        f"{TO_Q}.{name}": torch.randn(size) for name, size in kinds[kind].items()
+    }
     path = _written(tmp_path, tensors | {f"{TO_Q}.dora_scale": magnitude})
     change = load_adapter_file(path, {TO_Q: (15, 8)})[TO_Q]
     changed_OI = weight_OI + change.delta()
@@ -162,44 +233,82 @@ def test_a_saved_peft_adapter_means_what_peft_computes(tmp_path: Path) -> None:
     model = torch.nn.Sequential()
     model.add_module("layer", torch.nn.Linear(6, 5))
     weight_OI = model.layer.weight.clone()
-    adapter = get_peft_model(model, LoraConfig(r=2, lora_alpha=5, target_modules=["layer"], use_dora=True))
+    adapter = get_peft_model(
+        model, LoraConfig(r=2, lora_alpha=5, target_modules=["layer"], use_dora=True)
+    )
     for name, parameter in adapter.named_parameters():
         if "lora_" in name:
             parameter += 0.3 * torch.rand_like(parameter)
     adapter.save_pretrained(tmp_path)
-    change = load_adapter_file(tmp_path / "adapter_model.safetensors", {"layer": (6, 5)})["layer"]
+    change = load_adapter_file(
+        tmp_path / "adapter_model.safetensors", {"layer": (6, 5)}
+    )["layer"]
     merged = adapter.merge_and_unload().layer.weight
     torch.testing.assert_close(change.applied_to(weight_OI), merged)
     assert change.scale == 2.5
 
 
 def test_changes_of_biases_stand_beside_matrices_or_alone(tmp_path: Path) -> None:
-    """As ComfyUI's extraction writes them; zeros are ignored, of norms too. No alpha scales them."""
+    """As ComfyUI's extraction writes them; zeros are ignored, of norms too. No alpha
+    scales them."""
     other = TO_Q.replace("to_q", "to_k")
-    tensors = {f"{TO_Q}.lora_A.weight": torch.ones(2, 6), f"{TO_Q}.lora_B.weight": torch.ones(5, 2)}
+    tensors = {
+        f"{TO_Q}.lora_A.weight": torch.ones(2, 6),
+        f"{TO_Q}.lora_B.weight": torch.ones(5, 2),
+    }
     tensors |= {f"{TO_Q}.alpha": torch.tensor(1.0), f"{TO_Q}.diff_b": torch.arange(5.0)}
-    tensors |= {f"{other}.diff_b": torch.ones(4), f"{TO_Q.replace('to_q', 'to_v')}.diff_b": torch.zeros(5)}
-    tensors |= {f"{TO_Q.replace('to_q', 'norm_q')}.{end}": torch.zeros(3) for end in ("diff", "diff_b")}
+    tensors |= {
+        f"{other}.diff_b": torch.ones(4),
+        f"{TO_Q.replace('to_q', 'to_v')}.diff_b": torch.zeros(5),
+    }
+    tensors |= {
+        f"{TO_Q.replace('to_q', 'norm_q')}.{end}": torch.zeros(3)
+        for end in ("diff", "diff_b")
+    }
     path = _written(tmp_path, tensors)
     for layers in (MODULES, {name: (6, 5 if name == TO_Q else 4) for name in MODULES}):
         changes = load_adapter_file(path, layers)
         assert changes.keys() == {TO_Q, other}
-        assert torch.equal(changes[TO_Q].bias, torch.arange(5.0)) and changes[TO_Q].scale == 0.5
-        assert torch.equal(changes[other].bias, torch.ones(4)) and not changes[other].has_weight
+        assert (
+            torch.equal(changes[TO_Q].bias, torch.arange(5.0))
+            and changes[TO_Q].scale == 0.5
+        )
+        assert (
+            torch.equal(changes[other].bias, torch.ones(4))
+            and not changes[other].has_weight
+        )
         assert not changes[other].delta().any() and not changes[other].is_zero
-    with pytest.raises(UserError, match=f"{other} has 6 inputs and 4 outputs there, 6 and 5 in this model"):
+    with pytest.raises(
+        UserError,
+        match=f"{other} has 6 inputs and 4 outputs there, 6 and 5 in this model",
+    ):
         load_adapter_file(path, dict.fromkeys(MODULES, (6, 5)))
-    for wrong, words in ((torch.ones(4), "not the layer's"), (torch.full((5,), torch.nan), "not finite")):
+    for wrong, words in (
+        (torch.ones(4), "not the layer's"),
+        (torch.full((5,), torch.nan), "not finite"),
+    ):
         with pytest.raises(UserError, match=words):
-            load_adapter_file(_written(tmp_path, tensors | {f"{TO_Q}.diff_b": wrong}), MODULES)
+            load_adapter_file(
+                _written(tmp_path, tensors | {f"{TO_Q}.diff_b": wrong}), MODULES
+            )
 
 
-def test_the_bias_alone_of_a_layer_that_comfyui_has_in_one_is_that_of_its_parts(tmp_path: Path) -> None:
+def test_the_bias_alone_of_a_layer_that_comfyui_has_in_one_is_that_of_its_parts(
+    tmp_path: Path,
+) -> None:
     parts = [f"blocks.0.{part}" for part in ROWS_OF["img_mlp.gate_up"]]
-    path = _written(tmp_path, {"diffusion_model.blocks.0.img_mlp.gate_up.diff_b": torch.arange(1.0, 11)})
+    path = _written(
+        tmp_path,
+        {"diffusion_model.blocks.0.img_mlp.gate_up.diff_b": torch.arange(1.0, 11)},
+    )
     changes = load_adapter_file(path, dict.fromkeys(parts, (6, 5)))
-    assert [change.bias.tolist() for change in changes.values()] == [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
-    assert [*changes] == parts and {change.shape for change in changes.values()} == {(5, 6)}
+    assert [change.bias.tolist() for change in changes.values()] == [
+        [1, 2, 3, 4, 5],
+        [6, 7, 8, 9, 10],
+    ]
+    assert [*changes] == parts and {change.shape for change in changes.values()} == {
+        (5, 6)
+    }
 
 
 @pytest.mark.parametrize(
@@ -216,17 +325,33 @@ def test_the_bias_alone_of_a_layer_that_comfyui_has_in_one_is_that_of_its_parts(
         ("anything", "1 keys are of no known form"),
     ],
 )
-def test_other_forms_are_refused_by_name(tmp_path: Path, suffix: str, words: str) -> None:
-    tensors = {f"{TO_Q}.lora_A.weight": torch.ones(2, 6), f"{TO_Q}.lora_B.weight": torch.ones(5, 2)}
-    path = _written(tmp_path, {**tensors, f"diffusion_model.{TO_Q}.{suffix}": torch.ones(5)})
+def test_other_forms_are_refused_by_name(
+    tmp_path: Path, suffix: str, words: str
+) -> None:
+    tensors = {
+        f"{TO_Q}.lora_A.weight": torch.ones(2, 6),
+        f"{TO_Q}.lora_B.weight": torch.ones(5, 2),
+    }
+    path = _written(
+        tmp_path, {**tensors, f"diffusion_model.{TO_Q}.{suffix}": torch.ones(5)}
+    )
     with pytest.raises(UserError, match=words):
         load_adapter_file(path, MODULES)
 
 
-@pytest.mark.parametrize("dims", [{"lora_A.weight": (2, 6), "lora_B.weight": (5, 2)}, W1 | W2])
-def test_a_layer_of_another_shape_is_refused(tmp_path: Path, dims: dict[str, tuple[int, int]]) -> None:
-    path = _written(tmp_path, {f"{TO_Q}.{name}": torch.ones(shape) for name, shape in dims.items()})
-    with pytest.raises(UserError, match=rf"{TO_Q} has \d+ inputs and \d outputs there, 7 and 9 in this model"):
+@pytest.mark.parametrize(
+    "dims", [{"lora_A.weight": (2, 6), "lora_B.weight": (5, 2)}, W1 | W2]
+)
+def test_a_layer_of_another_shape_is_refused(
+    tmp_path: Path, dims: dict[str, tuple[int, int]]
+) -> None:
+    path = _written(
+        tmp_path, {f"{TO_Q}.{name}": torch.ones(shape) for name, shape in dims.items()}
+    )
+    with pytest.raises(
+        UserError,
+        match=rf"{TO_Q} has \d+ inputs and \d outputs there, 7 and 9 in this model",
+    ):
         load_adapter_file(path, {TO_Q: (7, 9)})
 
 
@@ -234,12 +359,27 @@ def test_a_layer_of_another_shape_is_refused(tmp_path: Path, dims: dict[str, tup
     ("tensors", "words"),
     [
         ({f"{TO_Q}.lora_A.weight": torch.ones(2, 6)}, "lacks a matrix"),
-        ({f"{TO_Q}.lora_A.weight": torch.ones(2, 6), f"{TO_Q}.lora_B.weight": torch.ones(5, 3)}, "do not fit together"),
         (
-            {f"{TO_Q}.lora_A.weight": torch.ones(2, 6, 1, 1), f"{TO_Q}.lora_B.weight": torch.ones(5, 2, 1, 1)},
+            {
+                f"{TO_Q}.lora_A.weight": torch.ones(2, 6),
+                f"{TO_Q}.lora_B.weight": torch.ones(5, 3),
+            },
+            "do not fit together",
+        ),
+        (
+            {
+                f"{TO_Q}.lora_A.weight": torch.ones(2, 6, 1, 1),
+                f"{TO_Q}.lora_B.weight": torch.ones(5, 2, 1, 1),
+            },
             r"has the shape \[2, 6, 1, 1\]; it is not a matrix",
         ),
-        ({f"{TO_Q}.lora_A.weight": torch.ones(0, 6), f"{TO_Q}.lora_B.weight": torch.ones(5, 0)}, "it is not a matrix"),
+        (
+            {
+                f"{TO_Q}.lora_A.weight": torch.ones(0, 6),
+                f"{TO_Q}.lora_B.weight": torch.ones(5, 0),
+            },
+            "it is not a matrix",
+        ),
         (
             {
                 f"{TO_Q}.{name}": torch.ones(shape)
@@ -286,7 +426,13 @@ def test_a_layer_of_another_shape_is_refused(tmp_path: Path, dims: dict[str, tup
         ),
         ({"text_encoder.layer.lora_A.weight": torch.ones(2, 6)}, "text_encoder.layer"),
         ({f"{TO_Q}.dora_scale": torch.ones(1, 6)}, "dora_scale"),
-        ({f"{TO_Q}.lora_A.weight": torch.full((2, 6), torch.nan), f"{TO_Q}.lora_B.weight": torch.ones(5, 2)}, "finite"),
+        (
+            {
+                f"{TO_Q}.lora_A.weight": torch.full((2, 6), torch.nan),
+                f"{TO_Q}.lora_B.weight": torch.ones(5, 2),
+            },
+            "finite",
+        ),
         (
             {
                 f"{TO_Q}.lora_A.weight": torch.ones(2, 6),
@@ -297,16 +443,27 @@ def test_a_layer_of_another_shape_is_refused(tmp_path: Path, dims: dict[str, tup
         ),
     ],
 )
-def test_what_cannot_be_used_is_named(tmp_path: Path, tensors: dict[str, torch.Tensor], words: str) -> None:
+def test_what_cannot_be_used_is_named(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], words: str
+) -> None:
     with pytest.raises(UserError, match=words):
         load_adapter_file(_written(tmp_path, tensors), MODULES)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a safetensors file at all", None], ids=["empty", "text", "truncated"])
-def test_a_file_of_another_kind_is_refused_with_a_remedy(tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not a safetensors file at all", None],
+    ids=["empty", "text", "truncated"],
+)
+def test_a_file_of_another_kind_is_refused_with_a_remedy(
+    tmp_path: Path, content: bytes | None
+) -> None:
     path = _written(tmp_path, {"x": torch.zeros(9)})
     path.write_bytes(path.read_bytes()[:-4] if content is None else content)
-    with pytest.raises(UserError, match=r"x\.safetensors: cannot be read .*\. Download or copy it again"):
+    with pytest.raises(
+        UserError,
+        match=r"x\.safetensors: cannot be read .*\. Download or copy it again",
+    ):
         load_adapter_file(path, MODULES)
 
 
@@ -320,11 +477,25 @@ def _written(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
     ("tensors", "remedy"),
     [
         ({f"{TO_Q}.lora_A.weight": torch.ones(2, 6)}, BROKEN),
-        ({f"{TO_Q}.lora_A.weight": torch.full((2, 6), torch.inf), f"{TO_Q}.lora_B.weight": torch.ones(5, 2)}, BROKEN),
-        ({"other.lora_A.weight": torch.ones(2, 6), "other.lora_B.weight": torch.ones(5, 2)}, OTHER),
+        (
+            {
+                f"{TO_Q}.lora_A.weight": torch.full((2, 6), torch.inf),
+                f"{TO_Q}.lora_B.weight": torch.ones(5, 2),
+            },
+            BROKEN,
+        ),
+        (
+            {
+                "other.lora_A.weight": torch.ones(2, 6),
+                "other.lora_B.weight": torch.ones(5, 2),
+            },
+            OTHER,
+        ),
     ],
 )
-def test_a_file_that_cannot_be_used_is_refused_with_a_remedy(tmp_path: Path, tensors: dict, remedy: str) -> None:
+def test_a_file_that_cannot_be_used_is_refused_with_a_remedy(
+    tmp_path: Path, tensors: dict, remedy: str
+) -> None:
     with pytest.raises(UserError) as caught:
         load_adapter_file(_written(tmp_path, tensors), [TO_Q])
     assert str(caught.value).endswith(f". {remedy}")

@@ -31,12 +31,19 @@ def test_the_layer_computes_what_lycoris_trains(
         theirs = LohaModule("x", model[0], lora_dim=rank, alpha=alpha)
         network = LohaNetwork(["0"], rank, alpha, dropout=0.0, seed=1)
     else:
-        theirs = LokrModule("x", model[0], lora_dim=rank, alpha=alpha, factor=factor, full_matrix=whole)
-        network = LokrNetwork(["0"], rank, alpha, dropout=0.0, seed=1, factor=factor, whole=whole)
+        theirs = LokrModule(
+            "x", model[0], lora_dim=rank, alpha=alpha, factor=factor, full_matrix=whole
+        )
+        network = LokrNetwork(
+            ["0"], rank, alpha, dropout=0.0, seed=1, factor=factor, whole=whole
+        )
     network.attach(model)
     for name, p in network.layer_weights("0").items():
         getattr(theirs, name).copy_(p.normal_())
     x = torch.randn(2, 5, 24)
     base = model[0].base_layer(x)
-    found, options = relative(model[0](x) - base, theirs(x) - base), f", factor {factor}, whole {whole}" * bool(factor)
+    found, options = (
+        relative(model[0](x) - base, theirs(x) - base),
+        f", factor {factor}, whole {whole}" * bool(factor),
+    )
     at_most(f"{kind} layer, rank {rank}, alpha {alpha:g}{options}", found, 1e-5)

@@ -1,4 +1,5 @@
-"""Algorithms of lycoris-lora: sizes, files and changes against the library itself; seeds, dropouts, quantized bases."""
+"""Algorithms of lycoris-lora: sizes, files and changes against the library itself;
+seeds, dropouts, quantized bases."""
 
 import inspect
 import logging
@@ -54,12 +55,24 @@ def toy() -> nn.Module:
 
 
 def attached(
-    base: nn.Module, kind: str, arguments: dict | None = None, seed: int = 1, **more: object
+    base: nn.Module,
+    kind: str,
+    arguments: dict | None = None,
+    seed: int = 1,
+    **more: object,
 ) -> LycorisNetwork:
     settings = NetworkConfig(
-        **{"type": kind, "linear": 4, "linear_alpha": 3, "network_kwargs": arguments or {}, **more}
+        **{
+            "type": kind,
+            "linear": 4,
+            "linear_alpha": 3,
+            "network_kwargs": arguments or {},
+            **more,
+        }
     )
-    network = KINDS[kind].load().from_config(settings, ["block.first", "block.second"], seed)
+    network = (
+        KINDS[kind].load().from_config(settings, ["block.first", "block.second"], seed)
+    )
     network.attach(base)
     return network
 
@@ -72,7 +85,12 @@ def trained(network: LycorisNetwork) -> None:
 
 
 def saved(network: LycorisNetwork, file: Path) -> Path:
-    save_network(file, network.export({name: p.detach() for name, p in network.parameters().items()}), "float32", {})
+    save_network(
+        file,
+        network.export({name: p.detach() for name, p in network.parameters().items()}),
+        "float32",
+        {},
+    )
     return file
 
 
@@ -81,20 +99,43 @@ def saved(network: LycorisNetwork, file: Path) -> Path:
 
 @pytest.mark.parametrize(("kind", "arguments"), VARIANTS)
 @pytest.mark.parametrize("rank", [2, 8, 18, 64])
-def test_the_formulas_give_the_sizes_of_the_library(kind: str, arguments: dict, rank: int) -> None:
+def test_the_formulas_give_the_sizes_of_the_library(
+    kind: str, arguments: dict, rank: int
+) -> None:
     entry = KINDS[kind]
     section = NetworkConfig(type=kind, linear=rank, network_kwargs=arguments)
     library_class = load_library_class(entry.library_class)
     compared = 0
-    for inputs, outputs in ((64, 64), (30, 42), (64, 96), (8, 288), (16, 60), (12, 7), (24, 1)):
+    for inputs, outputs in (
+        (64, 64),
+        (30, 42),
+        (64, 96),
+        (8, 288),
+        (16, 60),
+        (12, 7),
+        (24, 1),
+    ):
         try:
-            module = make_module(library_class, inputs, outputs, lora_dim=rank, alpha=1, **entry.extra_kwargs(section))
+            module = make_module(
+                library_class,
+                inputs,
+                outputs,
+                lora_dim=rank,
+                alpha=1,
+                **entry.extra_kwargs(section),
+            )
         except ValueError:
             assert library_class is ButterflyOFTModule
-            with pytest.raises(UserError, match=rf"boft cannot split {outputs} outputs into blocks of at most {rank}"):
+            with pytest.raises(
+                UserError,
+                match=rf"boft cannot split {outputs} outputs into blocks of at most {rank}",
+            ):
                 entry.layer_shapes(section, inputs, outputs)
             continue
-        own = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+        own = {
+            name: tuple(parameter.shape)
+            for name, parameter in module.named_parameters()
+        }
         assert entry.layer_shapes(section, inputs, outputs) == own
         compared += 1
     assert compared
@@ -102,7 +143,9 @@ def test_the_formulas_give_the_sizes_of_the_library(kind: str, arguments: dict, 
 
 def test_the_rank_that_a_boft_needs_is_named() -> None:
     """18432 = 9 x 2048 outputs of a modulation layer."""
-    with pytest.raises(UserError, match=r"network\.linear: .* at most 16\. Set it to 18 or more"):
+    with pytest.raises(
+        UserError, match=r"network\.linear: .* at most 16\. Set it to 18 or more"
+    ):
         boft_shapes(3072, 18432, 16)
     assert boft_shapes(3072, 18432, 18) == {"oft_blocks": (11, 1024, 18, 18)}
 
@@ -132,12 +175,19 @@ def test_every_argument_of_the_library_is_offered_or_known(kind: str) -> None:
     entry = KINDS[kind]
     declared = inspect.signature(load_library_class(entry.library_class)).parameters
     assert entry.settings.keys() <= declared.keys()
-    unknown = {name for name in declared if name not in entry.settings and name not in NOT_GIVEN}
+    unknown = {
+        name
+        for name in declared
+        if name not in entry.settings and name not in NOT_GIVEN
+    }
     assert {name for name in unknown if f"{name} of {kind}" not in NOT_GIVEN} == set()
 
 
-def test_the_library_says_little_and_measures_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Timing would choose kernels, and bits would depend on it. A variable that is set stays."""
+def test_the_library_says_little_and_measures_no_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Timing would choose kernels, and bits would depend on it. A variable that is set
+    stays."""
     logging.getLogger("LyCORIS").setLevel(logging.INFO)
     monkeypatch.setenv(BACKEND, "compile")
     load_library_class(KINDS["boft"].library_class)
@@ -160,7 +210,9 @@ def test_every_algorithm_of_the_library_is_trained_or_refused() -> None:
 
 
 @pytest.mark.parametrize(("kind", "arguments"), VARIANTS)
-def test_the_library_reads_the_file_as_the_same_change(kind: str, arguments: dict, tmp_path: Path) -> None:
+def test_the_library_reads_the_file_as_the_same_change(
+    kind: str, arguments: dict, tmp_path: Path
+) -> None:
     base, fresh = toy(), toy()
     network = attached(base, kind, arguments)
     trained(network)
@@ -179,11 +231,21 @@ def test_the_library_reads_the_file_as_the_same_change(kind: str, arguments: dic
             wrapper.apply_to()
         theirs = fresh(X)
     assert (ours - plain).abs().max() > 0.01
-    at_most(f"output with {kind} {arguments or ''} read by LyCORIS", relative(ours, theirs), 1e-6)
+    at_most(
+        f"output with {kind} {arguments or ''} read by LyCORIS",
+        relative(ours, theirs),
+        1e-6,
+    )
     for module in library:
-        layer = network.layers[module.lora_name.removeprefix("lycoris_").replace("_", ".")]
+        layer = network.layers[
+            module.lora_name.removeprefix("lycoris_").replace("_", ".")
+        ]
         with torch.no_grad():
-            at_most(f"change of {kind}", relative(layer.weight_delta(), module.get_diff_weight()[0]), 1e-6)
+            at_most(
+                f"change of {kind}",
+                relative(layer.weight_delta(), module.get_diff_weight()[0]),
+                1e-6,
+            )
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -202,16 +264,21 @@ def read_ia3(model: nn.Module, file: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "arguments"), VARIANTS)
 def test_the_layer_computes_what_the_library_trains(kind: str, arguments: dict) -> None:
-    """Against the forward pass of the library's module on a plain layer, and its gradients."""
+    """Against the forward pass of the library's module on a plain layer, and its
+    gradients."""
     base = toy()
     layer = base.get_submodule("block.first")
     weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
     network = attached(base, kind, arguments)
     trained(network)
-    plain = nn.Linear(12, 16, bias=kind != "lycoris-full")  # whose biases we leave alone
+    plain = nn.Linear(
+        12, 16, bias=kind != "lycoris-full"
+    )  # whose biases we leave alone
     plain.weight.data = weight
     own = network.arguments | {"lora_dim": 4, "alpha": 3.0}
-    theirs = load_library_class(KINDS[kind].library_class)("x", plain, bypass_mode=False, **own)
+    theirs = load_library_class(KINDS[kind].library_class)(
+        "x", plain, bypass_mode=False, **own
+    )
     for name, parameter in theirs.named_parameters():
         parameter.data.copy_(network.layer_weight("block.first", name))
     if plain.bias is not None:
@@ -222,12 +289,18 @@ def test_the_layer_computes_what_the_library_trains(kind: str, arguments: dict) 
     ours.square().sum().backward()
     expected.square().sum().backward()
     for name, parameter in theirs.named_parameters():
-        torch.testing.assert_close(network.layer_weight("block.first", name).grad, parameter.grad, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            network.layer_weight("block.first", name).grad,
+            parameter.grad,
+            atol=1e-4,
+            rtol=1e-4,
+        )
 
 
 @pytest.mark.parametrize("kind", ["boft", "diag-oft"])
 def test_a_file_of_limited_rotations_needs_no_limit(kind: str, tmp_path: Path) -> None:
-    """LyCORIS multiplies the limit in a file by the outputs, ComfyUI (a125cd84) does not."""
+    """LyCORIS multiplies the limit in a file by the outputs, ComfyUI (a125cd84) does
+    not."""
     network = attached(toy(), kind, {"constraint": 1e-3})
     trained(network)
     tensors = load_file(saved(network, tmp_path / "x.safetensors"))
@@ -244,14 +317,17 @@ def test_names_in_a_file_are_the_librarys(kind: str, tmp_path: Path) -> None:
     network = attached(toy(), kind)
     names = load_file(saved(network, tmp_path / "x.safetensors")).keys()
     weights = load_library_class(KINDS[kind].library_class).weight_list
-    suffixes = {name.removeprefix("lycoris_block_first.") for name in names if "first" in name}
+    suffixes = {
+        name.removeprefix("lycoris_block_first.") for name in names if "first" in name
+    }
     assert suffixes and suffixes <= set(weights)
     assert suffixes >= {name for name in weights if name in ("alpha", "on_input")}
     assert len(names) == 2 * len(suffixes)
     assert all(name.startswith("lycoris_block_") for name in names)
 
 
-# ------------------------------------------------------------ seeds, dropouts, quantized layers
+# ------------------------------------------------------------ seeds, dropouts,
+# quantized layers
 
 
 @pytest.mark.parametrize("kind", OF_LIBRARY)
@@ -261,10 +337,15 @@ def test_a_seed_decides_the_start_and_no_other_random_number(kind: str) -> None:
     first = attached(bases[0], kind).parameters()
     assert torch.equal(torch.random.get_rng_state(), state)
     torch.manual_seed(99)
-    again, other = (attached(base, kind, seed=seed).parameters() for base, seed in zip(bases[1:], (1, 2), strict=True))
+    again, other = (
+        attached(base, kind, seed=seed).parameters()
+        for base, seed in zip(bases[1:], (1, 2), strict=True)
+    )
     assert all(torch.equal(parameter, again[name]) for name, parameter in first.items())
     if kind == "glora":
-        assert not torch.equal(first["block.first.a1.weight"], other["block.first.a1.weight"])
+        assert not torch.equal(
+            first["block.first.a1.weight"], other["block.first.a1.weight"]
+        )
 
 
 @pytest.mark.parametrize("kind", OF_LIBRARY)
@@ -290,13 +371,21 @@ def test_dropouts_change_training_alone(kind: str, drop: str) -> None:
 
 @pytest.mark.parametrize("kind", OF_LIBRARY)
 @pytest.mark.parametrize("qtype", ["int8", "int4", "float8"])
-def test_a_quantized_layer_has_the_change_of_its_dequantized_weight(kind: str, qtype: str) -> None:
+def test_a_quantized_layer_has_the_change_of_its_dequantized_weight(
+    kind: str, qtype: str
+) -> None:
     torch.manual_seed(5)
-    base = nn.Sequential(OrderedDict(first=nn.Linear(128, 128), second=nn.Linear(128, 128)))
+    base = nn.Sequential(
+        OrderedDict(first=nn.Linear(128, 128), second=nn.Linear(128, 128))
+    )
     quantizer(qtype)(base, "")
-    plain = nn.Sequential(OrderedDict(first=nn.Linear(128, 128), second=nn.Linear(128, 128)))
+    plain = nn.Sequential(
+        OrderedDict(first=nn.Linear(128, 128), second=nn.Linear(128, 128))
+    )
     for name in ("first", "second"):
-        plain.get_submodule(name).weight.data = dequantized_weight(base.get_submodule(name)).clone()
+        plain.get_submodule(name).weight.data = dequantized_weight(
+            base.get_submodule(name)
+        ).clone()
     networks = []
     for model in (base, plain):
         settings = NetworkConfig(type=kind, linear=4)
@@ -322,18 +411,29 @@ def test_a_dry_run_counts_them_without_torch(
     """And so without the library, which imports it."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(FORBID)
-    section = trainer(make_pictures(tmp_path / "photos", "a"), network={"type": kind, "linear": 6})
-    result = run_py(write_job(section), "--dry-run", env={"PYTHONPATH": str(tmp_path / "site")})
+    section = trainer(
+        make_pictures(tmp_path / "photos", "a"), network={"type": kind, "linear": 6}
+    )
+    result = run_py(
+        write_job(section), "--dry-run", env={"PYTHONPATH": str(tmp_path / "site")}
+    )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert re.search(rf"{kind} .* on 28 layers: [\d,]+ trainable parameters", result.stdout)
+    assert re.search(
+        rf"{kind} .* on 28 layers: [\d,]+ trainable parameters", result.stdout
+    )
 
 
-def test_a_size_that_a_boft_cannot_split_ends_a_dry_run(run_py, write_job, trainer, make_pictures, tmp_path) -> None:
-    section = trainer(make_pictures(tmp_path / "photos", "a"), network={"type": "boft", "linear": 2})
+def test_a_size_that_a_boft_cannot_split_ends_a_dry_run(
+    run_py, write_job, trainer, make_pictures, tmp_path
+) -> None:
+    section = trainer(
+        make_pictures(tmp_path / "photos", "a"), network={"type": "boft", "linear": 2}
+    )
     result = run_py(write_job(section), "--dry-run")
     assert result.returncode == 2
     assert (
-        "network.linear: boft cannot split 384 outputs into blocks of at most 2. Set it to 6 or more" in result.stderr
+        "network.linear: boft cannot split 384 outputs into blocks of at most 2. Set it to 6 or more"
+        in result.stderr
     )
     assert "Traceback" not in result.stderr
 
@@ -341,16 +441,27 @@ def test_a_size_that_a_boft_cannot_split_ends_a_dry_run(run_py, write_job, train
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "arguments"), [VARIANTS[i] for i in (1, 3, 5, 6, 8)])
 def test_a_job_stops_goes_on_and_leaves_a_file_that_the_library_reads(
-    run_py, write_job, trainer, make_pictures, tmp_path: Path, kind: str, arguments: dict
+    run_py,
+    write_job,
+    trainer,
+    make_pictures,
+    tmp_path: Path,
+    kind: str,
+    arguments: dict,
 ) -> None:
-    """2 steps and 2 more against 4 at once, on an int8 base with every dropout, checkpointing and EMA."""
+    """2 steps and 2 more against 4 at once, on an int8 base with every dropout,
+    checkpointing and EMA."""
     folder = make_pictures(tmp_path / "2_photos", "a", "b")
 
     def train(run: str, steps: int) -> Path:
         section = trainer(
             folder,
             training_folder=run,
-            train={"steps": steps, "gradient_checkpointing": True, "ema_config": {"use_ema": True}},
+            train={
+                "steps": steps,
+                "gradient_checkpointing": True,
+                "ema_config": {"use_ema": True},
+            },
             network={
                 "type": "lycoris",
                 "linear": 6,
@@ -365,20 +476,31 @@ def test_a_job_stops_goes_on_and_leaves_a_file_that_the_library_reads(
         section["model"] |= {"quantize": True, "qtype": "int8"}
         result = run_py(write_job(section))
         assert result.returncode == 0, result.stdout + result.stderr
-        assert "LyCORIS]" not in result.stdout + result.stderr  # the library's own lines
-        counts = re.findall(r"(?:on 24 layers: |: 24 layers, )([\d,]+) trainable parameters", result.stdout)
-        assert len(counts) == 2 and len(set(counts)) == 1, result.stdout  # the plan and the network
+        assert (
+            "LyCORIS]" not in result.stdout + result.stderr
+        )  # the library's own lines
+        counts = re.findall(
+            r"(?:on 24 layers: |: 24 layers, )([\d,]+) trainable parameters",
+            result.stdout,
+        )
+        assert len(counts) == 2 and len(set(counts)) == 1, (
+            result.stdout
+        )  # the plan and the network
         return tmp_path / run / "job" / "job.safetensors"
 
     train("parts", 2)
     parts, whole = train("parts", 4), train("whole", 4)
     stored = load_file(whole)
-    assert all(torch.equal(tensor, stored[key]) for key, tensor in load_file(parts).items())
+    assert all(
+        torch.equal(tensor, stored[key]) for key, tensor in load_file(parts).items()
+    )
     assert whole.read_bytes() == parts.read_bytes()
     with safe_open(whole, framework="pt") as file:
         assert file.metadata()["network_type"] == kind
     layers = {key.partition(".")[0] for key in stored}
-    assert len(layers) == 24 and all(layer.startswith("lycoris_transformer_blocks_") for layer in layers)
+    assert len(layers) == 24 and all(
+        layer.startswith("lycoris_transformer_blocks_") for layer in layers
+    )
     trained = next(iter(KINDS[kind].layer_shapes(NetworkConfig(type=kind), 64, 64)))
     suffix = {"lycoris-full": "diff"}.get(kind, trained)
     assert any(tensor.any() for key, tensor in stored.items() if key.endswith(suffix))
@@ -400,7 +522,9 @@ def test_two_processes_train_what_one_trains(
             save={"dtype": "float32"},
         )
         run_ranks(processes, write_job(section))
-        found.append(load_file(tmp_path / f"of_{processes}" / "job" / "job.safetensors"))
+        found.append(
+            load_file(tmp_path / f"of_{processes}" / "job" / "job.safetensors")
+        )
     one, two = found
     assert one.keys() == two.keys()
     for name, tensor in one.items():
@@ -412,11 +536,22 @@ def test_two_processes_train_what_one_trains(
     ("kind", "arguments", "train"),
     [
         ("boft", {"constraint": 0.01}, {"gradient_checkpointing": True}),
-        ("glora", {}, {"gradient_checkpointing": "none", "blank_prompt_preservation": True}),
+        (
+            "glora",
+            {},
+            {"gradient_checkpointing": "none", "blank_prompt_preservation": True},
+        ),
     ],
 )
 def test_compiled_blocks_train_and_draw_with_them(
-    run_py, write_job, trainer, make_pictures, tmp_path: Path, kind: str, arguments: dict, train: dict
+    run_py,
+    write_job,
+    trainer,
+    make_pictures,
+    tmp_path: Path,
+    kind: str,
+    arguments: dict,
+    train: dict,
 ) -> None:
     """In bf16, with an average, samples, and a pass without the network."""
     section = trainer(
@@ -429,7 +564,13 @@ def test_compiled_blocks_train_and_draw_with_them(
             **train,
         },
         network={"type": kind, "linear": 6, "network_kwargs": arguments},
-        sample={"sample_every": 2, "prompts": ["a cat"], "width": 64, "height": 64, "sample_steps": 2},
+        sample={
+            "sample_every": 2,
+            "prompts": ["a cat"],
+            "width": 64,
+            "height": 64,
+            "sample_steps": 2,
+        },
     )
     section["train"].pop("disable_sampling", None)
     result = run_py(write_job(section))

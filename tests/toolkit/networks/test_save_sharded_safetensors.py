@@ -32,13 +32,21 @@ def test_one_file_holds_what_safetensors_reads(tmp_path: Path, dtype: str) -> No
     stored = load_file(path)
     assert stored.keys() == WEIGHTS.keys()
     for name, tensor in WEIGHTS.items():
-        assert stored[name].dtype == getattr(torch, dtype) and torch.equal(stored[name], tensor.to(stored[name].dtype))
+        assert stored[name].dtype == getattr(torch, dtype) and torch.equal(
+            stored[name], tensor.to(stored[name].dtype)
+        )
     with safe_open(path, framework="pt") as file:
-        assert file.metadata() == {"format": "pt", "who": "ä", "sha256": weights_digest(stored)}
+        assert file.metadata() == {
+            "format": "pt",
+            "who": "ä",
+            "sha256": weights_digest(stored),
+        }
 
 
 def test_the_tensors_lie_as_safetensors_itself_lays_them(tmp_path: Path) -> None:
-    tensors = to_cpu_copies({name: tensor for name, tensor in WEIGHTS.items() if tensor.numel()}, "bfloat16")
+    tensors = to_cpu_copies(
+        {name: tensor for name, tensor in WEIGHTS.items() if tensor.numel()}, "bfloat16"
+    )
     (tmp_path / "ours").mkdir()
     write_shards(tmp_path / "ours", tensors, "bfloat16", {})
     save_file(tensors, tmp_path / "theirs")
@@ -50,11 +58,18 @@ def test_the_tensors_lie_as_safetensors_itself_lays_them(tmp_path: Path) -> None
     assert body(tmp_path / "ours" / f"{STEM}.safetensors") == body(tmp_path / "theirs")
 
 
-def test_shards_are_filled_in_the_order_of_names_up_to_their_size(tmp_path: Path) -> None:
-    tensors = {name: torch.full((size,), float(size)) for name, size in [("a", 10), ("b", 5), ("c", 6), ("d", 40)]}
+def test_shards_are_filled_in_the_order_of_names_up_to_their_size(
+    tmp_path: Path,
+) -> None:
+    tensors = {
+        name: torch.full((size,), float(size))
+        for name, size in [("a", 10), ("b", 5), ("c", 6), ("d", 40)]
+    }
     write_shards(tmp_path, tensors, "float32", {}, shard_bytes=60)
     index = json.loads((tmp_path / f"{STEM}.safetensors.index.json").read_text())
-    first, second, third = (f"{STEM}-{number:05d}-of-00003.safetensors" for number in (1, 2, 3))
+    first, second, third = (
+        f"{STEM}-{number:05d}-of-00003.safetensors" for number in (1, 2, 3)
+    )
     assert index == {
         "metadata": {"total_size": 4 * 61},
         "weight_map": {"a": first, "b": first, "c": second, "d": third},
@@ -64,22 +79,40 @@ def test_shards_are_filled_in_the_order_of_names_up_to_their_size(tmp_path: Path
 
 
 def test_weights_that_are_copied_first_give_the_same_bytes(tmp_path: Path) -> None:
-    """With `mem_eff_save` the tensors are the model's own, else copies in the file's type."""
-    for folder, tensors in (("live", WEIGHTS), ("copied", to_cpu_copies(WEIGHTS, "bfloat16"))):
+    """With `mem_eff_save` the tensors are the model's own, else copies in the file's
+    type."""
+    for folder, tensors in (
+        ("live", WEIGHTS),
+        ("copied", to_cpu_copies(WEIGHTS, "bfloat16")),
+    ):
         (tmp_path / folder).mkdir()
-        write_shards(tmp_path / folder, tensors, "bfloat16", {"step": "4"}, shard_bytes=20)
+        write_shards(
+            tmp_path / folder, tensors, "bfloat16", {"step": "4"}, shard_bytes=20
+        )
     names = sorted(path.name for path in (tmp_path / "live").iterdir())
     assert len(names) > 2
-    assert all((tmp_path / "live" / n).read_bytes() == (tmp_path / "copied" / n).read_bytes() for n in names)
+    assert all(
+        (tmp_path / "live" / n).read_bytes() == (tmp_path / "copied" / n).read_bytes()
+        for n in names
+    )
 
 
-@pytest.mark.parametrize(("value", "dtype"), [(float("nan"), "float32"), (float("-inf"), "bfloat16"), (1e6, "float16")])
-def test_a_weight_that_is_not_finite_in_the_file_is_named(tmp_path: Path, value: float, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [(float("nan"), "float32"), (float("-inf"), "bfloat16"), (1e6, "float16")],
+)
+def test_a_weight_that_is_not_finite_in_the_file_is_named(
+    tmp_path: Path, value: float, dtype: str
+) -> None:
     with pytest.raises(RunError, match=r"a\.bias is not finite"):
-        write_shards(tmp_path, {**WEIGHTS, "a.bias": torch.tensor([1.0, value])}, dtype, {})
+        write_shards(
+            tmp_path, {**WEIGHTS, "a.bias": torch.tensor([1.0, value])}, dtype, {}
+        )
 
 
-def test_a_shard_that_reads_back_differently_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_reads_back_differently_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     right, calls = save.bytes_of, count()
 
     def lost(tensor: torch.Tensor) -> memoryview | bytes:
@@ -91,7 +124,9 @@ def test_a_shard_that_reads_back_differently_is_an_error(tmp_path: Path, monkeyp
         write_shards(tmp_path, WEIGHTS, "float32", {})
 
 
-def test_only_the_tensor_at_its_turn_is_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_tensor_at_its_turn_is_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alive: list[weakref.ref] = []
     most = 0
     right = save.is_finite

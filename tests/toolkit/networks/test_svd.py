@@ -1,4 +1,5 @@
-"""Bringing a change into another rank: exact where it fits, the nearest one with its error where it does not."""
+"""Bringing a change into another rank: exact where it fits, the nearest one with its
+error where it does not."""
 
 from collections.abc import Callable
 
@@ -16,12 +17,21 @@ def seeded() -> None:
 
 
 def lora(rank: int, scale: float = 0.5) -> LayerDelta:
-    return LayerDelta({"down": torch.randn(rank, 24), "up": torch.randn(40, rank)}, scale)
+    return LayerDelta(
+        {"down": torch.randn(rank, 24), "up": torch.randn(40, rank)}, scale
+    )
 
 
 def loha(rank: int) -> LayerDelta:
-    shapes = {"hada_w1_a": (40, rank), "hada_w1_b": (rank, 24), "hada_w2_a": (40, rank), "hada_w2_b": (rank, 24)}
-    return LayerDelta({name: torch.randn(shape) for name, shape in shapes.items()}, 0.25)
+    shapes = {
+        "hada_w1_a": (40, rank),
+        "hada_w1_b": (rank, 24),
+        "hada_w2_a": (40, rank),
+        "hada_w2_b": (rank, 24),
+    }
+    return LayerDelta(
+        {name: torch.randn(shape) for name, shape in shapes.items()}, 0.25
+    )
 
 
 @pytest.mark.parametrize("rank", [4, 9])
@@ -34,7 +44,9 @@ def test_a_lora_that_fits_stays_as_it_is(rank: int) -> None:
 
 
 def lokr(**shapes: tuple[int, int]) -> LayerDelta:
-    return LayerDelta({f"lokr_{name}": torch.randn(shape) for name, shape in shapes.items()}, -0.5)
+    return LayerDelta(
+        {f"lokr_{name}": torch.randn(shape) for name, shape in shapes.items()}, -0.5
+    )
 
 
 CHANGES = {
@@ -50,7 +62,9 @@ CHANGES = {
 
 @pytest.mark.parametrize("make", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("rank", [1, 4, 6])
-def test_a_cut_is_the_nearest_and_states_its_error(make: Callable[[], LayerDelta], rank: int) -> None:
+def test_a_cut_is_the_nearest_and_states_its_error(
+    make: Callable[[], LayerDelta], rank: int
+) -> None:
     change = make()
     delta_OI = change.delta()
     up_OR, down_RI, error = extract_lora(change, rank)
@@ -70,17 +84,28 @@ def test_a_product_of_low_rank_is_kept_whole() -> None:
     torch.testing.assert_close(up_OR @ down_RI, change.delta(), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("make", [CHANGES["loha"], CHANGES["lokr"]], ids=["loha", "lokr"])
-def test_factors_are_decomposed_instead_of_the_whole_change(make, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "make", [CHANGES["loha"], CHANGES["lokr"]], ids=["loha", "lokr"]
+)
+def test_factors_are_decomposed_instead_of_the_whole_change(
+    make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What takes minutes for all layers of a large model, this way takes seconds."""
     change = make()
-    monkeypatch.setattr(fitting, "_svd", lambda *_: pytest.fail("the whole change was decomposed"))
-    monkeypatch.setattr(LayerDelta, "delta", lambda *_: pytest.fail("the whole change was formed"))
+    monkeypatch.setattr(
+        fitting, "_svd", lambda *_: pytest.fail("the whole change was decomposed")
+    )
+    monkeypatch.setattr(
+        LayerDelta, "delta", lambda *_: pytest.fail("the whole change was formed")
+    )
     extract_lora(change, 3)
 
 
-def test_large_matrices_take_the_randomised_way_and_still_state_their_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nearly as near as the nearest, and without the global generator, which belongs to the training."""
+def test_large_matrices_take_the_randomised_way_and_still_state_their_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nearly as near as the nearest, and without the global generator, which belongs to
+    the training."""
     monkeypatch.setattr(fitting, "FULL_SVD_SIDE", 8)
     u, _, v = torch.linalg.svd(torch.randn(200, 120), full_matrices=False)
     values = 0.9 ** torch.arange(120)

@@ -15,7 +15,9 @@ def test_averages_are_those_of_ai_toolkit() -> None:
     for case in CASES:
         parameter = nn.Parameter(torch.tensor(case["initial"]))
         ema = Ema({"w": parameter}, case["decay"], warm_up=case["use_num_updates"])
-        for value, expected, after in zip(case["inputs"], case["ema"], case["param_after"], strict=True):
+        for value, expected, after in zip(
+            case["inputs"], case["ema"], case["param_after"], strict=True
+        ):
             parameter.data.fill_(value)
             ema.update()
             worst = max(worst, abs(float(ema.averages["w"]) - expected))
@@ -34,7 +36,9 @@ def test_the_share_of_the_start_is_what_decay_says(warm_up: bool) -> None:
     parameter.data.zero_()
     for _ in range(12):
         ema.update()
-    assert float(ema.averages["w"]) == pytest.approx(initial_weight_fraction(12, 0.9, warm_up), rel=1e-5)
+    assert float(ema.averages["w"]) == pytest.approx(
+        initial_weight_fraction(12, 0.9, warm_up), rel=1e-5
+    )
 
 
 def two_weights() -> dict[str, nn.Parameter]:
@@ -53,7 +57,9 @@ def test_the_weights_come_back_bit_for_bit() -> None:
     ema.update()
     own = {name: p.detach().clone() for name, p in parameters.items()}
     with ema.applied():
-        assert torch.equal(parameters["a"], ema.averages["a"]) and not torch.equal(parameters["a"], own["a"])
+        assert torch.equal(parameters["a"], ema.averages["a"]) and not torch.equal(
+            parameters["a"], own["a"]
+        )
     assert all(torch.equal(p, own[name]) for name, p in parameters.items())
     with pytest.raises(KeyError), ema.applied():
         raise KeyError
@@ -67,7 +73,9 @@ def test_averages_are_float32_for_half_precision_weights() -> None:
     parameters["b"].data.add_(0.25)
     ema.update()
     assert ema.averages["b"].dtype == torch.float32
-    torch.testing.assert_close(ema.averages["b"], start + 0.001 * (parameters["b"].detach().float() - start))
+    torch.testing.assert_close(
+        ema.averages["b"], start + 0.001 * (parameters["b"].detach().float() - start)
+    )
 
 
 def test_a_saved_average_goes_on_as_if_never_stopped() -> None:
@@ -78,11 +86,17 @@ def test_a_saved_average_goes_on_as_if_never_stopped() -> None:
         parameter.data.add_(1)
     straight.update()
     first.update()
-    resumed.load({name: average.clone() for name, average in first.averages.items()}, first.updates)
+    resumed.load(
+        {name: average.clone() for name, average in first.averages.items()},
+        first.updates,
+    )
     resumed._parameters = parameters
     straight.update()
     resumed.update()
-    assert all(torch.equal(straight.averages[name], resumed.averages[name]) for name in parameters)
+    assert all(
+        torch.equal(straight.averages[name], resumed.averages[name])
+        for name in parameters
+    )
 
 
 @pytest.mark.parametrize("warm_up", [True, False])
@@ -102,7 +116,8 @@ def test_an_update_that_is_not_taken_is_none(warm_up: bool) -> None:
 
 
 def test_a_decay_near_one_is_not_rounded_away() -> None:
-    """1 - 0.9999 in float32 arithmetic is off by 0.02 %; the weight of an update is not."""
+    """1 - 0.9999 in float32 arithmetic is off by 0.02 %; the weight of an update is
+    not."""
     w = nn.Parameter(torch.zeros(1))
     ema = Ema({"w": w}, 0.9999, warm_up=False)
     w.data += 1

@@ -19,13 +19,19 @@ def weight_after(build, settings: dict, rates: list[float]) -> torch.Tensor:
 
 @pytest.mark.parametrize("settings", [{}, {"betas": (0.5, 0.95), "weight_decay": 0.5}])
 def test_steps_are_those_of_bitsandbytes(settings: dict) -> None:
-    ours, theirs = (weight_after(build, settings, [0.02, 0.01, 0.03]) for build in (Lion, Lion32bit))
+    ours, theirs = (
+        weight_after(build, settings, [0.02, 0.01, 0.03]) for build in (Lion, Lion32bit)
+    )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-def test_a_decoupled_decay_does_not_depend_on_the_rate_but_on_what_the_schedule_leaves_of_it() -> None:
+def test_a_decoupled_decay_does_not_depend_on_the_rate_but_on_what_the_schedule_leaves_of_it() -> (
+    None
+):
     """What lion-pytorch does: the decay is divided by the first rate."""
-    decoupled = weight_after(Lion, {"weight_decay": 0.5, "decoupled_weight_decay": True}, [0.02, 0.01])
+    decoupled = weight_after(
+        Lion, {"weight_decay": 0.5, "decoupled_weight_decay": True}, [0.02, 0.01]
+    )
     plain = weight_after(Lion, {"weight_decay": 0.5 / 0.02}, [0.02, 0.01])
     torch.testing.assert_close(decoupled, plain)
 
@@ -39,7 +45,9 @@ def test_a_weight_without_gradient_stays_and_a_gradient_of_0_moves_nothing() -> 
     assert still not in optimizer.state
 
 
-@pytest.mark.parametrize("settings", [{"lr": 0}, {"betas": (1.5, 0.9)}, {"weight_decay": -1}])
+@pytest.mark.parametrize(
+    "settings", [{"lr": 0}, {"betas": (1.5, 0.9)}, {"weight_decay": -1}]
+)
 def test_numbers_out_of_range_are_refused(settings: dict) -> None:
     with pytest.raises(ValueError, match="expected"):
         Lion([torch.zeros(1)], **settings)

@@ -1,4 +1,5 @@
-"""Muon: matrices as torch's own, vectors as AdamW, kernels as the matrices of their rows."""
+"""Muon: matrices as torch's own, vectors as AdamW, kernels as the matrices of their
+rows."""
 
 from __future__ import annotations
 
@@ -8,7 +9,12 @@ import torch
 from toolkit.optim.muon import Muon, orthogonal
 
 
-def after(optimizer_class: type, shape: tuple[int, ...], rates: tuple[float, ...] = (0.02, 0.01, 0.03), **settings):
+def after(
+    optimizer_class: type,
+    shape: tuple[int, ...],
+    rates: tuple[float, ...] = (0.02, 0.01, 0.03),
+    **settings,
+):
     """What steps at these rates with the same random gradients make of one weight."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(shape, generator=generator))
@@ -23,19 +29,26 @@ def after(optimizer_class: type, shape: tuple[int, ...], rates: tuple[float, ...
 @pytest.mark.parametrize("shape", [(24, 80), (80, 24)])
 def test_a_matrix_moves_as_with_the_muon_of_torch(shape: tuple[int, int]) -> None:
     """Which iterates in bfloat16."""
-    theirs = after(torch.optim.Muon, shape, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    theirs = after(
+        torch.optim.Muon, shape, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+    )
     ours = after(Muon, shape, weight_decay=0.1)
     still = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     assert float((ours - theirs).norm() / (theirs - still).norm()) < 0.02
 
 
 def test_a_vector_moves_as_with_adamw() -> None:
-    ours, theirs = (after(kind, (30,), weight_decay=0.1, betas=(0.8, 0.95)) for kind in (Muon, torch.optim.AdamW))
+    ours, theirs = (
+        after(kind, (30,), weight_decay=0.1, betas=(0.8, 0.95))
+        for kind in (Muon, torch.optim.AdamW)
+    )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
 def test_a_kernel_is_the_matrix_of_its_output_channels() -> None:
-    torch.testing.assert_close(after(Muon, (8, 5, 3, 3)).flatten(1), after(Muon, (8, 45)))
+    torch.testing.assert_close(
+        after(Muon, (8, 5, 3, 3)).flatten(1), after(Muon, (8, 45))
+    )
 
 
 def test_singular_values_come_near_1_and_vectors_stay() -> None:
@@ -56,7 +69,10 @@ def test_steps_are_as_large_as_those_of_adamw() -> None:
 
 
 def test_a_weight_without_gradient_stays_and_a_gradient_of_0_moves_nothing() -> None:
-    still, flat = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2, 2))
+    still, flat = (
+        torch.nn.Parameter(torch.ones(2, 2)),
+        torch.nn.Parameter(torch.ones(2, 2)),
+    )
     optimizer = Muon([still, flat], lr=0.1, weight_decay=0)
     flat.grad = torch.zeros(2, 2)
     assert optimizer.step(lambda: 3.0) == 3.0
@@ -64,7 +80,10 @@ def test_a_weight_without_gradient_stays_and_a_gradient_of_0_moves_nothing() -> 
     assert still not in optimizer.state
 
 
-@pytest.mark.parametrize("settings", [{"lr": 0}, {"betas": (1.0, 0.9)}, {"weight_decay": -1}, {"momentum": 1.0}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"lr": 0}, {"betas": (1.0, 0.9)}, {"weight_decay": -1}, {"momentum": 1.0}],
+)
 def test_numbers_out_of_range_are_refused(settings: dict) -> None:
     with pytest.raises(ValueError, match="expected"):
         Muon([torch.zeros(1)], **settings)

@@ -57,14 +57,22 @@ def test_the_table_has_the_arguments_of_the_constructor(name: str) -> None:
         ("torch.optim.Optimizer", "'torch.optim.Optimizer' is not an optimizer"),
         ("torch.optim.AdamV", r"torch\.optim has no 'AdamV'\. Did you mean 'Adam'"),
         ("torch.optim.LBFGS", "evaluates the loss several times"),
-        ("torch.nn.no_such_module.X", "there is no module 'no_such_module' in torch.nn"),
+        (
+            "torch.nn.no_such_module.X",
+            "there is no module 'no_such_module' in torch.nn",
+        ),
         ("json.dumps", "'json.dumps' is not an optimizer"),
         ("torch..optim.X", "not the dotted path of a class"),
         ("torch.optim.adamv", "has no 'adamv'"),
-        ("no_such_package.Adam", r"'no_such_package\.Adam': there is no package 'no_such_package' here"),
+        (
+            "no_such_package.Adam",
+            r"'no_such_package\.Adam': there is no package 'no_such_package' here",
+        ),
     ],
 )
-def test_a_dotted_path_is_looked_at_before_anything_runs(path: str, message: str) -> None:
+def test_a_dotted_path_is_looked_at_before_anything_runs(
+    path: str, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         check_optimizer(path, {})
 
@@ -76,33 +84,70 @@ def test_arguments_of_a_dotted_path_are_those_of_its_constructor() -> None:
 
 
 def test_the_source_has_the_arguments_of_the_constructor() -> None:
-    """Of the optimizers that are named by a dotted path; a default that is not a literal is not known."""
+    """Of the optimizers that are named by a dotted path; a default that is not a
+    literal is not known."""
     names = ["bitsandbytes.optim.PagedLion8bit", "schedulefree.SGDScheduleFree"]
-    for name in [*(f"torch.optim.{each}" for each in torch.optim.__all__ if each[0].isupper()), *names]:
+    for name in [
+        *(f"torch.optim.{each}" for each in torch.optim.__all__ if each[0].isupper()),
+        *names,
+    ]:
         if name.endswith(("LBFGS", ".Optimizer")):
             continue
-        found, (made, takes_any) = named_arguments(find_optimizer(name)), signature_of(optimizer_class(name))
+        found, (made, takes_any) = (
+            named_arguments(find_optimizer(name)),
+            signature_of(optimizer_class(name)),
+        )
         assert not takes_any and not takes_any_name(find_optimizer(name))
-        assert found == {key: found[key] if found[key] is REQUIRED else made[key] for key in made}, name
+        assert found == {
+            key: found[key] if found[key] is REQUIRED else made[key] for key in made
+        }, name
 
 
 def test_values_of_a_dotted_path_are_tried_on_a_small_weight() -> None:
-    with pytest.raises(ArgumentError, match="NAdam refuses them: Invalid weight_decay value: -1"):
+    with pytest.raises(
+        ArgumentError, match="NAdam refuses them: Invalid weight_decay value: -1"
+    ):
         try_optimizer("torch.optim.NAdam", 1e-4, {"weight_decay": -1})
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("adafactor", {"relative_step": True}, "adafactor refuses them: Cannot combine manual `lr`"),
-        ("adamw", {"weight_decay": -1}, "adamw refuses them: Invalid weight_decay value: -1. Correct or remove"),
-        ("adamw8bit", {"betas": "1.5,0.9"}, "adamw8bit refuses them: Invalid beta parameter at index 0: 1.5."),
-        ("sgd", {"nesterov": True}, "sgd refuses them: Nesterov momentum requires a momentum"),
-        ("adamw", {"capturable": True}, "adamw with these arguments cannot step a weight on cpu: If capturable=True"),
-        ("torch.optim.SparseAdam", {}, "cannot step a weight on cpu: SparseAdam does not support dense gradients"),
+        (
+            "adafactor",
+            {"relative_step": True},
+            "adafactor refuses them: Cannot combine manual `lr`",
+        ),
+        (
+            "adamw",
+            {"weight_decay": -1},
+            "adamw refuses them: Invalid weight_decay value: -1. Correct or remove",
+        ),
+        (
+            "adamw8bit",
+            {"betas": "1.5,0.9"},
+            "adamw8bit refuses them: Invalid beta parameter at index 0: 1.5.",
+        ),
+        (
+            "sgd",
+            {"nesterov": True},
+            "sgd refuses them: Nesterov momentum requires a momentum",
+        ),
+        (
+            "adamw",
+            {"capturable": True},
+            "adamw with these arguments cannot step a weight on cpu: If capturable=True",
+        ),
+        (
+            "torch.optim.SparseAdam",
+            {},
+            "cannot step a weight on cpu: SparseAdam does not support dense gradients",
+        ),
     ],
 )
-def test_what_would_fail_in_training_fails_when_it_is_tried(name: str, arguments: dict, message: str) -> None:
+def test_what_would_fail_in_training_fails_when_it_is_tried(
+    name: str, arguments: dict, message: str
+) -> None:
     with pytest.raises(UserError) as caught:
         try_optimizer(name, 1e-4, arguments, torch.device("cpu"))
     assert message in str(caught.value)
@@ -111,7 +156,9 @@ def test_what_would_fail_in_training_fails_when_it_is_tried(name: str, arguments
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_a_plan_refuses_every_value_that_a_run_refuses(name: str) -> None:
     values = (0, -1, 2, None, "x", True, [2, 3], [0, 1], [None, 0.9], [0.9, 0.99, 1])
-    for argument, value in product(ARGUMENTS[name].keys() - {"capturable", "fsdp_in_use"}, values):  # by the device
+    for argument, value in product(
+        ARGUMENTS[name].keys() - {"capturable", "fsdp_in_use"}, values
+    ):  # by the device
         try:
             try_optimizer(name, 1e-4, {argument: value}, torch.device("cpu"))
         except (UserError, TypeError):
@@ -123,11 +170,15 @@ def test_a_plan_refuses_every_value_that_a_run_refuses(name: str) -> None:
 def test_gradient_ascent_is_refused(name: str) -> None:
     check_optimizer(name, {"maximize": "false"})
     for value in (True, "True"):
-        with pytest.raises(ArgumentError, match="maximize: true would make the loss larger"):
+        with pytest.raises(
+            ArgumentError, match="maximize: true would make the loss larger"
+        ):
             check_optimizer(name, {"maximize": value})
 
 
-@pytest.mark.parametrize("name", [*SHORT_NAMES, "torch.optim.Adamax", "schedulefree.SGDScheduleFree"])
+@pytest.mark.parametrize(
+    "name", [*SHORT_NAMES, "torch.optim.Adamax", "schedulefree.SGDScheduleFree"]
+)
 def test_every_optimizer_passes_the_trial(name: str) -> None:
     try_optimizer(name, 0.0, {}, torch.device("cpu"))
 
@@ -144,7 +195,9 @@ def test_checking_an_optimizer_loads_no_package() -> None:
         "for name in (*ARGUMENTS, 'torch.optim.SGD', 'schedulefree.SGDScheduleFree'):\n"
         "    check_optimizer(name, {'weight_decay': 0})\nprint({'torch', 'schedulefree'} & set(sys.modules))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "set()"
 
 
@@ -172,8 +225,14 @@ def test_arguments_take_the_type_of_their_default(given: dict, typed: dict) -> N
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"weight_decai": 1}, r"adam has no 'weight_decai'\. Did you mean 'weight_decay'"),
-        ({"weight_decay": "much"}, "weight_decay: 'much' is not a number, such as 0.01"),
+        (
+            {"weight_decai": 1},
+            r"adam has no 'weight_decai'\. Did you mean 'weight_decay'",
+        ),
+        (
+            {"weight_decay": "much"},
+            "weight_decay: 'much' is not a number, such as 0.01",
+        ),
         ({"weight_decay": True}, "weight_decay: True is not a number"),
         ({"betas": "0.9"}, r"betas: '0.9' is not 2 numbers, such as \[0.9, 0.999\]"),
         ({"betas": [0.9, 0.99, 0.999]}, "is not 2 numbers"),
@@ -235,39 +294,62 @@ def declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("not_installed.SomethingScheduleFree", {}, True),
     ],
 )
-def test_an_optimizer_is_schedule_free_by_its_class(name: str, arguments: dict, free: bool, declared: None) -> None:
+def test_an_optimizer_is_schedule_free_by_its_class(
+    name: str, arguments: dict, free: bool, declared: None
+) -> None:
     assert is_schedule_free(name, arguments) is free
 
 
 def test_only_an_argument_that_is_declared_is_advised(declared: None) -> None:
-    found = [takes_argument(f"declared.{name}", "warmup_steps") for name in ("Averages", "MayAverage", "Missing")]
-    assert found == [True, False, False] and takes_argument("schedulefree_adamw", "warmup_steps")
+    found = [
+        takes_argument(f"declared.{name}", "warmup_steps")
+        for name in ("Averages", "MayAverage", "Missing")
+    ]
+    assert found == [True, False, False] and takes_argument(
+        "schedulefree_adamw", "warmup_steps"
+    )
 
 
-def test_an_argument_that_is_not_named_is_reported_though_the_class_takes_any(declared: None) -> None:
+def test_an_argument_that_is_not_named_is_reported_though_the_class_takes_any(
+    declared: None,
+) -> None:
     given = {"weight_decay": 0.1, "wieght_decay": 0.1}
-    for name, known in (("TakesAnyName", "betas, weight_decay"), ("PassesOn", "betas, eps, weight_decay")):
+    for name, known in (
+        ("TakesAnyName", "betas, weight_decay"),
+        ("PassesOn", "betas, eps, weight_decay"),
+    ):
         assert list(unnamed_arguments(f"declared.{name}", given)) == [
             f"declared.{name} does not name 'wieght_decay' among its arguments, and may ignore it. Did you mean "
             f"'weight_decay'? Known names: {known}."
         ]
     # What a base that is not in the source takes is not known.
-    assert not [*unnamed_arguments("declared.OfUnknown", given), *unnamed_arguments("declared.Averages", given)]
+    assert not [
+        *unnamed_arguments("declared.OfUnknown", given),
+        *unnamed_arguments("declared.Averages", given),
+    ]
     assert not [*unnamed_arguments("adamw", given)], "which is an error there"
 
 
-def test_the_types_of_named_arguments_are_checked_where_a_class_takes_any_name(declared: None) -> None:
+def test_the_types_of_named_arguments_are_checked_where_a_class_takes_any_name(
+    declared: None,
+) -> None:
     check_optimizer("declared.TakesAnyName", {"weight_decay": "0.1", "other": "x"})
-    with pytest.raises(ArgumentError, match=r"betas: 0\.9 is not 2 numbers, such as \[0\.9, 0\.99\]\."):
+    with pytest.raises(
+        ArgumentError, match=r"betas: 0\.9 is not 2 numbers, such as \[0\.9, 0\.99\]\."
+    ):
         check_optimizer("declared.TakesAnyName", {"betas": 0.9})
 
 
-@pytest.mark.parametrize("name", ["prodigy", "prodigyplus", "prodigy_adv", "dadaptation.DAdaptAdam"])
+@pytest.mark.parametrize(
+    "name", ["prodigy", "prodigyplus", "prodigy_adv", "dadaptation.DAdaptAdam"]
+)
 def test_which_find_one_rate_for_all_weights(name: str) -> None:
     assert requires_single_lr(name) and not requires_single_lr("soap")
 
 
-def test_a_short_name_of_an_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_name_of_an_extra_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("toolkit.optim.optimizer_args.find_spec", lambda name: None)
     with pytest.raises(UserError) as caught:
         check_optimizer("soap", {})
@@ -278,8 +360,12 @@ def test_a_short_name_of_an_extra_says_what_to_install(monkeypatch: pytest.Monke
 
 
 def test_the_extras_of_the_short_names_are_those_of_the_package() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    assert {extra: extras[extra] for extra, _ in EXTRAS.values()} == {e: [package] for e, package in EXTRAS.values()}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]["optional-dependencies"]
+    assert {extra: extras[extra] for extra, _ in EXTRAS.values()} == {
+        e: [package] for e, package in EXTRAS.values()
+    }
 
 
 # ------------------------------------------------------------ bytes
@@ -298,7 +384,9 @@ def kept(name: str, arguments: dict) -> int:
     tensors, _ = state_tensors(optimizer, ["a", "b", "c", "d"])
     tables = ("qmap1", "qmap2")  # one of 256 numbers, shared by all
     return sum(
-        t.numel() * t.element_size() for name, t in tensors.items() if t.numel() > 1 and not name.endswith(tables)
+        t.numel() * t.element_size()
+        for name, t in tensors.items()
+        if t.numel() > 1 and not name.endswith(tables)
     )
 
 
@@ -324,8 +412,12 @@ def kept(name: str, arguments: dict) -> int:
     ],
 )
 def test_the_bytes_are_those_of_the_real_state(name: str, arguments: dict) -> None:
-    assert optimizer_bytes(name, arguments, SHAPES) == pytest.approx(kept(name, arguments), abs=16)
+    assert optimizer_bytes(name, arguments, SHAPES) == pytest.approx(
+        kept(name, arguments), abs=16
+    )
 
 
 def test_a_class_nobody_knows_is_taken_to_keep_two_numbers() -> None:
-    assert optimizer_bytes("some.package.Optimizer", {}, SHAPES) == 8 * sum(map(prod, SHAPES))
+    assert optimizer_bytes("some.package.Optimizer", {}, SHAPES) == 8 * sum(
+        map(prod, SHAPES)
+    )

@@ -1,4 +1,5 @@
-"""Stochastic rounding: unbiased, small updates arrive, and a resume draws what the run would have drawn."""
+"""Stochastic rounding: unbiased, small updates arrive, and a resume draws what the run
+would have drawn."""
 
 from __future__ import annotations
 
@@ -7,7 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.optim.optimizers import build_optimizer, state_tensors
-from toolkit.optim.stochastic_rounding import PerParameterStepper, StochasticRoundingOptimizer, stochastic_round_bf16
+from toolkit.optim.stochastic_rounding import (
+    PerParameterStepper,
+    StochasticRoundingOptimizer,
+    stochastic_round_bf16,
+)
 from toolkit.system.sharded_param import RowShard
 
 BF16 = torch.bfloat16
@@ -27,18 +32,43 @@ def test_the_result_is_a_neighbour_and_its_mean_is_the_value(value: float) -> No
     below, above = sorted(rounded.float().unique().tolist())
     value = values[0].item()
     assert below < value < above
-    assert torch.tensor(below).to(BF16).view(torch.int16).sub(torch.tensor(above).to(BF16).view(torch.int16)).abs() == 1
+    assert (
+        torch.tensor(below)
+        .to(BF16)
+        .view(torch.int16)
+        .sub(torch.tensor(above).to(BF16).view(torch.int16))
+        .abs()
+        == 1
+    )
     share = (value - below) / (above - below)
     found = (rounded.float() == above).double().mean().item()
-    assert found == pytest.approx(share, abs=5 * (share * (1 - share) / len(values)) ** 0.5)  # five standard errors
+    assert found == pytest.approx(
+        share, abs=5 * (share * (1 - share) / len(values)) ** 0.5
+    )  # five standard errors
 
 
 def test_numbers_of_bf16_and_what_is_not_finite_stay() -> None:
     largest = torch.finfo(BF16).max
-    values = torch.tensor([0.0, -0.0, 1.0, -2.5, 2.0**-133, largest, -largest, float("inf"), float("-inf")])
+    values = torch.tensor(
+        [
+            0.0,
+            -0.0,
+            1.0,
+            -2.5,
+            2.0**-133,
+            largest,
+            -largest,
+            float("inf"),
+            float("-inf"),
+        ]
+    )
     rounded = stochastic_round_bf16(values, generator())
-    assert torch.equal(rounded.float(), values) and torch.equal(rounded.signbit(), values.signbit())
-    nan = torch.tensor([0x7F800001, 0x7FFFFFFF, -1], dtype=torch.int32).view(torch.float32)
+    assert torch.equal(rounded.float(), values) and torch.equal(
+        rounded.signbit(), values.signbit()
+    )
+    nan = torch.tensor([0x7F800001, 0x7FFFFFFF, -1], dtype=torch.int32).view(
+        torch.float32
+    )
     assert stochastic_round_bf16(nan, generator()).isnan().all()
 
 
@@ -53,7 +83,9 @@ def rounded(
     shared_out: dict[str, RowShard] | None = None,
     **arguments,
 ) -> tuple[dict, StochasticRoundingOptimizer]:
-    parameters = {key: nn.Parameter(weight.to(BF16, copy=True)) for key, weight in weights.items()}
+    parameters = {
+        key: nn.Parameter(weight.to(BF16, copy=True)) for key, weight in weights.items()
+    }
 
     def build(of: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
         return build_optimizer(name, of.values(), lr, arguments)
@@ -62,7 +94,8 @@ def rounded(
 
 
 def test_updates_far_below_the_resolution_arrive_on_average() -> None:
-    """200 steps of 2^-14 at weights of 1, where bf16 knows 1 and 1 - 2^-8: rounded to nearest none would arrive."""
+    """200 steps of 2^-14 at weights of 1, where bf16 knows 1 and 1 - 2^-8: rounded to
+    nearest none would arrive."""
     parameters, optimizer = rounded("sgd", {"w": torch.ones(10_000)}, lr=2**-14)
     for _ in range(200):
         parameters["w"].grad = torch.ones(10_000, dtype=BF16)
@@ -75,8 +108,12 @@ def test_updates_far_below_the_resolution_arrive_on_average() -> None:
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd"])
 def test_the_step_before_rounding_is_the_optimizers_in_float32(name: str) -> None:
-    """Weights and gradients of bf16: the result is one of the two neighbours of what float32 gives."""
-    start, gradient = torch.randn(64, 32, generator=generator(1)).to(BF16), torch.randn(64, 32, generator=generator(2))
+    """Weights and gradients of bf16: the result is one of the two neighbours of what
+    float32 gives."""
+    start, gradient = (
+        torch.randn(64, 32, generator=generator(1)).to(BF16),
+        torch.randn(64, 32, generator=generator(2)),
+    )
     parameters, optimizer = rounded(name, {"w": start}, lr=0.01)
     parameters["w"].grad = gradient.to(BF16)
     optimizer.step()
@@ -87,14 +124,18 @@ def test_the_step_before_rounding_is_the_optimizers_in_float32(name: str) -> Non
     spacing = torch.finfo(BF16).eps * exact.abs()
     assert ((found - exact).abs() <= spacing).all()
     assert (found != exact.to(BF16).float()).any()  # and not simply the nearest
-    assert (found - exact).mean().abs() <= 5 * spacing.norm() / 2 / spacing.numel()  # five standard errors at most
+    assert (
+        (found - exact).mean().abs() <= 5 * spacing.norm() / 2 / spacing.numel()
+    )  # five standard errors at most
     tensors, _ = state_tensors(optimizer, ["w"])
     assert {t.dtype for t in tensors.values()} <= {torch.float32}
 
 
 def test_each_parameter_step_and_seed_draws_for_itself() -> None:
     def train(seed: int, keys: str = "ab") -> dict[str, Tensor]:
-        parameters, optimizer = rounded("sgd", dict.fromkeys(keys, torch.ones(1000)), lr=2**-10, seed=seed)
+        parameters, optimizer = rounded(
+            "sgd", dict.fromkeys(keys, torch.ones(1000)), lr=2**-10, seed=seed
+        )
         for parameter in parameters.values():
             parameter.grad = torch.ones(1000, dtype=BF16)
         optimizer.step()
@@ -117,13 +158,21 @@ def test_no_float32_copy_stays() -> None:
 
 
 NAMES = ["a", "b", "c"]
-ARGUMENTS = {"sgd": {"momentum": 0.9}, "adafactor": {"beta1": 0.9}, "adam": {"foreach": False}, "adamw": {}}
+ARGUMENTS = {
+    "sgd": {"momentum": 0.9},
+    "adafactor": {"beta1": 0.9},
+    "adam": {"foreach": False},
+    "adamw": {},
+}
 
 
 def fresh(name: str) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
     generator = torch.Generator().manual_seed(1)
     shapes = {"a": (5, 3), "b": (4,), "c": (3, 2)}
-    parameters = {key: nn.Parameter(torch.randn(shape, generator=generator)) for key, shape in shapes.items()}
+    parameters = {
+        key: nn.Parameter(torch.randn(shape, generator=generator))
+        for key, shape in shapes.items()
+    }
     groups = {"one": [parameters["a"], parameters["c"]], "two": [parameters["b"]]}
     optimizer = build_optimizer(name, groups, 0.01, ARGUMENTS[name])
     optimizer.param_groups[1]["lr"] = 0.1
@@ -149,7 +198,10 @@ def test_the_same_weights_and_the_same_state_in_any_order(name: str) -> None:
             single[key].grad = None
     assert all(torch.equal(at_once[key], single[key]) for key in NAMES)
     order = ["a", "c", "b"]
-    (tensors, plain), (of_parts, plain_of_parts) = state_tensors(whole, order), state_tensors(parts, order)
+    (tensors, plain), (of_parts, plain_of_parts) = (
+        state_tensors(whole, order),
+        state_tensors(parts, order),
+    )
     assert plain == plain_of_parts and tensors.keys() == of_parts.keys()
     assert all(torch.equal(tensor, of_parts[key]) for key, tensor in tensors.items())
 

@@ -1,5 +1,6 @@
-"""The trial of an optimizer: classes that behave as those of packages do, and the packages themselves where they are
-installed. Each row of `SETTINGS` is one setting of a package, with what the trial finds."""
+"""The trial of an optimizer: classes that behave as those of packages do, and the
+packages themselves where they are installed. Each row of `SETTINGS` is one setting of a
+package, with what the trial finds."""
 
 from __future__ import annotations
 
@@ -12,9 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import UserError
-from toolkit.optim.optimizer_args import ArgumentError, has_known_state, optimizer_bytes, state_note
-from toolkit.optim.optimizers import StateError, build_optimizer, load_state_tensors, state_tensors
-from toolkit.optim.trial import OptimizerTrial, measured_bytes, measured_states, try_optimizer
+from toolkit.optim.optimizer_args import (
+    ArgumentError,
+    has_known_state,
+    optimizer_bytes,
+    state_note,
+)
+from toolkit.optim.optimizers import (
+    StateError,
+    build_optimizer,
+    load_state_tensors,
+    state_tensors,
+)
+from toolkit.optim.trial import (
+    OptimizerTrial,
+    measured_bytes,
+    measured_states,
+    try_optimizer,
+)
 
 CPU = torch.device("cpu")
 
@@ -193,7 +209,9 @@ def classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SAME = "tried on weights of these shapes; its state is stored, and resumes with the same bits"
-NO_STATE = "Choose another optimizer, or set save.states: never to train without states."
+NO_STATE = (
+    "Choose another optimizer, or set save.states: never to train without states."
+)
 
 
 def outcome(name: str, arguments: dict | None = None, **settings: bool) -> list[str]:
@@ -204,7 +222,10 @@ def outcome(name: str, arguments: dict | None = None, **settings: bool) -> list[
         return [f"refused: {error}"]
 
 
-@pytest.mark.parametrize("name", ["Momentum", "Lists", "WholeNumbers", "NeedsItsGroups", "TensorRate", "Squares"])
+@pytest.mark.parametrize(
+    "name",
+    ["Momentum", "Lists", "WholeNumbers", "NeedsItsGroups", "TensorRate", "Squares"],
+)
 def test_a_state_of_any_kind_comes_back_to_the_same_bits(name: str) -> None:
     assert outcome(f"of_a_package.{name}") == [f"of_a_package.{name}: {SAME}"]
 
@@ -221,20 +242,27 @@ REFUSALS = {
     "NeedsGradients": "cannot step where one weight has a gradient of 0 and one has none: expected Tensor as element 3 "
     f"in argument 0, but got NoneType. {ANOTHER}",
     "DecaysAll": f"moves a weight that has no gradient. {ANOTHER}",
-    "DividesByGradient": "with these arguments makes a weight whose gradient is 0 infinite or not a number. " + ANOTHER,
+    "DividesByGradient": "with these arguments makes a weight whose gradient is 0 infinite or not a number. "
+    + ANOTHER,
     "NeedsGroups": f"cannot be made for groups of weights as a job has them: `use_muon` must be set. {ANOTHER}",
 }
 
 
 @pytest.mark.parametrize(("name", "reason"), REFUSALS.items())
-def test_what_a_class_cannot_do_is_refused_before_the_first_step(name: str, reason: str) -> None:
+def test_what_a_class_cannot_do_is_refused_before_the_first_step(
+    name: str, reason: str
+) -> None:
     assert outcome(f"of_a_package.{name}") == [f"refused: of_a_package.{name} {reason}"]
 
 
 def test_an_argument_does_not_mend_a_class_that_needs_groups() -> None:
-    with pytest.raises(UserError, match="cannot be made for groups of weights") as caught:
+    with pytest.raises(
+        UserError, match="cannot be made for groups of weights"
+    ) as caught:
         try_optimizer("of_a_package.NeedsGroups", 1e-3, {"use_muon": True})
-    assert not isinstance(caught.value, ArgumentError), "there is no argument to correct"
+    assert not isinstance(caught.value, ArgumentError), (
+        "there is no argument to correct"
+    )
 
 
 @pytest.mark.parametrize("name", ["CannotLoad", "Compiled", "Subclass"])
@@ -242,8 +270,13 @@ def test_a_run_without_states_needs_no_state_that_comes_back(name: str) -> None:
     assert outcome(f"of_a_package.{name}", keeps_state=False) == []
 
 
-@pytest.mark.parametrize(("difference", "said"), [(1.0, "100"), (13.08, "1,308"), (0.1, "10"), (2e-7, "2e-05")])
-def test_the_share_by_which_steps_differ_is_told_in_percent(difference: float, said: str) -> None:
+@pytest.mark.parametrize(
+    ("difference", "said"),
+    [(1.0, "100"), (13.08, "1,308"), (0.1, "10"), (2e-7, "2e-05")],
+)
+def test_the_share_by_which_steps_differ_is_told_in_percent(
+    difference: float, said: str
+) -> None:
     [line] = OptimizerTrial("adamw", difference, moves_at_zero=False).lines()
     assert f" its steps differ by {said} % of their size. " in line
 
@@ -257,7 +290,9 @@ def test_a_state_that_is_not_whole_is_a_warning() -> None:
 
 
 def test_a_rate_of_0_is_refused_where_the_training_begins_with_it() -> None:
-    assert outcome("of_a_package.DividesByRate") == [f"of_a_package.DividesByRate: {SAME}"]
+    assert outcome("of_a_package.DividesByRate") == [
+        f"of_a_package.DividesByRate: {SAME}"
+    ]
     assert outcome("of_a_package.DividesByRate", begins_at_zero=True) == [
         "refused: of_a_package.DividesByRate cannot step at a learning rate of 0, with which the training begins: "
         "float division by zero. Set lr_warmup_steps: 0 and a learning rate above 0, or choose another optimizer."
@@ -267,7 +302,10 @@ def test_a_rate_of_0_is_refused_where_the_training_begins_with_it() -> None:
 def test_whatever_a_class_raises_at_a_rate_of_0_is_a_message() -> None:
     assert outcome("of_a_package.RefusesZero") == [f"of_a_package.RefusesZero: {SAME}"]
     [line] = outcome("of_a_package.RefusesZero", begins_at_zero=True)
-    assert "at a learning rate of 0, with which the training begins: the rate must be positive. Set lr_" in line
+    assert (
+        "at a learning rate of 0, with which the training begins: the rate must be positive. Set lr_"
+        in line
+    )
 
 
 def test_a_class_with_a_rate_of_its_own_is_a_warning() -> None:
@@ -276,12 +314,18 @@ def test_a_class_with_a_rate_of_its_own_is_a_warning() -> None:
 
 
 def test_the_shapes_of_a_training_are_tried() -> None:
-    """Vectors, what a rank has none of, and a weight that is too large to be made for it."""
+    """Vectors, what a rank has none of, and a weight that is too large to be made for
+    it."""
     shapes = [(0,), (7,), (3, 4, 5, 5), (8192, 8192), (16, 640)]
     assert try_optimizer("adamw", 1e-3, {}, CPU, shapes=shapes).difference == 0
-    with pytest.raises(UserError, match=r"^torch\.optim\.Muon cannot be made .*: Muon only supports 2D parameters"):
+    with pytest.raises(
+        UserError,
+        match=r"^torch\.optim\.Muon cannot be made .*: Muon only supports 2D parameters",
+    ):
         try_optimizer("torch.optim.Muon", 1e-3, {}, CPU, shapes=shapes)
-    assert try_optimizer("torch.optim.Muon", 1e-3, {}, CPU, shapes=[(0,)]).difference == 0
+    assert (
+        try_optimizer("torch.optim.Muon", 1e-3, {}, CPU, shapes=[(0,)]).difference == 0
+    )
 
 
 def test_a_trial_changes_no_random_number_of_the_run() -> None:
@@ -300,8 +344,13 @@ def test_what_the_class_raises_is_told_as_its_own() -> None:
     optimizer.step()
     state = state_tensors(optimizer, ["w"])
     assert set(state[0]) == {"w/mean"} and state[1] == {}
-    with pytest.raises(StateError, match=r"^cannot load the state that it has saved \(no entry 'actual_"):
-        load_state_tensors(build_optimizer("of_a_package.CannotLoad", weights, 1e-3, {}), ["w"], *state)
+    with pytest.raises(
+        StateError,
+        match=r"^cannot load the state that it has saved \(no entry 'actual_",
+    ):
+        load_state_tensors(
+            build_optimizer("of_a_package.CannotLoad", weights, 1e-3, {}), ["w"], *state
+        )
 
 
 def test_places_of_lists_and_keys_of_numbers_are_in_the_names() -> None:
@@ -314,13 +363,20 @@ def test_places_of_lists_and_keys_of_numbers_are_in_the_names() -> None:
         tensors, plain = state_tensors(optimizer, ["w"])
         named[name] = {*tensors, *plain}
     assert named["Lists"] == {"w/means/[0]", "w/means/[1]/(0)", "w/means/[1]/(1)"}
-    assert named["WholeNumbers"] == {"w/<0>/seen/{0}", "w/<0>/nothing/[]", "w/<0>/no names/<>", "w/<0>/mean"}
+    assert named["WholeNumbers"] == {
+        "w/<0>/seen/{0}",
+        "w/<0>/nothing/[]",
+        "w/<0>/no names/<>",
+        "w/<0>/mean",
+    }
 
 
 def test_a_list_that_an_earlier_version_stored_as_one_value_still_loads() -> None:
     weights = [nn.Parameter(torch.ones(2, 3))]
     optimizer = build_optimizer("of_a_package.Momentum", weights, 1e-3, {})
-    load_state_tensors(optimizer, ["w"], {"w/mean": torch.ones(2, 3)}, {"w/order": [1, 0]})
+    load_state_tensors(
+        optimizer, ["w"], {"w/mean": torch.ones(2, 3)}, {"w/order": [1, 0]}
+    )
     assert optimizer.state[weights[0]]["order"] == [1, 0]
 
 
@@ -348,7 +404,10 @@ def test_small_weights_are_measured_as_they_are_and_each_once() -> None:
 
     known: dict[tuple[int, ...], int] = {}
     assert measured_bytes([(8, 64), (64, 8), (8, 64)], sizes_of, known) == 4 * 3 * 512
-    assert measured_bytes([(8, 64)], sizes_of, known) == 4 * 512 and sorted(asked) == [(8, 64), (64, 8)]
+    assert measured_bytes([(8, 64)], sizes_of, known) == 4 * 512 and sorted(asked) == [
+        (8, 64),
+        (64, 8),
+    ]
 
 
 def test_a_start_measures_what_a_dry_run_cannot_know() -> None:
@@ -362,9 +421,14 @@ def test_a_start_measures_what_a_dry_run_cannot_know() -> None:
     with measured_states(lambda: CPU):
         real = 4 * (weights + 2 * (16**2 + 3072**2))
         assert optimizer_bytes(name, {}, shapes) == pytest.approx(real, rel=0.05)
-        assert state_note(name, {}, shapes).startswith(f"warning: optimizer {name} keeps 7")
-        assert optimizer_bytes("of_a_package.Compiled", {}, shapes) == pytest.approx(4 * weights, rel=0.01)
-        # What cannot be made is refused by the trial; until then it is taken for one with two numbers.
+        assert state_note(name, {}, shapes).startswith(
+            f"warning: optimizer {name} keeps 7"
+        )
+        assert optimizer_bytes("of_a_package.Compiled", {}, shapes) == pytest.approx(
+            4 * weights, rel=0.01
+        )
+        # What cannot be made is refused by the trial; until then it is taken for one
+        # with two numbers.
         assert optimizer_bytes("of_a_package.NeedsGroups", {}, shapes) == 8 * weights
         assert state_note("of_a_package.NeedsGroups", {}, shapes) == ""
     assert optimizer_bytes(name, {}, shapes) == 8 * weights
@@ -373,16 +437,24 @@ def test_a_start_measures_what_a_dry_run_cannot_know() -> None:
 def test_the_state_of_soap_is_that_of_its_matrices_and_their_limit() -> None:
     shapes = [(16, 3072), (3072, 16)]
     weights = sum(map(prod, shapes))
-    assert optimizer_bytes("pytorch_optimizer.SOAP", {}, shapes) / weights == pytest.approx(1544, abs=1)
+    assert optimizer_bytes(
+        "pytorch_optimizer.SOAP", {}, shapes
+    ) / weights == pytest.approx(1544, abs=1)
     assert optimizer_bytes("soap", {}, shapes) / weights == pytest.approx(8, abs=0.1)
     assert state_note("soap", {}, shapes) == ""
 
 
-@pytest.mark.skipif(find_spec("pytorch_optimizer") is None, reason="pytorch_optimizer is not installed here")
+@pytest.mark.skipif(
+    find_spec("pytorch_optimizer") is None,
+    reason="pytorch_optimizer is not installed here",
+)
 def test_a_large_state_is_a_warning_with_a_limit_that_helps() -> None:
     name, shapes = "pytorch_optimizer.SOAP", [(16, 3072), (3072, 16)]
     remedy = "Give optimizer_params: {max_precondition_dim: 16}"
-    assert state_note(name, {}, shapes) == f"warning: optimizer {name} keeps 1,544 bytes of state per weight. {remedy}"
+    assert (
+        state_note(name, {}, shapes)
+        == f"warning: optimizer {name} keeps 1,544 bytes of state per weight. {remedy}"
+    )
     assert state_note(name, {"max_precondition_dim": 16}, shapes) == ""
 
 
@@ -412,7 +484,8 @@ SETTINGS: list[tuple[str, dict, str]] = [
     ("adv_optm.AdamW_adv", {"kourkoutas_beta": True}, WARNED),
     ("adv_optm.AdamW_adv", {"state_precision": "int8_sr"}, WARNED),
     ("adv_optm.Prodigy_adv", {"nnmf_factor": True}, WHOLE),
-    # Of weights that are far wider than high they make an AdamW, whose state they cannot load.
+    # Of weights that are far wider than high they make an AdamW, whose state they
+    # cannot load.
     *((f"adv_optm.{name}_adv", {}, REFUSED) for name in ("Muon", "AdaMuon", "Lion")),
     ("adv_optm.Lion_adv", {"nnmf_factor": True}, REFUSED),
     *(
@@ -428,41 +501,66 @@ SETTINGS: list[tuple[str, dict, str]] = [
     *((f"torchao.optim.{name}", {}, REFUSED) for name in ("AdamW8bit", "AdamW4bit", "AdamWFp8")),
     ("heavyball.AdamW", {"compile_step": False}, WHOLE),
 ]  # fmt: skip
-"""adv-optm 2.5.16, bitsandbytes 0.50.2, came-pytorch 0.1.3, dadaptation 3.2, heavyball 3.2.1, lion-pytorch 0.2.5,
-prodigy-plus-schedule-free 2.0.1, prodigyopt 1.1.2, pytorch-optimizer 4.1.0, schedulefree 1.4.1, torch 2.13.0,
-torch-optimi 0.3.3, torchao 0.18.0, transformers 5.23.0, on a CPU."""
+"""adv-optm 2.5.16, bitsandbytes 0.50.2, came-pytorch 0.1.3, dadaptation 3.2, heavyball
+3.2.1, lion-pytorch 0.2.5, prodigy-plus-schedule-free 2.0.1, prodigyopt 1.1.2,
+pytorch-optimizer 4.1.0, schedulefree 1.4.1, torch 2.13.0, torch-optimi 0.3.3, torchao
+0.18.0, transformers 5.23.0, on a CPU."""
 
 SLOW = ("torchao", "heavyball")
 
 
 def test_the_settings_are_those_that_were_tried_and_what_they_come_to() -> None:
-    counts = {kind: sum(row[2] == kind for row in SETTINGS) for kind in (WHOLE, WARNED, REFUSED)}
+    counts = {
+        kind: sum(row[2] == kind for row in SETTINGS)
+        for kind in (WHOLE, WARNED, REFUSED)
+    }
     assert len(SETTINGS) == 56 and counts == {WHOLE: 45, WARNED: 2, REFUSED: 9}
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "expected"),
     [
-        pytest.param(*row, id=f"{row[0]}-{'-'.join(row[1])}", marks=[pytest.mark.slow] * row[0].startswith(SLOW))
+        pytest.param(
+            *row,
+            id=f"{row[0]}-{'-'.join(row[1])}",
+            marks=[pytest.mark.slow] * row[0].startswith(SLOW),
+        )
         for row in SETTINGS
     ],
 )
-def test_each_setting_resumes_to_the_same_bits_or_is_reported(name: str, arguments: dict, expected: str) -> None:
+def test_each_setting_resumes_to_the_same_bits_or_is_reported(
+    name: str, arguments: dict, expected: str
+) -> None:
     package = name.partition(".")[0]
     if find_spec(package) is None:
         pytest.skip(f"{package} is not installed here")
     *warnings, last = outcome(name, arguments)
-    found = REFUSED if last.startswith("refused: ") else WARNED if last.startswith("warning: ") else WHOLE
+    found = (
+        REFUSED
+        if last.startswith("refused: ")
+        else WARNED
+        if last.startswith("warning: ")
+        else WHOLE
+    )
     assert found == expected, last
-    assert bool(warnings) == name.endswith("pytorch_optimizer.AdaFactor"), "which moves weights at a rate of 0"
+    assert bool(warnings) == name.endswith("pytorch_optimizer.AdaFactor"), (
+        "which moves weights at a rate of 0"
+    )
 
 
-MEASURED = [row[:2] for row in SETTINGS if row[2] == WHOLE and not row[0].startswith(("heavyball", "bitsandbytes"))]
+MEASURED = [
+    row[:2]
+    for row in SETTINGS
+    if row[2] == WHOLE and not row[0].startswith(("heavyball", "bitsandbytes"))
+]
 
 
 @pytest.mark.parametrize(("name", "arguments"), MEASURED)
-def test_the_tables_have_the_bytes_of_the_real_state(name: str, arguments: dict) -> None:
-    """Of the factors of a LoRA; what is not in the tables is measured to within a tenth."""
+def test_the_tables_have_the_bytes_of_the_real_state(
+    name: str, arguments: dict
+) -> None:
+    """Of the factors of a LoRA; what is not in the tables is measured to within a
+    tenth."""
     package = name.partition(".")[0]
     if find_spec(package) is None:
         pytest.skip(f"{package} is not installed here")
@@ -475,11 +573,19 @@ def test_the_tables_have_the_bytes_of_the_real_state(name: str, arguments: dict)
     kept = sum(bytes_of(optimizer.state[weight]) for weight in weights)
     with measured_states(lambda: CPU):
         within = 0.01 if has_known_state(name, arguments) else 0.1
-        assert optimizer_bytes(name, arguments, shapes) == pytest.approx(kept, rel=within)
+        assert optimizer_bytes(name, arguments, shapes) == pytest.approx(
+            kept, rel=within
+        )
 
 
 def bytes_of(value: object) -> int:
     if isinstance(value, Tensor):
         return value.nbytes
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    parts = (
+        value.values()
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, list)
+        else ()
+    )
     return sum(map(bytes_of, parts))

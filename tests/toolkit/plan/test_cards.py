@@ -1,4 +1,5 @@
-"""The table of cards: names, sizes, and figures against what NVIDIA publishes of the same cards in other units."""
+"""The table of cards: names, sizes, and figures against what NVIDIA publishes of the
+same cards in other units."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ from toolkit.plan.cards import ASSUMED, CARDS, asked_card, assumed_card, card_he
         ("", None),
     ],
 )
-def test_a_card_is_known_by_the_whole_name_that_the_driver_gives(cuda_name: str, name: str | None) -> None:
+def test_a_card_is_known_by_the_whole_name_that_the_driver_gives(
+    cuda_name: str, name: str | None
+) -> None:
     found = card_here(cuda_name)
     assert (found and found.name) == name
 
@@ -46,8 +49,9 @@ AI_TOPS = {
     "RTX 5060 Ti": (759, 16), "RTX 5070": (988, 16), "RTX 5070 Ti": (1406, 16), "RTX 5080": (1801, 16),
     "RTX 5090": (3352, 16), "RTX PRO 6000": (4000, 8), "RTX 6000 Ada": (1457, 4), "L4": (485, 4), "L40S": (1466, 4),
 }  # fmt: skip
-"""Card -> AI TOPS with sparsity, and how many times dense bf16 with float32 sums that is: 2 for sparsity, 2 for 8 bits
-(4 for 4 bits), and 2 more on GeForce, which sums in float32 half as fast."""
+"""Card -> AI TOPS with sparsity, and how many times dense bf16 with float32 sums that
+is: 2 for sparsity, 2 for 8 bits (4 for 4 bits), and 2 more on GeForce, which sums in
+float32 half as fast."""
 
 
 @pytest.mark.parametrize("name", AI_TOPS)
@@ -67,14 +71,21 @@ SMS = {
 @pytest.mark.parametrize("name", SMS)
 def test_the_rate_is_that_of_the_multiprocessors(name: str) -> None:
     count, ghz, per_cycle = SMS[name]
-    assert asked_card(name).bf16_tflops == pytest.approx(count * ghz * per_cycle / 1000, rel=0.02)
+    assert asked_card(name).bf16_tflops == pytest.approx(
+        count * ghz * per_cycle / 1000, rel=0.02
+    )
 
 
 def test_names_are_those_of_one_card_each_and_every_row_has_a_source() -> None:
     names = [card.name for card in CARDS]
-    assert len(names) == len(set(names)) and {card.name for card in CARDS if not card.source} == set()
+    assert (
+        len(names) == len(set(names))
+        and {card.name for card in CARDS if not card.source} == set()
+    )
     for card in CARDS:
-        assert [other.name for other in CARDS if card_here(f"NVIDIA {card.name}") is other] in ([card.name], [])
+        assert [
+            other.name for other in CARDS if card_here(f"NVIDIA {card.name}") is other
+        ] in ([card.name], [])
 
 
 @pytest.mark.parametrize(
@@ -106,7 +117,10 @@ def test_every_size_of_gpu_has_a_card_of_that_memory() -> None:
     assert written <= set(ASSUMED), "run.py new writes jobs for these"
 
 
-@pytest.mark.parametrize(("size", "name"), [(2, "RTX A400"), (20, "RTX 4060 Ti"), (24, "RTX 4090"), (999, "H200")])
+@pytest.mark.parametrize(
+    ("size", "name"),
+    [(2, "RTX A400"), (20, "RTX 4060 Ti"), (24, "RTX 4090"), (999, "H200")],
+)
 def test_of_a_size_between_two_the_smaller_card_is_meant(size: int, name: str) -> None:
     assert assumed_card(size).name == name
 
@@ -124,7 +138,10 @@ def test_a_card_is_asked_for_by_its_name_or_size(text: str, name: str) -> None:
     assert asked_card(text).name == name
 
 
-@pytest.mark.parametrize("text", ["", "0", "RTX 2080", "-1", "0 GB", "3080 12GB", "4060 Ti 8GB", "RTX 4090 Laptop"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "0", "RTX 2080", "-1", "0 GB", "3080 12GB", "4060 Ti 8GB", "RTX 4090 Laptop"],
+)
 def test_another_card_is_an_error_that_names_those_that_are_known(text: str) -> None:
     with pytest.raises(UserError) as caught:
         asked_card(text)
@@ -138,7 +155,9 @@ def test_the_bus_is_that_of_the_standard() -> None:
     assert asked_card("RTX 4090").bus_gb_s == pytest.approx(31.5, rel=0.01)
     assert asked_card("RTX 4060").bus_gb_s == pytest.approx(15.75, rel=0.01)
     assert asked_card("RTX 5090").bus_gb_s == pytest.approx(63, rel=0.01)
-    assert [asked_card(name).called for name in ("RTX 4070", "A100 40 GB", "L4", "B200")] == [
+    assert [
+        asked_card(name).called for name in ("RTX 4070", "A100 40 GB", "L4", "B200")
+    ] == [
         "an RTX 4070",
         "an A100 40 GB",
         "an L4",

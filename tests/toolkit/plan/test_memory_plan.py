@@ -1,4 +1,5 @@
-"""What a section's job is said to take: the published model's figures, what each setting saves, and what is advised."""
+"""What a section's job is said to take: the published model's figures, what each
+setting saves, and what is advised."""
 
 from __future__ import annotations
 
@@ -16,7 +17,13 @@ from safetensors.torch import save_file
 from extensions.sd_trainer.config import SdTrainerConfig
 from tests.measured import at_most
 from tests.processes import several
-from toolkit.contracts.data import BucketedSample, CaptionRules, ResizeCrop, Sample, Size
+from toolkit.contracts.data import (
+    BucketedSample,
+    CaptionRules,
+    ResizeCrop,
+    Sample,
+    Size,
+)
 from toolkit.errors import RunError
 from toolkit.memory.estimate import GB
 from toolkit.models import kept as kept_model
@@ -45,38 +52,61 @@ def section(**parts: Any) -> SdTrainerConfig:
     return SdTrainerConfig.model_validate(given | parts)
 
 
-def item(side: int = 1024, references: int = 1, repeats: int = 9, **sample: Any) -> BucketedSample:
+def item(
+    side: int = 1024, references: int = 1, repeats: int = 9, **sample: Any
+) -> BucketedSample:
     size = Size(side, side)
     controls = ("c.png",) * references
     return BucketedSample(
-        Sample("a.png", "a caption", repeats, size, ".", controls, **sample), ResizeCrop(size, 0, 0, size)
+        Sample("a.png", "a caption", repeats, size, ".", controls, **sample),
+        ResizeCrop(size, 0, 0, size),
     )
 
 
-def plan(*items: BucketedSample, machine: Machine = CARD, **parts: Any) -> MemoryEstimate:
+def plan(
+    *items: BucketedSample, machine: Machine = CARD, **parts: Any
+) -> MemoryEstimate:
     return plan_memory(section(**parts), group_items(items or (item(),)), machine)
 
 
-def grouped(job: SdTrainerConfig, *items: BucketedSample) -> tuple[SdTrainerConfig, tuple[ItemGroup, ...]]:
+def grouped(
+    job: SdTrainerConfig, *items: BucketedSample
+) -> tuple[SdTrainerConfig, tuple[ItemGroup, ...]]:
     return job, group_items(items or (item(),))
 
 
 def test_lora_files_beside_the_network_count_once_each(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        save_file({"x.lora_down.weight": torch.zeros(1000, 1000)}, tmp_path / f"{name}.safetensors")
+        save_file(
+            {"x.lora_down.weight": torch.zeros(1000, 1000)},
+            tmp_path / f"{name}.safetensors",
+        )
     a, b = (str(tmp_path / f"{name}.safetensors") for name in ("a", "b"))
-    sample = {"samples": [{"prompt": "a"}], "also": [{"lora": a}, {"name": "again", "lora": b}]}
+    sample = {
+        "samples": [{"prompt": "a"}],
+        "also": [{"lora": a}, {"name": "again", "lora": b}],
+    }
     found = plan(train={"assistant": a, "few_step_loss": {"lora": a}}, sample=sample)
-    assert phase(found, "training").parts["LoRA files beside it"] == 2 * 1_000_000 * 2  # two files in bfloat16
+    assert (
+        phase(found, "training").parts["LoRA files beside it"] == 2 * 1_000_000 * 2
+    )  # two files in bfloat16
     assert "LoRA files beside it" not in phase(plan(), "training").parts
 
 
 def test_another_model_of_the_samples_waits_in_main_memory() -> None:
-    """In the type of the trained one: 14.2 GB of Qwen-Image-2.1 in bfloat16, 7.2 in int8."""
-    base, also = {"name_or_path": "Qwen/Qwen-Image-2.1"}, [{"model": "Qwen/Qwen-Image-2.1-Turbo"}]
+    """In the type of the trained one: 14.2 GB of Qwen-Image-2.1 in bfloat16, 7.2 in
+    int8."""
+    base, also = (
+        {"name_or_path": "Qwen/Qwen-Image-2.1"},
+        [{"model": "Qwen/Qwen-Image-2.1-Turbo"}],
+    )
     for model, size in (({}, 14.2), ({"quantize": True}, 7.2)):
-        found = plan(model=base | model, sample={"samples": [{"prompt": "a"}], "also": also})
-        assert kept(found, "transformers of sample.also") / GB == pytest.approx(size, abs=0.1)
+        found = plan(
+            model=base | model, sample={"samples": [{"prompt": "a"}], "also": also}
+        )
+        assert kept(found, "transformers of sample.also") / GB == pytest.approx(
+            size, abs=0.1
+        )
         alone = plan(model=base | model, sample={"samples": [{"prompt": "a"}]})
         assert phase(found, "sampling").parts == phase(alone, "sampling").parts
 
@@ -95,7 +125,12 @@ def kept(found: MemoryEstimate, part: str) -> int:
     return found.host.get(part, 0)
 
 
-FUSED = {"full_bf16": True, "optimizer": "adafactor", "fused_backward_pass": True, "max_grad_norm": 0}
+FUSED = {
+    "full_bf16": True,
+    "optimizer": "adafactor",
+    "fused_backward_pass": True,
+    "max_grad_norm": 0,
+}
 SAMPLES = {"sample": {"samples": [{"prompt": "a"}]}}
 
 
@@ -104,15 +139,26 @@ def test_more_layers_take_more_memory_and_leaving_the_picture_out_less() -> None
 
     def peaks(count: int, composite: bool = True) -> list[float]:
         layers = tuple(f"a_layer{index}.png" for index in range(count))
-        sample = {"samples": [{"prompt": "a", "ctrl_img": "a.png"}], "width": 640, "height": 640, "layers": count}
-        model = {"name_or_path": "Qwen/Qwen-Image-Layered", "model_kwargs": {"composite_target": composite}}
+        sample = {
+            "samples": [{"prompt": "a", "ctrl_img": "a.png"}],
+            "width": 640,
+            "height": 640,
+            "layers": count,
+        }
+        model = {
+            "name_or_path": "Qwen/Qwen-Image-Layered",
+            "model_kwargs": {"composite_target": composite},
+        }
         found = plan(item(640, references=0, layers=layers), model=model, sample=sample)
         return [found.allocated(name) / GB for name in ("training", "sampling")]
 
     taken = [peaks(count) for count in (1, 2, 4, 8)]
-    assert taken == sorted(taken) and [row[1] for row in taken] == sorted({row[1] for row in taken})
+    assert taken == sorted(taken) and [row[1] for row in taken] == sorted(
+        {row[1] for row in taken}
+    )
     assert peaks(4, composite=False) == pytest.approx(peaks(3)), "as many images"
-    # Activations grow with the tokens: 3, 6 and 10 images of 1,600 each, beside 40 of the text.
+    # Activations grow with the tokens: 3, 6 and 10 images of 1,600 each, beside 40 of
+    # the text.
     (one, four, eight) = (peaks(count)[0] for count in (1, 4, 8))
     assert (eight - four) / (four - one) == pytest.approx(4 / 3, rel=0.02)
 
@@ -130,7 +176,11 @@ def test_more_layers_take_more_memory_and_leaving_the_picture_out_less() -> None
         ("weights", 40.9, {"model": {"modulation_table": False}}),
         ("weights", 20.5, {"model": INT8 | {"modulation_table": False}}),
         # Rank 32 on all layers of 60 blocks: 32 (in + out) numbers each, 2 bytes.
-        ("weights", 7.3 + 0.59, {"model": INT4 | {"accuracy_recovery_adapter": "auto"}}),
+        (
+            "weights",
+            7.3 + 0.59,
+            {"model": INT4 | {"accuracy_recovery_adapter": "auto"}},
+        ),
         # A LoRA of rank 16 on all layers: 147 M weights.
         ("lora weights", 0.59, {}),
         ("optimizer", 1.18, {}),
@@ -142,8 +192,13 @@ def test_more_layers_take_more_memory_and_leaving_the_picture_out_less() -> None
         ("optimizer", 8 * 20.43, {"network": FULL}),
         ("weights", 2 * 20.43, {"network": FULL, "train": FUSED}),
         ("gradients", 0, {"network": FULL, "train": FUSED}),
-        # Four copies in float32 of the largest weight: six modulations of each block out of the embedded time.
-        ("optimizer temporaries", 4 * 4 * 3072 * 6 * 3072 / GB, {"network": FULL, "train": FUSED}),
+        # Four copies in float32 of the largest weight: six modulations of each block
+        # out of the embedded time.
+        (
+            "optimizer temporaries",
+            4 * 4 * 3072 * 6 * 3072 / GB,
+            {"network": FULL, "train": FUSED},
+        ),
         ("VAE", 0, {}),
         ("VAE", 0.25, SAMPLES),
         ("VAE", 0, SAMPLES | {"model": {"low_vram": True}}),
@@ -152,35 +207,61 @@ def test_more_layers_take_more_memory_and_leaving_the_picture_out_less() -> None
         ("modulation table", 0, {"network": {"type": "dora"}}),
         ("modulation table", 0, {"network": FULL}),
         ("modulation table", 0, {"network": FULL | {"exclude_patterns": r".*_mod\.1"}}),
-        ("modulation table", 1.08, {"network": {"type": "dora", "exclude_patterns": r".*_mod\.1|time_text_embed.*"}}),
+        (
+            "modulation table",
+            1.08,
+            {
+                "network": {
+                    "type": "dora",
+                    "exclude_patterns": r".*_mod\.1|time_text_embed.*",
+                }
+            },
+        ),
     ],
 )
-def test_what_a_part_takes_while_training(part: str, gigabytes: float, job: dict) -> None:
+def test_what_a_part_takes_while_training(
+    part: str, gigabytes: float, job: dict
+) -> None:
     assert taken(plan(**job), part) == pytest.approx(gigabytes, rel=0.02, abs=0.05)
 
 
 def test_int8_fits_24_gb_and_int4_16_gb() -> None:
-    cards = [plan(model=model).card() for model in ({}, INT8, INT4 | {"quantize_te": True})]
+    cards = [
+        plan(model=model).card() for model in ({}, INT8, INT4 | {"quantize_te": True})
+    ]
     assert cards == [48, 24, 16]
 
 
-@pytest.mark.parametrize("name", ["Qwen/Qwen-Image", "Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-2.1"])
-@pytest.mark.parametrize("text", [{}, {"quantize_te": True, "qtype_te": "int4"}, {"quantize_te": True}])
-def test_a_layer_of_the_text_encoder_and_a_prompt_take_at_most_1_gb(name: str, text: dict) -> None:
-    """With a long caption and, where the model takes one, a control image of 1024 x 1024; on the GPU beside CUDA."""
+@pytest.mark.parametrize(
+    "name", ["Qwen/Qwen-Image", "Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-2.1"]
+)
+@pytest.mark.parametrize(
+    "text", [{}, {"quantize_te": True, "qtype_te": "int4"}, {"quantize_te": True}]
+)
+def test_a_layer_of_the_text_encoder_and_a_prompt_take_at_most_1_gb(
+    name: str, text: dict
+) -> None:
+    """With a long caption and, where the model takes one, a control image of 1024 x
+    1024; on the GPU beside CUDA."""
     references = 0 if name == "Qwen/Qwen-Image" else 1
     one = item(references=references)
     long = one._replace(sample=one.sample._replace(caption="word " * 200))
     found = plan(long, model=INT4 | {"name_or_path": name} | text)
     encoding = phase(found, "encoding")
-    at_most(f"{name}, encoding, GB", (encoding.total - encoding.parts["context"]) / GB, 1.0)
+    at_most(
+        f"{name}, encoding, GB", (encoding.total - encoding.parts["context"]) / GB, 1.0
+    )
     assert found.host_bytes < 9 * GB and "text encoder" not in encoding.parts
 
 
 def test_what_waits_of_the_captions_counts_up_to_its_limit() -> None:
     def waits(items: int) -> float:
         group = group_items([item()])[0]
-        found = plan_memory(section(model=INT4 | {"blocks_to_swap": 2}), [replace(group, items=items)], CARD)
+        found = plan_memory(
+            section(model=INT4 | {"blocks_to_swap": 2}),
+            [replace(group, items=items)],
+            CARD,
+        )
         return sum(found.host.values()) / GB
 
     assert waits(100_000) - waits(300) < 2.1
@@ -189,9 +270,15 @@ def test_what_waits_of_the_captions_counts_up_to_its_limit() -> None:
 
 def test_the_worked_example_of_the_module_is_the_plan() -> None:
     """The docstring of `memory_plan` explains one GPU in figures."""
-    rows = re.findall(r"^    ([a-z ]+?) +([0-9.]+)(?: |$)", memory_plan.__doc__ or "", re.MULTILINE)
+    rows = re.findall(
+        r"^    ([a-z ]+?) +([0-9.]+)(?: |$)", memory_plan.__doc__ or "", re.MULTILINE
+    )
     example = {name: float(gb) for name, gb in rows}
-    estimate = plan(model=INT8, train={"gradient_checkpointing": "auto"}, machine=Machine("cuda", 24 * GB))
+    estimate = plan(
+        model=INT8,
+        train={"gradient_checkpointing": "auto"},
+        machine=Machine("cuda", 24 * GB),
+    )
     training = phase(estimate, "training")
     assert {name: round(size / GB, 2) for name, size in training.parts.items()} | {
         "total": round(training.total / GB, 2)
@@ -204,12 +291,18 @@ def test_the_worked_example_of_the_module_is_the_plan() -> None:
 
 def test_tokens_of_references_count() -> None:
     none, one, three = (
-        taken(plan(item(references=count), train={"gradient_checkpointing": "none"}), "activations")
+        taken(
+            plan(item(references=count), train={"gradient_checkpointing": "none"}),
+            "activations",
+        )
         for count in (0, 1, 3)
     )
-    # 4096 tokens of the target and 12 of the words around the caption; 4096 and 206 of each reference.
+    # 4096 tokens of the target and 12 of the words around the caption; 4096 and 206 of
+    # each reference.
     assert one / none == pytest.approx((8192 + 206 + 15) / (4096 + 15), rel=0.02)
-    assert three / none == pytest.approx((4 * 4096 + 3 * 206 + 15) / (4096 + 15), rel=0.02)
+    assert three / none == pytest.approx(
+        (4 * 4096 + 3 * 206 + 15) / (4096 + 15), rel=0.02
+    )
 
 
 def test_the_largest_batch_is_the_one_that_counts() -> None:
@@ -217,36 +310,64 @@ def test_the_largest_batch_is_the_one_that_counts() -> None:
     none = {"gradient_checkpointing": "none"}
     one = taken(plan(item(), train=none), "activations")
     few = item(repeats=2)
-    assert taken(plan(few, train=none | {"batch_size": 4}), "activations") == pytest.approx(2 * one, rel=0.02)
+    assert taken(
+        plan(few, train=none | {"batch_size": 4}), "activations"
+    ) == pytest.approx(2 * one, rel=0.02)
     assert taken(plan(item(512), item(), train=none), "activations") == one
 
 
-def test_each_level_keeps_less_than_the_one_before_and_auto_is_the_fastest_that_fits() -> None:
+def test_each_level_keeps_less_than_the_one_before_and_auto_is_the_fastest_that_fits() -> (
+    None
+):
     levels = ("none", "cheap", "keep_attention", "full", "full_offload")
-    plans = [plan(model=INT8, train={"gradient_checkpointing": level}) for level in levels]
+    plans = [
+        plan(model=INT8, train={"gradient_checkpointing": level}) for level in levels
+    ]
     peaks = [found.device_bytes for found in plans]
     assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 5
-    less = plan(model=INT8, train={"gradient_checkpointing": "block_offload"})  # asked for only: `auto` is faster
+    less = plan(
+        model=INT8, train={"gradient_checkpointing": "block_offload"}
+    )  # asked for only: `auto` is faster
     assert less.device_bytes < peaks[-1]
-    offloaded = plan(item(2048), model=INT8, train={"gradient_checkpointing": "full_offload"})
-    assert kept(offloaded, "activations, offloaded") / GB == pytest.approx(58 * 20_701 * 3072 * 2 / GB, rel=0.01)
+    offloaded = plan(
+        item(2048), model=INT8, train={"gradient_checkpointing": "full_offload"}
+    )
+    assert kept(offloaded, "activations, offloaded") / GB == pytest.approx(
+        58 * 20_701 * 3072 * 2 / GB, rel=0.01
+    )
     auto = {"gradient_checkpointing": "auto"}
     for peak in peaks:
-        assert plan(model=INT8, train=auto, machine=Machine("cuda", peak)).device_bytes == peak
-    assert plan(model=INT8, train=auto, machine=Machine("cuda", peaks[-1] - 1)).device_bytes == peaks[-1]
-    assert plan(model=INT8, train=auto).device_bytes == peaks[3]  # an unknown GPU: as with `full`
+        assert (
+            plan(model=INT8, train=auto, machine=Machine("cuda", peak)).device_bytes
+            == peak
+        )
+    assert (
+        plan(
+            model=INT8, train=auto, machine=Machine("cuda", peaks[-1] - 1)
+        ).device_bytes
+        == peaks[-1]
+    )
+    assert (
+        plan(model=INT8, train=auto).device_bytes == peaks[3]
+    )  # an unknown GPU: as with `full`
 
 
-def test_the_first_step_makes_the_optimizers_state_while_the_gradients_are_there() -> None:
+def test_the_first_step_makes_the_optimizers_state_while_the_gradients_are_there() -> (
+    None
+):
     found = plan(item(256, 0), network=FULL)
     assert taken(found, "optimizer", "first step") == taken(found, "optimizer") > 160
     assert taken(found, "gradients", "first step") > 80
-    assert taken(plan(), "optimizer", "first step") == 0  # the step of a LoRA is far below its backward pass
+    assert (
+        taken(plan(), "optimizer", "first step") == 0
+    )  # the step of a LoRA is far below its backward pass
 
 
 def test_the_table_is_filled_in_the_course_of_training() -> None:
     found = plan(train={"batch_size": 2})
-    rows = [taken(found, "modulation table", name) for name in ("first step", "training")]
+    rows = [
+        taken(found, "modulation table", name) for name in ("first step", "training")
+    ]
     buffers = 2 * 3072 * 6 * 3072 * 2 / GB  # two layers in bf16
     assert rows[1] - buffers == pytest.approx(3 * (rows[0] - buffers), rel=1e-2)
 
@@ -254,14 +375,21 @@ def test_the_table_is_filled_in_the_course_of_training() -> None:
 # ------------------------------------------------------------ several processes
 
 
-def test_fsdp_leaves_a_share_of_the_blocks_and_two_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = taken(plan(train={"parallel": "fsdp"}, model={"modulation_table": False}), "weights")
+def test_fsdp_leaves_a_share_of_the_blocks_and_two_whole_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alone = taken(
+        plan(train={"parallel": "fsdp"}, model={"modulation_table": False}), "weights"
+    )
     with several(monkeypatch, 4):
         found = plan(train={"parallel": "fsdp", "gradient_accumulation": 4})
         assert taken(found, "weights") == pytest.approx(alone / 4, abs=0.1)
         assert taken(found, "whole blocks") == pytest.approx(2 * 0.68, abs=0.01)
         assert taken(found, "modulation table") == 0
-        assert "figures are per process; each of the 4 processes needs its own main memory" in found.notes[0]
+        assert (
+            "figures are per process; each of the 4 processes needs its own main memory"
+            in found.notes[0]
+        )
 
 
 @pytest.mark.parametrize(("full_bf16", "together"), [(False, 57), (True, 46)])
@@ -269,70 +397,125 @@ def test_fsdp_leaves_a_share_of_what_a_trained_model_needs(
     monkeypatch: pytest.MonkeyPatch, full_bf16: bool, together: int
 ) -> None:
     """As docs/multi_gpu.md adds up for eight GPUs."""
-    train = {"gradient_accumulation": 16, "full_bf16": full_bf16, "ema_config": {"use_ema": True, "ema_decay": 0.9}}
+    train = {
+        "gradient_accumulation": 16,
+        "full_bf16": full_bf16,
+        "ema_config": {"use_ema": True, "ema_decay": 0.9},
+    }
     alone = plan(network=FULL, train=train)
     with several(monkeypatch, 8):
         found = plan(network=FULL, train=train | {"parallel": "fsdp"})
-        one_file = plan(network=FULL, train=train | {"parallel": "fsdp"}, save={"layout": "single_file"})
+        one_file = plan(
+            network=FULL,
+            train=train | {"parallel": "fsdp"},
+            save={"layout": "single_file"},
+        )
     left_out = sum(taken(found, part) for part in ("activations", "gaps", "context"))
-    assert phase(found, "training").total / GB - left_out == pytest.approx(together, abs=0.7)
-    assert taken(found, "average") == pytest.approx(taken(alone, "average") / 8, rel=0.02)
+    assert phase(found, "training").total / GB - left_out == pytest.approx(
+        together, abs=0.7
+    )
+    assert taken(found, "average") == pytest.approx(
+        taken(alone, "average") / 8, rel=0.02
+    )
     assert kept(found, "copies to be saved") == 0 < kept(one_file, "copies to be saved")
 
 
-def test_of_what_is_not_trained_fsdp_leaves_a_share_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = {"type": "full", "network_kwargs": {"only_if_contains": ["transformer_blocks.0."]}}
-    alone = plan(network=few, train={"optimizer": "sgd"}, model={"modulation_table": False})
+def test_of_what_is_not_trained_fsdp_leaves_a_share_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few = {
+        "type": "full",
+        "network_kwargs": {"only_if_contains": ["transformer_blocks.0."]},
+    }
+    alone = plan(
+        network=few, train={"optimizer": "sgd"}, model={"modulation_table": False}
+    )
     with several(monkeypatch, 8):
-        found = plan(network=few, train={"optimizer": "sgd", "parallel": "fsdp", "gradient_accumulation": 8})
-    assert taken(found, "weights") == pytest.approx(taken(alone, "weights") / 8, abs=0.2)
+        found = plan(
+            network=few,
+            train={"optimizer": "sgd", "parallel": "fsdp", "gradient_accumulation": 8},
+        )
+    assert taken(found, "weights") == pytest.approx(
+        taken(alone, "weights") / 8, abs=0.2
+    )
 
 
-def test_ddp_leaves_everything_in_each_process_but_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ddp_leaves_everything_in_each_process_but_the_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     none = {"gradient_checkpointing": "none", "batch_size": 2}
     alone = plan(train=none)
     with several(monkeypatch, 2):
         found = plan(train=none)
         gradients = plan(item(64, 0), network=FULL, train={"optimizer": "sgd"})
     assert taken(found, "weights") == taken(alone, "weights")
-    assert taken(found, "activations") == pytest.approx(taken(alone, "activations") / 2, rel=0.01)
+    assert taken(found, "activations") == pytest.approx(
+        taken(alone, "activations") / 2, rel=0.01
+    )
     # SGD allocates no temporaries: these are a bucket of gradients that is exchanged.
-    assert taken(gradients, "optimizer temporaries") == pytest.approx((64 * 2**20 + 4 * 6 * 3072**2) / GB, abs=1e-3)
+    assert taken(gradients, "optimizer temporaries") == pytest.approx(
+        (64 * 2**20 + 4 * 6 * 3072**2) / GB, abs=1e-3
+    )
 
 
 # ------------------------------------------------------------ where things are
 
 
-def test_swapped_blocks_and_weights_of_the_table_are_in_the_main_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_memory, "pins_exactly", lambda: True)  # as with PyTorch 2.13
+def test_swapped_blocks_and_weights_of_the_table_are_in_the_main_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        host_memory, "pins_exactly", lambda: True
+    )  # as with PyTorch 2.13
     not_kept = INT8 | {"keep_quantized": False}
     plain, swapped = plan(model=not_kept), plan(model=not_kept | {"blocks_to_swap": 32})
     moved = taken(plain, "weights") - taken(swapped, "weights")
-    assert moved == pytest.approx(13.6 / 2, abs=0.1)  # 30 of 60 blocks: two are on the device at a time
-    assert kept(swapped, "swapped blocks") == 32 * 256 * 2**20  # 217 MiB each, rounded as pinned
+    assert moved == pytest.approx(
+        13.6 / 2, abs=0.1
+    )  # 30 of 60 blocks: two are on the device at a time
+    assert (
+        kept(swapped, "swapped blocks") == 32 * 256 * 2**20
+    )  # 217 MiB each, rounded as pinned
     whole = plan(model=not_kept | {"blocks_to_swap": 55, "modulation_table": False})
-    assert kept(whole, "swapped blocks") / GB == pytest.approx(20.4 * 55 / 60, abs=0.1)  # exact
-    assert kept(swapped, "weights of the table") == 120 * 64 * 2**20  # 54 MiB each, rounded as pinned
+    assert kept(whole, "swapped blocks") / GB == pytest.approx(
+        20.4 * 55 / 60, abs=0.1
+    )  # exact
+    assert (
+        kept(swapped, "weights of the table") == 120 * 64 * 2**20
+    )  # 54 MiB each, rounded as pinned
 
 
-def test_weights_that_wait_in_the_kept_model_take_a_window_of_main_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_wait_in_the_kept_model_take_a_window_of_main_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(host_memory, "pins_exactly", lambda: True)
     swapped = plan(model=INT8 | {"blocks_to_swap": 32})
     assert (
-        kept(swapped, "swapped blocks") == 2 * 256 * 2**20 and kept(swapped, "weights of the table") == 2 * 64 * 2**20
+        kept(swapped, "swapped blocks") == 2 * 256 * 2**20
+        and kept(swapped, "weights of the table") == 2 * 64 * 2**20
     )
     (note,) = swapped.notes
-    assert note.startswith("14.0 GB of waiting weights are read from the kept model (model.keep_quantized)")
+    assert note.startswith(
+        "14.0 GB of waiting weights are read from the kept model (model.keep_quantized)"
+    )
     assert plan(model={"blocks_to_swap": 32}).notes == ()  # not quantized, so not kept
     on_cpu = plan(model=INT4 | {"blocks_to_swap": 32}, machine=Machine("cpu"))
-    copied = plan(model=INT4 | {"blocks_to_swap": 32, "keep_quantized": False}, machine=Machine("cpu"))
-    assert (copied.peak_bytes - on_cpu.peak_bytes) / GB == pytest.approx(10.9 * 32 / 60, abs=0.1)
+    copied = plan(
+        model=INT4 | {"blocks_to_swap": 32, "keep_quantized": False},
+        machine=Machine("cpu"),
+    )
+    assert (copied.peak_bytes - on_cpu.peak_bytes) / GB == pytest.approx(
+        10.9 * 32 / 60, abs=0.1
+    )
 
 
 def test_weights_are_not_mapped_where_the_disk_has_no_room_or_another_model_takes_their_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    also = {"sample": SAMPLES["sample"] | {"also": [{"model": "Qwen/Qwen-Image-Edit-2509", "steps": 4, "cfg": 1}]}}
+    also = {
+        "sample": SAMPLES["sample"]
+        | {"also": [{"model": "Qwen/Qwen-Image-Edit-2509", "steps": 4, "cfg": 1}]}
+    }
     asked = INT4 | {"blocks_to_swap": 56}
     copied = kept(plan(model=asked | {"keep_quantized": False}), "swapped blocks")
     assert kept(plan(model=asked, **also), "swapped blocks") == copied
@@ -341,24 +524,40 @@ def test_weights_are_not_mapped_where_the_disk_has_no_room_or_another_model_take
     assert kept(plan(model=asked), "swapped blocks") == copied
 
 
-@pytest.mark.parametrize(("name", "most"), [("Qwen/Qwen-Image-2.1", 10), ("Qwen/Qwen-Image-Edit-2509", 15)])
+@pytest.mark.parametrize(
+    ("name", "most"), [("Qwen/Qwen-Image-2.1", 10), ("Qwen/Qwen-Image-Edit-2509", 15)]
+)
 def test_the_smallest_jobs_need_little_main_memory(name: str, most: float) -> None:
     """With 4 bits and all blocks but four that wait."""
     blocks = {"Qwen/Qwen-Image-2.1": 30, "Qwen/Qwen-Image-Edit-2509": 56}[name]
-    found = plan(model=INT4 | {"name_or_path": name, "low_vram": True, "blocks_to_swap": blocks}, train=EMA, **SAMPLES)
+    found = plan(
+        model=INT4 | {"name_or_path": name, "low_vram": True, "blocks_to_swap": blocks},
+        train=EMA,
+        **SAMPLES,
+    )
     assert found.host_bytes <= most * GB
 
 
 def test_a_save_copies_everything_to_the_main_memory() -> None:
-    """Float32 weights, average and moments of 147 M weights, and the file in float16."""
+    """Float32 weights, average and moments of 147 M weights, and the file in
+    float16."""
     assert kept(plan(train=EMA), "copies to be saved") == (4 + 4 + 8 + 2) * 147_456_000
 
 
-def test_shuffled_captions_keep_the_whole_text_encoder_on_the_device_or_beside_it() -> None:
-    there, here = plan(item(**SHUFFLED), model=INT8), plan(item(**SHUFFLED), model=INT8 | {"low_vram": True})
+def test_shuffled_captions_keep_the_whole_text_encoder_on_the_device_or_beside_it() -> (
+    None
+):
+    there, here = (
+        plan(item(**SHUFFLED), model=INT8),
+        plan(item(**SHUFFLED), model=INT8 | {"low_vram": True}),
+    )
     assert taken(there, "text encoder") == pytest.approx(15.5, abs=0.1)
-    assert there.host_bytes / GB - 2.5 == pytest.approx(16.6, abs=0.2)  # it is first read into main memory
-    assert taken(here, "text encoder") == 0 and kept(here, "text encoder") / GB == pytest.approx(15.5, abs=0.1)
+    assert there.host_bytes / GB - 2.5 == pytest.approx(
+        16.6, abs=0.2
+    )  # it is first read into main memory
+    assert taken(here, "text encoder") == 0 and kept(
+        here, "text encoder"
+    ) / GB == pytest.approx(15.5, abs=0.1)
     assert taken(plan(), "text encoder") == 0 and plan().notes == ()
     assert plan(item(**SHUFFLED), model=INT8 | {"keep_quantized": False}).notes == (
         "the whole text encoder (15.5 GB) stays in memory, because shuffled captions and captions of a stream are "
@@ -375,8 +574,14 @@ def test_sampling_larger_than_training_decides() -> None:
 
 def test_held_out_images_are_encoded_too() -> None:
     job = section(model=INT8)
-    small, large = group_items([item(256, 0)]), group_items([item(256, 0)], held_out=[item(4096, 0)])
-    peaks = [phase(plan_memory(job, groups, CARD), "encoding").total for groups in (small, large)]
+    small, large = (
+        group_items([item(256, 0)]),
+        group_items([item(256, 0)], held_out=[item(4096, 0)]),
+    )
+    peaks = [
+        phase(plan_memory(job, groups, CARD), "encoding").total
+        for groups in (small, large)
+    ]
     assert peaks[1] > 2 * peaks[0]
 
 
@@ -392,8 +597,18 @@ def test_on_the_cpu_everything_is_in_one_memory() -> None:
         ({}, {}, CARD, True),
         ({"enabled": False}, {}, CARD, False),
         ({"backend": "aot_eager"}, {}, CARD, False),  # divides a program otherwise
-        ({}, {"quantize": True, "qtype": "float8"}, Machine("cuda", capability=8), False),
-        ({}, {"quantize": True, "qtype": "float8"}, Machine("cuda", capability=9), True),
+        (
+            {},
+            {"quantize": True, "qtype": "float8"},
+            Machine("cuda", capability=8),
+            False,
+        ),
+        (
+            {},
+            {"quantize": True, "qtype": "float8"},
+            Machine("cuda", capability=9),
+            True,
+        ),
         ({}, {}, Machine("cpu"), False),
         ({"enabled": True}, {}, Machine("cpu"), True),
     ],
@@ -403,7 +618,9 @@ def test_what_is_kept_is_that_of_compiled_blocks_where_they_are(
 ) -> None:
     def activations(**train: Any) -> float:
         train |= {"gradient_checkpointing": "none"}
-        return phase(plan(train=train, model=model, machine=machine), "training").parts["activations"]
+        return phase(plan(train=train, model=model, machine=machine), "training").parts[
+            "activations"
+        ]
 
     eager = activations(compile={"enabled": False})
     assert (activations(compile=compile) != eager) is compiled
@@ -411,8 +628,15 @@ def test_what_is_kept_is_that_of_compiled_blocks_where_they_are(
 
 def test_sharded_blocks_are_planned_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     with several(monkeypatch, 2):
-        train = {"parallel": "fsdp", "gradient_checkpointing": "none", "gradient_accumulation": 2}
-        peaks = {plan(train=train | {"compile": {"enabled": asked}}).peak_bytes for asked in ("auto", False)}
+        train = {
+            "parallel": "fsdp",
+            "gradient_checkpointing": "none",
+            "gradient_accumulation": 2,
+        }
+        peaks = {
+            plan(train=train | {"compile": {"enabled": asked}}).peak_bytes
+            for asked in ("auto", False)
+        }
     assert len(peaks) == 1
 
 
@@ -423,25 +647,40 @@ def test_the_state_on_disk_is_weights_average_and_what_the_optimizer_keeps() -> 
     assert counted.state_bytes(adafactor.train) == 8 * 147_456_000 + rows_and_columns
 
 
-def test_a_model_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "transformer").mkdir()
 
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "scandir", fail)
-    with pytest.raises(RunError, match=rf"{tmp_path}/transformer: cannot be read: Input/output error"):
+    with pytest.raises(
+        RunError, match=rf"{tmp_path}/transformer: cannot be read: Input/output error"
+    ):
         plan(machine=Machine("cpu"), model={"name_or_path": str(tmp_path)})
 
 
 @pytest.mark.parametrize(
     ("gb", "table", "level"),
-    [(130, "auto", "auto"), (80, "auto", "full"), (45, "auto", "full"), (80, False, "full"), (80, True, "full")],
+    [
+        (130, "auto", "auto"),
+        (80, "auto", "full"),
+        (45, "auto", "full"),
+        (80, False, "full"),
+        (80, True, "full"),
+    ],
 )
-def test_the_table_is_used_where_the_job_does_not_fit_without_it(gb: int, table: bool | str, level: str) -> None:
-    """41 GB of weights with `full` checkpointing, 27 GB with the table; without it a tenth of the GPU stays free."""
+def test_the_table_is_used_where_the_job_does_not_fit_without_it(
+    gb: int, table: bool | str, level: str
+) -> None:
+    """41 GB of weights with `full` checkpointing, 27 GB with the table; without it a
+    tenth of the GPU stays free."""
     found = plan(
-        machine=Machine("cuda", gb * GB), model={"modulation_table": table}, train={"gradient_checkpointing": level}
+        machine=Machine("cuda", gb * GB),
+        model={"modulation_table": table},
+        train={"gradient_checkpointing": level},
     )
     assert found.modulation_table is (gb == 45 if table == "auto" else table)
 
@@ -452,23 +691,39 @@ def test_the_table_is_used_where_the_job_does_not_fit_without_it(gb: int, table:
 def advised(machine: Machine, *items: BucketedSample, **parts: Any) -> str | None:
     job, groups = grouped(section(**parts), *items)
     found = plan_memory(job, groups, CARD if machine.kind == "cuda" else machine)
-    return advice_line(found, machine, lambda: [change.text for change in suggestions(job)])
+    return advice_line(
+        found, machine, lambda: [change.text for change in suggestions(job)]
+    )
 
 
 @pytest.mark.parametrize(
     ("machine", "job", "begins"),
     [
-        (CARD, {}, "for a 24 GB GPU; in this order until it fits: model.quantize: true with qtype: int8; model.q"),
+        (
+            CARD,
+            {},
+            "for a 24 GB GPU; in this order until it fits: model.quantize: true with qtype: int8; model.q",
+        ),
         (
             Machine("cuda", 16 * GB),
             {"model": INT8},
             "warning: this device has 16.0 GB: not enough; in this order until it fits: model.qtype: int4; ",
         ),
-        (Machine("cpu", 8 * GB), {"model": INT8}, "warning: 8.0 GB of main memory are free: not enough; "),
-        (CARD, {"network": FULL}, "for an 80 GB GPU; in this order until it fits: train.optimizer: adafactor; train."),
+        (
+            Machine("cpu", 8 * GB),
+            {"model": INT8},
+            "warning: 8.0 GB of main memory are free: not enough; ",
+        ),
+        (
+            CARD,
+            {"network": FULL},
+            "for an 80 GB GPU; in this order until it fits: train.optimizer: adafactor; train.",
+        ),
     ],
 )
-def test_where_it_does_not_fit_the_changes_are_listed_in_their_order(machine: Machine, job: dict, begins: str) -> None:
+def test_where_it_does_not_fit_the_changes_are_listed_in_their_order(
+    machine: Machine, job: dict, begins: str
+) -> None:
     words = advised(machine, **job)
     assert words and words.startswith(begins)
 
@@ -476,12 +731,24 @@ def test_where_it_does_not_fit_the_changes_are_listed_in_their_order(machine: Ma
 def test_the_smallest_card_and_a_device_that_is_large_enough_need_no_advice() -> None:
     frugal = {"quantize": True, "qtype": "int4", "blocks_to_swap": 59, "low_vram": True}
     levels = {"gradient_checkpointing": "block_offload", "optimizer": "adamw8bit"}
-    assert plan(item(256, 0), model=frugal | {"modulation_table": False}, train=levels).card() == 4
-    assert advised(CARD, item(256, 0), model=frugal | {"modulation_table": False}, train=levels) is None
+    assert (
+        plan(
+            item(256, 0), model=frugal | {"modulation_table": False}, train=levels
+        ).card()
+        == 4
+    )
+    assert (
+        advised(
+            CARD, item(256, 0), model=frugal | {"modulation_table": False}, train=levels
+        )
+        is None
+    )
     assert advised(Machine("cuda", 24 * GB), model=INT8) is None
 
 
-@pytest.mark.parametrize(("share", "starts"), [(1.0, True), (0.96, True), (0.94, False)])
+@pytest.mark.parametrize(
+    ("share", "starts"), [(1.0, True), (0.96, True), (0.94, False)]
+)
 def test_a_run_that_is_known_not_to_fit_does_not_start_unless_told_to(
     share: float, starts: bool, tmp_path: Path
 ) -> None:
@@ -489,16 +756,24 @@ def test_a_run_that_is_known_not_to_fit_does_not_start_unless_told_to(
     found = plan_memory(job, groups, CARD, "full")
     machine = Machine("cuda", int(share * found.peak_bytes))
     lack = why_too_large(job, machine, found)
-    assert lack.startswith("" if starts else "the run needs 2") and (lack == "") == starts
+    assert (
+        lack.startswith("" if starts else "the run needs 2") and (lack == "") == starts
+    )
     assert "memory_check: false" in lack or starts
     told = job.model_copy(update={"memory_check": False})
     assert why_too_large(told, machine, found) == why_too_large(job, CARD, found) == ""
 
 
-def test_what_encoding_needs_does_not_count_where_it_may_be_done(tmp_path: Path) -> None:
+def test_what_encoding_needs_does_not_count_where_it_may_be_done(
+    tmp_path: Path,
+) -> None:
     model = INT4 | {"blocks_to_swap": 59}
-    job, groups = grouped(section(model=model, training_folder=str(tmp_path)), item(256, 0), item(8192, 0))
-    found = plan_memory(job, [groups[0], replace(groups[1], held_out=True)], CARD, "full_offload")
+    job, groups = grouped(
+        section(model=model, training_folder=str(tmp_path)), item(256, 0), item(8192, 0)
+    )
+    found = plan_memory(
+        job, [groups[0], replace(groups[1], held_out=True)], CARD, "full_offload"
+    )
     assert found.peak.name == "encoding"
     machine = Machine("cuda", int(0.9 * found.peak_bytes))
     assert why_too_large(job, machine, found)

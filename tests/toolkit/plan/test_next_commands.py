@@ -1,4 +1,5 @@
-"""The commands that a run shows at its end. That they run: tests/config/test_examples_quickstart.py."""
+"""The commands that a run shows at its end. That they run:
+tests/config/test_examples_quickstart.py."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ SAMPLE = {
     "sample_steps": 7,
     "guidance_scale": 2.5,
     "seed": 9,
-    "samples": [{"prompt": "[trigger]'s cup", "ctrl_img": ["a b.png"], "neg": "blurry"}],
+    "samples": [
+        {"prompt": "[trigger]'s cup", "ctrl_img": ["a b.png"], "neg": "blurry"}
+    ],
 }
 
 
@@ -34,21 +37,44 @@ def section(**changes: object) -> DiffusionSection:
     })  # fmt: skip
 
 
-def test_they_have_the_settings_of_the_first_sample_and_the_files_of_the_run(tmp_path: Path) -> None:
+def test_they_have_the_settings_of_the_first_sample_and_the_files_of_the_run(
+    tmp_path: Path,
+) -> None:
     folder, sampled = tmp_path / "my run", section(sample=SAMPLE)
-    assert next_commands(folder, "x", sampled) == [command("report", folder)]  # nothing is saved
+    assert next_commands(folder, "x", sampled) == [
+        command("report", folder)
+    ]  # nothing is saved
     folder.mkdir()
     for name in ("x", "x_lora", *(f"x_{step:09}" for step in range(1, 7))):
         (folder / f"{name}.safetensors").touch()
     generate, grid, report = map(shlex.split, next_commands(folder, "x", sampled))
-    picture = ["--prompt", "maya's cup", "--width", "64", "--height", "96", "--steps", "7", "--cfg", "2.5"]
+    picture = [
+        "--prompt",
+        "maya's cup",
+        "--width",
+        "64",
+        "--height",
+        "96",
+        "--steps",
+        "7",
+        "--cfg",
+        "2.5",
+    ]
     picture += ["--seed", "9", "--negative", "blurry", "--reference", "a b.png"]
     assert generate[2:] == ["generate", "--lora", f"{folder}/x.safetensors", *picture]
     files = [f"{folder}/x_{step:09}.safetensors" for step in range(3, 7)]
-    assert grid[2:] == ["grid", "--lora", *files, *picture, "--output", f"{folder}/grid"]
+    assert grid[2:] == [
+        "grid",
+        "--lora",
+        *files,
+        *picture,
+        "--output",
+        f"{folder}/grid",
+    ]
     assert report[2:] == ["report", str(folder)]
 
-    # Trained on from step 6 to 8, without a save at the end: the newest file has no step in its name.
+    # Trained on from step 6 to 8, without a save at the end: the newest file has no
+    # step in its name.
     save_file({}, folder / "x.safetensors", {"training_info": '{"step": 8}'})
     _, grid, _ = map(shlex.split, next_commands(folder, "x", sampled))
     assert grid[4:8] == [*files[1:], f"{folder}/x.safetensors"]
@@ -59,20 +85,32 @@ def test_they_have_the_settings_of_the_first_sample_and_the_files_of_the_run(tmp
     for step in (1, 2):
         (folder / f"x_{step:09}.safetensors").unlink()
     _, grid, _ = next_commands(folder, "x", section())
-    assert f"x.safetensors' --strength 0.5 0.75 1 --prompt maya --output '{folder}/grid'" in grid
+    assert (
+        f"x.safetensors' --strength 0.5 0.75 1 --prompt maya --output '{folder}/grid'"
+        in grid
+    )
 
     (folder / "x.safetensors").unlink()
     (folder / "x_lora.safetensors").unlink()
     (folder / "x").mkdir()
     (folder / "x" / "model_index.json").touch()
-    assert [line.split()[2] for line in next_commands(folder, "x", section())] == ["generate", "report"]
+    assert [line.split()[2] for line in next_commands(folder, "x", section())] == [
+        "generate",
+        "report",
+    ]
 
 
 def test_a_whole_transformer_in_a_file_is_used_beside_its_model(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").touch()
     full = section(network={"type": "full"}, save={"layout": "single_file"})
     generate, report = map(shlex.split, next_commands(tmp_path, "x", full))
-    assert generate[2:7] == ["generate", "--model", "m", "--transformer-path", f"{tmp_path}/x.safetensors"]
+    assert generate[2:7] == [
+        "generate",
+        "--model",
+        "m",
+        "--transformer-path",
+        f"{tmp_path}/x.safetensors",
+    ]
     assert report[2] == "report"
 
 
@@ -86,7 +124,17 @@ def test_an_example_on_the_small_model_leads_on_to_ones_own_images_and_the_page(
     assert own.startswith(f"{command('new', 'my_char', 'datasets/my_char')} ")
     assert page.startswith(f"{command('gallery')} ")
     monkeypatch.setattr(next_commands_module, "hinted_tool", lambda what: "")
-    assert lead_on(small, own_images=False) == [own], "where there is no page, nobody is sent to it"
-    assert lead_on(section(model={"name_or_path": "Qwen/Qwen-Image-Edit-2509"}), own_images=False) == []
+    assert lead_on(small, own_images=False) == [own], (
+        "where there is no page, nobody is sent to it"
+    )
+    assert (
+        lead_on(
+            section(model={"name_or_path": "Qwen/Qwen-Image-Edit-2509"}),
+            own_images=False,
+        )
+        == []
+    )
     assert lead_on(object(), own_images=False) == []
-    assert lead_on(small, own_images=True) == [], "what comes first after a run of one's own images is about that run"
+    assert lead_on(small, own_images=True) == [], (
+        "what comes first after a run of one's own images is about that run"
+    )

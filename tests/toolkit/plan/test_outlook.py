@@ -1,4 +1,5 @@
-"""What a dry run says of the run's folder, time and disk, against what the run then does."""
+"""What a dry run says of the run's folder, time and disk, against what the run then
+does."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ Plan = Callable[..., tuple[dict[str, Any], str]]
 
 
 @pytest.fixture
-def job(write_job, trainer, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def job(
+    write_job, trainer, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
     """A job on two images, with these changes of its section."""
     monkeypatch.chdir(tmp_path)
     data = make_pictures(tmp_path / "data", "a", "b")
@@ -70,13 +73,30 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Every file with its time of writing, but for the lock, which every start takes."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "run.lock"]
-    return {path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+    """Every file with its time of writing, but for the lock, which every start
+    takes."""
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "run.lock"
+    ]
+    return {
+        path.relative_to(folder).as_posix(): (
+            path.read_bytes(),
+            path.stat().st_mtime_ns,
+        )
+        for path in files
+    }
 
 
 PUBLISHED = {"name_or_path": "Qwen/Qwen-Image-Edit-2509"}
-INT4 = PUBLISHED | {"quantize": True, "qtype": "int4", "quantize_te": True, "qtype_te": "int4", "low_vram": True}
+INT4 = PUBLISHED | {
+    "quantize": True,
+    "qtype": "int4",
+    "quantize_te": True,
+    "qtype_te": "int4",
+    "low_vram": True,
+}
 BF16 = {"dtype": "bf16"}
 
 
@@ -89,36 +109,57 @@ def here(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 def line_of_time(words: str) -> str:
-    return next(line.strip() for line in words.splitlines() if line.startswith("  time: "))
+    return next(
+        line.strip() for line in words.splitlines() if line.startswith("  time: ")
+    )
 
 
-def test_on_a_known_gpu_the_first_dry_run_calculates_the_time(job, plan: Plan, here) -> None:
+def test_on_a_known_gpu_the_first_dry_run_calculates_the_time(
+    job, plan: Plan, here
+) -> None:
     found, words = plan(job(device="cuda:0", train=BF16 | {"gradient_accumulation": 3}))
     time = found["time"]
-    assert (time["steps"], time["card"], time["measured"], found["no_time"]) == (2, "an L40S", False, None)
+    assert (time["steps"], time["card"], time["measured"], found["no_time"]) == (
+        2,
+        "an L40S",
+        False,
+        None,
+    )
     # Two blocks, which compiling does not pay for, leave the card waiting for the host.
     assert time["step_s"] == pytest.approx(3 * 2 * KERNELS_PER_BLOCK * HOST_S, rel=0.01)
     assert time["seconds"] == pytest.approx(sum(time["parts"].values()))
-    assert time["parts"]["steps"] == 2 * time["step_s"] and time["parts"]["compiling"] == 0
-    assert line_of_time(words) == "time: under a minute on an L40S (calculated); a step takes 0.14 s"
+    assert (
+        time["parts"]["steps"] == 2 * time["step_s"] and time["parts"]["compiling"] == 0
+    )
+    assert (
+        line_of_time(words)
+        == "time: under a minute on an L40S (calculated); a step takes 0.14 s"
+    )
 
 
 def test_an_unknown_gpu_gets_no_time_and_the_reason(job, plan: Plan, here) -> None:
     found, words = plan(job(device="cuda:1"))
-    assert (found["time"], found["no_time"]) == (None, "NVIDIA GeForce GT 710 is not in the table of cards")
+    assert (found["time"], found["no_time"]) == (
+        None,
+        "NVIDIA GeForce GT 710 is not in the table of cards",
+    )
     assert line_of_time(words) == (
         "time: the first steps will tell; NVIDIA GeForce GT 710 is not in the table of cards"
     )
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])
-def test_a_small_model_is_trained_without_a_gpu_and_its_first_steps_tell(job, plan: Plan, here, device: str) -> None:
+def test_a_small_model_is_trained_without_a_gpu_and_its_first_steps_tell(
+    job, plan: Plan, here, device: str
+) -> None:
     found, words = plan(job(device=device))
     assert (found["time"], found["no_time"]) == (None, None)
     assert line_of_time(words) == "time: the first steps will tell"
 
 
-def test_a_card_that_is_asked_for_is_not_passed_over_in_silence(job, plan: Plan, here) -> None:
+def test_a_card_that_is_asked_for_is_not_passed_over_in_silence(
+    job, plan: Plan, here
+) -> None:
     found, _ = plan(job(device="cpu"), card="4090")
     assert found["no_time"] == "this job runs on 'device: cpu', so --card has no effect"
 
@@ -126,7 +167,10 @@ def test_a_card_that_is_asked_for_is_not_passed_over_in_silence(job, plan: Plan,
 def test_a_job_in_float32_gets_no_calculated_time(job, plan: Plan, here) -> None:
     found, words = plan(job(device="cuda:0"))
     assert found["time"] is None
-    assert line_of_time(words) == "time: the first steps will tell; the table of cards has no rate for float32"
+    assert (
+        line_of_time(words)
+        == "time: the first steps will tell; the table of cards has no rate for float32"
+    )
 
 
 @pytest.mark.parametrize("model", [PUBLISHED, INT4])
@@ -135,52 +179,100 @@ def test_without_a_gpu_a_well_known_card_is_meant_that_the_job_fits(
 ) -> None:
     found, words = plan(job(device="auto", model=model, train=BF16 | {"steps": 1000}))
     card = assumed_card(found["memory"]["fits_cards_gb"][0]).called
-    assert found["time"]["card"] == card and f" on {card} (calculated)" in line_of_time(words)
+    assert found["time"]["card"] == card and f" on {card} (calculated)" in line_of_time(
+        words
+    )
 
 
-def test_the_card_that_is_asked_for_counts(write_job, trainer, make_pictures, plan: Plan, here, tmp_path: Path) -> None:
+def test_the_card_that_is_asked_for_counts(
+    write_job, trainer, make_pictures, plan: Plan, here, tmp_path: Path
+) -> None:
     data = make_pictures(tmp_path / "large", "a", size=(1024, 1024))
     train = BF16 | {"steps": 1000, "batch_size": 4}
     path = write_job(
         trainer(
-            data, device="cuda:0", model=INT4, train=train, datasets=[{"folder_path": str(data), "resolution": 1024}]
+            data,
+            device="cuda:0",
+            model=INT4,
+            train=train,
+            datasets=[{"folder_path": str(data), "resolution": 1024}],
         )
     )
-    seconds = {card: plan(path, card=card)[0]["time"]["step_s"] for card in ("RTX 4070", "12", "H100", "")}
+    seconds = {
+        card: plan(path, card=card)[0]["time"]["step_s"]
+        for card in ("RTX 4070", "12", "H100", "")
+    }
     assert seconds["RTX 4070"] == seconds["12"] > 10 * seconds["H100"]
     assert seconds["H100"] < seconds[""] < seconds["12"], "the L40S of this machine"
 
 
-def test_from_the_second_run_on_times_are_those_measured_here(job, plan: Plan, run) -> None:
+def test_from_the_second_run_on_times_are_those_measured_here(
+    job, plan: Plan, run
+) -> None:
     train = {"steps": LEAST_STEPS + 2}
     path = job(train=train, sample={"samples": ["a cat"], "sample_every": 6})
     run(path)
     (kept,) = json.loads(Path("output/_cache/run_times.json").read_text()).values()
-    more = job(name="more", train={"steps": 100}, sample={"samples": ["a cat"], "sample_every": 6})
+    more = job(
+        name="more",
+        train={"steps": 100},
+        sample={"samples": ["a cat"], "sample_every": 6},
+    )
     found, words = plan(more)
     time = found["time"]
-    assert (time["steps"], time["step_s"], time["card"], time["measured"]) == (100, kept["step_s"], "this CPU", True)
+    assert (time["steps"], time["step_s"], time["card"], time["measured"]) == (
+        100,
+        kept["step_s"],
+        "this CPU",
+        True,
+    )
     # One before step 1, 17 in the run, the last of them at its end.
-    assert time["parts"]["samples"] == pytest.approx(18 * kept["picture_s"]) and kept["picture_s"] > 0
-    assert line_of_time(words).startswith("time: about ") and " on this CPU (measured here)" in line_of_time(words)
+    assert (
+        time["parts"]["samples"] == pytest.approx(18 * kept["picture_s"])
+        and kept["picture_s"] > 0
+    )
+    assert line_of_time(words).startswith(
+        "time: about "
+    ) and " on this CPU (measured here)" in line_of_time(words)
     # What else decides the time of a step.
-    for change in ({"batch_size": 2}, {"gradient_checkpointing": "full"}, {"gradient_accumulation": 2}):
+    for change in (
+        {"batch_size": 2},
+        {"gradient_checkpointing": "full"},
+        {"gradient_accumulation": 2},
+    ):
         assert plan(job(name="more", train=train | change))[0]["time"] is None
-    assert plan(job(name="more", train=train, network={"type": "lora", "linear": 8}))[0]["time"] is None
+    assert (
+        plan(job(name="more", train=train, network={"type": "lora", "linear": 8}))[0][
+            "time"
+        ]
+        is None
+    )
 
 
-def test_what_was_measured_here_replaces_the_table(job, plan: Plan, here, tmp_path: Path) -> None:
+def test_what_was_measured_here_replaces_the_table(
+    job, plan: Plan, here, tmp_path: Path
+) -> None:
     path = job(device="cuda:0", train=BF16 | {"steps": 1000})
     calculated = plan(path)[0]["time"]
-    key = times_key(load_job(path, discover().find_config).processes[0].section, groups(path), "NVIDIA L40S")
+    key = times_key(
+        load_job(path, discover().find_config).processes[0].section,
+        groups(path),
+        "NVIDIA L40S",
+    )
     remember_run_times("output", key, RunTimes(7.5))
     measured, words = plan(path)
-    assert measured["time"]["step_s"] == 7.5 and measured["time"]["card"] == "NVIDIA L40S"
-    assert measured["time"]["parts"] == calculated["parts"] | {"steps": 7500.0}
-    assert line_of_time(words) == "time: about 2.1 h on NVIDIA L40S (measured here); a step takes 7.5 s"
-    assert plan(path, card="L40S")[0]["time"]["parts"]["steps"] == calculated["parts"]["steps"], (
-        "asked for: the table's"
+    assert (
+        measured["time"]["step_s"] == 7.5 and measured["time"]["card"] == "NVIDIA L40S"
     )
+    assert measured["time"]["parts"] == calculated["parts"] | {"steps": 7500.0}
+    assert (
+        line_of_time(words)
+        == "time: about 2.1 h on NVIDIA L40S (measured here); a step takes 7.5 s"
+    )
+    assert (
+        plan(path, card="L40S")[0]["time"]["parts"]["steps"]
+        == calculated["parts"]["steps"]
+    ), "asked for: the table's"
 
 
 def groups(path: Path) -> Any:
@@ -200,20 +292,39 @@ def test_a_resume_counts_what_is_left(job, plan: Plan, run, here) -> None:
 
 
 def test_the_largest_other_parts_are_named_where_they_take_more_than_a_minute() -> None:
-    parts = {"steps": 18_000.0, "samples": 900.0, "encoding": 500.0, "saving": 450.0, "loading": 59.0}
+    parts = {
+        "steps": 18_000.0,
+        "samples": 900.0,
+        "encoding": 500.0,
+        "saving": 450.0,
+        "loading": 59.0,
+    }
     of_hours = TimeOutlook(2000, 9.0, 20_000, "an RTX 4070", False, parts)
     assert of_hours.line(False) == (
         "time: about 5.6 h on an RTX 4070 (calculated), 15 min of it for samples, 8.3 min of it for encoding; "
         "a step takes 9 s"
     )
-    short = TimeOutlook(20, 0.5, 69, "an RTX 4070", False, {"steps": 10.0, "loading": 59.0})
-    assert short.line(False) == "time: about 1.1 min on an RTX 4070 (calculated); a step takes 0.5 s"
-    assert of_hours.line(True) == "time: about 9 s for each step on an RTX 4070 (calculated)"
+    short = TimeOutlook(
+        20, 0.5, 69, "an RTX 4070", False, {"steps": 10.0, "loading": 59.0}
+    )
+    assert (
+        short.line(False)
+        == "time: about 1.1 min on an RTX 4070 (calculated); a step takes 0.5 s"
+    )
+    assert (
+        of_hours.line(True)
+        == "time: about 9 s for each step on an RTX 4070 (calculated)"
+    )
 
 
 def test_the_guide_says_whose_time_it_is() -> None:
-    guide = " ".join((ROOT / "docs" / "first_character.md").read_text(encoding="utf-8").split())
-    assert "about 4.3 h on an RTX 4070 (calculated)" in guide and "(measured here)" in guide
+    guide = " ".join(
+        (ROOT / "docs" / "first_character.md").read_text(encoding="utf-8").split()
+    )
+    assert (
+        "about 4.3 h on an RTX 4070 (calculated)" in guide
+        and "(measured here)" in guide
+    )
     assert "on a CPU `the first steps will tell`" in guide
 
 
@@ -225,10 +336,15 @@ def test_a_short_run_on_a_known_gpu_compiles_nothing_and_the_plan_says_why(
     monkeypatch.setattr(planning, "compile_seconds", took.get)
     short = job(device="cuda:0", train=BF16 | {"steps": 240})
     line = r"train\.compile auto: the blocks are not compiled: it takes about 43 s, and 240 steps of [\d.]+ instead of "
-    found = re.search(line + r"[\d.]+ s \(calculated for an H100\) save (\d+) s", plan(short)[1])
+    found = re.search(
+        line + r"[\d.]+ s \(calculated for an H100\) save (\d+) s", plan(short)[1]
+    )
     assert found is not None and 0 < int(found[1]) < 43
     for train in ({"steps": 9000}, {"steps": 240, "compile": {"enabled": True}}):
-        assert "the blocks are not compiled" not in plan(job(device="cuda:0", train=BF16 | train))[1]
+        assert (
+            "the blocks are not compiled"
+            not in plan(job(device="cuda:0", train=BF16 | train))[1]
+        )
     took[gpu] = int(found[1]) - 1  # cached programs, the last time
     assert "the blocks are not compiled" not in plan(short)[1]
 
@@ -236,11 +352,21 @@ def test_a_short_run_on_a_known_gpu_compiles_nothing_and_the_plan_says_why(
 def test_a_level_that_excludes_compiled_blocks_says_so_instead(job, plan: Plan) -> None:
     train = BF16 | {"gradient_checkpointing": "block_offload"}
     text = plan(job(device="cuda:0", train=train))[1]
-    assert "train.compile auto: the blocks are not compiled: 'gradient_checkpointing: block_offload' moves" in text
-    assert "not compiled" not in plan(job(device="cuda:0", train=train | {"compile": {"enabled": False}}))[1]
+    assert (
+        "train.compile auto: the blocks are not compiled: 'gradient_checkpointing: block_offload' moves"
+        in text
+    )
+    assert (
+        "not compiled"
+        not in plan(
+            job(device="cuda:0", train=train | {"compile": {"enabled": False}})
+        )[1]
+    )
 
 
-def test_what_is_said_of_a_folder_is_what_the_run_does(job, plan: Plan, run, tmp_path: Path) -> None:
+def test_what_is_said_of_a_folder_is_what_the_run_does(
+    job, plan: Plan, run, tmp_path: Path
+) -> None:
     """Beside what tests/jobs/process/test_image_trainer.py holds for all trainers."""
     folder = tmp_path / "output" / "job"
     run(job())
@@ -252,7 +378,11 @@ def test_what_is_said_of_a_folder_is_what_the_run_does(job, plan: Plan, run, tmp
     ):
         found, words = plan(job(**changes), **options)
         assert found["start"]["what"] == "refused"
-        assert found["will_not_start"] == [found["start"]["reason"]] == [run(job(**changes), **options)]
+        assert (
+            found["will_not_start"]
+            == [found["start"]["reason"]]
+            == [run(job(**changes), **options)]
+        )
         assert "warning: this will not start: " in words
 
     (tmp_path / "data" / "a.txt").write_text("another caption")
@@ -263,13 +393,17 @@ def test_what_is_said_of_a_folder_is_what_the_run_does(job, plan: Plan, run, tmp
     assert contents(folder) == before
 
 
-def test_a_folder_that_cannot_be_used_is_told_as_such(job, plan: Plan, run, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_used_is_told_as_such(
+    job, plan: Plan, run, tmp_path: Path
+) -> None:
     folder = tmp_path / "output" / "job"
     run(job())
     with run_lock(folder):
         assert "is running in this folder" in plan(job())[0]["start"]["reason"]
     document = folder / "state" / "step_000000002" / "state.json"
-    document.write_bytes(b"[" * document.stat().st_size)  # as long as before: only the run reads all hashes
+    document.write_bytes(
+        b"[" * document.stat().st_size
+    )  # as long as before: only the run reads all hashes
     assert "what it records cannot be used" in plan(job())[0]["start"]["reason"]
     document.unlink()
     assert "no valid checkpoint found" in plan(job())[0]["start"]["reason"]
@@ -278,8 +412,16 @@ def test_a_folder_that_cannot_be_used_is_told_as_such(job, plan: Plan, run, tmp_
 @pytest.mark.parametrize(
     ("save", "files", "states"),
     [
-        ({"save_every": 2}, 5 + 1, 3),  # 10 saves; while the third state is written the other two are there
-        ({"save_every": 2, "max_step_saves_to_keep": 0, "max_states_to_keep": 0}, 10 + 1, 10),
+        (
+            {"save_every": 2},
+            5 + 1,
+            3,
+        ),  # 10 saves; while the third state is written the other two are there
+        (
+            {"save_every": 2, "max_step_saves_to_keep": 0, "max_states_to_keep": 0},
+            10 + 1,
+            10,
+        ),
         ({"save_every": 0}, 1, 1),
         ({"save_every": 8, "states": "at_end"}, 2 + 1, 1),
         ({"save_every": 8, "states": "never"}, 2 + 1, 0),
@@ -301,12 +443,21 @@ def test_a_large_model_without_a_gpu_is_told_and_so_is_its_download(
     from toolkit.system import nvidia
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(nvidia, "read_facts", lambda: nvidia.NvidiaFacts("13.0", "570.1", 1))
-    found, words = plan(job(device="auto", model={"name_or_path": "Qwen/Qwen-Image-Edit-2509"}))
+    monkeypatch.setattr(
+        nvidia, "read_facts", lambda: nvidia.NvidiaFacts("13.0", "570.1", 1)
+    )
+    found, words = plan(
+        job(device="auto", model={"name_or_path": "Qwen/Qwen-Image-Edit-2509"})
+    )
     assert found["model"]["download"]["folder"] == str(tmp_path / "hub")
     assert f"download: 57.7 GB, to {tmp_path / 'hub'} (" in words
-    assert "warning: this will not start: device: auto: " in words and "driver 570.1 is too old" in words
-    assert "device: " not in " ".join(plan(job(device="auto"))[0]["will_not_start"]), "the tiny model may start"
+    assert (
+        "warning: this will not start: device: auto: " in words
+        and "driver 570.1 is too old" in words
+    )
+    assert "device: " not in " ".join(plan(job(device="auto"))[0]["will_not_start"]), (
+        "the tiny model may start"
+    )
 
 
 def test_a_chosen_device_that_is_not_there_is_an_error_and_the_first_gpu_may_be_the_cpu(
@@ -318,15 +469,24 @@ def test_a_chosen_device_that_is_not_there_is_an_error_and_the_first_gpu_may_be_
     monkeypatch.setattr(nvidia, "read_facts", lambda: nvidia.NvidiaFacts(None, None, 0))
     for device in ("cuda", "cuda:1"):
         (reason,) = plan(job(device=device))[0]["will_not_start"]
-        assert reason.startswith(f"device: {device}: no such device can be used here. Write 'device: auto'")
-        assert run(job(device=device)).startswith(f"device: {device}: no such device can be used here")
+        assert reason.startswith(
+            f"device: {device}: no such device can be used here. Write 'device: auto'"
+        )
+        assert run(job(device=device)).startswith(
+            f"device: {device}: no such device can be used here"
+        )
     found, words = plan(job(device="cuda:0"))
-    assert found["will_not_start"] == [] and "warning: device: cuda:0: no such device" in words
+    assert (
+        found["will_not_start"] == []
+        and "warning: device: cuda:0: no such device" in words
+    )
     assert "device: cuda:0 is not available" in run(job(device="cuda:0"))
     assert "no such device" not in plan(job(device="auto"))[1]
 
 
-def test_all_of_it_needs_no_torch_no_network_and_no_file(job, run, run_py, tmp_path: Path) -> None:
+def test_all_of_it_needs_no_torch_no_network_and_no_file(
+    job, run, run_py, tmp_path: Path
+) -> None:
     run(job())
     site = tmp_path / "site"
     site.mkdir()

@@ -14,14 +14,29 @@ from toolkit.data.streams.counts import optimizer_steps
 from toolkit.plan.run_plan import RunPlan, batch_note, folder_plans
 
 
-def make_folder(name: str, images: int, repeats: int, size=(1024, 1024), references: int = 0):
+def make_folder(
+    name: str, images: int, repeats: int, size=(1024, 1024), references: int = 0
+):
     controls = (Path("r.png"),) * references
-    samples = tuple(Sample(f"{name}/{i}.png", "", repeats, Size(*size), name, controls) for i in range(images))
+    samples = tuple(
+        Sample(f"{name}/{i}.png", "", repeats, Size(*size), name, controls)
+        for i in range(images)
+    )
     return FolderInfo(0, name, repeats, samples, missing_captions=1)
 
 
-def make_plan(folders, resolutions=(1024,), batch_size=1, accumulation=4, steps=3400, epochs=0, **more) -> RunPlan:
-    items = make_items([s for f in folders for s in f.samples], lambda _: resolutions, 32)
+def make_plan(
+    folders,
+    resolutions=(1024,),
+    batch_size=1,
+    accumulation=4,
+    steps=3400,
+    epochs=0,
+    **more,
+) -> RunPlan:
+    items = make_items(
+        [s for f in folders for s in f.samples], lambda _: resolutions, 32
+    )
     batches = count_batches(items, batch_size)
     return RunPlan(
         type="sd_trainer",
@@ -36,12 +51,19 @@ def make_plan(folders, resolutions=(1024,), batch_size=1, accumulation=4, steps=
     )
 
 
-SEED_001 = [make_folder("data/40_char", 70, 40), make_folder("data/20_style", 30, 20, references=1)]
+SEED_001 = [
+    make_folder("data/40_char", 70, 40),
+    make_folder("data/20_style", 30, 20, references=1),
+]
 
 
 def test_seed_001_in_the_words_of_the_documentation() -> None:
     plan = make_plan(SEED_001)
-    assert (plan.samples_per_epoch, plan.optimizer_steps, plan.epochs) == (3400, 3400, 4)
+    assert (plan.samples_per_epoch, plan.optimizer_steps, plan.epochs) == (
+        3400,
+        3400,
+        4,
+    )
     assert (
         "70 x 40 + 30 x 20 = 3,400 samples per epoch in 3,400 batches, "
         "4 for each step: 850 steps; 3,400 steps = 4 epochs" in plan.render()
@@ -49,7 +71,12 @@ def test_seed_001_in_the_words_of_the_documentation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "words"), [(850, "850 steps = 1 epoch"), (71, "71 steps = 0.08 epochs"), (1, "1 step = 0.001 epochs")]
+    ("steps", "words"),
+    [
+        (850, "850 steps = 1 epoch"),
+        (71, "71 steps = 0.08 epochs"),
+        (1, "1 step = 0.001 epochs"),
+    ],
 )
 def test_parts_of_an_epoch_have_two_decimals(steps: int, words: str) -> None:
     assert make_plan(SEED_001, steps=steps).render().endswith(f"; {words}")
@@ -57,15 +84,22 @@ def test_parts_of_an_epoch_have_two_decimals(steps: int, words: str) -> None:
 
 def test_epochs_decide_over_steps_and_round_up() -> None:
     assert optimizer_steps(100, 0, 10, 4) == 100
-    assert (optimizer_steps(100, 0, 10, 4, 30), optimizer_steps(100, 0, 10, 4, 300)) == (30, 100)
+    assert (
+        optimizer_steps(100, 0, 10, 4, 30),
+        optimizer_steps(100, 0, 10, 4, 300),
+    ) == (30, 100)
     assert (optimizer_steps(0, 3, 10, 4, 5), optimizer_steps(0, 3, 10, 4, 9)) == (5, 8)
     assert optimizer_steps(100, 1, 10, 4) == 3
     assert optimizer_steps(100, 4, 850 * 4, 4) == 3400
     assert "; 4 epochs = 3,400 steps" in make_plan(SEED_001, epochs=4).render()
 
 
-@pytest.mark.parametrize(("steps", "epochs"), [(850, 1), (425, 0.5), (1, 0.0012), (284, 0.3341)])
-def test_epochs_are_rounded_to_four_places_and_whole_ones_are_integers(steps: int, epochs: float) -> None:
+@pytest.mark.parametrize(
+    ("steps", "epochs"), [(850, 1), (425, 0.5), (1, 0.0012), (284, 0.3341)]
+)
+def test_epochs_are_rounded_to_four_places_and_whole_ones_are_integers(
+    steps: int, epochs: float
+) -> None:
     plan = make_plan(SEED_001, steps=steps)
     assert plan.epochs == epochs and isinstance(plan.epochs, type(epochs))
 
@@ -78,8 +112,15 @@ def test_json_has_exactly_the_documented_shape() -> None:
         for name, colours in zip("abca", ("P3", "PQ", "P3", "P3"), strict=True)
     ]
     looks = (MaskLook(0.25, 255, False), MaskLook(0.75, 255, False))
-    folder = replace(folder, samples=(*masked, folder.samples[2]), converted=tuple(files), mask_looks=looks)
-    plan = make_plan([folder], (768, 512, 512), 4, notes=("warning: it is late", "disk: about 1 GB"))
+    folder = replace(
+        folder,
+        samples=(*masked, folder.samples[2]),
+        converted=tuple(files),
+        mask_looks=looks,
+    )
+    plan = make_plan(
+        [folder], (768, 512, 512), 4, notes=("warning: it is late", "disk: about 1 GB")
+    )
     assert plan.to_json() == {
         "type": "sd_trainer",
         "name": "my_char",
@@ -96,7 +137,10 @@ def test_json_has_exactly_the_documented_shape() -> None:
                 "masks": 2,
                 "mask_share": 0.5,
                 "converted": {"P3": 2, "PQ": 1},
-                "buckets": [{"width": 576, "height": 448, "images": 3}, {"width": 864, "height": 672, "images": 3}],
+                "buckets": [
+                    {"width": 576, "height": 448, "images": 3},
+                    {"width": 864, "height": 672, "images": 3},
+                ],
             }
         ],
         "samples_per_epoch": 120,
@@ -128,7 +172,10 @@ def test_images_without_a_caption_train_with_the_default_one() -> None:
 
 
 def test_optimizer_steps_per_epoch_need_not_be_whole() -> None:
-    assert "3,400 batches, 3 for each step: 1,133.33 steps; " in make_plan(SEED_001, accumulation=3).render()
+    assert (
+        "3,400 batches, 3 for each step: 1,133.33 steps; "
+        in make_plan(SEED_001, accumulation=3).render()
+    )
 
 
 def test_mirrored_copies_are_counted_and_said(tmp_path: Path) -> None:
@@ -141,36 +188,66 @@ def test_mirrored_copies_are_counted_and_said(tmp_path: Path) -> None:
         make_dataset(tmp_path / "reg", is_reg=True, flip_x=True),
     ]
     plan = make_plan(scan_datasets(sections, None).folders, (64, 32))
-    assert [(folder.images, folder.sizes, folder.flips, folder.samples) for folder in plan.datasets] == [
+    assert [
+        (folder.images, folder.sizes, folder.flips, folder.samples)
+        for folder in plan.datasets
+    ] == [
         (3, 2, 4, 48),
         (3, 2, 2, 12),
     ]
     assert (plan.samples_per_epoch, plan.micro_batches_per_epoch) == (60, 60)
     text = plan.render()
-    assert "3 x 2 x 2 sizes x 4 flips + 3 x 1 x 2 sizes x 2 flips = 60 samples per epoch in 60 batches, " in text
-    assert text.count("regularisation images") == 1 and "masks: 1 of 3" in text and text.count("masks") == 1
+    assert (
+        "3 x 2 x 2 sizes x 4 flips + 3 x 1 x 2 sizes x 2 flips = 60 samples per epoch in 60 batches, "
+        in text
+    )
+    assert (
+        text.count("regularisation images") == 1
+        and "masks: 1 of 3" in text
+        and text.count("masks") == 1
+    )
 
 
 def test_images_are_counted_by_their_captions(tmp_path: Path) -> None:
-    for name, text in (("a", "one\ntwo\n"), ("b", "one"), ("c", "one\n\ntwo"), ("d", "")):
+    for name, text in (
+        ("a", "one\ntwo\n"),
+        ("b", "one"),
+        ("c", "one\n\ntwo"),
+        ("d", ""),
+    ):
         make_image(tmp_path / f"{name}.png", 64, 64)
         (tmp_path / f"{name}.txt").write_text(text)
     told = [
-        make_plan(scan_datasets([make_dataset(tmp_path, captions=captions)], None).folders, (64,)).render()
+        make_plan(
+            scan_datasets([make_dataset(tmp_path, captions=captions)], None).folders,
+            (64,),
+        ).render()
         for captions in ("lines", "one")
     ]
     assert "    captions: 2 with 1, 2 with 2; one is drawn at each use\n" in told[0]
     assert "    without caption: 1 of 4\n" in told[0] and "is drawn" not in told[1]
 
 
-def test_warnings_come_together_at_the_end_and_the_worst_crops_are_named(tmp_path: Path) -> None:
+def test_warnings_come_together_at_the_end_and_the_worst_crops_are_named(
+    tmp_path: Path,
+) -> None:
     for name, height in (("a", 64), ("b", 90), ("c", 70)):
         make_image(tmp_path / f"{name}.png", 64, height)
     folders = scan_datasets([make_dataset(tmp_path)], None).folders
-    lines = make_plan(folders, (64,), notes=("warning: first", "disk: 1 GB")).render().splitlines()
-    assert lines[-4:-1] == ["  disk: 1 GB", "  2 warnings:", lines[-2]] and lines[-1] == "  warning: first"
+    lines = (
+        make_plan(folders, (64,), notes=("warning: first", "disk: 1 GB"))
+        .render()
+        .splitlines()
+    )
+    assert (
+        lines[-4:-1] == ["  disk: 1 GB", "  2 warnings:", lines[-2]]
+        and lines[-1] == "  warning: first"
+    )
     # Each is cut to 64 x 64: (26 of 90 + 0 + 6 of 70) / 3.
-    assert "cropped to the buckets: 12.5% of an image on average, most of b.png 29%, c.png 9%. run.py lint" in lines[-2]
+    assert (
+        "cropped to the buckets: 12.5% of an image on average, most of b.png 29%, c.png 9%. run.py lint"
+        in lines[-2]
+    )
     (folder,) = folders
     small = replace(folder, samples=folder.samples[2:])
     assert (
@@ -182,7 +259,11 @@ def test_warnings_come_together_at_the_end_and_the_worst_crops_are_named(tmp_pat
 @pytest.mark.parametrize(
     ("counts", "batch_size", "note"),
     [
-        ({64: 5, 96: 3, 128: 3, 160: 1, 192: 1}, 100, "batches have 1 to 5 images, 2.6 on average"),
+        (
+            {64: 5, 96: 3, 128: 3, 160: 1, 192: 1},
+            100,
+            "batches have 1 to 5 images, 2.6 on average",
+        ),
         ({64: 40, 96: 1}, 100, "batches have 1 to 40 images, 20.5 on average"),
         ({64: 5, 96: 3}, 4, ""),
         ({64: 100}, 100, ""),
@@ -190,10 +271,13 @@ def test_warnings_come_together_at_the_end_and_the_worst_crops_are_named(tmp_pat
         ({}, 100, ""),
     ],
 )
-def test_a_batch_size_that_buckets_do_not_fill_is_told(counts: dict[int, int], batch_size: int, note: str) -> None:
+def test_a_batch_size_that_buckets_do_not_fill_is_told(
+    counts: dict[int, int], batch_size: int, note: str
+) -> None:
     items = [
         BucketedSample(
-            Sample(f"{side}-{number}.png", "", 1, Size(side, side), "x"), cover(Size(side, side), Size(side, side))
+            Sample(f"{side}-{number}.png", "", 1, Size(side, side), "x"),
+            cover(Size(side, side), Size(side, side)),
         )
         for side, count in counts.items()
         for number in range(count)

@@ -20,7 +20,16 @@ from toolkit.plan.step_time import DECODE_FLOP, ENCODE_FLOP, PassWork, RunWork, 
 
 FULL = {"gradient_checkpointing": "full"}
 SAVE = SaveSize(file=300, state=1500)
-PARTS = ["steps", "samples", "base images", "validation", "encoding", "saving", "loading", "compiling"]
+PARTS = [
+    "steps",
+    "samples",
+    "base images",
+    "validation",
+    "encoding",
+    "saving",
+    "loading",
+    "compiling",
+]
 
 
 def work_of(
@@ -32,14 +41,18 @@ def work_of(
 ) -> RunWork:
     job, groups = section(**parts), group_items(items or (item(),), held_out)
     memory = plan_memory(job, groups, Machine("cuda"), compiled=True)
-    found = run_work(job, groups, steps, lambda interval: sets if interval[0] else 1, memory, SAVE)
+    found = run_work(
+        job, groups, steps, lambda interval: sets if interval[0] else 1, memory, SAVE
+    )
     assert found is not None
     return found
 
 
 def flops(*works: PassWork) -> float:
     """Of products and attention."""
-    return sum(work.products + work.attention + work.attention_backward for work in works)
+    return sum(
+        work.products + work.attention + work.attention_backward for work in works
+    )
 
 
 def of_step(step: StepWork) -> float:
@@ -52,13 +65,18 @@ def of_tokens(found: Any) -> Any:
 
 
 def test_a_step_takes_the_operations_of_its_images_on_average() -> None:
-    """One with a reference at 1024 x 1024 takes 587 TFLOP with full checkpointing (tests/toolkit/memory/test_flops.py);
-    a preserved blank prompt has passes of its own."""
+    """One with a reference at 1024 x 1024 takes 587 TFLOP with full checkpointing
+    (tests/toolkit/memory/test_flops.py); a preserved blank prompt has passes of its
+    own."""
     one = work_of(train=FULL).step
     assert of_step(one) == of_tokens(587e12)
-    assert one.forward.kernels + one.backward.kernels == pytest.approx(60 * KERNELS_PER_BLOCK)
+    assert one.forward.kernels + one.backward.kernels == pytest.approx(
+        60 * KERNELS_PER_BLOCK
+    )
     small = work_of(item(256, references=0), train=FULL).step
-    mixed = work_of(item(repeats=3), item(256, references=0, repeats=1), train=FULL).step
+    mixed = work_of(
+        item(repeats=3), item(256, references=0, repeats=1), train=FULL
+    ).step
     assert of_step(mixed) == pytest.approx((3 * of_step(one) + of_step(small)) / 4)
     many = work_of(train=FULL | {"batch_size": 2, "gradient_accumulation": 3}).step
     assert of_step(many) == pytest.approx(6 * of_step(one))
@@ -76,13 +94,20 @@ def test_a_step_takes_the_operations_of_its_images_on_average() -> None:
 def test_nothing_is_known_of_a_job_without_images() -> None:
     job = section(train=FULL)
     memory = plan_memory(job, group_items([item()]), Machine("cuda"))
-    assert run_work(job, group_items([], [item()]), 1000, lambda interval: 1, memory, SAVE) is None
+    assert (
+        run_work(job, group_items([], [item()]), 1000, lambda interval: 1, memory, SAVE)
+        is None
+    )
 
 
 def test_a_small_step_waits_for_the_host() -> None:
     step, card = work_of(item(64, references=0), train=FULL).step, asked_card("B200")
-    assert step.seconds(card, compiled=False) == pytest.approx(60 * KERNELS_PER_BLOCK * 65e-6, rel=0.01)
-    assert step.seconds(card) == pytest.approx(0.2 * 60 * KERNELS_PER_BLOCK * 65e-6, rel=0.01)
+    assert step.seconds(card, compiled=False) == pytest.approx(
+        60 * KERNELS_PER_BLOCK * 65e-6, rel=0.01
+    )
+    assert step.seconds(card) == pytest.approx(
+        0.2 * 60 * KERNELS_PER_BLOCK * 65e-6, rel=0.01
+    )
 
 
 def test_the_optimizer_moves_its_state_and_the_average() -> None:
@@ -92,7 +117,10 @@ def test_the_optimizer_moves_its_state_and_the_average() -> None:
         "adamw": {"optimizer": "adamw"},
         "average": {"optimizer": "adamw", "ema_config": {"use_ema": True}},
     }.items()}  # fmt: skip
-    assert of["adamw"] - of["sgd"] == 2 * 8 * lora and of["average"] - of["adamw"] == 12 * lora
+    assert (
+        of["adamw"] - of["sgd"] == 2 * 8 * lora
+        and of["average"] - of["adamw"] == 12 * lora
+    )
 
 
 def sampled(**sample: Any) -> dict[str, Any]:
@@ -118,9 +146,16 @@ def test_images_of_the_base_model_are_samples_that_are_made_once() -> None:
 
     one = made(image).base_images
     assert one.convolutions == DECODE_FLOP * 512 * 512
-    assert flops(made(image, image._replace(guidance_scale=4.0)).base_images) == pytest.approx(3 * flops(one))
-    assert flops(made(image._replace(steps=20)).base_images) == pytest.approx(2 * flops(one))
-    assert made().base_images == PassWork() and made().parts(asked_card("H100"), compiled=True)["base images"] == 0
+    assert flops(
+        made(image, image._replace(guidance_scale=4.0)).base_images
+    ) == pytest.approx(3 * flops(one))
+    assert flops(made(image._replace(steps=20)).base_images) == pytest.approx(
+        2 * flops(one)
+    )
+    assert (
+        made().base_images == PassWork()
+        and made().parts(asked_card("H100"), compiled=True)["base images"] == 0
+    )
 
 
 def test_samples_are_passes_of_their_own_size_twice_with_guidance() -> None:
@@ -128,7 +163,11 @@ def test_samples_are_passes_of_their_own_size_twice_with_guidance() -> None:
     assert plain.pictures == 2 * (1 + 4), "a set before step 1 and four in the run"
     guided = work_of(train=FULL, **sampled(guidance_scale=4))
     assert guided.samples.products == pytest.approx(2 * plain.samples.products)
-    assert guided.samples.convolutions == plain.samples.convolutions == 10 * DECODE_FLOP * 1024**2
+    assert (
+        guided.samples.convolutions
+        == plain.samples.convolutions
+        == 10 * DECODE_FLOP * 1024**2
+    )
     assert guided.samples.attention_backward == 0
     # Each is a forward pass of an image without references.
     forward = work_of(item(references=0), train=FULL).step.forward
@@ -138,9 +177,14 @@ def test_samples_are_passes_of_their_own_size_twice_with_guidance() -> None:
 
 
 def test_no_sample_is_counted_that_is_not_drawn() -> None:
-    assert work_of(train=FULL | {"disable_sampling": True}, **sampled()).samples == PassWork()
+    assert (
+        work_of(train=FULL | {"disable_sampling": True}, **sampled()).samples
+        == PassWork()
+    )
     assert work_of(train=FULL).pictures == 0
-    assert work_of(train=FULL | {"skip_first_sample": True}, **sampled()).pictures == 2 * 4
+    assert (
+        work_of(train=FULL | {"skip_first_sample": True}, **sampled()).pictures == 2 * 4
+    )
     first = {"first_sample": {"samples": [{"prompt": "a bird"}]}}
     assert work_of(train=FULL, **sampled(), **first).pictures == 2 * 4 + 1
 
@@ -153,25 +197,43 @@ def test_each_way_of_deployment_is_drawn_too() -> None:
 
 
 def test_all_layers_count_in_steps_samples_and_encoding() -> None:
-    """Four layers at 640 x 640: six images in the transformer, five encoded, four decoded."""
+    """Four layers at 640 x 640: six images in the transformer, five encoded, four
+    decoded."""
 
     def layered(count: int) -> BucketedSample:
-        return item(640, references=0, layers=tuple(f"a_layer{index}.png" for index in range(count)))
+        return item(
+            640,
+            references=0,
+            layers=tuple(f"a_layer{index}.png" for index in range(count)),
+        )
 
-    sample = {"samples": [{"prompt": "a", "ctrl_img": "a.png"}], "sample_steps": 10, "layers": 4}
+    sample = {
+        "samples": [{"prompt": "a", "ctrl_img": "a.png"}],
+        "sample_steps": 10,
+        "layers": 4,
+    }
     parts = {
         "model": {"name_or_path": "Qwen/Qwen-Image-Layered"},
         "sample": sample | {"width": 640, "height": 640, "guidance_scale": 1},
         "train": FULL,
     }
     found, fewer = work_of(layered(4), **parts), work_of(layered(1), **parts)
-    assert found.step.forward.products == pytest.approx(6 / 3 * fewer.step.forward.products, rel=0.02)
-    assert found.step.forward.attention == pytest.approx(36 / 9 * fewer.step.forward.attention, rel=0.04)
+    assert found.step.forward.products == pytest.approx(
+        6 / 3 * fewer.step.forward.products, rel=0.02
+    )
+    assert found.step.forward.attention == pytest.approx(
+        36 / 9 * fewer.step.forward.attention, rel=0.04
+    )
     assert found.encoding.convolutions == 5 * ENCODE_FLOP * 640 * 640
     assert found.pictures == 1 + 4
     assert found.samples.convolutions == 5 * 4 * DECODE_FLOP * 640 * 640
-    assert found.samples.products == pytest.approx(5 * 10 * found.step.forward.products, rel=0.01)
-    keys = {times_key(section(**parts), group_items([layered(count)]), "H100") for count in (1, 4)}
+    assert found.samples.products == pytest.approx(
+        5 * 10 * found.step.forward.products, rel=0.01
+    )
+    keys = {
+        times_key(section(**parts), group_items([layered(count)]), "H100")
+        for count in (1, 4)
+    }
     assert [key.rpartition(", ")[2] for key in sorted(keys)] == ["1 layers", "4 layers"]
     assert "layers" not in times_key(section(), group_items([item()]), "H100")
 
@@ -181,23 +243,41 @@ def test_a_validation_is_forward_passes_and_the_edits() -> None:
     found = work_of(held_out=(item(), item()), train=FULL, **measured)
     # Before step 1 and four in the run, each of two images at four noise levels.
     forward = work_of(train=FULL).step.forward
-    assert found.validation.products == pytest.approx(5 * 2 * 4 * forward.products, rel=0.01)
-    edits = {"validation": {**measured["validation"], "edits": 1}, **sampled(), "sets": 4}
+    assert found.validation.products == pytest.approx(
+        5 * 2 * 4 * forward.products, rel=0.01
+    )
+    edits = {
+        "validation": {**measured["validation"], "edits": 1},
+        **sampled(),
+        "sets": 4,
+    }
     edited = work_of(held_out=(item(), item()), train=FULL, **edits)
     assert edited.validation.convolutions == 5 * DECODE_FLOP * 1024**2
-    assert edited.validation.products == pytest.approx(5 * (2 * 4 + 10) * forward.products, rel=0.01)
+    assert edited.validation.products == pytest.approx(
+        5 * (2 * 4 + 10) * forward.products, rel=0.01
+    )
 
 
 def test_all_images_and_captions_are_encoded_once() -> None:
-    found = work_of(item(repeats=40), item(512, references=0, repeats=1), held_out=(item(references=0),), train=FULL)
+    found = work_of(
+        item(repeats=40),
+        item(512, references=0, repeats=1),
+        held_out=(item(references=0),),
+        train=FULL,
+    )
     assert found.encoding.convolutions == ENCODE_FLOP * (2 * 1024**2 + 512**2 + 1024**2)
     assert 1e12 < found.encoding.products < 20e12
 
 
 def test_shuffled_captions_are_encoded_at_each_use() -> None:
     rules = CaptionRules(shuffle_tokens=True)
-    shuffled, kept = (work_of(item(rules=each), train=FULL).step.forward for each in (rules, CaptionRules()))
-    assert shuffled.products - kept.products == pytest.approx(work_of(train=FULL).encoding.products)
+    shuffled, kept = (
+        work_of(item(rules=each), train=FULL).step.forward
+        for each in (rules, CaptionRules())
+    )
+    assert shuffled.products - kept.products == pytest.approx(
+        work_of(train=FULL).encoding.products
+    )
 
 
 def test_saves_are_copied_and_the_last_one_is_waited_for() -> None:
@@ -232,8 +312,11 @@ def test_noise_levels_that_share_a_prefix_do_not_see_each_other() -> None:
 
 
 def test_the_single_stream_model_has_its_own_weights_per_token() -> None:
-    """13 D^2 in each of 32 blocks, all of which each token goes through; a LoRA of rank 16 in each layer."""
-    found = work_of(item(references=0), model={"name_or_path": "Qwen/Qwen-Image-2.1"}, train=FULL).step.forward
+    """13 D^2 in each of 32 blocks, all of which each token goes through; a LoRA of rank
+    16 in each layer."""
+    found = work_of(
+        item(references=0), model={"name_or_path": "Qwen/Qwen-Image-2.1"}, train=FULL
+    ).step.forward
     tokens = 4096 + 14
     assert found.products == pytest.approx(2 * 13 * 4096**2 * 32 * tokens, rel=0.02)
     assert found.attention == pytest.approx(4 * tokens**2 * 4096 * 32, rel=0.02)
@@ -259,20 +342,33 @@ def test_times_are_kept_by_what_changes_a_step() -> None:
     keys = [key(**change) for change in changes]
     keys += [key(item(512)), key(item(references=0)), key(item(references=3))]
     assert len({key(), *keys}) == 1 + len(keys)
-    assert key(item(repeats=40), item(repeats=3)) == key(item()), "how many images there are changes no step"
+    assert key(item(repeats=40), item(repeats=3)) == key(item()), (
+        "how many images there are changes no step"
+    )
 
 
 @pytest.mark.parametrize(
     ("card", "model", "side", "published"),
     [
-        ("RTX 5070 Ti", "Qwen/Qwen-Image-2.1", 1024, 3.93),  # anima_lora, project/qwen21_lora/report.md (2026-09-24)
-        ("RTX 5090", "Qwen/Qwen-Image-2512", 1328, 4.50),  # musubi-tuner, pull request 722, compiled
+        (
+            "RTX 5070 Ti",
+            "Qwen/Qwen-Image-2.1",
+            1024,
+            3.93,
+        ),  # anima_lora, project/qwen21_lora/report.md (2026-09-24)
+        (
+            "RTX 5090",
+            "Qwen/Qwen-Image-2512",
+            1328,
+            4.50,
+        ),  # musubi-tuner, pull request 722, compiled
     ],
 )
 def test_steps_on_other_cards_are_of_the_size_that_others_publish(
     card: str, model: str, side: int, published: float
 ) -> None:
-    """Not the same program, and another level of checkpointing perhaps: an error of the table would be a multiple."""
+    """Not the same program, and another level of checkpointing perhaps: an error of the
+    table would be a multiple."""
     quantized = {"name_or_path": model, "quantize": True, "qtype": "int8"}
     step = work_of(item(side, references=0), model=quantized, train=FULL).step
     assert step.seconds(asked_card(card)) == pytest.approx(published, rel=0.25)

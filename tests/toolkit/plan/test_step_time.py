@@ -9,7 +9,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.conftest import ROOT
-from tests.toolkit.plan.test_memory_plan_measured import INT4, OWN_TABLE, TEXT_TOKENS, job
+from tests.toolkit.plan.test_memory_plan_measured import (
+    INT4,
+    OWN_TABLE,
+    TEXT_TOKENS,
+    job,
+)
 from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.plan.cards import Card, asked_card
@@ -41,7 +46,9 @@ DEFAULT = Row(OWN_TABLE, "cheap")
 
 MICRO_STEPS = {
     "all `auto`, bf16: compiled, modulation table, `cheap` (a)": DEFAULT,
-    "all `auto`, bf16, no control image: compiled, `none` (a)": Row(OWN_TABLE, "none", references=0),
+    "all `auto`, bf16, no control image: compiled, `none` (a)": Row(
+        OWN_TABLE, "none", references=0
+    ),
     "bf16, `full`, compiled (a)": Row(NO_TABLE, "full"),
     "int4 weights, table, `full`, compiled (a, b)": Row(INT4, "full"),
     "bf16, `full`, eager": Row(NO_TABLE, "full", compiled=False, kernels=36_800),
@@ -69,22 +76,33 @@ NO_FIRST_STEP = {
 
 
 def table(heading: str) -> dict[str, tuple[float, float]]:
-    """Job -> the range of seconds in the first table under a heading of docs/measured.md."""
+    """Job -> the range of seconds in the first table under a heading of
+    docs/measured.md."""
     page = (ROOT / "docs" / "measured.md").read_text(encoding="utf-8")
     section = page.split(f"### {heading}\n", 1)[1]
     lines = re.findall(r"(?m)^\|.*\n(?:\|.*\n)+", section)[0].splitlines()[2:]
     found = {}
     for line in lines:
         name, seconds = [cell.strip() for cell in line.strip("|").split("|")][:2]
-        numbers = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", seconds.split(":")[0])]
+        numbers = [
+            float(number)
+            for number in re.findall(r"\d+(?:\.\d+)?", seconds.split(":")[0])
+        ]
         found[name] = (min(numbers), max(numbers))
     return found
 
 
 def groups_of(references: int) -> tuple[ItemGroup, ...]:
     """One image of 1024 x 1024 with as many text tokens as were measured."""
-    side, facts = Size(1024, 1024), FAMILY.footprint(job(NO_TABLE, "full").model.folder())
-    letters = TEXT_TOKENS[references] - facts.text_tokens - references * facts.text_tokens_per_reference
+    side, facts = (
+        Size(1024, 1024),
+        FAMILY.footprint(job(NO_TABLE, "full").model.folder()),
+    )
+    letters = (
+        TEXT_TOKENS[references]
+        - facts.text_tokens
+        - references * facts.text_tokens_per_reference
+    )
     caption = "x" * LETTERS_PER_TOKEN * letters
     sample = Sample("a.png", caption, 1, side, ".", ("b.png",) * references)
     return group_items([BucketedSample(sample, ResizeCrop(side, 0, 0, side))])
@@ -93,7 +111,14 @@ def groups_of(references: int) -> tuple[ItemGroup, ...]:
 def work_of(row: Row, **model: Any) -> RunWork:
     section, groups = job(row.model | model, row.level), groups_of(row.references)
     memory = plan_memory(section, groups, Machine("cuda"), compiled=row.compiled)
-    found = run_work(section, groups, 1000, lambda interval: 4, memory, SaveSize(300_000_000, 1_500_000_000))
+    found = run_work(
+        section,
+        groups,
+        1000,
+        lambda interval: 4,
+        memory,
+        SaveSize(300_000_000, 1_500_000_000),
+    )
     assert found is not None
     return found
 
@@ -104,7 +129,9 @@ def step_of(row: Row) -> StepWork:
     if row.kernels is None:
         return step
     launched = row.kernels * MICRO_BATCHES
-    forward, backward = (replace(each, kernels=launched / 2) for each in (step.forward, step.backward))
+    forward, backward = (
+        replace(each, kernels=launched / 2) for each in (step.forward, step.backward)
+    )
     return replace(step, forward=forward, backward=backward)
 
 
@@ -115,12 +142,17 @@ def close_to(measured: tuple[float, float]) -> Any:
 @pytest.mark.parametrize("name", MICRO_STEPS)
 def test_a_micro_step_is_within_15_percent_of_the_measured_one(name: str) -> None:
     row, measured = MICRO_STEPS[name], table("Speed and memory")[name]
-    assert step_of(row).seconds(H100, row.compiled) / MICRO_BATCHES == close_to(measured)
+    assert step_of(row).seconds(H100, row.compiled) / MICRO_BATCHES == close_to(
+        measured
+    )
 
 
 def test_each_row_with_a_time_is_compared_or_has_a_reason() -> None:
     assert set(table("Speed and memory")) == MICRO_STEPS.keys() | NOT_COVERED.keys()
-    assert set(table("Time to the first step")) == FIRST_STEPS.keys() | NO_FIRST_STEP.keys()
+    assert (
+        set(table("Time to the first step"))
+        == FIRST_STEPS.keys() | NO_FIRST_STEP.keys()
+    )
 
 
 @pytest.mark.parametrize("name", FIRST_STEPS)
@@ -134,24 +166,34 @@ def test_the_first_step_comes_within_15_percent_of_the_measured_time(name: str) 
 
 
 def test_the_parts_of_the_default_are_within_15_percent() -> None:
-    """Rows of "The 1.03 seconds of the default", in seconds of the GPU; 283 ms of the products are the frozen ones'."""
+    """Rows of "The 1.03 seconds of the default", in seconds of the GPU; 283 ms of the
+    products are the frozen ones'."""
     step = work_of(DEFAULT).step
     both = (step.forward + step.backward).times(1 / MICRO_BATCHES)
     only = {
         "attention, forward": (PassWork(attention=both.attention), 0.097),
-        "attention, backward": (PassWork(attention_backward=both.attention_backward), 0.252),
+        "attention, backward": (
+            PassWork(attention_backward=both.attention_backward),
+            0.252,
+        ),
         "frozen products": (PassWork(products=both.products), 0.283),
-        "products of the LoRA, elementwise kernels, copies": (PassWork(moved=both.moved), 0.190 + 0.170 + 0.036),
+        "products of the LoRA, elementwise kernels, copies": (
+            PassWork(moved=both.moved),
+            0.190 + 0.170 + 0.036,
+        ),
     }
     for name, (part, measured) in only.items():
         assert part.busy_seconds(H100) == pytest.approx(measured, rel=CLOSE), name
 
 
 def test_an_eager_step_keeps_the_gpu_busy_as_long_as_measured() -> None:
-    """1.57 s of 2.40 (docs/measured.md): the rest of the time it waited for the host."""
+    """1.57 s of 2.40 (docs/measured.md): the rest of the time it waited for the
+    host."""
     step = work_of(Row(NO_TABLE, "full", compiled=False)).step
     busy = (step.forward + step.backward).busy_seconds(H100, compiled=False)
-    assert busy / MICRO_BATCHES == pytest.approx(1.57, rel=0.05), "without EAGER it would be 13 % less"
+    assert busy / MICRO_BATCHES == pytest.approx(1.57, rel=0.05), (
+        "without EAGER it would be 13 % less"
+    )
 
 
 def slow_bus() -> Card:
@@ -159,29 +201,51 @@ def slow_bus() -> Card:
 
 
 def test_swapped_blocks_take_the_bus_twice_and_are_hidden_by_a_fast_one() -> None:
-    """A third of the int4 blocks of 0.12 GB each, in the forward and in the backward pass of both micro-batches."""
-    swapped, none = (work_of(Row(INT4, "full"), blocks_to_swap=count).step for count in (20, 0))
+    """A third of the int4 blocks of 0.12 GB each, in the forward and in the backward
+    pass of both micro-batches."""
+    swapped, none = (
+        work_of(Row(INT4, "full"), blocks_to_swap=count).step for count in (20, 0)
+    )
     blocks = 20 / 60 * 0.53 * (20_384_317_440 - 6_794_772_480)
-    assert swapped.forward.bus == swapped.backward.bus == pytest.approx(MICRO_BATCHES * blocks)
+    assert (
+        swapped.forward.bus
+        == swapped.backward.bus
+        == pytest.approx(MICRO_BATCHES * blocks)
+    )
     assert swapped.seconds(H100) == none.seconds(H100)
     at_least = 2 * MICRO_BATCHES * blocks / (0.8 * 1.969e9)
-    assert swapped.seconds(slow_bus()) == pytest.approx(at_least, rel=0.02) and at_least > none.seconds(H100)
+    assert swapped.seconds(slow_bus()) == pytest.approx(
+        at_least, rel=0.02
+    ) and at_least > none.seconds(H100)
 
 
 def test_offloaded_activations_take_the_bus_too() -> None:
-    offloaded, kept = (work_of(Row(INT4, level)).step for level in ("full_offload", "full"))
+    offloaded, kept = (
+        work_of(Row(INT4, level)).step for level in ("full_offload", "full")
+    )
     inputs = MICRO_BATCHES * 60 * 8472 * 3072 * 2
-    assert offloaded.backward.bus == pytest.approx(inputs, rel=0.01) and kept.backward.bus == 0
+    assert (
+        offloaded.backward.bus == pytest.approx(inputs, rel=0.01)
+        and kept.backward.bus == 0
+    )
 
 
-def test_what_waits_while_a_block_is_computed_again_takes_the_bus_there_and_back() -> None:
-    """22.1 units of a LoRA; 40 % of what comes back is waited for, whatever else is done."""
+def test_what_waits_while_a_block_is_computed_again_takes_the_bus_there_and_back() -> (
+    None
+):
+    """22.1 units of a LoRA; 40 % of what comes back is waited for, whatever else is
+    done."""
     row = Row(INT4, "block_offload", compiled=False)
     offloaded, full = work_of(row).step, work_of(Row(INT4, "full", compiled=False)).step
     unit = MICRO_BATCHES * 60 * 8472 * 3072 * 2
     awaited = 0.4 * 22.1 * unit
-    assert offloaded.backward.awaited == pytest.approx(awaited, rel=0.01) and full.backward.awaited == 0
-    assert offloaded.backward.bus == pytest.approx((1 + 2 * 22.1) * unit - awaited, rel=0.01)
+    assert (
+        offloaded.backward.awaited == pytest.approx(awaited, rel=0.01)
+        and full.backward.awaited == 0
+    )
+    assert offloaded.backward.bus == pytest.approx(
+        (1 + 2 * 22.1) * unit - awaited, rel=0.01
+    )
     assert offloaded.forward == full.forward
     more = offloaded.seconds(H100, compiled=False) - full.seconds(H100, compiled=False)
     assert more >= 0.99 * awaited / (0.8 * 1e9 * H100.bus_gb_s)
@@ -189,15 +253,20 @@ def test_what_waits_while_a_block_is_computed_again_takes_the_bus_there_and_back
 
 def test_recomputation_costs_what_it_computes_again() -> None:
     none, cheap, attention, full = (
-        work_of(Row(OWN_TABLE, level)).step.seconds(H100) for level in ("none", "cheap", "keep_attention", "full")
+        work_of(Row(OWN_TABLE, level)).step.seconds(H100)
+        for level in ("none", "cheap", "keep_attention", "full")
     )
     assert none < cheap < attention < full < 1.5 * none
 
 
 def test_a_quantized_layer_is_unpacked_in_each_pass() -> None:
-    int4, bf16 = (work_of(Row(model, "full")).step.forward for model in (INT4, OWN_TABLE))
+    int4, bf16 = (
+        work_of(Row(model, "full")).step.forward for model in (INT4, OWN_TABLE)
+    )
     weights = 20_384_317_440 - 6_794_772_480
-    assert int4.weights - bf16.weights == pytest.approx(MICRO_BATCHES * (0.53 + 2) * weights)
+    assert int4.weights - bf16.weights == pytest.approx(
+        MICRO_BATCHES * (0.53 + 2) * weights
+    )
     assert int4.products == bf16.products
 
 

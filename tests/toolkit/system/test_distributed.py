@@ -1,4 +1,5 @@
-"""Who is who among the processes of a run, what they exchange, and how they learn that one is gone."""
+"""Who is who among the processes of a run, what they exchange, and how they learn that
+one is gone."""
 
 from __future__ import annotations
 
@@ -29,8 +30,14 @@ def test_alone_nothing_is_exchanged() -> None:
     process_group.all_reduce_sum([tensor])
     process_group.broadcast([tensor])
     process_group.assert_equal_across_ranks({"it": 1})
-    assert process_group.all_gather_object("a") == ["a"] and process_group.any(True) and not process_group.any(False)
-    assert process_group.run_on_rank0_and_broadcast(lambda: 5) == 5 and torch.equal(tensor, torch.ones(2))
+    assert (
+        process_group.all_gather_object("a") == ["a"]
+        and process_group.any(True)
+        and not process_group.any(False)
+    )
+    assert process_group.run_on_rank0_and_broadcast(lambda: 5) == 5 and torch.equal(
+        tensor, torch.ones(2)
+    )
     assert process_group.device(torch.device("cpu")) == torch.device("cpu")
 
 
@@ -47,7 +54,9 @@ def exchange(process_group: ProcessGroup) -> dict:
     return {
         "gathered": process_group.all_gather_object(("rank", process_group.rank)),
         "any": (process_group.any(process_group.rank == 1), process_group.any(False)),
-        "made": process_group.run_on_rank0_and_broadcast(lambda: f"by {process_group.rank}"),
+        "made": process_group.run_on_rank0_and_broadcast(
+            lambda: f"by {process_group.rank}"
+        ),
         "sums": [tensor.tolist() for tensor in tensors],
         "first": first[0].item(),
         "done": done,
@@ -59,15 +68,23 @@ def test_all_processes_see_the_same() -> None:
     assert first.pop("done") == [0] and second.pop("done") == []
     assert first == second
     assert first["gathered"] == [("rank", 0), ("rank", 1)]
-    assert first["any"] == (True, False) and first["made"] == "by 0" and first["first"] == 0.0
+    assert (
+        first["any"] == (True, False)
+        and first["made"] == "by 0"
+        and first["first"] == 0.0
+    )
     assert first["sums"][0] == [3.0] * 3
 
 
-def test_tensors_beyond_one_bucket_are_all_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_beyond_one_bucket_are_all_added_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("toolkit.system.distributed.BUCKET_BYTES", 8)
 
     def work(process_group: ProcessGroup) -> list:
-        tensors = [torch.full((size,), 1.0 + process_group.rank) for size in (1, 3, 2, 1)]
+        tensors = [
+            torch.full((size,), 1.0 + process_group.rank) for size in (1, 3, 2, 1)
+        ]
         process_group.all_reduce_sum(tensors)
         return [tensor.tolist() for tensor in tensors]
 
@@ -81,10 +98,15 @@ def test_the_first_process_collects_the_rows_of_all(dtype: torch.dtype | None) -
     def work(process_group: ProcessGroup) -> tuple:
         shard = RowShard.of(whole.shape, process_group.rank, process_group.world_size)
         found = (
-            process_group.gather_to_rank0(whole[shard.start : shard.stop], shard, dtype),
+            process_group.gather_to_rank0(
+                whole[shard.start : shard.stop], shard, dtype
+            ),
             process_group.gather_to_rank0(torch.ones(2)),
         )
-        return tuple(None if tensor is None else (tensor.tolist(), tensor.dtype) for tensor in found)
+        return tuple(
+            None if tensor is None else (tensor.tolist(), tensor.dtype)
+            for tensor in found
+        )
 
     expected = whole.to(dtype or torch.float32)
     first, *others = in_processes(3, work)
@@ -107,7 +129,10 @@ def test_what_differs_is_named_with_its_process() -> None:
         ),
     )
     assert all(isinstance(error, RunError) for error in errors)
-    assert "the seed is not the same in all processes: 7 in process 0, 8 in process 2" in str(errors[0])
+    assert (
+        "the seed is not the same in all processes: 7 in process 0, 8 in process 2"
+        in str(errors[0])
+    )
 
 
 def test_who_is_killed_is_missed_at_the_next_exchange() -> None:
@@ -156,19 +181,25 @@ ADVICE = "Use less of everything."
 
 OUT_OF_MEMORY = {
     "torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 MiB."),
-    "NCCL": dist.DistBackendError("NCCL error. Last error:\nCuda failure 2 'out of memory'"),
+    "NCCL": dist.DistBackendError(
+        "NCCL error. Last error:\nCuda failure 2 'out of memory'"
+    ),
 }
 
 
 @pytest.mark.parametrize(
     ("function", "error"),
-    [("torch.distributed.all_reduce", OUT_OF_MEMORY["NCCL"]), ("torch.cat", OUT_OF_MEMORY["torch"])],
+    [
+        ("torch.distributed.all_reduce", OUT_OF_MEMORY["NCCL"]),
+        ("torch.cat", OUT_OF_MEMORY["torch"]),
+    ],
     ids=["exchange", "before it"],
 )
 def test_a_process_that_runs_out_of_memory_says_so_with_advice_and_the_others_repeat_it(
     monkeypatch: pytest.MonkeyPatch, function: str, error: RuntimeError
 ) -> None:
-    """The second process has no memory for an exchange, or for what is put together for one."""
+    """The second process has no memory for an exchange, or for what is put together for
+    one."""
 
     def fail(*_: object, **__: object) -> NoReturn:
         raise error
@@ -177,7 +208,11 @@ def test_a_process_that_runs_out_of_memory_says_so_with_advice_and_the_others_re
         process_group.oom_hint = lambda: ADVICE
         if not process_group.is_main_process:
             monkeypatch.setattr(function, fail)
-        return leave_together(process_group, [None, None], lambda: process_group.all_reduce_sum([torch.ones(2)]))
+        return leave_together(
+            process_group,
+            [None, None],
+            lambda: process_group.all_reduce_sum([torch.ones(2)]),
+        )
 
     first, second = in_processes(2, work)
     message = f"out of memory in an exchange with the other processes. {ADVICE}"
@@ -186,9 +221,12 @@ def test_a_process_that_runs_out_of_memory_says_so_with_advice_and_the_others_re
 
 
 def leave_together(
-    process_group: ProcessGroup, errors: list[BaseException | None], work: Callable[[], object] = lambda: None
+    process_group: ProcessGroup,
+    errors: list[BaseException | None],
+    work: Callable[[], object] = lambda: None,
 ) -> tuple[int | None, list[str]]:
-    """Exit code and what was shown, when each process ends by its own of `errors`, or by what `work` raises."""
+    """Exit code and what was shown, when each process ends by its own of `errors`, or
+    by what `work` raises."""
     shown: list[str] = []
 
     def report(error: BaseException) -> int:
@@ -203,7 +241,8 @@ def leave_together(
             process_group.all_gather_object("going on")
     except SystemExit as leaving:
         if process_group.is_main_process:
-            # About as long as an interpreter takes to exit: the store of the others ends with this process.
+            # About as long as an interpreter takes to exit: the store of the others
+            # ends with this process.
             time.sleep(0.4)
         return leaving.code, shown
     return 0, shown
@@ -216,13 +255,16 @@ def test_the_first_process_repeats_why_another_one_failed() -> None:
 
 
 def test_a_mistake_that_all_find_is_shown_once() -> None:
-    ends = in_processes(2, leave_together, [UserError("no such key"), UserError("no such key")])
+    ends = in_processes(
+        2, leave_together, [UserError("no such key"), UserError("no such key")]
+    )
     assert [code for code, _ in ends] == [2, 2]
     assert sorted(len(shown) for _, shown in ends) == [0, 1]
 
 
 def test_a_rank_that_finds_the_mistake_later_does_not_show_it_again() -> None:
-    """The store is in rank 0, and ends with it: it waits for the others, which read there that it has reported."""
+    """The store is in rank 0, and ends with it: it waits for the others, which read
+    there that it has reported."""
 
     def work(process_group: ProcessGroup) -> tuple[int | None, list[str]]:
         time.sleep(0.8 * process_group.rank)
@@ -231,7 +273,9 @@ def test_a_rank_that_finds_the_mistake_later_does_not_show_it_again() -> None:
     assert in_processes(2, work, connected=False) == [(2, ["no such key"]), (2, [])]
 
 
-def test_a_rank_that_is_killed_before_all_are_connected_is_not_waited_for_long(monkeypatch) -> None:
+def test_a_rank_that_is_killed_before_all_are_connected_is_not_waited_for_long(
+    monkeypatch,
+) -> None:
     monkeypatch.setattr(distributed, "SHUTDOWN_GRACE_S", 0.5)
 
     def work(process_group: ProcessGroup) -> tuple[int | None, list[str]]:
@@ -243,7 +287,9 @@ def test_a_rank_that_is_killed_before_all_are_connected_is_not_waited_for_long(m
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_the_interpreter_closes_changes_nothing(number: signal.Signals) -> None:
+def test_a_signal_while_the_interpreter_closes_changes_nothing(
+    number: signal.Signals,
+) -> None:
     program = (
         "import atexit, signal\n"
         "from toolkit.system import distributed, signals\n"
@@ -251,7 +297,9 @@ def test_a_signal_while_the_interpreter_closes_changes_nothing(number: signal.Si
         f"atexit.register(signal.raise_signal, {int(number)})\n"
         "distributed.exit_process(0)\n"
     )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
     assert (ended.returncode, ended.stderr) == (0, "")
 
 

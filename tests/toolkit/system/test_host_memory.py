@@ -42,7 +42,9 @@ print(full - before, anonymous_mib() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux")
 def test_freed_tensors_are_given_back() -> None:
     command = [sys.executable, "-c", IN_A_FRESH_PROCESS]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert result.returncode == 0, result.stderr
     grown, left = map(int, result.stdout.split())
     assert grown > 70
@@ -54,7 +56,9 @@ def test_a_system_without_the_call_is_no_error(monkeypatch: pytest.MonkeyPatch) 
     host_memory.malloc_trim()
 
 
-def test_free_memory_is_what_the_system_has_or_a_containers_limit(tmp_path: Path, monkeypatch) -> None:
+def test_free_memory_is_what_the_system_has_or_a_containers_limit(
+    tmp_path: Path, monkeypatch
+) -> None:
     meminfo, limit, used = (tmp_path / name for name in ("meminfo", "max", "current"))
     meminfo.write_text("MemTotal:       2000 kB\nMemAvailable:   1000 kB\n")
     assert host_memory._available(meminfo) == 1000 * 1024
@@ -85,5 +89,7 @@ def test_free_memory_is_what_the_system_has_or_a_containers_limit(tmp_path: Path
 def test_pinned_memory_is_rounded_up_to_the_limit_and_exact_above(
     size: int, pinned: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host_memory, "pins_exactly", lambda: True)  # as with PyTorch 2.13
+    monkeypatch.setattr(
+        host_memory, "pins_exactly", lambda: True
+    )  # as with PyTorch 2.13
     assert host_memory.pinned_bytes(size) == pinned

@@ -32,25 +32,52 @@ LARGE = ACCIDENTAL_CPU_LIMIT + 1
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        (replace(WELL, torch_cuda=None), ["PyTorch is a build for the CPU", "requirements.txt"]),
-        (replace(WELL, driver="570.10"), ["driver 570.10 is too old", "CUDA 13.0", "driver 580 or newer"]),
-        (replace(WELL, driver="520.1", torch_cuda="12.8"), ["driver 520.1 is too old", "driver 525 or newer"]),
-        (replace(WELL, driver="580.1", torch_cuda="14.0", devices=0), ["580.1 is loaded and offers no GPU"]),
+        (
+            replace(WELL, torch_cuda=None),
+            ["PyTorch is a build for the CPU", "requirements.txt"],
+        ),
+        (
+            replace(WELL, driver="570.10"),
+            ["driver 570.10 is too old", "CUDA 13.0", "driver 580 or newer"],
+        ),
+        (
+            replace(WELL, driver="520.1", torch_cuda="12.8"),
+            ["driver 520.1 is too old", "driver 525 or newer"],
+        ),
+        (
+            replace(WELL, driver="580.1", torch_cuda="14.0", devices=0),
+            ["580.1 is loaded and offers no GPU"],
+        ),
         (replace(WELL, visible=""), ["CUDA_VISIBLE_DEVICES='' hides every GPU"]),
         (replace(WELL, visible="-1"), ["CUDA_VISIBLE_DEVICES='-1' hides every GPU"]),
-        (replace(WELL, devices=0, in_container=True), ["container was started without a GPU", "docker run --gpus all"]),
+        (
+            replace(WELL, devices=0, in_container=True),
+            ["container was started without a GPU", "docker run --gpus all"],
+        ),
         (replace(NOTHING, in_container=True), ["container was started without a GPU"]),
-        (replace(NOTHING, on_bus=True), ["an NVIDIA GPU is there and no driver is loaded", "driver 580"]),
+        (
+            replace(NOTHING, on_bus=True),
+            ["an NVIDIA GPU is there and no driver is loaded", "driver 580"],
+        ),
         (NOTHING, ["this machine has no NVIDIA GPU"]),
     ],
 )
-def test_the_likely_cause_is_one_sentence_with_a_remedy(facts: NvidiaFacts, words: list[str]) -> None:
+def test_the_likely_cause_is_one_sentence_with_a_remedy(
+    facts: NvidiaFacts, words: list[str]
+) -> None:
     cause = likely_cause(facts)
     assert all(word in cause for word in words), cause
     assert cause.endswith(".") and "\n" not in cause and ":" in cause
 
 
-@pytest.mark.parametrize("facts", [WELL, replace(WELL, visible="1"), replace(WELL, driver="525.1", torch_cuda="12.8")])
+@pytest.mark.parametrize(
+    "facts",
+    [
+        WELL,
+        replace(WELL, visible="1"),
+        replace(WELL, driver="525.1", torch_cuda="12.8"),
+    ],
+)
 def test_nothing_is_said_against_a_machine_that_is_well(facts: NvidiaFacts) -> None:
     assert likely_cause(facts) == ""
 
@@ -77,7 +104,11 @@ def test_only_a_large_model_without_a_device_that_is_not_meant_for_the_cpu_is_re
 ) -> None:
     message = why_no_device_here(device, model_bytes, facts)
     assert bool(message) is refused
-    assert not refused or (f"device: {device}: " in message and "2 GB" in message and "'device: cpu'" in message)
+    assert not refused or (
+        f"device: {device}: " in message
+        and "2 GB" in message
+        and "'device: cpu'" in message
+    )
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there torch has to be asked")
@@ -117,7 +148,8 @@ def test_a_machine_without_a_gpu_is_offered_the_small_model(
 def test_a_dry_run_says_what_becomes_of_a_device_that_is_not_there(
     device: str, facts: NvidiaFacts, is_refused: bool, is_cpu: bool
 ) -> None:
-    """Of a small model: a chosen device is refused; cuda:0 is the CPU, which the plan says."""
+    """Of a small model: a chosen device is refused; cuda:0 is the CPU, which the plan
+    says."""
     assert bool(why_no_device_here(device, 0, facts)) is is_refused
     assert bool(line := cpu_instead_here(device, facts)) is is_cpu
     assert not is_cpu or (f"device: {device}: " in line and "the CPU is used" in line)
@@ -144,7 +176,9 @@ def test_the_facts_of_this_machine_agree_with_torch() -> None:
 def test_16_bits_are_those_that_the_gpu_has(
     facts: NvidiaFacts, capability: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nvidia, "ask_nvml", lambda: ("580.1", [Gpu("", 9, 0), Gpu("", capability, 0)]))
+    monkeypatch.setattr(
+        nvidia, "ask_nvml", lambda: ("580.1", [Gpu("", 9, 0), Gpu("", capability, 0)])
+    )
     name, reason = half_precision(facts)
     assert name == expected and reason.startswith(f"{expected} is used: ")
 
@@ -153,7 +187,9 @@ def test_what_the_driver_says_agrees_with_torch() -> None:
     import torch
 
     devices = range(torch.cuda.device_count())
-    assert [gpu.capability for gpu in ask_nvml()[1]] == [torch.cuda.get_device_capability(i)[0] for i in devices]
+    assert [gpu.capability for gpu in ask_nvml()[1]] == [
+        torch.cuda.get_device_capability(i)[0] for i in devices
+    ]
 
 
 @pytest.mark.parametrize(
@@ -197,11 +233,15 @@ class Nvml:
         handle._obj.value = 100 + index.value
         return 0
 
-    def nvmlDeviceGetName(self, handle: ctypes.c_void_p, name: Any, size: object) -> int:
+    def nvmlDeviceGetName(
+        self, handle: ctypes.c_void_p, name: Any, size: object
+    ) -> int:
         name.value = f"GPU {(handle.value or 0) - 100}".encode()
         return 0
 
-    def nvmlDeviceGetCudaComputeCapability(self, handle: ctypes.c_void_p, major: Any, minor: Any) -> int:
+    def nvmlDeviceGetCudaComputeCapability(
+        self, handle: ctypes.c_void_p, major: Any, minor: Any
+    ) -> int:
         major._obj.value = (handle.value or 0) - 93
         return 0
 
@@ -215,10 +255,14 @@ class Nvml:
         return 0 if handle.value == 101 else 3
 
 
-def test_everything_the_driver_says_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_the_driver_says_is_read_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(ctypes, "CDLL", Nvml)
     driver, gpus = ask_nvml()
-    assert driver == "580.1" and gpus[1] == Gpu("GPU 1", 8, 10_100_000_000, 2_525_000_000, 72)
+    assert driver == "580.1" and gpus[1] == Gpu(
+        "GPU 1", 8, 10_100_000_000, 2_525_000_000, 72
+    )
     assert gpus[2].load is None  # a virtual GPU, say
     assert read_facts().devices == 4 and least_memory() == 10_100_000_000
     assert half_precision(replace(WELL, devices=4))[0] == "float16"

@@ -9,15 +9,23 @@ from toolkit.system.read_ahead import loaded_ahead, thread_map
 
 @pytest.mark.parametrize("at_once", [1, 7, 1000])
 @pytest.mark.parametrize("count", [0, 1, 50])
-def test_what_is_found_comes_in_the_order_of_the_things(count: int, at_once: int) -> None:
-    assert list(thread_map(lambda number: number**2, range(count), at_once)) == [n**2 for n in range(count)]
+def test_what_is_found_comes_in_the_order_of_the_things(
+    count: int, at_once: int
+) -> None:
+    assert list(thread_map(lambda number: number**2, range(count), at_once)) == [
+        n**2 for n in range(count)
+    ]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_workers_change_neither_order_nor_results_and_their_errors_reach_the_caller(workers: int) -> None:
+def test_workers_change_neither_order_nor_results_and_their_errors_reach_the_caller(
+    workers: int,
+) -> None:
     def load(number: int) -> tuple[int, bool]:
         time.sleep(0.002 * (number % 3))
-        return 60 // (20 - number), threading.current_thread() is threading.main_thread()
+        return 60 // (
+            20 - number
+        ), threading.current_thread() is threading.main_thread()
 
     found = list(loaded_ahead(load, range(20), workers))
     assert found == [(60 // (20 - number), workers == 0) for number in range(20)]

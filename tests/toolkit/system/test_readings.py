@@ -29,7 +29,11 @@ def test_the_gpu_is_asked_for_memory_and_clock(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(readings, "gpu_clock", lambda device: (1800, ("temperature",)))
     monkeypatch.setattr(readings, "_shares_gpu_memory", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 4))
-    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {"num_alloc_retries": 5})
-    assert read_machine(torch.device("cuda:0")) == Reading(1, 2, 0.0, 3.0, 5, 0.25, True, 1800, ("temperature",))
+    monkeypatch.setattr(
+        torch.cuda, "memory_stats", lambda device: {"num_alloc_retries": 5}
+    )
+    assert read_machine(torch.device("cuda:0")) == Reading(
+        1, 2, 0.0, 3.0, 5, 0.25, True, 1800, ("temperature",)
+    )
     on_cpu = read_machine(torch.device("cpu"))
     assert on_cpu.cpu_s > 0 and replace(on_cpu, cpu_s=0.0) == Reading(1, 2, 0.0, 3.0)

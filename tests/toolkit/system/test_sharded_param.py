@@ -1,4 +1,5 @@
-"""Which rows of a weight a process has, and that training them is training the weight."""
+"""Which rows of a weight a process has, and that training them is training the
+weight."""
 
 from __future__ import annotations
 
@@ -35,7 +36,10 @@ def test_rows_are_dealt_out_as_torch_cuts(rows: int, size: int) -> None:
 def test_a_plain_parameter_is_all_here() -> None:
     parameter = nn.Parameter(torch.ones(2, 2))
     assert not is_sharded(parameter)
-    assert local_rows(parameter).data_ptr() == parameter.data_ptr() and not local_rows(parameter).requires_grad
+    assert (
+        local_rows(parameter).data_ptr() == parameter.data_ptr()
+        and not local_rows(parameter).requires_grad
+    )
 
 
 def test_the_rows_of_each_process_are_trained_in_place() -> None:
@@ -44,12 +48,19 @@ def test_the_rows_of_each_process_are_trained_in_place() -> None:
     def work(process_group: ProcessGroup) -> tuple:
         layer = nn.Linear(2, 4, bias=False)
         nn.init.constant_(layer.weight, 1.0)
-        shard_block_fn(torch.device("cpu"), torch.float32, process_group.world_size, process_group.run_collective)(
-            layer, "block"
-        )
+        shard_block_fn(
+            torch.device("cpu"),
+            torch.float32,
+            process_group.world_size,
+            process_group.run_collective,
+        )(layer, "block")
         assert is_sharded(layer.weight)
         rows = local_shard_parameter(layer.weight.requires_grad_(True))
-        assert rows.data_ptr() == local_rows(layer.weight).data_ptr() and rows.is_leaf and rows.requires_grad
+        assert (
+            rows.data_ptr() == local_rows(layer.weight).data_ptr()
+            and rows.is_leaf
+            and rows.requires_grad
+        )
         for _ in range(2):
             layer(torch.ones(1, 2)).sum().backward()
         gradient = rows.grad.tolist()
@@ -57,7 +68,12 @@ def test_the_rows_of_each_process_are_trained_in_place() -> None:
         rows.grad = None
         layer(torch.ones(1, 2)).sum().backward()
         shard = shard_of(layer.weight)
-        return (shard.start, shard.stop), gradient, layer(torch.ones(1, 2)).tolist(), rows.grad.tolist()
+        return (
+            (shard.start, shard.stop),
+            gradient,
+            layer(torch.ones(1, 2)).tolist(),
+            rows.grad.tolist(),
+        )
 
     after = [[2 * (1 - 0.5 * 6)] * 4]
     assert in_processes(3, work) == [

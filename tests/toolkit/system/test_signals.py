@@ -13,13 +13,19 @@ import pytest
 from toolkit.errors import EXIT_SIGINT, EXIT_SIGTERM, Interrupted
 from toolkit.system import signals
 
-SIGNALS = [(signal.SIGINT, EXIT_SIGINT), (signal.SIGTERM, EXIT_SIGTERM), (signal.SIGHUP, EXIT_SIGTERM)]
+SIGNALS = [
+    (signal.SIGINT, EXIT_SIGINT),
+    (signal.SIGTERM, EXIT_SIGTERM),
+    (signal.SIGHUP, EXIT_SIGTERM),
+]
 
 
 @pytest.fixture(autouse=True)
 def installed() -> Iterator[None]:
     of_parent = [signals.PARENT_GONE] if signals.PARENT_GONE is not None else []
-    before = {number: signal.getsignal(number) for number in (*signals.EXIT_CODES, *of_parent)}
+    before = {
+        number: signal.getsignal(number) for number in (*signals.EXIT_CODES, *of_parent)
+    }
     hook = sys.unraisablehook
     signals.install()
     yield
@@ -36,8 +42,13 @@ def test_a_signal_stops_at_once_by_default(number: int, code: int) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
-def test_the_first_signal_is_only_recorded_while_deferred_and_the_second_stops_at_once(number: int, code: int) -> None:
-    with signals.defer_signals() as request, signals.defer_signals():  # the inner block shares the request
+def test_the_first_signal_is_only_recorded_while_deferred_and_the_second_stops_at_once(
+    number: int, code: int
+) -> None:
+    with (
+        signals.defer_signals() as request,
+        signals.defer_signals(),
+    ):  # the inner block shares the request
         assert not request.requested
         signal.raise_signal(number)
         assert request.requested and request.exit_code == code
@@ -48,7 +59,9 @@ def test_the_first_signal_is_only_recorded_while_deferred_and_the_second_stops_a
         signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.skipif(signals.PARENT_GONE is None, reason="only Linux tells of a parent's end")
+@pytest.mark.skipif(
+    signals.PARENT_GONE is None, reason="only Linux tells of a parent's end"
+)
 @pytest.mark.parametrize("first", [signal.SIGTERM, signals.PARENT_GONE])
 def test_the_end_of_the_parent_requests_a_stop_once(first: int) -> None:
     """The system tells of each of its threads."""
@@ -61,7 +74,9 @@ def test_the_end_of_the_parent_requests_a_stop_once(first: int) -> None:
             signal.raise_signal(signal.SIGTERM)
 
 
-@pytest.mark.skipif(signals.PARENT_GONE is None, reason="only Linux tells of a parent's end")
+@pytest.mark.skipif(
+    signals.PARENT_GONE is None, reason="only Linux tells of a parent's end"
+)
 def test_the_end_of_the_parent_stops_at_once_by_default() -> None:
     with pytest.raises(Interrupted):
         signal.raise_signal(signals.PARENT_GONE)
@@ -91,9 +106,13 @@ class FailsWhenDeleted:
         raise ValueError("in a destructor")
 
 
-def test_other_exceptions_of_destructors_are_told_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_exceptions_of_destructors_are_told_as_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     told: list[object] = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: told.append(unraisable.exc_type))
+    monkeypatch.setattr(
+        sys, "unraisablehook", lambda unraisable: told.append(unraisable.exc_type)
+    )
     signals.install()
     FailsWhenDeleted()
     assert told == [ValueError]
@@ -106,7 +125,9 @@ def test_no_handler_for_exceptions_swallows_a_stop() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forked on POSIX only")
 def test_a_forked_worker_ignores_ctrl_c_and_can_be_terminated() -> None:
     with signals.defer_signals() as request:
-        worker = multiprocessing.get_context("fork").Process(target=interrupt_itself_and_sleep)
+        worker = multiprocessing.get_context("fork").Process(
+            target=interrupt_itself_and_sleep
+        )
         worker.start()
         worker.join(0.2)
         worker.terminate()

@@ -1,4 +1,5 @@
-"""Older supported versions of PyTorch, imitated by the installed one. `.ci/versions` tests on all of them."""
+"""Older supported versions of PyTorch, imitated by the installed one. `.ci/versions`
+tests on all of them."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from toolkit.system import torch_compat
 
 
 @pytest.mark.parametrize(("name", "former"), torch_compat.FORMER_NAMES.items())
-def test_a_collective_is_found_by_either_name(monkeypatch: pytest.MonkeyPatch, name: str, former: str) -> None:
+def test_a_collective_is_found_by_either_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, former: str
+) -> None:
     for each in (name, former):
         monkeypatch.setattr(dist, each, each, raising=False)
     assert torch_compat.collective(name) == name
@@ -25,7 +28,8 @@ def test_a_collective_is_found_by_either_name(monkeypatch: pytest.MonkeyPatch, n
 
 @pytest.fixture
 def without_flag(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun of 2.11: it knows no --shutdown-timeout, and its agents wait 30 seconds."""
+    """torchrun of 2.11: it knows no --shutdown-timeout, and its agents wait 30
+    seconds."""
 
     def parser() -> ArgumentParser:
         made = ArgumentParser()
@@ -34,7 +38,9 @@ def without_flag(monkeypatch: pytest.MonkeyPatch) -> None:
         made.add_argument("arguments", nargs="...")
         return made
 
-    def shutdown(agent: SimpleNamespace, death_sig: signal.Signals = signal.SIGTERM) -> None:
+    def shutdown(
+        agent: SimpleNamespace, death_sig: signal.Signals = signal.SIGTERM
+    ) -> None:
         agent._pcontext.close(death_sig)
 
     monkeypatch.setattr(torch.distributed.run, "get_args_parser", parser)
@@ -42,13 +48,16 @@ def without_flag(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "seconds"), [([], 300), (["--shutdown-timeout", "7"], 7), (["--shutdown-timeout=7"], 7)]
+    ("given", "seconds"),
+    [([], 300), (["--shutdown-timeout", "7"], 7), (["--shutdown-timeout=7"], 7)],
 )
 def test_torchrun_without_the_flag_waits_as_long(
     without_flag, monkeypatch: pytest.MonkeyPatch, given: list[str], seconds: int
 ) -> None:
     monkeypatch.setenv("PET_SHUTDOWN_TIMEOUT", "300")
-    options = torch_compat.parse_torchrun([*given, "--nnodes=2", "run.py", "job.yaml", "--shutdown-timeout=9"])
+    options = torch_compat.parse_torchrun(
+        [*given, "--nnodes=2", "run.py", "job.yaml", "--shutdown-timeout=9"]
+    )
     assert (options.nnodes, options.script) == ("2", "run.py")
     assert options.arguments == ["job.yaml", "--shutdown-timeout=9"]
     closed = []
@@ -56,7 +65,9 @@ def test_torchrun_without_the_flag_waits_as_long(
     def close(death_sig: signal.Signals, timeout: int = 30) -> None:
         closed.append((death_sig, timeout))
 
-    LocalElasticAgent._shutdown(SimpleNamespace(_pcontext=SimpleNamespace(close=close)), signal.SIGINT)
+    LocalElasticAgent._shutdown(
+        SimpleNamespace(_pcontext=SimpleNamespace(close=close)), signal.SIGINT
+    )
     assert closed == [(signal.SIGINT, seconds)]
     LocalElasticAgent._shutdown(SimpleNamespace(_pcontext=SimpleNamespace(close=close)))
     assert closed[1] == (signal.SIGTERM, seconds)

@@ -20,44 +20,70 @@ COMMON = {
 KNOWN = {
     "2.11.0": COMMON,
     "2.12.0": COMMON | {"pinned_free_catch_all"},
-    "2.13.0": COMMON | {"pinned_free_catch_all", "pinned_max_round_threshold_mb", "pinned_max_cached_size_mb"},
+    "2.13.0": COMMON
+    | {
+        "pinned_free_catch_all",
+        "pinned_max_round_threshold_mb",
+        "pinned_max_cached_size_mb",
+    },
 }
-"""Settings that the allocator of each supported version knows: strings of libc10.so and libc10_cuda.so in its wheel for
-Linux with CUDA. Another one is "Unrecognized key" at the first allocation."""
+"""Settings that the allocator of each supported version knows: strings of libc10.so and
+libc10_cuda.so in its wheel for Linux with CUDA. Another one is "Unrecognized key" at
+the first allocation."""
 
 BOTH_NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch):
-    """Sets the version that is found installed, and an environment without settings of an allocator."""
+    """Sets the version that is found installed, and an environment without settings of
+    an allocator."""
     for name in BOTH_NAMES:
         monkeypatch.delenv(name, raising=False)
-    return lambda version: monkeypatch.setattr(torch_version, "version", lambda package: version)
+    return lambda version: monkeypatch.setattr(
+        torch_version, "version", lambda package: version
+    )
 
 
 def test_every_supported_version_is_listed_here() -> None:
-    (oldest, newest), listed = (torch_version.OLDEST, torch_version.NEWEST), [torch_version.minor(one) for one in KNOWN]
+    (oldest, newest), listed = (
+        (torch_version.OLDEST, torch_version.NEWEST),
+        [torch_version.minor(one) for one in KNOWN],
+    )
     assert listed == [(2, number) for number in range(oldest[1], newest[1] + 1)]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="expandable segments are of Linux alone")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="expandable segments are of Linux alone"
+)
 @pytest.mark.parametrize("version", KNOWN)
-def test_the_allocator_is_told_only_what_the_installed_version_knows(installed, version: str) -> None:
+def test_the_allocator_is_told_only_what_the_installed_version_knows(
+    installed, version: str
+) -> None:
     installed(f"{version}+cu130")
     torch_version.prepare_allocator()
-    settings = dict(setting.split(":") for setting in os.environ["PYTORCH_ALLOC_CONF"].split(","))
+    settings = dict(
+        setting.split(":") for setting in os.environ["PYTORCH_ALLOC_CONF"].split(",")
+    )
     assert settings.keys() <= KNOWN[version]
     assert settings["expandable_segments"] == "True"
-    limits = {settings[name] for name in settings if name.startswith("pinned_max")}  # equal, or memory is overwritten
+    limits = {
+        settings[name] for name in settings if name.startswith("pinned_max")
+    }  # equal, or memory is overwritten
     assert limits == ({"256"} if version == "2.13.0" else set())
     pinned = 340_000_000 if limits else 2**29
     assert host_memory.pinned_bytes(340_000_000) == pinned
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="expandable segments are of Linux alone")
-@pytest.mark.parametrize("version", ["2.13.0a0+5228986c39.nv26.04", "2.13.0.dev20260301+cu130", "2.13.0rc1"])
-def test_a_build_under_development_is_told_what_the_version_before_it_knows(installed, version: str) -> None:
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="expandable segments are of Linux alone"
+)
+@pytest.mark.parametrize(
+    "version", ["2.13.0a0+5228986c39.nv26.04", "2.13.0.dev20260301+cu130", "2.13.0rc1"]
+)
+def test_a_build_under_development_is_told_what_the_version_before_it_knows(
+    installed, version: str
+) -> None:
     installed(version)
     torch_version.prepare_allocator()
     assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
@@ -66,7 +92,9 @@ def test_a_build_under_development_is_told_what_the_version_before_it_knows(inst
 
 
 @pytest.mark.parametrize("name", BOTH_NAMES)
-def test_what_the_user_has_set_stays(installed, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_what_the_user_has_set_stays(
+    installed, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     installed("2.13.0")
     monkeypatch.setenv(name, "max_split_size_mb:64")
     torch_version.prepare_allocator()
@@ -80,12 +108,16 @@ def test_the_installed_pytorch_knows_its_list() -> None:
     if not library.is_file():
         pytest.skip("another name of the library here")
     known, here = library.read_bytes(), torch_version.minor(torch.__version__)
-    told = {name: since <= here for name, (_, since) in torch_version.ALLOCATOR_SETTINGS.items()}
+    told = {
+        name: since <= here
+        for name, (_, since) in torch_version.ALLOCATOR_SETTINGS.items()
+    }
     assert {name: name.encode() in known for name in told} == told
 
 
 def pretend(version: str, folder: Path) -> None:
-    """Makes this version the one that is found first, where the folder is on the path."""
+    """Makes this version the one that is found first, where the folder is on the
+    path."""
     metadata = folder / f"torch-{version}.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
@@ -94,7 +126,11 @@ def pretend(version: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "code", "words"),
     [
-        ("2.10.1+cu128", 2, "PyTorch 2.10.1+cu128 is too old, this program runs on 2.11 to 2.13"),
+        (
+            "2.10.1+cu128",
+            2,
+            "PyTorch 2.10.1+cu128 is too old, this program runs on 2.11 to 2.13",
+        ),
         ("2.11.0+cu130", 0, ""),
         ("2.11.0a0+5228986c39.nv26.01", 0, ""),
         ("2.14.0.dev1", 0, "warning: PyTorch 2.14.0.dev1 is newer than"),
@@ -113,16 +149,39 @@ def test_an_older_pytorch_is_refused_and_a_newer_one_is_mentioned(
 def test_the_launcher_refuses_it_before_torch_is_imported(tmp_path: Path) -> None:
     pretend("2.10.1", tmp_path)
     (tmp_path / "torch.py").write_text("raise SystemExit('imported')")
-    command = [sys.executable, str(ROOT / "launch.py"), "--standalone", "run.py", "job.yaml"]
+    command = [
+        sys.executable,
+        str(ROOT / "launch.py"),
+        "--standalone",
+        "run.py",
+        "job.yaml",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60
+    )
     assert result.returncode == 2
-    assert result.stderr.startswith("launch.py: PyTorch 2.10.1 is too old, this program runs on 2.11 to 2.13")
+    assert result.stderr.startswith(
+        "launch.py: PyTorch 2.10.1 is too old, this program runs on 2.11 to 2.13"
+    )
 
 
 def test_the_range_is_one_everywhere() -> None:
-    oldest, newest = (".".join(map(str, version)) for version in (torch_version.OLDEST, torch_version.NEWEST))
-    assert f"torch=={newest}." in (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    for page in ("README.md", "docs/troubleshooting.md", "docs/memory.md", "docs/runpod.md", "docker/Dockerfile"):
-        said = re.findall(r"PyTorch (\d\.\d+) to (\d\.\d+)", (ROOT / page).read_text(encoding="utf-8"))
+    oldest, newest = (
+        ".".join(map(str, version))
+        for version in (torch_version.OLDEST, torch_version.NEWEST)
+    )
+    assert f"torch=={newest}." in (ROOT / "requirements.txt").read_text(
+        encoding="utf-8"
+    )
+    for page in (
+        "README.md",
+        "docs/troubleshooting.md",
+        "docs/memory.md",
+        "docs/runpod.md",
+        "docker/Dockerfile",
+    ):
+        said = re.findall(
+            r"PyTorch (\d\.\d+) to (\d\.\d+)", (ROOT / page).read_text(encoding="utf-8")
+        )
         assert said == [(oldest, newest)], page

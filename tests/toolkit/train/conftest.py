@@ -1,4 +1,5 @@
-"""Linear regression in a few lines: something the loop, the checkpoints and the hooks can work on in microseconds."""
+"""Linear regression in a few lines: something the loop, the checkpoints and the hooks
+can work on in microseconds."""
 
 from __future__ import annotations
 
@@ -38,9 +39,11 @@ def as_step(step: Callable[[Batch], StepLosses] | TrainStep) -> TrainStep:
 
 
 class Toy:
-    """7 samples in batches of 3, 3 and 1 per epoch; the order turns by one sample each epoch.
+    """7 samples in batches of 3, 3 and 1 per epoch; the order turns by one sample each
+    epoch.
 
-    The loss of a sample is (x w - y)^2; `by_hand` is the same training without the loop.
+    The loss of a sample is (x w - y)^2; `by_hand` is the same training without the
+    loop.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,14 +54,19 @@ class Toy:
 
     def epoch_batches(self, epoch: int) -> list[BatchSpec]:
         order = [(position + epoch) % 7 for position in range(7)]
-        return [BatchSpec(epoch, tuple(order[i : i + 3]), tuple(range(i, min(i + 3, 7)))) for i in (0, 3, 6)]
+        return [
+            BatchSpec(epoch, tuple(order[i : i + 3]), tuple(range(i, min(i + 3, 7))))
+            for i in (0, 3, 6)
+        ]
 
     def load(self, specs: Iterable[BatchSpec]) -> Iterator[LatentBatch]:
         for spec in specs:
             x_B11D = self.x_ND[list(spec.items)][:, None, None]
             yield LatentBatch(
                 latents_BCHW=x_B11D,
-                prompts=PromptEmbeds(torch.zeros(len(spec.items), 1, 1), (1,) * len(spec.items)),
+                prompts=PromptEmbeds(
+                    torch.zeros(len(spec.items), 1, 1), (1,) * len(spec.items)
+                ),
                 control_latents=((),) * len(spec.items),
                 spec=spec,
                 names=tuple(f"image_{item}.png" for item in spec.items),
@@ -66,16 +74,29 @@ class Toy:
             )
 
     def run(
-        self, steps: int, *, accumulation: int = 1, callbacks: Sequence[Callback] = (), name: str = "toy", **role
+        self,
+        steps: int,
+        *,
+        accumulation: int = 1,
+        callbacks: Sequence[Callback] = (),
+        name: str = "toy",
+        **role,
     ) -> Run:
-        """A fresh run from w = 0 with plain SGD; `role` changes the fields of its one role."""
+        """A fresh run from w = 0 with plain SGD; `role` changes the fields of its one
+        role."""
         parameters = {"w": nn.Parameter(torch.zeros(3))}
-        settings = {"lr": 0.1, "schedule": lambda step: 1.0, "max_grad_norm": 0.0} | role
+        settings = {
+            "lr": 0.1,
+            "schedule": lambda step: 1.0,
+            "max_grad_norm": 0.0,
+        } | role
         if "momentum" in settings:
             momentum = settings.pop("momentum")
             optimizer = torch.optim.SGD(parameters.values(), lr=0.0, momentum=momentum)
         else:
-            optimizer = torch.optim.SGD(parameters.values(), lr=0.0)  # the loop sets the rate of each step
+            optimizer = torch.optim.SGD(
+                parameters.values(), lr=0.0
+            )  # the loop sets the rate of each step
         if decay := settings.pop("ema_decay", None):
             settings["ema"] = Ema(parameters, decay, warm_up=False)
         return Run(
@@ -89,13 +110,19 @@ class Toy:
         )
 
     def train(
-        self, run: Run, step: Callable[[LatentBatch], StepLosses] | TrainStep, load=None, epoch_batches=None
+        self,
+        run: Run,
+        step: Callable[[LatentBatch], StepLosses] | TrainStep,
+        load=None,
+        epoch_batches=None,
     ) -> bool:
         """`train` with this step, or these losses."""
         source = EpochSource(epoch_batches or self.epoch_batches, load or self.load)
         return train(run, source, as_step(step))
 
-    def probe(self, run: Run, batch: Batch, step: Callable[[LatentBatch], StepLosses], *more) -> str | None:
+    def probe(
+        self, run: Run, batch: Batch, step: Callable[[LatentBatch], StepLosses], *more
+    ) -> str | None:
         return try_largest_batch(run, batch, as_step(step), *more)
 
     def step(self, run: Run) -> Callable[[LatentBatch], StepLosses]:
@@ -103,8 +130,13 @@ class Toy:
         w_D = self.weight(run)
 
         def losses(batch: LatentBatch) -> StepLosses:
-            residual_B = batch.latents_BCHW[:, 0, 0] @ w_D - self.y_N[list(batch.spec.items)]
-            return StepLosses({"network": residual_B**2}, {"item": torch.tensor(batch.spec.items).float()})
+            residual_B = (
+                batch.latents_BCHW[:, 0, 0] @ w_D - self.y_N[list(batch.spec.items)]
+            )
+            return StepLosses(
+                {"network": residual_B**2},
+                {"item": torch.tensor(batch.spec.items).float()},
+            )
 
         return losses
 
@@ -114,13 +146,23 @@ class Toy:
 
     def items(self, steps: int, accumulation: int = 1) -> list[list[int]]:
         """Samples of each optimizer step, written out without `accumulation_steps`."""
-        batches = [spec.items for epoch in range(20) for spec in self.epoch_batches(epoch)]
+        batches = [
+            spec.items for epoch in range(20) for spec in self.epoch_batches(epoch)
+        ]
         return [
-            [i for items in batches[n * accumulation : (n + 1) * accumulation] for i in items] for n in range(steps)
+            [
+                i
+                for items in batches[n * accumulation : (n + 1) * accumulation]
+                for i in items
+            ]
+            for n in range(steps)
         ]
 
-    def by_hand(self, items_of_steps: Iterable[Sequence[int]], lr: Callable[[int], float]) -> list[Tensor]:
-        """The weights after each step of gradient descent on the mean squared error of these samples."""
+    def by_hand(
+        self, items_of_steps: Iterable[Sequence[int]], lr: Callable[[int], float]
+    ) -> list[Tensor]:
+        """The weights after each step of gradient descent on the mean squared error of
+        these samples."""
         w_D, after = torch.zeros(3), []
         for step, items in enumerate(items_of_steps):
             x_BD, y_B = self.x_ND[list(items)], self.y_N[list(items)]
@@ -201,7 +243,9 @@ class Model(nn.Module):
         super().__init__()
         self.layer = nn.Linear(2, 2)
 
-    def predict_velocity(self, x_t_BCHW: Tensor, t_B: Tensor, prompts: PromptEmbeds, references) -> Tensor:
+    def predict_velocity(
+        self, x_t_BCHW: Tensor, t_B: Tensor, prompts: PromptEmbeds, references
+    ) -> Tensor:
         moved_BHWC = x_t_BCHW.permute(0, 2, 3, 1) + prompts.embeds_BLD[:, None]
         return self.layer(moved_BHWC).permute(0, 3, 1, 2)
 

@@ -15,7 +15,13 @@ from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run
 
 
-def make_run(folder: Path, optimizer: str = "adamw", rank: int = 64, ema: bool = True, fill: int = 0) -> Run:
+def make_run(
+    folder: Path,
+    optimizer: str = "adamw",
+    rank: int = 64,
+    ema: bool = True,
+    fill: int = 0,
+) -> Run:
     """Two matrices, the larger one big enough (4096 numbers) for an 8-bit state."""
     generator = torch.Generator().manual_seed(fill)
     parameters = {
@@ -29,7 +35,9 @@ def make_run(folder: Path, optimizer: str = "adamw", rank: int = 64, ema: bool =
         schedule=lambda step: 1.0,
         ema=Ema(parameters, 0.9) if ema else None,
     )
-    return Run("toy", folder, steps=100, grad_accum_steps=1, seed=77, roles={"network": role})
+    return Run(
+        "toy", folder, steps=100, grad_accum_steps=1, seed=77, roles={"network": role}
+    )
 
 
 def take_steps(run: Run, count: int) -> None:
@@ -37,7 +45,9 @@ def take_steps(run: Run, count: int) -> None:
     for _ in range(count):
         generator = torch.Generator().manual_seed(1000 + run.state.step)
         for parameter in role.parameters.values():
-            parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+            parameter.grad = torch.randn(parameter.shape, generator=generator).to(
+                parameter.dtype
+            )
         role.optimizer.step()
         if role.ema:
             role.ema.update()

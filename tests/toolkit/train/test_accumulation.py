@@ -16,27 +16,41 @@ from toolkit.train.accumulation import accumulation_steps as windows_of
 def five_batches(epoch: int) -> list[BatchSpec]:
     """Four full batches and a short one; an item's number says its epoch and place."""
     rows = [(0, 1), (2, 3), (4, 5), (6, 7), (8,)]
-    return [BatchSpec(epoch, tuple(100 * epoch + item for item in row), row) for row in rows]
+    return [
+        BatchSpec(epoch, tuple(100 * epoch + item for item in row), row) for row in rows
+    ]
 
 
-def accumulation_steps(batches, epoch: int, batch: int, grad_accum_steps: int) -> Iterator[AccumulationStep]:
+def accumulation_steps(
+    batches, epoch: int, batch: int, grad_accum_steps: int
+) -> Iterator[AccumulationStep]:
     """Of an epoch list, from a cursor on."""
-    return windows_of(EpochSource(batches, load=iter).iterate(epoch_cursor(epoch, batch)), grad_accum_steps)
+    return windows_of(
+        EpochSource(batches, load=iter).iterate(epoch_cursor(epoch, batch)),
+        grad_accum_steps,
+    )
 
 
 def test_a_window_runs_on_across_the_end_of_an_epoch() -> None:
-    first, second, third = islice(accumulation_steps(five_batches, 0, 0, grad_accum_steps=3), 3)
+    first, second, third = islice(
+        accumulation_steps(five_batches, 0, 0, grad_accum_steps=3), 3
+    )
     assert [spec.items for spec in first.specs] == [(0, 1), (2, 3), (4, 5)]
     assert [spec.items for spec in second.specs] == [(6, 7), (8,), (100, 101)]
     assert [spec.items for spec in third.specs] == [(102, 103), (104, 105), (106, 107)]
-    assert [w.cursor for w in (first, second, third)] == [epoch_cursor(*at) for at in ((0, 3), (1, 1), (1, 4))]
+    assert [w.cursor for w in (first, second, third)] == [
+        epoch_cursor(*at) for at in ((0, 3), (1, 1), (1, 4))
+    ]
     assert [w.epochs_ended for w in (first, second, third)] == [0, 1, 0]
 
 
 def test_a_window_may_hold_several_epochs() -> None:
     accumulation_step = next(accumulation_steps(five_batches, 0, 4, grad_accum_steps=7))
     assert [spec.epoch for spec in accumulation_step.specs] == [0, 1, 1, 1, 1, 1, 2]
-    assert (accumulation_step.cursor, accumulation_step.epochs_ended) == (epoch_cursor(2, 1), 2)
+    assert (accumulation_step.cursor, accumulation_step.epochs_ended) == (
+        epoch_cursor(2, 1),
+        2,
+    )
 
 
 @pytest.mark.parametrize("accumulation", [1, 2, 3, 5, 7])
@@ -44,7 +58,12 @@ def test_going_on_from_any_cursor_gives_the_same_windows(accumulation: int) -> N
     whole = list(islice(accumulation_steps(five_batches, 0, 0, accumulation), 12))
     for done, accumulation_step in enumerate(whole, start=1):
         rest = list(
-            islice(accumulation_steps(five_batches, *accumulation_step.cursor.values(), accumulation), 12 - done)
+            islice(
+                accumulation_steps(
+                    five_batches, *accumulation_step.cursor.values(), accumulation
+                ),
+                12 - done,
+            )
         )
         assert rest == whole[done:]
 
@@ -52,21 +71,38 @@ def test_going_on_from_any_cursor_gives_the_same_windows(accumulation: int) -> N
 def test_samples_counts_items_not_batches() -> None:
     counts = [
         accumulation_step.samples
-        for accumulation_step in islice(accumulation_steps(five_batches, 0, 0, grad_accum_steps=2), 5)
+        for accumulation_step in islice(
+            accumulation_steps(five_batches, 0, 0, grad_accum_steps=2), 5
+        )
     ]
-    assert counts == [4, 4, 3, 4, 3]  # 2+2, 2+2, 1+2, 2+2, 2+1: each epoch's short batch counts once
+    assert counts == [
+        4,
+        4,
+        3,
+        4,
+        3,
+    ]  # 2+2, 2+2, 1+2, 2+2, 2+1: each epoch's short batch counts once
 
 
 def test_the_processes_share_out_the_micro_batches_of_a_window() -> None:
     accumulation_step = next(accumulation_steps(five_batches, 0, 0, grad_accum_steps=5))
-    assert [spec.items for spec in shard_micro_batches(accumulation_step.specs, 0, 2)] == [(0, 1), (4, 5), (8,)]
-    assert [spec.items for spec in shard_micro_batches(accumulation_step.specs, 1, 2)] == [(2, 3), (6, 7)]
+    assert [
+        spec.items for spec in shard_micro_batches(accumulation_step.specs, 0, 2)
+    ] == [(0, 1), (4, 5), (8,)]
+    assert [
+        spec.items for spec in shard_micro_batches(accumulation_step.specs, 1, 2)
+    ] == [(2, 3), (6, 7)]
     assert shard_micro_batches(accumulation_step.specs, 0, 1) == accumulation_step.specs
 
 
 def test_a_window_of_few_micro_batches_is_shared_out_in_parts() -> None:
     (spec,) = next(
-        accumulation_steps(lambda epoch: [BatchSpec(epoch, (7, 8, 9), (4, 5, 6))], 0, 0, grad_accum_steps=1)
+        accumulation_steps(
+            lambda epoch: [BatchSpec(epoch, (7, 8, 9), (4, 5, 6))],
+            0,
+            0,
+            grad_accum_steps=1,
+        )
     ).specs
     assert shard_micro_batches([spec], 0, 2) == (BatchSpec(0, (7,), (4,)),)
     assert shard_micro_batches([spec], 1, 2) == (BatchSpec(0, (8, 9), (5, 6)),)
@@ -75,8 +111,12 @@ def test_a_window_of_few_micro_batches_is_shared_out_in_parts() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("accumulation", [1, 2, 3, 5])
-def test_every_sample_of_a_window_goes_to_exactly_one_process(size: int, accumulation: int) -> None:
-    for accumulation_step in islice(accumulation_steps(five_batches, 0, 0, accumulation), 6):
+def test_every_sample_of_a_window_goes_to_exactly_one_process(
+    size: int, accumulation: int
+) -> None:
+    for accumulation_step in islice(
+        accumulation_steps(five_batches, 0, 0, accumulation), 6
+    ):
         uses = [
             (s.epoch, p)
             for rank in range(size)
@@ -88,12 +128,17 @@ def test_every_sample_of_a_window_goes_to_exactly_one_process(size: int, accumul
 
 def test_parts_are_almost_equal_and_in_order() -> None:
     spec = BatchSpec(3, tuple(range(10, 17)), tuple(range(7)))
-    assert [part.items for part in split_spec(spec, 3)] == [(10, 11), (12, 13), (14, 15, 16)]
+    assert [part.items for part in split_spec(spec, 3)] == [
+        (10, 11),
+        (12, 13),
+        (14, 15, 16),
+    ]
     assert len(split_spec(spec, 20)) == 7
 
 
 def test_where_the_source_ends_the_last_window_is_short() -> None:
     planned = [MicroBatch(spec, index) for index, spec in enumerate(five_batches(0))]
     assert [
-        (len(accumulation_step.specs), accumulation_step.cursor) for accumulation_step in windows_of(planned, 2)
+        (len(accumulation_step.specs), accumulation_step.cursor)
+        for accumulation_step in windows_of(planned, 2)
     ] == [(2, 1), (2, 3), (1, 4)]

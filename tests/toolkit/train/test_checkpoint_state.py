@@ -17,7 +17,13 @@ from toolkit.train.checkpoint_state import load_state, saved_seed, snapshot_stat
 from toolkit.train.checkpoint_store import reading_state, step_of
 from toolkit.train.run import Run
 
-FILES = ["MANIFEST.json", "ema.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors"]
+FILES = [
+    "MANIFEST.json",
+    "ema.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "weights.safetensors",
+]
 
 
 def everything(run: Run) -> dict[str, torch.Tensor]:
@@ -29,8 +35,14 @@ def everything(run: Run) -> dict[str, torch.Tensor]:
         for entry, value in role.optimizer.state[parameter].items()
         if value is not None
     }
-    averages = {f"ema/{name}": tensor for name, tensor in role.ema.averages.items()} if role.ema else {}
-    return optimizer | averages | {name: p.detach() for name, p in role.parameters.items()}
+    averages = (
+        {f"ema/{name}": tensor for name, tensor in role.ema.averages.items()}
+        if role.ema
+        else {}
+    )
+    return (
+        optimizer | averages | {name: p.detach() for name, p in role.parameters.items()}
+    )
 
 
 def assert_same_bits(one: Run, other: Run) -> None:
@@ -41,21 +53,33 @@ def assert_same_bits(one: Run, other: Run) -> None:
         assert torch.equal(tensor, theirs[name]), name
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "adam", "adafactor", "lion8bit"])
+@pytest.mark.parametrize(
+    "optimizer", ["adamw", "adamw8bit", "adam", "adafactor", "lion8bit"]
+)
 def test_a_state_comes_back_bit_for_bit_and_training_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, optimizer: str
 ) -> None:
     run = make_run(tmp_path, optimizer)
     take_steps(run, 3)
     run.state = TrainState(
-        step=3, epoch=2, cursor=epoch_cursor(2, 1), samples=9, skipped=1, extra={"hook": {"seen": [1, 2]}}
+        step=3,
+        epoch=2,
+        cursor=epoch_cursor(2, 1),
+        samples=9,
+        skipped=1,
+        extra={"hook": {"seen": [1, 2]}},
     )
     path = save_state(run)
 
     other = make_run(tmp_path, optimizer, fill=1)
     load_state(path, other)
     assert other.state == TrainState(
-        step=3, epoch=2, cursor=epoch_cursor(2, 1), samples=9, skipped=1, extra={"hook": {"seen": [1, 2]}}
+        step=3,
+        epoch=2,
+        cursor=epoch_cursor(2, 1),
+        samples=9,
+        skipped=1,
+        extra={"hook": {"seen": [1, 2]}},
     )
     assert other.roles["network"].ema.updates == 3
     assert_same_bits(run, other)
@@ -70,17 +94,28 @@ def test_a_state_comes_back_bit_for_bit_and_training_goes_on_as_if_nothing_had_h
 def test_a_state_folder_says_what_it_is(tmp_path: Path) -> None:
     [path] = saved(tmp_path, 4)
     assert path == tmp_path / "state" / "step_000000004"
-    assert sorted(p.name for p in path.iterdir()) == FILES  # safetensors and JSON: nothing that runs code when read
+    assert (
+        sorted(p.name for p in path.iterdir()) == FILES
+    )  # safetensors and JSON: nothing that runs code when read
     assert (step_of(path), saved_seed(path)) == (4, 77)
     manifest = json.loads((path / "MANIFEST.json").read_text())
-    assert (manifest["format"], manifest["step"], sorted(manifest["files"])) == (1, 4, FILES[1:])
-    assert all(manifest["files"][name]["size"] == (path / name).stat().st_size for name in FILES[1:])
+    assert (manifest["format"], manifest["step"], sorted(manifest["files"])) == (
+        1,
+        4,
+        FILES[1:],
+    )
+    assert all(
+        manifest["files"][name]["size"] == (path / name).stat().st_size
+        for name in FILES[1:]
+    )
 
 
 def test_a_snapshot_does_not_follow_the_run(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     take_steps(run, 2)
-    before = {name: p.detach().clone() for name, p in run.roles["network"].parameters.items()}
+    before = {
+        name: p.detach().clone() for name, p in run.roles["network"].parameters.items()
+    }
     run.checkpoint_metadata["compiled"] = {"blocks": True}
     snapshot = snapshot_state(run)
     take_steps(run, 1)
@@ -136,23 +171,35 @@ def test_a_state_of_another_rank_is_refused_by_name(tmp_path: Path, rank: int) -
 def test_a_state_of_other_layers_is_refused_by_name(tmp_path: Path) -> None:
     [path] = saved(tmp_path, 2)
     run = make_run(tmp_path)
-    run.roles["network"].parameters["other.lora_A.weight"] = nn.Parameter(torch.zeros(2))
+    run.roles["network"].parameters["other.lora_A.weight"] = nn.Parameter(
+        torch.zeros(2)
+    )
     with pytest.raises(RunError, match=r"network/other\.lora_A\.weight"):
         load_state(path, run)
 
 
-def test_an_average_that_is_switched_on_later_starts_from_the_weights(tmp_path: Path) -> None:
+def test_an_average_that_is_switched_on_later_starts_from_the_weights(
+    tmp_path: Path,
+) -> None:
     run = make_run(tmp_path, ema=False)
     take_steps(run, 2)
     other = make_run(tmp_path, ema=True, fill=1)
     load_state(save_state(run), other)
     ema = other.roles["network"].ema
     assert ema.updates == 0
-    assert all(torch.equal(ema.averages[name], p) for name, p in run.roles["network"].parameters.items())
+    assert all(
+        torch.equal(ema.averages[name], p)
+        for name, p in run.roles["network"].parameters.items()
+    )
 
 
-@pytest.mark.parametrize(("before", "after"), [("adamw", "adamw8bit"), ("adamw8bit", "adamw"), ("adamw", "adafactor")])
-def test_another_optimizer_than_the_state_was_made_with_is_refused(tmp_path: Path, before: str, after: str) -> None:
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("adamw", "adamw8bit"), ("adamw8bit", "adamw"), ("adamw", "adafactor")],
+)
+def test_another_optimizer_than_the_state_was_made_with_is_refused(
+    tmp_path: Path, before: str, after: str
+) -> None:
     run = make_run(tmp_path, before)
     take_steps(run, 2)
     path = save_state(run)

@@ -1,4 +1,5 @@
-"""State folders on disk: which one counts, what happens to damaged ones, and what is kept."""
+"""State folders on disk: which one counts, what happens to damaged ones, and what is
+kept."""
 
 from __future__ import annotations
 
@@ -26,7 +27,13 @@ from toolkit.train.checkpoint_store import (
     verify,
 )
 
-FILES = ["MANIFEST.json", "ema.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors"]
+FILES = [
+    "MANIFEST.json",
+    "ema.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "weights.safetensors",
+]
 
 
 def truncate(file: Path) -> None:
@@ -41,7 +48,9 @@ def flip(file: Path) -> None:
 
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_state_is_passed_over_with_the_reason(said: list[str], tmp_path: Path, name: str, damage) -> None:
+def test_a_damaged_state_is_passed_over_with_the_reason(
+    said: list[str], tmp_path: Path, name: str, damage
+) -> None:
     older, newer = saved(tmp_path, 2, 4)
     damage(newer / name)
     assert latest_checkpoint(checkpoint_dir(tmp_path)) == older
@@ -51,7 +60,14 @@ def test_a_damaged_state_is_passed_over_with_the_reason(said: list[str], tmp_pat
 
 @pytest.mark.parametrize(
     "text",
-    ["[]", "{}", '{"format": 1}', '{"format": 99, "files": {}}', '{"format": 1, "files": ["a"]}', "[" * 100_000],
+    [
+        "[]",
+        "{}",
+        '{"format": 1}',
+        '{"format": 99, "files": {}}',
+        '{"format": 1, "files": ["a"]}',
+        "[" * 100_000,
+    ],
     ids=lambda text: text[:30],
 )
 def test_a_manifest_that_is_none_is_passed_over(tmp_path: Path, text: str) -> None:
@@ -60,7 +76,9 @@ def test_a_manifest_that_is_none_is_passed_over(tmp_path: Path, text: str) -> No
     assert latest_checkpoint(checkpoint_dir(tmp_path)) == older
 
 
-def test_a_manifest_of_other_files_or_another_step_is_passed_over(tmp_path: Path) -> None:
+def test_a_manifest_of_other_files_or_another_step_is_passed_over(
+    tmp_path: Path,
+) -> None:
     older, newer = saved(tmp_path, 2, 4)
     text = (newer / "MANIFEST.json").read_text()
     for name in FILES[1:]:
@@ -75,7 +93,9 @@ def test_a_manifest_of_other_files_or_another_step_is_passed_over(tmp_path: Path
     assert latest_checkpoint(checkpoint_dir(tmp_path)) == older
 
 
-def test_states_that_could_not_be_saved_are_told_at_the_start(tmp_path: Path, monkeypatch) -> None:
+def test_states_that_could_not_be_saved_are_told_at_the_start(
+    tmp_path: Path, monkeypatch
+) -> None:
     root = tmp_path / "state"
     check_writable(root)  # it will be made
     root.write_text("")
@@ -93,11 +113,15 @@ def test_states_that_could_not_be_saved_are_told_at_the_start(tmp_path: Path, mo
     with pytest.raises(RunError, match=rf"^{tmp_path}/file: is not a folder"):
         check_writable(tmp_path / "file" / "run" / "state")
     os.mkfifo(tmp_path / "metrics.jsonl")
-    with pytest.raises(RunError, match=r"metrics\.jsonl: is neither a file nor a folder\. Move it away"):
+    with pytest.raises(
+        RunError, match=r"metrics\.jsonl: is neither a file nor a folder\. Move it away"
+    ):
         check_writable(root)
 
 
-def test_the_highest_step_wins_whatever_the_file_times_and_the_spelling(tmp_path: Path) -> None:
+def test_the_highest_step_wins_whatever_the_file_times_and_the_spelling(
+    tmp_path: Path,
+) -> None:
     low, high = saved(tmp_path, 2, 4)
     for path in (high, *high.iterdir()):
         os.utime(path, (1, 1))
@@ -114,34 +138,63 @@ def test_every_file_is_on_the_disk_before_the_manifest_and_the_manifest_before_t
     tmp_path: Path, monkeypatch
 ) -> None:
     done: list[str] = []
-    flush, write_json, replace = checkpoint_store.fsync, checkpoint_store.write_json, os.replace
-    monkeypatch.setattr(checkpoint_store, "fsync", lambda path: (done.append(path.name), flush(path)))
-    monkeypatch.setattr(
-        "toolkit.files.writing.fsync", lambda path: (done.append(path.name) if path.is_dir() else None, flush(path))
+    flush, write_json, replace = (
+        checkpoint_store.fsync,
+        checkpoint_store.write_json,
+        os.replace,
     )
     monkeypatch.setattr(
-        checkpoint_store, "write_json", lambda path, data: (write_json(path, data), done.append(path.name))
+        checkpoint_store, "fsync", lambda path: (done.append(path.name), flush(path))
     )
-    monkeypatch.setattr(os, "replace", lambda source, to: (replace(source, to), done.append(f"-> {Path(to).name}")))
+    monkeypatch.setattr(
+        "toolkit.files.writing.fsync",
+        lambda path: (done.append(path.name) if path.is_dir() else None, flush(path)),
+    )
+    monkeypatch.setattr(
+        checkpoint_store,
+        "write_json",
+        lambda path, data: (write_json(path, data), done.append(path.name)),
+    )
+    monkeypatch.setattr(
+        os,
+        "replace",
+        lambda source, to: (replace(source, to), done.append(f"-> {Path(to).name}")),
+    )
     [path] = saved(tmp_path, 2)
     done = [".tmp" if name.startswith(".tmp-") else name for name in done]
-    *files, manifest, folder, name, root = [name for name in done if not name.startswith("->") or "step" in name]
+    *files, manifest, folder, name, root = [
+        name for name in done if not name.startswith("->") or "step" in name
+    ]
     assert sorted(files) == FILES[1:]
-    assert (manifest, folder, name, root) == ("MANIFEST.json", ".tmp", f"-> {path.name}", "state")
+    assert (manifest, folder, name, root) == (
+        "MANIFEST.json",
+        ".tmp",
+        f"-> {path.name}",
+        "state",
+    )
 
 
-def test_the_manifest_tells_what_is_in_the_files_not_what_was_meant(tmp_path: Path, monkeypatch) -> None:
+def test_the_manifest_tells_what_is_in_the_files_not_what_was_meant(
+    tmp_path: Path, monkeypatch
+) -> None:
     """So that a state verifies only if its files read later as they did then."""
     save_file = checkpoint_store.save_file
-    monkeypatch.setattr(checkpoint_store, "save_file", lambda tensors, path: (save_file(tensors, path), flip(path)))
+    monkeypatch.setattr(
+        checkpoint_store,
+        "save_file",
+        lambda tensors, path: (save_file(tensors, path), flip(path)),
+    )
     [path] = saved(tmp_path, 2)
     manifest = json.loads((path / "MANIFEST.json").read_text())["files"]
     assert {name: entry["sha256"] for name, entry in manifest.items()} == {
-        name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in FILES[1:]
+        name: hashlib.sha256((path / name).read_bytes()).hexdigest()
+        for name in FILES[1:]
     }
 
 
-def test_a_file_that_cannot_be_read_back_leaves_the_states_as_they_were(tmp_path: Path, monkeypatch) -> None:
+def test_a_file_that_cannot_be_read_back_leaves_the_states_as_they_were(
+    tmp_path: Path, monkeypatch
+) -> None:
     [older] = saved(tmp_path, 2)
     sha256_of = checkpoint_store.sha256_of
 
@@ -165,21 +218,33 @@ def test_the_same_step_may_be_saved_again(tmp_path: Path) -> None:
     assert latest_checkpoint(checkpoint_dir(tmp_path)) == path
 
 
-def test_what_this_process_wrote_is_not_read_again_to_decide_what_goes(tmp_path: Path, monkeypatch) -> None:
+def test_what_this_process_wrote_is_not_read_again_to_decide_what_goes(
+    tmp_path: Path, monkeypatch
+) -> None:
     read: list[str] = []
     sha256_of = checkpoint_store.sha256_of
-    monkeypatch.setattr(checkpoint_store, "sha256_of", lambda path: read.append(path.parent.name) or sha256_of(path))
+    monkeypatch.setattr(
+        checkpoint_store,
+        "sha256_of",
+        lambda path: read.append(path.parent.name) or sha256_of(path),
+    )
     saved(tmp_path, 2, 4, 10, 30)
-    assert not any(folder.startswith("step_") for folder in read)  # only new ones, under their temporary names
+    assert not any(
+        folder.startswith("step_") for folder in read
+    )  # only new ones, under their temporary names
     latest_checkpoint(checkpoint_dir(tmp_path))
     assert read.count("step_000000030") == 4  # where a run begins from is read whole
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
-def test_a_state_that_was_damaged_since_does_not_count_among_those_kept(tmp_path: Path, damage) -> None:
+def test_a_state_that_was_damaged_since_does_not_count_among_those_kept(
+    tmp_path: Path, damage
+) -> None:
     older, newer = saved(tmp_path, 2, 4)
     damage(newer / "weights.safetensors")
-    if damage is flip:  # of the same size and, on a fast machine, within one tick of the file system's clock
+    if (
+        damage is flip
+    ):  # of the same size and, on a fast machine, within one tick of the file system's clock
         os.utime(newer / "weights.safetensors", (1, 1))
     run = make_run(tmp_path)
     take_steps(run, 10)
@@ -187,7 +252,9 @@ def test_a_state_that_was_damaged_since_does_not_count_among_those_kept(tmp_path
     assert checkpoint_folders(checkpoint_dir(tmp_path)) == [older, newer, last]
 
 
-def test_a_state_of_another_process_is_read_before_an_older_one_goes(tmp_path: Path) -> None:
+def test_a_state_of_another_process_is_read_before_an_older_one_goes(
+    tmp_path: Path,
+) -> None:
     older, newer = saved(tmp_path, 2, 4)
     contents = bytearray((newer / "weights.safetensors").read_bytes())
     checkpoint_store._known_good.clear()
@@ -197,7 +264,9 @@ def test_a_state_of_another_process_is_read_before_an_older_one_goes(tmp_path: P
     assert checkpoint_folders(checkpoint_dir(tmp_path)) == [older, newer]
 
 
-def test_leftovers_of_broken_off_saves_are_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_leftovers_of_broken_off_saves_are_removed_and_nothing_else(
+    tmp_path: Path,
+) -> None:
     [path] = saved(tmp_path, 2)
     leftover = path.with_name(".tmp-4-99-abcdef01")
     shutil.copytree(path, leftover)
@@ -224,7 +293,9 @@ class Disk:
         monkeypatch.setattr(checkpoint_store.shutil, "disk_usage", self.usage)
 
     def usage(self, _: Path) -> Usage:
-        return self.Usage(0, 0, self.free + 100 * (self.most - len(checkpoint_folders(self.root))))
+        return self.Usage(
+            0, 0, self.free + 100 * (self.most - len(checkpoint_folders(self.root)))
+        )
 
 
 @pytest.mark.parametrize(
@@ -238,7 +309,12 @@ class Disk:
     ],
 )
 def test_older_states_make_room_until_one_good_one_is_left(
-    said: list[str], tmp_path: Path, monkeypatch, free: int, begins: bool, left: list[int]
+    said: list[str],
+    tmp_path: Path,
+    monkeypatch,
+    free: int,
+    begins: bool,
+    left: list[int],
 ) -> None:
     run = make_run(tmp_path)
     for step in (2, 4, 10):
@@ -259,13 +335,17 @@ def test_the_state_that_stays_is_a_good_one(tmp_path: Path, monkeypatch) -> None
     assert checkpoint_folders(checkpoint_dir(tmp_path)) == [older]
 
 
-def test_a_trial_save_leaves_nothing_and_says_nothing(said: list[str], tmp_path: Path) -> None:
+def test_a_trial_save_leaves_nothing_and_says_nothing(
+    said: list[str], tmp_path: Path
+) -> None:
     try_saving(tmp_path, 1_000)
     assert list(tmp_path.iterdir()) == [] and said == []
 
 
 @pytest.mark.parametrize("call", ["replace", "mkdir", "fsync"])
-def test_a_trial_save_that_fails_says_why_and_leaves_nothing(tmp_path: Path, monkeypatch, call: str) -> None:
+def test_a_trial_save_that_fails_says_why_and_leaves_nothing(
+    tmp_path: Path, monkeypatch, call: str
+) -> None:
     real = getattr(os, call)
 
     def fail(*arguments, **named):

@@ -59,7 +59,9 @@ def section(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict:
         "model": {{"name_or_path": "{tiny_model}", "model_kwargs": {{"match_target_res": true}}}}}}]}}}}"""
     )
     config = load_job(folder / "job.json", discover().find_config)
-    return config.processes[0].section.model_dump(mode="json", exclude={"training_folder"})
+    return config.processes[0].section.model_dump(
+        mode="json", exclude={"training_folder"}
+    )
 
 
 def diff_configs(*values: dict, **given: dict) -> list[ConfigChange]:
@@ -69,9 +71,17 @@ def diff_configs(*values: dict, **given: dict) -> list[ConfigChange]:
 def keys_of(value, path: str = "") -> list[str]:
     """Dotted paths of all leaves, written out without the module under test."""
     if isinstance(value, dict) and value:
-        return [key for name, child in value.items() for key in keys_of(child, f"{path}.{name}" if path else name)]
+        return [
+            key
+            for name, child in value.items()
+            for key in keys_of(child, f"{path}.{name}" if path else name)
+        ]
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return [key for index, child in enumerate(value) for key in keys_of(child, f"{path}[{index}]")]
+        return [
+            key
+            for index, child in enumerate(value)
+            for key in keys_of(child, f"{path}[{index}]")
+        ]
     return [path]
 
 
@@ -97,27 +107,46 @@ def kind_of(section: dict, key: str) -> str:
     return change.kind
 
 
-@pytest.mark.parametrize(("key", "kind"), [(key, kind) for kind, keys in KINDS.items() for key in keys.split()])
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [(key, kind) for kind, keys in KINDS.items() for key in keys.split()],
+)
 def test_what_a_change_of_a_key_is(section: dict, key: str, kind: str) -> None:
     assert kind_of(section, key) == kind
 
 
-def test_every_key_of_a_job_is_seen_when_it_changes_and_harmless_only_when_meant(section: dict) -> None:
+def test_every_key_of_a_job_is_seen_when_it_changes_and_harmless_only_when_meant(
+    section: dict,
+) -> None:
     keys = keys_of(section)
     assert len(keys) > 60
     harmless = {key for key in keys if kind_of(section, key) == "harmless"}
     # Images are compared by what they hold, and their repeats with them.
-    where = {"datasets[0].url", "datasets[0].path_map", "datasets[0].repeats_from_names"}
+    where = {
+        "datasets[0].url",
+        "datasets[0].path_map",
+        "datasets[0].repeats_from_names",
+    }
     where |= {f"datasets[0].columns.{role}" for role in ColumnsConfig.model_fields}
-    meant = {"train.steps", "train.epochs", "train.step_limit", *where, *KINDS["harmless"].split()}
+    meant = {
+        "train.steps",
+        "train.epochs",
+        "train.step_limit",
+        *where,
+        *KINDS["harmless"].split(),
+    }
     parts = ("save.", "sample.", "logging.")
     assert {key for key in harmless if not key.startswith(parts)} <= meant
     assert {key for key in keys if key.startswith(parts)} <= harmless
 
 
-@pytest.mark.parametrize("key", ["train.ema_config.power_averages", "model.int8_matmul"])
+@pytest.mark.parametrize(
+    "key", ["train.ema_config.power_averages", "model.int8_matmul"]
+)
 @pytest.mark.parametrize("value", [False, True, "auto"])
-def test_a_key_that_was_removed_is_no_change(section: dict, key: str, value: bool | str) -> None:
+def test_a_key_that_was_removed_is_no_change(
+    section: dict, key: str, value: bool | str
+) -> None:
     assert diff_configs(replaced(section, key, value), section) == []
 
 
@@ -137,7 +166,10 @@ def test_a_base_lora_is_known_by_what_is_in_the_file(section: dict) -> None:
     given = {"path": "a.safetensors", "multiplier": 1.0, "sha256": "0" * 64}
 
     def kinds(*loras: dict) -> list[str]:
-        old, new = (replaced(section, "model.base_loras", entries) for entries in ([given], list(loras)))
+        old, new = (
+            replaced(section, "model.base_loras", entries)
+            for entries in ([given], list(loras))
+        )
         return sorted({change.kind for change in diff_configs(old, new)})
 
     assert kinds(given) == []
@@ -148,7 +180,9 @@ def test_a_base_lora_is_known_by_what_is_in_the_file(section: dict) -> None:
     assert "impossible" in kinds(given, given)
 
 
-def test_another_dataset_and_a_dropped_one_are_changes_of_the_result(section: dict) -> None:
+def test_another_dataset_and_a_dropped_one_are_changes_of_the_result(
+    section: dict,
+) -> None:
     more = {**section, "datasets": [*section["datasets"], section["datasets"][0]]}
     for old, new in ((section, more), (more, section)):
         kinds = {change.key: change.kind for change in diff_configs(old, new)}
@@ -169,19 +203,45 @@ def test_samples_that_are_added_or_dropped_are_harmless(section: dict) -> None:
         ({"lr_scheduler": "constant"}, False),
         ({"lr_scheduler": "constant", "lr_warmup_steps": 100.0}, False),
         ({"lr_scheduler": "constant", "lr_warmup_steps": 0.1}, True),
-        ({"lr_scheduler": "constant", "lr_scheduler_params": {"num_warmup_steps": 0.1}}, True),
-        ({"lr_scheduler": "constant", "lr_warmup_steps": 0.1, "lr_scheduler_params": {"num_warmup_steps": 5}}, False),
+        (
+            {
+                "lr_scheduler": "constant",
+                "lr_scheduler_params": {"num_warmup_steps": 0.1},
+            },
+            True,
+        ),
+        (
+            {
+                "lr_scheduler": "constant",
+                "lr_warmup_steps": 0.1,
+                "lr_scheduler_params": {"num_warmup_steps": 5},
+            },
+            False,
+        ),
         ({"lr_scheduler": "linear"}, True),
         ({"lr_scheduler": "CosineAnnealingLR"}, True),
-        ({"lr_scheduler": "CosineAnnealingLR", "lr_scheduler_params": {"T_max": 9}}, False),
-        ({"lr_scheduler": "CosineAnnealingLR", "lr_scheduler_params": {"T_max": 9}, "lr_warmup_steps": 0.1}, True),
+        (
+            {"lr_scheduler": "CosineAnnealingLR", "lr_scheduler_params": {"T_max": 9}},
+            False,
+        ),
+        (
+            {
+                "lr_scheduler": "CosineAnnealingLR",
+                "lr_scheduler_params": {"T_max": 9},
+                "lr_warmup_steps": 0.1,
+            },
+            True,
+        ),
         ({"lr_scheduler": "cosine"}, True),
     ],
 )
 def test_the_length_is_harmless_only_where_the_schedule_does_not_depend_on_it(
     section: dict, key: str, train: dict, depends: bool
 ) -> None:
-    base = {**section, "train": {**section["train"], "lr_scheduler_params": {}, **train}}
+    base = {
+        **section,
+        "train": {**section["train"], "lr_scheduler_params": {}, **train},
+    }
     assert kind_of(base, key) == ("changes the result" if depends else "harmless")
 
 
@@ -196,13 +256,18 @@ def test_every_schedule_has_been_thought_of() -> None:
         "warmup_stable_decay": {"num_decay_steps": 2},
     }
     for name in SCHEDULES:
-        short, long = (build_schedule(name, steps, 3, needs.get(name, {})) for steps in (10, 20))
+        short, long = (
+            build_schedule(name, steps, 3, needs.get(name, {})) for steps in (10, 20)
+        )
         same = all(short(step) == long(step) for step in range(10))
         assert same is (name in SCHEDULES_WITHOUT_LENGTH), name
 
 
 def test_a_key_the_state_does_not_know_is_a_change_only_where_the_job_says_it() -> None:
-    old, new = {"train": {"lr": 1}}, {"train": {"lr": 1, "clever": False, "brave": True}}
+    old, new = (
+        {"train": {"lr": 1}},
+        {"train": {"lr": 1, "clever": False, "brave": True}},
+    )
     assert diff_configs(old, new, given={"train": {"lr": 1}}) == []
     [change] = diff_configs(old, new, given={"train": {"brave": True}})
     assert (change.key, change.old, change.new) == ("train.brave", None, True)

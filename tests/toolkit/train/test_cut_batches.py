@@ -1,5 +1,6 @@
-"""A micro-batch that is cut, by several processes or where memory runs out, has the gradient and the logged numbers of
-the whole one: what is drawn for it is keyed by its items, or by the first item of the whole."""
+"""A micro-batch that is cut, by several processes or where memory runs out, has the
+gradient and the logged numbers of the whole one: what is drawn for it is keyed by its
+items, or by the first item of the whole."""
 
 from __future__ import annotations
 
@@ -21,7 +22,12 @@ from tests.toolkit.train.conftest import Model
 from tests.toolkit.train.test_flow_step import make_batch
 from tests.toolkit.train.test_flow_step_noise_levels import attached, batch_of
 from toolkit.config.sections.few_step import FewStepLossConfig
-from toolkit.config.sections.train import LOSS_OF_IMAGES, LOSS_OF_PAIRS, RIGHT, PreferenceConfig
+from toolkit.config.sections.train import (
+    LOSS_OF_IMAGES,
+    LOSS_OF_PAIRS,
+    RIGHT,
+    PreferenceConfig,
+)
 from toolkit.contracts.data import BatchSpec, PromptEmbeds
 from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.models.families import ModelLoadOptions
@@ -45,7 +51,11 @@ class FewModel(Model):
     """With what a few-step lesson asks of a model."""
 
     family = SimpleNamespace(
-        prediction="flow", shares_prefix=False, tokens=lambda size: 16, guidance=3.0, embeds_guidance=False
+        prediction="flow",
+        shares_prefix=False,
+        tokens=lambda size: 16,
+        guidance=3.0,
+        embeds_guidance=False,
     )
 
     def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
@@ -72,7 +82,13 @@ def of_epoch(epoch: int) -> LatentBatch:
 
 
 def plain(model: Model, network: LoraNetwork) -> FlowMatchingStep:
-    return FlowMatchingStep(model, 3, num_timestep_buckets=4, samples_per_epoch=20, weighting_scheme="sigma_sqrt")
+    return FlowMatchingStep(
+        model,
+        3,
+        num_timestep_buckets=4,
+        samples_per_epoch=20,
+        weighting_scheme="sigma_sqrt",
+    )
 
 
 def with_prior(model: Model, network: LoraNetwork) -> FlowMatchingStep:
@@ -83,7 +99,9 @@ def with_prior(model: Model, network: LoraNetwork) -> FlowMatchingStep:
 
 def pairs(share: float) -> Callable[[Model, LoraNetwork], FlowMatchingStep]:
     def step(model: Model, network: LoraNetwork) -> FlowMatchingStep:
-        return PreferenceStep(model, 3, PreferenceConfig(beta=20, share=share), network.disabled)
+        return PreferenceStep(
+            model, 3, PreferenceConfig(beta=20, share=share), network.disabled
+        )
 
     return step
 
@@ -91,7 +109,9 @@ def pairs(share: float) -> Callable[[Model, LoraNetwork], FlowMatchingStep]:
 def few_steps(model: Model, network: LoraNetwork) -> FlowMatchingStep:
     role = SimpleNamespace(parameters=network.parameters(), ema=None, further={})
     few = FewStepLossConfig(lora="a.safetensors", share=0.5)
-    return FewStepMixture(model, 3, few, network, Teacher(role, 0), nullcontext, nullcontext)
+    return FewStepMixture(
+        model, 3, few, network, Teacher(role, 0), nullcontext, nullcontext
+    )
 
 
 STEPS = {
@@ -104,14 +124,20 @@ STEPS = {
 
 
 class Summed:
-    """A `Backward` that sums the gradients of the pieces of a batch, each loss divided by the whole one's samples."""
+    """A `Backward` that sums the gradients of the pieces of a batch, each loss divided
+    by the whole one's samples."""
 
     step, roles = 0, frozenset({NETWORK})
 
     def __init__(self, samples: int) -> None:
         self.samples = samples
 
-    def __call__(self, losses: Mapping[str, Tensor], retain_graph: bool = False, final: bool = True) -> None:
+    def __call__(
+        self,
+        losses: Mapping[str, Tensor],
+        retain_graph: bool = False,
+        final: bool = True,
+    ) -> None:
         (losses[NETWORK].sum() / self.samples).backward()
 
 
@@ -126,22 +152,32 @@ def computed(
     for first, last in pairwise(edges):
         piece = batch.select(range(first, last))
         buffer.add(piece, step.backward(piece, Summed(len(batch))), [NETWORK], NETWORK)
-    gradients = {name: p.grad.clone() for name, p in network.parameters().items() if p.grad is not None}
+    gradients = {
+        name: p.grad.clone()
+        for name, p in network.parameters().items()
+        if p.grad is not None
+    }
     numbers = {
-        name: sum(count * float(mean) for count, mean in counted) / sum(count for count, _ in counted)
+        name: sum(count * float(mean) for count, mean in counted)
+        / sum(count for count, _ in counted)
         for name, counted in buffer.numbers.items()
     }
     return gradients, numbers
 
 
-def assert_cuts_are_equal(step: FlowMatchingStep, network: LoraNetwork, batch: LatentBatch) -> None:
+def assert_cuts_are_equal(
+    step: FlowMatchingStep, network: LoraNetwork, batch: LatentBatch
+) -> None:
     gradients, numbers = computed(step, network, batch, 1)
     size = sum(float(gradient.square().sum()) for gradient in gradients.values())
     assert size > 0
     limit = (1e-6 if batch.latents_BCHW.dtype == torch.float64 else 3e-6) ** 2
     for pieces in (2, 3):
         of_pieces, numbers_of_pieces = computed(step, network, batch, pieces)
-        difference = sum(float((of_pieces[name] - gradients[name]).square().sum()) for name in gradients)
+        difference = sum(
+            float((of_pieces[name] - gradients[name]).square().sum())
+            for name in gradients
+        )
         assert difference <= limit * size
         assert numbers_of_pieces == pytest.approx(numbers, rel=1e-6)
 
@@ -158,13 +194,16 @@ def learned(model: Model) -> LoraNetwork:
 
 @pytest.fixture
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums of pieces are rounded otherwise than those of the whole: nothing is rounded to float32."""
+    """Sums of pieces are rounded otherwise than those of the whole: nothing is rounded
+    to float32."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
 @pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize("kind", STEPS)
-def test_a_batch_in_pieces_has_the_gradient_and_the_numbers_of_the_whole(kind: str) -> None:
+def test_a_batch_in_pieces_has_the_gradient_and_the_numbers_of_the_whole(
+    kind: str,
+) -> None:
     model = FewModel() if kind == "a share in few steps" else Model()
     network = learned(model)
     step = STEPS[kind](model, network)
@@ -172,24 +211,39 @@ def test_a_batch_in_pieces_has_the_gradient_and_the_numbers_of_the_whole(kind: s
         assert_cuts_are_equal(step, network, of_epoch(epoch))
 
 
-def test_several_noise_levels_of_a_batch_in_pieces_are_those_of_the_whole(tmp_path: Path) -> None:
+def test_several_noise_levels_of_a_batch_in_pieces_are_those_of_the_whole(
+    tmp_path: Path,
+) -> None:
     write_tiny_model(tmp_path, TinySpec(arch="qwen_image_2", layers=2))
-    model = FAMILY.open(ModelLoadOptions(folder=tmp_path, device=torch.device("cpu"), dtype=torch.float32))
+    model = FAMILY.open(
+        ModelLoadOptions(
+            folder=tmp_path, device=torch.device("cpu"), dtype=torch.float32
+        )
+    )
     step = FlowMatchingStep(model, 7, noise_levels=(1, 2, 4))
     assert_cuts_are_equal(step, attached(model), batch_of(model, 2, 0, 1))
 
 
 @pytest.mark.usefixtures("in_float64")
-def test_pairs_and_images_have_numbers_of_their_own_that_count_what_they_measure() -> None:
-    """Three pairs and three images in pieces of two: a pair is a third of each number of the pairs."""
+def test_pairs_and_images_have_numbers_of_their_own_that_count_what_they_measure() -> (
+    None
+):
+    """Three pairs and three images in pieces of two: a pair is a third of each number
+    of the pairs."""
     model = Model()
     network = learned(model)
     step, batch = pairs(1.0)(model, network), of_epoch(0)
     _, numbers = computed(step, network, batch, 3)
     alone = [computed(step, network, batch.select([row]), 1)[1] for row in range(ITEMS)]
-    for name, rows in ((RIGHT, {0, 2, 3}), (LOSS_OF_PAIRS, {0, 2, 3}), (LOSS_OF_IMAGES, set(SINGLE))):
+    for name, rows in (
+        (RIGHT, {0, 2, 3}),
+        (LOSS_OF_PAIRS, {0, 2, 3}),
+        (LOSS_OF_IMAGES, set(SINGLE)),
+    ):
         assert {row for row in range(ITEMS) if name in alone[row]} == rows
-        assert numbers[name] == pytest.approx(sum(alone[row][name] for row in rows) / 3, rel=1e-5)
+        assert numbers[name] == pytest.approx(
+            sum(alone[row][name] for row in rows) / 3, rel=1e-5
+        )
 
 
 def test_a_piece_knows_the_first_item_of_the_whole_however_often_it_is_cut() -> None:
@@ -198,27 +252,46 @@ def test_a_piece_knows_the_first_item_of_the_whole_however_often_it_is_cut() -> 
 
 
 ONLY_READERS = {"toolkit/contracts/data.py": 1, "toolkit/train/loop.py": 1}
-"""`BatchSpec.first`, and the seed of the network's dropout, which is of each piece (docs/multi_gpu.md)."""
+"""`BatchSpec.first`, and the seed of the network's dropout, which is of each piece
+(docs/multi_gpu.md)."""
 
 
 def readers_of_a_first_item(text: str) -> int:
-    """How often one item stands for all of a batch: `positions[0]`, `min(positions)`, `next(iter(positions))`."""
+    """How often one item stands for all of a batch: `positions[0]`, `min(positions)`,
+    `next(iter(positions))`."""
 
     def are_positions(node: ast.expr) -> bool:
         return isinstance(node, ast.Attribute) and node.attr == "positions"
 
     nodes = nodes_of(text)
-    chosen = [n for n in nodes if isinstance(n, ast.Subscript) and isinstance(n.slice, ast.Constant)]
-    calls = [n for n in nodes if isinstance(n, ast.Call) and ast.unparse(n.func) in ("min", "max", "iter")]
-    return sum(are_positions(n.value) for n in chosen) + sum(any(map(are_positions, n.args)) for n in calls)
+    chosen = [
+        n
+        for n in nodes
+        if isinstance(n, ast.Subscript) and isinstance(n.slice, ast.Constant)
+    ]
+    calls = [
+        n
+        for n in nodes
+        if isinstance(n, ast.Call) and ast.unparse(n.func) in ("min", "max", "iter")
+    ]
+    return sum(are_positions(n.value) for n in chosen) + sum(
+        any(map(are_positions, n.args)) for n in calls
+    )
 
 
 def test_nothing_is_keyed_by_the_first_item_of_a_piece() -> None:
     files = tracked("toolkit", "extensions", "jobs")
-    found = {name: count for name in files if (count := readers_of_a_first_item(source(name)))}
+    found = {
+        name: count
+        for name in files
+        if (count := readers_of_a_first_item(source(name)))
+    }
     assert found == ONLY_READERS
 
 
-@pytest.mark.parametrize("read", ["spec.positions[0]", "min(batch.spec.positions)", "next(iter(spec.positions))"])
+@pytest.mark.parametrize(
+    "read",
+    ["spec.positions[0]", "min(batch.spec.positions)", "next(iter(spec.positions))"],
+)
 def test_a_reader_of_a_first_item_is_seen(read: str) -> None:
     assert readers_of_a_first_item(f"drawn = uniform(seed, spec.epoch, {read})") == 1

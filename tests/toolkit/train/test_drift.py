@@ -1,4 +1,5 @@
-"""What is measured of a sample that edits a reference: on photographs that were moved and painted on."""
+"""What is measured of a sample that edits a reference: on photographs that were moved
+and painted on."""
 
 from __future__ import annotations
 
@@ -16,7 +17,11 @@ from toolkit.train.drift import Drift, drift_metrics, drift_of
 
 
 def test_a_sample_that_lies_to_the_right_and_is_larger_says_so(tmp_path: Path) -> None:
-    square, other, reference = tmp_path / "square.png", tmp_path / "other.png", tmp_path / "reference.png"
+    square, other, reference = (
+        tmp_path / "square.png",
+        tmp_path / "other.png",
+        tmp_path / "reference.png",
+    )
     Image.new("RGB", (64, 64)).save(square)
     within(photograph(1)).save(reference)
     ImageOps.mirror(within(photograph(1))).save(other)
@@ -25,11 +30,23 @@ def test_a_sample_that_lies_to_the_right_and_is_larger_says_so(tmp_path: Path) -
     assert drift is not None and drift.outside_mask is None
     assert math.dist(drift.found.shift, (3, -2)) < 0.2
     numbers = drift.numbers()
-    assert numbers["zoom_percent"] == pytest.approx(2, abs=0.1) and abs(numbers["rotation_degrees"]) < 0.1
-    assert numbers["shift_px"] == pytest.approx(math.hypot(3, 2), abs=0.2) and numbers["px"] > 4
-    assert str(drift).endswith("shift +3.0, -2.0 pixels)") and "pixels off (zoom +" in str(drift)
+    assert (
+        numbers["zoom_percent"] == pytest.approx(2, abs=0.1)
+        and abs(numbers["rotation_degrees"]) < 0.1
+    )
+    assert (
+        numbers["shift_px"] == pytest.approx(math.hypot(3, 2), abs=0.2)
+        and numbers["px"] > 4
+    )
+    assert str(drift).endswith(
+        "shift +3.0, -2.0 pixels)"
+    ) and "pixels off (zoom +" in str(drift)
     unlike = drift_of(sample, [other])
-    assert unlike is not None and str(unlike) == "not measurable" and math.isnan(unlike.numbers()["px"])
+    assert (
+        unlike is not None
+        and str(unlike) == "not measurable"
+        and math.isnan(unlike.numbers()["px"])
+    )
     assert drift_of(sample, [square]) is None and drift_of(sample, []) is None
     reference.unlink()
     with pytest.raises(ImageError):
@@ -40,7 +57,9 @@ def test_only_what_changes_outside_the_mask_counts(tmp_path: Path) -> None:
     reference, mask = tmp_path / "reference.png", tmp_path / "mask.png"
     image = photograph(0)
     image.save(reference)
-    half = Image.new("L", (image.width // 2, image.height // 2))  # stretched over its reference
+    half = Image.new(
+        "L", (image.width // 2, image.height // 2)
+    )  # stretched over its reference
     half.paste(255, (0, 0, half.width // 2, half.height))
     half.save(mask)
     sample = image.copy()
@@ -61,10 +80,21 @@ def test_the_metrics_are_means_of_magnitudes_and_the_numbers_of_each() -> None:
     def drift(zoom: float, peak: float = 1.0, outside: float | None = None) -> Drift:
         return Drift(Alignment(zoom, 0.0, (0.0, 0.0), peak, 0.0, (200, 100)), outside)
 
-    found = drift_metrics({0: drift(0.01), 2: drift(-0.03, outside=5.0), 3: drift(0.5, peak=0.1)})
+    found = drift_metrics(
+        {0: drift(0.01), 2: drift(-0.03, outside=5.0), 3: drift(0.5, peak=0.1)}
+    )
     assert found["drift/measurable"] == pytest.approx(2 / 3)
-    assert found["drift/zoom_percent"] == pytest.approx(2) and found["drift/zoom_percent_2"] == pytest.approx(-3)
-    assert math.isnan(found["drift/px_3"]) and found["drift/px"] == pytest.approx(0.02 * math.hypot(100, 50))
-    assert found["drift/outside_mask"] == found["drift/outside_mask_2"] == 5 and "drift/px_1" not in found
+    assert found["drift/zoom_percent"] == pytest.approx(2) and found[
+        "drift/zoom_percent_2"
+    ] == pytest.approx(-3)
+    assert math.isnan(found["drift/px_3"]) and found["drift/px"] == pytest.approx(
+        0.02 * math.hypot(100, 50)
+    )
+    assert (
+        found["drift/outside_mask"] == found["drift/outside_mask_2"] == 5
+        and "drift/px_1" not in found
+    )
     assert drift_metrics({}) == {}
-    assert math.isnan(drift_metrics({0: drift(0.0, peak=0.0)}, "validation/")["validation/px"])
+    assert math.isnan(
+        drift_metrics({0: drift(0.0, peak=0.0)}, "validation/")["validation/px"]
+    )

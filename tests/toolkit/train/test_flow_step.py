@@ -10,7 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item, relative
+from tests.diffusers_reference import (
+    REFERENCES,
+    encode_photos,
+    open_tiny,
+    photo_item,
+    relative,
+)
 from tests.golden_tables import FOLDER, drawn, golden
 from tests.measured import at_most
 from tests.unlike_family import FamilyOfV
@@ -37,16 +43,23 @@ class FakeModel:
     def __init__(self, velocity: float = 0.0) -> None:
         self.velocity = velocity
 
-    def predict_velocity(self, x_t_BCHW: Tensor, t_B: Tensor, prompts, references) -> Tensor:
+    def predict_velocity(
+        self, x_t_BCHW: Tensor, t_B: Tensor, prompts, references
+    ) -> Tensor:
         self.asked = (x_t_BCHW, t_B)
         return torch.full_like(x_t_BCHW, self.velocity)
 
 
 def make_batch(
-    latents_BCHW: Tensor, epoch: int = 0, positions: tuple[int, ...] | None = None, **changes
+    latents_BCHW: Tensor,
+    epoch: int = 0,
+    positions: tuple[int, ...] | None = None,
+    **changes,
 ) -> LatentBatch:
     count = len(latents_BCHW)
-    spec = BatchSpec(epoch, items=tuple(range(count)), positions=positions or tuple(range(count)))
+    spec = BatchSpec(
+        epoch, items=tuple(range(count)), positions=positions or tuple(range(count))
+    )
     batch = LatentBatch(
         latents_BCHW=latents_BCHW,
         prompts=PromptEmbeds(torch.zeros(count, 1, 1), (1,) * count),
@@ -70,18 +83,24 @@ def test_the_loss_is_the_mean_squared_distance_to_the_velocity() -> None:
     torch.testing.assert_close(result.by_role[NETWORK], expected_B)
     assert torch.equal(result.per_sample["t"], t_B)
     x_t_BCHW, asked_t_B = step.model.asked
-    assert torch.equal(x_t_BCHW, linear_path(LATENTS, noise_BCHW, t_B)[0]) and torch.equal(asked_t_B, t_B)
+    assert torch.equal(
+        x_t_BCHW, linear_path(LATENTS, noise_BCHW, t_B)[0]
+    ) and torch.equal(asked_t_B, t_B)
 
 
 def test_of_a_family_that_predicts_v_the_loss_is_that_of_v() -> None:
     model = FakeModel(velocity=0.5)
     model.family = FamilyOfV()
-    step = FlowMatchingStep(model, seed=1, timestep_type="sigmoid", roles=("flow", "text_encoder"))
+    step = FlowMatchingStep(
+        model, seed=1, timestep_type="sigmoid", roles=("flow", "text_encoder")
+    )
     batch = make_batch(LATENTS)
     noise_BCHW, t_B = step.sample_noise_and_t(batch.spec, LATENTS.shape[1:])
     by_role = step(batch).by_role
     x_t_BCHW, v_BCHW = trigonometric_path(LATENTS, noise_BCHW, t_B)
-    torch.testing.assert_close(by_role["flow"], ((0.5 - v_BCHW) ** 2).mean(dim=(1, 2, 3)))
+    torch.testing.assert_close(
+        by_role["flow"], ((0.5 - v_BCHW) ** 2).mean(dim=(1, 2, 3))
+    )
     assert by_role["text_encoder"] is by_role["flow"]
     assert torch.equal(model.asked[0], x_t_BCHW)
 
@@ -89,16 +108,25 @@ def test_of_a_family_that_predicts_v_the_loss_is_that_of_v() -> None:
 def test_draws_depend_on_epoch_and_position_only() -> None:
     step = FlowMatchingStep(FakeModel(), seed=1, timestep_type="sigmoid")
     shape = torch.Size((2, 4, 4))
-    noise, t = step.sample_noise_and_t(BatchSpec(2, items=(9, 8, 7), positions=(4, 5, 6)), shape)
+    noise, t = step.sample_noise_and_t(
+        BatchSpec(2, items=(9, 8, 7), positions=(4, 5, 6)), shape
+    )
     torch.manual_seed(99)
     for row, position in enumerate((4, 5, 6)):
-        alone_noise, alone_t = step.sample_noise_and_t(BatchSpec(2, items=(0,), positions=(position,)), shape)
-        assert torch.equal(alone_noise[0], noise[row]) and torch.equal(alone_t[0], t[row])
+        alone_noise, alone_t = step.sample_noise_and_t(
+            BatchSpec(2, items=(0,), positions=(position,)), shape
+        )
+        assert torch.equal(alone_noise[0], noise[row]) and torch.equal(
+            alone_t[0], t[row]
+        )
     for other in (BatchSpec(3, (9,), (4,)), BatchSpec(2, (9,), (5,))):
         other_noise, other_t = step.sample_noise_and_t(other, shape)
         assert not torch.equal(other_noise[0], noise[0]) and other_t[0] != t[0]
     of_other_seed = FlowMatchingStep(FakeModel(), seed=2, timestep_type="sigmoid")
-    assert not torch.equal(of_other_seed.sample_noise_and_t(BatchSpec(2, (9,), (4,)), shape)[0][0], noise[0])
+    assert not torch.equal(
+        of_other_seed.sample_noise_and_t(BatchSpec(2, (9,), (4,)), shape)[0][0],
+        noise[0],
+    )
 
 
 def test_drawing_leaves_the_global_generator_alone() -> None:
@@ -110,17 +138,24 @@ def test_drawing_leaves_the_global_generator_alone() -> None:
 def test_weights_and_masks_scale_the_loss() -> None:
     step = FlowMatchingStep(FakeModel(), seed=1, timestep_type="sigmoid")
     plain_B = step(make_batch(LATENTS)).by_role[NETWORK]
-    weighted_B = step(make_batch(LATENTS, loss_weight_B=torch.tensor([0.0, 1.0, 2.0]))).by_role[NETWORK]
+    weighted_B = step(
+        make_batch(LATENTS, loss_weight_B=torch.tensor([0.0, 1.0, 2.0]))
+    ).by_role[NETWORK]
     torch.testing.assert_close(weighted_B, plain_B * torch.tensor([0.0, 1.0, 2.0]))
     half = torch.full((3, 1, 4, 4), 0.5)
-    torch.testing.assert_close(step(make_batch(LATENTS, loss_mask_B1HW=half)).by_role[NETWORK], plain_B / 2)
+    torch.testing.assert_close(
+        step(make_batch(LATENTS, loss_mask_B1HW=half)).by_role[NETWORK], plain_B / 2
+    )
 
 
 def test_a_mask_of_ones_changes_nothing_and_one_of_zeros_teaches_nothing() -> None:
-    """The two masked halves of a sample, each by hand, and the gradient of the velocity that was predicted."""
+    """The two masked halves of a sample, each by hand, and the gradient of the velocity
+    that was predicted."""
 
     class Learner(FakeModel):
-        def predict_velocity(self, x_t_BCHW: Tensor, t_B: Tensor, prompts, references) -> Tensor:
+        def predict_velocity(
+            self, x_t_BCHW: Tensor, t_B: Tensor, prompts, references
+        ) -> Tensor:
             self.predicted = torch.full_like(x_t_BCHW, 0.5).requires_grad_()
             return self.predicted
 
@@ -138,31 +173,52 @@ def test_a_mask_of_ones_changes_nothing_and_one_of_zeros_teaches_nothing() -> No
     mask_B1HW[0] = 0
     mask_B1HW[1, ..., :2] = 0
     masked_B, masked_grad_BCHW = losses(mask_B1HW)
-    assert masked_B[0] == 0 and masked_grad_BCHW[0].eq(0).all() and masked_B[2] == plain_B[2]
+    assert (
+        masked_B[0] == 0
+        and masked_grad_BCHW[0].eq(0).all()
+        and masked_B[2] == plain_B[2]
+    )
     assert torch.equal(masked_grad_BCHW, plain_grad_BCHW * mask_B1HW)
-    noise_BCHW, _ = FlowMatchingStep(FakeModel(), 1).sample_noise_and_t(make_batch(LATENTS).spec, LATENTS.shape[1:])
+    noise_BCHW, _ = FlowMatchingStep(FakeModel(), 1).sample_noise_and_t(
+        make_batch(LATENTS).spec, LATENTS.shape[1:]
+    )
     squares_CHW = (0.5 - (noise_BCHW - LATENTS)[1]) ** 2
-    torch.testing.assert_close(masked_B[1], squares_CHW[..., 2:].sum() / squares_CHW.numel())
+    torch.testing.assert_close(
+        masked_B[1], squares_CHW[..., 2:].sum() / squares_CHW.numel()
+    )
 
 
 def test_the_shift_goes_by_the_size_of_the_image() -> None:
-    """At 1024x1024 the shift is exp(0.5 + 0.4 (4096 - 256) / (8192 - 256)) = 2.001, at 16x16 exp(0.487)."""
-    shifted, plain = (FlowMatchingStep(FakeModel(), 1, kind) for kind in ("model_shift", "sigmoid"))
+    """At 1024x1024 the shift is exp(0.5 + 0.4 (4096 - 256) / (8192 - 256)) = 2.001, at
+    16x16 exp(0.487)."""
+    shifted, plain = (
+        FlowMatchingStep(FakeModel(), 1, kind) for kind in ("model_shift", "sigmoid")
+    )
     spec = BatchSpec(0, (0, 1), (0, 1))
-    for side, shift in ((128, 2.00079), (2, math.exp(0.5 + 0.4 * (1 - 256) / (8192 - 256)))):
+    for side, shift in (
+        (128, 2.00079),
+        (2, math.exp(0.5 + 0.4 * (1 - 256) / (8192 - 256))),
+    ):
         (_, t_B), (_, plain_B) = (
-            step.sample_noise_and_t(spec, torch.Size((2, side, side))) for step in (shifted, plain)
+            step.sample_noise_and_t(spec, torch.Size((2, side, side)))
+            for step in (shifted, plain)
         )
-        torch.testing.assert_close(t_B, shift * plain_B / (1 + (shift - 1) * plain_B), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            t_B, shift * plain_B / (1 + (shift - 1) * plain_B), rtol=0, atol=1e-5
+        )
 
 
 def test_the_loss_and_its_weight_follow_the_settings() -> None:
-    step = FlowMatchingStep(FakeModel(0.5), 1, "uniform", loss_type="mae", weighting_scheme="cosmap")
+    step = FlowMatchingStep(
+        FakeModel(0.5), 1, "uniform", loss_type="mae", weighting_scheme="cosmap"
+    )
     batch = make_batch(LATENTS)
     noise_BCHW, t_B = step.sample_noise_and_t(batch.spec, LATENTS.shape[1:])
     weight_B = 2 / (math.pi * (1 - 2 * t_B + 2 * t_B**2))
     expected_B = weight_B * (0.5 - (noise_BCHW - LATENTS)).abs().mean(dim=(1, 2, 3))
-    torch.testing.assert_close(step(batch).by_role[NETWORK], expected_B, rtol=2e-3, atol=0)
+    torch.testing.assert_close(
+        step(batch).by_role[NETWORK], expected_B, rtol=2e-3, atol=0
+    )
 
 
 # ---------------------------------------------------------------- strata
@@ -170,44 +226,74 @@ def test_the_loss_and_its_weight_follow_the_settings() -> None:
 
 def epoch_of(step: FlowMatchingStep, epoch: int, samples: int) -> list[float]:
     """t of each position, in batches of one."""
-    return [float(step.sample_noise_and_t(BatchSpec(epoch, (0,), (n,)), LATENTS.shape[1:])[1]) for n in range(samples)]
+    return [
+        float(
+            step.sample_noise_and_t(BatchSpec(epoch, (0,), (n,)), LATENTS.shape[1:])[1]
+        )
+        for n in range(samples)
+    ]
 
 
 @pytest.mark.parametrize("samples", [12, 13, 3])
 def test_an_epoch_draws_equally_often_from_every_stratum(samples: int) -> None:
-    step = FlowMatchingStep(FakeModel(), 1, "uniform", samples_per_epoch=samples, num_timestep_buckets=4)
+    step = FlowMatchingStep(
+        FakeModel(), 1, "uniform", samples_per_epoch=samples, num_timestep_buckets=4
+    )
     for epoch in range(3):
         counts = Counter(int(4 * t) for t in epoch_of(step, epoch, samples))
         assert set(counts) <= set(range(4)) and sum(counts.values()) == samples
-        assert all(counts[stratum] in (samples // 4, -(-samples // 4)) for stratum in range(4)), counts
+        assert all(
+            counts[stratum] in (samples // 4, -(-samples // 4)) for stratum in range(4)
+        ), counts
 
 
 def test_a_stratum_is_a_function_of_the_position_alone() -> None:
     def fresh() -> FlowMatchingStep:
-        return FlowMatchingStep(FakeModel(), 1, "sigmoid", samples_per_epoch=20, num_timestep_buckets=5)
+        return FlowMatchingStep(
+            FakeModel(), 1, "sigmoid", samples_per_epoch=20, num_timestep_buckets=5
+        )
 
     straight = fresh()
     whole = [epoch_of(straight, epoch, 20) for epoch in (0, 1)]
-    late = fresh().sample_noise_and_t(BatchSpec(1, (0, 0, 0), (13, 14, 15)), LATENTS.shape[1:])[1].tolist()
+    late = (
+        fresh()
+        .sample_noise_and_t(BatchSpec(1, (0, 0, 0), (13, 14, 15)), LATENTS.shape[1:])[1]
+        .tolist()
+    )
     assert late == whole[1][13:16]
     assert whole[0] != whole[1] and sorted(whole[0]) != sorted(whole[1])
 
 
-# ---------------------------------------------------------------- against another program
+# ---------------------------------------------------------------- against another
+# program
 
 
 @pytest.fixture(scope="module")
 def drawn_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with the transformer's weights by the rule in aitk_step.json, of unit gain."""
-    rule = json.loads((FOLDER / "aitk_step.json").read_text(encoding="utf-8"))["transformer"]
+    """The tiny model with the transformer's weights by the rule in aitk_step.json, of
+    unit gain."""
+    rule = json.loads((FOLDER / "aitk_step.json").read_text(encoding="utf-8"))[
+        "transformer"
+    ]
     folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("drawn") / "model")
-    shards = {file: load_file(file) for file in (folder / "transformer").glob("*.safetensors")}
-    shapes = {name: tuple(tensor.shape) for shard in shards.values() for name, tensor in shard.items()}
-    numbers = {name: torch.from_numpy(found).float() for name, found in drawn(shapes, rule["seed"]).items()}
+    shards = {
+        file: load_file(file) for file in (folder / "transformer").glob("*.safetensors")
+    }
+    shapes = {
+        name: tuple(tensor.shape)
+        for shard in shards.values()
+        for name, tensor in shard.items()
+    }
+    numbers = {
+        name: torch.from_numpy(found).float()
+        for name, found in drawn(shapes, rule["seed"]).items()
+    }
     squares = sum(float(tensor.double().square().sum()) for tensor in numbers.values())
     assert math.isclose(math.sqrt(squares), rule["norm"], rel_tol=1e-9)
     for file, tensors in shards.items():
-        save_file({name: numbers[name] for name in tensors}, file, metadata={"format": "pt"})
+        save_file(
+            {name: numbers[name] for name in tensors}, file, metadata={"format": "pt"}
+        )
     return folder
 
 
@@ -230,11 +316,17 @@ def test_the_loss_of_step_1_is_that_of_ai_toolkit(
 ) -> None:
     """Given its latents, references, embeddings, noise and t."""
     tensors = load_file(FOLDER / "aitk_step_inputs.safetensors")
-    theirs = {key.partition(".")[2]: value for key, value in tensors.items() if key.startswith(case["case"] + ".")}
+    theirs = {
+        key.partition(".")[2]: value
+        for key, value in tensors.items()
+        if key.startswith(case["case"] + ".")
+    }
     batch = make_batch(
         theirs["latents"],
         prompts=PromptEmbeds(theirs["embeds"], tuple(case["embeds_lengths"])),
-        control_latents=tuple(tuple(tensors[name] for name in names) for names in case["references"]),
+        control_latents=tuple(
+            tuple(tensors[name] for name in names) for names in case["references"]
+        ),
     )
     model = open_tiny(drawn_model)
     ours, predict, measure = {}, model.predict_velocity, flow_step.loss_per_sample
@@ -255,10 +347,22 @@ def test_the_loss_of_step_1_is_that_of_ai_toolkit(
         loss = float(step(batch).by_role[NETWORK].mean())
 
     for name, limit in {"x_t": 1e-6, "target": 1e-6}.items():
-        at_most(f"{case['case']}, {name}", float((ours[name] - theirs[name]).abs().max()), limit)
-    at_most(f"{case['case']}, prediction", relative(ours["prediction"], theirs["prediction"]), 2e-6)
+        at_most(
+            f"{case['case']}, {name}",
+            float((ours[name] - theirs[name]).abs().max()),
+            limit,
+        )
+    at_most(
+        f"{case['case']}, prediction",
+        relative(ours["prediction"], theirs["prediction"]),
+        2e-6,
+    )
     weights_B = torch.tensor(case["loss_weights"])
-    at_most(f"{case['case']}, loss weights", relative(step.weighting(step.given[1]), weights_B), 1e-6)
+    at_most(
+        f"{case['case']}, loss weights",
+        relative(step.weighting(step.given[1]), weights_B),
+        1e-6,
+    )
     at_most(f"{case['case']}, loss", abs(loss / case["loss"] - 1), 1e-6)
 
 
@@ -270,31 +374,52 @@ def six_items(tiny_model: Path) -> BatchLoader:
     """Items with 0 to 3 references of several sizes, and texts of several lengths."""
     wide, tall, square = REFERENCES
     controls = [(), (wide,), (tall, square), (square,), (), (square, tall, wide)]
-    items = [photo_item(SIZE, refs, f"picture {'very ' * n}new") for n, refs in enumerate(controls)]
-    return BatchLoader(encode_photos(open_tiny(tiny_model, reference_area=0), *items), seed=3)
+    items = [
+        photo_item(SIZE, refs, f"picture {'very ' * n}new")
+        for n, refs in enumerate(controls)
+    ]
+    return BatchLoader(
+        encode_photos(open_tiny(tiny_model, reference_area=0), *items), seed=3
+    )
 
 
 def gradients(
-    tiny_model: Path, loader: BatchLoader, dtype: torch.dtype, micro_batches: list[tuple[int, ...]]
+    tiny_model: Path,
+    loader: BatchLoader,
+    dtype: torch.dtype,
+    micro_batches: list[tuple[int, ...]],
 ) -> Tensor:
-    """All LoRA gradients of one optimizer step over the six items, in these micro-batches."""
+    """All LoRA gradients of one optimizer step over the six items, in these
+    micro-batches."""
     model = open_tiny(tiny_model, dtype)
     network = LoraNetwork(model.lora_targets(), rank=4, alpha=4.0, dropout=0.0, seed=3)
     network.attach(model.network_module)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in network.parameters().items():
-        if "lora_B" in name:  # zero at the start, where half of the gradients would be zero
-            parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+        if (
+            "lora_B" in name
+        ):  # zero at the start, where half of the gradients would be zero
+            parameter.data.copy_(
+                0.1 * torch.randn(parameter.shape, generator=generator)
+            )
     step = FlowMatchingStep(model, seed=3, timestep_type="sigmoid")
     for rows in micro_batches:
         batch = loader.load(BatchSpec(epoch=0, items=rows, positions=rows))
         batch = replace(batch, latents_BCHW=batch.latents_BCHW.to(dtype))
         (step(batch).by_role[NETWORK].sum() / 6).backward()
     # Some layers of the last block cannot influence the image: they have no gradient.
-    return torch.cat([p.grad.flatten().double() for p in network.parameters().values() if p.grad is not None])
+    return torch.cat(
+        [
+            p.grad.flatten().double()
+            for p in network.parameters().values()
+            if p.grad is not None
+        ]
+    )
 
 
-def test_micro_batches_add_up_to_one_batch(tiny_model: Path, six_items: BatchLoader) -> None:
+def test_micro_batches_add_up_to_one_batch(
+    tiny_model: Path, six_items: BatchLoader
+) -> None:
     whole = gradients(tiny_model, six_items, torch.float64, [(0, 1, 2, 3, 4, 5)])
     assert whole.norm() > 1e-3
     for name, parts in {
@@ -302,12 +427,15 @@ def test_micro_batches_add_up_to_one_batch(tiny_model: Path, six_items: BatchLoa
         "3 of 2": [(0, 1), (2, 3), (4, 5)],
         "4 and 2": [(0, 1, 2, 3), (4, 5)],
     }.items():
-        difference = relative(gradients(tiny_model, six_items, torch.float64, parts), whole)
+        difference = relative(
+            gradients(tiny_model, six_items, torch.float64, parts), whole
+        )
         at_most(f"accumulation, {name}", difference, 1e-10)
 
 
 def test_a_step_and_a_sample_never_mix_devices(tiny_model: Path) -> None:
-    """Batches, noise and t come from the CPU, the model may be anywhere: the meta device stands in for a GPU."""
+    """Batches, noise and t come from the CPU, the model may be anywhere: the meta
+    device stands in for a GPU."""
     meta = torch.device("meta")
     model = FAMILY.open(ModelLoadOptions(tiny_model, meta, torch.bfloat16))
     network = LoraNetwork(model.lora_targets(), 4, 4.0, dropout=0.1, seed=1)
@@ -323,15 +451,20 @@ def test_a_step_and_a_sample_never_mix_devices(tiny_model: Path) -> None:
         loss_mask_B1HW=torch.rand(2, 1, 8, 8),
     )
     for loss_type in ("mse", "huber"):
-        loss_B = FlowMatchingStep(model, 1, "weighted", loss_type=loss_type)(batch).by_role[NETWORK]
+        loss_B = FlowMatchingStep(model, 1, "weighted", loss_type=loss_type)(
+            batch
+        ).by_role[NETWORK]
         loss_B.sum().backward()
         assert loss_B.device == meta
-    assert {p.grad.device for p in network.parameters().values() if p.grad is not None} == {meta}
+    assert {
+        p.grad.device for p in network.parameters().values() if p.grad is not None
+    } == {meta}
     assert model.encode_images(torch.rand(1, 3, 64, 64)).device == meta
     assert model.decode_latents(torch.rand(1, 16, 8, 8)).device == meta
 
 
-# ------------------------------------------------------------ levels that are known ahead
+# ------------------------------------------------------------ levels that are known
+# ahead
 
 
 class Announced:
@@ -347,14 +480,26 @@ class Announced:
         self.heard.append(levels)
 
 
-@pytest.mark.parametrize("settings", [{}, {"timestep_type": "model_shift"}, {"num_timestep_buckets": 5}])
-def test_the_levels_of_coming_batches_are_announced_before_they_are_drawn(settings: dict) -> None:
+@pytest.mark.parametrize(
+    "settings", [{}, {"timestep_type": "model_shift"}, {"num_timestep_buckets": 5}]
+)
+def test_the_levels_of_coming_batches_are_announced_before_they_are_drawn(
+    settings: dict,
+) -> None:
     adapter = Announced()
     step = FlowMatchingStep(adapter, seed=3, samples_per_epoch=200, **settings)
-    specs = [BatchSpec(1, (0, 1), (2 * place, 2 * place + 1)) for place in range(LOOKAHEAD_BATCHES + 3)]
+    specs = [
+        BatchSpec(1, (0, 1), (2 * place, 2 * place + 1))
+        for place in range(LOOKAHEAD_BATCHES + 3)
+    ]
     passing = step.announce_timesteps(iter(specs), lambda spec: Size(24, 16))
     assert next(passing) is specs[0]
     assert [len(levels) for levels in adapter.heard] == [2 * LOOKAHEAD_BATCHES]
     assert [specs[0], *passing] == specs
-    drawn = [step.sample_noise_and_t(spec, torch.Size((16, 16, 24)))[1] for spec in specs]
-    assert torch.equal(torch.tensor([level for levels in adapter.heard for level in levels]), torch.cat(drawn))
+    drawn = [
+        step.sample_noise_and_t(spec, torch.Size((16, 16, 24)))[1] for spec in specs
+    ]
+    assert torch.equal(
+        torch.tensor([level for levels in adapter.heard for level in levels]),
+        torch.cat(drawn),
+    )

@@ -1,4 +1,5 @@
-"""Prior preservation: what the adapter changes for another prompt is a loss, and nothing else is."""
+"""Prior preservation: what the adapter changes for another prompt is a loss, and
+nothing else is."""
 
 from __future__ import annotations
 
@@ -21,8 +22,11 @@ def trained(network: LoraNetwork) -> None:
         network.layer_weight("layer", "lora_B.weight").fill_(0.3)
 
 
-def gradients(model: Model, network: LoraNetwork, **factors: float) -> tuple[Tensor, dict[str, Tensor], int]:
-    """The gradient of the down matrix, the logged numbers, and how many backward passes there were."""
+def gradients(
+    model: Model, network: LoraNetwork, **factors: float
+) -> tuple[Tensor, dict[str, Tensor], int]:
+    """The gradient of the down matrix, the logged numbers, and how many backward passes
+    there were."""
     step = FlowMatchingStep(model, seed=1)
     for name, factor in factors.items():
         step.extra_losses[name] = PriorPreservation(model, network, name, factor)
@@ -32,7 +36,9 @@ def gradients(model: Model, network: LoraNetwork, **factors: float) -> tuple[Ten
     class Backward:
         step, roles = 0, frozenset({NETWORK})
 
-        def __call__(self, losses, retain_graph: bool = False, final: bool = True) -> None:
+        def __call__(
+            self, losses, retain_graph: bool = False, final: bool = True
+        ) -> None:
             finals.append(final)
             losses[NETWORK].mean().backward()
 
@@ -41,7 +47,9 @@ def gradients(model: Model, network: LoraNetwork, **factors: float) -> tuple[Ten
     losses = step.backward(batch, Backward())
     assert finals == [False] * len(factors) + [True]
     plain_B = step(batch).by_role[NETWORK].detach()
-    torch.testing.assert_close(losses.by_role[NETWORK].mean(), plain_B.mean() + sum(losses.numbers.values()))
+    torch.testing.assert_close(
+        losses.by_role[NETWORK].mean(), plain_B.mean() + sum(losses.numbers.values())
+    )
     return down.grad.clone(), losses.numbers, len(finals)
 
 
@@ -51,13 +59,17 @@ def test_an_adapter_that_does_nothing_yet_has_no_such_loss(adapted) -> None:
     assert numbers["loss/of_class"] == 0
 
 
-def test_it_is_the_mean_squared_change_of_the_prediction_for_the_other_prompt(adapted) -> None:
+def test_it_is_the_mean_squared_change_of_the_prediction_for_the_other_prompt(
+    adapted,
+) -> None:
     model, network = adapted
     trained(network)
     batch = replace(make_batch(LATENTS), extra_prompts={"of_class": OF_CLASS})
     x_t_BCHW, t_B = LATENTS + 1, torch.full((3,), 0.5)
     loss_B = PriorPreservation(model, network, "of_class", 2.0)(batch, x_t_BCHW, t_B)
-    delta = network.layer_weight("layer", "lora_B.weight") @ network.layer_weight("layer", "lora_A.weight")
+    delta = network.layer_weight("layer", "lora_B.weight") @ network.layer_weight(
+        "layer", "lora_A.weight"
+    )
     change_BHWC = (x_t_BCHW.permute(0, 2, 3, 1) + 0.5) @ delta.T
     torch.testing.assert_close(loss_B, 2.0 * change_BHWC.square().mean(dim=(1, 2, 3)))
 
@@ -78,7 +90,9 @@ def test_its_gradient_is_added_in_proportion_to_the_factor(adapted) -> None:
 
 def test_half_a_batch_keeps_its_own_prompts() -> None:
     embeds = torch.arange(3.0).reshape(3, 1, 1)
-    batch = replace(make_batch(LATENTS), extra_prompts={"of_class": PromptEmbeds(embeds, (1, 1, 1))})
+    batch = replace(
+        make_batch(LATENTS), extra_prompts={"of_class": PromptEmbeds(embeds, (1, 1, 1))}
+    )
     first, second = batch.halves()
     assert first.extra_prompts["of_class"].embeds_BLD.flatten().tolist() == [0, 1]
     assert second.extra_prompts["of_class"].embeds_BLD.flatten().tolist() == [2]

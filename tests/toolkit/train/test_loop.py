@@ -32,8 +32,11 @@ def constant(lr: float):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2, 3, 4])
-def test_it_is_gradient_descent_on_the_mean_over_the_samples_of_a_window(toy, recorder, accumulation: int) -> None:
-    """The short batches of an epoch's end weigh by their samples, not as whole batches."""
+def test_it_is_gradient_descent_on_the_mean_over_the_samples_of_a_window(
+    toy, recorder, accumulation: int
+) -> None:
+    """The short batches of an epoch's end weigh by their samples, not as whole
+    batches."""
     run = toy.run(8, accumulation=accumulation, callbacks=[recorder])
     assert toy.train(run, toy.step(run)) is True
     items = toy.items(8, accumulation)
@@ -41,11 +44,17 @@ def test_it_is_gradient_descent_on_the_mean_over_the_samples_of_a_window(toy, re
     assert [r.samples for r in recorder.results] == list(accumulate(map(len, items)))
 
 
-def test_the_loss_and_the_numbers_of_a_step_are_means_over_its_samples(toy, recorder) -> None:
+def test_the_loss_and_the_numbers_of_a_step_are_means_over_its_samples(
+    toy, recorder
+) -> None:
     run = toy.run(2, accumulation=2, callbacks=[recorder])
     toy.train(run, toy.step(run))
-    assert recorder.results[0].loss == pytest.approx(float((toy.y_N[:6] ** 2).mean()), rel=1e-6)  # w = 0
-    assert recorder.results[0].per_sample["loss"] == pytest.approx((toy.y_N[:6] ** 2).tolist())
+    assert recorder.results[0].loss == pytest.approx(
+        float((toy.y_N[:6] ** 2).mean()), rel=1e-6
+    )  # w = 0
+    assert recorder.results[0].per_sample["loss"] == pytest.approx(
+        (toy.y_N[:6] ** 2).tolist()
+    )
     assert recorder.results[1].per_sample["item"] == tuple(toy.items(2, 2)[1])
     assert [(r.step, r.epoch) for r in recorder.results] == [(1, 0), (2, 1)]
 
@@ -70,10 +79,13 @@ def test_only_the_batches_that_are_trained_are_loaded(toy) -> None:
 
     run = toy.run(4, accumulation=2)
     toy.train(run, toy.step(run), load)
-    assert [spec.items for spec in asked] == [s.items for epoch in range(3) for s in toy.epoch_batches(epoch)][:8]
+    assert [spec.items for spec in asked] == [
+        s.items for epoch in range(3) for s in toy.epoch_batches(epoch)
+    ][:8]
 
 
-# ------------------------------------------------------------ losses that are not numbers
+# ------------------------------------------------------------ losses that are not
+# numbers
 
 
 def broken_for(toy, run, broken: set[int], value: float = NAN):
@@ -83,13 +95,17 @@ def broken_for(toy, run, broken: set[int], value: float = NAN):
     def losses(batch):
         loss_B = good(batch).by_role["network"]
         bad_B = torch.tensor([item in broken for item in batch.spec.items])
-        return StepLosses({"network": torch.where(bad_B, torch.full_like(loss_B, value), loss_B)})
+        return StepLosses(
+            {"network": torch.where(bad_B, torch.full_like(loss_B, value), loss_B)}
+        )
 
     return losses
 
 
 @pytest.mark.parametrize("value", [NAN, float("inf")])
-def test_a_step_whose_loss_is_no_number_changes_nothing_but_the_count(toy, recorder, value: float) -> None:
+def test_a_step_whose_loss_is_no_number_changes_nothing_but_the_count(
+    toy, recorder, value: float
+) -> None:
     run = toy.run(3, momentum=0.9, ema_decay=0.5, callbacks=[recorder])
     momentum_after = []
 
@@ -110,25 +126,43 @@ def test_a_step_whose_loss_is_no_number_changes_nothing_but_the_count(toy, recor
 
 
 def test_the_loss_of_a_step_is_that_of_the_first_role(toy, recorder) -> None:
-    """Not a sum with a discriminator's own; in a step that does not train the first role it is no number."""
+    """Not a sum with a discriminator's own; in a step that does not train the first
+    role it is no number."""
     run = toy.run(4, callbacks=[recorder], accumulation=2)
     weights = {"v": nn.Parameter(torch.ones(1))}
-    run.roles["other"] = Role(weights, torch.optim.SGD(weights.values(), lr=0.0), lr=0.1, schedule=lambda step: 1.0)
+    run.roles["other"] = Role(
+        weights,
+        torch.optim.SGD(weights.values(), lr=0.0),
+        lr=0.1,
+        schedule=lambda step: 1.0,
+    )
     run.roles["network"].every = 2
     good = toy.step(run)
 
     def step(batch) -> StepLosses:
         losses = good(batch)
-        return StepLosses(losses.by_role | {"other": 100 * weights["v"].expand(len(batch)) ** 2}, losses.per_sample)
+        return StepLosses(
+            losses.by_role | {"other": 100 * weights["v"].expand(len(batch)) ** 2},
+            losses.per_sample,
+        )
 
     toy.train(run, step)
     for result in recorder.results:
         if "network" in result.by_role:
             own = result.per_sample["loss"]
-            assert result.loss == result.by_role["network"].loss == pytest.approx(sum(own) / len(own))
+            assert (
+                result.loss
+                == result.by_role["network"].loss
+                == pytest.approx(sum(own) / len(own))
+            )
         else:
             assert math.isnan(result.loss) and "loss" not in result.per_sample
-    assert ["network" in result.by_role for result in recorder.results] == [True, False, True, False]
+    assert ["network" in result.by_role for result in recorder.results] == [
+        True,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_one_bad_micro_batch_skips_its_whole_window(toy, recorder) -> None:
@@ -139,29 +173,46 @@ def test_one_bad_micro_batch_skips_its_whole_window(toy, recorder) -> None:
     assert toy.weight(run).grad is None
 
 
-def test_a_gradient_that_is_no_number_skips_the_step_though_the_loss_is_one(toy, recorder) -> None:
+def test_a_gradient_that_is_no_number_skips_the_step_though_the_loss_is_one(
+    toy, recorder
+) -> None:
     run = toy.run(2, callbacks=[recorder])
     w_D = toy.weight(run)
-    toy.train(run, lambda batch: StepLosses({"network": w_D.sum().sqrt().repeat(len(batch))}))
-    assert [(r.loss, r.skipped) for r in recorder.results] == [(0.0, True), (0.0, True)]  # d sqrt(w) at 0 is infinite
+    toy.train(
+        run, lambda batch: StepLosses({"network": w_D.sum().sqrt().repeat(len(batch))})
+    )
+    assert [(r.loss, r.skipped) for r in recorder.results] == [
+        (0.0, True),
+        (0.0, True),
+    ]  # d sqrt(w) at 0 is infinite
     assert w_D.tolist() == [0.0, 0.0, 0.0]
 
 
-def test_three_skipped_steps_in_a_row_end_the_run_and_name_the_files(toy, recorder) -> None:
+def test_three_skipped_steps_in_a_row_end_the_run_and_name_the_files(
+    toy, recorder
+) -> None:
     run = toy.run(9, callbacks=[recorder])
     with pytest.raises(RunError) as error:
         toy.train(run, broken_for(toy, run, {3, 6, 1, 2}))
     # Step 1 holds sample 1, step 2 sample 3, step 3 sample 6.
     assert run.state.step == run.state.skipped == MAX_CONSECUTIVE_SKIPS == 3
     assert "image_6.png" in str(error.value)
-    assert recorder.calls == ["start", "step 1", "step 2", "error"]  # nothing is saved after the third
+    assert recorder.calls == [
+        "start",
+        "step 1",
+        "step 2",
+        "error",
+    ]  # nothing is saved after the third
     assert recorder.errors == [error.value]
 
 
-def test_skipped_steps_with_a_good_one_between_them_do_not_end_the_run(toy, recorder) -> None:
+def test_skipped_steps_with_a_good_one_between_them_do_not_end_the_run(
+    toy, recorder
+) -> None:
     run = toy.run(9, callbacks=[recorder])
     toy.train(run, broken_for(toy, run, {3}))
-    # Sample 3 is in batches [2nd], [1st], [1st] of the three epochs: never three in a row.
+    # Sample 3 is in batches [2nd], [1st], [1st] of the three epochs: never three in a
+    # row.
     assert [r.step for r in recorder.results if r.skipped] == [2, 4, 7]
     assert run.state.step == 9
 
@@ -170,7 +221,8 @@ def test_skipped_steps_with_a_good_one_between_them_do_not_end_the_run(toy, reco
 
 
 def stop_after(micro_batches: int):
-    """A `should_stop` that says yes once the loop has asked this often (it asks before each window and batch)."""
+    """A `should_stop` that says yes once the loop has asked this often (it asks before
+    each window and batch)."""
     asked = iter(range(1000))
     return lambda: next(asked) >= micro_batches
 
@@ -185,9 +237,13 @@ def test_a_stop_within_a_window_discards_what_was_begun(toy, recorder) -> None:
 
     run.should_stop = lambda: len(seen) == 4  # one micro-batch into the second window
     assert toy.train(run, step) is False
-    assert run.state == TrainState(step=1, cursor=epoch_cursor(0, 3), epochs_done=1, samples=7)
+    assert run.state == TrainState(
+        step=1, cursor=epoch_cursor(0, 3), epochs_done=1, samples=7
+    )
     assert toy.weight(run).grad is None
-    torch.testing.assert_close(toy.weight(run).detach(), toy.by_hand(toy.items(1, 3), constant(0.1))[-1])
+    torch.testing.assert_close(
+        toy.weight(run).detach(), toy.by_hand(toy.items(1, 3), constant(0.1))[-1]
+    )
     assert recorder.calls == ["start", "step 1", "end False"]
 
 
@@ -209,7 +265,8 @@ def test_going_on_after_a_stop_ends_in_the_same_weights(toy, asked: int) -> None
 
 
 def draws_of(toy, run) -> list[float]:
-    """What a step that draws from torch's global generator gets in each micro-batch of a training."""
+    """What a step that draws from torch's global generator gets in each micro-batch of
+    a training."""
     drawn = []
 
     def step(batch):
@@ -220,7 +277,9 @@ def draws_of(toy, run) -> list[float]:
     return drawn
 
 
-def test_global_draws_are_keyed_by_micro_batch_and_leave_the_global_generator_alone(toy) -> None:
+def test_global_draws_are_keyed_by_micro_batch_and_leave_the_global_generator_alone(
+    toy,
+) -> None:
     torch.manual_seed(11)
     before = torch.get_rng_state()
     whole = draws_of(toy, toy.run(6))
@@ -279,9 +338,14 @@ def test_every_hook_hears_of_an_error_and_the_error_goes_on(toy, moment: str) ->
     assert said[-2:] == ["a error", "b error"]
 
 
-def test_step_time_holds_data_and_logging_but_not_saving(toy, recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_time_holds_data_and_logging_but_not_saving(
+    toy, recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr("toolkit.train.metrics_buffer.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(
+        "toolkit.train.metrics_buffer.time",
+        SimpleNamespace(monotonic=lambda: clock.now),
+    )
 
     class Takes(Callback):
         def __init__(self, seconds: float, counts: bool) -> None:
@@ -298,21 +362,31 @@ def test_step_time_holds_data_and_logging_but_not_saving(toy, recorder, monkeypa
             clock.now += 1.0
             yield batch
 
-    run = toy.run(3, accumulation=2, callbacks=[Takes(0.5, counts=True), Takes(64.0, counts=False), recorder])
+    run = toy.run(
+        3,
+        accumulation=2,
+        callbacks=[Takes(0.5, counts=True), Takes(64.0, counts=False), recorder],
+    )
 
     def step(batch):
         clock.now += 4.0
         return toy.step(run)(batch)
 
     toy.train(run, step, load)
-    # Two micro-batches of 1 s waiting and 4 s work each; the logging of a step is part of the next one's time.
+    # Two micro-batches of 1 s waiting and 4 s work each; the logging of a step is part
+    # of the next one's time.
     assert [r.step_s for r in recorder.results] == [10.0, 10.5, 10.5]
     assert [r.data_s for r in recorder.results] == [2.0, 2.0, 2.0]
 
 
-def test_step_time_is_that_without_compiling(toy, recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_time_is_that_without_compiling(
+    toy, recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr("toolkit.train.metrics_buffer.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(
+        "toolkit.train.metrics_buffer.time",
+        SimpleNamespace(monotonic=lambda: clock.now),
+    )
     monkeypatch.setattr(compiling._clock, "total", CompileTime())
     run = toy.run(3, callbacks=[recorder])
     run.programs = Programs(CompileConfig(enabled=True, backend="eager"))
@@ -320,12 +394,20 @@ def test_step_time_is_that_without_compiling(toy, recorder, monkeypatch: pytest.
     def step(batch):
         took = 60.0 if run.state.step == 1 else 0.0
         clock.now += took + 4.0
-        monkeypatch.setattr(compiling._clock, "total", CompileTime(1, compiling._clock.total.seconds + took))
+        monkeypatch.setattr(
+            compiling._clock,
+            "total",
+            CompileTime(1, compiling._clock.total.seconds + took),
+        )
         return toy.step(run)(batch)
 
     toy.train(run, step)
     assert [r.step_s for r in recorder.results] == [4.0, 4.0, 4.0]
-    assert [(r.compile_s, r.compiled) for r in recorder.results] == [(0.0, False), (60.0, True), (0.0, False)]
+    assert [(r.compile_s, r.compiled) for r in recorder.results] == [
+        (0.0, False),
+        (60.0, True),
+        (0.0, False),
+    ]
 
 
 # ------------------------------------------------------------ memory that runs out
@@ -337,7 +419,9 @@ def out_of_memory_above(toy, run, most: int, backward: bool = False):
 
     def step(batch):
         if len(batch) > most and not backward:
-            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+            raise RuntimeError(
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+            )
         result = losses(batch)
         if len(batch) > most:
             result.by_role["network"].register_hook(fail)
@@ -349,20 +433,26 @@ def out_of_memory_above(toy, run, most: int, backward: bool = False):
     return step
 
 
-@pytest.mark.parametrize(("accumulation", "backward"), [(1, False), (2, True), (3, False)])
+@pytest.mark.parametrize(
+    ("accumulation", "backward"), [(1, False), (2, True), (3, False)]
+)
 def test_a_window_that_runs_out_of_memory_is_done_once_more_in_halves(
     toy, recorder, accumulation: int, backward: bool
 ) -> None:
     run = toy.run(6, accumulation=accumulation, callbacks=[recorder])
     toy.train(run, out_of_memory_above(toy, run, 2, backward))
-    torch.testing.assert_close(recorder.weights, toy.by_hand(toy.items(6, accumulation), constant(0.1)))
+    torch.testing.assert_close(
+        recorder.weights, toy.by_hand(toy.items(6, accumulation), constant(0.1))
+    )
     assert run.state.skipped == 0
 
 
 def test_what_does_not_fit_in_halves_ends_the_run_with_advice(toy, recorder) -> None:
     run = toy.run(3, callbacks=[recorder])
     run.oom_hint = lambda: "Use less of everything."
-    with pytest.raises(RunError, match=r"image_0\.png, image_1\.png .*Use less of everything\."):
+    with pytest.raises(
+        RunError, match=r"image_0\.png, image_1\.png .*Use less of everything\."
+    ):
         toy.train(run, out_of_memory_above(toy, run, 1))
     assert recorder.calls == ["start", "error"]
 
@@ -370,7 +460,11 @@ def test_what_does_not_fit_in_halves_ends_the_run_with_advice(toy, recorder) -> 
 def test_a_batch_of_one_cannot_be_halved(toy) -> None:
     run = toy.run(3)
     with pytest.raises(RunError, match="out of memory"):
-        toy.train(run, out_of_memory_above(toy, run, 0), epoch_batches=lambda epoch: toy.epoch_batches(epoch)[2:])
+        toy.train(
+            run,
+            out_of_memory_above(toy, run, 0),
+            epoch_batches=lambda epoch: toy.epoch_batches(epoch)[2:],
+        )
 
 
 def test_nothing_is_halved_in_lockstep(toy, recorder) -> None:
@@ -385,8 +479,12 @@ def test_nothing_is_halved_in_lockstep(toy, recorder) -> None:
     assert recorder.calls == ["start", "error"]
 
 
-@pytest.mark.parametrize(("room", "asked", "says"), [(0, 0, None), (2, 2, None), (5, 3, "split in two")])
-def test_what_can_save_memory_is_asked_before_the_batch_is_halved(toy, room: int, asked: int, says) -> None:
+@pytest.mark.parametrize(
+    ("room", "asked", "says"), [(0, 0, None), (2, 2, None), (5, 3, "split in two")]
+)
+def test_what_can_save_memory_is_asked_before_the_batch_is_halved(
+    toy, room: int, asked: int, says
+) -> None:
     """Memory is short until it was saved `room` times; it can be three times."""
     run, saved = toy.run(3), []
     fits, short = (out_of_memory_above(toy, run, most) for most in (3, 2))
@@ -398,13 +496,22 @@ def test_what_can_save_memory_is_asked_before_the_batch_is_halved(toy, room: int
         return True
 
     batch = next(toy.load(toy.epoch_batches(0)))
-    said = toy.probe(run, batch, lambda batch: (fits if len(saved) >= room else short)(batch), save_more)
+    said = toy.probe(
+        run,
+        batch,
+        lambda batch: (fits if len(saved) >= room else short)(batch),
+        save_more,
+    )
     assert len(saved) == asked
     assert said is None if says is None else says in said
 
 
-@pytest.mark.parametrize(("most", "says"), [(3, None), (2, "split in two"), (1, RunError)])
-def test_the_largest_batch_is_tried_first_and_nothing_is_learned_from_it(toy, most: int, says) -> None:
+@pytest.mark.parametrize(
+    ("most", "says"), [(3, None), (2, "split in two"), (1, RunError)]
+)
+def test_the_largest_batch_is_tried_first_and_nothing_is_learned_from_it(
+    toy, most: int, says
+) -> None:
     run = toy.run(3)
     run.oom_hint = lambda: "Use less of everything."
     batch = next(toy.load(toy.epoch_batches(0)))

@@ -45,7 +45,9 @@ def run_now(clock) -> RunNow:
 
 def a_run(step: int, steps: int = 1000, **coming: float) -> SimpleNamespace:
     return SimpleNamespace(
-        steps=steps, state=SimpleNamespace(step=step), callbacks=[SimpleNamespace(coming=lambda run: coming)]
+        steps=steps,
+        state=SimpleNamespace(step=step),
+        callbacks=[SimpleNamespace(coming=lambda run: coming)],
     )
 
 
@@ -53,7 +55,9 @@ def left(run_now: RunNow) -> float | None:
     return run_now.now().left_s
 
 
-def test_the_time_of_the_plan_is_there_from_the_beginning_and_passes(run_now: RunNow, clock) -> None:
+def test_the_time_of_the_plan_is_there_from_the_beginning_and_passes(
+    run_now: RunNow, clock
+) -> None:
     run_now.tell("reading")
     assert left(run_now) == sum(PLANNED.values()) and run_now.now().share == 0
     clock.now += 25
@@ -72,7 +76,9 @@ def test_what_is_counted_is_measured(run_now: RunNow, clock) -> None:
     run_now.tell("quantizing", 1, 11, "block")
     clock.now += 4
     run_now.tell("quantizing", 3, 11, "block")
-    assert run_now.now().phase_left_s == 16 and left(run_now) == others + 16, "encoding is over"
+    assert run_now.now().phase_left_s == 16 and left(run_now) == others + 16, (
+        "encoding is over"
+    )
 
 
 def test_a_download_comes_on_top_once_its_pace_is_known(run_now: RunNow, clock) -> None:
@@ -80,10 +86,15 @@ def test_a_download_comes_on_top_once_its_pace_is_known(run_now: RunNow, clock) 
     assert (run_now.now().phase_left_s, left(run_now)) == (None, None)
     clock.now += 100
     run_now.tell("downloading", 32, 58, "GB")
-    assert run_now.now().phase_left_s == 1300 and left(run_now) == sum(PLANNED.values()) + 1300
+    assert (
+        run_now.now().phase_left_s == 1300
+        and left(run_now) == sum(PLANNED.values()) + 1300
+    )
 
 
-def test_measured_steps_samples_and_saves_take_the_place_of_planned_ones(run_now: RunNow, clock) -> None:
+def test_measured_steps_samples_and_saves_take_the_place_of_planned_ones(
+    run_now: RunNow, clock
+) -> None:
     run = a_run(0, sampling=8, saving=4)
     run_now.follow(run)
     with now.told_to(run_now):
@@ -92,7 +103,9 @@ def test_measured_steps_samples_and_saves_take_the_place_of_planned_ones(run_now
             now.tell("sampling", 2, 2)
             clock.now += 3
         run_now.step(run, None)
-        assert left(run_now) == 30 + 1000 + 8 * 3 + 20 + 10, "compiling, steps, validation and saving are planned"
+        assert left(run_now) == 30 + 1000 + 8 * 3 + 20 + 10, (
+            "compiling, steps, validation and saving are planned"
+        )
         run.state.step = 500
         run_now.step(run, 0.5)
         assert left(run_now) == 250 + 24 + (20 + 10) / 2
@@ -101,7 +114,9 @@ def test_measured_steps_samples_and_saves_take_the_place_of_planned_ones(run_now
         assert left(run_now) == 250 + 24 + 20 / 2 + 4 * 2
         run.callbacks[0].coming = lambda run: {"sampling": 6, "saving": 4}
         now.tell("sampling", 1, 2)
-        assert run_now.now().phase_left_s == 6 and left(run_now) == 250 + 24 + 20 / 2 + 8
+        assert (
+            run_now.now().phase_left_s == 6 and left(run_now) == 250 + 24 + 20 / 2 + 8
+        )
 
 
 def test_without_a_plan_it_is_known_after_a_step(clock) -> None:
@@ -166,12 +181,18 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def test_it_stands_in_run_json_from_the_beginning_to_the_end(tmp_path: Path, quick) -> None:
+def test_it_stands_in_run_json_from_the_beginning_to_the_end(
+    tmp_path: Path, quick
+) -> None:
     run_now = RunNow(StatusLine(io.StringIO()))
     run_now.tell("reading")
     with run_now.written(tmp_path, "job"):
         first = document(tmp_path)
-        assert (first["name"], first["status"], first["now"]["phase"]) == ("job", "running", "reading")
+        assert (first["name"], first["status"], first["now"]["phase"]) == (
+            "job",
+            "running",
+            "reading",
+        )
         run_now.tell("encoding", 1, 2, "images")
         until(lambda: document(tmp_path)["now"]["phase"] == "encoding")
         run_now.post({"name": "job", "status": "running", "step": 3})
@@ -184,7 +205,9 @@ def test_it_stands_in_run_json_from_the_beginning_to_the_end(tmp_path: Path, qui
 
 
 def test_what_an_earlier_start_left_stays_but_for_its_error(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"name": "a", "status": "failed", "step": 7, "error": "E", "record": {"x": 1}}')
+    (tmp_path / "run.json").write_text(
+        '{"name": "a", "status": "failed", "step": 7, "error": "E", "record": {"x": 1}}'
+    )
     with RunNow(StatusLine(io.StringIO())).written(tmp_path, "job"):
         found = document(tmp_path)
     assert {key: found[key] for key in ("name", "status", "step", "record")} == {
@@ -215,22 +238,33 @@ def test_it_is_written_at_most_once_in_its_interval_and_by_no_one_who_tells(
     assert set(writers[1:]) == {"now"} and 2 <= len(writers) <= 2 + took / 0.2
 
 
-def test_a_full_disk_is_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick) -> None:
+def test_a_full_disk_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick
+) -> None:
     run_now, calls = RunNow(StatusLine(io.StringIO())), []
     with heard() as said, run_now.written(tmp_path, "job"):
 
         def full(*_: object, **__: object) -> None:
             calls.append(1)
-            raise RunError("output/job/run.json: cannot be written: No space left on device.")
+            raise RunError(
+                "output/job/run.json: cannot be written: No space left on device."
+            )
 
         monkeypatch.setattr(module, "write_json", full)
         for index in range(5):
             run_now.tell("step", index)
             until(lambda least=index: len(calls) > least)
-    assert [line.partition(":")[0] for line in said] == ["output/job/run.json"] and "No space left" in said[0]
+    assert [line.partition(":")[0] for line in said] == [
+        "output/job/run.json"
+    ] and "No space left" in said[0]
 
 
-def test_a_file_that_cannot_be_written_at_the_beginning_is_an_error(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_at_the_beginning_is_an_error(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "run.json").mkdir()
-    with pytest.raises(RunError, match=r"run\.json"), RunNow(StatusLine(io.StringIO())).written(tmp_path, "job"):
+    with (
+        pytest.raises(RunError, match=r"run\.json"),
+        RunNow(StatusLine(io.StringIO())).written(tmp_path, "job"),
+    ):
         pass

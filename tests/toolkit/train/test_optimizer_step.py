@@ -1,4 +1,5 @@
-"""A step of a role's weights: clipping and skipping on the device, and the moments a strategy is called at."""
+"""A step of a role's weights: clipping and skipping on the device, and the moments a
+strategy is called at."""
 
 from __future__ import annotations
 
@@ -19,11 +20,20 @@ YES, NO = torch.tensor(True), torch.tensor(False)
 def role_with(optimizer: str = "adamw", device: str = "cpu", **settings) -> Role:
     """Two matrices with gradients."""
     values = torch.linspace(-1, 2, 12, device=device).reshape(3, 4)
-    parameters = {name: nn.Parameter(values * factor) for name, factor in (("up", 1.0), ("down", -0.5))}
+    parameters = {
+        name: nn.Parameter(values * factor)
+        for name, factor in (("up", 1.0), ("down", -0.5))
+    }
     for name, parameter in parameters.items():
         parameter.grad = torch.cos(values + len(name))
     ema = Ema(parameters, 0.5)
-    return Role(parameters, build_optimizer(optimizer, parameters.values(), 0.1, {}), 0.1, lambda step: 1.0, ema=ema)
+    return Role(
+        parameters,
+        build_optimizer(optimizer, parameters.values(), 0.1, {}),
+        0.1,
+        lambda step: 1.0,
+        ema=ema,
+    )
 
 
 # ------------------------------------------------------------ clipping
@@ -59,10 +69,14 @@ def test_clipping_is_that_of_torch(most: float) -> None:
 
 
 def test_a_limit_of_zero_is_none() -> None:
-    """SGD's step is the gradient times the rate: a gradient that is scaled down is seen in it."""
+    """SGD's step is the gradient times the rate: a gradient that is scaled down is seen
+    in it."""
     role = role_with("sgd")
     role.max_grad_norm = 0.0
-    before = {name: (p.detach().clone(), p.grad.clone()) for name, p in role.parameters.items()}
+    before = {
+        name: (p.detach().clone(), p.grad.clone())
+        for name, p in role.parameters.items()
+    }
     role.optimizer_step.step(role, 0, role.optimizer_step.norm(role), YES)
     for name, parameter in role.parameters.items():
         start, gradient = before[name]
@@ -76,9 +90,14 @@ def test_the_norm_of_half_precision_gradients_is_not_one() -> None:
     parameter.grad = torch.ones_like(parameter)
     role.parameters = {"w": parameter}
     norm = role.optimizer_step.norm(role)
-    assert norm.dtype == torch.float32 and float(norm) == pytest.approx(3**0.5, rel=1e-6)
+    assert norm.dtype == torch.float32 and float(norm) == pytest.approx(
+        3**0.5, rel=1e-6
+    )
     clip_([parameter.grad], norm, 0.5 * 3**0.5)
-    assert parameter.grad.tolist() == [0.5, 0.5, 0.5] and parameter.grad.dtype == torch.bfloat16
+    assert (
+        parameter.grad.tolist() == [0.5, 0.5, 0.5]
+        and parameter.grad.dtype == torch.bfloat16
+    )
 
 
 def test_without_any_gradient_the_norm_is_zero() -> None:
@@ -96,7 +115,10 @@ def test_a_step_that_is_not_taken_leaves_everything_and_the_gradients_go() -> No
     before = {name: p.detach().clone() for name, p in role.parameters.items()}
     role.optimizer_step.step(role, 0, torch.tensor(float("nan")), NO)
     assert all(torch.equal(p, before[name]) for name, p in role.parameters.items())
-    assert all(torch.equal(average, before[name]) for name, average in role.ema.averages.items())
+    assert all(
+        torch.equal(average, before[name])
+        for name, average in role.ema.averages.items()
+    )
     assert role.ema.updates == 0
     assert all(p.grad is None for p in role.parameters.values())
 
@@ -117,7 +139,9 @@ def test_the_network_acts_after_the_optimizer_and_before_the_average() -> None:
     numbers = role.optimizer_step.step(role, 0, torch.tensor(1.0), YES)
     assert numbers == {"halved": torch.tensor(1.0)}
     assert not torch.equal(halve.seen, start)
-    torch.testing.assert_close(role.ema.averages["up"], (1 - weight) * start + weight * halve.seen / 2)
+    torch.testing.assert_close(
+        role.ema.averages["up"], (1 - weight) * start + weight * halve.seen / 2
+    )
 
 
 # ------------------------------------------------------------ the moments

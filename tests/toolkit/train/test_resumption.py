@@ -49,18 +49,29 @@ def changed(part: str, **values: object) -> Job:
 
 @pytest.mark.parametrize(
     ("before", "now", "line"),
-    [(True, False, "ran compiled run uncompiled"), (False, True, "ran uncompiled run compiled"), (True, True, "")],
+    [
+        (True, False, "ran compiled run uncompiled"),
+        (False, True, "ran uncompiled run compiled"),
+        (True, True, ""),
+    ],
 )
-def test_blocks_that_are_compiled_no_more_are_mentioned(before: bool, now: bool, line: str, said: list[str]) -> None:
+def test_blocks_that_are_compiled_no_more_are_mentioned(
+    before: bool, now: bool, line: str, said: list[str]
+) -> None:
     """What `compile: auto` became is recorded as it stands at each save."""
-    resumption, used = ResumePlan(Path("state"), {}, {}, compiled={"blocks": before}), {"blocks": now}
+    resumption, used = (
+        ResumePlan(Path("state"), {}, {}, compiled={"blocks": before}),
+        {"blocks": now},
+    )
     resumption.record_compiled(used)
     assert [line in text for text in said] == [True] * bool(line)
     used["blocks"] = False
     assert resumption.record["compiled"] == {"blocks": False}
 
 
-@pytest.mark.parametrize(("before", "mentioned"), [(2, True), (1, False), (None, False)])
+@pytest.mark.parametrize(
+    ("before", "mentioned"), [(2, True), (1, False), (None, False)]
+)
 def test_another_number_of_threads_than_the_state_was_computed_with_is_mentioned(
     before: int | None, mentioned: bool, said: list[str]
 ) -> None:
@@ -80,7 +91,9 @@ def scan(tmp_path: Path):
         samples = []
         for name, text in texts.items():
             (tmp_path / name).write_text(text)
-            samples.append(Sample(str(tmp_path / name), "a caption", 1, Size(8, 8), "data"))
+            samples.append(
+                Sample(str(tmp_path / name), "a caption", 1, Size(8, 8), "data")
+            )
         return DatasetScan((FolderInfo(0, "data", 1, tuple(samples), 0),), ())
 
     return make
@@ -88,7 +101,8 @@ def scan(tmp_path: Path):
 
 @pytest.fixture
 def state(tmp_path: Path, scan) -> Path:
-    """A state at step 3 in the middle of epoch 1, of the plain section and the files a and b."""
+    """A state at step 3 in the middle of epoch 1, of the plain section and the files a
+    and b."""
     run = make_run(tmp_path / "run")
     take_steps(run, 3)
     run.state.epoch, run.state.cursor, run.state.epochs_done = 1, epoch_cursor(1, 2), 1
@@ -98,25 +112,39 @@ def state(tmp_path: Path, scan) -> Path:
     return save_state(run)
 
 
-def judge(state: Path, job: Job, found: DatasetScan, allow_change: bool = False) -> tuple[ResumePlan, list[str]]:
+def judge(
+    state: Path, job: Job, found: DatasetScan, allow_change: bool = False
+) -> tuple[ResumePlan, list[str]]:
     with heard() as said:
         return resumption_of(state, job, found, allow_change), said
 
 
-def resumption_of(state: Path | None, job: Job, found: DatasetScan, allow_change: bool) -> ResumePlan:
+def resumption_of(
+    state: Path | None, job: Job, found: DatasetScan, allow_change: bool
+) -> ResumePlan:
     """As a trainer asks for it."""
     digests = fingerprint(found.samples)
     start = Start(None)
     if state:
-        with mock.patch.object(resumption, "find_checkpoint", lambda *_: (state, False)):
-            start = plan_start(state.parent.parent, job, 10**9, lambda: digests, False, allow_change)
+        with mock.patch.object(
+            resumption, "find_checkpoint", lambda *_: (state, False)
+        ):
+            start = plan_start(
+                state.parent.parent, job, 10**9, lambda: digests, False, allow_change
+            )
     return ResumePlan.of(start, job, digests)
 
 
-def test_files_of_the_end_that_were_deleted_are_written_again_or_told(state: Path, same: DatasetScan) -> None:
+def test_files_of_the_end_that_were_deleted_are_written_again_or_told(
+    state: Path, same: DatasetScan
+) -> None:
     folder, digests = state.parent.parent, fingerprint(same.samples)
     recorded = {"record": json.loads((state / "state.json").read_text())}
-    (folder / "run.json").write_text(json.dumps({"name": "a", "status": "finished", "step": 3, "steps": 3, **recorded}))
+    (folder / "run.json").write_text(
+        json.dumps(
+            {"name": "a", "status": "finished", "step": 3, "steps": 3, **recorded}
+        )
+    )
 
     def plan(**changes: Any) -> Start:
         job = changed("save", **changes) if changes else section()
@@ -127,7 +155,10 @@ def test_files_of_the_end_that_were_deleted_are_written_again_or_told(state: Pat
     assert (plan().complete_at, plan().checkpoint) == (3, state)
     (folder / "a.safetensors").unlink()
     shutil.rmtree(state.parent)
-    with pytest.raises(UserError, match=r"complete at step 3: a\.safetensors is not there any more, and no state was"):
+    with pytest.raises(
+        UserError,
+        match=r"complete at step 3: a\.safetensors is not there any more, and no state was",
+    ):
         plan(states="never")
 
 
@@ -140,28 +171,47 @@ def test_a_moved_run_is_the_same_job(state: Path, same: DatasetScan) -> None:
     assert judge(state, section(training_folder="elsewhere", resume=3), same)[1] == []
 
 
-def test_what_changes_the_result_is_refused_and_listed(state: Path, same: DatasetScan) -> None:
+def test_what_changes_the_result_is_refused_and_listed(
+    state: Path, same: DatasetScan
+) -> None:
     job = changed("train", lr=0.2, optimizer="adam", steps=20)
     with pytest.raises(UserError, match="--allow-change") as refused:
         judge(state, job, same)
     lines = str(refused.value).splitlines()
-    assert lines[:2] == ["train.lr: 0.1 -> 0.2", "  train.optimizer: 'adamw' -> 'adam'"], (
-        "a harmless key is not a reason"
+    assert lines[:2] == [
+        "train.lr: 0.1 -> 0.2",
+        "  train.optimizer: 'adamw' -> 'adam'",
+    ], "a harmless key is not a reason"
+    assert (
+        len(lines) == 3 and f"{state} was trained with different settings" in lines[2]
     )
-    assert len(lines) == 3 and f"{state} was trained with different settings" in lines[2]
 
 
-def test_another_job_in_the_folder_is_told_before_its_settings(state: Path, same: DatasetScan) -> None:
-    job = changed("train", lr=0.2, optimizer="adam", steps=20, batch_size=2, max_grad_norm=3.0, lr_scheduler="cosine")
+def test_another_job_in_the_folder_is_told_before_its_settings(
+    state: Path, same: DatasetScan
+) -> None:
+    job = changed(
+        "train",
+        lr=0.2,
+        optimizer="adam",
+        steps=20,
+        batch_size=2,
+        max_grad_norm=3.0,
+        lr_scheduler="cosine",
+    )
     with pytest.raises(UserError) as refused:
         judge(state, job, same)
     first, *listed, last = str(refused.value).splitlines()
     assert first == f"{state} is of another job of this name: 6 settings differ."
-    assert len(listed) == 6 and last.startswith("To keep both runs, give the job another name")
+    assert len(listed) == 6 and last.startswith(
+        "To keep both runs, give the job another name"
+    )
     assert judge(state, job, same, allow_change=True)
 
 
-def test_more_steps_of_a_schedule_that_ends_with_the_run_have_two_ways(state: Path, same: DatasetScan) -> None:
+def test_more_steps_of_a_schedule_that_ends_with_the_run_have_two_ways(
+    state: Path, same: DatasetScan
+) -> None:
     document = json.loads((state / "state.json").read_text())
     document["settings"]["train"]["lr_scheduler"] = "cosine"
     (state / "state.json").write_text(json.dumps(document))
@@ -172,13 +222,20 @@ def test_more_steps_of_a_schedule_that_ends_with_the_run_have_two_ways(state: Pa
     assert first == "train.steps: 10 -> 20"
     assert "number of steps: 'cosine' ends with the last one. Two ways: " in why
     assert "--allow-change to continue" in why and "--restart" in why
-    assert judge(state, longer, same, allow_change=True)[1] == ["changed since the last run: train.steps: 10 -> 20"]
+    assert judge(state, longer, same, allow_change=True)[1] == [
+        "changed since the last run: train.steps: 10 -> 20"
+    ]
 
 
-def test_a_state_that_computes_something_else_is_refused(state: Path, same: DatasetScan) -> None:
+def test_a_state_that_computes_something_else_is_refused(
+    state: Path, same: DatasetScan
+) -> None:
     document = json.loads((state / "state.json").read_text())
     (state / "state.json").write_text(json.dumps(document | {"revision": 2}))
-    with pytest.raises(RunError, match=r"was written by an earlier version of this program\. .*or add --restart"):
+    with pytest.raises(
+        RunError,
+        match=r"was written by an earlier version of this program\. .*or add --restart",
+    ):
         judge(state, section(), same, allow_change=True)
 
 
@@ -199,7 +256,9 @@ def test_harmless_keys_are_noted(state: Path, same: DatasetScan) -> None:
 
 
 @pytest.mark.parametrize("allow_change", [False, True])
-def test_what_cannot_change_is_refused_whatever_is_allowed(state: Path, same: DatasetScan, allow_change: bool) -> None:
+def test_what_cannot_change_is_refused_whatever_is_allowed(
+    state: Path, same: DatasetScan, allow_change: bool
+) -> None:
     with pytest.raises(UserError, match="cannot change") as refused:
         judge(state, changed("network", linear=8), same, allow_change)
     assert str(refused.value).startswith("network.linear: 4 -> 8\nthis cannot change: ")
@@ -209,9 +268,14 @@ def test_what_cannot_change_is_refused_whatever_is_allowed(state: Path, same: Da
 def test_another_optimizer_begins_with_a_fresh_state_and_the_same_weights(
     state: Path, same: DatasetScan, tmp_path: Path
 ) -> None:
-    resumption, _ = judge(state, changed("train", optimizer="adam"), same, allow_change=True)
+    resumption, _ = judge(
+        state, changed("train", optimizer="adam"), same, allow_change=True
+    )
     assert resumption.new_optimizer
-    run, old = make_run(tmp_path / "run", optimizer="adam", fill=5), make_run(tmp_path / "run")
+    run, old = (
+        make_run(tmp_path / "run", optimizer="adam", fill=5),
+        make_run(tmp_path / "run"),
+    )
     take_steps(old, 3)
     resumption.apply(run)
     for name, weight in run.roles["network"].parameters.items():
@@ -219,18 +283,26 @@ def test_another_optimizer_begins_with_a_fresh_state_and_the_same_weights(
     assert not run.roles["network"].optimizer.state
 
 
-def test_between_two_epochs_nothing_of_the_new_dataset_is_left_out(state: Path, scan, tmp_path: Path) -> None:
+def test_between_two_epochs_nothing_of_the_new_dataset_is_left_out(
+    state: Path, scan, tmp_path: Path
+) -> None:
     run = make_run(tmp_path / "run")
     resumption, _ = judge(state, section(), scan(a="a", b="b", c="c"))
     document = json.loads((state / "state.json").read_text())
     document["state"]["cursor"] = epoch_cursor(1, 0)
     (state / "state.json").write_text(json.dumps(document))
     resumption.apply(run)
-    assert (run.state.epoch, run.state.cursor, run.state.epochs_done) == (1, epoch_cursor(1, 0), 1)
+    assert (run.state.epoch, run.state.cursor, run.state.epochs_done) == (
+        1,
+        epoch_cursor(1, 0),
+        1,
+    )
 
 
 @pytest.mark.parametrize("text", [None, "", "[", "[1]", '"x"', "\0"])
-def test_a_lost_or_damaged_list_of_files_is_no_reason_to_fail(state: Path, scan, tmp_path: Path, text) -> None:
+def test_a_lost_or_damaged_list_of_files_is_no_reason_to_fail(
+    state: Path, scan, tmp_path: Path, text
+) -> None:
     [listing] = (tmp_path / "run").glob("dataset-*.json")
     listing.write_text(text) if text is not None else listing.unlink()
     resumption, _ = judge(state, section(), scan(a="new"))
@@ -239,15 +311,21 @@ def test_a_lost_or_damaged_list_of_files_is_no_reason_to_fail(state: Path, scan,
     assert "missing or damaged" in said[-1] and listing.name in said[-1]
 
 
-def test_the_files_of_the_dataset_are_kept_for_the_next_comparison(state: Path, scan, tmp_path: Path) -> None:
+def test_the_files_of_the_dataset_are_kept_for_the_next_comparison(
+    state: Path, scan, tmp_path: Path
+) -> None:
     resumption, _ = judge(state, section(), scan(a="a"))
     resumption.apply(make_run(tmp_path / "run"))
-    kept = [json.loads(path.read_text()) for path in sorted((tmp_path / "run").glob("dataset-*.json"))]
+    kept = [
+        json.loads(path.read_text())
+        for path in sorted((tmp_path / "run").glob("dataset-*.json"))
+    ]
     assert sorted(map(len, kept)) == [1, 2]
 
 
 def test_another_base_lora_under_the_same_name_is_noticed(tmp_path: Path, scan) -> None:
-    """What was trained is a change of the model with that file in it; where the file lies is no matter."""
+    """What was trained is a change of the model with that file in it; where the file
+    lies is no matter."""
     file = tmp_path / "style.safetensors"
     file.write_bytes(b"one")
     job = changed("model", base_loras=[{"path": str(file), "multiplier": 1.0}])
@@ -258,8 +336,14 @@ def test_another_base_lora_under_the_same_name_is_noticed(tmp_path: Path, scan) 
     state = save_state(run)
     assert judge(state, job, found)[1] == []
     elsewhere = file.rename(tmp_path / "other.safetensors")
-    _, said = judge(state, changed("model", base_loras=[{"path": str(elsewhere), "multiplier": 1.0}]), found)
-    assert said == [f"changed since the last run: model.base_loras[0].path: {str(file)!r} -> {str(elsewhere)!r}"]
+    _, said = judge(
+        state,
+        changed("model", base_loras=[{"path": str(elsewhere), "multiplier": 1.0}]),
+        found,
+    )
+    assert said == [
+        f"changed since the last run: model.base_loras[0].path: {str(file)!r} -> {str(elsewhere)!r}"
+    ]
     file.write_bytes(b"two")
     with pytest.raises(UserError, match=r"^model\.base_loras\[0\]\.sha256: '7692c3"):
         judge(state, job, found, allow_change=True)
@@ -275,10 +359,22 @@ def test_a_recovery_adapter_goes_by_what_is_in_it(tmp_path: Path, scan) -> None:
     take_steps(run, 3)
     state = save_state(run)
     elsewhere = file.rename(tmp_path / "other.safetensors")
-    assert judge(state, changed("model", accuracy_recovery_adapter=str(elsewhere)), found)[1] == []
+    assert (
+        judge(state, changed("model", accuracy_recovery_adapter=str(elsewhere)), found)[
+            1
+        ]
+        == []
+    )
     elsewhere.write_bytes(b"two")
-    with pytest.raises(UserError, match=r"^model\.accuracy_recovery_adapter: 'sha256 7692c3"):
-        judge(state, changed("model", accuracy_recovery_adapter=str(elsewhere)), found, allow_change=True)
+    with pytest.raises(
+        UserError, match=r"^model\.accuracy_recovery_adapter: 'sha256 7692c3"
+    ):
+        judge(
+            state,
+            changed("model", accuracy_recovery_adapter=str(elsewhere)),
+            found,
+            allow_change=True,
+        )
 
 
 def test_a_run_keeps_the_spelling_of_its_files(state: Path, scan) -> None:
@@ -290,4 +386,8 @@ def test_a_run_keeps_the_spelling_of_its_files(state: Path, scan) -> None:
     assert resumed.record_spelling("new", "old") == "old" == resumed.record["spelling"]
     assert "spelling" not in json.loads((state / "state.json").read_text())
     recorded = replace(resumed, spelling="another")
-    assert recorded.record_spelling("new", "old") == "another" == recorded.record["spelling"]
+    assert (
+        recorded.record_spelling("new", "old")
+        == "another"
+        == recorded.record["spelling"]
+    )

@@ -1,4 +1,5 @@
-"""The index says what `list_runs` says, whatever happens in the folder, and reads only what has changed."""
+"""The index says what `list_runs` says, whatever happens in the folder, and reads only
+what has changed."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ from toolkit.train.run_reader import RunStatus, list_runs, read_run
 def write(folder: Path, **status: object) -> None:
     """A run's status, written in place."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text(json.dumps({"status": "finished", "step": 1, **status}))
+    (folder / "run.json").write_text(
+        json.dumps({"status": "finished", "step": 1, **status})
+    )
 
 
 @pytest.fixture
@@ -51,13 +54,17 @@ def test_only_what_has_changed_is_read_again(tmp_path: Path, read: list[Path]) -
     let_age(tmp_path)
     index = RunIndex(tmp_path)
     first = index.runs()
-    assert [run.folder for run in first] == [tmp_path / name for name in ("a", "b/first", "b/second")]
+    assert [run.folder for run in first] == [
+        tmp_path / name for name in ("a", "b/first", "b/second")
+    ]
     read.clear()
     assert index.runs() is first and read == []
     write(tmp_path / "b" / "first", step=2)
     assert index.runs()[1].step == 2 and read == [tmp_path / "b" / "first"]
     read.clear()
-    assert index.runs()[1].step == 2 and read == [tmp_path / "b" / "first"], "just written: it may be once more"
+    assert index.runs()[1].step == 2 and read == [tmp_path / "b" / "first"], (
+        "just written: it may be once more"
+    )
 
 
 def test_what_is_written_within_one_tick_of_the_clock_is_seen(tmp_path: Path) -> None:
@@ -73,9 +80,15 @@ def test_a_run_is_running_while_its_lock_is_held(tmp_path: Path) -> None:
     index = RunIndex(tmp_path)
     with run_lock(tmp_path / "a"):
         let_age(tmp_path)
-        assert [run.status for run in index.runs()] == [RunStatus.RUNNING] == [run.status for run in index.runs()]
+        assert (
+            [run.status for run in index.runs()]
+            == [RunStatus.RUNNING]
+            == [run.status for run in index.runs()]
+        )
         before = (tmp_path / "a" / "run.lock").read_bytes()
-    (tmp_path / "a" / "run.lock").write_bytes(before)  # as a kill leaves it: nothing is written
+    (tmp_path / "a" / "run.lock").write_bytes(
+        before
+    )  # as a kill leaves it: nothing is written
     let_age(tmp_path)
     assert [run.status for run in index.runs()] == [RunStatus.KILLED]
 
@@ -84,7 +97,9 @@ def test_a_run_is_running_while_its_lock_is_held(tmp_path: Path) -> None:
 def test_it_says_what_a_list_of_all_says(tmp_path: Path, seed: int) -> None:
     chance, index = Random(seed), RunIndex(tmp_path)
     for _ in range(60):
-        name = chance.choice(["a", "b", "b/first", "b/second", "c/first", "d", "e.old-1", "_cache/x"])
+        name = chance.choice(
+            ["a", "b", "b/first", "b/second", "c/first", "d", "e.old-1", "_cache/x"]
+        )
         folder = tmp_path / name
         match chance.randrange(7):
             case 0 | 1:
@@ -93,7 +108,9 @@ def test_it_says_what_a_list_of_all_says(tmp_path: Path, seed: int) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
             case 3:
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / "run.json").write_text(chance.choice(["{", '{"run": 1}', "[]"]))
+                (folder / "run.json").write_text(
+                    chance.choice(["{", '{"run": 1}', "[]"])
+                )
             case 4:
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "config.yaml").write_text("x")
@@ -105,7 +122,9 @@ def test_it_says_what_a_list_of_all_says(tmp_path: Path, seed: int) -> None:
         assert index.runs() == list_runs(tmp_path)
 
 
-def test_those_who_ask_at_one_time_share_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_those_who_ask_at_one_time_share_a_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path / "a")
     index, looks = RunIndex(tmp_path), list[float]()
 

@@ -39,12 +39,15 @@ def half_run(toy: Toy, steps: int, callbacks=(), scaled: bool = True) -> Run:
 
 
 def tiny_losses(toy: Toy, run: Run, factor: float = 1e-9):
-    """Losses through float16, whose gradients there are far below its smallest number (6e-8)."""
+    """Losses through float16, whose gradients there are far below its smallest number
+    (6e-8)."""
     w_D = toy.weight(run)
 
     def losses(batch) -> StepLosses:
         x_BD, y_B = batch.latents_BCHW[:, 0, 0].half(), toy.y_N[list(batch.spec.items)]
-        return StepLosses({"network": ((x_BD @ w_D.half()).float() - y_B) ** 2 * factor})
+        return StepLosses(
+            {"network": ((x_BD @ w_D.half()).float() - y_B) ** 2 * factor}
+        )
 
     return losses
 
@@ -57,12 +60,18 @@ def test_gradients_too_small_for_float16_are_kept(toy: Toy) -> None:
     expected = toy.run(3, momentum=0.5)
     toy.train(expected, toy.step(expected))
     assert not toy.weight(lost).any()
-    torch.testing.assert_close(toy.weight(kept), toy.weight(expected), rtol=2e-2, atol=2e-3)
+    torch.testing.assert_close(
+        toy.weight(kept), toy.weight(expected), rtol=2e-2, atol=2e-3
+    )
 
 
-def test_a_scale_that_is_too_large_skips_steps_and_ends_no_run(toy: Toy, recorder: Recorder) -> None:
+def test_a_scale_that_is_too_large_skips_steps_and_ends_no_run(
+    toy: Toy, recorder: Recorder
+) -> None:
     run = half_run(toy, 12, [recorder])
-    toy.train(run, tiny_losses(toy, run, factor=4.0))  # 65536 times 4 is more than float16 holds
+    toy.train(
+        run, tiny_losses(toy, run, factor=4.0)
+    )  # 65536 times 4 is more than float16 holds
     skipped = [result.skipped for result in recorder.results]
     assert sum(skipped) > 3 and not any(skipped[-3:])
     scales = [result.extra_metrics["loss_scale"] for result in recorder.results]
@@ -80,4 +89,6 @@ def test_the_scale_is_in_the_state(toy: Toy, tmp_path: Path) -> None:
     load_state(path, second)
     assert second.loss_scaler.scale == first.loss_scaler.scale < 65536
     toy.train(second, tiny_losses(toy, second, 4.0))
-    assert torch.equal(toy.weight(second), toy.weight(whole)) and toy.weight(whole).any()
+    assert (
+        torch.equal(toy.weight(second), toy.weight(whole)) and toy.weight(whole).any()
+    )

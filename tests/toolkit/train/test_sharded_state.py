@@ -1,4 +1,5 @@
-"""Rows that several processes write: what they hold, what cannot be read, and what reading them may run."""
+"""Rows that several processes write: what they hold, what cannot be read, and what
+reading them may run."""
 
 from __future__ import annotations
 
@@ -24,14 +25,25 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8
 def _write(process_group: ProcessGroup, folder: Path) -> None:
     shard = RowShard.of((3, 2), process_group.rank, process_group.world_size)
     rows = torch.arange(6).view(3, 2)[shard.start : shard.stop]
-    write_rows(process_group, folder, {f"weights/{dtype}": Rows(rows.to(dtype), shard) for dtype in DTYPES})
+    write_rows(
+        process_group,
+        folder,
+        {f"weights/{dtype}": Rows(rows.to(dtype), shard) for dtype in DTYPES},
+    )
 
 
-def test_the_rows_of_two_processes_are_read_by_one_whatever_their_dtype(tmp_path: Path) -> None:
+def test_the_rows_of_two_processes_are_read_by_one_whatever_their_dtype(
+    tmp_path: Path,
+) -> None:
     assert in_processes(2, _write, tmp_path) == [None, None]
-    found = read_rows(tmp_path, dict.fromkeys(f"weights/{dtype}" for dtype in DTYPES), ProcessGroup())
+    found = read_rows(
+        tmp_path, dict.fromkeys(f"weights/{dtype}" for dtype in DTYPES), ProcessGroup()
+    )
     assert [tensor.dtype for tensor in found.values()] == [*DTYPES]
-    assert all(torch.equal(tensor, torch.arange(6).view(3, 2).to(tensor.dtype)) for tensor in found.values())
+    assert all(
+        torch.equal(tensor, torch.arange(6).view(3, 2).to(tensor.dtype))
+        for tensor in found.values()
+    )
 
 
 def _write_apart(process_group: ProcessGroup, folder: Path) -> None:
@@ -45,10 +57,15 @@ def test_a_state_of_which_one_machine_has_a_part_is_none(tmp_path: Path) -> None
     """Both would be told that it is whole, and the older ones removed."""
     error, _ = in_processes(2, _write_apart, tmp_path)
     assert isinstance(error, RunError)
-    assert re.search(r"process 1 has written __1_0\.distcp of a state, and process 0 does not see it", str(error))
+    assert re.search(
+        r"process 1 has written __1_0\.distcp of a state, and process 0 does not see it",
+        str(error),
+    )
 
 
-@pytest.mark.parametrize(("spoil", "says"), [(Path.unlink, "No such file"), (Path.touch, "EOFError")])
+@pytest.mark.parametrize(
+    ("spoil", "says"), [(Path.unlink, "No such file"), (Path.touch, "EOFError")]
+)
 def test_a_file_of_rows_that_cannot_be_read_is_one_line(
     tmp_path: Path, spoil: Callable[[Path], None], says: str
 ) -> None:
@@ -73,9 +90,15 @@ class _Runs:
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_metadata_that_names_anything_else_is_refused_before_it_runs(tmp_path: Path, protocol: int) -> None:
+def test_metadata_that_names_anything_else_is_refused_before_it_runs(
+    tmp_path: Path, protocol: int
+) -> None:
     harmful = _Runs(os.mkdir, str(tmp_path / "ran"))
-    (tmp_path / METADATA).write_bytes(pickle.dumps({"state_dict_metadata": harmful}, protocol))
-    with pytest.raises(RunError, match=r"\.metadata: names posix\.mkdir, .*Nothing of it was used"):
+    (tmp_path / METADATA).write_bytes(
+        pickle.dumps({"state_dict_metadata": harmful}, protocol)
+    )
+    with pytest.raises(
+        RunError, match=r"\.metadata: names posix\.mkdir, .*Nothing of it was used"
+    ):
         read_rows(tmp_path, {"weights/a": None}, ProcessGroup())
     assert [path.name for path in tmp_path.iterdir()] == [METADATA]

@@ -1,4 +1,5 @@
-"""The loss on held-out images: the same for the same weights, whatever happened before."""
+"""The loss on held-out images: the same for the same weights, whatever happened
+before."""
 
 from __future__ import annotations
 
@@ -35,7 +36,11 @@ def adapter(tiny_model: Path) -> QwenImageModel:
 @pytest.fixture(scope="module")
 def photos(adapter: QwenImageModel) -> EncodedDataset:
     """One item without a reference, one with two."""
-    return encode_photos(adapter, photo_item(SIZE), photo_item(Size(64, 64), REFERENCES[:2], "a cup in the garden"))
+    return encode_photos(
+        adapter,
+        photo_item(SIZE),
+        photo_item(Size(64, 64), REFERENCES[:2], "a cup in the garden"),
+    )
 
 
 class Recording:
@@ -50,7 +55,9 @@ class Recording:
     def prefetch_timesteps(self, levels) -> None:
         self.announced.extend(levels)
 
-    def predict_velocity(self, x_t_BCHW: Tensor, t_B: Tensor, prompts: PromptEmbeds, references) -> Tensor:
+    def predict_velocity(
+        self, x_t_BCHW: Tensor, t_B: Tensor, prompts: PromptEmbeds, references
+    ) -> Tensor:
         self.asked.append((x_t_BCHW, t_B.item(), prompts, len(references[0])))
         return torch.zeros_like(x_t_BCHW)
 
@@ -60,55 +67,87 @@ def test_the_noise_levels_are_the_middles_of_equal_parts() -> None:
     assert noise_levels(1) == (0.5,)
 
 
-def test_each_image_is_asked_at_each_level_alone_with_its_references_and_one_noise(photos: EncodedDataset) -> None:
+def test_each_image_is_asked_at_each_level_alone_with_its_references_and_one_noise(
+    photos: EncodedDataset,
+) -> None:
     recording = Recording()
     Validator(recording, photos, timesteps=2, seed=0).losses()
     assert [(level, references) for _, level, _, references in recording.asked] == [
         (0.25, 0), (0.75, 0), (0.25, 2), (0.75, 2)
     ]  # fmt: skip
-    for entries, first, second in zip(photos.entries, recording.asked[::2], recording.asked[1::2], strict=True):
+    for entries, first, second in zip(
+        photos.entries, recording.asked[::2], recording.asked[1::2], strict=True
+    ):
         latents_BCHW = entries.latents.read()[None]
         noise_BCHW = (first[0] - 0.75 * latents_BCHW) / 0.25
         expected_BCHW = 0.25 * latents_BCHW + 0.75 * noise_BCHW
-        at_most("second level of the same noise", (second[0] - expected_BCHW).abs().max().item(), 1e-5)
+        at_most(
+            "second level of the same noise",
+            (second[0] - expected_BCHW).abs().max().item(),
+            1e-5,
+        )
         assert 0.8 < noise_BCHW.std().item() < 1.2
 
 
-def test_the_losses_are_the_plain_means_of_the_squared_velocity(photos: EncodedDataset) -> None:
+def test_the_losses_are_the_plain_means_of_the_squared_velocity(
+    photos: EncodedDataset,
+) -> None:
     recording = Recording()
     losses = Validator(recording, photos, timesteps=2, seed=0).losses()
     by_level: dict[float, list[float]] = {}
     for index, (x_t_BCHW, level, _, _) in enumerate(recording.asked):
         latents_BCHW = photos.entries[index // 2].latents.read()[None]
-        velocity_BCHW = (x_t_BCHW - latents_BCHW) / level  # noise - image, and the prediction is zero
+        velocity_BCHW = (
+            x_t_BCHW - latents_BCHW
+        ) / level  # noise - image, and the prediction is zero
         by_level.setdefault(level, []).append(velocity_BCHW.square().mean().item())
     assert recording.announced == [0.25, 0.75]
-    assert losses["validation/loss_t0.25"] == pytest.approx(fmean(by_level[0.25]), rel=1e-5)
-    assert losses["validation/loss_t0.75"] == pytest.approx(fmean(by_level[0.75]), rel=1e-5)
-    assert losses["validation/loss"] == pytest.approx(fmean([*by_level[0.25], *by_level[0.75]]), rel=1e-5)
+    assert losses["validation/loss_t0.25"] == pytest.approx(
+        fmean(by_level[0.25]), rel=1e-5
+    )
+    assert losses["validation/loss_t0.75"] == pytest.approx(
+        fmean(by_level[0.75]), rel=1e-5
+    )
+    assert losses["validation/loss"] == pytest.approx(
+        fmean([*by_level[0.25], *by_level[0.75]]), rel=1e-5
+    )
     assert next(iter(losses)) == "validation/loss"
 
 
-def test_of_a_family_that_predicts_v_the_loss_is_that_of_v(photos: EncodedDataset) -> None:
+def test_of_a_family_that_predicts_v_the_loss_is_that_of_v(
+    photos: EncodedDataset,
+) -> None:
     recording = Recording()
     recording.family = FamilyOfV()
     losses = Validator(recording, photos, timesteps=1, seed=0).losses()
     expected = []
     for entries, (x_t_BCHW, *_) in zip(photos.entries, recording.asked, strict=True):
         latents_BCHW = entries.latents.read()[None]
-        noise_BCHW = 2**0.5 * x_t_BCHW - latents_BCHW  # at t = 1/2 both have the weight 1 / sqrt(2)
+        noise_BCHW = (
+            2**0.5 * x_t_BCHW - latents_BCHW
+        )  # at t = 1/2 both have the weight 1 / sqrt(2)
         expected.append(((noise_BCHW - latents_BCHW) / 2**0.5).square().mean().item())
     assert losses["validation/loss"] == pytest.approx(fmean(expected), rel=1e-4)
 
 
 @pytest.mark.parametrize("prediction", ["flow", "v"])
-def test_texture_is_that_of_the_predicted_image_over_that_of_the_image(photos: EncodedDataset, prediction: str) -> None:
+def test_texture_is_that_of_the_predicted_image_over_that_of_the_image(
+    photos: EncodedDataset, prediction: str
+) -> None:
     """Of a prediction of zero the image is x_t, or cos(pi t / 2) x_t."""
     recording = Recording()
     recording.family = FamilyOfV() if prediction == "v" else FAMILY
-    found = Validator(recording, photos, timesteps=1, seed=0).losses()["validation/texture"]
-    scale, pairs = (1, 0.5**0.5)[prediction == "v"], zip(photos.entries, recording.asked, strict=True)
-    shares = [high_energy(scale * x_t) / high_energy(one.latents.read()[None]) for one, (x_t, *_) in pairs]
+    found = Validator(recording, photos, timesteps=1, seed=0).losses()[
+        "validation/texture"
+    ]
+    scale, pairs = (
+        (1, 0.5**0.5)[prediction == "v"],
+        zip(photos.entries, recording.asked, strict=True),
+    )
+    shares = [
+        high_energy(scale * x_t) / high_energy(one.latents.read()[None])
+        for one, (x_t, *_) in pairs
+    ]
     assert found == pytest.approx(fmean(shares), rel=1e-4)
 
 
@@ -117,18 +156,26 @@ def test_high_energy_begins_at_a_quarter_of_the_nyquist_frequency() -> None:
     for waves, is_high in ((2, False), (4, False), (5, True), (16, True)):
         wave_BCHW = torch.cos(2 * torch.pi * waves * x_W / 32).expand(1, 1, 32, 32)
         whole = float(wave_BCHW.square().mean())
-        assert high_energy(wave_BCHW) == pytest.approx(whole if is_high else 0, abs=1e-5)
+        assert high_energy(wave_BCHW) == pytest.approx(
+            whole if is_high else 0, abs=1e-5
+        )
 
 
-def test_the_same_weights_give_the_same_bits_and_nothing_is_drawn(adapter, photos: EncodedDataset) -> None:
+def test_the_same_weights_give_the_same_bits_and_nothing_is_drawn(
+    adapter, photos: EncodedDataset
+) -> None:
     validator = Validator(adapter, photos, timesteps=2, seed=0)
     first = validator.losses()
     torch.manual_seed(99)
     before = torch.get_rng_state()
     assert validator.losses() == first
     assert torch.equal(torch.get_rng_state(), before)
-    other_order = replace(photos, items=photos.items[::-1], entries=photos.entries[::-1])
-    assert Validator(adapter, other_order, 2, 0).losses() == pytest.approx(first, rel=1e-12)
+    other_order = replace(
+        photos, items=photos.items[::-1], entries=photos.entries[::-1]
+    )
+    assert Validator(adapter, other_order, 2, 0).losses() == pytest.approx(
+        first, rel=1e-12
+    )
     assert Validator(adapter, photos, 2, 1).losses() != first
 
 
@@ -151,13 +198,23 @@ def test_trained_weights_and_nothing_of_dropout_are_seen(tiny_model: Path) -> No
 
 def test_a_stop_breaks_it_off(photos: EncodedDataset) -> None:
     recording = Recording()
-    assert Validator(recording, photos, 2, 0).losses(lambda: len(recording.asked) == 3) is None
+    assert (
+        Validator(recording, photos, 2, 0).losses(lambda: len(recording.asked) == 3)
+        is None
+    )
     assert len(recording.asked) == 3
 
 
 def test_what_it_measures_has_a_name(adapter, photos: EncodedDataset) -> None:
-    same, other_levels, other_seed = (Validator(adapter, photos, *args) for args in ((2, 0), (3, 0), (2, 1)))
-    fewer = Validator(adapter, replace(photos, items=photos.items[:1], entries=photos.entries[:1]), 2, 0)
+    same, other_levels, other_seed = (
+        Validator(adapter, photos, *args) for args in ((2, 0), (3, 0), (2, 1))
+    )
+    fewer = Validator(
+        adapter,
+        replace(photos, items=photos.items[:1], entries=photos.entries[:1]),
+        2,
+        0,
+    )
     assert same.identity == Validator(adapter, photos, 2, 0).identity
     assert len({v.identity for v in (same, other_levels, other_seed, fewer)}) == 4
 
@@ -169,19 +226,28 @@ def test_the_mask_of_an_image_counts(photos: EncodedDataset) -> None:
 
         def load(self, spec):
             batch = self.loader.load(spec)
-            return replace(batch, loss_mask_B1HW=torch.full((1, 1, *batch.latents_BCHW.shape[2:]), 0.5))
+            return replace(
+                batch,
+                loss_mask_B1HW=torch.full((1, 1, *batch.latents_BCHW.shape[2:]), 0.5),
+            )
 
     plain, masked = (Validator(Recording(), photos, 1, 0) for _ in range(2))
     masked._loader = Masked(masked._loader)
-    assert masked.losses()["validation/loss"] == pytest.approx(plain.losses()["validation/loss"] / 2, rel=1e-6)
+    assert masked.losses()["validation/loss"] == pytest.approx(
+        plain.losses()["validation/loss"] / 2, rel=1e-6
+    )
 
 
 def test_captions_are_those_of_the_items(adapter, photos: EncodedDataset) -> None:
     assert all(item.sample.rules == CaptionRules() for item in photos.items)
     recording = Recording()
     Validator(recording, photos, 1, 0).losses()
-    for (_, _, prompts, _), entries in zip(recording.asked, photos.entries, strict=True):
-        assert torch.equal(prompts.embeds_BLD[0], next(iter(entries.captions.values())).read())
+    for (_, _, prompts, _), entries in zip(
+        recording.asked, photos.entries, strict=True
+    ):
+        assert torch.equal(
+            prompts.embeds_BLD[0], next(iter(entries.captions.values())).read()
+        )
 
 
 # ------------------------------------------------------------ pairs
@@ -207,11 +273,20 @@ class Liking(Recording):
 def of_pairs(photos: EncodedDataset) -> EncodedDataset:
     """The first image has two worse ones: its own latents, smaller and larger."""
     latents_CHW = photos.entries[0].latents.read()
-    worse = tuple(SimpleNamespace(key=f"x {size}", read=lambda s=size: s * latents_CHW) for size in (0.5, 3.0))
-    return replace(photos, items=photos.items[:1], entries=(replace(photos.entries[0], worse=worse),))
+    worse = tuple(
+        SimpleNamespace(key=f"x {size}", read=lambda s=size: s * latents_CHW)
+        for size in (0.5, 3.0)
+    )
+    return replace(
+        photos,
+        items=photos.items[:1],
+        entries=(replace(photos.entries[0], worse=worse),),
+    )
 
 
-def validator_of(model: Liking, dataset: EncodedDataset, beta: float = 10.0) -> Validator:
+def validator_of(
+    model: Liking, dataset: EncodedDataset, beta: float = 10.0
+) -> Validator:
     validator = Validator(model, dataset, timesteps=2, seed=0)
     validator.compared = ComparedWith(beta, model.reference)
     return validator
@@ -221,7 +296,10 @@ def test_the_loss_of_pairs_is_that_of_their_margins(of_pairs: EncodedDataset) ->
     model = Liking()
     validator = validator_of(model, of_pairs)
     at_start = validator.losses()
-    assert at_start["validation/loss"] == pytest.approx(math.log(2)) and at_start["validation/preference/right"] == 0
+    assert (
+        at_start["validation/loss"] == pytest.approx(math.log(2))
+        and at_start["validation/preference/right"] == 0
+    )
     assert at_start["validation/preference/margin"] == 0
     model.factor, model.asked[:] = -0.2, []
     found = validator.losses()
@@ -229,18 +307,34 @@ def test_the_loss_of_pairs_is_that_of_their_margins(of_pairs: EncodedDataset) ->
 
     def errors(latents_BCHW: Tensor, level: float) -> tuple[float, float]:
         noise_BCHW = noise_of(model, level, of_pairs)
-        x_t_BCHW, target_BCHW = (1 - level) * latents_BCHW + level * noise_BCHW, noise_BCHW - latents_BCHW
-        return tuple(float((factor * x_t_BCHW - target_BCHW).square().mean()) for factor in (-0.2, 0.0))
+        x_t_BCHW, target_BCHW = (
+            (1 - level) * latents_BCHW + level * noise_BCHW,
+            noise_BCHW - latents_BCHW,
+        )
+        return tuple(
+            float((factor * x_t_BCHW - target_BCHW).square().mean())
+            for factor in (-0.2, 0.0)
+        )
 
     better_BCHW, margins = of_pairs.entries[0].latents.read()[None].float(), []
     for level in noise_levels(2):
-        gains = [ours - theirs for ours, theirs in (errors(size * better_BCHW, level) for size in (1, 0.5, 3))]
+        gains = [
+            ours - theirs
+            for ours, theirs in (
+                errors(size * better_BCHW, level) for size in (1, 0.5, 3)
+            )
+        ]
         margins.append([-10 / 2 * (gains[0] - worse) for worse in gains[1:]])
     flat = [margin for of_level in margins for margin in of_level]
     assert found["validation/preference/margin"] == pytest.approx(fmean(flat), rel=1e-4)
-    losses = [fmean(math.log1p(math.exp(-margin)) for margin in of_level) for of_level in margins]
+    losses = [
+        fmean(math.log1p(math.exp(-margin)) for margin in of_level)
+        for of_level in margins
+    ]
     assert next(iter(validator.by_image.values())) == pytest.approx(losses, rel=1e-4)
-    assert [found[f"validation/loss_t{level:g}"] for level in noise_levels(2)] == pytest.approx(losses, rel=1e-4)
+    assert [
+        found[f"validation/loss_t{level:g}"] for level in noise_levels(2)
+    ] == pytest.approx(losses, rel=1e-4)
     assert found["validation/loss"] == pytest.approx(fmean(losses), rel=1e-4)
     right = fmean(margin > 0 for margin in flat)
     assert found["validation/preference/right"] == right and 0 < right < 1
@@ -252,7 +346,9 @@ def noise_of(model: Liking, level: float, dataset: EncodedDataset) -> Tensor:
     return (shown_BCHW - (1 - level) * dataset.entries[0].latents.read()[None]) / level
 
 
-def test_the_reference_is_measured_once_for_each_way_of_deploying(of_pairs: EncodedDataset) -> None:
+def test_the_reference_is_measured_once_for_each_way_of_deploying(
+    of_pairs: EncodedDataset,
+) -> None:
     model = Liking()
     validator = validator_of(model, of_pairs)
     counts = []
@@ -275,4 +371,7 @@ def test_a_stop_breaks_off_a_comparison(of_pairs: EncodedDataset, passes: int) -
 
 
 def test_losses_of_pairs_compare_with_no_other_ones(of_pairs: EncodedDataset) -> None:
-    assert validator_of(Liking(), of_pairs).identity != Validator(Liking(), of_pairs, 2, 0).identity
+    assert (
+        validator_of(Liking(), of_pairs).identity
+        != Validator(Liking(), of_pairs, 2, 0).identity
+    )

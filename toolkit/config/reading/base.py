@@ -20,15 +20,17 @@ Entries = dict[str, ConfigNode]
 """Key -> value of one section."""
 
 ChangeKind = Literal["harmless", "changes the result", "impossible", "place"]
-"""What it means for a resume that a key has another value: nothing of what is trained depends on it; the rest of the
-run is another one; the saved weights would mean something else, or not fit; the base model is somewhere else, and its
-contents decide (impossible with a checkpoint that does not record them)."""
+"""What it means for a resume that a key has another value: nothing of what is trained
+depends on it; the rest of the run is another one; the saved weights would mean
+something else, or not fit; the base model is somewhere else, and its contents decide
+(impossible with a checkpoint that does not record them)."""
 
 ALL_OTHERS = "*"
 
 
 class RemovedKey(NamedTuple):
-    """A key of an earlier version. Jobs that have it still work, with a warning at its line.
+    """A key of an earlier version. Jobs that have it still work, with a warning at its
+    line.
 
     >>> RemovedKey("0.3", "images are always read from disk", (None, False)).message(True)
     'was removed in 0.3 and can be deleted: images are always read from disk.'
@@ -52,11 +54,13 @@ class RemovedKey(NamedTuple):
 
 
 class StrictModel(BaseModel):
-    """A section: unknown keys are refused, it cannot change, and the docstring under a field describes it. Defaults are
-    taken as they are: only what a job gives is validated.
+    """A section: unknown keys are refused, it cannot change, and the docstring under a
+    field describes it. Defaults are taken as they are: only what a job gives is
+    validated.
 
-    pydantic builds it at the first validation, and `descriptions` reads the docstrings: a dry run needs few sections
-    and no description, and the rest would cost it a fourth of its time.
+    pydantic builds it at the first validation, and `descriptions` reads the docstrings:
+    a dry run needs few sections and no description, and the rest would cost it a fourth
+    of its time.
     """
 
     model_config = ConfigDict(
@@ -71,17 +75,20 @@ class StrictModel(BaseModel):
     """Keys of our own that are not fields: `rewrite` turns them into some."""
 
     removed_keys: ClassVar[Mapping[str, RemovedKey]] = {}
-    """Keys of earlier versions: accepted with a warning, whatever their value, and left out."""
+    """Keys of earlier versions: accepted with a warning, whatever their value, and left
+    out."""
 
     may_be_empty: ClassVar[frozenset[str]] = frozenset()
-    """Fields for which an empty string is a value; for all others it means "not given"."""
+    """Fields for which an empty string is a value; for all others it means "not
+    given"."""
 
     lone_key: ClassVar[str] = ""
-    """The key that a text, number or switch in the place of this section is meant for; "": none, or such a value means
-    something."""
+    """The key that a text, number or switch in the place of this section is meant for;
+    "": none, or such a value means something."""
 
     common_words: ClassVar[Mapping[str, str]] = {}
-    """Unknown keys that people write -> the key that they mean, or a sentence with what to do."""
+    """Unknown keys that people write -> the key that they mean, or a sentence with what
+    to do."""
 
     short_for: ClassVar[str] = ""
     """The key that such a value is short for; "": none."""
@@ -89,12 +96,16 @@ class StrictModel(BaseModel):
     not_used: ClassVar[frozenset[str]] = frozenset()
     """Sections that are accepted and not used: their values are not reported."""
 
-    on_resume: ClassVar[Mapping[str, ChangeKind | Callable[[Mapping[str, Any]], ChangeKind]]] = {}
-    """Field, or ALL_OTHERS -> what its change means for a run that resumes, with all below it; may depend on the
-    section's new values, plain data. What a section below says itself goes before; unsaid, a change of the result."""
+    on_resume: ClassVar[
+        Mapping[str, ChangeKind | Callable[[Mapping[str, Any]], ChangeKind]]
+    ] = {}
+    """Field, or ALL_OTHERS -> what its change means for a run that resumes, with all
+    below it; may depend on the section's new values, plain data. What a section below
+    says itself goes before; unsaid, a change of the result."""
 
     saved_weights: ClassVar[tuple[str, ...]] = ()
-    """Keys that name weights, which are also found by the names that musubi-tuner gives those of a run."""
+    """Keys that name weights, which are also found by the names that musubi-tuner gives
+    those of a run."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -104,7 +115,9 @@ class StrictModel(BaseModel):
         super().__pydantic_init_subclass__(**kwargs)
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(
+        cls, core_schema: Any, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
         """With the descriptions of the fields."""
         schema = handler(core_schema)
         properties = handler.resolve_ref_schema(schema).get("properties", {})
@@ -113,27 +126,41 @@ class StrictModel(BaseModel):
         return schema
 
     @classmethod
-    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
-        """Turns other shapes of this section's own keys into its fields. Gets known and given keys only."""
+    def rewrite(
+        cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics
+    ) -> dict[str, ConfigNode]:
+        """Turns other shapes of this section's own keys into its fields. Gets known and
+        given keys only."""
         return entries
 
     def check(self, job: JobContext) -> Findings:
-        """Errors and warnings about the values of this section; those below it say their own. No image is opened."""
+        """Errors and warnings about the values of this section; those below it say
+        their own. No image is opened."""
         return ()
 
     def is_default(self, key: str) -> bool:
         """Whether a key has its default, given or not."""
-        default = type(self).model_fields[key].get_default(call_default_factory=True, validated_data=dict(self))
+        default = (
+            type(self)
+            .model_fields[key]
+            .get_default(call_default_factory=True, validated_data=dict(self))
+        )
         return bool(getattr(self, key) == default)
 
     def unused(self, keys: str, reason: str) -> Findings:
-        """Warnings about those of the keys, separated by spaces, that differ from their default."""
-        return (warning(key, f"has no effect{reason}") for key in keys.split() if not self.is_default(key))
+        """Warnings about those of the keys, separated by spaces, that differ from their
+        default."""
+        return (
+            warning(key, f"has no effect{reason}")
+            for key in keys.split()
+            if not self.is_default(key)
+        )
 
 
 @cache
 def descriptions(section: type[BaseModel]) -> dict[str, str]:
-    """Field -> the docstring under it, read from the source of the class that declares it."""
+    """Field -> the docstring under it, read from the source of the class that declares
+    it."""
     found: dict[str, str] = {}
     for cls in reversed(section.__mro__):
         if StrictModel not in cls.__mro__[1:]:
@@ -150,8 +177,9 @@ def descriptions(section: type[BaseModel]) -> dict[str, str]:
 
 
 def all_findings(section: BaseModel, job: JobContext) -> Iterator[Diagnostic]:
-    """Findings of all sections below this one, then of this one: of two errors at one place the first is shown. A model
-    that is not a `StrictModel` has no findings, but those below it may."""
+    """Findings of all sections below this one, then of this one: of two errors at one
+    place the first is shown. A model that is not a `StrictModel` has no findings, but
+    those below it may."""
     not_used = section.not_used if isinstance(section, StrictModel) else ()
     for name, value in section:
         if isinstance(value, BaseModel) and name not in not_used:

@@ -1,5 +1,6 @@
-"""Field types that several sections share: a value out of a list of names, a list that may be a single value, reference
-images in slot order (`<key>: one or a list`, or `<key>_1`, `<key>_2`, `<key>_3`)."""
+"""Field types that several sections share: a value out of a list of names, a list that
+may be a single value, reference images in slot order (`<key>: one or a list`, or
+`<key>_1`, `<key>_2`, `<key>_3`)."""
 
 from __future__ import annotations
 
@@ -31,12 +32,21 @@ def value_error(message: str) -> PydanticCustomError:
     return PydanticCustomError("mistake", "{message}", {"message": message})
 
 
-_SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-"""What a switch may be written as; YAML 1.2 reads all but the first of each kind as text."""
+_SWITCH = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "no": False,
+    "off": False,
+}
+"""What a switch may be written as; YAML 1.2 reads all but the first of each kind as
+text."""
 
 
 class OneOf:
-    """A name out of a list, in upper or lower case: those of the field's Literal, or the given ones."""
+    """A name out of a list, in upper or lower case: those of the field's Literal, or
+    the given ones."""
 
     def __init__(
         self,
@@ -45,13 +55,16 @@ class OneOf:
         instead: Mapping[str, str] | None = None,
         or_bool: bool = False,
     ) -> None:
-        """spellings: other spelling -> name. instead: as of `reader_of`. or_bool: true and false are values too."""
+        """spellings: other spelling -> name. instead: as of `reader_of`. or_bool: true
+        and false are values too."""
         self.names = names
         self.spellings = spellings or {}
         self.instead = instead or {}
         self.or_bool = or_bool
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
         self.names = self.names or get_args(source)
         also = " or true or false" if self.or_bool else ""
         read_name = reader_of(self.names, self.spellings, also, self.instead)
@@ -63,7 +76,9 @@ class OneOf:
 
         return no_info_before_validator_function(read, handler(source))
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
         names = [*self.names, *self.spellings]
         if self.or_bool:
             return {"enum": [True, False, *names]}
@@ -71,11 +86,15 @@ class OneOf:
 
 
 def reader_of(
-    names: Collection[str], spellings: Mapping[str, str], also: str = "", instead: Mapping[str, str] | None = None
+    names: Collection[str],
+    spellings: Mapping[str, str],
+    also: str = "",
+    instead: Mapping[str, str] | None = None,
 ) -> Callable[[Any], str]:
     """From a value to the name that is meant; raises what a validator raises.
 
-    also: what else may be written. instead: beginning of another program's value -> what to do here.
+    also: what else may be written. instead: beginning of another program's value ->
+    what to do here.
     """
 
     def read(value: Any) -> str:
@@ -92,7 +111,8 @@ def reader_of(
                 raise value_error(f"{shown} is not supported. {remedy}")
         if isinstance(value, bool):
             raise value_error(f"is not a name. Use {_listed(names)}{also}.")
-        # Nearer than elsewhere: the names of other programs' choices are not to be taken for typing errors.
+        # Nearer than elsewhere: the names of other programs' choices are not to be
+        # taken for typing errors.
         near = get_close_matches(folded, [*names, *spellings], n=1, cutoff=0.75)
         hint = f"Did you mean {near[0]!r}? " if near else ""
         raise value_error(f"{value!r} is unknown. {hint}Use {_listed(names)}{also}.")
@@ -109,10 +129,12 @@ RANDOM = "random"
 
 
 def seed_reader(drawn: int) -> BeforeValidator:
-    """Reads `random` and -1 as `drawn`, the number by which a field knows a seed that is drawn.
+    """Reads `random` and -1 as `drawn`, the number by which a field knows a seed that
+    is drawn.
 
-    -1 draws a seed for ai-toolkit's samples (27a03a91, `GenerateImageConfig`) and in AUTOMATIC1111's web UI; no seed at
-    all in sd-scripts (48d368fa, `train_network.py`) and diffusers' scripts.
+    -1 draws a seed for ai-toolkit's samples (27a03a91, `GenerateImageConfig`) and in
+    AUTOMATIC1111's web UI; no seed at all in sd-scripts (48d368fa, `train_network.py`)
+    and diffusers' scripts.
     """
 
     def read(value: Any) -> Any:
@@ -120,7 +142,9 @@ def seed_reader(drawn: int) -> BeforeValidator:
         if word in (RANDOM, "-1"):
             return drawn
         if isinstance(value, str) and not re.fullmatch(r"[-+]?[\d.,]+", word):
-            raise value_error(f"{value!r} is not a seed. Write a whole number, or {RANDOM}.")
+            raise value_error(
+                f"{value!r} is not a seed. Write a whole number, or {RANDOM}."
+            )
         return value
 
     return BeforeValidator(read, json_schema_input_type=int | Literal["random"])
@@ -134,21 +158,33 @@ AutoOrBool = Annotated[AUTO_OR_BOOL, OneOf("auto", or_bool=True)]
 PER_PARAMETER_OPTIMIZERS = ("adamw", "adam", "sgd", "adafactor")
 """Optimizers known to step a parameter by nothing but its own gradient and state."""
 
-CHECKPOINTING_LEVELS = ("none", "cheap", "keep_attention", "full", "full_offload", "block_offload")
-"""Values of `train.gradient_checkpointing`: what is kept for the backward pass, from everything to nothing on the
-device, and then nothing there while a block is computed again either."""
+CHECKPOINTING_LEVELS = (
+    "none",
+    "cheap",
+    "keep_attention",
+    "full",
+    "full_offload",
+    "block_offload",
+)
+"""Values of `train.gradient_checkpointing`: what is kept for the backward pass, from
+everything to nothing on the device, and then nothing there while a block is computed
+again either."""
 
 AUTO_LEVELS = CHECKPOINTING_LEVELS[:5]
 """Those that `auto` chooses from on a GPU."""
 
 OFFLOADING_LEVELS = ("full_offload", "block_offload")
-"""Levels that need CPU memory beside that of the device; on the CPU they save nothing."""
+"""Levels that need CPU memory beside that of the device; on the CPU they save
+nothing."""
 
 UNCOMPILED_LEVELS = ("block_offload",)
-"""Levels that exclude `train.compile`: a compiled block decides by itself what it saves."""
+"""Levels that exclude `train.compile`: a compiled block decides by itself what it
+saves."""
 
 
-Checkpointing = Annotated[bool | str, OneOf("auto", *CHECKPOINTING_LEVELS, or_bool=True)]
+Checkpointing = Annotated[
+    bool | str, OneOf("auto", *CHECKPOINTING_LEVELS, or_bool=True)
+]
 """A level, "auto", or true and false for `full` and `none`."""
 
 
@@ -159,7 +195,9 @@ def _possible_path(value: str) -> str:
     if longest > LONGEST_NAME or len(os.fsencode(value)) > LONGEST_PATH:
         raise value_error(f"{value[:40]!r}... is too long for a path.")
     if value.startswith("~") and os.path.expanduser(value) == value:
-        raise value_error(f"{value!r} begins with the name of a user that this machine does not know.")
+        raise value_error(
+            f"{value!r} begins with the name of a user that this machine does not know."
+        )
     try:
         os.path.realpath(os.path.expanduser(value), strict=True)
     except (FileNotFoundError, NotADirectoryError):
@@ -178,7 +216,10 @@ PathStr = Annotated[str, AfterValidator(_possible_path)]
 
 _PATH_HINTS = (
     (r"\$([A-Za-z_]\w*)", "Write '${{{1}}}' for a variable of the environment."),
-    (r"[\x00-\x1f]", "A backslash within double quotes became {0!r}. Write '/', or use single quotes."),
+    (
+        r"[\x00-\x1f]",
+        "A backslash within double quotes became {0!r}. Write '/', or use single quotes.",
+    ),
     (
         r"^([A-Za-z]:)[/\\]",
         "{0!r} begins a path of Windows: --map {1}=NEW says where it is now; in WSL, C: is '/mnt/c'.",
@@ -191,7 +232,8 @@ _PATH_HINTS = (
 
 
 def path_hint(path: str) -> str:
-    """What may be wrong with the spelling of a path that leads nowhere; empty where nothing is seen."""
+    """What may be wrong with the spelling of a path that leads nowhere; empty where
+    nothing is seen."""
     for pattern, words in _PATH_HINTS:
         found = re.search(pattern, path)
         if found:
@@ -200,8 +242,8 @@ def path_hint(path: str) -> str:
 
 
 def near_path(path: str) -> str:
-    """A sentence with the path that is spelt most like one that leads nowhere, part by part, such as one in capital
-    letters or with backslashes; empty without."""
+    """A sentence with the path that is spelt most like one that leads nowhere, part by
+    part, such as one in capital letters or with backslashes; empty without."""
     given = Path(path.replace("\\", "/")).expanduser()
     found = Path(given.anchor)
     for part in given.parts[1:] if given.anchor else given.parts:
@@ -218,8 +260,11 @@ def near_path(path: str) -> str:
 
 
 def moved_hint(path: str) -> str:
-    """How to say where a path of another machine is now; empty unless the folder that it should lie in is missing."""
-    missing = [str(folder) for folder in Path(path).parents if not os.path.exists(folder)]
+    """How to say where a path of another machine is now; empty unless the folder that
+    it should lie in is missing."""
+    missing = [
+        str(folder) for folder in Path(path).parents if not os.path.exists(folder)
+    ]
     if path.startswith("/") and missing:
         return f" Of another machine: --map {missing[-1]}=NEW."
     return ""
@@ -242,13 +287,23 @@ def schema_of_list(item: dict[str, Any]) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item}]})
 
 
-StrOrList = Annotated[tuple[str, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})]
+StrOrList = Annotated[
+    tuple[str, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})
+]
 """One string or a list of strings."""
 
-PathOrList = Annotated[tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})]
+PathOrList = Annotated[
+    tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})
+]
 """One path or a list of paths."""
 
-_DTYPES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
+_DTYPES = {
+    "fp16": "float16",
+    "half": "float16",
+    "bf16": "bfloat16",
+    "fp32": "float32",
+    "float": "float32",
+}
 
 Dtype = Annotated[Literal["float16", "bfloat16", "float32"], OneOf(spellings=_DTYPES)]
 """A floating-point type under its usual names."""
@@ -257,7 +312,10 @@ Dtype = Annotated[Literal["float16", "bfloat16", "float32"], OneOf(spellings=_DT
 MAX_SLOTS = 10
 
 Slots = Annotated[
-    tuple[PathStr, ...], BeforeValidator(as_list), Field(max_length=MAX_SLOTS), schema_of_list({"type": "string"})
+    tuple[PathStr, ...],
+    BeforeValidator(as_list),
+    Field(max_length=MAX_SLOTS),
+    schema_of_list({"type": "string"}),
 ]
 """Up to ten paths; a model may take fewer (`ModelFacts.max_references`)."""
 
@@ -266,7 +324,9 @@ def slot_names(key: str) -> tuple[str, ...]:
     return tuple(f"{key}_{number}" for number in range(1, MAX_SLOTS + 1))
 
 
-def gather_slots(entries: dict[str, ConfigNode], key: str, diagnostics: Diagnostics) -> None:
+def gather_slots(
+    entries: dict[str, ConfigNode], key: str, diagnostics: Diagnostics
+) -> None:
     """Replaces `<key>_1..10` by one list under `key`."""
     numbered = [entries.pop(name) for name in slot_names(key) if name in entries]
     if not numbered:

@@ -1,5 +1,5 @@
-"""What the core asks about the keys and files of other programs. The answers lie in a part that `toolkit.registry`
-names. Without that part no other program has any."""
+"""What the core asks about the keys and files of other programs. The answers lie in a
+part that `toolkit.registry` names. Without that part no other program has any."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ class ForeignName(NamedTuple):
     """What a key or flag of another program is here."""
 
     how: Literal["is", "near", "shaped", "idle", "refused", "absent"]
-    """is: another name of `ours`. shaped: a function turns it into `ours`. near: `ours` does something like it. idle:
-    needs nothing that is missing here. refused: an error unless its value is one of `passes`. absent: not here."""
+    """is: another name of `ours`. shaped: a function turns it into `ours`. near: `ours`
+    does something like it. idle: needs nothing that is missing here. refused: an error
+    unless its value is one of `passes`. absent: not here."""
 
     ours: tuple[str, ...] = ()
-    """Keys of a job, each with its place as the reference page writes it: `datasets[].num_repeats`."""
+    """Keys of a job, each with its place as the reference page writes it:
+    `datasets[].num_repeats`."""
 
     says: str = ""
     """How the meaning differs, or why there is no such key."""
@@ -35,7 +37,8 @@ class ForeignName(NamedTuple):
     """For `refused`: the values that have no effect."""
 
     needs: str = ""
-    """For `refused`: the switch beside it that it says more of; where that is off, it has no effect."""
+    """For `refused`: the switch beside it that it says more of; where that is off, it
+    has no effect."""
 
     on: str = ""
     """For `idle`: why it is an error unless it is false, and the remedy."""
@@ -59,30 +62,47 @@ Noted = Callable[[ConfigNode], None]
 class ForeignKeys(Protocol):
     """The keys of other programs."""
 
-    def rewritten(self, model: type[BaseModel], node: ConfigNode, diagnostics: Diagnostics, known: Noted) -> ConfigNode:
-        """A process in our keys, each where its value was written; keys that no program has stay. known: notes those
-        of other programs."""
+    def rewritten(
+        self,
+        model: type[BaseModel],
+        node: ConfigNode,
+        diagnostics: Diagnostics,
+        known: Noted,
+    ) -> ConfigNode:
+        """A process in our keys, each where its value was written; keys that no program
+        has stay. known: notes those of other programs."""
 
     def rows(self, section: type[BaseModel]) -> Mapping[str, ForeignName]:
-        """Those that are rewritten in this section, or refused by name; none of them is a field of the section."""
+        """Those that are rewritten in this section, or refused by name; none of them is
+        a field of the section."""
 
     def hint(self, key: str) -> str:
-        """What to write instead of a key that is unknown where it stands; empty where no program has it."""
+        """What to write instead of a key that is unknown where it stands; empty where
+        no program has it."""
 
     def named(self, place: str) -> Iterable[str]:
-        """The names that other programs have for a key of ours, wherever they are read."""
+        """The names that other programs have for a key of ours, wherever they are
+        read."""
 
     def own_flag(self, word: str, keys: Iterable[str]) -> str:
-        """The word of a command line, with the flag of a tool with these keys where it is another program's."""
+        """The word of a command line, with the flag of a tool with these keys where it
+        is another program's."""
 
     def flag_remedy(self, word: str) -> str:
         """What to write instead of a flag of another program; empty for all others."""
 
 
 class NoForeignKeys:
-    """That no other program has any key: what is known without the part that knows them."""
+    """That no other program has any key: what is known without the part that knows
+    them."""
 
-    def rewritten(self, model: type[BaseModel], node: ConfigNode, diagnostics: Diagnostics, known: Noted) -> ConfigNode:
+    def rewritten(
+        self,
+        model: type[BaseModel],
+        node: ConfigNode,
+        diagnostics: Diagnostics,
+        known: Noted,
+    ) -> ConfigNode:
         return node
 
     def rows(self, section: type[BaseModel]) -> Mapping[str, ForeignName]:
@@ -113,19 +133,24 @@ COMMAND_LINE = "command line"
 
 
 class ForeignFile(Protocol):
-    """A kind of file that was written for another program, and the flags of that program."""
+    """A kind of file that was written for another program, and the flags of that
+    program."""
 
     keeps_text: bool
-    """Whether its own text is kept beside the results, instead of the job that it became."""
+    """Whether its own text is kept beside the results, instead of the job that it
+    became."""
 
     def reads(self, root: ConfigNode) -> bool:
         """Whether a file that is not a job is of this kind."""
 
     def with_flags(
-        self, root: ConfigNode | None, flags: Mapping[str, Sequence[str]], diagnostics: Diagnostics
+        self,
+        root: ConfigNode | None,
+        flags: Mapping[str, Sequence[str]],
+        diagnostics: Diagnostics,
     ) -> ConfigNode:
-        """The root with the flags in their places; None: a root of them alone. Raises ConfigErrors for a file of
-        another kind."""
+        """The root with the flags in their places; None: a root of them alone. Raises
+        ConfigErrors for a file of another kind."""
 
     def as_job(
         self,
@@ -137,8 +162,9 @@ class ForeignFile(Protocol):
     ) -> ConfigNode:
         """The root of the job that such a file describes.
 
-        folder: of the file, where files that it names are looked for first. name: of the job, instead of the file's.
-        moved: folder -> where it is now, for the paths in files that this one names.
+        folder: of the file, where files that it names are looked for first. name: of
+        the job, instead of the file's. moved: folder -> where it is now, for the paths
+        in files that this one names.
         """
 
     def renamed(self, root: ConfigNode, name: str) -> ConfigNode:
@@ -155,7 +181,17 @@ _BEFORE = (
 )
 """A line that prepares the shell, or decides whether what follows runs."""
 
-SHELL_SUFFIXES = (".sh", ".bash", ".zsh", ".bat", ".cmd", ".ps1", ".sbatch", ".slurm", ".env")
+SHELL_SUFFIXES = (
+    ".sh",
+    ".bash",
+    ".zsh",
+    ".bat",
+    ".cmd",
+    ".ps1",
+    ".sbatch",
+    ".slurm",
+    ".env",
+)
 """Suffixes of files that can only be read for the command in them."""
 
 NO_COMMAND = (
@@ -172,7 +208,8 @@ _COMMAND = re.compile(
     r"(?:[^\s!]{0,300}[/\\])?(?:accelerate|deepspeed|python[\d.]*|py|uv|torchrun|[^\s!]{1,300}\.py)"
     r"(?:\.exe)?[\"']?[ \t]+[^\s:=]"
 )
-"""The first command of a script: comments and what prepares the shell may stand above it."""
+"""The first command of a script: comments and what prepares the shell may stand above
+it."""
 
 
 _SCRIPT_WITH_FLAGS = re.compile(r"\.py[\"']?(?:[ \t]|[\\^`]?\r?\n)+--[a-z]")
@@ -184,7 +221,8 @@ def is_command(text: str) -> bool:
 
 
 def holds_command(text: str) -> bool:
-    """Whether there is one in a text that is a command or the name of a file: behind a prompt, in a container."""
+    """Whether there is one in a text that is a command or the name of a file: behind a
+    prompt, in a container."""
     return is_command(text) or bool(_SCRIPT_WITH_FLAGS.search(text))
 
 

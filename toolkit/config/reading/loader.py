@@ -21,10 +21,27 @@ from toolkit.config.reading.foreign import (
     foreign_keys,
     is_command,
 )
-from toolkit.config.reading.located import ConfigNode, Diagnostics, SourceLocation, odd_characters, show
+from toolkit.config.reading.located import (
+    ConfigNode,
+    Diagnostics,
+    SourceLocation,
+    odd_characters,
+    show,
+)
 from toolkit.config.reading.normalise import Normaliser, merge_defaults
-from toolkit.config.reading.process import JobConfig, JobContext, ProcessConfig, ProcessEntry, job_state_file
-from toolkit.config.reading.redacted_copy import SEED, job_text, saved_text, secret_scalars
+from toolkit.config.reading.process import (
+    JobConfig,
+    JobContext,
+    ProcessConfig,
+    ProcessEntry,
+    job_state_file,
+)
+from toolkit.config.reading.redacted_copy import (
+    SEED,
+    job_text,
+    saved_text,
+    secret_scalars,
+)
 from toolkit.config.reading.validate import list_remedy, validate
 from toolkit.config.reading.yaml_faults import quoted
 from toolkit.config.reading.yaml_reader import (
@@ -47,7 +64,8 @@ from toolkit.files.writing import CACHE_FOLDER, TEMP_NAME_BYTES
 from toolkit.registry import FILE_OF_FLAGS, FOREIGN_COMMANDS, load_needed, load_object
 
 FindModel = Callable[[str], type[BaseModel] | None]
-"""A process type -> its section model, or None when it has none. Raises UserError for an unknown type."""
+"""A process type -> its section model, or None when it has none. Raises UserError for
+an unknown type."""
 
 _IN_CONFIG = ("name", "process", "defaults")
 """Keys of `config`."""
@@ -59,13 +77,19 @@ _BAD_IN_FOLDER = re.compile(r"[/\\\x00-\x1f\x7f]")
 _NO_TEXT = re.compile("[\ud800-\udfff]")
 """What stands for bytes of the command line or of a variable that are not UTF-8."""
 
-LONGEST_RUN_NAME = LONGEST_NAME - TEMP_NAME_BYTES - max(len(f"{step_stem('', 1)}{suffix}") for suffix in FILE_SUFFIXES)
-"""Bytes of a name with which the longest of the run's files, while it is being written, has a name that disks allow."""
+LONGEST_RUN_NAME = (
+    LONGEST_NAME
+    - TEMP_NAME_BYTES
+    - max(len(f"{step_stem('', 1)}{suffix}") for suffix in FILE_SUFFIXES)
+)
+"""Bytes of a name with which the longest of the run's files, while it is being written,
+has a name that disks allow."""
 
 
 @dataclass(frozen=True)
 class _Process:
-    """A process on its way: what the file says, what it is checked against, what came of it."""
+    """A process on its way: what the file says, what it is checked against, what came
+    of it."""
 
     node: ConfigNode
     entry: ProcessEntry
@@ -88,22 +112,30 @@ def load_job(
     earlier_outputs: frozenset[Path] = frozenset(),
     seed: int | None = None,
 ) -> JobConfig:
-    """Reads and checks a config. Raises ConfigErrors holding every error. check_files: False leaves out what needs the
-    file system, for a job that has run.
+    """Reads and checks a config. Raises ConfigErrors holding every error. check_files:
+    False leaves out what needs the file system, for a job that has run.
 
-    path: the file; COMMAND_LINE: there is none, only flags. name: replaces `config.name`. flags: of another program,
-    with the texts behind them; they go before what a file of that program says. moved: folder -> where it is now,
-    for every path in the file. command: of another program, instead of a file; path is then COMMAND_LINE. as_job:
-    `unexpanded_text` is the job under our names, whatever the file is. earlier_outputs: as `JobContext` has it, of jobs
-    that run before this one. seed: replaces `training_seed` of every process that trains, and stands at the end of the
-    job's name.
+    path: the file; COMMAND_LINE: there is none, only flags. name: replaces
+    `config.name`. flags: of another program, with the texts behind them; they go before
+    what a file of that program says. moved: folder -> where it is now, for every path
+    in the file. command: of another program, instead of a file; path is then
+    COMMAND_LINE. as_job: `unexpanded_text` is the job under our names, whatever the
+    file is. earlier_outputs: as `JobContext` has it, of jobs that run before this one.
+    seed: replaces `training_seed` of every process that trains, and stands at the end
+    of the job's name.
     """
     check_given_name(name)
     diagnostics = Diagnostics(str(path))
     text, written = read_written(path, flags, command, diagnostics)
     remember_secrets(text, written, env)
     # A name given by `-n` makes the written one irrelevant, variables included.
-    root = expand_variables(written, env, diagnostics, ("meta",), *([("config", "name")] if name is not None else []))
+    root = expand_variables(
+        written,
+        env,
+        diagnostics,
+        ("meta",),
+        *([("config", "name")] if name is not None else []),
+    )
     if moved:
         root = map_paths(root, moved)
     reader = foreign_file(root)
@@ -135,7 +167,9 @@ def load_job(
         said = (*diagnostics.notes, *diagnostics.warnings)
         text = job_text(root, job_name, checked, str(path), said)
     else:
-        text = saved_text(text, written, name, rewrite=is_json(path) or bool(flags), seed=seed)
+        text = saved_text(
+            text, written, name, rewrite=is_json(path) or bool(flags), seed=seed
+        )
     return JobConfig(
         job=root.value["job"].value,
         name=job_name,
@@ -158,20 +192,30 @@ def check_given_name(name: str | None) -> None:
 
 
 def read_written(
-    path: str | Path, flags: Mapping[str, Sequence[str]], command: str, diagnostics: Diagnostics
+    path: str | Path,
+    flags: Mapping[str, Sequence[str]],
+    command: str,
+    diagnostics: Diagnostics,
 ) -> tuple[str, ConfigNode]:
-    """The text of the file, and its root with the flags in it. Raises ConfigErrors where nothing can be read."""
+    """The text of the file, and its root with the flags in it. Raises ConfigErrors
+    where nothing can be read."""
     text = command
     root = None
     if command or str(path) != COMMAND_LINE:
         text = text or read_text(path, diagnostics)
         suffix = Path(path).suffix.lower()
         if command or is_command(text) or suffix in SHELL_SUFFIXES:
-            root = load_needed(FOREIGN_COMMANDS, f"{path}: a command of another program")(text, diagnostics)
+            root = load_needed(
+                FOREIGN_COMMANDS, f"{path}: a command of another program"
+            )(text, diagnostics)
         elif suffix in (".py", ".ipynb"):
             diagnostics.fatal(SourceLocation(1, 1), (), NO_COMMAND)
         elif suffix in (".md", ".rst", ".html", ".log"):
-            diagnostics.fatal(SourceLocation(1, 1), (), f"is not a job, a YAML or JSON file, and {NO_COMMAND}")
+            diagnostics.fatal(
+                SourceLocation(1, 1),
+                (),
+                f"is not a job, a YAML or JSON file, and {NO_COMMAND}",
+            )
         elif suffix == ".toml":
             from toolkit.config.reading.toml_reader import read_toml
 
@@ -183,9 +227,15 @@ def read_written(
                 remedy = "Jobs of this program are YAML."
                 if {"datasets", "directory"} & root.value.keys():
                     remedy = "It is a dataset file: run the config that names it."
-                diagnostics.fatal(root.value_at, (), f"is not the config of a supported program. {remedy}")
+                diagnostics.fatal(
+                    root.value_at,
+                    (),
+                    f"is not the config of a supported program. {remedy}",
+                )
         else:
-            root = read_yaml(strip_json_comments(text) if is_json(path) else text, diagnostics)
+            root = read_yaml(
+                strip_json_comments(text) if is_json(path) else text, diagnostics
+            )
     if flags:
         root = load_object(FILE_OF_FLAGS).with_flags(root, flags, diagnostics)
     assert root is not None  # there is a file, or there are flags
@@ -193,39 +243,57 @@ def read_written(
 
 
 def remember_secrets(text: str, written: ConfigNode, env: Mapping[str, str]) -> None:
-    """Tells what is to be redacted of everything: before the first message can show a value."""
+    """Tells what is to be redacted of everything: before the first message can show a
+    value."""
     register_secret(secret_values(written, env))
     register_secret(wandb_keys(text))
-    # A word such as `sort_key: filename` is redacted of the saved config at most, not of everything.
+    # A word such as `sort_key: filename` is redacted of the saved config at most, not
+    # of everything.
     literals = [str(node.value) for node in secret_scalars(written)]
     register_secret(value for value in literals if _LOOKS_RANDOM.search(value))
 
 
-# ---------------------------------------------------------------- the frame: job, config, meta
+# ---------------------------------------------------------------- the frame: job,
+# config, meta
 
 
 def check_top_level(root: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
-    """The `config` mapping. Raises when there is none; all else outside the processes is reported."""
-    refuse_unknown(root, ("job", "config", "meta"), dict.fromkeys(_IN_CONFIG, "'config'"), diagnostics)
+    """The `config` mapping. Raises when there is none; all else outside the processes
+    is reported."""
+    refuse_unknown(
+        root,
+        ("job", "config", "meta"),
+        dict.fromkeys(_IN_CONFIG, "'config'"),
+        diagnostics,
+    )
     job = root.value.get("job")
     if job is None or job.is_blank:
-        diagnostics.error(job or root, "is required. Write 'job: extension'.", path=("job",))
+        diagnostics.error(
+            job or root, "is required. Write 'job: extension'.", path=("job",)
+        )
     elif job.value != "extension":
         diagnostics.error(job, f"unknown job type {show(job)}. Write 'extension'.")
     config: ConfigNode | None = root.value.get("config")
     for node in (root.value.get("meta"), config.child("defaults") if config else None):
         if node is not None and not isinstance(node.value, dict | None):
-            diagnostics.error(node, f"{show(node)} is not a mapping of keys and values.")
+            diagnostics.error(
+                node, f"{show(node)} is not a mapping of keys and values."
+            )
     if config is None or not isinstance(config.value, dict):
         message = "is required: a mapping with 'name' and 'process'."
         if config is not None and isinstance(config.value, list):
-            message = "a list is not a mapping. Remove the '- ' before 'name' and 'process'."
+            message = (
+                "a list is not a mapping. Remove the '- ' before 'name' and 'process'."
+            )
         diagnostics.fatal((config or root).value_at, ("config",), message)
     return config
 
 
 def refuse_unknown(
-    node: ConfigNode, known: tuple[str, ...], inside: Mapping[str, str], diagnostics: Diagnostics
+    node: ConfigNode,
+    known: tuple[str, ...],
+    inside: Mapping[str, str],
+    diagnostics: Diagnostics,
 ) -> None:
     """inside: key -> where it belongs."""
     for key, child in node.value.items():
@@ -241,7 +309,11 @@ def read_name(config: ConfigNode, diagnostics: Diagnostics) -> str:
     """`config.name`, checked: it becomes a folder's name."""
     node = config.value.get("name")
     if node is None or node.is_blank:
-        diagnostics.error(node or config, "is required: the run's folder gets this name.", path=("config", "name"))
+        diagnostics.error(
+            node or config,
+            "is required: the run's folder gets this name.",
+            path=("config", "name"),
+        )
         return "job"
     sound = check_folder_name(node, diagnostics)
     if sound and node.value == CACHE_FOLDER:
@@ -259,7 +331,8 @@ def seed_name(name: str, seed: int) -> str:
 
 
 def with_seed(root: ConfigNode, find_model: FindModel, seed: int) -> ConfigNode:
-    """The job with this `training_seed` in every process that has the key. Raises UserError where none has."""
+    """The job with this `training_seed` in every process that has the key. Raises
+    UserError where none has."""
     config = root.value["config"]
     listed = config.value.get("process")
     if listed is not None and isinstance(listed.value, list):
@@ -268,7 +341,9 @@ def with_seed(root: ConfigNode, find_model: FindModel, seed: int) -> ConfigNode:
         entries = []
     seeded = [_seeded(entry, find_model, seed) for entry in entries]
     if entries and all(new is old for new, old in zip(seeded, entries, strict=True)):
-        raise UserError("--seeds: no process of this job has a training_seed. Give a job that trains.")
+        raise UserError(
+            "--seeds: no process of this job has a training_seed. Give a job that trains."
+        )
     if not entries:
         return root  # said later, with its place
     inside = {**config.value, "process": replace(listed, value=seeded)}
@@ -288,7 +363,13 @@ def _seeded(entry: ConfigNode, find_model: FindModel, seed: int) -> ConfigNode:
         return entry
     given = entry.value.get(SEED)
     node = replace(
-        given or entry, value=seed, path=(*entry.path, SEED), text=str(seed), plain=True, written=None, aliased=False
+        given or entry,
+        value=seed,
+        path=(*entry.path, SEED),
+        text=str(seed),
+        plain=True,
+        written=None,
+        aliased=False,
     )
     return replace(entry, value={**entry.value, SEED: node})
 
@@ -296,7 +377,9 @@ def _seeded(entry: ConfigNode, find_model: FindModel, seed: int) -> ConfigNode:
 def check_folder_name(node: ConfigNode, diagnostics: Diagnostics) -> bool:
     """Whether it can be a folder's name; if not, that is reported."""
     if not isinstance(node.value, str):
-        diagnostics.error(node, f'{show(node)} is not text. Put it in quotes: "{node.text}"')
+        diagnostics.error(
+            node, f'{show(node)} is not text. Put it in quotes: "{node.text}"'
+        )
         return False
     fault = folder_name_error(node.value)
     if fault and not diagnostics.reported(node.path):
@@ -326,8 +409,11 @@ def folder_name_error(name: str) -> str:
 # ---------------------------------------------------------------- processes
 
 
-def read_processes(config: ConfigNode, find_model: FindModel, diagnostics: Diagnostics) -> list[_Process | None]:
-    """Every entry of `config.process`, checked against the model of its type; None where that is not known."""
+def read_processes(
+    config: ConfigNode, find_model: FindModel, diagnostics: Diagnostics
+) -> list[_Process | None]:
+    """Every entry of `config.process`, checked against the model of its type; None
+    where that is not known."""
     listed = config.value.get("process")
     if listed is None or not isinstance(listed.value, list) or not listed.value:
         refuse_unknown(config, _IN_CONFIG, {}, diagnostics)
@@ -346,38 +432,61 @@ def read_processes(config: ConfigNode, find_model: FindModel, diagnostics: Diagn
     if defaults is not None:
         entries = [merge_defaults(node, defaults, diagnostics) for node in entries]
     normaliser = Normaliser(diagnostics)
-    processes = [read_process(index, node, find_model, normaliser) for index, node in enumerate(entries)]
+    processes = [
+        read_process(index, node, find_model, normaliser)
+        for index, node in enumerate(entries)
+    ]
     seen: dict[str | None, int] = {}
     for process in filter(None, processes):
         section = process.entry.section
         name = process.entry.name
         job_name = config.value.get("name")
-        if isinstance(section, ProcessConfig):  # a process without a name goes by the job's
-            by_job = name is None and job_name is not None and job_name.written is not None
+        if isinstance(
+            section, ProcessConfig
+        ):  # a process without a name goes by the job's
+            by_job = (
+                name is None and job_name is not None and job_name.written is not None
+            )
             of_name = {("name",): job_name.written} if by_job else {}
-            section.remember_written(of_name | dict(written_with_variables(process.checked)))
-        if name is not None and seen.setdefault(name, process.entry.index) != process.entry.index:
+            section.remember_written(
+                of_name | dict(written_with_variables(process.checked))
+            )
+        if (
+            name is not None
+            and seen.setdefault(name, process.entry.index) != process.entry.index
+        ):
             message = f"{name!r} is already the name of process[{seen[name]}]. Names are unique."
             diagnostics.error(process.node.value["name"], message)
     if config.value.keys() - set(_IN_CONFIG):
         places = normaliser.places()
     else:
         places = {}
-    inside = {key: f"{found[0]!r} of a process" if found[0] else "a process" for key, found in places.items()}
+    inside = {
+        key: f"{found[0]!r} of a process" if found[0] else "a process"
+        for key, found in places.items()
+    }
     refuse_unknown(config, _IN_CONFIG, inside, diagnostics)
     normaliser.defaults.report(diagnostics)
     return processes
 
 
-def read_process(index: int, node: ConfigNode, find_model: FindModel, normaliser: Normaliser) -> _Process | None:
+def read_process(
+    index: int, node: ConfigNode, find_model: FindModel, normaliser: Normaliser
+) -> _Process | None:
     """One process, or None when not even its type is known."""
     diagnostics = normaliser.diagnostics
     if not isinstance(node.value, dict):
-        diagnostics.error(node, f"{show(node)} is not a mapping. A process has a 'type' and its keys.")
+        diagnostics.error(
+            node, f"{show(node)} is not a mapping. A process has a 'type' and its keys."
+        )
         return None
     type_node = node.value.get("type")
     if type_node is None or type_node.is_blank:
-        diagnostics.error(type_node or node, "is required: which process runs.", path=(*node.path, "type"))
+        diagnostics.error(
+            type_node or node,
+            "is required: which process runs.",
+            path=(*node.path, "type"),
+        )
         return None
     if diagnostics.reported(type_node.path):
         return None
@@ -405,8 +514,15 @@ def read_process(index: int, node: ConfigNode, find_model: FindModel, normaliser
         index=index,
         type=str(type_node.value),
         name=None if name_node is None else str(name_node.value),
-        # An unchecked section reads an unquoted `${STEPS}` as a number where its value is one.
-        raw=node.data(lambda each: scalar_value(each.value) if each.plain and each.written is not None else each.value),
+        # An unchecked section reads an unquoted `${STEPS}` as a number where its value
+        # is one.
+        raw=node.data(
+            lambda each: (
+                scalar_value(each.value)
+                if each.plain and each.written is not None
+                else each.value
+            )
+        ),
         section=section,
         places=places_of_images(checked, diagnostics),
     )
@@ -414,17 +530,32 @@ def read_process(index: int, node: ConfigNode, find_model: FindModel, normaliser
 
 
 def places_of_images(process: ConfigNode, diagnostics: Diagnostics) -> dict[Path, str]:
-    """Text of a dataset or of the validation, which may be a path -> its place and key."""
+    """Text of a dataset or of the validation, which may be a path -> its place and
+    key."""
     sections = [process.child(key) for key in ("datasets", "validation")]
-    texts = (node for section in sections if section for node in section.walk() if isinstance(node.value, str))
-    return {Path(os.path.expanduser(node.value)): diagnostics.place(node) for node in texts if "\0" not in node.value}
+    texts = (
+        node
+        for section in sections
+        if section
+        for node in section.walk()
+        if isinstance(node.value, str)
+    )
+    return {
+        Path(os.path.expanduser(node.value)): diagnostics.place(node)
+        for node in texts
+        if "\0" not in node.value
+    }
 
 
-# ---------------------------------------------------------------- what needs the file system
+# ---------------------------------------------------------------- what needs the file
+# system
 
 
-def check_processes(processes: list[_Process | None], job: JobContext, diagnostics: Diagnostics) -> None:
-    """Each section's own checks, in order; a section knows what earlier processes will write."""
+def check_processes(
+    processes: list[_Process | None], job: JobContext, diagnostics: Diagnostics
+) -> None:
+    """Each section's own checks, in order; a section knows what earlier processes will
+    write."""
     folders: dict[Path, int] = {}
     entries = [process.entry for process in processes if process is not None]
     if len(processes) > 1:
@@ -432,24 +563,33 @@ def check_processes(processes: list[_Process | None], job: JobContext, diagnosti
     else:
         finished = {}
     for process in processes:
-        # Without this section nothing is known of what it writes; later checks would see ghosts.
+        # Without this section nothing is known of what it writes; later checks would
+        # see ghosts.
         if process is None or not process.complete:
             return
         section = process.entry.section
         index = process.entry.index
         job = replace(job, was_finished=process.entry.label in finished)
-        written = [process.entry.raw.get("training_folder")]  # of an unchecked section: anything
+        written = [
+            process.entry.raw.get("training_folder")
+        ]  # of an unchecked section: anything
         if isinstance(section, ProcessConfig):
             written = [section.run_folder(job), *section.outputs(job)]
-        named = contains_secret(f"{process.entry.name} {job.name}")  # which is an error already
+        named = contains_secret(
+            f"{process.entry.name} {job.name}"
+        )  # which is an error already
         if not named and any(contains_secret(str(folder)) for folder in written):
-            diagnostics.error(process.node, f"writes to a folder with a secret in its name: {_SECRET_FOLDER}")
+            diagnostics.error(
+                process.node,
+                f"writes to a folder with a secret in its name: {_SECRET_FOLDER}",
+            )
         for finding in all_findings(section, job) if section else ():
             node, rest = process.checked.find(finding.key)
             if finding.severity == "warning":
                 diagnostics.warn(node, finding.message)
                 continue
-            # A single value may stand for a list of one: its place is then that of the value.
+            # A single value may stand for a list of one: its place is then that of the
+            # value.
             if isinstance(node.value, dict):
                 path = (*node.path, *rest)
             else:
@@ -464,15 +604,28 @@ def check_processes(processes: list[_Process | None], job: JobContext, diagnosti
             first = folders.setdefault(folder, index)
             if first != index:
                 remedy = f"Give process[{index}] another 'name'."
-                diagnostics.error(process.node, f"writes to '{folder}' as process[{first}] does. {remedy}")
+                diagnostics.error(
+                    process.node,
+                    f"writes to '{folder}' as process[{first}] does. {remedy}",
+                )
         outputs = section.outputs(job)
-        for file in sorted(path for path in outputs & job.earlier_outputs if path.suffix == ".safetensors"):
-            diagnostics.error(process.node, f"writes '{file}', as an earlier process does. Give it another output.")
+        for file in sorted(
+            path
+            for path in outputs & job.earlier_outputs
+            if path.suffix == ".safetensors"
+        ):
+            diagnostics.error(
+                process.node,
+                f"writes '{file}', as an earlier process does. Give it another output.",
+            )
         job = JobContext(job.name, job.earlier_outputs | outputs)
 
 
-def warn_of_empty_sections(written: ConfigNode, processes: Sequence[_Process | None], diagnostics: Diagnostics) -> None:
-    """Warns of sections of a process without any key (`train: {}`), which are written and say nothing."""
+def warn_of_empty_sections(
+    written: ConfigNode, processes: Sequence[_Process | None], diagnostics: Diagnostics
+) -> None:
+    """Warns of sections of a process without any key (`train: {}`), which are written
+    and say nothing."""
     for process in filter(None, processes):
         node, rest = written.find(("config", "process", process.entry.index))
         section = process.entry.section
@@ -480,7 +633,9 @@ def warn_of_empty_sections(written: ConfigNode, processes: Sequence[_Process | N
             continue
         for key, child in node.value.items():
             if child.value == {} and isinstance(getattr(section, key, None), BaseModel):
-                diagnostics.warn(child, "has no keys: the defaults of its keys are taken.")
+                diagnostics.warn(
+                    child, "has no keys: the defaults of its keys are taken."
+                )
 
 
 _TEXT_KEY = re.compile(
@@ -489,14 +644,19 @@ _TEXT_KEY = re.compile(
 """Keys whose value may hold a '#': sentences, words, names of files."""
 
 _CUT_WORD, _CUT_PROMPT = re.compile(r" #\S"), re.compile(r" #")
-"""What follows a text that a '#' ends though it may belong to it: behind a single space, where a comment usually has
-two, and, but for prompts in a list, with no space behind it."""
+"""What follows a text that a '#' ends though it may belong to it: behind a single
+space, where a comment usually has two, and, but for prompts in a list, with no space
+behind it."""
 
 
 def warn_of_cut_texts(root: ConfigNode, text: str, diagnostics: Diagnostics) -> None:
-    """Warns of texts without quotes that end at a '#' of a YAML comment and seem to go on. text: of the file."""
+    """Warns of texts without quotes that end at a '#' of a YAML comment and seem to go
+    on. text: of the file."""
     for node in root.walk():
-        if not (node.plain and isinstance(node.value, str) and node.span[1]) or node.aliased:
+        if (
+            not (node.plain and isinstance(node.value, str) and node.span[1])
+            or node.aliased
+        ):
             continue
         *_, key = (part for part in ("", *node.path) if isinstance(part, str))
         is_prompt = isinstance(node.path[-1], int) and key == "prompts"
@@ -504,13 +664,21 @@ def warn_of_cut_texts(root: ConfigNode, text: str, diagnostics: Diagnostics) -> 
         if _TEXT_KEY.fullmatch(key) and pattern.match(text, node.span[1]):
             rest = text[node.span[1] :].partition("\n")[0].rstrip()
             remedy = f"If it belongs to the text, put the text in quotes: {quoted(node.text + rest)}"
-            diagnostics.warn(node, f"ends before {rest.strip()!r}: ' #' begins a comment. {remedy}")
+            diagnostics.warn(
+                node, f"ends before {rest.strip()!r}: ' #' begins a comment. {remedy}"
+            )
 
 
 def warn_of_odd_quotes(root: ConfigNode, diagnostics: Diagnostics) -> None:
-    """Warns of texts between curly quotes, which YAML takes for a part of the text, and of trigger words with one."""
+    """Warns of texts between curly quotes, which YAML takes for a part of the text, and
+    of trigger words with one."""
     for node in root.walk():
         if isinstance(node.value, str) and node.value:
             ends = node.value if node.path[-1:] == ("trigger_word",) else ""
-            if all(map(odd_characters, (node.value[0], node.value[-1]))) or odd_characters(ends):
-                diagnostics.warn(node, f"the curly quotes are a part of the value. {odd_characters(node.value)}")
+            if all(
+                map(odd_characters, (node.value[0], node.value[-1]))
+            ) or odd_characters(ends):
+                diagnostics.warn(
+                    node,
+                    f"the curly quotes are a part of the value. {odd_characters(node.value)}",
+                )

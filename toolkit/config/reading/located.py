@@ -1,5 +1,5 @@
-"""`ConfigNode`: a value of the config together with the place where it was written; `Diagnostics`: the errors and
-warnings of one config file, each at such a place.
+"""`ConfigNode`: a value of the config together with the place where it was written;
+`Diagnostics`: the errors and warnings of one config file, each at such a place.
 
 Nodes move (defaults are merged, old names become new ones), their places move along:
 an error is always reported where the user typed it."""
@@ -62,7 +62,8 @@ class ConfigNode:
         return scalar(self) if scalar else self.value
 
     def find(self, key: KeyPath) -> tuple[ConfigNode, KeyPath]:
-        """The deepest node on the way along `key`, and the keys below it that the file does not have."""
+        """The deepest node on the way along `key`, and the keys below it that the file
+        does not have."""
         node = self
         for depth, part in enumerate(key):
             child = node.child(part)
@@ -75,7 +76,11 @@ class ConfigNode:
         """The value under one key or index, or None."""
         if isinstance(self.value, dict):
             return self.value.get(part)
-        if isinstance(self.value, list) and isinstance(part, int) and part < len(self.value):
+        if (
+            isinstance(self.value, list)
+            and isinstance(part, int)
+            and part < len(self.value)
+        ):
             item: ConfigNode = self.value[part]
             return item
         return None
@@ -103,17 +108,23 @@ class ConfigNode:
 
 
 def dotted(path: KeyPath) -> str:
-    """A path as messages show it: `process[0].network.linear`; `config.` is left out before `process`."""
+    """A path as messages show it: `process[0].network.linear`; `config.` is left out
+    before `process`."""
     if path[:2] == ("config", "process") and len(path) > 2:
         path = path[1:]
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    text = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in path
+    )
     return text.removeprefix(".")
 
 
 def general(path: KeyPath) -> str:
-    """A path inside a process as the reference page writes it: `datasets[].num_repeats`."""
+    """A path inside a process as the reference page writes it:
+    `datasets[].num_repeats`."""
     inside = path[2:] if path[:2] == DEFAULTS else path[3:]
-    return "".join("[]" if isinstance(part, int) else f".{part}" for part in inside).removeprefix(".")
+    return "".join(
+        "[]" if isinstance(part, int) else f".{part}" for part in inside
+    ).removeprefix(".")
 
 
 def show(node: ConfigNode) -> str:
@@ -129,9 +140,16 @@ def show(node: ConfigNode) -> str:
 
 
 def odd_characters(text: str) -> str:
-    """A sentence that names the characters in a text that look like quotes or spaces and are none; empty without."""
-    odd = [c for c in dict.fromkeys(text) if c in _ODD_QUOTES or (unicodedata.category(c) in ("Zs", "Cf") and c != " ")]
-    names = ", ".join(f"U+{ord(c):04X} ({unicodedata.name(c, 'no name').lower()})" for c in odd)
+    """A sentence that names the characters in a text that look like quotes or spaces
+    and are none; empty without."""
+    odd = [
+        c
+        for c in dict.fromkeys(text)
+        if c in _ODD_QUOTES or (unicodedata.category(c) in ("Zs", "Cf") and c != " ")
+    ]
+    names = ", ".join(
+        f"U+{ord(c):04X} ({unicodedata.name(c, 'no name').lower()})" for c in odd
+    )
     if odd:
         return f"It holds {names}: type a plain quote or space."
     return ""
@@ -141,7 +159,8 @@ _ODD_QUOTES = "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00b4"
 
 
 class Diagnostics:
-    """Errors and warnings of one file. Nothing is raised before the whole file was checked."""
+    """Errors and warnings of one file. Nothing is raised before the whole file was
+    checked."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -151,17 +170,27 @@ class Diagnostics:
         self.notes: list[str] = []
         """Lines of the plan about the file, besides its warnings."""
 
-    def error(self, node: ConfigNode, message: str, *, at_key: bool = False, path: KeyPath | None = None) -> None:
-        """An error at a node's value, or at its key. `path` names a key that the node lacks."""
+    def error(
+        self,
+        node: ConfigNode,
+        message: str,
+        *,
+        at_key: bool = False,
+        path: KeyPath | None = None,
+    ) -> None:
+        """An error at a node's value, or at its key. `path` names a key that the node
+        lacks."""
         env = node.key_at if at_key else node.value_at
         self.error_at(env, node.path if path is None else path, message)
 
     def error_at(self, env: SourceLocation, path: KeyPath, message: str) -> None:
-        """An error at a line and column; the same one is kept once. A message may end in a space, where a remedy is
-        empty."""
+        """An error at a line and column; the same one is kept once. A message may end
+        in a space, where a remedy is empty."""
         message = with_short_words(message.rstrip())
         self._paths.add(dotted(path))
-        self._errors[env, dotted(path), message] = Diagnostic((self._place(env, path),), message)
+        self._errors[env, dotted(path), message] = Diagnostic(
+            (self._place(env, path),), message
+        )
 
     def fatal(self, env: SourceLocation, path: KeyPath, message: str) -> NoReturn:
         """An error behind which nothing can be read."""
@@ -171,7 +200,9 @@ class Diagnostics:
 
     def warn(self, node: ConfigNode, message: str) -> None:
         """A line for the user that does not stop the job."""
-        self._warnings[node.key_at, f"{self._place(node.key_at, node.path)}: {message}"] = None
+        self._warnings[
+            node.key_at, f"{self._place(node.key_at, node.path)}: {message}"
+        ] = None
 
     def include(self, other: Diagnostics) -> None:
         """Takes over what was found in another file."""
@@ -192,7 +223,8 @@ class Diagnostics:
         return tuple(line for _, line in sorted(self._warnings))
 
     def raise_errors(self) -> None:
-        """Raises ConfigErrors with all errors in the order of the file, if there are any."""
+        """Raises ConfigErrors with all errors in the order of the file, if there are
+        any."""
         if self._errors:
             raise ConfigErrors([self._errors[key] for key in sorted(self._errors)])
 

@@ -1,8 +1,9 @@
 """A section as written -> the section as its model names it.
 
-`config.defaults` are merged in, keys of other programs become ours where there are any, other shapes of our keys become
-fields, keys without a value go, names nobody knows are reported and left out, so that the model can then report every
-other error in the same pass."""
+`config.defaults` are merged in, keys of other programs become ours where there are any,
+other shapes of our keys become fields, keys without a value go, names nobody knows are
+reported and left out, so that the model can then report every other error in the same
+pass."""
 
 from __future__ import annotations
 
@@ -19,16 +20,28 @@ from pydantic import AliasChoices, BaseModel, ValidationError
 from toolkit.config.reading.base import StrictModel, all_findings
 from toolkit.config.reading.findings import JobContext
 from toolkit.config.reading.foreign import ForeignKeys, ForeignName, foreign_keys
-from toolkit.config.reading.located import DEFAULTS, ConfigNode, Diagnostics, dotted, general, odd_characters, show
+from toolkit.config.reading.located import (
+    DEFAULTS,
+    ConfigNode,
+    Diagnostics,
+    dotted,
+    general,
+    odd_characters,
+    show,
+)
 from toolkit.config.reading.yaml_faults import quoted
 from toolkit.errors import did_you_mean, in_series
 from toolkit.files.run_files import saved_as, saved_like
 
 
-def merge_defaults(process: ConfigNode, defaults: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
-    """The process with what it does not give taken from `defaults`: mappings merge, all else is replaced.
+def merge_defaults(
+    process: ConfigNode, defaults: ConfigNode, diagnostics: Diagnostics
+) -> ConfigNode:
+    """The process with what it does not give taken from `defaults`: mappings merge, all
+    else is replaced.
 
-    Warns where a list of sections, such as `datasets`, is replaced: one might take it for what they have in common.
+    Warns where a list of sections, such as `datasets`, is replaced: one might take it
+    for what they have in common.
     """
     if not isinstance(process.value, dict) or not isinstance(defaults.value, dict):
         return process
@@ -39,7 +52,9 @@ def merge_defaults(process: ConfigNode, defaults: ConfigNode, diagnostics: Diagn
             entries[key] = default
         elif isinstance(own.value, dict):
             entries[key] = merge_defaults(own, default, diagnostics)
-        elif isinstance(default.value, list) and any(isinstance(item.value, dict) for item in default.value):
+        elif isinstance(default.value, list) and any(
+            isinstance(item.value, dict) for item in default.value
+        ):
             message = f"replaces the whole list of {dotted(default.path)}, line {default.key_at.line}"
             diagnostics.warn(own, f"{message}; lists are not merged.")
     return replace(process, value=entries)
@@ -48,8 +63,8 @@ def merge_defaults(process: ConfigNode, defaults: ConfigNode, diagnostics: Diagn
 class UnusedDefaults:
     """Finds the keys of `config.defaults` that no process of the job knows.
 
-    A job may hold processes of different types; a default that only one of them knows is left out for the
-    others. One that none knows is an error.
+    A job may hold processes of different types; a default that only one of them knows
+    is left out for the others. One that none knows is an error.
     """
 
     def __init__(self) -> None:
@@ -57,7 +72,8 @@ class UnusedDefaults:
         self._unknown: dict[str, tuple[ConfigNode, str]] = {}
 
     def known(self, node: ConfigNode) -> None:
-        """A process knows the key of this node, its own or a default's: its mappings may hold defaults."""
+        """A process knows the key of this node, its own or a default's: its mappings
+        may hold defaults."""
         if node.from_defaults:
             below_process = node.path[2:]
         else:
@@ -82,7 +98,9 @@ _GROUPED = re.compile(r"[1-9]\d{0,2}\.\d{3}")
 
 def _default_of(model: type[BaseModel], name: str) -> str:
     """What is taken where a field is not given."""
-    default = model.model_fields[name].get_default(call_default_factory=True, validated_data={})
+    default = model.model_fields[name].get_default(
+        call_default_factory=True, validated_data={}
+    )
     if isinstance(default, BaseModel):
         return "the defaults of its keys are taken"
     if default is None or default == "" or default == () or default == {}:
@@ -106,23 +124,36 @@ class Normaliser:
         """Model of the process that was read last."""
 
     def process(
-        self, model: type[BaseModel], node: ConfigNode, also_known: frozenset[str] = frozenset({"type", "name"})
+        self,
+        model: type[BaseModel],
+        node: ConfigNode,
+        also_known: frozenset[str] = frozenset({"type", "name"}),
     ) -> ConfigNode:
-        """The section of a process, or another that stands alone, under the names of `model`, with the keys of other
-        programs rewritten where it has any. also_known: keys that are kept though the model lacks them."""
+        """The section of a process, or another that stands alone, under the names of
+        `model`, with the keys of other programs rewritten where it has any. also_known:
+        keys that are kept though the model lacks them."""
         self.model = model
         if not is_ours(model, node, also_known):
-            node = foreign_keys().rewritten(model, node, self.diagnostics, self.defaults.known)
+            node = foreign_keys().rewritten(
+                model, node, self.diagnostics, self.defaults.known
+            )
         return self.section(model, node, also_known)
 
     def places(self) -> dict[str, list[str]]:
-        """Key -> sections of the process that was read last that have it, as `places_of_keys` names them."""
+        """Key -> sections of the process that was read last that have it, as
+        `places_of_keys` names them."""
         if self.model:
             return places_of_keys(self.model, foreign_keys())
         return {}
 
-    def section(self, model: type[BaseModel], node: ConfigNode, also_known: frozenset[str] = frozenset()) -> ConfigNode:
-        """`node` under the names of `model`; `also_known` are keys that are kept though it lacks them."""
+    def section(
+        self,
+        model: type[BaseModel],
+        node: ConfigNode,
+        also_known: frozenset[str] = frozenset(),
+    ) -> ConfigNode:
+        """`node` under the names of `model`; `also_known` are keys that are kept though
+        it lacks them."""
         if not isinstance(node.value, dict):
             return node
         fields = field_names(model)
@@ -136,7 +167,9 @@ class Normaliser:
         for key, child in node.value.items():
             if key in strict.removed_keys:
                 self.defaults.known(child)
-                self.diagnostics.warn(child, strict.removed_keys[key].message(child.value))
+                self.diagnostics.warn(
+                    child, strict.removed_keys[key].message(child.value)
+                )
                 continue
             if key not in known and not open_ended:
                 self.unknown(child, f"unknown key. {self.hint(model, key, node)}")
@@ -146,27 +179,43 @@ class Normaliser:
                 entries[key] = child
         entries = strict.rewrite(entries, self.diagnostics)
         walked = {
-            key: self.field(model.model_fields[fields[key]].annotation, child) if key in fields else child
+            key: self.field(model.model_fields[fields[key]].annotation, child)
+            if key in fields
+            else child
             for key, child in entries.items()
         }
         for key in strict.saved_weights:
             child = walked.get(key)
             if child:
                 walked[key] = self.saved(child)
-        return replace(node, value={key: child for key, child in walked.items() if child is not None})
+        return replace(
+            node,
+            value={key: child for key, child in walked.items() if child is not None},
+        )
 
     def saved(self, node: ConfigNode) -> ConfigNode:
-        """A name of weights, `FILE` or `FILE:STRENGTH`, or a list of them, as this program has it."""
+        """A name of weights, `FILE` or `FILE:STRENGTH`, or a list of them, as this
+        program has it."""
         if isinstance(node.value, list):
             items = [self.saved(item) for item in node.value]
-            parts = [item.value if isinstance(item.value, list) else [item] for item in items]
+            parts = [
+                item.value if isinstance(item.value, list) else [item] for item in items
+            ]
             return replace(node, value=[*chain.from_iterable(parts)])
         text = node.value if isinstance(node.value, str) else ""
         of_pattern = saved_like(text)
         if of_pattern:
             names = ", ".join(file.name for file in of_pattern)
-            self.diagnostics.warn(node, f"{text!r} is found in '{of_pattern[0].parent}': {names}.")
-            return replace(node, value=[replace(node, value=str(file), text=str(file)) for file in of_pattern])
+            self.diagnostics.warn(
+                node, f"{text!r} is found in '{of_pattern[0].parent}': {names}."
+            )
+            return replace(
+                node,
+                value=[
+                    replace(node, value=str(file), text=str(file))
+                    for file in of_pattern
+                ],
+            )
         file, colon, strength = text.rpartition(":")
         if not colon or text.endswith(".safetensors"):
             file = text
@@ -175,22 +224,33 @@ class Normaliser:
         found = saved_as(file)
         if found is None:
             return node
-        self.diagnostics.warn(node, f"{file!r} is found as '{found}', where its run wrote it.")
+        self.diagnostics.warn(
+            node, f"{file!r} is found as '{found}', where its run wrote it."
+        )
         written = f"{found}{colon}{strength}"
         return replace(node, value=written, text=written)
 
     def hint(self, model: type[BaseModel], key: str, node: ConfigNode) -> str:
         """What to write instead of a key that the section `node` does not have."""
-        what = odd_characters(key) or _meant(key, model) or foreign_keys().hint(key) or self.belongs(key, node)
+        what = (
+            odd_characters(key)
+            or _meant(key, model)
+            or foreign_keys().hint(key)
+            or self.belongs(key, node)
+        )
         return what or _near(key, model) or all_keys(node)
 
     def belongs(self, key: str, node: ConfigNode) -> str:
-        """Where a key belongs that `node` does not have; empty where no section has it."""
+        """Where a key belongs that `node` does not have; empty where no section has
+        it."""
         found = self.places().get(key, [])
         nearest = min((place.count(".") for place in found), default=0)
         places = [place for place in found if place.count(".") == nearest][:3]
         beside = general(node.path).partition(".")[0].removesuffix("[]")
-        named = [repr(place) if place else f"the process, beside {beside!r}" for place in places]
+        named = [
+            repr(place) if place else f"the process, beside {beside!r}"
+            for place in places
+        ]
         return f"It belongs in {' or '.join(named)}." if named else ""
 
     def unknown(self, child: ConfigNode, message: str) -> None:
@@ -200,8 +260,9 @@ class Normaliser:
             self.diagnostics.error(child, message, at_key=True)
 
     def is_given(self, model: type[BaseModel], key: str, child: ConfigNode) -> bool:
-        """False for null and "": the default applies. An error where there is no default; a warning where nothing is
-        written, and of an empty text in the place of another default. A written null is meant."""
+        """False for null and "": the default applies. An error where there is no
+        default; a warning where nothing is written, and of an empty text in the place
+        of another default. A written null is meant."""
         if issubclass(model, StrictModel):
             strict = model
         else:
@@ -213,23 +274,33 @@ class Normaliser:
             self.diagnostics.error(child, "needs a value.")
             return False
         row = strict.other_shapes.get(key)
-        fields = [name, *(ours.rpartition(".")[2] for ours in (row.ours if row else ()))]
+        fields = [
+            name,
+            *(ours.rpartition(".")[2] for ours in (row.ours if row else ())),
+        ]
         optional = (
-            each for each in fields if each in model.model_fields and not model.model_fields[each].is_required()
+            each
+            for each in fields
+            if each in model.model_fields and not model.model_fields[each].is_required()
         )
         name = next(optional, None)
         is_left_out = child.value is None and child.text == ""
-        is_empty_text = child.value == "" and child.written is None and key in field_names(model)
+        is_empty_text = (
+            child.value == "" and child.written is None and key in field_names(model)
+        )
         if name and (is_left_out or is_empty_text):
             default = _default_of(model, name)
         else:
             default = ""
         if default and (is_left_out or default != _NO_DEFAULT):
-            self.diagnostics.warn(child, f"has no value, and counts as not given: {default}.")
+            self.diagnostics.warn(
+                child, f"has no value, and counts as not given: {default}."
+            )
         return False
 
     def field(self, annotation: Any, node: ConfigNode) -> ConfigNode | None:
-        """A field's value with the sections inside it normalised; None when it was reported here."""
+        """A field's value with the sections inside it normalised; None when it was
+        reported here."""
         if isinstance(node.value, bool) and is_number(annotation):
             self.diagnostics.error(node, f"{show(node)} is not a number.")
             return None
@@ -248,19 +319,33 @@ class Normaliser:
             return self.section(model, node)
         if model and strict.lone_key:
             remedy = as_section(node, strict.lone_key)
-            if isinstance(node.value, bool) and bool not in _parts(model.model_fields[strict.lone_key].annotation):
-                remedy = section_remedy(node, model, None if type(None) in _parts(annotation) else model)
-            self.diagnostics.error(node, f"{show(node)} is not a mapping of keys and values. {remedy}")
-        elif is_whole_number(annotation) and node.plain and _GROUPED.fullmatch(node.text):
+            if isinstance(node.value, bool) and bool not in _parts(
+                model.model_fields[strict.lone_key].annotation
+            ):
+                remedy = section_remedy(
+                    node, model, None if type(None) in _parts(annotation) else model
+                )
+            self.diagnostics.error(
+                node, f"{show(node)} is not a mapping of keys and values. {remedy}"
+            )
+        elif (
+            is_whole_number(annotation) and node.plain and _GROUPED.fullmatch(node.text)
+        ):
             whole = node.text.partition(".")[0]
             digits = node.text.replace(".", "")
-            self.diagnostics.error(node, f"{show(node)} is {whole}, with decimals. Write {digits}, or {whole}.")
+            self.diagnostics.error(
+                node,
+                f"{show(node)} is {whole}, with decimals. Write {digits}, or {whole}.",
+            )
             return None
         return node
 
 
-def is_ours(annotation: Any, node: ConfigNode, also_known: frozenset[str] = frozenset()) -> bool:
-    """Whether our sections have every key of a value. annotation: of its field, or the section's model."""
+def is_ours(
+    annotation: Any, node: ConfigNode, also_known: frozenset[str] = frozenset()
+) -> bool:
+    """Whether our sections have every key of a value. annotation: of its field, or the
+    section's model."""
     if isinstance(node.value, list):
         return all(is_ours(item_annotation(annotation), item) for item in node.value)
     model = section_model(annotation) or section_model(item_annotation(annotation))
@@ -271,19 +356,29 @@ def is_ours(annotation: Any, node: ConfigNode, also_known: frozenset[str] = froz
         strict = model
     else:
         strict = StrictModel
-    return node.value.keys() <= {*fields, *strict.other_shapes, *strict.removed_keys, *also_known} and all(
-        is_ours(model.model_fields[fields[key]].annotation, child) for key, child in node.value.items() if key in fields
+    return node.value.keys() <= {
+        *fields,
+        *strict.other_shapes,
+        *strict.removed_keys,
+        *also_known,
+    } and all(
+        is_ours(model.model_fields[fields[key]].annotation, child)
+        for key, child in node.value.items()
+        if key in fields
     )
 
 
 def _meant(key: str, model: type[BaseModel]) -> str:
-    """What to write instead of a word that people write for a key: by the section's table, or where the word is a part
-    of the name of its main key (`path` for `folder_path`)."""
+    """What to write instead of a word that people write for a key: by the section's
+    table, or where the word is a part of the name of its main key (`path` for
+    `folder_path`)."""
     if issubclass(model, StrictModel):
         strict = model
     else:
         strict = StrictModel
-    meant = strict.common_words.get(key, strict.lone_key if key in strict.lone_key.split("_") else "")
+    meant = strict.common_words.get(
+        key, strict.lone_key if key in strict.lone_key.split("_") else ""
+    )
     if " " in meant or not meant:
         return meant
     return f"Did you mean {meant!r}?"
@@ -292,7 +387,9 @@ def _meant(key: str, model: type[BaseModel]) -> str:
 def _near(key: str, model: type[BaseModel]) -> str:
     """The name like `key` that has an effect, or else the fields of a short section."""
     fields = field_names(model)
-    hint = did_you_mean(key, {*fields, *read_names(other_names(model, foreign_keys()))}, list_all=False)
+    hint = did_you_mean(
+        key, {*fields, *read_names(other_names(model, foreign_keys()))}, list_all=False
+    )
     if hint.startswith("Did you mean"):
         return hint
     return did_you_mean(key, fields, list_all=False)
@@ -304,13 +401,19 @@ def all_keys(section: ConfigNode) -> str:
     return f"docs/config.md lists the keys of {repr(place) if place else 'a process'}."
 
 
-def other_names(section: type[BaseModel], foreign: ForeignKeys) -> Mapping[str, ForeignName]:
-    """What a section reads besides its fields: its other shapes, the keys that it had, and those of other programs."""
+def other_names(
+    section: type[BaseModel], foreign: ForeignKeys
+) -> Mapping[str, ForeignName]:
+    """What a section reads besides its fields: its other shapes, the keys that it had,
+    and those of other programs."""
     if issubclass(section, StrictModel):
         strict = section
     else:
         strict = StrictModel
-    removed = {key: ForeignName("idle", says=f"removed in {row.version}") for key, row in strict.removed_keys.items()}
+    removed = {
+        key: ForeignName("idle", says=f"removed in {row.version}")
+        for key, row in strict.removed_keys.items()
+    }
     return {**strict.other_shapes, **removed, **foreign.rows(section)}
 
 
@@ -319,9 +422,12 @@ def read_names(rows: Mapping[str, ForeignName]) -> list[str]:
     return [key for key, row in rows.items() if row.how in ("is", "shaped")]
 
 
-def places_of_keys(model: type[BaseModel], foreign_keys: ForeignKeys) -> dict[str, list[str]]:
-    """Key -> the sections in `model` that have it as a field or another shape of one: `train`, `datasets[]`, and "" for
-    `model` itself; where none has, those that take it as a name of other programs.
+def places_of_keys(
+    model: type[BaseModel], foreign_keys: ForeignKeys
+) -> dict[str, list[str]]:
+    """Key -> the sections in `model` that have it as a field or another shape of one:
+    `train`, `datasets[]`, and "" for `model` itself; where none has, those that take it
+    as a name of other programs.
 
     Of several sections with one model (`sample` and `first_sample`) the first is named.
     """
@@ -342,15 +448,21 @@ def places_of_keys(model: type[BaseModel], foreign_keys: ForeignKeys) -> dict[st
             places.setdefault(key, []).append(at)
             annotation = section.model_fields[name].annotation
             below = f"{at}.{key}".removeprefix(".")
-            for child, place in ((annotation, below), (item_annotation(annotation), f"{below}[]")):
+            for child, place in (
+                (annotation, below),
+                (item_annotation(annotation), f"{below}[]"),
+            ):
                 inner = section_model(child)
                 if inner:
                     waiting.append((inner, place))
     return foreign | places
 
 
-def merge_aliases(current: ConfigNode | None, other: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
-    """The one to keep of two nodes that mean one field: the process's own before a default's."""
+def merge_aliases(
+    current: ConfigNode | None, other: ConfigNode, diagnostics: Diagnostics
+) -> ConfigNode:
+    """The one to keep of two nodes that mean one field: the process's own before a
+    default's."""
     if current is None or (current.from_defaults and not other.from_defaults):
         return other
     differs = current.data() != other.data()
@@ -368,7 +480,11 @@ def merge_aliases(current: ConfigNode | None, other: ConfigNode, diagnostics: Di
 
 
 def place_in(
-    entries: dict[str, ConfigNode], section: str, key: str, node: ConfigNode, diagnostics: Diagnostics
+    entries: dict[str, ConfigNode],
+    section: str,
+    key: str,
+    node: ConfigNode,
+    diagnostics: Diagnostics,
 ) -> None:
     """Puts `node` into a section under `key`, unless the section has it already."""
     above = node.path[: 2 if node.from_defaults else 3]
@@ -387,19 +503,27 @@ def listed(node: ConfigNode) -> ConfigNode:
 
 
 def field_names(model: type[BaseModel]) -> dict[str, str]:
-    """Key in the file -> field: each field's name and the aliases pydantic accepts for it."""
+    """Key in the file -> field: each field's name and the aliases pydantic accepts for
+    it."""
     names = {}
     for name, field in model.model_fields.items():
         names[name] = name
         for alias in (field.alias, field.validation_alias):
             choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
-            names.update({choice: name for choice in choices if isinstance(choice, str)})
+            names.update(
+                {choice: name for choice in choices if isinstance(choice, str)}
+            )
     return names
 
 
 def section_model(annotation: Any) -> type[BaseModel] | None:
-    """The one model a field holds, through Optional and Annotated; None when there is none or several."""
-    models = [part for part in _parts(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
+    """The one model a field holds, through Optional and Annotated; None when there is
+    none or several."""
+    models = [
+        part
+        for part in _parts(annotation)
+        if isinstance(part, type) and issubclass(part, BaseModel)
+    ]
     return models[0] if len(models) == 1 else None
 
 
@@ -432,13 +556,21 @@ def as_section(node: ConfigNode, key: str) -> str:
     return f"Write '{node.path[-1]}: {{{key}: {text}}}'."
 
 
-def section_remedy(node: ConfigNode, model: type[BaseModel] | None, default: Any) -> str:
-    """What to write where a single value stands in the place of a section that has no key for it.
+def section_remedy(
+    node: ConfigNode, model: type[BaseModel] | None, default: Any
+) -> str:
+    """What to write where a single value stands in the place of a section that has no
+    key for it.
 
-    default: of the field. A switch means the section with its defaults, or none; model: None where it is not known.
+    default: of the field. A switch means the section with its defaults, or none; model:
+    None where it is not known.
     """
     if model:
-        required = [repr(name) for name, field in model.model_fields.items() if field.is_required()]
+        required = [
+            repr(name)
+            for name, field in model.model_fields.items()
+            if field.is_required()
+        ]
     else:
         required = []
     if node.value is True and model and _works_empty(model):
@@ -446,7 +578,9 @@ def section_remedy(node: ConfigNode, model: type[BaseModel] | None, default: Any
     if node.value is False and model and default is None:
         return "Leave the key out."
     if required:
-        needed = f"; {in_series(required)} {'is' if len(required) == 1 else 'are'} required"
+        needed = (
+            f"; {in_series(required)} {'is' if len(required) == 1 else 'are'} required"
+        )
     else:
         needed = ""
     return f"Write its keys below it, indented, each as 'key: value'{needed}."
@@ -458,7 +592,10 @@ def _works_empty(model: type[BaseModel]) -> bool:
         section = model.model_validate({})
     except ValidationError:
         return False
-    return not any(finding.severity == "error" for finding in all_findings(section, JobContext("job")))
+    return not any(
+        finding.severity == "error"
+        for finding in all_findings(section, JobContext("job"))
+    )
 
 
 def is_text(annotation: Any) -> bool:

@@ -1,8 +1,8 @@
 """What a config file becomes: `JobConfig` with its processes, each a `ProcessConfig`.
 
-A process section tells the program all it needs before any heavy import: `--dry-run` and validation use only this. A
-drop-in's `get_config()` may return any pydantic model; one that extends `ProcessConfig` can also check the file system
-and print a plan."""
+A process section tells the program all it needs before any heavy import: `--dry-run`
+and validation use only this. A drop-in's `get_config()` may return any pydantic model;
+one that extends `ProcessConfig` can also check the file system and print a plan."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class ProcessEntry:
 
     name: str | None
     raw: dict[str, Any]
-    """The entry as plain data: defaults merged in, variables filled in, names as the user wrote them."""
+    """The entry as plain data: defaults merged in, variables filled in, names as the
+    user wrote them."""
 
     section: BaseModel | None
     """The checked section; None for an extension without a config model."""
@@ -47,12 +48,17 @@ class ProcessEntry:
 
 
 def job_state_file(name: str, processes: Iterable[ProcessEntry]) -> Path:
-    """The job_state.json of a job: in the first `training_folder` that a process gives, else in `output`."""
+    """The job_state.json of a job: in the first `training_folder` that a process gives,
+    else in `output`."""
     given = (
-        getattr(entry.section, "training_folder", None) if entry.section else entry.raw.get("training_folder")
+        getattr(entry.section, "training_folder", None)
+        if entry.section
+        else entry.raw.get("training_folder")
         for entry in processes
     )
-    folder = next((folder for folder in given if isinstance(folder, str) and folder), "output")
+    folder = next(
+        (folder for folder in given if isinstance(folder, str) and folder), "output"
+    )
     return Path(folder).expanduser() / name / JOB_STATE
 
 
@@ -71,7 +77,8 @@ class JobConfig:
 
     path: Path
     unexpanded_text: str
-    """YAML to keep beside the results: `${VAR}` as written, the job's real name, secrets redacted."""
+    """YAML to keep beside the results: `${VAR}` as written, the job's real name,
+    secrets redacted."""
 
     notes: tuple[str, ...] = ()
     """Lines of the plan about the file."""
@@ -81,23 +88,27 @@ class ProcessConfig(StrictModel):
     """One entry of `config.process`."""
 
     process_types: ClassVar[tuple[str, ...]] = ()
-    """The values of `type:` under which the reference page and the JSON Schema list this section."""
+    """The values of `type:` under which the reference page and the JSON Schema list
+    this section."""
 
     type: str
     """Which process runs: the uid of an extension."""
 
     name: str | None = None
-    """Name of this process, unique within the job; its files then go to `<job>/<name>/`."""
+    """Name of this process, unique within the job; its files then go to
+    `<job>/<name>/`."""
 
     _written: dict[KeyPath, str] = PrivateAttr(default_factory=dict)
 
     def remember_written(self, written: Mapping[KeyPath, str]) -> None:
-        """Key -> text in the file of every value in which `${VAR}` was filled in, for `as_written`."""
+        """Key -> text in the file of every value in which `${VAR}` was filled in, for
+        `as_written`."""
         self._written.update(written)
 
     def as_written(self, value: str, *key: str | int) -> str:
-        """`value`, which this section has at `key`, with `${VAR}` as it stood there: for what is given away with a
-        result. A single value that stands for a list, or for a section, was written at the key above."""
+        """`value`, which this section has at `key`, with `${VAR}` as it stood there:
+        for what is given away with a result. A single value that stands for a list, or
+        for a section, was written at the key above."""
         found = (self._written.get(key[:depth]) for depth in range(len(key), 0, -1))
         return next((text for text in found if text is not None), value)
 
@@ -114,25 +125,33 @@ class ProcessConfig(StrictModel):
         return None
 
     def outputs_exist(self, job: JobContext) -> bool:
-        """Whether what a finished run of this process leaves is there: only then a restart of the job skips it."""
+        """Whether what a finished run of this process leaves is there: only then a
+        restart of the job skips it."""
         folder = self.run_folder(job)
-        return all(path.exists() for path in (*self.outputs(job), *([folder] if folder else ())))
+        return all(
+            path.exists()
+            for path in (*self.outputs(job), *([folder] if folder else ()))
+        )
 
     def logged_numbers(self) -> Sequence[str]:
-        """Names of the numbers that a run of this section logs: any of them may be the metric of `stop_when`."""
+        """Names of the numbers that a run of this section logs: any of them may be the
+        metric of `stop_when`."""
         return ()
 
     def recorded_settings(self) -> dict[str, Any]:
-        """What states record of the section and a resume compares, as plain data: all that says what is computed."""
+        """What states record of the section and a resume compares, as plain data: all
+        that says what is computed."""
         return self.model_dump(mode="json")
 
     def inputs_digest(self, job: JobContext) -> str:
-        """A hash of what the process reads and its settings do not say, such as a dataset; empty: nothing is.
+        """A hash of what the process reads and its settings do not say, such as a
+        dataset; empty: nothing is.
 
         A job skips a finished process only where it is the same.
         """
         return ""
 
     def plan(self, job: JobContext) -> Any:
-        """What a run would do, as a `toolkit.plan.run_plan.RunPlan`, or None. May scan the dataset; writes nothing."""
+        """What a run would do, as a `toolkit.plan.run_plan.RunPlan`, or None. May scan
+        the dataset; writes nothing."""
         return None

@@ -17,11 +17,19 @@ from toolkit.files.redact import REDACTED, is_secret, redact
 SEED = "training_seed"
 
 
-def saved_text(text: str, root: ConfigNode, new_name: str | None, *, rewrite: bool, seed: int | None = None) -> str:
-    """YAML with variables unexpanded, the name given by `-n` in its place and secrets redacted.
+def saved_text(
+    text: str,
+    root: ConfigNode,
+    new_name: str | None,
+    *,
+    rewrite: bool,
+    seed: int | None = None,
+) -> str:
+    """YAML with variables unexpanded, the name given by `-n` in its place and secrets
+    redacted.
 
-    `root` is what `text` holds before anything was filled in. rewrite: it is not YAML, or not all of it. seed: `root`
-    has it, and `text` another one, or none.
+    `root` is what `text` holds before anything was filled in. rewrite: it is not YAML,
+    or not all of it. seed: `root` has it, and `text` another one, or none.
     """
     redactions = [(*node.span, REDACTED) for node in secret_scalars(root)]
     reader = foreign_file(root)
@@ -30,7 +38,9 @@ def saved_text(text: str, root: ConfigNode, new_name: str | None, *, rewrite: bo
             named = reader.renamed(root, new_name)
         else:
             named = root
-        return redact(_dump(named, None) if rewrite or new_name else _edit(text, redactions))
+        return redact(
+            _dump(named, None) if rewrite or new_name else _edit(text, redactions)
+        )
     config = root.value["config"]
     name = config.value.get("name")
     # An aliased name stands elsewhere in the text, where other keys use it too.
@@ -38,12 +48,18 @@ def saved_text(text: str, root: ConfigNode, new_name: str | None, *, rewrite: bo
         processes = config.value["process"].value
     else:
         processes = []
-    if rewrite or (new_name is not None and name is not None and name.aliased) or any(p.aliased for p in processes):
+    if (
+        rewrite
+        or (new_name is not None and name is not None and name.aliased)
+        or any(p.aliased for p in processes)
+    ):
         return redact(_dump(root, new_name))
     if new_name is None:
         renamed = []
     else:
-        renamed = [_set(text, config, name, "name", json.dumps(new_name, ensure_ascii=False))]
+        renamed = [
+            _set(text, config, name, "name", json.dumps(new_name, ensure_ascii=False))
+        ]
     trained = [process for process in processes if SEED in process.value]
     seeded = [_set(text, each, _own(each), SEED, str(seed)) for each in trained]
     return redact(_edit(text, [*redactions, *renamed, *seeded]))
@@ -55,22 +71,36 @@ def _own(process: ConfigNode) -> ConfigNode | None:
     return None if node.span == process.span else node
 
 
-def job_text(root: ConfigNode, name: str, processes: Sequence[ConfigNode], source: str, warnings: Sequence[str]) -> str:
-    """The YAML of a job that was made of another program's file, each line with where it came from.
+def job_text(
+    root: ConfigNode,
+    name: str,
+    processes: Sequence[ConfigNode],
+    source: str,
+    warnings: Sequence[str],
+) -> str:
+    """The YAML of a job that was made of another program's file, each line with where
+    it came from.
 
-    root, name: of the job. processes: as they were checked, under our names. source: the file. warnings: what was said
-    of it.
+    root, name: of the job. processes: as they were checked, under our names. source:
+    the file. warnings: what was said of it.
     """
-    lines = [f"# Made from {source}. Behind each value: the file, the line and the key that it came from."]
+    lines = [
+        f"# Made from {source}. Behind each value: the file, the line and the key that it came from."
+    ]
     lines += [f"# {line}" for warning in warnings for line in warning.splitlines()]
     config = root.value["config"].value
-    inside = {"name": replace(config["name"], value=name), "process": replace(root, value=[*processes])}
+    inside = {
+        "name": replace(config["name"], value=name),
+        "process": replace(root, value=[*processes]),
+    }
     tree = {
         "job": root.value["job"],
         "config": replace(root, value=inside),
         **({"meta": root.value["meta"]} if "meta" in root.value else {}),
     }
-    return redact("\n".join([*lines, *_lines(replace(root, value=tree), source, 0)]) + "\n")
+    return redact(
+        "\n".join([*lines, *_lines(replace(root, value=tree), source, 0)]) + "\n"
+    )
 
 
 def _lines(node: ConfigNode, source: str, indent: int) -> Iterator[str]:
@@ -93,15 +123,27 @@ def _lines(node: ConfigNode, source: str, indent: int) -> Iterator[str]:
 
 
 def _inline(node: ConfigNode) -> str:
-    data = node.data(lambda each: REDACTED if is_secret(_key_of(each), each.value) else each.written or each.value)
+    data = node.data(
+        lambda each: (
+            REDACTED
+            if is_secret(_key_of(each), each.value)
+            else each.written or each.value
+        )
+    )
     text: str = yaml.dump(
-        data, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**6, sort_keys=False
+        data,
+        Dumper=_Dumper,
+        default_flow_style=True,
+        allow_unicode=True,
+        width=10**6,
+        sort_keys=False,
     )
     return text.removesuffix("...\n").strip()
 
 
 def _origin(node: ConfigNode, source: str) -> str:
-    """A comment: file, line and key; whose default it is; nothing for what the file does not have."""
+    """A comment: file, line and key; whose default it is; nothing for what the file
+    does not have."""
     at = node.key_at
     key = _key_of(node)
     if not key:
@@ -109,8 +151,11 @@ def _origin(node: ConfigNode, source: str) -> str:
     return f"  # {f'{at.file or source}:{at.line}' if at.line else at.file} {key}"
 
 
-def _set(text: str, mapping: ConfigNode, given: ConfigNode | None, key: str, value: str) -> tuple[int, int, str]:
-    """The edit that gives a mapping this key. given: its node there; None: it has none yet."""
+def _set(
+    text: str, mapping: ConfigNode, given: ConfigNode | None, key: str, value: str
+) -> tuple[int, int, str]:
+    """The edit that gives a mapping this key. given: its node there; None: it has none
+    yet."""
     if given is not None:
         return (*given.span, value)
     start = mapping.span[0]
@@ -121,7 +166,8 @@ def _set(text: str, mapping: ConfigNode, given: ConfigNode | None, key: str, val
 
 def _edit(text: str, edits: list[tuple[int, int, str]]) -> str:
     for start, end, new in sorted(set(edits), reverse=True):
-        # The end of an empty or a block scalar (| or >) lies behind white space that must stay.
+        # The end of an empty or a block scalar (| or >) lies behind white space that
+        # must stay.
         kept = text[start:end][len(text[start:end].rstrip()) :]
         if start and text[start - 1] == ":":
             space = " "
@@ -142,11 +188,17 @@ def _key_of(node: ConfigNode) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what a reader of YAML 1.1 or of 1.2 would take for something other than text."""
+    """Quotes what a reader of YAML 1.1 or of 1.2 would take for something other than
+    text."""
 
     def resolve(self, kind: type, value: str, implicit: tuple[bool, bool]) -> str:
         tag: str = super().resolve(kind, value, implicit)
-        if kind is yaml.ScalarNode and implicit[0] and tag.endswith(":str") and scalar_kind(value) != "str":
+        if (
+            kind is yaml.ScalarNode
+            and implicit[0]
+            and tag.endswith(":str")
+            and scalar_kind(value) != "str"
+        ):
             return f"tag:yaml.org,2002:{scalar_kind(value)}"
         return tag
 
@@ -165,5 +217,7 @@ def _dump(root: ConfigNode, new_name: str | None) -> str:
 
 def as_yaml(data: Any) -> str:
     """Plain data as a block of YAML, keys in their order."""
-    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
+    text: str = yaml.dump(
+        data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6
+    )
     return text

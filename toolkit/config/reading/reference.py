@@ -1,6 +1,7 @@
 """The JSON Schema of a job, generated from the section models.
 
-The models are passed in by their process type: this room does not know which extensions exist.
+The models are passed in by their process type: this room does not know which extensions
+exist.
 """
 
 from __future__ import annotations
@@ -19,16 +20,22 @@ Models = Mapping[str, type[BaseModel]]
 
 
 def schema(models: Models) -> dict[str, Any]:
-    """A JSON Schema of a whole job file, for editors. Other names of a key are marked deprecated."""
+    """A JSON Schema of a whole job file, for editors. Other names of a key are marked
+    deprecated."""
     grouped = by_model(models)
-    places, generated = models_json_schema([(model, "validation") for model in grouped], ref_template="#/$defs/{model}")
+    places, generated = models_json_schema(
+        [(model, "validation") for model in grouped], ref_template="#/$defs/{model}"
+    )
     definitions = generated["$defs"]
     for model in grouped:
         for _, section in sections_of(model):
             if issubclass(section, StrictModel):
                 _add_other_names(definitions[section.__name__], section)
     conditions = [
-        {"if": {"properties": {"type": {"enum": types}}}, "then": places[model, "validation"]}
+        {
+            "if": {"properties": {"type": {"enum": types}}},
+            "then": places[model, "validation"],
+        }
         for model, types in grouped.items()
     ]
     process = {
@@ -53,7 +60,11 @@ def schema(models: Models) -> dict[str, Any]:
         "type": "object",
         "additionalProperties": False,
         "required": ["job", "config"],
-        "properties": {"job": {"const": "extension"}, "config": config, "meta": {"type": "object"}},
+        "properties": {
+            "job": {"const": "extension"},
+            "config": config,
+            "meta": {"type": "object"},
+        },
         "$defs": definitions,
     }
 
@@ -62,14 +73,22 @@ def _add_other_names(definition: dict[str, Any], section: type[StrictModel]) -> 
     properties = definition["properties"]
     for key, row in other_names(section, foreign_keys()).items():
         if row.how == "is":
-            added = {**properties[row.field], "deprecated": True, "description": f"Means `{row.field}`."}
+            added = {
+                **properties[row.field],
+                "deprecated": True,
+                "description": f"Means `{row.field}`.",
+            }
         elif row.how == "shaped":
             added = {"description": f"Means {meaning(row)}."}
         elif row.how == "idle":
             off = {"enum": [None, False]} if row.on else {}
             added = {"deprecated": True, "description": f"No effect: {row.says}."} | off
         else:
-            added = {"deprecated": True, "description": "Not supported yet.", "enum": [None, *row.passes]}
+            added = {
+                "deprecated": True,
+                "description": "Not supported yet.",
+                "enum": [None, *row.passes],
+            }
         properties.setdefault(key, added)
 
 
@@ -81,7 +100,9 @@ def by_model(models: Models) -> dict[type[BaseModel], list[str]]:
     return grouped
 
 
-def sections_of(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+def sections_of(
+    model: type[BaseModel], path: str = ""
+) -> Iterator[tuple[str, type[BaseModel]]]:
     """The model and the sections in it, each with its dotted path."""
     yield path, model
     for name, field in model.model_fields.items():

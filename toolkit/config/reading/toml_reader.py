@@ -1,5 +1,5 @@
-"""TOML as `ConfigNode`s. tomllib says nothing of places, so each statement is looked up: the lines from one that begins
-with a key on, until tomllib reads them alone."""
+"""TOML as `ConfigNode`s. tomllib says nothing of places, so each statement is looked
+up: the lines from one that begins with a key on, until tomllib reads them alone."""
 
 from __future__ import annotations
 
@@ -10,25 +10,43 @@ from typing import Any
 
 import yaml
 
-from toolkit.config.reading.located import ConfigNode, Diagnostics, KeyPath, SourceLocation
+from toolkit.config.reading.located import (
+    ConfigNode,
+    Diagnostics,
+    KeyPath,
+    SourceLocation,
+)
 from toolkit.config.reading.yaml_reader import MAX_DEPTH, MOST_DIGITS
 
 _KEY = r"(?:[\w-]+|\"[^\"]*\"|'[^']*')"
 _HEAD = re.compile(rf"\s*(\[\[?)\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*\]")
 _STATEMENT = re.compile(rf"\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*=\s*")
 _LONG = re.compile(rf"(?:^|[\[{{,])\s*(?:{_KEY}\s*\.\s*){{{MAX_DEPTH}}}", re.MULTILINE)
-"""A key of more parts than values may be nested: tomllib takes a time that grows with their square."""
+"""A key of more parts than values may be nested: tomllib takes a time that grows with
+their square."""
 
 _AT = re.compile(r"\s*\((?:at line (\d+), column (\d+)|at end of document)\)")
 
 _REMEDIES = (
-    (r"Unescaped|escape|hex", r"'\' begins an escape within double quotes. Write '/', or use single quotes."),
+    (
+        r"Unescaped|escape|hex",
+        r"'\' begins an escape within double quotes. Write '/', or use single quotes.",
+    ),
     (r"Expected '='", "no '=' follows the key. Write 'key = value'."),
-    (r"Invalid value$", "this value is none of TOML. Texts need quotes, true and false small letters."),
+    (
+        r"Invalid value$",
+        "this value is none of TOML. Texts need quotes, true and false small letters.",
+    ),
     (r"Cannot overwrite|twice", "this key is given twice. Remove one of them."),
-    (r"Expected newline", "more follows the value on this line. A list needs brackets: [1, 2]."),
+    (
+        r"Expected newline",
+        "more follows the value on this line. A list needs brackets: [1, 2].",
+    ),
     (r"Unclosed|Expected .*[\]}]", "a bracket is not closed, or ',' is missing in it."),
-    (r"Illegal character '\\n'|Expected \"|Unterminated", "the quote that opens here is not closed."),
+    (
+        r"Illegal character '\\n'|Expected \"|Unterminated",
+        "the quote that opens here is not closed.",
+    ),
 )
 """Pattern of what tomllib says -> what to write instead."""
 
@@ -37,14 +55,21 @@ Places = dict[KeyPath, tuple[SourceLocation, SourceLocation]]
 
 
 def read_toml(text: str, diagnostics: Diagnostics, file: str = "") -> ConfigNode | None:
-    """The root of a file; None, with an error at line and column, where it is not valid TOML.
+    """The root of a file; None, with an error at line and column, where it is not valid
+    TOML.
 
     file: its name, where it is not the config itself.
     """
     faults = list(_faults(text))
     if faults and _is_yaml(text):
         kind = "JSON" if text.lstrip()[:1] in "{[" else "YAML"
-        faults = [(1, 1, f"holds {kind}, not TOML. Rename it, so that it ends in .{kind.lower()}.")]
+        faults = [
+            (
+                1,
+                1,
+                f"holds {kind}, not TOML. Rename it, so that it ends in .{kind.lower()}.",
+            )
+        ]
     for line, column, message in faults:
         diagnostics.error_at(SourceLocation(line, column, file), (), message)
     if faults:
@@ -60,7 +85,8 @@ DEEP = f"nested deeper than {MAX_DEPTH} levels."
 
 
 def _is_deeper(data: Any, levels: int) -> bool:
-    """Whether values are nested deeper; looks level by level, as a file's depth may be anything."""
+    """Whether values are nested deeper; looks level by level, as a file's depth may be
+    anything."""
     level = [data]
     for _ in range(levels):
         level = [
@@ -73,7 +99,8 @@ def _is_deeper(data: Any, levels: int) -> bool:
 
 
 def _faults(text: str) -> Iterator[tuple[int, int, str]]:
-    """Line, column and message of each fault: a statement that has one is left out, and what follows is read again."""
+    """Line, column and message of each fault: a statement that has one is left out, and
+    what follows is read again."""
     lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
     before = 0
     found = _LONG.search(text)
@@ -102,15 +129,28 @@ def _faults(text: str) -> Iterator[tuple[int, int, str]]:
                 place = (int(found[1]), int(found[2]))
             else:
                 place = None
-            said = _AT.sub("", str(error)) + (" Unclosed" if found and not place else "")
+            said = _AT.sub("", str(error)) + (
+                " Unclosed" if found and not place else ""
+            )
         line, column = place or (len(lines) + 1, 1)
-        is_open = place is None or (column == 1 and said == "Invalid value" and _STATEMENT.match(lines[line - 1]))
+        is_open = place is None or (
+            column == 1
+            and said == "Invalid value"
+            and _STATEMENT.match(lines[line - 1])
+        )
         above = range(before + 1, line) if is_open else ()
-        starts = [at for at in above if _STATEMENT.match(lines[at - 1]) and _is_whole("\n".join(lines[: at - 1]))]
+        starts = [
+            at
+            for at in above
+            if _STATEMENT.match(lines[at - 1]) and _is_whole("\n".join(lines[: at - 1]))
+        ]
         last = line
         if starts:  # a statement above is not closed before this line
             line, column, said, last = starts[-1], 1, "Unclosed", line - 1
-        remedy = next((words for pattern, words in _REMEDIES if re.search(pattern, said)), f"{said}.")
+        remedy = next(
+            (words for pattern, words in _REMEDIES if re.search(pattern, said)),
+            f"{said}.",
+        )
         yield line, column, f"not valid TOML: {remedy}"
         if line <= before or place is None:
             return
@@ -120,17 +160,33 @@ def _faults(text: str) -> Iterator[tuple[int, int, str]]:
 def _is_yaml(text: str) -> bool:
     """Whether a text that is not valid TOML is YAML, or JSON, which is YAML too."""
     try:
-        return isinstance(yaml.safe_load(text), dict if text.lstrip()[:1] != "[" else list)
-    except (yaml.YAMLError, ValueError, RecursionError):  # such as a date that no calendar has
+        return isinstance(
+            yaml.safe_load(text), dict if text.lstrip()[:1] != "[" else list
+        )
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ):  # such as a date that no calendar has
         return False
 
 
-def _node(data: Any, path: KeyPath, places: Places, above: tuple[SourceLocation, SourceLocation]) -> ConfigNode:
+def _node(
+    data: Any,
+    path: KeyPath,
+    places: Places,
+    above: tuple[SourceLocation, SourceLocation],
+) -> ConfigNode:
     here = places.get(path, above)
     if isinstance(data, dict):
-        data = {key: _node(value, (*path, key), places, here) for key, value in data.items()}
+        data = {
+            key: _node(value, (*path, key), places, here) for key, value in data.items()
+        }
     elif isinstance(data, list):
-        data = [_node(value, (*path, index), places, here) for index, value in enumerate(data)]
+        data = [
+            _node(value, (*path, index), places, here)
+            for index, value in enumerate(data)
+        ]
     elif not isinstance(data, str | int | float):
         data = str(data)  # a date
     if isinstance(data, dict | list):
@@ -161,7 +217,9 @@ def _places(text: str, file: str) -> Places:
                 table = (*table, count[table]) if table in count else table
             table = (*table, newest)
             if head[1] == "[[":
-                places.setdefault(table, (SourceLocation(at, head.start(1) + 1, file),) * 2)
+                places.setdefault(
+                    table, (SourceLocation(at, head.start(1) + 1, file),) * 2
+                )
                 count[table] = count.get(table, -1) + 1
                 table = (*table, count[table])
             places[table] = (SourceLocation(at, head.start(1) + 1, file),) * 2
@@ -173,8 +231,15 @@ def _places(text: str, file: str) -> Places:
                     SourceLocation(at, statement.start(1) + 1, file),
                     SourceLocation(at, statement.end() + 1, file),
                 )
-                ends = (end for end in range(at, len(lines)) if _HEAD.match(lines[end]) or _STATEMENT.match(lines[end]))
-                at = next((end for end in ends if _is_whole("\n".join(lines[first:end]))), len(lines))
+                ends = (
+                    end
+                    for end in range(at, len(lines))
+                    if _HEAD.match(lines[end]) or _STATEMENT.match(lines[end])
+                )
+                at = next(
+                    (end for end in ends if _is_whole("\n".join(lines[first:end]))),
+                    len(lines),
+                )
     return places
 
 

@@ -1,7 +1,8 @@
-"""Tools: processes that are also commands, `python run.py TOOL --flags`. One section model makes the keys of a job and
-the flags of the command. Imports no torch.
+"""Tools: processes that are also commands, `python run.py TOOL --flags`. One section
+model makes the keys of a job and the flags of the command. Imports no torch.
 
-A flag is a key with `-` for `_`. Its value is read as a value of a job is, and errors name the flag.
+A flag is a key with `-` for `_`. Its value is read as a value of a job is, and errors
+name the flag.
 """
 
 from __future__ import annotations
@@ -24,8 +25,18 @@ from toolkit.config.reading.base import descriptions
 from toolkit.config.reading.field_types import AUTO_OR_BOOL
 from toolkit.config.reading.foreign import foreign_keys
 from toolkit.config.reading.loader import check_processes, read_process
-from toolkit.config.reading.located import ConfigNode, Diagnostics, KeyPath, SourceLocation
-from toolkit.config.reading.normalise import Normaliser, is_text, item_annotation, section_model
+from toolkit.config.reading.located import (
+    ConfigNode,
+    Diagnostics,
+    KeyPath,
+    SourceLocation,
+)
+from toolkit.config.reading.normalise import (
+    Normaliser,
+    is_text,
+    item_annotation,
+    section_model,
+)
 from toolkit.config.reading.process import JobConfig, JobContext, ProcessConfig
 from toolkit.config.reading.yaml_reader import map_paths, scalar_value
 from toolkit.errors import UserError
@@ -40,30 +51,36 @@ class ToolConfig(ProcessConfig):
     """The section of a process that is also a command."""
 
     positional: ClassVar[tuple[str, ...]] = ()
-    """Fields that the command takes without a flag too, in order. Only the last may be a list."""
+    """Fields that the command takes without a flag too, in order. Only the last may be
+    a list."""
 
     flags: ClassVar[Mapping[str, str]] = {}
     """Field -> its flag where that is not the field's name."""
 
     verbatim: ClassVar[tuple[str, str]] = ("", "")
-    """A word, and the last positional field: all that stands behind the word is that field's, flags too."""
+    """A word, and the last positional field: all that stands behind the word is that
+    field's, flags too."""
 
     sections: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Field that is a section -> those of its keys that have flags, dotted where they are deeper. The first has the
-    flag of the section itself: `--model M --qtype int4` is `model: {name_or_path: M, qtype: int4}`."""
+    """Field that is a section -> those of its keys that have flags, dotted where they
+    are deeper. The first has the flag of the section itself: `--model M --qtype int4`
+    is `model: {name_or_path: M, qtype: int4}`."""
 
     example: ClassVar[str] = ""
-    """Words behind the command of the example in its help, as they are typed in a shell. They work on what the
-    quickstart leaves in output/."""
+    """Words behind the command of the example in its help, as they are typed in a
+    shell. They work on what the quickstart leaves in output/."""
 
     @classmethod
     def about(cls) -> str:
-        """What the tool does: the description of the section as a sentence, without the words before the colon."""
+        """What the tool does: the description of the section as a sentence, without the
+        words before the colon."""
         text = re.sub(r"^`[^`]*`: ", "", " ".join((cls.__doc__ or "").split()))
         return text[:1].upper() + text[1:]
 
 
-def accept(parser: argparse.ArgumentParser, action: argparse.Action, *spellings: str) -> None:
+def accept(
+    parser: argparse.ArgumentParser, action: argparse.Action, *spellings: str
+) -> None:
     """Takes further spellings of a flag, which the help does not show."""
     for spelling in spellings:
         parser._option_string_actions.setdefault(spelling, action)
@@ -75,7 +92,9 @@ class FlagParser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         """argparse's own message, as an error of the user."""
         usage = " ".join((self.usage or "").split())
-        raise UserError(f"{self.prog}: {message}. Usage: {usage}. '{self.prog} --help' shows what it takes.")
+        raise UserError(
+            f"{self.prog}: {message}. Usage: {usage}. '{self.prog} --help' shows what it takes."
+        )
 
 
 _COLUMNS = 100
@@ -85,31 +104,69 @@ _OF_THE_MACHINE = ("device", "dtype", "quantize")
 """Keys of tools that stand with those of the model."""
 
 _GROUPS = {"model": "model, memory and device", "compile": "compilation"}
-"""Section of a tool -> the heading over its flags, which stand behind the tool's own."""
+"""Section of a tool -> the heading over its flags, which stand behind the tool's
+own."""
 
 
-def tool_parser(uid: str, model: type[ToolConfig], as_flags: Collection[str] = (), command: str = "") -> FlagParser:
-    """The flags of a tool, with the fields' descriptions as help: its own first. as_flags: positional fields that have
-    flags. command: how this program is started, for the example."""
+def tool_parser(
+    uid: str, model: type[ToolConfig], as_flags: Collection[str] = (), command: str = ""
+) -> FlagParser:
+    """The flags of a tool, with the fields' descriptions as help: its own first.
+    as_flags: positional fields that have flags. command: how this program is started,
+    for the example."""
     example = f"Example, once the quickstart has run:\n  {command} {uid} {model.example}".rstrip()
     parser = FlagParser(
         prog=f"{COMMAND} {uid}",
-        usage=" ".join([f"{COMMAND} {uid} [options]", *map(str.upper, model.positional)]),
-        description="\n\n".join([_wrapped(model.about()), *([example] if command and model.example else [])]),
+        usage=" ".join(
+            [f"{COMMAND} {uid} [options]", *map(str.upper, model.positional)]
+        ),
+        description="\n\n".join(
+            [_wrapped(model.about()), *([example] if command and model.example else [])]
+        ),
         epilog=_epilog(uid, model),
         allow_abbrev=False,
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=_columns()),
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
-    keys = [key for key in model.model_fields if key not in (*model.positional, "type", "name")]
-    for name in (*model.positional, *sorted(keys, key=lambda key: _group(model, key) is not None)):
-        for dotted in [f"{name}.{key}" for key in model.sections[name]] if name in model.sections else [name]:
+    keys = [
+        key
+        for key in model.model_fields
+        if key not in (*model.positional, "type", "name")
+    ]
+    for name in (
+        *model.positional,
+        *sorted(keys, key=lambda key: _group(model, key) is not None),
+    ):
+        for dotted in (
+            [f"{name}.{key}" for key in model.sections[name]]
+            if name in model.sections
+            else [name]
+        ):
             field, about_it = field_at(model, dotted)
             title = _group(model, dotted)
-            group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title)) if title else parser
-            _add(parser, group, model, dotted, field, about_it.replace("%", "%%"), name not in as_flags)
+            group = (
+                groups.get(title)
+                or groups.setdefault(title, parser.add_argument_group(title))
+                if title
+                else parser
+            )
+            _add(
+                parser,
+                group,
+                model,
+                dotted,
+                field,
+                about_it.replace("%", "%%"),
+                name not in as_flags,
+            )
     for name in _idle(model):
-        action = parser.add_argument(flag_of(model, name), dest=name, nargs="?", const="true", help=argparse.SUPPRESS)
+        action = parser.add_argument(
+            flag_of(model, name),
+            dest=name,
+            nargs="?",
+            const="true",
+            help=argparse.SUPPRESS,
+        )
         accept(parser, action, f"--{name}")
     return parser
 
@@ -119,33 +176,44 @@ def _columns() -> int:
 
 
 def _wrapped(text: str) -> str:
-    return textwrap.fill(text, _columns(), break_on_hyphens=False, break_long_words=False)
+    return textwrap.fill(
+        text, _columns(), break_on_hyphens=False, break_long_words=False
+    )
 
 
 def _epilog(uid: str, model: type[ToolConfig]) -> str:
     """How else the tool is called, and where its documentation is."""
     places = [flag_of(model, key) for key in model.positional]
     if places:
-        lines = [f"Also as {'a flag' if len(places) == 1 else 'flags'}: {', '.join(places)}."]
+        lines = [
+            f"Also as {'a flag' if len(places) == 1 else 'flags'}: {', '.join(places)}."
+        ]
     else:
         lines = []
-    lines.append(f"In a job: 'type: {uid}', with the same keys. All keys: docs/config.md")
+    lines.append(
+        f"In a job: 'type: {uid}', with the same keys. All keys: docs/config.md"
+    )
     return "\n".join(lines)
 
 
 def _group(model: type[ToolConfig], dotted: str) -> str | None:
-    """The heading over a flag; None: it is one of the tool's own. The name of a model is."""
+    """The heading over a flag; None: it is one of the tool's own. The name of a model
+    is."""
     section, _, key = dotted.partition(".")
     if not key:
         if section in _OF_THE_MACHINE and "device" in model.model_fields:
             return _GROUPS["model"]
         return None
-    is_name = is_text(field_at(model, dotted)[0].annotation) and key == model.sections[section][0]
+    is_name = (
+        is_text(field_at(model, dotted)[0].annotation)
+        and key == model.sections[section][0]
+    )
     return None if is_name else _GROUPS.get(section, section)
 
 
 def _idle(model: type[ToolConfig]) -> list[str]:
-    """Keys that other programs have, or this one had, and that do nothing: their flags are taken, with a note."""
+    """Keys that other programs have, or this one had, and that do nothing: their flags
+    are taken, with a note."""
     return [key for key, row in foreign_keys().rows(model).items() if row.how == "idle"]
 
 
@@ -170,7 +238,8 @@ def _add(
     about: str,
     by_place: bool,
 ) -> None:
-    """One flag, in a group of the help; by_place: without a flag, where the field is positional."""
+    """One flag, in a group of the help; by_place: without a flag, where the field is
+    positional."""
     many = item_annotation(field.annotation) is not Any
     last = name.rpartition(".")[2]
     if by_place and name in model.positional:
@@ -179,7 +248,9 @@ def _add(
             nargs = "+" if many else None
         else:
             nargs = optional
-        parser.add_argument(name, nargs=nargs, default=None, help=about, metavar=name.upper())
+        parser.add_argument(
+            name, nargs=nargs, default=None, help=about, metavar=name.upper()
+        )
         return
     if isinstance(field.default, tuple):
         default = " ".join(map(str, field.default))
@@ -195,11 +266,20 @@ def _add(
     elif many:
         options |= {"nargs": "+", "action": "extend"}
     else:
-        options["required"] = field.is_required() and "." not in name  # of a section it may come from elsewhere
+        options["required"] = (
+            field.is_required() and "." not in name
+        )  # of a section it may come from elsewhere
     shown = " (required)" if options.get("required") else shown
     flag = flag_of(model, name)
-    action = group.add_argument(flag, dest=name, default=None, help=about + shown, **options)
-    accept(parser, action, f"--{flag[2:].replace('-', '_')}", *([] if "." in name else [f"--{name}"]))
+    action = group.add_argument(
+        flag, dest=name, default=None, help=about + shown, **options
+    )
+    accept(
+        parser,
+        action,
+        f"--{flag[2:].replace('-', '_')}",
+        *([] if "." in name else [f"--{name}"]),
+    )
 
 
 def flag_of(model: type[ToolConfig], key: str) -> str:
@@ -220,31 +300,50 @@ class FlagDiagnostics(Diagnostics):
         self._model = model
 
     def _place(self, env: SourceLocation, path: KeyPath) -> str:
-        if path and path[0] in self._model.model_fields and path[0] not in self._model.positional:
+        if (
+            path
+            and path[0] in self._model.model_fields
+            and path[0] not in self._model.positional
+        ):
             path = (flag_of(self._model, str(path[0])), *path[1:])
-        firsts = {flag_of(self._model, f"{key}.{keys[0]}"): keys[0] for key, keys in self._model.sections.items()}
+        firsts = {
+            flag_of(self._model, f"{key}.{keys[0]}"): keys[0]
+            for key, keys in self._model.sections.items()
+        }
         if len(path) > 1 and path[1] == firsts.get(str(path[0])):
-            path = (path[0], *path[2:])  # the flag of a section is that of its first key
+            path = (
+                path[0],
+                *path[2:],
+            )  # the flag of a section is that of its first key
         return super()._place(env, path)
 
 
 def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConfig:
-    """The job of one process that a command asks for, checked. Raises UserError for wrong flags, ConfigErrors with all
-    errors in their values."""
+    """The job of one process that a command asks for, checked. Raises UserError for
+    wrong flags, ConfigErrors with all errors in their values."""
     word, taker = model.verbatim
     if word and word in argv:
         end = argv.index(word) + 1
     else:
         end = len(argv)
-    argv, behind = [foreign_keys().own_flag(word, model.model_fields) for word in argv[:end]], list(argv[end:])
+    argv, behind = (
+        [foreign_keys().own_flag(word, model.model_fields) for word in argv[:end]],
+        list(argv[end:]),
+    )
     flags = {word.partition("=")[0].replace("_", "-") for word in argv}
-    parser = tool_parser(uid, model, [key for key in model.positional if flag_of(model, key) in flags])
+    parser = tool_parser(
+        uid, model, [key for key in model.positional if flag_of(model, key) in flags]
+    )
     for flag in flags & {f"--{word}" for word in model.common_words}:
-        raise UserError(f"{parser.prog}: unknown argument {flag!r}. {model.common_words[flag[2:]]}")
+        raise UserError(
+            f"{parser.prog}: unknown argument {flag!r}. {model.common_words[flag[2:]]}"
+        )
     known, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         raise UserError(unknown_arguments(parser, unknown, model.lone_key))
-    given = {key: value for key, value in vars(known).items() if value not in (None, [])}
+    given = {
+        key: value for key, value in vars(known).items() if value not in (None, [])
+    }
     given |= {taker: behind} if behind else {}
     diagnostics = FlagDiagnostics(parser.prog, model)
     root = map_paths(_root(uid, model, given), moved_examples())
@@ -253,22 +352,42 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
     check_processes([process], job, diagnostics)
     diagnostics.raise_errors()
     assert process is not None  # its type is known
-    text = json.dumps({"job": "extension", "config": {"name": uid, "process": [process.entry.raw]}}, indent=2)
-    return JobConfig("extension", uid, {}, (process.entry,), diagnostics.warnings, Path(uid), redact_text(text))
+    text = json.dumps(
+        {"job": "extension", "config": {"name": uid, "process": [process.entry.raw]}},
+        indent=2,
+    )
+    return JobConfig(
+        "extension",
+        uid,
+        {},
+        (process.entry,),
+        diagnostics.warnings,
+        Path(uid),
+        redact_text(text),
+    )
 
 
 OF_JOBS = ("--dry-run", "--restart", "--restart-from", "--allow-change", "--recover")
 """Options of the command line that runs jobs; tools have none of them."""
 
 
-def unknown_arguments(parser: argparse.ArgumentParser, unknown: Sequence[str], lone_key: str = "") -> str:
-    """One line for each flag that a tool does not have; values that stand behind one are not told apart from it.
-    lone_key: the key that a value without a flag is meant for."""
-    known = [flag[2:] for flag in parser._option_string_actions if flag.startswith("--") and "_" not in flag]
+def unknown_arguments(
+    parser: argparse.ArgumentParser, unknown: Sequence[str], lone_key: str = ""
+) -> str:
+    """One line for each flag that a tool does not have; values that stand behind one
+    are not told apart from it. lone_key: the key that a value without a flag is meant
+    for."""
+    known = [
+        flag[2:]
+        for flag in parser._option_string_actions
+        if flag.startswith("--") and "_" not in flag
+    ]
     flags = [word for word in unknown if word.startswith("-")] or list(unknown[:1])
     lines = []
     for word in dict.fromkeys(flags):
-        near = get_close_matches(word.partition("=")[0].lstrip("-").replace("_", "-"), known, n=1, cutoff=0.7)
+        near = get_close_matches(
+            word.partition("=")[0].lstrip("-").replace("_", "-"), known, n=1, cutoff=0.7
+        )
         if near:
             hint = f"Did you mean '--{near[0]}'?"
         else:
@@ -295,7 +414,10 @@ def _root(uid: str, model: type[ToolConfig], given: Mapping[str, Any]) -> Config
             continue
         annotation = field_at(model, key)[0].annotation
         if isinstance(value, list):
-            children = [_scalar(text, place, is_text(item_annotation(annotation))) for text in value]
+            children = [
+                _scalar(text, place, is_text(item_annotation(annotation)))
+                for text in value
+            ]
             node = ConfigNode(children, (place,), _NOWHERE, _NOWHERE)
         else:
             node = _scalar(value, place, is_text(annotation))
@@ -306,7 +428,9 @@ def _root(uid: str, model: type[ToolConfig], given: Mapping[str, Any]) -> Config
                 at = flag_of(model, f"{part}.{model.sections[part][0]}")
             else:
                 at = part
-            section = section.setdefault(part, ConfigNode({}, (at,), _NOWHERE, _NOWHERE)).value
+            section = section.setdefault(
+                part, ConfigNode({}, (at,), _NOWHERE, _NOWHERE)
+            ).value
         section[last] = node
     return ConfigNode(entries, (), _NOWHERE, _NOWHERE)
 

@@ -1,5 +1,5 @@
-"""A normalised section -> its model, with every error of pydantic reported at its place, in words that name the value
-and the remedy."""
+"""A normalised section -> its model, with every error of pydantic reported at its
+place, in words that name the value and the remedy."""
 
 from __future__ import annotations
 
@@ -13,8 +13,19 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from toolkit.config.reading.base import descriptions
-from toolkit.config.reading.located import ConfigNode, Diagnostics, KeyPath, odd_characters, show
-from toolkit.config.reading.normalise import field_names, item_annotation, section_model, section_remedy
+from toolkit.config.reading.located import (
+    ConfigNode,
+    Diagnostics,
+    KeyPath,
+    odd_characters,
+    show,
+)
+from toolkit.config.reading.normalise import (
+    field_names,
+    item_annotation,
+    section_model,
+    section_remedy,
+)
 from toolkit.config.reading.yaml_faults import quoted
 from toolkit.errors import did_you_mean
 
@@ -45,24 +56,34 @@ class Place(NamedTuple):
     @property
     def default(self) -> Any:
         """The field's default, of a list its first item; None where there is none."""
-        default = self.section.model_fields[self.name].get_default(call_default_factory=True, validated_data={})
+        default = self.section.model_fields[self.name].get_default(
+            call_default_factory=True, validated_data={}
+        )
         if isinstance(default, tuple) and default:
             return default[0]
         return default
 
     def bound(self, name: str) -> float | None:
-        """The smallest number that the field takes, `ge`, or the largest, `le`, where that is bounded."""
-        bounds = (getattr(each, name, None) for each in self.section.model_fields[self.name].metadata)
+        """The smallest number that the field takes, `ge`, or the largest, `le`, where
+        that is bounded."""
+        bounds = (
+            getattr(each, name, None)
+            for each in self.section.model_fields[self.name].metadata
+        )
         return next((bound for bound in bounds if bound is not None), None)
 
     def says(self, pattern: str) -> str:
-        """The first group of a pattern in the field's description; empty where it does not occur."""
-        found = re.search(pattern, " ".join(descriptions(self.section).get(self.name, "").split()))
+        """The first group of a pattern in the field's description; empty where it does
+        not occur."""
+        found = re.search(
+            pattern, " ".join(descriptions(self.section).get(self.name, "").split())
+        )
         return found[1] if found else ""
 
 
 def place_of(model: type[BaseModel], path: KeyPath) -> Place | None:
-    """The last field on a path of keys and indices through a section; None where the path leaves the fields."""
+    """The last field on a path of keys and indices through a section; None where the
+    path leaves the fields."""
     place: Place | None = None
     annotation: Any = model
     for part in path:
@@ -80,7 +101,8 @@ def place_of(model: type[BaseModel], path: KeyPath) -> Place | None:
 
 
 def explain(error: ErrorDetails, node: ConfigNode, place: Place | None = None) -> str:
-    """One line for one entry of `ValidationError.errors()`, whose value is `node`; place: the field that it is for."""
+    """One line for one entry of `ValidationError.errors()`, whose value is `node`;
+    place: the field that it is for."""
     kind = error["type"]
     context = error.get("ctx", {})
     value = show(node)
@@ -109,7 +131,9 @@ def explain(error: ErrorDetails, node: ConfigNode, place: Place | None = None) -
     for name, message in _WRONG_KIND.items():
         if kind.startswith(f"{name}_"):
             return " ".join(filter(None, (value, message, _remedy(name, node, place))))
-    is_shown = error["msg"].lower().startswith(value.lower())  # a switch is `True` for a validator
+    is_shown = (
+        error["msg"].lower().startswith(value.lower())
+    )  # a switch is `True` for a validator
     if is_shown:
         return error["msg"]
     return f"{value}: {error['msg'].removesuffix('.')}."
@@ -124,7 +148,11 @@ def _single(node: ConfigNode) -> str:
 
 def _per_cent(kind: str, context: dict[str, Any], node: ConfigNode) -> str:
     """What to write where a share of at most 1 is given in per cent."""
-    if kind != "less_than_equal" or context["le"] != 1 or not isinstance(node.value, int | float):
+    if (
+        kind != "less_than_equal"
+        or context["le"] != 1
+        or not isinstance(node.value, int | float)
+    ):
         return ""
     if not 2 <= node.value <= 100:  # 1.5 may be a slip of another kind
         return ""
@@ -138,10 +166,16 @@ def _remedy(wanted: str, node: ConfigNode, place: Place | None) -> str:
     if wanted == "dict" and isinstance(node.value, str):
         return _mapping_remedy(node)
     if wanted == "model":
-        if isinstance(node.value, list) and all(isinstance(item.value, dict) for item in node.value):
+        if isinstance(node.value, list) and all(
+            isinstance(item.value, dict) for item in node.value
+        ):
             return "Remove the '- ' before its keys."
-        section = place and section_model(place.section.model_fields[place.name].annotation)
-        return odd_characters(str(node.value)) or section_remedy(node, section or None, place and place.default)
+        section = place and section_model(
+            place.section.model_fields[place.name].annotation
+        )
+        return odd_characters(str(node.value)) or section_remedy(
+            node, section or None, place and place.default
+        )
     if wanted == "bool":
         return "Write true or false."
     if wanted == "int" and isinstance(node.value, float) and math.isfinite(node.value):
@@ -154,7 +188,8 @@ def _remedy(wanted: str, node: ConfigNode, place: Place | None) -> str:
 
 
 def _mapping_remedy(node: ConfigNode) -> str:
-    """What to write instead of a text where a mapping is wanted: `weight_decay=0.1 eps=1e-8` are keys with values."""
+    """What to write instead of a text where a mapping is wanted: `weight_decay=0.1
+    eps=1e-8` are keys with values."""
     pairs = [part.partition("=") for part in re.split(r"[\s,;]+", node.value.strip())]
     if not all(key and sign and value for key, sign, value in pairs):
         return "Write its keys below it, indented, each as 'key: value'."
@@ -181,12 +216,17 @@ def _not_text(node: ConfigNode) -> str:
     if isinstance(node.value, dict):
         [(key, child), *others] = node.value.items() or [("", node)]
         if child.text and not others:
-            return f"{message} A ': ' makes a key of what stands before it. Put the text in quotes: " + quoted(
-                f"{key}: {child.text}"
+            return (
+                f"{message} A ': ' makes a key of what stands before it. Put the text in quotes: "
+                + quoted(f"{key}: {child.text}")
             )
         return f"{message} If it is one, put it in quotes, the brackets too."
     if isinstance(node.value, list):
-        is_entry = len(node.path) > 2 and isinstance(node.path[-2], int) and node.path[-3] != "process"
+        is_entry = (
+            len(node.path) > 2
+            and isinstance(node.path[-2], int)
+            and node.path[-3] != "process"
+        )
         if is_entry and all(item.text for item in node.value):
             return f"{message} For several write an entry of '{node.path[-3]}' for each: {_entries(node)}"
         return f"{message} Give one value; if the brackets or the dash belong to a text, put it in quotes."
@@ -207,23 +247,40 @@ def _number(value: float) -> str:
 _MAX_ROUNDS = 20
 
 
-def validate(model: type[BaseModel], node: ConfigNode, diagnostics: Diagnostics) -> tuple[BaseModel | None, ConfigNode]:
+def validate(
+    model: type[BaseModel], node: ConfigNode, diagnostics: Diagnostics
+) -> tuple[BaseModel | None, ConfigNode]:
     """The section, and the node it was made of.
 
-    Values that are wrong are reported and left out, so that the rest can still be looked at (whether
-    folders exist, say). None when what is left does not make a section.
+    Values that are wrong are reported and left out, so that the rest can still be
+    looked at (whether folders exist, say). None when what is left does not make a
+    section.
     """
     declared = model.model_fields.keys()
-    node = replace(node, value={k: v for k, v in node.value.items() if k in declared or k not in ("type", "name")})
+    node = replace(
+        node,
+        value={
+            k: v
+            for k, v in node.value.items()
+            if k in declared or k not in ("type", "name")
+        },
+    )
     for attempt in range(_MAX_ROUNDS):
         try:
             return model.model_validate(node.data()), node
         except ValidationError as error:
-            errors = [entry for entry in error.errors(include_url=False) if not _is_consequence(entry, node)]
+            errors = [
+                entry
+                for entry in error.errors(include_url=False)
+                if not _is_consequence(entry, node)
+            ]
         # Later rounds only show what leaving out the first round's values entails.
         if attempt == 0:
             _report(model, errors, node, diagnostics)
-        wrong = {_removable(node, error["loc"], error["type"] == "missing") for error in errors}
+        wrong = {
+            _removable(node, error["loc"], error["type"] == "missing")
+            for error in errors
+        }
         pruned = _prune(node, wrong)
         if pruned is None:
             break
@@ -234,16 +291,25 @@ def validate(model: type[BaseModel], node: ConfigNode, diagnostics: Diagnostics)
 def _is_consequence(error: ErrorDetails, node: ConfigNode) -> bool:
     """Whether an error only follows from another one.
 
-    pydantic counts the items of a list that are right, and so calls one with wrong items too short; and it
-    cannot make a default from fields that are wrong.
+    pydantic counts the items of a list that are right, and so calls one with wrong
+    items too short; and it cannot make a default from fields that are wrong.
     """
     if error["type"] == "default_factory_not_called":
         return True
     found = node.find(error["loc"])[0].value
-    return error["type"] == "too_short" and isinstance(found, list) and len(found) >= error["ctx"]["min_length"]
+    return (
+        error["type"] == "too_short"
+        and isinstance(found, list)
+        and len(found) >= error["ctx"]["min_length"]
+    )
 
 
-def _report(model: type[BaseModel], errors: Sequence[ErrorDetails], node: ConfigNode, diagnostics: Diagnostics) -> None:
+def _report(
+    model: type[BaseModel],
+    errors: Sequence[ErrorDetails],
+    node: ConfigNode,
+    diagnostics: Diagnostics,
+) -> None:
     """One line per value; the branches of a union that fail together are joined."""
     found: dict[KeyPath, tuple[ConfigNode, list[str]]] = {}
     for error in errors:
@@ -276,7 +342,8 @@ def _key(node: ConfigNode, loc: Sequence[str | int]) -> KeyPath:
 
 
 def _removable(node: ConfigNode, loc: Sequence[str | int], missing: bool) -> KeyPath:
-    """The smallest part of the tree that can go: the wrong value, or the mapping that lacks a key."""
+    """The smallest part of the tree that can go: the wrong value, or the mapping that
+    lacks a key."""
     key = _key(node, loc)
     _, rest = node.find(key)
     if rest or missing:
@@ -284,19 +351,27 @@ def _removable(node: ConfigNode, loc: Sequence[str | int], missing: bool) -> Key
     return key
 
 
-def _prune(node: ConfigNode, wrong: set[KeyPath], at: KeyPath = ()) -> ConfigNode | None:
+def _prune(
+    node: ConfigNode, wrong: set[KeyPath], at: KeyPath = ()
+) -> ConfigNode | None:
     if at in wrong:
         return None
     if isinstance(node.value, dict):
-        children = {key: _prune(child, wrong, (*at, key)) for key, child in node.value.items()}
-        return replace(node, value={key: child for key, child in children.items() if child is not None})
+        children = {
+            key: _prune(child, wrong, (*at, key)) for key, child in node.value.items()
+        }
+        return replace(
+            node,
+            value={key: child for key, child in children.items() if child is not None},
+        )
     if isinstance(node.value, list):
         items = [_prune(child, wrong, (*at, i)) for i, child in enumerate(node.value)]
         return replace(node, value=[item for item in items if item is not None])
     return node
 
 
-# ---------------------------------------------------------------- texts that are meant as numbers
+# ---------------------------------------------------------------- texts that are meant
+# as numbers
 
 _COMMENT = r"\S(#|\s*//)"
 _SIZE = r"\d+\s*[xX×]\s*\d+"
@@ -329,9 +404,11 @@ _AUTO = ("auto", "automatic", "default")
 
 
 def number_remedy(text: str, whole: bool, place: Place | None = None) -> str:
-    """What to write instead of a text; empty where nothing is recognised and the place does not say it.
+    """What to write instead of a text; empty where nothing is recognised and the place
+    does not say it.
 
-    whole: a whole number is wanted. place: the field; a unit is left out only where the number then means the same.
+    whole: a whole number is wanted. place: the field; a unit is left out only where the
+    number then means the same.
     """
     if re.search(_COMMENT, text):
         return "A comment begins with a space and '#'."
@@ -341,7 +418,9 @@ def number_remedy(text: str, whole: bool, place: Place | None = None) -> str:
         _POWER: lambda found: f"{found[1] or 1}e{found[2]}",
         _GROUPED: lambda found: re.sub(r"\D", "", found[0]),
         r"(\d+(?:\.\d+)?)\s*[kK]": lambda found: f"{float(found[1]) * 1000:.0f}",
-        _DECIMAL_COMMA if not whole else r"(?!)": lambda found: f"{found[1]}.{found[2]}",
+        _DECIMAL_COMMA if not whole else r"(?!)": lambda found: (
+            f"{found[1]}.{found[2]}"
+        ),
     }
     if whole:
         sides = _sides(text)
@@ -349,7 +428,10 @@ def number_remedy(text: str, whole: bool, place: Place | None = None) -> str:
             if len(set(sides)) == 1:
                 return f"Write {sides[0]}."
             return f"Write {sides} where a list may stand."
-    found = ((read, re.fullmatch(pattern, text.strip())) for pattern, read in readings.items())
+    found = (
+        (read, re.fullmatch(pattern, text.strip()))
+        for pattern, read in readings.items()
+    )
     meant = [read(match) for read, match in found if match][:1]
     if re.fullmatch(_LIST, text.strip()) and not (meant and not whole):
         numbers = re.split(r"\s*[,;]\s*", text.strip())
@@ -357,12 +439,21 @@ def number_remedy(text: str, whole: bool, place: Place | None = None) -> str:
             meant.append(f"[{', '.join(numbers)}] where a list may stand")
     if meant:
         return f"Write {', or '.join(meant)}."
-    remedy = _misspelt(text) or (_share(text, place) if not whole else "") or _without_unit(text, place)
-    return remedy or odd_characters(text) or (_in_words(text, whole, place) if place else "")
+    remedy = (
+        _misspelt(text)
+        or (_share(text, place) if not whole else "")
+        or _without_unit(text, place)
+    )
+    return (
+        remedy
+        or odd_characters(text)
+        or (_in_words(text, whole, place) if place else "")
+    )
 
 
 def _misspelt(text: str) -> str:
-    """What to write for a number with another minus sign, or with a space before its exponent."""
+    """What to write for a number with another minus sign, or with a space before its
+    exponent."""
     meant = re.sub(r"(?<=\d)\s+(?=[eE][-+]?\d)", "", text.strip().translate(_MINUS))
     if meant != text.strip() and re.fullmatch(_NUMBER, meant):
         return f"Write {meant}."
@@ -370,8 +461,8 @@ def _misspelt(text: str) -> str:
 
 
 def _share(text: str, place: Place | None) -> str:
-    """What to write for a number in per cent. From 100 % on only where the field is a share: elsewhere 1 may be a
-    number of steps."""
+    """What to write for a number in per cent. From 100 % on only where the field is a
+    share: elsewhere 1 may be a number of steps."""
     found = re.fullmatch(_PER_CENT, text.strip())
     share = round(float(found[1]) / 100, 12) if found else 1.0
     if not found or (place and place.says("(thousandths)")):
@@ -382,45 +473,66 @@ def _share(text: str, place: Place | None) -> str:
 
 
 def _without_unit(text: str, place: Place | None) -> str:
-    """What to write for a number with a unit: the number, where the key counts in this unit, or the key that does."""
+    """What to write for a number with a unit: the number, where the key counts in this
+    unit, or the key that does."""
     found = re.fullmatch(_WITH_UNIT, text.strip())
     if not found:
         return ""
     number = found[1]
     unit = found[2].lower()
     key = place.name if place else ""
-    if any(re.fullmatch(of_unit, unit) and re.fullmatch(keys, key) for of_unit, keys in _UNITS.items()):
+    if any(
+        re.fullmatch(of_unit, unit) and re.fullmatch(keys, key)
+        for of_unit, keys in _UNITS.items()
+    ):
         return f"Write {number}."
     others: list[str] = []
     if re.fullmatch(_EPOCHS, unit):
         others = [f"{key}_n_epochs", *(["epochs"] if key == "steps" else [])]
     elif "epoch" in key and re.fullmatch(_STEPS, unit):
-        others = [key.removesuffix("_n_epochs"), *(["steps"] if key == "epochs" else [])]
-    other = next((each for each in others if place and each != key and each in place.section.model_fields), "")
+        others = [
+            key.removesuffix("_n_epochs"),
+            *(["steps"] if key == "epochs" else []),
+        ]
+    other = next(
+        (
+            each
+            for each in others
+            if place and each != key and each in place.section.model_fields
+        ),
+        "",
+    )
     if other:
         return f"Write '{other}: {number}' instead of '{key}'."
     return ""
 
 
 def _in_words(text: str, whole: bool, place: Place) -> str:
-    """What to write for a word: 0 for one that switches something off, where the field's description says what 0 means;
-    the default; or a number."""
+    """What to write for a word: 0 for one that switches something off, where the
+    field's description says what 0 means; the default; or a number."""
     word = text.strip().lower()
     meaning = place.says(r"(?:^|[ ;])0(?: to 1| or 1)?: ([^.;]+)")
     default = place.default
-    is_off = word in _OFF and not re.search(r"error|warning|nothing|not trained", meaning)
+    is_off = word in _OFF and not re.search(
+        r"error|warning|nothing|not trained", meaning
+    )
     if meaning and (is_off or word == meaning):
         return f"Write 0 ({meaning})."
     is_number = isinstance(default, int | float)
     if word in _AUTO and not place.section.model_fields[place.name].is_required():
-        return f"Leave the key out{f': the default is {default:g}' if is_number else ''}."
+        return (
+            f"Leave the key out{f': the default is {default:g}' if is_number else ''}."
+        )
     kind = "a whole number" if whole else "a number"
-    example = place.says(r"such as (\d+(?:\.\d+)?)") or (f"{default:g}, the default" if is_number else "")
+    example = place.says(r"such as (\d+(?:\.\d+)?)") or (
+        f"{default:g}, the default" if is_number else ""
+    )
     return f"Write {kind}, such as {example}." if example else ""
 
 
 def _sides(text: str) -> list[int]:
-    """The sides of an image that a text lists, such as `512,768`, which does not mean 512768; else nothing."""
+    """The sides of an image that a text lists, such as `512,768`, which does not mean
+    512768; else nothing."""
     found = re.fullmatch(_SIDES, text.strip())
     if found:
         numbers = [int(number) for number in found.groups()]

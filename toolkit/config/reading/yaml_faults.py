@@ -1,4 +1,5 @@
-"""What PyYAML says of a text it cannot read -> the place of the mistake, and what to write instead."""
+"""What PyYAML says of a text it cannot read -> the place of the mistake, and what to
+write instead."""
 
 from __future__ import annotations
 
@@ -19,14 +20,15 @@ class _Remedy(NamedTuple):
     """Pattern in what PyYAML says."""
 
     cause: Literal["here", "above", "opened", "text"]
-    """Where the mistake is: where PyYAML stopped, in the line above, where it began to read the part it is in, or where
-    the text of the line begins."""
+    """Where the mistake is: where PyYAML stopped, in the line above, where it began to
+    read the part it is in, or where the text of the line begins."""
 
     line: str
     """Pattern in that line."""
 
     remedy: str
-    """May hold {problem}, and of the line's text the {sign} that it begins with and the whole, {quoted}."""
+    """May hold {problem}, and of the line's text the {sign} that it begins with and the
+    whole, {quoted}."""
 
 
 _TEXT = r"^\s*(?:- +)*(?:[\w.-]+: +)?(?P<text>\S.*?)\s*(?:\s#.*)?$"
@@ -36,8 +38,18 @@ _NO_KEY_HERE = r"mapping values|'<block mapping start>'"
 
 _REMEDIES = (
     _Remedy(r"'\\t'", "here", r"", "a tab. Indent with spaces."),
-    _Remedy(r"", "here", r"^\s*-[A-Za-z_]\w*\s*:", "'-' and the key are one word. Write a space after '-'."),
-    _Remedy(r"", "above", r"^\s*-[A-Za-z_]\w*\s*:", "'-' and the key are one word. Write a space after '-'."),
+    _Remedy(
+        r"",
+        "here",
+        r"^\s*-[A-Za-z_]\w*\s*:",
+        "'-' and the key are one word. Write a space after '-'.",
+    ),
+    _Remedy(
+        r"",
+        "above",
+        r"^\s*-[A-Za-z_]\w*\s*:",
+        "'-' and the key are one word. Write a space after '-'.",
+    ),
     _Remedy(
         r"escape",
         "here",
@@ -45,19 +57,52 @@ _REMEDIES = (
         r"'\' begins an escape within double quotes. Write '/', or use single quotes; in WSL, C:\ is '/mnt/c/'.",
     ),
     _Remedy(
-        r"escape", "here", r"", r"'\' begins an escape within double quotes. Write '/' or '\\', or use single quotes."
+        r"escape",
+        "here",
+        r"",
+        r"'\' begins an escape within double quotes. Write '/' or '\\', or use single quotes.",
     ),
-    _Remedy(r"end of stream", "opened", r"", "the quote that opens here is never closed."),
-    _Remedy(r"expected ',' or", "opened", r"", "the bracket that opens here is not closed, or ',' is missing in it."),
-    _Remedy(r"could not find expected ':'", "opened", r"", "no ':' follows the key. Write 'key: value'."),
     _Remedy(
-        _NO_KEY_HERE, "above", r"^\s*(- +)?\w+( +[^\s:]+)? *(#.*)?$", "no ':' follows the key. Write 'key: value'."
+        r"end of stream", "opened", r"", "the quote that opens here is never closed."
     ),
-    _Remedy(_NO_KEY_HERE, "above", r"^\s*(- +)?\w+ *= *\S", "a key has no '='. Write 'key: value'."),
-    _Remedy(_NO_KEY_HERE, "above", r"^\s*(- +)?\w+:[^\s:]", "no space follows the ':'. Write 'key: value'."),
-    _Remedy(r"mapping values", "here", r"\S#", "a comment needs a space before its '#'."),
     _Remedy(
-        r"mapping values", "here", r":\s.*:(\s|$)", "': ' stands twice in a line. Put the text in quotes: {quoted}"
+        r"expected ',' or",
+        "opened",
+        r"",
+        "the bracket that opens here is not closed, or ',' is missing in it.",
+    ),
+    _Remedy(
+        r"could not find expected ':'",
+        "opened",
+        r"",
+        "no ':' follows the key. Write 'key: value'.",
+    ),
+    _Remedy(
+        _NO_KEY_HERE,
+        "above",
+        r"^\s*(- +)?\w+( +[^\s:]+)? *(#.*)?$",
+        "no ':' follows the key. Write 'key: value'.",
+    ),
+    _Remedy(
+        _NO_KEY_HERE,
+        "above",
+        r"^\s*(- +)?\w+ *= *\S",
+        "a key has no '='. Write 'key: value'.",
+    ),
+    _Remedy(
+        _NO_KEY_HERE,
+        "above",
+        r"^\s*(- +)?\w+:[^\s:]",
+        "no space follows the ':'. Write 'key: value'.",
+    ),
+    _Remedy(
+        r"mapping values", "here", r"\S#", "a comment needs a space before its '#'."
+    ),
+    _Remedy(
+        r"mapping values",
+        "here",
+        r":\s.*:(\s|$)",
+        "': ' stands twice in a line. Put the text in quotes: {quoted}",
     ),
     _Remedy(
         r"expected <block end>",
@@ -71,7 +116,12 @@ _REMEDIES = (
         r"[\"']",
         "the quote that opens here closes within the text. Close it at the end, or use the other kind of quote.",
     ),
-    _Remedy(rf"{_NO_KEY_HERE}|'-'|'\?'", "here", r"", "the indent fits none of the lines above."),
+    _Remedy(
+        rf"{_NO_KEY_HERE}|'-'|'\?'",
+        "here",
+        r"",
+        "the indent fits none of the lines above.",
+    ),
     _Remedy(
         r"undefined alias",
         "here",
@@ -84,14 +134,22 @@ _REMEDIES = (
         r"^\s*(?:- +)*(?:[\w.-]+: +)?[&*!%@`|>][^#]",
         "a text cannot begin with '{sign}' unless it is in quotes: {quoted}",
     ),
-    _Remedy(r"found character", "here", r"", "{problem}. If it begins a text, put the text in quotes."),
+    _Remedy(
+        r"found character",
+        "here",
+        r"",
+        "{problem}. If it begins a text, put the text in quotes.",
+    ),
     _Remedy(r"", "here", r"", "{problem}"),
 )
 """The first row that fits an error is reported."""
 
 
-def syntax_fault(text: str, error: yaml.MarkedYAMLError) -> tuple[SourceLocation, KeyPath, str]:
-    """The place of the mistake, which is often above the place where PyYAML stopped, and what to write instead."""
+def syntax_fault(
+    text: str, error: yaml.MarkedYAMLError
+) -> tuple[SourceLocation, KeyPath, str]:
+    """The place of the mistake, which is often above the place where PyYAML stopped,
+    and what to write instead."""
     lines = text.splitlines() or [""]
     mark = error.problem_mark or error.context_mark
     if mark:
@@ -102,7 +160,9 @@ def syntax_fault(text: str, error: yaml.MarkedYAMLError) -> tuple[SourceLocation
         stopped = error.context_mark
     else:
         stopped = mark
-    opened = (stopped and _quote_before(text, stopped.index)) or error.context_mark or mark
+    opened = (
+        (stopped and _quote_before(text, stopped.index)) or error.context_mark or mark
+    )
     above = here.line - 1
     while above > 1 and re.match(r"\s*(#|$)", lines[above - 1]):
         above -= 1
@@ -110,18 +170,26 @@ def syntax_fault(text: str, error: yaml.MarkedYAMLError) -> tuple[SourceLocation
     places = {
         "here": here,
         "above": SourceLocation(above, first.start() + 1) if first else here,
-        "opened": SourceLocation(opened.line + 1, opened.column + 1) if opened else here,
+        "opened": SourceLocation(opened.line + 1, opened.column + 1)
+        if opened
+        else here,
     }
     problem = "; ".join(part for part in (error.problem, error.note) if part)
     if "another document" in problem:
         return here, (), _second_document(lines[here.line :])
     written = re.match(_TEXT, lines[here.line - 1] if here.line <= len(lines) else "")
-    places["text"] = here._replace(column=written.start("text") + 1) if written else here
+    places["text"] = (
+        here._replace(column=written.start("text") + 1) if written else here
+    )
     whole = written["text"] if written else ""
     words = {"problem": problem, "sign": whole[:1], "quoted": quoted(whole)}
     for place in (places["above"], places["here"]):
         if _lacks_dash(lines, place):
-            return place, (), "not valid YAML: '- ' is missing in front of this item of a list."
+            return (
+                place,
+                (),
+                "not valid YAML: '- ' is missing in front of this item of a list.",
+            )
     for row in _REMEDIES:
         place = places[row.cause]
         line = lines[place.line - 1] if place.line <= len(lines) else ""
@@ -145,17 +213,27 @@ def quoted(text: str) -> str:
 
 
 def _lacks_dash(lines: list[str], place: SourceLocation) -> bool:
-    """Whether the line is a key beside a line of the same indent that begins with a dash."""
-    indents = [re.match(rf" {{{place.column - 1}}}- ", line) for line in lines[place.line - 2 : place.line + 1]]
-    is_key = any(re.match(r" *\w+:(\s|$)", line) for line in lines[place.line - 1 : place.line])
+    """Whether the line is a key beside a line of the same indent that begins with a
+    dash."""
+    indents = [
+        re.match(rf" {{{place.column - 1}}}- ", line)
+        for line in lines[place.line - 2 : place.line + 1]
+    ]
+    is_key = any(
+        re.match(r" *\w+:(\s|$)", line) for line in lines[place.line - 1 : place.line]
+    )
     return is_key and place.column > 1 and any(indents)
 
 
 def _quote_before(text: str, end: int) -> yaml.Mark | None:
-    """Where the quoted text opens right behind which more text, or another quote, follows at `end`."""
+    """Where the quoted text opens right behind which more text, or another quote,
+    follows at `end`."""
     last: yaml.Token | None = None
     with suppress(yaml.YAMLError):  # PyYAML stopped within the token behind it
-        for token in takewhile(lambda token: token.start_mark.index < end, yaml.scan(text, Loader=yaml.SafeLoader)):
+        for token in takewhile(
+            lambda token: token.start_mark.index < end,
+            yaml.scan(text, Loader=yaml.SafeLoader),
+        ):
             last = token
     quoted = isinstance(last, yaml.ScalarToken) and last.style in ("'", '"')
     if last and quoted and not text[last.end_mark.index : end].strip():

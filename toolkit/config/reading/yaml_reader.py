@@ -1,5 +1,6 @@
-"""From the text of a config file to `ConfigNode`s: YAML 1.2 (core scalars, no duplicate keys, bounded aliases, a
-place for every value) or JSON with comments, then `${VAR}`, `${VAR:-default}` and `[name]`.
+"""From the text of a config file to `ConfigNode`s: YAML 1.2 (core scalars, no duplicate
+keys, bounded aliases, a place for every value) or JSON with comments, then `${VAR}`,
+`${VAR:-default}` and `[name]`.
 
 Variables are filled in on values after parsing, so never in comments."""
 
@@ -14,7 +15,12 @@ from typing import Any
 
 import yaml
 
-from toolkit.config.reading.located import ConfigNode, Diagnostics, KeyPath, SourceLocation
+from toolkit.config.reading.located import (
+    ConfigNode,
+    Diagnostics,
+    KeyPath,
+    SourceLocation,
+)
 from toolkit.config.reading.yaml_faults import quoted, syntax_fault
 from toolkit.files.redact import is_secret_variable
 from toolkit.files.safetensors_io import LENGTH_BYTES
@@ -22,7 +28,8 @@ from toolkit.files.writing import read_source
 
 _NOWHERE = SourceLocation(0, 0)
 
-# A string, a line comment, a block comment (perhaps unfinished), or a tab between tokens.
+# A string, a line comment, a block comment (perhaps unfinished), or a tab between
+# tokens.
 _JSON_TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?(?:\*/|\Z)|\t', re.DOTALL)
 
 
@@ -40,7 +47,8 @@ _BINARY = {
 
 
 def binary_kind(path: str | Path) -> str:
-    """What a file is that cannot be a job, with what to do instead; empty for all others, and for pipes."""
+    """What a file is that cannot be a job, with what to do instead; empty for all
+    others, and for pipes."""
     with suppress(OSError):
         if Path(path).is_file():
             with open(path, "rb") as file:
@@ -48,7 +56,9 @@ def binary_kind(path: str | Path) -> str:
             if start[LENGTH_BYTES:] == b"{" and b"\0" in start[:LENGTH_BYTES]:
                 remedy = "'run.py inspect FILE' shows what is in it, 'run.py generate --lora FILE' uses a LoRA."
                 return f"is a safetensors file, not a job. {remedy}"
-            found = next((kind for magic, kind in _BINARY.items() if start.startswith(magic)), "")
+            found = next(
+                (kind for magic, kind in _BINARY.items() if start.startswith(magic)), ""
+            )
             if found:
                 return f"is {found}, not a job: a YAML or JSON file."
             return ""
@@ -61,9 +71,16 @@ def read_text(path: str | Path, diagnostics: Diagnostics) -> str:
     if kind:
         diagnostics.fatal(_NOWHERE, (), kind)
     try:
-        return read_source(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        return (
+            read_source(path)
+            .decode("utf-8-sig")
+            .replace("\r\n", "\n")
+            .replace("\r", "\n")
+        )
     except FileNotFoundError:
-        diagnostics.fatal(_NOWHERE, (), f"does not exist (working directory: {Path.cwd()})")
+        diagnostics.fatal(
+            _NOWHERE, (), f"does not exist (working directory: {Path.cwd()})"
+        )
     except UnicodeDecodeError as error:
         diagnostics.fatal(*_wrong_encoding(error))
     except OSError as error:
@@ -71,19 +88,27 @@ def read_text(path: str | Path, diagnostics: Diagnostics) -> str:
 
 
 def _wrong_encoding(error: UnicodeDecodeError) -> tuple[SourceLocation, KeyPath, str]:
-    """The place of the first byte that is not UTF-8, and what it is in the encoding of Windows."""
+    """The place of the first byte that is not UTF-8, and what it is in the encoding of
+    Windows."""
     data = bytes(error.object)
     start = error.start
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return SourceLocation(1, 1), (), "is UTF-16 text. Save it as UTF-8."
     line = data.rfind(b"\n", 0, start) + 1
-    place = SourceLocation(data.count(b"\n", 0, start) + 1, len(data[line:start].decode("utf-8", "replace")) + 1)
+    place = SourceLocation(
+        data.count(b"\n", 0, start) + 1,
+        len(data[line:start].decode("utf-8", "replace")) + 1,
+    )
     letter = data[start : start + 1].decode("cp1252", "ignore")
     if letter.isprintable() and letter:
         meant = f" (in Windows-1252: {letter!r})"
     else:
         meant = ""
-    return place, (), f"is not UTF-8 text: the byte 0x{data[start]:02X}{meant}. Save the file as UTF-8."
+    return (
+        place,
+        (),
+        f"is not UTF-8 text: the byte 0x{data[start]:02X}{meant}. Save the file as UTF-8.",
+    )
 
 
 def is_json(path: str | Path) -> bool:
@@ -125,11 +150,14 @@ _SCALARS = {
 
 def scalar_kind(text: str) -> str:
     """null, bool, int, float or str: what an unquoted scalar is."""
-    return next((kind for kind, pattern in _SCALARS.items() if pattern.fullmatch(text)), "str")
+    return next(
+        (kind for kind, pattern in _SCALARS.items() if pattern.fullmatch(text)), "str"
+    )
 
 
 def scalar_value(text: str, kind: str | None = None) -> Any:
-    """The value of an unquoted scalar. Raises ValueError when the text is not of the given kind."""
+    """The value of an unquoted scalar. Raises ValueError when the text is not of the
+    given kind."""
     kind = kind or scalar_kind(text)
     if kind == "str":
         return text
@@ -141,7 +169,9 @@ def scalar_value(text: str, kind: str | None = None) -> Any:
         return text.lower() == "true"
     if kind == "int":
         if len(text) > MOST_DIGITS:
-            raise ValueError(f"a number of {len(text):,} digits, of which at most {MOST_DIGITS:,} are read.")
+            raise ValueError(
+                f"a number of {len(text):,} digits, of which at most {MOST_DIGITS:,} are read."
+            )
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
     return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
@@ -154,18 +184,22 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self.marked: dict[str, tuple[int, int]] = {}
-        """Anchor of an unquoted text -> where it begins and ends, until an alias uses it."""
+        """Anchor of an unquoted text -> where it begins and ends, until an alias uses
+        it."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         self.depth += 1
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             self.marked.pop(event.anchor, None)
-        elif isinstance(event, yaml.ScalarEvent) and event.anchor and event.style is None:
+        elif (
+            isinstance(event, yaml.ScalarEvent) and event.anchor and event.style is None
+        ):
             self.marked[event.anchor] = (event.start_mark.index, event.end_mark.index)
         if self.depth > MAX_DEPTH:
             raise yaml.MarkedYAMLError(
-                problem=f"nested deeper than {MAX_DEPTH} levels", problem_mark=self.peek_event().start_mark
+                problem=f"nested deeper than {MAX_DEPTH} levels",
+                problem_mark=self.peek_event().start_mark,
             )
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -178,12 +212,15 @@ class _Loader(yaml.SafeLoader):
         return tag
 
 
-_TOML = re.compile(r"(?:\s*(?:#.*)?\n)*(?:\[\[?[A-Za-z_][\w.]*\]\]?|[A-Za-z_][\w.]* *= *\S.*)[ \t]*(?:#.*)?(?:\n|$)")
+_TOML = re.compile(
+    r"(?:\s*(?:#.*)?\n)*(?:\[\[?[A-Za-z_][\w.]*\]\]?|[A-Za-z_][\w.]* *= *\S.*)[ \t]*(?:#.*)?(?:\n|$)"
+)
 """The beginning of a TOML file: the head of a table, or a key with its value."""
 
 
 def read_yaml(text: str, diagnostics: Diagnostics) -> ConfigNode:
-    """The root mapping. Raises ConfigErrors where nothing can be read; other errors go to `report`."""
+    """The root mapping. Raises ConfigErrors where nothing can be read; other errors go
+    to `report`."""
     if _TOML.match(text):
         remedy = "Rename it, so that it ends in .toml: a config of musubi-tuner is then read."
         diagnostics.fatal(SourceLocation(1, 1), (), f"holds TOML, not YAML. {remedy}")
@@ -193,15 +230,23 @@ def read_yaml(text: str, diagnostics: Diagnostics) -> ConfigNode:
     except yaml.MarkedYAMLError as error:
         diagnostics.fatal(*syntax_fault(text, error))
     except yaml.reader.ReaderError as error:
-        diagnostics.fatal(_place_of(text, error.position), (), f"not valid YAML: the character U+{error.character:04X}")
+        diagnostics.fatal(
+            _place_of(text, error.position),
+            (),
+            f"not valid YAML: the character U+{error.character:04X}",
+        )
     if root is None:
-        diagnostics.fatal(SourceLocation(1, 1), (), "is empty. A job has the keys 'job' and 'config'.")
+        diagnostics.fatal(
+            SourceLocation(1, 1), (), "is empty. A job has the keys 'job' and 'config'."
+        )
     if not isinstance(root, yaml.MappingNode):
         if root.id == "sequence":
             listed = [item for item in root.value if isinstance(item, yaml.MappingNode)]
         else:
             listed = []
-        is_dataset = {"instance_data_dir", "path"} & {key.value for item in listed for key, _ in item.value}
+        is_dataset = {"instance_data_dir", "path"} & {
+            key.value for item in listed for key, _ in item.value
+        }
         remedy = "A job has the keys 'job' and 'config'."
         if is_dataset:
             remedy = "It is another program's list of datasets, which is not read: see docs/coming_from.md."
@@ -211,7 +256,8 @@ def read_yaml(text: str, diagnostics: Diagnostics) -> ConfigNode:
 
 
 class _Builder:
-    """Turns YAML nodes into `ConfigNode`s; an alias becomes a copy of what it names, and copies are counted."""
+    """Turns YAML nodes into `ConfigNode`s; an alias becomes a copy of what it names,
+    and copies are counted."""
 
     def __init__(self, diagnostics: Diagnostics, unused: Mapping[int, str]) -> None:
         """unused: place in the file -> a text behind an anchor that no alias names."""
@@ -220,19 +266,30 @@ class _Builder:
         self.count = 0
         self.open: list[yaml.Node] = []
 
-    def build(self, node: yaml.Node, path: KeyPath, key_at: SourceLocation, key_end: int) -> ConfigNode:
+    def build(
+        self, node: yaml.Node, path: KeyPath, key_at: SourceLocation, key_end: int
+    ) -> ConfigNode:
         self.count += 1
         if self.count > MAX_NODES:
-            self.diagnostics.fatal(_place(node), path, f"aliases expand to more than {MAX_NODES} values")
+            self.diagnostics.fatal(
+                _place(node), path, f"aliases expand to more than {MAX_NODES} values"
+            )
         if any(node is parent for parent in self.open):
-            self.diagnostics.fatal(_place(node), path, "an alias refers to the value that contains it")
+            self.diagnostics.fatal(
+                _place(node), path, "an alias refers to the value that contains it"
+            )
         if len(self.open) >= MAX_DEPTH:
-            self.diagnostics.fatal(_place(node), path, f"nested deeper than {MAX_DEPTH} levels")
+            self.diagnostics.fatal(
+                _place(node), path, f"nested deeper than {MAX_DEPTH} levels"
+            )
         self.open.append(node)
         if isinstance(node, yaml.MappingNode):
             value: Any = self.mapping(node, path)
         elif isinstance(node, yaml.SequenceNode):
-            value = [self.build(item, (*path, i), _place(item), -1) for i, item in enumerate(node.value)]
+            value = [
+                self.build(item, (*path, i), _place(item), -1)
+                for i, item in enumerate(node.value)
+            ]
         else:
             value = self.scalar(node, path)
         self.open.pop()
@@ -249,7 +306,10 @@ class _Builder:
         whole = self.unused.get(node.start_mark.index)
         if whole and isinstance(value, str | None):
             message = f"{whole.split()[0]!r} is left out: '&' marks a value for an alias, '*', and the file has none. "
-            self.diagnostics.warn(built, f"{message}If it belongs to the text, put the text in quotes: {quoted(whole)}")
+            self.diagnostics.warn(
+                built,
+                f"{message}If it belongs to the text, put the text in quotes: {quoted(whole)}",
+            )
         return built
 
     def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, ConfigNode]:
@@ -264,10 +324,14 @@ class _Builder:
                 continue
             if key in entries:
                 first = entries[key].key_at.line
-                message = f"duplicate key, first given in line {first}. Remove one of them."
+                message = (
+                    f"duplicate key, first given in line {first}. Remove one of them."
+                )
                 self.diagnostics.error_at(_place(key_node), (*path, key), message)
                 continue
-            entries[key] = self.build(value_node, (*path, key), _place(key_node), key_node.end_mark.index)
+            entries[key] = self.build(
+                value_node, (*path, key), _place(key_node), key_node.end_mark.index
+            )
         for value_node in merged:
             for key, child in self.merge(value_node, path).items():
                 entries.setdefault(key, child)
@@ -285,7 +349,11 @@ class _Builder:
                 for key, child in self.merge(item, path).items():
                     entries.setdefault(key, child)
         else:
-            self.diagnostics.error_at(_place(node), (*path, "<<"), "merges a mapping or a list of mappings only")
+            self.diagnostics.error_at(
+                _place(node),
+                (*path, "<<"),
+                "merges a mapping or a list of mappings only",
+            )
         return entries
 
     def key(self, node: yaml.Node, path: KeyPath) -> str | None:
@@ -296,24 +364,33 @@ class _Builder:
             text = str(node.value)
         else:
             text = "?"
-        self.diagnostics.error_at(_place(node), (*path, text), "a key must be text. Put it in quotes.")
+        self.diagnostics.error_at(
+            _place(node), (*path, text), "a key must be text. Put it in quotes."
+        )
         return None
 
     def scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
         kind = node.tag.removeprefix(_TAG)
         if kind not in ("str", *_SCALARS):
             self.diagnostics.error_at(
-                _place(node), path, f"the tag {node.tag!r} is not supported. Leave it out, or put the text in quotes."
+                _place(node),
+                path,
+                f"the tag {node.tag!r} is not supported. Leave it out, or put the text in quotes.",
             )
             return node.value
         try:
             value = scalar_value(node.value, kind)
-            # JSON writes characters beyond U+FFFF as two \u escapes, which YAML leaves apart.
+            # JSON writes characters beyond U+FFFF as two \u escapes, which YAML leaves
+            # apart.
             if kind == "str":
                 return value.encode("utf-16", "surrogatepass").decode("utf-16")
             return value
         except UnicodeDecodeError:
-            self.diagnostics.error_at(_place(node), path, "holds half a character (a lone surrogate). Leave it out.")
+            self.diagnostics.error_at(
+                _place(node),
+                path,
+                "holds half a character (a lone surrogate). Leave it out.",
+            )
             return node.value.encode("utf-8", "replace").decode("utf-8")
         except ValueError as error:
             self.diagnostics.error_at(_place(node), path, str(error))
@@ -321,7 +398,11 @@ class _Builder:
 
     @staticmethod
     def is_merge(node: yaml.Node) -> bool:
-        return isinstance(node, yaml.ScalarNode) and node.style is None and node.value == "<<"
+        return (
+            isinstance(node, yaml.ScalarNode)
+            and node.style is None
+            and node.value == "<<"
+        )
 
 
 def _place(node: yaml.Node) -> SourceLocation:
@@ -337,48 +418,74 @@ _REFERENCE = re.compile(r"\$?\$\{([^}]*)\}")
 _VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 
 
-def expand_variables(root: ConfigNode, env: Mapping[str, str], diagnostics: Diagnostics, *skip: KeyPath) -> ConfigNode:
-    """Environment variables in every string but those at `skip`. `$${X}` stands for the text `${X}`."""
+def expand_variables(
+    root: ConfigNode, env: Mapping[str, str], diagnostics: Diagnostics, *skip: KeyPath
+) -> ConfigNode:
+    """Environment variables in every string but those at `skip`. `$${X}` stands for the
+    text `${X}`."""
 
     def expand(node: ConfigNode) -> ConfigNode:
         if "${" not in node.value:
             return node
-        value = _REFERENCE.sub(lambda match: _expand_one(match, node, env, diagnostics), node.value)
+        value = _REFERENCE.sub(
+            lambda match: _expand_one(match, node, env, diagnostics), node.value
+        )
         return replace(node, value=value, written=node.value)
 
     return map_strings(root, expand, skip)
 
 
 def secret_values(root: ConfigNode, env: Mapping[str, str]) -> Iterator[str]:
-    """What every `${VAR}` with the name of a secret stands for, its default too; also where none is filled in."""
+    """What every `${VAR}` with the name of a secret stands for, its default too; also
+    where none is filled in."""
     for node in root.walk():
-        for reference in _REFERENCE.findall(node.value) if isinstance(node.value, str) else ():
+        for reference in (
+            _REFERENCE.findall(node.value) if isinstance(node.value, str) else ()
+        ):
             variable = _VARIABLE.fullmatch(reference)
             if variable and is_secret_variable(variable.group(1)):
                 yield from filter(None, (env.get(variable.group(1)), variable.group(2)))
 
 
-def written_with_variables(node: ConfigNode, key: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
-    """(key below `node`, text as it stood in the file) of every scalar in which a variable was filled in."""
+def written_with_variables(
+    node: ConfigNode, key: KeyPath = ()
+) -> Iterator[tuple[KeyPath, str]]:
+    """(key below `node`, text as it stood in the file) of every scalar in which a
+    variable was filled in."""
     if node.written is not None:
         yield key, node.written
     if isinstance(node.value, dict | list):
-        for part, child in node.value.items() if isinstance(node.value, dict) else enumerate(node.value):
+        for part, child in (
+            node.value.items()
+            if isinstance(node.value, dict)
+            else enumerate(node.value)
+        ):
             yield from written_with_variables(child, (*key, part))
 
 
-def _expand_one(match: re.Match[str], node: ConfigNode, env: Mapping[str, str], diagnostics: Diagnostics) -> str:
+def _expand_one(
+    match: re.Match[str],
+    node: ConfigNode,
+    env: Mapping[str, str],
+    diagnostics: Diagnostics,
+) -> str:
     if match.group().startswith("$$"):
         return match.group()[1:]
     variable = _VARIABLE.fullmatch(match.group(1))
     if not variable:
-        diagnostics.error(node, f"{match.group()!r} does not name an environment variable. Write ${{NAME}}.")
+        diagnostics.error(
+            node,
+            f"{match.group()!r} does not name an environment variable. Write ${{NAME}}.",
+        )
         return match.group()
     name, default = variable.groups()
     if default is not None:
         return env.get(name) or default
     if name not in env:
-        diagnostics.error(node, f"the environment variable {name!r} is not set. Set it, or write ${{{name}:-default}}.")
+        diagnostics.error(
+            node,
+            f"the environment variable {name!r} is not set. Set it, or write ${{{name}:-default}}.",
+        )
         return match.group()
     return env[name]
 
@@ -394,7 +501,8 @@ def replace_name(root: ConfigNode, name: str) -> ConfigNode:
 
 
 def map_paths(root: ConfigNode, moved: Mapping[str, str]) -> ConfigNode:
-    """Every text that begins with one of these folders, with the folder where that is now."""
+    """Every text that begins with one of these folders, with the folder where that is
+    now."""
 
     def move(node: ConfigNode) -> ConfigNode:
         path = moved_path(str(node.value), moved)
@@ -406,7 +514,8 @@ def map_paths(root: ConfigNode, moved: Mapping[str, str]) -> ConfigNode:
 
 
 def moved_path(path: str, moved: Mapping[str, str]) -> str:
-    """Where a path is now that may begin with one of these folders; separators of both kinds are equal."""
+    """Where a path is now that may begin with one of these folders; separators of both
+    kinds are equal."""
     written = path.replace("\\", "/")
     for old, new in moved.items():
         old = old.replace("\\", "/").rstrip("/")
@@ -416,14 +525,22 @@ def moved_path(path: str, moved: Mapping[str, str]) -> str:
 
 
 def map_in_tables(root: ConfigNode, moved: Mapping[str, str]) -> ConfigNode:
-    """The same for the paths in tables of captions: `path_map` of each dataset of a job that has none."""
+    """The same for the paths in tables of captions: `path_map` of each dataset of a job
+    that has none."""
 
     def of(node: ConfigNode, value: Any) -> ConfigNode:
         if isinstance(value, dict):
             inside = {key: of(node, text) for key, text in value.items()}
         else:
             inside = value
-        return replace(node, value=inside, path=(*node.path, "path_map"), text=str(value), plain=False, written=None)
+        return replace(
+            node,
+            value=inside,
+            path=(*node.path, "path_map"),
+            text=str(value),
+            plain=False,
+            written=None,
+        )
 
     def fill(node: ConfigNode, key: str = "") -> ConfigNode:
         if isinstance(node.value, list):
@@ -431,19 +548,31 @@ def map_in_tables(root: ConfigNode, moved: Mapping[str, str]) -> ConfigNode:
         if not isinstance(node.value, dict):
             return node
         entries = {name: fill(child, name) for name, child in node.value.items()}
-        return replace(node, value={"path_map": of(node, dict(moved)), **entries} if key == "datasets" else entries)
+        return replace(
+            node,
+            value={"path_map": of(node, dict(moved)), **entries}
+            if key == "datasets"
+            else entries,
+        )
 
     return fill(root)
 
 
 def map_strings(
-    node: ConfigNode, change: Callable[[ConfigNode], ConfigNode], skip: Collection[KeyPath] = ()
+    node: ConfigNode,
+    change: Callable[[ConfigNode], ConfigNode],
+    skip: Collection[KeyPath] = (),
 ) -> ConfigNode:
-    """The tree with `change` applied to each string; the parts at `skip` stay as they are."""
+    """The tree with `change` applied to each string; the parts at `skip` stay as they
+    are."""
     if node.path in skip:
         return node
     if isinstance(node.value, dict):
-        return replace(node, value={k: map_strings(v, change, skip) for k, v in node.value.items()})
+        return replace(
+            node, value={k: map_strings(v, change, skip) for k, v in node.value.items()}
+        )
     if isinstance(node.value, list):
-        return replace(node, value=[map_strings(item, change, skip) for item in node.value])
+        return replace(
+            node, value=[map_strings(item, change, skip) for item in node.value]
+        )
     return change(node) if isinstance(node.value, str) else node

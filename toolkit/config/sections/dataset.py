@@ -1,5 +1,5 @@
-"""`datasets[]`: one folder of images with captions and control images, or a stream of shards; `validation`: held-out
-images."""
+"""`datasets[]`: one folder of images with captions and control images, or a stream of
+shards; `validation`: held-out images."""
 
 from __future__ import annotations
 
@@ -10,11 +10,32 @@ from math import prod
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 from toolkit.config.reading.base import StrictModel
-from toolkit.config.reading.field_types import OneOf, PathStr, Slots, StrOrList, as_list, schema_of_list, value_error
-from toolkit.config.reading.findings import Findings, JobContext, check_path, error, warning
+from toolkit.config.reading.field_types import (
+    OneOf,
+    PathStr,
+    Slots,
+    StrOrList,
+    as_list,
+    schema_of_list,
+    value_error,
+)
+from toolkit.config.reading.findings import (
+    Findings,
+    JobContext,
+    check_path,
+    error,
+    warning,
+)
 from toolkit.config.reading.located import ConfigNode, Diagnostics
 from toolkit.config.reading.normalise import listed
 from toolkit.config.sections.hub_dataset import from_cache, hub_fault, hub_remedy
@@ -27,11 +48,14 @@ _COLOURS = (
 
 
 def _with_dots(extensions: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys("." + extension.strip().lstrip(".") for extension in extensions))
+    return tuple(
+        dict.fromkeys("." + extension.strip().lstrip(".") for extension in extensions)
+    )
 
 
 class Rectangle(StrictModel):
-    """`datasets[].resolution`: one size for all images, whatever their aspect ratio; they are cropped to it.
+    """`datasets[].resolution`: one size for all images, whatever their aspect ratio;
+    they are cropped to it.
 
     Example:
         resolution:
@@ -49,7 +73,8 @@ class Rectangle(StrictModel):
 
 
 def sides_of(resolution: int | Rectangle) -> tuple[int, int]:
-    """Width and height of one entry of `resolution`: an image at it has at most their product in pixels."""
+    """Width and height of one entry of `resolution`: an image at it has at most their
+    product in pixels."""
     if isinstance(resolution, int):
         return (resolution, resolution)
     return (resolution.width, resolution.height)
@@ -73,19 +98,26 @@ def _shape(value: Any) -> str:
 def _colour(value: str) -> str:
     folded = value.strip().lower()
     if folded not in _COLOURS.split() and not re.fullmatch(r"#[0-9a-f]{6}", folded):
-        raise value_error(f"{value!r} is not a valid colour. Write a name such as 'white' or '#rrggbb'.")
+        raise value_error(
+            f"{value!r} is not a valid colour. Write a name such as 'white' or '#rrggbb'."
+        )
     return folded
 
 
 _Side = Annotated[int, Field(ge=32)]
 _Size = Annotated[
     Annotated[_Side, Tag("square")] | Annotated[Rectangle, Tag("rectangle")],
-    Discriminator(_shape),  # so that an error names what is wrong of the one shape that is meant
+    Discriminator(
+        _shape
+    ),  # so that an error names what is wrong of the one shape that is meant
 ]
 Resolution = Annotated[
     tuple[_Size, ...],
     Field(min_length=1),
-    BeforeValidator(as_list, json_schema_input_type=_Side | Rectangle | tuple[_Side | Rectangle, ...]),
+    BeforeValidator(
+        as_list,
+        json_schema_input_type=_Side | Rectangle | tuple[_Side | Rectangle, ...],
+    ),
     AfterValidator(_distinct),
 ]
 
@@ -117,8 +149,8 @@ def _secret(value: str) -> str:
 
 
 class WebDatasetConfig(StrictModel):
-    """`datasets[].webdataset`: the contents of the shards of `url`. Files whose names agree up to the first dot form a
-    sample.
+    """`datasets[].webdataset`: the contents of the shards of `url`. Files whose names
+    agree up to the first dot form a sample.
 
     Example:
         webdataset: {image_key: [jpg, png], caption_key: txt}
@@ -131,36 +163,42 @@ class WebDatasetConfig(StrictModel):
         Field(min_length=1),
         schema_of_list({"type": "string"}),
     ] = ("jpg", "jpeg", "png", "webp")
-    """Extension of the image; of a list, the first that a sample has. Of Parquet files it may be a column."""
+    """Extension of the image; of a list, the first that a sample has. Of Parquet files
+    it may be a column."""
 
     label_key: Annotated[str, AfterValidator(_without_dot)] = "json"
-    """Extension of the file with the caption: `txt`, `outputs.txt`, `caption` and the like are the text itself, `json`
-    is JSON; of any other what begins with `{` is."""
+    """Extension of the file with the caption: `txt`, `outputs.txt`, `caption` and the
+    like are the text itself, `json` is JSON; of any other what begins with `{` is."""
 
     caption_key: str = Field(default="prompt", min_length=1)
     """Key of the caption in the JSON."""
 
     token: Annotated[str, AfterValidator(_secret)] = ""
-    """Token for private shards: sent to the hub, or to the host of the first address, and never written to a file.
-    Prefer the environment variable HF_TOKEN, or a stored login."""
+    """Token for private shards: sent to the hub, or to the host of the first address,
+    and never written to a file. Prefer the environment variable HF_TOKEN, or a stored
+    login."""
 
     samples: int = Field(default=0, ge=0, le=10**12)
-    """Number of samples in all shards: the length of an epoch, which `epochs` needs. 0: unknown."""
+    """Number of samples in all shards: the length of an epoch, which `epochs` needs. 0:
+    unknown."""
 
     window: int = Field(default=256, ge=1, le=1_000_000)
-    """Size of the shuffle buffer: so many samples, read from eight shards in turn, are shuffled together; two buffers
-    are in memory. 1: no shuffling."""
+    """Size of the shuffle buffer: so many samples, read from eight shards in turn, are
+    shuffled together; two buffers are in memory. 1: no shuffling."""
 
     readers: int = Field(default=1, ge=1, le=1024)
-    """Number of readers, at most the number of shards. The shards are divided among them, each has a shuffle
-    buffer, and an optimizer step takes equally many images from each. With several processes the readers are divided
-    among them if their number is a multiple of the processes; else every process reads all shards."""
+    """Number of readers, at most the number of shards. The shards are divided among
+    them, each has a shuffle buffer, and an optimizer step takes equally many images
+    from each. With several processes the readers are divided among them if their number
+    is a multiple of the processes; else every process reads all shards."""
 
     max_unreadable: float = Field(default=0.05, ge=0, le=1)
-    """Fraction of the samples, and of the shards, that may be damaged or lack a key before the run ends; they are
-    skipped. 0: none."""
+    """Fraction of the samples, and of the shards, that may be damaged or lack a key
+    before the run ends; they are skipped. 0: none."""
 
-    on_resume: ClassVar = dict.fromkeys(("token", "samples", "max_unreadable"), "harmless")
+    on_resume: ClassVar = dict.fromkeys(
+        ("token", "samples", "max_unreadable"), "harmless"
+    )
 
 
 FolderStr = Annotated[PathStr, AfterValidator(from_cache)]
@@ -168,15 +206,17 @@ FolderStr = Annotated[PathStr, AfterValidator(from_cache)]
 
 
 class ColumnsConfig(StrictModel):
-    """`datasets[].columns`: which column of a table of captions is what. Names that are known without it stand in
-    docs/datasets.md; what is given here goes before those of its role.
+    """`datasets[].columns`: which column of a table of captions is what. Names that are
+    known without it stand in docs/datasets.md; what is given here goes before those of
+    its role.
 
     Example:
         columns: {image: after, prompt: instruction, control: before}
     """
 
     image: StrOrList = ()
-    """Column with the name of the image that is trained; of a pair of preferences, of the better one."""
+    """Column with the name of the image that is trained; of a pair of preferences, of
+    the better one."""
 
     prompt: StrOrList = ()
     """Column with the caption."""
@@ -188,13 +228,15 @@ class ColumnsConfig(StrictModel):
     """Column with the mask of the loss, as in `mask_path`: white is 1."""
 
     weight: StrOrList = ()
-    """Column with a factor on the loss of the image, in addition to `loss_multiplier`."""
+    """Column with a factor on the loss of the image, in addition to
+    `loss_multiplier`."""
 
     worse: StrOrList = ()
     """Column with the worse image of a pair of preferences."""
 
     ignore: StrOrList = ()
-    """Columns that are not meant for the training; of others that are not used, the plan and `lint` give the names."""
+    """Columns that are not meant for the training; of others that are not used, the
+    plan and `lint` give the names."""
 
     lone_key: ClassVar = "control"
 
@@ -204,7 +246,10 @@ class ColumnsConfig(StrictModel):
         for key in type(self).model_fields:
             for name in getattr(self, key):
                 if name in roles:
-                    yield error(key, f"{name!r} is given as {roles[name]!r} too. Remove one of them.")
+                    yield error(
+                        key,
+                        f"{name!r} is given as {roles[name]!r} too. Remove one of them.",
+                    )
                 roles[name] = key
         for key in ("mask", "weight"):
             if len(getattr(self, key)) > 1:
@@ -212,24 +257,27 @@ class ColumnsConfig(StrictModel):
 
 
 class FromBaseConfig(StrictModel):
-    """`datasets[].from_base`: regularisation images that the base model generates before the training, without the
-    LoRA. They are kept in the cache of the training folder. `sample.vae_path` decodes those that are made while it is
-    given; images that are there stay.
+    """`datasets[].from_base`: regularisation images that the base model generates
+    before the training, without the LoRA. They are kept in the cache of the training
+    folder. `sample.vae_path` decodes those that are made while it is given; images that
+    are there stay.
 
     Example:
         from_base: {prompts: prompts/people.txt, count: 50}
     """
 
     prompts: PathStr
-    """Text file with one prompt per line, each of which is the caption of its image; lines that begin with `#` are left
-    out. Say in them what the training should not change, without the trigger word."""
+    """Text file with one prompt per line, each of which is the caption of its image;
+    lines that begin with `#` are left out. Say in them what the training should not
+    change, without the trigger word."""
 
     count: int | None = Field(default=None, ge=1, le=100_000)
-    """Number of images. Above the number of prompts these are used again with other seeds; below it the first ones are
-    used. Not given: one image of each prompt."""
+    """Number of images. Above the number of prompts these are used again with other
+    seeds; below it the first ones are used. Not given: one image of each prompt."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """With it, its prompt and how often that was used before, an image has a seed of its own; 0 is a valid seed."""
+    """With it, its prompt and how often that was used before, an image has a seed of
+    its own; 0 is a valid seed."""
 
     sample_steps: int | None = Field(default=None, ge=1, le=1000)
     """Steps of an image. Not given: as of samples."""
@@ -247,16 +295,16 @@ WITH_FROM_BASE = {
     "from_base", "num_repeats", "resolution", "caption_dropout_rate", "shuffle_tokens", "keep_tokens", "is_reg",
     "loss_multiplier", "cache_latents", "cache_latents_to_disk", "cache_text_embeddings", "num_workers", "path_map",
 }  # fmt: skip
-"""Keys of a dataset that may stand beside `from_base`. Others are about files; so is `path_map`, but `--map` gives it
-to all datasets."""
+"""Keys of a dataset that may stand beside `from_base`. Others are about files; so is
+`path_map`, but `--map` gives it to all datasets."""
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 """Suffixes of files with the caption of one image."""
 
 
 class DatasetConfig(StrictModel):
-    """`datasets[]`: one folder of images, or a folder whose subfolders are named `<repeats>_<name>`; or, with `url`
-    instead of `folder_path`, a stream of shards.
+    """`datasets[]`: one folder of images, or a folder whose subfolders are named
+    `<repeats>_<name>`; or, with `url` instead of `folder_path`, a stream of shards.
 
     Example:
         datasets:
@@ -265,168 +313,195 @@ class DatasetConfig(StrictModel):
     """
 
     folder_path: FolderStr = ""
-    """Folder of the images, relative to the working directory, or a zip file of one: `pairs.zip`, or of a folder in it
-    `pairs.zip/after`; a Parquet file with pictures, or a folder of such files; or the id of a hub dataset that is
-    downloaded (`owner/name`). Either this, `url`, `from_base`, or `captions_file` alone."""
+    """Folder of the images, relative to the working directory, or a zip file of one:
+    `pairs.zip`, or of a folder in it `pairs.zip/after`; a Parquet file with pictures,
+    or a folder of such files; or the id of a hub dataset that is downloaded
+    (`owner/name`). Either this, `url`, `from_base`, or `captions_file` alone."""
 
     from_base: FromBaseConfig | None = None
-    """Instead of `folder_path`: regularisation images that the base model generates, one size each, the largest of
-    `resolution`."""
+    """Instead of `folder_path`: regularisation images that the base model generates,
+    one size each, the largest of `resolution`."""
 
     url: StrOrList = ()
-    """Tar files in WebDataset format, or Parquet files with pictures, which are streamed during training:
-    `hf://datasets/owner/name/*.tar`, `https://host/x-{000..099}.tar`, a path with `*`, or a list of these. It must be
-    the only entry of `datasets`."""
+    """Tar files in WebDataset format, or Parquet files with pictures, which are
+    streamed during training: `hf://datasets/owner/name/*.tar`,
+    `https://host/x-{000..099}.tar`, a path with `*`, or a list of these. It must be the
+    only entry of `datasets`."""
 
     webdataset: WebDatasetConfig = Field(default_factory=WebDatasetConfig)
     """The contents of the shards of `url`."""
 
     num_repeats: int | None = Field(default=None, ge=1)
-    """How often each image is used per epoch and size. Not given: the leading `<int>_` of the folder's
-    name, else 1."""
+    """How often each image is used per epoch and size. Not given: the leading `<int>_`
+    of the folder's name, else 1."""
 
     repeats_from_names: bool | None = None
-    """Whether the leading `<int>_` of a folder's name is the number of its repeats. false: it is part of the name.
-    true: it is, without a question. Not given: it is, and the plan asks where the numbers of folders beside each other
-    count up, look like dates or sizes, or are larger than repeats are."""
+    """Whether the leading `<int>_` of a folder's name is the number of its repeats.
+    false: it is part of the name. true: it is, without a question. Not given: it is,
+    and the plan asks where the numbers of folders beside each other count up, look like
+    dates or sizes, or are larger than repeats are."""
 
     resolution: Resolution = (1024,)
-    """Training size in pixels, one or a list: images are resized to at most this area (the number squared) and keep
-    their aspect ratio. Every size in a list is used: `[960, 544]` gives two samples per image. At least 32. A single
-    rectangle for all images: `{width: 960, height: 544}`."""
+    """Training size in pixels, one or a list: images are resized to at most this area
+    (the number squared) and keep their aspect ratio. Every size in a list is used:
+    `[960, 544]` gives two samples per image. At least 32. A single rectangle for all
+    images: `{width: 960, height: 544}`."""
 
     caption_ext: Extensions = CAPTION_SUFFIXES
-    """Extension of the caption files, with or without the dot; of a list, the first that exists is read. A `.json` file
-    has its caption under the key `caption`."""
+    """Extension of the caption files, with or without the dot; of a list, the first
+    that exists is read. A `.json` file has its caption under the key `caption`."""
 
     captions: Annotated[Literal["one", "lines", "names"], OneOf()] = "one"
-    """one: the text of an image is one caption, line breaks included. lines: each of its lines is a caption, in `.json`
-    and `.jsonl` also each text of a list; one of them is drawn each time the image is used, by `training_seed`.
-    Prefix, trigger word, dropout and shuffling apply to the one that is drawn; the validation uses the first. names:
-    the caption is the file name with spaces for `_`, without `image_suffix` and without a number in brackets at its
-    end; no caption file and no table is read."""
+    """one: the text of an image is one caption, line breaks included. lines: each of
+    its lines is a caption, in `.json` and `.jsonl` also each text of a list; one of
+    them is drawn each time the image is used, by `training_seed`. Prefix, trigger word,
+    dropout and shuffling apply to the one that is drawn; the validation uses the first.
+    names: the caption is the file name with spaces for `_`, without `image_suffix` and
+    without a number in brackets at its end; no caption file and no table is read."""
 
     default_caption: str = ""
     """Caption of images that have none, or an empty one."""
 
     captions_file: PathStr | None = None
-    """A table with the captions of all images, instead of files beside them: lines of file name, tab, caption; `.csv`
-    with a header (`file_name`, `caption` or `text`); `.jsonl` or `.json` with these keys; or `.json` that maps names to
-    captions. The columns `control_path`, `control_path_0`, ... name control images, instead of `control_path`. Images
-    in a subfolder are named with it: `40_mychar/a.jpg`. Without `folder_path` the images are those that the table
-    names, relative to its folder. Not given: if no image of a folder has a caption file, and exactly one table in the
+    """A table with the captions of all images, instead of files beside them: lines of
+    file name, tab, caption; `.csv` with a header (`file_name`, `caption` or `text`);
+    `.jsonl` or `.json` with these keys; or `.json` that maps names to captions. The
+    columns `control_path`, `control_path_0`, ... name control images, instead of
+    `control_path`. Images in a subfolder are named with it: `40_mychar/a.jpg`. Without
+    `folder_path` the images are those that the table names, relative to its folder. Not
+    given: if no image of a folder has a caption file, and exactly one table in the
     folder names its images, that table is read, and the plan says so."""
 
     columns: ColumnsConfig = Field(default_factory=ColumnsConfig)
-    """What the columns of a table of captions are, where their names do not say it: `{control: photo, mask: m}`."""
+    """What the columns of a table of captions are, where their names do not say it:
+    `{control: photo, mask: m}`."""
 
     caption_from_name: bool = False
-    """Use the file name, with spaces for `_`, as the caption of images that have none: `a_red_cat.jpg` is `a red cat`.
-    Takes precedence over `default_caption`. With `captions: names` it is that of all images."""
+    """Use the file name, with spaces for `_`, as the caption of images that have none:
+    `a_red_cat.jpg` is `a red cat`. Takes precedence over `default_caption`. With
+    `captions: names` it is that of all images."""
 
     skip_unreadable: bool = False
-    """Leave out images whose file is damaged, animated or of another format, with those whose control image or mask is;
-    the plan names them. Off: they are errors."""
+    """Leave out images whose file is damaged, animated or of another format, with those
+    whose control image or mask is; the plan names them. Off: they are errors."""
 
     path_map: dict[str, str] = Field(default_factory=dict)
-    """Maps folders of another machine, at the beginning of paths in `captions_file`, to folders here:
-    `{/old/disk: /data}`. The option `--map OLD=NEW` sets it for all datasets."""
+    """Maps folders of another machine, at the beginning of paths in `captions_file`, to
+    folders here: `{/old/disk: /data}`. The option `--map OLD=NEW` sets it for all
+    datasets."""
 
     caption_prefix: Annotated[str, AfterValidator(str.strip)] = ""
-    """Text before each caption that is not dropped: `<prefix>. <caption>`, after a prepended trigger word. Not applied
-    to the prompts of samples."""
+    """Text before each caption that is not dropped: `<prefix>. <caption>`, after a
+    prepended trigger word. Not applied to the prompts of samples."""
 
     trigger_word: str | None = None
     """Trigger word of this dataset instead of the process's."""
 
     caption_dropout_rate: float = Field(default=0.0, ge=0, le=1)
-    """Probability that the caption is replaced by an empty one, each time the image is used. 0: off."""
+    """Probability that the caption is replaced by an empty one, each time the image is
+    used. 0: off."""
 
     shuffle_tokens: bool = False
-    """Shuffle the comma-separated parts of the caption each time it is used. The text encoder then stays loaded."""
+    """Shuffle the comma-separated parts of the caption each time it is used. The text
+    encoder then stays loaded."""
 
     keep_tokens: int = Field(default=0, ge=0)
     """Number of leading parts that `shuffle_tokens` leaves in place. 0: none."""
 
     control_path: Slots = ()
-    """Folder of control images, or a list of folders in slot order, matched by file stem: `a.png`, then `a_0.png`,
-    `a_1.png` and so on for `a.jpg`. Empty: no control images."""
+    """Folder of control images, or a list of folders in slot order, matched by file
+    stem: `a.png`, then `a_0.png`, `a_1.png` and so on for `a.jpg`. Empty: no control
+    images."""
 
     control_suffix: StrOrList = ()
-    """Instead of `control_path`, for control images in the same folder: the suffix of their names, in slot order. With
-    `_ref` the control image of `a.jpg` is `a_ref.png`, which is then not a training image itself. In `ref_*` the `*` is
-    the name of the image: `ref_a.png`."""
+    """Instead of `control_path`, for control images in the same folder: the suffix of
+    their names, in slot order. With `_ref` the control image of `a.jpg` is `a_ref.png`,
+    which is then not a training image itself. In `ref_*` the `*` is the name of the
+    image: `ref_a.png`."""
 
     image_suffix: str = ""
-    """Suffix of the images themselves, where pairs lie in one folder as fal and Pruna name them: with `_end` and
-    `control_suffix: [_start, _start2]`, `a_end.png` is trained with `a_start.png`, `a_start2.png` and the caption
-    `a.txt`. Where the word stands in front, `*` is what both names share: `after_*` with `control_suffix: [before_*]`
-    trains `after_1.png` with `before_1.png`. Other images of the folder are not used. Empty: none."""
+    """Suffix of the images themselves, where pairs lie in one folder as fal and Pruna
+    name them: with `_end` and `control_suffix: [_start, _start2]`, `a_end.png` is
+    trained with `a_start.png`, `a_start2.png` and the caption `a.txt`. Where the word
+    stands in front, `*` is what both names share: `after_*` with `control_suffix:
+    [before_*]` trains `after_1.png` with `before_1.png`. Other images of the folder are
+    not used. Empty: none."""
 
     layers_path: PathStr | None = None
-    """For Qwen-Image-Layered: folder of the layers of each image, from back to front, as large as the image:
-    `a_layer0.png`, `a_layer1.png` and so on for `a.png`, or `a_0.png`, `a_1.png`. Images may have unlike numbers of
-    layers."""
+    """For Qwen-Image-Layered: folder of the layers of each image, from back to front,
+    as large as the image: `a_layer0.png`, `a_layer1.png` and so on for `a.png`, or
+    `a_0.png`, `a_1.png`. Images may have unlike numbers of layers."""
 
     layers_suffix: str = ""
-    """Instead of `layers_path`, for layers in the same folder: the suffix of their names in front of the number.
-    `_layer` for `a_layer0.png`, `_` for `a_0.png`. Empty: none."""
+    """Instead of `layers_path`, for layers in the same folder: the suffix of their
+    names in front of the number. `_layer` for `a_layer0.png`, `_` for `a_0.png`. Empty:
+    none."""
 
     control_optional: bool = False
-    """Train images without a match in a control folder without that control image, instead of raising an error."""
+    """Train images without a match in a control folder without that control image,
+    instead of raising an error."""
 
     mask_path: PathStr | None = None
-    """Folder of masks, matched by file stem: the loss is weighted by the brightness of the mask, white is 1.
-    Transparent is black. A mask is stretched to its image, then resized, cropped and flipped with it. The loss remains
-    a mean over the whole image."""
+    """Folder of masks, matched by file stem: the loss is weighted by the brightness of
+    the mask, white is 1. Transparent is black. A mask is stretched to its image, then
+    resized, cropped and flipped with it. The loss remains a mean over the whole
+    image."""
 
     mask_suffix: str = ""
-    """Instead of `mask_path`, for masks in the same folder, as `control_suffix`: `-masklabel` for OneTrainer's masks.
-    Empty: none."""
+    """Instead of `mask_path`, for masks in the same folder, as `control_suffix`:
+    `-masklabel` for OneTrainer's masks. Empty: none."""
 
     mask_optional: bool = False
-    """Train images without a match in `mask_path` without a mask, instead of raising an error."""
+    """Train images without a match in `mask_path` without a mask, instead of raising an
+    error."""
 
     alpha_mask: bool = False
-    """Use the alpha channel of each image as its mask; images without one have no mask (one note names them)."""
+    """Use the alpha channel of each image as its mask; images without one have no mask
+    (one note names them)."""
 
     mask_min_value: float = Field(default=0.0, ge=0, le=1)
-    """Weight of the masked-out area. 0: nothing is learned from it; 1: the mask has no effect."""
+    """Weight of the masked-out area. 0: nothing is learned from it; 1: the mask has no
+    effect."""
 
     invert_mask: bool = False
     """Invert the mask: the black or transparent area is trained."""
 
     flip_x: bool = False
-    """Also use each image flipped horizontally, with its control images and mask: two samples per image, or four
-    together with `flip_y`."""
+    """Also use each image flipped horizontally, with its control images and mask: two
+    samples per image, or four together with `flip_y`."""
 
     flip_y: bool = False
     """Also use each image flipped vertically, with its control images and mask."""
 
     loss_multiplier: float = Field(default=1.0, ge=0, le=1e6)
-    """Factor on the loss of these images. 0: nothing is learned from them (one warning)."""
+    """Factor on the loss of these images. 0: nothing is learned from them (one
+    warning)."""
 
     is_reg: bool = False
-    """Regularisation images, which show what the trigger word should not change: it is not prepended to their captions,
-    and `train.reg_weight` scales their loss. They alternate with the other images, as often as their repeats say."""
+    """Regularisation images, which show what the trigger word should not change: it is
+    not prepended to their captions, and `train.reg_weight` scales their loss. They
+    alternate with the other images, as often as their repeats say."""
 
     cache_latents: bool = True
-    """Compute the latents of images and control images once, before training. With `url` they are encoded during
-    training."""
+    """Compute the latents of images and control images once, before training. With
+    `url` they are encoded during training."""
 
     cache_latents_to_disk: bool = True
-    """Keep the cache for later runs. With `url` the default is false; true keeps what is encoded during training."""
+    """Keep the cache for later runs. With `url` the default is false; true keeps what
+    is encoded during training."""
 
     cache_text_embeddings: bool | None = None
-    """Compute the text embeddings once, before training. Not given: yes, unless `shuffle_tokens` is on. With `url`,
-    true keeps what is encoded during training."""
+    """Compute the text embeddings once, before training. Not given: yes, unless
+    `shuffle_tokens` is on. With `url`, true keeps what is encoded during training."""
 
     background: Annotated[str, AfterValidator(_colour)] = "white"
-    """Colour behind transparent pixels of images and control images: a name or "#rrggbb". A model with an alpha channel
-    (Qwen-Image-2.1) is trained on the transparency itself unless this is given."""
+    """Colour behind transparent pixels of images and control images: a name or
+    "#rrggbb". A model with an alpha channel (Qwen-Image-2.1) is trained on the
+    transparency itself unless this is given."""
 
     num_workers: int = Field(default=0, ge=0, le=1024)
-    """Number of threads that prefetch batches. 0: batches are loaded in the main thread."""
+    """Number of threads that prefetch batches. 0: batches are loaded in the main
+    thread."""
 
     common_words: ClassVar = {
         **dict.fromkeys(("res", "size", "image_size"), "resolution"),
@@ -436,42 +511,70 @@ class DatasetConfig(StrictModel):
     }
     lone_key: ClassVar = "folder_path"
     on_resume: ClassVar = {
-        **dict.fromkeys(("num_workers", "cache_latents", "cache_latents_to_disk", "cache_text_embeddings"), "harmless"),
-        **dict.fromkeys(("path_map", "columns"), "harmless"),  # the dataset is compared by its content
+        **dict.fromkeys(
+            (
+                "num_workers",
+                "cache_latents",
+                "cache_latents_to_disk",
+                "cache_text_embeddings",
+            ),
+            "harmless",
+        ),
+        **dict.fromkeys(
+            ("path_map", "columns"), "harmless"
+        ),  # the dataset is compared by its content
         "repeats_from_names": "harmless",  # and the repeats with it
-        # A stream is compared by the names of its shards, wherever they lie; its place means nothing in a folder.
+        # A stream is compared by the names of its shards, wherever they lie; its place
+        # means nothing in a folder.
         "url": lambda dataset: "harmless" if dataset.get("url") else "impossible",
-        "folder_path": lambda dataset: "impossible" if dataset.get("url") else "changes the result",
+        "folder_path": lambda dataset: (
+            "impossible" if dataset.get("url") else "changes the result"
+        ),
     }
 
     @classmethod
-    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
-        """A single resolution becomes a list. A stream keeps latents only where the job says so. What the base model
-        makes are regularisation images."""
+    def rewrite(
+        cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics
+    ) -> dict[str, ConfigNode]:
+        """A single resolution becomes a list. A stream keeps latents only where the job
+        says so. What the base model makes are regularisation images."""
         entries = _with_listed_resolution(entries, diagnostics)
         made = entries.get("from_base")
         if made and "is_reg" not in entries:
-            entries = entries | {"is_reg": replace(made, value=True, text="true", path=(*made.path[:-1], "is_reg"))}
+            entries = entries | {
+                "is_reg": replace(
+                    made, value=True, text="true", path=(*made.path[:-1], "is_reg")
+                )
+            }
         key = "cache_latents_to_disk"
         url = entries.get("url")
         if url and key not in entries:
-            entries = entries | {key: replace(url, value=False, text="false", path=(*url.path[:-1], key))}
+            entries = entries | {
+                key: replace(url, value=False, text="false", path=(*url.path[:-1], key))
+            }
         return entries
 
     @model_validator(mode="after")
     def _has_images(self) -> DatasetConfig:
         if not (self.folder_path or self.url or self.captions_file or self.from_base):
-            raise ValueError("names no images. Give 'folder_path', or 'url' for a stream of shards.")
+            raise ValueError(
+                "names no images. Give 'folder_path', or 'url' for a stream of shards."
+            )
         return self
 
     @property
     def place(self) -> str:
         """What names its images, for a message."""
-        return self.folder_path or self.captions_file or (self.from_base.prompts if self.from_base else self.url[0])
+        return (
+            self.folder_path
+            or self.captions_file
+            or (self.from_base.prompts if self.from_base else self.url[0])
+        )
 
     @property
     def references(self) -> tuple[str, tuple[str, ...]]:
-        """The key that says where the control images are, and its values in slot order."""
+        """The key that says where the control images are, and its values in slot
+        order."""
         if self.control_suffix:
             return ("control_suffix", self.control_suffix)
         return ("control_path", self.control_path)
@@ -484,10 +587,14 @@ class DatasetConfig(StrictModel):
         return ""
 
     def check(self, job: JobContext) -> Findings:
-        """Folders that are missing, keys that exclude each other, images that teach nothing."""
+        """Folders that are missing, keys that exclude each other, images that teach
+        nothing."""
         if self.url:
             for key in sorted(self.model_fields_set & NOT_OF_STREAMS.keys()):
-                yield error(key, f"cannot be combined with 'url': {NOT_OF_STREAMS[key]}. Remove it.")
+                yield error(
+                    key,
+                    f"cannot be combined with 'url': {NOT_OF_STREAMS[key]}. Remove it.",
+                )
             if len(self.resolution) > 1:
                 message = "a stream yields each image once per epoch, at one size. Give a single resolution."
                 yield error("resolution", message)
@@ -495,18 +602,37 @@ class DatasetConfig(StrictModel):
             yield from self._check_made(self.from_base, job)
         else:
             if "webdataset" in self.model_fields_set:
-                yield error("webdataset", "only applies with 'url', which is not set. Remove it.")
+                yield error(
+                    "webdataset",
+                    "only applies with 'url', which is not set. Remove it.",
+                )
             if self.repeats_from_names is not None and self.num_repeats:
-                yield warning("repeats_from_names", "has no effect with 'num_repeats'. Remove one of them.")
+                yield warning(
+                    "repeats_from_names",
+                    "has no effect with 'num_repeats'. Remove one of them.",
+                )
             yield from _check_folder(self.folder_path or None, job)
-            yield from check_path("captions_file", self.captions_file, CAPTIONS, job, file=True)
+            yield from check_path(
+                "captions_file", self.captions_file, CAPTIONS, job, file=True
+            )
             if self.captions == "names" and self.captions_file:
-                yield error("captions", "'names' and 'captions_file' cannot be combined. Remove one of them.")
+                yield error(
+                    "captions",
+                    "'names' and 'captions_file' cannot be combined. Remove one of them.",
+                )
             if self.control_path and self.control_suffix:
-                yield error("control_suffix", "cannot be combined with 'control_path'. Remove one of them.")
+                yield error(
+                    "control_suffix",
+                    "cannot be combined with 'control_path'. Remove one of them.",
+                )
             if self.layers_path and self.layers_suffix:
-                yield error("layers_suffix", "cannot be combined with 'layers_path'. Remove one of them.")
-            yield from check_path("layers_path", self.layers_path, "Give a folder of layers.", job)
+                yield error(
+                    "layers_suffix",
+                    "cannot be combined with 'layers_path'. Remove one of them.",
+                )
+            yield from check_path(
+                "layers_path", self.layers_path, "Give a folder of layers.", job
+            )
             for slot, path in enumerate(self.control_path):
                 yield from check_path(f"control_path.{slot}", path, IMAGES, job)
             if self.model_fields_set & MASKS:
@@ -514,7 +640,10 @@ class DatasetConfig(StrictModel):
         if self.loss_multiplier == 0:
             yield warning("loss_multiplier", "0: nothing is learned from these images.")
         for slot, control in enumerate(self.control_path if self.folder_path else ()):
-            if Path(control).expanduser().resolve() == Path(self.folder_path).expanduser().resolve():
+            if (
+                Path(control).expanduser().resolve()
+                == Path(self.folder_path).expanduser().resolve()
+            ):
                 message = "is the same folder as folder_path: each image would be its own control image."
                 yield warning(f"control_path.{slot}", message)
         sizes = self.resolution
@@ -525,20 +654,40 @@ class DatasetConfig(StrictModel):
 
     def _check_made(self, made: FromBaseConfig, job: JobContext) -> Findings:
         for key in sorted(self.model_fields_set - WITH_FROM_BASE):
-            yield error(key, "cannot be combined with 'from_base', which has no files. Remove one of them.")
+            yield error(
+                key,
+                "cannot be combined with 'from_base', which has no files. Remove one of them.",
+            )
         if not self.is_reg:
-            yield error("is_reg", "images of the base model are regularisation images. Leave it out, or write true.")
+            yield error(
+                "is_reg",
+                "images of the base model are regularisation images. Leave it out, or write true.",
+            )
         yield from check_path(
-            "from_base.prompts", made.prompts, "Give a text file with one prompt per line.", job, file=True
+            "from_base.prompts",
+            made.prompts,
+            "Give a text file with one prompt per line.",
+            job,
+            file=True,
         )
 
     def _check_masks(self, job: JobContext) -> Findings:
-        sources = [key for key in ("mask_path", "mask_suffix", "alpha_mask") if getattr(self, key)]
+        sources = [
+            key
+            for key in ("mask_path", "mask_suffix", "alpha_mask")
+            if getattr(self, key)
+        ]
         for key in sources[:1] if len(sources) > 1 else ():
-            yield error(key, f"{key!r} and {sources[1]!r} cannot be combined. Remove one of them.")
+            yield error(
+                key,
+                f"{key!r} and {sources[1]!r} cannot be combined. Remove one of them.",
+            )
         if self.columns.mask:
             if self.alpha_mask:
-                yield error("alpha_mask", "cannot be combined with 'columns.mask'. Remove one of them.")
+                yield error(
+                    "alpha_mask",
+                    "cannot be combined with 'columns.mask'. Remove one of them.",
+                )
         elif not sources or sources == ["alpha_mask"]:
             if self.alpha_mask:
                 keys = "mask_optional"
@@ -547,14 +696,23 @@ class DatasetConfig(StrictModel):
             yield from self.unused(keys, " without a mask.")
         if self.mask_path is None:
             return
-        if Path(self.mask_path).expanduser().resolve() == Path(self.folder_path).expanduser().resolve():
+        if (
+            Path(self.mask_path).expanduser().resolve()
+            == Path(self.folder_path).expanduser().resolve()
+        ):
             remedy = "Give another folder, or 'alpha_mask: true' to use the transparency of the images."
-            yield error("mask_path", f"is the same folder as folder_path: each image would be its own mask. {remedy}")
-        yield from check_path("mask_path", self.mask_path, "Give a folder of masks.", job)
+            yield error(
+                "mask_path",
+                f"is the same folder as folder_path: each image would be its own mask. {remedy}",
+            )
+        yield from check_path(
+            "mask_path", self.mask_path, "Give a folder of masks.", job
+        )
 
 
 def _check_folder(path: str | None, job: JobContext) -> Findings:
-    """An error for a folder of images that is not there, also as a dataset of the hub."""
+    """An error for a folder of images that is not there, also as a dataset of the
+    hub."""
     if path and not job.will_write(path):
         fault = hub_fault(path)
     else:
@@ -562,40 +720,61 @@ def _check_folder(path: str | None, job: JobContext) -> Findings:
     if fault:
         yield error("folder_path", fault)
     else:
-        yield from check_path("folder_path", path, IMAGES + (hub_remedy(path) if path else ""), job)
+        yield from check_path(
+            "folder_path", path, IMAGES + (hub_remedy(path) if path else ""), job
+        )
 
 
-def _with_listed_resolution(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
+def _with_listed_resolution(
+    entries: dict[str, ConfigNode], diagnostics: Diagnostics
+) -> dict[str, ConfigNode]:
     """A single resolution as a list; the plan says what equal ones are taken for."""
     node = entries.get("resolution")
     if node is None:
         return entries
     sizes = node.data()
-    if isinstance(sizes, list) and len(sizes) > 1 and isinstance(sizes[0], int) and sizes.count(sizes[0]) == len(sizes):
+    if (
+        isinstance(sizes, list)
+        and len(sizes) > 1
+        and isinstance(sizes[0], int)
+        and sizes.count(sizes[0]) == len(sizes)
+    ):
         side = sizes[0]
         note = f"{diagnostics.place(node)}: {sizes} is taken as one size, {side}: the area of a square of {side} pixels"
         diagnostics.notes.append(f"{note}, aspect ratio kept")
     return {**entries, "resolution": listed(node)}
 
 
-MASKS = {"mask_path", "mask_suffix", "mask_optional", "alpha_mask", "mask_min_value", "invert_mask"}
+MASKS = {
+    "mask_path",
+    "mask_suffix",
+    "mask_optional",
+    "alpha_mask",
+    "mask_min_value",
+    "invert_mask",
+}
 """Keys that concern masks."""
 
 NOT_OF_STREAMS = {
     "folder_path": "a dataset is either a folder or a stream",
     "from_base": "a dataset is either made or a stream",
-    **dict.fromkeys(("num_repeats", "repeats_from_names"), "a stream is read once per epoch"),
+    **dict.fromkeys(
+        ("num_repeats", "repeats_from_names"), "a stream is read once per epoch"
+    ),
     "caption_ext": "its captions are in the shards (webdataset.label_key)",
     "captions_file": "its captions are in the shards (webdataset.label_key)",
     "columns": "a stream has no table of captions (webdataset.image_key, caption_key)",
     "caption_from_name": "its captions are in the shards (webdataset.label_key)",
     "captions": "a sample of a stream has one caption",
     **dict.fromkeys(
-        ("control_path", "control_suffix", "image_suffix", "control_optional"), "a stream has no control images"
+        ("control_path", "control_suffix", "image_suffix", "control_optional"),
+        "a stream has no control images",
     ),
     **dict.fromkeys(("layers_path", "layers_suffix"), "a stream has no layers"),
     **dict.fromkeys(sorted(MASKS), "a stream has no masks"),
-    **dict.fromkeys(("flip_x", "flip_y"), "a stream yields each image once per epoch, unflipped"),
+    **dict.fromkeys(
+        ("flip_x", "flip_y"), "a stream yields each image once per epoch, unflipped"
+    ),
     "skip_unreadable": "a stream leaves out samples that it cannot read",
     "is_reg": "regularisation images are a second dataset, and a stream must be the only one",
 }
@@ -612,12 +791,13 @@ OF_THE_FOLDER = (
 
 
 LOSS = "validation/loss"
-"""The mean over all images and noise levels; `validation/loss_t0.125` and so on are those of one level."""
+"""The mean over all images and noise levels; `validation/loss_t0.125` and so on are
+those of one level."""
 
 
 TEXTURE = "validation/texture"
-"""Energy of high frequencies in the x0 that is predicted at the highest noise level, over that in the image; 1: as
-much."""
+"""Energy of high frequencies in the x0 that is predicted at the highest noise level,
+over that in the image; 1: as much."""
 
 
 def noise_levels(count: int) -> tuple[float, ...]:
@@ -638,16 +818,17 @@ def loss_in(way: str) -> str:
 class ValidationConfig(StrictModel):
     """`validation`: the loss on held-out images, with the weights that would be saved.
 
-    Noise and noise levels are the same each time, and nothing is dropped or weighted, so that losses are comparable.
-    The weights with the lowest loss are kept as `<name>_best.safetensors`.
+    Noise and noise levels are the same each time, and nothing is dropped or weighted,
+    so that losses are comparable. The weights with the lowest loss are kept as
+    `<name>_best.safetensors`.
 
     Example:
         validation: {fraction: 0.1, every: 100}
     """
 
     every: int = Field(default=0, ge=0)
-    """Optimizer steps between two validations. There is always one before step 1 and one after the last step; 0: no
-    others."""
+    """Optimizer steps between two validations. There is always one before step 1 and
+    one after the last step; 0: no others."""
 
     every_n_epochs: int = Field(default=0, ge=0)
     """Epochs between two validations; if both are given, both apply. 0: no others."""
@@ -656,29 +837,33 @@ class ValidationConfig(StrictModel):
     """Folder of the images, as in a dataset. Either this or `fraction`."""
 
     fraction: float | None = Field(default=None, gt=0, le=0.5)
-    """Fraction of the images of all datasets that is held out, at all sizes; at least one image, no regularisation
-    images. Chosen by a hash of folder and file name, so the same for every start. 0 is an error: omit the section."""
+    """Fraction of the images of all datasets that is held out, at all sizes; at least
+    one image, no regularisation images. Chosen by a hash of folder and file name, so
+    the same for every start. 0 is an error: omit the section."""
 
     timesteps: int = Field(default=4, ge=1, le=1000)
-    """Number of noise levels per image, evenly spaced: 4 are 0.125, 0.375, 0.625 and 0.875. Each costs a forward
-    pass."""
+    """Number of noise levels per image, evenly spaced: 4 are 0.125, 0.375, 0.625 and
+    0.875. Each costs a forward pass."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of the noise and of the images that `fraction` chooses; 0 is a valid seed. Independent of `training_seed`,
-    so that runs with different seeds are comparable."""
+    """Seed of the noise and of the images that `fraction` chooses; 0 is a valid seed.
+    Independent of `training_seed`, so that runs with different seeds are comparable."""
 
     edits: int = Field(default=0, ge=0)
-    """Number of images with control images that are also generated from these and their captions, to measure how far
-    the edits drift from them (docs/edits_that_shift.md). Each costs as much as a sample of its size. 0: none."""
+    """Number of images with control images that are also generated from these and their
+    captions, to measure how far the edits drift from them (docs/edits_that_shift.md).
+    Each costs as much as a sample of its size. 0: none."""
 
     control_path: Slots = ()
     """Control images for `folder_path`, as in a dataset."""
 
     control_optional: bool = False
-    """For `folder_path`: measure images without a match without that control image, instead of raising an error."""
+    """For `folder_path`: measure images without a match without that control image,
+    instead of raising an error."""
 
     resolution: Resolution | None = None
-    """For `folder_path`: size in pixels, one or a list. Not given: every size of the datasets."""
+    """For `folder_path`: size in pixels, one or a list. Not given: every size of the
+    datasets."""
 
     caption_ext: Extensions | None = None
     """For `folder_path`. Not given: as in the first dataset."""
@@ -687,7 +872,8 @@ class ValidationConfig(StrictModel):
     """For `folder_path`. Not given: as in the first dataset."""
 
     captions_file: PathStr | None = None
-    """For `folder_path`, as in a dataset. Not given: the captions are in files beside the images."""
+    """For `folder_path`, as in a dataset. Not given: the captions are in files beside
+    the images."""
 
     trigger_word: str | None = None
     """For `folder_path`. Not given: that of the first dataset, or of the process."""
@@ -695,8 +881,11 @@ class ValidationConfig(StrictModel):
     lone_key: ClassVar = "fraction"
 
     @classmethod
-    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
-        """A single resolution becomes a list. The process's own source comes before one of `config.defaults`."""
+    def rewrite(
+        cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics
+    ) -> dict[str, ConfigNode]:
+        """A single resolution becomes a list. The process's own source comes before one
+        of `config.defaults`."""
         entries = _with_listed_resolution(entries, diagnostics)
         sources = [key for key in ("folder_path", "fraction") if key in entries]
         if len(sources) == 2:
@@ -709,38 +898,65 @@ class ValidationConfig(StrictModel):
         """Folders that are missing, and keys of a folder without one."""
         if self.folder_path is None:
             for key in sorted(self.model_fields_set & set(OF_THE_FOLDER)):
-                yield error(key, "only applies with 'folder_path', which is not set. Remove it.")
+                yield error(
+                    key, "only applies with 'folder_path', which is not set. Remove it."
+                )
             return
         yield from _check_folder(self.folder_path, job)
-        yield from check_path("captions_file", self.captions_file, CAPTIONS, job, file=True)
+        yield from check_path(
+            "captions_file", self.captions_file, CAPTIONS, job, file=True
+        )
         for slot, path in enumerate(self.control_path):
             yield from check_path(f"control_path.{slot}", path, IMAGES, job)
 
     @model_validator(mode="after")
     def _one_source(self) -> ValidationConfig:
-        # Not in the job's checks: after a wrong value is reported it is left out, and would be missed there.
+        # Not in the job's checks: after a wrong value is reported it is left out, and
+        # would be missed there.
         if self.folder_path is None and self.fraction is None:
             raise ValueError(
                 "names no images. Give 'folder_path', or the 'fraction' of the training images to hold out."
             )
         if self.folder_path is not None and self.fraction is not None:
-            raise ValueError("'folder_path' and 'fraction' cannot be combined. Remove one of them.")
+            raise ValueError(
+                "'folder_path' and 'fraction' cannot be combined. Remove one of them."
+            )
         return self
 
     def dataset(self, datasets: Sequence[DatasetConfig]) -> DatasetConfig:
-        """`folder_path` as a dataset; what it does not say comes from `datasets`, those that are trained on."""
-        first = next((dataset for dataset in datasets if not dataset.is_reg), datasets[0])
-        sizes = dict.fromkeys(size for dataset in datasets if not dataset.is_reg for size in dataset.resolution)
-        settings: dict[str, Any] = {"caption_prefix": first.caption_prefix, "captions": first.captions}
+        """`folder_path` as a dataset; what it does not say comes from `datasets`, those
+        that are trained on."""
+        first = next(
+            (dataset for dataset in datasets if not dataset.is_reg), datasets[0]
+        )
+        sizes = dict.fromkeys(
+            size
+            for dataset in datasets
+            if not dataset.is_reg
+            for size in dataset.resolution
+        )
+        settings: dict[str, Any] = {
+            "caption_prefix": first.caption_prefix,
+            "captions": first.captions,
+        }
         settings |= {"background": first.canvas} if first.canvas else {}
         settings |= {key: getattr(self, key) for key in OF_THE_FOLDER}
-        settings |= {key: getattr(first, key) for key, value in settings.items() if value is None}
+        settings |= {
+            key: getattr(first, key) for key, value in settings.items() if value is None
+        }
         settings["path_map"], settings["columns"] = first.path_map, first.columns
-        if first.control_suffix and not self.control_path:  # pairs as in the first dataset, or plain images
-            settings |= {"control_suffix": first.control_suffix, "image_suffix": first.image_suffix}
+        if (
+            first.control_suffix and not self.control_path
+        ):  # pairs as in the first dataset, or plain images
+            settings |= {
+                "control_suffix": first.control_suffix,
+                "image_suffix": first.image_suffix,
+            }
             settings["control_optional"] = True
         if first.layers_path or first.layers_suffix:  # beside the images
             settings["layers_suffix"] = first.layers_suffix or "_layer"
-        settings["captions_file"] = self.captions_file  # that of the first dataset names other images
+        settings["captions_file"] = (
+            self.captions_file
+        )  # that of the first dataset names other images
         settings["resolution"] = self.resolution or tuple(sizes) or first.resolution
         return DatasetConfig(folder_path=self.folder_path, num_repeats=1, **settings)

@@ -1,5 +1,6 @@
-"""LoRA files that are active beside what is trained: `train.assistant` in training, the few-step LoRAs of `sample.also`
-and `train.few_step_loss` in the samples and in a part of the training."""
+"""LoRA files that are active beside what is trained: `train.assistant` in training, the
+few-step LoRAs of `sample.also` and `train.few_step_loss` in the samples and in a part
+of the training."""
 
 from __future__ import annotations
 
@@ -15,7 +16,13 @@ from pydantic import Field
 
 from toolkit.config.reading.base import StrictModel
 from toolkit.config.reading.field_types import PathStr
-from toolkit.config.reading.findings import Findings, JobContext, check_path, error, warning
+from toolkit.config.reading.findings import (
+    Findings,
+    JobContext,
+    check_path,
+    error,
+    warning,
+)
 from toolkit.config.sections.model import ModelConfig
 from toolkit.config.sections.model_files import hub_lora, is_offline, lora_file
 from toolkit.errors import UserError
@@ -28,7 +35,8 @@ _ON_THE_HUB = re.compile(r"([\w.-]+)/([\w.-]+)/([\w.-]+\.safetensors)")
 
 
 def _remedy(path: str) -> str:
-    """What to do where a LoRA file is not there: one that is named as on the hub has to be downloaded."""
+    """What to do where a LoRA file is not there: one that is named as on the hub has to
+    be downloaded."""
     named = _ON_THE_HUB.fullmatch(path)
     if named is None or Path(named[1]).exists():
         return "Give a LoRA file."
@@ -37,20 +45,24 @@ def _remedy(path: str) -> str:
 
 
 class AssistantConfig(StrictModel):
-    """`train.assistant`: a LoRA file that is added to the frozen model during training only.
+    """`train.assistant`: a LoRA file that is added to the frozen model during training
+    only.
 
     Example:
         assistant: {path: owner/training_adapter/adapter.safetensors, multiplier: 1.0}
     """
 
     path: PathStr
-    """A LoRA, DoRA, LoHa, LoKr, OFT, BOFT or GLoRA file (.safetensors), of this or another program. Or one of the hub,
-    which is downloaded at the start: `owner/repo/file.safetensors`, or `owner/repo` where that has one LoRA."""
+    """A LoRA, DoRA, LoHa, LoKr, OFT, BOFT or GLoRA file (.safetensors), of this or
+    another program. Or one of the hub, which is downloaded at the start:
+    `owner/repo/file.safetensors`, or `owner/repo` where that has one LoRA."""
 
     multiplier: float = 1.0
     """Its strength; 0 is an error."""
 
-    on_resume: ClassVar = {"path": "harmless"}  # the sha256 that a state records says what is in the file
+    on_resume: ClassVar = {
+        "path": "harmless"
+    }  # the sha256 that a state records says what is in the file
 
     def file(self) -> str:
         """The file on this disk; `path` where it is not here yet."""
@@ -66,11 +78,17 @@ class AssistantConfig(StrictModel):
         return ""
 
     def check(self, job: JobContext) -> Findings:
-        """A file that is missing, or read for nothing; one of the hub that is not here where the hub may not be
-        asked."""
+        """A file that is missing, or read for nothing; one of the hub that is not here
+        where the hub may not be asked."""
         repository, file = hub_lora(self.path)
         if job.will_write(self.path) or not repository:
-            yield from check_path("path", self.path, "Give a LoRA file, or one of the hub: owner/repo.", job, file=True)
+            yield from check_path(
+                "path",
+                self.path,
+                "Give a LoRA file, or one of the hub: owner/repo.",
+                job,
+                file=True,
+            )
         else:
             try:
                 is_here = lora_file(self.path) != self.path
@@ -80,9 +98,15 @@ class AssistantConfig(StrictModel):
             if not is_here and is_offline():
                 download = " ".join(filter(None, ("hf download", repository, file)))
                 message = f"{self.path!r} is not in the hub cache, and HF_HUB_OFFLINE forbids to ask the hub."
-                yield error("path", f"{message} Unset it, or run '{download}' where there is a connection.")
+                yield error(
+                    "path",
+                    f"{message} Unset it, or run '{download}' where there is a connection.",
+                )
         if self.multiplier == 0:
-            yield error("multiplier", "0 switches the assistant off. Remove 'train.assistant', or give its strength.")
+            yield error(
+                "multiplier",
+                "0 switches the assistant off. Remove 'train.assistant', or give its strength.",
+            )
 
 
 class FewStepLora(StrictModel):
@@ -95,20 +119,27 @@ class FewStepLora(StrictModel):
     """Its strength; 0 is an error."""
 
     flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
-    """Shift of the noise levels, which are then not stretched to the terminal level of the model; 3 for
-    Qwen-Image-Lightning. Not given: the model's own. 0 is an error: there would be no noise."""
+    """Shift of the noise levels, which are then not stretched to the terminal level of
+    the model; 3 for Qwen-Image-Lightning. Not given: the model's own. 0 is an error:
+    there would be no noise."""
 
-    on_resume: ClassVar = {"lora": "harmless"}  # the sha256 that a state records says what is in the file
+    on_resume: ClassVar = {
+        "lora": "harmless"
+    }  # the sha256 that a state records says what is in the file
 
     def check(self, job: JobContext) -> Findings:
         """A file that is missing, or read for nothing."""
         yield from check_path("lora", self.lora, _remedy(self.lora), job, file=True)
         if self.weight == 0:
-            yield error("weight", "0 switches the LoRA off. Remove this entry, or give its strength.")
+            yield error(
+                "weight",
+                "0 switches the LoRA off. Remove this entry, or give its strength.",
+            )
 
 
 class DeploymentConfig(FewStepLora):
-    """`sample.also[]`: a deployment of the LoRA. Each sample image is generated with these settings too.
+    """`sample.also[]`: a deployment of the LoRA. Each sample image is generated with
+    these settings too.
 
     Example:
         also:
@@ -116,23 +147,27 @@ class DeploymentConfig(FewStepLora):
     """
 
     lora: PathStr = ""
-    """The few-step LoRA file, such as Qwen-Image-Lightning, of this or another program. Empty: none."""
+    """The few-step LoRA file, such as Qwen-Image-Lightning, of this or another program.
+    Empty: none."""
 
     model: PathStr = ""
-    """Another model of the family (hub id, folder or file), such as Qwen/Qwen-Image-2.1-Turbo: its transformer, with
-    the settings of the section `model`, stands in the place of the trained one's, and waits in CPU memory otherwise.
-    Empty: the model that is trained."""
+    """Another model of the family (hub id, folder or file), such as
+    Qwen/Qwen-Image-2.1-Turbo: its transformer, with the settings of the section
+    `model`, stands in the place of the trained one's, and waits in CPU memory
+    otherwise. Empty: the model that is trained."""
 
     levels: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
-    """Noise levels of the steps, falling, without the 0 at the end; used as they are unless `flow_shift` is given.
-    Empty: those of `model` if it is distilled, else evenly spaced ones."""
+    """Noise levels of the steps, falling, without the 0 at the end; used as they are
+    unless `flow_shift` is given. Empty: those of `model` if it is distilled, else
+    evenly spaced ones."""
 
     steps: int | None = Field(default=None, ge=1, le=1000)
-    """Denoising steps; another number than there are levels resamples these. Not given: one for each level, else 4 with
-    `lora`, or the default of `model`."""
+    """Denoising steps; another number than there are levels resamples these. Not given:
+    one for each level, else 4 with `lora`, or the default of `model`."""
 
     name: str = Field(default="", max_length=MAX_NAME)
-    """Name of its images and of its survival score. Empty: the name of the LoRA file or the model."""
+    """Name of its images and of its survival score. Empty: the name of the LoRA file or
+    the model."""
 
     cfg: float = Field(default=1.0, ge=0, le=1000)
     """Strength of classifier-free guidance; 0 to 1: off."""
@@ -150,20 +185,27 @@ class DeploymentConfig(FewStepLora):
         return re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-")[:MAX_NAME] or "also"
 
     def check(self, job: JobContext) -> Findings:
-        """A file or model that is missing, levels that do not fall, guidance that few-step LoRAs are not made for."""
+        """A file or model that is missing, levels that do not fall, guidance that
+        few-step LoRAs are not made for."""
         if self.lora:
             yield from super().check(job)
         if self.model:
             found = ModelConfig(name_or_path=self.model).check(job)
             yield from (replace(one, key=("model",)) for one in found)
         if self.lora and self.model:
-            yield error("lora", "a LoRA beside another model is not supported. Give one of both.")
+            yield error(
+                "lora",
+                "a LoRA beside another model is not supported. Give one of both.",
+            )
         elif not (self.lora or self.model or self.levels):
             yield error("lora", "is required. Or give 'model', or 'levels'.")
         if any(below >= level for level, below in pairwise(self.levels)):
             yield error("levels", "have to fall, from at most 1 to above 0.")
         if self.cfg > 1 and self.lora:
-            yield warning("cfg", f"{self.cfg:g}: few-step LoRAs are made for 1; higher values oversaturate the images.")
+            yield warning(
+                "cfg",
+                f"{self.cfg:g}: few-step LoRAs are made for 1; higher values oversaturate the images.",
+            )
 
 
 def check_labels(also: Iterable[DeploymentConfig]) -> Findings:
@@ -171,13 +213,17 @@ def check_labels(also: Iterable[DeploymentConfig]) -> Findings:
     seen: set[str] = set()
     for index, entry in enumerate(also):
         if entry.label in seen:
-            yield error(f"also.{index}.name", f"another entry has the name {entry.label!r} too. Choose another.")
+            yield error(
+                f"also.{index}.name",
+                f"another entry has the name {entry.label!r} too. Choose another.",
+            )
         seen.add(entry.label)
 
 
 class FewStepLossConfig(FewStepLora):
-    """`train.few_step_loss`: in the later micro-batches the few-step LoRA is active, and the network is trained to have
-    the effect there that it has without it in more steps, with guidance.
+    """`train.few_step_loss`: in the later micro-batches the few-step LoRA is active,
+    and the network is trained to have the effect there that it has without it in more
+    steps, with guidance.
 
     Example:
         few_step_loss: {lora: lightning.safetensors, steps: 8}
@@ -187,25 +233,29 @@ class FewStepLossConfig(FewStepLora):
     """Denoising steps."""
 
     share: float = Field(default=1.0, gt=0, le=1)
-    """Fraction of the later micro-batches, chosen at random by the seed; below 1 the others learn from the images as
-    before. 0 is an error: omit the section."""
+    """Fraction of the later micro-batches, chosen at random by the seed; below 1 the
+    others learn from the images as before. 0 is an error: omit the section."""
 
     start: float = Field(default=0.7, ge=0, lt=1)
-    """Fraction of the steps after which these micro-batches begin; earlier, the network has learned nothing to carry
-    over. 0: from the first step. The teacher is averaged over 0.3 times the steps before: below about 0.1 it is
-    nearly the network as it is, and training may diverge."""
+    """Fraction of the steps after which these micro-batches begin; earlier, the network
+    has learned nothing to carry over. 0: from the first step. The teacher is averaged
+    over 0.3 times the steps before: below about 0.1 it is nearly the network as it is,
+    and training may diverge."""
 
     guidance_scale: float | None = Field(default=None, ge=0, le=1000)
-    """Classifier-free guidance scale of the teacher; 0 to 1: off. Not given: the model's own."""
+    """Classifier-free guidance scale of the teacher; 0 to 1: off. Not given: the
+    model's own."""
 
     neg: str = ""
     """Negative prompt of the teacher; empty: the model's own."""
 
     teacher_steps: int = Field(default=2, ge=1, le=100)
-    """Teacher steps for each step of the few-step LoRA. Each takes four forward passes, two without guidance."""
+    """Teacher steps for each step of the few-step LoRA. Each takes four forward passes,
+    two without guidance."""
 
     lone_key: ClassVar = "lora"
 
     def first_step(self, steps: int) -> int:
-        """Optimizer steps before the first of these micro-batches in a run of so many."""
+        """Optimizer steps before the first of these micro-batches in a run of so
+        many."""
         return math.ceil(self.start * steps)

@@ -1,11 +1,14 @@
-"""A dataset of the hub as a folder: found in the hub cache by its id or address. Nothing here opens a connection."""
+"""A dataset of the hub as a folder: found in the hub cache by its id or address.
+Nothing here opens a connection."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-_ADDRESS = re.compile(r"(?:https?://(?:www\.)?huggingface\.co/datasets/|hf://datasets/)")
+_ADDRESS = re.compile(
+    r"(?:https?://(?:www\.)?huggingface\.co/datasets/|hf://datasets/)"
+)
 _ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*?)(?:/tree/[^/]+|@[^/]+)?(/.*)?", re.ASCII)
 _FOLDERS = (
     *("data", "dataset", "datasets", "images", "input", "model", "models"),
@@ -17,16 +20,22 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+]*://")
 
 
 def hub_dataset(path: str) -> tuple[str, str]:
-    """The id that a path means that leads nowhere here, and the path inside the dataset; empty for another path.
+    """The id that a path means that leads nowhere here, and the path inside the
+    dataset; empty for another path.
 
-    Example: `https://huggingface.co/datasets/owner/name/tree/main/data` is `owner/name` and `data`.
+    Example: `https://huggingface.co/datasets/owner/name/tree/main/data` is `owner/name`
+    and `data`.
     """
     begin = _ADDRESS.match(path)
     found = _ID.fullmatch(path[begin.end() :].rstrip("/") if begin else path)
     if not found or "--" in found[1] or ".." in found[1]:
         return "", ""
     owner = found[1].split("/")[0]
-    if not begin and (owner.lower() in _FOLDERS or Path(owner).exists() or Path(path).expanduser().exists()):
+    if not begin and (
+        owner.lower() in _FOLDERS
+        or Path(owner).exists()
+        or Path(path).expanduser().exists()
+    ):
         return "", ""
     return found[1], (found[2] or "").strip("/")
 
@@ -38,8 +47,8 @@ def _repository(repo: str) -> Path:
 
 
 def snapshot_in(home: Path) -> Path | None:
-    """The files of a repository in the hub cache: of the commit that `main` was at the download, else of the only one.
-    home: its folder there."""
+    """The files of a repository in the hub cache: of the commit that `main` was at the
+    download, else of the only one. home: its folder there."""
     try:
         commit = (home / "refs" / "main").read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
@@ -52,14 +61,16 @@ def snapshot_in(home: Path) -> Path | None:
 
 
 def from_cache(path: str) -> str:
-    """The folder in the hub cache that a path means which leads nowhere here; any other path as it is."""
+    """The folder in the hub cache that a path means which leads nowhere here; any other
+    path as it is."""
     repo, inside = hub_dataset(path)
     folder = snapshot_in(_repository(repo)) if repo else None
     return str(folder / inside) if folder else path
 
 
 def hub_remedy(path: str) -> str:
-    """What to do where a path that is not there may mean a dataset of the hub; empty for any other."""
+    """What to do where a path that is not there may mean a dataset of the hub; empty
+    for any other."""
     repo, _ = hub_dataset(path)
     if repo:
         return f" If it is a dataset of the hub, run '{download(repo)}' first."
@@ -67,8 +78,8 @@ def hub_remedy(path: str) -> str:
 
 
 def hub_fault(path: str) -> str:
-    """What is wrong with an address, or with a dataset in the hub cache, with its remedy; empty for any other path.
-    path: as `from_cache` leaves it."""
+    """What is wrong with an address, or with a dataset in the hub cache, with its
+    remedy; empty for any other path. path: as `from_cache` leaves it."""
     if path.startswith("file://"):
         return f"{path!r} is an address. Write {path.removeprefix('file://')!r}."
     if _SCHEME.match(path):
@@ -80,7 +91,11 @@ def hub_fault(path: str) -> str:
         return f"{path!r} is an address, and its files are not here. {how}; a 'url' streams tar files."
     home, snapshots, _ = path.partition("/snapshots/")
     name = Path(home).name
-    if snapshots and name.startswith("datasets--") and next(Path(home).glob("blobs/*.incomplete"), None):
+    if (
+        snapshots
+        and name.startswith("datasets--")
+        and next(Path(home).glob("blobs/*.incomplete"), None)
+    ):
         repo = name.removeprefix("datasets--").replace("--", "/", 1)
         return f"the download of {repo!r} was interrupted ({home}). Run '{download(repo)}' again."
     return ""

@@ -18,8 +18,20 @@ from pydantic import (
 )
 
 from toolkit.config.reading.base import ALL_OTHERS, RemovedKey, StrictModel
-from toolkit.config.reading.field_types import AutoOrBool, OneOf, PathStr, from_path, value_error
-from toolkit.config.reading.findings import Findings, JobContext, check_path, error, warning
+from toolkit.config.reading.field_types import (
+    AutoOrBool,
+    OneOf,
+    PathStr,
+    from_path,
+    value_error,
+)
+from toolkit.config.reading.findings import (
+    Findings,
+    JobContext,
+    check_path,
+    error,
+    warning,
+)
 from toolkit.config.reading.located import ConfigNode, Diagnostics, show
 from toolkit.config.reading.normalise import listed, merge_aliases
 from toolkit.config.sections.model_files import (
@@ -67,7 +79,8 @@ QTYPE_INSTEAD = {
 
 
 def _meant_type(text: str) -> str:
-    """The number type that a text in the place of a switch means: `int8`, `8bit`, `nf4`; empty for all others."""
+    """The number type that a text in the place of a switch means: `int8`, `8bit`,
+    `nf4`; empty for all others."""
     folded = text.strip().lower()
     if folded in {*QTYPES, *QTYPE_SPELLINGS}:
         return folded
@@ -111,7 +124,9 @@ def _without_tag(value: Any) -> Any:
 
 def _is_qwen(value: bool) -> bool:
     if not value:
-        raise value_error("false: only Qwen-Image models can be trained. Write true or leave it out.")
+        raise value_error(
+            "false: only Qwen-Image models can be trained. Write true or leave it out."
+        )
     return value
 
 
@@ -123,15 +138,18 @@ class ModelKwargs(StrictModel):
     """
 
     match_target_res: bool = False
-    """Scale control images to the pixel area of the image they belong to, instead of `control_resolution`."""
+    """Scale control images to the pixel area of the image they belong to, instead of
+    `control_resolution`."""
 
     control_resolution: int = Field(1024, ge=64, le=4096)
-    """Control images are scaled to the area of a square of this side in pixels; diffusers uses 1024. Smaller ones save
-    memory: half the side is a quarter of their tokens."""
+    """Control images are scaled to the area of a square of this side in pixels;
+    diffusers uses 1024. Smaller ones save memory: half the side is a quarter of their
+    tokens."""
 
     composite_target: bool = True
-    """For Qwen-Image-Layered: the target is the image itself and then its layers, as the model was published. false:
-    its layers alone, which takes one image less; samples then have no further one either."""
+    """For Qwen-Image-Layered: the target is the image itself and then its layers, as
+    the model was published. false: its layers alone, which takes one image less;
+    samples then have no further one either."""
 
     def reference_area(self) -> int:
         """Pixels of a control image; 0: as many as its target has."""
@@ -149,12 +167,15 @@ class BaseLora(StrictModel):
     """
 
     path: PathStr
-    """A LoRA, DoRA, LoHa, LoKr, OFT, BOFT or GLoRA file (.safetensors), of this or another program."""
+    """A LoRA, DoRA, LoHa, LoKr, OFT, BOFT or GLoRA file (.safetensors), of this or
+    another program."""
 
     multiplier: float = 1.0
     """Strength with which it is merged; negative subtracts it, 0 ignores the file."""
 
-    on_resume: ClassVar = {"path": "harmless"}  # the sha256 that a state records says what is in the file
+    on_resume: ClassVar = {
+        "path": "harmless"
+    }  # the sha256 that a state records says what is in the file
     saved_weights: ClassVar[tuple[str, ...]] = ("path",)
 
     def file_name(self) -> str:
@@ -184,16 +205,22 @@ def _part_recovery(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> 
     entries["qtype"] = replace(node, value=qtype)
     if file and qtype.lower() not in {*QTYPES, *QTYPE_SPELLINGS}:
         message = f"{qtype!r} is unknown. Use {' or '.join(map(repr, QTYPES))}, without '|' and the file: "
-        diagnostics.error(node, f"{message}its adapter makes up for the errors of {qtype} alone.")
+        diagnostics.error(
+            node, f"{message}its adapter makes up for the errors of {qtype} alone."
+        )
     elif file:
         adapter = entries.get("accuracy_recovery_adapter")
         moved = replace(node, value=file, written=written)
-        entries["accuracy_recovery_adapter"] = merge_aliases(adapter, moved, diagnostics)
+        entries["accuracy_recovery_adapter"] = merge_aliases(
+            adapter, moved, diagnostics
+        )
     else:
         diagnostics.error(node, "needs a file after '|'.")
 
 
-VaePath = Annotated[PathStr | None, AfterValidator(lambda path: path and vae_file(path))]
+VaePath = Annotated[
+    PathStr | None, AfterValidator(lambda path: path and vae_file(path))
+]
 """A file of a VAE, or a folder or model in the hub cache that has one."""
 
 
@@ -205,20 +232,24 @@ class ModelConfig(StrictModel):
     """
 
     name_or_path: PathStr
-    """Hub id (`owner/name`) or local folder in diffusers format; its `model_index.json` must be that of a Qwen-Image
-    model (2.1, 2512, Edit, Edit-2509, Edit-2511), of a finetune of one, or of another family that `arch` lists. Or a
-    transformer in one file, as for ComfyUI, whose VAE and text encoder are then found beside it. What looks like a path
-    is never taken for a hub id (`docs/models.md`)."""
+    """Hub id (`owner/name`) or local folder in diffusers format; its `model_index.json`
+    must be that of a Qwen-Image model (2.1, 2512, Edit, Edit-2509, Edit-2511), of a
+    finetune of one, or of another family that `arch` lists. Or a transformer in one
+    file, as for ComfyUI, whose VAE and text encoder are then found beside it. What
+    looks like a path is never taken for a hub id (`docs/models.md`)."""
 
     transformer_path: PathStr | None = None
-    """Single safetensors file with the transformer's weights, used instead of those in the model folder: bf16, fp8
-    with or without scales, or int8_convrot, with the parameter names of ComfyUI or diffusers; for a sharded file, the
-    first shard (`docs/models.md`)."""
+    """Single safetensors file with the transformer's weights, used instead of those in
+    the model folder: bf16, fp8 with or without scales, or int8_convrot, with the
+    parameter names of ComfyUI or diffusers; for a sharded file, the first shard
+    (`docs/models.md`)."""
 
     vae_path: VaePath = None
-    """The same for the VAE, also as a folder or a hub id; the parameter names of Wan's VAE, as in ComfyUI's file, are
-    accepted as well. A file with a decoder alone is used with the encoder of the model folder. The decoder is for
-    samples: another one changes neither the cached latents nor what is trained (`sample.vae_path` is for it alone)."""
+    """The same for the VAE, also as a folder or a hub id; the parameter names of Wan's
+    VAE, as in ComfyUI's file, are accepted as well. A file with a decoder alone is used
+    with the encoder of the model folder. The decoder is for samples: another one
+    changes neither the cached latents nor what is trained (`sample.vae_path` is for it
+    alone)."""
 
     text_encoder_path: PathStr | None = None
     """The same for the text encoder with its vision tower."""
@@ -231,7 +262,8 @@ class ModelConfig(StrictModel):
         OneOf(*FAMILIES, spellings=ARCH_SPELLINGS),
         BeforeValidator(_without_tag),
     ] = None
-    """Family and version; a tag after a colon is ignored. Not given: detected from the model's files."""
+    """Family and version; a tag after a colon is ignored. Not given: detected from the
+    model's files."""
 
     is_qwen: Annotated[bool, AfterValidator(_is_qwen)] = True
     """Accepted as true; the family is detected from the model's files."""
@@ -240,58 +272,80 @@ class ModelConfig(StrictModel):
     """Quantize the weights of the transformer blocks to `qtype`."""
 
     qtype: Annotated[Qtype, _PARTED] = "int8"
-    """Data type of the quantized transformer weights: 8 bit with a scale per output (`int8`, `float8`) or per 64
-    inputs (`fp8_scaled`, musubi-tuner's), 4 or 2 bit with a scale per 128 inputs (`int4`, `int2`), 2 to 7 bit with a
-    scale and a zero point per 64 (`uint2` to `uint7`, ai-toolkit's). `uint3|file` also sets
+    """Data type of the quantized transformer weights: 8 bit with a scale per output
+    (`int8`, `float8`) or per 64 inputs (`fp8_scaled`, musubi-tuner's), 4 or 2 bit with
+    a scale per 128 inputs (`int4`, `int2`), 2 to 7 bit with a scale and a zero point
+    per 64 (`uint2` to `uint7`, ai-toolkit's). `uint3|file` also sets
     `accuracy_recovery_adapter`, which must have been trained for this type."""
 
     accuracy_recovery_adapter: PathStr | None = None
-    """A LoRA that compensates for the quantization error: a local file, or `owner/repo/file.safetensors` on the hub. It
-    is added to the frozen model, never trained and never saved; layers it does not cover are quantized to `int8`.
-    `auto`: one is computed from the weights when the model is first loaded, and cached. One that is trained
-    is better."""
+    """A LoRA that compensates for the quantization error: a local file, or
+    `owner/repo/file.safetensors` on the hub. It is added to the frozen model, never
+    trained and never saved; layers it does not cover are quantized to `int8`. `auto`:
+    one is computed from the weights when the model is first loaded, and cached. One
+    that is trained is better."""
 
     quantize_te: bool = False
-    """Quantize the weights of the text encoder to `qtype_te`. Without it the embeddings are those of the published
-    encoder, at no cost in memory: captions go through it layer by layer, unless they are shuffled or come from a
-    stream."""
+    """Quantize the weights of the text encoder to `qtype_te`. Without it the embeddings
+    are those of the published encoder, at no cost in memory: captions go through it
+    layer by layer, unless they are shuffled or come from a stream."""
 
     qtype_te: Qtype = "int8"
     """Data type of the quantized text encoder weights."""
 
     keep_quantized: bool = True
-    """Keep the quantized transformer in the cache of the `training_folder`, so that the next start reads it instead of
-    quantizing the published weights: the same bits in a fraction of the time. Blocks that wait (`blocks_to_swap`,
-    `modulation_table`) are mapped from there and take no main memory. At least 10 GB of the disk stay free: entries
-    that were not used for longest go first, and where that is not enough none is written. `run.py cache JOB --prune`
-    deletes those of other models."""
+    """Keep the quantized transformer in the cache of the `training_folder`, so that the
+    next start reads it instead of quantizing the published weights: the same bits in a
+    fraction of the time. Blocks that wait (`blocks_to_swap`, `modulation_table`) are
+    mapped from there and take no main memory. At least 10 GB of the disk stay free:
+    entries that were not used for longest go first, and where that is not enough none
+    is written. `run.py cache JOB --prune` deletes those of other models."""
 
     low_vram: bool = False
-    """Quantize on the CPU, and move the VAE off the device while it is not used; the text encoder too where captions
-    are shuffled or come from a stream."""
+    """Quantize on the CPU, and move the VAE off the device while it is not used; the
+    text encoder too where captions are shuffled or come from a stream."""
 
     base_loras: tuple[
-        Annotated[BaseLora, BeforeValidator(from_path("path"), json_schema_input_type=str | BaseLora)], ...
+        Annotated[
+            BaseLora,
+            BeforeValidator(from_path("path"), json_schema_input_type=str | BaseLora),
+        ],
+        ...,
     ] = ()
-    """LoRA files that are merged into the model before it is quantized and trained, in this order; an entry may be
-    just the path. The new network is trained on top of them: load these files with it."""
+    """LoRA files that are merged into the model before it is quantized and trained, in
+    this order; an entry may be just the path. The new network is trained on top of
+    them: load these files with it."""
 
     modulation_table: AutoOrBool = "auto"
-    """Keep the modulation layers, a third of the transformer, which depend on the noise level only, in CPU memory, and
-    their outputs for the noise levels of the next steps on the device: the same results up to rounding, 1 to 2 %
-    slower. auto: on CUDA, if the training does not fit the GPU without it."""
+    """Keep the modulation layers, a third of the transformer, which depend on the noise
+    level only, in CPU memory, and their outputs for the noise levels of the next steps
+    on the device: the same results up to rounding, 1 to 2 % slower. auto: on CUDA, if
+    the training does not fit the GPU without it."""
 
     blocks_to_swap: int = Field(default=0, ge=0)
-    """Number of transformer blocks whose frozen weights are kept in CPU memory and copied to the device each time they
-    are used; at most all but one. Two buffers stay on the device, so fewer than 3 save nothing. 0: none."""
+    """Number of transformer blocks whose frozen weights are kept in CPU memory and
+    copied to the device each time they are used; at most all but one. Two buffers stay
+    on the device, so fewer than 3 save nothing. 0: none."""
 
     model_kwargs: ModelKwargs = Field(default_factory=ModelKwargs)
     """Settings of the model family."""
 
     on_resume: ClassVar = {
         ALL_OTHERS: "impossible",
-        **dict.fromkeys(("low_vram", "modulation_table", "blocks_to_swap", "keep_quantized"), "harmless"),
-        **dict.fromkeys(("name_or_path", "transformer_path", "vae_path", "text_encoder_path", "revision"), "place"),
+        **dict.fromkeys(
+            ("low_vram", "modulation_table", "blocks_to_swap", "keep_quantized"),
+            "harmless",
+        ),
+        **dict.fromkeys(
+            (
+                "name_or_path",
+                "transformer_path",
+                "vae_path",
+                "text_encoder_path",
+                "revision",
+            ),
+            "place",
+        ),
     }
     removed_keys: ClassVar = {
         "int8_matmul": RemovedKey(
@@ -312,17 +366,30 @@ class ModelConfig(StrictModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _around_a_file(cls, data: Any, handler: ModelWrapValidatorHandler[ModelConfig]) -> ModelConfig:
-        """A file as `name_or_path` is a transformer: the other keys become what is found around it."""
+    def _around_a_file(
+        cls, data: Any, handler: ModelWrapValidatorHandler[ModelConfig]
+    ) -> ModelConfig:
+        """A file as `name_or_path` is a transformer: the other keys become what is
+        found around it."""
         if isinstance(data, dict):
             name = data.get("name_or_path")
         else:
             name = None
         if not isinstance(name, str) or Path(name).suffix.lower() not in WEIGHT_FILES:
             return handler(data)
-        texts = {key: value for key, value in data.items() if isinstance(value, str) and value}
-        given = {part: texts[key] for part in SINGLE_FILE_PARTS if (key := f"{part}_path") in texts}
-        around = load_object(PARTS_AROUND)(name, texts.get("arch"), texts.get("revision"), given)
+        texts = {
+            key: value
+            for key, value in data.items()
+            if isinstance(value, str) and value
+        }
+        given = {
+            part: texts[key]
+            for part in SINGLE_FILE_PARTS
+            if (key := f"{part}_path") in texts
+        }
+        around = load_object(PARTS_AROUND)(
+            name, texts.get("arch"), texts.get("revision"), given
+        )
         if around is None or around.fault:
             model = handler(data)
             model._file_fault = around.fault if around else ""
@@ -334,26 +401,38 @@ class ModelConfig(StrictModel):
 
     @property
     def file_fault(self) -> str:
-        """Why the file that `name_or_path` names cannot be trained, with the remedy; empty: it can, or is none."""
+        """Why the file that `name_or_path` names cannot be trained, with the remedy;
+        empty: it can, or is none."""
         return self._file_fault
 
     @property
     def file_note(self) -> str:
-        """What the file that `name_or_path` named is, and how it was identified; empty: it was no file."""
+        """What the file that `name_or_path` named is, and how it was identified; empty:
+        it was no file."""
         return self._file_note
 
-    saved_weights: ClassVar[tuple[str, ...]] = ("name_or_path", "transformer_path", "base_loras")
+    saved_weights: ClassVar[tuple[str, ...]] = (
+        "name_or_path",
+        "transformer_path",
+        "base_loras",
+    )
 
     @classmethod
-    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
-        """A single base LoRA becomes a list; `qtype: int4|file` is parted; a copy for ComfyUI stands for its model. A
-        number type in the place of the switch is an error."""
+    def rewrite(
+        cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics
+    ) -> dict[str, ConfigNode]:
+        """A single base LoRA becomes a list; `qtype: int4|file` is parted; a copy for
+        ComfyUI stands for its model. A number type in the place of the switch is an
+        error."""
         name = entries.get("name_or_path")
         if name is not None:
             model = REPACKED.get(str(name.value).lower())
             if model:
                 entries["name_or_path"] = replace(name, value=model, text=model)
-                diagnostics.warn(name, f"{str(name.value)!r} holds the weights for ComfyUI: those of {model} are used.")
+                diagnostics.warn(
+                    name,
+                    f"{str(name.value)!r} holds the weights for ComfyUI: those of {model} are used.",
+                )
         _part_recovery(entries, diagnostics)
         for switch, qtype in (("quantize", "qtype"), ("quantize_te", "qtype_te")):
             node = entries.get(switch)
@@ -361,18 +440,25 @@ class ModelConfig(StrictModel):
                 meant = _meant_type(node.value)
                 if meant:
                     remedy = f"Write '{switch}: true' and '{qtype}: {meant}'."
-                    diagnostics.error(node, f"{show(node)} is neither true nor false. {remedy}")
+                    diagnostics.error(
+                        node, f"{show(node)} is neither true nor false. {remedy}"
+                    )
         if "base_loras" in entries:
             entries["base_loras"] = listed(entries["base_loras"])
         return entries
 
     def check(self, job: JobContext) -> Findings:
-        """What the files on this disk say against it: the model is missing, of another family, not complete."""
-        if self.folder().suffix.lower() in WEIGHT_FILES and job.yet_to_come(self.folder()):
+        """What the files on this disk say against it: the model is missing, of another
+        family, not complete."""
+        if self.folder().suffix.lower() in WEIGHT_FILES and job.yet_to_come(
+            self.folder()
+        ):
             fault = "an earlier process writes this file. Set transformer_path to it, and name_or_path to its model."
             yield error("name_or_path", fault)
         elif not job.will_write(self.folder()):
-            fault = self.file_fault or model_fault(self.name_or_path, self.revision, whole_files(self))
+            fault = self.file_fault or model_fault(
+                self.name_or_path, self.revision, whole_files(self)
+            )
             if fault:
                 yield error("name_or_path", fault)
         if self.vae_path and not job.will_write(self.vae_path):
@@ -381,7 +467,8 @@ class ModelConfig(StrictModel):
                 yield error("vae_path", fault)
 
     def is_path(self) -> bool:
-        """Whether `name_or_path` means a local folder, existing or not, rather than a hub id."""
+        """Whether `name_or_path` means a local folder, existing or not, rather than a
+        hub id."""
         return looks_like_a_path(self.name_or_path) or self.folder().is_dir()
 
     def keeps_quantized(self) -> bool:
@@ -393,7 +480,8 @@ class ModelConfig(StrictModel):
         return self.quantize and self.accuracy_recovery_adapter == "auto"
 
     def recovery_is_path(self) -> bool:
-        """Whether `accuracy_recovery_adapter` means a local file rather than one of a hub repository."""
+        """Whether `accuracy_recovery_adapter` means a local file rather than one of a
+        hub repository."""
         name = self.accuracy_recovery_adapter or ""
         if name == "auto":
             return False
@@ -401,11 +489,13 @@ class ModelConfig(StrictModel):
         return local or Path(name).is_file()
 
     def recovery_name(self) -> str:
-        """The adapter's file without its folder: what may stand in a file that is given away."""
+        """The adapter's file without its folder: what may stand in a file that is given
+        away."""
         return re.split(r"[/\\]", self.accuracy_recovery_adapter or "")[-1]
 
     def public_name(self) -> str:
-        """A hub id as it is, a folder by its last part alone: what may stand in a file that is given away."""
+        """A hub id as it is, a folder by its last part alone: what may stand in a file
+        that is given away."""
         if self.is_path():
             return self.folder().name
         return self.name_or_path
@@ -415,7 +505,9 @@ class ModelConfig(StrictModel):
         return Path(self.name_or_path).expanduser().resolve()
 
     def files_folder(self) -> Path:
-        """Where the model's files are: `folder()`, or of a hub id its complete snapshot in the hub cache."""
+        """Where the model's files are: `folder()`, or of a hub id its complete snapshot
+        in the hub cache."""
         return (
-            not self.is_path() and cached_snapshot(self.name_or_path, self.revision, whole_files(self))
+            not self.is_path()
+            and cached_snapshot(self.name_or_path, self.revision, whole_files(self))
         ) or self.folder()

@@ -1,6 +1,8 @@
-"""What a model's name means, and what its files on this disk say of it: family and missing parts. Imports no torch.
+"""What a model's name means, and what its files on this disk say of it: family and
+missing parts. Imports no torch.
 
-A hub id is looked up in the hub cache (HF_HOME, HF_HUB_CACHE); nothing here opens a connection.
+A hub id is looked up in the hub cache (HF_HOME, HF_HUB_CACHE); nothing here opens a
+connection.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from toolkit.registry import FAMILIES
 INDEX = "model_index.json"
 
 CAPTIONER = "Qwen/Qwen2.5-VL-7B-Instruct"
-"""The model that writes captions where none is named, and `model_type` of those that can."""
+"""The model that writes captions where none is named, and `model_type` of those that
+can."""
 
 CAPTIONER_TYPE = "qwen2_5_vl"
 
@@ -64,16 +67,28 @@ OTHERS = {
     "lodestones/chroma*": "Chroma",
     "comfy-org/*": "weights as ComfyUI keeps them, in single files",
 }
-"""Hub ids, in small letters, as their owners publish them -> their family. Only for what is not in the hub cache."""
+"""Hub ids, in small letters, as their owners publish them -> their family. Only for
+what is not in the hub cache."""
 
 WEIGHT_FILES = (".safetensors", ".sft", ".ckpt", ".gguf", ".pt", ".pth", ".bin")
 SINGLE_FILE_PARTS = ("transformer", "vae", "text_encoder")
 """Parts of a model that a file may be given for, as `model.<part>_path`."""
 
-NO_OWNERS = ("models", "model", "output", "outputs", "checkpoints", "datasets", "spaces")
-"""First parts of a name that mean a folder here: pages of the hub itself, or what people call their folders."""
+NO_OWNERS = (
+    "models",
+    "model",
+    "output",
+    "outputs",
+    "checkpoints",
+    "datasets",
+    "spaces",
+)
+"""First parts of a name that mean a folder here: pages of the hub itself, or what
+people call their folders."""
 
-_HUB_ID = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)  # as huggingface_hub's validate_repo_id
+_HUB_ID = re.compile(
+    r"\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII
+)  # as huggingface_hub's validate_repo_id
 
 
 def families() -> Iterator[ModelFacts]:
@@ -93,11 +108,20 @@ def published() -> dict[str, ModelFacts]:
 
 def published_family(name: str) -> ModelFacts | None:
     """The family of a published model by its hub id, in which capitals do not count."""
-    return next((family for family in families() for known in family.published if known.lower() == name.lower()), None)
+    return next(
+        (
+            family
+            for family in families()
+            for known in family.published
+            if known.lower() == name.lower()
+        ),
+        None,
+    )
 
 
 def needed_files() -> list[str]:
-    """Patterns of what is needed of a hub repository; previews and other formats are left there."""
+    """Patterns of what is needed of a hub repository; previews and other formats are
+    left there."""
     return [INDEX, *(f"{part}/*" for family in families() for part in family.parts)]
 
 
@@ -107,7 +131,8 @@ def unneeded_files(given: Iterable[str]) -> list[str]:
 
 
 def is_needed(file: str, given: Iterable[str] = ()) -> bool:
-    """Whether a file of a hub repository is among `needed_files`, and not among `unneeded_files`."""
+    """Whether a file of a hub repository is among `needed_files`, and not among
+    `unneeded_files`."""
     if any(fnmatchcase(file, pattern) for pattern in unneeded_files(given)):
         return False
     return file == INDEX or f"{file.split('/')[0]}/*" in needed_files()
@@ -120,13 +145,18 @@ def single_files(model: ModelSection) -> dict[str, Path]:
 
 
 def whole_files(model: ModelSection) -> dict[str, Path]:
-    """`single_files`, of those that stand for all weights of their part in the model folder."""
-    return {part: file for part, file in single_files(model).items() if part != "vae" or not is_decoder_only(file)}
+    """`single_files`, of those that stand for all weights of their part in the model
+    folder."""
+    return {
+        part: file
+        for part, file in single_files(model).items()
+        if part != "vae" or not is_decoder_only(file)
+    }
 
 
 def vae_file(path: str) -> str:
-    """The file with the weights of a VAE that a folder holds, in it or in its `vae`, or a model of the hub in the hub
-    cache; any other path as it is."""
+    """The file with the weights of a VAE that a folder holds, in it or in its `vae`, or
+    a model of the hub in the hub cache; any other path as it is."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         if looks_like_a_path(path):
@@ -145,7 +175,8 @@ def vae_file(path: str) -> str:
 
 
 def vae_file_fault(path: str) -> str:
-    """Why a `vae_path` names no file, with the remedy; empty: it names one. path: as `vae_file` leaves it."""
+    """Why a `vae_path` names no file, with the remedy; empty: it names one. path: as
+    `vae_file` leaves it."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return f"{path!r} holds no file of one VAE. Give the safetensors file."
@@ -157,14 +188,18 @@ def vae_file_fault(path: str) -> str:
 
 
 def is_decoder_only(file: Path) -> bool:
-    """Whether a file has the decoder of a VAE and no encoder, as texture-fix decoders are published; False for one that
-    cannot be read, and for a shard."""
+    """Whether a file has the decoder of a VAE and no encoder, as texture-fix decoders
+    are published; False for one that cannot be read, and for a shard."""
     try:
         names = tensor_sizes(file)
     except UserError:
         return False
     has_decoder = any(name.startswith("decoder.") for name in names)
-    return has_decoder and not any(name.startswith("encoder.") for name in names) and "-of-" not in file.name
+    return (
+        has_decoder
+        and not any(name.startswith("encoder.") for name in names)
+        and "-of-" not in file.name
+    )
 
 
 # ---------------------------------------------------------------- a LoRA on the hub
@@ -173,12 +208,13 @@ HUB_LORA = re.compile(r"(\w[\w.-]*/\w[\w.-]*?)(?:/(.+\.safetensors))?", re.ASCII
 """`owner/repo`, or one of its files: `owner/repo/file.safetensors`."""
 
 LORA_NAME = "pytorch_lora_weights.safetensors"
-"""What diffusers and SimpleTuner call the LoRA of a repository; it counts before files with other names."""
+"""What diffusers and SimpleTuner call the LoRA of a repository; it counts before files
+with other names."""
 
 
 def hub_lora(name: str) -> tuple[str, str]:
-    """Repository and file of a LoRA that is named as on the hub; the file is empty where the repository alone is named,
-    and both are for what means a path."""
+    """Repository and file of a LoRA that is named as on the hub; the file is empty
+    where the repository alone is named, and both are for what means a path."""
     found = HUB_LORA.fullmatch(name)
     if found is None or Path(name).expanduser().exists() or looks_like_a_path(found[1]):
         return "", ""
@@ -186,7 +222,8 @@ def hub_lora(name: str) -> tuple[str, str]:
 
 
 def lora_among(repository: str, files: Iterable[str]) -> str:
-    """The LoRA of a repository with these files. Raises UserError where there is none, or more than one."""
+    """The LoRA of a repository with these files. Raises UserError where there is none,
+    or more than one."""
     weights = sorted(file for file in files if file.endswith(".safetensors"))
     top = [file for file in weights if "/" not in file]
     if LORA_NAME in top:
@@ -194,14 +231,21 @@ def lora_among(repository: str, files: Iterable[str]) -> str:
     if len(top) == 1:
         return top[0]
     if not weights:
-        raise UserError(f"{repository!r}, of the hub, has no safetensors file. Give a repository with a LoRA.")
-    some = ", ".join(weights[:5]) + (f" and {len(weights) - 5} more" if len(weights) > 5 else "")
-    raise UserError(f"{repository!r}, of the hub, has {some}. Give one of them, as '{repository}/{weights[0]}'.")
+        raise UserError(
+            f"{repository!r}, of the hub, has no safetensors file. Give a repository with a LoRA."
+        )
+    some = ", ".join(weights[:5]) + (
+        f" and {len(weights) - 5} more" if len(weights) > 5 else ""
+    )
+    raise UserError(
+        f"{repository!r}, of the hub, has {some}. Give one of them, as '{repository}/{weights[0]}'."
+    )
 
 
 def lora_file(name: str) -> str:
-    """The file of a LoRA that is named as on the hub, if the hub cache has it; any other name as it is. Raises
-    UserError where it is not clear which of the repository's files is meant."""
+    """The file of a LoRA that is named as on the hub, if the hub cache has it; any
+    other name as it is. Raises UserError where it is not clear which of the
+    repository's files is meant."""
     repository, file = hub_lora(name)
     if repository:
         snapshot = snapshot_in(_repository(repository))
@@ -216,14 +260,18 @@ def lora_file(name: str) -> str:
 
 
 def _listed_files(repository: str, snapshot: Path) -> list[str]:
-    """The files of a hub repository, by the list that a download left; without one those that are in the cache."""
+    """The files of a hub repository, by the list that a download left; without one
+    those that are in the cache."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
     try:
         return [file.path for file in get_cached_repo_tree(repository)]
     except CachedRepoTreeNotFoundError:
-        return [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.safetensors")]
+        return [
+            path.relative_to(snapshot).as_posix()
+            for path in snapshot.rglob("*.safetensors")
+        ]
 
 
 def _remedy() -> str:
@@ -231,28 +279,47 @@ def _remedy() -> str:
 
 
 def _another(name: str, what: str) -> str:
-    titles = dict.fromkeys(title for family in families() for title in family.published.values())
-    own = [f"{family.title}s of its own" for family in families() if not family.published]
+    titles = dict.fromkeys(
+        title for family in families() for title in family.published.values()
+    )
+    own = [
+        f"{family.title}s of its own" for family in families() if not family.published
+    ]
     kinds = [*titles, "what is made from them", *own]
     known = f"{', '.join(kinds[:-1])}, and {kinds[-1]}"
-    return f"{name!r} is another model{what}, and this program trains {known}. {_remedy()}"
+    return (
+        f"{name!r} is another model{what}, and this program trains {known}. {_remedy()}"
+    )
 
 
 def looks_like_a_path(name: str) -> bool:
-    """Whether a name means a local folder or file, existing or not, and not `owner/name` on the hub.
+    """Whether a name means a local folder or file, existing or not, and not
+    `owner/name` on the hub.
 
-    So does a name whose first part is a folder here, unless the hub cache knows it or it is in `published`.
+    So does a name whose first part is a folder here, unless the hub cache knows it or
+    it is in `published`.
     """
-    if not _HUB_ID.fullmatch(name) or "--" in name or ".." in name or name.endswith(".git"):
+    if (
+        not _HUB_ID.fullmatch(name)
+        or "--" in name
+        or ".." in name
+        or name.endswith(".git")
+    ):
         return True
     owner = name.split("/")[0]
     if Path(name).suffix.lower() in WEIGHT_FILES or owner.lower() in NO_OWNERS:
         return True
-    return Path(owner).is_dir() and not published_family(name) and not _other_family(name) and not _is_cached(name)
+    return (
+        Path(owner).is_dir()
+        and not published_family(name)
+        and not _other_family(name)
+        and not _is_cached(name)
+    )
 
 
 def model_fault(name: str, revision: str | None, given: Collection[str] = ()) -> str:
-    """What is wrong with a `model.name_or_path`, with its remedy, as far as this disk shows; empty: nothing.
+    """What is wrong with a `model.name_or_path`, with its remedy, as far as this disk
+    shows; empty: nothing.
 
     given: parts that need no weights there.
     """
@@ -265,7 +332,8 @@ def model_fault(name: str, revision: str | None, given: Collection[str] = ()) ->
 
 
 class ModelFolder:
-    """A model in diffusers format, as far as file names, small files and the headers of weights show."""
+    """A model in diffusers format, as far as file names, small files and the headers of
+    weights show."""
 
     def __init__(self, path: Path, name: str = "") -> None:
         """name: what messages call it, as the user wrote it."""
@@ -274,10 +342,13 @@ class ModelFolder:
         self.index = path / INDEX
 
     def pipeline(self) -> str:
-        """`_class_name` of model_index.json. Raises UserError, which names the file, when it has none."""
+        """`_class_name` of model_index.json. Raises UserError, which names the file,
+        when it has none."""
         pipeline = read_model_json(self.index, default={}).get("_class_name")
         if not isinstance(pipeline, str) or not pipeline:
-            raise UserError(f"{self.index}: has no '_class_name', so it is not a model index. {_AGAIN}")
+            raise UserError(
+                f"{self.index}: has no '_class_name', so it is not a model index. {_AGAIN}"
+            )
         return pipeline
 
     def index_fault(self) -> str:
@@ -291,7 +362,8 @@ class ModelFolder:
         return _another(self.name, f": {self.index} says {pipeline!r}")
 
     def parts_fault(self) -> str:
-        """Parts that are missing; empty: none, or of a family that cannot be trained."""
+        """Parts that are missing; empty: none, or of a family that cannot be
+        trained."""
         family = family_of(self.pipeline())
         missing = []
         for part, file in (family.parts if family else {}).items():
@@ -299,7 +371,11 @@ class ModelFolder:
                 missing.append(f"{part}/")
                 continue
             for names in file.split():
-                if not any(path.is_file() for name in names.split("|") for path in (self.path / part).glob(name)):
+                if not any(
+                    path.is_file()
+                    for name in names.split("|")
+                    for path in (self.path / part).glob(name)
+                ):
                     missing.append(f"{part}/{names.replace('|', ' or ')}")
         if not missing:
             return ""
@@ -307,8 +383,9 @@ class ModelFolder:
         return f"{self.name!r}: {', '.join(missing)} {verb} missing in {self.path}. Copy or download the whole model."
 
     def class_fault(self) -> str:
-        """A part that is of another class, or has another setting, than its family has; empty: none. The class of a
-        tokenizer has another name in each version of transformers, so says nothing."""
+        """A part that is of another class, or has another setting, than its family has;
+        empty: none. The class of a tokenizer has another name in each version of
+        transformers, so says nothing."""
         family = family_of(self.pipeline())
         assert family is not None  # else the index has a fault
         of_index = read_model_json(self.index, default={})
@@ -316,12 +393,25 @@ class ModelFolder:
             path = self.path / part / "config.json"
             entry = of_index.get(part)
             config = read_model_json(path) if path.is_file() else {}
-            if isinstance(entry, list) and entry[:1] not in (["diffusers"], ["transformers"]):
+            if isinstance(entry, list) and entry[:1] not in (
+                ["diffusers"],
+                ["transformers"],
+            ):
                 entry = None  # a class of somebody's own code; what it is made of is looked at elsewhere
-            listed = [names[-1:] if isinstance(names, list) else [] for names in (config.get("architectures"), entry)]
-            said = [(path, config.get("_class_name")), *((path, name) for name in listed[0])]
+            listed = [
+                names[-1:] if isinstance(names, list) else []
+                for names in (config.get("architectures"), entry)
+            ]
+            said = [
+                (path, config.get("_class_name")),
+                *((path, name) for name in listed[0]),
+            ]
             for place, name in (*said, *((self.index, name) for name in listed[1])):
-                if isinstance(name, str) and part != "tokenizer" and SAME_CLASSES.get(name, name) != expected:
+                if (
+                    isinstance(name, str)
+                    and part != "tokenizer"
+                    and SAME_CLASSES.get(name, name) != expected
+                ):
                     return f"{place}: {part} is {name!r}, of another model; a {family.title} has {expected!r}. {_AGAIN}"
             for key, value in family.settings.items():
                 of_part, name = key.split("/")
@@ -331,18 +421,22 @@ class ModelFolder:
         return ""
 
     def quantization_fault(self, given: Collection[str] = ()) -> str:
-        """A part whose weights another program has quantized; empty: none, as far as the configs are here.
+        """A part whose weights another program has quantized; empty: none, as far as
+        the configs are here.
 
-        given: parts that need no weights here. Raises UserError for a file that cannot be read."""
+        given: parts that need no weights here. Raises UserError for a file that cannot
+        be read."""
         family = family_of(self.pipeline())
         parts = family.weight_parts if family else ()
-        faults = (quantization_fault(self.path / part) for part in parts if part not in given)
+        faults = (
+            quantization_fault(self.path / part) for part in parts if part not in given
+        )
         return next(filter(None, faults), "")
 
     def fault(self, given: Collection[str] = ()) -> str:
-        """What is wrong: another model, missing parts, parts of different models, JSON that cannot be read or holds
-        wrong values, quantized weights, or weights that are missing or cut off; empty: nothing that shows without
-        reading weights.
+        """What is wrong: another model, missing parts, parts of different models, JSON
+        that cannot be read or holds wrong values, quantized weights, or weights that
+        are missing or cut off; empty: nothing that shows without reading weights.
 
         given: parts that need no weights here."""
         try:
@@ -368,24 +462,39 @@ class ModelFolder:
             return f"{path}: {explained(path, error, 'not readable', _AGAIN)}"
 
     def learned_sizes(self) -> list[tuple[int, int]]:
-        """Width and height of the images that a model has seen which began with random weights, the most frequent
-        first; none for others, which know all sizes, and where it is not recorded."""
-        if not (self.path / NEW_MODEL).is_file() or not (self.path / FOLDER_METADATA).is_file():
+        """Width and height of the images that a model has seen which began with random
+        weights, the most frequent first; none for others, which know all sizes, and
+        where it is not recorded."""
+        if (
+            not (self.path / NEW_MODEL).is_file()
+            or not (self.path / FOLDER_METADATA).is_file()
+        ):
             return []
-        recorded = read_model_json(self.path / FOLDER_METADATA, {}).get("ss_bucket_info", "{}")
+        recorded = read_model_json(self.path / FOLDER_METADATA, {}).get(
+            "ss_bucket_info", "{}"
+        )
         try:
-            buckets = sorted(json.loads(recorded)["buckets"].values(), key=lambda bucket: -int(bucket["count"]))
-            return [(int(width), int(height)) for width, height in (bucket["resolution"] for bucket in buckets)]
+            buckets = sorted(
+                json.loads(recorded)["buckets"].values(),
+                key=lambda bucket: -int(bucket["count"]),
+            )
+            return [
+                (int(width), int(height))
+                for width, height in (bucket["resolution"] for bucket in buckets)
+            ]
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
             return []
 
     def default_sizes(self) -> list[tuple[int, int]]:
-        """Sizes of images to generate, as `learned_sizes`, where those of its family do not suit: a tiny model would
-        take minutes for them."""
-        return self.learned_sizes() or ([(128, 128)] if (self.path / TINY_MODEL).is_file() else [])
+        """Sizes of images to generate, as `learned_sizes`, where those of its family do
+        not suit: a tiny model would take minutes for them."""
+        return self.learned_sizes() or (
+            [(128, 128)] if (self.path / TINY_MODEL).is_file() else []
+        )
 
     def size_note(self, sizes: Iterable[tuple[int, int]]) -> str | None:
-        """What to say of images of these sizes that the model has never seen; None where there is nothing."""
+        """What to say of images of these sizes that the model has never seen; None
+        where there is nothing."""
         learned = self.learned_sizes()
         if not learned:
             return None
@@ -399,7 +508,8 @@ class ModelFolder:
 
 
 def path_fault(name: str, given: Collection[str] = ()) -> str:
-    """What is wrong with the local model folder `name`, with its remedy; empty: nothing that can be seen by names.
+    """What is wrong with the local model folder `name`, with its remedy; empty: nothing
+    that can be seen by names.
 
     given: see `model_fault`.
     """
@@ -408,7 +518,11 @@ def path_fault(name: str, given: Collection[str] = ()) -> str:
         return ModelFolder(path, name).fault(given)
     if path.is_dir() or path.is_file() or path.suffix.lower() in WEIGHT_FILES:
         # A model folder that it lies in, or that lies in it.
-        beside = (folder for folder in (*path.parents, *_subfolders(path)) if (folder / INDEX).is_file())
+        beside = (
+            folder
+            for folder in (*path.parents, *_subfolders(path))
+            if (folder / INDEX).is_file()
+        )
         offer = _offer(next(beside, None)) + lora_words(path) + _remedy()
         if path.is_dir():
             return f"{name!r} holds no {INDEX}. {offer}"
@@ -433,7 +547,8 @@ def path_fault(name: str, given: Collection[str] = ()) -> str:
 
 
 def lora_words(path: Path) -> str:
-    """What to do with a LoRA file, or a folder of some, that is taken for a model; empty for others."""
+    """What to do with a LoRA file, or a folder of some, that is taken for a model;
+    empty for others."""
     if path.is_file():
         files = [path]
     else:
@@ -447,8 +562,11 @@ def lora_words(path: Path) -> str:
     return ""
 
 
-def read_model_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A JSON file of a model folder. default: what stands for a file that holds something else than an object.
+def read_model_json(
+    path: Path, default: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """A JSON file of a model folder. default: what stands for a file that holds
+    something else than an object.
 
     Raises UserError, which names the file, when it cannot be read.
     """
@@ -457,7 +575,9 @@ def read_model_json(path: Path, default: dict[str, Any] | None = None) -> dict[s
             raise OSError("it is not a file")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: {explained(path, error, 'not readable', _AGAIN)}") from error
+        raise UserError(
+            f"{path}: {explained(path, error, 'not readable', _AGAIN)}"
+        ) from error
     if isinstance(content, dict):
         return content
     if default is None:
@@ -476,11 +596,11 @@ ORIGINAL_WEIGHTS = {
 
 
 def quantization_fault(part: Path, name: str = "", remedy: str = "") -> str:
-    """Why the weights in the folder of a part are not read: another program has quantized them; empty: none has, or the
-    part has no config.json here.
+    """Why the weights in the folder of a part are not read: another program has
+    quantized them; empty: none has, or the part has no config.json here.
 
-    name: of the part, where the folder is not called so. remedy: where it is not one of ORIGINAL_WEIGHTS. Raises
-    UserError for a config.json that cannot be read.
+    name: of the part, where the folder is not called so. remedy: where it is not one of
+    ORIGINAL_WEIGHTS. Raises UserError for a config.json that cannot be read.
     """
     config = part / "config.json"
     if config.is_file():
@@ -495,31 +615,47 @@ def quantization_fault(part: Path, name: str = "", remedy: str = "") -> str:
 
 
 WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
-"""A part's weights, or with `.index.json` the index of its shards, as diffusers and transformers name them."""
+"""A part's weights, or with `.index.json` the index of its shards, as diffusers and
+transformers name them."""
 
 
 def weight_files(part: Path) -> list[Path]:
     """The safetensors files of a part: one, or the shards of its index.
 
-    Raises UserError, which names what is missing or outside of the folder, and for weights that another program has
-    quantized.
+    Raises UserError, which names what is missing or outside of the folder, and for
+    weights that another program has quantized.
     """
     fault = quantization_fault(part)
     if fault:
         raise UserError(fault)
-    index = next((path for name in WEIGHT_NAMES if (path := part / f"{name}.index.json").is_file()), None)
+    index = next(
+        (
+            path
+            for name in WEIGHT_NAMES
+            if (path := part / f"{name}.index.json").is_file()
+        ),
+        None,
+    )
     if index is None:
         files = [path for name in WEIGHT_NAMES if (path := part / name).is_file()]
         if not files:
-            raise UserError(f"{part}: has no weights ({' or '.join(WEIGHT_NAMES)}). Copy or download the whole model.")
+            raise UserError(
+                f"{part}: has no weights ({' or '.join(WEIGHT_NAMES)}). Copy or download the whole model."
+            )
         return files
     weight_map = read_model_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(n, str) for n in weight_map.values())
+    ):
         raise UserError(f"{index}: has no 'weight_map' from weights to files. {_AGAIN}")
     names = sorted(set(weight_map.values()))
     outside = [name for name in names if Path(name).name != name or "\\" in name]
     if outside:
-        raise UserError(f"{index}: {outside[0]!r} is not the name of a file beside it. {_AGAIN}")
+        raise UserError(
+            f"{index}: {outside[0]!r} is not the name of a file beside it. {_AGAIN}"
+        )
     missing = [name for name in names if not (part / name).is_file()]
     if missing:
         if len(missing) > 1:
@@ -531,17 +667,21 @@ def weight_files(part: Path) -> list[Path]:
 
 
 def where_else(name: str) -> str:
-    """Words for a hub id that the hub does not give, which may be a folder that is not there."""
+    """Words for a hub id that the hub does not give, which may be a folder that is not
+    there."""
     meant = f"If a local folder is meant, it is not there (working directory: {Path.cwd()}). "
     return meant + (_offer(_nearest_folder(Path(name))) or near_id(name))
 
 
 def near_id(name: str) -> str:
-    """Words that offer the id of a published model that is spelt like `name`, or ends it; empty: none is."""
+    """Words that offer the id of a published model that is spelt like `name`, or ends
+    it; empty: none is."""
     ids = {known.lower(): known for known in published()}
     ids |= {known.split("/")[1].lower(): known for known in published()}
     wanted = name.lower().strip("/")
-    close = [known for known in ids if wanted.endswith(f"/{known}")] or get_close_matches(wanted, ids, n=1, cutoff=0.85)
+    close = [
+        known for known in ids if wanted.endswith(f"/{known}")
+    ] or get_close_matches(wanted, ids, n=1, cutoff=0.85)
     return f"Did you mean {ids[close[0]]!r}? " if close else ""
 
 
@@ -550,7 +690,8 @@ def _offer(folder: Path | None) -> str:
 
 
 def _nearest_folder(path: Path) -> Path | None:
-    """The folder whose path is spelt most like `path`, part by part; else `path` as seen from a folder above."""
+    """The folder whose path is spelt most like `path`, part by part; else `path` as
+    seen from a folder above."""
     found = Path(path.anchor)
     for part in path.parts[1:] if path.anchor else path.parts:
         if not (found / part).is_dir():
@@ -569,11 +710,14 @@ def _nearest_folder(path: Path) -> Path | None:
 
 
 def _nearest_file(path: Path) -> Path | None:
-    """The file of weights whose name is spelt most like that of `path`, in its folder or the one spelt most like it."""
+    """The file of weights whose name is spelt most like that of `path`, in its folder
+    or the one spelt most like it."""
     folder = path.parent if path.parent.is_dir() else _nearest_folder(path.parent)
     if not folder:
         return None
-    names = [file.name for file in folder.iterdir() if file.suffix.lower() in WEIGHT_FILES]
+    names = [
+        file.name for file in folder.iterdir() if file.suffix.lower() in WEIGHT_FILES
+    ]
     close = get_close_matches(path.name, names, n=1, cutoff=0.85)
     return folder / close[0] if close else None
 
@@ -589,7 +733,8 @@ def _subfolders(folder: Path) -> Iterator[Path]:
 
 
 def hub_fault(name: str, revision: str | None, given: Collection[str] = ()) -> str:
-    """What the hub cache says against the hub model `name`, or else its published name; empty: nothing is known.
+    """What the hub cache says against the hub model `name`, or else its published name;
+    empty: nothing is known.
 
     given: see `model_fault`.
     """
@@ -641,12 +786,20 @@ def is_offline() -> bool:
 
 
 def downloaded_bytes(name: str) -> int:
-    """Bytes of a hub model that are in the hub cache, those of an interrupted download included."""
-    return sum(path.stat().st_size for path in _repository(name).glob("blobs/*") if not path.is_symlink())
+    """Bytes of a hub model that are in the hub cache, those of an interrupted download
+    included."""
+    return sum(
+        path.stat().st_size
+        for path in _repository(name).glob("blobs/*")
+        if not path.is_symlink()
+    )
 
 
-def listed_bytes(name: str, revision: str | None, given: Collection[str] = ()) -> int | None:
-    """Bytes of the needed files of a hub model, by the list that an earlier download left; None: there is none.
+def listed_bytes(
+    name: str, revision: str | None, given: Collection[str] = ()
+) -> int | None:
+    """Bytes of the needed files of a hub model, by the list that an earlier download
+    left; None: there is none.
 
     given: parts whose weights are not needed.
     """
@@ -662,16 +815,22 @@ def listed_bytes(name: str, revision: str | None, given: Collection[str] = ()) -
     return sum(file.size for file in files if is_needed(file.path, given))
 
 
-def cached_snapshot(name: str, revision: str | None, given: Collection[str] = ()) -> Path | None:
-    """The folder of a hub model in the hub cache, at this revision; None unless it is complete but for the weights of
-    the parts `given`.
+def cached_snapshot(
+    name: str, revision: str | None, given: Collection[str] = ()
+) -> Path | None:
+    """The folder of a hub model in the hub cache, at this revision; None unless it is
+    complete but for the weights of the parts `given`.
 
-    Complete is what has all files of the repository, or, where the cache has no list of them, all parts.
+    Complete is what has all files of the repository, or, where the cache has no list of
+    them, all parts.
     """
     if not _is_cached(name):
         return None
     from huggingface_hub import get_cached_repo_tree, snapshot_download
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        CachedRepoTreeNotFoundError,
+        LocalEntryNotFoundError,
+    )
 
     try:
         path = snapshot_download(
@@ -689,7 +848,8 @@ def cached_snapshot(name: str, revision: str | None, given: Collection[str] = ()
 
 
 def local_index(name: str, revision: str | None) -> Path | None:
-    """The model_index.json of a local folder or of a hub id, as far as it is on this disk."""
+    """The model_index.json of a local folder or of a hub id, as far as it is on this
+    disk."""
     folder = Path(name).expanduser()
     if folder.is_dir() or looks_like_a_path(name):
         return folder / INDEX if (folder / INDEX).is_file() else None
@@ -697,10 +857,18 @@ def local_index(name: str, revision: str | None) -> Path | None:
 
 
 def _other_family(name: str) -> str:
-    """The family by which a hub id is published that cannot be trained; empty: none is known."""
+    """The family by which a hub id is published that cannot be trained; empty: none is
+    known."""
     if published_family(name):
         return ""
-    return next((family for pattern, family in OTHERS.items() if fnmatchcase(name.lower(), pattern)), "")
+    return next(
+        (
+            family
+            for pattern, family in OTHERS.items()
+            if fnmatchcase(name.lower(), pattern)
+        ),
+        "",
+    )
 
 
 def _repository(name: str) -> Path:

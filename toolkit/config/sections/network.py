@@ -13,8 +13,22 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.reading.base import StrictModel
-from toolkit.config.reading.field_types import OneOf, PathStr, StrOrList, as_list, schema_of_list, value_error
-from toolkit.config.reading.findings import Findings, JobContext, below, check_path, error, warning
+from toolkit.config.reading.field_types import (
+    OneOf,
+    PathStr,
+    StrOrList,
+    as_list,
+    schema_of_list,
+    value_error,
+)
+from toolkit.config.reading.findings import (
+    Findings,
+    JobContext,
+    below,
+    check_path,
+    error,
+    warning,
+)
 from toolkit.config.reading.located import ConfigNode, Diagnostics
 from toolkit.contracts.network_kinds import ALGORITHMS, KINDS, NetworkKind
 from toolkit.errors import UserError, install_command
@@ -31,7 +45,9 @@ def _pattern(text: str) -> str:
     try:
         re.compile(text)
     except (re.error, OverflowError, RecursionError) as error:
-        raise value_error(f"{text!r} is not a valid regular expression: {error}.") from error
+        raise value_error(
+            f"{text!r} is not a valid regular expression: {error}."
+        ) from error
     return text
 
 
@@ -53,11 +69,15 @@ def _ring(*_: object) -> None:
 def matching(pattern: str | re.Pattern[str], names: Sequence[str]) -> list[str]:
     """The names that a regular expression matches whole.
 
-    Raises UserError where it takes longer than MATCH_SECONDS: nested repetition can take longer than any run. Only the
-    main thread, and not on Windows, has the alarm that ends a match.
+    Raises UserError where it takes longer than MATCH_SECONDS: nested repetition can
+    take longer than any run. Only the main thread, and not on Windows, has the alarm
+    that ends a match.
     """
     compiled = re.compile(pattern)
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+    if (
+        not hasattr(signal, "setitimer")
+        or threading.current_thread() is not threading.main_thread()
+    ):
         return [name for name in names if compiled.fullmatch(name)]
     earlier = signal.signal(signal.SIGALRM, _ring)
     try:
@@ -77,14 +97,18 @@ def matching(pattern: str | re.Pattern[str], names: Sequence[str]) -> list[str]:
 
 def _factor(value: int) -> int:
     if value == 0:
-        raise value_error("0 is not a valid factor. Use -1 (balanced) or a positive number.")
+        raise value_error(
+            "0 is not a valid factor. Use -1 (balanced) or a positive number."
+        )
     return value
 
 
 Pattern = Annotated[str, AfterValidator(_pattern)]
 """A regular expression."""
 
-Patterns = Annotated[tuple[Pattern, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})]
+Patterns = Annotated[
+    tuple[Pattern, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})
+]
 """One regular expression or a list of them."""
 
 
@@ -97,18 +121,22 @@ else:
 
 
 class NetworkKwargs(StrictModel):
-    """`network.network_kwargs`: which layers are adapted, and arguments of LyCORIS's algorithms.
+    """`network.network_kwargs`: which layers are adapted, and arguments of LyCORIS's
+    algorithms.
 
     Example:
         network_kwargs: {only_if_contains: [attn]}
     """
 
-    algo: Annotated[Algo, OneOf(*ALGORITHMS, spellings={"locon": "lora"}, instead=NOT_TRAINED)] = "lora"
-    """With `type: lycoris`, the kind of adapter, by LyCORIS's names; lora, loha and lokr are the program's own, the
-    others modules of the package lycoris-lora."""
+    algo: Annotated[
+        Algo, OneOf(*ALGORITHMS, spellings={"locon": "lora"}, instead=NOT_TRAINED)
+    ] = "lora"
+    """With `type: lycoris`, the kind of adapter, by LyCORIS's names; lora, loha and
+    lokr are the program's own, the others modules of the package lycoris-lora."""
 
     constraint: float = Field(default=0.0, ge=0)
-    """boft, diag-oft: largest norm of a layer's generators of rotations, times its outputs. 0: no limit."""
+    """boft, diag-oft: largest norm of a layer's generators of rotations, times its
+    outputs. 0: no limit."""
 
     rescaled: bool = False
     """boft, diag-oft: also train a factor for each output."""
@@ -120,7 +148,8 @@ class NetworkKwargs(StrictModel):
     """ia3: train a factor for each input instead of each output."""
 
     only_if_contains: StrOrList = ()
-    """Adapt only layers whose dotted name contains one of these strings; empty: all layers."""
+    """Adapt only layers whose dotted name contains one of these strings; empty: all
+    layers."""
 
     ignore_if_contains: StrOrList = ()
     """Skip layers whose dotted name contains one of these strings."""
@@ -133,14 +162,19 @@ class NetworkConfig(StrictModel):
         network: {type: lora, linear: 32, linear_alpha: 32}
     """
 
-    type: Annotated[Kind, OneOf(*KINDS, spellings={"lycoris": "lora", "fullrank": "full"})] = "lora"
-    """Kind of adapter; `lycoris`: the one that `network_kwargs.algo` names. LoRA files load in ComfyUI, diffusers,
-    DiffSynth and mflux, the others in ComfyUI only (ia3: in none). full: no adapter; the model itself is trained and
-    saved as a model folder, and a layer is any module with parameters, biases and norms included. boft, diag-oft,
-    glora, ia3 and lycoris-full (LyCORIS's `full`) need the package lycoris-lora."""
+    type: Annotated[
+        Kind, OneOf(*KINDS, spellings={"lycoris": "lora", "fullrank": "full"})
+    ] = "lora"
+    """Kind of adapter; `lycoris`: the one that `network_kwargs.algo` names. LoRA files
+    load in ComfyUI, diffusers, DiffSynth and mflux, the others in ComfyUI only (ia3: in
+    none). full: no adapter; the model itself is trained and saved as a model folder,
+    and a layer is any module with parameters, biases and norms included. boft,
+    diag-oft, glora, ia3 and lycoris-full (LyCORIS's `full`) need the package
+    lycoris-lora."""
 
     linear: int = Field(default=16, ge=1, le=100_000)
-    """Rank r of each adapted layer; the file size is proportional to it. boft, diag-oft: the largest block."""
+    """Rank r of each adapted layer; the file size is proportional to it. boft,
+    diag-oft: the largest block."""
 
     linear_alpha: float = Field(
         default_factory=lambda given: float(given.get("linear", 16)),
@@ -148,17 +182,19 @@ class NetworkConfig(StrictModel):
         le=65504,  # the largest number of float16, in which files are saved
         json_schema_extra={"default": "linear"},
     )
-    """The adapter is scaled by linear_alpha / linear. 0: it has no effect (one warning). LoKr layers with a full-rank
-    second factor are not scaled."""
+    """The adapter is scaled by linear_alpha / linear. 0: it has no effect (one
+    warning). LoKr layers with a full-rank second factor are not scaled."""
 
     dropout: float = Field(default=0.0, ge=0, le=1)
     """Probability of an input of the adapter to be zeroed during training; 0: off."""
 
     rank_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Probability that a rank of the adapter (LoHa, LoKr: an output) is dropped for one image in training; 0: off."""
+    """Probability that a rank of the adapter (LoHa, LoKr: an output) is dropped for one
+    image in training; 0: off."""
 
     module_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Probability that the adapter of a layer is skipped in one forward call in training; 0: off."""
+    """Probability that the adapter of a layer is skipped in one forward call in
+    training; 0: off."""
 
     loraplus_lr_ratio: float = Field(default=0.0, ge=0, le=1e6)
     """LoRA+: ratio of the learning rate of the up matrices (B) of a LoRA or DoRA to that of the others; typically 4 to
@@ -166,20 +202,23 @@ class NetworkConfig(StrictModel):
 
     scale_weight_norms: float = Field(default=0.0, ge=0)
     """Maximum Frobenius norm of the change of a layer's weight; larger ones are scaled down after each step. Typically
-    1. 0: off. metrics.jsonl has `max_norm/keys_scaled`, `max_norm/average_key_norm` and `max_norm/max_key_norm`."""
+    1. 0: off. metrics.jsonl has `max_norm/keys_scaled`, `max_norm/average_key_norm` and `max_norm/max_key_norm`.
+    """
 
     factor: Annotated[int, AfterValidator(_factor)] = Field(default=-1, ge=-1)
-    """LoKr: size of the first Kronecker factor, for inputs and for outputs (rounded down to a divisor); -1: as close as
-    possible to the second. A larger factor means fewer parameters, up to the balanced one. 0 is an error."""
+    """LoKr: size of the first Kronecker factor, for inputs and for outputs (rounded
+    down to a divisor); -1: as close as possible to the second. A larger factor means
+    fewer parameters, up to the balanced one. 0 is an error."""
 
     lokr_full_rank: bool = False
-    """LoKr: do not decompose the second factor, whatever `linear` is; otherwise it is left whole only where
-    decomposing it would save nothing."""
+    """LoKr: do not decompose the second factor, whatever `linear` is; otherwise it is
+    left whole only where decomposing it would save nothing."""
 
     include_patterns: Patterns = ()
-    """Regular expressions that match full layer names: these layers are adapted, even if an exclude pattern matches
-    them too. Without exclude patterns, only these layers are adapted; with them, these layers are exceptions to the
-    exclusion, as in musubi-tuner."""
+    """Regular expressions that match full layer names: these layers are adapted, even
+    if an exclude pattern matches them too. Without exclude patterns, only these layers
+    are adapted; with them, these layers are exceptions to the exclusion, as in
+    musubi-tuner."""
 
     exclude_patterns: Patterns = ()
     """Regular expressions that match full layer names: these layers are not adapted."""
@@ -192,51 +231,91 @@ class NetworkConfig(StrictModel):
 
     on_resume: ClassVar = {
         **dict.fromkeys(
-            ("type", "linear", "factor", "lokr_full_rank", "include_patterns", "exclude_patterns", "network_kwargs"),
+            (
+                "type",
+                "linear",
+                "factor",
+                "lokr_full_rank",
+                "include_patterns",
+                "exclude_patterns",
+                "network_kwargs",
+            ),
             "impossible",
         ),
         "pretrained_lora_path": "harmless",  # it has done its work by then
     }
     common_words: ClassVar = {
         **dict.fromkeys(("dim", "r", "network_rank", "lora_rank"), "linear"),
-        **dict.fromkeys(("target_modules", "modules"), "network_kwargs.only_if_contains"),
+        **dict.fromkeys(
+            ("target_modules", "modules"), "network_kwargs.only_if_contains"
+        ),
     }
     lone_key: ClassVar = "type"
     saved_weights: ClassVar[tuple[str, ...]] = ("pretrained_lora_path",)
 
     @classmethod
-    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
+    def rewrite(
+        cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics
+    ) -> dict[str, ConfigNode]:
         """`type: lycoris` becomes the kind that `network_kwargs.algo` names."""
         kwargs = entries.get("network_kwargs")
         given = entries.get("type")
         algo = kwargs.child("algo") if kwargs else None
         if algo and not algo.is_blank:
-            kind, named = (str(node.value).strip().lower() if node else "lora" for node in (given, algo))
+            kind, named = (
+                str(node.value).strip().lower() if node else "lora"
+                for node in (given, algo)
+            )
             if kind == "lycoris" and named in ALGORITHMS:
                 entries["type"] = replace(algo, value=ALGORITHMS[named])
-            elif kind != "lycoris" and named not in ("lora", "locon") and ALGORITHMS.get(named) != kind:
-                diagnostics.error(algo, "applies to 'type: lycoris' only. Say it by network.type.", at_key=True)
+            elif (
+                kind != "lycoris"
+                and named not in ("lora", "locon")
+                and ALGORITHMS.get(named) != kind
+            ):
+                diagnostics.error(
+                    algo,
+                    "applies to 'type: lycoris' only. Say it by network.type.",
+                    at_key=True,
+                )
         elif given and str(given.value).strip().lower() == "lycoris":
-            diagnostics.warn(given, "no network_kwargs.algo is given: a plain LoRA is trained. Write 'type: lora'.")
+            diagnostics.warn(
+                given,
+                "no network_kwargs.algo is given: a plain LoRA is trained. Write 'type: lora'.",
+            )
         return entries
 
     def check(self, job: JobContext) -> Findings:
-        """Keys of another kind, what LyCORIS's algorithms cannot do, a file that is missing."""
+        """Keys of another kind, what LyCORIS's algorithms cannot do, a file that is
+        missing."""
         kind = KINDS[self.type]
         if self.factor != -1 and self.type != "lokr":
             yield warning("factor", "has no effect: it concerns LoKr only.")
         yield from below("network_kwargs", self._arguments_of_others(kind))
-        yield from self.unused(" ".join(kind.without_effect), f" with network.type '{self.type}'.")
+        yield from self.unused(
+            " ".join(kind.without_effect), f" with network.type '{self.type}'."
+        )
         if kind.library_class:
             yield from self._limits_of_library(kind)
-        yield from check_path("pretrained_lora_path", self.pretrained_lora_path, "Give a LoRA file.", job, file=True)
+        yield from check_path(
+            "pretrained_lora_path",
+            self.pretrained_lora_path,
+            "Give a LoRA file.",
+            job,
+            file=True,
+        )
 
     def _arguments_of_others(self, kind: NetworkKind) -> Findings:
         """Arguments that the algorithm's class does not declare."""
         for name in ("constraint", "rescaled", "rs_lora", "train_on_input"):
             if not self.network_kwargs.is_default(name) and name not in kind.settings:
-                others = ", ".join(other for other, entry in KINDS.items() if name in entry.settings)
-                yield error(name, f"is no argument of '{self.type}': it is one of {others}. Remove it.")
+                others = ", ".join(
+                    other for other, entry in KINDS.items() if name in entry.settings
+                )
+                yield error(
+                    name,
+                    f"is no argument of '{self.type}': it is one of {others}. Remove it.",
+                )
 
     def _limits_of_library(self, kind: NetworkKind) -> Findings:
         """What cannot be done with a module class of lycoris-lora."""
@@ -250,7 +329,10 @@ class NetworkConfig(StrictModel):
             message = f"'{self.type}' cannot start from a file. Remove it, or give the file as model.base_loras."
             yield error("pretrained_lora_path", message)
         if self.linear_alpha == 0 and "linear_alpha" not in kind.without_effect:
-            yield error("linear_alpha", f"'{self.type}' takes 0 for the rank. Give the value that is meant.")
+            yield error(
+                "linear_alpha",
+                f"'{self.type}' takes 0 for the rank. Give the value that is meant.",
+            )
         if self.type == "diag-oft" and self.network_kwargs.rescaled:
             message = "ComfyUI ignores these factors in a file of diag-oft; with boft it uses them."
             yield warning("network_kwargs.rescaled", message)
@@ -261,7 +343,8 @@ class NetworkConfig(StrictModel):
         return KINDS[self.type].trains_model
 
     def size(self) -> str:
-        """What decides the size and the strength of the adapter on a layer, in words; nothing without one."""
+        """What decides the size and the strength of the adapter on a layer, in words;
+        nothing without one."""
         if self.trains_model:
             return "model"
         if "linear_alpha" in self.model_fields_set:

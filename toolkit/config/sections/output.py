@@ -1,5 +1,5 @@
-"""`save`: the files of a run; `sample`: images generated during training; `logging`: console output and trackers
-(`metrics.jsonl` always has every step)."""
+"""`save`: the files of a run; `sample`: images generated during training; `logging`:
+console output and trackers (`metrics.jsonl` always has every step)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,22 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field
 
 from toolkit.config.reading.base import StrictModel
-from toolkit.config.reading.field_types import Dtype, OneOf, PathStr, Slots, gather_slots, seed_reader, slot_names
-from toolkit.config.reading.findings import Findings, JobContext, check_path, error, warning
+from toolkit.config.reading.field_types import (
+    Dtype,
+    OneOf,
+    PathStr,
+    Slots,
+    gather_slots,
+    seed_reader,
+    slot_names,
+)
+from toolkit.config.reading.findings import (
+    Findings,
+    JobContext,
+    check_path,
+    error,
+    warning,
+)
 from toolkit.config.reading.foreign import ForeignName
 from toolkit.config.reading.located import ConfigNode, Diagnostics
 from toolkit.config.reading.normalise import listed
@@ -38,30 +52,37 @@ class SaveIntervalConfig(StrictModel):
     """Data type of the saved weights."""
 
     save_every: int = Field(default=250, ge=0)
-    """Optimizer steps between two saves; 0: only the final file. If given and above 0, it takes precedence over
-    `save_every_n_epochs`."""
+    """Optimizer steps between two saves; 0: only the final file. If given and above 0,
+    it takes precedence over `save_every_n_epochs`."""
 
     save_every_n_epochs: int = Field(default=0, ge=0)
-    """Epochs between two saves: at the first optimizer step that completes the epoch. 0: only the final file."""
+    """Epochs between two saves: at the first optimizer step that completes the epoch.
+    0: only the final file."""
 
     max_step_saves_to_keep: int = Field(default=5, ge=0)
-    """Number of step files to keep, the newest by step; the final file is not counted. 0: all."""
+    """Number of step files to keep, the newest by step; the final file is not counted.
+    0: all."""
 
     save_last_n_epochs: int | None = Field(default=None, ge=0)
-    """With `save_every_n_epochs`, the number of its files to keep. 0: all. Not given: `max_step_saves_to_keep`."""
+    """With `save_every_n_epochs`, the number of its files to keep. 0: all. Not given:
+    `max_step_saves_to_keep`."""
 
     max_states_to_keep: int = Field(default=2, ge=0)
-    """Number of states (everything a resume needs) to keep, the newest by step. 0: all."""
+    """Number of states (everything a resume needs) to keep, the newest by step. 0:
+    all."""
 
     states: Annotated[Literal["always", "at_end", "never"], OneOf()] = "always"
-    """always: a state with each save. at_end: only at the end and when the run is stopped. never: none; a stopped run
-    keeps its weights, but starts over. With network.type full a state is larger than the model."""
+    """always: a state with each save. at_end: only at the end and when the run is
+    stopped. never: none; a stopped run keeps its weights, but starts over. With
+    network.type full a state is larger than the model."""
 
     no_metadata: bool = False
-    """Save no metadata about the training (and nothing of `meta`), only what loading the files needs."""
+    """Save no metadata about the training (and nothing of `meta`), only what loading
+    the files needs."""
 
     def interval(self) -> tuple[int, int]:
-        """(optimizer steps, epochs) between two saves, of which at most one is above 0."""
+        """(optimizer steps, epochs) between two saves, of which at most one is above
+        0."""
         if "save_every_n_epochs" not in self.model_fields_set:
             return self.save_every, 0
         if "save_every" in self.model_fields_set and self.save_every:
@@ -79,7 +100,8 @@ class SaveIntervalConfig(StrictModel):
         steps, epochs = self.interval()
         if steps:
             yield from self.unused(
-                "save_every_n_epochs", f": 'save_every: {steps}' takes precedence. Remove one of them."
+                "save_every_n_epochs",
+                f": 'save_every: {steps}' takes precedence. Remove one of them.",
             )
         if self.states == "never" and "max_states_to_keep" in self.model_fields_set:
             yield warning("max_states_to_keep", "has no effect with 'states: never'.")
@@ -96,39 +118,46 @@ class SaveConfig(SaveIntervalConfig):
     """
 
     dtype: Dtype = "float16"
-    """Data type of the LoRA file, or of the model folder; with network.type full the default is bfloat16."""
+    """Data type of the LoRA file, or of the model folder; with network.type full the
+    default is bfloat16."""
 
     layout: Annotated[Literal["diffusers", "single_file"], OneOf()] = "diffusers"
-    """With network.type full: a model folder, or only the transformer in one safetensors file for ComfyUI, which
-    `model.transformer_path` reads too."""
+    """With network.type full: a model folder, or only the transformer in one
+    safetensors file for ComfyUI, which `model.transformer_path` reads too."""
 
     mem_eff_save: bool = False
-    """With network.type full: save each tensor directly from the model, without a copy of the model in CPU memory;
-    training pauses meanwhile. Always the case if `train.parallel: fsdp` shards the model. States are copied anyway."""
+    """With network.type full: save each tensor directly from the model, without a copy
+    of the model in CPU memory; training pauses meanwhile. Always the case if
+    `train.parallel: fsdp` shards the model. States are copied anyway."""
 
     also: tuple[Literal["raw", "merged_lora"], ...] = ()
-    """`raw`: with EMA, also save the raw weights as `<name>_<step>_raw.safetensors`. `merged_lora`: with a DoRA, LoHa
-    or LoKr, also save the plain LoRA that is closest to it, `<name>_<step>_lora.safetensors`, which loads in ComfyUI
-    and diffusers; its error is printed and part of its metadata. It is computed on the CPU during training: for the
-    published model in seconds for a LoKr, in minutes for a LoHa or DoRA. There is none for a `best` file."""
+    """`raw`: with EMA, also save the raw weights as `<name>_<step>_raw.safetensors`.
+    `merged_lora`: with a DoRA, LoHa or LoKr, also save the plain LoRA that is closest
+    to it, `<name>_<step>_lora.safetensors`, which loads in ComfyUI and diffusers; its
+    error is printed and part of its metadata. It is computed on the CPU during
+    training: for the published model in seconds for a LoKr, in minutes for a LoHa or
+    DoRA. There is none for a `best` file."""
 
     merged_lora_rank: int = Field(default=64, ge=1, le=100_000)
-    """Maximum rank of a layer of `merged_lora`; a higher rank gives a larger file and a smaller error. Rank r * r is
-    exact for a LoHa of rank r."""
+    """Maximum rank of a layer of `merged_lora`; a higher rank gives a larger file and a
+    smaller error. Rank r * r is exact for a LoHa of rank r."""
 
     push_to_hub: bool = False
-    """Upload the LoRA with a model card to the Hugging Face hub when the run is finished. If the upload fails, the
-    run does not; the command that repeats it is printed."""
+    """Upload the LoRA with a model card to the Hugging Face hub when the run is
+    finished. If the upload fails, the run does not; the command that repeats it is
+    printed."""
 
     hf_repo_id: str = ""
-    """For `push_to_hub`: the repository, `owner/name`, or `name` in your own namespace; created if it does not
-    exist."""
+    """For `push_to_hub`: the repository, `owner/name`, or `name` in your own namespace;
+    created if it does not exist."""
 
     hf_private: bool = True
     """For `push_to_hub`: create a private repository."""
 
     common_words: ClassVar = {
-        **dict.fromkeys(("save_steps", "checkpointing_steps", "interval"), "save_every"),
+        **dict.fromkeys(
+            ("save_steps", "checkpointing_steps", "interval"), "save_every"
+        ),
         "format": "A LoRA is always one safetensors file. Leave this key out.",
     }
     lone_key: ClassVar = "save_every"
@@ -137,13 +166,22 @@ class SaveConfig(SaveIntervalConfig):
         """An upload without a place, a rank for files that are not written."""
         yield from super().check(job)
         if self.push_to_hub and not self.hf_repo_id:
-            yield error("push_to_hub", "needs a repository: set hf_repo_id, such as 'owner/name'.")
+            yield error(
+                "push_to_hub",
+                "needs a repository: set hf_repo_id, such as 'owner/name'.",
+            )
         elif self.push_to_hub and not hinted_tool("publication"):
             yield error(
-                "push_to_hub", f"needs the tool {HINTED_TOOLS['publication']!r}, which is absent. Leave it out."
+                "push_to_hub",
+                f"needs the tool {HINTED_TOOLS['publication']!r}, which is absent. Leave it out.",
             )
-        if "merged_lora_rank" in self.model_fields_set and "merged_lora" not in self.also:
-            yield warning("merged_lora_rank", "has no effect without 'also: [merged_lora]'.")
+        if (
+            "merged_lora_rank" in self.model_fields_set
+            and "merged_lora" not in self.also
+        ):
+            yield warning(
+                "merged_lora_rank", "has no effect without 'also: [merged_lora]'."
+            )
 
 
 def _false_is_empty(value: Any) -> Any:
@@ -160,15 +198,20 @@ RANDOM_SEED = -1
 """`seed: random` in a section of samples."""
 
 SAMPLE_WORDS = {
-    **dict.fromkeys(("steps", "num_steps", "num_inference_steps", "inference_steps"), "sample_steps"),
-    **dict.fromkeys(("cfg", "cfg_scale", "guidance", "true_cfg_scale"), "guidance_scale"),
+    **dict.fromkeys(
+        ("steps", "num_steps", "num_inference_steps", "inference_steps"), "sample_steps"
+    ),
+    **dict.fromkeys(
+        ("cfg", "cfg_scale", "guidance", "true_cfg_scale"), "guidance_scale"
+    ),
     **dict.fromkeys(("negative", "negative_prompt"), "neg"),
     **dict.fromkeys(("size", "resolution"), "Write 'width' and 'height', in pixels."),
 }
 """What other programs call the keys of a sample, and people by habit."""
 
 MOST_GUIDANCE, MOST_STEPS = 20.0, 100
-"""Above these a scale or a number of steps is probably a typing error: models are sampled with 1 to 8, in 4 to 50."""
+"""Above these a scale or a number of steps is probably a typing error: models are
+sampled with 1 to 8, in 4 to 50."""
 
 
 def _unusual(sample: SampleItem | SampleConfig) -> Findings:
@@ -179,11 +222,15 @@ def _unusual(sample: SampleItem | SampleConfig) -> Findings:
         message = f"{scale:g} is far above what the model is made for, and burns images. A typical value is 4."
         yield warning("guidance_scale", message)
     if steps is not None and steps > MOST_STEPS:
-        yield warning("sample_steps", f"{steps} steps for each image take long, and show no more than 50.")
+        yield warning(
+            "sample_steps",
+            f"{steps} steps for each image take long, and show no more than 50.",
+        )
 
 
 class SampleItem(StrictModel):
-    """`sample.samples[]`: one image. What it does not give comes from the `sample` section.
+    """`sample.samples[]`: one image. What it does not give comes from the `sample`
+    section.
 
     Example:
         samples:
@@ -191,8 +238,9 @@ class SampleItem(StrictModel):
     """
 
     prompt: str
-    """The prompt; `[trigger]` is replaced, nothing is prepended. It may end in flags separated by spaces: `--w`, `--h`,
-    `--d` (seed), `--s` (steps), `--l` (guidance_scale), `--n` (neg), `--fs` (flow_shift), and up to 10 times `--ci`
+    """The prompt; `[trigger]` is replaced, nothing is prepended. It may end in flags
+    separated by spaces: `--w`, `--h`, `--d` (seed), `--s` (steps), `--l`
+    (guidance_scale), `--n` (neg), `--fs` (flow_shift), and up to 10 times `--ci`
     (ctrl_img; put a path that contains a flag in quotes)."""
 
     width: int | None = Field(default=None, ge=64, le=MAX_SIDE)
@@ -204,7 +252,9 @@ class SampleItem(StrictModel):
     neg: Negative | None = None
     """Negative prompt; empty or false: one space."""
 
-    seed: Annotated[int, Field(ge=RANDOM_SEED, lt=2**63), seed_reader(RANDOM_SEED)] | None = None
+    seed: (
+        Annotated[int, Field(ge=RANDOM_SEED, lt=2**63), seed_reader(RANDOM_SEED)] | None
+    ) = None
     """Seed of the noise; 0 is a valid seed. random or -1: as of `sample.seed`."""
 
     guidance_scale: float | None = Field(default=None, ge=0, le=1000)
@@ -214,19 +264,19 @@ class SampleItem(StrictModel):
     """Number of denoising steps."""
 
     flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
-    """Shift of the noise levels, 1: no shift. Not given: by the size of the image, as in the model's own pipeline. 0 is
-    an error: there would be no noise."""
+    """Shift of the noise levels, 1: no shift. Not given: by the size of the image, as
+    in the model's own pipeline. 0 is an error: there would be no noise."""
 
     ctrl_img: Slots = ()
-    """Control image, or list of up to 10 in slot order, as many as the model takes; none: the image is generated from
-    text alone."""
+    """Control image, or list of up to 10 in slot order, as many as the model takes;
+    none: the image is generated from text alone."""
 
     layers: int | None = Field(default=None, ge=1, le=64)
     """Layers that Qwen-Image-Layered takes the control image apart into."""
 
     mask_img: PathStr = ""
-    """Mask of the control image that has the shape of the sample: white may change. The drift of the samples then
-    includes how much the black area changed. Empty: none."""
+    """Mask of the control image that has the shape of the sample: white may change. The
+    drift of the samples then includes how much the black area changed. Empty: none."""
 
     other_shapes: ClassVar = dict.fromkeys(
         slot_names("ctrl_img"), ForeignName("shaped", ("sample.samples[].ctrl_img",))
@@ -236,21 +286,31 @@ class SampleItem(StrictModel):
     may_be_empty: ClassVar = frozenset({"prompt", "neg"})
 
     @classmethod
-    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
+    def rewrite(
+        cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics
+    ) -> dict[str, ConfigNode]:
         """Flags in the prompt become keys, `ctrl_img_1..10` one list."""
         read_flags(entries, diagnostics)
         gather_slots(entries, "ctrl_img", diagnostics)
         return entries
 
     def check(self, job: JobContext) -> Findings:
-        """Control images and a mask that are missing; numbers that are probably typing errors."""
+        """Control images and a mask that are missing; numbers that are probably typing
+        errors."""
         yield from _unusual(self)
         for slot, path in enumerate(self.ctrl_img):
-            yield from check_path(f"ctrl_img.{slot}", path, "Give an image file.", job, file=True)
+            yield from check_path(
+                f"ctrl_img.{slot}", path, "Give an image file.", job, file=True
+            )
         if self.mask_img:
-            yield from check_path("mask_img", self.mask_img, "Give an image file.", job, file=True)
+            yield from check_path(
+                "mask_img", self.mask_img, "Give an image file.", job, file=True
+            )
             if not self.ctrl_img:
-                yield error("mask_img", "needs a control image to compare with. Give ctrl_img, or remove it.")
+                yield error(
+                    "mask_img",
+                    "needs a control image to compare with. Give ctrl_img, or remove it.",
+                )
 
 
 class SamplePicture(SampleItem):
@@ -269,7 +329,8 @@ class SamplePicture(SampleItem):
     layers: int = 4
 
     also: tuple[str, DeploymentConfig] | None = None
-    """The entry of `sample.also` with which it is generated, after its key in `DiffusionSection.files_beside`."""
+    """The entry of `sample.also` with which it is generated, after its key in
+    `DiffusionSection.files_beside`."""
 
 
 class SampleIntervalConfig(StrictModel):
@@ -279,23 +340,30 @@ class SampleIntervalConfig(StrictModel):
     """Optimizer steps between two sets of samples; 0: none at intervals."""
 
     sample_every_n_epochs: int = Field(default=0, ge=0)
-    """Epochs between two sets of samples; above 0, it takes precedence over `sample_every`. 0: none by epoch."""
+    """Epochs between two sets of samples; above 0, it takes precedence over
+    `sample_every`. 0: none by epoch."""
 
     sample_start_step: int = Field(default=0, ge=0)
-    """First optimizer step at which samples are generated at intervals. 0: no minimum."""
+    """First optimizer step at which samples are generated at intervals. 0: no
+    minimum."""
 
     sample_at_first: bool | None = None
-    """Generate a set before step 1. Not given: yes, unless `train.skip_first_sample`."""
+    """Generate a set before step 1. Not given: yes, unless
+    `train.skip_first_sample`."""
 
-    format: Annotated[Literal["jpg", "png", "webp"], OneOf(spellings={"jpeg": "jpg"})] = "jpg"
+    format: Annotated[
+        Literal["jpg", "png", "webp"], OneOf(spellings={"jpeg": "jpg"})
+    ] = "jpg"
     """File format."""
 
     overview: bool = False
-    """Also combine all sets in one image, `samples/overview.png`: training images, then a row for each sample, with its
-    control images on the left and a column for each step. Its path is printed at the end of the run."""
+    """Also combine all sets in one image, `samples/overview.png`: training images, then
+    a row for each sample, with its control images on the left and a column for each
+    step. Its path is printed at the end of the run."""
 
     def interval(self) -> tuple[int, int]:
-        """(optimizer steps, epochs) between two sets, of which at most one is above 0."""
+        """(optimizer steps, epochs) between two sets, of which at most one is above
+        0."""
         if "sample_every_n_epochs" not in self.model_fields_set:
             return self.sample_every, 0
         if self.sample_every_n_epochs or "sample_every" not in self.model_fields_set:
@@ -336,46 +404,54 @@ class SampleConfig(SampleIntervalConfig):
     """Negative prompt; empty or false: one space."""
 
     seed: Annotated[int, Field(ge=RANDOM_SEED, lt=2**63), seed_reader(RANDOM_SEED)] = 42
-    """Seed of the noise; 0 is a valid seed. random or -1: the run's training seed, so that all sets of a run have the
-    same noise; with `training_seed: random` another one in each run."""
+    """Seed of the noise; 0 is a valid seed. random or -1: the run's training seed, so
+    that all sets of a run have the same noise; with `training_seed: random` another one
+    in each run."""
 
     walk_seed: bool = False
     """Image i of a set has the seed `seed` + i."""
 
     guidance_scale: float | None = Field(default=None, ge=0, le=1000)
-    """Classifier-free guidance scale; 0 to 1: off. Not given: 4, or 1 for a model that is sampled without guidance
-    (Qwen-Image-2.1)."""
+    """Classifier-free guidance scale; 0 to 1: off. Not given: 4, or 1 for a model that
+    is sampled without guidance (Qwen-Image-2.1)."""
 
     sample_steps: int | None = Field(default=None, ge=1, le=10_000)
-    """Number of denoising steps. Not given: 20, 40 with Qwen-Image-2.1, 8 with its Turbo, 50 with
-    Qwen-Image-Layered."""
+    """Number of denoising steps. Not given: 20, 40 with Qwen-Image-2.1, 8 with its
+    Turbo, 50 with Qwen-Image-Layered."""
 
     flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
-    """Shift of the noise levels, 1: no shift. Not given: by the size of the image, as in the model's own pipeline."""
+    """Shift of the noise levels, 1: no shift. Not given: by the size of the image, as
+    in the model's own pipeline."""
 
     layers: int = Field(default=4, ge=1, le=64)
-    """Layers that Qwen-Image-Layered takes a control image apart into. The sides of its samples follow that image;
-    `width` times `height` is their area."""
+    """Layers that Qwen-Image-Layered takes a control image apart into. The sides of its
+    samples follow that image; `width` times `height` is their area."""
 
     vae_path: VaePath = None
-    """The VAE whose decoder makes the images, and those of `validation.edits`: a file, a folder or a hub id in the hub
-    cache, of a decoder alone or a whole VAE, of which the encoder is not used. What is trained and cached does not
-    change, so it can be given to a run that has begun. Not given: the VAE of the model."""
+    """The VAE whose decoder makes the images, and those of `validation.edits`: a file,
+    a folder or a hub id in the hub cache, of a decoder alone or a whole VAE, of which
+    the encoder is not used. What is trained and cached does not change, so it can be
+    given to a run that has begun. Not given: the VAE of the model."""
 
     also: tuple[DeploymentConfig, ...] = ()
-    """Deployments of the LoRA, such as together with a few-step LoRA in 4 steps: each image of the set is generated
-    with each of them too, and a survival score says how much of the LoRA's effect remains."""
+    """Deployments of the LoRA, such as together with a few-step LoRA in 4 steps: each
+    image of the set is generated with each of them too, and a survival score says how
+    much of the LoRA's effect remains."""
 
     other_shapes: ClassVar = {
         "prompts": ForeignName(
-            "shaped", ("sample.samples",), "samples, as a list of prompts, or as a text file with one prompt per line"
+            "shaped",
+            ("sample.samples",),
+            "samples, as a list of prompts, or as a text file with one prompt per line",
         )
     }
     common_words: ClassVar = {**SAMPLE_WORDS, "prompt": "prompts"}
     lone_key: ClassVar = "sample_every"
 
     @classmethod
-    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
+    def rewrite(
+        cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics
+    ) -> dict[str, ConfigNode]:
         """`prompts` become `samples`; a single entry of `also` becomes a list."""
         entries = super().rewrite(entries, diagnostics)
         prompts_to_samples(entries, diagnostics)
@@ -384,7 +460,8 @@ class SampleConfig(SampleIntervalConfig):
         return entries
 
     def check(self, job: JobContext) -> Findings:
-        """Entries of `also` with the same name; numbers that are probably typing errors."""
+        """Entries of `also` with the same name; numbers that are probably typing
+        errors."""
         yield from super().check(job)
         yield from _unusual(self)
         if self.vae_path and not job.will_write(self.vae_path):
@@ -398,7 +475,10 @@ class SampleConfig(SampleIntervalConfig):
         """The section with this seed in the place of random ones."""
         if RANDOM_SEED not in (self.seed, *(item.seed for item in self.samples)):
             return self
-        items = (item.model_copy(update={"seed": drawn} if item.seed == RANDOM_SEED else {}) for item in self.samples)
+        items = (
+            item.model_copy(update={"seed": drawn} if item.seed == RANDOM_SEED else {})
+            for item in self.samples
+        )
         seed = drawn if self.seed == RANDOM_SEED else self.seed
         return self.model_copy(update={"seed": seed, "samples": tuple(items)})
 
@@ -406,25 +486,35 @@ class SampleConfig(SampleIntervalConfig):
         """Those of `sample_items`, then the same in each way of `also`."""
         items = self.sample_items()
         keys = [(entry.key(index), entry) for index, entry in enumerate(self.also)]
-        return (*items, *(item.model_copy(update={"also": key}) for key in keys for item in items))
+        return (
+            *items,
+            *(item.model_copy(update={"also": key}) for key in keys for item in items),
+        )
 
     def sample_items(self) -> tuple[SamplePicture, ...]:
         """The items of one set with everything filled in from the section."""
-        return tuple(self._picture(index, item) for index, item in enumerate(self.samples))
+        return tuple(
+            self._picture(index, item) for index, item in enumerate(self.samples)
+        )
 
     def _picture(self, index: int, item: SampleItem) -> SamplePicture:
         shared = {
             "width": self.width,
             "height": self.height,
             "neg": self.neg,
-            "seed": self.seed + (index if self.walk_seed and self.seed != RANDOM_SEED else 0),
+            "seed": self.seed
+            + (index if self.walk_seed and self.seed != RANDOM_SEED else 0),
             "guidance_scale": self.guidance_scale,
             "sample_steps": self.sample_steps,
             "flow_shift": self.flow_shift,
             "layers": self.layers,
         }
-        missing = {key: value for key, value in shared.items() if getattr(item, key) is None}
-        return SamplePicture.model_construct(item.model_fields_set | missing.keys(), **{**dict(item), **missing})
+        missing = {
+            key: value for key, value in shared.items() if getattr(item, key) is None
+        }
+        return SamplePicture.model_construct(
+            item.model_fields_set | missing.keys(), **{**dict(item), **missing}
+        )
 
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
@@ -439,34 +529,42 @@ def _none_if_zero(value: Any) -> Any:
 
 
 class LoggingConfig(StrictModel):
-    """`logging`: console output and trackers. `metrics.jsonl` always has every optimizer step.
+    """`logging`: console output and trackers. `metrics.jsonl` always has every
+    optimizer step.
 
     Example:
         logging: {log_every: 50, log_with: tensorboard}
     """
 
     log_every: int = Field(default=0, ge=0, le=999_999_999)
-    """Optimizer steps between two progress lines if the output is not a terminal; 0: a line every 10 s. Also the number
-    of steps over which trackers average the loss by noise level; 0: 50. All other curves have every step."""
+    """Optimizer steps between two progress lines if the output is not a terminal; 0: a
+    line every 10 s. Also the number of steps over which trackers average the loss by
+    noise level; 0: 50. All other curves have every step."""
 
     diagrams: bool = False
-    """Plot losses, learning rates and step times to `graph/` at each save. Needs matplotlib."""
+    """Plot losses, learning rates and step times to `graph/` at each save. Needs
+    matplotlib."""
 
     report: bool = False
-    """Write `report.html`, a page with samples, curves, settings and dataset, at each save."""
+    """Write `report.html`, a page with samples, curves, settings and dataset, at each
+    save."""
 
     logging_dir: Annotated[PathStr, BeforeValidator(_none_if_zero)] = ""
-    """Folder of TensorBoard files: those of this run go to `<logging_dir>/<log_prefix><name>/`. Empty or 0: none."""
+    """Folder of TensorBoard files: those of this run go to
+    `<logging_dir>/<log_prefix><name>/`. Empty or 0: none."""
 
-    log_with: Annotated[Literal["auto", "tensorboard", "wandb", "all"], OneOf()] = "auto"
-    """Trackers: `tensorboard` (needs logging_dir), `wandb` (Weights & Biases, `pip install wandb`) or `all`. auto or
-    empty: TensorBoard if logging_dir is given."""
+    log_with: Annotated[Literal["auto", "tensorboard", "wandb", "all"], OneOf()] = (
+        "auto"
+    )
+    """Trackers: `tensorboard` (needs logging_dir), `wandb` (Weights & Biases, `pip
+    install wandb`) or `all`. auto or empty: TensorBoard if logging_dir is given."""
 
     log_prefix: PathStr = ""
     """Prefix of the name of the run's TensorBoard folder."""
 
     log_tracker_name: PathStr = ""
-    """Subfolder of the run's TensorBoard folder, and the W&B project if wandb_project is not given."""
+    """Subfolder of the run's TensorBoard folder, and the W&B project if wandb_project
+    is not given."""
 
     log_config: bool = False
     """Also log the job's settings, without secrets, to the trackers."""
@@ -481,8 +579,8 @@ class LoggingConfig(StrictModel):
     """W&B user or team. Empty: the account's default."""
 
     wandb_api_key: str = Field(default="", exclude=True, repr=False)
-    """Prefer the environment variable WANDB_API_KEY, or the login that `wandb login` stored. It is not saved in any
-    file."""
+    """Prefer the environment variable WANDB_API_KEY, or the login that `wandb login`
+    stored. It is not saved in any file."""
 
     def trackers(self) -> tuple[str, ...]:
         """Names of the trackers of this run."""
@@ -493,43 +591,62 @@ class LoggingConfig(StrictModel):
         return (self.log_with,)
 
     def check(self, job: JobContext) -> Findings:
-        """What would keep a tracker from working, and keys of trackers that are not used."""
+        """What would keep a tracker from working, and keys of trackers that are not
+        used."""
         trackers = self.trackers()
         for package in (PACKAGES[name] for name in trackers):
             if not _is_installed(package):
                 key = "log_with" if self.log_with != "auto" else "logging_dir"
                 yield error(
-                    key, f"needs the package {package!r}, which is not installed. Run: {install_command(package)}"
+                    key,
+                    f"needs the package {package!r}, which is not installed. Run: {install_command(package)}",
                 )
         if "tensorboard" in trackers:
             if not self.logging_dir:
-                yield error("log_with", f"{self.log_with!r} writes TensorBoard files. Set logging_dir to a folder.")
+                yield error(
+                    "log_with",
+                    f"{self.log_with!r} writes TensorBoard files. Set logging_dir to a folder.",
+                )
             else:
                 folder = Path(self.logging_dir).expanduser()
                 if folder.exists() and not folder.is_dir():
-                    yield error("logging_dir", f"{self.logging_dir!r} is not a folder. Give a folder.")
+                    yield error(
+                        "logging_dir",
+                        f"{self.logging_dir!r} is not a folder. Give a folder.",
+                    )
             for key in ("logging_dir", "log_prefix", "log_tracker_name"):
                 if contains_secret(getattr(self, key)):
                     message = "is part of a folder name, which is visible on the disk. Remove the secret."
                     yield error(key, message)
         if "wandb" in trackers:
             if self.wandb_api_key == REDACTED:
-                yield error("wandb_api_key", "was redacted when this file was saved. Set WANDB_API_KEY instead.")
+                yield error(
+                    "wandb_api_key",
+                    "was redacted when this file was saved. Set WANDB_API_KEY instead.",
+                )
             elif not self.wandb_api_key and not _can_do_without_key():
                 remedy = "Set WANDB_API_KEY, or WANDB_MODE=offline to keep everything on this machine."
-                yield error("log_with", f"Weights & Biases needs an API key, and none was found. {remedy}")
+                yield error(
+                    "log_with",
+                    f"Weights & Biases needs an API key, and none was found. {remedy}",
+                )
         if "tensorboard" not in trackers:
-            reason = f": log_with is {self.log_with!r}, so no TensorBoard files are written."
+            reason = (
+                f": log_with is {self.log_with!r}, so no TensorBoard files are written."
+            )
             yield from self.unused("logging_dir log_prefix", reason)
         if not trackers:
-            yield from self.unused("log_tracker_name log_config", " without logging_dir or log_with.")
+            yield from self.unused(
+                "log_tracker_name log_config", " without logging_dir or log_with."
+            )
         if "wandb" not in trackers:
             keys = "wandb_project wandb_run_name wandb_entity wandb_api_key"
             yield from self.unused(keys, " without 'log_with: wandb' (or 'all').")
 
 
 def _is_installed(package: str) -> bool:
-    """Without importing it. A mere folder of that name, such as W&B's own `wandb/`, is not a package."""
+    """Without importing it. A mere folder of that name, such as W&B's own `wandb/`, is
+    not a package."""
     spec = find_spec(package)
     return spec is not None and spec.origin is not None
 
@@ -540,8 +657,15 @@ def _can_do_without_key() -> bool:
         return True
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    return any(_netrc_knows(file, host) for file in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc") if file)
+    host = (
+        urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+        or ""
+    )
+    return any(
+        _netrc_knows(file, host)
+        for file in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc")
+        if file
+    )
 
 
 def _netrc_knows(file: str, host: str) -> bool:

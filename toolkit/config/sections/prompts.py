@@ -1,9 +1,10 @@
-"""The prompts of a section of samples: a list, or a text file with one prompt per line; and the flags in one of them:
-`a cat --w 512 --n blurry, dark`.
+"""The prompts of a section of samples: a list, or a text file with one prompt per line;
+and the flags in one of them: `a cat --w 512 --n blurry, dark`.
 
-A flag is ` --<known name>` between spaces; it stands behind the prompt's text, and its value reaches to the next flag.
-Everything else with two dashes is text. The names are those of musubi-tuner (hv_train_network.py,
-`line_to_prompt_dict`) and of ai-toolkit (config_modules.py, `GenerateImageConfig`)."""
+A flag is ` --<known name>` between spaces; it stands behind the prompt's text, and its
+value reaches to the next flag. Everything else with two dashes is text. The names are
+those of musubi-tuner (hv_train_network.py, `line_to_prompt_dict`) and of ai-toolkit
+(config_modules.py, `GenerateImageConfig`)."""
 
 from __future__ import annotations
 
@@ -24,17 +25,29 @@ from toolkit.registry import FOREIGN_PROMPTS, load_needed
 _FILE = re.compile(r"\S+\.(?:txt|json|toml)", re.IGNORECASE)
 
 
-def prompts_to_samples(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None:
+def prompts_to_samples(
+    entries: dict[str, ConfigNode], diagnostics: Diagnostics
+) -> None:
     """`prompts` become `samples`, and so does a text among `samples`."""
     given = [entries.pop("prompts")] if "prompts" in entries else []
-    given += [entries["samples"]] if "samples" in entries and entries["samples"].data() != [] else []
+    given += (
+        [entries["samples"]]
+        if "samples" in entries and entries["samples"].data() != []
+        else []
+    )
     if len(given) > 1:
-        diagnostics.error(given[0], f"{str(given[1].path[-1])!r} is given as well. Remove one of them.", at_key=True)
+        diagnostics.error(
+            given[0],
+            f"{str(given[1].path[-1])!r} is given as well. Remove one of them.",
+            at_key=True,
+        )
     elif given and given[0] is not entries.get("samples"):
         entries["samples"] = _items(given[0], diagnostics)
     elif given and isinstance(given[0].value, list):
         items = [
-            replace(item, value={"prompt": item}) if isinstance(item.value, str) else item
+            replace(item, value={"prompt": item})
+            if isinstance(item.value, str)
+            else item
             for item in given[0].value
             if not isinstance(item.value, str) or _is_text(item, diagnostics)
         ]
@@ -48,7 +61,9 @@ def _items(prompts: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
     else:
         suffix = ""
     if suffix in (".json", ".toml"):
-        read_prompts = load_needed(FOREIGN_PROMPTS, f"{prompts.value}: a file of prompts of another program")
+        read_prompts = load_needed(
+            FOREIGN_PROMPTS, f"{prompts.value}: a file of prompts of another program"
+        )
         return replace(prompts, value=read_prompts(prompts, diagnostics))
     if suffix == ".txt":
         lines = _lines(prompts, diagnostics)
@@ -59,15 +74,23 @@ def _items(prompts: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
         diagnostics.error(prompts, f"is not a list. {remedy}")
         lines = []
     return replace(
-        prompts, value=[replace(line, value={"prompt": line}) for line in lines if _is_text(line, diagnostics)]
+        prompts,
+        value=[
+            replace(line, value={"prompt": line})
+            for line in lines
+            if _is_text(line, diagnostics)
+        ],
     )
 
 
 def _is_text(line: ConfigNode, diagnostics: Diagnostics) -> bool:
-    """False for a mapping with the keys of a sample, and for the name of a file, which are reported here."""
+    """False for a mapping with the keys of a sample, and for the name of a file, which
+    are reported here."""
     if isinstance(line.value, str) and _FILE.fullmatch(line.value):
         message = "is the name of a file, and a list has the prompts themselves"
-        diagnostics.error(line, f"{show(line)} {message}. Write 'prompts: {line.value}'.")
+        diagnostics.error(
+            line, f"{show(line)} {message}. Write 'prompts: {line.value}'."
+        )
         return False
     if isinstance(line.value, dict) and "prompt" in line.value:
         message = "is a mapping, and 'prompts' are texts. Write it in 'samples' instead, with its keys"
@@ -77,13 +100,17 @@ def _is_text(line: ConfigNode, diagnostics: Diagnostics) -> bool:
 
 
 def text_of(file: ConfigNode, diagnostics: Diagnostics) -> str | None:
-    """The text of a file with prompts; None where it cannot be read, which is reported."""
+    """The text of a file with prompts; None where it cannot be read, which is
+    reported."""
     path = Path(file.value).expanduser()
     if diagnostics.reported(file.path):
         return None  # among what is lost
     try:
         if os.path.exists(path) and not os.path.isfile(path):
-            diagnostics.error(file, f"{show(file)} is not a file. Give a text file with one prompt per line.")
+            diagnostics.error(
+                file,
+                f"{show(file)} is not a file. Give a text file with one prompt per line.",
+            )
             return None
         contents = read_source(path)
         stands_in = in_its_place(contents)
@@ -96,25 +123,36 @@ def text_of(file: ConfigNode, diagnostics: Diagnostics) -> str | None:
             reason = error.strerror
         else:
             reason = "not UTF-8"
-        diagnostics.error(file, f"{show(file)} cannot be read ({reason}; working directory: {Path.cwd()}).")
+        diagnostics.error(
+            file,
+            f"{show(file)} cannot be read ({reason}; working directory: {Path.cwd()}).",
+        )
         return None
 
 
 def _lines(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
-    """The prompts of a text file; blank lines and those that begin with `#` are left out."""
+    """The prompts of a text file; blank lines and those that begin with `#` are left
+    out."""
     path = Path(file.value).expanduser()
     text = text_of(file, diagnostics)
     if text is None:
         return []
     lines = text.splitlines()
     prompts = [
-        replace(file, value=line.strip(), path=(*file.path, f"{path.name}:{number}"), text=line.strip(), plain=False)
+        replace(
+            file,
+            value=line.strip(),
+            path=(*file.path, f"{path.name}:{number}"),
+            text=line.strip(),
+            plain=False,
+        )
         for number, line in enumerate(lines, start=1)
         if line.strip() and not line.lstrip().startswith("#")
     ]
     if not prompts:
         diagnostics.error(
-            file, f"{show(file)} holds no prompt. Write one per line; '#' begins a line that is left out."
+            file,
+            f"{show(file)} holds no prompt. Write one per line; '#' begins a line that is left out.",
         )
     return prompts
 
@@ -125,14 +163,25 @@ PATHS = ("ctrl_img", *slot_names("ctrl_img"))
 
 KEYS: dict[str, str] = {
     **{key: key for key in ("width", "height", "seed", "neg", "flow_shift", *PATHS)},
-    **{"w": "width", "h": "height", "d": "seed", "n": "neg", "fs": "flow_shift", "ci": "ctrl_img"},
+    **{
+        "w": "width",
+        "h": "height",
+        "d": "seed",
+        "n": "neg",
+        "fs": "flow_shift",
+        "ci": "ctrl_img",
+    },
     **dict.fromkeys(("s", "steps"), "sample_steps"),
     **dict.fromkeys(("l", "cfg"), "guidance_scale"),
     **dict.fromkeys(("f", "layers"), "layers"),
 }
-"""Flag -> key of a sample. `--f` is musubi-tuner's: of Qwen-Image-Layered so many layers, of others one frame."""
+"""Flag -> key of a sample. `--f` is musubi-tuner's: of Qwen-Image-Layered so many
+layers, of others one frame."""
 
-NO_EFFECT = {"g": "the model has no embedded guidance; guidance is --l", "fps": "it concerns videos"}
+NO_EFFECT = {
+    "g": "the model has no embedded guidance; guidance is --l",
+    "fps": "it concerns videos",
+}
 """Flag -> why it does nothing."""
 
 UNSUPPORTED: dict[str, tuple[str, ...]] = {
@@ -148,7 +197,8 @@ _QUOTED = re.compile(r"""\s*(?:"[^"]*"|'[^']*')(?!\S)""")
 
 
 def read_flags(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None:
-    """Moves the flags of `prompt` to the keys they mean. A key given both ways with unlike values is an error."""
+    """Moves the flags of `prompt` to the keys they mean. A key given both ways with
+    unlike values is an error."""
     prompt = entries.get("prompt")
     if prompt is None or not isinstance(prompt.value, str) or "--" not in prompt.value:
         return
@@ -156,14 +206,18 @@ def read_flags(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None
     strange = [found for found in _FLAG.findall(prompt.value) if not _is_known(found)]
     if strange:
         names = ", ".join(f"'--{name}'" for name in dict.fromkeys(strange))
-        diagnostics.warn(prompt, f"{names}: no flag of a sample prompt, so it stays in the text.")
+        diagnostics.warn(
+            prompt, f"{names}: no flag of a sample prompt, so it stays in the text."
+        )
     if not flags:
         return
     entries["prompt"] = replace(prompt, value=text, text=text)
     images: list[ConfigNode] = []
     for name, value in flags:
         path = (*prompt.path, f"--{name}")
-        node = replace(prompt, path=path, key_at=prompt.value_at, text=value, plain=True)
+        node = replace(
+            prompt, path=path, key_at=prompt.value_at, text=value, plain=True
+        )
         key = KEYS.get(name)
         if key is None:
             _refuse(name, value, node, diagnostics)
@@ -179,7 +233,9 @@ def read_flags(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None
             else:
                 read = _number(value, node, diagnostics)
             if read is not None:
-                entries[key] = merge_aliases(entries.get(key), replace(node, value=read), diagnostics)
+                entries[key] = merge_aliases(
+                    entries.get(key), replace(node, value=read), diagnostics
+                )
     if images:
         if len(images) == 1:
             given = images[0]
@@ -194,7 +250,10 @@ def split_flags(text: str) -> tuple[str, list[tuple[str, str]]]:
     if not found:
         return text, []
     ends = [match.start() for match in found[1:]] + [len(text)]
-    flags = [(match[1].lower(), text[match.end() : end].strip()) for match, end in zip(found, ends, strict=True)]
+    flags = [
+        (match[1].lower(), text[match.end() : end].strip())
+        for match, end in zip(found, ends, strict=True)
+    ]
     return text[: found[0].start()].strip(), flags
 
 
@@ -229,11 +288,13 @@ def _unquoted(value: str) -> str:
 
 
 def _number(value: str, node: ConfigNode, diagnostics: Diagnostics) -> Any:
-    """The number, the text where it spells none (the field then says what it wants), or None for more than one word."""
+    """The number, the text where it spells none (the field then says what it wants), or
+    None for more than one word."""
     first, *more = value.split(maxsplit=1)
     if more:
         diagnostics.error(
-            node, f"takes one number, and {more[0]!r} follows it. Put the prompt's text before its flags."
+            node,
+            f"takes one number, and {more[0]!r} follows it. Put the prompt's text before its flags.",
         )
         return None
     for kind in (int, float):

@@ -1,8 +1,10 @@
-"""Which program quantized a part of a model folder: `quantization_config` in the part's config.json. Imports no torch.
+"""Which program quantized a part of a model folder: `quantization_config` in the part's
+config.json. Imports no torch.
 
-Each library stores quantized weights under names and shapes of its own, and none of them is read. Sources: diffusers
-0.42.1, quantizers/quantization_config.py; transformers 5.24.0, utils/quantization_config.py and quantizers/auto.py;
-folders that sdnq 0.2.8, torchao 0.18.0 and optimum-quanto 0.2.7 wrote.
+Each library stores quantized weights under names and shapes of its own, and none of
+them is read. Sources: diffusers 0.42.1, quantizers/quantization_config.py; transformers
+5.24.0, utils/quantization_config.py and quantizers/auto.py; folders that sdnq 0.2.8,
+torchao 0.18.0 and optimum-quanto 0.2.7 wrote.
 """
 
 from __future__ import annotations
@@ -15,16 +17,19 @@ KEY = "quantization_config"
 UNNAMED = f"a method that its {KEY} does not name"
 
 TYPE_KEYS = ("weights_dtype", "weights", "quant_type", "fmt")
-"""Keys whose text is the number type: sdnq and diffusers' quanto, transformers' quanto, modelopt, fp8."""
+"""Keys whose text is the number type: sdnq and diffusers' quanto, transformers' quanto,
+modelopt, fp8."""
 
 BIT_KEYS = ("bits", "nbits")
 """Keys with the number of bits: awq, gptq, auto-round and MLX; hqq."""
 
 
 def quantized_by(config: Mapping[str, Any]) -> str:
-    """Method and number type of a part's quantized weights, such as `sdnq (uint4)`; empty: they are not quantized.
+    """Method and number type of a part's quantized weights, such as `sdnq (uint4)`;
+    empty: they are not quantized.
 
-    config: the contents of the part's config.json. transformers also looks into the config of the language model.
+    config: the contents of the part's config.json. transformers also looks into the
+    config of the language model.
     """
     text_config = config.get("text_config")
     if isinstance(text_config, dict):
@@ -41,7 +46,8 @@ def quantized_by(config: Mapping[str, Any]) -> str:
 
 
 def _method(said: Mapping[str, Any]) -> str:
-    """The method's name; bitsandbytes is known by its switches in files that do not name it."""
+    """The method's name; bitsandbytes is known by its switches in files that do not
+    name it."""
     name = said.get("quant_method")
     if isinstance(name, str) and name:
         return name
@@ -51,7 +57,8 @@ def _method(said: Mapping[str, Any]) -> str:
 
 
 def _number_type(said: Mapping[str, Any]) -> str:
-    """The number type of the weights, as the method calls it; empty: the config does not say it in a known key."""
+    """The number type of the weights, as the method calls it; empty: the config does
+    not say it in a known key."""
     if said.get("load_in_4bit"):
         return str(said.get("bnb_4bit_quant_type", "4 bits"))
     if said.get("load_in_8bit"):
@@ -69,7 +76,8 @@ def _number_type(said: Mapping[str, Any]) -> str:
 
 
 def _torchao_type(quant_type: Any) -> str:
-    """The class of torchao's configuration, such as Int8WeightOnlyConfig: its number type is part of the name."""
+    """The class of torchao's configuration, such as Int8WeightOnlyConfig: its number
+    type is part of the name."""
     if isinstance(quant_type, dict):
         default = quant_type.get("default")
     else:

@@ -1,6 +1,6 @@
-"""`train`: length, optimizer, loss and precision of the training, with its sections `lr_groups`, `ema_config`,
-`compile` and `preference`; `stop_when`: ends a process early, at a bound of a metric or when the validation loss stops
-improving."""
+"""`train`: length, optimizer, loss and precision of the training, with its sections
+`lr_groups`, `ema_config`, `compile` and `preference`; `stop_when`: ends a process
+early, at a bound of a metric or when the validation loss stops improving."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ from toolkit.config.reading.field_types import (
     reader_of,
     value_error,
 )
-from toolkit.config.reading.findings import Findings, JobContext, check_path, error, warning
+from toolkit.config.reading.findings import (
+    Findings,
+    JobContext,
+    check_path,
+    error,
+    warning,
+)
 from toolkit.config.reading.located import ConfigNode, Diagnostics
 from toolkit.config.reading.normalise import merge_aliases
 from toolkit.config.sections.few_step import AssistantConfig, FewStepLossConfig
@@ -53,11 +59,13 @@ BASE = "base"
 """Name of the group of all other layers."""
 
 LORA_B_SUFFIX = " up"
-"""Follows the name of a group in that of its up matrices, if LoRA+ gives them another learning rate."""
+"""Follows the name of a group in that of its up matrices, if LoRA+ gives them another
+learning rate."""
 
 
 class LrGroupConfig(StrictModel):
-    """`train.lr_groups`: layers with a different learning rate; a layer belongs to the first entry that matches it.
+    """`train.lr_groups`: layers with a different learning rate; a layer belongs to the
+    first entry that matches it.
 
     Example:
         lr_groups:
@@ -65,10 +73,12 @@ class LrGroupConfig(StrictModel):
     """
 
     match: Pattern
-    """Regular expression that matches full layer names, such as '.*attn.*'. It is an error if it matches none."""
+    """Regular expression that matches full layer names, such as '.*attn.*'. It is an
+    error if it matches none."""
 
     lr: float | None = Field(default=None, ge=0)
-    """Peak learning rate of these layers. Not given: `train.lr`. 0: they are not trained."""
+    """Peak learning rate of these layers. Not given: `train.lr`. 0: they are not
+    trained."""
 
     lr_scale: float = Field(default=1.0, ge=0)
     """Factor on this learning rate. 0: they are not trained."""
@@ -86,7 +96,8 @@ class LrGroupConfig(StrictModel):
 
 
 class EmaConfig(StrictModel):
-    """`train.ema_config`: exponential moving average (EMA) of the trained weights, updated at each optimizer step.
+    """`train.ema_config`: exponential moving average (EMA) of the trained weights,
+    updated at each optimizer step.
 
     Example:
         ema_config: {use_ema: true, ema_decay: 0.99}
@@ -99,8 +110,8 @@ class EmaConfig(StrictModel):
     """Decay of the average per optimizer step. 0: the average equals the weights."""
 
     use_num_updates: bool = True
-    """Warm-up: after n steps the decay is at most (1 + n) / (10 + n), so that early files are not the initial
-    weights."""
+    """Warm-up: after n steps the decay is at most (1 + n) / (10 + n), so that early
+    files are not the initial weights."""
 
     lone_key: ClassVar = "use_ema"
 
@@ -128,7 +139,8 @@ BACKENDS = (
     "aot_eager_decomp_partition_with_mode", "aot_eager_default_partitioner", "aot_ts", "eager_debug", "eager_noexcept",
     "invoke_subgraph", "openxla", "openxla_eval", "pre_dispatch_eager", "tensorrt", "ts", "tvm",
 )  # fmt: skip
-"""Backends of torch.compile in PyTorch 2.13 that run models; tensorrt is that of the package torch_tensorrt."""
+"""Backends of torch.compile in PyTorch 2.13 that run models; tensorrt is that of the
+package torch_tensorrt."""
 
 
 class CompileConfig(StrictModel):
@@ -139,98 +151,117 @@ class CompileConfig(StrictModel):
     """
 
     enabled: AutoOrBool = "auto"
-    """Compile the blocks when they are first used, which takes a minute or more; steps are faster from then on. Results
-    differ by rounding and, with dropout, by inductor's own random numbers. auto: on CUDA with Triton and a C compiler,
-    except with `parallel: fsdp`, and in a run so short that compiling takes longer than it saves: as long as the last
-    time on this machine, else 47 seconds; the plan says so.
-    When a compiled block fails, now or later, the step is computed again, and all blocks run in eager mode from then
-    on. true: its error ends the run."""
+    """Compile the blocks when they are first used, which takes a minute or more; steps
+    are faster from then on. Results differ by rounding and, with dropout, by inductor's
+    own random numbers. auto: on CUDA with Triton and a C compiler, except with
+    `parallel: fsdp`, and in a run so short that compiling takes longer than it saves:
+    as long as the last time on this machine, else 47 seconds; the plan says so. When a
+    compiled block fails, now or later, the step is computed again, and all blocks run
+    in eager mode from then on. true: its error ends the run."""
 
     backend: str = "inductor"
-    """Backend of torch.compile. inductor needs a C++ compiler on the CPU, and Triton on CUDA."""
+    """Backend of torch.compile. inductor needs a C++ compiler on the CPU, and Triton on
+    CUDA."""
 
     mode: Annotated[str, OneOf(*MODES)] = "default"
-    """Mode of inductor; max-autotune tunes more and takes longer to start. CUDA graphs are never used, because all
-    blocks share one compiled graph and their weights have different addresses: reduce-overhead is the same as
-    default."""
+    """Mode of inductor; max-autotune tunes more and takes longer to start. CUDA graphs
+    are never used, because all blocks share one compiled graph and their weights have
+    different addresses: reduce-overhead is the same as default."""
 
     dynamic: AutoOrBool = "auto"
-    """Compile with dynamic shapes instead of recompiling for each size. auto: from the second size on, which suits
-    captions of many lengths."""
+    """Compile with dynamic shapes instead of recompiling for each size. auto: from the
+    second size on, which suits captions of many lengths."""
 
     fullgraph: bool = False
     """Raise an error on a graph break, instead of compiling the parts."""
 
     cache_size_limit: int = Field(default=0, ge=0, le=100_000)
-    """Maximum number of compiled versions of the same code, before PyTorch falls back to eager mode. 0: 32."""
+    """Maximum number of compiled versions of the same code, before PyTorch falls back
+    to eager mode. 0: 32."""
 
     short_for: ClassVar = "enabled"
     place: ClassVar = "train.compile"
     """The section's name in messages."""
 
     def check(self, job: JobContext) -> Findings:
-        """Keys of a compiler that is off, or of another one; a compiler that PyTorch does not have. The start asks
-        PyTorch itself, and packages add to its compilers: so this is only a warning."""
+        """Keys of a compiler that is off, or of another one; a compiler that PyTorch
+        does not have. The start asks PyTorch itself, and packages add to its compilers:
+        so this is only a warning."""
         if self.enabled and self.backend not in BACKENDS:
             remedy = did_you_mean(self.backend, USUAL_BACKENDS, list_all=False)
-            yield warning("backend", f"PyTorch itself has no backend {self.backend!r}. {remedy}")
+            yield warning(
+                "backend", f"PyTorch itself has no backend {self.backend!r}. {remedy}"
+            )
         if not self.enabled:
             for key in sorted(self.model_fields_set - {"enabled"}):
                 yield warning(key, "has no effect with 'enabled: false'.")
         elif self.mode != "default" and self.backend != "inductor":
-            yield warning("mode", f"has no effect: only the backend 'inductor' has modes, not '{self.backend}'.")
+            yield warning(
+                "mode",
+                f"has no effect: only the backend 'inductor' has modes, not '{self.backend}'.",
+            )
 
 
 MARGIN, RIGHT, DISTANCE = "preference/margin", "preference/right", "preference/distance"
-"""Metrics of the pairs of a step: the mean argument of the sigmoid; the share of pairs of which the network prefers the
-better image; the mean squared difference between its velocity and that of the reference."""
+"""Metrics of the pairs of a step: the mean argument of the sigmoid; the share of pairs
+of which the network prefers the better image; the mean squared difference between its
+velocity and that of the reference."""
 
 LOSS_OF_PAIRS, LOSS_OF_IMAGES = "loss/pairs", "loss/images"
-"""Metrics of a step with `train.preference`: the mean loss of its pairs, and of its other images."""
+"""Metrics of a step with `train.preference`: the mean loss of its pairs, and of its
+other images."""
 
 HELD_OUT_RIGHT, HELD_OUT_MARGIN = f"validation/{RIGHT}", f"validation/{MARGIN}"
 """Metrics of the pairs of the validation."""
 
 FEW_PAIRS = 10
-"""Below so many pairs a run learns these images rather than what they have in common."""
+"""Below so many pairs a run learns these images rather than what they have in
+common."""
 
 
 class PreferenceConfig(StrictModel):
-    """`train.preference`: Diffusion-DPO on the pairs of the datasets: images whose table has a column `worse`
-    (docs/preferences.md). Images without one are trained as usual. With `validation`, its loss is that of held-out
-    pairs.
+    """`train.preference`: Diffusion-DPO on the pairs of the datasets: images whose
+    table has a column `worse` (docs/preferences.md). Images without one are trained as
+    usual. With `validation`, its loss is that of held-out pairs.
 
     Example:
         preference: {beta: 500}
     """
 
     beta: float = Field(default=350.0, gt=0, le=1e7)
-    """How closely the network stays to the reference: the higher, the less it departs from it. 0 is an error."""
+    """How closely the network stays to the reference: the higher, the less it departs
+    from it. 0 is an error."""
 
     share: float = Field(default=1.0, gt=0, le=1)
-    """Fraction of the micro-batches in which pairs are compared, chosen at random by the seed; in the others the better
-    images are trained as usual. 0 is an error: omit the section."""
+    """Fraction of the micro-batches in which pairs are compared, chosen at random by
+    the seed; in the others the better images are trained as usual. 0 is an error: omit
+    the section."""
 
     sft_weight: float = Field(default=0.0, ge=0, le=1e6)
     """Factor on the ordinary loss of the better image, which is added. 0: none."""
 
     reference: PathStr = ""
-    """A LoRA file that the reference has beside the model: the one that `network.pretrained_lora_path` starts from,
-    say. Empty: the model alone."""
+    """A LoRA file that the reference has beside the model: the one that
+    `network.pretrained_lora_path` starts from, say. Empty: the model alone."""
 
-    on_resume: ClassVar = {"reference": "harmless"}  # the sha256 that a state records says what is in the file
+    on_resume: ClassVar = {
+        "reference": "harmless"
+    }  # the sha256 that a state records says what is in the file
 
     def check(self, job: JobContext) -> Findings:
         """A file that is missing."""
-        yield from check_path("reference", self.reference or None, "Give a LoRA file.", job, file=True)
+        yield from check_path(
+            "reference", self.reference or None, "Give a LoRA file.", job, file=True
+        )
 
 
 LEAST_IMAGES = 8
-"""Validation images without which there is no interval: the spread of their differences is not known well enough."""
+"""Validation images without which there is no interval: the spread of their differences
+is not known well enough."""
 
 LEAST_LATER = 5
-"""Validations after the best one that a stop by `no_better_within` needs: two for a line, the others for the spread
-around it."""
+"""Validations after the best one that a stop by `no_better_within` needs: two for a
+line, the others for the spread around it."""
 
 
 def _confidence(value: Any) -> Any:
@@ -239,22 +270,36 @@ def _confidence(value: Any) -> Any:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value)
         if match:
             value = round(float(match[1]) / 100, 12)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.5 <= value <= 0.999:
-        raise value_error(f"{value!r} is not a confidence level. Write 95%, or another level from 50% to 99.9%.")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0.5 <= value <= 0.999
+    ):
+        raise value_error(
+            f"{value!r} is not a confidence level. Write 95%, or another level from 50% to 99.9%."
+        )
     return float(value)
 
 
 Confidence = Annotated[
     float,
     BeforeValidator(_confidence),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number", "minimum": 0.5, "maximum": 0.999}]}),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "number", "minimum": 0.5, "maximum": 0.999},
+            ]
+        }
+    ),
 ]
 """A confidence as a share, or in per cent."""
 
 
 class StopWhenConfig(StrictModel):
-    """`stop_when`: ends the process early, as finished, once the mean of a metric falls below a bound (`below`), or
-    once the validation loss stops improving (`no_better_within`). Give one of the two.
+    """`stop_when`: ends the process early, as finished, once the mean of a metric falls
+    below a bound (`below`), or once the validation loss stops improving
+    (`no_better_within`). Give one of the two.
 
     The final file is saved, and the job continues with its next process.
 
@@ -263,21 +308,24 @@ class StopWhenConfig(StrictModel):
     """
 
     no_better_within: Confidence | None = None
-    """A confidence level, such as 95%. The process ends when the validation losses, compared image by image, show that
-    no later step of the run will be better than the best one so far by more than these images can resolve. Of 100
-    runs that still improve, it ends at most 5. Needs the section `validation` with at least 8 images and an `every`,
-    and 5 validations after the best one (docs/when_to_stop.md)."""
+    """A confidence level, such as 95%. The process ends when the validation losses,
+    compared image by image, show that no later step of the run will be better than the
+    best one so far by more than these images can resolve. Of 100 runs that still
+    improve, it ends at most 5. Needs the section `validation` with at least 8 images
+    and an `every`, and 5 validations after the best one (docs/when_to_stop.md)."""
 
     metric: str = "loss"
-    """A logged metric: of each step `loss`, `grad_norm`, `lr` or `t_mean`; with the section `validation` also
-    `validation/loss`, or that of one noise level, such as `validation/loss_t0.125`."""
+    """A logged metric: of each step `loss`, `grad_norm`, `lr` or `t_mean`; with the
+    section `validation` also `validation/loss`, or that of one noise level, such as
+    `validation/loss_t0.125`."""
 
     below: float | None = None
-    """The process ends when the mean of `metric` is lower than this. 0: never, for a metric that is never negative."""
+    """The process ends when the mean of `metric` is lower than this. 0: never, for a
+    metric that is never negative."""
 
     smooth: int = Field(default=20, ge=1, le=MAX_STEPS)
-    """Number of values that are averaged: the last finite ones, one per step (or validation). The process does not end
-    before there are as many."""
+    """Number of values that are averaged: the last finite ones, one per step (or
+    validation). The process does not end before there are as many."""
 
     min_steps: int = Field(default=0, ge=0, le=MAX_STEPS)
     """Minimum number of optimizer steps. 0: no minimum."""
@@ -294,7 +342,9 @@ class StopWhenConfig(StrictModel):
                 what = "both are set"
             yield error("below", f"{what}: give 'below' or 'no_better_within'.")
         elif self.no_better_within:
-            for key in sorted(self.model_fields_set & {"metric", "smooth", "check_every"}):
+            for key in sorted(
+                self.model_fields_set & {"metric", "smooth", "check_every"}
+            ):
                 yield warning(key, "has no effect with 'no_better_within'.")
 
 
@@ -328,13 +378,19 @@ OPTIMIZER_SPELLINGS = {
 """Other programs' names -> ours."""
 
 OPTIMIZER_INSTEAD = {
-    **dict.fromkeys(("automagic", "dadapt"), "Use 'prodigy' with 'lr: 1', which adapts its learning rate too."),
+    **dict.fromkeys(
+        ("automagic", "dadapt"),
+        "Use 'prodigy' with 'lr: 1', which adapts its learning rate too.",
+    ),
     "prodigy8": "Use 'prodigy', whose state is small for a LoRA.",
 }
 """Beginnings of other programs' optimizers -> what to use here."""
 
 _short_name = reader_of(
-    OPTIMIZERS, OPTIMIZER_SPELLINGS, ", or the path of a class, such as 'torch.optim.RMSprop'", OPTIMIZER_INSTEAD
+    OPTIMIZERS,
+    OPTIMIZER_SPELLINGS,
+    ", or the path of a class, such as 'torch.optim.RMSprop'",
+    OPTIMIZER_INSTEAD,
 )
 
 
@@ -343,8 +399,12 @@ def _level_counts(value: Any) -> Any:
     if value == "auto":
         return value
     counts = value if isinstance(value, list | tuple) else [value]
-    if not counts or not all(type(count) is int and 1 <= count <= MOST_NOISE_LEVELS for count in counts):
-        raise value_error(f"{value!r}: must be a whole number from 1 to {MOST_NOISE_LEVELS}, a list of them, or 'auto'")
+    if not counts or not all(
+        type(count) is int and 1 <= count <= MOST_NOISE_LEVELS for count in counts
+    ):
+        raise value_error(
+            f"{value!r}: must be a whole number from 1 to {MOST_NOISE_LEVELS}, a list of them, or 'auto'"
+        )
     if isinstance(value, list | tuple):
         return tuple(counts)
     return value
@@ -355,13 +415,17 @@ def _optimizer(value: Any) -> Any:
         return _short_name(value)
     parts = value.strip().split(".")
     if not all(part.isidentifier() for part in parts):
-        raise value_error(f"{value!r} is not a dotted path. Write a class such as 'torch.optim.SGD'.")
+        raise value_error(
+            f"{value!r} is not a dotted path. Write a class such as 'torch.optim.SGD'."
+        )
     return ".".join(parts)
 
 
 def _trained(value: bool) -> bool:
     if not value:
-        raise value_error("false trains nothing: the text encoder is always frozen. Write true.")
+        raise value_error(
+            "false trains nothing: the text encoder is always frozen. Write true."
+        )
     return value
 
 
@@ -376,15 +440,19 @@ def _not_trained(value: bool) -> bool:
 
 def _steps_or_share(value: float) -> float:
     if value >= 1 and value != int(value):
-        raise value_error(f"{value} is neither a number of steps nor a fraction below 1.")
+        raise value_error(
+            f"{value} is neither a number of steps nor a fraction below 1."
+        )
     return value
 
 
 PRESERVATIONS = ("diff_output_preservation", "blank_prompt_preservation")
-"""Switches of losses that hold the base model's prediction for another prompt; `<switch>_multiplier` is the factor."""
+"""Switches of losses that hold the base model's prediction for another prompt;
+`<switch>_multiplier` is the factor."""
 
 LEAST_SHIFT = 0.001
-"""Least value of `discrete_flow_shift` and of `sample.flow_shift`; 0.001 turns a noise level of 0.91 into 0.01."""
+"""Least value of `discrete_flow_shift` and of `sample.flow_shift`; 0.001 turns a noise
+level of 0.91 into 0.01."""
 
 SCHEDULES_WITHOUT_LENGTH = (
     "constant", "constant_with_warmup", "inverse_sqrt", "step", "exponential", "piecewise_constant", "plateau",
@@ -398,7 +466,9 @@ def _change_of_length(train: Mapping[str, Any]) -> ChangeKind:
     params = train.get("lr_scheduler_params", {})
     warmup = params.get("num_warmup_steps", train.get("lr_warmup_steps", 0))
     is_share = isinstance(warmup, float) and 0 < warmup < 1
-    is_free = name in SCHEDULES_WITHOUT_LENGTH or (name == "CosineAnnealingLR" and params.get("T_max") is not None)
+    is_free = name in SCHEDULES_WITHOUT_LENGTH or (
+        name == "CosineAnnealingLR" and params.get("T_max") is not None
+    )
     if is_free and not is_share:
         return "harmless"
     return "changes the result"
@@ -420,74 +490,100 @@ class OptimizerConfig(StrictModel):
             }
         ),
     ] = "adamw"
-    """Optimizer, or the dotted path of a class such as `torch.optim.SGD`, whose module is imported when the training
-    starts. The 8-bit optimizers keep their state in one byte per weight (bitsandbytes). lion's updates have the size of
-    the learning rate: use a third to a tenth of AdamW's learning rate and three to ten times its weight decay. muon
-    orthogonalizes the momentum of matrices and kernels: use AdamW's learning rate or a few times that. prodigy adapts
-    the learning rate itself: use `lr: 1`. schedulefree_adamw averages the weights: use no `lr_scheduler`.
-    Further packages, each an extra: prodigyplus (finds the rate and averages: `lr: 1`, no `lr_scheduler`), came,
-    stableadamw, adopt, soap (its matrices are limited to 512 numbers a side), adamw_adv, prodigy_adv (`lr: 1`). Any
-    class is tried before the first step: whether its state comes back to the same bits, and how many bytes it takes."""
+    """Optimizer, or the dotted path of a class such as `torch.optim.SGD`, whose module
+    is imported when the training starts. The 8-bit optimizers keep their state in one
+    byte per weight (bitsandbytes). lion's updates have the size of the learning rate:
+    use a third to a tenth of AdamW's learning rate and three to ten times its weight
+    decay. muon orthogonalizes the momentum of matrices and kernels: use AdamW's
+    learning rate or a few times that. prodigy adapts the learning rate itself: use `lr:
+    1`. schedulefree_adamw averages the weights: use no `lr_scheduler`. Further
+    packages, each an extra: prodigyplus (finds the rate and averages: `lr: 1`, no
+    `lr_scheduler`), came, stableadamw, adopt, soap (its matrices are limited to 512
+    numbers a side), adamw_adv, prodigy_adv (`lr: 1`). Any class is tried before the
+    first step: whether its state comes back to the same bits, and how many bytes it
+    takes."""
 
     lr: float = Field(default=1e-4, ge=0, le=1000)
     """Peak learning rate. 0: nothing is learned (one warning)."""
 
     lr_groups: tuple[LrGroupConfig, ...] = ()
-    """Layers with a different learning rate; the schedule is the same for all. Empty: all layers use `lr`."""
+    """Layers with a different learning rate; the schedule is the same for all. Empty:
+    all layers use `lr`."""
 
     optimizer_params: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the optimizer, such as weight_decay or betas; strings such as "0.9,0.999" are parsed."""
+    """Further arguments of the optimizer, such as weight_decay or betas; strings such
+    as "0.9,0.999" are parsed."""
 
-    lr_scheduler: Annotated[str, OneOf(*SCHEDULES, spellings=SCHEDULE_SPELLINGS, instead=SCHEDULE_INSTEAD)] = "constant"
-    """Schedule of the learning rate after the warm-up. linear, cosine, polynomial and rex decay over the run; those
-    with restarts several times; warmup_stable_decay only in the last `lr_decay_steps`; exponential multiplies by
-    `gamma` at each optimizer step; plateau reduces the rate when the loss, or the validation loss, stops falling. With
-    the name of a class of PyTorch, such as CosineAnnealingLR, arguments and defaults are PyTorch's, in optimizer
-    steps."""
+    lr_scheduler: Annotated[
+        str, OneOf(*SCHEDULES, spellings=SCHEDULE_SPELLINGS, instead=SCHEDULE_INSTEAD)
+    ] = "constant"
+    """Schedule of the learning rate after the warm-up. linear, cosine, polynomial and
+    rex decay over the run; those with restarts several times; warmup_stable_decay only
+    in the last `lr_decay_steps`; exponential multiplies by `gamma` at each optimizer
+    step; plateau reduces the rate when the loss, or the validation loss, stops falling.
+    With the name of a class of PyTorch, such as CosineAnnealingLR, arguments and
+    defaults are PyTorch's, in optimizer steps."""
 
     lr_scheduler_params: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the schedule: `num_warmup_steps`; `factor` (constant); `start_factor`, `end_factor` (linear;
-    if only one is given, the other is 1/3 or 1); `step_size`, `gamma` (step); `gamma` (exponential); `total_iters` with
-    `factor` (ConstantLR) or `start_factor`, `end_factor` (LinearLR); `T_max` (CosineAnnealingLR; not given: the length
-    of the run); `step_rules` (piecewise_constant); `rex_alpha`, `rex_beta` (rex); `metric` (loss or validation/loss),
-    `every` (optimizer steps over which the loss is averaged, 100), `factor`, `patience`, `threshold`, `threshold_mode`,
-    `cooldown`, `eps` (plateau, as in PyTorch's ReduceLROnPlateau); `eta_min`, `min_lr` or `lr_end`, the final learning
-    rate of decaying schedules and plateau, or `eta_min_factor`, the same as a fraction of `lr`. `total_iters`, `T_max`,
-    `T_0` and `T_mult` have no effect on constant, linear and cosine schedules, as in ai-toolkit: these span the run."""
+    """Further arguments of the schedule: `num_warmup_steps`; `factor` (constant);
+    `start_factor`, `end_factor` (linear; if only one is given, the other is 1/3 or 1);
+    `step_size`, `gamma` (step); `gamma` (exponential); `total_iters` with `factor`
+    (ConstantLR) or `start_factor`, `end_factor` (LinearLR); `T_max` (CosineAnnealingLR;
+    not given: the length of the run); `step_rules` (piecewise_constant); `rex_alpha`,
+    `rex_beta` (rex); `metric` (loss or validation/loss), `every` (optimizer steps over
+    which the loss is averaged, 100), `factor`, `patience`, `threshold`,
+    `threshold_mode`, `cooldown`, `eps` (plateau, as in PyTorch's ReduceLROnPlateau);
+    `eta_min`, `min_lr` or `lr_end`, the final learning rate of decaying schedules and
+    plateau, or `eta_min_factor`, the same as a fraction of `lr`. `total_iters`,
+    `T_max`, `T_0` and `T_mult` have no effect on constant, linear and cosine schedules,
+    as in ai-toolkit: these span the run."""
 
-    lr_warmup_steps: Annotated[float, AfterValidator(_steps_or_share)] = Field(default=0.0, ge=0, le=MAX_STEPS)
-    """Optimizer steps of linear warm-up from 0; below 1: as a fraction of all steps. 0: no warm-up."""
+    lr_warmup_steps: Annotated[float, AfterValidator(_steps_or_share)] = Field(
+        default=0.0, ge=0, le=MAX_STEPS
+    )
+    """Optimizer steps of linear warm-up from 0; below 1: as a fraction of all steps. 0:
+    no warm-up."""
 
-    lr_decay_steps: Annotated[float, AfterValidator(_steps_or_share)] = Field(default=0.0, ge=0, le=MAX_STEPS)
-    """Number of optimizer steps at the end in which the learning rate decays; it is constant before. Below 1: as a
-    fraction of all steps. 0: it decays from the end of the warm-up (warmup_stable_decay: never)."""
+    lr_decay_steps: Annotated[float, AfterValidator(_steps_or_share)] = Field(
+        default=0.0, ge=0, le=MAX_STEPS
+    )
+    """Number of optimizer steps at the end in which the learning rate decays; it is
+    constant before. Below 1: as a fraction of all steps. 0: it decays from the end of
+    the warm-up (warmup_stable_decay: never)."""
 
     lr_scheduler_num_cycles: int = Field(default=1, ge=1)
-    """Number of cycles of cosine_with_restarts; number of half waves of cosine_with_min_lr."""
+    """Number of cycles of cosine_with_restarts; number of half waves of
+    cosine_with_min_lr."""
 
     lr_scheduler_power: float = Field(default=1.0, gt=0)
     """Exponent of polynomial; 1 is linear."""
 
     lr_scheduler_min_lr_ratio: float | None = Field(default=None, ge=0, le=1)
-    """Final learning rate of a decaying schedule, as a fraction of `lr`; 0: decay to 0. Not given: 0, for rex 0.01, for
-    polynomial the learning rate 1e-7."""
+    """Final learning rate of a decaying schedule, as a fraction of `lr`; 0: decay to 0.
+    Not given: 0, for rex 0.01, for polynomial the learning rate 1e-7."""
 
     lr_scheduler_timescale: int = Field(default=0, ge=0)
-    """Steps after which inverse_sqrt has decayed to 0.71 of the peak. 0: the length of the warm-up, if any, else
-    10000."""
+    """Steps after which inverse_sqrt has decayed to 0.71 of the peak. 0: the length of
+    the warm-up, if any, else 10000."""
 
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Maximum norm of the gradients, which are clipped to it; 0: no clipping."""
 
     @classmethod
-    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
-        """`optimizer: {name, lr, ...}` becomes `optimizer`, `lr` and `optimizer_params`."""
+    def rewrite(
+        cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics
+    ) -> dict[str, ConfigNode]:
+        """`optimizer: {name, lr, ...}` becomes `optimizer`, `lr` and
+        `optimizer_params`."""
         optimizer = entries.get("optimizer")
         if optimizer is None or not isinstance(optimizer.value, dict):
             return entries
         parts = dict(entries.pop("optimizer").value)
         kinds = [parts.pop(key) for key in ("name", "type") if key in parts]
-        for field, node in [("optimizer", kinds[0] if kinds else None), ("lr", parts.pop("lr", None))]:
+        for field, node in [
+            ("optimizer", kinds[0] if kinds else None),
+            ("lr", parts.pop("lr", None)),
+        ]:
             if node is not None:
                 entries[field] = merge_aliases(entries.get(field), node, diagnostics)
         if parts:
@@ -496,12 +592,15 @@ class OptimizerConfig(StrictModel):
                 extra = given.value
             else:
                 extra = {}
-            entries["optimizer_params"] = replace(given or optimizer, value={**parts, **extra})
+            entries["optimizer_params"] = replace(
+                given or optimizer, value={**parts, **extra}
+            )
         return entries
 
     def check_optimizer(self) -> Findings:
-        """Arguments that do not exist, keys that exclude each other. Not a part of `check`: the section of a role
-        has only what differs from `train`, and is asked once it is complete."""
+        """Arguments that do not exist, keys that exclude each other. Not a part of
+        `check`: the section of a role has only what differs from `train`, and is asked
+        once it is complete."""
         try:
             check_optimizer(self.optimizer, self.optimizer_params)
             for message in unnamed_arguments(self.optimizer, self.optimizer_params):
@@ -510,7 +609,8 @@ class OptimizerConfig(StrictModel):
                 code = imported_code(self.optimizer)
                 if code:
                     message = (
-                        f"the training imports {code}, and so runs its code. Start it only if you trust that file."
+                        f"the training imports {code}, and so runs its code. Start "
+                        "it only if you trust that file."
                     )
                     yield warning("optimizer", f"{self.optimizer!r}: {message}")
         except ArgumentError as fault:
@@ -540,19 +640,30 @@ class OptimizerConfig(StrictModel):
         names = {BASE}
         for index, group in enumerate(self.lr_groups):
             if group.label() in names or group.label().endswith(LORA_B_SUFFIX):
-                yield error(f"lr_groups.{index}", f"{group.label()!r} is the name of another group. Choose another.")
+                yield error(
+                    f"lr_groups.{index}",
+                    f"{group.label()!r} is the name of another group. Choose another.",
+                )
             names.add(group.label())
-        if requires_single_lr(self.optimizer) and any(g.rate(self.lr) not in (0, self.lr) for g in self.lr_groups):
+        if requires_single_lr(self.optimizer) and any(
+            g.rate(self.lr) not in (0, self.lr) for g in self.lr_groups
+        ):
             message = (
-                f"optimizer '{self.optimizer}' adapts one learning rate for all weights. Remove it, or use 'adamw'."
+                f"optimizer '{self.optimizer}' adapts one learning rate for all "
+                "weights. Remove it, or use 'adamw'."
             )
             yield error("lr_groups", message)
 
     common_words: ClassVar = {
-        **dict.fromkeys(("warmup", "warmup_steps", "num_warmup_steps"), "lr_warmup_steps"),
+        **dict.fromkeys(
+            ("warmup", "warmup_steps", "num_warmup_steps"), "lr_warmup_steps"
+        ),
         **dict.fromkeys(("scheduler", "schedule"), "lr_scheduler"),
         "optim": "optimizer",
-        **{key: f"Write 'optimizer_params: {{{key}: ...}}'." for key in ("weight_decay", "betas", "eps", "momentum")},
+        **{
+            key: f"Write 'optimizer_params: {{{key}: ...}}'."
+            for key in ("weight_decay", "betas", "eps", "momentum")
+        },
     }
 
     @property
@@ -561,7 +672,8 @@ class OptimizerConfig(StrictModel):
         return is_schedule_free(self.optimizer, self.optimizer_params)
 
     def needs_length(self) -> bool:
-        """Whether the learning rate depends on the number of optimizer steps of the run."""
+        """Whether the learning rate depends on the number of optimizer steps of the
+        run."""
         return _change_of_length(self.model_dump()) != "harmless"
 
 
@@ -573,7 +685,8 @@ class RoleOptimizerConfig(OptimizerConfig):
     """
 
     every: int = Field(default=1, ge=1)
-    """Train this role in the first optimizer step and in every `every`-th step after it."""
+    """Train this role in the first optimizer step and in every `every`-th step after
+    it."""
 
 
 class OptimizationConfig(OptimizerConfig):
@@ -587,49 +700,56 @@ class OptimizationConfig(OptimizerConfig):
     """Number of images per micro-batch, all from the same bucket."""
 
     gradient_accumulation: int = Field(default=1, ge=1, le=100_000)
-    """Number of micro-batches per optimizer step; the gradient is the mean over all their images. Its ai-toolkit name,
-    with which `steps` counts micro-batches there, gives a warning that explains the difference."""
+    """Number of micro-batches per optimizer step; the gradient is the mean over all
+    their images. Its ai-toolkit name, with which `steps` counts micro-batches there,
+    gives a warning that explains the difference."""
 
     steps: int = Field(default=1000, ge=0, le=MAX_STEPS)
     """Number of optimizer steps. 0 only together with `epochs`."""
 
     epochs: int = Field(default=0, ge=0, le=MAX_STEPS)
-    """Number of passes over the images, repeats included; above 0 it takes precedence over `steps`, with a warning if
-    both are given. 0: `steps` applies. A stream without `samples` is read as many times."""
+    """Number of passes over the images, repeats included; above 0 it takes precedence
+    over `steps`, with a warning if both are given. 0: `steps` applies. A stream without
+    `samples` is read as many times."""
 
     step_limit: int = Field(default=0, ge=0, le=MAX_STEPS)
     """Maximum number of optimizer steps, also with `epochs`. 0: no limit."""
 
     reg_weight: float = Field(default=1.0, ge=0, le=1e6)
-    """Factor on the loss of images from datasets with `is_reg`. 0: nothing is learned from them."""
+    """Factor on the loss of images from datasets with `is_reg`. 0: nothing is learned
+    from them."""
 
     ema_config: EmaConfig = Field(default_factory=EmaConfig)
     """Exponential moving average of the trained weights."""
 
     dtype: Dtype = "bfloat16"
-    """Data type of the forward and backward pass; trained weights are float32. With float16 the loss is scaled, and
-    steps with overflowing gradients are skipped."""
+    """Data type of the forward and backward pass; trained weights are float32. With
+    float16 the loss is scaled, and steps with overflowing gradients are skipped."""
 
     cuda_allow_tf32: bool = False
-    """On CUDA, multiply float32 matrices in TF32: faster, with 10 bits of mantissa. Without CUDA: no effect."""
+    """On CUDA, multiply float32 matrices in TF32: faster, with 10 bits of mantissa.
+    Without CUDA: no effect."""
 
     cuda_cudnn_benchmark: bool = False
-    """On CUDA, let cuDNN benchmark its algorithms for each new size and use the fastest; runs may then differ in the
-    last bits. Without CUDA: no effect."""
+    """On CUDA, let cuDNN benchmark its algorithms for each new size and use the
+    fastest; runs may then differ in the last bits. Without CUDA: no effect."""
 
     memory_account: bool = False
-    """On CUDA, record what allocates GPU memory: at the end, and at an out-of-memory error, the peak of each phase and
-    the ten largest groups of tensors alive at the peak are logged, by the line of the program that made them. Steps are
-    slower. Without CUDA: no effect."""
+    """On CUDA, record what allocates GPU memory: at the end, and at an out-of-memory
+    error, the peak of each phase and the ten largest groups of tensors alive at the
+    peak are logged, by the line of the program that made them. Steps are slower.
+    Without CUDA: no effect."""
 
     ddp_timeout: float = Field(default=0.0, ge=0, le=1e6)
-    """Timeout of collective operations in minutes; longer than the slowest set of samples takes. 0: 30."""
+    """Timeout of collective operations in minutes; longer than the slowest set of
+    samples takes. 0: 30."""
 
     skip_first_sample: bool = False
     """Generate no samples before step 1."""
 
     force_first_sample: bool = False
-    """Also generate a set of samples when the run resumes from a state, whatever the interval."""
+    """Also generate a set of samples when the run resumes from a state, whatever the
+    interval."""
 
     disable_sampling: bool = False
     """Generate no samples at all."""
@@ -641,7 +761,14 @@ class OptimizationConfig(OptimizerConfig):
     }
     on_resume: ClassVar = {
         **dict.fromkeys(
-            ("memory_account", "skip_first_sample", "force_first_sample", "disable_sampling", "ddp_timeout"), "harmless"
+            (
+                "memory_account",
+                "skip_first_sample",
+                "force_first_sample",
+                "disable_sampling",
+                "ddp_timeout",
+            ),
+            "harmless",
         ),
         "steps": _change_of_length,
         "epochs": _change_of_length,
@@ -663,7 +790,8 @@ class OptimizationConfig(OptimizerConfig):
 
 
 class TrainConfig(OptimizationConfig):
-    """`train`: length, optimizer, loss and precision of the training of a diffusion model.
+    """`train`: length, optimizer, loss and precision of the training of a diffusion
+    model.
 
     Example:
         train: {steps: 2000, lr: 1.0e-4, batch_size: 1}
@@ -679,173 +807,236 @@ class TrainConfig(OptimizationConfig):
     """Noise process; Qwen-Image supports flow matching only."""
 
     timestep_type: Annotated[
-        str, OneOf(*TIMESTEP_TYPES, spellings={"qwen_shift": "model_shift", "qinglong_qwen": "qinglong_model"})
+        str,
+        OneOf(
+            *TIMESTEP_TYPES,
+            spellings={"qwen_shift": "model_shift", "qinglong_qwen": "qinglong_model"},
+        ),
     ] = "sigmoid"
-    """Distribution from which noise levels are sampled. uniform, linear: uniform; weighted: uniform, with a weighted
-    loss; sigmoid: concentrated in the middle; shift: sigmoid, shifted by `discrete_flow_shift` (without it: the levels
-    of a sampling run at the size of the image); qwen_shift (= model_shift): sigmoid, shifted as the model's own
-    sampling is at the size of the image; flux_shift: by Flux's rule; logsnr: by signal-to-noise ratio; lognorm_blend:
-    around 0.65; sigma: by `weighting_scheme`; qinglong_flux, qinglong_qwen (= qinglong_model): mostly flux_shift or
-    qwen_shift, some with little noise."""
+    """Distribution from which noise levels are sampled. uniform, linear: uniform;
+    weighted: uniform, with a weighted loss; sigmoid: concentrated in the middle; shift:
+    sigmoid, shifted by `discrete_flow_shift` (without it: the levels of a sampling run
+    at the size of the image); qwen_shift (= model_shift): sigmoid, shifted as the
+    model's own sampling is at the size of the image; flux_shift: by Flux's rule;
+    logsnr: by signal-to-noise ratio; lognorm_blend: around 0.65; sigma: by
+    `weighting_scheme`; qinglong_flux, qinglong_qwen (= qinglong_model): mostly
+    flux_shift or qwen_shift, some with little noise."""
 
     sigmoid_scale: float = Field(default=1.0, gt=0)
-    """Width of sigmoid, shift, qwen_shift and flux_shift: above 1 more weight at the ends, below 1 in the middle."""
+    """Width of sigmoid, shift, qwen_shift and flux_shift: above 1 more weight at the
+    ends, below 1 in the middle."""
 
     discrete_flow_shift: float | None = Field(default=None, ge=0, le=1000)
-    """For timestep_type shift: above 1 more noise, below 1 less. 0 is an error: there would be no noise at all."""
+    """For timestep_type shift: above 1 more noise, below 1 less. 0 is an error: there
+    would be no noise at all."""
 
     weighting_scheme: Annotated[str, OneOf(*WEIGHTING_SCHEMES)] = "none"
-    """Loss weight by noise level t: sigma_sqrt 1/t^2, cosmap 2/(pi(1-2t+2t^2)), bell as in `linear_timesteps`.
-    logit_normal and mode do not weight the loss, but set the distribution of timestep_type sigma."""
+    """Loss weight by noise level t: sigma_sqrt 1/t^2, cosmap 2/(pi(1-2t+2t^2)), bell as
+    in `linear_timesteps`. logit_normal and mode do not weight the loss, but set the
+    distribution of timestep_type sigma."""
 
     logit_mean: float = 0.0
-    """Mean of logsnr and of weighting_scheme logit_normal; above 0 less noise, 0 the middle, below 0 more noise."""
+    """Mean of logsnr and of weighting_scheme logit_normal; above 0 less noise, 0 the
+    middle, below 0 more noise."""
 
     logit_std: float = Field(default=1.0, gt=0)
     """Standard deviation of the same. 0 is an error: a single noise level."""
 
     mode_scale: float = Field(default=1.29, ge=-1, le=1.75)
-    """For weighting_scheme mode: above 0 the middle levels are more frequent, below 0 the ends. 0: uniform."""
+    """For weighting_scheme mode: above 0 the middle levels are more frequent, below 0
+    the ends. 0: uniform."""
 
     min_timestep: float = Field(default=0.0, ge=0, lt=1000)
-    """Lowest noise level, in thousandths: the levels of any `timestep_type` are rescaled to the range from this to
-    max_timestep. 0: no bound."""
+    """Lowest noise level, in thousandths: the levels of any `timestep_type` are
+    rescaled to the range from this to max_timestep. 0: no bound."""
 
     max_timestep: float = Field(default=1000.0, gt=0, le=1000)
     """Highest noise level, in thousandths; 1000: no bound. 0 is an error."""
 
     preserve_distribution_shape: bool = False
-    """Truncate the distribution of noise levels at min_timestep and max_timestep instead of rescaling it."""
+    """Truncate the distribution of noise levels at min_timestep and max_timestep
+    instead of rescaling it."""
 
     num_timestep_buckets: int = Field(default=0, ge=0, le=1_000_000)
-    """Stratified sampling: the distribution of noise levels is divided into so many equal parts, which are sampled
-    equally often in each epoch. 0: off."""
+    """Stratified sampling: the distribution of noise levels is divided into so many
+    equal parts, which are sampled equally often in each epoch. 0: off."""
 
     noise_levels_per_sample: Annotated[NoiseLevels, BeforeValidator(_level_counts)] = 1
-    """Number of noise levels of each image that share one pass over its text and control images, each from a different
-    equal part of the distribution; their losses are averaged. Cheaper than as many images, but less varied. 0 is an
-    error. A list: by the number of control images, the last for more. `auto`: 4 if text and control images are at least
-    as long as the image, else 1. Only for models whose control images do not attend to the image (Qwen-Image-2.1)."""
+    """Number of noise levels of each image that share one pass over its text and
+    control images, each from a different equal part of the distribution; their losses
+    are averaged. Cheaper than as many images, but less varied. 0 is an error. A list:
+    by the number of control images, the last for more. `auto`: 4 if text and control
+    images are at least as long as the image, else 1. Only for models whose control
+    images do not attend to the image (Qwen-Image-2.1)."""
 
-    content_or_style: Annotated[Literal["balanced", "content", "style"], OneOf()] = "balanced"
-    """Bias of the noise levels in addition to `timestep_type`: content to high levels, style to low ones (u^3 for a
-    uniform u)."""
+    content_or_style: Annotated[Literal["balanced", "content", "style"], OneOf()] = (
+        "balanced"
+    )
+    """Bias of the noise levels in addition to `timestep_type`: content to high levels,
+    style to low ones (u^3 for a uniform u)."""
 
     linear_timesteps: bool = False
-    """Sample noise levels uniformly, whatever `timestep_type` is, and weight the loss by a bell around the middle; 0 at
-    pure noise. No effect with timestep_type weighted, which has its own weights."""
+    """Sample noise levels uniformly, whatever `timestep_type` is, and weight the loss
+    by a bell around the middle; 0 at pure noise. No effect with timestep_type weighted,
+    which has its own weights."""
 
     linear_timesteps2: bool = False
-    """The same, but levels below the middle have the weight of the bell's peak. Takes precedence over
-    linear_timesteps."""
+    """The same, but levels below the middle have the weight of the bell's peak. Takes
+    precedence over linear_timesteps."""
 
-    loss_type: Annotated[str, OneOf(*LOSS_TYPES, spellings={"l2": "mse", "l1": "mae"})] = "mse"
-    """Loss between predicted and true velocity, in float32, with the difference d: mean of d^2, of |d|, or huber."""
+    loss_type: Annotated[
+        str, OneOf(*LOSS_TYPES, spellings={"l2": "mse", "l1": "mae"})
+    ] = "mse"
+    """Loss between predicted and true velocity, in float32, with the difference d: mean
+    of d^2, of |d|, or huber."""
 
     huber_schedule: Annotated[str, OneOf(*HUBER_SCHEDULES)] = "constant"
-    """Transition point of huber by noise level t: c; c^t; (1 - c)(1 - t)^2 + c; each times `huber_scale`."""
+    """Transition point of huber by noise level t: c; c^t; (1 - c)(1 - t)^2 + c; each
+    times `huber_scale`."""
 
     huber_c: float = Field(default=0.1, ge=1e-6, le=1)
-    """c of huber: the loss is quadratic far below it and linear far above it. 0 is an error: there would be no loss."""
+    """c of huber: the loss is quadratic far below it and linear far above it. 0 is an
+    error: there would be no loss."""
 
     huber_scale: float = Field(default=1.0, ge=1e-6, le=1e6)
     """Factor on huber's c. 0 is an error."""
 
     diff_output_preservation: bool = False
-    """Preserve the base model's prediction for each caption with `diff_output_preservation_class` in place of the
-    trigger words, those of all datasets: adds the mean squared difference from the prediction without the adapter to
-    the loss. Prevents the trained subject from spreading to its whole class. Each step takes about twice as long."""
+    """Preserve the base model's prediction for each caption with
+    `diff_output_preservation_class` in place of the trigger words, those of all
+    datasets: adds the mean squared difference from the prediction without the adapter
+    to the loss. Prevents the trained subject from spreading to its whole class. Each
+    step takes about twice as long."""
 
     diff_output_preservation_multiplier: float = Field(default=1.0, ge=0, le=1e6)
     """Factor on this loss. 0: it is not computed."""
 
     diff_output_preservation_class: str = ""
-    """Class of the trigger word, such as 'woman'. Empty: the trigger word is removed."""
+    """Class of the trigger word, such as 'woman'. Empty: the trigger word is
+    removed."""
 
     blank_prompt_preservation: bool = False
-    """The same for an empty prompt: preserves the model's unconditional prediction. Each step takes about twice as
-    long."""
+    """The same for an empty prompt: preserves the model's unconditional prediction.
+    Each step takes about twice as long."""
 
     blank_prompt_preservation_multiplier: float = Field(default=1.0, ge=0, le=1e6)
     """Factor on this loss. 0: it is not computed."""
 
     assistant: (
-        Annotated[AssistantConfig, BeforeValidator(from_path("path"), json_schema_input_type=str | AssistantConfig)]
+        Annotated[
+            AssistantConfig,
+            BeforeValidator(
+                from_path("path"), json_schema_input_type=str | AssistantConfig
+            ),
+        ]
         | None
     ) = None
-    """A LoRA file that is added to the frozen model during training, such as the training adapter of a distilled model
-    or of Qwen-Image-2.1; not in samples, validation or saved files. Its path or name on the hub, or {path, multiplier}.
-    None without this key."""
+    """A LoRA file that is added to the frozen model during training, such as the
+    training adapter of a distilled model or of Qwen-Image-2.1; not in samples,
+    validation or saved files. Its path or name on the hub, or {path, multiplier}. None
+    without this key."""
 
     few_step_loss: FewStepLossConfig | None = None
-    """Late in the training, train the network for use with a few-step LoRA: to have the same effect there as alone in
-    many steps (docs/few_step_loras.md). None without this section."""
+    """Late in the training, train the network for use with a few-step LoRA: to have the
+    same effect there as alone in many steps (docs/few_step_loras.md). None without this
+    section."""
 
     preference: PreferenceConfig | None = None
-    """Learn from pairs of images of which one is better (docs/preferences.md). None without this section."""
+    """Learn from pairs of images of which one is better (docs/preferences.md). None
+    without this section."""
 
     full_bf16: bool = False
-    """With network.type full and `dtype: bf16`: the trained weights and their gradients are bf16 too, which halves
-    their memory. Updates are computed in float32 and rounded stochastically, so that small ones are not lost."""
+    """With network.type full and `dtype: bf16`: the trained weights and their gradients
+    are bf16 too, which halves their memory. Updates are computed in float32 and rounded
+    stochastically, so that small ones are not lost."""
 
     fused_backward_pass: bool = False
-    """Update each parameter during the last backward pass of a step, and free its gradient at once: less memory, and
-    exactly the same weights if nothing is clipped. `max_grad_norm` then clips the gradient of each parameter
-    separately. With `compile: auto` a step in which blocks are compiled, or meet a size for the first time, is computed
-    twice, because a step in which weights have moved cannot be repeated."""
+    """Update each parameter during the last backward pass of a step, and free its
+    gradient at once: less memory, and exactly the same weights if nothing is clipped.
+    `max_grad_norm` then clips the gradient of each parameter separately. With `compile:
+    auto` a step in which blocks are compiled, or meet a size for the first time, is
+    computed twice, because a step in which weights have moved cannot be repeated."""
 
     gradient_checkpointing: Checkpointing = "auto"
-    """What is recomputed in the backward pass instead of stored: less memory, slower, and the same gradients (bit for
-    bit on a CPU; on a GPU the backward pass of attention is not deterministic). none (= false): nothing. cheap:
-    everything but matrix products and attention. keep_attention: everything but attention. full (= true): everything.
-    full_offload: everything, with the checkpoints in CPU memory. block_offload: so is what a block saves while it is
-    recomputed; such blocks are not compiled. auto: the fastest level up to full_offload that fits the free memory,
+    """What is recomputed in the backward pass instead of stored: less memory, slower,
+    and the same gradients (bit for bit on a CPU; on a GPU the backward pass of
+    attention is not deterministic). none (= false): nothing. cheap: everything but
+    matrix products and attention. keep_attention: everything but attention. full (=
+    true): everything. full_offload: everything, with the checkpoints in CPU memory.
+    block_offload: so is what a block saves while it is recomputed; such blocks are not
+    compiled. auto: the fastest level up to full_offload that fits the free memory,
     tested with the largest batch."""
 
     compile: CompileConfig = Field(default_factory=CompileConfig)
     """torch.compile of the transformer's blocks."""
 
     parallel: Annotated[Literal["ddp", "fsdp"], OneOf()] = "ddp"
-    """With several processes (torchrun): ddp keeps a full copy of the model in each; fsdp shards it and gathers it
-    block by block, for models that do not fit one GPU; with 'network.type: full' it also shards gradients, optimizer
-    state and EMA. With one process: no effect."""
+    """With several processes (torchrun): ddp keeps a full copy of the model in each;
+    fsdp shards it and gathers it block by block, for models that do not fit one GPU;
+    with 'network.type: full' it also shards gradients, optimizer state and EMA. With
+    one process: no effect."""
 
     group_by_length: bool = False
-    """Group captions of similar length into micro-batches, as far as the order of the epoch allows. The model needs one
-    pass for each length in a micro-batch: useful with a large `batch_size` and many images."""
+    """Group captions of similar length into micro-batches, as far as the order of the
+    epoch allows. The model needs one pass for each length in a micro-batch: useful with
+    a large `batch_size` and many images."""
 
     cache_text_embeddings: bool | None = None
     """Default of `cache_text_embeddings` for all datasets."""
 
     on_resume: ClassVar = {
-        **dict.fromkeys(("cache_text_embeddings", "gradient_checkpointing", "compile", "parallel"), "harmless"),
+        **dict.fromkeys(
+            ("cache_text_embeddings", "gradient_checkpointing", "compile", "parallel"),
+            "harmless",
+        ),
         **dict.fromkeys(("full_bf16", "assistant"), "impossible"),
     }
     lone_key: ClassVar = "steps"
 
     def preservations(self) -> dict[str, float]:
         """The losses of prior preservation that are computed -> their factors."""
-        factors = {name: getattr(self, f"{name}_multiplier") for name in PRESERVATIONS if getattr(self, name)}
+        factors = {
+            name: getattr(self, f"{name}_multiplier")
+            for name in PRESERVATIONS
+            if getattr(self, name)
+        }
         return {name: factor for name, factor in factors.items() if factor}
 
-    def preserved_prompts(self, caption: str, triggers: Collection[str]) -> dict[str, str]:
-        """The prompts of these losses for one caption. triggers: all words that the class is put for, also those of
-        other datasets: what is learned of them must not be held back where a caption names them."""
+    def preserved_prompts(
+        self, caption: str, triggers: Collection[str]
+    ) -> dict[str, str]:
+        """The prompts of these losses for one caption. triggers: all words that the
+        class is put for, also those of other datasets: what is learned of them must not
+        be held back where a caption names them."""
         of_class = caption
-        for word in sorted(triggers, key=len, reverse=True):  # one may be the beginning of another
+        for word in sorted(
+            triggers, key=len, reverse=True
+        ):  # one may be the beginning of another
             of_class = of_class.replace(word, self.diff_output_preservation_class)
-        prompts = {"diff_output_preservation": of_class, "blank_prompt_preservation": ""}
+        prompts = {
+            "diff_output_preservation": of_class,
+            "blank_prompt_preservation": "",
+        }
         return {name: prompts[name] for name in self.preservations()}
 
     def files_beside(self) -> dict[str, tuple[str, float]]:
-        """Key -> LoRA file that is active beside the network in training, and its strength."""
+        """Key -> LoRA file that is active beside the network in training, and its
+        strength."""
         assistant = self.assistant
         few = self.few_step_loss
         preference = self.preference
         return {
-            **({"assistant": (assistant.file(), assistant.multiplier)} if assistant else {}),
+            **(
+                {"assistant": (assistant.file(), assistant.multiplier)}
+                if assistant
+                else {}
+            ),
             **({"few_step_loss": (few.lora, few.weight)} if few else {}),
-            **({"preference": (preference.reference, 1.0)} if preference and preference.reference else {}),
+            **(
+                {"preference": (preference.reference, 1.0)}
+                if preference and preference.reference
+                else {}
+            ),
         }
 
     def checkpointing_level(self) -> str:
@@ -863,7 +1054,8 @@ class TrainConfig(OptimizationConfig):
         return ""
 
     def noise_levels(self) -> str:
-        """The `timestep_type` by which noise levels are sampled: linear if a bell weights the loss."""
+        """The `timestep_type` by which noise levels are sampled: linear if a bell
+        weights the loss."""
         bell = self.linear_timesteps or self.linear_timesteps2
         if bell and self.timestep_type != "weighted":
             return "linear"
@@ -874,7 +1066,9 @@ class TrainConfig(OptimizationConfig):
         yield from super().check(job)
         yield from self._check_noise()
         if self.full_bf16 and self.dtype != "bfloat16":
-            yield error("full_bf16", f"requires 'dtype: bf16', but dtype is {self.dtype}.")
+            yield error(
+                "full_bf16", f"requires 'dtype: bf16', but dtype is {self.dtype}."
+            )
         against = self.against_compiling()
         if against and self.compile.enabled is True:
             message = f"{against}, and a compiled block decides by itself what it saves. Use full_offload, or"
@@ -885,41 +1079,69 @@ class TrainConfig(OptimizationConfig):
         kind = self.noise_levels()
         scheme = self.weighting_scheme
         uses = TIMESTEP_TYPES[self.noise_levels()]
-        if not ("sigmoid_scale" in uses or (kind == "shift" and self.discrete_flow_shift)):
+        if not (
+            "sigmoid_scale" in uses or (kind == "shift" and self.discrete_flow_shift)
+        ):
             reason = ": only timestep_type sigmoid, shift, qwen_shift, flux_shift and qinglong use it."
             yield from self.unused("sigmoid_scale", reason)
         if "discrete_flow_shift" not in uses:
-            yield from self.unused("discrete_flow_shift", ": only timestep_type shift uses it.")
+            yield from self.unused(
+                "discrete_flow_shift", ": only timestep_type shift uses it."
+            )
         if not ("logit_mean" in uses or (kind == "sigma" and scheme == "logit_normal")):
             reason = ": only timestep_type logsnr, qinglong_flux, and sigma with weighting_scheme logit_normal use it."
             yield from self.unused("logit_mean logit_std", reason)
         if not (kind == "sigma" and scheme == "mode"):
-            yield from self.unused("mode_scale", ": only timestep_type sigma with weighting_scheme mode uses it.")
+            yield from self.unused(
+                "mode_scale",
+                ": only timestep_type sigma with weighting_scheme mode uses it.",
+            )
         if kind != "sigma" and scheme != WEIGHTING_SCHEMES[scheme]:
-            yield from self.unused("weighting_scheme", f": {scheme} only applies to timestep_type sigma.")
+            yield from self.unused(
+                "weighting_scheme", f": {scheme} only applies to timestep_type sigma."
+            )
         if self.min_timestep == 0 and self.max_timestep == 1000:
-            yield from self.unused("preserve_distribution_shape", " unless min_timestep or max_timestep is set.")
+            yield from self.unused(
+                "preserve_distribution_shape",
+                " unless min_timestep or max_timestep is set.",
+            )
         if self.loss_type != "huber":
-            yield from self.unused("huber_schedule huber_c huber_scale", ": only loss_type huber uses it.")
+            yield from self.unused(
+                "huber_schedule huber_c huber_scale", ": only loss_type huber uses it."
+            )
         for switch in PRESERVATIONS:
-            keys = [key for key in (f"{switch}_multiplier", f"{switch}_class") if key in type(self).model_fields]
+            keys = [
+                key
+                for key in (f"{switch}_multiplier", f"{switch}_class")
+                if key in type(self).model_fields
+            ]
             if not getattr(self, switch):
                 yield from self.unused(" ".join(keys), f" without '{switch}: true'.")
             elif getattr(self, f"{switch}_multiplier") == 0:
                 yield warning(f"{switch}_multiplier", f"0 disables '{switch}'.")
         if self.timestep_type == "weighted":
             yield from self.unused(
-                "linear_timesteps linear_timesteps2", ": timestep_type weighted has its own loss weights."
+                "linear_timesteps linear_timesteps2",
+                ": timestep_type weighted has its own loss weights.",
             )
         elif self.linear_timesteps or self.linear_timesteps2:
             if self.linear_timesteps2:
                 bell = "linear_timesteps2"
             else:
                 bell = "linear_timesteps"
-            if "timestep_type" in self.model_fields_set and self.timestep_type != "linear":
-                yield warning("timestep_type", f"has no effect: '{bell}: true' samples all noise levels uniformly.")
+            if (
+                "timestep_type" in self.model_fields_set
+                and self.timestep_type != "linear"
+            ):
+                yield warning(
+                    "timestep_type",
+                    f"has no effect: '{bell}: true' samples all noise levels uniformly.",
+                )
             if self.linear_timesteps and self.linear_timesteps2:
-                yield warning("linear_timesteps", "has no effect: 'linear_timesteps2: true' takes precedence.")
+                yield warning(
+                    "linear_timesteps",
+                    "has no effect: 'linear_timesteps2: true' takes precedence.",
+                )
 
     def _check_noise(self) -> Findings:
         levels = self.noise_levels()
@@ -928,7 +1150,13 @@ class TrainConfig(OptimizationConfig):
             message = f"{shift:g} would train without any noise. Use 0.001 or more; 1 means no shift."
             yield error("discrete_flow_shift", message)
         if self.min_timestep >= self.max_timestep:
-            yield error("min_timestep", f"{self.min_timestep:g} is not below max_timestep {self.max_timestep:g}.")
+            yield error(
+                "min_timestep",
+                f"{self.min_timestep:g} is not below max_timestep {self.max_timestep:g}.",
+            )
         for key in ("content_or_style", "preserve_distribution_shape"):
             if levels.startswith("qinglong") and not self.is_default(key):
-                yield error(key, f"does not work with timestep_type '{self.timestep_type}'. Remove it.")
+                yield error(
+                    key,
+                    f"does not work with timestep_type '{self.timestep_type}'. Remove it.",
+                )

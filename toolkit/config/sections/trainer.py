@@ -1,7 +1,9 @@
-"""The parts that the section of a process is composed of, and `DiffusionSection`, all of them together.
+"""The parts that the section of a process is composed of, and `DiffusionSection`, all
+of them together.
 
-Training and caching share `DiffusionSection`, so that a user can copy a job and change only its `type`. A trainer of
-something else takes `TrainerConfig` and what it needs of the others. Their tables (`foreign`, `on_resume`) add up.
+Training and caching share `DiffusionSection`, so that a user can copy a job and change
+only its `type`. A trainer of something else takes `TrainerConfig` and what it needs of
+the others. Their tables (`foreign`, `on_resume`) add up.
 """
 
 from __future__ import annotations
@@ -14,7 +16,12 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from toolkit.config.reading.field_types import PathStr, path_hint, seed_reader, value_error
+from toolkit.config.reading.field_types import (
+    PathStr,
+    path_hint,
+    seed_reader,
+    value_error,
+)
 from toolkit.config.reading.findings import Findings, check_path, error, warning
 from toolkit.config.reading.process import JobContext, ProcessConfig
 from toolkit.config.sections.dataset import LOSS, DatasetConfig, ValidationConfig
@@ -29,7 +36,12 @@ from toolkit.config.sections.output import (
     SaveConfig,
     SaveIntervalConfig,
 )
-from toolkit.config.sections.train import OptimizationConfig, OptimizerConfig, StopWhenConfig, TrainConfig
+from toolkit.config.sections.train import (
+    OptimizationConfig,
+    OptimizerConfig,
+    StopWhenConfig,
+    TrainConfig,
+)
 from toolkit.errors import did_you_mean
 from toolkit.files.run_files import GRAPH
 from toolkit.files.writing import file_in_the_way, sha256_of
@@ -56,7 +68,11 @@ def _device(value: str) -> str:
     return device
 
 
-Device = Annotated[str, BeforeValidator(_device_number, json_schema_input_type=str), AfterValidator(_device)]
+Device = Annotated[
+    str,
+    BeforeValidator(_device_number, json_schema_input_type=str),
+    AfterValidator(_device),
+]
 """auto, cuda, cuda:N, mps or cpu."""
 
 
@@ -67,7 +83,12 @@ def _resume(value: Any) -> Any:
         )
     if isinstance(value, str) and value.isdigit():
         return int(value)
-    if isinstance(value, str) and value not in ("auto", "never") and "/" not in value and "\\" not in value:
+    if (
+        isinstance(value, str)
+        and value not in ("auto", "never")
+        and "/" not in value
+        and "\\" not in value
+    ):
         remedy = "Write 'auto', 'never', a step number or the path of a state folder."
         raise value_error(f"{value!r} is none of these. {remedy}")
     return value
@@ -77,27 +98,41 @@ class DatasetsSection(ProcessConfig):
     """Images with captions."""
 
     trigger_word: str = ""
-    """Replaces `[trigger]` in captions and prompts; prepended to captions that do not contain it."""
+    """Replaces `[trigger]` in captions and prompts; prepended to captions that do not
+    contain it."""
 
     datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
     """Folders of images, at least one; or one stream of shards."""
 
     common_words: ClassVar = {
-        **dict.fromkeys(("activation_text", "trigger", "token", "instance_token", "activation_word"), "trigger_word"),
+        **dict.fromkeys(
+            (
+                "activation_text",
+                "trigger",
+                "token",
+                "instance_token",
+                "activation_word",
+            ),
+            "trigger_word",
+        ),
     }
 
     reads_streams: ClassVar[bool] = False
     """Whether the process can be given a stream of shards instead of folders."""
 
     has_base_model: ClassVar[bool] = False
-    """Whether the process has a model that can generate images before it is trained (`datasets[].from_base`)."""
+    """Whether the process has a model that can generate images before it is trained
+    (`datasets[].from_base`)."""
 
     reads_captions: ClassVar[bool] = True
     """Whether captions are part of what is learned."""
 
     def trigger_words(self) -> tuple[str, ...]:
         """That of the process and those of its datasets."""
-        words = (self.trigger_word, *(dataset.trigger_word for dataset in self.datasets))
+        words = (
+            self.trigger_word,
+            *(dataset.trigger_word for dataset in self.datasets),
+        )
         return tuple(dict.fromkeys(word for word in words if word))
 
     @property
@@ -110,8 +145,13 @@ class DatasetsSection(ProcessConfig):
         return dataset.cache_text_embeddings
 
     def datasets_to_come(self, job: JobContext) -> tuple[str, ...]:
-        """Folders of images that are not there yet and that earlier processes of the job write."""
-        paths = [path for each in self.datasets for path in (each.folder_path, *each.control_path)]
+        """Folders of images that are not there yet and that earlier processes of the
+        job write."""
+        paths = [
+            path
+            for each in self.datasets
+            for path in (each.folder_path, *each.control_path)
+        ]
         paths += [each.from_base.prompts for each in self.datasets if each.from_base]
         return tuple(filter(job.yet_to_come, paths))
 
@@ -125,15 +165,23 @@ class DatasetsSection(ProcessConfig):
             if dataset.shuffle_tokens and self.requested_text_cache(dataset):
                 of_all = dataset.cache_text_embeddings is None
                 yield error(
-                    "train.cache_text_embeddings" if of_all else f"datasets.{index}.cache_text_embeddings",
+                    "train.cache_text_embeddings"
+                    if of_all
+                    else f"datasets.{index}.cache_text_embeddings",
                     "'cache_text_embeddings: true' and 'shuffle_tokens: true' cannot be combined: a shuffled caption "
                     "changes every time it is used. Remove one of them.",
                 )
             if dataset.url and not self.reads_streams:
-                yield error(f"datasets.{index}.url", f"'type: {self.type}' reads folders only. Give 'folder_path'.")
+                yield error(
+                    f"datasets.{index}.url",
+                    f"'type: {self.type}' reads folders only. Give 'folder_path'.",
+                )
             elif dataset.url and len(self.datasets) > 1:
                 remedy = "Write all shards as a list of 'url', or give folders only."
-                yield error(f"datasets.{index}.url", f"a stream has to be the only entry of 'datasets'. {remedy}")
+                yield error(
+                    f"datasets.{index}.url",
+                    f"a stream has to be the only entry of 'datasets'. {remedy}",
+                )
 
 
 class ModelSection(ProcessConfig):
@@ -152,15 +200,19 @@ class ModelSection(ProcessConfig):
         return settings
 
     def base_settings(self) -> dict[str, Any]:
-        """What decides the images of the base model besides its files: quantization, and what is merged into it.
+        """What decides the images of the base model besides its files: quantization,
+        and what is merged into it.
 
-        The decoder of `sample.vae_path` does not count: images that are there stay when it is given to a run."""
+        The decoder of `sample.vae_path` does not count: images that are there stay when
+        it is given to a run."""
         if self.model.quantize:
             quantized = {"qtype", "accuracy_recovery_adapter"}
         else:
             quantized = set[str]()
         of_text = {"qtype_te"} if self.model.quantize_te else set[str]()
-        settings = self.model.model_dump(mode="json", include={"base_loras", "model_kwargs"} | quantized | of_text)
+        settings = self.model.model_dump(
+            mode="json", include={"base_loras", "model_kwargs"} | quantized | of_text
+        )
         self._name_files_by_content(settings)
         for lora in settings["base_loras"]:
             del lora["path"]
@@ -171,7 +223,9 @@ class ModelSection(ProcessConfig):
         for lora in model["base_loras"]:
             lora["sha256"] = sha256_of(Path(lora["path"]).expanduser())
         recovery = Path(self.model.accuracy_recovery_adapter or "-").expanduser()
-        if "accuracy_recovery_adapter" in model and recovery.is_file():  # one of the hub goes by its name
+        if (
+            "accuracy_recovery_adapter" in model and recovery.is_file()
+        ):  # one of the hub goes by its name
             model["accuracy_recovery_adapter"] = f"sha256 {sha256_of(recovery)}"
 
     def check(self, job: JobContext) -> Findings:
@@ -185,33 +239,35 @@ class ModelSection(ProcessConfig):
 
 
 class TrainingSection(ProcessConfig):
-    """A run in its own folder: optimizer steps, samples, validation, saves, and what ends it."""
+    """A run in its own folder: optimizer steps, samples, validation, saves, and what
+    ends it."""
 
     training_folder: PathStr = Field(default="output", validate_default=True)
     """The run's files go to `<training_folder>/<name>/`."""
 
     device: Device = "auto"
-    """Device to train on: auto, cuda, cuda:N, mps or cpu. auto: the best there is. One that is not available is an
-    error. Without a GPU models of up to 2 GB run on the CPU with auto, and with cuda:0, which every job of ai-toolkit
-    has."""
+    """Device to train on: auto, cuda, cuda:N, mps or cpu. auto: the best there is. One
+    that is not available is an error. Without a GPU models of up to 2 GB run on the CPU
+    with auto, and with cuda:0, which every job of ai-toolkit has."""
 
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     """Console output, curves and trackers."""
 
     training_seed: Annotated[int, Field(ge=0, lt=2**32), seed_reader(0)] = 0
-    """Seed of data order, noise, dropout and initial weights. 0, -1 or random: a random seed. It is drawn once, printed
-    and recorded, and a resume keeps it."""
+    """Seed of data order, noise, dropout and initial weights. 0, -1 or random: a random
+    seed. It is drawn once, printed and recorded, and a resume keeps it."""
 
     resume: Annotated[int | str, BeforeValidator(_resume)] = "auto"
-    """auto: resume from the newest valid state in the run's folder, if any. never: move an existing run aside and start
-    over. A step number (0 is valid) or the path of a state folder: resume from there; later files are moved aside."""
+    """auto: resume from the newest valid state in the run's folder, if any. never: move
+    an existing run aside and start over. A step number (0 is valid) or the path of a
+    state folder: resume from there; later files are moved aside."""
 
     train: OptimizationConfig = Field(default_factory=OptimizationConfig)
     """Length, optimizer and precision."""
 
     memory_check: bool = True
-    """Refuse to start if the planned peak exceeds the memory of the device (on the CPU: the free memory) by more than
-    5 %. false: only warn."""
+    """Refuse to start if the planned peak exceeds the memory of the device (on the CPU:
+    the free memory) by more than 5 %. false: only warn."""
 
     sample: SampleIntervalConfig | None = None
     """Images generated during training; none without this section."""
@@ -226,12 +282,16 @@ class TrainingSection(ProcessConfig):
     """When the weights are written, and how."""
 
     def diagrams_place(self, folder: Path) -> tuple[Path, str]:
-        """The folder of the diagrams of a run, and what is added to their names. folder: of the run's files."""
+        """The folder of the diagrams of a run, and what is added to their names.
+        folder: of the run's files."""
         return folder / GRAPH, ""
 
     on_resume: ClassVar = {
-        **dict.fromkeys(("device", "logging", "resume", "memory_check", "save"), "harmless"),
-        # The images that `validation` holds out are missing in the dataset, which is compared by its content.
+        **dict.fromkeys(
+            ("device", "logging", "resume", "memory_check", "save"), "harmless"
+        ),
+        # The images that `validation` holds out are missing in the dataset, which is
+        # compared by its content.
         **dict.fromkeys(("sample", "validation", "stop_when"), "harmless"),
     }
 
@@ -240,27 +300,51 @@ class TrainingSection(ProcessConfig):
         yield from super().check(job)
         file = file_in_the_way(self.job_folder(job))
         if file:
-            yield error("training_folder", f"'{file}' is not a folder. Move it, or give another folder.")
-        for key, path in (("training_folder", self.training_folder), ("logging.logging_dir", self.logging.logging_dir)):
+            yield error(
+                "training_folder",
+                f"'{file}' is not a folder. Move it, or give another folder.",
+            )
+        for key, path in (
+            ("training_folder", self.training_folder),
+            ("logging.logging_dir", self.logging.logging_dir),
+        ):
             if os.sep == "/" and re.match(r"[A-Za-z]:[/\\]", path):
-                yield error(key, f"{path!r} is a folder of another machine. {path_hint(path)}")
+                yield error(
+                    key, f"{path!r} is a folder of another machine. {path_hint(path)}"
+                )
         if self.train.steps == 0 and self.train.epochs == 0:
-            yield error("train.steps", "0 optimizer steps. Set steps or epochs to a value above 0.")
+            yield error(
+                "train.steps",
+                "0 optimizer steps. Set steps or epochs to a value above 0.",
+            )
 
     def job_folder(self, job: JobContext) -> Path:
-        """`<training_folder>/<job>`, with the process's name below it where it has one."""
+        """`<training_folder>/<job>`, with the process's name below it where it has
+        one."""
         folder = Path(self.training_folder).expanduser() / job.name
         return folder / self.name if self.name else folder
 
     def with_seed(self, drawn: int) -> Self:
-        """The section with the seed of a run in the place of the random ones of its samples."""
+        """The section with the seed of a run in the place of the random ones of its
+        samples."""
         parts = {key: getattr(self, key, None) for key in ("sample", "first_sample")}
-        samples = {key: part.with_seed(drawn) for key, part in parts.items() if isinstance(part, SampleConfig)}
-        return self.model_copy(update={key: part for key, part in samples.items() if part is not parts[key]})
+        samples = {
+            key: part.with_seed(drawn)
+            for key, part in parts.items()
+            if isinstance(part, SampleConfig)
+        }
+        return self.model_copy(
+            update={
+                key: part for key, part in samples.items() if part is not parts[key]
+            }
+        )
 
     def draws_first(self) -> bool:
         """Whether samples are generated before step 1."""
-        return not (self.train.skip_first_sample or (self.sample and self.sample.sample_at_first is False))
+        return not (
+            self.train.skip_first_sample
+            or (self.sample and self.sample.sample_at_first is False)
+        )
 
     @property
     def images_per_step(self) -> int:
@@ -278,9 +362,14 @@ class TrainingSection(ProcessConfig):
         return self.images_per_step // self.micro_batches_per_step
 
     def recorded_settings(self) -> dict[str, Any]:
-        """Without where the files are and where to resume from: states of moved runs are equal byte for byte."""
+        """Without where the files are and where to resume from: states of moved runs
+        are equal byte for byte."""
         settings = super().recorded_settings()
-        return {key: value for key, value in settings.items() if key not in ("training_folder", "resume")}
+        return {
+            key: value
+            for key, value in settings.items()
+            if key not in ("training_folder", "resume")
+        }
 
     def optimizers_used(self) -> Iterable[tuple[str, OptimizerConfig]]:
         """The optimizers of the run, each with the key that has its settings."""
@@ -303,35 +392,62 @@ class TrainerConfig(TrainingSection):
         if self.stop_when and self.stop_when.no_better_within is None:
             asked.append(("stop_when.metric", self.stop_when.metric, logged))
         elif self.stop_when and validation is None:
-            yield error("stop_when.no_better_within", "needs the section 'validation'. Add it, or use 'below'.")
-        elif self.stop_when and validation and not (validation.every or validation.every_n_epochs):
+            yield error(
+                "stop_when.no_better_within",
+                "needs the section 'validation'. Add it, or use 'below'.",
+            )
+        elif (
+            self.stop_when
+            and validation
+            and not (validation.every or validation.every_n_epochs)
+        ):
             remedy = "Set 'validation.every', such as a twentieth of the steps."
-            yield error("stop_when.no_better_within", f"needs validations during the run. {remedy}")
+            yield error(
+                "stop_when.no_better_within",
+                f"needs validations during the run. {remedy}",
+            )
         if is_plateau:
-            losses = [name for name in logged if name == "loss" or name.startswith(LOSS)]
+            losses = [
+                name for name in logged if name == "loss" or name.startswith(LOSS)
+            ]
             asked.append(
-                ("train.lr_scheduler_params", str(self.train.lr_scheduler_params.get("metric", "loss")), losses)
+                (
+                    "train.lr_scheduler_params",
+                    str(self.train.lr_scheduler_params.get("metric", "loss")),
+                    losses,
+                )
             )
         for key, metric, known in asked:
             if metric in known or not known:
                 continue
             if metric.startswith(LOSS) and validation is None:
-                yield error(key, f"{metric!r} needs the section 'validation'. Add it, or use 'loss'.")
+                yield error(
+                    key,
+                    f"{metric!r} needs the section 'validation'. Add it, or use 'loss'.",
+                )
             else:
-                yield error(key, f"{metric!r} is not a metric of this run. {did_you_mean(metric, known)}")
+                yield error(
+                    key,
+                    f"{metric!r} is not a metric of this run. {did_you_mean(metric, known)}",
+                )
 
     def run_folder(self, job: JobContext) -> Path:
         """The folder of the run's files."""
         return self.job_folder(job)
 
     def outputs_exist(self, job: JobContext) -> bool:
-        """The final file, or folder of a model. Only with `resume: auto`: the run looks where it begins otherwise."""
+        """The final file, or folder of a model. Only with `resume: auto`: the run looks
+        where it begins otherwise."""
         final = self.job_folder(job) / self.display_name(job)
-        return self.resume == "auto" and (final.is_dir() or final.with_name(f"{final.name}.safetensors").is_file())
+        return self.resume == "auto" and (
+            final.is_dir() or final.with_name(f"{final.name}.safetensors").is_file()
+        )
 
     def outputs(self, job: JobContext) -> frozenset[Path]:
         """The run's folder: a later process may start from its files."""
-        return frozenset({Path(os.path.realpath(self.job_folder(job)))})  # unlike `resolve`, it takes links in a circle
+        return frozenset(
+            {Path(os.path.realpath(self.job_folder(job)))}
+        )  # unlike `resolve`, it takes links in a circle
 
 
 class ImageTrainingSection(DatasetsSection, TrainingSection):
@@ -339,7 +455,8 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Micro-batches of an optimizer step: with several readers of a stream as many for each of them."""
+        """Micro-batches of an optimizer step: with several readers of a stream as many
+        for each of them."""
         if self.streamed:
             readers = self.streamed.webdataset.readers
         else:
@@ -348,8 +465,11 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
         return round_up(wanted, readers)
 
     def unknown_steps(self) -> bool:
-        """Whether a stream of unknown length decides how many optimizer steps the run has."""
-        return bool(self.streamed and self.train.epochs and not self.streamed.webdataset.samples)
+        """Whether a stream of unknown length decides how many optimizer steps the run
+        has."""
+        return bool(
+            self.streamed and self.train.epochs and not self.streamed.webdataset.samples
+        )
 
     def datasets_to_come(self, job: JobContext) -> tuple[str, ...]:
         """Those of `datasets`, and the folder of `validation`."""
@@ -357,10 +477,13 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
             folder = self.validation.folder_path
         else:
             folder = None
-        return super().datasets_to_come(job) + ((folder,) if folder and job.yet_to_come(folder) else ())
+        return super().datasets_to_come(job) + (
+            (folder,) if folder and job.yet_to_come(folder) else ()
+        )
 
     def check(self, job: JobContext) -> Findings:
-        """What needs the number of images or their list, with a stream that has neither."""
+        """What needs the number of images or their list, with a stream that has
+        neither."""
         yield from super().check(job)
         if all(dataset.is_reg for dataset in self.datasets):
             message = "true for every dataset: all images hold the model back, and none is learned. "
@@ -407,8 +530,8 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
     """Images generated during training; none without this section."""
 
     first_sample: SampleConfig | None = None
-    """Images generated before step 1 instead of those of `sample`: a section with the same keys, which inherits nothing
-    from it."""
+    """Images generated before step 1 instead of those of `sample`: a section with the
+    same keys, which inherits nothing from it."""
 
     on_resume: ClassVar = {"first_sample": "harmless"}
 
@@ -420,9 +543,16 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
         return settings
 
     def files_beside(self) -> dict[str, tuple[str, float]]:
-        """Key, as messages name it -> LoRA file that is active beside the network at times, and its strength."""
-        also = {key: (entry.lora, entry.weight) for key, entry in self.deployments().items() if entry.lora}
-        return {f"train.{key}": file for key, file in self.train.files_beside().items()} | also
+        """Key, as messages name it -> LoRA file that is active beside the network at
+        times, and its strength."""
+        also = {
+            key: (entry.lora, entry.weight)
+            for key, entry in self.deployments().items()
+            if entry.lora
+        }
+        return {
+            f"train.{key}": file for key, file in self.train.files_beside().items()
+        } | also
 
     def deployments(self) -> dict[str, DeploymentConfig]:
         """Key of the file or model -> the entry of `sample.also`."""
@@ -430,23 +560,38 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
         return {entry.key(index): entry for index, entry in enumerate(also)}
 
     def maps_kept(self) -> bool:
-        """Whether weights that wait may stay in the file of the kept model: nothing writes to them."""
-        writes = self.network.trains_model or any(way.model for way in self.deployments().values())
+        """Whether weights that wait may stay in the file of the kept model: nothing
+        writes to them."""
+        writes = self.network.trains_model or any(
+            way.model for way in self.deployments().values()
+        )
         return self.model.keeps_quantized() and not writes
 
     def other_model(self, way: DeploymentConfig) -> ModelConfig:
         """The model of an entry of `sample.also`, loaded as that of the section is."""
-        files = {"name_or_path", "transformer_path", "vae_path", "text_encoder_path", "revision", "arch"}
+        files = {
+            "name_or_path",
+            "transformer_path",
+            "vae_path",
+            "text_encoder_path",
+            "revision",
+            "arch",
+        }
         own = self.model.model_dump(exclude_unset=True, exclude=files)
         return ModelConfig.model_validate({**own, "name_or_path": way.model})
 
     def decoder(self) -> Path | None:
         """The file of `vae_path` of the samples; None: the model's own."""
-        given = [each.vae_path for each in (self.sample, self.first_sample) if each and each.vae_path]
+        given = [
+            each.vae_path
+            for each in (self.sample, self.first_sample)
+            if each and each.vae_path
+        ]
         return Path(given[0]).expanduser() if given else None
 
     def all_pictures(self) -> list[SamplePicture]:
-        """The items of `sample`, the same in each way of `sample.also`, then those of `first_sample`."""
+        """The items of `sample`, the same in each way of `sample.also`, then those of
+        `first_sample`."""
         if self.first_sample:
             first = self.first_sample.sample_items()
         else:
@@ -455,10 +600,16 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
 
     def sample_pictures(self) -> list[SamplePicture]:
         """The items of `sample`, then of `first_sample`."""
-        return [item for given in (self.sample, self.first_sample) if given for item in given.sample_items()]
+        return [
+            item
+            for given in (self.sample, self.first_sample)
+            if given
+            for item in given.sample_items()
+        ]
 
     def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
-        """`cache_text_embeddings` as the user gave it for this dataset, or for all, or None."""
+        """`cache_text_embeddings` as the user gave it for this dataset, or for all, or
+        None."""
         own = super().requested_text_cache(dataset)
         return self.train.cache_text_embeddings if own is None else own
 
@@ -468,6 +619,7 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
         return self.network.trains_model and self.save.layout == "diffusers"
 
     def weights_dtype(self) -> str:
-        """Number type of the model's weights in memory: float32 masters where they are trained, else `train.dtype`."""
+        """Number type of the model's weights in memory: float32 masters where they are
+        trained, else `train.dtype`."""
         masters = self.network.trains_model and not self.train.full_bf16
         return "float32" if masters else self.train.dtype

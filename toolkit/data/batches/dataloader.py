@@ -1,7 +1,9 @@
-"""Loads batches from the caches, in the order of an epoch or from a stream of samples whose length nobody knows, such
-as the shards of a WebDataset. The caption of a use is chosen here; nothing else is random.
+"""Loads batches from the caches, in the order of an epoch or from a stream of samples
+whose length nobody knows, such as the shards of a WebDataset. The caption of a use is
+chosen here; nothing else is random.
 
-Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens, D width."""
+Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens,
+D width."""
 
 from __future__ import annotations
 
@@ -14,7 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit.contracts.data import Batch, BatchSpec, BucketedSample, Cursor, EncodedPrompt, MicroBatch, PromptEmbeds
+from toolkit.contracts.data import (
+    Batch,
+    BatchSpec,
+    BucketedSample,
+    Cursor,
+    EncodedPrompt,
+    MicroBatch,
+    PromptEmbeds,
+)
 from toolkit.data.batches.latent_cache import EncodedDataset
 from toolkit.data.scan.captions import caption_for_use, drawn_caption
 from toolkit.data.streams.stream_dataset import StreamDataset
@@ -25,7 +35,8 @@ logger = logging.getLogger(__name__)
 
 
 def halved(size: int) -> list[range]:
-    """The rows of both halves of a batch, the first one larger; of a batch of one itself."""
+    """The rows of both halves of a batch, the first one larger; of a batch of one
+    itself."""
     middle = (size + 1) // 2
     return [rows for rows in (range(middle), range(middle, size)) if rows]
 
@@ -39,7 +50,8 @@ class LatentBatch:
 
     prompts: PromptEmbeds
     control_latents: tuple[tuple[Tensor, ...], ...]
-    """For each item the latents [C, h, w] of its control images, 0 to 3, each of its own size."""
+    """For each item the latents [C, h, w] of its control images, 0 to 3, each of its
+    own size."""
 
     spec: BatchSpec
     names: tuple[str, ...]
@@ -53,7 +65,8 @@ class LatentBatch:
     """Embeddings of further prompts by name (`encode_items`)."""
 
     worse: tuple[Tensor | None, ...] = ()
-    """For each item the latents [C, H, W] of an image that is liked less; None: it has none. Empty: none has one."""
+    """For each item the latents [C, H, W] of an image that is liked less; None: it has
+    none. Empty: none has one."""
 
     stacked: int = 1
     """Images below each other in the latents of an item."""
@@ -62,7 +75,8 @@ class LatentBatch:
         return len(self.names)
 
     def halves(self) -> tuple[LatentBatch, ...]:
-        """The batch split in two, with the same random numbers per item; a batch of one is not split."""
+        """The batch split in two, with the same random numbers per item; a batch of one
+        is not split."""
         return tuple(self.select(rows) for rows in halved(len(self)))
 
     def select(self, rows: Sequence[int]) -> LatentBatch:
@@ -75,8 +89,13 @@ class LatentBatch:
             spec=self.spec.select(rows),
             names=tuple(self.names[row] for row in rows),
             loss_weight_B=self.loss_weight_B[rows],
-            loss_mask_B1HW=None if self.loss_mask_B1HW is None else self.loss_mask_B1HW[rows],
-            extra_prompts={name: prompts.select(rows) for name, prompts in self.extra_prompts.items()},
+            loss_mask_B1HW=None
+            if self.loss_mask_B1HW is None
+            else self.loss_mask_B1HW[rows],
+            extra_prompts={
+                name: prompts.select(rows)
+                for name, prompts in self.extra_prompts.items()
+            },
             worse=tuple(self.worse[row] for row in rows) if self.worse else (),
             stacked=self.stacked,
         )
@@ -92,12 +111,16 @@ class LatentBatch:
 
 def _uses(spec: BatchSpec) -> list[tuple[int, int, int]]:
     """Item, position and epoch of each use of a batch."""
-    return [(index, position, spec.epoch) for index, position in zip(spec.items, spec.positions, strict=True)]
+    return [
+        (index, position, spec.epoch)
+        for index, position in zip(spec.items, spec.positions, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
 class BatchLoader:
-    """Batches of an encoded dataset; each is a pure function of its spec and the seed."""
+    """Batches of an encoded dataset; each is a pure function of its spec and the
+    seed."""
 
     dataset: EncodedDataset
     seed: int
@@ -109,17 +132,25 @@ class BatchLoader:
         """The batch on the CPU, in the dtype it was stored in."""
         samples = [self.dataset.items[index].sample for index in spec.items]
         entries = [self.dataset.entries[index] for index in spec.items]
-        extra = [entry.extra[self._drawn(*use)] for entry, use in zip(entries, _uses(spec), strict=True)]
+        extra = [
+            entry.extra[self._drawn(*use)]
+            for entry, use in zip(entries, _uses(spec), strict=True)
+        ]
         return LatentBatch(
             latents_BCHW=torch.stack([entry.target() for entry in entries]),
             prompts=self.prompts(spec),
-            control_latents=tuple(tuple(each.read() for each in entry.references) for entry in entries),
+            control_latents=tuple(
+                tuple(each.read() for each in entry.references) for entry in entries
+            ),
             spec=spec,
             names=tuple(sample.image for sample in samples),
             loss_weight_B=torch.tensor([sample.loss_weight for sample in samples]),
             loss_mask_B1HW=self.masks(spec),
             extra_prompts={
-                name: PromptEmbeds.stack([prompts[name].read_all() for prompts in extra]) for name in extra[0]
+                name: PromptEmbeds.stack(
+                    [prompts[name].read_all() for prompts in extra]
+                )
+                for name in extra[0]
             },
             worse=self.worse(spec) if any(entry.worse for entry in entries) else (),
             stacked=max(1, len(entries[0].layers)),
@@ -142,21 +173,27 @@ class BatchLoader:
         return PromptEmbeds.stack([self._text(*use) for use in _uses(spec)])
 
     def masks(self, spec: BatchSpec) -> Tensor | None:
-        """Loss masks [B, 1, H, W]; ones for an item without a mask. None when no item has one."""
+        """Loss masks [B, 1, H, W]; ones for an item without a mask. None when no item
+        has one."""
         entries = [self.dataset.entries[index] for index in spec.items]
         masks = [entry.mask.read() if entry.mask else None for entry in entries]
         given = [mask_1HW for mask_1HW in masks if mask_1HW is not None]
         if not given:
             return None
         whole_1HW = torch.ones_like(given[0])
-        return torch.stack([whole_1HW if mask_1HW is None else mask_1HW for mask_1HW in masks])
+        return torch.stack(
+            [whole_1HW if mask_1HW is None else mask_1HW for mask_1HW in masks]
+        )
 
     def _drawn(self, index: int, position: int, epoch: int) -> str:
         """The caption of one use before it is dropped or shuffled."""
-        return drawn_caption(self.dataset.items[index].sample, self.seed, epoch, position)
+        return drawn_caption(
+            self.dataset.items[index].sample, self.seed, epoch, position
+        )
 
     def _text(self, index: int, position: int, epoch: int) -> EncodedPrompt:
-        """The text of one use: a cached caption, the cached empty one, or a text encoded now."""
+        """The text of one use: a cached caption, the cached empty one, or a text
+        encoded now."""
         sample = self.dataset.items[index].sample
         entries = self.dataset.entries[index]
         drawn = self._drawn(index, position, epoch)
@@ -172,26 +209,30 @@ class StreamSource:
     """A `BatchSource` that reads samples one after the other, and never again."""
 
     read: Callable[[Cursor], Iterator[tuple[Any, Cursor]]]
-    """The samples from a cursor of the stream on (None: all), not yet decoded, each with the cursor behind it."""
+    """The samples from a cursor of the stream on (None: all), not yet decoded, each
+    with the cursor behind it."""
 
     make_batch: Callable[[BatchSpec], Batch]
-    """Decodes `BatchSpec.samples`; called by `workers` threads, or in this one with 0 of them."""
+    """Decodes `BatchSpec.samples`; called by `workers` threads, or in this one with 0
+    of them."""
 
     batch_size: int
     workers: int = 0
     prepare: Callable[[list[Any]], Sequence[Any]] = tuple
-    """From the samples of a micro-batch to its `BatchSpec.samples`: what has to be decided for all of them together,
-    before several processes share them."""
+    """From the samples of a micro-batch to its `BatchSpec.samples`: what has to be
+    decided for all of them together, before several processes share them."""
 
     epoch_of: Callable[[Cursor], int] | None = None
-    """The epoch of the sample behind a cursor of the stream, which never falls; None: it has no epochs. The last batch
-    of an epoch may be short."""
+    """The epoch of the sample behind a cursor of the stream, which never falls; None:
+    it has no epochs. The last batch of an epoch may be short."""
 
     samples_per_epoch: int = 0
-    """As the user gave it: a warning where the first epoch has another number. 0: not known."""
+    """As the user gave it: a warning where the first epoch has another number. 0: not
+    known."""
 
     def iterate(self, cursor: Cursor) -> Iterator[MicroBatch]:
-        """The cursor is the samples read and the stream's own cursor. A sample's number keys all its draws."""
+        """The cursor is the samples read and the stream's own cursor. A sample's number
+        keys all its draws."""
         number, at = (cursor["samples"], _first_place(cursor)) if cursor else (0, None)
         epoch_of = self.epoch_of or (lambda _: 0)
         waiting: list[Any] = []
@@ -212,7 +253,9 @@ class StreamSource:
     def _compare_length(self, found: int) -> None:
         if self.samples_per_epoch and found != self.samples_per_epoch:
             what = f"{self.samples_per_epoch:,} samples are given, and an epoch of the stream has {found:,}"
-            logger.warning(f"datasets[0].webdataset.samples: {what}. Correct it: epochs are counted by it.")
+            logger.warning(
+                f"datasets[0].webdataset.samples: {what}. Correct it: epochs are counted by it."
+            )
 
     def load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:
         return loaded_ahead(self.make_batch, specs, self.workers)
@@ -220,10 +263,12 @@ class StreamSource:
 
 @dataclass(frozen=True)
 class SharedStreamSource:
-    """A `BatchSource` of several readers, each with its own shards: micro-batches are of one reader each, by turns.
+    """A `BatchSource` of several readers, each with its own shards: micro-batches are
+    of one reader each, by turns.
 
-    A process reads for `own` readers only. The micro-batches of the others are known by their number of samples, which
-    is always the same: each reader continues into its next epoch within a micro-batch, independently of the others.
+    A process reads for `own` readers only. The micro-batches of the others are known by
+    their number of samples, which is always the same: each reader continues into its
+    next epoch within a micro-batch, independently of the others.
     """
 
     readers: Sequence[Callable[[Cursor], Iterator[tuple[Any, Cursor]]]]
@@ -244,9 +289,10 @@ class SharedStreamSource:
     """The epoch of the sample behind a reader's cursor."""
 
     def iterate(self, cursor: Cursor) -> Iterator[MicroBatch]:
-        """The cursor is the samples read and each reader's own cursor, that of others as at the beginning
-        (`collectives.whole_cursor`). An epoch ends with that of the first reader. A sample's number keys all its draws.
-        Of a cursor of another number of readers each begins with the next epoch."""
+        """The cursor is the samples read and each reader's own cursor, that of others
+        as at the beginning (`collectives.whole_cursor`). An epoch ends with that of the
+        first reader. A sample's number keys all its draws. Of a cursor of another
+        number of readers each begins with the next epoch."""
         number = cursor["samples"] if cursor else 0
         places = self._places(cursor)
         streams = {index: self.readers[index](places[index]) for index in self.own}
@@ -261,9 +307,13 @@ class SharedStreamSource:
                 found = [sample for sample, _ in read]
             numbers = tuple(range(number, number + self.batch_size))
             number += self.batch_size
-            spec = BatchSpec(0, numbers, numbers, tuple(self.prepare(found)) if found else ())
+            spec = BatchSpec(
+                0, numbers, numbers, tuple(self.prepare(found)) if found else ()
+            )
             ends_epoch = index == 0 and self.epoch_of(places[0]) > epoch
-            yield MicroBatch(spec, {"samples": number, "readers": list(places)}, ends_epoch)
+            yield MicroBatch(
+                spec, {"samples": number, "readers": list(places)}, ends_epoch
+            )
 
     def _places(self, cursor: Cursor) -> list[Cursor]:
         count = len(self.readers)
@@ -279,13 +329,16 @@ class SharedStreamSource:
 
 
 def _first_place(cursor: Cursor) -> Cursor:
-    """Where the stream is, by the cursor of either source; with several readers where the first one is."""
+    """Where the stream is, by the cursor of either source; with several readers where
+    the first one is."""
     if "readers" in cursor:
         return cursor["readers"][0]
     return cursor["stream"]
 
 
-def _micro_batch(epoch: int, first: int, samples: Sequence[Any], at: Cursor, ends_epoch: bool = False) -> MicroBatch:
+def _micro_batch(
+    epoch: int, first: int, samples: Sequence[Any], at: Cursor, ends_epoch: bool = False
+) -> MicroBatch:
     numbers = tuple(range(first, first + len(samples)))
     spec = BatchSpec(epoch, numbers, numbers, tuple(samples))
     return MicroBatch(spec, {"samples": numbers[-1] + 1, "stream": at}, ends_epoch)
@@ -303,14 +356,18 @@ def stream_source(
 ) -> StreamSource | SharedStreamSource:
     """The batches of a stream, epoch after epoch; each of one size.
 
-    batch_size: of a micro-batch (`images_per_micro_batch`). make_batch: such as `StreamPixels.load`. stopping: whether
-    a stop is requested; servers are then not waited for. rank: of so many processes, which divide the readers.
+    batch_size: of a micro-batch (`images_per_micro_batch`). make_batch: such as
+    `StreamPixels.load`. stopping: whether a stop is requested; servers are then not
+    waited for. rank: of so many processes, which divide the readers.
     """
     count = stream.readers
     each = stream.readers % processes == 0
     if count > 1:
         return SharedStreamSource(
-            [stream.reader(seed, batch_size, stopping, index) for index in range(count)],
+            [
+                stream.reader(seed, batch_size, stopping, index)
+                for index in range(count)
+            ],
             frozenset(range(rank, count, processes) if each else range(count)),
             make_batch,
             batch_size,

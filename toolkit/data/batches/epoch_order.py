@@ -1,7 +1,8 @@
 """The order and the batches of an epoch: pure functions of (seed, epoch).
 
-The global order over single uses of images is chosen first; batches are formed along it. So the position of a use,
-which keys all its random numbers, does not depend on the batch size.
+The global order over single uses of images is chosen first; batches are formed along
+it. So the position of a use, which keys all its random numbers, does not depend on the
+batch size.
 """
 
 from __future__ import annotations
@@ -11,19 +12,29 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from toolkit.contracts.data import Batch, BatchSpec, BucketedSample, Cursor, MicroBatch, Size
+from toolkit.contracts.data import (
+    Batch,
+    BatchSpec,
+    BucketedSample,
+    Cursor,
+    MicroBatch,
+    Size,
+)
 from toolkit.rounding import ceil_divide
 from toolkit.system import seeding
 
 CHUNK = 50
-"""Micro-batches of a bucket that are sorted by length together. Source: transformers, `LengthGroupedSampler`."""
+"""Micro-batches of a bucket that are sorted by length together. Source: transformers,
+`LengthGroupedSampler`."""
 
 WORDS = re.compile(r"\w+|[^\w\s]")
 
 
 def epoch_order(items: Sequence[BucketedSample], seed: int, epoch: int) -> list[int]:
-    """Index of the item at each position of the epoch; each item exactly `repeats` times."""
-    # Sorting by a hash depends on no library's shuffle, so an order never changes with a version.
+    """Index of the item at each position of the epoch; each item exactly `repeats`
+    times."""
+    # Sorting by a hash depends on no library's shuffle, so an order never changes with
+    # a version.
     uses = [
         (seeding.key(seed, "order", epoch, index, repeat), index)
         for index, item in enumerate(items)
@@ -34,12 +45,18 @@ def epoch_order(items: Sequence[BucketedSample], seed: int, epoch: int) -> list[
 
 
 def epoch_batches(
-    items: Sequence[BucketedSample], batch_size: int, seed: int, epoch: int, group_by_length: bool = False
+    items: Sequence[BucketedSample],
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    group_by_length: bool = False,
 ) -> list[BatchSpec]:
-    """The epoch's batches: each of one bucket, emitted when full; what remains comes last and stays short.
+    """The epoch's batches: each of one bucket, emitted when full; what remains comes
+    last and stays short.
 
-    group_by_length: batches of captions of about one length and of as many references, out of `CHUNK` batches each. The
-    full ones are shuffled over the whole epoch: else a bucket of fewer than `CHUNK` batches would come at its end.
+    group_by_length: batches of captions of about one length and of as many references,
+    out of `CHUNK` batches each. The full ones are shuffled over the whole epoch: else a
+    bucket of fewer than `CHUNK` batches would come at its end.
     """
     chunk = batch_size * (CHUNK if group_by_length else 1)
     waiting: dict[tuple[Size, int], list[tuple[int, int]]] = {}
@@ -57,27 +74,40 @@ def epoch_batches(
         batches += of_bucket[:full]
         rest += of_bucket[full:]
     if group_by_length:
-        batches.sort(key=lambda batch: seeding.key(seed, "batch order", epoch, batch.first))
+        batches.sort(
+            key=lambda batch: seeding.key(seed, "batch order", epoch, batch.first)
+        )
     return batches + rest
 
 
 def shape_of(item: BucketedSample) -> tuple[Size, int]:
-    """What the images of one batch have in common: their size, and the number of their layers."""
+    """What the images of one batch have in common: their size, and the number of their
+    layers."""
     return item.crop.bucket, len(item.sample.layers)
 
 
 def _cut(
-    items: Sequence[BucketedSample], queue: Sequence[tuple[int, int]], batch_size: int, epoch: int
+    items: Sequence[BucketedSample],
+    queue: Sequence[tuple[int, int]],
+    batch_size: int,
+    epoch: int,
 ) -> list[BatchSpec]:
-    """The queue's batches, the short one last. What is more than one batch is sorted by length: by references, then by
-    words and signs of the longest caption, which the length of the text follows for any tokenizer."""
+    """The queue's batches, the short one last. What is more than one batch is sorted by
+    length: by references, then by words and signs of the longest caption, which the
+    length of the text follows for any tokenizer."""
 
     def length(use: tuple[int, int]) -> tuple[int, int]:
         sample = items[use[0]].sample
-        return len(sample.control_images), max(len(WORDS.findall(text)) for text in sample.texts)
+        return len(sample.control_images), max(
+            len(WORDS.findall(text)) for text in sample.texts
+        )
 
     full = len(queue) // batch_size * batch_size
-    uses = [*sorted(queue[:full], key=length), *queue[full:]] if len(queue) > batch_size else queue
+    uses = (
+        [*sorted(queue[:full], key=length), *queue[full:]]
+        if len(queue) > batch_size
+        else queue
+    )
     batches = []
     for first in range(0, len(uses), batch_size):
         indices, positions = zip(*uses[first : first + batch_size], strict=True)
@@ -103,12 +133,17 @@ class EpochSource:
     load: Callable[[Iterable[BatchSpec]], Iterator[Batch]]
 
     def iterate(self, cursor: Cursor) -> Iterator[MicroBatch]:
-        """The cursor is an epoch and the index of a micro-batch in it; behind an epoch's last one it stays in it."""
+        """The cursor is an epoch and the index of a micro-batch in it; behind an
+        epoch's last one it stays in it."""
         epoch, first = (cursor["epoch"], cursor["batch"]) if cursor else (0, 0)
         while True:
             specs = self.batches(epoch)
             for done in range(first + 1, len(specs) + 1):
-                yield MicroBatch(specs[done - 1], epoch_cursor(epoch, done), ends_epoch=done == len(specs))
+                yield MicroBatch(
+                    specs[done - 1],
+                    epoch_cursor(epoch, done),
+                    ends_epoch=done == len(specs),
+                )
             epoch = epoch + 1
             first = 0
 

@@ -1,4 +1,5 @@
-"""The images of a training job: of folders, or a stream of shards in their place. Imports no torch."""
+"""The images of a training job: of folders, or a stream of shards in their place.
+Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 
 def open_stream(section: ImageTrainingSection, multiple: int) -> StreamDataset | None:
-    """As `StreamDataset.of`; what reads tar files and HTTP is imported only for a stream."""
+    """As `StreamDataset.of`; what reads tar files and HTTP is imported only for a
+    stream."""
     if not section.streamed:
         return None
     from toolkit.data.streams.stream_dataset import StreamDataset
@@ -54,13 +56,15 @@ class ImageData:
 
     @property
     def sizes(self) -> list[Size]:
-        """Sizes of what is trained on, in pixels: of each item, or the largest of a stream."""
+        """Sizes of what is trained on, in pixels: of each item, or the largest of a
+        stream."""
         if self.stream:
             return [self.stream.largest]
         return [item.crop.bucket for item in self.items]
 
     def hashes(self) -> DatasetHashes:
-        """Hashes of the data, from which a resume tells what was added, removed and edited."""
+        """Hashes of the data, from which a resume tells what was added, removed and
+        edited."""
         if self.stream:
             return self.stream.hashes()
         return fingerprint(self.scan.samples)
@@ -72,7 +76,9 @@ class ImageData:
         def key(sample: Sample) -> tuple[int, int]:
             return order.entries[sample.dataset], place[name_of(sample)]
 
-        return replace(self, items=tuple(sorted(self.items, key=lambda item: key(item.sample))))
+        return replace(
+            self, items=tuple(sorted(self.items, key=lambda item: key(item.sample)))
+        )
 
     def micro_batches(self, batch_size: int) -> int:
         """Micro-batches of an epoch; 0: not known."""
@@ -85,4 +91,10 @@ class ImageData:
         if self.stream:
             return self.stream.optimizer_steps(train)
         batches = self.micro_batches(train.batch_size)
-        return optimizer_steps(train.steps, train.epochs, batches, train.gradient_accumulation, train.step_limit)
+        return optimizer_steps(
+            train.steps,
+            train.epochs,
+            batches,
+            train.gradient_accumulation,
+            train.step_limit,
+        )

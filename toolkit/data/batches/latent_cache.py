@@ -1,12 +1,14 @@
-"""Caches latents, loss weights of masks and text embeddings, which are encoded once before training: on disk beside the
-runs, shared by jobs, or in memory.
+"""Caches latents, loss weights of masks and text embeddings, which are encoded once
+before training: on disk beside the runs, shared by jobs, or in memory.
 
-Each image is stored as soon as it is encoded, so interrupted encoding resumes where it stopped. Texts are encoded
-together, layer by layer, and stored at the end. When nothing is missing no encoder is called, and so none is loaded.
-Trainers and tools call `encode_items`, which makes an `ItemEntries` of each item, then fills the caches; batches read
-the entries. Samplers make single entries by `ItemEncoder`.
+Each image is stored as soon as it is encoded, so interrupted encoding resumes where it
+stopped. Texts are encoded together, layer by layer, and stored at the end. When nothing
+is missing no encoder is called, and so none is loaded. Trainers and tools call
+`encode_items`, which makes an `ItemEntries` of each item, then fills the caches;
+batches read the entries. Samplers make single entries by `ItemEncoder`.
 
-Shape suffixes: B batch, C latent channels, H/W latent height and width, P pixel channels, L text tokens, D width."""
+Shape suffixes: B batch, C latent channels, H/W latent height and width, P pixel
+channels, L text tokens, D width."""
 
 from __future__ import annotations
 
@@ -25,7 +27,16 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from toolkit.config.sections.trainer import DatasetsSection
-from toolkit.contracts.data import EMBEDS, BucketedSample, EncodedPrompt, Flip, Mask, ResizeCrop, Sample, Size
+from toolkit.contracts.data import (
+    EMBEDS,
+    BucketedSample,
+    EncodedPrompt,
+    Flip,
+    Mask,
+    ResizeCrop,
+    Sample,
+    Size,
+)
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.training import Progress
 from toolkit.data.pixels.images import (
@@ -52,27 +63,34 @@ logger = logging.getLogger(__name__)
 
 
 def mask_weights(mask: Mask, crop: ResizeCrop, flip: Flip, latent_scale: int) -> Tensor:
-    """Weights [1, H, W] in [0, 1], float32: w = 1 - (1 - min_value) (1 - m), so white is exactly 1.
+    """Weights [1, H, W] in [0, 1], float32: w = 1 - (1 - min_value) (1 - m), so white
+    is exactly 1.
 
     latent_scale: pixels along one side of a latent pixel.
 
-    m is the mean of the mask over the pixels of a latent pixel, after the resize, crop and flip of its image. A mask
-    image of another size is stretched; colours count by their brightness, transparency as black.
-    Raises ImageError when the file cannot be used.
+    m is the mean of the mask over the pixels of a latent pixel, after the resize, crop
+    and flip of its image. A mask image of another size is stretched; colours count by
+    their brightness, transparency as black. Raises ImageError when the file cannot be
+    used.
     """
     pixels = flip_image(resize_cover_crop(open_mask(mask), crop), flip)
-    share_1HW = avg_pool2d(torch.from_numpy(numpy.array(pixels, dtype=numpy.float32) / 255.0)[None], latent_scale)
+    share_1HW = avg_pool2d(
+        torch.from_numpy(numpy.array(pixels, dtype=numpy.float32) / 255.0)[None],
+        latent_scale,
+    )
     if mask.inverted:
         share_1HW = 1.0 - share_1HW
     return 1.0 - (1.0 - mask.min_value) * (1.0 - share_1HW)
 
 
 FORMAT = 1
-"""Part of every key: raised when the computation of an entry changes, so that old entries are not used."""
+"""Part of every key: raised when the computation of an entry changes, so that old
+entries are not used."""
 
 PROMPT_FORMAT = 2
-"""FORMAT of texts seen with images, or with special tokens spelled out in them, since image tokens have their
-three-dimensional positions and special tokens of a prompt are plain text."""
+"""FORMAT of texts seen with images, or with special tokens spelled out in them, since
+image tokens have their three-dimensional positions and special tokens of a prompt are
+plain text."""
 
 FIRST_LATENT_SCALE = 8
 """Latent scale of masks that were cached before their keys contained it."""
@@ -95,13 +113,16 @@ class CacheEntry:
     store: TensorCache
     key: str
     make: Callable[[], EncodedPrompt]
-    """Computes the result of `DiffusionModel.encode_prompt` for a text, else one tensor."""
+    """Computes the result of `DiffusionModel.encode_prompt` for a text, else one
+    tensor."""
 
     weighs: bool = False
-    """Whether the tensor is a factor of the loss: where all of it is 0 nothing is learned, and a warning says so."""
+    """Whether the tensor is a factor of the loss: where all of it is 0 nothing is
+    learned, and a warning says so."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """The cached tensors by name; made where the cache lacks them. Raises ImageError."""
+        """The cached tensors by name; made where the cache lacks them. Raises
+        ImageError."""
         return self.store.get(self.key) or self.encode()
 
     def encode(self) -> dict[str, Tensor]:
@@ -115,18 +136,22 @@ class CacheEntry:
         return self.read_all()[EMBEDS]
 
     def read_all(self) -> dict[str, Tensor]:
-        """All cached tensors by name. An entry that vanished or was damaged is computed again.
+        """All cached tensors by name. An entry that vanished or was damaged is computed
+        again.
 
         Raises RunError when its encoder is no longer loaded.
         """
         try:
             return self.tensors()
         except (RunError, ImageError, OSError) as error:
-            raise RunError(f"{self.what}: its cache entry is gone and cannot be made again: {error}") from error
+            raise RunError(
+                f"{self.what}: its cache entry is gone and cannot be made again: {error}"
+            ) from error
 
 
 class ItemEncoder:
-    """Creates the cache entries of an item; computes a tensor only on demand. All keys are content hashes."""
+    """Creates the cache entries of an item; computes a tensor only on demand. All keys
+    are content hashes."""
 
     def __init__(self, model: DiffusionModel, dtype: torch.dtype) -> None:
         self._model = model
@@ -136,35 +161,58 @@ class ItemEncoder:
         """Dtype of the encoded tensors."""
         self._identities = cache(model.cache_keys)
         self._sizes: dict[str, Size] = {}
-        self._lock = RLock()  # batches may be loaded by several threads, the encoders run in one at a time
+        self._lock = (
+            RLock()
+        )  # batches may be loaded by several threads, the encoders run in one at a time
 
-    def latents(self, item: BucketedSample, stores: CachePair, data: bytes | None = None) -> CacheEntry:
-        """Target latents [C, H, W] of the image at its bucket. data: the image file, where it is not on disk."""
+    def latents(
+        self, item: BucketedSample, stores: CachePair, data: bytes | None = None
+    ) -> CacheEntry:
+        """Target latents [C, H, W] of the image at its bucket. data: the image file,
+        where it is not on disk."""
         sample = item.sample
         source = _source_of(sample, data)
-        key = self._key("vae", "latents", sample, source, stores.latents, crop=item.crop)
+        key = self._key(
+            "vae", "latents", sample, source, stores.latents, crop=item.crop
+        )
         what = f"latents of {sample.image}"
-        return CacheEntry(what, stores.latents, key, lambda: self.encode_image(self.pixels(item, data)))
+        return CacheEntry(
+            what,
+            stores.latents,
+            key,
+            lambda: self.encode_image(self.pixels(item, data)),
+        )
 
     def worse(self, item: BucketedSample, stores: CachePair) -> tuple[CacheEntry, ...]:
-        """Latents [C, H, W] of the images that are liked less, fitted to the same bucket."""
+        """Latents [C, H, W] of the images that are liked less, fitted to the same
+        bucket."""
         sample, crop = item
-        return tuple(self.latents(BucketedSample(sample._replace(image=path), crop), stores) for path in sample.worse)
+        return tuple(
+            self.latents(BucketedSample(sample._replace(image=path), crop), stores)
+            for path in sample.worse
+        )
 
     def layers(self, item: BucketedSample, stores: CachePair) -> tuple[CacheEntry, ...]:
-        """Latents [C, H, W] of each image that the target of an image with layers consists of."""
+        """Latents [C, H, W] of each image that the target of an image with layers
+        consists of."""
         sample, crop = item
         if not sample.layers:
             return ()
         images = sample.layers
         if self._model.predicts_composite:
             images = (sample.image, *images)
-        return tuple(self.latents(BucketedSample(sample._replace(image=path), crop), stores) for path in images)
+        return tuple(
+            self.latents(BucketedSample(sample._replace(image=path), crop), stores)
+            for path in images
+        )
 
     def pixels(self, item: BucketedSample, data: bytes | None = None) -> Tensor:
-        """The image [P, sH, sW] at its bucket, float32 in [-1, 1]. data: as of `latents`. Raises ImageError."""
+        """The image [P, sH, sW] at its bucket, float32 in [-1, 1]. data: as of
+        `latents`. Raises ImageError."""
         sample, crop = item
-        image = open_image(sample.image, sample.background, data=data, channels=self._channels)
+        image = open_image(
+            sample.image, sample.background, data=data, channels=self._channels
+        )
         return to_tensor(flip_image(resize_cover_crop(image, crop), sample.flip))
 
     def mask(self, item: BucketedSample, stores: CachePair) -> CacheEntry | None:
@@ -180,27 +228,58 @@ class ItemEncoder:
         if scale != FIRST_LATENT_SCALE:
             parts["latent_scale"] = scale
         source = image_digest(mask.file)
-        key = key_of(kind="mask", source=source, settings=settings, crop=crop, flip=flip, format=FORMAT, **parts)
+        key = key_of(
+            kind="mask",
+            source=source,
+            settings=settings,
+            crop=crop,
+            flip=flip,
+            format=FORMAT,
+            **parts,
+        )
         what = f"mask of {item.sample.image}"
-        return CacheEntry(what, stores.latents, key, lambda: mask_weights(mask, crop, flip, scale), weighs=True)
+        return CacheEntry(
+            what,
+            stores.latents,
+            key,
+            lambda: mask_weights(mask, crop, flip, scale),
+            weighs=True,
+        )
 
-    def references(self, item: BucketedSample, stores: CachePair) -> tuple[CacheEntry, ...]:
-        """Latents [C, h, w] of each control image, in slot order, each of its own size; an image with layers is its
-        own."""
+    def references(
+        self, item: BucketedSample, stores: CachePair
+    ) -> tuple[CacheEntry, ...]:
+        """Latents [C, h, w] of each control image, in slot order, each of its own size;
+        an image with layers is its own."""
         if item.sample.layers and not item.sample.control_images:
             return (self.latents(item, stores),)
-        return tuple(self._reference(path, item, stores) for path in item.sample.control_images)
+        return tuple(
+            self._reference(path, item, stores) for path in item.sample.control_images
+        )
 
-    def _reference(self, path: str, item: BucketedSample, stores: CachePair) -> CacheEntry:
+    def _reference(
+        self, path: str, item: BucketedSample, stores: CachePair
+    ) -> CacheEntry:
         size = self._reference_size(path, item)
-        key = self._key("vae", "reference", item.sample, image_digest(path), stores.latents, size=size)
+        key = self._key(
+            "vae",
+            "reference",
+            item.sample,
+            image_digest(path),
+            stores.latents,
+            size=size,
+        )
         what = f"latents of control image {path}"
         return CacheEntry(
-            what, stores.latents, key, lambda: self.encode_image(self._reference_pixels(path, item, size))
+            what,
+            stores.latents,
+            key,
+            lambda: self.encode_image(self._reference_pixels(path, item, size)),
         )
 
     def text(self, item: BucketedSample, prompt: str, stores: CachePair) -> CacheEntry:
-        """Embeddings [L, D] of the prompt with those of the item's control images that the text encoder sees."""
+        """Embeddings [L, D] of the prompt with those of the item's control images that
+        the text encoder sees."""
         sample = item.sample
         seen = self._images_in_prompt(sample)
         digests = [image_digest(path) for path in seen]
@@ -209,9 +288,13 @@ class ItemEncoder:
             parts["format"] = PROMPT_FORMAT
         if digests and self._model.family.text_at_reference_size:
             parts["sizes"] = [self._reference_size(path, item) for path in seen]
-        key = self._key("text_encoder", "text", sample, digests, stores.text, prompt=prompt, **parts)
+        key = self._key(
+            "text_encoder", "text", sample, digests, stores.text, prompt=prompt, **parts
+        )
         what = f"text of {sample.image}"
-        return CacheEntry(what, stores.text, key, lambda: self.encode_prompt(prompt, item))
+        return CacheEntry(
+            what, stores.text, key, lambda: self.encode_prompt(prompt, item)
+        )
 
     def _images_in_prompt(self, sample: Sample) -> tuple[str, ...]:
         """The control images that the text encoder sees with a prompt."""
@@ -220,32 +303,43 @@ class ItemEncoder:
         return ()
 
     def encode_prompt(self, prompt: str, item: BucketedSample) -> dict[str, Tensor]:
-        """The prompt's embeddings [L, D] under EMBEDS and its further tensors, computed now and not cached."""
+        """The prompt's embeddings [L, D] under EMBEDS and its further tensors, computed
+        now and not cached."""
         sample = item.sample
         seen = self._images_in_prompt(sample)
-        images = [open_image(path, sample.background, channels=self._channels) for path in seen]
+        images = [
+            open_image(path, sample.background, channels=self._channels)
+            for path in seen
+        ]
         if images and self._model.family.text_at_reference_size:
             sizes = [self._reference_size(path, item) for path in seen]
-            images = [resize(image, size) for image, size in zip(images, sizes, strict=True)]
+            images = [
+                resize(image, size) for image, size in zip(images, sizes, strict=True)
+            ]
         images = [over_white(flip_image(image, sample.flip)) for image in images]
         with self._lock, torch.no_grad():
             encoded = encoded_by_name(self._model.encode_prompt(prompt, images))
         return {name: self._on_cpu(tensor) for name, tensor in encoded.items()}
 
     def _on_cpu(self, tensor: Tensor) -> Tensor:
-        """The tensor as it is cached: numbers at the dtype of the cache, ids and masks as they are."""
+        """The tensor as it is cached: numbers at the dtype of the cache, ids and masks
+        as they are."""
         if tensor.is_floating_point():
             return tensor.to("cpu", self.dtype)
         return tensor.to("cpu")
 
     def reference_pixels(self, item: BucketedSample) -> tuple[Tensor, ...]:
-        """Each control image [P, h, w] at its size, in slot order, float32 in [-1, 1]. Raises ImageError."""
+        """Each control image [P, h, w] at its size, in slot order, float32 in [-1, 1].
+        Raises ImageError."""
         return tuple(
-            self._reference_pixels(path, item, self._reference_size(path, item)) for path in item.sample.control_images
+            self._reference_pixels(path, item, self._reference_size(path, item))
+            for path in item.sample.control_images
         )
 
     def _reference_pixels(self, path: str, item: BucketedSample, size: Size) -> Tensor:
-        image = resize(open_image(path, item.sample.background, channels=self._channels), size)
+        image = resize(
+            open_image(path, item.sample.background, channels=self._channels), size
+        )
         return to_tensor(flip_image(image, item.sample.flip))
 
     def _reference_size(self, path: str, item: BucketedSample) -> Size:
@@ -257,18 +351,30 @@ class ItemEncoder:
         return self._model.reference_size(self._sizes[path], item.crop.bucket)
 
     def encode_image(self, pixels_PHW: Tensor) -> Tensor:
-        """Latents [C, H, W] of pixels [P, sH, sW] in [-1, 1], computed now and not cached."""
+        """Latents [C, H, W] of pixels [P, sH, sW] in [-1, 1], computed now and not
+        cached."""
         with self._lock, torch.no_grad():
             return self._model.encode_images(pixels_PHW[None])[0].to("cpu", self.dtype)
 
     def _key(
-        self, part: str, kind: str, sample: Sample, source: str | list[str], store: TensorCache, **parts: Any
+        self,
+        part: str,
+        kind: str,
+        sample: Sample,
+        source: str | list[str],
+        store: TensorCache,
+        **parts: Any,
     ) -> str:
-        """The key of an entry; the one that an earlier version of the program gave it, where the store has only that.
-        What is in memory alone keeps the earliest one, by which the validation of a run knows its images."""
+        """The key of an entry; the one that an earlier version of the program gave it,
+        where the store has only that. What is in memory alone keeps the earliest one,
+        by which the validation of a run knows its images."""
         background = ""
-        if source:  # text without images depends neither on the background nor on the flip
-            background = sample.background or ("white" if self._channels == 3 else "kept")
+        if (
+            source
+        ):  # text without images depends neither on the background nor on the flip
+            background = sample.background or (
+                "white" if self._channels == 3 else "kept"
+            )
             if any(sample.flip):
                 parts["flip"] = sample.flip
         keys = [
@@ -302,8 +408,8 @@ class ItemEntries:
     references: tuple[CacheEntry, ...]
     mask: CacheEntry | None
     captions: Mapping[str, CacheEntry]
-    """By each caption that a use may have, the empty one where it may be dropped or there is none. Empty: texts are
-    encoded at each use."""
+    """By each caption that a use may have, the empty one where it may be dropped or
+    there is none. Empty: texts are encoded at each use."""
 
     extra: Mapping[str, Mapping[str, CacheEntry]] = field(default_factory=dict)
     """By each caption of the sample, further prompts by name."""
@@ -316,16 +422,26 @@ class ItemEntries:
 
     def target(self) -> Tensor:
         """Latents [C, H, W] of the target, those of several images below each other."""
-        return torch.cat([entry.read() for entry in self.layers or (self.latents,)], dim=1)
+        return torch.cat(
+            [entry.read() for entry in self.layers or (self.latents,)], dim=1
+        )
 
     def masks(self) -> tuple[CacheEntry, ...]:
         return (self.mask,) if self.mask else ()
 
     def images(self) -> tuple[CacheEntry, ...]:
-        return (self.latents, *self.references, *self.worse, *self.layers, *self.masks())
+        return (
+            self.latents,
+            *self.references,
+            *self.worse,
+            *self.layers,
+            *self.masks(),
+        )
 
     def texts(self) -> tuple[CacheEntry, ...]:
-        of_extra = (entry for entries in self.extra.values() for entry in entries.values())
+        of_extra = (
+            entry for entries in self.extra.values() for entry in entries.values()
+        )
         return (*self.captions.values(), *of_extra)
 
 
@@ -339,7 +455,8 @@ class EncodedDataset:
 
     @property
     def needs_text_encoder(self) -> bool:
-        """Whether some text is encoded during training, so that the text encoder has to stay."""
+        """Whether some text is encoded during training, so that the text encoder has to
+        stay."""
         return any(not entries.captions for entries in self.entries)
 
 
@@ -355,29 +472,45 @@ def encode_items(
     verify: bool = True,
     later: list[Sequence[CacheEntry]] | None = None,
 ) -> EncodedDataset:
-    """Makes sure that every tensor of every item is stored, each distinct one encoded once.
+    """Makes sure that every tensor of every item is stored, each distinct one encoded
+    once.
 
-    All images come first, then all texts, so that only one encoder need be loaded at a time.
-    `progress` is called after each item as ("latents" or "text embeddings", done, total).
-    extra_prompts: further prompts of a sample by name, the same names for all, encoded with its control images.
-    latents: False: masks and texts alone, where the encoder of images is trained.
-    workers: threads that read images and cached entries; the encoders work in one at a time. verify: read what is
-    cached and make damaged entries again.
-    later: takes the texts, which the caller encodes by `fill_texts` with those of other calls; None: they are encoded
-    now.
-    Raises DataErrors naming every image whose texts the model has no room for, before anything is encoded.
+    All images come first, then all texts, so that only one encoder need be loaded at a
+    time. `progress` is called after each item as ("latents" or "text embeddings", done,
+    total). extra_prompts: further prompts of a sample by name, the same names for all,
+    encoded with its control images. latents: False: masks and texts alone, where the
+    encoder of images is trained. workers: threads that read images and cached entries;
+    the encoders work in one at a time. verify: read what is cached and make damaged
+    entries again. later: takes the texts, which the caller encodes by `fill_texts` with
+    those of other calls; None: they are encoded now. Raises DataErrors naming every
+    image whose texts the model has no room for, before anything is encoded.
     """
     further = [_further_prompts(item.sample, extra_prompts) for item in items]
-    longer = [_with_text(item, text) for item, prompts in zip(items, further, strict=True) for text in _longer(prompts)]
-    refuse_long_captions([*items, *longer], model.prompt_error, model.family.sure_prompt)
+    longer = [
+        _with_text(item, text)
+        for item, prompts in zip(items, further, strict=True)
+        for text in _longer(prompts)
+    ]
+    refuse_long_captions(
+        [*items, *longer], model.prompt_error, model.family.sure_prompt
+    )
     encoder = ItemEncoder(model, dtype)
     entries = [
-        _entries(item, encoder, stores_for(item.sample), prompts) for item, prompts in zip(items, further, strict=True)
+        _entries(item, encoder, stores_for(item.sample), prompts)
+        for item, prompts in zip(items, further, strict=True)
     ]
     if latents:
-        _fill_cache("latents", [entry.images() for entry in entries], progress, workers, verify)
+        _fill_cache(
+            "latents", [entry.images() for entry in entries], progress, workers, verify
+        )
     else:
-        _fill_cache("masks", [entry.masks() for entry in entries if entry.mask], progress, workers, verify)
+        _fill_cache(
+            "masks",
+            [entry.masks() for entry in entries if entry.mask],
+            progress,
+            workers,
+            verify,
+        )
     texts = [entry.texts() for entry in entries if entry.texts()]
     if later is None:
         fill_texts(texts, model, progress, workers, verify)
@@ -390,13 +523,24 @@ FurtherPrompts = Mapping[str, Mapping[str, str]]
 """Each caption of a sample -> its further prompts by name."""
 
 
-def _further_prompts(sample: Sample, extra_prompts: Callable[[Sample], Mapping[str, str]]) -> FurtherPrompts:
-    return {caption: extra_prompts(sample._replace(caption=caption)) for caption in sample.texts}
+def _further_prompts(
+    sample: Sample, extra_prompts: Callable[[Sample], Mapping[str, str]]
+) -> FurtherPrompts:
+    return {
+        caption: extra_prompts(sample._replace(caption=caption))
+        for caption in sample.texts
+    }
 
 
 def _longer(prompts: FurtherPrompts) -> list[str]:
-    """The further prompts that are longer than the caption they are of: the model may have no room for them."""
-    return [text for caption, texts in prompts.items() for text in texts.values() if len(text) > len(caption)]
+    """The further prompts that are longer than the caption they are of: the model may
+    have no room for them."""
+    return [
+        text
+        for caption, texts in prompts.items()
+        for text in texts.values()
+        if len(text) > len(caption)
+    ]
 
 
 def _with_text(item: BucketedSample, text: str) -> BucketedSample:
@@ -405,16 +549,25 @@ def _with_text(item: BucketedSample, text: str) -> BucketedSample:
 
 
 def _entries(
-    item: BucketedSample, encoder: ItemEncoder, stores: CachePair, further_prompts: FurtherPrompts
+    item: BucketedSample,
+    encoder: ItemEncoder,
+    stores: CachePair,
+    further_prompts: FurtherPrompts,
 ) -> ItemEntries:
     """The entries of an item, of which none is computed yet."""
     return ItemEntries(
         latents=encoder.latents(item, stores),
         references=encoder.references(item, stores),
         mask=encoder.mask(item, stores),
-        captions={text: encoder.text(item, text, stores) for text in _cached_captions(item.sample)},
+        captions={
+            text: encoder.text(item, text, stores)
+            for text in _cached_captions(item.sample)
+        },
         extra={
-            caption: {name: encoder.text(item, prompt, stores) for name, prompt in prompts.items()}
+            caption: {
+                name: encoder.text(item, prompt, stores)
+                for name, prompt in prompts.items()
+            }
             for caption, prompts in further_prompts.items()
         },
         worse=encoder.worse(item, stores),
@@ -423,7 +576,8 @@ def _entries(
 
 
 def _cached_captions(sample: Sample) -> tuple[str, ...]:
-    """Every caption that a use may have; none where its tags are shuffled, as there are too many orders."""
+    """Every caption that a use may have; none where its tags are shuffled, as there are
+    too many orders."""
     if sample.rules.shuffle_tokens:
         return ()
     if sample.rules.dropout_rate > 0:
@@ -439,11 +593,13 @@ def fill_texts(
     verify: bool = True,
     stays: bool = False,
 ) -> None:
-    """Verifies every cached text and encodes the missing ones together, each once however often it is used.
+    """Verifies every cached text and encodes the missing ones together, each once
+    however often it is used.
 
-    stays: loads the whole text encoder, for texts that come later. Other arguments as of `encode_items`.
-    `progress` also hears how far the text encoder is with them, as ("text encoder layers", done, total). Prompts whose
-    images cannot be read are skipped until all others are done; then one RunError names them all.
+    stays: loads the whole text encoder, for texts that come later. Other arguments as
+    of `encode_items`. `progress` also hears how far the text encoder is with them, as
+    ("text encoder layers", done, total). Prompts whose images cannot be read are
+    skipped until all others are done; then one RunError names them all.
     """
 
     def lacking(group: Sequence[CacheEntry]) -> list[CacheEntry]:
@@ -457,7 +613,9 @@ def fill_texts(
             continue
         done += 1
         progress("text embeddings in the cache", done, len(groups))
-    together = _encoded_together([entry for entries in missing for entry in entries], model, progress, stays)
+    together = _encoded_together(
+        [entry for entries in missing for entry in entries], model, progress, stays
+    )
     unreadable: dict[str, None] = {}
     for entries in missing:
         for entry in entries:
@@ -485,15 +643,20 @@ def _threads(workers: int) -> int:
 
 
 def _encoded_together(
-    entries: Sequence[CacheEntry], model: DiffusionModel, progress: Progress, stays: bool
+    entries: Sequence[CacheEntry],
+    model: DiffusionModel,
+    progress: Progress,
+    stays: bool,
 ) -> Iterator[Callable[[], EncodedPrompt]]:
-    """For each text what gives its embeddings: layer by layer for all of them, or, where the encoder stays, one by
-    one."""
+    """For each text what gives its embeddings: layer by layer for all of them, or,
+    where the encoder stays, one by one."""
     makes = [entry.make for entry in entries]
     if stays:
         return iter(makes)
     folder = next((entry.store.folder for entry in entries if entry.store.folder), None)
-    return model.encode_together(makes, partial(progress, "text encoder layers"), folder)
+    return model.encode_together(
+        makes, partial(progress, "text encoder layers"), folder
+    )
 
 
 def _each_once(groups: Sequence[Sequence[CacheEntry]]) -> list[list[CacheEntry]]:
@@ -502,7 +665,9 @@ def _each_once(groups: Sequence[Sequence[CacheEntry]]) -> list[list[CacheEntry]]
     seen = set[tuple[int, str]]()
     for group in groups:
         entries = {(id(entry.store), entry.key): entry for entry in group}
-        first_uses.append([entry for place, entry in entries.items() if place not in seen])
+        first_uses.append(
+            [entry for place, entry in entries.items() if place not in seen]
+        )
         seen.update(entries)
     return first_uses
 
@@ -539,25 +704,36 @@ def _filled(group: Sequence[CacheEntry], verify: bool) -> _Filled:
 
 
 def _fill_cache(
-    what: str, groups: Sequence[Sequence[CacheEntry]], progress: Progress, workers: int, verify: bool
+    what: str,
+    groups: Sequence[Sequence[CacheEntry]],
+    progress: Progress,
+    workers: int,
+    verify: bool,
 ) -> None:
-    """Verifies every cached entry and computes missing ones, each once however often it is used.
+    """Verifies every cached entry and computes missing ones, each once however often it
+    is used.
 
-    Files that cannot be read are skipped until all others are done; then one RunError names them all. One warning names
-    the masks that leave nothing of their images.
+    Files that cannot be read are skipped until all others are done; then one RunError
+    names them all. One warning names the masks that leave nothing of their images.
     """
     unreadable: dict[str, None] = {}
     black = set[str]()
-    filled = loaded_ahead(partial(_filled, verify=verify), _each_once(groups), _threads(workers))
+    filled = loaded_ahead(
+        partial(_filled, verify=verify), _each_once(groups), _threads(workers)
+    )
     for done, outcome in enumerate(filled, start=1):
         unreadable.update(dict.fromkeys(outcome.errors))
         black.update(outcome.black)
         progress(what if outcome.encoded else f"{what} in the cache", done, len(groups))
     if unreadable:
         raise RunError("\n".join(unreadable))
-    masks = dict.fromkeys(entry.what for group in groups for entry in group if entry.key in black)
+    masks = dict.fromkeys(
+        entry.what for group in groups for entry in group if entry.key in black
+    )
     if masks:
-        logger.warning(f"these masks are black everywhere, so nothing is learned from their images: {shorten(masks)}")
+        logger.warning(
+            f"these masks are black everywhere, so nothing is learned from their images: {shorten(masks)}"
+        )
 
 
 def encoded_by_name(encoded: EncodedPrompt) -> dict[str, Tensor]:
@@ -568,15 +744,19 @@ def encoded_by_name(encoded: EncodedPrompt) -> dict[str, Tensor]:
 
 
 class CacheStores:
-    """The caches of a job. The flags of each dataset decide whether its entries are cached on disk."""
+    """The caches of a job. The flags of each dataset decide whether its entries are
+    cached on disk."""
 
     def __init__(self, training_folder: Path) -> None:
         root = training_folder / CACHE_FOLDER
-        self._disk = CachePair(TensorCache(root / "latents"), TensorCache(root / "text"))
+        self._disk = CachePair(
+            TensorCache(root / "latents"), TensorCache(root / "text")
+        )
         self._memory = CachePair(TensorCache(None), TensorCache(None))
 
     def of_samples(self, section: DatasetsSection) -> Callable[[Sample], CachePair]:
-        """The caches of each sample of `section.datasets`, by the flags of its dataset."""
+        """The caches of each sample of `section.datasets`, by the flags of its
+        dataset."""
         by_dataset = []
         for dataset in section.datasets:
             latents, text = self._disk

@@ -1,10 +1,12 @@
-"""Batches of latents from a stream: its images and captions are encoded as they come, or read from the cache where the
-job keeps them. The caption of a use is chosen here; nothing else is random.
+"""Batches of latents from a stream: its images and captions are encoded as they come,
+or read from the cache where the job keeps them. The caption of a use is chosen here;
+nothing else is random.
 
-Images and texts are encoded one at a time, so that a result depends on nothing else in its batch, and is the entry of a
-cache that the same image in a folder would have.
+Images and texts are encoded one at a time, so that a result depends on nothing else in
+its batch, and is the entry of a cache that the same image in a folder would have.
 
-Shape suffixes: B batch, C latent channels, P pixel channels, H/W latent height and width."""
+Shape suffixes: B batch, C latent channels, P pixel channels, H/W latent height and
+width."""
 
 from __future__ import annotations
 
@@ -14,7 +16,15 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from toolkit.contracts.data import EMBEDS, BatchSpec, BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
+from toolkit.contracts.data import (
+    EMBEDS,
+    BatchSpec,
+    BucketedSample,
+    PromptEmbeds,
+    ResizeCrop,
+    Sample,
+    Size,
+)
 from toolkit.contracts.model import DiffusionModel
 from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.data.batches.latent_cache import CachePair, ItemEncoder
@@ -25,11 +35,13 @@ from toolkit.data.streams.webdataset import StreamSample
 from toolkit.system import seeding
 
 _TEXTS = 16
-"""Latest embeddings that are kept in memory: the empty caption, and those of a data set with few captions."""
+"""Latest embeddings that are kept in memory: the empty caption, and those of a data set
+with few captions."""
 
 
 class StreamLatents:
-    """Makes the batches of a stream (`StreamSource.make_batch`); each is a pure function of its spec and the seed."""
+    """Makes the batches of a stream (`StreamSource.make_batch`); each is a pure
+    function of its spec and the seed."""
 
     def __init__(
         self,
@@ -41,8 +53,9 @@ class StreamLatents:
         keep_text: bool = False,
         extra_prompts: Callable[[Sample], Mapping[str, str]] = lambda sample: {},
     ) -> None:
-        """encoder: of the model. stores: keep the latents where the stream has `cache_latents_to_disk`, and the texts
-        with `keep_text`. extra_prompts: as of `latent_cache.encode_items`."""
+        """encoder: of the model. stores: keep the latents where the stream has
+        `cache_latents_to_disk`, and the texts with `keep_text`. extra_prompts: as of
+        `latent_cache.encode_items`."""
         self.stream = stream
         self.family = model.family
         self._model = model
@@ -57,18 +70,28 @@ class StreamLatents:
     def load(self, spec: BatchSpec) -> LatentBatch:
         """The batch on the CPU.
 
-        A sample whose image is damaged, or whose caption is too long for the model, stays in its place with weight 0
-        and is counted. Raises RunError when there are too many of them.
+        A sample whose image is damaged, or whose caption is too long for the model,
+        stays in its place with weight 0 and is counted. Raises RunError when there are
+        too many of them.
         """
         items: tuple[StreamItem, ...] = spec.samples
         samples = [self.stream.sample(item.sample) for item in items]
-        latents = [self._latents(item, sample) for item, sample in zip(items, samples, strict=True)]
+        latents = [
+            self._latents(item, sample)
+            for item, sample in zip(items, samples, strict=True)
+        ]
         prompts, fitting = self.prompts(spec)
-        usable = [one is not None and fits for one, fits in zip(latents, fitting, strict=True)]
+        usable = [
+            one is not None and fits for one, fits in zip(latents, fitting, strict=True)
+        ]
         width, height = self.latent_size(spec)
-        grey_CHW = torch.zeros(self.family.latent_channels, height, width, dtype=self.encoder.dtype)
+        grey_CHW = torch.zeros(
+            self.family.latent_channels, height, width, dtype=self.encoder.dtype
+        )
         return LatentBatch(
-            latents_BCHW=torch.stack([grey_CHW if one is None else one for one in latents]),
+            latents_BCHW=torch.stack(
+                [grey_CHW if one is None else one for one in latents]
+            ),
             prompts=prompts,
             control_latents=((),) * len(items),
             spec=spec,
@@ -78,7 +101,8 @@ class StreamLatents:
         )
 
     def prompts(self, spec: BatchSpec) -> tuple[PromptEmbeds, list[bool]]:
-        """The texts of a batch, and whether the model has room for each; one that it has not is counted, and empty."""
+        """The texts of a batch, and whether the model has room for each; one that it
+        has not is counted, and empty."""
         items: tuple[StreamItem, ...] = spec.samples
         captions = [self._caption(item) for item in items]
         rules = self.stream.rules
@@ -86,15 +110,17 @@ class StreamLatents:
             caption_for_use(caption or "", rules, self._seed, spec.epoch, position)
             for caption, position in zip(captions, spec.positions, strict=True)
         ]
-        return PromptEmbeds.stack([self._text(text) for text in texts]), [caption is not None for caption in captions]
+        return PromptEmbeds.stack([self._text(text) for text in texts]), [
+            caption is not None for caption in captions
+        ]
 
     def latent_size(self, spec: BatchSpec) -> Size:
         """Width and height of the latents of a batch."""
         return self.family.latent_size(spec.samples[0].crop.bucket)
 
     def trial(self, images: int) -> LatentBatch:
-        """A batch of so many images of noise at the largest size, with the longest caption of the first samples, to see
-        whether it fits into the memory."""
+        """A batch of so many images of noise at the largest size, with the longest
+        caption of the first samples, to see whether it fits into the memory."""
         width, height = self.stream.largest
         shape = (self.family.pixel_channels, height, width)
         noise_PHW = torch.rand(shape, generator=seeding.generator(0, "trial")) * 2 - 1
@@ -121,7 +147,10 @@ class StreamLatents:
 
     def _extra(self, samples: Sequence[Sample]) -> dict[str, PromptEmbeds]:
         prompts = [self._extra_prompts(sample) for sample in samples]
-        return {name: PromptEmbeds.stack([self._text(each[name]) for each in prompts]) for name in prompts[0]}
+        return {
+            name: PromptEmbeds.stack([self._text(each[name]) for each in prompts])
+            for name in prompts[0]
+        }
 
     def _latents(self, item: StreamItem, sample: Sample) -> Tensor | None:
         """The latents [C, H, W], or None for a damaged image, which is counted."""
@@ -129,14 +158,17 @@ class StreamLatents:
         image = item.sample.image
         try:
             if self._keep_latents:
-                return self.encoder.latents(bucketed, self._stores, image).tensors()[EMBEDS]
+                return self.encoder.latents(bucketed, self._stores, image).tensors()[
+                    EMBEDS
+                ]
             return self.encoder.encode_image(self.encoder.pixels(bucketed, image))
         except ImageError as error:
             self.stream.unreadable.add_sample(sample.image, f"its image {error.reason}")
             return None
 
     def _caption(self, item: StreamItem) -> str | None:
-        """The caption, or None for one that the model has no room for, which is counted."""
+        """The caption, or None for one that the model has no room for, which is
+        counted."""
         sample = item.sample
         if len(sample.caption) <= self.family.sure_prompt:
             return sample.caption
@@ -149,7 +181,9 @@ class StreamLatents:
     def _embeddings(self, text: str) -> dict[str, Tensor]:
         sample = Sample("a caption of the stream", text, 1, Size(1, 1), "")
         size = Size(1, 1)
-        item = BucketedSample(sample, ResizeCrop(size, 0, 0, size))  # streams have no references, whose size it decides
+        item = BucketedSample(
+            sample, ResizeCrop(size, 0, 0, size)
+        )  # streams have no references, whose size it decides
         if self._keep_text:
             return self.encoder.text(item, text, self._stores).tensors()
         return self.encoder.encode_prompt(text, item)

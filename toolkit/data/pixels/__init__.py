@@ -1,1 +1,2 @@
-"""Image files become pixels, the same way everywhere: formats, colours, turned images, sizes, alignment."""
+"""Image files become pixels, the same way everywhere: formats, colours, turned images,
+sizes, alignment."""

@@ -1,11 +1,12 @@
-"""How an image lies on its reference: zoom, rotation and shift between them, and copies that lie on each other. Imports
-no torch.
+"""How an image lies on its reference: zoom, rotation and shift between them, and copies
+that lie on each other. Imports no torch.
 
-Both are taken as maps of edges, which survive a change of colours, contrast and style. The shift of each of many
-patches is measured by phase correlation (Kuglin and Hines, 1975), to a fraction of a pixel by a parabola, and one
-zoom, rotation and shift is fitted to them, in some rounds; patches that do not follow it, where something was edited,
-lose their weight (Tukey's biweight). Where the edges do not lie on each other then, it is begun again with the best
-of a grid of zooms and rotations.
+Both are taken as maps of edges, which survive a change of colours, contrast and style.
+The shift of each of many patches is measured by phase correlation (Kuglin and Hines,
+1975), to a fraction of a pixel by a parabola, and one zoom, rotation and shift is
+fitted to them, in some rounds; patches that do not follow it, where something was
+edited, lose their weight (Tukey's biweight). Where the edges do not lie on each other
+then, it is begun again with the best of a grid of zooms and rotations.
 
 Shape suffixes: H rows, W columns, N patches, P side of a patch.
 """
@@ -35,18 +36,20 @@ SURE = 0.5
 """A correlation of edges that no wrong measure has: the grid is spared."""
 
 MEASURABLE = 0.3
-"""Least correlation of the edges, once they lie on each other, of a measure that is believed."""
+"""Least correlation of the edges, once they lie on each other, of a measure that is
+believed."""
 
 CERTAIN = 4.0
 """A drift of so many standard errors is reported."""
 
 MOST_ERROR = 0.25
-"""Largest standard error, in pixels as they are looked at, of a measure that is believed: patches of a blurred or
-changed image do not agree."""
+"""Largest standard error, in pixels as they are looked at, of a measure that is
+believed: patches of a blurred or changed image do not agree."""
 
 ROUNDS = 12
 HOPELESS = 0.05
-"""Share of the patches that follow one move, below which further rounds find none: chance makes 1 % of them."""
+"""Share of the patches that follow one move, below which further rounds find none:
+chance makes 1 % of them."""
 
 SAME_SHAPE = 0.04
 """Difference between two ratios of width and height that are taken to be the same."""
@@ -55,14 +58,15 @@ SPREAD = 2
 """Pixels on all sides over which edges are averaged twice for a second measure."""
 
 SAME_SHIFT = 0.5
-"""Pixels between the shifts of both measures from which on none is believed: a relief, say, has two edges for each of
-the image, beside it, and either may be taken for it."""
+"""Pixels between the shifts of both measures from which on none is believed: a relief,
+say, has two edges for each of the image, beside it, and either may be taken for it."""
 
 FAR, STAYS = 4.0, 0.65
-"""Where a shift of more than so many pixels moves edges as far, those that lie on each other without it correlate by
-less than this part of what they do with it. Else something in the image was moved, and not the image: 0.72 and more of
-figures in another pose, up to 0.51 of pairs that are off. A turn about something round leaves its edges where they are,
-so that only shifts are asked."""
+"""Where a shift of more than so many pixels moves edges as far, those that lie on each
+other without it correlate by less than this part of what they do with it. Else
+something in the image was moved, and not the image: 0.72 and more of figures in another
+pose, up to 0.51 of pairs that are off. A turn about something round leaves its edges
+where they are, so that only shifts are asked."""
 
 SETTLED = 0.01
 """Pixels by which a corner moves in a round that is the last."""
@@ -71,7 +75,8 @@ Array = numpy.ndarray
 
 
 class Alignment(NamedTuple):
-    """A point of the image at p from its middle is at (1 + zoom) R(rotation) p + shift in the reference."""
+    """A point of the image at p from its middle is at (1 + zoom) R(rotation) p + shift
+    in the reference."""
 
     zoom: float
     """Scale of the reference against the image; 0.02 is 2 % larger."""
@@ -86,15 +91,19 @@ class Alignment(NamedTuple):
     """Correlation of the edges, 0 to 1."""
 
     error: float
-    """Standard error of the drift, pixels: how far the patches are from telling the same."""
+    """Standard error of the drift, pixels: how far the patches are from telling the
+    same."""
 
     size: tuple[int, int]
     """Width and height of the image."""
 
     @property
     def is_measurable(self) -> bool:
-        """Whether the pair shows the same in so many places that the numbers mean something."""
-        return self.peak >= MEASURABLE and self.error <= MOST_ERROR * max(1.0, max(self.size) / LARGEST)
+        """Whether the pair shows the same in so many places that the numbers mean
+        something."""
+        return self.peak >= MEASURABLE and self.error <= MOST_ERROR * max(
+            1.0, max(self.size) / LARGEST
+        )
 
     @property
     def is_certain(self) -> bool:
@@ -108,20 +117,28 @@ class Alignment(NamedTuple):
         x, y = (side / 2 for side in self.size)
         corners = ((sign_x * x, sign_y * y) for sign_x in (-1, 1) for sign_y in (-1, 1))
         (dx, dy) = self.shift
-        return max(math.hypot((a - 1) * u - b * v + dx, b * u + (a - 1) * v + dy) for u, v in corners)
+        return max(
+            math.hypot((a - 1) * u - b * v + dx, b * u + (a - 1) * v + dy)
+            for u, v in corners
+        )
 
     def inverse(self) -> Alignment:
-        """How the reference lies on the image: each point of it against where it is in the image."""
+        """How the reference lies on the image: each point of it against where it is in
+        the image."""
         zoom = 1 / (1 + self.zoom) - 1
         rotation = -self.rotation
         a, b = _linear(self._replace(zoom=zoom, rotation=rotation))
         x, y = self.shift
-        return self._replace(zoom=zoom, rotation=rotation, shift=(b * y - a * x, -b * x - a * y))
+        return self._replace(
+            zoom=zoom, rotation=rotation, shift=(b * y - a * x, -b * x - a * y)
+        )
 
     def is_off(self, most_drift: float) -> bool:
-        """Whether the drift is certainly more than `most_drift` pixels, of images up to LARGEST pixels long; of larger
-        ones more in proportion."""
-        return self.is_certain and self.drift > most_drift * max(1.0, max(self.size) / LARGEST)
+        """Whether the drift is certainly more than `most_drift` pixels, of images up to
+        LARGEST pixels long; of larger ones more in proportion."""
+        return self.is_certain and self.drift > most_drift * max(
+            1.0, max(self.size) / LARGEST
+        )
 
     def __str__(self) -> str:
         x, y = self.shift
@@ -129,21 +146,33 @@ class Alignment(NamedTuple):
 
 
 def same_shape(first: tuple[int, int], second: tuple[int, int]) -> bool:
-    """Whether two images have the same ratio of width and height, but for SAME_SHAPE."""
+    """Whether two images have the same ratio of width and height, but for
+    SAME_SHAPE."""
     one = first[0] * second[1]
     other = second[0] * first[1]
     return max(one, other) <= min(one, other) * (1 + SAME_SHAPE)
 
 
 def covering(reference: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """A reference at the size of its image: it covers it, and the rest is cut off evenly. One whose sides are those of
-    the image but for rounding to whole pixels is whole."""
+    """A reference at the size of its image: it covers it, and the rest is cut off
+    evenly. One whose sides are those of the image but for rounding to whole pixels is
+    whole."""
     across = reference.width / size[0]
     down = reference.height / size[1]
     x = y = 0.0
-    if abs(across * size[1] - reference.height) > 1 and abs(down * size[0] - reference.width) > 1:
-        x, y = ((side - min(across, down) * of) / 2 for side, of in zip(reference.size, size, strict=True))
-    return reference.resize(size, Image.Resampling.LANCZOS, box=(x, y, reference.width - x, reference.height - y))
+    if (
+        abs(across * size[1] - reference.height) > 1
+        and abs(down * size[0] - reference.width) > 1
+    ):
+        x, y = (
+            (side - min(across, down) * of) / 2
+            for side, of in zip(reference.size, size, strict=True)
+        )
+    return reference.resize(
+        size,
+        Image.Resampling.LANCZOS,
+        box=(x, y, reference.width - x, reference.height - y),
+    )
 
 
 def measure(image: Image.Image, reference: Image.Image) -> Alignment:
@@ -158,10 +187,19 @@ def measure(image: Image.Image, reference: Image.Image) -> Alignment:
     (a, b, x, y), peak, error = max(tried, key=lambda one: one[1])
     zoom = math.hypot(a, b) - 1
     rotation = math.degrees(math.atan2(b, a))
-    found = Alignment(zoom, rotation, (x * width / size[0], y * height / size[1]), peak, error / factor, image.size)
+    found = Alignment(
+        zoom,
+        rotation,
+        (x * width / size[0], y * height / size[1]),
+        peak,
+        error / factor,
+        image.size,
+    )
     if not found.is_certain:
         return found
-    return found._replace(error=max(found.error, _doubt(a_HW, b_HW, (a, b, x, y)) / factor))
+    return found._replace(
+        error=max(found.error, _doubt(a_HW, b_HW, (a, b, x, y)) / factor)
+    )
 
 
 Move = tuple[float, float, float, float]
@@ -174,7 +212,8 @@ def _linear(found: Alignment) -> tuple[float, float]:
 
 
 def _edges(image: Image.Image, size: tuple[int, int]) -> Array:
-    """[H, W] float32: the steepest of the three colours, against what is usual around it."""
+    """[H, W] float32: the steepest of the three colours, against what is usual around
+    it."""
     pixels = numpy.asarray(covering(image.convert("RGB"), size), dtype=numpy.float32)
     steep_HW = numpy.zeros(pixels.shape[:2], numpy.float32)
     for channel in range(3):
@@ -199,21 +238,29 @@ def _box(map_HW: Array, radius: int) -> Array:
         pad = [(radius + 1, radius) if each == axis else (0, 0) for each in (0, 1)]
         sums = numpy.pad(map_HW, pad, "edge").cumsum(axis, dtype=numpy.float64)
         count = map_HW.shape[axis]
-        map_HW = (sums.take(range(2 * radius + 1, 2 * radius + 1 + count), axis) - sums.take(range(count), axis)) / (
-            2 * radius + 1
-        )
+        map_HW = (
+            sums.take(range(2 * radius + 1, 2 * radius + 1 + count), axis)
+            - sums.take(range(count), axis)
+        ) / (2 * radius + 1)
     return map_HW.astype(numpy.float32)
 
 
-def _warped(map_HW: Array, move: Move, resample: Image.Resampling = Image.Resampling.BICUBIC) -> tuple[Array, Array]:
+def _warped(
+    map_HW: Array, move: Move, resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> tuple[Array, Array]:
     """The reference's map where the image's pixels are, and which of them lie in it."""
     size = map_HW.shape[1], map_HW.shape[0]
     data, inside_HW = _affine(size, move, margin=2.0)
-    return numpy.asarray(Image.fromarray(map_HW).transform(size, Image.Transform.AFFINE, data, resample)), inside_HW
+    return numpy.asarray(
+        Image.fromarray(map_HW).transform(size, Image.Transform.AFFINE, data, resample)
+    ), inside_HW
 
 
-def _affine(size: tuple[int, int], move: Move, margin: float) -> tuple[tuple[float, ...], Array]:
-    """Pillow's coefficients of a move, and which pixels [H, W] come from so many pixels within the reference."""
+def _affine(
+    size: tuple[int, int], move: Move, margin: float
+) -> tuple[tuple[float, ...], Array]:
+    """Pillow's coefficients of a move, and which pixels [H, W] come from so many pixels
+    within the reference."""
     width, height = size
     a, b, x, y = move
     cx = width / 2
@@ -241,7 +288,9 @@ def _coarse(image: Image.Image, reference: Image.Image, size: tuple[int, int]) -
             a = (1 + zoom) * math.cos(angle)
             b = (1 + zoom) * math.sin(angle)
             moved, _ = _warped(b_HW, (a, b, 0.0, 0.0), Image.Resampling.BILINEAR)
-            plane = _phase(spectrum, numpy.fft.rfft2(window * (moved - moved.mean())), a_HW.shape)
+            plane = _phase(
+                spectrum, numpy.fft.rfft2(window * (moved - moved.mean())), a_HW.shape
+            )
             peak = float(plane.max())
             if peak > best:
                 dy, dx = numpy.unravel_index(int(plane.argmax()), plane.shape)
@@ -256,7 +305,8 @@ def _coarse(image: Image.Image, reference: Image.Image, size: tuple[int, int]) -
 
 
 def _doubt(a_HW: Array, b_HW: Array, move: Move) -> float:
-    """Pixels by which a move may be wrong though its patches agree; 0: it is not doubted."""
+    """Pixels by which a move may be wrong though its patches agree; 0: it is not
+    doubted."""
     height, width = a_HW.shape
     a, b, x, y = move
     u = numpy.arange(width) + 0.5 - width / 2
@@ -264,7 +314,10 @@ def _doubt(a_HW: Array, b_HW: Array, move: Move) -> float:
     moved_HW, far_HW = _warped(b_HW, move)
     far_HW &= numpy.hypot((a - 1) * u - b * v + x, b * u + (a - 1) * v + y) > FAR
     if math.hypot(x, y) > FAR:
-        there, here = (_correlation(_smooth(a_HW), _smooth(of_b_HW), far_HW) for of_b_HW in (moved_HW, b_HW))
+        there, here = (
+            _correlation(_smooth(a_HW), _smooth(of_b_HW), far_HW)
+            for of_b_HW in (moved_HW, b_HW)
+        )
         if here > STAYS * there:
             return math.inf
     a_HW, b_HW = (_box(_box(edges_HW, SPREAD), SPREAD) for edges_HW in (a_HW, b_HW))
@@ -274,7 +327,9 @@ def _doubt(a_HW: Array, b_HW: Array, move: Move) -> float:
 
 
 def _window(height: int, width: int) -> Array:
-    window: Array = (numpy.hanning(height)[:, None] * numpy.hanning(width)).astype(numpy.float32)
+    window: Array = (numpy.hanning(height)[:, None] * numpy.hanning(width)).astype(
+        numpy.float32
+    )
     return window
 
 
@@ -284,52 +339,79 @@ def _turned(a: float, b: float, x: float, y: float) -> tuple[float, float]:
 
 
 def _phase(first: Array, second: Array, shape: tuple[int, ...]) -> Array:
-    """Correlation of two spectra whose sizes are half evened out; its peak lies where `second` has what `first` has at
-    0."""
+    """Correlation of two spectra whose sizes are half evened out; its peak lies where
+    `second` has what `first` has at 0."""
     product = second * first.conj()
     product /= numpy.sqrt(numpy.abs(product)) + 1e-6
-    norm = numpy.sqrt((numpy.abs(first) ** 2).sum((-2, -1)) * (numpy.abs(second) ** 2).sum((-2, -1))) ** 0.5 + 1e-6
+    norm = (
+        numpy.sqrt(
+            (numpy.abs(first) ** 2).sum((-2, -1))
+            * (numpy.abs(second) ** 2).sum((-2, -1))
+        )
+        ** 0.5
+        + 1e-6
+    )
     plane: Array = numpy.fft.irfft2(product, s=shape[-2:]) / norm[..., None, None]
     return plane
 
 
 def _fitted(a_HW: Array, b_HW: Array, move: Move) -> tuple[Move, float, float]:
-    """The move of all patches together, in some rounds from a first one, the correlation and the error that it
-    leaves."""
+    """The move of all patches together, in some rounds from a first one, the
+    correlation and the error that it leaves."""
     height, width = a_HW.shape
-    side = min(max(PATCH, max(a_HW.shape) // 8), *(length // 2 for length in a_HW.shape))
+    side = min(
+        max(PATCH, max(a_HW.shape) // 8), *(length // 2 for length in a_HW.shape)
+    )
     if side < 16:
         return move, 0.0, math.inf
-    starts = [numpy.unique(numpy.linspace(0, n - side, max(2, 2 * n // side)).astype(int)) for n in a_HW.shape]
+    starts = [
+        numpy.unique(numpy.linspace(0, n - side, max(2, 2 * n // side)).astype(int))
+        for n in a_HW.shape
+    ]
     window = _window(side, side)
     places = [(top, left) for top in starts[0] for left in starts[1]]
-    xy = numpy.array([(left + side / 2 - width / 2, top + side / 2 - height / 2) for top, left in places])
+    xy = numpy.array(
+        [
+            (left + side / 2 - width / 2, top + side / 2 - height / 2)
+            for top, left in places
+        ]
+    )
     a_NPP = _patches(a_HW, places, side, window)
     corner = math.hypot(width, height) / 2
     for number in range(ROUNDS):
         moved_HW, inside_HW = _warped(b_HW, move)
         shift_N2, weight_N = _shifts(a_NPP, _patches(moved_HW, places, side, window))
         weight_N = weight_N * numpy.array(
-            [inside_HW[t : t + side, left : left + side].mean() > 0.9 for t, left in places]
+            [
+                inside_HW[t : t + side, left : left + side].mean() > 0.9
+                for t, left in places
+            ]
         )
         (p, q, x, y), error, share = _similarity(xy, shift_N2, weight_N, corner)
         a, b, dx, dy = move
         (sx, sy), (ca, cb) = _turned(a, b, x, y), _turned(a, b, 1 + p, q)
         move = (ca, cb, dx + sx, dy + sy)
-        if math.hypot(p, q) * corner + math.hypot(x, y) < SETTLED or (number > 1 and share < HOPELESS):
+        if math.hypot(p, q) * corner + math.hypot(x, y) < SETTLED or (
+            number > 1 and share < HOPELESS
+        ):
             break
     moved_HW, inside_HW = _warped(b_HW, move)
     return move, _correlation(_smooth(a_HW), _smooth(moved_HW), inside_HW), error
 
 
-def _patches(map_HW: Array, places: list[tuple[int, int]], side: int, window: Array) -> Array:
-    cut = numpy.stack([map_HW[top : top + side, left : left + side] for top, left in places])
+def _patches(
+    map_HW: Array, places: list[tuple[int, int]], side: int, window: Array
+) -> Array:
+    cut = numpy.stack(
+        [map_HW[top : top + side, left : left + side] for top, left in places]
+    )
     spread: Array = (cut - cut.mean((1, 2), keepdims=True)) * window
     return spread
 
 
 def _shifts(a_NPP: Array, b_NPP: Array) -> tuple[Array, Array]:
-    """Where each patch of `a` lies in `b`, [N, 2] right and down, and how much it counts, [N]."""
+    """Where each patch of `a` lies in `b`, [N, 2] right and down, and how much it
+    counts, [N]."""
     side = a_NPP.shape[1]
     plane = _phase(numpy.fft.rfft2(a_NPP), numpy.fft.rfft2(b_NPP), a_NPP.shape)
     half = side // 2
@@ -348,19 +430,31 @@ def _shifts(a_NPP: Array, b_NPP: Array) -> tuple[Array, Array]:
         (plane[index, row - 1, column], plane[index, row + 1, column], row),
     ):
         curve = numpy.minimum(before - 2 * at + after, -1e-9)
-        shift.append(place - half + numpy.clip((before - after) / (2 * curve), -0.5, 0.5))
+        shift.append(
+            place - half + numpy.clip((before - after) / (2 * curve), -0.5, 0.5)
+        )
     energy = numpy.sqrt((a_NPP**2).mean((1, 2)))
-    return numpy.stack(shift, 1), numpy.maximum(at, 0) ** 2 * numpy.minimum(energy / (numpy.median(energy) + 1e-6), 2)
+    return numpy.stack(shift, 1), numpy.maximum(at, 0) ** 2 * numpy.minimum(
+        energy / (numpy.median(energy) + 1e-6), 2
+    )
 
 
-def _similarity(xy: Array, shift_N2: Array, weight_N: Array, corner: float) -> tuple[Move, float, float]:
-    """(p, q, x, y) of shift = (p u - q v + x, q u + p v + y) with the least error, patches that do not follow it left
-    out little by little; its standard error `corner` pixels from the middle; and the share of the patches that follow
-    it."""
+def _similarity(
+    xy: Array, shift_N2: Array, weight_N: Array, corner: float
+) -> tuple[Move, float, float]:
+    """(p, q, x, y) of shift = (p u - q v + x, q u + p v + y) with the least error,
+    patches that do not follow it left out little by little; its standard error `corner`
+    pixels from the middle; and the share of the patches that follow it."""
     u, v = xy.T
     one = numpy.ones_like(u)
     zero = numpy.zeros_like(u)
-    known = numpy.stack([numpy.concatenate(pair) for pair in ((u, v), (-v, u), (one, zero), (zero, one))], 1)
+    known = numpy.stack(
+        [
+            numpy.concatenate(pair)
+            for pair in ((u, v), (-v, u), (one, zero), (zero, one))
+        ],
+        1,
+    )
     wanted = numpy.concatenate(shift_N2.T)
     robust = numpy.ones(len(u))
     # The first fit is by the median shift, which half of the patches may miss.
@@ -368,7 +462,14 @@ def _similarity(xy: Array, shift_N2: Array, weight_N: Array, corner: float) -> t
     middle = []
     for axis, places in enumerate(order):
         sums = weight_N[places].cumsum()
-        middle.append(shift_N2[places[min(int(numpy.searchsorted(sums, sums[-1] / 2)), len(places) - 1)], axis])
+        middle.append(
+            shift_N2[
+                places[
+                    min(int(numpy.searchsorted(sums, sums[-1] / 2)), len(places) - 1)
+                ],
+                axis,
+            ]
+        )
     fit = numpy.array([0.0, 0.0, *middle])
     error = math.inf
     for reach in (4.0, 2.0, 1.0, 1.0, 1.0, 1.0):
@@ -380,10 +481,19 @@ def _similarity(xy: Array, shift_N2: Array, weight_N: Array, corner: float) -> t
         square = known.T @ (weight[:, None] * known)
         inverse = numpy.linalg.inv(square + 1e-9 * numpy.trace(square) * numpy.eye(4))
         fit = inverse @ (known.T @ (weight * wanted))
-        # Patches overlap by half along both axes, so that four of them say what one does.
+        # Patches overlap by half along both axes, so that four of them say what one
+        # does.
         spread = 4 * (weight * (wanted - known @ fit) ** 2).sum() / weight.sum()
         among = inverse @ (known.T @ ((weight**2)[:, None] * known)) @ inverse
-        error = math.sqrt(spread * (among[0, 0] * corner**2 + among[1, 1] * corner**2 + among[2, 2] + among[3, 3]))
+        error = math.sqrt(
+            spread
+            * (
+                among[0, 0] * corner**2
+                + among[1, 1] * corner**2
+                + among[2, 2]
+                + among[3, 3]
+            )
+        )
     share = float((weight_N * robust).sum() / max(weight_N.sum(), 1e-9))
     return tuple(map(float, fit)), error, share  # type: ignore[return-value]
 
@@ -392,22 +502,34 @@ def _correlation(a_HW: Array, b_HW: Array, inside_HW: Array) -> float:
     if inside_HW.sum() < 64:
         return 0.0
     a, b = (each[inside_HW] - each[inside_HW].mean() for each in (a_HW, b_HW))
-    return max(0.0, float((a * b).sum() / (numpy.sqrt((a * a).sum() * (b * b).sum()) + 1e-9)))
+    return max(
+        0.0, float((a * b).sum() / (numpy.sqrt((a * a).sum() * (b * b).sum()) + 1e-9))
+    )
 
 
-def onto_image(reference: Image.Image, found: Alignment) -> tuple[Image.Image, tuple[int, int, int, int]]:
-    """The reference moved onto its image, at that one's size, and the box of the image that it covers whole.
+def onto_image(
+    reference: Image.Image, found: Alignment
+) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    """The reference moved onto its image, at that one's size, and the box of the image
+    that it covers whole.
 
     Pixels are interpolated once, bicubically, from the reference at the image's size.
     """
     whole = covering(reference, found.size)
     a, b = _linear(found)
     data, inside_HW = _affine(found.size, (a, b, *found.shift), margin=0.0)
-    moved = whole.transform(found.size, Image.Transform.AFFINE, data, Image.Resampling.BICUBIC)
+    moved = whole.transform(
+        found.size, Image.Transform.AFFINE, data, Image.Resampling.BICUBIC
+    )
     left, top, right, bottom = 0, 0, *found.size
     while left < right and top < bottom:
         part = inside_HW[top:bottom, left:right]
-        sides = [1 - part[0].mean(), 1 - part[-1].mean(), 1 - part[:, 0].mean(), 1 - part[:, -1].mean()]
+        sides = [
+            1 - part[0].mean(),
+            1 - part[-1].mean(),
+            1 - part[:, 0].mean(),
+            1 - part[:, -1].mean(),
+        ]
         worst = int(numpy.argmax(sides))
         if not sides[worst]:
             break

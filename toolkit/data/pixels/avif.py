@@ -1,7 +1,9 @@
-"""What the header of an AVIF says of its primary item: colours and bits. Pillow 13 says nothing of either.
+"""What the header of an AVIF says of its primary item: colours and bits. Pillow 13 says
+nothing of either.
 
-Sources: ISO/IEC 14496-12 (boxes), ISO/IEC 23008-12 (items and their properties), AV1 Codec ISO Media File Format
-Binding, 2.3 (`av1C`), AV1 Bitstream and Decoding Process Specification, 5.3 to 5.5 (sequence header).
+Sources: ISO/IEC 14496-12 (boxes), ISO/IEC 23008-12 (items and their properties), AV1
+Codec ISO Media File Format Binding, 2.3 (`av1C`), AV1 Bitstream and Decoding Process
+Specification, 5.3 to 5.5 (sequence header).
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ _MOST_LOCATIONS = 1 << 16
 
 _SEQUENCE_HEADER = 1
 _MOST_OF_ITEM = 256
-"""Bytes of the primary item that are read: a sequence header comes first and has some 20."""
+"""Bytes of the primary item that are read: a sequence header comes first and has some
+20."""
 
 
 def codes_of_avif(file: IO[bytes]) -> Codes | None:
-    """The colours of the primary item: its property `colr` of type `nclx`; where it has none, what the sequence header
-    of its AV1 says, as in libavif 1.4. None: neither says anything.
+    """The colours of the primary item: its property `colr` of type `nclx`; where it has
+    none, what the sequence header of its AV1 says, as in libavif 1.4. None: neither
+    says anything.
 
     Raises OSError, struct.error or IndexError for a damaged file.
     """
@@ -45,7 +49,8 @@ def codes_of_avif(file: IO[bytes]) -> Codes | None:
 
 
 def bits_of_avif(file: IO[bytes]) -> int:
-    """The bits of a value of the primary item: by `pixi`, else by the configuration of AV1; 8 where neither says it."""
+    """The bits of a value of the primary item: by `pixi`, else by the configuration of
+    AV1; 8 where neither says it."""
     try:
         properties = dict(_PrimaryItem(file).properties)
     except (OSError, struct.error, IndexError):
@@ -94,21 +99,36 @@ class _PrimaryItem:
         item = self._boxes.get(b"pitm", b"")
         self._number = int.from_bytes(item[4 : 6 if item[:1] == b"\0" else 8], "big")
         parts = list(boxes_of(self._boxes.get(b"iprp", b"")))
-        all_of_them = [each for kind, held in parts if kind == b"ipco" for each in boxes_of(held)]
-        indices = [index for kind, held in parts if kind == b"ipma" for index in _properties_of(held, self._number)]
-        self.properties = [all_of_them[index - 1] for index in indices if 1 <= index <= len(all_of_them)]
+        all_of_them = [
+            each for kind, held in parts if kind == b"ipco" for each in boxes_of(held)
+        ]
+        indices = [
+            index
+            for kind, held in parts
+            if kind == b"ipma"
+            for index in _properties_of(held, self._number)
+        ]
+        self.properties = [
+            all_of_them[index - 1]
+            for index in indices
+            if 1 <= index <= len(all_of_them)
+        ]
         """Kind and contents of each."""
 
     def beginning(self, file: IO[bytes]) -> bytes:
-        """The first bytes of its AV1, of tiles those of the first one; empty where they are not in the file itself."""
-        place = _place_of(self._boxes.get(b"iloc", b""), self._first_tile() or self._number)
+        """The first bytes of its AV1, of tiles those of the first one; empty where they
+        are not in the file itself."""
+        place = _place_of(
+            self._boxes.get(b"iloc", b""), self._first_tile() or self._number
+        )
         if place is None:
             return b""
         file.seek(place)
         return file.read(_MOST_OF_ITEM)
 
     def _first_tile(self) -> int:
-        """The first item of which this one is made; 0 where it is not made of others."""
+        """The first item of which this one is made; 0 where it is not made of
+        others."""
         references = self._boxes.get(b"iref", b"")
         wide = 4 if references[:1] == b"\1" else 2
         for kind, held in boxes_of(references[4:]):
@@ -130,20 +150,29 @@ def _properties_of(associations: bytes, item: int) -> list[int]:
         at += wide_number + 1
         size = 2 if is_wide else 1
         if number == item:
-            entries = [associations[each : each + size] for each in range(at, at + found * size, size)]
-            return [int.from_bytes(entry, "big") & (0x7FFF if is_wide else 0x7F) for entry in entries]
+            entries = [
+                associations[each : each + size]
+                for each in range(at, at + found * size, size)
+            ]
+            return [
+                int.from_bytes(entry, "big") & (0x7FFF if is_wide else 0x7F)
+                for entry in entries
+            ]
         at += found * size
     return []
 
 
 def _place_of(locations: bytes, item: int) -> int | None:
-    """Where the data of an item begin in the file, from a box `iloc`; None where they are elsewhere."""
+    """Where the data of an item begin in the file, from a box `iloc`; None where they
+    are elsewhere."""
     if len(locations) < 8:
         return None
     bits = _Bits(locations[:_MOST_LOCATIONS])
     version = bits.take(8)
     bits.take(24)
-    wide_offset, wide_length, wide_base, wide_index = (8 * bits.take(4) for _ in range(4))
+    wide_offset, wide_length, wide_base, wide_index = (
+        8 * bits.take(4) for _ in range(4)
+    )
     wide_number = 32 if version == 2 else 16
     for _ in range(bits.take(wide_number)):
         number = bits.take(wide_number)
@@ -166,7 +195,8 @@ def _place_of(locations: bytes, item: int) -> int | None:
 
 
 class _Bits:
-    """Reads bit fields, the highest bits of each byte first. Raises IndexError behind the end."""
+    """Reads bit fields, the highest bits of each byte first. Raises IndexError behind
+    the end."""
 
     def __init__(self, data: bytes) -> None:
         self._value = int.from_bytes(data, "big")
@@ -196,7 +226,8 @@ def _units(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _codes_of_sequence(header: bytes) -> Codes | None:
-    """The colours by a sequence header; None where it says nothing, or has timing information (of films)."""
+    """The colours by a sequence header; None where it says nothing, or has timing
+    information (of films)."""
     bits = _Bits(header)
     profile = bits.take(3)
     bits.take(1)

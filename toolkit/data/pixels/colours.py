@@ -1,18 +1,24 @@
-"""Which colours an image file holds: one question, answered from its header by `colours_of`.
+"""Which colours an image file holds: one question, answered from its header by
+`colours_of`.
 
 The first of these that a file has decides, as browsers decide it:
 
-1. HDR that is given by a code of ITU-T H.273: the `cICP` chunk of a PNG, or the tag `cicp` of an ICC profile. Profiles
-   cannot describe HDR otherwise (PNG specification, third edition, 11.3.2.6; ICC.1:2022, 9.2.17).
+1. HDR that is given by a code of ITU-T H.273: the `cICP` chunk of a PNG, or the tag
+   `cicp` of an ICC profile. Profiles cannot describe HDR otherwise (PNG specification,
+   third edition, 11.3.2.6; ICC.1:2022, 9.2.17).
 2. An ICC profile.
-3. A code of H.273: `nclx` of AVIF and HEIC (ISO/IEC 14496-12, 12.1.5), in an AVIF without it the sequence header;
-   `cICP` of PNG, the header of JPEG XL. The VUI of HEVC, which pi-heif does not give, is not asked.
-4. PNG's `sRGB`, then `gAMA` and `cHRM` (PNG specification, 11.3.2); endpoints and gamma of a BMP.
-5. TIFF and EXIF: the colour space, Adobe RGB as cameras mark it (65535 and interoperability index R03: DCF 2.0, JEITA
-   CP-3461), then the tags WhitePoint, PrimaryChromaticities and TransferFunction (TIFF 6.0, section 20).
+3. A code of H.273: `nclx` of AVIF and HEIC (ISO/IEC 14496-12, 12.1.5), in an AVIF
+   without it the sequence header; `cICP` of PNG, the header of JPEG XL. The VUI of
+   HEVC, which pi-heif does not give, is not asked.
+4. PNG's `sRGB`, then `gAMA` and `cHRM` (PNG specification, 11.3.2); endpoints and gamma
+   of a BMP.
+5. TIFF and EXIF: the colour space, Adobe RGB as cameras mark it (65535 and
+   interoperability index R03: DCF 2.0, JEITA CP-3461), then the tags WhitePoint,
+   PrimaryChromaticities and TransferFunction (TIFF 6.0, section 20).
 6. sRGB.
 
-Where primaries are given without a curve, the curve is that of sRGB, and for the primaries of Adobe RGB its own.
+Where primaries are given without a curve, the curve is that of sRGB, and for the
+primaries of Adobe RGB its own.
 
 Imports neither torch nor numpy: the scan asks it of every file.
 """
@@ -71,7 +77,8 @@ _PRIMARIES = {
     12: Primaries((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), _D65),
     22: Primaries((0.630, 0.340), (0.295, 0.605), (0.155, 0.077), _D65),
 }
-"""ColourPrimaries of ITU-T H.273 (07/2024), table 2. Others, such as 2, mean that they are not known."""
+"""ColourPrimaries of ITU-T H.273 (07/2024), table 2. Others, such as 2, mean that they
+are not known."""
 
 _BT709_CURVE = Transfer("bt709")
 _TRANSFERS = {
@@ -92,7 +99,8 @@ _TRANSFERS = {
     17: Transfer("st428"),
     18: Transfer("hlg"),
 }
-"""TransferCharacteristics of ITU-T H.273 (07/2024), table 3, with which 11 and 12 agree between 0 and 1."""
+"""TransferCharacteristics of ITU-T H.273 (07/2024), table 3, with which 11 and 12 agree
+between 0 and 1."""
 
 _HDR = {"pq": "HDR (PQ)", "hlg": "HDR (HLG)"}
 _NAMES = {
@@ -108,11 +116,12 @@ _NAMES = {
 """Names of common pairs of primaries, as a code of H.273, and curve."""
 
 TELEVISION = ("BT.601", "BT.709")
-"""Names of colours as which sRGB is often marked by mistake: by libheif 1.17 (its issue 1417, libvips' 3731), and by
-libultrahdr before its pull request 458."""
+"""Names of colours as which sRGB is often marked by mistake: by libheif 1.17 (its issue
+1417, libvips' 3731), and by libultrahdr before its pull request 458."""
 
 _READING = 1
-"""Raised when files of the same colours are converted otherwise, so that nothing cached of them is used."""
+"""Raised when files of the same colours are converted otherwise, so that nothing cached
+of them is used."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +143,8 @@ class Colours:
     """Whether the values of the file differ from those of sRGB."""
 
     fault: str = ""
-    """Why what the file says of its colours is not used, for a message; empty: it is, or it says nothing."""
+    """Why what the file says of its colours is not used, for a message; empty: it is,
+    or it says nothing."""
 
     @property
     def is_hdr(self) -> bool:
@@ -143,7 +153,8 @@ class Colours:
 
     @property
     def reading(self) -> str:
-        """Part of the identity of the pixels. Empty: they are those that the first version of the program read."""
+        """Part of the identity of the pixels. Empty: they are those that the first
+        version of the program read."""
         if self.profile or not self.changes:
             return ""
         return f"colours {_READING} {list(self.primaries)} {list(self.transfer)} {self.is_narrow}"
@@ -159,21 +170,31 @@ def from_codes(primaries: int, transfer: int, is_narrow: bool = False) -> Colour
     'Display P3'
     """
     curve = _TRANSFERS.get(transfer, SRGB_CURVE)
-    return _named(_PRIMARIES.get(primaries, BT709), curve, f"H.273 {primaries}/{transfer}", is_narrow)
+    return _named(
+        _PRIMARIES.get(primaries, BT709),
+        curve,
+        f"H.273 {primaries}/{transfer}",
+        is_narrow,
+    )
 
 
-def _named(primaries: Primaries, transfer: Transfer, otherwise: str, is_narrow: bool = False) -> Colours:
-    """The colours of primaries and a curve by the name that people know, or that is given for others."""
+def _named(
+    primaries: Primaries, transfer: Transfer, otherwise: str, is_narrow: bool = False
+) -> Colours:
+    """The colours of primaries and a curve by the name that people know, or that is
+    given for others."""
     if primaries == BT709 and transfer == SRGB_CURVE and not is_narrow:
         return SRGB
     code = next((code for code, known in _PRIMARIES.items() if known == primaries), 0)
     name = _HDR.get(transfer.curve) or _NAMES.get((code, transfer.curve), otherwise)
-    return Colours(f"{name}, 16 to 235" if is_narrow else name, primaries, transfer, is_narrow)
+    return Colours(
+        f"{name}, 16 to 235" if is_narrow else name, primaries, transfer, is_narrow
+    )
 
 
 def colours_of(image: Image.Image) -> Colours:
-    """The colours of an opened image that was not decoded. Reads a few bytes of its header; never fails: what is
-    damaged is as if it were not there."""
+    """The colours of an opened image that was not decoded. Reads a few bytes of its
+    header; never fails: what is damaged is as if it were not there."""
     profile = cast("bytes", image.info.get("icc_profile") or b"")
     codes = _codes(image)
     coded = from_codes(*codes) if codes else None
@@ -192,7 +213,9 @@ def colours_of(image: Image.Image) -> Colours:
         return coded
     if image.format == "BMP":
         return _of_bmp(_header_of_bmp(image))
-    if image.format == "PNG" and not {"srgb", "gamma", "chromaticity"}.isdisjoint(image.info):
+    if image.format == "PNG" and not {"srgb", "gamma", "chromaticity"}.isdisjoint(
+        image.info
+    ):
         if "srgb" in image.info:
             return SRGB
         return _of_gamma_and_points(image.info)
@@ -203,16 +226,23 @@ def colours_of(image: Image.Image) -> Colours:
 
 
 def _codes(image: Image.Image) -> Codes | None:
-    """The codes of H.273 in the header of the file. Decoders apply the range of AVIF and HEIC, but not of PNG."""
+    """The codes of H.273 in the header of the file. Decoders apply the range of AVIF
+    and HEIC, but not of PNG."""
     if image.format == "HEIF":
         nclx = image.info.get("nclx_profile")
         if nclx:
-            return (int(nclx["color_primaries"]), int(nclx["transfer_characteristics"]), False)
+            return (
+                int(nclx["color_primaries"]),
+                int(nclx["transfer_characteristics"]),
+                False,
+            )
         return None
     file: IO[bytes] | None = getattr(image, "fp", None)
     if file is None or image.format not in ("PNG", "AVIF"):
         return None
-    raw: IO[bytes] = getattr(file, "raw", file)  # a buffered file would read 8 kB for each chunk
+    raw: IO[bytes] = getattr(
+        file, "raw", file
+    )  # a buffered file would read 8 kB for each chunk
     place = raw.tell()
     try:
         if image.format == "PNG":
@@ -249,7 +279,15 @@ PROFILE_MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK", "Lab": "LAB"}
 """Colour space of a profile -> mode of the pixels that it is for."""
 
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
-_CALLED = {"L": "grey", "RGB": "RGB", "RGBA": "RGB", "RGBX": "RGB", "P": "RGB", "CMYK": "CMYK", "LAB": "Lab"}
+_CALLED = {
+    "L": "grey",
+    "RGB": "RGB",
+    "RGBA": "RGB",
+    "RGBX": "RGB",
+    "P": "RGB",
+    "CMYK": "CMYK",
+    "LAB": "Lab",
+}
 """Mode of pixels -> its name in messages."""
 
 _AS_SRGB = 3
@@ -257,7 +295,8 @@ _AS_SRGB = 3
 
 
 def read_profile(profile: bytes) -> tuple[ImageCms.ImageCmsProfile | None, str]:
-    """The profile, or None and what is wrong with it: it is damaged, or of a kind that no image mode has."""
+    """The profile, or None and what is wrong with it: it is damaged, or of a kind that
+    no image mode has."""
     try:
         found = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     except OSError:
@@ -293,7 +332,8 @@ def _tags_of(profile: bytes) -> dict[bytes, bytes]:
 
 @lru_cache(maxsize=64)
 def _codes_of_profile(profile: bytes) -> Codes | None:
-    """The tag `cicp` of an ICC profile (ICC.1:2022, 10.4), as programs write it for HDR."""
+    """The tag `cicp` of an ICC profile (ICC.1:2022, 10.4), as programs write it for
+    HDR."""
     content = _tags_of(profile).get(b"cicp", b"")
     if len(content) >= 12:
         return (content[8], content[9], content[11] == 0)
@@ -307,11 +347,13 @@ class ProfileCurve(NamedTuple):
     """Empty: the function counts."""
 
     numbers: tuple[float, ...] = ()
-    """g, a, b, c, d, e, f of ICC.1:2022, table 68: (a x + b)^g + e from d on, c x + f below."""
+    """g, a, b, c, d, e, f of ICC.1:2022, table 68: (a x + b)^g + e from d on, c x + f
+    below."""
 
 
 class MatrixProfile(NamedTuple):
-    """An ICC profile of three curves and a matrix, which can be computed with any number of bits."""
+    """An ICC profile of three curves and a matrix, which can be computed with any
+    number of bits."""
 
     columns: tuple[tuple[float, float, float], ...]
     """XYZ of red, green and blue, for a white of D50; none of a profile of grey."""
@@ -321,28 +363,37 @@ class MatrixProfile(NamedTuple):
 
 @lru_cache(maxsize=16)
 def matrix_profile(profile: bytes) -> MatrixProfile | None:
-    """The curves and the matrix of a profile of RGB or grey; None of one with tables, or that is damaged."""
+    """The curves and the matrix of a profile of RGB or grey; None of one with tables,
+    or that is damaged."""
     tags = _tags_of(profile)
-    names = {b"RGB XYZ ": (b"r", b"g", b"b"), b"GRAYXYZ ": (b"k",) * 3}.get(profile[16:24])
+    names = {b"RGB XYZ ": (b"r", b"g", b"b"), b"GRAYXYZ ": (b"k",) * 3}.get(
+        profile[16:24]
+    )
     if names is None or b"A2B0" in tags:
         return None
     try:
-        columns = tuple(_fixed(tags[name + b"XYZ"][8:20]) for name in names if name != b"k")
+        columns = tuple(
+            _fixed(tags[name + b"XYZ"][8:20]) for name in names if name != b"k"
+        )
         curves = tuple(_curve_of(tags[name + b"TRC"]) for name in names)
     except (KeyError, struct.error):
         return None
-    if any(curve is None for curve in curves) or any(len(column) != 3 for column in columns):
+    if any(curve is None for curve in curves) or any(
+        len(column) != 3 for column in columns
+    ):
         return None
     return MatrixProfile(cast("Any", columns), cast("Any", curves))
 
 
 _FLAT = 0.3
-"""Light in the middle of a curve, from which on lcms 2.19 is more than a level off: it is 0.22 with an exponent of 2.2,
-0.29 with 1.8, and of linear light, where it is 10 levels off in the dark, 0.5."""
+"""Light in the middle of a curve, from which on lcms 2.19 is more than a level off: it
+is 0.22 with an exponent of 2.2, 0.29 with 1.8, and of linear light, where it is 10
+levels off in the dark, 0.5."""
 
 
 def is_flat_grey(profile: bytes) -> bool:
-    """Whether a profile is of grey, with a curve so flat that lcms makes too few steps of its dark values."""
+    """Whether a profile is of grey, with a curve so flat that lcms makes too few steps
+    of its dark values."""
     found = matrix_profile(profile)
     if found is None or found.columns:
         return False
@@ -370,7 +421,9 @@ def _curve_of(tag: bytes) -> ProfileCurve | None:
         values = struct.unpack_from(f">{min(count, 65536)}H", tag, 12)
         if count > 1:
             return ProfileCurve(tuple(value / 65535 for value in values))
-        return ProfileCurve((), (values[0] / 256 if values else 1.0, 1.0, 0.0, 0.0, -1.0, 0.0, 0.0))
+        return ProfileCurve(
+            (), (values[0] / 256 if values else 1.0, 1.0, 0.0, 0.0, -1.0, 0.0, 0.0)
+        )
     kind = int.from_bytes(tag[8:10], "big")
     if tag[:4] != b"para" or kind not in _PARAMETERS:
         return None
@@ -385,14 +438,16 @@ def _curve_of(tag: bytes) -> ProfileCurve | None:
 
 
 def is_grey_webp(image: Image.Image) -> bool:
-    """Whether a WebP, which has no grey pixels, has a profile of grey, as a grey picture keeps it."""
+    """Whether a WebP, which has no grey pixels, has a profile of grey, as a grey
+    picture keeps it."""
     profile: bytes = image.info.get("icc_profile") or b""
     return image.format == "WEBP" and profile[16:20] == b"GRAY"
 
 
 @lru_cache(maxsize=64)
 def _of_profile(profile: bytes, mode: str) -> Colours:
-    """The colours of an ICC profile: most images of a dataset have the same. mode: of the file's pixels."""
+    """The colours of an ICC profile: most images of a dataset have the same. mode: of
+    the file's pixels."""
     found, fault = read_profile(profile)
     if found is None:
         return Colours("sRGB", profile=profile, changes=False, fault=fault)
@@ -400,10 +455,13 @@ def _of_profile(profile: bytes, mode: str) -> Colours:
     is_of_mode = wanted == mode or (wanted == "RGB" and mode not in ("CMYK", "LAB"))
     if not is_of_mode and not (wanted == "L" and mode in _GREY_MODES):
         fault = (
-            f"its colour profile is for {_CALLED[str(wanted)]}, its pixels are {_CALLED.get(mode, mode)}: taken as sRGB"
+            f"its colour profile is for {_CALLED[str(wanted)]}, its pixels are "
+            f"{_CALLED.get(mode, mode)}: taken as sRGB"
         )
         return Colours("sRGB", profile=profile, changes=False, fault=fault)
-    description = str(found.profile.profile_description or "").strip() or "an ICC profile"
+    description = (
+        str(found.profile.profile_description or "").strip() or "an ICC profile"
+    )
     return Colours(description[:60], profile=profile, changes=_differs(found))
 
 
@@ -419,14 +477,18 @@ def _differs(profile: ImageCms.ImageCmsProfile) -> bool:
     if mode == "L":
         image = image.convert("L")
     try:
-        converted = cast("Image.Image", ImageCms.profileToProfile(image, profile, srgb_profile(), outputMode="RGB"))
+        converted = cast(
+            "Image.Image",
+            ImageCms.profileToProfile(image, profile, srgb_profile(), outputMode="RGB"),
+        )
     except ImageCms.PyCMSError:
         return False
     pairs = zip(image.convert("RGB").tobytes(), converted.tobytes(), strict=True)
     return max(abs(a - b) for a, b in pairs) > _AS_SRGB
 
 
-# ---------------------------------------------------------------- numbers: gAMA, cHRM, BMP, TIFF, EXIF
+# ---------------------------------------------------------------- numbers: gAMA, cHRM,
+# BMP, TIFF, EXIF
 
 _ADOBE_CURVE = Transfer("power", 563 / 256)
 """Source: Adobe RGB (1998) color image encoding, 4.3.4.2: an exponent of 2 + 51/256."""
@@ -435,16 +497,19 @@ _ADOBE_RGB = Colours("Adobe RGB", ADOBE_RGB, _ADOBE_CURVE)
 
 _SRGB_GAMMA = 0.45455
 _SAME_GAMMA = 0.05
-"""Relative difference below which libpng 1.6 takes two gammas for one (PNG_GAMMA_THRESHOLD)."""
+"""Relative difference below which libpng 1.6 takes two gammas for one
+(PNG_GAMMA_THRESHOLD)."""
 
 _SAME_POINT = 0.002
 
 
 def _of_numbers(primaries: Primaries, gamma: float | None, source: str) -> Colours:
-    """The colours of primaries and of an exponent from light to values, with the field of the file for messages.
+    """The colours of primaries and of an exponent from light to values, with the field
+    of the file for messages.
 
-    An exponent of about 1/2.2 with the primaries of sRGB is sRGB: the values that the PNG specification (11.3.2.5) asks
-    writers of sRGB to add for readers that know nothing else.
+    An exponent of about 1/2.2 with the primaries of sRGB is sRGB: the values that the
+    PNG specification (11.3.2.5) asks writers of sRGB to add for readers that know
+    nothing else.
     """
     is_meant = gamma is not None and 0.1 <= gamma <= 10
     if not is_meant:
@@ -456,7 +521,9 @@ def _of_numbers(primaries: Primaries, gamma: float | None, source: str) -> Colou
         transfer = Transfer("linear")
     else:
         transfer = Transfer("power", 1 / cast("float", gamma))
-    is_usual = not is_meant or abs(cast("float", gamma) / _SRGB_GAMMA - 1) <= _SAME_GAMMA
+    is_usual = (
+        not is_meant or abs(cast("float", gamma) / _SRGB_GAMMA - 1) <= _SAME_GAMMA
+    )
     if primaries == BT709:
         if is_usual:
             return SRGB
@@ -470,7 +537,9 @@ def _of_gamma_and_points(info: dict[str | tuple[int, int], Any]) -> Colours:
     """The colours of PNG's gAMA and cHRM."""
     gamma = info.get("gamma")
     points = info.get("chromaticity")
-    return _of_numbers(_of_points(points or ()), None if gamma is None else float(gamma), "cHRM")
+    return _of_numbers(
+        _of_points(points or ()), None if gamma is None else float(gamma), "cHRM"
+    )
 
 
 def _of_jxl(header: Any) -> Colours:
@@ -490,18 +559,27 @@ def _of_jxl(header: Any) -> Colours:
 
 
 def _of_points(points: Sequence[float]) -> Primaries:
-    """The primaries of four chromaticities: white, red, green, blue. Those that are nearly a known set are that set, as
-    rounded values mean it; those that are missing or span no triangle are sRGB's."""
+    """The primaries of four chromaticities: white, red, green, blue. Those that are
+    nearly a known set are that set, as rounded values mean it; those that are missing
+    or span no triangle are sRGB's."""
     if len(points) != 8 or not all(math.isfinite(value) for value in points):
         return BT709
-    white, red, green, blue = (cast("tuple[float, float]", tuple(points[at : at + 2])) for at in (0, 2, 4, 6))
-    area = (green[0] - red[0]) * (blue[1] - red[1]) - (blue[0] - red[0]) * (green[1] - red[1])
-    if abs(area) < 0.01 or not all(0 < each[1] <= 1 for each in (white, red, green, blue)):
+    white, red, green, blue = (
+        cast("tuple[float, float]", tuple(points[at : at + 2])) for at in (0, 2, 4, 6)
+    )
+    area = (green[0] - red[0]) * (blue[1] - red[1]) - (blue[0] - red[0]) * (
+        green[1] - red[1]
+    )
+    if abs(area) < 0.01 or not all(
+        0 < each[1] <= 1 for each in (white, red, green, blue)
+    ):
         return BT709
     found = Primaries(red, green, blue, white)
     for known in (BT709, ADOBE_RGB, *_PRIMARIES.values()):
         pairs = zip(known, found, strict=True)
-        if all(max(abs(a[0] - b[0]), abs(a[1] - b[1])) <= _SAME_POINT for a, b in pairs):
+        if all(
+            max(abs(a[0] - b[0]), abs(a[1] - b[1])) <= _SAME_POINT for a, b in pairs
+        ):
             return known
     return found
 
@@ -509,7 +587,8 @@ def _of_points(points: Sequence[float]) -> Primaries:
 # ---------------------------------------------------------------- BMP
 
 _BMP_HEADER = 14
-"""Where its information header begins; its fields are those of Microsoft's BITMAPV4HEADER and BITMAPV5HEADER."""
+"""Where its information header begins; its fields are those of Microsoft's
+BITMAPV4HEADER and BITMAPV5HEADER."""
 
 _CALIBRATED = b"\0\0\0\0"
 _EMBEDDED = b"DEBM"
@@ -517,7 +596,8 @@ _LINKED = b"KNIL"
 
 
 def _header_of_bmp(image: Image.Image) -> bytes:
-    """The information header of a BMP, of version 4 or 5; empty for older ones, which say no colours."""
+    """The information header of a BMP, of version 4 or 5; empty for older ones, which
+    say no colours."""
     file: IO[bytes] | None = getattr(image, "fp", None)
     if file is None or image.format != "BMP":
         return b""
@@ -532,7 +612,8 @@ def _header_of_bmp(image: Image.Image) -> bytes:
 
 
 def profile_of_bmp(image: Image.Image) -> bytes:
-    """The ICC profile inside an opened BMP of version 5, which Pillow 13 leaves out; empty where there is none."""
+    """The ICC profile inside an opened BMP of version 5, which Pillow 13 leaves out;
+    empty where there is none."""
     header = _header_of_bmp(image)
     if len(header) < 124 or header[56:60] != _EMBEDDED:
         return b""
@@ -549,10 +630,13 @@ _MOST_OF_PROFILE = 1 << 24
 
 
 def _of_bmp(header: bytes) -> Colours:
-    """The colours of a BMP without a profile in it. The endpoints are XYZ; their white is not said and is taken as D65.
-    A gamma below 1 is the exponent of the other direction."""
+    """The colours of a BMP without a profile in it. The endpoints are XYZ; their white
+    is not said and is taken as D65. A gamma below 1 is the exponent of the other
+    direction."""
     if header[56:60] == _LINKED:
-        return replace(SRGB, fault="its colour profile is in another file: taken as sRGB")
+        return replace(
+            SRGB, fault="its colour profile is in another file: taken as sRGB"
+        )
     if not header or header[56:60] != _CALIBRATED:
         return SRGB
     values = [value / (1 << 30) for value in struct.unpack_from("<9i", header, 60)]
@@ -576,25 +660,43 @@ _TRANSFER_FUNCTION = 301
 _WHITE_POINT = 318
 _CHROMATICITIES = 319
 _EXIF_SRGB, _EXIF_ADOBE, _EXIF_OTHER = 1, 2, 65535
-"""Colour spaces of EXIF. The second is not in the standard; some cameras write it (ExifTool's table of EXIF tags)."""
+"""Colour spaces of EXIF. The second is not in the standard; some cameras write it
+(ExifTool's table of EXIF tags)."""
 
 
 def _of_exif(image: Image.Image) -> Colours:
     """The colours that the tags of TIFF or EXIF say."""
     has_tags = "exif" in image.info or image.format in ("JPEG", "MPO", "TIFF")
-    if not has_tags or image.mode in ("CMYK", "LAB"):  # the tags that a camera wrote stay when it is made CMYK
+    if not has_tags or image.mode in (
+        "CMYK",
+        "LAB",
+    ):  # the tags that a camera wrote stay when it is made CMYK
         return SRGB
     try:
         exif = Image.Image.getexif(image)  # that of a PNG would decode the image first
         camera = exif.get_ifd(_EXIF_IFD)
         index = exif.get_ifd(_INTEROPERABILITY_IFD).get(_INDEX)
-        points = [float(value) for tag in (_WHITE_POINT, _CHROMATICITIES) for value in exif.get(tag, ())]
+        points = [
+            float(value)
+            for tag in (_WHITE_POINT, _CHROMATICITIES)
+            for value in exif.get(tag, ())
+        ]
         curve = [float(value) for value in exif.get(_TRANSFER_FUNCTION, ())]
         gamma = float(camera.get(_GAMMA, 0))
-    except (SyntaxError, struct.error, LookupError, ValueError, TypeError, OSError, ArithmeticError):
+    except (
+        SyntaxError,
+        struct.error,
+        LookupError,
+        ValueError,
+        TypeError,
+        OSError,
+        ArithmeticError,
+    ):
         return SRGB  # the metadata is damaged, the image need not be
     space = camera.get(_COLOUR_SPACE)
-    mark = (index.decode("latin-1") if isinstance(index, bytes) else str(index)).strip("\0 ")
+    mark = (index.decode("latin-1") if isinstance(index, bytes) else str(index)).strip(
+        "\0 "
+    )
     if space == _EXIF_ADOBE or (space == _EXIF_OTHER and mark == "R03"):
         return _ADOBE_RGB
     if space == _EXIF_SRGB:
@@ -603,13 +705,17 @@ def _of_exif(image: Image.Image) -> Colours:
         points = [*_D65, *points]
     exponent = _exponent_of(curve) or (gamma and 1 / gamma)
     if space == _EXIF_OTHER and not (points or exponent or mark == "R98"):
-        return replace(SRGB, fault="its EXIF says that its colours are not sRGB, but not which they are: taken as sRGB")
+        return replace(
+            SRGB,
+            fault="its EXIF says that its colours are not sRGB, but not which they are: taken as sRGB",
+        )
     return _of_numbers(_of_points(points), exponent or None, "its tags")
 
 
 def _exponent_of(curve: Sequence[float]) -> float:
-    """The exponent from light to values of a table of TIFF, of which there may be three, one after the other; 0 where
-    there is none, and where it is that of sRGB or no exponent."""
+    """The exponent from light to values of a table of TIFF, of which there may be
+    three, one after the other; 0 where there is none, and where it is that of sRGB or
+    no exponent."""
     count = len(curve) // 3 if len(curve) % 3 == 0 else len(curve)
     if count < 16:
         return 0.0

@@ -1,11 +1,14 @@
-"""The one way an image file becomes pixels: targets, references and masks all come through here.
+"""The one way an image file becomes pixels: targets, references and masks all come
+through here.
 
-Whatever the file holds (16-bit grey, CMYK, a colour profile, HDR, transparency, an EXIF rotation), the
-result is an upright 8-bit sRGB image. What cannot become one faithfully is refused by name:
-animations, several pages, floating point, truncated or oversized files. `colours` says which colours a file holds,
-`conversion` makes sRGB of them, `tiff` knows what Pillow reads wrongly.
+Whatever the file holds (16-bit grey, CMYK, a colour profile, HDR, transparency, an EXIF
+rotation), the result is an upright 8-bit sRGB image. What cannot become one faithfully
+is refused by name: animations, several pages, floating point, truncated or oversized
+files. `colours` says which colours a file holds, `conversion` makes sRGB of them,
+`tiff` knows what Pillow reads wrongly.
 
-Shape suffixes: H/W height and width in pixels; P red, green, blue, and opacity where the image has it.
+Shape suffixes: H/W height and width in pixels; P red, green, blue, and opacity where
+the image has it.
 """
 
 from __future__ import annotations
@@ -21,7 +24,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
-from PIL import Image, ImageCms, ImageColor, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import (
+    Image,
+    ImageCms,
+    ImageColor,
+    ImageFile,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+)
 
 from toolkit.contracts.data import Flip, Mask, ResizeCrop, Size
 from toolkit.data.pixels import jxl
@@ -55,7 +66,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".heic", ".heif", ".jxl", ".bmp", ".tif", ".tiff"}
+    {
+        ".jpg",
+        ".jpeg",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".jxl",
+        ".bmp",
+        ".tif",
+        ".tiff",
+    }
 )
 """File name endings (lower case) that are read as images."""
 
@@ -63,9 +87,11 @@ MAX_PIXELS = 120_000_000
 """Largest image that is read, in pixels: about 480 MB while it is decoded."""
 
 MAX_REFERENCE_ASPECT = 200
-"""Largest ratio of the sides of a reference. Source: transformers, image_processing_qwen2_vl.py, `smart_resize`."""
+"""Largest ratio of the sides of a reference. Source: transformers,
+image_processing_qwen2_vl.py, `smart_resize`."""
 
-# Pillow's own guard warns from its limit on and refuses at twice that; ours names the file and the remedy.
+# Pillow's own guard warns from its limit on and refuses at twice that; ours names the
+# file and the remedy.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")
@@ -83,7 +109,8 @@ _ORIENTATION = 0x0112
 _PNG_METADATA = frozenset({b"eXIf", b"tEXt", b"iTXt", b"zTXt"})
 """Chunks that may turn a PNG."""
 
-# What Pillow's decoders are known to raise on damaged files; its documentation promises only OSError.
+# What Pillow's decoders are known to raise on damaged files; its documentation promises
+# only OSError.
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -136,8 +163,8 @@ class ImageInfo(NamedTuple):
     """Whether it holds light above the white of a page, which is clipped."""
 
     reading: str = ""
-    """What of the way in which it becomes pixels has changed since the first version of the program; empty: nothing.
-    Part of its identity (`fingerprint.image_digest`)."""
+    """What of the way in which it becomes pixels has changed since the first version of
+    the program; empty: nothing. Part of its identity (`fingerprint.image_digest`)."""
 
 
 def reference_error(size: Size) -> str:
@@ -156,12 +183,14 @@ def open_image(
     at_least: int | None = None,
     channels: int = 3,
 ) -> Image.Image:
-    """The image as upright 8-bit sRGB: mode RGB, transparency composited on `background` (empty: white); with 4
-    channels mode RGBA, its transparency kept where no background is given.
+    """The image as upright 8-bit sRGB: mode RGB, transparency composited on
+    `background` (empty: white); with 4 channels mode RGBA, its transparency kept where
+    no background is given.
 
-    data: the file's bytes, where it is not on disk; `path` is its name in messages. at_least: a JPEG may come at a
-    half, a quarter or an eighth of its size, much faster, if both sides keep so many pixels. Raises ImageError, and
-    only that, for a file that cannot be used.
+    data: the file's bytes, where it is not on disk; `path` is its name in messages.
+    at_least: a JPEG may come at a half, a quarter or an eighth of its size, much
+    faster, if both sides keep so many pixels. Raises ImageError, and only that, for a
+    file that cannot be used.
     """
     canvas_colour = ImageColor.getrgb(background or "white")[:3]
     with _reading(path, data) as image:
@@ -197,7 +226,8 @@ def _laid_over(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
 
 
 def load_alpha(path: Path | str) -> Image.Image:
-    """The opacity of an upright image (mode L, 255 is opaque); all opaque when it has no transparency.
+    """The opacity of an upright image (mode L, 255 is opaque); all opaque when it has
+    no transparency.
 
     Raises ImageError, and only that, for a file that cannot be used.
     """
@@ -208,29 +238,31 @@ def load_alpha(path: Path | str) -> Image.Image:
 
 
 def open_mask(mask: Mask) -> Image.Image:
-    """The image of a mask (mode L), not inverted: colours by their brightness, transparency as black. Raises ImageError
-    as `open_image`."""
+    """The image of a mask (mode L), not inverted: colours by their brightness,
+    transparency as black. Raises ImageError as `open_image`."""
     if mask.alpha:
         return load_alpha(mask.file)
     return open_image(mask.file, background="black").convert("L")
 
 
 def image_size(path: Path | str, data: bytes | None = None) -> Size:
-    """Width and height after EXIF rotation. Reads the header only, where the format keeps EXIF there. data: as of
-    `open_image`. Raises ImageError for a file that cannot be used."""
+    """Width and height after EXIF rotation. Reads the header only, where the format
+    keeps EXIF there. data: as of `open_image`. Raises ImageError for a file that cannot
+    be used."""
     with _reading(path, data) as image:
         return _upright_size(image)
 
 
 def media_type(path: Path | str) -> str:
-    """`image/png` and the like, by what the file holds. Reads the header only. Raises ImageError."""
+    """`image/png` and the like, by what the file holds. Reads the header only. Raises
+    ImageError."""
     with _reading(path) as image:
         return Image.MIME["JPEG" if image.format == "MPO" else str(image.format)]
 
 
 def pixel_mode(path: Path | str) -> tuple[str, bool]:
-    """The mode of the file's pixels in Pillow's words, and whether they can be transparent. Reads the header only.
-    Raises ImageError."""
+    """The mode of the file's pixels in Pillow's words, and whether they can be
+    transparent. Reads the header only. Raises ImageError."""
     with _reading(path) as image:
         return image.mode, image.has_transparency_data
 
@@ -239,16 +271,22 @@ def inspect_image(path: Path | str) -> ImageInfo:
     """Reads the whole file as cheaply as its format allows. Raises ImageError."""
     with _reading(path) as image:
         found = _info(image, image.has_transparency_data)
-        image.draft(None, (1, 1))  # JPEG: every byte is still read, only an eighth of each side computed
+        image.draft(
+            None, (1, 1)
+        )  # JPEG: every byte is still read, only an eighth of each side computed
         decoded = _decoded(image)
         _refuse_wide_values(decoded, path)
-        if found.alpha and decoded.convert("RGBA").getchannel("A").getextrema() == (0, 0):
+        if found.alpha and decoded.convert("RGBA").getchannel("A").getextrema() == (
+            0,
+            0,
+        ):
             found = found._replace(notes=(*found.notes, CLEAR))
         return found._replace(verified=True)
 
 
 def inspect_header(path: Path | str) -> ImageInfo:
-    """What the header says, some 50 times as fast; where it is not enough, as `inspect_image`. Raises ImageError."""
+    """What the header says, some 50 times as fast; where it is not enough, as
+    `inspect_image`. Raises ImageError."""
     with _reading(path) as image:
         if _header_is_enough(image):
             return _info(image, image.has_transparency_data)
@@ -260,22 +298,40 @@ def _info(image: Image.Image, alpha: bool) -> ImageInfo:
     colours = colours_of(image)
     notes = (colours.fault,) if colours.fault else ()
     name = colours.name if colours.changes else ""
-    return ImageInfo(_upright_size(image), alpha, notes, False, name, colours.is_hdr, _reading_of(image, colours))
+    return ImageInfo(
+        _upright_size(image),
+        alpha,
+        notes,
+        False,
+        name,
+        colours.is_hdr,
+        _reading_of(image, colours),
+    )
 
 
 def _reading_of(image: Image.Image, colours: Colours) -> str:
     header = header_of(image)
     parts = [colours.reading, header.reading if header else ""]
-    is_new = _is_converted_here(image, colours) or (image.format == "BMP" and colours.changes)
+    is_new = _is_converted_here(image, colours) or (
+        image.format == "BMP" and colours.changes
+    )
     if not colours.reading and is_new:
         parts.append("profile 1")
-    if image.format == "AVIF" and colours.reading and find_spec(jxl.PACKAGE) and _avif_bits(image) > 8:
-        parts.append("16 bits")  # where another decoder is installed the same file has other pixels
+    if (
+        image.format == "AVIF"
+        and colours.reading
+        and find_spec(jxl.PACKAGE)
+        and _avif_bits(image) > 8
+    ):
+        parts.append(
+            "16 bits"
+        )  # where another decoder is installed the same file has other pixels
     return " ".join(filter(None, parts))
 
 
 def _is_converted_here(image: Image.Image, colours: Colours) -> bool:
-    """Whether `conversion` makes sRGB of an image that was not decoded: lcms does of 8 bits with a profile for them."""
+    """Whether `conversion` makes sRGB of an image that was not decoded: lcms does of 8
+    bits with a profile for them."""
     if not colours.profile:
         return bool(colours.reading)
     is_wide = image.mode in _SIXTEEN_BIT or _has_wide_rgb(image)
@@ -284,8 +340,8 @@ def _is_converted_here(image: Image.Image, colours: Colours) -> bool:
 
 
 def image_reading(path: Path | str, data: bytes | None = None) -> str:
-    """`ImageInfo.reading` of a file; empty for one that cannot be used. Reads its header only. data: as of
-    `open_image`."""
+    """`ImageInfo.reading` of a file; empty for one that cannot be used. Reads its
+    header only. data: as of `open_image`."""
     try:
         with _reading(path, data) as image:
             return _reading_of(image, colours_of(image))
@@ -294,9 +350,15 @@ def image_reading(path: Path | str, data: bytes | None = None) -> str:
 
 
 def resize_cover_crop(image: Image.Image, crop: ResizeCrop) -> Image.Image:
-    """The image as its bucket wants it: bicubic to `crop.scaled`, then the bucket cut out. Pillow weights the colours
-    of RGBA by their opacity, so that transparent pixels do not bleed into others."""
-    box = (crop.left, crop.top, crop.left + crop.bucket.width, crop.top + crop.bucket.height)
+    """The image as its bucket wants it: bicubic to `crop.scaled`, then the bucket cut
+    out. Pillow weights the colours of RGBA by their opacity, so that transparent pixels
+    do not bleed into others."""
+    box = (
+        crop.left,
+        crop.top,
+        crop.left + crop.bucket.width,
+        crop.top + crop.bucket.height,
+    )
     return image.resize(crop.scaled, Image.Resampling.BICUBIC).crop(box)
 
 
@@ -310,12 +372,14 @@ def flip_image(image: Image.Image, flip: Flip) -> Image.Image:
 
 
 def resize(image: Image.Image, size: Size) -> Image.Image:
-    """A reference at exactly this size, by Lanczos as diffusers' `VaeImageProcessor.resize` does."""
+    """A reference at exactly this size, by Lanczos as diffusers'
+    `VaeImageProcessor.resize` does."""
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Pixels [P, H, W] float32 in [-1, 1] of an RGB or RGBA image; as diffusers' `VaeImageProcessor.preprocess`."""
+    """Pixels [P, H, W] float32 in [-1, 1] of an RGB or RGBA image; as diffusers'
+    `VaeImageProcessor.preprocess`."""
     import numpy
     import torch
 
@@ -328,7 +392,8 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 @contextmanager
 def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Image]:
-    """The opened, not yet decoded file; every way in which it can be unusable becomes an ImageError."""
+    """The opened, not yet decoded file; every way in which it can be unusable becomes
+    an ImageError."""
     try:
         with _open(path if data is None else io.BytesIO(data)) as image:
             _refuse_unusable(image, path)
@@ -341,25 +406,38 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
             raise ImageError(path, reason) from error
         raise ImageError(path, _why_unknown(path, data)) from error
     except jxl.Unread as error:
-        raise ImageError(path, f"is a JPEG XL {error}, which is not read. {_REMEDY}") from error
+        raise ImageError(
+            path, f"is a JPEG XL {error}, which is not read. {_REMEDY}"
+        ) from error
     except FileNotFoundError as error:
         raise ImageError(path, "does not exist") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(path, f"has more than the {MAX_PIXELS // 10**6} megapixels allowed") from error
+        raise ImageError(
+            path, f"has more than the {MAX_PIXELS // 10**6} megapixels allowed"
+        ) from error
     except _DECODE_ERRORS as error:
         if isinstance(error, PermissionError):
             cause = denied(Path(path))
-            raise ImageError(path, f"cannot be read: {cause.what}. {cause.remedy}") from error
-        if isinstance(error, OSError) and error.errno:  # of the system; those of the decoders have no number
+            raise ImageError(
+                path, f"cannot be read: {cause.what}. {cause.remedy}"
+            ) from error
+        if (
+            isinstance(error, OSError) and error.errno
+        ):  # of the system; those of the decoders have no number
             raise ImageError(path, f"cannot be read: {error.strerror}") from error
         kind = _unread_jpeg(_beginning(path, data))
         if kind:
-            raise ImageError(path, f"is {kind}, which is not read. {_REMEDY}") from error
-        raise ImageError(path, f"cannot be read ({error}): truncated or damaged") from error
+            raise ImageError(
+                path, f"is {kind}, which is not read. {_REMEDY}"
+            ) from error
+        raise ImageError(
+            path, f"cannot be read ({error}): truncated or damaged"
+        ) from error
 
 
 def _stands_in(path: Path | str, data: bytes | None) -> str:
-    """What an unknown file is where it only stands in the place of an image, with the remedy; else empty."""
+    """What an unknown file is where it only stands in the place of an image, with the
+    remedy; else empty."""
     with suppress(OSError):  # then the other error is told
         contents = data
         if contents is None:
@@ -370,14 +448,18 @@ def _stands_in(path: Path | str, data: bytes | None) -> str:
 
 
 def _open(file: Path | str | IO[bytes]) -> Image.Image:
-    """Photographs of iPhones (HEIC) and JPEG XL are read from the first unknown file on, whatever it is named: their
-    decoders take time to be imported."""
+    """Photographs of iPhones (HEIC) and JPEG XL are read from the first unknown file
+    on, whatever it is named: their decoders take time to be imported."""
     try:
         return _open_with_pillow(file)
     except UnidentifiedImageError:
         if not find_spec(jxl.PACKAGE):
             raise
-        with Path(file).open("rb") if isinstance(file, Path | str) else nullcontext(file) as opened:
+        with (
+            Path(file).open("rb")
+            if isinstance(file, Path | str)
+            else nullcontext(file) as opened
+        ):
             opened.seek(0)
             is_jxl = opened.read(12).startswith(jxl.BEGINNINGS)
             opened.seek(0)
@@ -388,7 +470,9 @@ def _open(file: Path | str | IO[bytes]) -> Image.Image:
 
 def _open_with_pillow(file: Path | str | IO[bytes]) -> Image.Image:
     try:
-        image = Image.open(file, formats=(*_FORMATS, *(("HEIF",) if "HEIF" in Image.OPEN else ())))
+        image = Image.open(
+            file, formats=(*_FORMATS, *(("HEIF",) if "HEIF" in Image.OPEN else ()))
+        )
         profile = profile_of_bmp(image)
         if profile:
             image.info["icc_profile"] = profile
@@ -402,7 +486,18 @@ def _open_with_pillow(file: Path | str | IO[bytes]) -> Image.Image:
     return Image.open(file, formats=("HEIF",))
 
 
-_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+_HEIC_BRANDS = (
+    b"heic",
+    b"heix",
+    b"heim",
+    b"heis",
+    b"hevc",
+    b"hevx",
+    b"hevm",
+    b"hevs",
+    b"mif1",
+    b"msf1",
+)
 _REMEDY = "Save it as PNG, with 8 or 16 bits per channel"
 _OTHER_FORMATS = {
     b"\0\0\0\x0cjP  ": "JPEG 2000",
@@ -416,7 +511,8 @@ _OTHER_FORMATS = {
 
 
 def _why_unknown(path: Path | str, data: bytes | None) -> str:
-    """Why no decoder takes a file: it is of a kind that is not read, its decoder is not installed, or it is damaged."""
+    """Why no decoder takes a file: it is of a kind that is not read, its decoder is not
+    installed, or it is damaged."""
     what = "is not a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF image, or is damaged"
     beginning = _beginning(path, data)
     if not beginning.strip(b"\0"):
@@ -438,8 +534,14 @@ def _why_unknown(path: Path | str, data: bytes | None) -> str:
         if beginning.startswith(begin):
             article = "an" if name[0] == "O" else "a"
             return f"is {article} {name}, which is not read. {_REMEDY}"
-    if beginning[4:8] == b"ftyp" and beginning[8:12] in _HEIC_BRANDS and not find_spec("pi_heif"):
-        return f"{what} (HEIC needs the package 'pi-heif': {install_command('pi-heif')})"
+    if (
+        beginning[4:8] == b"ftyp"
+        and beginning[8:12] in _HEIC_BRANDS
+        and not find_spec("pi_heif")
+    ):
+        return (
+            f"{what} (HEIC needs the package 'pi-heif': {install_command('pi-heif')})"
+        )
     if beginning.startswith(jxl.BEGINNINGS) and not find_spec(jxl.PACKAGE):
         return f"is a JPEG XL, which needs the package '{jxl.PACKAGE}' (extra 'jxl'): {install_command(jxl.PACKAGE)}"
     return what
@@ -455,7 +557,8 @@ def _beginning(path: Path | str, data: bytes | None) -> bytes:
 
 
 def _unread_jpeg(beginning: bytes) -> str:
-    """The kind of a JPEG that its decoder does not read, by the marker that begins its frame; else empty.
+    """The kind of a JPEG that its decoder does not read, by the marker that begins its
+    frame; else empty.
 
     Source of the layout: ITU-T T.81, table B.1 and B.2.2.
     """
@@ -479,8 +582,11 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
     if image.width * image.height > MAX_PIXELS:
         megapixels = image.width * image.height / 1e6
         limit = f"at most {MAX_PIXELS // 10**6} are allowed"
-        raise ImageError(path, f"has {megapixels:.0f} megapixels, {limit}. Make it smaller")
-    # A JPEG with several images (MPO) is a photograph with previews, as HEIC may be: its first image is meant.
+        raise ImageError(
+            path, f"has {megapixels:.0f} megapixels, {limit}. Make it smaller"
+        )
+    # A JPEG with several images (MPO) is a photograph with previews, as HEIC may be:
+    # its first image is meant.
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         frames = pages_of(image)
     else:
@@ -504,18 +610,26 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
     if header is not None and not header.is_read:
         raise ImageError(path, f"is a TIFF of {header}, which is not read. {_REMEDY}")
     if image.mode == "F":
-        raise ImageError(path, "holds floating-point pixels, whose range is unknown. Save it with 8 or 16 bits")
+        raise ImageError(
+            path,
+            "holds floating-point pixels, whose range is unknown. Save it with 8 or 16 bits",
+        )
 
 
 def _header_is_enough(image: Image.Image) -> bool:
-    """Whether the header of an image that was not decoded tells all that is to be known before its pixels are needed,
-    and its file is as long as its format says.
+    """Whether the header of an image that was not decoded tells all that is to be known
+    before its pixels are needed, and its file is as long as its format says.
 
-    Not of other formats, WebP with transparency and PNG with a colour profile (which may be all clear).
+    Not of other formats, WebP with transparency and PNG with a colour profile (which
+    may be all clear).
     """
     file: IO[bytes] | None = getattr(image, "fp", None)
-    usual = image.format in ("JPEG", "MPO") or (image.format == "WEBP" and image.mode == "RGB")
-    if file is None or not (usual or (image.format == "PNG" and "icc_profile" not in image.info)):
+    usual = image.format in ("JPEG", "MPO") or (
+        image.format == "WEBP" and image.mode == "RGB"
+    )
+    if file is None or not (
+        usual or (image.format == "PNG" and "icc_profile" not in image.info)
+    ):
         return False
     place = file.tell()
     if image.format == "PNG":
@@ -557,7 +671,11 @@ def _orientation(image: Image.Image) -> int:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return 1  # Pillow has already turned TIFF and reports the turned size
     try:
-        if isinstance(image, PngImagePlugin.PngImageFile) and image.fp and _says_all_before_pixels(image.fp):
+        if (
+            isinstance(image, PngImagePlugin.PngImageFile)
+            and image.fp
+            and _says_all_before_pixels(image.fp)
+        ):
             exif = Image.Image.getexif(image)  # its own would decode the image first
         else:
             exif = image.getexif()
@@ -588,17 +706,23 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _refuse_wide_values(image: Image.Image, path: Path | str) -> None:
-    """Mode I is either 16 bits in a wider type or truly 32 bits; only the pixels tell."""
-    low, high = cast("tuple[int, int]", image.getextrema()) if image.mode == "I" else (0, 0)  # one pair: one band
+    """Mode I is either 16 bits in a wider type or truly 32 bits; only the pixels
+    tell."""
+    low, high = (
+        cast("tuple[int, int]", image.getextrema()) if image.mode == "I" else (0, 0)
+    )  # one pair: one band
     is_small = 0 < high < 256  # which 16 bits would make all but black
     if low < 0 or high > 65535 or is_small:
-        raise ImageError(path, f"holds 32-bit values ({low} to {high}). Save it with 8 or 16 bits")
+        raise ImageError(
+            path, f"holds 32-bit values ({low} to {high}). Save it with 8 or 16 bits"
+        )
 
 
 def _to_eight_bit(image: Image.Image, path: Path | str) -> Image.Image:
     """Scales grey of 16 bits to 8 (65535 becomes 255); everything else passes.
 
-    Pillow reads 16-bit colour as 8 bits, but `convert("RGB")` would clip 16-bit grey to white.
+    Pillow reads 16-bit colour as 8 bits, but `convert("RGB")` would clip 16-bit grey to
+    white.
     """
     if image.mode not in _SIXTEEN_BIT:
         return image
@@ -612,7 +736,9 @@ def _to_eight_bit(image: Image.Image, path: Path | str) -> Image.Image:
     clear = image.info.get("transparency")
     if clear is None:
         return grey
-    grey.putalpha(Image.fromarray(numpy.where(wide_HW == clear, 0, 255).astype(numpy.uint8)))
+    grey.putalpha(
+        Image.fromarray(numpy.where(wide_HW == clear, 0, 255).astype(numpy.uint8))
+    )
     return grey
 
 
@@ -631,10 +757,15 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def _to_srgb(colour: Image.Image, colours: Colours, note: Note) -> Image.Image:
-    """Applies the embedded profile; a file without a usable one is taken to be sRGB already."""
+    """Applies the embedded profile; a file without a usable one is taken to be sRGB
+    already."""
     if colours.fault:
         note(colours.fault)
-    profile, _ = read_profile(colours.profile) if colours.profile and not colours.fault else (None, "")
+    profile, _ = (
+        read_profile(colours.profile)
+        if colours.profile and not colours.fault
+        else (None, "")
+    )
     if profile is None and colour.mode == "LAB":
         profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
     if profile is None:
@@ -642,7 +773,9 @@ def _to_srgb(colour: Image.Image, colours: Colours, note: Note) -> Image.Image:
     if colour.mode == "L" and profile_mode(profile) == "RGB":
         colour = colour.convert("RGB")
     try:
-        converted = ImageCms.profileToProfile(colour, profile, srgb_profile(), outputMode="RGB")
+        converted = ImageCms.profileToProfile(
+            colour, profile, srgb_profile(), outputMode="RGB"
+        )
         return cast("Image.Image", converted)  # None only in place
     except ImageCms.PyCMSError as error:
         note(f"its colour profile cannot be applied ({error}): taken as sRGB")
@@ -652,8 +785,9 @@ def _to_srgb(colour: Image.Image, colours: Colours, note: Note) -> Image.Image:
 def _converted(
     image: Image.Image, colours: Colours, path: Path | str, data: bytes | None
 ) -> tuple[Image.Image, Image.Image | None]:
-    """An opened image of other colours than sRGB's as upright 8-bit sRGB, and its opacity (L) when it has one. Of a
-    file of 16 bits all of them count, as far as its decoder gives them."""
+    """An opened image of other colours than sRGB's as upright 8-bit sRGB, and its
+    opacity (L) when it has one. Of a file of 16 bits all of them count, as far as its
+    decoder gives them."""
     import numpy
 
     from toolkit.data.pixels.conversion import to_srgb
@@ -669,16 +803,21 @@ def _converted(
     colour, alpha = _split_alpha(_to_eight_bit(decoded, path))
     if wide_HWP is None:
         values = numpy.asarray(colour if colour.mode == "L" else colour.convert("RGB"))
-        return Image.fromarray(to_srgb(values.reshape(*values.shape[:2], -1), colours)), alpha
+        return Image.fromarray(
+            to_srgb(values.reshape(*values.shape[:2], -1), colours)
+        ), alpha
     return _turned(Image.fromarray(to_srgb(wide_HWP, colours)), orientation), alpha
 
 
 def _sixteen_bits(image: Image.Image, path: Path | str, data: bytes | None) -> Any:
-    """The colours [H, W, P] uint16 of an opened file of 16 bits, P 1 or 3, turned as `Image.load` turns them; None
-    where its decoder gives 8 bits."""
+    """The colours [H, W, P] uint16 of an opened file of 16 bits, P 1 or 3, turned as
+    `Image.load` turns them; None where its decoder gives 8 bits."""
     import numpy
 
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and TiffHeader.of(image.tag_v2).has_planes:
+    if (
+        isinstance(image, TiffImagePlugin.TiffImageFile)
+        and TiffHeader.of(image.tag_v2).has_planes
+    ):
         wide_HWP = read_planes(image)
         is_rgb = image.mode in ("RGB", "RGBA")
         return wide_HWP[..., :3] if is_rgb else None
@@ -702,10 +841,13 @@ def _sixteen_bits(image: Image.Image, path: Path | str, data: bytes | None) -> A
         return grey_HW.clip(0, 65535).astype(numpy.uint16)[..., None]
     if not _has_wide_rgb(image):
         return None
-    # Pillow keeps the high byte of each value; where it is told of the other byte order it keeps the low one.
+    # Pillow keeps the high byte of each value; where it is told of the other byte order
+    # it keeps the low one.
     with _open(path if data is None else io.BytesIO(data)) as again:
         assert isinstance(again, ImageFile.ImageFile)  # as the first time
-        again.tile = [tile._replace(args=_other_order(tile.args)) for tile in again.tile]
+        again.tile = [
+            tile._replace(args=_other_order(tile.args)) for tile in again.tile
+        ]
         again.load()
         low_HWP = numpy.asarray(again)[..., :3]
     image.load()
@@ -713,11 +855,13 @@ def _sixteen_bits(image: Image.Image, path: Path | str, data: bytes | None) -> A
 
 
 def _has_wide_rgb(image: Image.Image) -> bool:
-    """Whether an image that was not decoded is RGB of 16 bits, all of which `_sixteen_bits` gets. Of compressed planes
-    Pillow gives the high bytes alone."""
+    """Whether an image that was not decoded is RGB of 16 bits, all of which
+    `_sixteen_bits` gets. Of compressed planes Pillow gives the high bytes alone."""
     header = header_of(image)
     if header is not None and header.is_planar:
-        return header.has_planes and header.bits[0] == 16 and image.mode in ("RGB", "RGBA")
+        return (
+            header.has_planes and header.bits[0] == 16 and image.mode in ("RGB", "RGBA")
+        )
     if isinstance(image, ImageFile.ImageFile):
         tiles = image.tile
     else:
@@ -726,7 +870,9 @@ def _has_wide_rgb(image: Image.Image) -> bool:
 
 
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-_WIDE_ENDINGS = tuple(f"{mode};16{order}" for mode in ("RGB", "RGBA", "RGBX") for order in "BLN")
+_WIDE_ENDINGS = tuple(
+    f"{mode};16{order}" for mode in ("RGB", "RGBA", "RGBX") for order in "BLN"
+)
 
 
 def _rawmode(tile: Any) -> str:
@@ -752,12 +898,15 @@ def _avif_bits(image: Image.Image) -> int:
 
 
 def _avif_of_16_bits(bits: int, path: Path | str, data: bytes | None) -> Any:
-    """The colours [H, W, P] uint16, not turned upright, of an AVIF of 10 or 12 bits, of which Pillow gives 8."""
+    """The colours [H, W, P] uint16, not turned upright, of an AVIF of 10 or 12 bits, of
+    which Pillow gives 8."""
     import imagecodecs
     import numpy
 
     try:
-        values_HWP = numpy.asarray(imagecodecs.avif_decode(Path(path).read_bytes() if data is None else data))
+        values_HWP = numpy.asarray(
+            imagecodecs.avif_decode(Path(path).read_bytes() if data is None else data)
+        )
     except imagecodecs.AvifError as error:
         raise OSError(f"broken data stream: {error}") from error
     values_HWP = values_HWP.reshape(*values_HWP.shape[:2], -1)
@@ -770,15 +919,20 @@ def _widened(values_HWP: Any, bits: int) -> Any:
     import numpy
 
     top = (1 << bits) - 1
-    return ((values_HWP.astype(numpy.uint32).clip(0, top) * 65535 + top // 2) // top).astype(numpy.uint16)
+    return (
+        (values_HWP.astype(numpy.uint32).clip(0, top) * 65535 + top // 2) // top
+    ).astype(numpy.uint16)
 
 
 def _heic_of_16_bits(path: Path | str, data: bytes | None) -> Any:
-    """The colours [H, W, 3] uint16 of a HEIC of 10 or 12 bits, which the opener of pi-heif cuts to 8."""
+    """The colours [H, W, 3] uint16 of a HEIC of 10 or 12 bits, which the opener of
+    pi-heif cuts to 8."""
     import numpy
     from pi_heif import open_heif
 
-    file = open_heif(path if data is None else io.BytesIO(data), convert_hdr_to_8bit=False)
+    file = open_heif(
+        path if data is None else io.BytesIO(data), convert_hdr_to_8bit=False
+    )
     values_HWP = numpy.asarray(
         file[file.primary_index]
     )  # of pi-heif 1.4 a view, which is valid as long as `file` lives
@@ -788,7 +942,8 @@ def _heic_of_16_bits(path: Path | str, data: bytes | None) -> Any:
     return _widened(values_HWP[..., :3] >> (16 - bits), bits)
 
 
-# ---------------------------------------------------------------- what Pillow does otherwise
+# ---------------------------------------------------------------- what Pillow does
+# otherwise
 
 
 def _decoded(image: Image.Image) -> Image.Image:
@@ -809,13 +964,19 @@ def _tiff_undone(image: Image.Image, header: TiffHeader | None = None) -> Image.
 
 
 def _of_planes(image: TiffImagePlugin.TiffImageFile) -> Image.Image:
-    """The upright image, of 8 bits, of a TIFF whose channels are stored one after the other."""
+    """The upright image, of 8 bits, of a TIFF whose channels are stored one after the
+    other."""
     import numpy
 
     values_HWP = read_planes(image)
     top = int(numpy.iinfo(values_HWP.dtype).max)
-    eight_HWP = ((values_HWP.astype(numpy.uint32) * 255 + top // 2) // top).astype(numpy.uint8)
-    planes = [Image.fromarray(numpy.ascontiguousarray(eight_HWP[..., p])) for p in range(eight_HWP.shape[2])]
+    eight_HWP = ((values_HWP.astype(numpy.uint32) * 255 + top // 2) // top).astype(
+        numpy.uint8
+    )
+    planes = [
+        Image.fromarray(numpy.ascontiguousarray(eight_HWP[..., p]))
+        for p in range(eight_HWP.shape[2])
+    ]
     decoded = _turned(Image.merge(image.mode, planes), orientation_of(image))
     decoded.info = image.info
     return decoded

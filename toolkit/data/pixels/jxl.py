@@ -1,10 +1,13 @@
-"""JPEG XL, read with imagecodecs (libjxl) where it is installed. Pillow 13 has no decoder, and its plugin is GPL.
+"""JPEG XL, read with imagecodecs (libjxl) where it is installed. Pillow 13 has no
+decoder, and its plugin is GPL.
 
-A JPEG that was packed losslessly is unpacked to that JPEG, with its profile and EXIF. Of other files the header says
-size and colours: libjxl turns their pixels upright, and gives them in the colours that the header names. imagecodecs
-does not give the ICC profile that may be in such a file instead: then it is refused by name.
+A JPEG that was packed losslessly is unpacked to that JPEG, with its profile and EXIF.
+Of other files the header says size and colours: libjxl turns their pixels upright, and
+gives them in the colours that the header names. imagecodecs does not give the ICC
+profile that may be in such a file instead: then it is refused by name.
 
-Source of the layout: ISO/IEC 18181-1 (codestream, annexes D and E) and 18181-2 (file format).
+Source of the layout: ISO/IEC 18181-1 (codestream, annexes D and E) and 18181-2 (file
+format).
 """
 
 from __future__ import annotations
@@ -83,17 +86,21 @@ class JxlHeader(NamedTuple):
     has_alpha: bool
     is_animated: bool
     codes: tuple[int, int, bool] | None
-    """Primaries and transfer by H.273, and that the range is full; None: an ICC profile."""
+    """Primaries and transfer by H.273, and that the range is full; None: an ICC
+    profile."""
 
     gamma: float = 0.0
-    """Exponent from light to values where the header gives one instead of a code; else 0."""
+    """Exponent from light to values where the header gives one instead of a code; else
+    0."""
 
     points: tuple[float, ...] = ()
-    """CIE x and y of white, red, green and blue, where the header gives them instead of a code."""
+    """CIE x and y of white, red, green and blue, where the header gives them instead of
+    a code."""
 
 
 def read_header(codestream: bytes) -> JxlHeader:
-    """The header of a codestream. Raises ValueError where it is damaged, Unread for what is not understood."""
+    """The header of a codestream. Raises ValueError where it is damaged, Unread for
+    what is not understood."""
     if codestream[:2] != BEGINNINGS[0]:
         raise ValueError("it has no codestream")
     bits = _Bits(codestream[2:1024])
@@ -113,12 +120,26 @@ def read_header(codestream: bytes) -> JxlHeader:
             _animation(bits)
     is_float, depth = _depth(bits)
     bits.flag()  # whether 16 bits suffice in between
-    kinds = [_extra_channel(bits) for _ in range(bits.choice((0, 0), (1, 0), (2, 4), (1, 12)))]
+    kinds = [
+        _extra_channel(bits)
+        for _ in range(bits.choice((0, 0), (1, 0), (2, 4), (1, 12)))
+    ]
     bits.flag()  # whether it is XYB, of which libjxl makes the colours that follow
     is_grey, codes, gamma, points = _colours(bits)
     if orientation > 4:
         width, height = height, width
-    return JxlHeader(width, height, depth, is_float, is_grey, _ALPHA in kinds, is_animated, codes, gamma, points)
+    return JxlHeader(
+        width,
+        height,
+        depth,
+        is_float,
+        is_grey,
+        _ALPHA in kinds,
+        is_animated,
+        codes,
+        gamma,
+        points,
+    )
 
 
 def _size(bits: _Bits) -> tuple[int, int]:
@@ -182,8 +203,11 @@ def _extra_channel(bits: _Bits) -> int:
     return kind
 
 
-def _colours(bits: _Bits) -> tuple[bool, tuple[int, int, bool] | None, float, tuple[float, ...]]:
-    """Whether the colours are grey; their codes; a gamma; the chromaticities of white and the primaries."""
+def _colours(
+    bits: _Bits,
+) -> tuple[bool, tuple[int, int, bool] | None, float, tuple[float, ...]]:
+    """Whether the colours are grey; their codes; a gamma; the chromaticities of white
+    and the primaries."""
     if bits.flag():
         return False, (1, 13, False), 0.0, ()
     has_profile = bits.flag()
@@ -196,19 +220,33 @@ def _colours(bits: _Bits) -> tuple[bool, tuple[int, int, bool] | None, float, tu
     white_kind = bits.enum()
     white = _point(bits) if white_kind == _OWN else _WHITES.get(white_kind)
     kind = 1 if is_grey else bits.enum()
-    primaries = tuple(_point(bits) for _ in range(3)) if kind == _OWN else _POINTS.get(kind)
+    primaries = (
+        tuple(_point(bits) for _ in range(3)) if kind == _OWN else _POINTS.get(kind)
+    )
     if white is None or primaries is None:
         raise Unread("of unknown primaries")
     is_usual = white_kind == 1 and kind != _OWN
-    points = () if is_usual or is_grey else tuple(value for point in (white, *primaries) for value in point)
+    points = (
+        ()
+        if is_usual or is_grey
+        else tuple(value for point in (white, *primaries) for value in point)
+    )
     if bits.flag():
-        return is_grey, (_PRIMARIES.get(kind, 1), 2, False), bits.take(24) / 10_000_000, points
+        return (
+            is_grey,
+            (_PRIMARIES.get(kind, 1), 2, False),
+            bits.take(24) / 10_000_000,
+            points,
+        )
     return is_grey, (_PRIMARIES.get(kind, 1), bits.enum(), False), 0.0, points
 
 
 def _point(bits: _Bits) -> tuple[float, float]:
     """A chromaticity, x and y in millionths, each with its sign in the lowest bit."""
-    values = [bits.choice((0, 19), (524_288, 19), (1_048_576, 20), (2_097_152, 21)) for _ in range(2)]
+    values = [
+        bits.choice((0, 19), (524_288, 19), (1_048_576, 20), (2_097_152, 21))
+        for _ in range(2)
+    ]
     x, y = (-(value // 2) - 1 if value % 2 else value // 2 for value in values)
     return x / 1e6, y / 1e6
 
@@ -217,14 +255,17 @@ def _point(bits: _Bits) -> tuple[float, float]:
 
 
 def open_jxl(file: IO[bytes]) -> Image.Image:
-    """The image, not decoded. Raises OSError or ValueError for a damaged file, Unread for one of a kind that is not
-    read."""
+    """The image, not decoded. Raises OSError or ValueError for a damaged file, Unread
+    for one of a kind that is not read."""
     import imagecodecs
 
     data = file.read()
     codestream, has_jpeg = _codestream_of(data)
     if has_jpeg:
-        return Image.open(io.BytesIO(imagecodecs.jpegxl_decode_jpeg(data, numthreads=1)), formats=("JPEG",))
+        return Image.open(
+            io.BytesIO(imagecodecs.jpegxl_decode_jpeg(data, numthreads=1)),
+            formats=("JPEG",),
+        )
     header = read_header(codestream)
     if header.is_float:
         raise Unread(f"of float{header.bits}")
@@ -259,7 +300,9 @@ class JxlImageFile(ImageFile.ImageFile):
     def _open(self) -> None:
         header = self.header
         self._size = header.width, header.height
-        self._mode = ("L" if header.is_grey else "RGB") + ("A" if header.has_alpha else "")
+        self._mode = ("L" if header.is_grey else "RGB") + (
+            "A" if header.has_alpha else ""
+        )
         self.n_frames = 2 if header.is_animated else 1
         self.tile = []
 
@@ -279,7 +322,9 @@ class JxlImageFile(ImageFile.ImageFile):
             wide_HWP = values_HWP.astype(numpy.uint64).clip(0, top)
             values_HWP = ((wide_HWP * 65535 + top // 2) // top).astype(numpy.uint16)
         if values_HWP.shape != (self.height, self.width, len(self.getbands())):
-            raise OSError(f"its pixels are {_times(values_HWP.shape)}, and its header says otherwise")
+            raise OSError(
+                f"its pixels are {_times(values_HWP.shape)}, and its header says otherwise"
+            )
         return values_HWP
 
     def load(self) -> Any:
@@ -288,7 +333,9 @@ class JxlImageFile(ImageFile.ImageFile):
         if self._im is None:
             values_HWP = self.values()
             if values_HWP.dtype == numpy.uint16:
-                values_HWP = ((values_HWP.astype(numpy.uint32) * 255 + 32767) // 65535).astype(numpy.uint8)
+                values_HWP = (
+                    (values_HWP.astype(numpy.uint32) * 255 + 32767) // 65535
+                ).astype(numpy.uint8)
             if values_HWP.shape[2] == 1:
                 pixels = values_HWP[..., 0]
             else:

@@ -1,4 +1,5 @@
-"""What Pillow 13 reads wrongly of TIFF, or not at all: known by the header, read here with numpy or refused by name.
+"""What Pillow 13 reads wrongly of TIFF, or not at all: known by the header, read here
+with numpy or refused by name.
 
 Shape suffixes: H/W height and width in pixels, P planes (channels).
 """
@@ -59,12 +60,22 @@ _COMPRESSIONS = {
 }
 """Tag 259 -> its name. Source: the tables of TIFF 6.0 and of libtiff 4.7 (tiff.h)."""
 
-_NOT_DECODED = frozenset({33003, 33004, 33005, 34712, 34887, 34892, 34933, 34934, 50001, 50002, 52546})
+_NOT_DECODED = frozenset(
+    {33003, 33004, 33005, 34712, 34887, 34892, 34933, 34934, 50001, 50002, 52546}
+)
 """Those of them for which Pillow's libtiff has no decoder."""
 
-_FORMATS = {1: "uint", 2: "int", 3: "float", 4: "undefined", 5: "complex int", 6: "complex"}
+_FORMATS = {
+    1: "uint",
+    2: "int",
+    3: "float",
+    4: "undefined",
+    5: "complex int",
+    6: "complex",
+}
 
-# Greys of more than 8 bits that Pillow leaves out, though it reads their brothers: `undone` turns them.
+# Greys of more than 8 bits that Pillow leaves out, though it reads their brothers:
+# `undone` turns them.
 _GREYS = {
     (b"MM", 0, 16): ("I;16B", "I;16B"),
     (b"II", 0, 12): ("I;16", "I;12"),
@@ -72,7 +83,9 @@ _GREYS = {
     (b"MM", 1, 12): ("I;16", "I;12"),
 }
 for (_prefix, _photometric, _depth), _modes in _GREYS.items():
-    TiffImagePlugin.OPEN_INFO.setdefault((_prefix, _photometric, (1,), 1, (_depth,), ()), _modes)
+    TiffImagePlugin.OPEN_INFO.setdefault(
+        (_prefix, _photometric, (1,), 1, (_depth,), ()), _modes
+    )
 
 
 class TiffHeader(NamedTuple):
@@ -92,7 +105,8 @@ class TiffHeader(NamedTuple):
     """Whether each channel is stored by itself."""
 
     extras: tuple[int, ...]
-    """What the channels behind the colours are: 0 unknown, 1 opacity that multiplied the colours, 2 opacity."""
+    """What the channels behind the colours are: 0 unknown, 1 opacity that multiplied
+    the colours, 2 opacity."""
 
     is_subsampled: bool
     """Whether it is YCbCr with fewer colours than pixels, uncompressed."""
@@ -108,9 +122,15 @@ class TiffHeader(NamedTuple):
         photometric = _numbers(tags, _PHOTOMETRIC, 0)[0]
         is_planar = _numbers(tags, _PLANAR, 1)[0] == 2
         extras = _numbers(tags, _EXTRA, 0) if _EXTRA in tags else ()
-        is_subsampled = photometric == _YCBCR and compression == 1 and _numbers(tags, _SUBSAMPLING, 2) != (1, 1)
+        is_subsampled = (
+            photometric == _YCBCR
+            and compression == 1
+            and _numbers(tags, _SUBSAMPLING, 2) != (1, 1)
+        )
         kind = _numbers(tags, _FORMAT, 1)[0]
-        return cls(bits, kind, compression, photometric, is_planar, extras, is_subsampled)
+        return cls(
+            bits, kind, compression, photometric, is_planar, extras, is_subsampled
+        )
 
     def __str__(self) -> str:
         """Samples, type and compression: `3 x float32, WebP compression`."""
@@ -120,7 +140,9 @@ class TiffHeader(NamedTuple):
             what = f"{len(self.bits)} x {name}{self.bits[0]}"
         else:
             what = f"{name} of {_listed(self.bits)} bits"
-        compression = _COMPRESSIONS.get(self.compression, f"unknown ({self.compression})")
+        compression = _COMPRESSIONS.get(
+            self.compression, f"unknown ({self.compression})"
+        )
         if compression:
             what += f", {compression} compression"
         if self.is_subsampled:
@@ -134,30 +156,44 @@ class TiffHeader(NamedTuple):
 
     @property
     def is_read(self) -> bool:
-        """Whether an image that Pillow opens has values of a known range in a known compression."""
+        """Whether an image that Pillow opens has values of a known range in a known
+        compression."""
         is_signed = self.format == 2 and max(self.bits) < 32
-        is_decoded = self.compression in TiffImagePlugin.COMPRESSION_INFO and self.compression not in _NOT_DECODED
+        is_decoded = (
+            self.compression in TiffImagePlugin.COMPRESSION_INFO
+            and self.compression not in _NOT_DECODED
+        )
         return is_decoded and not is_signed and not self.is_subsampled
 
     @property
     def has_planes(self) -> bool:
-        """Whether Pillow reads its planes wrongly: each byte of 16 bits as a pixel, and 8 bits that are multiplied by
-        the opacity not at all."""
+        """Whether Pillow reads its planes wrongly: each byte of 16 bits as a pixel, and
+        8 bits that are multiplied by the opacity not at all."""
         is_plain = self.is_planar and self.compression == 1 and len(self.bits) > 1
-        return is_plain and (set(self.bits) == {16} or (set(self.bits) == {8} and self.is_premultiplied))
+        return is_plain and (
+            set(self.bits) == {16} or (set(self.bits) == {8} and self.is_premultiplied)
+        )
 
     @property
     def grey_top(self) -> int:
-        """The value of white (of black, where white is zero) that Pillow gives of grey of more than 8 bits, or 0 where
-        its values are those of 16 bits, black as zero."""
-        is_grey = len(self.bits) == 1 and self.photometric in (0, 1) and self.format == 1
-        if not is_grey or self.bits[0] not in (12, 16) or (self.bits[0], self.photometric) == (16, 1):
+        """The value of white (of black, where white is zero) that Pillow gives of grey
+        of more than 8 bits, or 0 where its values are those of 16 bits, black as
+        zero."""
+        is_grey = (
+            len(self.bits) == 1 and self.photometric in (0, 1) and self.format == 1
+        )
+        if (
+            not is_grey
+            or self.bits[0] not in (12, 16)
+            or (self.bits[0], self.photometric) == (16, 1)
+        ):
             return 0
         return (1 << self.bits[0]) - 1
 
     @property
     def reading(self) -> str:
-        """Part of the identity of the pixels. Empty: they are those that the first version of the program read."""
+        """Part of the identity of the pixels. Empty: they are those that the first
+        version of the program read."""
         if self.has_planes:
             return "tiff 1 planes"
         if self.grey_top:
@@ -166,14 +202,16 @@ class TiffHeader(NamedTuple):
 
 
 def header_of(image: Image.Image) -> TiffHeader | None:
-    """The header of an opened image that was not decoded; None where it is not a TIFF."""
+    """The header of an opened image that was not decoded; None where it is not a
+    TIFF."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return TiffHeader.of(image.tag_v2)
     return None
 
 
 def read_header(file: IO[bytes]) -> TiffHeader | None:
-    """The header of a file that Pillow does not open; None where it is not a TIFF, or not whole."""
+    """The header of a file that Pillow does not open; None where it is not a TIFF, or
+    not whole."""
     try:
         file.seek(0)
         if file.read(4) not in _MAGIC:
@@ -182,15 +220,27 @@ def read_header(file: IO[bytes]) -> TiffHeader | None:
         if tags is not None and _WIDTH in tags:
             return TiffHeader.of(tags)
         return None
-    except (OSError, SyntaxError, ValueError, TypeError, LookupError, RuntimeError, EOFError, struct.error):
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        LookupError,
+        RuntimeError,
+        EOFError,
+        struct.error,
+    ):
         return None
 
 
 def is_opened(header: TiffHeader, prefix: bytes) -> bool:
-    """Whether Pillow has a mode for such pixels, so that a file it does not open is damaged."""
+    """Whether Pillow has a mode for such pixels, so that a file it does not open is
+    damaged."""
     keys = TiffImagePlugin.OPEN_INFO
     wanted = (prefix, header.photometric, header.bits, header.extras)
-    found = any((*key[:2], *key[4:]) == wanted and header.format in key[2] for key in keys)
+    found = any(
+        (*key[:2], *key[4:]) == wanted and header.format in key[2] for key in keys
+    )
     return header.is_read and found
 
 
@@ -200,8 +250,9 @@ _NOT_A_PAGE = 1 | 4
 
 
 def pages_of(image: TiffImagePlugin.TiffImageFile) -> int:
-    """The pages of an opened TIFF. Behind the first one, smaller versions of a page (thumbnails, pyramids) and masks
-    are none; where the first one is such a version, all count."""
+    """The pages of an opened TIFF. Behind the first one, smaller versions of a page
+    (thumbnails, pyramids) and masks are none; where the first one is such a version,
+    all count."""
     file: IO[bytes] = cast("Any", image).fp
     place = file.tell()
     kinds = [_numbers(tags, _SUBFILE, 0)[0] for tags in _directories(file)]
@@ -242,8 +293,9 @@ def undone(image: Image.Image, header: TiffHeader) -> Image.Image:
 
 
 def read_planes(image: TiffImagePlugin.TiffImageFile) -> Any:
-    """The pixels [H, W, P], uint8 or uint16, of an opened, not decoded TIFF with `has_planes`; not turned upright, and
-    not multiplied by the opacity. Channels behind those of the image's mode are left out.
+    """The pixels [H, W, P], uint8 or uint16, of an opened, not decoded TIFF with
+    `has_planes`; not turned upright, and not multiplied by the opacity. Channels behind
+    those of the image's mode are left out.
 
     Raises OSError where the file is too short.
     """
@@ -263,7 +315,11 @@ def read_planes(image: TiffImagePlugin.TiffImageFile) -> Any:
         offsets = _numbers(tags, _STRIP_OFFSETS, 0)
         part_width = width
         part_height = min(_numbers(tags, _ROWS_PER_STRIP, height)[0], height)
-    if part_width < 1 or part_height < 1 or part_width * part_height > 4 * max(width * height, 1 << 20):
+    if (
+        part_width < 1
+        or part_height < 1
+        or part_width * part_height > 4 * max(width * height, 1 << 20)
+    ):
         raise OSError("its strips have no size")
     across = ceil(width / part_width)
     down = ceil(height / part_height)
@@ -273,7 +329,9 @@ def read_planes(image: TiffImagePlugin.TiffImageFile) -> Any:
     size = TiffHeader.of(tags).bits[0] // 8
     kind = numpy.dtype(f"{order}u{size}")
     values_PHW = numpy.zeros((planes, height, width), kind.newbyteorder("="))
-    places = [(p, y, x) for p in range(planes) for y in range(down) for x in range(across)]
+    places = [
+        (p, y, x) for p in range(planes) for y in range(down) for x in range(across)
+    ]
     for (plane, y, x), offset in zip(places, offsets, strict=False):
         top = y * part_height
         left = x * part_width
@@ -293,13 +351,20 @@ def read_planes(image: TiffImagePlugin.TiffImageFile) -> Any:
     if image.mode == "RGBA" and TiffHeader.of(tags).is_premultiplied:
         top = numpy.iinfo(kind).max
         alpha_HW1 = values_HWP[..., 3:].astype(numpy.uint64)
-        plain_HWP = (values_HWP[..., :3].astype(numpy.uint64) * top // numpy.maximum(alpha_HW1, 1)).clip(0, top)
-        values_HWP = numpy.concatenate([numpy.where(alpha_HW1 == 0, 0, plain_HWP), alpha_HW1], axis=2)
+        plain_HWP = (
+            values_HWP[..., :3].astype(numpy.uint64)
+            * top
+            // numpy.maximum(alpha_HW1, 1)
+        ).clip(0, top)
+        values_HWP = numpy.concatenate(
+            [numpy.where(alpha_HW1 == 0, 0, plain_HWP), alpha_HW1], axis=2
+        )
     return values_HWP.astype(numpy.uint8 if size == 1 else numpy.uint16)
 
 
 def orientation_of(image: TiffImagePlugin.TiffImageFile) -> int:
-    """EXIF orientation of an opened TIFF, 1 to 8. Pillow turns the image when it decodes it."""
+    """EXIF orientation of an opened TIFF, 1 to 8. Pillow turns the image when it
+    decodes it."""
     return _numbers(image.tag_v2, _ORIENTATION, 1)[0]
 
 

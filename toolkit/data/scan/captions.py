@@ -1,5 +1,5 @@
-"""Captions: read from the files beside images or from one table; prefix and trigger word added once at the scan;
-one of several, dropout and shuffling at each use."""
+"""Captions: read from the files beside images or from one table; prefix and trigger
+word added once at the scan; one of several, dropout and shuffling at each use."""
 
 from __future__ import annotations
 
@@ -39,22 +39,31 @@ LIST = "\0"
 
 
 def captions_of(text: str) -> list[str]:
-    """The captions of a text, with `captions: lines`: its lines that are not empty, and the entries of a list."""
+    """The captions of a text, with `captions: lines`: its lines that are not empty, and
+    the entries of a list."""
     lines = (line.strip() for line in re.split(f"[{LIST}\n]", text))
     return [line for line in lines if line]
 
 
 def listed(value: Any) -> Any:
-    """A list of texts as one text with LIST, without empty ones; any other value as it is."""
-    if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+    """A list of texts as one text with LIST, without empty ones; any other value as it
+    is."""
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(text, str) for text in value)
+    ):
         texts = (text.strip() for text in value)
         return LIST.join(text for text in texts if text)
     return value
 
 
-def caption_files(listing: DirectoryListing, suffixes: Sequence[str], image_suffix: str = "") -> list[list[str]]:
-    """For each suffix the files that have it: one name for each of `listing.images`, in their order; '' for none. Of
-    `a.jpg` that is `a.txt`, else `a.jpg.txt`; of `a_end.jpg` with the image suffix `_end` also `a.txt`."""
+def caption_files(
+    listing: DirectoryListing, suffixes: Sequence[str], image_suffix: str = ""
+) -> list[list[str]]:
+    """For each suffix the files that have it: one name for each of `listing.images`, in
+    their order; '' for none. Of `a.jpg` that is `a.txt`, else `a.jpg.txt`; of
+    `a_end.jpg` with the image suffix `_end` also `a.txt`."""
     files = listing.files
     images = listing.images
     return [
@@ -68,25 +77,44 @@ def caption_files(listing: DirectoryListing, suffixes: Sequence[str], image_suff
     ]
 
 
-def find_captions(listing: DirectoryListing, files: Sequence[Sequence[str]], mistakes: list[Diagnostic]) -> list[str]:
-    """The first caption of each image that is not empty, in the order of `listing.images`; '' for none.
+def find_captions(
+    listing: DirectoryListing,
+    files: Sequence[Sequence[str]],
+    mistakes: list[Diagnostic],
+) -> list[str]:
+    """The first caption of each image that is not empty, in the order of
+    `listing.images`; '' for none.
 
-    files: as of `caption_files`. None is read that is known already. Those that cannot be used are added to `mistakes`.
+    files: as of `caption_files`. None is read that is known already. Those that cannot
+    be used are added to `mistakes`.
     """
     texts = listing.texts
     no_files = listing.no_files
     captions = [""] * len(listing.images)
     for names in files:
-        wanted = [name for name, text in zip(names, captions, strict=True) if name and not text and name not in texts]
-        mistakes += [Diagnostic((listing.path(name),), no_files[name]) for name in wanted if name in no_files]
+        wanted = [
+            name
+            for name, text in zip(names, captions, strict=True)
+            if name and not text and name not in texts
+        ]
+        mistakes += [
+            Diagnostic((listing.path(name),), no_files[name])
+            for name in wanted
+            if name in no_files
+        ]
         unread = [name for name in wanted if name not in no_files]
         paths = [listing.path(name) for name in unread]
-        for name, text in zip(unread, thread_map(_caption_or_error, paths), strict=True):
+        for name, text in zip(
+            unread, thread_map(_caption_or_error, paths), strict=True
+        ):
             if isinstance(text, CaptionError):
                 mistakes.append(Diagnostic((str(text.path),), text.reason))
             else:
                 texts[name] = text
-        captions = [text or texts.get(name, "") for name, text in zip(names, captions, strict=True)]
+        captions = [
+            text or texts.get(name, "")
+            for name, text in zip(names, captions, strict=True)
+        ]
     return captions
 
 
@@ -98,8 +126,8 @@ def _caption_or_error(path: str) -> str | CaptionError:
 
 
 def caption_of_name(stem: str) -> str:
-    """The caption that the name of an image is: spaces for `_`, without the number that file managers put behind equal
-    names.
+    """The caption that the name of an image is: spaces for `_`, without the number that
+    file managers put behind equal names.
 
     Example: `a_red_cat (2)` is `a red cat`.
     """
@@ -107,8 +135,8 @@ def caption_of_name(stem: str) -> str:
 
 
 def read_caption(path: Path | str) -> str:
-    """UTF-8 text without byte order mark and surrounding whitespace, lines ended by \\n; of a `.json` file the
-    caption in it, of a list there a line for each.
+    """UTF-8 text without byte order mark and surrounding whitespace, lines ended by
+    \\n; of a `.json` file the caption in it, of a list there a line for each.
 
     Raises CaptionError for any other file.
     """
@@ -124,8 +152,16 @@ def _caption_in(path: Path | str) -> str:
         row = json.loads(text)
         caption: str = listed(row[_key_in(row)] if isinstance(row, dict) else row)
         return caption.strip()
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
-        reason = "holds no 'caption' of text. Write one, or take .json out of caption_ext"
+    except (
+        ValueError,
+        RecursionError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        reason = (
+            "holds no 'caption' of text. Write one, or take .json out of caption_ext"
+        )
         raise CaptionError(path, reason) from error
 
 
@@ -135,7 +171,8 @@ def _key_in(row: Mapping[str, Any]) -> str | None:
 
 
 def with_caption(path: Path | str, caption: str) -> str:
-    """The text of a caption file with another caption in it; what else a `.json` file says stays, and a list one.
+    """The text of a caption file with another caption in it; what else a `.json` file
+    says stays, and a list one.
 
     Raises CaptionError for a `.json` file that holds none.
     """
@@ -144,13 +181,16 @@ def with_caption(path: Path | str, caption: str) -> str:
     read_caption(path)
     row = json.loads(read_text(path))
     key = _key_in(row) if isinstance(row, dict) else None
-    new = captions_of(caption) if isinstance(row[key] if key else row, list) else caption
+    new = (
+        captions_of(caption) if isinstance(row[key] if key else row, list) else caption
+    )
     row = row | {key: new} if key else new
     return json.dumps(row, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_text(path: Path | str, utf16: bool = False) -> str:
-    """The text of a UTF-8 file, lines ended by \\n; with `utf16` also of one that begins with the mark of UTF-16.
+    """The text of a UTF-8 file, lines ended by \\n; with `utf16` also of one that
+    begins with the mark of UTF-16.
 
     Raises CaptionError for any other file.
     """
@@ -158,13 +198,19 @@ def read_text(path: Path | str, utf16: bool = False) -> str:
         raw = b"".join(read_chunks(path))
     except PermissionError as error:
         cause = denied(Path(path))
-        raise CaptionError(path, f"cannot be read: {cause.what}. {cause.remedy}") from error
+        raise CaptionError(
+            path, f"cannot be read: {cause.what}. {cause.remedy}"
+        ) from error
     except OSError as error:
-        raise CaptionError(path, f"cannot be read: {error.strerror or error}") from error
+        raise CaptionError(
+            path, f"cannot be read: {error.strerror or error}"
+        ) from error
     elsewhere = pointer(raw)
     if elsewhere is not None:
         raise CaptionError(path, f"is {GIT_LFS}. {elsewhere.remedy}")
-    if utf16 and raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):  # "Unicode text" of a spreadsheet
+    if utf16 and raw.startswith(
+        (BOM_UTF16_LE, BOM_UTF16_BE)
+    ):  # "Unicode text" of a spreadsheet
         return _utf16(path, raw)
     text_bytes = raw.removeprefix(BOM_UTF8)
     try:
@@ -193,7 +239,8 @@ def _utf16(path: Path | str, raw: bytes) -> str:
 
 
 def _other_kind(raw: bytes) -> str:
-    """What is said of a file that holds something else than text, where its first bytes tell what."""
+    """What is said of a file that holds something else than text, where its first bytes
+    tell what."""
     if raw.startswith(b"PK\3\4"):
         return "is a spreadsheet or another zip file, not text. Export the table as CSV, in UTF-8"
     return ""
@@ -207,7 +254,8 @@ def add_prefix(caption: str, prefix: str) -> str:
 
 
 def inject_trigger(caption: str, trigger: str | None, add: bool = True) -> str:
-    """Puts the trigger word for `[trigger]` and `[name]`; with `add`, in front of a caption without it.
+    """Puts the trigger word for `[trigger]` and `[name]`; with `add`, in front of a
+    caption without it.
 
     Same strings as ai-toolkit's `toolkit/prompt_utils.py:inject_trigger_into_prompt`.
     """
@@ -220,33 +268,53 @@ def inject_trigger(caption: str, trigger: str | None, add: bool = True) -> str:
 
 
 def caption_rules(dataset: DatasetConfig, trigger_word: str | None) -> CaptionRules:
-    """What happens to the captions of an entry of `datasets`. trigger_word: of the job."""
+    """What happens to the captions of an entry of `datasets`. trigger_word: of the
+    job."""
     trigger = dataset.trigger_word or trigger_word or ""
     prefix = inject_trigger(dataset.caption_prefix, trigger, add=False).strip()
-    return CaptionRules(dataset.caption_dropout_rate, dataset.shuffle_tokens, dataset.keep_tokens, trigger, prefix)
+    return CaptionRules(
+        dataset.caption_dropout_rate,
+        dataset.shuffle_tokens,
+        dataset.keep_tokens,
+        trigger,
+        prefix,
+    )
 
 
-def trained_caption(caption: str, dataset: DatasetConfig, rules: CaptionRules, add_trigger: bool = True) -> str:
-    """A caption of the dataset as it is trained: the default for an empty one, with prefix and trigger word."""
+def trained_caption(
+    caption: str, dataset: DatasetConfig, rules: CaptionRules, add_trigger: bool = True
+) -> str:
+    """A caption of the dataset as it is trained: the default for an empty one, with
+    prefix and trigger word."""
     whole = add_prefix(caption or dataset.default_caption or "", rules.prefix)
     return inject_trigger(whole, rules.trigger, add_trigger).strip()
 
 
-_NEARLY_PLACEHOLDER = re.compile(r"[\[{<(]\s*(?:trigger|name)(?:[ _]?word)?\s*[\]}>)]", re.IGNORECASE)
+_NEARLY_PLACEHOLDER = re.compile(
+    r"[\[{<(]\s*(?:trigger|name)(?:[ _]?word)?\s*[\]}>)]", re.IGNORECASE
+)
 
 
 def nearly_placeholders(text: str) -> list[str]:
-    """What is meant as `[trigger]` but is not replaced, such as `{trigger}` and `[Trigger]`: each once, in order."""
-    if not any(opening in text for opening in "[{<("):  # of 100,000 captions much faster than the pattern
+    """What is meant as `[trigger]` but is not replaced, such as `{trigger}` and
+    `[Trigger]`: each once, in order."""
+    if not any(
+        opening in text for opening in "[{<("
+    ):  # of 100,000 captions much faster than the pattern
         return []
     near = dict.fromkeys(_NEARLY_PLACEHOLDER.findall(text))
     return [placeholder for placeholder in near if placeholder not in PLACEHOLDERS]
 
 
 def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterator[str]:
-    """Warnings of prompts of samples: what nothing replaces, and those without any of the trigger words."""
+    """Warnings of prompts of samples: what nothing replaces, and those without any of
+    the trigger words."""
     together = "\n".join(prompts)
-    literal = [placeholder for placeholder in PLACEHOLDERS if placeholder in together and not triggers]
+    literal = [
+        placeholder
+        for placeholder in PLACEHOLDERS
+        if placeholder in together and not triggers
+    ]
     for placeholder in (*literal, *nearly_placeholders(together)):
         remedy = f"Write '{PLACEHOLDERS[0]}'"
         if placeholder in PLACEHOLDERS:
@@ -258,7 +326,9 @@ def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterat
     if marks:
         yield f"warning: sample: prompts with {in_words(marks)}"
     words = (*triggers, *PLACEHOLDERS)
-    without = [prompt for prompt in prompts if not any(word in prompt for word in words)]
+    without = [
+        prompt for prompt in prompts if not any(word in prompt for word in words)
+    ]
     if triggers and without:
         shown = ", ".join(repr(shorten(prompt, 40)) for prompt in without[:3])
         what = f"{len(without)} of {len(prompts)} prompts without the trigger word {' or '.join(map(repr, triggers))}"
@@ -275,36 +345,50 @@ _COMMON_WORDS = (
 
 
 def usual_word(captions: Sequence[str]) -> tuple[str, int]:
-    """The word with which at least four of five captions begin, and how many: a trigger word that was written by hand.
-    Empty without one, and of less than five captions."""
+    """The word with which at least four of five captions begin, and how many: a trigger
+    word that was written by hand. Empty without one, and of less than five captions."""
     if len(captions) < 5:
         return "", 0
-    begins = Counter(re.split(r"[\s,.;:]", text, maxsplit=1)[0] for text in captions[:1000])
+    begins = Counter(
+        re.split(r"[\s,.;:]", text, maxsplit=1)[0] for text in captions[:1000]
+    )
     word = begins.most_common(1)[0][0]
     count = sum(text.startswith(word) for text in captions)
-    if word and count >= 0.8 * len(captions) and word.lower() not in _COMMON_WORDS.split():
+    if (
+        word
+        and count >= 0.8 * len(captions)
+        and word.lower() not in _COMMON_WORDS.split()
+    ):
         return word, count
     return "", 0
 
 
 def drawn_caption(sample: Sample, seed: int, epoch: int, position: int) -> str:
-    """The caption of one use out of those of the sample: any with equal probability, keyed as `caption_for_use`."""
+    """The caption of one use out of those of the sample: any with equal probability,
+    keyed as `caption_for_use`."""
     if not sample.captions:
         return sample.caption
-    return sample.captions[int(seeding.uniform(seed, "caption", epoch, position) * len(sample.captions))]
+    return sample.captions[
+        int(seeding.uniform(seed, "caption", epoch, position) * len(sample.captions))
+    ]
 
 
-def caption_for_use(caption: str, rules: CaptionRules, seed: int, epoch: int, position: int) -> str:
-    """The caption of one use: empty (the trigger too) when dropped, else its comma-separated tags shuffled as the rules
-    say; kept tags, the trigger and the prefix stay in place.
+def caption_for_use(
+    caption: str, rules: CaptionRules, seed: int, epoch: int, position: int
+) -> str:
+    """The caption of one use: empty (the trigger too) when dropped, else its
+    comma-separated tags shuffled as the rules say; kept tags, the trigger and the
+    prefix stay in place.
 
-    All random numbers are keyed by (seed, epoch, position), so no other setting changes them.
+    All random numbers are keyed by (seed, epoch, position), so no other setting changes
+    them.
     """
     if seeding.uniform(seed, "caption_dropout", epoch, position) < rules.dropout_rate:
         return ""
     if not rules.shuffle_tokens:
         return caption
-    # Not shuffled: the prefix, which may begin with the trigger word, and the trigger word in front of it or the tags.
+    # Not shuffled: the prefix, which may begin with the trigger word, and the trigger
+    # word in front of it or the tags.
     trigger = f"{rules.trigger} " if rules.trigger else ""
     if rules.prefix:
         begins = [trigger + rules.prefix, rules.prefix]
@@ -320,7 +404,10 @@ def caption_for_use(caption: str, rules: CaptionRules, seed: int, epoch: int, po
         for index, part in enumerate(parts)
         if index >= rules.keep_tokens and not (rules.trigger and rules.trigger in part)
     ]
-    drawn = sorted(free, key=lambda part: seeding.key(seed, "shuffle_tokens", epoch, position, part))
+    drawn = sorted(
+        free,
+        key=lambda part: seeding.key(seed, "shuffle_tokens", epoch, position, part),
+    )
     shuffled = list(parts)
     for place, source in zip(free, drawn, strict=True):
         shuffled[place] = parts[source]

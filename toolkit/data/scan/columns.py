@@ -1,8 +1,10 @@
-"""What the columns of a table are: by the names that libraries and public datasets give them, or as the job says.
+"""What the columns of a table are: by the names that libraries and public datasets give
+them, or as the job says.
 
-`KNOWN` is the list of names, each with its source. A name with `paths_only` has other meanings too: such a column
-counts only if all its values are names of image files, so that `source: flickr` is not a control image. `datasets`
-writes `X_file_name`, or `X_file_names` for lists, where an image X is a file of its own: such a column is X.
+`KNOWN` is the list of names, each with its source. A name with `paths_only` has other
+meanings too: such a column counts only if all its values are names of image files, so
+that `source: flickr` is not a control image. `datasets` writes `X_file_name`, or
+`X_file_names` for lists, where an image X is a file of its own: such a column is X.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ class KnownName(NamedTuple):
     """A name of a column."""
 
     role: str
-    """`image`, `prompt`, `tags`, `control` or `worse`: as the keys of `datasets[].columns`, and kohya's tags."""
+    """`image`, `prompt`, `tags`, `control` or `worse`: as the keys of
+    `datasets[].columns`, and kohya's tags."""
 
     name: str
     """In lower case, without `_file_name`; of `control` with any number behind it."""
@@ -74,7 +77,12 @@ KNOWN = (
     KnownName("prompt", "description", _HERE, False),
     KnownName("prompt", "tags", _KOHYA, False),
     KnownName("prompt", "instruction", _MAGIC_BRUSH, False),
-    KnownName("prompt", "edit_instruction", "hub datasets with original_image and edited_image", False),
+    KnownName(
+        "prompt",
+        "edit_instruction",
+        "hub datasets with original_image and edited_image",
+        False,
+    ),
     KnownName("prompt", "editing_instruction", _HUMAN_EDIT, False),
     KnownName("prompt", "edited_prompt_list", _OMNI_EDIT, False),
     KnownName("tags", "tags", _KOHYA, False),
@@ -88,11 +96,21 @@ KNOWN = (
     KnownName("control", "reference_images", _HERE, False),
     KnownName("control", "edit_image", _DIFFSYNTH, False),
     KnownName("control", "edit_images", _DIFFSYNTH, False),
-    KnownName("control", "original_image", "diffusers, train_instruct_pix2pix.py (--original_image_column)", False),
+    KnownName(
+        "control",
+        "original_image",
+        "diffusers, train_instruct_pix2pix.py (--original_image_column)",
+        False,
+    ),
     KnownName("control", "original_images", _HERE, False),
     KnownName("control", "source_image", _ULTRA_EDIT, False),
     KnownName("control", "source_images", _HERE, False),
-    KnownName("control", "conditioning_image", "diffusers, train_controlnet.py (default)", False),
+    KnownName(
+        "control",
+        "conditioning_image",
+        "diffusers, train_controlnet.py (default)",
+        False,
+    ),
     KnownName("control", "conditioning_images", _HERE, False),
     KnownName("control", "input_image", _PIX2PIX),
     KnownName("control", "input_img", _HUMAN_EDIT),
@@ -105,16 +123,18 @@ KNOWN = (
     KnownName("worse", "rejected", _ONE_TRAINER, False),
     KnownName("worse", "lose", "preference tables with win and lose"),
 )
-"""Every name that is known without `columns`, first those that go before others of their role."""
+"""Every name that is known without `columns`, first those that go before others of
+their role."""
 
 LABELLED = ("jpg_0", "jpg_1", "label_0")
-"""Columns of two images, and whether the first is the better one: 1, 0, or 0.5 for neither. Their source:
-yuvalkirstain/pickapic_v2; diffusers, train_diffusion_dpo.py."""
+"""Columns of two images, and whether the first is the better one: 1, 0, or 0.5 for
+neither. Their source: yuvalkirstain/pickapic_v2; diffusers, train_diffusion_dpo.py."""
 
 _WITH_LABELS = (*LABELLED, "label_1")
 
 UNDECIDED = "vote"
-"""A line of JSON with this key, and without an image, is skipped: neither of two images is better, it says why."""
+"""A line of JSON with this key, and without an image, is skipped: neither of two images
+is better, it says why."""
 
 
 def names_of(role: str) -> tuple[str, ...]:
@@ -128,8 +148,8 @@ class Unfit(ValueError):
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are what, as they are written in it. Of `image`, `prompt` and `worse` the first is used
-    that a row has."""
+    """Which columns of a table are what, as they are written in it. Of `image`,
+    `prompt` and `worse` the first is used that a row has."""
 
     image: tuple[str, ...] = ()
     prompt: tuple[str, ...] = ()
@@ -145,26 +165,35 @@ class Columns:
     """Those of `LABELLED`, where the table has them."""
 
     is_of_pairs: bool = False
-    """Whether control images and masks are of this table's pairs alone, and not trained where they have no row. Not of
-    the names that were known before `columns`: runs with those go on as they began."""
+    """Whether control images and masks are of this table's pairs alone, and not trained
+    where they have no row. Not of the names that were known before `columns`: runs with
+    those go on as they began."""
 
     @property
     def is_table(self) -> bool:
-        """Whether they are those of a table of images: an image, and what is said of it."""
-        return bool(self.labelled or (self.image and (self.prompt or self.control or self.worse)))
+        """Whether they are those of a table of images: an image, and what is said of
+        it."""
+        return bool(
+            self.labelled
+            or (self.image and (self.prompt or self.control or self.worse))
+        )
 
 
 def columns_of(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Columns:
-    """The columns of a table. given: `datasets[].columns`, which goes before the known names of a role.
+    """The columns of a table. given: `datasets[].columns`, which goes before the known
+    names of a role.
 
     Raises Unfit for a given column that no row has.
 
-    Example: the rows of `{"input_image": "a.png", "edited_image": "b.png"}` have image `edited_image` and control
-    `input_image`.
+    Example: the rows of `{"input_image": "a.png", "edited_image": "b.png"}` have image
+    `edited_image` and control `input_image`.
     """
     written = dict.fromkeys(key for row in rows for key in row if isinstance(key, str))
     by_name = {key.strip().lower(): key for key in written}
-    of_role = {role: _given(getattr(given, role), by_name, role) for role in ColumnsConfig.model_fields}
+    of_role = {
+        role: _given(getattr(given, role), by_name, role)
+        for role in ColumnsConfig.model_fields
+    }
     taken = {key for keys in of_role.values() for key in keys}
     labelled = tuple(by_name[name] for name in _WITH_LABELS if name in by_name)
     is_labelled = not of_role["image"] and all(name in by_name for name in LABELLED)
@@ -172,14 +201,26 @@ def columns_of(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Colum
         if of_role.get(role):
             continue
         free = [key for key in written if key not in taken]
-        of_role[role] = _numbered(free, rows) if role == "control" else _known(role, free, rows)
-    early = {known.name for known in KNOWN if known.role == "control" and not known.paths_only}
-    controls = {re.sub(r"_[0-9]+$", "", key.strip().lower()) for key in of_role["control"]}
+        of_role[role] = (
+            _numbered(free, rows) if role == "control" else _known(role, free, rows)
+        )
+    early = {
+        known.name
+        for known in KNOWN
+        if known.role == "control" and not known.paths_only
+    }
+    controls = {
+        re.sub(r"_[0-9]+$", "", key.strip().lower()) for key in of_role["control"]
+    }
     is_of_pairs = bool(of_role["mask"] or given.control or controls - early)
-    return Columns(**of_role, labelled=labelled if is_labelled else (), is_of_pairs=is_of_pairs)
+    return Columns(
+        **of_role, labelled=labelled if is_labelled else (), is_of_pairs=is_of_pairs
+    )
 
 
-def _given(names: Iterable[str], by_name: Mapping[str, str], role: str) -> tuple[str, ...]:
+def _given(
+    names: Iterable[str], by_name: Mapping[str, str], role: str
+) -> tuple[str, ...]:
     missing = [name for name in names if name.strip().lower() not in by_name]
     if missing:
         what = f"has no column {missing[0]!r}, which 'columns' gives as {role!r}"
@@ -187,7 +228,9 @@ def _given(names: Iterable[str], by_name: Mapping[str, str], role: str) -> tuple
     return tuple(by_name[name.strip().lower()] for name in names)
 
 
-def _known(role: str, written: Iterable[str], rows: Sequence[Mapping[Any, Any]]) -> tuple[str, ...]:
+def _known(
+    role: str, written: Iterable[str], rows: Sequence[Mapping[Any, Any]]
+) -> tuple[str, ...]:
     named: dict[str, list[str]] = {}
     for key in written:
         named.setdefault(_base(key), []).append(key)
@@ -200,7 +243,9 @@ def _known(role: str, written: Iterable[str], rows: Sequence[Mapping[Any, Any]])
     return tuple(keys)
 
 
-def _numbered(written: Iterable[str], rows: Sequence[Mapping[Any, Any]]) -> tuple[str, ...]:
+def _numbered(
+    written: Iterable[str], rows: Sequence[Mapping[Any, Any]]
+) -> tuple[str, ...]:
     """The columns of control images, in the order of the numbers behind their names."""
     controls = {known.name: known for known in KNOWN if known.role == "control"}
     numbered = []
@@ -211,7 +256,9 @@ def _numbered(written: Iterable[str], rows: Sequence[Mapping[Any, Any]]) -> tupl
         if match and name not in controls:
             name = match[1]
             number = int(match[2])
-        if name in controls and (not controls[name].paths_only or are_images(key, rows)):
+        if name in controls and (
+            not controls[name].paths_only or are_images(key, rows)
+        ):
             numbered.append((number, key))
     return tuple(key for _, key in sorted(numbered))
 
@@ -225,11 +272,14 @@ def _base(column: str) -> str:
 def are_images(column: str, rows: Sequence[Mapping[Any, Any]]) -> bool:
     """Whether all values of a column are names of image files, and there is one."""
     values = [value for row in rows for value in texts_in(row.get(column))]
-    return bool(values) and all(split_suffix(value)[1] in IMAGE_SUFFIXES for value in values)
+    return bool(values) and all(
+        split_suffix(value)[1] in IMAGE_SUFFIXES for value in values
+    )
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """The texts of a value, one or a list, without empty ones. Anything else in it is the empty suffix's: no file."""
+    """The texts of a value, one or a list, without empty ones. Anything else in it is
+    the empty suffix's: no file."""
     values = value if isinstance(value, list) else [value]
     for text in values:
         if isinstance(text, str):
@@ -245,7 +295,8 @@ def first_of(row: Mapping[Any, Any], columns: Iterable[str]) -> str | None:
 
 
 def labelled(row: Mapping[Any, Any], columns: Columns) -> tuple[str, str] | None:
-    """The better and the worse image of a row with `LABELLED` columns; None: neither is better.
+    """The better and the worse image of a row with `LABELLED` columns; None: neither is
+    better.
 
     Raises Unfit for another label.
     """
@@ -254,8 +305,14 @@ def labelled(row: Mapping[Any, Any], columns: Columns) -> tuple[str, str] | None
         better = float(label)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         better = -1.0
-    if better not in (0.0, 0.5, 1.0) or not isinstance(first, str) or not isinstance(second, str):
-        raise Unfit(f"has no pair: {LABELLED[2]!r} is {label!r}. Write 1, 0 or 0.5, and two names of images")
+    if (
+        better not in (0.0, 0.5, 1.0)
+        or not isinstance(first, str)
+        or not isinstance(second, str)
+    ):
+        raise Unfit(
+            f"has no pair: {LABELLED[2]!r} is {label!r}. Write 1, 0 or 0.5, and two names of images"
+        )
     if better == 0.5:
         return None
     return (first, second) if better else (second, first)
@@ -269,16 +326,33 @@ def in_yaml(column: str) -> str:
 
 
 def unknown(rows: Sequence[Mapping[Any, Any]]) -> str:
-    """What to say of a table of which no column is known as the image, with the key of the job that says it."""
-    written = [*dict.fromkeys(key for row in rows for key in row if isinstance(key, str) and key.strip())]
+    """What to say of a table of which no column is known as the image, with the key of
+    the job that says it."""
+    written = [
+        *dict.fromkeys(
+            key for row in rows for key in row if isinstance(key, str) and key.strip()
+        )
+    ]
     images = [key for key in written if are_images(key, rows)]
-    lists = [key for key in images if any(isinstance(row.get(key), list) for row in rows)]
+    lists = [
+        key for key in images if any(isinstance(row.get(key), list) for row in rows)
+    ]
     if lists and lists == images:
         return f"its column {lists[0]!r} names several images in a row. Write a row for each image"
-    texts = [key for key in written if key not in images and any(isinstance(row.get(key), str) for row in rows)]
+    texts = [
+        key
+        for key in written
+        if key not in images and any(isinstance(row.get(key), str) for row in rows)
+    ]
     known = [key for key in texts if _base(key) in names_of("prompt")]
-    words = max(known or texts, key=lambda key: sum(len(str(row.get(key) or "")) for row in rows), default="")
-    image, prompt = (in_yaml(key) if key else "..." for key in (images[0] if images else "", words))
+    words = max(
+        known or texts,
+        key=lambda key: sum(len(str(row.get(key) or "")) for row in rows),
+        default="",
+    )
+    image, prompt = (
+        in_yaml(key) if key else "..." for key in (images[0] if images else "", words)
+    )
     says = f"columns: {{image: {image}, prompt: {prompt}}}"
     if len(images) > 1:
         named = f", of which {', '.join(images)} name images"

@@ -1,10 +1,13 @@
-"""Listing of one folder, sorted by name: images by stem, other files, subfolders; with what earlier starts learned.
+"""Listing of one folder, sorted by name: images by stem, other files, subfolders; with
+what earlier starts learned.
 
-Hidden entries are ignored. Names are compared in Unicode NFC, so that a caption or control image written on another
-system (macOS decomposes accents) still matches its image.
+Hidden entries are ignored. Names are compared in Unicode NFC, so that a caption or
+control image written on another system (macOS decomposes accents) still matches its
+image.
 
-The scan cache is one JSON file per folder, beside the runs: size, transparency, notes and hash of each image. An entry
-is valid for one version of its file. A cache file that is missing, damaged or of another format is ignored.
+The scan cache is one JSON file per folder, beside the runs: size, transparency, notes
+and hash of each image. An entry is valid for one version of its file. A cache file that
+is missing, damaged or of another format is ignored.
 """
 
 from __future__ import annotations
@@ -25,7 +28,13 @@ from unicodedata import normalize
 
 from toolkit.contracts.data import Size
 from toolkit.data.pixels.images import IMAGE_SUFFIXES, ImageInfo
-from toolkit.data.scan.fingerprint import Version, known_digest, remember_digest, remember_reading, version_of
+from toolkit.data.scan.fingerprint import (
+    Version,
+    known_digest,
+    remember_digest,
+    remember_reading,
+    version_of,
+)
 from toolkit.files.archives import archive_in, unpacked
 from toolkit.files.redact import contains_secret
 from toolkit.files.writing import CACHE_FOLDER, atomic_write
@@ -34,9 +43,15 @@ NUMBERED = re.compile(r"(.+)_([0-9]+)")
 """A stem that ends with a number, as those of several control images of one image."""
 
 _OF_SYSTEMS = frozenset({"__MACOSX"})
-"""Folders that are hidden whatever they are called: what macOS packs beside the files of a zip."""
+"""Folders that are hidden whatever they are called: what macOS packs beside the files
+of a zip."""
 
-_KINDS = {S_IFIFO: "a pipe", S_IFSOCK: "a socket", S_IFCHR: "a device", S_IFBLK: "a device"}
+_KINDS = {
+    S_IFIFO: "a pipe",
+    S_IFSOCK: "a socket",
+    S_IFCHR: "a device",
+    S_IFBLK: "a device",
+}
 
 # A GIF counts as an image so that it is refused by name instead of being overlooked.
 _CANDIDATE_SUFFIXES = IMAGE_SUFFIXES | {".gif"}
@@ -44,7 +59,8 @@ _CANDIDATE_SUFFIXES = IMAGE_SUFFIXES | {".gif"}
 
 @dataclass(eq=False)
 class DirectoryListing:
-    """The visible entries of one folder, by name: creating path objects for 100,000 files would take too long."""
+    """The visible entries of one folder, by name: creating path objects for 100,000
+    files would take too long."""
 
     folder: str
     """As the user wrote it."""
@@ -56,11 +72,13 @@ class DirectoryListing:
     """When the listing started, nanoseconds since 1970."""
 
     versions: dict[str, Version | None] = field(default_factory=dict)
-    """The version of every file by its name; None for a broken link, and for what is not a file."""
+    """The version of every file by its name; None for a broken link, and for what is
+    not a file."""
 
     subfolders: tuple[str, ...] = ()
     no_files: dict[str, str] = field(default_factory=dict)
-    """Name of a pipe, socket or device -> the error message. Opening one could wait forever."""
+    """Name of a pipe, socket or device -> the error message. Opening one could wait
+    forever."""
 
     images: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Stem -> the image files of that stem; more than one is an error."""
@@ -74,24 +92,32 @@ class DirectoryListing:
     texts: dict[str, str] = field(default_factory=dict)
     """Known captions, by the name of their file."""
 
-    _behind: dict[str, dict[str, list[tuple[int, str]]]] = field(default_factory=dict, init=False)
+    _behind: dict[str, dict[str, list[tuple[int, str]]]] = field(
+        default_factory=dict, init=False
+    )
 
     @cached_property
     def numbered(self) -> dict[str, list[str]]:
-        """Stem -> the stems `<stem>_0`, `<stem>_1` and so on of image files, in the order of their numbers."""
+        """Stem -> the stems `<stem>_0`, `<stem>_1` and so on of image files, in the
+        order of their numbers."""
         by_root: dict[str, list[tuple[int, str]]] = {}
         for match in filter(None, map(NUMBERED.fullmatch, self.images)):
             by_root.setdefault(match[1], []).append((int(match[2]), match[0]))
-        return {root: [stem for _, stem in sorted(stems)] for root, stems in by_root.items()}
+        return {
+            root: [stem for _, stem in sorted(stems)] for root, stems in by_root.items()
+        }
 
     def numbered_behind(self, affix: str) -> dict[str, list[tuple[int, str]]]:
-        """What stands before `<affix><number>` in the stems of image files -> the numbers, in order, with the stems."""
+        """What stands before `<affix><number>` in the stems of image files -> the
+        numbers, in order, with the stems."""
         if affix not in self._behind:
             pattern = re.compile(rf"(.+){re.escape(affix)}([0-9]{{1,4}})")
             by_root: dict[str, list[tuple[int, str]]] = {}
             for match in filter(None, map(pattern.fullmatch, self.images)):
                 by_root.setdefault(match[1], []).append((int(match[2]), match[0]))
-            self._behind[affix] = {root: sorted(stems) for root, stems in by_root.items()}
+            self._behind[affix] = {
+                root: sorted(stems) for root, stems in by_root.items()
+            }
         return self._behind[affix]
 
     def path(self, name: str) -> str:
@@ -99,17 +125,27 @@ class DirectoryListing:
         return self.prefix + name
 
     def take_texts(self, before: DirectoryListing) -> None:
-        """Takes the captions of files that have not changed since an earlier listing of the folder was read."""
+        """Takes the captions of files that have not changed since an earlier listing of
+        the folder was read."""
         latest = before.looked_at - MIN_FILE_AGE_NS
         for name, text in before.texts.items():
             version = self.versions.get(name)
-            if version and version == before.versions.get(name) and max(version[1:]) < latest:
+            if (
+                version
+                and version == before.versions.get(name)
+                and max(version[1:]) < latest
+            ):
                 self.texts[name] = text
 
     def describe(self) -> str:
-        """The other entries in a few words, for a message about a folder without images."""
-        suffixes = [split_suffix(name)[1] or "without suffix" for name in self.files.values()]
-        counts = [f"{suffixes.count(suffix)} {suffix}" for suffix in sorted(set(suffixes))]
+        """The other entries in a few words, for a message about a folder without
+        images."""
+        suffixes = [
+            split_suffix(name)[1] or "without suffix" for name in self.files.values()
+        ]
+        counts = [
+            f"{suffixes.count(suffix)} {suffix}" for suffix in sorted(set(suffixes))
+        ]
         if self.subfolders:
             counts.append(f"{len(self.subfolders)} subfolder(s)")
         return ", ".join(counts) or "nothing"
@@ -130,16 +166,23 @@ class ImageFile(NamedTuple):
         return self.listing.facts.get(self.name)
 
 
-def list_folder(folder: str, files_in: str = "", names_only: bool = False) -> DirectoryListing:
-    """Reads one folder, not its subfolders; `~` is the home folder. files_in: where its files are, if elsewhere.
-    names_only: takes half of the time, as no file is looked at: without versions.
+def list_folder(
+    folder: str, files_in: str = "", names_only: bool = False
+) -> DirectoryListing:
+    """Reads one folder, not its subfolders; `~` is the home folder. files_in: where its
+    files are, if elsewhere. names_only: takes half of the time, as no file is looked
+    at: without versions.
 
     Raises OSError when it cannot.
     """
     place = os.path.expanduser(files_in or folder)
     listing = DirectoryListing(folder, str(Path(place) / "x")[:-1], time.time_ns())
     with os.scandir(place) as scanned:
-        entries = [entry for entry in scanned if not entry.name.startswith(".") and entry.name not in _OF_SYSTEMS]
+        entries = [
+            entry
+            for entry in scanned
+            if not entry.name.startswith(".") and entry.name not in _OF_SYSTEMS
+        ]
     entries.sort(key=lambda entry: entry.name, reverse=True)
     while entries:
         entry = entries.pop()  # each keeps what `stat` gave, which is larger than all that is kept here of a file
@@ -186,14 +229,16 @@ def join(folder: str, name: str) -> str:
     return f"{folder}/{name}"
 
 
-# ---------------------------------------------------------------- what earlier starts learned
+# ---------------------------------------------------------------- what earlier starts
+# learned
 
 FORMAT = 6
 """Raised when the cached facts change, so that older cache files are ignored."""
 
 MIN_FILE_AGE_NS = 2 * 10**9
-"""A file that changed later than this before it was listed could change again without another time: file systems
-keep times in steps of up to 2 s. What was learned of it is valid for this start only."""
+"""A file that changed later than this before it was listed could change again without
+another time: file systems keep times in steps of up to 2 s. What was learned of it is
+valid for this start only."""
 
 
 class ScanCache:
@@ -215,7 +260,8 @@ class ScanCache:
         return ScanCache(Path(training_folder).expanduser() / CACHE_FOLDER / "scans")
 
     def listing(self, folder: str) -> DirectoryListing:
-        """The folder with cached facts of images that did not change. Raises OSError when it cannot be read."""
+        """The folder with cached facts of images that did not change. Raises OSError
+        when it cannot be read."""
         if folder not in self._named:
             files_in = folder
             in_archive = archive_in(folder)
@@ -243,8 +289,9 @@ class ScanCache:
     def save(self) -> None:
         """Saves new facts.
 
-        A folder that cannot be written to is not an error: the next start reads the dataset again. Where two jobs save
-        at the same time the last one wins; both are valid.
+        A folder that cannot be written to is not an error: the next start reads the
+        dataset again. Where two jobs save at the same time the last one wins; both are
+        valid.
         """
         if self._folder is None:
             return
@@ -266,21 +313,36 @@ class ScanCache:
 
 def _recall(listing: DirectoryListing, file: Path) -> None:
     """Adds what the cache file knows of images that did not change."""
-    # The hash of the contents fits, so only another version of the program could have written something else.
+    # The hash of the contents fits, so only another version of the program could have
+    # written something else.
     with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
         known = json.loads(_contents(file))
         if known["format"] != FORMAT:
             return
-        for name, (version, width, height, alpha, notes, verified, colours, digest) in known["images"].items():
+        for name, (
+            version,
+            width,
+            height,
+            alpha,
+            notes,
+            verified,
+            colours,
+            digest,
+        ) in known["images"].items():
             if listing.versions.get(name) == tuple(version):
-                listing.facts[name] = ImageInfo(Size(width, height), alpha, tuple(notes), verified, *colours)
-                remember_reading(listing.path(name), tuple(version), listing.facts[name].reading)
+                listing.facts[name] = ImageInfo(
+                    Size(width, height), alpha, tuple(notes), verified, *colours
+                )
+                remember_reading(
+                    listing.path(name), tuple(version), listing.facts[name].reading
+                )
                 if digest:
                     remember_digest(listing.path(name), tuple(version), digest)
 
 
 def _document(listing: DirectoryListing) -> bytes:
-    """What is known of the images that will have another version after their next change.
+    """What is known of the images that will have another version after their next
+    change.
 
     A name that holds a secret is left out: that image is read each time.
     """
@@ -291,7 +353,15 @@ def _document(listing: DirectoryListing) -> bytes:
         if version and max(version[1:]) < latest and not contains_secret(name):
             digest = known_digest(listing.path(name), version)
             colours = [facts.colours, facts.is_hdr, facts.reading]
-            images[name] = [version, *facts.size, facts.alpha, facts.notes, facts.verified, colours, digest]
+            images[name] = [
+                version,
+                *facts.size,
+                facts.alpha,
+                facts.notes,
+                facts.verified,
+                colours,
+                digest,
+            ]
     return json.dumps({"format": FORMAT, "images": images}).encode()
 
 

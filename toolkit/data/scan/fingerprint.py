@@ -1,5 +1,5 @@
-"""SHA-256 hashes of files, each computed once until the file changes, and one hash per image of a dataset, so that a
-later run can tell what was added, removed and edited."""
+"""SHA-256 hashes of files, each computed once until the file changes, and one hash per
+image of a dataset, so that a later run can tell what was added, removed and edited."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from toolkit.files.tensor_cache import key_of
 from toolkit.files.writing import sha256_of
 
 Version = tuple[int, int, int]
-"""Bytes of a file, and the times (ns since 1970) at which its contents and its entry last changed. Where it differs the
-file may have changed. No copy or edit that sets the time of the contents back can set that of the entry (ctime) back
-too; on Windows that one is the time of creation."""
+"""Bytes of a file, and the times (ns since 1970) at which its contents and its entry
+last changed. Where it differs the file may have changed. No copy or edit that sets the
+time of the contents back can set that of the entry (ctime) back too; on Windows that
+one is the time of creation."""
 
 _known: dict[str, tuple[Version, str]] = {}
 """Path -> the version that was hashed, and its hash (hex)."""
@@ -66,8 +67,9 @@ def remember_reading(path: str, version: Version, reading: str) -> None:
 
 
 def image_digest(path: Path | str) -> str:
-    """The identity of an image's pixels: the hash of its file, and another one where the program reads the file
-    otherwise than its first version did. So what was made of the old pixels is not used for the new ones.
+    """The identity of an image's pixels: the hash of its file, and another one where
+    the program reads the file otherwise than its first version did. So what was made of
+    the old pixels is not used for the new ones.
 
     Raises RunError when it cannot be read.
     """
@@ -89,23 +91,27 @@ def digest_as_read(digest: str, reading: str) -> str:
 
 
 def made_digest(made: BaseImage) -> str:
-    """The identity of an image that the base model makes, whether it is there or not; it names its file."""
+    """The identity of an image that the base model makes, whether it is there or not;
+    it names its file."""
     return key_of(kind="from_base", **made._asdict())
 
 
 def sample_digest(sample: Sample, of_file: Callable[[str], str] = image_digest) -> str:
-    """The identity of a sample's image: how it is made, or what is in its file. of_file: `image_digest`, or as it."""
+    """The identity of a sample's image: how it is made, or what is in its file.
+    of_file: `image_digest`, or as it."""
     if sample.made:
         return made_digest(sample.made)
     return of_file(sample.image)
 
 
 DatasetHashes = dict[str, str]
-"""`<folder>/<file>` -> hash of the image, its control images, mask, caption, repeats and flip."""
+"""`<folder>/<file>` -> hash of the image, its control images, mask, caption, repeats
+and flip."""
 
 
 def fingerprint(samples: Iterable[Sample]) -> DatasetHashes:
-    """The hashes of a scanned dataset. Reads every file once; the file hashes are reused for encoding."""
+    """The hashes of a scanned dataset. Reads every file once; the file hashes are
+    reused for encoding."""
     found: DatasetHashes = {}
     for sample in samples:
         name = name_of(sample)
@@ -121,7 +127,8 @@ def name_of(sample: Sample) -> str:
 
 
 _before: dict[str, str] = {}
-"""Hash of an image -> the one that it had when the program read some of its files otherwise."""
+"""Hash of an image -> the one that it had when the program read some of its files
+otherwise."""
 
 
 def _digest(sample: Sample) -> str:
@@ -133,8 +140,11 @@ def _digest(sample: Sample) -> str:
 
 
 def _digest_by(sample: Sample, image_digest: Callable[[str], str]) -> str:
-    # Only where there are any: images with neither keep the hash that older checkpoints recorded.
-    more: dict[str, Any] = {"mask": image_digest(sample.mask.file)} if sample.mask else {}
+    # Only where there are any: images with neither keep the hash that older checkpoints
+    # recorded.
+    more: dict[str, Any] = (
+        {"mask": image_digest(sample.mask.file)} if sample.mask else {}
+    )
     if sample.worse:
         more["worse"] = [image_digest(path) for path in sample.worse]
     if sample.layers:
@@ -168,7 +178,8 @@ class DatasetChange:
     removed: tuple[str, ...]
     edited: tuple[str, ...]
     converted: tuple[str, ...] = ()
-    """Files that did not change, and that an earlier version of the program read in other colours."""
+    """Files that did not change, and that an earlier version of the program read in
+    other colours."""
 
     def __str__(self) -> str:
         parts = [
@@ -177,7 +188,10 @@ class DatasetChange:
                 ("added", self.added),
                 ("removed", self.removed),
                 ("edited", self.edited),
-                ("whose colours an earlier version of the program read wrongly", self.converted),
+                (
+                    "whose colours an earlier version of the program read wrongly",
+                    self.converted,
+                ),
             )
             if names
         ]
@@ -185,7 +199,8 @@ class DatasetChange:
 
 
 def compare(old: Mapping[str, str], new: Mapping[str, str]) -> DatasetChange:
-    """What changed from `old` to `new`. An image that has another name, or lies elsewhere, has not changed."""
+    """What changed from `old` to `new`. An image that has another name, or lies
+    elsewhere, has not changed."""
     removed = _unmatched(old, new)
     added = _unmatched(new, old)
     edited = sorted(name for name in old.keys() & new.keys() if old[name] != new[name])
@@ -199,7 +214,8 @@ def compare(old: Mapping[str, str], new: Mapping[str, str]) -> DatasetChange:
 
 
 def _unmatched(hashes: Mapping[str, str], others: Mapping[str, str]) -> tuple[str, ...]:
-    """The names that the others lack, sorted, less those of as many images with their content under a new name."""
+    """The names that the others lack, sorted, less those of as many images with their
+    content under a new name."""
     left = Counter(others[name] for name in others.keys() - hashes.keys())
     names = []
     for name in sorted(hashes.keys() - others.keys()):

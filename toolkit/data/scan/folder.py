@@ -1,10 +1,13 @@
-"""From folders of images to samples: repeats from folder names; captions, control images and masks matched by name.
+"""From folders of images to samples: repeats from folder names; captions, control
+images and masks matched by name.
 
-A dataset is one folder of images, or a folder whose direct subfolders hold them. A leading `<int>_` in the name of the
-folder that holds the images is how often each is used per epoch.
+A dataset is one folder of images, or a folder whose direct subfolders hold them. A
+leading `<int>_` in the name of the folder that holds the images is how often each is
+used per epoch.
 
-`scan_datasets` is the whole scan, stage by stage; each hands records to the next and changes none. The items of a job
-(`items`), the validation and `lint` call it; `find_images`, which opens no image, is for the page and the tools.
+`scan_datasets` is the whole scan, stage by stage; each hands records to the next and
+changes none. The items of a job (`items`), the validation and `lint` call it;
+`find_images`, which opens no image, is for the page and the tools.
 """
 
 from __future__ import annotations
@@ -27,7 +30,11 @@ from toolkit.data.scan.folder_hints import (
     note_splits,
     note_subfolders,
 )
-from toolkit.data.scan.folder_tables import with_placed_rows, with_table_beside, with_tables_above
+from toolkit.data.scan.folder_tables import (
+    with_placed_rows,
+    with_table_beside,
+    with_tables_above,
+)
 from toolkit.data.scan.found import ScanFindings, matched_name
 from toolkit.data.scan.image_folders import image_folders
 from toolkit.data.scan.matching import match_files
@@ -47,7 +54,8 @@ class DatasetScan:
 
     folders: tuple[FolderInfo, ...]
     notes: tuple[str, ...]
-    """What the user should know: ignored files and why, overridden repeats, damaged colour profiles."""
+    """What the user should know: ignored files and why, overridden repeats, damaged
+    colour profiles."""
 
     unused: tuple[tuple[str, str], ...] = ()
     """Files that are not used though they seem meant to be, and why."""
@@ -65,7 +73,8 @@ class DatasetScan:
     """Folders whose numbers are probably no repeats, and why."""
 
     prompt_faults: tuple[tuple[str, str], ...] = ()
-    """Files of prompts for the base model (`from_base`), and what is rarely meant in them."""
+    """Files of prompts for the base model (`from_base`), and what is rarely meant in
+    them."""
 
     scan_cache: ScanCache = field(default_factory=ScanCache, compare=False)
     """Known facts of the files. Only a run saves it: a plan writes nothing."""
@@ -76,14 +85,20 @@ class DatasetScan:
 
     @property
     def converted(self) -> tuple[ConvertedImage, ...]:
-        """The files whose colours are not sRGB, each once, in the order of the folders. The plan counts them, `lint`
-        lists those of HDR."""
-        return tuple(dict.fromkeys(chain.from_iterable(folder.converted for folder in self.folders)))
+        """The files whose colours are not sRGB, each once, in the order of the folders.
+        The plan counts them, `lint` lists those of HDR."""
+        return tuple(
+            dict.fromkeys(
+                chain.from_iterable(folder.converted for folder in self.folders)
+            )
+        )
 
     @property
     def pairs(self) -> int:
         """Pairs of a better and a worse image."""
-        return len({(sample.image, worse) for sample in self.samples for worse in sample.worse})
+        return len(
+            {(sample.image, worse) for sample in self.samples for worse in sample.worse}
+        )
 
 
 def scan_datasets(
@@ -96,13 +111,15 @@ def scan_datasets(
     also: Sequence[Any] = (),
     generated: Sequence[FolderInfo] = (),
 ) -> DatasetScan:
-    """Samples of all `datasets` sections, each file read once. Raises DataErrors naming every offender.
+    """Samples of all `datasets` sections, each file read once. Raises DataErrors naming
+    every offender.
 
-    reg_weight: factor on the loss of regularisation images. scan_cache: results of earlier scans, which is updated; it
-    makes the scan faster and does not change its result. forgiven: takes the errors instead, and the images that have
-    one are left out. read_captions: whether the training does; otherwise missing ones are not reported. also: other
-    sections, whose control images are not left over. generated: what the base model makes for entries with
-    `from_base`, which have no folder.
+    reg_weight: factor on the loss of regularisation images. scan_cache: results of
+    earlier scans, which is updated; it makes the scan faster and does not change its
+    result. forgiven: takes the errors instead, and the images that have one are left
+    out. read_captions: whether the training does; otherwise missing ones are not
+    reported. also: other sections, whose control images are not left over. generated:
+    what the base model makes for entries with `from_base`, which have no folder.
 
     Example::
 
@@ -115,7 +132,10 @@ def scan_datasets(
     if any(folder.slots or folder.dataset.image_suffix for folder in matched):
         note_unused_partners(matched, _matched_without_notes(also, findings), findings)
     checked = check_images(matched, trigger_word, forgiven, findings)
-    infos = [*(folder_info(folder, trigger_word, reg_weight) for folder in checked), *generated]
+    infos = [
+        *(folder_info(folder, trigger_word, reg_weight) for folder in checked),
+        *generated,
+    ]
     infos.sort(key=lambda info: info.dataset)
     notes = [info.note for info in infos if info.note]
     return DatasetScan(
@@ -130,15 +150,20 @@ def scan_datasets(
     )
 
 
-def _matched_without_notes(datasets: Sequence[Any], findings: ScanFindings) -> list[MatchedFolder]:
-    """The folders of other sections; what is wrong with them is reported where they are scanned."""
+def _matched_without_notes(
+    datasets: Sequence[Any], findings: ScanFindings
+) -> list[MatchedFolder]:
+    """The folders of other sections; what is wrong with them is reported where they are
+    scanned."""
     if not datasets:
         return []
     of_others = ScanFindings(findings.scan_cache, read_captions=False)
     return match_files(_folders(datasets, of_others), of_others)
 
 
-def _folders(datasets: Sequence[DatasetConfig], findings: ScanFindings) -> list[ImageFolder]:
+def _folders(
+    datasets: Sequence[DatasetConfig], findings: ScanFindings
+) -> list[ImageFolder]:
     """The folders of all entries that have images, with their tables."""
     folders = []
     for index, dataset in enumerate(datasets):
@@ -147,8 +172,11 @@ def _folders(datasets: Sequence[DatasetConfig], findings: ScanFindings) -> list[
     return folders
 
 
-def _folders_of_entry(index: int, dataset: DatasetConfig, findings: ScanFindings) -> list[ImageFolder]:
-    """The folders of one entry of `datasets`, with their tables. What their names look like is noted."""
+def _folders_of_entry(
+    index: int, dataset: DatasetConfig, findings: ScanFindings
+) -> list[ImageFolder]:
+    """The folders of one entry of `datasets`, with their tables. What their names look
+    like is noted."""
     folders = []
     for folder in image_folders(index, dataset, findings):
         if not _asks_for_no_repeats(folder, findings):
@@ -156,28 +184,46 @@ def _folders_of_entry(index: int, dataset: DatasetConfig, findings: ScanFindings
     folders = with_tables_above(dataset, folders, findings)
     note_splits(dataset, folders, findings)
     folders = with_placed_rows(dataset, folders, findings)
-    if dataset.columns != NO_COLUMNS and folders and not any(folder.table for folder in folders):
+    if (
+        dataset.columns != NO_COLUMNS
+        and folders
+        and not any(folder.table for folder in folders)
+    ):
         what = "'columns' is given, and no table of captions is read. Give one as 'captions_file'"
-        findings.notes.append(f"warning: {dataset.place}: {what}, or take 'columns' out")
+        findings.notes.append(
+            f"warning: {dataset.place}: {what}, or take 'columns' out"
+        )
     note_pair_folders(dataset, folders, findings)
-    return [folder for folder in folders if folder.listing.images or not _is_of_pairs(folder, findings)]
+    return [
+        folder
+        for folder in folders
+        if folder.listing.images or not _is_of_pairs(folder, findings)
+    ]
 
 
 def _asks_for_no_repeats(folder: ImageFolder, findings: ScanFindings) -> bool:
-    """Whether the name of a folder says that its images are used 0 times, which is a mistake."""
+    """Whether the name of a folder says that its images are used 0 times, which is a
+    mistake."""
     dataset = folder.dataset
     path = folder.listing.folder
-    if not dataset.folder_path or dataset.repeats_from_names is False or dataset.num_repeats:
+    if (
+        not dataset.folder_path
+        or dataset.repeats_from_names is False
+        or dataset.num_repeats
+    ):
         return False
     repeats = matched_name(path, REPEATS)
     if not repeats or int(repeats):
         return False
-    findings.mistake(path, "its name asks for 0 repeats. Give 1 or more, or take it out")
+    findings.mistake(
+        path, "its name asks for 0 repeats. Give 1 or more, or take it out"
+    )
     return True
 
 
 def _with_own_table(folder: ImageFolder, findings: ScanFindings) -> ImageFolder:
-    """The folder with the table beside its images, where that has their captions; what it holds besides is noted."""
+    """The folder with the table beside its images, where that has their captions; what
+    it holds besides is noted."""
     if not folder.dataset.folder_path:  # what its table does not name is not meant
         return folder
     folder = with_table_beside(folder, findings)
@@ -189,15 +235,18 @@ def _with_own_table(folder: ImageFolder, findings: ScanFindings) -> ImageFolder:
 
 
 def _is_of_pairs(folder: ImageFolder, findings: ScanFindings) -> bool:
-    """Whether the table of a folder may name all its images as control images of others."""
+    """Whether the table of a folder may name all its images as control images of
+    others."""
     return folder.table is not None and folder.table.path in findings.of_pairs
 
 
-# ---------------------------------------------------------------- images by name, without opening any
+# ---------------------------------------------------------------- images by name,
+# without opening any
 
 
 class FoundImage(NamedTuple):
-    """An image file, and what belongs to it by the names of files. It was not opened."""
+    """An image file, and what belongs to it by the names of files. It was not
+    opened."""
 
     path: str
     repeats: int
@@ -205,7 +254,8 @@ class FoundImage(NamedTuple):
     """As its file has it; empty for none."""
 
     captions: tuple[str, ...]
-    """Paths of its caption files: first the one that is read, then others. Empty for none."""
+    """Paths of its caption files: first the one that is read, then others. Empty for
+    none."""
 
     table: str
     """Path of the table that its caption is from; empty: a file of its own, or none."""
@@ -217,15 +267,18 @@ class FoundImage(NamedTuple):
     """Path of its mask; empty for none."""
 
     shares_stem: bool
-    """Whether another image has the same name but for the suffix, which is an error of the dataset."""
+    """Whether another image has the same name but for the suffix, which is an error of
+    the dataset."""
 
 
 def find_images(
     dataset: DatasetConfig, listings: Iterable[DirectoryListing] = ()
 ) -> tuple[list[FoundImage], list[Diagnostic], list[str]]:
-    """The images of a dataset as a scan finds them, errors, and notes. Only caption files are read.
+    """The images of a dataset as a scan finds them, errors, and notes. Only caption
+    files are read.
 
-    listings: of its folders that were read already, with known captions; they get the others.
+    listings: of its folders that were read already, with known captions; they get the
+    others.
     """
     scan_cache = ScanCache()
     for listing in listings:
@@ -241,7 +294,8 @@ def find_images(
 
 
 def _caption_files_of_images(folder: ImageFolder) -> list[list[str]]:
-    """For each image of a folder its caption files: first those that are not empty, as the first of them is read."""
+    """For each image of a folder its caption files: first those that are not empty, as
+    the first of them is read."""
     texts = folder.listing.texts
     of_image: list[list[str]] = [[] for _ in folder.listing.images]
     if folder.table is not None:
@@ -256,7 +310,10 @@ def _caption_files_of_images(folder: ImageFolder) -> list[list[str]]:
 
 
 def _found_images(
-    folder: MatchedFolder, image: MatchedImage, repeats: int, caption_files: Sequence[str]
+    folder: MatchedFolder,
+    image: MatchedImage,
+    repeats: int,
+    caption_files: Sequence[str],
 ) -> list[FoundImage]:
     """An image once for each of its files."""
     listing = folder.listing

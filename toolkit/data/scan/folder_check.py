@@ -1,7 +1,9 @@
-"""The fourth stage of a scan: the images are read, and what is allowed but rarely meant is warned of.
+"""The fourth stage of a scan: the images are read, and what is allowed but rarely meant
+is warned of.
 
-`folder` calls `check_images` with all folders; what it returns has no image that cannot be used. Errors of the earlier
-stages are raised here too, so that one run names every file that has to be mended.
+`folder` calls `check_images` with all folders; what it returns has no image that cannot
+be used. Errors of the earlier stages are raised here too, so that one run names every
+file that has to be mended.
 """
 
 from __future__ import annotations
@@ -14,7 +16,14 @@ from itertools import chain
 
 from toolkit.config.sections.dataset import area_of
 from toolkit.contracts.data import PLACEHOLDERS
-from toolkit.data.pixels.images import CLEAR, ImageError, ImageInfo, inspect_header, inspect_image, reference_error
+from toolkit.data.pixels.images import (
+    CLEAR,
+    ImageError,
+    ImageInfo,
+    inspect_header,
+    inspect_image,
+    reference_error,
+)
 from toolkit.data.scan.captions import add_prefix, nearly_placeholders, usual_word
 from toolkit.data.scan.directory import DirectoryListing, ImageFile, split_suffix
 from toolkit.data.scan.fingerprint import remember_reading
@@ -36,11 +45,14 @@ from toolkit.errors import DataErrors, Diagnostic
 from toolkit.system.read_ahead import thread_map
 
 READ_WHOLE = 2000
-"""Up to so many images that are not known yet are read whole by the scan. Of more, it reads headers and ends; what is
-damaged in between is then found, and all of it named, when the images are encoded."""
+"""Up to so many images that are not known yet are read whole by the scan. Of more, it
+reads headers and ends; what is damaged in between is then found, and all of it named,
+when the images are encoded."""
 
 _FRACTION = re.compile(r"([0-9]+[.,][0-9]+)_")  # repeats of OneTrainer may be fractions
-_NEARLY_REPEATS = re.compile(r"([0-9]{1,3})[ .-]+[^\W\d]")  # `40 char`, `40-char`; not the date 2024-05-01
+_NEARLY_REPEATS = re.compile(
+    r"([0-9]{1,3})[ .-]+[^\W\d]"
+)  # `40 char`, `40-char`; not the date 2024-05-01
 
 
 def check_images(
@@ -49,9 +61,11 @@ def check_images(
     forgiven: list[Diagnostic] | None,
     findings: ScanFindings,
 ) -> list[CheckedFolder]:
-    """Reads the facts of every image that is used, then warns of what is allowed but rarely meant.
+    """Reads the facts of every image that is used, then warns of what is allowed but
+    rarely meant.
 
-    Raises DataErrors for all errors so far; with `forgiven` it takes them, and the images that have one are left out.
+    Raises DataErrors for all errors so far; with `forgiven` it takes them, and the
+    images that have one are left out.
     """
     unreadable = _read_facts(folders, findings)
     readable = _without_unreadable(folders, unreadable, findings)
@@ -68,9 +82,12 @@ def check_images(
 
 
 def _without_mistaken(
-    folders: Sequence[MatchedFolder], forgiven: list[Diagnostic] | None, findings: ScanFindings
+    folders: Sequence[MatchedFolder],
+    forgiven: list[Diagnostic] | None,
+    findings: ScanFindings,
 ) -> Sequence[MatchedFolder]:
-    """The folders without images that have an error, which `forgiven` takes; None: DataErrors is raised for all."""
+    """The folders without images that have an error, which `forgiven` takes; None:
+    DataErrors is raised for all."""
     mistakes = list(dict.fromkeys(findings.mistakes))
     if not mistakes:
         return folders
@@ -81,26 +98,39 @@ def _without_mistaken(
     return [_without_images(folder, places) for folder in folders]
 
 
-def _checked(folder: MatchedFolder, trigger_word: str | None, findings: ScanFindings) -> CheckedFolder:
+def _checked(
+    folder: MatchedFolder, trigger_word: str | None, findings: ScanFindings
+) -> CheckedFolder:
     """The folder with what its masks tell; what is rarely meant in it is noted."""
     mask_looks: list[MaskLook] = []
     if any(image.mask for image in folder.images):
         folder = _without_void_masks(folder, findings)
         mask_looks = _mask_looks(folder, findings)
     begin = f"warning: {folder.listing.folder}:"
-    findings.notes.extend(f"{begin} {what}" for what in _warnings(folder, trigger_word, findings.read_captions))
+    findings.notes.extend(
+        f"{begin} {what}"
+        for what in _warnings(folder, trigger_word, findings.read_captions)
+    )
     return CheckedFolder(folder, tuple(mask_looks))
 
 
 # ---------------------------------------------------------------- reading the images
 
 
-def _read_facts(folders: Sequence[MatchedFolder], findings: ScanFindings) -> dict[str, str]:
-    """Reads the images, each once: few of them whole, of many the header and the end. Path -> error of those that
-    cannot be read."""
+def _read_facts(
+    folders: Sequence[MatchedFolder], findings: ScanFindings
+) -> dict[str, str]:
+    """Reads the images, each once: few of them whole, of many the header and the end.
+    Path -> error of those that cannot be read."""
     wanted = _files_of(folders)
     unreadable: dict[str, str] = {}
-    for image, looked in _looked_at([ImageFile(listing, name) for listing, names in wanted.items() for name in names]):
+    for image, looked in _looked_at(
+        [
+            ImageFile(listing, name)
+            for listing, names in wanted.items()
+            for name in names
+        ]
+    ):
         if isinstance(looked, str):
             unreadable[image.path] = looked
             continue
@@ -121,19 +151,27 @@ def _read_facts(folders: Sequence[MatchedFolder], findings: ScanFindings) -> dic
     return unreadable
 
 
-def _files_of(folders: Sequence[MatchedFolder]) -> dict[DirectoryListing, dict[str, None]]:
-    """The images of the folders and what belongs to them, each once: names by listing."""
+def _files_of(
+    folders: Sequence[MatchedFolder],
+) -> dict[DirectoryListing, dict[str, None]]:
+    """The images of the folders and what belongs to them, each once: names by
+    listing."""
     wanted: dict[DirectoryListing, dict[str, None]] = {}
     for folder in folders:
         names = chain.from_iterable(image.names for image in folder.images)
         wanted.setdefault(folder.listing, {}).update(dict.fromkeys(names))
-        for _, (listing, name) in chain(folder.controls(), folder.layers(), folder.worse(), folder.masks()):
+        for _, (listing, name) in chain(
+            folder.controls(), folder.layers(), folder.worse(), folder.masks()
+        ):
             wanted.setdefault(listing, {})[name] = None
     return wanted
 
 
-def _looked_at(images: Sequence[ImageFile]) -> Iterator[tuple[ImageFile, ImageInfo | str]]:
-    """Each image that is not known yet, with its facts or its error. Up to READ_WHOLE are read whole."""
+def _looked_at(
+    images: Sequence[ImageFile],
+) -> Iterator[tuple[ImageFile, ImageInfo | str]]:
+    """Each image that is not known yet, with its facts or its error. Up to READ_WHOLE
+    are read whole."""
     inspect = inspect_image
     at_once = 16
     unread = [image for image in images if not (image.facts and image.facts.verified)]
@@ -152,7 +190,8 @@ def _looked_at(images: Sequence[ImageFile]) -> Iterator[tuple[ImageFile, ImageIn
 
 
 def _remarks(listing: DirectoryListing, names: Iterable[str]) -> Iterator[str]:
-    """What is worth knowing of files that can be used all the same, each remark once."""
+    """What is worth knowing of files that can be used all the same, each remark
+    once."""
     with_remark: dict[str, list[str]] = {}
     for name in names:
         facts = listing.facts.get(name)
@@ -168,14 +207,18 @@ def _remarks(listing: DirectoryListing, names: Iterable[str]) -> Iterator[str]:
             yield f"{listing.folder}: {shorten(files)}: {remark}"
 
 
-# ---------------------------------------------------------------- images that are left out
+# ---------------------------------------------------------------- images that are left
+# out
 
 
 def _without_unreadable(
-    folders: Sequence[MatchedFolder], unreadable: Mapping[str, str], findings: ScanFindings
+    folders: Sequence[MatchedFolder],
+    unreadable: Mapping[str, str],
+    findings: ScanFindings,
 ) -> list[MatchedFolder]:
-    """The folders without images that cannot be read, or whose control image or mask cannot, of datasets with
-    `skip_unreadable`; those of others are errors. unreadable: path -> error."""
+    """The folders without images that cannot be read, or whose control image or mask
+    cannot, of datasets with `skip_unreadable`; those of others are errors. unreadable:
+    path -> error."""
     readable = []
     wrong: dict[str, None] = {}
     for folder in folders:
@@ -191,26 +234,33 @@ def _without_unreadable(
         elif faulty:
             count = len(folder.images) - len(rest.images)
             what = f"{count:,} of {count_of(len(folder.images), 'image')} left out (skip_unreadable)"
-            reasons = "; ".join(f"{os.path.basename(path)} {unreadable[path]}" for path in faulty[:3])
-            findings.notes.append(f"warning: {folder.listing.folder}: {what}: {reasons}")
+            reasons = "; ".join(
+                f"{os.path.basename(path)} {unreadable[path]}" for path in faulty[:3]
+            )
+            findings.notes.append(
+                f"warning: {folder.listing.folder}: {what}: {reasons}"
+            )
     for path in wrong:
         findings.mistake(path, unreadable[path])
     return readable
 
 
 def _unreadable_of(folder: MatchedFolder, unreadable: Collection[str]) -> list[str]:
-    """The paths that cannot be read of the images of a folder, and of all that belongs to them."""
+    """The paths that cannot be read of the images of a folder, and of all that belongs
+    to them."""
     if not unreadable:
         return []
-    paths = {folder.listing.path(name) for image in folder.images for name in image.names}
+    paths = {
+        folder.listing.path(name) for image in folder.images for name in image.names
+    }
     paths.update(partner.path for _, partner in folder.partners())
     paths.update(worse.path for _, worse in folder.worse())
     return [path for path in unreadable if path in paths]
 
 
 def _without_images(folder: MatchedFolder, places: Collection[str]) -> MatchedFolder:
-    """The folder without the images that have an error: in their own file, or in one that belongs to them. places: of
-    the errors."""
+    """The folder without the images that have an error: in their own file, or in one
+    that belongs to them. places: of the errors."""
 
     def is_good(image: MatchedImage) -> bool:
         if len(image.names) > 1:
@@ -218,7 +268,9 @@ def _without_images(folder: MatchedFolder, places: Collection[str]) -> MatchedFo
         partners = (*image.controls, *image.layers, *image.worse)
         if image.mask is not None:
             partners = (*partners, image.mask)
-        return image.file.path not in places and not any(partner.path in places for partner in partners)
+        return image.file.path not in places and not any(
+            partner.path in places for partner in partners
+        )
 
     return replace(folder, images=tuple(filter(is_good, folder.images)))
 
@@ -237,7 +289,9 @@ def _unlike_layers(folder: MatchedFolder) -> Iterator[Diagnostic]:
         facts = image.file.facts
         if layer.facts and facts and layer.facts.size != facts.size:
             has = f"has {layer.facts.size} pixels, and its image {image.file.name} has {facts.size}"
-            yield Diagnostic((layer.path,), f"{has}. Export the layer with the whole canvas")
+            yield Diagnostic(
+                (layer.path,), f"{has}. Export the layer with the whole canvas"
+            )
 
 
 def _opaque_layers(folder: MatchedFolder) -> Iterator[str]:
@@ -253,8 +307,8 @@ def _opaque_layers(folder: MatchedFolder) -> Iterator[str]:
 
 
 def _without_void_masks(folder: MatchedFolder, findings: ScanFindings) -> MatchedFolder:
-    """The folder without masks of images that have no transparency to be their mask. Notes these images, and masks of
-    another shape than their image."""
+    """The folder without masks of images that have no transparency to be their mask.
+    Notes these images, and masks of another shape than their image."""
     opaque = list[str]()
     stretched = list[str]()
     for image, mask in folder.masks():
@@ -265,29 +319,40 @@ def _without_void_masks(folder: MatchedFolder, findings: ScanFindings) -> Matche
             stretched.append(image.file.name)
     place = folder.listing.folder
     if opaque:
-        findings.notes.append(f"{place}: alpha_mask: no transparency, so the whole image counts: {shorten(opaque)}")
+        findings.notes.append(
+            f"{place}: alpha_mask: no transparency, so the whole image counts: {shorten(opaque)}"
+        )
     if stretched:
-        findings.notes.append(f"{place}: the mask has another shape and is stretched over: {shorten(stretched)}")
+        findings.notes.append(
+            f"{place}: the mask has another shape and is stretched over: {shorten(stretched)}"
+        )
     void = set(opaque)
-    images = [image._replace(mask=None) if image.file.name in void else image for image in folder.images]
+    images = [
+        image._replace(mask=None) if image.file.name in void else image
+        for image in folder.images
+    ]
     return replace(folder, images=tuple(images))
 
 
 def _has_other_shape(mask: ImageInfo, image: ImageInfo) -> bool:
-    """Whether the sides of a mask differ from those of its image by more than rounding to pixels explains: 2 %."""
+    """Whether the sides of a mask differ from those of its image by more than rounding
+    to pixels explains: 2 %."""
     width, height = image.size
     return abs(mask.size.width * height / (mask.size.height * width) - 1) > 0.02
 
 
 def _mask_looks(folder: MatchedFolder, findings: ScanFindings) -> list[MaskLook]:
-    """What the pixels of masks tell; those that are probably not meant as they are read are noted, by kind."""
+    """What the pixels of masks tell; those that are probably not meant as they are read
+    are noted, by kind."""
     masks = [folder.trained_mask(mask) for _, mask in folder.masks()]
     looks = look_at_masks(masks)
     by_kind: dict[tuple[str, str], list[str]] = {}
     for mask, fault in faults_of(looks):
         name = f"{os.path.basename(mask.file)} ({fault.detail})"
         by_kind.setdefault((fault.kind, fault.remedy), []).append(name)
-        findings.mask_faults.append((mask.file, f"is {fault.kind}: {fault.detail}. {fault.remedy}"))
+        findings.mask_faults.append(
+            (mask.file, f"is {fault.kind}: {fault.detail}. {fault.remedy}")
+        )
     for (kind, remedy), names in by_kind.items():
         are = "is" if len(names) == 1 else "are"
         what = f"{len(names):,} of {count_of(len(looks), 'mask')} {are} {kind}: {shorten(names)}"
@@ -295,23 +360,29 @@ def _mask_looks(folder: MatchedFolder, findings: ScanFindings) -> list[MaskLook]
     return [look for _, look in looks]
 
 
-# ---------------------------------------------------------------- what is allowed and rarely meant
+# ---------------------------------------------------------------- what is allowed and
+# rarely meant
 
 
-def _warnings(folder: MatchedFolder, trigger_word: str | None, read_captions: bool) -> Iterator[str]:
+def _warnings(
+    folder: MatchedFolder, trigger_word: str | None, read_captions: bool
+) -> Iterator[str]:
     """Warnings of one folder, without its path."""
     yield from _odd_repeats(folder)
     if not folder.dataset.is_reg and named_as_regularisation(folder.listing.folder):
         yield REGULARISATION
     if read_captions:
-        yield from _check_captions(folder, folder.dataset.trigger_word or trigger_word or "")
+        yield from _check_captions(
+            folder, folder.dataset.trigger_word or trigger_word or ""
+        )
     yield from _opaque_layers(folder)
     yield from _clear_images(folder)
     yield from _small_images(folder)
 
 
 def _odd_repeats(folder: MatchedFolder) -> Iterator[str]:
-    """A number in the name of a folder that is not read as repeats, and is probably meant so."""
+    """A number in the name of a folder that is not read as repeats, and is probably
+    meant so."""
     dataset = folder.dataset
     path = folder.listing.folder
     if dataset.num_repeats or dataset.repeats_from_names is False:
@@ -329,7 +400,11 @@ def _odd_repeats(folder: MatchedFolder) -> Iterator[str]:
 def _clear_images(folder: MatchedFolder) -> Iterator[str]:
     """Images of which nothing is seen."""
     facts = folder.listing.facts
-    clear = [image.file.name for image in folder.images if CLEAR in facts[image.file.name].notes]
+    clear = [
+        image.file.name
+        for image in folder.images
+        if CLEAR in facts[image.file.name].notes
+    ]
     if clear and not folder.dataset.alpha_mask:
         are = "is" if len(clear) == 1 else "are"
         what = f"{len(clear):,} of {count_of(len(folder.images), 'image')} {are}"
@@ -355,13 +430,20 @@ def _small_images(folder: MatchedFolder) -> Iterator[str]:
 
 
 def _numbers(folders: Sequence[MatchedFolder], findings: ScanFindings) -> Iterator[str]:
-    """Asks about the repeats of folders beside each other whose numbers are probably none, and keeps the question."""
+    """Asks about the repeats of folders beside each other whose numbers are probably
+    none, and keeps the question."""
     beside: dict[str, dict[str, int]] = {}
     for folder in folders:
         path = folder.listing.folder
         name = os.path.basename(os.path.abspath(path))
-        is_decided = folder.dataset.num_repeats or folder.dataset.repeats_from_names is not None
-        if folder.folder.named_repeats and not is_decided and not named_as_regularisation(name):
+        is_decided = (
+            folder.dataset.num_repeats or folder.dataset.repeats_from_names is not None
+        )
+        if (
+            folder.folder.named_repeats
+            and not is_decided
+            and not named_as_regularisation(name)
+        ):
             place = os.path.dirname(path.rstrip("/")) or "."
             beside.setdefault(place, {})[name] = folder.folder.repeats
     for place, repeats in beside.items():
@@ -382,7 +464,9 @@ def _several_lines(folders: Sequence[MatchedFolder]) -> Iterator[str]:
     for folder in folders:
         if folder.dataset.captions == "one":
             count += len(folder.images)
-            several = [image.file.name for image in folder.images if "\n" in image.caption]
+            several = [
+                image.file.name for image in folder.images if "\n" in image.caption
+            ]
             names += [folder.folder.inside(name) for name in several]
     if names:
         have = "has" if len(names) == 1 else "have"
@@ -396,7 +480,9 @@ def _check_captions(folder: MatchedFolder, trigger: str) -> Iterator[str]:
     dataset = folder.dataset
     used = {}
     for image in folder.images:
-        used[image.file.name] = add_prefix(image.caption or dataset.default_caption or "", dataset.caption_prefix)
+        used[image.file.name] = add_prefix(
+            image.caption or dataset.default_caption or "", dataset.caption_prefix
+        )
     yield from _missing_captions(folder, used, trigger)
     yield from _left_placeholders(used, trigger)
     marks = marks_in([*used.values()])
@@ -405,14 +491,25 @@ def _check_captions(folder: MatchedFolder, trigger: str) -> Iterator[str]:
         yield f"{count:,} of {count_of(len(used), 'caption')} with {in_words(marks, counted=True)}"
     if not dataset.is_reg:
         yield from _odd_captions(used, trigger)
-    if not trigger and not dataset.is_reg and not dataset.references[1] and not dataset.caption_prefix:
+    if (
+        not trigger
+        and not dataset.is_reg
+        and not dataset.references[1]
+        and not dataset.caption_prefix
+    ):
         yield from _trigger_by_hand(folder)
 
 
-def _missing_captions(folder: MatchedFolder, captions: Mapping[str, str], trigger: str) -> Iterator[str]:
+def _missing_captions(
+    folder: MatchedFolder, captions: Mapping[str, str], trigger: str
+) -> Iterator[str]:
     """Images without a caption. captions: of each image, with its prefix."""
     missing = [name for name, text in captions.items() if not text]
-    if not missing or folder.dataset.is_reg or (trigger and len(missing) == len(captions)):
+    if (
+        not missing
+        or folder.dataset.is_reg
+        or (trigger and len(missing) == len(captions))
+    ):
         return
     is_one = len(missing) == 1
     share = f"{len(missing):,} of {count_of(len(captions), 'image')} {'has' if is_one else 'have'}"
@@ -429,12 +526,15 @@ def _missing_captions(folder: MatchedFolder, captions: Mapping[str, str], trigge
 
 
 def _left_placeholders(captions: Mapping[str, str], trigger: str) -> Iterator[str]:
-    """What is meant for the trigger word and is trained as it is written. captions: of each image, with its prefix."""
+    """What is meant for the trigger word and is trained as it is written. captions: of
+    each image, with its prefix."""
     together = "\n".join(captions.values())
     if trigger:
         literal = []
     else:
-        literal = [placeholder for placeholder in PLACEHOLDERS if placeholder in together]
+        literal = [
+            placeholder for placeholder in PLACEHOLDERS if placeholder in together
+        ]
     for placeholder in (*literal, *nearly_placeholders(together)):
         remedy = f"Write '{PLACEHOLDERS[0]}'"
         if placeholder in PLACEHOLDERS:
@@ -445,8 +545,13 @@ def _left_placeholders(captions: Mapping[str, str], trigger: str) -> Iterator[st
 
 
 def _trigger_by_hand(folder: MatchedFolder) -> Iterator[str]:
-    """A word with which almost all captions begin, where the job has no trigger word."""
-    texts = [text for image in folder.images for text in texts_of(image.caption, folder.dataset)]
+    """A word with which almost all captions begin, where the job has no trigger
+    word."""
+    texts = [
+        text
+        for image in folder.images
+        for text in texts_of(image.caption, folder.dataset)
+    ]
     word, count = usual_word([text for text in texts if text])
     if word and word not in PLACEHOLDERS and word not in nearly_placeholders(word):
         what = f"{count} of {len(texts)} captions begin with {word!r}, and there is no trigger_word"
@@ -454,7 +559,8 @@ def _trigger_by_hand(folder: MatchedFolder) -> Iterator[str]:
 
 
 def _odd_captions(captions: Mapping[str, str], trigger: str) -> Iterator[str]:
-    """Captions that are probably written otherwise than they are meant. captions: of each image, with its prefix."""
+    """Captions that are probably written otherwise than they are meant. captions: of
+    each image, with its prefix."""
     quoted = [name for name, text in captions.items() if _is_quoted(text)]
     if quoted:
         what = f"{count_of(len(quoted), 'caption')} in quotation marks, which are trained as part of it"
@@ -462,7 +568,11 @@ def _odd_captions(captions: Mapping[str, str], trigger: str) -> Iterator[str]:
     if not trigger:
         return
     folded = trigger.lower()
-    other = [name for name, text in captions.items() if folded in text.lower() and trigger not in text]
+    other = [
+        name
+        for name, text in captions.items()
+        if folded in text.lower() and trigger not in text
+    ]
     if other:
         what = f"{count_of(len(other), 'caption')} with {trigger!r} in other letters"
         yield f"{what}, so that it is put in front as well: {shorten(other)}"

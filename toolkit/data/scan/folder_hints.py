@@ -1,7 +1,8 @@
-"""What the names in folders look like, where it is probably not meant as it is trained: pairs, layers, splits.
+"""What the names in folders look like, where it is probably not meant as it is trained:
+pairs, layers, splits.
 
-`folder` calls each function when the tables of an entry's folders are known. Every hint is a warning with the keys
-that would train what the names look like.
+`folder` calls each function when the tables of an entry's folders are known. Every hint
+is a warning with the keys that would train what the names look like.
 """
 
 from __future__ import annotations
@@ -13,22 +14,35 @@ from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.scan.directory import join, real_path
 from toolkit.data.scan.found import ScanFindings, held_out_folders, shorten, split_of
 from toolkit.data.scan.image_folders import subfolders_of
-from toolkit.data.scan.partners import LAYER, in_yaml, layers_beside, pair_folders, pair_names
+from toolkit.data.scan.partners import (
+    LAYER,
+    in_yaml,
+    layers_beside,
+    pair_folders,
+    pair_names,
+)
 from toolkit.data.scan.records import ImageFolder
 
 
 def note_pair_names(folder: ImageFolder, findings: ScanFindings) -> None:
-    """Notes images of one folder that look like pairs, each of which is trained by itself."""
+    """Notes images of one folder that look like pairs, each of which is trained by
+    itself."""
     dataset = folder.dataset
     listing = folder.listing
-    if dataset.image_suffix or dataset.control_suffix or any(row.references for row in folder.rows.values()):
+    if (
+        dataset.image_suffix
+        or dataset.control_suffix
+        or any(row.references for row in folder.rows.values())
+    ):
         return
     pairs = pair_names(listing.images)
     if pairs is None:
         return
     optional = ", control_optional: true" if pairs.optional else ""
     controls = ", ".join(map(in_yaml, pairs.controls))
-    given = f"image_suffix: {in_yaml(pairs.image)}, control_suffix: [{controls}]{optional}"
+    given = (
+        f"image_suffix: {in_yaml(pairs.image)}, control_suffix: [{controls}]{optional}"
+    )
     but = ""
     alone = [name for stem in pairs.alone for name in listing.images[stem]]
     if alone:
@@ -47,10 +61,17 @@ def note_layer_names(folder: ImageFolder, findings: ScanFindings) -> None:
         return
     layers = layers_beside(listing, LAYER)
     if layers:
-        named = shorten(name for stems in layers.values() for stem in stems for name in listing.images[stem])
+        named = shorten(
+            name
+            for stems in layers.values()
+            for stem in stems
+            for name in listing.images[stem]
+        )
         what = "by its name a layer of another, and trained as an image"
         remedy = f"For a model of layers give 'layers_suffix: {LAYER}'"
-        findings.notes.append(f"warning: {listing.folder}: some images are each {what}: {named}. {remedy}")
+        findings.notes.append(
+            f"warning: {listing.folder}: some images are each {what}: {named}. {remedy}"
+        )
 
 
 def note_subfolders(folder: ImageFolder, findings: ScanFindings) -> None:
@@ -61,10 +82,15 @@ def note_subfolders(folder: ImageFolder, findings: ScanFindings) -> None:
         findings.notes.append(f"{folder.listing.folder}: {what}")
 
 
-def note_splits(dataset: DatasetConfig, folders: Sequence[ImageFolder], findings: ScanFindings) -> None:
-    """Notes subfolders whose names say that they are for validation or test, and that are trained."""
+def note_splits(
+    dataset: DatasetConfig, folders: Sequence[ImageFolder], findings: ScanFindings
+) -> None:
+    """Notes subfolders whose names say that they are for validation or test, and that
+    are trained."""
     path = dataset.folder_path
-    inside = {folder.subfolder: folder for folder in folders if path and folder.subfolder}
+    inside = {
+        folder.subfolder: folder for folder in folders if path and folder.subfolder
+    }
     held_out = held_out_folders(inside)
     if not held_out:
         return
@@ -79,27 +105,37 @@ def note_splits(dataset: DatasetConfig, folders: Sequence[ImageFolder], findings
         what = f"its subfolders {shown} are trained on, and their names keep them from the training"
     of_validation = [name for name in held_out if split_of(name) == "validation"]
     measures = (of_validation or held_out)[0]
-    measured = f"(the validation takes 'validation: {{folder_path: {join(path, measures)}}}')"
+    measured = (
+        f"(the validation takes 'validation: {{folder_path: {join(path, measures)}}}')"
+    )
     findings.notes.append(f"warning: {path}: {what}. {remedy} {measured}")
 
 
 def _give_train_alone(path: str, inside: dict[str, ImageFolder]) -> str:
-    """The keys that train the subfolder for training alone. inside: the subfolders of a dataset's folder."""
+    """The keys that train the subfolder for training alone. inside: the subfolders of a
+    dataset's folder."""
     train = next(name for name in inside if split_of(name) == "train")
     alone = f"'folder_path: {join(path, train)}'"
     table = inside[train].table
-    if table and real_path(os.path.dirname(table.path) or ".") != real_path(join(path, train)):
+    if table and real_path(os.path.dirname(table.path) or ".") != real_path(
+        join(path, train)
+    ):
         alone = f"{alone} and 'captions_file: {table.path}'"
     return f"For {train!r} alone give {alone}"
 
 
-def note_pair_folders(dataset: DatasetConfig, folders: Sequence[ImageFolder], findings: ScanFindings) -> None:
-    """Notes two subfolders that look like the images and control images of pairs, which both are trained."""
+def note_pair_folders(
+    dataset: DatasetConfig, folders: Sequence[ImageFolder], findings: ScanFindings
+) -> None:
+    """Notes two subfolders that look like the images and control images of pairs, which
+    both are trained."""
     if not dataset.folder_path or dataset.control_path:
         return
     if any(row.references for folder in folders for row in folder.rows.values()):
         return
-    pair = pair_folders({str(folder.subfolder): folder.listing.images for folder in folders})
+    pair = pair_folders(
+        {str(folder.subfolder): folder.listing.images for folder in folders}
+    )
     if pair:
         images, controls = (join(dataset.folder_path, name) for name in pair)
         looks = f"its subfolders {pair[0]!r} and {pair[1]!r} look like pairs, and each image is trained by itself"

@@ -1,8 +1,11 @@
-"""The second stage of a scan: the table of each folder's images, and its rows by the names of the images.
+"""The second stage of a scan: the table of each folder's images, and its rows by the
+names of the images.
 
-What the rows of a table say is read in `tables`; this is where it meets the files. A folder without a table may get
-the one beside its images or above it (`with_table_beside`, `with_tables_above`); `with_placed_rows` then brings the
-rows to the images. `folder` calls these three; `image_folders` and `matching` ask for tables and the files they name.
+What the rows of a table say is read in `tables`; this is where it meets the files. A
+folder without a table may get the one beside its images or above it
+(`with_table_beside`, `with_tables_above`); `with_placed_rows` then brings the rows to
+the images. `folder` calls these three; `image_folders` and `matching` ask for tables
+and the files they name.
 """
 
 from __future__ import annotations
@@ -19,11 +22,22 @@ from toolkit.data.scan.columns import in_yaml as column_in_yaml
 from toolkit.data.scan.directory import DirectoryListing, ImageFile, split_suffix
 from toolkit.data.scan.found import ScanFindings, count_of, shorten
 from toolkit.data.scan.records import FolderTable, ImageFolder
-from toolkit.data.scan.tables import NO_JSON, TABLES, Table, TableRow, image_name, line_naming, placed
+from toolkit.data.scan.tables import (
+    NO_JSON,
+    TABLES,
+    Table,
+    TableRow,
+    image_name,
+    line_naming,
+    placed,
+)
 from toolkit.errors import Diagnostic
 from toolkit.files.parquet import SUFFIX as PARQUET
 
-OTHER_TABLE = "captions of images that have caption files, or another table", "Give one as 'captions_file'"
+OTHER_TABLE = (
+    "captions of images that have caption files, or another table",
+    "Give one as 'captions_file'",
+)
 """Why a table is not used, and what to do."""
 
 _LOOKED_THROUGH = 64 << 20
@@ -33,12 +47,18 @@ _LOOKED_FOR = 100
 """So many names of images are looked for in a table that cannot be read."""
 
 
-# ---------------------------------------------------------------- which table is for the images of a folder
+# ---------------------------------------------------------------- which table is for
+# the images of a folder
 
 
 def with_table_beside(folder: ImageFolder, findings: ScanFindings) -> ImageFolder:
-    """The folder with the only table in it that names its images, where it has neither a table nor caption files."""
-    if folder.table is not None or not findings.read_captions or folder.dataset.captions == "names":
+    """The folder with the only table in it that names its images, where it has neither
+    a table nor caption files."""
+    if (
+        folder.table is not None
+        or not findings.read_captions
+        or folder.dataset.captions == "names"
+    ):
         return folder
     if folder.has_caption_files:
         return folder
@@ -50,7 +70,9 @@ def with_table_beside(folder: ImageFolder, findings: ScanFindings) -> ImageFolde
         return folder
     rows = used_rows(dataset, table, listing.folder, findings)
     rows, _ = placed(rows, table.path, listing.prefix, names)
-    findings.notes.append(f"{listing.folder}: no caption files: captions are read from {table.path}")
+    findings.notes.append(
+        f"{listing.folder}: no caption files: captions are read from {table.path}"
+    )
     inside = f"{folder.subfolder}/" if folder.subfolder else ""
     of_dataset = {inside + name: row for name, row in rows.items()}
     return replace(folder, table=FolderTable(table.path, of_dataset))
@@ -59,8 +81,8 @@ def with_table_beside(folder: ImageFolder, findings: ScanFindings) -> ImageFolde
 def with_tables_above(
     dataset: DatasetConfig, folders: Sequence[ImageFolder], findings: ScanFindings
 ) -> list[ImageFolder]:
-    """The folders with the only table above the subfolders that names their images, of those that have neither caption
-    files nor a table of their own."""
+    """The folders with the only table above the subfolders that names their images, of
+    those that have neither caption files nor a table of their own."""
     below = [folder for folder in folders if folder.subfolder]
     if not below or not dataset.folder_path or dataset.captions_file:
         return [*folders]
@@ -69,7 +91,11 @@ def with_tables_above(
     top = findings.listing(dataset.folder_path)
     if top is None:
         return [*folders]
-    bare = {folder for folder in below if folder.table is None and not folder.has_caption_files}
+    bare = {
+        folder
+        for folder in below
+        if folder.table is None and not folder.has_caption_files
+    }
     meant = [folder for folder in below if not bare or folder in bare]
     names = [*chain.from_iterable(folder.image_names() for folder in meant)]
     if bare:
@@ -80,8 +106,13 @@ def with_tables_above(
         _note_other_tables(dataset, top, folders, names, findings)
         return [*folders]
     shared = FolderTable(table.path, used_rows(dataset, table, top.folder, findings))
-    findings.notes.append(f"{top.folder}: no caption files: captions are read from {table.path}")
-    return [replace(folder, table=shared) if folder in bare else folder for folder in folders]
+    findings.notes.append(
+        f"{top.folder}: no caption files: captions are read from {table.path}"
+    )
+    return [
+        replace(folder, table=shared) if folder in bare else folder
+        for folder in folders
+    ]
 
 
 def _note_other_tables(
@@ -103,10 +134,15 @@ def _note_other_tables(
 
 
 def _only_table(
-    listing: DirectoryListing, folder: str, names: Sequence[str], dataset: DatasetConfig, findings: ScanFindings
+    listing: DirectoryListing,
+    folder: str,
+    names: Sequence[str],
+    dataset: DatasetConfig,
+    findings: ScanFindings,
 ) -> Table | None:
-    """The only table in a folder that names its images, none of which has a caption file; else None. One that is meant
-    for images, and names none of these or cannot be read, is a mistake: their captions would be lost.
+    """The only table in a folder that names its images, none of which has a caption
+    file; else None. One that is meant for images, and names none of these or cannot be
+    read, is a mistake: their captions would be lost.
 
     folder: that the names begin at.
     """
@@ -124,70 +160,102 @@ def _only_table(
 
 
 def tables_in(
-    listing: DirectoryListing, dataset: DatasetConfig, names: Iterable[str], findings: ScanFindings
+    listing: DirectoryListing,
+    dataset: DatasetConfig,
+    names: Iterable[str],
+    findings: ScanFindings,
 ) -> Iterator[Table]:
-    """The tables of captions among the files of a folder, read. names: as in `listing.files`."""
+    """The tables of captions among the files of a folder, read. names: as in
+    `listing.files`."""
     for name in names:
         stem, suffix = split_suffix(name)
-        if suffix in TABLES and stem not in listing.images and listing.files[name] not in listing.no_files:
+        if (
+            suffix in TABLES
+            and stem not in listing.images
+            and listing.files[name] not in listing.no_files
+        ):
             yield findings.table(listing.path(listing.files[name]), dataset)
 
 
 def names_any(table: Table, folder: str, names: Sequence[str]) -> bool:
-    """Whether a table names an image of a folder. names: of the images, from that folder."""
+    """Whether a table names an image of a folder. names: of the images, from that
+    folder."""
     rows, _ = placed(table.rows, table.path, folder, names)
     return any(name in rows or split_suffix(name)[0] in rows for name in names)
 
 
 def _is_meant(table: Table, names: Sequence[str]) -> bool:
-    """Whether a table that names no image of its folder is one of images: by its rows, or, where they cannot be read,
-    by a name of an image in the file. names: of the images."""
+    """Whether a table that names no image of its folder is one of images: by its rows,
+    or, where they cannot be read, by a name of an image in the file. names: of the
+    images."""
     suffix = split_suffix(table.path)[1]
-    is_json = suffix == ".json" and not any(NO_JSON in mistake.message for mistake in table.mistakes)
+    is_json = suffix == ".json" and not any(
+        NO_JSON in mistake.message for mistake in table.mistakes
+    )
     if is_json or not table.mistakes:  # objects of other programs mention images too
-        with_something = (name for name, row in table.rows.items() if row.caption or row.references or row.worse)
+        with_something = (
+            name
+            for name, row in table.rows.items()
+            if row.caption or row.references or row.worse
+        )
         return any(split_suffix(name)[1] in IMAGE_SUFFIXES for name in with_something)
     if suffix == PARQUET:  # its text is packed; `datasets` names such a table so
         return os.path.basename(table.path) == "metadata.parquet"
     with suppress(OSError), open(table.path, "rb") as file:
         raw = file.read(_LOOKED_THROUGH)
         files = [os.path.basename(name) for name in names[:_LOOKED_FOR]]
-        return any(name.encode() in raw or name.encode("utf-16-le") in raw for name in files)
+        return any(
+            name.encode() in raw or name.encode("utf-16-le") in raw for name in files
+        )
     return False
 
 
 def _as_not_given(mistake: Diagnostic) -> Diagnostic:
-    """The mistake of a table that the job does not name, with what to do where it is none of captions."""
+    """The mistake of a table that the job does not name, with what to do where it is
+    none of captions."""
     why = "It is read because no image has a caption file; if it is not for them, move it away"
     return replace(mistake, message=f"{mistake.message}. ({why}.)")
 
 
 def _of_others(table: Table, names: Sequence[str]) -> Diagnostic:
-    """That a table is for images which are not in the folder. names: of those that are."""
+    """That a table is for images which are not in the folder. names: of those that
+    are."""
     lines = count_of(len(table.rows), "line")
-    what = f"none of its {lines} names an image of the folder, and no image has a caption"
+    what = (
+        f"none of its {lines} names an image of the folder, and no image has a caption"
+    )
     return Diagnostic((table.path,), f"{what}. {_unlike(list(table.rows), names)}")
 
 
-# ---------------------------------------------------------------- what becomes of a table that is used
+# ---------------------------------------------------------------- what becomes of a
+# table that is used
 
 
-def used_rows(dataset: DatasetConfig, table: Table, folder: str, findings: ScanFindings) -> dict[str, TableRow]:
-    """The rows of a table that is used; its mistakes, and the columns that are not used, are noted. folder: that the
-    table lies in, as the user wrote it."""
+def used_rows(
+    dataset: DatasetConfig, table: Table, folder: str, findings: ScanFindings
+) -> dict[str, TableRow]:
+    """The rows of a table that is used; its mistakes, and the columns that are not
+    used, are noted. folder: that the table lies in, as the user wrote it."""
     findings.mistakes.extend(table.mistakes)
     if table.is_of_pairs:
         findings.of_pairs.add(table.path)
     if table.undecided:
         votes = count_of(table.undecided, "vote")
-        findings.notes.append(f"{table.called}: {votes} for neither of two images: not used")
+        findings.notes.append(
+            f"{table.called}: {votes} for neither of two images: not used"
+        )
     _note_unused_columns(dataset, table, folder, findings)
     return table.rows
 
 
-def _note_unused_columns(dataset: DatasetConfig, table: Table, folder: str, findings: ScanFindings) -> None:
-    """Notes columns that are not used. One whose values are files is a mistake: they would not be trained."""
-    bases = dict.fromkeys((dataset.folder_path, folder, os.path.dirname(table.path), "."))
+def _note_unused_columns(
+    dataset: DatasetConfig, table: Table, folder: str, findings: ScanFindings
+) -> None:
+    """Notes columns that are not used. One whose values are files is a mistake: they
+    would not be trained."""
+    bases = dict.fromkeys(
+        (dataset.folder_path, folder, os.path.dirname(table.path), ".")
+    )
 
     def is_file(path: str) -> bool:
         return any(os.path.isfile(place) for place in _places(path, bases))
@@ -204,57 +272,83 @@ def _note_unused_columns(dataset: DatasetConfig, table: Table, folder: str, find
         what = f"columns that are not used: {named}"
         findings.notes.append(f"{table.called}: {what}")
         names = ", ".join(map(column_in_yaml, others))
-        remedy = f"Say what they are with 'columns', or 'columns: {{ignore: [{names}]}}'"
+        remedy = (
+            f"Say what they are with 'columns', or 'columns: {{ignore: [{names}]}}'"
+        )
         findings.unused.append((table.called, f"{what}. {remedy}"))
 
 
 def _places(path: str, bases: Iterable[str]) -> list[str]:
-    """Where a file may lie that a table names: from each of these folders, with `\\` for `/` too."""
+    """Where a file may lie that a table names: from each of these folders, with `\\`
+    for `/` too."""
     if os.path.isabs(path):
         return [os.path.expanduser(path)]
     spellings = dict.fromkeys((path, path.replace("\\", "/")))
-    places = [os.path.join(base or ".", spelling) for base in bases for spelling in spellings]
+    places = [
+        os.path.join(base or ".", spelling) for base in bases for spelling in spellings
+    ]
     return [os.path.expanduser(place) for place in places]
 
 
-# ---------------------------------------------------------------- the rows by the names of the images
+# ---------------------------------------------------------------- the rows by the names
+# of the images
 
 
 def with_placed_rows(
     dataset: DatasetConfig, folders: Sequence[ImageFolder], findings: ScanFindings
 ) -> list[ImageFolder]:
-    """The folders with the rows of their tables by the names of their images, each table for all its folders at once.
-    Images and rows without each other are noted."""
+    """The folders with the rows of their tables by the names of their images, each
+    table for all its folders at once. Images and rows without each other are noted."""
     of_table: dict[str, list[ImageFolder]] = {}
     for folder in folders:
         if folder.table and folder.table.rows and dataset.folder_path:
             of_table.setdefault(folder.table.path, []).append(folder)
     after: dict[ImageFolder, ImageFolder] = {}
     for path, with_table in of_table.items():
-        after.update(zip(with_table, _with_placed_table(dataset, path, with_table, findings), strict=True))
+        after.update(
+            zip(
+                with_table,
+                _with_placed_table(dataset, path, with_table, findings),
+                strict=True,
+            )
+        )
     return [after.get(folder, folder) for folder in folders]
 
 
 def _with_placed_table(
-    dataset: DatasetConfig, path: str, folders: Sequence[ImageFolder], findings: ScanFindings
+    dataset: DatasetConfig,
+    path: str,
+    folders: Sequence[ImageFolder],
+    findings: ScanFindings,
 ) -> list[ImageFolder]:
-    """The folders of one table with its rows by the names of their images. path: of the table."""
+    """The folders of one table with its rows by the names of their images. path: of the
+    table."""
     before = folders[0].rows
     if path in findings.of_pairs:
         folders = _without_partners(dataset, path, folders, findings)
     images = [*chain.from_iterable(folder.image_names() for folder in folders)]
     rows, begin = placed(before, path, dataset.folder_path, images)
     if begin:
-        findings.notes.append(f"{path}: {begin!r} at the beginning of its names is left out")
+        findings.notes.append(
+            f"{path}: {begin!r} at the beginning of its names is left out"
+        )
     folders = [replace(folder, table=FolderTable(path, rows)) for folder in folders]
     _note_unnamed(dataset, path, folders, findings)
     return folders
 
 
-def _note_unnamed(dataset: DatasetConfig, path: str, folders: Sequence[ImageFolder], findings: ScanFindings) -> None:
-    """Notes images without a row and rows without an image; a table that names none of the images is a mistake."""
+def _note_unnamed(
+    dataset: DatasetConfig,
+    path: str,
+    folders: Sequence[ImageFolder],
+    findings: ScanFindings,
+) -> None:
+    """Notes images without a row and rows without an image; a table that names none of
+    the images is a mistake."""
     rows = folders[0].rows
-    names = dict.fromkeys(chain.from_iterable(folder.table_names() for folder in folders))
+    names = dict.fromkeys(
+        chain.from_iterable(folder.table_names() for folder in folders)
+    )
     unused = [name for name in rows if name not in names]
     if len(unused) == len(rows):
         what = f"none of its {count_of(len(rows), 'line')} names an image of {dataset.place}"
@@ -270,17 +364,25 @@ def _note_unnamed(dataset: DatasetConfig, path: str, folders: Sequence[ImageFold
 
 
 def _without_partners(
-    dataset: DatasetConfig, path: str, folders: Sequence[ImageFolder], findings: ScanFindings
+    dataset: DatasetConfig,
+    path: str,
+    folders: Sequence[ImageFolder],
+    findings: ScanFindings,
 ) -> list[ImageFolder]:
-    """The folders without the images that their table names as control images or masks of others, and that have no row
-    of their own. path: of the table."""
+    """The folders without the images that their table names as control images or masks
+    of others, and that have no row of their own. path: of the table."""
     partners = _partner_files(dataset, path, folders[0])
     less = []
     left_out = []
     for folder in folders:
         images = {}
-        for (stem, files), name in zip(folder.listing.images.items(), folder.table_names(), strict=True):
-            if name in folder.rows or os.path.realpath(folder.listing.path(files[0])) not in partners:
+        for (stem, files), name in zip(
+            folder.listing.images.items(), folder.table_names(), strict=True
+        ):
+            if (
+                name in folder.rows
+                or os.path.realpath(folder.listing.path(files[0])) not in partners
+            ):
                 images[stem] = files
             else:
                 left_out.append(name)
@@ -292,7 +394,8 @@ def _without_partners(
 
 
 def _partner_files(dataset: DatasetConfig, path: str, folder: ImageFolder) -> set[str]:
-    """The real paths of the control images and masks that the table of a folder names. path: of the table."""
+    """The real paths of the control images and masks that the table of a folder names.
+    path: of the table."""
     bases = (dataset.folder_path, os.path.dirname(path), ".")
     files = set[str]()
     for row in folder.rows.values():
@@ -307,7 +410,8 @@ def _partner_files(dataset: DatasetConfig, path: str, folder: ImageFolder) -> se
 
 
 def _unlike(written: Sequence[str], images: Sequence[str]) -> str:
-    """How the names of a table differ from those of the images, by the first two that are nearly the same."""
+    """How the names of a table differ from those of the images, by the first two that
+    are nearly the same."""
 
     def key(name: str) -> str:
         return split_suffix(os.path.basename(name.replace("\\", "/")))[0].casefold()
@@ -322,12 +426,16 @@ def _unlike(written: Sequence[str], images: Sequence[str]) -> str:
     return f"It has {near!r}, the folder {image!r}: {remedy}"
 
 
-# ---------------------------------------------------------------- files that a row names
+# ---------------------------------------------------------------- files that a row
+# names
 
 
-def named_files(folder: ImageFolder, paths: Iterable[str], role: str, findings: ScanFindings) -> list[ImageFile]:
-    """The images that a row of the folder's table names: in the folder of the images, else from that of the table; one
-    that is not there is a mistake. role: what they are, for the message."""
+def named_files(
+    folder: ImageFolder, paths: Iterable[str], role: str, findings: ScanFindings
+) -> list[ImageFile]:
+    """The images that a row of the folder's table names: in the folder of the images,
+    else from that of the table; one that is not there is a mistake. role: what they
+    are, for the message."""
     assert folder.table is not None  # a row is one of its
     bases = (folder.dataset.folder_path, os.path.dirname(folder.table.path), ".")
     images = []

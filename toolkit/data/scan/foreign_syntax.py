@@ -1,11 +1,14 @@
-"""What other programs read as instructions in a prompt or a caption, and what is plain text here: weights, LoRAs,
-choices, wildcards. One rule for captions and for prompts of samples; the plan and `lint` use it.
+"""What other programs read as instructions in a prompt or a caption, and what is plain
+text here: weights, LoRAs, choices, wildcards. One rule for captions and for prompts of
+samples; the plan and `lint` use it.
 
-Sources of the spellings: AUTOMATIC1111's stable-diffusion-webui, modules/prompt_parser.py (at 0674fabd) and
-modules/extra_networks.py: weights, brackets that alternate, BREAK, LoRAs; modules/images.py, `save_txt`: parameters.
-sd-scripts, library/train_util.py, `enable_wildcard`: `{a|b}`, `keep_tokens_separator`: `|||`. sd-dynamic-prompts:
-`__name__`. NovelAI's documentation, "Strengthening & Weakening Vectors": `{{a}}`, `1.2::a::`. Midjourney's, "Parameter
-List": `--ar 16:9`. ComfyUI, comfy/sd1_clip.py: `embedding:name`.
+Sources of the spellings: AUTOMATIC1111's stable-diffusion-webui,
+modules/prompt_parser.py (at 0674fabd) and modules/extra_networks.py: weights, brackets
+that alternate, BREAK, LoRAs; modules/images.py, `save_txt`: parameters. sd-scripts,
+library/train_util.py, `enable_wildcard`: `{a|b}`, `keep_tokens_separator`: `|||`.
+sd-dynamic-prompts: `__name__`. NovelAI's documentation, "Strengthening & Weakening
+Vectors": `{{a}}`, `1.2::a::`. Midjourney's, "Parameter List": `--ar 16:9`. ComfyUI,
+comfy/sd1_clip.py: `embedding:name`.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ _NUMBER = r"-?(?:[0-9](?:\.[0-9]+)?|\.[0-9]+)"
 SYNTAX = (
     Syntax(
         "weights",
-        # Before the colon no digit: `(ratio 1:4)` is text. In brackets with two colons, words take turns by step.
+        # Before the colon no digit: `(ratio 1:4)` is text. In brackets with two colons,
+        # words take turns by step.
         re.compile(
             rf"\([^()\n]*[^()\s\d]:{_NUMBER}\)|\[[^\[\]\n:]*:[^\[\]\n:]*:{_NUMBER}\]|\(\([^()\n]+\)\)"
             rf"|\{{\{{[^{{}}\n|]+\}}\}}|\[\[[^\[\]\n|]+\]\]|(?<![\w.]){_NUMBER}::[^:\n]+::"
@@ -51,12 +55,16 @@ SYNTAX = (
     Syntax(
         "parameters",
         # What a picture was made with, as it is saved beside it.
-        re.compile(r"(?<![^\n])Negative prompt: |\bSteps: [0-9]+, (?:Sampler|Schedule type|CFG scale): "),
+        re.compile(
+            r"(?<![^\n])Negative prompt: |\bSteps: [0-9]+, (?:Sampler|Schedule type|CFG scale): "
+        ),
         "Remove all that follows the prompt",
     ),
     Syntax(
         "flags",
-        re.compile(r"(?<!\S)--(?:ar|aspect|v|version|niji|stylize|style|chaos|sref|cref|iw|weird|tile)\b"),
+        re.compile(
+            r"(?<!\S)--(?:ar|aspect|v|version|niji|stylize|style|chaos|sref|cref|iw|weird|tile)\b"
+        ),
         "Remove all flags",
     ),
     Syntax(
@@ -108,7 +116,9 @@ def marks_in(texts: Sequence[str]) -> list[Marks]:
     >>> [(marks.syntax.name, marks.first) for marks in marks_in(["a (red:1.2) cup", "a {big|small} cup"])]
     [('weights', '(red:1.2)'), ('choices', '{big|small}')]
     """
-    if not _ANY.search("\n".join(texts)):  # one search of 100,000 captions instead of one for each kind
+    if not _ANY.search(
+        "\n".join(texts)
+    ):  # one search of 100,000 captions instead of one for each kind
         return []
     kinds = []
     for syntax in SYNTAX:
@@ -121,12 +131,17 @@ def marks_in(texts: Sequence[str]) -> list[Marks]:
 
 
 def in_words(found: Sequence[Marks], counted: bool = False) -> str:
-    """Marks in a warning: examples, kinds, what becomes of them, remedies. counted: with the number of texts of each
-    kind."""
+    """Marks in a warning: examples, kinds, what becomes of them, remedies. counted:
+    with the number of texts of each kind."""
     shown = ", ".join(repr(marks.first) for marks in found)
-    names = [f"{marks.syntax.name} ({len(marks.texts):,})" if counted else marks.syntax.name for marks in found]
+    names = [
+        f"{marks.syntax.name} ({len(marks.texts):,})" if counted else marks.syntax.name
+        for marks in found
+    ]
     remedies = ". ".join(marks.syntax.remedy for marks in found)
-    return f"{shown}: {in_series(names)} of other programs are plain text here. {remedies}"
+    return (
+        f"{shown}: {in_series(names)} of other programs are plain text here. {remedies}"
+    )
 
 
 def lines_of(text: str) -> Iterator[str]:

@@ -1,8 +1,10 @@
-"""What the stages of a scan find wrong or worth knowing, and the words in which they say it.
+"""What the stages of a scan find wrong or worth knowing, and the words in which they
+say it.
 
-A scan has one `ScanFindings`: every stage adds to it, so that all errors are reported at once and notes keep the order
-of the stages. Below are what the names of folders say (repeats, splits, regularisation) and the words of messages,
-which the plan, `lint` and the page use too.
+A scan has one `ScanFindings`: every stage adds to it, so that all errors are reported
+at once and notes keep the order of the stages. Below are what the names of folders say
+(repeats, splits, regularisation) and the words of messages, which the plan, `lint` and
+the page use too.
 """
 
 from __future__ import annotations
@@ -25,14 +27,16 @@ REGULARISATION = (
     "its name says that these are regularisation images, and they are trained as what is to be learned, with the "
     "trigger word. If they are, give the folder as a dataset with 'is_reg: true'"
 )
-"""Message for a folder that `named_as_regularisation` knows and its dataset does not."""
+"""Message for a folder that `named_as_regularisation` knows and its dataset does
+not."""
 
 _LISTED_NAMES = 20
 
 
 @dataclass(frozen=True)
 class ScanFindings:
-    """What the stages of a scan share: errors, notes and unused files of all datasets, which each of them adds to."""
+    """What the stages of a scan share: errors, notes and unused files of all datasets,
+    which each of them adds to."""
 
     scan_cache: ScanCache
     read_captions: bool
@@ -56,12 +60,14 @@ class ScanFindings:
     """What was read of a file for an entry of `datasets`."""
 
     def table(self, path: str, dataset: DatasetConfig, called: str = "") -> Table:
-        """The table of captions in a file, as an entry of `datasets` has it; each is read once. called: as of
-        `read_table`."""
+        """The table of captions in a file, as an entry of `datasets` has it; each is
+        read once. called: as of `read_table`."""
         key = (path, id(dataset))
         if key not in self.tables:
             several = dataset.captions == "lines"
-            self.tables[key] = read_table(path, dataset.path_map, dataset.columns, called, several)
+            self.tables[key] = read_table(
+                path, dataset.path_map, dataset.columns, called, several
+            )
         return self.tables[key]
 
     def mistake(self, place: str, message: str) -> None:
@@ -75,14 +81,15 @@ class ScanFindings:
         remedy: str,
         listed: list[tuple[str, str]],
     ) -> None:
-        """Notes files that are not used though they seem meant to be. listed: the list of the findings that they are
-        added to."""
+        """Notes files that are not used though they seem meant to be. listed: the list
+        of the findings that they are added to."""
         note = f"{listing.folder}: {count_of(len(names), 'file')} not used, {reason}: {shorten(names)}. {remedy}"
         self.notes.append(f"warning: {note}")
         listed += [(listing.path(name), f"{reason}. {remedy}") for name in names]
 
     def listing(self, folder: str, key: str = "") -> DirectoryListing | None:
-        """The folder, or None where it cannot be read. key: of its path in the config, for the message."""
+        """The folder, or None where it cannot be read. key: of its path in the config,
+        for the message."""
         if key:
             begin = f"{key} cannot be read as a folder"
         else:
@@ -97,17 +104,19 @@ class ScanFindings:
         return None
 
 
-# ---------------------------------------------------------------- what the names of folders say
+# ---------------------------------------------------------------- what the names of
+# folders say
 
 
 _REGULARISATION = re.compile(
-    r"(?:.*[_\W])?(?:regs?|regulari[sz]ation(?:s|_?images)?)(?:[_\W].*)?|class(?:es|_?images)?", re.IGNORECASE
+    r"(?:.*[_\W])?(?:regs?|regulari[sz]ation(?:s|_?images)?)(?:[_\W].*)?|class(?:es|_?images)?",
+    re.IGNORECASE,
 )
 
 
 def named_as_regularisation(folder: str) -> bool:
-    """Whether the name of a folder says that its images are regularisation images, as kohya's users have it: `1_reg`,
-    `reg_dog`, `regularization`, `class`."""
+    """Whether the name of a folder says that its images are regularisation images, as
+    kohya's users have it: `1_reg`, `reg_dog`, `regularization`, `class`."""
     name = os.path.basename(os.path.abspath(folder))
     repeats = REPEATS.match(name)
     if repeats:
@@ -120,18 +129,20 @@ SPLITS = {
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""What the names of folders say of the use of their images. Source: datasets 5.2.0, `SPLIT_KEYWORDS`."""
+"""What the names of folders say of the use of their images. Source: datasets 5.2.0,
+`SPLIT_KEYWORDS`."""
 
 
 def split_of(name: str) -> str:
-    """`train`, `validation` or `test`, where the name of a folder says so, with any number around it; else ''."""
+    """`train`, `validation` or `test`, where the name of a folder says so, with any
+    number around it; else ''."""
     word = re.sub(r"^[\W_0-9]+|[\W_0-9]+$", "", name.lower())
     return next((split for split, words in SPLITS.items() if word in words), "")
 
 
 def held_out_folders(names: Iterable[str]) -> list[str]:
-    """The folders beside each other that their names keep from the training, such as `validation` and `test`; none
-    where no other is named as the one to train on."""
+    """The folders beside each other that their names keep from the training, such as
+    `validation` and `test`; none where no other is named as the one to train on."""
     splits = {name: split_of(name) for name in names}
     if "train" not in splits.values():
         return []
@@ -139,7 +150,8 @@ def held_out_folders(names: Iterable[str]) -> list[str]:
 
 
 def repeats_of(folder: str) -> int:
-    """How often the name of a folder says that its images are used per epoch; 0 where it does not say it."""
+    """How often the name of a folder says that its images are used per epoch; 0 where
+    it does not say it."""
     return int(matched_name(folder, REPEATS) or 0)
 
 
@@ -150,7 +162,8 @@ def matched_name(folder: str, pattern: re.Pattern[str]) -> str:
 
 
 def texts_of(text: str, dataset: DatasetConfig) -> list[str]:
-    """The captions of an image by the text of its file or row: one, empty for none, or several."""
+    """The captions of an image by the text of its file or row: one, empty for none, or
+    several."""
     if dataset.captions == "lines":
         return captions_of(text) or [""]
     return [text]
@@ -160,7 +173,8 @@ def texts_of(text: str, dataset: DatasetConfig) -> list[str]:
 
 
 def count_of(number: int, what: str, several: str = "") -> str:
-    """A number with its noun: `1 file`, `2,000 files`. several: the plural, where it does not end with `s`."""
+    """A number with its noun: `1 file`, `2,000 files`. several: the plural, where it
+    does not end with `s`."""
     if number != 1:
         what = several or f"{what}s"
     return f"{number:,} {what}"

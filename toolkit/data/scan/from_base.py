@@ -1,7 +1,9 @@
-"""`datasets[].from_base`: which images the base model makes as regularisation images, and where they lie. No torch.
+"""`datasets[].from_base`: which images the base model makes as regularisation images,
+and where they lie. No torch.
 
-An image is known by how it is made (`BaseImage`): model, prompt, seed, size, steps, guidance. So each is made once for
-all jobs of a training folder, and one that is there is never made again. `jobs.process.image_trainer` makes them."""
+An image is known by how it is made (`BaseImage`): model, prompt, seed, size, steps,
+guidance. So each is made once for all jobs of a training folder, and one that is there
+is never made again. `jobs.process.image_trainer` makes them."""
 
 from __future__ import annotations
 
@@ -13,7 +15,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from toolkit.config.sections.dataset import DatasetConfig, FromBaseConfig, area_of, sides_of
+from toolkit.config.sections.dataset import (
+    DatasetConfig,
+    FromBaseConfig,
+    area_of,
+    sides_of,
+)
 from toolkit.config.sections.model_files import single_files
 from toolkit.config.sections.prompts import KEYS
 from toolkit.config.sections.trainer import DiffusionSection, ImageTrainingSection
@@ -26,11 +33,17 @@ from toolkit.data.scan.foreign_syntax import in_words, marks_in
 from toolkit.data.scan.found import count_of, shorten
 from toolkit.errors import DataErrors, Diagnostic
 from toolkit.files.tensor_cache import key_of
-from toolkit.files.writing import CACHE_FOLDER, atomic_write, os_error_as_run_error, write_text
+from toolkit.files.writing import (
+    CACHE_FOLDER,
+    atomic_write,
+    os_error_as_run_error,
+    write_text,
+)
 from toolkit.system import seeding
 
 FOLDER = "from_base"
-"""In the cache: a folder for each base model, whose files are named by how they are made."""
+"""In the cache: a folder for each base model, whose files are named by how they are
+made."""
 
 _PNG_END = bytes(4) + b"IEND\xaeB`\x82"
 
@@ -41,11 +54,15 @@ Faults = tuple[tuple[str, str], ...]
 
 
 def made_folders(
-    section: ImageTrainingSection, family: ModelFacts, forgiven: list[Diagnostic] | None = None
+    section: ImageTrainingSection,
+    family: ModelFacts,
+    forgiven: list[Diagnostic] | None = None,
 ) -> tuple[list[FolderInfo], Faults]:
-    """What the base model makes for each entry of `datasets` with `from_base`, and faults of the prompts.
+    """What the base model makes for each entry of `datasets` with `from_base`, and
+    faults of the prompts.
 
-    Raises DataErrors naming every file of prompts that cannot be used; `forgiven` takes them instead.
+    Raises DataErrors naming every file of prompts that cannot be used; `forgiven` takes
+    them instead.
     """
     folders = list[FolderInfo]()
     faults = list[tuple[str, str]]()
@@ -63,16 +80,28 @@ def made_folders(
         except CaptionError as error:
             mistakes.append(Diagnostic((made.prompts,), error.reason))
             continue
-        faults += [(made.prompts, fault) for fault in _faults(prompts, section.trigger_words())]
+        faults += [
+            (made.prompts, fault) for fault in _faults(prompts, section.trigger_words())
+        ]
         weight = dataset.loss_multiplier * section.train.reg_weight
         rules = caption_rules(dataset, section.trigger_word)
         repeats = dataset.num_repeats or 1
         samples = []
         for image in base_images(made, prompts, _size(dataset, family), base, family):
             place = str(place_of(section.training_folder, image))
-            sample = Sample(place, image.prompt, repeats, image.size, made.prompts, dataset=index, made=image)
+            sample = Sample(
+                place,
+                image.prompt,
+                repeats,
+                image.size,
+                made.prompts,
+                dataset=index,
+                made=image,
+            )
             samples.append(sample._replace(rules=rules, loss_weight=weight))
-        folders.append(FolderInfo(index, made.prompts, repeats, tuple(samples), 0, is_reg=True))
+        folders.append(
+            FolderInfo(index, made.prompts, repeats, tuple(samples), 0, is_reg=True)
+        )
     if mistakes and forgiven is None:
         raise DataErrors(mistakes)
     if forgiven is not None:
@@ -81,22 +110,35 @@ def made_folders(
 
 
 def read_prompts(file: str) -> list[str]:
-    """The prompts of a text file: its lines but for empty ones and those that begin with `#`. Raises CaptionError."""
+    """The prompts of a text file: its lines but for empty ones and those that begin
+    with `#`. Raises CaptionError."""
     # Not `splitlines`, which ends a line at characters that no editor shows as an end.
-    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", read_text(Path(file).expanduser()))]
+    lines = [
+        line.strip()
+        for line in re.split(r"\r\n|\r|\n", read_text(Path(file).expanduser()))
+    ]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise CaptionError(file, "holds no prompt. Write one per line; '#' begins a line that is left out")
+        raise CaptionError(
+            file,
+            "holds no prompt. Write one per line; '#' begins a line that is left out",
+        )
     return prompts
 
 
 def base_images(
-    made: FromBaseConfig, prompts: Sequence[str], size: Size, base: str, family: ModelFacts
+    made: FromBaseConfig,
+    prompts: Sequence[str],
+    size: Size,
+    base: str,
+    family: ModelFacts,
 ) -> Iterator[BaseImage]:
-    """The images in the order of the prompts, again from the first one where there are more images.
+    """The images in the order of the prompts, again from the first one where there are
+    more images.
 
-    A seed depends on the prompt and on how often it was used before, not on its place in the file: a prompt that is
-    added or removed leaves the images of the others as they are.
+    A seed depends on the prompt and on how often it was used before, not on its place
+    in the file: a prompt that is added or removed leaves the images of the others as
+    they are.
     """
     steps = made.sample_steps or family.sample_steps
     if made.guidance_scale is None:
@@ -113,18 +155,31 @@ def base_images(
 
 def place_of(training_folder: str, image: BaseImage) -> Path:
     """The file of an image; its caption is beside it, with the suffix `.txt`."""
-    folder = Path(training_folder).expanduser() / CACHE_FOLDER / FOLDER / (image.base or "unknown")[:16]
+    folder = (
+        Path(training_folder).expanduser()
+        / CACHE_FOLDER
+        / FOLDER
+        / (image.base or "unknown")[:16]
+    )
     return folder / f"{made_digest(image)[:32]}.png"
 
 
 def not_made_yet(items: Sequence[BucketedSample]) -> dict[str, Sample]:
-    """The images that the base model has still to make: path -> the first sample of each."""
-    waiting = {item.sample.image: item.sample for item in reversed(items) if item.sample.made}
-    return {path: sample for path, sample in reversed(waiting.items()) if not _is_whole(Path(path))}
+    """The images that the base model has still to make: path -> the first sample of
+    each."""
+    waiting = {
+        item.sample.image: item.sample for item in reversed(items) if item.sample.made
+    }
+    return {
+        path: sample
+        for path, sample in reversed(waiting.items())
+        if not _is_whole(Path(path))
+    }
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether an image is there to its last byte: one that a full disk or a broken copy cut off is made again."""
+    """Whether an image is there to its last byte: one that a full disk or a broken copy
+    cut off is made again."""
     try:
         with file.open("rb") as opened:
             opened.seek(-len(_PNG_END), os.SEEK_END)
@@ -134,7 +189,8 @@ def _is_whole(file: Path) -> bool:
 
 
 def write_base_image(file: Path, image: Image.Image, caption: str) -> None:
-    """Writes an image and its caption. An image that is there is whole, and its caption is there."""
+    """Writes an image and its caption. An image that is there is whole, and its caption
+    is there."""
     with os_error_as_run_error(file):
         write_text(file.with_suffix(".txt"), f"{caption}\n")
         with atomic_write(file) as temporary:
@@ -143,15 +199,21 @@ def write_base_image(file: Path, image: Image.Image, caption: str) -> None:
 
 def _base_hash(section: ImageTrainingSection, family: ModelFacts) -> str:
     """What the images are made with; empty where the model is not here yet."""
-    assert isinstance(section, DiffusionSection)  # others have no base model: `DatasetsSection.check`
+    assert isinstance(
+        section, DiffusionSection
+    )  # others have no base model: `DatasetsSection.check`
     files = family.files_hash(section.model.files_folder(), single_files(section.model))
-    return files and key_of(files=files, settings=section.base_settings(), dtype=section.train.dtype)
+    return files and key_of(
+        files=files, settings=section.base_settings(), dtype=section.train.dtype
+    )
 
 
 def _size(dataset: DatasetConfig, family: ModelFacts) -> Size:
     """The largest of the training sizes."""
     sides = sides_of(max(dataset.resolution, key=area_of))
-    return Size(*(side // family.size_multiple * family.size_multiple for side in sides))
+    return Size(
+        *(side // family.size_multiple * family.size_multiple for side in sides)
+    )
 
 
 def _faults(prompts: Sequence[str], triggers: Sequence[str]) -> Iterator[str]:
@@ -173,4 +235,9 @@ def _faults(prompts: Sequence[str], triggers: Sequence[str]) -> Iterator[str]:
 
 
 def _quoted(prompts: Sequence[str]) -> str:
-    return shorten([repr(prompt if len(prompt) <= 40 else f"{prompt[:40]}...") for prompt in prompts[:3]])
+    return shorten(
+        [
+            repr(prompt if len(prompt) <= 40 else f"{prompt[:40]}...")
+            for prompt in prompts[:3]
+        ]
+    )

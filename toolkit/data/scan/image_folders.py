@@ -1,8 +1,9 @@
 """The first stage of a scan: which folders hold the images of an entry of `datasets`.
 
-That is the folder that it names, or its direct subfolders; or the folders of the images that a table names, where a
-table stands in for a folder, lies in one without images, or is a Parquet file with pictures. `folder` calls
-`image_folders`, and what is wrong goes to its findings.
+That is the folder that it names, or its direct subfolders; or the folders of the images
+that a table names, where a table stands in for a folder, lies in one without images, or
+is a Parquet file with pictures. `folder` calls `image_folders`, and what is wrong goes
+to its findings.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
 from toolkit.data.scan.directory import DirectoryListing, join, real_path, split_suffix
 from toolkit.data.scan.folder_tables import tables_in, used_rows
-from toolkit.data.scan.found import ScanFindings, count_of, matched_name, shorten, split_of
+from toolkit.data.scan.found import (
+    ScanFindings,
+    count_of,
+    matched_name,
+    shorten,
+    split_of,
+)
 from toolkit.data.scan.partners import layers_beside, root_of, with_affix
 from toolkit.data.scan.records import FolderTable, ImageFolder
 from toolkit.data.scan.repeats import REPEATS
@@ -35,10 +42,14 @@ LOOKED_INTO = 1000
 """Folders below one without images that are looked into."""
 
 
-def image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) -> Iterator[ImageFolder]:
-    """The image folders of one entry, in the order of their names; none where it cannot be used, which is a mistake.
+def image_folders(
+    index: int, dataset: DatasetConfig, findings: ScanFindings
+) -> Iterator[ImageFolder]:
+    """The image folders of one entry, in the order of their names; none where it cannot
+    be used, which is a mistake.
 
-    index: of the entry in `datasets`. What is worth knowing of all folders together is noted after the last one.
+    index: of the entry in `datasets`. What is worth knowing of all folders together is
+    noted after the last one.
     """
     files = _parquet_files(dataset, findings)
     if files:
@@ -57,7 +68,11 @@ def image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) ->
 def subfolders_of(listing: DirectoryListing, dataset: DatasetConfig) -> list[str]:
     """Subfolders except those with the dataset's control images, layers and masks."""
     partners = _partner_places(dataset)
-    return [name for name in listing.subfolders if real_path(join(listing.folder, name)) not in partners]
+    return [
+        name
+        for name in listing.subfolders
+        if real_path(join(listing.folder, name)) not in partners
+    ]
 
 
 def _partner_places(dataset: DatasetConfig) -> set[str]:
@@ -66,15 +81,22 @@ def _partner_places(dataset: DatasetConfig) -> set[str]:
     return {real_path(folder) for folder in folders if folder}
 
 
-def _given_table(dataset: DatasetConfig, file: str, findings: ScanFindings) -> FolderTable | None:
-    """The table that is `captions_file`; None where it cannot be used, which is a mistake."""
+def _given_table(
+    dataset: DatasetConfig, file: str, findings: ScanFindings
+) -> FolderTable | None:
+    """The table that is `captions_file`; None where it cannot be used, which is a
+    mistake."""
     given = findings.table(file, dataset)
-    # Images of a folder are found by what follows the folders of another machine, where that is sure.
+    # Images of a folder are found by what follows the folders of another machine, where
+    # that is sure.
     lost = lost_folders(given, images=not dataset.folder_path)
     if lost:
         for folder in lost:
             what = f"names files in {folder}, which is not on this machine"
-            findings.mistake(file, f"{what}. Where it lies elsewhere: --map {shlex.quote(f'{folder}=NEW')}")
+            findings.mistake(
+                file,
+                f"{what}. Where it lies elsewhere: --map {shlex.quote(f'{folder}=NEW')}",
+            )
         return None
     if not given.rows and not given.mistakes:
         if given.undecided:
@@ -86,11 +108,15 @@ def _given_table(dataset: DatasetConfig, file: str, findings: ScanFindings) -> F
     return FolderTable(file, used_rows(dataset, given, os.path.dirname(file), findings))
 
 
-# ---------------------------------------------------------------- the folder that an entry names
+# ---------------------------------------------------------------- the folder that an
+# entry names
 
 
 def _folders_in_place(
-    index: int, dataset: DatasetConfig, table: FolderTable | None, findings: ScanFindings
+    index: int,
+    dataset: DatasetConfig,
+    table: FolderTable | None,
+    findings: ScanFindings,
 ) -> Iterator[ImageFolder]:
     """The folder that an entry names, where it holds images; else its subfolders."""
     top = findings.listing(dataset.folder_path)
@@ -103,7 +129,11 @@ def _folders_in_place(
 
 
 def _own_images(
-    index: int, dataset: DatasetConfig, top: DirectoryListing, table: FolderTable | None, findings: ScanFindings
+    index: int,
+    dataset: DatasetConfig,
+    top: DirectoryListing,
+    table: FolderTable | None,
+    findings: ScanFindings,
 ) -> ImageFolder:
     """The folder of an entry that holds images itself."""
     _refuse_loose_images(dataset, top, findings)
@@ -111,12 +141,18 @@ def _own_images(
     if not listing.images:
         example = next(chain.from_iterable(top.images.values()))
         what = f"no name of an image in it fits image_suffix {dataset.image_suffix!r}"
-        findings.mistake(dataset.folder_path, f"{what}. It has {example!r}: write the suffix with its letters")
+        findings.mistake(
+            dataset.folder_path,
+            f"{what}. It has {example!r}: write the suffix with its letters",
+        )
     return ImageFolder(index, dataset, listing, whole=top, subfolder=None, table=table)
 
 
-def _refuse_loose_images(dataset: DatasetConfig, top: DirectoryListing, findings: ScanFindings) -> None:
-    """Loose images beside subfolders with repeats are a mistake: they would be all that is used."""
+def _refuse_loose_images(
+    dataset: DatasetConfig, top: DirectoryListing, findings: ScanFindings
+) -> None:
+    """Loose images beside subfolders with repeats are a mistake: they would be all that
+    is used."""
     path = dataset.folder_path
     filled = []
     for name in subfolders_of(top, dataset):
@@ -124,20 +160,35 @@ def _refuse_loose_images(dataset: DatasetConfig, top: DirectoryListing, findings
             listing = findings.listing(join(path, name))
             if listing and listing.images:
                 filled.append(name)
-    if filled and dataset.repeats_from_names is not False and not matched_name(path, REPEATS):
+    if (
+        filled
+        and dataset.repeats_from_names is not False
+        and not matched_name(path, REPEATS)
+    ):
         loose = shorten(chain.from_iterable(top.images.values()))
         what = f"holds images itself ({loose}), so those in {shorten(filled)} would not be used"
-        findings.mistake(path, f"{what}. Move the loose images away, or give each subfolder as a dataset")
+        findings.mistake(
+            path,
+            f"{what}. Move the loose images away, or give each subfolder as a dataset",
+        )
 
 
-def _without_partners(listing: DirectoryListing, dataset: DatasetConfig) -> DirectoryListing:
-    """The folder without the control images and masks that the dataset tells by a suffix of their image's name, and
-    without what lacks the suffix of its images."""
-    layers = {*chain.from_iterable(layers_beside(listing, dataset.layers_suffix).values())}
+def _without_partners(
+    listing: DirectoryListing, dataset: DatasetConfig
+) -> DirectoryListing:
+    """The folder without the control images and masks that the dataset tells by a
+    suffix of their image's name, and without what lacks the suffix of its images."""
+    layers = {
+        *chain.from_iterable(layers_beside(listing, dataset.layers_suffix).values())
+    }
     if layers:
-        images = {stem: names for stem, names in listing.images.items() if stem not in layers}
+        images = {
+            stem: names for stem, names in listing.images.items() if stem not in layers
+        }
         listing = replace(listing, images=images)
-    suffixes = [suffix for suffix in (*dataset.control_suffix, dataset.mask_suffix) if suffix]
+    suffixes = [
+        suffix for suffix in (*dataset.control_suffix, dataset.mask_suffix) if suffix
+    ]
     if not suffixes and not dataset.image_suffix:
         return listing
     roots = {}
@@ -150,17 +201,25 @@ def _without_partners(listing: DirectoryListing, dataset: DatasetConfig) -> Dire
         partners.update(with_affix(root, suffix) for suffix in suffixes)
         for suffix in dataset.control_suffix:
             partners.update(listing.numbered.get(with_affix(root, suffix), ()))
-    return replace(listing, images={stem: listing.images[stem] for stem in roots if stem not in partners})
+    return replace(
+        listing,
+        images={stem: listing.images[stem] for stem in roots if stem not in partners},
+    )
 
 
-# ---------------------------------------------------------------- the subfolders of the folder that an entry names
+# ---------------------------------------------------------------- the subfolders of the
+# folder that an entry names
 
 
 def _subfolders_with_images(
-    index: int, dataset: DatasetConfig, top: DirectoryListing, table: FolderTable | None, findings: ScanFindings
+    index: int,
+    dataset: DatasetConfig,
+    top: DirectoryListing,
+    table: FolderTable | None,
+    findings: ScanFindings,
 ) -> Iterator[ImageFolder]:
-    """The subfolders of an entry that holds no images itself; else the folders of a table in it. What is not used is
-    noted, and none at all is a mistake."""
+    """The subfolders of an entry that holds no images itself; else the folders of a
+    table in it. What is not used is noted, and none at all is a mistake."""
     path = dataset.folder_path
     filled = {}
     empty = []
@@ -172,7 +231,9 @@ def _subfolders_with_images(
             empty.append(name)
     for name, listing in filled.items():
         images = _without_partners(listing, dataset)
-        yield ImageFolder(index, dataset, images, whole=listing, subfolder=name, table=table)
+        yield ImageFolder(
+            index, dataset, images, whole=listing, subfolder=name, table=table
+        )
     if not filled and table is None:
         deeper = [*_folders_of_deeper_table(index, dataset, top, findings)]
         yield from deeper
@@ -180,17 +241,24 @@ def _subfolders_with_images(
             return
     below = _images_below([join(path, name) for name in empty], dataset, findings)
     if not filled:
-        findings.mistake(path, f"holds no images (seen: {top.describe()}). {_where_images_are(top, below)}")
+        findings.mistake(
+            path,
+            f"holds no images (seen: {top.describe()}). {_where_images_are(top, below)}",
+        )
     elif below:
         hold = "holds" if len(below) == 1 else "hold"
         what = f"{shorten(below)} {hold} images that are not used"
         remedy = "Only direct subfolders are looked into: give it as a dataset"
         findings.notes.append(f"warning: {path}: {what}. {remedy}")
     elif empty:
-        findings.notes.append(f"{path}: subfolders without images ignored: {shorten(empty)}")
+        findings.notes.append(
+            f"{path}: subfolders without images ignored: {shorten(empty)}"
+        )
 
 
-def _images_below(folders: Sequence[str], dataset: DatasetConfig, findings: ScanFindings) -> list[str]:
+def _images_below(
+    folders: Sequence[str], dataset: DatasetConfig, findings: ScanFindings
+) -> list[str]:
     """The first folders with images on each way down from these, which have none."""
     with_images = list[str]()
     waiting = [*folders]
@@ -213,7 +281,8 @@ def _images_below(folders: Sequence[str], dataset: DatasetConfig, findings: Scan
 
 
 def _where_images_are(top: DirectoryListing, below: Sequence[str]) -> str:
-    """What to give instead of a folder without images. below: folders further down that have some."""
+    """What to give instead of a folder without images. below: folders further down that
+    have some."""
     if below:
         return _give_folders_below(top, below)
     zips = [name for name in top.files.values() if split_suffix(name)[1] == ZIP]
@@ -227,14 +296,17 @@ def _where_images_are(top: DirectoryListing, below: Sequence[str]) -> str:
 
 
 def _give_folders_below(top: DirectoryListing, below: Sequence[str]) -> str:
-    """That the folders above those with images are what to give; of splits, the one to train on."""
+    """That the folders above those with images are what to give; of splits, the one to
+    train on."""
     splits = {}
     for folder in below:
         if matched_name(folder, REPEATS):
             folder = folder.rpartition("/")[0]
         splits[folder] = _split_within(folder.removeprefix(top.folder))
     if "train" in splits.values():
-        splits = {folder: split for folder, split in splits.items() if split in ("", "train")}
+        splits = {
+            folder: split for folder, split in splits.items() if split in ("", "train")
+        }
     do = "does" if len(below) == 1 else "do"
     return f"{shorten(map(repr, below))} {do}: give {shorten(sorted(splits))}"
 
@@ -246,7 +318,8 @@ def _split_within(path: str) -> str:
 
 
 def _write_as_parquet(top: DirectoryListing, is_several: bool) -> str:
-    """How a folder of `save_to_disk` becomes one that can be read. is_several: whether it has a folder per split."""
+    """How a folder of `save_to_disk` becomes one that can be read. is_several: whether
+    it has a folder per split."""
     place = os.path.abspath(os.path.expanduser(top.folder))
     of_train = '["train"]' if is_several else ""
     loaded = f"datasets.load_from_disk({json.dumps(place)}){of_train}"
@@ -254,20 +327,29 @@ def _write_as_parquet(top: DirectoryListing, is_several: bool) -> str:
     return f"It is what save_to_disk of 'datasets' wrote. Write it as Parquet: python -c {shlex.quote(code)}"
 
 
-# ---------------------------------------------------------------- the images that a table names, and no others
+# ---------------------------------------------------------------- the images that a
+# table names, and no others
 
 
 def _folders_of_table(
-    index: int, dataset: DatasetConfig, table: FolderTable, place: str, findings: ScanFindings
+    index: int,
+    dataset: DatasetConfig,
+    table: FolderTable,
+    place: str,
+    findings: ScanFindings,
 ) -> Iterator[ImageFolder]:
-    """The folders of the images that a table names, with these images alone. place: the folder that its names begin
-    at."""
-    table = replace(table, rows={with_slashes(name, place): row for name, row in table.rows.items()})
+    """The folders of the images that a table names, with these images alone. place: the
+    folder that its names begin at."""
+    table = replace(
+        table, rows={with_slashes(name, place): row for name, row in table.rows.items()}
+    )
     addresses = [name for name in table.rows if name.startswith(("http:/", "https:/"))]
     if addresses:
         counted = count_of(len(addresses), "address", "addresses")
         what = f"names {counted}, such as {addresses[0]!r}, and images are files"
-        findings.mistake(table.path, f"{what}. Download them, and write the names of the files")
+        findings.mistake(
+            table.path, f"{what}. Download them, and write the names of the files"
+        )
         return
     for subfolder, names in _by_folder(table.rows).items():
         listing = findings.listing(_start_of(subfolder, place))
@@ -275,10 +357,17 @@ def _folders_of_table(
             continue
         whole = ImageFolder(index, dataset, listing, listing, subfolder or None, table)
         called = dict(zip(listing.images, whole.table_names(), strict=True))
-        images = {stem: files for stem, files in listing.images.items() if called[stem] in names}
+        images = {
+            stem: files
+            for stem, files in listing.images.items()
+            if called[stem] in names
+        }
         for name in sorted(names.difference(called.values())):
             line = line_naming(findings.table(table.path, dataset), name)
-            findings.mistake(listing.path(os.path.basename(name)), f"is named in {line} and is not an image")
+            findings.mistake(
+                listing.path(os.path.basename(name)),
+                f"is named in {line} and is not an image",
+            )
         yield replace(whole, listing=replace(listing, images=images))
 
 
@@ -291,7 +380,8 @@ def _by_folder(rows: Mapping[str, TableRow]) -> dict[str, set[str]]:
 
 
 def _start_of(subfolder: str, place: str) -> str:
-    """The folder that a table means: from its own place, or from the working directory, as musubi-tuner writes it."""
+    """The folder that a table means: from its own place, or from the working directory,
+    as musubi-tuner writes it."""
     if not subfolder:
         return place
     start = join(place, subfolder)
@@ -304,30 +394,43 @@ def _start_of(subfolder: str, place: str) -> str:
 def _folders_of_deeper_table(
     index: int, dataset: DatasetConfig, top: DirectoryListing, findings: ScanFindings
 ) -> Iterator[ImageFolder]:
-    """The folders of the images that the only table in a folder names, further down than its subfolders."""
+    """The folders of the images that the only table in a folder names, further down
+    than its subfolders."""
     tables = [*tables_in(top, dataset, top.files, findings)]
-    naming = [table for table in tables if any(os.path.isfile(top.path(name)) for name in table.rows)]
+    naming = [
+        table
+        for table in tables
+        if any(os.path.isfile(top.path(name)) for name in table.rows)
+    ]
     if len(naming) == 1 and dataset.captions != "names":
         (table,) = naming
-        findings.notes.append(f"{top.folder}: the images are those that {table.path} names")
+        findings.notes.append(
+            f"{top.folder}: the images are those that {table.path} names"
+        )
         rows = used_rows(dataset, table, top.folder, findings)
-        yield from _folders_of_table(index, dataset, FolderTable(table.path, rows), top.folder, findings)
+        yield from _folders_of_table(
+            index, dataset, FolderTable(table.path, rows), top.folder, findings
+        )
 
 
-# ---------------------------------------------------------------- pictures in Parquet files
+# ---------------------------------------------------------------- pictures in Parquet
+# files
 
 
 _PARQUET_DEPTH = 2
-"""So many folders down the hub has Parquet files: `data/`, or a configuration with its splits."""
+"""So many folders down the hub has Parquet files: `data/`, or a configuration with its
+splits."""
 
 
 def _parquet_files(dataset: DatasetConfig, findings: ScanFindings) -> list[str]:
-    """The Parquet files with pictures of a dataset: the file that it names, or those in a folder without images and in
-    its subfolders, as the hub has them."""
+    """The Parquet files with pictures of a dataset: the file that it names, or those in
+    a folder without images and in its subfolders, as the hub has them."""
     path = dataset.folder_path or str(dataset.captions_file)
     place = os.path.expanduser(path)
     if os.path.isfile(place):
-        is_one = is_parquet(place) and (bool(dataset.folder_path) or has_pictures(place))
+        is_one = is_parquet(place) and (
+            bool(dataset.folder_path) or has_pictures(place)
+        )
         return [path] if is_one else []
     if dataset.captions_file or not os.path.isdir(place):
         return []
@@ -341,17 +444,29 @@ def _parquet_files(dataset: DatasetConfig, findings: ScanFindings) -> list[str]:
         if depth < _PARQUET_DEPTH and any(listing.images for listing in listings):
             return []
         for listing in listings:
-            names = [name for name in listing.files.values() if split_suffix(name)[1] == PARQUET]
-            files += [join(listing.folder, name) for name in names if has_pictures(listing.path(name))]
-        level = [join(listing.folder, name) for listing in listings for name in listing.subfolders]
+            names = [
+                name
+                for name in listing.files.values()
+                if split_suffix(name)[1] == PARQUET
+            ]
+            files += [
+                join(listing.folder, name)
+                for name in names
+                if has_pictures(listing.path(name))
+            ]
+        level = [
+            join(listing.folder, name)
+            for listing in listings
+            for name in listing.subfolders
+        ]
     return sorted(files)
 
 
 def _folders_of_parquet(
     index: int, dataset: DatasetConfig, files: Sequence[str], findings: ScanFindings
 ) -> Iterator[ImageFolder]:
-    """The folders of the pictures in Parquet files, which are unpacked into the cache: those that their rows name as
-    the image."""
+    """The folders of the pictures in Parquet files, which are unpacked into the cache:
+    those that their rows name as the image."""
     if is_missing():
         findings.mistake(dataset.place, MISSING)
         return
@@ -363,21 +478,31 @@ def _folders_of_parquet(
             continue
         table = findings.table(top.path(ROWS), dataset, called=file)
         rows = used_rows(dataset, table, os.path.dirname(table.path), findings)
-        yield from _folders_of_table(index, dataset, FolderTable(table.path, rows), file, findings)
+        yield from _folders_of_table(
+            index, dataset, FolderTable(table.path, rows), file, findings
+        )
 
 
-def _files_to_train_on(dataset: DatasetConfig, files: Sequence[str], findings: ScanFindings) -> Sequence[str]:
-    """The Parquet files without those for validation and test, where others are beside them."""
-    held_out = [file for file in files if _split_of_file(file) in ("validation", "test")]
+def _files_to_train_on(
+    dataset: DatasetConfig, files: Sequence[str], findings: ScanFindings
+) -> Sequence[str]:
+    """The Parquet files without those for validation and test, where others are beside
+    them."""
+    held_out = [
+        file for file in files if _split_of_file(file) in ("validation", "test")
+    ]
     if not held_out or len(held_out) == len(files):
         return files
     what = "left out, as their names keep them from the training"
     counted = count_of(len(held_out), "file")
-    findings.notes.append(f"warning: {dataset.place}: {counted} {what}: {shorten(held_out)}")
+    findings.notes.append(
+        f"warning: {dataset.place}: {counted} {what}: {shorten(held_out)}"
+    )
     return [file for file in files if file not in held_out]
 
 
 def _split_of_file(path: str) -> str:
-    """What the name of a Parquet file of the hub, or of its folder, says of the use of its rows."""
+    """What the name of a Parquet file of the hub, or of its folder, says of the use of
+    its rows."""
     folder, name = os.path.split(path)
     return split_of(re.split(r"[-._ ]", name)[0]) or split_of(os.path.basename(folder))

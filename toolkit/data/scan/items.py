@@ -1,10 +1,11 @@
-"""From the datasets of a job to the items it trains on: every image at each of its sizes. No torch, no pixels.
+"""From the datasets of a job to the items it trains on: every image at each of its
+sizes. No torch, no pixels.
 
-A size keeps the image's own aspect ratio, within an area, on a grid of multiples. There is no fixed list of buckets;
-images of the same size after rounding share one. Only a
+A size keeps the image's own aspect ratio, within an area, on a grid of multiples. There
+is no fixed list of buckets; images of the same size after rounding share one. Only a
 rectangle is one size for all. The numbers equal those of ai-toolkit
-(`toolkit/buckets.py:get_bucket_for_image_size` and `BucketsMixin.setup_buckets`), which `tests/golden/buckets.json`
-records."""
+(`toolkit/buckets.py:get_bucket_for_image_size` and `BucketsMixin.setup_buckets`), which
+`tests/golden/buckets.json` records."""
 
 from __future__ import annotations
 
@@ -20,7 +21,12 @@ from typing import TYPE_CHECKING
 from toolkit.config.sections.dataset import Rectangle, sides_of
 from toolkit.config.sections.output import SampleItem
 from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size
-from toolkit.data.pixels.images import ImageError, image_size, inspect_image, reference_error
+from toolkit.data.pixels.images import (
+    ImageError,
+    image_size,
+    inspect_image,
+    reference_error,
+)
 from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.folder import DatasetScan, scan_datasets
 from toolkit.data.scan.found import repeats_of
@@ -32,22 +38,33 @@ if TYPE_CHECKING:
     from toolkit.contracts.model import ModelFacts
 
 SIZE_MULTIPLE = 32
-"""Pixels of which the sides of a bucket are multiples where no model says it: that of Qwen-Image-Edit."""
+"""Pixels of which the sides of a bucket are multiples where no model says it: that of
+Qwen-Image-Edit."""
 
 
-def bucket_for(size: Size, resolution: int | Rectangle, divisibility: int, square_crop: bool = False) -> ResizeCrop:
+def bucket_for(
+    size: Size,
+    resolution: int | Rectangle,
+    divisibility: int,
+    square_crop: bool = False,
+) -> ResizeCrop:
     """How an image of `size` pixels is resized and cut for training at `resolution`.
 
-    The bucket's area is at most resolution², its sides are multiples of `divisibility`: of both sides rounded down or
-    up to that grid, the pair whose area is nearest to the image's; a small image is enlarged only as far as the grid
-    demands. `square_crop` always gives the full square, a rectangle
-    always itself, its sides rounded down to multiples.
+    The bucket's area is at most resolution², its sides are multiples of `divisibility`:
+    of both sides rounded down or up to that grid, the pair whose area is nearest to the
+    image's; a small image is enlarged only as far as the grid demands. `square_crop`
+    always gives the full square, a rectangle always itself, its sides rounded down to
+    multiples.
     """
     largest = Size(*sides_of(resolution))
     if min(size) < 1 or divisibility < 1 or min(largest) < divisibility:
-        raise ValueError(f"no bucket for {size} at resolution {resolution}, multiples of {divisibility}")
+        raise ValueError(
+            f"no bucket for {size} at resolution {resolution}, multiples of {divisibility}"
+        )
     if square_crop or isinstance(resolution, Rectangle):
-        return cover(size, Size(*(side // divisibility * divisibility for side in largest)))
+        return cover(
+            size, Size(*(side // divisibility * divisibility for side in largest))
+        )
     limit = resolution * resolution
     area = min(prod(size), limit)
     scale = sqrt(area / prod(size))
@@ -61,21 +78,33 @@ def bucket_for(size: Size, resolution: int | Rectangle, divisibility: int, squar
         return cover(size, min(fitting, key=lambda pair: abs(prod(pair) - area)))
     # So long and thin that its short side needs enlarging: as long as the area allows.
     long_side = limit // divisibility // divisibility * divisibility
-    return cover(size, Size(long_side, divisibility) if size.width >= size.height else Size(divisibility, long_side))
+    return cover(
+        size,
+        Size(long_side, divisibility)
+        if size.width >= size.height
+        else Size(divisibility, long_side),
+    )
 
 
 def largest_bucket(resolution: int | Rectangle, divisibility: int) -> Size:
-    """The size with the most pixels that `bucket_for` gives an image whose sides are at most 1 to 4."""
+    """The size with the most pixels that `bucket_for` gives an image whose sides are at
+    most 1 to 4."""
     if isinstance(resolution, Rectangle):
         return bucket_for(Size(1, 1), resolution, divisibility).bucket
     limit = resolution * resolution
     widths = range(divisibility, 2 * resolution + divisibility, divisibility)
-    sizes = [Size(width, limit // width // divisibility * divisibility) for width in widths]
-    return max((size for size in sizes if max(size) <= 4 * min(size)), key=lambda size: (prod(size), min(size)))
+    sizes = [
+        Size(width, limit // width // divisibility * divisibility) for width in widths
+    ]
+    return max(
+        (size for size in sizes if max(size) <= 4 * min(size)),
+        key=lambda size: (prod(size), min(size)),
+    )
 
 
 def cover(size: Size, bucket: Size) -> ResizeCrop:
-    """How an image of `size` pixels fills `bucket` with as little cut off as possible, from its middle."""
+    """How an image of `size` pixels fills `bucket` with as little cut off as possible,
+    from its middle."""
     scale = max(bucket.width / size.width, bucket.height / size.height)
     scaled = Size(ceil(size.width * scale), ceil(size.height * scale))
     left = (scaled.width - bucket.width) // 2
@@ -84,16 +113,24 @@ def cover(size: Size, bucket: Size) -> ResizeCrop:
 
 
 def make_items(
-    samples: Iterable[Sample], resolutions_of: Callable[[Sample], tuple[int | Rectangle, ...]], divisibility: int
+    samples: Iterable[Sample],
+    resolutions_of: Callable[[Sample], tuple[int | Rectangle, ...]],
+    divisibility: int,
 ) -> tuple[BucketedSample, ...]:
-    """Each image once per distinct resolution of its dataset, in the order given there."""
+    """Each image once per distinct resolution of its dataset, in the order given
+    there."""
 
     @cache  # images of one size are many, and share the objects
     def crops(size: Size, resolutions: tuple[int | Rectangle, ...]) -> list[ResizeCrop]:
-        return [bucket_for(size, resolution, divisibility) for resolution in dict.fromkeys(resolutions)]
+        return [
+            bucket_for(size, resolution, divisibility)
+            for resolution in dict.fromkeys(resolutions)
+        ]
 
     return tuple(
-        BucketedSample(sample, crop) for sample in samples for crop in crops(sample.size, resolutions_of(sample))
+        BucketedSample(sample, crop)
+        for sample in samples
+        for crop in crops(sample.size, resolutions_of(sample))
     )
 
 
@@ -110,10 +147,11 @@ def scan_items(
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...]]:
     """Scans `section.datasets` and assigns each image to its buckets.
 
-    Of a stream nothing is scanned (`stream_dataset` has what is known of it). size_multiple: sides of a bucket are
-    multiples of this many pixels. scan_cache, forgiven: as of `scan_datasets`. family: that of the model, which makes
-    the images of `from_base`; None: they are left out.
-    Raises DataErrors naming every offending file, or the folder with the most uses where there are too many.
+    Of a stream nothing is scanned (`stream_dataset` has what is known of it).
+    size_multiple: sides of a bucket are multiples of this many pixels. scan_cache,
+    forgiven: as of `scan_datasets`. family: that of the model, which makes the images
+    of `from_base`; None: they are left out. Raises DataErrors naming every offending
+    file, or the folder with the most uses where there are too many.
     """
     folders = [] if section.streamed else section.datasets
     settings = section.validation
@@ -135,14 +173,19 @@ def scan_items(
     notes = (*scan.notes, *(f"warning: {place}: {fault}" for place, fault in faults))
     scan = replace(scan, notes=notes, prompt_faults=faults)
     resolutions = [dataset.resolution for dataset in section.datasets]
-    items = make_items(scan.samples, lambda sample: resolutions[sample.dataset], size_multiple)
+    items = make_items(
+        scan.samples, lambda sample: resolutions[sample.dataset], size_multiple
+    )
     uses = Counter[str]()
     for sample, _ in items:
         uses[sample.folder] += sample.repeats
     if uses.total() > MAX_USES:
         (folder, most), *_ = uses.most_common(1)
         limit = f"at most {MAX_USES:,} can be put in order. Lower its repeats"
-        if any(sample.folder == folder and sample.repeats == repeats_of(folder) for sample, _ in items):
+        if any(
+            sample.folder == folder and sample.repeats == repeats_of(folder)
+            for sample, _ in items
+        ):
             limit += ", or, if the number is part of its name, give 'repeats_from_names: false'"
         reason = f"{most:,} uses of images per epoch, {uses.total():,} with all folders; {limit}"
         raise DataErrors([Diagnostic((folder,), reason)])
@@ -150,9 +193,14 @@ def scan_items(
 
 
 def refuse_references(items: Iterable[BucketedSample], family: ModelFacts) -> None:
-    """Raises DataErrors naming every image with more control images than the family takes."""
+    """Raises DataErrors naming every image with more control images than the family
+    takes."""
     most = family.max_references
-    found = {sample.image: len(sample.control_images) for sample, _ in items if len(sample.control_images) > most}
+    found = {
+        sample.image: len(sample.control_images)
+        for sample, _ in items
+        if len(sample.control_images) > most
+    }
     if found:
         # numbered files are in that list too
         if most:
@@ -160,16 +208,23 @@ def refuse_references(items: Iterable[BucketedSample], family: ModelFacts) -> No
         else:
             what = "control_path"
         raise DataErrors(
-            [Diagnostic((image,), family.too_many_references(count, what)) for image, count in found.items()]
+            [
+                Diagnostic((image,), family.too_many_references(count, what))
+                for image, count in found.items()
+            ]
         )
 
 
 def sample_inputs(place: str, item: SampleItem, family: ModelFacts) -> list[Size]:
-    """Pixels of the control images of a sample prompt; one that an earlier process of the job will write passes as
-    square. Raises DataErrors naming the first of its images, the mask included, that cannot be used, or more of them
-    than the family takes. place: key of the prompt."""
+    """Pixels of the control images of a sample prompt; one that an earlier process of
+    the job will write passes as square. Raises DataErrors naming the first of its
+    images, the mask included, that cannot be used, or more of them than the family
+    takes. place: key of the prompt."""
     sizes = []
-    for key, paths in (("ctrl_img", item.ctrl_img), ("mask_img", (item.mask_img,) if item.mask_img else ())):
+    for key, paths in (
+        ("ctrl_img", item.ctrl_img),
+        ("mask_img", (item.mask_img,) if item.mask_img else ()),
+    ):
         try:
             if len(paths) > family.max_references:
                 raise UserError(family.too_many_references(len(paths), "ctrl_img"))
@@ -185,7 +240,8 @@ def sample_inputs(place: str, item: SampleItem, family: ModelFacts) -> list[Size
 
 
 def refuse_large(items: Iterable[BucketedSample], family: ModelFacts) -> None:
-    """Raises DataErrors naming every image that is trained at a larger size than the family has positions for."""
+    """Raises DataErrors naming every image that is trained at a larger size than the
+    family has positions for."""
     if family.longest_side is not None:
         reasons = {}
         for sample, crop in items:
@@ -193,11 +249,14 @@ def refuse_large(items: Iterable[BucketedSample], family: ModelFacts) -> None:
             if reason:
                 reasons[sample.image] = reason
         if reasons:
-            raise DataErrors([Diagnostic((image,), reason) for image, reason in reasons.items()])
+            raise DataErrors(
+                [Diagnostic((image,), reason) for image, reason in reasons.items()]
+            )
 
 
 def too_large(size: Size, family: ModelFacts) -> str:
-    """The error message for an image of a size that the family has no positions for; empty: it has."""
+    """The error message for an image of a size that the family has no positions for;
+    empty: it has."""
     if family.longest_side is None or max(size) <= family.longest_side:
         return ""
     most = f"the {family.longest_side} that the model has positions for"
@@ -205,26 +264,40 @@ def too_large(size: Size, family: ModelFacts) -> str:
 
 
 PromptFault = Callable[[str, Size, Sequence[Size]], str | None]
-"""From a prompt, the target's size and the sizes of the control images to an error message, or None."""
+"""From a prompt, the target's size and the sizes of the control images to an error
+message, or None."""
 
 
-def refuse_long_captions(items: Iterable[BucketedSample], fault: PromptFault, sure: int = 0) -> None:
-    """Raises DataErrors naming every image whose caption, or prompt of `from_base`, is too long for the model.
+def refuse_long_captions(
+    items: Iterable[BucketedSample], fault: PromptFault, sure: int = 0
+) -> None:
+    """Raises DataErrors naming every image whose caption, or prompt of `from_base`, is
+    too long for the model.
 
     sure: captions of at most so many characters always fit, and are not checked.
     """
     found: dict[tuple[str, str], str] = {}
     for sample, crop in items:
         for text in sample.texts:
-            # An image of the base model may not be there: its caption is a line of the file of prompts.
+            # An image of the base model may not be there: its caption is a line of the
+            # file of prompts.
             if sample.made:
                 of_line = (sample.folder, f"its prompt {text[:40]!r}...")
             else:
                 of_line = None
             where = of_line or (sample.image, "its caption")
             if len(text) > sure and where not in found:
-                message = fault(text, crop.bucket, [image_size(path) for path in sample.control_images])
+                message = fault(
+                    text,
+                    crop.bucket,
+                    [image_size(path) for path in sample.control_images],
+                )
                 if message:
                     found[where] = message
     if found:
-        raise DataErrors([Diagnostic((file,), f"{what} has {message}") for (file, what), message in found.items()])
+        raise DataErrors(
+            [
+                Diagnostic((file,), f"{what} has {message}")
+                for (file, what), message in found.items()
+            ]
+        )

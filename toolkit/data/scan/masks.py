@@ -1,8 +1,9 @@
-"""What the pixels of masks say: how much of an image counts, and masks that are probably not meant as they are read.
+"""What the pixels of masks say: how much of an image counts, and masks that are
+probably not meant as they are read.
 
-A mask weighs the loss by its brightness, and white (255) counts fully. Programs for segmentation save other values: 0
-and 1, or the number of a class with a colour for it in a palette. Such a mask is read without an error and teaches next
-to nothing.
+A mask weighs the loss by its brightness, and white (255) counts fully. Programs for
+segmentation save other values: 0 and 1, or the number of a class with a colour for it
+in a palette. Such a mask is read without an error and teaches next to nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from toolkit.data.pixels.images import ImageError, load_alpha, open_image
 from toolkit.system.read_ahead import thread_map
 
 LEAST_SHARE, MOST_SHARE = 0.02, 0.98
-"""Shares of the area that counts. Below and above them a mask is probably not meant so."""
+"""Shares of the area that counts. Below and above them a mask is probably not meant
+so."""
 
 LEAST_BRIGHT = 128
 """The brightest value of a mask that is meant as one, of 255."""
@@ -29,18 +31,21 @@ MOST_CLASSES = 256
 """Colours of a map of classes: a palette has no more."""
 
 FEW_GREYS = range(3, 65)
-"""So many greys a map of classes has. A soft edge has more, a mask of one grey fewer."""
+"""So many greys a map of classes has. A soft edge has more, a mask of one grey
+fewer."""
 
 MOST_MEASURED = 500
-"""Masks of a folder that are measured; of more, so many at equal distances. Each is decoded for it."""
+"""Masks of a folder that are measured; of more, so many at equal distances. Each is
+decoded for it."""
 
 
 class MaskLook(NamedTuple):
     """What the pixels of a mask tell."""
 
     share: float
-    """Mean of what its pixels count, 0 to 1: brightness, or its opposite with `invert_mask`. The whole mask, before its
-    image is cropped, and without `mask_min_value`."""
+    """Mean of what its pixels count, 0 to 1: brightness, or its opposite with
+    `invert_mask`. The whole mask, before its image is cropped, and without
+    `mask_min_value`."""
 
     brightest: int
     """The largest value of the file, 0 to 255, which `invert_mask` does not change."""
@@ -49,7 +54,8 @@ class MaskLook(NamedTuple):
     """Whether it has a few colours that are not grey, as maps of classes have."""
 
     has_few_greys: bool = False
-    """Whether it has three greys or more, but not many, and no white, as maps of classes without a palette have."""
+    """Whether it has three greys or more, but not many, and no white, as maps of
+    classes without a palette have."""
 
 
 class MaskFault(NamedTuple):
@@ -71,7 +77,10 @@ def look_at_mask(mask: Mask) -> MaskLook:
         grey = load_alpha(mask.file)
     else:
         colour = open_image(mask.file, background="black")
-        classes = cast("list[tuple[int, tuple[int, int, int]]]", colour.getcolors(MOST_CLASSES) or [])
+        classes = cast(
+            "list[tuple[int, tuple[int, int, int]]]",
+            colour.getcolors(MOST_CLASSES) or [],
+        )
         is_coloured = any(max(rgb) - min(rgb) >= LEAST_COLOUR for _, rgb in classes)
         grey = colour.convert("L")
         levels = [level for _, level in grey.getcolors(len(FEW_GREYS) + 2) or []]
@@ -84,10 +93,12 @@ def look_at_mask(mask: Mask) -> MaskLook:
 
 
 def look_at_masks(masks: Sequence[Mask]) -> list[tuple[Mask, MaskLook]]:
-    """The masks that are measured, with what they tell. One that cannot be decoded is left out: the scan of its file,
-    or the encoder of the images, names it."""
+    """The masks that are measured, with what they tell. One that cannot be decoded is
+    left out: the scan of its file, or the encoder of the images, names it."""
     step = max(1, len(masks) / MOST_MEASURED)
-    chosen = [masks[int(place * step)] for place in range(min(len(masks), MOST_MEASURED))]
+    chosen = [
+        masks[int(place * step)] for place in range(min(len(masks), MOST_MEASURED))
+    ]
 
     def look(mask: Mask) -> MaskLook | None:
         try:
@@ -96,11 +107,16 @@ def look_at_masks(masks: Sequence[Mask]) -> list[tuple[Mask, MaskLook]]:
             return None
 
     looks = thread_map(look, chosen, at_once=4)
-    return [(mask, look) for mask, look in zip(chosen, looks, strict=True) if look is not None]
+    return [
+        (mask, look)
+        for mask, look in zip(chosen, looks, strict=True)
+        if look is not None
+    ]
 
 
 def mask_fault(mask: Mask, look: MaskLook) -> MaskFault | None:
-    """What is probably not meant in a mask; None where nothing is, and where `mask_min_value: 1` makes it void.
+    """What is probably not meant in a mask; None where nothing is, and where
+    `mask_min_value: 1` makes it void.
 
     >>> mask_fault(Mask("a.png"), MaskLook(share=0.001, brightest=1, is_coloured=False)).detail
     'brightest value 1 of 255'
@@ -167,7 +183,9 @@ def _exchange(mask: Mask) -> str:
     return f"Look whether {what} is what is to be learned: 'invert_mask: true' exchanges the two"
 
 
-def faults_of(looks: Sequence[tuple[Mask, MaskLook]]) -> Iterator[tuple[Mask, MaskFault]]:
+def faults_of(
+    looks: Sequence[tuple[Mask, MaskLook]],
+) -> Iterator[tuple[Mask, MaskFault]]:
     """The masks with a fault, each with it."""
     for mask, look in looks:
         fault = mask_fault(mask, look)

@@ -1,7 +1,9 @@
-"""The third stage of a scan: to each image its caption, control images, layers and mask, by names or by the table.
+"""The third stage of a scan: to each image its caption, control images, layers and
+mask, by names or by the table.
 
-`folder` calls `match_files` with the folders of all entries at once: a numbered control image belongs to an image of
-its own name first, whichever entry that is of. Caption files are read here; no image is opened.
+`folder` calls `match_files` with the folders of all entries at once: a numbered control
+image belongs to an image of its own name first, whichever entry that is of. Caption
+files are read here; no image is opened.
 """
 
 from __future__ import annotations
@@ -19,15 +21,21 @@ from toolkit.data.scan.records import ImageFolder, MatchedFolder, MatchedImage
 from toolkit.data.scan.tables import TableRow
 
 
-def match_files(folders: Sequence[ImageFolder], findings: ScanFindings) -> list[MatchedFolder]:
-    """The folders with what belongs to each of their images. What is missing or ambiguous is a mistake."""
+def match_files(
+    folders: Sequence[ImageFolder], findings: ScanFindings
+) -> list[MatchedFolder]:
+    """The folders with what belongs to each of their images. What is missing or
+    ambiguous is a mistake."""
     with_slots = [(folder, _slots(folder, findings)) for folder in folders]
-    wanted = looked_for((slot, folder.listing.images) for folder, slots in with_slots for slot in slots)
+    wanted = looked_for(
+        (slot, folder.listing.images) for folder, slots in with_slots for slot in slots
+    )
     return [_matched(folder, slots, wanted, findings) for folder, slots in with_slots]
 
 
 def _slots(folder: ImageFolder, findings: ScanFindings) -> list[Slot]:
-    """Where the control images, layers and masks of a folder's images are looked for, in slot order."""
+    """Where the control images, layers and masks of a folder's images are looked for,
+    in slot order."""
     dataset = folder.dataset
     beside = [folder.whole]
     slots = []
@@ -35,7 +43,15 @@ def _slots(folder: ImageFolder, findings: ScanFindings) -> list[Slot]:
         listings = _looked_through(path, "control_path", folder, findings)
         slots.append(Slot("control", "", listings, dataset.control_optional))
     for suffix in dataset.control_suffix:
-        slots.append(Slot("control", suffix, beside, dataset.control_optional, dataset.image_suffix))
+        slots.append(
+            Slot(
+                "control",
+                suffix,
+                beside,
+                dataset.control_optional,
+                dataset.image_suffix,
+            )
+        )
     if dataset.layers_path:
         listings = _looked_through(dataset.layers_path, "layers_path", folder, findings)
         slots.append(Slot("layers", "", listings, False))
@@ -50,12 +66,19 @@ def _slots(folder: ImageFolder, findings: ScanFindings) -> list[Slot]:
             image_affix = dataset.image_suffix
         else:
             image_affix = ""
-        slots.append(Slot("mask", dataset.mask_suffix, beside, dataset.mask_optional, image_affix))
+        slots.append(
+            Slot(
+                "mask", dataset.mask_suffix, beside, dataset.mask_optional, image_affix
+            )
+        )
     return slots
 
 
-def _looked_through(path: str, key: str, folder: ImageFolder, findings: ScanFindings) -> list[DirectoryListing]:
-    """A folder of control images, layers or masks: first its subfolder of the name of the images' one, then itself."""
+def _looked_through(
+    path: str, key: str, folder: ImageFolder, findings: ScanFindings
+) -> list[DirectoryListing]:
+    """A folder of control images, layers or masks: first its subfolder of the name of
+    the images' one, then itself."""
     places = [path]
     if folder.subfolder:
         inside = join(path, folder.subfolder)
@@ -65,11 +88,17 @@ def _looked_through(path: str, key: str, folder: ImageFolder, findings: ScanFind
     return [listing for listing in listings if listing]
 
 
-def _matched(folder: ImageFolder, slots: Sequence[Slot], wanted: LookedFor, findings: ScanFindings) -> MatchedFolder:
-    """A folder with what belongs to each of its images. wanted: of `looked_for`, of all folders.
+def _matched(
+    folder: ImageFolder,
+    slots: Sequence[Slot],
+    wanted: LookedFor,
+    findings: ScanFindings,
+) -> MatchedFolder:
+    """A folder with what belongs to each of its images. wanted: of `looked_for`, of all
+    folders.
 
-    With `control_optional` a missing slot is skipped and later ones move up: slot 2 alone becomes the only control
-    image.
+    With `control_optional` a missing slot is skipped and later ones move up: slot 2
+    alone becomes the only control image.
     """
     folder = _with_chosen_images(folder)
     _refuse_shared_stems(folder, findings)
@@ -79,12 +108,17 @@ def _matched(folder: ImageFolder, slots: Sequence[Slot], wanted: LookedFor, find
     for slot in slots:
         images = [_with_partners(image, slot, wanted, findings) for image in images]
     if folder.dataset.alpha_mask:
-        images = [image._replace(mask=image.file, has_mask_in_table=False) for image in images]
-    return MatchedFolder(folder, tuple(slots), images=tuple(images), all_images=tuple(images))
+        images = [
+            image._replace(mask=image.file, has_mask_in_table=False) for image in images
+        ]
+    return MatchedFolder(
+        folder, tuple(slots), images=tuple(images), all_images=tuple(images)
+    )
 
 
 def _with_chosen_images(folder: ImageFolder) -> ImageFolder:
-    """The folder without images that nobody chose: those that a table of preferences does not name."""
+    """The folder without images that nobody chose: those that a table of preferences
+    does not name."""
     if not any(row.worse for row in folder.rows.values()):
         return folder
     named = zip(folder.listing.images.items(), folder.table_names(), strict=True)
@@ -93,7 +127,8 @@ def _with_chosen_images(folder: ImageFolder) -> ImageFolder:
 
 
 def _refuse_shared_stems(folder: ImageFolder, findings: ScanFindings) -> None:
-    """Images with one name but for the suffix are a mistake: a caption would be of both."""
+    """Images with one name but for the suffix are a mistake: a caption would be of
+    both."""
     for stem, files in folder.listing.images.items():
         if len(files) > 1:
             reason = f"images share the stem {stem!r}: {shorten(files)}. Rename one"
@@ -101,7 +136,8 @@ def _refuse_shared_stems(folder: ImageFolder, findings: ScanFindings) -> None:
 
 
 def _images(folder: ImageFolder, findings: ScanFindings) -> list[MatchedImage]:
-    """The images of a folder with their captions, and with what its table says of them."""
+    """The images of a folder with their captions, and with what its table says of
+    them."""
     if folder.table is None:
         return _with_captions(folder, findings)
     return _with_rows(folder, findings)
@@ -120,7 +156,8 @@ def _refuse_lists(images: Sequence[MatchedImage], findings: ScanFindings) -> Non
 
 
 def _with_captions(folder: ImageFolder, findings: ScanFindings) -> list[MatchedImage]:
-    """The images of a folder without a table, with their captions: from files beside them, or from their names."""
+    """The images of a folder without a table, with their captions: from files beside
+    them, or from their names."""
     listing = folder.listing
     dataset = folder.dataset
     captions = find_captions(listing, folder.caption_files, findings.mistakes)
@@ -140,11 +177,15 @@ def _with_rows(folder: ImageFolder, findings: ScanFindings) -> list[MatchedImage
     listing = folder.listing
     no_row = TableRow("")
     images = []
-    for (stem, names), name in zip(listing.images.items(), folder.table_names(), strict=True):
+    for (stem, names), name in zip(
+        listing.images.items(), folder.table_names(), strict=True
+    ):
         row = folder.rows.get(name, no_row)
         controls = named_files(folder, row.references, "as a control image", findings)
         worse = named_files(folder, row.worse, "as a worse image", findings)
-        masks = named_files(folder, [row.mask] if row.mask else [], "as a mask", findings)
+        masks = named_files(
+            folder, [row.mask] if row.mask else [], "as a mask", findings
+        )
         image = MatchedImage(
             stem,
             ImageFile(listing, names[0]),
@@ -161,10 +202,13 @@ def _with_rows(folder: ImageFolder, findings: ScanFindings) -> list[MatchedImage
     return images
 
 
-# ---------------------------------------------------------------- control images, layers and masks by name
+# ---------------------------------------------------------------- control images,
+# layers and masks by name
 
 
-def _with_partners(image: MatchedImage, slot: Slot, wanted: LookedFor, findings: ScanFindings) -> MatchedImage:
+def _with_partners(
+    image: MatchedImage, slot: Slot, wanted: LookedFor, findings: ScanFindings
+) -> MatchedImage:
     """The image with the files of one slot, where its table does not name them."""
     if slot.key == "control" and image.has_controls_in_table:
         return image

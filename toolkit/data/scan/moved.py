@@ -1,8 +1,9 @@
-"""Whether the images that a job names are those that its run trained on: under another mount, in a folder of another
-name, with other file names, or in another order. Imports no torch.
+"""Whether the images that a job names are those that its run trained on: under another
+mount, in a folder of another name, with other file names, or in another order. Imports
+no torch.
 
-An image is known by its content (`fingerprint`). The run keeps the order it began with: the index of an image decides
-when in an epoch it is used. Called by `train.resumption`.
+An image is known by its content (`fingerprint`). The run keeps the order it began with:
+the index of an image decides when in an epoch it is used. Called by `train.resumption`.
 """
 
 from __future__ import annotations
@@ -36,14 +37,17 @@ class RunOrder:
     """Names of the images in the job, as those of `DatasetHashes`."""
 
     entries: tuple[int, ...]
-    """For each entry of the job's `datasets`, its index in the job that began the run."""
+    """For each entry of the job's `datasets`, its index in the job that began the
+    run."""
 
     is_as_found: bool
     """A scan of the job gives this order."""
 
-    def settings(self, recorded: Sequence[Entry], given: Sequence[Entry]) -> list[dict[str, Any]]:
-        """The recorded entries in the order of the job, with its places: what differs from the job's own is a change of
-        the settings."""
+    def settings(
+        self, recorded: Sequence[Entry], given: Sequence[Entry]
+    ) -> list[dict[str, Any]]:
+        """The recorded entries in the order of the job, with its places: what differs
+        from the job's own is a change of the settings."""
         return [
             {**recorded[before], **{key: entry[key] for key in PLACES if key in entry}}
             for before, entry in zip(self.entries, given, strict=True)
@@ -51,18 +55,27 @@ class RunOrder:
 
 
 def run_order(
-    recorded: DatasetHashes, found: DatasetHashes, before: Sequence[Entry], given: Sequence[Entry]
+    recorded: DatasetHashes,
+    found: DatasetHashes,
+    before: Sequence[Entry],
+    given: Sequence[Entry],
 ) -> RunOrder | None:
-    """The order in which the run began, where the job has the same images; None where it has others.
+    """The order in which the run began, where the job has the same images; None where
+    it has others.
 
-    recorded, found: hashes of the images of the run and of the job, in their orders. before, given: their `datasets`.
+    recorded, found: hashes of the images of the run and of the job, in their orders.
+    before, given: their `datasets`.
     """
     if sorted(recorded.values()) != sorted(found.values()) or len(before) != len(given):
         return None
-    entries = _same_entries(_hashes_of(recorded, before), _hashes_of(found, given), before, given)
+    entries = _same_entries(
+        _hashes_of(recorded, before), _hashes_of(found, given), before, given
+    )
     if entries is None:
         return None
-    is_as_found = list(recorded.values()) == list(found.values()) and entries == sorted(entries)
+    is_as_found = list(recorded.values()) == list(found.values()) and entries == sorted(
+        entries
+    )
     if is_as_found:
         return RunOrder(tuple(found), tuple(entries), True)
     if _are_nested(found, given):
@@ -72,9 +85,12 @@ def run_order(
     return RunOrder(names, tuple(entries), False)
 
 
-def _in_order(recorded: Mapping[str, tuple[int, str]], found: Mapping[str, tuple[int, str]]) -> tuple[str, ...]:
-    """The names found, in the recorded order. Both: name -> index of its recorded entry, and hash. Which of two equal
-    images of an entry is used for the other makes no difference."""
+def _in_order(
+    recorded: Mapping[str, tuple[int, str]], found: Mapping[str, tuple[int, str]]
+) -> tuple[str, ...]:
+    """The names found, in the recorded order. Both: name -> index of its recorded
+    entry, and hash. Which of two equal images of an entry is used for the other makes
+    no difference."""
     names: dict[tuple[int, str], list[str]] = {}
     for name, image in found.items():
         names.setdefault(image, []).append(name)
@@ -88,7 +104,11 @@ def _with_entries(
     folders = _folders(entries)
     found = {}
     for name, digest in hashes.items():
-        own = [index for index, folder in zip(indices, folders, strict=True) if _is_in(name, folder)]
+        own = [
+            index
+            for index, folder in zip(indices, folders, strict=True)
+            if _is_in(name, folder)
+        ]
         found[name] = min(own or indices), digest
     return found
 
@@ -105,8 +125,11 @@ def _is_in(name: str, folder: str) -> bool:
     return bool(folder) and name.startswith(f"{folder}{os.sep}")
 
 
-def _hashes_of(hashes: DatasetHashes, entries: Sequence[Entry]) -> list[list[str]] | None:
-    """The sorted hashes of each entry's images; None where the names do not say whose they are."""
+def _hashes_of(
+    hashes: DatasetHashes, entries: Sequence[Entry]
+) -> list[list[str]] | None:
+    """The sorted hashes of each entry's images; None where the names do not say whose
+    they are."""
     if len(entries) == 1:
         return [sorted(hashes.values())]
     found = []
@@ -125,9 +148,13 @@ def _are_nested(hashes: DatasetHashes, entries: Sequence[Entry]) -> bool:
 
 
 def _same_entries(
-    recorded: list[list[str]] | None, found: list[list[str]] | None, before: Sequence[Entry], given: Sequence[Entry]
+    recorded: list[list[str]] | None,
+    found: list[list[str]] | None,
+    before: Sequence[Entry],
+    given: Sequence[Entry],
 ) -> list[int] | None:
-    """For each given entry the index of the recorded one with the same images; None where one has none."""
+    """For each given entry the index of the recorded one with the same images; None
+    where one has none."""
     if recorded is None or found is None:
         return None
     left = list(range(len(before)))
@@ -136,7 +163,9 @@ def _same_entries(
         candidates = [other for other in left if recorded[other] == found[index]]
         if not candidates:
             return None
-        alike = [other for other in candidates if _has_settings_of(entry, before[other])]
+        alike = [
+            other for other in candidates if _has_settings_of(entry, before[other])
+        ]
         best = min(alike or candidates, key=lambda other: other != index)
         left.remove(best)
         chosen.append(best)
@@ -145,4 +174,8 @@ def _same_entries(
 
 def _has_settings_of(entry: Entry, other: Entry) -> bool:
     """Whether they differ in nothing but their places."""
-    return all(entry[key] == other[key] for key in entry.keys() & other.keys() if key not in PLACES)
+    return all(
+        entry[key] == other[key]
+        for key in entry.keys() & other.keys()
+        if key not in PLACES
+    )

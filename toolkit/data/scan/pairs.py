@@ -1,4 +1,5 @@
-"""Pairs of images of which somebody likes one better, as a table names them: what is wrong with them."""
+"""Pairs of images of which somebody likes one better, as a table names them: what is
+wrong with them."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ class Pair(NamedTuple):
 
 
 def pair_mistakes(pairs: Sequence[Pair]) -> Iterator[Diagnostic]:
-    """Pairs that nothing can be learned from. Images that cannot be read are reported elsewhere."""
+    """Pairs that nothing can be learned from. Images that cannot be read are reported
+    elsewhere."""
     for better, worse, caption in pairs:
         if better.path == worse.path:
             message = "is the better and the worse image of one pair. Remove the line"
@@ -27,8 +29,14 @@ def pair_mistakes(pairs: Sequence[Pair]) -> Iterator[Diagnostic]:
             message = "has no prompt, which both images of a pair need. Give the line a 'prompt'"
         elif better.facts and worse.facts and better.facts.size != worse.facts.size:
             sizes = f"{better.facts.size}, and its worse image {worse.path} {worse.facts.size}"
-            message = f"is {sizes}: both images of a pair need one size. Remove the line"
-        elif better.facts and worse.facts and filecmp.cmp(better.path, worse.path, shallow=False):
+            message = (
+                f"is {sizes}: both images of a pair need one size. Remove the line"
+            )
+        elif (
+            better.facts
+            and worse.facts
+            and filecmp.cmp(better.path, worse.path, shallow=False)
+        ):
             message = f"is the same as its worse image {worse.path}. Remove the line"
         else:
             continue

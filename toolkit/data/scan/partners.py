@@ -1,6 +1,8 @@
-"""Control images and masks: which files belong to an image by their names, and which belong to none.
+"""Control images and masks: which files belong to an image by their names, and which
+belong to none.
 
-Files that nobody uses are listed with the folder they are in: they were put there to be used.
+Files that nobody uses are listed with the folder they are in: they were put there to be
+used.
 """
 
 from __future__ import annotations
@@ -28,13 +30,22 @@ class PairWords(NamedTuple):
     """Who names files, folders or columns so."""
 
     is_letter: bool = False
-    """Whether they are letters, which name much else: they count behind a number, where all images are pairs."""
+    """Whether they are letters, which name much else: they count behind a number, where
+    all images are pairs."""
 
 
 PAIRS = (
-    PairWords("end", "start", "fal and Pruna, trainers of edits (ROOT_start, ROOT_end)"),
-    PairWords("after", "before", "Scenario, Building Edit LoRA Training Sets; datasets 5.2.0 (before_file_name)"),
-    PairWords("target", "control", "ai-toolkit and musubi-tuner, keys for control images"),
+    PairWords(
+        "end", "start", "fal and Pruna, trainers of edits (ROOT_start, ROOT_end)"
+    ),
+    PairWords(
+        "after",
+        "before",
+        "Scenario, Building Edit LoRA Training Sets; datasets 5.2.0 (before_file_name)",
+    ),
+    PairWords(
+        "target", "control", "ai-toolkit and musubi-tuner, keys for control images"
+    ),
     PairWords("target", "source", "lllyasviel/ControlNet, docs/train.md (fill50k)"),
     PairWords("target", "input", "Restormer, data sets of its tasks"),
     PairWords("output", "input", "osunlp/MagicBrush; BryanW/HumanEdit"),
@@ -42,23 +53,32 @@ PAIRS = (
     PairWords("tgt", "src", "TIGER-Lab/OmniEdit-Filtered-1.2M (src_img)"),
     PairWords("b", "a", "pix2pix, docs/datasets.md (A to B)", is_letter=True),
 )
-"""How the names of a pair in one folder differ, whatever stands around the words: `a_end` and `a_start`, `after_1` and
-`before_1`. Control images may be numbered: `a_start2` is a second one."""
+"""How the names of a pair in one folder differ, whatever stands around the words:
+`a_end` and `a_start`, `after_1` and `before_1`. Control images may be numbered:
+`a_start2` is a second one."""
 
 _WORDS = tuple(words for words in PAIRS if not words.is_letter)
 IMAGES = frozenset({*(words.image for words in _WORDS), "image"})
-CONTROLS = frozenset({*(words.control for words in _WORDS), "reference", "conditioning"})
+CONTROLS = frozenset(
+    {*(words.control for words in _WORDS), "reference", "conditioning"}
+)
 """Names of the folders of a pair, some with an `s`."""
 
 _BEHIND = r"(?P<root>.+)(?P<affix>(?:[-_ .]|(?<=[0-9]))(?i:{word}))"
-_BEHIND_NUMBERED = r"(?P<root>.+)(?P<affix>(?:[-_ .]|(?<=[0-9]))(?i:{word})(?P<number>[0-9]+))"
+_BEHIND_NUMBERED = (
+    r"(?P<root>.+)(?P<affix>(?:[-_ .]|(?<=[0-9]))(?i:{word})(?P<number>[0-9]+))"
+)
 _BEFORE = r"(?P<affix>(?P<head>.*[-_ .])?(?i:{word})(?:[-_ .]|(?=[0-9])))(?P<root>.+)"
-_BEFORE_NUMBERED = r"(?P<affix>(?P<head>.*[-_ .])?(?i:{word})(?P<number>[0-9]+)[-_ .])(?P<root>.+)"
-"""A word behind or before what the names of a pair have in common. Without a separator it stands beside a number."""
+_BEFORE_NUMBERED = (
+    r"(?P<affix>(?P<head>.*[-_ .])?(?i:{word})(?P<number>[0-9]+)[-_ .])(?P<root>.+)"
+)
+"""A word behind or before what the names of a pair have in common. Without a separator
+it stands beside a number."""
 
 
 class PairNames(NamedTuple):
-    """The affixes by which pairs in one folder are recognised, as `root_of` takes them."""
+    """The affixes by which pairs in one folder are recognised, as `root_of` takes
+    them."""
 
     image: str
     controls: tuple[str, ...]
@@ -72,13 +92,17 @@ class PairNames(NamedTuple):
 
 
 def root_of(stem: str, affix: str) -> str | None:
-    """What is left of a stem without its affix; None where it has another. affix: a suffix, or with `*` for what is
-    left.
+    """What is left of a stem without its affix; None where it has another. affix: a
+    suffix, or with `*` for what is left.
 
     Example: `a` of `a_end` with `_end`; `1` of `after_1` with `after_*`.
     """
     begin, end = _ends(affix)
-    if len(stem) >= len(begin) + len(end) and stem.startswith(begin) and stem.endswith(end):
+    if (
+        len(stem) >= len(begin) + len(end)
+        and stem.startswith(begin)
+        and stem.endswith(end)
+    ):
         return stem[len(begin) : len(stem) - len(end)]
     return None
 
@@ -95,8 +119,8 @@ def _ends(affix: str) -> tuple[str, str]:
 
 
 def pair_names(stems: Collection[str]) -> PairNames | None:
-    """The affixes of a folder of which at least half of the images are pairs by their names (of letters all, and two
-    pairs); else None."""
+    """The affixes of a folder of which at least half of the images are pairs by their
+    names (of letters all, and two pairs); else None."""
     text = "\n".join(stems).lower()
     for words in PAIRS:
         if words.image not in text or words.control not in text:
@@ -109,30 +133,44 @@ def pair_names(stems: Collection[str]) -> PairNames | None:
     return None
 
 
-def _named_pairs(stems: Collection[str], words: PairWords, plain: str, numbered: str) -> PairNames | None:
+def _named_pairs(
+    stems: Collection[str], words: PairWords, plain: str, numbered: str
+) -> PairNames | None:
     """`pair_names` of two words at one place. plain, numbered: patterns of a stem."""
     patterns = [re.compile(plain.format(word=words.control))]
     if not words.is_letter:
         patterns.append(re.compile(numbered.format(word=words.control)))
-    images = [*filter(None, map(re.compile(plain.format(word=words.image)).fullmatch, stems))]
+    images = [
+        *filter(None, map(re.compile(plain.format(word=words.image)).fullmatch, stems))
+    ]
     if words.is_letter:
         images = [match for match in images if match["root"][-1].isdigit()]
     if not images:
         return None
     affixes = Counter(match["affix"] for match in images)
     image_affix = max(affixes, key=affixes.__getitem__)  # as most of them write it
-    of_root = {match["root"]: match for match in images if match["affix"] == image_affix}
+    of_root = {
+        match["root"]: match for match in images if match["affix"] == image_affix
+    }
     roots = {root: match[0] for root, match in of_root.items()}
     controls = []
     for stem in stems:
         matches = [*filter(None, (pattern.fullmatch(stem) for pattern in patterns))]
-        controls += [match for match in matches if _head(match) == _head(of_root.get(match["root"]))][:1]
-    paired = {match[0] for match in controls} | {roots[match["root"]] for match in controls}
+        controls += [
+            match
+            for match in matches
+            if _head(match) == _head(of_root.get(match["root"]))
+        ][:1]
+    paired = {match[0] for match in controls} | {
+        roots[match["root"]] for match in controls
+    }
     enough = len(stems) if words.is_letter else len(stems) / 2
     if not controls or len(paired) < enough or (words.is_letter and len(roots) < 2):
         return None
     counts = Counter(match["affix"] for match in controls)
-    numbers = {match["affix"]: int(match.groupdict().get("number") or -1) for match in controls}
+    numbers = {
+        match["affix"]: int(match.groupdict().get("number") or -1) for match in controls
+    }
     star = "*" if plain == _BEFORE else ""
     return PairNames(
         image_affix + star,
@@ -158,12 +196,17 @@ def in_yaml(affix: str) -> str:
 
 
 def pair_folders(folders: Mapping[str, Collection[str]]) -> tuple[str, str] | None:
-    """The folders of images and control images among several, by their names and those of at least half of the images;
-    else None. folders: each with the stems of its images."""
+    """The folders of images and control images among several, by their names and those
+    of at least half of the images; else None. folders: each with the stems of its
+    images."""
 
     def named(names: Collection[str]) -> list[str]:
         words = {folder: re.sub(r"^[0-9]+_", "", folder.lower()) for folder in folders}
-        return [folder for folder, word in words.items() if word in names or word.removesuffix("s") in names]
+        return [
+            folder
+            for folder, word in words.items()
+            if word in names or word.removesuffix("s") in names
+        ]
 
     for image in named(IMAGES):
         for control in named(CONTROLS):
@@ -174,7 +217,8 @@ def pair_folders(folders: Mapping[str, Collection[str]]) -> tuple[str, str] | No
 
 
 class Slot(NamedTuple):
-    """Where the images of one folder have one of their control images, or their mask."""
+    """Where the images of one folder have one of their control images, or their
+    mask."""
 
     key: str
     """`control`, `mask` or `layers`: prefix of the keys in the config."""
@@ -217,10 +261,15 @@ def looked_for(slots: Iterable[tuple[Slot, Iterable[str]]]) -> LookedFor:
 
 
 def partners_of(
-    stem: str, image: ImageFile, slot: Slot, wanted: LookedFor, mistakes: list[Diagnostic]
+    stem: str,
+    image: ImageFile,
+    slot: Slot,
+    wanted: LookedFor,
+    mistakes: list[Diagnostic],
 ) -> list[ImageFile]:
-    """The mask, or the control images of an image: the file of its stem, then `<stem>_0`, `<stem>_1` and so on that are
-    not of another image's name. From the first folder that has any."""
+    """The mask, or the control images of an image: the file of its stem, then
+    `<stem>_0`, `<stem>_1` and so on that are not of another image's name. From the
+    first folder that has any."""
     if slot.key == "layers":
         return _layers(stem, image, slot, mistakes)
     stem = slot.wanted(stem)
@@ -230,7 +279,11 @@ def partners_of(
         else:
             numbered = ()
         stems = [stem] if stem in listing.images else []
-        stems += [candidate for candidate in numbered if candidate not in wanted[listing.prefix]]
+        stems += [
+            candidate
+            for candidate in numbered
+            if candidate not in wanted[listing.prefix]
+        ]
         for candidate in stems:
             names = listing.images[candidate]
             if len(names) > 1:
@@ -238,7 +291,9 @@ def partners_of(
                 mistakes.append(Diagnostic((listing.path(names[0]),), reason))
                 return []
         if stems:
-            return [ImageFile(listing, listing.images[candidate][0]) for candidate in stems]
+            return [
+                ImageFile(listing, listing.images[candidate][0]) for candidate in stems
+            ]
     if slot.listings and not slot.optional:
         searched = " or ".join(repr(listing.folder) for listing in slot.listings)
         reason = f"has no {slot.what} {stem!r} in {searched}. Add it, or set {slot.key}_optional"
@@ -258,12 +313,18 @@ def layers_beside(listing: DirectoryListing, suffix: str) -> dict[str, list[str]
     if not suffix:
         return {}
     by_root = listing.numbered_behind(suffix)
-    return {root: [stem for _, stem in stems] for root, stems in by_root.items() if root in listing.images}
+    return {
+        root: [stem for _, stem in stems]
+        for root, stems in by_root.items()
+        if root in listing.images
+    }
 
 
-def _layers(stem: str, image: ImageFile, slot: Slot, mistakes: list[Diagnostic]) -> list[ImageFile]:
-    """The layers of an image from back to front, numbered from 0 or 1, of the first folder that has any. In a folder of
-    their own they may be named `<stem>_0` too."""
+def _layers(
+    stem: str, image: ImageFile, slot: Slot, mistakes: list[Diagnostic]
+) -> list[ImageFile]:
+    """The layers of an image from back to front, numbered from 0 or 1, of the first
+    folder that has any. In a folder of their own they may be named `<stem>_0` too."""
     suffixes = (slot.affix,) if slot.affix else LAYER_SUFFIXES
     for listing in slot.listings:
         for suffix in suffixes:
@@ -273,13 +334,17 @@ def _layers(stem: str, image: ImageFile, slot: Slot, mistakes: list[Diagnostic])
             numbers = [number for number, _ in numbered]
             first = min(numbers[0], 1)
             names = [name for _, layer in numbered for name in listing.images[layer]]
-            if numbers != [*range(first, first + len(numbers))] or len(names) > len(numbers):
+            if numbers != [*range(first, first + len(numbers))] or len(names) > len(
+                numbers
+            ):
                 reason = f"its layers are not numbered one after the other: {', '.join(names)}. Rename them"
                 mistakes.append(Diagnostic((image.path,), reason))
                 return []
             return [ImageFile(listing, name) for name in names]
     if slot.listings:
-        mistakes.append(Diagnostic((image.path,), _why_no_layers(stem, image, slot, suffixes[0])))
+        mistakes.append(
+            Diagnostic((image.path,), _why_no_layers(stem, image, slot, suffixes[0]))
+        )
     return []
 
 
@@ -297,19 +362,30 @@ def _why_no_layers(stem: str, image: ImageFile, slot: Slot, suffix: str) -> str:
 
 def unpaired(listing: DirectoryListing, used: Collection[str]) -> list[str]:
     """Names of the images of a folder that are not among those that are used."""
-    return [name for name in chain.from_iterable(listing.images.values()) if name not in used]
+    return [
+        name
+        for name in chain.from_iterable(listing.images.values())
+        if name not in used
+    ]
 
 
 def captions_beside(listing: DirectoryListing) -> list[str]:
     """Names of the files of a folder that are captions of its images."""
     stems = {*listing.images, *chain.from_iterable(listing.images.values())}
     parts = ((name, *split_suffix(written)) for written, name in listing.files.items())
-    return [name for name, stem, suffix in parts if suffix in CAPTION_SUFFIXES and stem in stems]
+    return [
+        name
+        for name, stem, suffix in parts
+        if suffix in CAPTION_SUFFIXES and stem in stems
+    ]
 
 
 def shared(uses: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Control image or mask -> its images, of those that have several. uses: pairs of an image and such a file."""
+    """Control image or mask -> its images, of those that have several. uses: pairs of
+    an image and such a file."""
     images_of: dict[str, dict[str, None]] = {}
     for image, partner in uses:
         images_of.setdefault(partner, {})[image] = None
-    return {partner: [*images] for partner, images in images_of.items() if len(images) > 1}
+    return {
+        partner: [*images] for partner, images in images_of.items() if len(images) > 1
+    }

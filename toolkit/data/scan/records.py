@@ -1,7 +1,9 @@
-"""What the stages of a scan hand on: a folder of images with its table, then the same folder with its images matched.
+"""What the stages of a scan hand on: a folder of images with its table, then the same
+folder with its images matched.
 
-Each record is made once, by the stage whose name it has, and never changed: `image_folders` and `folder_tables` make
-an `ImageFolder`, `matching` makes a `MatchedFolder` of it, `folder_check` a `CheckedFolder`, `samples` the samples.
+Each record is made once, by the stage whose name it has, and never changed:
+`image_folders` and `folder_tables` make an `ImageFolder`, `matching` makes a
+`MatchedFolder` of it, `folder_check` a `CheckedFolder`, `samples` the samples.
 """
 
 from __future__ import annotations
@@ -15,7 +17,12 @@ from typing import NamedTuple
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.contracts.data import Mask
 from toolkit.data.scan.captions import caption_files
-from toolkit.data.scan.directory import DirectoryListing, ImageFile, real_path, split_suffix
+from toolkit.data.scan.directory import (
+    DirectoryListing,
+    ImageFile,
+    real_path,
+    split_suffix,
+)
 from toolkit.data.scan.found import repeats_of
 from toolkit.data.scan.masks import MaskLook
 from toolkit.data.scan.partners import Slot
@@ -40,7 +47,8 @@ class ImageFolder:
 
     dataset: DatasetConfig
     listing: DirectoryListing
-    """Its images alone: without control images, layers and masks that are named by a suffix."""
+    """Its images alone: without control images, layers and masks that are named by a
+    suffix."""
 
     whole: DirectoryListing
     """All that is in the folder."""
@@ -63,18 +71,22 @@ class ImageFolder:
 
     @property
     def named_repeats(self) -> int:
-        """The repeats that its name says; 0 where it says none, or the dataset that its number is none."""
+        """The repeats that its name says; 0 where it says none, or the dataset that its
+        number is none."""
         if self.dataset.repeats_from_names is False:
             return 0
         return repeats_of(self.listing.folder)
 
     @cached_property
     def caption_files(self) -> Sequence[Sequence[str]]:
-        """The files of the folder that are read for captions: for each suffix those of the images, or the one table."""
+        """The files of the folder that are read for captions: for each suffix those of
+        the images, or the one table."""
         if self.dataset.captions == "names":
             return []
         if self.table is None:
-            return caption_files(self.listing, self.dataset.caption_ext, self.dataset.image_suffix)
+            return caption_files(
+                self.listing, self.dataset.caption_ext, self.dataset.image_suffix
+            )
         place, name = os.path.split(self.table.path)
         is_inside = real_path(place or ".") == real_path(self.listing.folder)
         return [[name]] if is_inside else []
@@ -94,7 +106,8 @@ class ImageFolder:
         return [self.inside(names[0]) for names in self.listing.images.values()]
 
     def table_names(self) -> list[str]:
-        """What the images are called in a table of captions: with their suffix, or as in the table without it."""
+        """What the images are called in a table of captions: with their suffix, or as
+        in the table without it."""
         rows = self.rows
         return [_name_in(rows, name) for name in self.image_names()]
 
@@ -109,7 +122,8 @@ def _name_in(rows: Mapping[str, TableRow], name: str) -> str:
 
 
 class MatchedImage(NamedTuple):
-    """An image, and what belongs to it by the names of files and by its table. A tuple, as there are many."""
+    """An image, and what belongs to it by the names of files and by its table. A tuple,
+    as there are many."""
 
     stem: str
     file: ImageFile
@@ -135,7 +149,8 @@ class MatchedImage(NamedTuple):
     """Factor on the loss that the table gives."""
 
     has_controls_in_table: bool = False
-    """Whether the table names its control images, so that none are looked for by name."""
+    """Whether the table names its control images, so that none are looked for by
+    name."""
 
     has_mask_in_table: bool = False
 
@@ -167,8 +182,11 @@ class MatchedFolder:
         return self.folder.listing
 
     def controls(self) -> Iterator[tuple[MatchedImage, ImageFile]]:
-        """Each image with each of its control images: first those that the table names."""
-        for image in sorted(self.images, key=lambda image: not image.has_controls_in_table):
+        """Each image with each of its control images: first those that the table
+        names."""
+        for image in sorted(
+            self.images, key=lambda image: not image.has_controls_in_table
+        ):
             for control in image.controls:
                 yield image, control
 
@@ -185,7 +203,8 @@ class MatchedFolder:
                 yield image, worse
 
     def masks(self) -> Iterator[tuple[MatchedImage, ImageFile]]:
-        """Each image that has a mask, with it: first those whose mask the table names."""
+        """Each image that has a mask, with it: first those whose mask the table
+        names."""
         for image in sorted(self.images, key=lambda image: not image.has_mask_in_table):
             if image.mask is not None:
                 yield image, image.mask
@@ -199,7 +218,9 @@ class MatchedFolder:
     def trained_mask(self, mask: ImageFile) -> Mask:
         """The mask of an image, with what the dataset says of it."""
         dataset = self.dataset
-        return Mask(mask.path, dataset.alpha_mask, dataset.mask_min_value, dataset.invert_mask)
+        return Mask(
+            mask.path, dataset.alpha_mask, dataset.mask_min_value, dataset.invert_mask
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,8 @@
-"""Numbers at the beginning of folders' names that are probably no repeats: `01_anna`, `2023_summer`, `512_faces`.
+"""Numbers at the beginning of folders' names that are probably no repeats: `01_anna`,
+`2023_summer`, `512_faces`.
 
-The convention `<repeats>_<name>` is that of kohya's sd-scripts. Its numbers are few, apart, and small.
+The convention `<repeats>_<name>` is that of kohya's sd-scripts. Its numbers are few,
+apart, and small.
 """
 
 from __future__ import annotations
@@ -11,7 +13,24 @@ from collections.abc import Collection, Mapping
 REPEATS = re.compile(r"([0-9]+)_")
 """The beginning of a name that says how often its images are used per epoch."""
 
-SIZES = frozenset((*range(256, 1025, 64), 720, 1080, 1152, 1280, 1344, 1408, 1440, 1536, 2048, 2160, 2560, 3840, 4096))
+SIZES = frozenset(
+    (
+        *range(256, 1025, 64),
+        720,
+        1080,
+        1152,
+        1280,
+        1344,
+        1408,
+        1440,
+        1536,
+        2048,
+        2160,
+        2560,
+        3840,
+        4096,
+    )
+)
 """Sides of training images, and of films, in pixels."""
 
 MOST = 1000
@@ -24,12 +43,14 @@ _DATE = re.compile(rf"{_YEAR}(?:{_MONTH}(?:{_DAY})?)?|[0-9]{{2}}{_MONTH}{_DAY}")
 """`2024`, `202405`, `20240501`, `240501`."""
 
 LEAST_IN_A_ROW = 3
-"""So many numbers, one after the other, are a count. Two may be meant: `1_background`, `2_character`."""
+"""So many numbers, one after the other, are a count. Two may be meant: `1_background`,
+`2_character`."""
 
 
 def probably_no_repeats(names: Collection[str]) -> str:
-    """Why the numbers of folders beside each other are probably no repeats, in words that follow "the numbers"; empty:
-    they may be. names: of all of them; those without a number do not matter.
+    """Why the numbers of folders beside each other are probably no repeats, in words
+    that follow "the numbers"; empty: they may be. names: of all of them; those without
+    a number do not matter.
 
     >>> probably_no_repeats(["01_anna", "02_bob", "03_carl"])
     'count up'
@@ -43,8 +64,15 @@ def probably_no_repeats(names: Collection[str]) -> str:
         return "look like sizes in pixels"
     if any(value >= MOST for value in values):
         return "are larger than repeats are"
-    in_a_row = len(values) > 1 and values[-1] - values[0] == len(values) - 1 and len(values) == len(numbers)
-    if in_a_row and (len(values) >= LEAST_IN_A_ROW or any(number.startswith("0") for number in numbers)):
+    in_a_row = (
+        len(values) > 1
+        and values[-1] - values[0] == len(values) - 1
+        and len(values) == len(numbers)
+    )
+    if in_a_row and (
+        len(values) >= LEAST_IN_A_ROW
+        or any(number.startswith("0") for number in numbers)
+    ):
         return "count up"
     if any(len(number) > 1 and number.startswith("0") for number in numbers):
         return "begin with 0"
@@ -52,9 +80,11 @@ def probably_no_repeats(names: Collection[str]) -> str:
 
 
 def ask_about(repeats: Mapping[str, int], why: str) -> str:
-    """The question about numbers that are probably no repeats. repeats: of each folder, by its name; why: of
-    `probably_no_repeats`."""
-    shown = ", ".join(f"{name} ({count:,})" for name, count in list(repeats.items())[:5])
+    """The question about numbers that are probably no repeats. repeats: of each folder,
+    by its name; why: of `probably_no_repeats`."""
+    shown = ", ".join(
+        f"{name} ({count:,})" for name, count in list(repeats.items())[:5]
+    )
     if len(repeats) > 5:
         more = f" and {len(repeats) - 5:,} more"
     else:

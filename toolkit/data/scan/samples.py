@@ -1,4 +1,5 @@
-"""The last stage of a scan: a checked folder becomes the samples of its images. `folder` calls `folder_info`."""
+"""The last stage of a scan: a checked folder becomes the samples of its images.
+`folder` calls `folder_info`."""
 
 from __future__ import annotations
 
@@ -62,8 +63,11 @@ class FolderInfo:
     """Whether images without a caption train with `default_caption`."""
 
 
-def folder_info(checked: CheckedFolder, trigger_word: str | None, reg_weight: float) -> FolderInfo:
-    """A folder with its samples. trigger_word: of the job. reg_weight: factor on the loss of regularisation images."""
+def folder_info(
+    checked: CheckedFolder, trigger_word: str | None, reg_weight: float
+) -> FolderInfo:
+    """A folder with its samples. trigger_word: of the job. reg_weight: factor on the
+    loss of regularisation images."""
     folder = checked.matched
     dataset = folder.dataset
     return FolderInfo(
@@ -94,7 +98,9 @@ def _unused_repeats(folder: MatchedFolder) -> str:
     return f"{listing.folder}: num_repeats: {dataset.num_repeats} is given; {unused}"
 
 
-def _samples(folder: MatchedFolder, trigger_word: str | None, reg_weight: float) -> Iterator[Sample]:
+def _samples(
+    folder: MatchedFolder, trigger_word: str | None, reg_weight: float
+) -> Iterator[Sample]:
     """Each image of a folder, once for each way in which it is mirrored."""
     dataset = folder.dataset
     listing = folder.listing
@@ -105,7 +111,11 @@ def _samples(folder: MatchedFolder, trigger_word: str | None, reg_weight: float)
     weight = dataset.loss_multiplier
     if dataset.is_reg:
         weight *= reg_weight
-    flips = [Flip(x, y) for y in sorted({False, dataset.flip_y}) for x in sorted({False, dataset.flip_x})]
+    flips = [
+        Flip(x, y)
+        for y in sorted({False, dataset.flip_y})
+        for x in sorted({False, dataset.flip_x})
+    ]
     mirrored = flips[1:]  # the first is not mirrored
     for image in folder.images:
         captions = _trained_captions(image, dataset, rules)
@@ -131,9 +141,13 @@ def _samples(folder: MatchedFolder, trigger_word: str | None, reg_weight: float)
             yield sample._replace(flip=flip)
 
 
-def _trained_captions(image: MatchedImage, dataset: DatasetConfig, rules: CaptionRules) -> tuple[str, ...]:
+def _trained_captions(
+    image: MatchedImage, dataset: DatasetConfig, rules: CaptionRules
+) -> tuple[str, ...]:
     """The captions of an image as they are trained, with prefix and trigger word."""
-    add_trigger = not dataset.is_reg  # those images show what the trigger word is not to mean
+    add_trigger = (
+        not dataset.is_reg
+    )  # those images show what the trigger word is not to mean
     texts = texts_of(image.caption, dataset)
     return tuple([trained_caption(text, dataset, rules, add_trigger) for text in texts])
 
@@ -143,7 +157,8 @@ def _paths(files: Sequence[ImageFile]) -> tuple[str, ...]:
 
 
 def _count_with_alpha(folder: MatchedFolder) -> int:
-    """Images and control images with an alpha channel that is not used as a mask, each once."""
+    """Images and control images with an alpha channel that is not used as a mask, each
+    once."""
     files = [control for _, control in folder.controls()]
     if not folder.dataset.alpha_mask:
         files += [image.file for image in folder.images]
@@ -152,7 +167,8 @@ def _count_with_alpha(folder: MatchedFolder) -> int:
 
 
 def _converted(folder: MatchedFolder) -> Iterator[ConvertedImage]:
-    """The files of a folder's images, and of what belongs to them, whose colours are not sRGB."""
+    """The files of a folder's images, and of what belongs to them, whose colours are
+    not sRGB."""
     images = (image.file for image in folder.images)
     partners = (partner for _, partner in folder.partners())
     worse = (worse for _, worse in folder.worse())

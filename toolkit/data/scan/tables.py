@@ -1,8 +1,10 @@
-"""Tables of captions: the rows of a file that names many images, with what it says of each.
+"""Tables of captions: the rows of a file that names many images, with what it says of
+each.
 
-Whether a table is given or lies beside the images, `read_table` reads it: the file's form becomes rows of named
-values, `columns` says what they are, and what cannot be used is a mistake with its line. `ScanFindings.table` calls it
-once for each file; `folder_tables` brings the rows to the images by `placed`.
+Whether a table is given or lies beside the images, `read_table` reads it: the file's
+form becomes rows of named values, `columns` says what they are, and what cannot be used
+is a mistake with its line. `ScanFindings.table` calls it once for each file;
+`folder_tables` brings the rows to the images by `placed`.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ _SHOWN = 40
 """So many characters of a line are shown."""
 
 _DELIMITERS = ",;\t|"
-"""Between the values of a `.csv` file; the second is what spreadsheets write where the comma is that of numbers."""
+"""Between the values of a `.csv` file; the second is what spreadsheets write where the
+comma is that of numbers."""
 
 
 class TableRow(NamedTuple):
@@ -66,7 +69,8 @@ class TableRow(NamedTuple):
     """'' for none."""
 
     references: tuple[str, ...] = ()
-    """Paths of its control images as they are written, relative to the folder of the images or of the table."""
+    """Paths of its control images as they are written, relative to the folder of the
+    images or of the table."""
 
     worse: tuple[str, ...] = ()
     """Paths of the images that are liked less, written likewise."""
@@ -110,14 +114,17 @@ class Table:
     """Lines that are skipped, because neither of two images is better."""
 
     unused: Mapping[str, list[tuple[str, str]]]
-    """Columns that are not used -> their values: each the name of the image as it is written, and a text."""
+    """Columns that are not used -> their values: each the name of the image as it is
+    written, and a text."""
 
     def unused_files(self, is_file: Callable[[str], bool]) -> list[str]:
-        """The columns that are not used and whose values are all files that are there. One that repeats the name of the
-        image does not count."""
+        """The columns that are not used and whose values are all files that are there.
+        One that repeats the name of the image does not count."""
         columns = []
         for column, values in self.unused.items():
-            others = [value for name, value in values if image_name(value) != image_name(name)]
+            others = [
+                value for name, value in values if image_name(value) != image_name(name)
+            ]
             if others and all(map(is_file, others)):
                 columns.append(column)
         return columns
@@ -141,14 +148,16 @@ def read_table(
     called: str = "",
     several: bool = False,
 ) -> Table:
-    """The rows of a table, by name. moved: `DatasetConfig.path_map`. given: `DatasetConfig.columns`. called: the file
-    that messages name, where the table is a part of it. several: whether lines that differ in the caption alone are the
-    captions of one image, as in a list.
+    """The rows of a table, by name. moved: `DatasetConfig.path_map`. given:
+    `DatasetConfig.columns`. called: the file that messages name, where the table is a
+    part of it. several: whether lines that differ in the caption alone are the captions
+    of one image, as in a list.
 
-    `.csv` has a header, `.parquet` columns, `.jsonl` an object per line, `.json` is a list of such objects, or maps
-    names to them or to captions. Any other file has lines `<file name><tab><caption>`, where later tabs are of the
-    caption, or a header with tabs. Names are paths from the folder of the images, as of `image_name`. Blank lines are
-    skipped. Mistakes are named as file:line, of `.json` as file:entry.
+    `.csv` has a header, `.parquet` columns, `.jsonl` an object per line, `.json` is a
+    list of such objects, or maps names to them or to captions. Any other file has lines
+    `<file name><tab><caption>`, where later tabs are of the caption, or a header with
+    tabs. Names are paths from the folder of the images, as of `image_name`. Blank lines
+    are skipped. Mistakes are named as file:line, of `.json` as file:entry.
     """
     called = called or path
     read = _read(path, moved, given)
@@ -180,9 +189,11 @@ def _mistake(called: str, fault: _Fault) -> Diagnostic:
     return Diagnostic((place,), fault.reason)
 
 
-def _by_image(lines: Iterable[TableLine], path: str, several: bool) -> tuple[dict[str, TableRow], list[_Fault]]:
-    """The rows by `image_name`, those of one image joined where that can be; and the lines where it cannot. Arguments
-    as of `read_table`."""
+def _by_image(
+    lines: Iterable[TableLine], path: str, several: bool
+) -> tuple[dict[str, TableRow], list[_Fault]]:
+    """The rows by `image_name`, those of one image joined where that can be; and the
+    lines where it cannot. Arguments as of `read_table`."""
     rows: dict[str, TableRow] = {}
     first: dict[str, int] = {}
     faults = []
@@ -202,12 +213,15 @@ def _by_image(lines: Iterable[TableLine], path: str, several: bool) -> tuple[dic
         remedy = "Remove one of them"
         if _differ_in_caption_alone(rows[name], row):
             remedy = f"{remedy}, or give 'captions: lines', which draws one at each use"
-        faults.append(_Fault(number, f"{name!r} has a caption in line {first[name]}. {remedy}"))
+        faults.append(
+            _Fault(number, f"{name!r} has a caption in line {first[name]}. {remedy}")
+        )
     return rows, faults
 
 
 def _joined(known: TableRow, row: TableRow, several: bool) -> TableRow | None:
-    """Two rows of one image as one: of pairs all worse images, with `several` both captions; None: neither fits."""
+    """Two rows of one image as one: of pairs all worse images, with `several` both
+    captions; None: neither fits."""
     if known.worse and row.worse and known[:2] == row[:2]:
         return known._replace(worse=tuple(dict.fromkeys(known.worse + row.worse)))
     if several and _differ_in_caption_alone(known, row):
@@ -231,7 +245,8 @@ class _Read(NamedTuple):
 
 
 def _read(path: str, moved: Mapping[str, str], given: ColumnsConfig) -> _Read:
-    """The lines of a file that can be used, and those that cannot. Arguments as of `read_table`."""
+    """The lines of a file that can be used, and those that cannot. Arguments as of
+    `read_table`."""
     try:
         lines = [*_lines(path, given)]
         usable = [line.row for line in lines if not line.fault]
@@ -241,7 +256,11 @@ def _read(path: str, moved: Mapping[str, str], given: ColumnsConfig) -> _Read:
     except Unfit as error:
         return _Read([], [_Fault(0, str(error))])
     used = _used(columns)
-    others = [key for key in dict.fromkeys(chain.from_iterable(usable)) if isinstance(key, str) and key not in used]
+    others = [
+        key
+        for key in dict.fromkeys(chain.from_iterable(usable))
+        if isinstance(key, str) and key not in used
+    ]
     unused: dict[str, list[tuple[str, str]]] = {key: [] for key in others}
     read = []
     faults = []
@@ -262,8 +281,12 @@ def _read(path: str, moved: Mapping[str, str], given: ColumnsConfig) -> _Read:
             continue
         chosen.update(first_of(row, keys) for keys in _alternatives(columns))
         for key in others:
-            unused[key] += [(name, moved_path(value, moved)) for value in texts_in(row.get(key))]
-        read.append(TableLine(number, moved_path(name, moved), _moved_row(of_image, moved)))
+            unused[key] += [
+                (name, moved_path(value, moved)) for value in texts_in(row.get(key))
+            ]
+        read.append(
+            TableLine(number, moved_path(name, moved), _moved_row(of_image, moved))
+        )
     unused = {key: values for key, values in unused.items() if key not in chosen}
     return _Read(read, faults, columns.is_of_pairs, undecided, unused)
 
@@ -279,11 +302,14 @@ def _columns(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Columns
 
 def _alternatives(columns: Columns) -> list[tuple[str, ...]]:
     """Several columns of one role, of which a row uses the first that it has."""
-    return [keys for keys in (columns.image, columns.prompt, columns.worse) if len(keys) > 1]
+    return [
+        keys for keys in (columns.image, columns.prompt, columns.worse) if len(keys) > 1
+    ]
 
 
 def _moved_row(row: TableRow, moved: Mapping[str, str]) -> TableRow:
-    """The row with the paths of files where they lie now. moved: `DatasetConfig.path_map`."""
+    """The row with the paths of files where they lie now. moved:
+    `DatasetConfig.path_map`."""
     return row._replace(
         references=tuple(moved_path(path, moved) for path in row.references),
         worse=tuple(moved_path(path, moved) for path in row.worse),
@@ -292,14 +318,27 @@ def _moved_row(row: TableRow, moved: Mapping[str, str]) -> TableRow:
 
 
 def _used(columns: Columns) -> set[str]:
-    """The columns that are read wherever a row has them; of others the first of a role is."""
-    all_of = (columns.tags, columns.control, columns.mask, columns.weight, columns.ignore, columns.labelled)
-    only = [keys for keys in (columns.image, columns.prompt, columns.worse) if len(keys) == 1]
+    """The columns that are read wherever a row has them; of others the first of a role
+    is."""
+    all_of = (
+        columns.tags,
+        columns.control,
+        columns.mask,
+        columns.weight,
+        columns.ignore,
+        columns.labelled,
+    )
+    only = [
+        keys
+        for keys in (columns.image, columns.prompt, columns.worse)
+        if len(keys) == 1
+    ]
     return {*chain.from_iterable((*all_of, *only)), UNDECIDED}
 
 
 def _name(row: Mapping[Any, Any], columns: Columns) -> str | None:
-    """The name of the image of a row; None where neither of two is better. Raises Unfit without one."""
+    """The name of the image of a row; None where neither of two is better. Raises Unfit
+    without one."""
     if columns.labelled:
         pair = labelled(row, columns)
         return pair[0].strip() if pair else None
@@ -327,7 +366,9 @@ def _row_of(row: Mapping[Any, Any], columns: Columns) -> TableRow:
     mask = next(iter(_paths(columns.mask, row)), "")
     if columns.weight:
         weight = _weight(row.get(columns.weight[0]))
-    return TableRow(_caption(row, columns), _paths(columns.control, row), worse, mask, weight)
+    return TableRow(
+        _caption(row, columns), _paths(columns.control, row), worse, mask, weight
+    )
 
 
 def _worse(row: Mapping[Any, Any], columns: Columns) -> tuple[str, ...]:
@@ -352,7 +393,9 @@ def _caption(row: Mapping[Any, Any], columns: Columns) -> str:
     if not isinstance(caption, str | None):
         raise Unfit(_NO_NAME)
     if key and key != tags_key and isinstance(tags, str):
-        caption = LIST.join(_with_tags(text, tags) for text in (caption or "").split(LIST))
+        caption = LIST.join(
+            _with_tags(text, tags) for text in (caption or "").split(LIST)
+        )
     return (caption or "").strip()
 
 
@@ -382,15 +425,17 @@ def _paths(keys: Sequence[Any], row: Mapping[Any, Any]) -> tuple[str, ...]:
     for key in keys:
         value = row.get(key)
         values += value if isinstance(value, list) else [value]
-    return tuple(value.strip() for value in values if isinstance(value, str) and value.strip())
+    return tuple(
+        value.strip() for value in values if isinstance(value, str) and value.strip()
+    )
 
 
 # ---------------------------------------------------------------- forms of files
 
 
 def _lines(path: str, given: ColumnsConfig) -> Iterator[_Line]:
-    """The rows of a file, by its ending. Raises CaptionError for one that cannot be read, Unfit for one whose form or
-    header is not known."""
+    """The rows of a file, by its ending. Raises CaptionError for one that cannot be
+    read, Unfit for one whose form or header is not known."""
     file = os.path.expanduser(path)
     suffix = split_suffix(path)[1]
     if suffix == SUFFIX or is_parquet(file):
@@ -438,27 +483,44 @@ def _with_header(text: str, delimiters: str, given: ColumnsConfig) -> Iterator[_
             more = [value for value in row.pop(None, ()) if value.strip()]
             if more:
                 what = f"has more values than the header: {delimiter.join(more)[:_SHOWN]!r}"
-                yield _Line(number, {}, f"{what}. Put a caption that has {delimiter!r} in it into quotation marks")
-            elif any(isinstance(value, str) and value.strip() for value in row.values()):
+                yield _Line(
+                    number,
+                    {},
+                    f"{what}. Put a caption that has {delimiter!r} in it into quotation marks",
+                )
+            elif any(
+                isinstance(value, str) and value.strip() for value in row.values()
+            ):
                 yield _Line(number, row)
     except csv.Error as error:
-        yield _Line(reader.line_num + skipped, {}, f"cannot be read as CSV: {error}. Fix the line")
+        yield _Line(
+            reader.line_num + skipped,
+            {},
+            f"cannot be read as CSV: {error}. Fix the line",
+        )
 
 
 def _header(text: str, delimiter: str) -> list[str]:
     """The values of the first line that is not blank."""
     try:
-        return next((row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if row), [])
+        return next(
+            (row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if row),
+            [],
+        )
     except csv.Error:
         return []
 
 
 def _delimiter(text: str, delimiters: str, given: ColumnsConfig) -> str:
-    """The delimiter by which the first line is a header of known or given columns; empty for none."""
+    """The delimiter by which the first line is a header of known or given columns;
+    empty for none."""
     for delimiter in delimiters:
         header = _header(text, delimiter)
-        # Names with other meanings count by their values, which a look at some rows has.
-        rows = [dict(zip(header, row, strict=False)) for row in _some_rows(text, delimiter)]
+        # Names with other meanings count by their values, which a look at some rows
+        # has.
+        rows = [
+            dict(zip(header, row, strict=False)) for row in _some_rows(text, delimiter)
+        ]
         try:
             columns = columns_of(rows or [dict.fromkeys(header)], given)
         except Unfit:
@@ -471,7 +533,10 @@ def _delimiter(text: str, delimiters: str, given: ColumnsConfig) -> str:
 def _some_rows(text: str, delimiter: str) -> list[list[str]]:
     try:
         reader = csv.reader(io.StringIO(text), delimiter=delimiter)
-        return [row for row, _ in zip((row for row in reader if row), range(20), strict=False)][1:]
+        return [
+            row
+            for row, _ in zip((row for row in reader if row), range(20), strict=False)
+        ][1:]
     except csv.Error:
         return []
 
@@ -485,7 +550,10 @@ def _no_header(text: str, delimiters: str, given: ColumnsConfig) -> str:
     shown = repr(delimiter.join(header)[:_SHOWN])
     is_image = [split_suffix(value)[1] in IMAGE_SUFFIXES for value in header]
     if any(is_image):
-        titles = [name if image else caption if is_image.count(False) == 1 else "..." for image in is_image]
+        titles = [
+            name if image else caption if is_image.count(False) == 1 else "..."
+            for image in is_image
+        ]
         return f"its first line, {shown}, names an image: there is no header. Put {delimiter.join(titles)!r} above it"
     rows = [dict(zip(header, row, strict=False)) for row in _some_rows(text, delimiter)]
     what = f"{shown} is not a header with {name!r} and {caption!r}"
@@ -504,7 +572,9 @@ def _no_header(text: str, delimiters: str, given: ColumnsConfig) -> str:
 def _parquet_lines(path: str) -> Iterator[_Line]:
     """Each row is a line by its number."""
     try:
-        yield from (_Line(number, row) for number, row in enumerate(table_rows(path), 1))
+        yield from (
+            _Line(number, row) for number, row in enumerate(table_rows(path), 1)
+        )
     except ParquetError as error:
         raise Unfit(str(error)) from error
 
@@ -515,7 +585,11 @@ def _json_lines(text: str) -> Iterator[_Line]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                yield _Line(number, {}, f"{NO_JSON}: {getattr(error, 'msg', error)}. Fix the line")
+                yield _Line(
+                    number,
+                    {},
+                    f"{NO_JSON}: {getattr(error, 'msg', error)}. Fix the line",
+                )
                 continue
             yield _json_line(number, row)
 
@@ -547,17 +621,20 @@ def _json_line(number: int, row: Any) -> _Line:
     return _Line(number, {}, _NO_NAME)
 
 
-# ---------------------------------------------------------------- which images are meant
+# ---------------------------------------------------------------- which images are
+# meant
 
 
 def placed(
     table: Mapping[str, TableRow], path: str, folder: str, names: Collection[str]
 ) -> tuple[dict[str, TableRow], str]:
-    """The rows by the names of the images, where there is no doubt which is meant; others as they are written. And the
-    folder that was taken off names that lead nowhere else.
+    """The rows by the names of the images, where there is no doubt which is meant;
+    others as they are written. And the folder that was taken off names that lead
+    nowhere else.
 
-    Names may also be paths from the folder of the table or from the working directory, have `\\` between folders, or
-    all begin with one folder that is not there. path: of the table. folder: of the images. names: what they are called.
+    Names may also be paths from the folder of the table or from the working directory,
+    have `\\` between folders, or all begin with one folder that is not there. path: of
+    the table. folder: of the images. names: what they are called.
     """
     known = {*names, *(split_suffix(name)[0] for name in names)}
     sure = {split_suffix(name)[0] for name in table if name in known}
@@ -568,7 +645,9 @@ def placed(
         if name in known:
             continue
         slashes = image_name(name.replace("\\", "/"))
-        places = {place for place in (slashes, *whereabouts.inside(slashes)) if place in known}
+        places = {
+            place for place in (slashes, *whereabouts.inside(slashes)) if place in known
+        }
         for place in places:
             by_place.setdefault(place, []).append(name)
         if not places and not whereabouts.is_file(slashes):
@@ -595,14 +674,16 @@ def _known_end(path: str, known: Collection[str]) -> str:
 
 
 def with_slashes(name: str, folder: str) -> str:
-    """The path of an image from a folder; one that is written as on Windows, and leads nowhere, with `/`."""
+    """The path of an image from a folder; one that is written as on Windows, and leads
+    nowhere, with `/`."""
     if "\\" not in name or os.path.lexists(os.path.join(folder, name)):
         return name
     return image_name(name.replace("\\", "/"))
 
 
 class _Whereabouts:
-    """Where the paths of a table lead. folder: of the images. bases: the folders that they may begin at."""
+    """Where the paths of a table lead. folder: of the images. bases: the folders that
+    they may begin at."""
 
     def __init__(self, folder: str, bases: Sequence[str]) -> None:
         self._folder = real_path(folder) + os.sep
@@ -626,20 +707,28 @@ class _Whereabouts:
 
 
 def image_name(path: str) -> str:
-    """The name of an image in a table of captions: its path from the folder of the images, in Unicode NFC."""
+    """The name of an image in a table of captions: its path from the folder of the
+    images, in Unicode NFC."""
     return normalize("NFC", normpath(path))
 
 
 def lost_folders(table: Table, images: bool = True) -> list[str]:
-    """Folders that a table names by absolute paths and that are not on this machine; none of one that cannot be
-    read. images: those of the images too, not of what belongs to them alone."""
+    """Folders that a table names by absolute paths and that are not on this machine;
+    none of one that cannot be read. images: those of the images too, not of what
+    belongs to them alone."""
     named = []
     for line in table.lines:
         if images:
             named.append(line.name)
         named += [*line.row.references, *line.row.worse]
-    folders = dict.fromkeys(name.replace("\\", "/").rpartition("/")[0] for name in named if is_absolute(name))
-    return [folder for folder in folders if not os.path.isdir(os.path.expanduser(folder))]
+    folders = dict.fromkeys(
+        name.replace("\\", "/").rpartition("/")[0]
+        for name in named
+        if is_absolute(name)
+    )
+    return [
+        folder for folder in folders if not os.path.isdir(os.path.expanduser(folder))
+    ]
 
 
 def line_naming(table: Table, named: str) -> str:

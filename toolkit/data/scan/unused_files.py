@@ -1,7 +1,9 @@
-"""What a scan does not use though it is in a folder: files beside images, control images and masks of no image.
+"""What a scan does not use though it is in a folder: files beside images, control
+images and masks of no image.
 
-They were put there to be used, so each is noted with the reason and, where there is one, the remedy. Called by
-`folder`: `note_unused_files` when the table of a folder is known, `note_unused_partners` when its images are matched.
+They were put there to be used, so each is noted with the reason and, where there is
+one, the remedy. Called by `folder`: `note_unused_files` when the table of a folder is
+known, `note_unused_partners` when its images are matched.
 """
 
 from __future__ import annotations
@@ -19,14 +21,18 @@ from toolkit.data.scan.tables import image_name
 
 _UNREAD_IMAGES = frozenset({".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"})
 _TEXT_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
-_NO_CAPTIONS = frozenset({"lint_ignore.txt", "readme.txt", "license.txt", "classes.txt"})
+_NO_CAPTIONS = frozenset(
+    {"lint_ignore.txt", "readme.txt", "license.txt", "classes.txt"}
+)
 
 
-# ---------------------------------------------------------------- files beside the images of a folder
+# ---------------------------------------------------------------- files beside the
+# images of a folder
 
 
 def note_unused_files(folder: ImageFolder, findings: ScanFindings) -> None:
-    """Notes the files of a folder that are neither images nor captions, by their reasons."""
+    """Notes the files of a folder that are neither images nor captions, by their
+    reasons."""
     listing = folder.listing
     dataset = folder.dataset
     caption_ext: Sequence[str] = ()
@@ -42,24 +48,37 @@ def note_unused_files(folder: ImageFolder, findings: ScanFindings) -> None:
         if remedy:
             findings.not_used(listing, names, reason, remedy, findings.unused)
         else:
-            findings.notes.append(f"{listing.folder}: ignored, {reason}: {shorten(names)}")
+            findings.notes.append(
+                f"{listing.folder}: ignored, {reason}: {shorten(names)}"
+            )
 
 
 def _why_ignored(
-    name: str, listing: DirectoryListing, caption_ext: Sequence[str], dataset: DatasetConfig, findings: ScanFindings
+    name: str,
+    listing: DirectoryListing,
+    caption_ext: Sequence[str],
+    dataset: DatasetConfig,
+    findings: ScanFindings,
 ) -> tuple[str, str]:
-    """The reason, and the remedy; that is empty where nobody expects the file to be used.
+    """The reason, and the remedy; that is empty where nobody expects the file to be
+    used.
 
     caption_ext: the suffixes of captions; none where they come from one file.
     """
     stem, suffix = split_suffix(name)
     if suffix in _UNREAD_IMAGES:
         return f"{suffix} is not supported", "Convert them to PNG or JPEG"
-    if name.endswith(tuple(map(str.lower, caption_ext))) and name.lower() not in _NO_CAPTIONS:
+    if (
+        name.endswith(tuple(map(str.lower, caption_ext)))
+        and name.lower() not in _NO_CAPTIONS
+    ):
         reason = "caption without an image"
         if stem.casefold() in map(str.casefold, listing.images):
             reason = "caption of an image whose name has other letters"
-        return reason, "Give image and caption the same name, in upper and lower case too"
+        return (
+            reason,
+            "Give image and caption the same name, in upper and lower case too",
+        )
     if suffix in _TEXT_SUFFIXES and name.removesuffix(suffix) in listing.images:
         return _why_no_caption(suffix, caption_ext, dataset)
     if caption_ext:
@@ -70,22 +89,32 @@ def _why_ignored(
     return "not an image", ""
 
 
-def _why_no_caption(suffix: str, caption_ext: Sequence[str], dataset: DatasetConfig) -> tuple[str, str]:
-    """The reason and the remedy of a text that is named as an image. suffix: of the text."""
+def _why_no_caption(
+    suffix: str, caption_ext: Sequence[str], dataset: DatasetConfig
+) -> tuple[str, str]:
+    """The reason and the remedy of a text that is named as an image. suffix: of the
+    text."""
     if caption_ext:
-        return f"not a caption, because caption_ext is {' '.join(caption_ext)}", f"Add {suffix} to caption_ext"
+        return (
+            f"not a caption, because caption_ext is {' '.join(caption_ext)}",
+            f"Add {suffix} to caption_ext",
+        )
     if dataset.captions == "names":
         return "not a caption, because captions is names", ""
     return "not a caption, because captions_file is given", ""
 
 
-# ---------------------------------------------------------------- control images and masks
+# ---------------------------------------------------------------- control images and
+# masks
 
 
 def note_unused_partners(
-    folders: Sequence[MatchedFolder], others: Sequence[MatchedFolder], findings: ScanFindings
+    folders: Sequence[MatchedFolder],
+    others: Sequence[MatchedFolder],
+    findings: ScanFindings,
 ) -> None:
-    """Notes control images and masks that belong to no image, and those that several images share by their name.
+    """Notes control images and masks that belong to no image, and those that several
+    images share by their name.
 
     others: folders that are not trained on, whose images use such files.
     """
@@ -105,32 +134,56 @@ def note_unused_partners(
                     else:
                         several = ""
                     remedy = f"Give it the name of its image{several}"
-                    findings.not_used(listing, left, f"{slot.what} without an image", remedy, findings.unpaired)
+                    findings.not_used(
+                        listing,
+                        left,
+                        f"{slot.what} without an image",
+                        remedy,
+                        findings.unpaired,
+                    )
                 texts = captions_beside(listing)
                 if texts:
                     remedy = "Put it beside the image, with its name"
-                    findings.not_used(listing, texts, f"caption beside a {slot.what}", remedy, findings.unused)
+                    findings.not_used(
+                        listing,
+                        texts,
+                        f"caption beside a {slot.what}",
+                        remedy,
+                        findings.unused,
+                    )
     _note_partner_folders(folders, known, findings)
     for folder in folders:
         _note_left_partners(folder, findings)
     for index in dict.fromkeys(folder.index for folder in folders):
-        _note_shared_partners([folder for folder in folders if folder.index == index and folder.slots], findings)
+        _note_shared_partners(
+            [folder for folder in folders if folder.index == index and folder.slots],
+            findings,
+        )
 
 
 def _used_partners(folders: Sequence[MatchedFolder]) -> dict[str, set[str]]:
-    """Folder, by its real path -> the files in it that are control images, layers or masks of an image."""
+    """Folder, by its real path -> the files in it that are control images, layers or
+    masks of an image."""
     by_prefix: dict[str, set[str]] = {}
     for folder in folders:
         for _, partner in folder.partners():
             by_prefix.setdefault(partner.listing.prefix, set()).add(partner.name)
     used: dict[str, set[str]] = {}
-    for prefix, names in by_prefix.items():  # several of one folder, where its path is written differently
+    for (
+        prefix,
+        names,
+    ) in (
+        by_prefix.items()
+    ):  # several of one folder, where its path is written differently
         used.setdefault(real_path(prefix), set()).update(names)
     return used
 
 
-def _note_partner_folders(folders: Sequence[MatchedFolder], known: set[str], findings: ScanFindings) -> None:
-    """Notes subfolders of the folders of control images and masks that no folder of images uses. known: those used."""
+def _note_partner_folders(
+    folders: Sequence[MatchedFolder], known: set[str], findings: ScanFindings
+) -> None:
+    """Notes subfolders of the folders of control images and masks that no folder of
+    images uses. known: those used."""
     partner_paths = (_partner_paths(folder.dataset) for folder in folders)
     for key, path in dict.fromkeys(chain.from_iterable(partner_paths)):
         top = findings.listing(path, key)
@@ -146,7 +199,9 @@ def _note_partner_folders(folders: Sequence[MatchedFolder], known: set[str], fin
             if listing and listing.images:
                 filled.append(name)
         if filled:
-            findings.notes.append(f"{path}: subfolders without a folder of images ignored: {shorten(filled)}")
+            findings.notes.append(
+                f"{path}: subfolders without a folder of images ignored: {shorten(filled)}"
+            )
 
 
 def _partner_paths(dataset: DatasetConfig) -> list[tuple[str, str]]:
@@ -160,26 +215,39 @@ def _partner_paths(dataset: DatasetConfig) -> list[tuple[str, str]]:
 
 
 def _note_left_partners(folder: MatchedFolder, findings: ScanFindings) -> None:
-    """Notes images of a folder that are named like control images or masks of images that are not there."""
+    """Notes images of a folder that are named like control images or masks of images
+    that are not there."""
     images = folder.listing.images
     affixes = [slot.affix for slot in folder.slots if slot.affix]
-    like = [stem for stem in images for affix in affixes if root_of(stem, affix) is not None]
+    like = [
+        stem for stem in images for affix in affixes if root_of(stem, affix) is not None
+    ]
     lone = [images[stem][0] for stem in dict.fromkeys(like)]
     if lone:
         what = f"named like control images or masks, and trained as images: {shorten(lone)}"
         remedy = "Remove them, or add the images that they belong to"
-        findings.notes.append(f"warning: {folder.listing.folder}: {count_of(len(lone), 'file')} {what}. {remedy}")
+        findings.notes.append(
+            f"warning: {folder.listing.folder}: {count_of(len(lone), 'file')} {what}. {remedy}"
+        )
     if folder.dataset.image_suffix:
-        known = {*chain.from_iterable(images.values()), *(partner.name for _, partner in folder.partners())}
+        known = {
+            *chain.from_iterable(images.values()),
+            *(partner.name for _, partner in folder.partners()),
+        }
         others = unpaired(folder.folder.whole, known)
         if others:
             reason = f"without image_suffix {folder.dataset.image_suffix!r}, and control image of no image"
             remedy = "Give it one of the suffixes, or remove it"
-            findings.not_used(folder.folder.whole, others, reason, remedy, findings.unpaired)
+            findings.not_used(
+                folder.folder.whole, others, reason, remedy, findings.unpaired
+            )
 
 
-def _note_shared_partners(folders: Sequence[MatchedFolder], findings: ScanFindings) -> None:
-    """Notes control images and masks that several images of one dataset have by their name."""
+def _note_shared_partners(
+    folders: Sequence[MatchedFolder], findings: ScanFindings
+) -> None:
+    """Notes control images and masks that several images of one dataset have by their
+    name."""
     uses = []
     for folder in folders:
         for image, partner in folder.partners():

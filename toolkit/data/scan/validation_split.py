@@ -1,4 +1,5 @@
-"""The validation split: the images of a separate folder, or some of the training images, which are then not trained on.
+"""The validation split: the images of a separate folder, or some of the training
+images, which are then not trained on.
 
 Imports no torch: a dry run counts them too.
 """
@@ -19,7 +20,13 @@ from toolkit.contracts.model import ModelFacts
 from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.fingerprint import DatasetHashes, fingerprint, name_of
 from toolkit.data.scan.folder import DatasetScan, scan_datasets
-from toolkit.data.scan.items import make_items, refuse_large, refuse_long_captions, refuse_references, scan_items
+from toolkit.data.scan.items import (
+    make_items,
+    refuse_large,
+    refuse_long_captions,
+    refuse_references,
+    scan_items,
+)
 from toolkit.errors import Diagnostic, UserError
 from toolkit.system import seeding
 
@@ -34,7 +41,8 @@ class ValidationSplit:
     """The images of the validation, which are not trained on."""
 
     items: tuple[BucketedSample, ...]
-    """Each image at each size, without augmentation: captions are neither dropped nor shuffled, nothing is mirrored."""
+    """Each image at each size, without augmentation: captions are neither dropped nor
+    shuffled, nothing is mirrored."""
 
     from_training: bool
     """True: they are split off the `datasets`; False: from a separate folder."""
@@ -49,9 +57,10 @@ def scan_and_split(
     scan_cache: ScanCache | None = None,
     trained_on: Callable[[], DatasetHashes] = dict,
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]:
-    """`scan_items`, less what `section.validation` holds out, and that. Raises what both raise, and DataErrors naming
-    every image with more references than the family takes, every one that is too large for it, or whose caption the
-    model has no room for, where that can be known already. trained_on: as of `split_validation`.
+    """`scan_items`, less what `section.validation` holds out, and that. Raises what
+    both raise, and DataErrors naming every image with more references than the family
+    takes, every one that is too large for it, or whose caption the model has no room
+    for, where that can be known already. trained_on: as of `split_validation`.
     """
     multiple = family.size_multiple
     scanned = scan_items(section, multiple, scan_cache, family=family)
@@ -59,12 +68,19 @@ def scan_and_split(
     if section.validation:
         pairs = section.train.preference is not None
         scan, items, validation_split = split_validation(
-            section, *scanned, multiple, forward_passes, pairs=pairs, trained_on=trained_on
+            section,
+            *scanned,
+            multiple,
+            forward_passes,
+            pairs=pairs,
+            trained_on=trained_on,
         )
     everything = (*items, *(validation_split.items if validation_split else ()))
     refuse_references(everything, family)
     refuse_large(everything, family)
-    refuse_long_captions(everything, partial(family.prompt_error, section.model), family.sure_prompt)
+    refuse_long_captions(
+        everything, partial(family.prompt_error, section.model), family.sure_prompt
+    )
     return scan, items, validation_split
 
 
@@ -78,12 +94,14 @@ def split_validation(
     pairs: bool = False,
     trained_on: Callable[[], DatasetHashes] = dict,
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]:
-    """What is left to train on, and what `section.validation` takes or brings; None without that section.
+    """What is left to train on, and what `section.validation` takes or brings; None
+    without that section.
 
-    section, scan, items, size_multiple, forgiven: as of `scan_items`. cost: what a validation of so many items takes,
-    in words. pairs: only images that have a worse one are measured, where there are any. trained_on: the hashes of what
-    the run has trained on, where it has begun. Raises UserError when nothing would be left, DataErrors naming every
-    offending file of the validation's folder.
+    section, scan, items, size_multiple, forgiven: as of `scan_items`. cost: what a
+    validation of so many items takes, in words. pairs: only images that have a worse
+    one are measured, where there are any. trained_on: the hashes of what the run has
+    trained on, where it has begun. Raises UserError when nothing would be left,
+    DataErrors naming every offending file of the validation's folder.
     """
     settings = section.validation
     if settings is None:
@@ -91,7 +109,9 @@ def split_validation(
     if settings.folder_path is not None:
         dataset = settings.dataset(section.datasets)
         also = [] if section.streamed else section.datasets
-        own = scan_datasets([dataset], section.trigger_word, 1.0, scan.scan_cache, forgiven, also=also)
+        own = scan_datasets(
+            [dataset], section.trigger_word, 1.0, scan.scan_cache, forgiven, also=also
+        )
         samples = _measured(own.samples, pairs)
         found = make_items(samples, lambda _: dataset.resolution, size_multiple)
         missing = sum(folder.missing_captions for folder in own.folders)
@@ -101,21 +121,44 @@ def split_validation(
         else:
             what = "without caption"
         note += f", {missing} {what}" if missing else ""
-        notes = (f"{note}; {cost(_images(found, pairs), settings)} each time", *own.notes)
-        return scan, items, ValidationSplit(tuple(map(as_measured, found)), False, notes)
-    samples = _measured([s for folder in scan.folders if not folder.is_reg for s in folder.samples], pairs)
+        notes = (
+            f"{note}; {cost(_images(found, pairs), settings)} each time",
+            *own.notes,
+        )
+        return (
+            scan,
+            items,
+            ValidationSplit(tuple(map(as_measured, found)), False, notes),
+        )
+    samples = _measured(
+        [s for folder in scan.folders if not folder.is_reg for s in folder.samples],
+        pairs,
+    )
     chosen = _as_before(scan.samples, _held_out(samples, settings, pairs), trained_on())
     shown = chosen & set(map(_place, samples))
-    measured = tuple(as_measured(each) for each in items if _place(each.sample) in shown and not any(each.sample.flip))
+    measured = tuple(
+        as_measured(each)
+        for each in items
+        if _place(each.sample) in shown and not any(each.sample.flip)
+    )
     names = sorted(f"{path.parent.name}/{path.name}" for path in map(Path, shown))
     listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
-    note = f"validation: {_count(len(shown), 'image')} held out, not trained on ({listed})"
-    split = ValidationSplit(measured, True, (f"{note}; {cost(_images(measured, pairs), settings)} each time",))
+    note = (
+        f"validation: {_count(len(shown), 'image')} held out, not trained on ({listed})"
+    )
+    split = ValidationSplit(
+        measured,
+        True,
+        (f"{note}; {cost(_images(measured, pairs), settings)} each time",),
+    )
     left = []  # of the folders; one that is held out whole is left out with its images
     for folder in scan.folders:
-        samples = tuple(sample for sample in folder.samples if _place(sample) not in chosen)
+        samples = tuple(
+            sample for sample in folder.samples if _place(sample) not in chosen
+        )
         if samples:
-            # Which images had no caption file is not known any more; there are not more of them than images.
+            # Which images had no caption file is not known any more; there are not more
+            # of them than images.
             missing = min(folder.missing_captions, len(samples))
             left.append(replace(folder, samples=samples, missing_captions=missing))
     trained = tuple(item for item in items if _place(item.sample) not in chosen)
@@ -133,26 +176,36 @@ def _images(items: Sequence[BucketedSample], pairs: bool) -> int:
     return len(items)
 
 
-def _held_out(samples: Iterable[Sample], settings: ValidationConfig, pairs: bool) -> set[str]:
-    """The images that `settings.fraction` holds out, by absolute path; a file that is used twice counts once. Pairs
-    that have an image in common are held out together.
+def _held_out(
+    samples: Iterable[Sample], settings: ValidationConfig, pairs: bool
+) -> set[str]:
+    """The images that `settings.fraction` holds out, by absolute path; a file that is
+    used twice counts once. Pairs that have an image in common are held out together.
 
-    Drawn by the names of file and folder: neither the order of the datasets nor where they lie matters.
+    Drawn by the names of file and folder: neither the order of the datasets nor where
+    they lie matters.
     """
     places = set[str]()
     together = dict[str, set[str]]()
     for sample in samples:
         places.add(_place(sample))
         if sample.worse and pairs:
-            of_pair = (_place(sample._replace(image=path)) for path in (sample.image, *sample.worse))
-            joined = set[str]().union(*(together.get(place, {place}) for place in of_pair))
+            of_pair = (
+                _place(sample._replace(image=path))
+                for path in (sample.image, *sample.worse)
+            )
+            joined = set[str]().union(
+                *(together.get(place, {place}) for place in of_pair)
+            )
             together |= dict.fromkeys(joined, joined)
     assert settings.fraction is not None  # a validation has a folder or a fraction
     count = max(1, round(settings.fraction * len(places)))
 
     def key(place: str) -> tuple[int, str]:
         folder, name = os.path.split(place)
-        return seeding.key(settings.seed, "held out", os.path.basename(folder), name), place
+        return seeding.key(
+            settings.seed, "held out", os.path.basename(folder), name
+        ), place
 
     chosen = set[str]()
     for place in sorted(places, key=key):
@@ -172,12 +225,15 @@ def _held_out(samples: Iterable[Sample], settings: ValidationConfig, pairs: bool
     return chosen
 
 
-def _as_before(samples: Sequence[Sample], chosen: set[str], trained: DatasetHashes) -> set[str]:
-    """The images that the run holds out, by absolute path. Other names of the same images would choose others: what the
-    run has trained on is trained on, and the rest is held out.
+def _as_before(
+    samples: Sequence[Sample], chosen: set[str], trained: DatasetHashes
+) -> set[str]:
+    """The images that the run holds out, by absolute path. Other names of the same
+    images would choose others: what the run has trained on is trained on, and the rest
+    is held out.
 
-    samples: all of them. chosen: what their names choose. trained: hashes of what the run has trained on; none of a new
-    run.
+    samples: all of them. chosen: what their names choose. trained: hashes of what the
+    run has trained on; none of a new run.
     """
     if not trained:
         return chosen
@@ -206,10 +262,14 @@ def forward_passes(items: int, settings: ValidationConfig) -> str:
 
 
 def as_measured(item: BucketedSample) -> BucketedSample:
-    """The item as it is measured: always with its caption (the first of several), and no sample counts more than
-    another."""
+    """The item as it is measured: always with its caption (the first of several), and
+    no sample counts more than another."""
     rules = CaptionRules(trigger=item.sample.rules.trigger)
-    return item._replace(sample=item.sample._replace(rules=rules, repeats=1, loss_weight=1.0, captions=()))
+    return item._replace(
+        sample=item.sample._replace(
+            rules=rules, repeats=1, loss_weight=1.0, captions=()
+        )
+    )
 
 
 def _place(sample: Sample) -> str:
@@ -221,7 +281,8 @@ def _place(sample: Sample) -> str:
 
 @lru_cache(maxsize=64)
 def _real_folder(folder: str) -> str:
-    """Links followed; once for all images of a folder, because that looks at each folder above it."""
+    """Links followed; once for all images of a folder, because that looks at each
+    folder above it."""
     return os.path.realpath(folder)
 
 

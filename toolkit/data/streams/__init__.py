@@ -1,1 +1,2 @@
-"""Shards on a disk, a web server or the hub become a stream of samples. Imports no torch."""
+"""Shards on a disk, a web server or the hub become a stream of samples. Imports no
+torch."""

@@ -1,4 +1,5 @@
-"""What is counted of the data before it is read: the steps that it gives, and a stream of which little is known."""
+"""What is counted of the data before it is read: the steps that it gives, and a stream
+of which little is known."""
 
 from __future__ import annotations
 
@@ -10,8 +11,15 @@ from typing import Any
 from toolkit.contracts.data import Size
 
 
-def optimizer_steps(steps: int, epochs: float, micro_batches_per_epoch: int, accumulation: int, limit: int = 0) -> int:
-    """Optimizer steps of the run: `epochs` > 0 decides, rounded up to a whole step; else `steps`; at most `limit`."""
+def optimizer_steps(
+    steps: int,
+    epochs: float,
+    micro_batches_per_epoch: int,
+    accumulation: int,
+    limit: int = 0,
+) -> int:
+    """Optimizer steps of the run: `epochs` > 0 decides, rounded up to a whole step;
+    else `steps`; at most `limit`."""
     if epochs > 0:
         steps = ceil(epochs * micro_batches_per_epoch / accumulation)
     return min(steps, limit) if limit else steps
@@ -66,5 +74,7 @@ class StreamPlan:
         ]
         if self.epochs is not None:
             passes = "once" if self.epochs == 1 else f"{self.epochs} times"
-            lines.append(f"    read through {passes}: how many steps that are is not known")
+            lines.append(
+                f"    read through {passes}: how many steps that are is not known"
+            )
         return "\n".join(lines)

@@ -1,8 +1,9 @@
 """Parquet files as shards of a stream: each row is a sample. Imports no torch.
 
-The fields of a sample are those that a tar of the same rows would have: the image under the ending of its kind (`jpg`),
-all other values under `json`; each value also under the name of its column, so that `image_key` and `label_key` may be
-columns. Rows are read in groups, of which a server is asked for the bytes.
+The fields of a sample are those that a tar of the same rows would have: the image under
+the ending of its kind (`jpg`), all other values under `json`; each value also under the
+name of its column, so that `image_key` and `label_key` may be columns. Rows are read in
+groups, of which a server is asked for the bytes.
 """
 
 from __future__ import annotations
@@ -17,12 +18,22 @@ from toolkit.config.sections.dataset import ColumnsConfig
 from toolkit.contracts.data import ShardSample
 from toolkit.data.scan.columns import columns_of
 from toolkit.data.streams.shards import PAUSES_S, SeekableShard, Shard
-from toolkit.files.parquet import SUFFIX, ParquetRows, is_parquet, picture_of, plain, suffix_of
+from toolkit.files.parquet import (
+    SUFFIX,
+    ParquetRows,
+    is_parquet,
+    picture_of,
+    plain,
+    suffix_of,
+)
 
 
 def is_parquet_shard(shard: Shard) -> bool:
-    """Whether a shard is a Parquet file: by its name, of a file on disk by its first bytes too."""
-    return shard.name.lower().endswith(SUFFIX) or (not shard.is_remote and is_parquet(shard.address))
+    """Whether a shard is a Parquet file: by its name, of a file on disk by its first
+    bytes too."""
+    return shard.name.lower().endswith(SUFFIX) or (
+        not shard.is_remote and is_parquet(shard.address)
+    )
 
 
 def read_parquet(
@@ -34,8 +45,8 @@ def read_parquet(
 ) -> Generator[ShardSample, None, None]:
     """The samples of a Parquet file from a row on; `byte` of a sample is its row.
 
-    wanted: fields that are needed, the others are empty; None: all. Raises ParquetError for a file that cannot be read,
-    RunError for a server that cannot be.
+    wanted: fields that are needed, the others are empty; None: all. Raises ParquetError
+    for a file that cannot be read, RunError for a server that cannot be.
     """
     with closing(SeekableShard(shard, pauses, stop)) as file:
         rows = ParquetRows(file)
@@ -43,15 +54,26 @@ def read_parquet(
             yield ShardSample(str(number), _fields(row, rows.pictures, wanted), number)
 
 
-def _fields(row: dict[str, Any], pictures: Collection[str], wanted: Collection[str] | None) -> dict[str, bytes]:
+def _fields(
+    row: dict[str, Any], pictures: Collection[str], wanted: Collection[str] | None
+) -> dict[str, bytes]:
     found = {column: picture_of(row[column]) for column in pictures if column in row}
-    texts = {column: plain(value) for column, value in row.items() if column not in found}
+    texts = {
+        column: plain(value) for column, value in row.items() if column not in found
+    }
     named = {column: f"x{suffix_of(picture)}" for column, picture in found.items()}
-    fields = {column.lower(): text.encode() for column, text in texts.items() if isinstance(text, str)}
+    fields = {
+        column.lower(): text.encode()
+        for column, text in texts.items()
+        if isinstance(text, str)
+    }
     fields["json"] = json.dumps(texts, ensure_ascii=False).encode()
     known = columns_of([{**texts, **named}], ColumnsConfig()).image or tuple(found)
     for column, picture in found.items():
         fields[column.lower()] = picture
         if column == known[0]:
             fields[suffix_of(picture)[1:]] = picture
-    return {name: value if wanted is None or name in wanted else b"" for name, value in fields.items()}
+    return {
+        name: value if wanted is None or name in wanted else b""
+        for name, value in fields.items()
+    }

@@ -1,4 +1,5 @@
-"""Which of the files of a sample in a shard is its image and which its caption. Imports no torch."""
+"""Which of the files of a sample in a shard is its image and which its caption. Imports
+no torch."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class SampleKeys:
     """Extensions; the first that is there is used."""
 
     label: str = "json"
-    """Extension of the file with the caption: the text itself, or JSON where it ends with `json` or has an object."""
+    """Extension of the file with the caption: the text itself, or JSON where it ends
+    with `json` or has an object."""
 
     caption: str = "prompt"
     """Key of the caption in the JSON."""
@@ -39,8 +41,8 @@ class SampleKeys:
         return found[0]
 
     def caption_of(self, fields: dict[str, bytes]) -> str:
-        """Raises LookupError with the keys that are missing, ValueError or RecursionError for a label that is not JSON,
-        or not text."""
+        """Raises LookupError with the keys that are missing, ValueError or
+        RecursionError for a label that is not JSON, or not text."""
         if self.label not in fields:
             raise LookupError(self.label)
         cause = pointer(fields[self.label])
@@ -54,21 +56,32 @@ class SampleKeys:
         if not isinstance(label, dict):
             raise ValueError("no object with keys")
         if self.caption not in label:
-            raise LookupError(f"{self.caption} in its {self.label} (whose keys are {', '.join(sorted(label))})")
+            raise LookupError(
+                f"{self.caption} in its {self.label} (whose keys are {', '.join(sorted(label))})"
+            )
         if not isinstance(label[self.caption], str):
             raise ValueError(f"{self.caption} is not text")
-        label[self.caption].encode()  # JSON can hold half a surrogate pair, which no tokenizer reads
+        label[
+            self.caption
+        ].encode()  # JSON can hold half a surrogate pair, which no tokenizer reads
         caption: str = label[self.caption].strip()
         return caption
 
     def remedy(self, key: str, fields: Mapping[str, bytes]) -> str:
-        """What the keys would have to be for a sample with these files, as far as they tell it. key: the sample's."""
+        """What the keys would have to be for a sample with these files, as far as they
+        tell it. key: the sample's."""
         has_image = any(each in fields for each in self.image)
         if not has_image:
-            found = [field for field in fields if "." + last_part(field) in IMAGE_SUFFIXES]
+            found = [
+                field for field in fields if "." + last_part(field) in IMAGE_SUFFIXES
+            ]
             kind = "image_key"
         elif self.label not in fields or last_part(self.label) in JSON:
-            found = [field for field in fields if field != self.label and last_part(field) in (*TEXTS, *JSON)]
+            found = [
+                field
+                for field in fields
+                if field != self.label and last_part(field) in (*TEXTS, *JSON)
+            ]
             kind = "label_key"
         else:
             return ""
@@ -76,7 +89,9 @@ class SampleKeys:
             key = self._caption_key(fields) if kind == "label_key" else ""
             return f"set caption_key: {key}" if key else ""
         first = min(found)
-        if "." not in first or has_image:  # whose name ends where that of the sample does
+        if (
+            "." not in first or has_image
+        ):  # whose name ends where that of the sample does
             if found[1:]:
                 others = f" (or {', '.join(sorted(found)[1:])})"
             else:
@@ -90,7 +105,8 @@ class SampleKeys:
         return f"{names}. {ways} the dots out of the names"
 
     def _caption_key(self, fields: Mapping[str, bytes]) -> str:
-        """The key of the label whose text is most likely the caption; empty where there is none."""
+        """The key of the label whose text is most likely the caption; empty where there
+        is none."""
         try:
             label = json.loads(fields.get(self.label, b""))
         except (ValueError, RecursionError):
@@ -99,7 +115,10 @@ class SampleKeys:
             texts = [key for key, value in label.items() if isinstance(value, str)]
         else:
             texts = []
-        return next((key for key in CAPTIONS if key in texts), texts[0] if len(texts) == 1 else "")
+        return next(
+            (key for key in CAPTIONS if key in texts),
+            texts[0] if len(texts) == 1 else "",
+        )
 
 
 def last_part(extension: str) -> str:

@@ -1,8 +1,9 @@
-"""Shards of a stream: patterns become a list of tar files on disk, on a web server or on the hub, each read from any
-byte on. Imports no torch.
+"""Shards of a stream: patterns become a list of tar files on disk, on a web server or
+on the hub, each read from any byte on. Imports no torch.
 
-A connection that breaks is opened again at the byte where it broke (RFC 9110, section 14, range requests). A token goes
-into a header of the requests to its own host and nowhere else: not into a name, a message or another host's log.
+A connection that breaks is opened again at the byte where it broke (RFC 9110, section
+14, range requests). A token goes into a header of the requests to its own host and
+nowhere else: not into a name, a message or another host's log.
 """
 
 from __future__ import annotations
@@ -32,21 +33,27 @@ T = TypeVar("T")
 
 HUB = "hf://"
 PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-"""Seconds before each new attempt at a connection. They start over with every byte that arrives."""
+"""Seconds before each new attempt at a connection. They start over with every byte that
+arrives."""
 
 TIMEOUT_S = 60.0
 """So long may a server say nothing."""
 
 LOOK_EVERY_S = 0.2
-"""Seconds between two looks at whether a stop is requested, while bytes are waited for."""
+"""Seconds between two looks at whether a stop is requested, while bytes are waited
+for."""
 
 MAX_SHARDS = 1_000_000
 
-_HUB_PATTERN = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/(?P<file>.+)")
+_HUB_PATTERN = re.compile(
+    r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/(?P<file>.+)"
+)
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
 _BUSY = frozenset({408, 425, 429})
-_TOKEN_HELP = "Accept its terms on its page on the hub and give a token that may read it."
+_TOKEN_HELP = (
+    "Accept its terms on its page on the hub and give a token that may read it."
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,8 @@ class Shard:
     """One tar file, or Parquet file."""
 
     name: str
-    """For messages and the order: its path or address, without the query, which may hold a signature."""
+    """For messages and the order: its path or address, without the query, which may
+    hold a signature."""
 
     address: str = field(repr=False)
     """Path, or http(s) address."""
@@ -66,28 +74,39 @@ class Shard:
         """Whether it is on a server."""
         return _is_web(self.address)
 
-    def open(self, offset: int = 0, pauses: Sequence[float] = PAUSES_S, stop: Event | None = None) -> IO[bytes]:
+    def open(
+        self,
+        offset: int = 0,
+        pauses: Sequence[float] = PAUSES_S,
+        stop: Event | None = None,
+    ) -> IO[bytes]:
         """The bytes from `offset` on. stop: ends all waiting when it is set.
 
-        Raises OSError for a file on disk that cannot be opened. Of a server, reading raises RunError when it refuses,
-        or does not answer after all pauses.
+        Raises OSError for a file on disk that cannot be opened. Of a server, reading
+        raises RunError when it refuses, or does not answer after all pauses.
         """
         if _is_web(self.address):
-            return io.BufferedReader(_WebFile(self, offset, pauses, stop or Event()), buffer_size=1 << 18)
+            return io.BufferedReader(
+                _WebFile(self, offset, pauses, stop or Event()), buffer_size=1 << 18
+            )
         file = Path(self.address).open("rb")  # noqa: SIM115 - the caller closes it
         file.seek(offset)
         return file
 
 
-def expand_shards(patterns: Sequence[str], token: str | None = None) -> tuple[Shard, ...]:
+def expand_shards(
+    patterns: Sequence[str], token: str | None = None
+) -> tuple[Shard, ...]:
     """The shards that the patterns mean, each once, in the order of the patterns.
 
-    A pattern is a path with `*`, `?`, `[...]` and `**`; an `http(s)://` address; or `hf://datasets/owner/name/*.tar`,
-    with `@revision` behind the name. In each, `{000..099}` and `{a,b}` stand for one pattern per number or word.
+    A pattern is a path with `*`, `?`, `[...]` and `**`; an `http(s)://` address; or
+    `hf://datasets/owner/name/*.tar`, with `@revision` behind the name. In each,
+    `{000..099}` and `{a,b}` stand for one pattern per number or word.
 
-    token: sent to the hub when a pattern is on it, else to the host of the first address; over https only (http to
-    this machine). None: the stored login, for the hub. Raises UserError for a pattern that is wrong or matches nothing,
-    and when the hub cannot be asked.
+    token: sent to the hub when a pattern is on it, else to the host of the first
+    address; over https only (http to this machine). None: the stored login, for the
+    hub. Raises UserError for a pattern that is wrong or matches nothing, and when the
+    hub cannot be asked.
     """
     if not patterns:
         raise UserError("no shards: give at least one path or address of a tar file.")
@@ -108,20 +127,31 @@ def _find_shards(patterns: Sequence[str], token: str | None) -> Iterator[Shard]:
         elif _is_web(pattern):
             yield _web_shard(pattern, pattern, token, own_host)
         elif "://" in pattern:
-            raise UserError(f"{pattern}: shards are paths, or addresses that begin with https://, http:// or {HUB}")
+            raise UserError(
+                f"{pattern}: shards are paths, or addresses that begin with https://, http:// or {HUB}"
+            )
         else:
             path = os.path.expanduser(pattern)
-            found = sorted(glob.glob(path, recursive=True)) or ([path] if Path(path).exists() else [])
+            found = sorted(glob.glob(path, recursive=True)) or (
+                [path] if Path(path).exists() else []
+            )
             if not found:
-                raise UserError(f"{pattern}: no such file. Paths are looked up from {Path.cwd()}.")
+                raise UserError(
+                    f"{pattern}: no such file. Paths are looked up from {Path.cwd()}."
+                )
             for path in found:
-                if not os.path.isfile(path):  # to open a pipe would wait for its writer for ever
-                    raise UserError(f"{path}: is not a regular file. Give the path of a tar file.")
+                if not os.path.isfile(
+                    path
+                ):  # to open a pipe would wait for its writer for ever
+                    raise UserError(
+                        f"{path}: is not a regular file. Give the path of a tar file."
+                    )
                 yield Shard(path, path)
 
 
 def _whose_token(patterns: Sequence[str], token: str | None) -> tuple[str, str | None]:
-    """The host that may see the token, and the token; without one the stored login for the hub."""
+    """The host that may see the token, and the token; without one the stored login for
+    the hub."""
     hosts = [urlsplit(pattern).netloc for pattern in patterns if _is_web(pattern)]
     on_hub = any(pattern.startswith(HUB) for pattern in patterns)
     if not hosts and not on_hub:
@@ -145,18 +175,29 @@ def _is_web(address: str) -> bool:
 def _web_shard(name: str, address: str, token: str | None, own_host: str) -> Shard:
     parts = urlsplit(address)
     if "@" in parts.netloc:
-        raise UserError(f"{parts.scheme}://{parts.hostname}: an address with a user and a password. Give a token.")
-    return Shard(name.partition("?")[0], address, token if parts.netloc == own_host and _is_safe(address) else None)
+        raise UserError(
+            f"{parts.scheme}://{parts.hostname}: an address with a user and a password. Give a token."
+        )
+    return Shard(
+        name.partition("?")[0],
+        address,
+        token if parts.netloc == own_host and _is_safe(address) else None,
+    )
 
 
 def _is_safe(address: str) -> bool:
     """Whether a token may be sent to this address."""
     parts = urlsplit(address)
-    return parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
+    return parts.scheme == "https" or parts.hostname in (
+        "localhost",
+        "127.0.0.1",
+        "::1",
+    )
 
 
 def _without_braces(pattern: str) -> list[str]:
-    """`a{00..02}` -> `a00`, `a01`, `a02`; `{a,b}` -> `a`, `b`; several braces: every pair."""
+    """`a{00..02}` -> `a00`, `a01`, `a02`; `{a,b}` -> `a`, `b`; several braces: every
+    pair."""
     done = []
     waiting = [pattern]
     while waiting:
@@ -173,8 +214,12 @@ def _without_braces(pattern: str) -> list[str]:
             if not 0 <= last - first < MAX_SHARDS:
                 what = f"{{{match[1]}}} counts from {first} to {last}. Write the smaller number first."
                 raise UserError(f"{pattern}: {what}")
-            words = [str(number).zfill(len(numbers[1])) for number in range(first, last + 1)]
-        waiting += [pattern[: match.start()] + word + pattern[match.end() :] for word in words]
+            words = [
+                str(number).zfill(len(numbers[1])) for number in range(first, last + 1)
+            ]
+        waiting += [
+            pattern[: match.start()] + word + pattern[match.end() :] for word in words
+        ]
         if len(waiting) > MAX_SHARDS:
             raise UserError(f"{pattern}: means more than {MAX_SHARDS:,} shards.")
     return done
@@ -184,7 +229,8 @@ def _without_braces(pattern: str) -> list[str]:
 
 
 def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
-    """(name, address) of the files of a hub dataset that match, sorted, at the commit that its revision is now."""
+    """(name, address) of the files of a hub dataset that match, sorted, at the commit
+    that its revision is now."""
     from huggingface_hub import HfApi, hf_hub_url
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -197,7 +243,9 @@ def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
 
     match = _HUB_PATTERN.fullmatch(pattern)
     if not match:
-        raise UserError(f"{pattern}: write hf://datasets/owner/name/*.tar, with @revision behind the name if wanted.")
+        raise UserError(
+            f"{pattern}: write hf://datasets/owner/name/*.tar, with @revision behind the name if wanted."
+        )
     repo = match["repo"]
     revision = match["revision"]
     wanted = match["file"]
@@ -208,24 +256,33 @@ def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
     except RevisionNotFoundError as error:
         raise UserError(f"{pattern}: has no revision {revision!r}.") from error
     except RepositoryNotFoundError as error:
-        message = f"{pattern}: the hub has no dataset {repo}, or it is private. {_TOKEN_HELP}"
+        message = (
+            f"{pattern}: the hub has no dataset {repo}, or it is private. {_TOKEN_HELP}"
+        )
         raise UserError(message) from error
     except HFValidationError as error:
         raise UserError(f"{pattern}: {_first_line(error)}") from error
     except (OfflineModeIsEnabled, HubError, OSError) as error:
         remedy = f"Download the shards with `hf download --repo-type dataset {repo}` and give their path."
-        raise UserError(f"{pattern}: the hub cannot be asked: {_first_line(error)}. {remedy}") from error
+        raise UserError(
+            f"{pattern}: the hub cannot be asked: {_first_line(error)}. {remedy}"
+        ) from error
     files = sorted(sibling.rfilename for sibling in info.siblings or [])
     # As a shell does: `*` does not go beyond a folder.
     parts = wanted.split("/")
     found = [
-        file for file in files if file.count("/") == len(parts) - 1 and all(map(fnmatchcase, file.split("/"), parts))
+        file
+        for file in files
+        if file.count("/") == len(parts) - 1
+        and all(map(fnmatchcase, file.split("/"), parts))
     ]
     if not found:
         tars = [file for file in files if ".tar" in file]
         rows = [file for file in files if file.endswith(".parquet")]
         kinds = [
-            f"{len(own)} {kind} files, such as {own[0]}" for kind, own in (("tar", tars), ("Parquet", rows)) if own
+            f"{len(own)} {kind} files, such as {own[0]}"
+            for kind, own in (("tar", tars), ("Parquet", rows))
+            if own
         ]
         if kinds:
             there = f"It has {' and '.join(kinds)}."
@@ -233,13 +290,22 @@ def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
             there = "It has no tar files."
         raise UserError(f"{pattern}: matches no file of {repo}. {there}")
     prefix = pattern[: match.start("file")]
-    return [(prefix + file, hf_hub_url(repo, file, repo_type="dataset", revision=info.sha)) for file in found]
+    return [
+        (prefix + file, hf_hub_url(repo, file, repo_type="dataset", revision=info.sha))
+        for file in found
+    ]
 
 
 class SeekableShard(io.RawIOBase):
-    """A shard of which any part is read, as Parquet needs it: behind a jump it is opened again at its byte."""
+    """A shard of which any part is read, as Parquet needs it: behind a jump it is
+    opened again at its byte."""
 
-    def __init__(self, shard: Shard, pauses: Sequence[float] = PAUSES_S, stop: Event | None = None) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        pauses: Sequence[float] = PAUSES_S,
+        stop: Event | None = None,
+    ) -> None:
         self._shard = shard
         self._pauses = pauses
         self._stop = stop
@@ -286,7 +352,9 @@ def _size_of(file: IO[bytes]) -> int:
         return os.fstat(file.fileno()).st_size
     file.peek(1)  # type: ignore[attr-defined]  # it is connected at the first byte
     if raw.length is None:
-        raise RunError(f"{raw.name}: the server does not say how long it is. Download it, and give its path.")
+        raise RunError(
+            f"{raw.name}: the server does not say how long it is. Download it, and give its path."
+        )
     return raw.length
 
 
@@ -294,20 +362,31 @@ def _size_of(file: IO[bytes]) -> int:
 
 
 class _KeepsToken(HTTPRedirectHandler):
-    """Sends the token on to another address of the same host only: a hub answers with addresses of its storage."""
+    """Sends the token on to another address of the same host only: a hub answers with
+    addresses of its storage."""
 
-    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
+    def redirect_request(
+        self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Request | None:
         new = super().redirect_request(req, fp, code, msg, headers, newurl)
         token = req.unredirected_hdrs.get("Authorization")
-        if new and token and urlsplit(newurl).netloc == urlsplit(req.full_url).netloc and _is_safe(newurl):
+        if (
+            new
+            and token
+            and urlsplit(newurl).netloc == urlsplit(req.full_url).netloc
+            and _is_safe(newurl)
+        ):
             new.add_unredirected_header("Authorization", token)
         return new
 
 
 class _WebFile(io.RawIOBase):
-    """A file on a web server, read from `offset` on; connections that break are opened again where they broke."""
+    """A file on a web server, read from `offset` on; connections that break are opened
+    again where they broke."""
 
-    def __init__(self, shard: Shard, offset: int, pauses: Sequence[float], stop: Event) -> None:
+    def __init__(
+        self, shard: Shard, offset: int, pauses: Sequence[float], stop: Event
+    ) -> None:
         self._shard = shard
         self._at = offset
         self._pauses = pauses
@@ -318,7 +397,8 @@ class _WebFile(io.RawIOBase):
 
     @property
     def length(self) -> int | None:
-        """Bytes of the whole file, once it is connected and where the server says so."""
+        """Bytes of the whole file, once it is connected and where the server says
+        so."""
         return self._length
 
     @property
@@ -334,21 +414,28 @@ class _WebFile(io.RawIOBase):
         super().close()
 
     def readinto(self, buffer: Any) -> int:
-        """Raises RunError when the server refuses, or does not answer after all pauses."""
+        """Raises RunError when the server refuses, or does not answer after all
+        pauses."""
         for attempt in range(len(self._pauses) + 1):
             try:
                 if self._at == self._length:
                     return 0
                 count = (self._response or self._connect()).readinto(buffer)
                 if not count and self._length is not None and self._at < self._length:
-                    raise ConnectionError(f"{self._length - self._at:,} bytes are missing")
+                    raise ConnectionError(
+                        f"{self._length - self._at:,} bytes are missing"
+                    )
             except HTTPError as error:
                 error.close()
                 if error.code < 500 and error.code not in _BUSY:
                     raise self._refusal(error) from None
                 self._pause(attempt, f"status {error.code}", error)
             except (OSError, http.client.HTTPException) as error:
-                reason = error.reason if isinstance(error, URLError) and isinstance(error.reason, OSError) else error
+                reason = (
+                    error.reason
+                    if isinstance(error, URLError) and isinstance(error.reason, OSError)
+                    else error
+                )
                 self._pause(attempt, _first_line(reason), error)
             else:
                 self._at += count
@@ -362,21 +449,34 @@ class _WebFile(io.RawIOBase):
         if at:
             request.add_header("Range", f"bytes={at}-")
         if self._shard.token:
-            request.add_unredirected_header("Authorization", f"Bearer {self._shard.token}")
-        response = cast("http.client.HTTPResponse", build_opener(_KeepsToken).open(request, timeout=TIMEOUT_S))
+            request.add_unredirected_header(
+                "Authorization", f"Bearer {self._shard.token}"
+            )
+        response = cast(
+            "http.client.HTTPResponse",
+            build_opener(_KeepsToken).open(request, timeout=TIMEOUT_S),
+        )
         self._response = response
-        partial = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        partial = re.fullmatch(
+            r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "")
+        )
         if response.status == 206 and not (partial and int(partial[1]) == at):
-            raise RunError(f"{name}: the server sends other bytes than those from {at:,} on.")
+            raise RunError(
+                f"{name}: the server sends other bytes than those from {at:,} on."
+            )
         if partial:
             length = partial[2]
         else:
             length = response.headers.get("Content-Length", "")
         known = int(length) if length.isdecimal() else None
         if self._length is not None and known not in (None, self._length):
-            raise RunError(f"{name}: was {self._length:,} bytes long and is {length} now. Start again.")
+            raise RunError(
+                f"{name}: was {self._length:,} bytes long and is {length} now. Start again."
+            )
         self._length = known or self._length
-        if response.status != 206 and at:  # the server does not support ranges: what lies before is read and dropped
+        if (
+            response.status != 206 and at
+        ):  # the server does not support ranges: what lies before is read and dropped
             for start in range(0, at, 1 << 18):
                 wanted = min(1 << 18, at - start)
                 if len(response.read(wanted)) < wanted:
@@ -388,17 +488,30 @@ class _WebFile(io.RawIOBase):
             token = "The token that was sent may not read it."
         else:
             token = "No token was sent: give one."
-        remedies = {401: token, 403: token, 416: f"It is shorter than {self._at:,} bytes: it has changed."}
+        remedies = {
+            401: token,
+            403: token,
+            416: f"It is shorter than {self._at:,} bytes: it has changed.",
+        }
         remedy = remedies.get(error.code, "Look at the pattern.")
-        return RunError(f"{self._shard.name}: the server answers {error.code} {error.reason}. {remedy}")
+        return RunError(
+            f"{self._shard.name}: the server answers {error.code} {error.reason}. {remedy}"
+        )
 
     def _pause(self, attempt: int, what: str, error: Exception) -> None:
-        """Waits before the next attempt. Raises RunError when it was the last one, or the run is stopped."""
+        """Waits before the next attempt. Raises RunError when it was the last one, or
+        the run is stopped."""
         self._disconnect()
-        where = f"{self._shard.name}: the connection broke at byte {self._at:,} ({what})"
+        where = (
+            f"{self._shard.name}: the connection broke at byte {self._at:,} ({what})"
+        )
         if attempt == len(self._pauses):
-            raise RunError(f"{where}, {attempt + 1} times in a row. Resume when the server can be reached.") from error
-        if attempt:  # an idle connection is closed by many servers: once is not worth a word
+            raise RunError(
+                f"{where}, {attempt + 1} times in a row. Resume when the server can be reached."
+            ) from error
+        if (
+            attempt
+        ):  # an idle connection is closed by many servers: once is not worth a word
             logger.warning(f"{where}. Next attempt in {self._pauses[attempt]:g} s.")
         if self._stop.wait(self._pauses[attempt]):
             raise RunError(f"{where}. The run is being stopped.") from error
@@ -416,11 +529,15 @@ def _first_line(error: Exception) -> str:
 
 
 def read_ahead(
-    items: Iterator[T], stop: Callable[[], None], stopping: Callable[[], bool] = lambda: False
+    items: Iterator[T],
+    stop: Callable[[], None],
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Generator[T, None, None]:
-    """The items, each computed by a thread while the one before is used. Closing calls `stop` and ends the thread.
+    """The items, each computed by a thread while the one before is used. Closing calls
+    `stop` and ends the thread.
 
-    stopping: asked now and then while an item is waited for; True raises RunError, and the thread is left to itself.
+    stopping: asked now and then while an item is waited for; True raises RunError, and
+    the thread is left to itself.
     """
     from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -432,7 +549,9 @@ def read_ahead(
             while not wait([waiting], LOOK_EVERY_S).done:
                 abandoned = stopping()
                 if abandoned:
-                    raise RunError("a stop was requested while the run waited for its shards.")
+                    raise RunError(
+                        "a stop was requested while the run waited for its shards."
+                    )
             item = waiting.result()
             if item is None:
                 return

@@ -1,5 +1,5 @@
-"""A stream of shards as the dataset of a job: its captions and sizes by the job's keys, and what is known of it before
-training. Imports no torch.
+"""A stream of shards as the dataset of a job: its captions and sizes by the job's keys,
+and what is known of it before training. Imports no torch.
 
 Nothing is scanned: only the first samples are read, to see that the keys are right.
 """
@@ -64,10 +64,12 @@ class StreamDataset:
 
     @classmethod
     def of(cls, section: ImageTrainingSection, multiple: int) -> StreamDataset | None:
-        """The stream of a section, or None where its datasets are folders. Reads the first samples.
+        """The stream of a section, or None where its datasets are folders. Reads the
+        first samples.
 
-        multiple: sides of a bucket are multiples of this many pixels. Raises UserError for shards that are not there or
-        may not be read, and where the first samples cannot be used.
+        multiple: sides of a bucket are multiples of this many pixels. Raises UserError
+        for shards that are not there or may not be read, and where the first samples
+        cannot be used.
         """
         settings = section.streamed
         if settings is None:
@@ -121,11 +123,21 @@ class StreamDataset:
         if self.epochs is not None:
             return train.step_limit or UNTIL_THE_DATA_ENDS
         of_epoch = self.micro_batches(train.batch_size)
-        return optimizer_steps(train.steps, train.epochs, of_epoch, train.gradient_accumulation, train.step_limit)
+        return optimizer_steps(
+            train.steps,
+            train.epochs,
+            of_epoch,
+            train.gradient_accumulation,
+            train.step_limit,
+        )
 
     def hashes(self) -> DatasetHashes:
-        """The file names of the shards, by which a resume tells whether they are the same."""
-        return {f"{number}: {shard.name.rpartition('/')[2]}": "shard" for number, shard in enumerate(self.shards, 1)}
+        """The file names of the shards, by which a resume tells whether they are the
+        same."""
+        return {
+            f"{number}: {shard.name.rpartition('/')[2]}": "shard"
+            for number, shard in enumerate(self.shards, 1)
+        }
 
     def plan(self) -> StreamPlan:
         """What a plan says of it."""
@@ -145,35 +157,54 @@ class StreamDataset:
     # ------------------------------------------------------------ samples
 
     def first(self, count: int) -> tuple[StreamSample, ...]:
-        """The first usable samples, in the order of `url`: always the same ones, fewer where there are fewer. Raises
-        RunError as `ShardStream.read`."""
+        """The first usable samples, in the order of `url`: always the same ones, fewer
+        where there are fewer. Raises RunError as `ShardStream.read`."""
         stream = ShardStream(self.shards, 0, self._keys, pauses=_PAUSES_S)
         return tuple(map(self._captioned, stream.first(count)))
 
     def shard_stream(self, seed: int, batch_size: int) -> ShardStream:
         """All shards, epoch after epoch."""
         window = self.settings.webdataset.window
-        return ShardStream(self.shards, seed, self._keys, window, batch_size, self.epochs, self.unreadable)
+        return ShardStream(
+            self.shards,
+            seed,
+            self._keys,
+            window,
+            batch_size,
+            self.epochs,
+            self.unreadable,
+        )
 
     def reader(
-        self, seed: int, batch_size: int, stopping: Callable[[], bool] = lambda: False, index: int = 0
+        self,
+        seed: int,
+        batch_size: int,
+        stopping: Callable[[], bool] = lambda: False,
+        index: int = 0,
     ) -> Callable[[Cursor], Iterator[tuple[StreamSample, Cursor]]]:
-        """`StreamSource.read` of reader `index` of `shard_stream`, with the captions as they are trained. stopping: its
-        field."""
+        """`StreamSource.read` of reader `index` of `shard_stream`, with the captions as
+        they are trained. stopping: its field."""
         stream = self.shard_stream(seed, batch_size).share(index, self.readers)
         return partial(self._read, replace(stream, stopping=stopping))
 
-    def _read(self, stream: ShardStream, cursor: Cursor) -> Iterator[tuple[StreamSample, Cursor]]:
+    def _read(
+        self, stream: ShardStream, cursor: Cursor
+    ) -> Iterator[tuple[StreamSample, Cursor]]:
         for sample, behind in stream.read(cursor):
             yield self._captioned(sample), behind
 
     def of_one_size(self, samples: Sequence[StreamSample]) -> tuple[StreamItem, ...]:
-        """The samples of a micro-batch at the size that most of them have by `bucket_for`; what the others have too
-        much is cut off."""
-        buckets = Counter(bucket_for(sample.size, self.resolution, self.multiple).bucket for sample in samples)
+        """The samples of a micro-batch at the size that most of them have by
+        `bucket_for`; what the others have too much is cut off."""
+        buckets = Counter(
+            bucket_for(sample.size, self.resolution, self.multiple).bucket
+            for sample in samples
+        )
         least = round_up(self.least_side, self.multiple)
         bucket = Size(*(max(side, least) for side in buckets.most_common(1)[0][0]))
-        return tuple(StreamItem(sample, cover(sample.size, bucket)) for sample in samples)
+        return tuple(
+            StreamItem(sample, cover(sample.size, bucket)) for sample in samples
+        )
 
     def at_own_size(self, samples: Sequence[StreamSample]) -> tuple[StreamItem, ...]:
         """Each sample at the size that it has alone."""
@@ -198,4 +229,6 @@ class StreamDataset:
         return SampleKeys(settings.image_key, settings.label_key, settings.caption_key)
 
     def _captioned(self, sample: StreamSample) -> StreamSample:
-        return sample._replace(caption=trained_caption(sample.caption, self.settings, self.rules))
+        return sample._replace(
+            caption=trained_caption(sample.caption, self.settings, self.rules)
+        )

@@ -1,16 +1,18 @@
-"""WebDataset streams: samples of tar shards, in an order that is a function of (seed, epoch), read on from any cursor.
-Imports no torch.
+"""WebDataset streams: samples of tar shards, in an order that is a function of (seed,
+epoch), read on from any cursor. Imports no torch.
 
-Read with the standard library's tarfile, and neither with the `webdataset` package nor with torchdata. webdataset keeps
-no state to resume from (its issue 271). torchdata's `StatefulDataLoader` reads all that lies before the place again,
-unless the dataset keeps its own state, and that state is what is written here; its readers of tars went with
-its DataPipes. Here a resume starts at the byte of a sample. tarfile alone also ends in silence at a damaged header,
-which `_StrictHeader` makes an error.
+Read with the standard library's tarfile, and neither with the `webdataset` package nor
+with torchdata. webdataset keeps no state to resume from (its issue 271). torchdata's
+`StatefulDataLoader` reads all that lies before the place again, unless the dataset
+keeps its own state, and that state is what is written here; its readers of tars went
+with its DataPipes. Here a resume starts at the byte of a sample. tarfile alone also
+ends in silence at a damaged header, which `_StrictHeader` makes an error.
 
-Order: shards are sorted by a hash of (seed, epoch, index), and so many of them are read side by side, a sample of each
-in turn, since shards are often sorted by subject. Samples are read in windows, and given out in the order of a hash
-within each window. So a cursor is small: where the window starts in each open shard, and the next index in it. A resume
-reads that window again, and nothing that lies before it.
+Order: shards are sorted by a hash of (seed, epoch, index), and so many of them are read
+side by side, a sample of each in turn, since shards are often sorted by subject.
+Samples are read in windows, and given out in the order of a hash within each window. So
+a cursor is small: where the window starts in each open shard, and the next index in it.
+A resume reads that window again, and nothing that lies before it.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ _FEW = 100
 """Samples of which the allowed share is taken while fewer were read."""
 
 _LARGEST = 2**36
-"""Bytes that one file of a shard may have: tarfile would count to the end of any number that a damaged header gives."""
+"""Bytes that one file of a shard may have: tarfile would count to the end of any number
+that a damaged header gives."""
 
 _LOOKED_THROUGH = 4096
 """Samples of a shard among which the missing file of another one is looked for."""
@@ -58,8 +61,17 @@ _LOOKED_THROUGH = 4096
 _LONGEST = 300
 """Characters of a reason; the name of a key can be any text."""
 
-_DAMAGED = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError, RecursionError)
-"""What tarfile and gzip raise for damaged files, with what their parsers let through."""
+_DAMAGED = (
+    tarfile.TarError,
+    EOFError,
+    zlib.error,
+    gzip.BadGzipFile,
+    ValueError,
+    OverflowError,
+    RecursionError,
+)
+"""What tarfile and gzip raise for damaged files, with what their parsers let
+through."""
 
 
 class StreamSample(NamedTuple):
@@ -88,7 +100,8 @@ class _Place(NamedTuple):
 
 
 _Places = tuple[_Place, ...]
-"""Where the next samples of the open shards stand; empty at the beginning of an epoch."""
+"""Where the next samples of the open shards stand; empty at the beginning of an
+epoch."""
 
 
 class _Window(NamedTuple):
@@ -103,10 +116,12 @@ class _Window(NamedTuple):
 
 
 class Unreadable:
-    """Counts what cannot be read, names the first few, and ends the run when it is more than a share."""
+    """Counts what cannot be read, names the first few, and ends the run when it is more
+    than a share."""
 
     def __init__(self, max_share: float = 0.05, quiet: bool = False) -> None:
-        """max_share: of the samples read so far (at least of 100), and of the shards; in [0, 1]. quiet: name none."""
+        """max_share: of the samples read so far (at least of 100), and of the shards;
+        in [0, 1]. quiet: name none."""
         self.max_share = max_share
         self._quiet = quiet
         self.read = 0
@@ -134,7 +149,9 @@ class Unreadable:
             self.last = f"{name}: {reason}"
             count = self.samples
             read = self.read
-            names = not (self._quiet or name in self._named or len(self._named) == _NAMED)
+            names = not (
+                self._quiet or name in self._named or len(self._named) == _NAMED
+            )
             if names:
                 self._named.add(name)
         if names:
@@ -145,16 +162,22 @@ class Unreadable:
             logger.warning(f"{name}: left out: {reason}.{more}")
         if count > self.max_share * max(read, _FEW):
             allowed = f"at most {self.max_share:.0%} are allowed"
-            raise RunError(f"{count:,} of {read:,} samples cannot be read, {allowed}. The last: {name}: {reason}.")
+            raise RunError(
+                f"{count:,} of {read:,} samples cannot be read, {allowed}. The last: {name}: {reason}."
+            )
 
-    def add_shard(self, name: str, reason: str, count: int, remedy: str = "Download or rebuild it") -> None:
-        """Notes one of `count` shards that cannot be read, whose rest is left out. Raises RunError when there are too
-        many."""
+    def add_shard(
+        self, name: str, reason: str, count: int, remedy: str = "Download or rebuild it"
+    ) -> None:
+        """Notes one of `count` shards that cannot be read, whose rest is left out.
+        Raises RunError when there are too many."""
         self.shards.add(name)
         self.last = f"{name}: {reason}"
         if len(self.shards) > self.max_share * count:
             allowed = f"{len(self.shards)} of {count} shards cannot be read, at most {self.max_share:.0%} are allowed"
-            raise RunError(f"{name}: {reason}; {allowed}. {remedy}, or remove it from the list.")
+            raise RunError(
+                f"{name}: {reason}; {allowed}. {remedy}, or remove it from the list."
+            )
         if not self._quiet:
             logger.warning(f"{name}: {reason}. The rest of this shard is left out.")
 
@@ -171,16 +194,19 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class ShardStream:
-    """The samples of all shards, epoch after epoch: `read` is what a `StreamSource` reads, `epoch_of` its epochs."""
+    """The samples of all shards, epoch after epoch: `read` is what a `StreamSource`
+    reads, `epoch_of` its epochs."""
 
     shards: tuple[Shard, ...]
     seed: int
     keys: SampleKeys = field(default_factory=SampleKeys)
     window: int = 256
-    """Samples that are read and shuffled together; two windows are in memory. 1: the order of the shards."""
+    """Samples that are read and shuffled together; two windows are in memory. 1: the
+    order of the shards."""
 
     batch_size: int = 1
-    """Neighbours in a window are brought together by aspect ratio in groups of so many."""
+    """Neighbours in a window are brought together by aspect ratio in groups of so
+    many."""
 
     epochs: int | None = None
     """None: without end."""
@@ -193,25 +219,32 @@ class ShardStream:
     count: int = 1
 
     stopping: Callable[[], bool] = lambda: False
-    """Whether a stop is requested: `read` then waits for no server, but raises RunError."""
+    """Whether a stop is requested: `read` then waits for no server, but raises
+    RunError."""
 
     open_shards: int = 8
-    """Shards of each reader that are read side by side; with `window: 1` one after the other."""
+    """Shards of each reader that are read side by side; with `window: 1` one after the
+    other."""
 
     def share(self, index: int, count: int) -> ShardStream:
-        """The stream of reader `index` of `count`: every `count`-th shard of each epoch's order, so that all together
-        read each shard once an epoch. Each has its own cursor. Raises UserError when there are fewer shards than
-        readers."""
+        """The stream of reader `index` of `count`: every `count`-th shard of each
+        epoch's order, so that all together read each shard once an epoch. Each has its
+        own cursor. Raises UserError when there are fewer shards than readers."""
         if not 0 <= index < count:
             raise ValueError(f"reader {index} of {count}")
         if len(self.shards) < count:
-            raise UserError(f"{len(self.shards)} shards cannot be shared by {count} readers. Give at most as many.")
+            raise UserError(
+                f"{len(self.shards)} shards cannot be shared by {count} readers. Give at most as many."
+            )
         return replace(self, index=index, count=count)
 
     def order(self, epoch: int) -> list[Shard]:
-        """The shards of this reader in the order of an epoch: a function of (seed, epoch) and their number, so that
-        they may be moved."""
-        keyed = sorted((seeding.key(self.seed, "shards", epoch, at), at) for at in range(len(self.shards)))
+        """The shards of this reader in the order of an epoch: a function of (seed,
+        epoch) and their number, so that they may be moved."""
+        keyed = sorted(
+            (seeding.key(self.seed, "shards", epoch, at), at)
+            for at in range(len(self.shards))
+        )
         return [self.shards[at] for _, at in keyed][self.index :: self.count]
 
     def epoch_of(self, cursor: Cursor) -> int:
@@ -219,15 +252,18 @@ class ShardStream:
         return cursor["epoch"] if cursor else 0
 
     def read(self, cursor: Cursor) -> Iterator[tuple[StreamSample, Cursor]]:
-        """The samples from a cursor on (None: all), each with the cursor behind it. Network and tar are read by a
-        thread, one window ahead.
+        """The samples from a cursor on (None: all), each with the cursor behind it.
+        Network and tar are read by a thread, one window ahead.
 
-        A cursor is a JSON object: epoch; places, of each open shard its index in the epoch's order, the sample's number
-        in it and byte, where the window starts; index, the next sample of the window; list, which shards and sizes it
-        is for. With another list the stream begins with the next epoch. A cursor from before shards were read side by
-        side has shard, sample and byte instead of places, and the stream continues in its order.
+        A cursor is a JSON object: epoch; places, of each open shard its index in the
+        epoch's order, the sample's number in it and byte, where the window starts;
+        index, the next sample of the window; list, which shards and sizes it is for.
+        With another list the stream begins with the next epoch. A cursor from before
+        shards were read side by side has shard, sample and byte instead of places, and
+        the stream continues in its order.
 
-        Raises RunError when a shard cannot be reached, too much is unreadable, or the first samples lack a key.
+        Raises RunError when a shard cannot be reached, too much is unreadable, or the
+        first samples lack a key.
         """
         epoch = 0
         index = 0
@@ -248,21 +284,33 @@ class ShardStream:
                 places = (_Place(cursor["shard"], cursor["sample"], cursor["byte"]),)
         stop = Event()
         is_old = bool(cursor) and cursor["list"] == shards and "places" not in cursor
-        with closing(read_ahead(self._windows(epoch, places, abreast, stop), stop.set, self.stopping)) as windows:
+        with closing(
+            read_ahead(
+                self._windows(epoch, places, abreast, stop), stop.set, self.stopping
+            )
+        ) as windows:
             for window in windows:
                 count = len(window.samples)
                 for done in range(index + 1, count + 1):
-                    epoch, places = (window.epoch, window.start) if done < count else (window.next_epoch, window.next)
+                    epoch, places = (
+                        (window.epoch, window.start)
+                        if done < count
+                        else (window.next_epoch, window.next)
+                    )
                     if is_old:
                         at = (places or (_Place(),))[0]._asdict()
                     else:
                         at = {"places": [list(each) for each in places]}
-                    yield window.samples[done - 1], {"epoch": epoch, **at, "index": done % count, "list": shards}
+                    yield (
+                        window.samples[done - 1],
+                        {"epoch": epoch, **at, "index": done % count, "list": shards},
+                    )
                 index = 0
 
     def first(self, count: int) -> tuple[StreamSample, ...]:
-        """The first usable samples in the order in which the shards are given, always the same ones; fewer where there
-        are fewer. Reads no further than these. Raises RunError as `read`."""
+        """The first usable samples in the order in which the shards are given, always
+        the same ones; fewer where there are fewer. Reads no further than these. Raises
+        RunError as `read`."""
         quiet = replace(self, unreadable=Unreadable(1.0, quiet=True))
         found = quiet._samples(self.shards, _Place(), Event())
         with closing(found):
@@ -278,7 +326,13 @@ class ShardStream:
     def _digest(self) -> str:
         """What a cursor depends on; of the shards their file names and order."""
         names = [shard.name.rpartition("/")[2] for shard in self.shards]
-        what: list[int | str] = [self._window, self.batch_size, self.index, self.count, *names]
+        what: list[int | str] = [
+            self._window,
+            self.batch_size,
+            self.index,
+            self.count,
+            *names,
+        ]
         return f"{seeding.key(self.seed, 'stream', *what):016x}"
 
     @property
@@ -286,19 +340,27 @@ class ShardStream:
         """A multiple of the batch size, so that groups and batches begin together."""
         return round_up(self.window, self.batch_size)
 
-    def _windows(self, epoch: int, start: _Places, abreast: int, stop: Event) -> Iterator[_Window]:
+    def _windows(
+        self, epoch: int, start: _Places, abreast: int, stop: Event
+    ) -> Iterator[_Window]:
         while self.epochs is None or epoch < self.epochs:
             window: list[tuple[_Place, StreamSample]] = []
             begins = start
-            for places, place, sample in self._side_by_side(self.order(epoch), start, abreast, stop):
+            for places, place, sample in self._side_by_side(
+                self.order(epoch), start, abreast, stop
+            ):
                 if len(window) == self._window:
-                    yield _Window(epoch, begins, self._shuffled(epoch, window), epoch, places)
+                    yield _Window(
+                        epoch, begins, self._shuffled(epoch, window), epoch, places
+                    )
                     window = []
                 if not window:
                     begins = places
                 window.append((place, sample))
             if window:
-                yield _Window(epoch, begins, self._shuffled(epoch, window), epoch + 1, ())
+                yield _Window(
+                    epoch, begins, self._shuffled(epoch, window), epoch + 1, ()
+                )
             elif start in ((), (_Place(),)):
                 raise RunError(self._without_samples(self.unreadable))
             epoch = epoch + 1
@@ -307,18 +369,32 @@ class ShardStream:
     def _side_by_side(
         self, order: Sequence[Shard], start: _Places, abreast: int, stop: Event
     ) -> Iterator[tuple[_Places, _Place, StreamSample]]:
-        """The samples of groups of `abreast` shards, each from the shard of which fewest were read: the places to go on
-        from at this sample, its own place, and the sample."""
+        """The samples of groups of `abreast` shards, each from the shard of which
+        fewest were read: the places to go on from at this sample, its own place, and
+        the sample."""
         first = start[0].shard if start else 0
         for group in range(first, len(order), abreast):
-            places = list(start) or [_Place(at) for at in range(group, min(group + abreast, len(order)))]
+            places = list(start) or [
+                _Place(at) for at in range(group, min(group + abreast, len(order)))
+            ]
             start = ()
-            readers = [self._samples(order[: at.shard + 1], at, stop) if at.byte >= 0 else iter(()) for at in places]
+            readers = [
+                self._samples(order[: at.shard + 1], at, stop)
+                if at.byte >= 0
+                else iter(())
+                for at in places
+            ]
             heads = [next(reader, None) for reader in readers]
             while True:
                 for number, head in enumerate(heads):
-                    places[number] = head[0] if head else places[number]._replace(byte=-1)
-                waiting = [(head[0].sample, number) for number, head in enumerate(heads) if head]
+                    places[number] = (
+                        head[0] if head else places[number]._replace(byte=-1)
+                    )
+                waiting = [
+                    (head[0].sample, number)
+                    for number, head in enumerate(heads)
+                    if head
+                ]
                 if not waiting:
                     break
                 number = min(waiting)[1]
@@ -327,19 +403,25 @@ class ShardStream:
                 yield tuple(places), *head
                 heads[number] = next(readers[number], None)
 
-    def _shuffled(self, epoch: int, window: list[tuple[_Place, StreamSample]]) -> list[StreamSample]:
+    def _shuffled(
+        self, epoch: int, window: list[tuple[_Place, StreamSample]]
+    ) -> list[StreamSample]:
         if len(window) == 1:
             return [window[0][1]]
 
         def drawn(purpose: str, place: _Place) -> int:
-            return seeding.key(self.seed, purpose, epoch, self.index, place.shard, place.sample)
+            return seeding.key(
+                self.seed, purpose, epoch, self.index, place.shard, place.sample
+            )
 
         window = sorted(window, key=lambda entry: drawn("window", entry[0]))
         if self.batch_size > 1:
             window.sort(key=lambda entry: entry[1].size.width / entry[1].size.height)
             size = self.batch_size
             groups = [window[at : at + size] for at in range(0, len(window), size)]
-            groups.sort(key=lambda group: (len(group) < size, drawn("group", group[0][0])))
+            groups.sort(
+                key=lambda group: (len(group) < size, drawn("group", group[0][0]))
+            )
             window = [entry for group in groups for entry in group]
         return [sample for _, sample in window]
 
@@ -355,7 +437,13 @@ class ShardStream:
             reason = ""
             try:
                 read = read_parquet if is_parquet_shard(shard) else read_tar
-                found_samples = read(shard, first.byte, self.pauses, stop, {*self.keys.image, self.keys.label})
+                found_samples = read(
+                    shard,
+                    first.byte,
+                    self.pauses,
+                    stop,
+                    {*self.keys.image, self.keys.label},
+                )
                 for number, found in enumerate(found_samples, start=first.sample):
                     if stop.is_set():
                         return
@@ -373,13 +461,20 @@ class ShardStream:
                     cause = None
                 else:
                     cause = cause_of(Path(shard.address), error)
-                why = f"{cause.what}. {cause.remedy}" if cause else error.strerror or error
+                why = (
+                    f"{cause.what}. {cause.remedy}"
+                    if cause
+                    else error.strerror or error
+                )
                 raise RunError(f"{shard.name}: cannot be read: {why}.") from error
             if not stop.is_set() and (reason or number < 0):
                 self._leave_out(shard, reason or "holds no sample", number < 0, stop)
 
-    def _leave_out(self, shard: Shard, reason: str, is_whole: bool, stop: Event) -> None:
-        """Notes a shard that cannot be read, or its rest. is_whole: not one sample of it was read."""
+    def _leave_out(
+        self, shard: Shard, reason: str, is_whole: bool, stop: Event
+    ) -> None:
+        """Notes a shard that cannot be read, or its rest. is_whole: not one sample of
+        it was read."""
         remedy = "Download or rebuild it"
         if is_whole:
             with closing(shard.open(0, self.pauses, stop)) as file:
@@ -390,7 +485,8 @@ class ShardStream:
         self.unreadable.add_shard(shard.name, reason, len(self.shards), remedy)
 
     def _usable(self, shard: Shard, found: ShardSample) -> StreamSample | None:
-        """The sample, or None for one that is counted as unreadable. Raises RunError when the first ones lack a key."""
+        """The sample, or None for one that is counted as unreadable. Raises RunError
+        when the first ones lack a key."""
         name = f"{shard.name}/{found.key}"
         unreadable = self.unreadable
         unreadable.read += 1
@@ -401,8 +497,13 @@ class ShardStream:
             return StreamSample(name, image, caption, image_size(name, image))
         except LookupError as error:
             reason = f"it has no {error.args[0]}, only {_listed(found.fields)}"
-            if unreadable.read == unreadable.samples + 1 and unreadable.read in (1, _FIRST):  # which may be told
-                remedy = self._apart(shard, found) or self.keys.remedy(found.key, found.fields)
+            if unreadable.read == unreadable.samples + 1 and unreadable.read in (
+                1,
+                _FIRST,
+            ):  # which may be told
+                remedy = self._apart(shard, found) or self.keys.remedy(
+                    found.key, found.fields
+                )
                 reason += f": {remedy}" if remedy else ""
         except ImageError as error:
             reason = f"its image {error.reason}"
@@ -413,20 +514,33 @@ class ShardStream:
         except (ValueError, RecursionError) as error:
             reason = f"its {self.keys.label} cannot be read: {error}"
         if unreadable.read == unreadable.samples + 1 >= _FIRST:
-            message = f"{name}: none of the first {_FIRST} samples can be used: {reason}."
-            raise RunError(message if remedy else f"{message} Set image_key, label_key and caption_key.")
+            message = (
+                f"{name}: none of the first {_FIRST} samples can be used: {reason}."
+            )
+            raise RunError(
+                message
+                if remedy
+                else f"{message} Set image_key, label_key and caption_key."
+            )
         unreadable.add_sample(name, reason)
         return None
 
     def _apart(self, shard: Shard, found: ShardSample) -> str:
-        """What to do where the other files of a sample lie elsewhere in its shard; empty where they do not. Only of a
-        file on disk: of a server all of it would be sent."""
+        """What to do where the other files of a sample lie elsewhere in its shard;
+        empty where they do not. Only of a file on disk: of a server all of it would be
+        sent."""
         if shard.is_remote or is_parquet_shard(shard):
             return ""
         with closing(read_tar(shard, found.byte, self.pauses, wanted=())) as samples:
             name = found.key.rpartition("/")[2]
-            named = (each for each in islice(samples, 1, _LOOKED_THROUGH) if each.key.rpartition("/")[2] == name)
-            others = (each for each in named if each.fields.keys() - found.fields.keys())
+            named = (
+                each
+                for each in islice(samples, 1, _LOOKED_THROUGH)
+                if each.key.rpartition("/")[2] == name
+            )
+            others = (
+                each for each in named if each.fields.keys() - found.fields.keys()
+            )
             try:
                 other = next(others, None)
             except _DAMAGED:  # which is reported when it is read
@@ -436,21 +550,27 @@ class ShardStream:
         shown = _listed(other.fields.keys() - found.fields.keys())
         if other.key != found.key:
             what = f"its {shown} lies in another folder of the shard, as {other.key!r}"
-            return f"{what}, and files of a sample share their folder. Pack them into one"
+            return (
+                f"{what}, and files of a sample share their folder. Pack them into one"
+            )
         return f"its {shown} lies elsewhere in the shard, and files of a sample are neighbours. Pack it sorted by name"
 
 
 def _listed(fields: Collection[str]) -> str:
     """The extensions of a sample, not too many."""
     names = sorted(fields)
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    return ", ".join(names[:_NAMED]) + (
+        f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    )
 
 
 class _StrictHeader(tarfile.TarInfo):
     """tarfile takes a damaged header for the end of the archive: an error instead."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictHeader:
+    def frombuf(
+        cls, buf: bytes | bytearray, encoding: str, errors: str
+    ) -> _StrictHeader:
         try:
             return super().frombuf(buf, encoding, errors)
         except (tarfile.EmptyHeaderError, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
@@ -468,11 +588,13 @@ def read_tar(
 ) -> Generator[ShardSample, None, None]:
     """The samples of a shard from `byte` of its tar on, where a sample begins.
 
-    Neighbouring files of one key are a sample (the convention of WebDataset). wanted: extensions of the files that are
-    read, the others are empty; None: all. Of a plain tar nothing before `byte` is read; `.tar.gz` and `.tgz` are
-    unpacked from their beginning. A link or device has no content: its extension says so. Raises what tarfile and gzip
-    raise for damaged files, tarfile.ReadError where the end-of-archive block is missing or is not the end, OSError for
-    a file that cannot be read, and RunError for a server that cannot be.
+    Neighbouring files of one key are a sample (the convention of WebDataset). wanted:
+    extensions of the files that are read, the others are empty; None: all. Of a plain
+    tar nothing before `byte` is read; `.tar.gz` and `.tgz` are unpacked from their
+    beginning. A link or device has no content: its extension says so. Raises what
+    tarfile and gzip raise for damaged files, tarfile.ReadError where the end-of-archive
+    block is missing or is not the end, OSError for a file that cannot be read, and
+    RunError for a server that cannot be.
     """
     packed = shard.name.endswith((".tar.gz", ".tgz"))
     key = ""
@@ -482,7 +604,9 @@ def read_tar(
         source: Any = gzip.GzipFile(fileobj=file) if packed else file
         if packed:
             source.seek(byte)
-        with tarfile.open(fileobj=source, mode="r|", tarinfo=_StrictHeader, errors="replace") as tar:
+        with tarfile.open(
+            fileobj=source, mode="r|", tarinfo=_StrictHeader, errors="replace"
+        ) as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep the header of each
                 if tar.offset - member.offset_data > _LARGEST:
@@ -511,11 +635,14 @@ def read_tar(
 
 
 def _check_end(tar: tarfile.TarFile, stop: Event | None) -> None:
-    """Raises tarfile.ReadError unless nothing but zeros follows the last file: tarfile itself stops at the first block
-    of zeros, and takes the end of the bytes for the end of the archive."""
+    """Raises tarfile.ReadError unless nothing but zeros follows the last file: tarfile
+    itself stops at the first block of zeros, and takes the end of the bytes for the end
+    of the archive."""
     rest: Any = tar.fileobj
     if rest.tell() == tar.offset:
         raise tarfile.ReadError("its end-of-archive block is missing: it was cut off")
     while (block := rest.read(1 << 20)) and not (stop and stop.is_set()):
         if block.strip(b"\0"):
-            raise tarfile.ReadError("data follows its end-of-archive block, as after `cat a.tar b.tar`")
+            raise tarfile.ReadError(
+                "data follows its end-of-archive block, as after `cat a.tar b.tar`"
+            )

@@ -1,8 +1,8 @@
-"""The members of the family that share the 20 B transformer: Qwen-Image (2512), Qwen-Image-Edit, Edit-2509 and 2511.
-Imports no torch.
+"""The members of the family that share the 20 B transformer: Qwen-Image (2512),
+Qwen-Image-Edit, Edit-2509 and 2511. Imports no torch.
 
-They differ in what is around a prompt, in their references and, 2511, in the noise level of references, which its
-config says (`zero_cond_t`).
+They differ in what is around a prompt, in their references and, 2511, in the noise
+level of references, which its config says (`zero_cond_t`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from toolkit.contracts.data import Size
 from toolkit.contracts.model import ModelSection
 from toolkit.contracts.network_kinds import KINDS, ActivationUnits
 from toolkit.models.families import EncoderSize
-from toolkit.models.folder_family import PROCESSOR_FILES, TOKENIZER_FILES, FolderFamily, Shapes, part_config
+from toolkit.models.folder_family import (
+    PROCESSOR_FILES,
+    TOKENIZER_FILES,
+    FolderFamily,
+    Shapes,
+    part_config,
+)
 from toolkit.models.qwen_image import sizes
 from toolkit.models.template import EDIT, EDIT_PLUS, TEXT_TO_IMAGE
 
@@ -31,13 +37,19 @@ class QwenImageFamily(FolderFamily):
     title = "Qwen-Image-Edit-2509"
     licence = "Apache-2.0"
     pipelines = ("QwenImageEditPlusPipeline",)
-    pipeline_without_images: tuple[str, Mapping[str, str | int]] | None = ("QwenImagePipeline", EDIT_PLUS.of_pipeline())
+    pipeline_without_images: tuple[str, Mapping[str, str | int]] | None = (
+        "QwenImagePipeline",
+        EDIT_PLUS.of_pipeline(),
+    )
     published: Mapping[str, str] = {
         "Qwen/Qwen-Image-Edit-2509": "Qwen-Image-Edit-2509",
         "Qwen/Qwen-Image-Edit-2511": "Qwen-Image-Edit-2511",
     }
     template = EDIT_PLUS
-    modelspec = ("Qwen-Image-Edit-Plus", "https://github.com/QwenLM/Qwen-Image")  # as musubi-tuner names it
+    modelspec = (
+        "Qwen-Image-Edit-Plus",
+        "https://github.com/QwenLM/Qwen-Image",
+    )  # as musubi-tuner names it
     size_multiple = 32
     latent_channels = sizes.LATENT_CHANNELS
     latent_scale = sizes.LATENT_SCALE
@@ -82,8 +94,11 @@ class QwenImageFamily(FolderFamily):
         "out_channels": 16,
     }
     text_width_key = "joint_attention_dim"
-    # Qwen2.5-VL-7B by its config: 28 layers; embedding, vision tower and norms; the head, which is not used.
-    published_text = EncoderSize(linear_params=6_525_288_448, other_params=1_221_880_832, unused=544_997_376)
+    # Qwen2.5-VL-7B by its config: 28 layers; embedding, vision tower and norms; the
+    # head, which is not used.
+    published_text = EncoderSize(
+        linear_params=6_525_288_448, other_params=1_221_880_832, unused=544_997_376
+    )
     published_text_sizes = (3584, 18944)
     published_text_layers = 28
     published_vision: Mapping[str, Any] = {
@@ -116,9 +131,16 @@ class QwenImageFamily(FolderFamily):
         return EDIT_2511 if title == EDIT_2511.title else self
 
     def prompt_fault(
-        self, folder: Path, prompt: str, target: Size, references: Sequence[Size], area: int
+        self,
+        folder: Path,
+        prompt: str,
+        target: Size,
+        references: Sequence[Size],
+        area: int,
     ) -> str | None:
-        return sizes.prompt_fault(folder, prompt, target, references, area, self.template)
+        return sizes.prompt_fault(
+            folder, prompt, target, references, area, self.template
+        )
 
     def prompt_note(self, model: ModelSection, prompt: str) -> str | None:
         index = local_index(model.name_or_path, model.revision)
@@ -128,7 +150,16 @@ class QwenImageFamily(FolderFamily):
 
     def block_linears(self, width: int, config: Mapping[str, int]) -> Shapes:
         """Source: diffusers, transformer_qwenimage.py, QwenImageTransformerBlock."""
-        attention = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+        attention = (
+            "to_q",
+            "to_k",
+            "to_v",
+            "to_out.0",
+            "add_q_proj",
+            "add_k_proj",
+            "add_v_proj",
+            "to_add_out",
+        )
         shapes = {f"attn.{name}": (width, width) for name in attention}
         for stream in ("img", "txt"):
             shapes[f"{stream}_mlp.net.0.proj"] = (width, 4 * width)
@@ -161,20 +192,38 @@ class TextToImageFamily(QwenImageFamily):
     title = "Qwen-Image"
     pipelines = ("QwenImagePipeline",)
     pipeline_without_images = None
-    published: Mapping[str, str] = {"Qwen/Qwen-Image": "Qwen-Image", "Qwen/Qwen-Image-2512": "Qwen-Image-2512"}
+    published: Mapping[str, str] = {
+        "Qwen/Qwen-Image": "Qwen-Image",
+        "Qwen/Qwen-Image-2512": "Qwen-Image-2512",
+    }
     template = TEXT_TO_IMAGE
     modelspec = ("Qwen-Image", QwenImageFamily.modelspec[1])
     max_references = 0
     scales_references = False
     text_tokens_per_reference = 0
-    settings: Mapping[str, Any] = {**QwenImageFamily.settings, "transformer/zero_cond_t": False}
-    encoder_parts: Mapping[str, tuple[str, ...]] = {"vae": ("vae",), "text_encoder": ("text_encoder", "tokenizer")}
-    parts: Mapping[str, str] = {part: file for part, file in QwenImageFamily.parts.items() if part != "processor"}
-    classes: Mapping[str, str] = {part: name for part, name in QwenImageFamily.classes.items() if part != "processor"}
+    settings: Mapping[str, Any] = {
+        **QwenImageFamily.settings,
+        "transformer/zero_cond_t": False,
+    }
+    encoder_parts: Mapping[str, tuple[str, ...]] = {
+        "vae": ("vae",),
+        "text_encoder": ("text_encoder", "tokenizer"),
+    }
+    parts: Mapping[str, str] = {
+        part: file
+        for part, file in QwenImageFamily.parts.items()
+        if part != "processor"
+    }
+    classes: Mapping[str, str] = {
+        part: name
+        for part, name in QwenImageFamily.classes.items()
+        if part != "processor"
+    }
 
 
 class EditFamily(QwenImageFamily):
-    """The first Qwen-Image-Edit: one reference, which the text encoder sees as large as the transformer does."""
+    """The first Qwen-Image-Edit: one reference, which the text encoder sees as large as
+    the transformer does."""
 
     arch = "qwen_image_edit"
     title = "Qwen-Image-Edit"
@@ -183,9 +232,14 @@ class EditFamily(QwenImageFamily):
     published: Mapping[str, str] = {"Qwen/Qwen-Image-Edit": "Qwen-Image-Edit"}
     template = EDIT
     modelspec = ("Qwen-Image-Edit", QwenImageFamily.modelspec[1])
-    min_references = max_references = 1  # its template has an image; that of 2509 need not
+    min_references = max_references = (
+        1  # its template has an image; that of 2509 need not
+    )
     text_tokens_per_reference = EDIT.condition_area // 28**2 + 2
-    settings: Mapping[str, Any] = {**QwenImageFamily.settings, "transformer/zero_cond_t": False}
+    settings: Mapping[str, Any] = {
+        **QwenImageFamily.settings,
+        "transformer/zero_cond_t": False,
+    }
 
 
 class Edit2511Family(QwenImageFamily):
@@ -193,14 +247,16 @@ class Edit2511Family(QwenImageFamily):
 
     title = "Qwen-Image-Edit-2511"
     modelspec = ("Qwen-Image-Edit-2511", QwenImageFamily.modelspec[1])
-    # Scale and gate of attention and MLP are tensors of every token. Counted on tensors, as those of `KINDS`.
+    # Scale and gate of attention and MLP are tensors of every token. Counted on
+    # tensors, as those of `KINDS`.
     activation_units: Mapping[str, ActivationUnits] = {
         name: replace(
             units,
             everything=(units.everything[0] + 4, units.everything[1] + 4),
             forward=(units.forward[0] + 2, units.forward[1] + 2),
             compiled=(units.compiled[0] + 1.4, units.compiled[1] + 1.4),
-            offloaded=units.offloaded and (units.offloaded[0] + 2, units.offloaded[1] + 2),
+            offloaded=units.offloaded
+            and (units.offloaded[0] + 2, units.offloaded[1] + 2),
         )
         for name, kind in KINDS.items()
         for units in [kind.units]

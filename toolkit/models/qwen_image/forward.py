@@ -1,11 +1,14 @@
-"""The transformer's forward pass with each block run by a function of ours, so that memory can be managed around it;
-and blocks that do the same with less work: fewer kernels, and once what several layers read.
+"""The transformer's forward pass with each block run by a function of ours, so that
+memory can be managed around it; and blocks that do the same with less work: fewer
+kernels, and once what several layers read.
 
-What is computed is diffusers' `QwenImageTransformer2DModel.forward` (transformer_qwenimage.py), whose own modules do
-the work; `test_parity.py` holds the two together.
+What is computed is diffusers' `QwenImageTransformer2DModel.forward`
+(transformer_qwenimage.py), whose own modules do the work; `test_parity.py` holds the
+two together.
 
-Shape suffixes: B batch, C latent channels, H/W latent height and width, S image tokens (target and references),
-P token width (4 C), D model width, L text tokens, H heads, K channels of a head.
+Shape suffixes: B batch, C latent channels, H/W latent height and width, S image tokens
+(target and references), P token width (4 C), D model width, L text tokens, H heads, K
+channels of a head.
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ class BlockConditioning:
     """Inputs of every block besides the two streams."""
 
     temb_BD: Tensor
-    """Timestep embedding; [2B, D] where control images have their own timestep (`zero_cond_t`)."""
+    """Timestep embedding; [2B, D] where control images have their own timestep
+    (`zero_cond_t`)."""
 
     rotary: tuple[Tensor, Tensor]
     levels: tuple[float, ...]
@@ -56,20 +60,32 @@ class BlockConditioning:
 ImageTextStreams = tuple[Tensor, Tensor]
 """Image tokens [B, S, D] and text tokens [B, L, D]."""
 
-RunIndexed = Callable[[int, nn.Module, ImageTextStreams, BlockConditioning], ImageTextStreams]
+RunIndexed = Callable[
+    [int, nn.Module, ImageTextStreams, BlockConditioning], ImageTextStreams
+]
 """Runs one block, given its index."""
 
 
 def compose_wrappers(wrappers: Sequence[BlockWrapper]) -> RunIndexed:
-    """Runs a block in these wrappers, the first one innermost. They get tensors only: no timesteps, no index."""
+    """Runs a block in these wrappers, the first one innermost. They get tensors only:
+    no timesteps, no index."""
     run: BlockForward = _on_tensors
     for wrapper in wrappers:
         run = wrapper(run)
 
     def run_block(
-        index: int, block: nn.Module, streams: ImageTextStreams, conditions: BlockConditioning
+        index: int,
+        block: nn.Module,
+        streams: ImageTextStreams,
+        conditions: BlockConditioning,
     ) -> ImageTextStreams:
-        image_BSD, text_BLD = run(block, *streams, conditions.temb_BD, *conditions.rotary, conditions.modulate_index_BS)
+        image_BSD, text_BLD = run(
+            block,
+            *streams,
+            conditions.temb_BD,
+            *conditions.rotary,
+            conditions.modulate_index_BS,
+        )
         return image_BSD, text_BLD
 
     return run_block
@@ -107,20 +123,28 @@ def forward(
 ) -> Tensor:
     """Velocity [B, S, P] of every token.
 
-    levels: noise fraction of each item, in [0, 1]. shapes: of the target and each reference, the same for the whole
-    batch, in the order of the tokens. No text is padded: an attention mask would rule out the fast kernels.
+    levels: noise fraction of each item, in [0, 1]. shapes: of the target and each
+    reference, the same for the whole batch, in the order of the tokens. No text is
+    padded: an attention mask would rule out the fast kernels.
     """
     image_BSD = model.img_in(tokens_BSP)
     text_BLD = model.txt_in(model.txt_norm(embeds_BLD))
     count = len(levels)
     device = image_BSD.device
-    rotary = model.pos_embed([list(shapes)] * count, max_txt_seq_len=text_BLD.shape[1], device=device)
-    # With `zero_cond_t` control images have timestep 0. Created on the CPU, where the timesteps are known.
-    t = torch.tensor([*levels, *[0.0] * (count * model.zero_cond_t)], dtype=image_BSD.dtype)
+    rotary = model.pos_embed(
+        [list(shapes)] * count, max_txt_seq_len=text_BLD.shape[1], device=device
+    )
+    # With `zero_cond_t` control images have timestep 0. Created on the CPU, where the
+    # timesteps are known.
+    t = torch.tensor(
+        [*levels, *[0.0] * (count * model.zero_cond_t)], dtype=image_BSD.dtype
+    )
     temb_BD = timestep_embedding(model, to_device(t, device), image_BSD)
     which_BS = None
     if model.zero_cond_t:
-        which_S = (torch.arange(image_BSD.shape[1], device=device) >= prod(shapes[0])).int()
+        which_S = (
+            torch.arange(image_BSD.shape[1], device=device) >= prod(shapes[0])
+        ).int()
         which_BS = which_S.expand(count, -1)
     conditions = BlockConditioning(temb_BD, rotary, tuple(t.tolist()), which_BS)
     streams = image_BSD, text_BLD
@@ -130,8 +154,11 @@ def forward(
     return velocity_BSP
 
 
-def timestep_embedding(model: QwenImageTransformer2DModel, t_B: Tensor, like: Tensor) -> Tensor:
-    """Embeddings [B, D] of noise fractions, in the dtype of `like`; in a model of layers of images with opacity."""
+def timestep_embedding(
+    model: QwenImageTransformer2DModel, t_B: Tensor, like: Tensor
+) -> Tensor:
+    """Embeddings [B, D] of noise fractions, in the dtype of `like`; in a model of
+    layers of images with opacity."""
     if not model.time_text_embed.use_additional_t_cond:
         temb_BD: Tensor = model.time_text_embed(t_B, like)
         return temb_BD
@@ -140,15 +167,19 @@ def timestep_embedding(model: QwenImageTransformer2DModel, t_B: Tensor, like: Te
     return temb_with_opacity_BD
 
 
-# ------------------------------------------------------------ latents as tokens
-# Source: diffusers, pipeline_qwenimage_edit_plus.py, `_pack_latents`, `_unpack_latents` and `img_shapes`.
+# ------------------------------------------------------------ latents as tokens Source:
+# diffusers, pipeline_qwenimage_edit_plus.py, `_pack_latents`, `_unpack_latents` and
+# `img_shapes`.
 
 
 def pack(latents_BCHW: Tensor) -> Tensor:
-    """[B, C, H, W] to tokens [B, H/2 * W/2, 4 C]: row by row, each token channel-major over its 2x2 patch."""
+    """[B, C, H, W] to tokens [B, H/2 * W/2, 4 C]: row by row, each token channel-major
+    over its 2x2 patch."""
     b, c, h, w = latents_BCHW.shape
     patches = latents_BCHW.reshape(b, c, h // PATCH, PATCH, w // PATCH, PATCH)
-    return patches.permute(0, 2, 4, 1, 3, 5).reshape(b, (h // PATCH) * (w // PATCH), c * PATCH * PATCH)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(
+        b, (h // PATCH) * (w // PATCH), c * PATCH * PATCH
+    )
 
 
 def unpack(tokens_BSP: Tensor, height: int, width: int) -> Tensor:
@@ -159,58 +190,77 @@ def unpack(tokens_BSP: Tensor, height: int, width: int) -> Tensor:
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, c, height, width)
 
 
-def image_shapes(latents: Sequence[Tensor], stacks_layers: bool = False) -> list[ImageShape]:
-    """(frames, rows, columns) in tokens of each latent [..., H, W]; the target first, then the references.
+def image_shapes(
+    latents: Sequence[Tensor], stacks_layers: bool = False
+) -> list[ImageShape]:
+    """(frames, rows, columns) in tokens of each latent [..., H, W]; the target first,
+    then the references.
 
-    stacks_layers: the target is several images below each other, each as large as the only reference."""
-    shapes = [(1, latent.shape[-2] // PATCH, latent.shape[-1] // PATCH) for latent in latents]
+    stacks_layers: the target is several images below each other, each as large as the
+    only reference."""
+    shapes = [
+        (1, latent.shape[-2] // PATCH, latent.shape[-1] // PATCH) for latent in latents
+    ]
     if not stacks_layers:
         return shapes
     target, reference = shapes
     return [reference] * (target[1] // reference[1]) + [reference]
 
 
-# ------------------------------------------------------------ rotary positions that compiled blocks can rotate by
+# ------------------------------------------------------------ rotary positions that
+# compiled blocks can rotate by
 
 rotate_complex = transformer_qwenimage.apply_rotary_emb_qwen
 """diffusers' own."""
 
 
 def use_real_rotation() -> None:
-    """From here on compiled blocks rotate in real numbers: inductor generates no code for complex ones."""
+    """From here on compiled blocks rotate in real numbers: inductor generates no code
+    for complex ones."""
     transformer_qwenimage.apply_rotary_emb_qwen = rotate  # the blocks look it up there
 
 
-def rotate(x_BSHK: Tensor, freqs: Any, use_real: bool = True, use_real_unbind_dim: int = -1) -> Any:
-    """`rotate_complex`, or `rotate_real` where it is compiled. freqs: with `use_real: false` complex, [S, K / 2], K the
-    channels of a head."""
+def rotate(
+    x_BSHK: Tensor, freqs: Any, use_real: bool = True, use_real_unbind_dim: int = -1
+) -> Any:
+    """`rotate_complex`, or `rotate_real` where it is compiled. freqs: with `use_real:
+    false` complex, [S, K / 2], K the channels of a head."""
     if use_real or not torch.compiler.is_compiling():
         return rotate_complex(x_BSHK, freqs, use_real, use_real_unbind_dim)
     return rotate_real(x_BSHK, freqs)
 
 
 def rotate_real(x_BSHK: Tensor, freqs: Tensor) -> Tensor:
-    """Pairs of channels (a, b) times the complex numbers (c + di): (ac - bd, ad + bc). freqs: complex, [S, K / 2]."""
+    """Pairs of channels (a, b) times the complex numbers (c + di): (ac - bd, ad + bc).
+    freqs: complex, [S, K / 2]."""
     c, d = torch.view_as_real(freqs).unsqueeze(1).unbind(-1)
     a, b = x_BSHK.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([a * c - b * d, a * d + b * c], dim=-1).flatten(-2).type_as(x_BSHK)
+    return (
+        torch.stack([a * c - b * d, a * d + b * c], dim=-1).flatten(-2).type_as(x_BSHK)
+    )
 
 
-# ------------------------------------------------------------ norms and projections of a block
+# ------------------------------------------------------------ norms and projections of
+# a block
 
 PROJECTIONS = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
-"""Projections of the attention of both streams, image and text: layers that read the same input."""
+"""Projections of the attention of both streams, image and text: layers that read the
+same input."""
 
 
 class FusedRMSNorm(RMSNorm):
     """The same norm by PyTorch's kernel, one where diffusers' formula takes seven.
 
-    The output has the same bits on a CPU; the gradient is rounded once less in half precision. Compiled, it is the
-    formula, which inductor fuses with what is around it.
+    The output has the same bits on a CPU; the gradient is rounded once less in half
+    precision. Compiled, it is the formula, which inductor fuses with what is around it.
     """
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or self.weight is None or self.weight.dtype != hidden_states.dtype:
+        if (
+            torch.compiler.is_compiling()
+            or self.weight is None
+            or self.weight.dtype != hidden_states.dtype
+        ):
             by_formula: Tensor = super().forward(hidden_states)
             return by_formula
         normed: Tensor = rms_norm(hidden_states, self.dim, None, self.eps) * self.weight
@@ -226,14 +276,19 @@ def with_fused_norms(model: Module) -> Module:
 
 
 class _Projected:
-    """An attention whose projections of this call are there, each until it is called."""
+    """An attention whose projections of this call are there, each until it is
+    called."""
 
     def __init__(self, attn: nn.Module, outputs: dict[str, Tensor]) -> None:
         self._attn = attn
         self._outputs = outputs
 
     def __getattr__(self, name: str) -> Any:
-        return (lambda x: self._outputs.pop(name)) if name in self._outputs else getattr(self._attn, name)
+        return (
+            (lambda x: self._outputs.pop(name))
+            if name in self._outputs
+            else getattr(self._attn, name)
+        )
 
 
 class SharedProjections(transformer_qwenimage.QwenDoubleStreamAttnProcessor2_0):
@@ -249,8 +304,14 @@ class SharedProjections(transformer_qwenimage.QwenDoubleStreamAttnProcessor2_0):
         image_rotary_emb: Any = None,
     ) -> Any:
         outputs: dict[str, Tensor] = {}
-        for names, x_BSD in zip(PROJECTIONS, (hidden_states, encoder_hidden_states), strict=True):
-            outputs |= zip(names, project([getattr(attn, name) for name in names], x_BSD), strict=True)
+        for names, x_BSD in zip(
+            PROJECTIONS, (hidden_states, encoder_hidden_states), strict=True
+        ):
+            outputs |= zip(
+                names,
+                project([getattr(attn, name) for name in names], x_BSD),
+                strict=True,
+            )
         return super().__call__(
             _Projected(attn, outputs),
             hidden_states,

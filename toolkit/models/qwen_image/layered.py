@@ -1,7 +1,8 @@
 """Qwen-Image-Layered: takes a picture apart into layers with opacity. Imports no torch.
 
-Its target is several images of one size, first the picture itself and then its layers from back to front; its only
-control image is that picture. Source: diffusers 0.42.1, pipeline_qwenimage_layered.py.
+Its target is several images of one size, first the picture itself and then its layers
+from back to front; its only control image is that picture. Source: diffusers 0.42.1,
+pipeline_qwenimage_layered.py.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ AREA = 640 * 640
 """Pixels of an image. Source: `resolution` of the pipeline."""
 
 OWN_SETTINGS = ("use_additional_t_cond", "use_layer3d_rope")
-"""Keys of the transformer's config that are true; in diffusers their absence stands for false."""
+"""Keys of the transformer's config that are true; in diffusers their absence stands for
+false."""
 
 _EMBEDDING = "time_text_embed.addition_t_embedding"
-"""Two rows, of which the first stands for images with opacity (`is_rgb` of the pipeline is 0)."""
+"""Two rows, of which the first stands for images with opacity (`is_rgb` of the pipeline
+is 0)."""
 
 
 class LayeredFamily(TextToImageFamily):
@@ -49,7 +52,10 @@ class LayeredFamily(TextToImageFamily):
         **{f"transformer/{key}": True for key in OWN_SETTINGS},
         "vae/input_channels": 4,
     }
-    published_vae_config: Mapping[str, Any] = {**QwenImageFamily.published_vae_config, "input_channels": 4}
+    published_vae_config: Mapping[str, Any] = {
+        **QwenImageFamily.published_vae_config,
+        "input_channels": 4,
+    }
 
     def of_folder(self, folder: Path) -> LayeredFamily:
         return self
@@ -60,12 +66,18 @@ class LayeredFamily(TextToImageFamily):
     def sample_size(self, pixels: Size, reference: Size | None) -> Size:
         if reference is None:
             return super().sample_size(pixels, reference)
-        return size_of_area(pixels.width * pixels.height, reference.width / reference.height)
+        return size_of_area(
+            pixels.width * pixels.height, reference.width / reference.height
+        )
 
-    def default_size(self, reference: Size | None = None, learned: Sequence[Size] = ()) -> Size:
+    def default_size(
+        self, reference: Size | None = None, learned: Sequence[Size] = ()
+    ) -> Size:
         if learned:
             return super().default_size(reference, learned)
-        return size_of_area(AREA, reference.width / reference.height if reference else 1.0)
+        return size_of_area(
+            AREA, reference.width / reference.height if reference else 1.0
+        )
 
     def config_error(self, folder: Path) -> str:
         places = {"transformer": OWN_SETTINGS, "vae": ("input_channels",)}
@@ -79,15 +91,25 @@ class LayeredFamily(TextToImageFamily):
         return super().config_error(folder)
 
     def prompt_fault(
-        self, folder: Path, prompt: str, target: Size, references: Sequence[Size], area: int
+        self,
+        folder: Path,
+        prompt: str,
+        target: Size,
+        references: Sequence[Size],
+        area: int,
     ) -> str | None:
-        return super().prompt_fault(folder, prompt, target, (), area)  # the text encoder sees no image
+        return super().prompt_fault(
+            folder, prompt, target, (), area
+        )  # the text encoder sees no image
 
     def shift(self, shift: DynamicShift, is_dynamic: bool) -> DynamicShift:
         return SquareRootShift(**vars(shift)) if is_dynamic else shift
 
     def modules(self, folder: Path) -> dict[str, int]:
-        return {**super().modules(folder), _EMBEDDING: 2 * width_of(self.transformer_config(folder))}
+        return {
+            **super().modules(folder),
+            _EMBEDDING: 2 * width_of(self.transformer_config(folder)),
+        }
 
     def weight_shapes(self, folder: Path) -> dict[str, tuple[int, ...]]:
         shape = 2, width_of(self.transformer_config(folder))
@@ -95,9 +117,11 @@ class LayeredFamily(TextToImageFamily):
 
 
 class SquareRootShift(DynamicShift):
-    """The shift exponent grows with the side of one image, however many layers there are.
+    """The shift exponent grows with the side of one image, however many layers there
+    are.
 
-    Source: diffusers, pipeline_qwenimage_layered.py, `__call__` (`base_seqlen`, `mu`)."""
+    Source: diffusers, pipeline_qwenimage_layered.py, `__call__` (`base_seqlen`,
+    `mu`)."""
 
     def mu(self, tokens: int, steps: int) -> float:
         mu: float = (tokens / 256) ** 0.5

@@ -1,9 +1,10 @@
 """`DiffusionModel` for the members of `family.py`, which share the 20 B transformer.
 
-Parts are loaded when they are first used and dropped when training no longer needs them.
+Parts are loaded when they are first used and dropped when training no longer needs
+them.
 
-Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels / 8), F frames (1),
-S tokens, P token width, L text tokens, D text width.
+Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels / 8), F
+frames (1), S tokens, P token width, L text tokens, D text width.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from toolkit.models.qwen_image.forward import (
     unpack,
     use_real_rotation,
 )
-from toolkit.models.qwen_image.modulation_cache import ModulationCache, ModulationCacheUnsupportedError
+from toolkit.models.qwen_image.modulation_cache import (
+    ModulationCache,
+    ModulationCacheUnsupportedError,
+)
 from toolkit.models.qwen_model import QwenModel
 
 if TYPE_CHECKING:
@@ -62,7 +66,9 @@ class QwenImageModel(QwenModel):
         if name == "text_encoder":
             kind = loading.TEXT_ENCODER
             file = o.files.get(name)
-            return vl_prompts.load_text_model(part, kind, o.dtype, o.transform_text_block, file, o.keeps_text_codes)
+            return vl_prompts.load_text_model(
+                part, kind, o.dtype, o.transform_text_block, file, o.keeps_text_codes
+            )
         if name == "tokenizer":
             return vl_prompts.load_tokenizer(part)
         return vl_prompts.load_image_processor(part)
@@ -77,8 +83,12 @@ class QwenImageModel(QwenModel):
             references = ()
         processor = self.part("processor") if references else None
         template = self.family.template
-        inputs = prompts.encoder_inputs(prompt, references, self.part("tokenizer"), processor, template)
-        embeds_LD = prompts.prompt_embedding(inputs, self.on_device("text_encoder"), template.dropped_tokens)
+        inputs = prompts.encoder_inputs(
+            prompt, references, self.part("tokenizer"), processor, template
+        )
+        embeds_LD = prompts.prompt_embedding(
+            inputs, self.on_device("text_encoder"), template.dropped_tokens
+        )
         return embeds_LD[: template.most_tokens]
 
     # ------------------------------------------------------------ the transformer
@@ -86,7 +96,12 @@ class QwenImageModel(QwenModel):
     compose = staticmethod(compose_wrappers)
 
     def predict_group(
-        self, run: RunIndexed, x_t_BCHW: Tensor, t_B: Tensor, prompts: PromptEmbeds, slots: Sequence[Tensor]
+        self,
+        run: RunIndexed,
+        x_t_BCHW: Tensor,
+        t_B: Tensor,
+        prompts: PromptEmbeds,
+        slots: Sequence[Tensor],
     ) -> Tensor:
         height, width = x_t_BCHW.shape[-2:]
         target_BSP = pack(self.to_model(x_t_BCHW))
@@ -119,11 +134,12 @@ class QwenImageModel(QwenModel):
             self.modulation_cache.prefetch_timesteps(levels)
 
     def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
-        """Guidance, by most members with each token's length restored to the conditional one's; a token of length 0
-        stays 0.
+        """Guidance, by most members with each token's length restored to the
+        conditional one's; a token of length 0 stays 0.
 
-        Source: diffusers, pipeline_qwenimage_edit_plus.py, `__call__` (`comb_pred`, `cond_norm`), where 0 / 0 makes
-        NaN of it: a transformer that is not trained yet predicts zeros.
+        Source: diffusers, pipeline_qwenimage_edit_plus.py, `__call__` (`comb_pred`,
+        `cond_norm`), where 0 / 0 makes NaN of it: a transformer that is not trained yet
+        predicts zeros.
         """
         if not self.family.keeps_length:
             return uncond_BCHW + scale * (cond_BCHW - uncond_BCHW)
@@ -132,7 +148,9 @@ class QwenImageModel(QwenModel):
         uncond_BSP = pack(uncond_BCHW)
         guided_BSP = uncond_BSP + scale * (cond_BSP - uncond_BSP)
         shortest = torch.finfo(guided_BSP.dtype).tiny
-        length_BS1 = cond_BSP.norm(dim=-1, keepdim=True) / guided_BSP.norm(dim=-1, keepdim=True).clamp(min=shortest)
+        length_BS1 = cond_BSP.norm(dim=-1, keepdim=True) / guided_BSP.norm(
+            dim=-1, keepdim=True
+        ).clamp(min=shortest)
         return unpack(guided_BSP * length_BS1, height, width)
 
     def prepare_compiling(self) -> None:

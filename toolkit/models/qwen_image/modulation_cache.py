@@ -1,13 +1,17 @@
-"""Caches the frozen part of each block's modulation per timestep, so that a third of the weights can stay on the CPU.
+"""Caches the frozen part of each block's modulation per timestep, so that a third of
+the weights can stay on the CPU.
 
-`img_mod` and `txt_mod` depend on the timestep only, so their frozen outputs can be cached. The timesteps of a run are
-known in advance (`prefetch_timesteps`); their outputs are computed from weights in CPU memory, which are streamed to
-the device layer by layer. A timestep that was not prefetched is computed on use: slower, with the same result.
+`img_mod` and `txt_mod` depend on the timestep only, so their frozen outputs can be
+cached. The timesteps of a run are known in advance (`prefetch_timesteps`); their
+outputs are computed from weights in CPU memory, which are streamed to the device layer
+by layer. A timestep that was not prefetched is computed on use: slower, with the same
+result.
 
-Rows are always computed in chunks of `CHUNK`, so that their bits do not depend on the other rows. They differ from a
-matmul of a single row by rounding.
+Rows are always computed in chunks of `CHUNK`, so that their bits do not depend on the
+other rows. They differ from a matmul of a single row by rounding.
 
-Shape suffixes: B batch rows, D model width, M = 12 D both modulations of a block, N rows computed together.
+Shape suffixes: B batch rows, D model width, M = 12 D both modulations of a block, N
+rows computed together.
 """
 
 from __future__ import annotations
@@ -22,7 +26,12 @@ from torch.nn.functional import silu
 
 from toolkit.contracts.model import BlockForward, WeightStreaming
 from toolkit.models.families import MOST_ROWS
-from toolkit.models.qwen_image.forward import BlockConditioning, ImageTextStreams, RunIndexed, timestep_embedding
+from toolkit.models.qwen_image.forward import (
+    BlockConditioning,
+    ImageTextStreams,
+    RunIndexed,
+    timestep_embedding,
+)
 from toolkit.models.qwen_image.loading import TABULATED
 from toolkit.system.device import to_device
 
@@ -37,10 +46,12 @@ class ModulationCacheUnsupportedError(Exception):
 
 
 class Modulation(nn.Module):
-    """Replaces `img_mod` or `txt_mod`: cached rows come with the embedding, an adapter's delta is computed."""
+    """Replaces `img_mod` or `txt_mod`: cached rows come with the embedding, an
+    adapter's delta is computed."""
 
     adapter: Any
-    """The layer that adapts the frozen one (`toolkit.networks.adapter.AdapterLinear`), or None."""
+    """The layer that adapts the frozen one (`toolkit.networks.adapter.AdapterLinear`),
+    or None."""
 
     def __init__(self, adapter: nn.Module | None, width: int, stream: int) -> None:
         """stream: 0 image, 1 text."""
@@ -50,10 +61,13 @@ class Modulation(nn.Module):
         self.place = slice((1 + 6 * stream) * width, (7 + 6 * stream) * width)
 
     def forward(self, extended_BE: Tensor) -> Tensor:
-        """extended_BE: the embedding [B, D], then the rows of both streams [B, M]. Returns [B, 6 D]."""
+        """extended_BE: the embedding [B, D], then the rows of both streams [B, M].
+        Returns [B, 6 D]."""
         rows_B = extended_BE[:, self.place]
         return (
-            self.adapter.forward_with_base_output(rows_B, silu(extended_BE[:, : self.width]))
+            self.adapter.forward_with_base_output(
+                rows_B, silu(extended_BE[:, : self.width])
+            )
             if self.adapter
             else rows_B
         )
@@ -63,27 +77,41 @@ class ModulationCache:
     """Outputs of both modulations of every block, for prefetched and used timesteps."""
 
     def __init__(
-        self, model: QwenImageTransformer2DModel, device: torch.device, dtype: torch.dtype, streaming: WeightStreaming
+        self,
+        model: QwenImageTransformer2DModel,
+        device: torch.device,
+        dtype: torch.dtype,
+        streaming: WeightStreaming,
     ) -> None:
-        """Moves the frozen modulation layers of `model` to the CPU; its adapters have to be attached.
+        """Moves the frozen modulation layers of `model` to the CPU; its adapters have
+        to be attached.
 
-        streaming: runs these layers with weights that wait in CPU memory; not used on the CPU.
+        streaming: runs these layers with weights that wait in CPU memory; not used on
+        the CPU.
 
-        Raises ModulationCacheUnsupportedError, with nothing changed, where the output depends on more than that.
+        Raises ModulationCacheUnsupportedError, with nothing changed, where the output
+        depends on more than that.
         """
         check_modulation_frozen(model)
         self._model = model
         self._device = device
         self._dtype = dtype
-        self._layers = [[self._take(block, stream) for stream in range(2)] for block in model.transformer_blocks]
+        self._layers = [
+            [self._take(block, stream) for stream in range(2)]
+            for block in model.transformer_blocks
+        ]
         self._run: BlockForward = lambda layer, *inputs: (layer(*inputs),)
         if self.is_elsewhere():
-            self._run = streaming([layer for layers in self._layers for layer in layers], device)(self._run)
+            self._run = streaming(
+                [layer for layers in self._layers for layer in layers], device
+            )(self._run)
         self._rows: dict[float, list[Tensor]] = {}
-        """Level in the model's dtype -> its rows [M] of each block; the one used longest ago first."""
+        """Level in the model's dtype -> its rows [M] of each block; the one used
+        longest ago first."""
 
     def _take(self, block: nn.Module, stream: int) -> nn.Module:
-        """Replaces the layer of one stream; returns its frozen layer, moved to the CPU."""
+        """Replaces the layer of one stream; returns its frozen layer, moved to the
+        CPU."""
         layer = getattr(block, TABULATED[stream])[1]
         adapter = layer if hasattr(layer, "base_layer") else None
         base = adapter.base_layer if adapter is not None else layer
@@ -91,13 +119,17 @@ class ModulationCache:
             adapter.base_layer = nn.Identity()
             adapter.to(self._device)
         width = base.in_features
-        setattr(block, TABULATED[stream], Modulation(adapter, width, stream).to(self._device))
+        setattr(
+            block,
+            TABULATED[stream],
+            Modulation(adapter, width, stream).to(self._device),
+        )
         frozen: nn.Module = base.to("cpu")
         return frozen
 
     def prefetch_timesteps(self, levels: Iterable[float]) -> None:
-        """Computes missing outputs for these timesteps in [0, 1], and for t = 0 where control images have it; drops the
-        least recently used others if necessary."""
+        """Computes missing outputs for these timesteps in [0, 1], and for t = 0 where
+        control images have it; drops the least recently used others if necessary."""
         levels = [*levels, *[0.0] * self._model.zero_cond_t]
         wanted = dict.fromkeys(torch.tensor(levels).to(self._dtype).tolist())
         for level in wanted:
@@ -106,7 +138,9 @@ class ModulationCache:
         missing = [level for level in wanted if level not in self._rows]
         for begin in range(0, len(missing), CHUNK):
             self.compute(missing[begin : begin + CHUNK])
-        for level in [level for level in self._rows if level not in wanted][: max(0, len(self._rows) - MOST_ROWS)]:
+        for level in [level for level in self._rows if level not in wanted][
+            : max(0, len(self._rows) - MOST_ROWS)
+        ]:
             del self._rows[level]
 
     @torch.no_grad()
@@ -114,27 +148,39 @@ class ModulationCache:
         """Caches the rows of at most CHUNK noise levels."""
         padded = [*levels, *[0.0] * (CHUNK - len(levels))]
         t_N = to_device(torch.tensor(padded), self._device, self._dtype)
-        embedded_ND = silu(timestep_embedding(self._model, t_N, t_N))  # of its last argument only the dtype is used
+        embedded_ND = silu(
+            timestep_embedding(self._model, t_N, t_N)
+        )  # of its last argument only the dtype is used
         for level in levels:
             self._rows[level] = []
         for layers in self._layers:
-            rows_NM = torch.cat([self._run(layer, embedded_ND)[0] for layer in layers], dim=1)
+            rows_NM = torch.cat(
+                [self._run(layer, embedded_ND)[0] for layer in layers], dim=1
+            )
             for place, level in enumerate(levels):
-                self._rows[level].append(rows_NM[place].clone())  # a view would keep the whole chunk
+                self._rows[level].append(
+                    rows_NM[place].clone()
+                )  # a view would keep the whole chunk
 
     def is_elsewhere(self) -> bool:
         """Whether the layers have to be brought to the device."""
         return self._device.type != "cpu"
 
     def wrap(self, run: RunIndexed) -> RunIndexed:
-        """`run` with the cached rows of each block appended to the timestep embedding."""
+        """`run` with the cached rows of each block appended to the timestep
+        embedding."""
 
         def run_with_rows(
-            index: int, block: nn.Module, streams: ImageTextStreams, conditions: BlockConditioning
+            index: int,
+            block: nn.Module,
+            streams: ImageTextStreams,
+            conditions: BlockConditioning,
         ) -> ImageTextStreams:
             if index == 0 and not self._rows.keys() >= {*conditions.levels}:
                 self.prefetch_timesteps(conditions.levels)
-            rows_BM = torch.stack([self._rows[level][index] for level in conditions.levels])
+            rows_BM = torch.stack(
+                [self._rows[level][index] for level in conditions.levels]
+            )
             temb_BD = torch.cat([conditions.temb_BD, rows_BM], dim=1)
             return run(index, block, streams, replace(conditions, temb_BD=temb_BD))
 
@@ -142,9 +188,12 @@ class ModulationCache:
 
 
 def check_modulation_frozen(model: QwenImageTransformer2DModel) -> None:
-    """Raises ModulationCacheUnsupportedError when a trained parameter changes the frozen part of the modulation."""
+    """Raises ModulationCacheUnsupportedError when a trained parameter changes the
+    frozen part of the modulation."""
     if any(p.requires_grad for p in model.time_text_embed.parameters()):
-        raise ModulationCacheUnsupportedError("the embedding of the noise level is trained")
+        raise ModulationCacheUnsupportedError(
+            "the embedding of the noise level is trained"
+        )
     for block in model.transformer_blocks:
         for stream in TABULATED:
             layer = getattr(block, stream)[1]
@@ -155,4 +204,6 @@ def check_modulation_frozen(model: QwenImageTransformer2DModel) -> None:
                     )
                 layer = layer.base_layer
             if any(p.requires_grad for p in layer.parameters()):
-                raise ModulationCacheUnsupportedError("img_mod and txt_mod are trained themselves")
+                raise ModulationCacheUnsupportedError(
+                    "img_mod and txt_mod are trained themselves"
+                )

@@ -24,13 +24,17 @@ HEAD_DIM = 128
 """Channels of an attention head of the published model."""
 
 
-def new_transformer(folder: Path, arguments: Mapping[str, Any]) -> QwenImageTransformer2DModel:
-    """A transformer with these arguments of diffusers; what they leave out fits the VAE and text encoder in `folder`.
+def new_transformer(
+    folder: Path, arguments: Mapping[str, Any]
+) -> QwenImageTransformer2DModel:
+    """A transformer with these arguments of diffusers; what they leave out fits the VAE
+    and text encoder in `folder`.
 
-    Draws from torch's global generator. Modulations and the output start at zero, so that each block adds nothing and
-    the first prediction is 0 (adaLN-Zero: Peebles and Xie 2023, https://arxiv.org/abs/2212.09748, section 3.2). Raises
-    UserError for arguments that are not those of the class, and for an autoencoder whose latents the family does not
-    have.
+    Draws from torch's global generator. Modulations and the output start at zero, so
+    that each block adds nothing and the first prediction is 0 (adaLN-Zero: Peebles and
+    Xie 2023, https://arxiv.org/abs/2212.09748, section 3.2). Raises UserError for
+    arguments that are not those of the class, and for an autoencoder whose latents the
+    family does not have.
     """
     vae = read_model_json(folder / "vae" / "config.json")
     text = read_model_json(folder / "text_encoder" / "config.json")
@@ -48,8 +52,14 @@ def new_transformer(folder: Path, arguments: Mapping[str, Any]) -> QwenImageTran
         "joint_attention_dim": text.get("text_config", text)["hidden_size"],
         "axes_dims_rope": rope_axes(arguments.get("attention_head_dim", HEAD_DIM)),
     }
-    transformer = build(QwenImageTransformer2DModel, {**fitting, **arguments}, ARGUMENTS)
-    modulations = [layer for block in transformer.transformer_blocks for layer in (block.img_mod, block.txt_mod)]
+    transformer = build(
+        QwenImageTransformer2DModel, {**fitting, **arguments}, ARGUMENTS
+    )
+    modulations = [
+        layer
+        for block in transformer.transformer_blocks
+        for layer in (block.img_mod, block.txt_mod)
+    ]
     with torch.no_grad():
         for part in (*modulations, transformer.norm_out.linear, transformer.proj_out):
             for parameter in part.parameters():
@@ -58,10 +68,13 @@ def new_transformer(folder: Path, arguments: Mapping[str, Any]) -> QwenImageTran
 
 
 def rope_axes(head_dim: int) -> tuple[int, int, int]:
-    """How the channels of a head are shared by frame, row and column: about an eighth for the frame, as published
-    (16, 56, 56 of 128), and even numbers. head_dim: a multiple of 4."""
+    """How the channels of a head are shared by frame, row and column: about an eighth
+    for the frame, as published (16, 56, 56 of 128), and even numbers. head_dim: a
+    multiple of 4."""
     if not isinstance(head_dim, int) or head_dim < 8 or head_dim % 4:
-        raise UserError(f"{ARGUMENTS}.attention_head_dim: {head_dim!r} is not a multiple of 4 of at least 8.")
+        raise UserError(
+            f"{ARGUMENTS}.attention_head_dim: {head_dim!r} is not a multiple of 4 of at least 8."
+        )
     frame = max(4, head_dim // 8 // 4 * 4)
     side = (head_dim - frame) // 2
     return frame, side, side

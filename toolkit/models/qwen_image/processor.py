@@ -1,4 +1,5 @@
-"""What diffusers' own pipeline needs to run in the environment of requirements.txt: docs/use_your_lora.md.
+"""What diffusers' own pipeline needs to run in the environment of requirements.txt:
+docs/use_your_lora.md.
 
 The trainer does not use this module: it encodes prompts with `prompts.py`.
 """
@@ -18,35 +19,45 @@ if TYPE_CHECKING:
 class EditProcessor(Qwen2VLProcessor):
     """`Qwen2VLProcessor` for images alone: its video processor needs torchvision.
 
-    `EditProcessor.from_pretrained(model, subfolder="processor")` reads the processor folder of a model, a local folder
-    or a hub id.
+    `EditProcessor.from_pretrained(model, subfolder="processor")` reads the processor
+    folder of a model, a local folder or a hub id.
     """
 
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+    ) -> None:
         # transformers reads the parts of a processor off the names of these arguments.
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
 
 def add_image_positions(text_encoder: PreTrainedModel) -> None:
-    """Makes every call with images pass `mm_token_type_ids` [B, L]: 1 for the tokens of an image, 0 for text.
+    """Makes every call with images pass `mm_token_type_ids` [B, L]: 1 for the tokens of
+    an image, 0 for text.
 
-    transformers since 5.3 gives image tokens their three-dimensional positions only then, and the pipeline of
-    diffusers 0.42.1 does not pass them (diffusers issue 14194). Calls that pass them already stay as they are.
+    transformers since 5.3 gives image tokens their three-dimensional positions only
+    then, and the pipeline of diffusers 0.42.1 does not pass them (diffusers issue
+    14194). Calls that pass them already stay as they are.
     """
 
     def pass_ids(
         encoder: PreTrainedModel, args: tuple[Any, ...], inputs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if inputs.get("pixel_values") is not None and "mm_token_type_ids" not in inputs:
-            inputs["mm_token_type_ids"] = (inputs["input_ids"] == encoder.config.image_token_id).int()
+            inputs["mm_token_type_ids"] = (
+                inputs["input_ids"] == encoder.config.image_token_id
+            ).int()
         return args, inputs
 
     text_encoder.register_forward_pre_hook(pass_ids, with_kwargs=True)
 
 
 def use_edit_template(pipeline: QwenImagePipeline) -> None:
-    """Makes the text-to-image pipeline put the words of Qwen-Image-Edit-2509 and 2511 around a prompt, as the trainer
-    does for these models when a sample has no control image. With its own words the images differ.
+    """Makes the text-to-image pipeline put the words of Qwen-Image-Edit-2509 and 2511
+    around a prompt, as the trainer does for these models when a sample has no control
+    image. With its own words the images differ.
     """
     for name, value in EDIT_PLUS.of_pipeline().items():
         setattr(pipeline, name, value)

@@ -1,8 +1,10 @@
-"""A prompt and its reference images as the text encoder's input, as diffusers' pipeline builds it.
+"""A prompt and its reference images as the text encoder's input, as diffusers' pipeline
+builds it.
 
-Source: diffusers, pipeline_qwenimage_edit_plus.py, `_get_qwen_prompt_embeds`. One thing differs from diffusers 0.42.1:
-the text encoder is told which tokens are images, so that they get the three-dimensional positions that the published
-model was trained and released with (transformers before 5.3 found them by itself; diffusers issue 14194).
+Source: diffusers, pipeline_qwenimage_edit_plus.py, `_get_qwen_prompt_embeds`. One thing
+differs from diffusers 0.42.1: the text encoder is told which tokens are images, so that
+they get the three-dimensional positions that the published model was trained and
+released with (transformers before 5.3 found them by itself; diffusers issue 14194).
 
 Shape suffixes: B batch (1), L tokens, D embedding width.
 """
@@ -22,7 +24,9 @@ from toolkit.models.template import EDIT_PLUS, IMAGE_PAD, SUFFIX, Template
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, Qwen2Tokenizer
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+        Qwen2VLImageProcessorPil,
+    )
 
 PREFIX = EDIT_PLUS.prefix
 DROP_TOKENS = EDIT_PLUS.dropped_tokens
@@ -30,12 +34,22 @@ DROP_TOKENS = EDIT_PLUS.dropped_tokens
 
 def prompt_text(prompt: str, references: int, template: Template = EDIT_PLUS) -> str:
     """The text handed to the tokenizer, one image placeholder per reference."""
-    return template.prefix + "".join(template.image.format(i + 1) for i in range(references)) + prompt + SUFFIX
+    return (
+        template.prefix
+        + "".join(template.image.format(i + 1) for i in range(references))
+        + prompt
+        + SUFFIX
+    )
 
 
-def resize_condition_image(image: Image.Image, area: int = EDIT_PLUS.condition_area) -> Image.Image:
-    """A reference as the text encoder sees it: RGB values 0..255, about `area` pixels, aspect ratio kept."""
-    return image.convert("RGB").resize(size_of_area(area, image.width / image.height), Image.Resampling.LANCZOS)
+def resize_condition_image(
+    image: Image.Image, area: int = EDIT_PLUS.condition_area
+) -> Image.Image:
+    """A reference as the text encoder sees it: RGB values 0..255, about `area` pixels,
+    aspect ratio kept."""
+    return image.convert("RGB").resize(
+        size_of_area(area, image.width / image.height), Image.Resampling.LANCZOS
+    )
 
 
 def encoder_inputs(
@@ -46,33 +60,46 @@ def encoder_inputs(
     template: Template = EDIT_PLUS,
 ) -> dict[str, Tensor]:
     """See `vl_prompts.encoder_inputs`."""
-    images = [resize_condition_image(image, template.condition_area) for image in references]
+    images = [
+        resize_condition_image(image, template.condition_area) for image in references
+    ]
     if image_processor:
         vision = vl_prompts.vision_inputs(images, image_processor)
     else:
         vision = {}
-    ids = token_ids(prompt, vl_prompts.image_tokens(vision, image_processor), tokenizer, template)
+    ids = token_ids(
+        prompt, vl_prompts.image_tokens(vision, image_processor), tokenizer, template
+    )
     return vl_prompts.encoder_inputs(ids, vision, tokenizer)
 
 
 def token_ids(
-    prompt: str, image_tokens: Sequence[int], tokenizer: Qwen2Tokenizer, template: Template = EDIT_PLUS
+    prompt: str,
+    image_tokens: Sequence[int],
+    tokenizer: Qwen2Tokenizer,
+    template: Template = EDIT_PLUS,
 ) -> list[int]:
-    """The tokens of `prompt_text`, each image's placeholder repeated as often as `image_tokens` says."""
+    """The tokens of `prompt_text`, each image's placeholder repeated as often as
+    `image_tokens` says."""
     images = (
         template.image.format(number).replace(IMAGE_PAD, IMAGE_PAD * count)
         for number, count in enumerate(image_tokens, start=1)
     )
-    return vl_prompts.token_ids(template.prefix + "".join(images), prompt, SUFFIX, tokenizer)
+    return vl_prompts.token_ids(
+        template.prefix + "".join(images), prompt, SUFFIX, tokenizer
+    )
 
 
 @torch.no_grad()
 def prompt_embedding(
-    inputs: dict[str, Tensor], text_model: PreTrainedModel, dropped_tokens: int = DROP_TOKENS
+    inputs: dict[str, Tensor],
+    text_model: PreTrainedModel,
+    dropped_tokens: int = DROP_TOKENS,
 ) -> Tensor:
     """Hidden states [L, D] of the last layer without the first `dropped_tokens`.
 
-    `text_model` is the encoder without its language-model head, which this model family never uses.
+    `text_model` is the encoder without its language-model head, which this model family
+    never uses.
     """
     inputs = {name: value.to(text_model.device) for name, value in inputs.items()}
     hidden_BLD: Tensor = text_model(**inputs, use_cache=False).last_hidden_state

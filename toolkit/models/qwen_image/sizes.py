@@ -1,10 +1,13 @@
-"""How large references are, and whether a prompt fits beside them into the transformer's rotary positions. Imports no
-torch; the tokenizer is loaded only for prompts that are long enough to be in doubt.
+"""How large references are, and whether a prompt fits beside them into the
+transformer's rotary positions. Imports no torch; the tokenizer is loaded only for
+prompts that are long enough to be in doubt.
 
-Text tokens take the positions behind those of the images, and the table of positions ends.
+Text tokens take the positions behind those of the images, and the table of positions
+ends.
 
-Source: diffusers, pipelines/qwenimage/pipeline_qwenimage_edit_plus.py, `calculate_dimensions`, CONDITION_IMAGE_SIZE and
-VAE_IMAGE_SIZE; "target area": ai-toolkit, `match_target_res`."""
+Source: diffusers, pipelines/qwenimage/pipeline_qwenimage_edit_plus.py,
+`calculate_dimensions`, CONDITION_IMAGE_SIZE and VAE_IMAGE_SIZE; "target area":
+ai-toolkit, `match_target_res`."""
 
 from __future__ import annotations
 
@@ -19,26 +22,38 @@ from toolkit.models.template import EDIT_PLUS, Template
 
 OWN_SIZES = tuple(
     Size(*sides)
-    for sides in ((1328, 1328), (1664, 928), (928, 1664), (1472, 1104), (1104, 1472), (1584, 1056), (1056, 1584))
+    for sides in (
+        (1328, 1328),
+        (1664, 928),
+        (928, 1664),
+        (1472, 1104),
+        (1104, 1472),
+        (1584, 1056),
+        (1056, 1584),
+    )
 )
-"""1:1, 16:9, 9:16, 4:3, 3:4, 3:2, 2:3. Source: README of QwenLM/Qwen-Image, `aspect_ratios`."""
+"""1:1, 16:9, 9:16, 4:3, 3:4, 3:2, 2:3. Source: README of QwenLM/Qwen-Image,
+`aspect_ratios`."""
 
 LATENT_CHANNELS = 16
 LATENT_SCALE = 8
-"""Pixels along one side of a latent pixel. Source: diffusers, AutoencoderKLQwenImage, `spatial_compression_ratio`."""
+"""Pixels along one side of a latent pixel. Source: diffusers, AutoencoderKLQwenImage,
+`spatial_compression_ratio`."""
 
 PATCH = 2
-"""Latent pixels along one side of a token. Source: diffusers, pipeline_qwenimage_edit_plus.py, `_pack_latents`."""
+"""Latent pixels along one side of a token. Source: diffusers,
+pipeline_qwenimage_edit_plus.py, `_pack_latents`."""
 
 POSITIONS = 4096
 """Rows of the table. Source: diffusers, transformer_qwenimage.py, QwenEmbedRope."""
 
 SURE_PROMPT = 500
-"""Letters of a prompt that fits whatever the images: in at most 4 bytes each, beside three references of the most
-extreme shapes that the image processor takes (200 : 1)."""
+"""Letters of a prompt that fits whatever the images: in at most 4 bytes each, beside
+three references of the most extreme shapes that the image processor takes (200 : 1)."""
 
 PIXELS_PER_TEXT_TOKEN = 28
-"""Side of the square of an image that is one token of the text encoder: 14 x 14 patches, merged by 2 x 2."""
+"""Side of the square of an image that is one token of the text encoder: 14 x 14
+patches, merged by 2 x 2."""
 
 WORDS_AROUND = 40
 """More tokens than the template puts around a prompt and around each of its images."""
@@ -52,23 +67,37 @@ def prompt_fault(
     area: int,
     template: Template = EDIT_PLUS,
 ) -> str | None:
-    """What is wrong with a prompt that is too long for a target of this size with these references; None if nothing.
+    """What is wrong with a prompt that is too long for a target of this size with these
+    references; None if nothing.
 
-    folder: the model's; where its tokenizer is not there (yet), only what is too short to be in doubt is judged.
-    references: pixels of the images as they are; they are scaled to `area`, 0: the target's.
+    folder: the model's; where its tokenizer is not there (yet), only what is too short
+    to be in doubt is judged. references: pixels of the images as they are; they are
+    scaled to `area`, 0: the target's.
     """
     seen = [reference_size(reference, target, area) for reference in references]
-    most = POSITIONS - max(max(size) // (LATENT_SCALE * PATCH) // 2 for size in (target, *seen))
+    most = POSITIONS - max(
+        max(size) // (LATENT_SCALE * PATCH) // 2 for size in (target, *seen)
+    )
     images = []  # tokens of each in the text encoder
     for reference in references:
-        seen_at = size_of_area(template.condition_area, reference.width / reference.height)
-        images.append(prod(max(1, round(side / PIXELS_PER_TEXT_TOKEN)) for side in seen_at))
-    if _bytes(prompt) + sum(images) + WORDS_AROUND * (1 + len(images)) <= most or not (folder / "tokenizer").is_dir():
+        seen_at = size_of_area(
+            template.condition_area, reference.width / reference.height
+        )
+        images.append(
+            prod(max(1, round(side / PIXELS_PER_TEXT_TOKEN)) for side in seen_at)
+        )
+    if (
+        _bytes(prompt) + sum(images) + WORDS_AROUND * (1 + len(images)) <= most
+        or not (folder / "tokenizer").is_dir()
+    ):
         return None
     from toolkit.models.qwen_image.prompts import token_ids
     from toolkit.models.vl_prompts import known_tokenizer
 
-    count = len(token_ids(prompt, images, known_tokenizer(folder / "tokenizer"), template)) - template.dropped_tokens
+    count = (
+        len(token_ids(prompt, images, known_tokenizer(folder / "tokenizer"), template))
+        - template.dropped_tokens
+    )
     if min(count, template.most_tokens or count) <= most:
         return None
     if references:
@@ -79,20 +108,28 @@ def prompt_fault(
 
 
 def prompt_cut(folder: Path, prompt: str, template: Template) -> str | None:
-    """What the transformer does not get of a prompt, by `Template.most_tokens`; None if nothing, and where the model's
-    tokenizer is not there (yet)."""
+    """What the transformer does not get of a prompt, by `Template.most_tokens`; None if
+    nothing, and where the model's tokenizer is not there (yet)."""
     most = template.most_tokens
-    if most is None or _bytes(prompt) + WORDS_AROUND <= most or not (folder / "tokenizer").is_dir():
+    if (
+        most is None
+        or _bytes(prompt) + WORDS_AROUND <= most
+        or not (folder / "tokenizer").is_dir()
+    ):
         return None
     from toolkit.models.qwen_image.prompts import token_ids
     from toolkit.models.vl_prompts import known_tokenizer
 
-    count = len(token_ids(prompt, (), known_tokenizer(folder / "tokenizer"), template)) - template.dropped_tokens
+    count = (
+        len(token_ids(prompt, (), known_tokenizer(folder / "tokenizer"), template))
+        - template.dropped_tokens
+    )
     if count <= most:
         return None
     return f"{count:,} text tokens, of which the model gets the first {most}, as in its own pipeline. Shorten the text."
 
 
 def _bytes(prompt: str) -> int:
-    """No fewer than its tokens: each is at least one byte of the text in its composed form."""
+    """No fewer than its tokens: each is at least one byte of the text in its composed
+    form."""
     return len(unicodedata.normalize("NFC", prompt).encode("utf-8", "replace"))

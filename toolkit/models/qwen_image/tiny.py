@@ -1,4 +1,5 @@
-"""The parts of a tiny model of the members that share the 20 B transformer; see `toolkit.models.tiny`."""
+"""The parts of a tiny model of the members that share the 20 B transformer; see
+`toolkit.models.tiny`."""
 
 from __future__ import annotations
 
@@ -32,12 +33,16 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-def write_parts(folder: Path, family: QwenImageFamily, spec: TinySpec) -> QwenImageTransformer2DModel:
+def write_parts(
+    folder: Path, family: QwenImageFamily, spec: TinySpec
+) -> QwenImageTransformer2DModel:
     """Writes all parts but the scheduler and the transformer, which it returns."""
     tokenizer = make_tokenizer(family.template.prefix + SUFFIX, spec.captions)
     save_tokenizer(tokenizer, folder / "tokenizer")
     if "processor" in family.parts:
-        save_processor(tokenizer, folder / "processor", VISION_PIXELS if spec.captions else None)
+        save_processor(
+            tokenizer, folder / "processor", VISION_PIXELS if spec.captions else None
+        )
     if spec.captions:
         make_encoder = _frozen_text_encoder
     else:
@@ -63,13 +68,24 @@ def _transformer(spec: TinySpec, stacks_layers: bool) -> QwenImageTransformer2DM
 
 
 def _vae(channels: int) -> AutoencoderKLQwenImage:
-    """A random VAE whose latents_mean and latents_std make the latents of images about unit normal."""
-    shape = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1, "input_channels": channels}
-    vae = AutoencoderKLQwenImage(**shape, latents_mean=[0.0] * 16, latents_std=[1.0] * 16).eval()
+    """A random VAE whose latents_mean and latents_std make the latents of images about
+    unit normal."""
+    shape = {
+        "base_dim": 8,
+        "z_dim": 16,
+        "dim_mult": [1, 2, 2, 2],
+        "num_res_blocks": 1,
+        "input_channels": channels,
+    }
+    vae = AutoencoderKLQwenImage(
+        **shape, latents_mean=[0.0] * 16, latents_std=[1.0] * 16
+    ).eval()
     return scale_latents(vae, smooth_images(channels))
 
 
-def _text_encoder(tokenizer: Tokenizer, layers: int = 2, tied: bool = False) -> Qwen2_5_VLForConditionalGeneration:
+def _text_encoder(
+    tokenizer: Tokenizer, layers: int = 2, tied: bool = False
+) -> Qwen2_5_VLForConditionalGeneration:
     vocab = tokenizer.get_vocab()
     ids = {token: vocab[token] for token in SPECIAL_TOKENS}
     config = Qwen2_5_VLConfig(
@@ -81,7 +97,11 @@ def _text_encoder(tokenizer: Tokenizer, layers: int = 2, tied: bool = False) -> 
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "mrope_section": [2, 3, 3],
+            },
             "bos_token_id": ids["<|endoftext|>"],
             "eos_token_id": ids["<|im_end|>"],
             "tie_word_embeddings": tied,
@@ -105,7 +125,8 @@ def _text_encoder(tokenizer: Tokenizer, layers: int = 2, tied: bool = False) -> 
 
 @torch.no_grad()
 def _frozen_text_encoder(tokenizer: Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
-    """Words are far apart: with the usual deviation of 0.02 they drown in the mean of their context."""
+    """Words are far apart: with the usual deviation of 0.02 they drown in the mean of
+    their context."""
     encoder = _text_encoder(tokenizer, layers=1, tied=True)
     encoder.get_input_embeddings().weight.normal_(0, 0.5)
     return encoder.half()

@@ -1,6 +1,7 @@
 """Qwen-Image-2.1: one model for text to image and editing. Imports no torch.
 
-Sizes of the published model: its config files, as diffusers 0.42.1 has them for defaults.
+Sizes of the published model: its config files, as diffusers 0.42.1 has them for
+defaults.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ from toolkit.models.folder_family import (
 )
 
 POSITIONS = 8192
-"""Positions of text and images. Source: diffusers, transformer_qwenimage21.py, QwenImage21Rope."""
+"""Positions of text and images. Source: diffusers, transformer_qwenimage21.py,
+QwenImage21Rope."""
 
 TURBO = "Qwen-Image-2.1-Turbo"
-"""The member that is distilled for few steps: its model_index.json has `sample_sigmas`."""
+"""The member that is distilled for few steps: its model_index.json has
+`sample_sigmas`."""
 
 TURBO_SIGMAS = (1.0, 0.978453, 0.95418, 0.926626, 0.89508, 0.845148, 0.704534, 0.414568)
-"""Its noise levels, where its folder is not here yet. Source: Qwen/Qwen-Image-2.1-Turbo, model_index.json."""
+"""Its noise levels, where its folder is not here yet. Source:
+Qwen/Qwen-Image-2.1-Turbo, model_index.json."""
 
 
 RESEARCH_LICENCE = LicenceTerms(
@@ -56,14 +60,25 @@ class QwenImage21Family(FolderFamily):
     pipelines = ("QwenImage21Pipeline",)
     licence = "Qwen Research License: not for commercial use"
     terms = RESEARCH_LICENCE
-    published: Mapping[str, str] = {"Qwen/Qwen-Image-2.1": "Qwen-Image-2.1", f"Qwen/{TURBO}": TURBO}
+    published: Mapping[str, str] = {
+        "Qwen/Qwen-Image-2.1": "Qwen-Image-2.1",
+        f"Qwen/{TURBO}": TURBO,
+    }
     modelspec = ("Qwen-Image-2.1", "https://github.com/QwenLM/Qwen-Image")
     size_multiple = 32
     pixel_channels = 4
     latent_scale = 16
     own_sizes = tuple(
         Size(*sides)
-        for sides in ((1024, 1024), (1344, 768), (768, 1344), (1184, 896), (896, 1184), (1248, 832), (832, 1248))
+        for sides in (
+            (1024, 1024),
+            (1344, 768),
+            (768, 1344),
+            (1184, 896),
+            (896, 1184),
+            (1248, 832),
+            (832, 1248),
+        )
     )
     max_references = 10
     text_at_reference_size = True
@@ -72,7 +87,10 @@ class QwenImage21Family(FolderFamily):
     guidance = 1.0
     sample_steps = 40
     sure_prompt = 1000
-    encoder_parts: Mapping[str, tuple[str, ...]] = {"vae": ("vae",), "text_encoder": ("text_encoder", "processor")}
+    encoder_parts: Mapping[str, tuple[str, ...]] = {
+        "vae": ("vae",),
+        "text_encoder": ("text_encoder", "processor"),
+    }
     weight_parts = ("transformer", "vae", "text_encoder")
     classes: Mapping[str, str] = {
         "transformer": "QwenImage21Transformer2DModel",
@@ -80,7 +98,8 @@ class QwenImage21Family(FolderFamily):
         "text_encoder": "Qwen3VLForConditionalGeneration",
         "processor": "Qwen3VLProcessor",
     }
-    # Text and references are modulated at t = 0: all that this trainer shares between noise levels depends on it.
+    # Text and references are modulated at t = 0: all that this trainer shares between
+    # noise levels depends on it.
     settings: Mapping[str, Any] = {"transformer/causal_condition": True}
     tiny_parts = "toolkit.models.qwen_image21.tiny:write_parts"
     parts: Mapping[str, str] = {
@@ -100,8 +119,11 @@ class QwenImage21Family(FolderFamily):
         "mlp_ratio": 3,
     }
     text_width_key = "context_in_dim"
-    # Qwen3-VL-8B by its config: 36 layers; embedding, vision tower and norms; the head, which is not used.
-    published_text = EncoderSize(linear_params=6_945_767_424, other_params=1_199_026_416, unused=622_329_856)
+    # Qwen3-VL-8B by its config: 36 layers; embedding, vision tower and norms; the head,
+    # which is not used.
+    published_text = EncoderSize(
+        linear_params=6_945_767_424, other_params=1_199_026_416, unused=622_329_856
+    )
     published_text_sizes = (4096, 12288)
     published_text_layers = 36
     published_vision: Mapping[str, Any] = {
@@ -120,7 +142,9 @@ class QwenImage21Family(FolderFamily):
         "num_res_blocks": 2,
         "temperal_downsample": [False, True, True, True],
     }
-    vae_tensors = VaeTensors(0.36, 0.36, 5.8, 14)  # the decoder is one and a half times as wide
+    vae_tensors = VaeTensors(
+        0.36, 0.36, 5.8, 14
+    )  # the decoder is one and a half times as wide
     biases = False
     scales_references = True
     text_tokens = 10
@@ -195,7 +219,9 @@ class QwenImage21Family(FolderFamily):
         },
     }
 
-    def __init__(self, latent_channels: int = 64, sample_sigmas: Sequence[float] = ()) -> None:
+    def __init__(
+        self, latent_channels: int = 64, sample_sigmas: Sequence[float] = ()
+    ) -> None:
         self.latent_channels = latent_channels
         self.sample_sigmas = tuple(map(float, sample_sigmas))
         if sample_sigmas:
@@ -203,7 +229,10 @@ class QwenImage21Family(FolderFamily):
             self.sample_steps = len(sample_sigmas)
 
     def of_folder(self, folder: Path) -> QwenImage21Family:
-        return QwenImage21Family(self.transformer_config(folder)["in_channels"], sample_sigmas(folder / INDEX))
+        return QwenImage21Family(
+            self.transformer_config(folder)["in_channels"],
+            sample_sigmas(folder / INDEX),
+        )
 
     def of_title(self, title: str) -> QwenImage21Family:
         if title == TURBO:
@@ -212,16 +241,26 @@ class QwenImage21Family(FolderFamily):
 
     def drawable(self, pixels: Size) -> Size:
         """The pipeline rounds to 32, though a token has 16 pixels a side."""
-        return Size(*(side // self.size_multiple * self.size_multiple for side in pixels))
+        return Size(
+            *(side // self.size_multiple * self.size_multiple for side in pixels)
+        )
 
     def prompt_fault(
-        self, folder: Path, prompt: str, target: Size, references: Sequence[Size], area: int
+        self,
+        folder: Path,
+        prompt: str,
+        target: Size,
+        references: Sequence[Size],
+        area: int,
     ) -> str | None:
-        """What is wrong with a prompt that is too long with these references; None if nothing, and where the model's
-        tokenizer is not there yet. Each image takes as many positions as it has tokens along its longer side."""
+        """What is wrong with a prompt that is too long with these references; None if
+        nothing, and where the model's tokenizer is not there yet. Each image takes as
+        many positions as it has tokens along its longer side."""
         seen = [reference_size(reference, target, area) for reference in references]
         most = POSITIONS - 1 - sum(max(size) // self.latent_scale for size in seen)
-        bound = len(prompt.encode("utf-8", "replace")) + self.text_tokens + 8 * len(seen)
+        bound = (
+            len(prompt.encode("utf-8", "replace")) + self.text_tokens + 8 * len(seen)
+        )
         if bound <= most or not (folder / "processor").is_dir():
             return None
         from toolkit.models.qwen_image21.prompts import count_text_tokens
@@ -236,14 +275,23 @@ class QwenImage21Family(FolderFamily):
         return f"{count:,} text tokens; the model has room for {most:,}{beside}. Shorten the text."
 
     def block_linears(self, width: int, config: Mapping[str, int]) -> Shapes:
-        """Source: diffusers, transformer_qwenimage21.py, QwenImage21TransformerBlock."""
+        """Source: diffusers, transformer_qwenimage21.py,
+        QwenImage21TransformerBlock."""
         inner = width * config.get("mlp_ratio", 3)
-        attention = {f"attn.{name}": (width, width) for name in ("to_q", "to_k", "to_v", "to_out.0")}
-        mlp = {"proj": (width, inner), "out": (inner, width), "gate_layer": (width, inner)}
+        attention = {
+            f"attn.{name}": (width, width)
+            for name in ("to_q", "to_k", "to_v", "to_out.0")
+        }
+        mlp = {
+            "proj": (width, inner),
+            "out": (inner, width),
+            "gate_layer": (width, inner),
+        }
         return attention | {f"img_mlp.{name}": shape for name, shape in mlp.items()}
 
     def outer_linears(self, width: int, config: Mapping[str, int]) -> Shapes:
-        """Source: diffusers, transformer_qwenimage21.py, QwenImage21Transformer2DModel."""
+        """Source: diffusers, transformer_qwenimage21.py,
+        QwenImage21Transformer2DModel."""
         return {
             "time_text_embed.timestep_embedder.linear_1": (256, width),
             "time_text_embed.timestep_embedder.linear_2": (width, width),
@@ -256,17 +304,30 @@ class QwenImage21Family(FolderFamily):
         }
 
     def norms(self, config: Mapping[str, int]) -> dict[str, int]:
-        of_block = {f".attn.{name}": config["attention_head_dim"] for name in ("norm_q", "norm_k")}
+        of_block = {
+            f".attn.{name}": config["attention_head_dim"]
+            for name in ("norm_q", "norm_k")
+        }
         return {**of_block, "txt_in.text_norm": config["context_in_dim"]}
 
 
 def sample_sigmas(index: Path) -> tuple[float, ...]:
     """Those of a model_index.json; none where it has none. Raises UserError."""
-    found = (read_model_json(index).get("sample_sigmas") if index.is_file() else None) or []
-    if not isinstance(found, list) or not all(type(level) in (int, float) for level in found):
-        raise UserError(f"{index}: sample_sigmas: has to be a list of numbers. Copy the published file.")
-    if not all(below < level <= 1 for level, below in pairwise([*found, 0])):  # nor where one is not a number
-        raise UserError(f"{index}: sample_sigmas: have to fall, from at most 1 to above 0. Copy the published file.")
+    found = (
+        read_model_json(index).get("sample_sigmas") if index.is_file() else None
+    ) or []
+    if not isinstance(found, list) or not all(
+        type(level) in (int, float) for level in found
+    ):
+        raise UserError(
+            f"{index}: sample_sigmas: has to be a list of numbers. Copy the published file."
+        )
+    if not all(
+        below < level <= 1 for level, below in pairwise([*found, 0])
+    ):  # nor where one is not a number
+        raise UserError(
+            f"{index}: sample_sigmas: have to fall, from at most 1 to above 0. Copy the published file."
+        )
     return tuple(map(float, found))
 
 

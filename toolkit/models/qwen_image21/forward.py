@@ -1,11 +1,14 @@
-"""The transformer's forward pass with each block run by a function of ours, so that memory can be managed around it.
+"""The transformer's forward pass with each block run by a function of ours, so that
+memory can be managed around it.
 
-What is computed is diffusers' `QwenImage21Transformer2DModel.forward` (transformer_qwenimage21.py), whose own modules
-do the work. Text and references, the prefix of the sequence, see neither the target nor its noise level; so one prefix
-may serve several noisy targets, which see it and themselves.
+What is computed is diffusers' `QwenImage21Transformer2DModel.forward`
+(transformer_qwenimage21.py), whose own modules do the work. Text and references, the
+prefix of the sequence, see neither the target nor its noise level; so one prefix may
+serve several noisy targets, which see it and themselves.
 
-Shape suffixes: B batch, K noisy targets of one prefix, R = B K, N tokens of a target, P tokens of the prefix,
-S = P + K N, C latent channels, D model width, M modulations (4 D), L text tokens, H heads, E channels of a head.
+Shape suffixes: B batch, K noisy targets of one prefix, R = B K, N tokens of a target, P
+tokens of the prefix, S = P + K N, C latent channels, D model width, M modulations (4
+D), L text tokens, H heads, E channels of a head.
 """
 
 from __future__ import annotations
@@ -32,8 +35,8 @@ with block_import("bitsandbytes", ASKED_BY):
 
 
 class Layout(NamedTuple):
-    """What stands where in the sequence. Hashable and not a tensor: a compiled block has to know it, and reading it
-    must not wait for the device."""
+    """What stands where in the sequence. Hashable and not a tensor: a compiled block
+    has to know it, and reading it must not wait for the device."""
 
     segments: tuple[tuple[int, int, bool], ...]
     """(begin, end, whether it is text) of each part of the prefix."""
@@ -65,30 +68,50 @@ def compose_wrappers(wrappers: Sequence[BlockWrapper]) -> RunIndexed:
 
 
 def run_block(
-    block: Any, x_BSD: Tensor, zero_1M: Tensor, levels_RM: Tensor, rotary_SE: Tensor, layout: Layout, *prefix: Tensor
+    block: Any,
+    x_BSD: Tensor,
+    zero_1M: Tensor,
+    levels_RM: Tensor,
+    rotary_SE: Tensor,
+    layout: Layout,
+    *prefix: Tensor,
 ) -> tuple[Tensor, ...]:
-    """The forward of a QwenImage21TransformerBlock: its output and, where the layout keeps them, the prefix's keys and
-    values.
+    """The forward of a QwenImage21TransformerBlock: its output and, where the layout
+    keeps them, the prefix's keys and values.
 
-    zero_1M: modulations at t = 0, for the prefix; levels_RM: of each target's noise level. prefix: keys and values that
-    were kept; the sequence is then of targets alone.
+    zero_1M: modulations at t = 0, for the prefix; levels_RM: of each target's noise
+    level. prefix: keys and values that were kept; the sequence is then of targets
+    alone.
     """
     zeros = zero_1M.chunk(4, -1)
     levels = levels_RM.unflatten(0, (-1, layout.targets)).chunk(4, -1)
-    scale1, gate1, scale2, gate2 = (partial(_times, *pair, layout) for pair in zip(zeros, levels, strict=True))
-    y_BSD, *kept = attend(block.attn, scale1(block.img_norm1(x_BSD), _one_plus), rotary_SE, layout, prefix)
+    scale1, gate1, scale2, gate2 = (
+        partial(_times, *pair, layout) for pair in zip(zeros, levels, strict=True)
+    )
+    y_BSD, *kept = attend(
+        block.attn, scale1(block.img_norm1(x_BSD), _one_plus), rotary_SE, layout, prefix
+    )
     x_BSD = x_BSD + gate1(y_BSD, torch.tanh)
     del y_BSD
-    x_BSD = x_BSD + gate2(feed_forward(block.img_mlp, scale2(block.img_norm2(x_BSD), _one_plus)), torch.tanh)
+    x_BSD = x_BSD + gate2(
+        feed_forward(block.img_mlp, scale2(block.img_norm2(x_BSD), _one_plus)),
+        torch.tanh,
+    )
     return (x_BSD.clip(-65504, 65504) if x_BSD.dtype == torch.float16 else x_BSD, *kept)
 
 
 def _times(
-    zero_1D: Tensor, levels_BKD: Tensor, layout: Layout, y_BSD: Tensor, act: Callable[[Tensor], Tensor]
+    zero_1D: Tensor,
+    levels_BKD: Tensor,
+    layout: Layout,
+    y_BSD: Tensor,
+    act: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """y times `act` of its modulation. The two parts apart, so that no modulation of each token is kept for the
-    backward pass."""
-    targets_BKND = y_BSD[:, layout.prefix :].unflatten(1, (layout.targets, layout.target_tokens))
+    """y times `act` of its modulation. The two parts apart, so that no modulation of
+    each token is kept for the backward pass."""
+    targets_BKND = y_BSD[:, layout.prefix :].unflatten(
+        1, (layout.targets, layout.target_tokens)
+    )
     of_targets_BSD = (targets_BKND * act(levels_BKD)[:, :, None]).flatten(1, 2)
     return torch.cat([y_BSD[:, : layout.prefix] * act(zero_1D), of_targets_BSD], dim=1)
 
@@ -109,31 +132,57 @@ def feed_forward(mlp: Any, y_BSD: Tensor) -> Tensor:
 
 
 def attend(
-    attn: Any, y_BSD: Tensor, rotary_SE: Tensor, layout: Layout, prefix: Sequence[Tensor] = ()
+    attn: Any,
+    y_BSD: Tensor,
+    rotary_SE: Tensor,
+    layout: Layout,
+    prefix: Sequence[Tensor] = (),
 ) -> tuple[Tensor, ...]:
-    """Text sees what is before it, an image all of that and itself, a target the prefix and itself; exact, segment by
-    segment, so that there is no mask of the whole sequence. Other inputs and outputs as of `run_block`."""
+    """Text sees what is before it, an image all of that and itself, a target the prefix
+    and itself; exact, segment by segment, so that there is no mask of the whole
+    sequence. Other inputs and outputs as of `run_block`."""
     heads = (-1, attn.inner_dim // attn.heads)
-    q, k, v = (x.unflatten(-1, heads) for x in project([attn.to_q, attn.to_k, attn.to_v], y_BSD))
+    q, k, v = (
+        x.unflatten(-1, heads)
+        for x in project([attn.to_q, attn.to_k, attn.to_v], y_BSD)
+    )
     q = attn.norm_q(q).to(v.dtype)
     k = attn.norm_k(k).to(v.dtype)
     q, k = (rotate(x, rotary_SE, use_real=False).transpose(1, 2) for x in (q, k))
     v = v.transpose(1, 2)
     # Split, not sliced: the gradient of each slice would be as large as the whole.
-    *of_prefix, q = q.split([*(end - begin for begin, end, _ in layout.segments), q.shape[2] - layout.prefix], dim=2)
-    (k_before, k), (v_before, v) = (x.split([layout.prefix, x.shape[2] - layout.prefix], dim=2) for x in (k, v))
+    *of_prefix, q = q.split(
+        [
+            *(end - begin for begin, end, _ in layout.segments),
+            q.shape[2] - layout.prefix,
+        ],
+        dim=2,
+    )
+    (k_before, k), (v_before, v) = (
+        x.split([layout.prefix, x.shape[2] - layout.prefix], dim=2) for x in (k, v)
+    )
     parts = []
     for (begin, end, is_text), queries in zip(layout.segments, of_prefix, strict=True):
         mask = None
         if is_text and end - begin > 1:
-            mask = torch.ones(end - begin, end, dtype=torch.bool, device=q.device).tril(begin)
-        parts.append(scaled_dot_product_attention(queries, k_before[:, :, :end], v_before[:, :, :end], attn_mask=mask))
+            mask = torch.ones(end - begin, end, dtype=torch.bool, device=q.device).tril(
+                begin
+            )
+        parts.append(
+            scaled_dot_product_attention(
+                queries, k_before[:, :, :end], v_before[:, :, :end], attn_mask=mask
+            )
+        )
     before = prefix or (k_before, v_before)
     of_targets = [x.chunk(layout.targets, dim=2) for x in (q, k, v)]
     for queries, *own in zip(*of_targets, strict=True):
-        keys, values = (torch.cat(pair, dim=2) for pair in zip(before, own, strict=True))
+        keys, values = (
+            torch.cat(pair, dim=2) for pair in zip(before, own, strict=True)
+        )
         parts.append(scaled_dot_product_attention(queries, keys, values))
-    out_BSD = attn.to_out[1](attn.to_out[0](torch.cat(parts, 2).transpose(1, 2).flatten(2, 3)))
+    out_BSD = attn.to_out[1](
+        attn.to_out[0](torch.cat(parts, 2).transpose(1, 2).flatten(2, 3))
+    )
     # Copies: a part would hold the whole.
     if layout.keeps:
         return (out_BSD, *(kv.clone() for kv in before))
@@ -151,17 +200,22 @@ def forward(
     shapes: Sequence[ImageShape],
     kept: list[KeysValues] | None = None,
 ) -> Tensor:
-    """Velocity [B, K, N, C] of the targets. From here on the blocks are called as `run_block` is.
+    """Velocity [B, K, N, C] of the targets. From here on the blocks are called as
+    `run_block` is.
 
-    levels_BK: noise fractions in [0, 1]. slots: for each reference the number of text tokens in front of it.
-    references: tokens [B, N', C] of each. shapes: of the references and, at last, the target. kept: of each block the
-    keys and values of this prefix, which is not computed then; an empty list is filled.
+    levels_BK: noise fractions in [0, 1]. slots: for each reference the number of text
+    tokens in front of it. references: tokens [B, N', C] of each. shapes: of the
+    references and, at last, the target. kept: of each block the keys and values of this
+    prefix, which is not computed then; an empty list is filled.
     """
     batch, targets, tokens, _ = x_BKNC.shape
     parts = _parts(slots, [prod(shape) for shape in shapes[:-1]], embeds_BLD.shape[1])
     prefix = sum(length for length, _ in parts)
     ends = list(accumulate(length for length, _ in parts))
-    segments = tuple((end - length, end, is_text) for end, (length, is_text) in zip(ends, parts, strict=True))
+    segments = tuple(
+        (end - length, end, is_text)
+        for end, (length, is_text) in zip(ends, parts, strict=True)
+    )
     rotary_SE = _rotary(model, parts, shapes, targets, x_BKNC.device)
     x_BSD = model.img_in(x_BKNC).flatten(1, 2)
     known = list(kept or ())
@@ -170,28 +224,53 @@ def forward(
         rotary_SE = rotary_SE[prefix:]
     else:
         layout = Layout(segments, prefix, targets, tokens, keeps=kept is not None)
-        text = iter(model.txt_in(embeds_BLD).split([length for length, is_text in parts if is_text], dim=1))
+        text = iter(
+            model.txt_in(embeds_BLD).split(
+                [length for length, is_text in parts if is_text], dim=1
+            )
+        )
         images = iter(references)
-        x_BSD = torch.cat([*(next(text) if is_text else model.img_in(next(images)) for _, is_text in parts), x_BSD], 1)
-    t = torch.cat([levels_BK.flatten().to(x_BSD.dtype), levels_BK.new_zeros(1, dtype=x_BSD.dtype)]).to(x_BSD.device)
+        x_BSD = torch.cat(
+            [
+                *(
+                    next(text) if is_text else model.img_in(next(images))
+                    for _, is_text in parts
+                ),
+                x_BSD,
+            ],
+            1,
+        )
+    t = torch.cat(
+        [levels_BK.flatten().to(x_BSD.dtype), levels_BK.new_zeros(1, dtype=x_BSD.dtype)]
+    ).to(x_BSD.device)
     temb = model.time_text_embed(t, x_BSD)
     modulation = model.modulation(temb)
     zero_1M = modulation[-1:]
     levels_RM = modulation[:-1]
     for index, block in enumerate(model.transformer_blocks):
         if "forward" not in vars(block):
-            block.forward = MethodType(run_block, block)  # a sharded block is called as a module
+            block.forward = MethodType(
+                run_block, block
+            )  # a sharded block is called as a module
         of_prefix = known[index] if known else ()
-        x_BSD, *found = run(index, block, x_BSD, zero_1M, levels_RM, rotary_SE, layout, *of_prefix)
+        x_BSD, *found = run(
+            index, block, x_BSD, zero_1M, levels_RM, rotary_SE, layout, *of_prefix
+        )
         if kept is not None and found:
             kept.append((found[0], found[1]))
-    out = model.norm_out(x_BSD[:, layout.prefix :].unflatten(1, (targets, tokens)).flatten(0, 1), temb[:-1])
+    out = model.norm_out(
+        x_BSD[:, layout.prefix :].unflatten(1, (targets, tokens)).flatten(0, 1),
+        temb[:-1],
+    )
     velocity_BKNC: Tensor = model.proj_out(out).unflatten(0, (batch, targets))
     return velocity_BKNC
 
 
-def _parts(slots: Sequence[int], images: Sequence[int], text: int) -> list[tuple[int, bool]]:
-    """Length of each part of the prefix, and whether it is text. images: tokens of each reference."""
+def _parts(
+    slots: Sequence[int], images: Sequence[int], text: int
+) -> list[tuple[int, bool]]:
+    """Length of each part of the prefix, and whether it is text. images: tokens of each
+    reference."""
     parts: list[tuple[int, bool]] = []
     for begin, slot, image in zip((0, *slots), slots, images, strict=False):
         parts += [(slot - begin, True), (image, False)]
@@ -206,8 +285,9 @@ def _rotary(
     targets: int,
     device: torch.device,
 ) -> Tensor:
-    """Rotations [S, E / 2], complex. Those of diffusers' QwenImage21Rope, which makes lists of the positions of all
-    tokens, at each call; here the target's are repeated for each of its copies."""
+    """Rotations [S, E / 2], complex. Those of diffusers' QwenImage21Rope, which makes
+    lists of the positions of all tokens, at each call; here the target's are repeated
+    for each of its copies."""
     position = 0
     grids = iter(shapes)
     columns = []
@@ -217,10 +297,22 @@ def _rotary(
             position += length
             continue
         _, height, width = next(grids)
-        rows, line = (torch.arange(-(side - side // 2), side // 2) for side in (height, width))
+        rows, line = (
+            torch.arange(-(side - side // 2), side // 2) for side in (height, width)
+        )
         here = torch.full((height * width,), position)
-        columns.append(torch.stack([here, rows.repeat_interleave(width), line.repeat(height)]))
+        columns.append(
+            torch.stack([here, rows.repeat_interleave(width), line.repeat(height)])
+        )
         position += max(height, width)
-    index_3S = to_device(torch.cat([*columns, *columns[-1:] * (targets - 1)], dim=1), device)
+    index_3S = to_device(
+        torch.cat([*columns, *columns[-1:] * (targets - 1)], dim=1), device
+    )
     model.pos_embed.freqs = [freqs.to(device) for freqs in model.pos_embed.freqs]
-    return torch.cat([freqs[index] for freqs, index in zip(model.pos_embed.freqs, index_3S, strict=True)], dim=-1)
+    return torch.cat(
+        [
+            freqs[index]
+            for freqs, index in zip(model.pos_embed.freqs, index_3S, strict=True)
+        ],
+        dim=-1,
+    )

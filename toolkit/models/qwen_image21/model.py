@@ -14,11 +14,22 @@ import torch
 from toolkit.contracts.data import EncodedPrompt, PromptEmbeds
 from toolkit.models import vl_prompts
 from toolkit.models.layerwise import LayerwiseEncoder
-from toolkit.models.loading import ASKED_BY, block_import, load_blockwise, load_frozen, with_decoder
+from toolkit.models.loading import (
+    ASKED_BY,
+    block_import,
+    load_blockwise,
+    load_frozen,
+    with_decoder,
+)
 from toolkit.models.qwen_image.forward import with_fused_norms
 from toolkit.models.qwen_image21 import prompts as text
 from toolkit.models.qwen_image21.family import QwenImage21Family
-from toolkit.models.qwen_image21.forward import KeysValues, RunIndexed, compose_wrappers, forward
+from toolkit.models.qwen_image21.forward import (
+    KeysValues,
+    RunIndexed,
+    compose_wrappers,
+    forward,
+)
 from toolkit.models.qwen_model import QwenModel
 from toolkit.system.device import free_memory
 
@@ -34,7 +45,10 @@ class QwenImage21Model(QwenModel):
     """A Qwen-Image-2.1 folder; see `DiffusionModel` for the methods."""
 
     family: QwenImage21Family
-    fused_projections = (("attn.to_q", "attn.to_k", "attn.to_v"), ("img_mlp.gate_layer", "img_mlp.proj"))
+    fused_projections = (
+        ("attn.to_q", "attn.to_k", "attn.to_v"),
+        ("img_mlp.gate_layer", "img_mlp.proj"),
+    )
     _kept: dict[Hashable, list[KeysValues]] | None = None
     """What the sampling run that is predicting keeps, by the layout of a group."""
 
@@ -44,28 +58,40 @@ class QwenImage21Model(QwenModel):
         if name == "transformer":
             return with_fused_norms(load_blockwise(o, QwenImage21Transformer2DModel))
         if name == "vae":
-            vae = load_frozen(part, AutoencoderKLQwenImage21, o.dtype, o.files.get(name))
+            vae = load_frozen(
+                part, AutoencoderKLQwenImage21, o.dtype, o.files.get(name)
+            )
             if o.decoder:
                 return with_decoder(vae, o.decoder, o.dtype)
             return vae
         if name == "processor":
-            return vl_prompts.load_tokenizer(part), vl_prompts.load_image_processor(part)
+            return vl_prompts.load_tokenizer(part), vl_prompts.load_image_processor(
+                part
+            )
         kind = "Qwen3VLForConditionalGeneration"
         file = o.files.get(name)
-        encoder = vl_prompts.load_text_model(part, kind, o.dtype, o.transform_text_block, file, o.keeps_text_codes)
+        encoder = vl_prompts.load_text_model(
+            part, kind, o.dtype, o.transform_text_block, file, o.keeps_text_codes
+        )
         # The transformer was trained on the features in front of the final norm.
         encoder.language_model.norm = torch.nn.Identity()
         return encoder
 
     def layerwise_encoder(self) -> LayerwiseEncoder | None:
         # The transformer was trained on the features in front of the final norm.
-        return LayerwiseEncoder(self.options, "Qwen3VLForConditionalGeneration", final_norm=False)
+        return LayerwiseEncoder(
+            self.options, "Qwen3VLForConditionalGeneration", final_norm=False
+        )
 
-    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> EncodedPrompt:
+    def encode_prompt(
+        self, prompt: str, references: Sequence[Image.Image]
+    ) -> EncodedPrompt:
         tokenizer, image_processor = self.part("processor")
         encoder = self.on_device("text_encoder")
         most = self.family.max_references
-        return text.encode(prompt, references, most, tokenizer, image_processor, encoder)
+        return text.encode(
+            prompt, references, most, tokenizer, image_processor, encoder
+        )
 
     compose = staticmethod(compose_wrappers)
 
@@ -74,35 +100,58 @@ class QwenImage21Model(QwenModel):
         slots = prompts.extra[text.SLOTS][row].tolist()
         return (prompts.lengths[row], *(slot for slot in slots if slot >= 0))
 
-    def sampling_steps(self, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> Callable[..., Tensor]:
-        """Keys and values of text and references are kept where they take no more than half of the free memory: 0.5 MB
-        per token of the published model in bfloat16."""
+    def sampling_steps(
+        self, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]
+    ) -> Callable[..., Tensor]:
+        """Keys and values of text and references are kept where they take no more than
+        half of the free memory: 0.5 MB per token of the published model in bfloat16."""
         kept: dict[Hashable, list[KeysValues]] = {}
 
         @torch.no_grad()
         def predict(x_t_BCHW: Tensor, t_B: Tensor, *guidance: Tensor) -> Tensor:
             self._kept = kept
             try:
-                return self.predict_velocity(x_t_BCHW, t_B, prompts, references, *guidance)
+                return self.predict_velocity(
+                    x_t_BCHW, t_B, prompts, references, *guidance
+                )
             finally:
                 self._kept = None
 
         return predict
 
-    def _kept_of(self, prompts: PromptEmbeds, slots: Sequence[Tensor]) -> list[KeysValues] | None:
-        """What a sampling run keeps of a group; None outside of one, and where it does not fit."""
+    def _kept_of(
+        self, prompts: PromptEmbeds, slots: Sequence[Tensor]
+    ) -> list[KeysValues] | None:
+        """What a sampling run keeps of a group; None outside of one, and where it does
+        not fit."""
         if self._kept is None:
             return None
-        group = (self.text_layout(prompts, 0), *(slot_BCHW.shape for slot_BCHW in slots))
+        group = (
+            self.text_layout(prompts, 0),
+            *(slot_BCHW.shape for slot_BCHW in slots),
+        )
         if group not in self._kept:
-            tokens = prompts.embeds_BLD.shape[:2].numel() + sum(slot_BCHW[:, 0].numel() for slot_BCHW in slots)
-            needed = 2 * len(self.blocks()) * tokens * self.hidden_size * self.options.dtype.itemsize
+            tokens = prompts.embeds_BLD.shape[:2].numel() + sum(
+                slot_BCHW[:, 0].numel() for slot_BCHW in slots
+            )
+            needed = (
+                2
+                * len(self.blocks())
+                * tokens
+                * self.hidden_size
+                * self.options.dtype.itemsize
+            )
             if 2 * needed > free_memory(self.options.device):
                 return None
         return self._kept.setdefault(group, [])
 
     def predict_group(
-        self, run: RunIndexed, x_t_BCHW: Tensor, t_B: Tensor, prompts: PromptEmbeds, slots: Sequence[Tensor]
+        self,
+        run: RunIndexed,
+        x_t_BCHW: Tensor,
+        t_B: Tensor,
+        prompts: PromptEmbeds,
+        slots: Sequence[Tensor],
     ) -> Tensor:
         per_prompt = (len(prompts.lengths), -1)
         velocity_BKNC = forward(
@@ -116,7 +165,11 @@ class QwenImage21Model(QwenModel):
             [(1, *latents_BCHW.shape[-2:]) for latents_BCHW in (*slots, x_t_BCHW)],
             self._kept_of(prompts, slots),
         )
-        velocity_RCHW: Tensor = velocity_BKNC.flatten(0, 1).transpose(1, 2).unflatten(2, x_t_BCHW.shape[-2:])
+        velocity_RCHW: Tensor = (
+            velocity_BKNC.flatten(0, 1)
+            .transpose(1, 2)
+            .unflatten(2, x_t_BCHW.shape[-2:])
+        )
         return velocity_RCHW
 
     def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:

@@ -1,4 +1,5 @@
-"""A transformer of Qwen-Image-2.1 with random weights that fits the encoders of a model folder."""
+"""A transformer of Qwen-Image-2.1 with random weights that fits the encoders of a model
+folder."""
 
 from __future__ import annotations
 
@@ -19,17 +20,23 @@ with block_import("bitsandbytes", ASKED_BY):
     from diffusers import QwenImage21Transformer2DModel
 
 
-def new_transformer(folder: Path, arguments: Mapping[str, Any]) -> QwenImage21Transformer2DModel:
-    """A transformer with these arguments of diffusers; what they leave out fits the VAE and text encoder in `folder`.
+def new_transformer(
+    folder: Path, arguments: Mapping[str, Any]
+) -> QwenImage21Transformer2DModel:
+    """A transformer with these arguments of diffusers; what they leave out fits the VAE
+    and text encoder in `folder`.
 
-    Draws from torch's global generator. Modulations and the output start at zero, so that each block adds nothing and
-    the first prediction is 0 (https://arxiv.org/abs/2212.09748, section 3.2). Raises UserError for arguments that are
-    not those of the class, and for an autoencoder of another class.
+    Draws from torch's global generator. Modulations and the output start at zero, so
+    that each block adds nothing and the first prediction is 0
+    (https://arxiv.org/abs/2212.09748, section 3.2). Raises UserError for arguments that
+    are not those of the class, and for an autoencoder of another class.
     """
     vae = read_model_json(folder / "vae" / "config.json")
     found = vae.get("_class_name")
     if found != FAMILY.classes["vae"]:
-        raise UserError(f"vae: {found!r} is not of this family. Give an {FAMILY.classes['vae']}.")
+        raise UserError(
+            f"vae: {found!r} is not of this family. Give an {FAMILY.classes['vae']}."
+        )
     text = read_model_json(folder / "text_encoder" / "config.json")
     fitting = {
         "in_channels": vae.get("z_dim", FAMILY.latent_channels),
@@ -37,9 +44,15 @@ def new_transformer(folder: Path, arguments: Mapping[str, Any]) -> QwenImage21Tr
         "context_in_dim": text.get("text_config", text)["hidden_size"],
         "axes_dims_rope": rope_axes(arguments.get("attention_head_dim", HEAD_DIM)),
     }
-    transformer = build(QwenImage21Transformer2DModel, {**fitting, **arguments}, ARGUMENTS)
+    transformer = build(
+        QwenImage21Transformer2DModel, {**fitting, **arguments}, ARGUMENTS
+    )
     with torch.no_grad():
-        for part in (transformer.modulation, transformer.norm_out.linear, transformer.proj_out):
+        for part in (
+            transformer.modulation,
+            transformer.norm_out.linear,
+            transformer.proj_out,
+        ):
             for parameter in part.parameters():
                 parameter.zero_()
     return transformer

@@ -1,9 +1,12 @@
-"""A prompt and its references as the text encoder's input, and what the transformer takes of the output.
+"""A prompt and its references as the text encoder's input, and what the transformer
+takes of the output.
 
-Source: diffusers, pipeline_qwenimage21.py, `_get_qwen_prompt_embeds`. The features at the tokens of images are dropped:
-the transformer has latents in their place, and only needs to know where.
+Source: diffusers, pipeline_qwenimage21.py, `_get_qwen_prompt_embeds`. The features at
+the tokens of images are dropped: the transformer has latents in their place, and only
+needs to know where.
 
-Shape suffixes: B batch (1), L text tokens, S tokens of the encoder, D embedding width, R `max_references`.
+Shape suffixes: B batch (1), L text tokens, S tokens of the encoder, D embedding width,
+R `max_references`.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from toolkit.models.template import IMAGE_PAD
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, Qwen2Tokenizer
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+        Qwen2VLImageProcessorPil,
+    )
 
 SYSTEM = "<|im_start|>system\nComprehend and analyze the provided prompt.<|im_end|>\n"
 USER = "<|im_start|>user\n"
@@ -30,13 +35,22 @@ SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
 REFERENCE = "<image{}><|vision_start|>{}<|vision_end|>"
 
 SLOTS = "slots"
-"""Key of the places of references: text tokens in front of each, -1 where there is none, int64 [R]."""
+"""Key of the places of references: text tokens in front of each, -1 where there is
+none, int64 [R]."""
 
 
-def token_ids(prompt: str, image_tokens: Sequence[int], tokenizer: Qwen2Tokenizer) -> list[int]:
-    """The tokens of a prompt in its template, with as many for each image. An empty prompt is a space."""
-    images = " ".join(REFERENCE.format(i, IMAGE_PAD * count) for i, count in enumerate(image_tokens, start=1))
-    return vl_prompts.token_ids(SYSTEM + USER + images, prompt or " ", SUFFIX, tokenizer)
+def token_ids(
+    prompt: str, image_tokens: Sequence[int], tokenizer: Qwen2Tokenizer
+) -> list[int]:
+    """The tokens of a prompt in its template, with as many for each image. An empty
+    prompt is a space."""
+    images = " ".join(
+        REFERENCE.format(i, IMAGE_PAD * count)
+        for i, count in enumerate(image_tokens, start=1)
+    )
+    return vl_prompts.token_ids(
+        SYSTEM + USER + images, prompt or " ", SUFFIX, tokenizer
+    )
 
 
 def dropped_tokens(tokenizer: Qwen2Tokenizer) -> int:
@@ -47,7 +61,9 @@ def dropped_tokens(tokenizer: Qwen2Tokenizer) -> int:
 def count_text_tokens(prompt: str, references: int, processor: Path) -> int:
     """Tokens of text that the transformer gets."""
     tokenizer = vl_prompts.known_tokenizer(processor)
-    return len(token_ids(prompt, [0] * references, tokenizer)) - dropped_tokens(tokenizer)
+    return len(token_ids(prompt, [0] * references, tokenizer)) - dropped_tokens(
+        tokenizer
+    )
 
 
 @torch.no_grad()
@@ -59,9 +75,11 @@ def encode(
     image_processor: Qwen2VLImageProcessorPil,
     text_model: PreTrainedModel,
 ) -> dict[str, Tensor]:
-    """Features of the text [L, D] under EMBEDS, and the places of the references [R] under SLOTS.
+    """Features of the text [L, D] under EMBEDS, and the places of the references [R]
+    under SLOTS.
 
-    references: RGB, in the size in which the VAE sees them. text_model: without its final norm.
+    references: RGB, in the size in which the VAE sees them. text_model: without its
+    final norm.
     """
     vision = vl_prompts.vision_inputs(references, image_processor, do_resize=False)
     ids = token_ids(prompt, vl_prompts.image_tokens(vision, image_processor), tokenizer)
@@ -72,8 +90,13 @@ def encode(
     drop = dropped_tokens(tokenizer)
     is_text_S = ~is_image_S
     is_text_S[:drop] = False
-    # Text (`<|vision_end|>`) is between any two images, so each run of their tokens is one.
-    begins = [i for i in is_image_S.nonzero().flatten().tolist() if not is_image_S[i - 1]]
+    # Text (`<|vision_end|>`) is between any two images, so each run of their tokens is
+    # one.
+    begins = [
+        i for i in is_image_S.nonzero().flatten().tolist() if not is_image_S[i - 1]
+    ]
     slots_R = torch.full((most,), -1, dtype=torch.int64)
-    slots_R[: len(begins)] = torch.tensor([int(is_text_S[:begin].sum()) for begin in begins], dtype=torch.int64)
+    slots_R[: len(begins)] = torch.tensor(
+        [int(is_text_S[:begin].sum()) for begin in begins], dtype=torch.int64
+    )
     return {EMBEDS: hidden_SD[is_text_S.to(hidden_SD.device)], SLOTS: slots_R}

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    Qwen2VLImageProcessorPil,
+)
 
 from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.qwen_image21.family import QwenImage21Family
@@ -42,13 +44,19 @@ CHAT_TEMPLATE = (
 """What diffusers' pipeline counts the tokens of the system turn by."""
 
 
-def write_parts(folder: Path, family: QwenImage21Family, spec: TinySpec) -> QwenImage21Transformer2DModel:
+def write_parts(
+    folder: Path, family: QwenImage21Family, spec: TinySpec
+) -> QwenImage21Transformer2DModel:
     """Writes all parts but the scheduler and the transformer, which it returns."""
     tokenizer = make_tokenizer(TEMPLATE, spec.captions)
     save_tokenizer(tokenizer, folder / "processor")
-    (folder / "processor" / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    (folder / "processor" / "chat_template.jinja").write_text(
+        CHAT_TEMPLATE, encoding="utf-8"
+    )
     half = [0.5] * 3
-    Qwen2VLImageProcessorPil(patch_size=16, image_mean=half, image_std=half).save_pretrained(folder / "processor")
+    Qwen2VLImageProcessorPil(
+        patch_size=16, image_mean=half, image_std=half
+    ).save_pretrained(folder / "processor")
     _text_encoder(tokenizer).save_pretrained(folder / "text_encoder")
     _vae().save_pretrained(folder / "vae")
     return QwenImage21Transformer2DModel(
@@ -63,7 +71,8 @@ def write_parts(folder: Path, family: QwenImage21Family, spec: TinySpec) -> Qwen
 
 
 def _vae() -> AutoencoderKLQwenImage21:
-    """A random VAE whose latents_mean and latents_std make the latents of images about unit normal."""
+    """A random VAE whose latents_mean and latents_std make the latents of images about
+    unit normal."""
     vae = AutoencoderKLQwenImage21(
         base_dim=8,
         decoder_base_dim=8,
@@ -74,7 +83,9 @@ def _vae() -> AutoencoderKLQwenImage21:
         latents_std=[1.0] * CHANNELS,
     ).eval()
     images_BCHW = smooth_images()
-    return scale_latents(vae, torch.cat([images_BCHW, torch.ones_like(images_BCHW[:, :1])], dim=1))
+    return scale_latents(
+        vae, torch.cat([images_BCHW, torch.ones_like(images_BCHW[:, :1])], dim=1)
+    )
 
 
 def _text_encoder(tokenizer: Tokenizer) -> Qwen3VLForConditionalGeneration:
@@ -112,7 +123,7 @@ def _text_encoder(tokenizer: Tokenizer) -> Qwen3VLForConditionalGeneration:
         vision_end_token_id=vocab["<|vision_end|>"],
     )
     encoder = Qwen3VLForConditionalGeneration(config)
-    # As uneven as a trained one: with equal weights the transformer's own norm undoes it, and features behind it would
-    # do as well.
+    # As uneven as a trained one: with equal weights the transformer's own norm undoes
+    # it, and features behind it would do as well.
     torch.nn.init.uniform_(encoder.model.language_model.norm.weight, 0.1, 2)
     return encoder

@@ -1,7 +1,9 @@
-"""Says in the log, and as an event `warning`, when something looks wrong while a run trains; never stops it.
+"""Says in the log, and as an event `warning`, when something looks wrong while a run
+trains; never stops it.
 
-What is looked at, and the limits: `toolkit.train.anomalies`. Each process learns everything from the beginning, so that
-a resume begins without a history, and says again what is still wrong.
+What is looked at, and the limits: `toolkit.train.anomalies`. Each process learns
+everything from the beginning, so that a resume begins without a history, and says again
+what is still wrong.
 """
 
 from __future__ import annotations
@@ -65,9 +67,10 @@ class AnomalyCallback(Callback):
         clock: Callable[[], float] = time.monotonic,
         folder: Path | None = None,
     ) -> None:
-        """report: records an event. dataset_of: image file -> its dataset, empty: not known. silent_steps: as `wait` of
-        `SilentLayers`. read, clock: the state of the machine, and seconds. folder: of the run, whose first samples are
-        generated before `on_start`."""
+        """report: records an event. dataset_of: image file -> its dataset, empty: not
+        known. silent_steps: as `wait` of `SilentLayers`. read, clock: the state of the
+        machine, and seconds. folder: of the run, whose first samples are generated
+        before `on_start`."""
         self.report = report
         self.dataset_of = dataset_of
         self.silent_steps = silent_steps
@@ -92,7 +95,10 @@ class AnomalyCallback(Callback):
         self._begun = True
         self._step = run.state.step
         self._looked_at = self._step
-        self._device = next((p.device for role in run.roles.values() for p in role.parameters.values()), self._device)
+        self._device = next(
+            (p.device for role in run.roles.values() for p in role.parameters.values()),
+            self._device,
+        )
         for name, role in run.roles.items():
             if not role.sharded:
                 self._layers[name] = SilentLayers(role.parameters, self.silent_steps)
@@ -103,8 +109,8 @@ class AnomalyCallback(Callback):
         self._results.append(result)
 
     def after_step(self, run: Run) -> None:
-        """Looks at the steps whose metrics have come since the last call: those of one flush, as `step_s` is their mean
-        and the device has nothing to do just then."""
+        """Looks at the steps whose metrics have come since the last call: those of one
+        flush, as `step_s` is their mean and the device has nothing to do just then."""
         results = self._results
         self._results = []
         self._step = run.state.step
@@ -124,22 +130,33 @@ class AnomalyCallback(Callback):
                 self._say(layers.add(steps, filter(zero.is_absent, steps)))
 
     def event(self, event: str, **details: Any) -> None:
-        """Looks at the sample images of an event `sample`; those with which a resume begins, before `on_start`, are
-        earlier ones to the next."""
-        if event == "sample" and self._folder is not None and (self._begun or details["step"] == 0):
+        """Looks at the sample images of an event `sample`; those with which a resume
+        begins, before `on_start`, are earlier ones to the next."""
+        if (
+            event == "sample"
+            and self._folder is not None
+            and (self._begun or details["step"] == 0)
+        ):
             self._step = details["step"]
-            for finding in self._look_at(self._folder, details["files"], details.get("prompts") or ()):
+            for finding in self._look_at(
+                self._folder, details["files"], details.get("prompts") or ()
+            ):
                 self._say(finding)
 
     def on_validation(self, run: Run, losses: dict[str, float]) -> None:
-        """Compares the texture of what is predicted with the first in the run's file."""
+        """Compares the texture of what is predicted with the first in the run's
+        file."""
         if TEXTURE not in losses:
             return
         self._step = run.state.step
         if self._predicted is None:
-            self._predicted = RisingTexture("the images that the validation predicts", RISE_OF_PREDICTED)
+            self._predicted = RisingTexture(
+                "the images that the validation predicts", RISE_OF_PREDICTED
+            )
             with (run.folder / VALIDATION).open(encoding="utf-8") as file:
-                self._predicted.add([json.loads(file.readline()).get(TEXTURE, losses[TEXTURE])], True)
+                self._predicted.add(
+                    [json.loads(file.readline()).get(TEXTURE, losses[TEXTURE])], True
+                )
         self._say(self._predicted.add([losses[TEXTURE]], self._losses.rises()))
 
     def _slow_steps(self, results: Sequence[StepResult]) -> Diagnostic | None:
@@ -151,7 +168,14 @@ class AnomalyCallback(Callback):
         if self.clock() - self._read_at >= READ_EVERY_S:
             self._reading, self._read_at = self.read(self._device), self.clock()
         first = results[0]
-        return self._slow.add(samples, len(results), first.step_s, first.data_s, self._reading, first.compiled)
+        return self._slow.add(
+            samples,
+            len(results),
+            first.step_s,
+            first.data_s,
+            self._reading,
+            first.compiled,
+        )
 
     def _forget_times(self) -> None:
         self._slow = SlowSteps()
@@ -165,13 +189,17 @@ class AnomalyCallback(Callback):
             parts = {}
             size = _SIZE.search(source.batch)
             if size:
-                parts["bucket"] = f"{size[2]}x{size[1]} ({source.batch.partition(' ')[0]})"
+                parts["bucket"] = (
+                    f"{size[2]}x{size[1]} ({source.batch.partition(' ')[0]})"
+                )
             dataset = self.dataset_of(source.name)
             if dataset:
                 parts["dataset"] = dataset
             yield SampleLoss(parts, loss, t)
 
-    def _look_at(self, folder: Path, files: Sequence[str], texts: Sequence[str]) -> Iterable[Diagnostic]:
+    def _look_at(
+        self, folder: Path, files: Sequence[str], texts: Sequence[str]
+    ) -> Iterable[Diagnostic]:
         if self._sets is None:
             if self._step:
                 self._sets = self._earlier_sets(folder, set(files))
@@ -181,22 +209,37 @@ class AnomalyCallback(Callback):
         return self._sets.add(features, self._losses.rises())
 
     def _earlier_sets(self, folder: Path, but: set[str]) -> SampleSets:
-        """The sets that the run has already, the first and the last; they are not reported."""
+        """The sets that the run has already, the first and the last; they are not
+        reported."""
         sets = SampleSets()
         by_step = dict[int, list[tuple[Path, str]]]()
         for sample in list_samples(folder):
             if sample.path.name not in but and sample.step < self._step:
-                by_step.setdefault(sample.step, []).append((sample.path, sample.prompt or ""))
+                by_step.setdefault(sample.step, []).append(
+                    (sample.path, sample.prompt or "")
+                )
         for step in [*sorted(by_step)[:2], *sorted(by_step)[2:][-2:]]:
-            sets.add(self._features([path for path, _ in by_step[step]], [text for _, text in by_step[step]]))
+            sets.add(
+                self._features(
+                    [path for path, _ in by_step[step]],
+                    [text for _, text in by_step[step]],
+                )
+            )
         return sets
 
-    def _features(self, paths: Sequence[Path], texts: Sequence[str]) -> list[tuple[str, SampleFeatures]]:
+    def _features(
+        self, paths: Sequence[Path], texts: Sequence[str]
+    ) -> list[tuple[str, SampleFeatures]]:
         found = []
         for index, path in enumerate(paths):
             try:
                 with Image.open(path) as image:
-                    found.append((texts[index] if index < len(texts) else path.name, features_of(image)))
+                    found.append(
+                        (
+                            texts[index] if index < len(texts) else path.name,
+                            features_of(image),
+                        )
+                    )
             except OSError:  # removed meanwhile
                 logger.debug("%s: cannot be read", path)
         return found
@@ -204,9 +247,17 @@ class AnomalyCallback(Callback):
     def _say(self, finding: Diagnostic | None) -> None:
         if finding is None:
             return
-        logger.warning(f"step {self._step}: {finding.message}. Cause: {finding.cause}. {finding.remedy}")
+        logger.warning(
+            f"step {self._step}: {finding.message}. Cause: {finding.cause}. {finding.remedy}"
+        )
         try:
-            details = {"kind": finding.check, "message": finding.message, "cause": finding.cause}
+            details = {
+                "kind": finding.check,
+                "message": finding.message,
+                "cause": finding.cause,
+            }
             self.report(EVENT, step=self._step, **details, remedy=finding.remedy)
-        except RunError as error:  # a full disk, say: the next save says so too, and decides
+        except (
+            RunError
+        ) as error:  # a full disk, say: the next save says so too, and decides
             logger.warning(str(error))

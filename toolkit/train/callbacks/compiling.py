@@ -14,9 +14,12 @@ SETTLED_STEPS = 20
 
 
 class CompilingCallback(Callback):
-    """Silent where no program is compiled, and where they are given up: there the reason is in the log."""
+    """Silent where no program is compiled, and where they are given up: there the
+    reason is in the log."""
 
-    def __init__(self, remember: Callable[[float], None] = lambda seconds: None) -> None:
+    def __init__(
+        self, remember: Callable[[float], None] = lambda seconds: None
+    ) -> None:
         """remember: keeps the seconds for the plan of the next run."""
         self._remember = remember
         self._seconds = 0.0
@@ -43,4 +46,6 @@ class CompilingCallback(Callback):
             return
         self._said = True
         self._remember(took.seconds)
-        logger.info(f"compiled {took.programs} program{'s' * (took.programs > 1)} in {took.seconds:.0f} s")
+        logger.info(
+            f"compiled {took.programs} program{'s' * (took.programs > 1)} in {took.seconds:.0f} s"
+        )

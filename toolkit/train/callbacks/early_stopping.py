@@ -1,5 +1,6 @@
-"""Callbacks that act on a metric: early stopping ends a run as finished once its mean is low enough, or once the
-validation loss does not become lower any more; `Plateau` schedules are shown its mean."""
+"""Callbacks that act on a metric: early stopping ends a run as finished once its mean
+is low enough, or once the validation loss does not become lower any more; `Plateau`
+schedules are shown its mean."""
 
 from __future__ import annotations
 
@@ -22,10 +23,14 @@ logger = logging.getLogger(__name__)
 
 
 class EarlyStopping(Callback):
-    """Keeps the last finite values of one metric in the checkpoint, so that a resumed run stops at the same step; for
-    `no_better_within` what the last validation said."""
+    """Keeps the last finite values of one metric in the checkpoint, so that a resumed
+    run stops at the same step; for `no_better_within` what the last validation said."""
 
-    def __init__(self, settings: StopWhenConfig, on_stop: Callable[[Run], None] = lambda run: None) -> None:
+    def __init__(
+        self,
+        settings: StopWhenConfig,
+        on_stop: Callable[[Run], None] = lambda run: None,
+    ) -> None:
         """on_stop: called when the metric is low enough, before the step is saved."""
         self.settings = settings
         self.on_stop = on_stop
@@ -45,7 +50,9 @@ class EarlyStopping(Callback):
         known = read_losses_by_image(run.folder)
         if run.state.step in known:  # not where a loss was not finite
             found = forecast(known, run.steps, confidence)
-            self._saved(run)[FORECAST] = {"confidence": confidence} | asdict(found) if found else {}
+            self._saved(run)[FORECAST] = (
+                {"confidence": confidence} | asdict(found) if found else {}
+            )
 
     def update(self, run: Run, values: Mapping[str, float]) -> None:
         """Takes metrics by their logged name, of a step or of a validation."""
@@ -53,11 +60,15 @@ class EarlyStopping(Callback):
             return
         value = values.get(self.settings.metric, math.nan)
         saved = self._saved(run)
-        if math.isfinite(value) and run.early_stop_reason is None:  # the values that ended the run are kept
+        if (
+            math.isfinite(value) and run.early_stop_reason is None
+        ):  # the values that ended the run are kept
             saved["values"] = [*saved["values"], value][-self.settings.smooth :]
 
     def after_step(self, run: Run) -> None:
-        if self.settings.no_better_within is not None or due(run.state.step, self.settings.check_every):
+        if self.settings.no_better_within is not None or due(
+            run.state.step, self.settings.check_every
+        ):
             run.flush_metrics()
             self._check(run)
 
@@ -65,7 +76,10 @@ class EarlyStopping(Callback):
         """The saved values; those of another metric are dropped."""
         saved: dict[str, Any] = run.state.extra.get(STOP_KEY, {})
         if saved.get("metric") != self.settings.metric:
-            saved = run.state.extra[STOP_KEY] = {"metric": self.settings.metric, "values": []}
+            saved = run.state.extra[STOP_KEY] = {
+                "metric": self.settings.metric,
+                "values": [],
+            }
         return saved
 
     def _check(self, run: Run) -> None:
@@ -80,15 +94,19 @@ _PLATEAU_KEY = "plateau"
 
 
 class PlateauCallback(Callback):
-    """Passes on the mean loss of each role over `Plateau.every` steps, and validation losses.
+    """Passes on the mean loss of each role over `Plateau.every` steps, and validation
+    losses.
 
-    It comes before `SaveCallback`. Losses since the last mean are in the checkpoint, so that a resume changes nothing.
+    It comes before `SaveCallback`. Losses since the last mean are in the checkpoint, so
+    that a resume changes nothing.
     """
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
         for name, schedule in _plateaus(run):
             if schedule.metric == "loss" and name in result.by_role:
-                run.state.extra.setdefault(_PLATEAU_KEY, {}).setdefault(name, []).append(result.by_role[name].loss)
+                run.state.extra.setdefault(_PLATEAU_KEY, {}).setdefault(
+                    name, []
+                ).append(result.by_role[name].loss)
 
     def after_step(self, run: Run) -> None:
         for name, schedule in _plateaus(run):
@@ -106,4 +124,8 @@ class PlateauCallback(Callback):
 
 
 def _plateaus(run: Run) -> Iterator[tuple[str, Plateau]]:
-    yield from ((name, role.schedule) for name, role in run.roles.items() if isinstance(role.schedule, Plateau))
+    yield from (
+        (name, role.schedule)
+        for name, role in run.roles.items()
+        if isinstance(role.schedule, Plateau)
+    )

@@ -1,4 +1,5 @@
-"""Reads what the allocator has recorded before new events take its place (`toolkit/memory/account.py`)."""
+"""Reads what the allocator has recorded before new events take its place
+(`toolkit/memory/account.py`)."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from toolkit.train.run import Callback, Run
 
 
 class MemoryAccountCallback(Callback):
-    """Reads it when training begins, and after each step whose peak is higher than all before."""
+    """Reads it when training begins, and after each step whose peak is higher than all
+    before."""
 
     included_in_step_time = False
 

@@ -1,4 +1,5 @@
-"""metrics.jsonl, one line per optimizer step, and means of the loss over steps, over an epoch, and by timestep."""
+"""metrics.jsonl, one line per optimizer step, and means of the loss over steps, over an
+epoch, and by timestep."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ BANDS = 10
 
 
 class RunningLoss:
-    """Mean loss of the latest steps and of the current epoch; losses that are not finite do not count."""
+    """Mean loss of the latest steps and of the current epoch; losses that are not
+    finite do not count."""
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=AVERAGE_OVER)
@@ -31,7 +33,8 @@ class RunningLoss:
         self._of_epoch: list[float] = []
 
     def add(self, epoch: int, loss: float | None) -> float | None:
-        """Adds a step. Returns the mean of the previous epoch when the step is the first of its epoch."""
+        """Adds a step. Returns the mean of the previous epoch when the step is the
+        first of its epoch."""
         done = None
         if epoch != self._epoch:
             done = self.of_epoch()
@@ -52,7 +55,8 @@ class RunningLoss:
 
 
 class LossByTimestep:
-    """Mean loss of the samples in each band of the timestep t; the last band includes t = 1."""
+    """Mean loss of the samples in each band of the timestep t; the last band includes t
+    = 1."""
 
     def __init__(self) -> None:
         self._losses: list[list[float]] = [[] for _ in range(BANDS)]
@@ -61,10 +65,13 @@ class LossByTimestep:
         """Adds samples; those whose loss or t is not finite do not count."""
         for timestep, value in zip(t, loss, strict=True):
             if math.isfinite(timestep) and math.isfinite(value):
-                self._losses[min(max(int(timestep * BANDS), 0), BANDS - 1)].append(value)
+                self._losses[min(max(int(timestep * BANDS), 0), BANDS - 1)].append(
+                    value
+                )
 
     def pop_means(self) -> dict[str, float]:
-        """The means since the last call by band, such as `0.3-0.4`; a band without samples is left out."""
+        """The means since the last call by band, such as `0.3-0.4`; a band without
+        samples is left out."""
         means = {
             f"{band / BANDS:.1f}-{(band + 1) / BANDS:.1f}": fmean(losses)
             for band, losses in enumerate(self._losses)
@@ -75,9 +82,11 @@ class LossByTimestep:
 
 
 class MetricsCallback(Callback):
-    """Appends a line per step; after a resume the lines of repeated steps are removed first.
+    """Appends a line per step; after a resume the lines of repeated steps are removed
+    first.
 
-    `time` of a line is when it was written: some steps late where metrics are buffered (`Callback.on_metrics`).
+    `time` of a line is when it was written: some steps late where metrics are buffered
+    (`Callback.on_metrics`).
     """
 
     def on_start(self, run: Run) -> None:
@@ -88,18 +97,25 @@ class MetricsCallback(Callback):
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
         line = {
-            **dict.fromkeys(("step", "epoch", "loss", "lr", "grad_norm")),  # their order in the line
+            **dict.fromkeys(
+                ("step", "epoch", "loss", "lr", "grad_norm")
+            ),  # their order in the line
             "samples": result.samples,
             "step_s": round(result.step_s, 6),
             "data_s": round(result.data_s, 6),
             **({"compile_s": round(result.compile_s, 6)} if result.compile_s else {}),
             "time": run_files.utc_now(),
             # JSON has no NaN.
-            **{name: value if math.isfinite(value) else None for name, value in result.logged().items()},
+            **{
+                name: value if math.isfinite(value) else None
+                for name, value in result.logged().items()
+            },
             "step": result.step,
             "epoch": result.epoch,
         }
-        append_json_line(self._file, line | {"skipped": True} if result.skipped else line)
+        append_json_line(
+            self._file, line | {"skipped": True} if result.skipped else line
+        )
 
     def on_end(self, run: Run, finished: bool) -> None:
         self._file.close()
@@ -121,16 +137,25 @@ def truncate_after_step(path: Path, step: int) -> None:
         if all(line.endswith(b"\n") and stays(line) for line in file):
             return
         file.seek(0)
-        with os_error_as_run_error(path), atomic_write(path) as temporary, temporary.open("wb") as out:
+        with (
+            os_error_as_run_error(path),
+            atomic_write(path) as temporary,
+            temporary.open("wb") as out,
+        ):
             out.writelines(line.rstrip() + b"\n" for line in file if stays(line))
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Appends the line of a step, instead of one that is there: a resume may repeat it. JSON has no NaN: a number that
-    is not finite becomes null. Raises RunError where it cannot be written."""
+    """Appends the line of a step, instead of one that is there: a resume may repeat it.
+    JSON has no NaN: a number that is not finite becomes null. Raises RunError where it
+    cannot be written."""
     row = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
     }
     truncate_after_step(path, row["step"] - 1)
-    with os_error_as_run_error(path), path.open("a", encoding="utf-8", newline="\n") as file:
+    with (
+        os_error_as_run_error(path),
+        path.open("a", encoding="utf-8", newline="\n") as file,
+    ):
         append_json_line(file, row)

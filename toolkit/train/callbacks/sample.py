@@ -1,5 +1,5 @@
-"""Generates the sample images at their interval, with the eval weights (the EMA, where there is one), and the sheet of
-all of them."""
+"""Generates the sample images at their interval, with the eval weights (the EMA, where
+there is one), and the sheet of all of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ GenerateImage = Callable[[int], Image.Image]
 """Generates the image of the sampler's prompt with this index."""
 
 MeasureDrift = Callable[[int, Image.Image], Drift | None]
-"""How an image of the prompt with this index lies on what it edits; None: it edits nothing of its shape."""
+"""How an image of the prompt with this index lies on what it edits; None: it edits
+nothing of its shape."""
 
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "jpg": {"format": "JPEG", "quality": 95},  # without transparency
@@ -47,7 +48,8 @@ class Samples:
     """What each image shows, such as its prompt."""
 
     first: Sequence[str] | None = None
-    """The same of the images before step 1, whose indices follow; None: those of `texts`."""
+    """The same of the images before step 1, whose indices follow; None: those of
+    `texts`."""
 
     first_format: str = ""
     """Their file format."""
@@ -75,16 +77,22 @@ class SampleSet:
 
 
 class SampleCallback(Callback):
-    """Images go to samples/<step>_<index>.<format>, those of `sample.also` to <step>_<index>_<name>.<format>, layers to
-    samples/layers/, the drift of those that edit a reference to drift.jsonl."""
+    """Images go to samples/<step>_<index>.<format>, those of `sample.also` to
+    <step>_<index>_<name>.<format>, layers to samples/layers/, the drift of those that
+    edit a reference to drift.jsonl."""
 
     included_in_step_time = False
 
     def __init__(
-        self, samples: Samples, format: str, every: Interval, draws_first: bool = True, at_each_start: bool = False
+        self,
+        samples: Samples,
+        format: str,
+        every: Interval,
+        draws_first: bool = True,
+        at_each_start: bool = False,
     ) -> None:
-        """format: a key of SAVE_OPTIONS. draws_first: there is a set before step 1. at_each_start: also one where a
-        resume begins."""
+        """format: a key of SAVE_OPTIONS. draws_first: there is a set before step 1.
+        at_each_start: also one where a resume begins."""
         self.samples = samples
         self.images = first = SampleSet(range(len(samples.texts)), format)
         if samples.first is not None:
@@ -101,7 +109,9 @@ class SampleCallback(Callback):
         sample_set = self.first if step == 0 else self.images
         # Also after a resume: the run may have ended in the middle of this set.
         expected = step == 0 or self.every.due(run) or run.complete
-        if (expected and len(self._files_of(run, step)) < len(sample_set.prompts)) or (step and self.at_each_start):
+        if (expected and len(self._files_of(run, step)) < len(sample_set.prompts)) or (
+            step and self.at_each_start
+        ):
             self.sample_now(run, sample_set)
         elif step:
             self._sampled_at = step
@@ -118,8 +128,8 @@ class SampleCallback(Callback):
             self.sample_now(run)
 
     def sample_now(self, run: Run, images: SampleSet | None = None) -> None:
-        """Generates one set at the current step: the one of the interval by default. One that a stop interrupts leaves
-        no image."""
+        """Generates one set at the current step: the one of the interval by default.
+        One that a stop interrupts leaves no image."""
         images = images or self.images
         step = run.state.step
         if not images.prompts:
@@ -133,14 +143,24 @@ class SampleCallback(Callback):
                 return
         self._sampled_at = step
         texts = (*self.samples.texts, *(self.samples.first or ()))
-        details: dict[str, Any] = {"prompts": [texts[prompt] for prompt in images.prompts]}
+        details: dict[str, Any] = {
+            "prompts": [texts[prompt] for prompt in images.prompts]
+        }
         if drifts:
-            details["drift"] = [str(drifts.get(index, "")) for index in range(len(files))]
+            details["drift"] = [
+                str(drifts.get(index, "")) for index in range(len(files))
+            ]
         if scores:
             details["survival"] = run.status_fields["survival"] = scores
             run.log(step, {f"survival/{name}": score for name, score in scores.items()})
-            logger.info(", ".join(f"survival in {name}: {score:.2f}" for name, score in scores.items()))
-        run.event("sample", step=step, epoch=run.state.epochs_done, files=files, **details)
+            logger.info(
+                ", ".join(
+                    f"survival in {name}: {score:.2f}" for name, score in scores.items()
+                )
+            )
+        run.event(
+            "sample", step=step, epoch=run.state.epochs_done, files=files, **details
+        )
         count = f"{len(files)} sample image{'s' * (len(files) != 1)}"
         logger.info(f"generated {count} at step {step} in {run.folder / SAMPLES}")
         metrics = drift_metrics(drifts)
@@ -151,7 +171,8 @@ class SampleCallback(Callback):
     def _generate_set(
         self, run: Run, step: int, images: SampleSet
     ) -> tuple[list[str], dict[int, Drift], dict[str, float]]:
-        """The names of the images, their drift by index, and their survival scores. Raises SamplingInterrupted."""
+        """The names of the images, their drift by index, and their survival scores.
+        Raises SamplingInterrupted."""
         samples = self.samples
         files = list[str]()
         drifts = dict[int, Drift]()
@@ -167,9 +188,13 @@ class SampleCallback(Callback):
                 way = ""
             path = run.folder / SAMPLES / f"{step:09d}_{index}{way}.{images.format}"
             with os_error_as_run_error(path), atomic_write(path) as temporary:
-                (over_white(image) if images.format == "jpg" else image).save(temporary, **SAVE_OPTIONS[images.format])
+                (over_white(image) if images.format == "jpg" else image).save(
+                    temporary, **SAVE_OPTIONS[images.format]
+                )
             files.append(path.name)
-            write_layers(path.parent / LAYERS, path.stem, image, samples.layers.get(prompt, 0))
+            write_layers(
+                path.parent / LAYERS, path.stem, image, samples.layers.get(prompt, 0)
+            )
             try:
                 drift = samples.drift(prompt, image)
                 if drift is not None:
@@ -178,7 +203,14 @@ class SampleCallback(Callback):
                 logger.warning(f"the drift of {path.name} is not measured: {error}")
         if not (samples.survival and step and images is self.images):
             return files, drifts, {}
-        return files, drifts, {name: round(score, 4) for name, score in samples.survival.measure(drawn).items()}
+        return (
+            files,
+            drifts,
+            {
+                name: round(score, 4)
+                for name, score in samples.survival.measure(drawn).items()
+            },
+        )
 
     def _remove(self, run: Run, step: int) -> None:
         layers = (run.folder / SAMPLES / LAYERS).glob(f"{step:09d}_*")
@@ -188,18 +220,28 @@ class SampleCallback(Callback):
     @staticmethod
     def _files_of(run: Run, step: int) -> list[Path]:
         found = sorted((run.folder / SAMPLES).glob(f"{step:09d}_*"))
-        return [path for path in found if (match := SAMPLE_FILE.fullmatch(path.name)) and int(match["step"]) == step]
+        return [
+            path
+            for path in found
+            if (match := SAMPLE_FILE.fullmatch(path.name))
+            and int(match["step"]) == step
+        ]
 
 
 class OverviewCallback(Callback):
-    """`sample.overview`: rewrites the sheet of all samples after each set; the run continues where that fails. Its path
-    is the last word of a run."""
+    """`sample.overview`: rewrites the sheet of all samples after each set; the run
+    continues where that fails. Its path is the last word of a run."""
 
     hears = ("sample",)
 
-    def __init__(self, folder: Path, training: Iterable[Path], references: Iterable[Sequence[Path]] = ()) -> None:
-        """folder: of the run's files. training: folders of images for the first row. references: the reference
-        images of each sample, in order."""
+    def __init__(
+        self,
+        folder: Path,
+        training: Iterable[Path],
+        references: Iterable[Sequence[Path]] = (),
+    ) -> None:
+        """folder: of the run's files. training: folders of images for the first row.
+        references: the reference images of each sample, in order."""
         self._folder = folder
         self._folders = tuple(training)
         self._references = tuple(references)
@@ -208,9 +250,17 @@ class OverviewCallback(Callback):
     def event(self, event: str, **details: object) -> None:
         try:
             if self._images is None:
-                found = [path for folder in self._folders for path in sorted(folder.rglob("*"))]
-                shown = (path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
-                self._images = [path for path in shown if not path.name.startswith((".", "_"))]
+                found = [
+                    path
+                    for folder in self._folders
+                    for path in sorted(folder.rglob("*"))
+                ]
+                shown = (
+                    path for path in found if path.suffix.lower() in IMAGE_SUFFIXES
+                )
+                self._images = [
+                    path for path in shown if not path.name.startswith((".", "_"))
+                ]
             write_contact_sheet(self._folder, self._images, self._references)
         except (OSError, ImageError) as error:
             logger.warning(f"no sheet of the samples: {error}")

@@ -1,5 +1,6 @@
-"""Saves the network file and the checkpoint at their interval, at the end, and when a stop is requested; a background
-thread writes them, one task at a time, so that the training does not wait."""
+"""Saves the network file and the checkpoint at their interval, at the end, and when a
+stop is requested; a background thread writes them, one task at a time, so that the
+training does not wait."""
 
 from __future__ import annotations
 
@@ -27,12 +28,13 @@ from toolkit.train.run import Callback, Interval, Run
 logger = logging.getLogger(__name__)
 
 PrepareNetwork = Callable[[Run, int | Literal["best"] | None], Callable[[], list[Path]]]
-"""Copies the contents of the network files of a step (None: the final files; "best": those of the best step). The
-result writes them and returns their paths."""
+"""Copies the contents of the network files of a step (None: the final files; "best":
+those of the best step). The result writes them and returns their paths."""
 
 
 class SaveCallback(Callback):
-    """Copies what is saved, and writes it while training continues: the network file first, then the checkpoint.
+    """Copies what is saved, and writes it while training continues: the network file
+    first, then the checkpoint.
 
     In this order a checkpoint never refers to a missing file.
     """
@@ -40,10 +42,15 @@ class SaveCallback(Callback):
     included_in_step_time = False
 
     def __init__(
-        self, prepare_network: PrepareNetwork, every: Interval, keep: int, keep_states: int, states: str = "always"
+        self,
+        prepare_network: PrepareNetwork,
+        every: Interval,
+        keep: int,
+        keep_states: int,
+        states: str = "always",
     ) -> None:
-        """every: with 0 only the final file is written. keep, keep_states: number of files and checkpoints; 0: all.
-        states: as `save.states`.
+        """every: with 0 only the final file is written. keep, keep_states: number of
+        files and checkpoints; 0: all. states: as `save.states`.
         """
         self.prepare_network = prepare_network
         self.every = every
@@ -76,12 +83,16 @@ class SaveCallback(Callback):
         if finished:
             begun = self._start_save(run, step=None)
         elif self.states == "never":
-            begun = self._network_step == run.state.step or self._start_save(run, step=run.state.step)
+            begun = self._network_step == run.state.step or self._start_save(
+                run, step=run.state.step
+            )
         elif self._checkpoint_step != run.state.step:
             begun = self._start_save(run, step=run.state.step, checkpoint_only=True)
         self._collect(wait=True)
         if not begun:
-            raise RunError(f"{run.folder}: the end of the run could not be saved. Free some space and start it again.")
+            raise RunError(
+                f"{run.folder}: the end of the run could not be saved. Free some space and start it again."
+            )
 
     def on_error(self, run: Run, error: BaseException) -> None:
         try:
@@ -90,7 +101,8 @@ class SaveCallback(Callback):
             logger.warning(f"the save in progress failed too: {failed}")
 
     def _collect(self, wait: bool) -> None:
-        """Logs the line of a finished save, and raises what it raised. wait: for the save in progress."""
+        """Logs the line of a finished save, and raises what it raised. wait: for the
+        save in progress."""
         if self._writing and (wait or self._writing.done()):
             writing = self._writing
             self._writing = None
@@ -98,9 +110,11 @@ class SaveCallback(Callback):
                 told = writing.result()
             logger.info(told)
 
-    def _start_save(self, run: Run, step: int | None, checkpoint_only: bool = False) -> bool:
-        """Starts writing the network file, and the checkpoint where one is wanted and does not exist. Returns whether
-        there is room.
+    def _start_save(
+        self, run: Run, step: int | None, checkpoint_only: bool = False
+    ) -> bool:
+        """Starts writing the network file, and the checkpoint where one is wanted and
+        does not exist. Returns whether there is room.
         """
         run.flush_metrics()
         with now.during("saving"):
@@ -111,8 +125,13 @@ class SaveCallback(Callback):
         name = run.name
         done = run.state.step
         epoch = run.state.epochs_done
-        wanted = checkpoint_only or self.states == "always" or (self.states == "at_end" and step is None)
-        # The checkpoint of this step may be on disk already: the end of a run often follows a save.
+        wanted = (
+            checkpoint_only
+            or self.states == "always"
+            or (self.states == "at_end" and step is None)
+        )
+        # The checkpoint of this step may be on disk already: the end of a run often
+        # follows a save.
         if wanted and self._checkpoint_step != done:
             snapshot = snapshot_state(run)
         else:
@@ -123,7 +142,9 @@ class SaveCallback(Callback):
         else:
             size = sum(role.size for role in run.roles.values())
         with os_error_as_run_error(checkpoint_dir(folder)):
-            has_room = free_disk_space(checkpoint_dir(folder), size + (snapshot.size if snapshot else 0))
+            has_room = free_disk_space(
+                checkpoint_dir(folder), size + (snapshot.size if snapshot else 0)
+            )
         if not has_room:
             return False
         if checkpoint_only:
@@ -141,13 +162,18 @@ class SaveCallback(Callback):
             files = write_network() if write_network else []
             with os_error_as_run_error(checkpoint_dir(folder)):
                 if snapshot:
-                    write_checkpoint(checkpoint_dir(folder), snapshot, self.keep_states, part)
+                    write_checkpoint(
+                        checkpoint_dir(folder), snapshot, self.keep_states, part
+                    )
                 else:  # the process may have been killed between writing this checkpoint and removing old ones
                     remove_old_states(checkpoint_dir(folder), self.keep_states)
             if not write_network:
                 return f"saved the checkpoint of step {done}: run the same command to resume"
             removed = remove_old_step_files(folder, name, self.keep)
-            names = {"files": [p.name for p in files], "removed": [p.name for p in removed]}
+            names = {
+                "files": [p.name for p in files],
+                "removed": [p.name for p in removed],
+            }
             run.event("save", step=done, epoch=epoch, **names)
             return f"saved {', '.join(p.name if step is not None else str(p) for p in files)}"
 

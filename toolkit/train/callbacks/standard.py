@@ -1,4 +1,5 @@
-"""Builds the callbacks of every trainer, in call order, from its section and what it saves, measures and samples."""
+"""Builds the callbacks of every trainer, in call order, from its section and what it
+saves, measures and samples."""
 
 from __future__ import annotations
 
@@ -21,8 +22,16 @@ from toolkit.train.callbacks.early_stopping import EarlyStopping, PlateauCallbac
 from toolkit.train.callbacks.metrics import MetricsCallback
 from toolkit.train.callbacks.sample import OverviewCallback, SampleCallback, Samples
 from toolkit.train.callbacks.save import PrepareNetwork, SaveCallback
-from toolkit.train.callbacks.status import ControlFilesCallback, StatusCallback, ask_to_stop
-from toolkit.train.callbacks.tool_at_saves import diagrams_at_saves, publish_at_end, report_at_saves
+from toolkit.train.callbacks.status import (
+    ControlFilesCallback,
+    StatusCallback,
+    ask_to_stop,
+)
+from toolkit.train.callbacks.tool_at_saves import (
+    diagrams_at_saves,
+    publish_at_end,
+    report_at_saves,
+)
 from toolkit.train.callbacks.trackers import TrackerCallback
 from toolkit.train.callbacks.validation import Validation, ValidationCallback
 from toolkit.train.callbacks.watchdog import WatchdogCallback
@@ -40,26 +49,35 @@ def standard_callbacks(
     compiled: bool = False,
     now: RunNow | None = None,
 ) -> list[Callback]:
-    """The callbacks of a section. folder: of the run's files. prepare_weights: as of `SaveCallback`. compiled: whether
-    blocks are. now: as of `StatusCallback`."""
+    """The callbacks of a section. folder: of the run's files. prepare_weights: as of
+    `SaveCallback`. compiled: whether blocks are. now: as of `StatusCallback`."""
     save = section.save
     train = section.train
     settings = section.sample or SampleIntervalConfig()
     interval = Interval(*save.interval())
     keep = save.files_to_keep()
-    saving = SaveCallback(prepare_weights, interval, keep, save.max_states_to_keep, save.states)
+    saving = SaveCallback(
+        prepare_weights, interval, keep, save.max_states_to_keep, save.states
+    )
     actions: dict[str, Any] = {"save_now": saving.save_now, "stop": ask_to_stop}
     callbacks: list[Callback] = []
-    # Saving comes before sampling: a crash while sampling loses nothing. Validation comes before saving: its results
-    # are in the checkpoint of the step.
+    # Saving comes before sampling: a crash while sampling loses nothing. Validation
+    # comes before saving: its results are in the checkpoint of the step.
     callbacks += [MetricsCallback(), *_measuring(section, validation, saving), saving]
     if samples:
         every = Interval(*settings.interval(), start=settings.sample_start_step)
-        sampling = SampleCallback(samples, settings.format, every, section.draws_first(), train.force_first_sample)
+        sampling = SampleCallback(
+            samples,
+            settings.format,
+            every,
+            section.draws_first(),
+            train.force_first_sample,
+        )
         actions["sample_now"] = sampling.sample_now
         callbacks.append(sampling)
-    # The status comes behind all that writes files: "finished" means that every file is there. The report and the
-    # upload come behind the status, which they show; the sheet of all samples has the last word.
+    # The status comes behind all that writes files: "finished" means that every file is
+    # there. The report and the upload come behind the status, which they show; the
+    # sheet of all samples has the last word.
     callbacks += [ControlFilesCallback(actions), *_tracking(section, folder)]
     callbacks.append(StatusCallback(status, section.logging.log_every, now))
     if section.logging.report:
@@ -68,10 +86,14 @@ def standard_callbacks(
         callbacks.append(publish_at_end(folder, save.hf_repo_id, save.hf_private))
     network = getattr(section, "network", None)
     if network:
-        wait = steps_to_wait(network.module_dropout, network.rank_dropout, network.linear)
+        wait = steps_to_wait(
+            network.module_dropout, network.rank_dropout, network.linear
+        )
     else:
         wait = SILENT_STEPS
-    anomalies = AnomalyCallback(EventLog(folder / EVENTS).add, dataset_of(section), wait, folder=folder)
+    anomalies = AnomalyCallback(
+        EventLog(folder / EVENTS).add, dataset_of(section), wait, folder=folder
+    )
 
     def keep_compile_time(seconds: float) -> None:
         remember_compile_seconds(gpu_name(section.device), seconds)
@@ -85,16 +107,24 @@ def standard_callbacks(
     ]
 
 
-def _measuring(section: TrainerConfig, validation: Validation | None, saving: SaveCallback) -> Iterator[Callback]:
-    """The callbacks of `validation`, a plateau schedule and `stop_when`: the last two see the losses of the first."""
+def _measuring(
+    section: TrainerConfig, validation: Validation | None, saving: SaveCallback
+) -> Iterator[Callback]:
+    """The callbacks of `validation`, a plateau schedule and `stop_when`: the last two
+    see the losses of the first."""
     settings, on_stop = section.validation, lambda run: None
     if validation and settings:
         every = Interval(settings.every, settings.every_n_epochs)
-        validating = ValidationCallback(validation, every, lambda run: saving.prepare_network(run, "best")())
+        validating = ValidationCallback(
+            validation, every, lambda run: saving.prepare_network(run, "best")()
+        )
         on_stop = validating.validate
         yield validating
-    # The schedule of any role may follow its loss: by `train`, or by its own entry in `optimizers`.
-    if any(settings.lr_scheduler == "plateau" for _, settings in section.optimizers_used()):
+    # The schedule of any role may follow its loss: by `train`, or by its own entry in
+    # `optimizers`.
+    if any(
+        settings.lr_scheduler == "plateau" for _, settings in section.optimizers_used()
+    ):
         yield PlateauCallback()
     if section.stop_when:
         yield EarlyStopping(section.stop_when, on_stop)
@@ -105,7 +135,11 @@ def _tracking(section: TrainerConfig, folder: Path) -> Iterator[Callback]:
     logging = section.logging
     if logging.trackers():
         # `<job>/<process>`, or the job's
-        yield TrackerCallback(logging, f"{folder.parent.name}/{folder.name}" if section.name else folder.name, folder)
+        yield TrackerCallback(
+            logging,
+            f"{folder.parent.name}/{folder.name}" if section.name else folder.name,
+            folder,
+        )
     if logging.diagrams:
         yield diagrams_at_saves(folder, *section.diagrams_place(folder))
 
@@ -113,18 +147,34 @@ def _tracking(section: TrainerConfig, folder: Path) -> Iterator[Callback]:
 def _overview(section: TrainerConfig, folder: Path) -> Iterator[Callback]:
     if not (section.sample and section.sample.overview):
         return
-    # The images to be learned, without regularization images; nothing where samples have no prompts.
-    datasets = [data for data in getattr(section, "datasets", ()) if data.folder_path and not data.is_reg]
+    # The images to be learned, without regularization images; nothing where samples
+    # have no prompts.
+    datasets = [
+        data
+        for data in getattr(section, "datasets", ())
+        if data.folder_path and not data.is_reg
+    ]
     learned = [Path(data.folder_path).expanduser() for data in datasets]
     usual = getattr(section, "sample_pictures", tuple)
     shown: Iterable[Any] = getattr(section, "all_pictures", usual)()
-    yield OverviewCallback(folder, learned, [[Path(path).expanduser() for path in one.ctrl_img] for one in shown])
+    yield OverviewCallback(
+        folder,
+        learned,
+        [[Path(path).expanduser() for path in one.ctrl_img] for one in shown],
+    )
 
 
 def dataset_of(section: TrainerConfig) -> Callable[[str], str]:
-    """Image file -> the folder of its dataset, as the job writes it; empty where there is none."""
-    names: list[str] = [data.folder_path for data in getattr(section, "datasets", ()) if data.folder_path]
-    folders = {os.path.abspath(os.path.expanduser(name)): name for name in reversed(names)}
+    """Image file -> the folder of its dataset, as the job writes it; empty where there
+    is none."""
+    names: list[str] = [
+        data.folder_path
+        for data in getattr(section, "datasets", ())
+        if data.folder_path
+    ]
+    folders = {
+        os.path.abspath(os.path.expanduser(name)): name for name in reversed(names)
+    }
 
     @cache
     def find(image: str) -> str:

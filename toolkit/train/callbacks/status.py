@@ -1,7 +1,9 @@
-"""The status of a run (run.json for other programs, one line for the terminal), and its control folder: the run acts
-on a file that appears there after the next step, and removes it.
+"""The status of a run (run.json for other programs, one line for the terminal), and its
+control folder: the run acts on a file that appears there after the next step, and
+removes it.
 
-`save_now` saves, `sample_now` generates a set of samples, `stop` ends the run after a save."""
+`save_now` saves, `sample_now` generates a set of samples, `stop` ends the run after a
+save."""
 
 from __future__ import annotations
 
@@ -32,10 +34,11 @@ logger = logging.getLogger(__name__)
 
 
 class ControlFilesCallback(Callback):
-    """Runs the action of each file in the control folder, by its name in small or capital letters.
+    """Runs the action of each file in the control folder, by its name in small or
+    capital letters.
 
-    An unknown name is reported once, and its file stays. A folder that cannot be read is reported once:
-    a network volume that fails for a moment must not end the run.
+    An unknown name is reported once, and its file stays. A folder that cannot be read
+    is reported once: a network volume that fails for a moment must not end the run.
     """
 
     included_in_step_time = False
@@ -55,18 +58,28 @@ class ControlFilesCallback(Callback):
         except FileNotFoundError:
             return  # whoever deleted the folder has no requests
         except OSError as error:
-            return self._warn_once(f"{folder}: cannot be read: {error.strerror or error}. Requests in it wait.")
+            return self._warn_once(
+                f"{folder}: cannot be read: {error.strerror or error}. Requests in it wait."
+            )
         for name, action in self.actions.items():
             request = found.pop(name, None)
             if request:
                 try:
-                    remove(Path(request.path))  # a folder of that name asks for the same
-                except OSError as error:  # done all the same, it would be done at each step
-                    self._warn_once(f"{request.path}: waits, as it cannot be removed: {error.strerror or error}.")
+                    remove(
+                        Path(request.path)
+                    )  # a folder of that name asks for the same
+                except (
+                    OSError
+                ) as error:  # done all the same, it would be done at each step
+                    self._warn_once(
+                        f"{request.path}: waits, as it cannot be removed: {error.strerror or error}."
+                    )
                 else:
                     action(run)
         for entry in found.values():
-            self._warn_once(f"{entry.path}: is not a known request. Give an empty file {' or '.join(self.actions)}.")
+            self._warn_once(
+                f"{entry.path}: is not a known request. Give an empty file {' or '.join(self.actions)}."
+            )
 
     def _warn_once(self, text: str) -> None:
         if text not in self._warned:
@@ -89,9 +102,11 @@ _TERM = re.compile(r"^loss_(?!scale$|disc_|.*_weighted$)|^loss/|_loss$")
 class StatusCallback(Callback):
     """Rewrites run.json at most once a second and keeps the status line current."""
 
-    def __init__(self, line: StatusLine, log_every: int = 0, now: RunNow | None = None) -> None:
-        """log_every: optimizer steps between two updates of `line`; 0 leaves the pace to the line itself. now: what the
-        run does, which run.json says too."""
+    def __init__(
+        self, line: StatusLine, log_every: int = 0, now: RunNow | None = None
+    ) -> None:
+        """log_every: optimizer steps between two updates of `line`; 0 leaves the pace
+        to the line itself. now: what the run does, which run.json says too."""
         self.line = line
         self.now = now or RunNow(line)
         self._is_first = True
@@ -108,16 +123,22 @@ class StatusCallback(Callback):
         self._begun = time.monotonic()
         self.now.follow(run)
         self.now.step(run, None)
-        run.programs.on_stop.append(self._recent_s.clear)  # uncompiled blocks take longer
+        run.programs.on_stop.append(
+            self._recent_s.clear
+        )  # uncompiled blocks take longer
         with rows_by_step(run.folder / run_files.METRICS) as rows:
-            self._losses.extend(row["loss"] for row in rows if has_loss(row, run.state.step))
+            self._losses.extend(
+                row["loss"] for row in rows if has_loss(row, run.state.step)
+            )
         self._write(run, "running")
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
         if not result.compiled:
             self._recent_s.append(result.step_s)
         is_trained = not result.by_role or run.main_role in result.by_role
-        if not is_trained and self._last:  # a step of other roles alone: the loss of the last one that has one
+        if (
+            not is_trained and self._last
+        ):  # a step of other roles alone: the loss of the last one that has one
             result = replace(result, loss=self._last.loss)
         self._last = result
         if is_trained and not result.skipped:
@@ -131,8 +152,11 @@ class StatusCallback(Callback):
     def on_end(self, run: Run, finished: bool) -> None:
         self.line.finish(self._text(run, self._last, ended=True) if self._last else "")
         self.now.close()
-        # A stop may have interrupted the last samples: only a run without a stop request is surely complete.
-        self._write(run, run_files.FINISHED if finished and not run.interrupted else "stopped")
+        # A stop may have interrupted the last samples: only a run without a stop
+        # request is surely complete.
+        self._write(
+            run, run_files.FINISHED if finished and not run.interrupted else "stopped"
+        )
 
     def on_error(self, run: Run, error: BaseException) -> None:
         self.line.finish()
@@ -140,12 +164,15 @@ class StatusCallback(Callback):
         if isinstance(error, Interrupted | KeyboardInterrupt):
             self._write(run, "stopped")
         else:
-            with suppress(RunError):  # a full disk, say: it must not hide the error that ended the run
+            with suppress(
+                RunError
+            ):  # a full disk, say: it must not hide the error that ended the run
                 self._write(run, "failed", error=_describe(error))
 
     def _text(self, run: Run, result: StepResult, ended: bool = False) -> str:
         seconds = median(self._recent_s) if self._recent_s else None
-        # Most important first, the loss within 40 columns, the pace within 80: a narrow terminal has room for less.
+        # Most important first, the loss within 40 columns, the pace within 80: a narrow
+        # terminal has room for less.
         took = run_files.duration(time.monotonic() - self._begun)
         now = replace(self.now.step(run, seconds), done=result.step)
         if ended or not now.left():
@@ -177,7 +204,9 @@ class StatusCallback(Callback):
             "epoch": run.state.epoch,
             "samples": run.state.samples,
             "skipped": run.state.skipped,
-            "loss": round(sum(self._losses) / len(self._losses), 6) if self._losses else None,
+            "loss": round(sum(self._losses) / len(self._losses), 6)
+            if self._losses
+            else None,
             "lr": last.lr if last else None,
             "step_s": round(median(self._recent_s), 4) if self._recent_s else None,
             "started": self._started,
@@ -191,24 +220,38 @@ class StatusCallback(Callback):
 
 
 def has_loss(row: Row, last: int) -> bool:
-    """Whether a row of metrics.jsonl is of a step up to `last` that learned from its loss."""
-    return step_of_row(row) <= last and isinstance(row.get("loss"), float) and not row.get("skipped")
+    """Whether a row of metrics.jsonl is of a step up to `last` that learned from its
+    loss."""
+    return (
+        step_of_row(row) <= last
+        and isinstance(row.get("loss"), float)
+        and not row.get("skipped")
+    )
 
 
 def terms_text(result: StepResult) -> str:
-    """The terms of a loss that is a sum, each before its weight; empty for a loss of one term."""
+    """The terms of a loss that is a sum, each before its weight; empty for a loss of
+    one term."""
     of_roles = {f"loss/{role}" for role in result.by_role}
-    names = [name for name in result.extra_metrics if _TERM.search(name) and name not in of_roles]
+    names = [
+        name
+        for name in result.extra_metrics
+        if _TERM.search(name) and name not in of_roles
+    ]
     if len(names) < 2 and not any(name.startswith("loss/") for name in names):
         return ""
-    return ", ".join(f"{_TERM.sub('', name)} {result.extra_metrics[name]:.4g}" for name in names)
+    return ", ".join(
+        f"{_TERM.sub('', name)} {result.extra_metrics[name]:.4g}" for name in names
+    )
 
 
 @contextmanager
 def recorded_end(folder: Path, name: str) -> Iterator[None]:
-    """Writes into run.json how a run ended that failed before its callbacks ran: while a model was loaded, say.
+    """Writes into run.json how a run ended that failed before its callbacks ran: while
+    a model was loaded, say.
 
-    Values of an earlier start (step, loss) stay in run.json. The exception is raised again.
+    Values of an earlier start (step, loss) stay in run.json. The exception is raised
+    again.
     """
     try:
         yield
@@ -216,11 +259,16 @@ def recorded_end(folder: Path, name: str) -> Iterator[None]:
         status = {"status": "stopped"}
         if not isinstance(error, Interrupted | KeyboardInterrupt):
             status = {"status": "failed", "error": _describe(error)}
-        with suppress(RunError):  # a full disk, say: it must not hide the error that ended the run
+        with suppress(
+            RunError
+        ):  # a full disk, say: it must not hide the error that ended the run
             before = run_files.read_status(folder) or {"name": name}
             for key in ("error", "now"):
                 before.pop(key, None)
-            write_json(folder / run_files.STATUS, before | {"updated": run_files.utc_now()} | status)
+            write_json(
+                folder / run_files.STATUS,
+                before | {"updated": run_files.utc_now()} | status,
+            )
         raise
 
 
@@ -229,7 +277,8 @@ def _describe(error: BaseException) -> str:
 
 
 def memory_text() -> str:
-    """Used and total memory of the GPU, or that of the process where there is no GPU; empty when unknown."""
+    """Used and total memory of the GPU, or that of the process where there is no GPU;
+    empty when unknown."""
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return f"VRAM {(total - free) / 2**30:.1f}/{total / 2**30:.1f} GiB"

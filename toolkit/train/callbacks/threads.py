@@ -1,4 +1,5 @@
-"""Chooses the threads of a training on a CPU by the times of its first steps (`toolkit.system.threads`)."""
+"""Chooses the threads of a training on a CPU by the times of its first steps
+(`toolkit.system.threads`)."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ logger = logging.getLogger(__name__)
 
 
 class ThreadsCallback(Callback):
-    """Computes with as many threads as the choice says, from the first step on. Results differ by rounding at most."""
+    """Computes with as many threads as the choice says, from the first step on. Results
+    differ by rounding at most."""
 
     def __init__(
         self,
@@ -39,7 +41,9 @@ class ThreadsCallback(Callback):
             self._report(self.choice.threads)
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
-        if result.compiled or run.programs.used:  # a program is compiled for a number of threads
+        if (
+            result.compiled or run.programs.used
+        ):  # a program is compiled for a number of threads
             return
         before = self.choice.threads
         line = self.choice.observe(result.step_s)

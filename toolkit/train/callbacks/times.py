@@ -12,7 +12,8 @@ from toolkit.memory.kept_times import RunTimes
 from toolkit.train.run import Callback, Run
 
 LEAST_STEPS = 10
-"""Steps without a compiled program from which on their time is kept: the first ones take longer."""
+"""Steps without a compiled program from which on their time is kept: the first ones
+take longer."""
 
 T = TypeVar("T")
 

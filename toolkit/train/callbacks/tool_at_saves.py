@@ -1,5 +1,5 @@
-"""Tools that read the folder of a run, started at each save in a process of their own: training waits for none of them
-and depends on none."""
+"""Tools that read the folder of a run, started at each save in a process of their own:
+training waits for none of them and depends on none."""
 
 from __future__ import annotations
 
@@ -24,14 +24,22 @@ WAIT_FOR_UPLOAD_S = 3600.0
 
 
 class ToolCallback(Callback):
-    """Starts `run.py TOOL` when files have been saved, unless the last one is still at work, and at the end."""
+    """Starts `run.py TOOL` when files have been saved, unless the last one is still at
+    work, and at the end."""
 
     included_in_step_time = False
     hears = ("save",)
 
-    def __init__(self, product: str, arguments: Sequence[str], lack: str = "", only_finished: bool = False) -> None:
-        """product: what the tool makes, for messages. arguments: its name and flags. lack: why it cannot run.
-        only_finished: it is started once, when the run is finished, and uploads something."""
+    def __init__(
+        self,
+        product: str,
+        arguments: Sequence[str],
+        lack: str = "",
+        only_finished: bool = False,
+    ) -> None:
+        """product: what the tool makes, for messages. arguments: its name and flags.
+        lack: why it cannot run. only_finished: it is started once, when the run is
+        finished, and uploads something."""
         self._product = product
         self._lack = lack
         self._only_finished = only_finished
@@ -108,18 +116,32 @@ class ToolCallback(Callback):
         self._warned = True
 
 
-def diagrams_at_saves(folder: Path, output: Path | None = None, suffix: str = "") -> ToolCallback:
-    """`logging.diagrams`. folder: of the run's files. output: of the diagrams; None: `graph/` in it."""
-    flags = ("--output", str(output or folder / GRAPH), *(("--suffix", suffix) if suffix else ()))
-    return ToolCallback("diagrams", ("diagrams", str(folder), *flags), missing_package("matplotlib", "diagrams"))
+def diagrams_at_saves(
+    folder: Path, output: Path | None = None, suffix: str = ""
+) -> ToolCallback:
+    """`logging.diagrams`. folder: of the run's files. output: of the diagrams; None:
+    `graph/` in it."""
+    flags = (
+        "--output",
+        str(output or folder / GRAPH),
+        *(("--suffix", suffix) if suffix else ()),
+    )
+    return ToolCallback(
+        "diagrams",
+        ("diagrams", str(folder), *flags),
+        missing_package("matplotlib", "diagrams"),
+    )
 
 
 def report_at_saves(folder: Path) -> ToolCallback:
-    """`logging.report`. The files of the run are not read for their hashes, which takes a disk's whole attention."""
+    """`logging.report`. The files of the run are not read for their hashes, which takes
+    a disk's whole attention."""
     return ToolCallback("report", ("report", str(folder), "--hashes", "false"))
 
 
 def publish_at_end(folder: Path, repo: str, private: bool) -> ToolCallback:
     """`save.push_to_hub`."""
     flags = ("--repo", repo, "--private", str(private).lower())
-    return ToolCallback("upload", (HINTED_TOOLS["publication"], str(folder), *flags), only_finished=True)
+    return ToolCallback(
+        "upload", (HINTED_TOOLS["publication"], str(folder), *flags), only_finished=True
+    )

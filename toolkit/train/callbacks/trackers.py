@@ -1,4 +1,5 @@
-"""Curves and images of a run in TensorBoard and Weights & Biases; the run itself relies on metrics.jsonl alone."""
+"""Curves and images of a run in TensorBoard and Weights & Biases; the run itself relies
+on metrics.jsonl alone."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ WAIT_AT_END_S = 5.0
 
 
 class TrackerCallback(Callback):
-    """Passes the metrics of each step, the sample images and what other callbacks `log` to every tracker.
+    """Passes the metrics of each step, the sample images and what other callbacks `log`
+    to every tracker.
 
     Nothing here waits for a tracker or depends on one: each has its own thread.
     """
@@ -84,7 +86,9 @@ class TrackerCallback(Callback):
 
     def on_end(self, run: Run, finished: bool) -> None:
         if finished:
-            self.log(run.state.step, self._loss_by_timestep())  # of the steps since the last multiple
+            self.log(
+                run.state.step, self._loss_by_timestep()
+            )  # of the steps since the last multiple
             self.log(run.state.step + 1, {"loss/epoch": self._averages.of_epoch()})
         self._close()
 
@@ -97,15 +101,19 @@ class TrackerCallback(Callback):
     def event(self, event: str, **details: object) -> None:
         step = details["step"]
         files = details["files"]
-        assert isinstance(step, int) and isinstance(files, list)  # as `SampleCallback` passes them
+        assert isinstance(step, int) and isinstance(
+            files, list
+        )  # as `SampleCallback` passes them
         for index, file in enumerate(files):
             image = self.folder / "samples" / file
             self._in_order(step, partial(self._image, step, f"samples/{index}", image))
 
-    # ------------------------------------------------------------ logging in the order of the steps
+    # ------------------------------------------------------------ logging in the order
+    # of the steps
 
     def _in_order(self, step: int, call: Callable[[], None]) -> None:
-        """Logs values of a step at once, or after the step's own metrics: W&B accepts no decreasing steps."""
+        """Logs values of a step at once, or after the step's own metrics: W&B accepts
+        no decreasing steps."""
         if step <= self._logged_step:
             call()
         else:
@@ -114,13 +122,21 @@ class TrackerCallback(Callback):
     def _flush_up_to(self, last: float) -> None:
         """Logs the values that were kept for the steps up to `last`."""
         self._logged_step = last
-        ready = [call for step, call in sorted(self._early, key=itemgetter(0)) if step <= last]
+        ready = [
+            call
+            for step, call in sorted(self._early, key=itemgetter(0))
+            if step <= last
+        ]
         self._early = [(step, call) for step, call in self._early if step > last]
         for call in ready:
             call()
 
     def _scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-        finite = {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
+        finite = {
+            name: float(value)
+            for name, value in values.items()
+            if value is not None and math.isfinite(value)
+        }
         for worker in self._workers if finite else ():
             worker.put(lambda tracker: tracker.scalars(step, finite))
 
@@ -129,14 +145,19 @@ class TrackerCallback(Callback):
             worker.put(lambda tracker: tracker.image(step, name, path))
 
     def _loss_by_timestep(self) -> dict[str, float]:
-        return {f"loss_by_t/{band}": mean for band, mean in self._bands.pop_means().items()}
+        return {
+            f"loss_by_t/{band}": mean for band, mean in self._bands.pop_means().items()
+        }
 
     def _close(self) -> None:
-        """Closes the trackers and waits a little for them; the run does not depend on it."""
+        """Closes the trackers and waits a little for them; the run does not depend on
+        it."""
         self._flush_up_to(math.inf)
         for worker in self._workers:
             worker.end()
         until = time.monotonic() + WAIT_AT_END_S
         for worker in self._workers:
             if not worker.wait(max(0.0, until - time.monotonic())):
-                logger.warning(f"{worker.name} did not finish within {WAIT_AT_END_S:g} s: not waiting for it")
+                logger.warning(
+                    f"{worker.name} did not finish within {WAIT_AT_END_S:g} s: not waiting for it"
+                )

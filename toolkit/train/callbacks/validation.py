@@ -1,4 +1,5 @@
-"""Measures the validation loss at its interval, writes it and that of each image, and saves the best weights."""
+"""Measures the validation loss at its interval, writes it and that of each image, and
+saves the best weights."""
 
 from __future__ import annotations
 
@@ -20,13 +21,15 @@ logger = logging.getLogger(__name__)
 
 
 MOST_LOSSES = 20_000
-"""Numbers that a line of validation_images.jsonl holds, some 200 kB; of more, those of the first images."""
+"""Numbers that a line of validation_images.jsonl holds, some 200 kB; of more, those of
+the first images."""
 
 ByImage = Callable[[], Mapping[str, Sequence[float]]]
 """The losses of each image in the latest measurement, by a hash of the image."""
 
 Measure = Callable[[Callable[[], bool]], dict[str, float] | None]
-"""Given `should_stop`, the losses by name with the present weights, the mean first; None after a stop."""
+"""Given `should_stop`, the losses by name with the present weights, the mean first;
+None after a stop."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,20 @@ class Validation:
 class ValidationCallback(Callback):
     """Validates before step 1, at its interval, and after the last step.
 
-    The checkpoint has what a resume needs: the step that was validated last, and the best loss so far. So this callback
-    comes before `SaveCallback`.
+    The checkpoint has what a resume needs: the step that was validated last, and the
+    best loss so far. So this callback comes before `SaveCallback`.
     """
 
     included_in_step_time = False
 
-    def __init__(self, validation: Validation, every: Interval, save_best: Callable[[Run], list[Path]]) -> None:
-        """save_best: writes the eval weights and returns the files, the main one first."""
+    def __init__(
+        self,
+        validation: Validation,
+        every: Interval,
+        save_best: Callable[[Run], list[Path]],
+    ) -> None:
+        """save_best: writes the eval weights and returns the files, the main one
+        first."""
         self.validation = validation
         self.every = every
         self.save_best = save_best
@@ -62,7 +71,9 @@ class ValidationCallback(Callback):
         known = run.state.extra.get("validation", {})
         if known.get("of") != self.validation.identity:
             if known.get("best"):
-                logger.info("other images or noise levels are validated now: the best loss starts over")
+                logger.info(
+                    "other images or noise levels are validated now: the best loss starts over"
+                )
             run.state.extra["validation"] = {"of": self.validation.identity}
         self._report(run)
         if step == 0 or self.every.due(run):
@@ -80,7 +91,8 @@ class ValidationCallback(Callback):
             self.validate(run)
 
     def validate(self, run: Run) -> None:
-        """Validates the current step once; a validation that a stop interrupts is repeated after the resume."""
+        """Validates the current step once; a validation that a stop interrupts is
+        repeated after the resume."""
         known = run.state.extra["validation"]
         step = run.state.step
         if known.get("step") == step:
@@ -91,7 +103,9 @@ class ValidationCallback(Callback):
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise OutOfMemory(f"out of memory in the validation of step {step}. {run.oom_hint()}") from error
+            raise OutOfMemory(
+                f"out of memory in the validation of step {step}. {run.oom_hint()}"
+            ) from error
         if losses is None:
             return
         loss = next(iter(losses.values()))
@@ -104,10 +118,17 @@ class ValidationCallback(Callback):
                 run.folder / run_files.VALIDATION_IMAGES,
                 {"step": step, "of": self.validation.identity, "losses": by_image},
             )
-        logger.info(f"validation loss {loss:.5f} at step {step}" + (", the best so far" if is_best else ""))
+        logger.info(
+            f"validation loss {loss:.5f} at step {step}"
+            + (", the best so far" if is_best else "")
+        )
         if is_best:
             try:
-                known["best"] = {"step": step, "loss": loss, "file": self.save_best(run)[0].name}
+                known["best"] = {
+                    "step": step,
+                    "loss": loss,
+                    "file": self.save_best(run)[0].name,
+                }
             except PeerFailedError:
                 raise
             except RunError as error:  # a full disk, say: the training itself continues
@@ -121,13 +142,17 @@ class ValidationCallback(Callback):
         """Writes the best step into run.json."""
         best = run.state.extra["validation"].get("best")
         if best:
-            # A resume from an older checkpoint may have moved it aside with the other later files.
+            # A resume from an older checkpoint may have moved it aside with the other
+            # later files.
             exists = (run.folder / best["file"]).exists()
-            run.status_fields["best"] = best | {"file": best["file"] if exists else None}
+            run.status_fields["best"] = best | {
+                "file": best["file"] if exists else None
+            }
 
 
 def _of_first_images(by_image: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-    """At most MOST_LOSSES numbers, to 8 digits; nothing where one is not finite, since the images would differ."""
+    """At most MOST_LOSSES numbers, to 8 digits; nothing where one is not finite, since
+    the images would differ."""
     kept: dict[str, list[float]] = {}
     count = 0
     for image, losses in by_image.items():

@@ -1,5 +1,6 @@
-"""Writes the stack of every thread to a file when no step finished for very long, so that a hang can be understood;
-compares the estimated peak memory of a run with the measured one, once, after its first step."""
+"""Writes the stack of every thread to a file when no step finished for very long, so
+that a hang can be understood; compares the estimated peak memory of a run with the
+measured one, once, after its first step."""
 
 from __future__ import annotations
 
@@ -26,12 +27,14 @@ TIMES_MEDIAN = 10
 
 
 class WatchdogCallback(Callback):
-    """Watches from its own thread and logs one warning per stall; it never ends the run."""
+    """Watches from its own thread and logs one warning per stall; it never ends the
+    run."""
 
     included_in_step_time = False
 
     def __init__(self, least_s: float = MIN_STALL_S, look_every_s: float = 5.0) -> None:
-        """least_s: shortest stall in seconds. look_every_s: seconds between two checks."""
+        """least_s: shortest stall in seconds. look_every_s: seconds between two
+        checks."""
         self.least_s = least_s
         self.look_every_s = look_every_s
         self._recent_s: deque[float] = deque(maxlen=50)
@@ -41,7 +44,9 @@ class WatchdogCallback(Callback):
     def on_start(self, run: Run) -> None:
         self._last = time.monotonic()
         self._warned = False
-        self._thread = threading.Thread(target=self._look, args=(run,), daemon=True, name="watchdog")
+        self._thread = threading.Thread(
+            target=self._look, args=(run,), daemon=True, name="watchdog"
+        )
         self._thread.start()
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
@@ -63,35 +68,49 @@ class WatchdogCallback(Callback):
     def _look(self, run: Run) -> None:
         while not self._done.wait(self.look_every_s):
             silent_s = time.monotonic() - self._last
-            limit_s = max(self.least_s, TIMES_MEDIAN * (median(self._recent_s) if self._recent_s else 0))
+            limit_s = max(
+                self.least_s,
+                TIMES_MEDIAN * (median(self._recent_s) if self._recent_s else 0),
+            )
             if silent_s > limit_s and not self._warned:
                 self._warned = True
-                message = f"no step finished for {silent_s:.0f} s (step {run.state.step})"
+                message = (
+                    f"no step finished for {silent_s:.0f} s (step {run.state.step})"
+                )
                 try:
                     with (run.folder / FILE).open("a", encoding="utf-8") as file:
                         file.write(message + "\n")
                         file.flush()
                         faulthandler.dump_traceback(file, all_threads=True)
-                    logger.warning(f"{message}; where every thread stands is in {run.folder / FILE}")
+                    logger.warning(
+                        f"{message}; where every thread stands is in {run.folder / FILE}"
+                    )
                 except OSError as error:
-                    logger.warning(f"{message}; where every thread stands could not be written: {error}")
+                    logger.warning(
+                        f"{message}; where every thread stands could not be written: {error}"
+                    )
 
 
 REPORT_IF_OFF_BY = 0.10
 """Largest relative error of the estimate that is not mentioned."""
 
 REPORT_IF_OFF_BY_BYTES = int(0.5e9)
-"""Largest error in bytes that is not mentioned: workspaces of libraries are most of what a small model takes."""
+"""Largest error in bytes that is not mentioned: workspaces of libraries are most of
+what a small model takes."""
 
 
 class MemoryEstimateCheck(Callback):
-    """Measures after the first step of this process, and so after the trial of the largest batch."""
+    """Measures after the first step of this process, and so after the trial of the
+    largest batch."""
 
     included_in_step_time = False
 
-    def __init__(self, predict: Callable[[bool], int], measure: Callable[[], int], logged: bool) -> None:
-        """predict: estimated peak in bytes so far; its argument says whether the run was resumed with optimizer state.
-        measure: the measured peak in bytes. logged: whether a line is logged besides the event.
+    def __init__(
+        self, predict: Callable[[bool], int], measure: Callable[[], int], logged: bool
+    ) -> None:
+        """predict: estimated peak in bytes so far; its argument says whether the run
+        was resumed with optimizer state. measure: the measured peak in bytes. logged:
+        whether a line is logged besides the event.
         """
         self.predict = predict
         self.measure = measure
@@ -107,7 +126,12 @@ class MemoryEstimateCheck(Callback):
         predicted = self.predict(self._resumed)
         measured = self.measure()
         self._resumed = None
-        run.event("memory", step=run.state.step, predicted_bytes=predicted, measured_bytes=measured)
+        run.event(
+            "memory",
+            step=run.state.step,
+            predicted_bytes=predicted,
+            measured_bytes=measured,
+        )
         if self.logged:
             more = comparison(predicted, measured)
             said = f"{measured / 1e9:.2f} GB, predicted {predicted / 1e9:.2f} GB{more}"
@@ -115,9 +139,13 @@ class MemoryEstimateCheck(Callback):
 
 
 def comparison(predicted: int, measured: int) -> str:
-    """By how much measured bytes differ from the predicted ones, to be put behind both; empty where it is little."""
+    """By how much measured bytes differ from the predicted ones, to be put behind both;
+    empty where it is little."""
     off = measured / max(1, predicted) - 1
-    if abs(off) <= REPORT_IF_OFF_BY or abs(predicted - measured) <= REPORT_IF_OFF_BY_BYTES:
+    if (
+        abs(off) <= REPORT_IF_OFF_BY
+        or abs(predicted - measured) <= REPORT_IF_OFF_BY_BYTES
+    ):
         return ""
     return f": {abs(off):.0%} {'more' if off > 0 else 'less'} than predicted"
 
@@ -125,8 +153,11 @@ def comparison(predicted: int, measured: int) -> str:
 STATUS = Path("/proc/self/status")
 
 
-def memory_check(predict: Callable[[bool], int], device: torch.device) -> list[MemoryEstimateCheck]:
-    """The check, where memory can be measured; resets the peak of a GPU. predict: as of `MemoryEstimateCheck`."""
+def memory_check(
+    predict: Callable[[bool], int], device: torch.device
+) -> list[MemoryEstimateCheck]:
+    """The check, where memory can be measured; resets the peak of a GPU. predict: as of
+    `MemoryEstimateCheck`."""
     if device.type == "cuda":
         reset_peak_memory(device)
         return [MemoryEstimateCheck(predict, lambda: peak_memory(device), True)]

@@ -1,4 +1,5 @@
-"""TensorBoard: event files, written with tensorboardX (without TensorFlow, and without its writer thread)."""
+"""TensorBoard: event files, written with tensorboardX (without TensorFlow, and without
+its writer thread)."""
 
 from __future__ import annotations
 
@@ -21,28 +22,41 @@ FLUSH_EVERY_S = 5.0
 
 
 class TensorBoardTracker(Tracker):
-    """One event file for each start of the run, all in `<logging_dir>/<log_prefix><name>[/<log_tracker_name>]/`.
+    """One event file for each start of the run, all in
+    `<logging_dir>/<log_prefix><name>[/<log_tracker_name>]/`.
 
-    A file begins with a session log at its first step: TensorBoard discards values of earlier files from that step on,
-    so that repeated steps have one value (tensorboard: event_accumulator, `_Purge`).
+    A file begins with a session log at its first step: TensorBoard discards values of
+    earlier files from that step on, so that repeated steps have one value (tensorboard:
+    event_accumulator, `_Purge`).
     """
 
     def __init__(self, run: RunInfo) -> None:
         super().__init__(run)
         folder = folder_of(run)
         folder.mkdir(parents=True, exist_ok=True)
-        # The library's name has whole seconds only: two quick starts must not write to one file.
-        self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{os.getpid()}.{time.time_ns()}")
-        first = run.step + 1 if run.step else 0  # samples may be generated before step 1, as step 0
+        # The library's name has whole seconds only: two quick starts must not write to
+        # one file.
+        self._writer = EventsWriter(
+            str(folder / "events"), filename_suffix=f".{os.getpid()}.{time.time_ns()}"
+        )
+        first = (
+            run.step + 1 if run.step else 0
+        )  # samples may be generated before step 1, as step 0
         self._write(first, session_log=SessionLog(status=SessionLog.START))
         if run.settings:
             text = json.dumps(run.settings, indent=2, ensure_ascii=False)
-            self._write(run.step, summary=summary.text("settings", "    " + text.replace("\n", "\n    ")))
+            self._write(
+                run.step,
+                summary=summary.text("settings", "    " + text.replace("\n", "\n    ")),
+            )
         self._writer.flush()
         self._flushed = time.monotonic()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        entries = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        entries = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+        ]
         self._write(step, summary=Summary(value=entries))
         if time.monotonic() - self._flushed >= FLUSH_EVERY_S:
             self._writer.flush()
@@ -53,7 +67,12 @@ class TensorBoardTracker(Tracker):
         with Image.open(path) as source:
             over_white(source).save(encoded, format="JPEG", quality=90)
             width, height = source.size
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded.getvalue())
+        image = Summary.Image(
+            height=height,
+            width=width,
+            colorspace=3,
+            encoded_image_string=encoded.getvalue(),
+        )
         self._write(step, summary=Summary(value=[Summary.Value(tag=name, image=image)]))
         self._writer.flush()
 
@@ -67,4 +86,7 @@ class TensorBoardTracker(Tracker):
 def folder_of(run: RunInfo) -> Path:
     """Folder of a run's event files."""
     options = run.options
-    return Path(f"{options.logging_dir}/{options.log_prefix}{run.name}", options.log_tracker_name).expanduser()
+    return Path(
+        f"{options.logging_dir}/{options.log_prefix}{run.name}",
+        options.log_tracker_name,
+    ).expanduser()

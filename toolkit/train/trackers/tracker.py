@@ -1,5 +1,5 @@
-"""The interface of experiment trackers, their registry, and the background thread with a bounded queue that runs one,
-so that the training never waits for it."""
+"""The interface of experiment trackers, their registry, and the background thread with
+a bounded queue that runs one, so that the training never waits for it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class RunInfo:
     """The run's files."""
 
     step: int
-    """Optimizer steps done when this process started: later steps are trained (again)."""
+    """Optimizer steps done when this process started: later steps are trained
+    (again)."""
 
     options: LoggingConfig
     settings: dict[str, Any] = field(default_factory=dict)
@@ -38,7 +39,8 @@ class RunInfo:
 class Tracker(ABC):
     """Shows one run. Created and called in its own thread, in the order of the steps.
 
-    Its methods may take long and may raise: the run does not wait, and continues without a tracker that failed.
+    Its methods may take long and may raise: the run does not wait, and continues
+    without a tracker that failed.
     """
 
     def __init__(self, run: RunInfo) -> None:
@@ -47,7 +49,8 @@ class Tracker(ABC):
 
     @abstractmethod
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Logs finite numbers by name; the part before `/` is the group. May be called again for the same step."""
+        """Logs finite numbers by name; the part before `/` is the group. May be called
+        again for the same step."""
 
     @abstractmethod
     def image(self, step: int, name: str, path: Path) -> None:
@@ -68,7 +71,8 @@ TRACKERS = Registry(
 
 
 def open_tracker(name: str, run: RunInfo) -> Tracker:
-    """The tracker of this name, imported only now. Raises whatever its package raises."""
+    """The tracker of this name, imported only now. Raises whatever its package
+    raises."""
     tracker: Tracker = TRACKERS.load(name)(run)
     return tracker
 
@@ -84,8 +88,9 @@ Call = Callable[[Tracker], None]
 class TrackerWorker:
     """Calls one tracker from its own thread, in order.
 
-    An error is logged once, and ends the tracker. When the queue is full, the oldest calls are dropped. The thread is a
-    daemon: a tracker that hangs does not keep the process alive.
+    An error is logged once, and ends the tracker. When the queue is full, the oldest
+    calls are dropped. The thread is a daemon: a tracker that hangs does not keep the
+    process alive.
     """
 
     def __init__(self, name: str, most: int = MAX_QUEUED) -> None:
@@ -99,7 +104,10 @@ class TrackerWorker:
     def start(self, open_tracker: Callable[[], Tracker]) -> None:
         """Opens the tracker in the thread; calls queued before are kept."""
         self._thread = threading.Thread(
-            target=self._work, args=(open_tracker,), daemon=True, name=f"tracker-{self.name}"
+            target=self._work,
+            args=(open_tracker,),
+            daemon=True,
+            name=f"tracker-{self.name}",
         )
         self._thread.start()
 
@@ -111,7 +119,9 @@ class TrackerWorker:
             with suppress(Empty):  # the thread may just have taken it
                 self._calls.get_nowait()
             if not self._has_dropped:
-                logger.warning(f"{self.name} queue is full: dropping its oldest values (metrics.jsonl has them all)")
+                logger.warning(
+                    f"{self.name} queue is full: dropping its oldest values (metrics.jsonl has them all)"
+                )
             self._has_dropped = True
         self._calls.put(call)
 
@@ -120,7 +130,8 @@ class TrackerWorker:
         self._calls.put(None)
 
     def wait(self, seconds: float) -> bool:
-        """Waits at most `seconds` for the tracker to be closed. Returns whether it is."""
+        """Waits at most `seconds` for the tracker to be closed. Returns whether it
+        is."""
         if self._thread:
             self._thread.join(seconds)
         return self._thread is None or not self._thread.is_alive()
@@ -141,7 +152,9 @@ class TrackerWorker:
                 reason = f"{type(error).__name__}: {error}"
             else:
                 reason = type(error).__name__
-            logger.warning(f"{self.name} failed; the run continues without it: {reason}")
+            logger.warning(
+                f"{self.name} failed; the run continues without it: {reason}"
+            )
             with suppress(Exception):
                 if tracker:
                     tracker.close()

@@ -1,8 +1,10 @@
-"""The process that talks to Weights & Biases; `wandb_tracker` starts it. It imports nothing of this project.
+"""The process that talks to Weights & Biases; `wandb_tracker` starts it. It imports
+nothing of this project.
 
-Standard input has one JSON object per line. First the arguments of `wandb.init`, then {"step": n, "scalars": {name:
-number}} or {"step": n, "images": {name: file}}. After the last line it has UPLOAD_TIMEOUT_S seconds to send what is
-left; what it could not send by then stays in its folder, for `wandb sync`.
+Standard input has one JSON object per line. First the arguments of `wandb.init`, then
+{"step": n, "scalars": {name: number}} or {"step": n, "images": {name: file}}. After the
+last line it has UPLOAD_TIMEOUT_S seconds to send what is left; what it could not send
+by then stays in its folder, for `wandb sync`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ UPLOAD_TIMEOUT_S = 60.0
 
 
 def read_lines(lines: SimpleQueue[str]) -> None:
-    """Puts the lines into the queue; an empty one is the end. A timer then ends the process even if wandb hangs."""
+    """Puts the lines into the queue; an empty one is the end. A timer then ends the
+    process even if wandb hangs."""
     for line in sys.stdin:
         lines.put(line)
     lines.put("")
@@ -32,12 +35,18 @@ def main() -> None:
     import wandb
 
     settings = wandb.Settings(
-        silent=True, console="off", disable_git=True, disable_code=True, finish_timeout=UPLOAD_TIMEOUT_S
+        silent=True,
+        console="off",
+        disable_git=True,
+        disable_code=True,
+        finish_timeout=UPLOAD_TIMEOUT_S,
     )
     run = wandb.init(**json.loads(lines.get()), settings=settings)
     while line := lines.get():
         message = json.loads(line)
-        images = {name: wandb.Image(file) for name, file in message.get("images", {}).items()}
+        images = {
+            name: wandb.Image(file) for name, file in message.get("images", {}).items()
+        }
         run.log({**message.get("scalars", {}), **images}, step=message["step"])
     run.finish()
 
@@ -46,5 +55,9 @@ if __name__ == "__main__":
     try:
         main()
     except Exception as error:  # noqa: BLE001 - whatever it is, the last line on standard error says it
-        print(" ".join(f"{type(error).__name__}: {error}".split()), file=sys.stderr, flush=True)
+        print(
+            " ".join(f"{type(error).__name__}: {error}".split()),
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(1)  # at a usual exit wandb would wait for its uploads, without a limit

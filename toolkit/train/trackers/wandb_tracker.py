@@ -1,8 +1,9 @@
 """Weights & Biases, in a separate process.
 
-The `wandb` package replaces `sys.exit`, changes the environment, and at exit waits for its uploads without a limit, in
-an `atexit` handler. None of this may happen to the training process, so a child process uses it: it reads JSON lines
-from its standard input, whose end is the end of the run.
+The `wandb` package replaces `sys.exit`, changes the environment, and at exit waits for
+its uploads without a limit, in an `atexit` handler. None of this may happen to the
+training process, so a child process uses it: it reads JSON lines from its standard
+input, whose end is the end of the run.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ RUN_ID = Path("wandb") / "run_id"
 
 
 class WandbTracker(Tracker):
-    """One W&B run per training run, across resumes; its local files are in `<run>/wandb/`.
+    """One W&B run per training run, across resumes; its local files are in
+    `<run>/wandb/`.
 
     W&B accepts the values of a step once: those of repeated steps stay as they are.
     """
@@ -83,7 +85,10 @@ class WandbTracker(Tracker):
         self._child.wait()
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it ended silently")
+        return next(
+            (line.strip() for line in reversed(lines) if line.strip()),
+            "it ended silently",
+        )
 
 
 def run_id(run: RunInfo) -> str:

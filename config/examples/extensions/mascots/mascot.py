@@ -1,7 +1,9 @@
-"""What a mascot is: its attributes and their values, and which of them are drawn together.
+"""What a mascot is: its attributes and their values, and which of them are drawn
+together.
 
-Everything here is a function of (seed, index): attributes are drawn one by one, each by a key of its own, so that a
-picture does not depend on which others are drawn, or on how many."""
+Everything here is a function of (seed, index): attributes are drawn one by one, each by
+a key of its own, so that a picture does not depend on which others are drawn, or on how
+many."""
 
 from __future__ import annotations
 
@@ -43,15 +45,25 @@ ALL: dict[str, tuple[str, ...]] = {
 }
 """Attribute -> all of its values."""
 
-COMMON: dict[str, tuple[str, ...]] = ALL | {"body": BODIES, "colour": COLOURS, "mark": (NONE,)}
+COMMON: dict[str, tuple[str, ...]] = ALL | {
+    "body": BODIES,
+    "colour": COLOURS,
+    "mark": (NONE,),
+}
 """Attribute -> its values in pretraining."""
 
-Characters = Literal["pretraining", "held_out", "reserved", "any", "random", "patterned"]
-"""Which mascots are drawn: those of pretraining; those of its values whose body, colour and hat are never together
-there; those of reserved bodies, colours and marks; any of all of these; those of a body and a colour that have no name
-and come once; such ones with a pattern, too."""
+Characters = Literal[
+    "pretraining", "held_out", "reserved", "any", "random", "patterned"
+]
+"""Which mascots are drawn: those of pretraining; those of its values whose body, colour
+and hat are never together there; those of reserved bodies, colours and marks; any of
+all of these; those of a body and a colour that have no name and come once; such ones
+with a pattern, too."""
 
-NAMELESS: dict[str, tuple[str, ...]] = {"random": ("body", "colour"), "patterned": ("body", "colour", "mark")}
+NAMELESS: dict[str, tuple[str, ...]] = {
+    "random": ("body", "colour"),
+    "patterned": ("body", "colour", "mark"),
+}
 """Characters -> their attributes whose values have no name and come once."""
 
 BLOB = "blob "
@@ -63,8 +75,8 @@ PATTERN = "pattern "
 
 @dataclass(frozen=True)
 class Mascot:
-    """One mascot in one picture. Values: those of `ALL`; without a name, a body is `blob NUMBER`, a colour `#rrggbb`, a
-    mark `pattern NUMBER`."""
+    """One mascot in one picture. Values: those of `ALL`; without a name, a body is
+    `blob NUMBER`, a colour `#rrggbb`, a mark `pattern NUMBER`."""
 
     body: str = "round"
     colour: str = "blue"
@@ -78,7 +90,8 @@ class Mascot:
     pose: str = "standing"
     place: str = "meadow"
     trigger: str = ""
-    """The name of a character: captions say it instead of body, colour, eyes and mark."""
+    """The name of a character: captions say it instead of body, colour, eyes and
+    mark."""
 
     dx: float = 0.0
     dy: float = 0.0
@@ -89,7 +102,8 @@ class Mascot:
 
 @dataclass(frozen=True)
 class Pair:
-    """An edit: what is seen before, in order, what is to be done, and the mascots of the picture after it."""
+    """An edit: what is seen before, in order, what is to be done, and the mascots of
+    the picture after it."""
 
     before: tuple[Mascot, ...]
     instruction: str
@@ -102,13 +116,15 @@ class Casting:
 
     characters: Characters = "pretraining"
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Attribute -> the values to choose from; all that the characters have where it is not given."""
+    """Attribute -> the values to choose from; all that the characters have where it is
+    not given."""
 
     fixed: Mapping[str, str] = field(default_factory=dict)
     """Attribute -> its one value: those of a character that is always the same."""
 
     jitter: float = 0.0
-    """0 to 1: how much mascots differ in place and size. 1: by up to 4 units to each side, 2 up and down, and 6 %."""
+    """0 to 1: how much mascots differ in place and size. 1: by up to 4 units to each
+    side, 2 up and down, and 6 %."""
 
     def values(self, attribute: str) -> tuple[str, ...]:
         """What is chosen from."""
@@ -116,30 +132,47 @@ class Casting:
             return (self.fixed[attribute],)
         if attribute in self.only:
             return tuple(self.only[attribute])
-        return {"reserved": RESERVED, "any": ALL}.get(self.characters, COMMON)[attribute]
+        return {"reserved": RESERVED, "any": ALL}.get(self.characters, COMMON)[
+            attribute
+        ]
 
     def looks(self) -> tuple[tuple[str, str, str], ...]:
-        """The bodies, colours and hats that are drawn together; none where the rule of the held-out ones forbids all.
+        """The bodies, colours and hats that are drawn together; none where the rule of
+        the held-out ones forbids all.
 
         No hat appears twice: a third of the mascots have none.
         """
-        return _looks(self.characters, *(self.values(name) for name in ("body", "colour", "hat")), bool(self.fixed))
+        return _looks(
+            self.characters,
+            *(self.values(name) for name in ("body", "colour", "hat")),
+            bool(self.fixed),
+        )
 
     def allows(self, body: str, colour: str, hat: str) -> bool:
         """Whether these are drawn together."""
         return body.startswith(BLOB) or (body, colour, hat) in self.looks()
 
 
-RESERVED: dict[str, tuple[str, ...]] = ALL | {"body": RESERVED_BODIES, "colour": RESERVED_COLOURS, "mark": MARKS}
+RESERVED: dict[str, tuple[str, ...]] = ALL | {
+    "body": RESERVED_BODIES,
+    "colour": RESERVED_COLOURS,
+    "mark": MARKS,
+}
 """Attribute -> its values in characters that pretraining never shows."""
 
 
 @cache
 def _looks(
-    characters: Characters, bodies: tuple[str, ...], colours: tuple[str, ...], hats: tuple[str, ...], fixed: bool
+    characters: Characters,
+    bodies: tuple[str, ...],
+    colours: tuple[str, ...],
+    hats: tuple[str, ...],
+    fixed: bool,
 ) -> tuple[tuple[str, str, str], ...]:
     hats = (NONE, *hats) if NONE in hats else hats
-    found = [(body, colour, hat) for body in bodies for colour in colours for hat in hats]
+    found = [
+        (body, colour, hat) for body in bodies for colour in colours for hat in hats
+    ]
     wanted = {"pretraining": False, "held_out": True}.get(characters)
     if fixed or wanted is None:
         return tuple(found)
@@ -147,14 +180,18 @@ def _looks(
 
 
 def is_held_out(body: str, colour: str, hat: str) -> bool:
-    """Whether pretraining leaves this mascot out: one colour of the eight for each body and hat (no hat is one too).
+    """Whether pretraining leaves this mascot out: one colour of the eight for each body
+    and hat (no hat is one too).
 
-    The rule is (i + 3 j + 5 k) mod 8 = 3, of the places of body, colour and hat in their lists, no hat being 0. So
-    every value, and every pair of values, is in pretraining; one in eight threes is not. A reserved value is never.
+    The rule is (i + 3 j + 5 k) mod 8 = 3, of the places of body, colour and hat in
+    their lists, no hat being 0. So every value, and every pair of values, is in
+    pretraining; one in eight threes is not. A reserved value is never.
     """
     if body not in BODIES or colour not in COLOURS:
         return True
-    return (BODIES.index(body) + 3 * COLOURS.index(colour) + 5 * (NONE, *HATS).index(hat)) % 8 == 3
+    return (
+        BODIES.index(body) + 3 * COLOURS.index(colour) + 5 * (NONE, *HATS).index(hat)
+    ) % 8 == 3
 
 
 # ------------------------------------------------------------ drawing lots
@@ -170,10 +207,14 @@ class Lots:
 
     def choose(self, purpose: str, options: Sequence[T]) -> T:
         """One of them, each as likely."""
-        return options[key(self.seed, f"mascots {self.kind} {purpose}", self.index) % len(options)]
+        return options[
+            key(self.seed, f"mascots {self.kind} {purpose}", self.index) % len(options)
+        ]
 
     def between(self, purpose: str, low: float, high: float) -> float:
-        return low + (high - low) * uniform(self.seed, f"mascots {self.kind} {purpose}", self.index)
+        return low + (high - low) * uniform(
+            self.seed, f"mascots {self.kind} {purpose}", self.index
+        )
 
     def chance(self, purpose: str, probability: float) -> bool:
         return self.between(purpose, 0, 1) < probability
@@ -184,19 +225,26 @@ class Lots:
 
     def shuffled(self, purpose: str, options: Sequence[T]) -> list[T]:
         """All of them in the order of the lots."""
-        order = sorted(range(len(options)), key=lambda place: uniform(self.seed, purpose, self.kind, self.index, place))
+        order = sorted(
+            range(len(options)),
+            key=lambda place: uniform(self.seed, purpose, self.kind, self.index, place),
+        )
         return [options[place] for place in order]
 
 
 def random_mascot(lots: Lots, casting: Casting, who: str = "") -> Mascot:
-    """A mascot. who: tells several of one picture apart. `casting.looks()` must not be empty."""
+    """A mascot. who: tells several of one picture apart. `casting.looks()` must not be
+    empty."""
     body, colour, hat = lots.choose(f"{who}look", casting.looks())
     mark = lots.choose(f"{who}mark", casting.values("mark"))
     nameless = () if casting.fixed else NAMELESS.get(casting.characters, ())
     if "body" in nameless:
         body = f"{BLOB}{lots.choose(f'{who}body', range(2**32))}"
     if "colour" in nameless:
-        red, green, blue = (int(lots.between(f"{who}{part}", 16, 250)) for part in ("red", "green", "blue"))
+        red, green, blue = (
+            int(lots.between(f"{who}{part}", 16, 250))
+            for part in ("red", "green", "blue")
+        )
         colour = f"#{red:02x}{green:02x}{blue:02x}"
     if "mark" in nameless:
         mark = f"{PATTERN}{lots.choose(f'{who}pattern', range(2**32))}"
@@ -206,17 +254,31 @@ def random_mascot(lots: Lots, casting: Casting, who: str = "") -> Mascot:
         colour=colour,
         mark=mark,
         hat=hat,
-        held=lots.choose(f"{who}held", [*[NONE] * (len(held) - 2), *held] if NONE in held else held),
+        held=lots.choose(
+            f"{who}held", [*[NONE] * (len(held) - 2), *held] if NONE in held else held
+        ),
         trigger=casting.fixed.get("trigger", ""),
         dx=lots.between(f"{who}dx", -4 * casting.jitter, 4 * casting.jitter),
         dy=lots.between(f"{who}dy", -2 * casting.jitter, 2 * casting.jitter),
-        scale=lots.between(f"{who}scale", 1 - 0.06 * casting.jitter, 1 + 0.03 * casting.jitter),
-        **{name: lots.choose(who + name, casting.values(name)) for name in ("eyes", "hat_colour", "pose", "place")},
+        scale=lots.between(
+            f"{who}scale", 1 - 0.06 * casting.jitter, 1 + 0.03 * casting.jitter
+        ),
+        **{
+            name: lots.choose(who + name, casting.values(name))
+            for name in ("eyes", "hat_colour", "pose", "place")
+        },
     )
 
 
 def scene_of(mascot: Mascot, lots: Lots, casting: Casting) -> Mascot:
-    """The mascot in the scene of this index: every pose in every place once, before one comes again."""
-    scenes = [(pose, place) for pose in casting.values("pose") for place in casting.values("place")]
-    pose, place = replace(lots, index=0).shuffled("scenes", scenes)[lots.index % len(scenes)]
+    """The mascot in the scene of this index: every pose in every place once, before one
+    comes again."""
+    scenes = [
+        (pose, place)
+        for pose in casting.values("pose")
+        for place in casting.values("place")
+    ]
+    pose, place = replace(lots, index=0).shuffled("scenes", scenes)[
+        lots.index % len(scenes)
+    ]
     return replace(mascot, pose=pose, place=place)

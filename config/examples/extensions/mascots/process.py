@@ -30,7 +30,8 @@ DRAWING = 3
 
 
 class MascotsProcess(BaseExtensionProcess):
-    """Complete pictures of the same settings are left as they are, so that a job can be run again."""
+    """Complete pictures of the same settings are left as they are, so that a job can be
+    run again."""
 
     section: MascotsConfig
 
@@ -51,7 +52,9 @@ class MascotsProcess(BaseExtensionProcess):
             self._draw_all(new)
             write_json(new / RECIPE, recipe)
             os.sync()  # one for all: file by file takes longer than drawing
-        logger.info(f"mascots: generated {section.total():,} samples in {section.path} (seed {section.seed})")
+        logger.info(
+            f"mascots: generated {section.total():,} samples in {section.path} (seed {section.seed})"
+        )
 
     def _draw_all(self, folder: Path) -> None:
         section = self.section
@@ -59,8 +62,16 @@ class MascotsProcess(BaseExtensionProcess):
         hat_or_both = partial(edit_of_two, hat_rate=section.hat_rate)
         sets: tuple[tuple[str, int, Callable[[Path, int], None]], ...] = (
             ("pictures", section.count, self._picture),
-            ("edits", section.edits, lambda place, index: self._pair(place, index, edit_of_one)),
-            ("edits_of_two", section.edits_of_two, lambda place, index: self._pair(place, index, hat_or_both)),
+            (
+                "edits",
+                section.edits,
+                lambda place, index: self._pair(place, index, edit_of_one),
+            ),
+            (
+                "edits_of_two",
+                section.edits_of_two,
+                lambda place, index: self._pair(place, index, hat_or_both),
+            ),
             ("scribbles", section.scribbles, self._scribble),
         )
         status, done = StatusLine(), 0
@@ -77,16 +88,25 @@ class MascotsProcess(BaseExtensionProcess):
         mascot = random_mascot(lots, casting)
         if casting.fixed:
             mascot = scene_of(mascot, lots, casting)
-        picture = self._cropped(draw((mascot,), *self._size(index)), f"crop of picture {index}")
+        picture = self._cropped(
+            draw((mascot,), *self._size(index)), f"crop of picture {index}"
+        )
         _write(folder, index, picture, caption_in(self.section.captions, mascot, lots))
 
-    def _pair(self, folder: Path, index: int, make: Callable[[int, int, Casting], Pair]) -> None:
+    def _pair(
+        self, folder: Path, index: int, make: Callable[[int, int, Casting], Pair]
+    ) -> None:
         pair = make(self.section.seed, index, self.section.casting())
         _write(
-            folder / "after", index, draw(pair.after, *self._size(index)), self.section.instruction or pair.instruction
+            folder / "after",
+            index,
+            draw(pair.after, *self._size(index)),
+            self.section.instruction or pair.instruction,
         )
         for number, before in enumerate(pair.before, 1):
-            _write(folder / f"picture_{number}", index, draw((before,), *self._size(index)))
+            _write(
+                folder / f"picture_{number}", index, draw((before,), *self._size(index))
+            )
 
     def _scribble(self, folder: Path, index: int) -> None:
         picture = scribble(self._lots("scribble", index), *self._size(index))
@@ -114,7 +134,9 @@ def _write(folder: Path, index: int, picture: Image.Image, caption: str = "") ->
     file = folder / f"{index:06}.png"
     picture.save(file)
     if caption:
-        file.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8", newline="\n")
+        file.with_suffix(".txt").write_text(
+            caption + "\n", encoding="utf-8", newline="\n"
+        )
 
 
 def _recorded(folder: Path) -> object:

@@ -1,5 +1,5 @@
-"""What pictures of mascots are called: captions that name every attribute, shorter and freer ones, and edits with their
-instructions."""
+"""What pictures of mascots are called: captions that name every attribute, shorter and
+freer ones, and edits with their instructions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ PLACES = {
     "room": "in a room",
 }
 
-VERBS = {"standing": "stand", "cheering": "cheer", "waving": "wave", "jumping": "jump", "sitting": "sit down"}
+VERBS = {
+    "standing": "stand",
+    "cheering": "cheer",
+    "waving": "wave",
+    "jumping": "jump",
+    "sitting": "sit down",
+}
 
 MARKS = {"stripes": " and stripes", "spots": " and spots", "heart": " and a heart"}
 
@@ -30,18 +36,24 @@ def caption(mascot: Mascot) -> str:
 
 
 def caption_in(form: Form, mascot: Mascot, lots: Lots) -> str:
-    """A caption. short: without some of the attributes. free: in another order, or with an invented name instead of
-    the looks. mixed: 6 of 10 full, 2 short, 2 free."""
+    """A caption. short: without some of the attributes. free: in another order, or with
+    an invented name instead of the looks. mixed: 6 of 10 full, 2 short, 2 free."""
     if form == "mixed":
         form = lots.choose("form", ("full",) * 6 + ("short",) * 2 + ("free",) * 2)
     if form == "full":
         return caption(mascot)
     clauses = _clauses(mascot)
     if form == "short":
-        kept = [clause for number, clause in enumerate(clauses) if lots.chance(f"keeps {number}", 0.5)]
+        kept = [
+            clause
+            for number, clause in enumerate(clauses)
+            if lots.chance(f"keeps {number}", 0.5)
+        ]
         return ", ".join([_short_subject(mascot, lots), *kept])
     if lots.chance("invented", 0.5) and not mascot.trigger:
-        return ", ".join([_subject(replace(mascot, trigger=invented_name(lots))), *clauses])
+        return ", ".join(
+            [_subject(replace(mascot, trigger=invented_name(lots))), *clauses]
+        )
     return ", ".join(lots.shuffled("order", [_subject(mascot), *clauses]))
 
 
@@ -60,12 +72,20 @@ def _a(words: str) -> str:
 def _short_subject(mascot: Mascot, lots: Lots) -> str:
     if mascot.trigger or mascot.body.startswith(BLOB):
         return _subject(mascot)
-    words = [word for word in (mascot.body, mascot.colour) if lots.chance(f"keeps {word}", 0.7)]
+    words = [
+        word
+        for word in (mascot.body, mascot.colour)
+        if lots.chance(f"keeps {word}", 0.7)
+    ]
     return _a(" ".join([*words, "mascot"]))
 
 
 def _clauses(mascot: Mascot) -> list[str]:
-    hat = "without a hat" if mascot.hat == NONE else f"wearing {_a(mascot.hat_colour)} {mascot.hat}"
+    hat = (
+        "without a hat"
+        if mascot.hat == NONE
+        else f"wearing {_a(mascot.hat_colour)} {mascot.hat}"
+    )
     held = "holding nothing" if mascot.held == NONE else f"holding a {mascot.held}"
     return [hat, held, mascot.pose, PLACES[mascot.place]]
 
@@ -95,7 +115,9 @@ def _hat(mascot: Mascot, casting: Casting, lots: Lots) -> Change | None:
         return "take its hat off", replace(mascot, hat=hat)
     colour = lots.choose("new hat colour", casting.values("hat_colour"))
     words = lots.choose("hat words", ("put {} on it", "it wears {}"))
-    return words.format(_a(f"{colour} {hat}")), replace(mascot, hat=hat, hat_colour=colour)
+    return words.format(_a(f"{colour} {hat}")), replace(
+        mascot, hat=hat, hat_colour=colour
+    )
 
 
 def _hats_of(mascot: Mascot, casting: Casting) -> list[str]:
@@ -106,18 +128,26 @@ def _hats_of(mascot: Mascot, casting: Casting) -> list[str]:
 
 def _colour(mascot: Mascot, casting: Casting, lots: Lots) -> Change | None:
     others = [colour for colour in casting.values("colour") if colour != mascot.colour]
-    colours = [colour for colour in others if casting.allows(mascot.body, colour, mascot.hat)]
+    colours = [
+        colour for colour in others if casting.allows(mascot.body, colour, mascot.hat)
+    ]
     if not colours:
         return None
     colour = lots.choose("new colour", colours)
     return f"paint it {colour}", replace(mascot, colour=colour)
 
 
-def _other(attribute: str, words: Callable[[str, Lots], str]) -> Callable[[Mascot, Casting, Lots], Change | None]:
+def _other(
+    attribute: str, words: Callable[[str, Lots], str]
+) -> Callable[[Mascot, Casting, Lots], Change | None]:
     """The change of an attribute that fits all others."""
 
     def change(mascot: Mascot, casting: Casting, lots: Lots) -> Change | None:
-        values = [value for value in casting.values(attribute) if value != getattr(mascot, attribute)]
+        values = [
+            value
+            for value in casting.values(attribute)
+            if value != getattr(mascot, attribute)
+        ]
         if not values:
             return None
         value = lots.choose(f"new {attribute}", values)
@@ -134,11 +164,16 @@ CHANGES: dict[str, Callable[[Mascot, Casting, Lots], Change | None]] = {
         lambda held, lots: (
             "take away what it holds"
             if held == NONE
-            else lots.choose("held words", ("give it a {}", "it holds a {}")).format(held)
+            else lots.choose("held words", ("give it a {}", "it holds a {}")).format(
+                held
+            )
         ),
     ),
     "pose": _other(
-        "pose", lambda pose, lots: lots.choose("pose words", ("make it {0}", "let it {0}")).format(VERBS[pose])
+        "pose",
+        lambda pose, lots: lots.choose(
+            "pose words", ("make it {0}", "let it {0}")
+        ).format(VERBS[pose]),
     ),
     "place": _other("place", lambda place, lots: f"show it {PLACES[place]}"),
     "eyes": _other("eyes", lambda eyes, lots: f"give it {eyes}"),
@@ -153,39 +188,59 @@ ALWAYS_POSSIBLE = ("held", "pose", "place", "eyes")
 
 def can_edit(casting: Casting, changes: Collection[str] = CHANGES) -> bool:
     """Whether one of the changes is possible in any of its mascots."""
-    return any(name in changes and len(set(casting.values(name))) > 1 for name in ALWAYS_POSSIBLE)
+    return any(
+        name in changes and len(set(casting.values(name))) > 1
+        for name in ALWAYS_POSSIBLE
+    )
 
 
-def edit(seed: int, index: int, casting: Casting, changes: Collection[str] = CHANGES) -> Pair:
+def edit(
+    seed: int, index: int, casting: Casting, changes: Collection[str] = CHANGES
+) -> Pair:
     """One mascot before, and after one or two of the changes; `can_edit` must hold."""
     lots = Lots(seed, "edit", index)
     before = after = random_mascot(lots, casting)
     words: list[str] = []
     for kind in lots.shuffled("kinds", list(changes)):
-        if len(words) < lots.choose("changes", (1, 1, 2)) and (found := CHANGES[kind](after, casting, lots)):
+        if len(words) < lots.choose("changes", (1, 1, 2)) and (
+            found := CHANGES[kind](after, casting, lots)
+        ):
             words.append(found[0])
             after = found[1]
     return Pair((before,), " and ".join(words), (after,))
 
 
 HAT_RATE = 0.4
-"""Share of the edits of two mascots in which the first puts on the hat of the second."""
+"""Share of the edits of two mascots in which the first puts on the hat of the
+second."""
 
 
-def edit_of_two(seed: int, index: int, casting: Casting, hat_rate: float = HAT_RATE) -> Pair:
-    """Two mascots before; after it both side by side, or the first with the hat of the second: at this rate, 0 to 1, of
-    those where it can be another hat."""
+def edit_of_two(
+    seed: int, index: int, casting: Casting, hat_rate: float = HAT_RATE
+) -> Pair:
+    """Two mascots before; after it both side by side, or the first with the hat of the
+    second: at this rate, 0 to 1, of those where it can be another hat."""
     lots = Lots(seed, "edit of two", index)
     first = random_mascot(lots, casting)
     of_second = Casting() if casting.fixed else casting
     second = random_mascot(lots, of_second, "second ")
     hats = [
-        hat for hat in _hats_of(first, casting) if hat not in (NONE, first.hat) and hat in _hats_of(second, of_second)
+        hat
+        for hat in _hats_of(first, casting)
+        if hat not in (NONE, first.hat) and hat in _hats_of(second, of_second)
     ]
     if hats and lots.chance("hat", hat_rate):
         second = replace(second, hat=lots.choose("hat of the second", hats))
         after = replace(first, hat=second.hat, hat_colour=second.hat_colour)
-        return Pair((first, second), "the mascot of Picture 1 wears the hat of Picture 2", (after,))
+        return Pair(
+            (first, second),
+            "the mascot of Picture 1 wears the hat of Picture 2",
+            (after,),
+        )
     place = lots.choose("place of both", casting.values("place"))
     words = f"the mascots of Picture 1 and Picture 2 side by side, {PLACES[place]}"
-    return Pair((first, second), words, (replace(first, place=place), replace(second, place=place)))
+    return Pair(
+        (first, second),
+        words,
+        (replace(first, place=place), replace(second, place=place)),
+    )

@@ -1,4 +1,5 @@
-"""After a run: an image with one of its files, and all of its files compared, on the page of the run."""
+"""After a run: an image with one of its files, and all of its files compared, on the
+page of the run."""
 
 from __future__ import annotations
 
@@ -24,8 +25,26 @@ from extensions.tools.ui import commands, uploads
 from extensions.tools.ui.chosen import MEASURED, chosen_file
 from extensions.tools.ui.decoder import decoder
 from extensions.tools.ui.queue import DONE, RUNNING, STOPPED, WAITING, trains_elsewhere
-from extensions.tools.ui.state import Form, Ui, conflicts, inside, posted, render, run_id, ui_of, whole
-from extensions.tools.ui.tries import COMPARED, TRIED, TrySettings, compared_files, modified_at, settings_of, tried_in
+from extensions.tools.ui.state import (
+    Form,
+    Ui,
+    conflicts,
+    inside,
+    posted,
+    render,
+    run_id,
+    ui_of,
+    whole,
+)
+from extensions.tools.ui.tries import (
+    COMPARED,
+    TRIED,
+    TrySettings,
+    compared_files,
+    modified_at,
+    settings_of,
+    tried_in,
+)
 from extensions.tools.ui.views import run as run_view
 from extensions.tools.ui.views import tools
 from extensions.tools.ui.views.new import short
@@ -60,29 +79,48 @@ def _asked(request: Request) -> tuple[Ui, RunInfo]:
     return ui, ui.run(request.path_params["run"])
 
 
-def _values(ui: Ui, run: RunInfo, given: dict[str, str] | None = None, faults: Any = None) -> dict[str, Any]:
-    """What the template names of the parts of this module. given: the form as it was sent. faults: field -> message."""
+def _values(
+    ui: Ui, run: RunInfo, given: dict[str, str] | None = None, faults: Any = None
+) -> dict[str, Any]:
+    """What the template names of the parts of this module. given: the form as it was
+    sent. faults: field -> message."""
     settings = settings_of(run)
     found: dict[str, Any] = {"try_settings": settings, "try_faults": faults or {}}
     if settings is not None:
-        found |= {"given": _form(run, settings) | (given or {}), "sent": _sent(run), **_tried(ui, run)}
+        found |= {
+            "given": _form(run, settings) | (given or {}),
+            "sent": _sent(run),
+            **_tried(ui, run),
+        }
         found["groups"] = settings.groups()
         found |= _compared(ui, run)
     return found
 
 
 def _form(run: RunInfo, settings: TrySettings) -> dict[str, str]:
-    """The form at first: the file that is recommended, and the prompt and size of the run's first sample."""
+    """The form at first: the file that is recommended, and the prompt and size of the
+    run's first sample."""
     chosen = chosen_file(run.folder)
     first = settings.first
     if chosen and chosen.path.name in settings.files:
         file = chosen.path.name
     else:
         file = settings.files[0]
-    values = {"file": file, "strength": "1", "seed": "42", "count": "1", "prompt": settings.prompt, "control": ""}
+    values = {
+        "file": file,
+        "strength": "1",
+        "seed": "42",
+        "count": "1",
+        "prompt": settings.prompt,
+        "control": "",
+    }
     if first is None:
         return values | {"width": "", "height": ""}
-    values |= {"width": str(first.width), "height": str(first.height), "seed": str(first.seed)}
+    values |= {
+        "width": str(first.width),
+        "height": str(first.height),
+        "seed": str(first.seed),
+    }
     return values | {"control": "0" if first.ctrl_img else ""}
 
 
@@ -97,19 +135,26 @@ def _sent(run: RunInfo) -> list[str]:
 
 
 def _tried(ui: Ui, run: RunInfo) -> dict[str, Any]:
-    return {"tried": tried_in(run.folder / TRIED), "tries": _states(ui, "generate", short(run.folder / TRIED))}
+    return {
+        "tried": tried_in(run.folder / TRIED),
+        "tries": _states(ui, "generate", short(run.folder / TRIED)),
+    }
 
 
 def _states(ui: Ui, tool: str, output: str) -> list[dict[str, Any]]:
-    """The commands of a tool for a folder that wait, run, or have failed since the last one that was done: each with
-    its `entry`, and what it waits for (`behind`), or its last words (`told`)."""
+    """The commands of a tool for a folder that wait, run, or have failed since the last
+    one that was done: each with its `entry`, and what it waits for (`behind`), or its
+    last words (`told`)."""
     queue = queue_of(ui)
     found = list[dict[str, Any]]()
     entries = queue.entries()
     training = [run.name for run in trains_elsewhere(ui.runs(), entries)]
     behind = [entry.name for entry in entries if entry.state == RUNNING] + training
     for entry in entries:
-        if entry.argv[:1] != (tool,) or not {f"--output={output}", f"--run={output}"} & set(entry.argv):
+        if entry.argv[:1] != (tool,) or not {
+            f"--output={output}",
+            f"--run={output}",
+        } & set(entry.argv):
             continue
         if entry.state in (DONE, STOPPED):
             break
@@ -125,7 +170,8 @@ def _states(ui: Ui, tool: str, output: str) -> list[dict[str, Any]]:
 
 
 def _asked_file(request: Request, form: Form) -> tuple[Ui, RunInfo, TrySettings]:
-    """The run of a form, and what can be tried of it. Raises HTTPException for a file that it does not have."""
+    """The run of a form, and what can be tried of it. Raises HTTPException for a file
+    that it does not have."""
     ui, run = _asked(request)
     settings = settings_of(run)
     if settings is None or (form.get("file") or "") not in settings.files:
@@ -144,7 +190,9 @@ def try_it(request: Request, form: Form) -> Response:
     else:
         faults = {"seed": texts()["after"]["seed_wrong"]}
     strength = number(form.get("strength", ""))
-    faults |= {} if strength is not None else {"strength": texts()["after"]["strength_wrong"]}
+    faults |= (
+        {} if strength is not None else {"strength": texts()["after"]["strength_wrong"]}
+    )
     blocks, wrong_blocks = _blocks(form)
     controls, fault = _controls(ui, run, settings, form)
     faults |= wrong_blocks | ({"control": fault} if fault else {})
@@ -154,10 +202,15 @@ def try_it(request: Request, form: Form) -> Response:
         sides = (form.get("width", "").strip(), form.get("height", "").strip())
         seeds = [(seed or 0) + each for each in range(images)]
         prompt = form.get("prompt", "").strip()
-        argv = settings.command(file, output, prompt, f"{strength:g}", sides, seeds, controls, blocks)
+        argv = settings.command(
+            file, output, prompt, f"{strength:g}", sides, seeds, controls, blocks
+        )
         wrong = tools.asked({"uid": "generate", "argv": argv[1:]})
         names = {"--reference": "control"}
-        faults = {names.get(place, place.removeprefix("--")): message for place, message in reversed(wrong)}
+        faults = {
+            names.get(place, place.removeprefix("--")): message
+            for place, message in reversed(wrong)
+        }
     if faults:
         return run_view.page(request, 400, **_values(ui, run, dict(form), faults))
     _enqueue(ui, argv, f"{texts()['after']['try']}: {run.name}")
@@ -165,16 +218,30 @@ def try_it(request: Request, form: Form) -> Response:
 
 
 def _blocks(form: Form) -> tuple[list[str], dict[str, str]]:
-    """The strengths of blocks of a form that are not 1, as `--blocks` takes them, and what is wrong with them."""
-    given = {key.removeprefix("blocks:"): number(text) for key, text in form.items() if key.startswith("blocks:")}
-    wrong = [f"{group}: {texts()['after']['strength_wrong']}" for group, found in given.items() if found is None]
-    entries = [f"{group}:{found:.6f}" for group, found in given.items() if found is not None and found != 1]
+    """The strengths of blocks of a form that are not 1, as `--blocks` takes them, and
+    what is wrong with them."""
+    given = {
+        key.removeprefix("blocks:"): number(text)
+        for key, text in form.items()
+        if key.startswith("blocks:")
+    }
+    wrong = [
+        f"{group}: {texts()['after']['strength_wrong']}"
+        for group, found in given.items()
+        if found is None
+    ]
+    entries = [
+        f"{group}:{found:.6f}"
+        for group, found in given.items()
+        if found is not None and found != 1
+    ]
     return entries, {"blocks": wrong[0]} if wrong else {}
 
 
 @posted(files=10, fields=30, part_size=2**16)
 def bake(request: Request, form: Form) -> Response:
-    """Writes the file of the form with its strengths per block as a new file of the run."""
+    """Writes the file of the form with its strengths per block as a new file of the
+    run."""
     ui, run, settings = _asked_file(request, form)
     blocks, faults = _blocks(form)
     if not faults and not blocks:
@@ -183,18 +250,28 @@ def bake(request: Request, form: Form) -> Response:
         part = run.folder / f"part_{token_hex(8)}.safetensors"
         try:
             paths = [str(run.folder / form["file"]), str(part)]
-            code, _, told = commands.run_py("scale", *paths, *(f"--blocks={each}" for each in blocks), limit_s=BAKE_S)
+            code, _, told = commands.run_py(
+                "scale",
+                *paths,
+                *(f"--blocks={each}" for each in blocks),
+                limit_s=BAKE_S,
+            )
             if not code:
                 name = _named(part, Path(settings.files[0]).stem)
-                return RedirectResponse(f"{_address(ui, run)}?file={quote(name, safe='')}#try", 303)
+                return RedirectResponse(
+                    f"{_address(ui, run)}?file={quote(name, safe='')}#try", 303
+                )
         finally:
             part.unlink(missing_ok=True)
-        faults = {"blocks": told.strip().rpartition("\n")[2] or texts()["after"]["late"]}
+        faults = {
+            "blocks": told.strip().rpartition("\n")[2] or texts()["after"]["late"]
+        }
     return run_view.page(request, 400, **_values(ui, run, dict(form), faults))
 
 
 def _named(part: Path, stem: str) -> str:
-    """Gives a file the first free name of its kind, or that of one with the same content; no file is replaced."""
+    """Gives a file the first free name of its kind, or that of one with the same
+    content; no file is replaced."""
     with conflicts(), folder_lock(part.parent):
         for place in count(1):
             path = part.with_name(f"{stem}_blocks_{place}.safetensors")
@@ -215,9 +292,15 @@ def number(text: str) -> float | None:
     return found if -100 <= found <= 100 else None
 
 
-def _controls(ui: Ui, run: RunInfo, settings: TrySettings, form: Form) -> tuple[list[Path], str]:
+def _controls(
+    ui: Ui, run: RunInfo, settings: TrySettings, form: Form
+) -> tuple[list[Path], str]:
     """The control images of a form, and what is wrong with them."""
-    sent = [file for file in form.data.getlist("image") if isinstance(file, UploadFile) and file.filename]
+    sent = [
+        file
+        for file in form.data.getlist("image")
+        if isinstance(file, UploadFile) and file.filename
+    ]
     if form.get("control") == "send" or (sent and not form.get("control")):
         if not sent:
             return [], texts()["after"]["send_none"]
@@ -239,23 +322,45 @@ def _take(ui: Ui, run: RunInfo, sent: Sequence[UploadFile]) -> tuple[list[Path],
     files = []
     for file in sent:
         name = str(file.filename)
-        files.append(uploads.Incoming(name, PurePosixPath(), name, file.size or 0, partial(getattr, file, "file")))
+        files.append(
+            uploads.Incoming(
+                name,
+                PurePosixPath(),
+                name,
+                file.size or 0,
+                partial(getattr, file, "file"),
+            )
+        )
         if not uploads.is_image(name):
             return [], texts()["after"]["send_no_image"].format(name=name)
     told = list(uploads.take_all(files, home, folder, decoder(ui), takes_zip=False))
-    refused = [f"{each['name']} {each['text']}" for each in told if each["state"] == "refused"]
-    kept = [each["text"] if each["state"] in ("same", "renamed") else each["name"] for each in told]
+    refused = [
+        f"{each['name']} {each['text']}" for each in told if each["state"] == "refused"
+    ]
+    kept = [
+        each["text"] if each["state"] in ("same", "renamed") else each["name"]
+        for each in told
+    ]
     return [Path(short(folder / name)) for name in kept], " ".join(refused[:1])
 
 
 def _enqueue(ui: Ui, *commands: Sequence[str] | str) -> None:
-    """Puts commands, each followed by its name, before whatever waits: somebody looks at the page. They wait while a
-    run trains."""
+    """Puts commands, each followed by its name, before whatever waits: somebody looks
+    at the page. They wait while a run trains."""
     queue = queue_of(ui)
     with conflicts():
-        first = next((entry.id for entry in queue.entries() if entry.state == WAITING and not entry.yields), "")
+        first = next(
+            (
+                entry.id
+                for entry in queue.entries()
+                if entry.state == WAITING and not entry.yields
+            ),
+            "",
+        )
         for argv, name in zip(commands[::2], commands[1::2], strict=True):
-            entry = queue.add(list(argv), str(name), unless=(WAITING, RUNNING), yields=True)
+            entry = queue.add(
+                list(argv), str(name), unless=(WAITING, RUNNING), yields=True
+            )
             with suppress(UserError):  # what it was to come before has begun meanwhile
                 queue.move(entry.id, first)
     queue.start_runner()
@@ -268,12 +373,18 @@ def _address(ui: Ui, run: RunInfo) -> str:
 def tried(request: Request) -> Response:
     """The images alone, for the script that keeps them current."""
     ui, run = _asked(request)
-    return render(request, "tried.html.j2", here=_address(ui, run), id=run_id(ui, run.folder), **_tried(ui, run))
+    return render(
+        request,
+        "tried.html.j2",
+        here=_address(ui, run),
+        id=run_id(ui, run.folder),
+        **_tried(ui, run),
+    )
 
 
 def tried_image(request: Request) -> Response:
-    """An image of TRIED or COMPARED, or a control image that was sent; always made small, so that it is an image
-    whatever the file holds."""
+    """An image of TRIED or COMPARED, or a control image that was sent; always made
+    small, so that it is an image whatever the file holds."""
     ui, run = _asked(request)
     folder = run.folder / request.path_params["folder"]
     name = request.path_params["name"]
@@ -301,18 +412,32 @@ def compare(request: Request, form: Form) -> Response:
     with conflicts():
         prompts = settings.write_prompts()
     output = run.folder / COMPARED
-    grid = ["grid", *(f"--lora={short(file)}" for file in files), f"--prompts={short(prompts)}"]
+    grid = [
+        "grid",
+        *(f"--lora={short(file)}" for file in files),
+        f"--prompts={short(prompts)}",
+    ]
     grid += [f"--trigger-word={settings.trigger_word}"] if settings.trigger_word else []
     words, numbers = (texts()["after"][key] for key in ("compare", "compare_numbers"))
     best = ["best", f"--run={short(run.folder)}"]
-    _enqueue(ui, [*grid, f"--output={short(output)}"], f"{words}: {run.name}", best, f"{numbers}: {run.name}")
+    _enqueue(
+        ui,
+        [*grid, f"--output={short(output)}"],
+        f"{words}: {run.name}",
+        best,
+        f"{numbers}: {run.name}",
+    )
     return RedirectResponse(f"{_address(ui, run)}#compared", 303)
 
 
 def compared(request: Request) -> Response:
     """The comparison alone, for the script that keeps it current."""
     ui, run = _asked(request)
-    shown = {"here": _address(ui, run), "chosen_file": chosen_file(run.folder), **_compared(ui, run)}
+    shown = {
+        "here": _address(ui, run),
+        "chosen_file": chosen_file(run.folder),
+        **_compared(ui, run),
+    }
     return render(request, "compared.html.j2", **shown)
 
 
@@ -324,7 +449,10 @@ def _compared(ui: Ui, run: RunInfo) -> dict[str, Any]:
     for image in images:
         row = cells.setdefault((image.prompt, image.controls, image.seed), {})
         row[image.files[0][0] if image.files else ""] = image.name
-    rows = [(prompt, [found.get(column) for column in columns]) for (prompt, *_), found in sorted(cells.items())]
+    rows = [
+        (prompt, [found.get(column) for column in columns])
+        for (prompt, *_), found in sorted(cells.items())
+    ]
     grid = _states(ui, "grid", short(run.folder / COMPARED))
     return {
         "comparison": {"columns": columns, "rows": rows} if rows else None,
@@ -336,19 +464,27 @@ def _compared(ui: Ui, run: RunInfo) -> dict[str, Any]:
 
 
 def _measured(folder: Path) -> dict[str, Any]:
-    """What `best` has found: `recommended` (empty: it cannot tell, as no images are held out), `reason` and `rows` of
-    file, step, loss and drift; empty: nothing."""
+    """What `best` has found: `recommended` (empty: it cannot tell, as no images are
+    held out), `reason` and `rows` of file, step, loss and drift; empty: nothing."""
     found = read_object(folder / MEASURED)
     files = found.get("files")
     if isinstance(files, list):
         rows = [row for row in files if isinstance(row, dict)]
     else:
         rows = []
-    shown = [{key: row.get(key) for key in ("file", "step", "loss", "drift")} for row in rows]
     shown = [
-        row for row in shown if isinstance(row["file"], str) and all(_is_number(row[k]) for k in ("loss", "drift"))
+        {key: row.get(key) for key in ("file", "step", "loss", "drift")} for row in rows
     ]
-    texts_ = {key: redact_text(str(found.get(key) or "")) for key in ("recommended", "reason", "measured_on")}
+    shown = [
+        row
+        for row in shown
+        if isinstance(row["file"], str)
+        and all(_is_number(row[k]) for k in ("loss", "drift"))
+    ]
+    texts_ = {
+        key: redact_text(str(found.get(key) or ""))
+        for key in ("recommended", "reason", "measured_on")
+    }
     return texts_ | {"rows": shown} if shown else {}
 
 

@@ -37,7 +37,12 @@ def page(request: Request) -> Response:
         "compare.html.j2",
         columns=columns,
         prompts=prompts,
-        known=[*ui.run_ids(), *dict.fromkeys(f"{each['id']}@{step}" for each in columns for step in each["steps"])],
+        known=[
+            *ui.run_ids(),
+            *dict.fromkeys(
+                f"{each['id']}@{step}" for each in columns for step in each["steps"]
+            ),
+        ],
         empty=range(len(columns), max(2, min(MOST, len(columns) + 1))),
         differences=_differences(columns),
         data=data,
@@ -51,7 +56,11 @@ def _column(ui: Ui, text: str) -> dict[str, Any]:
     run = ui.run(name)
     samples = sample_table(run.folder)
     steps = samples["steps"]
-    shown = min(steps, key=lambda each: abs(each - (steps[-1] if step is None else step)), default=None)
+    shown = min(
+        steps,
+        key=lambda each: abs(each - (steps[-1] if step is None else step)),
+        default=None,
+    )
     place = steps.index(shown) if shown is not None else 0
     metrics = feed(ui, run.folder).metrics.update()
     return {
@@ -64,17 +73,29 @@ def _column(ui: Ui, text: str) -> dict[str, Any]:
         "prompts": {row["index"]: row["prompt"] for row in samples["rows"]},
         "cost": cost(ui, run),
         "seconds": metrics.total(*IN_STEPS),
-        "line": next((curve.mean for curve in metrics.curves(points=120) if curve.name == "loss"), []),
+        "line": next(
+            (
+                curve.mean
+                for curve in metrics.curves(points=120)
+                if curve.name == "loss"
+            ),
+            [],
+        ),
         "settings": _settings(settings_text(run.folder)),
     }
 
 
 def _settings(text: str) -> dict[str, str]:
-    """Each key of a job with its value, as written; empty where it is not valid YAML."""
+    """Each key of a job with its value, as written; empty where it is not valid
+    YAML."""
     found: dict[str, str] = {}
 
     def walk(node: ConfigNode, path: str) -> None:
-        inner = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
+        inner = (
+            node.value.items()
+            if isinstance(node.value, dict)
+            else enumerate(node.value)
+        )
         for key, child in inner:
             at = f"{path}.{key}" if path else str(key)
             if isinstance(child.value, dict | list):
@@ -96,5 +117,11 @@ def _settings(text: str) -> dict[str, str]:
 def _differences(columns: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     """The keys whose values are not the same in all columns."""
     keys = dict.fromkeys(key for column in columns for key in column["settings"])
-    rows = [(key, [column["settings"].get(key, "") for column in columns]) for key in keys]
-    return [(key.removeprefix("config."), values) for key, values in rows if len(set(values)) > 1]
+    rows = [
+        (key, [column["settings"].get(key, "") for column in columns]) for key in keys
+    ]
+    return [
+        (key.removeprefix("config."), values)
+        for key, values in rows
+        if len(set(values)) > 1
+    ]

@@ -1,4 +1,5 @@
-"""Datasets: all of them, and one with its images, captions, crops and findings; what is edited, sent and deleted."""
+"""Datasets: all of them, and one with its images, captions, crops and findings; what is
+edited, sent and deleted."""
 
 from __future__ import annotations
 
@@ -25,7 +26,13 @@ from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Re
 from extensions.tools.shared.candidates import CANDIDATES
 from extensions.tools.shared.html_page import texts
 from extensions.tools.ui import datasets, state, uploads
-from extensions.tools.ui.datasets import Conflict, Dataset, below, open_dataset, read_dataset
+from extensions.tools.ui.datasets import (
+    Conflict,
+    Dataset,
+    below,
+    open_dataset,
+    read_dataset,
+)
 from extensions.tools.ui.decoder import SIDES, decoder, thumbnail
 from extensions.tools.ui.state import Form, render, ui_of, wants_json, whole
 from extensions.tools.ui.views.queue import enqueue
@@ -68,7 +75,10 @@ def _writes(what: str) -> Iterator[None]:
         cause = error if isinstance(error, OSError) else error.__cause__
         number = getattr(cause, "errno", None)
         reason = getattr(cause, "strerror", None)
-        raise HTTPException(507 if number in _FULL else 403, f"{what}: {redact_text(reason or str(error))}") from error
+        raise HTTPException(
+            507 if number in _FULL else 403,
+            f"{what}: {redact_text(reason or str(error))}",
+        ) from error
 
 
 def _back(request: Request, data: Dataset, **query: object) -> Response:
@@ -76,7 +86,11 @@ def _back(request: Request, data: Dataset, **query: object) -> Response:
     if wants_json(request):
         return JSONResponse(query)
     given = {key: value for key, value in query.items() if value}
-    return RedirectResponse(f"/datasets/{quote(data.name, safe='')}" + (f"?{urlencode(given)}" if given else ""), 303)
+    return RedirectResponse(
+        f"/datasets/{quote(data.name, safe='')}"
+        + (f"?{urlencode(given)}" if given else ""),
+        303,
+    )
 
 
 def _opened(request: Request) -> Dataset:
@@ -84,7 +98,8 @@ def _opened(request: Request) -> Dataset:
 
 
 def _named(request: Request) -> Dataset:
-    """A dataset of which nothing was read: thousands of files that are sent one by one would each wait for that."""
+    """A dataset of which nothing was read: thousands of files that are sent one by one
+    would each wait for that."""
     ui = ui_of(request)
     name = request.path_params["d"]
     if not below(ui.datasets, name).is_dir():
@@ -100,9 +115,13 @@ def _read(request: Request) -> Dataset:
 
 
 def index(
-    request: Request, status: int = 200, faults: dict[str, str] | None = None, form: dict[str, str] | None = None
+    request: Request,
+    status: int = 200,
+    faults: dict[str, str] | None = None,
+    form: dict[str, str] | None = None,
 ) -> Response:
-    """All datasets, the form for a new one, and what was deleted. faults: field of the form -> what is wrong."""
+    """All datasets, the form for a new one, and what was deleted. faults: field of the
+    form -> what is wrong."""
     ui = ui_of(request)
     rows = []
     query = request.query_params
@@ -119,21 +138,32 @@ def index(
         "back": query.get("back", ""),
     }
     values["stay"] = query.get("stay", "0")
-    return render(request, "datasets.html.j2", status, rows=rows, folder=ui.datasets, **values)
+    return render(
+        request, "datasets.html.j2", status, rows=rows, folder=ui.datasets, **values
+    )
 
 
 @posted()
 def create(request: Request, form: Form) -> Response:
-    """A new, empty folder; repeats are in its name. One of pairs has a subfolder for each side."""
+    """A new, empty folder; repeats are in its name. One of pairs has a subfolder for
+    each side."""
     ui = ui_of(request)
     words = texts()["datasets"]
     name = form.get("name", "").strip()
     is_pairs = form.get("kind") == "pairs"
-    repeats = 1 if is_pairs else whole(form.get("repeats", "").strip() or "1", 1, uploads.MOST_REPEATS)
-    fault = folder_name_error(name) or (words["hidden_name"] if name.startswith(".") else "")
+    repeats = (
+        1
+        if is_pairs
+        else whole(form.get("repeats", "").strip() or "1", 1, uploads.MOST_REPEATS)
+    )
+    fault = folder_name_error(name) or (
+        words["hidden_name"] if name.startswith(".") else ""
+    )
     faults = {"name": fault} if fault else {}
     if repeats is None or repeats_of(name) > uploads.MOST_REPEATS:
-        faults["name" if repeats else "repeats"] = words["bad_repeats"].format(most=uploads.MOST_REPEATS)
+        faults["name" if repeats else "repeats"] = words["bad_repeats"].format(
+            most=uploads.MOST_REPEATS
+        )
     elif repeats > 1 and not repeats_of(name):
         name = f"{repeats}_{name}"
     try:
@@ -176,7 +206,8 @@ def _page(
     faults: dict[str, str] | None = None,
     form: Form | None = None,
 ) -> Response:
-    """told: what became of files that were sent. faults: field -> what is wrong with it. form: what was sent."""
+    """told: what became of files that were sent. faults: field -> what is wrong with
+    it. form: what was sent."""
     query = {key: request.query_params.get(key, "") for key in _QUERY}
     found = data.findings
     chosen = _filtered(data, query)
@@ -194,17 +225,30 @@ def _page(
         repeats=data.repeats,
         page=page,
         pages=pages,
-        address=lambda page: "?" + urlencode({"q": query["q"], "only": query["only"], "page": page}),
+        address=lambda page: (
+            "?" + urlencode({"q": query["q"], "only": query["only"], "page": page})
+        ),
         query=query,
         buckets=data.buckets,
         findings=found,
         orphans=[_orphan(data, path) for path in data.orphans] if page == 1 else [],
         folded=_folded(data),
-        others={path: rows for path, rows in found["by_file"].items() if path not in data.sizes},
-        faults={place: text for place, text in data.faults.items() if place not in data.sizes},
+        others={
+            path: rows
+            for path, rows in found["by_file"].items()
+            if path not in data.sizes
+        },
+        faults={
+            place: text
+            for place, text in data.faults.items()
+            if place not in data.sizes
+        },
         folders=[name for name in datasets.names(data.ui) if name != data.name],
         target=_target(data).name,
-        counts={os.path.basename(each.folder): sum(map(len, each.images.values())) for each in data.listings[1:]},
+        counts={
+            os.path.basename(each.folder): sum(map(len, each.images.values()))
+            for each in data.listings[1:]
+        },
         subfolders=[os.path.basename(each.folder) for each in data.listings[1:]],
         most=uploads.MOST_BYTES,
         piece=uploads.PIECE,
@@ -224,30 +268,47 @@ def _filtered(data: Dataset, query: Any) -> list[FoundImage]:
         return data.images
     keeps: Callable[[FoundImage], bool | str] = {
         "missing": lambda image: not image.caption,
-        "broken": lambda image: isinstance(data.sizes.get(image.path), str) or _fault(data, image),
+        "broken": lambda image: (
+            isinstance(data.sizes.get(image.path), str) or _fault(data, image)
+        ),
         "found": lambda image: image.path in data.findings["by_file"],
         "alone": lambda image: not image.references,
     }.get(only, lambda image: True)
     return [
         image
         for image in data.images
-        if keeps(image) and (wanted in image.caption.casefold() or wanted in data.id_of(image.path).casefold())
+        if keeps(image)
+        and (
+            wanted in image.caption.casefold()
+            or wanted in data.id_of(image.path).casefold()
+        )
     ]
 
 
 def _fault(data: Dataset, image: FoundImage) -> str:
-    return next((data.faults[path] for path in (image.path, *image.captions, image.table) if path in data.faults), "")
+    return next(
+        (
+            data.faults[path]
+            for path in (image.path, *image.captions, image.table)
+            if path in data.faults
+        ),
+        "",
+    )
 
 
 def _card(data: Dataset, image: FoundImage) -> dict[str, Any]:
-    """An image as the template shows it. `frame`: left, top, width and height of what is trained, in its pixels."""
+    """An image as the template shows it. `frame`: left, top, width and height of what
+    is trained, in its pixels."""
     frame = None
     crop = None
     size = data.sizes[image.path]
     if isinstance(size, Size):
         crop = data.crop(size)
         scale = crop.scaled.width / size.width, crop.scaled.height / size.height
-        frame = [round(place / scale[axis % 2], 1) for axis, place in enumerate((crop.left, crop.top, *crop.bucket))]
+        frame = [
+            round(place / scale[axis % 2], 1)
+            for axis, place in enumerate((crop.left, crop.top, *crop.bucket))
+        ]
     return {
         "id": data.id_of(image.path),
         "image": image,
@@ -266,10 +327,13 @@ def _card(data: Dataset, image: FoundImage) -> dict[str, Any]:
 
 
 def _folded(data: Dataset) -> list[tuple[str, list[str]]]:
-    """Each finding of images with the names of those that have it, the most frequent first."""
+    """Each finding of images with the names of those that have it, the most frequent
+    first."""
     found: dict[str, list[str]] = {}
     for path, rows in data.findings["by_file"].items():
-        for message in dict.fromkeys(row["message"] for row in rows if path in data.sizes):
+        for message in dict.fromkeys(
+            row["message"] for row in rows if path in data.sizes
+        ):
             found.setdefault(message, []).append(data.id_of(path))
     return sorted(found.items(), key=lambda each: -len(each[1]))
 
@@ -280,18 +344,28 @@ def _place(data: Dataset, path: str) -> list[str]:
 
 
 def _orphan(data: Dataset, path: str) -> dict[str, Any]:
-    """A file without its partner, as the template shows it. `id`: by which it can be deleted here; empty: elsewhere."""
+    """A file without its partner, as the template shows it. `id`: by which it can be
+    deleted here; empty: elsewhere."""
     is_own = path.startswith(f"{data.folder}{os.sep}")
-    return {"place": _place(data, path), "id": data.id_of(path) if is_own else "", "stem": Path(path).stem}
+    return {
+        "place": _place(data, path),
+        "id": data.id_of(path) if is_own else "",
+        "stem": Path(path).stem,
+    }
 
 
 @posted()
 def set_view(request: Request, form: Form) -> Response:
-    """How the dataset is looked at and trained: its references, its masks, its size, the instruction of its pairs."""
+    """How the dataset is looked at and trained: its references, its masks, its size,
+    the instruction of its pairs."""
     data = _opened(request)
     words = texts()["datasets"]
     faults = dict[str, str]()
-    view: dict[str, Any] = {key: form[key].strip() for key in ("references", "masks", "instruction") if key in form}
+    view: dict[str, Any] = {
+        key: form[key].strip()
+        for key in ("references", "masks", "instruction")
+        if key in form
+    }
     if "resolution" in form:
         resolution = whole(form["resolution"], 32, 8192)
         if resolution is None:
@@ -329,7 +403,9 @@ def check_state(request: Request) -> Response:
 def captioning(request: Request, form: Form) -> Response:
     """Puts the writing of the captions that are missing into the queue."""
     data = _opened(request)
-    given = {key: form.get(key, "").strip() for key in ("trigger-word", "prompt", "model")}
+    given = {
+        key: form.get(key, "").strip() for key in ("trigger-word", "prompt", "model")
+    }
     flags = [f"--{key}={value}" for key, value in given.items() if value]
     flags += ["--recursive"] if not (data.listings[0].images or data.sides) else []
     name = texts()["datasets"]["captioning_name"].format(name=data.name)
@@ -338,7 +414,12 @@ def captioning(request: Request, form: Form) -> Response:
     except HTTPException as error:
         if wants_json(request):
             raise
-        return _page(request, _read(request), error.status_code, faults={"captioning": error.detail})
+        return _page(
+            request,
+            _read(request),
+            error.status_code,
+            faults={"captioning": error.detail},
+        )
     with _writes(data.name):  # the job asks for the word that the captions hold
         datasets.keep_view(data, {"trigger": given["trigger-word"]})
     if wants_json(request):
@@ -349,12 +430,20 @@ def captioning(request: Request, form: Form) -> Response:
 # ---------------------------------------------------------------- captions
 
 
-def _ticked(data: Dataset, names: Iterable[object], orphans: Iterable[str] = ()) -> list[FoundImage]:
-    """The images of these names. orphans: paths of others that are meant too. Raises HTTPException 404 where there are
-    none of them."""
+def _ticked(
+    data: Dataset, names: Iterable[object], orphans: Iterable[str] = ()
+) -> list[FoundImage]:
+    """The images of these names. orphans: paths of others that are meant too. Raises
+    HTTPException 404 where there are none of them."""
     wanted = set(names)
-    others = (FoundImage(path, 1, "", (), "", (), "", shares_stem=True) for path in orphans)
-    found = [image for image in chain(data.images, others) if data.id_of(image.path) in wanted]
+    others = (
+        FoundImage(path, 1, "", (), "", (), "", shares_stem=True) for path in orphans
+    )
+    found = [
+        image
+        for image in chain(data.images, others)
+        if data.id_of(image.path) in wanted
+    ]
     if found:
         return found
     raise HTTPException(404, texts()["datasets"]["none_chosen"])
@@ -362,7 +451,8 @@ def _ticked(data: Dataset, names: Iterable[object], orphans: Iterable[str] = ())
 
 @posted()
 def save_caption(request: Request, form: Form) -> Response:
-    """Replaces a caption. `version`: of the file as it was read; or `was`: the text as it was."""
+    """Replaces a caption. `version`: of the file as it was read; or `was`: the text as
+    it was."""
     data = _read(request)
     text = form.get("caption", "").strip()
     words = texts()["datasets"]
@@ -370,7 +460,9 @@ def save_caption(request: Request, form: Form) -> Response:
     if "\0" in text or len(text.encode()) > MOST_CAPTION:
         raise HTTPException(400, words["bad_caption"])
     if image.table:
-        raise HTTPException(409, words["in_table"].format(table=data.id_of(image.table)))
+        raise HTTPException(
+            409, words["in_table"].format(table=data.id_of(image.table))
+        )
     version = form.get("version", "")
     if not version and image.caption == form.get("was"):
         version = datasets.caption_version(image)
@@ -381,7 +473,12 @@ def save_caption(request: Request, form: Form) -> Response:
         raise HTTPException(409, error.reason) from error
     except Conflict as error:
         new = datasets.caption_version(image)
-        both = {"name": form["name"], "yours": text, "theirs": str(error), "version": new}
+        both = {
+            "name": form["name"],
+            "yours": text,
+            "theirs": str(error),
+            "version": new,
+        }
         if wants_json(request):
             return JSONResponse({"detail": words["conflict"], **both}, 409)
         return render(request, "captions.html.j2", 409, data=data, conflict=both)
@@ -397,12 +494,20 @@ def _where(form: Form) -> dict[str, str]:
 
 @posted()
 def change(request: Request, form: Form) -> Response:
-    """Search and replace, a tag for many: first what would become of the captions, then, if it is still that, done."""
+    """Search and replace, a tag for many: first what would become of the captions,
+    then, if it is still that, done."""
     data, names = _read(request), form.data.getlist("chosen")
     shown = _ticked(data, names) if names else _filtered(data, form)
     images = [image for image in shown if not image.table and not _fault(data, image)]
-    changes = [(each, new) for each in images if (new := datasets.changed_caption(each.caption, form)) != each.caption]
-    rows = [(data.id_of(each.path), datasets.caption_version(each), each.caption, new) for each, new in changes]
+    changes = [
+        (each, new)
+        for each in images
+        if (new := datasets.changed_caption(each.caption, form)) != each.caption
+    ]
+    rows = [
+        (data.id_of(each.path), datasets.caption_version(each), each.caption, new)
+        for each, new in changes
+    ]
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
     given = form.get("apply")
     if given == digest:
@@ -414,19 +519,42 @@ def change(request: Request, form: Form) -> Response:
                     datasets.set_caption(data, image, new, version, is_kept=True)
                 except (Conflict, CaptionError):
                     failed += 1
-        return _back(request, data, **_where(form), changed=len(rows) - failed, failed=failed)
-    compared = [(name, *_difference(before, after)) for name, _, before, after in rows[:MOST_SHOWN]]
-    values = {"rows": compared, "count": len(rows), "of": len(images), "digest": digest, "form": form}
-    undo = [{"name": name, "before": before, "after": after} for name, _, before, after in rows]
-    values |= {"undo": undo, "chosen": names, "is_late": given is not None, "conflict": None}
-    return render(request, "captions.html.j2", 409 if given else 200, data=data, **values)
+        return _back(
+            request, data, **_where(form), changed=len(rows) - failed, failed=failed
+        )
+    compared = [
+        (name, *_difference(before, after))
+        for name, _, before, after in rows[:MOST_SHOWN]
+    ]
+    values = {
+        "rows": compared,
+        "count": len(rows),
+        "of": len(images),
+        "digest": digest,
+        "form": form,
+    }
+    undo = [
+        {"name": name, "before": before, "after": after}
+        for name, _, before, after in rows
+    ]
+    values |= {
+        "undo": undo,
+        "chosen": names,
+        "is_late": given is not None,
+        "conflict": None,
+    }
+    return render(
+        request, "captions.html.j2", 409 if given else 200, data=data, **values
+    )
 
 
 def _difference(before: str, after: str) -> tuple[str, str, str, str]:
     """What both begin with, what of each differs, and what both end with."""
 
     def alike(one: str, other: str) -> int:
-        unlike = (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+        unlike = (
+            at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b
+        )
         return next(unlike, min(len(one), len(other)))
 
     start = alike(before, after)
@@ -452,8 +580,8 @@ def delete(request: Request, form: Form) -> Response:
 
 
 def _target(data: Dataset, into: str = "") -> Path:
-    """The folder that new files go to: the one that is named ("." is that of the dataset), else where its images are,
-    else a subfolder with repeats, else itself."""
+    """The folder that new files go to: the one that is named ("." is that of the
+    dataset), else where its images are, else a subfolder with repeats, else itself."""
     if into:
         if into == ".":
             folder = data.folder
@@ -490,18 +618,26 @@ def _part(request: Request, data: Dataset) -> uploads.Part:
 
 
 def upload_state(request: Request) -> Response:
-    """How much of a file is here, and what became of it when it was whole. `key`: tells files of one name and size
-    from each other."""
+    """How much of a file is here, and what became of it when it was whole. `key`: tells
+    files of one name and size from each other."""
     data = _named(request)
     part = _part(request, data)
     told = data.ui.memory.get(("upload", part.path.name))
-    if told and told["state"] == "checking":  # it is whole, and reading it all for its hash would take its time
-        return JSONResponse({"offset": part.size, "told": {"state": "checking", "count": len(told["files"])}})
+    if (
+        told and told["state"] == "checking"
+    ):  # it is whole, and reading it all for its hash would take its time
+        return JSONResponse(
+            {
+                "offset": part.size,
+                "told": {"state": "checking", "count": len(told["files"])},
+            }
+        )
     return JSONResponse(part.state() | {"told": told})
 
 
 async def upload(request: Request) -> Response:
-    """A piece of a file; after the last one the file is taken, a zip file in the background."""
+    """A piece of a file; after the last one the file is taken, a zip file in the
+    background."""
     piece = bytearray()
     async for chunk in request.stream():
         piece += chunk
@@ -525,7 +661,8 @@ def _add(request: Request, piece: bytearray) -> Response:
         target = data.folder
     try:
         with _writes(part.name), data.ui.locked(), ExitStack() as held:
-            # Whoever takes a whole part has its lock meanwhile, which another page of this folder sees.
+            # Whoever takes a whole part has its lock meanwhile, which another page of
+            # this folder sees.
             is_begun = part.path.exists()
             if is_begun:
                 is_free = held.enter_context(locked(part.path))
@@ -534,9 +671,14 @@ def _add(request: Request, piece: bytearray) -> Response:
             running = data.ui.memory.get(key, {"state": "", "files": []})
             if running["state"] == "checking" or is_free is False:
                 told = {"state": "checking", "count": len(running["files"])}
-                return JSONResponse({"detail": "is being looked at", "offset": part.size, "told": told}, 409)
+                return JSONResponse(
+                    {"detail": "is being looked at", "offset": part.size, "told": told},
+                    409,
+                )
             uploads.clean(part.path.parent)
-            here = part.add(-1 if offset is None else offset, piece, query.get("hash", ""))
+            here = part.add(
+                -1 if offset is None else offset, piece, query.get("hash", "")
+            )
             if here < part.size:
                 return JSONResponse({"offset": here})
             told = data.ui.memory[key] = {"state": "checking", "files": []}
@@ -549,13 +691,17 @@ def _add(request: Request, piece: bytearray) -> Response:
     def take() -> None:
         try:
             with taking:
-                uploads.take(part.path, part.name, target, decoder(data.ui), told["files"].append)
+                uploads.take(
+                    part.path, part.name, target, decoder(data.ui), told["files"].append
+                )
         finally:
             told["state"] = "done"
 
     if part.name.lower().endswith(SUFFIX):
         Thread(target=take, daemon=True).start()
-        return JSONResponse({"offset": here, "told": {"state": "checking", "count": 0}}, 202)
+        return JSONResponse(
+            {"offset": here, "told": {"state": "checking", "count": 0}}, 202
+        )
     take()
     return JSONResponse({"offset": here, "told": told})
 
@@ -571,12 +717,27 @@ def upload_form(request: Request, form: Form) -> Response:
             name = sent.filename
             if name:
                 files.append(
-                    uploads.Incoming(name, PurePosixPath(), name, sent.size or 0, partial(getattr, sent, "file"))
+                    uploads.Incoming(
+                        name,
+                        PurePosixPath(),
+                        name,
+                        sent.size or 0,
+                        partial(getattr, sent, "file"),
+                    )
                 )
     with _writes(data.name):
         home.mkdir(parents=True, exist_ok=True)
-        told = list(uploads.take_all(files, home, _target(data, form.get("into", "")), decoder(data.ui)))
-    return _page(request, _read(request), 422 if any(each["state"] == "refused" for each in told) else 200, told=told)
+        told = list(
+            uploads.take_all(
+                files, home, _target(data, form.get("into", "")), decoder(data.ui)
+            )
+        )
+    return _page(
+        request,
+        _read(request),
+        422 if any(each["state"] == "refused" for each in told) else 200,
+        told=told,
+    )
 
 
 # ---------------------------------------------------------------- images
@@ -584,7 +745,10 @@ def upload_form(request: Request, form: Form) -> Response:
 
 def _file(request: Request) -> tuple[Path, str]:
     """An image, and what tells its version."""
-    path = below(ui_of(request).datasets, f"{request.path_params['d']}/{request.path_params['name']}")
+    path = below(
+        ui_of(request).datasets,
+        f"{request.path_params['d']}/{request.path_params['name']}",
+    )
     try:
         about = os.stat(path)
     except OSError as error:
@@ -592,7 +756,9 @@ def _file(request: Request) -> tuple[Path, str]:
     if not stat.S_ISREG(about.st_mode):
         raise HTTPException(404, f"{path.name} is not a file")
     version = version_of(about)
-    return path, hashlib.sha256(repr((str(path.resolve()), version)).encode()).hexdigest()[:32]
+    return path, hashlib.sha256(
+        repr((str(path.resolve()), version)).encode()
+    ).hexdigest()[:32]
 
 
 def _sent(request: Request, path: Path, tag: str, kind: str) -> Response:
@@ -603,7 +769,8 @@ def _sent(request: Request, path: Path, tag: str, kind: str) -> Response:
 
 
 def image(request: Request) -> Response:
-    """An image as its file is, of the type that it holds; of a type that browsers do not show, its largest copy."""
+    """An image as its file is, of the type that it holds; of a type that browsers do
+    not show, its largest copy."""
     path, tag = _file(request)
     try:
         kind = media_type(path)
@@ -620,7 +787,8 @@ def thumb(request: Request) -> Response:
 
 
 def _copy(request: Request, side: int) -> Response:
-    """A smaller copy of an image, made once. Where it cannot be decoded the answer says why."""
+    """A smaller copy of an image, made once. Where it cannot be decoded the answer says
+    why."""
     (path, tag), ui = _file(request), ui_of(request)
     try:
         with _writes(path.name):

@@ -11,11 +11,34 @@ from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import (
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+)
 
 from extensions.tools.ui.config import queue_folder
-from extensions.tools.ui.queue import DONE, RUNNING, WAITING, Entry, Queue, State, ask_run, planned
-from extensions.tools.ui.state import Form, Ui, conflicts, posted, render, run_id, ui_of, wants_json
+from extensions.tools.ui.queue import (
+    DONE,
+    RUNNING,
+    WAITING,
+    Entry,
+    Queue,
+    State,
+    ask_run,
+    planned,
+)
+from extensions.tools.ui.state import (
+    Form,
+    Ui,
+    conflicts,
+    posted,
+    render,
+    run_id,
+    ui_of,
+    wants_json,
+)
 from extensions.tools.ui.views.run import image
 from toolkit.errors import RunError, UserError
 from toolkit.files.redact import redact_text
@@ -46,9 +69,14 @@ def queue_of(ui: Ui) -> Queue:
 
 
 def enqueue(
-    ui: Ui, argv: list[str], name: str, cwd: Path | None = None, unless: Collection[State] = (WAITING,)
+    ui: Ui,
+    argv: list[str],
+    name: str,
+    cwd: Path | None = None,
+    unless: Collection[State] = (WAITING,),
 ) -> Entry:
-    """Adds an entry as `Queue.add`, and starts the runner. Raises HTTPException 409 for one that cannot be added."""
+    """Adds an entry as `Queue.add`, and starts the runner. Raises HTTPException 409 for
+    one that cannot be added."""
     queue = queue_of(ui)
     with conflicts():
         entry = queue.add(argv, name, cwd, unless)
@@ -57,7 +85,8 @@ def enqueue(
 
 
 def show(request: Request) -> Response:
-    """What becomes of an entry: its run as soon as there is one, until then what it waits for, or why there is none."""
+    """What becomes of an entry: its run as soon as there is one, until then what it
+    waits for, or why there is none."""
     ui = ui_of(request)
     queue = queue_of(ui_of(request))
     try:
@@ -65,11 +94,17 @@ def show(request: Request) -> Response:
     except UserError as error:
         raise HTTPException(404, str(error)) from error
     run, id_ = _run_of(ui, entry)
-    if run and entry.state != WAITING and (run.status is RunStatus.RUNNING or entry.state != RUNNING):
+    if (
+        run
+        and entry.state != WAITING
+        and (run.status is RunStatus.RUNNING or entry.state != RUNNING)
+    ):
         return RedirectResponse(f"/runs/{quote(id_, safe='')}", 303)
     entries = queue.entries()
     if entry in entries:
-        before = [each for each in entries[: entries.index(entry)] if entry.state == WAITING]
+        before = [
+            each for each in entries[: entries.index(entry)] if entry.state == WAITING
+        ]
     else:
         before = []
     if entry.attempts:
@@ -84,16 +119,27 @@ def index(request: Request) -> Response:
     ui = ui_of(request)
     queue = queue_of(ui)
     entries = queue_of(ui).entries()
-    running = [(entry, *_run_of(ui, entry)) for entry in entries if entry.state == RUNNING]
+    running = [
+        (entry, *_run_of(ui, entry)) for entry in entries if entry.state == RUNNING
+    ]
     waiting = [entry for entry in entries if entry.state == WAITING]
     ended = [entry for entry in entries if entry.state not in (RUNNING, WAITING)]
-    tails = ["" if entry.state == DONE and entry.runs else queue.tail(entry.id, SHORT_TAIL) for entry in ended[:MOST]]
+    tails = [
+        "" if entry.state == DONE and entry.runs else queue.tail(entry.id, SHORT_TAIL)
+        for entry in ended[:MOST]
+    ]
     shown = [
         (entry, tail, len(_images(queue, entry)), *_run_of(ui, entry))
         for entry, tail in zip(ended, tails, strict=False)
     ]
-    changed = max((path.stat().st_mtime for path in queue.folder.glob("*.json")), default=0.0)
-    is_idle = bool(running or waiting) and abs(time.time() - changed) > RUNNER_S and not queue.has_runner()
+    changed = max(
+        (path.stat().st_mtime for path in queue.folder.glob("*.json")), default=0.0
+    )
+    is_idle = (
+        bool(running or waiting)
+        and abs(time.time() - changed) > RUNNER_S
+        and not queue.has_runner()
+    )
     return render(
         request,
         "queue.html.j2",
@@ -111,7 +157,9 @@ def _run_of(ui: Ui, entry: Entry) -> tuple[RunInfo | None, str]:
     for folder in reversed(entry.runs):
         try:
             run = read_run(Path(folder))
-            return run, run_id(ui, ui.output / run.folder.resolve().relative_to(ui.output.resolve()))
+            return run, run_id(
+                ui, ui.output / run.folder.resolve().relative_to(ui.output.resolve())
+            )
         except (RunError, OSError, ValueError):
             continue
     return None, ""
@@ -121,13 +169,15 @@ def _images(queue: Queue, entry: Entry) -> list[Path]:
     """The images that a tool says it has written, as far as they are there."""
     if entry.state != DONE or entry.runs:
         return []
-    told = (Path(entry.cwd) / match[1] for match in _IMAGE.finditer(queue.tail(entry.id)))
+    told = (
+        Path(entry.cwd) / match[1] for match in _IMAGE.finditer(queue.tail(entry.id))
+    )
     return [path for path in dict.fromkeys(told) if path.is_file()][-MOST_IMAGES:]
 
 
 def images_folder(ui: Ui, id_: str) -> tuple[Path, str]:
-    """The folder of the images that an ended entry has made, and the entry's name. Raises HTTPException 404 where it
-    has made none."""
+    """The folder of the images that an ended entry has made, and the entry's name.
+    Raises HTTPException 404 where it has made none."""
     queue = queue_of(ui)
     try:
         entry = queue.entry(id_)
@@ -140,7 +190,8 @@ def images_folder(ui: Ui, id_: str) -> tuple[Path, str]:
 
 
 def result(request: Request) -> Response:
-    """One of these images; always made small, so that it is an image whatever the file holds."""
+    """One of these images; always made small, so that it is an image whatever the file
+    holds."""
     queue = queue_of(ui_of(request))
     place = request.path_params["index"]
     try:
@@ -199,20 +250,24 @@ def log(request: Request) -> Response:
 
 
 def resume(request: Request) -> Response:
-    """Puts the saved job of a run into the queue, once its plan has the run's folder."""
+    """Puts the saved job of a run into the queue, once its plan has the run's
+    folder."""
     ui = ui_of(request)
     run = ui.run(request.path_params["id"])
     queue = queue_of(ui)
     here = Path.cwd()
     if run.status is RunStatus.RUNNING or run.config is None:
-        raise HTTPException(409, "it runs." if run.config else f"{run.folder} has no saved job.")
+        raise HTTPException(
+            409, "it runs." if run.config else f"{run.folder} has no saved job."
+        )
     argv = [str(run.config.absolute())]
     folder = run.folder.resolve()
     deadline = time.monotonic() + RUNNER_S
     while states := {
         entry.state
         for entry in queue.entries()
-        if entry.state in (RUNNING, WAITING) and (list(entry.argv) == argv or str(folder) in map(_resolved, entry.runs))
+        if entry.state in (RUNNING, WAITING)
+        and (list(entry.argv) == argv or str(folder) in map(_resolved, entry.runs))
     }:
         if WAITING in states or time.monotonic() > deadline:
             raise HTTPException(409, "it is in the queue already.")
@@ -224,7 +279,9 @@ def resume(request: Request) -> Response:
                 f"{run.config}: started in {here} this job writes to {', '.join(owned) or 'no run'}, not to {folder}. "
                 "Start it where it was started first."
             )
-    entry = enqueue(ui, argv, run.name, here, (WAITING, RUNNING))  # another press may have been planned as long
+    entry = enqueue(
+        ui, argv, run.name, here, (WAITING, RUNNING)
+    )  # another press may have been planned as long
     return _answer(request, f"/queue/{entry.id}")
 
 

@@ -1,4 +1,5 @@
-"""The page of a run (shared/pages/run.html.j2) as a server has it, and what its script asks for."""
+"""The page of a run (shared/pages/run.html.j2) as a server has it, and what its script
+asks for."""
 
 from __future__ import annotations
 
@@ -14,17 +15,42 @@ from urllib.parse import quote
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import (
+    FileResponse,
+    HTMLResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
 
 from extensions.tools.shared.feed import status_of
 from extensions.tools.shared.html_page import as_json, texts
-from extensions.tools.shared.run_records import diagrams, marks, page_values, sample_table, saved_files, settings_text
+from extensions.tools.shared.run_records import (
+    diagrams,
+    marks,
+    page_values,
+    sample_table,
+    saved_files,
+    settings_text,
+)
 from extensions.tools.shared.series import MOST_BUCKETS
 from extensions.tools.ui.chosen import chosen_file, chosen_sample
 from extensions.tools.ui.commands import run_py
 from extensions.tools.ui.decoder import thumbnail
 from extensions.tools.ui.queue import CONTROL
-from extensions.tools.ui.state import Form, Json, Ui, conflicts, feed, inside, posted, render, run_id, ui_of, whole
+from extensions.tools.ui.state import (
+    Form,
+    Json,
+    Ui,
+    conflicts,
+    feed,
+    inside,
+    posted,
+    render,
+    run_id,
+    ui_of,
+    whole,
+)
 from extensions.tools.ui.views.runs import cost
 from toolkit.errors import RunError
 from toolkit.files import run_files
@@ -45,8 +71,8 @@ REPORT_S = 120
 
 
 def page(request: Request, code: int = 200, **after: Any) -> Response:
-    """The whole page, complete without its script. code: the HTTP status. after: what the template names of the parts
-    in `views.after`."""
+    """The whole page, complete without its script. code: the HTTP status. after: what
+    the template names of the parts in `views.after`."""
     ui, run = _asked(request)
     id_ = run_id(ui, run.folder)
     here = f"/runs/{quote(id_, safe='')}"
@@ -71,11 +97,18 @@ def page(request: Request, code: int = 200, **after: Any) -> Response:
         chosen_file=chosen,
         chosen_sample=chosen_sample(samples, chosen.step if chosen else None),
         samples=samples,
-        workflows=[path.name for path in run_files.workflow_files(run.folder, run.name)],
+        workflows=[
+            path.name for path in run_files.workflow_files(run.folder, run.name)
+        ],
         shown=min(samples["steps"], key=lambda each: abs(each - step), default=0),
-        picture=lambda file, side: f"{here}/samples/{file}" + (f"?side={side}" if side else ""),
+        picture=lambda file, side: (
+            f"{here}/samples/{file}" + (f"?side={side}" if side else "")
+        ),
         references=[
-            [[f"{here}/references/{index}/{slot}?side={side}" for side in (960, 400)] for slot in range(len(paths))]
+            [
+                [f"{here}/references/{index}/{slot}?side={side}" for side in (960, 400)]
+                for slot in range(len(paths))
+            ]
             for index, paths in enumerate(references(ui, run))
         ],
         files=files,
@@ -84,7 +117,13 @@ def page(request: Request, code: int = 200, **after: Any) -> Response:
         others=[name for name in ui.run_ids() if name != id_],
         difference=_difference(ui, run, other),
         other=other,
-        data={"here": here, "cursor": cursor, "status": status_of(run), "samples": samples, "words": words},
+        data={
+            "here": here,
+            "cursor": cursor,
+            "status": status_of(run),
+            "samples": samples,
+            "words": words,
+        },
     )
 
 
@@ -107,11 +146,14 @@ def sample(request: Request) -> Response:
     name = request.path_params["name"]
     if not run_files.SAMPLE_FILE.fullmatch(name):
         raise HTTPException(404, "no such sample")
-    return image(ui, inside(run.folder / run_files.SAMPLES, name), _whole(request, "side", 0))
+    return image(
+        ui, inside(run.folder / run_files.SAMPLES, name), _whole(request, "side", 0)
+    )
 
 
 def reference(request: Request) -> Response:
-    """A reference image of a sample, which the job names; always made small, so that it is an image whatever it was."""
+    """A reference image of a sample, which the job names; always made small, so that it
+    is an image whatever it was."""
     ui, run = _asked(request)
     paths = references(ui, run)
     index = request.path_params["index"]
@@ -122,7 +164,8 @@ def reference(request: Request) -> Response:
 
 
 def image(ui: Ui, path: Path, side: int) -> Response:
-    """An image file, or a thumbnail of it. Raises HTTPException 404 where it is gone or no image."""
+    """An image file, or a thumbnail of it. Raises HTTPException 404 where it is gone or
+    no image."""
     from toolkit.data.pixels.images import ImageError
 
     try:
@@ -131,11 +174,19 @@ def image(ui: Ui, path: Path, side: int) -> Response:
             raise FileNotFoundError
     except (ImageError, OSError) as error:
         raise HTTPException(404, "no such image") from error
-    return FileResponse(path, headers={"cache-control": "private, max-age=31536000" if side else "private, no-cache"})
+    return FileResponse(
+        path,
+        headers={
+            "cache-control": "private, max-age=31536000"
+            if side
+            else "private, no-cache"
+        },
+    )
 
 
 def references(ui: Ui, run: RunInfo) -> list[list[Path]]:
-    """The control images of each sample prompt, read again when the job of the run has changed."""
+    """The control images of each sample prompt, read again when the job of the run has
+    changed."""
     from extensions.tools.shared.run_job import control_images
 
     try:
@@ -152,12 +203,17 @@ def references(ui: Ui, run: RunInfo) -> list[list[Path]]:
 
 
 def curves(request: Request) -> Response:
-    """The diagrams of a run, of the steps `from` to `to`, each curve in at most `points` buckets."""
+    """The diagrams of a run, of the steps `from` to `to`, each curve in at most
+    `points` buckets."""
     ui, run = _asked(request)
     end = _whole(request, "to", -1)
     bounds = (_whole(request, "from", 0), None if end < 0 else end)
     points = max(2, min(_whole(request, "points", 800), MOST_BUCKETS))
-    found = (curve for series in feed(ui, run.folder).update().series for curve in series.curves(*bounds, points))
+    found = (
+        curve
+        for series in feed(ui, run.folder).update().series
+        for curve in series.curves(*bounds, points)
+    )
     return Json({"diagrams": diagrams(found), "marks": marks(run.folder)})
 
 
@@ -165,14 +221,20 @@ def curves(request: Request) -> Response:
 
 
 async def live(request: Request) -> Response:
-    """Events as they come (https://html.spec.whatwg.org/multipage/server-sent-events.html); ids are cursors."""
+    """Events as they come
+    (https://html.spec.whatwg.org/multipage/server-sent-events.html); ids are
+    cursors."""
     ui, run = await run_in_threadpool(_asked, request)
     streams: set[object] = ui.memory.setdefault("streams", set())
     if len(streams) >= MOST_STREAMS:
         raise HTTPException(503, "too many watchers")
-    cursor = request.headers.get("last-event-id") or request.query_params.get("since", "")
+    cursor = request.headers.get("last-event-id") or request.query_params.get(
+        "since", ""
+    )
     headers = {"x-accel-buffering": "no", "cache-control": "no-store"}
-    return StreamingResponse(_stream(ui, run.folder, cursor), headers=headers, media_type="text/event-stream")
+    return StreamingResponse(
+        _stream(ui, run.folder, cursor), headers=headers, media_type="text/event-stream"
+    )
 
 
 async def _stream(ui: Ui, folder: Path, cursor: str) -> AsyncIterator[str]:
@@ -233,11 +295,14 @@ def log(request: Request) -> Response:
 
 
 def file(request: Request) -> Response:
-    """A saved file, by ranges where that is asked for; with `hash` its SHA-256 as text."""
+    """A saved file, by ranges where that is asked for; with `hash` its SHA-256 as
+    text."""
     _, run = _asked(request)
     name = request.path_params["name"]
     workflows = {path.name for path in run_files.workflow_files(run.folder, run.name)}
-    if name not in workflows | {saved.name for saved in saved_files(run.folder, hashed=False)}:
+    if name not in workflows | {
+        saved.name for saved in saved_files(run.folder, hashed=False)
+    }:
         raise HTTPException(404, "no such file")
     path = run.folder / name
     if not path.resolve().is_relative_to(run.folder.resolve()):
@@ -253,26 +318,40 @@ def file(request: Request) -> Response:
 def _download(path: Path, name: str) -> Response:
     if not path.is_file():
         raise HTTPException(404, "no such file")
-    name = name.encode(errors="replace").decode()  # the name of a folder may be no Unicode
+    name = name.encode(
+        errors="replace"
+    ).decode()  # the name of a folder may be no Unicode
     return FileResponse(path, filename=name, media_type="application/octet-stream")
 
 
 def report(request: Request) -> Response:
-    """The report of the run as one file to keep or pass on, made by the tool of that name."""
+    """The report of the run as one file to keep or pass on, made by the tool of that
+    name."""
     _, run = _asked(request)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "report.html"
-        arguments = ("report", str(run.folder), "--output", str(path), "--hashes", "false")
+        arguments = (
+            "report",
+            str(run.folder),
+            "--output",
+            str(path),
+            "--hashes",
+            "false",
+        )
         code, _, told = run_py(*arguments, limit_s=REPORT_S)
         if code or not path.is_file():
             raise HTTPException(500, redact_text(told[-500:]))
         content = path.read_bytes()
-    headers = {"content-disposition": f"attachment; filename*=utf-8''{quote(run.name, safe='', errors='replace')}.html"}
+    headers = {
+        "content-disposition": f"attachment; filename*=utf-8''{quote(run.name, safe='', errors='replace')}.html"
+    }
     return Response(content, headers=headers, media_type="application/octet-stream")
 
 
 def _favourites(ui: Ui) -> dict[str, list[str]]:
-    with suppress(TypeError):  # names that are not a list: a file that another program has changed
+    with suppress(
+        TypeError
+    ):  # names that are not a list: a file that another program has changed
         found = read_object(ui.own / "favourites.json")
         return {run: [str(name) for name in names] for run, names in found.items()}
     return {}
@@ -280,11 +359,13 @@ def _favourites(ui: Ui) -> dict[str, list[str]]:
 
 @posted()
 def favourite(request: Request, form: Form) -> Response:
-    """Marks a file, or takes the mark away that it had when it was shown, as `marked` says: pressed twice it counts
-    once."""
+    """Marks a file, or takes the mark away that it had when it was shown, as `marked`
+    says: pressed twice it counts once."""
     (ui, run), name = _asked(request), form.get("file", "")
     workflows = {path.name for path in run_files.workflow_files(run.folder, run.name)}
-    if name not in workflows | {saved.name for saved in saved_files(run.folder, hashed=False)}:
+    if name not in workflows | {
+        saved.name for saved in saved_files(run.folder, hashed=False)
+    }:
         raise HTTPException(404, "no such file")
     this = run_id(ui, run.folder)
     with conflicts(), ui.locked():
@@ -303,5 +384,12 @@ def _difference(ui: Ui, run: RunInfo, other: str) -> list[str] | None:
     """The lines in which another run's settings differ; None: none is chosen."""
     if not other:
         return None
-    ours, theirs = (settings_text(folder).splitlines() for folder in (run.folder, ui.run(other).folder))
-    return list(difflib.unified_diff(theirs, ours, other, run_id(ui, run.folder), lineterm="", n=1))
+    ours, theirs = (
+        settings_text(folder).splitlines()
+        for folder in (run.folder, ui.run(other).folder)
+    )
+    return list(
+        difflib.unified_diff(
+            theirs, ours, other, run_id(ui, run.folder), lineterm="", n=1
+        )
+    )

@@ -25,19 +25,34 @@ _BEFORE = datetime.fromtimestamp(0, UTC)
 
 
 def index(request: Request) -> Response:
-    """All runs, or those whose name or state holds each word of `q`: a page of them, or all as JSON where that is asked
-    for."""
+    """All runs, or those whose name or state holds each word of `q`: a page of them, or
+    all as JSON where that is asked for."""
     ui = ui_of(request)
     wanted = request.query_params.get("q", "")
     words = wanted.lower().split()
-    found = [run for run in ui.runs() if all(word in f"{run.name} {run.status.value}".lower() for word in words)]
-    found.sort(key=lambda run: (run.status is RunStatus.RUNNING, run.updated or _BEFORE), reverse=True)
+    found = [
+        run
+        for run in ui.runs()
+        if all(word in f"{run.name} {run.status.value}".lower() for word in words)
+    ]
+    found.sort(
+        key=lambda run: (run.status is RunStatus.RUNNING, run.updated or _BEFORE),
+        reverse=True,
+    )
     if wants_json(request):
         return Json([_facts(ui, run) for run in found])
     pages = max(1, ceil_divide(len(found), PER_PAGE))
     page = min(max(1, whole(request.query_params.get("page", "")) or 1), pages)
     rows = [_row(ui, run) for run in found[(page - 1) * PER_PAGE : page * PER_PAGE]]
-    return render(request, "runs.html.j2", rows=rows, wanted=wanted, page=page, pages=pages, count=len(found))
+    return render(
+        request,
+        "runs.html.j2",
+        rows=rows,
+        wanted=wanted,
+        page=page,
+        pages=pages,
+        count=len(found),
+    )
 
 
 def _facts(ui: Ui, run: RunInfo) -> dict[str, Any]:
@@ -53,21 +68,25 @@ def _facts(ui: Ui, run: RunInfo) -> dict[str, Any]:
 
 
 def _row(ui: Ui, run: RunInfo) -> dict[str, Any]:
-    """What a page shows of a run; its line and its sample are looked for again when their files have changed."""
+    """What a page shows of a run; its line and its sample are looked for again when
+    their files have changed."""
     known = ui.memory.setdefault("rows", {})
     mark = mark_of(str(run.folder), run_files.METRICS, run_files.SAMPLES)
     kept, shown = known.get(run.folder, ((), {}))
     if kept != mark or is_fresh(mark):
         if len(known) > MOST_KEPT:
             known.clear()
-        shown = {"spark": sparkline(run.folder / run_files.METRICS), "sample": latest_sample(run.folder)}
+        shown = {
+            "spark": sparkline(run.folder / run_files.METRICS),
+            "sample": latest_sample(run.folder),
+        }
         known[run.folder] = mark, shown
     return {**_facts(ui, run), "run": run, "cost": cost(ui, run), **shown}
 
 
 def cost(ui: Ui, run: RunInfo) -> float | None:
-    """What the steps of a run have cost at the price per hour: loading, sampling and saving not counted. None: not
-    known, or no price is given."""
+    """What the steps of a run have cost at the price per hour: loading, sampling and
+    saving not counted. None: not known, or no price is given."""
     if not ui.price_per_hour or not run.step or run.step_s is None:
         return None
     return run.step * run.step_s / 3600 * ui.price_per_hour
@@ -80,5 +99,7 @@ def latest_sample(folder: Path) -> str | None:
     except OSError:
         return None
     matches = filter(None, map(run_files.SAMPLE_FILE.fullmatch, names))
-    found = [(int(match["step"]), -int(match["index"]), match.string) for match in matches]
+    found = [
+        (int(match["step"]), -int(match["index"]), match.string) for match in matches
+    ]
     return max(found)[2] if found else None

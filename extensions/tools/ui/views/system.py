@@ -18,7 +18,17 @@ from extensions.tools.ui.commands import run_py
 from extensions.tools.ui.config import MOST_PRICE, TOKEN_VARIABLES
 from extensions.tools.ui.guard import HOSTS_VARIABLE
 from extensions.tools.ui.machine import main_memory
-from extensions.tools.ui.state import THEME_COOKIE, THEMES, Form, Ui, conflicts, posted, render, run_id, ui_of
+from extensions.tools.ui.state import (
+    THEME_COOKIE,
+    THEMES,
+    Form,
+    Ui,
+    conflicts,
+    posted,
+    render,
+    run_id,
+    ui_of,
+)
 from extensions.tools.ui.views.queue import enqueue
 from toolkit.files.writing import CACHE_FOLDER, TOOLKIT_ROOT, nearest_folder, write_json
 from toolkit.system.host_memory import free_host_memory
@@ -66,9 +76,13 @@ def _page(request: Request, fault: str = "", code: int = 200) -> Response:
 
 
 def _disks(ui: Ui) -> list[tuple[str, Path, int, int]]:
-    """Key of its name, folder, free and all bytes of the disk where each folder is, or will be."""
+    """Key of its name, folder, free and all bytes of the disk where each folder is, or
+    will be."""
     found = []
-    for key, folder in (("output", ui.output.absolute()), ("datasets", ui.datasets.absolute())):
+    for key, folder in (
+        ("output", ui.output.absolute()),
+        ("datasets", ui.datasets.absolute()),
+    ):
         usage = shutil.disk_usage(nearest_folder(folder))
         found.append((key, folder, usage.free, usage.total))
     return found
@@ -85,15 +99,22 @@ def _cache_bytes(ui: Ui) -> int:
 
 
 def _versions() -> dict[str, str]:
-    """Name -> version of the program, Python and the packages; empty where it is not installed."""
-    return {NAME: f"{VERSION} {_revision()}", "Python": platform.python_version(), **_packages()}
+    """Name -> version of the program, Python and the packages; empty where it is not
+    installed."""
+    return {
+        NAME: f"{VERSION} {_revision()}",
+        "Python": platform.python_version(),
+        **_packages(),
+    }
 
 
 def _revision() -> str:
     """The commit that the program is at; empty outside of a repository."""
     command = ["git", "-C", str(TOOLKIT_ROOT), "rev-parse", "--short", "HEAD"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=5
+        ).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
 
@@ -109,7 +130,8 @@ def _packages() -> dict[str, str]:
 
 
 def _extensions() -> dict[str, list[tuple[str, str]]]:
-    """Folder -> uid and name of each of its process types; `broken` and why, where it could not be imported."""
+    """Folder -> uid and name of each of its process types; `broken` and why, where it
+    could not be imported."""
     _, told, _ = run_py("--list-extensions")
     found: dict[str, list[tuple[str, str]]] = {}
     for line in told.splitlines()[1:]:
@@ -138,21 +160,27 @@ def set_price(request: Request, form: Form) -> Response:
 
 @posted()
 def prune(request: Request, form: Form) -> Response:
-    """Lets `run.py cache --prune` wait in the queue, for the saved job of a run: what it does not use is deleted."""
+    """Lets `run.py cache --prune` wait in the queue, for the saved job of a run: what
+    it does not use is deleted."""
     ui = ui_of(request)
     run = ui.run(form.get("run", ""))
     if run.config is None:
         raise HTTPException(409, f"{run.folder} has no saved job.")
-    enqueue(ui, ["cache", str(run.config.absolute()), "--prune=true"], f"cache {run.name}")
+    enqueue(
+        ui, ["cache", str(run.config.absolute()), "--prune=true"], f"cache {run.name}"
+    )
     return RedirectResponse("/queue", 303)
 
 
 @posted()
 def set_theme(request: Request, form: Form) -> Response:
-    """Light, dark, or as the system has it; then back to the page where it was chosen."""
+    """Light, dark, or as the system has it; then back to the page where it was
+    chosen."""
     theme = form.get("theme", "")
     answer = RedirectResponse(_local(form.get("back", "/")), 303)
-    answer.set_cookie(THEME_COOKIE, theme if theme in THEMES else THEMES[0], 10**8, samesite="strict")
+    answer.set_cookie(
+        THEME_COOKIE, theme if theme in THEMES else THEMES[0], 10**8, samesite="strict"
+    )
     return answer
 
 

@@ -27,20 +27,39 @@ def index(request: Request) -> Response:
 
 
 def show(request: Request) -> Response:
-    """The form of one; the address may fill fields: `/tools/grid?lora=a.safetensors&lora=b.safetensors`."""
-    return _form(request, {key: request.query_params.getlist(key) for key in request.query_params})
+    """The form of one; the address may fill fields:
+    `/tools/grid?lora=a.safetensors&lora=b.safetensors`."""
+    return _form(
+        request,
+        {key: request.query_params.getlist(key) for key in request.query_params},
+    )
 
 
 @posted(fields=MOST_FIELDS)
 def send(request: Request, form: Form) -> Response:
-    """Checks a form and puts its command into the queue; with mistakes it is shown again."""
+    """Checks a form and puts its command into the queue; with mistakes it is shown
+    again."""
     ui = ui_of(request)
     uid = request.path_params["uid"]
     fields = _tool(ui, uid)["fields"]
-    given = {field["key"]: _given(field, [str(text) for text in form.data.getlist(field["key"])]) for field in fields}
+    given = {
+        field["key"]: _given(
+            field, [str(text) for text in form.data.getlist(field["key"])]
+        )
+        for field in fields
+    }
     missing = texts()["tools"]["required"]
-    wrong = [(field["key"], missing) for field in fields if field["required"] and not given[field["key"]]]
-    argv = [f"{f['flag']}={text}" for f in fields if given[f["key"]] != _default(f) for text in given[f["key"]]]
+    wrong = [
+        (field["key"], missing)
+        for field in fields
+        if field["required"] and not given[field["key"]]
+    ]
+    argv = [
+        f"{f['flag']}={text}"
+        for f in fields
+        if given[f["key"]] != _default(f)
+        for text in given[f["key"]]
+    ]
     try:
         wrong = wrong or asked({"uid": uid, "argv": argv})
         if not wrong:
@@ -56,11 +75,17 @@ def send(request: Request, form: Form) -> Response:
 
 def _given(field: Field, sent: list[str]) -> list[str]:
     """The values of a field, one for each flag."""
-    if field["kind"] == "bool":  # the form sends false, and true besides where its box is checked
+    if (
+        field["kind"] == "bool"
+    ):  # the form sends false, and true besides where its box is checked
         if sent:
             return [str("true" in sent).lower()]
         return _default(field)
-    texts_ = [line for text in sent for line in (text.splitlines() if field["many"] else [text])]
+    texts_ = [
+        line
+        for text in sent
+        for line in (text.splitlines() if field["many"] else [text])
+    ]
     return [text.strip() for text in texts_ if text.strip()]
 
 
@@ -68,23 +93,41 @@ def _default(field: Field) -> list[str]:
     return [text for text in field["default"] if text]
 
 
-def _form(request: Request, given: dict[str, list[str]], wrong: Any = (), code: int = 200) -> Response:
+def _form(
+    request: Request, given: dict[str, list[str]], wrong: Any = (), code: int = 200
+) -> Response:
     """given: key -> its texts. wrong: (flag or key, message)."""
     ui = ui_of(request)
     uid = request.path_params["uid"]
     tool = _tool(ui, uid)
     mistakes: dict[str, list[str]] = {}
     for place, message in wrong:
-        named = [field["key"] for field in tool["fields"] if place and place in (field["key"], field["flag"])]
+        named = [
+            field["key"]
+            for field in tool["fields"]
+            if place and place in (field["key"], field["flag"])
+        ]
         mistakes.setdefault(named[0] if named else "", []).append(message)
     fields = tool["fields"]
-    values = {field["key"]: given.get(field["key"], _default(field)) for field in fields}
+    values = {
+        field["key"]: given.get(field["key"], _default(field)) for field in fields
+    }
     first = [field for field in fields if field["required"]]
     first = first or [field for field in fields if not field["is_deep"]][:MOST_FIRST]
-    first += [f for f in fields if f not in first and (values[f["key"]] != _default(f) or f["key"] in mistakes)]
+    first += [
+        f
+        for f in fields
+        if f not in first and (values[f["key"]] != _default(f) or f["key"] in mistakes)
+    ]
     shown = {"uid": uid, "tool": tool, "values": values, "mistakes": mistakes}
     shown |= {"groups": (first, [field for field in fields if field not in first])}
-    return render(request, "tool.html.j2", code, **shown, places=suggestions(ui.runs(), ui.datasets))
+    return render(
+        request,
+        "tool.html.j2",
+        code,
+        **shown,
+        places=suggestions(ui.runs(), ui.datasets),
+    )
 
 
 def _tool(ui: Ui, uid: str) -> Any:
@@ -103,7 +146,8 @@ def _tools(ui: Ui) -> dict[str, Any]:
 
 
 def asked(request: dict[str, object] | None) -> Any:
-    """What the tools' own process says of a form, as `forms.ask`. Raises HTTPException 503 where it does not answer."""
+    """What the tools' own process says of a form, as `forms.ask`. Raises HTTPException
+    503 where it does not answer."""
     try:
         return ask(request)
     except RunError as error:

@@ -1,4 +1,5 @@
-"""Votes: the pairs of a folder one after another, and the job that learns from what was said of them."""
+"""Votes: the pairs of a folder one after another, and the job that learns from what was
+said of them."""
 
 from __future__ import annotations
 
@@ -24,7 +25,16 @@ from extensions.tools.shared.run_records import sample_rows
 from extensions.tools.ui.commands import check_job
 from extensions.tools.ui.datasets import MOST_SHARED, below
 from extensions.tools.ui.preference_job import base_job, preference_job
-from extensions.tools.ui.state import Form, Ui, conflicts, inside, posted, render, ui_of, whole
+from extensions.tools.ui.state import (
+    Form,
+    Ui,
+    conflicts,
+    inside,
+    posted,
+    render,
+    ui_of,
+    whole,
+)
 from extensions.tools.ui.tries import TRIED
 from extensions.tools.ui.views.new import save_new, short, unused_name, why_not_started
 from extensions.tools.ui.views.queue import enqueue, images_folder
@@ -65,25 +75,45 @@ class Place:
         return Ballot(self.folder, self.pairs)
 
     def loras(self, ballot: Ballot) -> list[str]:
-        """LoRA files that a job may start from: those of the run, the last first, or those of the images, first the one
-        whose images were liked most often."""
+        """LoRA files that a job may start from: those of the run, the last first, or
+        those of the images, first the one whose images were liked most often."""
         if self.run:
             last = last_saved(self.run.folder)
             if last:
-                files = [last, *reversed([file.path for file in list_network_files(self.run.folder)])]
+                files = [
+                    last,
+                    *reversed(
+                        [file.path for file in list_network_files(self.run.folder)]
+                    ),
+                ]
             else:
                 files = []
-            return list(dict.fromkeys(short(file) for file in files if file.suffix == ".safetensors"))
-        of = {file: lora for group in self.groups for file, lora in zip(group.files, group.lora, strict=True)}
-        liked = Counter(lora for row in ballot.decided for lora in of.get(row["better"], ()))
+            return list(
+                dict.fromkeys(
+                    short(file) for file in files if file.suffix == ".safetensors"
+                )
+            )
+        of = {
+            file: lora
+            for group in self.groups
+            for file, lora in zip(group.files, group.lora, strict=True)
+        }
+        liked = Counter(
+            lora for row in ballot.decided for lora in of.get(row["better"], ())
+        )
         known = dict.fromkeys(chain(*of.values()))
-        there = [lora for lora in known if lora.endswith(".safetensors") and Path(lora).expanduser().is_file()]
+        there = [
+            lora
+            for lora in known
+            if lora.endswith(".safetensors") and Path(lora).expanduser().is_file()
+        ]
         return sorted(there, key=lambda lora: -liked[lora])
 
 
 def place_of(request: Request) -> Place:
-    """The samples of a run, what was tried with its files, a dataset, or the images that an entry of the queue has
-    made. Raises HTTPException 404 where there is none."""
+    """The samples of a run, what was tried with its files, a dataset, or the images
+    that an entry of the queue has made. Raises HTTPException 404 where there is
+    none."""
     ui = ui_of(request)
     kind = request.path_params["kind"]
     id_ = request.path_params["id"]
@@ -93,7 +123,16 @@ def place_of(request: Request) -> Place:
         run = ui.run(id_)
         folder = inside(run.folder, SAMPLES)
         groups = joined(_of_samples(ui, run, folder))
-        return Place(address, back, run.name, folder, groups, pairs_of(groups), run, short(run.folder))
+        return Place(
+            address,
+            back,
+            run.name,
+            folder,
+            groups,
+            pairs_of(groups),
+            run,
+            short(run.folder),
+        )
     tried = ui.run(id_) if kind == TRIED else None
     if tried:
         folder = inside(tried.folder, TRIED)
@@ -108,7 +147,9 @@ def place_of(request: Request) -> Place:
         raise HTTPException(404, "no such place")
     if not folder.is_dir():
         raise HTTPException(404, "no such folder")
-    shared: SharedLook[_Read] = ui.recent("groups", folder, lambda: SharedLook(partial(_read, folder)), MOST_SHARED)
+    shared: SharedLook[_Read] = ui.recent(
+        "groups", folder, lambda: SharedLook(partial(_read, folder)), MOST_SHARED
+    )
     with conflicts():
         _, groups, pairs = shared.now()
     source = next((lora[0] for group in groups for lora in group.lora if lora), "")
@@ -116,11 +157,13 @@ def place_of(request: Request) -> Place:
 
 
 _Read = tuple[object, tuple[Group, ...], list[Pair]]
-"""What tells the version of the files that were read, the groups in them, and their pairs."""
+"""What tells the version of the files that were read, the groups in them, and their
+pairs."""
 
 
 def _read(folder: Path, before: _Read | None) -> _Read:
-    """The groups of a folder, read again when its files have changed: without a list each image says its own."""
+    """The groups of a folder, read again when its files have changed: without a list
+    each image says its own."""
     (mark,) = mark_of(str(folder), CANDIDATES)[1:]
     version: object = mark
     if not any(mark):
@@ -135,11 +178,19 @@ def _of_samples(ui: Ui, run: RunInfo, folder: Path) -> Iterator[Group]:
     """The samples of each prompt, the latest first."""
     rows, _ = sample_rows(run.folder)
     controls = references(ui, run)
-    samples = [(sample, row.index) for row in rows for sample in row.samples if sample.prompt]
+    samples = [
+        (sample, row.index) for row in rows for sample in row.samples if sample.prompt
+    ]
     for sample, index in sorted(samples, key=lambda each: (-each[0].step, each[1])):
         given = controls[index] if index < len(controls) else []
         control = tuple(os.path.relpath(path, folder) for path in given)
-        yield Group(sample.prompt or "", control, seed=(sample.step,), lora=((),), files=(sample.path.name,))
+        yield Group(
+            sample.prompt or "",
+            control,
+            seed=(sample.step,),
+            lora=((),),
+            files=(sample.path.name,),
+        )
 
 
 def show(request: Request) -> Response:
@@ -147,7 +198,13 @@ def show(request: Request) -> Response:
     return _page(request, place_of(request))
 
 
-def _page(request: Request, place: Place, status: int = 200, faults: tuple[str, ...] = (), job: str = "") -> Response:
+def _page(
+    request: Request,
+    place: Place,
+    status: int = 200,
+    faults: tuple[str, ...] = (),
+    job: str = "",
+) -> Response:
     ballot = place.ballot
     decided = len(ballot.decided)
     return render(
@@ -168,14 +225,19 @@ def _page(request: Request, place: Place, status: int = 200, faults: tuple[str, 
 
 
 def _more(ui: Ui, place: Place) -> str:
-    """The form of `run.py prefer`, filled in for more images of these prompts; empty where the source is not known."""
+    """The form of `run.py prefer`, filled in for more images of these prompts; empty
+    where the source is not known."""
     is_there = (place.folder / CANDIDATES).is_file()
     if is_there:
         output = place.folder
     else:
         output = ui.datasets / f"{name_like(place.title, 'votes')}_votes"
     prompts = dict.fromkeys(group.prompt for group in place.groups[:MOST_PROMPTS])
-    fields = {"source": place.source, "output": short(output), "prompt": [*prompts] or [""]}
+    fields = {
+        "source": place.source,
+        "output": short(output),
+        "prompt": [*prompts] or [""],
+    }
     if place.source:
         return f"/tools/prefer?{urlencode(fields, doseq=True)}"
     return ""
@@ -188,15 +250,17 @@ def digest(path: str) -> str:
 
 @posted()
 def vote(request: Request, form: Form) -> Response:
-    """Keeps a vote, or takes the last one back, and leads to the next pair. A button that was pressed twice counts
-    once; another vote on the same pair is refused."""
+    """Keeps a vote, or takes the last one back, and leads to the next pair. A button
+    that was pressed twice counts once; another vote on the same pair is refused."""
     place = place_of(request)
     ballot = place.ballot
     choice = form.get("vote", "")
     with conflicts():
         if choice == "undo":
             ballot.undo(whole(form.get("count", "")) or 0)
-        elif not ballot.vote(frozenset((form.get("left", ""), form.get("right", ""))), choice):
+        elif not ballot.vote(
+            frozenset((form.get("left", ""), form.get("right", ""))), choice
+        ):
             raise HTTPException(409, texts()["votes"]["not_kept"])
     return RedirectResponse(place.address, 303)
 
@@ -211,10 +275,16 @@ def candidate(request: Request) -> Response:
 
 
 def control(request: Request) -> Response:
-    """A control image; always made small, so that it is an image whatever the file holds."""
+    """A control image; always made small, so that it is an image whatever the file
+    holds."""
     place = place_of(request)
     wanted = request.path_params["digest"]
-    named = (path for group in place.groups for path in group.control if digest(path) == wanted)
+    named = (
+        path
+        for group in place.groups
+        for path in group.control
+        if digest(path) == wanted
+    )
     path = next(named, None)
     if path is None:
         raise HTTPException(404, "no such image")
@@ -223,8 +293,8 @@ def control(request: Request) -> Response:
 
 @posted()
 def train(request: Request, form: Form) -> Response:
-    """Writes the job that learns from the votes, checks it and puts it into the queue; with mistakes it is only
-    written."""
+    """Writes the job that learns from the votes, checks it and puts it into the queue;
+    with mistakes it is only written."""
     ui = ui_of(request)
     place = place_of(request)
     ballot = place.ballot
@@ -234,16 +304,28 @@ def train(request: Request, form: Form) -> Response:
     if not ballot.decided:
         raise HTTPException(400, texts()["votes"]["none_decided"])
     model = next((group.model for group in place.groups if group.model), "")
-    before = name_like(place.title.removesuffix("_votes"), "votes").removesuffix("_voted")
+    before = name_like(place.title.removesuffix("_votes"), "votes").removesuffix(
+        "_voted"
+    )
     with conflicts():
         prompts = [*dict.fromkeys(row["prompt"] for row in ballot.decided)]
-        job = base_job(place.run.config if place.run else None, lora, model, place.folder, prompts)
-        text_of = partial(preference_job, job, table=short(ballot.file), lora=lora, pairs=len(ballot.decided))
+        job = base_job(
+            place.run.config if place.run else None, lora, model, place.folder, prompts
+        )
+        text_of = partial(
+            preference_job,
+            job,
+            table=short(ballot.file),
+            lora=lora,
+            pairs=len(ballot.decided),
+        )
         name = unused_name(ui, f"{before}_voted", text_of)
         text = text_of(name)
     path = save_new(ui, f"{name}.yaml", text)
     checked = check_job(ui.memory, text, path.name, "")
-    faults = [message.text for message in checked.errors] or (why_not_started(checked.plan) if checked.plan else [])
+    faults = [message.text for message in checked.errors] or (
+        why_not_started(checked.plan) if checked.plan else []
+    )
     if faults or checked.plan is None:
         return _page(request, place, 400, tuple(faults), path.name)
     enqueue(ui, [str(path)], checked.plan["job"])

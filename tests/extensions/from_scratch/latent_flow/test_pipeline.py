@@ -1,4 +1,5 @@
-"""The pipeline in a model folder, as diffusers runs it: the image that this program makes with the same seed."""
+"""The pipeline in a model folder, as diffusers runs it: the image that this program
+makes with the same seed."""
 
 from __future__ import annotations
 
@@ -11,7 +12,15 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from tests.extensions.from_scratch.conftest import TEXT, flow_job, pictures, start, vae, write_qwen3, write_vae  # noqa: F401
+from tests.extensions.from_scratch.conftest import (
+    TEXT,
+    flow_job,  # noqa: F401
+    pictures,  # noqa: F401
+    start,  # noqa: F401
+    vae,  # noqa: F401
+    write_qwen3,
+    write_vae,
+)
 
 PROJECTED = {"config": TEXT, "projection_dim": 24}
 QWEN3 = {"name_or_path": "text_encoder"}
@@ -22,7 +31,11 @@ QWEN3 = {"name_or_path": "text_encoder"}
     ("kind", "autoencoder", "changes"),
     [
         ("SD3Transformer2DModel", "AutoencoderKL", {"prediction": "flow"}),
-        ("QwenImageTransformer2DModel", "AutoencoderKLQwenImage", {"prediction": "v", "text_encoder": PROJECTED}),
+        (
+            "QwenImageTransformer2DModel",
+            "AutoencoderKLQwenImage",
+            {"prediction": "v", "text_encoder": PROJECTED},
+        ),
         ("QwenImage21Transformer2DModel", "AutoencoderKL", {"text_encoder": QWEN3}),
         ("SD3Transformer2DModel", "AutoencoderTiny", {}),
     ],
@@ -37,7 +50,10 @@ def test_diffusers_makes_the_same_image(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(
+        "diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE",
+        str(tmp_path / "modules"),
+    )
     if changes.get("text_encoder") == QWEN3:
         write_qwen3(tmp_path / "text_encoder")
         monkeypatch.chdir(tmp_path)
@@ -54,9 +70,20 @@ def test_diffusers_makes_the_same_image(
         )
     )  # fmt: skip
     model = folder / "job"
-    pipeline = DiffusionPipeline.from_pretrained(str(model), custom_pipeline=str(model), trust_remote_code=True)
+    pipeline = DiffusionPipeline.from_pretrained(
+        str(model), custom_pipeline=str(model), trust_remote_code=True
+    )
     seeded = torch.Generator().manual_seed(5)
-    found = pipeline("a red square", height=64, width=64, num_inference_steps=4, guidance_scale=3, generator=seeded)
-    ours = np.asarray(Image.open(folder / "samples" / "000000004_0.png").convert("RGB")).astype(int)
+    found = pipeline(
+        "a red square",
+        height=64,
+        width=64,
+        num_inference_steps=4,
+        guidance_scale=3,
+        generator=seeded,
+    )
+    ours = np.asarray(
+        Image.open(folder / "samples" / "000000004_0.png").convert("RGB")
+    ).astype(int)
     difference = np.abs(np.asarray(found.images[0]).astype(int) - ours)
     assert ours.std() > 5 and difference.max() <= 1, difference.max()

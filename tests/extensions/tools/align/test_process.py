@@ -1,4 +1,5 @@
-"""`run.py align` on pairs that are off by planted moves, beside ones that lie on each other or show something else."""
+"""`run.py align` on pairs that are off by planted moves, beside ones that lie on each
+other or show something else."""
 
 from __future__ import annotations
 
@@ -17,15 +18,26 @@ from toolkit.data.pixels.alignment import measure
 from toolkit.errors import ConfigErrors, RunError, UserError
 from toolkit.train.drift import drift_of
 
-MOVES = {"shifted": (0.0, 0.0, 6.0, -4.0), "zoomed": (0.02, 0.0, 0.0, 0.0), "turned": (0.0, 1.2, 0.0, 0.0)}
+MOVES = {
+    "shifted": (0.0, 0.0, 6.0, -4.0),
+    "zoomed": (0.02, 0.0, 0.0, 0.0),
+    "turned": (0.0, 1.2, 0.0, 0.0),
+}
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`after/` and `before/`: three pairs that are off, one that is not, one of two photographs."""
+    """`after/` and `before/`: three pairs that are off, one that is not, one of two
+    photographs."""
     monkeypatch.chdir(tmp_path)
-    pairs = {name: (within(photograph(4)), within(moved(photograph(4), move))) for name, move in MOVES.items()}
-    pairs |= {"good": (photograph(1), photograph(1)), "other": (photograph(2), ImageOps.fit(photograph(4), (512, 512)))}
+    pairs = {
+        name: (within(photograph(4)), within(moved(photograph(4), move)))
+        for name, move in MOVES.items()
+    }
+    pairs |= {
+        "good": (photograph(1), photograph(1)),
+        "other": (photograph(2), ImageOps.fit(photograph(4), (512, 512))),
+    }
     for made in ("after/10_it", "before"):
         (tmp_path / made).mkdir(parents=True)
     for name, (image, reference) in pairs.items():
@@ -36,7 +48,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def lint(folder: str, control: str, capsys: pytest.CaptureFixture[str]) -> dict:
@@ -47,19 +63,30 @@ def lint(folder: str, control: str, capsys: pytest.CaptureFixture[str]) -> dict:
 
 
 def shifted(told: dict) -> set[str]:
-    return {Path(each["file"]).stem for each in told["findings"] if each["check"] == "pair_shift"}
+    return {
+        Path(each["file"]).stem
+        for each in told["findings"]
+        if each["check"] == "pair_shift"
+    }
 
 
 @pytest.mark.slow
-def test_pairs_lie_on_each_other_afterwards(folder: Path, said: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_pairs_lie_on_each_other_afterwards(
+    folder: Path, said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     before = digests(folder)
     run_tool("align", ["after", "--control-path", "before", "--output", "made"])
     assert "5 pairs: 3 aligned, 1 lies on it already, 1 not measurable" in said[-1]
-    assert {name: digest for name, digest in digests(folder).items() if "/made/" not in name} == before
+    assert {
+        name: digest for name, digest in digests(folder).items() if "/made/" not in name
+    } == before
     told = lint("made/images", "made/references", capsys)
     assert shifted(told) == set() and len(told["pairs"]) == 5
     for name in MOVES:
-        image, reference = (Image.open(f"made/{part}/10_it/{name}.png") for part in ("images", "references"))
+        image, reference = (
+            Image.open(f"made/{part}/10_it/{name}.png")
+            for part in ("images", "references")
+        )
         assert image.size == reference.size and measure(image, reference).drift < 0.25
         assert min(image.size) > 0.9 * min(within(photograph(4)).size)
         # The image is cut, not resampled: its pixels are those of the original.
@@ -71,9 +98,13 @@ def test_pairs_lie_on_each_other_afterwards(folder: Path, said: list[str], capsy
             ("images/10_it/{}.png", "after/10_it/{}.png"),
             ("references/10_it/{}.jpg", "before/{}.jpg"),
         ):
-            assert (folder / "made" / copy.format(name)).read_bytes() == Path(original.format(name)).read_bytes()
+            assert (folder / "made" / copy.format(name)).read_bytes() == Path(
+                original.format(name)
+            ).read_bytes()
     text = Path("made/align.html").read_text(encoding="utf-8")
-    assert is_page(Path("made/align.html")) and text.count("data:image/jpeg") == 2 * len(MOVES)
+    assert is_page(Path("made/align.html")) and text.count(
+        "data:image/jpeg"
+    ) == 2 * len(MOVES)
     heads = re.findall(r"<h2>\S*/(\w+)\.png</h2>", text)
     assert set(heads[:3]) == set(MOVES) and heads[3:] == ["other", "good"]
 
@@ -82,7 +113,8 @@ def test_pairs_lie_on_each_other_afterwards(folder: Path, said: list[str], capsy
 def test_lint_align_and_samples_tell_a_move_with_one_sign(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A result 5 pixels to the right, 3 down, 2 % larger and 1 degree clockwise of its reference."""
+    """A result 5 pixels to the right, 3 down, 2 % larger and 1 degree clockwise of its
+    reference."""
     monkeypatch.chdir(tmp_path)
     move = (0.02, 1.0, 5.0, 3.0)
     reference, result = within(photograph(4)), within(moved(photograph(4), move))
@@ -92,7 +124,9 @@ def test_lint_align_and_samples_tell_a_move_with_one_sign(
     drift = drift_of(result, [Path("before/a.png")])
     (pair,) = lint("after", "before", capsys)["pairs"]
     (message,) = (
-        each["message"] for each in lint("after", "before", capsys)["findings"] if each["check"] == "pair_shift"
+        each["message"]
+        for each in lint("after", "before", capsys)["findings"]
+        if each["check"] == "pair_shift"
     )
     run_tool("align", ["after", "--control-path", "before", "--output", "made"])
     page = Path("made/align.html").read_text(encoding="utf-8")
@@ -103,31 +137,57 @@ def test_lint_align_and_samples_tell_a_move_with_one_sign(
     told = (
         *told,
         *(
-            [float(number) / (100 if at == 0 else 1) for at, number in enumerate(re.findall(r"[+-][0-9.]+", text)[:4])]
+            [
+                float(number) / (100 if at == 0 else 1)
+                for at, number in enumerate(re.findall(r"[+-][0-9.]+", text)[:4])
+            ]
             for text in (str(drift), message, page[page.index("zoom ") :])
         ),
     )
-    assert drift.numbers()["zoom_percent"] > 0 and drift.numbers()["rotation_degrees"] > 0
+    assert (
+        drift.numbers()["zoom_percent"] > 0 and drift.numbers()["rotation_degrees"] > 0
+    )
     for numbers in told:
-        assert numbers == [pytest.approx(value, abs=0.15 if at > 1 else 0.02) for at, value in enumerate(move)]
+        assert numbers == [
+            pytest.approx(value, abs=0.15 if at > 1 else 0.02)
+            for at, value in enumerate(move)
+        ]
 
 
 @pytest.mark.slow
 def test_masks_are_cut_as_their_images_are(folder: Path) -> None:
-    """One is the image itself, at half its size; `good` is not moved, and `other` has none."""
+    """One is the image itself, at half its size; `good` is not moved, and `other` has
+    none."""
     Path("masks").mkdir()
     for name in (*MOVES, "good"):
         image = Image.open(f"after/10_it/{name}.png").convert("L")
         image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX).save(
             f"masks/{name}.webp", lossless=True
         )
-    run_tool("align", ["after", "--control-path", "before", "--mask-path", "masks", "--output", "made"])
+    run_tool(
+        "align",
+        [
+            "after",
+            "--control-path",
+            "before",
+            "--mask-path",
+            "masks",
+            "--output",
+            "made",
+        ],
+    )
     for name in MOVES:
-        image, mask = Image.open(f"made/images/10_it/{name}.png"), Image.open(f"made/masks/10_it/{name}.png")
+        image, mask = (
+            Image.open(f"made/images/10_it/{name}.png"),
+            Image.open(f"made/masks/10_it/{name}.png"),
+        )
         assert mask.size == image.size and mask.mode == "L"
         found = measure(image, mask.convert("RGB"))
         assert found.is_measurable and found.drift < 0.3
-    assert Path("made/masks/10_it/good.webp").read_bytes() == Path("masks/good.webp").read_bytes()
+    assert (
+        Path("made/masks/10_it/good.webp").read_bytes()
+        == Path("masks/good.webp").read_bytes()
+    )
     assert not list(Path("made/masks").rglob("other*"))
 
 
@@ -140,7 +200,10 @@ def test_of_several_references_each_is_cut_as_its_image_is(folder: Path) -> None
     for path in [*Path("after/10_it").iterdir()]:
         if path.stem != "shifted":
             path.unlink()
-    run_tool("align", ["after", "--control-path", "before", "second", "third", "--output", "made"])
+    run_tool(
+        "align",
+        ["after", "--control-path", "before", "second", "third", "--output", "made"],
+    )
     image, first, second, third = (
         Image.open(next(Path("made", part, "10_it").glob("shifted.*g")))
         for part in ("images", "references", "references_2", "references_3")

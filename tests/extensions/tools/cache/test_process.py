@@ -31,9 +31,13 @@ Run = Callable[..., subprocess.CompletedProcess]
 
 
 def entries(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Contents and time of writing of every entry, by its place in the cache; what scans learned is none."""
+    """Contents and time of writing of every entry, by its place in the cache; what
+    scans learned is none."""
     return {
-        path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
+        path.relative_to(folder).as_posix(): (
+            path.read_bytes(),
+            path.stat().st_mtime_ns,
+        )
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.parent.name != "scans"
     }
@@ -45,13 +49,19 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def section(trainer, make_pictures, tmp_path: Path) -> Callable[..., dict]:
-    """A section over two folders, one with references and caption dropout, as either process type."""
+    """A section over two folders, one with references and caption dropout, as either
+    process type."""
     plain = make_pictures(tmp_path / "2_plain", "a", "b")
     edits = make_pictures(tmp_path / "edits", "c", "d", "e", size=(64, 96))
     references = make_pictures(tmp_path / "before", "c", "d", "e", captions=False)
     dropped = {"caption_dropout_rate": 0.5, "control_path": str(references)}
-    datasets = [{"folder_path": str(plain), "resolution": 64}, {"folder_path": str(edits), "resolution": 64, **dropped}]
-    return lambda kind, **changes: trainer(datasets=datasets, **changes) | {"type": kind}
+    datasets = [
+        {"folder_path": str(plain), "resolution": 64},
+        {"folder_path": str(edits), "resolution": 64, **dropped},
+    ]
+    return lambda kind, **changes: (
+        trainer(datasets=datasets, **changes) | {"type": kind}
+    )
 
 
 @pytest.mark.parametrize("kind", ["cache", "sd_trainer"])
@@ -63,26 +73,47 @@ def test_a_large_model_is_not_computed_on_the_cpu_by_accident(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    job = write_job(section(kind, device="auto", model={"name_or_path": "Qwen/Qwen-Image-Edit-2509"}))
-    with pytest.raises(UserError, match=r"^device: auto: .* a model of 58 GB .* 'device: cpu'\. Likely cause: "):
+    job = write_job(
+        section(
+            kind, device="auto", model={"name_or_path": "Qwen/Qwen-Image-Edit-2509"}
+        )
+    )
+    with pytest.raises(
+        UserError,
+        match=r"^device: auto: .* a model of 58 GB .* 'device: cpu'\. Likely cause: ",
+    ):
         run_job(job)
-    assert not (tmp_path / "hub").exists() and not list(tmp_path.glob("output/*/config.yaml"))
+    assert not (tmp_path / "hub").exists() and not list(
+        tmp_path.glob("output/*/config.yaml")
+    )
 
 
-def test_training_after_it_encodes_nothing(run_py: Run, write_job, section, tmp_path: Path) -> None:
+def test_training_after_it_encodes_nothing(
+    run_py: Run, write_job, section, tmp_path: Path
+) -> None:
     cache = tmp_path / "output" / "_cache"
     before = {name: files(tmp_path / name) for name in ("2_plain", "edits", "before")}
     job = write_job(section("cache"), name="encode")
     result = run_py(job)
     assert (result.returncode, result.stderr) == (0, "")
-    # 5 targets and 3 references; 5 captions and, for the three that may be dropped, the text of each reference alone.
-    assert sorted(name.split("/")[0] for name in entries(cache)) == ["latents"] * 8 + ["text"] * 8
+    # 5 targets and 3 references; 5 captions and, for the three that may be dropped, the
+    # text of each reference alone.
+    assert (
+        sorted(name.split("/")[0] for name in entries(cache))
+        == ["latents"] * 8 + ["text"] * 8
+    )
     assert [path.name for path in (tmp_path / "output").iterdir()] == ["_cache"]
     assert {name: files(tmp_path / name) for name in before} == before
     complete = entries(cache)
 
-    # Broken off: one of each kind is missing, one of each is damaged. Only these are made again.
-    spoilt = [name for kind in ("latents", "text") for name in sorted(complete) if name.startswith(kind)][::5]
+    # Broken off: one of each kind is missing, one of each is damaged. Only these are
+    # made again.
+    spoilt = [
+        name
+        for kind in ("latents", "text")
+        for name in sorted(complete)
+        if name.startswith(kind)
+    ][::5]
     for number, name in enumerate(spoilt):
         if number % 2:
             (cache / name).unlink()
@@ -95,16 +126,24 @@ def test_training_after_it_encodes_nothing(run_py: Run, write_job, section, tmp_
     assert {name: contents for name, (contents, _) in repaired.items()} == {
         name: contents for name, (contents, _) in complete.items()
     }
-    assert {name for name in repaired if repaired[name][1] != complete[name][1]} == set(spoilt)
+    assert {name for name in repaired if repaired[name][1] != complete[name][1]} == set(
+        spoilt
+    )
 
-    training = run_py(write_job(section("sd_trainer", train={"steps": 4, "batch_size": 2}), name="train"))
+    training = run_py(
+        write_job(
+            section("sd_trainer", train={"steps": 4, "batch_size": 2}), name="train"
+        )
+    )
     assert training.returncode == 0, training.stderr
     assert entries(cache) == repaired
     assert (tmp_path / "output" / "train" / "train.safetensors").is_file()
     assert {name: files(tmp_path / name) for name in before} == before
 
 
-def test_bad_pictures_are_named_and_nothing_is_cached(run_py: Run, write_job, section, tmp_path: Path) -> None:
+def test_bad_pictures_are_named_and_nothing_is_cached(
+    run_py: Run, write_job, section, tmp_path: Path
+) -> None:
     (tmp_path / "edits" / "d.png").write_bytes(b"no picture")
     (tmp_path / "before" / "e.png").unlink()
     result = run_py(write_job(section("cache")))
@@ -117,7 +156,8 @@ def test_bad_pictures_are_named_and_nothing_is_cached(run_py: Run, write_job, se
 def test_the_commands_of_the_page_see_and_prune_the_cache(
     write_job, section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said
 ) -> None:
-    """Another job shares the cache: what only it uses is counted and pruned; a running job keeps all of it."""
+    """Another job shares the cache: what only it uses is counted and pruned; a running
+    job keeps all of it."""
     monkeypatch.chdir(tmp_path)
     cache = tmp_path / "output" / "_cache"
 
@@ -126,11 +166,16 @@ def test_the_commands_of_the_page_see_and_prune_the_cache(
         run_tool("cache", flags)
         return [line for line in said if "entries" in line]
 
-    pictures = {"samples": [{"prompt": "a hat", "width": 64, "height": 64}], "sample_steps": 2}
+    pictures = {
+        "samples": [{"prompt": "a hat", "width": 64, "height": 64}],
+        "sample_steps": 2,
+    }
     job = write_job({**section("sd_trainer"), "sample": pictures}, name="mine")
     (tmp_path / "config").mkdir()
     job.rename(tmp_path / "config" / "my_char.yaml")
-    first, skipping, counting, pruning = readme_commands("extensions/tools/cache/README.md", "cache")
+    first, skipping, counting, pruning = readme_commands(
+        "extensions/tools/cache/README.md", "cache"
+    )
     assert [re.sub(r" \([\d.]+ k?B\)", "", line) for line in run(*first)] == [
         "latents: 8 entries used, 0 entries not used by this job",
         "text: 10 entries used, 0 entries not used by this job",
@@ -145,13 +190,18 @@ def test_the_commands_of_the_page_see_and_prune_the_cache(
 
     other = section("cache", trigger_word="other")
     run_job(write_job(other))
-    assert re.search(r" 5 entries \([\d.]+ kB\) not used by this job$", run(*counting)[1])
+    assert re.search(
+        r" 5 entries \([\d.]+ kB\) not used by this job$", run(*counting)[1]
+    )
     assert len(entries(cache)) == len(mine) + 5
     with monkeypatch.context() as patched:
         patched.setattr(
-            "extensions.tools.cache.config.list_runs", lambda _: [SimpleNamespace(status=RunStatus.RUNNING, folder="r")]
+            "extensions.tools.cache.config.list_runs",
+            lambda _: [SimpleNamespace(status=RunStatus.RUNNING, folder="r")],
         )
-        with pytest.raises(ConfigErrors, match="--prune: r is training from this cache"):
+        with pytest.raises(
+            ConfigErrors, match="--prune: r is training from this cache"
+        ):
             run(*pruning)
     assert run(*pruning)[-1] == "5 entries deleted"
     assert entries(cache).keys() == mine.keys()
@@ -166,11 +216,17 @@ def test_the_models_that_the_job_does_not_keep_are_listed_and_pruned(
         model = ModelConfig(**whole["model"], quantize=True, qtype=qtype)
         dtype = CacheConfig.model_validate(section("cache")).weights_dtype()
         kept = {"training_folder": whole["training_folder"], "keep": True}
-        assert load_base_model(model, torch.device("cpu"), DTYPES[dtype], **kept).network_module
-    job = write_job({**whole, "model": {**whole["model"], "quantize": True, "qtype": "int4"}})
+        assert load_base_model(
+            model, torch.device("cpu"), DTYPES[dtype], **kept
+        ).network_module
+    job = write_job(
+        {**whole, "model": {**whole["model"], "quantize": True, "qtype": "int4"}}
+    )
     cache = Path(whole["training_folder"]) / "_cache"
     run_tool("cache", [str(job), "--prune", "--keep"])
-    lines = sorted(line.partition(", in ")[0] for line in said if line.startswith("models: "))
+    lines = sorted(
+        line.partition(", in ")[0] for line in said if line.startswith("models: ")
+    )
     assert [re.sub(r" \([\d.]+ k?M?B\)", "", line) for line in lines] == [
         "models: tiny in int4 used",
         "models: tiny in int8 not used by this job",
@@ -188,7 +244,10 @@ def test_wrong_jobs_are_told(write_job, section, tmp_path: Path) -> None:
     with pytest.raises(ConfigErrors, match=rf"{bad}:\d+.*trigger_wrd"):
         section_of("cache", [str(bad)])
     with pytest.raises(ConfigErrors, match="has no process whose datasets"):
-        section_of("cache", [str(write_job({"type": "tiny_model", "path": str(tmp_path / "x")}))])
+        section_of(
+            "cache",
+            [str(write_job({"type": "tiny_model", "path": str(tmp_path / "x")}))],
+        )
 
 
 # ------------------------------------------------------------ the plan
@@ -201,10 +260,18 @@ def test_the_plan_counts_what_there_is_to_encode_and_no_steps(
     section = trainer(folder, train={"batch_size": 4}) | {"type": "cache"}
     result = run_py(write_job(section), "--dry-run", "--json")
     [plan] = json.loads(result.stdout)["processes"]
-    assert (plan["type"], plan["samples_per_epoch"], plan["micro_batches_per_epoch"]) == ("cache", 6, 2)
+    assert (
+        plan["type"],
+        plan["samples_per_epoch"],
+        plan["micro_batches_per_epoch"],
+    ) == ("cache", 6, 2)
     assert (plan["optimizer_steps"], plan["epochs"]) == (0, 0)
     assert plan["datasets"][0]["buckets"] == [{"width": 64, "height": 64, "images": 2}]
-    assert plan["model"]["bytes"] > 0 and plan["model"]["download"] is None and plan["will_not_start"] == []
+    assert (
+        plan["model"]["bytes"] > 0
+        and plan["model"]["download"] is None
+        and plan["will_not_start"] == []
+    )
     assert "start" not in plan  # it writes no run folder
     assert not (tmp_path / "output").exists()
 
@@ -213,15 +280,34 @@ def test_a_model_that_is_not_here_or_too_large_for_the_cpu_is_told(
     write_job, trainer, make_pictures, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(nvidia, "read_facts", lambda: nvidia.NvidiaFacts("13.0", None, 0))
-    section = trainer(make_pictures(tmp_path / "data", "a"), device="auto", model={"name_or_path": "some/finetune"})
-    words = plan_job(load_job(write_job(section | {"type": "cache"}), discover().find_config)).render()
-    assert "model: some/finetune (family not known)" in words and "will not start" not in words
+    monkeypatch.setattr(
+        nvidia, "read_facts", lambda: nvidia.NvidiaFacts("13.0", None, 0)
+    )
+    section = trainer(
+        make_pictures(tmp_path / "data", "a"),
+        device="auto",
+        model={"name_or_path": "some/finetune"},
+    )
+    words = plan_job(
+        load_job(write_job(section | {"type": "cache"}), discover().find_config)
+    ).render()
+    assert (
+        "model: some/finetune (family not known)" in words
+        and "will not start" not in words
+    )
     section["model"]["arch"] = "qwen_image_2"
-    words = plan_job(load_job(write_job(section | {"type": "cache"}), discover().find_config)).render()
-    assert "model: some/finetune (Qwen-Image-2.1, Qwen Research License: not for commercial use)" in words
+    words = plan_job(
+        load_job(write_job(section | {"type": "cache"}), discover().find_config)
+    ).render()
+    assert (
+        "model: some/finetune (Qwen-Image-2.1, Qwen Research License: not for commercial use)"
+        in words
+    )
     assert f"download: size unknown, to {tmp_path / 'hub'} (" in words
-    assert "warning: this will not start: device: auto: " in words and "this machine has no NVIDIA GPU" in words
+    assert (
+        "warning: this will not start: device: auto: " in words
+        and "this machine has no NVIDIA GPU" in words
+    )
 
 
 # ------------------------------------------------------------ the section
@@ -233,8 +319,14 @@ def load(write_job, trainer, make_pictures, tmp_path):
     folder = make_pictures(tmp_path / "data", "a")
 
     def load_with(**changes) -> CacheConfig:
-        section = {key: value for key, value in (trainer(folder) | {"type": "cache"} | changes).items() if value}
-        return load_job(write_job(section), lambda uid: CacheConfig).processes[0].section
+        section = {
+            key: value
+            for key, value in (trainer(folder) | {"type": "cache"} | changes).items()
+            if value
+        }
+        return (
+            load_job(write_job(section), lambda uid: CacheConfig).processes[0].section
+        )
 
     return load_with
 

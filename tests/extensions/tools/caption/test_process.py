@@ -1,4 +1,5 @@
-"""`run.py caption` and `type: caption` on the tiny model's text encoder, whose captions are noise."""
+"""`run.py caption` and `type: caption` on the tiny model's text encoder, whose captions
+are noise."""
 
 from __future__ import annotations
 
@@ -49,7 +50,10 @@ def texts(folder: Path) -> dict[str, str]:
 
 
 def test_a_caption_that_somebody_wrote_meanwhile_stays(
-    images: Path, caption: Caption, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    images: Path,
+    caption: Caption,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """As on the page, while the model was looking at the image."""
     asked = Captioner.captions
@@ -66,14 +70,31 @@ def test_a_caption_that_somebody_wrote_meanwhile_stays(
     assert "b.png: got a caption meanwhile, which stays" in caplog.messages
 
 
-def test_captions_are_what_transformers_own_model_says(images: Path, caption: Caption, tiny_model: Path) -> None:
-    """The input built by hand, one image at a time, and greedy decoding by the forward pass alone."""
+def test_captions_are_what_transformers_own_model_says(
+    images: Path, caption: Caption, tiny_model: Path
+) -> None:
+    """The input built by hand, one image at a time, and greedy decoding by the forward
+    pass alone."""
     from PIL import Image
     from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+        Qwen2VLImageProcessorPil,
+    )
 
-    caption(images, "--prompt", "What is it?\\nSay.", "--batch-size", 3, "--prefix", "photo", "--trigger-word", "sks")
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_model / "text_encoder", dtype=torch.float32)
+    caption(
+        images,
+        "--prompt",
+        "What is it?\\nSay.",
+        "--batch-size",
+        3,
+        "--prefix",
+        "photo",
+        "--trigger-word",
+        "sks",
+    )
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        tiny_model / "text_encoder", dtype=torch.float32
+    )
     tokenizer = AutoTokenizer.from_pretrained(tiny_model / "tokenizer")
     processor = Qwen2VLImageProcessorPil.from_pretrained(tiny_model / "processor")
     vision = processor(images=[Image.open(images / "b.png")], return_tensors="pt")
@@ -87,12 +108,22 @@ def test_captions_are_what_transformers_own_model_says(images: Path, caption: Ca
     with torch.no_grad():
         for _ in range(6):
             types = (ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()
-            ids = torch.cat([ids, model(input_ids=ids, mm_token_type_ids=types, **vision).logits[:, -1:].argmax(-1)], 1)
+            ids = torch.cat(
+                [
+                    ids,
+                    model(input_ids=ids, mm_token_type_ids=types, **vision)
+                    .logits[:, -1:]
+                    .argmax(-1),
+                ],
+                1,
+            )
     said = tokenizer.decode(ids[0, begin:], skip_special_tokens=True).strip()
     assert texts(images)["b"] == f"sks photo. {said}\n" and len(texts(images)) == 3
 
 
-def test_what_has_a_caption_is_left_and_replaced_ones_are_kept(images: Path, caption: Caption, said) -> None:
+def test_what_has_a_caption_is_left_and_replaced_ones_are_kept(
+    images: Path, caption: Caption, said
+) -> None:
     (images / "a.txt").write_text("mine")
     (images / "b.txt").write_text(" \n")  # empty: no caption
     (images / "c.caption").write_text("mine too")
@@ -100,17 +131,33 @@ def test_what_has_a_caption_is_left_and_replaced_ones_are_kept(images: Path, cap
     first = texts(images)
     assert first["a"] == "mine" and first["b"].strip() and set(first) == {"a", "b"}
     caption(images)
-    assert "3 of 3 images have captions: nothing to do" in said and texts(images) == first
+    assert (
+        "3 of 3 images have captions: nothing to do" in said and texts(images) == first
+    )
     caption(images, "--overwrite", "--prompt", "Another question")
     (trash,) = (images / ".trash").iterdir()  # no journal is left
-    assert texts(trash) == first and set(texts(images)) == {"a", "b", "c"} and texts(images)["a"] != "mine"
+    assert (
+        texts(trash) == first
+        and set(texts(images)) == {"a", "b", "c"}
+        and texts(images)["a"] != "mine"
+    )
 
 
-@pytest.mark.parametrize("torn", [b"", b'{"name": "b.p', bytes(40), b'{"name": "b.png", "caption": "x"}', b"[1]\n{}\n"])
+@pytest.mark.parametrize(
+    "torn",
+    [
+        b"",
+        b'{"name": "b.p',
+        bytes(40),
+        b'{"name": "b.png", "caption": "x"}',
+        b"[1]\n{}\n",
+    ],
+)
 def test_a_broken_off_overwriting_goes_on(
     images: Path, caption: Caption, torn: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second image fails twice; the next run does only what is left, and the trash has each old caption once.
+    """The second image fails twice; the next run does only what is left, and the trash
+    has each old caption once.
 
     torn: what a power cut leaves at the end of the journal.
     """
@@ -142,7 +189,9 @@ def test_a_broken_off_overwriting_goes_on(
 
 
 @pytest.mark.parametrize("form", ["jsonl", pytest.param("tsv", marks=pytest.mark.slow)])
-def test_tables_go_on_behind_a_torn_line(images: Path, caption: Caption, form: str, said) -> None:
+def test_tables_go_on_behind_a_torn_line(
+    images: Path, caption: Caption, form: str, said
+) -> None:
     table = images / f"captions.{form}"
     caption(images, "--format", form)
     whole = table.read_bytes()
@@ -159,51 +208,105 @@ def test_tables_go_on_behind_a_torn_line(images: Path, caption: Caption, form: s
     (kept,) = (images / ".trash").rglob(table.name)
     assert kept.read_bytes() == torn
     # A line of another image, and one that cannot be captioned, stay as they are.
-    other = '{"image_path": "/elsewhere/x.png", "caption": "theirs"}' if form == "jsonl" else "x.png\ttheirs"
-    mine = json.dumps({**json.loads(rows[0]), "caption": "mine"}) if form == "jsonl" else "a.png\tmine"
+    other = (
+        '{"image_path": "/elsewhere/x.png", "caption": "theirs"}'
+        if form == "jsonl"
+        else "x.png\ttheirs"
+    )
+    mine = (
+        json.dumps({**json.loads(rows[0]), "caption": "mine"})
+        if form == "jsonl"
+        else "a.png\tmine"
+    )
     table.write_text(f"{rows[1]}\n{other}\n{mine}")  # by hand, without a last line end
     caption(images, "--format", form)
-    assert table.read_text() == f"{rows[1]}\n{other}\n{mine}\n{rows[2]}\n" and any("is kept" in line for line in said)
+    assert table.read_text() == f"{rows[1]}\n{other}\n{mine}\n{rows[2]}\n" and any(
+        "is kept" in line for line in said
+    )
     table.write_text(f"{rows[1]}\n{other}\n{mine}\n")
     (images / "a.png").write_bytes(b"no image")
     with pytest.raises(RunError, match=r"1 of 3 images have no new caption: .*a\.png"):
         caption(images, "--format", form, "--overwrite")
     after = table.read_text().splitlines()
-    assert len(after) == 4 and after[1] == other and "mine" in after[2] and after[3] == rows[2]
+    assert (
+        len(after) == 4
+        and after[1] == other
+        and "mine" in after[2]
+        and after[3] == rows[2]
+    )
     table.write_text("no caption\n")
     with pytest.raises(UserError, match=rf"captions\.{form}:1: is not"):
         caption(images, "--format", form)
 
 
-def test_pairs_are_shown_together(images: Path, caption: Caption, make_pictures, tmp_path: Path) -> None:
+def test_pairs_are_shown_together(
+    images: Path, caption: Caption, make_pictures, tmp_path: Path
+) -> None:
     before = make_pictures(tmp_path / "before", "a", "b", captions=False)
-    with pytest.raises(RunError, match=r"1 of 3 images have no new caption: .*c\.png: has no control image"):
+    with pytest.raises(
+        RunError,
+        match=r"1 of 3 images have no new caption: .*c\.png: has no control image",
+    ):
         caption(images, "--pairs", before, "--format", "jsonl")
-    rows = [json.loads(line) for line in (images / "captions.jsonl").read_text().splitlines()]
-    assert [row["control_path"] for row in rows] == [str(before / "a.png"), str(before / "b.png")]
-    alone = caption(images, "--format", "jsonl", "--output", tmp_path / "alone.jsonl", "--prompt", "x")
-    assert alone.question() == "x" and len((tmp_path / "alone.jsonl").read_text().splitlines()) == 3
+    rows = [
+        json.loads(line)
+        for line in (images / "captions.jsonl").read_text().splitlines()
+    ]
+    assert [row["control_path"] for row in rows] == [
+        str(before / "a.png"),
+        str(before / "b.png"),
+    ]
+    alone = caption(
+        images,
+        "--format",
+        "jsonl",
+        "--output",
+        tmp_path / "alone.jsonl",
+        "--prompt",
+        "x",
+    )
+    assert (
+        alone.question() == "x"
+        and len((tmp_path / "alone.jsonl").read_text().splitlines()) == 3
+    )
 
 
 @pytest.mark.slow
 def test_weights_in_one_file_caption_as_those_of_the_folder(
     images: Path, caption: Caption, tiny_model, tmp_path
 ) -> None:
-    """The folder then needs none; the file has the names of this or of older versions of transformers."""
+    """The folder then needs none; the file has the names of this or of older versions
+    of transformers."""
     caption(images)
-    first, folder, file = texts(images), tmp_path / "small", tmp_path / "qwen.safetensors"
+    first, folder, file = (
+        texts(images),
+        tmp_path / "small",
+        tmp_path / "qwen.safetensors",
+    )
     weights = load_file(next((tiny_model / "text_encoder").glob("*.safetensors")))
     shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     flags = ("--overwrite", "--model", folder, "--text-encoder-path", file)
     with pytest.raises(ConfigErrors, match="does not exist"):
         caption(images, *flags)
-    save_file({name: tensor for name, tensor in weights.items() if name != "lm_head.weight"}, file)
-    with pytest.raises(ConfigErrors, match=re.escape("so is not a Qwen2.5-VL with its language-model head")):
+    save_file(
+        {name: tensor for name, tensor in weights.items() if name != "lm_head.weight"},
+        file,
+    )
+    with pytest.raises(
+        ConfigErrors,
+        match=re.escape("so is not a Qwen2.5-VL with its language-model head"),
+    ):
         caption(images, *flags)
     new = {"model.": "model.language_model.", "visual.": "model.visual."}
     for names in ({}, new):
         save_file(
-            {next((names[o] + n[len(o) :] for o in names if n.startswith(o)), n): weights[n] for n in weights}, file
+            {
+                next(
+                    (names[o] + n[len(o) :] for o in names if n.startswith(o)), n
+                ): weights[n]
+                for n in weights
+            },
+            file,
         )
         caption(images, *flags)
         assert texts(images) == first
@@ -220,7 +323,17 @@ def test_quantized_recursive_drawn_and_a_folder_of_transformers(
         shutil.copytree(tiny_model / part, flat, dirs_exist_ok=True)
     with pytest.raises(UserError, match=r"holds no image\. Set recursive"):
         caption(images.parent)
-    flags = ("--recursive", "--quantize", "int8", "--model", flat, "--temperature", 1, "--max-size", 56)
+    flags = (
+        "--recursive",
+        "--quantize",
+        "int8",
+        "--model",
+        flat,
+        "--temperature",
+        1,
+        "--max-size",
+        56,
+    )
     caption(images.parent, *flags)
     first = texts(images)
     assert len(first) == 3 and any("of them are cut" in line for line in said)
@@ -230,13 +343,18 @@ def test_quantized_recursive_drawn_and_a_folder_of_transformers(
     assert texts(images) != first
 
 
-def test_wrong_input_is_told_before_the_model_is_loaded(images: Path, caption: Caption, tmp_path: Path) -> None:
+def test_wrong_input_is_told_before_the_model_is_loaded(
+    images: Path, caption: Caption, tmp_path: Path
+) -> None:
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip" / "config.json").write_text('{"model_type": "clip"}')
     for flags, words in [
         (("--model", tmp_path / "clip"), "is 'clip'. Only 'qwen2_5_vl'"),
         (("--model", images), "holds no config.json"),
-        (("--model", "none/x.safetensors"), "text-encoder-path: 'none/x.safetensors' does not exist"),
+        (
+            ("--model", "none/x.safetensors"),
+            "text-encoder-path: 'none/x.safetensors' does not exist",
+        ),
         (("--pairs", images), "is the same folder as 'folder'"),
         (("--output", "x.txt"), "has no effect with format txt"),
         (("--format", "csv"), "'csv'"),
@@ -261,11 +379,21 @@ def test_the_commands_of_the_page_are_understood(
 
 
 @pytest.mark.slow
-def test_a_job_captions_and_names_what_it_cannot_read(run_py, write_job, images: Path, tiny_model: Path) -> None:
-    section = {"type": "caption", "folder": str(images), "model": str(tiny_model), "dtype": "float32", "max_tokens": 3}
+def test_a_job_captions_and_names_what_it_cannot_read(
+    run_py, write_job, images: Path, tiny_model: Path
+) -> None:
+    section = {
+        "type": "caption",
+        "folder": str(images),
+        "model": str(tiny_model),
+        "dtype": "float32",
+        "max_tokens": 3,
+    }
     (images / "c.png").write_bytes(b"no image")
     result = run_py(write_job(section))
-    assert result.returncode == 1 and "c.png: is not a JPEG" in result.stderr, result.stderr
+    assert result.returncode == 1 and "c.png: is not a JPEG" in result.stderr, (
+        result.stderr
+    )
     assert "2 captions written" in result.stdout and len(texts(images)) == 2
 
 
@@ -281,7 +409,10 @@ def test_names_that_a_table_cannot_hold_are_refused_before_the_model_is_loaded(
         shutil.copy(images / name, images / "a.png")
     for flags in ((), ("--overwrite",)):
         caption(images, "--format", "jsonl", *flags)
-        rows = [json.loads(line) for line in (images / "captions.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (images / "captions.jsonl").read_text().splitlines()
+        ]
         assert {row["image_path"] for row in rows} == {
             str(images / name) for name in ("a.png", "b.png", "c.png", *names)
         }
@@ -294,9 +425,13 @@ def test_a_full_disk_leaves_no_torn_line(images: Path, caption: Caption) -> None
     caption(images, "--format", "jsonl")
     table.write_text(before := table.read_text().partition("\n")[0] + "\n")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before.encode()) + 9, hard))  # a short write, as on a full disk
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (len(before.encode()) + 9, hard)
+    )  # a short write, as on a full disk
     try:
-        with pytest.raises(RunError, match=r"captions\.jsonl: cannot be written: No space left"):
+        with pytest.raises(
+            RunError, match=r"captions\.jsonl: cannot be written: No space left"
+        ):
             caption(images, "--format", "jsonl")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -313,5 +448,11 @@ def test_a_quantized_captioner_is_refused_before_it_is_loaded(
         caption(images, "--model", model)
     with pytest.raises(UserError, match=re.escape(f"model: {said}")):
         captioner_folder(str(model), weights=True)
-    caption(images, "--model", model, "--text-encoder-path", tiny_model / "text_encoder" / "model.safetensors")
+    caption(
+        images,
+        "--model",
+        model,
+        "--text-encoder-path",
+        tiny_model / "text_encoder" / "model.safetensors",
+    )
     assert len(texts(images)) == 3

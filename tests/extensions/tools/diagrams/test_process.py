@@ -14,22 +14,34 @@ def runs(tmp_path: Path) -> Path:
     for name in ("vae", "flow"):
         folder = tmp_path / "output" / "job" / name
         folder.mkdir(parents=True)
-        (folder / "run.json").write_text(json.dumps({"name": name, "status": "finished"}))
-        (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "epoch": 0, "loss": 1.0}) + "\n")
+        (folder / "run.json").write_text(
+            json.dumps({"name": name, "status": "finished"})
+        )
+        (folder / "metrics.jsonl").write_text(
+            json.dumps({"step": 1, "epoch": 0, "loss": 1.0}) + "\n"
+        )
     return tmp_path / "output" / "job"
 
 
 @pytest.mark.slow
-def test_a_command_draws_a_run_or_all_in_a_folder(run_py, runs: Path, tmp_path: Path) -> None:
+def test_a_command_draws_a_run_or_all_in_a_folder(
+    run_py, runs: Path, tmp_path: Path
+) -> None:
     result = run_py("diagrams", "output/job/vae")
-    assert result.returncode == 0 and result.stdout == f"{Path('output/job/vae')}: 3 files in output/job/vae/graph\n"
+    assert (
+        result.returncode == 0
+        and result.stdout
+        == f"{Path('output/job/vae')}: 3 files in output/job/vae/graph\n"
+    )
     assert run_py("diagrams", "output/job", "--output", "together").returncode == 0
     names = {path.name for path in (tmp_path / "together").iterdir()}
     assert {"training_losses_vae.png", "training_losses_flow.png"} <= names
 
 
 @pytest.mark.slow
-def test_a_folder_above_runs_gets_their_diagrams_too(run_py, runs: Path, tmp_path: Path) -> None:
+def test_a_folder_above_runs_gets_their_diagrams_too(
+    run_py, runs: Path, tmp_path: Path
+) -> None:
     """As FluxFlow's guide says of `outputs/`: `outputs/graph/training_losses.png`."""
     assert run_py("diagrams", "output/job").returncode == 0
     own = (runs / "flow" / "graph" / "training_losses.png").read_bytes()
@@ -41,7 +53,10 @@ def test_a_folder_above_runs_gets_their_diagrams_too(run_py, runs: Path, tmp_pat
 
 
 def test_a_job_draws_what_it_has_trained(run_py, write_job, runs: Path) -> None:
-    assert run_py(write_job({"type": "diagrams", "run": "output/job/flow"})).returncode == 0
+    assert (
+        run_py(write_job({"type": "diagrams", "run": "output/job/flow"})).returncode
+        == 0
+    )
     assert (runs / "flow" / "graph" / "training_overview.png").is_file()
 
 
@@ -52,5 +67,9 @@ def test_help_and_wrong_input(run_py, runs: Path, tmp_path: Path) -> None:
     refused = run_py("diagrams", "output/nothing")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "run: 'output/nothing' contains no run" in refused.stderr
-    (tmp_path / "diagrams.yaml").write_text("job: extension\nconfig: {name: a, process: [{type: nothing}]}\n")
-    assert "unknown process type 'nothing'" in run_py("diagrams.yaml").stderr  # with its ending, a config
+    (tmp_path / "diagrams.yaml").write_text(
+        "job: extension\nconfig: {name: a, process: [{type: nothing}]}\n"
+    )
+    assert (
+        "unknown process type 'nothing'" in run_py("diagrams.yaml").stderr
+    )  # with its ending, a config

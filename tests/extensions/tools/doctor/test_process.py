@@ -1,4 +1,5 @@
-"""`run.py doctor` on files of real jobs and conversions, sound ones and ones that are damaged in a known way."""
+"""`run.py doctor` on files of real jobs and conversions, sound ones and ones that are
+damaged in a known way."""
 
 from __future__ import annotations
 
@@ -46,10 +47,16 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Place:
     shutil.copy(GOLDEN / "config.json", golden / "transformer" / "config.json")
     models = {"own": tiny_model, "2.1": folder / "model21", "golden": golden}
     (folder / "images").mkdir()
-    Image.linear_gradient("L").convert("RGB").resize((64, 64)).save(folder / "images" / "a.png")
+    Image.linear_gradient("L").convert("RGB").resize((64, 64)).save(
+        folder / "images" / "a.png"
+    )
     (folder / "images" / "a.txt").write_text("a photo")
     jobs = {kind: (kind, "own", 0.01) for kind in ("lora", "dora", "loha", "lokr")}
-    for name, (kind, model, lr) in {**jobs, "2.1": ("lora", "2.1", 0.01), "still": ("lora", "own", 1e-12)}.items():
+    for name, (kind, model, lr) in {
+        **jobs,
+        "2.1": ("lora", "2.1", 0.01),
+        "still": ("lora", "own", 1e-12),
+    }.items():
         section = {
             "type": "sd_trainer", "training_folder": str(folder), "device": "cpu",
             "network": {"type": kind, "linear": 4, "linear_alpha": 2}, "save": {"dtype": "float32", "save_every": 0},
@@ -57,7 +64,10 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Place:
             "train": {"steps": 3, "lr": lr, "optimizer": "adamw", "dtype": "fp32", "max_grad_norm": 0},
             "model": {"name_or_path": str(models[model])},
         }  # fmt: skip
-        config = {"job": "extension", "config": {"name": f"job_{name}", "process": [section]}}
+        config = {
+            "job": "extension",
+            "config": {"name": f"job_{name}", "process": [section]},
+        }
         (folder / f"{name}.json").write_text(json.dumps(config))
         run_job(folder / f"{name}.json")
         saved = folder / f"job_{name}" / f"job_{name}.safetensors"
@@ -73,18 +83,54 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Place:
     }  # fmt: skip
     for name, source in converted.items():
         model = models["2.1" if source == "2.1" else "own"]
-        run_tool("convert", [file(source), file(f"to_{name}"), "--to", name.partition("_")[0], "--model", model])
-    run_tool("resize", [file("lokr"), file("resized"), "--rank", 3, "--model", tiny_model])
+        run_tool(
+            "convert",
+            [
+                file(source),
+                file(f"to_{name}"),
+                "--to",
+                name.partition("_")[0],
+                "--model",
+                model,
+            ],
+        )
     run_tool(
-        "merge", ["--lora", file("lora"), f"{file('resized')}:0.5", "--output", file("both"), "--model", tiny_model]
+        "resize", [file("lokr"), file("resized"), "--rank", 3, "--model", tiny_model]
     )
-    run_tool("merge", ["--base", tiny_model, "--lora", file("lora"), "--output", folder / "merged"])
-    run_tool("extract", [file("extracted"), "--base", tiny_model, "--tuned", folder / "merged", "--rank", 4])
+    run_tool(
+        "merge",
+        [
+            "--lora",
+            file("lora"),
+            f"{file('resized')}:0.5",
+            "--output",
+            file("both"),
+            "--model",
+            tiny_model,
+        ],
+    )
+    run_tool(
+        "merge",
+        ["--base", tiny_model, "--lora", file("lora"), "--output", folder / "merged"],
+    )
+    run_tool(
+        "extract",
+        [
+            file("extracted"),
+            "--base",
+            tiny_model,
+            "--tuned",
+            folder / "merged",
+            "--rank",
+            4,
+        ],
+    )
     return Place(folder, models)
 
 
 def spell_as_before(file: Path, output: Path) -> None:
-    """Writes a LoRA as runs did up to 0.2.0: `diffusion_model.`, and an alpha for each layer."""
+    """Writes a LoRA as runs did up to 0.2.0: `diffusion_model.`, and an alpha for each
+    layer."""
     tensors = {}
     for key, tensor in load_file(file).items():
         name = f"diffusion_model.{key.removeprefix('diffusion_model.').replace('.default.', '.')}"
@@ -95,7 +141,9 @@ def spell_as_before(file: Path, output: Path) -> None:
     save_file(tensors, output, {**read_metadata(file), "ss_network_alpha": "2.0"})
 
 
-def examine(place: Place, file: Path, capsys: pytest.CaptureFixture[str], *flags: object) -> dict:
+def examine(
+    place: Place, file: Path, capsys: pytest.CaptureFixture[str], *flags: object
+) -> dict:
     """The JSON of a file, and whether the exit is that of what it says."""
     capsys.readouterr()
     raised = False
@@ -128,39 +176,66 @@ SOUND = {
 
 
 @pytest.mark.parametrize("name", SOUND)
-def test_a_sound_file_is_not_accused(place: Place, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_a_sound_file_is_not_accused(
+    place: Place, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     model, *flags = SOUND[name].split()
     folder = GOLDEN if model == "golden" else place.folder
     file = folder / f"{name}.safetensors"
-    if flags == ["--for", "nunchaku"]:  # that leaves out modulation, whatever the file is
+    if flags == [
+        "--for",
+        "nunchaku",
+    ]:  # that leaves out modulation, whatever the file is
         save_file(
-            {k: t for k, t in load_file(file).items() if "_mod." not in k}, file := place.folder / "no_mod.safetensors"
+            {k: t for k, t in load_file(file).items() if "_mod." not in k},
+            file := place.folder / "no_mod.safetensors",
         )
     told = examine(place, file, capsys, "--model", place.models[model], *flags)
     assert told["sound"] and checks(told) == set(), told["findings"]
 
 
-def test_a_lora_of_layers_is_told_by_its_metadata(place: Place, tmp_path: Path, capsys) -> None:
+def test_a_lora_of_layers_is_told_by_its_metadata(
+    place: Place, tmp_path: Path, capsys
+) -> None:
     """Its layers are those of the other members of 20 B."""
-    tensors, file = load_file(place.folder / "lora_saved.safetensors"), tmp_path / "layers.safetensors"
+    tensors, file = (
+        load_file(place.folder / "lora_saved.safetensors"),
+        tmp_path / "layers.safetensors",
+    )
     save_file(tensors, file, {"modelspec.architecture": "Qwen-Image-Layered/lora"})
     assert examine(place, file, capsys)["model"] == "Qwen-Image-Layered"
     write_tiny_model(tmp_path / "layered", TinySpec(arch="qwen_image_layered"))
-    told = examine(place, file, capsys, "--model", tmp_path / "layered", "--for", "comfyui")
+    told = examine(
+        place, file, capsys, "--model", tmp_path / "layered", "--for", "comfyui"
+    )
     assert (told["model"], told["findings"]) == ("Qwen-Image-Layered", [])
     told = examine(place, file, capsys, "--model", place.models["own"])
-    assert [finding["message"] for finding in told["findings"] if finding["check"] == "other_base"] == [
+    assert [
+        finding["message"]
+        for finding in told["findings"]
+        if finding["check"] == "other_base"
+    ] == [
         f"{file} was trained on Qwen-Image-Layered, and this model is Qwen-Image-Edit-Plus. Its layers fit."
     ]
 
 
 @pytest.mark.parametrize("program", ["comfyui", "diffusers", "diffsynth", "mflux"])
-def test_a_lora_as_a_run_saves_it_has_its_whole_effect_in(program: str, place: Place, capsys) -> None:
+def test_a_lora_as_a_run_saves_it_has_its_whole_effect_in(
+    program: str, place: Place, capsys
+) -> None:
     for name, model in (("2.1_saved", "2.1"), ("lora_saved", "own")):
         told = examine(
-            place, place.folder / f"{name}.safetensors", capsys, "--model", place.models[model], "--for", program
+            place,
+            place.folder / f"{name}.safetensors",
+            capsys,
+            "--model",
+            place.models[model],
+            "--for",
+            program,
         )
-        without_place = {"layers_skipped"} if (program, model) == ("mflux", "own") else set()  # modulation
+        without_place = (
+            {"layers_skipped"} if (program, model) == ("mflux", "own") else set()
+        )  # modulation
         assert checks(told) == without_place, told["findings"]
 
 
@@ -168,8 +243,13 @@ def test_the_end_of_a_run_names_the_programs_without_its_whole_effect(
     place: Place, tmp_path: Path, said: list[str]
 ) -> None:
     expected = {
-        "loha": ["In diffusers 0.42.1 with peft 0.21.2, DiffSynth 2.1.12 and mflux", "does not load 28 of 28 layers"],
-        "dora": ["does not read a DoRA with norms of columns as it is meant (28 layers)"],
+        "loha": [
+            "In diffusers 0.42.1 with peft 0.21.2, DiffSynth 2.1.12 and mflux",
+            "does not load 28 of 28 layers",
+        ],
+        "dora": [
+            "does not read a DoRA with norms of columns as it is meant (28 layers)"
+        ],
         "lora": ["In mflux 0.24.0 (macOS) it", "as the program skips 4 of 28 layers"],
         "2.1": [],
     }
@@ -184,25 +264,39 @@ def test_the_end_of_a_run_names_the_programs_without_its_whole_effect(
         assert all(reason in lines[0] for reason in reasons)
 
 
-def test_biases_and_zeros_that_comfyui_extracts_are_sound(place: Place, capsys, tmp_path: Path) -> None:
+def test_biases_and_zeros_that_comfyui_extracts_are_sound(
+    place: Place, capsys, tmp_path: Path
+) -> None:
     tensors = load_file(place.folder / "lora.safetensors")
     with_bias(1)(tensors)
-    zeros = {f"diffusion_model.transformer_blocks.0.attn.norm_q.{end}": torch.zeros(4) for end in ("diff", "diff_b")}
+    zeros = {
+        f"diffusion_model.transformer_blocks.0.attn.norm_q.{end}": torch.zeros(4)
+        for end in ("diff", "diff_b")
+    }
     save_file(tensors | zeros, tmp_path / "a.safetensors")
-    assert examine(place, tmp_path / "a.safetensors", capsys, "--model", place.models["own"])["findings"] == []
+    assert (
+        examine(
+            place, tmp_path / "a.safetensors", capsys, "--model", place.models["own"]
+        )["findings"]
+        == []
+    )
 
 
 # ------------------------------------------------------------ broken files
 
 
-def scaled(part: str, factor: float, where: str = "", count: int = 10**6) -> Callable[[Tensors], None]:
+def scaled(
+    part: str, factor: float, where: str = "", count: int = 10**6
+) -> Callable[[Tensors], None]:
     """Multiplies the first `count` tensors whose keys hold these texts."""
 
     def damage(tensors: Tensors) -> None:
         keys = [key for key in sorted(tensors) if part in key and where in key][:count]
         assert keys
         for key in keys:
-            tensors[key] = tensors[key] * factor if factor else torch.zeros_like(tensors[key])
+            tensors[key] = (
+                tensors[key] * factor if factor else torch.zeros_like(tensors[key])
+            )
 
     return damage
 
@@ -216,9 +310,13 @@ def one_value(part: str, value: float) -> Callable[[Tensors], None]:
     return damage
 
 
-def without(part: str, where: str = "", count: int = 10**6) -> Callable[[Tensors], None]:
+def without(
+    part: str, where: str = "", count: int = 10**6
+) -> Callable[[Tensors], None]:
     def damage(tensors: Tensors) -> None:
-        for key in [key for key in sorted(tensors) if part in key and where in key][:count]:
+        for key in [key for key in sorted(tensors) if part in key and where in key][
+            :count
+        ]:
             del tensors[key]
 
     return damage
@@ -238,13 +336,17 @@ def renamed(*pairs: tuple[str, str], only: str = "") -> Callable[[Tensors], None
 def flat(prefix: str) -> Callable[[Tensors], None]:
     def damage(tensors: Tensors) -> None:
         for key in list(tensors):
-            stem, dot, end = key.removeprefix("diffusion_model.").partition(".lora_" if ".lora_" in key else ".alpha")
+            stem, dot, end = key.removeprefix("diffusion_model.").partition(
+                ".lora_" if ".lora_" in key else ".alpha"
+            )
             tensors[prefix + stem.replace(".", "_") + dot + end] = tensors.pop(key)
 
     return damage
 
 
-def mapped(part: str, change: Callable[[Tensor], Tensor], count: int = 10**6) -> Callable[[Tensors], None]:
+def mapped(
+    part: str, change: Callable[[Tensor], Tensor], count: int = 10**6
+) -> Callable[[Tensors], None]:
     def damage(tensors: Tensors) -> None:
         for key in [key for key in sorted(tensors) if part in key][:count]:
             tensors[key] = change(tensors[key]).contiguous()
@@ -279,11 +381,17 @@ def exchanged(where: str) -> Callable[[Tensors], None]:
 def with_text_encoder(tensors: Tensors) -> None:
     for index in range(40):
         for part, shape in (("lora_down", (4, 8)), ("lora_up", (8, 4))):
-            tensors[f"lora_te_text_model_encoder_layers_{index}_mlp_fc1.{part}.weight"] = torch.ones(shape)
-        tensors[f"lora_te_text_model_encoder_layers_{index}_mlp_fc1.alpha"] = torch.tensor(2.0)
+            tensors[
+                f"lora_te_text_model_encoder_layers_{index}_mlp_fc1.{part}.weight"
+            ] = torch.ones(shape)
+        tensors[f"lora_te_text_model_encoder_layers_{index}_mlp_fc1.alpha"] = (
+            torch.tensor(2.0)
+        )
 
 
-def with_bias(value: float, more: int = 0, where: str = "attn.to_q") -> Callable[[Tensors], None]:
+def with_bias(
+    value: float, more: int = 0, where: str = "attn.to_q"
+) -> Callable[[Tensors], None]:
     """Adds a change of the bias of a layer, of its outputs and so many more."""
 
     def damage(tensors: Tensors) -> None:
@@ -306,9 +414,16 @@ class Broken(NamedTuple):
 
 A, B = "lora_A", "lora_B"
 FLUX = (("transformer_blocks", "double_blocks"), ("attn.to_q", "img_attn.qkv"))
-HEADER = {"lora_adapter_metadata": json.dumps({"transformer.r": 4, "transformer.lora_alpha": 8})}
+HEADER = {
+    "lora_adapter_metadata": json.dumps(
+        {"transformer.r": 4, "transformer.lora_alpha": 8}
+    )
+}
 OF_21 = {"modelspec.architecture": "Qwen-Image-2.1/lora"}
-TO_SD = ("transformer_blocks", "down_blocks.1.attentions.0.transformer_blocks"), (".attn.", ".attn1.")
+TO_SD = (
+    ("transformer_blocks", "down_blocks.1.attentions.0.transformer_blocks"),
+    (".attn.", ".attn1."),
+)
 TO_WAN = ("transformer_blocks", "blocks"), ("attn.to", "self_attn"), ("_q", ".q")
 COMFYUI, DIFFUSERS = "--model own --for comfyui", "--model own --for diffusers"
 BROKEN = {
@@ -435,14 +550,23 @@ def test_a_broken_file_is_named_rightly(
     )
     tensors = load_file(source)
     case.damage(tensors)
-    metadata = {} if case.flags == "" else {k: str(v) for k, v in read_metadata(source).items()}
+    metadata = (
+        {}
+        if case.flags == ""
+        else {k: str(v) for k, v in read_metadata(source).items()}
+    )
     save_file(tensors, tmp_path / "a.safetensors", {**metadata, **case.metadata})
     flags = [place.models.get(flag, flag) for flag in case.flags.split()]
     told = examine(place, tmp_path / "a.safetensors", capsys, *flags)
     assert checks(told) == {case.check} | ALSO.get(name, set()), told["findings"]
 
 
-NAMES = {"flux": "FLUX.1", "flux as diffusers has it": "FLUX.1", "sdxl": "Stable Diffusion", "wan": "Wan"}
+NAMES = {
+    "flux": "FLUX.1",
+    "flux as diffusers has it": "FLUX.1",
+    "sdxl": "Stable Diffusion",
+    "wan": "Wan",
+}
 """Of `other_model` -> the model that is named."""
 
 
@@ -466,10 +590,18 @@ def test_the_end_of_a_run_and_inspect_say_the_first_line(
         (tmp_path / "job.json").write_text(json.dumps(job))
         said.clear()
         run_job(tmp_path / "job.json")
-        assert any("nearly zero" in line and f"job_{name}.safetensors: " in line for line in said) == told
+        assert (
+            any(
+                "nearly zero" in line and f"job_{name}.safetensors: " in line
+                for line in said
+            )
+            == told
+        )
         capsys.readouterr()
         run_tool("inspect", [place.folder / f"{name}.safetensors"])
-        assert ("wrong: All 28 layers are nearly zero" in capsys.readouterr().out) == told
+        assert (
+            "wrong: All 28 layers are nearly zero" in capsys.readouterr().out
+        ) == told
 
 
 def test_layers_of_several_ranks_may_have_one_alpha(
@@ -481,15 +613,34 @@ def test_layers_of_several_ranks_may_have_one_alpha(
         copies = {"lora_A": (8, 1), "lora_B": (1, 8)}.get(key.split(".")[-2])
         tensors[key] = tensors[key].repeat(*copies) if copies else tensors[key]
     save_file(tensors, tmp_path / "a.safetensors")
-    assert checks(examine(place, tmp_path / "a.safetensors", capsys, "--model", place.models["own"])) == set()
+    assert (
+        checks(
+            examine(
+                place,
+                tmp_path / "a.safetensors",
+                capsys,
+                "--model",
+                place.models["own"],
+            )
+        )
+        == set()
+    )
 
 
 def test_a_hole_among_the_blocks_of_any_trainer_is_told(
     tmp_path: Path, place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of the published 60 blocks one lacks a layer; the blocks from 20 to 39, or all but the first, may be meant so."""
-    for blocks, is_whole in ((set(range(60)) - {17}, False), (set(range(20, 40)), True), (set(range(1, 60)), True)):
-        stems = [f"transformer.transformer_blocks.{block}.attn.to_q" for block in sorted(blocks)]
+    """Of the published 60 blocks one lacks a layer; the blocks from 20 to 39, or all
+    but the first, may be meant so."""
+    for blocks, is_whole in (
+        (set(range(60)) - {17}, False),
+        (set(range(20, 40)), True),
+        (set(range(1, 60)), True),
+    ):
+        stems = [
+            f"transformer.transformer_blocks.{block}.attn.to_q"
+            for block in sorted(blocks)
+        ]
         save_file(
             {f"{stem}.lora_{side}.weight": torch.ones(*shape) / 99
              for stem in stems for side, shape in (("A", (1, 3072)), ("B", (3072, 1)))},
@@ -499,42 +650,85 @@ def test_a_hole_among_the_blocks_of_any_trainer_is_told(
         assert checks(told) == (set() if is_whole else {"missing"}), told["findings"]
 
 
-@pytest.mark.parametrize("flags", [["no.safetensors"], ["text.safetensors"], ["lora.safetensors", "--model", "."]])
-def test_bad_input_is_refused_before_anything_is_read(place: Place, run_py: Callable, flags: list[str]) -> None:
+@pytest.mark.parametrize(
+    "flags",
+    [["no.safetensors"], ["text.safetensors"], ["lora.safetensors", "--model", "."]],
+)
+def test_bad_input_is_refused_before_anything_is_read(
+    place: Place, run_py: Callable, flags: list[str]
+) -> None:
     (place.folder / "text.safetensors").write_text("no tensors")
     result = run_py("doctor", *flags, cwd=place.folder)
-    assert (result.returncode == 2 and flags[0] in result.stderr) or "holds no model_index.json" in result.stderr
+    assert (
+        result.returncode == 2 and flags[0] in result.stderr
+    ) or "holds no model_index.json" in result.stderr
 
 
 # ------------------------------------------------------------ rounding
 
 
 @pytest.mark.parametrize("base", ["fp8", "fp8_rows", "int8", "int4", "nvfp4"])
-@pytest.mark.parametrize(("kind", "strength"), [("lora", 1.0), ("lora", 0.03), ("dora", 1.0)])
+@pytest.mark.parametrize(
+    ("kind", "strength"), [("lora", 1.0), ("lora", 0.03), ("dora", 1.0)]
+)
 def test_the_loss_that_is_told_is_that_of_merging(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], base: str, kind: str, strength: float
+    place: Place,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    base: str,
+    kind: str,
+    strength: float,
 ) -> None:
-    """The weights of a model are quantized, `run.py merge` merges into them, and the result is quantized."""
+    """The weights of a model are quantized, `run.py merge` merges into them, and the
+    result is quantized."""
     tensors = load_file(place.folder / f"{kind}.safetensors")
     scaled("lora_B", strength)(tensors)
     save_file(tensors, tmp_path / "a.safetensors")
-    told = examine(place, tmp_path / "a.safetensors", capsys, "--model", place.models["own"], "--base-dtype", base)
+    told = examine(
+        place,
+        tmp_path / "a.safetensors",
+        capsys,
+        "--model",
+        place.models["own"],
+        "--base-dtype",
+        base,
+    )
     quantized = shutil.copytree(place.models["own"], tmp_path / "quantized")
     layers = {f"{name}.weight" for name in told["rounding"]["by_layer"]}
     assert len(layers) == 28
     for file in (quantized / "transformer").glob("*.safetensors"):
         weights = {k: t.float() for k, t in load_file(file).items()}
-        save_file({k: as_stored(t, base) if k in layers else t for k, t in weights.items()}, file)
-    run_tool("merge", ["--base", quantized, "--lora", tmp_path / "a.safetensors", "--output", tmp_path / "merged"])
+        save_file(
+            {k: as_stored(t, base) if k in layers else t for k, t in weights.items()},
+            file,
+        )
+    run_tool(
+        "merge",
+        [
+            "--base",
+            quantized,
+            "--lora",
+            tmp_path / "a.safetensors",
+            "--output",
+            tmp_path / "merged",
+        ],
+    )
     before, after = (
-        {k: t for file in (folder / "transformer").glob("*.safetensors") for k, t in load_file(file).items()}
+        {
+            k: t
+            for file in (folder / "transformer").glob("*.safetensors")
+            for k, t in load_file(file).items()
+        }
         for folder in (quantized, tmp_path / "merged")
     )
     inner = meant = 0.0
     for name in layers:
         change = (after[name] - before[name]).double()
         left = (as_stored(after[name], base) - before[name]).double()
-        inner, meant = inner + float((left * change).sum()), meant + float(change.square().sum())
+        inner, meant = (
+            inner + float((left * change).sum()),
+            meant + float(change.square().sum()),
+        )
     assert told["rounding"]["measured"] is True
     assert told["rounding"]["lost"] == pytest.approx(1 - inner / meant, abs=2e-3)
 
@@ -546,8 +740,13 @@ def as_stored(weight: Tensor, base: str) -> Tensor:
 
         whole = float(weight.abs().max()) / (6 * 448)
         blocks = weight.reshape(-1, 16)
-        scale = (blocks.abs().amax(1, keepdim=True) / 6 / whole).to(torch.float8_e4m3fn).float() * whole
-        values = sorted({sign * m * 2.0**e for sign in (-1, 1) for e in (0, 1, 2) for m in (1, 1.5)} | {0.0, 0.5, -0.5})
+        scale = (blocks.abs().amax(1, keepdim=True) / 6 / whole).to(
+            torch.float8_e4m3fn
+        ).float() * whole
+        values = sorted(
+            {sign * m * 2.0**e for sign in (-1, 1) for e in (0, 1, 2) for m in (1, 1.5)}
+            | {0.0, 0.5, -0.5}
+        )
         values = torch.tensor([value for value in values if math.fabs(value) <= 6])
         nearest = ((blocks / scale)[..., None] - values).abs().argmin(-1)
         return (values[nearest] * scale).view(weight.shape)
@@ -564,20 +763,41 @@ def as_stored(weight: Tensor, base: str) -> Tensor:
         ("int4", 3e-5),
         *(
             pytest.param(*row, marks=pytest.mark.slow)
-            for row in (("fp8", 3e-5), ("fp8", 3e-4), ("fp8_rows", 3e-5), ("nvfp4", 3e-4))
+            for row in (
+                ("fp8", 3e-5),
+                ("fp8", 3e-4),
+                ("fp8_rows", 3e-5),
+                ("nvfp4", 3e-4),
+            )
         ),
     ],
 )
 def test_the_loss_is_predicted_without_the_weights(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], base: str, strength: float
+    place: Place,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    base: str,
+    strength: float,
 ) -> None:
-    """On weights as large as they are taken to be; the file is of the published width."""
+    """On weights as large as they are taken to be; the file is of the published
+    width."""
     generator = torch.Generator().manual_seed(0)
-    up, down = (torch.randn(*shape, generator=generator) for shape in ((3072, 4), (4, 3072)))
+    up, down = (
+        torch.randn(*shape, generator=generator) for shape in ((3072, 4), (4, 3072))
+    )
     stem = "diffusion_model.transformer_blocks.5.attn.to_q"
-    parts = {"lora_A.weight": down, "lora_B.weight": strength * up, "alpha": torch.tensor(4.0)}
-    save_file({f"{stem}.{name}": part for name, part in parts.items()}, tmp_path / "a.safetensors")
-    told = examine(place, tmp_path / "a.safetensors", capsys, "--base-dtype", base)["rounding"]
+    parts = {
+        "lora_A.weight": down,
+        "lora_B.weight": strength * up,
+        "alpha": torch.tensor(4.0),
+    }
+    save_file(
+        {f"{stem}.{name}": part for name, part in parts.items()},
+        tmp_path / "a.safetensors",
+    )
+    told = examine(place, tmp_path / "a.safetensors", capsys, "--base-dtype", base)[
+        "rounding"
+    ]
     weight = torch.randn(3072, 3072, generator=generator) / 3072**0.5
     measured = rounding(weight, lambda _: strength * up @ down, base)
     assert told["measured"] is False

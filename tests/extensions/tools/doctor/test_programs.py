@@ -1,4 +1,5 @@
-"""`doctor --for PROGRAM` against the matrix: what each program was seen to do with the files of every writer."""
+"""`doctor --for PROGRAM` against the matrix: what each program was seen to do with the
+files of every writer."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from toolkit.networks.adapter_settings import CONFIG_FILE
 from toolkit.networks.lora_formats import read_tensors
 from toolkit.networks.programs import PROGRAMS, findings_for
 
-MATRIX = json.loads((ROOT / "tests" / "golden" / "interop.json").read_text(encoding="utf-8"))
+MATRIX = json.loads(
+    (ROOT / "tests" / "golden" / "interop.json").read_text(encoding="utf-8")
+)
 CASES = [case for case in MATRIX["cases"] if case["strength_in_file"]]
 """Files that hold all of their strength: what is nowhere in a file nobody can tell."""
 
@@ -29,51 +32,77 @@ READER_OF = {
     "simpletuner": "simpletuner",
     "musubi": "musubi",
 }
-"""Program of `--for` -> its reader in the matrix. Of Nunchaku there is none: it needs a GPU."""
+"""Program of `--for` -> its reader in the matrix. Of Nunchaku there is none: it needs a
+GPU."""
 
 
 DAMAGED = {"spelled_kohya_none": "alpha_lost"}
-"""Files that doctor takes for damaged whatever the program: no trainer writes kohya's names without an alpha."""
+"""Files that doctor takes for damaged whatever the program: no trainer writes kohya's
+names without an alpha."""
 
 
 @pytest.mark.parametrize("program", READER_OF)
-def test_a_file_is_sound_for_a_program_exactly_where_that_applies_it_as_it_is_meant(program: str) -> None:
+def test_a_file_is_sound_for_a_program_exactly_where_that_applies_it_as_it_is_meant(
+    program: str,
+) -> None:
     wrong = {}
     for case in CASES:
         tensors, metadata = rebuild(case), metadata_of(case)
         if "adapter_config" in case:
             metadata[CONFIG_FILE] = json.dumps(case["adapter_config"])
-        found = [one for one in findings_for(PROGRAMS[program], tensors, metadata) if one.severity == "error"]
+        found = [
+            one
+            for one in findings_for(PROGRAMS[program], tensors, metadata)
+            if one.severity == "error"
+        ]
         seen = case["cells"][READER_OF[program]]
         if case["name"] in DAMAGED:
             assert DAMAGED[case["name"]] in [one.check for one in found]
         elif (not found) != (seen[0] == "exact"):
-            wrong[f"{case['model']} {case['name']}"] = (seen[:3], [one.check for one in found])
+            wrong[f"{case['model']} {case['name']}"] = (
+                seen[:3],
+                [one.check for one in found],
+            )
     assert wrong == {}
     assert len(CASES) >= 100
 
 
 OWN = {
     "lora": {".lora_A.weight": (4, 64), ".lora_B.weight": (64, 4)},
-    "loha": {".hada_w1_a": (64, 4), ".hada_w1_b": (4, 64), ".hada_w2_a": (64, 4), ".hada_w2_b": (4, 64)},
+    "loha": {
+        ".hada_w1_a": (64, 4),
+        ".hada_w1_b": (4, 64),
+        ".hada_w2_a": (64, 4),
+        ".hada_w2_b": (4, 64),
+    },
     "lokr": {".lokr_w1": (4, 4), ".lokr_w2": (16, 16)},
-    "dora": {".lora_A.weight": (4, 64), ".lora_B.weight": (64, 4), ".dora_scale": (1, 64)},
+    "dora": {
+        ".lora_A.weight": (4, 64),
+        ".lora_B.weight": (64, 4),
+        ".dora_scale": (1, 64),
+    },
     "diag-oft": {".oft_blocks": (8, 8, 8)},
 }
 
 
 @pytest.mark.parametrize("kind", OWN)
 @pytest.mark.parametrize("program", READER_OF)
-def test_what_doctor_says_to_do_makes_the_program_load_the_file(program: str, kind: str, tmp_path: Path) -> None:
+def test_what_doctor_says_to_do_makes_the_program_load_the_file(
+    program: str, kind: str, tmp_path: Path
+) -> None:
     stem = "base_model.model.transformer_blocks.0.attn.to_q"
     torch.manual_seed(0)
-    tensors = {stem + end: 0.1 * torch.randn(shape) for end, shape in OWN[kind].items()} | {
-        f"{stem}.alpha": torch.tensor(4.0)
-    }
-    file, lora, out = (tmp_path / f"{name}.safetensors" for name in ("file", "lora", "out"))
+    tensors = {
+        stem + end: 0.1 * torch.randn(shape) for end, shape in OWN[kind].items()
+    } | {f"{stem}.alpha": torch.tensor(4.0)}
+    file, lora, out = (
+        tmp_path / f"{name}.safetensors" for name in ("file", "lora", "out")
+    )
     save_file(tensors, file)
     found = findings_for(PROGRAMS[program], tensors, {})
-    remedies = " ".join(one.remedy for one in found if one.check in ("not_loaded", "dora"))
+    remedies = " ".join(
+        one.remedy for one in found if one.check in ("not_loaded", "dora")
+    )
     if "run.py merge" in remedies:
         assert kind in ("dora", "diag-oft")
         return
@@ -82,4 +111,8 @@ def test_what_doctor_says_to_do_makes_the_program_load_the_file(program: str, ki
     form = re.search(r"run\.py convert (FILE|LORA) OUT --to (\w+)\.", remedies)
     assert form
     run_tool("convert", [file if form[1] == "FILE" else lora, out, "--to", form[2]])
-    assert not [one for one in findings_for(PROGRAMS[program], *read_tensors(out)) if one.severity == "error"]
+    assert not [
+        one
+        for one in findings_for(PROGRAMS[program], *read_tensors(out))
+        if one.severity == "error"
+    ]

@@ -1,4 +1,5 @@
-"""`generate` on the tiny models: pictures, what is written into them, and what is refused."""
+"""`generate` on the tiny models: pictures, what is written into them, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -21,7 +22,12 @@ from extensions.tools.generate.config import GenerateConfig
 from extensions.tools.shared import generation
 from extensions.tools.shared.image_files import read_settings
 from tests.conftest import ROOT, child_environment
-from tests.diffusers_reference import PIPELINE_MODULE, REFERENCES, drawn_by_pipeline, psnr
+from tests.diffusers_reference import (
+    PIPELINE_MODULE,
+    REFERENCES,
+    drawn_by_pipeline,
+    psnr,
+)
 from tests.failing_programs import ERRORS, NAME, programs
 from tests.findings import warnings
 from tests.measured import at_least
@@ -42,13 +48,18 @@ SMALL = "--width 64 --height 64 --steps 2 --dtype float32 --device cpu --match-t
 
 
 @pytest.fixture
-def generate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], list[Path]]:
-    """Runs a command in `tmp_path` in this process; returns the pictures in `out`, the newest last."""
+def generate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[str], list[Path]]:
+    """Runs a command in `tmp_path` in this process; returns the pictures in `out`, the
+    newest last."""
     monkeypatch.chdir(tmp_path)
 
     def generate(line: str) -> list[Path]:
         run_tool("generate", shlex.split(line))
-        return sorted((tmp_path / "out").glob("*"), key=lambda path: path.stat().st_mtime_ns)
+        return sorted(
+            (tmp_path / "out").glob("*"), key=lambda path: path.stat().st_mtime_ns
+        )
 
     return generate
 
@@ -57,16 +68,29 @@ def write_lora(model: Path, path: Path, seed: int = 1) -> Path:
     """A LoRA that is plainly seen, for two layers of a model."""
     layers = family_for(ModelConfig(name_or_path=str(model))).linear_layers(model)
     tensors, random = {}, torch.Generator().manual_seed(seed)
-    for name in [name for name in layers if name.endswith(("attn.to_q", "attn.to_v", "img_mod.1"))]:
+    for name in [
+        name
+        for name in layers
+        if name.endswith(("attn.to_q", "attn.to_v", "img_mod.1"))
+    ]:
         inputs, outputs = layers[name]
-        tensors[f"diffusion_model.{name}.lora_A.weight"] = torch.randn(4, inputs, generator=random)
-        tensors[f"diffusion_model.{name}.lora_B.weight"] = torch.randn(outputs, 4, generator=random) / inputs**0.5
+        tensors[f"diffusion_model.{name}.lora_A.weight"] = torch.randn(
+            4, inputs, generator=random
+        )
+        tensors[f"diffusion_model.{name}.lora_B.weight"] = (
+            torch.randn(outputs, 4, generator=random) / inputs**0.5
+        )
     save_file(tensors, path)
     return path
 
 
 def test_a_picture_is_that_of_the_pipeline_and_is_made_again_from_itself(
-    generate, unit_gain_model: Path, unit_gain_pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said
+    generate,
+    unit_gain_model: Path,
+    unit_gain_pipeline,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    said,
 ) -> None:
     monkeypatch.setattr(f"{PIPELINE_MODULE}.VAE_IMAGE_SIZE", 96 * 64)
     asked = (
@@ -76,17 +100,24 @@ def test_a_picture_is_that_of_the_pipeline_and_is_made_again_from_itself(
     (path,) = generate(asked)
     with Image.open(path) as ours:
         ours.load()
-    same = SamplePrompt("a cup of coffee", "blurry", Size(96, 64), 7, 4.0, 3, REFERENCES[:1])
+    same = SamplePrompt(
+        "a cup of coffee", "blurry", Size(96, 64), 7, 4.0, 3, REFERENCES[:1]
+    )
     theirs = drawn_by_pipeline(unit_gain_pipeline, same)
     at_least("generate, 1 reference, dB", psnr(ours, theirs), 60)
     assert re.fullmatch(r"a-cup-of-coffee_7_[0-9a-f]{10}\.png", path.name)
 
     prompt, negative, values = ours.text["parameters"].splitlines()
     assert (prompt, negative) == ("a cup of coffee", "Negative prompt: blurry")
-    assert values.startswith("Steps: 3, Sampler: Euler, CFG scale: 4, Seed: 7, Size: 96x64, Model hash: ")
+    assert values.startswith(
+        "Steps: 3, Sampler: Euler, CFG scale: 4, Seed: 7, Size: 96x64, Model hash: "
+    )
 
     before = path.read_bytes()
-    assert generate(asked) == [path] and "1 of these images exist in out already" in said[-1]
+    assert (
+        generate(asked) == [path]
+        and "1 of these images exist in out already" in said[-1]
+    )
     # Elsewhere, from the picture alone; then with another seed.
     generate(f"--like {path} --output again")
     (again,) = (tmp_path / "again").iterdir()
@@ -105,27 +136,50 @@ def test_a_picture_is_that_of_the_pipeline_and_is_made_again_from_itself(
 def test_a_size_that_the_model_cannot_draw_is_told(tiny_model: Path) -> None:
     """As a job's `sample` tells it."""
     model = {"name_or_path": str(tiny_model)}
-    section = GenerateConfig(type="generate", model=model, prompt=("a", "b --w 100"), width=130, height=128)
+    section = GenerateConfig(
+        type="generate", model=model, prompt=("a", "b --w 100"), width=130, height=128
+    )
     assert [(one.key[0], one.message) for one in warnings(section)][:2] == [
-        ("width", "the model cannot generate 130 pixels; images will be generated at 128."),
-        ("prompt", "the model cannot generate 100 pixels; images will be generated at 96."),
+        (
+            "width",
+            "the model cannot generate 130 pixels; images will be generated at 128.",
+        ),
+        (
+            "prompt",
+            "the model cannot generate 100 pixels; images will be generated at 96.",
+        ),
     ]
 
 
-def test_a_distilled_model_is_sampled_at_its_noise_levels(generate, tmp_path: Path) -> None:
-    """Other steps resample them, and are made again from the picture; both, and guidance, are warned of."""
+def test_a_distilled_model_is_sampled_at_its_noise_levels(
+    generate, tmp_path: Path
+) -> None:
+    """Other steps resample them, and are made again from the picture; both, and
+    guidance, are warned of."""
     write_tiny_model(tmp_path / "model", TinySpec(arch="qwen_image_2"))
     index = tmp_path / "model" / "model_index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"sample_sigmas": [1.0, 0.7]}))
-    asked = "--model model --prompt coffee --width 64 --height 64 --device cpu --output out"
+    index.write_text(
+        json.dumps(json.loads(index.read_text()) | {"sample_sigmas": [1.0, 0.7]})
+    )
+    asked = (
+        "--model model --prompt coffee --width 64 --height 64 --device cpu --output out"
+    )
     first = generate(asked)[-1]
     assert read_settings(first)["levels"] == [1.0, 0.7]
     assert generate(f"{asked} --steps 2")[-1] == first
     second = generate(f"{asked} --steps 3 --cfg 1.5")[-1]
     assert read_settings(second)["levels"] == pytest.approx([1.0, 0.85, 0.7])
     model = {"name_or_path": "model"}
-    assert not warnings(GenerateConfig(type="generate", model=model, prompt=("a --s 2 --l 1",), steps=2, cfg=1))
-    told = warnings(GenerateConfig(type="generate", model=model, prompt=("a --s 4 --l 4",), steps=3, cfg=1.5))
+    assert not warnings(
+        GenerateConfig(
+            type="generate", model=model, prompt=("a --s 2 --l 1",), steps=2, cfg=1
+        )
+    )
+    told = warnings(
+        GenerateConfig(
+            type="generate", model=model, prompt=("a --s 4 --l 4",), steps=3, cfg=1.5
+        )
+    )
     assert [(one.key[0], one.message.partition(" for ")[0]) for one in told] == [
         ("steps", "3: Qwen-Image-2.1-Turbo is distilled"),
         ("cfg", "1.5: Qwen-Image-2.1-Turbo is distilled"),
@@ -138,11 +192,21 @@ def test_a_distilled_model_is_sampled_at_its_noise_levels(generate, tmp_path: Pa
     assert (again.name, again.read_bytes()) == (second.name, second.read_bytes())
 
 
-def test_a_bias_that_the_model_lacks_is_told_with_its_file(generate, tmp_path: Path) -> None:
+def test_a_bias_that_the_model_lacks_is_told_with_its_file(
+    generate, tmp_path: Path
+) -> None:
     write_tiny_model(tmp_path / "model", TinySpec(arch="qwen_image_2"))
-    save_file({"diffusion_model.img_in.diff_b": torch.ones(64)}, tmp_path / "biased.safetensors")
-    asked = "--model model --prompt coffee --width 64 --height 64 --device cpu --output out"
-    with pytest.raises(UserError, match=r"^biased\.safetensors: the bias of img_in is changed\. This model has none"):
+    save_file(
+        {"diffusion_model.img_in.diff_b": torch.ones(64)},
+        tmp_path / "biased.safetensors",
+    )
+    asked = (
+        "--model model --prompt coffee --width 64 --height 64 --device cpu --output out"
+    )
+    with pytest.raises(
+        UserError,
+        match=r"^biased\.safetensors: the bias of img_in is changed\. This model has none",
+    ):
         generate(f"{asked} --lora biased.safetensors")
 
 
@@ -150,54 +214,95 @@ def test_a_bias_that_the_model_lacks_is_told_with_its_file(generate, tmp_path: P
     "quantized",
     [
         pytest.param(False, id="whole"),
-        pytest.param(True, id="int8, a swapped block, the modulation in a table", marks=pytest.mark.slow),
+        pytest.param(
+            True,
+            id="int8, a swapped block, the modulation in a table",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_loras_change_the_picture_as_merged_ones_do(
     generate, unit_gain_model: Path, tmp_path: Path, quantized: bool
 ) -> None:
-    a, b = (write_lora(unit_gain_model, tmp_path / f"{name}.safetensors", seed) for seed, name in ((1, "a"), (2, "b")))
+    a, b = (
+        write_lora(unit_gain_model, tmp_path / f"{name}.safetensors", seed)
+        for seed, name in ((1, "a"), (2, "b"))
+    )
     how = "--quantize --blocks-to-swap 1 --modulation-table true" if quantized else ""
     keys = f"--model {unit_gain_model} --prompt coffee {SMALL} {how}"
     plain = Image.open(generate(keys)[-1])
-    with_loras = Image.open(generate(f"{keys} --lora a.safetensors:0.5 b.safetensors:-1")[-1])
+    with_loras = Image.open(
+        generate(f"{keys} --lora a.safetensors:0.5 b.safetensors:-1")[-1]
+    )
     assert psnr(with_loras, plain) < 40
-    assert with_loras.text["parameters"].startswith("coffee <lora:a:0.5> <lora:b:-1>\nNegative prompt: \nSteps: 2, ")
+    assert with_loras.text["parameters"].startswith(
+        "coffee <lora:a:0.5> <lora:b:-1>\nNegative prompt: \nSteps: 2, "
+    )
     nothing = Image.open(generate(f"{keys} --lora a.safetensors:0")[-1])
     assert psnr(nothing, plain) == math.inf
     # The trainer's own way to use them: merged before the weights are quantized.
     model = ModelConfig.model_validate(
         {
             "name_or_path": str(unit_gain_model),
-            "base_loras": [{"path": str(a), "multiplier": 0.5}, {"path": str(b), "multiplier": -1}],
+            "base_loras": [
+                {"path": str(a), "multiplier": 0.5},
+                {"path": str(b), "multiplier": -1},
+            ],
             "model_kwargs": {"match_target_res": True},
             "quantize": quantized,
         }
     )
     config = GenerateConfig(
-        type="generate", model=model, prompt=("coffee",), output="merged", width=64, height=64, steps=2, dtype="float32"
+        type="generate",
+        model=model,
+        prompt=("coffee",),
+        output="merged",
+        width=64,
+        height=64,
+        steps=2,
+        dtype="float32",
     )
     maker = generation.PictureMaker(config, [])
     maker.make([maker.picture(config.items()[0], 42, 4.0)])
     (merged,) = (tmp_path / "merged").iterdir()
     # Quantized, the change is in the rounding of the one and beside that of the other.
     least = 40 if quantized else 60
-    at_least(f"LoRAs beside the model, quantized {quantized}, dB", psnr(with_loras, Image.open(merged)), least)
+    at_least(
+        f"LoRAs beside the model, quantized {quantized}, dB",
+        psnr(with_loras, Image.open(merged)),
+        least,
+    )
 
 
 def write_multiplied(model: Path, path: Path, kind: str) -> Path:
-    """An OFT of LyCORIS, or a GLoRA, that is plainly seen, for the layers of `write_lora`."""
+    """An OFT of LyCORIS, or a GLoRA, that is plainly seen, for the layers of
+    `write_lora`."""
     layers = family_for(ModelConfig(name_or_path=str(model))).linear_layers(model)
     tensors, random = {}, torch.Generator().manual_seed(1)
-    for name in [name for name in layers if name.endswith(("attn.to_q", "attn.to_v", "img_mod.1"))]:
+    for name in [
+        name
+        for name in layers
+        if name.endswith(("attn.to_q", "attn.to_v", "img_mod.1"))
+    ]:
         inputs, outputs = layers[name]
         stem = f"lycoris_{name.replace('.', '_')}"
         if kind == "oft":
-            tensors[f"{stem}.oft_blocks"] = torch.randn(outputs // 8, 8, 8, generator=random) / 4
-            tensors[f"{stem}.rescale"] = 1 + 0.2 * torch.randn(outputs, 1, generator=random)
+            tensors[f"{stem}.oft_blocks"] = (
+                torch.randn(outputs // 8, 8, 8, generator=random) / 4
+            )
+            tensors[f"{stem}.rescale"] = 1 + 0.2 * torch.randn(
+                outputs, 1, generator=random
+            )
             continue
-        for part, shape in (("a1", (inputs, 4)), ("a2", (4, inputs)), ("b1", (outputs, 4)), ("b2", (4, inputs))):
-            tensors[f"{stem}.{part}.weight"] = torch.randn(shape, generator=random) / shape[-1] ** 0.5
+        for part, shape in (
+            ("a1", (inputs, 4)),
+            ("a2", (4, inputs)),
+            ("b1", (outputs, 4)),
+            ("b2", (4, inputs)),
+        ):
+            tensors[f"{stem}.{part}.weight"] = (
+                torch.randn(shape, generator=random) / shape[-1] ** 0.5
+            )
     save_file(tensors, path)
     return path
 
@@ -217,28 +322,59 @@ def test_a_file_that_multiplies_the_weights_changes_the_picture_as_the_merged_mo
     how = "--quantize --blocks-to-swap 1" if quantized else ""
     keys = f"--prompt coffee {SMALL} {how}"
     plain = Image.open(generate(f"--model {unit_gain_model} {keys}")[-1])
-    beside = Image.open(generate(f"--model {unit_gain_model} {keys} --lora {file.name}:0.8")[-1])
+    beside = Image.open(
+        generate(f"--model {unit_gain_model} {keys} --lora {file.name}:0.8")[-1]
+    )
     assert psnr(beside, plain) < 40
-    run_tool("merge", ["--base", unit_gain_model, "--lora", f"{file}:0.8", "--output", "merged", "--dtype", "float32"])
+    run_tool(
+        "merge",
+        [
+            "--base",
+            unit_gain_model,
+            "--lora",
+            f"{file}:0.8",
+            "--output",
+            "merged",
+            "--dtype",
+            "float32",
+        ],
+    )
     merged = Image.open(generate(f"--model merged {keys}")[-1])
-    at_least(f"{kind} beside the model, quantized {quantized}, dB", psnr(beside, merged), 40 if quantized else 60)
+    at_least(
+        f"{kind} beside the model, quantized {quantized}, dB",
+        psnr(beside, merged),
+        40 if quantized else 60,
+    )
 
 
 def test_prompts_of_a_file_and_of_standard_input_have_flags(
     generate, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said
 ) -> None:
-    (tmp_path / "lines.txt").write_text("# mine\n\na large one --w 96 --d 3\n-- not a flag --n dark --l 2\n")
-    (tmp_path / "sample.yaml").write_text("samples: [{prompt: 'of [trigger]', seed: 5}]\nsample_steps: 1\nwidth: 80\n")
+    (tmp_path / "lines.txt").write_text(
+        "# mine\n\na large one --w 96 --d 3\n-- not a flag --n dark --l 2\n"
+    )
+    (tmp_path / "sample.yaml").write_text(
+        "samples: [{prompt: 'of [trigger]', seed: 5}]\nsample_steps: 1\nwidth: 80\n"
+    )
     monkeypatch.setattr(
-        "sys.stdin", io.StringIO("typed in --d 9\n\n# nothing\nwrong --w wide\nx --ci no.png\nlast --w 80\n")
+        "sys.stdin",
+        io.StringIO(
+            "typed in --d 9\n\n# nothing\nwrong --w wide\nx --ci no.png\nlast --w 80\n"
+        ),
     )
     kept: list[tuple[str, ...]] = []
     unload = "toolkit.models.qwen_image.model.QwenImageModel.unload_encoders"
     monkeypatch.setattr(unload, lambda model, keep=(): kept.append(tuple(keep)))
     loads: list[str] = []
     load_part = QwenImageModel.load_part
-    monkeypatch.setattr(QwenImageModel, "load_part", lambda model, name: loads.append(name) or load_part(model, name))
-    files = generate(f"--model {tiny_model} --prompts lines.txt --seed 1 2 --interactive {SMALL}")
+    monkeypatch.setattr(
+        QwenImageModel,
+        "load_part",
+        lambda model, name: loads.append(name) or load_part(model, name),
+    )
+    files = generate(
+        f"--model {tiny_model} --prompts lines.txt --seed 1 2 --interactive {SMALL}"
+    )
     found = list(map(read_settings, files))
     assert [(s["prompt"], s["seed"], s["width"], s["cfg"]) for s in found] == [
         ("-- not a flag", 1, 64, 2.0),
@@ -252,10 +388,23 @@ def test_prompts_of_a_file_and_of_standard_input_have_flags(
     assert loads.count("text_encoder") == 1, "it stays for what is typed in"
     assert any("'wide' is not a whole number" in line for line in said)
     assert any("'no.png' is not a file" in line for line in said)
-    generate(f"--model {tiny_model} --prompts sample.yaml --trigger-word yaml {SMALL.replace('--steps 2', '')}")
-    (of_yaml,) = [s for s in map(read_settings, (tmp_path / "out").iterdir()) if s["prompt"] == "of yaml"]
-    assert (of_yaml["seed"], of_yaml["steps"], of_yaml["width"], of_yaml["height"]) == (5, 1, 80, 64)
-    assert kept == [("vae",)], "the text encoder is freed before the transformer is loaded"
+    generate(
+        f"--model {tiny_model} --prompts sample.yaml --trigger-word yaml {SMALL.replace('--steps 2', '')}"
+    )
+    (of_yaml,) = [
+        s
+        for s in map(read_settings, (tmp_path / "out").iterdir())
+        if s["prompt"] == "of yaml"
+    ]
+    assert (of_yaml["seed"], of_yaml["steps"], of_yaml["width"], of_yaml["height"]) == (
+        5,
+        1,
+        80,
+        64,
+    )
+    assert kept == [("vae",)], (
+        "the text encoder is freed before the transformer is loaded"
+    )
     assert loads.count("text_encoder") == 1, "it was not loaded whole"
 
 
@@ -280,15 +429,26 @@ def test_a_stop_keeps_what_is_made_and_the_next_start_makes_the_rest(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(COMPILER is None, reason="compiles the device that stands in for CUDA, and finds no c++")
-@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own")
-def test_a_gpu_gets_swapped_blocks_and_loras_where_it_computes(generate, tmp_path: Path, write_job) -> None:
+@pytest.mark.skipif(
+    COMPILER is None,
+    reason="compiles the device that stands in for CUDA, and finds no c++",
+)
+@pytest.mark.skipif(
+    torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own"
+)
+def test_a_gpu_gets_swapped_blocks_and_loras_where_it_computes(
+    generate, tmp_path: Path, write_job
+) -> None:
     model = tmp_path / "model"
     write_tiny_model(model, TinySpec(layers=4))
     write_lora(model, tmp_path / "lora.safetensors")
     line = f"--model {model} --prompt coffee --lora lora.safetensors {SMALL} --reference {REFERENCES[0]}"
     (here,) = generate(f"{line} --quantize --blocks-to-swap 3 --low-vram")
-    keys = {key: value for key, value in read_settings(here).items() if key in ("prompt", "width", "height", "steps")}
+    keys = {
+        key: value
+        for key, value in read_settings(here).items()
+        if key in ("prompt", "width", "height", "steps")
+    }
     job = write_job(
         {
             "type": "generate",
@@ -303,13 +463,26 @@ def test_a_gpu_gets_swapped_blocks_and_loras_where_it_computes(generate, tmp_pat
     )
     command = [sys.executable, "-m", "tests.stand_in_cuda", str(job)]
     environment = child_environment({"PYTHONPATH": str(ROOT)})
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     (there,) = (tmp_path / "there").iterdir()
-    at_least("generate on the stand-in device, dB", psnr(Image.open(there), Image.open(here)), 50)
+    at_least(
+        "generate on the stand-in device, dB",
+        psnr(Image.open(there), Image.open(here)),
+        50,
+    )
 
 
-def test_latents_are_kept_and_decoded_to_the_same_image(generate, tiny_model: Path, tmp_path: Path, said) -> None:
+def test_latents_are_kept_and_decoded_to_the_same_image(
+    generate, tiny_model: Path, tmp_path: Path, said
+) -> None:
     keys = f"--model {tiny_model} --prompt coffee {SMALL}"
     (plain,) = generate(keys)
     image, latents = generate(f"{keys} --output_type latent_images")
@@ -318,20 +491,33 @@ def test_latents_are_kept_and_decoded_to_the_same_image(generate, tiny_model: Pa
     assert image == plain and latents.name == f"{plain.stem}.safetensors"
     before = latents.stat().st_mtime_ns
     generate(f"{keys} --output-type latent")
-    assert latents.stat().st_mtime_ns == before and "1 of these images exist in out already" in said[-1]
+    assert (
+        latents.stat().st_mtime_ns == before
+        and "1 of these images exist in out already" in said[-1]
+    )
 
     tensor = load_file(latents)["latent"]
     assert tensor.shape == (1, 16, 1, 8, 8) and tensor.dtype == torch.float32
     # As musubi-tuner writes them: bfloat16, no settings of ours, no batch.
-    save_file({"latent": tensor[0].bfloat16()}, tmp_path / "theirs.safetensors", {"seeds": "42"})
+    save_file(
+        {"latent": tensor[0].bfloat16()},
+        tmp_path / "theirs.safetensors",
+        {"seeds": "42"},
+    )
     generate(f"--model {tiny_model} --latent_path {latents} theirs.safetensors --output decoded --device cpu "
              "--dtype float32")  # fmt: skip
     decoded = tmp_path / "decoded"
-    assert (decoded / plain.name).read_bytes() == plain.read_bytes(), "with its settings"
+    assert (decoded / plain.name).read_bytes() == plain.read_bytes(), (
+        "with its settings"
+    )
     assert psnr(Image.open(decoded / "theirs.png"), Image.open(plain)) > 35
     (decoded / "theirs.png").write_bytes(b"mine")
-    generate(f"--model {tiny_model} --latent-path theirs.safetensors --output decoded --device cpu")
-    assert (decoded / "theirs.png").read_bytes() == b"mine" and "exists already" in said[-1]
+    generate(
+        f"--model {tiny_model} --latent-path theirs.safetensors --output decoded --device cpu"
+    )
+    assert (
+        decoded / "theirs.png"
+    ).read_bytes() == b"mine" and "exists already" in said[-1]
 
 
 @pytest.mark.slow
@@ -345,7 +531,8 @@ def test_compiled_blocks_give_the_same_image(generate, tiny_model: Path) -> None
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
     assert psnr(Image.open(plain), whole) > 60
     with pytest.raises(
-        UserError, match=r"^compile\.backend: PyTorch has no backend 'indcutor' on this machine\. Write inductor"
+        UserError,
+        match=r"^compile\.backend: PyTorch has no backend 'indcutor' on this machine\. Write inductor",
     ):
         generate(f"{keys} --overwrite --compile --compile-backend indcutor")
 
@@ -365,7 +552,9 @@ def test_an_image_in_which_compiled_blocks_fail_is_that_of_uncompiled_ones(
 
     with programs(fails, factor=1.5):
         generate(f"{keys} --overwrite --compile auto --compile-backend '{NAME}'")
-    assert passes == ["sampling"] * 2 and list(Image.open(plain).getdata()) == list(expected.getdata())
+    assert passes == ["sampling"] * 2 and list(Image.open(plain).getdata()) == list(
+        expected.getdata()
+    )
 
 
 def maker_of(line: str) -> tuple[GenerateConfig, generation.PictureMaker]:
@@ -373,11 +562,15 @@ def maker_of(line: str) -> tuple[GenerateConfig, generation.PictureMaker]:
     return section, generation.PictureMaker(section, [])
 
 
-def test_sizes_and_lightning_are_the_publishers(tiny_model: Path, tmp_path: Path) -> None:
+def test_sizes_and_lightning_are_the_publishers(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     from extensions.tools.generate.process import pictures
 
     for part in tiny_model.iterdir():
-        if part.name != TINY_MODEL:  # nothing else says that it is none of the published ones
+        if (
+            part.name != TINY_MODEL
+        ):  # nothing else says that it is none of the published ones
             (tmp_path / part.name).symlink_to(part)
 
     def prompt(more: str):
@@ -385,14 +578,33 @@ def test_sizes_and_lightning_are_the_publishers(tiny_model: Path, tmp_path: Path
         return next(pictures(section, maker, section.items(), [])).prompt
 
     wide = REFERENCES[0]
-    assert [prompt(f"--reference {file}").size for file in REFERENCES] == [(1584, 1056), (1104, 1472), (1328, 1328)]
+    assert [prompt(f"--reference {file}").size for file in REFERENCES] == [
+        (1584, 1056),
+        (1104, 1472),
+        (1328, 1328),
+    ]
     assert prompt("").size == (1328, 1328) and prompt("--width 640").size == (640, 640)
     assert prompt(f"--reference {wide} --height 300").size == (448, 288)
     fast, usual = prompt("--lightning 4"), prompt("")
-    assert (fast.steps, fast.guidance_scale, fast.flow_shift, fast.stretched) == (4, 1.0, 3.0, False)
-    assert (usual.steps, usual.guidance_scale, usual.flow_shift, usual.stretched) == (20, 4.0, None, True)
+    assert (fast.steps, fast.guidance_scale, fast.flow_shift, fast.stretched) == (
+        4,
+        1.0,
+        3.0,
+        False,
+    )
+    assert (usual.steps, usual.guidance_scale, usual.flow_shift, usual.stretched) == (
+        20,
+        4.0,
+        None,
+        True,
+    )
     own = prompt("--lightning 8 --cfg 2 --flow-shift 2 --steps 6")
-    assert (own.steps, own.guidance_scale, own.flow_shift, own.stretched) == (6, 2.0, 2.0, False)
+    assert (own.steps, own.guidance_scale, own.flow_shift, own.stretched) == (
+        6,
+        2.0,
+        2.0,
+        False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -403,30 +615,61 @@ def test_sizes_and_lightning_are_the_publishers(tiny_model: Path, tmp_path: Path
             "run.py generate: --model: is required: a model folder or hub id; or give --lora FILE, which names",
         ),
         ("--model {m}", "run.py generate: --prompt: is required. Or give"),
-        ("--model {m} --prompt x --lora none.safetensors", "--lora: 'none.safetensors' is not a file"),
-        ("--model {m} --prompt x --lora a.safetensors:strong", "'strong' is not a number. Write FILE, or FILE:STRENGT"),
+        (
+            "--model {m} --prompt x --lora none.safetensors",
+            "--lora: 'none.safetensors' is not a file",
+        ),
+        (
+            "--model {m} --prompt x --lora a.safetensors:strong",
+            "'strong' is not a number. Write FILE, or FILE:STRENGT",
+        ),
         ("--model {m} --prompt x --lora a.safetensors:nan", "'nan' is not a number"),
-        ("--model {m} --prompt x --lora notes.txt", "'notes.txt' cannot be read as a safetensors file"),
-        ("--model {m} --latent-path notes.txt", "--latent-path: 'notes.txt' is not a .safetensors file"),
-        ("--model {m} --latent-path a.safetensors", "'a.safetensors' has no tensor 'latent'"),
-        ("--model {m} --latent-path wide.safetensors", "has latents [1, 8, 4, 4]; this model's have 16 channels"),
-        ("--model {m} --latent-path l.safetensors x/l.safetensors", "two files would become 'l.png'"),
+        (
+            "--model {m} --prompt x --lora notes.txt",
+            "'notes.txt' cannot be read as a safetensors file",
+        ),
+        (
+            "--model {m} --latent-path notes.txt",
+            "--latent-path: 'notes.txt' is not a .safetensors file",
+        ),
+        (
+            "--model {m} --latent-path a.safetensors",
+            "'a.safetensors' has no tensor 'latent'",
+        ),
+        (
+            "--model {m} --latent-path wide.safetensors",
+            "has latents [1, 8, 4, 4]; this model's have 16 channels",
+        ),
+        (
+            "--model {m} --latent-path l.safetensors x/l.safetensors",
+            "two files would become 'l.png'",
+        ),
         ("--model {m} --prompt x --reference notes.txt", "notes.txt"),
         ("--model {m} --prompt x --reference {r} {r} {r} {r}", "--reference:"),
         ("--model {m} --prompt 'x --ci {r} --ci {r} --ci {r} --ci {r}'", "--prompt:"),
         ("--model {m} --prompt 'x --w 3'", "--prompt: --w: 3 is out of range"),
-        ("--model {m} --prompts notes.txt --output notes.txt", "notes.txt' is a file. Give a folder."),
+        (
+            "--model {m} --prompts notes.txt --output notes.txt",
+            "notes.txt' is a file. Give a folder.",
+        ),
         ("--model {m} --prompts nothing.txt", "nothing.txt: does not exist"),
         ("--like notes.txt", "'notes.txt' cannot be read as an image"),
         ("--like {r}", "holds no settings of Atelier"),
         ("--model {m} --prompt x --lightning 5", "--lightning: 5"),
         ("--model {m} --prompt x --qtype int3", "--qtype: 'int3' is unknown"),
         ("--model . --prompt x", "--model: '.' holds no model_index.json"),
-        ("--model {m} --prompt x --setps 3", "unknown argument '--setps'. Did you mean '--steps'?"),
+        (
+            "--model {m} --prompt x --setps 3",
+            "unknown argument '--setps'. Did you mean '--steps'?",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_before_anything_is_loaded(
-    line: str, message: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    line: str,
+    message: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("a cat")
@@ -434,28 +677,47 @@ def test_wrong_input_is_one_line_before_anything_is_loaded(
     save_file({"latent": torch.zeros(1, 8, 4, 4)}, tmp_path / "wide.safetensors")
     for name in ("l", "x/l"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        save_file({"latent": torch.zeros(1, 16, 4, 4)}, tmp_path / f"{name}.safetensors")
+        save_file(
+            {"latent": torch.zeros(1, 16, 4, 4)}, tmp_path / f"{name}.safetensors"
+        )
     with pytest.raises(UserError) as refused:
         section_of("generate", shlex.split(line.format(m=tiny_model, r=REFERENCES[0])))
     assert message in str(refused.value) and len(str(refused.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    ("model", "given", "notes"), [("Edit", "", 1), ("Edit", f"--reference {REFERENCES[0]}", 0), ("2512", "", 0)]
+    ("model", "given", "notes"),
+    [("Edit", "", 1), ("Edit", f"--reference {REFERENCES[0]}", 0), ("2512", "", 0)],
 )
-def test_a_model_that_edits_one_image_says_where_none_is_given(model: str, given: str, notes: int) -> None:
-    section = section_of("generate", shlex.split(f"--model Qwen/Qwen-Image-{model} --prompt x {given}"))
+def test_a_model_that_edits_one_image_says_where_none_is_given(
+    model: str, given: str, notes: int
+) -> None:
+    section = section_of(
+        "generate", shlex.split(f"--model Qwen/Qwen-Image-{model} --prompt x {given}")
+    )
     found = [one.message for one in warnings(section)]
-    assert found == ["no control image, but Qwen-Image-Edit edits one. Give --reference."] * notes
+    assert (
+        found
+        == ["no control image, but Qwen-Image-Edit edits one. Give --reference."]
+        * notes
+    )
 
 
 def test_a_model_of_layers_needs_an_image_to_take_apart() -> None:
-    with pytest.raises(UserError, match=r"no control image, but Qwen-Image-Layered takes one apart\. Give --reference"):
-        section_of("generate", shlex.split("--model Qwen/Qwen-Image-Layered --prompt x"))
+    with pytest.raises(
+        UserError,
+        match=r"no control image, but Qwen-Image-Layered takes one apart\. Give --reference",
+    ):
+        section_of(
+            "generate", shlex.split("--model Qwen/Qwen-Image-Layered --prompt x")
+        )
 
 
-def test_layers_are_files_with_their_opacity_and_a_row(generate, tmp_path: Path) -> None:
-    """The area is that of --width times --height, the shape that of the image; latents are decoded to the same."""
+def test_layers_are_files_with_their_opacity_and_a_row(
+    generate, tmp_path: Path
+) -> None:
+    """The area is that of --width times --height, the shape that of the image; latents
+    are decoded to the same."""
     write_tiny_model(tmp_path / "m", TinySpec(arch="qwen_image_layered"))
     Image.effect_noise((96, 32), 99).save(tmp_path / "wide.png")
     small = "--model m --prompt x --reference wide.png --width 128 --height 128 --steps 1 --cfg 1 --output out"
@@ -465,23 +727,40 @@ def test_layers_are_files_with_their_opacity_and_a_row(generate, tmp_path: Path)
     layers = [row.with_name(f"{row.stem}_layer{index}.png") for index in range(3)]
     assert {*files} == {row, *layers}
     drawn = Image.open(row)
-    assert (drawn.mode, drawn.size) == ("RGBA", (3 * 224, 64)) and read_settings(row)["layers"] == 3
+    assert (drawn.mode, drawn.size) == ("RGBA", (3 * 224, 64)) and read_settings(row)[
+        "layers"
+    ] == 3
     for index, path in enumerate(layers):
-        assert Image.open(path).tobytes() == drawn.crop((index * 224, 0, (index + 1) * 224, 64)).tobytes()
+        assert (
+            Image.open(path).tobytes()
+            == drawn.crop((index * 224, 0, (index + 1) * 224, 64)).tobytes()
+        )
     assert len(generate(f"{small} --layers 2")) == 4 + 3, "a file of other settings"
 
 
 def test_a_lora_of_another_model_is_refused_before_the_model_is_loaded(
     generate, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "load_base_model", lambda *_: pytest.fail("the model is loaded"))
-    other = {"diffusion_model.transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(2, 5)}
-    other["diffusion_model.transformer_blocks.0.attn.to_q.lora_B.weight"] = torch.zeros(7, 2)
+    monkeypatch.setattr(
+        generation, "load_base_model", lambda *_: pytest.fail("the model is loaded")
+    )
+    other = {
+        "diffusion_model.transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(
+            2, 5
+        )
+    }
+    other["diffusion_model.transformer_blocks.0.attn.to_q.lora_B.weight"] = torch.zeros(
+        7, 2
+    )
     save_file(other, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=r"other\.safetensors: .* It is of another model\."):
+    with pytest.raises(
+        UserError, match=r"other\.safetensors: .* It is of another model\."
+    ):
         generate(f"--model {tiny_model} --prompt x --lora other.safetensors {SMALL}")
     monkeypatch.setattr(generation, "free_space", lambda _: 100)
-    with pytest.raises(UserError, match=r"out: 1 images take up to 12\.3 kB, the disk has 100 B free"):
+    with pytest.raises(
+        UserError, match=r"out: 1 images take up to 12\.3 kB, the disk has 100 B free"
+    ):
         generate(f"--model {tiny_model} --prompt x {SMALL}")
 
 
@@ -497,7 +776,9 @@ def commands() -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_page_run(generate, tiny_model: Path, tmp_path: Path, monkeypatch, make_pictures) -> None:
+def test_the_commands_of_the_page_run(
+    generate, tiny_model: Path, tmp_path: Path, monkeypatch, make_pictures
+) -> None:
     (tmp_path / "MODEL").symlink_to(tiny_model)
     for name in ("my_char", "style", "lightning_4", "lightning_8"):
         write_lora(tiny_model, tmp_path / f"{name}.safetensors")
@@ -507,24 +788,38 @@ def test_the_commands_of_the_page_run(generate, tiny_model: Path, tmp_path: Path
     for line in commands():
         monkeypatch.setattr("sys.stdin", io.StringIO("a dog\n"))
         if "--like" in line:
-            (tmp_path / "picture.png").write_bytes(next((tmp_path / "out").glob("*.png")).read_bytes())
+            (tmp_path / "picture.png").write_bytes(
+                next((tmp_path / "out").glob("*.png")).read_bytes()
+            )
             generate(f"{line} --output like")
             assert json.dumps(read_settings(next((tmp_path / "like").glob("*.png"))))
             continue
         if "--latent-path" in line:
-            save_file(load_file(next((tmp_path / "out").glob("*.safetensors"))), tmp_path / "latents.safetensors")
+            save_file(
+                load_file(next((tmp_path / "out").glob("*.safetensors"))),
+                tmp_path / "latents.safetensors",
+            )
             generate(f"{line} --output decoded --device cpu --dtype float32")
             assert (tmp_path / "decoded" / "latents.png").is_file()
             continue
         before = set((tmp_path / "out").glob("*"))
-        more = SMALL.replace("--steps 2", "--steps 1") if "--lightning" not in line else SMALL
-        backend = "--compile-backend eager" if "--compile" in line else ""  # inductor takes half a minute
+        more = (
+            SMALL.replace("--steps 2", "--steps 1")
+            if "--lightning" not in line
+            else SMALL
+        )
+        backend = (
+            "--compile-backend eager" if "--compile" in line else ""
+        )  # inductor takes half a minute
         generate(f"{line} {more} {backend}")
         assert set((tmp_path / "out").glob("*")) - before, line
 
 
-def test_model_and_size_come_with_the_lora(generate, tiny_model: Path, tmp_path: Path) -> None:
-    """Without a reference a tiny model makes 128 x 128: of the published sizes one would take minutes."""
+def test_model_and_size_come_with_the_lora(
+    generate, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Without a reference a tiny model makes 128 x 128: of the published sizes one
+    would take minutes."""
     (tmp_path / "models").symlink_to(tiny_model.parent)
     tensors = load_file(write_lora(tiny_model, tmp_path / "models.safetensors"))
     save_file(tensors, "known.safetensors", {"base_model": f"models/{tiny_model.name}"})
@@ -534,19 +829,33 @@ def test_model_and_size_come_with_the_lora(generate, tiny_model: Path, tmp_path:
     settings = read_settings(path)
     assert (settings["width"], settings["height"]) == (128, 128)
     assert settings["model"] == {"name_or_path": f"models/{tiny_model.name}"}
-    with pytest.raises(UserError, match=r"--model: unknown.safetensors: its model is unknown"):
+    with pytest.raises(
+        UserError, match=r"--model: unknown.safetensors: its model is unknown"
+    ):
         generate(f"{asked} unknown.safetensors")
 
 
-def test_the_model_of_a_lora_that_is_still_to_come(trainer, write_job, tmp_path: Path, make_pictures) -> None:
-    """That of the run that writes it; for the file of another tool it has to be given, before anything is trained."""
+def test_the_model_of_a_lora_that_is_still_to_come(
+    trainer, write_job, tmp_path: Path, make_pictures
+) -> None:
+    """That of the run that writes it; for the file of another tool it has to be given,
+    before anything is trained."""
     train = trainer(make_pictures(tmp_path / "photos", "a"))
     training = {**train, "training_folder": str(tmp_path / "output")}
-    lora, small = (str(tmp_path / path) for path in ("output/job/job.safetensors", "small.safetensors"))
+    lora, small = (
+        str(tmp_path / path)
+        for path in ("output/job/job.safetensors", "small.safetensors")
+    )
     resize = {"type": "resize", "input": lora, "rank": 2, "output": small}
     last = {"type": "generate", "prompt": "x", "output": str(tmp_path / "out")}
     find = discover().find_config
     assert load_job(write_job(training, {**last, "lora": lora}), find)
-    assert load_job(write_job(training, resize, {**last, "lora": small, "model": train["model"]}), find)
-    with pytest.raises(UserError, match=r"process\[2\].model: .*small.safetensors: its model is unknown"):
+    assert load_job(
+        write_job(training, resize, {**last, "lora": small, "model": train["model"]}),
+        find,
+    )
+    with pytest.raises(
+        UserError,
+        match=r"process\[2\].model: .*small.safetensors: its model is unknown",
+    ):
         load_job(write_job(training, resize, {**last, "lora": small}), find)

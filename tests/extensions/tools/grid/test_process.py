@@ -27,13 +27,16 @@ from toolkit.train.sampling import SamplePrompt
 
 @pytest.fixture
 def grid(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], dict]:
-    """Runs a command in `tmp_path` in this process; returns the data of the page in `out`."""
+    """Runs a command in `tmp_path` in this process; returns the data of the page in
+    `out`."""
     monkeypatch.chdir(tmp_path)
 
     def grid(line: str) -> dict:
         run_tool("grid", shlex.split(line))
         page = (tmp_path / "out" / "index.html").read_text()
-        return json.loads(re.search(r'type="application/json"[^>]*>(.*?)</script>', page)[1])
+        return json.loads(
+            re.search(r'type="application/json"[^>]*>(.*?)</script>', page)[1]
+        )
 
     return grid
 
@@ -45,9 +48,15 @@ def test_a_grid_has_a_column_for_each_file_and_strength_behind_the_model_alone(
         write_lora(unit_gain_model, tmp_path / f"{name}.safetensors", seed)
     loads: list[object] = []
     load = generation.load_base_model
-    monkeypatch.setattr(generation, "load_base_model", lambda *given: loads.append(given) or load(*given))
+    monkeypatch.setattr(
+        generation,
+        "load_base_model",
+        lambda *given: loads.append(given) or load(*given),
+    )
     line = f"--model {unit_gain_model} --prompt coffee 'tea --d 5' --seed 1 2 {SMALL.replace('--steps 2', '--steps 1')}"
-    data = grid(f"{line} --cfg 1 --lora a.safetensors b.safetensors:-0.3 --strength 0.5 1")
+    data = grid(
+        f"{line} --cfg 1 --lora a.safetensors b.safetensors:-0.3 --strength 0.5 1"
+    )
     assert [(column["name"], column["strength"]) for column in data["columns"]] == [
         ("without LoRA", None),
         ("a", 0.5),
@@ -63,16 +72,24 @@ def test_a_grid_has_a_column_for_each_file_and_strength_behind_the_model_alone(
         for column, name in zip(data["columns"], names, strict=True):
             settings = read_settings(tmp_path / "out" / name)
             lora = [(file["path"], file["strength"]) for file in settings["lora"]]
-            assert lora == ([(column["lora"], column["strength"])] if column["lora"] else [])
-            assert (settings["prompt"], settings["seed"]) == (row["prompt"], row["seed"])
+            assert lora == (
+                [(column["lora"], column["strength"])] if column["lora"] else []
+            )
+            assert (settings["prompt"], settings["seed"]) == (
+                row["prompt"],
+                row["seed"],
+            )
     base, *others = (Image.open(tmp_path / "out" / name) for name in data["files"][0])
     assert all(psnr(base, other) < 60 for other in others)
     assert len(loads) == 1
-    # With another file all else is there already, and a column that was alone is the same picture.
+    # With another file all else is there already, and a column that was alone is the
+    # same picture.
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.png")}
     more = grid(f"{line} --cfg 1 --lora a.safetensors c.safetensors")
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    assert [[row[0], row[1]] for row in more["files"]] == [[row[0], row[2]] for row in data["files"]]
+    assert [[row[0], row[1]] for row in more["files"]] == [
+        [row[0], row[2]] for row in data["files"]
+    ]
     assert len(list((tmp_path / "out").glob("*.png"))) == len(times) + 3
     # Nothing is left to do: no model is loaded.
     grid(f"{line} --cfg 1 --lora a.safetensors")
@@ -84,16 +101,27 @@ def test_a_grid_has_a_column_for_each_file_and_strength_behind_the_model_alone(
     [
         ("--model {m} --prompt x", "run.py grid: --lora: is required."),
         ("--model {m} --lora a.safetensors", "--prompt: is required. Or give"),
-        ("--model {m} --prompt x --lora none.safetensors", "--lora: 'none.safetensors' is not a file"),
-        ("--model {m} --prompt x --lora a.safetensors --strength much", "--strength: 'much' is not a number"),
+        (
+            "--model {m} --prompt x --lora none.safetensors",
+            "--lora: 'none.safetensors' is not a file",
+        ),
+        (
+            "--model {m} --prompt x --lora a.safetensors --strength much",
+            "--strength: 'much' is not a number",
+        ),
         (
             "--model {m} --prompt x --lora a.safetensors --also notes.txt",
             "--also: 'notes.txt' cannot be read as a safetensors file",
         ),
-        ("--model {m} --prompt x --lora a.safetensors --output other", "was not made by this program"),
+        (
+            "--model {m} --prompt x --lora a.safetensors --output other",
+            "was not made by this program",
+        ),
     ],
 )
-def test_wrong_input_is_one_line(line: str, message: str, tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
+def test_wrong_input_is_one_line(
+    line: str, message: str, tiny_model: Path, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     write_lora(tiny_model, tmp_path / "a.safetensors")
     (tmp_path / "notes.txt").write_text("x")
@@ -105,20 +133,37 @@ def test_wrong_input_is_one_line(line: str, message: str, tiny_model: Path, tmp_
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_page_run(grid, tiny_model: Path, tmp_path: Path, make_pictures) -> None:
+def test_the_commands_of_the_page_run(
+    grid, tiny_model: Path, tmp_path: Path, make_pictures
+) -> None:
     (tmp_path / "MODEL").symlink_to(tiny_model)
     (tmp_path / "output" / "my_char").mkdir(parents=True)
-    for name in ("my_char", "lightning_8", "output/my_char/my_char_000000100", "output/my_char/my_char_000000200"):
+    for name in (
+        "my_char",
+        "lightning_8",
+        "output/my_char/my_char_000000100",
+        "output/my_char/my_char_000000200",
+    ):
         write_lora(tiny_model, tmp_path / f"{name}.safetensors")
     make_pictures(tmp_path, "photo", captions=False)
-    text = (ROOT / "extensions" / "tools" / "grid" / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "extensions" / "tools" / "grid" / "README.md").read_text(
+        encoding="utf-8"
+    )
     commands = re.findall(r"python run\.py grid ([^`\n]*)", text)
     assert len(commands) >= 6
     for line in commands:
-        words = [str(found) for word in line.split(" ") for found in (tmp_path.glob(word) if "*" in word else [word])]
-        small = SMALL if "--lightning" in line else SMALL.replace("--steps 2", "--steps 1")
+        words = [
+            str(found)
+            for word in line.split(" ")
+            for found in (tmp_path.glob(word) if "*" in word else [word])
+        ]
+        small = (
+            SMALL if "--lightning" in line else SMALL.replace("--steps 2", "--steps 1")
+        )
         data = grid(f"{' '.join(words)} {small}")
-        assert all((tmp_path / "out" / name).is_file() for row in data["files"] for name in row), line
+        assert all(
+            (tmp_path / "out" / name).is_file() for row in data["files"] for name in row
+        ), line
 
 
 # ------------------------------------------------------------ the page
@@ -128,9 +173,14 @@ PROMPTS = ("<b>bold</b> & a cat", "a dog", "a bird")
 STRENGTHS = (None, 0.5, 1.0)
 
 
-def write_grid(folder: Path, missing: tuple[int, int] | None = (2, 2), strengths=STRENGTHS) -> Path:
+def write_grid(
+    folder: Path, missing: tuple[int, int] | None = (2, 2), strengths=STRENGTHS
+) -> Path:
     """Three rows and three columns of plain pictures, of which one is not made yet."""
-    columns = [Column.of([LoraFile("loras/my_char.safetensors", s, "0" * 64)] if s else []) for s in strengths]
+    columns = [
+        Column.of([LoraFile("loras/my_char.safetensors", s, "0" * 64)] if s else [])
+        for s in strengths
+    ]
     rows = []
     for row, prompt in enumerate(PROMPTS):
         pictures = []
@@ -144,9 +194,13 @@ def write_grid(folder: Path, missing: tuple[int, int] | None = (2, 2), strengths
                 "steps": 4,
                 "dtype": "float32",
             }
-            picture = Picture(SamplePrompt(prompt, "", Size(96, 64), row, 4.0, 4), (), settings)
+            picture = Picture(
+                SamplePrompt(prompt, "", Size(96, 64), row, 4.0, 4), (), settings
+            )
             if (row, column) != missing:
-                Image.new("RGB", (96, 64), (60 * row + 60, 60 * column + 60, 120)).save(folder / picture.name)
+                Image.new("RGB", (96, 64), (60 * row + 60, 60 * column + 60, 120)).save(
+                    folder / picture.name
+                )
             pictures.append(picture)
         rows.append(Row(pictures))
     path = folder / "index.html"
@@ -161,7 +215,9 @@ def test_what_is_not_made_yet_is_blank_and_texts_are_escaped(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_browser_shows_it_by_keys_and_keeps_favourites(browser: Browser, tmp_path: Path) -> None:
+def test_a_browser_shows_it_by_keys_and_keeps_favourites(
+    browser: Browser, tmp_path: Path
+) -> None:
     path = write_grid(tmp_path)
     browser.open(path)
     large = "return document.getElementById('box').hidden ? '' : document.getElementById('told').textContent"
@@ -177,11 +233,19 @@ def test_a_browser_shows_it_by_keys_and_keeps_favourites(browser: Browser, tmp_p
     assert browser.run(large) == ""
     assert browser.text("#count") == "2 favourites"
     browser.screenshot(tmp_path / "grid.png")
-    browser.run("window.saved = null; URL.createObjectURL = (blob) => { window.saved = blob; return 'blob:none'; }")
+    browser.run(
+        "window.saved = null; URL.createObjectURL = (blob) => { window.saved = blob; return 'blob:none'; }"
+    )
     browser.click("#export")
     saved = json.loads(browser.run("return window.saved.text()"))
-    assert [(one["prompt"], one["strength"], one["seed"]) for one in saved] == [(PROMPTS[0], 1.0, 0), ("a dog", 0.5, 1)]
-    assert saved[1]["lora"] == "loras/my_char.safetensors" and (tmp_path / saved[1]["file"]).is_file()
+    assert [(one["prompt"], one["strength"], one["seed"]) for one in saved] == [
+        (PROMPTS[0], 1.0, 0),
+        ("a dog", 0.5, 1),
+    ]
+    assert (
+        saved[1]["lora"] == "loras/my_char.safetensors"
+        and (tmp_path / saved[1]["file"]).is_file()
+    )
 
     seen = "return [...document.querySelectorAll('td')].filter((cell) => cell.offsetParent !== null).length"
     assert browser.run(seen) == 9
@@ -204,10 +268,18 @@ def test_a_browser_shows_it_by_keys_and_keeps_favourites(browser: Browser, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "fits"), [(1280, True), (1920, True), (700, False)])
-def test_five_columns_fit_or_scroll(browser: Browser, tmp_path: Path, width: int, fits: bool) -> None:
-    browser.open(write_grid(tmp_path, strengths=(None, 0.5, 0.75, 1.0, 1.25)), width=width, height=800)
+def test_five_columns_fit_or_scroll(
+    browser: Browser, tmp_path: Path, width: int, fits: bool
+) -> None:
+    browser.open(
+        write_grid(tmp_path, strengths=(None, 0.5, 0.75, 1.0, 1.25)),
+        width=width,
+        height=800,
+    )
     assert browser.is_as_wide_as_the_window()
-    rest = browser.run("const box = document.querySelector('.wide'); return box.scrollWidth - box.clientWidth")
+    rest = browser.run(
+        "const box = document.querySelector('.wide'); return box.scrollWidth - box.clientWidth"
+    )
     assert (rest <= 0) == fits
 
 

@@ -25,7 +25,9 @@ def _drawn(seed: int, width: int, height: int) -> Image.Image:
     total = numpy.zeros((height, width, 3))
     for octave in range(7):
         shape = (max(2, height >> octave), max(2, width >> octave), 3)
-        noise = Image.fromarray(random.integers(0, 256, shape, dtype=numpy.uint8)).resize((width, height))
+        noise = Image.fromarray(
+            random.integers(0, 256, shape, dtype=numpy.uint8)
+        ).resize((width, height))
         total += (numpy.asarray(noise, dtype=float) - 128) * 0.3
     return Image.fromarray((128 + total).clip(0, 255).astype(numpy.uint8))
 
@@ -42,7 +44,9 @@ def good_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(good_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(
+    good_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """`photos/`: the good pictures in the working directory."""
     monkeypatch.chdir(tmp_path)
     return shutil.copytree(good_pictures, tmp_path / "photos")

@@ -33,12 +33,19 @@ DEFAULTS = ("--resolution", "256")
 def lint(*flags: str) -> list[Diagnostic]:
     """The findings of the command with these flags."""
     config = section_of("lint", flags)
-    return [finding for data in read_datasets(config, lambda *_: None) for finding in run_checks(data, config)]
+    return [
+        finding
+        for data in read_datasets(config, lambda *_: None)
+        for finding in run_checks(data, config)
+    ]
 
 
 def found(*flags: str) -> set[tuple[str, str]]:
     """Checks and names of files."""
-    return {(finding.check, Path(finding.place).name) for finding in lint("photos", *DEFAULTS, *flags)}
+    return {
+        (finding.check, Path(finding.place).name)
+        for finding in lint("photos", *DEFAULTS, *flags)
+    }
 
 
 def blur(folder: Path) -> None:
@@ -46,7 +53,9 @@ def blur(folder: Path) -> None:
 
 
 def enlarge(folder: Path) -> None:
-    picture(9, 102, 77).resize((256, 192), Image.Resampling.BICUBIC).save(folder / "bad.png")
+    picture(9, 102, 77).resize((256, 192), Image.Resampling.BICUBIC).save(
+        folder / "bad.png"
+    )
 
 
 def shrink(folder: Path) -> None:
@@ -74,7 +83,9 @@ def tear(folder: Path) -> None:
 
 def repeat(folder: Path) -> None:
     image = picture(3).point(lambda value: min(255, value + 6))
-    image.resize((200, 150), Image.Resampling.LANCZOS).save(folder / "bad.jpg", quality=80)
+    image.resize((200, 150), Image.Resampling.LANCZOS).save(
+        folder / "bad.jpg", quality=80
+    )
 
 
 def drop_caption(folder: Path) -> None:
@@ -84,7 +95,9 @@ def drop_caption(folder: Path) -> None:
 
 def write_long(folder: Path) -> None:
     picture(9).save(folder / "bad.png")
-    (folder / "bad.txt").write_text("ohwx man, " + "a very long sentence about nothing, " * 80)
+    (folder / "bad.txt").write_text(
+        "ohwx man, " + "a very long sentence about nothing, " * 80
+    )
 
 
 def forget_trigger(folder: Path) -> None:
@@ -114,7 +127,9 @@ BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_wrong_with_one_picture_is_found_and_nothing_else(folder: Path, name: str) -> None:
+def test_what_is_wrong_with_one_picture_is_found_and_nothing_else(
+    folder: Path, name: str
+) -> None:
     spoil, flags = BROKEN[name]
     assert found(*flags) == set()
     spoil(folder)
@@ -127,7 +142,9 @@ def test_what_is_wrong_with_one_picture_is_found_and_nothing_else(folder: Path, 
 
 def test_an_image_on_a_list_of_suspects_is_found(folder: Path) -> None:
     (folder.parent / "suspects.txt").write_text(f"{folder.name}/2.png  # why\n")
-    assert found("--suspects", str(folder.parent / "suspects.txt")) == {("suspect", "2.png")}
+    assert found("--suspects", str(folder.parent / "suspects.txt")) == {
+        ("suspect", "2.png")
+    }
 
 
 def test_what_is_measured_is_the_crop_at_the_size_that_is_trained(folder: Path) -> None:
@@ -138,26 +155,50 @@ def test_what_is_measured_is_the_crop_at_the_size_that_is_trained(folder: Path) 
     assert lint(*flags, "32") == []
 
 
-def test_the_trigger_word_of_a_folder_stands_in_each_caption_as_it_is_written(folder: Path) -> None:
+def test_the_trigger_word_of_a_folder_stands_in_each_caption_as_it_is_written(
+    folder: Path,
+) -> None:
     (folder / "0.txt").write_text("Ohwx man")
     (folder / "1.txt").write_text("an ohwxman")
     (folder / "2.txt").write_text("")
-    told = {Path(each.place).name: each.message for each in lint("photos", *DEFAULTS, "--trigger-word", "ohwx")}
-    assert told["0.png"] == "has no 'ohwx' in these letters in its caption, so it is put in front: 'Ohwx man'"
-    assert told["1.png"].startswith("has 'ohwx' only inside another word, so it is not put in front")
-    assert told["2.png"] == "has no caption: it trains with 'ohwx' alone" and len(told) == 3
+    told = {
+        Path(each.place).name: each.message
+        for each in lint("photos", *DEFAULTS, "--trigger-word", "ohwx")
+    }
+    assert (
+        told["0.png"]
+        == "has no 'ohwx' in these letters in its caption, so it is put in front: 'Ohwx man'"
+    )
+    assert told["1.png"].startswith(
+        "has 'ohwx' only inside another word, so it is not put in front"
+    )
+    assert (
+        told["2.png"] == "has no caption: it trains with 'ohwx' alone"
+        and len(told) == 3
+    )
 
 
-def test_a_placeholder_in_a_caption_of_a_folder_is_the_trigger_word(folder: Path) -> None:
+def test_a_placeholder_in_a_caption_of_a_folder_is_the_trigger_word(
+    folder: Path,
+) -> None:
     for index in range(6):
         (folder / f"{index}.txt").write_text(f"[trigger] at place {index}")
     (folder / "0.txt").write_text("somewhere else")
     config = section_of("lint", ("photos", *DEFAULTS, "--trigger-word", "ohwx"))
     [data] = read_datasets(config, lambda *_: None)
-    captions = [item.sample.caption for item in sorted(data.items, key=lambda item: item.sample.image)]
-    assert captions == ["ohwx somewhere else", *(f"ohwx at place {index}" for index in range(1, 6))]
+    captions = [
+        item.sample.caption
+        for item in sorted(data.items, key=lambda item: item.sample.image)
+    ]
+    assert captions == [
+        "ohwx somewhere else",
+        *(f"ohwx at place {index}" for index in range(1, 6)),
+    ]
     [told] = run_checks(data, config)
-    assert told.message == "has no 'ohwx' in its caption, so it is put in front: 'somewhere else'"
+    assert (
+        told.message
+        == "has no 'ohwx' in its caption, so it is put in front: 'somewhere else'"
+    )
 
 
 def test_one_caption_for_all_is_told_of_the_folder(folder: Path) -> None:
@@ -166,21 +207,33 @@ def test_one_caption_for_all_is_told_of_the_folder(folder: Path) -> None:
     assert found() == {("same_caption", "photos")}
 
 
-def test_captions_of_several_lines_are_told_and_each_is_checked_where_they_are_meant(folder: Path) -> None:
+def test_captions_of_several_lines_are_told_and_each_is_checked_where_they_are_meant(
+    folder: Path,
+) -> None:
     (folder / "0.txt").write_text("ohwx man, outside\nan ohwxman")
     told = [each for each in lint("photos", *DEFAULTS) if each.check == "several_lines"]
     assert [Path(each.place).name for each in told] == ["0.png"]
-    assert told[0].message.startswith("has a caption of 2 lines, which are trained as one: ")
+    assert told[0].message.startswith(
+        "has a caption of 2 lines, which are trained as one: "
+    )
     section = {
         "type": "sd_trainer",
         "trigger_word": "ohwx",
         "model": {"name_or_path": str(ROOT / "config/examples/tiny_mascots")},
     }
-    section |= {"datasets": [{"folder_path": "photos", "captions": "lines", "resolution": 128}]}
+    section |= {
+        "datasets": [{"folder_path": "photos", "captions": "lines", "resolution": 128}]
+    }
     job = {"job": "extension", "config": {"name": "j", "process": [section]}}
     Path("job.json").write_text(json.dumps(job))
-    found = [each.message for each in lint("job.json") if each.check in ("several_lines", "trigger")]
-    assert found == ["has 'ohwx' only inside another word, so it is not put in front: 'an ohwxman'"]
+    found = [
+        each.message
+        for each in lint("job.json")
+        if each.check in ("several_lines", "trigger")
+    ]
+    assert found == [
+        "has 'ohwx' only inside another word, so it is not put in front: 'an ohwxman'"
+    ]
 
 
 @pytest.mark.slow
@@ -233,17 +286,26 @@ def test_a_folder_of_regularisation_images_is_told(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("names", ["#_start #_end", "before_# after_#", "#A #B"])
-def test_names_of_pairs_in_one_folder_are_told_in_the_words_of_the_plan(folder: Path, names: str) -> None:
+def test_names_of_pairs_in_one_folder_are_told_in_the_words_of_the_plan(
+    folder: Path, names: str
+) -> None:
     control, image = names.split()
     for index in range(6):
         name = (control if index < 3 else image).replace("#", str(index % 3))
         (folder / f"{index}.png").rename(folder / f"{name}.png")
         (folder / f"{index}.txt").rename(folder / f"{name}.txt")
     [told] = [each for each in lint("photos", *DEFAULTS) if each.check == "unpaired"]
-    keys = (image, control) if not image.startswith("#") else (image.replace("#", ""), control.replace("#", ""))
+    keys = (
+        (image, control)
+        if not image.startswith("#")
+        else (image.replace("#", ""), control.replace("#", ""))
+    )
     given = f"image_suffix: {keys[0]}, control_suffix: [{keys[1]}]".replace("#", "*")
     looks = "its images look like pairs, and each is trained by itself"
-    assert (told.place, told.message) == ("photos", f"{looks}. For pairs give '{given}'")
+    assert (told.place, told.message) == (
+        "photos",
+        f"{looks}. For pairs give '{given}'",
+    )
     notes = scan_datasets([DatasetConfig(folder_path="photos")], None).notes
     assert f"warning: photos: {told.message}" in notes
 
@@ -260,19 +322,26 @@ def test_folders_for_validation_and_test_are_told(folder: Path) -> None:
 
 
 def test_a_copy_is_found_among_hundreds() -> None:
-    pictures = numpy.random.default_rng(0).integers(0, 256, (600, 4, 4, 3), dtype=numpy.uint8)
+    pictures = numpy.random.default_rng(0).integers(
+        0, 256, (600, 4, 4, 3), dtype=numpy.uint8
+    )
     pictures = pictures.repeat(8, axis=1).repeat(8, axis=2)
     pictures[500] = pictures[12, :, ::-1] // 2 + 40
-    assert list(most_like(pictures, pictures, 0.97, earlier=True)) == [(500, 12, "mirrored")]
+    assert list(most_like(pictures, pictures, 0.97, earlier=True)) == [
+        (500, 12, "mirrored")
+    ]
     pictures[500, 10:16, 10:16] = [255, 0, 0]  # something is changed in it
     assert list(most_like(pictures, pictures, 0.97, earlier=True)) == []
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_a_copy_is_found_in_every_orientation(folder: Path, orientation: str) -> None:
-    """The file itself is turned, so that the picture of 256 x 192 pixels is one of 192 x 256."""
+    """The file itself is turned, so that the picture of 256 x 192 pixels is one of 192
+    x 256."""
     turned = Image.fromarray(ORIENTATIONS[orientation](numpy.asarray(picture(3))))
-    turned.resize((turned.width * 3 // 4, turned.height * 3 // 4)).save(folder / "bad.png")
+    turned.resize((turned.width * 3 // 4, turned.height * 3 // 4)).save(
+        folder / "bad.png"
+    )
     (folder / "bad.txt").write_text("ohwx man somewhere")
     [told] = lint("photos", *DEFAULTS, "--skip", "tiny", "enlarged", "blurred")
     assert (told.check, Path(told.place).name) == ("duplicate", "bad.png")
@@ -298,11 +367,19 @@ def test_every_check_is_tested_here() -> None:
     assert set(CHECKS) == set(BROKEN) | pairs | others and tuple(CHECKS) == CHECK_NAMES
 
 
-@pytest.mark.parametrize("colours", [("red", "white"), ("#787878", "#8c8c8c"), ("gray", "white")])
-def test_flat_drawings_of_other_shapes_are_not_duplicates(colours: tuple[str, str]) -> None:
-    """Where the colours are pale, a shape that differs is a small difference; a rectangle is not a stretched square. A
-    resized copy is found."""
-    boxes = {"square": (30, 30, 98, 98), "rectangle": (20, 40, 108, 88), "circle": (30, 30, 98, 98)}
+@pytest.mark.parametrize(
+    "colours", [("red", "white"), ("#787878", "#8c8c8c"), ("gray", "white")]
+)
+def test_flat_drawings_of_other_shapes_are_not_duplicates(
+    colours: tuple[str, str],
+) -> None:
+    """Where the colours are pale, a shape that differs is a small difference; a
+    rectangle is not a stretched square. A resized copy is found."""
+    boxes = {
+        "square": (30, 30, 98, 98),
+        "rectangle": (20, 40, 108, 88),
+        "circle": (30, 30, 98, 98),
+    }
     hexagon = [(64, 25), (100, 45), (100, 85), (64, 105), (28, 85), (28, 45)]
     drawn = []
     for name in (*boxes, "hexagon", "copy"):
@@ -311,20 +388,30 @@ def test_flat_drawings_of_other_shapes_are_not_duplicates(colours: tuple[str, st
         if name in ("hexagon", "copy"):
             pen.polygon(hexagon, colours[0])
         else:
-            (pen.ellipse if name == "circle" else pen.rectangle)(boxes[name], colours[0])
+            (pen.ellipse if name == "circle" else pen.rectangle)(
+                boxes[name], colours[0]
+            )
         image = image.resize((100, 100)) if name == "copy" else image
-        drawn.append(numpy.asarray(image.resize((SMALL_SIDE, SMALL_SIDE), Image.Resampling.BOX)))
+        drawn.append(
+            numpy.asarray(image.resize((SMALL_SIDE, SMALL_SIDE), Image.Resampling.BOX))
+        )
     pairs = list(most_like(numpy.stack(drawn), numpy.stack(drawn), 0.97, earlier=True))
     assert pairs == [(4, 3, "")]
 
 
-def test_an_image_that_the_coarse_sizes_cut_gets_a_resolution(tmp_path: Path, monkeypatch) -> None:
+def test_an_image_that_the_coarse_sizes_cut_gets_a_resolution(
+    tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     picture(1, 160, 120).save("photos/a.png")
     (tmp_path / "photos" / "a.txt").write_text("a photo")
-    [finding] = [each for each in lint("photos", "--resolution", "128") if each.check == "aspect"]
-    assert finding.message.endswith("its bucket 128 x 128; at 'resolution: 160' it loses 6%")
+    [finding] = [
+        each for each in lint("photos", "--resolution", "128") if each.check == "aspect"
+    ]
+    assert finding.message.endswith(
+        "its bucket 128 x 128; at 'resolution: 160' it loses 6%"
+    )
 
 
 def test_hdr_and_television_are_listed_and_other_colours_are_not(folder: Path) -> None:
@@ -334,21 +421,37 @@ def test_hdr_and_television_are_listed_and_other_colours_are_not(folder: Path) -
         path.with_suffix(".txt").write_text("a picture")
         whole = path.read_bytes()
         path.write_bytes(whole[:33] + cicp(*codes) + whole[33:])
-    messages = {Path(each.place).name: each.message for each in lint("photos", *DEFAULTS) if each.check == "mode"}
+    messages = {
+        Path(each.place).name: each.message
+        for each in lint("photos", *DEFAULTS)
+        if each.check == "mode"
+    }
     outcome = "Training converts it to 8-bit sRGB and clips light above white; look at the result"
     brighter = "Training makes it brighter, as its curve asks for; look at the result"
     marked = "is BT.709 by its header, as some programs mark sRGB too"
-    assert messages == {"hdr.png": f"is HDR (PQ). {outcome}", "frame.png": f"{marked}. {brighter}"}
+    assert messages == {
+        "hdr.png": f"is HDR (PQ). {outcome}",
+        "frame.png": f"{marked}. {brighter}",
+    }
 
 
-def test_a_profile_that_is_not_used_is_listed_in_the_words_of_the_plan(folder: Path) -> None:
+def test_a_profile_that_is_not_used_is_listed_in_the_words_of_the_plan(
+    folder: Path,
+) -> None:
     print_colours(folder)
     path = folder / "bad.jpg"
     with Image.open(path) as image:
-        image.save(path, icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+        image.save(
+            path,
+            icc_profile=ImageCms.ImageCmsProfile(
+                ImageCms.createProfile("sRGB")
+            ).tobytes(),
+        )
     path.with_suffix(".txt").write_text("a picture")
     fault = "its colour profile is for RGB, its pixels are CMYK: taken as sRGB"
-    assert fault in [each.message for each in lint("photos", *DEFAULTS) if each.check == "mode"]
+    assert fault in [
+        each.message for each in lint("photos", *DEFAULTS) if each.check == "mode"
+    ]
     notes = scan_datasets([make_dataset(folder)], None).notes
     assert f"{folder}/bad.jpg: {fault}" in notes
 
@@ -361,16 +464,33 @@ def test_masks_are_judged_as_the_plan_judges_them(folder: Path) -> None:
         mask = Image.new("L", (256, 192), 0)
         mask.paste(255 if image.stem == "0" else 1, (0, 0, 128, 192))
         mask.save(masks / image.name)
-    section = {"type": "sd_trainer", "device": "cpu", "trigger_word": "ohwx", "training_folder": "out"}
+    section = {
+        "type": "sd_trainer",
+        "device": "cpu",
+        "trigger_word": "ohwx",
+        "training_folder": "out",
+    }
     section |= {"model": {"name_or_path": str(ROOT / "config/examples/tiny_mascots")}}
-    section |= {"datasets": [{"folder_path": "photos", "resolution": 256, "mask_path": "masks"}]}
-    Path("job.json").write_text(json.dumps({"job": "extension", "config": {"name": "j", "process": [section]}}))
+    section |= {
+        "datasets": [{"folder_path": "photos", "resolution": 256, "mask_path": "masks"}]
+    }
+    Path("job.json").write_text(
+        json.dumps({"job": "extension", "config": {"name": "j", "process": [section]}})
+    )
     found = [each for each in lint("job.json") if each.check == "mask"]
-    assert [Path(each.place).name for each in found] == [f"{index}.png" for index in range(1, 6)]
-    assert "dark throughout, and only white (255) counts fully: brightest value 1 of 255" in found[0].message
+    assert [Path(each.place).name for each in found] == [
+        f"{index}.png" for index in range(1, 6)
+    ]
+    assert (
+        "dark throughout, and only white (255) counts fully: brightest value 1 of 255"
+        in found[0].message
+    )
     plan = plan_job(load_job("job.json", discover().find_config)).render()
     assert "masks: 6 of 6, 8.5% of the area counts on average" in plan
-    assert "warning: photos: 5 of 6 masks are dark throughout, and only white (255) counts fully: 1.png" in plan
+    assert (
+        "warning: photos: 5 of 6 masks are dark throughout, and only white (255) counts fully: 1.png"
+        in plan
+    )
 
 
 def test_numbers_that_are_probably_no_repeats_are_asked_about(folder: Path) -> None:
@@ -382,4 +502,6 @@ def test_numbers_that_are_probably_no_repeats_are_asked_about(folder: Path) -> N
         path.unlink()
     (asked,) = [each for each in lint("photos", *DEFAULTS) if each.check == "repeats"]
     assert asked.place == "photos"
-    assert asked.message.startswith("are the numbers of 2023_summer (2,023), 2024_winter (2,024) repeats?")
+    assert asked.message.startswith(
+        "are the numbers of 2023_summer (2,023), 2024_winter (2,024) repeats?"
+    )

@@ -28,7 +28,8 @@ README = Path(__file__).parents[4] / "extensions" / "tools" / "lint" / "README.m
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]):
-    """Runs the command in this process and returns its output; RunError where it finds something."""
+    """Runs the command in this process and returns its output; RunError where it finds
+    something."""
 
     def lint(*flags: object) -> str:
         run_tool("lint", flags)
@@ -41,11 +42,19 @@ def train(folder: str, **keys: object) -> dict:
     """A process that trains on a folder; its model is not here."""
     model = {"name_or_path": "Qwen/Qwen-Image-Edit-2509"}
     dataset = {"folder_path": folder, "resolution": 256}
-    return {"type": "sd_trainer", "model": model, "network": {"type": "lora"}, "datasets": [dataset], **keys}
+    return {
+        "type": "sd_trainer",
+        "model": model,
+        "network": {"type": "lora"},
+        "datasets": [dataset],
+        **keys,
+    }
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_readme(run_py, write_job, folder: Path, tmp_path: Path) -> None:
+def test_the_commands_of_the_readme(
+    run_py, write_job, folder: Path, tmp_path: Path
+) -> None:
     shutil.copytree(folder, tmp_path / "images")
     shutil.copytree(folder, tmp_path / "after")
     (tmp_path / "before").mkdir()
@@ -58,14 +67,28 @@ def test_the_commands_of_the_readme(run_py, write_job, folder: Path, tmp_path: P
         picture(index).save(tmp_path / "pairs" / f"{name}.png")
     (tmp_path / "config").mkdir()
     write_job(train("images")).rename(tmp_path / "config" / "my_job.yaml")
-    commands = [line for line in README.read_text().splitlines() if line.startswith(".venv/bin/python run.py ")]
+    commands = [
+        line
+        for line in README.read_text().splitlines()
+        if line.startswith(".venv/bin/python run.py ")
+    ]
     codes = {}
     for command in commands:
         words = shlex.split(command, comments=True)[2:]
         result = run_py(*words)
-        codes[command.partition("  ")[0].removeprefix(".venv/bin/python run.py ")] = result.returncode
+        codes[command.partition("  ")[0].removeprefix(".venv/bin/python run.py ")] = (
+            result.returncode
+        )
         assert "Traceback" not in result.stderr
-    assert len(codes) == 7 and list(codes.values()) == [0, 1, 1, 1, 1, 1, 0]  # at 1024 the pictures are small
+    assert len(codes) == 7 and list(codes.values()) == [
+        0,
+        1,
+        1,
+        1,
+        1,
+        1,
+        0,
+    ]  # at 1024 the pictures are small
     assert (tmp_path / "seen.html").is_file()
 
 
@@ -73,12 +96,16 @@ def test_findings_are_lines_json_and_an_exit_code(run, folder: Path) -> None:
     good = run("photos", "--resolution", 256)
     assert good.splitlines() == []
     (folder / "2.txt").write_text("")
-    with pytest.raises(RunError, match=r"^1 finding: no_caption 1\. 6 images checked\.$") as caught:
+    with pytest.raises(
+        RunError, match=r"^1 finding: no_caption 1\. 6 images checked\.$"
+    ) as caught:
         run("photos", "--resolution", 256)
     assert caught.value.exit_code == 1
 
 
-def test_a_job_that_is_told_of_something_trains_nothing(write_job, folder: Path, tmp_path: Path) -> None:
+def test_a_job_that_is_told_of_something_trains_nothing(
+    write_job, folder: Path, tmp_path: Path
+) -> None:
     (folder / "2.txt").write_text("")
     lint = {"type": "lint", "path": "photos", "resolution": 256}
     after = {"type": "mascots", "path": "drawn", "count": 1}
@@ -87,30 +114,45 @@ def test_a_job_that_is_told_of_something_trains_nothing(write_job, folder: Path,
     assert not (tmp_path / "drawn").exists()
 
 
-def test_json_has_every_finding(run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_every_finding(
+    run, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "2.txt").write_text("")
     with pytest.raises(RunError):
         run("photos", "--json", "--resolution", 256)
     message = "has no caption: it trains with the trigger word of the job alone"
     found = {"check": "no_caption", "file": "photos/2.png", "message": message}
-    assert json.loads(capsys.readouterr().out) == {"images": 6, "ignored": 0, "findings": [found], "pairs": []}
+    assert json.loads(capsys.readouterr().out) == {
+        "images": 6,
+        "ignored": 0,
+        "findings": [found],
+        "pairs": [],
+    }
 
 
 def test_what_somebody_has_looked_at_is_ignored(run, folder: Path) -> None:
     flags = ("photos", "--resolution", 512, "--least-size", 0.9)  # all six are tiny
     with pytest.raises(RunError, match="tiny 6"):
         run(*flags)
-    (folder / "lint_ignore.txt").write_text("# seen\n0.png: tiny, aspect  # meant so\n[12].png\n3.png: aspect\n")
+    (folder / "lint_ignore.txt").write_text(
+        "# seen\n0.png: tiny, aspect  # meant so\n[12].png\n3.png: aspect\n"
+    )
     (folder / "4.lint").write_text("# lint: ignore tiny")
     (folder / "5.lint").write_text("# lint: ignore")
-    with pytest.raises(RunError, match=r"^1 finding: tiny 1\. 6 images checked, 5 findings ignored\.$"):
+    with pytest.raises(
+        RunError, match=r"^1 finding: tiny 1\. 6 images checked, 5 findings ignored\.$"
+    ):
         run(*flags)
     (folder / "4.lint").write_text("# lint: ignore tinny")
-    with pytest.raises(UserError, match=r"4\.lint: 'tinny' is not a check\. Did you mean 'tiny'\?"):
+    with pytest.raises(
+        UserError, match=r"4\.lint: 'tinny' is not a check\. Did you mean 'tiny'\?"
+    ):
         run(*flags)
 
 
-def test_a_job_is_checked_as_it_trains(run, write_job, folder: Path, tmp_path: Path) -> None:
+def test_a_job_is_checked_as_it_trains(
+    run, write_job, folder: Path, tmp_path: Path
+) -> None:
     held_out = tmp_path / "held_out"
     held_out.mkdir()
     picture(40).save(held_out / "new.png")
@@ -119,19 +161,25 @@ def test_a_job_is_checked_as_it_trains(run, write_job, folder: Path, tmp_path: P
         (held_out / f"{name}.txt").write_text("ohwx man elsewhere")
     (folder / "1.txt").write_text("a man")  # gets the trigger word in front
     (folder / "2.txt").write_text("ohwxman")
-    job = write_job(train("photos", trigger_word="ohwx", validation={"folder_path": "held_out"}))
+    job = write_job(
+        train("photos", trigger_word="ohwx", validation={"folder_path": "held_out"})
+    )
     with pytest.raises(RunError, match="trigger 1"):
         run(job, "--skip", "leak")
     with pytest.raises(RunError, match=r"^1 finding: leak 1\."):
         run(job, "--skip", "trigger")
     with pytest.raises(ConfigErrors, match=r"(?s)\['datasts'\]|datasts.*datasets"):
         run(write_job({**train("photos"), "datasts": []}, name="typo"))
-    twice = write_job(train("photos", name="one"), train("photos", name="two"), name="twice")
+    twice = write_job(
+        train("photos", name="one"), train("photos", name="two"), name="twice"
+    )
     with pytest.raises(RunError, match="6 images checked"):
         run(twice, "--least-size", 9)
 
 
-def test_transparency_is_told_of_where_it_is_not_trained(run, write_job, folder: Path) -> None:
+def test_transparency_is_told_of_where_it_is_not_trained(
+    run, write_job, folder: Path
+) -> None:
     image = picture(9)
     image.putalpha(Image.linear_gradient("L").resize(image.size))
     image.save(folder / "bad.png")
@@ -149,32 +197,56 @@ def test_transparency_is_told_of_where_it_is_not_trained(run, write_job, folder:
     ("flags", "told"),
     [
         (("nothing",), "path: 'nothing' is neither a folder of images nor a job"),
-        (("photos", "--skip", "blur"), "'blur' is not a check. Did you mean 'blurred'?"),
-        (("photos", "--output", "a.html"), "--output: is the page of 'preview: true', which is not given"),
-        (("photos", "--preview", "--output", "photos/0.png"), "--output: 'photos/0.png' was not made by this program"),
+        (
+            ("photos", "--skip", "blur"),
+            "'blur' is not a check. Did you mean 'blurred'?",
+        ),
+        (
+            ("photos", "--output", "a.html"),
+            "--output: is the page of 'preview: true', which is not given",
+        ),
+        (
+            ("photos", "--preview", "--output", "photos/0.png"),
+            "--output: 'photos/0.png' was not made by this program",
+        ),
         (("photos", "--control-path", "none"), "'none' is not a folder"),
-        (("job.yaml", "--resolution", "512"), "is for a folder of images; the job 'job.yaml' says it itself"),
+        (
+            ("job.yaml", "--resolution", "512"),
+            "is for a folder of images; the job 'job.yaml' says it itself",
+        ),
     ],
 )
-def test_wrong_use_is_one_line(folder: Path, write_job, flags: tuple[str, ...], told: str) -> None:
+def test_wrong_use_is_one_line(
+    folder: Path, write_job, flags: tuple[str, ...], told: str
+) -> None:
     write_job(train("photos"))
     with pytest.raises(ConfigErrors) as caught:
         section_of("lint", flags)
     assert told in str(caught.value) and len(caught.value.errors) == 1
 
 
-def test_an_empty_folder_is_wrong_use_and_a_job_without_datasets_too(run, write_job, tmp_path: Path, folder) -> None:
+def test_an_empty_folder_is_wrong_use_and_a_job_without_datasets_too(
+    run, write_job, tmp_path: Path, folder
+) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: holds no images"):
         run("empty")
     with pytest.raises(UserError, match="no process of this job has datasets"):
         run(write_job({"type": "tiny_model", "path": "tiny"}))
     with pytest.raises(UserError, match="is not there yet"):
-        run(write_job({"type": "mascots", "path": "drawn", "count": 4}, train("drawn"), name="later"))
+        run(
+            write_job(
+                {"type": "mascots", "path": "drawn", "count": 4},
+                train("drawn"),
+                name="later",
+            )
+        )
 
 
 @pytest.mark.slow
-def test_the_page_shows_what_is_trained(run, browser: Browser, folder: Path, tmp_path: Path) -> None:
+def test_the_page_shows_what_is_trained(
+    run, browser: Browser, folder: Path, tmp_path: Path
+) -> None:
     picture(9, 512, 192).save(folder / "wide.png")
     (folder / "wide.txt").write_text("ohwx <b>wide</b>")
     (folder / "0.txt").write_text("")
@@ -188,9 +260,13 @@ def test_the_page_shows_what_is_trained(run, browser: Browser, folder: Path, tmp
     browser.open(page)
     assert browser.errors() == [] and browser.requests_elsewhere() == []
     assert browser.run("return document.querySelectorAll('.crop img').length") == 7
-    assert browser.run("return document.querySelectorAll('.references img').length") == 7
+    assert (
+        browser.run("return document.querySelectorAll('.references img').length") == 7
+    )
     assert "an ohwx man" not in browser.text() and "ohwx <b>wide</b>" in browser.text()
-    assert browser.text("article").startswith("control image 1") and "has no caption" in browser.text("article .bad")
+    assert browser.text("article").startswith(
+        "control image 1"
+    ) and "has no caption" in browser.text("article .bad")
     browser.click("#only")
     seen = "return [...document.querySelectorAll('article')].filter(node => node.offsetHeight).length"
     assert browser.run(seen) == 2
@@ -202,21 +278,35 @@ def write_pairs(tmp_path: Path) -> Path:
     dataset = {"folder_path": "photos", "control_path": "before", "resolution": 256}
     path = tmp_path / "pairs.yaml"
     process = {**train("photos"), "datasets": [dataset]}
-    path.write_text(json.dumps({"job": "extension", "config": {"name": "pairs", "process": [process]}}))
+    path.write_text(
+        json.dumps(
+            {"job": "extension", "config": {"name": "pairs", "process": [process]}}
+        )
+    )
     return path
 
 
-@pytest.mark.parametrize("example", ["photos", "edit_pairs", "fluxflow", "from_scratch/vae_8gb"])
-def test_the_examples_have_good_pictures_though_small_ones(run, example: str, monkeypatch) -> None:
-    """Also jobs whose model an earlier process writes, of pairs, and of several trainers of one dataset."""
+@pytest.mark.parametrize(
+    "example", ["photos", "edit_pairs", "fluxflow", "from_scratch/vae_8gb"]
+)
+def test_the_examples_have_good_pictures_though_small_ones(
+    run, example: str, monkeypatch
+) -> None:
+    """Also jobs whose model an earlier process writes, of pairs, and of several
+    trainers of one dataset."""
     root = README.parents[3]
     monkeypatch.chdir(root)
-    assert run(f"config/examples/{example}.yaml", "--skip", "aspect", "tiny") == ""  # or it ends with RunError
+    assert (
+        run(f"config/examples/{example}.yaml", "--skip", "aspect", "tiny") == ""
+    )  # or it ends with RunError
 
 
 @pytest.mark.parametrize("flags", [(), ("--json",)])
 def test_a_pipe_is_told_of_a_long_reading_on_standard_error_alone(
-    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str, ...],
 ) -> None:
     """What reads standard output, as JSON say, gets nothing of it."""
     monkeypatch.setattr(process, "SILENT_S", 0.0)
@@ -229,7 +319,9 @@ def test_a_pipe_is_told_of_a_long_reading_on_standard_error_alone(
         json.loads(said.out)
 
 
-def test_a_short_reading_is_silent(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+def test_a_short_reading_is_silent(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
     with suppress(RunError):
         run_tool("lint", (folder,))
     assert capsys.readouterr().err == ""
@@ -237,7 +329,9 @@ def test_a_short_reading_is_silent(capsys: pytest.CaptureFixture[str], folder: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["lint", "new"])
-def test_a_terminal_sees_how_many_images_are_read(folder: Path, tmp_path: Path, command: str) -> None:
+def test_a_terminal_sees_how_many_images_are_read(
+    folder: Path, tmp_path: Path, command: str
+) -> None:
     """`new` runs `lint` on its own streams."""
     leader, follower = pty.openpty()
     of_new = ["x", str(folder), "--model", str(ROOT / "config/examples/tiny_mascots")]

@@ -1,4 +1,5 @@
-"""How many planted faults are found, and how many findings are right: photographs and drawn pictures, some spoiled."""
+"""How many planted faults are found, and how many findings are right: photographs and
+drawn pictures, some spoiled."""
 
 from __future__ import annotations
 
@@ -21,12 +22,22 @@ Spoil = Callable[[Image.Image, Random], Image.Image]
 
 def _photographs() -> list[Image.Image]:
     paths = sorted(EXAMPLES.glob("photos/*/*.jpg"))
-    shown = [Image.open(path).convert("RGB") for path in paths if path.stem != "astronaut_face"]
+    shown = [
+        Image.open(path).convert("RGB")
+        for path in paths
+        if path.stem != "astronaut_face"
+    ]
     return shown + [picture(seed, 400, 320) for seed in range(2)]
 
 
-def _scaled(image: Image.Image, factor: float, kernel: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
-    return image.resize((round(image.width * factor), round(image.height * factor)), kernel)
+def _scaled(
+    image: Image.Image,
+    factor: float,
+    kernel: Image.Resampling = Image.Resampling.LANCZOS,
+) -> Image.Image:
+    return image.resize(
+        (round(image.width * factor), round(image.height * factor)), kernel
+    )
 
 
 def _enlarged(factor: float, kernel: Image.Resampling) -> Spoil:
@@ -42,7 +53,10 @@ def _compressed(image: Image.Image, quality: int) -> Image.Image:
 def _cut(share: float) -> Spoil:
     def cut(image: Image.Image, random: Random) -> Image.Image:
         width, height = (round(side * (1 - share)) for side in image.size)
-        left, top = random.randint(0, image.width - width), random.randint(0, image.height - height)
+        left, top = (
+            random.randint(0, image.width - width),
+            random.randint(0, image.height - height),
+        )
         return image.crop((left, top, left + width, top + height))
 
     return cut
@@ -54,7 +68,11 @@ def _with_hole(image: Image.Image, random: Random) -> Image.Image:
     return image
 
 
-BICUBIC, LANCZOS, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BILINEAR
+BICUBIC, LANCZOS, BILINEAR = (
+    Image.Resampling.BICUBIC,
+    Image.Resampling.LANCZOS,
+    Image.Resampling.BILINEAR,
+)
 
 SPOILED: dict[str, tuple[str, Spoil]] = {
     "blur 2": ("blurred", lambda image, _: image.filter(ImageFilter.GaussianBlur(2))),
@@ -66,9 +84,17 @@ SPOILED: dict[str, tuple[str, Spoil]] = {
     "times 3": ("enlarged", _enlarged(3, BILINEAR)),
     "times 4": ("enlarged", _enlarged(4, BICUBIC)),
     "tiny": ("tiny", lambda image, _: _scaled(image, 100 / max(image.size))),
-    "long": ("aspect", lambda image, _: image.crop((0, 0, image.width, image.height // 5))),
+    "long": (
+        "aspect",
+        lambda image, _: image.crop((0, 0, image.width, image.height // 5)),
+    ),
     "hole": ("transparent", _with_hole),
-    "clear": ("transparent", lambda image, _: Image.merge("RGBA", (*image.split(), Image.new("L", image.size)))),
+    "clear": (
+        "transparent",
+        lambda image, _: Image.merge(
+            "RGBA", (*image.split(), Image.new("L", image.size))
+        ),
+    ),
     "print": ("mode", lambda image, _: image.convert("CMYK")),
 }
 """Instead of a picture of the folder: what is to be found, and how it is made."""
@@ -79,8 +105,12 @@ TWICE: dict[str, Spoil] = {
     "cut by 3 %": _cut(0.03),
     "cut by 8 %": _cut(0.08),
     "mirrored": lambda image, _: ImageOps.mirror(image),
-    "mirrored and cut": lambda image, random: ImageOps.mirror(_cut(0.04)(image, random)),
-    "brightened": lambda image, _: _compressed(image.point(lambda value: min(255, round(value * 1.1 + 6))), 80),
+    "mirrored and cut": lambda image, random: ImageOps.mirror(
+        _cut(0.04)(image, random)
+    ),
+    "brightened": lambda image, _: _compressed(
+        image.point(lambda value: min(255, round(value * 1.1 + 6))), 80
+    ),
 }
 """Beside a picture of the folder: `duplicate`."""
 
@@ -104,14 +134,25 @@ CAPTIONS = {
 
 def found_in(*flags: str) -> set[tuple[str, str]]:
     config = section_of("lint", flags)
-    findings = [each for data in read_datasets(config, lambda *_: None) for each in run_checks(data, config)]
+    findings = [
+        each
+        for data in read_datasets(config, lambda *_: None)
+        for each in run_checks(data, config)
+    ]
     return {(each.check, Path(each.place).name) for each in findings}
 
 
-def plant(folder: Path, pictures: list[Image.Image], seed: int) -> list[tuple[set, set]]:
-    """Planted and found faults of several folders, each of all `pictures`, of which a third is spoiled."""
+def plant(
+    folder: Path, pictures: list[Image.Image], seed: int
+) -> list[tuple[set, set]]:
+    """Planted and found faults of several folders, each of all `pictures`, of which a
+    third is spoiled."""
     random, results = Random(seed), []
-    wrong, twice, captions = list(SPOILED.items()), list(TWICE.items()), list(CAPTIONS.items())
+    wrong, twice, captions = (
+        list(SPOILED.items()),
+        list(TWICE.items()),
+        list(CAPTIONS.items()),
+    )
     for number in range(max(len(wrong), len(twice), len(captions))):
         here, planted = folder / f"set{number}", set()
         here.mkdir()
@@ -121,22 +162,41 @@ def plant(folder: Path, pictures: list[Image.Image], seed: int) -> list[tuple[se
             if place == 0:
                 check, spoil = wrong[number % len(wrong)][1]
                 image = spoil(image, random)
-                suffix = "png" if image.mode == "RGBA" or (random.random() < 0.5 and image.mode == "RGB") else "jpg"
+                suffix = (
+                    "png"
+                    if image.mode == "RGBA"
+                    or (random.random() < 0.5 and image.mode == "RGB")
+                    else "jpg"
+                )
                 planted.add((check, f"{index}.{suffix}"))
             elif place == 1:
-                twice[number % len(twice)][1](image, random).save(here / f"{index}_b.jpg", quality=92)
+                twice[number % len(twice)][1](image, random).save(
+                    here / f"{index}_b.jpg", quality=92
+                )
                 (here / f"{index}_b.txt").write_text(f"zxq once more {index}")
                 planted.add(("duplicate", f"{index}_b.jpg"))
             elif place == 2:
                 text, check = captions[number % len(captions)]
                 planted.add((check, f"{index}.jpg"))
-            image.save(here / f"{index}.{suffix}", **({"quality": 92} if suffix == "jpg" else {}))
+            image.save(
+                here / f"{index}.{suffix}",
+                **({"quality": 92} if suffix == "jpg" else {}),
+            )
             (here / f"{index}.txt").write_text(text, encoding="utf-8")
         (here / "torn.jpg").write_bytes((here / f"{order[3]}.jpg").read_bytes()[:5000])
         (here / "phone.heic").write_bytes(b"\0\0\0\x1cftypheic")
         (here / "design.psd").write_bytes(b"8BPS")
-        planted |= {("unusable", "torn.jpg"), ("unusable", "phone.heic"), ("unused", "design.psd")}
-        results.append((planted, found_in(str(here), "--resolution", "512", "--trigger-word", "zxq")))
+        planted |= {
+            ("unusable", "torn.jpg"),
+            ("unusable", "phone.heic"),
+            ("unused", "design.psd"),
+        }
+        results.append(
+            (
+                planted,
+                found_in(str(here), "--resolution", "512", "--trigger-word", "zxq"),
+            )
+        )
     return results
 
 
@@ -151,13 +211,19 @@ EDITS: list[Spoil] = [
 
 def _pasted(image: Image.Image, random: Random) -> Image.Image:
     image, side = image.copy(), min(image.size) // 2
-    left, top = random.randint(0, image.width - side), random.randint(0, image.height - side)
+    left, top = (
+        random.randint(0, image.width - side),
+        random.randint(0, image.height - side),
+    )
     image.paste((200, 30, 60), (left, top, left + side, top + side))
     return image
 
 
-def plant_pairs(folder: Path, pictures: list[Image.Image], seed: int) -> list[tuple[set, set]]:
-    """The same of pairs: two references exchanged, two that change nothing, one of no image."""
+def plant_pairs(
+    folder: Path, pictures: list[Image.Image], seed: int
+) -> list[tuple[set, set]]:
+    """The same of pairs: two references exchanged, two that change nothing, one of no
+    image."""
     random, results = Random(seed), []
     for number, edit in enumerate(EDITS):
         after, before = folder / f"after{number}", folder / f"before{number}"
@@ -176,17 +242,33 @@ def plant_pairs(folder: Path, pictures: list[Image.Image], seed: int) -> list[tu
             pictures[index].save(after / f"{index}.jpg", quality=92)
             references[index].save(before / f"{index}.jpg", quality=90)
         (before / f"{alone}.jpg").rename(before / "alone.jpg")
-        planted = {("pair_order", f"{one}.jpg"), ("pair_order", f"{two}.jpg"), ("unpaired", "alone.jpg")}
+        planted = {
+            ("pair_order", f"{one}.jpg"),
+            ("pair_order", f"{two}.jpg"),
+            ("unpaired", "alone.jpg"),
+        }
         planted |= {("same_as_reference", f"{each}.jpg") for each in (same, resaved)}
         planted.add(("unusable", f"{alone}.jpg"))
-        pairs = ("--control-path", str(before), "--default-caption", "edit it", "--resolution", "512")
+        pairs = (
+            "--control-path",
+            str(before),
+            "--default-caption",
+            "edit it",
+            "--resolution",
+            "512",
+        )
         results.append((planted, found_in(str(after), *pairs)))
     return results
 
 
 @pytest.mark.slow
-def test_planted_faults_are_found_and_good_pictures_are_not_called_bad(tmp_path: Path) -> None:
-    score(plant(tmp_path, _photographs(), seed=0) + plant_pairs(tmp_path, _photographs(), seed=0))
+def test_planted_faults_are_found_and_good_pictures_are_not_called_bad(
+    tmp_path: Path,
+) -> None:
+    score(
+        plant(tmp_path, _photographs(), seed=0)
+        + plant_pairs(tmp_path, _photographs(), seed=0)
+    )
 
 
 def score(results: list[tuple[set, set]]) -> None:
@@ -195,6 +277,8 @@ def score(results: list[tuple[set, set]]) -> None:
     missed = [planted - found for planted, found in results]
     wrong = [found - planted for planted, found in results]
     assert planted >= 60
-    assert not {"pair_order", "duplicate"} & {check for each in missed for check, _ in each}, f"missed: {missed}"
+    assert not {"pair_order", "duplicate"} & {
+        check for each in missed for check, _ in each
+    }, f"missed: {missed}"
     assert right / planted >= 0.95, f"missed: {missed}"
     assert right / found >= 0.95, f"wrong: {wrong}"

@@ -37,21 +37,29 @@ MLP = "transformer_blocks.0.img_mlp"
 
 @pytest.fixture
 def layers(tiny_model: Path) -> dict[str, tuple[int, int]]:
-    return family_for(ModelConfig(name_or_path=str(tiny_model))).every_linear_layer(tiny_model)
+    return family_for(ModelConfig(name_or_path=str(tiny_model))).every_linear_layer(
+        tiny_model
+    )
 
 
 @pytest.fixture
 def write_lora(tmp_path: Path, layers) -> Callable[..., Path]:
     """A LoRA of two layers with this seed."""
 
-    def write(name: str, seed: int, rank: int = 3, alpha: float = 1.5, dtype=torch.float32) -> Path:
+    def write(
+        name: str, seed: int, rank: int = 3, alpha: float = 1.5, dtype=torch.float32
+    ) -> Path:
         generator = torch.Generator().manual_seed(seed)
         tensors = {}
         for layer in (TO_Q, TO_V):
             inputs, outputs = layers[layer]
             stem = f"diffusion_model.{layer}"
-            tensors[f"{stem}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator).to(dtype)
-            tensors[f"{stem}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator).to(dtype)
+            tensors[f"{stem}.lora_A.weight"] = torch.randn(
+                rank, inputs, generator=generator
+            ).to(dtype)
+            tensors[f"{stem}.lora_B.weight"] = torch.randn(
+                outputs, rank, generator=generator
+            ).to(dtype)
             tensors[f"{stem}.alpha"] = torch.tensor(alpha)
         save_file(tensors, tmp_path / name, {"ss_network_module": "networks.lora"})
         return tmp_path / name
@@ -60,7 +68,9 @@ def write_lora(tmp_path: Path, layers) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def run(write_job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+def run(
+    write_job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., None]:
     """Runs a tool with these keys, as a job in this process."""
     monkeypatch.chdir(tmp_path)
 
@@ -75,27 +85,47 @@ def transformer(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
-def test_what_is_merged_is_extracted_again(run, write_lora, tiny_model: Path, layers, tmp_path: Path) -> None:
+def test_what_is_merged_is_extracted_again(
+    run, write_lora, tiny_model: Path, layers, tmp_path: Path
+) -> None:
     file = write_lora("a.safetensors", 1)
-    run("merge", base=str(tiny_model), lora=f"{file}:0.5", output="merged", dtype="float32")
+    run(
+        "merge",
+        base=str(tiny_model),
+        lora=f"{file}:0.5",
+        output="merged",
+        dtype="float32",
+    )
     before, after = transformer(tiny_model), transformer(tmp_path / "merged")
     changes = load_adapter_file(file, layers)
     for name, weight in after.items():
         change = changes.get(name.removesuffix(".weight"))
         expected = before[name].float() + (0.5 * change.delta() if change else 0)
         torch.testing.assert_close(weight, expected, rtol=1e-6, atol=1e-6)
-    run("extract", base=str(tiny_model), tuned="merged", rank=3, dtype="float32", output="again.safetensors")
+    run(
+        "extract",
+        base=str(tiny_model),
+        tuned="merged",
+        rank=3,
+        dtype="float32",
+        output="again.safetensors",
+    )
     again = load_adapter_file(tmp_path / "again.safetensors", layers)
     assert again.keys() == changes.keys()
     for name, change in changes.items():
-        error = (again[name].delta() - 0.5 * change.delta()).norm() / (0.5 * change.delta()).norm()
+        error = (again[name].delta() - 0.5 * change.delta()).norm() / (
+            0.5 * change.delta()
+        ).norm()
         assert error < 1e-3
 
 
 def test_what_is_merged_into_2_1_is_extracted_again(run, tmp_path: Path) -> None:
-    """Layers that ComfyUI has in one are extracted each by itself; nothing is found where nothing was changed."""
+    """Layers that ComfyUI has in one are extracted each by itself; nothing is found
+    where nothing was changed."""
     write_tiny_model(tmp_path / "base", TinySpec(arch="qwen_image_2"))
-    layers = family_for(ModelConfig(name_or_path=str(tmp_path / "base"))).every_linear_layer(tmp_path / "base")
+    layers = family_for(
+        ModelConfig(name_or_path=str(tmp_path / "base"))
+    ).every_linear_layer(tmp_path / "base")
     tensors = {}
     for name in (f"{MLP}.gate_layer", f"{MLP}.proj", TO_V):
         inputs, outputs = layers[name]
@@ -105,19 +135,38 @@ def test_what_is_merged_into_2_1_is_extracted_again(run, tmp_path: Path) -> None
         )
     save_file(tensors, tmp_path / "a.safetensors")
     run("merge", base="base", lora="a.safetensors", output="merged", dtype="float32")
-    run("extract", base="base", tuned="merged", rank=2, dtype="float32", output="again.safetensors")
-    changes, again = (load_adapter_file(tmp_path / f"{name}.safetensors", layers) for name in ("a", "again"))
+    run(
+        "extract",
+        base="base",
+        tuned="merged",
+        rank=2,
+        dtype="float32",
+        output="again.safetensors",
+    )
+    changes, again = (
+        load_adapter_file(tmp_path / f"{name}.safetensors", layers)
+        for name in ("a", "again")
+    )
     assert again.keys() == changes.keys()
     for name, change in changes.items():
-        assert (again[name].delta() - change.delta()).norm() < 1e-3 * change.delta().norm()
+        assert (
+            again[name].delta() - change.delta()
+        ).norm() < 1e-3 * change.delta().norm()
 
 
 def test_a_merged_folder_has_the_other_parts_and_the_dtype_of_the_base(
     run, write_lora, tiny_model: Path, tmp_path: Path
 ) -> None:
-    run("merge", base=str(tiny_model), lora=[str(write_lora("a.safetensors", 1))], output="merged")
+    run(
+        "merge",
+        base=str(tiny_model),
+        lora=[str(write_lora("a.safetensors", 1))],
+        output="merged",
+    )
     before, after = transformer(tiny_model), transformer(tmp_path / "merged")
-    assert {name: t.dtype for name, t in after.items()} == {name: t.dtype for name, t in before.items()}
+    assert {name: t.dtype for name, t in after.items()} == {
+        name: t.dtype for name, t in before.items()
+    }
     assert [name for name, t in after.items() if not torch.equal(t, before[name])] == [
         f"{TO_Q}.weight",
         f"{TO_V}.weight",
@@ -126,20 +175,33 @@ def test_a_merged_folder_has_the_other_parts_and_the_dtype_of_the_base(
         assert (tmp_path / "merged" / file.relative_to(tiny_model)).exists()
 
 
-def test_a_model_is_merged_into_the_file_that_comfyui_loads(run, tmp_path: Path) -> None:
-    """Of a model whose feed-forward ComfyUI has in one; the rest as the merged folder has it."""
+def test_a_model_is_merged_into_the_file_that_comfyui_loads(
+    run, tmp_path: Path
+) -> None:
+    """Of a model whose feed-forward ComfyUI has in one; the rest as the merged folder
+    has it."""
     write_tiny_model(tmp_path / "base", TinySpec(arch="qwen_image_2"))
     block = "transformer_blocks.1.img_mlp"
     lora = {"lora_A.weight": torch.randn(2, 64), "lora_B.weight": torch.randn(192, 2)}
-    save_file({f"{block}.proj.{part}": tensor for part, tensor in lora.items()}, tmp_path / "a.safetensors")
+    save_file(
+        {f"{block}.proj.{part}": tensor for part, tensor in lora.items()},
+        tmp_path / "a.safetensors",
+    )
     for output in ("folder", "file.safetensors"):
         run("merge", base="base", lora="a.safetensors", output=output)
-    expected, made = transformer(tmp_path / "folder"), load_file(tmp_path / "file.safetensors")
+    expected, made = (
+        transformer(tmp_path / "folder"),
+        load_file(tmp_path / "file.safetensors"),
+    )
     for index in range(2):
         stem = f"transformer_blocks.{index}.img_mlp"
-        halves = [expected.pop(f"{stem}.{name}.weight") for name in ("gate_layer", "proj")]
+        halves = [
+            expected.pop(f"{stem}.{name}.weight") for name in ("gate_layer", "proj")
+        ]
         assert torch.equal(made.pop(f"{stem}.gate_up.weight"), torch.cat(halves))
-    assert made.keys() == expected.keys() and all(torch.equal(made[name], t) for name, t in expected.items())
+    assert made.keys() == expected.keys() and all(
+        torch.equal(made[name], t) for name, t in expected.items()
+    )
 
 
 @pytest.mark.parametrize("in_fp8", [False, True])
@@ -148,7 +210,10 @@ def test_a_file_is_merged_into_as_its_folder_is(
 ) -> None:
     """Nothing else of the model is needed; what marks it for ComfyUI stays."""
     lora = str(write_lora("a.safetensors", 1))
-    stored = {f"model.diffusion_model.{name}": weight.bfloat16() for name, weight in transformer(tiny_model).items()}
+    stored = {
+        f"model.diffusion_model.{name}": weight.bfloat16()
+        for name, weight in transformer(tiny_model).items()
+    }
     if in_fp8:
         name = "model.diffusion_model.transformer_blocks.1.attn.to_k"
         stored[f"{name}.scale_weight"] = torch.tensor(0.5)
@@ -156,31 +221,53 @@ def test_a_file_is_merged_into_as_its_folder_is(
     stored |= {"__index_timestep_zero__": torch.zeros(0), "scaled_fp8": torch.zeros(2)}
     save_file(stored, tmp_path / "base.safetensors")
     keys = {"lora": lora, "layout": "single_file"}
-    run("merge", base="base.safetensors", **keys, output="merged.safetensors", dtype=None if in_fp8 else "float32")
+    run(
+        "merge",
+        base="base.safetensors",
+        **keys,
+        output="merged.safetensors",
+        dtype=None if in_fp8 else "float32",
+    )
     made = load_file(tmp_path / "merged.safetensors")
     assert made.pop("__index_timestep_zero__").numel() == 0 and "scaled_fp8" not in made
     folder = tmp_path / "folder"
     shutil.copytree(tiny_model, folder)
-    rounded = {name: weight.bfloat16() for name, weight in transformer(tiny_model).items()}
+    rounded = {
+        name: weight.bfloat16() for name, weight in transformer(tiny_model).items()
+    }
     if in_fp8:
         name = "transformer_blocks.1.attn.to_k.weight"
         rounded[name] = (rounded[name].to(torch.float8_e4m3fn).float() * 0.5).bfloat16()
     for path in weight_files(folder / "transformer"):
         save_file({name: rounded[name] for name in load_file(path)}, path)
-    run("merge", base="folder", **keys, output="expected.safetensors", dtype=None if in_fp8 else "float32")
+    run(
+        "merge",
+        base="folder",
+        **keys,
+        output="expected.safetensors",
+        dtype=None if in_fp8 else "float32",
+    )
     expected = load_file(tmp_path / "expected.safetensors")
-    assert made.keys() == expected.keys() and all(torch.equal(made[name], t) for name, t in expected.items())
+    assert made.keys() == expected.keys() and all(
+        torch.equal(made[name], t) for name, t in expected.items()
+    )
 
 
 def test_loras_add_up_to_one_without_loss_or_to_the_nearest_of_a_rank(
     run, write_lora, tiny_model: Path, layers, tmp_path: Path
 ) -> None:
-    files = [write_lora("a.safetensors", 1), write_lora("b.safetensors", 2, rank=2, alpha=4.0)]
+    files = [
+        write_lora("a.safetensors", 1),
+        write_lora("b.safetensors", 2, rank=2, alpha=4.0),
+    ]
     keys = {"lora": [f"{files[0]}:0.5", str(files[1])], "model": str(tiny_model)}
     run("merge", **keys, output="sum.safetensors")
     run("merge", **keys, output="small.safetensors", rank=4)
     first, second = (load_adapter_file(file, layers) for file in files)
-    summed, small = (load_adapter_file(tmp_path / f"{name}.safetensors", layers) for name in ("sum", "small"))
+    summed, small = (
+        load_adapter_file(tmp_path / f"{name}.safetensors", layers)
+        for name in ("sum", "small")
+    )
     for name in (TO_Q, TO_V):
         expected = 0.5 * first[name].delta() + second[name].delta()
         torch.testing.assert_close(summed[name].delta(), expected, rtol=1e-5, atol=1e-5)
@@ -210,76 +297,173 @@ def test_biases_are_kept_by_convert_and_resize_and_merged(
     small = load_file(tmp_path / "small.safetensors")
     assert_same({name: small[name] for name in biases}, biases)
     alphas = [name for name in given if name.endswith(".alpha")]
-    assert len(small) == len(given) - len(alphas) and small[f"diffusion_model.{TO_Q}.lora_A.weight"].shape[0] == 2
+    assert (
+        len(small) == len(given) - len(alphas)
+        and small[f"diffusion_model.{TO_Q}.lora_A.weight"].shape[0] == 2
+    )
     run("merge", lora=[f"{biased}:0.5", f"{biased}:0.25"], output="two.safetensors")
     two = load_file(tmp_path / "two.safetensors")
-    assert_same({name: two[name] for name in biases}, {name: 0.75 * bias for name, bias in biases.items()})
-    run("merge", base=str(tiny_model), lora=f"{biased}:0.5", output="merged", dtype="float32")
+    assert_same(
+        {name: two[name] for name in biases},
+        {name: 0.75 * bias for name, bias in biases.items()},
+    )
+    run(
+        "merge",
+        base=str(tiny_model),
+        lora=f"{biased}:0.5",
+        output="merged",
+        dtype="float32",
+    )
     before, after = transformer(tiny_model), transformer(tmp_path / "merged")
-    changed = {name for name in before if not torch.equal(before[name].float(), after[name])}
-    assert changed == {f"{TO_Q}.weight", f"{TO_Q}.bias", f"{TO_V}.weight", "img_in.bias"}
+    changed = {
+        name for name in before if not torch.equal(before[name].float(), after[name])
+    }
+    assert changed == {
+        f"{TO_Q}.weight",
+        f"{TO_Q}.bias",
+        f"{TO_V}.weight",
+        "img_in.bias",
+    }
     name = "diffusion_model.img_in.diff_b"
-    torch.testing.assert_close(after["img_in.bias"], before["img_in.bias"].float() + 0.5 * biases[name])
+    torch.testing.assert_close(
+        after["img_in.bias"], before["img_in.bias"].float() + 0.5 * biases[name]
+    )
     capsys.readouterr()
     run("inspect", file=str(biased), as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert (told["biases"], told["ranks"]) == (2, {"3": 2})
     run("inspect", file=str(biased))
-    assert re.search(r"layers 3, parameters [0-9,]+, biases 2$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(
+        r"layers 3, parameters [0-9,]+, biases 2$",
+        capsys.readouterr().out,
+        re.MULTILINE,
+    )
     assert told["readable_by"] == ["comfyui", "comfyui-fused"]
     with pytest.raises(UserError, match="diffusers does not read changes of biases"):
         run("convert", input=str(biased), output="x.safetensors", to="diffusers")
     write_tiny_model(tmp_path / "other", TinySpec(arch="qwen_image_2"))
-    save_file({"diffusion_model.img_in.diff_b": torch.ones(64)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=r"img_in\.bias is changed\. This model has none there"):
-        run("merge", base=str(tmp_path / "other"), lora=str(tmp_path / "other.safetensors"), output="y")
+    save_file(
+        {"diffusion_model.img_in.diff_b": torch.ones(64)},
+        tmp_path / "other.safetensors",
+    )
+    with pytest.raises(
+        UserError, match=r"img_in\.bias is changed\. This model has none there"
+    ):
+        run(
+            "merge",
+            base=str(tmp_path / "other"),
+            lora=str(tmp_path / "other.safetensors"),
+            output="y",
+        )
 
 
-def test_biases_alone_are_converted_resized_and_merged(run, layers, said, write_lora, tmp_path: Path) -> None:
-    """With a file that changes the weight of the same layer too; a file of zeros alone changes nothing."""
+def test_biases_alone_are_converted_resized_and_merged(
+    run, layers, said, write_lora, tmp_path: Path
+) -> None:
+    """With a file that changes the weight of the same layer too; a file of zeros alone
+    changes nothing."""
     key, outputs = f"diffusion_model.{TO_Q}.diff_b", layers[TO_Q][1]
-    for name, bias in (("alone", torch.ones(outputs)), ("longer", torch.ones(outputs + 1)), ("zero", torch.zeros(4))):
+    for name, bias in (
+        ("alone", torch.ones(outputs)),
+        ("longer", torch.ones(outputs + 1)),
+        ("zero", torch.zeros(4)),
+    ):
         save_file({key: bias}, tmp_path / f"{name}.safetensors")
-    run("convert", input="alone.safetensors", output="converted.safetensors", to="comfyui")
+    run(
+        "convert",
+        input="alone.safetensors",
+        output="converted.safetensors",
+        to="comfyui",
+    )
     run("resize", input="alone.safetensors", output="small.safetensors", rank=2)
     assert "small.safetensors: 1 layers, rank 0, float32" in said[-1]
     lora = write_lora("a.safetensors", 1)
-    for index, files in enumerate((["alone.safetensors", str(lora)], [str(lora), "alone.safetensors"])):
+    for index, files in enumerate(
+        (["alone.safetensors", str(lora)], [str(lora), "alone.safetensors"])
+    ):
         run("merge", lora=files, output=f"two_{index}.safetensors")
         whole = spelled(load_file(lora), FOLDED)
-        assert_same(load_file(tmp_path / f"two_{index}.safetensors"), whole | {key: torch.ones(outputs)})
+        assert_same(
+            load_file(tmp_path / f"two_{index}.safetensors"),
+            whole | {key: torch.ones(outputs)},
+        )
         assert f"2 files in {len(load_file(lora)) // 3} layers" in said[-1]
     for name in ("converted", "small"):
-        assert_same(load_file(tmp_path / f"{name}.safetensors"), {key: torch.ones(outputs)})
-    with pytest.raises(UserError, match=r"longer.safetensors: .*to_q has another size than in the files before"):
-        run("merge", lora=["alone.safetensors", "longer.safetensors"], output="x.safetensors")
+        assert_same(
+            load_file(tmp_path / f"{name}.safetensors"), {key: torch.ones(outputs)}
+        )
+    with pytest.raises(
+        UserError,
+        match=r"longer.safetensors: .*to_q has another size than in the files before",
+    ):
+        run(
+            "merge",
+            lora=["alone.safetensors", "longer.safetensors"],
+            output="x.safetensors",
+        )
     for tool, keys in (("convert", {"to": "comfyui"}), ("resize", {"rank": 2})):
-        with pytest.raises(UserError, match=r"zero.safetensors: changes nothing: all that it adds is zero"):
+        with pytest.raises(
+            UserError,
+            match=r"zero.safetensors: changes nothing: all that it adds is zero",
+        ):
             run(tool, input="zero.safetensors", output="y.safetensors", **keys)
     assert not (tmp_path / "y.safetensors").exists()
 
 
-def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+def assert_same(
+    found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
+) -> None:
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize(("keys", "ranks"), [({"rank": 2}, {2}), ({"share": 1.0}, {3}), ({"share": 0.5}, {1, 2})])
+@pytest.mark.parametrize(
+    ("keys", "ranks"),
+    [({"rank": 2}, {2}), ({"share": 1.0}, {3}), ({"share": 0.5}, {1, 2})],
+)
 def test_a_rank_is_given_or_follows_from_the_share_that_is_kept(
-    run, write_lora, tiny_model: Path, layers, tmp_path: Path, said, keys: dict, ranks: set[int]
+    run,
+    write_lora,
+    tiny_model: Path,
+    layers,
+    tmp_path: Path,
+    said,
+    keys: dict,
+    ranks: set[int],
 ) -> None:
     file = write_lora("a.safetensors", 1)
-    run("resize", input=str(file), output="small.safetensors", model=str(tiny_model), dtype="float32", **keys)
-    small, whole = (load_adapter_file(path, layers) for path in (tmp_path / "small.safetensors", file))
+    run(
+        "resize",
+        input=str(file),
+        output="small.safetensors",
+        model=str(tiny_model),
+        dtype="float32",
+        **keys,
+    )
+    small, whole = (
+        load_adapter_file(path, layers)
+        for path in (tmp_path / "small.safetensors", file)
+    )
     assert {len(change.parts["down"]) for change in small.values()} <= ranks
-    rests = [float((small[name].delta() - whole[name].delta()).square().sum()) for name in whole]
+    rests = [
+        float((small[name].delta() - whole[name].delta()).square().sum())
+        for name in whole
+    ]
     norms = [float(whole[name].delta().square().sum()) for name in whole]
-    assert all(rest <= (1 - keys.get("share", 0)) * norm + 1e-3 for rest, norm in zip(rests, norms, strict=True))
+    assert all(
+        rest <= (1 - keys.get("share", 0)) * norm + 1e-3
+        for rest, norm in zip(rests, norms, strict=True)
+    )
     if "rank" in keys:
-        assert f"relative error of the change {(sum(rests) / sum(norms)) ** 0.5:.2e}" in said[-1]
+        assert (
+            f"relative error of the change {(sum(rests) / sum(norms)) ** 0.5:.2e}"
+            in said[-1]
+        )
 
 
-def test_a_file_is_told_in_words_and_as_json(run, write_lora, tiny_model: Path, layers, capsys) -> None:
+def test_a_file_is_told_in_words_and_as_json(
+    run, write_lora, tiny_model: Path, layers, capsys
+) -> None:
     file = write_lora("a.safetensors", 1, dtype=torch.bfloat16)
     run("inspect", file=str(file), model=str(tiny_model), as_json=True)
     found = json.loads(capsys.readouterr().out)
@@ -289,7 +473,9 @@ def test_a_file_is_told_in_words_and_as_json(run, write_lora, tiny_model: Path, 
         {"3": 2},
         {"1.5": 2},
     )
-    assert found["written_by"] == "kohya's sd-scripts or musubi-tuner" and set(found["readable_by"]) >= {
+    assert found["written_by"] == "kohya's sd-scripts or musubi-tuner" and set(
+        found["readable_by"]
+    ) >= {
         "comfyui",
         "diffusers",
     }
@@ -302,20 +488,43 @@ def test_a_file_is_told_in_words_and_as_json(run, write_lora, tiny_model: Path, 
     assert "layers 2, parameters" in capsys.readouterr().out
 
 
-def test_an_average_of_files_says_which_share_each_has(run, write_lora, tmp_path: Path, said) -> None:
+def test_an_average_of_files_says_which_share_each_has(
+    run, write_lora, tmp_path: Path, said
+) -> None:
     files = [write_lora(f"run_{step:09d}.safetensors", step) for step in (30, 10, 20)]
-    run("post_hoc_ema", files=list(map(str, files)), beta=0.5, output="mean.safetensors")
-    tensors = {step: load_file(tmp_path / f"run_{step:09d}.safetensors") for step in (10, 20, 30)}
+    run(
+        "post_hoc_ema", files=list(map(str, files)), beta=0.5, output="mean.safetensors"
+    )
+    tensors = {
+        step: load_file(tmp_path / f"run_{step:09d}.safetensors")
+        for step in (10, 20, 30)
+    }
     for name, value in load_file(tmp_path / "mean.safetensors").items():
-        expected = 0.25 * tensors[10][name] + 0.25 * tensors[20][name] + 0.5 * tensors[30][name]
-        torch.testing.assert_close(value, expected if "lora" in name else tensors[10][name])
+        expected = (
+            0.25 * tensors[10][name]
+            + 0.25 * tensors[20][name]
+            + 0.5 * tensors[30][name]
+        )
+        torch.testing.assert_close(
+            value, expected if "lora" in name else tensors[10][name]
+        )
     assert [line.strip()[:6] for line in said[:3]] == ["25.00%", "25.00%", "50.00%"]
 
 
-def test_commands_convert_and_refuse(run_py, write_lora, tiny_model: Path, tmp_path: Path) -> None:
+def test_commands_convert_and_refuse(
+    run_py, write_lora, tiny_model: Path, tmp_path: Path
+) -> None:
     write_lora("a.safetensors", 1)
     (tmp_path / "pickle.pt").write_bytes(b"\x80\x04K\x01.")
-    done = run_py("convert", "a.safetensors", "b.safetensors", "--to", "diffusers", "--model", tiny_model)
+    done = run_py(
+        "convert",
+        "a.safetensors",
+        "b.safetensors",
+        "--to",
+        "diffusers",
+        "--model",
+        tiny_model,
+    )
     assert done.returncode == 0, done.stderr
     assert f"transformer.{TO_Q}.lora_A.weight" in load_file(tmp_path / "b.safetensors")
     refused = run_py("convert", "pickle.pt", "b.safetensors", "--to", "kohya")
@@ -325,22 +534,32 @@ def test_commands_convert_and_refuse(run_py, write_lora, tiny_model: Path, tmp_p
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0 photo")
     (tmp_path / "job.yaml").write_text("job: extension\n")
     for name, what in (("photo.jpg", "an image"), ("job.yaml", "a text file")):
-        assert f"cannot be read as a safetensors file (it is {what})" in run_py("inspect", name).stderr
+        assert (
+            f"cannot be read as a safetensors file (it is {what})"
+            in run_py("inspect", name).stderr
+        )
     refused = run_py("convert", "a.safetensors", "c.safetensors", "--to", "difusers")
     assert "--to: 'difusers' is unknown. Did you mean 'diffusers'?" in refused.stderr
 
 
 @pytest.mark.parametrize(
-    ("parts", "prefix"), [(("gate_layer", "proj", "out"), ""), (("net.2",), "diffusion_model.")], ids=["2.1", "20B"]
+    ("parts", "prefix"),
+    [(("gate_layer", "proj", "out"), ""), (("net.2",), "diffusion_model.")],
+    ids=["2.1", "20B"],
 )
 @pytest.mark.parametrize("tool", ["convert", "resize", "merge"])
 def test_files_have_the_names_by_which_comfyui_finds_their_layers(
     run, tmp_path: Path, tool: str, parts: tuple[str, ...], prefix: str
 ) -> None:
-    """The halves of 2.1's fused layer are known without a prefix alone (comfy/lora.py at 17358c8f)."""
+    """The halves of 2.1's fused layer are known without a prefix alone (comfy/lora.py
+    at 17358c8f)."""
     shapes = {"lora_A.weight": (2, 64), "lora_B.weight": (64, 2)}
     save_file(
-        {f"diffusion_model.{MLP}.{part}.{name}": torch.ones(shape) for part in parts for name, shape in shapes.items()},
+        {
+            f"diffusion_model.{MLP}.{part}.{name}": torch.ones(shape)
+            for part in parts
+            for name, shape in shapes.items()
+        },
         tmp_path / "a.safetensors",
     )
     keys = {
@@ -353,11 +572,21 @@ def test_files_have_the_names_by_which_comfyui_finds_their_layers(
     assert written and all(key.startswith(f"{prefix}{MLP}.") for key in written)
 
 
-def test_a_strength_that_16_bits_would_round_stays_in_alpha(run, tmp_path: Path) -> None:
+def test_a_strength_that_16_bits_would_round_stays_in_alpha(
+    run, tmp_path: Path
+) -> None:
     for name, alpha in (("half", 1.0), ("third", 0.7)):
-        tensors = {"lora_A.weight": torch.rand(2, 8).bfloat16(), "lora_B.weight": torch.rand(8, 2).bfloat16()}
-        given = {f"diffusion_model.{TO_Q}.{key}": tensor for key, tensor in tensors.items()}
-        save_file({**given, f"diffusion_model.{TO_Q}.alpha": torch.tensor(alpha)}, tmp_path / f"{name}.safetensors")
+        tensors = {
+            "lora_A.weight": torch.rand(2, 8).bfloat16(),
+            "lora_B.weight": torch.rand(8, 2).bfloat16(),
+        }
+        given = {
+            f"diffusion_model.{TO_Q}.{key}": tensor for key, tensor in tensors.items()
+        }
+        save_file(
+            {**given, f"diffusion_model.{TO_Q}.alpha": torch.tensor(alpha)},
+            tmp_path / f"{name}.safetensors",
+        )
         run("merge", lora=[f"{name}.safetensors"], output=f"{name}_merged.safetensors")
         written = load_file(tmp_path / f"{name}_merged.safetensors")
         up = written[f"diffusion_model.{TO_Q}.lora_B.weight"]
@@ -370,10 +599,26 @@ def test_a_strength_that_16_bits_would_round_stays_in_alpha(run, tmp_path: Path)
 @pytest.mark.parametrize(
     ("uid", "keys", "message"),
     [
-        ("merge", {"lora": "a.safetensors:much", "output": "x.safetensors"}, "'much' is not a number"),
-        ("merge", {"lora": "a.safetensors", "output": "x", "base": "here"}, "'here' holds no model_index.json"),
-        ("merge", {"lora": "a.safetensors", "output": "x.bin"}, "must end in .safetensors"),
-        ("merge", {"lora": "a.safetensors", "output": "x", "base": "a.safetensors"}, "is not a model. It is a LoRA"),
+        (
+            "merge",
+            {"lora": "a.safetensors:much", "output": "x.safetensors"},
+            "'much' is not a number",
+        ),
+        (
+            "merge",
+            {"lora": "a.safetensors", "output": "x", "base": "here"},
+            "'here' holds no model_index.json",
+        ),
+        (
+            "merge",
+            {"lora": "a.safetensors", "output": "x.bin"},
+            "must end in .safetensors",
+        ),
+        (
+            "merge",
+            {"lora": "a.safetensors", "output": "x", "base": "a.safetensors"},
+            "is not a model. It is a LoRA",
+        ),
         (
             "merge",
             {"lora": "a.safetensors", "output": "x", "base": "a.safetensors"},
@@ -381,29 +626,61 @@ def test_a_strength_that_16_bits_would_round_stays_in_alpha(run, tmp_path: Path)
         ),
         (
             "merge",
-            {"lora": "a.safetensors", "output": "x", "base": "here", "layout": "single_file"},
+            {
+                "lora": "a.safetensors",
+                "output": "x",
+                "base": "here",
+                "layout": "single_file",
+            },
             "'x' must end in .safetensors with single_file",
         ),
-        ("resize", {"input": "a.safetensors", "output": "x.safetensors"}, "give the maximum rank of a layer"),
-        ("inspect", {"file": "nothing.safetensors"}, "'nothing.safetensors' is not a file"),
+        (
+            "resize",
+            {"input": "a.safetensors", "output": "x.safetensors"},
+            "give the maximum rank of a layer",
+        ),
+        (
+            "inspect",
+            {"file": "nothing.safetensors"},
+            "'nothing.safetensors' is not a file",
+        ),
         (
             "post_hoc_ema",
-            {"files": ["a.safetensors", "a.safetensors"], "sigma_rel": 0.3, "output": "x.safetensors"},
+            {
+                "files": ["a.safetensors", "a.safetensors"],
+                "sigma_rel": 0.3,
+                "output": "x.safetensors",
+            },
             "0.3 is out of range: the uniform mean",
         ),
-        ("post_hoc_ema", {"files": ["a.safetensors"], "output": "x.safetensors"}, "give at least two"),
-        ("post_hoc_ema", {"files": ".", "output": "x.safetensors"}, "is a folder. Give its files"),
+        (
+            "post_hoc_ema",
+            {"files": ["a.safetensors"], "output": "x.safetensors"},
+            "give at least two",
+        ),
+        (
+            "post_hoc_ema",
+            {"files": ".", "output": "x.safetensors"},
+            "is a folder. Give its files",
+        ),
     ],
 )
-def test_wrong_input_is_one_line_before_anything_is_read(run, write_lora, uid: str, keys: dict, message: str) -> None:
+def test_wrong_input_is_one_line_before_anything_is_read(
+    run, write_lora, uid: str, keys: dict, message: str
+) -> None:
     write_lora("a.safetensors", 1)
     with pytest.raises(UserError, match=message.replace(".", r"\.")):
         run(uid, **keys)
 
 
-def test_only_what_the_program_wrote_is_replaced(run, write_lora, tiny_model: Path, tmp_path: Path) -> None:
+def test_only_what_the_program_wrote_is_replaced(
+    run, write_lora, tiny_model: Path, tmp_path: Path
+) -> None:
     """Not even where the user asks for it; what it wrote, only then."""
-    lora, (photo, theirs) = write_lora("a.safetensors", 1), (tmp_path / "photos/photo.jpg", tmp_path / "b.safetensors")
+    lora, (photo, theirs) = (
+        write_lora("a.safetensors", 1),
+        (tmp_path / "photos/photo.jpg", tmp_path / "b.safetensors"),
+    )
     photo.parent.mkdir()
     photo.write_bytes(b"mine")
     theirs.write_bytes(write_lora("c.safetensors", 2).read_bytes())
@@ -411,11 +688,21 @@ def test_only_what_the_program_wrote_is_replaced(run, write_lora, tiny_model: Pa
     for uid, keys in (
         ("merge", {"base": model, "lora": str(lora), "output": "photos"}),
         ("merge", {"model": model, "lora": str(lora), "output": "b.safetensors"}),
-        ("convert", {"model": model, "input": str(lora), "to": "kohya", "output": "b.safetensors"}),
+        (
+            "convert",
+            {
+                "model": model,
+                "input": str(lora),
+                "to": "kohya",
+                "output": "b.safetensors",
+            },
+        ),
         ("new_model", {"base": model, "path": "photos"}),
     ):
         before = contents(tmp_path)
-        with pytest.raises(UserError, match=r"'.*(photos|b\.safetensors)' was not made by this program"):
+        with pytest.raises(
+            UserError, match=r"'.*(photos|b\.safetensors)' was not made by this program"
+        ):
             run(uid, **keys, overwrite=True)
         assert before.items() <= contents(tmp_path).items()
     theirs.unlink()
@@ -431,28 +718,46 @@ def test_only_what_the_program_wrote_is_replaced(run, write_lora, tiny_model: Pa
             run("convert", **again)
     for _ in range(2):
         run("merge", base=model, lora=str(lora), output="merged", overwrite=True)
-    assert is_own_folder(tmp_path / "merged") and [path.name for path in tmp_path.glob(".*.tmp")] == []
+    assert (
+        is_own_folder(tmp_path / "merged")
+        and [path.name for path in tmp_path.glob(".*.tmp")] == []
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.suffix in (".jpg", ".safetensors")}
+    return {
+        str(path): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.suffix in (".jpg", ".safetensors")
+    }
 
 
-def test_a_file_of_another_model_is_named(run, write_lora, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_file_of_another_model_is_named(
+    run, write_lora, tiny_model: Path, tmp_path: Path
+) -> None:
     write_lora("a.safetensors", 1)
     wide = {
-        key: tensor.repeat(1, 2) if ".lora_A" in key else tensor for key, tensor in load_file("a.safetensors").items()
+        key: tensor.repeat(1, 2) if ".lora_A" in key else tensor
+        for key, tensor in load_file("a.safetensors").items()
     }
     save_file(wide, "wide.safetensors")
     with pytest.raises(UserError, match=r"It is of another model\."):
         run("inspect", file="wide.safetensors", model=str(tiny_model))
-    with pytest.raises(UserError, match=r"wide.safetensors: .* has another size than in the files before"):
+    with pytest.raises(
+        UserError,
+        match=r"wide.safetensors: .* has another size than in the files before",
+    ):
         run("merge", lora=["a.safetensors", "wide.safetensors"], output="x.safetensors")
     save_file(
-        {key.replace("transformer_blocks", "single_blocks"): value for key, value in wide.items()}, "flux.safetensors"
+        {
+            key.replace("transformer_blocks", "single_blocks"): value
+            for key, value in wide.items()
+        },
+        "flux.safetensors",
     )
     with pytest.raises(
-        UserError, match=r"layers that this model does not have.* Give the folder of its model by 'model'"
+        UserError,
+        match=r"layers that this model does not have.* Give the folder of its model by 'model'",
     ):
         run("resize", input="flux.safetensors", rank=1, output="x.safetensors")
 
@@ -462,9 +767,21 @@ def test_a_file_of_another_model_is_named(run, write_lora, tiny_model: Path, tmp
     ("double_blocks.0.img_attn.qkv", 1.0, ""),
     (TO_Q, 0.0, "wrong: lora_B (the up matrix) is all zero in all 1 layers"),
 ])  # fmt: skip
-def test_inspect_needs_no_model(run, tmp_path: Path, capsys, module: str, scale: float, told: str) -> None:
-    tensors = {"lora_A.weight": torch.ones(2, 5), "lora_B.weight": scale * torch.ones(7, 2), "alpha": torch.tensor(2.0)}
-    save_file({f"diffusion_model.{module}.{part}": tensor for part, tensor in tensors.items()}, "a.safetensors")
+def test_inspect_needs_no_model(
+    run, tmp_path: Path, capsys, module: str, scale: float, told: str
+) -> None:
+    tensors = {
+        "lora_A.weight": torch.ones(2, 5),
+        "lora_B.weight": scale * torch.ones(7, 2),
+        "alpha": torch.tensor(2.0),
+    }
+    save_file(
+        {
+            f"diffusion_model.{module}.{part}": tensor
+            for part, tensor in tensors.items()
+        },
+        "a.safetensors",
+    )
     run("inspect", file="a.safetensors")
     shown = capsys.readouterr().out
     assert "layers 1, parameters 24\nrank 2; alpha 2" in shown
@@ -483,29 +800,59 @@ def test_the_error_that_is_told_is_that_of_the_file(
     run, write_lora, layers, said, uid: str, keys: dict, dtype: str, most: float
 ) -> None:
     files = [
-        write_lora(name, seed, dtype=torch.bfloat16) for seed, name in enumerate(("a.safetensors", "b.safetensors"))
+        write_lora(name, seed, dtype=torch.bfloat16)
+        for seed, name in enumerate(("a.safetensors", "b.safetensors"))
     ]
     run(uid, **keys, output="x.safetensors")
     told = float(re.search(r"relative error of the change (\S+)", said[-1])[1])
     tensors = load_file("x.safetensors")
-    assert {str(t.dtype) for key, t in tensors.items() if "lora_" in key} == {f"torch.{dtype}"}
-    written, (a, b) = load_adapter_file(Path("x.safetensors"), layers), (load_adapter_file(f, layers) for f in files)
+    assert {str(t.dtype) for key, t in tensors.items() if "lora_" in key} == {
+        f"torch.{dtype}"
+    }
+    written, (a, b) = (
+        load_adapter_file(Path("x.safetensors"), layers),
+        (load_adapter_file(f, layers) for f in files),
+    )
     strength = 0.3 if "0.3" in str(keys) else 1.0
-    meant = {name: strength * a[name].delta() + (b[name].delta() if uid == "merge" else 0) for name in a}
-    lost = sum(float((written[name].delta() - meant[name]).double().square().sum()) for name in meant)
+    meant = {
+        name: strength * a[name].delta() + (b[name].delta() if uid == "merge" else 0)
+        for name in a
+    }
+    lost = sum(
+        float((written[name].delta() - meant[name]).double().square().sum())
+        for name in meant
+    )
     whole = sum(float(meant[name].double().square().sum()) for name in meant)
-    assert told == pytest.approx((lost / whole) ** 0.5, rel=0.01, abs=1e-6) and told <= most + 1e-6
+    assert (
+        told == pytest.approx((lost / whole) ** 0.5, rel=0.01, abs=1e-6)
+        and told <= most + 1e-6
+    )
 
 
-def test_what_merging_into_a_model_and_extracting_round_is_told(run, write_lora, tiny_model: Path, said) -> None:
+def test_what_merging_into_a_model_and_extracting_round_is_told(
+    run, write_lora, tiny_model: Path, said
+) -> None:
     """The tiny model is float32."""
     model, file = str(tiny_model), str(write_lora("a.safetensors", 1))
     run("merge", base=model, lora=file, output="rounded", dtype="bfloat16")
     run("merge", base=model, lora=file, output="merged")
-    run("extract", base=model, tuned="merged", rank=3, dtype="bfloat16", output="rounded.safetensors")
+    run(
+        "extract",
+        base=model,
+        tuned="merged",
+        rank=3,
+        dtype="bfloat16",
+        output="rounded.safetensors",
+    )
     run("extract", base=model, tuned="merged", rank=3, output="extracted.safetensors")
-    told = [float(re.search(r"relative error of the change ([^\s,]+)", line)[1]) for line in said]
-    assert all(1e-4 < error < 1e-2 for error in (told[0], told[2])) and max(told[1], told[3]) < 1e-5
+    told = [
+        float(re.search(r"relative error of the change ([^\s,]+)", line)[1])
+        for line in said
+    ]
+    assert (
+        all(1e-4 < error < 1e-2 for error in (told[0], told[2]))
+        and max(told[1], told[3]) < 1e-5
+    )
 
 
 def test_extract_finds_the_base_by_the_run_and_tools_keep_what_is_still_true(
@@ -514,25 +861,46 @@ def test_extract_finds_the_base_by_the_run_and_tools_keep_what_is_still_true(
     write_lora("a.safetensors", 1)
     run("merge", base=str(tiny_model), lora="a.safetensors", output="output/run/run")
     write_job(trainer(tmp_path / "gone"), name="run").rename("output/run/config.yaml")
-    Path("output/run/run.json").write_text(json.dumps({"name": "run", "status": "finished"}))
-    run("extract", base=str(tiny_model), tuned="output/run/run", rank=3, output="given.safetensors")
+    Path("output/run/run.json").write_text(
+        json.dumps({"name": "run", "status": "finished"})
+    )
+    run(
+        "extract",
+        base=str(tiny_model),
+        tuned="output/run/run",
+        rank=3,
+        output="given.safetensors",
+    )
     run("extract", tuned="output/run/run", rank=3, output="found.safetensors")
-    assert Path("found.safetensors").read_bytes() == Path("given.safetensors").read_bytes()
-    with pytest.raises(UserError, match=r"base: is required. elsewhere: its model is unknown"):
+    assert (
+        Path("found.safetensors").read_bytes() == Path("given.safetensors").read_bytes()
+    )
+    with pytest.raises(
+        UserError, match=r"base: is required. elsewhere: its model is unknown"
+    ):
         Path("output/run/run").rename("elsewhere")
         run("extract", tuned="elsewhere", rank=3, output="x.safetensors")
 
     save_file(
-        load_file("found.safetensors"), "a.safetensors", {"ss_network_dim": "3", "rank": "3", "base_model": "tiny"}
+        load_file("found.safetensors"),
+        "a.safetensors",
+        {"ss_network_dim": "3", "rank": "3", "base_model": "tiny"},
     )
     run("resize", input="a.safetensors", rank=1, output="small.safetensors")
     run("merge", lora=["small.safetensors", "a.safetensors"], output="both.safetensors")
-    small, both = (read_metadata(Path(f"{name}.safetensors")) for name in ("small", "both"))
-    assert (small.keys(), small["base_model"]) == ({"format", "sha256", "base_model"}, "tiny")
+    small, both = (
+        read_metadata(Path(f"{name}.safetensors")) for name in ("small", "both")
+    )
+    assert (small.keys(), small["base_model"]) == (
+        {"format", "sha256", "base_model"},
+        "tiny",
+    )
     assert both["base_model"] == "tiny"
 
 
-def test_a_job_is_a_chain_of_tools(run, write_lora, write_job, tiny_model: Path, said) -> None:
+def test_a_job_is_a_chain_of_tools(
+    run, write_lora, write_job, tiny_model: Path, said
+) -> None:
     """What an earlier process writes is not missing; twice to one place is refused."""
     write_lora("a.safetensors", 1)
     chain = [
@@ -550,16 +918,31 @@ def test_a_job_is_a_chain_of_tools(run, write_lora, write_job, tiny_model: Path,
     written = Path("again.safetensors").stat().st_mtime_ns
     again = load_job(write_job(*chain[:-1]), extensions.find_config)
     ExtensionJob(again, extensions).run()
-    assert Path("again.safetensors").stat().st_mtime_ns == written, "a finished job does nothing"
+    assert Path("again.safetensors").stat().st_mtime_ns == written, (
+        "a finished job does nothing"
+    )
     with pytest.raises(UserError, match="exists already"):
         load_job(write_job(chain[1], name="another_job"), extensions.find_config)
-    with pytest.raises(UserError, match=r"process\[1\]: writes '.*/new.safetensors', as an earlier process does"):
-        load_job(write_job(*[{**chain[0], "output": "new.safetensors"}] * 2), extensions.find_config)
+    with pytest.raises(
+        UserError,
+        match=r"process\[1\]: writes '.*/new.safetensors', as an earlier process does",
+    ):
+        load_job(
+            write_job(*[{**chain[0], "output": "new.safetensors"}] * 2),
+            extensions.find_config,
+        )
 
 
 @pytest.mark.slow
 def test_the_commands_of_the_page_run(
-    run_py, trainer, write_job, make_pictures, write_lora, tiny_model: Path, tmp_path: Path, monkeypatch
+    run_py,
+    trainer,
+    write_job,
+    make_pictures,
+    write_lora,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch,
 ) -> None:
     """In this order: what one writes another may read."""
     job = trainer(
@@ -580,11 +963,23 @@ def test_the_commands_of_the_page_run(
     assert len(lines) == 9
     for line in lines:
         # The published model has 60 blocks, this one has two.
-        uid, *flags = shlex.split(line.replace("TUNED", "merged").replace("0-9:0 10-19:0.5", "0:0 1:0.5"))
-        found = [file for flag in flags for file in (sorted(glob.glob(flag)) if "*" in flag else [flag])]
-        is_published = uid in ("inspect", "convert", "resize", "scale") or (uid == "merge" and "--base" not in found)
-        found += ["--model", "MODEL"] if is_published else []  # the page is about files of the published model
-        ExtensionJob(load_tool(uid, extensions.find_command(uid), found), extensions).run()
+        uid, *flags = shlex.split(
+            line.replace("TUNED", "merged").replace("0-9:0 10-19:0.5", "0:0 1:0.5")
+        )
+        found = [
+            file
+            for flag in flags
+            for file in (sorted(glob.glob(flag)) if "*" in flag else [flag])
+        ]
+        is_published = uid in ("inspect", "convert", "resize", "scale") or (
+            uid == "merge" and "--base" not in found
+        )
+        found += (
+            ["--model", "MODEL"] if is_published else []
+        )  # the page is about files of the published model
+        ExtensionJob(
+            load_tool(uid, extensions.find_command(uid), found), extensions
+        ).run()
     written = ("out", "small", "half", "both", "merged", "lora", "mean")
     assert all(load_file(tmp_path / f"{name}.safetensors") for name in written)
     assert (tmp_path / "merged" / "model_index.json").is_file()
@@ -597,7 +992,9 @@ def test_models_that_another_program_quantized_are_refused_before_they_are_read(
     folders = {"base": str(tiny_model), "tuned": str(tiny_model)}
     model = shutil.copytree(tiny_model, tmp_path / "quantized")
     place = mark(model / "transformer" / "config.json")
-    said = re.escape(f"{key}: {place}the transformer is quantized by sdnq (uint4), which is not read. Give the bf16 ")
+    said = re.escape(
+        f"{key}: {place}the transformer is quantized by sdnq (uint4), which is not read. Give the bf16 "
+    )
     with pytest.raises(ConfigErrors, match=said):
         run("extract", **{**folders, key: str(model)}, output="x.safetensors", rank=2)
     if key == "base":

@@ -1,4 +1,5 @@
-"""`run.py new`: the job it writes fits the GPU, holds what was asked for, and trains."""
+"""`run.py new`: the job it writes fits the GPU, holds what was asked for, and
+trains."""
 
 from __future__ import annotations
 
@@ -14,7 +15,13 @@ from huggingface_hub import constants
 from PIL import Image
 
 from extensions.tools.new.config import NewConfig
-from extensions.tools.shared.examples import MODELS, Model, example_text, left_out_in, written_job
+from extensions.tools.shared.examples import (
+    MODELS,
+    Model,
+    example_text,
+    left_out_in,
+    written_job,
+)
 from extensions.tools.shared.pairs import found_pairs
 from jobs.dry_run import plan_job
 from jobs.job import ExtensionJob
@@ -40,7 +47,13 @@ TINY = ROOT / "config" / "examples" / "tiny_mascots"
 
 
 def job_text(gpu: int, **changes: str) -> str:
-    asked = {"name": "zuzu", "folder": str(PHOTOS), "trigger": "zuzu", "model": "", **changes}
+    asked = {
+        "name": "zuzu",
+        "folder": str(PHOTOS),
+        "trigger": "zuzu",
+        "model": "",
+        **changes,
+    }
     return written_job(gpu=gpu, **asked)
 
 
@@ -66,7 +79,10 @@ def test_the_job_fits_the_gpu_it_is_written_for(
     """On the images of its examples: four layers of one that has layers."""
     monkeypatch.chdir(tmp_path)
     folder = str(PHOTOS if "photos" in model.folder else ROOT / model.folder)
-    plan = plan_of(job_text(gpu, model="" if model == MODELS[0] else model.id, folder=folder), tmp_path)
+    plan = plan_of(
+        job_text(gpu, model="" if model == MODELS[0] else model.id, folder=folder),
+        tmp_path,
+    )
     (smallest,) = re.findall(r"fits an? (\d+) GB GPU", plan)
     assert int(smallest) <= gpu
     assert "zuzu (sd_trainer)" in plan and folder in plan and model.id in plan
@@ -74,25 +90,47 @@ def test_the_job_fits_the_gpu_it_is_written_for(
 
 @pytest.mark.parametrize(
     ("model", "gpu", "most_gb"),
-    [("Qwen/Qwen-Image-2.1", 4, 3.7), *((f"Qwen/{name}", 6, 5.6) for name in ("Qwen-Image-Edit-2509", "Qwen-Image"))],
+    [
+        ("Qwen/Qwen-Image-2.1", 4, 3.7),
+        *((f"Qwen/{name}", 6, 5.6) for name in ("Qwen-Image-Edit-2509", "Qwen-Image")),
+    ],
 )
 def test_the_smallest_gpus_have_room_for_large_images_in_all_phases(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, gpu: int, most_gb: float
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    gpu: int,
+    most_gb: float,
 ) -> None:
     """1024 x 1024 with a control image, and samples of that size too."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pairs").mkdir()
-    for side in ("before", "after") if "Edit" in model or "2.1" in model else ("after",):
+    for side in (
+        ("before", "after") if "Edit" in model or "2.1" in model else ("after",)
+    ):
         Image.new("RGB", (1024, 1024)).save(tmp_path / "pairs" / f"a_{side}.png")
-    (tmp_path / "pairs" / "a_after.txt").write_text("a mascot drinks the coffee, " * 8, encoding="utf-8")
+    (tmp_path / "pairs" / "a_after.txt").write_text(
+        "a mascot drinks the coffee, " * 8, encoding="utf-8"
+    )
     text = job_text(gpu, model=model, folder="pairs")
     assert "blocks_to_swap: 31" in text if gpu == 4 else "blocks_to_swap: 59" in text
     path = tmp_path / "zuzu.yaml"
     text = re.sub(r"(width|height): 768", r"\1: 1024", text)
-    path.write_text(re.sub(r"resolution: \[768\]", "resolution: [1024]", text), encoding="utf-8")
+    path.write_text(
+        re.sub(r"resolution: \[768\]", "resolution: [1024]", text), encoding="utf-8"
+    )
     memory = plan_job(load_job(str(path), discover().find_config)).processes[0].memory
-    assert memory and [(p.name, p.total) for p in memory.phases if p.total > most_gb * 1e9] == []
-    assert {p.name for p in memory.phases} == {"encoding", "loading", "first step", "training", "sampling"}
+    assert (
+        memory
+        and [(p.name, p.total) for p in memory.phases if p.total > most_gb * 1e9] == []
+    )
+    assert {p.name for p in memory.phases} == {
+        "encoding",
+        "loading",
+        "first step",
+        "training",
+        "sampling",
+    }
     assert (memory.device_bytes > 2.5e9) and memory.level == "block_offload"
 
 
@@ -104,19 +142,27 @@ def test_the_smallest_gpus_have_room_for_large_images_in_all_phases(
 def test_a_job_of_pairs_fits_the_gpu_it_is_written_for(
     model: Model, gpu: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its control images are as large as its images: fewer blocks stay, and the smallest GPUs have half the rank."""
+    """Its control images are as large as its images: fewer blocks stay, and the
+    smallest GPUs have half the rank."""
     monkeypatch.chdir(tmp_path)
     for side in ("before", "after"):
         (tmp_path / side).mkdir()
         Image.new("RGB", (1024, 1024)).save(tmp_path / side / "a.png")
     pairs = found_pairs("after", control_path=["before"])
     path = tmp_path / "zuzu.yaml"
-    path.write_text(written_job("zuzu", "after", "", model.id, gpu, pairs, "make it so"), encoding="utf-8")
+    path.write_text(
+        written_job("zuzu", "after", "", model.id, gpu, pairs, "make it so"),
+        encoding="utf-8",
+    )
     memory = plan_job(load_job(str(path), discover().find_config)).processes[0].memory
     assert memory and memory.device_bytes <= model.cards[gpu].least_gb * 1e9
 
 
-PUBLISHED = {name: title for family in map(FAMILIES.load, FAMILIES) for name, title in family.published.items()}
+PUBLISHED = {
+    name: title
+    for family in map(FAMILIES.load, FAMILIES)
+    for name, title in family.published.items()
+}
 """Hub id -> name, of every member of the families."""
 
 
@@ -124,39 +170,68 @@ PUBLISHED = {name: title for family in map(FAMILIES.load, FAMILIES) for name, ti
 def test_the_job_agrees_with_the_table_of_recipes(name: str) -> None:
     recipe = RECIPES[PUBLISHED[name]]
     (section,) = yaml.safe_load(job_text(24, model=name))["config"]["process"]
-    train, network, (dataset,) = section["train"], section["network"], section["datasets"]
+    train, network, (dataset,) = (
+        section["train"],
+        section["network"],
+        section["datasets"],
+    )
     assert (train["lr"], train["timestep_type"]) == (recipe.lr, recipe.timestep_type)
     assert (network["linear"], network["linear_alpha"]) == (recipe.rank, recipe.rank)
     assert dataset["resolution"] == [recipe.resolution]
-    assert train.get("assistant") == (recipe.adapters[0].name if recipe.adapters else None)
+    assert train.get("assistant") == (
+        recipe.adapters[0].name if recipe.adapters else None
+    )
 
 
 def test_an_example_agrees_with_the_table_of_recipes() -> None:
-    """What others found of characters: 2e-4 at rank 16 for Edit-2509, half of it for all others."""
+    """What others found of characters: 2e-4 at rank 16 for Edit-2509, half of it for
+    all others."""
     rates = {title: (recipe.lr, recipe.rank) for title, recipe in RECIPES.items()}
-    assert rates == {title: (2e-4 if title == "Qwen-Image-Edit-2509" else 1e-4, 16) for title in PUBLISHED.values()}
+    assert rates == {
+        title: (2e-4 if title == "Qwen-Image-Edit-2509" else 1e-4, 16)
+        for title in PUBLISHED.values()
+    }
     for model in MODELS:
         recipe = RECIPES[model.title]
         (section,) = yaml.safe_load(example_text(model, 24, "1.0"))["config"]["process"]
-        assert (section["train"]["lr"], section["datasets"][0]["resolution"]) == (recipe.lr, [recipe.resolution])
+        assert (section["train"]["lr"], section["datasets"][0]["resolution"]) == (
+            recipe.lr,
+            [recipe.resolution],
+        )
 
 
-def test_the_training_adapter_is_on_and_the_plan_says_what_happens_without_it(tmp_path: Path, monkeypatch) -> None:
+def test_the_training_adapter_is_on_and_the_plan_says_what_happens_without_it(
+    tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     name = RECIPES["Qwen-Image-2.1"].adapters[0].name
     text = job_text(24, model="Qwen/Qwen-Image-2.1")
     plan = plan_of(text, tmp_path)
-    assert f"train.assistant: {name} is not in the hub cache: the run downloads it first" in plan
-    assert "training_adapter.safetensors times 1 is on in training, off in samples and validation" in plan
-    assert 'licence: what you publish of this training must display "Built with Qwen" and include' in plan
+    assert (
+        f"train.assistant: {name} is not in the hub cache: the run downloads it first"
+        in plan
+    )
+    assert (
+        "training_adapter.safetensors times 1 is on in training, off in samples and validation"
+        in plan
+    )
+    assert (
+        'licence: what you publish of this training must display "Built with Qwen" and include'
+        in plan
+    )
     without = plan_of(text.replace(f"        assistant: {name}\n", ""), tmp_path)
-    assert "train.assistant: none. LoRAs of this model may collapse into texture while the loss falls" in without
+    assert (
+        "train.assistant: none. LoRAs of this model may collapse into texture while the loss falls"
+        in without
+    )
     assert f"others avoid this with {name} (docs/models.md)" in without
     for other in ("", "Qwen/Qwen-Image-2.1-Turbo"):
         text = job_text(24, model=other)
         plan = plan_of(text, tmp_path)
-        assert "assistant:" not in text + plan and ("Built with Qwen" in plan) == bool(other)
+        assert "assistant:" not in text + plan and ("Built with Qwen" in plan) == bool(
+            other
+        )
     assert "sample_steps: 8\n" in text
     (warning,) = load_job(str(tmp_path / "zuzu.yaml"), discover().find_config).warnings
     assert "Qwen-Image-2.1-Turbo is distilled for 8 steps" in warning
@@ -165,15 +240,22 @@ def test_the_training_adapter_is_on_and_the_plan_says_what_happens_without_it(tm
 def test_a_small_distilled_model_is_sampled_as_it_is_made_for(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "fast", TinySpec(arch="qwen_image_2"))
     index = tmp_path / "fast" / "model_index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"sample_sigmas": [1.0, 0.7, 0.4]}))
+    index.write_text(
+        json.dumps(json.loads(index.read_text()) | {"sample_sigmas": [1.0, 0.7, 0.4]})
+    )
     text = job_text(24, model=str(tmp_path / "fast"))
     assert "sample_steps: 3\n" in text and "guidance_scale: 1\n" in text
 
 
-def test_a_gpu_that_is_too_small_for_the_model_is_refused_and_nothing_is_written(tmp_path: Path, run_py) -> None:
+def test_a_gpu_that_is_too_small_for_the_model_is_refused_and_nothing_is_written(
+    tmp_path: Path, run_py
+) -> None:
     refused = run_py("new", "zuzu", PHOTOS, "--gpu", "4")
     assert refused.returncode == 2 and not (tmp_path / "config").exists()
-    assert "Qwen-Image-Edit-2509 does not fit a GPU of 4 GB" in refused.stderr and "--gpu 6" in refused.stderr
+    assert (
+        "Qwen-Image-Edit-2509 does not fit a GPU of 4 GB" in refused.stderr
+        and "--gpu 6" in refused.stderr
+    )
     assert job_text(4, model=str(TINY)), "a small model fits any"
 
 
@@ -182,37 +264,65 @@ def test_a_gpu_that_is_too_small_for_the_model_is_refused_and_nothing_is_written
     [
         (["--gpu", "12"], 0, "for a GPU of 12 GB, such as an RTX 4070", "RTX 4070"),
         (["--gpu", "48"], 24, "for a GPU of 48 GB, such as an L40S", "L40S"),
-        ([], 0, "for a GPU of 24 GB, such as an RTX 4090 (none here; see --gpu)", "RTX 4090"),
+        (
+            [],
+            0,
+            "for a GPU of 24 GB, such as an RTX 4090 (none here; see --gpu)",
+            "RTX 4090",
+        ),
         ([], 24, "for a GPU of 24 GB", ""),
         (["--model", str(TINY)], 0, "for a GPU of 24 GB (none here; see --gpu)", ""),
     ],
 )
 def test_the_card_that_the_plan_assumes_is_named(
-    tmp_path: Path, monkeypatch, said: list[str], flags: list[str], memory_gb: int, line: str, card: str
+    tmp_path: Path,
+    monkeypatch,
+    said: list[str],
+    flags: list[str],
+    memory_gb: int,
+    line: str,
+    card: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("extensions.tools.new.config.least_memory", lambda: memory_gb * 2**30)
+    monkeypatch.setattr(
+        "extensions.tools.new.config.least_memory", lambda: memory_gb * 2**30
+    )
     commands: list[tuple[object, ...]] = []
-    monkeypatch.setattr("extensions.tools.new.process._run_py", lambda *arguments: commands.append(arguments))
-    job = ExtensionJob(load_tool("new", NewConfig, ["zuzu", str(PHOTOS), *flags]), discover())
+    monkeypatch.setattr(
+        "extensions.tools.new.process._run_py",
+        lambda *arguments: commands.append(arguments),
+    )
+    job = ExtensionJob(
+        load_tool("new", NewConfig, ["zuzu", str(PHOTOS), *flags]), discover()
+    )
     job.run()
     assert f"config/zuzu.yaml: written {line}" in said
-    assert commands[1] == (Path("config/zuzu.yaml"), "--dry-run", *(["--card", card] if card else []))
+    assert commands[1] == (
+        Path("config/zuzu.yaml"),
+        "--dry-run",
+        *(["--card", card] if card else []),
+    )
 
 
 @pytest.mark.parametrize("found", [0, 1])
 def test_the_end_says_what_to_do_where_the_job_cannot_start(
     tmp_path: Path, monkeypatch, said: list[str], found: int
 ) -> None:
-    """On a machine without a GPU: why, the command that tries the program, and where the job trains."""
+    """On a machine without a GPU: why, the command that tries the program, and where
+    the job trains."""
     monkeypatch.chdir(tmp_path)
     nothing = NvidiaFacts(torch_cuda="13.0", driver=None, devices=0)
     monkeypatch.setattr("toolkit.system.nvidia.read_facts", lambda: nothing)
     monkeypatch.setattr("extensions.tools.new.config.least_memory", lambda: 0)
-    monkeypatch.setattr("extensions.tools.new.process._run_py", lambda *asked: found * (asked[0] == "lint"))
+    monkeypatch.setattr(
+        "extensions.tools.new.process._run_py",
+        lambda *asked: found * (asked[0] == "lint"),
+    )
     ExtensionJob(load_tool("new", NewConfig, ["zuzu", str(PHOTOS)]), discover()).run()
     why, tried, to_train, last = said[-4:]
-    assert why.startswith("config/zuzu.yaml will not start on this machine. device: cuda:0: no such device")
+    assert why.startswith(
+        "config/zuzu.yaml will not start on this machine. device: cuda:0: no such device"
+    )
     assert why.endswith("this machine has no NVIDIA GPU: run the job on one that has.")
     fixed = "fix what was found, " * found
     images = "copy config/zuzu.yaml and its images to a machine with a GPU of 24 GB"
@@ -220,21 +330,39 @@ def test_the_end_says_what_to_do_where_the_job_cannot_start(
         to_train
         == f"to train it: check config/zuzu.html, {fixed}put your prompts into config/zuzu.yaml, {images}, and there"
     )
-    assert last.endswith(" config/zuzu.yaml") and not [line for line in said if line.startswith("next:")]
+    assert last.endswith(" config/zuzu.yaml") and not [
+        line for line in said if line.startswith("next:")
+    ]
     _, words = tried.split("to try the program here: ")
     again = shlex.split(words)
-    assert again[again.index("new") :] == ["new", "zuzu_try", str(PHOTOS), "--model", "config/examples/tiny_mascots"]
-    ExtensionJob(load_tool("new", NewConfig, again[again.index("new") + 1 :]), discover()).run()
-    assert said[-2] == f"next: check config/zuzu_try.html, {fixed}put your prompts into config/zuzu_try.yaml, then"
+    assert again[again.index("new") :] == [
+        "new",
+        "zuzu_try",
+        str(PHOTOS),
+        "--model",
+        "config/examples/tiny_mascots",
+    ]
+    ExtensionJob(
+        load_tool("new", NewConfig, again[again.index("new") + 1 :]), discover()
+    ).run()
+    assert (
+        said[-2]
+        == f"next: check config/zuzu_try.html, {fixed}put your prompts into config/zuzu_try.yaml, then"
+    )
 
 
 def test_the_help_names_the_smallest_gpu_of_each_model() -> None:
     about = " ".join(field_at(NewConfig, "gpu")[1].split())
-    least = {model.title: min(card.least_gb for card in model.cards.values()) for model in MODELS}
+    least = {
+        model.title: min(card.least_gb for card in model.cards.values())
+        for model in MODELS
+    }
     others = {gb for title, gb in least.items() if title not in about}
     assert others == {6} and "and 6 for the others" in about
     named = {title: gb for title, gb in least.items() if title in about}
-    assert len(named) == 2 and all(f"{gb} for {title}" in about for title, gb in named.items())
+    assert len(named) == 2 and all(
+        f"{gb} for {title}" in about for title, gb in named.items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -258,22 +386,36 @@ def test_a_mistake_names_what_to_write_instead(arguments: list[str], said: str) 
 
 def test_a_zip_file_is_to_be_unpacked(tmp_path: Path) -> None:
     (tmp_path / "my set.zip").write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"my set\.zip' is a zip file, which jobs read and this tool does not. Unpack"):
-        load_tool("new", NewConfig, ["a", str(tmp_path / "my set.zip"), "--model", str(TINY)])
+    with pytest.raises(
+        UserError,
+        match=r"my set\.zip' is a zip file, which jobs read and this tool does not. Unpack",
+    ):
+        load_tool(
+            "new", NewConfig, ["a", str(tmp_path / "my set.zip"), "--model", str(TINY)]
+        )
 
 
-def test_a_folder_in_the_place_of_the_name_is_told_with_the_command(tmp_path: Path, monkeypatch) -> None:
+def test_a_folder_in_the_place_of_the_name_is_told_with_the_command(
+    tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     with pytest.raises(
-        UserError, match=r"folder: 'zuzu' is not a folder, and 'photos' is one: the name comes first\. "
+        UserError,
+        match=r"folder: 'zuzu' is not a folder, and 'photos' is one: the name comes first\. ",
     ) as said:
         load_tool("new", NewConfig, ["photos", "zuzu"])
     assert str(said.value).endswith(" new zuzu photos")
 
 
-def test_what_was_asked_for_is_in_the_job_whatever_characters_it_has(tmp_path: Path) -> None:
-    asked = {"folder": r'it\1 "is" mine: #1', "trigger": "ohwx 'a' \\g<0>", "model": str(TINY)}
+def test_what_was_asked_for_is_in_the_job_whatever_characters_it_has(
+    tmp_path: Path,
+) -> None:
+    asked = {
+        "folder": r'it\1 "is" mine: #1',
+        "trigger": "ohwx 'a' \\g<0>",
+        "model": str(TINY),
+    }
     path = tmp_path / "zuzu.yaml"
     path.write_text(job_text(24, **asked), encoding="utf-8")
     (tmp_path / asked["folder"]).mkdir()
@@ -281,50 +423,89 @@ def test_what_was_asked_for_is_in_the_job_whatever_characters_it_has(tmp_path: P
         patch.chdir(tmp_path)
         section = load_job(str(path), discover().find_config).processes[0].section
     assert section.datasets[0].folder_path == asked["folder"]
-    assert (section.trigger_word, section.model.name_or_path) == (asked["trigger"], str(TINY))
-    assert all("[trigger]" in sample.prompt and not sample.ctrl_img for sample in section.sample.samples)
+    assert (section.trigger_word, section.model.name_or_path) == (
+        asked["trigger"],
+        str(TINY),
+    )
+    assert all(
+        "[trigger]" in sample.prompt and not sample.ctrl_img
+        for sample in section.sample.samples
+    )
 
 
 @pytest.mark.parametrize("model", [str(TINY), "Qwen/Qwen-Image-Edit-2511"])
-def test_regularisation_images_beside_the_character_are_a_dataset(tmp_path: Path, model: str) -> None:
+def test_regularisation_images_beside_the_character_are_a_dataset(
+    tmp_path: Path, model: str
+) -> None:
     for name in ("40_zuzu", "1_reg_dog"):
         (tmp_path / "my images" / name).mkdir(parents=True)
         Image.new("RGB", (64, 64), "red").save(tmp_path / "my images" / name / "a.png")
     path = tmp_path / "job.yaml"
-    path.write_text(job_text(24, folder=str(tmp_path / "my images"), model=model), encoding="utf-8")
-    character, regularisation = load_job(str(path), discover().find_config).processes[0].section.datasets
-    assert (character.folder_path, character.is_reg) == (f"{tmp_path}/my images/40_zuzu", False)
-    assert (regularisation.folder_path, regularisation.is_reg) == (f"{tmp_path}/my images/1_reg_dog", True)
+    path.write_text(
+        job_text(24, folder=str(tmp_path / "my images"), model=model), encoding="utf-8"
+    )
+    character, regularisation = (
+        load_job(str(path), discover().find_config).processes[0].section.datasets
+    )
+    assert (character.folder_path, character.is_reg) == (
+        f"{tmp_path}/my images/40_zuzu",
+        False,
+    )
+    assert (regularisation.folder_path, regularisation.is_reg) == (
+        f"{tmp_path}/my images/1_reg_dog",
+        True,
+    )
 
 
 @pytest.mark.parametrize("model", [str(TINY), "Qwen/Qwen-Image-Edit-2511"])
-def test_folders_for_validation_and_test_are_left_out(tmp_path: Path, model: str) -> None:
+def test_folders_for_validation_and_test_are_left_out(
+    tmp_path: Path, model: str
+) -> None:
     for name in ("test", "train", "validation"):
         (tmp_path / "set" / name).mkdir(parents=True)
         Image.new("RGB", (64, 64), "red").save(tmp_path / "set" / name / "a.png")
-    (tmp_path / "set" / "metadata.jsonl").write_text('{"file_name": "train/a.png", "text": "a cat"}\n')
+    (tmp_path / "set" / "metadata.jsonl").write_text(
+        '{"file_name": "train/a.png", "text": "a cat"}\n'
+    )
     path = tmp_path / "job.yaml"
-    path.write_text(job_text(24, folder=str(tmp_path / "set"), model=model), encoding="utf-8")
-    (dataset,) = load_job(str(path), discover().find_config).processes[0].section.datasets
-    assert (dataset.folder_path, dataset.captions_file) == (f"{tmp_path}/set/train", f"{tmp_path}/set/metadata.jsonl")
+    path.write_text(
+        job_text(24, folder=str(tmp_path / "set"), model=model), encoding="utf-8"
+    )
+    (dataset,) = (
+        load_job(str(path), discover().find_config).processes[0].section.datasets
+    )
+    assert (dataset.folder_path, dataset.captions_file) == (
+        f"{tmp_path}/set/train",
+        f"{tmp_path}/set/metadata.jsonl",
+    )
     assert [image.caption for image in find_images(dataset)[0]] == ["a cat"]
     assert left_out_in(str(tmp_path / "set")) == ["test", "validation"]
 
 
-def test_suffixes_of_pairs_are_text_in_the_job_whatever_stands_before_them(tmp_path: Path) -> None:
+def test_suffixes_of_pairs_are_text_in_the_job_whatever_stands_before_them(
+    tmp_path: Path,
+) -> None:
     for name in ("a AFTER", "a BEFORE"):
         Image.new("RGB", (64, 64), "red").save(tmp_path / f"{name}.png")
     plan = plan_of(job_text(24, folder=str(tmp_path), model=str(TINY)), tmp_path)
-    assert f"{tmp_path}: 1 x 1 = 1 samples" in " ".join(plan.split()) and "1 with 1" in plan
+    assert (
+        f"{tmp_path}: 1 x 1 = 1 samples" in " ".join(plan.split())
+        and "1 with 1" in plan
+    )
 
 
 @pytest.mark.parametrize("model", [str(TINY), "Qwen/Qwen-Image-Edit-2511"])
-def test_pairs_as_other_programs_name_them_are_pairs_of_the_job(tmp_path: Path, model: str) -> None:
+def test_pairs_as_other_programs_name_them_are_pairs_of_the_job(
+    tmp_path: Path, model: str
+) -> None:
     for name in ("a_end", "a_start", "a_start2", "b_end", "b_start"):
         (tmp_path / "1_pairs").mkdir(exist_ok=True)
         Image.new("RGB", (64, 64), "red").save(tmp_path / "1_pairs" / f"{name}.png")
     plan = plan_of(job_text(24, folder=str(tmp_path), model=model), tmp_path)
-    assert f"{tmp_path}/1_pairs: 2 x 1 = 2 samples" in " ".join(plan.split()) and "1 with 1, 1 with 2" in plan
+    assert (
+        f"{tmp_path}/1_pairs: 2 x 1 = 2 samples" in " ".join(plan.split())
+        and "1 with 1, 1 with 2" in plan
+    )
 
 
 def test_a_word_before_a_number_makes_pairs_of_the_job(tmp_path: Path) -> None:
@@ -333,8 +514,14 @@ def test_a_word_before_a_number_makes_pairs_of_the_job(tmp_path: Path) -> None:
     text = job_text(24, folder=str(tmp_path), model=str(TINY))
     assert "image_suffix: after_*\n" in text and "control_suffix: [before_*]\n" in text
     plan = plan_of(text, tmp_path)
-    assert f"{tmp_path}: 2 x 1 = 2 samples" in " ".join(plan.split()) and "2 with 1" in plan
-    assert "without image_suffix 'after_*', and control image of no image: before_3.png" in plan
+    assert (
+        f"{tmp_path}: 2 x 1 = 2 samples" in " ".join(plan.split())
+        and "2 with 1" in plan
+    )
+    assert (
+        "without image_suffix 'after_*', and control image of no image: before_3.png"
+        in plan
+    )
 
 
 def draw(folder: Path, *names: str, suffix: str = ".png") -> None:
@@ -344,27 +531,42 @@ def draw(folder: Path, *names: str, suffix: str = ".png") -> None:
 
 
 def pair_job(folder: Path, *flags: str) -> tuple[DatasetConfig, object, str]:
-    """The dataset and the process of the job that `run.py new` writes, and the whole of it."""
+    """The dataset and the process of the job that `run.py new` writes, and the whole of
+    it."""
     section = load_tool("new", NewConfig, ["zuzu", *flags]).processes[0].section
     (folder / "job.yaml").write_text(text := section.job_text(), encoding="utf-8")
-    process = load_job(str(folder / "job.yaml"), discover().find_config).processes[0].section
+    process = (
+        load_job(str(folder / "job.yaml"), discover().find_config).processes[0].section
+    )
     (dataset,) = process.datasets
     return dataset, process, text
 
 
 @pytest.mark.parametrize("model", ["Qwen/Qwen-Image-Edit-2511", str(TINY)])
-def test_two_folders_are_a_job_of_pairs_as_the_guide_describes_it(tmp_path: Path, model: str) -> None:
-    draw(tmp_path / "after", "1", "2", "3"), draw(tmp_path / "before", "1", "2", "3", suffix=".jpg")
+def test_two_folders_are_a_job_of_pairs_as_the_guide_describes_it(
+    tmp_path: Path, model: str
+) -> None:
+    (
+        draw(tmp_path / "after", "1", "2", "3"),
+        draw(tmp_path / "before", "1", "2", "3", suffix=".jpg"),
+    )
     (tmp_path / "after" / "1.txt").write_text("draw it")
     flags = ["--model", model, "--gpu", "24", "--default-caption", "a drawing: #1"]
     after, before = str(tmp_path / "after"), str(tmp_path / "before")
     dataset, process, text = pair_job(tmp_path, after, "--control-path", before, *flags)
-    assert (dataset.folder_path, dataset.control_path, dataset.control_optional) == (after, (before,), False)
+    assert (dataset.folder_path, dataset.control_path, dataset.control_optional) == (
+        after,
+        (before,),
+        False,
+    )
     assert dataset.default_caption == "a drawing: #1" and process.trigger_word == ""
     rank, steps, rate = (16, 300, 0.003) if model == str(TINY) else (32, 3000, 0.0001)
     assert (process.network.linear, process.network.linear_alpha) == (rank, rank)
     assert (process.train.steps, process.train.lr) == (steps, rate)
-    drawn = [(each.prompt, each.ctrl_img, each.width, each.height) for each in process.sample.samples]
+    drawn = [
+        (each.prompt, each.ctrl_img, each.width, each.height)
+        for each in process.sample.samples
+    ]
     assert drawn == [
         ("draw it", (f"{before}/1.jpg",), 96, 64),
         ("a drawing: #1", (f"{before}/3.jpg",), 96, 64),
@@ -377,18 +579,37 @@ def test_several_control_images_have_their_places(tmp_path: Path) -> None:
     for name in ("after", "persons", "clothes"):
         draw(tmp_path / name, "1")
     folders = [str(tmp_path / name) for name in ("persons", "clothes")]
-    dataset, process, text = pair_job(tmp_path, str(tmp_path / "after"), "--control-path", *folders)
+    dataset, process, text = pair_job(
+        tmp_path, str(tmp_path / "after"), "--control-path", *folders
+    )
     assert dataset.control_path == tuple(folders)
-    assert [each.ctrl_img for each in process.sample.samples] == [tuple(f"{each}/1.png" for each in folders)]
-    assert '# default_caption: "turn the photo into a drawing"   # 1 have no caption' in text
+    assert [each.ctrl_img for each in process.sample.samples] == [
+        tuple(f"{each}/1.png" for each in folders)
+    ]
+    assert (
+        '# default_caption: "turn the photo into a drawing"   # 1 have no caption'
+        in text
+    )
 
 
 @pytest.mark.parametrize(
     ("names", "place", "keys"),
     [
-        (("a_start", "a_end", "b_start", "b_end"), "", {"image_suffix": "_end", "control_suffix": ("_start",)}),
-        (("before_1", "after_1", "before_2", "after_2"), "", {"image_suffix": "after_*"}),
-        (("before/a", "after/a", "after/b", "before/b"), "/after", {"control_path": ("{folder}/before",)}),
+        (
+            ("a_start", "a_end", "b_start", "b_end"),
+            "",
+            {"image_suffix": "_end", "control_suffix": ("_start",)},
+        ),
+        (
+            ("before_1", "after_1", "before_2", "after_2"),
+            "",
+            {"image_suffix": "after_*"},
+        ),
+        (
+            ("before/a", "after/a", "after/b", "before/b"),
+            "/after",
+            {"control_path": ("{folder}/before",)},
+        ),
         (("source/a", "target/a"), "/target", {"control_path": ("{folder}/source",)}),
     ],
 )
@@ -398,9 +619,15 @@ def test_names_of_pairs_make_a_job_of_pairs(
     for name in names:
         draw((tmp_path / "set" / name).parent, Path(name).name)
     dataset, process, _ = pair_job(tmp_path, str(tmp_path / "set"))
-    assert dataset.folder_path == f"{tmp_path}/set{place}" and process.trigger_word == ""
+    assert (
+        dataset.folder_path == f"{tmp_path}/set{place}" and process.trigger_word == ""
+    )
     for key, value in keys.items():
-        filled = tuple(each.format(folder=tmp_path / "set") for each in value) if isinstance(value, tuple) else value
+        filled = (
+            tuple(each.format(folder=tmp_path / "set") for each in value)
+            if isinstance(value, tuple)
+            else value
+        )
         assert getattr(dataset, key) == filled
     assert all(sample.ctrl_img for sample in process.sample.samples)
 
@@ -414,10 +641,17 @@ TABLES = {
 
 @pytest.mark.parametrize("table", TABLES)
 def test_a_table_of_pairs_is_a_job_of_pairs(tmp_path: Path, table: str) -> None:
-    draw(tmp_path / "set" / "after", "1", "2"), draw(tmp_path / "set" / "before", "1", "2")
+    (
+        draw(tmp_path / "set" / "after", "1", "2"),
+        draw(tmp_path / "set" / "before", "1", "2"),
+    )
     (tmp_path / "set" / table).write_text(TABLES[table])
-    dataset, process, text = pair_job(tmp_path, str(tmp_path / "set" / table), "--default-caption", "a drawing")
-    assert dataset.captions_file == f"{tmp_path}/set/{table}" and not dataset.folder_path
+    dataset, process, text = pair_job(
+        tmp_path, str(tmp_path / "set" / table), "--default-caption", "a drawing"
+    )
+    assert (
+        dataset.captions_file == f"{tmp_path}/set/{table}" and not dataset.folder_path
+    )
     assert process.trigger_word == "" and dataset.default_caption == "a drawing"
     assert process.sample.samples[0].prompt == "draw it"
     assert "control images: 2 with 1" in plan_of(text, tmp_path)
@@ -425,18 +659,26 @@ def test_a_table_of_pairs_is_a_job_of_pairs(tmp_path: Path, table: str) -> None:
 
 def test_a_table_in_the_folder_of_the_images_makes_pairs_too(tmp_path: Path) -> None:
     draw(tmp_path / "set", "1", "2", "1b", "2b")
-    rows = [{"file_name": f"{n}b.png", "before_file_name": f"{n}.png", "text": "draw it"} for n in (1, 2)]
+    rows = [
+        {"file_name": f"{n}b.png", "before_file_name": f"{n}.png", "text": "draw it"}
+        for n in (1, 2)
+    ]
     (tmp_path / "set" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     dataset, process, text = pair_job(tmp_path, str(tmp_path / "set"))
     assert dataset.folder_path == f"{tmp_path}/set" and process.trigger_word == ""
     assert "control images: 2 with 1" in plan_of(text, tmp_path)
 
 
-def test_what_was_found_is_said_with_what_has_no_partner(tmp_path: Path, monkeypatch, said: list[str]) -> None:
+def test_what_was_found_is_said_with_what_has_no_partner(
+    tmp_path: Path, monkeypatch, said: list[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("extensions.tools.new.process._run_py", lambda *arguments: 0)
     draw(tmp_path / "after", "1", "2", "a"), draw(tmp_path / "before", "1", "2", "b")
-    ExtensionJob(load_tool("new", NewConfig, ["x", "after", "--control-path", "before"]), discover()).run()
+    ExtensionJob(
+        load_tool("new", NewConfig, ["x", "after", "--control-path", "before"]),
+        discover(),
+    ).run()
     (line,) = (line for line in said if "partner" in line)
     assert line.startswith(
         "2 pairs in after; after/a.png, before/b.png have no partner: give each one of the same name"
@@ -457,24 +699,48 @@ def test_the_small_model_says_what_it_cannot_draw(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("extensions.tools.new.process._run_py", lambda *arguments: 0)
     draw(tmp_path / "images", "1", "2", suffix=suffix)
-    ExtensionJob(load_tool("new", NewConfig, ["x", "images", "--model", str(TINY)]), discover()).run()
-    assert any("draws flat mascots only, and photographs become mush" in line for line in said) is warns
+    ExtensionJob(
+        load_tool("new", NewConfig, ["x", "images", "--model", str(TINY)]), discover()
+    ).run()
+    assert (
+        any(
+            "draws flat mascots only, and photographs become mush" in line
+            for line in said
+        )
+        is warns
+    )
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["after", "--control-path", "befor"], "--control-path: 'befor' is not a folder"),
-        (["after", "--control-path", "other"], "no image in 'after' has a control image of its name in other (there: "),
-        (["after", "--control-path", "before", "--model", "Qwen/Qwen-Image-2512"], "takes none. Leave the folders"),
-        (["pairs", "--model", "Qwen/Qwen-Image-2512"], "Models that edit: Qwen/Qwen-Image-Edit-2509 or "),
+        (
+            ["after", "--control-path", "befor"],
+            "--control-path: 'befor' is not a folder",
+        ),
+        (
+            ["after", "--control-path", "other"],
+            "no image in 'after' has a control image of its name in other (there: ",
+        ),
+        (
+            ["after", "--control-path", "before", "--model", "Qwen/Qwen-Image-2512"],
+            "takes none. Leave the folders",
+        ),
+        (
+            ["pairs", "--model", "Qwen/Qwen-Image-2512"],
+            "Models that edit: Qwen/Qwen-Image-Edit-2509 or ",
+        ),
     ],
 )
 def test_pairs_that_cannot_be_trained_are_refused_before_the_job_is_written(
     tmp_path: Path, monkeypatch, flags: list[str], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    draw(tmp_path / "after", "1"), draw(tmp_path / "before", "1"), draw(tmp_path / "other", "one")
+    (
+        draw(tmp_path / "after", "1"),
+        draw(tmp_path / "before", "1"),
+        draw(tmp_path / "other", "one"),
+    )
     draw(tmp_path / "pairs", "1_start", "1_end")
     with pytest.raises(UserError) as refused:
         load_tool("new", NewConfig, ["a", *flags])
@@ -516,25 +782,45 @@ def test_layers_are_learned_and_the_first_image_is_taken_apart(
     write_layers(tmp_path / "posters", 2, stem="b")
     rename_layers(tmp_path / "posters", named)
     folder = tmp_path / "posters"
-    text = job_text(24, folder=str(folder), model=str(tiny_layered) if small else LAYERED)
+    text = job_text(
+        24, folder=str(folder), model=str(tiny_layered) if small else LAYERED
+    )
     assert f"          {key.format(folder=folder)} " in text
-    assert not {"control_suffix", "match_target_res", "from_base"} & {*re.findall(r"\w+", text)}
+    assert not {"control_suffix", "match_target_res", "from_base"} & {
+        *re.findall(r"\w+", text)
+    }
     path = tmp_path / "zuzu.yaml"
     path.write_text(text, encoding="utf-8")
-    (sample,) = load_job(str(path), discover().find_config).processes[0].section.sample_pictures()
+    (sample,) = (
+        load_job(str(path), discover().find_config)
+        .processes[0]
+        .section.sample_pictures()
+    )
     assert (sample.ctrl_img, sample.layers) == ((str(folder / "a.png"),), 3)
     plan = plan_of(text, tmp_path)
-    assert f"{folder}: 2 x 1 = 2 samples" in " ".join(plan.split()) and "layers: 1 with 2, 1 with 3" in plan
+    assert (
+        f"{folder}: 2 x 1 = 2 samples" in " ".join(plan.split())
+        and "layers: 1 with 2, 1 with 3" in plan
+    )
 
 
-@pytest.mark.parametrize("shape", ["plain", "a folder for each image", "numbers without a name", "elsewhere"])
-def test_images_without_layers_are_refused_for_a_model_of_layers(tmp_path: Path, shape: str) -> None:
+@pytest.mark.parametrize(
+    "shape", ["plain", "a folder for each image", "numbers without a name", "elsewhere"]
+)
+def test_images_without_layers_are_refused_for_a_model_of_layers(
+    tmp_path: Path, shape: str
+) -> None:
     folder = tmp_path / "posters"
     _, *layers = write_layers(folder, 2)
     (folder / "a").mkdir()
     for number, layer in enumerate(layers):
-        places = {"a folder for each image": f"a/layer{number}.png", "numbers without a name": f"layer{number}.png"}
-        layer.unlink() if shape == "plain" else layer.rename(folder / places.get(shape, f"a/a_layer{number}.png"))
+        places = {
+            "a folder for each image": f"a/layer{number}.png",
+            "numbers without a name": f"layer{number}.png",
+        }
+        layer.unlink() if shape == "plain" else layer.rename(
+            folder / places.get(shape, f"a/a_layer{number}.png")
+        )
     section = NewConfig(type="new", job_name="zuzu", folder=str(folder), model=LAYERED)
     assert [finding.message for finding in section.check(JobContext("new"))] == [
         f"'{folder}': no image has layers, and Qwen-Image-Layered learns them. Save those of a.png, each with the "
@@ -546,50 +832,84 @@ def test_images_without_layers_are_refused_for_a_model_of_layers(tmp_path: Path,
 
 
 def test_a_gpu_that_is_too_small_for_layers_is_refused() -> None:
-    with pytest.raises(UserError, match="Qwen-Image-Layered does not fit a GPU of 8 GB"):
+    with pytest.raises(
+        UserError, match="Qwen-Image-Layered does not fit a GPU of 8 GB"
+    ):
         job_text(8, model=LAYERED)
 
 
 @pytest.mark.slow
-def test_a_job_of_layers_is_written_checked_and_trains(tmp_path: Path, run_py, tiny_layered: Path) -> None:
+def test_a_job_of_layers_is_written_checked_and_trains(
+    tmp_path: Path, run_py, tiny_layered: Path
+) -> None:
     write_layers(tmp_path / "posters", 2)
     made = run_py("new", "zuzu", "posters", "--model", tiny_layered)
     assert made.returncode == 0, made.stderr
-    assert "layers: 2 of posters/a.png (layers_suffix: _layer); docs/datasets.md" in made.stdout + made.stderr
+    assert (
+        "layers: 2 of posters/a.png (layers_suffix: _layer); docs/datasets.md"
+        in made.stdout + made.stderr
+    )
     page = (tmp_path / "config" / "zuzu.html").read_text(encoding="utf-8")
     assert re.findall(r"layer (\d)</figure>", page) == ["0", "1"]
     job = tmp_path / "config" / "zuzu.yaml"
-    job.write_text(job.read_text().replace("steps: 240", "steps: 1").replace("sample_steps: 8", "sample_steps: 1"))
+    job.write_text(
+        job.read_text()
+        .replace("steps: 240", "steps: 1")
+        .replace("sample_steps: 8", "sample_steps: 1")
+    )
     trained = run_py(job)
     assert trained.returncode == 0, trained.stderr
-    drawn = sorted(path.name for path in (tmp_path / "output" / "zuzu" / "samples" / "layers").glob("000000001_*"))
+    drawn = sorted(
+        path.name
+        for path in (tmp_path / "output" / "zuzu" / "samples" / "layers").glob(
+            "000000001_*"
+        )
+    )
     assert drawn == ["000000001_0_layer0.png", "000000001_0_layer1.png"]
 
 
 @pytest.mark.slow
-def test_the_file_of_a_transformer_is_the_model_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_of_a_transformer_is_the_model_of_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     family = family_for(ModelConfig(name_or_path="Qwen/Qwen-Image-Edit-2511"))
     file = tmp_path / "qwen_image_edit_2511_bf16.safetensors"
     write_header(family.weight_shapes(tmp_path), file)
-    section = NewConfig(type="new", job_name="zuzu", folder=str(PHOTOS), model=str(file))
+    section = NewConfig(
+        type="new", job_name="zuzu", folder=str(PHOTOS), model=str(file)
+    )
     assert "Give model.vae_path" in next(iter(section.check(JobContext("new")))).message
     for part in ("vae", "text_encoder"):
-        write_header(family.encoder_weights(part, tmp_path), tmp_path / f"{part}.safetensors")
+        write_header(
+            family.encoder_weights(part, tmp_path), tmp_path / f"{part}.safetensors"
+        )
     plan = plan_of(job_text(24, model=str(file)), tmp_path)
     assert "Qwen-Image-Edit-2511 by its weights" in plan
-    assert "Qwen/Qwen-Image-Edit-2511: the run downloads its configs and tokenizer, and no weights" in plan
+    assert (
+        "Qwen/Qwen-Image-Edit-2511: the run downloads its configs and tokenizer, and no weights"
+        in plan
+    )
     assert "download: 20 MB, to " in plan
 
 
 @pytest.mark.slow
-def test_a_job_is_written_checked_and_runs_by_the_printed_command(tmp_path: Path, run_py) -> None:
+def test_a_job_is_written_checked_and_runs_by_the_printed_command(
+    tmp_path: Path, run_py
+) -> None:
     made = run_py("new", "zuzu", PHOTOS, "--model", TINY)
     assert made.returncode == 0, made.stderr
     job = tmp_path / "config" / "zuzu.yaml"
-    assert "zuzu (sd_trainer)" in made.stdout and (tmp_path / "config" / "zuzu.html").is_file()
-    job.write_text(job.read_text().replace("steps: 240", "steps: 1").replace("sample_steps: 8", "sample_steps: 1"))
+    assert (
+        "zuzu (sd_trainer)" in made.stdout
+        and (tmp_path / "config" / "zuzu.html").is_file()
+    )
+    job.write_text(
+        job.read_text()
+        .replace("steps: 240", "steps: 1")
+        .replace("sample_steps: 8", "sample_steps: 1")
+    )
     program, script, *words = shlex.split(made.stdout.splitlines()[-1])
     assert (program, Path(script).name) == (sys.executable, "run.py")
     trained = run_py(*words)
@@ -602,7 +922,11 @@ def test_a_job_that_exists_is_not_replaced(tmp_path: Path, run_py) -> None:
     job = tmp_path / "config" / "zuzu.yaml"
     job.write_text("mine")
     refused = run_py("new", "zuzu", PHOTOS)
-    assert refused.returncode == 2 and "exists, with other contents, and is never replaced. Run it (" in refused.stderr
+    assert (
+        refused.returncode == 2
+        and "exists, with other contents, and is never replaced. Run it ("
+        in refused.stderr
+    )
     assert job.read_text() == "mine"
 
 
@@ -610,15 +934,21 @@ def test_a_job_that_exists_is_not_replaced(tmp_path: Path, run_py) -> None:
 def test_images_that_a_start_refuses_are_not_called_errors_of_the_job_and_new_goes_on_where_it_was(
     tmp_path: Path, run_py
 ) -> None:
-    """Also where it was interrupted behind writing the job: the same command finds its own file."""
+    """Also where it was interrupted behind writing the job: the same command finds its
+    own file."""
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_text("no image")
     made = run_py("new", "zuzu", "photos", "--model", TINY)
     assert made.returncode == 1
     said = made.stderr.splitlines()
-    assert said[-3].startswith("config/zuzu.yaml:") and "datasets[0].folder_path: 1 file of 'photos' cannot" in said[-3]
+    assert (
+        said[-3].startswith("config/zuzu.yaml:")
+        and "datasets[0].folder_path: 1 file of 'photos' cannot" in said[-3]
+    )
     assert said[-2].startswith("photos/a.png: is not a JPEG")
-    assert said[-1].startswith("config/zuzu.yaml was written, but a start would refuse what stands above.")
+    assert said[-1].startswith(
+        "config/zuzu.yaml was written, but a start would refuse what stands above."
+    )
     Image.effect_noise((160, 160), 99).save(tmp_path / "photos" / "a.png")
     again = run_py("new", "zuzu", "photos", "--model", TINY)
     assert again.returncode == 0, again.stderr
@@ -626,20 +956,32 @@ def test_images_that_a_start_refuses_are_not_called_errors_of_the_job_and_new_go
 
 
 @pytest.mark.parametrize("model", ["", str(TINY)])
-def test_numbers_that_are_probably_no_repeats_are_parts_of_names(tmp_path: Path, model: str) -> None:
+def test_numbers_that_are_probably_no_repeats_are_parts_of_names(
+    tmp_path: Path, model: str
+) -> None:
     """The job says so in its comment; other numbers are repeats as ever."""
     for number, name in enumerate(("anna", "bob", "carl"), 1):
-        for place in (tmp_path / "counted" / f"{number:02}_{name}", tmp_path / "repeated" / f"{10 * number}_{name}"):
+        for place in (
+            tmp_path / "counted" / f"{number:02}_{name}",
+            tmp_path / "repeated" / f"{10 * number}_{name}",
+        ):
             place.mkdir(parents=True)
             Image.new("RGB", (64, 64), (9 * number, 0, 0)).save(place / "a.png")
     text = job_text(24, folder=str(tmp_path / "counted"), model=model)
     assert "          repeats_from_names: false" in text
     assert "# the numbers of its folders count up; true: repeats" in text
-    assert "repeats_from_names" not in job_text(24, folder=str(tmp_path / "repeated"), model=model)
-    assert "02_bob: 1 x 1" in (plan := plan_of(text, tmp_path)) and "are the numbers of" not in plan
+    assert "repeats_from_names" not in job_text(
+        24, folder=str(tmp_path / "repeated"), model=model
+    )
+    assert (
+        "02_bob: 1 x 1" in (plan := plan_of(text, tmp_path))
+        and "are the numbers of" not in plan
+    )
 
 
-def test_new_says_that_numbers_are_not_taken_for_repeats(tmp_path: Path, run_py) -> None:
+def test_new_says_that_numbers_are_not_taken_for_repeats(
+    tmp_path: Path, run_py
+) -> None:
     for name in ("2023_summer", "2024_winter"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         Image.new("RGB", (64, 64)).save(tmp_path / "photos" / name / "a.png")

@@ -23,7 +23,9 @@ ONE_STEP = SMALL.replace("--steps 2", "--steps 1")
 
 
 @pytest.fixture
-def prefer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], tuple[Group, ...]]:
+def prefer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[str], tuple[Group, ...]]:
     """Runs a command in `tmp_path` in this process; returns the groups in `out`."""
     monkeypatch.chdir(tmp_path)
 
@@ -34,19 +36,30 @@ def prefer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], t
     return prefer
 
 
-def test_candidates_are_made_once_and_more_are_added(prefer, unit_gain_model: Path, tmp_path: Path) -> None:
+def test_candidates_are_made_once_and_more_are_added(
+    prefer, unit_gain_model: Path, tmp_path: Path
+) -> None:
     write_lora(unit_gain_model, tmp_path / "mine.safetensors")
     (tmp_path / "prompts.txt").write_text(f"tea\na cup --d 7 --ci {REFERENCES[0]}\n")
     line = f"mine.safetensors:0.5 --model {unit_gain_model} --prompts prompts.txt --count 2 {ONE_STEP}"
     tea, cup = prefer(line)
-    assert (tea.prompt, tea.seed, tea.control, tea.lora) == ("tea", (42, 43), (), (("mine.safetensors",),) * 2)
-    assert (cup.prompt, cup.seed) == ("a cup", (7, 8)) and cup.model == str(unit_gain_model)
+    assert (tea.prompt, tea.seed, tea.control, tea.lora) == (
+        "tea",
+        (42, 43),
+        (),
+        (("mine.safetensors",),) * 2,
+    )
+    assert (cup.prompt, cup.seed) == ("a cup", (7, 8)) and cup.model == str(
+        unit_gain_model
+    )
     (control,) = cup.control
     assert (tmp_path / "out" / control).resolve() == Path(REFERENCES[0]).resolve()
     settings = read_settings(tmp_path / "out" / cup.files[1])
     assert (settings["seed"], settings["lora"][0]["strength"]) == (8, 0.5)
     rows = lines(tmp_path / "out" / "candidates.jsonl")
-    assert [[*row] for row in rows] == [["prompt", "control", "model", "seed", "lora", "files"]] * 2
+    assert [[*row] for row in rows] == [
+        ["prompt", "control", "model", "seed", "lora", "files"]
+    ] * 2
 
     images = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.png")}
     assert len(images) == 4
@@ -64,7 +77,9 @@ def test_candidates_are_made_once_and_more_are_added(prefer, unit_gain_model: Pa
 
 
 @pytest.mark.slow
-def test_a_stopped_command_goes_on(prefer, tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_stopped_command_goes_on(
+    prefer, tiny_model: Path, tmp_path: Path, monkeypatch
+) -> None:
     write_lora(tiny_model, tmp_path / "mine.safetensors")
     line = f"mine.safetensors --model {tiny_model} --prompt tea --count 2 {ONE_STEP}"
     write, made = generation.write_picture, []
@@ -80,18 +95,28 @@ def test_a_stopped_command_goes_on(prefer, tiny_model: Path, tmp_path: Path, mon
         prefer(line)
     (first,) = (tmp_path / "out").glob("*.png")
     (group,) = read_groups(tmp_path / "out")
-    assert len(group.files) == 2 and first.name == group.files[0]  # it can be voted on as soon as the other is there
+    assert (
+        len(group.files) == 2 and first.name == group.files[0]
+    )  # it can be voted on as soon as the other is there
     before = first.stat().st_mtime_ns
     assert prefer(line) == (group,)
-    assert first.stat().st_mtime_ns == before and (tmp_path / "out" / group.files[1]).is_file()
+    assert (
+        first.stat().st_mtime_ns == before
+        and (tmp_path / "out" / group.files[1]).is_file()
+    )
 
 
-def test_a_source_is_a_run_a_lora_or_a_job(tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_source_is_a_run_a_lora_or_a_job(
+    tiny_model: Path, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "output" / "one"
     run.mkdir(parents=True)
     for name in ("one_000000100", "one_000000200", "one_best"):
-        save_file(load_file(write_lora(tiny_model, run / "x.safetensors")), run / f"{name}.safetensors")
+        save_file(
+            load_file(write_lora(tiny_model, run / "x.safetensors")),
+            run / f"{name}.safetensors",
+        )
     (run / "x.safetensors").unlink()
     (run / "run.json").write_text(json.dumps({"name": "one", "status": "stopped"}))
     process = {
@@ -102,7 +127,9 @@ def test_a_source_is_a_run_a_lora_or_a_job(tiny_model: Path, tmp_path: Path, mon
         "datasets": [{"folder_path": "gone"}],
         "train": {"steps": 1},
     }
-    job = json.dumps({"job": "extension", "config": {"name": "one", "process": [process]}})
+    job = json.dumps(
+        {"job": "extension", "config": {"name": "one", "process": [process]}}
+    )
     (run / "config.yaml").write_text(job)
     (tmp_path / "my_job.yaml").write_text(job)
 
@@ -110,14 +137,24 @@ def test_a_source_is_a_run_a_lora_or_a_job(tiny_model: Path, tmp_path: Path, mon
         return section_of("prefer", shlex.split(f"{line} --prompt x")).resolved()
 
     of_run = resolved("output/one")
-    assert of_run.lora == ("output/one/one_000000200.safetensors",) and of_run.trigger_word == "pipo"
+    assert (
+        of_run.lora == ("output/one/one_000000200.safetensors",)
+        and of_run.trigger_word == "pipo"
+    )
     assert of_run.output == "datasets/one_votes" and of_run.found_model().low_vram
     save_file(load_file(run / "one_best.safetensors"), run / "one.safetensors")
     assert resolved("output/one").lora == ("output/one/one.safetensors",)
     file = "output/one/one_best.safetensors:0.5"
-    assert resolved(f"{file} --lora output/one/one.safetensors").lora == (file, "output/one/one.safetensors")
+    assert resolved(f"{file} --lora output/one/one.safetensors").lora == (
+        file,
+        "output/one/one.safetensors",
+    )
     of_job = resolved("my_job.yaml")
-    assert (of_job.lora, of_job.trigger_word, of_job.output) == ((), "pipo", "datasets/my_job_votes")
+    assert (of_job.lora, of_job.trigger_word, of_job.output) == (
+        (),
+        "pipo",
+        "datasets/my_job_votes",
+    )
     assert of_job.found_model().low_vram
 
 
@@ -126,14 +163,22 @@ def test_a_source_is_a_run_a_lora_or_a_job(tiny_model: Path, tmp_path: Path, mon
     [
         ("empty --prompt x", "source: empty: no run is here"),
         ("none.safetensors --prompt x", "'none.safetensors' is not a file"),
-        ("photo.png --prompt x", "'photo.png' is neither the folder of a run, nor a LoRA file, nor a job file"),
+        (
+            "photo.png --prompt x",
+            "'photo.png' is neither the folder of a run, nor a LoRA file, nor a job file",
+        ),
         ("none.yaml --prompt x", "none.yaml: no such config"),
         ("mine.safetensors --model {m}", "--prompt: is required. Or give 'prompts'"),
         ("mine.safetensors --model {m} --prompt x --count 1", "--count: "),
-        ("mine.safetensors --model {m} --prompt x --output other", "candidates.jsonl:1: was not written by this"),
+        (
+            "mine.safetensors --model {m} --prompt x --output other",
+            "candidates.jsonl:1: was not written by this",
+        ),
     ],
 )
-def test_wrong_input_is_refused(line: str, said: str, tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
+def test_wrong_input_is_refused(
+    line: str, said: str, tiny_model: Path, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     write_lora(tiny_model, tmp_path / "mine.safetensors")
     (tmp_path / "empty").mkdir()

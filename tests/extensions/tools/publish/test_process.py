@@ -43,7 +43,10 @@ class Hub:
 
 
 LAYER = "diffusion_model.transformer_blocks.0.attn.to_q"
-WEIGHTS = {f"{LAYER}.lora_A.weight": torch.ones(2, 4), f"{LAYER}.lora_B.weight": torch.ones(4, 2)}
+WEIGHTS = {
+    f"{LAYER}.lora_A.weight": torch.ones(2, 4),
+    f"{LAYER}.lora_B.weight": torch.ones(4, 2),
+}
 
 
 @pytest.fixture
@@ -70,12 +73,24 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
                 state.at_creation()
                 return self.send({"url": f"{url}/me/{state.created['name']}"})
             if "/preupload/" in path:
-                files = [{"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]]
-                return self.send({"files": [{**file, "shouldIgnore": False, "oid": None} for file in files]})
+                files = [
+                    {"path": f["path"], "uploadMode": "regular"}
+                    for f in json.loads(body)["files"]
+                ]
+                return self.send(
+                    {
+                        "files": [
+                            {**file, "shouldIgnore": False, "oid": None}
+                            for file in files
+                        ]
+                    }
+                )
             if "/commit/" in path:
                 for line in map(json.loads, body.splitlines()):
                     if line["key"] == "file":
-                        state.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                        state.files[line["value"]["path"]] = base64.b64decode(
+                            line["value"]["content"]
+                        )
                 return self.send(
                     {
                         "success": True,
@@ -106,7 +121,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "ENDPOINT", url)
         monkeypatch.setenv("HF_ENDPOINT", url)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr("extensions.tools.publish.process.time.sleep", lambda _: None)
+        monkeypatch.setattr(
+            "extensions.tools.publish.process.time.sleep", lambda _: None
+        )
         yield state
 
 
@@ -131,15 +148,23 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "output" / "my_char"
     (folder / "samples").mkdir(parents=True)
     (tmp_path / "photos").mkdir()
-    (folder / "run.json").write_text('{"status": "finished", "name": "my_char", "step": 20, "samples": 40}')
+    (folder / "run.json").write_text(
+        '{"status": "finished", "name": "my_char", "step": 20, "samples": 40}'
+    )
     (folder / "config.yaml").write_text(JOB.replace("/home/somebody", str(tmp_path)))
     (folder / "report.html").write_text("<p>report</p>")
     Image.effect_noise((64, 64), 50).save(tmp_path / "photos" / "secret-face.png")
     (tmp_path / "photos" / "secret-face.txt").write_text("SECRET CAPTION")
-    (folder / "dataset-0123456789ab.json").write_text(json.dumps({f"{tmp_path}/photos/secret-face.png": "0" * 16}))
-    (folder / "events.jsonl").write_text(json.dumps({"event": "start", "folder": f"{tmp_path}/photos"}) + "\n")
+    (folder / "dataset-0123456789ab.json").write_text(
+        json.dumps({f"{tmp_path}/photos/secret-face.png": "0" * 16})
+    )
+    (folder / "events.jsonl").write_text(
+        json.dumps({"event": "start", "folder": f"{tmp_path}/photos"}) + "\n"
+    )
     for name in ("my_char", "my_char_000000010"):
-        save_file(WEIGHTS, folder / f"{name}.safetensors", {"training_info": '{"step": 20}'})
+        save_file(
+            WEIGHTS, folder / f"{name}.safetensors", {"training_info": '{"step": 20}'}
+        )
     for step in (10, 20):
         for index in range(2):
             Image.new("RGB", (8, 8)).save(folder / "samples" / f"{step:09}_{index}.png")
@@ -147,26 +172,49 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def private_in(files: Mapping[str, bytes], run: Path) -> list[tuple[str, str]]:
-    """What must not be given away, with the file that holds it: paths, names and captions of the dataset, tokens."""
-    marks = (str(run.parent.parent), "/home/", "secret-face", "SECRET CAPTION", 'id="dataset"', TOKEN)
-    return [(name, mark) for name, data in files.items() for mark in marks if mark.encode() in data]
+    """What must not be given away, with the file that holds it: paths, names and
+    captions of the dataset, tokens."""
+    marks = (
+        str(run.parent.parent),
+        "/home/",
+        "secret-face",
+        "SECRET CAPTION",
+        'id="dataset"',
+        TOKEN,
+    )
+    return [
+        (name, mark)
+        for name, data in files.items()
+        for mark in marks
+        if mark.encode() in data
+    ]
 
 
 def publish(*flags: str) -> PublishConfig:
     return run_tool("publish", flags)
 
 
-def test_lora_card_samples_and_report_are_one_private_commit(hub: Hub, run: Path, said, capsys) -> None:
-    plain, public, preview = readme_commands("extensions/tools/publish/README.md", "publish")
+def test_lora_card_samples_and_report_are_one_private_commit(
+    hub: Hub, run: Path, said, capsys
+) -> None:
+    plain, public, preview = readme_commands(
+        "extensions/tools/publish/README.md", "publish"
+    )
     hub.failures, listed = [502, 429], []
-    hub.at_creation = lambda: listed.extend(line.split()[-1] for line in said if line.startswith("  "))
+    hub.at_creation = lambda: listed.extend(
+        line.split()[-1] for line in said if line.startswith("  ")
+    )
     publish(*plain)
     assert sorted(listed) == sorted(hub.files), "listed before anything is sent"
     assert private_in(hub.files, run) == [] and b"Curves" in hub.files["report.html"]
     assert "private" in hub.created.values() and hub.tokens <= {f"Bearer {TOKEN}", ""}
     samples = [f"samples/000000020_{index}.png" for index in range(2)]
-    assert sorted(hub.files) == sorted(["README.md", "my_char.safetensors", "report.html", *samples])
-    assert hub.files["my_char.safetensors"] == (run / "my_char.safetensors").read_bytes()
+    assert sorted(hub.files) == sorted(
+        ["README.md", "my_char.safetensors", "report.html", *samples]
+    )
+    assert (
+        hub.files["my_char.safetensors"] == (run / "my_char.safetensors").read_bytes()
+    )
     card = hub.files["README.md"].decode()
     for line in (
         "base_model: Qwen/Qwen-Image-Edit-2509",
@@ -183,18 +231,31 @@ def test_lora_card_samples_and_report_are_one_private_commit(hub: Hub, run: Path
     ):
         assert line in card.splitlines(), line
     assert "photos" not in card
-    assert any("again in 2 s" in line for line in said) and any("/me/my_char-lora (private)" in line for line in said)
+    assert any("again in 2 s" in line for line in said) and any(
+        "/me/my_char-lora (private)" in line for line in said
+    )
     assert TOKEN not in "".join(said) + capsys.readouterr().out
 
     hub.public = True
     with pytest.raises(UserError, match="me/my_char-lora is public"):
         publish(*plain)
     publish(*public)
-    assert "public" in hub.created.values() and "my_char_000000010.safetensors" in hub.files
+    assert (
+        "public" in hub.created.values()
+        and "my_char_000000010.safetensors" in hub.files
+    )
     before = dict(hub.files)
     publish(*preview)
-    written = {path.relative_to("to_publish").as_posix() for path in Path("to_publish").rglob("*") if path.is_file()}
-    assert "README.md" in written and "samples/000000020_0.png" in written and hub.files == before
+    written = {
+        path.relative_to("to_publish").as_posix()
+        for path in Path("to_publish").rglob("*")
+        if path.is_file()
+    }
+    assert (
+        "README.md" in written
+        and "samples/000000020_0.png" in written
+        and hub.files == before
+    )
 
 
 def test_only_the_full_report_holds_the_dataset(hub: Hub, run: Path) -> None:
@@ -203,39 +264,68 @@ def test_only_the_full_report_holds_the_dataset(hub: Hub, run: Path) -> None:
     publish("output/my_char", "--repo", "x", "--full-report")
     assert hub.files["report.html"] == (run / "report.html").read_bytes()
     found = {mark for name, mark in private_in(hub.files, run) if name == "report.html"}
-    assert found == {str(run.parent.parent), "secret-face", "SECRET CAPTION", 'id="dataset"'}
+    assert found == {
+        str(run.parent.parent),
+        "secret-face",
+        "SECRET CAPTION",
+        'id="dataset"',
+    }
 
 
-def test_paths_and_secrets_in_metadata_are_left_out_of_the_upload(hub: Hub, run: Path, said) -> None:
+def test_paths_and_secrets_in_metadata_are_left_out_of_the_upload(
+    hub: Hub, run: Path, said
+) -> None:
     note = f"made from {run.parent.parent}/photos, /home/somebody/a.png and /home/somebody with {TOKEN}"
     weights = {"a": torch.arange(9.0), "b": torch.ones(3, dtype=torch.bfloat16)}
     save_file(weights, run / "my_char.safetensors", {"note": note, "sha256": "0" * 64})
     before = (run / "my_char.safetensors").read_bytes()
     publish("output/my_char", "--repo", "x")
-    assert private_in(hub.files, run) == [] and (run / "my_char.safetensors").read_bytes() == before
+    assert (
+        private_in(hub.files, run) == []
+        and (run / "my_char.safetensors").read_bytes() == before
+    )
     sent = Path("sent.safetensors")
     sent.write_bytes(hub.files["my_char.safetensors"])
-    assert read_metadata(sent) == {"note": "made from photos, a.png and ~ with <redacted>", "sha256": "0" * 64}
+    assert read_metadata(sent) == {
+        "note": "made from photos, a.png and ~ with <redacted>",
+        "sha256": "0" * 64,
+    }
     for name, tensor in load_file(sent).items():
         assert torch.equal(tensor, weights[name])
     assert f"`{sha256_of(sent)}`" in hub.files["README.md"].decode()
-    assert "my_char.safetensors: its metadata contains a path or a secret (note), which is removed" in said
+    assert (
+        "my_char.safetensors: its metadata contains a path or a secret (note), which is removed"
+        in said
+    )
 
 
-@pytest.mark.parametrize("name", ["README.md", "report.html", "my_char.safetensors", "samples/000000020_0.png"])
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "report.html", "my_char.safetensors", "samples/000000020_0.png"],
+)
 def test_a_preview_overwrites_nothing(run: Path, name: str) -> None:
     mine = Path("mine") / name
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    with pytest.raises(UserError, match=rf"'mine/{name}' exists and is not overwritten"):
-        publish("output/my_char", "--repo", "me/x", "--preview", "mine", "--licence", "mit")
-    assert [path.read_text() for path in Path("mine").rglob("*") if path.is_file()] == ["mine"]
+    with pytest.raises(
+        UserError, match=rf"'mine/{name}' exists and is not overwritten"
+    ):
+        publish(
+            "output/my_char", "--repo", "me/x", "--preview", "mine", "--licence", "mit"
+        )
+    assert [path.read_text() for path in Path("mine").rglob("*") if path.is_file()] == [
+        "mine"
+    ]
 
 
 @pytest.mark.parametrize(
     ("change", "lines", "absent"),
     [
-        (("Qwen/Qwen-Image-Edit-2509", "models/mine"), ['"path/to/mine", dtype=torch.bfloat16)  # the f'], "base_m"),
+        (
+            ("Qwen/Qwen-Image-Edit-2509", "models/mine"),
+            ['"path/to/mine", dtype=torch.bfloat16)  # the f'],
+            "base_m",
+        ),
         (
             ("resolution:", "control_path: /home/somebody/before, resolution:"),
             [
@@ -253,38 +343,72 @@ def test_the_card_says_how_the_file_is_loaded(
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace(*change))
     publish("output/my_char", "--repo", "me/x", "--preview", "p", "--licence", "mit")
     card = Path("p/README.md").read_text()
-    assert all(line in card for line in lines) and absent not in card and "BASE_MODEL" not in card, card
+    assert (
+        all(line in card for line in lines)
+        and absent not in card
+        and "BASE_MODEL" not in card
+    ), card
 
 
 def test_the_card_of_a_file_that_diffusers_does_not_read_says_so(run: Path) -> None:
     last = max(run.glob("*.safetensors"), key=lambda path: len(path.name) * -1)
     parts = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-    save_file({f"{LAYER}.{part}": torch.ones(4, 4) for part in parts}, last, read_metadata(last))
+    save_file(
+        {f"{LAYER}.{part}": torch.ones(4, 4) for part in parts},
+        last,
+        read_metadata(last),
+    )
     publish("output/my_char", "--repo", "me/x", "--preview", "p", "--licence", "mit")
     card = Path("p/README.md").read_text()
-    assert "diffusers 0.42.1 with peft 0.21.2 does not load 1 of 1 layers" in card and "```python" not in card
+    assert (
+        "diffusers 0.42.1 with peft 0.21.2 does not load 1 of 1 layers" in card
+        and "```python" not in card
+    )
 
 
 @pytest.mark.parametrize("job_is_there", [True, False])
-def test_what_the_licence_of_the_base_asks_for_is_written(run: Path, job_is_there: bool) -> None:
-    """By the job, or the LoRA's metadata where the job cannot be read; `--licence` gives the card another licence."""
+def test_what_the_licence_of_the_base_asks_for_is_written(
+    run: Path, job_is_there: bool
+) -> None:
+    """By the job, or the LoRA's metadata where the job cannot be read; `--licence`
+    gives the card another licence."""
     base = run.parent.parent / "base"
     write_tiny_model(base, TinySpec(arch="qwen_image_2"))
     (base / "LICENSE").write_text("the agreement")
-    job = (run / "config.yaml").read_text().replace("Qwen/Qwen-Image-Edit-2509, quantize: true, qtype: int4", str(base))
+    job = (
+        (run / "config.yaml")
+        .read_text()
+        .replace("Qwen/Qwen-Image-Edit-2509, quantize: true, qtype: int4", str(base))
+    )
     (run / "config.yaml").write_text(job if job_is_there else "job: {")
-    save_file({"a": torch.ones(1)}, run / "my_char.safetensors", {"modelspec.architecture": "Qwen-Image-2.1/lora"})
+    save_file(
+        {"a": torch.ones(1)},
+        run / "my_char.safetensors",
+        {"modelspec.architecture": "Qwen-Image-2.1/lora"},
+    )
     publish("output/my_char", "--repo", "me/x", "--preview", "p")
     card, notice = Path("p/README.md").read_text(), Path("p/NOTICE").read_text()
     assert notice.startswith(
         "Qwen is licensed under the Qwen RESEARCH LICENSE AGREEMENT, Copyright (c) Alibaba Cloud. "
     )
-    assert f"**Built with Qwen**. {notice.strip()} [Licence](https://huggingface.co/Qwen/Qwen-Image-2.1/blob/" in card
-    assert "license: other\nlicense_name: qwen-research\nlicense_link: https://huggingface.co/Qwen/" in card
+    assert (
+        f"**Built with Qwen**. {notice.strip()} [Licence](https://huggingface.co/Qwen/Qwen-Image-2.1/blob/"
+        in card
+    )
+    assert (
+        "license: other\nlicense_name: qwen-research\nlicense_link: https://huggingface.co/Qwen/"
+        in card
+    )
     assert Path("p/LICENSE").exists() == job_is_there
-    publish("output/my_char", "--repo", "me/x", "--preview", "q", "--licence", "cc-by-4.0")
+    publish(
+        "output/my_char", "--repo", "me/x", "--preview", "q", "--licence", "cc-by-4.0"
+    )
     card = Path("q/README.md").read_text()
-    assert "license: cc-by-4.0" in card and "license_name" not in card and "**Built with Qwen**" in card
+    assert (
+        "license: cc-by-4.0" in card
+        and "license_name" not in card
+        and "**Built with Qwen**" in card
+    )
 
 
 @pytest.mark.slow
@@ -292,32 +416,52 @@ def test_a_licence_that_is_not_known_is_told(run: Path, said: list[str]) -> None
     """Of a local base without a card, and with one that names none."""
     base = run.parent.parent / "base"
     write_tiny_model(base, TinySpec(arch="qwen_image"))
-    job = (run / "config.yaml").read_text().replace("Qwen/Qwen-Image-Edit-2509, quantize: true, qtype: int4", str(base))
+    job = (
+        (run / "config.yaml")
+        .read_text()
+        .replace("Qwen/Qwen-Image-Edit-2509, quantize: true, qtype: int4", str(base))
+    )
     (run / "config.yaml").write_text(job)
-    for folder, page in (("p", None), ("q", "---\ntags: [a]\n---\n"), ("r", "---\nlicense: mit\n---\n")):
+    for folder, page in (
+        ("p", None),
+        ("q", "---\ntags: [a]\n---\n"),
+        ("r", "---\nlicense: mit\n---\n"),
+    ):
         if page:
             (base / "README.md").write_text(page)
         said.clear()
         publish("output/my_char", "--repo", "me/x", "--preview", folder)
         told = "the licence of base is not known (its model card names none); set it with --licence"
-        assert (told in said, "license: mit" in Path(folder, "README.md").read_text()) == (folder < "r", folder == "r")
+        assert (
+            told in said,
+            "license: mit" in Path(folder, "README.md").read_text(),
+        ) == (folder < "r", folder == "r")
 
 
 def test_an_apache_base_asks_for_nothing(run: Path) -> None:
     publish("output/my_char", "--repo", "me/x", "--preview", "p", "--licence", "mit")
-    assert not Path("p/NOTICE").exists() and "Built with" not in Path("p/README.md").read_text()
+    assert (
+        not Path("p/NOTICE").exists()
+        and "Built with" not in Path("p/README.md").read_text()
+    )
 
 
-def test_what_goes_wrong_ends_with_the_command_that_repeats_it(hub: Hub, run: Path, monkeypatch) -> None:
+def test_what_goes_wrong_ends_with_the_command_that_repeats_it(
+    hub: Hub, run: Path, monkeypatch
+) -> None:
     again = re.escape(command("publish", "output/my_char", "--repo", "x"))
     hub.failures = [500] * 2
-    with pytest.raises(RunError, match=rf"the hub rejects it .*then: {again} --attempts 2$"):
+    with pytest.raises(
+        RunError, match=rf"the hub rejects it .*then: {again} --attempts 2$"
+    ):
         publish("output/my_char", "--repo", "x", "--attempts", "2")
     hub.failures = [403]
     with pytest.raises(RunError, match=rf"token that may write to it, then: {again}$"):
         publish("output/my_char", "--repo", "x")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(RunError, match=rf"cannot be reached .*Later: {again} --attempts 1$"):
+    with pytest.raises(
+        RunError, match=rf"cannot be reached .*Later: {again} --attempts 1$"
+    ):
         publish("output/my_char", "--repo", "x", "--attempts", "1")
     monkeypatch.setattr("extensions.tools.publish.process.get_token", lambda: None)
     with pytest.raises(UserError, match=r"no token for the hub\. Set HF_TOKEN"):

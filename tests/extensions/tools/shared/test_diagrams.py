@@ -18,7 +18,14 @@ from toolkit.errors import RunError
 
 
 def row(step: int, **numbers: float | None) -> dict:
-    return {"step": step, "epoch": 0, "samples": step, "time": "2026-01-01T00:00:00Z", "step_s": 0.5, **numbers}
+    return {
+        "step": step,
+        "epoch": 0,
+        "samples": step,
+        "time": "2026-01-01T00:00:00Z",
+        "step_s": 0.5,
+        **numbers,
+    }
 
 
 def write_run(folder: Path, rows: list[dict], validation: list[dict] = ()) -> Path:
@@ -31,16 +38,24 @@ def write_run(folder: Path, rows: list[dict], validation: list[dict] = ()) -> Pa
 def test_the_running_mean_and_the_means_of_the_ends_are_of_a_twentieth() -> None:
     values = [float(step % 7) for step in range(100)]
     curve = Curve("loss", list(range(100)), values, values, values)
-    assert smoothed(values)[51] == pytest.approx(fmean(values[47:52])) and smoothed(values)[0] == 0
+    assert (
+        smoothed(values)[51] == pytest.approx(fmean(values[47:52]))
+        and smoothed(values)[0] == 0
+    )
     assert ends(curve) == (fmean(values[:5]), fmean(values[-5:]))
-    assert ends(replace(curve, mean=values * 20)) == (fmean(values[:50]), fmean(values[-50:]))
+    assert ends(replace(curve, mean=values * 20)) == (
+        fmean(values[:50]),
+        fmean(values[-50:]),
+    )
     assert smoothed([]) == []
 
 
 @pytest.mark.slow
 def test_a_run_of_many_steps_is_read_in_little_memory(tmp_path: Path) -> None:
     """A quarter of what the rows take together; each further row takes 16 bytes."""
-    rows = [row(step, loss=1 / step, lr=1e-3, grad_norm=0.5) for step in range(1, 20_001)]
+    rows = [
+        row(step, loss=1 / step, lr=1e-3, grad_norm=0.5) for step in range(1, 20_001)
+    ]
     run = write_run(tmp_path / "run", rows)
     tracemalloc.start()
     metrics = series_of(run)[0].update()
@@ -48,7 +63,10 @@ def test_a_run_of_many_steps_is_read_in_little_memory(tmp_path: Path) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2e6 and [len(curve.steps) for curve in metrics.curves()] == [1250] * 4
-    assert "time of the steps: 2h46m" in text and "steps: 20000, epochs: 1, samples: 20000" in text
+    assert (
+        "time of the steps: 2h46m" in text
+        and "steps: 20000, epochs: 1, samples: 20000" in text
+    )
     assert text.splitlines()[6].split() == [
         "loss",
         "0.00907807",
@@ -66,8 +84,14 @@ def test_only_figures_with_curves_are_written(tmp_path: Path) -> None:
     assert names == {path.name for path in files}
     stems = ("training_losses", "learning_rates", "batch_times", "training_overview")
     assert names == {*(f"{stem}_vae.png" for stem in stems), "training_summary_vae.txt"}
-    colors = Image.open(tmp_path / "graph" / "training_losses_vae.png").convert("RGB").getcolors(100_000)
-    assert {(31, 119, 180), (255, 127, 14)} <= {color for _, color in colors}  # loss, and that of the validation
+    colors = (
+        Image.open(tmp_path / "graph" / "training_losses_vae.png")
+        .convert("RGB")
+        .getcolors(100_000)
+    )
+    assert {(31, 119, 180), (255, 127, 14)} <= {
+        color for _, color in colors
+    }  # loss, and that of the validation
 
 
 @pytest.mark.slow
@@ -90,17 +114,26 @@ def test_what_cannot_be_drawn_is_left_out(tmp_path: Path) -> None:
 
 def test_the_summary_has_first_last_and_lowest(tmp_path: Path) -> None:
     rows = [row(step, loss=abs(step - 60) + 1.0) for step in range(1, 101)]
-    text = summarize("run", [series_of(write_run(tmp_path, rows))[0].update()], skipped=3)
+    text = summarize(
+        "run", [series_of(write_run(tmp_path, rows))[0].update()], skipped=3
+    )
     line = next(line for line in text.splitlines() if line.startswith("loss"))
     assert line.split() == ["loss", "58", "39", "1", "60"]  # means of 5, the 20th part
     assert "time of the steps: 50s; skipped steps: 3" in text
 
 
-def test_one_loss_under_several_names_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_loss_under_several_names_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn = {}
-    monkeypatch.setattr(diagrams, "_draw", lambda path, title, panels: drawn.update({path.stem: panels}))
+    monkeypatch.setattr(
+        diagrams, "_draw", lambda path, title, panels: drawn.update({path.stem: panels})
+    )
     names = ("loss", "loss_flow", "loss/flow", "loss/text_encoder")
-    rows = [row(step, **dict.fromkeys(names, 1 / step), loss_vae=0.5 / step) for step in (1, 2, 3)]
+    rows = [
+        row(step, **dict.fromkeys(names, 1 / step), loss_vae=0.5 / step)
+        for step in (1, 2, 3)
+    ]
     draw_diagrams(write_run(tmp_path / "run", rows), tmp_path / "graph")
     [(_, curves)] = drawn["training_losses"]
     assert [curve.name for curve in curves] == ["loss", "loss_vae"]

@@ -33,17 +33,27 @@ def write_lora(path: Path, **metadata: str) -> Path:
     return path
 
 
-def test_the_job_beside_the_file_says_it_though_its_dataset_is_gone(here: Path, trainer, write_job) -> None:
+def test_the_job_beside_the_file_says_it_though_its_dataset_is_gone(
+    here: Path, trainer, write_job
+) -> None:
     model = {"name_or_path": "models/mine", "quantize": True, "qtype": "int4"}
     job = write_job(trainer(here / "gone", model=model), name="run")
-    file = write_lora(here / "output" / "run" / "run.safetensors", base_model="another/model")
+    file = write_lora(
+        here / "output" / "run" / "run.safetensors", base_model="another/model"
+    )
     job.rename(file.with_name("config.yaml"))
-    file.with_name("run.json").write_text(json.dumps({"name": "run", "status": "finished"}))
+    file.with_name("run.json").write_text(
+        json.dumps({"name": "run", "status": "finished"})
+    )
     found = model_of(file)
-    assert found == ModelConfig(name_or_path=str(here / "models" / "mine"), quantize=True, qtype="int4")
+    assert found == ModelConfig(
+        name_or_path=str(here / "models" / "mine"), quantize=True, qtype="int4"
+    )
 
 
-def test_what_a_run_decodes_its_samples_with_is_told(here: Path, trainer, write_job) -> None:
+def test_what_a_run_decodes_its_samples_with_is_told(
+    here: Path, trainer, write_job
+) -> None:
     for sample, note in (
         (None, ""),
         ({"prompts": ["a"]}, ""),
@@ -53,10 +63,17 @@ def test_what_a_run_decodes_its_samples_with_is_told(here: Path, trainer, write_
             "do, give --model and --vae-path fix.safetensors",
         ),
     ):
-        job = write_job(trainer(here / "gone", model={"name_or_path": "models/mine"}, sample=sample), name="run")
+        job = write_job(
+            trainer(
+                here / "gone", model={"name_or_path": "models/mine"}, sample=sample
+            ),
+            name="run",
+        )
         file = write_lora(here / "output" / "run" / "run.safetensors")
         job.rename(file.with_name("config.yaml"))
-        file.with_name("run.json").write_text(json.dumps({"name": "run", "status": "finished"}))
+        file.with_name("run.json").write_text(
+            json.dumps({"name": "run", "status": "finished"})
+        )
         assert decoder_note(file) == note
     assert decoder_note(write_lora(here / "models" / "a.safetensors")) == ""
 
@@ -67,7 +84,9 @@ def test_what_a_run_decodes_its_samples_with_is_told(here: Path, trainer, write_
     ({"base_model": "somebody/large"}, "its model 'somebody/large' was not found on this machine. Give a model"),
     ({}, r"its model is unknown: it is not in the folder of a run \(config.yaml\)"),
 ])  # fmt: skip
-def test_the_metadata_name_a_published_model_or_one_that_is_here(here: Path, written: dict, found: str) -> None:
+def test_the_metadata_name_a_published_model_or_one_that_is_here(
+    here: Path, written: dict, found: str
+) -> None:
     """Nothing is downloaded because a file says so, unless it is a published model."""
     file = write_lora(here / "models" / "a.safetensors", **written)
     if found.startswith("its"):
@@ -86,12 +105,17 @@ def test_the_metadata_name_a_published_model_or_one_that_is_here(here: Path, wri
         ("A red fox, asleep!", "a-red-fox-asleep"),
         ("photo of Zq81.xx_04-Pass by", "photo-of-redacted-by"),
         ("photo of zQ81.XX_04-pASS", "photo-of-redacted"),
-        ("a secret that the length would cut Zq81.xx_04-Pass", "a-secret-that-the-length-would-cut-redac"),
+        (
+            "a secret that the length would cut Zq81.xx_04-Pass",
+            "a-secret-that-the-length-would-cut-redac",
+        ),
         ("hf_aB3aB3aB3aB3aB3aB3aB3aB3", "redacted"),
         ("?", "picture"),
     ],
 )
-def test_a_name_has_words_of_the_prompt_and_no_secret(monkeypatch: pytest.MonkeyPatch, prompt: str, words: str) -> None:
+def test_a_name_has_words_of_the_prompt_and_no_secret(
+    monkeypatch: pytest.MonkeyPatch, prompt: str, words: str
+) -> None:
     for name, value in (("_values", set()), ("_forms", []), ("_known", None)):
         monkeypatch.setattr(redact, name, value)
     redact.register_secret(["Zq81.xx_04-Pass"])

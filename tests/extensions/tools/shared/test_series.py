@@ -1,4 +1,5 @@
-"""Curves of files that grow, are replaced and go back, against what `rows_by_step` says of the same file."""
+"""Curves of files that grow, are replaced and go back, against what `rows_by_step` says
+of the same file."""
 
 from __future__ import annotations
 
@@ -9,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from extensions.tools.shared.series import MOST_RECENT, Curve, Series, series_of, sparkline
+from extensions.tools.shared.series import (
+    MOST_RECENT,
+    Curve,
+    Series,
+    series_of,
+    sparkline,
+)
 from toolkit.train import run_reader
 from toolkit.train.run_reader import rows_by_step
 
@@ -29,7 +36,8 @@ def named(curves: list[Curve], name: str) -> Curve:
 
 
 def check(series: Series, folder: Path) -> None:
-    """The buckets tile the steps that `rows_by_step` has, and hold their extremes and means."""
+    """The buckets tile the steps that `rows_by_step` has, and hold their extremes and
+    means."""
     series.update()
     with rows_by_step(folder / "metrics.jsonl") as rows:
         truth = {row["step"]: row["loss"] for row in rows}
@@ -45,14 +53,22 @@ def check(series: Series, folder: Path) -> None:
         assert loss.mean[at] == pytest.approx(math.fsum(values) / len(values))
     assert covered == len(finite)
     if finite:
-        assert series.lowest(loss) == (min(finite.values()), min(finite, key=finite.__getitem__))
+        assert series.lowest(loss) == (
+            min(finite.values()),
+            min(finite, key=finite.__getitem__),
+        )
     assert series.last_row().get("step", -1) == series.last_step
     total = pytest.approx(math.fsum(v for v in truth.values() if v is not None))
-    assert series.total("loss") == total and series.total("loss", "no such number") == total
+    assert (
+        series.total("loss") == total
+        and series.total("loss", "no such number") == total
+    )
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_file_that_grows_goes_back_and_is_replaced_reads_as_the_whole_file_does(tmp_path: Path, seed: int) -> None:
+def test_a_file_that_grows_goes_back_and_is_replaced_reads_as_the_whole_file_does(
+    tmp_path: Path, seed: int
+) -> None:
     rng, path = random.Random(seed), tmp_path / "metrics.jsonl"
     series, step, torn = Series(path, most=16), 0, ""
     path.write_text("")
@@ -67,7 +83,9 @@ def test_a_file_that_grows_goes_back_and_is_replaced_reads_as_the_whole_file_doe
         if rng.random() < 0.1:  # another file under the same name
             step = rng.randint(1, 20)
             fresh = tmp_path / "fresh"
-            fresh.write_text("".join(line(each, each / 7) for each in range(1, step + 1)))
+            fresh.write_text(
+                "".join(line(each, each / 7) for each in range(1, step + 1))
+            )
             fresh.replace(path)
             text = ""
         cut = rng.randint(0, len(text))
@@ -80,7 +98,9 @@ def test_a_file_that_grows_goes_back_and_is_replaced_reads_as_the_whole_file_doe
 
 def test_no_spike_is_lost_and_a_part_is_read_finer(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(line(step, 99.0 if step == 7777 else 1.0) for step in range(1, 20_001)))
+    path.write_text(
+        "".join(line(step, 99.0 if step == 7777 else 1.0) for step in range(1, 20_001))
+    )
     series = Series(path, most=64)
     series.update()
     [whole] = series.curves(points=20)
@@ -93,14 +113,23 @@ def test_no_spike_is_lost_and_a_part_is_read_finer(tmp_path: Path) -> None:
 
 def test_a_curve_that_begins_late_has_no_values_before(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text(line(1, 0.5) + line(2, 0.4) + line(3, 0.3, late=7, odd=math.nan, text="no number", yes=True))
+    path.write_text(
+        line(1, 0.5)
+        + line(2, 0.4)
+        + line(3, 0.3, late=7, odd=math.nan, text="no number", yes=True)
+    )
     series = Series(path)
     series.update()
-    assert [(curve.name, curve.steps) for curve in series.curves()] == [("loss", [1, 2, 3]), ("late", [3])]
+    assert [(curve.name, curve.steps) for curve in series.curves()] == [
+        ("loss", [1, 2, 3]),
+        ("late", [3]),
+    ]
     assert named(series.curves(), "late").mean == [7]
 
 
-def test_a_watcher_gets_each_new_row_once_and_is_told_when_the_past_changes(tmp_path: Path) -> None:
+def test_a_watcher_gets_each_new_row_once_and_is_told_when_the_past_changes(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(line(1, 0.5))
     series = Series(path)
@@ -125,7 +154,9 @@ def test_a_watcher_gets_each_new_row_once_and_is_told_when_the_past_changes(tmp_
         series.rows_since(odd)
 
 
-def test_a_file_that_is_replaced_by_one_without_rows_has_no_curves(tmp_path: Path) -> None:
+def test_a_file_that_is_replaced_by_one_without_rows_has_no_curves(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(line(1, 0.5))
     series = Series(path).update()
@@ -134,17 +165,35 @@ def test_a_file_that_is_replaced_by_one_without_rows_has_no_curves(tmp_path: Pat
     assert series.update().curves() == [] and series.rows_since(cursor) is None
 
 
-def test_the_numbers_of_a_run_are_those_of_its_steps_and_what_is_measured(tmp_path: Path) -> None:
+def test_the_numbers_of_a_run_are_those_of_its_steps_and_what_is_measured(
+    tmp_path: Path,
+) -> None:
     for name in ("metrics", "validation", "drift"):
         (tmp_path / f"{name}.jsonl").write_text(line(4, 0.5, **{f"{name}/own": 1}))
-    names = [[curve.name for curve in series.update().curves()] for series in series_of(tmp_path)]
-    assert names == [["loss", "metrics/own"], ["validation/loss", "validation/own"], ["loss", "drift/own"]]
+    names = [
+        [curve.name for curve in series.update().curves()]
+        for series in series_of(tmp_path)
+    ]
+    assert names == [
+        ["loss", "metrics/own"],
+        ["validation/loss", "validation/own"],
+        ["loss", "drift/own"],
+    ]
 
 
-def test_a_line_without_an_end_and_one_that_is_too_long_are_no_rows(tmp_path: Path, monkeypatch) -> None:
+def test_a_line_without_an_end_and_one_that_is_too_long_are_no_rows(
+    tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(run_reader, "_LONGEST_LINE", 65_536)
     path = tmp_path / "metrics.jsonl"
-    path.write_text(line(1, 0.5) + '{"x": "' + "y" * 200_000 + '"}\n' + line(2, 0.4) + line(2**64, 1.0))
+    path.write_text(
+        line(1, 0.5)
+        + '{"x": "'
+        + "y" * 200_000
+        + '"}\n'
+        + line(2, 0.4)
+        + line(2**64, 1.0)
+    )
     series = Series(path)
     series.update()
     assert named(series.curves(), "loss").steps == [1, 2]
@@ -155,7 +204,9 @@ def test_a_line_without_an_end_and_one_that_is_too_long_are_no_rows(tmp_path: Pa
     assert series.last_step == 3
 
 
-def test_a_sparkline_follows_the_loss_without_reading_the_file_whole(tmp_path: Path) -> None:
+def test_a_sparkline_follows_the_loss_without_reading_the_file_whole(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(line(step, 1000.0 - step) for step in range(1, 1000)))
     values = sparkline(path)

@@ -1,5 +1,5 @@
-"""What makes a page hard to use, as a browser sees it: faint texts, controls without a name, what the Tab key does not
-reach, what is wider than the screen."""
+"""What makes a page hard to use, as a browser sees it: faint texts, controls without a
+name, what the Tab key does not reach, what is wider than the screen."""
 
 from __future__ import annotations
 
@@ -44,18 +44,34 @@ return all.filter(each => each.checkVisibility() && !each.disabled && each.type 
   && !each.hasAttribute('aria-hidden')).map(each => each.outerHTML.slice(0, 80));
 """
 
-NAMED = ("button", "textbox", "searchbox", "checkbox", "radio", "combobox", "listbox", "spinbutton", "slider", "link")
+NAMED = (
+    "button",
+    "textbox",
+    "searchbox",
+    "checkbox",
+    "radio",
+    "combobox",
+    "listbox",
+    "spinbutton",
+    "slider",
+    "link",
+)
 NAMED += ("image", "img", "progressbar")
 
 
 def faults(browser: Browser, width: int) -> list[str]:
-    """The faults of the page that is open, in words. width: of the screen in CSS pixels."""
+    """The faults of the page that is open, in words. width: of the screen in CSS
+    pixels."""
     found = [f"faint {text}" for text in browser.run(FAINT)]
     found += [f"not reached by Tab: {element}" for element in browser.run(UNREACHED)]
     tree: list[dict[str, Any]] = browser.command("Accessibility.getFullAXTree")["nodes"]
     for node in tree:
         role = node.get("role", {}).get("value", "")
-        if role in NAMED and not node.get("ignored") and not node.get("name", {}).get("value", "").strip():
+        if (
+            role in NAMED
+            and not node.get("ignored")
+            and not node.get("name", {}).get("value", "").strip()
+        ):
             found.append(f"{role} without a name: {_source(browser, node)}")
     wide = browser.run("return document.documentElement.scrollWidth")
     found += [f"{wide} pixels wide"] if wide > width else []
@@ -64,5 +80,7 @@ def faults(browser: Browser, width: int) -> list[str]:
 
 def _source(browser: Browser, node: dict[str, Any]) -> str:
     """The beginning of an element's HTML."""
-    html: str = browser.command("DOM.getOuterHTML", backendNodeId=node["backendDOMNodeId"])["outerHTML"]
+    html: str = browser.command(
+        "DOM.getOuterHTML", backendNodeId=node["backendDOMNodeId"]
+    )["outerHTML"]
     return html[:100]

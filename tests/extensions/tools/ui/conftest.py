@@ -51,7 +51,12 @@ def ui(tmp_path: Path, decoder: Decoder) -> Ui:
 
 
 def client_of(ui: Ui, **options: Any) -> TestClient:
-    return TestClient(make_app(ui), base_url="http://localhost:8675", raise_server_exceptions=False, **options)
+    return TestClient(
+        make_app(ui),
+        base_url="http://localhost:8675",
+        raise_server_exceptions=False,
+        **options,
+    )
 
 
 @pytest.fixture
@@ -63,7 +68,12 @@ def client(ui: Ui) -> TestClient:
 def make_run(ui: Ui) -> Callable[..., Path]:
     """Writes the folder of a run: its status, numbers, samples, files."""
 
-    def make(name: str = "one", steps: int = 10, sampled: tuple[int, ...] = (0, 10), **status: Any) -> Path:
+    def make(
+        name: str = "one",
+        steps: int = 10,
+        sampled: tuple[int, ...] = (0, 10),
+        **status: Any,
+    ) -> Path:
         folder = ui.output / name
         (folder / "samples").mkdir(parents=True)
         document = {
@@ -75,45 +85,82 @@ def make_run(ui: Ui) -> Callable[..., Path]:
             "loss": 0.25,
         }
         (folder / "run.json").write_text(json.dumps(document | status))
-        rows = [{"step": step, "loss": 1 / step, "lr": 1e-3, "step_s": 0.5} for step in range(1, steps + 1)]
-        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        rows = [
+            {"step": step, "loss": 1 / step, "lr": 1e-3, "step_s": 0.5}
+            for step in range(1, steps + 1)
+        ]
+        (folder / "metrics.jsonl").write_text(
+            "".join(f"{json.dumps(row)}\n" for row in rows)
+        )
         events = []
         for step in sampled:
             files = [f"{step:09d}_{index}.png" for index in range(2)]
             for file in files:
-                Image.new("RGB", (32, 24), (step * 20 % 255, 90, 90)).save(folder / "samples" / file)
+                Image.new("RGB", (32, 24), (step * 20 % 255, 90, 90)).save(
+                    folder / "samples" / file
+                )
             prompts = ["a photo", "a <b>bold</b> photo"]
             events.append(
-                {"time": "2026-11-01T10:00:00Z", "event": "sample", "step": step, "files": files, "prompts": prompts}
+                {
+                    "time": "2026-11-01T10:00:00Z",
+                    "event": "sample",
+                    "step": step,
+                    "files": files,
+                    "prompts": prompts,
+                }
             )
-        (folder / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
-        (folder / f"{folder.name}.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}" + bytes(range(90)))
-        (folder / "log.txt").write_text("one (sd_trainer)\n  the plan\ndevice cpu\nstep 1\n")
-        (folder / "config.yaml").write_text(f"job: extension\nconfig:\n  name: {folder.name}\n  process: []\n")
+        (folder / "events.jsonl").write_text(
+            "".join(f"{json.dumps(event)}\n" for event in events)
+        )
+        (folder / f"{folder.name}.safetensors").write_bytes(
+            b"\x02\0\0\0\0\0\0\0{}" + bytes(range(90))
+        )
+        (folder / "log.txt").write_text(
+            "one (sd_trainer)\n  the plan\ndevice cpu\nstep 1\n"
+        )
+        (folder / "config.yaml").write_text(
+            f"job: extension\nconfig:\n  name: {folder.name}\n  process: []\n"
+        )
         return folder
 
     return make
 
 
 @pytest.fixture
-def forked(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the page asks of `run.py` is forked from a process that has imported everything; the schema, which is the
-    same each time, is asked once per session. What it asks of the tools' declarations is answered in this process."""
+def forked(
+    nursery: Nursery,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the page asks of `run.py` is forked from a process that has imported
+    everything; the schema, which is the same each time, is asked once per session. What
+    it asks of the tools' declarations is answered in this process."""
     lock = threading.Lock()
 
-    def run_py(*arguments: str, cwd: str | None = None, **_: object) -> tuple[int, str, str]:
+    def run_py(
+        *arguments: str, cwd: str | None = None, **_: object
+    ) -> tuple[int, str, str]:
         if arguments in _ANSWERS:
             return _ANSWERS[arguments]
         with lock:
             name = str(tmp_path_factory.mktemp("asked") / "run")
-            child = nursery.fork(arguments, Path(cwd or Path.cwd()), name, environment=child_environment())
+            child = nursery.fork(
+                arguments,
+                Path(cwd or Path.cwd()),
+                name,
+                environment=child_environment(),
+            )
             answer = child.wait(60), *child.outputs
         if arguments == ("--print-schema",):
             _ANSWERS[arguments] = answer
         return answer
 
     def ask(request: Mapping[str, Any] | None = None) -> Any:
-        return json.loads(json.dumps(forms.mistakes(**request) if request else forms.forms(), default=str))
+        return json.loads(
+            json.dumps(
+                forms.mistakes(**request) if request else forms.forms(), default=str
+            )
+        )
 
     monkeypatch.setattr(commands, "run_py", run_py)
     monkeypatch.setattr("extensions.tools.ui.views.tools.ask", ask)
@@ -126,7 +173,9 @@ _ANSWERS: dict[tuple[str, ...], tuple[int, str, str]] = {}
 def address(ui: Ui) -> Iterator[str]:
     """The page in a thread of this process, served."""
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(make_app(ui), port=port, log_level="error", ws="none"))
+    server = uvicorn.Server(
+        uvicorn.Config(make_app(ui), port=port, log_level="error", ws="none")
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -137,7 +186,8 @@ def address(ui: Ui) -> Iterator[str]:
 
 
 class Served:
-    """The page in a process of its own, which can be killed and started again at the same address."""
+    """The page in a process of its own, which can be killed and started again at the
+    same address."""
 
     def __init__(self, folder: Path, token: str = "") -> None:
         self.folder, self.port, self.token = folder, free_port(), token
@@ -150,10 +200,24 @@ class Served:
 
     def start(self) -> None:
         """Returns when the page answers."""
-        command = [sys.executable, str(ROOT / "run.py"), "ui", "--port", str(self.port), "--jobs", "jobs"]
-        environment = {**os.environ, "APP_AUTH": self.token, "PYTHONPATH": python_path()}
+        command = [
+            sys.executable,
+            str(ROOT / "run.py"),
+            "ui",
+            "--port",
+            str(self.port),
+            "--jobs",
+            "jobs",
+        ]
+        environment = {
+            **os.environ,
+            "APP_AUTH": self.token,
+            "PYTHONPATH": python_path(),
+        }
         log = (self.folder / "page.log").open("ab")
-        self.process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
+        self.process = subprocess.Popen(
+            command, cwd=self.folder, env=environment, stdout=log, stderr=log
+        )
         deadline = time.monotonic() + 60
         while True:
             try:

@@ -1,6 +1,8 @@
-"""A page in a process of its own whose writes come late: whoever looks before it has a lock has looked too early.
+"""A page in a process of its own whose writes come late: whoever looks before it has a
+lock has looked too early.
 
-Run as `python -m tests.extensions.tools.ui.late_page PORT FOLDER`. What it asks of `run.py` is answered at once."""
+Run as `python -m tests.extensions.tools.ui.late_page PORT FOLDER`. What it asks of
+`run.py` is answered at once."""
 
 from __future__ import annotations
 
@@ -35,8 +37,8 @@ def late(write: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run_py(*arguments: str, **_: object) -> tuple[int, str, str]:
-    """The plan of a job that owns the folder of its own name, or what lint finds in an empty dataset; or the file of
-    `scale`."""
+    """The plan of a job that owns the folder of its own name, or what lint finds in an
+    empty dataset; or the file of `scale`."""
     if arguments[0] == "lint":
         with open(LINTED, "a", encoding="utf-8") as file:
             file.write(f"{arguments[1]}\n")
@@ -47,17 +49,32 @@ def run_py(*arguments: str, **_: object) -> tuple[int, str, str]:
         return 0, "", ""
     path = Path(arguments[0])
     name = path.parent.name if path.stem == "config" else path.stem
-    return 0, json.dumps({"job": name, "processes": [], "folders": [str(Path("output", name).absolute())]}), ""
+    return (
+        0,
+        json.dumps(
+            {
+                "job": name,
+                "processes": [],
+                "folders": [str(Path("output", name).absolute())],
+            }
+        ),
+        "",
+    )
 
 
 def ask(request: dict[str, Any] | None) -> Any:
     """What is asked of the declarations of the tools."""
     with _asking:
-        return json.loads(json.dumps(forms.mistakes(**request) if request else forms.forms(), default=str))
+        return json.loads(
+            json.dumps(
+                forms.mistakes(**request) if request else forms.forms(), default=str
+            )
+        )
 
 
 def main(port: int, folder: Path) -> None:
-    """Serves the folders `output`, `datasets` and `jobs` of the given one until it is killed."""
+    """Serves the folders `output`, `datasets` and `jobs` of the given one until it is
+    killed."""
     os.chdir(folder)
     commands.run_py = run_py  # before the views take it from there
     from extensions.tools.ui.app import make_app
@@ -68,7 +85,13 @@ def main(port: int, folder: Path) -> None:
     Queue.start_runner = lambda queue: None  # type: ignore[method-assign]  # nothing is to run
     for name in ("replace", "link", "rename"):
         setattr(os, name, late(getattr(os, name)))
-    ui = Ui(Path("output").absolute(), Path("datasets").absolute(), Path("jobs").absolute(), "", 0.0)
+    ui = Ui(
+        Path("output").absolute(),
+        Path("datasets").absolute(),
+        Path("jobs").absolute(),
+        "",
+        0.0,
+    )
     uvicorn.run(make_app(ui), host="127.0.0.1", port=port, log_level="error", ws="none")
 
 

@@ -20,25 +20,48 @@ from toolkit.files.safetensors_io import tensor_shapes
 def save(path: Path, *keys: str) -> None:
     """A safetensors file with a number of each name."""
     header: dict[str, Any] = {
-        key: {"dtype": "F32", "shape": [], "data_offsets": [4 * i, 4 * i + 4]} for i, key in enumerate(keys)
+        key: {"dtype": "F32", "shape": [], "data_offsets": [4 * i, 4 * i + 4]}
+        for i, key in enumerate(keys)
     }
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4 * len(keys)))
     assert list(tensor_shapes(path)) == list(keys)
 
 
-def test_the_file_is_the_recommended_one_or_the_last(make_run: Callable[..., Path]) -> None:
+def test_the_file_is_the_recommended_one_or_the_last(
+    make_run: Callable[..., Path],
+) -> None:
     folder = make_run("one")
     shutil.copy(folder / "one.safetensors", folder / "one_000000005.safetensors")
     last = chosen_file(folder)
-    assert last is not None and (last.name, last.why, last.size) == ("one.safetensors", "last", 100)
-    (folder / "best.json").write_text(json.dumps({"recommended": "one_000000005.safetensors"}))
+    assert last is not None and (last.name, last.why, last.size) == (
+        "one.safetensors",
+        "last",
+        100,
+    )
+    (folder / "best.json").write_text(
+        json.dumps({"recommended": "one_000000005.safetensors"})
+    )
     best = chosen_file(folder)
-    assert best is not None and (best.name, best.why, best.step) == ("one_000000005.safetensors", "recommended", 5)
-    (folder / "best.json").write_text(json.dumps({"recommended": None, "files": [{"file": "one.safetensors"}]}))
+    assert best is not None and (best.name, best.why, best.step) == (
+        "one_000000005.safetensors",
+        "recommended",
+        5,
+    )
+    (folder / "best.json").write_text(
+        json.dumps({"recommended": None, "files": [{"file": "one.safetensors"}]})
+    )
     unknown = chosen_file(folder)
-    assert unknown is not None and (unknown.name, unknown.why) == ("one.safetensors", "last_of_unknown")
-    for damaged in ('{"recommended": "../secret"}', '{"recommended": ["x"]}', "[]", '{"recommended": "run.json"}'):
+    assert unknown is not None and (unknown.name, unknown.why) == (
+        "one.safetensors",
+        "last_of_unknown",
+    )
+    for damaged in (
+        '{"recommended": "../secret"}',
+        '{"recommended": ["x"]}',
+        "[]",
+        '{"recommended": "run.json"}',
+    ):
         (folder / "best.json").write_text(damaged)
         found = chosen_file(folder)
         assert found is not None and found.why == "last"
@@ -46,33 +69,58 @@ def test_the_file_is_the_recommended_one_or_the_last(make_run: Callable[..., Pat
 
 @pytest.mark.parametrize(
     ("key", "programs"),
-    [("diffusion_model.a.lora_B.weight", "lora"), ("a.lokr_w1", "other"), ("a.dora_scale", "other")],
+    [
+        ("diffusion_model.a.lora_B.weight", "lora"),
+        ("a.lokr_w1", "other"),
+        ("a.dora_scale", "other"),
+    ],
 )
-def test_the_programs_are_those_of_its_kind(make_run: Callable[..., Path], key: str, programs: str) -> None:
+def test_the_programs_are_those_of_its_kind(
+    make_run: Callable[..., Path], key: str, programs: str
+) -> None:
     folder = make_run("one")
     save(folder / "one.safetensors", key)
     found = chosen_file(folder)
     assert found is not None and found.programs == programs
 
 
-def test_a_file_of_the_small_model_is_for_that_model_alone(make_run: Callable[..., Path]) -> None:
+def test_a_file_of_the_small_model_is_for_that_model_alone(
+    make_run: Callable[..., Path],
+) -> None:
     folder = make_run("one")
-    save_file({"a.lora_B.weight": torch.zeros(1)}, folder / "one.safetensors", {"base_model": "tiny_mascots"})
+    save_file(
+        {"a.lora_B.weight": torch.zeros(1)},
+        folder / "one.safetensors",
+        {"base_model": "tiny_mascots"},
+    )
     found = chosen_file(folder)
     assert found is not None and found.programs == "small"
 
 
-def test_a_run_without_a_file_or_a_sample_has_none(make_run: Callable[..., Path]) -> None:
+def test_a_run_without_a_file_or_a_sample_has_none(
+    make_run: Callable[..., Path],
+) -> None:
     folder = make_run("one", sampled=())
     (folder / "one.safetensors").unlink()
-    assert chosen_file(folder) is None and chosen_sample(sample_table(folder), None) is None
+    assert (
+        chosen_file(folder) is None
+        and chosen_sample(sample_table(folder), None) is None
+    )
 
 
 def test_the_sample_is_of_the_step_of_the_file(make_run: Callable[..., Path]) -> None:
     samples = sample_table(make_run("one", sampled=(0, 5, 10)))
-    assert [chosen_sample(samples, step)["step"] for step in (None, 6, 0, 99)] == [10, 5, 0, 10]  # type: ignore[index]
+    assert [chosen_sample(samples, step)["step"] for step in (None, 6, 0, 99)] == [
+        10,
+        5,
+        0,
+        10,
+    ]  # type: ignore[index]
     samples["rows"][0]["files"][2] = None
     last = chosen_sample(samples, None)
-    assert last is not None and (last["index"], last["prompt"]) == (1, "a <b>bold</b> photo")
+    assert last is not None and (last["index"], last["prompt"]) == (
+        1,
+        "a <b>bold</b> photo",
+    )
     samples["rows"][1]["files"][2] = None
     assert chosen_sample(samples, 10) == chosen_sample(samples, 5)

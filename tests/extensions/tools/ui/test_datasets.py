@@ -1,4 +1,5 @@
-"""Datasets on the page: what is shown, captions that two people edit, changes of many, the trash, findings."""
+"""Datasets on the page: what is shown, captions that two people edit, changes of many,
+the trash, findings."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ HTML = {"accept": "text/html"}
 JSON = {"accept": "application/json"}
 
 
-def picture(path: Path, size: tuple[int, int] = (64, 48), colour: str = "red", **options: Any) -> Path:
+def picture(
+    path: Path, size: tuple[int, int] = (64, 48), colour: str = "red", **options: Any
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour).save(path, **options)
     return path
@@ -46,7 +49,12 @@ def ui(tmp_path: Path, decoder: Decoder) -> Ui:
 
 @pytest.fixture
 def page(ui: Ui) -> TestClient:
-    return TestClient(make_app(ui), base_url="http://localhost", headers=HTML, raise_server_exceptions=False)
+    return TestClient(
+        make_app(ui),
+        base_url="http://localhost",
+        headers=HTML,
+        raise_server_exceptions=False,
+    )
 
 
 def captions(ui: Ui) -> dict[str, str]:
@@ -55,7 +63,10 @@ def captions(ui: Ui) -> dict[str, str]:
 
 def kept(ui: Ui) -> list[dict[str, str]]:
     """The captions that were replaced."""
-    return [json.loads(file.read_text()) for file in sorted((ui.own / "trash" / "captions").rglob("*.json"))]
+    return [
+        json.loads(file.read_text())
+        for file in sorted((ui.own / "trash" / "captions").rglob("*.json"))
+    ]
 
 
 def version(page: TestClient, name: str) -> str:
@@ -70,7 +81,9 @@ def save(page: TestClient, name: str, caption: str, version: str, **fields: str)
     return page.post("/datasets/pipo/captions", data=data, headers=JSON)
 
 
-def test_the_list_says_images_repeats_and_captions_missing(page: TestClient, ui: Ui) -> None:
+def test_the_list_says_images_repeats_and_captions_missing(
+    page: TestClient, ui: Ui
+) -> None:
     picture(ui.datasets / "40_one" / "x.jpg")
     text = page.get("/datasets").text
     assert "3 images, repeats 4" in text and "1 without a caption" in text
@@ -80,12 +93,19 @@ def test_the_list_says_images_repeats_and_captions_missing(page: TestClient, ui:
 
 @pytest.mark.parametrize(
     ("name", "repeats", "made"),
-    [("girl", "1", "girl"), ("girl", "20", "20_girl"), ("写真", "3", "3_写真"), ("5_girl", "20", "5_girl")],
+    [
+        ("girl", "1", "girl"),
+        ("girl", "20", "20_girl"),
+        ("写真", "3", "3_写真"),
+        ("5_girl", "20", "5_girl"),
+    ],
 )
 def test_a_new_dataset_has_its_repeats_in_its_name(
     page: TestClient, ui: Ui, name: str, repeats: str, made: str
 ) -> None:
-    answer = page.post("/datasets", data={"name": name, "repeats": repeats}, follow_redirects=False)
+    answer = page.post(
+        "/datasets", data={"name": name, "repeats": repeats}, follow_redirects=False
+    )
     assert answer.status_code == 303
     assert (ui.datasets / made).is_dir()
     assert page.get(answer.headers["location"]).status_code == 200
@@ -109,14 +129,20 @@ def test_a_name_that_is_none_is_told_and_stays_in_the_form(
     assert sorted(os.listdir(ui.datasets)) == before
 
 
-def test_a_dataset_that_leads_elsewhere_is_none(page: TestClient, ui: Ui, tmp_path: Path) -> None:
+def test_a_dataset_that_leads_elsewhere_is_none(
+    page: TestClient, ui: Ui, tmp_path: Path
+) -> None:
     picture(tmp_path / "private" / "x.png")
     picture(ui.datasets / ".trash" / "x.png")
     (ui.datasets / "out").symlink_to(tmp_path / "private")
     (tmp_path / "private" / "x.txt").write_text("the secret words")
     (ui.datasets / "pipo" / "5_out").symlink_to(tmp_path / "private")
-    (ui.datasets / "pipo" / "4_pipo" / "d.png").symlink_to(tmp_path / "private" / "x.png")
-    (ui.datasets / "pipo" / "4_pipo" / "c.txt").symlink_to(tmp_path / "private" / "secret.txt")
+    (ui.datasets / "pipo" / "4_pipo" / "d.png").symlink_to(
+        tmp_path / "private" / "x.png"
+    )
+    (ui.datasets / "pipo" / "4_pipo" / "c.txt").symlink_to(
+        tmp_path / "private" / "secret.txt"
+    )
     (tmp_path / "private" / "secret.txt").write_text("the secret words")
     assert ">out<" not in page.get("/datasets").text
     for address in ("out", "out/images/x.png", "pipo/images/5_out/x.png", "pipo/thumbs/4_pipo/d.png",
@@ -136,7 +162,9 @@ def test_a_dataset_that_vanishes_is_told(page: TestClient, ui: Ui) -> None:
     assert page.get("/datasets").status_code == 200
 
 
-def test_thumbnails_are_upright_made_once_and_known_again(page: TestClient, ui: Ui) -> None:
+def test_thumbnails_are_upright_made_once_and_known_again(
+    page: TestClient, ui: Ui
+) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
     picture(ui.datasets / "pipo" / "4_pipo" / "turned.jpg", (800, 400), exif=turned)
@@ -145,76 +173,123 @@ def test_thumbnails_are_upright_made_once_and_known_again(page: TestClient, ui: 
     (made,) = ui.own.rglob("*.jpg")
     assert Image.open(made).size == (200, 400)
     assert "400 × 800" in page.get("/datasets/pipo").text
-    assert "private" in answer.headers["cache-control"] and answer.headers["x-content-type-options"] == "nosniff"
-    again = page.get("/datasets/pipo/thumbs/4_pipo/turned.jpg", headers={"if-none-match": answer.headers["etag"]})
+    assert (
+        "private" in answer.headers["cache-control"]
+        and answer.headers["x-content-type-options"] == "nosniff"
+    )
+    again = page.get(
+        "/datasets/pipo/thumbs/4_pipo/turned.jpg",
+        headers={"if-none-match": answer.headers["etag"]},
+    )
     assert again.status_code == 304 and not again.content
     picture(ui.datasets / "pipo" / "4_pipo" / "turned.jpg", (400, 400))
-    assert page.get("/datasets/pipo/thumbs/4_pipo/turned.jpg").headers["etag"] != answer.headers["etag"]
+    assert (
+        page.get("/datasets/pipo/thumbs/4_pipo/turned.jpg").headers["etag"]
+        != answer.headers["etag"]
+    )
 
 
 def test_an_image_is_of_the_type_that_it_holds(page: TestClient, ui: Ui) -> None:
     folder = ui.datasets / "pipo" / "4_pipo"
     picture(folder / "x.jpg").rename(folder / "jpeg.png")
-    (folder / "vector.png").write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>")
-    assert page.get("/datasets/pipo/images/4_pipo/jpeg.png").headers["content-type"] == "image/jpeg"
+    (folder / "vector.png").write_text(
+        "<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"
+    )
+    assert (
+        page.get("/datasets/pipo/images/4_pipo/jpeg.png").headers["content-type"]
+        == "image/jpeg"
+    )
     assert page.get("/datasets/pipo/images/4_pipo/vector.png").status_code == 415
     assert page.get("/datasets/pipo/images/4_pipo/a.txt").status_code == 415
-    shutil.copyfile(TURNED_HEIC, folder / "phone.heic")  # of which browsers get a copy that they can show
+    shutil.copyfile(
+        TURNED_HEIC, folder / "phone.heic"
+    )  # of which browsers get a copy that they can show
     answer = page.get("/datasets/pipo/images/4_pipo/phone.heic")
     assert answer.headers["content-type"] == "image/jpeg"
     assert Image.open(io.BytesIO(answer.content)).size == (64, 96)
 
 
-def test_a_broken_image_is_shown_as_broken_with_the_reason(page: TestClient, ui: Ui) -> None:
+def test_a_broken_image_is_shown_as_broken_with_the_reason(
+    page: TestClient, ui: Ui
+) -> None:
     file = picture(ui.datasets / "pipo" / "4_pipo" / "cut.jpg", (600, 600))
     file.write_bytes(file.read_bytes()[:-400])
     answer = page.get("/datasets/pipo/thumbs/4_pipo/cut.jpg")
     assert answer.status_code == 415 and "truncated" in answer.text
     text = page.get("/datasets/pipo?only=broken").text
     assert "truncated" in text and "1 of 4" in text
-    assert page.get("/datasets/pipo/thumbs/4_pipo/a.png").status_code == 200, "the decoder goes on"
+    assert page.get("/datasets/pipo/thumbs/4_pipo/a.png").status_code == 200, (
+        "the decoder goes on"
+    )
 
 
-def test_a_disk_without_room_for_thumbnails_makes_no_image_broken(page: TestClient, ui: Ui) -> None:
+def test_a_disk_without_room_for_thumbnails_makes_no_image_broken(
+    page: TestClient, ui: Ui
+) -> None:
     ui.own.mkdir(parents=True)
     (ui.own / "thumbs").write_text("a file is where the folder is to be")
     assert page.get("/datasets/pipo/thumbs/4_pipo/a.png").status_code == 403
     assert "0 of 3" in page.get("/datasets/pipo?only=broken").text
 
 
-def test_a_decoder_that_dies_is_told_and_another_goes_on(page: TestClient, ui: Ui) -> None:
+def test_a_decoder_that_dies_is_told_and_another_goes_on(
+    page: TestClient, ui: Ui
+) -> None:
     assert page.get("/datasets/pipo/thumbs/4_pipo/a.png").status_code == 200
     views.decoder(ui)._process.kill()  # type: ignore[union-attr]  # it has just answered
-    answer = [page.get(f"/datasets/pipo/thumbs/4_pipo/{name}.png").status_code for name in "bc"]
+    answer = [
+        page.get(f"/datasets/pipo/thumbs/4_pipo/{name}.png").status_code
+        for name in "bc"
+    ]
     assert answer in ([415, 200], [200, 200])
 
 
 def test_the_crop_is_the_one_that_is_trained(page: TestClient, ui: Ui) -> None:
     picture(ui.datasets / "pipo" / "4_pipo" / "wide.png", (1000, 300))
-    assert page.post("/datasets/pipo/view", data={"resolution": "256"}).status_code == 200
+    assert (
+        page.post("/datasets/pipo/view", data={"resolution": "256"}).status_code == 200
+    )
     text = page.get("/datasets/pipo?q=wide").text
-    # Area at most 256², sides multiples of 32: 480 x 128, for which it becomes 480 x 144, and 8 rows of each end go.
+    # Area at most 256², sides multiples of 32: 480 x 128, for which it becomes 480 x
+    # 144, and 8 rows of each end go.
     assert "1000 × 300 → 480 × 128" in text
-    frame = re.search(r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', text)
+    frame = re.search(
+        r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', text
+    )
     assert frame
-    assert [float(number) for number in frame.groups()] == pytest.approx([0, 16.7, 1000, 266.7], abs=0.1)
+    assert [float(number) for number in frame.groups()] == pytest.approx(
+        [0, 16.7, 1000, 266.7], abs=0.1
+    )
     assert page.post("/datasets/pipo/view", data={"resolution": "7"}).status_code == 400
 
 
 def test_references_and_masks_are_beside_their_images(page: TestClient, ui: Ui) -> None:
     picture(ui.datasets / "before" / "a.png")
     picture(ui.datasets / "pipo" / "4_pipo" / "a_mask.png")
-    page.post("/datasets/pipo/view", data={"references": "before", "masks": "_mask", "resolution": "512"})
+    page.post(
+        "/datasets/pipo/view",
+        data={"references": "before", "masks": "_mask", "resolution": "512"},
+    )
     text = page.get("/datasets/pipo").text
-    assert "/datasets/before/thumbs/a.png" in text and "/datasets/pipo/thumbs/4_pipo/a_mask.png" in text
-    assert "1 pair, " in text and "2 without a partner" in text, "the mask is not an image of its own"
+    assert (
+        "/datasets/before/thumbs/a.png" in text
+        and "/datasets/pipo/thumbs/4_pipo/a_mask.png" in text
+    )
+    assert "1 pair, " in text and "2 without a partner" in text, (
+        "the mask is not an image of its own"
+    )
     assert text.count("No image before. Drop the image “") == 2
 
 
 @pytest.fixture
 def eyes(page: TestClient, ui: Ui) -> Path:
-    """A dataset of pairs as the page makes it: two pairs, and an image on each side without a partner."""
-    answer = page.post("/datasets", data={"name": "eyes", "kind": "pairs", "repeats": "9"}, follow_redirects=False)
+    """A dataset of pairs as the page makes it: two pairs, and an image on each side
+    without a partner."""
+    answer = page.post(
+        "/datasets",
+        data={"name": "eyes", "kind": "pairs", "repeats": "9"},
+        follow_redirects=False,
+    )
     assert answer.headers["location"] == "/datasets/eyes"
     folder = ui.datasets / "eyes"
     assert "holds no images" not in page.get("/datasets/eyes").text
@@ -223,17 +298,30 @@ def eyes(page: TestClient, ui: Ui) -> Path:
     return folder
 
 
-def test_partners_are_shown_together_and_orphans_with_what_to_do(page: TestClient, ui: Ui, eyes: Path) -> None:
+def test_partners_are_shown_together_and_orphans_with_what_to_do(
+    page: TestClient, ui: Ui, eyes: Path
+) -> None:
     text = page.get("/datasets/eyes").text
-    assert "2 pairs, " in text and "2 without a partner" in text and "6 images" not in text
-    assert text.index("thumbs/before/1.png") < text.index("thumbs/after/1.png") < text.index("thumbs/before/2.png")
-    assert "before. Drop the image “y” into Before" in text and "after. Drop the image “x” into After" in text
+    assert (
+        "2 pairs, " in text and "2 without a partner" in text and "6 images" not in text
+    )
+    assert (
+        text.index("thumbs/before/1.png")
+        < text.index("thumbs/after/1.png")
+        < text.index("thumbs/before/2.png")
+    )
+    assert (
+        "before. Drop the image “y” into Before" in text
+        and "after. Drop the image “x” into After" in text
+    )
     assert "2 pairs, " in page.get("/datasets").text
     alone = page.get("/datasets/eyes?only=alone").text
     assert 'data-name="after/y.png"' in alone and 'data-name="after/1.png"' not in alone
 
 
-def test_a_pair_is_deleted_and_restored_whole(page: TestClient, ui: Ui, eyes: Path) -> None:
+def test_a_pair_is_deleted_and_restored_whole(
+    page: TestClient, ui: Ui, eyes: Path
+) -> None:
     (eyes / "after" / "1.txt").write_text("add eyes")
     page.post("/datasets/eyes/delete", data={"chosen": ["after/1.png", "before/x.png"]})
     left = {path.relative_to(eyes).as_posix() for path in eyes.rglob("*.*")}
@@ -244,7 +332,9 @@ def test_a_pair_is_deleted_and_restored_whole(page: TestClient, ui: Ui, eyes: Pa
     assert (eyes / "before" / "x.png").exists() and not entry.exists()
 
 
-def test_a_control_image_of_two_images_stays_while_one_has_it(page: TestClient, ui: Ui, eyes: Path) -> None:
+def test_a_control_image_of_two_images_stays_while_one_has_it(
+    page: TestClient, ui: Ui, eyes: Path
+) -> None:
     (eyes / "after" / "rows.csv").write_text(
         "file_name,control_image,caption\n1.png,../before/1.png,a\n2.png,../before/1.png,b\n"
     )
@@ -252,13 +342,21 @@ def test_a_control_image_of_two_images_stays_while_one_has_it(page: TestClient, 
     assert (eyes / "before" / "1.png").exists()
 
 
-def test_new_files_go_to_the_side_that_they_are_sent_to(page: TestClient, ui: Ui, eyes: Path) -> None:
+def test_new_files_go_to_the_side_that_they_are_sent_to(
+    page: TestClient, ui: Ui, eyes: Path
+) -> None:
     for into, sent in (("before", "3.png"), ("after", "3.png"), ("", "4.png")):
         data = io.BytesIO()
         Image.new("RGB", (20, 20), "blue").save(data, "PNG")
-        page.post("/datasets/eyes/files", data={"into": into}, files={"file": (sent, data.getvalue())})
+        page.post(
+            "/datasets/eyes/files",
+            data={"into": into},
+            files={"file": (sent, data.getvalue())},
+        )
     assert (eyes / "before" / "3.png").exists() and (eyes / "after" / "3.png").exists()
-    assert (eyes / "after" / "4.png").exists(), "without a side they are images that are trained"
+    assert (eyes / "after" / "4.png").exists(), (
+        "without a side they are images that are trained"
+    )
 
 
 @pytest.mark.parametrize(
@@ -274,28 +372,49 @@ def test_a_choice_that_is_none_is_told_at_its_field_and_stays_there(
 ) -> None:
     given = {"references": "", "masks": "", "resolution": "512"} | {field: value}
     answer = page.post("/datasets/pipo/view", data=given)
-    assert answer.status_code == 400 and not (ui.own / "datasets" / "pipo.json").exists()
+    assert (
+        answer.status_code == 400 and not (ui.own / "datasets" / "pipo.json").exists()
+    )
     (shown,) = re.findall(
-        rf'name="{field}" value="{value}"[^>]*aria-invalid="true"[^>]*><span class="bad"[^>]*>([^<]*)', answer.text
+        rf'name="{field}" value="{value}"[^>]*aria-invalid="true"[^>]*><span class="bad"[^>]*>([^<]*)',
+        answer.text,
     )
     assert says in shown
     assert answer.text.count('aria-invalid="true"') == 1
 
 
-def test_the_check_knows_the_pairs(page: TestClient, ui: Ui, eyes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_knows_the_pairs(
+    page: TestClient, ui: Ui, eyes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
-    monkeypatch.setattr("extensions.tools.ui.datasets.run_py", lambda *flags, **_: asked.append(flags) or (0, "", "no"))
+    monkeypatch.setattr(
+        "extensions.tools.ui.datasets.run_py",
+        lambda *flags, **_: asked.append(flags) or (0, "", "no"),
+    )
     assert "without a caption</a>" in page.get("/datasets/eyes").text
     shown = page.post("/datasets/eyes/view", data={"instruction": "add eyes"}).text
-    assert "with the instruction</a>" in shown and 'placeholder="the instruction: add eyes"' in shown
-    assert "without a caption</a>" not in shown and "with the instruction</span>" in page.get("/datasets").text
+    assert (
+        "with the instruction</a>" in shown
+        and 'placeholder="the instruction: add eyes"' in shown
+    )
+    assert (
+        "without a caption</a>" not in shown
+        and "with the instruction</span>" in page.get("/datasets").text
+    )
     page.post("/datasets/eyes/lint")
     deadline = time.monotonic() + 10
     while not asked:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     control = f"--control-path={eyes}/before"
-    flags = ("lint", f"{eyes}/after", "--json", "--resolution=1024", control, "--default-caption=add eyes")
+    flags = (
+        "lint",
+        f"{eyes}/after",
+        "--json",
+        "--resolution=1024",
+        control,
+        "--default-caption=add eyes",
+    )
     assert asked.pop() == flags
     data = views.datasets.read_dataset(ui, "eyes")
     views.datasets.keep_view(data, {"trigger": "zumi"})
@@ -305,10 +424,14 @@ def test_the_check_knows_the_pairs(page: TestClient, ui: Ui, eyes: Path, monkeyp
     while not asked:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert asked == [(*flags, "--trigger-word=zumi")], "the word that the captions were asked to hold"
+    assert asked == [(*flags, "--trigger-word=zumi")], (
+        "the word that the captions were asked to hold"
+    )
 
 
-def test_a_caption_is_saved_whole_and_the_old_one_kept(page: TestClient, ui: Ui) -> None:
+def test_a_caption_is_saved_whole_and_the_old_one_kept(
+    page: TestClient, ui: Ui
+) -> None:
     (ui.datasets / "pipo" / "4_pipo" / "a.txt").write_bytes(b"\xef\xbb\xbfold\r\nwords")
     known = version(page, "4_pipo/a.png")
     assert "old\nwords</textarea>" in page.get("/datasets/pipo").text
@@ -317,58 +440,97 @@ def test_a_caption_is_saved_whole_and_the_old_one_kept(page: TestClient, ui: Ui)
     assert captions(ui)["a.txt"] == "new <b>words</b>\nhf_" + "a" * 34 + "\n"
     assert "&lt;b&gt;words&lt;/b&gt;" in page.get("/datasets/pipo").text
     assert kept(ui) == [{"4_pipo/a.txt": "\ufeffold\r\nwords"}]
-    assert save(page, "4_pipo/a.png", "third", answer.json()["version"]).status_code == 200
+    assert (
+        save(page, "4_pipo/a.png", "third", answer.json()["version"]).status_code == 200
+    )
     assert save(page, "4_pipo/c.png", "new file", "none").status_code == 200
     assert captions(ui)["c.txt"] == "new file\n"
 
 
-def test_the_later_of_two_tabs_is_told_with_both_texts(page: TestClient, ui: Ui) -> None:
+def test_the_later_of_two_tabs_is_told_with_both_texts(
+    page: TestClient, ui: Ui
+) -> None:
     known = version(page, "4_pipo/a.png")
     assert save(page, "4_pipo/a.png", "first", known).status_code == 200
     answer = save(page, "4_pipo/a.png", "second", known)
     assert answer.status_code == 409
     assert (answer.json()["theirs"], answer.json()["yours"]) == ("first", "second")
     assert captions(ui)["a.txt"] == "first\n"
-    plain = page.post("/datasets/pipo/captions", data={"name": "4_pipo/a.png", "caption": "second", "version": known})
+    plain = page.post(
+        "/datasets/pipo/captions",
+        data={"name": "4_pipo/a.png", "caption": "second", "version": known},
+    )
     assert plain.status_code == 409
     assert "first</textarea>" in plain.text and "second</textarea>" in plain.text
-    assert save(page, "4_pipo/a.png", "second", answer.json()["version"]).status_code == 200
-    assert save(page, "4_pipo/c.png", "x", known).status_code == 409, "the version of a file that is not there"
+    assert (
+        save(page, "4_pipo/a.png", "second", answer.json()["version"]).status_code
+        == 200
+    )
+    assert save(page, "4_pipo/c.png", "x", known).status_code == 409, (
+        "the version of a file that is not there"
+    )
 
 
 def test_undo_takes_back_what_is_still_there(page: TestClient, ui: Ui) -> None:
-    assert save(page, "4_pipo/a.png", "back", "", was="something else").status_code == 409
+    assert (
+        save(page, "4_pipo/a.png", "back", "", was="something else").status_code == 409
+    )
     assert save(page, "4_pipo/a.png", "back", "", was="pipo, red").status_code == 200
     assert captions(ui)["a.txt"] == "back\n"
 
 
 @pytest.mark.parametrize("text", ["a\0b", "x" * 100_001])
-def test_a_caption_that_no_file_should_hold_is_refused(page: TestClient, ui: Ui, text: str) -> None:
-    assert save(page, "4_pipo/a.png", text, version(page, "4_pipo/a.png")).status_code == 400
+def test_a_caption_that_no_file_should_hold_is_refused(
+    page: TestClient, ui: Ui, text: str
+) -> None:
+    assert (
+        save(page, "4_pipo/a.png", text, version(page, "4_pipo/a.png")).status_code
+        == 400
+    )
     assert captions(ui)["a.txt"] == "pipo, red"
 
 
-def test_captions_of_json_keep_their_other_keys_and_tables_are_not_edited(page: TestClient, ui: Ui) -> None:
+def test_captions_of_json_keep_their_other_keys_and_tables_are_not_edited(
+    page: TestClient, ui: Ui
+) -> None:
     file = ui.datasets / "pipo" / "4_pipo" / "c.json"
     file.write_text('{"width": 64, "text": "in json"}')
     assert "caption_ext: .json" in page.get("/datasets/pipo").text
-    assert save(page, "4_pipo/c.png", "edited", version(page, "4_pipo/c.png")).status_code == 200
+    assert (
+        save(page, "4_pipo/c.png", "edited", version(page, "4_pipo/c.png")).status_code
+        == 200
+    )
     assert json.loads(file.read_text()) == {"width": 64, "text": "edited"}
     file.write_text('{"width": 64, "text": ["one", "two"]}')
     text = page.get("/datasets/pipo").text
     assert "one\ntwo</textarea>" in text and text.count("one of them at each use") == 1
-    assert save(page, "4_pipo/c.png", "one\nthree", version(page, "4_pipo/c.png")).status_code == 200
+    assert (
+        save(
+            page, "4_pipo/c.png", "one\nthree", version(page, "4_pipo/c.png")
+        ).status_code
+        == 200
+    )
     assert json.loads(file.read_text()) == {"width": 64, "text": ["one", "three"]}
     folder = ui.datasets / "table"
     picture(folder / "x.png")
     (folder / "captions.tsv").write_text("x.png\tfrom the table\n")
     text = page.get("/datasets/table").text
-    assert "from the table" in text and "captions.tsv" in text and "<textarea" not in text
-    answer = page.post("/datasets/table/captions", data={"name": "x.png", "caption": "y", "version": "none"})
-    assert answer.status_code == 409 and (folder / "captions.tsv").read_text() == "x.png\tfrom the table\n"
+    assert (
+        "from the table" in text and "captions.tsv" in text and "<textarea" not in text
+    )
+    answer = page.post(
+        "/datasets/table/captions",
+        data={"name": "x.png", "caption": "y", "version": "none"},
+    )
+    assert (
+        answer.status_code == 409
+        and (folder / "captions.tsv").read_text() == "x.png\tfrom the table\n"
+    )
 
 
-def test_a_folder_that_cannot_be_written_is_told(page: TestClient, ui: Ui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_told(
+    page: TestClient, ui: Ui, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As root, for whom no folder is read-only, the disk says it."""
     known = version(page, "4_pipo/a.png")
 
@@ -395,12 +557,17 @@ def test_what_changes_is_shown_before_it_is_done(page: TestClient, ui: Ui) -> No
     text, digest = preview(page, **fields)
     assert "2 of 3 captions change" in text and "<del>ipo</del>" in text
     assert captions(ui)["a.txt"] == "pipo, red"
-    assert page.post("/datasets/pipo/change", data=fields | {"apply": digest}).status_code == 200
+    assert (
+        page.post("/datasets/pipo/change", data=fields | {"apply": digest}).status_code
+        == 200
+    )
     assert captions(ui) == {"a.txt": "pepe, red\n", "b.txt": "pepe, blue\n"}
     assert kept(ui) == [{"4_pipo/a.txt": "pipo, red", "4_pipo/b.txt": "pipo, blue"}]
 
 
-def test_a_preview_that_no_longer_holds_changes_nothing(page: TestClient, ui: Ui) -> None:
+def test_a_preview_that_no_longer_holds_changes_nothing(
+    page: TestClient, ui: Ui
+) -> None:
     fields = {"op": "replace", "find": "pipo", "replacement": "pepe"}
     _, digest = preview(page, **fields)
     (ui.datasets / "pipo" / "4_pipo" / "a.txt").write_text("pipo, green")
@@ -423,26 +590,41 @@ def test_a_preview_that_no_longer_holds_changes_nothing(page: TestClient, ui: Ui
         ({"op": "replace", "find": "pipo", "replacement": r"\1"}, {"a": r"\1, red"}),
     ],
 )  # fmt: skip
-def test_changes_of_many(page: TestClient, ui: Ui, fields: dict[str, str], became: dict[str, str | None]) -> None:
+def test_changes_of_many(
+    page: TestClient, ui: Ui, fields: dict[str, str], became: dict[str, str | None]
+) -> None:
     _, digest = preview(page, **fields)
     if digest:
         page.post("/datasets/pipo/change", data=fields | {"apply": digest})
     now = captions(ui)
-    assert {name: now.get(f"{name}.txt", "").strip() or None for name in became} == became
+    assert {
+        name: now.get(f"{name}.txt", "").strip() or None for name in became
+    } == became
 
 
 def test_what_is_deleted_comes_back_with_its_caption(page: TestClient, ui: Ui) -> None:
     folder = ui.datasets / "pipo" / "4_pipo"
-    answer = page.post("/datasets/pipo/delete", data={"chosen": ["4_pipo/a.png", "4_pipo/c.png"]}, headers=JSON)
+    answer = page.post(
+        "/datasets/pipo/delete",
+        data={"chosen": ["4_pipo/a.png", "4_pipo/c.png"]},
+        headers=JSON,
+    )
     assert answer.json()["deleted"] == 2
     assert sorted(os.listdir(folder)) == ["b.png", "b.txt"]
     assert "3 files of pipo" in page.get("/datasets").text
     picture(folder / "c.png", colour="blue")
-    back = page.post("/datasets/restore", data={"entry": answer.json()["entry"]}, headers=JSON).json()
+    back = page.post(
+        "/datasets/restore", data={"entry": answer.json()["entry"]}, headers=JSON
+    ).json()
     assert back == {"back": 2, "stay": 1}, "another c.png is there by now"
     assert sorted(os.listdir(folder)) == ["a.png", "a.txt", "b.png", "b.txt", "c.png"]
     (folder / "c.png").unlink()
-    assert page.post("/datasets/restore", data={"entry": answer.json()["entry"]}, headers=JSON).json()["back"] == 1
+    assert (
+        page.post(
+            "/datasets/restore", data={"entry": answer.json()["entry"]}, headers=JSON
+        ).json()["back"]
+        == 1
+    )
     assert not list((ui.datasets / ".trash").iterdir())
     for entry in ("..", "../pipo", "", "nothing"):
         page.post("/datasets/restore", data={"entry": entry})
@@ -450,17 +632,25 @@ def test_what_is_deleted_comes_back_with_its_caption(page: TestClient, ui: Ui) -
     assert page.post("/datasets/pipo/delete", data={}).status_code == 404
 
 
-def test_an_image_that_shares_its_stem_leaves_the_caption(page: TestClient, ui: Ui) -> None:
+def test_an_image_that_shares_its_stem_leaves_the_caption(
+    page: TestClient, ui: Ui
+) -> None:
     folder = ui.datasets / "pipo" / "4_pipo"
     picture(folder / "a.jpg")
     text = page.get("/datasets/pipo?only=broken").text
     assert text.count("share the stem") >= 1
     told = page.post("/datasets/pipo/delete", data={"chosen": "4_pipo/a.jpg"}).text
     assert "1 image moved to the trash." in told
-    assert (folder / "a.png").is_file() and (folder / "a.txt").is_file() and not (folder / "a.jpg").exists()
+    assert (
+        (folder / "a.png").is_file()
+        and (folder / "a.txt").is_file()
+        and not (folder / "a.jpg").exists()
+    )
 
 
-def test_findings_stand_at_their_images_until_the_next_check(page: TestClient, ui: Ui) -> None:
+def test_findings_stand_at_their_images_until_the_next_check(
+    page: TestClient, ui: Ui
+) -> None:
     page.post("/datasets/pipo/lint")
     deadline = time.monotonic() + 60
     while page.get("/datasets/pipo/lint").json()["status"] == "running":
@@ -470,7 +660,9 @@ def test_findings_stand_at_their_images_until_the_next_check(page: TestClient, u
     assert "is small" in text and "has changed since" not in text
     assert re.search(r'<span class="warn">\d+ findings in 3 images</span>', text)
     names = "4_pipo/a.png, 4_pipo/b.png, 4_pipo/c.png"
-    assert re.search(rf"<summary>3 images: is small[^<]*</summary>{names}</details>", text), "one line for all three"
+    assert re.search(
+        rf"<summary>3 images: is small[^<]*</summary>{names}</details>", text
+    ), "one line for all three"
     save(page, "4_pipo/a.png", "new", version(page, "4_pipo/a.png"))
     text = page.get("/datasets/pipo").text
     assert "is small" in text and "has changed since" in text
@@ -483,9 +675,17 @@ def test_suspects_of_a_run_stand_at_their_images_until_they_change(
     run = make_run("<b>one")
     (run / FOLDER).mkdir()
     outside = picture(ui.datasets.parent / "private" / "x.png")
-    lines = suspects_text({str(image): "<script>why</script>", str(outside): "outside"}, "two\nlines")
-    damaged = "/\n\0\n\udcff\n" + "x" * 70_000 + f"\n  # none\n{ui.datasets}/pipo/gone.png  # gone\n"
-    (run / FOLDER / FILE).write_text(damaged + lines, encoding="utf-8", errors="surrogateescape")
+    lines = suspects_text(
+        {str(image): "<script>why</script>", str(outside): "outside"}, "two\nlines"
+    )
+    damaged = (
+        "/\n\0\n\udcff\n"
+        + "x" * 70_000
+        + f"\n  # none\n{ui.datasets}/pipo/gone.png  # gone\n"
+    )
+    (run / FOLDER / FILE).write_text(
+        damaged + lines, encoding="utf-8", errors="surrogateescape"
+    )
     answer = client.get("/datasets/pipo?only=found", headers=HTML)
     assert answer.status_code == 200
     assert "training: &lt;b&gt;one, &lt;script&gt;why&lt;/script&gt;" in answer.text
@@ -498,14 +698,18 @@ def test_suspects_of_a_run_stand_at_their_images_until_they_change(
     assert "why" not in client.get("/datasets/pipo?only=found").text
     (run / FOLDER / FILE).write_text(lines.replace(str(image), str(other)))
     assert 'data-name="b.png"' in client.get("/datasets/pipo?only=found").text
-    (run / FOLDER / FILE).write_text(lines.replace(str(image), str(other)) + "#" * MOST_BYTES)
+    (run / FOLDER / FILE).write_text(
+        lines.replace(str(image), str(other)) + "#" * MOST_BYTES
+    )
     assert 'data-name="b.png"' not in client.get("/datasets/pipo?only=found").text
     (run / FOLDER / FILE).unlink()
     os.mkfifo(run / FOLDER / FILE)
     assert 'data-name="b.png"' not in client.get("/datasets/pipo?only=found").text
 
 
-def test_captions_are_written_by_the_queue(page: TestClient, ui: Ui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captions_are_written_by_the_queue(
+    page: TestClient, ui: Ui, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[Any] = []
 
     class Queue:
@@ -522,7 +726,13 @@ def test_captions_are_written_by_the_queue(page: TestClient, ui: Ui, monkeypatch
     given = {"trigger-word": "pipo", "prompt": "--overwrite", "model": ""}
     answer = page.post("/datasets/pipo/captioning", data=given, follow_redirects=False)
     assert answer.headers["location"] == "/queue"
-    argv = ["caption", str(ui.datasets / "pipo"), "--trigger-word=pipo", "--prompt=--overwrite", "--recursive"]
+    argv = [
+        "caption",
+        str(ui.datasets / "pipo"),
+        "--trigger-word=pipo",
+        "--prompt=--overwrite",
+        "--recursive",
+    ]
     assert asked == [ui.own / "queue", argv, "started"]
 
 
@@ -539,20 +749,30 @@ def test_two_thousand_images_are_pages(page: TestClient, ui: Ui) -> None:
     assert page.get("/datasets/many?page=99999999999").status_code == 200
 
 
-def test_a_name_that_is_not_utf8_is_told_and_hides_nothing(page: TestClient, ui: Ui) -> None:
+def test_a_name_that_is_not_utf8_is_told_and_hides_nothing(
+    page: TestClient, ui: Ui
+) -> None:
     picture(ui.datasets / "pipo" / "4_pipo" / os.fsdecode(b"caf\xe9.png"))
     (ui.datasets / os.fsdecode(b"set\xe9")).mkdir()
     assert page.get("/datasets").status_code == 200
     text = page.get("/datasets/pipo").text
-    assert r"caf\udce9.png" in text and "is not UTF-8" in text and text.count("<article") == 3
+    assert (
+        r"caf\udce9.png" in text
+        and "is not UTF-8" in text
+        and text.count("<article") == 3
+    )
 
 
-@pytest.mark.parametrize("page_number", ["0", "-1", "²", "٣", "99999999999999999999", "x"])
+@pytest.mark.parametrize(
+    "page_number", ["0", "-1", "²", "٣", "99999999999999999999", "x"]
+)
 def test_a_page_that_is_none_is_one_that_is(page: TestClient, page_number: str) -> None:
     assert page.get(f"/datasets/pipo?page={page_number}").text.count("<article") == 3
 
 
-def test_notes_of_views_that_are_damaged_are_left_aside(page: TestClient, ui: Ui) -> None:
+def test_notes_of_views_that_are_damaged_are_left_aside(
+    page: TestClient, ui: Ui
+) -> None:
     for text in ("{", "[]", json.dumps({"resolution": "x", "references": 3})):
         (ui.own / "datasets").mkdir(parents=True, exist_ok=True)
         (ui.own / "datasets" / "pipo.json").write_text(text)
@@ -568,13 +788,21 @@ def test_a_pipe_among_the_images_is_not_waited_for(client: TestClient, ui: Ui) -
     assert client.get("/datasets/d").status_code == 200
     for part in ("images", "thumbs"):
         assert client.get(f"/datasets/d/{part}/a.png").status_code == 404
-    answer = client.post("/datasets/d/captions", data={"name": "b.png", "caption": "x", "version": "0"})
+    answer = client.post(
+        "/datasets/d/captions", data={"name": "b.png", "caption": "x", "version": "0"}
+    )
     assert answer.status_code >= 400
 
 
-@pytest.mark.parametrize("prompt", ["a\0b", "hf_abcdefghijklmnopqrstuvwxyzABCDEF12", "x" * 2**17])
-def test_captioning_that_cannot_be_asked_for_is_told_so(client: TestClient, ui: Ui, prompt: str) -> None:
+@pytest.mark.parametrize(
+    "prompt", ["a\0b", "hf_abcdefghijklmnopqrstuvwxyzABCDEF12", "x" * 2**17]
+)
+def test_captioning_that_cannot_be_asked_for_is_told_so(
+    client: TestClient, ui: Ui, prompt: str
+) -> None:
     (ui.datasets / "d").mkdir()
     answer = client.post("/datasets/d/captioning", data={"prompt": prompt})
     assert answer.status_code == 409 and prompt not in answer.text
-    assert not (ui.own / "queue").exists() or not list((ui.own / "queue").glob("*.json"))
+    assert not (ui.own / "queue").exists() or not list(
+        (ui.own / "queue").glob("*.json")
+    )

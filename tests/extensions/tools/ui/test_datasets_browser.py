@@ -17,7 +17,9 @@ def ui(tmp_path: Path) -> Ui:
     ui = Ui(tmp_path / "output", tmp_path / "sets", tmp_path / "jobs", "", 0.0)
     (ui.datasets / "pipo").mkdir(parents=True)
     for number, colour in enumerate(("red", "green", "blue")):
-        Image.new("RGB", (200, 120), colour).save(ui.datasets / "pipo" / f"{number}.png")
+        Image.new("RGB", (200, 120), colour).save(
+            ui.datasets / "pipo" / f"{number}.png"
+        )
         (ui.datasets / "pipo" / f"{number}.txt").write_text(f"pipo, {colour}\n")
     return ui
 
@@ -27,12 +29,16 @@ def text_of(ui: Ui, number: int) -> str:
 
 
 @pytest.mark.slow
-def test_captions_by_keys_two_tabs_and_undo(browser: Browser, ui: Ui, address: str) -> None:
+def test_captions_by_keys_two_tabs_and_undo(
+    browser: Browser, ui: Ui, address: str
+) -> None:
     browser.open(f"{address}/datasets/pipo")
     browser.run("document.querySelector('.image').focus()")
     browser.press("ArrowRight", "Enter", "x")
     browser.press("Escape")
-    browser.wait_for("document.querySelectorAll('.image')[1].innerText.includes('Saved')")
+    browser.wait_for(
+        "document.querySelectorAll('.image')[1].innerText.includes('Saved')"
+    )
     assert text_of(ui, 1) == "xpipo, green\n"
     assert browser.run("return document.activeElement.dataset.name") == "1.png"
 
@@ -40,12 +46,19 @@ def test_captions_by_keys_two_tabs_and_undo(browser: Browser, ui: Ui, address: s
     browser.press("Enter", "y", "Escape")
     said = browser.wait_for("document.querySelector('.caption .bad')?.textContent")
     assert "another tab" in said and text_of(ui, 1) == "another tab\n"
-    assert browser.run("return document.activeElement.querySelector('textarea').value") == "xypipo, green"
+    assert (
+        browser.run("return document.activeElement.querySelector('textarea').value")
+        == "xypipo, green"
+    )
     browser.press("Enter", "Escape")
     time.sleep(0.3)
-    assert text_of(ui, 1) == "another tab\n", "leaving the field does not replace what somebody else wrote"
+    assert text_of(ui, 1) == "another tab\n", (
+        "leaving the field does not replace what somebody else wrote"
+    )
     browser.run("document.querySelectorAll('.caption')[1].requestSubmit()")
-    browser.wait_for("document.querySelectorAll('.image')[1].innerText.includes('Saved')")
+    browser.wait_for(
+        "document.querySelectorAll('.image')[1].innerText.includes('Saved')"
+    )
     assert text_of(ui, 1) == "xypipo, green\n"
     browser.click(".undo")
     browser.wait_for("document.getElementById('told').textContent")
@@ -58,7 +71,11 @@ def test_captions_by_keys_two_tabs_and_undo(browser: Browser, ui: Ui, address: s
     browser.wait_for("document.querySelector('[name=apply]')")
     browser.click("[name=apply]")
     browser.wait_for("document.body.innerText.includes('2 captions changed')")
-    assert [text_of(ui, number) for number in range(3)] == ["pepe, red\n", "another tab\n", "pepe, blue\n"]
+    assert [text_of(ui, number) for number in range(3)] == [
+        "pepe, red\n",
+        "another tab\n",
+        "pepe, blue\n",
+    ]
     browser.click(".undo")
     browser.wait_for("document.getElementById('told').textContent")
     assert text_of(ui, 0) == "pipo, red\n" and text_of(ui, 2) == "pipo, blue\n"
@@ -66,32 +83,50 @@ def test_captions_by_keys_two_tabs_and_undo(browser: Browser, ui: Ui, address: s
 
 
 @pytest.mark.slow
-def test_the_panel_of_the_check_stays_open(browser: Browser, ui: Ui, address: str) -> None:
+def test_the_panel_of_the_check_stays_open(
+    browser: Browser, ui: Ui, address: str
+) -> None:
     browser.open(f"{address}/datasets/pipo")
     browser.run("document.getElementById('lint').closest('details').open = true")
     browser.click("#lint form button")
-    browser.wait_for("/findings in 3 images/.test(document.querySelector('#lint')?.textContent)", 90)
+    browser.wait_for(
+        "/findings in 3 images/.test(document.querySelector('#lint')?.textContent)", 90
+    )
     assert browser.run("return document.getElementById('lint').closest('details').open")
     browser.open(f"{address}/datasets/pipo")
-    assert not browser.run("return document.getElementById('lint').closest('details').open")
+    assert not browser.run(
+        "return document.getElementById('lint').closest('details').open"
+    )
 
 
 @pytest.mark.slow
-def test_files_are_sent_deleted_and_brought_back(browser: Browser, ui: Ui, address: str, tmp_path: Path) -> None:
+def test_files_are_sent_deleted_and_brought_back(
+    browser: Browser, ui: Ui, address: str, tmp_path: Path
+) -> None:
     sent = tmp_path / "写真.png"
-    Image.effect_noise((2400, 2400), 90).convert("RGB").save(sent, compress_level=0)  # 17 MB: three pieces
+    Image.effect_noise((2400, 2400), 90).convert("RGB").save(
+        sent, compress_level=0
+    )  # 17 MB: three pieces
     sent.with_suffix(".txt").write_text("of a 写真")
     (tmp_path / "0.png").write_bytes(sent.read_bytes()[:5000])
     Image.new("RGB", (50, 50), "white").save(tmp_path / "1.png")
     (tmp_path / "1.txt").write_text("white")
     browser.open(f"{address}/datasets/pipo")
-    files = (sent, sent.with_suffix(".txt"), tmp_path / "0.png", tmp_path / "1.png", tmp_path / "1.txt")
+    files = (
+        sent,
+        sent.with_suffix(".txt"),
+        tmp_path / "0.png",
+        tmp_path / "1.png",
+        tmp_path / "1.txt",
+    )
     network = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
     browser.command("Network.enable")
     browser.command("Network.emulateNetworkConditions", offline=True, **network)
     browser.type("[name=file]", "\n".join(map(str, files)))
     browser.wait_for("document.querySelector('.sent img')?.naturalWidth == 2400")
-    assert browser.run("return document.querySelector('.sent li progress').value") == 0, "it is seen before it is here"
+    assert (
+        browser.run("return document.querySelector('.sent li progress').value") == 0
+    ), "it is seen before it is here"
     assert not (ui.datasets / "pipo" / sent.name).exists()
     browser.command("Network.emulateNetworkConditions", offline=False, **network)
     browser.wait_for("document.querySelectorAll('.image').length == 5", 60)
@@ -99,24 +134,35 @@ def test_files_are_sent_deleted_and_brought_back(browser: Browser, ui: Ui, addre
     assert "truncated" in said and "added as 1-2.png" in said
     folder = ui.datasets / "pipo"
     assert (folder / "写真.png").read_bytes() == sent.read_bytes()
-    assert (folder / "写真.txt").read_text() == "of a 写真" and (folder / "1-2.txt").read_text() == "white"
+    assert (folder / "写真.txt").read_text() == "of a 写真" and (
+        folder / "1-2.txt"
+    ).read_text() == "white"
     assert text_of(ui, 1) == "pipo, green\n"
 
     browser.open(f"{address}/datasets/pipo")
     assert browser.is_as_wide_as_the_window()
-    browser.run("window.confirm = () => true; document.querySelector('[value=\"写真.png\"]').click()")
+    browser.run(
+        "window.confirm = () => true; document.querySelector('[value=\"写真.png\"]').click()"
+    )
     browser.click("[formaction$=delete]")
     browser.wait_for("document.querySelector('.told')")
     assert not (folder / "写真.png").exists() and not (folder / "写真.txt").exists()
     browser.click(".told button")
     browser.wait_for("location.pathname == '/datasets'")
-    assert (folder / "写真.png").read_bytes() == sent.read_bytes() and (folder / "写真.txt").exists()
+    assert (folder / "写真.png").read_bytes() == sent.read_bytes() and (
+        folder / "写真.txt"
+    ).exists()
     assert browser.errors() == []
 
     large = "const e = document.getElementById('large'); return [e.open, e.querySelector('img').src, e.innerText]"
     browser.open(f"{address}/datasets/pipo")
     browser.click(".view")
-    for key, shown in (("", "0.png"), ("ArrowRight", "1-2.png"), ("ArrowRight", "1.png"), ("ArrowLeft", "1-2.png")):
+    for key, shown in (
+        ("", "0.png"),
+        ("ArrowRight", "1-2.png"),
+        ("ArrowRight", "1.png"),
+        ("ArrowLeft", "1-2.png"),
+    ):
         browser.press(*filter(None, [key]))
         is_open, source, words = browser.run(large)
         assert is_open and source.endswith(f"/images/{shown}") and f"{shown} ·" in words

@@ -1,4 +1,5 @@
-"""A character made from nothing by clicks and keys alone, on the tiny model: the page, its queue and real runs."""
+"""A character made from nothing by clicks and keys alone, on the tiny model: the page,
+its queue and real runs."""
 
 from __future__ import annotations
 
@@ -43,34 +44,49 @@ def click_when(browser: Browser, selector: str, seconds: float = 30) -> None:
     browser.click(selector)
 
 
-def test_a_character_is_made_from_nothing(browser: Browser, served: Served, tmp_path: Path) -> None:
+def test_a_character_is_made_from_nothing(
+    browser: Browser, served: Served, tmp_path: Path
+) -> None:
     sent, loaded = tmp_path / "sent", tmp_path / "loaded"
     sent.mkdir(), loaded.mkdir()
     browser.open(served.address)
-    browser.command("Page.setDownloadBehavior", behavior="allow", downloadPath=str(loaded))
+    browser.command(
+        "Page.setDownloadBehavior", behavior="allow", downloadPath=str(loaded)
+    )
 
     browser.click(".empty .main")
     browser.type("[name=name]", "pipo")
     browser.click("form.new .main")
     (sent / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n of no image")
-    browser.type("[name=file]", "\n".join(map(str, [*drawn(sent), sent / "broken.png"])))
+    browser.type(
+        "[name=file]", "\n".join(map(str, [*drawn(sent), sent / "broken.png"]))
+    )
     browser.wait_for("document.querySelectorAll('.image').length == 4", 60)
-    assert "broken.png" in browser.text(".sent") and "not accepted" in browser.text(".sent .bad")
+    assert "broken.png" in browser.text(".sent") and "not accepted" in browser.text(
+        ".sent .bad"
+    )
     assert "4 without a caption" in browser.text(".counts")
     for number, colour in enumerate(COLOURS, 1):
         browser.type(f".image:nth-of-type({number}) textarea", f"pipo, {colour}")
     browser.click("h1")
     seen(browser, "all captioned")
     folder = served.folder / "datasets" / "pipo"
-    assert sorted(path.name for path in folder.glob("*.png")) == sorted(path.name for path in drawn(sent))
-    assert {path.read_text().strip() for path in folder.glob("*.txt")} == {f"pipo, {colour}" for colour in COLOURS}
+    assert sorted(path.name for path in folder.glob("*.png")) == sorted(
+        path.name for path in drawn(sent)
+    )
+    assert {path.read_text().strip() for path in folder.glob("*.txt")} == {
+        f"pipo, {colour}" for colour in COLOURS
+    }
 
     browser.click(".head .main")
     assert browser.run("return document.getElementById('f-name').value") == "pipo"
     browser.click("#f-model option[value$=tiny_mascots]")
     fill(browser, '[name="key:train.steps"]', "many")
     seen(browser, "'many' is not a whole number")
-    assert browser.run("return document.activeElement.getAttribute('aria-invalid')") == "true"
+    assert (
+        browser.run("return document.activeElement.getAttribute('aria-invalid')")
+        == "true"
+    )
     fill(browser, '[name="key:train.steps"]', "40")
     fill(browser, '[name="key:save.save_every"]', "20")
     fill(browser, '[name="key:sample.sample_every"]', "8")
@@ -82,11 +98,17 @@ def test_a_character_is_made_from_nothing(browser: Browser, served: Served, tmp_
     browser.run("window.isSame = true")
     browser.wait_for("document.getElementById('step').max >= 1", 60)
     browser.wait_for("document.querySelector('.frame.now img').naturalWidth")
-    browser.wait_for("document.querySelector('.plot canvas') && document.querySelector('[data-fact=loss]')")
-    assert 0 < float(browser.text("[data-fact=loss]")) < 5 and browser.run("return window.isSame")
+    browser.wait_for(
+        "document.querySelector('.plot canvas') && document.querySelector('[data-fact=loss]')"
+    )
+    assert 0 < float(browser.text("[data-fact=loss]")) < 5 and browser.run(
+        "return window.isSame"
+    )
     browser.click("[name=request][value=stop]")
     browser.wait_for("document.querySelector('#state .stopped')", 60)
-    click_when(browser, ".head .main")  # the facts of a save may say so a moment before the page has its other buttons
+    click_when(
+        browser, ".head .main"
+    )  # the facts of a save may say so a moment before the page has its other buttons
     browser.wait_for("location.pathname.startsWith('/queue/')")
     browser.wait_for("location.pathname == '/runs/pipo'", 60)  # and so does Resume
     browser.wait_for("document.querySelector('#state .finished')", 120)

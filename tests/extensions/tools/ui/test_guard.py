@@ -31,7 +31,12 @@ FILLED = {
     "dataset": "d",
     "file": "x.yaml",
 }
-PLACES = {"name:path": "one.safetensors", "index:int": "0", "slot:int": "0", "name": "000000010_0.png"}
+PLACES = {
+    "name:path": "one.safetensors",
+    "index:int": "0",
+    "slot:int": "0",
+    "name": "000000010_0.png",
+}
 
 
 def addresses() -> list[tuple[str, str]]:
@@ -57,9 +62,17 @@ def locked(ui: Ui, make_run: Any) -> Ui:
     return ui
 
 
-@pytest.mark.parametrize(("method", "path"), [each for each in addresses() if not is_open(each[1])])
-def test_nothing_is_answered_without_the_token(locked: Ui, method: str, path: str) -> None:
-    for headers in ({}, {"authorization": "Bearer wrong-token"}, {"cookie": f"{guard.COOKIE}=wrong"}):
+@pytest.mark.parametrize(
+    ("method", "path"), [each for each in addresses() if not is_open(each[1])]
+)
+def test_nothing_is_answered_without_the_token(
+    locked: Ui, method: str, path: str
+) -> None:
+    for headers in (
+        {},
+        {"authorization": "Bearer wrong-token"},
+        {"cookie": f"{guard.COOKIE}=wrong"},
+    ):
         answer = client_of(locked).request(method, path, headers=headers)
         assert (answer.status_code, answer.text) == (401, "a token is needed\n")
 
@@ -71,14 +84,18 @@ def test_a_person_without_the_token_gets_the_form_and_nothing_else(locked: Ui) -
     assert "one.safetensors" not in answer.text
 
 
-def test_the_token_is_given_once_in_the_address_or_the_form_or_with_each_request(locked: Ui) -> None:
+def test_the_token_is_given_once_in_the_address_or_the_form_or_with_each_request(
+    locked: Ui,
+) -> None:
     client = client_of(locked)
     answer = client.get(f"/compare?run=one&token={TOKEN}", follow_redirects=False)
     assert (answer.status_code, answer.headers["location"]) == (303, "/compare?run=one")
     cookie = answer.headers["set-cookie"].lower()
     assert "httponly" in cookie and "samesite=strict" in cookie and TOKEN not in cookie
     assert client.get("/runs/one").status_code == 200
-    again = client.get(f"/?token={TOKEN}", follow_redirects=False)  # it stays in no history
+    again = client.get(
+        f"/?token={TOKEN}", follow_redirects=False
+    )  # it stays in no history
     assert (again.status_code, again.headers["location"]) == (303, "/")
 
     client = client_of(locked)
@@ -87,12 +104,21 @@ def test_the_token_is_given_once_in_the_address_or_the_form_or_with_each_request
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
     assert client.get("/").status_code == 200
 
-    assert client_of(locked).get("/", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
+    assert (
+        client_of(locked)
+        .get("/", headers={"authorization": f"Bearer {TOKEN}"})
+        .status_code
+        == 200
+    )
 
 
 def test_the_cookie_is_secure_behind_https_and_ends_with_the_token(locked: Ui) -> None:
     client = client_of(locked)
-    answer = client.get(f"/?token={TOKEN}", headers={"x-forwarded-proto": "https"}, follow_redirects=False)
+    answer = client.get(
+        f"/?token={TOKEN}",
+        headers={"x-forwarded-proto": "https"},
+        follow_redirects=False,
+    )
     assert "secure" in answer.headers["set-cookie"].lower()
     value = guard.session_of(TOKEN)
     assert client_of(locked, cookies={guard.COOKIE: value}).get("/").status_code == 200
@@ -105,16 +131,22 @@ def test_after_ten_wrong_tokens_a_client_waits_and_those_inside_do_not(
 ) -> None:
     client = client_of(locked)
     wrong = {"authorization": "Bearer wrong-token"}
-    statuses = [client.get("/", headers=wrong).status_code for _ in range(guard.MOST_FAILURES)]
+    statuses = [
+        client.get("/", headers=wrong).status_code for _ in range(guard.MOST_FAILURES)
+    ]
     assert statuses == [401] * (guard.MOST_FAILURES - 1) + [429]
     answer = client.get("/", headers={"authorization": f"Bearer {TOKEN}"})
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "60")
     assert client.post("/login", data={"token": TOKEN}).status_code == 429
-    inside = client.get("/", headers={"cookie": f"{guard.COOKIE}={guard.session_of(TOKEN)}"})
+    inside = client.get(
+        "/", headers={"cookie": f"{guard.COOKIE}={guard.session_of(TOKEN)}"}
+    )
     assert inside.status_code == 200
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + guard.FAILURES_S + 1)
-    assert client.get("/", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
+    assert (
+        client.get("/", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,11 +164,15 @@ def test_after_ten_wrong_tokens_a_client_waits_and_those_inside_do_not(
         ("", 421),
     ],
 )
-def test_a_name_that_others_can_point_here_is_refused(ui: Ui, host: str, status: int) -> None:
+def test_a_name_that_others_can_point_here_is_refused(
+    ui: Ui, host: str, status: int
+) -> None:
     assert client_of(ui).get("/", headers={"host": host}).status_code == status
 
 
-def test_names_of_the_server_are_added_by_the_environment(ui: Ui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_the_server_are_added_by_the_environment(
+    ui: Ui, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(guard.HOSTS_VARIABLE, "train.example, Other.example")
     for host in ("train.example:80", "other.example"):
         assert client_of(ui).get("/", headers={"host": host}).status_code == 200
@@ -155,8 +191,12 @@ def test_names_of_the_server_are_added_by_the_environment(ui: Ui, monkeypatch: p
         ({"sec-fetch-site": "same-site"}, 403),
     ],
 )
-def test_another_site_changes_nothing(ui: Ui, headers: dict[str, str], status: int) -> None:
-    answer = client_of(ui).post("/theme", data={"theme": "dark"}, headers=headers, follow_redirects=False)
+def test_another_site_changes_nothing(
+    ui: Ui, headers: dict[str, str], status: int
+) -> None:
+    answer = client_of(ui).post(
+        "/theme", data={"theme": "dark"}, headers=headers, follow_redirects=False
+    )
     assert answer.status_code == status
 
 
@@ -167,7 +207,11 @@ def test_nothing_is_changed_by_asking(locked: Ui) -> None:
     root = locked.output.parent
 
     def state() -> dict[Path, tuple[int, int]]:
-        files = [path for path in root.rglob("*") if path.is_file() and "thumbs" not in path.parts]
+        files = [
+            path
+            for path in root.rglob("*")
+            if path.is_file() and "thumbs" not in path.parts
+        ]
         return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
     before = state()
@@ -195,57 +239,141 @@ def test_a_request_that_is_too_large_is_cut(ui: Ui) -> None:
             yield b"x" * 2**20
 
     form = {"content-type": "application/x-www-form-urlencoded"}
-    assert client_of(ui).post("/theme", content=pieces(), headers=form).status_code >= 400
+    assert (
+        client_of(ui).post("/theme", content=pieces(), headers=form).status_code >= 400
+    )
 
 
 def test_back_leads_to_no_other_site(ui: Ui) -> None:
-    for back in ("//evil.example", "/\\evil.example", "https://evil.example", "/\r\nx: y"):
-        answer = client_of(ui).post("/theme", data={"theme": "dark", "back": back}, follow_redirects=False)
+    for back in (
+        "//evil.example",
+        "/\\evil.example",
+        "https://evil.example",
+        "/\r\nx: y",
+    ):
+        answer = client_of(ui).post(
+            "/theme", data={"theme": "dark", "back": back}, follow_redirects=False
+        )
         assert re.match(r"/(?![/\\])", answer.headers["location"])
 
 
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
-        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}, 403),
-        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"}, 403),
-        ({"sec-fetch-site": "same-site", "sec-fetch-mode": "cors", "sec-fetch-dest": "empty"}, 403),
-        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}, 200),
-        ({"sec-fetch-site": "same-origin", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}, 200),
-        ({"sec-fetch-site": "same-origin", "sec-fetch-mode": "cors", "sec-fetch-dest": "empty"}, 200),
+        (
+            {
+                "sec-fetch-site": "cross-site",
+                "sec-fetch-mode": "no-cors",
+                "sec-fetch-dest": "image",
+            },
+            403,
+        ),
+        (
+            {
+                "sec-fetch-site": "cross-site",
+                "sec-fetch-mode": "navigate",
+                "sec-fetch-dest": "iframe",
+            },
+            403,
+        ),
+        (
+            {
+                "sec-fetch-site": "same-site",
+                "sec-fetch-mode": "cors",
+                "sec-fetch-dest": "empty",
+            },
+            403,
+        ),
+        (
+            {
+                "sec-fetch-site": "cross-site",
+                "sec-fetch-mode": "navigate",
+                "sec-fetch-dest": "document",
+            },
+            200,
+        ),
+        (
+            {
+                "sec-fetch-site": "same-origin",
+                "sec-fetch-mode": "no-cors",
+                "sec-fetch-dest": "image",
+            },
+            200,
+        ),
+        (
+            {
+                "sec-fetch-site": "same-origin",
+                "sec-fetch-mode": "cors",
+                "sec-fetch-dest": "empty",
+            },
+            200,
+        ),
     ],
 )
-def test_another_site_makes_the_program_do_no_work(ui: Ui, headers: dict[str, str], status: int) -> None:
+def test_another_site_makes_the_program_do_no_work(
+    ui: Ui, headers: dict[str, str], status: int
+) -> None:
     assert client_of(ui).get("/system", headers=headers).status_code == status
 
 
 @pytest.mark.parametrize(
-    "path", ["/healthz%23/../runs/one", "/stat%09ic/ui.css", "/static%2f..%2fruns/one", "//healthz"]
+    "path",
+    [
+        "/healthz%23/../runs/one",
+        "/stat%09ic/ui.css",
+        "/static%2f..%2fruns/one",
+        "//healthz",
+    ],
 )
-def test_the_address_that_is_open_is_the_one_that_is_routed(locked: Ui, path: str) -> None:
+def test_the_address_that_is_open_is_the_one_that_is_routed(
+    locked: Ui, path: str
+) -> None:
     """What another reader of the address takes out of it opens nothing."""
     answer = client_of(locked).get(path)
     assert answer.status_code == (404 if path.startswith("/static") else 401)
-    for host in ("x/static/.proxy.runpod.net", "x/healthz?.proxy.runpod.net", "[fe80::1%/healthz?]"):
-        assert client_of(locked).get("/runs/one", headers={"host": host}).status_code in (401, 421)
+    for host in (
+        "x/static/.proxy.runpod.net",
+        "x/healthz?.proxy.runpod.net",
+        "[fe80::1%/healthz?]",
+    ):
+        assert client_of(locked).get(
+            "/runs/one", headers={"host": host}
+        ).status_code in (401, 421)
 
 
 def test_the_address_without_its_token_is_the_same_otherwise(locked: Ui) -> None:
     client = client_of(locked)
     for path, rest in (("/runs/a%3Fb%23x", "?x=+%26&y="), ("/runs/one", "?step=0")):
         query = f"{rest}&token={TOKEN}"
-        assert client.get(path + query, follow_redirects=False).headers["location"] == path + rest
-    for path in ("//evil.example/x", "/%5cevil.example", "/%09/evil.example", "/%0d%0aX:y//evil.example"):
-        location = client.get(f"{path}?token={TOKEN}", follow_redirects=False).headers["location"]
+        assert (
+            client.get(path + query, follow_redirects=False).headers["location"]
+            == path + rest
+        )
+    for path in (
+        "//evil.example/x",
+        "/%5cevil.example",
+        "/%09/evil.example",
+        "/%0d%0aX:y//evil.example",
+    ):
+        location = client.get(f"{path}?token={TOKEN}", follow_redirects=False).headers[
+            "location"
+        ]
         assert re.match(r"/(?![/\\\t\r\n])", location), path
 
 
-def test_a_broken_login_is_no_defect_and_a_defect_is_protected_too(locked: Ui, monkeypatch: Any) -> None:
+def test_a_broken_login_is_no_defect_and_a_defect_is_protected_too(
+    locked: Ui, monkeypatch: Any
+) -> None:
     forms = ["", "; boundary=x"]
     file = '--x\r\nContent-Disposition: form-data; name="token"; filename="a"\r\n\r\nabc\r\n--x--\r\n'
     monkeypatch.setattr("extensions.tools.ui.views.system.ask_nvml", lambda: 1 / 0)
     client = client_of(locked)
-    answers = [client.post("/login", content=file, headers={"content-type": f"multipart/form-data{f}"}) for f in forms]
+    answers = [
+        client.post(
+            "/login", content=file, headers={"content-type": f"multipart/form-data{f}"}
+        )
+        for f in forms
+    ]
     answers.append(client.get("/system", headers={"authorization": f"Bearer {TOKEN}"}))
     assert [answer.status_code for answer in answers] == [400, 400, 500]
     for answer in answers:
@@ -258,7 +386,10 @@ def test_a_client_that_says_to_be_many_is_one(ui: Ui) -> None:
     page = Served(ui.output.parent, TOKEN)
     try:
         for number in range(guard.MOST_FAILURES + 1):
-            headers = {"Authorization": "Bearer wrong-token", "X-Forwarded-For": f"203.0.113.{number}"}
+            headers = {
+                "Authorization": "Bearer wrong-token",
+                "X-Forwarded-For": f"203.0.113.{number}",
+            }
             with pytest.raises(HTTPError) as answer:
                 urlopen(Request(f"{page.address}/", headers=headers))
         assert answer.value.code == 429
@@ -268,12 +399,17 @@ def test_a_client_that_says_to_be_many_is_one(ui: Ui) -> None:
 
 @pytest.mark.slow
 def test_the_page_keeps_one_arena_of_memory(ui: Ui, make_run: Any) -> None:
-    """glibc begins each further one at a multiple of 64 MiB, whose rest is reserved (malloc/arena.c, HEAP_MAX_SIZE)."""
+    """glibc begins each further one at a multiple of 64 MiB, whose rest is reserved
+    (malloc/arena.c, HEAP_MAX_SIZE)."""
     make_run()
     page = Served(ui.output.parent)
     try:
         with ThreadPoolExecutor(8) as threads:
-            list(threads.map(lambda _: urlopen(f"{page.address}/runs/one").read(), range(40)))
+            list(
+                threads.map(
+                    lambda _: urlopen(f"{page.address}/runs/one").read(), range(40)
+                )
+            )
         assert page.process
         maps = Path(f"/proc/{page.process.pid}/maps").read_text().splitlines()
     finally:
@@ -281,7 +417,9 @@ def test_the_page_keeps_one_arena_of_memory(ui: Ui, make_run: Any) -> None:
     heaps = [
         line
         for line, following in pairwise(maps)
-        if " rw-p 00000000 00:00 0" in line and not int(line.partition("-")[0], 16) % 2**26 and " ---p " in following
+        if " rw-p 00000000 00:00 0" in line
+        and not int(line.partition("-")[0], 16) % 2**26
+        and " ---p " in following
     ]
     assert heaps == []
 
@@ -296,7 +434,9 @@ def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "train.example"])
-def test_an_address_that_others_reach_needs_a_token(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_others_reach_needs_a_token(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert not is_loopback(host)
     with pytest.raises(ConfigErrors, match=r"can be reached by others.*APP_AUTH"):
         section_of("ui", ["--host", host])
@@ -327,4 +467,6 @@ def test_a_port_that_is_taken_is_told(run_py, tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         done = run_py("ui", "--port", str(port))
     assert done.returncode == 1
-    assert f"127.0.0.1:{port}: Address already in use. Give another --port" in done.stderr
+    assert (
+        f"127.0.0.1:{port}: Address already in use. Give another --port" in done.stderr
+    )

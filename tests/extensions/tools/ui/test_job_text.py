@@ -1,4 +1,5 @@
-"""Edits of a job's YAML: one value changes, every other character stays, and what cannot be edited so is refused."""
+"""Edits of a job's YAML: one value changes, every other character stays, and what
+cannot be edited so is refused."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from tests.conftest import ROOT
 EXAMPLES = sorted((ROOT / "config" / "examples").glob("*.yaml"))
 EXAMPLES = [path for path in EXAMPLES if path.stem != "fluxflow"]
 """Jobs; fluxflow.yaml is a file of another program."""
-QUICKSTART = (ROOT / "config" / "examples" / "quickstart.yaml").read_text(encoding="utf-8")
+QUICKSTART = (ROOT / "config" / "examples" / "quickstart.yaml").read_text(
+    encoding="utf-8"
+)
 
 
 def changed_lines(old: str, new: str) -> list[str]:
@@ -38,8 +41,16 @@ def edited(text: str, key: str, given: str, is_text: bool = False) -> JobText:
         ("trigger_word", "zuzu", ["+trigger_word: zuzu"]),
         ("datasets[].folder_path", "my pictures", ["folder_path"]),
         ("train.ema_config.ema_decay", "0.5", ["-ema_decay: 0.98", "+ema_decay: 0.5"]),
-        ("datasets[].resolution", "[128, 96]", ["-resolution: 128", "+resolution: [128, 96]"]),
-        ("model.model_kwargs.match_target_res", "false", ["-model_kwargs: {match_target_res: true}", "match"]),
+        (
+            "datasets[].resolution",
+            "[128, 96]",
+            ["-resolution: 128", "+resolution: [128, 96]"],
+        ),
+        (
+            "model.model_kwargs.match_target_res",
+            "false",
+            ["-model_kwargs: {match_target_res: true}", "match"],
+        ),
         (
             "model.model_kwargs.reference_area",
             "100",
@@ -49,28 +60,50 @@ def edited(text: str, key: str, given: str, is_text: bool = False) -> JobText:
     ],
 )
 def test_a_value_changes_its_line_alone(key: str, given: str, lines: list[str]) -> None:
-    new = edited(QUICKSTART, key, given, is_text=key in ("config.name", "datasets[].folder_path"))
+    new = edited(
+        QUICKSTART, key, given, is_text=key in ("config.name", "datasets[].folder_path")
+    )
     found = changed_lines(QUICKSTART, new.text)
-    assert len(found) <= 2 and all(any(part in line for line in found) for part in lines)
+    assert len(found) <= 2 and all(
+        any(part in line for line in found) for part in lines
+    )
     assert new.get(new.path(key)) == given
-    assert [line.partition("#")[2] for line in QUICKSTART.splitlines() if "#" in line] == [
-        line.partition("#")[2] for line in new.text.splitlines() if "#" in line
-    ]
+    assert [
+        line.partition("#")[2] for line in QUICKSTART.splitlines() if "#" in line
+    ] == [line.partition("#")[2] for line in new.text.splitlines() if "#" in line]
 
 
 def test_a_comment_keeps_its_column_and_a_quoted_text_its_quotes() -> None:
     text = written_job("zuzu", "pictures", "zuzu", MODELS[0].id, 24)
-    new = edited(edited(text, "train.steps", "12345").text, "trigger_word", "ohwx man", is_text=True)
+    new = edited(
+        edited(text, "train.steps", "12345").text,
+        "trigger_word",
+        "ohwx man",
+        is_text=True,
+    )
     line = next(line for line in new.text.splitlines() if "steps: 12345" in line)
-    assert line.index("#") == next(line for line in text.splitlines() if "steps: 2000" in line).index("#")
+    assert line.index("#") == next(
+        line for line in text.splitlines() if "steps: 2000" in line
+    ).index("#")
     assert 'trigger_word: "ohwx man" ' in new.text
-    assert edited(new.text, "train.steps", "2000").text == edited(text, "trigger_word", "ohwx man", True).text
+    assert (
+        edited(new.text, "train.steps", "2000").text
+        == edited(text, "trigger_word", "ohwx man", True).text
+    )
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_what_is_added_and_taken_out_again_leaves_the_text_as_it_was(path: Path) -> None:
+def test_what_is_added_and_taken_out_again_leaves_the_text_as_it_was(
+    path: Path,
+) -> None:
     text = path.read_text(encoding="utf-8")
-    for key in ("stop_when.loss", "train.seed_of_nothing", "save.of_nothing", "model.a.b.c", "datasets[].nothing"):
+    for key in (
+        "stop_when.loss",
+        "train.seed_of_nothing",
+        "save.of_nothing",
+        "model.a.b.c",
+        "datasets[].nothing",
+    ):
         added = edited(text, key, "7")
         assert added.text != text and added.get(added.path(key)) == "7"
         assert added.remove(added.path(key)).text == text, key
@@ -78,7 +111,8 @@ def test_what_is_added_and_taken_out_again_leaves_the_text_as_it_was(path: Path)
 
 @pytest.mark.slow
 def test_every_scalar_of_examples_can_be_replaced_or_is_refused() -> None:
-    """The edit itself sees to it that what is accepted has the old values but for one."""
+    """The edit itself sees to it that what is accepted has the old values but for
+    one."""
     refused = []
     for path in EXAMPLES[:4]:
         job = JobText(path.read_text(encoding="utf-8"))
@@ -87,30 +121,53 @@ def test_every_scalar_of_examples_can_be_replaced_or_is_refused() -> None:
             if isinstance(node.value, dict | list):
                 continue
             try:
-                assert len(changed_lines(job.text, job.set(node.path, "odd: 'value' # 7", True).text)) == 2
+                assert (
+                    len(
+                        changed_lines(
+                            job.text, job.set(node.path, "odd: 'value' # 7", True).text
+                        )
+                    )
+                    == 2
+                )
             except ValueError:
                 refused.append((path.stem, node.path))
-    assert {stem for stem, _ in refused} <= {"quickstart", "mascot_hats"}, "their lists have anchors"
+    assert {stem for stem, _ in refused} <= {"quickstart", "mascot_hats"}, (
+        "their lists have anchors"
+    )
 
 
 def test_prompts_that_stay_keep_their_sizes_and_comments() -> None:
     text = written_job("zuzu", "pictures", "zuzu", MODELS[0].id, 80)
     job = JobText(text)
     first, second = job.prompts()
-    assert changed_lines(text, job.set_prompts([first, "new", second]).text) == ['+- prompt: "new"']
-    assert [line for line in changed_lines(text, job.set_prompts([second]).text) if line[0] == "+"] == []
+    assert changed_lines(text, job.set_prompts([first, "new", second]).text) == [
+        '+- prompt: "new"'
+    ]
+    assert [
+        line
+        for line in changed_lines(text, job.set_prompts([second]).text)
+        if line[0] == "+"
+    ] == []
     assert job.set_prompts([second]).data(job.path("sample.samples[].width")) == 832
     assert job.set_prompts(["x", first, second]).prompts() == ["x", first, second]
-    assert job.set_prompts([first, second, "y: [z", "#"]).set_prompts([first, second]).text == text
+    assert (
+        job.set_prompts([first, second, "y: [z", "#"]).set_prompts([first, second]).text
+        == text
+    )
     assert job.set_prompts([]).prompts() == []
     assert job.set_prompts([]).set_prompts(["again"]).prompts() == ["again"]
 
 
 def test_any_lists_of_prompts_become_one_another() -> None:
     draw = random.Random(0)
-    job = JobText(written_job("zuzu", "pictures", "zuzu", "config/examples/tiny_mascots", 24))
+    job = JobText(
+        written_job("zuzu", "pictures", "zuzu", "config/examples/tiny_mascots", 24)
+    )
     for _ in range(30):
-        wanted = [draw.choice(["a", "b", "[trigger], c", "#d", "'"]) for _ in range(draw.randrange(5))]
+        wanted = [
+            draw.choice(["a", "b", "[trigger], c", "#d", "'"])
+            for _ in range(draw.randrange(5))
+        ]
         job = job.set_prompts(wanted)
         assert job.prompts() == wanted
 

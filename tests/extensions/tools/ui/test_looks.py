@@ -1,4 +1,5 @@
-"""The accent and every other colour of text can be read in both themes; the bar says what the machine has."""
+"""The accent and every other colour of text can be read in both themes; the bar says
+what the machine has."""
 
 from __future__ import annotations
 
@@ -29,14 +30,24 @@ CARD = Gpu("NVIDIA GeForce RTX 4090", 8, 25_757_220_864, 18_900_000_000, 72)
 def colours() -> dict[str, tuple[str, str]]:
     """Name of a colour -> it in the light and in the dark theme."""
     text = "".join(path.read_text(encoding="utf-8") for path in STYLES)
-    return {name: (light, dark) for name, light, dark in re.findall(r"--([\w-]+): light-dark\((#\w+), (#\w+)\)", text)}
+    return {
+        name: (light, dark)
+        for name, light, dark in re.findall(
+            r"--([\w-]+): light-dark\((#\w+), (#\w+)\)", text
+        )
+    }
 
 
 def luminance(colour: str) -> float:
     """Relative luminance, 0 to 1. Source: WCAG 2.2, "relative luminance"."""
-    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    digits = (
+        colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    )
     parts = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
+        for part in parts
+    ]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
@@ -46,16 +57,19 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_the_measure_is_that_of_the_standard() -> None:
-    assert contrast("#000", "#fff") == pytest.approx(21) and contrast("#777777", "#ffffff") == pytest.approx(
-        4.48, abs=0.01
-    )
+    assert contrast("#000", "#fff") == pytest.approx(21) and contrast(
+        "#777777", "#ffffff"
+    ) == pytest.approx(4.48, abs=0.01)
 
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 @pytest.mark.parametrize("text", ["accent", "text", "faint", "good", "warn", "bad"])
 def test_text_can_be_read_on_every_ground(text: str, theme: int) -> None:
     known = colours()
-    found = {ground: contrast(known[text][theme], known[ground][theme]) for ground in ("back", "card", "tint")}
+    found = {
+        ground: contrast(known[text][theme], known[ground][theme])
+        for ground in ("back", "card", "tint")
+    }
     assert min(found.values()) >= LEAST, found
 
 
@@ -65,12 +79,22 @@ def test_a_button_of_the_accent_can_be_read(theme: int) -> None:
 
 
 def test_there_is_one_accent_and_the_icon_has_it() -> None:
-    assert f'fill="{colours()["accent"][0]}"' in (HERE / "static" / "icon.svg").read_text(encoding="utf-8")
-    own = {path.name: path.read_text(encoding="utf-8") for path in (HERE / "static").glob("*.css")}
-    literal = {
-        name: found for name, text in own.items() if (found := re.findall(r"#[0-9a-f]{3,8}\b(?![^;{]*\{)", text))
+    assert f'fill="{colours()["accent"][0]}"' in (
+        HERE / "static" / "icon.svg"
+    ).read_text(encoding="utf-8")
+    own = {
+        path.name: path.read_text(encoding="utf-8")
+        for path in (HERE / "static").glob("*.css")
     }
-    assert set(literal) <= {"ui.css"} and set(literal.get("ui.css", ())) == {"#fff", "#0c1420"}  # of --on-accent
+    literal = {
+        name: found
+        for name, text in own.items()
+        if (found := re.findall(r"#[0-9a-f]{3,8}\b(?![^;{]*\{)", text))
+    }
+    assert set(literal) <= {"ui.css"} and set(literal.get("ui.css", ())) == {
+        "#fff",
+        "#0c1420",
+    }  # of --on-accent
 
 
 # ---------------------------------------------------------------- the bar
@@ -89,26 +113,36 @@ def bar_of(page: str) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", bar).split())
 
 
-@pytest.mark.parametrize("page", ["/", "/datasets", "/new", "/queue", "/tools", "/system", "/nowhere"])
-def test_every_page_has_the_bar(client: TestClient, page: str, gpus: Callable[..., None]) -> None:
+@pytest.mark.parametrize(
+    "page", ["/", "/datasets", "/new", "/queue", "/tools", "/system", "/nowhere"]
+)
+def test_every_page_has_the_bar(
+    client: TestClient, page: str, gpus: Callable[..., None]
+) -> None:
     gpus(CARD)
     text = bar_of(client.get(page, headers={"accept": "text/html"}).text)
-    assert text.startswith("NVIDIA GeForce RTX 4090 18.9 GB of 25.8 GB 72 % busy Memory ") and text.endswith(
-        "Queue empty"
-    )
+    assert text.startswith(
+        "NVIDIA GeForce RTX 4090 18.9 GB of 25.8 GB 72 % busy Memory "
+    ) and text.endswith("Queue empty")
 
 
-def test_without_a_gpu_it_says_so(client: TestClient, gpus: Callable[..., None]) -> None:
+def test_without_a_gpu_it_says_so(
+    client: TestClient, gpus: Callable[..., None]
+) -> None:
     gpus()
     assert bar_of(client.get("/").text).startswith("No GPU Memory ")
 
 
-def test_a_card_of_which_little_is_known_and_further_ones_are_counted(client: TestClient, gpus) -> None:
+def test_a_card_of_which_little_is_known_and_further_ones_are_counted(
+    client: TestClient, gpus
+) -> None:
     gpus(Gpu("", 0, 0), CARD, CARD)
     assert bar_of(client.get("/").text).startswith("GPU + 2 more Memory ")
 
 
-def test_it_counts_the_queue_and_is_asked_for_alone(client: TestClient, ui: Ui, gpus: Callable[..., None]) -> None:
+def test_it_counts_the_queue_and_is_asked_for_alone(
+    client: TestClient, ui: Ui, gpus: Callable[..., None]
+) -> None:
     gpus()
     queue = queue_of(ui)
     for name in ("a", "b", "maya", "c"):
@@ -116,14 +150,23 @@ def test_it_counts_the_queue_and_is_asked_for_alone(client: TestClient, ui: Ui, 
     page = client.get("/status").text
     assert bar_of(page).endswith("Queue 4 waiting") and "<main" not in page
     assert 'data-live="/status"' in page  # by which the page finds it in the answer
-    for running, expected in ((("maya",), "Queue maya runs 3 waiting"), (("maya", "c"), "Queue 2 run 2 waiting")):
+    for running, expected in (
+        (("maya",), "Queue maya runs 3 waiting"),
+        (("maya", "c"), "Queue 2 run 2 waiting"),
+    ):
         for entry in queue.entries():
-            queue.save(entry.model_copy(update={"state": RUNNING if entry.name in running else WAITING}))
+            queue.save(
+                entry.model_copy(
+                    update={"state": RUNNING if entry.name in running else WAITING}
+                )
+            )
         ui.memory.pop("machine_look")
         assert bar_of(client.get("/").text).endswith(expected)
 
 
-def test_it_is_looked_at_once_for_many_pages(ui: Ui, gpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_looked_at_once_for_many_pages(
+    ui: Ui, gpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looks = []
     monkeypatch.setattr(machine, "ask_nvml", lambda: looks.append(1) or (None, []))
     clock = [100.0]
@@ -137,13 +180,19 @@ def test_it_is_looked_at_once_for_many_pages(ui: Ui, gpus, monkeypatch: pytest.M
     assert len(looks) == 2
 
 
-def test_who_has_not_logged_in_does_not_see_the_machine(ui: Ui, gpus: Callable[..., None]) -> None:
+def test_who_has_not_logged_in_does_not_see_the_machine(
+    ui: Ui, gpus: Callable[..., None]
+) -> None:
     gpus(CARD)
     ui.token = TOKEN
     client = client_of(ui)
     for page in ("/", "/status"):
         answer = client.get(page, headers={"accept": "text/html"})
-        assert answer.status_code == 401 and "RTX" not in answer.text and "machine" not in answer.text
+        assert (
+            answer.status_code == 401
+            and "RTX" not in answer.text
+            and "machine" not in answer.text
+        )
 
 
 def test_empty_lists_have_the_drawing(client: TestClient) -> None:
@@ -153,15 +202,27 @@ def test_empty_lists_have_the_drawing(client: TestClient) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1200, 390])
-def test_nothing_is_hidden_behind_the_bar(browser: Browser, address: str, ui: Ui, make_run, width: int, gpus) -> None:
-    gpus(Gpu("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", 12, 10**11, 5 * 10**10, 100))
+def test_nothing_is_hidden_behind_the_bar(
+    browser: Browser, address: str, ui: Ui, make_run, width: int, gpus
+) -> None:
+    gpus(
+        Gpu(
+            "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
+            12,
+            10**11,
+            5 * 10**10,
+            100,
+        )
+    )
     for name in ("one", "two", "three", "four", "five"):
         make_run(name)
         queue_of(ui).add(["report", f"output/{name}"], f"a_name_of_twenty_five_{name}")
     first = queue_of(ui).entries()[0]
     queue_of(ui).save(first.model_copy(update={"state": RUNNING}))
     browser.open(f"{address}/", width, 500)
-    browser.wait_for("getComputedStyle(document.querySelector('.machine')).position == 'fixed'")  # its style is there
+    browser.wait_for(
+        "getComputedStyle(document.querySelector('.machine')).position == 'fixed'"
+    )  # its style is there
     cut = browser.run("""return [...document.querySelectorAll('.machine a, .machine .num')].filter(part => {
         const place = part.getBoundingClientRect();
         return !place.width || place.right > innerWidth || place.bottom > innerHeight;
@@ -174,9 +235,13 @@ def test_nothing_is_hidden_behind_the_bar(browser: Browser, address: str, ui: Ui
 
 
 @pytest.mark.slow
-def test_the_bar_is_renewed_while_the_page_is_open(browser: Browser, address: str, ui: Ui, gpus) -> None:
+def test_the_bar_is_renewed_while_the_page_is_open(
+    browser: Browser, address: str, ui: Ui, gpus
+) -> None:
     gpus()
     browser.open(f"{address}/")
     queue_of(ui).add(["report", "output/a"], "a")
-    browser.wait_for("document.querySelector('.machine .queue').textContent.includes('1 waiting')")
+    browser.wait_for(
+        "document.querySelector('.machine .queue').textContent.includes('1 waiting')"
+    )
     assert browser.errors() == []

@@ -1,4 +1,5 @@
-"""Many who look at once at what is large: one look at the disk for all who wait for it, and nothing is read twice."""
+"""Many who look at once at what is large: one look at the disk for all who wait for it,
+and nothing is read twice."""
 
 from __future__ import annotations
 
@@ -102,7 +103,10 @@ def test_memory_is_that_of_one_look(client: TestClient, ui: Ui) -> None:
 
 
 def test_a_caption_that_has_changed_is_the_only_one_that_is_read(
-    client: TestClient, ui: Ui, counted: Callable[[Any, str], list[str]], monkeypatch: pytest.MonkeyPatch
+    client: TestClient,
+    ui: Ui,
+    counted: Callable[[Any, str], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(directory, "MIN_FILE_AGE_NS", 0)
     folder = made(ui.datasets / "d", 50)
@@ -111,14 +115,22 @@ def test_a_caption_that_has_changed_is_the_only_one_that_is_read(
     (folder / "00007.txt").write_text("another")
     (folder / "00008.txt").unlink()
     images = datasets.read_dataset(ui, "d").images
-    assert [image.caption for image in images[6:10]] == ["picture 6", "another", "", "picture 9"]
-    assert read == [str(folder / "00007.txt")] and not listed, "the folder was read a second time"
+    assert [image.caption for image in images[6:10]] == [
+        "picture 6",
+        "another",
+        "",
+        "picture 9",
+    ]
+    assert read == [str(folder / "00007.txt")] and not listed, (
+        "the folder was read a second time"
+    )
 
 
 def test_a_caption_that_was_just_written_is_read_again(
     ui: Ui, counted: Callable[[Any, str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two writes within one tick of the clock leave one time and, of the same length, one version."""
+    """Two writes within one tick of the clock leave one time and, of the same length,
+    one version."""
     folder = made(ui.datasets / "d", 3)
     datasets.read_dataset(ui, "d")
     read = counted(captions, "read_chunks")
@@ -128,7 +140,10 @@ def test_a_caption_that_was_just_written_is_read_again(
 
 
 def test_findings_are_read_once_and_those_of_a_new_check_are_seen(
-    client: TestClient, ui: Ui, counted: Callable[[Any, str], list[str]], monkeypatch: pytest.MonkeyPatch
+    client: TestClient,
+    ui: Ui,
+    counted: Callable[[Any, str], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = made(ui.datasets / "d", 3)
     file = ui.own / "lint" / "d.json"
@@ -136,8 +151,19 @@ def test_findings_are_read_once_and_those_of_a_new_check_are_seen(
     read = counted(datasets, "read_object")
 
     def found(message: str) -> None:
-        row = {"file": str(folder / "00001.jpg"), "check": "blurred", "message": message}
-        write_json(file, {"state": datasets.open_dataset(ui, "d").state, "images": 3, "findings": [row]})
+        row = {
+            "file": str(folder / "00001.jpg"),
+            "check": "blurred",
+            "message": message,
+        }
+        write_json(
+            file,
+            {
+                "state": datasets.open_dataset(ui, "d").state,
+                "images": 3,
+                "findings": [row],
+            },
+        )
 
     found("is blurred")
     assert "is blurred" in client.get("/datasets/d?only=found").text
@@ -145,15 +171,23 @@ def test_findings_are_read_once_and_those_of_a_new_check_are_seen(
     assert read.count(str(file)) == 1
     found("is dark, too")
     page = client.get("/datasets/d?only=found").text
-    assert "is dark, too" in page and "is blurred" not in page and "00000.jpg" not in page
+    assert (
+        "is dark, too" in page and "is blurred" not in page and "00000.jpg" not in page
+    )
 
 
 def test_those_last_asked_for_stay_in_memory(client: TestClient, ui: Ui) -> None:
     for name in "abcde":
         made(ui.datasets / name, 2)
         assert client.get(f"/datasets/{name}").status_code == 200
-    assert client.get("/datasets/none").status_code == 404 and client.get("/datasets/a").status_code == 200
-    assert "a" in ui.memory["datasets"] and len(ui.memory["datasets"]) == datasets.MOST_SHARED
+    assert (
+        client.get("/datasets/none").status_code == 404
+        and client.get("/datasets/a").status_code == 200
+    )
+    assert (
+        "a" in ui.memory["datasets"]
+        and len(ui.memory["datasets"]) == datasets.MOST_SHARED
+    )
 
 
 def test_images_to_vote_on_are_asked_for_their_settings_once(
@@ -172,8 +206,12 @@ def test_images_to_vote_on_are_asked_for_their_settings_once(
     groups = [Group("a cat", seed=(1, 2), lora=((), ()), files=("00.png", "01.png"))]
     candidates.add_groups(folder, groups)
     assert "0 of 1 pairs" in client.get("/votes/datasets/d").text
-    candidates.add_groups(folder, [Group("a dog", seed=(1, 2), lora=((), ()), files=("02.png", "03.png"))])
-    assert "0 of 2 pairs" in client.get("/votes/datasets/d").text, "just written, and so looked at again"
+    candidates.add_groups(
+        folder, [Group("a dog", seed=(1, 2), lora=((), ()), files=("02.png", "03.png"))]
+    )
+    assert "0 of 2 pairs" in client.get("/votes/datasets/d").text, (
+        "just written, and so looked at again"
+    )
 
 
 @pytest.mark.parametrize(
@@ -182,7 +220,12 @@ def test_images_to_vote_on_are_asked_for_their_settings_once(
     ids=["the trash", "the models"],
 )
 def test_a_whole_folder_is_walked_for_all_who_ask(
-    path: str, module: Any, function: str, client: TestClient, ui: Ui, monkeypatch: pytest.MonkeyPatch
+    path: str,
+    module: Any,
+    function: str,
+    client: TestClient,
+    ui: Ui,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (ui.datasets / ".trash" / "entry" / "d").mkdir(parents=True)
     walks, walk = [], getattr(module, function)
@@ -199,7 +242,11 @@ def test_a_whole_folder_is_walked_for_all_who_ask(
 
 
 def test_the_form_of_a_tool_knows_the_runs_from_the_index(
-    client: TestClient, ui: Ui, forked: None, make_run: Callable[..., Path], counted: Callable[[Any, str], list[str]]
+    client: TestClient,
+    ui: Ui,
+    forked: None,
+    make_run: Callable[..., Path],
+    counted: Callable[[Any, str], list[str]],
 ) -> None:
     make_run("one")
     old = time.time() - 3600
@@ -224,7 +271,9 @@ def test_a_small_image_that_many_wait_for_is_made_once(
 
     monkeypatch.setattr(decoder, "_ask", slow)
     answers = together(lambda: client.get("/datasets/d/thumbs/00000.jpg"), 8)
-    assert {answer.headers["content-type"] for answer in answers} == {"image/jpeg"} and len(asked) == 1
+    assert {answer.headers["content-type"] for answer in answers} == {
+        "image/jpeg"
+    } and len(asked) == 1
 
 
 @pytest.mark.parametrize("into", [".", ""])
@@ -237,11 +286,15 @@ def test_a_file_that_is_sent_asks_nothing_of_those_that_are_there(
     content = (folder / "sent.jpg").read_bytes()
     (folder / "sent.jpg").unlink()
     asked, version_of = [], fingerprint.version_of
-    monkeypatch.setattr(directory, "version_of", lambda about: asked.append(about) or version_of(about))
+    monkeypatch.setattr(
+        directory, "version_of", lambda about: asked.append(about) or version_of(about)
+    )
     query = {"name": "00007.jpg", "size": len(content), "into": into, "key": "k"}
     assert client.get("/datasets/d/upload", params=query).json()["offset"] == 0
     query |= {"offset": 0, "hash": f"{zlib.crc32(content):08x}"}
-    (told,) = client.post("/datasets/d/upload", params=query, content=content).json()["told"]["files"]
+    (told,) = client.post("/datasets/d/upload", params=query, content=content).json()[
+        "told"
+    ]["files"]
     assert (told["state"], told["text"]) == ("renamed", "00007-2.jpg") and not asked
     assert client.get("/datasets/none/upload", params=query).status_code == 404
 

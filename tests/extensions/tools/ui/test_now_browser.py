@@ -1,4 +1,5 @@
-"""What a run does, in Chromium: on its page, in the list and in the queue, as it goes on."""
+"""What a run does, in Chromium: on its page, in the list and in the queue, as it goes
+on."""
 
 from __future__ import annotations
 
@@ -23,27 +24,42 @@ PLACES = {"a run": "/runs/one", "runs": "/", "queue": "/queue"}
 
 def says(folder: Path, now: Now, **more: object) -> None:
     """What a run writes while it does this."""
-    document = {"name": "one", "status": "running", "updated": utc_now(), "now": now.to_json()}
+    document = {
+        "name": "one",
+        "status": "running",
+        "updated": utc_now(),
+        "now": now.to_json(),
+    }
     (folder / "run.json").write_text(json.dumps(document | more))
 
 
 @pytest.fixture
 def running(ui: Ui, served: Served) -> Iterator[Path]:
-    """The folder of a run that a live process owns and that is in the queue; it has just begun."""
+    """The folder of a run that a live process owns and that is in the queue; it has
+    just begun."""
     folder = ui.output / "one"
     with run_lock(folder):
         queue = Queue(ui.own / "queue")
-        queue.save(queue.add(["inspect", "x"], "one"), state=RUNNING, runs=(str(folder),), attempts=1)
+        queue.save(
+            queue.add(["inspect", "x"], "one"),
+            state=RUNNING,
+            runs=(str(folder),),
+            attempts=1,
+        )
         yield folder
 
 
 def line(browser: Browser) -> str:
-    return browser.run("return document.querySelector('.doing .line')?.textContent ?? ''")
+    return browser.run(
+        "return document.querySelector('.doing .line')?.textContent ?? ''"
+    )
 
 
 def bar(browser: Browser) -> object:
     """Its value; -1 where it has none; None where there is no bar."""
-    return browser.run("return document.querySelector('.doing progress')?.position ?? null")
+    return browser.run(
+        "return document.querySelector('.doing progress')?.position ?? null"
+    )
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -55,7 +71,10 @@ def test_it_is_shown_from_the_first_second_and_goes_on(
     assert (line(browser), bar(browser)) == ("starting", -1)
     browser.run("window.isSame = true")
     for now, shown in [
-        (Now("reading", left_s=2400.0, share=0.0), "reading, 40 min left for everything"),
+        (
+            Now("reading", left_s=2400.0, share=0.0),
+            "reading, 40 min left for everything",
+        ),
         (
             Now("downloading", 12.2, 57.7, "GB", "", 2400.0, 7800.0, 0.05),
             "downloading 12 of 58 GB, 40 min left; 2.2 h for everything",
@@ -63,12 +82,22 @@ def test_it_is_shown_from_the_first_second_and_goes_on(
         (Now("encoding", 12, 29, "images", share=0.25), "encoding 12 of 29 images"),
     ]:
         says(running, now)
-        browser.wait_for(f"document.querySelector('.doing .line').textContent == {shown!r}")
-        browser.wait_for(f"Math.abs(document.querySelector('.doing progress').position - {now.share}) < 0.001")
-    says(running, Now("step", 120, 2000, left_s=1860.0, share=0.5), step=120, steps=2000)
-    browser.wait_for("document.querySelector('.doing .line').textContent == 'step 120 of 2,000, 31 min left'")
+        browser.wait_for(
+            f"document.querySelector('.doing .line').textContent == {shown!r}"
+        )
+        browser.wait_for(
+            f"Math.abs(document.querySelector('.doing progress').position - {now.share}) < 0.001"
+        )
+    says(
+        running, Now("step", 120, 2000, left_s=1860.0, share=0.5), step=120, steps=2000
+    )
+    browser.wait_for(
+        "document.querySelector('.doing .line').textContent == 'step 120 of 2,000, 31 min left'"
+    )
     assert browser.run("return window.isSame"), "nobody has to load the page again"
-    named = "return document.querySelector('.doing progress').getAttribute('aria-label')"
+    named = (
+        "return document.querySelector('.doing progress').getAttribute('aria-label')"
+    )
     assert browser.run(named) == "share of everything that is done"
     assert browser.is_as_wide_as_the_window() and browser.errors() == []
     box = browser.run(
@@ -83,7 +112,9 @@ def test_a_run_that_was_killed_says_what_it_did_last(
     folder = make_run("one")
     says(folder, Now("sampling", 2, 3, left_s=50.0, share=0.4), step=120, steps=2000)
     browser.open(f"{served.address}/runs/one", 390)
-    assert "killed" in browser.text("#state") and "last: sampling 2 of 3" in browser.text("#state")
+    assert "killed" in browser.text(
+        "#state"
+    ) and "last: sampling 2 of 3" in browser.text("#state")
     assert "120 / 2,000" in browser.text("#state") and bar(browser) is None
     browser.open(f"{served.address}/")
     assert "last: sampling 2 of 3" in browser.text("[data-run=one]")

@@ -1,4 +1,5 @@
-"""Pairs by clicks: two drop zones, what has no partner, and a job that takes over every choice of the page."""
+"""Pairs by clicks: two drop zones, what has no partner, and a job that takes over every
+choice of the page."""
 
 from __future__ import annotations
 
@@ -21,12 +22,16 @@ pytestmark = pytest.mark.slow
 BEFORE, AFTER = ".drops form:nth-child(1)", ".drops form:nth-child(2)"
 
 
-def draw(folder: Path, *names: str, colour: str = "olive", eyes: bool = False) -> list[Path]:
+def draw(
+    folder: Path, *names: str, colour: str = "olive", eyes: bool = False
+) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png" for name in names]
     for path in paths:
         image = Image.new("RGB", (192, 128), "beige")
-        ImageDraw.Draw(image).ellipse((60, 24, 132, 104), fill="white" if eyes else colour, outline="black")
+        ImageDraw.Draw(image).ellipse(
+            (60, 24, 132, 104), fill="white" if eyes else colour, outline="black"
+        )
         image.save(path)
     return paths
 
@@ -37,15 +42,21 @@ def send(browser: Browser, zone: str, paths: list[Path]) -> None:
 
 def dataset(browser: Browser) -> dict[str, object]:
     """The first dataset of the job that is shown."""
-    process = yaml.safe_load(browser.run("return document.getElementById('yaml').value"))["config"]["process"][-1]
+    process = yaml.safe_load(
+        browser.run("return document.getElementById('yaml').value")
+    )["config"]["process"][-1]
     return {"trigger_word": process["trigger_word"], **process["datasets"][0]}
 
 
-def test_an_edit_is_trained_by_clicks_alone(browser: Browser, served: Served, tmp_path: Path) -> None:
+def test_an_edit_is_trained_by_clicks_alone(
+    browser: Browser, served: Served, tmp_path: Path
+) -> None:
     sent = tmp_path / "sent"
     browser.open(f"{served.address}/datasets")
     browser.click("[value=pairs]")
-    assert not browser.run("return document.querySelector('.repeats').checkVisibility()")
+    assert not browser.run(
+        "return document.querySelector('.repeats').checkVisibility()"
+    )
     browser.type("[name=name]", "eyes")
     browser.click("form.new .main")
     browser.wait_for("document.querySelectorAll('.drops [data-upload]').length == 2")
@@ -60,26 +71,42 @@ def test_an_edit_is_trained_by_clicks_alone(browser: Browser, served: Served, tm
         *(f"after/{name}.png" for name in ("1", "2", "3")),
     }
     beside = "[...document.querySelector('.image').querySelectorAll('img')].map(e => e.getAttribute('src'))"
-    assert browser.run(f"return {beside}") == [f"/datasets/eyes/thumbs/{side}/1.png" for side in ("before", "after")]
+    assert browser.run(f"return {beside}") == [
+        f"/datasets/eyes/thumbs/{side}/1.png" for side in ("before", "after")
+    ]
     assert "2 pairs, 2 without a partner" in browser.text(".counts")
     assert "No image before. Drop the image “3”" in browser.text(".hole")
 
     browser.run("window.confirm = () => true")
     browser.click(".orphan [name=chosen]")
     browser.click("#orphans-form button")
-    browser.wait_for("!document.querySelector('.orphan') && document.querySelector('.told')")
-    browser.run("window.confirm = () => true; document.querySelector('[value=\"after/3.png\"]').click()")
+    browser.wait_for(
+        "!document.querySelector('.orphan') && document.querySelector('.told')"
+    )
+    browser.run(
+        "window.confirm = () => true; document.querySelector('[value=\"after/3.png\"]').click()"
+    )
     browser.click(".filter [formaction$=delete]")
-    browser.wait_for("document.querySelectorAll('.duo .side').length == 4 && document.querySelector('.told')")
+    browser.wait_for(
+        "document.querySelectorAll('.duo .side').length == 4 && document.querySelector('.told')"
+    )
     assert "2 pairs ·" in browser.text(".counts")
     browser.type("[name=instruction]", "add eyes")
     browser.click(".instruction button")
-    browser.wait_for("document.querySelector('[name=instruction]').defaultValue == 'add eyes'")
+    browser.wait_for(
+        "document.querySelector('[name=instruction]').defaultValue == 'add eyes'"
+    )
 
     browser.click(".head .main")
     browser.wait_for("document.getElementById('f-control')")
-    assert browser.run("return document.getElementById('f-control').value") == "datasets/eyes/before"
-    assert browser.run("return document.getElementById('f-prompts').value") == "add eyes\nadd eyes"
+    assert (
+        browser.run("return document.getElementById('f-control').value")
+        == "datasets/eyes/before"
+    )
+    assert (
+        browser.run("return document.getElementById('f-prompts').value")
+        == "add eyes\nadd eyes"
+    )
     fill(browser, '[name="key:train.steps"]', "2")
     fill(browser, '[name="key:save.save_every"]', "2")
     fill(browser, '[name="key:sample.sample_every"]', "2")
@@ -97,7 +124,10 @@ def sets(ui: Ui) -> Ui:
     draw(ui.datasets / "pipo", "a", "b", "a_ref", "b_ref", "a_mask", "b_mask")
     draw(ui.datasets / "before", "a", "b"), draw(ui.datasets / "masks", "a", "b")
     draw(ui.datasets / "named", "x_start", "x_end", "y_start", "y_end")
-    draw(ui.datasets / "both" / "source", "x"), draw(ui.datasets / "both" / "target", "x")
+    (
+        draw(ui.datasets / "both" / "source", "x"),
+        draw(ui.datasets / "both" / "target", "x"),
+    )
     return ui
 
 
@@ -114,7 +144,13 @@ def sets(ui: Ui) -> Ui:
     ],
 )
 def test_every_choice_of_the_page_reaches_the_job(
-    browser: Browser, sets: Ui, address: str, monkeypatch: pytest.MonkeyPatch, field: str, value: str, keys: dict
+    browser: Browser,
+    sets: Ui,
+    address: str,
+    monkeypatch: pytest.MonkeyPatch,
+    field: str,
+    value: str,
+    keys: dict,
 ) -> None:
     monkeypatch.setattr("extensions.tools.ui.views.datasets.enqueue", lambda *_: None)
     browser.open(f"{address}/datasets/pipo")
@@ -128,7 +164,10 @@ def test_every_choice_of_the_page_reaches_the_job(
     browser.click(".head .main")
     browser.wait_for("document.getElementById('yaml')")
     found = dataset(browser)
-    wanted = {key: text.format(datasets=sets.datasets) if isinstance(text, str) else text for key, text in keys.items()}
+    wanted = {
+        key: text.format(datasets=sets.datasets) if isinstance(text, str) else text
+        for key, text in keys.items()
+    }
     assert {key: found.get(key) for key in wanted} == wanted
     assert found["folder_path"] == f"{sets.datasets}/pipo"
 
@@ -137,14 +176,24 @@ def test_names_of_pairs_need_no_choice_and_another_dataset_brings_its_own(
     browser: Browser, sets: Ui, address: str
 ) -> None:
     browser.open(f"{address}/datasets/named")
-    assert browser.run("return document.querySelectorAll('.image .side img').length") == 4
+    assert (
+        browser.run("return document.querySelectorAll('.image .side img').length") == 4
+    )
     browser.click(".head .main")
     browser.wait_for("document.getElementById('yaml')")
     found = dataset(browser)
-    assert (found["image_suffix"], found["control_suffix"], found["trigger_word"]) == ("_end", ["_start"], "")
-    browser.wait_for("document.querySelector('.gutter').childElementCount")  # the script is there
+    assert (found["image_suffix"], found["control_suffix"], found["trigger_word"]) == (
+        "_end",
+        ["_start"],
+        "",
+    )
+    browser.wait_for(
+        "document.querySelector('.gutter').childElementCount"
+    )  # the script is there
     browser.click(f"#f-folder option[value='{sets.datasets}/both/target']")
-    browser.wait_for("document.getElementById('f-control').value.endsWith('both/source')")
+    browser.wait_for(
+        "document.getElementById('f-control').value.endsWith('both/source')"
+    )
     found = dataset(browser)
     assert (found["folder_path"], found["control_path"]) == tuple(
         f"{sets.datasets}/both/{side}" for side in ("target", "source")
@@ -155,14 +204,31 @@ def test_names_of_pairs_need_no_choice_and_another_dataset_brings_its_own(
 
 
 @pytest.mark.parametrize(
-    "path", ["/datasets", "/datasets/new", "/datasets/both", "/datasets/pipo", "/new?dataset=both"]
+    "path",
+    [
+        "/datasets",
+        "/datasets/new",
+        "/datasets/both",
+        "/datasets/pipo",
+        "/new?dataset=both",
+    ],
 )
-def test_the_screens_of_pairs_are_easy_to_see_and_to_reach(browser: Browser, sets: Ui, address: str, path: str) -> None:
-    (sets.datasets / "new" / "before").mkdir(parents=True), (sets.datasets / "new" / "after").mkdir()
-    draw(sets.datasets / "both" / "source", "alone"), draw(sets.datasets / "both" / "target", "alone too")
+def test_the_screens_of_pairs_are_easy_to_see_and_to_reach(
+    browser: Browser, sets: Ui, address: str, path: str
+) -> None:
+    (
+        (sets.datasets / "new" / "before").mkdir(parents=True),
+        (sets.datasets / "new" / "after").mkdir(),
+    )
+    (
+        draw(sets.datasets / "both" / "source", "alone"),
+        draw(sets.datasets / "both" / "target", "alone too"),
+    )
     for width, dark in SIZES:
         browser.open(address + path, width=width, dark=dark)
-        browser.run("for (const each of document.querySelectorAll('.tools details')) each.open = true")
+        browser.run(
+            "for (const each of document.querySelectorAll('.tools details')) each.open = true"
+        )
         assert faults(browser, width) == []
     assert browser.errors() == []
 
@@ -173,12 +239,16 @@ def test_a_form_with_faults_an_entry_and_a_run_are_easy_to_see_and_to_reach(
     make_run("one")
     queue = Queue(sets.own / "queue")
     waits, failed = (queue.add(["inspect", name], name).id for name in "ab")
-    queue.save(queue.entry(failed), state=FAILED, why="no such file", exit_code=1, attempts=1)
+    queue.save(
+        queue.entry(failed), state=FAILED, why="no such file", exit_code=1, attempts=1
+    )
     queue.log(failed).write_text("reading\n")
     for width, dark in SIZES:
         for path in (f"/queue/{waits}", f"/queue/{failed}", "/runs/one", "/system"):
             browser.open(address + path, width=width, dark=dark)
-            browser.run("for (const each of document.querySelectorAll('.plot details')) each.open = true")
+            browser.run(
+                "for (const each of document.querySelectorAll('.plot details')) each.open = true"
+            )
             assert (path, faults(browser, width)) == (path, [])
         browser.open(f"{address}/datasets", width=width, dark=dark)
         browser.type("[name=name]", "pipo")
@@ -186,7 +256,9 @@ def test_a_form_with_faults_an_entry_and_a_run_are_easy_to_see_and_to_reach(
         browser.wait_for("document.querySelector('#name-bad')?.textContent")
         assert faults(browser, width) == []
         browser.open(f"{address}/datasets/pipo", width=width, dark=dark)
-        browser.run("document.querySelector('[name=masks]').closest('details').open = true")
+        browser.run(
+            "document.querySelector('[name=masks]').closest('details').open = true"
+        )
         browser.type("[name=masks]", "nowhere")
         browser.click("form:has(> * [name=masks]) button")
         browser.wait_for("document.querySelector('#masks-bad')?.textContent")
@@ -194,14 +266,22 @@ def test_a_form_with_faults_an_entry_and_a_run_are_easy_to_see_and_to_reach(
     browser.open(f"{address}/new")
     browser.wait_for("document.querySelector('.gutter').childElementCount")
     browser.click("[value=start]")
-    browser.wait_for("document.querySelector('#f-folder-bad')?.textContent == 'Choose a folder of images.'", 60)
+    browser.wait_for(
+        "document.querySelector('#f-folder-bad')?.textContent == 'Choose a folder of images.'",
+        60,
+    )
     assert browser.run("return document.activeElement.id") == "f-folder"
     assert faults(browser, 1280) == []
 
 
-def test_a_kind_is_chosen_and_a_dataset_made_by_keys(browser: Browser, sets: Ui, address: str) -> None:
+def test_a_kind_is_chosen_and_a_dataset_made_by_keys(
+    browser: Browser, sets: Ui, address: str
+) -> None:
     browser.open(f"{address}/datasets")
     browser.run("document.querySelector('[value=character]').focus()")
     browser.press("ArrowDown", "Tab", "e", "Enter")
     browser.wait_for("document.querySelectorAll('.drops [data-upload]').length == 2")
-    assert sorted(path.name for path in (sets.datasets / "e").iterdir()) == ["after", "before"]
+    assert sorted(path.name for path in (sets.datasets / "e").iterdir()) == [
+        "after",
+        "before",
+    ]

@@ -1,4 +1,5 @@
-"""The queue, with real runners and children. `FAKE` stands for run.py: a job tells it what to do at each start."""
+"""The queue, with real runners and children. `FAKE` stands for run.py: a job tells it
+what to do at each start."""
 
 from __future__ import annotations
 
@@ -16,7 +17,17 @@ import pytest
 
 from extensions.tools.ui import commands
 from extensions.tools.ui import queue as module
-from extensions.tools.ui.queue import DAMAGED, DONE, FAILED, RUNNING, STOPPED, WAITING, Entry, Queue, why_not_queued
+from extensions.tools.ui.queue import (
+    DAMAGED,
+    DONE,
+    FAILED,
+    RUNNING,
+    STOPPED,
+    WAITING,
+    Entry,
+    Queue,
+    why_not_queued,
+)
 from extensions.tools.ui.runner import Runner
 from tests.conftest import ROOT, heard
 from toolkit.commands import command
@@ -80,24 +91,41 @@ class Yard:
         self.fake.write_text(FAKE)
         self.runners: list[subprocess.Popen[str]] = []
 
-    def add(self, name: str, *acts: dict, flags: tuple[str, ...] = (), yields: bool = False) -> str:
+    def add(
+        self, name: str, *acts: dict, flags: tuple[str, ...] = (), yields: bool = False
+    ) -> str:
         """Adds a job that does these things at its starts."""
         job = {"run": str(self.folder / "output" / name), "acts": acts or ({},)}
         (self.folder / f"{name}.json").write_text(json.dumps(job))
-        return self.queue.add([f"{name}.json", *flags], name, self.folder, yields=yields).id
+        return self.queue.add(
+            [f"{name}.json", *flags], name, self.folder, yields=yields
+        ).id
 
     def runner(self, gpus: str = "") -> subprocess.Popen[str]:
         """Starts a runner."""
-        command = [sys.executable, "-c", WORK, str(self.queue.folder), str(self.fake), gpus]
+        command = [
+            sys.executable,
+            "-c",
+            WORK,
+            str(self.queue.folder),
+            str(self.fake),
+            gpus,
+        ]
         pipe, environment = subprocess.PIPE, {**os.environ, "PYTHONPATH": python_path()}
-        self.runners.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
+        self.runners.append(
+            subprocess.Popen(
+                command, env=environment, stdout=pipe, stderr=pipe, text=True
+            )
+        )
         return self.runners[-1]
 
     def work(self, gpus: str = "") -> str:
         """A runner in this process until it ends; what it said."""
         with pytest.MonkeyPatch.context() as patch, heard() as said:
             patch.setattr(commands, "RUN_PY", self.fake)
-            runner = Runner(self.queue, pauses=(0.01, 0.01, 0.01), poll_s=0.02, linger_s=0.5)
+            runner = Runner(
+                self.queue, pauses=(0.01, 0.01, 0.01), poll_s=0.02, linger_s=0.5
+            )
             patch.setattr(runner, "_slots", gpus.split(","))
             runner.run()
         return "\n".join(said)
@@ -105,7 +133,11 @@ class Yard:
     def starts(self) -> list[list]:
         """[arguments, CUDA_VISIBLE_DEVICES, working directory] of each start."""
         file = self.folder / "output" / "starts"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return (
+            [json.loads(line) for line in file.read_text().splitlines()]
+            if file.exists()
+            else []
+        )
 
     def begun(self) -> list[str]:
         return [start[0][0].removesuffix(".json") for start in self.starts()]
@@ -143,7 +175,11 @@ def test_entries_run_one_after_another_in_the_order_they_were_given(yard):
     yard.work()
     assert yard.begun() == ["d", "a", "b"]
     assert {directory for _, _, directory in yard.starts()} == {str(yard.folder)}
-    assert [(entry.name, entry.state) for entry in yard.queue.entries()] == [("b", DONE), ("a", DONE), ("d", DONE)]
+    assert [(entry.name, entry.state) for entry in yard.queue.entries()] == [
+        ("b", DONE),
+        ("a", DONE),
+        ("d", DONE),
+    ]
     assert "it says {}" in yard.queue.tail(a)
     assert (yard.queue.folder / "trash" / f"{c}.json").exists()
     assert yard.add("e") == "000005"  # an id is not used again
@@ -155,7 +191,11 @@ def test_one_job_per_gpu(yard):
         yard.add(name, {"until": door})
     runner = yard.runner("4,7")
     yard.wait(lambda: len(yard.starts()) == 2)
-    assert [entry.state for entry in yard.queue.entries()] == [RUNNING, RUNNING, WAITING]
+    assert [entry.state for entry in yard.queue.entries()] == [
+        RUNNING,
+        RUNNING,
+        WAITING,
+    ]
     Path(door).touch()
     assert runner.wait(30) == 0
     assert sorted(gpu for _, gpu, _ in yard.starts()[:2]) == ["4", "7"]
@@ -170,22 +210,37 @@ def test_what_yields_waits_while_a_run_trains_that_the_queue_did_not_start(yard)
         runner = yard.runner()
         yard.wait(lambda: yard.state(job) == DONE)
         time.sleep(0.3)
-        assert yard.begun() == ["job"] and yard.state(image) == WAITING and runner.poll() is None
+        assert (
+            yard.begun() == ["job"]
+            and yard.state(image) == WAITING
+            and runner.poll() is None
+        )
     assert runner.wait(30) == 0 and yard.begun() == ["job", "image"]
     yard.queue.retry(image)
     assert yard.queue.entry(image).yields
 
 
-@pytest.mark.parametrize(("code", "state"), [(2, FAILED), (75, STOPPED), (130, STOPPED)])
+@pytest.mark.parametrize(
+    ("code", "state"), [(2, FAILED), (75, STOPPED), (130, STOPPED)]
+)
 def test_what_is_wrong_or_stopped_is_not_tried_again(yard, code, state):
     id_ = yard.add("a", {"code": code})
     yard.work()
-    assert (yard.begun(), yard.state(id_), yard.queue.entry(id_).exit_code) == (["a"], state, code)
+    assert (yard.begun(), yard.state(id_), yard.queue.entry(id_).exit_code) == (
+        ["a"],
+        state,
+        code,
+    )
 
 
 def test_a_crash_is_retried_three_times_and_always_resumed(yard):
-    acts = [{"code": code, "status": {"step": step}} for step, code in enumerate([1, 139, 3, 1])]
-    id_ = yard.add("a", *acts, flags=("--restart", "--restart-from", "x", "--name", "n"))
+    acts = [
+        {"code": code, "status": {"step": step}}
+        for step, code in enumerate([1, 139, 3, 1])
+    ]
+    id_ = yard.add(
+        "a", *acts, flags=("--restart", "--restart-from", "x", "--name", "n")
+    )
     yard.add("later")
     assert "failed 4 times" in yard.work()
     assert yard.begun() == [*"aaaa", "later"]
@@ -198,25 +253,42 @@ def test_a_crash_is_retried_three_times_and_always_resumed(yard):
     assert (yard.state(id_), yard.queue.entry(id_).attempts) == (WAITING, 0)
 
 
-@pytest.mark.parametrize(("code", "status"), [(1, {"status": {"step": 7}}), (139, {"status": {"step": 7}}), (1, {})])
-def test_a_failure_that_comes_again_at_the_same_step_is_not_worth_three_retries(yard, code, status):
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [(1, {"status": {"step": 7}}), (139, {"status": {"step": 7}}), (1, {})],
+)
+def test_a_failure_that_comes_again_at_the_same_step_is_not_worth_three_retries(
+    yard, code, status
+):
     id_ = yard.add("a", {"code": code, **status})
     yard.work()
     assert len(yard.starts()) == 2
-    assert yard.queue.entry(id_).why == ("failed again at step 7" if status else "failed again at the beginning")
+    assert yard.queue.entry(id_).why == (
+        "failed again at step 7" if status else "failed again at the beginning"
+    )
 
 
 @pytest.mark.slow
 def test_a_kill_is_not_a_failure_of_the_job(yard):
-    """Machines that are taken away, and the kernel when memory runs out, kill; where the job gets further each time it
-    goes on for ever, and where it does not it is tried three times more."""
-    acts = [{"code": -9, "status": {"step": step}} for step in (1, 2, 3, 4, 5, 6, 7, 7, 7, 7)]
+    """Machines that are taken away, and the kernel when memory runs out, kill; where
+    the job gets further each time it goes on for ever, and where it does not it is
+    tried three times more."""
+    acts = [
+        {"code": -9, "status": {"step": step}}
+        for step in (1, 2, 3, 4, 5, 6, 7, 7, 7, 7)
+    ]
     id_ = yard.add("a", {"code": 1, "status": {"step": 1}}, *acts)
     yard.work()
-    assert (len(yard.starts()), yard.state(id_), yard.queue.entry(id_).why) == (11, FAILED, "was killed 4 times")
+    assert (len(yard.starts()), yard.state(id_), yard.queue.entry(id_).why) == (
+        11,
+        FAILED,
+        "was killed 4 times",
+    )
 
 
-@pytest.mark.parametrize("is_adopted", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize(
+    "is_adopted", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_a_gpu_is_free_when_the_job_has_ended_not_the_shell_above_it(yard, is_adopted):
     """It has not written run.json yet: it imports its packages."""
     door = str(yard.folder / "door")
@@ -229,10 +301,18 @@ def test_a_gpu_is_free_when_the_job_has_ended_not_the_shell_above_it(yard, is_ad
     os.kill(yard.queue.entry(first).pid, signal.SIGKILL)
     runner = yard.runner() if is_adopted else runner
     time.sleep(0.5)
-    assert (yard.begun(), yard.state(first), yard.state(second)) == (["a"], RUNNING, WAITING)
+    assert (yard.begun(), yard.state(first), yard.state(second)) == (
+        ["a"],
+        RUNNING,
+        WAITING,
+    )
     Path(door).touch()
     assert runner.wait(30) == 0
-    assert (yard.begun()[:2], yard.state(first), yard.state(second)) == (["a", "a"], DONE, DONE)
+    assert (yard.begun()[:2], yard.state(first), yard.state(second)) == (
+        ["a", "a"],
+        DONE,
+        DONE,
+    )
 
 
 def test_a_job_whose_shell_is_gone_is_stopped_too(yard):
@@ -250,7 +330,11 @@ def test_what_a_job_leaves_behind_in_another_session_keeps_its_gpu_and_is_killed
     """As the workers that torchrun starts, when it is killed."""
     first, second = yard.add("a", {"leaves": True}), yard.add("b")
     assert "have not: killed" in yard.work()
-    assert (yard.state(first), yard.state(second), yard.begun()) == (DONE, DONE, ["a", "b"])
+    assert (yard.state(first), yard.state(second), yard.begun()) == (
+        DONE,
+        DONE,
+        ["a", "b"],
+    )
     assert module.start_of(int((yard.folder / "output" / "left").read_text())) == ""
 
 
@@ -266,7 +350,11 @@ def test_a_job_outlives_its_runner_and_is_adopted_by_the_next(yard):
     assert (yard.state(id_), second.poll()) == (RUNNING, None)
     Path(door).touch()
     assert second.wait(30) == 0
-    assert (yard.begun(), yard.state(id_), yard.queue.entry(id_).exit_code) == (["a"], FAILED, 2)
+    assert (yard.begun(), yard.state(id_), yard.queue.entry(id_).exit_code) == (
+        ["a"],
+        FAILED,
+        2,
+    )
 
 
 def test_what_ended_without_a_runner_is_judged_by_its_exit_code(yard):
@@ -281,10 +369,16 @@ def test_what_ended_without_a_runner_is_judged_by_its_exit_code(yard):
     assert (yard.begun(), yard.state(id_)) == (["a"], STOPPED)
 
 
-@pytest.mark.parametrize(("status", "state", "starts"), [("running", DONE, 2), ("stopped", STOPPED, 1)])
-def test_after_a_kill_of_everything_the_folder_of_the_run_decides(yard, status, state, starts):
+@pytest.mark.parametrize(
+    ("status", "state", "starts"), [("running", DONE, 2), ("stopped", STOPPED, 1)]
+)
+def test_after_a_kill_of_everything_the_folder_of_the_run_decides(
+    yard, status, state, starts
+):
     never = str(yard.folder / "never")
-    id_ = yard.add("a", {"until": never, "status": {"status": status}}, {}, flags=("--restart",))
+    id_ = yard.add(
+        "a", {"until": never, "status": {"status": status}}, {}, flags=("--restart",)
+    )
     runner = yard.runner()
     yard.wait(lambda: "it says" in yard.queue.tail(id_))
     runner.kill()
@@ -297,7 +391,9 @@ def test_after_a_kill_of_everything_the_folder_of_the_run_decides(yard, status, 
 def test_the_state_of_an_earlier_run_in_the_folder_decides_nothing(yard):
     id_ = yard.add("a", {"code": -9}, {})
     (yard.folder / "output" / "a").mkdir()
-    (yard.folder / "output" / "a" / "run.json").write_text('{"status": "stopped", "step": 3}')
+    (yard.folder / "output" / "a" / "run.json").write_text(
+        '{"status": "stopped", "step": 3}'
+    )
     yard.work()
     assert (yard.state(id_), len(yard.starts())) == (DONE, 2)
 
@@ -331,7 +427,9 @@ def test_a_training_run_is_asked_to_stop_and_saves(yard):
     run = yard.folder / "output" / "a"
     (run / "control").mkdir(parents=True)
     (run / "run.json").write_text('{"status": "killed"}')
-    (run / "control" / "stop").touch()  # came too late for an earlier run, and does not stop this one
+    (
+        run / "control" / "stop"
+    ).touch()  # came too late for an earlier run, and does not stop this one
     runner = yard.runner()
     yard.wait(lambda: (run / "run.lock").exists() and (run / "run.lock").read_text())
     assert (yard.state(id_), (run / "control" / "stop").exists()) == (RUNNING, False)
@@ -357,13 +455,20 @@ def test_what_does_not_train_is_stopped_by_a_signal_and_not_retried(yard):
 def test_a_damaged_entry_and_one_that_names_another_program_stop_nothing(yard):
     first, second, shell, last = (yard.add(name) for name in "abcd")
     (yard.queue.folder / f"{first}.json").write_text('{"id": ')
-    (yard.queue.folder / f"{second}.json").write_text(json.dumps({"id": "000009", "argv": [], "state": "x"}))
+    (yard.queue.folder / f"{second}.json").write_text(
+        json.dumps({"id": "000009", "argv": [], "state": "x"})
+    )
     file = yard.queue.folder / f"{shell}.json"
-    file.write_text(file.read_text().replace('"c.json"', '"/bin/sh", "-c", "touch /tmp/broken"'))
+    file.write_text(
+        file.read_text().replace('"c.json"', '"/bin/sh", "-c", "touch /tmp/broken"')
+    )
     yard.work()
     states = {entry.id: (entry.state, entry.why) for entry in yard.queue.entries()}
     assert states[first][0] == states[second][0] == DAMAGED and states[first][1]
-    assert states[shell][0] == FAILED and "'/bin/sh' is neither a job file" in states[shell][1]
+    assert (
+        states[shell][0] == FAILED
+        and "'/bin/sh' is neither a job file" in states[shell][1]
+    )
     assert (states[last][0], yard.begun()) == (DONE, ["d"])
     yard.queue.remove(first)
     assert first not in {entry.id for entry in yard.queue.entries()}
@@ -419,13 +524,22 @@ def test_only_jobs_and_tools_are_taken(yard, monkeypatch):
 
 @pytest.mark.slow
 def test_the_command_lists_adds_and_runs(yard, run_py, monkeypatch):
-    (yard.folder / "m.yaml").write_text((ROOT / "config/examples/quickstart.yaml").read_text().replace("240", "x"))
+    (yard.folder / "m.yaml").write_text(
+        (ROOT / "config/examples/quickstart.yaml").read_text().replace("240", "x")
+    )
     assert run_py("queue", "add", "m.yaml").returncode == 2  # a mistake in the job
-    assert "--rank: -1" in run_py("queue", "add", "merge", "--rank=-1", "--lora", "a", "--output", "b").stderr
+    assert (
+        "--rank: -1"
+        in run_py(
+            "queue", "add", "merge", "--rank=-1", "--lora", "a", "--output", "b"
+        ).stderr
+    )
     (yard.folder / "empty").mkdir()
     added = run_py("queue", "add", "lint", "empty", "--json")
     monkeypatch.chdir(yard.folder)
-    assert f"waits. Next: {command('queue', 'run')}\n" in added.stdout + added.stderr, "the interpreter that runs"
+    assert f"waits. Next: {command('queue', 'run')}\n" in added.stdout + added.stderr, (
+        "the interpreter that runs"
+    )
     listed = run_py("queue")
     assert "000001  waiting   lint empty --json" in listed.stdout + listed.stderr
     assert run_py("queue", "run").returncode == 0
@@ -440,8 +554,17 @@ def test_a_move_orders_entries_whose_numbers_are_the_same(yard):
     """As a move leaves them that was killed between two files."""
     first, second, third = (yard.add(name) for name in "abc")
     yard.queue.save(yard.queue.entry(third), order=yard.queue.entry(first).order)
-    for wanted in ([third, first, second], [second, third, first], [first, second, third]):
-        yard.queue.move(wanted[0], before=next(entry.id for entry in yard.queue.entries() if entry.id != wanted[0]))
+    for wanted in (
+        [third, first, second],
+        [second, third, first],
+        [first, second, third],
+    ):
+        yard.queue.move(
+            wanted[0],
+            before=next(
+                entry.id for entry in yard.queue.entries() if entry.id != wanted[0]
+            ),
+        )
         assert [entry.id for entry in yard.queue.entries()] == wanted
 
 
@@ -457,7 +580,9 @@ def test_two_pages_change_one_queue_at_the_same_time(yard):
     with ThreadPoolExecutor() as threads:
         added = [id_ for ids in threads.map(work, queues) for id_ in ids]
     assert len(set(added)) == 40
-    assert len(yard.queue.entries()) == 36 and {entry.state for entry in yard.queue.entries()} == {WAITING}
+    assert len(yard.queue.entries()) == 36 and {
+        entry.state for entry in yard.queue.entries()
+    } == {WAITING}
 
 
 @pytest.mark.parametrize("way", ["long", "directory"])
@@ -470,12 +595,20 @@ def test_what_no_system_starts_does_not_hold_the_others_up(yard, monkeypatch, wa
     popen = subprocess.Popen
 
     def started(command, **options):
-        if way == "directory" and options["cwd"] == str(yard.folder) and "a.json" in command[-1]:
+        if (
+            way == "directory"
+            and options["cwd"] == str(yard.folder)
+            and "a.json" in command[-1]
+        ):
             raise PermissionError(13, "Permission denied")  # of root nothing is refused
         return popen(command, **options)
 
     monkeypatch.setattr(module.subprocess, "Popen", started)
     monkeypatch.setattr(module, "planned", lambda *_: {"folders": []})
     yard.work()
-    assert (yard.state(first), yard.state(second), yard.begun()) == (FAILED, DONE, ["b"])
+    assert (yard.state(first), yard.state(second), yard.begun()) == (
+        FAILED,
+        DONE,
+        ["b"],
+    )
     assert yard.queue.entry(first).why

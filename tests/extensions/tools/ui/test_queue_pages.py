@@ -14,7 +14,15 @@ from starlette.testclient import TestClient
 from extensions.tools.ui import queue as module
 from extensions.tools.ui.app import make_app
 from extensions.tools.ui.forms import ask
-from extensions.tools.ui.queue import DONE, FAILED, RUNNING, STOPPED, WAITING, Queue, planned
+from extensions.tools.ui.queue import (
+    DONE,
+    FAILED,
+    RUNNING,
+    STOPPED,
+    WAITING,
+    Queue,
+    planned,
+)
 from extensions.tools.ui.state import Ui
 from tests.conftest import ROOT
 from toolkit.errors import UserError
@@ -35,7 +43,9 @@ def ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ui:
 
 @pytest.fixture
 def client(ui: Ui, forked: None) -> TestClient:
-    return TestClient(make_app(ui), base_url="http://localhost", headers=HTML, follow_redirects=False)
+    return TestClient(
+        make_app(ui), base_url="http://localhost", headers=HTML, follow_redirects=False
+    )
 
 
 @pytest.fixture
@@ -47,7 +57,11 @@ def made_run(ui: Ui, name: str, **status: object) -> Path:
     """The folder of a run as its files tell of it."""
     folder = ui.output / name
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"name": name, "step": 3, "steps": 10, "status": "stopped", **status}))
+    (folder / "run.json").write_text(
+        json.dumps(
+            {"name": name, "step": 3, "steps": 10, "status": "stopped", **status}
+        )
+    )
     return folder
 
 
@@ -55,15 +69,23 @@ def test_the_queue_shows_what_runs_waits_and_has_ended(ui, client, queue):
     assert "The queue is empty" in client.get("/queue").text
     ids = [queue.add(["inspect", NASTY], f"{name} {NASTY}").id for name in "abc"]
     run = made_run(ui, "a", status="running")
-    queue.save(queue.entry(ids[0]), state=RUNNING, runs=(str(run),), gpu="1", attempts=2)
+    queue.save(
+        queue.entry(ids[0]), state=RUNNING, runs=(str(run),), gpu="1", attempts=2
+    )
     queue.save(queue.entry(ids[2]), state=FAILED, why=NASTY, exit_code=1, attempts=1)
     queue.log(ids[2]).write_text(f"line {NASTY} hf_abcdefghijklmnopqrstuvwx\n")
     (queue.folder / "000009.json").write_text("{")
-    assert "The queue is not being processed" not in client.get("/queue").text, "a runner may be about to start"
+    assert "The queue is not being processed" not in client.get("/queue").text, (
+        "a runner may be about to start"
+    )
     for path in queue.folder.glob("*.json"):
         os.utime(path, (0, 0))
     page = client.get("/queue").text
-    assert "<script>alert" not in page and "hf_abcdef" not in page and "a &lt;script&gt;" in page
+    assert (
+        "<script>alert" not in page
+        and "hf_abcdef" not in page
+        and "a &lt;script&gt;" in page
+    )
     for text in (
         'href="/runs/a"',
         "GPU 1",
@@ -75,55 +97,99 @@ def test_the_queue_shows_what_runs_waits_and_has_ended(ui, client, queue):
     ):
         assert text in page
     log = client.get(f"/queue/{ids[2]}/log")
-    assert log.headers["content-type"].startswith("text/plain") and "<redacted>" in log.text and NASTY in log.text
+    assert (
+        log.headers["content-type"].startswith("text/plain")
+        and "<redacted>" in log.text
+        and NASTY in log.text
+    )
 
 
 def test_buttons_move_remove_retry_and_stop(client, queue):
     first, second = (queue.add(["merge", "--output", name], name).id for name in "ab")
     assert client.post(f"/queue/{second}/up").headers["location"] == "/queue"
     assert [entry.id for entry in queue.entries()] == [second, first]
-    assert client.post(f"/queue/{second}/down", headers={"accept": "application/json"}).json() == {"ok": True}
+    assert client.post(
+        f"/queue/{second}/down", headers={"accept": "application/json"}
+    ).json() == {"ok": True}
     assert [entry.id for entry in queue.entries()] == [first, second]
     assert client.post(f"/queue/{first}/stop").status_code == 409  # it does not run
     queue.save(queue.entry(first), state=STOPPED)
-    assert client.post(f"/queue/{first}/retry").status_code == 303 and queue.entry(first).state == WAITING
+    assert (
+        client.post(f"/queue/{first}/retry").status_code == 303
+        and queue.entry(first).state == WAITING
+    )
     assert client.post(f"/queue/{first}/remove").status_code == 303
-    assert client.post(f"/queue/{first}/remove").status_code == 409  # on another page, a moment ago
+    assert (
+        client.post(f"/queue/{first}/remove").status_code == 409
+    )  # on another page, a moment ago
     assert client.post(f"/queue/{second}/start_runner").status_code == 404
     queue.save(queue.entry(second), state=STOPPED)
     assert client.post("/queue/clear").status_code == 303 and queue.entries() == ()
 
 
-@pytest.mark.parametrize("id_", ["..", "..%2f..%2fetc", "lock", "runner", "000001%00", "%d9%a0" * 6, "000001"])
+@pytest.mark.parametrize(
+    "id_",
+    ["..", "..%2f..%2fetc", "lock", "runner", "000001%00", "%d9%a0" * 6, "000001"],
+)
 def test_an_id_is_that_of_an_entry(client, id_):
     assert client.get(f"/queue/{id_}/log").status_code == 404
     assert client.post(f"/queue/{id_}/remove").status_code in (404, 405, 409)
 
 
 def test_every_tool_is_a_form_of_its_declaration(client, ui, monkeypatch):
-    monkeypatch.setattr("extensions.tools.ui.views.tools.ask", ask)  # in a separate process, as the page asks
+    monkeypatch.setattr(
+        "extensions.tools.ui.views.tools.ask", ask
+    )  # in a separate process, as the page asks
     page = client.get("/tools").text
-    for uid in ("generate", "grid", "convert", "merge", "extract", "publish", "caption", "lint", "cache"):
+    for uid in (
+        "generate",
+        "grid",
+        "convert",
+        "merge",
+        "extract",
+        "publish",
+        "caption",
+        "lint",
+        "cache",
+    ):
         assert f'href="/tools/{uid}"' in page
         form = client.get(f"/tools/{uid}").text
         assert form.count("<label") > 2 and "<details>" in form
-    assert 'href="/tools/ui"' not in page and client.get("/tools/queue").status_code == 404
+    assert (
+        'href="/tools/ui"' not in page and client.get("/tools/queue").status_code == 404
+    )
     merge = client.get("/tools/merge?lora=a.safetensors&lora=b.safetensors").text
     assert 'name="lora" value="b.safetensors"' in merge and 'max="65536"' in merge
-    assert merge.index('name="output"') < merge.index("<details>") < merge.index('name="rank"')
+    assert (
+        merge.index('name="output"')
+        < merge.index("<details>")
+        < merge.index('name="rank"')
+    )
 
 
-def test_an_entry_leads_to_its_run_and_says_until_then_what_it_waits_for(ui, client, queue):
+def test_an_entry_leads_to_its_run_and_says_until_then_what_it_waits_for(
+    ui, client, queue
+):
     first, second = (queue.add(["inspect", name], name) for name in ("one", "two"))
     page = client.get(f"/queue/{second.id}").text
-    assert "Waits for 1 before it" in page and "<li>one " in page and f'data-live="/queue/{second.id}"' in page
+    assert (
+        "Waits for 1 before it" in page
+        and "<li>one " in page
+        and f'data-live="/queue/{second.id}"' in page
+    )
     assert "Begins in a moment" in client.get(f"/queue/{first.id}").text
     run = made_run(ui, "a")  # as it was stopped before
     queue.save(queue.entry(first.id), state=RUNNING, runs=(str(run),), attempts=1)
     queue.log(first.id).write_text("reading the images\n")
     page = client.get(f"/queue/{first.id}")
-    assert page.status_code == 200 and "Loading" in page.text and "reading the images" in page.text
-    (run / "run.json").write_text(json.dumps({"name": "a", "step": 3, "steps": 10, "status": "running"}))
+    assert (
+        page.status_code == 200
+        and "Loading" in page.text
+        and "reading the images" in page.text
+    )
+    (run / "run.json").write_text(
+        json.dumps({"name": "a", "step": 3, "steps": 10, "status": "running"})
+    )
     with run_lock(run):
         answer = client.get(f"/queue/{first.id}")
     assert (answer.status_code, answer.headers["location"]) == (303, "/runs/a")
@@ -139,17 +205,36 @@ def test_a_form_with_mistakes_is_shown_again_and_a_right_one_waits(client, ui, q
     typed = {"lora": ["none.safetensors", ""], "output": NASTY, "rank": "-3"}
     answer = client.post("/tools/merge", data=typed)
     assert answer.status_code == 400 and queue.entries() == ()
-    for text in ("must be &gt;= 0", "is not a file", 'value="none.safetensors"', 'value="-3"', "must end in"):
+    for text in (
+        "must be &gt;= 0",
+        "is not a file",
+        'value="none.safetensors"',
+        'value="-3"',
+        "must end in",
+    ):
         assert text in answer.text
     assert "<script>alert" not in answer.text
-    assert answer.text.index('name="rank"') < answer.text.index("<details>") < answer.text.index('name="overwrite"')
+    assert (
+        answer.text.index('name="rank"')
+        < answer.text.index("<details>")
+        < answer.text.index('name="overwrite"')
+    )
     assert "is required" in client.post("/tools/merge", data={"rank": "2"}).text
     boxes = {"file": "x", "as_json": ["false", "true"]}
-    assert 'value="true" aria-describedby="f-as_json-about" checked' in client.post("/tools/inspect", data=boxes).text
-    answer = client.post("/tools/lint", data={"path": "pictures", "as_json": ["false", "true"], "preview": "false"})
+    assert (
+        'value="true" aria-describedby="f-as_json-about" checked'
+        in client.post("/tools/inspect", data=boxes).text
+    )
+    answer = client.post(
+        "/tools/lint",
+        data={"path": "pictures", "as_json": ["false", "true"], "preview": "false"},
+    )
     assert (answer.status_code, answer.headers["location"]) == (303, "/queue")
     [entry] = queue.entries()
-    assert (entry.argv, entry.name) == (("lint", "--path=pictures", "--json=true"), "lint pictures")
+    assert (entry.argv, entry.name) == (
+        ("lint", "--path=pictures", "--json=true"),
+        "lint pictures",
+    )
 
 
 def test_a_value_that_looks_like_a_flag_is_a_value(client, queue):
@@ -161,24 +246,41 @@ def test_a_value_that_looks_like_a_flag_is_a_value(client, queue):
 
 def test_the_machine_is_told_and_no_secret(client, ui, monkeypatch, write_extension):
     monkeypatch.setenv("APP_HOSTS", "me.example")
-    monkeypatch.setenv("EXTENSIONS_PATH", str(write_extension("torn", "import no_such_module").parent))
+    monkeypatch.setenv(
+        "EXTENSIONS_PATH", str(write_extension("torn", "import no_such_module").parent)
+    )
     ui.token = "a-long-secret-token"
     page = client.get("/system", headers={"authorization": f"Bearer {ui.token}"}).text
-    for text in ("me.example", "torch", "sd_trainer", "set by APP_AUTH", "free of", "Main memory", "no_such_module"):
+    for text in (
+        "me.example",
+        "torch",
+        "sd_trainer",
+        "set by APP_AUTH",
+        "free of",
+        "Main memory",
+        "no_such_module",
+    ):
         assert text in page
     assert ui.token not in page
 
 
 def test_the_price_is_kept(client, ui):
     assert client.post("/system/price", data={"price": "0,44"}).status_code == 303
-    assert ui.price_per_hour == 0.44 and json.loads(ui.settings.read_text()) == {"price_per_hour": 0.44}
+    assert ui.price_per_hour == 0.44 and json.loads(ui.settings.read_text()) == {
+        "price_per_hour": 0.44
+    }
     for wrong in ("-1", "nan", "inf", NASTY):
         assert client.post("/system/price", data={"price": wrong}).status_code == 400
     from extensions.tools.ui.config import UiConfig
 
     assert Ui.of(UiConfig(type="ui", output=str(ui.output)), "").price_per_hour == 0.44
     ui.settings.write_text("{")
-    assert Ui.of(UiConfig(type="ui", output=str(ui.output), price_per_hour=2.0), "").price_per_hour == 2.0
+    assert (
+        Ui.of(
+            UiConfig(type="ui", output=str(ui.output), price_per_hour=2.0), ""
+        ).price_per_hour
+        == 2.0
+    )
 
 
 def test_the_cache_is_pruned_by_the_queue(client, ui, queue):
@@ -187,21 +289,38 @@ def test_the_cache_is_pruned_by_the_queue(client, ui, queue):
     (run / "config.yaml").write_text("x")
     assert client.post("/system/prune", data={"run": "../a"}).status_code == 404
     assert client.post("/system/prune", data={"run": "a"}).status_code == 303
-    assert queue.entries()[0].argv == ("cache", str(run / "config.yaml"), "--prune=true")
+    assert queue.entries()[0].argv == (
+        "cache",
+        str(run / "config.yaml"),
+        "--prune=true",
+    )
 
 
 def test_a_run_is_resumed_where_its_job_owns_its_folder(client, ui, queue):
-    text = (ROOT / "config/examples/quickstart.yaml").read_text("utf-8").replace(MODEL, str(ROOT / MODEL))
+    text = (
+        (ROOT / "config/examples/quickstart.yaml")
+        .read_text("utf-8")
+        .replace(MODEL, str(ROOT / MODEL))
+    )
     for name in ("quickstart", "moved"):
         (made_run(ui, name) / "config.yaml").write_text(text, encoding="utf-8")
     made_run(ui, "bare")
     assert client.post("/runs/bare/resume").status_code == 409
     refused = client.post("/runs/moved/resume", headers={"accept": "text/plain"})
-    assert refused.status_code == 409 and "not to" in refused.text and str(ui.output / "moved") in refused.text
+    assert (
+        refused.status_code == 409
+        and "not to" in refused.text
+        and str(ui.output / "moved") in refused.text
+    )
     answer = client.post("/runs/quickstart/resume")
-    assert (answer.status_code, answer.headers["location"]) == (303, f"/queue/{queue.entries()[0].id}")
+    assert (answer.status_code, answer.headers["location"]) == (
+        303,
+        f"/queue/{queue.entries()[0].id}",
+    )
     assert client.post("/runs/quickstart/resume").status_code == 409  # it waits already
-    assert [entry.argv for entry in queue.entries()] == [(str(ui.output / "quickstart" / "config.yaml"),)]
+    assert [entry.argv for entry in queue.entries()] == [
+        (str(ui.output / "quickstart" / "config.yaml"),)
+    ]
     assert client.post("/runs/none/resume").status_code == 404
 
 
@@ -212,8 +331,14 @@ def test_a_request_reaches_a_run_that_runs_and_no_other(client, ui):
         for wanted in ("stop", "save_now", "sample_now"):
             answer = client.post("/runs/a/control", data={"request": wanted})
             assert answer.status_code == 303 and answer.headers["location"] == "/runs/a"
-        assert client.post("/runs/a/control", data={"request": "../x"}).status_code == 400
-    assert sorted(path.name for path in (run / "control").iterdir()) == ["sample_now", "save_now", "stop"]
+        assert (
+            client.post("/runs/a/control", data={"request": "../x"}).status_code == 400
+        )
+    assert sorted(path.name for path in (run / "control").iterdir()) == [
+        "sample_now",
+        "save_now",
+        "stop",
+    ]
 
 
 @pytest.mark.slow
@@ -222,18 +347,25 @@ def test_the_page_starts_what_waits(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ui = Ui(tmp_path / "output", tmp_path / "datasets", tmp_path / "config", "", 0.0)
     (tmp_path / "empty").mkdir()
-    client = TestClient(make_app(ui), base_url="http://localhost", headers=HTML, follow_redirects=False)
+    client = TestClient(
+        make_app(ui), base_url="http://localhost", headers=HTML, follow_redirects=False
+    )
     assert client.post("/tools/lint", data={"path": "empty"}).status_code == 303
     queue, deadline = Queue(ui.own / "queue"), time.monotonic() + 60
     while queue.has_runner() or queue.entries()[0].state in (RUNNING, WAITING):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert queue.entries()[0].exit_code == 2 and module.is_alive(queue.entries()[0]) is False
+    assert (
+        queue.entries()[0].exit_code == 2
+        and module.is_alive(queue.entries()[0]) is False
+    )
     assert "empty" in client.get("/queue/000001/log").text
 
 
 @pytest.mark.parametrize("kind", ["ui", "queue"])
-def test_a_job_that_never_ends_is_not_queued(client: TestClient, ui: Ui, kind: str) -> None:
+def test_a_job_that_never_ends_is_not_queued(
+    client: TestClient, ui: Ui, kind: str
+) -> None:
     job = f"job: extension\nconfig:\n  name: x\n  process:\n  - type: {kind}\n"
     answer = client.post("/new", data={"yaml": job, "action": "start"})
     assert answer.status_code == 400 and "never ends" in answer.text
@@ -246,16 +378,23 @@ def test_a_job_that_never_ends_is_not_queued(client: TestClient, ui: Ui, kind: s
 
 
 def test_what_a_tool_has_said_is_shown_and_a_run_has_a_page_for_it(ui, client, queue):
-    tool, job = queue.add(["inspect", "a"], "tool").id, queue.add(["inspect", "b"], "job").id
+    tool, job = (
+        queue.add(["inspect", "a"], "tool").id,
+        queue.add(["inspect", "b"], "job").id,
+    )
     queue.save(queue.entry(tool), state=DONE)
-    queue.save(queue.entry(job), state=DONE, runs=(str(made_run(ui, "b", status="finished")),))
+    queue.save(
+        queue.entry(job), state=DONE, runs=(str(made_run(ui, "b", status="finished")),)
+    )
     for id_ in (tool, job):
         queue.log(id_).write_text(f"wrote {id_}.png\n")
     page = client.get("/queue").text
     assert f"wrote {tool}.png" in page and f"wrote {job}.png" not in page
 
 
-def test_the_images_that_a_tool_has_written_are_on_the_page(ui, client, queue, tmp_path):
+def test_the_images_that_a_tool_has_written_are_on_the_page(
+    ui, client, queue, tmp_path
+):
     from PIL import Image
 
     tool, folder = queue.add(["inspect", "a"], "tool").id, tmp_path / "generated"
@@ -263,10 +402,16 @@ def test_the_images_that_a_tool_has_written_are_on_the_page(ui, client, queue, t
     Image.new("RGB", (64, 48), "red").save(folder / "a 1.png")
     (folder / "no image.png").write_text("text")
     queue.save(queue.entry(tool), state=DONE, cwd=str(tmp_path))
-    queue.log(tool).write_text("1/3 generated/a 1.png\n2/3 generated/no image.png\n3/3 generated/gone.png\n")
+    queue.log(tool).write_text(
+        "1/3 generated/a 1.png\n2/3 generated/no image.png\n3/3 generated/gone.png\n"
+    )
     assert client.get("/queue").text.count("?side=400") == 2
     answer = client.get(f"/queue/{tool}/images/0")
     assert Image.open(BytesIO(answer.content)).size == (64, 48)
-    for place, status in (("1", 404), ("2", 404), ("0?side=9999", 200)):  # no image, none there, no other size
+    for place, status in (
+        ("1", 404),
+        ("2", 404),
+        ("0?side=9999", 200),
+    ):  # no image, none there, no other size
         assert client.get(f"/queue/{tool}/images/{place}").status_code == status
     assert client.get("/queue/000099/images/0").status_code == 404

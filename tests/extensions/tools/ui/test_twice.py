@@ -1,5 +1,6 @@
-"""Each POST of the page twice at the same time, in one page and in two pages of one folder: nothing is done twice,
-nothing is lost, and nobody is told that something was kept which was not."""
+"""Each POST of the page twice at the same time, in one page and in two pages of one
+folder: nothing is done twice, nothing is lost, and nobody is told that something was
+kept which was not."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ from tests.processes import free_port
 from tests.running import lines
 from toolkit.train.lock import run_lock
 
-POSTS = sorted(route.path for route in ROUTES if "POST" in getattr(route, "methods", ()))
+POSTS = sorted(
+    route.path for route in ROUTES if "POST" in getattr(route, "methods", ())
+)
 
 
 class Answer(NamedTuple):
@@ -52,47 +55,81 @@ class Pages:
 
     def __init__(self, folder: Path, ports: tuple[int, int]) -> None:
         self.folder, self.ports, self.name = folder, ports, f"n{next(self.numbers)}"
-        self.output, self.datasets, self.jobs = (folder / name for name in ("output", "datasets", "jobs"))
+        self.output, self.datasets, self.jobs = (
+            folder / name for name in ("output", "datasets", "jobs")
+        )
         self.queue = Queue(queue_folder(self.output))
 
-    def ask(self, page: int, method: str, address: str, body: bytes = b"", **headers: str) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.ports[page], timeout=60)
+    def ask(
+        self, page: int, method: str, address: str, body: bytes = b"", **headers: str
+    ) -> Answer:
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.ports[page], timeout=60
+        )
         connection.request(method, address, body, {"accept": "text/plain", **headers})
         answer = connection.getresponse()
         text = answer.read().decode()
         connection.close()
         return Answer(answer.status, text)
 
-    def post(self, page: int, address: str, form: dict[str, Any], **headers: str) -> Answer:
+    def post(
+        self, page: int, address: str, form: dict[str, Any], **headers: str
+    ) -> Answer:
         body = urlencode(form, doseq=True).encode()
-        return self.ask(page, "POST", address, body, **{"content-type": "application/x-www-form-urlencoded"}, **headers)
+        return self.ask(
+            page,
+            "POST",
+            address,
+            body,
+            **{"content-type": "application/x-www-form-urlencoded"},
+            **headers,
+        )
 
     def together(self, *calls: Callable[[int], Any]) -> list[Any]:
-        """What each call gives, all at the same time, each with the page that it asks."""
+        """What each call gives, all at the same time, each with the page that it
+        asks."""
         barrier, found = threading.Barrier(len(calls)), dict[int, Any]()
 
         def one(place: int) -> None:
             barrier.wait()
             found[place] = calls[place](place % 2)
 
-        threads = [threading.Thread(target=one, args=(place,)) for place in range(len(calls))]
+        threads = [
+            threading.Thread(target=one, args=(place,)) for place in range(len(calls))
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         return [found[place] for place in range(len(calls))]
 
-    def send(self, address: str, *forms: dict[str, Any], **headers: str) -> list[Answer]:
-        """The answers to these forms at the same time; to one of them twice, where there is one."""
+    def send(
+        self, address: str, *forms: dict[str, Any], **headers: str
+    ) -> list[Answer]:
+        """The answers to these forms at the same time; to one of them twice, where
+        there is one."""
         sent = forms if len(forms) > 1 else forms * 2
-        return self.together(*(lambda page, form=form: self.post(page, address, form, **headers) for form in sent))
+        return self.together(
+            *(
+                lambda page, form=form: self.post(page, address, form, **headers)
+                for form in sent
+            )
+        )
 
     def run(self, **status: object) -> Path:
         folder = self.output / self.name
         folder.mkdir()
-        document = {"name": self.name, "step": 3, "steps": 10, "status": "stopped", **status}
+        document = {
+            "name": self.name,
+            "step": 3,
+            "steps": 10,
+            "status": "stopped",
+            **status,
+        }
         (folder / "run.json").write_text(json.dumps(document))
-        (folder / "config.yaml").write_text(f"job: extension\nconfig: {{name: {self.name}, process: []}}\n")
+        (folder / "config.yaml").write_text(
+            f"job: extension\nconfig: {{name: {self.name}, process: []}}\n"
+        )
         return folder
 
     def dataset(self, *names: str, caption: str = "") -> Path:
@@ -106,7 +143,11 @@ class Pages:
 
     def added(self, word: str) -> list[Entry]:
         """The entries of the queue in whose command a word is."""
-        return [entry for entry in self.queue.entries() if any(word in part for part in entry.argv)]
+        return [
+            entry
+            for entry in self.queue.entries()
+            if any(word in part for part in entry.argv)
+        ]
 
     def wait_for(self, found: Callable[[], bool]) -> None:
         until = time.monotonic() + 30
@@ -118,9 +159,11 @@ class Pages:
 def png(number: int) -> bytes:
     """Images that differ and have the same number of bytes."""
     stream = io.BytesIO()
-    Image.frombytes("RGB", (16, 16), bytes((number * 7 + place * place) % 256 for place in range(768))).save(
-        stream, "BMP"
-    )
+    Image.frombytes(
+        "RGB",
+        (16, 16),
+        bytes((number * 7 + place * place) % 256 for place in range(768)),
+    ).save(stream, "BMP")
     return stream.getvalue()
 
 
@@ -129,14 +172,19 @@ def statuses(answers: list[Answer]) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, tuple[int, int]]]:
+def ports(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Path, tuple[int, int]]]:
     folder = tmp_path_factory.mktemp("pages")
     for name in ("output", "datasets", "jobs"):
         (folder / name).mkdir()
     served = free_port(), free_port()
     command = [sys.executable, "-m", "tests.extensions.tools.ui.late_page"]
     environment = child_environment({"PYTHONPATH": str(ROOT)})
-    pages = [subprocess.Popen([*command, str(port), str(folder)], cwd=ROOT, env=environment) for port in served]
+    pages = [
+        subprocess.Popen([*command, str(port), str(folder)], cwd=ROOT, env=environment)
+        for port in served
+    ]
     try:
         both = Pages(folder, served)
         for page in (0, 1):
@@ -158,7 +206,9 @@ def is_up(pages: Pages, page: int) -> bool:
 @pytest.fixture(params=["one page", "two pages"])
 def pages(ports: tuple[Path, tuple[int, int]], request: pytest.FixtureRequest) -> Pages:
     folder, (first, second) = ports
-    return Pages(folder, (first, first) if request.param == "one page" else (first, second))
+    return Pages(
+        folder, (first, first) if request.param == "one page" else (first, second)
+    )
 
 
 TABLE: dict[str, Callable[[Pages], None]] = {}
@@ -180,10 +230,18 @@ def favourite(pages: Pages) -> None:
     names = [f"{pages.name}_{step:09d}.safetensors" for step in (1, 2, 3)]
     for name in names:
         (run / name).write_bytes(b"\x02\0\0\0\0\0\0\0{}")
-    address, file = f"/runs/{pages.name}/favourite", pages.output / ".ui" / "favourites.json"
-    assert statuses(pages.send(address, {"file": names[0], "marked": "false"})) == [303, 303]
+    address, file = (
+        f"/runs/{pages.name}/favourite",
+        pages.output / ".ui" / "favourites.json",
+    )
+    assert statuses(pages.send(address, {"file": names[0], "marked": "false"})) == [
+        303,
+        303,
+    ]
     assert json.loads(file.read_text())[pages.name] == names[:1]
-    assert statuses(pages.send(address, *({"file": name, "marked": "false"} for name in names[1:]))) == [303, 303]
+    assert statuses(
+        pages.send(address, *({"file": name, "marked": "false"} for name in names[1:]))
+    ) == [303, 303]
     assert sorted(json.loads(file.read_text())[pages.name]) == names
     pages.send(address, {"file": names[0], "marked": "true"})
     assert sorted(json.loads(file.read_text())[pages.name]) == names[1:]
@@ -192,13 +250,22 @@ def favourite(pages: Pages) -> None:
 def trained(pages: Pages) -> Path:
     """A run with two LoRA files, whose job can be read."""
     run = pages.run(status="finished")
-    process = {"type": "sd_trainer", "training_folder": "output", "datasets": [{"folder_path": "gone"}]}
+    process = {
+        "type": "sd_trainer",
+        "training_folder": "output",
+        "datasets": [{"folder_path": "gone"}],
+    }
     process |= {"train": {"steps": 2}, "model": {"name_or_path": "Qwen/Qwen-Image"}}
     (run / "config.yaml").write_text(
-        json.dumps({"job": "extension", "config": {"name": pages.name, "process": [process]}})
+        json.dumps(
+            {"job": "extension", "config": {"name": pages.name, "process": [process]}}
+        )
     )
     stem = "diffusion_model.transformer_blocks.0.attn.to_q"
-    tensors = {f"{stem}.lora_A.weight": torch.ones(1, 3072), f"{stem}.lora_B.weight": torch.ones(3072, 1)}
+    tensors = {
+        f"{stem}.lora_A.weight": torch.ones(1, 3072),
+        f"{stem}.lora_B.weight": torch.ones(3072, 1),
+    }
     for name in (pages.name, f"{pages.name}_000000001"):
         save_file(tensors, run / f"{name}.safetensors")
     return run
@@ -207,20 +274,33 @@ def trained(pages: Pages) -> Path:
 @row("/runs/{run}/try")
 def try_it(pages: Pages) -> None:
     trained(pages)
-    form = {"file": f"{pages.name}.safetensors", "strength": "1", "seed": "1", "prompt": "a cat"}
+    form = {
+        "file": f"{pages.name}.safetensors",
+        "strength": "1",
+        "seed": "1",
+        "prompt": "a cat",
+    }
     assert (
         statuses(pages.send(f"/runs/{pages.name}/try", form)) == [303, 303]
         and len(pages.added(f"{pages.name}/tried")) == 1
     )
-    answers = pages.send(f"/runs/{pages.name}/try", *(form | {"prompt": prompt} for prompt in ("a dog", "an owl")))
-    assert statuses(answers) == [303, 303] and len(pages.added(f"{pages.name}/tried")) == 3
+    answers = pages.send(
+        f"/runs/{pages.name}/try",
+        *(form | {"prompt": prompt} for prompt in ("a dog", "an owl")),
+    )
+    assert (
+        statuses(answers) == [303, 303] and len(pages.added(f"{pages.name}/tried")) == 3
+    )
 
 
 @row("/runs/{run}/compare")
 def compare(pages: Pages) -> None:
     trained(pages)
     assert statuses(pages.send(f"/runs/{pages.name}/compare", {})) == [303, 303]
-    assert sorted(entry.argv[0] for entry in pages.added(pages.name)) == ["best", "grid"]
+    assert sorted(entry.argv[0] for entry in pages.added(pages.name)) == [
+        "best",
+        "grid",
+    ]
 
 
 @row("/runs/{run}/bake")
@@ -228,9 +308,15 @@ def bake(pages: Pages) -> None:
     run, form = trained(pages), {"file": f"{pages.name}.safetensors"}
     address = f"/runs/{pages.name}/bake"
     assert statuses(pages.send(address, form | {"blocks:0": "0.5"})) == [303, 303]
-    assert [file.name for file in run.glob("*_blocks_*")] == [f"{pages.name}_blocks_1.safetensors"]
-    assert statuses(pages.send(address, *(form | {"blocks:0": text} for text in ("0.1", "0.2")))) == [303, 303]
-    assert len({file.read_text() for file in run.glob("*_blocks_*")}) == 3, "a file was replaced"
+    assert [file.name for file in run.glob("*_blocks_*")] == [
+        f"{pages.name}_blocks_1.safetensors"
+    ]
+    assert statuses(
+        pages.send(address, *(form | {"blocks:0": text} for text in ("0.1", "0.2")))
+    ) == [303, 303]
+    assert len({file.read_text() for file in run.glob("*_blocks_*")}) == 3, (
+        "a file was replaced"
+    )
     assert not list(run.glob("part_*"))
 
 
@@ -238,21 +324,38 @@ def bake(pages: Pages) -> None:
 def resume(pages: Pages) -> None:
     pages.run()
     answers = pages.send(f"/runs/{pages.name}/resume", {})
-    assert set(statuses(answers)) <= {303, 409} and len(pages.added(f"/{pages.name}/")) == 1
+    assert (
+        set(statuses(answers)) <= {303, 409}
+        and len(pages.added(f"/{pages.name}/")) == 1
+    )
 
 
 @row("/runs/{id}/control")
 def control(pages: Pages) -> None:
     run = pages.run(status="running")
     with run_lock(run):
-        answers = pages.send(f"/runs/{pages.name}/control", {"request": "save_now"}, {"request": "sample_now"})
+        answers = pages.send(
+            f"/runs/{pages.name}/control",
+            {"request": "save_now"},
+            {"request": "sample_now"},
+        )
     assert statuses(answers) == [303, 303]
-    assert sorted(file.name for file in (run / "control").iterdir()) == ["sample_now", "save_now"]
+    assert sorted(file.name for file in (run / "control").iterdir()) == [
+        "sample_now",
+        "save_now",
+    ]
 
 
 def job_of(name: str, steps: int) -> str:
-    process = {"type": "sd_trainer", "training_folder": "output", "train": {"steps": steps}}
-    return json.dumps({"job": "extension", "config": {"name": name, "process": [process]}}) + "\n"
+    process = {
+        "type": "sd_trainer",
+        "training_folder": "output",
+        "train": {"steps": steps},
+    }
+    return (
+        json.dumps({"job": "extension", "config": {"name": name, "process": [process]}})
+        + "\n"
+    )
 
 
 @row("/new")
@@ -270,22 +373,33 @@ def new(pages: Pages) -> None:
 @row("/queue/start")
 def start(pages: Pages) -> None:
     before = pages.queue.entries()
-    assert statuses(pages.send("/queue/start", {})) == [303, 303] and pages.queue.entries() == before
+    assert (
+        statuses(pages.send("/queue/start", {})) == [303, 303]
+        and pages.queue.entries() == before
+    )
 
 
 @row("/queue/clear")
 def clear(pages: Pages) -> None:
-    ids = [pages.queue.add(["lint", f"--path={pages.name}{letter}"], "a").id for letter in "abc"]
+    ids = [
+        pages.queue.add(["lint", f"--path={pages.name}{letter}"], "a").id
+        for letter in "abc"
+    ]
     for id_ in ids[:2]:
         pages.queue.save(pages.queue.entry(id_), state=STOPPED)
     assert statuses(pages.send("/queue/clear", {})) == [303, 303]
     assert [entry.id for entry in pages.added(pages.name)] == ids[2:]
-    assert all((pages.queue.folder / "trash" / f"{id_}.json").is_file() for id_ in ids[:2])
+    assert all(
+        (pages.queue.folder / "trash" / f"{id_}.json").is_file() for id_ in ids[:2]
+    )
 
 
 @row("/queue/{id}/{action}")
 def act(pages: Pages) -> None:
-    ids = [pages.queue.add(["lint", f"--path={pages.name}{letter}"], "a").id for letter in "abc"]
+    ids = [
+        pages.queue.add(["lint", f"--path={pages.name}{letter}"], "a").id
+        for letter in "abc"
+    ]
     pages.queue.save(pages.queue.entry(ids[0]), state=STOPPED)
     assert statuses(pages.send(f"/queue/{ids[0]}/retry", {})) == [303, 409]
     assert statuses(pages.send(f"/queue/{ids[0]}/up", {})) == [303, 303]
@@ -293,19 +407,25 @@ def act(pages: Pages) -> None:
     assert len(set(orders)) == 3, "two have one place"
     assert statuses(pages.send(f"/queue/{ids[0]}/remove", {})) == [303, 409]
     assert sorted(entry.id for entry in pages.added(pages.name)) == ids[1:]
-    assert statuses(pages.send(f"/queue/{ids[1]}/stop", {})) == [409, 409], "it does not run"
+    assert statuses(pages.send(f"/queue/{ids[1]}/stop", {})) == [409, 409], (
+        "it does not run"
+    )
 
 
 @row("/tools/{uid}")
 def tool(pages: Pages) -> None:
     pages.dataset("a.bmp")
-    answers = pages.send("/tools/lint", {"path": f"datasets/{pages.name}", "as_json": ["false", "true"]})
+    answers = pages.send(
+        "/tools/lint", {"path": f"datasets/{pages.name}", "as_json": ["false", "true"]}
+    )
     assert statuses(answers) == [303, 303] and len(pages.added(pages.name)) == 1
 
 
 @row("/system/price")
 def price(pages: Pages) -> None:
-    assert statuses(pages.send("/system/price", {"price": "1.5"}, {"price": "2.5"})) == [303, 303]
+    assert statuses(
+        pages.send("/system/price", {"price": "1.5"}, {"price": "2.5"})
+    ) == [303, 303]
     settings = json.loads((pages.output / ".ui" / "settings.json").read_text())
     assert settings["price_per_hour"] in (1.5, 2.5), "the last one counts"
 
@@ -319,7 +439,9 @@ def prune(pages: Pages) -> None:
 
 @row("/datasets")
 def create(pages: Pages) -> None:
-    assert statuses(pages.send("/datasets", {"name": pages.name})) == [303, 400], "it exists"
+    assert statuses(pages.send("/datasets", {"name": pages.name})) == [303, 400], (
+        "it exists"
+    )
     assert (pages.datasets / pages.name).is_dir()
 
 
@@ -327,8 +449,12 @@ def create(pages: Pages) -> None:
 def delete(pages: Pages) -> None:
     folder = pages.dataset("a.bmp", "b.bmp", caption="one")
     form = {"chosen": ["a.bmp", "b.bmp"]}
-    answers = pages.send(f"/datasets/{pages.name}/delete", form, accept="application/json")
-    assert sum(answer.json["deleted"] for answer in answers if answer.status == 200) == 2, "each is deleted once"
+    answers = pages.send(
+        f"/datasets/{pages.name}/delete", form, accept="application/json"
+    )
+    assert (
+        sum(answer.json["deleted"] for answer in answers if answer.status == 200) == 2
+    ), "each is deleted once"
     assert not list(folder.iterdir())
     assert len(list((pages.datasets / ".trash").glob(f"*/{pages.name}/*"))) == 4
 
@@ -336,23 +462,42 @@ def delete(pages: Pages) -> None:
 @row("/datasets/restore")
 def restore(pages: Pages) -> None:
     folder = pages.dataset("a.bmp", "b.bmp", caption="one")
-    gone = pages.post(0, f"/datasets/{pages.name}/delete", {"chosen": ["a.bmp", "b.bmp"]}, accept="application/json")
-    answers = pages.send("/datasets/restore", {"entry": gone.json["entry"]}, accept="application/json")
+    gone = pages.post(
+        0,
+        f"/datasets/{pages.name}/delete",
+        {"chosen": ["a.bmp", "b.bmp"]},
+        accept="application/json",
+    )
+    answers = pages.send(
+        "/datasets/restore", {"entry": gone.json["entry"]}, accept="application/json"
+    )
     told = [answer.json for answer in answers if answer.status == 200]
-    assert sum(each["back"] for each in told) == 4 and not any(each["stay"] for each in told)
+    assert sum(each["back"] for each in told) == 4 and not any(
+        each["stay"] for each in told
+    )
     assert len(list(folder.iterdir())) == 4
 
 
 @row("/datasets/{d}/view")
 def view(pages: Pages) -> None:
     pages.dataset("v_a.bmp", "v_b.bmp")
-    forms = [{"references": name, "masks": name, "resolution": side} for name, side in (("_a", 512), ("_b", 768))]
+    forms = [
+        {"references": name, "masks": name, "resolution": side}
+        for name, side in (("_a", 512), ("_b", 768))
+    ]
     assert statuses(pages.send(f"/datasets/{pages.name}/view", *forms)) == [303, 303]
-    kept = json.loads((pages.output / ".ui" / "datasets" / f"{pages.name}.json").read_text())
+    kept = json.loads(
+        (pages.output / ".ui" / "datasets" / f"{pages.name}.json").read_text()
+    )
     assert {key: kept[key] for key in forms[0]} in forms
-    others = [{"instruction": "draw it"}, {"resolution": 1024}]  # of two forms of the page
+    others = [
+        {"instruction": "draw it"},
+        {"resolution": 1024},
+    ]  # of two forms of the page
     assert statuses(pages.send(f"/datasets/{pages.name}/view", *others)) == [303, 303]
-    now = json.loads((pages.output / ".ui" / "datasets" / f"{pages.name}.json").read_text())
+    now = json.loads(
+        (pages.output / ".ui" / "datasets" / f"{pages.name}.json").read_text()
+    )
     assert now == kept | {"instruction": "draw it", "resolution": 1024}
 
 
@@ -361,13 +506,17 @@ def captions(pages: Pages) -> None:
     folder = pages.dataset("a.bmp", "b.bmp", caption="old")
     address = f"/datasets/{pages.name}/captions"
     form = {"name": "a.bmp", "was": "old", "caption": "new"}
-    answers = pages.send(address, form, form | {"caption": "other"}, accept="application/json")
+    answers = pages.send(
+        address, form, form | {"caption": "other"}, accept="application/json"
+    )
     assert statuses(answers) == [200, 409]
     saved = ["new", "other"][[answer.status for answer in answers].index(200)]
     assert (folder / "a.txt").read_text() == f"{saved}\n"
     same = {"name": "b.bmp", "was": "old", "caption": "new"}
     answers = pages.send(address, same, accept="application/json")
-    assert statuses(answers) == [200, 200] and answers[0].json == answers[1].json, "one button, pressed twice"
+    assert statuses(answers) == [200, 200] and answers[0].json == answers[1].json, (
+        "one button, pressed twice"
+    )
 
 
 @row("/datasets/{d}/change")
@@ -375,11 +524,19 @@ def change(pages: Pages) -> None:
     names = [f"{letter}.bmp" for letter in "abc"]
     folder = pages.dataset(*names, caption="old")
     form = {"op": "replace", "find": "old", "replacement": "old old"}
-    shown = pages.post(0, f"/datasets/{pages.name}/change", form, accept="text/html").text
+    shown = pages.post(
+        0, f"/datasets/{pages.name}/change", form, accept="text/html"
+    ).text
     apply = {"apply": re.search(r'name="apply" value="(\w+)"', shown)[1]}
-    answers = pages.send(f"/datasets/{pages.name}/change", form | apply, accept="application/json")
-    assert all(answer.json["changed"] == 3 for answer in answers if answer.status == 200), answers
-    assert {(folder / name).with_suffix(".txt").read_text() for name in names} == {"old old\n"}
+    answers = pages.send(
+        f"/datasets/{pages.name}/change", form | apply, accept="application/json"
+    )
+    assert all(
+        answer.json["changed"] == 3 for answer in answers if answer.status == 200
+    ), answers
+    assert {(folder / name).with_suffix(".txt").read_text() for name in names} == {
+        "old old\n"
+    }
 
 
 @row("/datasets/{d}/lint")
@@ -387,7 +544,9 @@ def lint(pages: Pages) -> None:
     folder = pages.dataset("a.bmp")
     assert statuses(pages.send(f"/datasets/{pages.name}/lint", {})) == [303, 303]
     asked = [pages.ask(page, "GET", f"/datasets/{pages.name}/lint") for page in (0, 1)]
-    pages.wait_for(lambda: (pages.output / ".ui" / "lint" / f"{pages.name}.json").is_file())
+    pages.wait_for(
+        lambda: (pages.output / ".ui" / "lint" / f"{pages.name}.json").is_file()
+    )
     checks = (pages.folder / LINTED).read_text().splitlines().count(str(folder))
     assert checks <= len(set(pages.ports)), asked
 
@@ -395,7 +554,9 @@ def lint(pages: Pages) -> None:
 @row("/datasets/{d}/captioning")
 def captioning(pages: Pages) -> None:
     pages.dataset("a.bmp")
-    assert statuses(pages.send(f"/datasets/{pages.name}/captioning", {"prompt": "short"})) == [303, 303]
+    assert statuses(
+        pages.send(f"/datasets/{pages.name}/captioning", {"prompt": "short"})
+    ) == [303, 303]
     assert len(pages.added(pages.name)) == 1
 
 
@@ -404,21 +565,35 @@ def upload(pages: Pages) -> None:
     folder = pages.dataset()
 
     def send(page: int, content: bytes) -> list[dict[str, str]]:
-        query = {"name": "a.bmp", "size": len(content), "offset": 0, "hash": f"{zlib.crc32(content):08x}"}
+        query = {
+            "name": "a.bmp",
+            "size": len(content),
+            "offset": 0,
+            "hash": f"{zlib.crc32(content):08x}",
+        }
         while True:  # as the script of the page: again from the start, while another one is looked at
-            answer = pages.ask(page, "POST", f"/datasets/{pages.name}/upload?{urlencode(query)}", content)
+            answer = pages.ask(
+                page,
+                "POST",
+                f"/datasets/{pages.name}/upload?{urlencode(query)}",
+                content,
+            )
             assert answer.status in (200, 409), answer
             if answer.status == 200:
                 return list(answer.json["told"]["files"])
             time.sleep(0.02)
 
     whole = [png(1), png(2)]
-    told = pages.together(*(lambda page, content=content: send(page, content) for content in whole))
+    told = pages.together(
+        *(lambda page, content=content: send(page, content) for content in whole)
+    )
     assert sorted(each["state"] for (each,) in told) == ["added", "renamed"]
     assert [(folder / each["text"]).read_bytes() for (each,) in told] == whole
     told = pages.together(*(lambda page: send(page, png(3)) for _ in range(2)))
     assert sorted(each["state"] for (each,) in told) == ["renamed", "same"]
-    assert sorted(file.read_bytes() for file in folder.iterdir()) == sorted([*whole, png(3)])
+    assert sorted(file.read_bytes() for file in folder.iterdir()) == sorted(
+        [*whole, png(3)]
+    )
     assert not list((pages.output / ".ui" / "uploads").iterdir())
 
 
@@ -428,31 +603,46 @@ def files(pages: Pages) -> None:
 
     def send(page: int, content: bytes) -> Answer:
         head = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a.bmp"\r\n\r\n'
-        body, kind = head + content + b"\r\n--x--\r\n", {"content-type": "multipart/form-data; boundary=x"}
+        body, kind = (
+            head + content + b"\r\n--x--\r\n",
+            {"content-type": "multipart/form-data; boundary=x"},
+        )
         return pages.ask(page, "POST", f"/datasets/{pages.name}/files", body, **kind)
 
-    answers = pages.together(*(lambda page, number=number: send(page, png(number)) for number in (1, 2)))
+    answers = pages.together(
+        *(lambda page, number=number: send(page, png(number)) for number in (1, 2))
+    )
     assert statuses(answers) == [200, 200]
-    assert sorted(file.read_bytes() for file in folder.iterdir()) == sorted([png(1), png(2)])
+    assert sorted(file.read_bytes() for file in folder.iterdir()) == sorted(
+        [png(1), png(2)]
+    )
 
 
 @row("/votes/{kind}/{id}")
 def vote(pages: Pages) -> None:
     names = [f"{letter}.bmp" for letter in "abcd"]
     folder = pages.dataset(*names)
-    add_groups(folder, [Group("a cat", seed=(0,) * 4, lora=((),) * 4, files=tuple(names))])
+    add_groups(
+        folder, [Group("a cat", seed=(0,) * 4, lora=((),) * 4, files=tuple(names))]
+    )
     first, second, *others = combinations(names, 2)
     address, file = f"/votes/datasets/{pages.name}", folder / "votes.jsonl"
 
     def of(pair: tuple[str, str], vote: str) -> dict[str, str]:
         return {"left": pair[0], "right": pair[1], "vote": vote}
 
-    assert statuses(pages.send(address, of(first, "left"))) == [303, 303] and len(lines(file)) == 1
+    assert (
+        statuses(pages.send(address, of(first, "left"))) == [303, 303]
+        and len(lines(file)) == 1
+    )
     answers = pages.send(address, of(second, "same"), of(second, "both bad"))
     assert statuses(answers) == [303, 409], "the second vote of a pair"
     kept = ["same", "both bad"][[answer.status for answer in answers].index(303)]
     assert [each.get("vote") for each in lines(file)] == [None, kept]
-    assert statuses(pages.send(address, *(of(pair, "left") for pair in others))) == [303] * 4
+    assert (
+        statuses(pages.send(address, *(of(pair, "left") for pair in others)))
+        == [303] * 4
+    )
     assert len(lines(file)) == 6, "a vote is lost"
     pages.send(address, {"vote": "undo", "count": "6"})
     assert len(lines(file)) == 5, "one undo, pressed twice"
@@ -461,7 +651,11 @@ def vote(pages: Pages) -> None:
 @row("/votes/{kind}/{id}/train")
 def train(pages: Pages) -> None:
     run = pages.run()
-    process = {"type": "sd_trainer", "training_folder": "output", "datasets": [{"folder_path": "gone"}]}
+    process = {
+        "type": "sd_trainer",
+        "training_folder": "output",
+        "datasets": [{"folder_path": "gone"}],
+    }
     process |= {"train": {"steps": 2}, "model": {"name_or_path": "m"}}
     job = {"job": "extension", "config": {"name": pages.name, "process": [process]}}
     (run / "config.yaml").write_text(json.dumps(job))
@@ -470,20 +664,33 @@ def train(pages: Pages) -> None:
     for number, file in enumerate(files):
         (run / "samples" / file).write_bytes(png(number))
     events = [
-        {"time": "2026-11-01T10:00:00Z", "event": "sample", "step": step, "files": [file], "prompts": ["a cat"]}
+        {
+            "time": "2026-11-01T10:00:00Z",
+            "event": "sample",
+            "step": step,
+            "files": [file],
+            "prompts": ["a cat"],
+        }
         for step, file in enumerate(files, 1)
     ]
-    (run / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
+    (run / "events.jsonl").write_text(
+        "".join(f"{json.dumps(event)}\n" for event in events)
+    )
     address = f"/votes/runs/{pages.name}"
     pages.post(0, address, {"left": files[0], "right": files[1], "vote": "left"})
     assert statuses(pages.send(f"{address}/train", {"lora": ""})) == [303, 303]
-    assert [file.name for file in pages.jobs.glob(f"{pages.name}*")] == [f"{pages.name}_voted.yaml"]
+    assert [file.name for file in pages.jobs.glob(f"{pages.name}*")] == [
+        f"{pages.name}_voted.yaml"
+    ]
     assert len(pages.added(f"{pages.name}_voted")) == 1
 
 
 @row("/theme")
 def theme(pages: Pages) -> None:
-    assert statuses(pages.send("/theme", {"theme": "dark"}, {"theme": "light"})) == [303, 303], "kept by the browser"
+    assert statuses(pages.send("/theme", {"theme": "dark"}, {"theme": "light"})) == [
+        303,
+        303,
+    ], "kept by the browser"
 
 
 def test_each_route_has_a_row() -> None:
@@ -499,12 +706,21 @@ def test_an_edit_of_a_deleted_image_leaves_no_caption_behind(pages: Pages) -> No
     folder = pages.dataset("a.bmp")
     form = {"name": "a.bmp", "was": "", "caption": "new"}
     saved, deleted = pages.together(
-        lambda page: pages.post(page, f"/datasets/{pages.name}/captions", form, accept="application/json"),
-        lambda page: pages.post(page, f"/datasets/{pages.name}/delete", {"chosen": "a.bmp"}, accept="application/json"),
+        lambda page: pages.post(
+            page, f"/datasets/{pages.name}/captions", form, accept="application/json"
+        ),
+        lambda page: pages.post(
+            page,
+            f"/datasets/{pages.name}/delete",
+            {"chosen": "a.bmp"},
+            accept="application/json",
+        ),
     )
     assert deleted.status == 200 and not list(folder.iterdir())
     kept = list((pages.datasets / ".trash").glob(f"*/{pages.name}/a.txt"))
-    assert len(kept) == (saved.status == 200), "a caption that was saved is with its image"
+    assert len(kept) == (saved.status == 200), (
+        "a caption that was saved is with its image"
+    )
 
 
 ADDER = """
@@ -518,9 +734,16 @@ for number in range(30):
 
 def test_two_who_make_images_to_vote_on_list_all_of_them(tmp_path: Path) -> None:
     """As two `run.py prefer` in one folder."""
-    folder, environment = tmp_path / "new" / "folder", child_environment({"PYTHONPATH": str(ROOT)})
+    folder, environment = (
+        tmp_path / "new" / "folder",
+        child_environment({"PYTHONPATH": str(ROOT)}),
+    )
     command = [sys.executable, "-c", ADDER, str(folder)]
-    makers = [subprocess.Popen([*command, name], env=environment) for name in ("cat", "dog")]
+    makers = [
+        subprocess.Popen([*command, name], env=environment) for name in ("cat", "dog")
+    ]
     assert [maker.wait(60) for maker in makers] == [0, 0]
     prompts = [each["prompt"] for each in lines(folder / "candidates.jsonl")]
-    assert sorted(prompts) == sorted(f"{name} {number}" for name in ("cat", "dog") for number in range(30))
+    assert sorted(prompts) == sorted(
+        f"{name} {number}" for name in ("cat", "dog") for number in range(30)
+    )

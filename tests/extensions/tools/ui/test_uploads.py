@@ -1,4 +1,5 @@
-"""Files that are sent: in pieces with resume, checked by what they hold, never over another one."""
+"""Files that are sent: in pieces with resume, checked by what they hold, never over
+another one."""
 
 from __future__ import annotations
 
@@ -26,7 +27,12 @@ from extensions.tools.ui.decoder import Decoder
 from extensions.tools.ui.state import Ui
 
 
-def png(colour: str = "red", size: tuple[int, int] = (40, 30), mode: str = "RGB", kind: str = "PNG") -> bytes:
+def png(
+    colour: str = "red",
+    size: tuple[int, int] = (40, 30),
+    mode: str = "RGB",
+    kind: str = "PNG",
+) -> bytes:
     stream = io.BytesIO()
     Image.new(mode, size, colour if mode == "RGB" else 9).save(stream, kind)
     return stream.getvalue()
@@ -51,12 +57,29 @@ def ui(tmp_path: Path, decoder: Decoder) -> Ui:
 @pytest.fixture
 def page(ui: Ui) -> Iterator[TestClient]:
     headers = {"accept": "application/json"}
-    yield TestClient(make_app(ui), base_url="http://localhost", headers=headers, raise_server_exceptions=False)
+    yield TestClient(
+        make_app(ui),
+        base_url="http://localhost",
+        headers=headers,
+        raise_server_exceptions=False,
+    )
 
 
-def piece(page: TestClient, name: str, whole: bytes, start: int = 0, end: int | None = None, **query: Any) -> Any:
+def piece(
+    page: TestClient,
+    name: str,
+    whole: bytes,
+    start: int = 0,
+    end: int | None = None,
+    **query: Any,
+) -> Any:
     part = whole[start:end]
-    query = {"name": name, "size": len(whole), "offset": start, "hash": f"{zlib.crc32(part):08x}"} | query
+    query = {
+        "name": name,
+        "size": len(whole),
+        "offset": start,
+        "hash": f"{zlib.crc32(part):08x}",
+    } | query
     return page.post(f"/datasets/d/upload?{urlencode(query)}", content=part)
 
 
@@ -68,20 +91,28 @@ def send(page: TestClient, name: str, whole: bytes) -> list[dict[str, str]]:
             {
                 "name": name,
                 "state": "refused",
-                "text": answer.json()["detail"] if answer.text[:1] == "{" else answer.text,
+                "text": answer.json()["detail"]
+                if answer.text[:1] == "{"
+                else answer.text,
             }
         ]
     assert answer.status_code in (200, 202), answer.text
     told = answer.json()["told"]
     while told["state"] == "checking":
         time.sleep(0.02)
-        told = page.get("/datasets/d/upload", params={"name": name, "size": len(whole)}).json()["told"]
+        told = page.get(
+            "/datasets/d/upload", params={"name": name, "size": len(whole)}
+        ).json()["told"]
     return list(told["files"])
 
 
 def files(ui: Ui) -> dict[str, bytes]:
     root = ui.datasets / "d"
-    return {str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*") if file.is_file()}
+    return {
+        str(file.relative_to(root)): file.read_bytes()
+        for file in root.rglob("*")
+        if file.is_file()
+    }
 
 
 def test_names_keep_their_letters_and_stay_two_files(page: TestClient, ui: Ui) -> None:
@@ -97,45 +128,84 @@ def test_nothing_that_is_there_is_replaced(page: TestClient, ui: Ui) -> None:
         "added", "same", "renamed", "same"
     ]  # fmt: skip
     jpeg = png("green", kind="JPEG")
-    assert send(page, "a.jpg", jpeg)[0]["text"] == "a-3.jpg", "one of a stem would share the caption"
+    assert send(page, "a.jpg", jpeg)[0]["text"] == "a-3.jpg", (
+        "one of a stem would share the caption"
+    )
     decomposed = unicodedata.normalize("NFD", "é.png")
     (ui.datasets / "d" / decomposed).write_bytes(red)
     assert send(page, "é.png", green)[0]["text"] == "é-2.png"
-    assert files(ui) == {"a.png": red, "a-2.png": blue, "a-3.jpg": jpeg, decomposed: red, "é-2.png": green}
+    assert files(ui) == {
+        "a.png": red,
+        "a-2.png": blue,
+        "a-3.jpg": jpeg,
+        decomposed: red,
+        "é-2.png": green,
+    }
 
 
-def test_an_upload_goes_on_where_it_was_after_the_page_was_killed(page: TestClient, ui: Ui) -> None:
+def test_an_upload_goes_on_where_it_was_after_the_page_was_killed(
+    page: TestClient, ui: Ui
+) -> None:
     whole = png(size=(300, 300)) + b"\0" * 3000
     third = len(whole) // 3
     assert piece(page, "x.png", whole, 0, third).json() == {"offset": third}
-    again = TestClient(make_app(Ui(ui.output, ui.datasets, ui.jobs, "", 0.0)), base_url="http://localhost")
-    there = again.get("/datasets/d/upload", params={"name": "x.png", "size": len(whole)}).json()
-    assert there == {"offset": third, "hash": f"{zlib.crc32(whole[:third]):08x}", "told": None}
+    again = TestClient(
+        make_app(Ui(ui.output, ui.datasets, ui.jobs, "", 0.0)),
+        base_url="http://localhost",
+    )
+    there = again.get(
+        "/datasets/d/upload", params={"name": "x.png", "size": len(whole)}
+    ).json()
+    assert there == {
+        "offset": third,
+        "hash": f"{zlib.crc32(whole[:third]):08x}",
+        "told": None,
+    }
     twice = piece(again, "x.png", whole, 0 + third, 2 * third)
     assert twice.json() == {"offset": 2 * third}
     late = piece(again, "x.png", whole, third, 2 * third)
-    assert late.status_code == 409 and late.json()["offset"] == 2 * third, "a piece that came twice"
-    assert piece(again, "x.png", whole, 2 * third).json()["told"]["files"][0]["state"] == "added"
+    assert late.status_code == 409 and late.json()["offset"] == 2 * third, (
+        "a piece that came twice"
+    )
+    assert (
+        piece(again, "x.png", whole, 2 * third).json()["told"]["files"][0]["state"]
+        == "added"
+    )
     assert files(ui) == {"x.png": whole}
     assert not list((ui.own / "uploads").iterdir())
 
 
-def test_a_piece_that_was_damaged_on_its_way_is_not_kept(page: TestClient, ui: Ui) -> None:
+def test_a_piece_that_was_damaged_on_its_way_is_not_kept(
+    page: TestClient, ui: Ui
+) -> None:
     whole = png()
     answer = piece(page, "x.png", whole, 0, 20, hash="00000000")
     assert answer.status_code == 409 and answer.json()["offset"] == 0
     assert piece(page, "x.png", whole, 0, 20).status_code == 200
-    assert piece(page, "x.png", whole + b"more", 20, None, size=len(whole)).status_code == 409, "longer than it said"
-    assert piece(page, "x.png", whole, 0, 10).json() == {"offset": 10}, "another file begins anew"
+    assert (
+        piece(page, "x.png", whole + b"more", 20, None, size=len(whole)).status_code
+        == 409
+    ), "longer than it said"
+    assert piece(page, "x.png", whole, 0, 10).json() == {"offset": 10}, (
+        "another file begins anew"
+    )
 
 
-def test_two_files_of_one_name_and_size_are_kept_apart_by_their_keys(page: TestClient, ui: Ui) -> None:
+def test_two_files_of_one_name_and_size_are_kept_apart_by_their_keys(
+    page: TestClient, ui: Ui
+) -> None:
     red, blue = png("red", kind="BMP"), png("blue", kind="BMP")
     assert len(red) == len(blue)
     assert piece(page, "x.bmp", red, 0, 20, key="1").json() == {"offset": 20}
     assert piece(page, "x.bmp", blue, 0, 10, key="2").json() == {"offset": 10}
-    assert piece(page, "x.bmp", red, 20, key="1").json()["told"]["files"][0]["state"] == "added"
-    assert piece(page, "x.bmp", blue, 10, key="2").json()["told"]["files"][0]["state"] == "renamed"
+    assert (
+        piece(page, "x.bmp", red, 20, key="1").json()["told"]["files"][0]["state"]
+        == "added"
+    )
+    assert (
+        piece(page, "x.bmp", blue, 10, key="2").json()["told"]["files"][0]["state"]
+        == "renamed"
+    )
     assert files(ui) == {"x.bmp": red, "x-2.bmp": blue}
 
 
@@ -147,7 +217,10 @@ def test_a_piece_that_is_too_large_is_refused(page: TestClient) -> None:
 def header_of_huge_png() -> bytes:
     head = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(b"\0" * 999)), (b"IEND", b"")]
-    sealed = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    sealed = (
+        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d))
+        for k, d in chunks
+    )
     return b"\x89PNG\r\n\x1a\n" + b"".join(sealed)
 
 
@@ -198,7 +271,9 @@ def test_what_is_not_taken_says_why_and_leaves_nothing(
         ("a.caption", b"x"),
     ],
 )
-def test_what_training_reads_is_taken_as_it_is(page: TestClient, ui: Ui, name: str, content: bytes) -> None:
+def test_what_training_reads_is_taken_as_it_is(
+    page: TestClient, ui: Ui, name: str, content: bytes
+) -> None:
     name = name if "." in name else f"{name}.txt"
     assert send(page, name, content)[0]["state"] == "added"
     assert files(ui) == {name: content}
@@ -215,7 +290,9 @@ def test_a_zip_is_unpacked_file_by_file(page: TestClient, ui: Ui) -> None:
         "set/vector.svg": b"<svg/>",
         "set/cut.png": b"x",
     }  # fmt: skip
-    told = {each["name"]: each["state"] for each in send(page, "all.zip", zipped(content))}
+    told = {
+        each["name"]: each["state"] for each in send(page, "all.zip", zipped(content))
+    }
     assert told == {
         "set/a.png": "renamed", "set/a.txt": "renamed", "set/20_wide/写.png": "added", "set/other/b.png": "added",
         "set/inner.zip": "refused", "set/vector.svg": "refused", "set/cut.png": "refused",
@@ -242,7 +319,10 @@ def with_link() -> bytes:
         (zipped({"/out.png": png()}), "leads out"),
         (with_link(), "leads out"),
         (zipped({"bomb.png": b"\0" * 60_000_000}), "at most"),
-        (zipped({f"{number}.txt": b"" for number in range(5001)}), "more than 5,000 files"),
+        (
+            zipped({f"{number}.txt": b"" for number in range(5001)}),
+            "more than 5,000 files",
+        ),
         (zipped({"a.png": png()})[:-8], "not a readable zip file"),
     ],
     ids=["dots", "root", "link", "bomb", "count", "cut"],
@@ -259,11 +339,24 @@ def test_a_zip_that_is_dangerous_is_refused_as_a_whole(
 def test_a_form_without_script_takes_several_files(page: TestClient, ui: Ui) -> None:
     red = png("red")
     (ui.datasets / "d" / "a.png").write_bytes(png("blue"))
-    sent = [("file", ("a.txt", b"red one")), ("file", ("a.png", red)), ("file", ("bad.png", b"x"))]
-    sent += [("file", ("cut.zip", b"PK")), ("file", ("all.zip", zipped({"z.txt": b"z"}))), ("file", ("x/b.png", red))]
+    sent = [
+        ("file", ("a.txt", b"red one")),
+        ("file", ("a.png", red)),
+        ("file", ("bad.png", b"x")),
+    ]
+    sent += [
+        ("file", ("cut.zip", b"PK")),
+        ("file", ("all.zip", zipped({"z.txt": b"z"}))),
+        ("file", ("x/b.png", red)),
+    ]
     answer = page.post("/datasets/d/files", files=sent, headers={"accept": "text/html"})
     assert answer.status_code == 422
-    for said in ("added as a-2.png", "is not a JPEG", "not a readable zip file", "its name is hidden, or holds"):
+    for said in (
+        "added as a-2.png",
+        "is not a JPEG",
+        "not a readable zip file",
+        "its name is hidden, or holds",
+    ):
         assert said in answer.text
     assert files(ui)["z.txt"] == b"z"
     assert files(ui)["a-2.txt"] == b"red one" and files(ui)["a-2.png"] == red
@@ -288,7 +381,12 @@ def test_a_disk_that_is_full_keeps_what_is_there(page: TestClient, ui: Ui) -> No
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert answer.status_code == 507
-    assert page.get("/datasets/d/upload", params={"name": "x.png", "size": 300_000}).json()["offset"] == 50_000
+    assert (
+        page.get(
+            "/datasets/d/upload", params={"name": "x.png", "size": 300_000}
+        ).json()["offset"]
+        == 50_000
+    )
     assert piece(page, "x.png", whole, 50_000, 200_000).json() == {"offset": 200_000}
 
 
@@ -301,25 +399,43 @@ def test_parts_that_nobody_sends_on_are_removed(page: TestClient, ui: Ui) -> Non
     assert [file for file in (ui.own / "uploads").iterdir() if file == old] == []
 
 
-def test_a_folder_of_more_repeats_than_the_form_allows_is_refused(page: TestClient, ui: Ui) -> None:
-    inside = {f"{name}/a.png": png() for name in ("10000_x", "10001_y", "99999999_z", "0_w")}
+def test_a_folder_of_more_repeats_than_the_form_allows_is_refused(
+    page: TestClient, ui: Ui
+) -> None:
+    inside = {
+        f"{name}/a.png": png() for name in ("10000_x", "10001_y", "99999999_z", "0_w")
+    }
     told = {each["name"]: each for each in send(page, "set.zip", zipped(inside))}
     assert told["10000_x/a.png"]["state"] == "added"
     for name, count in (("10001_y", "10,001"), ("99999999_z", "99,999,999")):
-        assert f"a folder of {count} repeats, and 10,000 are the most" in told[f"{name}/a.png"]["text"]
-    assert {file.name for file in (ui.datasets / "d").iterdir() if file.is_dir()} == {"10000_x"}
+        assert (
+            f"a folder of {count} repeats, and 10,000 are the most"
+            in told[f"{name}/a.png"]["text"]
+        )
+    assert {file.name for file in (ui.datasets / "d").iterdir() if file.is_dir()} == {
+        "10000_x"
+    }
     for name in ("99999999_y", "10001_y"):
-        answer = page.post("/datasets", data={"name": name, "repeats": "1"}, headers={"accept": "text/html"})
+        answer = page.post(
+            "/datasets",
+            data={"name": name, "repeats": "1"},
+            headers={"accept": "text/html"},
+        )
         assert answer.status_code == 400 and not (ui.datasets / name).exists()
 
 
 def test_marks_of_the_direction_of_text_are_seen(page: TestClient, ui: Ui) -> None:
     """With them `x<U+202E>gnp.png` looks as `xgnp.png` written backwards."""
     for number, mark in enumerate("\u202e\u2067\u200f\u061c"):
-        assert send(page, f"x{mark}gnp{number}.png", png())[0]["state"] in ("added", "same")
+        assert send(page, f"x{mark}gnp{number}.png", png())[0]["state"] in (
+            "added",
+            "same",
+        )
     caption = "\u200fשלום"
     (ui.datasets / "d" / "x\u202egnp0.txt").write_text(caption)
     shown = page.get("/datasets/d", headers={"accept": "text/html"}).text
     assert "x‹U+202E›gnp0" in shown and ">x\u202e" not in shown
-    assert f">\n{caption}</textarea>" in shown or f">{caption}</textarea>" in shown, "a caption is kept as it is"
+    assert f">\n{caption}</textarea>" in shown or f">{caption}</textarea>" in shown, (
+        "a caption is kept as it is"
+    )
     assert 'value="x\u202egnp0' in shown, "a name that is sent back is kept as it is"

@@ -1,4 +1,5 @@
-"""The pages of runs: what they show of folders that are whole, hostile, damaged and gone."""
+"""The pages of runs: what they show of folders that are whole, hostile, damaged and
+gone."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ HOSTILE = "<script>alert(1)</script>\"'`{{7*7}}"
 SECRET = "hf_abcdefghijklmnopqrstuvwxyzABCDEF12"
 
 
-def test_runs_are_listed_the_running_and_the_latest_first(client: TestClient, make_run: Callable[..., Path]) -> None:
+def test_runs_are_listed_the_running_and_the_latest_first(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
     make_run("old", updated="2026-11-01T10:00:00Z")
     make_run("new", updated="2026-11-02T10:00:00Z")
     make_run("job/process", status="stopped", step=5)
@@ -42,7 +45,9 @@ def test_runs_are_listed_the_running_and_the_latest_first(client: TestClient, ma
     assert "about 0.00 so far" in text  # 10 steps of 0.5 s at 2 per hour
 
 
-@pytest.mark.parametrize("path", ["/", "/runs/one", "/compare?run=one&run=two@0", "/nothing", "/runs/none"])
+@pytest.mark.parametrize(
+    "path", ["/", "/runs/one", "/compare?run=one&run=two@0", "/nothing", "/runs/none"]
+)
 def test_every_page_is_whole_html_without_a_defect(
     client: TestClient, make_run: Callable[..., Path], path: str
 ) -> None:
@@ -50,15 +55,30 @@ def test_every_page_is_whole_html_without_a_defect(
     text = client.get(path, headers={"accept": "text/html"}).text
     assert text.rstrip().endswith("</html>")
     assert "style=" not in text and "onclick" not in text
-    assert "http://" not in text.replace("http://localhost:8675", "") and "https://" not in text
+    assert (
+        "http://" not in text.replace("http://localhost:8675", "")
+        and "https://" not in text
+    )
 
 
-def test_the_page_of_a_run_shows_what_its_folder_holds(client: TestClient, make_run: Callable[..., Path]) -> None:
+def test_the_page_of_a_run_shows_what_its_folder_holds(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
     make_run("one")
     text = client.get("/runs/one").text
-    for shown in ("000000010_0.png", "a photo", "one.safetensors", "the plan", "step 1", "name: one", "0.25"):
+    for shown in (
+        "000000010_0.png",
+        "a photo",
+        "one.safetensors",
+        "the plan",
+        "step 1",
+        "name: one",
+        "0.25",
+    ):
         assert shown in text
-    assert "samples/000000000_0.png" in client.get("/runs/one?step=0").text.replace("%2F", "/")
+    assert "samples/000000000_0.png" in client.get("/runs/one?step=0").text.replace(
+        "%2F", "/"
+    )
     assert client.get("/runs/one?step=nothing").status_code == 200
 
 
@@ -67,25 +87,50 @@ def test_news_of_a_run_have_all_facts_as_the_page_shows_them(
 ) -> None:
     ui.price_per_hour = 2.0
     make_run("one", steps=6000, step_s=2.0, epoch=59, samples=6000, lr=5e-5, skipped=2)
-    page, facts = client.get("/runs/one").text, client.get("/runs/one/news").json()["status"]["facts"]
+    page, facts = (
+        client.get("/runs/one").text,
+        client.get("/runs/one/news").json()["status"]["facts"],
+    )
     assert (facts["epoch"], facts["cost"], facts["time"]) == ("60", "6.67", "50m00s")
     for key, text in facts.items():
         assert (f'<dd data-fact="{key}">{text}</dd>' in page) == bool(text)
 
 
-def test_what_looks_wrong_is_a_notice(client: TestClient, make_run: Callable[..., Path]) -> None:
+def test_what_looks_wrong_is_a_notice(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
     folder = make_run("one")
-    row = {"time": "2026-11-01T10:00:00Z", "event": "warning", "step": 7, "kind": "step_time"}
+    row = {
+        "time": "2026-11-01T10:00:00Z",
+        "event": "warning",
+        "step": 7,
+        "kind": "step_time",
+    }
     rows = [
-        row | {"message": f"message {number} {HOSTILE}", "cause": "a cause", "remedy": SECRET} for number in range(7)
+        row
+        | {
+            "message": f"message {number} {HOSTILE}",
+            "cause": "a cause",
+            "remedy": SECRET,
+        }
+        for number in range(7)
     ]
     rows += [{"event": "warning", "step": [], "message": {}}]
     with (folder / "events.jsonl").open("a") as file:
         file.writelines(json.dumps(each) + "\n" for each in rows)
     text = client.get("/runs/one").text
     notices = text.partition('id="notices"')[2].partition("</div>")[0]
-    assert notices.count('class="notice"') == 5 and "message 6" in notices and "message 2" not in notices
-    assert "step 7" in notices and "a cause" in notices and "<script>" not in notices and SECRET not in notices
+    assert (
+        notices.count('class="notice"') == 5
+        and "message 6" in notices
+        and "message 2" not in notices
+    )
+    assert (
+        "step 7" in notices
+        and "a cause" in notices
+        and "<script>" not in notices
+        and SECRET not in notices
+    )
 
 
 def test_a_run_that_ended_early_says_why_and_which_files_are_as_good(
@@ -96,28 +141,49 @@ def test_a_run_that_ended_early_says_why_and_which_files_are_as_good(
     for step in (10, 20, 30):
         shutil.copy(folder / "one.safetensors", folder / f"one_{step:09d}.safetensors")
     rows = [
-        {"step": step, "of": "x", "losses": {str(i): [mean + i + 0.001 * (i * step % 7)] for i in range(9)}}
+        {
+            "step": step,
+            "of": "x",
+            "losses": {str(i): [mean + i + 0.001 * (i * step % 7)] for i in range(9)},
+        }
         for step, mean in ((10, 0.5), (20, 0.4), (30, 0.4), (40, 0.6))
     ]
     path = folder / "validation_images.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    facts = client.get("/runs/one").text.partition('<dl class="facts')[2].partition("</dl>")[0]
-    for words in ("no later step", "steps 20, 30 (95% interval, 9 images)", "one_000000020.safetensors", "20 of 40"):
+    facts = (
+        client.get("/runs/one")
+        .text.partition('<dl class="facts')[2]
+        .partition("</dl>")[0]
+    )
+    for words in (
+        "no later step",
+        "steps 20, 30 (95% interval, 9 images)",
+        "one_000000020.safetensors",
+        "20 of 40",
+    ):
         assert words in facts
     assert SECRET not in facts
-    for damaged in (path.read_bytes()[:300], bytes(range(256)) * 20, b'{"step": 1, "losses": {"a": [1e999]}}\n'):
+    for damaged in (
+        path.read_bytes()[:300],
+        bytes(range(256)) * 20,
+        b'{"step": 1, "losses": {"a": [1e999]}}\n',
+    ):
         path.write_bytes(damaged)
         assert client.get("/runs/one").status_code == 200
 
 
-def test_samples_and_files_come_whole_small_and_by_ranges(client: TestClient, make_run: Callable[..., Path]) -> None:
+def test_samples_and_files_come_whole_small_and_by_ranges(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
     folder = make_run("one")
     whole = client.get("/runs/one/samples/000000010_0.png")
     assert whole.content == (folder / "samples" / "000000010_0.png").read_bytes()
     small = client.get("/runs/one/samples/000000010_0.png?side=16")
     assert Image.open(BytesIO(small.content)).format == "JPEG"
     weights = (folder / "one.safetensors").read_bytes()
-    part = client.get("/runs/one/files/one.safetensors", headers={"range": "bytes=10-19"})
+    part = client.get(
+        "/runs/one/files/one.safetensors", headers={"range": "bytes=10-19"}
+    )
     assert (part.status_code, part.content) == (206, weights[10:20])
     answer = client.get("/runs/one/files/one.safetensors")
     assert answer.content == weights
@@ -136,7 +202,9 @@ def test_samples_and_files_come_whole_small_and_by_ranges(client: TestClient, ma
         "/runs/one/samples/000000010_9.png",
     ],
 )  # fmt: skip
-def test_a_name_leads_nowhere_else(client: TestClient, ui: Ui, make_run: Callable[..., Path], path: str) -> None:
+def test_a_name_leads_nowhere_else(
+    client: TestClient, ui: Ui, make_run: Callable[..., Path], path: str
+) -> None:
     folder = make_run("one")
     outside = ui.output.parent / "outside"
     shutil.copytree(folder, outside)
@@ -145,15 +213,34 @@ def test_a_name_leads_nowhere_else(client: TestClient, ui: Ui, make_run: Callabl
     assert client.get(path).status_code == 404
 
 
-def test_hostile_text_is_shown_as_text_and_secrets_are_not(client: TestClient, make_run: Callable[..., Path]) -> None:
+def test_hostile_text_is_shown_as_text_and_secrets_are_not(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
     folder = make_run("one", status="failed", error=f"{HOSTILE} {SECRET}")
-    event = {"event": "sample", "step": 10, "files": ["000000010_0.png"], "prompts": [HOSTILE], "time": HOSTILE}
+    event = {
+        "event": "sample",
+        "step": 10,
+        "files": ["000000010_0.png"],
+        "prompts": [HOSTILE],
+        "time": HOSTILE,
+    }
     with (folder / "events.jsonl").open("a") as file:
-        file.write(json.dumps(event) + "\n" + json.dumps({"event": HOSTILE, "step": 4, "token": SECRET}) + "\n")
+        file.write(
+            json.dumps(event)
+            + "\n"
+            + json.dumps({"event": HOSTILE, "step": 4, "token": SECRET})
+            + "\n"
+        )
     (folder / "log.txt").write_text(f"{HOSTILE} {SECRET}\n")
     (folder / "config.yaml").write_text(f"{HOSTILE}\ntoken: {SECRET}\n")
     (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, HOSTILE: 1.0}) + "\n")
-    for path in ("/", "/runs/one", "/compare?run=one", "/runs/one/news", "/runs/one/curves"):
+    for path in (
+        "/",
+        "/runs/one",
+        "/compare?run=one",
+        "/runs/one/news",
+        "/runs/one/curves",
+    ):
         answer = client.get(path)
         assert answer.status_code == 200
         assert SECRET not in answer.text
@@ -162,13 +249,18 @@ def test_hostile_text_is_shown_as_text_and_secrets_are_not(client: TestClient, m
             assert "49" not in answer.text.split("<h1>")[1].split("</h1>")[0]
 
 
-@pytest.mark.parametrize("damage", ["run.json", "metrics.jsonl", "events.jsonl", "log.txt", "config.yaml", "samples"])
+@pytest.mark.parametrize(
+    "damage",
+    ["run.json", "metrics.jsonl", "events.jsonl", "log.txt", "config.yaml", "samples"],
+)
 @pytest.mark.parametrize("kind", ["missing", "half", "noise", "folder"])
 def test_damage_of_any_file_leaves_a_page(
     client: TestClient, make_run: Callable[..., Path], damage: str, kind: str
 ) -> None:
     folder = make_run("one")
-    (folder / "run.lock").write_text("")  # without it and without run.json there is no run
+    (folder / "run.lock").write_text(
+        ""
+    )  # without it and without run.json there is no run
     path = folder / damage
     content = path.read_bytes() if path.is_file() else b""
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -178,7 +270,13 @@ def test_damage_of_any_file_leaves_a_page(
         path.write_bytes(bytes(range(256)) * 20)
     elif kind == "folder":
         path.mkdir()
-    for address in ("/", "/runs/one", "/runs/one/curves", "/runs/one/news", "/compare?run=one"):
+    for address in (
+        "/",
+        "/runs/one",
+        "/runs/one/curves",
+        "/runs/one/news",
+        "/compare?run=one",
+    ):
         assert client.get(address).status_code == 200, address
 
 
@@ -187,23 +285,44 @@ ODD = {
     "too large": {"status": "running", "step": 9, "steps": 10**400, "loss": 1e308},
     "too far": {"step": 10**400},
     "surrogates": {"name": "\ud800", "error": "\udfff"},
-    "other types": {"name": [1], "status": 5, "step": "x", "steps": {}, "error": {"a": 1}, "updated": 5},
+    "other types": {
+        "name": [1],
+        "status": 5,
+        "step": "x",
+        "steps": {},
+        "error": {"a": 1},
+        "updated": 5,
+    },
 }
 
 
 @pytest.mark.parametrize("kind", [*ODD, "deep", "folder"])
-def test_no_run_takes_the_pages_away(client: TestClient, ui: Ui, make_run: Callable[..., Path], kind: str) -> None:
+def test_no_run_takes_the_pages_away(
+    client: TestClient, ui: Ui, make_run: Callable[..., Path], kind: str
+) -> None:
     """Nor those of all runs, where one of them is odd."""
     folder = make_run("one")
     make_run("two")
     status = json.loads((folder / "run.json").read_text()) | ODD.get(kind, {})
     (folder / "run.json").write_text(json.dumps(status))
-    odd = {**ODD.get(kind, {}), "a": json.loads("[" * 900 + "]" * 900) if kind == "deep" else [float("nan")]}
-    (folder / "events.jsonl").write_text(json.dumps({"event": "save", "\ud800": "\ud800", **odd, "step": 1}) + "\n")
+    odd = {
+        **ODD.get(kind, {}),
+        "a": json.loads("[" * 900 + "]" * 900) if kind == "deep" else [float("nan")],
+    }
+    (folder / "events.jsonl").write_text(
+        json.dumps({"event": "save", "\ud800": "\ud800", **odd, "step": 1}) + "\n"
+    )
     if kind == "folder":
         (ui.output / "\udcff").mkdir()
         shutil.copy(folder / "run.json", ui.output / "\udcff")
-    for path in ("/", "/runs/one", "/runs/one/news", "/runs/one/curves", "/runs/one/log", "/compare?run=one&run=two"):
+    for path in (
+        "/",
+        "/runs/one",
+        "/runs/one/news",
+        "/runs/one/curves",
+        "/runs/one/log",
+        "/compare?run=one&run=two",
+    ):
         for kinds in ("text/html", "application/json"):
             answer = client.get(path, headers={"accept": kinds})
             assert answer.status_code == 200, path
@@ -213,7 +332,9 @@ def test_no_run_takes_the_pages_away(client: TestClient, ui: Ui, make_run: Calla
     json.loads(text, parse_constant=pytest.fail)
 
 
-def test_a_run_whose_name_is_not_utf_8_has_its_page(client: TestClient, ui: Ui, make_run: Callable[..., Path]) -> None:
+def test_a_run_whose_name_is_not_utf_8_has_its_page(
+    client: TestClient, ui: Ui, make_run: Callable[..., Path]
+) -> None:
     shutil.copytree(make_run("two"), ui.output / "caf\udce9" / "\udcff")
     found = client.get("/", headers={"accept": "application/json"}).json()
     assert {row["id"] for row in found} == {"two", r"caf\xe9:\xff"}
@@ -221,37 +342,64 @@ def test_a_run_whose_name_is_not_utf_8_has_its_page(client: TestClient, ui: Ui, 
     assert f'href="{address}"' in client.get("/").text
     links = re.findall(rf'(?:href|src)="({address}/[^"#]+)"', client.get(address).text)
     assert len(links) >= 7 and {client.get(link).status_code for link in links} == {200}
-    assert client.get(f"/compare?run=two&run={address.rpartition('/')[2]}").status_code == 200
+    assert (
+        client.get(f"/compare?run=two&run={address.rpartition('/')[2]}").status_code
+        == 200
+    )
 
 
-@pytest.mark.parametrize("name", ["run.json", "log.txt", "config.yaml", "metrics.jsonl", "events.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["run.json", "log.txt", "config.yaml", "metrics.jsonl", "events.jsonl"]
+)
 def test_a_run_whose_file_leads_elsewhere_shows_nothing_of_it(
     client: TestClient, ui: Ui, make_run: Callable[..., Path], name: str
 ) -> None:
     folder, outside = make_run("one"), ui.output.parent / "outside.txt"
     (folder / name).rename(outside)
     (folder / name).symlink_to(outside)
-    for path in ("/runs/one", "/runs/one/news", "/runs/one/log", "/compare?run=one", "/new?from=one"):
+    for path in (
+        "/runs/one",
+        "/runs/one/news",
+        "/runs/one/log",
+        "/compare?run=one",
+        "/new?from=one",
+    ):
         assert client.get(path).status_code == 404, path
 
 
-def test_a_pipe_is_not_waited_for(client: TestClient, make_run: Callable[..., Path]) -> None:
+def test_a_pipe_is_not_waited_for(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
     folder = make_run("one")
-    for name in ("log.txt", "config.yaml", "events.jsonl", "metrics.jsonl", "samples/000000010_0.png"):
+    for name in (
+        "log.txt",
+        "config.yaml",
+        "events.jsonl",
+        "metrics.jsonl",
+        "samples/000000010_0.png",
+    ):
         (folder / name).unlink()
         os.mkfifo(folder / name)
-    for path, status in (("", 200), ("/samples/000000010_0.png?side=160", 404), ("/samples/000000010_0.png", 404)):
+    for path, status in (
+        ("", 200),
+        ("/samples/000000010_0.png?side=160", 404),
+        ("/samples/000000010_0.png", 404),
+    ):
         assert client.get(f"/runs/one{path}").status_code == status
 
 
-def test_a_config_that_no_job_has_is_not_read(client: TestClient, make_run: Callable[..., Path]) -> None:
+def test_a_config_that_no_job_has_is_not_read(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
     folder = make_run("one")
     (folder / "config.yaml").write_text("a: " + "x" * 2**19)
     assert "is not shown" in client.get("/runs/one").text
     assert client.get("/new?from=one").status_code == 413
 
 
-def test_a_run_that_vanishes_is_said_to_be_gone(client: TestClient, ui: Ui, make_run: Callable[..., Path]) -> None:
+def test_a_run_that_vanishes_is_said_to_be_gone(
+    client: TestClient, ui: Ui, make_run: Callable[..., Path]
+) -> None:
     folder = make_run("one")
     cursor = client.get("/runs/one/news").json()["cursor"]
     shutil.rmtree(folder)
@@ -259,7 +407,9 @@ def test_a_run_that_vanishes_is_said_to_be_gone(client: TestClient, ui: Ui, make
     assert client.get("/runs/one").status_code == 404
 
 
-def test_what_is_new_comes_once_and_in_order(client: TestClient, ui: Ui, make_run: Callable[..., Path]) -> None:
+def test_what_is_new_comes_once_and_in_order(
+    client: TestClient, ui: Ui, make_run: Callable[..., Path]
+) -> None:
     folder = make_run("one", status="running")
     first = client.get("/runs/one/news").json()
     assert "rows" not in first and len(first["events"]) == 2
@@ -271,20 +421,40 @@ def test_what_is_new_comes_once_and_in_order(client: TestClient, ui: Ui, make_ru
             file.write(f"line {step}\nhalf")
         if step % 3 == 0:
             news = client.get(f"/runs/one/news?since={seen}").json()
-            seen, steps = news["cursor"], [*steps, *(row["step"] for row in news.get("rows", []))]
+            seen, steps = (
+                news["cursor"],
+                [*steps, *(row["step"] for row in news.get("rows", []))],
+            )
             lines.append(news["log"])
         with (folder / "log.txt").open("r+") as file:
             file.truncate(os.path.getsize(folder / "log.txt") - len("half"))
     assert steps == list(range(11, 31))
     assert "".join(lines) == "".join(f"line {step}\n" for step in range(11, 31))
-    assert client.get(f"/runs/one/news?since={seen}").json().keys() == {"status", "cursor"}
+    assert client.get(f"/runs/one/news?since={seen}").json().keys() == {
+        "status",
+        "cursor",
+    }
 
 
-def test_a_cursor_of_anything_is_survived(client: TestClient, make_run: Callable[..., Path]) -> None:
+def test_a_cursor_of_anything_is_survived(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
     make_run("one")
     metrics, *rest = client.get("/runs/one/news").json()["cursor"].split("_")
-    no_digits = ("_".join([metrics.rpartition("-")[0] + "-²", *rest]), f"{metrics}_{rest[0]}_²")
-    for odd in ("x", "_", "__", "1-2_3_4", "9" * 400, *no_digits, "1-1_1-1-0000000000000000_99999999999", "é_é_é"):
+    no_digits = (
+        "_".join([metrics.rpartition("-")[0] + "-²", *rest]),
+        f"{metrics}_{rest[0]}_²",
+    )
+    for odd in (
+        "x",
+        "_",
+        "__",
+        "1-2_3_4",
+        "9" * 400,
+        *no_digits,
+        "1-1_1-1-0000000000000000_99999999999",
+        "é_é_é",
+    ):
         assert client.get("/runs/one/news", params={"since": odd}).status_code == 200
     assert client.get("/compare", params={"run": "one@²"}).status_code == 404
 
@@ -293,43 +463,62 @@ def test_a_log_is_shown_from_its_end_in_whole_lines(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     log.write_text("".join(f"line {number}\n" for number in range(20_000)) + "half")
     text, end = log_since(log)
-    assert text.startswith("line ") and text.endswith("line 19999\n") and len(text) < 66_000
+    assert (
+        text.startswith("line ")
+        and text.endswith("line 19999\n")
+        and len(text) < 66_000
+    )
     assert log_since(log, str(end)) == ("", end)
     log.write_text("anew\n")
     assert log_since(log, str(end)) == ("anew\n", 5)
 
 
-def test_a_file_is_marked_and_the_mark_survives(client: TestClient, make_run: Callable[..., Path]) -> None:
+def test_a_file_is_marked_and_the_mark_survives(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
     make_run("one")
-    answer = client.post("/runs/one/favourite", data={"file": "one.safetensors"}, follow_redirects=False)
+    answer = client.post(
+        "/runs/one/favourite", data={"file": "one.safetensors"}, follow_redirects=False
+    )
     assert answer.status_code == 303
     assert "★" in client.get("/runs/one").text
     assert 'name="marked" value="true"' in client.get("/runs/one").text
-    client.post("/runs/one/favourite", data={"file": "one.safetensors", "marked": "true"})
+    client.post(
+        "/runs/one/favourite", data={"file": "one.safetensors", "marked": "true"}
+    )
     assert "★" not in client.get("/runs/one").text
     assert client.post("/runs/one/favourite", data={"file": "../x"}).status_code == 404
 
 
-def test_settings_that_differ_are_shown(client: TestClient, make_run: Callable[..., Path]) -> None:
+def test_settings_that_differ_are_shown(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
     make_run("one")
     folder = make_run("two")
-    (folder / "config.yaml").write_text("job: extension\nconfig:\n  name: two\n  process:\n    - {lr: 0.5}\n")
+    (folder / "config.yaml").write_text(
+        "job: extension\nconfig:\n  name: two\n  process:\n    - {lr: 0.5}\n"
+    )
     assert "+  name: one" in client.get("/runs/one?diff=two").text
     text = client.get("/compare?run=one&run=two").text
     assert "process.0.lr" in text and "0.5" in text
     assert client.get("/compare?" + "&".join(["run=one"] * 7)).status_code == 400
 
 
-def test_the_report_is_a_file_to_keep(client: TestClient, make_run: Callable[..., Path]) -> None:
+def test_the_report_is_a_file_to_keep(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
     make_run("one")
     answer = client.get("/runs/one/report")
     assert answer.status_code == 200
-    assert answer.headers["content-disposition"] == "attachment; filename*=utf-8''one.html"
+    assert (
+        answer.headers["content-disposition"] == "attachment; filename*=utf-8''one.html"
+    )
     assert b"Content-Security-Policy" in answer.content
 
 
 def test_all_words_are_in_one_file() -> None:
-    """Every text that a template names is there: a page of them all would fail otherwise, but a branch may be rare."""
+    """Every text that a template names is there: a page of them all would fail
+    otherwise, but a branch may be rare."""
     import re
 
     for template in (*(HERE / "templates").glob("*.j2"), *PAGES.glob("*.j2")):
@@ -342,7 +531,9 @@ def test_all_words_are_in_one_file() -> None:
                 node = node[key]
 
 
-def test_a_run_that_was_asked_to_stop_says_so(client: TestClient, make_run: Callable[..., Path]) -> None:
+def test_a_run_that_was_asked_to_stop_says_so(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
     folder = make_run(status="running")
     (folder / "control").mkdir()
     with run_lock(folder):
@@ -360,7 +551,10 @@ def test_what_two_ask_for_at_once_is_made_once(ui: Ui) -> None:
         return made[-1]
 
     found = []
-    threads = [threading.Thread(target=lambda: found.append(ui.recent("kind", "key", make, 2))) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: found.append(ui.recent("kind", "key", make, 2)))
+        for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -371,12 +565,20 @@ def test_what_two_ask_for_at_once_is_made_once(ui: Ui) -> None:
     assert list(ui.memory["kind"]) == ["b", "c"], "of the others nothing stays"
 
 
-def test_the_workflow_for_comfyui_is_a_download(client: TestClient, make_run: Callable[..., Path]) -> None:
+def test_the_workflow_for_comfyui_is_a_download(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
     folder = make_run("one")
     assert "one_comfyui.json" not in client.get("/runs/one").text
     assert client.get("/runs/one/files/one_comfyui.json").status_code == 404
     (folder / "one_comfyui.json").write_text('{"nodes": []}', encoding="utf-8")
-    assert 'href="/runs/one/files/one_comfyui.json" download' in client.get("/runs/one").text
+    assert (
+        'href="/runs/one/files/one_comfyui.json" download'
+        in client.get("/runs/one").text
+    )
     answer = client.get("/runs/one/files/one_comfyui.json")
-    assert answer.json() == {"nodes": []} and "attachment" in answer.headers["content-disposition"]
+    assert (
+        answer.json() == {"nodes": []}
+        and "attachment" in answer.headers["content-disposition"]
+    )
     assert client.get("/runs/one/files/run.json").status_code == 404

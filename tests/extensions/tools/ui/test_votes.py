@@ -26,7 +26,9 @@ from toolkit.errors import RunError
 
 def drawn(folder: Path, *names: str, side: int = 32) -> tuple[str, ...]:
     for name in names:
-        Image.new("RGB", (side, side), f"#{crc32(name.encode()) & 0xFFFFFF:06x}").save(folder / name)
+        Image.new("RGB", (side, side), f"#{crc32(name.encode()) & 0xFFFFFF:06x}").save(
+            folder / name
+        )
     return names
 
 
@@ -49,9 +51,17 @@ def test_pairs_are_asked_in_turns_and_not_twice(tmp_path: Path, cats: Group) -> 
     dogs = group("a dog", drawn(tmp_path, "e.png", "f.png"))
     many = group("a bird", drawn(tmp_path, *(f"{number}.png" for number in range(6))))
     pairs = pairs_of([cats, dogs, many, dogs, group("text", ("x.txt", "y.txt"))])
-    assert [pair.group.prompt for pair in pairs[:4]] == ["a cat", "a dog", "a bird", "a cat"]
+    assert [pair.group.prompt for pair in pairs[:4]] == [
+        "a cat",
+        "a dog",
+        "a bird",
+        "a cat",
+    ]
     assert len(pairs) == 6 + 1 + 5 == len({pair.names for pair in pairs})
-    assert {pair.left < pair.right for pair in pairs} == {True, False}  # either order: nobody learns which is newer
+    assert {pair.left < pair.right for pair in pairs} == {
+        True,
+        False,
+    }  # either order: nobody learns which is newer
     ballot = Ballot(tmp_path, pairs)
     (tmp_path / pairs[0].left).unlink()
     drawn(tmp_path, pairs[1].right, side=48)
@@ -66,7 +76,9 @@ def test_each_vote_is_a_line_and_is_taken_back(tmp_path: Path, cats: Group) -> N
     ballot = ballot_of(tmp_path, cats)
     for choice in ("left", "right", "same", "both bad"):
         (pair,) = ballot.next_pairs(1)
-        assert ballot.vote(pair.names, choice) and ballot.vote(pair.names, choice)  # pressed twice
+        assert ballot.vote(pair.names, choice) and ballot.vote(
+            pair.names, choice
+        )  # pressed twice
         assert not ballot.vote(pair.names, "right" if choice == "left" else "left")
     rows = lines(tmp_path / "votes.jsonl")
     first, second, *others = ballot.pairs[:4]
@@ -74,16 +86,25 @@ def test_each_vote_is_a_line_and_is_taken_back(tmp_path: Path, cats: Group) -> N
     assert rows[0] == {"better": first.left, "worse": first.right, **common}
     assert rows[1] == {"better": second.right, "worse": second.left, **common}
     said = zip(others, ("same", "both bad"), strict=True)
-    assert rows[2:] == [{"vote": what, "images": sorted(pair.names), **common} for pair, what in said]
+    assert rows[2:] == [
+        {"vote": what, "images": sorted(pair.names), **common} for pair, what in said
+    ]
     again = ballot_of(tmp_path, cats)
     assert again.votes == rows == ballot.votes and len(again.decided) == 2
     again.undo(4)
     again.undo(4)
-    assert lines(tmp_path / "votes.jsonl") == rows[:3] and again.next_pairs(1)[0].names == others[1].names
-    assert not again.vote(frozenset(("a.png", "../secret.png")), "left") and not again.vote(first.names, "best")
+    assert (
+        lines(tmp_path / "votes.jsonl") == rows[:3]
+        and again.next_pairs(1)[0].names == others[1].names
+    )
+    assert not again.vote(
+        frozenset(("a.png", "../secret.png")), "left"
+    ) and not again.vote(first.names, "best")
     for count in (3, 2, 1, 0):
         again.undo(count)
-    assert (tmp_path / "votes.jsonl").read_bytes() == b"" and not ballot_of(tmp_path, cats).votes
+    assert (tmp_path / "votes.jsonl").read_bytes() == b"" and not ballot_of(
+        tmp_path, cats
+    ).votes
 
 
 def test_the_votes_are_a_dataset(tmp_path: Path, cats: Group) -> None:
@@ -91,11 +112,23 @@ def test_the_votes_are_a_dataset(tmp_path: Path, cats: Group) -> None:
     ballot = ballot_of(tmp_path, cats)
     for choice in ("left", "same", "right"):
         ballot.vote(ballot.next_pairs(1)[0].names, choice)
-    for dataset in ({"captions_file": str(tmp_path / "votes.jsonl")}, {"folder_path": str(tmp_path)}):
+    for dataset in (
+        {"captions_file": str(tmp_path / "votes.jsonl")},
+        {"folder_path": str(tmp_path)},
+    ):
         scan = scan_datasets([DatasetConfig(**dataset)], None)
-        found = {(Path(sample.image).name, Path(worse).name) for sample in scan.samples for worse in sample.worse}
-        assert found == {(row["better"], row["worse"]) for row in ballot.decided} and scan.pairs == 2
-        assert {Path(sample.control_images[0]).name for sample in scan.samples} == {"photo.png"}
+        found = {
+            (Path(sample.image).name, Path(worse).name)
+            for sample in scan.samples
+            for worse in sample.worse
+        }
+        assert (
+            found == {(row["better"], row["worse"]) for row in ballot.decided}
+            and scan.pairs == 2
+        )
+        assert {Path(sample.control_images[0]).name for sample in scan.samples} == {
+            "photo.png"
+        }
         assert any("1 vote for neither" in note for note in scan.notes)
 
 
@@ -107,12 +140,19 @@ def test_a_vote_that_is_cut_off_while_it_is_written_leaves_the_file_as_it_was(
     ballot.vote(first.names, "left")
     before, synced = file.read_bytes(), []
     with monkeypatch.context() as patch, pytest.raises(RunError):
-        patch.setattr("os.replace", Mock(side_effect=OSError(28, "No space left on device")))
+        patch.setattr(
+            "os.replace", Mock(side_effect=OSError(28, "No space left on device"))
+        )
         ballot.vote(second.names, "left")
-    assert file.read_bytes() == before and ballot_of(tmp_path, cats).votes == ballot.votes
+    assert (
+        file.read_bytes() == before and ballot_of(tmp_path, cats).votes == ballot.votes
+    )
     fsync = os.fsync
     monkeypatch.setattr(
-        "os.fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}")) or fsync(number)
+        "os.fsync",
+        lambda number: (
+            synced.append(os.readlink(f"/proc/self/fd/{number}")) or fsync(number)
+        ),
     )
     ballot.vote(second.names, "left")  # what is written, then its name in the folder
     assert len(synced) == 2 and Path(synced[0]).parent == tmp_path == Path(synced[1])
@@ -135,7 +175,9 @@ for pair in ballot.pairs:
 
 def test_a_kill_loses_no_vote_that_was_answered(tmp_path: Path) -> None:
     command = [sys.executable, "-c", VOTER, str(tmp_path)]
-    voter = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=child_environment())
+    voter = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=child_environment()
+    )
     assert voter.stdout is not None
     said = ""
     for said in voter.stdout:
@@ -144,15 +186,24 @@ def test_a_kill_loses_no_vote_that_was_answered(tmp_path: Path) -> None:
     voter.wait()
     names = tuple(f"{number}.png" for number in range(2000))
     ballot = ballot_of(tmp_path, group("a cat", names))
-    assert len(ballot.votes) - int(said) in (0, 1) and all("better" in row for row in ballot.votes)
+    assert len(ballot.votes) - int(said) in (0, 1) and all(
+        "better" in row for row in ballot.votes
+    )
 
 
-def test_a_file_that_leads_elsewhere_is_not_written(tmp_path: Path, cats: Group) -> None:
+def test_a_file_that_leads_elsewhere_is_not_written(
+    tmp_path: Path, cats: Group
+) -> None:
     elsewhere = tmp_path.parent / f"{tmp_path.name}_elsewhere"
-    elsewhere.write_text(json.dumps({"better": "a.png", "worse": "b.png", "prompt": "secret"}) + "\n")
+    elsewhere.write_text(
+        json.dumps({"better": "a.png", "worse": "b.png", "prompt": "secret"}) + "\n"
+    )
     os.symlink(elsewhere, tmp_path / "votes.jsonl")
     ballot = ballot_of(tmp_path, cats)
-    for asked in (lambda: ballot.votes, lambda: ballot.vote(ballot.pairs[0].names, "left")):
+    for asked in (
+        lambda: ballot.votes,
+        lambda: ballot.vote(ballot.pairs[0].names, "left"),
+    ):
         with pytest.raises(HTTPException):
             asked()
     assert "secret" in elsewhere.read_text()

@@ -1,4 +1,5 @@
-"""From a finished run to a LoRA that has learned from votes, by clicks and keys alone: the page, its queue and runs."""
+"""From a finished run to a LoRA that has learned from votes, by clicks and keys alone:
+the page, its queue and runs."""
 
 from __future__ import annotations
 
@@ -21,8 +22,16 @@ JOB = {
     "device": "cpu",
     "network": {"type": "lora", "linear": 4, "linear_alpha": 4},
     "save": {"save_every": 2},
-    "datasets": [{"folder_path": str(ROOT / "config" / "examples" / "photos"), "resolution": 64}],
-    "train": {"steps": 2, "batch_size": 2, "lr": 1e-3, "dtype": "fp32", "gradient_checkpointing": False},
+    "datasets": [
+        {"folder_path": str(ROOT / "config" / "examples" / "photos"), "resolution": 64}
+    ],
+    "train": {
+        "steps": 2,
+        "batch_size": 2,
+        "lr": 1e-3,
+        "dtype": "fp32",
+        "gradient_checkpointing": False,
+    },
     "model": {
         "name_or_path": str(ROOT / "config" / "examples" / "tiny_mascots"),
         "model_kwargs": {"match_target_res": True},
@@ -47,7 +56,9 @@ def test_a_finished_run_becomes_a_lora_that_learned_from_votes(
     browser: Browser, served: Served, run_py: Callable
 ) -> None:
     job = served.folder / "mine.json"
-    job.write_text(json.dumps({"job": "extension", "config": {"name": "mine", "process": [JOB]}}))
+    job.write_text(
+        json.dumps({"job": "extension", "config": {"name": "mine", "process": [JOB]}})
+    )
     assert run_py("mine.json", cwd=served.folder).returncode == 0
     folder = served.folder / "output" / "mine"
     votes = folder / "samples" / "votes.jsonl"
@@ -57,9 +68,13 @@ def test_a_finished_run_becomes_a_lora_that_learned_from_votes(
     browser.click("#samples a[href='/votes/runs/mine']")
     browser.wait_for("document.querySelector('.two img').naturalWidth == 64")
     browser.run("window.isSame = true")
-    for number, key in enumerate(("ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"), 1):
+    for number, key in enumerate(
+        ("ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"), 1
+    ):
         browser.press(key)
-        browser.wait_for(f"document.querySelector('.counts').innerText.startsWith('{number} of')")
+        browser.wait_for(
+            f"document.querySelector('.counts').innerText.startsWith('{number} of')"
+        )
         assert len(lines(votes)) == number
     assert "2 to learn from" in counts(browser)
     browser.press("Backspace")
@@ -78,13 +93,19 @@ def test_a_finished_run_becomes_a_lora_that_learned_from_votes(
     )
 
     browser.open(f"{served.address}/votes/runs/mine", width=390, height=844)
-    browser.wait_for("[...document.querySelectorAll('.two img')].every(each => each.naturalWidth == 64)")
+    browser.wait_for(
+        "[...document.querySelectorAll('.two img')].every(each => each.naturalWidth == 64)"
+    )
     assert browser.run("return document.documentElement.scrollWidth") == 390
     seen = "[...document.querySelectorAll('.two img')].map(each => each.getBoundingClientRect())"
     boxes = browser.run(f"return {seen}.map(box => [box.top, box.bottom, box.width])")
     assert boxes[0][1] <= boxes[1][0] and min(box[2] for box in boxes) > 300
-    undo = browser.run("return document.querySelector('[value=undo]').getBoundingClientRect().bottom")
-    assert boxes[1][1] < undo <= 844  # both images and all buttons are seen without scrolling
+    undo = browser.run(
+        "return document.querySelector('[value=undo]').getBoundingClientRect().bottom"
+    )
+    assert (
+        boxes[1][1] < undo <= 844
+    )  # both images and all buttons are seen without scrolling
     browser.click(".two button[value=left]")
     browser.wait_for("document.querySelector('.counts').innerText.startsWith('5 of')")
 
@@ -94,9 +115,12 @@ def test_a_finished_run_becomes_a_lora_that_learned_from_votes(
     browser.click(".entry h3 a[href='/runs/mine_voted']")
     assert "40 / 40" in browser.text("#state")  # four pairs, ten uses each
     made = served.folder / "output" / "mine_voted"
-    assert tensor_shapes(made / "mine_voted.safetensors") == tensor_shapes(folder / "mine.safetensors")
+    assert tensor_shapes(made / "mine_voted.safetensors") == tensor_shapes(
+        folder / "mine.safetensors"
+    )
     assert 0 <= lines(made / "metrics.jsonl")[-1]["preference/right"] <= 1
     assert (
-        "started from" in (made / "log.txt").read_text() and "preferred both ways" not in (made / "log.txt").read_text()
+        "started from" in (made / "log.txt").read_text()
+        and "preferred both ways" not in (made / "log.txt").read_text()
     )
     assert browser.errors() == [] and browser.requests_elsewhere() == []

@@ -1,4 +1,5 @@
-"""The loader as a whole: many errors at once, frames, names, defaults, processes of one job."""
+"""The loader as a whole: many errors at once, frames, names, defaults, processes of one
+job."""
 
 from __future__ import annotations
 
@@ -55,7 +56,9 @@ def test_all_mistakes_come_at_once_with_their_places(mistakes, tmp_path: Path) -
     ]
 
 
-def test_the_place_starts_with_the_file_as_the_user_typed_it(mistakes, tmp_path: Path) -> None:
+def test_the_place_starts_with_the_file_as_the_user_typed_it(
+    mistakes, tmp_path: Path
+) -> None:
     (tmp_path / "jobs").mkdir()
     lines = mistakes(FIVE_MISTAKES, file="./jobs/../jobs/my.yaml")
     assert lines[1].startswith("9:9: ")
@@ -65,16 +68,34 @@ def test_the_place_starts_with_the_file_as_the_user_typed_it(mistakes, tmp_path:
     ("path", "hint"),
     [
         ("$HOME/pics", "Write '${HOME}' for a variable of the environment."),
-        ("'D:\\pics'", "'D:\\\\' begins a path of Windows: --map D:=NEW says where it is now; in WSL, C: is '/mnt/c'."),
-        ('"C:\\new"', "A backslash within double quotes became '\\n'. Write '/', or use single quotes."),
-        ("\u201cphotos\u201d", "It holds U+201C (left double quotation mark), U+201D (right double"),
-        ("my\u00a0photos", "It holds U+00A0 (no-break space): type a plain quote or space."),
+        (
+            "'D:\\pics'",
+            "'D:\\\\' begins a path of Windows: --map D:=NEW says where it is now; in WSL, C: is '/mnt/c'.",
+        ),
+        (
+            '"C:\\new"',
+            "A backslash within double quotes became '\\n'. Write '/', or use single quotes.",
+        ),
+        (
+            "\u201cphotos\u201d",
+            "It holds U+201C (left double quotation mark), U+201D (right double",
+        ),
+        (
+            "my\u00a0photos",
+            "It holds U+00A0 (no-break space): type a plain quote or space.",
+        ),
         ("./nowhere", "Give a folder "),
         ("/nowhere", "Give a folder "),
     ],
 )
-def test_a_path_that_leads_nowhere_says_what_may_be_wrong_with_its_spelling(mistakes, path: str, hint: str) -> None:
-    folder, model = mistakes(trainer(f"datasets: [{{folder_path: {path}}}]", f"model: {{name_or_path: {path}}}"))
+def test_a_path_that_leads_nowhere_says_what_may_be_wrong_with_its_spelling(
+    mistakes, path: str, hint: str
+) -> None:
+    folder, model = mistakes(
+        trainer(
+            f"datasets: [{{folder_path: {path}}}]", f"model: {{name_or_path: {path}}}"
+        )
+    )
     assert f"). {hint}" in folder
     assert f"). {hint}" in model
 
@@ -82,13 +103,22 @@ def test_a_path_that_leads_nowhere_says_what_may_be_wrong_with_its_spelling(mist
 def test_the_address_of_a_model_on_the_hub_says_its_id(mistakes) -> None:
     address = "https://huggingface.co/Qwen/Qwen-Image-2.1/tree/main"
     (message,) = mistakes(trainer(f"model: {{name_or_path: {address}}}"))
-    assert "). It is the address of a page of the hub: write its id, 'Qwen/Qwen-Image-2.1'." in message
+    assert (
+        "). It is the address of a page of the hub: write its id, 'Qwen/Qwen-Image-2.1'."
+        in message
+    )
 
 
 def test_a_path_of_another_machine_says_how_all_are_moved(mistakes) -> None:
     lost = "/workspace-1/me/pics"
-    lines = mistakes(trainer(f"datasets: [{{folder_path: {lost}}}]", f"model: {{name_or_path: {lost}}}"))
-    assert [line.endswith(" Of another machine: --map /workspace-1=NEW.") for line in lines] == [True, True]
+    lines = mistakes(
+        trainer(
+            f"datasets: [{{folder_path: {lost}}}]", f"model: {{name_or_path: {lost}}}"
+        )
+    )
+    assert [
+        line.endswith(" Of another machine: --map /workspace-1=NEW.") for line in lines
+    ] == [True, True]
     here = mistakes(trainer(f"datasets: [{{folder_path: {Path.cwd()}/none}}]"))
     assert "--map" not in here[0]
 
@@ -105,14 +135,29 @@ def test_a_key_of_a_process_outside_of_it_is_told_where_it_belongs(mistakes) -> 
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("job: train\nconfig: {name: a, process: [{type: drop_in}]}", "1:6: job: unknown job type 'train'"),
+        (
+            "job: train\nconfig: {name: a, process: [{type: drop_in}]}",
+            "1:6: job: unknown job type 'train'",
+        ),
         ("config: {name: a, process: [{type: drop_in}]}", "1:1: job: is required"),
         ("job: extension", "1:1: config: is required"),
         ("job: extension\nconfig: 3", "2:9: config: is required"),
-        ("job: extension\nconfig:\n  process: [{type: drop_in}]", "3:3: config.name: is required"),
-        ("job: extension\nconfig:\n  name: a", "3:3: config.process: is required: a list"),
-        ("job: extension\nconfig: {name: a, process: []}", "2:28: config.process: is required: a list"),
-        ("job: extension\nconfig:\n  - name: a", "3:3: config: a list is not a mapping. Remove the '- ' before"),
+        (
+            "job: extension\nconfig:\n  process: [{type: drop_in}]",
+            "3:3: config.name: is required",
+        ),
+        (
+            "job: extension\nconfig:\n  name: a",
+            "3:3: config.process: is required: a list",
+        ),
+        (
+            "job: extension\nconfig: {name: a, process: []}",
+            "2:28: config.process: is required: a list",
+        ),
+        (
+            "job: extension\nconfig:\n  - name: a",
+            "3:3: config: a list is not a mapping. Remove the '- ' before",
+        ),
         (
             "job: extension\nconfig: {name: a, process: drop_in}",
             "2:28: config.process: 'drop_in' is not a list of processes. Write '- type: drop_in' below it.",
@@ -121,15 +166,42 @@ def test_a_key_of_a_process_outside_of_it_is_told_where_it_belongs(mistakes) -> 
             "job: extension\nconfig:\n  name: a\n  process:\n    type: drop_in\n",
             "5:5: config.process: a mapping is not a list of processes. Begin each entry with '- ': '- type: drop_in'.",
         ),
-        ("job: extension\nconfig: {name: a, process: [4]}", "2:29: process[0]: 4 is not a mapping"),
-        ("job: extension\nconfig: {name: a, process: [{x: 1}]}", "2:29: process[0].type: is required"),
-        ("job: extension\nconfig: {name: a, process: [{type: drop_on}]}", "2:36: process[0].type: unknown process"),
-        ("job: extension\nconfig: {name: 12, process: [{type: drop_in}]}", "2:16: config.name: 12 is not text"),
-        ("job: extension\nconfig: {name: a/b, process: [{type: drop_in}]}", "2:16: config.name: 'a/b' cannot be"),
-        ("job: extension\nconfig: {name: .., process: [{type: drop_in}]}", "2:16: config.name: '..' cannot be"),
-        ("job: extension\nmetta: {}\nconfig: {name: a, process: [{type: drop_in}]}", "2:1: metta: unknown key. Did"),
-        ("job: extension\nmeta: 3\nconfig: {name: a, process: [{type: drop_in}]}", "2:7: meta: 3 is not a mapping"),
-        ("job: extension\nconfig: {name: a, proces: 1, process: [{type: drop_in}]}", "2:19: config.proces: unknown"),
+        (
+            "job: extension\nconfig: {name: a, process: [4]}",
+            "2:29: process[0]: 4 is not a mapping",
+        ),
+        (
+            "job: extension\nconfig: {name: a, process: [{x: 1}]}",
+            "2:29: process[0].type: is required",
+        ),
+        (
+            "job: extension\nconfig: {name: a, process: [{type: drop_on}]}",
+            "2:36: process[0].type: unknown process",
+        ),
+        (
+            "job: extension\nconfig: {name: 12, process: [{type: drop_in}]}",
+            "2:16: config.name: 12 is not text",
+        ),
+        (
+            "job: extension\nconfig: {name: a/b, process: [{type: drop_in}]}",
+            "2:16: config.name: 'a/b' cannot be",
+        ),
+        (
+            "job: extension\nconfig: {name: .., process: [{type: drop_in}]}",
+            "2:16: config.name: '..' cannot be",
+        ),
+        (
+            "job: extension\nmetta: {}\nconfig: {name: a, process: [{type: drop_in}]}",
+            "2:1: metta: unknown key. Did",
+        ),
+        (
+            "job: extension\nmeta: 3\nconfig: {name: a, process: [{type: drop_in}]}",
+            "2:7: meta: 3 is not a mapping",
+        ),
+        (
+            "job: extension\nconfig: {name: a, proces: 1, process: [{type: drop_in}]}",
+            "2:19: config.proces: unknown",
+        ),
     ],
 )
 def test_a_wrong_frame_is_one_line(mistakes, text: str, line: str) -> None:
@@ -138,11 +210,16 @@ def test_a_wrong_frame_is_one_line(mistakes, text: str, line: str) -> None:
     assert lines[0].startswith(line)
 
 
-def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_says_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigErrors) as caught:
         load_job("no/such.yaml", lambda name: None)
-    assert str(caught.value) == f"no/such.yaml: does not exist (working directory: {tmp_path})"
+    assert (
+        str(caught.value)
+        == f"no/such.yaml: does not exist (working directory: {tmp_path})"
+    )
     assert caught.value.exit_code == 2
 
 
@@ -162,13 +239,23 @@ def test_name_fills_the_tag_everywhere_but_in_itself(load) -> None:
     text = "job: extension\nmeta: {title: '[name] v1'}\nconfig:\n  name: hero\n"
     text += "  process: [{type: drop_in, a: ['[name].txt']}]\n"
     job = load(text)
-    assert (job.name, job.meta, job.processes[0].raw["a"]) == ("hero", {"title": "hero v1"}, ["hero.txt"])
+    assert (job.name, job.meta, job.processes[0].raw["a"]) == (
+        "hero",
+        {"title": "hero v1"},
+        ["hero.txt"],
+    )
     job = load(text, name="other")
-    assert (job.name, job.meta, job.processes[0].raw["a"]) == ("other", {"title": "other v1"}, ["other.txt"])
+    assert (job.name, job.meta, job.processes[0].raw["a"]) == (
+        "other",
+        {"title": "other v1"},
+        ["other.txt"],
+    )
 
 
 def test_a_name_that_is_no_folder_name_is_refused_on_the_command_line(load) -> None:
-    with pytest.raises(ConfigErrors, match=r"-n: '\.\./x' cannot be the name of a folder"):
+    with pytest.raises(
+        ConfigErrors, match=r"-n: '\.\./x' cannot be the name of a folder"
+    ):
         load("", name="../x")
     with pytest.raises(ConfigErrors, match=r"-n: .* holds bytes that are not UTF-8"):
         load("", name="a\udc80b")
@@ -194,20 +281,31 @@ config:
 def test_defaults_are_merged_under_each_process(load) -> None:
     cache, train, tiny = (process.section for process in load(DEFAULTS).processes)
     assert (cache.network.linear, cache.network.dropout) == (8, 0.1)
-    # An old name in the process outranks the new name in the defaults; the rest of the mapping merges.
-    assert (train.network.linear, train.network.linear_alpha, train.network.dropout) == (4, 4.0, 0.1)
+    # An old name in the process outranks the new name in the defaults; the rest of the
+    # mapping merges.
+    assert (
+        train.network.linear,
+        train.network.linear_alpha,
+        train.network.dropout,
+    ) == (4, 4.0, 0.1)
     assert tiny.path == "tiny"
 
 
 @needs_foreign_names
 def test_a_default_that_no_process_knows_is_a_mistake_where_it_stands(mistakes) -> None:
     text = DEFAULTS.replace("dropout: 0.1", "dropuot: 0.1")
-    assert mistakes(text) == ["6:26: config.defaults.network.dropuot: unknown key. Did you mean 'dropout'?"]
+    assert mistakes(text) == [
+        "6:26: config.defaults.network.dropuot: unknown key. Did you mean 'dropout'?"
+    ]
 
 
 def test_a_wrong_default_is_reported_once_at_its_origin(mistakes) -> None:
-    text = DEFAULTS.replace("linear: 8", "linear: 0").replace(", network: {rank: 4}", "")
-    assert mistakes(text) == ["6:23: config.defaults.network.linear: 0 is out of range: must be >= 1."]
+    text = DEFAULTS.replace("linear: 8", "linear: 0").replace(
+        ", network: {rank: 4}", ""
+    )
+    assert mistakes(text) == [
+        "6:23: config.defaults.network.linear: 0 is out of range: must be >= 1."
+    ]
 
 
 def test_null_in_a_process_leaves_the_default(load) -> None:
@@ -220,8 +318,13 @@ def test_null_in_a_process_leaves_the_default(load) -> None:
 
 
 def test_two_processes_of_one_name_are_refused(mistakes) -> None:
-    text = "job: extension\nconfig:\n  name: a\n  process:\n" + "    - {type: drop_in, name: x}\n" * 2
-    assert mistakes(text) == ["6:29: process[1].name: 'x' is already the name of process[0]. Names are unique."]
+    text = (
+        "job: extension\nconfig:\n  name: a\n  process:\n"
+        + "    - {type: drop_in, name: x}\n" * 2
+    )
+    assert mistakes(text) == [
+        "6:29: process[1].name: 'x' is already the name of process[0]. Names are unique."
+    ]
 
 
 TWO_TRAINERS = """\
@@ -237,7 +340,9 @@ config:
 
 def test_two_trainers_of_one_folder_are_refused(mistakes, load, tmp_path: Path) -> None:
     (line,) = mistakes(TWO_TRAINERS % ("", ""))
-    assert line.startswith(f"7:7: process[1]: writes to '{tmp_path}/output/a' as process[0] does. Give process[1]")
+    assert line.startswith(
+        f"7:7: process[1]: writes to '{tmp_path}/output/a' as process[0] does. Give process[1]"
+    )
     first, second = load(TWO_TRAINERS % ("", ", name: second")).processes
     assert (first.name, second.name) == (None, "second")
     load(TWO_TRAINERS % ("", ", training_folder: elsewhere"))
@@ -248,14 +353,18 @@ def test_a_model_written_earlier_in_the_job_need_not_exist(load, mistakes) -> No
         "job: extension\nconfig:\n  name: a\n  process:\n    - {type: writer, path: output/tiny}\n"
         "    - {type: sd_trainer, datasets: [{folder_path: photos}], model: {name_or_path: ./output/tiny}}\n"
     )
-    assert load(text).processes[1].section.model.folder() == Path("output/tiny").resolve()
-    # Of a process whose type is unknown nobody knows what it writes: nothing is said of the folder.
+    assert (
+        load(text).processes[1].section.model.folder() == Path("output/tiny").resolve()
+    )
+    # Of a process whose type is unknown nobody knows what it writes: nothing is said of
+    # the folder.
     assert len(mistakes(text.replace("writer", "wirter"))) == 1
     (line,) = mistakes(text.replace("path: output/tiny}", "path: output/other}", 1))
     assert "process[1].model.name_or_path: './output/tiny' does not exist" in line
 
 
-# ---------------------------------------------------------------- sections of extensions
+# ---------------------------------------------------------------- sections of
+# extensions
 
 
 class Plain(BaseModel):
@@ -294,13 +403,17 @@ def test_raw_keeps_old_names(load) -> None:
     assert entry.raw["network"] == {"rank": 4, "linear": 8, "dropout": 0.1}
 
 
-def test_a_command_of_another_program_names_the_part_that_would_read_it(load, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_of_another_program_names_the_part_that_would_read_it(
+    load, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = part_of(FOREIGN_COMMANDS).rpartition(".")[2]
     monkeypatch.setenv(LEFT_OUT, name)
     with pytest.raises(UserError) as caught:
         load("accelerate launch train.py --steps 3", file="train.sh")
     needs = f"needs the extension '{name}', which "
-    assert str(caught.value).startswith(f"train.sh: a command of another program {needs}")
+    assert str(caught.value).startswith(
+        f"train.sh: a command of another program {needs}"
+    )
 
 
 def test_loading_imports_no_torch() -> None:
@@ -310,7 +423,13 @@ def test_loading_imports_no_torch() -> None:
         "print([name for name in ('torch', 'diffusers', 'transformers', 'numpy', 'PIL') if name in sys.modules])\n"
     )
     root = Path(__file__).resolve().parents[4]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -323,18 +442,28 @@ class OtherTrainer(BaseModel):
 
 def test_every_section_with_a_model_has_it_checked(mistakes) -> None:
     text = (
-        "job: extension\nconfig:\n  name: a\n  process:\n    - {type: other, student: {name_or_path: krea/Krea-2-Raw}}"
+        "job: extension\nconfig:\n  name: a\n  process:\n    - {type: other, "
+        "student: {name_or_path: krea/Krea-2-Raw}}"
     )
     (line,) = mistakes(text, find=lambda name: OtherTrainer)
-    assert line.startswith("5:45: process[0].student.name_or_path: 'krea/Krea-2-Raw' is another model (Krea), ")
+    assert line.startswith(
+        "5:45: process[0].student.name_or_path: 'krea/Krea-2-Raw' is another model (Krea), "
+    )
 
 
-# ---------------------------------------------------------------- names that cannot name all files of a run
+# ---------------------------------------------------------------- names that cannot
+# name all files of a run
 
 
-@pytest.mark.parametrize("name", ["n" * LONGEST_RUN_NAME, "名" * (LONGEST_RUN_NAME // 3)])
-def test_with_the_longest_name_every_file_of_a_run_can_be_written(load, tmp_path: Path, name: str) -> None:
-    load(f"job: extension\nconfig: {{name: {name}, process: [{{type: drop_in, name: {name}}}]}}")
+@pytest.mark.parametrize(
+    "name", ["n" * LONGEST_RUN_NAME, "名" * (LONGEST_RUN_NAME // 3)]
+)
+def test_with_the_longest_name_every_file_of_a_run_can_be_written(
+    load, tmp_path: Path, name: str
+) -> None:
+    load(
+        f"job: extension\nconfig: {{name: {name}, process: [{{type: drop_in, name: {name}}}]}}"
+    )
     for suffix in FILE_SUFFIXES:
         with atomic_write(tmp_path / f"{step_stem(name, 340)}{suffix}") as temporary:
             temporary.touch()
@@ -343,13 +472,18 @@ def test_with_the_longest_name_every_file_of_a_run_can_be_written(load, tmp_path
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ('"' + "n" * (LONGEST_RUN_NAME + 1) + '"', f"is too long: {LONGEST_RUN_NAME + 1} bytes, and with at most"),
+        (
+            '"' + "n" * (LONGEST_RUN_NAME + 1) + '"',
+            f"is too long: {LONGEST_RUN_NAME + 1} bytes, and with at most",
+        ),
         ('"' + "名" * 75 + '"', "is too long: 225 bytes, and with at most"),
         (r'"\0"', "cannot be the name of a folder: leave out '/'"),
         (r'"\uD800"', "holds half a character (a lone surrogate). Leave it out."),
     ],
 )
-def test_a_name_that_no_path_can_have_is_one_line(mistakes, name: str, message: str) -> None:
+def test_a_name_that_no_path_can_have_is_one_line(
+    mistakes, name: str, message: str
+) -> None:
     """Of the job, and of a process."""
     (line,) = mistakes(trainer().replace("name: test", f"name: {name}"))
     assert line.startswith("3:9: config.name: ") and message in line
@@ -359,15 +493,23 @@ def test_a_name_that_no_path_can_have_is_one_line(mistakes, name: str, message: 
 
 def test_no_job_has_the_name_of_the_shared_cache(load, mistakes) -> None:
     (line,) = mistakes(trainer().replace("name: test", "name: _cache"))
-    assert line == "3:9: config.name: '_cache' is the folder of the shared cache. Choose another name."
-    with pytest.raises(ConfigErrors, match="-n: '_cache' is the folder of the shared cache"):
+    assert (
+        line
+        == "3:9: config.name: '_cache' is the folder of the shared cache. Choose another name."
+    )
+    with pytest.raises(
+        ConfigErrors, match="-n: '_cache' is the folder of the shared cache"
+    ):
         load(trainer(), name="_cache")
     assert load(trainer("name: _cache")).processes[0].section.name == "_cache"
 
 
 def test_a_home_folder_that_nobody_has_is_one_line(mistakes) -> None:
     (line,) = mistakes(trainer("training_folder: ~no_such_user/output"))
-    assert "training_folder: '~no_such_user/output' begins with the name of a user that this machine does not" in line
+    assert (
+        "training_folder: '~no_such_user/output' begins with the name of a user that this machine does not"
+        in line
+    )
 
 
 @pytest.mark.parametrize(
@@ -381,13 +523,17 @@ def test_a_home_folder_that_nobody_has_is_one_line(mistakes) -> None:
         "sample: {samples: [{prompt: a, ctrl_img: loop}]}",
     ],
 )
-def test_links_in_a_circle_are_one_line_wherever_they_stand(mistakes, tmp_path: Path, line: str) -> None:
+def test_links_in_a_circle_are_one_line_wherever_they_stand(
+    mistakes, tmp_path: Path, line: str
+) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (found,) = mistakes(trainer(line))
     assert "cannot be reached: Too many levels of symbolic links." in found
 
 
-def test_a_file_where_the_folder_of_the_run_belongs_is_one_line(mistakes, tmp_path: Path) -> None:
+def test_a_file_where_the_folder_of_the_run_belongs_is_one_line(
+    mistakes, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
     (line,) = mistakes(trainer("training_folder: file/more"))
     message = "is not a folder. Move it, or give another folder."
@@ -395,13 +541,18 @@ def test_a_file_where_the_folder_of_the_run_belongs_is_one_line(mistakes, tmp_pa
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "test").symlink_to("test")
     (line,) = mistakes(trainer())
-    assert line.endswith(f"process[0].training_folder: '{tmp_path}/output/test' {message}")
+    assert line.endswith(
+        f"process[0].training_folder: '{tmp_path}/output/test' {message}"
+    )
 
 
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("sample:\n  prompts:\n    - a cup #1 in the world", "ends before '#1 in the world'"),
+        (
+            "sample:\n  prompts:\n    - a cup #1 in the world",
+            "ends before '#1 in the world'",
+        ),
         ("sample:\n  prompts:\n    - a cup # 1", "ends before '# 1'"),
         ("sample:\n  prompts: [a]\n  neg: blurry #bad", "ends before '#bad'"),
         ("trigger_word: my #char", 'put the text in quotes: "my #char"'),
@@ -415,8 +566,12 @@ def test_a_file_where_the_folder_of_the_run_belongs_is_one_line(mistakes, tmp_pa
         ("training_seed: 7 #lucky", ""),
     ],
 )
-def test_a_text_that_a_hash_cuts_off_is_told_and_a_comment_is_not(load, line: str, told: str) -> None:
-    found = [line for line in load(trainer(line)).warnings if "begins a comment" in line]
+def test_a_text_that_a_hash_cuts_off_is_told_and_a_comment_is_not(
+    load, line: str, told: str
+) -> None:
+    found = [
+        line for line in load(trainer(line)).warnings if "begins a comment" in line
+    ]
     assert len(found) == bool(told) and told in "".join(found)
 
 

@@ -25,7 +25,9 @@ config:
         ("  meta_name: 1", None),
     ],
 )
-def test_the_new_name_takes_the_place_of_the_old(load, mistakes, written: str, kept: str | None) -> None:
+def test_the_new_name_takes_the_place_of_the_old(
+    load, mistakes, written: str, kept: str | None
+) -> None:
     text = JOB.replace('  name: "old" # so does this', written)
     if kept is None:
         assert len(mistakes(text, name="new", env={"X": "1"})) == 1
@@ -54,12 +56,18 @@ def test_json_is_kept_as_yaml_that_reads_the_same(load) -> None:
     job = load(text, file="job.json", env={"X": "1"})
     assert "s3" not in job.unexpanded_text
     again = load(job.unexpanded_text, env={"X": "1"})
-    assert again.processes[0].raw == job.processes[0].raw | {"api_key": "<redacted>", "d": 1}
+    assert again.processes[0].raw == job.processes[0].raw | {
+        "api_key": "<redacted>",
+        "d": 1,
+    }
     assert job.processes[0].raw["d"] == "1"
 
 
 def test_secrets_are_redacted_and_the_text_still_loads(load) -> None:
-    text = JOB + "      hf_token: hunter2\n      api_key: |\n        line one\n        line two\n"
+    text = (
+        JOB
+        + "      hf_token: hunter2\n      api_key: |\n        line one\n        line two\n"
+    )
     text += "      my_secret: [a1b2, c3d4]\n      last: 1\n"
     job = load(text, env={"X": "1"})
     assert job.processes[0].raw["hf_token"] == "hunter2"

@@ -50,7 +50,9 @@ g = 'two'
         (("rows", 2, "parts", 1, "more", "i"), 4, (24, 3), (24, 7)),
     ],
 )
-def test_each_value_has_its_line_and_column(path: tuple, value: object, key: tuple, at: tuple) -> None:
+def test_each_value_has_its_line_and_column(
+    path: tuple, value: object, key: tuple, at: tuple
+) -> None:
     root = read_toml(TEXT, Diagnostics("f"))
     assert root is not None
     node, rest = root.find(path)
@@ -63,14 +65,29 @@ def test_each_value_has_its_line_and_column(path: tuple, value: object, key: tup
     [
         ("a = 1\nb\n", "f:2:2: not valid TOML: no '=' follows the key."),
         ("a = 1\na = 2\n", "f:2:6: not valid TOML: this key is given twice."),
-        ('a = "C:\\models"\n', "f:1:10: not valid TOML: '\\' begins an escape within double quotes."),
+        (
+            'a = "C:\\models"\n',
+            "f:1:10: not valid TOML: '\\' begins an escape within double quotes.",
+        ),
         ("a = True\n", "f:1:5: not valid TOML: this value is none of TOML."),
         ('a = "x\n', "f:1:7: not valid TOML: the quote that opens here is not closed."),
         ("a = [1, 2\n", "f:1:1: not valid TOML: a bracket is not closed"),
-        ('a = "C:\\Users"\n', "f:1:10: not valid TOML: '\\' begins an escape within double quotes."),
-        ("a = 1, 2\n", "f:1:6: not valid TOML: more follows the value on this line. A list needs brackets: [1, 2]."),
-        ('{"a": 1}', "f:1:1: holds JSON, not TOML. Rename it, so that it ends in .json."),
-        ('[{"a": 1}]', "f:1:1: holds JSON, not TOML. Rename it, so that it ends in .json."),
+        (
+            'a = "C:\\Users"\n',
+            "f:1:10: not valid TOML: '\\' begins an escape within double quotes.",
+        ),
+        (
+            "a = 1, 2\n",
+            "f:1:6: not valid TOML: more follows the value on this line. A list needs brackets: [1, 2].",
+        ),
+        (
+            '{"a": 1}',
+            "f:1:1: holds JSON, not TOML. Rename it, so that it ends in .json.",
+        ),
+        (
+            '[{"a": 1}]',
+            "f:1:1: holds JSON, not TOML. Rename it, so that it ends in .json.",
+        ),
         ("a: 1\nb: 2\n", "f:1:1: holds YAML, not TOML."),
     ],
 )
@@ -107,8 +124,14 @@ def test_all_faults_are_told_each_at_its_own_line(text: str, lines: list[int]) -
         (".".join("a" * 3000) + " = 1", "1:1: nested deeper than 64 levels."),
         ("a = " + "{b = " * 5000, "1:1: nested deeper than 64 levels."),
         (".".join("a" * 200_000) + " = 1", "1:1: nested deeper than 64 levels."),
-        ("\nx = {" + ".".join("a" * 200_000) + " = 1}", "2:1: nested deeper than 64 levels."),
-        ("\na = " + "9" * 5000, "2:1: not valid TOML: a number has more than 4,300 digits."),
+        (
+            "\nx = {" + ".".join("a" * 200_000) + " = 1}",
+            "2:1: nested deeper than 64 levels.",
+        ),
+        (
+            "\na = " + "9" * 5000,
+            "2:1: not valid TOML: a number has more than 4,300 digits.",
+        ),
         ("a = 2024-99-99", "not valid TOML"),
         ("a: 2024-99-99", "not valid TOML"),
     ],
@@ -125,7 +148,11 @@ def test_a_list_of_many_lines_is_read_in_time_that_grows_with_it() -> None:
     """One more attempt per line would take minutes."""
     text = "a = [\n" + "'x',\n" * 20_000 + "]\nb = 1\n"
     root = read_toml(text, Diagnostics("c.toml"))
-    assert root is not None and len(root.value["a"].value) == 20_000 and root.value["b"].value_at[:2] == (20_003, 5)
+    assert (
+        root is not None
+        and len(root.value["a"].value) == 20_000
+        and root.value["b"].value_at[:2] == (20_003, 5)
+    )
 
 
 def test_a_key_that_fills_screens_is_cut_in_messages() -> None:

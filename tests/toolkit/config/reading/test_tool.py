@@ -55,10 +55,20 @@ def load(line: str) -> DrawConfig:
 
 
 def test_flags_are_read_as_the_values_of_a_job_are() -> None:
-    section = load("a.png b.png 7 --sigma-rel 1e-1 --prompt 7 true --prompt x --fast --steps 0x10")
+    section = load(
+        "a.png b.png 7 --sigma-rel 1e-1 --prompt 7 true --prompt x --fast --steps 0x10"
+    )
     assert (section.source, section.more) == ("a.png", ("b.png", "7"))
-    assert (section.sigma_rel, section.prompt, section.fast, section.steps) == (0.1, ("7", "true", "x"), True, 16)
-    assert load("--sigma_rel 2 a --fast false").model_dump() == load("a --sigma-rel 2").model_dump()
+    assert (section.sigma_rel, section.prompt, section.fast, section.steps) == (
+        0.1,
+        ("7", "true", "x"),
+        True,
+        16,
+    )
+    assert (
+        load("--sigma_rel 2 a --fast false").model_dump()
+        == load("a --sigma-rel 2").model_dump()
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,8 +78,14 @@ def test_flags_are_read_as_the_values_of_a_job_are() -> None:
             "",
             "run.py draw: the following arguments are required: SOURCE. Usage: run.py draw [options] SOURCE MORE. 'run",
         ),
-        ("a --setps 3", "run.py draw: unknown argument '--setps'. Did you mean '--steps'?"),
-        ("a --sigma-rel 0", "run.py draw: --sigma-rel: 0 is out of range: must be > 0."),
+        (
+            "a --setps 3",
+            "run.py draw: unknown argument '--setps'. Did you mean '--steps'?",
+        ),
+        (
+            "a --sigma-rel 0",
+            "run.py draw: --sigma-rel: 0 is out of range: must be > 0.",
+        ),
         ("a --steps many", "run.py draw: --steps: 'many' is not a whole number."),
         ("bad", "run.py draw: source: cannot be drawn."),
         ("dark", "run.py draw: --steps: is required."),
@@ -93,7 +109,14 @@ def test_all_unknown_flags_are_told_without_names_that_mislead() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["a b c", "a --more b c", "--source a b c", "--more b c --source=a", "--more b c -- a"]
+    "line",
+    [
+        "a b c",
+        "a --more b c",
+        "--source a b c",
+        "--more b c --source=a",
+        "--more b c -- a",
+    ],
 )
 def test_what_needs_no_flag_may_have_one(line: str) -> None:
     section = load(line)
@@ -108,7 +131,9 @@ def test_all_errors_come_at_once() -> None:
 
 def test_help_has_every_key_with_its_default() -> None:
     text = tool_parser("draw", DrawConfig).format_help()
-    assert "--sigma-rel" in text and "Width, in % of it. (default: 0.5)" in " ".join(text.split())
+    assert "--sigma-rel" in text and "Width, in % of it. (default: 0.5)" in " ".join(
+        text.split()
+    )
     assert "--name" not in text and "--type" not in text
 
 
@@ -154,7 +179,9 @@ def test_keys_of_a_section_are_flags_and_the_first_is_the_section() -> None:
 
 @needs_foreign_names
 def test_a_flag_that_has_lost_its_meaning_is_a_warning(tmp_path: Path) -> None:
-    told = load_tool("lint", LintConfig, [str(tmp_path), "--overwrite", "--duplicate-bits", "3"]).warnings
+    told = load_tool(
+        "lint", LintConfig, [str(tmp_path), "--overwrite", "--duplicate-bits", "3"]
+    ).warnings
     assert sorted(line.partition(": has no effect")[0] for line in told) == [
         "run.py lint: --duplicate-bits", "run.py lint: --overwrite",
     ]  # fmt: skip

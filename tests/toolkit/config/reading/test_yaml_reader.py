@@ -77,26 +77,46 @@ def test_a_number_may_be_tagged_as_a_float() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 3\n", "f:3:1: a: duplicate key, first given in line 1. Remove one of them."),
+        (
+            "a: 1\nb: 2\na: 3\n",
+            "f:3:1: a: duplicate key, first given in line 1. Remove one of them.",
+        ),
         ("x:\n  1: a\n", "f:2:3: x.1: a key must be text. Put it in quotes."),
         ("x:\n  true: a\n", "f:2:3: x.true: a key must be text. Put it in quotes."),
         ("? [a]\n: b\n", "f:1:3: ?: a key must be text. Put it in quotes."),
-        ("a: !!python/object:os.system x\n", "f:1:4: a: the tag 'tag:yaml.org,2002:python/object:os.system'"),
+        (
+            "a: !!python/object:os.system x\n",
+            "f:1:4: a: the tag 'tag:yaml.org,2002:python/object:os.system'",
+        ),
         ("a: !!int x\n", "f:1:4: a: 'x' is not of the kind int"),
-        ("a: b: c\n", "f:1:5: not valid YAML: ': ' stands twice in a line. Put the text in quotes: \"b: c\""),
+        (
+            "a: b: c\n",
+            "f:1:5: not valid YAML: ': ' stands twice in a line. Put the text in quotes: \"b: c\"",
+        ),
         ("a:\n\t- b\n", "f:2:1: not valid YAML: a tab. Indent with spaces."),
-        ("a: 1\n---\nb: 1\n", "f:2:1: '---' begins a second document. Write one job per file; run.py "),
-        ("a: 1\n---\n# end\n", "f:2:1: '---' begins a second document, which is empty. Remove it."),
+        (
+            "a: 1\n---\nb: 1\n",
+            "f:2:1: '---' begins a second document. Write one job per file; run.py ",
+        ),
+        (
+            "a: 1\n---\n# end\n",
+            "f:2:1: '---' begins a second document, which is empty. Remove it.",
+        ),
         ("a: *b\n", "f:1:4: not valid YAML: found undefined alias 'b'"),
         ("a: \x07\n", "f:1:4: not valid YAML"),
         ("", "f:1:1: is empty"),
         ("- a\n", "f:1:1: is not a mapping"),
         ("a: &x [*x]\n", "f:1:4: a[0]: an alias refers to the value that contains it"),
         ("a: " + "[" * 2000, f"nested deeper than {MAX_DEPTH} levels"),
-        ("a: " + "9" * 5000, "f:1:4: a: a number of 5,000 digits, of which at most 4,300 are read."),
+        (
+            "a: " + "9" * 5000,
+            "f:1:4: a: a number of 5,000 digits, of which at most 4,300 are read.",
+        ),
     ],
 )
-def test_what_cannot_be_read_is_one_line_with_its_place(text: str, message: str) -> None:
+def test_what_cannot_be_read_is_one_line_with_its_place(
+    text: str, message: str
+) -> None:
     assert message in fault(text)
     assert "\n" not in fault(text)
 
@@ -104,11 +124,23 @@ def test_what_cannot_be_read_is_one_line_with_its_place(text: str, message: str)
 @pytest.mark.parametrize(
     ("text", "place", "remedy"),
     [
-        ("a:\n  steps 3\n  # every\n\n  lr: 1\n", "2:3", "no ':' follows the key. Write 'key: value'."),
+        (
+            "a:\n  steps 3\n  # every\n\n  lr: 1\n",
+            "2:3",
+            "no ':' follows the key. Write 'key: value'.",
+        ),
         ("a:\n  steps 3 # long\n\n  lr: 1\n", "2:3", "no ':' follows the key."),
         ("a: 1\nb\n  c: 1\n", "2:1", "no ':' follows the key."),
-        ("a:\n  lr:1e-4\n  steps: 3\n", "2:3", "no space follows the ':'. Write 'key: value'."),
-        ("a:\n  -b: x\n    c: 1\n", "2:3", "'-' and the key are one word. Write a space after '-'."),
+        (
+            "a:\n  lr:1e-4\n  steps: 3\n",
+            "2:3",
+            "no space follows the ':'. Write 'key: value'.",
+        ),
+        (
+            "a:\n  -b: x\n    c: 1\n",
+            "2:3",
+            "'-' and the key are one word. Write a space after '-'.",
+        ),
         ("a:\n  - b: x\n  -b: y\n", "3:3", "'-' and the key are one word."),
         (
             "a:\n  - b: [trigger], a temple\n",
@@ -120,18 +152,34 @@ def test_what_cannot_be_read_is_one_line_with_its_place(text: str, message: str)
             "2:15",
             "': ' stands twice in a line. Put the text in quotes: \"a photo: b: c\"",
         ),
-        ("a:\n  - & b\n", "2:5", "a text cannot begin with '&' unless it is in quotes: \"& b\""),
-        ("a: **b**\n", "1:4", "a text cannot begin with '*' unless it is in quotes: \"**b**\""),
+        (
+            "a:\n  - & b\n",
+            "2:5",
+            "a text cannot begin with '&' unless it is in quotes: \"& b\"",
+        ),
+        (
+            "a: **b**\n",
+            "1:4",
+            "a text cannot begin with '*' unless it is in quotes: \"**b**\"",
+        ),
         (
             'a:\n  - *b c*, 5" wide\n',
             "2:5",
             "found undefined alias 'b': no value above is marked '&'. If '*' belongs to the text, put the text in "
             "quotes: '*b c*, 5\" wide'",
         ),
-        ("a: |b\n", "1:4", "a text cannot begin with '|' unless it is in quotes: \"|b\""),
+        (
+            "a: |b\n",
+            "1:4",
+            "a text cannot begin with '|' unless it is in quotes: \"|b\"",
+        ),
         ("a: {b} c\n", "1:8", "a text that begins with a bracket"),
         ('a: 1\nb: "c\nd: e\n', "2:4", "the quote that opens here is never closed."),
-        ('a: 1\nb: "c\nd: "e"\n', "2:4", "the quote that opens here closes within the text. Close it at the end"),
+        (
+            'a: 1\nb: "c\nd: "e"\n',
+            "2:4",
+            "the quote that opens here closes within the text. Close it at the end",
+        ),
         ("a: 'it's'\n", "1:4", "the quote that opens here closes within the text."),
         (
             'a: "C:\\Users\\me"\n',
@@ -143,11 +191,23 @@ def test_what_cannot_be_read_is_one_line_with_its_place(text: str, message: str)
             "1:7",
             "'\\' begins an escape within double quotes. Write '/' or '\\\\', or use single quotes.",
         ),
-        ("a: [1, 2\nb: 3\n", "1:4", "the bracket that opens here is not closed, or ',' is missing in it."),
+        (
+            "a: [1, 2\nb: 3\n",
+            "1:4",
+            "the bracket that opens here is not closed, or ',' is missing in it.",
+        ),
         ("a:\n  b: 1\n c: 2\n", "3:2", "the indent fits none of the lines above."),
         ("a: b\n- c\n", "2:1", "the indent fits none of the lines above."),
-        ("a:\n  b: 1\n  - c: 2\n", "2:3", "'- ' is missing in front of this item of a list."),
-        ("a:\n  - b: 1\n  c: 2\n  - d: 3\n", "3:3", "'- ' is missing in front of this item of a list."),
+        (
+            "a:\n  b: 1\n  - c: 2\n",
+            "2:3",
+            "'- ' is missing in front of this item of a list.",
+        ),
+        (
+            "a:\n  - b: 1\n  c: 2\n  - d: 3\n",
+            "3:3",
+            "'- ' is missing in front of this item of a list.",
+        ),
         ('a: "b\nc:\n  d: ""\n', "1:4", "the quote that opens here is never closed."),
         ("a: 16# rank: 8\n", "1:12", "a comment needs a space before its '#'."),
         (
@@ -157,21 +217,31 @@ def test_what_cannot_be_read_is_one_line_with_its_place(text: str, message: str)
         ),
     ],
 )
-def test_a_mistake_in_the_syntax_is_told_where_it_was_made_with_its_remedy(text: str, place: str, remedy: str) -> None:
+def test_a_mistake_in_the_syntax_is_told_where_it_was_made_with_its_remedy(
+    text: str, place: str, remedy: str
+) -> None:
     assert fault(text).startswith(f"f:{place}: not valid YAML: {remedy}")
 
 
 def test_the_beginning_of_a_text_that_yaml_takes_for_an_anchor_is_a_warning() -> None:
-    """Of texts whose anchor an alias uses, and of lists and mappings, nothing is said."""
+    """Of texts whose anchor an alias uses, and of lists and mappings, nothing is
+    said."""
     diagnostics = Diagnostics("f")
     root = read_yaml("a:\n  - &amp b\n  - &x c\n  - *x\nd: &y [1]\n", diagnostics)
     assert root.data() == {"a": ["b", "c", "c"], "d": [1]}
     [line] = diagnostics.warnings
-    assert line.startswith("f:2:5: a[0]: '&amp' is left out") and line.endswith('put the text in quotes: "&amp b"')
+    assert line.startswith("f:2:5: a[0]: '&amp' is left out") and line.endswith(
+        'put the text in quotes: "&amp b"'
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["# musubi\n[general]\nresolution = 960\n", "[[datasets]]\n", 'dit = "a.safetensors"\n']
+    "text",
+    [
+        "# musubi\n[general]\nresolution = 960\n",
+        "[[datasets]]\n",
+        'dit = "a.safetensors"\n',
+    ],
 )
 def test_toml_is_called_toml(text: str) -> None:
     assert fault(text).startswith("f:1:1: holds TOML, not YAML. Rename it")
@@ -185,7 +255,10 @@ def test_an_alias_bomb_is_refused_quickly() -> None:
 
 def test_a_merge_key_bomb_is_refused_quickly() -> None:
     lines = ["a0: &a0 {k: v}"]
-    lines += [f"a{i}: &a{i} {{x{i}: *a{i - 1}, y{i}: *a{i - 1}, <<: [*a{i - 1}, *a{i - 1}]}}" for i in range(1, 40)]
+    lines += [
+        f"a{i}: &a{i} {{x{i}: *a{i - 1}, y{i}: *a{i - 1}, <<: [*a{i - 1}, *a{i - 1}]}}"
+        for i in range(1, 40)
+    ]
     assert "aliases expand to more than 100000 values" in fault("\n".join(lines))
 
 
@@ -220,11 +293,18 @@ JSONC = """{
 def test_jsonc_with_tabs_comments_and_trailing_commas(load) -> None:
     job = load(JSONC, file="job.jsonc", env={})
     assert job.name == "json job"
-    assert job.processes[0].raw == {"type": "drop_in", "url": "http://x//y", "smile": "😀", "n": 1e-4}
+    assert job.processes[0].raw == {
+        "type": "drop_in",
+        "url": "http://x//y",
+        "smile": "😀",
+        "n": 1e-4,
+    }
 
 
 def test_places_in_json_are_those_of_the_file(mistakes) -> None:
-    assert mistakes(JSONC.replace('"type"', '"typ"'), file="job.jsonc", env={})[0].startswith("6:15: process[0].type")
+    assert mistakes(JSONC.replace('"type"', '"typ"'), file="job.jsonc", env={})[
+        0
+    ].startswith("6:15: process[0].type")
 
 
 def test_comments_become_blanks_of_equal_length() -> None:
@@ -246,7 +326,10 @@ def test_a_file_that_is_no_text_is_a_mistake(tmp_path: Path) -> None:
         ),
         ("job: a".encode("utf-16"), "job.yaml:1:1: is UTF-16 text. Save it as UTF-8."),
         (b"\x89PNG\r\n\x1a\n", r"is an image \(PNG\), not a job"),
-        (framed("{}") + b" " * 5_000_000, "is a safetensors file, not a job. 'run.py inspect FILE' shows"),
+        (
+            framed("{}") + b" " * 5_000_000,
+            "is a safetensors file, not a job. 'run.py inspect FILE' shows",
+        ),
     ):
         path.write_bytes(data)
         with pytest.raises(ConfigErrors, match=said):
@@ -278,7 +361,9 @@ JOB = "job: extension\nmeta: {t: '${A}'}\nconfig:\n  name: n\n  process:\n    - 
         ("plain # ${NOT_SET} in a comment", "plain"),
     ],
 )
-def test_an_unchecked_section_reads_what_would_stand_there(load, written: str, value: object) -> None:
+def test_an_unchecked_section_reads_what_would_stand_there(
+    load, written: str, value: object
+) -> None:
     env = {"STEPS": "100", "LR": "1e-4", "WORD": "yes", "EMPTY": ""}
     assert load(JOB % written, env=env).processes[0].raw["x"] == value
 
@@ -296,12 +381,18 @@ def test_an_unset_variable_is_one_mistake_at_its_value(mistakes) -> None:
 
 
 def test_the_written_name_does_not_matter_when_another_is_given(load) -> None:
-    assert load(JOB.replace("name: n", "name: ${UNSET}") % 1, env={}, name="given").name == "given"
+    assert (
+        load(JOB.replace("name: n", "name: ${UNSET}") % 1, env={}, name="given").name
+        == "given"
+    )
 
 
 def test_a_malformed_reference_is_a_mistake(mistakes) -> None:
     (line,) = mistakes(JOB % "${1 x}", env={})
-    assert line == "7:10: process[0].x: '${1 x}' does not name an environment variable. Write ${NAME}."
+    assert (
+        line
+        == "7:10: process[0].x: '${1 x}' does not name an environment variable. Write ${NAME}."
+    )
 
 
 def test_a_checked_section_gets_text_and_reads_it_as_its_type(section) -> None:
@@ -313,4 +404,7 @@ def test_a_checked_section_gets_text_and_reads_it_as_its_type(section) -> None:
         env=env,
     )
     assert (found.trigger_word, found.train.steps, found.train.lr) == ("12", 12, 1e-3)
-    assert (found.datasets[0].resolution, found.datasets[0].cache_latents) == ((512,), False)
+    assert (found.datasets[0].resolution, found.datasets[0].cache_latents) == (
+        (512,),
+        False,
+    )

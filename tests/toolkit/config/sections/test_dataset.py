@@ -1,4 +1,5 @@
-"""Shapes of a dataset section, of a stream of shards as the only one, and of `validation`."""
+"""Shapes of a dataset section, of a stream of shards as the only one, and of
+`validation`."""
 
 from __future__ import annotations
 
@@ -21,8 +22,16 @@ from toolkit.train.config_diff import diff_configs
         ("resolution: 512", "resolution", (512,)),
         ("resolution: [1024, 1024]", "resolution", (1024,)),
         ("resolution: [768, 512, 768]", "resolution", (768, 512)),
-        ("resolution: {width: 960, height: 544}", "resolution", (Rectangle(width=960, height=544),)),
-        ("resolution: [64, {width: 96, height: 64}]", "resolution", (64, Rectangle(width=96, height=64))),
+        (
+            "resolution: {width: 960, height: 544}",
+            "resolution",
+            (Rectangle(width=960, height=544),),
+        ),
+        (
+            "resolution: [64, {width: 96, height: 64}]",
+            "resolution",
+            (64, Rectangle(width=96, height=64)),
+        ),
         ("caption_ext: txt", "caption_ext", (".txt",)),
         ("caption_ext: [.caption, txt]", "caption_ext", (".caption", ".txt")),
         ("caption_type: txt", "caption_ext", (".txt",)),
@@ -30,8 +39,16 @@ from toolkit.train.config_diff import diff_configs
         ("control_path: photos", "control_path", ("photos",)),
         ("control_path: [photos, ./photos]", "control_path", ("photos", "./photos")),
         ("control_suffix: _ref", "references", ("control_suffix", ("_ref",))),
-        ("control_path_2: ./photos, control_path_1: photos", "control_path", ("photos", "./photos")),
-        ("control_path: , control_path_1: photos, control_path_2: ''", "control_path", ("photos",)),
+        (
+            "control_path_2: ./photos, control_path_1: photos",
+            "control_path",
+            ("photos", "./photos"),
+        ),
+        (
+            "control_path: , control_path_1: photos, control_path_2: ''",
+            "control_path",
+            ("photos",),
+        ),
         ("control_transparent_color: [0, 255, 16]", "background", "#00ff10"),
         ("background: '#FF00aa'", "background", "#ff00aa"),
         ("cache_text_embeddings: true", "cache_text_embeddings", True),
@@ -58,30 +75,75 @@ def test_shapes_of_a_dataset(section, keys: str, field: str, value: object) -> N
         ("resolution: [64, 16]", "resolution[1]: 16 is out of range: must be >= 32."),
         ("resolution: [64, true]", "resolution[1]: true is not a number."),
         ("resolution: {width: 64}", "resolution.height: is required."),
-        ("resolution: {width: 64, height: 16}", "resolution.height: 16 is out of range: must be >= 32."),
-        ("resolution: [64, {width: 64, height: 64, x: 1}]", "resolution[1].x: unknown key. Known names: height, width"),
+        (
+            "resolution: {width: 64, height: 16}",
+            "resolution.height: 16 is out of range: must be >= 32.",
+        ),
+        (
+            "resolution: [64, {width: 64, height: 64, x: 1}]",
+            "resolution[1].x: unknown key. Known names: height, width",
+        ),
         ("resolution: []", "resolution: has 0 entries: must be at least 1."),
         ("num_repeats: 0", "num_repeats: 0 is out of range: must be >= 1."),
         ("background: clear", "background: 'clear' is not a valid colour."),
-        ("control_transparent_color: [0, 1]", "control_transparent_color: is not a valid colour."),
-        ("columns: {control: a, mask: a}", "columns.mask: 'a' is given as 'control' too. Remove one of them."),
-        ("columns: {mask: [a, b]}", "columns.mask: takes one column. Give the one that is meant."),
-        ("columns: {caption: a}", "columns.caption: unknown key. Known names: control, ignore, image, mask, prompt, "),
-        ("columns: {mask: a}, alpha_mask: true", "alpha_mask: cannot be combined with 'columns.mask'. Remove one"),
-        ("captions: [a, b]", "captions: a list: is not a name. Use 'one' or 'lines' or 'names'."),
-        ("captions: true", "captions: true: is not a name. Use 'one' or 'lines' or 'names'."),
-        ("captions_file: photos", "captions_file: 'photos' is not a file. Give a text file whose lines are file name"),
-        ("control_path: [a, b, c, d, e, f, g, h, i, j, k]", "control_path: has 11 entries: must be at most 10."),
-        ("control_path: photos, control_path_1: photos", "control_path_1: 'control_path' and 'control_path_1' are"),
+        (
+            "control_transparent_color: [0, 1]",
+            "control_transparent_color: is not a valid colour.",
+        ),
+        (
+            "columns: {control: a, mask: a}",
+            "columns.mask: 'a' is given as 'control' too. Remove one of them.",
+        ),
+        (
+            "columns: {mask: [a, b]}",
+            "columns.mask: takes one column. Give the one that is meant.",
+        ),
+        (
+            "columns: {caption: a}",
+            "columns.caption: unknown key. Known names: control, ignore, image, mask, prompt, ",
+        ),
+        (
+            "columns: {mask: a}, alpha_mask: true",
+            "alpha_mask: cannot be combined with 'columns.mask'. Remove one",
+        ),
+        (
+            "captions: [a, b]",
+            "captions: a list: is not a name. Use 'one' or 'lines' or 'names'.",
+        ),
+        (
+            "captions: true",
+            "captions: true: is not a name. Use 'one' or 'lines' or 'names'.",
+        ),
+        (
+            "captions_file: photos",
+            "captions_file: 'photos' is not a file. Give a text file whose lines are file name",
+        ),
+        (
+            "control_path: [a, b, c, d, e, f, g, h, i, j, k]",
+            "control_path: has 11 entries: must be at most 10.",
+        ),
+        (
+            "control_path: photos, control_path_1: photos",
+            "control_path_1: 'control_path' and 'control_path_1' are",
+        ),
         ("control_path_1: 5", 'control_path_1: 5 is not text. Put it in quotes: "5"'),
-        ("batch_size: 2", "batch_size: 2 is not supported yet. The nearest here is 'train.batch_size': one for all"),
+        (
+            "batch_size: 2",
+            "batch_size: 2 is not supported yet. The nearest here is 'train.batch_size': one for all",
+        ),
         ("prior_reg: true", "prior_reg: true is not supported yet."),
         (
             "control_path: photos, control_suffix: _ref",
             "control_suffix: cannot be combined with 'control_path'. Remove",
         ),
-        ("mask_suffix: -m, alpha_mask: true", "mask_suffix: 'mask_suffix' and 'alpha_mask' cannot be combined. Remove"),
-        ("mask_path: photos, mask_suffix: -m", "mask_path: 'mask_path' and 'mask_suffix' cannot be combined. Remove"),
+        (
+            "mask_suffix: -m, alpha_mask: true",
+            "mask_suffix: 'mask_suffix' and 'alpha_mask' cannot be combined. Remove",
+        ),
+        (
+            "mask_path: photos, mask_suffix: -m",
+            "mask_path: 'mask_path' and 'mask_suffix' cannot be combined. Remove",
+        ),
         ("mask_min_value: 1.5", "mask_min_value: 1.5 is out of range: must be <= 1."),
         ("loss_multiplier: -1", "loss_multiplier: -1 is out of range: must be >= 0."),
         ("num_workers: -1", "num_workers: -1 is out of range: must be >= 0."),
@@ -89,13 +151,20 @@ def test_shapes_of_a_dataset(section, keys: str, field: str, value: object) -> N
 )
 def test_mistakes_of_a_dataset(faults, keys: str, message: str) -> None:
     (found,) = faults(f"datasets: [{{folder_path: photos, {keys}}}]")
-    assert found.startswith(f"datasets[0].{message}") and ".." not in found.replace("...", "")
+    assert found.startswith(f"datasets[0].{message}") and ".." not in found.replace(
+        "...", ""
+    )
 
 
 def test_captions_of_names_and_of_a_table_cannot_be_combined(faults) -> None:
     Path("t.tsv").write_text("a.png\ta cat")
-    (found,) = faults("datasets: [{folder_path: photos, captions: names, captions_file: t.tsv}]")
-    assert found == "datasets[0].captions: 'names' and 'captions_file' cannot be combined. Remove one of them."
+    (found,) = faults(
+        "datasets: [{folder_path: photos, captions: names, captions_file: t.tsv}]"
+    )
+    assert (
+        found
+        == "datasets[0].captions: 'names' and 'captions_file' cannot be combined. Remove one of them."
+    )
 
 
 def test_a_validation_set_may_have_a_rectangle_or_that_of_the_datasets(section) -> None:
@@ -103,7 +172,9 @@ def test_a_validation_set_may_have_a_rectangle_or_that_of_the_datasets(section) 
     images = "datasets: [{folder_path: photos, resolution: {width: 96, height: 64}}]"
     found = section(images, "validation: {folder_path: photos}")
     assert found.validation.dataset(found.datasets).resolution == (shape,)
-    found = section(images, "validation: {folder_path: photos, resolution: {width: 64, height: 32}}")
+    found = section(
+        images, "validation: {folder_path: photos, resolution: {width: 64, height: 32}}"
+    )
     assert found.validation.dataset(found.datasets).resolution == (other,)
 
 
@@ -117,17 +188,39 @@ def test_the_area_of_a_size_is_its_most_pixels() -> None:
 def test_a_stream_has_the_defaults_of_its_reader_and_keeps_nothing(section) -> None:
     dataset = section("datasets: [{url: a.tar}]").datasets[0]
     settings, keys = dataset.webdataset, SampleKeys()
-    assert dataset.url == ("a.tar",) and not dataset.cache_latents_to_disk and not dataset.folder_path
-    assert (settings.image_key, settings.label_key, settings.caption_key) == (keys.image, keys.label, keys.caption)
-    assert section("datasets: [{url: [a.tar, b.tar], cache_latents_to_disk: true}]").datasets[0].cache_latents_to_disk
-    assert section("datasets: [{folder_path: photos}]").datasets[0].cache_latents_to_disk
+    assert (
+        dataset.url == ("a.tar",)
+        and not dataset.cache_latents_to_disk
+        and not dataset.folder_path
+    )
+    assert (settings.image_key, settings.label_key, settings.caption_key) == (
+        keys.image,
+        keys.label,
+        keys.caption,
+    )
+    assert (
+        section("datasets: [{url: [a.tar, b.tar], cache_latents_to_disk: true}]")
+        .datasets[0]
+        .cache_latents_to_disk
+    )
+    assert (
+        section("datasets: [{folder_path: photos}]").datasets[0].cache_latents_to_disk
+    )
     assert section("datasets: [{folder_path: photos}]").streamed is None
 
 
 def test_extensions_are_written_with_or_without_a_dot(section) -> None:
     keys = "image_key: [.PNG, png, jpg], label_key: .TXT, caption_key: text"
-    settings = section(f"datasets: [{{url: a.tar, webdataset: {{{keys}}}}}]").datasets[0].webdataset
-    assert (settings.image_key, settings.label_key, settings.caption_key) == (("png", "jpg"), "txt", "text")
+    settings = (
+        section(f"datasets: [{{url: a.tar, webdataset: {{{keys}}}}}]")
+        .datasets[0]
+        .webdataset
+    )
+    assert (settings.image_key, settings.label_key, settings.caption_key) == (
+        ("png", "jpg"),
+        "txt",
+        "text",
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,15 +234,42 @@ def test_extensions_are_written_with_or_without_a_dot(section) -> None:
             "datasets: [{url: a.tar, folder_path: photos}]",
             "datasets[0].folder_path: cannot be combined with 'url': a dataset is either a folder or a",
         ),
-        ("datasets: [{url: a.tar, captions: lines}]", "datasets[0].captions: cannot be combined with 'url': "),
-        ("datasets: [{url: a.tar, num_repeats: 2}]", "datasets[0].num_repeats: cannot be combined with 'url': "),
-        ("datasets: [{url: a.tar, control_path: photos}]", "datasets[0].control_path: cannot be combined with 'url': "),
-        ("datasets: [{url: a.tar, flip_x: true}]", "datasets[0].flip_x: cannot be combined with 'url': "),
-        ("datasets: [{url: a.tar, resolution: [512, 768]}]", "datasets[0].resolution: a stream yields each image once"),
-        ("datasets: [{folder_path: photos, webdataset: {samples: 2}}]", "datasets[0].webdataset: only applies with"),
-        ("datasets: [{url: a.tar, webdataset: {image_key: []}}]", "datasets[0].webdataset.image_key: has 0 entries:"),
-        ("datasets: [{url: a.tar, webdataset: {label_key: .}}]", "datasets[0].webdataset.label_key: '.' is not a file"),
-        ("datasets: [{url: a.tar, webdataset: {imagekey: a}}]", "datasets[0].webdataset.imagekey: unknown key. Did yo"),
+        (
+            "datasets: [{url: a.tar, captions: lines}]",
+            "datasets[0].captions: cannot be combined with 'url': ",
+        ),
+        (
+            "datasets: [{url: a.tar, num_repeats: 2}]",
+            "datasets[0].num_repeats: cannot be combined with 'url': ",
+        ),
+        (
+            "datasets: [{url: a.tar, control_path: photos}]",
+            "datasets[0].control_path: cannot be combined with 'url': ",
+        ),
+        (
+            "datasets: [{url: a.tar, flip_x: true}]",
+            "datasets[0].flip_x: cannot be combined with 'url': ",
+        ),
+        (
+            "datasets: [{url: a.tar, resolution: [512, 768]}]",
+            "datasets[0].resolution: a stream yields each image once",
+        ),
+        (
+            "datasets: [{folder_path: photos, webdataset: {samples: 2}}]",
+            "datasets[0].webdataset: only applies with",
+        ),
+        (
+            "datasets: [{url: a.tar, webdataset: {image_key: []}}]",
+            "datasets[0].webdataset.image_key: has 0 entries:",
+        ),
+        (
+            "datasets: [{url: a.tar, webdataset: {label_key: .}}]",
+            "datasets[0].webdataset.label_key: '.' is not a file",
+        ),
+        (
+            "datasets: [{url: a.tar, webdataset: {imagekey: a}}]",
+            "datasets[0].webdataset.imagekey: unknown key. Did yo",
+        ),
         (
             "datasets: [{url: a.tar}]\ntrain: {epochs: 2, lr_scheduler: cosine}",
             "train.lr_scheduler: 'cosine' needs the number of steps, which is unknown: 2 epochs of a stream of unknown "
@@ -170,20 +290,30 @@ def test_extensions_are_written_with_or_without_a_dot(section) -> None:
         ),
     ],
 )
-def test_what_does_not_go_with_a_stream_is_refused_with_the_reason(faults, lines: str, found: str) -> None:
+def test_what_does_not_go_with_a_stream_is_refused_with_the_reason(
+    faults, lines: str, found: str
+) -> None:
     (message,) = faults(lines)
     assert message.startswith(found)
 
 
 def test_a_process_that_reads_folders_refuses_a_stream(mistakes) -> None:
-    (message,) = mistakes(trainer("datasets: [{url: a.tar}]").replace("type: sd_trainer", "type: cache"))
-    assert message.endswith("datasets[0].url: 'type: cache' reads folders only. Give 'folder_path'.")
+    (message,) = mistakes(
+        trainer("datasets: [{url: a.tar}]").replace("type: sd_trainer", "type: cache")
+    )
+    assert message.endswith(
+        "datasets[0].url: 'type: cache' reads folders only. Give 'folder_path'."
+    )
 
 
 def test_a_schedule_with_a_length_needs_the_number_of_samples(section) -> None:
     cosine = "train: {epochs: 2, lr_scheduler: cosine}"
-    assert not section("datasets: [{url: a.tar, webdataset: {samples: 8}}]", cosine).unknown_steps()
-    assert section("datasets: [{url: a.tar}]", "train: {epochs: 2, lr_warmup_steps: 100}").unknown_steps()
+    assert not section(
+        "datasets: [{url: a.tar, webdataset: {samples: 8}}]", cosine
+    ).unknown_steps()
+    assert section(
+        "datasets: [{url: a.tar}]", "train: {epochs: 2, lr_warmup_steps: 100}"
+    ).unknown_steps()
 
 
 def test_the_token_is_in_no_saved_job_and_no_message(load) -> None:
@@ -193,7 +323,9 @@ def test_the_token_is_in_no_saved_job_and_no_message(load) -> None:
         load(trainer(f"datasets: [{given}]"))
     assert token not in str(caught.value)
     job = load(trainer(f"datasets: [{{url: a.tar, webdataset: {{token: {token}}}}}]"))
-    assert token not in job.unexpanded_text and "token: <redacted>" in job.unexpanded_text
+    assert (
+        token not in job.unexpanded_text and "token: <redacted>" in job.unexpanded_text
+    )
     names = "{image_key: png, label_key: json, caption_key: text}"
     job = load(trainer(f"datasets: [{{url: a.tar, webdataset: {names}}}]"))
     assert names in job.unexpanded_text, "they are keys, and no secrets"
@@ -203,20 +335,33 @@ def test_the_token_is_in_no_saved_job_and_no_message(load) -> None:
     ("old", "new", "kinds"),
     [
         ({"url": ["a"]}, {"url": ["b"]}, {"harmless"}),
-        ({"url": ["a"], "webdataset": {"token": "x", "samples": 1}}, {"url": ["a"]}, {"harmless"}),
-        ({"url": ["a"], "webdataset": {"window": 8}}, {"url": ["a"]}, {"changes the result"}),
+        (
+            {"url": ["a"], "webdataset": {"token": "x", "samples": 1}},
+            {"url": ["a"]},
+            {"harmless"},
+        ),
+        (
+            {"url": ["a"], "webdataset": {"window": 8}},
+            {"url": ["a"]},
+            {"changes the result"},
+        ),
         ({"folder_path": "a"}, {"url": ["a"]}, {"impossible", "harmless"}),
         ({"url": ["a"]}, {"folder_path": "a"}, {"impossible", "changes the result"}),
         ({"folder_path": "a"}, {"folder_path": "b"}, {"changes the result"}),
     ],
 )
 def test_what_a_change_means_for_a_resume(old: dict, new: dict, kinds: set) -> None:
-    """Shards may move: their names tell whether they are the same. A folder and a stream have no place in common."""
+    """Shards may move: their names tell whether they are the same. A folder and a
+    stream have no place in common."""
     before, after = (
-        ImageTrainingSection.model_validate({"type": "any", "datasets": [entry]}).model_dump(mode="json")
+        ImageTrainingSection.model_validate(
+            {"type": "any", "datasets": [entry]}
+        ).model_dump(mode="json")
         for entry in (old, new)
     )
-    assert {change.kind for change in diff_configs(ImageTrainingSection, before, after)} == kinds
+    assert {
+        change.kind for change in diff_configs(ImageTrainingSection, before, after)
+    } == kinds
 
 
 # ------------------------------------------------------------ validation
@@ -226,8 +371,16 @@ def test_what_a_change_means_for_a_resume(old: dict, new: dict, kinds: set) -> N
 @pytest.mark.parametrize("place", [("validation:",), ("train:", "  validation:")])
 def test_it_stands_in_the_process_or_in_train(section, place) -> None:
     indent = "  " * len(place)
-    found = section(*place, f"{indent}every_n_steps: 50", f"{indent}fraction: 0.25").validation
-    assert (found.every, found.fraction, found.folder_path, found.timesteps, found.seed) == (50, 0.25, None, 4, 0)
+    found = section(
+        *place, f"{indent}every_n_steps: 50", f"{indent}fraction: 0.25"
+    ).validation
+    assert (
+        found.every,
+        found.fraction,
+        found.folder_path,
+        found.timesteps,
+        found.seed,
+    ) == (50, 0.25, None, 4, 0)
 
 
 def test_there_is_none_by_default(section) -> None:
@@ -237,7 +390,9 @@ def test_there_is_none_by_default(section) -> None:
 
 @needs_foreign_names
 def test_two_places_that_differ_are_a_mistake(faults) -> None:
-    (found,) = faults("validation: {fraction: 0.1}", "train: {validation: {fraction: 0.2}}")
+    (found,) = faults(
+        "validation: {fraction: 0.1}", "train: {validation: {fraction: 0.2}}"
+    )
     assert "mean the same" in found
 
 
@@ -246,19 +401,37 @@ def test_two_places_that_differ_are_a_mistake(faults) -> None:
     ("given", "fault"),
     [
         ("{}", "validation: names no images. Give 'folder_path', or the 'fraction'"),
-        ("{every: 10}", "validation: names no images. Give 'folder_path', or the 'fraction'"),
-        ("{fraction: 0.1, folder_path: photos}", "'folder_path' and 'fraction' cannot be combined"),
+        (
+            "{every: 10}",
+            "validation: names no images. Give 'folder_path', or the 'fraction'",
+        ),
+        (
+            "{fraction: 0.1, folder_path: photos}",
+            "'folder_path' and 'fraction' cannot be combined",
+        ),
         ("{fraction: 0}", "validation.fraction"),
         ("{fraction: 0.6}", "validation.fraction"),
         ("{fraction: 10}", "validation.fraction"),
         ("{fraction: 0.1, every: -1}", "validation.every"),
         ("{fraction: 0.1, timesteps: 0}", "validation.timesteps"),
-        ("{fraction: 0.1, resolution: 512}", "validation.resolution: only applies with 'folder_path'"),
-        ("{fraction: 0.1, control_path_1: photos}", "validation.control_path_1: only applies with 'folder_path'"),
+        (
+            "{fraction: 0.1, resolution: 512}",
+            "validation.resolution: only applies with 'folder_path'",
+        ),
+        (
+            "{fraction: 0.1, control_path_1: photos}",
+            "validation.control_path_1: only applies with 'folder_path'",
+        ),
         ("{folder_path: nowhere}", "validation.folder_path: 'nowhere' does not exist"),
-        ("{folder_path: photos, control_path: [photos, nowhere]}", "control_path[1]: 'nowhere' does not exist"),
+        (
+            "{folder_path: photos, control_path: [photos, nowhere]}",
+            "control_path[1]: 'nowhere' does not exist",
+        ),
         ("{folder_path: photos, resolution: 16}", "validation.resolution"),
-        ("{fraction: 0.1, evry: 3}", "validation.evry: unknown key. Did you mean 'every'?"),
+        (
+            "{fraction: 0.1, evry: 3}",
+            "validation.evry: unknown key. Did you mean 'every'?",
+        ),
     ],
 )
 def test_a_mistake_is_named_at_its_place(faults, given: str, fault: str) -> None:
@@ -269,11 +442,16 @@ def test_a_mistake_is_named_at_its_place(faults, given: str, fault: str) -> None
 
 @needs_foreign_names
 def test_the_other_trainers_section_is_not_this_one(faults) -> None:
-    assert "not supported yet" in faults("train: {validation_config: {validation_items: []}}")[0]
+    assert (
+        "not supported yet"
+        in faults("train: {validation_config: {validation_items: []}}")[0]
+    )
 
 
 @needs_foreign_names
-def test_a_folder_is_a_dataset_that_takes_the_rest_from_the_datasets(section, tmp_path: Path) -> None:
+def test_a_folder_is_a_dataset_that_takes_the_rest_from_the_datasets(
+    section, tmp_path: Path
+) -> None:
     (tmp_path / "val").mkdir(exist_ok=True)
     job = section(
         "datasets:",
@@ -288,7 +466,9 @@ def test_a_folder_is_a_dataset_that_takes_the_rest_from_the_datasets(section, tm
     assert (found.resolution, found.caption_ext) == ((512, 768, 1024), (".caption",))
     assert (found.default_caption, found.background) == ("a plate", "black")
     assert (found.num_repeats, found.caption_dropout_rate) == (1, 0.0)
-    assert (found.captions_file, found.caption_prefix) == (None, "drawn"), "the file names other images"
+    assert (found.captions_file, found.caption_prefix) == (None, "drawn"), (
+        "the file names other images"
+    )
 
 
 def test_a_file_of_captions_that_is_not_there(faults) -> None:
@@ -300,13 +480,22 @@ def test_its_own_settings_come_first(section) -> None:
     keys = "folder_path: photos, resolution: 256, caption_ext: [txt, cap], trigger_word: maya, captions_file: job.yaml"
     job = section(f"validation: {{{keys}}}")
     found = job.validation.dataset(job.datasets)
-    assert (found.resolution, found.caption_ext, found.trigger_word) == ((256,), (".txt", ".cap"), "maya")
+    assert (found.resolution, found.caption_ext, found.trigger_word) == (
+        (256,),
+        (".txt", ".cap"),
+        "maya",
+    )
     assert found.captions_file == "job.yaml"
 
 
 def test_pairs_of_a_validation_are_named_as_those_of_the_datasets(section) -> None:
-    pairs = "datasets: [{folder_path: photos, image_suffix: _end, control_suffix: _start}]"
-    for keys, found in (("", ("_end", ("_start",), True)), (", control_path: photos", ("", (), False))):
+    pairs = (
+        "datasets: [{folder_path: photos, image_suffix: _end, control_suffix: _start}]"
+    )
+    for keys, found in (
+        ("", ("_end", ("_start",), True)),
+        (", control_path: photos", ("", (), False)),
+    ):
         job = section(pairs, f"validation: {{folder_path: photos{keys}}}")
         own = job.validation.dataset(job.datasets)
         assert (own.image_suffix, own.control_suffix, own.control_optional) == found

@@ -1,4 +1,5 @@
-"""`train.assistant` named as on the hub: what its check says, from the hub cache alone."""
+"""`train.assistant` named as on the hub: what its check says, from the hub cache
+alone."""
 
 from __future__ import annotations
 
@@ -17,15 +18,19 @@ REPO = "someone/adapter"
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The snapshot folder of REPO in an empty hub cache, which is not there yet; the working directory is empty."""
+    """The snapshot folder of REPO in an empty hub cache, which is not there yet; the
+    working directory is empty."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "hub" / f"models--{REPO.replace('/', '--')}" / "snapshots" / COMMIT
+    return (
+        tmp_path / "hub" / f"models--{REPO.replace('/', '--')}" / "snapshots" / COMMIT
+    )
 
 
 def put(cache: Path, *files: str, listed: tuple[str, ...] = ()) -> None:
-    """Files of the repository in the cache; listed: all that it has, as the client library keeps it."""
+    """Files of the repository in the cache; listed: all that it has, as the client
+    library keeps it."""
     for file in files:
         (cache / file).parent.mkdir(parents=True, exist_ok=True)
         (cache / file).write_bytes(NO_WEIGHTS)
@@ -34,22 +39,40 @@ def put(cache: Path, *files: str, listed: tuple[str, ...] = ()) -> None:
     if listed:
         from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
 
-        entry = TreeCacheEntry(size=1, blob_id="0" * 40, lfs_sha256=None, lfs_size=None, xet_hash=None)
+        entry = TreeCacheEntry(
+            size=1, blob_id="0" * 40, lfs_sha256=None, lfs_size=None, xet_hash=None
+        )
         write_tree_cache(str(cache.parents[1]), COMMIT, dict.fromkeys(listed, entry))
 
 
 def said(path: str) -> list[str]:
-    return [finding.message for finding in AssistantConfig(path=path).check(JobContext("job"))]
+    return [
+        finding.message
+        for finding in AssistantConfig(path=path).check(JobContext("job"))
+    ]
 
 
-@pytest.mark.parametrize("files", [("a.safetensors",), ("pytorch_lora_weights.safetensors", "other.safetensors")])
-def test_the_lora_of_a_repository_is_found_in_the_cache(cache: Path, files: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "files",
+    [("a.safetensors",), ("pytorch_lora_weights.safetensors", "other.safetensors")],
+)
+def test_the_lora_of_a_repository_is_found_in_the_cache(
+    cache: Path, files: tuple[str, ...]
+) -> None:
     put(cache, *files, "checkpoint-10/pytorch_lora_weights.safetensors", "README.md")
     for name in (REPO, f"{REPO}/{files[0]}"):
         config = AssistantConfig(path=name)
-        assert (config.file(), config.to_download(), said(name)) == (str(cache / files[0]), "", [])
-    config = AssistantConfig(path=f"{REPO}/checkpoint-10/pytorch_lora_weights.safetensors")
-    assert config.file() == str(cache / "checkpoint-10" / "pytorch_lora_weights.safetensors")
+        assert (config.file(), config.to_download(), said(name)) == (
+            str(cache / files[0]),
+            "",
+            [],
+        )
+    config = AssistantConfig(
+        path=f"{REPO}/checkpoint-10/pytorch_lora_weights.safetensors"
+    )
+    assert config.file() == str(
+        cache / "checkpoint-10" / "pytorch_lora_weights.safetensors"
+    )
 
 
 def test_several_loras_are_listed(cache: Path) -> None:
@@ -60,16 +83,22 @@ def test_several_loras_are_listed(cache: Path) -> None:
 
 def test_a_file_that_alone_is_here_is_not_taken_for_the_only_one(cache: Path) -> None:
     put(cache, "b.safetensors", listed=("a.safetensors", "b.safetensors"))
-    assert said(REPO)[0].startswith(f"'{REPO}', of the hub, has a.safetensors, b.safetensors.")
+    assert said(REPO)[0].startswith(
+        f"'{REPO}', of the hub, has a.safetensors, b.safetensors."
+    )
     assert said(f"{REPO}/b.safetensors") == []
 
 
 def test_a_repository_without_a_lora_is_named(cache: Path) -> None:
     put(cache, "weights.bin", listed=("weights.bin",))
-    assert said(REPO) == [f"'{REPO}', of the hub, has no safetensors file. Give a repository with a LoRA."]
+    assert said(REPO) == [
+        f"'{REPO}', of the hub, has no safetensors file. Give a repository with a LoRA."
+    ]
 
 
-def test_what_is_not_here_is_downloaded_or_refused_where_the_hub_may_not_be_asked(cache: Path, monkeypatch) -> None:
+def test_what_is_not_here_is_downloaded_or_refused_where_the_hub_may_not_be_asked(
+    cache: Path, monkeypatch
+) -> None:
     for name in (REPO, f"{REPO}/a.safetensors"):
         config = AssistantConfig(path=name)
         assert (config.file(), config.to_download(), said(name)) == (name, name, [])
@@ -92,7 +121,9 @@ def test_a_path_stays_a_path(cache: Path) -> None:
         "someone/a/b.safetensors",
     ):
         assert AssistantConfig(path=name).to_download() == ""
-        assert said(name)[0].startswith(f"{name!r} does not exist (working directory: {Path.cwd()}).")
+        assert said(name)[0].startswith(
+            f"{name!r} does not exist (working directory: {Path.cwd()})."
+        )
     file = Path("someone/a/b.safetensors")
     file.parent.mkdir()
     file.write_bytes(json.dumps({}).encode())

@@ -28,7 +28,10 @@ def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("owner/name/data/train", ("owner/name", "data/train")),
         ("owner/name@v1.0", ("owner/name", "")),
         ("https://huggingface.co/datasets/owner/name", ("owner/name", "")),
-        ("https://huggingface.co/datasets/owner/name/tree/main/data", ("owner/name", "data")),
+        (
+            "https://huggingface.co/datasets/owner/name/tree/main/data",
+            ("owner/name", "data"),
+        ),
         ("hf://datasets/owner/name/", ("owner/name", "")),
         ("https://huggingface.co/owner/name", ("", "")),
         ("datasets/name", ("", "")),
@@ -58,14 +61,25 @@ def test_a_dataset_in_the_cache_is_its_snapshot(snapshot: Path) -> None:
     assert from_cache("owner/name") == "owner/name"
 
 
-def test_what_huggingface_hub_downloads_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_huggingface_hub_downloads_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub import snapshot_download
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    with small_hub({"train/a.png": b"a", "train/b.png": b"b"}, "owner/name", "datasets") as hub:
-        folder = snapshot_download("owner/name", repo_type="dataset", endpoint=hub.url, cache_dir=tmp_path / "hub")
+    with small_hub(
+        {"train/a.png": b"a", "train/b.png": b"b"}, "owner/name", "datasets"
+    ) as hub:
+        folder = snapshot_download(
+            "owner/name",
+            repo_type="dataset",
+            endpoint=hub.url,
+            cache_dir=tmp_path / "hub",
+        )
     assert from_cache("owner/name") == folder
-    assert sorted(path.name for path in Path(from_cache("owner/name/train")).iterdir()) == ["a.png", "b.png"]
+    assert sorted(
+        path.name for path in Path(from_cache("owner/name/train")).iterdir()
+    ) == ["a.png", "b.png"]
 
 
 @pytest.mark.parametrize(
@@ -80,10 +94,15 @@ def test_what_huggingface_hub_downloads_is_found(tmp_path: Path, monkeypatch: py
             "https://huggingface.co/datasets/someone/other",
             "is an address, and its files are not here. Run 'hf download --repo-type dataset someone/other', and start",
         ),
-        ("s3://bucket/photos", "is an address, and its files are not here. Download it, and give the folder; a 'url'"),
+        (
+            "s3://bucket/photos",
+            "is an address, and its files are not here. Download it, and give the folder; a 'url'",
+        ),
     ],
 )
-def test_one_that_is_not_there_has_the_command(snapshot: Path, faults, path: str, told: str) -> None:
+def test_one_that_is_not_there_has_the_command(
+    snapshot: Path, faults, path: str, told: str
+) -> None:
     (fault,) = faults(f"datasets: [{{folder_path: '{path}'}}]")
     assert told in fault
 
@@ -92,4 +111,7 @@ def test_an_interrupted_download_is_told(snapshot: Path, faults) -> None:
     (snapshot.parents[1] / "blobs" / "123.incomplete").touch()
     (fault,) = faults("datasets: [{folder_path: owner/name}]")
     what = f"the download of 'owner/name' was interrupted ({snapshot.parents[1]})"
-    assert fault == f"datasets[0].folder_path: {what}. Run 'hf download --repo-type dataset owner/name' again."
+    assert (
+        fault
+        == f"datasets[0].folder_path: {what}. Run 'hf download --repo-type dataset owner/name' again."
+    )

@@ -1,4 +1,5 @@
-"""What a model's name means and what its files say; the hub cache is one of HF_HOME in a temporary folder."""
+"""What a model's name means and what its files say; the hub cache is one of HF_HOME in
+a temporary folder."""
 
 from __future__ import annotations
 
@@ -27,7 +28,10 @@ from toolkit.config.sections.model_files import (
 from toolkit.errors import UserError
 from toolkit.registry import FAMILIES
 
-MADE_FROM_THEM = ["what is made from them", *(f"{one.title}s of its own" for one in families() if not one.published)]
+MADE_FROM_THEM = [
+    "what is made from them",
+    *(f"{one.title}s of its own" for one in families() if not one.published),
+]
 """What is trained beside the published models; a part may add a family of its own."""
 
 OURS = (
@@ -57,7 +61,13 @@ def test_the_tables_know_the_families() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["Qwen/Qwen-Image-Edit-2509", "someone/my_model.v2", "a/b", "black-forest-labs/FLUX.1-dev"]
+    "name",
+    [
+        "Qwen/Qwen-Image-Edit-2509",
+        "someone/my_model.v2",
+        "a/b",
+        "black-forest-labs/FLUX.1-dev",
+    ],
 )
 def test_a_hub_id_is_none(name: str) -> None:
     assert not looks_like_a_path(name)
@@ -68,14 +78,23 @@ def test_a_hub_id_is_none(name: str) -> None:
     [
         *("./a/b", "/a/b", "~/b", "a\\b", "C:/b", "a/b/c", "a/b/", "a/", "/", "name"),
         *("my models/edit", "a/b--c", "a/..b"),
-        *("a/b.safetensors", "a/b.GGUF", "a/b.ckpt", "output/x", "models/qwen_image", "checkpoints/last"),
+        *(
+            "a/b.safetensors",
+            "a/b.GGUF",
+            "a/b.ckpt",
+            "output/x",
+            "models/qwen_image",
+            "checkpoints/last",
+        ),
     ],
 )
 def test_what_cannot_be_a_hub_id_is_a_path(name: str) -> None:
     assert looks_like_a_path(name)
 
 
-def test_a_name_below_a_folder_that_is_here_is_a_path_unless_it_is_known(tmp_path: Path, home: Path) -> None:
+def test_a_name_below_a_folder_that_is_here_is_a_path_unless_it_is_known(
+    tmp_path: Path, home: Path
+) -> None:
     for folder in ("mine", "Qwen"):
         (tmp_path / folder).mkdir()
     assert looks_like_a_path("mine/model")
@@ -103,11 +122,15 @@ def test_a_complete_folder_has_no_fault(tmp_path: Path) -> None:
         ("models/something", ""),
     ],
 )
-def test_a_misspelt_folder_is_answered_with_the_nearest(tmp_path: Path, name: str, offered: str) -> None:
+def test_a_misspelt_folder_is_answered_with_the_nearest(
+    tmp_path: Path, name: str, offered: str
+) -> None:
     write_model(tmp_path / "models" / "qwen_edti")
     hint = f"Did you mean {offered!r}? " if offered else ""
     fault = model_fault(name, None)
-    assert fault.startswith(f"{name!r} does not exist (working directory: {tmp_path}). {hint}{REMEDY}")
+    assert fault.startswith(
+        f"{name!r} does not exist (working directory: {tmp_path}). {hint}{REMEDY}"
+    )
 
 
 def test_what_the_hub_does_not_have_may_be_a_misspelt_folder(tmp_path: Path) -> None:
@@ -116,7 +139,9 @@ def test_what_the_hub_does_not_have_may_be_a_misspelt_folder(tmp_path: Path) -> 
     assert where_else("wieghts/edit") == said
 
 
-def test_a_folder_seen_from_elsewhere_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_seen_from_elsewhere_is_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_model(tmp_path / "models" / "edit")
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "b")
@@ -133,29 +158,43 @@ def test_a_folder_seen_from_elsewhere_is_offered(tmp_path: Path, monkeypatch: py
         ("someone/mascots", ""),
     ],
 )
-def test_a_misspelt_id_is_answered_with_the_published_one(name: str, meant: str) -> None:
+def test_a_misspelt_id_is_answered_with_the_published_one(
+    name: str, meant: str
+) -> None:
     said = model_fault(name, None) or where_else(name)
     assert (f"Did you mean {meant!r}? " if meant else "working directory") in said
     assert ("Did you mean" in said) == bool(meant)
 
 
-def test_a_name_that_a_hub_model_can_have_says_how_it_becomes_one(tmp_path: Path) -> None:
+def test_a_name_that_a_hub_model_can_have_says_how_it_becomes_one(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "someone").mkdir()
     fault = model_fault("someone/model", None)
-    assert fault.endswith("'someone' is a folder here, so run `hf download someone/model` first.")
+    assert fault.endswith(
+        "'someone' is a folder here, so run `hf download someone/model` first."
+    )
 
 
-@pytest.mark.parametrize("name", ["models/edit.safetensors", "/tmp/none/edit.gguf", "edit.ckpt"])
+@pytest.mark.parametrize(
+    "name", ["models/edit.safetensors", "/tmp/none/edit.gguf", "edit.ckpt"]
+)
 def test_a_single_file_that_is_not_here(tmp_path: Path, name: str) -> None:
     moved = " Of another machine: --map /tmp/none=NEW." * name.startswith("/tmp/none")
-    assert model_fault(name, None) == f"{name!r} does not exist (working directory: {tmp_path}). {REMEDY}{moved}"
+    assert (
+        model_fault(name, None)
+        == f"{name!r} does not exist (working directory: {tmp_path}). {REMEDY}{moved}"
+    )
 
 
 def test_a_misspelt_file_is_answered_with_the_one_that_is_here(tmp_path: Path) -> None:
     file = tmp_path / "diffusion_models" / "qwen_image_bf16.safetensors"
     file.parent.mkdir()
     file.touch()
-    for name in ("diffusion_models/qwen_image_bf6.safetensors", "diffusion_model/qwen_image_bf16.safetensors"):
+    for name in (
+        "diffusion_models/qwen_image_bf6.safetensors",
+        "diffusion_model/qwen_image_bf16.safetensors",
+    ):
         said = f"Did you mean 'diffusion_models/qwen_image_bf16.safetensors'? {REMEDY}"
         assert model_fault(name, None).endswith(said)
 
@@ -165,9 +204,17 @@ def test_a_single_file_that_is_here_offers_the_model_it_lies_in(tmp_path: Path) 
     (model / "transformer" / "weights.safetensors").write_bytes(b"")
     (tmp_path / "alone.safetensors").write_bytes(b"")
     start = "is a file and no model folder. "
-    assert model_fault("alone.safetensors", None) == f"'alone.safetensors' {start}{REMEDY}"
-    for name in ("models/edit/transformer/weights.safetensors", "models/edit/model_index.json"):
-        assert model_fault(name, None) == f"{name!r} {start}Did you mean 'models/edit'? {REMEDY}"
+    assert (
+        model_fault("alone.safetensors", None) == f"'alone.safetensors' {start}{REMEDY}"
+    )
+    for name in (
+        "models/edit/transformer/weights.safetensors",
+        "models/edit/model_index.json",
+    ):
+        assert (
+            model_fault(name, None)
+            == f"{name!r} {start}Did you mean 'models/edit'? {REMEDY}"
+        )
 
 
 @pytest.mark.parametrize("name", ["output/mine", "output/mine/mine.safetensors"])
@@ -179,26 +226,40 @@ def test_a_lora_is_no_model(tmp_path: Path, name: str) -> None:
     )
     for found, told in ((key, True), ("transformer_blocks.0.a.weight", False)):
         save_file({found: torch.zeros(1)}, file)
-        assert ("It is a LoRA: give the model, and the file as model.base_loras" in model_fault(name, None)) == told
+        assert (
+            "It is a LoRA: give the model, and the file as model.base_loras"
+            in model_fault(name, None)
+        ) == told
 
 
 @pytest.mark.parametrize("name", ["models", "models/edit/transformer", "./models/"])
 def test_a_folder_beside_a_model_offers_it(tmp_path: Path, name: str) -> None:
     write_model(tmp_path / "models" / "edit")
-    assert model_fault(name, None) == f"{name!r} holds no model_index.json. Did you mean 'models/edit'? {REMEDY}"
+    assert (
+        model_fault(name, None)
+        == f"{name!r} holds no model_index.json. Did you mean 'models/edit'? {REMEDY}"
+    )
 
 
-@pytest.mark.parametrize("content", ["[]", "null", "3", "{}", '{"_class_name": null}', '{"_class_name": 5}'])
+@pytest.mark.parametrize(
+    "content", ["[]", "null", "3", "{}", '{"_class_name": null}', '{"_class_name": 5}']
+)
 def test_an_index_without_a_class_is_named(tmp_path: Path, content: str) -> None:
     (write_model(tmp_path / "model") / "model_index.json").write_text(content)
-    assert model_fault("./model", None).startswith("model/model_index.json: has no '_class_name'")
+    assert model_fault("./model", None).startswith(
+        "model/model_index.json: has no '_class_name'"
+    )
 
 
-@pytest.mark.parametrize("content", [b"", b'{"_class_name": ', b"\xff\xfe\x00", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content", [b"", b'{"_class_name": ', b"\xff\xfe\x00", b"[" * 100_000]
+)
 def test_a_damaged_index_is_named_in_one_line(tmp_path: Path, content: bytes) -> None:
     (write_model(tmp_path / "model") / "model_index.json").write_bytes(content)
     fault = model_fault("./model", None)
-    assert fault.startswith("model/model_index.json: not readable (") and "\n" not in fault
+    assert (
+        fault.startswith("model/model_index.json: not readable (") and "\n" not in fault
+    )
 
 
 def test_a_folder_of_another_family_is_refused(tmp_path: Path) -> None:
@@ -208,10 +269,16 @@ def test_a_folder_of_another_family_is_refused(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "tokenizer", "processor", "scheduler"])
+@pytest.mark.parametrize(
+    "part",
+    ["transformer", "vae", "text_encoder", "tokenizer", "processor", "scheduler"],
+)
 def test_a_missing_part_is_named_with_its_folder(tmp_path: Path, part: str) -> None:
     write_model(tmp_path / "model", without=part)
-    assert model_fault("./model", None) == f"'./model': {part}/ is missing in model. Copy or download the whole model."
+    assert (
+        model_fault("./model", None)
+        == f"'./model': {part}/ is missing in model. Copy or download the whole model."
+    )
 
 
 def test_parts_without_their_config_are_named(tmp_path: Path) -> None:
@@ -225,7 +292,10 @@ def test_parts_without_their_config_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("listed", [False, True])
 def test_a_hub_model_of_another_family_is_refused(home: Path, listed: bool) -> None:
-    index = write_cached(home, "someone/model", "FluxPipeline", listed=listed) / "model_index.json"
+    index = (
+        write_cached(home, "someone/model", "FluxPipeline", listed=listed)
+        / "model_index.json"
+    )
     assert model_fault("someone/model", None) == (
         f"'someone/model' is another model: {index} says 'FluxPipeline', {OURS} {REMEDY}"
     )
@@ -243,16 +313,28 @@ def test_the_revision_decides_which_index(home: Path) -> None:
     snapshot = write_cached(home, "someone/model", "FluxPipeline")
     write_model(snapshot.parent / ("b" * 40))
     (snapshot.parents[1] / "refs" / "edit").write_text("b" * 40)
-    for revision, refused in (("main", True), ("a" * 40, True), ("edit", False), ("b" * 40, False), ("none", False)):
+    for revision, refused in (
+        ("main", True),
+        ("a" * 40, True),
+        ("edit", False),
+        ("b" * 40, False),
+        ("none", False),
+    ):
         assert bool(model_fault("someone/model", revision)) is refused, revision
 
 
-def test_a_hub_model_that_lacks_a_part_for_good_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For good: the repository has no more, or the hub may not be asked. Else the run completes the download."""
+def test_a_hub_model_that_lacks_a_part_for_good_is_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For good: the repository has no more, or the hub may not be asked. Else the run
+    completes the download."""
     listed = write_cached(home, "someone/listed", without="vae", listed=True)
     broken_off = write_cached(home, "someone/broken", without="vae processor")
     remedy = "Copy or download the whole model."
-    assert model_fault("someone/listed", None) == f"'someone/listed': vae/ is missing in {listed}. {remedy}"
+    assert (
+        model_fault("someone/listed", None)
+        == f"'someone/listed': vae/ is missing in {listed}. {remedy}"
+    )
     assert model_fault("someone/broken", None) == ""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert model_fault("someone/broken", None) == (
@@ -261,12 +343,19 @@ def test_a_hub_model_that_lacks_a_part_for_good_is_refused(home: Path, monkeypat
 
 
 def test_a_repository_without_an_index_is_no_model(home: Path) -> None:
-    snapshot = write_cached(home, "someone/lora", without="model_index.json", listed=True)
-    assert model_fault("someone/lora", None) == f"'someone/lora' holds no model_index.json ({snapshot}). {REMEDY}"
+    snapshot = write_cached(
+        home, "someone/lora", without="model_index.json", listed=True
+    )
+    assert (
+        model_fault("someone/lora", None)
+        == f"'someone/lora' holds no model_index.json ({snapshot}). {REMEDY}"
+    )
     # Where files are still missing, the run asks the hub for it.
     write_cached(home, "someone/other", without="model_index.json")
     (write_cached(home, "someone/broken", listed=True) / "model_index.json").unlink()
-    assert model_fault("someone/other", None) == model_fault("someone/broken", None) == ""
+    assert (
+        model_fault("someone/other", None) == model_fault("someone/broken", None) == ""
+    )
 
 
 @pytest.mark.parametrize(
@@ -282,11 +371,24 @@ def test_a_repository_without_an_index_is_no_model(home: Path) -> None:
         ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "Wan"),
     ],
 )
-def test_what_is_not_here_is_known_by_its_published_name(name: str, family: str) -> None:
-    assert model_fault(name, None) == f"{name!r} is another model ({family}), {OURS} {REMEDY}"
+def test_what_is_not_here_is_known_by_its_published_name(
+    name: str, family: str
+) -> None:
+    assert (
+        model_fault(name, None)
+        == f"{name!r} is another model ({family}), {OURS} {REMEDY}"
+    )
 
 
-@pytest.mark.parametrize("name", [*published(), "qwen/qwen-image-edit", "someone/Qwen-Image", "Qwen/Qwen-Image-2600"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *published(),
+        "qwen/qwen-image-edit",
+        "someone/Qwen-Image",
+        "Qwen/Qwen-Image-2600",
+    ],
+)
 def test_of_other_names_nothing_is_said(name: str) -> None:
     assert model_fault(name, None) == ""
 
@@ -298,7 +400,9 @@ def test_the_files_count_more_than_the_published_name(home: Path) -> None:
 
 def test_the_place_is_that_of_the_name(mistakes) -> None:
     (line,) = mistakes(trainer("model: {name_or_path: krea/Krea-2-Raw}"))
-    assert line.startswith("7:29: process[0].model.name_or_path: 'krea/Krea-2-Raw' is another model (Krea), ")
+    assert line.startswith(
+        "7:29: process[0].model.name_or_path: 'krea/Krea-2-Raw' is another model (Krea), "
+    )
 
 
 # ------------------------------------------------------------ contents
@@ -316,13 +420,41 @@ def copy(tiny_model: Path, tmp_path: Path) -> Path:
         ("vae/config.json", '{"base_dim": ', "not readable"),
         ("processor/preprocessor_config.json", "null", "holds no JSON object"),
         ("tokenizer/vocab.json", "{", "not readable"),
-        ("scheduler/scheduler_config.json", '{"base_shift": "high"}', "base_shift: 'high' is not a number"),
-        ("scheduler/scheduler_config.json", '{"shift_terminal": NaN}', "shift_terminal: nan is not a number"),
-        ("scheduler/scheduler_config.json", '{"base_image_seq_len": 4096}', "and max_image_seq_len are equal"),
-        ("transformer/config.json", '{"num_layers": 0}', "num_layers: 0 is not a whole number from 1 to 1000"),
-        ("transformer/config.json", '{"num_layers": 1000000000}', "num_layers: 1000000000 is not a whole number"),
-        ("transformer/config.json", '{"attention_head_dim": "64"}', "attention_head_dim: '64' is not a whole number"),
-        ("transformer/diffusion_pytorch_model.safetensors.index.json", "[]", "holds no JSON object"),
+        (
+            "scheduler/scheduler_config.json",
+            '{"base_shift": "high"}',
+            "base_shift: 'high' is not a number",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            '{"shift_terminal": NaN}',
+            "shift_terminal: nan is not a number",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            '{"base_image_seq_len": 4096}',
+            "and max_image_seq_len are equal",
+        ),
+        (
+            "transformer/config.json",
+            '{"num_layers": 0}',
+            "num_layers: 0 is not a whole number from 1 to 1000",
+        ),
+        (
+            "transformer/config.json",
+            '{"num_layers": 1000000000}',
+            "num_layers: 1000000000 is not a whole number",
+        ),
+        (
+            "transformer/config.json",
+            '{"attention_head_dim": "64"}',
+            "attention_head_dim: '64' is not a whole number",
+        ),
+        (
+            "transformer/diffusion_pytorch_model.safetensors.index.json",
+            "[]",
+            "holds no JSON object",
+        ),
         (
             "transformer/diffusion_pytorch_model.safetensors.index.json",
             '{"weight_map": {"a": 1}}',
@@ -335,11 +467,17 @@ def copy(tiny_model: Path, tmp_path: Path) -> Path:
         ),
     ],
 )
-def test_a_file_that_says_nothing_usable_is_named(copy: Path, file: str, content: str, words: str) -> None:
+def test_a_file_that_says_nothing_usable_is_named(
+    copy: Path, file: str, content: str, words: str
+) -> None:
     assert model_fault(str(copy), None) == ""
     (copy / file).write_text(content)
     fault = model_fault(str(copy), None)
-    assert fault.startswith(f"{copy / file}: ") and words in fault and fault.endswith("the model again.")
+    assert (
+        fault.startswith(f"{copy / file}: ")
+        and words in fault
+        and fault.endswith("the model again.")
+    )
 
 
 OF_2509 = "of another model; a Qwen-Image-Edit-2509 has"
@@ -348,29 +486,83 @@ OF_2509 = "of another model; a Qwen-Image-Edit-2509 has"
 @pytest.mark.parametrize(
     ("file", "keys", "words"),
     [
-        ("transformer/config.json", {"_class_name": "QwenImage21Transformer2DModel"}, OF_2509),
-        ("transformer/config.json", {"use_additional_t_cond": True}, f"true is {OF_2509} false"),
-        ("transformer/config.json", {"guidance_embeds": True}, f"true is {OF_2509} false"),
-        ("transformer/config.json", {"in_channels": 128}, "in_channels: 128, and the VAE of this model has 64"),
-        ("transformer/config.json", {"joint_attention_dim": 3584}, "and the text encoder of this model has 64"),
-        ("vae/config.json", {"_class_name": "AutoencoderKLQwenImage21"}, f"{OF_2509} 'AutoencoderKLQwenImage'"),
+        (
+            "transformer/config.json",
+            {"_class_name": "QwenImage21Transformer2DModel"},
+            OF_2509,
+        ),
+        (
+            "transformer/config.json",
+            {"use_additional_t_cond": True},
+            f"true is {OF_2509} false",
+        ),
+        (
+            "transformer/config.json",
+            {"guidance_embeds": True},
+            f"true is {OF_2509} false",
+        ),
+        (
+            "transformer/config.json",
+            {"in_channels": 128},
+            "in_channels: 128, and the VAE of this model has 64",
+        ),
+        (
+            "transformer/config.json",
+            {"joint_attention_dim": 3584},
+            "and the text encoder of this model has 64",
+        ),
+        (
+            "vae/config.json",
+            {"_class_name": "AutoencoderKLQwenImage21"},
+            f"{OF_2509} 'AutoencoderKLQwenImage'",
+        ),
         ("vae/config.json", {"input_channels": 4}, f"input_channels: 4 is {OF_2509} 3"),
-        ("text_encoder/config.json", {"architectures": ["Qwen3VLForConditionalGeneration"]}, OF_2509),
-        ("model_index.json", {"processor": ["transformers", "Qwen3VLProcessor"]}, f"{OF_2509} 'Qwen2VLProcessor'"),
-        ("transformer/config.json", {"out_channels": None}, "out_channels: 64, and the VAE of this model has 16"),
-        ("processor/preprocessor_config.json", {"patch_size": 16}, "and the text encoder of this model has 14"),
+        (
+            "text_encoder/config.json",
+            {"architectures": ["Qwen3VLForConditionalGeneration"]},
+            OF_2509,
+        ),
+        (
+            "model_index.json",
+            {"processor": ["transformers", "Qwen3VLProcessor"]},
+            f"{OF_2509} 'Qwen2VLProcessor'",
+        ),
+        (
+            "transformer/config.json",
+            {"out_channels": None},
+            "out_channels: 64, and the VAE of this model has 16",
+        ),
+        (
+            "processor/preprocessor_config.json",
+            {"patch_size": 16},
+            "and the text encoder of this model has 14",
+        ),
         (
             "processor/preprocessor_config.json",
             {"image_processor_type": "CLIPImageProcessor"},
             "image_processor_type: 'CLIPImageProcessor' is of another model than the text encoder",
         ),
-        ("scheduler/scheduler_config.json", {"time_shift_type": "linear"}, 'samples are made with "exponential" alone'),
-        ("scheduler/scheduler_config.json", {"use_karras_sigmas": True}, "true: samples are made with false alone"),
-        ("scheduler/scheduler_config.json", {"_class_name": "UniPCMultistepScheduler"}, "samples are made with"),
+        (
+            "scheduler/scheduler_config.json",
+            {"time_shift_type": "linear"},
+            'samples are made with "exponential" alone',
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            {"use_karras_sigmas": True},
+            "true: samples are made with false alone",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            {"_class_name": "UniPCMultistepScheduler"},
+            "samples are made with",
+        ),
         ("scheduler/scheduler_config.json", {"shift": 0}, "shift: 0 is not above 0"),
     ],
 )
-def test_a_part_of_another_model_is_named(copy: Path, file: str, keys: dict[str, object], words: str) -> None:
+def test_a_part_of_another_model_is_named(
+    copy: Path, file: str, keys: dict[str, object], words: str
+) -> None:
     path = copy / file
     path.write_text(json.dumps(json.loads(path.read_text()) | keys))
     fault = model_fault(str(copy), None)
@@ -398,32 +590,52 @@ def test_a_transformer_with_another_setting_is_of_another_model(
     )
 
 
-def test_a_tokenizer_without_the_token_of_images_is_of_another_model(copy: Path) -> None:
+def test_a_tokenizer_without_the_token_of_images_is_of_another_model(
+    copy: Path,
+) -> None:
     assert model_fault(str(copy), None) == ""
     for file in (copy / "tokenizer").glob("*.json"):
         file.write_text(file.read_text().replace("<|image_pad|>", "<|picture|>"))
     fault = model_fault(str(copy), None)
-    assert fault.startswith(f"{copy / 'tokenizer'}: has no token <|image_pad|>, so is of another model than the text")
+    assert fault.startswith(
+        f"{copy / 'tokenizer'}: has no token <|image_pad|>, so is of another model than the text"
+    )
 
 
 def test_a_processor_saved_as_one_file_is_looked_into(copy: Path) -> None:
     image = json.loads((copy / "processor" / "preprocessor_config.json").read_text())
     (copy / "processor" / "preprocessor_config.json").unlink()
-    for patch, fault in ((14, ""), (16, "processor_config.json: patch_size: 16, and the text encoder of this model")):
-        nested = {"processor_class": "Qwen2VLProcessor", "image_processor": image | {"patch_size": patch}}
+    for patch, fault in (
+        (14, ""),
+        (
+            16,
+            "processor_config.json: patch_size: 16, and the text encoder of this model",
+        ),
+    ):
+        nested = {
+            "processor_class": "Qwen2VLProcessor",
+            "image_processor": image | {"patch_size": patch},
+        }
         (copy / "processor" / "processor_config.json").write_text(json.dumps(nested))
-        assert fault in model_fault(str(copy), None) and bool(fault) == bool(model_fault(str(copy), None))
+        assert fault in model_fault(str(copy), None) and bool(fault) == bool(
+            model_fault(str(copy), None)
+        )
 
 
 def test_a_class_of_somebodys_own_is_not_judged_by_its_name(copy: Path) -> None:
     index = json.loads((copy / "model_index.json").read_text())
-    (copy / "model_index.json").write_text(json.dumps(index | {"processor": ["my_module", "WithoutVideos"]}))
+    (copy / "model_index.json").write_text(
+        json.dumps(index | {"processor": ["my_module", "WithoutVideos"]})
+    )
     assert model_fault(str(copy), None) == ""
 
 
 def test_classes_that_do_the_same_are_no_mistake(copy: Path) -> None:
     index = json.loads((copy / "model_index.json").read_text())
-    index |= {"processor": ["transformers", "Qwen2_5_VLProcessor"], "tokenizer": ["transformers", "Qwen2TokenizerFast"]}
+    index |= {
+        "processor": ["transformers", "Qwen2_5_VLProcessor"],
+        "tokenizer": ["transformers", "Qwen2TokenizerFast"],
+    }
     (copy / "model_index.json").write_text(json.dumps(index))
     assert model_fault(str(copy), None) == ""
 
@@ -432,7 +644,10 @@ def test_classes_that_do_the_same_are_no_mistake(copy: Path) -> None:
     ("file", "missing"),
     [
         ("tokenizer/merges.txt", "tokenizer/tokenizer.json or merges.txt"),
-        ("processor/preprocessor_config.json", "processor/preprocessor_config.json or processor_config.json"),
+        (
+            "processor/preprocessor_config.json",
+            "processor/preprocessor_config.json or processor_config.json",
+        ),
     ],
 )
 def test_a_missing_file_of_a_part_is_named(copy: Path, file: str, missing: str) -> None:
@@ -440,7 +655,9 @@ def test_a_missing_file_of_a_part_is_named(copy: Path, file: str, missing: str) 
     assert f"{missing} is missing in {copy}" in model_fault(str(copy), None)
 
 
-def test_weights_that_are_cut_off_or_not_there_are_seen_by_their_header(copy: Path) -> None:
+def test_weights_that_are_cut_off_or_not_there_are_seen_by_their_header(
+    copy: Path,
+) -> None:
     [weights] = (copy / "vae").glob("*.safetensors")
     whole = weights.read_bytes()
     for length in (len(whole) - 1, 9, 0):
@@ -455,14 +672,25 @@ def test_weights_that_are_cut_off_or_not_there_are_seen_by_their_header(copy: Pa
 
 
 def test_sizes_that_a_model_from_nothing_has_never_seen(tmp_path: Path) -> None:
-    buckets = {"buckets": {"0": {"resolution": [96, 160], "count": 3}, "1": {"resolution": [128, 128], "count": 1}}}
-    (tmp_path / "training.json").write_text(json.dumps({"ss_bucket_info": json.dumps(buckets)}))
+    buckets = {
+        "buckets": {
+            "0": {"resolution": [96, 160], "count": 3},
+            "1": {"resolution": [128, 128], "count": 1},
+        }
+    }
+    (tmp_path / "training.json").write_text(
+        json.dumps({"ss_bucket_info": json.dumps(buckets)})
+    )
     sizes, folder = [(128, 96), (64, 128), (96, 192)], ModelFolder(tmp_path)
-    assert folder.size_note(sizes) is None  # a fine-tuned model knows more than it was trained on last
+    assert (
+        folder.size_note(sizes) is None
+    )  # a fine-tuned model knows more than it was trained on last
     (tmp_path / "new_model.json").write_text("{}")
     assert folder.learned_sizes() == [(96, 160), (128, 128)]
     assert folder.size_note(sizes[:1]) is None
-    assert "64x128: the model was trained on sides of 96 to 160 pixels" in str(folder.size_note(sizes))
+    assert "64x128: the model was trained on sides of 96 to 160 pixels" in str(
+        folder.size_note(sizes)
+    )
     assert str(folder.size_note(sizes[2:])).startswith("96x192")
     for damaged in ("{}", "[]", '{"ss_bucket_info": "7"}', '{"ss_bucket_info": 7}'):
         (tmp_path / "training.json").write_text(damaged)
@@ -475,16 +703,25 @@ def test_sizes_that_a_model_from_nothing_has_never_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "remedy"),
     [
-        ("transformer", "transformer_path; model.quantize and qtype quantize it while it is loaded."),
-        ("text_encoder", "text_encoder_path; model.quantize_te and qtype_te quantize it while it is loaded."),
+        (
+            "transformer",
+            "transformer_path; model.quantize and qtype quantize it while it is loaded.",
+        ),
+        (
+            "text_encoder",
+            "text_encoder_path; model.quantize_te and qtype_te quantize it while it is loaded.",
+        ),
         ("vae", "vae_path."),
     ],
     ids=["transformer", "text_encoder", "vae"],
 )
-def test_weights_that_another_program_quantized_are_refused_by_name(copy: Path, part: str, remedy: str) -> None:
+def test_weights_that_another_program_quantized_are_refused_by_name(
+    copy: Path, part: str, remedy: str
+) -> None:
     place = mark(copy / part / "config.json")
     said = (
-        f"{place}the {part} is quantized by sdnq (uint4), which is not read. Give the bf16 model that it was made from"
+        f"{place}the {part} is quantized by sdnq (uint4), which is not read. Give "
+        "the bf16 model that it was made from"
     )
     assert model_fault(str(copy), None) == f"{said}, or a bf16 file as model.{remedy}"
     assert model_fault(str(copy), None, {part}) == ""
@@ -501,17 +738,25 @@ def test_an_empty_quantization_config_is_none(copy: Path, said: object) -> None:
 
 
 def test_the_configs_of_a_broken_off_download_say_it(home: Path) -> None:
-    snapshot = write_cached(home, "someone/quantized", without="vae processor", listed=False)
+    snapshot = write_cached(
+        home, "someone/quantized", without="vae processor", listed=False
+    )
     assert model_fault("someone/quantized", None) == ""
     mark(snapshot / "transformer" / "config.json")
-    assert "the transformer is quantized by sdnq (uint4)" in model_fault("someone/quantized", None)
+    assert "the transformer is quantized by sdnq (uint4)" in model_fault(
+        "someone/quantized", None
+    )
     assert model_fault("someone/quantized", None, {"transformer"}) == ""
     (snapshot / "transformer" / "config.json").write_text("{")
-    assert "transformer/config.json: not readable" in model_fault("someone/quantized", None)
+    assert "transformer/config.json: not readable" in model_fault(
+        "someone/quantized", None
+    )
 
 
 def test_a_dry_run_refuses_it_at_its_key(mistakes, tmp_path: Path) -> None:
     write_model(tmp_path / "other")
     mark(tmp_path / "other" / "text_encoder" / "config.json")
     (line,) = mistakes(trainer("model: {name_or_path: other}"))
-    assert line.startswith("7:29: process[0].model.name_or_path: other/text_encoder/config.json: the text_encoder is ")
+    assert line.startswith(
+        "7:29: process[0].model.name_or_path: other/text_encoder/config.json: the text_encoder is "
+    )

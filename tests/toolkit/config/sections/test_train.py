@@ -1,4 +1,5 @@
-"""The keys of `train`: names, zeros, contradictions; its `lr_groups`, and the section `stop_when`."""
+"""The keys of `train`: names, zeros, contradictions; its `lr_groups`, and the section
+`stop_when`."""
 
 from __future__ import annotations
 
@@ -28,9 +29,21 @@ def test_the_defaults_of_the_flow_are_those_of_the_config() -> None:
         ("loss_type: l2", "loss_type", "mse"),
         ("optimizer_type: prodigyopt", "optimizer", "prodigy"),
         ("optimizer: RMSprop", "optimizer", "rmsprop"),
-        ("{lr_scheduler: StepLR, lr_scheduler_params: {step_size: 2}}", "lr_scheduler", "step"),
-        ("{lr_scheduler: EXPONENTIALLR, lr_scheduler_params: {gamma: 0.9}}", "lr_scheduler", "exponential"),
-        ("{lr_scheduler: linearLR, lr_scheduler_params: {total_iters: 9}}", "lr_scheduler", "LinearLR"),
+        (
+            "{lr_scheduler: StepLR, lr_scheduler_params: {step_size: 2}}",
+            "lr_scheduler",
+            "step",
+        ),
+        (
+            "{lr_scheduler: EXPONENTIALLR, lr_scheduler_params: {gamma: 0.9}}",
+            "lr_scheduler",
+            "exponential",
+        ),
+        (
+            "{lr_scheduler: linearLR, lr_scheduler_params: {total_iters: 9}}",
+            "lr_scheduler",
+            "LinearLR",
+        ),
         ("lr_scheduler: constantlr", "lr_scheduler", "ConstantLR"),
         ("optimizer: torch.optim.SGD", "optimizer", "torch.optim.SGD"),
         (
@@ -43,7 +56,11 @@ def test_the_defaults_of_the_flow_are_those_of_the_config() -> None:
             "optimizer_params",
             {"weight_decay": 0.1, "betas": "0.9,0.99"},
         ),
-        ("optimizer_args: weight_decay=0.1 eps=1e-6", "optimizer_params", {"weight_decay": 0.1, "eps": 1e-6}),
+        (
+            "optimizer_args: weight_decay=0.1 eps=1e-6",
+            "optimizer_params",
+            {"weight_decay": 0.1, "eps": 1e-6},
+        ),
         (
             "{optimizer_args: [eps=1e-6], optimizer_params: {amsgrad: true}}",
             "optimizer_params",
@@ -61,14 +78,23 @@ def test_the_defaults_of_the_flow_are_those_of_the_config() -> None:
         ),
     ],
 )
-def test_what_is_written_reaches_the_field(section, line: str, field: str, value: object) -> None:
+def test_what_is_written_reaches_the_field(
+    section, line: str, field: str, value: object
+) -> None:
     line = line if line.startswith("{") else "{" + line + "}"
     assert getattr(section(f"train: {line}").train, field) == value
 
 
-@pytest.mark.parametrize("name", sorted(name for name, kind in SCHEDULES.items() if not kind.needs))
+@pytest.mark.parametrize(
+    "name", sorted(name for name, kind in SCHEDULES.items() if not kind.needs)
+)
 def test_every_schedule_is_accepted_alone(section, name: str) -> None:
-    assert section(f"train: {{lr_scheduler: {name}, lr_warmup_steps: 0.1}}").train.lr_scheduler == name
+    assert (
+        section(
+            f"train: {{lr_scheduler: {name}, lr_warmup_steps: 0.1}}"
+        ).train.lr_scheduler
+        == name
+    )
 
 
 @pytest.mark.parametrize("name", [*TIMESTEP_TYPES, "qwen_shift"])
@@ -91,7 +117,9 @@ def test_every_timestep_type_is_accepted_alone(section, name: str) -> None:
         ("lr_scheduler_power", "0 is out of range: must be > 0."),
     ],
 )
-def test_zero_is_a_mistake_where_nothing_sensible_is_meant(faults, key: str, message: str) -> None:
+def test_zero_is_a_mistake_where_nothing_sensible_is_meant(
+    faults, key: str, message: str
+) -> None:
     assert faults(f"train: {{{key}: 0}}") == [f"train.{key}: {message}"]
 
 
@@ -106,16 +134,27 @@ def test_zero_is_a_value_elsewhere(section, key: str) -> None:
     assert getattr(section(f"train: {{{key}: 0}}").train, key) == 0
 
 
-@pytest.mark.parametrize("key", ["discrete_flow_shift", "lr_scheduler_min_lr_ratio", "lr_decay_steps", "logit_std"])
+@pytest.mark.parametrize(
+    "key",
+    ["discrete_flow_shift", "lr_scheduler_min_lr_ratio", "lr_decay_steps", "logit_std"],
+)
 def test_an_empty_value_is_the_default(section, key: str) -> None:
-    assert getattr(section(f"train: {{{key}: }}").train, key) == TrainConfig.model_fields[key].default
+    assert (
+        getattr(section(f"train: {{{key}: }}").train, key)
+        == TrainConfig.model_fields[key].default
+    )
 
 
 def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> None:
-    """With a bell over the loss all levels are drawn alike; a mixture could not be bent, a shift of 0 is no noise."""
-    bent = "timestep_type: qinglong_flux, content_or_style: style, linear_timesteps: true"
+    """With a bell over the loss all levels are drawn alike; a mixture could not be
+    bent, a shift of 0 is no noise."""
+    bent = (
+        "timestep_type: qinglong_flux, content_or_style: style, linear_timesteps: true"
+    )
     assert section(f"train: {{{bent}}}").train.noise_levels() == "linear"
-    assert section("train: {timestep_type: shift, discrete_flow_shift: 0, linear_timesteps2: true}")
+    assert section(
+        "train: {timestep_type: shift, discrete_flow_shift: 0, linear_timesteps2: true}"
+    )
 
 
 # ------------------------------------------------------------ contradictions
@@ -125,21 +164,66 @@ def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> N
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("timestep_type: next_sample", "train.timestep_type: 'next_sample' is unknown. Use 'sigmoid' or"),
-        ("optimizer: adamw9", "train.optimizer: 'adamw9' is unknown. Did you mean 'adamw'?"),
-        ("optimizer: torch.optim.", "train.optimizer: 'torch.optim.' is not a dotted path."),
-        ("optimizer: no_such.Adam", "train.optimizer: 'no_such.Adam': there is no package 'no_such' here."),
-        ("optimizer: Adagrad", "train.optimizer: 'Adagrad' is unknown. Use 'adamw' or 'adam' or 'sgd' or 'rmsprop' or"),
-        ("{optimizer: Lion, optimizer_params: {eps: 1}}", "train.optimizer_params: lion has no 'eps'."),
-        ("{optimizer: RMSprop, optimizer_params: {betas: [0, 0]}}", "train.optimizer_params: rmsprop has no 'betas'."),
-        ("optimizer_params: {weight_decai: 1}", "train.optimizer_params: adamw has no 'weight_decai'. Did you mean 'w"),
-        ("optimizer_params: {betas: 0.9}", "train.optimizer_params: betas: 0.9 is not 2 numbers"),
-        ("optimizer_args: [weight_decay]", "train.optimizer_args[0]: 'weight_decay' is not of the form name=value."),
-        ("{optimizer_args: [eps=1], optimizer_params: {eps: 2}}", "train.optimizer_args[0].eps: 'process[0].train."),
-        ("lr_scheduler: ExponentialLR", "train.lr_scheduler_params: exponential needs 'gamma', which is not given."),
-        ("lr_scheduler: step", "train.lr_scheduler_params: step needs 'step_size', which is not given."),
-        ("lr_scheduler_params: {gamma: 1}", "train.lr_scheduler_params: constant has no 'gamma'."),
-        ("optimizer: schedulefree_adamw, lr_scheduler: cosine", "train.lr_scheduler: 'optimizer: schedulefree_adamw'"),
+        (
+            "timestep_type: next_sample",
+            "train.timestep_type: 'next_sample' is unknown. Use 'sigmoid' or",
+        ),
+        (
+            "optimizer: adamw9",
+            "train.optimizer: 'adamw9' is unknown. Did you mean 'adamw'?",
+        ),
+        (
+            "optimizer: torch.optim.",
+            "train.optimizer: 'torch.optim.' is not a dotted path.",
+        ),
+        (
+            "optimizer: no_such.Adam",
+            "train.optimizer: 'no_such.Adam': there is no package 'no_such' here.",
+        ),
+        (
+            "optimizer: Adagrad",
+            "train.optimizer: 'Adagrad' is unknown. Use 'adamw' or 'adam' or 'sgd' or 'rmsprop' or",
+        ),
+        (
+            "{optimizer: Lion, optimizer_params: {eps: 1}}",
+            "train.optimizer_params: lion has no 'eps'.",
+        ),
+        (
+            "{optimizer: RMSprop, optimizer_params: {betas: [0, 0]}}",
+            "train.optimizer_params: rmsprop has no 'betas'.",
+        ),
+        (
+            "optimizer_params: {weight_decai: 1}",
+            "train.optimizer_params: adamw has no 'weight_decai'. Did you mean 'w",
+        ),
+        (
+            "optimizer_params: {betas: 0.9}",
+            "train.optimizer_params: betas: 0.9 is not 2 numbers",
+        ),
+        (
+            "optimizer_args: [weight_decay]",
+            "train.optimizer_args[0]: 'weight_decay' is not of the form name=value.",
+        ),
+        (
+            "{optimizer_args: [eps=1], optimizer_params: {eps: 2}}",
+            "train.optimizer_args[0].eps: 'process[0].train.",
+        ),
+        (
+            "lr_scheduler: ExponentialLR",
+            "train.lr_scheduler_params: exponential needs 'gamma', which is not given.",
+        ),
+        (
+            "lr_scheduler: step",
+            "train.lr_scheduler_params: step needs 'step_size', which is not given.",
+        ),
+        (
+            "lr_scheduler_params: {gamma: 1}",
+            "train.lr_scheduler_params: constant has no 'gamma'.",
+        ),
+        (
+            "optimizer: schedulefree_adamw, lr_scheduler: cosine",
+            "train.lr_scheduler: 'optimizer: schedulefree_adamw'",
+        ),
         (
             "optimizer: schedulefree.SGDScheduleFree, lr_warmup_steps: 5",
             "train.lr_warmup_steps: 'optimizer: schedulefree.SGDScheduleFree' and a schedule cannot be combined.",
@@ -159,16 +243,31 @@ def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> N
             "train.ema_config.use_ema: optimizer 'schedulefree_adamw' already averages the weights",
         ),
         ("{lr_groups: [{lr: 1}]}", "train.lr_groups[0].match: "),
-        ("{lr_groups: [{match: '(', lr: 1}]}", "train.lr_groups[0].match: '(' is not a valid regular expressio"),
-        ("{lr_groups: [{match: a, lr: -1}]}", "train.lr_groups[0].lr: -1 is out of range"),
-        ("{lr_groups: [{match: a, lr: x}]}", "train.lr_groups[0].lr: 'x' is not a number."),
+        (
+            "{lr_groups: [{match: '(', lr: 1}]}",
+            "train.lr_groups[0].match: '(' is not a valid regular expressio",
+        ),
+        (
+            "{lr_groups: [{match: a, lr: -1}]}",
+            "train.lr_groups[0].lr: -1 is out of range",
+        ),
+        (
+            "{lr_groups: [{match: a, lr: x}]}",
+            "train.lr_groups[0].lr: 'x' is not a number.",
+        ),
         ("{lr_groups: [{match: a, rate: 1}]}", "train.lr_groups[0].rate: unknown key."),
         (
             "{lr_groups: [{match: a, lr: 1}, {match: a, lr: 2}]}",
             "train.lr_groups[1]: 'a' is the name of another",
         ),
-        ("{lr_groups: [{match: a, lr: 1, name: base}]}", "train.lr_groups[0]: 'base' is the name of another"),
-        ("{lr_groups: [{match: a, lr: 1, name: a up}]}", "train.lr_groups[0]: 'a up' is the name of another"),
+        (
+            "{lr_groups: [{match: a, lr: 1, name: base}]}",
+            "train.lr_groups[0]: 'base' is the name of another",
+        ),
+        (
+            "{lr_groups: [{match: a, lr: 1, name: a up}]}",
+            "train.lr_groups[0]: 'a up' is the name of another",
+        ),
         ("{unet_lr: 0.1, lr: 0.2}", "train.unet_lr: 'unet_lr' and 'lr' mean the same"),
         (
             "{optimizer: prodigy, lr: 1, lr_groups: [{match: a, lr_scale: 2}]}",
@@ -185,15 +284,36 @@ def test_what_is_wrong_is_one_line(faults, line: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("line", "warning"),
     [
-        ("sigmoid_scale: 2, timestep_type: uniform", "sigmoid_scale: has no effect: only timestep_type sigmoid"),
+        (
+            "sigmoid_scale: 2, timestep_type: uniform",
+            "sigmoid_scale: has no effect: only timestep_type sigmoid",
+        ),
         ("sigmoid_scale: 2, timestep_type: shift", "sigmoid_scale: has no effect"),
-        ("weighting_scheme: mode", "weighting_scheme: has no effect: mode only applies to timestep_type sigma."),
+        (
+            "weighting_scheme: mode",
+            "weighting_scheme: has no effect: mode only applies to timestep_type sigma.",
+        ),
         ("huber_c: 0.2", "huber_c: has no effect: only loss_type huber uses it."),
-        ("lr_scheduler_power: 2, lr_scheduler: cosine", "lr_scheduler_power: has no effect: lr_scheduler cosine ignor"),
-        ("timestep_type: sigmoid, linear_timesteps: true", "timestep_type: has no effect: 'linear_timesteps: true' sa"),
-        ("sigmoid_scale: 2, linear_timesteps2: true", "sigmoid_scale: has no effect: only timestep_type sig"),
-        ("timestep_type: weighted, linear_timesteps: true", "linear_timesteps: has no effect: timestep_type weighted"),
-        ("linear_timesteps: true, linear_timesteps2: true", "linear_timesteps: has no effect: 'linear_timesteps2: tru"),
+        (
+            "lr_scheduler_power: 2, lr_scheduler: cosine",
+            "lr_scheduler_power: has no effect: lr_scheduler cosine ignor",
+        ),
+        (
+            "timestep_type: sigmoid, linear_timesteps: true",
+            "timestep_type: has no effect: 'linear_timesteps: true' sa",
+        ),
+        (
+            "sigmoid_scale: 2, linear_timesteps2: true",
+            "sigmoid_scale: has no effect: only timestep_type sig",
+        ),
+        (
+            "timestep_type: weighted, linear_timesteps: true",
+            "linear_timesteps: has no effect: timestep_type weighted",
+        ),
+        (
+            "linear_timesteps: true, linear_timesteps2: true",
+            "linear_timesteps: has no effect: 'linear_timesteps2: tru",
+        ),
         (
             "lr_scheduler: cosine_with_restarts, lr_scheduler_params: {T_0: 500}",
             "lr_scheduler_params.T_0: has no effect, as in ai-toolkit: the schedule is as long as the run. For",
@@ -202,14 +322,28 @@ def test_what_is_wrong_is_one_line(faults, line: str, message: str) -> None:
             "lr_scheduler: linear, lr_scheduler_params: {end_factor: 0.1}",
             "lr_scheduler_params.end_factor: the rate begins at a third, as in ai-toolkit. Give 'start_factor: 1'",
         ),
-        ("ema_config: {ema_decay: 0.9}", "ema_config.ema_decay: has no effect without 'use_ema: true'."),
-        ("steps: 3400, gradient_accumulation_steps: 4", "gradient_accumulation_steps: steps, save_every and sample_ev"),
-        ("max_train_steps: 10, gradient_accumulation_steps: 4", "would stop after 10, which are 2 optimizer steps."),
+        (
+            "ema_config: {ema_decay: 0.9}",
+            "ema_config.ema_decay: has no effect without 'use_ema: true'.",
+        ),
+        (
+            "steps: 3400, gradient_accumulation_steps: 4",
+            "gradient_accumulation_steps: steps, save_every and sample_ev",
+        ),
+        (
+            "max_train_steps: 10, gradient_accumulation_steps: 4",
+            "would stop after 10, which are 2 optimizer steps.",
+        ),
         ("gradient_accumulation_steps: 4", "steps: 1000 is 4,000 micro-batches; "),
-        ("epochs: 3, gradient_accumulation_steps: 4", "with this key ai-toolkit counts micro-batches."),
+        (
+            "epochs: 3, gradient_accumulation_steps: 4",
+            "with this key ai-toolkit counts micro-batches.",
+        ),
     ],
 )
-def test_a_key_that_the_rest_makes_no_use_of_is_a_warning(load, line: str, warning: str) -> None:
+def test_a_key_that_the_rest_makes_no_use_of_is_a_warning(
+    load, line: str, warning: str
+) -> None:
     (found,) = load(trainer(f"train: {{{line}}}")).warnings
     assert warning in found.split(": process[0].train.", 1)[1]
 
@@ -217,7 +351,12 @@ def test_a_key_that_the_rest_makes_no_use_of_is_a_warning(load, line: str, warni
 @needs_foreign_names
 def test_of_steps_and_epochs_in_a_section_of_their_own_one_decides(load) -> None:
     """With epochs nothing is said of how many batches `steps` would be."""
-    found = load(trainer("training: {steps: 3400, epochs: 10}", "train: {gradient_accumulation_steps: 4}")).warnings
+    found = load(
+        trainer(
+            "training: {steps: 3400, epochs: 10}",
+            "train: {gradient_accumulation_steps: 4}",
+        )
+    ).warnings
     assert [line.split(": process[0].", 1)[1] for line in found] == [
         "training.steps: has no effect: 'epochs: 10' takes precedence. Remove one of them.",
         "train.gradient_accumulation_steps: steps, save_every and sample_every count optimizer steps of 4 "
@@ -264,7 +403,10 @@ def test_a_key_that_is_used_or_at_its_default_is_no_warning(load, line: str) -> 
         ("logging: {log_every: %s}", "logging.log_every"),
         ("train: {gradient_accumulation: %s}", "train.gradient_accumulation"),
         ("train: {num_timestep_buckets: %s}", "train.num_timestep_buckets"),
-        ("train: {timestep_type: shift, discrete_flow_shift: %s}", "train.discrete_flow_shift"),
+        (
+            "train: {timestep_type: shift, discrete_flow_shift: %s}",
+            "train.discrete_flow_shift",
+        ),
         ("train: {loss_type: huber, huber_scale: %s}", "train.huber_scale"),
         ("network: {linear_alpha: %s}", "network.linear_alpha"),
         ("sample: {prompts: [a], seed: %s}", "sample.seed"),
@@ -276,7 +418,9 @@ def test_a_key_that_is_used_or_at_its_default_is_no_warning(load, line: str) -> 
         ("sample: {prompts: [a], guidance_scale: %s}", "sample.guidance_scale"),
     ],
 )
-def test_a_number_with_which_a_run_could_only_hang_or_fail_is_refused(faults, lines: str, place: str) -> None:
+def test_a_number_with_which_a_run_could_only_hang_or_fail_is_refused(
+    faults, lines: str, place: str
+) -> None:
     (fault,) = faults(lines % (10**40))
     assert fault.startswith(f"{place}: {10**40} is out of range: must be <")
 
@@ -330,7 +474,9 @@ def test_the_places_and_names_of_stop_when(section, lines) -> None:
         ("{below: low}", "stop_when.below"),
     ],
 )
-def test_a_mistake_of_stop_when_is_named_at_its_place(faults, given: str, fault: str) -> None:
+def test_a_mistake_of_stop_when_is_named_at_its_place(
+    faults, given: str, fault: str
+) -> None:
     found = faults(f"stop_when: {given}")
     assert len(found) == 1, found
     assert found[0].startswith(fault)
@@ -338,11 +484,18 @@ def test_a_mistake_of_stop_when_is_named_at_its_place(faults, given: str, fault:
 
 def test_a_level_that_is_none_of_confidence_is_told(faults) -> None:
     told = "stop_when.no_better_within: '5%': 0.05 is not a confidence level. Write 95%, or another level from 50% to"
-    assert any(line.startswith(told) for line in faults("stop_when: {no_better_within: 5%}"))
+    assert any(
+        line.startswith(told) for line in faults("stop_when: {no_better_within: 5%}")
+    )
 
 
 def test_the_backends_are_those_of_this_pytorch() -> None:
-    """tensorrt is torch_tensorrt's; those for tests and for finding errors run no models."""
+    """tensorrt is torch_tensorrt's; those for tests and for finding errors run no
+    models."""
     for_tests = re.compile(r".*(?:TESTING_ONLY|minifier_backend)")
-    known = {name for name in torch._dynamo.list_backends(exclude_tags=()) if not for_tests.fullmatch(name)}
+    known = {
+        name
+        for name in torch._dynamo.list_backends(exclude_tags=())
+        if not for_tests.fullmatch(name)
+    }
     assert {*BACKENDS} - {"tensorrt"} == known

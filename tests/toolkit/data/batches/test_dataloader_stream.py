@@ -1,4 +1,5 @@
-"""A stream of samples whose length nobody knows: shards of JSON lines on disk, trained on the real loop."""
+"""A stream of samples whose length nobody knows: shards of JSON lines on disk, trained
+on the real loop."""
 
 from __future__ import annotations
 
@@ -42,20 +43,30 @@ class Rows:
     def halves(self) -> tuple[Rows, ...]:
         middle = (len(self) + 1) // 2
         rows = [range(middle), range(middle, len(self))]
-        return tuple(Rows(self.x_BD[list(r)], self.spec.select(r), tuple(self.names[i] for i in r)) for r in rows if r)
+        return tuple(
+            Rows(
+                self.x_BD[list(r)], self.spec.select(r), tuple(self.names[i] for i in r)
+            )
+            for r in rows
+            if r
+        )
 
     def describe(self) -> str:
         return f"{len(self)} rows of {self.x_BD.shape[1]}"
 
 
 class Shards:
-    """Shards of samples on disk; `endless` begins again behind the last one. Its cursor is a shard and a line."""
+    """Shards of samples on disk; `endless` begins again behind the last one. Its cursor
+    is a shard and a line."""
 
     def __init__(self, folder: Path, endless: bool = True) -> None:
         folder.mkdir(exist_ok=True)
         generator = torch.Generator().manual_seed(3)
         for shard, count in enumerate((5, 2, 4)):
-            lines = [json.dumps(torch.randn(3, generator=generator).tolist()) for _ in range(count)]
+            lines = [
+                json.dumps(torch.randn(3, generator=generator).tolist())
+                for _ in range(count)
+            ]
             (folder / f"{shard}.jsonl").write_text("\n".join(lines))
         self.folder, self.endless = folder, endless
         self.opened: list[int] = []
@@ -74,7 +85,11 @@ class Shards:
 
     @staticmethod
     def make(spec: BatchSpec) -> Rows:
-        return Rows(torch.tensor([json.loads(row) for row in spec.samples]), spec, tuple(map(str, spec.items)))
+        return Rows(
+            torch.tensor([json.loads(row) for row in spec.samples]),
+            spec,
+            tuple(map(str, spec.items)),
+        )
 
 
 class Fit(TrainStep):
@@ -89,26 +104,36 @@ class Fit(TrainStep):
         if len(batch) > self.most:
             raise torch.OutOfMemoryError("no memory left")
         self.seen.append(batch.spec.items)
-        return StepLosses({"w": (batch.x_BD @ self.w_D - 1 + 0.1 * torch.randn(())) ** 2})
+        return StepLosses(
+            {"w": (batch.x_BD @ self.w_D - 1 + 0.1 * torch.randn(())) ** 2}
+        )
 
 
 def fit_run(folder: Path, steps: int) -> tuple[Run, Fit]:
     fit = Fit()
-    role = Role({"w": fit.w_D}, torch.optim.AdamW([fit.w_D], lr=0.0), 0.1, lambda step: 1.0)
+    role = Role(
+        {"w": fit.w_D}, torch.optim.AdamW([fit.w_D], lr=0.0), 0.1, lambda step: 1.0
+    )
     return Run("fit", folder, steps, grad_accum_steps=2, seed=4, roles={"w": role}), fit
 
 
 def test_the_stream_is_read_on_from_any_cursor(tmp_path: Path) -> None:
     shards = Shards(tmp_path / "shards")
     whole = list(islice(shards.source().iterate(None), 9))
-    assert [micro_batch.spec.items for micro_batch in whole[:3]] == [(0, 1, 2), (3, 4, 5), (6, 7, 8)]
+    assert [micro_batch.spec.items for micro_batch in whole[:3]] == [
+        (0, 1, 2),
+        (3, 4, 5),
+        (6, 7, 8),
+    ]
     for done, micro_batch in enumerate(whole, start=1):
         cursor = json.loads(json.dumps(micro_batch.cursor))
         assert list(islice(shards.source().iterate(cursor), 9 - done)) == whole[done:]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_that_is_stopped_goes_on_by_the_cursor_with_the_same_bits(tmp_path: Path, workers: int) -> None:
+def test_a_run_that_is_stopped_goes_on_by_the_cursor_with_the_same_bits(
+    tmp_path: Path, workers: int
+) -> None:
     shards = Shards(tmp_path / "shards")
     whole, fit = fit_run(tmp_path, 6)
     assert train(whole, shards.source(), fit)
@@ -120,7 +145,9 @@ def test_a_run_that_is_stopped_goes_on_by_the_cursor_with_the_same_bits(tmp_path
     load_state(path, second)
     shards.opened.clear()
     assert train(second, shards.source(workers), second_fit)
-    assert shards.opened[0] == 4, "18 samples, of which 11 are in a pass, lie behind the cursor"
+    assert shards.opened[0] == 4, (
+        "18 samples, of which 11 are in a pass, lie behind the cursor"
+    )
     assert torch.equal(second_fit.w_D, fit.w_D) and second.state == whole.state
     assert first_fit.seen + second_fit.seen == fit.seen and len(fit.seen) == 12
 
@@ -129,7 +156,10 @@ def test_a_run_ends_where_the_stream_does(tmp_path: Path) -> None:
     run, fit = fit_run(tmp_path, 100)
     assert train(run, Shards(tmp_path / "shards", endless=False).source(), fit) is True
     assert fit.seen == [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10)]
-    assert (run.state.step, run.state.samples) == (2, 11) and "no more batches after step 2" in run.early_stop_reason
+    assert (run.state.step, run.state.samples) == (
+        2,
+        11,
+    ) and "no more batches after step 2" in run.early_stop_reason
 
 
 def test_several_processes_share_out_the_stream(tmp_path: Path) -> None:
@@ -152,7 +182,9 @@ class Plain(Fit):
         return StepLosses({"w": (batch.x_BD @ self.w_D - 1) ** 2})
 
 
-def test_a_batch_without_latents_is_halved_and_described_when_memory_runs_out(tmp_path: Path) -> None:
+def test_a_batch_without_latents_is_halved_and_described_when_memory_runs_out(
+    tmp_path: Path,
+) -> None:
     shards = Shards(tmp_path / "shards")
     run, fit = fit_run(tmp_path, 2)
     fit.most = 2
@@ -160,14 +192,19 @@ def test_a_batch_without_latents_is_halved_and_described_when_memory_runs_out(tm
     assert {len(items) for items in fit.seen} == {1, 2}
     run, fit = fit_run(tmp_path, 2)
     fit.most, run.oom_hint = 1, lambda: "Use less."
-    with pytest.raises(RunError, match=r"out of memory with 0, 1 \(2 rows of 3\)\. Use less\."):
+    with pytest.raises(
+        RunError, match=r"out of memory with 0, 1 \(2 rows of 3\)\. Use less\."
+    ):
         train(run, shards.source(), fit)
 
 
-# ------------------------------------------------------------ readers that share the shards
+# ------------------------------------------------------------ readers that share the
+# shards
 
 
-def shared_source(folder: Path, process_group: ProcessGroup, readers: int = 2) -> SharedStreamSource:
+def shared_source(
+    folder: Path, process_group: ProcessGroup, readers: int = 2
+) -> SharedStreamSource:
     """Of six shards with 2 to 4 samples, two of them at once."""
     if not folder.exists():
         for number in range(6):
@@ -177,10 +214,17 @@ def shared_source(folder: Path, process_group: ProcessGroup, readers: int = 2) -
 
     def make(spec: BatchSpec) -> Rows:
         seeds = [int(sample.caption.replace("/", "")) for sample in spec.samples]
-        rows = [torch.randn(3, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return Rows(torch.stack(rows), spec, tuple(sample.caption for sample in spec.samples))
+        rows = [
+            torch.randn(3, generator=torch.Generator().manual_seed(seed))
+            for seed in seeds
+        ]
+        return Rows(
+            torch.stack(rows), spec, tuple(sample.caption for sample in spec.samples)
+        )
 
-    own = frozenset(range(rank, readers, size) if readers % size == 0 else range(readers))
+    own = frozenset(
+        range(rank, readers, size) if readers % size == 0 else range(readers)
+    )
     of_each = [stream.share(index, readers).read for index in range(readers)]
     return SharedStreamSource(of_each, own, make, 2, 0, tuple, stream.epoch_of)
 
@@ -194,27 +238,39 @@ class Named(Plain):
         return losses
 
 
-def trained(process_group: ProcessGroup, folder: Path, begin: object, readers: int, steps: int) -> tuple:
+def trained(
+    process_group: ProcessGroup, folder: Path, begin: object, readers: int, steps: int
+) -> tuple:
     """Weights, names in the order of training, and cursor behind so many steps."""
     run, fit = fit_run(folder, steps)
     run.process_group, run.state.cursor, fit.__class__ = process_group, begin, Named
     assert train(run, shared_source(folder / "shards", process_group, readers), fit)
-    return fit.w_D.tolist(), fit.seen, json.loads(json.dumps(run.state.cursor)), run.state.epochs_done
+    return (
+        fit.w_D.tolist(),
+        fit.seen,
+        json.loads(json.dumps(run.state.cursor)),
+        run.state.epochs_done,
+    )
 
 
 @pytest.mark.slow
-def test_each_process_reads_its_own_shards_and_trains_what_one_does(tmp_path: Path) -> None:
+def test_each_process_reads_its_own_shards_and_trains_what_one_does(
+    tmp_path: Path,
+) -> None:
     alone = trained(ProcessGroup(), tmp_path, None, 2, 6)
     first, second = in_processes(2, trained, tmp_path, None, 2, 6)
     assert first[0] == second[0] == pytest.approx(alone[0], rel=1e-5)
     assert (first[1], second[1]) == (alone[1][0::2], alone[1][1::2])
     assert first[2] == second[2] == alone[2] and first[3] == alone[3] == 1
-    # Behind three steps two processes or one go on alike, also with a number that does not divide the readers.
+    # Behind three steps two processes or one go on alike, also with a number that does
+    # not divide the readers.
     before = [each[2] for each in in_processes(2, trained, tmp_path, None, 2, 3)]
     assert before[0] == before[1]
     for processes in (1, 2, 3):
         parts = in_processes(processes, trained, tmp_path, before[0], 2, 3)
-        assert {tuple(part[0]) for part in parts} == {tuple(parts[0][0])} and parts[0][2] == alone[2]
+        assert {tuple(part[0]) for part in parts} == {tuple(parts[0][0])} and parts[0][
+            2
+        ] == alone[2]
         names = [name for part in parts for names in part[1] for name in names]
         assert sorted(names) == sorted(name for names in alone[1][6:] for name in names)
 
@@ -230,15 +286,26 @@ def test_readers_repeat_and_miss_nothing_within_an_epoch(tmp_path: Path) -> None
             uses.setdefault(source.epoch_of(places[index]), []).append(sample.caption)
             places[index] = behind
         assert micro_batch.cursor["readers"] == places
-    every = sorted(f"{shard}/{number}" for shard in range(6) for number in range(2 + shard % 3))
-    assert sorted(uses[0]) == sorted(uses[1]) == sorted(uses[2]) == every and uses[0] != uses[1]
+    every = sorted(
+        f"{shard}/{number}" for shard in range(6) for number in range(2 + shard % 3)
+    )
+    assert (
+        sorted(uses[0]) == sorted(uses[1]) == sorted(uses[2]) == every
+        and uses[0] != uses[1]
+    )
 
 
-def test_another_number_of_readers_begins_with_the_next_epoch(tmp_path: Path, said: list[str]) -> None:
+def test_another_number_of_readers_begins_with_the_next_epoch(
+    tmp_path: Path, said: list[str]
+) -> None:
     process_group = ProcessGroup()
-    cursor = list(islice(shared_source(tmp_path / "shards", process_group, 2).iterate(None), 3))[-1].cursor
+    cursor = list(
+        islice(shared_source(tmp_path / "shards", process_group, 2).iterate(None), 3)
+    )[-1].cursor
     for readers in (1, 3):
         source = shared_source(tmp_path / "shards", process_group, readers)
         after = list(islice(source.iterate(cursor), readers))[-1].cursor
-        assert [place["epoch"] for place in after["readers"]] == [1] * readers and after["samples"] == 6 + 2 * readers
+        assert [place["epoch"] for place in after["readers"]] == [
+            1
+        ] * readers and after["samples"] == 6 + 2 * readers
     assert "it goes on with epoch 2" in said[0]

@@ -1,4 +1,5 @@
-"""Batches of latents from a stream: the same numbers as the images in a folder have, kept or not."""
+"""Batches of latents from a stream: the same numbers as the images in a folder have,
+kept or not."""
 
 from __future__ import annotations
 
@@ -31,27 +32,52 @@ def five(make_stream: Callable[..., StreamDataset]) -> Callable[..., StreamDatas
         files: dict[str, bytes] = {}
         for number, colour in enumerate(COLOURS):
             image = png(colour, (64, 48))
-            files[f"{number}.png"] = image[:50] + b"????" + image[54:] if number == damaged else image
+            files[f"{number}.png"] = (
+                image[:50] + b"????" + image[54:] if number == damaged else image
+            )
             files[f"{number}.txt"] = f"a {colour}".encode()
-        return make_stream(files, multiple=32, resolution=64, **{"cache_latents_to_disk": False, **settings})
+        return make_stream(
+            files,
+            multiple=32,
+            resolution=64,
+            **{"cache_latents_to_disk": False, **settings},
+        )
 
     return make
 
 
 def stores(folder: Path | None = None) -> CachePair:
-    return CachePair(*(TensorCache(folder / name if folder else None) for name in ("latents", "text")))
+    return CachePair(
+        *(
+            TensorCache(folder / name if folder else None)
+            for name in ("latents", "text")
+        )
+    )
 
 
-def latents_of(stream: StreamDataset, model: Any, kept: CachePair | None = None, **settings: Any) -> StreamLatents:
-    return StreamLatents(stream, model, ItemEncoder(model, torch.float32), 7, kept or stores(), **settings)
+def latents_of(
+    stream: StreamDataset, model: Any, kept: CachePair | None = None, **settings: Any
+) -> StreamLatents:
+    return StreamLatents(
+        stream,
+        model,
+        ItemEncoder(model, torch.float32),
+        7,
+        kept or stores(),
+        **settings,
+    )
 
 
 def batches(made: StreamLatents, count: int, size: int = 2) -> list[LatentBatch]:
     source = stream_source(made.stream, 7, size, made.load, workers=0)
-    return list(source.load([found.spec for found in islice(source.iterate(None), count)]))
+    return list(
+        source.load([found.spec for found in islice(source.iterate(None), count)])
+    )
 
 
-def test_a_batch_is_what_the_same_images_in_a_folder_give(five, fake_adapter, tmp_path: Path) -> None:
+def test_a_batch_is_what_the_same_images_in_a_folder_give(
+    five, fake_adapter, tmp_path: Path
+) -> None:
     stream = five(caption_dropout_rate=0.4, trigger="tok")
     for batch in batches(latents_of(stream, fake_adapter()), 6):
         items = []
@@ -59,36 +85,57 @@ def test_a_batch_is_what_the_same_images_in_a_folder_give(five, fake_adapter, tm
             file = tmp_path / f"{row}.png"
             file.write_bytes(streamed.sample.image)
             rules = CaptionRules(0.4, trigger="tok")
-            sample = Sample(str(file), streamed.sample.caption, 1, Size(64, 48), "", rules=rules)
+            sample = Sample(
+                str(file), streamed.sample.caption, 1, Size(64, 48), "", rules=rules
+            )
             items.append(BucketedSample(sample, streamed.crop))
         cached = encode_items(items, fake_adapter(), lambda _: stores(), torch.float32)
         rows = tuple(range(len(items)))
-        expected = BatchLoader(cached, 7).load(BatchSpec(batch.spec.epoch, rows, batch.spec.positions))
-        assert torch.equal(batch.latents_BCHW, expected.latents_BCHW) and batch.latents_BCHW.shape[1:] == (3, 4, 8)
+        expected = BatchLoader(cached, 7).load(
+            BatchSpec(batch.spec.epoch, rows, batch.spec.positions)
+        )
+        assert torch.equal(
+            batch.latents_BCHW, expected.latents_BCHW
+        ) and batch.latents_BCHW.shape[1:] == (3, 4, 8)
         assert torch.equal(batch.prompts.embeds_BLD, expected.prompts.embeds_BLD)
         assert batch.control_latents == expected.control_latents == ((),) * len(items)
         assert torch.equal(batch.loss_weight_B, expected.loss_weight_B)
 
 
-def test_captions_have_the_trigger_and_are_dropped_by_keys_of_their_use(five, fake_adapter) -> None:
+def test_captions_have_the_trigger_and_are_dropped_by_keys_of_their_use(
+    five, fake_adapter
+) -> None:
     model = fake_adapter()
-    found = batches(latents_of(five(caption_dropout_rate=0.5, trigger="tok"), model), 30)
+    found = batches(
+        latents_of(five(caption_dropout_rate=0.5, trigger="tok"), model), 30
+    )
     rules = CaptionRules(0.5)
     expected = [
         caption_for_use(item.sample.caption, rules, 7, batch.spec.epoch, position)
         for batch in found
         for item, position in zip(batch.spec.samples, batch.spec.positions, strict=True)
     ]
-    assert {text for text, _ in model.prompts} == set(expected) == {"", *(f"tok a {colour}" for colour in COLOURS)}
+    assert (
+        {text for text, _ in model.prompts}
+        == set(expected)
+        == {"", *(f"tok a {colour}" for colour in COLOURS)}
+    )
 
 
-def test_nothing_is_kept_unless_asked_for_but_few_texts_in_memory(five, fake_adapter, tmp_path: Path) -> None:
+def test_nothing_is_kept_unless_asked_for_but_few_texts_in_memory(
+    five, fake_adapter, tmp_path: Path
+) -> None:
     model = fake_adapter()
     batches(latents_of(five(), model, stores(tmp_path / "cache")), 9, size=5)
-    assert model.calls == {"images": 45, "prompts": 5} and not (tmp_path / "cache").exists()
+    assert (
+        model.calls == {"images": 45, "prompts": 5}
+        and not (tmp_path / "cache").exists()
+    )
 
 
-def test_what_is_kept_is_not_encoded_again_and_serves_a_folder(five, fake_adapter, tmp_path: Path) -> None:
+def test_what_is_kept_is_not_encoded_again_and_serves_a_folder(
+    five, fake_adapter, tmp_path: Path
+) -> None:
     kept, first, second = stores(tmp_path / "cache"), fake_adapter(), fake_adapter()
     settings = {"cache_latents_to_disk": True}
     plain = batches(latents_of(five(), fake_adapter()), 4)
@@ -101,43 +148,81 @@ def test_what_is_kept_is_not_encoded_again_and_serves_a_folder(five, fake_adapte
     (tmp_path / "a.png").write_bytes(png("red", (64, 48)))
     item = again[0].spec.samples[0]
     sample = Sample(str(tmp_path / "a.png"), "a red", 1, Size(64, 48), "")
-    encode_items([BucketedSample(sample, item.crop)], second, lambda _: kept, torch.float32)
+    encode_items(
+        [BucketedSample(sample, item.crop)], second, lambda _: kept, torch.float32
+    )
     assert not second.calls, "the image's bytes are the key"
 
 
 def of_three_channels(model: Any) -> Any:
-    """The model with a family that says of its latents what they are, and of prompts that 5 characters always fit."""
+    """The model with a family that says of its latents what they are, and of prompts
+    that 5 characters always fit."""
     latent_size = model.family.latent_size
     model.family = SimpleNamespace(
-        sure_prompt=5, latent_channels=3, pixel_channels=3, latent_size=latent_size, text_sees_references=True
+        sure_prompt=5,
+        latent_channels=3,
+        pixel_channels=3,
+        latent_size=latent_size,
+        text_sees_references=True,
     )
     return model
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_a_damaged_image_has_no_weight_and_is_counted(five, fake_adapter, keep: bool, said: list[str]) -> None:
+def test_a_damaged_image_has_no_weight_and_is_counted(
+    five, fake_adapter, keep: bool, said: list[str]
+) -> None:
     stream = five(damaged=2, cache_latents_to_disk=keep, loss_multiplier=0.5)
     (batch,) = batches(latents_of(stream, of_three_channels(fake_adapter())), 1, size=5)
-    weights = dict(zip([name[-1] for name in batch.names], batch.loss_weight_B.tolist(), strict=True))
+    weights = dict(
+        zip(
+            [name[-1] for name in batch.names],
+            batch.loss_weight_B.tolist(),
+            strict=True,
+        )
+    )
     assert weights == {"0": 0.5, "1": 0.5, "2": 0.0, "3": 0.5, "4": 0.5}
-    assert stream.unreadable.samples == 1 and ["0.tar/2: left out" in line for line in said] == [True]
+    assert stream.unreadable.samples == 1 and [
+        "0.tar/2: left out" in line for line in said
+    ] == [True]
 
 
-def test_a_caption_too_long_for_the_model_has_no_weight_and_is_counted(five, fake_adapter, said: list[str]) -> None:
+def test_a_caption_too_long_for_the_model_has_no_weight_and_is_counted(
+    five, fake_adapter, said: list[str]
+) -> None:
     model, stream = of_three_channels(fake_adapter()), five()
-    model.prompt_error = lambda prompt, target, references: "7 tokens, 6 fit" if prompt == "a black" else None
+    model.prompt_error = lambda prompt, target, references: (
+        "7 tokens, 6 fit" if prompt == "a black" else None
+    )
     (batch,) = batches(latents_of(stream, model), 1, size=5)
-    assert batch.loss_weight_B.sum() == 4 and model.prompts[-1] and ("a black", 0) not in model.prompts
-    assert len(said) == 1 and said[0].endswith("0.tar/4: left out: its caption has 7 tokens, 6 fit.")
+    assert (
+        batch.loss_weight_B.sum() == 4
+        and model.prompts[-1]
+        and ("a black", 0) not in model.prompts
+    )
+    assert len(said) == 1 and said[0].endswith(
+        "0.tar/4: left out: its caption has 7 tokens, 6 fit."
+    )
 
 
 def test_further_prompts_come_with_each_batch(five, fake_adapter) -> None:
-    made = latents_of(five(), fake_adapter(), extra_prompts=lambda sample: {"class": sample.caption + " dog"})
+    made = latents_of(
+        five(),
+        fake_adapter(),
+        extra_prompts=lambda sample: {"class": sample.caption + " dog"},
+    )
     (batch,) = batches(made, 1, size=5)
-    assert set(batch.extra_prompts) == {"class"} and batch.extra_prompts["class"].lengths == (4,) * 5
+    assert (
+        set(batch.extra_prompts) == {"class"}
+        and batch.extra_prompts["class"].lengths == (4,) * 5
+    )
 
 
 def test_the_trial(five, fake_adapter) -> None:
     made = latents_of(five(), fake_adapter())
     trial = made.trial(3)
-    assert trial.latents_BCHW.shape == (3, 3, 8, 8) and len(trial) == 3 and trial.halves()[1].latents_BCHW.shape[0] == 1
+    assert (
+        trial.latents_BCHW.shape == (3, 3, 8, 8)
+        and len(trial) == 3
+        and trial.halves()[1].latents_BCHW.shape[0] == 1
+    )

@@ -1,4 +1,5 @@
-"""Shifts, zooms and rotations that are planted between a photograph and its edit are measured."""
+"""Shifts, zooms and rotations that are planted between a photograph and its edit are
+measured."""
 
 from __future__ import annotations
 
@@ -29,14 +30,24 @@ def photograph(index: int) -> Image.Image:
 
 
 def moved(image: Image.Image, move: Move) -> Image.Image:
-    """The reference in which each point p of the image, from its middle, is at (1 + zoom) R p + shift."""
+    """The reference in which each point p of the image, from its middle, is at (1 +
+    zoom) R p + shift."""
     zoom, degrees, x, y = move
     a, b = ((1 + zoom) * part(math.radians(degrees)) for part in (math.cos, math.sin))
     whole = a * a + b * b
     a, b = a / whole, -b / whole  # the inverse: from the reference to the image
     cx, cy = image.width / 2, image.height / 2
-    data = (a, -b, cx - a * (cx + x) + b * (cy + y), b, a, cy - b * (cx + x) - a * (cy + y))
-    return image.transform(image.size, Image.Transform.AFFINE, data, Image.Resampling.BICUBIC)
+    data = (
+        a,
+        -b,
+        cx - a * (cx + x) + b * (cy + y),
+        b,
+        a,
+        cy - b * (cx + x) - a * (cy + y),
+    )
+    return image.transform(
+        image.size, Image.Transform.AFFINE, data, Image.Resampling.BICUBIC
+    )
 
 
 def within(image: Image.Image) -> Image.Image:
@@ -50,7 +61,9 @@ def within(image: Image.Image) -> Image.Image:
 
 def other_hue(image: Image.Image, random: Random) -> Image.Image:
     hue, saturation, value = image.convert("HSV").split()
-    return Image.merge("HSV", (hue.point(lambda x: (x + 90) % 256), saturation, value)).convert("RGB")
+    return Image.merge(
+        "HSV", (hue.point(lambda x: (x + 90) % 256), saturation, value)
+    ).convert("RGB")
 
 
 def painted(image: Image.Image, random: Random) -> Image.Image:
@@ -60,7 +73,11 @@ def painted(image: Image.Image, random: Random) -> Image.Image:
 def sketched(image: Image.Image, random: Random) -> Image.Image:
     grey = ImageOps.grayscale(image)
     soft = ImageOps.invert(grey).filter(ImageFilter.GaussianBlur(4))
-    drawn = numpy.asarray(grey, dtype=float) * 255 / (256 - numpy.asarray(soft, dtype=float))
+    drawn = (
+        numpy.asarray(grey, dtype=float)
+        * 255
+        / (256 - numpy.asarray(soft, dtype=float))
+    )
     return Image.fromarray(drawn.clip(0, 255).astype(numpy.uint8)).convert("RGB")
 
 
@@ -70,13 +87,22 @@ def with_objects(image: Image.Image, random: Random) -> Image.Image:
     for _ in range(2):
         x, y = random.random() * 0.6 * width, random.random() * 0.6 * height
         colour = tuple(random.randrange(256) for _ in range(3))
-        ImageDraw.Draw(image).ellipse((x, y, x + 0.35 * width, y + 0.35 * height), fill=colour)
+        ImageDraw.Draw(image).ellipse(
+            (x, y, x + 0.35 * width, y + 0.35 * height), fill=colour
+        )
     return image
 
 
 def grainy(image: Image.Image, random: Random) -> Image.Image:
-    noise = numpy.random.default_rng(random.randrange(1000)).normal(size=(image.height, image.width, 3)) * 12
-    return Image.fromarray((numpy.asarray(image) + noise).clip(0, 255).astype(numpy.uint8))
+    noise = (
+        numpy.random.default_rng(random.randrange(1000)).normal(
+            size=(image.height, image.width, 3)
+        )
+        * 12
+    )
+    return Image.fromarray(
+        (numpy.asarray(image) + noise).clip(0, 255).astype(numpy.uint8)
+    )
 
 
 def compressed(image: Image.Image, random: Random) -> Image.Image:
@@ -118,7 +144,9 @@ def planted() -> Iterator[tuple[int, Move, Callable]]:
         yield index, (zoom, degrees, x, y), EDITS[index // 5 % len(EDITS)]
 
 
-SOME = pytest.mark.parametrize(("first", "every"), [(5, 17), pytest.param(0, 3, marks=pytest.mark.slow)])
+SOME = pytest.mark.parametrize(
+    ("first", "every"), [(5, 17), pytest.param(0, 3, marks=pytest.mark.slow)]
+)
 """All kinds of moves; every third has all edits too."""
 
 
@@ -126,7 +154,9 @@ SOME = pytest.mark.parametrize(("first", "every"), [(5, 17), pytest.param(0, 3, 
 def test_planted_moves_are_measured(first: int, every: int) -> None:
     random = Random(1)
     for index, move, edit in islice(planted(), first, None, every):
-        image, reference = (within(each) for each in (photograph(index), moved(photograph(index), move)))
+        image, reference = (
+            within(each) for each in (photograph(index), moved(photograph(index), move))
+        )
         found = measure(edit(image, random), reference)
         where = f"{index}: {move} measured as {found}"
         assert found.is_measurable and found.peak >= MEASURABLE, where
@@ -142,16 +172,23 @@ def test_pairs_that_lie_on_each_other_are_not_accused(first: int, every: int) ->
     for index in range(first, 60, every):
         image = photograph(index)
         found = measure(EDITS[index // 5 % len(EDITS)](image, random), image)
-        assert found.is_measurable and not found.is_certain and found.drift < 0.25, f"{index}: {found}"
+        assert found.is_measurable and not found.is_certain and found.drift < 0.25, (
+            f"{index}: {found}"
+        )
 
 
 @pytest.mark.slow
 def test_what_does_not_show_the_same_is_not_measurable() -> None:
     images = [photograph(index) for index in range(5)]
     others = list(pairwise(images[:4]))
-    others += [(Image.new("RGB", images[0].size, (90, 99, 9)), images[0]), (images[0].resize((20, 15)), images[0])]
+    others += [
+        (Image.new("RGB", images[0].size, (90, 99, 9)), images[0]),
+        (images[0].resize((20, 15)), images[0]),
+    ]
     others += [(image, ImageOps.mirror(image)) for image in images[3:]]
-    assert [str(found) for pair in others if (found := measure(*pair)).is_measurable] == []
+    assert [
+        str(found) for pair in others if (found := measure(*pair)).is_measurable
+    ] == []
 
 
 def test_a_reference_in_pixels_or_out_of_focus_is_not_accused() -> None:
@@ -160,16 +197,25 @@ def test_a_reference_in_pixels_or_out_of_focus_is_not_accused() -> None:
         image = photograph(index)
         spoilt = image.filter(ImageFilter.GaussianBlur(4))
         if index % 2:
-            small = image.resize((image.width // 6, image.height // 6), Image.Resampling.BOX)
+            small = image.resize(
+                (image.width // 6, image.height // 6), Image.Resampling.BOX
+            )
             spoilt = small.resize(image.size, Image.Resampling.NEAREST)
         assert not measure(image, spoilt).is_certain
 
 
-@pytest.mark.parametrize(("seed", "poses"), [(1, "sitting cheering"), (1, "jumping standing"), (3, "sitting cheering")])
-def test_a_figure_that_moves_before_its_background_is_no_shift(seed: int, poses: str) -> None:
+@pytest.mark.parametrize(
+    ("seed", "poses"),
+    [(1, "sitting cheering"), (1, "jumping standing"), (3, "sitting cheering")],
+)
+def test_a_figure_that_moves_before_its_background_is_no_shift(
+    seed: int, poses: str
+) -> None:
     """A mascot that sits down has most of the edges of its image."""
     mascot = random_mascot(Lots(seed, "q", 0), Casting("pretraining"))
-    image, reference = (draw([replace(mascot, pose=pose)], 256, 256) for pose in poses.split())
+    image, reference = (
+        draw([replace(mascot, pose=pose)], 256, 256) for pose in poses.split()
+    )
     assert not measure(image, reference).is_measurable
 
 
@@ -184,7 +230,10 @@ def test_a_reference_of_another_size_or_shape_is_taken_as_training_takes_it() ->
     image = photograph(1)
     wide = Image.new("RGB", (image.width + 20, image.height))
     wide.paste(image, (10, 0))
-    for reference in (image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS), wide):
+    for reference in (
+        image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS),
+        wide,
+    ):
         assert measure(image, reference).drift < 0.1
     large = image.resize((1280, 854), Image.Resampling.LANCZOS)
     found = measure(within(large), within(moved(large, (0.01, 0.0, 6.0, 3.0))))
@@ -193,11 +242,15 @@ def test_a_reference_of_another_size_or_shape_is_taken_as_training_takes_it() ->
 
 @pytest.mark.parametrize("move", [(-0.03, 1.5, 0.0, 0.0), (0.0, -0.7, -6.3, 2.2)])
 def test_what_is_moved_onto_its_image_lies_on_it(move: Move) -> None:
-    image, reference = (within(each) for each in (photograph(4), moved(photograph(4), move)))
+    image, reference = (
+        within(each) for each in (photograph(4), moved(photograph(4), move))
+    )
     put, box = onto_image(reference, measure(image, reference))
     assert measure(image.crop(box), put.crop(box)).drift < 0.15
     assert (box[2] - box[0]) * (box[3] - box[1]) > 0.85 * image.width * image.height
-    seen, meant = (numpy.asarray(each.crop(box), dtype=float)[4:-4, 4:-4] for each in (put, image))
+    seen, meant = (
+        numpy.asarray(each.crop(box), dtype=float)[4:-4, 4:-4] for each in (put, image)
+    )
     assert numpy.abs(seen - meant).mean() < 3  # what two interpolations change
 
 
@@ -209,8 +262,16 @@ def test_the_drift_is_that_of_the_corner_that_is_farthest_off() -> None:
 def test_the_inverse_says_the_same_of_the_reference() -> None:
     found = Alignment(0.05, 2.0, (6.0, -3.0), 1.0, 0.0, (200, 100))
     other, angle = found.inverse(), math.radians(2.0)
-    x, y = 40.0, -25.0  # from the middle of the image, and where that is in the reference
+    x, y = (
+        40.0,
+        -25.0,
+    )  # from the middle of the image, and where that is in the reference
     a, b = 1.05 * math.cos(angle), 1.05 * math.sin(angle)
     u, v = a * x - b * y + 6.0, b * x + a * y - 3.0
-    a, b = ((1 + other.zoom) * f(math.radians(other.rotation)) for f in (math.cos, math.sin))
-    assert (a * u - b * v + other.shift[0], b * u + a * v + other.shift[1]) == pytest.approx((x, y))
+    a, b = (
+        (1 + other.zoom) * f(math.radians(other.rotation)) for f in (math.cos, math.sin)
+    )
+    assert (
+        a * u - b * v + other.shift[0],
+        b * u + a * v + other.shift[1],
+    ) == pytest.approx((x, y))

@@ -1,9 +1,11 @@
-"""Eight patches of known sRGB values, written in every container and every way to state the colours, come back as they
-are. The formulas are the tests' own; only Pillow, numpy and two small files of HEIC are used.
+"""Eight patches of known sRGB values, written in every container and every way to state
+the colours, come back as they are. The formulas are the tests' own; only Pillow, numpy
+and two small files of HEIC are used.
 
-The HEIC files hold the patches, 16 x 16 pixels each in two rows, without loss (pillow-heif 1.8.1, matrix 0, 4:4:4):
-`display_p3.heic` with 8 bits and nclx 12/13, `hdr_pq.heic` with 10 bits and nclx 9/16, `icc_p3.heic` with 8 bits and a
-profile of Display P3's primaries and an exponent of 2.2.
+The HEIC files hold the patches, 16 x 16 pixels each in two rows, without loss
+(pillow-heif 1.8.1, matrix 0, 4:4:4): `display_p3.heic` with 8 bits and nclx 12/13,
+`hdr_pq.heic` with 10 bits and nclx 9/16, `icc_p3.heic` with 8 bits and a profile of
+Display P3's primaries and an exponent of 2.2.
 """
 
 from __future__ import annotations
@@ -27,10 +29,22 @@ from toolkit.data.pixels.images import inspect_header, inspect_image, open_image
 from toolkit.data.scan.folder import scan_datasets
 
 PATCHES = numpy.array(
-    [(200, 40, 30), (40, 180, 60), (30, 60, 190), (220, 170, 140), (128,) * 3, (255,) * 3, (0,) * 3, (250, 200, 20)]
+    [
+        (200, 40, 30),
+        (40, 180, 60),
+        (30, 60, 190),
+        (220, 170, 140),
+        (128,) * 3,
+        (255,) * 3,
+        (0,) * 3,
+        (250, 200, 20),
+    ]
 )
 SIDE = 16
-HEIC = {name: ROOT / "tests/toolkit/data/pixels" / f"{name}.heic" for name in ("display_p3", "hdr_pq", "icc_p3")}
+HEIC = {
+    name: ROOT / "tests/toolkit/data/pixels" / f"{name}.heic"
+    for name in ("display_p3", "hdr_pq", "icc_p3")
+}
 
 D65, D50 = (0.3127, 0.3290), (0.34567, 0.35850)
 SRGB = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06, *D65)
@@ -42,19 +56,27 @@ WIDE_D50 = (0.7347, 0.2653, 0.1596, 0.8404, 0.0366, 0.0001, *D50)
 
 
 def linear(value: numpy.ndarray) -> numpy.ndarray:
-    return numpy.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    return numpy.where(
+        value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4
+    )
 
 
 def srgb(light: numpy.ndarray) -> numpy.ndarray:
-    return numpy.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+    return numpy.where(
+        light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055
+    )
 
 
 def xyz_of(rx, ry, gx, gy, bx, by, wx, wy) -> numpy.ndarray:
-    matrix = numpy.array([[rx, gx, bx], [ry, gy, by], [1 - rx - ry, 1 - gx - gy, 1 - bx - by]])
+    matrix = numpy.array(
+        [[rx, gx, bx], [ry, gy, by], [1 - rx - ry, 1 - gx - gy, 1 - bx - by]]
+    )
     return matrix * numpy.linalg.solve(matrix, [wx / wy, 1, (1 - wx - wy) / wy])
 
 
-BRADFORD = numpy.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+BRADFORD = numpy.array(
+    [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
+)
 
 
 def adapted(matrix: numpy.ndarray, white: tuple[float, float]) -> numpy.ndarray:
@@ -76,13 +98,18 @@ def pq(light: numpy.ndarray) -> numpy.ndarray:
 
 
 def hlg(light: numpy.ndarray) -> numpy.ndarray:
-    """Of a display of 1000 cd/m2 with a system gamma of 1.2: the inverse of the OOTF, then the OETF."""
+    """Of a display of 1000 cd/m2 with a system gamma of 1.2: the inverse of the OOTF,
+    then the OETF."""
     shown = light * 203 / 1000
     luminance = shown @ [0.2627, 0.6780, 0.0593]
     scene = shown * numpy.where(luminance > 0, luminance, 1)[:, None] ** (1 / 1.2 - 1)
     a = 0.17883277
     b, c = 1 - 4 * a, 0.5 - a * numpy.log(4 * a)
-    return numpy.where(scene <= 1 / 12, (3 * scene) ** 0.5, a * numpy.log(numpy.maximum(12 * scene - b, 1e-9)) + c)
+    return numpy.where(
+        scene <= 1 / 12,
+        (3 * scene) ** 0.5,
+        a * numpy.log(numpy.maximum(12 * scene - b, 1e-9)) + c,
+    )
 
 
 def bt709(light: numpy.ndarray) -> numpy.ndarray:
@@ -94,26 +121,37 @@ def power(gamma: float) -> Callable[[numpy.ndarray], numpy.ndarray]:
 
 
 def tiled(values: numpy.ndarray, top: int) -> numpy.ndarray:
-    whole = numpy.rint(values.reshape(2, 4, -1) * top).astype(numpy.uint8 if top < 256 else numpy.uint16)
+    whole = numpy.rint(values.reshape(2, 4, -1) * top).astype(
+        numpy.uint8 if top < 256 else numpy.uint16
+    )
     return whole.repeat(SIDE, 0).repeat(SIDE, 1)
 
 
 def difference(path: Path) -> float:
     """The worst channel of the patches, in levels of 255."""
     found = numpy.asarray(open_image(path)).astype(float)
-    return float(abs(found.reshape(2, SIDE, 4, SIDE, 3).mean((1, 3)).reshape(8, 3) - PATCHES).max())
+    return float(
+        abs(
+            found.reshape(2, SIDE, 4, SIDE, 3).mean((1, 3)).reshape(8, 3) - PATCHES
+        ).max()
+    )
 
 
 # ---------------------------------------------------------------- writers
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return (
+        struct.pack(">I", len(data))
+        + kind
+        + data
+        + struct.pack(">I", zlib.crc32(kind + data))
+    )
 
 
 def png(path: Path, values: numpy.ndarray, *chunks: bytes) -> None:
-    """A PNG of 8 or 16 bits with these chunks before its pixels. 16 bits are filtered by Paeth, so that all bytes of a
-    pixel count."""
+    """A PNG of 8 or 16 bits with these chunks before its pixels. 16 bits are filtered
+    by Paeth, so that all bytes of a pixel count."""
     height, width, _ = values.shape
     wide = values.dtype == numpy.uint16
     raw = (values.astype(">u2") if wide else values).tobytes()
@@ -123,19 +161,36 @@ def png(path: Path, values: numpy.ndarray, *chunks: bytes) -> None:
         row = raw[y * stride : (y + 1) * stride]
         filtered = bytearray(b"\4")
         for x, value in enumerate(row):
-            left, upper, corner = (row[x - step], above[x], above[x - step]) if x >= step else (0, above[x], 0)
+            left, upper, corner = (
+                (row[x - step], above[x], above[x - step])
+                if x >= step
+                else (0, above[x], 0)
+            )
             guess = left + upper - corner
-            near = min((abs(guess - left), 0, left), (abs(guess - upper), 1, upper), (abs(guess - corner), 2, corner))
+            near = min(
+                (abs(guess - left), 0, left),
+                (abs(guess - upper), 1, upper),
+                (abs(guess - corner), 2, corner),
+            )
             filtered.append((value - near[2]) & 255)
         rows, above = rows + bytes(filtered), row
     header = struct.pack(">IIBBBBB", width, height, 16 if wide else 8, 2, 0, 0, 0)
-    body = [chunk(b"IHDR", header), *chunks, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    body = [
+        chunk(b"IHDR", header),
+        *chunks,
+        chunk(b"IDAT", zlib.compress(rows)),
+        chunk(b"IEND", b""),
+    ]
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(body))
 
 
 def third_coordinates(space: tuple[float, ...]) -> tuple[float, ...]:
     """x, y and z of red, green and blue."""
-    return tuple(value for x, y in zip(space[:6:2], space[1:6:2], strict=True) for value in (x, y, 1 - x - y))
+    return tuple(
+        value
+        for x, y in zip(space[:6:2], space[1:6:2], strict=True)
+        for value in (x, y, 1 - x - y)
+    )
 
 
 def cicp(primaries: int, transfer: int, full: int = 1) -> bytes:
@@ -148,7 +203,9 @@ def gama(value: float) -> bytes:
 
 def chrm(space: tuple[float, ...]) -> bytes:
     points = (*space[6:], *space[:6])
-    return chunk(b"cHRM", struct.pack(">8I", *(round(each * 100000) for each in points)))
+    return chunk(
+        b"cHRM", struct.pack(">8I", *(round(each * 100000) for each in points))
+    )
 
 
 def avif(path: Path, values: numpy.ndarray, primaries: int, transfer: int) -> None:
@@ -156,7 +213,11 @@ def avif(path: Path, values: numpy.ndarray, primaries: int, transfer: int) -> No
     Image.fromarray(values).save(path, "AVIF", quality=100, subsampling="4:4:4")
     data = path.read_bytes()
     assert data.count(b"nclx\0\1\0\x0d") == 1
-    path.write_bytes(data.replace(b"nclx\0\1\0\x0d", b"nclx" + struct.pack(">2H", primaries, transfer)))
+    path.write_bytes(
+        data.replace(
+            b"nclx\0\1\0\x0d", b"nclx" + struct.pack(">2H", primaries, transfer)
+        )
+    )
 
 
 def icc(space: tuple[float, ...], gamma: float, codes: bytes = b"") -> bytes:
@@ -167,8 +228,12 @@ def icc(space: tuple[float, ...], gamma: float, codes: bytes = b"") -> bytes:
 
     to_d50 = adapted(xyz_of(*space), D50)
     curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
-    tags = [(b"desc", b"desc" + bytes(4) + struct.pack(">I", 5) + b"Test\0" + bytes(78 + 1))]
-    tags += [(b"wtpt", b"XYZ " + bytes(4) + b"".join(map(number, (0.9642, 1.0, 0.8249))))]
+    tags = [
+        (b"desc", b"desc" + bytes(4) + struct.pack(">I", 5) + b"Test\0" + bytes(78 + 1))
+    ]
+    tags += [
+        (b"wtpt", b"XYZ " + bytes(4) + b"".join(map(number, (0.9642, 1.0, 0.8249))))
+    ]
     for name, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), to_d50.T, strict=True):
         tags.append((name, b"XYZ " + bytes(4) + b"".join(map(number, column))))
     tags += [(name, curve) for name in (b"rTRC", b"gTRC", b"bTRC")]
@@ -180,7 +245,11 @@ def icc(space: tuple[float, ...], gamma: float, codes: bytes = b"") -> bytes:
         table += name + struct.pack(">II", at + len(data), len(content))
         data += content
     size = at + len(data)
-    head = struct.pack(">I4sI4s4s4s", size, b"lcms", 0x02100000, b"mntr", b"RGB ", b"XYZ ") + bytes(12) + b"acsp"
+    head = (
+        struct.pack(">I4sI4s4s4s", size, b"lcms", 0x02100000, b"mntr", b"RGB ", b"XYZ ")
+        + bytes(12)
+        + b"acsp"
+    )
     head += bytes(28) + b"".join(map(number, (0.9642, 1.0, 0.8249)))
     return head + bytes(128 - len(head)) + struct.pack(">I", len(tags)) + table + data
 
@@ -200,12 +269,16 @@ def exif_of_a_camera() -> bytes:
     )
 
 
-def exact_avif(path: Path, values: numpy.ndarray, bits: int, primaries: int, transfer: int) -> None:
+def exact_avif(
+    path: Path, values: numpy.ndarray, bits: int, primaries: int, transfer: int
+) -> None:
     """Without loss: RGB is stored as it is."""
     codec = pytest.importorskip("imagecodecs")
     tiles = tiled(values, 2**bits - 1)
     codes = {"primaries": primaries, "transfer": transfer, "matrix": 0}
-    path.write_bytes(codec.avif_encode(tiles, bitspersample=bits, pixelformat="444", **codes))
+    path.write_bytes(
+        codec.avif_encode(tiles, bitspersample=bits, pixelformat="444", **codes)
+    )
 
 
 def without_nclx(path: Path) -> None:
@@ -216,17 +289,31 @@ def without_nclx(path: Path) -> None:
 
 
 def bmp(
-    path: Path, values: numpy.ndarray, space: bytes, ends: tuple = (), gamma: float = 0, profile: bytes = b""
+    path: Path,
+    values: numpy.ndarray,
+    space: bytes,
+    ends: tuple = (),
+    gamma: float = 0,
+    profile: bytes = b"",
 ) -> None:
-    """24 bits with a header of version 5. space: as it is in the file. ends: XYZ of red, green and blue."""
-    pixels = values[::-1, :, ::-1].tobytes()  # from below, blue first; rows of 64 pixels need no filling
+    """24 bits with a header of version 5. space: as it is in the file. ends: XYZ of
+    red, green and blue."""
+    pixels = values[
+        ::-1, :, ::-1
+    ].tobytes()  # from below, blue first; rows of 64 pixels need no filling
     height, width, _ = values.shape
     header = (
-        struct.pack("<IiiHHIIiiII", 124, width, height, 1, 24, 0, len(pixels), 2835, 2835, 0, 0) + bytes(16) + space
+        struct.pack(
+            "<IiiHHIIiiII", 124, width, height, 1, 24, 0, len(pixels), 2835, 2835, 0, 0
+        )
+        + bytes(16)
+        + space
     )
     header += struct.pack("<9i", *(round(value * 2**30) for value in ends or (0,) * 9))
     header += struct.pack("<3I", *[round(gamma * 65536)] * 3)
-    header += struct.pack("<IIII", 4, 124 + len(pixels) if profile else 0, len(profile), 0)
+    header += struct.pack(
+        "<IIII", 4, 124 + len(pixels) if profile else 0, len(profile), 0
+    )
     whole = header + pixels + profile
     path.write_bytes(b"BM" + struct.pack("<IHHI", 14 + len(whole), 0, 0, 138) + whole)
 
@@ -237,7 +324,9 @@ def numbers(space: tuple[float, ...]) -> dict[int, tuple]:
     return {318: tuple(points[6:]), 319: tuple(points[:6])}
 
 
-def camera_exif(space: tuple[float, ...], colour_space: int, gamma: float = 0) -> Image.Exif:
+def camera_exif(
+    space: tuple[float, ...], colour_space: int, gamma: float = 0
+) -> Image.Exif:
     exif = Image.Exif()
     for tag, value in numbers(space).items():
         exif[tag] = value
@@ -248,27 +337,38 @@ def camera_exif(space: tuple[float, ...], colour_space: int, gamma: float = 0) -
 
 
 def transfer_function(gamma: float, tables: int = 1) -> dict[int, tuple]:
-    return {301: tuple(round((value / 255) ** gamma * 65535) for value in range(256)) * tables}
+    return {
+        301: tuple(round((value / 255) ** gamma * 65535) for value in range(256))
+        * tables
+    }
 
 
 def tagged_tiff(path: Path, values: numpy.ndarray, tags: dict) -> None:
     Image.fromarray(values).save(path, tiffinfo=tags)
 
 
-def saved(path: Path, space: tuple[float, ...], curve: Callable, **options: object) -> None:
+def saved(
+    path: Path, space: tuple[float, ...], curve: Callable, **options: object
+) -> None:
     Image.fromarray(tiled(curve(light_in(space)), 255)).save(path, **options)
 
 
 ADOBE_GAMMA = 563 / 256
-LOSSLESS = {".jpg": {"quality": 100, "subsampling": 0}, ".webp": {"lossless": True, "exact": True}}
+LOSSLESS = {
+    ".jpg": {"quality": 100, "subsampling": 0},
+    ".webp": {"lossless": True, "exact": True},
+}
 P3_8, P3_16 = (tiled(srgb(light_in(P3)), top) for top in (255, 65535))
-ADOBE_8, ADOBE_16 = (tiled(power(ADOBE_GAMMA)(light_in(ADOBE)), top) for top in (255, 65535))
+ADOBE_8, ADOBE_16 = (
+    tiled(power(ADOBE_GAMMA)(light_in(ADOBE)), top) for top in (255, 65535)
+)
 P3_22 = tiled(power(2.2)(light_in(P3)), 255)
 PQ_16, HLG_16 = (tiled(curve(light_in(BT2020)), 65535) for curve in (pq, hlg))
 
 
 def tiff(path: Path, values: numpy.ndarray, order: str) -> None:
-    """RGB in one strip, with EXIF's mark of Adobe RGB. order: `<` little endian, `>` big."""
+    """RGB in one strip, with EXIF's mark of Adobe RGB. order: `<` little endian, `>`
+    big."""
     height, width, _ = values.shape
     bytes_each = values.dtype.itemsize
     bits = 8 + 2 + 12 * 11 + 4
@@ -279,31 +379,54 @@ def tiff(path: Path, values: numpy.ndarray, order: str) -> None:
 
     def entry(tag: int, kind: int, value: int, count: int = 1) -> bytes:
         is_short = kind == short and count == 1
-        packed = struct.pack(order + "HH", value, 0) if is_short else struct.pack(order + "I", value)
+        packed = (
+            struct.pack(order + "HH", value, 0)
+            if is_short
+            else struct.pack(order + "I", value)
+        )
         return struct.pack(order + "HHI", tag, kind, count) + packed
 
     def ifd(*entries: bytes) -> bytes:
         return struct.pack(order + "H", len(entries)) + b"".join(entries) + bytes(4)
 
-    size = [entry(256, short, width), entry(257, short, height), entry(258, short, bits, 3)]
-    kind = [entry(259, short, 1), entry(262, short, 2), entry(273, long, pixels), entry(277, short, 3)]
-    strips = [entry(278, short, height), entry(279, long, values.size * bytes_each), entry(284, short, 1)]
+    size = [
+        entry(256, short, width),
+        entry(257, short, height),
+        entry(258, short, bits, 3),
+    ]
+    kind = [
+        entry(259, short, 1),
+        entry(262, short, 2),
+        entry(273, long, pixels),
+        entry(277, short, 3),
+    ]
+    strips = [
+        entry(278, short, height),
+        entry(279, long, values.size * bytes_each),
+        entry(284, short, 1),
+    ]
     data = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8)
-    data += ifd(*size, *kind, *strips, entry(0x8769, long, exif)) + struct.pack(order + "3H", *[8 * bytes_each] * 3)
+    data += ifd(*size, *kind, *strips, entry(0x8769, long, exif)) + struct.pack(
+        order + "3H", *[8 * bytes_each] * 3
+    )
     data += ifd(entry(0xA001, short, 65535), entry(0xA005, long, index))
     text = struct.pack(order + "HHI", 1, 2, 4) + b"R03\0"
     data += ifd(text, struct.pack(order + "HHI", 2, 7, 4) + b"0100")
     path.write_bytes(data + values.astype(f"{order}u{bytes_each}").tobytes())
 
 
-def planar_tiff(path: Path, values: numpy.ndarray, profile: bytes, orientation: int = 1) -> None:
+def planar_tiff(
+    path: Path, values: numpy.ndarray, profile: bytes, orientation: int = 1
+) -> None:
     """RGB of 16 bits, its channels one after the other."""
     height, width, _ = values.shape
     planes = [values[..., channel].astype("<u2").tobytes() for channel in range(3)]
     at = 8 + 2 + 12 * 12 + 4
     extra = struct.pack("<3H", 16, 16, 16) + bytes(2)
     pixels = at + len(extra) + 24 + len(profile) + len(profile) % 2
-    offsets = struct.pack("<3I", *(pixels + index * len(planes[0]) for index in range(3)))
+    offsets = struct.pack(
+        "<3I", *(pixels + index * len(planes[0]) for index in range(3))
+    )
     counts = struct.pack("<3I", *map(len, planes))
     entries = [
         (256, 3, 1, width),
@@ -319,8 +442,21 @@ def planar_tiff(path: Path, values: numpy.ndarray, profile: bytes, orientation: 
         (284, 3, 1, 2),
         (34675, 7, len(profile), at + 32),
     ]
-    ifd = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
-    data = b"II*\0" + struct.pack("<I", 8) + ifd + extra + offsets + counts + profile + bytes(len(profile) % 2)
+    ifd = (
+        struct.pack("<H", len(entries))
+        + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+        + bytes(4)
+    )
+    data = (
+        b"II*\0"
+        + struct.pack("<I", 8)
+        + ifd
+        + extra
+        + offsets
+        + counts
+        + profile
+        + bytes(len(profile) % 2)
+    )
     path.write_bytes(data + b"".join(planes))
 
 
@@ -400,18 +536,28 @@ WAYS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_patches_come_back_in_every_container_and_way_to_state_the_colours(tmp_path: Path, name: str) -> None:
+def test_patches_come_back_in_every_container_and_way_to_state_the_colours(
+    tmp_path: Path, name: str
+) -> None:
     path = tmp_path / name
     WAYS[name](path)
     assert difference(path) <= 3
     info = inspect_image(path)
     assert info.colours and info.is_hdr == ("pq" in name or "hlg" in name)
     header = inspect_header(path)
-    assert (header.colours, header.is_hdr, header.reading) == (info.colours, info.is_hdr, info.reading)
+    assert (header.colours, header.is_hdr, header.reading) == (
+        info.colours,
+        info.is_hdr,
+        info.reading,
+    )
     assert bool(info.reading) == (not name.startswith(("icc.", "icc p3"))), (
         "what was read rightly before keeps its identity"
     )
-    assert images.image_reading(path) == info.reading == images.image_reading("x", path.read_bytes())
+    assert (
+        images.image_reading(path)
+        == info.reading
+        == images.image_reading("x", path.read_bytes())
+    )
 
 
 AS_EVER: dict[str, Callable[[Path], object]] = {
@@ -438,11 +584,14 @@ AS_EVER: dict[str, Callable[[Path], object]] = {
 
 
 def test_cmyk_with_the_mark_of_a_camera_is_cmyk(tmp_path: Path) -> None:
-    """Editors keep the EXIF of a photograph that they make CMYK, and may leave out the profile."""
+    """Editors keep the EXIF of a photograph that they make CMYK, and may leave out the
+    profile."""
     cmyk = Image.fromarray(P3_8).convert("CMYK")
     cmyk.save(tmp_path / "a.jpg", quality=100, exif=exif_of_a_camera())
     with Image.open(tmp_path / "a.jpg") as image:
-        assert open_image(tmp_path / "a.jpg").tobytes() == image.convert("RGB").tobytes()
+        assert (
+            open_image(tmp_path / "a.jpg").tobytes() == image.convert("RGB").tobytes()
+        )
     assert inspect_image(tmp_path / "a.jpg").colours == ""
 
 
@@ -453,7 +602,9 @@ def _cicp_last(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("name", AS_EVER)
-def test_what_is_srgb_keeps_its_pixels_to_the_bit_and_its_identity(tmp_path: Path, name: str) -> None:
+def test_what_is_srgb_keeps_its_pixels_to_the_bit_and_its_identity(
+    tmp_path: Path, name: str
+) -> None:
     path = tmp_path / name
     AS_EVER[name](path)
     info = inspect_image(path)
@@ -487,10 +638,17 @@ NAMES = {
 
 def inverse_pq(value: numpy.ndarray) -> numpy.ndarray:
     root = value ** (1 / 78.84375)
-    return (numpy.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)) ** (1 / 0.1593017578125) * 10000 / 203
+    return (
+        (numpy.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root))
+        ** (1 / 0.1593017578125)
+        * 10000
+        / 203
+    )
 
 
-def levels_of(unit: numpy.ndarray, space: tuple[float, ...], light_of: Callable) -> numpy.ndarray:
+def levels_of(
+    unit: numpy.ndarray, space: tuple[float, ...], light_of: Callable
+) -> numpy.ndarray:
     """What values in [0, 1] of other colours are in levels of sRGB."""
     to_srgb = numpy.linalg.inv(xyz_of(*SRGB)) @ adapted(xyz_of(*space), SRGB[6:])
     return srgb((light_of(unit) @ to_srgb.T).clip(0, 1)) * 255
@@ -506,25 +664,36 @@ LOSSY: dict[str, dict] = {
 
 @pytest.mark.parametrize("name", LOSSY)
 def test_what_is_lost_is_lost_by_the_codec(tmp_path: Path, name: str) -> None:
-    """Of a noisy file, each pixel is what the formulas of this test make of the pixels that Pillow decodes. (Of the
-    patches, AVIF and HEIC of 8 bits lose 3.7 levels as Display P3, 10 bits of PQ 4.8, 12 bits 0.3: the darkest channel
-    of a strong colour is the difference of large numbers, and YCbCr is rounded.)"""
+    """Of a noisy file, each pixel is what the formulas of this test make of the pixels
+    that Pillow decodes. (Of the patches, AVIF and HEIC of 8 bits lose 3.7 levels as
+    Display P3, 10 bits of PQ 4.8, 12 bits 0.3: the darkest channel of a strong colour
+    is the difference of large numbers, and YCbCr is rounded.)"""
     path = tmp_path / name
-    noisy = P3_22.astype(int) + numpy.random.default_rng(0).integers(-20, 20, P3_22.shape)
+    noisy = P3_22.astype(int) + numpy.random.default_rng(0).integers(
+        -20, 20, P3_22.shape
+    )
     image = Image.fromarray(noisy.clip(0, 255).astype(numpy.uint8))
     image.save(path, icc_profile=icc(P3, 2.2), **LOSSY[name])
     with Image.open(path) as decoded:
-        wanted = levels_of(numpy.asarray(decoded.convert("RGB")) / 255, P3, lambda value: value**2.2)
+        wanted = levels_of(
+            numpy.asarray(decoded.convert("RGB")) / 255, P3, lambda value: value**2.2
+        )
     off = abs(numpy.asarray(open_image(path)) - wanted)
-    assert off.mean() < 0.5 and off.max() <= 3, "lcms rounds to 16 bits between the two curves"
+    assert off.mean() < 0.5 and off.max() <= 3, (
+        "lcms rounds to 16 bits between the two curves"
+    )
 
 
 @pytest.mark.parametrize(("bits", "sampling"), [(10, "420"), (12, "444")])
-def test_what_is_lost_of_hdr_is_lost_by_the_codec(tmp_path: Path, bits: int, sampling: str) -> None:
+def test_what_is_lost_of_hdr_is_lost_by_the_codec(
+    tmp_path: Path, bits: int, sampling: str
+) -> None:
     codec = pytest.importorskip("imagecodecs")
     path, top = tmp_path / "a.avif", 2**bits - 1
     codes = {"primaries": 9, "transfer": 16, "matrix": 9, "pixelformat": sampling}
-    data = codec.avif_encode(tiled(pq(light_in(BT2020)), top), level=60, bitspersample=bits, **codes)
+    data = codec.avif_encode(
+        tiled(pq(light_in(BT2020)), top), level=60, bitspersample=bits, **codes
+    )
     path.write_bytes(data)
     wanted = levels_of(codec.avif_decode(data) / top, BT2020, inverse_pq)
     assert abs(numpy.asarray(open_image(path)) - wanted).max() <= 1
@@ -536,14 +705,19 @@ def test_short_and_long_sequence_headers_are_read(tmp_path: Path, frames: int) -
     codec = pytest.importorskip("imagecodecs")
     path = tmp_path / "a.avif"
     values = numpy.stack([P3_8, P3_8[::-1]][:frames])
-    path.write_bytes(codec.avif_encode(values, level=90, primaries=12, transfer=16, matrix=1, pixelformat="420"))
+    path.write_bytes(
+        codec.avif_encode(
+            values, level=90, primaries=12, transfer=16, matrix=1, pixelformat="420"
+        )
+    )
     path.write_bytes(path.read_bytes().replace(b"colrnclx", b"skipnclx"))
     with path.open("rb") as file:
         assert avif_header.codes_of_avif(file) == (12, 16, False)
 
 
 def with_property(data: bytes, box: bytes) -> bytes:
-    """An AVIF of one item, as imagecodecs writes it, with one more property of that item."""
+    """An AVIF of one item, as imagecodecs writes it, with one more property of that
+    item."""
     file = bytearray(data)
 
     def grow(name: bytes, count: int) -> int:
@@ -557,13 +731,18 @@ def with_property(data: bytes, box: bytes) -> bytes:
         at, number = at + struct.unpack_from(">I", file, at)[0], number + 1
     associations = grow(b"ipma", 1)
     file[associations + 18] += 1
-    file.insert(associations + struct.unpack_from(">I", file, associations)[0] - 1, 0x80 | number)
+    file.insert(
+        associations + struct.unpack_from(">I", file, associations)[0] - 1,
+        0x80 | number,
+    )
     file[associations:associations] = box
     grow(b"ipco", len(box))
     for name in (b"iprp", b"meta"):
         grow(name, len(box) + 1)
     extent = file.index(b"iloc") + 4 + 4 + 2 + 2 + 2 + 2 + 2
-    struct.pack_into(">I", file, extent, struct.unpack_from(">I", file, extent)[0] + len(box) + 1)
+    struct.pack_into(
+        ">I", file, extent, struct.unpack_from(">I", file, extent)[0] + len(box) + 1
+    )
     return bytes(file)
 
 
@@ -576,7 +755,9 @@ def with_property(data: bytes, box: bytes) -> bytes:
         (b"imir\1", lambda values: values[:, ::-1]),
     ],
 )
-def test_avif_is_turned_once_by_either_decoder(tmp_path: Path, bits: int, box: bytes, turn: Callable) -> None:
+def test_avif_is_turned_once_by_either_decoder(
+    tmp_path: Path, bits: int, box: bytes, turn: Callable
+) -> None:
     """Pillow decodes 8 bits, imagecodecs 10; neither turns the picture."""
     codec = pytest.importorskip("imagecodecs")
     stored = numpy.ascontiguousarray(turn(tiled(srgb(light_in(P3)), 2**bits - 1)))
@@ -599,14 +780,29 @@ def test_a_profile_of_srgb_is_not_counted(tmp_path: Path) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     saved(tmp_path / "a.png", SRGB, srgb, icc_profile=profile)
     saved(tmp_path / "b.png", SRGB, srgb, icc_profile=b"damaged")
-    assert inspect_header(tmp_path / "a.png").colours == inspect_header(tmp_path / "b.png").colours == ""
+    assert (
+        inspect_header(tmp_path / "a.png").colours
+        == inspect_header(tmp_path / "b.png").colours
+        == ""
+    )
 
 
-def test_light_above_white_is_clipped_and_hlg_at_three_quarters_is_white(tmp_path: Path) -> None:
+def test_light_above_white_is_clipped_and_hlg_at_three_quarters_is_white(
+    tmp_path: Path,
+) -> None:
     """ITU-R BT.2408, table 1: the white of a page is 58 % of PQ and 75 % of HLG."""
-    for name, codes, levels in (("pq", (9, 16), (0.5807, 0.9)), ("hlg", (9, 18), (0.75, 1.0))):
+    for name, codes, levels in (
+        ("pq", (9, 16), (0.5807, 0.9)),
+        ("hlg", (9, 18), (0.75, 1.0)),
+    ):
         path = tmp_path / f"{name}.png"
-        png(path, (numpy.array([[[value] * 3 for value in levels]]) * 65535).astype(numpy.uint16), cicp(*codes))
+        png(
+            path,
+            (numpy.array([[[value] * 3 for value in levels]]) * 65535).astype(
+                numpy.uint16
+            ),
+            cicp(*codes),
+        )
         near, above = (open_image(path).getpixel((x, 0)) for x in (0, 1))
         assert min(near) >= 254 and above == (255, 255, 255)
 
@@ -620,13 +816,17 @@ def test_opacity_and_rotation_stay(tmp_path: Path) -> None:
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(whole[:33] + cicp(12, 13) + whole[33:])
     image = open_image(tmp_path / "a.png", channels=4)
-    assert image.size == (2 * SIDE, 4 * SIDE) and image.getpixel((2 * SIDE - 1, 0))[3] == 0
+    assert (
+        image.size == (2 * SIDE, 4 * SIDE) and image.getpixel((2 * SIDE - 1, 0))[3] == 0
+    )
     assert image.getpixel((0, 0))[:3] == pytest.approx(PATCHES[4], abs=1)
     assert image.getpixel((2 * SIDE - 1, SIDE))[:3] == pytest.approx(PATCHES[1], abs=1)
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
-def test_planes_with_a_profile_are_turned_once(tmp_path: Path, orientation: int) -> None:
+def test_planes_with_a_profile_are_turned_once(
+    tmp_path: Path, orientation: int
+) -> None:
     planar_tiff(tmp_path / "a.tif", P3_16, icc(P3, 2.2))
     planar_tiff(tmp_path / "b.tif", P3_16, icc(P3, 2.2), orientation)
     turned = open_image(tmp_path / "a.tif").transpose(images._UPRIGHT[orientation])
@@ -634,25 +834,41 @@ def test_planes_with_a_profile_are_turned_once(tmp_path: Path, orientation: int)
 
 
 def test_16_bits_with_a_profile_are_as_lcms_has_8(tmp_path: Path) -> None:
-    """Curves as tables and functions, against the library that converts files of 8 bits."""
+    """Curves as tables and functions, against the library that converts files of 8
+    bits."""
     from PIL import ImageCms
 
     tabled = icc(P3, 2.2)
     numbers = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
-    curve = b"para" + bytes(4) + struct.pack(">HH5i", 3, 0, *(round(each * 65536) for each in numbers))
-    table = b"curv" + bytes(4) + struct.pack(">I9H", 9, *(round(65535 * (each / 8) ** 2) for each in range(9)))
+    curve = (
+        b"para"
+        + bytes(4)
+        + struct.pack(">HH5i", 3, 0, *(round(each * 65536) for each in numbers))
+    )
+    table = (
+        b"curv"
+        + bytes(4)
+        + struct.pack(">I9H", 9, *(round(65535 * (each / 8) ** 2) for each in range(9)))
+    )
     for kind in (curve, table):
         profile = bytearray(tabled) + kind
         for name in (b"rTRC", b"gTRC", b"bTRC"):
-            struct.pack_into(">II", profile, profile.index(name) + 4, len(tabled), len(kind))
+            struct.pack_into(
+                ">II", profile, profile.index(name) + 4, len(tabled), len(kind)
+            )
         struct.pack_into(">I", profile, 0, len(profile))
         assert ImageCms.ImageCmsProfile(BytesIO(bytes(profile)))
         chunk_of_it = chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(profile)))
         png(tmp_path / "a.png", P3_8, chunk_of_it)
         png(tmp_path / "b.png", P3_8.astype(numpy.uint16) * 257, chunk_of_it)
-        eight, sixteen = (numpy.asarray(open_image(tmp_path / name)).astype(int) for name in ("a.png", "b.png"))
+        eight, sixteen = (
+            numpy.asarray(open_image(tmp_path / name)).astype(int)
+            for name in ("a.png", "b.png")
+        )
         assert abs(eight - sixteen).max() <= 2
-        assert images.image_reading(tmp_path / "b.png") and not images.image_reading(tmp_path / "a.png")
+        assert images.image_reading(tmp_path / "b.png") and not images.image_reading(
+            tmp_path / "a.png"
+        )
 
 
 def test_grey_of_a_linear_png_is_brighter(tmp_path: Path) -> None:
@@ -663,7 +879,9 @@ def test_grey_of_a_linear_png_is_brighter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["avif", "png"])
-def test_damaged_headers_are_as_if_nothing_was_said(tmp_path: Path, suffix: str) -> None:
+def test_damaged_headers_are_as_if_nothing_was_said(
+    tmp_path: Path, suffix: str
+) -> None:
     """The parsers end, whatever the lengths in a file say."""
     path = tmp_path / f"a.{suffix}"
     if suffix == "avif":
@@ -689,9 +907,17 @@ def test_damaged_headers_are_as_if_nothing_was_said(tmp_path: Path, suffix: str)
 
 
 def test_the_associations_of_another_item_do_not_count(tmp_path: Path) -> None:
-    """Of a file with several items the colours of the primary one are asked: 16-bit numbers, 15-bit indices."""
-    colr = [struct.pack(">I4s4s2HHB", 19, b"colr", b"nclx", p, 13, 0, 128) for p in (9, 12)]
-    ipma = b"\0\0\0\1" + struct.pack(">I", 2) + struct.pack(">HBH", 1, 1, 0x8001) + struct.pack(">HBH", 7, 1, 0x8002)
+    """Of a file with several items the colours of the primary one are asked: 16-bit
+    numbers, 15-bit indices."""
+    colr = [
+        struct.pack(">I4s4s2HHB", 19, b"colr", b"nclx", p, 13, 0, 128) for p in (9, 12)
+    ]
+    ipma = (
+        b"\0\0\0\1"
+        + struct.pack(">I", 2)
+        + struct.pack(">HBH", 1, 1, 0x8001)
+        + struct.pack(">HBH", 7, 1, 0x8002)
+    )
     pitm = struct.pack(">I4sIH", 14, b"pitm", 0, 7)
     ipco = struct.pack(">I4s", 8 + 38, b"ipco") + b"".join(colr)
     iprp_content = ipco + struct.pack(">I4s", 8 + len(ipma), b"ipma") + ipma
@@ -699,7 +925,10 @@ def test_the_associations_of_another_item_do_not_count(tmp_path: Path) -> None:
     meta = bytes(4) + pitm + iprp
     path = tmp_path / "a.avif"
     path.write_bytes(
-        struct.pack(">I4s", 16, b"ftyp") + b"avifavif" + struct.pack(">I4s", 8 + len(meta), b"meta") + meta
+        struct.pack(">I4s", 16, b"ftyp")
+        + b"avifavif"
+        + struct.pack(">I4s", 8 + len(meta), b"meta")
+        + meta
     )
     with path.open("rb") as file:
         assert avif_header.codes_of_avif(file) == (12, 13, False)
@@ -713,10 +942,14 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_profile_that_is_not_used_is_named_by_the_scan_and_the_reader(tmp_path: Path, name: str) -> None:
+def test_a_profile_that_is_not_used_is_named_by_the_scan_and_the_reader(
+    tmp_path: Path, name: str
+) -> None:
     path = tmp_path / name
     profile, wrong = FAULTS[name]
-    Image.fromarray(P3_8).convert("CMYK" if name == "rgb.jpg" else "RGB").save(path, icc_profile=profile)
+    Image.fromarray(P3_8).convert("CMYK" if name == "rgb.jpg" else "RGB").save(
+        path, icc_profile=profile
+    )
     notes = list[str]()
     open_image(path, note=notes.append)
     assert tuple(notes) == inspect_image(path).notes == inspect_header(path).notes
@@ -725,11 +958,16 @@ def test_a_profile_that_is_not_used_is_named_by_the_scan_and_the_reader(tmp_path
 
 def test_a_profile_in_another_file_is_named(tmp_path: Path) -> None:
     bmp(tmp_path / "a.bmp", P3_8, b"KNIL", profile=b"C:\\p3.icc\0")
-    assert inspect_image(tmp_path / "a.bmp").notes == ("its colour profile is in another file: taken as sRGB",)
+    assert inspect_image(tmp_path / "a.bmp").notes == (
+        "its colour profile is in another file: taken as sRGB",
+    )
 
 
-def test_a_picture_that_lost_its_profile_is_named_once_for_all_of_a_folder(tmp_path: Path) -> None:
-    """A phone's Display P3 whose profile a messenger left out: EXIF says "uncalibrated"."""
+def test_a_picture_that_lost_its_profile_is_named_once_for_all_of_a_folder(
+    tmp_path: Path,
+) -> None:
+    """A phone's Display P3 whose profile a messenger left out: EXIF says
+    "uncalibrated"."""
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0xA001] = 65535
     for name in "ab":
@@ -737,9 +975,15 @@ def test_a_picture_that_lost_its_profile_is_named_once_for_all_of_a_folder(tmp_p
         (tmp_path / f"{name}.txt").write_text(name)
     fault = "its EXIF says that its colours are not sRGB, but not which they are: taken as sRGB"
     assert inspect_image(tmp_path / "a.jpg").notes == (fault,)
-    assert scan_datasets([make_dataset(tmp_path)], None).notes[0] == f"{tmp_path}: a.jpg, b.jpg: {fault}"
+    assert (
+        scan_datasets([make_dataset(tmp_path)], None).notes[0]
+        == f"{tmp_path}: a.jpg, b.jpg: {fault}"
+    )
     (tmp_path / "b.jpg").unlink()
-    assert f"{tmp_path}/a.jpg: {fault}" in scan_datasets([make_dataset(tmp_path)], None).notes
+    assert (
+        f"{tmp_path}/a.jpg: {fault}"
+        in scan_datasets([make_dataset(tmp_path)], None).notes
+    )
     saved(tmp_path / "a.jpg", P3, power(2.2), exif=exif, icc_profile=icc(P3, 2.2))
     assert inspect_image(tmp_path / "a.jpg").notes == ()
 
@@ -749,14 +993,21 @@ def test_grey_of_16_bits_with_a_profile_keeps_its_dark_values(tmp_path: Path) ->
     levels = numpy.arange(1, 256)[None]
     grey = numpy.rint(linear(levels / 255) * 65535).astype(numpy.uint16)
     Image.fromarray(grey).save(tmp_path / "a.png", icc_profile=grey_icc(1.0))
-    assert abs(numpy.asarray(open_image(tmp_path / "a.png"))[..., 0].astype(int) - levels).max() <= 1
+    assert (
+        abs(
+            numpy.asarray(open_image(tmp_path / "a.png"))[..., 0].astype(int) - levels
+        ).max()
+        <= 1
+    )
     assert images.image_reading(tmp_path / "a.png") == "profile 1"
 
 
 def test_a_profile_of_grey_counts_in_webp_which_has_no_grey(tmp_path: Path) -> None:
     levels = numpy.arange(16, 256)[None]
     grey = numpy.rint(linear(levels / 255) ** (1 / 1.8) * 255).astype(numpy.uint8)
-    Image.fromarray(grey).save(tmp_path / "a.webp", lossless=True, icc_profile=grey_icc(1.8))
+    Image.fromarray(grey).save(
+        tmp_path / "a.webp", lossless=True, icc_profile=grey_icc(1.8)
+    )
     found = numpy.asarray(open_image(tmp_path / "a.webp")).astype(int)
     assert abs(found - levels[..., None]).max() <= 1
     info = inspect_image(tmp_path / "a.webp")
@@ -765,7 +1016,8 @@ def test_a_profile_of_grey_counts_in_webp_which_has_no_grey(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
 def test_linear_grey_of_8_bits_is_not_left_to_lcms(tmp_path: Path, suffix: str) -> None:
-    """Which is 10 levels off for the value 2; profiles of 1.8 and 2.2 stay with it, to the bit."""
+    """Which is 10 levels off for the value 2; profiles of 1.8 and 2.2 stay with it, to
+    the bit."""
     values = numpy.arange(256, dtype=numpy.uint8)[None].repeat(8, 0)
     path = tmp_path / f"a.{suffix}"
     options = LOSSLESS.get(f".{suffix}", {})

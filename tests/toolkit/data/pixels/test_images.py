@@ -1,4 +1,5 @@
-"""Every image in these tests is a real file, written by Pillow (or by hand where Pillow cannot)."""
+"""Every image in these tests is a real file, written by Pillow (or by hand where Pillow
+cannot)."""
 
 import os
 import re
@@ -13,7 +14,14 @@ from PIL import Image, ImageCms
 from tests.conftest import TURNED_HEIC
 from toolkit.contracts.data import ResizeCrop, Size
 from toolkit.data.pixels import images
-from toolkit.data.pixels.images import ImageError, image_size, open_image, resize, resize_cover_crop, to_tensor
+from toolkit.data.pixels.images import (
+    ImageError,
+    image_size,
+    open_image,
+    resize,
+    resize_cover_crop,
+    to_tensor,
+)
 from toolkit.errors import install_command
 
 PHOTOS = Path("config/examples/photos")
@@ -30,32 +38,63 @@ def check_image(path: Path) -> str | None:
 
 
 def quarters() -> Image.Image:
-    """48 x 32: red and green above, blue and grey below; no rotation of it looks like another."""
+    """48 x 32: red and green above, blue and grey below; no rotation of it looks like
+    another."""
     image = Image.new("RGB", (48, 32))
-    for colour, place in ((RED, (0, 0)), (GREEN, (24, 0)), (BLUE, (0, 16)), (GREY, (24, 16))):
+    for colour, place in (
+        (RED, (0, 0)),
+        (GREEN, (24, 0)),
+        (BLUE, (0, 16)),
+        (GREY, (24, 16)),
+    ):
         image.paste(colour, (*place, place[0] + 24, place[1] + 16))
     return image
 
 
 def noise(width: int = 200, height: int = 160) -> Image.Image:
-    values = numpy.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=numpy.uint8)
+    values = numpy.random.default_rng(0).integers(
+        0, 256, (height, width, 3), dtype=numpy.uint8
+    )
     return Image.fromarray(values)
 
 
-def write_png(path: Path, width: int, height: int, depth: int, colour_type: int, rows: bytes, extra=b"") -> None:
+def write_png(
+    path: Path,
+    width: int,
+    height: int,
+    depth: int,
+    colour_type: int,
+    rows: bytes,
+    extra=b"",
+) -> None:
     """A PNG of any depth; `rows` holds the filter bytes too."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data))
+            + name
+            + data
+            + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    body = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    body = (
+        chunk(b"IHDR", header)
+        + extra
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
 
 
 def chunk_trns(*values: int) -> bytes:
     data = struct.pack(f">{len(values)}H", *values)
-    return struct.pack(">I", len(data)) + b"tRNS" + data + struct.pack(">I", zlib.crc32(b"tRNS" + data))
+    return (
+        struct.pack(">I", len(data))
+        + b"tRNS"
+        + data
+        + struct.pack(">I", zlib.crc32(b"tRNS" + data))
+    )
 
 
 # ---------------------------------------------------------------- EXIF
@@ -63,20 +102,35 @@ def chunk_trns(*values: int) -> bytes:
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_applied_exactly_once(tmp_path: Path, suffix: str, orientation: int) -> None:
-    undo = {5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE}
+def test_exif_rotation_is_applied_exactly_once(
+    tmp_path: Path, suffix: str, orientation: int
+) -> None:
+    undo = {
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+    }
     undo |= {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180}
     undo |= {4: Image.Transpose.FLIP_TOP_BOTTOM, 8: Image.Transpose.ROTATE_270}
     stored = quarters() if orientation == 1 else quarters().transpose(undo[orientation])
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"a.{suffix}"
-    stored.save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {"quality": 100}))
+    stored.save(
+        path,
+        exif=exif,
+        **({"lossless": True} if suffix == "webp" else {"quality": 100}),
+    )
 
     image = open_image(path)
     assert image_size(path) == image.size == (48, 32)
     assert check_image(path) is None
-    for place, colour in (((8, 8), RED), ((40, 8), GREEN), ((8, 24), BLUE), ((40, 24), GREY)):
+    for place, colour in (
+        ((8, 8), RED),
+        ((40, 8), GREEN),
+        ((8, 24), BLUE),
+        ((40, 24), GREY),
+    ):
         assert numpy.abs(numpy.subtract(image.getpixel(place), colour)).max() <= 4
 
 
@@ -86,14 +140,17 @@ def test_damaged_exif_leaves_the_picture_usable(tmp_path: Path) -> None:
     assert open_image(path).size == image_size(path) == (48, 32)
 
 
-# ---------------------------------------------------------------- depth, transparency, colour
+# ---------------------------------------------------------------- depth, transparency,
+# colour
 
 
 def of_array(values: list[list[float]], dtype: str) -> Image.Image:
     return Image.fromarray(numpy.array(values, dtype=dtype))
 
 
-def of_pixels(mode: str, *pixels: object, palette: list[int] | None = None) -> Image.Image:
+def of_pixels(
+    mode: str, *pixels: object, palette: list[int] | None = None
+) -> Image.Image:
     image = Image.new(mode, (len(pixels), 1))
     if palette:
         image.putpalette(palette)
@@ -101,23 +158,39 @@ def of_pixels(mode: str, *pixels: object, palette: list[int] | None = None) -> I
     return image
 
 
-def wide_png(path: Path, colour_type: int, *values: int, width: int = 1, extra: bytes = b"") -> None:
-    write_png(path, width, 1, 16, colour_type, b"\0" + struct.pack(f">{len(values)}H", *values), extra)
+def wide_png(
+    path: Path, colour_type: int, *values: int, width: int = 1, extra: bytes = b""
+) -> None:
+    write_png(
+        path,
+        width,
+        1,
+        16,
+        colour_type,
+        b"\0" + struct.pack(f">{len(values)}H", *values),
+        extra,
+    )
 
 
 def gamma_one_profile() -> bytes:
-    """An RGB profile with sRGB's primaries and linear light: the profile bytes of sRGB, its curves replaced."""
-    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    """An RGB profile with sRGB's primaries and linear light: the profile bytes of sRGB,
+    its curves replaced."""
+    profile = bytearray(
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    )
     count = struct.unpack_from(">I", profile, 128)[0]
     for index in range(count):
         name, offset = struct.unpack_from(">4sI", profile, 132 + 12 * index)
         if name in (b"rTRC", b"gTRC", b"bTRC"):
-            profile[offset : offset + 12] = b"curv" + bytes(8)  # a curve of 0 entries is the identity
+            profile[offset : offset + 12] = b"curv" + bytes(
+                8
+            )  # a curve of 0 entries is the identity
     return bytes(profile)
 
 
 LINEAR = gamma_one_profile()
-"""sRGB encodes linear 128/255 as 1.055 * 0.502 ** (1 / 2.4) - 0.055 = 0.7367, times 255 = 188."""
+"""sRGB encodes linear 128/255 as 1.055 * 0.502 ** (1 / 2.4) - 0.055 = 0.7367, times 255
+= 188."""
 
 WHITE, BLACK, HALF, LIT = (255, 255, 255), (0, 0, 0), (127, 127, 127), (188, 188, 188)
 RED_AND_BLUE = of_pixels("P", 0, 1, palette=[255, 0, 0, 0, 0, 255])
@@ -155,13 +228,18 @@ PIXELS = {
         of_pixels("RGBA", (128, 128, 128, 255), (128, 128, 128, 0)), {"icc_profile": LINEAR}, [LIT, WHITE],
     ),
 }  # fmt: skip
-"""File -> an image and how it is saved (or what writes it), and the pixels that are read, on white or red."""
+"""File -> an image and how it is saved (or what writes it), and the pixels that are
+read, on white or red."""
 
 
 @pytest.mark.parametrize("name", PIXELS)
-def test_whatever_a_file_holds_is_read_as_srgb_of_eight_bits(tmp_path: Path, name: str) -> None:
+def test_whatever_a_file_holds_is_read_as_srgb_of_eight_bits(
+    tmp_path: Path, name: str
+) -> None:
     made, options, expected = PIXELS[name]
-    made.save(tmp_path / name, **options) if isinstance(made, Image.Image) else made(tmp_path / name)
+    made.save(tmp_path / name, **options) if isinstance(made, Image.Image) else made(
+        tmp_path / name
+    )
     image = open_image(tmp_path / name, "#ff0000" if "on red" in name else "white")
     assert image.mode == "RGB" and check_image(tmp_path / name) is None
     found = [image.getpixel((x, 0)) for x in range(len(expected))]
@@ -171,33 +249,53 @@ def test_whatever_a_file_holds_is_read_as_srgb_of_eight_bits(tmp_path: Path, nam
 
 def test_a_profile_that_cannot_be_used_is_ignored_and_said(tmp_path: Path) -> None:
     damaged, foreign = tmp_path / "a.png", tmp_path / "a.tif"
-    Image.new("RGB", (4, 4), (10, 20, 30)).save(damaged, icc_profile=b"no profile at all")
+    Image.new("RGB", (4, 4), (10, 20, 30)).save(
+        damaged, icc_profile=b"no profile at all"
+    )
     Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(foreign, icc_profile=LINEAR)
     notes: list[str] = []
     assert open_image(damaged, note=notes.append).getpixel((0, 0)) == (10, 20, 30)
     notes += images.inspect_image(damaged).notes
     assert open_image(foreign, note=notes.append).getpixel((0, 0)) == RED
-    assert ["damaged" in note for note in notes] == [True, True, False] and "RGB" in notes[2]
+    assert ["damaged" in note for note in notes] == [
+        True,
+        True,
+        False,
+    ] and "RGB" in notes[2]
 
 
 # ---------------------------------------------------------------- refused files
 
 
-FRAMES = {"save_all": True, "append_images": [Image.new("RGB", (48, 32), colour) for colour in (GREEN, BLUE)]}
+FRAMES = {
+    "save_all": True,
+    "append_images": [Image.new("RGB", (48, 32), colour) for colour in (GREEN, BLUE)],
+}
 REFUSED = {
     "32 bits.tif": (of_array([[0, 70000]], "int32"), {}, "32-bit"),
-    "8 bits in 32.tif": (of_array([[0, 255]], "int32"), {}, "32-bit values (0 to 255). Save it with 8 or 16 bits"),
+    "8 bits in 32.tif": (
+        of_array([[0, 255]], "int32"),
+        {},
+        "32-bit values (0 to 255). Save it with 8 or 16 bits",
+    ),
     "float.tif": (of_array([[1.0, 1.0]], "float32"), {}, "floating-point"),
     "pages.tif": (quarters(), FRAMES, "3 pages"),
     "still.gif": (quarters(), {}, "PNG"),
-    **{f"moving.{suffix}": (quarters(), FRAMES, "is animated: 3 frames. Save") for suffix in ("webp", "gif", "png")},
+    **{
+        f"moving.{suffix}": (quarters(), FRAMES, "is animated: 3 frames. Save")
+        for suffix in ("webp", "gif", "png")
+    },
     "picture.png": (quarters(), {"format": "PPM"}, "is not a JPEG"),
 }
 
 
 @pytest.mark.parametrize("name", [*REFUSED, "text.jpg", "nowhere.jpg"])
-def test_what_cannot_be_read_faithfully_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    image, options, reason = REFUSED.get(name, (None, {}, "does not exist" if "now" in name else "is not a JPEG"))
+def test_what_cannot_be_read_faithfully_is_refused_by_name(
+    tmp_path: Path, name: str
+) -> None:
+    image, options, reason = REFUSED.get(
+        name, (None, {}, "does not exist" if "now" in name else "is not a JPEG")
+    )
     if image:
         image.save(tmp_path / name, **options)
     elif name == "text.jpg":
@@ -207,15 +305,24 @@ def test_what_cannot_be_read_faithfully_is_refused_by_name(tmp_path: Path, name:
         open_image(tmp_path / name)
 
 
-@pytest.mark.parametrize(("length", "reason"), [(0, "is empty"), (5000, "begins with zeros")])
-def test_what_a_full_disk_leaves_is_named(tmp_path: Path, length: int, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("length", "reason"), [(0, "is empty"), (5000, "begins with zeros")]
+)
+def test_what_a_full_disk_leaves_is_named(
+    tmp_path: Path, length: int, reason: str
+) -> None:
     (tmp_path / "a.jpg").write_bytes(bytes(length))
-    assert check_image(tmp_path / "a.jpg") == f"{reason}, as after a broken download. Copy or download it again"
+    assert (
+        check_image(tmp_path / "a.jpg")
+        == f"{reason}, as after a broken download. Copy or download it again"
+    )
 
 
 def test_jpeg_with_several_pictures_is_a_photograph(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
-    quarters().save(path, format="MPO", save_all=True, append_images=[quarters().resize((8, 8))])
+    quarters().save(
+        path, format="MPO", save_all=True, append_images=[quarters().resize((8, 8))]
+    )
     with Image.open(path) as image:
         assert image.n_frames == 2
     assert check_image(path) is None
@@ -248,23 +355,35 @@ def test_truncated_files_are_refused(tmp_path: Path, suffix: str, share: float) 
         open_image(path)
 
 
-def test_what_the_system_does_not_let_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+def test_what_the_system_does_not_let_be_read_is_not_called_damaged(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "a.png").symlink_to("a.png")
-    assert check_image(tmp_path / "a.png") == "cannot be read: Too many levels of symbolic links"
+    assert (
+        check_image(tmp_path / "a.png")
+        == "cannot be read: Too many levels of symbolic links"
+    )
     noise().save(tmp_path / "b.png")
     (tmp_path / "b.png").chmod(0)
     if not os.access(tmp_path / "b.png", os.R_OK):  # root may read all
-        assert check_image(tmp_path / "b.png").startswith("cannot be read: Permission denied: it belongs to ")
+        assert check_image(tmp_path / "b.png").startswith(
+            "cannot be read: Permission denied: it belongs to "
+        )
 
 
 @pytest.mark.parametrize(
     ("contents", "words"),
     [
         (
-            b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 99735\n",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:"
+            + b"0" * 64
+            + b"\nsize 99735\n",
             "is what Git LFS has in the place of a file that was not downloaded. Run 'git lfs pull'",
         ),
-        (b"../../blobs/0123456789abcdef", "is a link that became a text file: it holds '../../blobs/0123456789abcdef'"),
+        (
+            b"../../blobs/0123456789abcdef",
+            "is a link that became a text file: it holds '../../blobs/0123456789abcdef'",
+        ),
     ],
 )
 def test_what_stands_in_the_place_of_an_image_is_not_called_damaged(
@@ -320,7 +439,9 @@ def test_resize_cover_crop_cuts_the_bucket_out_of_the_scaled_image() -> None:
     crop = ResizeCrop(scaled=Size(96, 64), left=32, top=0, bucket=Size(64, 64))
     image = resize_cover_crop(quarters(), crop)
     assert image.size == (64, 64)
-    expected = quarters().resize((96, 64), Image.Resampling.BICUBIC).crop((32, 0, 96, 64))
+    expected = (
+        quarters().resize((96, 64), Image.Resampling.BICUBIC).crop((32, 0, 96, 64))
+    )
     assert image.tobytes() == expected.tobytes()
 
 
@@ -329,12 +450,18 @@ def test_references_are_prepared_as_diffusers_does() -> None:
     from diffusers.image_processor import VaeImageProcessor
 
     image = open_image(PHOTOS / "40_photo/coffee.jpg")
-    theirs = VaeImageProcessor(vae_scale_factor=16).preprocess(image, height=224, width=320)[0]
-    torch.testing.assert_close(to_tensor(resize(image, Size(320, 224))), theirs, rtol=0, atol=0)
+    theirs = VaeImageProcessor(vae_scale_factor=16).preprocess(
+        image, height=224, width=320
+    )[0]
+    torch.testing.assert_close(
+        to_tensor(resize(image, Size(320, 224))), theirs, rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("name", ["clear.png", "opaque.png"])
-def test_transparent_references_are_prepared_as_diffusers_does(tmp_path: Path, name: str) -> None:
+def test_transparent_references_are_prepared_as_diffusers_does(
+    tmp_path: Path, name: str
+) -> None:
     import torch
     from diffusers.image_processor import VaeImageProcessor
 
@@ -342,7 +469,9 @@ def test_transparent_references_are_prepared_as_diffusers_does(tmp_path: Path, n
     if name == "clear.png":
         image.putalpha(Image.linear_gradient("L").resize(image.size))
     image.save(tmp_path / name)
-    theirs = VaeImageProcessor(vae_scale_factor=16).preprocess(image.convert("RGBA"), height=64, width=32)[0]
+    theirs = VaeImageProcessor(vae_scale_factor=16).preprocess(
+        image.convert("RGBA"), height=64, width=32
+    )[0]
     ours = to_tensor(resize(open_image(tmp_path / name, channels=4), Size(32, 64)))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     assert bool(ours[3].eq(1).all()) == (name == "opaque.png")
@@ -353,7 +482,9 @@ def test_colours_of_clear_pixels_do_not_bleed(tmp_path: Path) -> None:
     image = of_pixels("RGBA", (255, 0, 0, 255), (0, 0, 255, 0))
     image.save(tmp_path / "a.png")
     size = Size(*(4 * side for side in image.size))
-    enlarged = resize_cover_crop(open_image(tmp_path / "a.png", channels=4), ResizeCrop(size, 0, 0, size))
+    enlarged = resize_cover_crop(
+        open_image(tmp_path / "a.png", channels=4), ResizeCrop(size, 0, 0, size)
+    )
     visible = [pixel for pixel in enlarged.getdata() if pixel[3] > 20]
     assert visible and all(red > 240 and blue < 15 for red, _, blue, _ in visible)
     assert {pixel[3] for pixel in enlarged.getdata()} > {0, 255}
@@ -369,7 +500,11 @@ def test_tensor_range_and_layout() -> None:
 
 def test_photographs() -> None:
     sizes = {path.stem: image_size(path) for path in sorted(PHOTOS.rglob("*.jpg"))}
-    assert sizes["coffee"] == (600, 400) and sizes["astronaut_face"] == (200, 250) and len(sizes) == 5
+    assert (
+        sizes["coffee"] == (600, 400)
+        and sizes["astronaut_face"] == (200, 250)
+        and len(sizes) == 5
+    )
     assert all(check_image(path) is None for path in PHOTOS.rglob("*.jpg"))
 
 
@@ -385,7 +520,9 @@ def test_a_photograph_of_an_iphone_is_turned_once(tmp_path: Path, name: str) -> 
     path.write_bytes(TURNED_HEIC.read_bytes())
     image = open_image(path)
     assert image.size == image_size(path) == (64, 96)
-    above_left, above_right, below = (image.getpixel(at) for at in ((8, 8), (56, 8), (32, 88)))
+    above_left, above_right, below = (
+        image.getpixel(at) for at in ((8, 8), (56, 8), (32, 88))
+    )
     assert above_left == pytest.approx((200, 30, 30), abs=12)
     assert above_right == pytest.approx((20, 180, 20), abs=12)
     assert below == pytest.approx((30, 30, 200), abs=12)
@@ -398,12 +535,17 @@ def test_a_torn_photograph_of_an_iphone_is_named(tmp_path: Path, length: int) ->
     assert "damaged" in (check_image(path) or "")
 
 
-def test_without_its_decoder_a_heic_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_its_decoder_a_heic_names_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(images, "find_spec", lambda name: None)
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
     path = tmp_path / "photo.heic"
     path.write_bytes(TURNED_HEIC.read_bytes())
     with pytest.raises(
-        ImageError, match=re.escape(f"(HEIC needs the package 'pi-heif': {install_command('pi-heif')})")
+        ImageError,
+        match=re.escape(
+            f"(HEIC needs the package 'pi-heif': {install_command('pi-heif')})"
+        ),
     ):
         image_size(path)

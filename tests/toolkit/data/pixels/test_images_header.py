@@ -14,7 +14,14 @@ from PIL import Image, ImageCms
 from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngInfo
 
-from toolkit.data.pixels.images import ImageError, ImageInfo, image_size, inspect_header, inspect_image, open_image
+from toolkit.data.pixels.images import (
+    ImageError,
+    ImageInfo,
+    image_size,
+    inspect_header,
+    inspect_image,
+    open_image,
+)
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -72,7 +79,9 @@ UNUSUAL = {
     "turned.png": saved(noise(), "PNG", exif=turned(6)),
     "xmp.png": saved(noise(), "PNG", pnginfo=xmp_rotation()),
     "profile.png": saved(noise(), "PNG", icc_profile=SRGB),
-    "moving.png": saved(noise(), "PNG", save_all=True, append_images=[noise("L").convert("RGB")]),
+    "moving.png": saved(
+        noise(), "PNG", save_all=True, append_images=[noise("L").convert("RGB")]
+    ),
     "xmp.jpg": saved(noise(), "JPEG", xmp=b'<x tiff:Orientation="6"/>'),
     "profile_in_parts.jpg": saved(noise(), "JPEG", icc_profile=b"x" * 70_000),
     "alpha.webp": saved(Image.new("RGBA", (61, 40), (9, 9, 9, 9)), "WEBP"),
@@ -100,7 +109,12 @@ def seen(inspect: Callable[[Path], ImageInfo], path: Path) -> tuple[Any, ...] | 
 def late_metadata() -> bytes:
     """A PNG that says behind its pixels that it is turned."""
     said = turned(6).tobytes()[6:]
-    chunk = struct.pack(">I", len(said)) + b"eXIf" + said + struct.pack(">I", zlib.crc32(b"eXIf" + said))
+    chunk = (
+        struct.pack(">I", len(said))
+        + b"eXIf"
+        + said
+        + struct.pack(">I", zlib.crc32(b"eXIf" + said))
+    )
     return ORDINARY["colour.png"][:-12] + chunk + ORDINARY["colour.png"][-12:]
 
 
@@ -112,26 +126,38 @@ def test_the_header_says_what_the_decoder_says(tmp_path: Path, name: str) -> Non
     wanted = seen(inspect_image, path)
     assert seen(inspect_header, path) == wanted
     if isinstance(wanted, tuple):
-        assert image_size(path) == image_size("nowhere", contents) == wanted[0] == open_image(path).size
+        assert (
+            image_size(path)
+            == image_size("nowhere", contents)
+            == wanted[0]
+            == open_image(path).size
+        )
         assert inspect_header(path).verified == (name in READ_WHOLE)
     for share in (0.0, 0.1, 0.5, 0.9, 0.97):
         path.write_bytes(contents[: int(share * len(contents))])
         assert seen(inspect_header, path) == seen(inspect_image, path)
 
 
-@pytest.mark.parametrize("name", ["colour.png", "alpha.png", "colour.jpg", "turned_6.jpg", "colour.webp"])
+@pytest.mark.parametrize(
+    "name", ["colour.png", "alpha.png", "colour.jpg", "turned_6.jpg", "colour.webp"]
+)
 def test_sizes_come_without_decoding(tmp_path: Path, monkeypatch, name: str) -> None:
     (tmp_path / name).write_bytes(ORDINARY[name])
     monkeypatch.setattr(ImageFile, "load", lambda _: pytest.fail("decoded"))
     wanted = (40, 61) if name == "turned_6.jpg" else (61, 40)
-    assert inspect_header(tmp_path / name).size == image_size("nowhere", ORDINARY[name]) == wanted
+    assert (
+        inspect_header(tmp_path / name).size
+        == image_size("nowhere", ORDINARY[name])
+        == wanted
+    )
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow says what it finds odd
 def test_a_changed_header_is_never_taken_for_another_image(tmp_path: Path) -> None:
     """Each byte of the headers in turn: the header agrees with the decoder.
 
-    Where the decoder refuses a file for what is beyond its size, it does so when the image is encoded.
+    Where the decoder refuses a file for what is beyond its size, it does so when the
+    image is encoded.
     """
     path = tmp_path / "image"
     agreed = 0

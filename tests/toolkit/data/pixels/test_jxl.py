@@ -1,4 +1,5 @@
-"""JPEG XL and AVIF of HDR, which imagecodecs decodes. Headers of JPEG XL are also written here, bit by bit."""
+"""JPEG XL and AVIF of HDR, which imagecodecs decodes. Headers of JPEG XL are also
+written here, bit by bit."""
 
 from __future__ import annotations
 
@@ -29,7 +30,13 @@ from tests.toolkit.data.pixels.test_colours import (
     tiled,
 )
 from toolkit.data.pixels import images, jxl
-from toolkit.data.pixels.images import ImageError, image_size, inspect_header, inspect_image, open_image
+from toolkit.data.pixels.images import (
+    ImageError,
+    image_size,
+    inspect_header,
+    inspect_image,
+    open_image,
+)
 
 imagecodecs = import_module("imagecodecs") if find_spec("imagecodecs") else None
 decodes = pytest.mark.skipif(imagecodecs is None, reason="imagecodecs is not installed")
@@ -51,7 +58,11 @@ class Writer:
     def enum(self, value: int) -> Writer:
         if value < 2:
             return self.put(value, 2)
-        return self.put(2, 2).put(value - 2, 4) if value < 18 else self.put(3, 2).put(value - 18, 6)
+        return (
+            self.put(2, 2).put(value - 2, 4)
+            if value < 18
+            else self.put(3, 2).put(value - 18, 6)
+        )
 
     def point(self, *values: float) -> Writer:
         """Chromaticities in millionths, the sign in the lowest bit."""
@@ -67,7 +78,8 @@ class Writer:
 
 
 def frames_of(codestream: bytes) -> bytes:
-    """What follows the header, of a file of imagecodecs: colours without extra channels."""
+    """What follows the header, of a file of imagecodecs: colours without extra
+    channels."""
     bits = jxl._Bits(codestream[2:1024])
     whole = bits._left
     jxl._size(bits)
@@ -101,7 +113,15 @@ def with_header(
     """The same pixels with another header."""
     codestream, _ = jxl._codestream_of(codestream)
     header, frames = jxl.read_header(codestream), frames_of(codestream)
-    out = Writer().put(0, 1).put(1, 2).put(header.height - 1, 13).put(0, 3).put(1, 2).put(header.width - 1, 13)
+    out = (
+        Writer()
+        .put(0, 1)
+        .put(1, 2)
+        .put(header.height - 1, 13)
+        .put(0, 3)
+        .put(1, 2)
+        .put(header.width - 1, 13)
+    )
     out.put(0, 1)  # not all is as usual
     out.put(orientation > 1, 1)
     if orientation > 1:
@@ -130,9 +150,18 @@ def test_patches_of_jpeg_xl_come_back_as_they_are(tmp_path: Path) -> None:
     path.write_bytes(imagecodecs.jpegxl_encode(SRGB_8, lossless=True))
     assert numpy.array_equal(numpy.asarray(open_image(path)), SRGB_8)
     info = inspect_image(path)
-    assert info.colours == info.reading == "" and info.verified and not inspect_header(path).alpha
-    assert image_size(path) == image_size("a", path.read_bytes()) == (4 * SIDE, 2 * SIDE)
-    assert images.media_type(path) == "image/jxl" and images.pixel_mode(path) == ("RGB", False)
+    assert (
+        info.colours == info.reading == ""
+        and info.verified
+        and not inspect_header(path).alpha
+    )
+    assert (
+        image_size(path) == image_size("a", path.read_bytes()) == (4 * SIDE, 2 * SIDE)
+    )
+    assert images.media_type(path) == "image/jxl" and images.pixel_mode(path) == (
+        "RGB",
+        False,
+    )
 
 
 @decodes
@@ -145,13 +174,17 @@ def test_patches_of_jpeg_xl_come_back_as_they_are(tmp_path: Path) -> None:
         ("gamma 1", tiled(light_in(SRGB), 65535), 16, (1, 8)),
     ],
 )
-def test_the_header_says_which_colours_they_are(tmp_path: Path, name: str, values, depth: int, codes) -> None:
+def test_the_header_says_which_colours_they_are(
+    tmp_path: Path, name: str, values, depth: int, codes
+) -> None:
     path = tmp_path / "a.jxl"
     plain = imagecodecs.jpegxl_encode(values, lossless=True, bitspersample=depth)
     path.write_bytes(with_header(plain, *codes, depth=depth))
     assert difference(path) <= 3
     found = inspect_header(path)
-    assert found.colours == ("H.273 1/8" if name == "gamma 1" else name) and found.reading
+    assert (
+        found.colours == ("H.273 1/8" if name == "gamma 1" else name) and found.reading
+    )
 
 
 @decodes
@@ -164,17 +197,25 @@ def test_the_header_says_which_colours_they_are(tmp_path: Path, name: str, value
             tiled(light_in(WIDE_D50) ** (1 / 1.8), 255),
             {"points": WIDE_D50, "gamma": 1 / 1.8},
         ),
-        ("the primaries of its header", tiled(srgb(light_in(WIDE_D50)), 65535), {"points": WIDE_D50, "depth": 16}),
+        (
+            "the primaries of its header",
+            tiled(srgb(light_in(WIDE_D50)), 65535),
+            {"points": WIDE_D50, "depth": 16},
+        ),
         ("the primaries of its header", P3_22, {"primaries": 11, "gamma": 1 / 2.2}),
         ("Display P3", P3_8, {"points": P3}),
     ],
 )
-def test_the_header_may_give_numbers(tmp_path: Path, name: str, values, options: dict) -> None:
+def test_the_header_may_give_numbers(
+    tmp_path: Path, name: str, values, options: dict
+) -> None:
     path = tmp_path / "a.jxl"
     depth = options.get("depth", 8)
     plain = imagecodecs.jpegxl_encode(values, lossless=True, bitspersample=depth)
     path.write_bytes(with_header(plain, **{"primaries": 1, "transfer": 13, **options}))
-    assert numpy.array_equal(imagecodecs.jpegxl_decode(path.read_bytes()), values), "libjxl reads the header"
+    assert numpy.array_equal(imagecodecs.jpegxl_decode(path.read_bytes()), values), (
+        "libjxl reads the header"
+    )
     assert difference(path) <= 3 and inspect_header(path).colours == name
 
 
@@ -185,7 +226,9 @@ def test_lossy_ones_are_given_in_the_colours_of_their_header(tmp_path: Path) -> 
     path.write_bytes(with_header(plain, 11, 13, is_xyb=True))
     p3 = tiled(srgb(light_in(P3)), 255).astype(int)
     values = imagecodecs.jpegxl_decode(path.read_bytes()).astype(int)
-    assert abs(values[8::16, 8::16] - p3[8::16, 8::16]).max() < 12, "libjxl has made Display P3 of them"
+    assert abs(values[8::16, 8::16] - p3[8::16, 8::16]).max() < 12, (
+        "libjxl has made Display P3 of them"
+    )
     assert difference(path) <= 8  # as much as the same file has without the change
     assert inspect_image(path).colours == "Display P3"
 
@@ -194,7 +237,14 @@ def test_lossy_ones_are_given_in_the_colours_of_their_header(tmp_path: Path) -> 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_it_is_turned_once(tmp_path: Path, orientation: int) -> None:
     path = tmp_path / "a.jxl"
-    path.write_bytes(with_header(imagecodecs.jpegxl_encode(SRGB_8, lossless=True), 1, 13, orientation=orientation))
+    path.write_bytes(
+        with_header(
+            imagecodecs.jpegxl_encode(SRGB_8, lossless=True),
+            1,
+            13,
+            orientation=orientation,
+        )
+    )
     turned = Image.fromarray(SRGB_8)
     if orientation > 1:
         turned = turned.transpose(images._UPRIGHT[orientation])
@@ -208,18 +258,36 @@ def test_opacity_and_grey(tmp_path: Path) -> None:
     rgba[:4] = 0
     (tmp_path / "a.jxl").write_bytes(imagecodecs.jpegxl_encode(rgba, lossless=True))
     image = open_image(tmp_path / "a.jxl", channels=4)
-    assert numpy.array_equal(numpy.asarray(image), rgba) and inspect_image(tmp_path / "a.jxl").alpha
-    (tmp_path / "b.jxl").write_bytes(imagecodecs.jpegxl_encode(SRGB_8[..., 0].copy(), lossless=True))
-    assert numpy.array_equal(numpy.asarray(open_image(tmp_path / "b.jxl"))[..., 1], SRGB_8[..., 0])
+    assert (
+        numpy.array_equal(numpy.asarray(image), rgba)
+        and inspect_image(tmp_path / "a.jxl").alpha
+    )
+    (tmp_path / "b.jxl").write_bytes(
+        imagecodecs.jpegxl_encode(SRGB_8[..., 0].copy(), lossless=True)
+    )
+    assert numpy.array_equal(
+        numpy.asarray(open_image(tmp_path / "b.jxl"))[..., 1], SRGB_8[..., 0]
+    )
 
 
 @decodes
 def test_a_packed_jpeg_is_that_jpeg_with_its_profile_and_exif(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(P3_8).save(tmp_path / "a.jpg", quality=98, subsampling=0, icc_profile=icc(P3, 2.2), exif=exif)
-    (tmp_path / "a.jxl").write_bytes(imagecodecs.jpegxl_encode_jpeg((tmp_path / "a.jpg").read_bytes()))
-    assert open_image(tmp_path / "a.jxl").tobytes() == open_image(tmp_path / "a.jpg").tobytes()
+    Image.fromarray(P3_8).save(
+        tmp_path / "a.jpg",
+        quality=98,
+        subsampling=0,
+        icc_profile=icc(P3, 2.2),
+        exif=exif,
+    )
+    (tmp_path / "a.jxl").write_bytes(
+        imagecodecs.jpegxl_encode_jpeg((tmp_path / "a.jpg").read_bytes())
+    )
+    assert (
+        open_image(tmp_path / "a.jxl").tobytes()
+        == open_image(tmp_path / "a.jpg").tobytes()
+    )
     assert inspect_image(tmp_path / "a.jxl") == inspect_image(tmp_path / "a.jpg")
 
 
@@ -228,7 +296,10 @@ def test_what_cannot_be_read_faithfully_is_refused_by_name(tmp_path: Path) -> No
     path = tmp_path / "a.jxl"
     plain = imagecodecs.jpegxl_encode(SRGB_8, lossless=True)
     for data, reason in (
-        (imagecodecs.jpegxl_encode((SRGB_8 / 255).astype("f4"), lossless=True), "is a JPEG XL of float32"),
+        (
+            imagecodecs.jpegxl_encode((SRGB_8 / 255).astype("f4"), lossless=True),
+            "is a JPEG XL of float32",
+        ),
         (with_header(plain, 1, 13, profile=True), "is a JPEG XL with an ICC profile"),
         (plain[: len(plain) // 2], "damaged"),
         (plain[:3], "damaged"),
@@ -254,32 +325,53 @@ def test_damage_raises_nothing_but_image_errors(tmp_path: Path) -> None:
             continue
 
 
-def test_without_its_decoder_a_jxl_names_package_and_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_its_decoder_a_jxl_names_package_and_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(images, "find_spec", lambda name: None)
     for beginning in jxl.BEGINNINGS:
         (tmp_path / "a.jxl").write_bytes(beginning + bytes(40))
-        with pytest.raises(ImageError, match=r"'imagecodecs' \(extra 'jxl'\): .*pip install imagecodecs"):
+        with pytest.raises(
+            ImageError,
+            match=r"'imagecodecs' \(extra 'jxl'\): .*pip install imagecodecs",
+        ):
             image_size(tmp_path / "a.jxl")
 
 
 def hdr_avif(path: Path) -> None:
     values = tiled(pq(light_in(BT2020)), 1023)
     options = {"primaries": 9, "transfer": 16, "matrix": 0, "pixelformat": "444"}
-    path.write_bytes(imagecodecs.avif_encode(values, level=100, bitspersample=10, **options))
+    path.write_bytes(
+        imagecodecs.avif_encode(values, level=100, bitspersample=10, **options)
+    )
 
 
 @decodes
 @pytest.mark.parametrize("bits", [8, 10, 12])
-def test_other_colours_of_avif_are_read_with_all_its_bits(tmp_path: Path, bits: int, monkeypatch) -> None:
+def test_other_colours_of_avif_are_read_with_all_its_bits(
+    tmp_path: Path, bits: int, monkeypatch
+) -> None:
     values = tiled(srgb(light_in(P3)), 2**bits - 1)
-    options = {"primaries": 12, "transfer": 13, "matrix": 0 if bits == 8 else 1, "pixelformat": "444"}
+    options = {
+        "primaries": 12,
+        "transfer": 13,
+        "matrix": 0 if bits == 8 else 1,
+        "pixelformat": "444",
+    }
     path = tmp_path / "a.avif"
-    path.write_bytes(imagecodecs.avif_encode(values, level=100, bitspersample=bits, **options))
+    path.write_bytes(
+        imagecodecs.avif_encode(values, level=100, bitspersample=bits, **options)
+    )
     assert difference(path) <= 3
     reading = inspect_image(path).reading
-    assert reading.endswith("16 bits") == (bits > 8) and images.image_reading(path) == reading
+    assert (
+        reading.endswith("16 bits") == (bits > 8)
+        and images.image_reading(path) == reading
+    )
     monkeypatch.setattr(images, "find_spec", lambda name: None)
-    assert difference(path) <= 10 and (images.image_reading(path) == reading) == (bits == 8)
+    assert difference(path) <= 10 and (images.image_reading(path) == reading) == (
+        bits == 8
+    )
 
 
 @decodes
@@ -290,8 +382,13 @@ def test_the_decoder_of_avif_turns_nothing(tmp_path: Path, orientation: int) -> 
     exif[0x0112] = orientation
     path = tmp_path / "a.avif"
     Image.fromarray(SRGB_8).save(path, quality=100, subsampling="4:4:4", exif=exif)
-    assert numpy.abs(imagecodecs.avif_decode(path.read_bytes()).astype(int) - SRGB_8).max() <= 4
-    assert open_image(path).size == ((2 * SIDE, 4 * SIDE) if orientation == 6 else (4 * SIDE, 2 * SIDE))
+    assert (
+        numpy.abs(imagecodecs.avif_decode(path.read_bytes()).astype(int) - SRGB_8).max()
+        <= 4
+    )
+    assert open_image(path).size == (
+        (2 * SIDE, 4 * SIDE) if orientation == 6 else (4 * SIDE, 2 * SIDE)
+    )
 
 
 @decodes
@@ -301,15 +398,19 @@ def test_hdr_of_avif_is_read_with_all_its_bits(tmp_path: Path) -> None:
     found = inspect_image(tmp_path / "a.avif")
     assert found.colours == "HDR (PQ)" and found.is_hdr
     assert (
-        open_image("a", data=(tmp_path / "a.avif").read_bytes()).tobytes() == open_image(tmp_path / "a.avif").tobytes()
+        open_image("a", data=(tmp_path / "a.avif").read_bytes()).tobytes()
+        == open_image(tmp_path / "a.avif").tobytes()
     )
 
 
 @decodes
-def test_without_a_decoder_for_its_bits_an_avif_of_hdr_names_the_package(tmp_path: Path, monkeypatch) -> None:
+def test_without_a_decoder_for_its_bits_an_avif_of_hdr_names_the_package(
+    tmp_path: Path, monkeypatch
+) -> None:
     hdr_avif(tmp_path / "a.avif")
     monkeypatch.setattr(images, "find_spec", lambda name: None)
     with pytest.raises(
-        ImageError, match=r"is HDR \(PQ\), of which Pillow gives 8 bits.* \(extra 'hdr'\): .*pip install"
+        ImageError,
+        match=r"is HDR \(PQ\), of which Pillow gives 8 bits.* \(extra 'hdr'\): .*pip install",
     ):
         image_size(tmp_path / "a.avif")

@@ -24,7 +24,9 @@ from toolkit.data.scan.tables import TableRow, read_table
 from toolkit.errors import Diagnostic
 
 
-def test_text_is_stripped_of_mark_whitespace_and_carriage_returns(tmp_path: Path) -> None:
+def test_text_is_stripped_of_mark_whitespace_and_carriage_returns(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("\ufeff  grüne\r\nKatze 🙂 \r\n\n".encode())
     assert read_caption(path) == "grüne\nKatze 🙂"
@@ -39,7 +41,9 @@ def test_text_is_stripped_of_mark_whitespace_and_carriage_returns(tmp_path: Path
         ("a cat".encode("utf-16-le"), "zero byte at offset 1"),
     ],
 )
-def test_other_encodings_are_refused_with_their_place(tmp_path: Path, raw: bytes, place: str) -> None:
+def test_other_encodings_are_refused_with_their_place(
+    tmp_path: Path, raw: bytes, place: str
+) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(raw)
     with pytest.raises(CaptionError, match=place):
@@ -72,19 +76,37 @@ def test_first_caption_that_is_not_empty(tmp_path: Path) -> None:
     assert mistakes == []
 
 
-def test_captions_that_cannot_be_used_are_all_named_and_the_others_read(tmp_path: Path) -> None:
-    for name, raw in (("a.txt", b"\xff"), ("b.txt", b"b"), ("c.txt", b"\0"), ("d.txt", b"d")):
+def test_captions_that_cannot_be_used_are_all_named_and_the_others_read(
+    tmp_path: Path,
+) -> None:
+    for name, raw in (
+        ("a.txt", b"\xff"),
+        ("b.txt", b"b"),
+        ("c.txt", b"\0"),
+        ("d.txt", b"d"),
+    ):
         (tmp_path / name).write_bytes(raw)
         (tmp_path / name).with_suffix(".png").touch()
     listing = list_folder(str(tmp_path))
     (tmp_path / "d.txt").unlink()
     mistakes: list[Diagnostic] = []
-    assert find_captions(listing, caption_files(listing, (".txt",)), mistakes) == ["", "b", "", ""]
-    assert [Path(mistake.place).name for mistake in mistakes] == ["a.txt", "c.txt", "d.txt"]
+    assert find_captions(listing, caption_files(listing, (".txt",)), mistakes) == [
+        "",
+        "b",
+        "",
+        "",
+    ]
+    assert [Path(mistake.place).name for mistake in mistakes] == [
+        "a.txt",
+        "c.txt",
+        "d.txt",
+    ]
     assert "cannot be read: No such file" in mistakes[2].message
 
 
-@pytest.mark.parametrize("text", ['{"caption": " a cat ", "tags": "b"}', '"a cat"', '{"Text": "a cat"}'])
+@pytest.mark.parametrize(
+    "text", ['{"caption": " a cat ", "tags": "b"}', '"a cat"', '{"Text": "a cat"}']
+)
 def test_a_caption_in_a_json_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     assert read_caption(tmp_path / "a.json") == "a cat"
@@ -108,7 +130,12 @@ def test_a_table_of_captions(tmp_path: Path) -> None:
     )
     table = read_table(str(path))
     captions = {name: row.caption for name, row in table.rows.items()}
-    expected = {"a.jpg": "a cat\twith a tab", "40_x/ä b.png": "grün\u2028e", "c.png": "", "d.png": "d"}
+    expected = {
+        "a.jpg": "a cat\twith a tab",
+        "40_x/ä b.png": "grün\u2028e",
+        "c.png": "",
+        "d.png": "d",
+    }
     assert (captions, table.mistakes) == (expected, [])
     path.write_text("a\u0308.png\tfrom macOS", encoding="utf-8")
     assert read_table(str(path)).rows == {"ä.png": TableRow("from macOS")}
@@ -116,7 +143,9 @@ def test_a_table_of_captions(tmp_path: Path) -> None:
 
 def test_all_lines_of_a_table_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     path = tmp_path / "captions.tsv"
-    path.write_text("\na.jpg\ta\nb.jpg a dog\n\tno name\n./a.jpg\tagain\nc.jpg\tc\n" + "x" * 99)
+    path.write_text(
+        "\na.jpg\ta\nb.jpg a dog\n\tno name\n./a.jpg\tagain\nc.jpg\tc\n" + "x" * 99
+    )
     table = read_table(str(path))
     assert table.rows == {"a.jpg": TableRow("a"), "c.jpg": TableRow("c")}
     remedy = "Write the name of the image, a tab, its caption"
@@ -129,8 +158,13 @@ def test_all_lines_of_a_table_that_cannot_be_used_are_named(tmp_path: Path) -> N
     ]
 
 
-@pytest.mark.parametrize(("raw", "reason"), [(None, "cannot be read: No such file"), (b"a\t\xff", "at offset 2")])
-def test_a_table_that_cannot_be_read_is_a_mistake(tmp_path: Path, raw: bytes | None, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [(None, "cannot be read: No such file"), (b"a\t\xff", "at offset 2")],
+)
+def test_a_table_that_cannot_be_read_is_a_mistake(
+    tmp_path: Path, raw: bytes | None, reason: str
+) -> None:
     path = tmp_path / "captions.tsv"
     if raw is not None:
         path.write_bytes(raw)
@@ -145,12 +179,18 @@ def test_a_table_that_cannot_be_read_is_a_mistake(tmp_path: Path, raw: bytes | N
     [
         ("a.txt", "old", "another\n"),
         ("a.json", '"old"', '"another"\n'),
-        ("a.json", '{"x": 1, "Prompt": "old"}', '{\n  "x": 1,\n  "Prompt": "another"\n}\n'),
+        (
+            "a.json",
+            '{"x": 1, "Prompt": "old"}',
+            '{\n  "x": 1,\n  "Prompt": "another"\n}\n',
+        ),
         ("a.json", '{"text": ["old"]}', '{\n  "text": [\n    "another"\n  ]\n}\n'),
         ("a.json", '["old"]', '[\n  "another"\n]\n'),
     ],
 )
-def test_a_caption_is_exchanged_and_read_again(tmp_path: Path, name: str, old: str, new: str) -> None:
+def test_a_caption_is_exchanged_and_read_again(
+    tmp_path: Path, name: str, old: str, new: str
+) -> None:
     file = tmp_path / name
     file.write_text(old)
     assert read_caption(file) == "old"
@@ -162,7 +202,9 @@ def test_a_caption_is_exchanged_and_read_again(tmp_path: Path, name: str, old: s
 def test_a_list_is_shown_and_written_line_by_line(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"caption": [" one ", "two"]}')
     assert read_caption(tmp_path / "a.json") == "one\ntwo"
-    assert json.loads(with_caption(tmp_path / "a.json", "one\n\nthree\nfour")) == {"caption": ["one", "three", "four"]}
+    assert json.loads(with_caption(tmp_path / "a.json", "one\n\nthree\nfour")) == {
+        "caption": ["one", "three", "four"]
+    }
 
 
 def test_one_of_several_captions_is_drawn_by_seed_epoch_and_position() -> None:
@@ -170,9 +212,15 @@ def test_one_of_several_captions_is_drawn_by_seed_epoch_and_position() -> None:
     uses = [(epoch, position) for epoch in range(20) for position in range(30)]
     drawn = [drawn_caption(sample, 3, *use) for use in uses]
     assert drawn == [drawn_caption(sample, 3, *use) for use in uses]
-    assert all(170 < drawn.count(text) < 230 for text in "abc")  # 200 of each on average, 12 is one deviation
+    assert all(
+        170 < drawn.count(text) < 230 for text in "abc"
+    )  # 200 of each on average, 12 is one deviation
     other = [drawn_caption(sample, 4, *use) for use in uses]
-    assert 0.6 < sum(one != two for one, two in zip(drawn, other, strict=True)) / len(uses) < 0.73
+    assert (
+        0.6
+        < sum(one != two for one, two in zip(drawn, other, strict=True)) / len(uses)
+        < 0.73
+    )
     assert drawn_caption(sample._replace(captions=()), 3, 0, 0) == "a"
 
 
@@ -180,20 +228,29 @@ def test_prompts_of_samples_without_the_trigger_word_are_a_warning() -> None:
     far = "a person at night, from far away and in the rain"
     prompts = ["[trigger], smiling", "zxq at night", far, "{trigger} once"]
     first, second = prompt_warnings(prompts, ["zxq", "abc"])
-    assert first == "warning: sample: 1 of 4 prompts with '{trigger}', which nothing replaces. Write '[trigger]'"
+    assert (
+        first
+        == "warning: sample: 1 of 4 prompts with '{trigger}', which nothing replaces. Write '[trigger]'"
+    )
     assert second == (
         "warning: sample: 2 of 4 prompts without the trigger word 'zxq' or 'abc': "
         "'a person at night, from far away [...]', '{trigger} once'. "
         "Write '[trigger]' into those that are to show what is trained"
     )
-    assert [*prompt_warnings(prompts[:2], ["zxq"])] == [] == [*prompt_warnings(["any"], [])]
+    assert (
+        [*prompt_warnings(prompts[:2], ["zxq"])]
+        == []
+        == [*prompt_warnings(["any"], [])]
+    )
     marked = ["a (cup:1.3), <lora:my_char:0.8>", "a cup (10:30), (small)"]
     (told,) = prompt_warnings(marked, [])
     assert told.startswith(
         "warning: sample: prompts with '(cup:1.3)', '<lora:my_char:0.8>': weights and LoRAs of other"
     )
     (literal,) = prompt_warnings(prompts[:2], [])
-    assert literal.endswith("1 of 2 prompts with '[trigger]', which nothing replaces. Give the job a 'trigger_word'")
+    assert literal.endswith(
+        "1 of 2 prompts with '[trigger]', which nothing replaces. Give the job a 'trigger_word'"
+    )
 
 
 def test_a_pointer_of_git_lfs_is_no_caption_and_no_table(tmp_path: Path) -> None:
@@ -214,36 +271,58 @@ def test_a_pointer_of_git_lfs_is_no_caption_and_no_table(tmp_path: Path) -> None
 
 
 # `to_replace_list` is an option of the peer that jobs here do not have.
-INJECT = [case for case in golden("captions", table="inject") if not case["to_replace_list"]]
+INJECT = [
+    case for case in golden("captions", table="inject") if not case["to_replace_list"]
+]
 
 
 @pytest.mark.parametrize("case", INJECT, ids=lambda case: repr(case["prompt"]))
 def test_golden_injection(case: dict) -> None:
-    assert inject_trigger(case["prompt"], case["trigger"], case["add_if_not_present"]) == case["result"]
+    assert (
+        inject_trigger(case["prompt"], case["trigger"], case["add_if_not_present"])
+        == case["result"]
+    )
 
 
-@pytest.mark.parametrize("case", golden("captions", table="caption"), ids=lambda c: f"{c['raw']}-{c['is_reg']}")
+@pytest.mark.parametrize(
+    "case",
+    golden("captions", table="caption"),
+    ids=lambda c: f"{c['raw']}-{c['is_reg']}",
+)
 def test_golden_captions_but_for_the_spaces_around_commas(case: dict) -> None:
-    """The peer splits at commas and joins with another space, which jobs here do not get (tests/golden/README.md)."""
+    """The peer splits at commas and joins with another space, which jobs here do not
+    get (tests/golden/README.md)."""
     caption = inject_trigger(case["raw"], case["trigger_word"], add=not case["is_reg"])
     assert re.sub(r" *, *", ",", caption) == re.sub(r" *, *", ",", case["result"])
 
 
-def uses(caption: str, rules: CaptionRules, count: int = 400, seed: int = 1) -> list[str]:
-    return [caption_for_use(caption, rules, seed, 0, position) for position in range(count)]
+def uses(
+    caption: str, rules: CaptionRules, count: int = 400, seed: int = 1
+) -> list[str]:
+    return [
+        caption_for_use(caption, rules, seed, 0, position) for position in range(count)
+    ]
 
 
 def test_a_caption_without_rules_is_left_as_written() -> None:
     assert set(uses("a,b ,, c", CaptionRules(trigger="sks"))) == {"a,b ,, c"}
 
 
-@pytest.mark.parametrize("case", golden("captions", table="dropout_rate"), ids=lambda c: c["caption_dropout_rate"])
+@pytest.mark.parametrize(
+    "case",
+    golden("captions", table="dropout_rate"),
+    ids=lambda c: c["caption_dropout_rate"],
+)
 def test_dropout_rate_is_a_probability_per_use(case: dict) -> None:
     rate = case["caption_dropout_rate"]
-    captions = uses("sks a cat", CaptionRules(dropout_rate=rate, trigger="sks"), case["draws"])
+    captions = uses(
+        "sks a cat", CaptionRules(dropout_rate=rate, trigger="sks"), case["draws"]
+    )
     assert set(captions) == {"", "sks a cat"}
     found = captions.count("") / len(captions)
-    assert found == pytest.approx(rate, abs=0.01) and found == pytest.approx(case["dropped_fraction"], abs=0.01)
+    assert found == pytest.approx(rate, abs=0.01) and found == pytest.approx(
+        case["dropped_fraction"], abs=0.01
+    )
 
 
 def test_dropout_at_both_ends() -> None:
@@ -256,13 +335,20 @@ def test_draws_depend_on_seed_epoch_and_position_and_repeat() -> None:
     first = uses("a", rules)
     assert first == uses("a", rules)
     assert first != uses("a", rules, seed=2)
-    assert first != [caption_for_use("a", rules, 1, 1, position) for position in range(400)]
+    assert first != [
+        caption_for_use("a", rules, 1, 1, position) for position in range(400)
+    ]
 
 
 def test_shuffling_reaches_every_order_and_loses_nothing() -> None:
-    captions = set(uses("red hat,blue coat , green shoe", CaptionRules(shuffle_tokens=True)))
+    captions = set(
+        uses("red hat,blue coat , green shoe", CaptionRules(shuffle_tokens=True))
+    )
     assert len(captions) == 6
-    assert all(sorted(caption.split(", ")) == ["blue coat", "green shoe", "red hat"] for caption in captions)
+    assert all(
+        sorted(caption.split(", ")) == ["blue coat", "green shoe", "red hat"]
+        for caption in captions
+    )
 
 
 def test_keep_tokens_stay_in_front_and_the_prepended_trigger_is_no_part() -> None:
@@ -275,19 +361,30 @@ def test_keep_tokens_stay_in_front_and_the_prepended_trigger_is_no_part() -> Non
 def test_trigger_is_never_moved_wherever_it_stands() -> None:
     rules = CaptionRules(shuffle_tokens=True, trigger="sks")
     assert all(caption.startswith("sks ") for caption in uses("sks a, b, c", rules))
-    assert {caption.split(", ")[1] for caption in uses("a, photo of sks, b, c", rules)} == {"photo of sks"}
+    assert {
+        caption.split(", ")[1] for caption in uses("a, photo of sks, b, c", rules)
+    } == {"photo of sks"}
     assert {caption.split(", ")[0] for caption in uses("sks, a, b", rules)} == {"sks"}
 
 
 def test_keep_tokens_beyond_the_caption() -> None:
-    assert set(uses("a, b", CaptionRules(shuffle_tokens=True, keep_tokens=9))) == {"a, b"}
+    assert set(uses("a, b", CaptionRules(shuffle_tokens=True, keep_tokens=9))) == {
+        "a, b"
+    }
 
 
 @pytest.mark.parametrize(
     ("caption", "prefix", "expected"),
-    [("a girl", "drawn", "drawn. a girl"), ("", "drawn", "drawn"), ("a girl", "", "a girl"), ("", "", "")],
+    [
+        ("a girl", "drawn", "drawn. a girl"),
+        ("", "drawn", "drawn"),
+        ("a girl", "", "a girl"),
+        ("", "", ""),
+    ],
 )
-def test_a_prefix_stands_before_the_caption(caption: str, prefix: str, expected: str) -> None:
+def test_a_prefix_stands_before_the_caption(
+    caption: str, prefix: str, expected: str
+) -> None:
     assert add_prefix(caption, prefix) == expected
 
 
@@ -300,9 +397,23 @@ def test_a_prefix_stands_before_the_caption(caption: str, prefix: str, expected:
         ("sks", "by sks, drawn", "by sks, drawn. "),
     ],
 )
-def test_shuffling_neither_moves_nor_tears_a_prefix(trigger: str, prefix: str, begin: str) -> None:
+def test_shuffling_neither_moves_nor_tears_a_prefix(
+    trigger: str, prefix: str, begin: str
+) -> None:
     rules = CaptionRules(0.1, shuffle_tokens=True, trigger=trigger, prefix=prefix)
-    assert set(uses(inject_trigger(add_prefix("a, b", prefix), trigger), rules)) == {"", f"{begin}a, b", f"{begin}b, a"}
-    assert set(uses(inject_trigger(prefix, trigger), rules)) == {"", begin.removesuffix(". ")}
-    captions = set(uses(inject_trigger(add_prefix("a, b, c", prefix), trigger), replace(rules, keep_tokens=1)))
+    assert set(uses(inject_trigger(add_prefix("a, b", prefix), trigger), rules)) == {
+        "",
+        f"{begin}a, b",
+        f"{begin}b, a",
+    }
+    assert set(uses(inject_trigger(prefix, trigger), rules)) == {
+        "",
+        begin.removesuffix(". "),
+    }
+    captions = set(
+        uses(
+            inject_trigger(add_prefix("a, b, c", prefix), trigger),
+            replace(rules, keep_tokens=1),
+        )
+    )
     assert captions == {"", f"{begin}a, b, c", f"{begin}a, c, b"}

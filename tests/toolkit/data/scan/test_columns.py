@@ -37,13 +37,18 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 def both(row: dict[str, Any]) -> list[dict[str, Any]]:
     """The row of each of two images: # is its number."""
-    return [json.loads(json.dumps(row).replace("#", str(number))) for number in range(2)]
+    return [
+        json.loads(json.dumps(row).replace("#", str(number))) for number in range(2)
+    ]
 
 
 def test_each_known_name_has_a_source_and_is_there_once() -> None:
     assert all(known.source for known in KNOWN)
     assert len({known[:2] for known in KNOWN}) == len(KNOWN)
-    assert all(known.name == known.name.lower() and not known.name.endswith("_file_name") for known in KNOWN[1:])
+    assert all(
+        known.name == known.name.lower() and not known.name.endswith("_file_name")
+        for known in KNOWN[1:]
+    )
 
 
 EDITS = {
@@ -61,79 +66,172 @@ EDITS = {
 
 
 @pytest.mark.parametrize("names", EDITS.values(), ids=EDITS)
-def test_edit_tables_are_read_by_the_names_that_their_makers_give(data: Path, dataset, names: tuple[str, ...]) -> None:
+def test_edit_tables_are_read_by_the_names_that_their_makers_give(
+    data: Path, dataset, names: tuple[str, ...]
+) -> None:
     control, edited, prompt = names
     before: Any = ["in/#.png"] if control.endswith("s") else "in/#.png"
-    path = write(data / "t.jsonl", both({control: before, edited: "out/#.png", prompt: "make it red #"}))
+    path = write(
+        data / "t.jsonl",
+        both({control: before, edited: "out/#.png", prompt: "make it red #"}),
+    )
     scan = scan_datasets([dataset("", captions_file=path)], None)
-    found = [(sample.name, sample.caption, sample.control_images) for sample in scan.samples]
-    assert found == [(f"{n}.png", f"make it red {n}", (f"{data}/in/{n}.png",)) for n in range(2)]
+    found = [
+        (sample.name, sample.caption, sample.control_images) for sample in scan.samples
+    ]
+    assert found == [
+        (f"{n}.png", f"make it red {n}", (f"{data}/in/{n}.png",)) for n in range(2)
+    ]
     assert not [note for note in scan.notes if "columns" in note]
 
 
-@pytest.mark.parametrize("column", ["source", "target", "before", "input_image", "chosen", "win"])
-def test_a_name_with_other_meanings_counts_only_where_all_values_are_images(data: Path, dataset, column: str) -> None:
+@pytest.mark.parametrize(
+    "column", ["source", "target", "before", "input_image", "chosen", "win"]
+)
+def test_a_name_with_other_meanings_counts_only_where_all_values_are_images(
+    data: Path, dataset, column: str
+) -> None:
     rows = both({"file_name": "out/#.png", "text": "red", column: "flickr"})
-    scan = scan_datasets([dataset("", captions_file=write(data / "t.jsonl", rows))], None)
+    scan = scan_datasets(
+        [dataset("", captions_file=write(data / "t.jsonl", rows))], None
+    )
     assert [sample.control_images for sample in scan.samples] == [(), ()]
     assert scan.notes[0] == f"{data}/t.jsonl: columns that are not used: {column}"
 
 
-def test_columns_that_are_not_used_are_named_once_for_plan_and_lint(data: Path, dataset) -> None:
-    rows = both({"file_name": "out/#.png", "text": "red", "width": 64, "id of it": "x#"})
+def test_columns_that_are_not_used_are_named_once_for_plan_and_lint(
+    data: Path, dataset
+) -> None:
+    rows = both(
+        {"file_name": "out/#.png", "text": "red", "width": 64, "id of it": "x#"}
+    )
     path = write(data / "t.jsonl", rows)
     scan = scan_datasets([dataset("", captions_file=path)], None)
     assert scan.notes == (f"{path}: columns that are not used: width, id of it",)
     remedy = "Say what they are with 'columns', or 'columns: {ignore: [width, \"id of it\"]}'"
-    assert scan.unused == ((path, f"columns that are not used: width, id of it. {remedy}"),)
+    assert scan.unused == (
+        (path, f"columns that are not used: width, id of it. {remedy}"),
+    )
     quiet = dataset("", captions_file=path, columns={"ignore": ("width", "id of it")})
     assert scan_datasets([quiet], None).notes == ()
 
 
-@pytest.mark.parametrize("value", ["in/#.png", "in\\#.png", "{data}/in/#.png", ["in/#.png"]])
-def test_a_column_of_files_is_a_mistake_until_the_job_says_what_it_is(data: Path, dataset, value: Any) -> None:
+@pytest.mark.parametrize(
+    "value", ["in/#.png", "in\\#.png", "{data}/in/#.png", ["in/#.png"]]
+)
+def test_a_column_of_files_is_a_mistake_until_the_job_says_what_it_is(
+    data: Path, dataset, value: Any
+) -> None:
     written = json.loads(json.dumps(value).replace("{data}", str(data)))
-    path = write(data / "t.jsonl", both({"file_name": "out/#.png", "text": "red", "image1": written}))
+    path = write(
+        data / "t.jsonl",
+        both({"file_name": "out/#.png", "text": "red", "image1": written}),
+    )
     with pytest.raises(DataErrors) as caught:
         scan_datasets([dataset("", captions_file=path)], None)
     what = f"{path}: its column 'image1' names 2 files and is not used. Say what it is: 'columns: {{control: image1}}'"
-    assert str(caught.value) == (f"{what} (or mask, worse, image), 'columns: {{ignore: image1}}' where it is not meant")
-    said = scan_datasets([dataset("", captions_file=path, columns={"control": ("image1",)})], None)
-    assert [[Path(each).name for each in sample.control_images] for sample in said.samples] == [["0.png"], ["1.png"]]
-    assert scan_datasets([dataset("", captions_file=path, columns={"ignore": ("image1",)})], None).notes == ()
+    assert str(caught.value) == (
+        f"{what} (or mask, worse, image), 'columns: {{ignore: image1}}' where it is not meant"
+    )
+    said = scan_datasets(
+        [dataset("", captions_file=path, columns={"control": ("image1",)})], None
+    )
+    assert [
+        [Path(each).name for each in sample.control_images] for sample in said.samples
+    ] == [["0.png"], ["1.png"]]
+    assert (
+        scan_datasets(
+            [dataset("", captions_file=path, columns={"ignore": ("image1",)})], None
+        ).notes
+        == ()
+    )
 
 
-def test_a_column_that_repeats_the_image_or_lacks_a_file_is_only_named(data: Path, dataset) -> None:
-    rows = both({"file_name": "out/#.png", "text": "red", "path": "./out/#.png", "shot": "in/#.png"})
+def test_a_column_that_repeats_the_image_or_lacks_a_file_is_only_named(
+    data: Path, dataset
+) -> None:
+    rows = both(
+        {
+            "file_name": "out/#.png",
+            "text": "red",
+            "path": "./out/#.png",
+            "shot": "in/#.png",
+        }
+    )
     rows[1]["shot"] = "in/gone.png"
-    scan = scan_datasets([dataset("", captions_file=write(data / "t.jsonl", rows))], None)
+    scan = scan_datasets(
+        [dataset("", captions_file=write(data / "t.jsonl", rows))], None
+    )
     assert scan.notes == (f"{data}/t.jsonl: columns that are not used: path, shot",)
 
 
 def test_the_job_says_what_each_column_is(data: Path, dataset) -> None:
-    rows = both({"i": "out/#.png", "c": "in/#.png", "m": "mask/#.png", "w": "0.5", "p": "red #", "text": "no"})
+    rows = both(
+        {
+            "i": "out/#.png",
+            "c": "in/#.png",
+            "m": "mask/#.png",
+            "w": "0.5",
+            "p": "red #",
+            "text": "no",
+        }
+    )
     rows[1]["w"] = None
-    columns = {"image": "i", "control": "c", "mask": "m", "weight": "w", "prompt": "p", "ignore": "text"}
-    section = dataset("", captions_file=write(data / "t.jsonl", rows), columns=columns, loss_multiplier=0.5)
+    columns = {
+        "image": "i",
+        "control": "c",
+        "mask": "m",
+        "weight": "w",
+        "prompt": "p",
+        "ignore": "text",
+    }
+    section = dataset(
+        "",
+        captions_file=write(data / "t.jsonl", rows),
+        columns=columns,
+        loss_multiplier=0.5,
+    )
     scan = scan_datasets([section], None)
     first, second = scan.samples
     assert [first.caption, second.caption] == ["red 0", "red 1"]
     assert first.mask and first.mask.file == f"{data}/mask/0.png"
-    assert [(sample.loss_weight, sample.own_weight) for sample in scan.samples] == [(0.25, 0.5), (0.5, 1.0)]
-    assert [note for note in scan.notes if "masks are dark throughout" not in note] == []
+    assert [(sample.loss_weight, sample.own_weight) for sample in scan.samples] == [
+        (0.25, 0.5),
+        (0.5, 1.0),
+    ]
+    assert [
+        note for note in scan.notes if "masks are dark throughout" not in note
+    ] == []
     rows[0]["w"] = "1"
-    plain = scan_datasets([dataset("", captions_file=write(data / "t.jsonl", rows), columns=columns)], None)
-    before, after = fingerprint(scan.samples), fingerprint(plain.samples)
-    assert [name for name in before if before[name] != after[name]] == [f"{data}/out/0.png"]
-
-
-def test_a_mask_of_the_table_goes_before_one_of_a_folder(data: Path, dataset, image) -> None:
-    image(data / "masks" / "0.png"), image(data / "masks" / "1.png")
-    rows = [{"file_name": "0.png", "text": "", "m": "mask/0.png"}, {"file_name": "1.png", "text": ""}]
-    section = dataset(
-        data / "out", captions_file=write(data / "t.jsonl", rows), columns={"mask": "m"}, mask_path=str(data / "masks")
+    plain = scan_datasets(
+        [dataset("", captions_file=write(data / "t.jsonl", rows), columns=columns)],
+        None,
     )
-    masks = [sample.mask.file for sample in scan_datasets([section], None).samples if sample.mask]
+    before, after = fingerprint(scan.samples), fingerprint(plain.samples)
+    assert [name for name in before if before[name] != after[name]] == [
+        f"{data}/out/0.png"
+    ]
+
+
+def test_a_mask_of_the_table_goes_before_one_of_a_folder(
+    data: Path, dataset, image
+) -> None:
+    image(data / "masks" / "0.png"), image(data / "masks" / "1.png")
+    rows = [
+        {"file_name": "0.png", "text": "", "m": "mask/0.png"},
+        {"file_name": "1.png", "text": ""},
+    ]
+    section = dataset(
+        data / "out",
+        captions_file=write(data / "t.jsonl", rows),
+        columns={"mask": "m"},
+        mask_path=str(data / "masks"),
+    )
+    masks = [
+        sample.mask.file
+        for sample in scan_datasets([section], None).samples
+        if sample.mask
+    ]
     assert masks == [f"{data}/mask/0.png", f"{data}/masks/1.png"]
 
 
@@ -143,11 +241,19 @@ def test_a_mask_of_the_table_goes_before_one_of_a_folder(data: Path, dataset, im
         ({"w": "much"}, "has the weight 'much'. Write a number from 0 to 1000000"),
         ({"w": -1}, "has the weight -1. Write a number from 0 to 1000000"),
         ({"w": float("nan")}, "has the weight nan. Write a number from 0 to 1000000"),
-        ({"w": float("inf")}, "has the weight inf. Write a number from 0 to 1000000"),  # 1e400 in JSON
-        ({"w": 10**400}, f"has the weight 1{'0' * 400}. Write a number from 0 to 1000000"),
+        (
+            {"w": float("inf")},
+            "has the weight inf. Write a number from 0 to 1000000",
+        ),  # 1e400 in JSON
+        (
+            {"w": 10**400},
+            f"has the weight 1{'0' * 400}. Write a number from 0 to 1000000",
+        ),
     ],
 )
-def test_a_weight_that_is_none_is_named_with_its_line(data: Path, dataset, row: dict[str, Any], reason: str) -> None:
+def test_a_weight_that_is_none_is_named_with_its_line(
+    data: Path, dataset, row: dict[str, Any], reason: str
+) -> None:
     path = write(data / "t.jsonl", [{"file_name": "out/0.png", "text": "red", **row}])
     with pytest.raises(DataErrors) as caught:
         scan_datasets([dataset("", captions_file=path, columns={"weight": "w"})], None)
@@ -156,7 +262,9 @@ def test_a_weight_that_is_none_is_named_with_its_line(data: Path, dataset, row: 
 
 def test_a_given_column_that_is_not_there_is_named_with_those_that_are() -> None:
     with pytest.raises(Unfit) as caught:
-        columns_of([{"file_name": "a.png", "text": "x"}], ColumnsConfig(control=("inptu",)))
+        columns_of(
+            [{"file_name": "a.png", "text": "x"}], ColumnsConfig(control=("inptu",))
+        )
     what = "has no column 'inptu', which 'columns' gives as 'control'. Its columns are file_name, text"
     assert str(caught.value) == what
 
@@ -164,66 +272,134 @@ def test_a_given_column_that_is_not_there_is_named_with_those_that_are() -> None
 PREFERENCES = {
     "chosen": {"prompt": "a cat", "chosen": "out/0.png", "rejected": "out/1.png"},
     "win": {"prompt": "a cat", "win": "out/0.png", "lose": "out/1.png"},
-    "label": {"caption": "a cat", "jpg_0": "out/0.png", "jpg_1": "out/1.png", "label_0": 1, "label_1": 0},
-    "label 0": {"caption": "a cat", "jpg_0": "out/1.png", "jpg_1": "out/0.png", "label_0": 0.0},
+    "label": {
+        "caption": "a cat",
+        "jpg_0": "out/0.png",
+        "jpg_1": "out/1.png",
+        "label_0": 1,
+        "label_1": 0,
+    },
+    "label 0": {
+        "caption": "a cat",
+        "jpg_0": "out/1.png",
+        "jpg_1": "out/0.png",
+        "label_0": 0.0,
+    },
 }
 
 
 @pytest.mark.parametrize("row", PREFERENCES.values(), ids=PREFERENCES)
-def test_pairs_of_preferences_by_the_names_that_everybody_uses(data: Path, dataset, row: dict[str, Any]) -> None:
-    scan = scan_datasets([dataset("", captions_file=write(data / "t.jsonl", [row]))], None)
-    assert [(s.name, s.worse, s.caption) for s in scan.samples] == [("0.png", (f"{data}/out/1.png",), "a cat")]
+def test_pairs_of_preferences_by_the_names_that_everybody_uses(
+    data: Path, dataset, row: dict[str, Any]
+) -> None:
+    scan = scan_datasets(
+        [dataset("", captions_file=write(data / "t.jsonl", [row]))], None
+    )
+    assert [(s.name, s.worse, s.caption) for s in scan.samples] == [
+        ("0.png", (f"{data}/out/1.png",), "a cat")
+    ]
     assert not [note for note in scan.notes if "not used" in note]
 
 
-def test_a_label_for_neither_is_counted_and_another_one_is_a_mistake(data: Path, dataset) -> None:
+def test_a_label_for_neither_is_counted_and_another_one_is_a_mistake(
+    data: Path, dataset
+) -> None:
     row = PREFERENCES["label"]
     path = write(data / "t.jsonl", [row, row | {"label_0": 0.5}])
     scan = scan_datasets([dataset("", captions_file=path)], None)
-    assert scan.pairs == 1 and f"{path}: 1 vote for neither of two images: not used" in scan.notes
+    assert (
+        scan.pairs == 1
+        and f"{path}: 1 vote for neither of two images: not used" in scan.notes
+    )
     path = write(data / "t.jsonl", [row | {"label_0": "left"}])
     with pytest.raises(DataErrors, match=r"'label_0' is 'left'\. Write 1, 0 or 0\.5"):
         scan_datasets([dataset("", captions_file=path)], None)
 
 
-def test_a_table_without_a_known_image_says_how_to_name_it_in_the_job(data: Path, dataset) -> None:
+def test_a_table_without_a_known_image_says_how_to_name_it_in_the_job(
+    data: Path, dataset
+) -> None:
     rows = [{"prompt": "a cat", "good_jpg": "out/0.png", "bad_jpg": "out/1.png"}] * 1
     path = write(data / "t.jsonl", rows)
     with pytest.raises(DataErrors) as caught:
         scan_datasets([dataset("", captions_file=path)], None)
     columns = "its columns are prompt, good_jpg, bad_jpg, of which good_jpg, bad_jpg name images"
     remedy = "Say what they are: 'columns: {image: good_jpg, prompt: prompt}' (for pairs also control, or worse)"
-    assert str(caught.value) == f"{path}: has no column that is known as the image; {columns}. {remedy}"
-    section = dataset("", captions_file=path, columns={"image": "good_jpg", "worse": "bad_jpg"})
+    assert (
+        str(caught.value)
+        == f"{path}: has no column that is known as the image; {columns}. {remedy}"
+    )
+    section = dataset(
+        "", captions_file=path, columns={"image": "good_jpg", "worse": "bad_jpg"}
+    )
     assert scan_datasets([section], None).pairs == 1
 
 
-def test_control_images_beside_their_images_are_not_trained_themselves(tmp_path: Path, image, dataset) -> None:
-    """As `datasets` reads it: a row is a sample. Those of names that were known before stay as they are."""
+def test_control_images_beside_their_images_are_not_trained_themselves(
+    tmp_path: Path, image, dataset
+) -> None:
+    """As `datasets` reads it: a row is a sample. Those of names that were known before
+    stay as they are."""
     for name in ("x_before", "x_after", "y_before", "y_after", "z"):
         image(tmp_path / f"{name}.png")
-    rows = [{"before_file_name": f"{n}_before.png", "after_file_name": f"{n}_after.png", "text": n} for n in "xy"]
+    rows = [
+        {
+            "before_file_name": f"{n}_before.png",
+            "after_file_name": f"{n}_after.png",
+            "text": n,
+        }
+        for n in "xy"
+    ]
     write(tmp_path / "metadata.jsonl", rows)
     scan = scan_datasets([dataset(tmp_path)], "sks")
-    found = [(sample.name, [Path(path).name for path in sample.control_images]) for sample in scan.samples]
-    assert found == [("x_after.png", ["x_before.png"]), ("y_after.png", ["y_before.png"]), ("z.png", [])]
+    found = [
+        (sample.name, [Path(path).name for path in sample.control_images])
+        for sample in scan.samples
+    ]
+    assert found == [
+        ("x_after.png", ["x_before.png"]),
+        ("y_after.png", ["y_before.png"]),
+        ("z.png", []),
+    ]
     what = "2 images not trained, as control images or masks of others: x_before.png, y_before.png"
     assert f"{tmp_path}/metadata.jsonl: {what}" in scan.notes
-    rows = [{"control_path": f"{n}_before.png", "image_path": f"{n}_after.png", "text": n} for n in "xy"]
+    rows = [
+        {"control_path": f"{n}_before.png", "image_path": f"{n}_after.png", "text": n}
+        for n in "xy"
+    ]
     write(tmp_path / "metadata.jsonl", rows)
-    names = [sample.name for sample in scan_datasets([dataset(tmp_path)], "sks").samples]
-    assert names == ["x_after.png", "x_before.png", "y_after.png", "y_before.png", "z.png"]
+    names = [
+        sample.name for sample in scan_datasets([dataset(tmp_path)], "sks").samples
+    ]
+    assert names == [
+        "x_after.png",
+        "x_before.png",
+        "y_after.png",
+        "y_before.png",
+        "z.png",
+    ]
 
 
-def test_subfolders_of_pairs_below_their_table_are_pairs(tmp_path: Path, image, dataset) -> None:
+def test_subfolders_of_pairs_below_their_table_are_pairs(
+    tmp_path: Path, image, dataset
+) -> None:
     for folder in ("before", "after"):
         image(tmp_path / folder / "x.png")
-    write(tmp_path / "metadata.jsonl", [{"source": "before/x.png", "target": "after/x.png", "prompt": "make it blue"}])
+    write(
+        tmp_path / "metadata.jsonl",
+        [{"source": "before/x.png", "target": "after/x.png", "prompt": "make it blue"}],
+    )
     scan = scan_datasets([dataset(tmp_path)], None)
-    assert [(sample.folder, sample.caption) for sample in scan.samples] == [(f"{tmp_path}/after", "make it blue")]
-    assert [info.folder for info in scan.folders] == [f"{tmp_path}/after"] and scan.unpaired == ()
+    assert [(sample.folder, sample.caption) for sample in scan.samples] == [
+        (f"{tmp_path}/after", "make it blue")
+    ]
+    assert [info.folder for info in scan.folders] == [
+        f"{tmp_path}/after"
+    ] and scan.unpaired == ()
 
 
 def test_of_several_names_of_the_image_those_count_whose_values_are_images() -> None:
-    rows = [{"target": "train", "chosen": "the left one", "win": "a.png", "prompt": "a cat"}]
+    rows = [
+        {"target": "train", "chosen": "the left one", "win": "a.png", "prompt": "a cat"}
+    ]
     assert columns_of(rows, ColumnsConfig()).image == ("win",)

@@ -1,4 +1,5 @@
-"""Folders as the Hugging Face hub has them are read as `datasets` reads them: tests/golden/dataset_layouts.json."""
+"""Folders as the Hugging Face hub has them are read as `datasets` reads them:
+tests/golden/dataset_layouts.json."""
 
 from pathlib import Path
 from typing import Any
@@ -38,19 +39,26 @@ OTHERWISE = (
     "splits in names of files",
     "paths in Parquet",
 )
-"""Layouts that are read otherwise than `datasets` reads them, as the tests below have it."""
+"""Layouts that are read otherwise than `datasets` reads them, as the tests below have
+it."""
 
 
 @pytest.fixture(autouse=True)
 def pyarrow(request: pytest.FixtureRequest) -> None:
     """Layouts with Parquet files are tested where it is installed."""
-    name = request.node.callspec.params.get("name", "") if hasattr(request.node, "callspec") else ""
+    name = (
+        request.node.callspec.params.get("name", "")
+        if hasattr(request.node, "callspec")
+        else ""
+    )
     if any(path.endswith(".parquet") for path in LAYOUTS.get(name, ())):
         pytest.importorskip("pyarrow")
 
 
 def section(folder: Path | str, **keys: Any) -> DatasetConfig:
-    return DatasetConfig.model_validate({"folder_path": str(folder), "resolution": 64, **keys})
+    return DatasetConfig.model_validate(
+        {"folder_path": str(folder), "resolution": 64, **keys}
+    )
 
 
 def picture_of(path: str) -> str:
@@ -62,22 +70,35 @@ def first(row: dict[str, Any], columns: tuple[str, ...]) -> Any:
     return next((row[column] for column in columns if column in row), None)
 
 
-def rows_of(splits: dict[str, list[dict[str, Any]]]) -> list[tuple[str, str, list[str]]]:
+def rows_of(
+    splits: dict[str, list[dict[str, Any]]],
+) -> list[tuple[str, str, list[str]]]:
     """Picture, caption and control images of each row of all splits."""
     found = []
     for row in (row for rows in splits.values() for row in rows):
         controls = first(row, CONTROLS) or []
         found.append(
-            (first(row, IMAGES), first(row, CAPTIONS) or "", controls if isinstance(controls, list) else [controls])
+            (
+                first(row, IMAGES),
+                first(row, CAPTIONS) or "",
+                controls if isinstance(controls, list) else [controls],
+            )
         )
     return sorted(found)
 
 
 def read(folder: Path | str, **keys: Any) -> list[tuple[str, str, list[str]]]:
     """The same of each sample of a plan."""
-    scan = scan_datasets([section(folder, **keys)], None)  # what it unpacked is there as long as it is
+    scan = scan_datasets(
+        [section(folder, **keys)], None
+    )  # what it unpacked is there as long as it is
     return sorted(
-        (picture_of(sample.image), sample.caption, [*map(picture_of, sample.control_images)]) for sample in scan.samples
+        (
+            picture_of(sample.image),
+            sample.caption,
+            [*map(picture_of, sample.control_images)],
+        )
+        for sample in scan.samples
     )
 
 
@@ -87,15 +108,21 @@ def test_every_layout_has_its_row_and_every_picture_its_colour() -> None:
     assert {*REFUSED, *OTHERWISE} <= LAYOUTS.keys()
 
 
-@pytest.mark.parametrize("name", [name for name in LAYOUTS if name not in {*REFUSED, *OTHERWISE}])
+@pytest.mark.parametrize(
+    "name", [name for name in LAYOUTS if name not in {*REFUSED, *OTHERWISE}]
+)
 def test_a_layout_is_read_as_datasets_reads_it(tmp_path: Path, name: str) -> None:
     write(LAYOUTS[name], tmp_path)
     ((splits),) = [case["splits"] for case in golden("dataset_layouts", layout=name)]
     if name == "splits in Parquet":
-        splits = {"train": splits["train"]}  # the others are left out, which test_parquet.py has
+        splits = {
+            "train": splits["train"]
+        }  # the others are left out, which test_parquet.py has
     assert read(tmp_path) == rows_of(splits)
     held_out = [path for path, _ in scan_datasets([section(tmp_path)], None).held_out]
-    assert sorted(held_out) == sorted(f"{tmp_path}/{split}" for split in splits if split != "train")
+    assert sorted(held_out) == sorted(
+        f"{tmp_path}/{split}" for split in splits if split != "train"
+    )
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -104,20 +131,32 @@ def test_a_layout_that_is_refused_says_what_to_do(tmp_path: Path, name: str) -> 
     with pytest.raises(DataErrors) as caught:
         scan_datasets([section(tmp_path)], None)
     (mistake,) = caught.value.errors
-    told = f"{mistake.place}: {mistake.message}".removeprefix(f"{tmp_path}").removeprefix("/")
+    told = f"{mistake.place}: {mistake.message}".removeprefix(
+        f"{tmp_path}"
+    ).removeprefix("/")
     assert told.replace(str(tmp_path), "FOLDER") == REFUSED[name]
 
 
 @pytest.mark.parametrize("name", ["splits further down", "labels in splits"])
-def test_folders_further_down_are_read_as_the_remedy_says(tmp_path: Path, name: str) -> None:
+def test_folders_further_down_are_read_as_the_remedy_says(
+    tmp_path: Path, name: str
+) -> None:
     write(LAYOUTS[name], tmp_path)
     (case,) = golden("dataset_layouts", layout=name)
-    given = REFUSED[name].rpartition("give ")[2].replace("FOLDER", str(tmp_path)).split(", ")
-    assert sorted(row for folder in given for row in read(folder)) == rows_of({"train": case["splits"]["train"]})
+    given = (
+        REFUSED[name]
+        .rpartition("give ")[2]
+        .replace("FOLDER", str(tmp_path))
+        .split(", ")
+    )
+    assert sorted(row for folder in given for row in read(folder)) == rows_of(
+        {"train": case["splits"]["train"]}
+    )
 
 
 @pytest.mark.parametrize(
-    ("files", "of_train"), [(("data-00000-of-00001.arrow",), ""), (("dataset_dict.json",), '["train"]')]
+    ("files", "of_train"),
+    [(("data-00000-of-00001.arrow",), ""), (("dataset_dict.json",), '["train"]')],
 )
 def test_what_save_to_disk_wrote_is_refused_with_the_line_that_makes_parquet_of_it(
     tmp_path: Path, files: tuple[str, ...], of_train: str
@@ -130,7 +169,10 @@ def test_what_save_to_disk_wrote_is_refused_with_the_line_that_makes_parquet_of_
     place = f"{tmp_path}/saved"
     code = f'import datasets; datasets.load_from_disk("{place}"){of_train}.to_parquet("{place}.parquet")'
     told = caught.value.errors[0].message.partition("). ")[2]
-    assert told == f"It is what save_to_disk of 'datasets' wrote. Write it as Parquet: python -c '{code}'"
+    assert (
+        told
+        == f"It is what save_to_disk of 'datasets' wrote. Write it as Parquet: python -c '{code}'"
+    )
 
 
 def test_a_zip_file_is_read_as_the_remedy_says(tmp_path: Path) -> None:
@@ -162,21 +204,37 @@ def test_a_picture_without_a_row_is_trained_and_named(tmp_path: Path) -> None:
     (case,) = golden("dataset_layouts", layout=name)
     assert read(tmp_path) == [*rows_of(case["splits"]), ("picture b", "", [])]
     notes = scan_datasets([section(tmp_path)], None).notes
-    assert f"{tmp_path}: 1 of 2 images have no line in {tmp_path}/metadata.jsonl: b.png" in notes
+    assert (
+        f"{tmp_path}: 1 of 2 images have no line in {tmp_path}/metadata.jsonl: b.png"
+        in notes
+    )
 
 
-def test_a_table_above_its_splits_is_read_and_goes_with_the_remedy(tmp_path: Path) -> None:
+def test_a_table_above_its_splits_is_read_and_goes_with_the_remedy(
+    tmp_path: Path,
+) -> None:
     name = "a table above its splits"
     write(LAYOUTS[name], tmp_path)
     (case,) = golden("dataset_layouts", layout=name)
-    assert [caption for _, caption, _ in rows_of(case["splits"])] == ["", ""]  # the table is of no split there
-    assert read(tmp_path) == [("picture a", "for train/a", []), ("picture b", "for test/b", [])]
+    assert [caption for _, caption, _ in rows_of(case["splits"])] == [
+        "",
+        "",
+    ]  # the table is of no split there
+    assert read(tmp_path) == [
+        ("picture a", "for train/a", []),
+        ("picture b", "for test/b", []),
+    ]
     scan = scan_datasets([section(tmp_path)], None)
     alone = f"'folder_path: {tmp_path}/train' and 'captions_file: {tmp_path}/metadata.jsonl'"
     what = "is trained on, and its name keeps it from the training"
-    assert scan.held_out == ((f"{tmp_path}/test", f"{what}. For 'train' alone give {alone}"),)
+    assert scan.held_out == (
+        (f"{tmp_path}/test", f"{what}. For 'train' alone give {alone}"),
+    )
     measured = f"(the validation takes 'validation: {{folder_path: {tmp_path}/test}}')"
-    assert f"warning: {tmp_path}: its subfolder 'test' {what}. For 'train' alone give {alone} {measured}" in scan.notes
+    assert (
+        f"warning: {tmp_path}: its subfolder 'test' {what}. For 'train' alone give {alone} {measured}"
+        in scan.notes
+    )
     assert read(tmp_path / "train", captions_file=str(tmp_path / "metadata.jsonl")) == [
         ("picture a", "for train/a", [])
     ]
@@ -186,7 +244,9 @@ def test_splits_in_the_names_of_files_are_all_trained(tmp_path: Path) -> None:
     name = "splits in names of files"
     write(LAYOUTS[name], tmp_path)
     (case,) = golden("dataset_layouts", layout=name)
-    assert {*case["splits"]} == {"train", "test"} and read(tmp_path) == rows_of(case["splits"])
+    assert {*case["splits"]} == {"train", "test"} and read(tmp_path) == rows_of(
+        case["splits"]
+    )
 
 
 def test_paths_in_a_parquet_file_begin_at_its_folder(tmp_path: Path) -> None:
@@ -194,5 +254,7 @@ def test_paths_in_a_parquet_file_begin_at_its_folder(tmp_path: Path) -> None:
     name = "paths in Parquet"
     write(LAYOUTS[name], tmp_path)
     (case,) = golden("dataset_layouts", layout=name)
-    assert case["error"].startswith("FileNotFoundError")  # there they begin at the working directory
+    assert case["error"].startswith(
+        "FileNotFoundError"
+    )  # there they begin at the working directory
     assert read(tmp_path) == [("picture a", "a photo of a", [])]

@@ -29,7 +29,10 @@ def test_seen_counts_by_suffix(tmp_path: Path) -> None:
     for name in ("a.psd", "b.PSD", "c.txt", "README"):
         (tmp_path / name).touch()
     (tmp_path / "sub").mkdir()
-    assert list_folder(str(tmp_path)).describe() == "2 .psd, 1 .txt, 1 without suffix, 1 subfolder(s)"
+    assert (
+        list_folder(str(tmp_path)).describe()
+        == "2 .psd, 1 .txt, 1 without suffix, 1 subfolder(s)"
+    )
 
 
 def test_broken_and_looping_links_do_not_stop_the_listing(tmp_path: Path) -> None:
@@ -47,8 +50,16 @@ def test_each_file_has_its_own_version(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "ab.png").symlink_to("nowhere.png")
     listing = list_folder(str(tmp_path))
-    assert list(listing.versions) == ["a.txt", "ab.png", "b.png", "c.png"] and listing.subfolders == ("aa", "b")
-    own = {name: version_of((tmp_path / name).stat()) for name in ("a.txt", "b.png", "c.png")}
+    assert list(listing.versions) == [
+        "a.txt",
+        "ab.png",
+        "b.png",
+        "c.png",
+    ] and listing.subfolders == ("aa", "b")
+    own = {
+        name: version_of((tmp_path / name).stat())
+        for name in ("a.txt", "b.png", "c.png")
+    }
     assert listing.versions == own | {"ab.png": None}
 
 
@@ -67,7 +78,9 @@ def test_home_folder(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.png").touch()
     listing = list_folder("~/data")
-    assert listing.folder == "~/data" and listing.path("a.png") == str(tmp_path / "data" / "a.png")
+    assert listing.folder == "~/data" and listing.path("a.png") == str(
+        tmp_path / "data" / "a.png"
+    )
     assert real_path("~/data") == real_path(str(tmp_path / "data"))
 
 
@@ -81,13 +94,17 @@ def test_pipes_sockets_and_devices_are_no_files(tmp_path: Path, monkeypatch) -> 
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("socket.png")
         listing = list_folder(str(tmp_path))
-    assert {name: reason.split(",")[0] for name, reason in listing.no_files.items()} == {
+    assert {
+        name: reason.split(",")[0] for name, reason in listing.no_files.items()
+    } == {
         "pipe.png": "is a pipe",
         "socket.png": "is a socket",
         "to_pipe.txt": "is a pipe",
         "zero.txt": "is a device",
     }
-    assert {name for name, version in listing.versions.items() if version is None} == set(listing.no_files)
+    assert {
+        name for name, version in listing.versions.items() if version is None
+    } == set(listing.no_files)
 
 
 def test_a_listing_takes_no_more_memory_than_what_it_keeps(tmp_path: Path) -> None:
@@ -99,7 +116,9 @@ def test_a_listing_takes_no_more_memory_than_what_it_keeps(tmp_path: Path) -> No
         kept, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert len(listing.versions) == 2000 and list(listing.versions) == sorted(listing.versions)
+    assert len(listing.versions) == 2000 and list(listing.versions) == sorted(
+        listing.versions
+    )
     assert peak < 1.6 * kept, "what `stat` gave is three times that"
 
 
@@ -109,7 +128,16 @@ def test_names_alone_are_those_of_a_whole_listing(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "link").symlink_to(tmp_path / "sub")
     (tmp_path / "broken.png").symlink_to(tmp_path / "none")
-    whole, names = list_folder(str(tmp_path)), list_folder(str(tmp_path), names_only=True)
+    whole, names = (
+        list_folder(str(tmp_path)),
+        list_folder(str(tmp_path), names_only=True),
+    )
     assert names.images == whole.images == {"a": ("a.png",), "broken": ("broken.png",)}
-    assert (names.files, names.subfolders) == (whole.files, whole.subfolders) == ({"a.txt": "a.txt"}, ("link", "sub"))
-    assert set(names.versions) == set(whole.versions) and not any(names.versions.values())
+    assert (
+        (names.files, names.subfolders)
+        == (whole.files, whole.subfolders)
+        == ({"a.txt": "a.txt"}, ("link", "sub"))
+    )
+    assert set(names.versions) == set(whole.versions) and not any(
+        names.versions.values()
+    )

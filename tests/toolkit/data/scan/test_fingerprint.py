@@ -1,4 +1,5 @@
-"""What a dataset holds in one digest per image: every edit shows, and nothing else does."""
+"""What a dataset holds in one digest per image: every edit shows, and nothing else
+does."""
 
 from __future__ import annotations
 
@@ -10,14 +11,22 @@ import pytest
 
 from tests.toolkit.data.pixels.test_colours import cicp
 from toolkit.data.scan import fingerprint as module
-from toolkit.data.scan.fingerprint import DatasetChange, compare, digest_of, file_digest, fingerprint, image_digest
+from toolkit.data.scan.fingerprint import (
+    DatasetChange,
+    compare,
+    digest_of,
+    file_digest,
+    fingerprint,
+    image_digest,
+)
 from toolkit.data.scan.folder import scan_datasets
 from toolkit.errors import RunError
 
 
 @pytest.fixture
 def taken(tmp_path: Path, image, dataset):
-    """The fingerprint of a folder of three images, two of them with a reference; made when called."""
+    """The fingerprint of a folder of three images, two of them with a reference; made
+    when called."""
     data, references = tmp_path / "2_data", tmp_path / "references"
     for name, colour in [("a", "red"), ("b", "green"), ("c", "blue")]:
         image(data / f"{name}.png", colour=colour)
@@ -25,14 +34,18 @@ def taken(tmp_path: Path, image, dataset):
     for name in "ab":
         image(references / f"{name}.png", colour="gray")
     controls = {"control_path": (str(references),), "control_optional": True}
-    return lambda **changes: fingerprint(scan_datasets([dataset(data, **controls, **changes)], None).samples)
+    return lambda **changes: fingerprint(
+        scan_datasets([dataset(data, **controls, **changes)], None).samples
+    )
 
 
 def key(tmp_path: Path, name: str) -> str:
     return f"{tmp_path}/2_data/{name}.png"
 
 
-def test_the_same_files_give_the_same_digest_whatever_their_times(taken, tmp_path: Path) -> None:
+def test_the_same_files_give_the_same_digest_whatever_their_times(
+    taken, tmp_path: Path
+) -> None:
     before = taken()
     assert list(before) == [key(tmp_path, name) for name in "abc"]
     for path in tmp_path.rglob("*"):
@@ -42,37 +55,58 @@ def test_the_same_files_give_the_same_digest_whatever_their_times(taken, tmp_pat
     assert compare(before, taken()) == DatasetChange((), (), ())
 
 
-def test_what_is_added_removed_and_edited_is_told_apart(taken, tmp_path: Path, image) -> None:
+def test_what_is_added_removed_and_edited_is_told_apart(
+    taken, tmp_path: Path, image
+) -> None:
     before = taken()
     image(tmp_path / "2_data" / "d.png", colour="yellow")
     (tmp_path / "2_data" / "a.png").unlink()
     image(tmp_path / "2_data" / "b.png", colour="black")  # same size, other pixels
     change = compare(before, taken())
-    assert change == DatasetChange((key(tmp_path, "d"),), (key(tmp_path, "a"),), (key(tmp_path, "b"),))
+    assert change == DatasetChange(
+        (key(tmp_path, "d"),), (key(tmp_path, "a"),), (key(tmp_path, "b"),)
+    )
     words = str(change)
-    assert "1 added" in words and "1 removed" in words and "1 edited" in words and key(tmp_path, "b") in words
+    assert (
+        "1 added" in words
+        and "1 removed" in words
+        and "1 edited" in words
+        and key(tmp_path, "b") in words
+    )
     assert digest_of(taken()) != digest_of(before)
 
 
 @pytest.mark.parametrize("name", ["2_data/a", "references/b"])
-def test_an_image_that_was_read_in_other_colours_is_told_apart(taken, tmp_path: Path, name: str, monkeypatch) -> None:
+def test_an_image_that_was_read_in_other_colours_is_told_apart(
+    taken, tmp_path: Path, name: str, monkeypatch
+) -> None:
     path = tmp_path / f"{name}.png"
     whole = path.read_bytes()
     path.write_bytes(whole[:33] + cicp(12, 13) + whole[33:])
-    monkeypatch.setattr(module, "digest_as_read", lambda digest, reading: digest)  # as the earlier version had it
+    monkeypatch.setattr(
+        module, "digest_as_read", lambda digest, reading: digest
+    )  # as the earlier version had it
     before = taken()
     monkeypatch.undo()
     change = compare(before, taken())
     assert change == DatasetChange((), (), (), (key(tmp_path, name[-1]),))
-    assert "1 whose colours an earlier version of the program read wrongly" in str(change)
+    assert "1 whose colours an earlier version of the program read wrongly" in str(
+        change
+    )
     path.write_bytes(whole[:33] + cicp(9, 16) + whole[33:])
     assert compare(before, taken()).edited == (key(tmp_path, name[-1]),)
 
 
-def test_the_identity_of_an_image_is_that_of_its_file_unless_it_is_read_otherwise(tmp_path: Path, image) -> None:
+def test_the_identity_of_an_image_is_that_of_its_file_unless_it_is_read_otherwise(
+    tmp_path: Path, image
+) -> None:
     path = tmp_path / "a.png"
     image(path)
-    assert image_digest(path) == file_digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (
+        image_digest(path)
+        == file_digest(path)
+        == hashlib.sha256(path.read_bytes()).hexdigest()
+    )
     whole = path.read_bytes()
     path.write_bytes(whole[:33] + cicp(12, 13) + whole[33:])
     p3 = image_digest(path)
@@ -80,14 +114,18 @@ def test_the_identity_of_an_image_is_that_of_its_file_unless_it_is_read_otherwis
     assert len({p3, image_digest(path), file_digest(path)}) == 3
 
 
-def test_a_caption_and_a_reference_are_part_of_their_image(taken, tmp_path: Path, image) -> None:
+def test_a_caption_and_a_reference_are_part_of_their_image(
+    taken, tmp_path: Path, image
+) -> None:
     before = taken()
     (tmp_path / "2_data" / "c.txt").write_text("another photo")
     assert compare(before, taken()).edited == (key(tmp_path, "c"),)
     image(tmp_path / "references" / "a.png", colour="white")
     assert compare(before, taken()).edited == (key(tmp_path, "a"), key(tmp_path, "c"))
     (tmp_path / "references" / "b.png").unlink()
-    assert compare(before, taken()).edited == tuple(key(tmp_path, name) for name in "abc")
+    assert compare(before, taken()).edited == tuple(
+        key(tmp_path, name) for name in "abc"
+    )
 
 
 def test_repeats_and_background_are_part_of_every_image(taken) -> None:
@@ -96,11 +134,16 @@ def test_repeats_and_background_are_part_of_every_image(taken) -> None:
     assert len(compare(before, taken(background="black")).edited) == 3
 
 
-def test_two_entries_over_one_folder_are_both_seen(tmp_path: Path, image, dataset) -> None:
+def test_two_entries_over_one_folder_are_both_seen(
+    tmp_path: Path, image, dataset
+) -> None:
     image(tmp_path / "data" / "a.png")
     for suffix in ("txt", "caption"):
         (tmp_path / "data" / f"a.{suffix}").write_text("old")
-    both = [dataset(tmp_path / "data", caption_ext=(f".{suffix}",)) for suffix in ("txt", "caption")]
+    both = [
+        dataset(tmp_path / "data", caption_ext=(f".{suffix}",))
+        for suffix in ("txt", "caption")
+    ]
 
     def take():
         return fingerprint(scan_datasets(both, None).samples)
@@ -113,10 +156,16 @@ def test_two_entries_over_one_folder_are_both_seen(tmp_path: Path, image, datase
 
 def test_a_long_list_stays_short() -> None:
     words = str(compare({}, {f"folder/{number}.png": "x" for number in range(1000)}))
-    assert words.startswith("1000 added (folder/0.png") and words.endswith("...)") and len(words) < 100
+    assert (
+        words.startswith("1000 added (folder/0.png")
+        and words.endswith("...)")
+        and len(words) < 100
+    )
 
 
-def test_an_image_that_vanished_after_the_scan_is_named(taken, tmp_path: Path, dataset) -> None:
+def test_an_image_that_vanished_after_the_scan_is_named(
+    taken, tmp_path: Path, dataset
+) -> None:
     scan = scan_datasets([dataset(tmp_path / "2_data")], None)
     (tmp_path / "2_data" / "b.png").unlink()
     with pytest.raises(RunError, match=r"b\.png: cannot be read"):
@@ -129,13 +178,17 @@ def test_a_mask_is_part_of_its_image(tmp_path: Path, image, dataset) -> None:
         image(tmp_path / "mask" / f"{name}.png", colour="white")
 
     def take(**changes):
-        return fingerprint(scan_datasets([dataset(tmp_path / "data", **changes)], None).samples)
+        return fingerprint(
+            scan_datasets([dataset(tmp_path / "data", **changes)], None).samples
+        )
 
     with_masks = {"mask_path": str(tmp_path / "mask")}
     before = take(**with_masks)
     assert len(compare(take(), before).edited) == 2
     image(tmp_path / "mask" / "b.png", colour="black")
-    assert [Path(name).name for name in compare(before, take(**with_masks)).edited] == ["b.png"]
+    assert [Path(name).name for name in compare(before, take(**with_masks)).edited] == [
+        "b.png"
+    ]
 
 
 def test_mirrored_uses_are_part_of_every_image(taken) -> None:

@@ -31,23 +31,38 @@ def mistakes_of(*datasets) -> dict[str, str]:
 
 def test_photographs_by_their_subfolders(dataset) -> None:
     scan = scan_datasets([dataset(PHOTOS, resolution=(256,))], "sks")
-    assert [(f.folder, f.repeats, len(f.samples), f.missing_captions) for f in scan.folders] == [
+    assert [
+        (f.folder, f.repeats, len(f.samples), f.missing_captions) for f in scan.folders
+    ] == [
         (f"{PHOTOS}/20_photo_wide", 20, 2, 0),
         (f"{PHOTOS}/40_photo", 40, 3, 0),
     ]
     chelsea = scan.samples[0]
-    assert chelsea.size == Size(451, 300) and chelsea.control_images == () and chelsea.rules.trigger == "sks"
-    assert chelsea.caption == "sks " + Path(PHOTOS, "20_photo_wide/chelsea.txt").read_text().strip()
+    assert (
+        chelsea.size == Size(451, 300)
+        and chelsea.control_images == ()
+        and chelsea.rules.trigger == "sks"
+    )
+    assert (
+        chelsea.caption
+        == "sks " + Path(PHOTOS, "20_photo_wide/chelsea.txt").read_text().strip()
+    )
     assert scan.notes == ()
 
 
 def test_one_folder_of_images(dataset) -> None:
     (folder,) = scan_datasets([dataset(f"{PHOTOS}/40_photo")], None).folders
-    assert (folder.folder, folder.repeats, len(folder.samples)) == (f"{PHOTOS}/40_photo", 40, 3)
+    assert (folder.folder, folder.repeats, len(folder.samples)) == (
+        f"{PHOTOS}/40_photo",
+        40,
+        3,
+    )
 
 
 @pytest.mark.parametrize("name", ["40_char", "40_ü [x] 🙂", "40_", "0040_char"])
-def test_repeats_from_the_name_however_it_is_written(tmp_path: Path, monkeypatch, image, dataset, name) -> None:
+def test_repeats_from_the_name_however_it_is_written(
+    tmp_path: Path, monkeypatch, image, dataset, name
+) -> None:
     image(tmp_path / name / "a.png")
     (tmp_path / "40_link").symlink_to(tmp_path / name)
     for given in (tmp_path / name, f"{tmp_path / name}/", tmp_path / "40_link"):
@@ -57,7 +72,9 @@ def test_repeats_from_the_name_however_it_is_written(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["char", "char_40", "4x_char", "-3_char", "40"])
-def test_without_a_prefix_repeats_are_one(tmp_path: Path, image, dataset, name: str) -> None:
+def test_without_a_prefix_repeats_are_one(
+    tmp_path: Path, image, dataset, name: str
+) -> None:
     image(tmp_path / name / "a.png")
     assert [f.repeats for f in scan_datasets([dataset(tmp_path)], None).folders] == [1]
 
@@ -75,32 +92,48 @@ def test_zero_repeats_are_a_mistake(tmp_path: Path, image, dataset) -> None:
     assert "0 repeats" in mistakes_of(dataset(tmp_path))["0_char"]
 
 
-def test_own_images_shadow_subfolders_with_a_note(tmp_path: Path, image, dataset) -> None:
+def test_own_images_shadow_subfolders_with_a_note(
+    tmp_path: Path, image, dataset
+) -> None:
     image(tmp_path / "data" / "a.png")
     image(tmp_path / "data" / "char" / "b.png")
     image(tmp_path / "data" / ".cache" / "c.png")
     scan = scan_datasets([dataset(tmp_path / "data", resolution=(64,))], "sks")
     assert [sample.name for sample in scan.samples] == ["a.png"]
-    assert scan.notes == (f"{tmp_path}/data: holds images itself; subfolders ignored: char",)
+    assert scan.notes == (
+        f"{tmp_path}/data: holds images itself; subfolders ignored: char",
+    )
 
 
-def test_an_image_beside_subfolders_with_repeats_is_a_mistake(tmp_path: Path, image, dataset) -> None:
+def test_an_image_beside_subfolders_with_repeats_is_a_mistake(
+    tmp_path: Path, image, dataset
+) -> None:
     image(tmp_path / "data" / "cover.png")
     image(tmp_path / "data" / "20_a" / "a.png")
     (tmp_path / "data" / "30_empty").mkdir()
     message = mistakes_of(dataset(tmp_path / "data"))["data"]
-    assert message.startswith("holds images itself (cover.png), so those in 20_a would not be used. Move the loose")
+    assert message.startswith(
+        "holds images itself (cover.png), so those in 20_a would not be used. Move the loose"
+    )
     (tmp_path / "data").rename(tmp_path / "40_data")
-    assert [s.repeats for s in scan_datasets([dataset(tmp_path / "40_data")], None).samples] == [40]
+    assert [
+        s.repeats for s in scan_datasets([dataset(tmp_path / "40_data")], None).samples
+    ] == [40]
 
 
 def warnings_of(*datasets, trigger: str | None = "sks") -> list[str]:
     notes = scan_datasets(datasets, trigger).notes
-    return [note.removeprefix("warning: ").split(": ", 1)[1] for note in notes if note.startswith("warning: ")]
+    return [
+        note.removeprefix("warning: ").split(": ", 1)[1]
+        for note in notes
+        if note.startswith("warning: ")
+    ]
 
 
 @pytest.mark.parametrize("name", ["40 char", "40-char", "7. char", "100 - char"])
-def test_a_name_that_nearly_gives_repeats_is_a_warning(tmp_path: Path, image, dataset, name: str) -> None:
+def test_a_name_that_nearly_gives_repeats_is_a_warning(
+    tmp_path: Path, image, dataset, name: str
+) -> None:
     folder, count = image(tmp_path / name / "a.png").parent, re.match(r"\d+", name)[0]
     assert warnings_of(dataset(folder, resolution=(64,))) == [
         f"each image is used once per epoch. For {count} repeats begin its name with '{count}_', "
@@ -110,8 +143,13 @@ def test_a_name_that_nearly_gives_repeats_is_a_warning(tmp_path: Path, image, da
 
 
 @pytest.mark.parametrize("name", ["2024-05-01 char", "40", "char 40", "4x"])
-def test_other_numbers_in_names_are_none(tmp_path: Path, image, dataset, name: str) -> None:
-    assert warnings_of(dataset(image(tmp_path / name / "a.png").parent, resolution=(64,))) == []
+def test_other_numbers_in_names_are_none(
+    tmp_path: Path, image, dataset, name: str
+) -> None:
+    assert (
+        warnings_of(dataset(image(tmp_path / name / "a.png").parent, resolution=(64,)))
+        == []
+    )
 
 
 def test_images_without_any_words_are_a_warning(tmp_path: Path, image, dataset) -> None:
@@ -127,14 +165,21 @@ def test_images_without_any_words_are_a_warning(tmp_path: Path, image, dataset) 
         "1 of 2 images has no caption (b.png) and trains with 'sks' alone. Write b.txt, or give 'default_caption'"
     ]
     for words in ({"default_caption": "a thing"}, {"is_reg": True}):
-        assert warnings_of(dataset(tmp_path, resolution=(64,), **words), trigger=None) == []
+        assert (
+            warnings_of(dataset(tmp_path, resolution=(64,), **words), trigger=None)
+            == []
+        )
     (tmp_path / "b.txt").write_text("\n")
     [told] = warnings_of(bare, trigger=None)
-    assert told.endswith("b.txt is empty: write the caption into it, or give 'default_caption'")
+    assert told.endswith(
+        "b.txt is empty: write the caption into it, or give 'default_caption'"
+    )
 
 
 @pytest.mark.parametrize("placeholder", ["[trigger]", "[name]"])
-def test_a_placeholder_without_a_trigger_word_is_a_warning(tmp_path: Path, image, dataset, placeholder: str) -> None:
+def test_a_placeholder_without_a_trigger_word_is_a_warning(
+    tmp_path: Path, image, dataset, placeholder: str
+) -> None:
     image(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text(f"{placeholder}, a temple")
     data = dataset(tmp_path, resolution=(64,))
@@ -144,8 +189,14 @@ def test_a_placeholder_without_a_trigger_word_is_a_warning(tmp_path: Path, image
     assert warnings_of(data, trigger="sks") == []
 
 
-def test_captions_in_quotes_and_a_trigger_word_in_other_letters_are_warnings(tmp_path: Path, image, dataset) -> None:
-    for name, text in {"a": "sks at night", "b": "Sks, smiling", "c": '"sks in the rain"'}.items():
+def test_captions_in_quotes_and_a_trigger_word_in_other_letters_are_warnings(
+    tmp_path: Path, image, dataset
+) -> None:
+    for name, text in {
+        "a": "sks at night",
+        "b": "Sks, smiling",
+        "c": '"sks in the rain"',
+    }.items():
         image(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(text)
     assert warnings_of(dataset(tmp_path, resolution=(64,))) == [
@@ -154,8 +205,13 @@ def test_captions_in_quotes_and_a_trigger_word_in_other_letters_are_warnings(tmp
     ]
 
 
-@pytest.mark.parametrize("text", ["[Trigger] in a garden", "{trigger} in a garden", "<trigger word>, smiling"])
-def test_what_only_looks_like_a_placeholder_is_a_warning(tmp_path: Path, image, dataset, text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    ["[Trigger] in a garden", "{trigger} in a garden", "<trigger word>, smiling"],
+)
+def test_what_only_looks_like_a_placeholder_is_a_warning(
+    tmp_path: Path, image, dataset, text: str
+) -> None:
     for name in "ab":
         image(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text("[trigger] in a garden")
@@ -166,7 +222,9 @@ def test_what_only_looks_like_a_placeholder_is_a_warning(tmp_path: Path, image, 
     ]
 
 
-def test_a_trigger_word_that_only_the_captions_know_is_a_warning(tmp_path: Path, image, dataset) -> None:
+def test_a_trigger_word_that_only_the_captions_know_is_a_warning(
+    tmp_path: Path, image, dataset
+) -> None:
     for name in "abcdef":
         image(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.png.txt").write_text(f"zxq, in a garden {name}")
@@ -178,12 +236,17 @@ def test_a_trigger_word_that_only_the_captions_know_is_a_warning(tmp_path: Path,
     assert scan_datasets([found], "zxq").samples[0].caption == "zxq, in a garden a"
 
 
-def test_clear_pictures_and_those_that_need_a_package_are_warnings(tmp_path: Path, image, dataset) -> None:
+def test_clear_pictures_and_those_that_need_a_package_are_warnings(
+    tmp_path: Path, image, dataset
+) -> None:
     image(tmp_path / "a.png")
     Image.new("RGBA", (64, 64)).save(tmp_path / "clear.png")
     (tmp_path / "A.txt").write_text("of a.png")
     (tmp_path / "x.psd").touch()
-    section, remedy = dataset(tmp_path, resolution=(64,)), "Export them once more, or remove them"
+    section, remedy = (
+        dataset(tmp_path, resolution=(64,)),
+        "Export them once more, or remove them",
+    )
     assert warnings_of(section) == [
         "1 file not used, caption of an image whose name has other letters: A.txt. "
         "Give image and caption the same name, in upper and lower case too",
@@ -199,7 +262,9 @@ def test_photographs_of_an_iphone_are_images(tmp_path: Path, image, dataset) -> 
     assert [sample.size for sample in scan.samples] == [(64, 96)] * 2
 
 
-def test_images_far_below_the_resolution_are_a_warning(tmp_path: Path, image, dataset) -> None:
+def test_images_far_below_the_resolution_are_a_warning(
+    tmp_path: Path, image, dataset
+) -> None:
     image(tmp_path / "small.png", 255, 255)
     image(tmp_path / "wide.png", 512, 128)
     assert warnings_of(dataset(tmp_path, resolution=(1024, 512))) == [
@@ -208,25 +273,35 @@ def test_images_far_below_the_resolution_are_a_warning(tmp_path: Path, image, da
     assert warnings_of(dataset(tmp_path, resolution=(510,))) == []
 
 
-def test_ignored_files_are_named_with_the_reason(tmp_path: Path, image, dataset) -> None:
+def test_ignored_files_are_named_with_the_reason(
+    tmp_path: Path, image, dataset
+) -> None:
     image(tmp_path / "a.png")
     for name in ("a.txt", "b.psd", "c.txt", "a.caption", "notes.md", ".DS_Store"):
         (tmp_path / name).write_text("x")
     notes = "\n".join(scan_datasets([dataset(tmp_path)], None).notes)
-    for part in ("caption without an image: c.txt. Give", "ignored, not an image: notes.md"):
+    for part in (
+        "caption without an image: c.txt. Give",
+        "ignored, not an image: notes.md",
+    ):
         assert part in notes
     assert "caption_ext is .txt: a.caption" in notes
     assert "a.txt" not in notes and "DS_Store" not in notes
 
 
-@pytest.mark.parametrize("case", golden("captions", table="file"), ids=lambda c: c["name"])
+@pytest.mark.parametrize(
+    "case", golden("captions", table="file"), ids=lambda c: c["name"]
+)
 def test_golden_caption_files(tmp_path: Path, image, dataset, case: dict) -> None:
     image(tmp_path / "a.png")
     if case["file_text"] is not None:
         (tmp_path / "a.txt").write_bytes(case["file_text"].encode())
     default = case["options"].get("default_caption")
-    (sample,) = scan_datasets([dataset(tmp_path, default_caption=default)], case["trigger_word"]).samples
-    # the peer doubles the space after commas and leaves one behind a trigger that stands alone
+    (sample,) = scan_datasets(
+        [dataset(tmp_path, default_caption=default)], case["trigger_word"]
+    ).samples
+    # the peer doubles the space after commas and leaves one behind a trigger that
+    # stands alone
     assert sample.caption == case["result"].replace(",  ", ", ").strip()
 
 
@@ -237,26 +312,48 @@ def test_missing_and_empty_captions_are_counted(tmp_path: Path, image, dataset) 
     (tmp_path / "b.txt").write_text(" \n")
     scan = scan_datasets([dataset(tmp_path, default_caption="a thing")], None)
     assert scan.folders[0].missing_captions == 2
-    assert [sample.caption for sample in scan.samples] == ["a cat", "a thing", "a thing"]
+    assert [sample.caption for sample in scan.samples] == [
+        "a cat",
+        "a thing",
+        "a thing",
+    ]
 
 
 def test_images_are_found_as_a_scan_finds_them(tmp_path: Path, image, dataset) -> None:
-    for name in ("4_x/a.png", "4_x/b.png", "4_x/b_ref.png", "4_x/a_ref.png", "7_y/c.png", "7_y/c_ref.png"):
+    for name in (
+        "4_x/a.png",
+        "4_x/b.png",
+        "4_x/b_ref.png",
+        "4_x/a_ref.png",
+        "7_y/c.png",
+        "7_y/c_ref.png",
+    ):
         image(tmp_path / name)
-    for name, text in (("a.txt", " "), ("a.caption", "second"), ("b.txt", "of b"), ("b.caption", "unread")):
+    for name, text in (
+        ("a.txt", " "),
+        ("a.caption", "second"),
+        ("b.txt", "of b"),
+        ("b.caption", "unread"),
+    ):
         (tmp_path / "4_x" / name).write_text(text)
-    section = dataset(tmp_path, control_suffix=("_ref",), caption_ext=(".txt", ".caption"))
+    section = dataset(
+        tmp_path, control_suffix=("_ref",), caption_ext=(".txt", ".caption")
+    )
     images, mistakes, _ = find_images(section)
     samples = scan_datasets([section], None).samples
     assert [(i.path, i.repeats, i.caption, i.references) for i in images] == [
         (s.image, s.repeats, s.caption, s.control_images) for s in samples
     ]
     names = [[Path(path).name for path in each.captions] for each in images]
-    assert names == [["a.caption", "a.txt"], ["b.txt", "b.caption"], []] and mistakes == []
+    assert (
+        names == [["a.caption", "a.txt"], ["b.txt", "b.caption"], []] and mistakes == []
+    )
     image(tmp_path / "7_y" / "c.jpg")
     images, mistakes, _ = find_images(section)
     assert [each.shares_stem for each in images] == [False, False, True, True]
-    assert [str(each) for each in mistakes] == [str(each) for each in _errors_of_scan(section)]
+    assert [str(each) for each in mistakes] == [
+        str(each) for each in _errors_of_scan(section)
+    ]
 
 
 def _errors_of_scan(section) -> list:
@@ -267,11 +364,16 @@ def _errors_of_scan(section) -> list:
 
 def test_a_datasets_own_trigger_word_goes_first(tmp_path: Path, image, dataset) -> None:
     image(tmp_path / "a.png")
-    scan = scan_datasets([dataset(tmp_path, trigger_word="own"), dataset(tmp_path, trigger_word="")], "job")
+    scan = scan_datasets(
+        [dataset(tmp_path, trigger_word="own"), dataset(tmp_path, trigger_word="")],
+        "job",
+    )
     assert [sample.caption for sample in scan.samples] == ["own", "job"]
 
 
-def test_samples_of_two_entries_over_one_folder_are_told_apart(tmp_path: Path, image, dataset) -> None:
+def test_samples_of_two_entries_over_one_folder_are_told_apart(
+    tmp_path: Path, image, dataset
+) -> None:
     image(tmp_path / "a.png")
     scan = scan_datasets([dataset(tmp_path), dataset(tmp_path)], None)
     assert [sample.dataset for sample in scan.samples] == [0, 1]
@@ -298,8 +400,17 @@ def test_every_offender_is_named_at_once(tmp_path: Path, image, dataset) -> None
     whole = image(control / "hurt.jpg", 300, 200).read_bytes()
     (control / "hurt.jpg").write_bytes(whole[: len(whole) // 2])
 
-    found = mistakes_of(dataset(data, control_path=(str(control),)), dataset(tmp_path / "nowhere"))
-    assert set(found) == {"nowhere", "lonely.png", "twin.jpg", "encoded.txt", "anim.webp", "hurt.jpg"}
+    found = mistakes_of(
+        dataset(data, control_path=(str(control),)), dataset(tmp_path / "nowhere")
+    )
+    assert set(found) == {
+        "nowhere",
+        "lonely.png",
+        "twin.jpg",
+        "encoded.txt",
+        "anim.webp",
+        "hurt.jpg",
+    }
     assert "no control image 'lonely'" in found["lonely.png"]
     assert "twin.jpg, twin.png" in found["twin.jpg"]
     assert "offset 3" in found["encoded.txt"]
@@ -313,16 +424,30 @@ def test_a_dataset_without_images_says_what_was_seen(tmp_path: Path, dataset) ->
     assert "1 .psd" in message and "1 subfolder" in message and ".webp" in message
 
 
-def test_pipes_and_devices_are_named_and_never_opened(tmp_path: Path, image, dataset) -> None:
-    """As image, caption, reference and mask; one that was opened would wait for a writer, or never end."""
+def test_pipes_and_devices_are_named_and_never_opened(
+    tmp_path: Path, image, dataset
+) -> None:
+    """As image, caption, reference and mask; one that was opened would wait for a
+    writer, or never end."""
     image(tmp_path / "data/a.png")
     image(tmp_path / "data/b.png")
     (tmp_path / "refs").mkdir(), (tmp_path / "masks").mkdir()
-    for name in ("data/c.png", "data/a.txt", "refs/a.png", "masks/a.png", "data/unused"):
+    for name in (
+        "data/c.png",
+        "data/a.txt",
+        "refs/a.png",
+        "masks/a.png",
+        "data/unused",
+    ):
         os.mkfifo(tmp_path / name)
     (tmp_path / "data/b.txt").symlink_to("/dev/zero")
-    folders = {"control_path": (str(tmp_path / "refs"),), "mask_path": str(tmp_path / "masks")}
-    section = dataset(tmp_path / "data", **folders, control_optional=True, mask_optional=True)
+    folders = {
+        "control_path": (str(tmp_path / "refs"),),
+        "mask_path": str(tmp_path / "masks"),
+    }
+    section = dataset(
+        tmp_path / "data", **folders, control_optional=True, mask_optional=True
+    )
     code = (  # in a process of its own, which can be ended
         "from types import SimpleNamespace as section\n"
         "from toolkit.config.sections.dataset import ColumnsConfig\n"
@@ -330,11 +455,25 @@ def test_pipes_and_devices_are_named_and_never_opened(tmp_path: Path, image, dat
         f"try: scan_datasets([section(**{vars(section)!r})], None)\n"
         "except Exception as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    places = {str(tmp_path / name) for name in ("data/c.png", "data/a.txt", "data/b.txt", "refs/a.png", "masks/a.png")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
+    places = {
+        str(tmp_path / name)
+        for name in (
+            "data/c.png",
+            "data/a.txt",
+            "data/b.txt",
+            "refs/a.png",
+            "masks/a.png",
+        )
+    }
     lines = done.stdout.splitlines()
     assert {line.partition(": ")[0] for line in lines} == places, done.stderr
-    assert all(": is a pipe, not a file" in line or ": is a device, not a file" in line for line in lines)
+    assert all(
+        ": is a pipe, not a file" in line or ": is a device, not a file" in line
+        for line in lines
+    )
 
 
 def test_a_broken_link_is_a_mistake(tmp_path: Path, image, dataset) -> None:
@@ -343,13 +482,19 @@ def test_a_broken_link_is_a_mistake(tmp_path: Path, image, dataset) -> None:
     assert "does not exist" in mistakes_of(dataset(tmp_path))["b.png"]
 
 
-def test_order_does_not_depend_on_the_file_system(tmp_path: Path, image, dataset, monkeypatch) -> None:
+def test_order_does_not_depend_on_the_file_system(
+    tmp_path: Path, image, dataset, monkeypatch
+) -> None:
     for name in ("b", "a", "C", "ä"):
         image(tmp_path / f"{name}.png")
     entries = sorted(os.scandir(tmp_path), key=lambda entry: entry.name)
     for order in (entries, entries[::-1]):
-        monkeypatch.setattr(os, "scandir", lambda folder, order=order: nullcontext(order))
-        names = [sample.name for sample in scan_datasets([dataset(tmp_path)], None).samples]
+        monkeypatch.setattr(
+            os, "scandir", lambda folder, order=order: nullcontext(order)
+        )
+        names = [
+            sample.name for sample in scan_datasets([dataset(tmp_path)], None).samples
+        ]
         assert names == ["C.png", "a.png", "b.png", "ä.png"]
 
 
@@ -361,7 +506,9 @@ def test_scanning_and_planning_import_no_torch(tmp_path: Path) -> None:
         "from toolkit.data.pixels.images import inspect_image; inspect_image(sys.argv[1])\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code, f"{PHOTOS}/40_photo/coffee.jpg"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", code, f"{PHOTOS}/40_photo/coffee.jpg"], check=True
+    )
 
 
 def test_every_field_of_a_sample(tmp_path: Path, image, dataset) -> None:
@@ -390,8 +537,13 @@ def test_every_field_of_a_sample(tmp_path: Path, image, dataset) -> None:
         repeats=7,
         size=Size(64, 48),
         folder=f"{tmp_path}/data/7_x",
-        control_images=(str(tmp_path / "first" / "a.png"), str(tmp_path / "second" / "a.png")),
-        rules=CaptionRules(dropout_rate=0.125, shuffle_tokens=True, keep_tokens=2, trigger="sks"),
+        control_images=(
+            str(tmp_path / "first" / "a.png"),
+            str(tmp_path / "second" / "a.png"),
+        ),
+        rules=CaptionRules(
+            dropout_rate=0.125, shuffle_tokens=True, keep_tokens=2, trigger="sks"
+        ),
         mask=Mask(str(tmp_path / "masks" / "a.png"), min_value=0.25, inverted=True),
         loss_weight=3.0,
         background="black",
@@ -402,7 +554,8 @@ def test_every_field_of_a_sample(tmp_path: Path, image, dataset) -> None:
     assert mirrored == plain._replace(flip=Flip(y=True))
 
 
-# ---------------------------------------------------------------- flips, masks, regularisation
+# ---------------------------------------------------------------- flips, masks,
+# regularisation
 
 
 def test_each_flip_is_a_sample_of_its_own(tmp_path: Path, image, dataset) -> None:
@@ -410,23 +563,38 @@ def test_each_flip_is_a_sample_of_its_own(tmp_path: Path, image, dataset) -> Non
 
     def found(**flips: bool) -> list[tuple[str, bool, bool]]:
         scan = scan_datasets([dataset(tmp_path, **flips)], None)
-        assert scan.folders[0].missing_captions == 2 and all(sample.repeats == 3 for sample in scan.samples)
+        assert scan.folders[0].missing_captions == 2 and all(
+            sample.repeats == 3 for sample in scan.samples
+        )
         return [(Path(sample.image).stem, *sample.flip) for sample in scan.samples]
 
     assert found() == [("a", False, False), ("b", False, False)]
-    assert found(flip_x=True)[:2] == [("a", False, False), ("a", True, False)] and len(found(flip_x=True)) == 4
+    assert (
+        found(flip_x=True)[:2] == [("a", False, False), ("a", True, False)]
+        and len(found(flip_x=True)) == 4
+    )
     assert found(flip_y=True)[:2] == [("a", False, False), ("a", False, True)]
     both = {("a", x, y) for x in (False, True) for y in (False, True)}
     assert set(found(flip_x=True, flip_y=True)[:4]) == both
 
 
-def test_the_trigger_word_is_not_put_before_captions_of_regularisation_images(tmp_path: Path, image, dataset) -> None:
+def test_the_trigger_word_is_not_put_before_captions_of_regularisation_images(
+    tmp_path: Path, image, dataset
+) -> None:
     for name, caption in (("a", "a man"), ("b", "[trigger] in a hat"), ("c", "")):
         image(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(caption)
     scan = scan_datasets([dataset(tmp_path, is_reg=True), dataset(tmp_path)], "sks")
-    assert [sample.caption for sample in scan.samples[:3]] == ["a man", "sks in a hat", ""]
-    assert [sample.caption for sample in scan.samples[3:]] == ["sks a man", "sks in a hat", "sks"]
+    assert [sample.caption for sample in scan.samples[:3]] == [
+        "a man",
+        "sks in a hat",
+        "",
+    ]
+    assert [sample.caption for sample in scan.samples[3:]] == [
+        "sks a man",
+        "sks in a hat",
+        "sks",
+    ]
     assert [folder.is_reg for folder in scan.folders] == [True, False]
 
 
@@ -434,16 +602,25 @@ def test_the_loss_is_weighed_by_the_dataset_and_for_regularisation_images_once_m
     tmp_path: Path, image, dataset
 ) -> None:
     image(tmp_path / "a.png")
-    sections = [dataset(tmp_path, loss_multiplier=3.0, is_reg=is_reg) for is_reg in (False, True)]
+    sections = [
+        dataset(tmp_path, loss_multiplier=3.0, is_reg=is_reg)
+        for is_reg in (False, True)
+    ]
     scan = scan_datasets([dataset(tmp_path), *sections], None, reg_weight=0.5)
     assert [sample.loss_weight for sample in scan.samples] == [1.0, 3.0, 1.5]
 
 
-def test_images_without_transparency_count_whole_and_are_named_once(tmp_path: Path, image, dataset) -> None:
+def test_images_without_transparency_count_whole_and_are_named_once(
+    tmp_path: Path, image, dataset
+) -> None:
     image(tmp_path / "a.png"), image(tmp_path / "c.jpg")
     Image.new("RGBA", (64, 48)).save(tmp_path / "b.png")
     scan = scan_datasets([dataset(tmp_path, alpha_mask=True)], None)
-    assert [sample.mask and Path(sample.mask.file).name for sample in scan.samples] == [None, "b.png", None]
+    assert [sample.mask and Path(sample.mask.file).name for sample in scan.samples] == [
+        None,
+        "b.png",
+        None,
+    ]
     assert scan.samples[1].mask.alpha
     assert [note for note in scan.notes if "alpha_mask" in note] == [
         f"{tmp_path}: alpha_mask: no transparency, so the whole image counts: a.png, c.jpg"
@@ -454,11 +631,17 @@ def test_a_mask_of_another_shape_is_noted(tmp_path: Path, image, dataset) -> Non
     for name, size in (("a", (32, 24)), ("b", (48, 64)), ("c", (65, 48))):
         image(tmp_path / "data" / f"{name}.png", 64, 48)
         image(tmp_path / "mask" / f"{name}.png", *size)
-    scan = scan_datasets([dataset(tmp_path / "data", mask_path=str(tmp_path / "mask"))], None)
-    assert [note.rsplit(": ", 1)[1] for note in scan.notes if "stretched" in note] == ["b.png"]
+    scan = scan_datasets(
+        [dataset(tmp_path / "data", mask_path=str(tmp_path / "mask"))], None
+    )
+    assert [note.rsplit(": ", 1)[1] for note in scan.notes if "stretched" in note] == [
+        "b.png"
+    ]
 
 
-def test_forgiven_errors_leave_out_the_images_that_have_one(tmp_path: Path, image, dataset) -> None:
+def test_forgiven_errors_leave_out_the_images_that_have_one(
+    tmp_path: Path, image, dataset
+) -> None:
     photos, before, masks = tmp_path / "photos", tmp_path / "before", tmp_path / "masks"
     for folder in (photos, before, masks):
         for name in "abcdef":
@@ -473,9 +656,20 @@ def test_forgiven_errors_leave_out_the_images_that_have_one(tmp_path: Path, imag
     forgiven: list = []
     settings = dataset(photos, control_path=[str(before)], mask_path=str(masks))
     scan = scan_datasets([settings], None, forgiven=forgiven)
-    assert [(Path(s.image).name, s.caption) for s in scan.samples] == [("e.png", ""), ("f.png", "caption f")]
-    assert {s.control_images for s in scan.samples} == {(str(before / f"{name}.png"),) for name in "ef"}
-    assert sorted(Path(mistake.place).name for mistake in forgiven) == ["a.jpg", "b.png", "c.png", "d.png", "e.txt"]
+    assert [(Path(s.image).name, s.caption) for s in scan.samples] == [
+        ("e.png", ""),
+        ("f.png", "caption f"),
+    ]
+    assert {s.control_images for s in scan.samples} == {
+        (str(before / f"{name}.png"),) for name in "ef"
+    }
+    assert sorted(Path(mistake.place).name for mistake in forgiven) == [
+        "a.jpg",
+        "b.png",
+        "c.png",
+        "d.png",
+        "e.txt",
+    ]
     with pytest.raises(DataErrors) as caught:
         scan_datasets([settings], None)
     assert list(caught.value.errors) == forgiven
@@ -489,32 +683,61 @@ def test_zip_files_are_folders(tmp_path: Path, image, dataset) -> None:
     file = f"{tmp_path}/pairs.zip"
     section = dataset(file, control_path=(f"{file}/before",))
     cache = ScanCache(tmp_path / "_cache" / "scans")
-    scan, again = (scan_datasets([section], None, scan_cache=each) for each in (cache, ScanCache()))
+    scan, again = (
+        scan_datasets([section], None, scan_cache=each) for each in (cache, ScanCache())
+    )
     (folder,) = scan.folders
     assert (folder.folder, folder.repeats, len(folder.samples)) == (f"{file}/3_x", 3, 2)
     assert [sample.caption for sample in scan.samples] == ["a cat", ""]
-    assert all(Path(sample.control_images[0]).parts[-2:] == ("before", sample.name) for sample in scan.samples)
-    assert all(Path(sample.image).is_relative_to(tmp_path / "_cache" / "zips") for sample in scan.samples)
-    assert fingerprint(scan.samples) == fingerprint(again.samples)  # wherever it was unpacked
+    assert all(
+        Path(sample.control_images[0]).parts[-2:] == ("before", sample.name)
+        for sample in scan.samples
+    )
+    assert all(
+        Path(sample.image).is_relative_to(tmp_path / "_cache" / "zips")
+        for sample in scan.samples
+    )
+    assert fingerprint(scan.samples) == fingerprint(
+        again.samples
+    )  # wherever it was unpacked
     (tmp_path / "pairs.zip").write_bytes(b"PK")
     with pytest.raises(DataErrors, match="is not a readable zip file"):
         scan_datasets([section], None)
 
 
-def test_captions_of_several_lines_are_told_once(tmp_path: Path, image, dataset) -> None:
-    for name, text in (("x/a", "a cat\nsits"), ("x/b", "a cat\n"), ("y/c", "a cat\r\n\r\nsits")):
+def test_captions_of_several_lines_are_told_once(
+    tmp_path: Path, image, dataset
+) -> None:
+    for name, text in (
+        ("x/a", "a cat\nsits"),
+        ("x/b", "a cat\n"),
+        ("y/c", "a cat\r\n\r\nsits"),
+    ):
         image(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(text)
     sections = [dataset(tmp_path / name, resolution=(64,)) for name in ("x", "y")]
     scan = scan_datasets(sections, None)
-    assert [sample.caption for sample in scan.samples] == ["a cat\nsits", "a cat", "a cat\n\nsits"]
+    assert [sample.caption for sample in scan.samples] == [
+        "a cat\nsits",
+        "a cat",
+        "a cat\n\nsits",
+    ]
     together = "are trained together, as one caption with line breaks ('captions: lines' draws one at each use)"
-    assert scan.notes == (f"2 of 3 captions have several lines, which {together}: a.png, c.png",)
+    assert scan.notes == (
+        f"2 of 3 captions have several lines, which {together}: a.png, c.png",
+    )
     assert scan_datasets(sections, None, read_captions=False).notes == ()
 
 
-def test_each_line_is_a_caption_with_prefix_and_trigger_word(tmp_path: Path, image, dataset) -> None:
-    for name, text in (("a", " a cat\r\n\r\n  sks sits \n"), ("b", "a cat\n"), ("c", "[name], d\ne\ne"), ("d", "")):
+def test_each_line_is_a_caption_with_prefix_and_trigger_word(
+    tmp_path: Path, image, dataset
+) -> None:
+    for name, text in (
+        ("a", " a cat\r\n\r\n  sks sits \n"),
+        ("b", "a cat\n"),
+        ("c", "[name], d\ne\ne"),
+        ("d", ""),
+    ):
         image(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(text)
     keys = {"captions": "lines", "caption_prefix": "drawn", "default_caption": "none"}
@@ -525,13 +748,20 @@ def test_each_line_is_a_caption_with_prefix_and_trigger_word(tmp_path: Path, ima
     assert [sample.captions for sample in scan.samples] == [
         ("sks drawn. a cat", "drawn. sks sits"), (), ("drawn. sks, d", "sks drawn. e", "sks drawn. e"), (),
     ]  # fmt: skip
-    assert not [note for note in scan.notes if "lines" in note] and scan.folders[0].missing_captions == 1
+    assert (
+        not [note for note in scan.notes if "lines" in note]
+        and scan.folders[0].missing_captions == 1
+    )
     plain = scan_datasets([dataset(tmp_path, captions="lines", is_reg=True)], "sks")
-    assert plain.samples[0].texts == ("a cat", "sks sits") and plain.samples[1].texts == ("a cat",)
+    assert plain.samples[0].texts == ("a cat", "sks sits") and plain.samples[
+        1
+    ].texts == ("a cat",)
     before = fingerprint(scan.samples)
     (tmp_path / "a.txt").write_text("a cat\nsks stands")
     after = fingerprint(scan_datasets([dataset(tmp_path, **keys)], "sks").samples)
-    assert [name for name in before if before[name] != after[name]] == [f"{tmp_path}/a.png"]
+    assert [name for name in before if before[name] != after[name]] == [
+        f"{tmp_path}/a.png"
+    ]
 
 
 TEXTS = ["a cat", " ", "two\nlines"]
@@ -552,14 +782,20 @@ def test_a_list_in_json_is_several_captions_only_where_it_is_asked_for(
 ) -> None:
     image(tmp_path / "a.png")
     (tmp_path / file).write_text(json.dumps(text))
-    sections = [dataset(tmp_path, caption_ext=(".json",), captions=captions) for captions in ("lines", "one")]
+    sections = [
+        dataset(tmp_path, caption_ext=(".json",), captions=captions)
+        for captions in ("lines", "one")
+    ]
     scan = scan_datasets(sections[:1], None)
     assert [sample.captions for sample in scan.samples] == [("a cat", "two", "lines")]
     with pytest.raises(DataErrors) as caught:
         scan_datasets(sections, None)
     [mistake] = caught.value.errors
     assert mistake.place == str(tmp_path / "a.png")
-    assert mistake.message == "has a list of 2 captions. Give 'captions: lines', or one of them as text"
+    assert (
+        mistake.message
+        == "has a list of 2 captions. Give 'captions: lines', or one of them as text"
+    )
     assert not scan_datasets(sections, None, read_captions=False).samples[1].captions
 
 
@@ -577,39 +813,72 @@ def test_a_list_of_empty_texts_is_no_caption(tmp_path: Path, image, dataset) -> 
 
 
 @pytest.mark.parametrize("row", [{"text": ["a", 3]}, {"text": []}, {"tags": ["a", 3]}])
-def test_a_list_of_something_else_is_refused(tmp_path: Path, image, dataset, row: dict) -> None:
+def test_a_list_of_something_else_is_refused(
+    tmp_path: Path, image, dataset, row: dict
+) -> None:
     image(tmp_path / "a.png")
     (tmp_path / "x.jsonl").write_text(json.dumps({"file_name": "a.png"} | row))
     with pytest.raises(DataErrors, match="has no 'file_name' and 'caption' of text"):
-        scan_datasets([dataset(tmp_path, captions_file=str(tmp_path / "x.jsonl"), captions="lines")], None)
+        scan_datasets(
+            [
+                dataset(
+                    tmp_path, captions_file=str(tmp_path / "x.jsonl"), captions="lines"
+                )
+            ],
+            None,
+        )
 
 
-def test_tags_of_a_table_follow_each_caption_of_a_list(tmp_path: Path, image, dataset) -> None:
+def test_tags_of_a_table_follow_each_caption_of_a_list(
+    tmp_path: Path, image, dataset
+) -> None:
     image(tmp_path / "a.png")
-    (tmp_path / "x.json").write_text(json.dumps({"a": {"caption": ["one", "two"], "tags": "indoors"}}))
-    scan = scan_datasets([dataset(tmp_path, captions_file=str(tmp_path / "x.json"), captions="lines")], None)
+    (tmp_path / "x.json").write_text(
+        json.dumps({"a": {"caption": ["one", "two"], "tags": "indoors"}})
+    )
+    scan = scan_datasets(
+        [dataset(tmp_path, captions_file=str(tmp_path / "x.json"), captions="lines")],
+        None,
+    )
     assert scan.samples[0].captions == ("one, indoors", "two, indoors")
 
 
 @pytest.mark.parametrize(
-    ("resolution", "outcome"), [(512, "not enlarged"), (Rectangle(width=512, height=512), "enlarged to it")]
+    ("resolution", "outcome"),
+    [(512, "not enlarged"), (Rectangle(width=512, height=512), "enlarged to it")],
 )
-def test_what_becomes_of_small_images_is_told_as_it_is(tmp_path: Path, image, dataset, resolution, outcome) -> None:
+def test_what_becomes_of_small_images_is_told_as_it_is(
+    tmp_path: Path, image, dataset, resolution, outcome
+) -> None:
     image(tmp_path / "a.png", 64, 48)
     (told,) = (
-        note for note in scan_datasets([dataset(tmp_path, resolution=(resolution,))], "sks").notes if "half" in note
+        note
+        for note in scan_datasets(
+            [dataset(tmp_path, resolution=(resolution,))], "sks"
+        ).notes
+        if "half" in note
     )
-    assert f"smaller than half of 'resolution: {resolution}', and {outcome}: a.png (64x48)" in told
-    (sized,) = make_items(scan_datasets([dataset(tmp_path)], "sks").samples, lambda _: (resolution,), 16)
+    assert (
+        f"smaller than half of 'resolution: {resolution}', and {outcome}: a.png (64x48)"
+        in told
+    )
+    (sized,) = make_items(
+        scan_datasets([dataset(tmp_path)], "sks").samples, lambda _: (resolution,), 16
+    )
     assert (sized.crop.bucket == Size(512, 512)) == (outcome == "enlarged to it")
 
 
-def test_the_folder_below_that_holds_the_images_is_named(tmp_path: Path, image, dataset) -> None:
+def test_the_folder_below_that_holds_the_images_is_named(
+    tmp_path: Path, image, dataset
+) -> None:
     data = tmp_path / "data"
     image(data / "my set" / "10_pipo" / "a.png"), image(data / "my set" / "b" / "a.png")
     (data / "my set" / "loop").symlink_to(data)
     found = mistakes_of(dataset(data))["data"]
-    assert f"'{data}/my set/10_pipo', '{data}/my set/b' do: give {data}/my set, {data}/my set/b" in found
+    assert (
+        f"'{data}/my set/10_pipo', '{data}/my set/b' do: give {data}/my set, {data}/my set/b"
+        in found
+    )
     shutil.rmtree(data / "my set" / "b")
     archive = shutil.make_archive(str(tmp_path / "set"), "zip", data)
     for folder in (str(data), archive):
@@ -619,9 +888,18 @@ def test_the_folder_below_that_holds_the_images_is_named(tmp_path: Path, image, 
     assert "Supported: " in mistakes_of(dataset(tmp_path / "none"))["none"]
 
 
-def test_images_below_a_subfolder_without_any_are_told(tmp_path: Path, image, dataset) -> None:
-    image(tmp_path / "x" / "a.png"), image(tmp_path / "y" / "z" / "b.png"), image(tmp_path / "c" / "ref" / "a.png")
-    scan = scan_datasets([dataset(tmp_path, control_path=(f"{tmp_path}/c/ref",), resolution=(64,))], "sks")
+def test_images_below_a_subfolder_without_any_are_told(
+    tmp_path: Path, image, dataset
+) -> None:
+    (
+        image(tmp_path / "x" / "a.png"),
+        image(tmp_path / "y" / "z" / "b.png"),
+        image(tmp_path / "c" / "ref" / "a.png"),
+    )
+    scan = scan_datasets(
+        [dataset(tmp_path, control_path=(f"{tmp_path}/c/ref",), resolution=(64,))],
+        "sks",
+    )
     assert [note for note in scan.notes if "not used" in note] == [
         f"warning: {tmp_path}: {tmp_path}/y/z holds images that are not used. Only direct subfolders are looked into: "
         "give it as a dataset"
@@ -651,12 +929,20 @@ def test_a_folder_that_is_named_as_regularisation_images_is_told(
     tmp_path: Path, image, dataset, name: str, is_one: bool
 ) -> None:
     image(tmp_path / name / "a.png")
-    for section, told in ((dataset(tmp_path), is_one), (dataset(tmp_path / name, is_reg=True), False)):
+    for section, told in (
+        (dataset(tmp_path), is_one),
+        (dataset(tmp_path / name, is_reg=True), False),
+    ):
         notes = scan_datasets([section], "sks").notes
-        assert any("'is_reg: true'" in note and f"/{name}: " in note for note in notes) == told
+        assert (
+            any("'is_reg: true'" in note and f"/{name}: " in note for note in notes)
+            == told
+        )
 
 
-@pytest.mark.parametrize("names", ["train validation test", "training val eval", "Train-1 dev testing"])
+@pytest.mark.parametrize(
+    "names", ["train validation test", "training val eval", "Train-1 dev testing"]
+)
 def test_folders_for_validation_and_test_beside_one_to_train_on_are_named(
     tmp_path: Path, image, dataset, names: str
 ) -> None:
@@ -673,8 +959,12 @@ def test_folders_for_validation_and_test_beside_one_to_train_on_are_named(
     assert note.startswith("warning: ") and all(repr(name) in note for name in held_out)
 
 
-@pytest.mark.parametrize("names", ["validation test", "train contest", "trainer test", "a test"])
-def test_folders_are_not_held_out_where_none_is_named_to_train_on(tmp_path: Path, image, dataset, names: str) -> None:
+@pytest.mark.parametrize(
+    "names", ["validation test", "train contest", "trainer test", "a test"]
+)
+def test_folders_are_not_held_out_where_none_is_named_to_train_on(
+    tmp_path: Path, image, dataset, names: str
+) -> None:
     for name in names.split():
         image(tmp_path / name / "x.png")
     assert scan_datasets([dataset(tmp_path)], "sks").held_out == ()

@@ -22,10 +22,23 @@ def data(tmp_path: Path, image) -> Path:
 
 def test_each_image_has_the_caption_of_its_line(data: Path, dataset) -> None:
     table = data / "b" / "captions.tsv"
-    table.write_text("40_x/a.png\tone\nb/a.png\ttwo\n40_x/a\u0308.png\tthree\na.png\tnone\nb/x.png\tnone", "utf-8")
-    scan = scan_datasets([dataset(data, captions_file=str(table), default_caption="default")], None)
-    captions = {f"{Path(sample.image).parent.name}/{sample.name}": sample.caption for sample in scan.samples}
-    assert captions == {"40_x/a.png": "one", "40_x/ä.png": "three", "b/a.png": "two", "b/c.png": "default"}
+    table.write_text(
+        "40_x/a.png\tone\nb/a.png\ttwo\n40_x/a\u0308.png\tthree\na.png\tnone\nb/x.png\tnone",
+        "utf-8",
+    )
+    scan = scan_datasets(
+        [dataset(data, captions_file=str(table), default_caption="default")], None
+    )
+    captions = {
+        f"{Path(sample.image).parent.name}/{sample.name}": sample.caption
+        for sample in scan.samples
+    }
+    assert captions == {
+        "40_x/a.png": "one",
+        "40_x/ä.png": "three",
+        "b/a.png": "two",
+        "b/c.png": "default",
+    }
     assert [folder.missing_captions for folder in scan.folders] == [0, 1]
     assert [note for note in scan.notes if not note.startswith("warning:")] == [
         f"{data}/40_x: ignored, not a caption, because captions_file is given: a.txt",
@@ -40,30 +53,59 @@ def test_an_edited_line_edits_its_image(data: Path, dataset, tmp_path: Path) -> 
         section = dataset(data / "b", captions_file=str(tmp_path / "captions.tsv"))
         return fingerprint(scan_datasets([section], None).samples)
 
-    before, after = hashes("a.png\tone\nc.png\ttwo"), hashes("c.png\tchanged\na.png\tone")
-    assert [name for name in before if before[name] != after[name]] == [f"{data}/b/c.png"]
+    before, after = (
+        hashes("a.png\tone\nc.png\ttwo"),
+        hashes("c.png\tchanged\na.png\tone"),
+    )
+    assert [name for name in before if before[name] != after[name]] == [
+        f"{data}/b/c.png"
+    ]
 
 
-def test_lines_that_cannot_be_used_come_with_all_other_mistakes_and_once(data: Path, dataset, tmp_path: Path) -> None:
+def test_lines_that_cannot_be_used_come_with_all_other_mistakes_and_once(
+    data: Path, dataset, tmp_path: Path
+) -> None:
     table = tmp_path / "captions.tsv"
     table.write_text("a.png one\na.png\ttwo\na.png\tthree")
     both = [dataset(data / name, captions_file=str(table)) for name in ("40_x", "b")]
     with pytest.raises(DataErrors) as caught:
-        scan_datasets([*both, dataset(data / "b", captions_file="none.tsv"), dataset(tmp_path / "none")], None)
+        scan_datasets(
+            [
+                *both,
+                dataset(data / "b", captions_file="none.tsv"),
+                dataset(tmp_path / "none"),
+            ],
+            None,
+        )
     places = [mistake.place for mistake in caught.value.errors]
     assert places == [f"{table}:1", f"{table}:3", "none.tsv", str(tmp_path / "none")]
 
 
-def test_a_prefix_stands_behind_the_trigger_word_and_before_every_caption(data: Path, dataset, image) -> None:
-    section = dataset(data / "40_x", caption_prefix="[trigger] art", shuffle_tokens=True)
+def test_a_prefix_stands_behind_the_trigger_word_and_before_every_caption(
+    data: Path, dataset, image
+) -> None:
+    section = dataset(
+        data / "40_x", caption_prefix="[trigger] art", shuffle_tokens=True
+    )
     plain = dataset(data / "40_x", caption_prefix="drawn", is_reg=True)
-    of_trigger, of_none = (scan_datasets([section], trigger) for trigger in ("sks", None))
-    assert [sample.caption for sample in of_trigger.samples] == ["sks art. beside the image", "sks art"]
-    assert [sample.caption for sample in of_none.samples] == ["art. beside the image", "art"]
+    of_trigger, of_none = (
+        scan_datasets([section], trigger) for trigger in ("sks", None)
+    )
+    assert [sample.caption for sample in of_trigger.samples] == [
+        "sks art. beside the image",
+        "sks art",
+    ]
+    assert [sample.caption for sample in of_none.samples] == [
+        "art. beside the image",
+        "art",
+    ]
     assert {sample.rules.prefix for sample in of_trigger.samples} == {"sks art"}
     assert any("captions with '[trigger]'" in note for note in of_none.notes)
     assert not any("empty prompt" in note for note in of_none.notes)
-    for reg, first in ((False, "sks drawn. beside the image"), (True, "drawn. beside the image")):
+    for reg, first in (
+        (False, "sks drawn. beside the image"),
+        (True, "drawn. beside the image"),
+    ):
         plain.is_reg = reg
         assert scan_datasets([plain], "sks").samples[0].caption == first
 
@@ -73,9 +115,18 @@ def test_a_prefix_stands_behind_the_trigger_word_and_before_every_caption(data: 
     [
         ("captions.tsv", "a.png\tone\nc.png\ttwo, three"),
         ("captions.csv", 'File_Name,width,text\na.png,1,one\nc.png,1,"two, three"'),
-        ("metadata.jsonl", '{"file_name": "a.png", "text": "one"}\n\n{"image": "./c.png", "caption": "two, three"}'),
-        ("metadata.json", '[{"image": "a.png", "prompt": "one"}, {"image": "c.png", "prompt": "two, three"}]'),
-        ("meta_cap.json", '{"a": {"caption": "one"}, "c": {"tags": "three", "caption": "two"}}'),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.png", "text": "one"}\n\n{"image": "./c.png", "caption": "two, three"}',
+        ),
+        (
+            "metadata.json",
+            '[{"image": "a.png", "prompt": "one"}, {"image": "c.png", "prompt": "two, three"}]',
+        ),
+        (
+            "meta_cap.json",
+            '{"a": {"caption": "one"}, "c": {"tags": "three", "caption": "two"}}',
+        ),
         ("dataset.json", '{"a.png": "one", "c.png": "two, three"}'),
     ],
 )
@@ -87,9 +138,16 @@ def test_the_only_table_of_a_folder_without_caption_files_is_read_and_named(
     scan = scan_datasets([dataset(data / "b", resolution=(64,))], "sks")
     assert [sample.caption for sample in scan.samples] == ["sks one", "sks two, three"]
     read = f"{data}/b: no caption files: captions are read from {table}"
-    assert scan.notes == ((f"{table}: columns that are not used: width",) if "width" in text else ()) + (read,)
-    whole = scan_datasets([dataset(data, resolution=(64,))], "sks")  # as one of several subfolders
-    assert [sample.caption for sample in whole.samples][2:] == ["sks one", "sks two, three"]
+    assert scan.notes == (
+        (f"{table}: columns that are not used: width",) if "width" in text else ()
+    ) + (read,)
+    whole = scan_datasets(
+        [dataset(data, resolution=(64,))], "sks"
+    )  # as one of several subfolders
+    assert [sample.caption for sample in whole.samples][2:] == [
+        "sks one",
+        "sks two, three",
+    ]
     given = scan_datasets([dataset(data / "b", captions_file=str(table))], "sks")
     assert given.samples == scan_datasets([dataset(data / "b")], "sks").samples
     (data / "b" / "other.tsv").write_text("a.png\tanother")
@@ -102,7 +160,10 @@ def test_the_only_table_of_a_folder_without_caption_files_is_read_and_named(
     )
     (data / "b" / "a.txt").write_text("beside the image")
     beside = scan_datasets([dataset(data / "b", resolution=(64,))], "sks")
-    assert beside.samples[0].caption == "sks beside the image" and beside.notes[0] == two.notes[0]
+    assert (
+        beside.samples[0].caption == "sks beside the image"
+        and beside.notes[0] == two.notes[0]
+    )
 
 
 PATHS = {
@@ -125,14 +186,26 @@ def test_lines_that_name_their_images_by_another_path_are_theirs(
     monkeypatch.chdir(data.parent)
     (data.parent / "somewhere").symlink_to(data.parent)
     table = data.parent / name
-    rows = [(written.format(data=data, name=image), text) for image, text in (("a.png", "one"), ("c.png", "two"))]
+    rows = [
+        (written.format(data=data, name=image), text)
+        for image, text in (("a.png", "one"), ("c.png", "two"))
+    ]
     lines = "".join(f"{path},{text}\n" for path, text in rows)
-    table.write_text(json.dumps(dict(rows)) if name.endswith("json") else f"file_name,text\n{lines}")
-    for section in (dataset(data / "b", captions_file=str(table)), dataset("data/b", captions_file=name)):
+    table.write_text(
+        json.dumps(dict(rows)) if name.endswith("json") else f"file_name,text\n{lines}"
+    )
+    for section in (
+        dataset(data / "b", captions_file=str(table)),
+        dataset("data/b", captions_file=name),
+    ):
         scan = scan_datasets([section], None)
         assert [sample.caption for sample in scan.samples] == ["one", "two"]
-        assert not [note for note in scan.notes if "name no image" in note or "no line" in note]
-        assert any("is left out" in note for note in scan.notes) == written.startswith("train")
+        assert not [
+            note for note in scan.notes if "name no image" in note or "no line" in note
+        ]
+        assert any("is left out" in note for note in scan.notes) == written.startswith(
+            "train"
+        )
 
 
 @pytest.mark.parametrize(
@@ -143,15 +216,27 @@ def test_lines_that_name_their_images_by_another_path_are_theirs(
         {"a.png": "one", "train/a.png": "two"},
     ],
 )
-def test_a_line_is_no_image_s_where_there_is_doubt(data: Path, dataset, rows: dict[str, str]) -> None:
+def test_a_line_is_no_image_s_where_there_is_doubt(
+    data: Path, dataset, rows: dict[str, str]
+) -> None:
     (data / "x.json").write_text(json.dumps({**rows, "c.png": "three"}))
-    scan = scan_datasets([dataset(data / "b", captions_file=str(data / "x.json"))], None)
-    assert [sample.caption for sample in scan.samples] == [rows.get("a.png", ""), "three"]
+    scan = scan_datasets(
+        [dataset(data / "b", captions_file=str(data / "x.json"))], None
+    )
+    assert [sample.caption for sample in scan.samples] == [
+        rows.get("a.png", ""),
+        "three",
+    ]
     lines = [name for name in rows if name != "a.png"]
-    assert any(note.endswith(f"name no image of {data}/b: {', '.join(lines)}") for note in scan.notes)
+    assert any(
+        note.endswith(f"name no image of {data}/b: {', '.join(lines)}")
+        for note in scan.notes
+    )
 
 
-def test_a_table_of_which_no_line_is_an_image_s_is_a_mistake(data: Path, dataset) -> None:
+def test_a_table_of_which_no_line_is_an_image_s_is_a_mistake(
+    data: Path, dataset
+) -> None:
     (data / "x.tsv").write_text("q/x.png\tone\nq/y.png\ttwo")
     with pytest.raises(DataErrors) as caught:
         scan_datasets([dataset(data / "b", captions_file=str(data / "x.tsv"))], None)
@@ -164,13 +249,23 @@ def test_a_table_of_which_no_line_is_an_image_s_is_a_mistake(data: Path, dataset
 @pytest.mark.parametrize(
     ("written", "shown"),
     [
-        ("C.JPG", "It has 'C.JPG', the folder 'c.png': write suffix and letters as that file has them"),
-        ("q/x.png q/c.png", "It has 'q/c.png', the folder 'c.png': write paths from that folder"),
+        (
+            "C.JPG",
+            "It has 'C.JPG', the folder 'c.png': write suffix and letters as that file has them",
+        ),
+        (
+            "q/x.png q/c.png",
+            "It has 'q/c.png', the folder 'c.png': write paths from that folder",
+        ),
     ],
 )
-def test_what_nearly_names_an_image_is_shown_beside_it(data: Path, dataset, written: str, shown: str) -> None:
+def test_what_nearly_names_an_image_is_shown_beside_it(
+    data: Path, dataset, written: str, shown: str
+) -> None:
     (data / "q").mkdir()
-    (data / "q" / "c.png").write_bytes(b"")  # so that the folder is not one of another machine
+    (data / "q" / "c.png").write_bytes(
+        b""
+    )  # so that the folder is not one of another machine
     (data / "x.tsv").write_text("\n".join(f"{name}\tone" for name in written.split()))
     with pytest.raises(DataErrors, match=re.escape(shown)):
         scan_datasets([dataset(data / "b", captions_file=str(data / "x.tsv"))], None)
@@ -178,9 +273,17 @@ def test_what_nearly_names_an_image_is_shown_beside_it(data: Path, dataset, writ
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("x.jsonl", "\n"), ("x.csv", "file_name,text\n"), ("x.json", "{}"), ("x.json", "[]"), ("x.tsv", "")],
+    [
+        ("x.jsonl", "\n"),
+        ("x.csv", "file_name,text\n"),
+        ("x.json", "{}"),
+        ("x.json", "[]"),
+        ("x.tsv", ""),
+    ],
 )
-def test_a_table_without_a_line_is_a_mistake(data: Path, dataset, name: str, text: str) -> None:
+def test_a_table_without_a_line_is_a_mistake(
+    data: Path, dataset, name: str, text: str
+) -> None:
     (data / name).write_text(text)
     for folder in ("", data / "b"):
         with pytest.raises(DataErrors) as caught:
@@ -189,8 +292,12 @@ def test_a_table_without_a_line_is_a_mistake(data: Path, dataset, name: str, tex
         assert str(caught.value) == f"{data / name}: has no line. {remedy}"
 
 
-def test_a_table_beside_images_without_captions_that_names_none_of_them_is_a_mistake(data: Path, dataset) -> None:
-    (data / "b" / "metadata.jsonl").write_text('{"file_name": "other.png", "text": "one"}')
+def test_a_table_beside_images_without_captions_that_names_none_of_them_is_a_mistake(
+    data: Path, dataset
+) -> None:
+    (data / "b" / "metadata.jsonl").write_text(
+        '{"file_name": "other.png", "text": "one"}'
+    )
     (data / "b" / "settings.json").write_text('{"version": "1"}')
     for caption in data.glob("b/*.txt"):
         caption.unlink()
@@ -202,13 +309,26 @@ def test_a_table_beside_images_without_captions_that_names_none_of_them_is_a_mis
     assert scan_datasets([dataset(data / "b")], "sks").unused == ()
 
 
-def test_tags_of_kohya_s_metadata_are_the_end_of_the_caption(data: Path, dataset) -> None:
-    rows = {"a": {"caption": "a cat sits", "tags": "indoors, table"}, "c": {"tags": "outdoors"}}
-    lists = {"a": {"caption": "a cat sits", "tags": ["indoors", "table"]}, "c": {"caption": None, "tags": ["outdoors"]}}
+def test_tags_of_kohya_s_metadata_are_the_end_of_the_caption(
+    data: Path, dataset
+) -> None:
+    rows = {
+        "a": {"caption": "a cat sits", "tags": "indoors, table"},
+        "c": {"tags": "outdoors"},
+    }
+    lists = {
+        "a": {"caption": "a cat sits", "tags": ["indoors", "table"]},
+        "c": {"caption": None, "tags": ["outdoors"]},
+    }
     for table in (rows, lists):
         (data / "x.json").write_text(json.dumps(table))
-        scan = scan_datasets([dataset(data / "b", captions_file=str(data / "x.json"))], None)
-        assert [sample.caption for sample in scan.samples] == ["a cat sits, indoors, table", "outdoors"]
+        scan = scan_datasets(
+            [dataset(data / "b", captions_file=str(data / "x.json"))], None
+        )
+        assert [sample.caption for sample in scan.samples] == [
+            "a cat sits, indoors, table",
+            "outdoors",
+        ]
 
 
 @pytest.mark.parametrize(
@@ -225,76 +345,136 @@ def test_tags_of_kohya_s_metadata_are_the_end_of_the_caption(data: Path, dataset
         ("x.json", '{"a.png": "one",\n}', 2),
     ],
 )
-def test_a_line_of_a_table_that_cannot_be_used_is_named(data: Path, dataset, name: str, text: str, line: int) -> None:
+def test_a_line_of_a_table_that_cannot_be_used_is_named(
+    data: Path, dataset, name: str, text: str, line: int
+) -> None:
     (data / name).write_text(text)
     with pytest.raises(DataErrors) as caught:
         scan_datasets([dataset(data / "b", captions_file=str(data / name))], None)
-    assert [mistake.place for mistake in caught.value.errors] == [f"{data / name}:{line}"]
-    assert ("is not valid JSON: " in str(caught.value)) == (name != "x.csv" and text[-2:] in ("[[", ", }", " }", "\n}"))
+    assert [mistake.place for mistake in caught.value.errors] == [
+        f"{data / name}:{line}"
+    ]
+    assert ("is not valid JSON: " in str(caught.value)) == (
+        name != "x.csv" and text[-2:] in ("[[", ", }", " }", "\n}")
+    )
 
 
-# ---------------------------------------------------------------- control images, and images by their lines
+# ---------------------------------------------------------------- control images, and
+# images by their lines
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("x.csv", "file_name,caption,control_path_0,control_path_1\na.png,,ref\\b.png,.\\ref\\c.png"),
+        (
+            "x.csv",
+            "file_name,caption,control_path_0,control_path_1\na.png,,ref\\b.png,.\\ref\\c.png",
+        ),
         (
             "x.jsonl",
             '{"image_path": "a.png", "caption": "", "control_path_10": "ref/c.png", "control_path_2": "ref/b.png"}',
         ),
-        ("x.json", '[{"image": "a.png", "prompt": "", "edit_image": ["ref/b.png", "ref/c.png"]}]'),
-        ("x.csv", "file_name,caption,control_path_0,control_path_1\na.png,,ref/b.png,ref/c.png"),
+        (
+            "x.json",
+            '[{"image": "a.png", "prompt": "", "edit_image": ["ref/b.png", "ref/c.png"]}]',
+        ),
+        (
+            "x.csv",
+            "file_name,caption,control_path_0,control_path_1\na.png,,ref/b.png,ref/c.png",
+        ),
         (
             "x.jsonl",
             '{"image_path": "a.png", "text": "", "control_path": "{folder}/ref/b.png", "control_path_1": "ref/c.png"}',
         ),
     ],
 )
-def test_a_line_names_the_control_images_of_its_image(tmp_path: Path, image, dataset, name: str, text: str) -> None:
+def test_a_line_names_the_control_images_of_its_image(
+    tmp_path: Path, image, dataset, name: str, text: str
+) -> None:
     for file in ("a.png", "b.png", "ref/b.png", "ref/c.png", "other/b.png"):
         image(tmp_path / file)
     (tmp_path / name).write_text(text.replace("{folder}", str(tmp_path)))
-    section = dataset(tmp_path, captions_file=str(tmp_path / name), control_path=(str(tmp_path / "other"),))
-    found = {sample.name: sample.control_images for sample in scan_datasets([section], None).samples}
+    section = dataset(
+        tmp_path,
+        captions_file=str(tmp_path / name),
+        control_path=(str(tmp_path / "other"),),
+    )
+    found = {
+        sample.name: sample.control_images
+        for sample in scan_datasets([section], None).samples
+    }
     ref = tmp_path / "ref"
-    assert found == {"a.png": (f"{ref}/b.png", f"{ref}/c.png"), "b.png": (f"{tmp_path}/other/b.png",)}
+    assert found == {
+        "a.png": (f"{ref}/b.png", f"{ref}/c.png"),
+        "b.png": (f"{tmp_path}/other/b.png",),
+    }
 
 
-def test_control_images_that_are_named_and_not_there(tmp_path: Path, image, dataset) -> None:
+def test_control_images_that_are_named_and_not_there(
+    tmp_path: Path, image, dataset
+) -> None:
     image(tmp_path / "a.png")
     table = tmp_path / "x.jsonl"
-    table.write_text('{"image": "a.png", "caption": "", "control": "b.png", "references": ["gone/c.png"]}')
+    table.write_text(
+        '{"image": "a.png", "caption": "", "control": "b.png", "references": ["gone/c.png"]}'
+    )
     with pytest.raises(DataErrors) as caught:
         scan_datasets([dataset(tmp_path, captions_file=str(table))], None)
-    assert [mistake.place for mistake in caught.value.errors] == [f"{tmp_path}/b.png", f"{tmp_path}/gone"]
+    assert [mistake.place for mistake in caught.value.errors] == [
+        f"{tmp_path}/b.png",
+        f"{tmp_path}/gone",
+    ]
 
 
-def test_without_a_folder_the_images_are_those_of_the_lines(tmp_path: Path, image, dataset) -> None:
+def test_without_a_folder_the_images_are_those_of_the_lines(
+    tmp_path: Path, image, dataset
+) -> None:
     for file in ("t/a.png", "t/b.png", "3_x/a.png", "3_x/c.png"):
         image(tmp_path / file)
     (tmp_path / "t" / "b.txt").write_text("nobody asked")
     table = tmp_path / "t" / "x.jsonl"
     lines = ["a.png", "../3_x/c.png", str(tmp_path / "3_x" / "a.png")]
-    table.write_text("\n".join(json.dumps({"image_path": line, "caption": line[-5:]}) for line in lines))
-    scan = scan_datasets([dataset("", captions_file=str(table), resolution=(64,))], None)
+    table.write_text(
+        "\n".join(
+            json.dumps({"image_path": line, "caption": line[-5:]}) for line in lines
+        )
+    )
+    scan = scan_datasets(
+        [dataset("", captions_file=str(table), resolution=(64,))], None
+    )
     found = [(Path(s.image).resolve(), s.caption, s.repeats) for s in scan.samples]
     x = tmp_path / "3_x"
-    assert found == [(tmp_path / "t" / "a.png", "a.png", 1), (x / "a.png", "a.png", 3), (x / "c.png", "c.png", 3)]
+    assert found == [
+        (tmp_path / "t" / "a.png", "a.png", 1),
+        (x / "a.png", "a.png", 3),
+        (x / "c.png", "c.png", 3),
+    ]
     assert scan.notes == ()
-    table.write_text('{"image": "gone.png", "caption": ""}\n{"image": "no/a.png", "caption": ""}')
+    table.write_text(
+        '{"image": "gone.png", "caption": ""}\n{"image": "no/a.png", "caption": ""}'
+    )
     with pytest.raises(DataErrors) as caught:
         scan_datasets([dataset("", captions_file=str(table))], None)
-    assert [mistake.place for mistake in caught.value.errors] == [f"{tmp_path}/t/gone.png", f"{tmp_path}/t/no"]
+    assert [mistake.place for mistake in caught.value.errors] == [
+        f"{tmp_path}/t/gone.png",
+        f"{tmp_path}/t/no",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("name", "row"), [("t.csv", "{0}/a.png,one"), ("t.jsonl", '{{"file_name": "{0}/a.png", "text": "one"}}')]
+    ("name", "row"),
+    [
+        ("t.csv", "{0}/a.png,one"),
+        ("t.jsonl", '{{"file_name": "{0}/a.png", "text": "one"}}'),
+    ],
 )
-def test_folders_of_another_machine_in_a_table_are_moved_or_told(data: Path, dataset, name: str, row: str) -> None:
+def test_folders_of_another_machine_in_a_table_are_moved_or_told(
+    data: Path, dataset, name: str, row: str
+) -> None:
     table = data / "b" / name
-    table.write_text("file_name,text\n" * name.endswith("csv") + row.format("/old/disk"))
+    table.write_text(
+        "file_name,text\n" * name.endswith("csv") + row.format("/old/disk")
+    )
     moved = {"path_map": {"/old/disk/": f"{data}/b"}, "captions_file": str(table)}
     for folder in ("", data / "b"):
         scan = scan_datasets([dataset(folder, **moved)], None)
@@ -306,15 +486,31 @@ def test_folders_of_another_machine_in_a_table_are_moved_or_told(data: Path, dat
     )
 
 
-@pytest.mark.parametrize("old", ["C:\\\\My Files\\\\set\\\\", "/old disk/set/", "https://x.org/set/"])
+@pytest.mark.parametrize(
+    "old", ["C:\\\\My Files\\\\set\\\\", "/old disk/set/", "https://x.org/set/"]
+)
 def test_images_in_the_given_folder_are_found_by_what_follows_that_of_another_machine(
     data: Path, dataset, old: str
 ) -> None:
     table = data / "t.jsonl"
-    table.write_text("\n".join(f'{{"file_name": "{old}{name}", "text": "{name}"}}' for name in ("a.png", "c.png")))
+    table.write_text(
+        "\n".join(
+            f'{{"file_name": "{old}{name}", "text": "{name}"}}'
+            for name in ("a.png", "c.png")
+        )
+    )
     scan = scan_datasets([dataset(data / "b", captions_file=str(table))], None)
     assert [sample.caption for sample in scan.samples] == ["a.png", "c.png"]
-    assert len([note for note in scan.notes if "at the beginning of its names is left out" in note]) == 1
+    assert (
+        len(
+            [
+                note
+                for note in scan.notes
+                if "at the beginning of its names is left out" in note
+            ]
+        )
+        == 1
+    )
 
 
 def test_a_folder_with_a_space_is_quoted_in_the_remedy(data: Path, dataset) -> None:
@@ -323,22 +519,41 @@ def test_a_folder_with_a_space_is_quoted_in_the_remedy(data: Path, dataset) -> N
         scan_datasets([dataset("", captions_file=str(data / "t.csv"))], None)
 
 
-def test_a_file_name_is_the_caption_of_an_image_without_one(image, dataset, tmp_path: Path) -> None:
+def test_a_file_name_is_the_caption_of_an_image_without_one(
+    image, dataset, tmp_path: Path
+) -> None:
     for name in ("a_red_cat.png", "b.png"):
         image(tmp_path / "named" / name)
     (tmp_path / "named" / "b.txt").write_text("written")
-    scan = scan_datasets([dataset(tmp_path / "named", caption_from_name=True, default_caption="none")], None)
+    scan = scan_datasets(
+        [dataset(tmp_path / "named", caption_from_name=True, default_caption="none")],
+        None,
+    )
     assert [sample.caption for sample in scan.samples] == ["a red cat", "written"]
     assert scan.folders[0].missing_captions == 0
 
 
-def test_captions_of_names_are_those_of_all_images(image, dataset, tmp_path: Path) -> None:
+def test_captions_of_names_are_those_of_all_images(
+    image, dataset, tmp_path: Path
+) -> None:
     for name in ("a_red_cat.png", "a_red_cat (2).png", "sub/a_dog_end.png"):
         image(tmp_path / "named" / name)
     (tmp_path / "named" / "a_red_cat.txt").write_text("written")
     (tmp_path / "named" / "t.tsv").write_text("a_red_cat (2).png\tin a table")
-    scan = scan_datasets([dataset(tmp_path / "named", captions="names", resolution=(64,))], "sks")
+    scan = scan_datasets(
+        [dataset(tmp_path / "named", captions="names", resolution=(64,))], "sks"
+    )
     assert [sample.caption for sample in scan.samples] == ["sks a red cat"] * 2
-    assert f"{tmp_path}/named: ignored, not a caption, because captions is names: a_red_cat.txt" in scan.notes
-    ends = dataset(tmp_path / "named" / "sub", captions="names", image_suffix="_end", resolution=(64,))
-    assert [sample.caption for sample in scan_datasets([ends], None).samples] == ["a dog"]
+    assert (
+        f"{tmp_path}/named: ignored, not a caption, because captions is names: a_red_cat.txt"
+        in scan.notes
+    )
+    ends = dataset(
+        tmp_path / "named" / "sub",
+        captions="names",
+        image_suffix="_end",
+        resolution=(64,),
+    )
+    assert [sample.caption for sample in scan_datasets([ends], None).samples] == [
+        "a dog"
+    ]

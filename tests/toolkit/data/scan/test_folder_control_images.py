@@ -10,7 +10,10 @@ from toolkit.errors import DataErrors
 
 
 def controls(scan) -> list[list[str]]:
-    return [["/".join(Path(path).parts[-2:]) for path in sample.control_images] for sample in scan.samples]
+    return [
+        ["/".join(Path(path).parts[-2:]) for path in sample.control_images]
+        for sample in scan.samples
+    ]
 
 
 def test_slots_are_in_the_order_of_control_path(tmp_path: Path, image, dataset) -> None:
@@ -21,21 +24,33 @@ def test_slots_are_in_the_order_of_control_path(tmp_path: Path, image, dataset) 
     assert controls(scan) == [["z/a.JPG", "c/a.webp"]]
 
 
-def test_subfolder_of_the_same_name_goes_first_then_the_control_folder(tmp_path: Path, image, dataset) -> None:
+def test_subfolder_of_the_same_name_goes_first_then_the_control_folder(
+    tmp_path: Path, image, dataset
+) -> None:
     for name in ("a", "b"):
         image(tmp_path / "data" / "4_x" / f"{name}.png")
         image(tmp_path / "ref" / f"{name}.png")
     image(tmp_path / "ref" / "4_x" / "a.png")
-    scan = scan_datasets([dataset(tmp_path / "data", control_path=(str(tmp_path / "ref"),))], None)
+    scan = scan_datasets(
+        [dataset(tmp_path / "data", control_path=(str(tmp_path / "ref"),))], None
+    )
     assert controls(scan) == [["4_x/a.png"], ["ref/b.png"]]
 
 
-def test_optional_references_may_be_missing_and_close_up(tmp_path: Path, image, dataset) -> None:
+def test_optional_references_may_be_missing_and_close_up(
+    tmp_path: Path, image, dataset
+) -> None:
     for name in ("a", "b", "c"):
         image(tmp_path / "data" / f"{name}.png")
-    image(tmp_path / "r1" / "a.png"), image(tmp_path / "r2" / "a.png"), image(tmp_path / "r2" / "b.png")
+    (
+        image(tmp_path / "r1" / "a.png"),
+        image(tmp_path / "r2" / "a.png"),
+        image(tmp_path / "r2" / "b.png"),
+    )
     paths = (str(tmp_path / "r1"), str(tmp_path / "r2"))
-    scan = scan_datasets([dataset(tmp_path / "data", control_path=paths, control_optional=True)], None)
+    scan = scan_datasets(
+        [dataset(tmp_path / "data", control_path=paths, control_optional=True)], None
+    )
     assert controls(scan) == [["r1/a.png", "r2/a.png"], ["r2/b.png"], []]
 
 
@@ -50,9 +65,13 @@ def test_missing_ambiguous_and_absent(tmp_path: Path, image, dataset) -> None:
     assert "a.jpg, a.png" in found["a.jpg"] and "control_optional" in found["b.png"]
 
 
-def test_references_inside_the_dataset_folder_are_no_targets(tmp_path: Path, image, dataset) -> None:
+def test_references_inside_the_dataset_folder_are_no_targets(
+    tmp_path: Path, image, dataset
+) -> None:
     image(tmp_path / "4_x" / "a.png"), image(tmp_path / "control" / "a.png")
-    scan = scan_datasets([dataset(tmp_path, control_path=(str(tmp_path / "control"),))], None)
+    scan = scan_datasets(
+        [dataset(tmp_path, control_path=(str(tmp_path / "control"),))], None
+    )
     assert controls(scan) == [["control/a.png"]]
 
 
@@ -61,16 +80,26 @@ def test_control_images_with_a_number_are_slots(tmp_path: Path, image, dataset) 
         image(tmp_path / "data" / f"{name}.png")
     for name in ("a_0010", "a_0002", "b", "b_1"):
         image(tmp_path / "ref" / f"{name}.png")
-    scan = scan_datasets([dataset(tmp_path / "data", control_path=(str(tmp_path / "ref"),))], None)
-    assert controls(scan) == [["ref/a_0002.png", "ref/a_0010.png"], ["ref/b.png"], ["ref/b_1.png"]]
+    scan = scan_datasets(
+        [dataset(tmp_path / "data", control_path=(str(tmp_path / "ref"),))], None
+    )
+    assert controls(scan) == [
+        ["ref/a_0002.png", "ref/a_0010.png"],
+        ["ref/b.png"],
+        ["ref/b_1.png"],
+    ]
 
 
-def test_a_number_adds_to_the_control_image_without_one(tmp_path: Path, image, dataset) -> None:
+def test_a_number_adds_to_the_control_image_without_one(
+    tmp_path: Path, image, dataset
+) -> None:
     for name in ("1", "2", "2_1"):
         image(tmp_path / "data" / f"{name}.png")
     for name in ("1", "1_10", "1_2", "1_hat", "2", "2_1", "2_0"):
         image(tmp_path / "ref" / f"{name}.png")
-    scan = scan_datasets([dataset(tmp_path / "data", control_path=(f"{tmp_path}/ref",))], None)
+    scan = scan_datasets(
+        [dataset(tmp_path / "data", control_path=(f"{tmp_path}/ref",))], None
+    )
     # 2_1.png is the control image of 2_1.png alone.
     assert controls(scan) == [
         ["ref/1.png", "ref/1_2.png", "ref/1_10.png"],
@@ -80,37 +109,69 @@ def test_a_number_adds_to_the_control_image_without_one(tmp_path: Path, image, d
     assert [Path(path).name for path, _ in scan.unpaired] == ["1_hat.png"]
 
 
-def test_a_number_behind_the_suffix_adds_a_control_image(tmp_path: Path, image, dataset) -> None:
+def test_a_number_behind_the_suffix_adds_a_control_image(
+    tmp_path: Path, image, dataset
+) -> None:
     for name in ("a", "a_ref", "a_ref_1", "a_1"):
         image(tmp_path / f"{name}.png")
-    scan = scan_datasets([dataset(tmp_path, control_suffix=("_ref",), control_optional=True)], None)
+    scan = scan_datasets(
+        [dataset(tmp_path, control_suffix=("_ref",), control_optional=True)], None
+    )
     assert [Path(sample.image).name for sample in scan.samples] == ["a.png", "a_1.png"]
-    assert controls(scan)[0] == [f"{tmp_path.name}/a_ref.png", f"{tmp_path.name}/a_ref_1.png"]
+    assert controls(scan)[0] == [
+        f"{tmp_path.name}/a_ref.png",
+        f"{tmp_path.name}/a_ref_1.png",
+    ]
 
 
-def test_two_numbered_control_images_of_one_name_are_a_mistake(tmp_path: Path, image, dataset) -> None:
+def test_two_numbered_control_images_of_one_name_are_a_mistake(
+    tmp_path: Path, image, dataset
+) -> None:
     image(tmp_path / "data" / "a.png")
     image(tmp_path / "ref" / "a_1.png"), image(tmp_path / "ref" / "a_1.jpg")
-    with pytest.raises(DataErrors, match=r"control images share the stem 'a_1': a_1.jpg, a_1.png"):
-        scan_datasets([dataset(tmp_path / "data", control_path=(f"{tmp_path}/ref",))], None)
+    with pytest.raises(
+        DataErrors, match=r"control images share the stem 'a_1': a_1.jpg, a_1.png"
+    ):
+        scan_datasets(
+            [dataset(tmp_path / "data", control_path=(f"{tmp_path}/ref",))], None
+        )
 
 
 def notes_of(scan, *words: str) -> list[str]:
     return [note for note in scan.notes if all(word in note for word in words)]
 
 
-def test_control_images_and_masks_that_no_image_uses_are_told(tmp_path: Path, image, dataset) -> None:
+def test_control_images_and_masks_that_no_image_uses_are_told(
+    tmp_path: Path, image, dataset
+) -> None:
     image(tmp_path / "data" / "a.png")
     for folder in ("ref", "mask"):
         image(tmp_path / folder / "a.png"), image(tmp_path / folder / "b.png")
-    image(tmp_path / "ref" / "4_x" / "c.png"), (tmp_path / "ref" / "a.txt").write_text("a cat")
+    (
+        image(tmp_path / "ref" / "4_x" / "c.png"),
+        (tmp_path / "ref" / "a.txt").write_text("a cat"),
+    )
     paths = {"control_path": (f"{tmp_path}/ref",), "mask_path": f"{tmp_path}/mask"}
     scan = scan_datasets([dataset(tmp_path / "data", **paths)], None)
-    assert [Path(path).parts[-2:] for path, _ in scan.unpaired] == [("ref", "b.png"), ("mask", "b.png")]
-    assert notes_of(scan, f"warning: {tmp_path}/ref: 1 file not used, control image without an image: b.png")
-    assert notes_of(scan, f"warning: {tmp_path}/mask: 1 file not used, mask without an image: b.png")
-    assert notes_of(scan, f"{tmp_path}/ref: subfolders without a folder of images ignored: 4_x")
-    assert [Path(path).name for path, reason in scan.unused if "beside a control image" in reason] == ["a.txt"]
+    assert [Path(path).parts[-2:] for path, _ in scan.unpaired] == [
+        ("ref", "b.png"),
+        ("mask", "b.png"),
+    ]
+    assert notes_of(
+        scan,
+        f"warning: {tmp_path}/ref: 1 file not used, control image without an image: b.png",
+    )
+    assert notes_of(
+        scan, f"warning: {tmp_path}/mask: 1 file not used, mask without an image: b.png"
+    )
+    assert notes_of(
+        scan, f"{tmp_path}/ref: subfolders without a folder of images ignored: 4_x"
+    )
+    assert [
+        Path(path).name
+        for path, reason in scan.unused
+        if "beside a control image" in reason
+    ] == ["a.txt"]
 
 
 def test_control_images_of_another_dataset_and_of_the_validation_are_not_left_over(
@@ -119,37 +180,78 @@ def test_control_images_of_another_dataset_and_of_the_validation_are_not_left_ov
     (tmp_path / "link").symlink_to(tmp_path / "ref")
     for name in ("a", "b", "c"):
         image(tmp_path / name / f"{name}.png"), image(tmp_path / "ref" / f"{name}.png")
-    section = {name: dataset(tmp_path / name, control_path=(f"{tmp_path}/ref",)) for name in ("a", "b", "c")}
+    section = {
+        name: dataset(tmp_path / name, control_path=(f"{tmp_path}/ref",))
+        for name in ("a", "b", "c")
+    }
     section["b"].control_path = (f"{tmp_path}/link/",)
-    assert scan_datasets([section["a"], section["b"]], None, also=[section["c"]]).unpaired == ()
+    assert (
+        scan_datasets([section["a"], section["b"]], None, also=[section["c"]]).unpaired
+        == ()
+    )
     assert len(scan_datasets([section["a"]], None, also=[section["c"]]).unpaired) == 1
-    both_ways = [dataset(tmp_path / "a", control_path=(f"{tmp_path}/ref",)), dataset(tmp_path / "ref")]
+    both_ways = [
+        dataset(tmp_path / "a", control_path=(f"{tmp_path}/ref",)),
+        dataset(tmp_path / "ref"),
+    ]
     (tmp_path / "ref" / "a.txt").write_text("its own caption")
     scan = scan_datasets(both_ways, None)
     assert scan.unpaired == scan.unused == ()
 
 
-def test_a_control_image_or_mask_that_several_images_share_by_name_is_told(tmp_path: Path, image, dataset) -> None:
+def test_a_control_image_or_mask_that_several_images_share_by_name_is_told(
+    tmp_path: Path, image, dataset
+) -> None:
     for name in ("x/1", "y/1", "x/2"):
         image(tmp_path / "data" / f"{name}.png")
     for name in ("ref/1", "ref/2", "mask/x/1", "mask/y/1", "mask/x/2"):
         image(tmp_path / f"{name}.png")
-    section = dataset(tmp_path / "data", control_path=(f"{tmp_path}/ref",), mask_path=f"{tmp_path}/mask")
+    section = dataset(
+        tmp_path / "data",
+        control_path=(f"{tmp_path}/ref",),
+        mask_path=f"{tmp_path}/mask",
+    )
     (told,) = notes_of(scan_datasets([section], None), "is the one of 2 images")
-    assert told.startswith(f"warning: {tmp_path}/ref/1.png: ") and "x/1.png" in told and "y/1.png" in told
-    twice = [dataset(tmp_path / "data" / name, control_path=(f"{tmp_path}/ref",)) for name in ("x", "y")]
-    assert not notes_of(scan_datasets(twice, None), "is the one of")  # which the job says itself
+    assert (
+        told.startswith(f"warning: {tmp_path}/ref/1.png: ")
+        and "x/1.png" in told
+        and "y/1.png" in told
+    )
+    twice = [
+        dataset(tmp_path / "data" / name, control_path=(f"{tmp_path}/ref",))
+        for name in ("x", "y")
+    ]
+    assert not notes_of(
+        scan_datasets(twice, None), "is the one of"
+    )  # which the job says itself
 
 
-def test_control_images_and_masks_told_by_a_suffix_are_no_targets(tmp_path: Path, image, dataset) -> None:
+def test_control_images_and_masks_told_by_a_suffix_are_no_targets(
+    tmp_path: Path, image, dataset
+) -> None:
     for name in ("a", "a_ref", "a_ref2", "a-masklabel", "b", "b_ref", "c_ref"):
         image(tmp_path / "4_x" / f"{name}.png")
-    suffixes = {"control_suffix": ("_ref2", "_ref"), "mask_suffix": "-masklabel", "mask_optional": True}
+    suffixes = {
+        "control_suffix": ("_ref2", "_ref"),
+        "mask_suffix": "-masklabel",
+        "mask_optional": True,
+    }
     section = dataset(tmp_path, **suffixes, control_optional=True)
     scan = scan_datasets([section], None)
-    assert controls(scan) == [["4_x/a_ref2.png", "4_x/a_ref.png"], ["4_x/b_ref.png"], []]
-    assert masks(scan) == ["4_x/a-masklabel.png", None, None]  # c_ref is of no image, and is one
-    assert notes_of(scan, "1 file named like control images or masks, and trained as images: c_ref.png")
+    assert controls(scan) == [
+        ["4_x/a_ref2.png", "4_x/a_ref.png"],
+        ["4_x/b_ref.png"],
+        [],
+    ]
+    assert masks(scan) == [
+        "4_x/a-masklabel.png",
+        None,
+        None,
+    ]  # c_ref is of no image, and is one
+    assert notes_of(
+        scan,
+        "1 file named like control images or masks, and trained as images: c_ref.png",
+    )
     with pytest.raises(DataErrors) as caught:
         scan_datasets([dataset(tmp_path, control_suffix=("_ref",))], None)
     assert {Path(mistake.place).name for mistake in caught.value.errors} == {
@@ -159,13 +261,24 @@ def test_control_images_and_masks_told_by_a_suffix_are_no_targets(tmp_path: Path
     }
 
 
-# ---------------------------------------------------------------- pairs as other programs name them
+# ---------------------------------------------------------------- pairs as other
+# programs name them
 
 FAL = {"image_suffix": "_end", "control_suffix": ("_start", "_start2")}
 
 
-def test_pairs_in_one_folder_have_suffixes_and_one_caption(tmp_path: Path, image, dataset) -> None:
-    for name in ("a_start", "a_start2", "a_end", "b_end", "b_start", "other", "c_start"):
+def test_pairs_in_one_folder_have_suffixes_and_one_caption(
+    tmp_path: Path, image, dataset
+) -> None:
+    for name in (
+        "a_start",
+        "a_start2",
+        "a_end",
+        "b_end",
+        "b_start",
+        "other",
+        "c_start",
+    ):
         image(tmp_path / "4_x" / f"{name}.png")
     for name in ("a", "b_end"):
         (tmp_path / "4_x" / f"{name}.txt").write_text(name)
@@ -174,19 +287,33 @@ def test_pairs_in_one_folder_have_suffixes_and_one_caption(tmp_path: Path, image
         ("a_end.png", "a"),
         ("b_end.png", "b_end"),
     ]
-    assert controls(scan) == [["4_x/a_start.png", "4_x/a_start2.png"], ["4_x/b_start.png"]]
-    assert [Path(path).name for path, _ in scan.unpaired] == ["c_start.png", "other.png"] and not scan.unused
+    assert controls(scan) == [
+        ["4_x/a_start.png", "4_x/a_start2.png"],
+        ["4_x/b_start.png"],
+    ]
+    assert [Path(path).name for path, _ in scan.unpaired] == [
+        "c_start.png",
+        "other.png",
+    ] and not scan.unused
     with pytest.raises(DataErrors, match=r"b_end.png: has no control image 'b_start2'"):
         scan_datasets([dataset(tmp_path, **FAL)], None)
-    with pytest.raises(DataErrors, match=r"image_suffix '_after'. It has 'a_end.png': write"):
+    with pytest.raises(
+        DataErrors, match=r"image_suffix '_after'. It has 'a_end.png': write"
+    ):
         scan_datasets([dataset(tmp_path / "4_x", image_suffix="_after")], None)
 
 
 @pytest.mark.parametrize(
     ("names", "given"),
     [
-        ("a_start a_end b_start b_start2 b_end", "_end, control_suffix: [_start, _start2], control_optional: true"),
-        ("a_start a_start2 a_start10 a_end", "_end, control_suffix: [_start, _start2, _start10]"),
+        (
+            "a_start a_end b_start b_start2 b_end",
+            "_end, control_suffix: [_start, _start2], control_optional: true",
+        ),
+        (
+            "a_start a_start2 a_start10 a_end",
+            "_end, control_suffix: [_start, _start2, _start10]",
+        ),
         ("a_before a_after b_before b_after c d", "_after, control_suffix: [_before]"),
         ("a_START a_END b_START b_END c_end", "_END, control_suffix: [_START]"),
         ("a-start a-end", '"-end", control_suffix: ["-start"]'),
@@ -199,7 +326,10 @@ def test_pairs_in_one_folder_have_suffixes_and_one_caption(tmp_path: Path, image
         ("Before1 After1 Before2 After2 Before3", "After*, control_suffix: [Before*]"),
         ("BEFORE-x AFTER-x", "AFTER-*, control_suffix: [BEFORE-*]"),
         ("input 3|output 3|input 4|output 4", "output *, control_suffix: [input *]"),
-        ("before (1)|after (1)|before (2)|after (2)", "after *, control_suffix: [before *]"),
+        (
+            "before (1)|after (1)|before (2)|after (2)",
+            "after *, control_suffix: [before *]",
+        ),
         ("shot_input_1 shot_output_1", "shot_output_*, control_suffix: [shot_input_*]"),
         ("a: before_1|a: after_1", '"a: after_*", control_suffix: ["a: before_*"]'),
         ("input_3 input2_3 output_3", "output_*, control_suffix: [input_*, input2_*]"),
@@ -221,7 +351,9 @@ def test_pairs_in_one_folder_have_suffixes_and_one_caption(tmp_path: Path, image
         ("resource_1 retarget_1 weekend1 restart1", ""),
     ],
 )
-def test_images_that_look_like_pairs_are_told(tmp_path: Path, image, dataset, names: str, given: str) -> None:
+def test_images_that_look_like_pairs_are_told(
+    tmp_path: Path, image, dataset, names: str, given: str
+) -> None:
     for name in names.split("|") if "|" in names else names.split():
         image(tmp_path / f"{name}.png")
     scan = scan_datasets([dataset(tmp_path)], "sks")
@@ -231,11 +363,17 @@ def test_images_that_look_like_pairs_are_told(tmp_path: Path, image, dataset, na
     if given:
         keys = yaml.safe_load("{image_suffix: " + given + "}")
         assert all(
-            scan_datasets([dataset(tmp_path, **keys | {"control_optional": True})], "sks").samples[0].control_images
+            scan_datasets(
+                [dataset(tmp_path, **keys | {"control_optional": True})], "sks"
+            )
+            .samples[0]
+            .control_images
         )
 
 
-def test_images_without_a_partner_are_named_with_the_pairs(tmp_path: Path, image, dataset) -> None:
+def test_images_without_a_partner_are_named_with_the_pairs(
+    tmp_path: Path, image, dataset
+) -> None:
     for name in ("after_1", "before_1", "after_2", "before_2", "before_3", "party"):
         image(tmp_path / f"{name}.png")
     (told,) = notes_of(scan_datasets([dataset(tmp_path)], "sks"), "look like pairs")
@@ -245,23 +383,47 @@ def test_images_without_a_partner_are_named_with_the_pairs(tmp_path: Path, image
     )
 
 
-def test_a_word_before_the_name_is_given_with_a_star(tmp_path: Path, image, dataset) -> None:
-    for name in ("after_1", "before_1", "after_2", "before_2", "before_2_0", "mask_1", "before_3", "party"):
+def test_a_word_before_the_name_is_given_with_a_star(
+    tmp_path: Path, image, dataset
+) -> None:
+    for name in (
+        "after_1",
+        "before_1",
+        "after_2",
+        "before_2",
+        "before_2_0",
+        "mask_1",
+        "before_3",
+        "party",
+    ):
         image(tmp_path / f"{name}.png")
     for name in ("1", "after_2"):
         (tmp_path / f"{name}.txt").write_text(f"caption {name}")
-    keys = {"image_suffix": "after_*", "control_suffix": ("before_*",), "mask_suffix": "mask_*", "mask_optional": True}
+    keys = {
+        "image_suffix": "after_*",
+        "control_suffix": ("before_*",),
+        "mask_suffix": "mask_*",
+        "mask_optional": True,
+    }
     scan = scan_datasets([dataset(tmp_path, **keys)], None)
     assert [(Path(sample.image).name, sample.caption) for sample in scan.samples] == [
         ("after_1.png", "caption 1"),
         ("after_2.png", "caption after_2"),
     ]
-    assert [[Path(path).name for path in sample.control_images] for sample in scan.samples] == [
+    assert [
+        [Path(path).name for path in sample.control_images] for sample in scan.samples
+    ] == [
         ["before_1.png"],
         ["before_2.png", "before_2_0.png"],
     ]
-    assert [sample.mask and Path(sample.mask.file).name for sample in scan.samples] == ["mask_1.png", None]
-    assert [Path(path).name for path, _ in scan.unpaired] == ["before_3.png", "party.png"] and not scan.unused
+    assert [sample.mask and Path(sample.mask.file).name for sample in scan.samples] == [
+        "mask_1.png",
+        None,
+    ]
+    assert [Path(path).name for path, _ in scan.unpaired] == [
+        "before_3.png",
+        "party.png",
+    ] and not scan.unused
     named = scan_datasets([dataset(tmp_path, **keys, captions="names")], None)
     assert [sample.caption for sample in named.samples] == ["1", "2"]
 
@@ -278,7 +440,9 @@ def test_a_word_before_the_name_is_given_with_a_star(tmp_path: Path, image, data
         ("a", "", "a"),
     ],
 )
-def test_an_affix_is_taken_off_and_put_back(stem: str, affix: str, root: str | None) -> None:
+def test_an_affix_is_taken_off_and_put_back(
+    stem: str, affix: str, root: str | None
+) -> None:
     assert root_of(stem, affix) == root
     if root is not None:
         assert with_affix(root, affix) == stem
@@ -288,7 +452,11 @@ def test_each_word_of_a_pair_has_a_source_and_each_two_are_there_once() -> None:
     assert all(words.source for words in PAIRS)
     assert len({words[:2] for words in PAIRS}) == len(PAIRS)
     page = (ROOT / "docs" / "before_and_after_pairs.md").read_text()
-    assert [words for words in PAIRS if f"`{words.control}`, `{words.image}`" not in page and not words.is_letter] == []
+    assert [
+        words
+        for words in PAIRS
+        if f"`{words.control}`, `{words.image}`" not in page and not words.is_letter
+    ] == []
 
 
 @pytest.mark.parametrize(
@@ -302,13 +470,21 @@ def test_each_word_of_a_pair_has_a_source_and_each_two_are_there_once() -> None:
         ("a/1 b/1", None),
     ],
 )
-def test_subfolders_that_look_like_pairs_are_told(tmp_path: Path, image, dataset, files: str, pair) -> None:
+def test_subfolders_that_look_like_pairs_are_told(
+    tmp_path: Path, image, dataset, files: str, pair
+) -> None:
     for file in files.split():
         image(tmp_path / f"{file}.png")
     scan = scan_datasets([dataset(tmp_path)], "sks")
-    given = f"'folder_path: {tmp_path}/{pair[0]}' and 'control_path: {tmp_path}/{pair[1]}'" if pair else ""
+    given = (
+        f"'folder_path: {tmp_path}/{pair[0]}' and 'control_path: {tmp_path}/{pair[1]}'"
+        if pair
+        else ""
+    )
     told = notes_of(scan, "look like pairs")
-    assert [note.partition("For pairs give ")[2] for note in told] == [given] * bool(pair)
+    assert [note.partition("For pairs give ")[2] for note in told] == [given] * bool(
+        pair
+    )
     assert [path for path, _ in scan.unpaired] == [str(tmp_path)] * bool(pair)
 
 
@@ -316,19 +492,39 @@ def test_subfolders_that_look_like_pairs_are_told(tmp_path: Path, image, dataset
 
 
 def masks(scan) -> list[str | None]:
-    return [sample.mask and "/".join(Path(sample.mask.file).parts[-2:]) for sample in scan.samples]
+    return [
+        sample.mask and "/".join(Path(sample.mask.file).parts[-2:])
+        for sample in scan.samples
+    ]
 
 
-def test_masks_are_found_by_stem_in_the_subfolder_first_and_are_no_targets(tmp_path: Path, image, dataset) -> None:
+def test_masks_are_found_by_stem_in_the_subfolder_first_and_are_no_targets(
+    tmp_path: Path, image, dataset
+) -> None:
     for name in ("a", "b"):
         image(tmp_path / "4_x" / f"{name}.png")
     image(tmp_path / "mask" / "4_x" / "a.webp"), image(tmp_path / "mask" / "b.PNG")
-    scan = scan_datasets([dataset(tmp_path, mask_path=f"{tmp_path}/mask", mask_min_value=0.2, invert_mask=True)], None)
+    scan = scan_datasets(
+        [
+            dataset(
+                tmp_path,
+                mask_path=f"{tmp_path}/mask",
+                mask_min_value=0.2,
+                invert_mask=True,
+            )
+        ],
+        None,
+    )
     assert masks(scan) == ["4_x/a.webp", "mask/b.PNG"]
-    assert all((s.mask.alpha, s.mask.min_value, s.mask.inverted) == (False, 0.2, True) for s in scan.samples)
+    assert all(
+        (s.mask.alpha, s.mask.min_value, s.mask.inverted) == (False, 0.2, True)
+        for s in scan.samples
+    )
 
 
-def test_all_missing_masks_are_named_unless_they_are_optional(tmp_path: Path, image, dataset) -> None:
+def test_all_missing_masks_are_named_unless_they_are_optional(
+    tmp_path: Path, image, dataset
+) -> None:
     for name in ("a", "b", "c"):
         image(tmp_path / "data" / f"{name}.png")
     image(tmp_path / "mask" / "b.png")
@@ -342,20 +538,29 @@ def test_all_missing_masks_are_named_unless_they_are_optional(tmp_path: Path, im
     assert masks(scan_datasets([section], None)) == [None, "mask/b.png", None]
 
 
-def test_damaged_and_ambiguous_masks_are_mistakes(tmp_path: Path, image, dataset) -> None:
+def test_damaged_and_ambiguous_masks_are_mistakes(
+    tmp_path: Path, image, dataset
+) -> None:
     for name in ("a", "b"):
         image(tmp_path / "data" / f"{name}.png")
         image(tmp_path / "mask" / f"{name}.png")
     image(tmp_path / "mask" / "a.jpg")
     (tmp_path / "mask" / "b.png").write_bytes(b"no picture")
     with pytest.raises(DataErrors) as caught:
-        scan_datasets([dataset(tmp_path / "data", mask_path=str(tmp_path / "mask"))], None)
+        scan_datasets(
+            [dataset(tmp_path / "data", mask_path=str(tmp_path / "mask"))], None
+        )
     found = {Path(m.place).name: m.message for m in caught.value.errors}
-    assert set(found) == {"a.jpg", "b.png"} and "masks share the stem 'a': a.jpg, a.png" in found["a.jpg"]
+    assert (
+        set(found) == {"a.jpg", "b.png"}
+        and "masks share the stem 'a': a.jpg, a.png" in found["a.jpg"]
+    )
 
 
 @pytest.mark.parametrize("size", [(1, 201), (5, 2000), (1, 50_000), (1005, 5)])
-def test_a_reference_that_is_too_long_for_its_width_is_named(tmp_path: Path, image, dataset, size) -> None:
+def test_a_reference_that_is_too_long_for_its_width_is_named(
+    tmp_path: Path, image, dataset, size
+) -> None:
     image(tmp_path / "data" / "a.png", *size), image(tmp_path / "data" / "b.png")
     image(tmp_path / "ref" / "a.png", *size), image(tmp_path / "ref" / "b.png", 200, 1)
     section = dataset(tmp_path / "data", control_path=(str(tmp_path / "ref"),))
@@ -363,4 +568,6 @@ def test_a_reference_that_is_too_long_for_its_width_is_named(tmp_path: Path, ima
         scan_datasets([section], None)
     (mistake,) = caught.value.errors
     assert mistake.place == str(tmp_path / "ref" / "a.png")
-    assert mistake.message.startswith(f"is {size[0]} x {size[1]}: as a control image at most 200 times as long as wide")
+    assert mistake.message.startswith(
+        f"is {size[0]} x {size[1]}: as a control image at most 200 times as long as wide"
+    )

@@ -24,7 +24,9 @@ def scan(folder: Path, **keys: object) -> tuple[Sample, ...]:
 def faults(folder: Path, **keys: object) -> list[str]:
     with pytest.raises(DataErrors) as raised:
         scan(folder, **keys)
-    return [f"{Path(found.place).name}: {found.message}" for found in raised.value.errors]
+    return [
+        f"{Path(found.place).name}: {found.message}" for found in raised.value.errors
+    ]
 
 
 def names(sample: Sample) -> list[str]:
@@ -32,7 +34,8 @@ def names(sample: Sample) -> list[str]:
 
 
 def test_layers_lie_beside_their_images(tmp_path: Path) -> None:
-    """From back to front by their numbers, as many as there are; none is an image of its own."""
+    """From back to front by their numbers, as many as there are; none is an image of
+    its own."""
     write_layers(tmp_path, 11)
     write_layers(tmp_path, 2, stem="b")
     first, second = scan(tmp_path, layers_suffix="_layer")
@@ -41,7 +44,8 @@ def test_layers_lie_beside_their_images(tmp_path: Path) -> None:
 
 
 def test_layers_are_named_as_musubi_tuner_names_them(tmp_path: Path) -> None:
-    """`image1_0.png` is its example of a first layer (docs/dataset_config.md, 30c658c4)."""
+    """`image1_0.png` is its example of a first layer (docs/dataset_config.md,
+    30c658c4)."""
     for path in write_layers(tmp_path, 2):
         path.rename(path.with_name(path.name.replace("layer", "")))
     (sample,) = scan(tmp_path, layers_suffix="_")
@@ -86,7 +90,11 @@ def test_extra_layers_are_noted(tmp_path: Path) -> None:
     for stem in ("a", "b"):
         Image.open(layers[0]).save(tmp_path / "layers" / f"{stem}_layer0.png")
     layers[0].unlink()
-    datasets = [DatasetConfig(folder_path=str(tmp_path / "images"), layers_path=str(tmp_path / "layers"))]
+    datasets = [
+        DatasetConfig(
+            folder_path=str(tmp_path / "images"), layers_path=str(tmp_path / "layers")
+        )
+    ]
     notes = scan_datasets(datasets, None).notes
     assert (
         f"warning: {tmp_path / 'layers'}: 1 file not used, layer without an image: b_layer0.png. "
@@ -97,7 +105,9 @@ def test_extra_layers_are_noted(tmp_path: Path) -> None:
 def test_opaque_layers_in_front_of_others_are_noted(tmp_path: Path) -> None:
     write_layers(tmp_path, 2)
     Image.new("RGB", (96, 64)).save(tmp_path / "a_layer1.png")
-    notes = scan_datasets([DatasetConfig(folder_path=str(tmp_path), layers_suffix="_layer")], None).notes
+    notes = scan_datasets(
+        [DatasetConfig(folder_path=str(tmp_path), layers_suffix="_layer")], None
+    ).notes
     assert (
         f"warning: {tmp_path}: 1 layer in front of others without opacity of their own: a_layer1.png. "
         "Such a layer hides those behind it; number layers from back to front, and save them as PNG"
@@ -119,7 +129,10 @@ def test_a_batch_has_images_of_as_many_layers(tmp_path: Path) -> None:
     items = make_items(scan(tmp_path, layers_suffix="_layer"), lambda _: (64,), 32)
     assert len({item.crop.bucket for item in items}) == 1
     batches = epoch_batches(items, 4, seed=1, epoch=0)
-    assert sorted(sorted(len(items[index].sample.layers) for index in batch.items) for batch in batches) == [
+    assert sorted(
+        sorted(len(items[index].sample.layers) for index in batch.items)
+        for batch in batches
+    ) == [
         [1, 1],
         [2, 2],
     ]
@@ -133,8 +146,13 @@ def test_an_edited_layer_is_another_dataset(tmp_path: Path) -> None:
     assert fingerprint(scan(tmp_path, layers_suffix="_layer")) != before
 
 
-def test_layers_in_the_folder_of_their_images_are_not_missing_an_image(tmp_path: Path) -> None:
+def test_layers_in_the_folder_of_their_images_are_not_missing_an_image(
+    tmp_path: Path,
+) -> None:
     write_layers(tmp_path, 1)
     (found,) = faults(tmp_path, layers_path=str(tmp_path))
     remedy = "Give 'layers_suffix: _layer' in place of 'layers_path'"
-    assert found == f"a_layer0.png: is a layer beside its image 'a', and would be trained as an image. {remedy}"
+    assert (
+        found
+        == f"a_layer0.png: is a layer beside its image 'a', and would be trained as an image. {remedy}"
+    )

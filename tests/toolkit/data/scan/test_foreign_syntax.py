@@ -1,4 +1,5 @@
-"""What other programs read as instructions is found in captions and in prompts, by one rule."""
+"""What other programs read as instructions is found in captions and in prompts, by one
+rule."""
 
 from __future__ import annotations
 
@@ -28,7 +29,11 @@ FOREIGN = [
     ("1.2::red hair::, a cat", "weights", "1.2::red hair::"),
     ("a cat, embedding:EasyNegative", "embeddings", "embedding:EasyNegative"),
     ("a cat\nNegative prompt: blurry", "parameters", "Negative prompt: "),
-    ("a cat\nSteps: 20, Sampler: Euler a, CFG scale: 7", "parameters", "Steps: 20, Sampler: "),
+    (
+        "a cat\nSteps: 20, Sampler: Euler a, CFG scale: 7",
+        "parameters",
+        "Steps: 20, Sampler: ",
+    ),
     ("a cat in rain --ar 16:9 --v 6", "flags", "--ar"),
     ("1girl, solo ||| smiling", "separators", "|||"),
     ("a cat <lora:detail:0.8>", "LoRAs", "<lora:detail:0.8>"),
@@ -55,7 +60,9 @@ PLAIN = [
 
 
 @pytest.mark.parametrize(("text", "kind", "first"), FOREIGN)
-def test_instructions_of_other_programs_are_found(text: str, kind: str, first: str) -> None:
+def test_instructions_of_other_programs_are_found(
+    text: str, kind: str, first: str
+) -> None:
     (marks,) = marks_in(["a plain caption", text])
     assert (marks.syntax.name, marks.first, marks.texts) == (kind, first, (1,))
     (line,) = lines_of(text)
@@ -72,8 +79,14 @@ def test_captions_and_prompts_are_told_alike(tmp_path: Path) -> None:
     for index, text in enumerate(texts):
         make_image(tmp_path / f"{index:02}.png")
         (tmp_path / f"{index:02}.txt").write_text(text)
-    (note,) = [note for note in scan_datasets([make_dataset(tmp_path)], None).notes if "other programs" in note]
-    assert note.startswith(f"warning: {tmp_path}: 24 of 25 captions with '(best quality:1.2)', '<lora:detail:0.8>', ")
+    (note,) = [
+        note
+        for note in scan_datasets([make_dataset(tmp_path)], None).notes
+        if "other programs" in note
+    ]
+    assert note.startswith(
+        f"warning: {tmp_path}: 24 of 25 captions with '(best quality:1.2)', '<lora:detail:0.8>', "
+    )
     kinds = (
         "weights (8), LoRAs (3), embeddings (1), parameters (2), flags (1), separators (1), choices (3), "
         "wildcards (2), escaped brackets (1) and BREAK (2)"
@@ -82,7 +95,9 @@ def test_captions_and_prompts_are_told_alike(tmp_path: Path) -> None:
     assert "Write a comma instead" in note
     assert "'captions: lines'" in note and note.endswith("Remove BREAK")
     (told,) = prompt_warnings(texts, [])
-    assert told == note.replace(f"{tmp_path}: 24 of 25 captions", "sample: prompts").replace(
+    assert told == note.replace(
+        f"{tmp_path}: 24 of 25 captions", "sample: prompts"
+    ).replace(
         kinds,
         "weights, LoRAs, embeddings, parameters, flags, separators, choices, wildcards, escaped brackets and BREAK",
     )

@@ -1,4 +1,5 @@
-"""Which images the base model makes, what is refused and what is told, without a run."""
+"""Which images the base model makes, what is refused and what is told, without a
+run."""
 
 from __future__ import annotations
 
@@ -34,9 +35,16 @@ def section(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def make(text: str, **dataset: object) -> SdTrainerConfig:
         Path("prompts.txt").write_text(text, encoding="utf-8")
-        given = {"from_base": {"prompts": "prompts.txt"}, "resolution": 64, "is_reg": True, **dataset}
+        given = {
+            "from_base": {"prompts": "prompts.txt"},
+            "resolution": 64,
+            "is_reg": True,
+            **dataset,
+        }
         model = {"name_or_path": str(tiny_model)}
-        return SdTrainerConfig(type="sd_trainer", trigger_word="zxq", datasets=[given], model=model)
+        return SdTrainerConfig(
+            type="sd_trainer", trigger_word="zxq", datasets=[given], model=model
+        )
 
     return make
 
@@ -45,7 +53,9 @@ def seeds(*prompts: str, **keys: object) -> dict[tuple[str, int], int]:
     """(prompt, its use) -> seed."""
     made, found = FromBaseConfig(prompts="p.txt", **keys), {}
     for image in base_images(made, prompts, SIZE, "base", family_for_edit()):
-        found[image.prompt, sum(prompt == image.prompt for prompt, _ in found)] = image.seed
+        found[image.prompt, sum(prompt == image.prompt for prompt, _ in found)] = (
+            image.seed
+        )
     return found
 
 
@@ -91,7 +101,10 @@ def test_empty_lines_and_comments_are_no_prompts(tmp_path: Path) -> None:
     file.write_text("# nothing\n\n")
     with pytest.raises(CaptionError) as caught:
         read_prompts(str(file))
-    assert caught.value.reason == "holds no prompt. Write one per line; '#' begins a line that is left out"
+    assert (
+        caught.value.reason
+        == "holds no prompt. Write one per line; '#' begins a line that is left out"
+    )
 
 
 def test_a_file_without_prompts_is_refused_by_the_plan(section) -> None:
@@ -99,7 +112,9 @@ def test_a_file_without_prompts_is_refused_by_the_plan(section) -> None:
         section("\n").plan(JobContext("job"))
 
 
-def test_what_is_rarely_meant_is_told_by_the_plan_and_lint(section, tmp_path: Path) -> None:
+def test_what_is_rarely_meant_is_told_by_the_plan_and_lint(
+    section, tmp_path: Path
+) -> None:
     job = section("a zxq cat\na dog --w 64 --n blurred\n(a tree:1.3)\n")
     _, faults = made_folders(job, family_for(job.model))
     told = [message for _, message in faults]
@@ -121,15 +136,35 @@ def test_what_is_rarely_meant_is_told_by_the_plan_and_lint(section, tmp_path: Pa
 @pytest.mark.parametrize(
     ("keys", "key", "message"),
     [
-        ({"folder_path": "."}, "folder_path", "cannot be combined with 'from_base', which has no files."),
-        ({"caption_ext": "txt"}, "caption_ext", "cannot be combined with 'from_base', which has no files."),
-        ({"is_reg": False}, "is_reg", "images of the base model are regularisation images."),
-        ({"from_base": {"prompts": "none.txt"}}, "from_base.prompts", "'none.txt' does not exist"),
+        (
+            {"folder_path": "."},
+            "folder_path",
+            "cannot be combined with 'from_base', which has no files.",
+        ),
+        (
+            {"caption_ext": "txt"},
+            "caption_ext",
+            "cannot be combined with 'from_base', which has no files.",
+        ),
+        (
+            {"is_reg": False},
+            "is_reg",
+            "images of the base model are regularisation images.",
+        ),
+        (
+            {"from_base": {"prompts": "none.txt"}},
+            "from_base.prompts",
+            "'none.txt' does not exist",
+        ),
     ],
 )
-def test_what_does_not_go_with_it_is_refused(section, keys: dict, key: str, message: str) -> None:
+def test_what_does_not_go_with_it_is_refused(
+    section, keys: dict, key: str, message: str
+) -> None:
     found = list(section("a cat\n", **keys).datasets[0].check(JobContext("job")))
-    assert [".".join(map(str, each.key)) for each in found if each.severity == "error"] == [key]
+    assert [
+        ".".join(map(str, each.key)) for each in found if each.severity == "error"
+    ] == [key]
     assert found[0].message.startswith(message)
 
 
@@ -139,9 +174,16 @@ def test_a_count_of_zero_is_refused() -> None:
 
 
 def test_a_prompt_ends_where_an_editor_shows_it(tmp_path: Path) -> None:
-    """Prompt enhancers write such characters; a caption has them too (`captions: lines`)."""
-    (tmp_path / "p.txt").write_bytes("\ufeffa cat\u2028and a dog\r\n\x0ba\x85b\rc\n".encode())
-    assert read_prompts(str(tmp_path / "p.txt")) == ["a cat\u2028and a dog", "a\x85b", "c"]
+    """Prompt enhancers write such characters; a caption has them too (`captions:
+    lines`)."""
+    (tmp_path / "p.txt").write_bytes(
+        "\ufeffa cat\u2028and a dog\r\n\x0ba\x85b\rc\n".encode()
+    )
+    assert read_prompts(str(tmp_path / "p.txt")) == [
+        "a cat\u2028and a dog",
+        "a\x85b",
+        "c",
+    ]
 
 
 def test_an_image_that_was_cut_off_is_made_again(section) -> None:
@@ -159,10 +201,15 @@ def test_an_image_that_was_cut_off_is_made_again(section) -> None:
 
 def test_a_prompt_that_is_too_long_is_named_by_its_file(section) -> None:
     """Its images are not there yet."""
-    found = section("short\n" + "word " * 100, from_base={"prompts": "prompts.txt", "count": 6})
+    found = section(
+        "short\n" + "word " * 100, from_base={"prompts": "prompts.txt", "count": 6}
+    )
     (folder,), _ = made_folders(found, family_for_edit())
     items = make_items(folder.samples, lambda _: (64,), 16)
     with pytest.raises(DataErrors) as caught:
-        refuse_long_captions(items, lambda text, target, references: "too much." if len(text) > 99 else None)
+        refuse_long_captions(
+            items,
+            lambda text, target, references: "too much." if len(text) > 99 else None,
+        )
     begin = ("word " * 100)[:40]
     assert str(caught.value) == f"prompts.txt: its prompt {begin!r}... has too much."

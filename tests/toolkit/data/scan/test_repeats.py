@@ -52,7 +52,9 @@ def scanned(folder: Path, *names: str, **settings) -> tuple[dict[str, int], list
     assert [f"warning: {place}: {question}" for place, question in scan.questions] == [
         note for note in scan.notes if "are the numbers of" in note
     ]
-    return {Path(each.folder).name: each.repeats for each in scan.folders}, [text for _, text in scan.questions]
+    return {Path(each.folder).name: each.repeats for each in scan.folders}, [
+        text for _, text in scan.questions
+    ]
 
 
 def test_they_are_repeats_as_ever_and_the_plan_asks(tmp_path: Path) -> None:
@@ -73,19 +75,24 @@ def test_they_are_repeats_as_ever_and_the_plan_asks(tmp_path: Path) -> None:
         ({"num_repeats": 4}, {"2023_a": 4, "0_b": 4}),
     ],
 )
-def test_the_answer_ends_the_question(tmp_path: Path, settings: dict, expected: dict[str, int]) -> None:
+def test_the_answer_ends_the_question(
+    tmp_path: Path, settings: dict, expected: dict[str, int]
+) -> None:
     assert scanned(tmp_path, *expected, **settings) == (expected, [])
 
 
 def test_without_the_convention_nothing_is_said_of_numbers(tmp_path: Path) -> None:
-    """Neither that loose images leave subfolders unused, nor that `40 char` is nearly a number of repeats."""
+    """Neither that loose images leave subfolders unused, nor that `40 char` is nearly a
+    number of repeats."""
     for name in ("a.png", "10_x/b.png", "40 char/c.png"):
         make_image(tmp_path / name, 512, 512)
     scan = scan_datasets([make_dataset(tmp_path, repeats_from_names=False)], None)
     assert [len(each.samples) for each in scan.folders] == [1]
     notes = scan_datasets([make_dataset(tmp_path / "40 char")], None).notes
     assert len([note for note in notes if "For 40 repeats" in note]) == 1
-    off = scan_datasets([make_dataset(tmp_path / "40 char", repeats_from_names=False)], None).notes
+    off = scan_datasets(
+        [make_dataset(tmp_path / "40 char", repeats_from_names=False)], None
+    ).notes
     assert not [note for note in off if "repeats" in note]
 
 
@@ -95,10 +102,19 @@ def test_folders_of_several_entries_are_beside_each_other(tmp_path: Path) -> Non
         make_image(tmp_path / name / "a.png", 512, 512)
         entries.append(make_dataset(tmp_path / name, is_reg=name == "1_reg"))
     (asked,) = scan_datasets(entries, None).questions
-    assert asked[0] == str(tmp_path) and "1_anna (1), 2_bob (2), 3_carl (3) repeats? They count up" in asked[1]
+    assert (
+        asked[0] == str(tmp_path)
+        and "1_anna (1), 2_bob (2), 3_carl (3) repeats? They count up" in asked[1]
+    )
 
 
 def test_a_fraction_is_no_number_of_repeats(tmp_path: Path) -> None:
     make_image(tmp_path / "0.5_x" / "a.png", 512, 512)
-    (note,) = [note for note in scan_datasets([make_dataset(tmp_path)], None).notes if "repeats" in note]
-    assert note.startswith(f"warning: {tmp_path}/0.5_x: the 0.5 in its name is not used, as repeats are whole numbers")
+    (note,) = [
+        note
+        for note in scan_datasets([make_dataset(tmp_path)], None).notes
+        if "repeats" in note
+    ]
+    assert note.startswith(
+        f"warning: {tmp_path}/0.5_x: the 0.5 in its name is not used, as repeats are whole numbers"
+    )

@@ -31,21 +31,32 @@ def captions(path: Path) -> dict[str, str]:
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("ends", ["\n", "\r\n"])
-def test_a_csv_is_read_as_spreadsheets_save_it(tmp_path: Path, encoding: str, delimiter: str, ends: str) -> None:
-    (tmp_path / "t.csv").write_bytes(ROWS.format(delimiter).replace("\n", ends).encode(encoding))
-    assert captions(tmp_path / "t.csv") == {"a.png": f"one{delimiter} two", "b.png": "grün"}
+def test_a_csv_is_read_as_spreadsheets_save_it(
+    tmp_path: Path, encoding: str, delimiter: str, ends: str
+) -> None:
+    (tmp_path / "t.csv").write_bytes(
+        ROWS.format(delimiter).replace("\n", ends).encode(encoding)
+    )
+    assert captions(tmp_path / "t.csv") == {
+        "a.png": f"one{delimiter} two",
+        "b.png": "grün",
+    }
 
 
 def test_the_first_line_of_a_spreadsheet_may_name_its_delimiter(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("sep=;\r\n" + ROWS.format(";") + ";;\n\n")
     assert captions(tmp_path / "t.csv")["a.png"] == "one; two"
     (tmp_path / "t.csv").write_text("sep=;\nfile_name;caption\na.png;one;two\n")
-    assert [mistake.place for mistake in read_table(str(tmp_path / "t.csv")).mistakes] == [f"{tmp_path}/t.csv:3"]
+    assert [
+        mistake.place for mistake in read_table(str(tmp_path / "t.csv")).mistakes
+    ] == [f"{tmp_path}/t.csv:3"]
 
 
 @pytest.mark.parametrize("name", ["t.tsv", "t.txt"])
 def test_a_header_with_tabs_is_one(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text('file_name\ttext\tinput_image\na.png\t"one\ttwo"\tb.png\n')
+    (tmp_path / name).write_text(
+        'file_name\ttext\tinput_image\na.png\t"one\ttwo"\tb.png\n'
+    )
     table = read_table(str(tmp_path / name))
     assert table.rows["a.png"][:2] == ("one\ttwo", ("b.png",)) and not table.mistakes
 
@@ -73,15 +84,26 @@ def test_a_header_with_tabs_is_one(tmp_path: Path, name: str) -> None:
         ),
     ],
 )
-def test_a_csv_that_is_not_read_says_why(data: Path, dataset, text: str, reason: str) -> None:
+def test_a_csv_that_is_not_read_says_why(
+    data: Path, dataset, text: str, reason: str
+) -> None:
     (data / "t.csv").write_text(text)
     told = []
-    for section in (dataset(data, captions_file=str(data / "t.csv")), dataset(data)):  # given, and found
+    for section in (
+        dataset(data, captions_file=str(data / "t.csv")),
+        dataset(data),
+    ):  # given, and found
         with pytest.raises(DataErrors) as caught:
             scan_datasets([section], "sks")
         told.append(str(caught.value))
-    told_of_both = f"{data}/t.csv{reason}" if reason.startswith(":2") else f"{data}/t.csv:1{reason}"
-    assert told[0] == told_of_both and told[1].startswith(f"{told_of_both}. (It is read because no image has")
+    told_of_both = (
+        f"{data}/t.csv{reason}"
+        if reason.startswith(":2")
+        else f"{data}/t.csv:1{reason}"
+    )
+    assert told[0] == told_of_both and told[1].startswith(
+        f"{told_of_both}. (It is read because no image has"
+    )
 
 
 def test_titles_that_are_given_are_a_header(data: Path, dataset) -> None:
@@ -89,13 +111,18 @@ def test_titles_that_are_given_are_a_header(data: Path, dataset) -> None:
     columns = {"image": "bild", "prompt": "Beschreibung", "ignore": "Nummer"}
     scan = scan_datasets([dataset(data, resolution=(64,), columns=columns)], None)
     assert [sample.caption for sample in scan.samples] == ["one", "two"]
-    assert scan.notes == (f"{data}: no caption files: captions are read from {data}/t.csv",)
+    assert scan.notes == (
+        f"{data}: no caption files: captions are read from {data}/t.csv",
+    )
 
 
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
-        (b"PK\3\4\0\0a.png\xff", "is a spreadsheet or another zip file, not text. Export the table as CSV, in UTF-8"),
+        (
+            b"PK\3\4\0\0a.png\xff",
+            "is a spreadsheet or another zip file, not text. Export the table as CSV, in UTF-8",
+        ),
         (
             "file_name;caption\na.png;ü".encode("cp1252"),
             "is not UTF-8 text: byte 0xfc at offset 24. Save it as UTF-8",
@@ -103,7 +130,9 @@ def test_titles_that_are_given_are_a_header(data: Path, dataset) -> None:
         (b"\xff\xfea.png\0\0\xd8", "is not UTF-16 text, as its first bytes say: "),
     ],
 )
-def test_what_is_no_text_is_called_by_its_kind(data: Path, dataset, raw: bytes, reason: str) -> None:
+def test_what_is_no_text_is_called_by_its_kind(
+    data: Path, dataset, raw: bytes, reason: str
+) -> None:
     (data / "t.csv").write_bytes(raw)
     for section in (dataset(data, captions_file=str(data / "t.csv")), dataset(data)):
         with pytest.raises(DataErrors) as caught:
@@ -128,19 +157,27 @@ def test_a_found_table_is_as_strict_as_a_given_one(data: Path, dataset) -> None:
 
 @pytest.fixture
 def above(tmp_path: Path, image) -> Path:
-    """Two subfolders with an image of one name, and a table that names both; as the hub's guide has it."""
+    """Two subfolders with an image of one name, and a table that names both; as the
+    hub's guide has it."""
     for folder in ("images", "more"):
         image(tmp_path / "set" / folder / "x.png")
-    rows = [{"file_name": f"{folder}/x.png", "text": f"of {folder}"} for folder in ("images", "more")]
+    rows = [
+        {"file_name": f"{folder}/x.png", "text": f"of {folder}"}
+        for folder in ("images", "more")
+    ]
     (tmp_path / "set" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return tmp_path / "set"
 
 
-def test_a_table_above_the_subfolders_that_it_names_is_found(above: Path, dataset) -> None:
+def test_a_table_above_the_subfolders_that_it_names_is_found(
+    above: Path, dataset
+) -> None:
     section = dataset(above, resolution=(64,))
     scan = scan_datasets([section], None)
     assert [sample.caption for sample in scan.samples] == ["of images", "of more"]
-    assert scan.notes == (f"{above}: no caption files: captions are read from {above}/metadata.jsonl",)
+    assert scan.notes == (
+        f"{above}: no caption files: captions are read from {above}/metadata.jsonl",
+    )
     assert [(image.caption, image.table) for image in find_images(section)[0]] == [
         (f"of {folder}", f"{above}/metadata.jsonl") for folder in ("images", "more")
     ]
@@ -160,7 +197,9 @@ def test_it_is_for_those_without_captions_of_their_own(above: Path, dataset) -> 
 
 
 def test_one_above_that_names_none_of_them_is_a_mistake(above: Path, dataset) -> None:
-    (above / "metadata.jsonl").write_text('{"file_name": "images/gone.png", "text": "lost"}\n')
+    (above / "metadata.jsonl").write_text(
+        '{"file_name": "images/gone.png", "text": "lost"}\n'
+    )
     (above / "settings.json").write_text('{"version": "1"}')
     with pytest.raises(DataErrors) as caught:
         scan_datasets([dataset(above)], None)
@@ -174,25 +213,42 @@ def test_one_above_that_names_none_of_them_is_a_mistake(above: Path, dataset) ->
 
 
 def test_the_page_has_every_name_that_is_known() -> None:
-    page = (TOOLKIT_ROOT / "docs" / "datasets.md").read_text(encoding="utf-8").partition("### Columns")[2]
-    names = page.partition("## Regularisation images")[0].replace(",", " ").replace(";", " ")
+    page = (
+        (TOOLKIT_ROOT / "docs" / "datasets.md")
+        .read_text(encoding="utf-8")
+        .partition("### Columns")[2]
+    )
+    names = (
+        page.partition("## Regularisation images")[0]
+        .replace(",", " ")
+        .replace(";", " ")
+    )
     listed = {
-        known.name for known in KNOWN if f"`{known.name}`" in names or f"`{known.name.removesuffix('s')}`" in names
+        known.name
+        for known in KNOWN
+        if f"`{known.name}`" in names or f"`{known.name.removesuffix('s')}`" in names
     }
     assert listed == {known.name for known in KNOWN}
 
 
-# ---------------------------------------------------------------- what is given, and what is found
+# ---------------------------------------------------------------- what is given, and
+# what is found
 
 
-def test_a_table_names_images_further_down_than_its_subfolders(tmp_path: Path, image, dataset) -> None:
+def test_a_table_names_images_further_down_than_its_subfolders(
+    tmp_path: Path, image, dataset
+) -> None:
     for name in ("images/a/x.png", "images/b/x.png", "images/b/y.png"):
         image(tmp_path / "set" / name)
-    rows = [{"file_name": f"images/{name}.png", "text": name} for name in ("a/x", "b/x")]
+    rows = [
+        {"file_name": f"images/{name}.png", "text": name} for name in ("a/x", "b/x")
+    ]
     (tmp_path / "set" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     scan = scan_datasets([dataset(tmp_path / "set", resolution=(64,))], None)
     assert [sample.caption for sample in scan.samples] == ["a/x", "b/x"]
-    assert scan.notes == (f"{tmp_path}/set: the images are those that {tmp_path}/set/metadata.jsonl names",)
+    assert scan.notes == (
+        f"{tmp_path}/set: the images are those that {tmp_path}/set/metadata.jsonl names",
+    )
 
 
 def test_columns_that_are_given_without_a_table_are_told(data: Path, dataset) -> None:
@@ -203,11 +259,16 @@ def test_columns_that_are_given_without_a_table_are_told(data: Path, dataset) ->
 
 
 def test_addresses_of_images_are_told_once(tmp_path: Path, dataset) -> None:
-    (tmp_path / "t.csv").write_text("image,text\nhttps://x.org/a.png,one\nhttps://x.org/b.png,two\n")
+    (tmp_path / "t.csv").write_text(
+        "image,text\nhttps://x.org/a.png,one\nhttps://x.org/b.png,two\n"
+    )
     with pytest.raises(DataErrors) as caught:
         scan_datasets([dataset("", captions_file=str(tmp_path / "t.csv"))], None)
     what = "names 2 addresses, such as 'https:/x.org/a.png', and images are files"
-    assert str(caught.value) == f"{tmp_path}/t.csv: {what}. Download them, and write the names of the files"
+    assert (
+        str(caught.value)
+        == f"{tmp_path}/t.csv: {what}. Download them, and write the names of the files"
+    )
 
 
 def test_a_title_of_the_caption_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
@@ -228,7 +289,9 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_files_of_other_programs_are_not_taken_for_tables(data: Path, dataset, name: str) -> None:
+def test_files_of_other_programs_are_not_taken_for_tables(
+    data: Path, dataset, name: str
+) -> None:
     (data / name).write_text(OTHERS[name])
     scan = scan_datasets([dataset(data, resolution=(64,))], "sks")
     assert scan.notes == (f"{data}: ignored, not an image: {name}",)
@@ -236,15 +299,20 @@ def test_files_of_other_programs_are_not_taken_for_tables(data: Path, dataset, n
 
 def test_a_broken_json_that_names_the_images_is_a_mistake(data: Path, dataset) -> None:
     (data / "t.json").write_text('{"a.png": "one",}')
-    with pytest.raises(DataErrors, match=r"t\.json:1: is not valid JSON: .*move it away"):
+    with pytest.raises(
+        DataErrors, match=r"t\.json:1: is not valid JSON: .*move it away"
+    ):
         scan_datasets([dataset(data)], "sks")
 
 
-# ---------------------------------------------------------------- how often a table is read
+# ---------------------------------------------------------------- how often a table is
+# read
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_a_table_is_read_once(tmp_path: Path, image, dataset, monkeypatch: pytest.MonkeyPatch, given: bool) -> None:
+def test_a_table_is_read_once(
+    tmp_path: Path, image, dataset, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
     read = Counter[str]()
 
     def counted(path: str, *rest: object) -> Table:
@@ -256,7 +324,9 @@ def test_a_table_is_read_once(tmp_path: Path, image, dataset, monkeypatch: pytes
     row = {"file_name": "sub/a.png", "caption": "a", "control": "gone.png"}
     for name in ("one.jsonl", "other.jsonl"):
         (tmp_path / name).write_text(
-            json.dumps(row if name == "one.jsonl" else {"file_name": "sub/b.png", "text": "b"})
+            json.dumps(
+                row if name == "one.jsonl" else {"file_name": "sub/b.png", "text": "b"}
+            )
         )
     keys = {"captions_file": str(tmp_path / "one.jsonl")} if given else {}
     with pytest.raises(DataErrors) as caught:
@@ -267,10 +337,20 @@ def test_a_table_is_read_once(tmp_path: Path, image, dataset, monkeypatch: pytes
     assert read == ({"one.jsonl": 1} if given else {"one.jsonl": 1, "other.jsonl": 1})
 
 
-def test_lines_that_differ_in_more_than_the_caption_are_not_captions_of_one_image(data: Path, dataset) -> None:
-    rows = [{"file_name": "a.png", "caption": text, "weight": weight} for text, weight in (("x", 1), ("y", 2))]
+def test_lines_that_differ_in_more_than_the_caption_are_not_captions_of_one_image(
+    data: Path, dataset
+) -> None:
+    rows = [
+        {"file_name": "a.png", "caption": text, "weight": weight}
+        for text, weight in (("x", 1), ("y", 2))
+    ]
     (data / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    section = dataset(data, captions_file=str(data / "t.jsonl"), captions="lines", columns={"weight": "weight"})
+    section = dataset(
+        data,
+        captions_file=str(data / "t.jsonl"),
+        captions="lines",
+        columns={"weight": "weight"},
+    )
     with pytest.raises(DataErrors) as caught:
         scan_datasets([section], None)
     assert [str(each) for each in caught.value.errors] == [
@@ -282,13 +362,27 @@ def test_captions_of_several_rows_are_those_of_a_list(data: Path, dataset) -> No
     rows = [{"file_name": "a.png", "caption": text} for text in ("x", "", "y")]
     rows += [{"file_name": "b.png", "caption": "z"}]
     (data / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    scan = scan_datasets([dataset(data, captions_file=str(data / "t.jsonl"), captions="lines")], None)
-    assert [(sample.caption, sample.captions) for sample in scan.samples] == [("x", ("x", "y")), ("z", ())]
+    scan = scan_datasets(
+        [dataset(data, captions_file=str(data / "t.jsonl"), captions="lines")], None
+    )
+    assert [(sample.caption, sample.captions) for sample in scan.samples] == [
+        ("x", ("x", "y")),
+        ("z", ()),
+    ]
 
 
-def test_a_column_of_lists_that_is_given_as_the_image_is_told_with_its_line(data: Path, dataset) -> None:
-    (data / "t.jsonl").write_text(json.dumps({"both": ["a.png", "b.png"], "text": "two"}))
-    section = dataset(data, captions_file=str(data / "t.jsonl"), columns={"image": "both"})
+def test_a_column_of_lists_that_is_given_as_the_image_is_told_with_its_line(
+    data: Path, dataset
+) -> None:
+    (data / "t.jsonl").write_text(
+        json.dumps({"both": ["a.png", "b.png"], "text": "two"})
+    )
+    section = dataset(
+        data, captions_file=str(data / "t.jsonl"), columns={"image": "both"}
+    )
     with pytest.raises(DataErrors) as caught:
         scan_datasets([section], None)
-    assert str(caught.value.errors[0]) == f"{data}/t.jsonl:1: names 2 images in 'both'. Write a row for each image"
+    assert (
+        str(caught.value.errors[0])
+        == f"{data}/t.jsonl:1: names 2 images in 'both'. Write a row for each image"
+    )

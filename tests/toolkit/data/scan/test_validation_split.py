@@ -15,14 +15,24 @@ from toolkit.data.scan.validation_split import ValidationSplit, scan_and_split
 from toolkit.errors import DataErrors, UserError
 
 FAMILY = SimpleNamespace(
-    size_multiple=32, sure_prompt=500, max_references=3, longest_side=None, prompt_error=lambda *_: None
+    size_multiple=32,
+    sure_prompt=500,
+    max_references=3,
+    longest_side=None,
+    prompt_error=lambda *_: None,
 )
 
 
 def section(
-    *datasets, fraction: float | None = None, own=None, seed: int = 0, trigger: str = "", preference: bool = False
+    *datasets,
+    fraction: float | None = None,
+    own=None,
+    seed: int = 0,
+    trigger: str = "",
+    preference: bool = False,
 ) -> SimpleNamespace:
-    """What `scan_and_split` asks of a job; `own` is the dataset of a validation folder."""
+    """What `scan_and_split` asks of a job; `own` is the dataset of a validation
+    folder."""
     validation = SimpleNamespace(
         fraction=fraction,
         folder_path=own and own.folder_path,
@@ -66,31 +76,49 @@ def test_without_the_section_everything_is_trained_on(folder, dataset) -> None:
     assert (len(scan.samples), len(items), validation_split) == (10, 10, None)
 
 
-@pytest.mark.parametrize(("fraction", "count"), [(0.01, 1), (0.1, 1), (0.14, 1), (0.16, 2), (0.3, 3), (0.5, 5)])
-def test_a_fraction_is_taken_out_of_the_training_and_at_least_one(folder, dataset, fraction: float, count) -> None:
-    scan, items, validation_split = scan_and_split(section(dataset(folder()), fraction=fraction), FAMILY)
+@pytest.mark.parametrize(
+    ("fraction", "count"),
+    [(0.01, 1), (0.1, 1), (0.14, 1), (0.16, 2), (0.3, 3), (0.5, 5)],
+)
+def test_a_fraction_is_taken_out_of_the_training_and_at_least_one(
+    folder, dataset, fraction: float, count
+) -> None:
+    scan, items, validation_split = scan_and_split(
+        section(dataset(folder()), fraction=fraction), FAMILY
+    )
     assert len(validation_split.items) == count
     assert len(items) == len(scan.samples) == 10 - count
     trained = {item.sample.name for item in items}
     assert trained.isdisjoint(names(validation_split))
     assert validation_split.from_training
-    assert f"validation: {count} image{'s' * (count > 1)} held out" in validation_split.notes[0]
+    assert (
+        f"validation: {count} image{'s' * (count > 1)} held out"
+        in validation_split.notes[0]
+    )
 
 
-def test_an_image_goes_at_all_its_sizes_mirrors_and_in_all_datasets(folder, dataset) -> None:
+def test_an_image_goes_at_all_its_sizes_mirrors_and_in_all_datasets(
+    folder, dataset
+) -> None:
     path = folder()
     link = path.with_name("link")
     link.symlink_to(path)
-    twice = section(dataset(path, resolution=(64, 96), flip_x=True), dataset(link), fraction=0.2)
+    twice = section(
+        dataset(path, resolution=(64, 96), flip_x=True), dataset(link), fraction=0.2
+    )
     scan, items, validation_split = scan_and_split(twice, FAMILY)
     assert len(set(names(validation_split))) == 2
-    assert len(validation_split.items) == 2 * (2 + 1)  # two sizes of the first dataset, one of the second; no mirrors
+    assert len(validation_split.items) == 2 * (
+        2 + 1
+    )  # two sizes of the first dataset, one of the second; no mirrors
     assert not any(any(item.sample.flip) for item in validation_split.items)
     assert len(items) == 8 * (2 * 2 + 1)
     assert {sample.name for sample in scan.samples}.isdisjoint(names(validation_split))
 
 
-def test_the_draw_does_not_depend_on_the_order_or_the_place_of_the_datasets(folder, dataset, tmp_path: Path) -> None:
+def test_the_draw_does_not_depend_on_the_order_or_the_place_of_the_datasets(
+    folder, dataset, tmp_path: Path
+) -> None:
     one, two = dataset(folder("a")), dataset(folder("b"))
     _, _, first = scan_and_split(section(one, two, fraction=0.25), FAMILY)
     _, _, second = scan_and_split(section(two, one, fraction=0.25), FAMILY)
@@ -99,19 +127,30 @@ def test_the_draw_does_not_depend_on_the_order_or_the_place_of_the_datasets(fold
         (tmp_path / name).rename(tmp_path / "moved" / name)
     moved = (dataset(tmp_path / "moved" / name) for name in ("a", "b"))
     _, _, third = scan_and_split(section(*moved, fraction=0.25), FAMILY)
-    chosen = [sorted("/".join(Path(i.sample.image).parts[-2:]) for i in h.items) for h in (first, second, third)]
+    chosen = [
+        sorted("/".join(Path(i.sample.image).parts[-2:]) for i in h.items)
+        for h in (first, second, third)
+    ]
     assert chosen[0] == chosen[1] == chosen[2]
 
 
 def test_another_seed_and_not_the_training_seed_draws_others(folder, dataset) -> None:
     drawn = {
-        tuple(names(scan_and_split(section(dataset(folder()), fraction=0.3, seed=seed), FAMILY)[2]))
+        tuple(
+            names(
+                scan_and_split(
+                    section(dataset(folder()), fraction=0.3, seed=seed), FAMILY
+                )[2]
+            )
+        )
         for seed in range(6)
     }
     assert len(drawn) > 1
 
 
-def test_more_images_leave_what_was_drawn_unless_they_take_its_place(folder, dataset) -> None:
+def test_more_images_leave_what_was_drawn_unless_they_take_its_place(
+    folder, dataset
+) -> None:
     """Drawn by a key of its own for each image: nothing shifts."""
     few, many = folder("a", 10), folder("a", 10)
     before = names(scan_and_split(section(dataset(few), fraction=0.3), FAMILY)[2])
@@ -122,26 +161,50 @@ def test_more_images_leave_what_was_drawn_unless_they_take_its_place(folder, dat
 
 
 def test_they_are_measured_as_they_are(folder, dataset) -> None:
-    shuffled = dataset(folder(), caption_dropout_rate=0.9, shuffle_tokens=True, keep_tokens=1, loss_multiplier=3.0)
-    _, items, validation_split = scan_and_split(section(shuffled, fraction=0.1, trigger="maya"), FAMILY)
+    shuffled = dataset(
+        folder(),
+        caption_dropout_rate=0.9,
+        shuffle_tokens=True,
+        keep_tokens=1,
+        loss_multiplier=3.0,
+    )
+    _, items, validation_split = scan_and_split(
+        section(shuffled, fraction=0.1, trigger="maya"), FAMILY
+    )
     sample = validation_split.items[0].sample
     assert sample.caption.startswith("maya")
-    assert (sample.rules, sample.repeats, sample.loss_weight) == (CaptionRules(trigger="maya"), 1, 1.0)
+    assert (sample.rules, sample.repeats, sample.loss_weight) == (
+        CaptionRules(trigger="maya"),
+        1,
+        1.0,
+    )
     assert items[0].sample.rules.dropout_rate == 0.9
 
 
 def test_regularisation_images_stay(folder, dataset) -> None:
     _, items, validation_split = scan_and_split(
-        section(dataset(folder("a", 2)), dataset(folder("b"), is_reg=True), fraction=0.5), FAMILY
+        section(
+            dataset(folder("a", 2)), dataset(folder("b"), is_reg=True), fraction=0.5
+        ),
+        FAMILY,
     )
-    assert [Path(item.sample.image).parent.name for item in validation_split.items] == ["a"]
+    assert [Path(item.sample.image).parent.name for item in validation_split.items] == [
+        "a"
+    ]
     assert len(items) == 11
 
 
 def test_a_dataset_that_is_held_out_whole_is_counted_nowhere(folder, dataset) -> None:
     datasets = [dataset(folder("only", 1)), dataset(folder("b", 3))]
-    seeds = (scan_and_split(section(*datasets, fraction=0.25, seed=seed), FAMILY) for seed in range(40))
-    scan, items, _ = next(found for found in seeds if Path(found[2].items[0].sample.image).parent.name == "only")
+    seeds = (
+        scan_and_split(section(*datasets, fraction=0.25, seed=seed), FAMILY)
+        for seed in range(40)
+    )
+    scan, items, _ = next(
+        found
+        for found in seeds
+        if Path(found[2].items[0].sample.image).parent.name == "only"
+    )
     assert [Path(found.folder).name for found in scan.folders] == ["b"]
     assert {item.sample.dataset for item in items} == {1}
 
@@ -158,11 +221,15 @@ def test_one_image_is_left_to_train_on(folder, dataset, count: int) -> None:
 
 def test_a_folder_of_its_own_takes_nothing_from_the_training(folder, dataset) -> None:
     own = dataset(folder("val", 2), resolution=(64, 96), caption_dropout_rate=0.5)
-    scan, items, validation_split = scan_and_split(section(dataset(folder()), own=own), FAMILY)
+    scan, items, validation_split = scan_and_split(
+        section(dataset(folder()), own=own), FAMILY
+    )
     assert (len(scan.samples), len(items)) == (10, 10)
     assert (len(validation_split.items), validation_split.from_training) == (4, False)
     assert {item.sample.rules for item in validation_split.items} == {CaptionRules()}
-    assert validation_split.notes[0].endswith("val, 2 images; 16 forward passes each time")
+    assert validation_split.notes[0].endswith(
+        "val, 2 images; 16 forward passes each time"
+    )
 
 
 def test_mistakes_in_the_folder_are_all_named(folder, dataset) -> None:
@@ -171,18 +238,27 @@ def test_mistakes_in_the_folder_are_all_named(folder, dataset) -> None:
         (own / name).write_bytes(b"no picture")
     with pytest.raises(DataErrors) as caught:
         scan_and_split(section(dataset(folder()), own=dataset(own)), FAMILY)
-    assert [Path(mistake.place).name for mistake in caught.value.errors] == ["p0.png", "p2.png"]
+    assert [Path(mistake.place).name for mistake in caught.value.errors] == [
+        "p0.png",
+        "p2.png",
+    ]
 
 
 # ------------------------------------------------------------ pairs
 
 
 def table(folder: Path, worse: Mapping[int, list[int]], plain: int = 0) -> Path:
-    """A table of pairs by their numbers, and of so many images that are compared with none."""
-    rows = [{"better": f"q{one}.png", "worse": [f"q{other}.png" for other in rest]} for one, rest in worse.items()]
+    """A table of pairs by their numbers, and of so many images that are compared with
+    none."""
+    rows = [
+        {"better": f"q{one}.png", "worse": [f"q{other}.png" for other in rest]}
+        for one, rest in worse.items()
+    ]
     rows += [{"better": f"q{90 + number}.png"} for number in range(plain)]
     path = folder / "votes.jsonl"
-    path.write_text("".join(json.dumps(row | {"prompt": "a cat"}) + "\n" for row in rows))
+    path.write_text(
+        "".join(json.dumps(row | {"prompt": "a cat"}) + "\n" for row in rows)
+    )
     return path
 
 
@@ -192,9 +268,18 @@ def votes(dataset, tmp_path: Path):
     (tmp_path / "votes").mkdir()
 
     def make(worse: Mapping[int, list[int]], plain: int = 0):
-        for number in (*worse, *(n for rest in worse.values() for n in rest), *range(90, 90 + plain)):
-            Image.new("RGB", (64, 64), (number, 0, 0)).save(tmp_path / "votes" / f"q{number}.png")
-        return dataset(tmp_path / "votes", captions_file=str(table(tmp_path / "votes", worse, plain)))
+        for number in (
+            *worse,
+            *(n for rest in worse.values() for n in rest),
+            *range(90, 90 + plain),
+        ):
+            Image.new("RGB", (64, 64), (number, 0, 0)).save(
+                tmp_path / "votes" / f"q{number}.png"
+            )
+        return dataset(
+            tmp_path / "votes",
+            captions_file=str(table(tmp_path / "votes", worse, plain)),
+        )
 
     return make
 
@@ -205,29 +290,46 @@ def numbers(samples) -> set[int]:
 
 def test_pairs_are_measured_and_no_other_images(votes) -> None:
     given = votes({number: [number + 50] for number in range(8)}, plain=8)
-    _, items, split = scan_and_split(section(given, fraction=0.25, preference=True), FAMILY)
+    _, items, split = scan_and_split(
+        section(given, fraction=0.25, preference=True), FAMILY
+    )
     assert len(split.items) == 2 and all(item.sample.worse for item in split.items)
-    assert len(items) == 14 and numbers(item.sample for item in items) >= set(range(90, 98))
-    assert "2 images held out" in split.notes[0] and "16 forward passes" in split.notes[0]
-    _, _, split = scan_and_split(section(given, fraction=0.25), FAMILY)  # it compares nothing
+    assert len(items) == 14 and numbers(item.sample for item in items) >= set(
+        range(90, 98)
+    )
+    assert (
+        "2 images held out" in split.notes[0] and "16 forward passes" in split.notes[0]
+    )
+    _, _, split = scan_and_split(
+        section(given, fraction=0.25), FAMILY
+    )  # it compares nothing
     assert len(split.items) == 4 and "16 forward passes" in split.notes[0]
 
 
 def test_pairs_that_share_an_image_are_held_out_together(votes) -> None:
-    groups = [[10 * group + place for place in range(3)] for group in range(4)]  # first, second and third of a prompt
+    groups = [
+        [10 * group + place for place in range(3)] for group in range(4)
+    ]  # first, second and third of a prompt
     worse = {g[place]: g[place + 1 :] for g in groups for place in (0, 1)}
     for seed in range(6):
         job = section(votes(worse), fraction=0.3, seed=seed, preference=True)
         scan, items, split = scan_and_split(job, FAMILY)
-        held_out, trained = (numbers(item.sample for item in some) for some in (split.items, items))
+        held_out, trained = (
+            numbers(item.sample for item in some) for some in (split.items, items)
+        )
         assert len({number // 10 for number in held_out}) == 1 and len(held_out) == 2
-        assert not {number // 10 for number in held_out} & {number // 10 for number in trained}
+        assert not {number // 10 for number in held_out} & {
+            number // 10 for number in trained
+        }
         assert scan.pairs == 9 and len(trained) == 6
 
 
 def test_pairs_of_which_none_would_be_left_are_refused(votes) -> None:
     ring = {number: [(number + 1) % 5] for number in range(5)}
-    with pytest.raises(UserError, match=r"of 5 images none .* an image in common are held out together\). Add images"):
+    with pytest.raises(
+        UserError,
+        match=r"of 5 images none .* an image in common are held out together\). Add images",
+    ):
         scan_and_split(section(votes(ring), fraction=0.2, preference=True), FAMILY)
     scan_and_split(section(votes(ring), fraction=0.2), FAMILY)
 
@@ -235,4 +337,6 @@ def test_pairs_of_which_none_would_be_left_are_refused(votes) -> None:
 def test_a_folder_of_pairs_is_measured_by_its_pairs(votes, folder, dataset) -> None:
     job = section(dataset(folder()), own=votes({0: [1, 2]}, plain=3), preference=True)
     _, _, split = scan_and_split(job, FAMILY)
-    assert [len(item.sample.worse) for item in split.items] == [2] and "1 image; 12 forward passes" in split.notes[0]
+    assert [len(item.sample.worse) for item in split.items] == [
+        2
+    ] and "1 image; 12 forward passes" in split.notes[0]

@@ -42,11 +42,17 @@ def of_hub(colour: str, kind: str = "PNG") -> dict[str, Any]:
 
 
 def section(path: Path | str, **keys: Any) -> DatasetConfig:
-    return DatasetConfig.model_validate({"folder_path": str(path), "resolution": 64, **keys})
+    return DatasetConfig.model_validate(
+        {"folder_path": str(path), "resolution": 64, **keys}
+    )
 
 
 EDITS = [
-    {"input_image": of_hub("red"), "edited_image": of_hub("blue", "JPEG"), "edit_prompt": f"make it blue {number}"}
+    {
+        "input_image": of_hub("red"),
+        "edited_image": of_hub("blue", "JPEG"),
+        "edit_prompt": f"make it blue {number}",
+    }
     for number in range(3)
 ]
 
@@ -55,71 +61,143 @@ EDITS = [
 def test_a_table_beside_the_images_is_read(tmp_path: Path, image, given: bool) -> None:
     for name in ("x.png", "y.png"):
         image(tmp_path / name)
-    rows = [{"file_name": f"{name}.png", "text": f"a red {name}", "width": 64} for name in "xy"]
+    rows = [
+        {"file_name": f"{name}.png", "text": f"a red {name}", "width": 64}
+        for name in "xy"
+    ]
     table = write(tmp_path / "metadata.parquet", rows)
-    scan = scan_datasets([section(tmp_path, **({"captions_file": str(table)} if given else {}))], None)
+    scan = scan_datasets(
+        [section(tmp_path, **({"captions_file": str(table)} if given else {}))], None
+    )
     assert [sample.caption for sample in scan.samples] == ["a red x", "a red y"]
     assert scan.notes[0] == f"{table}: columns that are not used: width"
 
 
-def test_names_that_to_parquet_leaves_instead_of_pictures_are_read(tmp_path: Path, image) -> None:
+def test_names_that_to_parquet_leaves_instead_of_pictures_are_read(
+    tmp_path: Path, image
+) -> None:
     image(tmp_path / "x.png")
-    table = write(tmp_path / "t.parquet", [{"image": {"bytes": None, "path": "x.png"}, "text": "a red x"}])
+    table = write(
+        tmp_path / "t.parquet",
+        [{"image": {"bytes": None, "path": "x.png"}, "text": "a red x"}],
+    )
     (sample,) = scan_datasets([section("", captions_file=str(table))], None).samples
     assert (sample.name, sample.caption) == ("x.png", "a red x")
 
 
-@pytest.mark.parametrize("where", ["train.parquet", "data/train-00000-of-00001.parquet"])
+@pytest.mark.parametrize(
+    "where", ["train.parquet", "data/train-00000-of-00001.parquet"]
+)
 @pytest.mark.parametrize("key", ["folder_path", "captions_file"])
-def test_pictures_in_the_rows_are_unpacked_and_read_by_their_columns(tmp_path: Path, where: str, key: str) -> None:
+def test_pictures_in_the_rows_are_unpacked_and_read_by_their_columns(
+    tmp_path: Path, where: str, key: str
+) -> None:
     file = write(tmp_path / "set" / where, EDITS)
-    given = file if key == "captions_file" or where == "train.parquet" else tmp_path / "set"
+    given = (
+        file if key == "captions_file" or where == "train.parquet" else tmp_path / "set"
+    )
     dataset = DatasetConfig.model_validate({key: str(given), "resolution": 64})
-    scan = scan_datasets([dataset], None, scan_cache=ScanCache.beside(str(tmp_path / "runs")))
-    assert [(sample.folder, sample.name, sample.caption) for sample in scan.samples] == [
-        (f"{file}/edited_image", f"000000{number}.jpg", f"make it blue {number}") for number in range(3)
+    scan = scan_datasets(
+        [dataset], None, scan_cache=ScanCache.beside(str(tmp_path / "runs"))
+    )
+    assert [
+        (sample.folder, sample.name, sample.caption) for sample in scan.samples
+    ] == [
+        (f"{file}/edited_image", f"000000{number}.jpg", f"make it blue {number}")
+        for number in range(3)
     ]
     with Image.open(scan.samples[1].control_images[0]) as control:
         assert control.getpixel((0, 0)) == (255, 0, 0)
     assert not [note for note in scan.notes if "warning" in note or "not used" in note]
-    again = scan_datasets([dataset], None, scan_cache=ScanCache.beside(str(tmp_path / "set" / "runs")))
+    again = scan_datasets(
+        [dataset], None, scan_cache=ScanCache.beside(str(tmp_path / "set" / "runs"))
+    )
     assert again.samples[0].folder == scan.samples[0].folder
-    assert scan_datasets([dataset], None).samples[0].folder == scan.samples[0].folder, "with a cache in the folder"
+    assert scan_datasets([dataset], None).samples[0].folder == scan.samples[0].folder, (
+        "with a cache in the folder"
+    )
     (home,) = (tmp_path / "runs").glob("_cache/zips/*")
-    assert sorted(path.name for path in home.iterdir()) == ["edited_image", "input_image", "metadata.jsonl"]
+    assert sorted(path.name for path in home.iterdir()) == [
+        "edited_image",
+        "input_image",
+        "metadata.jsonl",
+    ]
 
 
 def test_pairs_of_pick_a_pic_are_bytes_alone(tmp_path: Path) -> None:
-    row = {"caption": "a cat", "jpg_0": picture("red"), "jpg_1": picture("blue"), "label_0": 0.0, "label_1": 1.0}
-    file = write(tmp_path / "p.parquet", [row, {**row, "label_0": 1.0}, {**row, "label_0": 0.5}])
+    row = {
+        "caption": "a cat",
+        "jpg_0": picture("red"),
+        "jpg_1": picture("blue"),
+        "label_0": 0.0,
+        "label_1": 1.0,
+    }
+    file = write(
+        tmp_path / "p.parquet", [row, {**row, "label_0": 1.0}, {**row, "label_0": 0.5}]
+    )
     scan = scan_datasets([section(file)], None)
     found = [
-        (Path(sample.image).parent.name, [Path(each).parent.name for each in sample.worse]) for sample in scan.samples
+        (
+            Path(sample.image).parent.name,
+            [Path(each).parent.name for each in sample.worse],
+        )
+        for sample in scan.samples
     ]
     assert found == [("jpg_1", ["jpg_0"]), ("jpg_0", ["jpg_1"])]
     assert f"{file}: 1 vote for neither of two images: not used" in scan.notes
 
 
-def test_a_picture_column_that_is_not_known_is_a_mistake_until_the_job_says_what_it_is(tmp_path: Path) -> None:
-    rows = [{"image": of_hub("red"), "photo": of_hub("blue"), "digest": b"\1\2", "text": "a cat"}]
+def test_a_picture_column_that_is_not_known_is_a_mistake_until_the_job_says_what_it_is(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        {
+            "image": of_hub("red"),
+            "photo": of_hub("blue"),
+            "digest": b"\1\2",
+            "text": "a cat",
+        }
+    ]
     file = write(tmp_path / "p.parquet", rows)
     with pytest.raises(DataErrors) as caught:
         scan_datasets([section(file)], None)
-    assert str(caught.value).startswith(f"{file}: its column 'photo' names 1 file and is not used. Say what it is: ")
-    scan = scan_datasets([section(file, columns={"control": "photo", "ignore": "digest"})], None)
-    assert [len(sample.control_images) for sample in scan.samples] == [1] and scan.notes == ()
+    assert str(caught.value).startswith(
+        f"{file}: its column 'photo' names 1 file and is not used. Say what it is: "
+    )
+    scan = scan_datasets(
+        [section(file, columns={"control": "photo", "ignore": "digest"})], None
+    )
+    assert [len(sample.control_images) for sample in scan.samples] == [
+        1
+    ] and scan.notes == ()
 
 
-def test_a_row_without_a_picture_at_the_beginning_does_not_make_it_a_table(tmp_path: Path) -> None:
-    rows = [{"image": of_hub("red"), "control": None, "text": "a"}, {"image": of_hub("red"), "control": of_hub("blue")}]
+def test_a_row_without_a_picture_at_the_beginning_does_not_make_it_a_table(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        {"image": of_hub("red"), "control": None, "text": "a"},
+        {"image": of_hub("red"), "control": of_hub("blue")},
+    ]
     scan = scan_datasets([section(write(tmp_path / "p.parquet", rows))], "sks")
     assert [len(sample.control_images) for sample in scan.samples] == [0, 1]
 
 
 def test_lists_of_pictures_are_several_control_images(tmp_path: Path) -> None:
-    rows = [{"image": of_hub("red"), "control_images": [of_hub("blue"), of_hub("green")], "text": "a cat"}]
-    (sample,) = scan_datasets([section(write(tmp_path / "p.parquet", rows))], None).samples
-    assert [Path(path).name for path in sample.control_images] == ["0000000_0.png", "0000000_1.png"]
+    rows = [
+        {
+            "image": of_hub("red"),
+            "control_images": [of_hub("blue"), of_hub("green")],
+            "text": "a cat",
+        }
+    ]
+    (sample,) = scan_datasets(
+        [section(write(tmp_path / "p.parquet", rows))], None
+    ).samples
+    assert [Path(path).name for path in sample.control_images] == [
+        "0000000_0.png",
+        "0000000_1.png",
+    ]
 
 
 def test_files_for_validation_and_test_are_left_out_and_named(tmp_path: Path) -> None:
@@ -139,14 +217,19 @@ def test_files_for_validation_and_test_are_left_out_and_named(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        ([{"file_name": "a.png", "text": "x"}], "is a table without pictures. Give it as 'captions_file'"),
+        (
+            [{"file_name": "a.png", "text": "x"}],
+            "is a table without pictures. Give it as 'captions_file'",
+        ),
         (
             [EDITS[0], {**EDITS[0], "edited_image": {"bytes": None, "path": "x"}}],
             "has no picture in 'edited_image' of row 1",
         ),
     ],
 )
-def test_a_file_that_is_not_a_dataset_says_why(tmp_path: Path, rows: list[dict[str, Any]], reason: str) -> None:
+def test_a_file_that_is_not_a_dataset_says_why(
+    tmp_path: Path, rows: list[dict[str, Any]], reason: str
+) -> None:
     with pytest.raises(DataErrors, match=reason):
         scan_datasets([section(write(tmp_path / "p.parquet", rows))], None)
 
@@ -161,9 +244,16 @@ def test_damage_is_called_damage(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["folder_path", "captions_file"])
 def test_a_pointer_of_git_lfs_is_named(tmp_path: Path, key: str) -> None:
     path = tmp_path / "metadata.parquet"
-    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    with pytest.raises(DataErrors, match=r"is what Git LFS has in the place .* Run 'git lfs pull' in its repository"):
-        scan_datasets([DatasetConfig.model_validate({key: str(path), "resolution": 64})], None)
+    path.write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    )
+    with pytest.raises(
+        DataErrors,
+        match=r"is what Git LFS has in the place .* Run 'git lfs pull' in its repository",
+    ):
+        scan_datasets(
+            [DatasetConfig.model_validate({key: str(path), "resolution": 64})], None
+        )
 
 
 @pytest.mark.parametrize("pictures", [False, True])
@@ -177,21 +267,31 @@ def test_without_pyarrow_one_line_names_the_extra(
     monkeypatch.setattr(parquet, "find_spec", lambda name: None)
     given = {} if pictures else {"captions_file": str(tmp_path / "set" / "a.parquet")}
     with pytest.raises(DataErrors) as caught:
-        scan_datasets([section(tmp_path / "set" if pictures else tmp_path, **given)], None)
+        scan_datasets(
+            [section(tmp_path / "set" if pictures else tmp_path, **given)], None
+        )
     place = tmp_path / "set" if pictures else tmp_path / "set" / "a.parquet"
     assert str(caught.value) == f"{place}: {parquet.MISSING}"
 
 
-def test_a_file_is_known_by_its_first_bytes_and_pyarrow_is_imported_for_it_alone(tmp_path: Path) -> None:
-    assert parquet.is_parquet(write(tmp_path / "t.table", EDITS)) and not parquet.is_parquet(Path(__file__))
-    assert importlib.util.find_spec("pyarrow") and "toolkit.files.parquet" in sys.modules
+def test_a_file_is_known_by_its_first_bytes_and_pyarrow_is_imported_for_it_alone(
+    tmp_path: Path,
+) -> None:
+    assert parquet.is_parquet(
+        write(tmp_path / "t.table", EDITS)
+    ) and not parquet.is_parquet(Path(__file__))
+    assert (
+        importlib.util.find_spec("pyarrow") and "toolkit.files.parquet" in sys.modules
+    )
 
 
 def test_metadata_beside_images_is_an_error_without_pyarrow_and_another_file_is_not(
     tmp_path: Path, image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image(tmp_path / "x.png")
-    table = write(tmp_path / "metadata.parquet", [{"file_name": "x.png", "text": "a red x"}])
+    table = write(
+        tmp_path / "metadata.parquet", [{"file_name": "x.png", "text": "a red x"}]
+    )
     monkeypatch.setattr(parquet, "find_spec", lambda name: None)
     with pytest.raises(DataErrors) as caught:
         scan_datasets([section(tmp_path)], "sks")
@@ -208,7 +308,12 @@ def shards(tmp_path: Path) -> Path:
     """Two files of five and two rows, in groups of two."""
     for name, count in (("0", 5), ("1", 2)):
         rows = [
-            {"image": of_hub("red", "JPEG"), "text": f"{name}/{number}", "size": number, "mask": of_hub("white")}
+            {
+                "image": of_hub("red", "JPEG"),
+                "text": f"{name}/{number}",
+                "size": number,
+                "mask": of_hub("white"),
+            }
             for number in range(count)
         ]
         write(tmp_path / f"{name}.parquet", rows)
@@ -227,11 +332,16 @@ def captions(samples: Any) -> list[str]:
 
 def test_rows_of_parquet_files_are_samples_of_a_stream(shards: Path) -> None:
     found = [*stream(shards / "*.parquet").read(None)]
-    assert sorted(captions(found)) == [f"0/{number}" for number in range(5)] + ["1/0", "1/1"]
+    assert sorted(captions(found)) == [f"0/{number}" for number in range(5)] + [
+        "1/0",
+        "1/1",
+    ]
     sample = found[0][0]
     assert sample.size == (64, 48) and sample.image.startswith(b"\xff\xd8")
     for at, (_, cursor) in enumerate(found[:-1]):
-        assert captions(stream(shards / "*.parquet").read(cursor)) == captions(found[at + 1 :])
+        assert captions(stream(shards / "*.parquet").read(cursor)) == captions(
+            found[at + 1 :]
+        )
 
 
 @pytest.mark.parametrize("ranges", [True, False])
@@ -256,7 +366,9 @@ def test_keys_may_be_columns(shards: Path, keys: SampleKeys, first: bytes) -> No
 
 
 def test_a_wrong_key_is_told_with_those_that_are_there(shards: Path) -> None:
-    with pytest.raises(RunError, match=r"whose keys are size, text\), only .*: set label_key: text"):
+    with pytest.raises(
+        RunError, match=r"whose keys are size, text\), only .*: set label_key: text"
+    ):
         list(stream(shards / "0.parquet", keys=SampleKeys()).read(None))
 
 
@@ -266,15 +378,27 @@ def test_a_damaged_file_is_one_line_and_a_good_one_is_never_called_so(
     whole = (shards / "0.parquet").read_bytes()
     (shards / "2.parquet").write_bytes(whole[: len(whole) // 2])
     unreadable = Unreadable(0.5)
-    assert len(captions(stream(shards / "*.parquet", unreadable=unreadable).read(None))) == 7
+    assert (
+        len(captions(stream(shards / "*.parquet", unreadable=unreadable).read(None)))
+        == 7
+    )
     assert "cannot be read as Parquet" in unreadable.last
     monkeypatch.setattr(parquet, "find_spec", lambda name: None)
-    with pytest.raises(RunError, match=r"0\.parquet: is a Parquet file, which needs the package 'pyarrow'"):
+    with pytest.raises(
+        RunError,
+        match=r"0\.parquet: is a Parquet file, which needs the package 'pyarrow'",
+    ):
         list(stream(shards / "0.parquet").read(None))
 
 
 def test_the_image_of_a_row_is_the_column_that_is_known_as_it(tmp_path: Path) -> None:
     """Not the first, and not one whose kind is looked for first."""
-    rows = [{"source_image": of_hub("blue", "JPEG"), "edited_image": of_hub("red"), "text": "a cat"}]
+    rows = [
+        {
+            "source_image": of_hub("blue", "JPEG"),
+            "edited_image": of_hub("red"),
+            "text": "a cat",
+        }
+    ]
     ((sample, _),) = stream(write(tmp_path / "e.parquet", rows)).read(None)
     assert sample.image == picture("red")

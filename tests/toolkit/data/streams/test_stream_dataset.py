@@ -1,4 +1,5 @@
-"""A stream as the dataset of a job: captions, sizes, what is known before training, what is refused."""
+"""A stream as the dataset of a job: captions, sizes, what is known before training,
+what is refused."""
 
 from __future__ import annotations
 
@@ -33,11 +34,16 @@ def of(url: object, **settings: Any) -> StreamDataset | None:
     [
         ({}, "running"),
         ({"trigger": "tok"}, "tok running"),
-        ({"caption_prefix": "a [trigger] girl", "trigger": "tok"}, "a tok girl. running"),
+        (
+            {"caption_prefix": "a [trigger] girl", "trigger": "tok"},
+            "a tok girl. running",
+        ),
         ({"trigger_word": "own", "trigger": "tok"}, "own running"),
     ],
 )
-def test_captions_get_prefix_and_trigger_as_those_of_a_folder(make_stream: Make, settings: dict, caption: str) -> None:
+def test_captions_get_prefix_and_trigger_as_those_of_a_folder(
+    make_stream: Make, settings: dict, caption: str
+) -> None:
     stream = make_stream(ONE, **settings)
     assert stream.looked_at[0].caption == caption
     assert next(stream.reader(3, 1)(None))[0].caption == caption
@@ -73,12 +79,20 @@ def test_only_the_first_samples_are_read_before_training(tmp_path: Path) -> None
         assert [path for path, _ in server.requests] == ["/0.tar"]
 
 
-def test_the_largest_size_is_no_smaller_than_that_of_any_image(make_stream: Make) -> None:
+def test_the_largest_size_is_no_smaller_than_that_of_any_image(
+    make_stream: Make,
+) -> None:
     stream = make_stream(ONE, resolution=100, multiple=32)
-    sizes = [Size(width, height) for width in range(40, 400, 7) for height in range(100, 160, 7)]
+    sizes = [
+        Size(width, height)
+        for width in range(40, 400, 7)
+        for height in range(100, 160, 7)
+    ]
     buckets = [bucket_for(size, 100, 32).bucket for size in sizes]
     assert max(map(prod, buckets)) == prod(stream.largest) == 96 * 96
-    assert make_stream(ONE, resolution=[{"width": 100, "height": 50}], multiple=8).largest == Size(96, 48)
+    assert make_stream(
+        ONE, resolution=[{"width": 100, "height": 50}], multiple=8
+    ).largest == Size(96, 48)
 
 
 def test_a_batch_is_no_smaller_than_asked_for(make_stream: Make) -> None:
@@ -88,7 +102,9 @@ def test_a_batch_is_no_smaller_than_asked_for(make_stream: Make) -> None:
 
 
 @pytest.mark.parametrize("broken", [b"", b"no tar"])
-def test_a_damaged_first_shard_is_passed_by(tmp_path: Path, broken: bytes, said: list[str]) -> None:
+def test_a_damaged_first_shard_is_passed_by(
+    tmp_path: Path, broken: bytes, said: list[str]
+) -> None:
     """Whether it is too much, the run decides: of many shards some may be damaged."""
     (tmp_path / "0.tar").write_bytes(broken)
     write_shard(tmp_path / "1.tar", 2)
@@ -99,7 +115,11 @@ def test_a_damaged_first_shard_is_passed_by(tmp_path: Path, broken: bytes, said:
 @pytest.mark.parametrize(
     ("files", "keys", "message"),
     [
-        ({"0.gif": b"", "0.json": b"{}"}, {}, "it has no jpg or jpeg or png or webp, only gif, json"),
+        (
+            {"0.gif": b"", "0.json": b"{}"},
+            {},
+            "it has no jpg or jpeg or png or webp, only gif, json",
+        ),
         (ONE, {}, "it has no json, only png, txt"),
         (
             {"0.png": png(), "0.json": json.dumps({"text": "a"}).encode()},
@@ -109,21 +129,34 @@ def test_a_damaged_first_shard_is_passed_by(tmp_path: Path, broken: bytes, said:
         ({}, {}, "0.tar: no sample can be used: holds no sample"),
     ],
 )
-def test_a_wrong_key_is_told_with_those_that_are_there(tmp_path: Path, files: dict, keys: dict, message: str) -> None:
+def test_a_wrong_key_is_told_with_those_that_are_there(
+    tmp_path: Path, files: dict, keys: dict, message: str
+) -> None:
     write_tar(tmp_path / "0.tar", files)
     with pytest.raises(UserError) as caught:
         of(str(tmp_path / "0.tar"), webdataset=keys)
-    assert str(caught.value).startswith(f"datasets[0].url: {tmp_path}/0.tar") and message in str(caught.value)
+    assert str(caught.value).startswith(
+        f"datasets[0].url: {tmp_path}/0.tar"
+    ) and message in str(caught.value)
 
 
-def test_shards_that_are_missing_or_refused_are_told_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^datasets\[0\]\.url: .*nothing\.tar: no such file"):
+def test_shards_that_are_missing_or_refused_are_told_in_one_line(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(
+        UserError, match=r"^datasets\[0\]\.url: .*nothing\.tar: no such file"
+    ):
         of("nothing.tar")
     with serving(tmp_path) as server:
         server.failures = [401, 403]
-        with pytest.raises(UserError, match=r"0\.tar: the server answers 401 .* No token was sent: give one"):
+        with pytest.raises(
+            UserError,
+            match=r"0\.tar: the server answers 401 .* No token was sent: give one",
+        ):
             of(f"{server.address}/0.tar")
-        with pytest.raises(UserError, match=r"answers 403 .* The token that was sent may not read it") as caught:
+        with pytest.raises(
+            UserError, match=r"answers 403 .* The token that was sent may not read it"
+        ) as caught:
             of(f"{server.address}/0.tar", webdataset={"token": "very secret"})
         assert "very secret" not in str(caught.value)
         assert server.requests[-1][1]["Authorization"] == "Bearer very secret"

@@ -1,4 +1,5 @@
-"""Streams of samples from shards: their order, resumes at every place, and what cannot be read."""
+"""Streams of samples from shards: their order, resumes at every place, and what cannot
+be read."""
 
 from __future__ import annotations
 
@@ -29,24 +30,33 @@ COUNTS = (5, 1, 4, 7)
 def folder(tmp_path: Path) -> Path:
     """17 samples in 4 shards; the last one is packed."""
     for number, count in enumerate(COUNTS):
-        write_shard(tmp_path / (f"{number}.tar.gz" if number == 3 else f"{number}.tar"), count)
+        write_shard(
+            tmp_path / (f"{number}.tar.gz" if number == 3 else f"{number}.tar"), count
+        )
     return tmp_path
 
 
 def stream(folder: Path, pattern: str = "*.tar*", **options) -> ShardStream:
-    return ShardStream(expand_shards([f"{folder}/{pattern}"]), **{"seed": 5, "window": 6, "epochs": 2, **options})
+    return ShardStream(
+        expand_shards([f"{folder}/{pattern}"]),
+        **{"seed": 5, "window": 6, "epochs": 2, **options},
+    )
 
 
 def captions(samples: Iterator[tuple]) -> list[str]:
     return [sample.caption for sample, _ in samples]
 
 
-ALL = sorted(f"{shard}/{number}" for shard, count in enumerate(COUNTS) for number in range(count))
+ALL = sorted(
+    f"{shard}/{number}" for shard, count in enumerate(COUNTS) for number in range(count)
+)
 
 # ---------------------------------------------------------------- order
 
 
-def test_each_epoch_has_every_sample_once_in_an_order_of_seed_and_epoch(folder: Path) -> None:
+def test_each_epoch_has_every_sample_once_in_an_order_of_seed_and_epoch(
+    folder: Path,
+) -> None:
     whole = captions(stream(folder).read(None))
     first, second = whole[:17], whole[17:]
     assert sorted(first) == sorted(second) == ALL
@@ -58,15 +68,24 @@ def test_each_epoch_has_every_sample_once_in_an_order_of_seed_and_epoch(folder: 
     assert captions(stream(folder).read(None)) == whole
     plain = captions(stream(folder, window=1, epochs=1).read(None))
     shards = [shard.name[len(f"{folder}/")] for shard in stream(folder).order(0)]
-    assert plain == [f"{shard}/{number}" for shard in shards for number in range(COUNTS[int(shard)])]
+    assert plain == [
+        f"{shard}/{number}" for shard in shards for number in range(COUNTS[int(shard)])
+    ]
 
 
-@pytest.mark.parametrize("options", [{}, {"window": 1}, {"window": 100}, {"batch_size": 4}], ids=str)
-def test_a_resume_at_any_cursor_gives_the_samples_of_an_uninterrupted_stream(folder: Path, options: dict) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"window": 1}, {"window": 100}, {"batch_size": 4}], ids=str
+)
+def test_a_resume_at_any_cursor_gives_the_samples_of_an_uninterrupted_stream(
+    folder: Path, options: dict
+) -> None:
     whole = list(stream(folder, **options).read(None))
     assert len(whole) == 34
     for done, (_, cursor) in enumerate(whole, start=1):
-        assert list(stream(folder, **options).read(json.loads(json.dumps(cursor)))) == whole[done:]
+        assert (
+            list(stream(folder, **options).read(json.loads(json.dumps(cursor))))
+            == whole[done:]
+        )
 
 
 FORMER_ORDER = "0/2 0/4 0/3 1/0 0/1 0/0 3/4 3/2 3/5 3/0 3/1 3/3 2/2 3/6 2/3 2/1 2/0 "
@@ -74,12 +93,20 @@ FORMER_ORDER += "3/5 3/3 3/4 3/2 3/0 3/1 3/6 0/1 0/0 0/4 0/2 0/3 2/2 2/1 2/0 1/0
 """Of the stream of these tests when shards were read one after the other."""
 
 
-def test_a_cursor_from_when_shards_were_read_one_after_the_other_goes_on_in_that_order(folder: Path) -> None:
+def test_a_cursor_from_when_shards_were_read_one_after_the_other_goes_on_in_that_order(
+    folder: Path,
+) -> None:
     one = list(stream(folder, open_shards=1).read(None))
     assert [sample.caption for sample, _ in one] == FORMER_ORDER.split()
     for done, (_, cursor) in enumerate(one, start=1):
         places = cursor.pop("places")
-        place = dict(zip(("shard", "sample", "byte"), places[0] if places else (0, 0, 0), strict=True))
+        place = dict(
+            zip(
+                ("shard", "sample", "byte"),
+                places[0] if places else (0, 0, 0),
+                strict=True,
+            )
+        )
         found = list(stream(folder).read(cursor | place))
         assert captions(found) == FORMER_ORDER.split()[done:]
         assert all({"shard", "sample", "byte"} <= behind.keys() for _, behind in found)
@@ -90,7 +117,10 @@ def test_a_batch_has_samples_of_several_shards(tmp_path: Path) -> None:
         write_shard(tmp_path / f"{number:02}.tar", 24)
     found = captions(stream(tmp_path, window=48, batch_size=16, epochs=1).read(None))
     assert len(set(found)) == len(found) == 16 * 24
-    shards = [len({caption.split("/")[0] for caption in found[at : at + 16]}) for at in range(0, len(found), 16)]
+    shards = [
+        len({caption.split("/")[0] for caption in found[at : at + 16]})
+        for at in range(0, len(found), 16)
+    ]
     assert sum(shards) / len(shards) > 6, "of 8 that are open"
 
 
@@ -98,7 +128,13 @@ def test_a_resume_reads_nothing_of_what_lies_before_its_window(folder: Path) -> 
     with serving(folder) as server:
 
         def remote() -> ShardStream:
-            return ShardStream(expand_shards([f"{server.address}/big.tar"]), seed=1, window=2, epochs=1, pauses=(0,))
+            return ShardStream(
+                expand_shards([f"{server.address}/big.tar"]),
+                seed=1,
+                window=2,
+                epochs=1,
+                pauses=(0,),
+            )
 
         size = write_shard(folder / "big.tar", 40).stat().st_size
         whole = list(remote().read(None))
@@ -110,19 +146,28 @@ def test_a_resume_reads_nothing_of_what_lies_before_its_window(folder: Path) -> 
         assert server.sent == size - byte < size / 2
 
 
-def test_a_stream_over_connections_that_break_is_the_stream_from_disk(folder: Path) -> None:
+def test_a_stream_over_connections_that_break_is_the_stream_from_disk(
+    folder: Path,
+) -> None:
     write_shard(folder / "4.tar", 3, (300, 200), format=tarfile.PAX_FORMAT)
     with serving(folder) as server:
         server.cut = 4000
-        addresses = expand_shards([f"{server.address}/{{0..2}}.tar", f"{server.address}/3.tar.gz"])
+        addresses = expand_shards(
+            [f"{server.address}/{{0..2}}.tar", f"{server.address}/3.tar.gz"]
+        )
         remote = ShardStream(addresses, seed=5, epochs=1, pauses=(0.0,))
         assert sorted(captions(remote.read(None))) == ALL
     assert len(server.requests) > 4
 
 
 @pytest.mark.parametrize("window", [1, 6])
-def test_readers_share_the_shards_without_repeating_any(folder: Path, window: int) -> None:
-    parts = [captions(stream(folder, window=window, epochs=1).share(index, 3).read(None)) for index in range(3)]
+def test_readers_share_the_shards_without_repeating_any(
+    folder: Path, window: int
+) -> None:
+    parts = [
+        captions(stream(folder, window=window, epochs=1).share(index, 3).read(None))
+        for index in range(3)
+    ]
     assert sorted(caption for part in parts for caption in part) == ALL and all(parts)
     with pytest.raises(UserError, match="4 shards cannot be shared by 5 readers"):
         stream(folder).share(0, 5)
@@ -131,31 +176,47 @@ def test_readers_share_the_shards_without_repeating_any(folder: Path, window: in
 def test_shards_that_were_moved_are_read_on(folder: Path) -> None:
     whole = list(stream(folder).read(None))
     moved = shutil.copytree(folder, folder / "moved")
-    assert captions(stream(moved).read(whole[8][1])) == [sample.caption for sample, _ in whole[9:]]
+    assert captions(stream(moved).read(whole[8][1])) == [
+        sample.caption for sample, _ in whole[9:]
+    ]
 
 
 def test_a_stop_waits_for_no_server(folder: Path) -> None:
     with serving(folder) as server:
         server.silent_after = 100
-        waits = replace(stream(folder), shards=expand_shards([f"{server.address}/0.tar"]), stopping=lambda: True)
-        with pytest.raises(RunError, match="a stop was requested while the run waited for its shards"):
+        waits = replace(
+            stream(folder),
+            shards=expand_shards([f"{server.address}/0.tar"]),
+            stopping=lambda: True,
+        )
+        with pytest.raises(
+            RunError, match="a stop was requested while the run waited for its shards"
+        ):
             next(waits.read(None))
         server.released.set()
 
 
 CHANGED = (
-    "the shards of the stream, its window or the batch size have changed since the checkpoint: it goes on with epoch 2"
+    "the shards of the stream, its window or the batch size have changed since the "
+    "checkpoint: it goes on with epoch 2"
 )
 
 
-def test_another_list_of_shards_begins_with_the_next_epoch(folder: Path, said: list[str]) -> None:
+def test_another_list_of_shards_begins_with_the_next_epoch(
+    folder: Path, said: list[str]
+) -> None:
     cursor = list(islice(stream(folder).read(None), 3))[-1][1]
     write_shard(folder / "4.tar", 2)
-    assert {behind["epoch"] for _, behind in list(stream(folder, epochs=3).read(cursor))[:-1]} == {1, 2}
+    assert {
+        behind["epoch"]
+        for _, behind in list(stream(folder, epochs=3).read(cursor))[:-1]
+    } == {1, 2}
     assert said == [CHANGED]
 
 
-def test_a_stream_that_is_closed_leaves_no_thread_and_no_open_file(folder: Path) -> None:
+def test_a_stream_that_is_closed_leaves_no_thread_and_no_open_file(
+    folder: Path,
+) -> None:
     before = threading.active_count()
     samples = stream(folder, epochs=None).read(None)
     next(samples)
@@ -176,7 +237,9 @@ def test_a_stream_that_is_closed_waits_for_no_server(folder: Path) -> None:
             if len(server.requests) < 2:
                 time.sleep(0.01)
         samples.close()
-    assert [server.address + path for path, _ in server.requests][1:] == [second], "no second attempt"
+    assert [server.address + path for path, _ in server.requests][1:] == [second], (
+        "no second attempt"
+    )
 
 
 # ---------------------------------------------------------------- batches
@@ -185,14 +248,24 @@ def test_a_stream_that_is_closed_waits_for_no_server(folder: Path) -> None:
 def test_batches_end_with_the_epoch_and_go_on_from_any_cursor(folder: Path) -> None:
     def source() -> StreamSource:
         whole = stream(folder, batch_size=4)
-        return StreamSource(whole.read, lambda spec: spec, batch_size=4, epoch_of=whole.epoch_of)
+        return StreamSource(
+            whole.read, lambda spec: spec, batch_size=4, epoch_of=whole.epoch_of
+        )
 
     assert stream(folder).epoch_of(None) == 0
     batches = list(source().iterate(None))
     assert [len(batch.spec.items) for batch in batches] == [4, 4, 4, 4, 1] * 2
-    assert [batch.ends_epoch for batch in batches] == [False, False, False, False, True] * 2
+    assert [batch.ends_epoch for batch in batches] == [
+        False,
+        False,
+        False,
+        False,
+        True,
+    ] * 2
     assert [batch.spec.epoch for batch in batches] == [0] * 5 + [1] * 5
-    assert [position for batch in batches for position in batch.spec.positions] == list(range(34))
+    assert [position for batch in batches for position in batch.spec.positions] == list(
+        range(34)
+    )
     for done, batch in enumerate(batches, start=1):
         assert list(source().iterate(batch.cursor)) == batches[done:]
 
@@ -205,17 +278,28 @@ def test_a_batch_holds_neighbours_by_aspect_ratio(tmp_path: Path, seed: int) -> 
     write_tar(tmp_path / "0.tar", dict(sorted({**files, **texts}.items())))
     keys = SampleKeys(label="txt")
     samples = [
-        sample for sample, _ in stream(tmp_path, seed=seed, keys=keys, window=6, batch_size=4, epochs=1).read(None)
+        sample
+        for sample, _ in stream(
+            tmp_path, seed=seed, keys=keys, window=6, batch_size=4, epochs=1
+        ).read(None)
     ]
-    batches = [[sample.size for sample in samples[at : at + 4]] for at in range(0, 22, 4)]
-    assert [len(set(sizes)) for sizes in batches] == [1, 1, 1, 1, 2, 1], "windows of 8; the short batch is the last"
+    batches = [
+        [sample.size for sample in samples[at : at + 4]] for at in range(0, 22, 4)
+    ]
+    assert [len(set(sizes)) for sizes in batches] == [1, 1, 1, 1, 2, 1], (
+        "windows of 8; the short batch is the last"
+    )
 
 
 # ---------------------------------------------------------------- samples of a tar
 
 
-@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
-def test_files_of_one_key_are_a_sample_that_can_be_read_from_its_byte(tmp_path: Path, form: int) -> None:
+@pytest.mark.parametrize(
+    "form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT]
+)
+def test_files_of_one_key_are_a_sample_that_can_be_read_from_its_byte(
+    tmp_path: Path, form: int
+) -> None:
     long = "d/" + "k" * (120 if form != tarfile.USTAR_FORMAT else 60)
     files = {
         "a/b.v1.JPG": b"1",
@@ -237,7 +321,12 @@ def test_files_of_one_key_are_a_sample_that_can_be_read_from_its_byte(tmp_path: 
     ]
     for number, sample in enumerate(whole):
         assert list(read_tar(shard, sample.byte)) == whole[number:]
-    assert [sample.fields.get("txt") for sample in read_tar(shard, wanted={"png"})] == [None, b"", None, None]
+    assert [sample.fields.get("txt") for sample in read_tar(shard, wanted={"png"})] == [
+        None,
+        b"",
+        None,
+        None,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -245,10 +334,16 @@ def test_files_of_one_key_are_a_sample_that_can_be_read_from_its_byte(tmp_path: 
     [
         (SampleKeys(), {"json": b'\xef\xbb\xbf{"prompt": " a cat "}'}, "a cat"),
         (SampleKeys(label="txt"), {"txt": b"a dog\n", "json": b"{}"}, "a dog"),
-        (SampleKeys(label="meta.json", caption="text"), {"meta.json": '{"text": "é"}'.encode()}, "é"),
+        (
+            SampleKeys(label="meta.json", caption="text"),
+            {"meta.json": '{"text": "é"}'.encode()},
+            "é",
+        ),
     ],
 )
-def test_the_caption_is_where_the_keys_say(keys: SampleKeys, fields: dict[str, bytes], caption: str) -> None:
+def test_the_caption_is_where_the_keys_say(
+    keys: SampleKeys, fields: dict[str, bytes], caption: str
+) -> None:
     assert keys.caption_of(fields) == caption
 
 
@@ -258,7 +353,10 @@ def test_the_caption_is_where_the_keys_say(keys: SampleKeys, fields: dict[str, b
 @pytest.mark.parametrize(
     ("keys", "reason"),
     [
-        (SampleKeys(image=("jpg", "jpeg")), "it has no jpg or jpeg, only json, png: set image_key: png"),
+        (
+            SampleKeys(image=("jpg", "jpeg")),
+            "it has no jpg or jpeg, only json, png: set image_key: png",
+        ),
         (SampleKeys(label="txt"), "it has no txt, only json, png: set label_key: json"),
         (
             SampleKeys(caption="text"),
@@ -266,8 +364,12 @@ def test_the_caption_is_where_the_keys_say(keys: SampleKeys, fields: dict[str, b
         ),
     ],
 )
-def test_wrong_keys_end_the_run_with_the_keys_that_are_there(folder: Path, keys: SampleKeys, reason: str) -> None:
-    with pytest.raises(RunError, match=rf"none of the first 5 samples can be used: {reason}"):
+def test_wrong_keys_end_the_run_with_the_keys_that_are_there(
+    folder: Path, keys: SampleKeys, reason: str
+) -> None:
+    with pytest.raises(
+        RunError, match=rf"none of the first 5 samples can be used: {reason}"
+    ):
         list(stream(folder, keys=keys).read(None))
 
 
@@ -275,66 +377,116 @@ PAIRS = [(f"{number:03}", f"text {number}".encode()) for number in range(7)]
 ODD = {
     # kind: (files, keys, what the error says; "": the captions are read)
     "a text under another key": (
-        [file for name, text in PAIRS for file in ((f"{name}.input.jpg", png()), (f"{name}.outputs.txt", text))],
+        [
+            file
+            for name, text in PAIRS
+            for file in ((f"{name}.input.jpg", png()), (f"{name}.outputs.txt", text))
+        ],
         SampleKeys(image=("input.jpg",), label="outputs.txt"),
         "",
     ),
     "a text under any key": (
-        [file for name, text in PAIRS for file in ((f"{name}.png", png()), (f"{name}.prompt", text))],
+        [
+            file
+            for name, text in PAIRS
+            for file in ((f"{name}.png", png()), (f"{name}.prompt", text))
+        ],
         SampleKeys(label="prompt"),
         "",
     ),
     "the key that holds text": (
-        [file for name, text in PAIRS for file in ((f"{name}.caption", text), (f"{name}.png", png()))],
+        [
+            file
+            for name, text in PAIRS
+            for file in ((f"{name}.caption", text), (f"{name}.png", png()))
+        ],
         SampleKeys(),
         "it has no json, only caption, png: set label_key: caption.",
     ),
     "JSON without a caption, and a text": (
-        [f for name, text in PAIRS for f in ((f"{name}.json", b"{}"), (f"{name}.png", png()), (f"{name}.txt", text))],
+        [
+            f
+            for name, text in PAIRS
+            for f in (
+                (f"{name}.json", b"{}"),
+                (f"{name}.png", png()),
+                (f"{name}.txt", text),
+            )
+        ],
         SampleKeys(),
         "it has no prompt in its json (whose keys are ), only json, png, txt: set label_key: txt.",
     ),
     "keys with a dot": (
-        [file for name, text in PAIRS for file in ((f"{name}.left.png", png()), (f"{name}.txt", text))],
+        [
+            file
+            for name, text in PAIRS
+            for file in ((f"{name}.left.png", png()), (f"{name}.txt", text))
+        ],
         SampleKeys(label="txt"),
         "a name ends at its first dot, and left.png stands behind that of '004'. Set image_key: left.png, or take the "
         "dots out of the names.",
     ),
     "names with dots": (
-        [file for name, text in PAIRS for file in ((f"IMG.{name}.png", png()), (f"IMG.{name}.txt", text))],
+        [
+            file
+            for name, text in PAIRS
+            for file in ((f"IMG.{name}.png", png()), (f"IMG.{name}.txt", text))
+        ],
         SampleKeys(label="txt"),
         "only 000.png, 000.txt, 001.png, 001.txt, 002.png and 9 more: a name ends at its first dot, and 000.png stands "
         "behind that of 'IMG'. Take the dots out of the names.",
     ),
     "a caption under another key of the JSON": (
-        [f for name, text in PAIRS for f in ((f"{name}.json", b'{"w": "9", "text": "x"}'), (f"{name}.png", png()))],
+        [
+            f
+            for name, text in PAIRS
+            for f in (
+                (f"{name}.json", b'{"w": "9", "text": "x"}'),
+                (f"{name}.png", png()),
+            )
+        ],
         SampleKeys(),
         "it has no prompt in its json (whose keys are text, w), only json, png: set caption_key: text.",
     ),
     "texts whose keys have a dot": (
-        [f for name, text in PAIRS for f in ((f"{name}.a.txt", text), (f"{name}.b.txt", text), (f"{name}.png", png()))],
+        [
+            f
+            for name, text in PAIRS
+            for f in (
+                (f"{name}.a.txt", text),
+                (f"{name}.b.txt", text),
+                (f"{name}.png", png()),
+            )
+        ],
         SampleKeys(),
         "it has no json, only a.txt, b.txt, png: set label_key: a.txt (or b.txt).",
     ),
     "images and texts in two folders": (
-        [(f"img/{name}.png", png()) for name, _ in PAIRS] + [(f"txt/{name}.txt", text) for name, text in PAIRS],
+        [(f"img/{name}.png", png()) for name, _ in PAIRS]
+        + [(f"txt/{name}.txt", text) for name, text in PAIRS],
         SampleKeys(label="txt"),
         "only png: its txt lies in another folder of the shard, as 'txt/004', and files of a sample share their "
         "folder. Pack them into one.",
     ),
     "a text in another encoding": (
-        [file for name, _ in PAIRS for file in ((f"{name}.png", png()), (f"{name}.txt", b"caf\xe9"))],
+        [
+            file
+            for name, _ in PAIRS
+            for file in ((f"{name}.png", png()), (f"{name}.txt", b"caf\xe9"))
+        ],
         SampleKeys(label="txt"),
         "its txt is not UTF-8 text: byte 0xe9 at offset 3: save it as UTF-8.",
     ),
     "all images, then all texts": (
-        [(f"{name}.png", png()) for name, _ in PAIRS] + [(f"{name}.txt", text) for name, text in PAIRS],
+        [(f"{name}.png", png()) for name, _ in PAIRS]
+        + [(f"{name}.txt", text) for name, text in PAIRS],
         SampleKeys(label="txt"),
         "it has no txt, only png: its txt lies elsewhere in the shard, and files of a sample are neighbours. Pack it "
         "sorted by name.",
     ),
     "all texts, then all images": (
-        [(f"{name}.txt", text) for name, text in PAIRS] + [(f"{name}.png", png()) for name, _ in PAIRS],
+        [(f"{name}.txt", text) for name, text in PAIRS]
+        + [(f"{name}.png", png()) for name, _ in PAIRS],
         SampleKeys(label="txt"),
         "its png lies elsewhere in the shard",
     ),
@@ -342,7 +494,9 @@ ODD = {
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_what_the_names_of_a_shard_s_files_mean_is_told(tmp_path: Path, kind: str) -> None:
+def test_what_the_names_of_a_shard_s_files_mean_is_told(
+    tmp_path: Path, kind: str
+) -> None:
     files, keys, message = ODD[kind]
     write_tar(tmp_path / "0.tar", dict(files))
     whole = stream(tmp_path, keys=keys, window=1, epochs=1)
@@ -355,7 +509,9 @@ def test_what_the_names_of_a_shard_s_files_mean_is_told(tmp_path: Path, kind: st
         return
     with pytest.raises(RunError) as caught:
         whole.first(8)
-    assert message in str(caught.value) and "Set image_key, label_key" not in str(caught.value)
+    assert message in str(caught.value) and "Set image_key, label_key" not in str(
+        caught.value
+    )
 
 
 BROKEN = {
@@ -371,8 +527,14 @@ BROKEN = {
 }
 
 
-def test_samples_that_cannot_be_read_are_named_and_counted(tmp_path: Path, said: list[str]) -> None:
-    good = {f"a{n}.{e}": png() if e == "png" else b'{"prompt": "y"}' for n in range(3) for e in ("png", "json")}
+def test_samples_that_cannot_be_read_are_named_and_counted(
+    tmp_path: Path, said: list[str]
+) -> None:
+    good = {
+        f"a{n}.{e}": png() if e == "png" else b'{"prompt": "y"}'
+        for n in range(3)
+        for e in ("png", "json")
+    }
     write_tar(tmp_path / "0.tar", good | BROKEN | {"5.png": b""})
     whole = stream(tmp_path, epochs=1, unreadable=Unreadable(0.07))
     assert captions(whole.read(None)) == ["y"] * 3
@@ -387,7 +549,8 @@ def test_samples_that_cannot_be_read_are_named_and_counted(tmp_path: Path, said:
         f"{prefix}4: left out: it has no jpg or jpeg or png or webp, only json. Further ones are only counted.",
     ]
     with pytest.raises(
-        RunError, match=r"6 of 9 samples cannot be read, at most 5% are allowed\. The last: .*0\.tar/5:"
+        RunError,
+        match=r"6 of 9 samples cannot be read, at most 5% are allowed\. The last: .*0\.tar/5:",
     ):
         list(stream(tmp_path).read(None))
 
@@ -402,24 +565,34 @@ def flip(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [cut, flip])
-def test_a_damaged_shard_is_one_line_and_too_many_end_the_run(tmp_path: Path, said: list[str], damage) -> None:
+def test_a_damaged_shard_is_one_line_and_too_many_end_the_run(
+    tmp_path: Path, said: list[str], damage
+) -> None:
     for number in range(2):
         write_shard(tmp_path / f"{number}.tar", 8)
     bad = tmp_path / "1.tar"
     bad.write_bytes(damage(bad.read_bytes()))
     with pytest.raises(
-        RunError, match=r"1\.tar: is damaged behind sample \d of it .*1 of 2 shards cannot be read"
+        RunError,
+        match=r"1\.tar: is damaged behind sample \d of it .*1 of 2 shards cannot be read",
     ) as caught:
         list(stream(tmp_path).read(None))
     assert "\n" not in str(caught.value)
     left = captions(stream(tmp_path, epochs=1, unreadable=Unreadable(0.5)).read(None))
     assert 8 < len(left) < 16
-    assert len(said) == 1 and "1.tar: is damaged" in said[0] and "The rest of this shard is left out" in said[0]
+    assert (
+        len(said) == 1
+        and "1.tar: is damaged" in said[0]
+        and "The rest of this shard is left out" in said[0]
+    )
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "0.tar: is damaged behind sample 0 of it .empty file"), (b"x" * 5000, "bad checksum|invalid header")],
+    [
+        (b"", "0.tar: is damaged behind sample 0 of it .empty file"),
+        (b"x" * 5000, "bad checksum|invalid header"),
+    ],
 )
 def test_what_is_no_tar_is_told(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "0.tar").write_bytes(content)
@@ -434,7 +607,9 @@ PULL = "Run 'git lfs pull' in its repository, or download the file by itself"
 
 @pytest.mark.parametrize("name", ["0.tar", "0.tar.gz", "0.parquet"])
 @pytest.mark.parametrize("is_remote", [False, True])
-def test_a_pointer_of_git_lfs_in_the_place_of_a_shard_is_named(tmp_path: Path, name: str, is_remote: bool) -> None:
+def test_a_pointer_of_git_lfs_in_the_place_of_a_shard_is_named(
+    tmp_path: Path, name: str, is_remote: bool
+) -> None:
     if name == "0.parquet":
         pytest.importorskip("pyarrow")
     (tmp_path / name).write_bytes(POINTER)
@@ -443,34 +618,57 @@ def test_a_pointer_of_git_lfs_in_the_place_of_a_shard_is_named(tmp_path: Path, n
         with pytest.raises(RunError) as caught:
             list(ShardStream(expand_shards([place]), 5).read(None))
     allowed = "1 of 1 shards cannot be read, at most 5% are allowed"
-    assert str(caught.value) == f"{place}: {OF_GIT_LFS}; {allowed}. {PULL}, or remove it from the list."
+    assert (
+        str(caught.value)
+        == f"{place}: {OF_GIT_LFS}; {allowed}. {PULL}, or remove it from the list."
+    )
 
 
-def test_pointers_of_git_lfs_inside_a_shard_are_named(tmp_path: Path, said: list[str]) -> None:
+def test_pointers_of_git_lfs_inside_a_shard_are_named(
+    tmp_path: Path, said: list[str]
+) -> None:
     """Also in the place of a caption, which would be trained as it stands."""
-    files = {"0.png": POINTER, "0.txt": b"a", "1.png": png(), "1.txt": POINTER, "2.png": png(), "2.txt": b"c"}
+    files = {
+        "0.png": POINTER,
+        "0.txt": b"a",
+        "1.png": png(),
+        "1.txt": POINTER,
+        "2.png": png(),
+        "2.txt": b"c",
+    }
     write_tar(tmp_path / "0.tar", files)
-    assert captions(stream(tmp_path, epochs=1, window=1, keys=SampleKeys(label="txt")).read(None)) == ["c"]
+    assert captions(
+        stream(tmp_path, epochs=1, window=1, keys=SampleKeys(label="txt")).read(None)
+    ) == ["c"]
     assert said == [
         f"{tmp_path}/0.tar/0: left out: its image {OF_GIT_LFS}. {PULL}.",
         f"{tmp_path}/0.tar/1: left out: its txt cannot be read: it {OF_GIT_LFS}. {PULL}.",
     ]
 
 
-def test_a_shard_that_may_not_be_read_says_who_owns_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_may_not_be_read_says_who_owns_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_shard(tmp_path / "0.tar", 1)
 
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", "0.tar")
 
     monkeypatch.setattr("toolkit.data.streams.shards.Shard.open", denied)
-    with pytest.raises(RunError, match=r"0\.tar: cannot be read: Permission denied: it belongs to .*, mode 6"):
+    with pytest.raises(
+        RunError,
+        match=r"0\.tar: cannot be read: Permission denied: it belongs to .*, mode 6",
+    ):
         list(stream(tmp_path).read(None))
 
 
-def test_shards_without_any_sample_are_an_error_not_an_endless_loop(tmp_path: Path) -> None:
+def test_shards_without_any_sample_are_an_error_not_an_endless_loop(
+    tmp_path: Path,
+) -> None:
     write_tar(tmp_path / "0.tar", {"README": b"x"})
-    with pytest.raises(RunError, match=r"0\.tar: holds no sample; 1 of 1 shards cannot be read"):
+    with pytest.raises(
+        RunError, match=r"0\.tar: holds no sample; 1 of 1 shards cannot be read"
+    ):
         list(stream(tmp_path, epochs=None).read(None))
     with pytest.raises(RunError, match=r"no sample can be used: holds no sample\.$"):
         stream(tmp_path).first(1)
@@ -484,10 +682,18 @@ SAMPLE = {"0.png": png(), "0.json": b'{"prompt": "0/0"}'}
 ZEROS = bytes(10_240)
 
 
-def tar_of(*members: tuple[dict, bytes], end: bytes = bytes(1024), form: int = tarfile.PAX_FORMAT) -> bytes:
-    """A tar of members with these fields of `TarInfo`, whatever their content is; `SAMPLE` comes first."""
+def tar_of(
+    *members: tuple[dict, bytes],
+    end: bytes = bytes(1024),
+    form: int = tarfile.PAX_FORMAT,
+) -> bytes:
+    """A tar of members with these fields of `TarInfo`, whatever their content is;
+    `SAMPLE` comes first."""
     done = []
-    for fields, content in [*(({"name": name}, content) for name, content in SAMPLE.items()), *members]:
+    for fields, content in [
+        *(({"name": name}, content) for name, content in SAMPLE.items()),
+        *members,
+    ]:
         member = tarfile.TarInfo()
         member.size = len(content)
         for name, value in fields.items():
@@ -501,7 +707,9 @@ def with_label(label: bytes) -> bytes:
 
 
 def with_pax(records: bytes, name: str = "1.png") -> bytes:
-    return tar_of(({"name": "x", "type": tarfile.XHDTYPE}, records), ({"name": name}, png()))
+    return tar_of(
+        ({"name": "x", "type": tarfile.XHDTYPE}, records), ({"name": name}, png())
+    )
 
 
 ONE = tar_of()
@@ -513,12 +721,28 @@ SHARDS = {
     "whole": (ONE, 1, ""),
     "one block of zeros at its end": (ONE[:-512], 1, ""),
     "many zeros at its end": (ONE + ZEROS * 100, 1, ""),
-    "links that belong to no sample": (tar_of(({"name": "a", "type": tarfile.SYMTYPE}, b"")), 1, ""),
-    "folders with dots": (tar_of(({"name": "a.b", "type": tarfile.DIRTYPE}, b"")), 1, ""),
-    "packed twice in a row": (gzip.compress(ONE[:1000]) + gzip.compress(ONE[1000:]), 1, ""),
+    "links that belong to no sample": (
+        tar_of(({"name": "a", "type": tarfile.SYMTYPE}, b"")),
+        1,
+        "",
+    ),
+    "folders with dots": (
+        tar_of(({"name": "a.b", "type": tarfile.DIRTYPE}, b"")),
+        1,
+        "",
+    ),
+    "packed twice in a row": (
+        gzip.compress(ONE[:1000]) + gzip.compress(ONE[1000:]),
+        1,
+        "",
+    ),
     "packed, zeros behind it": (gzip.compress(ONE) + bytes(100), 1, ""),
     "empty": (b"", 0, "is damaged behind sample 0 of it (empty file)"),
-    "text": (b"<!DOCTYPE html>" * 100, 0, "is damaged behind sample 0 of it (invalid header)"),
+    "text": (
+        b"<!DOCTYPE html>" * 100,
+        0,
+        "is damaged behind sample 0 of it (invalid header)",
+    ),
     "short text": (b"version https://git-lfs", 0, "(truncated header)"),
     "zeros": (ZEROS, 0, "holds no sample"),
     "many zeros": (ZEROS * 1000, 0, "holds no sample"),
@@ -526,19 +750,47 @@ SHARDS = {
     "no sample": (ONE[512 * 4 :], 0, "holds no sample"),
     "two archives in one file": (ONE + ONE, 1, "data follows its end-of-archive block"),
     "text behind it": (ONE + b"x", 1, "data follows its end-of-archive block"),
-    "a hole of zeros": (tar_of(end=bytes(512)) + ONE, 1, "data follows its end-of-archive block"),
+    "a hole of zeros": (
+        tar_of(end=bytes(512)) + ONE,
+        1,
+        "data follows its end-of-archive block",
+    ),
     "no end": (ONE[:-1024], 1, "its end-of-archive block is missing"),
     "cut within a header": (ONE[: 512 * 2 + 100], 0, "is damaged behind sample 0"),
-    "cut within a file": (tar_of(({"name": "1.png"}, png()))[:-1400], 1, "(unexpected end of data)"),
+    "cut within a file": (
+        tar_of(({"name": "1.png"}, png()))[:-1400],
+        1,
+        "(unexpected end of data)",
+    ),
     "a damaged header": (ONE.replace(b"0.json", b"1.json"), 0, "(bad checksum)"),
-    "another program's archive": (b"PK\x03\x04" + bytes(600), 0, "is damaged behind sample 0"),
+    "another program's archive": (
+        b"PK\x03\x04" + bytes(600),
+        0,
+        "is damaged behind sample 0",
+    ),
     "packed, cut": (gzip.compress(ONE)[:-20], 0, "Compressed file ended"),
-    "packed, without its checksum": (gzip.compress(ONE)[:-8], 0, "Compressed file ended"),
-    "packed, another checksum": (gzip.compress(ONE)[:-8] + b"12345678", 0, "CRC check failed"),
-    "packed, damaged": (gzip.compress(ONE)[:20] + b"\xff" * 9 + gzip.compress(ONE)[29:], 0, "Error -3"),
+    "packed, without its checksum": (
+        gzip.compress(ONE)[:-8],
+        0,
+        "Compressed file ended",
+    ),
+    "packed, another checksum": (
+        gzip.compress(ONE)[:-8] + b"12345678",
+        0,
+        "CRC check failed",
+    ),
+    "packed, damaged": (
+        gzip.compress(ONE)[:20] + b"\xff" * 9 + gzip.compress(ONE)[29:],
+        0,
+        "Error -3",
+    ),
     "packed, text behind it": (gzip.compress(ONE) + b"text", 0, "Not a gzipped file"),
     "packed, not": (b"text", 0, "Not a gzipped file"),
-    "packed twice": (gzip.compress(gzip.compress(ONE)), 0, "is damaged behind sample 0"),
+    "packed twice": (
+        gzip.compress(gzip.compress(ONE)),
+        0,
+        "is damaged behind sample 0",
+    ),
     "packed zeros": (gzip.compress(ZEROS), 0, "holds no sample"),
     "packed nothing": (gzip.compress(b""), 0, "(empty file)"),
     "a file of 2**60 bytes": (
@@ -546,16 +798,42 @@ SHARDS = {
         0,
         "(a file of 1,152,921,504,606,846,976 b",
     ),
-    "an image of 2**60 bytes": (tar_of((HUGE | {"name": "1.png"}, b""), form=tarfile.GNU_FORMAT), 0, "(a file of 1,15"),
-    "a negative size": (tar_of((HUGE | {"size": -(2**60)}, b""), form=tarfile.GNU_FORMAT), 1, "is damaged"),
+    "an image of 2**60 bytes": (
+        tar_of((HUGE | {"name": "1.png"}, b""), form=tarfile.GNU_FORMAT),
+        0,
+        "(a file of 1,15",
+    ),
+    "a negative size": (
+        tar_of((HUGE | {"size": -(2**60)}, b""), form=tarfile.GNU_FORMAT),
+        1,
+        "is damaged",
+    ),
     "a size that is not a number": (with_pax(b"12 size=abc\n"), 1, "(bad checksum)"),
-    "a huge size in its pax header": (with_pax(b"28 size=1152921504606846976\n"), 0, "(a file of 1,152"),
-    "a pax header without numbers": (with_pax(b"abc"), 1, "/1: left out: it has no json"),
+    "a huge size in its pax header": (
+        with_pax(b"28 size=1152921504606846976\n"),
+        0,
+        "(a file of 1,152",
+    ),
+    "a pax header without numbers": (
+        with_pax(b"abc"),
+        1,
+        "/1: left out: it has no json",
+    ),
     "a pax header of length 0": (with_pax(b"0 a=b\n"), 1, "is damaged behind sample 1"),
-    "a pax header of another encoding": (with_pax(b"21 hdrcharset=BINARY\n14 path=\xff.png\n"), 1, "it has no json"),
-    "a sparse map of words": (with_pax(b"25 GNU.sparse.map=a,b,c\n"), 0, "is damaged behind sample 0"),
+    "a pax header of another encoding": (
+        with_pax(b"21 hdrcharset=BINARY\n14 path=\xff.png\n"),
+        1,
+        "it has no json",
+    ),
+    "a sparse map of words": (
+        with_pax(b"25 GNU.sparse.map=a,b,c\n"),
+        0,
+        "is damaged behind sample 0",
+    ),
     "a sparse file": (
-        with_pax(b"30 GNU.sparse.map=0,1,%d,1\n32 GNU.sparse.size=%019d\n" % (2**30, 2**50)),
+        with_pax(
+            b"30 GNU.sparse.map=0,1,%d,1\n32 GNU.sparse.size=%019d\n" % (2**30, 2**50)
+        ),
         1,
         "/1: left out: it has no jpg or jpeg or png or webp, only png (not a file)",
     ),
@@ -564,24 +842,62 @@ SHARDS = {
         0,
         "is damaged behind sample 0 of it (maximum recursion depth",
     ),
-    "a name with a line break": (tar_of(({"name": "1\n.p\nng"}, b"x")), 1, "only p\\nng"),
+    "a name with a line break": (
+        tar_of(({"name": "1\n.p\nng"}, b"x")),
+        1,
+        "only p\\nng",
+    ),
     "a name of NUL": (tar_of(({"name": "\0"}, b"x")), 1, ""),
     "a sample in links": (
-        tar_of(*(({"name": f"1.{end}", "type": tarfile.LNKTYPE, "linkname": "0.png"}, b"") for end in ("png", "json"))),
+        tar_of(
+            *(
+                (
+                    {"name": f"1.{end}", "type": tarfile.LNKTYPE, "linkname": "0.png"},
+                    b"",
+                )
+                for end in ("png", "json")
+            )
+        ),
         1,
         "/1: left out: it has no jpg or jpeg or png or webp, only json (not a file), png (not a file)",
     ),
-    "a device": (tar_of(({"name": "1.png", "type": tarfile.CHRTYPE}, b"")), 1, "only png (not a file)"),
-    "a type that is not known": (tar_of(({"name": "1.png", "type": b"Z"}, png())), 1, "only png (not a file)"),
-    "a sample twice": (tar_of(*(({"name": name}, content) for name, content in SAMPLE.items())), 2, ""),
-    "an image without a label": (tar_of(({"name": "1.png"}, png())), 1, "/1: left out: it has no json, only png"),
-    "a label without an image": (tar_of(({"name": "1.json"}, b"{}")), 1, "/1: left out: it has no jpg or jpeg or png"),
+    "a device": (
+        tar_of(({"name": "1.png", "type": tarfile.CHRTYPE}, b"")),
+        1,
+        "only png (not a file)",
+    ),
+    "a type that is not known": (
+        tar_of(({"name": "1.png", "type": b"Z"}, png())),
+        1,
+        "only png (not a file)",
+    ),
+    "a sample twice": (
+        tar_of(*(({"name": name}, content) for name, content in SAMPLE.items())),
+        2,
+        "",
+    ),
+    "an image without a label": (
+        tar_of(({"name": "1.png"}, png())),
+        1,
+        "/1: left out: it has no json, only png",
+    ),
+    "a label without an image": (
+        tar_of(({"name": "1.json"}, b"{}")),
+        1,
+        "/1: left out: it has no jpg or jpeg or png",
+    ),
     "an image of zeros": (
         tar_of(({"name": "1.png"}, bytes(99)), ({"name": "1.json"}, b'{"prompt": ""}')),
         1,
         "its image",
     ),
-    "half an image": (tar_of(({"name": "1.png"}, png()[:20]), ({"name": "1.json"}, b'{"prompt": ""}')), 1, "its image"),
+    "half an image": (
+        tar_of(
+            ({"name": "1.png"}, png()[:20]), ({"name": "1.json"}, b'{"prompt": ""}')
+        ),
+        1,
+        "its image",
+    ),
     "a label of nothing": (with_label(b""), 1, "/1: left out: its json cannot be read"),
     "a label of zeros": (with_label(bytes(40)), 1, "its json cannot be read"),
     "a label that is not UTF-8": (
@@ -594,15 +910,33 @@ SHARDS = {
         1,
         "its json cannot be read: maximum recursion depth",
     ),
-    "a label with a long number": (with_label(b'{"prompt": ' + b"9" * 5000 + b"}"), 1, "its json cannot be read"),
-    "a label with half a surrogate": (with_label(SURROGATE), 1, "its json cannot be read: 'utf-8' codec"),
-    "a label with other keys": (with_label(b'{"text": "x"}'), 1, "(whose keys are text)"),
-    "a label with a long key": (with_label(b'{"%s": 0}' % (b"k" * 10_000)), 1, "(whose keys are kkk"),
+    "a label with a long number": (
+        with_label(b'{"prompt": ' + b"9" * 5000 + b"}"),
+        1,
+        "its json cannot be read",
+    ),
+    "a label with half a surrogate": (
+        with_label(SURROGATE),
+        1,
+        "its json cannot be read: 'utf-8' codec",
+    ),
+    "a label with other keys": (
+        with_label(b'{"text": "x"}'),
+        1,
+        "(whose keys are text)",
+    ),
+    "a label with a long key": (
+        with_label(b'{"%s": 0}' % (b"k" * 10_000)),
+        1,
+        "(whose keys are kkk",
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", SHARDS)
-def test_a_shard_of_any_kind_gives_its_samples_or_one_line(tmp_path: Path, said: list[str], kind: str) -> None:
+def test_a_shard_of_any_kind_gives_its_samples_or_one_line(
+    tmp_path: Path, said: list[str], kind: str
+) -> None:
     content, count, line = SHARDS[kind]
     name = "0.tar.gz" if kind.startswith("packed") else "0.tar"
     (tmp_path / name).write_bytes(content)
@@ -611,10 +945,23 @@ def test_a_shard_of_any_kind_gives_its_samples_or_one_line(tmp_path: Path, said:
     read = list(whole.read(None))
     assert sorted(sample.caption for sample, _ in read) == ["0/0"] * count + ["1/0"]
     assert {sample.image for sample, _ in read} == {png()}
-    assert len(said) == bool(line) == len(whole.unreadable.shards) + whole.unreadable.samples
+    assert (
+        len(said)
+        == bool(line)
+        == len(whole.unreadable.shards) + whole.unreadable.samples
+    )
     assert all(
-        each.startswith(f"{tmp_path}/{name}") and line in each and len(each.splitlines()[0]) == len(each) < 600
+        each.startswith(f"{tmp_path}/{name}")
+        and line in each
+        and len(each.splitlines()[0]) == len(each) < 600
         for each in said
     )
     for done, (_, cursor) in enumerate(read, start=1):
-        assert list(stream(tmp_path, epochs=1, window=1, unreadable=Unreadable(1.0)).read(cursor)) == read[done:]
+        assert (
+            list(
+                stream(tmp_path, epochs=1, window=1, unreadable=Unreadable(1.0)).read(
+                    cursor
+                )
+            )
+            == read[done:]
+        )

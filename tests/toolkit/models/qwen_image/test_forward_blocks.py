@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.models.normalization import RMSNorm
-from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0
+from diffusers.models.transformers.transformer_qwenimage import (
+    QwenDoubleStreamAttnProcessor2_0,
+)
 from functorch.compile import make_boxed_func
 from torch import Tensor, fx
 from torch._dynamo.backends.common import aot_autograd
@@ -31,7 +33,9 @@ def norm(dtype: torch.dtype, width: int = 24) -> RMSNorm:
 def output_and_gradient(layer: RMSNorm, x: Tensor) -> list[Tensor]:
     x = x.detach().clone().requires_grad_()
     y = layer(x)
-    (y.double() * torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape)).sum().backward()
+    (
+        y.double() * torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape)
+    ).sum().backward()
     return [y.detach(), x.grad]
 
 
@@ -41,7 +45,10 @@ def test_a_fused_norm_has_the_bits_of_the_formula(dtype: torch.dtype) -> None:
     x = torch.randn((2, 5, 3, 24), generator=torch.Generator().manual_seed(2)).to(dtype)
     theirs, ours = norm(dtype), with_fused_norms(deepcopy(norm(dtype)))
     assert type(ours) is FusedRMSNorm
-    (y, gradient), (own_y, own_gradient) = output_and_gradient(theirs, x), output_and_gradient(ours, x)
+    (y, gradient), (own_y, own_gradient) = (
+        output_and_gradient(theirs, x),
+        output_and_gradient(ours, x),
+    )
     assert torch.equal(y, own_y)
     if dtype == torch.float32:
         assert torch.equal(gradient, own_gradient)
@@ -69,7 +76,9 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def block_and_inputs(folder: Path) -> tuple[torch.nn.Module, LoraNetwork, dict[str, object]]:
+def block_and_inputs(
+    folder: Path,
+) -> tuple[torch.nn.Module, LoraNetwork, dict[str, object]]:
     model = open_tiny(folder)
     network = LoraNetwork(model.lora_targets(), RANK, 4.0, 0.0, seed=1)
     network.attach(model.network_module)
@@ -78,15 +87,26 @@ def block_and_inputs(folder: Path) -> tuple[torch.nn.Module, LoraNetwork, dict[s
     for parameter in network.parameters().values():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=random)
     block = model.blocks()[0]
-    image_BSD, text_BLD = (torch.randn((1, n, block.dim), generator=random) for n in (6, 4))
+    image_BSD, text_BLD = (
+        torch.randn((1, n, block.dim), generator=random) for n in (6, 4)
+    )
     half = block.attn.inner_dim // block.attn.heads // 2
-    rotary = tuple(torch.polar(torch.ones(n, half), torch.rand(n, half, generator=random)) for n in (6, 4))
+    rotary = tuple(
+        torch.polar(torch.ones(n, half), torch.rand(n, half, generator=random))
+        for n in (6, 4)
+    )
     temb_BD = torch.randn((1, block.dim), generator=random)
-    inputs = {"hidden_states": image_BSD, "encoder_hidden_states": text_BLD, "encoder_hidden_states_mask": None}
+    inputs = {
+        "hidden_states": image_BSD,
+        "encoder_hidden_states": text_BLD,
+        "encoder_hidden_states_mask": None,
+    }
     return block, network, {**inputs, "temb": temb_BD, "image_rotary_emb": rotary}
 
 
-def passes(network: LoraNetwork, run: Callable, inputs: dict[str, object]) -> list[Tensor]:
+def passes(
+    network: LoraNetwork, run: Callable, inputs: dict[str, object]
+) -> list[Tensor]:
     """Outputs and gradients."""
     for parameter in network.parameters().values():
         parameter.grad = None
@@ -98,7 +118,9 @@ def passes(network: LoraNetwork, run: Callable, inputs: dict[str, object]) -> li
     ]
 
 
-def same_as_diffusers(found: list[Tensor], block: torch.nn.Module, network: LoraNetwork, inputs: dict) -> bool:
+def same_as_diffusers(
+    found: list[Tensor], block: torch.nn.Module, network: LoraNetwork, inputs: dict
+) -> bool:
     block.attn.processor = QwenDoubleStreamAttnProcessor2_0()
     expected = passes(network, block, inputs)
     return all(relative(a, b) < 1e-5 for a, b in zip(found, expected, strict=True))
@@ -120,12 +142,16 @@ def test_compiled_they_have_it_too(tiny_model: Path) -> None:
     graphs: list[list[torch.Size]] = []
 
     def recorded(module: fx.GraphModule, inputs: list[Tensor]) -> Callable:
-        products = module.graph.find_nodes(op="call_function", target=torch.ops.aten.mm.default)
+        products = module.graph.find_nodes(
+            op="call_function", target=torch.ops.aten.mm.default
+        )
         graphs.append([node.meta["val"].shape for node in products])
         return make_boxed_func(module.forward)
 
     torch._dynamo.reset()
-    compiled = torch.compile(block, backend=aot_autograd(fw_compiler=recorded), fullgraph=True)
+    compiled = torch.compile(
+        block, backend=aot_autograd(fw_compiler=recorded), fullgraph=True
+    )
     found = passes(network, compiled, inputs)
     forward, backward = graphs
     assert sum(shape[1] == 3 * RANK for shape in forward) == 2

@@ -28,7 +28,9 @@ from toolkit.models.vl_prompts import load_text_model, load_tokenizer
 INDEX = f"{WEIGHTS}.index.json"
 
 
-def options(folder: Path, dtype: torch.dtype = torch.float32, **more) -> ModelLoadOptions:
+def options(
+    folder: Path, dtype: torch.dtype = torch.float32, **more
+) -> ModelLoadOptions:
     return ModelLoadOptions(folder=folder, device=CPU, dtype=dtype, **more)
 
 
@@ -38,10 +40,17 @@ def copy(tiny_model: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_model, tmp_path / "model")
 
 
-def test_a_vae_with_weights_of_an_absent_part_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vae_with_weights_of_an_absent_part_is_refused(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rewrite_json(copy / "vae" / "config.json", _more=True)
-    monkeypatch.setitem(loading.VAE_ADDITIONS, "_more", "extensions.no_such_part.x:load")
-    with pytest.raises(UserError, match=r"vae' \('_more' in its config\) needs the extension 'no_such_part'"):
+    monkeypatch.setitem(
+        loading.VAE_ADDITIONS, "_more", "extensions.no_such_part.x:load"
+    )
+    with pytest.raises(
+        UserError,
+        match=r"vae' \('_more' in its config\) needs the extension 'no_such_part'",
+    ):
         loading.load_vae(copy / "vae", torch.float32)
 
 
@@ -58,7 +67,9 @@ def single(copy: Path) -> Path:
     return copy
 
 
-def change_weights(part: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def change_weights(
+    part: Path, change: Callable[[dict[str, torch.Tensor]], None]
+) -> None:
     weights = load_file(part / WEIGHTS)
     change(weights)
     save_file(weights, part / WEIGHTS)
@@ -67,9 +78,13 @@ def change_weights(part: Path, change: Callable[[dict[str, torch.Tensor]], None]
 # ---------------------------------------------------------------- the transformer
 
 
-def test_sharded_and_single_file_give_the_weights_that_diffusers_reads(tiny_model: Path, single: Path) -> None:
+def test_sharded_and_single_file_give_the_weights_that_diffusers_reads(
+    tiny_model: Path, single: Path
+) -> None:
     assert len(list((tiny_model / "transformer").glob("*.safetensors"))) > 1
-    theirs = QwenImageTransformer2DModel.from_pretrained(tiny_model / "transformer").state_dict()
+    theirs = QwenImageTransformer2DModel.from_pretrained(
+        tiny_model / "transformer"
+    ).state_dict()
     for folder in (tiny_model, single):
         ours = load_transformer(options(folder)).state_dict()
         assert ours.keys() == theirs.keys()
@@ -83,7 +98,8 @@ def test_the_transformer_is_frozen_and_in_the_asked_dtype(tiny_model: Path) -> N
 
 
 def test_weights_do_not_keep_the_file_open(single: Path) -> None:
-    """The weights are copied out of the memory map: a file that changes later changes nothing."""
+    """The weights are copied out of the memory map: a file that changes later changes
+    nothing."""
     model = load_transformer(options(single))
     before = model.img_in.weight.clone()
     with (single / "transformer" / WEIGHTS).open("r+b") as file:
@@ -107,12 +123,23 @@ K = "attn.to_k.bias"
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({f"transformer_blocks.1.{K}": None}, f"missing weights: transformer_blocks.1.{K}"),
-        ({f"transformer_blocks.7.{K}": torch.zeros(2)}, f"does not account for: transformer_blocks.7.{K}"),
-        ({"img_in.bias": torch.zeros(65)}, r"img_in.bias is \(65,\), config.json says \(64,\)"),
+        (
+            {f"transformer_blocks.1.{K}": None},
+            f"missing weights: transformer_blocks.1.{K}",
+        ),
+        (
+            {f"transformer_blocks.7.{K}": torch.zeros(2)},
+            f"does not account for: transformer_blocks.7.{K}",
+        ),
+        (
+            {"img_in.bias": torch.zeros(65)},
+            r"img_in.bias is \(65,\), config.json says \(64,\)",
+        ),
     ],
 )
-def test_a_weight_that_does_not_fit_is_named(single: Path, changed: dict, said: str) -> None:
+def test_a_weight_that_does_not_fit_is_named(
+    single: Path, changed: dict, said: str
+) -> None:
     def change(weights: dict) -> None:
         weights.update(changed)
         for name in [name for name, weight in weights.items() if weight is None]:
@@ -146,12 +173,20 @@ def test_every_size_comes_from_the_config(tmp_path: Path) -> None:
 def test_each_block_is_transformed_once_when_it_is_filled(tiny_model: Path) -> None:
     seen = []
     model = load_transformer(
-        options(tiny_model, transform_block=lambda block, name: seen.append((name, block.attn.to_q.weight)))
+        options(
+            tiny_model,
+            transform_block=lambda block, name: seen.append(
+                (name, block.attn.to_q.weight)
+            ),
+        )
     )
     names, weights = zip(*seen, strict=True)
     assert names == ("transformer_blocks.0", "transformer_blocks.1")
     assert [weight.device.type for weight in weights] == ["cpu", "cpu"]
-    assert [block.attn.to_q.weight is weight for block, weight in zip(model.transformer_blocks, weights, strict=True)]
+    assert [
+        block.attn.to_q.weight is weight
+        for block, weight in zip(model.transformer_blocks, weights, strict=True)
+    ]
 
 
 # ---------------------------------------------------------------- the other parts
@@ -165,25 +200,46 @@ def test_the_tokenizer_reads_either_layout(copy: Path, tmp_path: Path) -> None:
     from_vocabulary.backend_tokenizer.save(str(other / "tokenizer.json"))
     shutil.copy(copy / "tokenizer" / "tokenizer_config.json", other)
     from_json = load_tokenizer(other.parent / "tokenizer")
-    assert sorted(path.name for path in other.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    assert sorted(path.name for path in other.iterdir()) == [
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     text = "<|im_start|>user\nPicture 1: <|vision_start|><|image_pad|><|vision_end|>Ünïcode, a cat's cup<|im_end|>\n"
     ids = from_vocabulary(text)["input_ids"]
     assert from_json(text)["input_ids"] == ids
     assert from_vocabulary.decode(ids) == text
-    assert from_vocabulary.convert_tokens_to_ids("<|image_pad|>") in ids  # one token, not its bytes
+    assert (
+        from_vocabulary.convert_tokens_to_ids("<|image_pad|>") in ids
+    )  # one token, not its bytes
 
 
-def test_the_text_encoder_has_no_language_model_head_and_its_layers_are_transformed(tiny_model: Path) -> None:
+def test_the_text_encoder_has_no_language_model_head_and_its_layers_are_transformed(
+    tiny_model: Path,
+) -> None:
     seen = []
     part = tiny_model / "text_encoder"
-    model = load_text_model(part, TEXT_ENCODER, torch.float32, lambda block, name: seen.append((name, block)))
-    assert seen == [(f"language_model.layers.{i}", layer) for i, layer in enumerate(model.language_model.layers)]
-    assert not hasattr(model, "lm_head") and not any(p.requires_grad for p in model.parameters())
+    model = load_text_model(
+        part,
+        TEXT_ENCODER,
+        torch.float32,
+        lambda block, name: seen.append((name, block)),
+    )
+    assert seen == [
+        (f"language_model.layers.{i}", layer)
+        for i, layer in enumerate(model.language_model.layers)
+    ]
+    assert not hasattr(model, "lm_head") and not any(
+        p.requires_grad for p in model.parameters()
+    )
 
 
 def test_the_time_shift_is_that_of_the_scheduler_config(copy: Path) -> None:
     assert dynamic_shift(copy) == DynamicShift()
-    rewrite_json(copy / "scheduler" / "scheduler_config.json", max_shift=1.25, shift_terminal=None)
+    rewrite_json(
+        copy / "scheduler" / "scheduler_config.json",
+        max_shift=1.25,
+        shift_terminal=None,
+    )
     assert dynamic_shift(copy) == DynamicShift(max_shift=1.25, shift_terminal=None)
 
 
@@ -197,18 +253,34 @@ def test_the_time_shift_is_that_of_the_scheduler_config(copy: Path) -> None:
     ],
     ids=str,
 )
-def test_noise_levels_of_any_scheduler_config_are_diffusers(copy: Path, changes: dict[str, object]) -> None:
+def test_noise_levels_of_any_scheduler_config_are_diffusers(
+    copy: Path, changes: dict[str, object]
+) -> None:
     rewrite_json(copy / "scheduler" / "scheduler_config.json", **changes)
-    theirs, shift = FlowMatchEulerDiscreteScheduler.from_pretrained(copy / "scheduler"), dynamic_shift(copy)
+    theirs, shift = (
+        FlowMatchEulerDiscreteScheduler.from_pretrained(copy / "scheduler"),
+        dynamic_shift(copy),
+    )
     config = theirs.config
-    mu = calculate_shift(500, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift)
+    mu = calculate_shift(
+        500,
+        config.base_image_seq_len,
+        config.max_image_seq_len,
+        config.base_shift,
+        config.max_shift,
+    )
     theirs.set_timesteps(sigmas=np.linspace(1, 1 / 7, 7), mu=mu)
     ours = sigmas(7, shift.mu(500, 7), shift.shift_terminal)
     torch.testing.assert_close(ours, theirs.sigmas, rtol=0, atol=1e-6)
 
 
-def test_the_variant_of_a_quantized_text_encoder_is_part_of_its_identity(tiny_model: Path) -> None:
-    plain, quantized = open_tiny(tiny_model), open_tiny(tiny_model, text_encoder_cache_tag="int8")
+def test_the_variant_of_a_quantized_text_encoder_is_part_of_its_identity(
+    tiny_model: Path,
+) -> None:
+    plain, quantized = (
+        open_tiny(tiny_model),
+        open_tiny(tiny_model, text_encoder_cache_tag="int8"),
+    )
     assert plain.cache_key("vae") == quantized.cache_key("vae")
     assert plain.cache_key("text_encoder") != quantized.cache_key("text_encoder")
 
@@ -284,7 +356,8 @@ def large_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded(*arguments: Path) -> dict[str, int]:
-    """Bytes of anonymous memory before, at the most, and after a process has loaded the model."""
+    """Bytes of anonymous memory before, at the most, and after a process has loaded the
+    model."""
     result = subprocess.run(
         [sys.executable, "-c", MEASURE, *map(str, arguments)],
         cwd=ROOT,
@@ -299,21 +372,35 @@ def loaded(*arguments: Path) -> dict[str, int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux")
-def test_blocks_that_wait_in_the_kept_model_are_never_in_memory(large_model: Path, tmp_path: Path) -> None:
-    """Of six blocks five wait: neither the start that writes them, nor one that reads them, holds them."""
+def test_blocks_that_wait_in_the_kept_model_are_never_in_memory(
+    large_model: Path, tmp_path: Path
+) -> None:
+    """Of six blocks five wait: neither the start that writes them, nor one that reads
+    them, holds them."""
     part = large_model / "transformer"
-    waiting = 5 / 6 * sum(path.stat().st_size for path in part.glob("*.safetensors")) / 2
+    waiting = (
+        5 / 6 * sum(path.stat().st_size for path in part.glob("*.safetensors")) / 2
+    )
     plain = loaded(large_model)
     for start in ("first", "second"):
         kept = loaded(large_model, tmp_path)
-        assert kept["end"] - kept["baseline"] <= plain["end"] - plain["baseline"] - 0.9 * waiting, start
-        assert kept["peak"] - kept["baseline"] <= plain["peak"] - plain["baseline"] - 0.5 * waiting, start
+        assert (
+            kept["end"] - kept["baseline"]
+            <= plain["end"] - plain["baseline"] - 0.9 * waiting
+        ), start
+        assert (
+            kept["peak"] - kept["baseline"]
+            <= plain["peak"] - plain["baseline"] - 0.5 * waiting
+        ), start
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux")
-def test_a_transformer_is_quantized_block_by_block_as_it_is_read(large_model: Path) -> None:
-    """Peak of the anonymous memory, above the imports: the quantized weights, 1.5 blocks and 150 MB at most."""
+def test_a_transformer_is_quantized_block_by_block_as_it_is_read(
+    large_model: Path,
+) -> None:
+    """Peak of the anonymous memory, above the imports: the quantized weights, 1.5
+    blocks and 150 MB at most."""
     part = large_model / "transformer"
     stored = sum(path.stat().st_size for path in part.glob("*.safetensors"))
     assert stored > 350e6 and len(list(part.glob("*.safetensors"))) >= 3
@@ -322,18 +409,27 @@ def test_a_transformer_is_quantized_block_by_block_as_it_is_read(large_model: Pa
     block = stored / LARGE["num_layers"]  # nearly everything is in the blocks
     quantized = stored / 2
     above = measured["peak"] - measured["baseline"]
-    print(f"measured: stored {stored / MIB:.0f} MiB, block {block / MIB:.0f}, peak above imports {above / MIB:.0f}")
-    print(f"measured: at the end {(measured['end'] - measured['baseline']) / MIB:.0f} MiB")
+    print(
+        f"measured: stored {stored / MIB:.0f} MiB, block {block / MIB:.0f}, peak above imports {above / MIB:.0f}"
+    )
+    print(
+        f"measured: at the end {(measured['end'] - measured['baseline']) / MIB:.0f} MiB"
+    )
     assert above <= quantized + 1.5 * block + 150e6
-    assert above >= quantized * 0.9, "the weights must be in memory, or nothing was measured"
+    assert above >= quantized * 0.9, (
+        "the weights must be in memory, or nothing was measured"
+    )
 
 
-# ---------------------------------------------------------------- every part is loaded strictly
+# ---------------------------------------------------------------- every part is loaded
+# strictly
 
 
 def renamed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     name = max(weights)
-    return {("renamed" if key == name else key): tensor for key, tensor in weights.items()}
+    return {
+        ("renamed" if key == name else key): tensor for key, tensor in weights.items()
+    }
 
 
 def cut(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -353,18 +449,29 @@ def spoilt(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     ("change", "words"),
     [
         (renamed, "missing weights: "),
-        (lambda weights: weights | {"more": torch.ones(1)}, "does not account for: more"),
+        (
+            lambda weights: weights | {"more": torch.ones(1)},
+            "does not account for: more",
+        ),
         (cut, "config.json says ("),
         (spoilt, "not finite: "),
     ],
     ids=["renamed", "added", "cut", "infinite"],
 )
 def test_weights_that_are_not_those_of_the_config_are_named(
-    single: Path, part: str, change: Callable, words: str, capfd: pytest.CaptureFixture[str]
+    single: Path,
+    part: str,
+    change: Callable,
+    words: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     file = next(iter((single / part).glob("*.safetensors")))
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
     with pytest.raises(RunError) as raised:
         open_tiny(single).part(part)
-    assert str(raised.value).startswith(f"{single / part}: ") and words in str(raised.value)
-    assert capfd.readouterr().err == ""  # the libraries' own reports, of many lines, are left out
+    assert str(raised.value).startswith(f"{single / part}: ") and words in str(
+        raised.value
+    )
+    assert (
+        capfd.readouterr().err == ""
+    )  # the libraries' own reports, of many lines, are left out

@@ -1,4 +1,5 @@
-"""The adapter alone: encoding, batching, guidance, what it loads and drops. Parity with diffusers: test_parity.py."""
+"""The adapter alone: encoding, batching, guidance, what it loads and drops. Parity with
+diffusers: test_parity.py."""
 
 from pathlib import Path
 
@@ -6,7 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.diffusers_reference import PHOTOS, REFERENCES, encode_photos, open_tiny, photo_item, recording, relative
+from tests.diffusers_reference import (
+    PHOTOS,
+    REFERENCES,
+    encode_photos,
+    open_tiny,
+    photo_item,
+    recording,
+    relative,
+)
 from toolkit.contracts.data import PromptEmbeds, Size
 from toolkit.contracts.model import BlockForward, BlockWrapper
 from toolkit.errors import RunError
@@ -26,7 +35,8 @@ def adapter(tiny_model: Path) -> QwenImageModel:
 
 @pytest.fixture(scope="module")
 def mixed(adapter: QwenImageModel):
-    """Six items with 0, 1, 2, 1, 0 and 1 references, of several aspect ratios and text lengths."""
+    """Six items with 0, 1, 2, 1, 0 and 1 references, of several aspect ratios and text
+    lengths."""
     wide, tall, square = REFERENCES
     items = [
         photo_item(SIZE, (), CAPTIONS[0]),
@@ -37,20 +47,31 @@ def mixed(adapter: QwenImageModel):
         photo_item(SIZE, (tall,), CAPTIONS[2]),
     ]
     dataset = encode_photos(adapter, *items)
-    prompts = PromptEmbeds.stack([next(iter(entries.captions.values())).read() for entries in dataset.entries])
-    references = [tuple(each.read() for each in entries.references) for entries in dataset.entries]
+    prompts = PromptEmbeds.stack(
+        [next(iter(entries.captions.values())).read() for entries in dataset.entries]
+    )
+    references = [
+        tuple(each.read() for each in entries.references) for entries in dataset.entries
+    ]
     generator = torch.Generator().manual_seed(3)
     x_t_BCHW = torch.randn((6, 16, 12, 16), generator=generator)
     return x_t_BCHW, torch.tensor([0.1, 0.5, 0.9, 0.3, 0.7, 0.2]), prompts, references
 
 
 @torch.no_grad()
-def test_a_batch_of_unlike_items_equals_item_by_item_calls(adapter: QwenImageModel, mixed) -> None:
+def test_a_batch_of_unlike_items_equals_item_by_item_calls(
+    adapter: QwenImageModel, mixed
+) -> None:
     x_t_BCHW, t_B, prompts, references = mixed
-    assert len(set(prompts.lengths)) > 2 and len({ref.shape for refs in references for ref in refs}) >= 3
+    assert (
+        len(set(prompts.lengths)) > 2
+        and len({ref.shape for refs in references for ref in refs}) >= 3
+    )
     together_BCHW = adapter.predict_velocity(x_t_BCHW, t_B, prompts, references)
     for row in range(len(t_B)):
-        alone = adapter.predict_velocity(x_t_BCHW[[row]], t_B[[row]], prompts.select([row]), [references[row]])
+        alone = adapter.predict_velocity(
+            x_t_BCHW[[row]], t_B[[row]], prompts.select([row]), [references[row]]
+        )
         assert relative(together_BCHW[row], alone[0]) < 2e-6
 
 
@@ -62,25 +83,41 @@ def forwards(model: QwenImageModel, *step) -> list[dict]:
 
 
 @torch.no_grad()
-def test_items_of_equal_shapes_and_text_lengths_share_one_forward(adapter: QwenImageModel, mixed) -> None:
+def test_items_of_equal_shapes_and_text_lengths_share_one_forward(
+    adapter: QwenImageModel, mixed
+) -> None:
     x_t_BCHW, t_B, prompts, references = mixed
-    same_text = PromptEmbeds(prompts.embeds_BLD[[0] * 6, : prompts.lengths[0]], (prompts.lengths[0],) * 6)
-    # chelsea and rocket are both 3:2 at the target's area; the items without references form one group.
-    sizes = [len(call["hidden_states"]) for call in forwards(adapter, x_t_BCHW, t_B, same_text, references)]
+    same_text = PromptEmbeds(
+        prompts.embeds_BLD[[0] * 6, : prompts.lengths[0]], (prompts.lengths[0],) * 6
+    )
+    # chelsea and rocket are both 3:2 at the target's area; the items without references
+    # form one group.
+    sizes = [
+        len(call["hidden_states"])
+        for call in forwards(adapter, x_t_BCHW, t_B, same_text, references)
+    ]
     assert sorted(sizes) == [1, 1, 2, 2]
-    assert len(forwards(adapter, x_t_BCHW, t_B, prompts, references)) == 6  # six texts of other lengths, or sizes
+    assert (
+        len(forwards(adapter, x_t_BCHW, t_B, prompts, references)) == 6
+    )  # six texts of other lengths, or sizes
 
 
 @torch.no_grad()
-def test_no_attention_mask_is_ever_passed_and_no_text_padded(adapter: QwenImageModel, mixed) -> None:
+def test_no_attention_mask_is_ever_passed_and_no_text_padded(
+    adapter: QwenImageModel, mixed
+) -> None:
     x_t_BCHW, t_B, prompts, references = mixed
     calls = forwards(adapter, x_t_BCHW, t_B, prompts, references)
     assert all(call["encoder_hidden_states_mask"] is None for call in calls)
-    assert sorted(call["encoder_hidden_states"].shape[1] for call in calls) == sorted(prompts.lengths)
+    assert sorted(call["encoder_hidden_states"].shape[1] for call in calls) == sorted(
+        prompts.lengths
+    )
 
 
 @torch.no_grad()
-def test_what_stands_in_the_padding_changes_nothing(adapter: QwenImageModel, mixed) -> None:
+def test_what_stands_in_the_padding_changes_nothing(
+    adapter: QwenImageModel, mixed
+) -> None:
     x_t_BCHW, t_B, prompts, references = mixed
     rows = [0, 4]
     chosen = prompts.select(rows)
@@ -89,7 +126,9 @@ def test_what_stands_in_the_padding_changes_nothing(adapter: QwenImageModel, mix
     arguments = x_t_BCHW[rows], t_B[rows]
     clean = adapter.predict_velocity(*arguments, chosen, [references[r] for r in rows])
     dirty = adapter.predict_velocity(
-        *arguments, PromptEmbeds(filled_BLD, chosen.lengths), [references[r] for r in rows]
+        *arguments,
+        PromptEmbeds(filled_BLD, chosen.lengths),
+        [references[r] for r in rows],
     )
     assert torch.equal(clean, dirty)
 
@@ -100,12 +139,18 @@ def test_references_and_their_order_matter(adapter: QwenImageModel, mixed) -> No
     first, second = references[2]
     arguments = x_t_BCHW[[2]], t_B[[2]], prompts.select([2])
     both = adapter.predict_velocity(*arguments, [(first, second)])
-    assert relative(adapter.predict_velocity(*arguments, [(second, first)]), both) > 1e-4
+    assert (
+        relative(adapter.predict_velocity(*arguments, [(second, first)]), both) > 1e-4
+    )
     assert relative(adapter.predict_velocity(*arguments, [(first,)]), both) > 1e-4
 
 
-def test_latents_are_deterministic_and_about_unit_normal(adapter: QwenImageModel) -> None:
-    pixels_BCHW = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+def test_latents_are_deterministic_and_about_unit_normal(
+    adapter: QwenImageModel,
+) -> None:
+    pixels_BCHW = (
+        torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    )
     latents_BCHW = adapter.encode_images(pixels_BCHW)
     assert latents_BCHW.shape == (2, 16, 8, 8)
     assert torch.equal(latents_BCHW, adapter.encode_images(pixels_BCHW))
@@ -116,9 +161,13 @@ def test_latents_are_deterministic_and_about_unit_normal(adapter: QwenImageModel
 
 
 def test_guidance_keeps_the_length_of_each_token(adapter: QwenImageModel) -> None:
-    cond, uncond = torch.randn((2, 1, 16, 4, 4), generator=torch.Generator().manual_seed(0))
+    cond, uncond = torch.randn(
+        (2, 1, 16, 4, 4), generator=torch.Generator().manual_seed(0)
+    )
     guided = adapter.apply_cfg(cond, uncond, 4.0)
-    lengths = [v.reshape(1, 16, 2, 2, 2, 2).square().sum(dim=(1, 3, 5)) for v in (cond, guided)]
+    lengths = [
+        v.reshape(1, 16, 2, 2, 2, 2).square().sum(dim=(1, 3, 5)) for v in (cond, guided)
+    ]
     torch.testing.assert_close(*lengths)
     torch.testing.assert_close(adapter.apply_cfg(cond, uncond, 1.0), cond)
     assert relative(guided, cond) > 0.1
@@ -150,11 +199,17 @@ def test_a_missing_part_is_named(tiny_model: Path, tmp_path: Path) -> None:
         model.encode_prompt("a cat", [])
 
 
-def test_the_size_of_the_work_is_that_of_the_forwards(adapter: QwenImageModel, mixed) -> None:
+def test_the_size_of_the_work_is_that_of_the_forwards(
+    adapter: QwenImageModel, mixed
+) -> None:
     x_t_BCHW, t_B, prompts, references = mixed
     with torch.no_grad():
         seen = forwards(adapter, x_t_BCHW, t_B, prompts, references)
-    streams = [call[name] for call in seen for name in ("hidden_states", "encoder_hidden_states")]
+    streams = [
+        call[name]
+        for call in seen
+        for name in ("hidden_states", "encoder_hidden_states")
+    ]
     assert adapter.num_tokens(x_t_BCHW, prompts, references) == sum(
         stream.shape[0] * stream.shape[1] for stream in streams
     )
@@ -162,10 +217,15 @@ def test_the_size_of_the_work_is_that_of_the_forwards(adapter: QwenImageModel, m
     assert adapter.hidden_size == adapter.head_dim * adapter.blocks()[0].attn.heads
 
 
-def test_targets_are_the_fourteen_linears_of_each_block(adapter: QwenImageModel) -> None:
+def test_targets_are_the_fourteen_linears_of_each_block(
+    adapter: QwenImageModel,
+) -> None:
     targets = adapter.lora_targets()
     assert len(targets) == 2 * 14
-    assert all(isinstance(adapter.network_module.get_submodule(name), torch.nn.Linear) for name in targets)
+    assert all(
+        isinstance(adapter.network_module.get_submodule(name), torch.nn.Linear)
+        for name in targets
+    )
 
 
 @pytest.mark.parametrize(("checkpointing", "runs"), [(False, 1), (True, 2)])
@@ -177,7 +237,9 @@ def test_with_checkpointing_each_block_runs_again_in_the_backward_pass(
     model.network_module.requires_grad_(True)
     model.wrap_blocks([checkpoint_wrapper("full" if checkpointing else "none")])
     begun: list[bool] = []
-    model.blocks()[0].register_forward_pre_hook(lambda *_: begun.append(torch.is_grad_enabled()))
+    model.blocks()[0].register_forward_pre_hook(
+        lambda *_: begun.append(torch.is_grad_enabled())
+    )
     step = x_t_BCHW[:1], t_B[:1], prompts.select([0]), references[:1]
     model.predict_velocity(*step).sum().backward()
     assert len(begun) == runs
@@ -187,7 +249,9 @@ def test_with_checkpointing_each_block_runs_again_in_the_backward_pass(
 
 
 @pytest.mark.parametrize("table", [False, True], ids=["", "table"])
-def test_backward_begins_with_the_last_block_of_the_last_pass(tiny_model: Path, mixed, table: bool) -> None:
+def test_backward_begins_with_the_last_block_of_the_last_pass(
+    tiny_model: Path, mixed, table: bool
+) -> None:
     x_t_BCHW, t_B, prompts, references = mixed
     model = open_tiny(tiny_model, reference_area=0, modulation_table=table)
     model.network_module.requires_grad_(False)
@@ -196,7 +260,9 @@ def test_backward_begins_with_the_last_block_of_the_last_pass(tiny_model: Path, 
 
     def noted(what: str) -> BlockWrapper:
         def wrap(run: BlockForward) -> BlockForward:
-            def run_noted(block: torch.nn.Module, *tensors: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+            def run_noted(
+                block: torch.nn.Module, *tensors: torch.Tensor | None
+            ) -> tuple[torch.Tensor, ...]:
                 passes.append((what, model.blocks().index(block)))
                 return run(block, *tensors)
 
@@ -216,13 +282,21 @@ def test_backward_begins_with_the_last_block_of_the_last_pass(tiny_model: Path, 
 
 
 @pytest.mark.parametrize("qtype", ["int8", "float8", "fp8_scaled", "int4", "int2"])
-def test_a_quantized_text_encoder_still_sees_pictures(tiny_model: Path, qtype: str) -> None:
+def test_a_quantized_text_encoder_still_sees_pictures(
+    tiny_model: Path, qtype: str
+) -> None:
     picture = Image.open(REFERENCES[0])
     plain_LD = open_tiny(tiny_model).encode_prompt("a cat", [picture])
-    model = open_tiny(tiny_model, transform_text_block=quantizer(qtype), text_encoder_cache_tag=qtype)
+    model = open_tiny(
+        tiny_model, transform_text_block=quantizer(qtype), text_encoder_cache_tag=qtype
+    )
     quantized_LD = model.encode_prompt("a cat", [picture])
     assert plain_LD.shape == quantized_LD.shape
-    assert 0 < relative(quantized_LD, plain_LD) < {"int8": 0.03, "int4": 0.3, "int2": 1.0}.get(qtype, 0.1)
+    assert (
+        0
+        < relative(quantized_LD, plain_LD)
+        < {"int8": 0.03, "int4": 0.3, "int2": 1.0}.get(qtype, 0.1)
+    )
 
 
 def test_low_vram_changes_no_number(tiny_model: Path, adapter: QwenImageModel) -> None:

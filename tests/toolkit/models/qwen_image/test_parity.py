@@ -1,7 +1,9 @@
-"""What training computes equals what diffusers' own pipeline computes, from photographs to velocity, for each member.
+"""What training computes equals what diffusers' own pipeline computes, from photographs
+to velocity, for each member.
 
-The pipelines draw with references at an area of 1024x1024 (4096 tokens each), which is slow: most cases set
-both programs to a small reference area; one test leaves both as they are.
+The pipelines draw with references at an area of 1024x1024 (4096 tokens each), which is
+slow: most cases set both programs to a small reference area; one test leaves both as
+they are.
 """
 
 from collections.abc import Callable
@@ -59,9 +61,12 @@ Members = Callable[[str], Member]
 
 
 def training_velocity(adapter, item, position: int):
-    """One training step on the cached item: (t, x_t, velocity) as the adapter got and gave them."""
+    """One training step on the cached item: (t, x_t, velocity) as the adapter got and
+    gave them."""
     dataset = encode_photos(adapter, item)
-    batch = BatchLoader(dataset, seed=5).load(BatchSpec(epoch=0, items=(0,), positions=(position,)))
+    batch = BatchLoader(dataset, seed=5).load(
+        BatchSpec(epoch=0, items=(0,), positions=(position,))
+    )
     predict, calls = adapter.predict_velocity, []
 
     def spy(x_t_BCHW, t_B, prompts, references):
@@ -76,9 +81,16 @@ def training_velocity(adapter, item, position: int):
     return call
 
 
-def pipeline_velocity(pipeline, item, t_B, x_t_BCHW, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
-    """The transformer's output inside the pipeline's own call, for the target's tokens, in its one step at t."""
-    monkeypatch.setattr(pipeline, "scheduler", FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False))
+def pipeline_velocity(
+    pipeline, item, t_B, x_t_BCHW, monkeypatch: pytest.MonkeyPatch
+) -> torch.Tensor:
+    """The transformer's output inside the pipeline's own call, for the target's tokens,
+    in its one step at t."""
+    monkeypatch.setattr(
+        pipeline,
+        "scheduler",
+        FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
+    )
     tokens_BSP = pack(x_t_BCHW)
     with recording(pipeline.transformer) as seen:
         pipeline(
@@ -96,13 +108,22 @@ def pipeline_velocity(pipeline, item, t_B, x_t_BCHW, monkeypatch: pytest.MonkeyP
     return output_BSP[:, : tokens_BSP.shape[1]]
 
 
-def compare(member: Member, monkeypatch: pytest.MonkeyPatch, size: Size, references: int, full: bool = False) -> float:
-    """Largest difference of the two velocities, in standard deviations of the velocity. full: references of the
-    pipeline's own area."""
+def compare(
+    member: Member,
+    monkeypatch: pytest.MonkeyPatch,
+    size: Size,
+    references: int,
+    full: bool = False,
+) -> float:
+    """Largest difference of the two velocities, in standard deviations of the velocity.
+    full: references of the pipeline's own area."""
     item = photo_item(size, REFERENCES[:references], caption=CAPTION)
     model = member.open(monkeypatch, None if full else size.width * size.height)
     t_B, x_t_BCHW, velocity_BCHW = training_velocity(model, item, position=references)
-    return largest(velocity_BCHW, pipeline_velocity(member.pipeline, item, t_B, x_t_BCHW, monkeypatch))
+    return largest(
+        velocity_BCHW,
+        pipeline_velocity(member.pipeline, item, t_B, x_t_BCHW, monkeypatch),
+    )
 
 
 def largest(ours_BCHW: torch.Tensor, theirs_BSP: torch.Tensor) -> float:
@@ -113,20 +134,30 @@ def largest(ours_BCHW: torch.Tensor, theirs_BSP: torch.Tensor) -> float:
     ("name", "references", "size"),
     [
         pytest.param(
-            *case, marks=[pytest.mark.slow] * (case[:2] in [("Qwen-Image-Edit-2509", 1), ("Qwen-Image-Edit-2511", 1)])
+            *case,
+            marks=[pytest.mark.slow]
+            * (case[:2] in [("Qwen-Image-Edit-2509", 1), ("Qwen-Image-Edit-2511", 1)]),
         )
         for case in in_turn(DRAWN, PORTRAIT, LANDSCAPE)
     ],
     ids=str,
 )
-def test_velocity_equals_the_pipelines(member: Members, monkeypatch, name: str, references: int, size: Size) -> None:
+def test_velocity_equals_the_pipelines(
+    member: Members, monkeypatch, name: str, references: int, size: Size
+) -> None:
     error = compare(member(name), monkeypatch, size, references)
-    at_most(f"{name}: velocity, {references} references at the target's area, {size}", error, 1e-5)
+    at_most(
+        f"{name}: velocity, {references} references at the target's area, {size}",
+        error,
+        1e-5,
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "size"), [("Qwen-Image-Edit", PORTRAIT), ("Qwen-Image-Edit-2509", LANDSCAPE)], ids=str
+    ("name", "size"),
+    [("Qwen-Image-Edit", PORTRAIT), ("Qwen-Image-Edit-2509", LANDSCAPE)],
+    ids=str,
 )
 def test_velocity_equals_the_pipelines_with_a_full_reference(
     member: Members, monkeypatch, name: str, size: Size
@@ -137,13 +168,20 @@ def test_velocity_equals_the_pipelines_with_a_full_reference(
 
 
 @pytest.mark.parametrize("name", dict(EDITED))
-def test_velocity_without_references_equals_the_pipelines_parts(member: Members, monkeypatch, name: str) -> None:
-    """The pipelines of the Edit models need an image, so their parts are called by hand. The template of the first
-    always has an image; without a reference there is none in ours."""
+def test_velocity_without_references_equals_the_pipelines_parts(
+    member: Members, monkeypatch, name: str
+) -> None:
+    """The pipelines of the Edit models need an image, so their parts are called by
+    hand. The template of the first always has an image; without a reference there is
+    none in ours."""
     pipeline, item = member(name).pipeline, photo_item(LANDSCAPE, (), caption=CAPTION)
-    template = pipeline.prompt_template_encode.replace("<|vision_start|><|image_pad|><|vision_end|>", "")
+    template = pipeline.prompt_template_encode.replace(
+        "<|vision_start|><|image_pad|><|vision_end|>", ""
+    )
     monkeypatch.setattr(pipeline, "prompt_template_encode", template)
-    t_B, x_t_BCHW, velocity_BCHW = training_velocity(member(name).open(monkeypatch), item, position=0)
+    t_B, x_t_BCHW, velocity_BCHW = training_velocity(
+        member(name).open(monkeypatch), item, position=0
+    )
     embeds_BLD, mask = pipeline.encode_prompt(item.sample.caption, image=None)
     assert mask is None
     with torch.no_grad():
@@ -159,11 +197,19 @@ def test_velocity_without_references_equals_the_pipelines_parts(member: Members,
 
 
 @pytest.mark.parametrize(("name", "references"), DRAWN)
-def test_prompt_embeddings_equal_the_pipelines(member: Members, monkeypatch, name: str, references: int) -> None:
+def test_prompt_embeddings_equal_the_pipelines(
+    member: Members, monkeypatch, name: str, references: int
+) -> None:
     """As the transformer gets them inside the pipeline's call, of the same tokens."""
     item = photo_item(LANDSCAPE, REFERENCES[:references], caption=CAPTION)
-    model, pipeline = member(name).open(monkeypatch, LANDSCAPE.width * LANDSCAPE.height), member(name).pipeline
-    with recording(pipeline.text_encoder.model) as theirs, recording(pipeline.transformer) as drawn:
+    model, pipeline = (
+        member(name).open(monkeypatch, LANDSCAPE.width * LANDSCAPE.height),
+        member(name).pipeline,
+    )
+    with (
+        recording(pipeline.text_encoder.model) as theirs,
+        recording(pipeline.transformer) as drawn,
+    ):
         pipeline(
             **image_argument(pictures_of(item)),
             prompt=CAPTION,
@@ -178,7 +224,11 @@ def test_prompt_embeddings_equal_the_pipelines(member: Members, monkeypatch, nam
         assert _equal(ours.inputs[0].get(given), theirs.inputs[0].get(given)), given
     (theirs_LD,) = drawn.inputs[0]["encoder_hidden_states"]
     assert ours_LD.shape == theirs_LD.shape
-    at_most(f"{name}: prompt embeddings, {references} references", relative(ours_LD, theirs_LD), 1e-6)
+    at_most(
+        f"{name}: prompt embeddings, {references} references",
+        relative(ours_LD, theirs_LD),
+        1e-6,
+    )
 
 
 def _equal(ours: torch.Tensor | None, theirs: torch.Tensor | None) -> bool:
@@ -186,37 +236,69 @@ def _equal(ours: torch.Tensor | None, theirs: torch.Tensor | None) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "references", "size"), in_turn(DRAWN, Size(160, 80), Size(80, 144)), ids=str)
-def test_a_sample_equals_the_pipelines(member: Members, monkeypatch, name: str, references: int, size: Size) -> None:
+@pytest.mark.parametrize(
+    ("name", "references", "size"),
+    in_turn(DRAWN, Size(160, 80), Size(80, 144)),
+    ids=str,
+)
+def test_a_sample_equals_the_pipelines(
+    member: Members, monkeypatch, name: str, references: int, size: Size
+) -> None:
     prompt = SamplePrompt(
-        CAPTION, "blurry, low quality", size, seed=42, guidance_scale=4.0, steps=4, references=REFERENCES[:references]
+        CAPTION,
+        "blurry, low quality",
+        size,
+        seed=42,
+        guidance_scale=4.0,
+        steps=4,
+        references=REFERENCES[:references],
     )
     model = member(name).open(monkeypatch, size.width * size.height)
-    ours = Sampler(model, [prompt], ItemEncoder(model, torch.float32), memory_stores()).generate(0)
+    ours = Sampler(
+        model, [prompt], ItemEncoder(model, torch.float32), memory_stores()
+    ).generate(0)
     theirs = drawn_by_pipeline(member(name).pipeline, prompt)
-    at_least(f"{name}: sample, {references} references, {size}, dB", psnr(ours, theirs), 60)
+    at_least(
+        f"{name}: sample, {references} references, {size}, dB", psnr(ours, theirs), 60
+    )
 
 
 @pytest.mark.parametrize("name", dict(EDITED))
-def test_reference_latents_equal_the_pipelines(member: Members, monkeypatch, name: str) -> None:
-    pipeline, model = member(name).pipeline, member(name).open(monkeypatch, LANDSCAPE.width * LANDSCAPE.height)
+def test_reference_latents_equal_the_pipelines(
+    member: Members, monkeypatch, name: str
+) -> None:
+    pipeline, model = (
+        member(name).pipeline,
+        member(name).open(monkeypatch, LANDSCAPE.width * LANDSCAPE.height),
+    )
     item = photo_item(LANDSCAPE, REFERENCES[:1])
     dataset = encode_photos(model, item)
     ours_CHW = dataset.entries[0].references[0].read()
     height, width = (8 * side for side in ours_CHW.shape[1:])
-    pixels = pipeline.image_processor.preprocess(pictures_of(item)[0], height, width).unsqueeze(2)
+    pixels = pipeline.image_processor.preprocess(
+        pictures_of(item)[0], height, width
+    ).unsqueeze(2)
     with torch.no_grad():
         theirs = pipeline._encode_vae_image(pixels, generator=None)[0, :, 0]
     at_most(f"{name}: reference latents", float((ours_CHW - theirs).abs().max()), 1e-4)
 
 
 @pytest.mark.parametrize("name", ["Qwen-Image-Edit-2509"])
-def test_decoded_pixels_equal_the_pipelines(member: Members, monkeypatch, name: str) -> None:
+def test_decoded_pixels_equal_the_pipelines(
+    member: Members, monkeypatch, name: str
+) -> None:
     pipeline = member(name).pipeline
-    latents_BCHW = torch.randn((1, 16, 8, 12), generator=torch.Generator().manual_seed(1))
+    latents_BCHW = torch.randn(
+        (1, 16, 8, 12), generator=torch.Generator().manual_seed(1)
+    )
     ours = member(name).open(monkeypatch).decode_latents(latents_BCHW)
     config = pipeline.vae.config
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
+    mean, std = (
+        torch.tensor(v).view(1, -1, 1, 1, 1)
+        for v in (config.latents_mean, config.latents_std)
+    )
     with torch.no_grad():
-        theirs = pipeline.vae.decode(latents_BCHW.unsqueeze(2) * std + mean, return_dict=False)[0][:, :, 0]
+        theirs = pipeline.vae.decode(
+            latents_BCHW.unsqueeze(2) * std + mean, return_dict=False
+        )[0][:, :, 0]
     at_most("decoded pixels", float((ours - theirs.clamp(-1, 1)).abs().max()), 1e-4)

@@ -28,7 +28,11 @@ def longest(model: Path, **given) -> int:
     low, high = 1, 5000
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if prompt_fault(model, words(middle), **given) is None else (low, middle)
+        low, high = (
+            (middle, high)
+            if prompt_fault(model, words(middle), **given) is None
+            else (low, middle)
+        )
     return low
 
 
@@ -47,18 +51,24 @@ def test_the_longest_prompt_that_fits_is_the_longest_the_transformer_takes(
 ) -> None:
     most = longest(tiny_model, target=target, references=references, area=area)
     model = open_tiny(tiny_model, reference_area=area)
-    inputs = encoder_inputs(words(most), [picture(size) for size in references], *tokenizers(model))
+    inputs = encoder_inputs(
+        words(most), [picture(size) for size in references], *tokenizers(model)
+    )
     length = inputs["input_ids"].shape[1] - DROP_TOKENS
     latents = [
         torch.zeros(16, size.height // 8, size.width // 8)
-        for size in (model.reference_size(reference, target) for reference in references)
+        for size in (
+            model.reference_size(reference, target) for reference in references
+        )
     ]
     x_t_BCHW = torch.zeros(1, 16, target.height // 8, target.width // 8)
 
     def predict(tokens: int) -> torch.Tensor:
         prompts = PromptEmbeds(torch.zeros(1, tokens, 64), (tokens,))
         with torch.no_grad():
-            return model.predict_velocity(x_t_BCHW, torch.tensor([0.5]), prompts, [tuple(latents)])
+            return model.predict_velocity(
+                x_t_BCHW, torch.tensor([0.5]), prompts, [tuple(latents)]
+            )
 
     predict(length)
     with pytest.raises(RuntimeError, match="size of tensor"):
@@ -77,14 +87,17 @@ def picture(size: Size):
 
 def test_the_fault_says_how_long_it_is_and_how_long_it_may_be(tiny_model: Path) -> None:
     fault = prompt_fault(tiny_model, words(5000), TARGET, [Size(451, 300)], area=0)
-    # 5 tokens end the template; an image is 187 and the 7 around it; the longer side is 4 tokens from the middle.
+    # 5 tokens end the template; an image is 187 and the 7 around it; the longer side is
+    # 4 tokens from the middle.
     assert fault == (
         "5,199 text tokens; a target of 128x96 beside 1 control image leaves room for 4,092. Shorten the text."
     )
 
 
 @torch.no_grad()
-def test_text_to_image_gets_what_its_pipeline_gives_it_of_a_long_prompt(tmp_path: Path) -> None:
+def test_text_to_image_gets_what_its_pipeline_gives_it_of_a_long_prompt(
+    tmp_path: Path,
+) -> None:
     member = write_member(tmp_path, TinySpec(arch="qwen_image"))
     model, prompt = open_tiny(member.folder), words(700)
     theirs_BLD, mask = member.pipeline.encode_prompt(prompt, max_sequence_length=512)
@@ -103,11 +116,20 @@ def test_without_a_tokenizer_on_the_disk_nothing_is_said(tmp_path: Path) -> None
     assert prompt_fault(tmp_path, words(5000), TARGET, [], area=1024 * 1024) is None
 
 
-@pytest.mark.parametrize("references", [[], [Size(50, 10000)] * 3, [Size(10000, 50)] * 3])
+@pytest.mark.parametrize(
+    "references", [[], [Size(50, 10000)] * 3, [Size(10000, 50)] * 3]
+)
 @pytest.mark.parametrize("letter", ["a", "\U0001f600"])
-def test_a_sure_prompt_fits_whatever_the_pictures(tiny_model: Path, references, letter: str) -> None:
+def test_a_sure_prompt_fits_whatever_the_pictures(
+    tiny_model: Path, references, letter: str
+) -> None:
     for area in (1024 * 1024, 0):
-        assert prompt_fault(tiny_model, letter * SURE_PROMPT, Size(2048, 2048), references, area) is None
+        assert (
+            prompt_fault(
+                tiny_model, letter * SURE_PROMPT, Size(2048, 2048), references, area
+            )
+            is None
+        )
 
 
 # ------------------------------------------------------------ sizes
@@ -120,11 +142,18 @@ def condition_size(image: Size) -> Size:
     return size_of_area(EDIT_PLUS.condition_area, image.width / image.height)
 
 
-@pytest.mark.parametrize("case", golden("edit_image_sizes"), ids=lambda case: f"{case['width']}x{case['height']}")
+@pytest.mark.parametrize(
+    "case",
+    golden("edit_image_sizes"),
+    ids=lambda case: f"{case['width']}x{case['height']}",
+)
 def test_both_sizes_of_a_reference_are_those_of_diffusers(case: dict) -> None:
     image = Size(case["width"], case["height"])
     assert condition_size(image) == (case["condition_width"], case["condition_height"])
-    assert reference_size(image, ANY_TARGET, 1024 * 1024) == (case["vae_width"], case["vae_height"])
+    assert reference_size(image, ANY_TARGET, 1024 * 1024) == (
+        case["vae_width"],
+        case["vae_height"],
+    )
 
 
 @pytest.mark.parametrize("match_target", [False, True])
@@ -132,9 +161,13 @@ def test_reference_sizes_are_those_of_ai_toolkit(match_target: bool) -> None:
     for case in golden("edit_train_packing", match_target_res=match_target):
         target = Size(case["target_width"], case["target_height"])
         controls = [Size(*control) for control in case["controls"]]
-        assert [[*condition_size(image)] for image in controls] == case["condition_sizes_wh"]
+        assert [[*condition_size(image)] for image in controls] == case[
+            "condition_sizes_wh"
+        ]
         area = 0 if match_target else 1024 * 1024
-        assert [[*reference_size(image, target, area)] for image in controls] == case["vae_sizes_wh"]
+        assert [[*reference_size(image, target, area)] for image in controls] == case[
+            "vae_sizes_wh"
+        ]
 
 
 def test_a_sliver_keeps_a_side_of_32() -> None:

@@ -21,7 +21,8 @@ def tiny_21(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def unit_gain_21(tiny_21: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with weights in which every input is plainly seen (`write_unit_gain`). Read only."""
+    """The same with weights in which every input is plainly seen (`write_unit_gain`).
+    Read only."""
     folder = tmp_path_factory.mktemp("models") / "unit_gain_21"
     write_unit_gain(folder, tiny_21)
     return folder

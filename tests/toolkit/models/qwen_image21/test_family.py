@@ -1,4 +1,5 @@
-"""Sizes of the published model, and what a step of it takes, against its own modules."""
+"""Sizes of the published model, and what a step of it takes, against its own
+modules."""
 
 from __future__ import annotations
 
@@ -28,7 +29,13 @@ from toolkit.models.folder_family import OF_TEXT_LAYERS
 from toolkit.models.qwen_image21.family import FAMILY
 from toolkit.models.qwen_image21.prompts import SLOTS
 from toolkit.models.tiny import TinySpec, write_tiny_model
-from toolkit.plan.memory_inputs import LETTERS_PER_TOKEN, BatchSizes, ItemGroup, count_trainable_params, step_shape
+from toolkit.plan.memory_inputs import (
+    LETTERS_PER_TOKEN,
+    BatchSizes,
+    ItemGroup,
+    count_trainable_params,
+    step_shape,
+)
 
 
 def sizes(module: torch.nn.Module) -> dict[str, int]:
@@ -38,16 +45,36 @@ def sizes(module: torch.nn.Module) -> dict[str, int]:
 def test_sizes_of_the_published_model_are_those_of_its_config() -> None:
     """The encoder's are Qwen3-VL-8B's, as its config.json has them."""
     facts = FAMILY.footprint(Path("not here"))
-    text = {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32}
+    text = {
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+    }
     text |= {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}
-    vision = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "out_hidden_size": 4096}
+    vision = {
+        "depth": 27,
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_heads": 16,
+        "out_hidden_size": 4096,
+    }
     vision |= {"num_position_embeddings": 2304, "deepstack_visual_indexes": [8, 16, 24]}
     with torch.device("meta"):
-        transformer, vae = sizes(QwenImage21Transformer2DModel()), sizes(AutoencoderKLQwenImage21())
-        encoder = sizes(Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision)))
+        transformer, vae = (
+            sizes(QwenImage21Transformer2DModel()),
+            sizes(AutoencoderKLQwenImage21()),
+        )
+        encoder = sizes(
+            Qwen3VLForConditionalGeneration(
+                Qwen3VLConfig(text_config=text, vision_config=vision)
+            )
+        )
     assert facts.linear_params + facts.other_params == sum(transformer.values())
     assert facts.vae.other_params == sum(vae.values())
-    linear = sum(count for name, count in encoder.items() if OF_TEXT_LAYERS.fullmatch(name))
+    linear = sum(
+        count for name, count in encoder.items() if OF_TEXT_LAYERS.fullmatch(name)
+    )
     head = sum(count for name, count in encoder.items() if name.startswith("lm_head"))
     assert facts.text.linear_params == linear
     assert facts.text.unused == head
@@ -55,17 +82,23 @@ def test_sizes_of_the_published_model_are_those_of_its_config() -> None:
 
 
 LEAST_RANK = {"boft": 6, "diag-oft": 4}
-"""Blocks of rotations that are larger than one number, and divide the widths of the small model."""
+"""Blocks of rotations that are larger than one number, and divide the widths of the
+small model."""
 
 
 def section_of(
-    folder: Path, level: str = "full", levels: object = 1, kind: str = "lora", **model: object
+    folder: Path,
+    level: str = "full",
+    levels: object = 1,
+    kind: str = "lora",
+    **model: object,
 ) -> SdTrainerConfig:
     least = LEAST_RANK.get(kind, 1)
     return SdTrainerConfig.model_validate(
         {
             "type": "sd_trainer",
-            "network": {"type": kind} | ({} if kind == "full" else {"linear": least, "linear_alpha": 1}),
+            "network": {"type": kind}
+            | ({} if kind == "full" else {"linear": least, "linear_alpha": 1}),
             "datasets": [{"folder_path": "images"}],
             "train": {
                 "optimizer": "adamw",
@@ -79,25 +112,37 @@ def section_of(
 
 
 def test_tokens_of_references_are_counted_where_they_are(tmp_path: Path) -> None:
-    """The transformer has the latents of a reference, 4096 tokens, and the text around it; the encoder more."""
+    """The transformer has the latents of a reference, 4096 tokens, and the text around
+    it; the encoder more."""
     facts = FAMILY.footprint(tmp_path)
     group = ItemGroup(Size(1024, 1024), 3, False, False, uses=1, longest=30)
     sizes = BatchSizes(section_of(tmp_path), facts, [group])
     largest = sizes.of_group(group)
-    assert largest.tokens == 4 * 4096 + 3 * 8 + facts.text_tokens + 30 // LETTERS_PER_TOKEN
+    assert (
+        largest.tokens == 4 * 4096 + 3 * 8 + facts.text_tokens + 30 // LETTERS_PER_TOKEN
+    )
     assert largest.encoder_tokens == 3 * 1024
 
 
-@pytest.mark.parametrize(("table", "said"), [(True, [("model", "modulation_table")]), ("auto", [])])
-def test_a_modulation_table_is_said_to_have_no_effect(tiny_21: Path, table: object, said: list) -> None:
+@pytest.mark.parametrize(
+    ("table", "said"), [(True, [("model", "modulation_table")]), ("auto", [])]
+)
+def test_a_modulation_table_is_said_to_have_no_effect(
+    tiny_21: Path, table: object, said: list
+) -> None:
     found = findings(section_of(tiny_21, modulation_table=table))
     assert [one.key for one in found if "modulation_table" in one.key] == said
 
 
 def test_levels_in_one_pass_are_for_models_that_share_it(tmp_path: Path) -> None:
-    of_2509 = {"name_or_path": "Qwen/Qwen-Image-Edit-2509", "arch": "qwen_image_edit_plus"}
+    of_2509 = {
+        "name_or_path": "Qwen/Qwen-Image-Edit-2509",
+        "arch": "qwen_image_edit_plus",
+    }
     found = findings(section_of(tmp_path, levels=[1, 1, 4], **of_2509))
-    assert [str(one.message) for one in found if "noise_levels_per_sample" in str(one.key)] == [
+    assert [
+        str(one.message) for one in found if "noise_levels_per_sample" in str(one.key)
+    ] == [
         "in a Qwen-Image-Edit-2509 text and control images see the image's noise level. Use 1, or leave it out."
     ]
 
@@ -105,30 +150,69 @@ def test_levels_in_one_pass_are_for_models_that_share_it(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ([1, 2], ["1 level", "2 levels cost 0.75 of 2 passes", "2 levels cost 0.62 of 2 passes"]),
-        ("auto", ["1 level", "4 levels cost 0.62 of 4 passes", "4 levels cost 0.44 of 4 passes"]),
+        (
+            [1, 2],
+            [
+                "1 level",
+                "2 levels cost 0.75 of 2 passes",
+                "2 levels cost 0.62 of 2 passes",
+            ],
+        ),
+        (
+            "auto",
+            [
+                "1 level",
+                "4 levels cost 0.62 of 4 passes",
+                "4 levels cost 0.44 of 4 passes",
+            ],
+        ),
     ],
 )
-def test_a_plan_says_what_levels_in_one_pass_save(tmp_path: Path, asked: object, said: list[str]) -> None:
-    groups = [ItemGroup(Size(1024, 1024), count, False, False, uses=1, longest=30) for count in (0, 1, 3)]
-    sizes = BatchSizes(section_of(tmp_path, levels=asked), FAMILY.footprint(tmp_path), groups)
-    of_each = "0 control images: {}; 1 control image: {}; 3 control images: {}".format(*said)
-    assert describe_levels(list(sizes.noise_levels())) == f"noise levels per sample: {of_each}"
+def test_a_plan_says_what_levels_in_one_pass_save(
+    tmp_path: Path, asked: object, said: list[str]
+) -> None:
+    groups = [
+        ItemGroup(Size(1024, 1024), count, False, False, uses=1, longest=30)
+        for count in (0, 1, 3)
+    ]
+    sizes = BatchSizes(
+        section_of(tmp_path, levels=asked), FAMILY.footprint(tmp_path), groups
+    )
+    of_each = "0 control images: {}; 1 control image: {}; 3 control images: {}".format(
+        *said
+    )
+    assert (
+        describe_levels(list(sizes.noise_levels()))
+        == f"noise levels per sample: {of_each}"
+    )
 
 
-OFFLOADED = [(name, "block_offload") for name, kind in KINDS.items() if kind.units.offloaded]
+OFFLOADED = [
+    (name, "block_offload") for name, kind in KINDS.items() if kind.units.offloaded
+]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "level"), [*((kind, "none") for kind in KINDS), ("lora", "cheap"), ("lora", "full"), *OFFLOADED]
+    ("kind", "level"),
+    [
+        *((kind, "none") for kind in KINDS),
+        ("lora", "cheap"),
+        ("lora", "full"),
+        *OFFLOADED,
+    ],
 )
-def test_a_step_takes_what_is_planned(tmp_path: Path, kind: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors alive in a step with one reference, counted on fake ones, against the estimate."""
+def test_a_step_takes_what_is_planned(
+    tmp_path: Path, kind: str, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors alive in a step with one reference, counted on fake ones, against the
+    estimate."""
     write_tiny_model(tmp_path, TinySpec(arch="qwen_image_2", layers=4, heads=8))
     section = section_of(tmp_path, level, kind=kind)
     live = LiveBytes(simulation.FOLLOWED)
-    offload = RecomputeOffload(simulation.CopiesOf(live), is_elsewhere=lambda tensor: True)
+    offload = RecomputeOffload(
+        simulation.CopiesOf(live), is_elsewhere=lambda tensor: True
+    )
     monkeypatch.setattr(block_runner, "recomputing", lambda _: offload)
     model = open_21(tmp_path, torch.bfloat16)
     network = attach_network(section, model, 1, None)
@@ -141,7 +225,9 @@ def test_a_step_takes_what_is_planned(tmp_path: Path, kind: str, level: str, mon
     x_BCHW, level_B = torch.randn(1, 16, 32, 32), torch.tensor([0.5])
 
     def step() -> None:
-        model.predict_velocity(x_BCHW, level_B, prompts, [[x_BCHW[0]]]).square().mean().backward()
+        model.predict_velocity(
+            x_BCHW, level_B, prompts, [[x_BCHW[0]]]
+        ).square().mean().backward()
         for parameter in network.parameters().values():
             parameter.grad = None
 
@@ -152,7 +238,9 @@ def test_a_step_takes_what_is_planned(tmp_path: Path, kind: str, level: str, mon
         before = live.device
         step()
     facts = FAMILY.footprint(tmp_path)
-    work = step_shape(section, facts, count_trainable_params(section), tokens=64 + 2 * 32 * 32)
+    work = step_shape(
+        section, facts, count_trainable_params(section), tokens=64 + 2 * 32 * 32
+    )
     planned = sum(step_peak(work, level, gaps=lambda activations: 0))
     share = (live.phases["step"].device - before) / planned
     at_most(f"a step of {kind} with {level}, taken / planned", share, 1.03)

@@ -19,9 +19,12 @@ STEPS = tuple(torch.tensor([level, level]) for level in LEVELS)
 
 @pytest.fixture
 def inputs(unit_gain_21: Path) -> tuple:
-    """A model; noise, prompts of unlike lengths and references of two items, of which one has none."""
+    """A model; noise, prompts of unlike lengths and references of two items, of which
+    one has none."""
     model = open_21(unit_gain_21)
-    prompts = PromptEmbeds.stack([model.encode_prompt(text, ()) for text in ("a cat", "a much longer caption")])
+    prompts = PromptEmbeds.stack(
+        [model.encode_prompt(text, ()) for text in ("a cat", "a much longer caption")]
+    )
     prompts.extra[SLOTS][0, :2] = torch.tensor([1, 3])
     random = torch.Generator().manual_seed(1)
     references = [[torch.randn(16, 4, side, generator=random) for side in (6, 4)], []]
@@ -34,13 +37,17 @@ def test_a_sampling_run_computes_text_and_references_once(inputs) -> None:
     anew = [model.predict_velocity(x_BCHW, t_B, prompts, references) for t_B in STEPS]
     predict = model.sampling_steps(prompts, references)
     tokens: list[int] = []
-    hook = model.blocks()[0].img_norm1.register_forward_pre_hook(lambda _, given: tokens.append(given[0].shape[1]))
+    hook = model.blocks()[0].img_norm1.register_forward_pre_hook(
+        lambda _, given: tokens.append(given[0].shape[1])
+    )
     kept = [predict(x_BCHW, t_B) for t_B in STEPS]
     hook.remove()
     torch.testing.assert_close(kept, anew, rtol=0, atol=1e-5)
     first, second = prompts.lengths[0] + 24 + 16 + 16, prompts.lengths[1] + 16
     assert tokens == [first, second, 16, 16, 16, 16]
-    torch.testing.assert_close(model.predict_velocity(x_BCHW, STEPS[0], prompts, references), anew[0])
+    torch.testing.assert_close(
+        model.predict_velocity(x_BCHW, STEPS[0], prompts, references), anew[0]
+    )
 
 
 @torch.no_grad()
@@ -48,8 +55,17 @@ def test_what_a_sampling_run_kept_is_freed_with_it(inputs) -> None:
     model, x_BCHW, prompts, references = inputs
     predict = model.sampling_steps(prompts, references)
     predict(x_BCHW, STEPS[0])
-    kept = next(cell.cell_contents for cell in predict.__wrapped__.__closure__ if type(cell.cell_contents) is dict)
-    found = [weakref.ref(tensor) for pairs in kept.values() for pair in pairs for tensor in pair]
+    kept = next(
+        cell.cell_contents
+        for cell in predict.__wrapped__.__closure__
+        if type(cell.cell_contents) is dict
+    )
+    found = [
+        weakref.ref(tensor)
+        for pairs in kept.values()
+        for pair in pairs
+        for tensor in pair
+    ]
     assert len(found) == 2 * 2 * len(model.blocks())
     del kept, predict
     gc.collect()
@@ -57,13 +73,21 @@ def test_what_a_sampling_run_kept_is_freed_with_it(inputs) -> None:
 
 
 @torch.no_grad()
-def test_nothing_is_kept_where_it_would_take_more_than_half_of_the_free_memory(inputs, monkeypatch) -> None:
+def test_nothing_is_kept_where_it_would_take_more_than_half_of_the_free_memory(
+    inputs, monkeypatch
+) -> None:
     model, x_BCHW, prompts, references = inputs
-    free = 4 * len(model.blocks()) * (prompts.embeds_BLD.shape[1]) * model.hidden_size * 4  # of the second item alone
-    monkeypatch.setattr("toolkit.models.qwen_image21.model.free_memory", lambda device: free)
+    free = (
+        4 * len(model.blocks()) * (prompts.embeds_BLD.shape[1]) * model.hidden_size * 4
+    )  # of the second item alone
+    monkeypatch.setattr(
+        "toolkit.models.qwen_image21.model.free_memory", lambda device: free
+    )
     predict = model.sampling_steps(prompts, references)
     tokens: list[int] = []
-    model.blocks()[0].img_norm1.register_forward_pre_hook(lambda _, given: tokens.append(given[0].shape[1]))
+    model.blocks()[0].img_norm1.register_forward_pre_hook(
+        lambda _, given: tokens.append(given[0].shape[1])
+    )
     for t_B in STEPS[:2]:
         predict(x_BCHW, t_B)
     first, second = prompts.lengths[0] + 24 + 16 + 16, prompts.lengths[1] + 16

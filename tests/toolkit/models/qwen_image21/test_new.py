@@ -15,6 +15,10 @@ SMALL = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}
 
 def test_an_autoencoder_of_another_class_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vae").mkdir()
-    (tmp_path / "vae" / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLQwenImage"}))
-    with pytest.raises(UserError, match="'AutoencoderKLQwenImage' is not of this family"):
+    (tmp_path / "vae" / "config.json").write_text(
+        json.dumps({"_class_name": "AutoencoderKLQwenImage"})
+    )
+    with pytest.raises(
+        UserError, match="'AutoencoderKLQwenImage' is not of this family"
+    ):
         FAMILY.new_network(tmp_path, SMALL)

@@ -1,4 +1,5 @@
-"""Anomalies of whole runs: injected times, losses, gradients and samples become one line, one event, and no stop."""
+"""Anomalies of whole runs: injected times, losses, gradients and samples become one
+line, one event, and no stop."""
 
 from __future__ import annotations
 
@@ -45,8 +46,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def watched(toy, clock: Clock) -> Callable[..., tuple[Run, list[dict]]]:
-    """Trains a toy run with the callback; returns it, and its events of the kind `warning`. stops_at: the step at which
-    compiled programs are given up."""
+    """Trains a toy run with the callback; returns it, and its events of the kind
+    `warning`. stops_at: the step at which compiled programs are given up."""
 
     def train(
         steps: int,
@@ -60,7 +61,10 @@ def watched(toy, clock: Clock) -> Callable[..., tuple[Run, list[dict]]]:
         toy.folder.mkdir(exist_ok=True)
         events = toy.folder / "events.jsonl"
         callback = AnomalyCallback(
-            EventLog(events).add, **settings, read=lambda device: Reading(), clock=clock.monotonic
+            EventLog(events).add,
+            **settings,
+            read=lambda device: Reading(),
+            clock=clock.monotonic,
         )
         run = toy.run(steps, callbacks=[callback] if watch else [], lr=0.001)
         run.programs = Programs(CompileConfig())
@@ -75,19 +79,29 @@ def watched(toy, clock: Clock) -> Callable[..., tuple[Run, list[dict]]]:
             clock.now += step_s(run.state.step)
             if run.state.step == stops_at:
                 run.programs.stop()
-            weights_B = torch.tensor([loss(run.state.step, name) for name in batch.names])
+            weights_B = torch.tensor(
+                [loss(run.state.step, name) for name in batch.names]
+            )
             return StepLosses({"network": losses(batch).by_role["network"] * weights_B})
 
         assert toy.train(run, step, load=load)
-        rows = [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []
+        rows = (
+            [json.loads(line) for line in events.read_text().splitlines()]
+            if events.exists()
+            else []
+        )
         return run, [row for row in rows if row["event"] == "warning"]
 
     return train
 
 
 @pytest.mark.parametrize("stops_at", [pytest.param(None, marks=pytest.mark.slow), 80])
-def test_uncompiled_blocks_are_not_slow_compared_with_compiled_ones(watched, said: list[str], stops_at) -> None:
-    _, warnings = watched(200, step_s=lambda step: 1.0 if step < 80 else 3.0, stops_at=stops_at)
+def test_uncompiled_blocks_are_not_slow_compared_with_compiled_ones(
+    watched, said: list[str], stops_at
+) -> None:
+    _, warnings = watched(
+        200, step_s=lambda step: 1.0 if step < 80 else 3.0, stops_at=stops_at
+    )
     assert bool(warnings) is (stops_at is None)
 
 
@@ -97,10 +111,14 @@ def test_a_sound_run_says_nothing(watched, said: list[str]) -> None:
 
 def test_slow_data_are_one_line_in_log_and_events(watched, said: list[str]) -> None:
     _, (event,) = watched(150, data_s=lambda step: 2.0 if step > 90 else 0.0)
-    assert event["kind"] == "step_time" and event["cause"].startswith("waiting for data")
+    assert event["kind"] == "step_time" and event["cause"].startswith(
+        "waiting for data"
+    )
     assert 91 < event["step"] < 115 and event["remedy"]
     (line,) = said
-    assert line.startswith(f"step {event['step']}: {event['message']}. Cause: {event['cause']}.")
+    assert line.startswith(
+        f"step {event['step']}: {event['message']}. Cause: {event['cause']}."
+    )
 
 
 def test_large_batches_are_no_slow_steps(watched) -> None:
@@ -115,8 +133,14 @@ def test_the_loss_of_one_dataset_that_runs_away_is_reported(watched) -> None:
     def loss(step: int, name: str) -> float:
         return 30.0 if step > 150 and name in odd else 1.0
 
-    _, (event,) = watched(260, loss=loss, dataset_of=lambda name: "odd" if name in odd else "even")
-    assert event["kind"] == "loss" and "dataset odd" in event["message"] and event["step"] > 150
+    _, (event,) = watched(
+        260, loss=loss, dataset_of=lambda name: "odd" if name in odd else "even"
+    )
+    assert (
+        event["kind"] == "loss"
+        and "dataset odd" in event["message"]
+        and event["step"] > 150
+    )
 
 
 LORA, FULL = ("lora_A.weight", "lora_B.weight"), ("weight", "bias")
@@ -151,16 +175,23 @@ def test_a_layer_without_a_gradient_is_reported(
 
     def step(batch: LatentBatch) -> StepLosses:
         losses = dict(base(batch).by_role)
-        for layer, is_broken in (("blocks.0.to_q", fault is not None), ("blocks.1.to_q", False)):
+        for layer, is_broken in (
+            ("blocks.0.to_q", fault is not None),
+            ("blocks.1.to_q", False),
+        ):
             one, other = (role.parameters[f"{layer}.{name}"] for name in names)
             if not (is_broken and fault == "absent"):
-                losses["network"] = losses["network"] + (one * (other - 1)).sum() * (0.0 if is_broken else 1.0)
+                losses["network"] = losses["network"] + (one * (other - 1)).sum() * (
+                    0.0 if is_broken else 1.0
+                )
         return StepLosses(losses)
 
     assert toy.train(run, step)
     cause = {"absent": "does not depend", "zero": "exactly zero"}
     assert len(said) == (fault is not None)
-    assert not fault or ("1 of 3 layers (blocks.0.to_q)" in said[0] and cause[fault] in said[0])
+    assert not fault or (
+        "1 of 3 layers (blocks.0.to_q)" in said[0] and cause[fault] in said[0]
+    )
 
 
 def test_training_is_the_same_bit_for_bit(watched, toy) -> None:
@@ -177,14 +208,21 @@ def write_set(folder: Path, step: int, kind: str) -> dict:
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     files = [f"{step:09d}_{index}.png" for index in range(2)]
     for index, file in enumerate(files):
-        image = image_of(0 if kind == "alike" else step + index, "noise" if kind == "noise" else "image")
+        image = image_of(
+            0 if kind == "alike" else step + index,
+            "noise" if kind == "noise" else "image",
+        )
         (woven(image) if kind == "texture" else image).save(folder / "samples" / file)
     return {"step": step, "epoch": 0, "files": files, "prompts": ["a", "b"]}
 
 
 @pytest.mark.parametrize("resumes", [False, True])
-@pytest.mark.parametrize(("kind", "message"), [("noise", "are noise"), ("alike", "all alike")])
-def test_samples_are_compared_with_those_before_also_after_a_resume(toy, said, kind, message, resumes) -> None:
+@pytest.mark.parametrize(
+    ("kind", "message"), [("noise", "are noise"), ("alike", "all alike")]
+)
+def test_samples_are_compared_with_those_before_also_after_a_resume(
+    toy, said, kind, message, resumes
+) -> None:
     events = EventLog(toy.folder / "events.jsonl")
     toy.folder.mkdir()
     for step in (0, 10, 20):
@@ -201,7 +239,9 @@ def test_samples_are_compared_with_those_before_also_after_a_resume(toy, said, k
 
 def test_the_first_samples_of_a_run_are_looked_at_when_they_come(toy, said) -> None:
     callback = AnomalyCallback(lambda *_, **__: None, folder=toy.folder)
-    callback.event("sample", **write_set(toy.folder, 0, "image"))  # before the run begins
+    callback.event(
+        "sample", **write_set(toy.folder, 0, "image")
+    )  # before the run begins
     for file in (toy.folder / "samples").iterdir():
         file.unlink()
     callback.on_start(toy.run(50))
@@ -224,7 +264,10 @@ def test_texture_of_samples_and_of_the_validation_is_compared_with_the_first(
         details = write_set(toy.folder, step, "texture" if step == 20 else "image")
         events.add("sample", **details)
         callback.event("sample", **details)
-        losses = {"validation/loss": 1.0, "validation/texture": 2.0 if step == 20 else 0.8}
+        losses = {
+            "validation/loss": 1.0,
+            "validation/texture": 2.0 if step == 20 else 0.8,
+        }
         append_row(toy.folder / "validation.jsonl", {"step": step, **losses})
         callback.on_validation(run, losses)
     assert [line.partition(":")[2].partition(" turn")[0] for line in said] == [
@@ -235,6 +278,8 @@ def test_texture_of_samples_and_of_the_validation_is_compared_with_the_first(
 def test_a_full_disk_does_not_end_the_run(toy, watched, said: list[str]) -> None:
     toy.folder.mkdir()
     (toy.folder / "events.jsonl").mkdir()
-    with pytest.raises(IsADirectoryError):  # the test reads the file, after the run has ended
+    with pytest.raises(
+        IsADirectoryError
+    ):  # the test reads the file, after the run has ended
         watched(150, step_s=lambda step: 3.0 if step > 90 else 1.0)
     assert sum("times as long" in line for line in said) == 1

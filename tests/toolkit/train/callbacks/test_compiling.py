@@ -25,10 +25,14 @@ def steps(run, callback: CompilingCallback, count: int) -> None:
 
 def compile_one(monkeypatch: pytest.MonkeyPatch) -> None:
     programs, seconds = compiling._clock.total
-    monkeypatch.setattr(compiling._clock, "total", CompileTime(programs + 1, seconds + 4.2))
+    monkeypatch.setattr(
+        compiling._clock, "total", CompileTime(programs + 1, seconds + 4.2)
+    )
 
 
-def test_it_is_said_once_nothing_was_compiled_for_some_steps(run, said: list[str], monkeypatch) -> None:
+def test_it_is_said_once_nothing_was_compiled_for_some_steps(
+    run, said: list[str], monkeypatch
+) -> None:
     callback = CompilingCallback()
     compile_one(monkeypatch)  # by the trial of the largest batch
     callback.on_start(run)
@@ -55,7 +59,9 @@ def test_a_short_run_says_it_at_its_end(run, said: list[str], monkeypatch) -> No
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_nothing_is_said_without_programs(run, said: list[str], monkeypatch, stopped: bool) -> None:
+def test_nothing_is_said_without_programs(
+    run, said: list[str], monkeypatch, stopped: bool
+) -> None:
     if stopped:
         compile_one(monkeypatch)
         run.programs.stop()

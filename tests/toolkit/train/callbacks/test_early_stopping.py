@@ -18,11 +18,24 @@ LOSSES = [5.0, 4.0, math.nan, 3.0, 2.0, 1.0, math.inf, 0.5, 0.5, 0.5, 9.0, 0.1]
 
 
 def settings(**changes) -> SimpleNamespace:
-    given = {"metric": "loss", "below": 2.5, "smooth": 3, "min_steps": 0, "check_every": 1, "no_better_within": None}
+    given = {
+        "metric": "loss",
+        "below": 2.5,
+        "smooth": 3,
+        "min_steps": 0,
+        "check_every": 1,
+        "no_better_within": None,
+    }
     return SimpleNamespace(**given | changes)
 
 
-def stop_step(run, callback: EarlyStopping, result, values=LOSSES, restart_after: int | None = None) -> int | None:
+def stop_step(
+    run,
+    callback: EarlyStopping,
+    result,
+    values=LOSSES,
+    restart_after: int | None = None,
+) -> int | None:
     """The step at which the hook ends the run when the loop tells it these losses."""
     callback.on_start(run)
     for step, value in enumerate(values, start=1):
@@ -32,7 +45,9 @@ def stop_step(run, callback: EarlyStopping, result, values=LOSSES, restart_after
         if run.early_stop_reason:
             return step
         if step == restart_after:
-            run.state = TrainState(step=step, extra=json.loads(json.dumps(run.state.extra)))
+            run.state = TrainState(
+                step=step, extra=json.loads(json.dumps(run.state.extra))
+            )
             callback = EarlyStopping(callback.settings)
             callback.on_start(run)
     return None
@@ -59,29 +74,44 @@ def run(toy):
         ({"below": 0.0}, None),
     ],
 )
-def test_it_ends_where_the_mean_of_the_finite_values_is_low_enough(run, result, changes: dict, step) -> None:
+def test_it_ends_where_the_mean_of_the_finite_values_is_low_enough(
+    run, result, changes: dict, step
+) -> None:
     assert stop_step(run, EarlyStopping(settings(**changes)), result) == step
 
 
 @pytest.mark.parametrize("broken_off", range(1, 8))
 def test_a_resume_stops_at_the_same_step(run, result, broken_off: int) -> None:
-    assert stop_step(run, EarlyStopping(settings(below=2.0)), result, restart_after=broken_off) == 8
+    assert (
+        stop_step(
+            run, EarlyStopping(settings(below=2.0)), result, restart_after=broken_off
+        )
+        == 8
+    )
 
 
-def test_values_that_are_measured_now_and_then_count_by_their_name(said: list[str], run, result) -> None:
+def test_values_that_are_measured_now_and_then_count_by_their_name(
+    said: list[str], run, result
+) -> None:
     callback = EarlyStopping(settings(metric="validation/loss", smooth=2))
     callback.on_start(run)
     for step, loss in [(10, 3.0), (20, math.nan), (30, 2.5), (40, 2.0)]:
         run.state.step = step
         callback.on_metrics(run, result(step, loss=0.0))
-        callback.on_validation(run, {"validation/loss": loss, "validation/loss_t0.5": 0.0})
+        callback.on_validation(
+            run, {"validation/loss": loss, "validation/loss_t0.5": 0.0}
+        )
         callback.after_step(run)
         assert bool(run.early_stop_reason) is (step == 40)
-    assert said == ["stop_when: the mean validation/loss of 2, 2.25, is below 2.5 at step 40: the run is finished"]
+    assert said == [
+        "stop_when: the mean validation/loss of 2, 2.25, is below 2.5 at step 40: the run is finished"
+    ]
     assert run.status_fields == {"reason": run.early_stop_reason}
 
 
-def test_what_is_measured_at_the_end_does_not_change_what_ended_the_run(run, result) -> None:
+def test_what_is_measured_at_the_end_does_not_change_what_ended_the_run(
+    run, result
+) -> None:
     callback = EarlyStopping(
         settings(metric="validation/loss", smooth=1),
         on_stop=lambda run: callback.on_validation(run, {"validation/loss": 99.0}),
@@ -101,8 +131,13 @@ def test_a_run_that_was_killed_after_its_last_state_ends_at_once(run, result) ->
     assert run.complete
 
 
-@pytest.mark.parametrize("changes", [{"below": 1.5}, {"smooth": 4}, {"min_steps": 9}, {"metric": "grad_norm"}])
-def test_a_finished_run_is_not_finished_for_a_stricter_job(run, result, changes: dict) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{"below": 1.5}, {"smooth": 4}, {"min_steps": 9}, {"metric": "grad_norm"}],
+)
+def test_a_finished_run_is_not_finished_for_a_stricter_job(
+    run, result, changes: dict
+) -> None:
     stop_step(run, EarlyStopping(settings()), result)
     assert stop_reason(settings(), 6, run.state.extra)
     assert not stop_reason(settings(**changes), 6, run.state.extra)
@@ -130,7 +165,8 @@ def test_the_loop_ends_as_finished_and_hooks_hear_it(toy, recorder) -> None:
 
 
 def test_the_numbers_of_all_steps_are_there_when_it_looks(toy) -> None:
-    """The loop may keep numbers on the device for some steps: a look fetches them first."""
+    """The loop may keep numbers on the device for some steps: a look fetches them
+    first."""
     ends = []
     for fetch_every in (1, 7):
         run = toy.run(60, callbacks=[EarlyStopping(settings(below=0.5, check_every=2))])
@@ -142,28 +178,47 @@ def test_the_numbers_of_all_steps_are_there_when_it_looks(toy) -> None:
 
 
 @pytest.mark.parametrize("broken_off", [None, 30, 70, 90])
-def test_it_ends_once_no_later_validation_will_be_better(said: list[str], toy, broken_off: int | None) -> None:
-    """The losses of nine images fall until step 30 and rise after it; a resume stops at the same step."""
+def test_it_ends_once_no_later_validation_will_be_better(
+    said: list[str], toy, broken_off: int | None
+) -> None:
+    """The losses of nine images fall until step 30 and rise after it; a resume stops at
+    the same step."""
     toy.folder.mkdir()
     run = toy.run(200)
-    callback = EarlyStopping(settings(below=None, no_better_within=0.95, metric="loss", check_every=7))
+    callback = EarlyStopping(
+        settings(below=None, no_better_within=0.95, metric="loss", check_every=7)
+    )
     callback.on_start(run)
     for step in range(0, 200, 10):
         run.state.step = step
         mean = 1 + abs(step - 30) / 100
-        losses = {f"{image}": [mean + image, mean + image + 0.001 * ((step + image) % 3)] for image in range(9)}
+        losses = {
+            f"{image}": [mean + image, mean + image + 0.001 * ((step + image) % 3)]
+            for image in range(9)
+        }
         with (run.folder / VALIDATION_IMAGES).open("a") as file:
-            file.write(json.dumps({"step": step, "of": "these", "losses": losses}) + "\n")
+            file.write(
+                json.dumps({"step": step, "of": "these", "losses": losses}) + "\n"
+            )
         callback.on_validation(run, {"validation/loss": mean})
         callback.after_step(run)
         if run.early_stop_reason:
             break
         if step == broken_off:
-            run.state = TrainState(step=step, extra=json.loads(json.dumps(run.state.extra)))
+            run.state = TrainState(
+                step=step, extra=json.loads(json.dumps(run.state.extra))
+            )
             callback = EarlyStopping(callback.settings)
             callback.on_start(run)
     assert step == 80
-    assert "stop_when: at 0.95 confidence no later step will be better than step 30 by " in said[-1]
+    assert (
+        "stop_when: at 0.95 confidence no later step will be better than step 30 by "
+        in said[-1]
+    )
     assert stop_reason(callback.settings, 80, run.state.extra)
-    assert not stop_reason(settings(below=None, no_better_within=0.99), 80, run.state.extra)
-    assert not stop_reason(settings(below=None, no_better_within=0.95, min_steps=90), 80, run.state.extra)
+    assert not stop_reason(
+        settings(below=None, no_better_within=0.99), 80, run.state.extra
+    )
+    assert not stop_reason(
+        settings(below=None, no_better_within=0.95, min_steps=90), 80, run.state.extra
+    )

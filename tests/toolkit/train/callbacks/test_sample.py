@@ -29,10 +29,18 @@ class Drawing:
         self.weights: list[torch.Tensor] = []
         self.events: list[dict] = []
         run.event = self._event
-        every = Interval(changes.pop("every", 10), changes.pop("epochs", 0), changes.pop("start", 0))
-        when = {key: changes.pop(key) for key in ("draws_first", "at_each_start") if key in changes}
+        every = Interval(
+            changes.pop("every", 10), changes.pop("epochs", 0), changes.pop("start", 0)
+        )
+        when = {
+            key: changes.pop(key)
+            for key in ("draws_first", "at_each_start")
+            if key in changes
+        }
         kind = changes.pop("picture_format", "jpg")
-        samples = Samples(lambda index: self.draw(index), **{"texts": ("a", "b")} | changes)
+        samples = Samples(
+            lambda index: self.draw(index), **{"texts": ("a", "b")} | changes
+        )
         self.callback = SampleCallback(samples, kind, every, **when)
 
     def draw(self, index: int) -> Image.Image:
@@ -43,7 +51,8 @@ class Drawing:
         self.events.append({"event": event, **details})
 
     def run_to(self, last: int, result, finished: bool = True) -> list[tuple[int, int]]:
-        """What the loop would call up to step `last`; (step, index) of the images that are there then."""
+        """What the loop would call up to step `last`; (step, index) of the images that
+        are there then."""
         self.callback.on_start(self.run)
         for step in range(self.run.state.step + 1, last + 1):
             self.run.state = TrainState(step=step)
@@ -57,7 +66,9 @@ class Drawing:
     def pictures(self) -> list[tuple[int, int]]:
         names = [p.name for p in self.run.folder.glob("samples/*")]
         assert all(NAME.match(name) for name in names), names
-        return sorted((int(name[:9]), int(name.split("_")[-1].split(".")[0])) for name in names)
+        return sorted(
+            (int(name[:9]), int(name.split("_")[-1].split(".")[0])) for name in names
+        )
 
 
 @pytest.fixture
@@ -69,16 +80,22 @@ def sets(*steps: int) -> list[tuple[int, int]]:
     return [(step, index) for step in steps for index in (0, 1)]
 
 
-def test_sets_are_drawn_before_the_first_step_at_the_interval_and_at_the_end(said: list[str], run, result) -> None:
+def test_sets_are_drawn_before_the_first_step_at_the_interval_and_at_the_end(
+    said: list[str], run, result
+) -> None:
     drawing = Drawing(run)
     assert drawing.run_to(25, result) == sets(0, 10, 20, 25)
     assert [event["step"] for event in drawing.events] == [0, 10, 20, 25]
     assert all(NAME.match(name) for event in drawing.events for name in event["files"])
-    assert said == [f"generated 2 sample images at step {step} in {run.folder}/samples" for step in (0, 10, 20, 25)]
+    assert said == [
+        f"generated 2 sample images at step {step} in {run.folder}/samples"
+        for step in (0, 10, 20, 25)
+    ]
 
 
 def test_the_drift_of_each_set_is_recorded_once(said: list[str], run, result) -> None:
-    """Of the second image, whose reference is lost at step 20. Rows of other steps are of a run that went back."""
+    """Of the second image, whose reference is lost at step 20. Rows of other steps are
+    of a run that went back."""
     path, logged = run.folder / "drift.jsonl", []
     path.parent.mkdir(exist_ok=True)
     path.write_text('{"step": 0, "drift/px": 9}\n{"step": 40, "drift/px": 9}\n')
@@ -87,12 +104,18 @@ def test_the_drift_of_each_set_is_recorded_once(said: list[str], run, result) ->
     def measure(index: int, image: Image.Image) -> Drift | None:
         if run.state.step == 20:
             raise ImageError("before.png", "is gone")
-        return Drift(Alignment(0.0, 0.0, (3.0, 4.0), 1.0, 0.0, image.size)) if index else None
+        return (
+            Drift(Alignment(0.0, 0.0, (3.0, 4.0), 1.0, 0.0, image.size))
+            if index
+            else None
+        )
 
     drawing = Drawing(run, drift=measure)
     drawing.run_to(25, result)
     rows = lines(path)
-    assert [(row["step"], row["drift/px"], row["drift/px_1"]) for row in rows] == [(step, 5, 5) for step in (0, 10, 25)]
+    assert [(row["step"], row["drift/px"], row["drift/px_1"]) for row in rows] == [
+        (step, 5, 5) for step in (0, 10, 25)
+    ]
     assert logged == [(0, 5), (10, 5), (25, 5)]
     told = [event.get("drift") for event in drawing.events]
     assert told[2] is None and told[0] == [
@@ -102,7 +125,10 @@ def test_the_drift_of_each_set_is_recorded_once(said: list[str], run, result) ->
     assert any("drift" in line and "before.png: is gone" in line for line in said)
     run.state = TrainState(step=10)  # a resume, before anything is sampled
     Drawing(run, drift=measure).callback.on_start(run)
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 10]
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [
+        0,
+        10,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +141,9 @@ def test_the_drift_of_each_set_is_recorded_once(said: list[str], run, result) ->
         ({"draws_first": False}, 5, False, ()),  # a stop
     ],
 )
-def test_when_sets_are_drawn(run, result, settings: dict, last: int, finished: bool, drawn: tuple[int, ...]) -> None:
+def test_when_sets_are_drawn(
+    run, result, settings: dict, last: int, finished: bool, drawn: tuple[int, ...]
+) -> None:
     assert Drawing(run, **settings).run_to(last, result, finished) == sets(*drawn)
 
 
@@ -135,7 +163,9 @@ def test_the_first_set_may_be_another_one(run, result) -> None:
     drawing.draw = lambda index: drawn.append(index) or Image.new("RGB", (8, 8))
     assert drawing.run_to(10, result) == [(0, 0), *sets(10)]
     assert drawn == [2, 0, 1]
-    assert drawing.names(0)[0].endswith("_0.png") and drawing.names(10)[0].endswith("_0.jpg")
+    assert drawing.names(0)[0].endswith("_0.png") and drawing.names(10)[0].endswith(
+        "_0.jpg"
+    )
 
 
 def test_without_usual_pictures_only_the_first_are_drawn(run, result) -> None:
@@ -155,27 +185,39 @@ def test_a_set_where_the_run_goes_on_when_it_is_asked_for(run, result) -> None:
 
 def test_going_on_draws_what_is_missing_and_nothing_twice(run, result) -> None:
     Drawing(run).run_to(10, result, finished=False)
-    (run.folder / "samples").joinpath(Drawing(run).names(10)[1]).unlink()  # the run ended in the middle of a set
+    (run.folder / "samples").joinpath(
+        Drawing(run).names(10)[1]
+    ).unlink()  # the run ended in the middle of a set
     resumed = Drawing(run)
     assert resumed.run_to(15, result) == sets(0, 10, 15)
     assert [event["step"] for event in resumed.events] == [10, 15]
-    run.state = TrainState(step=15)  # the run is done: started again it has nothing to draw
+    run.state = TrainState(
+        step=15
+    )  # the run is done: started again it has nothing to draw
     again = Drawing(run)
     again.run_to(15, result)
     assert again.events == []
 
 
-@pytest.mark.parametrize(("picture_format", "kind"), [("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP")])
-def test_a_picture_has_the_format_that_is_asked_for(run, result, picture_format: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("picture_format", "kind"), [("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP")]
+)
+def test_a_picture_has_the_format_that_is_asked_for(
+    run, result, picture_format: str, kind: str
+) -> None:
     Drawing(run, picture_format=picture_format).run_to(0, result)
     files = sorted(run.folder.glob("samples/*"), key=lambda path: path.stem[-1])
     assert [path.suffix for path in files] == [f".{picture_format}"] * 2
     with Image.open(files[1]) as picture:
         assert (picture.format, picture.size) == (kind, (32, 16))
-        assert abs(picture.convert("RGB").getpixel((8, 8))[0] - 100) < 4  # the image of index 1
+        assert (
+            abs(picture.convert("RGB").getpixel((8, 8))[0] - 100) < 4
+        )  # the image of index 1
 
 
-def test_transparency_is_kept_where_the_format_has_it_and_laid_over_white_elsewhere(run, result) -> None:
+def test_transparency_is_kept_where_the_format_has_it_and_laid_over_white_elsewhere(
+    run, result
+) -> None:
     found = {}
     for kind in ("jpg", "png", "webp"):
         drawing = Drawing(run, picture_format=kind)
@@ -187,7 +229,9 @@ def test_transparency_is_kept_where_the_format_has_it_and_laid_over_white_elsewh
     assert found["png"] == ("RGBA", (0, 0, 255, 0)) and found["webp"][1][3] == 0
 
 
-def test_pictures_are_drawn_with_the_average_and_the_weights_come_back_bit_for_bit(toy, result) -> None:
+def test_pictures_are_drawn_with_the_average_and_the_weights_come_back_bit_for_bit(
+    toy, result
+) -> None:
     run = toy.run(5, ema_decay=0.5)
     weight = toy.weight(run)
     with torch.no_grad():
@@ -229,4 +273,6 @@ def test_a_set_broken_off_by_a_stop_leaves_no_picture(run, result) -> None:
     drawing.draw = stopped_at_the_second
     assert drawing.run_to(10, result, finished=False) == []
     assert drawing.events == []
-    assert Drawing(run).run_to(10, result, finished=False) == sets(10)  # and the next start draws it
+    assert Drawing(run).run_to(10, result, finished=False) == sets(
+        10
+    )  # and the next start draws it

@@ -19,14 +19,17 @@ def done() -> list[str]:
 @pytest.fixture
 def hook(done) -> ControlFilesCallback:
     actions = {
-        name: lambda run, name=name: done.append(f"{name} at {run.state.step}") for name in ("save_now", "sample_now")
+        name: lambda run, name=name: done.append(f"{name} at {run.state.step}")
+        for name in ("save_now", "sample_now")
     }
     return ControlFilesCallback({**actions, "stop": ask_to_stop})
 
 
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir])
 @pytest.mark.parametrize("name", ["save_now", "sample_now", "SAVE_NOW", "Sample_Now"])
-def test_a_request_is_answered_once_and_its_file_or_folder_removed(toy, hook, done, result, name: str, make) -> None:
+def test_a_request_is_answered_once_and_its_file_or_folder_removed(
+    toy, hook, done, result, name: str, make
+) -> None:
     run = toy.run(5)
     hook.on_start(run)
     hook.after_step(run)
@@ -40,15 +43,23 @@ def test_a_request_is_answered_once_and_its_file_or_folder_removed(toy, hook, do
     assert not run.stopping
 
 
-def test_other_names_are_told_once_and_left_alone(toy, hook, done, result, said) -> None:
+def test_other_names_are_told_once_and_left_alone(
+    toy, hook, done, result, said
+) -> None:
     run = toy.run(1)
     hook.on_start(run)
     (run.folder / "control" / "pause").touch()
     hook.after_step(run)
     hook.after_step(run)
-    remedy = "is not a known request. Give an empty file save_now or sample_now or stop."
+    remedy = (
+        "is not a known request. Give an empty file save_now or sample_now or stop."
+    )
     assert said == [f"{run.folder}/control/pause: {remedy}"]
-    assert len(list((run.folder / "control").iterdir())) == 1 and done == [] and not run.stopping
+    assert (
+        len(list((run.folder / "control").iterdir())) == 1
+        and done == []
+        and not run.stopping
+    )
 
 
 def test_a_deleted_folder_is_no_request(toy, hook, done) -> None:

@@ -12,7 +12,9 @@ from toolkit.system.threads import ThreadChoice
 from toolkit.train.callbacks.threads import ThreadsCallback
 
 
-def test_a_slow_step_with_two_threads_is_followed_by_steps_with_one(toy, result, caplog) -> None:
+def test_a_slow_step_with_two_threads_is_followed_by_steps_with_one(
+    toy, result, caplog
+) -> None:
     caplog.set_level(logging.INFO)
     used: list[int] = []
     callback, run = ThreadsCallback(ThreadChoice(4), used.append), toy.run(9)
@@ -20,7 +22,9 @@ def test_a_slow_step_with_two_threads_is_followed_by_steps_with_one(toy, result,
     for step in range(1, 10):
         callback.on_metrics(run, result(step, step_s=0.67 if used[-1] == 1 else 16.5))
     assert used == [1, 2, 1]
-    assert caplog.messages == ["1 thread of the CPU: a step takes 0.67 s with 1, 16.5 s with 2"]
+    assert caplog.messages == [
+        "1 thread of the CPU: a step takes 0.67 s with 1, 16.5 s with 2"
+    ]
 
 
 def test_compiled_steps_keep_their_threads(toy, result) -> None:
@@ -34,9 +38,14 @@ def test_compiled_steps_keep_their_threads(toy, result) -> None:
 
 
 @pytest.mark.parametrize(("cores", "reported"), [(1, [1]), (2, [2])])
-def test_the_number_that_is_chosen_first_is_reported_once(toy, result, cores: int, reported: list[int]) -> None:
+def test_the_number_that_is_chosen_first_is_reported_once(
+    toy, result, cores: int, reported: list[int]
+) -> None:
     told: list[int] = []
-    callback, run = ThreadsCallback(ThreadChoice(cores), lambda _: None, told.append), toy.run(20)
+    callback, run = (
+        ThreadsCallback(ThreadChoice(cores), lambda _: None, told.append),
+        toy.run(20),
+    )
     callback.on_start(run)
     assert told == ([] if cores > 1 else reported)
     for step in range(1, 21):

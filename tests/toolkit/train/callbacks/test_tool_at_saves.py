@@ -1,4 +1,5 @@
-"""Tools while a run trains: it waits for none of them, and goes on whatever becomes of them."""
+"""Tools while a run trains: it waits for none of them, and goes on whatever becomes of
+them."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def run(toy):
     toy.folder.mkdir()
     line = {"step": 1, "epoch": 0, "loss": 1.0, "lr": 0.1}
     (toy.folder / "metrics.jsonl").write_text(f"{json.dumps(line)}\n")
-    (toy.folder / "run.json").write_text(json.dumps({"name": "toy", "status": "running"}))
+    (toy.folder / "run.json").write_text(
+        json.dumps({"name": "toy", "status": "running"})
+    )
     return toy.run(steps=1)
 
 
@@ -40,7 +43,9 @@ def doing(callback: ToolCallback, code: str) -> ToolCallback:
 @pytest.mark.parametrize(
     ("callback", "file"),
     [
-        pytest.param(diagrams_at_saves, "graph/training_losses.png", marks=pytest.mark.slow),
+        pytest.param(
+            diagrams_at_saves, "graph/training_losses.png", marks=pytest.mark.slow
+        ),
         (report_at_saves, "report.html"),
     ],
 )
@@ -55,7 +60,9 @@ def test_they_work_at_a_save_and_at_the_end(run, callback, file: str) -> None:
     assert (run.folder / file).is_file()
 
 
-def test_a_save_waits_for_no_diagram_and_starts_none_while_one_is_drawn(run, tmp_path: Path) -> None:
+def test_a_save_waits_for_no_diagram_and_starts_none_while_one_is_drawn(
+    run, tmp_path: Path
+) -> None:
     started = tmp_path / "started"
     code = f"open({str(started)!r}, 'a').write('x'); import time; time.sleep(0.5)"
     callback = doing(diagrams_at_saves(run.folder), code)
@@ -68,9 +75,15 @@ def test_a_save_waits_for_no_diagram_and_starts_none_while_one_is_drawn(run, tmp
 
 
 @pytest.mark.parametrize(
-    ("code", "reason"), [("raise SystemExit('no room')", "no room"), ("import time; time.sleep(60)", "not ready")]
+    ("code", "reason"),
+    [
+        ("raise SystemExit('no room')", "no room"),
+        ("import time; time.sleep(60)", "not ready"),
+    ],
 )
-def test_what_goes_wrong_is_one_warning(run, said, monkeypatch: pytest.MonkeyPatch, code: str, reason: str) -> None:
+def test_what_goes_wrong_is_one_warning(
+    run, said, monkeypatch: pytest.MonkeyPatch, code: str, reason: str
+) -> None:
     monkeypatch.setattr(module, "WAIT_AT_END_S", 0.5)
     callback = doing(diagrams_at_saves(run.folder), code)
     for _ in range(2):  # the second time nothing is started
@@ -79,7 +92,9 @@ def test_what_goes_wrong_is_one_warning(run, said, monkeypatch: pytest.MonkeyPat
     assert [reason in line for line in said if "no diagrams" in line] == [True]
 
 
-def test_a_missing_package_is_told_at_the_start_and_nothing_is_started(run, said, monkeypatch) -> None:
+def test_a_missing_package_is_told_at_the_start_and_nothing_is_started(
+    run, said, monkeypatch
+) -> None:
     monkeypatch.setattr(module, "missing_package", lambda *_: "no matplotlib")
     callback = diagrams_at_saves(run.folder)
     callback.on_start(run)
@@ -89,16 +104,27 @@ def test_a_missing_package_is_told_at_the_start_and_nothing_is_started(run, said
     assert not (run.folder / "graph").exists()
 
 
-def test_an_upload_begins_when_the_run_is_finished_and_its_failure_is_told(run, said, tmp_path: Path) -> None:
+def test_an_upload_begins_when_the_run_is_finished_and_its_failure_is_told(
+    run, said, tmp_path: Path
+) -> None:
     tool = publish_at_end(run.folder, "me/x", private=True)
-    assert tool._command[2:] == [HINTED_TOOLS["publication"], str(run.folder), "--repo", "me/x", "--private", "true"]
+    assert tool._command[2:] == [
+        HINTED_TOOLS["publication"],
+        str(run.folder),
+        "--repo",
+        "me/x",
+        "--private",
+        "true",
+    ]
     begun = tmp_path / "begun"
     doing(tool, f"open({str(begun)!r}, 'w'); raise SystemExit('Later: upload it')")
     tool.event("save", step=1)
     tool.on_end(run, finished=False)
     assert not begun.exists()
     tool.on_end(run, finished=True)
-    assert begun.exists() and said == ["no upload: Later: upload it. The run goes on without."]
+    assert begun.exists() and said == [
+        "no upload: Later: upload it. The run goes on without."
+    ]
 
 
 def test_a_job_that_asks_for_it_uploads_behind_its_report(tmp_path: Path) -> None:
@@ -109,9 +135,22 @@ def test_a_job_that_asks_for_it_uploads_behind_its_report(tmp_path: Path) -> Non
         "logging": {"report": True},
     }
     plain, asked = (
-        [tool for tool in standard_callbacks(config, tmp_path, StatusLine(), print) if isinstance(tool, ToolCallback)]
-        for save in ({}, {"push_to_hub": True, "hf_repo_id": "me/x", "hf_private": False})
+        [
+            tool
+            for tool in standard_callbacks(config, tmp_path, StatusLine(), print)
+            if isinstance(tool, ToolCallback)
+        ]
+        for save in (
+            {},
+            {"push_to_hub": True, "hf_repo_id": "me/x", "hf_private": False},
+        )
         for config in [SdTrainerConfig.model_validate(section | {"save": save})]
     )
     assert len(plain) == 1 and [tool._only_finished for tool in asked] == [False, True]
-    assert asked[1]._command[-5:] == [str(tmp_path), "--repo", "me/x", "--private", "false"]
+    assert asked[1]._command[-5:] == [
+        str(tmp_path),
+        "--repo",
+        "me/x",
+        "--private",
+        "false",
+    ]

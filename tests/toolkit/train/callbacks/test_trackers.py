@@ -63,7 +63,9 @@ def run(toy):
 
 def tell(run, results, finished: bool = True, **options) -> TrackerCallback:
     """What the loop calls for these results."""
-    callback = TrackerCallback(LoggingConfig(logging_dir="tb", **options), "job", run.folder)
+    callback = TrackerCallback(
+        LoggingConfig(logging_dir="tb", **options), "job", run.folder
+    )
     metrics = MetricsCallback()
     for each in (metrics, callback):
         each.on_start(run)
@@ -78,7 +80,14 @@ def tell(run, results, finished: bool = True, **options) -> TrackerCallback:
 
 def test_every_step_has_its_numbers(run, opened, result) -> None:
     tell(
-        run, [result(1, loss=0.5), result(2, loss=1.0, lr_by_group={"up": 0.5}, extra_metrics={"norm/max": 3.0})], False
+        run,
+        [
+            result(1, loss=0.5),
+            result(
+                2, loss=1.0, lr_by_group={"up": 0.5}, extra_metrics={"norm/max": 3.0}
+            ),
+        ],
+        False,
     )
     [tracker] = opened
     assert tracker.closed
@@ -95,19 +104,38 @@ def test_every_step_has_its_numbers(run, opened, result) -> None:
     }
 
 
-def test_a_step_that_was_skipped_has_no_loss_and_is_counted(run, opened, result) -> None:
+def test_a_step_that_was_skipped_has_no_loss_and_is_counted(
+    run, opened, result
+) -> None:
     nan = float("nan")
     run.state.skipped = 3
     tell(run, [result(1, loss=nan, grad_norm=nan), result(2, loss=1.0)], finished=False)
     curves = opened[0].curves
-    assert (curves["loss/current"], curves["grad_norm"], curves["skipped"]) == ({2: 1.0}, {2: 2.0}, {1: 4, 2: 4})
+    assert (curves["loss/current"], curves["grad_norm"], curves["skipped"]) == (
+        {2: 1.0},
+        {2: 2.0},
+        {1: 4, 2: 4},
+    )
 
 
-def test_the_loss_by_noise_level_is_the_mean_over_the_interval(run, opened, result) -> None:
-    samples = [((0.05, 0.95), (1.0, 4.0)), ((0.05, 0.35), (2.0, 8.0)), ((0.05,), (5.0,))]
-    results = [result(n, per_sample={"t": t, "loss": loss}) for n, (t, loss) in enumerate(samples, start=1)]
+def test_the_loss_by_noise_level_is_the_mean_over_the_interval(
+    run, opened, result
+) -> None:
+    samples = [
+        ((0.05, 0.95), (1.0, 4.0)),
+        ((0.05, 0.35), (2.0, 8.0)),
+        ((0.05,), (5.0,)),
+    ]
+    results = [
+        result(n, per_sample={"t": t, "loss": loss})
+        for n, (t, loss) in enumerate(samples, start=1)
+    ]
     tell(run, results, log_every=2)
-    bands = {name: curve for name, curve in opened[0].curves.items() if name.startswith("loss_by_t/")}
+    bands = {
+        name: curve
+        for name, curve in opened[0].curves.items()
+        if name.startswith("loss_by_t/")
+    }
     assert bands == {
         "loss_by_t/0.0-0.1": {2: 1.5, 3: 5.0},
         "loss_by_t/0.3-0.4": {2: 8.0},
@@ -121,7 +149,8 @@ def test_a_trainer_without_noise_levels_has_no_bands(run, opened, result) -> Non
 
 
 def test_averages_go_on_over_a_resume(run, opened, result) -> None:
-    """Two epochs of 4 steps, then the end of a third; broken off after step 6 and resumed from step 5, and whole."""
+    """Two epochs of 4 steps, then the end of a third; broken off after step 6 and
+    resumed from step 5, and whole."""
     results = [result(n, epoch=(n - 1) // 4, loss=float(n)) for n in range(1, 11)]
     tell(run, results)
     run.state = TrainState()
@@ -131,11 +160,16 @@ def test_averages_go_on_over_a_resume(run, opened, result) -> None:
     whole, before, after = (tracker.curves for tracker in opened)
     assert whole["loss/epoch"] == {5: 2.5, 9: 6.5, 11: 9.5}
     for name in ("loss/average", "loss/epoch"):
-        assert {**{n: value for n, value in before[name].items() if n <= 5}, **after[name]} == whole[name]
+        assert {
+            **{n: value for n, value in before[name].items() if n <= 5},
+            **after[name],
+        } == whole[name]
     assert opened[2].run.step == 5
 
 
-def test_samples_and_numbers_of_other_hooks_come_in_the_order_of_the_steps(run, opened, result) -> None:
+def test_samples_and_numbers_of_other_hooks_come_in_the_order_of_the_steps(
+    run, opened, result
+) -> None:
     """They are made at their step, whose own numbers may come later."""
     callback = TrackerCallback(LoggingConfig(logging_dir="tb"), "job", run.folder)
     run.callbacks = [callback]
@@ -163,7 +197,9 @@ def test_samples_and_numbers_of_other_hooks_come_in_the_order_of_the_steps(run, 
     assert {path.parent for _, _, path in tracker.images} == {run.folder / "samples"}
 
 
-def test_numbers_told_where_a_resume_begins_come_before_those_of_its_first_step(run, opened, result) -> None:
+def test_numbers_told_where_a_resume_begins_come_before_those_of_its_first_step(
+    run, opened, result
+) -> None:
     run.state = TrainState(step=5)
     callback = TrackerCallback(LoggingConfig(logging_dir="tb"), "job", run.folder)
     callback.log(5, {"validation/loss": 9.0})
@@ -182,14 +218,19 @@ def test_settings_are_shown_when_asked_for(run, opened, shown: bool) -> None:
 
 def test_all_trackers_are_told(run, opened, result) -> None:
     tell(run, [result(1)], log_with="all")
-    assert [tracker.curves["loss/current"] for tracker in opened] == [{1: 0.5}, {1: 0.5}]
+    assert [tracker.curves["loss/current"] for tracker in opened] == [
+        {1: 0.5},
+        {1: 0.5},
+    ]
 
 
 # ------------------------------------------------------------ trackers that fail
 
 
 @pytest.mark.parametrize("where", ["open", "scalars", "close"])
-def test_a_run_ends_as_usual_beside_a_tracker_that_fails(said: list[str], toy, monkeypatch, where: str) -> None:
+def test_a_run_ends_as_usual_beside_a_tracker_that_fails(
+    said: list[str], toy, monkeypatch, where: str
+) -> None:
     def fail(*_):
         raise ConnectionError("gone")
 
@@ -198,7 +239,11 @@ def test_a_run_ends_as_usual_beside_a_tracker_that_fails(said: list[str], toy, m
 
     if where != "open":
         setattr(Failing, where, fail)
-    monkeypatch.setattr(hook_module, "open_tracker", fail if where == "open" else lambda name, run: Failing(run))
+    monkeypatch.setattr(
+        hook_module,
+        "open_tracker",
+        fail if where == "open" else lambda name, run: Failing(run),
+    )
     toy.folder.mkdir()
     plain, watched = toy.run(6), toy.run(6)
     callback = TrackerCallback(LoggingConfig(logging_dir="tb"), "job", toy.folder)
@@ -206,16 +251,25 @@ def test_a_run_ends_as_usual_beside_a_tracker_that_fails(said: list[str], toy, m
     for each in (plain, watched):
         assert toy.train(each, toy.step(each))
     assert toy.weight(plain).equal(toy.weight(watched))
-    assert said == ["tensorboard failed; the run continues without it: ConnectionError: gone"]
+    assert said == [
+        "tensorboard failed; the run continues without it: ConnectionError: gone"
+    ]
 
 
-def test_a_run_ends_beside_a_tracker_that_never_answers(said: list[str], toy, monkeypatch) -> None:
+def test_a_run_ends_beside_a_tracker_that_never_answers(
+    said: list[str], toy, monkeypatch
+) -> None:
     may_end = threading.Event()
-    monkeypatch.setattr(hook_module, "open_tracker", lambda name, run: may_end.wait() and Recording(run))
+    monkeypatch.setattr(
+        hook_module, "open_tracker", lambda name, run: may_end.wait() and Recording(run)
+    )
     monkeypatch.setattr(hook_module, "WAIT_AT_END_S", 0.01)
     toy.folder.mkdir()
     run = toy.run(6)
-    run.callbacks = [MetricsCallback(), TrackerCallback(LoggingConfig(logging_dir="tb"), "job", toy.folder)]
+    run.callbacks = [
+        MetricsCallback(),
+        TrackerCallback(LoggingConfig(logging_dir="tb"), "job", toy.folder),
+    ]
     assert toy.train(run, toy.step(run))
     may_end.set()
     assert said == ["tensorboard did not finish within 0.01 s: not waiting for it"]
@@ -232,5 +286,7 @@ def test_trackers_are_closed_when_the_run_fails(run, opened, result) -> None:
 
 
 def test_an_error_before_the_start_is_no_second_one(run, opened) -> None:
-    TrackerCallback(LoggingConfig(logging_dir="tb"), "job", run.folder).on_error(run, RuntimeError())
+    TrackerCallback(LoggingConfig(logging_dir="tb"), "job", run.folder).on_error(
+        run, RuntimeError()
+    )
     assert opened == []

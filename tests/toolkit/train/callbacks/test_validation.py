@@ -21,7 +21,13 @@ from toolkit.train.run_reader import read_losses_by_image
 class Measuring(Callback):
     """A hook whose losses are given by step, and what it says and saves."""
 
-    def __init__(self, run, losses: dict[int, float] | None = None, every: int = 2, identity: str = "these") -> None:
+    def __init__(
+        self,
+        run,
+        losses: dict[int, float] | None = None,
+        every: int = 2,
+        identity: str = "these",
+    ) -> None:
         self.run = run
         self.losses = losses or {}
         self.heard: list[tuple[int, float]] = []
@@ -29,7 +35,9 @@ class Measuring(Callback):
         self.weights: list[float] = []
         self.full = self.stopped = False
         self.by_image: dict[str, list[float]] = {}
-        validation = Validation(lambda stop_asked: self.measure(stop_asked), identity, lambda: self.by_image)
+        validation = Validation(
+            lambda stop_asked: self.measure(stop_asked), identity, lambda: self.by_image
+        )
         self.callback = ValidationCallback(validation, Interval(every), self._save)
         run.callbacks = [self.callback, self]
         run.log = lambda step, values: self.logged.append((step, values))
@@ -86,22 +94,43 @@ def best(run) -> str:
 def test_before_the_first_step_at_the_interval_and_after_the_last(run) -> None:
     measuring = Measuring(run, {4: 0.5, 6: math.nan}).steps(7)
     assert [line["step"] for line in lines(run.folder / VALIDATION)] == [0, 2, 4, 6, 7]
-    assert lines(run.folder / VALIDATION)[2] == {"step": 4, "validation/loss": 0.5, "validation/loss_t0.5": 0.25}
+    assert lines(run.folder / VALIDATION)[2] == {
+        "step": 4,
+        "validation/loss": 0.5,
+        "validation/loss_t0.5": 0.25,
+    }
     assert lines(run.folder / VALIDATION)[3]["validation/loss"] is None
-    assert [step for step, _ in measuring.heard] == [step for step, _ in measuring.logged] == [0, 2, 4, 6, 7]
-    assert measuring.logged[2][1] == {"validation/loss": 0.5, "validation/loss_t0.5": 0.25}
+    assert (
+        [step for step, _ in measuring.heard]
+        == [step for step, _ in measuring.logged]
+        == [0, 2, 4, 6, 7]
+    )
+    assert measuring.logged[2][1] == {
+        "validation/loss": 0.5,
+        "validation/loss_t0.5": 0.25,
+    }
 
 
-@pytest.mark.parametrize(("last", "finished", "steps"), [(7, True, [0, 7]), (5, False, [0])])
-def test_with_no_interval_only_before_and_after_and_not_at_a_stop(run, last: int, finished: bool, steps) -> None:
+@pytest.mark.parametrize(
+    ("last", "finished", "steps"), [(7, True, [0, 7]), (5, False, [0])]
+)
+def test_with_no_interval_only_before_and_after_and_not_at_a_stop(
+    run, last: int, finished: bool, steps
+) -> None:
     Measuring(run, every=0).steps(last, finished)
     assert [line["step"] for line in lines(run.folder / VALIDATION)] == steps
 
 
-def test_the_weights_of_the_lowest_finite_loss_are_kept_and_named(said: list[str], run) -> None:
+def test_the_weights_of_the_lowest_finite_loss_are_kept_and_named(
+    said: list[str], run
+) -> None:
     Measuring(run, {0: math.nan, 2: 0.75, 4: 0.5, 6: 0.5, 7: 0.625}).steps(7)
     assert best(run) == "weights of step 4"  # of equal ones the first
-    assert run.status_fields["best"] == {"step": 4, "loss": 0.5, "file": "toy_best.safetensors"}
+    assert run.status_fields["best"] == {
+        "step": 4,
+        "loss": 0.5,
+        "file": "toy_best.safetensors",
+    }
     assert [note for note in said if "best" in note] == [
         "validation loss 0.75000 at step 2, the best so far",
         "validation loss 0.50000 at step 4, the best so far",
@@ -114,7 +143,13 @@ def test_the_best_so_far_survives_a_resume(toy, run) -> None:
     Measuring(again, {4: 0.5, 6: 0.375}).steps(7)
     assert again.status_fields["best"]["step"] == 2
     assert best(again) == "weights of step 2"
-    assert [line["step"] for line in lines(again.folder / VALIDATION)] == [0, 2, 4, 6, 7]
+    assert [line["step"] for line in lines(again.folder / VALIDATION)] == [
+        0,
+        2,
+        4,
+        6,
+        7,
+    ]
 
 
 def test_lines_of_steps_that_are_trained_again_are_cut(toy, run) -> None:
@@ -122,15 +157,21 @@ def test_lines_of_steps_that_are_trained_again_are_cut(toy, run) -> None:
     saved = resumed(toy, run, step=2)
     Measuring(resumed(toy, run, step=2)).steps(6, finished=False)
     Measuring(saved, {4: 0.5}).steps(4, finished=False)
-    assert [(line["step"], line["validation/loss"]) for line in lines(run.folder / VALIDATION)] == [
+    assert [
+        (line["step"], line["validation/loss"])
+        for line in lines(run.folder / VALIDATION)
+    ] == [
         (0, 1.0),
         (2, 1.0),
         (4, 0.5),
     ]
 
 
-def test_the_losses_of_each_image_are_kept(toy, run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of each validation whose losses are finite; a resume trains steps again, and other images begin anew."""
+def test_the_losses_of_each_image_are_kept(
+    toy, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each validation whose losses are finite; a resume trains steps again, and
+    other images begin anew."""
     Measuring(run, {2: math.nan}).steps(6, finished=False)
     assert sorted(losses_by_image(run)) == [0, 4, 6]
     again = resumed(toy, run, step=4)
@@ -140,10 +181,14 @@ def test_the_losses_of_each_image_are_kept(toy, run, monkeypatch: pytest.MonkeyP
     assert found[6] == {"a" * 12: pytest.approx(1 / 3), "b" * 12: pytest.approx(1 / 3)}
     monkeypatch.setattr("toolkit.train.callbacks.validation.MOST_LOSSES", 3)
     Measuring(resumed(toy, run, step=6), {6: 0.25}, identity="others").steps(7)
-    assert list(losses_by_image(run)) == [6, 7] and [*losses_by_image(run)[7]] == ["a" * 12]
+    assert list(losses_by_image(run)) == [6, 7] and [*losses_by_image(run)[7]] == [
+        "a" * 12
+    ]
 
 
-def test_a_run_that_was_killed_before_its_first_save_begins_its_file_anew(toy, run) -> None:
+def test_a_run_that_was_killed_before_its_first_save_begins_its_file_anew(
+    toy, run
+) -> None:
     Measuring(run).steps(3, finished=False)
     Measuring(toy.run(7)).steps(0, finished=False)
     assert [line["step"] for line in lines(run.folder / VALIDATION)] == [0]
@@ -187,7 +232,9 @@ def test_losses_of_other_images_are_not_compared(said: list[str], toy, run) -> N
     assert any("starts over" in note for note in said)
 
 
-def test_a_best_file_that_cannot_be_written_does_not_end_the_run(said: list[str], run) -> None:
+def test_a_best_file_that_cannot_be_written_does_not_end_the_run(
+    said: list[str], run
+) -> None:
     measuring = Measuring(run, {2: 0.5, 4: 0.75})
     measuring.full = True
     measuring.steps(3, finished=False)

@@ -1,4 +1,5 @@
-"""The watchdog: says once per stall where everything stands, and nothing while steps go on."""
+"""The watchdog: says once per stall where everything stands, and nothing while steps go
+on."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ def stand_here(may_go: threading.Event) -> None:
     may_go.wait(10)
 
 
-def test_a_stall_is_told_once_with_the_stacks_of_all_threads(run, watch, result) -> None:
+def test_a_stall_is_told_once_with_the_stacks_of_all_threads(
+    run, watch, result
+) -> None:
     may_go = threading.Event()
     thread = threading.Thread(target=stand_here, args=(may_go,))
     thread.start()

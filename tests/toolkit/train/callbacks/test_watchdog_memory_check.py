@@ -9,12 +9,24 @@ import pytest
 import torch
 
 from toolkit.contracts.training import TrainState
-from toolkit.train.callbacks.watchdog import MemoryEstimateCheck, comparison, peak_resident
+from toolkit.train.callbacks.watchdog import (
+    MemoryEstimateCheck,
+    comparison,
+    peak_resident,
+)
 from toolkit.train.run import Run
 
 
 def run_at(step: int) -> Run:
-    return Run("r", Path("."), steps=9, grad_accum_steps=1, seed=1, roles={}, state=TrainState(step=step))
+    return Run(
+        "r",
+        Path("."),
+        steps=9,
+        grad_accum_steps=1,
+        seed=1,
+        roles={},
+        state=TrainState(step=step),
+    )
 
 
 @pytest.fixture
@@ -22,12 +34,17 @@ def heard(said: list[str]) -> dict[str, list[Any]]:
     return {"notes": said, "events": []}
 
 
-def steps(heard: dict[str, list[Any]], measured: int, begin: int = 0, quiet: bool = False) -> None:
+def steps(
+    heard: dict[str, list[Any]], measured: int, begin: int = 0, quiet: bool = False
+) -> None:
     # A resumed run has the optimizer's state from the beginning: 3 GB more.
     def predict(resumed: bool) -> int:
         return 13 * 10**9 if resumed else 10 * 10**9
 
-    callback, run = MemoryEstimateCheck(predict, lambda: measured, not quiet), run_at(begin)
+    callback, run = (
+        MemoryEstimateCheck(predict, lambda: measured, not quiet),
+        run_at(begin),
+    )
     run.event = lambda name, **details: heard["events"].append((name, details))
     callback.on_start(run)
     for _ in range(3):
@@ -38,11 +55,21 @@ def steps(heard: dict[str, list[Any]], measured: int, begin: int = 0, quiet: boo
 def test_what_was_predicted_and_measured_is_told_once(heard) -> None:
     steps(heard, measured=int(10.5e9))
     assert heard["notes"] == ["memory at the first step: 10.50 GB, predicted 10.00 GB"]
-    assert heard["events"] == [("memory", {"step": 1, "predicted_bytes": 10 * 10**9, "measured_bytes": int(10.5e9)})]
+    assert heard["events"] == [
+        (
+            "memory",
+            {"step": 1, "predicted_bytes": 10 * 10**9, "measured_bytes": int(10.5e9)},
+        )
+    ]
 
 
 @pytest.mark.parametrize(
-    ("measured", "words"), [(12.5e9, ": 25% more than predicted"), (8e9, ": 20% less than predicted"), (9.2e9, "GB")]
+    ("measured", "words"),
+    [
+        (12.5e9, ": 25% more than predicted"),
+        (8e9, ": 20% less than predicted"),
+        (9.2e9, "GB"),
+    ],
 )
 def test_more_than_a_tenth_is_said(heard, measured: float, words: str) -> None:
     steps(heard, int(measured))
@@ -66,7 +93,11 @@ def test_a_difference_is_mentioned_where_it_is_large_in_both_ways(
 
 def test_a_resumed_run_has_the_optimizers_state(heard) -> None:
     steps(heard, measured=13 * 10**9, begin=4)
-    assert heard["events"][0][1] == {"step": 5, "predicted_bytes": 13 * 10**9, "measured_bytes": 13 * 10**9}
+    assert heard["events"][0][1] == {
+        "step": 5,
+        "predicted_bytes": 13 * 10**9,
+        "measured_bytes": 13 * 10**9,
+    }
 
 
 def test_without_a_note_there_is_the_event(heard) -> None:

@@ -1,4 +1,5 @@
-"""The thread between a run and a tracker, with trackers that fail, hang and lag behind."""
+"""The thread between a run and a tracker, with trackers that fail, hang and lag
+behind."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def hear(number: int):
     return lambda tracker: tracker.heard.append(number)
 
 
-def test_calls_are_made_in_order_also_those_from_before_the_start(tracker, said) -> None:
+def test_calls_are_made_in_order_also_those_from_before_the_start(
+    tracker, said
+) -> None:
     feed = TrackerWorker("it")
     feed.put(hear(1))
     feed.start(lambda: tracker)
@@ -63,7 +66,9 @@ def test_a_tracker_that_raises_is_told_once_and_called_no_more(tracker, said) ->
     feed.end()
     assert feed.wait(LONG_S)
     assert (tracker.heard, tracker.closed) == ([1], 1)
-    assert said == ["it failed; the run continues without it: ConnectionError: no route to host"]
+    assert said == [
+        "it failed; the run continues without it: ConnectionError: no route to host"
+    ]
 
 
 def test_the_oldest_calls_go_when_a_tracker_does_not_keep_up(tracker, said) -> None:
@@ -83,10 +88,14 @@ def test_the_oldest_calls_go_when_a_tracker_does_not_keep_up(tracker, said) -> N
     feed.end()
     assert feed.wait(LONG_S)
     assert tracker.heard == [5, 6, 7]
-    assert said == ["it queue is full: dropping its oldest values (metrics.jsonl has them all)"]
+    assert said == [
+        "it queue is full: dropping its oldest values (metrics.jsonl has them all)"
+    ]
 
 
-def test_a_tracker_that_hangs_holds_up_neither_the_run_nor_the_end_of_the_process() -> None:
+def test_a_tracker_that_hangs_holds_up_neither_the_run_nor_the_end_of_the_process() -> (
+    None
+):
     program = """
 import threading
 from toolkit.train.trackers.tracker import TrackerWorker
@@ -99,6 +108,11 @@ feed.end()
 print("closed:", feed.wait(0.01))
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=LONG_S, check=True
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=LONG_S,
+        check=True,
     )
     assert done.stdout.splitlines()[-1] == "closed: False"

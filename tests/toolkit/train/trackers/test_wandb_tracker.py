@@ -33,7 +33,8 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def records(folder: Path):
-    """The records of the one offline run in a `wandb` folder: a log in LevelDB's format after a header of 7 bytes."""
+    """The records of the one offline run in a `wandb` folder: a log in LevelDB's format
+    after a header of 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     [path] = folder.glob("offline-run-*/*.wandb")
@@ -55,14 +56,22 @@ def history(folder: Path) -> dict[str, dict[int, str]]:
     found: dict[str, dict[int, str]] = defaultdict(dict)
     for record in records(folder):
         for item in record.history.item if record.HasField("history") else ():
-            found[item.key or "/".join(item.nested_key)][record.history.step.num] = item.value_json
+            found[item.key or "/".join(item.nested_key)][record.history.step.num] = (
+                item.value_json
+            )
     return found
 
 
 @pytest.mark.slow
-def test_a_run_is_kept_in_its_own_folder_without_the_key(tracked, picture: Path, environment: Path) -> None:
+def test_a_run_is_kept_in_its_own_folder_without_the_key(
+    tracked, picture: Path, environment: Path
+) -> None:
     run = tracked(
-        wandb_api_key=KEY, wandb_project="faces", wandb_run_name="third", wandb_entity="me", settings={"lr": 0.5}
+        wandb_api_key=KEY,
+        wandb_project="faces",
+        wandb_run_name="third",
+        wandb_entity="me",
+        settings={"lr": 0.5},
     )
     tracker = WandbTracker(run)
     tracker.scalars(1, {"loss/current": 0.5})
@@ -77,9 +86,19 @@ def test_a_run_is_kept_in_its_own_folder_without_the_key(tracked, picture: Path,
     [image] = folder.glob("offline-run-*/files/media/images/samples/*")
     assert image.read_bytes() == picture.read_bytes()
     [begun] = [record.run for record in records(folder) if record.HasField("run")]
-    assert (begun.project, begun.display_name, begun.entity, begun.run_id) == ("faces", "third", "me", run_id_of(run))
+    assert (begun.project, begun.display_name, begun.entity, begun.run_id) == (
+        "faces",
+        "third",
+        "me",
+        run_id_of(run),
+    )
     assert {item.key: item.value_json for item in begun.config.update}["lr"] == "0.5"
-    places = [path for root in (run.folder, environment) for path in root.rglob("*") if path.is_file()]
+    places = [
+        path
+        for root in (run.folder, environment)
+        for path in root.rglob("*")
+        if path.is_file()
+    ]
     assert places and not [path for path in places if KEY.encode() in path.read_bytes()]
 
 
@@ -87,7 +106,9 @@ def run_id_of(run) -> str:
     return (run.folder / "wandb" / "run_id").read_text().strip()
 
 
-def test_a_resume_goes_on_with_the_same_run_and_a_new_start_with_another(tracked) -> None:
+def test_a_resume_goes_on_with_the_same_run_and_a_new_start_with_another(
+    tracked,
+) -> None:
     first = run_id(tracked())
     assert run_id(tracked(step=5)) == run_id(tracked(step=9)) == first
     assert run_id(tracked()) != first
@@ -103,7 +124,8 @@ def test_a_child_that_fails_says_why(tracked, monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_the_process_ends_though_the_network_never_answers(tracked) -> None:
-    """A process of its own, as a run would end: wandb's child is left to itself, and ends a minute later at most."""
+    """A process of its own, as a run would end: wandb's child is left to itself, and
+    ends a minute later at most."""
     silent = socket.create_server(("127.0.0.1", 0))
     program = f"""
 import socket
@@ -138,5 +160,7 @@ print(opened[0]._child.pid, feed.wait(0.1))
     )
     assert done.returncode == 0, done.stderr
     child, closed = done.stdout.split()
-    os.kill(int(child), signal.SIGKILL)  # it is still there: the uploads were not waited for
+    os.kill(
+        int(child), signal.SIGKILL
+    )  # it is still there: the uploads were not waited for
     assert closed == "False"

@@ -1,4 +1,5 @@
-"""The section of `type: mascots`: sizes, values, and settings that leave nothing to draw."""
+"""The section of `type: mascots`: sizes, values, and settings that leave nothing to
+draw."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def test_sizes_are_numbers_or_width_by_height(load) -> None:
 
 
 def test_values_are_found_whatever_their_case(load) -> None:
-    section = load(only={"hat": ["Top Hat", "none", "none"], "pose": "waving"}, mascots="any")
+    section = load(
+        only={"hat": ["Top Hat", "none", "none"], "pose": "waving"}, mascots="any"
+    )
     assert section.only.given() == {"hat": ("top hat", "none"), "pose": ("waving",)}
     assert section.casting().values("pose") == ("waving",)
 
@@ -58,30 +61,59 @@ def test_values_are_found_whatever_their_case(load) -> None:
         ({"seed": 2**32}, r"seed"),
         ({"jitter": 1.5}, r"jitter"),
         ({"colours": "red"}, r"colours: unknown key"),
-        ({"only": {"hat": "crwon"}}, r"only\.hat: 'crwon' is unknown. Did you mean 'crown'\?"),
+        (
+            {"only": {"hat": "crwon"}},
+            r"only\.hat: 'crwon' is unknown. Did you mean 'crown'\?",
+        ),
         ({"only": {"hut": "cap"}}, r"only\.hut: unknown key. Did you mean 'hat'"),
         (
             {"only": {"body": "star"}},
             r"only\.body: 'star' is not among the mascots of 'pretraining'. Write 'mascots: any'",
         ),
         (
-            {"only": {"body": "round", "colour": "red", "hat": "none"}, "mascots": "held_out"},
+            {
+                "only": {"body": "round", "colour": "red", "hat": "none"},
+                "mascots": "held_out",
+            },
             r"only: no body, colour and hat of these are together in 'held_out'. Allow more of them",
         ),
-        ({"count": 0}, r"count: nothing to draw. Give count, edits, edits_of_two or scribbles above 0"),
+        (
+            {"count": 0},
+            r"count: nothing to draw. Give count, edits, edits_of_two or scribbles above 0",
+        ),
         ({"character": {"body": "star"}}, r"character\.trigger"),
         (
             {"character": {"trigger": "pipo", "colour": "tael"}},
             r"character\.colour: 'tael' is unknown. Did you mean 'teal'",
         ),
-        ({"character": {"trigger": "pipo"}, "mascots": "any"}, r"mascots: 'character' is drawn alone"),
-        ({"character": {"trigger": "pipo"}, "only": {"eyes": "one eye"}}, r"only\.eyes: 'character' says what it is"),
         (
-            {"edits": 1, "only": {"held": "book", "pose": "waving", "place": "snow", "eyes": "one eye"}},
+            {"character": {"trigger": "pipo"}, "mascots": "any"},
+            r"mascots: 'character' is drawn alone",
+        ),
+        (
+            {"character": {"trigger": "pipo"}, "only": {"eyes": "one eye"}},
+            r"only\.eyes: 'character' says what it is",
+        ),
+        (
+            {
+                "edits": 1,
+                "only": {
+                    "held": "book",
+                    "pose": "waving",
+                    "place": "snow",
+                    "eyes": "one eye",
+                },
+            },
             r"only: leaves nothing to change in an edit. Allow two values of held or pose or place or eyes",
         ),
-        ({"edits": 1, "changes": "pose", "only": {"pose": "waving"}}, r"only: .* Allow two values of pose\."),
-        ({"edits": 1, "changes": ["hat", "colour"]}, r"changes: not every mascot can change so. Add one of held, "),
+        (
+            {"edits": 1, "changes": "pose", "only": {"pose": "waving"}},
+            r"only: .* Allow two values of pose\.",
+        ),
+        (
+            {"edits": 1, "changes": ["hat", "colour"]},
+            r"changes: not every mascot can change so. Add one of held, ",
+        ),
         ({"changes": "poes"}, r"changes: 'poes' is unknown. Did you mean 'pose'\?"),
     ],
 )
@@ -112,7 +144,9 @@ def test_the_plan_says_what_is_drawn(load) -> None:
         ({"mascots": "patterned", "only": {"mark": ["none"]}}, r"only\.mark"),
     ],
 )
-def test_crops_fit_and_strangers_have_their_own_looks(load, section: dict, place: str) -> None:
+def test_crops_fit_and_strangers_have_their_own_looks(
+    load, section: dict, place: str
+) -> None:
     with pytest.raises(ConfigErrors, match=rf"process\[0\]\.{place}:"):
         load(**section)
     assert load(size=[96, 64], crop=64).crop == 64

@@ -14,7 +14,14 @@ from toolkit.config.reading.process import JobContext
 from toolkit.errors import UserError
 from toolkit.extension import discover
 
-SETTINGS = {"count": 5, "edits": 4, "edits_of_two": 3, "scribbles": 2, "size": [64, "64x48"], "seed": 3}
+SETTINGS = {
+    "count": 5,
+    "edits": 4,
+    "edits_of_two": 3,
+    "scribbles": 2,
+    "size": [64, "64x48"],
+    "seed": 3,
+}
 
 
 @pytest.fixture
@@ -22,24 +29,56 @@ def draw_in(write_job, tmp_path: Path):
     """Runs the job in this process; the folder."""
 
     def run(folder: str = "drawn", **section: object) -> Path:
-        run_job(write_job({"type": "mascots", "path": str(tmp_path / folder), **SETTINGS, **section}))
+        run_job(
+            write_job(
+                {
+                    "type": "mascots",
+                    "path": str(tmp_path / folder),
+                    **SETTINGS,
+                    **section,
+                }
+            )
+        )
         return tmp_path / folder
 
     return run
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def test_the_folders_are_as_trainers_read_them(draw_in) -> None:
     files = set(bytes_of(draw_in()))
-    expected = {f"pictures/{index:06}{suffix}" for index in range(5) for suffix in (".png", ".txt")}
-    expected |= {f"edits/after/{index:06}{suffix}" for index in range(4) for suffix in (".png", ".txt")}
+    expected = {
+        f"pictures/{index:06}{suffix}"
+        for index in range(5)
+        for suffix in (".png", ".txt")
+    }
+    expected |= {
+        f"edits/after/{index:06}{suffix}"
+        for index in range(4)
+        for suffix in (".png", ".txt")
+    }
     expected |= {f"edits/picture_1/{index:06}.png" for index in range(4)}
-    expected |= {f"edits_of_two/after/{index:06}{suffix}" for index in range(3) for suffix in (".png", ".txt")}
-    expected |= {f"edits_of_two/picture_{number}/{index:06}.png" for index in range(3) for number in (1, 2)}
-    assert files == expected | {f"scribbles/{index:06}.png" for index in range(2)} | {"atelier.json", "mascots.json"}
+    expected |= {
+        f"edits_of_two/after/{index:06}{suffix}"
+        for index in range(3)
+        for suffix in (".png", ".txt")
+    }
+    expected |= {
+        f"edits_of_two/picture_{number}/{index:06}.png"
+        for index in range(3)
+        for number in (1, 2)
+    }
+    assert files == expected | {f"scribbles/{index:06}.png" for index in range(2)} | {
+        "atelier.json",
+        "mascots.json",
+    }
 
 
 def test_both_pictures_of_a_pair_have_one_size(draw_in) -> None:
@@ -54,48 +93,81 @@ def test_both_pictures_of_a_pair_have_one_size(draw_in) -> None:
 
 def test_edits_are_about_the_chosen_changes(draw_in) -> None:
     folder = draw_in(edits=12, changes="pose")
-    instructions = [file.read_text() for file in sorted((folder / "edits" / "after").glob("*.txt"))]
-    assert len(instructions) == 12 and all(words.startswith(("make it ", "let it ")) for words in instructions)
+    instructions = [
+        file.read_text() for file in sorted((folder / "edits" / "after").glob("*.txt"))
+    ]
+    assert len(instructions) == 12 and all(
+        words.startswith(("make it ", "let it ")) for words in instructions
+    )
 
 
 def test_one_instruction_may_stand_for_all_pairs(draw_in) -> None:
-    named, usual = draw_in("named", edits=2, instruction="hatswap"), draw_in("usual", edits=2)
-    assert {file.read_text() for file in (named / "edits" / "after").glob("*.txt")} == {"hatswap\n"}
+    named, usual = (
+        draw_in("named", edits=2, instruction="hatswap"),
+        draw_in("usual", edits=2),
+    )
+    assert {file.read_text() for file in (named / "edits" / "after").glob("*.txt")} == {
+        "hatswap\n"
+    }
     assert "instruction" not in json.loads((usual / "mascots.json").read_text())
 
 
-def test_the_same_settings_give_the_same_bytes_and_more_of_them_the_same_first(draw_in) -> None:
+def test_the_same_settings_give_the_same_bytes_and_more_of_them_the_same_first(
+    draw_in,
+) -> None:
     first, again, more, other = (
         bytes_of(draw_in(folder, **changes))
-        for folder, changes in (("a", {}), ("b", {}), ("c", {"count": 9}), ("d", {"seed": 4}))
+        for folder, changes in (
+            ("a", {}),
+            ("b", {}),
+            ("c", {"count": 9}),
+            ("d", {"seed": 4}),
+        )
     )
     assert first == again
-    assert all(more[name] == data for name, data in first.items() if not name.endswith(".json"))
-    assert all(other[name] != data for name, data in first.items() if name.endswith(".png"))
+    assert all(
+        more[name] == data for name, data in first.items() if not name.endswith(".json")
+    )
+    assert all(
+        other[name] != data for name, data in first.items() if name.endswith(".png")
+    )
 
 
-def test_complete_pictures_are_kept_and_others_not_replaced_unasked(draw_in, tmp_path: Path, caplog) -> None:
+def test_complete_pictures_are_kept_and_others_not_replaced_unasked(
+    draw_in, tmp_path: Path, caplog
+) -> None:
     folder = draw_in()
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     draw_in()
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
-    with pytest.raises(UserError, match=r"process\[0\]\.path: .*pictures of other settings. .*overwrite: true"):
+    with pytest.raises(
+        UserError,
+        match=r"process\[0\]\.path: .*pictures of other settings. .*overwrite: true",
+    ):
         draw_in(seed=4)
-    assert bytes_of(draw_in(seed=4, overwrite=True)) == bytes_of(draw_in("fresh", seed=4))
+    assert bytes_of(draw_in(seed=4, overwrite=True)) == bytes_of(
+        draw_in("fresh", seed=4)
+    )
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "photo.png").write_bytes(b"mine")
     for overwrite in (False, True):
-        with pytest.raises(UserError, match=r"path: '.*mine' was not made by this program"):
+        with pytest.raises(
+            UserError, match=r"path: '.*mine' was not made by this program"
+        ):
             draw_in("mine", overwrite=overwrite)
     assert bytes_of(tmp_path / "mine") == {"photo.png": b"mine"}
 
 
-def test_a_folder_is_there_only_when_it_is_complete(draw_in, tmp_path: Path, monkeypatch) -> None:
+def test_a_folder_is_there_only_when_it_is_complete(
+    draw_in, tmp_path: Path, monkeypatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(discover().process_class("mascots"), "_scribble", full)
-    with pytest.raises(Exception, match="drawn: cannot be written: No space left on device"):
+    with pytest.raises(
+        Exception, match="drawn: cannot be written: No space left on device"
+    ):
         draw_in()
     assert not list(tmp_path.glob("*drawn*"))
     monkeypatch.undo()
@@ -110,21 +182,33 @@ def test_a_character_has_its_pictures_in_few_poses_and_places(draw_in) -> None:
         scribbles=0,
         captions="full",
         character={"trigger": "pipo"},
-        only={"pose": ["standing", "sitting"], "place": "room", "hat": "none", "held": "none"},
+        only={
+            "pose": ["standing", "sitting"],
+            "place": "room",
+            "hat": "none",
+            "held": "none",
+        },
     )
-    captions = [path.read_text() for path in sorted((folder / "pictures").glob("*.txt"))]
+    captions = [
+        path.read_text() for path in sorted((folder / "pictures").glob("*.txt"))
+    ]
     one, other = (
-        f"a pipo mascot, without a hat, holding nothing, {pose}, in a room\n" for pose in ("standing", "sitting")
+        f"a pipo mascot, without a hat, holding nothing, {pose}, in a room\n"
+        for pose in ("standing", "sitting")
     )
     assert sorted(captions) == sorted([one, other] * 3) and captions[0] != captions[1]
 
 
-def test_a_trainer_may_read_what_it_draws(write_job, trainer, draw_in, tmp_path: Path) -> None:
+def test_a_trainer_may_read_what_it_draws(
+    write_job, trainer, draw_in, tmp_path: Path
+) -> None:
     folder = draw_in("data")
     extensions = discover()
     training = trainer(str(folder / "pictures"))
     pairs = {"folder_path": str(folder / "edits_of_two" / "after"), "resolution": 64}
-    pairs["control_path"] = [str(folder / "edits_of_two" / f"picture_{number}") for number in (1, 2)]
+    pairs["control_path"] = [
+        str(folder / "edits_of_two" / f"picture_{number}") for number in (1, 2)
+    ]
     training["datasets"].append(pairs)
     section = load_job(write_job(training), extensions.find_config).processes[0].section
     plan = section.plan(JobContext("job"))
@@ -142,11 +226,14 @@ def test_crops_are_squares_of_the_pictures_that_would_be_drawn_whole(draw_in) ->
                 (left, top)
                 for left in range(picture.width - 39)
                 for top in range(picture.height - 39)
-                if picture.crop((left, top, left + 40, top + 40)).tobytes() == crop.tobytes()
+                if picture.crop((left, top, left + 40, top + 40)).tobytes()
+                == crop.tobytes()
             ]
             assert found
             places.add(found[0])
     assert len(places) > 3
-    assert (crops / "pictures" / "000000.txt").read_text() == (whole / "pictures" / "000000.txt").read_text()
+    assert (crops / "pictures" / "000000.txt").read_text() == (
+        whole / "pictures" / "000000.txt"
+    ).read_text()
     edited = "edits/after/000000.png"
     assert (crops / edited).read_bytes() == (whole / edited).read_bytes()

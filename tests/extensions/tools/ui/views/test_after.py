@@ -1,4 +1,5 @@
-"""What the page of a run does with its files: images, the comparison, and what it waits for."""
+"""What the page of a run does with its files: images, the comparison, and what it waits
+for."""
 
 from __future__ import annotations
 
@@ -20,22 +21,45 @@ from extensions.tools.ui.views.queue import queue_of
 from toolkit.system.nvidia import Gpu
 from toolkit.train.lock import run_lock
 
-FORM = {"file": "one.safetensors", "prompt": "a cat", "strength": "0.8", "seed": "7", "count": "2", "width": "64"}
+FORM = {
+    "file": "one.safetensors",
+    "prompt": "a cat",
+    "strength": "0.8",
+    "seed": "7",
+    "count": "2",
+    "width": "64",
+}
 
 
 @pytest.fixture
 def run(
-    ui: Ui, make_run: Callable[..., Path], trainer, write_job, forked: None, monkeypatch: pytest.MonkeyPatch
+    ui: Ui,
+    make_run: Callable[..., Path],
+    trainer,
+    write_job,
+    forked: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
-    """A finished run whose job can be read, in the working directory; nothing works on the queue."""
+    """A finished run whose job can be read, in the working directory; nothing works on
+    the queue."""
     monkeypatch.chdir(ui.output.parent)
     monkeypatch.setattr(Queue, "start_runner", lambda self: None)
     folder = make_run("one", sampled=(0, 5, 10))
     shutil.copy(folder / "one.safetensors", folder / "one_000000005.safetensors")
     Image.new("RGB", (64, 64), "teal").save(ui.datasets / "control.png")
-    samples = {"width": 64, "height": 96, "sample_steps": 3, "guidance_scale": 2, "neg": "blurred", "seed": 5}
+    samples = {
+        "width": 64,
+        "height": 96,
+        "sample_steps": 3,
+        "guidance_scale": 2,
+        "neg": "blurred",
+        "seed": 5,
+    }
     samples["samples"] = [
-        {"prompt": "[trigger] as a cat", "ctrl_img_1": str(ui.datasets / "control.png")},
+        {
+            "prompt": "[trigger] as a cat",
+            "ctrl_img_1": str(ui.datasets / "control.png"),
+        },
         {"prompt": "two"},
     ]
     section = trainer(ui.datasets, trigger_word="pipo", sample=samples)
@@ -48,12 +72,22 @@ def argv(ui: Ui) -> list[list[str]]:
     return [list(entry.argv) for entry in queue_of(ui).entries()]
 
 
-def test_a_form_is_a_command_of_the_queue(client: TestClient, ui: Ui, run: Path) -> None:
+def test_a_form_is_a_command_of_the_queue(
+    client: TestClient, ui: Ui, run: Path
+) -> None:
     save_lora(run / "one.safetensors")
     text = client.get("/runs/one").text
-    for shown in ("pipo as a cat", 'value="96"', 'value="5"', "one_000000005.safetensors</option>", 'id="controls"'):
+    for shown in (
+        "pipo as a cat",
+        'value="96"',
+        'value="5"',
+        "one_000000005.safetensors</option>",
+        'id="controls"',
+    ):
         assert shown in text
-    answer = client.post("/runs/one/try", data=FORM | {"control": "0"}, follow_redirects=False)
+    answer = client.post(
+        "/runs/one/try", data=FORM | {"control": "0"}, follow_redirects=False
+    )
     assert (answer.status_code, answer.headers["location"]) == (303, "/runs/one#try")
     assert argv(ui) == [[
         "generate", "--lora=output/one/one.safetensors:0.8", "--prompt=a cat", "--width=64", "--seed=7", "--seed=8",
@@ -87,9 +121,13 @@ def test_a_mistake_is_told_at_its_field(
     assert given.get("prompt", "a cat") in answer.text  # nothing that was typed is lost
 
 
-def test_what_is_not_of_the_run_is_refused(client: TestClient, ui: Ui, run: Path) -> None:
+def test_what_is_not_of_the_run_is_refused(
+    client: TestClient, ui: Ui, run: Path
+) -> None:
     for file in ("../one.safetensors", "run.json", "", "/etc/passwd"):
-        assert client.post("/runs/one/try", data=FORM | {"file": file}).status_code == 404
+        assert (
+            client.post("/runs/one/try", data=FORM | {"file": file}).status_code == 404
+        )
     for place in (
         "tried/..%2frun.json",
         "samples/000000010_0.png",
@@ -104,7 +142,9 @@ def test_what_is_not_of_the_run_is_refused(client: TestClient, ui: Ui, run: Path
     assert client.get("/runs/none/tried").status_code == 404 and not argv(ui)
 
 
-def test_a_control_image_is_sent_and_kept(client: TestClient, ui: Ui, run: Path) -> None:
+def test_a_control_image_is_sent_and_kept(
+    client: TestClient, ui: Ui, run: Path
+) -> None:
     save_lora(run / "one.safetensors")
     data = BytesIO()
     Image.new("RGB", (64, 64), "coral").save(data, "PNG")
@@ -115,14 +155,24 @@ def test_a_control_image_is_sent_and_kept(client: TestClient, ui: Ui, run: Path)
     assert "--reference=output/one/tried/control/mine.png" in argv(ui)[0]
     assert client.get("/runs/one/images/control/mine.png").status_code == 200
     assert 'value="control:mine.png"' in client.get("/runs/one").text
-    wrong = client.post("/runs/one/try", data=FORM | {"control": "send"}, files={"image": ("a.txt", b"text")})
+    wrong = client.post(
+        "/runs/one/try",
+        data=FORM | {"control": "send"},
+        files={"image": ("a.txt", b"text")},
+    )
     assert wrong.status_code == 400 and "a.txt is not an image" in wrong.text
-    torn = client.post("/runs/one/try", data=FORM | {"control": "send"}, files={"image": ("a.png", b"\x89PNG")})
+    torn = client.post(
+        "/runs/one/try",
+        data=FORM | {"control": "send"},
+        files={"image": ("a.png", b"\x89PNG")},
+    )
     assert torn.status_code == 400 and "a.png" in torn.text
     assert [path.name for path in (run / "tried" / "control").iterdir()] == ["mine.png"]
 
 
-def test_what_somebody_looks_at_comes_before_runs_that_wait(client: TestClient, ui: Ui, run: Path) -> None:
+def test_what_somebody_looks_at_comes_before_runs_that_wait(
+    client: TestClient, ui: Ui, run: Path
+) -> None:
     save_lora(run / "one.safetensors")
     (ui.output.parent / "job.yaml").write_text("job: extension")
     queue_of(ui).add(["job.yaml"], "a long job")
@@ -144,22 +194,41 @@ def test_a_run_that_was_started_elsewhere_is_told(
     with run_lock(other):
         monkeypatch.setattr("extensions.tools.ui.machine.ask_nvml", lambda: (None, []))
         told = client.get("/runs/one/tried").text
-        assert "It begins when other has ended, because both need this machine&#39;s processor." in told
-        monkeypatch.setattr("extensions.tools.ui.machine.ask_nvml", lambda: ("", [Gpu("a GPU", 8, 1, 0)]))
+        assert (
+            "It begins when other has ended, because both need this machine&#39;s processor."
+            in told
+        )
+        monkeypatch.setattr(
+            "extensions.tools.ui.machine.ask_nvml",
+            lambda: ("", [Gpu("a GPU", 8, 1, 0)]),
+        )
         ui.memory.pop("machine_look")
         assert "because both need the GPU." in client.get("/runs/one/tried").text
-        assert [found.name for found in trains_elsewhere(ui.runs(), queue_of(ui).entries())] == ["other"]
-        entry = queue_of(ui).save(queue_of(ui).entries()[0], state=RUNNING, runs=(str(other),))
+        assert [
+            found.name for found in trains_elsewhere(ui.runs(), queue_of(ui).entries())
+        ] == ["other"]
+        entry = queue_of(ui).save(
+            queue_of(ui).entries()[0], state=RUNNING, runs=(str(other),)
+        )
         assert trains_elsewhere(ui.runs(), [entry]) == []
     assert "It begins when" not in client.get("/runs/one/tried").text
 
 
-def test_all_files_are_compared_by_two_commands(client: TestClient, ui: Ui, run: Path) -> None:
+def test_all_files_are_compared_by_two_commands(
+    client: TestClient, ui: Ui, run: Path
+) -> None:
     answer = client.post("/runs/one/compare", follow_redirects=False)
     assert answer.headers["location"] == "/runs/one#compared"
     grid, best = argv(ui)
-    assert grid[:3] == ["grid", "--lora=output/one/one_000000005.safetensors", "--lora=output/one/one.safetensors"]
-    assert grid[-1] == "--output=output/one/compared" and best == ["best", "--run=output/one"]
+    assert grid[:3] == [
+        "grid",
+        "--lora=output/one/one_000000005.safetensors",
+        "--lora=output/one/one.safetensors",
+    ]
+    assert grid[-1] == "--output=output/one/compared" and best == [
+        "best",
+        "--run=output/one",
+    ]
     assert [entry.name for entry in queue_of(ui).entries()] == [
         "Compare all files: one",
         "Compare all files, the numbers: one",
@@ -171,21 +240,44 @@ def test_all_files_are_compared_by_two_commands(client: TestClient, ui: Ui, run:
     assert "Compare all files</button>" not in client.get("/runs/one").text
 
 
-def test_what_cannot_be_measured_is_said_with_a_remedy_on_the_page(client: TestClient, run: Path) -> None:
+def test_what_cannot_be_measured_is_said_with_a_remedy_on_the_page(
+    client: TestClient, run: Path
+) -> None:
     assert "measures which one to use" in client.get("/runs/one").text
     rows = [{"file": "one.safetensors", "step": 10, "loss": 0.5, "drift": 0.125}]
-    measured = {"recommended": None, "reason": "no images are held out", "measured_on": "the images", "files": rows}
+    measured = {
+        "recommended": None,
+        "reason": "no images are held out",
+        "measured_on": "the images",
+        "files": rows,
+    }
     (run / "best.json").write_text(json.dumps(measured))
     for text in (client.get("/runs/one").text, client.get("/runs/one/compared").text):
-        assert "It cannot be told which file is best: no images are held out." in text and "0.1250" in text
-        assert "validation.every to 1." in text, "a run of 10 steps would never reach 250"
-        assert "Use None" not in text and "Use :" not in text and "measures which one to use" not in text
+        assert (
+            "It cannot be told which file is best: no images are held out." in text
+            and "0.1250" in text
+        )
+        assert "validation.every to 1." in text, (
+            "a run of 10 steps would never reach 250"
+        )
+        assert (
+            "Use None" not in text
+            and "Use :" not in text
+            and "measures which one to use" not in text
+        )
 
 
 @pytest.mark.parametrize(
-    "damaged", ['{"files": 3}', '{"files": [3, {"file": []}]}', '{"files": [{"file": "a", "loss": "x"}]}']
+    "damaged",
+    [
+        '{"files": 3}',
+        '{"files": [3, {"file": []}]}',
+        '{"files": [{"file": "a", "loss": "x"}]}',
+    ],
 )
-def test_numbers_that_are_damaged_are_left_out(client: TestClient, run: Path, damaged: str) -> None:
+def test_numbers_that_are_damaged_are_left_out(
+    client: TestClient, run: Path, damaged: str
+) -> None:
     row = {"file": "one.safetensors", "step": 5, "loss": 0.5, "drift": 0.125}
     measured = {
         "recommended": "one.safetensors",
@@ -195,37 +287,73 @@ def test_numbers_that_are_damaged_are_left_out(client: TestClient, run: Path, da
     }
     (run / "best.json").write_text(json.dumps(measured))
     text = client.get("/runs/one").text
-    assert "Use one.safetensors:" in text and "0.1250" in text and "16 &lt;images&gt;" in text
+    assert (
+        "Use one.safetensors:" in text
+        and "0.1250" in text
+        and "16 &lt;images&gt;" in text
+    )
     (run / "best.json").write_text(damaged)
     answer = client.get("/runs/one")
     assert answer.status_code == 200 and 'class="numbers"' not in answer.text
 
 
-def test_strengths_per_block_are_tried_and_kept_in_a_new_file(client: TestClient, ui: Ui, run: Path) -> None:
+def test_strengths_per_block_are_tried_and_kept_in_a_new_file(
+    client: TestClient, ui: Ui, run: Path
+) -> None:
     save_lora(run / "one.safetensors")
     text = client.get("/runs/one").text
-    assert 'name="blocks:0"' in text and 'name="blocks:1"' in text and "Save as a new file" in text
+    assert (
+        'name="blocks:0"' in text
+        and 'name="blocks:1"' in text
+        and "Save as a new file" in text
+    )
     client.post("/runs/one/try", data=FORM | {"blocks:0": "0.5", "blocks:1": "1"})
-    assert "--blocks=0:0.500000" in argv(ui)[0] and not any("--blocks=1" in word for word in argv(ui)[0])
-    for given, told in (({"blocks:0": "much"}, "0: Write a number"), ({"blocks:0": "1"}, "All strengths are 1")):
+    assert "--blocks=0:0.500000" in argv(ui)[0] and not any(
+        "--blocks=1" in word for word in argv(ui)[0]
+    )
+    for given, told in (
+        ({"blocks:0": "much"}, "0: Write a number"),
+        ({"blocks:0": "1"}, "All strengths are 1"),
+    ):
         answer = client.post("/runs/one/bake", data=FORM | given)
         assert answer.status_code == 400
-        assert told in answer.text.partition('id="try-blocks-bad"')[2].partition("</span>")[0]
+        assert (
+            told
+            in answer.text.partition('id="try-blocks-bad"')[2].partition("</span>")[0]
+        )
     before = (run / "one.safetensors").read_bytes()
-    for number, strength in ((1, "0.5"), (2, "0.25"), (1, "0,5")):  # of the same content once is enough
-        answer = client.post("/runs/one/bake", data=FORM | {"blocks:0": strength}, follow_redirects=False)
-        assert answer.headers["location"] == f"/runs/one?file=one_blocks_{number}.safetensors#try"
+    for number, strength in (
+        (1, "0.5"),
+        (2, "0.25"),
+        (1, "0,5"),
+    ):  # of the same content once is enough
+        answer = client.post(
+            "/runs/one/bake", data=FORM | {"blocks:0": strength}, follow_redirects=False
+        )
+        assert (
+            answer.headers["location"]
+            == f"/runs/one?file=one_blocks_{number}.safetensors#try"
+        )
     assert (run / "one.safetensors").read_bytes() == before
-    (old, key), new = (save_lora(run / "one.safetensors"), load_file(run / "one_blocks_1.safetensors"))
+    (old, key), new = (
+        save_lora(run / "one.safetensors"),
+        load_file(run / "one_blocks_1.safetensors"),
+    )
     assert torch.equal(new[key], 0.5 * old[key])
     text = client.get("/runs/one?file=one_blocks_1.safetensors").text
-    assert 'value="one_blocks_1.safetensors" selected' in text and "strength per block" in text
+    assert (
+        'value="one_blocks_1.safetensors" selected' in text
+        and "strength per block" in text
+    )
     assert client.get("/runs/one/files/one_blocks_1.safetensors").status_code == 200
 
 
 def save_lora(path: Path) -> tuple[dict[str, torch.Tensor], str]:
-    """A LoRA of a layer in each block of the tiny model; its tensors, and the key of the first B."""
-    stems = [f"diffusion_model.transformer_blocks.{block}.attn.to_q" for block in range(2)]
+    """A LoRA of a layer in each block of the tiny model; its tensors, and the key of
+    the first B."""
+    stems = [
+        f"diffusion_model.transformer_blocks.{block}.attn.to_q" for block in range(2)
+    ]
     tensors = {f"{stem}.lora_A.weight": torch.ones(1, 64) for stem in stems}
     tensors |= {f"{stem}.lora_B.weight": torch.ones(64, 1) for stem in stems}
     save_file(tensors, path)

@@ -1,4 +1,5 @@
-"""New job: the form and the YAML are one job, what the command line says of it is shown, nothing is overwritten."""
+"""New job: the form and the YAML are one job, what the command line says of it is
+shown, nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ STEPS, FOLDER, NAME, MODEL = (
 
 
 class Form(HTMLParser):
-    """What a browser without a script would send of the page's form, and the text of the page."""
+    """What a browser without a script would send of the page's form, and the text of
+    the page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -50,8 +52,12 @@ class Form(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {key: value or "" for key, value in attrs}
-        is_field = tag in ("input", "select", "textarea") and given.get("name", "") != ""
-        assert not is_field or given["name"] not in self.fields, f"two fields are named {given['name']}"
+        is_field = (
+            tag in ("input", "select", "textarea") and given.get("name", "") != ""
+        )
+        assert not is_field or given["name"] not in self.fields, (
+            f"two fields are named {given['name']}"
+        )
         if tag == "input" and given.get("name") and given.get("type") != "file":
             self.fields[given["name"]] = given.get("value", "")
         if tag in ("select", "textarea") and given.get("name"):
@@ -64,7 +70,9 @@ class Form(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self._open and self.lasttag == "textarea":
-            self.fields[self._open] += data.removeprefix("\n") if not self.fields[self._open] else data
+            self.fields[self._open] += (
+                data.removeprefix("\n") if not self.fields[self._open] else data
+            )
         self.text += data
 
 
@@ -77,8 +85,12 @@ class Page:
 
     def press(self, action: str, **changes: str) -> Page:
         """Presses a button after changing fields; a redirect is not followed."""
-        self.form.fields |= {key.replace("__", ":"): value for key, value in changes.items()}
-        sent = {key: value.replace("\n", "\r\n") for key, value in self.form.fields.items()}  # as browsers send it
+        self.form.fields |= {
+            key.replace("__", ":"): value for key, value in changes.items()
+        }
+        sent = {
+            key: value.replace("\n", "\r\n") for key, value in self.form.fields.items()
+        }  # as browsers send it
         self.answer = self.client.post("/new", data=sent | {"action": action})
         if self.answer.status_code != 303:
             self.form = Form(self.answer.text)
@@ -101,11 +113,14 @@ class Page:
 
 @pytest.fixture
 def ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ui:
-    """In an own working directory, with small images as a dataset and without a GPU; nothing starts."""
+    """In an own working directory, with small images as a dataset and without a GPU;
+    nothing starts."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("extensions.tools.ui.views.new.least_memory", lambda: 0)
     shutil.copytree(PHOTOS, tmp_path / "datasets" / "40_photo")
-    for photograph in (tmp_path / "datasets" / "40_photo").glob("*.jpg"):  # as the small model may be offered for
+    for photograph in (tmp_path / "datasets" / "40_photo").glob(
+        "*.jpg"
+    ):  # as the small model may be offered for
         with Image.open(photograph) as image:
             image.thumbnail((256, 256))
             image.save(photograph.with_suffix(".png"))
@@ -118,7 +133,11 @@ def queued(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], str]]:
     """What was put into the queue."""
     found: list[tuple[list[str], str]] = []
     entry = SimpleNamespace(id="000001")
-    monkeypatch.setattr(Queue, "add", lambda queue, argv, name, *_, **__: found.append((list(argv), name)) or entry)
+    monkeypatch.setattr(
+        Queue,
+        "add",
+        lambda queue, argv, name, *_, **__: found.append((list(argv), name)) or entry,
+    )
     monkeypatch.setattr(Queue, "start_runner", lambda queue: None)
     return found
 
@@ -126,24 +145,42 @@ def queued(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], str]]:
 @pytest.fixture
 def client(ui: Ui, forked: None) -> TestClient:
     app = make_app(ui)
-    return TestClient(app, base_url="http://localhost", headers={"accept": "text/html"}, follow_redirects=False)
+    return TestClient(
+        app,
+        base_url="http://localhost",
+        headers={"accept": "text/html"},
+        follow_redirects=False,
+    )
 
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what does not depend on the check: nothing is run, and each job is fine."""
     plan = {"job": "any", "processes": []}
-    monkeypatch.setattr("extensions.tools.ui.views.new.check_job", lambda *_: commands.Checked(plan=plan))
+    monkeypatch.setattr(
+        "extensions.tools.ui.views.new.check_job",
+        lambda *_: commands.Checked(plan=plan),
+    )
 
 
 def test_the_usual_keys_become_a_job_that_is_checked_saved_and_started(
     client: TestClient, ui: Ui, queued: list[tuple[list[str], str]]
 ) -> None:
     page = Page(client, "/new?dataset=40_photo")
-    assert (page.form.fields[NAME], page.form.fields[FOLDER]) == ("photo", "datasets/40_photo")
-    page.fill({STEPS: "90", NAME: "zuzu", "prompts": "[trigger] at sea\n[trigger], a hat"})
-    assert "Ready to start" in page.form.text and "A new run in output/zuzu" in page.form.text
-    assert 'name: "zuzu"' in page.yaml and "steps: 90" in page.yaml and page.errors() == []
+    assert (page.form.fields[NAME], page.form.fields[FOLDER]) == (
+        "photo",
+        "datasets/40_photo",
+    )
+    page.fill(
+        {STEPS: "90", NAME: "zuzu", "prompts": "[trigger] at sea\n[trigger], a hat"}
+    )
+    assert (
+        "Ready to start" in page.form.text
+        and "A new run in output/zuzu" in page.form.text
+    )
+    assert (
+        'name: "zuzu"' in page.yaml and "steps: 90" in page.yaml and page.errors() == []
+    )
     assert page.form.fields["prompts"] == "[trigger] at sea\n[trigger], a hat"
     assert page.press("start").answer.headers["location"] == "/queue/000001"
     assert queued == [(["config/zuzu.yaml"], "zuzu")]
@@ -155,27 +192,50 @@ def test_a_field_changes_its_line_and_a_line_its_field(client: TestClient) -> No
     page = Page(client, "/new?example=quickstart.yaml")
     before = page.yaml
     page.fill({STEPS: "77"})
-    changed = [pair for pair in zip(before.splitlines(), page.yaml.splitlines(), strict=True) if pair[0] != pair[1]]
+    changed = [
+        pair
+        for pair in zip(before.splitlines(), page.yaml.splitlines(), strict=True)
+        if pair[0] != pair[1]
+    ]
     assert changed == [("        steps: 240", "        steps: 77")]
     page.fill({"yaml": page.yaml.replace("steps: 77", "steps: 55   # mine")})
     assert page.form.fields[STEPS] == "55" and "steps: 55   # mine" in page.yaml
-    assert "        sample_every: 9\n" in page.fill({"key:sample.sample_every": "9"}).yaml
+    assert (
+        "        sample_every: 9\n" in page.fill({"key:sample.sample_every": "9"}).yaml
+    )
     page.fill({"yaml": page.yaml.replace("linear: 16", "linear: 8"), STEPS: "56"})
-    assert (page.form.fields[STEPS], page.form.fields["key:network.linear"]) == ("56", "8")
-    assert "steps: 56   # mine" in page.yaml and "linear: 8" in page.yaml, "both sides were changed at once"
+    assert (page.form.fields[STEPS], page.form.fields["key:network.linear"]) == (
+        "56",
+        "8",
+    )
+    assert "steps: 56   # mine" in page.yaml and "linear: 8" in page.yaml, (
+        "both sides were changed at once"
+    )
 
 
-def test_errors_are_those_of_the_command_line_with_their_lines_and_at_their_fields(client: TestClient) -> None:
-    page = Page(client, "/new?dataset=40_photo").fill({STEPS: "many", FOLDER: "datasets/nowhere"})
+def test_errors_are_those_of_the_command_line_with_their_lines_and_at_their_fields(
+    client: TestClient,
+) -> None:
+    page = Page(client, "/new?dataset=40_photo").fill(
+        {STEPS: "many", FOLDER: "datasets/nowhere"}
+    )
     lines = page.yaml.splitlines()
-    said = (("Steps:", "steps", "'many' is not a whole number."), ("Images:", "folder_path", "does not exist"))
+    said = (
+        ("Steps:", "steps", "'many' is not a whole number."),
+        ("Images:", "folder_path", "does not exist"),
+    )
     for label, key, value in said:
         (error,) = (line for line in page.errors() if label in line)
         number = int(error.split()[1])
         assert value in error and key in lines[number - 1]
     assert page.answer.text.count('aria-invalid="true"') == 2
     assert page.form.fields[STEPS] == "many", "what was typed stays"
-    page.fill({"yaml": page.yaml.replace("steps: many", "steps: 9\n        stepps: 3"), FOLDER: "datasets/40_photo"})
+    page.fill(
+        {
+            "yaml": page.yaml.replace("steps: many", "steps: 9\n        stepps: 3"),
+            FOLDER: "datasets/40_photo",
+        }
+    )
     (error,) = page.errors()
     assert "Did you mean 'steps'?" in error and page.form.fields[STEPS] == "9"
 
@@ -184,14 +244,26 @@ def test_a_text_that_is_no_yaml_loses_nothing(client: TestClient, ui: Ui) -> Non
     page = Page(client, "/new?dataset=40_photo")
     good, broken = page.yaml, page.yaml.replace("network:", "network: [", 1)
     page.fill({"yaml": broken, STEPS: "33"})
-    assert page.yaml == broken and page.form.fields[STEPS] == "33" and "not valid YAML" in page.errors()[0]
-    assert page.press("start").answer.status_code == 400 and page.yaml == broken and not ui.jobs.exists()
+    assert (
+        page.yaml == broken
+        and page.form.fields[STEPS] == "33"
+        and "not valid YAML" in page.errors()[0]
+    )
+    assert (
+        page.press("start").answer.status_code == 400
+        and page.yaml == broken
+        and not ui.jobs.exists()
+    )
     page.fill({"yaml": good})
-    assert "steps: 33" in page.yaml, "the field was changed, and that is done once it can be"
+    assert "steps: 33" in page.yaml, (
+        "the field was changed, and that is done once it can be"
+    )
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_another_model_or_card_writes_what_it_needs_and_keeps_what_is_ones_own(client: TestClient) -> None:
+def test_another_model_or_card_writes_what_it_needs_and_keeps_what_is_ones_own(
+    client: TestClient,
+) -> None:
     page = Page(client, "/new?dataset=40_photo").fill({"prompts": "[trigger], mine"})
     page.fill({MODEL: EDIT, "card": "24"})
     assert (
@@ -199,9 +271,13 @@ def test_another_model_or_card_writes_what_it_needs_and_keeps_what_is_ones_own(c
         and "resolution: [1024]" in page.yaml
         and "folder_path: datasets/40_photo" not in page.yaml
     )
-    assert page.form.fields["prompts"] == "[trigger], mine" and "drinks" not in page.yaml
+    assert (
+        page.form.fields["prompts"] == "[trigger], mine" and "drinks" not in page.yaml
+    )
     page.fill({"card": "80"})
-    assert "quantize: false" in page.yaml and "bf16 throughout" in page.yaml, "the comments are those of the card"
+    assert "quantize: false" in page.yaml and "bf16 throughout" in page.yaml, (
+        "the comments are those of the card"
+    )
     page.fill({"yaml": page.yaml.replace("lr: 0.0002", "lr: 0.0001") + "# mine\n"})
     page.fill({"card": "16"})
     assert "lr: 0.0001" in page.yaml and page.yaml.endswith("# mine\n")
@@ -212,7 +288,10 @@ def test_the_plan_is_drawn_against_cards(client: TestClient) -> None:
     page = Page(client, "/new?dataset=40_photo").fill({MODEL: EDIT, "card": "24"})
     cards = re.findall(r'<li class="(fits|small)"><span>(\d+) GB', page.answer.text)
     small, fits = ("4", "6", "8"), ("12", "16", "24", "32", "48", "80")
-    assert cards == [*(("small", size) for size in small), *(("fits", size) for size in fits)]
+    assert cards == [
+        *(("small", size) for size in small),
+        *(("fits", size) for size in fits),
+    ]
     text = " ".join(page.form.text.split())
     for part in (
         "This will not start here",
@@ -225,7 +304,9 @@ def test_the_plan_is_drawn_against_cards(client: TestClient) -> None:
     assert "smaller than half of" in text and "57.7 GB" in text
 
 
-def test_time_and_cost_are_those_of_the_plan(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_and_cost_are_those_of_the_plan(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = Page(client, "/new?dataset=40_photo").press("check")
     checked = commands.check_job(client.app.state.ui.memory, page.yaml, "a.yaml", "")  # type: ignore[attr-defined]
     assert (
@@ -233,27 +314,44 @@ def test_time_and_cost_are_those_of_the_plan(client: TestClient, monkeypatch: py
         and checked.plan["processes"][0]["time"] is None
         and "known after the first steps" in page.form.text
     )
-    time = {"steps": 240, "step_s": 30.0, "seconds": 7200.0, "card": "an RTX 4070", "measured": False, "parts": {}}
+    time = {
+        "steps": 240,
+        "step_s": 30.0,
+        "seconds": 7200.0,
+        "card": "an RTX 4070",
+        "measured": False,
+        "parts": {},
+    }
     process = checked.plan["processes"][0]
     monkeypatch.setattr("extensions.tools.ui.views.new.check_job", lambda *_: checked)
     for given, said in (
         ({"time": time}, "about 2 h on an RTX 4070, calculated"),
-        ({"time": time | {"measured": True}}, "about 2 h on an RTX 4070, as measured here"),
-        ({"time": None, "no_time": "GTX 1 is not there"}, "known after the first steps; GTX 1 is not there"),
+        (
+            {"time": time | {"measured": True}},
+            "about 2 h on an RTX 4070, as measured here",
+        ),
+        (
+            {"time": None, "no_time": "GTX 1 is not there"},
+            "known after the first steps; GTX 1 is not there",
+        ),
     ):
         process.update(given)
         text = " ".join(page.press("check").form.text.split())
         assert said in text and ("about 4.00" in text) == bool(given["time"])
 
 
-def test_the_time_is_that_of_the_chosen_card(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_is_that_of_the_chosen_card(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = Page(client, "/new?dataset=40_photo")
     for card, name in (("24", "RTX 4090"), ("48", "L40S")):
         text = " ".join(page.fill({MODEL: EDIT, "card": card}).form.text.split())
         assert f"on an {name}, calculated" in text
     asked: list[str] = []
 
-    def check(ui: object, text: str, name: str, tab: str, card: str) -> commands.Checked:
+    def check(
+        ui: object, text: str, name: str, tab: str, card: str
+    ) -> commands.Checked:
         asked.append(card)
         return commands.Checked()
 
@@ -261,25 +359,41 @@ def test_the_time_is_that_of_the_chosen_card(client: TestClient, monkeypatch: py
     monkeypatch.setattr("extensions.tools.ui.views.new.least_memory", lambda: 24 * GB)
     for card in ("24", "48"):
         page.fill({"card": card}).press("check")
-    assert {"24", "48"} & set(asked) == {"48"} and "" in asked, "the card here is looked up by its name"
+    assert {"24", "48"} & set(asked) == {"48"} and "" in asked, (
+        "the card here is looked up by its name"
+    )
 
 
 @pytest.mark.slow
-def test_a_job_of_several_processes_whose_images_are_yet_to_come_has_a_plan(client: TestClient) -> None:
+def test_a_job_of_several_processes_whose_images_are_yet_to_come_has_a_plan(
+    client: TestClient,
+) -> None:
     page = Page(client, "/new?example=quickstart.yaml")
     before = page.yaml
     page.fill({MODEL: "", STEPS: "11"})
-    assert "Choose a model." in page.errors()[0] and "steps: 11" in page.yaml, "a model that is none stops nothing else"
-    assert page.yaml.splitlines()[:30] == before.splitlines()[:30], "nor does it change another process"
+    assert "Choose a model." in page.errors()[0] and "steps: 11" in page.yaml, (
+        "a model that is none stops nothing else"
+    )
+    assert page.yaml.splitlines()[:30] == before.splitlines()[:30], (
+        "nor does it change another process"
+    )
     page.fill({MODEL: str(EXAMPLES / "tiny_mascots")})
-    assert "Ready to start" in page.form.text and "which an earlier process of the job writes" in page.form.text
+    assert (
+        "Ready to start" in page.form.text
+        and "which an earlier process of the job writes" in page.form.text
+    )
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_keys_are_found_set_and_taken_out(client: TestClient) -> None:
     page = Page(client, "/new?dataset=40_photo").press("search", wanted="dropout")
-    found = [key for key in page.form.fields if key.startswith("key:") and "dropout" in key]
-    assert "key:datasets[].caption_dropout_rate" in found and "key:train.lr" not in page.form.fields
+    found = [
+        key for key in page.form.fields if key.startswith("key:") and "dropout" in key
+    ]
+    assert (
+        "key:datasets[].caption_dropout_rate" in found
+        and "key:train.lr" not in page.form.fields
+    )
     before = page.yaml
     page.fill({"key:datasets[].caption_dropout_rate": "0.25"})
     assert "          caption_dropout_rate: 0.25\n" in page.yaml
@@ -295,37 +409,73 @@ def test_keys_are_found_set_and_taken_out(client: TestClient) -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_file_that_another_has_changed_is_not_replaced(client: TestClient, ui: Ui) -> None:
+def test_a_file_that_another_has_changed_is_not_replaced(
+    client: TestClient, ui: Ui
+) -> None:
     Page(client, "/new?dataset=40_photo").fill({NAME: "zuzu"}, "save")
     page = Page(client, "/jobs/zuzu.yaml")
     path = ui.jobs / "zuzu.yaml"
-    assert page.fill({STEPS: "5"}, "save").answer.headers["location"] == "/jobs/zuzu.yaml"
+    assert (
+        page.fill({STEPS: "5"}, "save").answer.headers["location"] == "/jobs/zuzu.yaml"
+    )
     page, mine = Page(client, "/jobs/zuzu.yaml"), Page(client, "/jobs/zuzu.yaml")
     assert page.fill({STEPS: "6"}, "save").answer.status_code == 303
     assert mine.fill({STEPS: "7"}, "save").answer.status_code == 409
-    assert "steps: 6" in path.read_text() and "steps: 7" in mine.yaml, "theirs is in the file, mine on the page"
-    assert "steps: 6" in mine.form.text and "steps: 7" in mine.form.text, "both are shown"
+    assert "steps: 6" in path.read_text() and "steps: 7" in mine.yaml, (
+        "theirs is in the file, mine on the page"
+    )
+    assert "steps: 6" in mine.form.text and "steps: 7" in mine.form.text, (
+        "both are shown"
+    )
     (theirs,) = re.findall(r'name="version_of_theirs" value="(\w+)"', mine.answer.text)
     path.write_text(path.read_text() + "# again\n")
-    assert mine.fill({"version_of_theirs": theirs}).answer.status_code == 409, "it has changed since it was shown"
+    assert mine.fill({"version_of_theirs": theirs}).answer.status_code == 409, (
+        "it has changed since it was shown"
+    )
     (theirs,) = re.findall(r'name="version_of_theirs" value="(\w+)"', mine.answer.text)
-    assert mine.fill({"version_of_theirs": theirs}).answer.status_code == 303 and "steps: 7" in path.read_text()
-    assert Page(client, "/new?dataset=40_photo").fill({"file": "zuzu.yaml"}, "save").answer.status_code == 409
+    assert (
+        mine.fill({"version_of_theirs": theirs}).answer.status_code == 303
+        and "steps: 7" in path.read_text()
+    )
+    assert (
+        Page(client, "/new?dataset=40_photo")
+        .fill({"file": "zuzu.yaml"}, "save")
+        .answer.status_code
+        == 409
+    )
 
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
-    "file", ["../x.yaml", "a/b.yaml", ".hidden.yaml", "x.txt", "x.py", "-n.yaml", "x\0.yaml", ".yaml"]
+    "file",
+    [
+        "../x.yaml",
+        "a/b.yaml",
+        ".hidden.yaml",
+        "x.txt",
+        "x.py",
+        "-n.yaml",
+        "x\0.yaml",
+        ".yaml",
+    ],
 )
-def test_a_job_file_lies_in_its_folder_under_a_plain_name(client: TestClient, ui: Ui, file: str) -> None:
+def test_a_job_file_lies_in_its_folder_under_a_plain_name(
+    client: TestClient, ui: Ui, file: str
+) -> None:
     page = Page(client, "/new?dataset=40_photo").fill({"file": file, NAME: "a"}, "save")
-    assert page.answer.status_code in (400, 404) and not list(ui.jobs.glob("*")) and "name:" in page.yaml
+    assert (
+        page.answer.status_code in (400, 404)
+        and not list(ui.jobs.glob("*"))
+        and "name:" in page.yaml
+    )
     assert client.get("/new", params={"job": file}).status_code == 404
     assert client.get("/new", params={"example": file}).status_code == 404
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_jobs_runs_and_templates_are_cloned_under_names_of_their_own(client: TestClient, ui: Ui) -> None:
+def test_jobs_runs_and_templates_are_cloned_under_names_of_their_own(
+    client: TestClient, ui: Ui
+) -> None:
     Page(client, "/new?dataset=40_photo").fill({NAME: "zuzu"}, "save")
     assert Page(client, "/new?job=zuzu.yaml").form.fields[NAME] == "zuzu_2"
     run = ui.output / "zuzu"
@@ -334,14 +484,21 @@ def test_jobs_runs_and_templates_are_cloned_under_names_of_their_own(client: Tes
     saved = (ui.jobs / "zuzu.yaml").read_text()
     (run / "config.yaml").write_text(saved)
     page = Page(client, "/new?from=zuzu")
-    assert page.form.fields[NAME] == "zuzu_2" and page.yaml.split() == saved.replace('"zuzu" ', '"zuzu_2" ', 1).split()
-    assert Page(client, "/new?example=quickstart.yaml").form.fields[NAME] == "quickstart"
+    assert (
+        page.form.fields[NAME] == "zuzu_2"
+        and page.yaml.split() == saved.replace('"zuzu" ', '"zuzu_2" ', 1).split()
+    )
+    assert (
+        Page(client, "/new?example=quickstart.yaml").form.fields[NAME] == "quickstart"
+    )
     assert 'href="/jobs/zuzu.yaml"' in page.answer.text
     assert client.get("/new?from=nothing").status_code == 404
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_job_that_is_a_link_out_of_its_folder_is_not_shown(client: TestClient, ui: Ui, tmp_path: Path) -> None:
+def test_a_job_that_is_a_link_out_of_its_folder_is_not_shown(
+    client: TestClient, ui: Ui, tmp_path: Path
+) -> None:
     outside = tmp_path / "outside.yaml"
     outside.write_text("job: of another\n")
     run = ui.output / "one"
@@ -353,7 +510,12 @@ def test_a_job_that_is_a_link_out_of_its_folder_is_not_shown(client: TestClient,
     for address in ("/new?from=one", "/new?job=a.yaml", "/jobs/a.yaml"):
         answer = client.get(address)
         assert answer.status_code == 404 and "of another" not in answer.text
-    assert Page(client, "/new?dataset=40_photo").fill({"file": "a.yaml"}, "save").answer.status_code == 404
+    assert (
+        Page(client, "/new?dataset=40_photo")
+        .fill({"file": "a.yaml"}, "save")
+        .answer.status_code
+        == 404
+    )
     assert outside.read_text() == "job: of another\n"
     (ui.jobs / "b.yaml").write_bytes(b"name: \xff")
     assert client.get("/jobs/b.yaml").status_code == 400
@@ -362,7 +524,9 @@ def test_a_job_that_is_a_link_out_of_its_folder_is_not_shown(client: TestClient,
 def test_models_of_this_machine_are_offered(
     client: TestClient, ui: Ui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("extensions.tools.ui.views.new.hub_cache", lambda: tmp_path / "hub")
+    monkeypatch.setattr(
+        "extensions.tools.ui.views.new.hub_cache", lambda: tmp_path / "hub"
+    )
     cached = tmp_path / "hub" / "models--Qwen--Qwen-Image-2.1" / "snapshots" / "1"
     for folder in (Path("models/mine"), ui.output / "run" / "made", cached):
         folder.mkdir(parents=True)
@@ -386,13 +550,22 @@ def test_variables_stay_and_secrets_are_in_no_answer(
             )
         }
     )
-    assert "nowhere/${MY_HF_TOKEN}" in page.yaml and page.errors() and "hf_aBc" not in page.answer.text
+    assert (
+        "nowhere/${MY_HF_TOKEN}" in page.yaml
+        and page.errors()
+        and "hf_aBc" not in page.answer.text
+    )
     page.fill({"file": "secret.yaml"}, "save")
     assert "${MY_HF_TOKEN}" in (ui.jobs / "secret.yaml").read_text()
-    (ui.jobs / "secret.yaml").write_text(page.yaml + "  hf_token: hf_zYxWvUtSrQpOnMlKjIhGfEdCbA543210\n")
+    (ui.jobs / "secret.yaml").write_text(
+        page.yaml + "  hf_token: hf_zYxWvUtSrQpOnMlKjIhGfEdCbA543210\n"
+    )
     page = Page(client, "/jobs/secret.yaml")
     assert "hf_zYx" not in page.answer.text and "contains a secret" in page.form.text
-    assert page.press("save").answer.status_code == 409 and "hf_zYx" in (ui.jobs / "secret.yaml").read_text()
+    assert (
+        page.press("save").answer.status_code == 409
+        and "hf_zYx" in (ui.jobs / "secret.yaml").read_text()
+    )
     assert "hf_zYx" not in page.answer.text
 
 
@@ -403,28 +576,52 @@ def test_another_programs_file_becomes_a_job(client: TestClient) -> None:
     command = f"python qwen_image_train_network.py --dit {dit} --output_name theirs --edit_plus --dataset_config"
     before = page.yaml
     page.fill({"import_text": f"{command} no.toml --network_dim 8"}, "import")
-    assert "no.toml" in page.form.text and page.form.fields["import_text"].startswith(command) and page.yaml == before
-    Path("data.toml").write_text('[[datasets]]\nimage_directory = "datasets/40_photo"\nnum_repeats = 3\n')
-    page.fill({"import_text": f"{command} data.toml --network_dim 8 --max_train_steps 50"}, "import")
-    assert (page.form.fields["key:network.linear"], page.form.fields[STEPS]) == ("8", "50"), page.form.text
+    assert (
+        "no.toml" in page.form.text
+        and page.form.fields["import_text"].startswith(command)
+        and page.yaml == before
+    )
+    Path("data.toml").write_text(
+        '[[datasets]]\nimage_directory = "datasets/40_photo"\nnum_repeats = 3\n'
+    )
+    page.fill(
+        {"import_text": f"{command} data.toml --network_dim 8 --max_train_steps 50"},
+        "import",
+    )
+    assert (page.form.fields["key:network.linear"], page.form.fields[STEPS]) == (
+        "8",
+        "50",
+    ), page.form.text
     assert page.form.fields[FOLDER] == "datasets/40_photo"
     fluxflow = (EXAMPLES / "fluxflow.yaml").read_bytes()
     answer = client.post(
-        "/new", data=page.form.fields | {"action": "import"}, files={"import_file": ("a.yaml", fluxflow)}
+        "/new",
+        data=page.form.fields | {"action": "import"},
+        files={"import_file": ("a.yaml", fluxflow)},
     )
     assert "# Made from imported.yaml" in Form(answer.text).fields["yaml"]
     page.fill({"import_text": "[[datasets]]\nimage_directory = 'x'\n"}, "import")
     assert "It is a dataset file" in page.form.text
 
 
-def test_a_job_names_registered_processes_and_no_other_code(client: TestClient, ui: Ui, tmp_path: Path) -> None:
+def test_a_job_names_registered_processes_and_no_other_code(
+    client: TestClient, ui: Ui, tmp_path: Path
+) -> None:
     (ui.jobs / "evil").mkdir(parents=True)
     trap = f"open({str(tmp_path / 'trap')!r}, 'w')\nAI_TOOLKIT_EXTENSIONS = []\n"
-    for place in (ui.jobs / "evil" / "__init__.py", ui.jobs / "__init__.py", tmp_path / "sitecustomize.py"):
+    for place in (
+        ui.jobs / "evil" / "__init__.py",
+        ui.jobs / "__init__.py",
+        tmp_path / "sitecustomize.py",
+    ):
         place.write_text(trap)
     page = Page(client, "/new")
     for kind in ("evil", "os.system", "extensions.tools.ui:UiProcess"):
-        page.fill({"yaml": f"job: extension\nconfig:\n  name: a\n  process:\n    - type: '{kind}'\n"})
+        page.fill(
+            {
+                "yaml": f"job: extension\nconfig:\n  name: a\n  process:\n    - type: '{kind}'\n"
+            }
+        )
         assert "unknown" in page.errors()[0] or "Known" in page.errors()[0]
     page.fill({"yaml": "job: !!python/object/apply:os.system ['touch trap']\n"})
     assert page.errors() and not (tmp_path / "trap").exists()
@@ -432,15 +629,25 @@ def test_a_job_names_registered_processes_and_no_other_code(client: TestClient, 
 
 def test_what_is_typed_is_shown_as_text(client: TestClient) -> None:
     nasty = "</textarea><script>alert(1)</script>\"'&"
-    page = Page(client, "/new?dataset=40_photo").fill({STEPS: nasty, "prompts": nasty, "wanted": nasty, "file": nasty})
+    page = Page(client, "/new?dataset=40_photo").fill(
+        {STEPS: nasty, "prompts": nasty, "wanted": nasty, "file": nasty}
+    )
     assert "<script>alert" not in page.answer.text
-    assert (page.form.fields[STEPS], page.form.fields["prompts"], page.form.fields["file"]) == (nasty, nasty, nasty)
+    assert (
+        page.form.fields[STEPS],
+        page.form.fields["prompts"],
+        page.form.fields["file"],
+    ) == (nasty, nasty, nasty)
     assert json.loads(page.form.fields["shown"])["prompts"] == nasty
 
 
-def test_the_newest_check_of_a_tab_wins(ui: Ui, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_newest_check_of_a_tab_wins(
+    ui: Ui, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     slow = tmp_path / "run.py"
-    slow.write_text("import sys, time\ntime.sleep(60 if 'slow' in open(sys.argv[1]).read() else 0)\nprint('{}')")
+    slow.write_text(
+        "import sys, time\ntime.sleep(60 if 'slow' in open(sys.argv[1]).read() else 0)\nprint('{}')"
+    )
     monkeypatch.setattr(commands, "RUN_PY", slow)
     found: list[str] = []
 
@@ -454,7 +661,9 @@ def test_the_newest_check_of_a_tab_wins(ui: Ui, monkeypatch: pytest.MonkeyPatch,
         time.sleep(0.01)
     assert commands.check_job(ui.memory, "quick", "a.yaml", "one:").plan == {}
     threads[0].join(20)
-    assert found == ["one:replaced"] and list(ui.memory["commands"]) == ["two:"], "the other tab's goes on"
+    assert found == ["one:replaced"] and list(ui.memory["commands"]) == ["two:"], (
+        "the other tab's goes on"
+    )
     monkeypatch.setattr(commands, "LIMIT_S", 0.2)
     assert commands.check_job(ui.memory, "slow", "a.yaml", "two:").fault == "late"
     threads[1].join(20)
@@ -481,34 +690,53 @@ def test_a_job_is_made_corrected_and_started_in_a_browser(
     browser.wait_for(
         "document.querySelector('.verdict.good') && document.querySelectorAll('.cards .fits').length === 9"
     )
-    assert 'folder_path: "datasets/40_photo"' in browser.run("return document.getElementById('yaml').value")
+    assert 'folder_path: "datasets/40_photo"' in browser.run(
+        "return document.getElementById('yaml').value"
+    )
     browser.click("details.text > summary")
     typed(
         browser,
         "#yaml",
-        browser.run("return document.getElementById('yaml').value.replace('steps: 240', 'steps: lots  # mine')"),
+        browser.run(
+            "return document.getElementById('yaml').value.replace('steps: 240', 'steps: lots  # mine')"
+        ),
     )
     browser.wait_for("document.querySelector('.errors [data-line]')")
     assert "'lots' is not a whole number" in browser.text("#checked")
-    assert browser.run("return document.querySelector('.gutter .bad').textContent") in browser.text(".errors a")
-    assert "lots" in browser.text("#f-1-bad") and browser.run("return document.getElementById('f-1').value") == "lots"
+    assert browser.run(
+        "return document.querySelector('.gutter .bad').textContent"
+    ) in browser.text(".errors a")
+    assert (
+        "lots" in browser.text("#f-1-bad")
+        and browser.run("return document.getElementById('f-1').value") == "lots"
+    )
     browser.click(".errors a")
-    assert browser.run("return getSelection().toString()") == "        steps: lots  # mine"
+    assert (
+        browser.run("return getSelection().toString()") == "        steps: lots  # mine"
+    )
     browser.press("Tab")
-    assert browser.run("return document.activeElement.id") != "yaml", "Tab leaves the editor"
+    assert browser.run("return document.activeElement.id") != "yaml", (
+        "Tab leaves the editor"
+    )
     typed(browser, "#f-1", "3")
     browser.wait_for("document.querySelector('.verdict.good')")
-    assert "steps: 3     # mine" in browser.run("return document.getElementById('yaml').value")
+    assert "steps: 3     # mine" in browser.run(
+        "return document.getElementById('yaml').value"
+    )
     browser.click("details.keys > summary")
     browser.wait_for("document.querySelectorAll('.key').length > 200")
     typed(browser, "[name=wanted]", "caption_dropout_rate")
     browser.wait_for("document.querySelectorAll('.key').length < 5")
     typed(browser, ".key input", "0.5")
-    browser.wait_for("document.getElementById('yaml').value.includes('caption_dropout_rate: 0.5')")
+    browser.wait_for(
+        "document.getElementById('yaml').value.includes('caption_dropout_rate: 0.5')"
+    )
     assert browser.errors() == [] and browser.requests_elsewhere() == []
     for width, dark in ((360, False), (360, True), (1280, True)):
         browser.open(f"{address}/new?dataset=40_photo", width, dark=dark)
-        browser.run("for (const each of document.querySelectorAll('details')) each.open = true")
+        browser.run(
+            "for (const each of document.querySelectorAll('details')) each.open = true"
+        )
         browser.wait_for("document.querySelectorAll('.key').length > 200")
         assert browser.is_as_wide_as_the_window()
     typed(browser, "#f-1", "2")
@@ -528,20 +756,34 @@ def at_fields(page: Page) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("changes", "field", "words", "listed"),
     [
-        ({FOLDER: ""}, "folder", "Choose a folder of images.", "Images: Choose a folder of images."),
+        (
+            {FOLDER: ""},
+            "folder",
+            "Choose a folder of images.",
+            "Images: Choose a folder of images.",
+        ),
         ({NAME: ""}, "name", "Give the run a name.", "Name: Give the run a name."),
         ({MODEL: ""}, "model", "Choose a model.", "Model: Choose a model."),
         ({STEPS: "many"}, "1", "'many' is not a whole number", "Steps: 'many' is not"),
-        ({"key:datasets[].control_path": "none"}, "control", "'none' does not exist", "Control images: 'none'"),
+        (
+            {"key:datasets[].control_path": "none"},
+            "control",
+            "'none' does not exist",
+            "Control images: 'none'",
+        ),
     ],
 )
-def test_an_error_stands_at_its_field_in_its_words(client, changes, field, words, listed):
+def test_an_error_stands_at_its_field_in_its_words(
+    client, changes, field, words, listed
+):
     page = Page(client, "/new?dataset=40_photo").fill(changes, "start")
     assert page.answer.status_code == 400
     assert list(at_fields(page)) == [field] and words in at_fields(page)[field]
     (error,) = page.errors()
     assert listed in error and f'<a href="#f-{field}">' in page.answer.text
-    (chosen,) = re.findall(r"<(?:input|select|textarea)[^>]*autofocus", page.answer.text)
+    (chosen,) = re.findall(
+        r"<(?:input|select|textarea)[^>]*autofocus", page.answer.text
+    )
     assert f'id="f-{field}"' in chosen and 'aria-invalid="true"' in chosen
 
 
@@ -551,21 +793,36 @@ def test_images_that_cannot_be_used_are_named_at_the_field_of_the_images(client,
         Image.new("RGB", (96, 96), "red").save(ui.datasets / "eyes" / f"{place}.png")
     page = Page(client, "/new?dataset=eyes").press("check")
     told = at_fields(page)
-    assert list(told) == ["folder"] and "b.png: has no control image 'b' in 'datasets/eyes/before'" in told["folder"]
+    assert (
+        list(told) == ["folder"]
+        and "b.png: has no control image 'b' in 'datasets/eyes/before'"
+        in told["folder"]
+    )
 
 
-def test_the_small_model_says_what_it_draws_and_is_not_the_first_for_photographs(client, ui):
+def test_the_small_model_says_what_it_draws_and_is_not_the_first_for_photographs(
+    client, ui
+):
     named = f'<option value="{EXAMPLES / "tiny_mascots"}">Tiny mascots: draws flat mascots only; for trying out'
-    assert named.replace('">', '" selected>') in client.get("/new?dataset=40_photo").text
+    assert (
+        named.replace('">', '" selected>') in client.get("/new?dataset=40_photo").text
+    )
     shutil.copytree(PHOTOS, ui.datasets / "camera")
     page = Page(client, "/new?dataset=camera")
     assert page.form.fields[MODEL] == EDIT and named in page.answer.text
     assert "photographs become mush" not in page.answer.text
     page.fill({"other:model.name_or_path": str(EXAMPLES / "tiny_mascots")}, "search")
-    assert "The small model draws flat mascots only: photographs become mush." in page.answer.text
-    for number in range(3):  # drawings as large as photographs are more than it can draw too
+    assert (
+        "The small model draws flat mascots only: photographs become mush."
+        in page.answer.text
+    )
+    for number in range(
+        3
+    ):  # drawings as large as photographs are more than it can draw too
         (ui.datasets / "drawn").mkdir(exist_ok=True)
-        Image.new("RGB", (600, 400), "red").save(ui.datasets / "drawn" / f"{number}.png")
+        Image.new("RGB", (600, 400), "red").save(
+            ui.datasets / "drawn" / f"{number}.png"
+        )
     assert Page(client, "/new?dataset=drawn").form.fields[MODEL] == EDIT
 
 
@@ -575,65 +832,116 @@ def test_a_plan_that_needs_a_gpu_offers_the_small_model(client, ui, queued):
     page = Page(client, "/new?dataset=camera").press("check")
     (refused,) = page.errors()
     assert "no such device can be used here" in refused and refused.endswith(TO_TRY)
-    assert '<button name="action" value="small">Try it with the small model</button>' in page.answer.text
+    assert (
+        '<button name="action" value="small">Try it with the small model</button>'
+        in page.answer.text
+    )
     page.press("small")
-    assert page.form.fields[MODEL] == str(EXAMPLES / "tiny_mascots") and "Ready to start" in page.form.text
-    assert page.form.fields["key:datasets[].resolution"] == "128" and 'value="small"' not in page.answer.text
+    assert (
+        page.form.fields[MODEL] == str(EXAMPLES / "tiny_mascots")
+        and "Ready to start" in page.form.text
+    )
+    assert (
+        page.form.fields["key:datasets[].resolution"] == "128"
+        and 'value="small"' not in page.answer.text
+    )
     assert page.press("start").answer.headers["location"] == "/queue/000001"
 
 
-def test_the_name_of_a_finished_run_is_taken_and_the_next_free_one_is_offered(client, ui, queued):
+def test_the_name_of_a_finished_run_is_taken_and_the_next_free_one_is_offered(
+    client, ui, queued
+):
     (ui.output / "zuzu").mkdir(parents=True)
     document = {"name": "zuzu", "status": "finished", "step": 240, "steps": 240}
     (ui.output / "zuzu" / "run.json").write_text(json.dumps(document))
     (ui.output / "zuzu" / "zuzu.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     page = Page(client, "/new?dataset=40_photo")
-    without = re.sub(r"(?m)^( +)save_every: ", r"\1states: never\n\1save_every: ", page.yaml)
+    without = re.sub(
+        r"(?m)^( +)save_every: ", r"\1states: never\n\1save_every: ", page.yaml
+    )
     page.fill({"yaml": without, NAME: "zuzu"}, "save")
     page = Page(client, "/jobs/zuzu.yaml")
     for action in ("check", "start"):
         page.press(action)
-        assert page.errors() == ["The name zuzu is taken by a finished run."] and "Ready to start" not in page.form.text
+        assert (
+            page.errors() == ["The name zuzu is taken by a finished run."]
+            and "Ready to start" not in page.form.text
+        )
     assert page.answer.status_code == 400 and queued == []
-    assert '<button name="action" value="rename">Name it zuzu_2</button>' in page.answer.text
+    assert (
+        '<button name="action" value="rename">Name it zuzu_2</button>'
+        in page.answer.text
+    )
     page.press("rename")
     assert page.form.fields[NAME] == "zuzu_2" and "Ready to start" in page.form.text
     assert "Name it" not in page.form.text
-    assert page.press("start").answer.status_code == 303 and queued == [(["config/zuzu_2.yaml"], "zuzu_2")]
-    assert 'name: "zuzu"' in (ui.jobs / "zuzu.yaml").read_text(encoding="utf-8"), "its own file stays"
+    assert page.press("start").answer.status_code == 303 and queued == [
+        (["config/zuzu_2.yaml"], "zuzu_2")
+    ]
+    assert 'name: "zuzu"' in (ui.jobs / "zuzu.yaml").read_text(encoding="utf-8"), (
+        "its own file stays"
+    )
 
 
-def test_a_second_job_of_a_dataset_has_another_name_and_the_same_trigger_word(client, ui):
+def test_a_second_job_of_a_dataset_has_another_name_and_the_same_trigger_word(
+    client, ui
+):
     (ui.output / "photo").mkdir(parents=True)
     page = client.get("/new?dataset=40_photo").text
-    assert 'name="key:config.name" value="photo_2"' in page and 'name="key:trigger_word" value="phtx"' in page
+    assert (
+        'name="key:config.name" value="photo_2"' in page
+        and 'name="key:trigger_word" value="phtx"' in page
+    )
 
 
 def test_a_folder_named_after_a_person_gives_a_word_that_no_model_knows(client, ui):
     shutil.copytree(PHOTOS, ui.datasets / "20_Anna Smith")
     page = Page(client, "/new?dataset=20_Anna Smith")
-    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == ("Anna_Smith", "annsmt")
+    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == (
+        "Anna_Smith",
+        "annsmt",
+    )
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_a_dataset_of_the_menu_brings_what_create_a_job_brings(client, ui):
-    """Name, trigger word and what was chosen on its page, as long as nobody has typed into these fields."""
-    for name, asked in {"20_zumi owl": {"trigger": "zumi", "resolution": 768}, "other": {}}.items():
+    """Name, trigger word and what was chosen on its page, as long as nobody has typed
+    into these fields."""
+    for name, asked in {
+        "20_zumi owl": {"trigger": "zumi", "resolution": 768},
+        "other": {},
+    }.items():
         shutil.copytree(ui.datasets / "40_photo", ui.datasets / name)
         keep_view(open_dataset(ui, name), asked)
     page = Page(client, "/new")
-    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == ("my_character", "mychrc")
+    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == (
+        "my_character",
+        "mychrc",
+    )
     for name in ("20_zumi owl", "other", "20_zumi owl"):
         page.fill({FOLDER: f"datasets/{name}"})
-        assert page.yaml.split() == Page(client, f"/new?dataset={name}").yaml.split(), name
-    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == ("zumi_owl", "zumi")
+        assert page.yaml.split() == Page(client, f"/new?dataset={name}").yaml.split(), (
+            name
+        )
+    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == (
+        "zumi_owl",
+        "zumi",
+    )
     assert page.form.fields["key:datasets[].resolution"] == "768"
     page.fill({NAME: "mine", "key:datasets[].resolution": "256"})
     page.fill({FOLDER: "datasets/other"})
-    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == ("mine", "othr")
+    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == (
+        "mine",
+        "othr",
+    )
     assert page.form.fields["key:datasets[].resolution"] == "256"
-    page = Page(client, "/new").fill({FOLDER: "datasets/other", "key:trigger_word": "own"})
-    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == ("other", "own"), "typed at the same time"
+    page = Page(client, "/new").fill(
+        {FOLDER: "datasets/other", "key:trigger_word": "own"}
+    )
+    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == (
+        "other",
+        "own",
+    ), "typed at the same time"
     page = Page(client, "/new?example=quickstart.yaml").fill({FOLDER: "datasets/other"})
     assert page.form.fields[NAME] == "quickstart"
 
@@ -643,48 +951,74 @@ def test_a_proposed_name_is_one_that_the_command_line_takes(client, ui):
         shutil.copytree(PHOTOS, ui.datasets / dataset)
         name = Page(client, f"/new?dataset={dataset}").form.fields[NAME]
         assert NewConfig(type="new", job_name=name, folder="datasets").job_name == name
-        assert name == {"zumi my owl": "zumi_my_owl", "…": "my_character"}.get(dataset, "été_1")
+        assert name == {"zumi my owl": "zumi_my_owl", "…": "my_character"}.get(
+            dataset, "été_1"
+        )
 
 
 def test_without_a_gpu_the_page_promises_none(client, ui):
     page = Page(client, "/new?dataset=40_photo")
     assert page.form.fields["card"] == "" and "no GPU here" in page.answer.text
     page.press("check")
-    assert "which this machine does not have" in page.answer.text or "on the GPU" not in page.answer.text
+    assert (
+        "which this machine does not have" in page.answer.text
+        or "on the GPU" not in page.answer.text
+    )
 
 
 def test_the_other_rank_key_follows_where_it_is_equal(client, ui):
     page = Page(client, "/new?dataset=40_photo")
-    page.fill({"yaml": page.yaml.replace("linear_alpha: 32", "linear_alpha: 16"), "key:network.linear": "16"})
+    page.fill(
+        {
+            "yaml": page.yaml.replace("linear_alpha: 32", "linear_alpha: 16"),
+            "key:network.linear": "16",
+        }
+    )
     page.fill({"key:network.linear": "8"})
     assert "linear: 8\n" in page.yaml and "linear_alpha: 8\n" in page.yaml
-    page.fill({"yaml": page.yaml.replace("linear_alpha: 8", "linear_alpha: 4")}).fill({"key:network.linear": "32"})
+    page.fill({"yaml": page.yaml.replace("linear_alpha: 8", "linear_alpha: 4")}).fill(
+        {"key:network.linear": "32"}
+    )
     assert "linear: 32\n" in page.yaml and "linear_alpha: 4\n" in page.yaml
 
 
 def test_a_copy_of_a_job_names_its_own_folder_in_comments(client, ui):
     for address in ("/new?example=quickstart.yaml", "/new?dataset=40_photo"):
         (ui.output / "quickstart").mkdir(parents=True, exist_ok=True)
-        assert "output/quickstart/" not in Page(client, address).yaml.replace("output/quickstart_", "")
+        assert "output/quickstart/" not in Page(client, address).yaml.replace(
+            "output/quickstart_", ""
+        )
 
 
 def test_commands_and_keys_in_what_the_check_says_lead_to_the_page(client, ui):
     (ui.datasets / "40_photo" / "coffee.txt").unlink()
     page = Page(client, "/new?dataset=40_photo").fill({"key:trigger_word": ""})
     assert '<a href="/tools/lint">lint</a> shows the crops' in page.answer.text
-    assert '<a href="#f-instruction">&#x27;default_caption&#x27;</a>' in page.answer.text.replace("&#39;", "&#x27;")
-    assert 'id="f-instruction"' in page.answer.text and "search:default_caption" not in page.answer.text
+    assert (
+        '<a href="#f-instruction">&#x27;default_caption&#x27;</a>'
+        in page.answer.text.replace("&#39;", "&#x27;")
+    )
+    assert (
+        'id="f-instruction"' in page.answer.text
+        and "search:default_caption" not in page.answer.text
+    )
     page.press("search:caption_dropout_rate")
     assert page.form.fields["wanted"] == "caption_dropout_rate"
     assert "key:datasets[].caption_dropout_rate" in page.form.fields
 
 
 def test_a_key_in_a_message_leads_to_its_field_or_to_the_search():
-    fields = {"datasets[].default_caption": "f-instruction", "model.name_or_path": "f-model"}
+    fields = {
+        "datasets[].default_caption": "f-instruction",
+        "model.name_or_path": "f-model",
+    }
     for said, leads in (
         ("default_caption", 'href="#f-instruction"'),
         ("datasets[].default_caption", 'href="#f-instruction"'),
-        ("validation.default_caption", 'value="search:default_caption" formaction="/new#keys"'),
+        (
+            "validation.default_caption",
+            'value="search:default_caption" formaction="/new#keys"',
+        ),
         ("caption_ext: json", 'value="search:caption_ext" formaction="/new#keys"'),
     ):
         assert leads in linked(f"or give '{said}'", fields)

@@ -44,18 +44,32 @@ def many(ui: Ui) -> Ui:  # noqa: F811
     for number in range(RUNS):
         folder = ui.output / f"run_{number:04d}"
         folder.mkdir()
-        status = {"status": "finished", "step": number, "steps": RUNS, "name": folder.name}
+        status = {
+            "status": "finished",
+            "step": number,
+            "steps": RUNS,
+            "name": folder.name,
+        }
         status["updated"] = f"2026-11-01T{number // 60:02d}:{number % 60:02d}:00Z"
         (folder / "run.json").write_text(json.dumps(status))
         (folder / "config.yaml").touch()
-        (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.5}\n')
+        (folder / "metrics.jsonl").write_text(
+            '{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.5}\n'
+        )
         for path in (folder / "run.json", folder / "metrics.jsonl", folder):
             os.utime(path, (then, then))
     (ui.datasets / "d").mkdir()
     return ui
 
 
-PAGES = ("/", "/runs/run_0500", "/compare?run=run_0001&run=run_0002", "/system", "/datasets/d", "/?q=run_09")
+PAGES = (
+    "/",
+    "/runs/run_0500",
+    "/compare?run=run_0001&run=run_0002",
+    "/system",
+    "/datasets/d",
+    "/?q=run_09",
+)
 
 
 def test_pages_open_few_files_and_are_small(
@@ -70,19 +84,27 @@ def test_pages_open_few_files_and_are_small(
     for path in PAGES:
         opened.clear()
         answer = client.get(path, headers={"accept": "text/html"})
-        of_runs = [name for name in opened if name.startswith(str(many.output / "run_"))]
+        of_runs = [
+            name for name in opened if name.startswith(str(many.output / "run_"))
+        ]
         assert len(answer.content) < 200_000, path
         assert len(of_runs) <= 30, (path, of_runs)
-    (many.output / "run_0123" / "run.json").write_text('{"status": "failed", "name": "anew"}')
+    (many.output / "run_0123" / "run.json").write_text(
+        '{"status": "failed", "name": "anew"}'
+    )
     opened.clear()
     assert "anew" in client.get("/?q=failed").text
     assert {name for name in opened if name.startswith(str(many.output / "run_"))} <= {
-        str(many.output / "run_0123" / name) for name in ("run.json", "run.lock", "metrics.jsonl", "samples")
+        str(many.output / "run_0123" / name)
+        for name in ("run.json", "run.lock", "metrics.jsonl", "samples")
     }
 
 
 @pytest.mark.slow
-def test_fifty_runs_are_on_a_page_and_all_on_one_of_them(many: Ui, client: TestClient) -> None:  # noqa: F811
+def test_fifty_runs_are_on_a_page_and_all_on_one_of_them(
+    many: Ui,
+    client: TestClient,  # noqa: F811
+) -> None:
     def shown(address: str) -> list[str]:
         return re.findall(r'data-run="(\w+)"', client.get(address).text)
 
@@ -92,14 +114,24 @@ def test_fifty_runs_are_on_a_page_and_all_on_one_of_them(many: Ui, client: TestC
     assert shown("/?page=99") == wanted[-50:]
     assert shown("/?q=run_09&page=2") == wanted[50:100]
     first = client.get("/?q=run_09").text
-    assert 'href="/?page=2&amp;q=run_09"' in first and "1 of 2, 100 runs" in first and 'rel="prev"' not in first
+    assert (
+        'href="/?page=2&amp;q=run_09"' in first
+        and "1 of 2, 100 runs" in first
+        and 'rel="prev"' not in first
+    )
     found = client.get("/", headers={"accept": "application/json"}).json()
     assert [row["id"] for row in found] == wanted and found[0]["step"] == RUNS - 1
 
 
-def test_what_takes_long_is_asked_once(ui: Ui, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_what_takes_long_is_asked_once(
+    ui: Ui,  # noqa: F811
+    client: TestClient,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(system, "run_py", lambda *words: (asked.append(words), (0, "", ""))[1])
+    monkeypatch.setattr(
+        system, "run_py", lambda *words: (asked.append(words), (0, "", ""))[1]
+    )
     for _ in range(3):
         client.get("/system")
     assert asked == [("--list-extensions",)]
@@ -108,7 +140,10 @@ def test_what_takes_long_is_asked_once(ui: Ui, client: TestClient, monkeypatch: 
 def test_a_comparison_takes_any_run(many: Ui, client: TestClient) -> None:  # noqa: F811
     text = client.get("/compare?run=run_0001&run=run_0999").text
     assert text.count("<datalist") == 1 and text.count('<option value="run_0500"') == 1
-    assert re.findall(r'<input name="run"[^>]* value="(\w+)"', text) == ["run_0001", "run_0999"]
+    assert re.findall(r'<input name="run"[^>]* value="(\w+)"', text) == [
+        "run_0001",
+        "run_0999",
+    ]
 
 
 def test_hostile_names_are_text_in_the_lists(ui: Ui, client: TestClient) -> None:  # noqa: F811
