@@ -810,11 +810,10 @@ def check_arguments(
         parser.error(
             "no config file given, for example config/examples/quickstart.yaml"
         )
-    ours = [
-        flag
-        for flag in ("name", "restart-from")
-        if getattr(arguments, flag.replace("-", "_"))
-    ]
+    ours = []
+    for flag in ("name", "restart-from"):
+        if getattr(arguments, flag.replace("-", "_")):
+            ours.append(flag)
     if len(arguments.configs) > 1:
         for flag in (*arguments.flags, *ours):
             parser.error(f"--{flag} with several configs: give one config.")

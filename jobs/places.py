@@ -34,10 +34,8 @@ def _placed(error: DataErrors, places: Mapping[Path, str]) -> Iterator[Diagnosti
             yield from mistakes
             continue
         own = [mistake for mistake in mistakes if Path(mistake.place) == named]
-        yield from (
-            Diagnostic((places[named],), f"{str(named)!r}: {mistake.message}")
-            for mistake in own
-        )
+        for mistake in own:
+            yield Diagnostic((places[named],), f"{str(named)!r}: {mistake.message}")
         others = [mistake for mistake in mistakes if Path(mistake.place) != named]
         if others:
             if all(mistake.place.startswith(f"{named}:") for mistake in others):

@@ -35,16 +35,14 @@ def read_seeds(text: str) -> tuple[int, ...]:
 def run_folders(config: JobConfig) -> list[Path]:
     """The folders of the processes of a job that train."""
     job = JobContext(config.name)
-    sections = [
-        entry.section
-        for entry in config.processes
-        if isinstance(entry.section, ProcessConfig)
-    ]
-    folders = [
-        section.run_folder(job)
-        for section in sections
-        if hasattr(section, "training_seed")
-    ]
+    sections = []
+    for entry in config.processes:
+        if isinstance(entry.section, ProcessConfig):
+            sections.append(entry.section)
+    folders = []
+    for section in sections:
+        if hasattr(section, "training_seed"):
+            folders.append(section.run_folder(job))
     return [folder for folder in folders if folder]
 
 

@@ -99,9 +99,10 @@ class ClassSource:
     def own_method(self, name: str) -> Function | None:
         """The method of that name which the class itself defines."""
         body = self.node.body if self.node else []
-        own = [
-            node for node in body if isinstance(node, Function) and node.name == name
-        ]
+        own = []
+        for node in body:
+            if isinstance(node, Function) and node.name == name:
+                own.append(node)
         return own[-1] if own else None  # those above it are its overloads
 
 
@@ -136,11 +137,10 @@ def missing_package(name: str) -> str:
     def folded(text: str) -> str:
         return re.sub(r"[-_.]+", "-", text).lower()
 
-    owned = [
-        module
-        for module, owners in packages_distributions().items()
-        if folded(name) in map(folded, owners)
-    ]
+    owned = []
+    for module, owners in packages_distributions().items():
+        if folded(name) in map(folded, owners):
+            owned.append(module)
     public = [module for module in owned if not module.startswith("_")]
     if not public:
         return f"there is no package {name!r} here. Is it installed, and spelled right?"

@@ -228,11 +228,9 @@ class ExtensionTable:
         if asked:
             raise UserError("\n".join(map(str, asked)))
         lines = [f"unknown process type {uid!r}. {self._remedy(uid)}"]
-        lines += [
-            f"'--without {one.without}' leaves it out."
-            for one in self.hidden
-            if one.concerns(uid)
-        ]
+        for one in self.hidden:
+            if one.concerns(uid):
+                lines.append(f"'--without {one.without}' leaves it out.")
         raise UserError("\n".join([*lines, *map(str, self.broken)]))
 
     def _remedy(self, uid: str) -> str:
@@ -294,9 +292,9 @@ class ExtensionTable:
 
     def tools(self) -> dict[str, str]:
         """The uids of the tools, each with its purpose."""
-        purposes = {
-            found.uid: getattr(found.extension, "purpose", "") for found in self.found
-        }
+        purposes = {}
+        for found in self.found:
+            purposes[found.uid] = getattr(found.extension, "purpose", "")
         return {uid: purpose for uid, purpose in sorted(purposes.items()) if purpose}
 
     def stages(self) -> dict[str, list[str]]:
@@ -328,12 +326,10 @@ class ExtensionTable:
         """The table that `--list-extensions` prints."""
         rows = [("type", "name", "folder")]
         rows += [(found.uid, found.name, str(found.folder)) for found in self.found]
-        rows += [
-            ("-", "lists no process types", str(folder)) for folder in self.skipped
-        ]
-        rows += [
-            ("broken", broken.reason, str(broken.folder)) for broken in self.broken
-        ]
+        for folder in self.skipped:
+            rows.append(("-", "lists no process types", str(folder)))
+        for broken in self.broken:
+            rows.append(("broken", broken.reason, str(broken.folder)))
         widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:2]]
         return "\n".join(
             f"{uid:{widths[0]}}  {name:{widths[1]}}  {folder}"

@@ -33,11 +33,10 @@ def missing_parts(error: BaseException) -> str:
         0
     ] not in ("toolkit", "jobs"):
         return ""
-    files = [
-        frame.filename
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).is_file()
-    ]
+    files = []
+    for frame in traceback.extract_tb(error.__traceback__):
+        if Path(frame.filename).is_file():
+            files.append(frame.filename)
     lines: list[str] = []
     for node in ast.walk(ast.parse(Path(files[-1]).read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and not node.level and node.module:

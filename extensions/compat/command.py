@@ -188,9 +188,8 @@ def commands(text: str) -> Iterator[list[_Word]]:
                 yield known.after_assignments(words)
                 words = []
             elif not (to_file or waits):
-                words += [
-                    word._replace(is_open=is_open) for word in known.words(raw, place)
-                ]
+                for word in known.words(raw, place):
+                    words.append(word._replace(is_open=is_open))
             waits = to_file and is_name_missing
             if is_last:
                 yield known.after_assignments(words)
@@ -228,11 +227,10 @@ def stray_flags(text: str) -> Iterator[tuple[SourceLocation, str]]:
         first = words[0] if words else None
         was_above = is_above
         is_above = first is not None and parted(words)[0] is not None
-        flags = {
-            word.text[2:].partition("=")[0]
-            for word in words
-            if word.text.startswith("--")
-        }
+        flags = set()
+        for word in words:
+            if word.text.startswith("--"):
+                flags.add(word.text[2:].partition("=")[0])
         is_end = was_above and not is_above and not flags.isdisjoint(ROWS)
         if first is None or not (is_end or _FLAG.match(first.text)):
             continue
@@ -463,11 +461,10 @@ def with_flags(
 ) -> dict[str, ConfigNode]:
     """Options with those of a text in which a front end keeps flags for which it has no
     field."""
-    words = [
-        word._replace(at=text.value_at)
-        for command in commands(str(text.value))
-        for word in command
-    ]
+    words = []
+    for command in commands(str(text.value)):
+        for word in command:
+            words.append(word._replace(at=text.value_at))
     known = dict(given)
     for name, node in _flags(words, diagnostics).items():
         _add(known, name, node, diagnostics)

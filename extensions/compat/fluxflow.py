@@ -134,11 +134,10 @@ class _Guide:
         for section in (TRAINING, OUTPUT):
             node = root.value.get(section)
             if node is not None and isinstance(node.value, dict):
-                others = {
-                    key: child
-                    for key, child in node.value.items()
-                    if key != "output_path"
-                }
+                others = {}
+                for key, child in node.value.items():
+                    if key != "output_path":
+                        others[key] = child
                 root = replace(
                     root, value={**root.value, section: replace(node, value=others)}
                 )
@@ -371,11 +370,10 @@ class _Reader:
         pipeline = self.shared.get("pipeline")
         if pipeline is None:
             node = self.root.child(TRAINING) or self.root
-            given = {
-                key: child
-                for key, child in self.shared.items()
-                if STEPS in KEYS[key].places
-            }
+            given = {}
+            for key, child in self.shared.items():
+                if STEPS in KEYS[key].places:
+                    given[key] = child
             step = self._step(node_at(node, DEFAULT_STEP), node, {}, given, pipeline)
             return [step] if step else []
         known = ("steps", "defaults", "datasets", "default_dataset")
@@ -445,11 +443,10 @@ class _Reader:
     ) -> _Step | None:
         """The step, or None where it trains nothing. given: what it says itself."""
         of_pipeline = {**defaults, **given}
-        shared = {
-            key: child
-            for key, child in self.shared.items()
-            if key not in ("name", "pipeline")
-        }
+        shared = {}
+        for key, child in self.shared.items():
+            if key not in ("name", "pipeline"):
+                shared[key] = child
         if any(mode in of_pipeline for mode in MODES):
             shared = {key: child for key, child in shared.items() if key not in MODES}
         dataset = self._named_dataset(of_pipeline.get("dataset"), pipeline)
@@ -816,11 +813,10 @@ class _Reader:
     def _lr(self, step: _Step) -> Any:
         if "lr" in step.values:
             return step.values["lr"]
-        given = [
-            role
-            for role in step.roles()
-            if "lr" in step.optimizers.optimizer(role) or role in self.rates
-        ]
+        given = []
+        for role in step.roles():
+            if "lr" in step.optimizers.optimizer(role) or role in self.rates:
+                given.append(role)
         if len(given) < len(step.roles()):
             note = f"step {step.name.value!r} has no 'lr': {DEFAULT_LR:g}, at which random weights hardly move."
             self.diagnostics.warn(
@@ -1094,10 +1090,11 @@ def sized(vae_dim: int) -> dict[str, Any]:
     full size meets the fewest channels, since that is where the memory goes. Latents
     have an eighth of it as channels, at least 4 and at most 16.
     """
-    widths = [
-        max(CHANNEL_STEP, vae_dim // share // CHANNEL_STEP * CHANNEL_STEP)
-        for share in (4, 2, 1, 1)
-    ]
+    widths = []
+    for share in (4, 2, 1, 1):
+        widths.append(
+            max(CHANNEL_STEP, vae_dim // share // CHANNEL_STEP * CHANNEL_STEP)
+        )
     return {
         "block_out_channels": widths,
         "down_block_types": ["DownEncoderBlock2D"] * len(widths),
@@ -1177,8 +1174,9 @@ def _output_paths(root: ConfigNode) -> Iterator[ConfigNode]:
 def _places(key: str) -> str:
     """Where a key of the guide belongs; empty for one that it does not have."""
     places = KEYS[key].places if key in KEYS else ()
-    named = [
-        f"'{TRAINING}.pipeline.steps[]'" if place == STEPS else repr(place)
-        for place in places
-    ]
+    named = []
+    for place in places:
+        named.append(
+            f"'{TRAINING}.pipeline.steps[]'" if place == STEPS else repr(place)
+        )
     return " or ".join(named)

@@ -62,17 +62,17 @@ class FluxflowFiles(Callback):
         self._name_metrics()
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
-        rates = {
-            name: rate for name, rate in result.lr_by_group.items() if name in run.roles
-        }
+        rates = {}
+        for name, rate in result.lr_by_group.items():
+            if name in run.roles:
+                rates[name] = rate
         self._rates[result.step] = rates or dict.fromkeys(run.roles, result.lr)
         if not result.compiled:
             self._step_s = result.step_s
         step_s = result.step_s if self._step_s is None else self._step_s
-        values = {
-            name: value if math.isfinite(value) else None
-            for name, value in result.logged().items()
-        }
+        values = {}
+        for name, value in result.logged().items():
+            values[name] = value if math.isfinite(value) else None
         line = {
             "step": result.step,
             "epoch": result.epoch,

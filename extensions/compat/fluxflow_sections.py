@@ -40,10 +40,9 @@ class _Section(BaseModel):
 def section_of(place: str) -> type[BaseModel]:
     """The model of a section, of a step or of an entry of the datasets; each key may be
     left out."""
-    kinds = {
-        name: _annotation(KEYS[name])
-        for name in names_in(DATA if place == DATASETS else place)
-    }
+    kinds = {}
+    for name in names_in(DATA if place == DATASETS else place):
+        kinds[name] = _annotation(KEYS[name])
     if place == DATASETS:
         kinds |= {name: _KINDS[kind] for name, kind in _OF_DATASETS.items()}
     fields: dict[str, Any] = {name: (kind | None, None) for name, kind in kinds.items()}
@@ -57,9 +56,10 @@ def kind_of(key: str) -> Kind:
 
 def _annotation(key: Key) -> Any:
     bounds = {"ge": key.least, "le": key.most}
-    given: dict[str, Any] = {
-        name: bound for name, bound in bounds.items() if math.isfinite(bound)
-    }
+    given: dict[str, Any] = {}
+    for name, bound in bounds.items():
+        if math.isfinite(bound):
+            given[name] = bound
     return Annotated[_KINDS[key.kind], Field(**given)]
 
 

@@ -246,9 +246,10 @@ class _Reader:
         more = level.get("additional_parameters")
         if more is None or more.is_blank:
             return level
-        known = {
-            key: node for key, node in level.items() if key != "additional_parameters"
-        }
+        known = {}
+        for key, node in level.items():
+            if key != "additional_parameters":
+                known[key] = node
         with_flags: Level = load_object(FOREIGN_OPTIONS)(known, more, self.diagnostics)
         return with_flags
 
@@ -602,11 +603,10 @@ class _Reader:
             "disable_prompt_enhancement" not in self.given
             or not self.given["disable_prompt_enhancement"].value
         )
-        given = {
-            ours: self.given[key]
-            for key, ours in OF_SAMPLES.items()
-            if written and key in self.given
-        }
+        given = {}
+        for key, ours in OF_SAMPLES.items():
+            if written and key in self.given:
+                given[ours] = self.given[key]
         for key, value in SAMPLES.items():
             self._set(f"sample.{key}", _their(key, value), self.process)
         for key, node in given.items():
@@ -692,11 +692,10 @@ class _Reader:
         dataset: dict[str, Any] = {}
         given = self._with_texts(given)
         sized = {"resolution", "enable_bucket", "bucket_no_upscale", "batch_size"}
-        of_controls = {
-            key
-            for key in OF_DATASETS
-            if "control" in key and key != "control_directory"
-        }
+        of_controls = set()
+        for key in OF_DATASETS:
+            if "control" in key and key != "control_directory":
+                of_controls.add(key)
         for key, node in given.items():
             if key not in OF_DATASETS:
                 if key in ROWS:
@@ -860,11 +859,10 @@ class _Reader:
         self.lost = [
             node for node in self.lost if not self.diagnostics.reported(node.path)
         ]
-        absolute = [
-            str(node.value).replace("\\", "/")
-            for node in self.lost
-            if is_absolute(str(node.value))
-        ]
+        absolute = []
+        for node in self.lost:
+            if is_absolute(str(node.value)):
+                absolute.append(str(node.value).replace("\\", "/"))
         try:
             old = os.path.commonpath([os.path.dirname(path) for path in absolute])
         except ValueError:  # none, or some begin with a drive
@@ -946,11 +944,10 @@ def model_of(paths: Mapping[str, str], version: str) -> NamedModel:
     """paths: of the keys of PARTS that are given, `dit` among them. version:
     `model_version` or what stands for it."""
     folders = {key: model_folder(path) for key, path in paths.items()}
-    files = [
-        key
-        for key, path in paths.items()
-        if path.endswith(FILE) or os.path.isfile(os.path.expanduser(path))
-    ]
+    files = []
+    for key, path in paths.items():
+        if path.endswith(FILE) or os.path.isfile(os.path.expanduser(path)):
+            files.append(key)
     alone = [key for key in files if folders[key] is None]
     folder = folders["dit"]
     model = paths["dit"]

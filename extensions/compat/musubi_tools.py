@@ -87,11 +87,10 @@ def tool_command(
     known: tool -> its flags. Raises UserError for commands that encode beforehand, of
     which the place is not known, and for one that lost its end.
     """
-    scripts = [
-        (script.text, flags)
-        for script, _, flags in map(parted, commands(text))
-        if script
-    ]
+    scripts = []
+    for script, _, flags in map(parted, commands(text)):
+        if script:
+            scripts.append((script.text, flags))
     if not scripts:
         return None
     first, first_flags = scripts[0]
@@ -184,9 +183,10 @@ def _model(given: dict[str, list[str]], tool: str, known: Collection[str]) -> li
     paths = {key: given.pop(key)[0] for key in PARTS if given.get(key)}
     if "dit" not in paths or "--model" not in known:
         return []
-    switches = [
-        VERSIONS[key] for key in VERSIONS if key in given and not given.pop(key)
-    ]
+    switches = []
+    for key in VERSIONS:
+        if key in given and not given.pop(key):
+            switches.append(VERSIONS[key])
     versions = given.pop("model_version", []) or switches or [VERSION]
     named = model_of(paths, versions[0])
     if tool == "merge":

@@ -319,21 +319,22 @@ def _paired(
             f"{len(factors)} multipliers for {len(paths.value)} of base_weights. Give one for each file.",
         )
     factors += [None] * (len(paths.value) - len(factors))
-    entries = [
-        replace(
-            path, value={"path": path, **({"multiplier": factor} if factor else {})}
+    entries = []
+    for path, factor in zip(paths.value, factors, strict=False):
+        entries.append(
+            replace(
+                path, value={"path": path, **({"multiplier": factor} if factor else {})}
+            )
         )
-        for path, factor in zip(paths.value, factors, strict=False)
-    ]
     return replace(paths, value=entries)
 
 
 def _switched(entries: Entries, diagnostics: Diagnostics) -> None:
     """`fp8_base`, `fp8_scaled` and `fp8_vl` as what they stand for. Alone, `fp8_base`
     is float8 with scales."""
-    given = {
-        key: entries.pop(key, None) for key in ("fp8_base", "fp8_scaled", "fp8_vl")
-    }
+    given = {}
+    for key in ("fp8_base", "fp8_scaled", "fp8_vl"):
+        given[key] = entries.pop(key, None)
     for key, node in list(given.items()):
         if node is not None and not isinstance(node.value, bool):
             diagnostics.error(node, "write true or false.")
@@ -392,9 +393,10 @@ def _reshape_network(
     _from_arguments(section, entries, diagnostics)
     kwargs = entries.get("network_kwargs")
     if kwargs is not None and isinstance(kwargs.value, dict):
-        rest = {
-            key: child for key, child in kwargs.value.items() if key not in _IN_KWARGS
-        }
+        rest = {}
+        for key, child in kwargs.value.items():
+            if key not in _IN_KWARGS:
+                rest[key] = child
         for key in kwargs.value.keys() - rest.keys():
             if not kwargs.value[key].is_blank:
                 entries[key] = merge_aliases(
@@ -424,9 +426,10 @@ def _from_arguments(
     section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
 ) -> None:
     arguments = entries.pop("network_args", None)
-    aliases = {
-        key: row.field for key, row in rows_of(section).items() if row.how == "is"
-    }
+    aliases = {}
+    for key, row in rows_of(section).items():
+        if row.how == "is":
+            aliases[key] = row.field
     known = {name: name for name in section.model_fields} | aliases
     if arguments is None:
         return
@@ -678,10 +681,9 @@ def read_pairs(node: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
     if isinstance(node.value, list):
         items = node.value
     else:
-        items = [
-            replace(node, value=text)
-            for text in _BETWEEN.split(str(node.value).strip())
-        ]
+        items = []
+        for text in _BETWEEN.split(str(node.value).strip()):
+            items.append(replace(node, value=text))
     pairs = {}
     for item in items:
         key, equals, value = str(item.value).partition("=")
@@ -737,10 +739,9 @@ def merged(
     """One mapping of two; a name that both have with unlike values is an error."""
     if given is None or not isinstance(given.value, dict):
         return given or more
-    both = {
-        key: merge_aliases(given.value.get(key), child, diagnostics)
-        for key, child in more.value.items()
-    }
+    both = {}
+    for key, child in more.value.items():
+        both[key] = merge_aliases(given.value.get(key), child, diagnostics)
     return replace(given, value={**given.value, **both})
 
 

@@ -35,11 +35,10 @@ class ExampleProcess(BaseExtensionProcess):
 
 def count_images(root: Path, suffixes: tuple[str, ...]) -> dict[str, int]:
     """Images by folder, relative to `root` (which is "."), in alphabetical order."""
-    files = [
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in suffixes and path.is_file()
-    ]
+    files = []
+    for path in root.rglob("*"):
+        if path.suffix.lower() in suffixes and path.is_file():
+            files.append(path)
     return dict(
         sorted(
             Counter(path.parent.relative_to(root).as_posix() for path in files).items()

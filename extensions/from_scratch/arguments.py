@@ -141,11 +141,10 @@ def faults(
     names may stand that the class does not know, and those that follow from the other
     parts."""
     parameters = _parameters(class_name)
-    given = {
-        name: value
-        for name, value in arguments.items()
-        if not of_file or name in parameters.model_fields
-    }
+    given = {}
+    for name, value in arguments.items():
+        if not of_file or name in parameters.model_fields:
+            given[name] = value
     mistakes = list(_of_other_types(class_name, parameters, given))
     mistakes = mistakes or [
         fault for name, value in given.items() for fault in _out_of_range(name, value)
@@ -204,9 +203,9 @@ def _as_written(value: Any, path: KeyPath) -> ConfigNode:
     """A value of a mapping as a node, without a place in a file."""
     inside = value
     if isinstance(value, dict):
-        inside = {
-            name: _as_written(each, (*path, name)) for name, each in value.items()
-        }
+        inside = {}
+        for name, each in value.items():
+            inside[name] = _as_written(each, (*path, name))
     elif isinstance(value, list):
         inside = [_as_written(each, (*path, index)) for index, each in enumerate(value)]
     at = SourceLocation(0, 0)
@@ -331,15 +330,14 @@ def _parameters(class_name: str) -> type[BaseModel]:
     declared: list[tuple[str, ast.expr | None, ast.expr | None]]
     if init:
         of_init = zip(init.args.args[1:], init.args.defaults, strict=True)
-        declared = [
-            (argument.arg, argument.annotation, default)
-            for argument, default in of_init
-        ]
+        declared = []
+        for argument, default in of_init:
+            declared.append((argument.arg, argument.annotation, default))
     else:  # a dataclass
         fields = (node for node in found.body if isinstance(node, ast.AnnAssign))
-        declared = [
-            (ast.unparse(node.target), node.annotation, node.value) for node in fields
-        ]
+        declared = []
+        for node in fields:
+            declared.append((ast.unparse(node.target), node.annotation, node.value))
     fields_of: dict[str, Any] = {
         # diffusers writes tuple[int] for any number of them.
         name: (

@@ -147,13 +147,13 @@ class Autoencoder:
     def config(self) -> dict[str, Any]:
         """The entries of config.json."""
         spade = {SPADE: True} if self.has_spade() else {}
-        own = {
-            key: value for key, value in self.module.config.items() if key[0] != "_"
-        }  # none of the file itself
-        plain = {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in own.items()
-        }
+        own = {}  # none of the file itself
+        for key, value in self.module.config.items():
+            if key[0] != "_":
+                own[key] = value
+        plain = {}
+        for key, value in own.items():
+            plain[key] = list(value) if isinstance(value, tuple) else value
         return {"_class_name": type(self.module).__name__, **spade, **plain}
 
 
@@ -347,14 +347,14 @@ def write_autoencoder(
     """Writes what `from_pretrained` of diffusers reads into an existing folder, and
     SPADE and the discriminator beside it. weights: the state dict, on the CPU. config:
     the entries of config.json."""
-    of_spade = {
-        name.removeprefix(PREFIX): tensor
-        for name, tensor in weights.items()
-        if name.startswith(PREFIX)
-    }
-    own = {
-        name: tensor for name, tensor in weights.items() if not name.startswith(PREFIX)
-    }
+    of_spade = {}
+    for name, tensor in weights.items():
+        if name.startswith(PREFIX):
+            of_spade[name.removeprefix(PREFIX)] = tensor
+    own = {}
+    for name, tensor in weights.items():
+        if not name.startswith(PREFIX):
+            own[name] = tensor
     write_safetensors_verified(folder / WEIGHTS, own, None)
     if of_spade:
         write_safetensors_verified(folder / SPADE_FILE, of_spade, None)

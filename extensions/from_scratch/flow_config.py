@@ -492,9 +492,10 @@ class FlowTrainerConfig(RolesSection):
         sides = zip(
             ("width", "height"), sides_of(self.datasets[0].resolution[0]), strict=True
         )
-        missing = {
-            key: side for key, side in sides if key not in self.sample.model_fields_set
-        }
+        missing = {}
+        for key, side in sides:
+            if key not in self.sample.model_fields_set:
+                missing[key] = side
         return self.sample.model_copy(update=missing).sample_items()
 
     def weights_dtype(self) -> str:
@@ -545,12 +546,11 @@ class FlowTrainerConfig(RolesSection):
             yield Diagnostic(("name",), message)
 
     def _check_references(self, job: JobContext) -> Iterator[Diagnostic]:
-        given: dict[KeyPath, tuple[str, ...]] = {
-            ("datasets", index, key): slots
-            for index, (key, slots) in enumerate(
-                dataset.references for dataset in self.datasets
-            )
-        }
+        given: dict[KeyPath, tuple[str, ...]] = {}
+        for index, (key, slots) in enumerate(
+            dataset.references for dataset in self.datasets
+        ):
+            given[("datasets", index, key)] = slots
         if self.sample and self.sample.also:
             yield Diagnostic(("sample", "also"), BESIDE_AN_ADAPTER)
         if self.sample and self.sample.vae_path:

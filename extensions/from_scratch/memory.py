@@ -93,9 +93,9 @@ def _counted(
     """With what stays beside a step. An optimizer keeps nothing for weights that no
     gradient reaches."""
     trained = step.trained
-    counts = {
-        role: sum(p.numel() for p in parameters) for role, parameters in trained.items()
-    }
+    counts = {}
+    for role, parameters in trained.items():
+        counts[role] = sum(p.numel() for p in parameters)
     optimizers = {role: section.role_optimizer(role) for role in trained}
     state = sum(
         optimizer_bytes(
@@ -113,10 +113,9 @@ def _counted(
         if VAE in trained
         else {}
     )
-    size = {
-        role: FLOAT if role == DISCRIMINATOR else DTYPE_BYTES[section.save.dtype]
-        for role in written
-    }
+    size = {}
+    for role in written:
+        size[role] = FLOAT if role == DISCRIMINATOR else DTYPE_BYTES[section.save.dtype]
     files = sum(size[role] * count for role, count in written.items())
     if section.save.states == "never":
         states = 0

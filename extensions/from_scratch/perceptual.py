@@ -80,25 +80,22 @@ def load_perceptual(backbone: Path) -> PerceptualDistance:
     Raises UserError where one of the two cannot be used.
     """
     network = PerceptualDistance()
-    weights = {
-        name: tensor
-        for name, tensor in _read(backbone).items()
-        if name.startswith("features.")
-    }
+    weights = {}
+    for name, tensor in _read(backbone).items():
+        if name.startswith("features."):
+            weights[name] = tensor
     heads = _read(heads_file())
-    named = {
-        f"heads.{index}": heads.get(f"lin{index}.model.1.weight")
-        for index in range(len(VGG_BLOCKS))
-    }
+    named = {}
+    for index in range(len(VGG_BLOCKS)):
+        named[f"heads.{index}"] = heads.get(f"lin{index}.model.1.weight")
     found = {
         **weights,
         **{name: tensor for name, tensor in named.items() if tensor is not None},
     }
-    expected = {
-        name: tensor.shape
-        for name, tensor in network.state_dict().items()
-        if "_C11" not in name
-    }
+    expected = {}
+    for name, tensor in network.state_dict().items():
+        if "_C11" not in name:
+            expected[name] = tensor.shape
     if {name: tensor.shape for name, tensor in found.items()} != expected:
         raise UserError(
             f"losses.lpips_backbone: {backbone} does not hold the weights of VGG16 (features.0.weight and so on). "

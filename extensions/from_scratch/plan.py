@@ -73,10 +73,9 @@ class Work(NamedTuple):
             references[bucket] = max(
                 references[bucket], len(item.sample.control_images)
             )
-        found = [
-            Work(min(most, count), *size, references[size])
-            for size, count in counts.items()
-        ]
+        found = []
+        for size, count in counts.items():
+            found.append(Work(min(most, count), *size, references[size]))
         if not found:
             multiple = section.size_multiple()
             largest = max(

@@ -145,9 +145,9 @@ def load_spade(autoencoder: Any, folder: Path) -> None:
         raise RunError(
             f"{file}: cannot be read ({error}), and config.json says that the decoder has it. Restore the file."
         ) from error
-    expected = {
-        name: tensor.shape for name, tensor in autoencoder.spade.state_dict().items()
-    }
+    expected = {}
+    for name, tensor in autoencoder.spade.state_dict().items():
+        expected[name] = tensor.shape
     if {name: tensor.shape for name, tensor in weights.items()} != expected:
         raise RunError(
             f"{file}: is not of the autoencoder beside it. Restore the file."

@@ -111,12 +111,11 @@ class FlowWriter(FolderWriter):
         self.along = along
 
     def copied(self, run: Run) -> Callable[[Path], None]:
-        weights = {
-            role: to_cpu_copies(
+        weights = {}
+        for role, network in self.networks.items():
+            weights[role] = to_cpu_copies(
                 network.export(run.roles[role].eval_weights()), self.save.dtype
             )
-            for role, network in self.networks.items()
-        }
         if self.along:
             weights |= self.along.copied(run, self.save.dtype)
         config = self.along.autoencoder.config() if self.along else {}  # as it is now
@@ -142,11 +141,10 @@ class FlowWriter(FolderWriter):
 
 
 def _write_text_encoder(part: Path, weights: Mapping[str, Tensor]) -> None:
-    own = {
-        name.removeprefix("encoder."): weight
-        for name, weight in weights.items()
-        if name.startswith("encoder.")
-    }
+    own = {}
+    for name, weight in weights.items():
+        if name.startswith("encoder."):
+            own[name.removeprefix("encoder.")] = weight
     write_safetensors_verified(part / TEXT_WEIGHTS, own, None)
     projection = weights.get("projection.weight")
     if projection is not None:

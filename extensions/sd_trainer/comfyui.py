@@ -168,10 +168,9 @@ class _Graph:
             slots.append(
                 {"name": name, "type": source[2] if source else "IMAGE", "link": link}
             )
-        ends = [
-            {"name": name, "type": of, "links": [], "slot_index": place}
-            for place, (name, of) in enumerate(outputs)
-        ]
+        ends = []
+        for place, (name, of) in enumerate(outputs):
+            ends.append({"name": name, "type": of, "links": [], "slot_index": place})
         named = {"title": title} if title else {}
         shown = {
             "id": node,
@@ -400,11 +399,10 @@ def _images(
 
 def _with_own_files(comfy: ComfyModel, section: DiffusionSection) -> ComfyModel:
     """The same with the names of the single files that the job gives."""
-    own = {
-        part: file.name
-        for part, file in single_files(section.model).items()
-        if file.suffix == ".safetensors"
-    }
+    own = {}
+    for part, file in single_files(section.model).items():
+        if file.suffix == ".safetensors":
+            own[part] = file.name
     return replace(
         comfy,
         diffusion_model=own.get("transformer", comfy.diffusion_model),
@@ -437,9 +435,10 @@ def _note(
     with_images: bool,
 ) -> str:
     """What the reader of a workflow does first."""
-    pictures = [
-        one for one in section.sample_pictures() if bool(one.ctrl_img) == with_images
-    ]
+    pictures = []
+    for one in section.sample_pictures():
+        if bool(one.ctrl_img) == with_images:
+            pictures.append(one)
     lines = [
         f"## {file.removesuffix('.safetensors')}",
         f"A LoRA of {title}. Put the files here, then press R:",

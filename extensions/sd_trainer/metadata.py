@@ -95,11 +95,10 @@ def _size(section: DiffusionSection) -> dict[str, Any]:
         return {"full_bf16": section.train.full_bf16}
     without_effect = KINDS[network.type].without_effect
     sizes = {"rank": "linear", "alpha": "linear_alpha"}
-    size = {
-        name: getattr(network, key)
-        for name, key in sizes.items()
-        if key not in without_effect
-    }
+    size = {}
+    for name, key in sizes.items():
+        if key not in without_effect:
+            size[name] = getattr(network, key)
     if network.type == "lokr":
         size["lokr_factor"] = network.factor
     return size
@@ -215,13 +214,12 @@ def _training(
 def _datasets(plan: RunPlan, section: DiffusionSection) -> dict[str, Any]:
     """The folders; their names by the last part of the path as written; and the uses
     per epoch by bucket size."""
-    written = {
-        dataset.folder_path: section.as_written(
-            dataset.folder_path, "datasets", index, "folder_path"
-        )
-        for index, dataset in enumerate(section.datasets)
-        if dataset.folder_path
-    }
+    written = {}
+    for index, dataset in enumerate(section.datasets):
+        if dataset.folder_path:
+            written[dataset.folder_path] = section.as_written(
+                dataset.folder_path, "datasets", index, "folder_path"
+            )
     folders: list[dict[str, Any]] = []
     dirs: dict[str, dict[str, int]] = {}
     uses = Counter[tuple[int, int]]()
@@ -276,11 +274,10 @@ def _resolution(section: DiffusionSection, plan: RunPlan | None) -> tuple[int, i
         key=area_of,
     )
     if plan:
-        buckets = [
-            (each.width, each.height)
-            for folder in plan.datasets
-            for each in folder.buckets
-        ]
+        buckets = []
+        for folder in plan.datasets:
+            for each in folder.buckets:
+                buckets.append((each.width, each.height))
     else:
         buckets = []
     trained = max(buckets, key=prod, default=sides_of(largest))

@@ -366,12 +366,13 @@ class SdTrainerProcess(ImageTrainer):
                 return generate(index)
 
         prompts = sampler.prompts
-        texts = [
-            f"{p.prompt} [{p.deployment}, {p.steps} steps]"
-            if p.deployment
-            else p.prompt
-            for p in prompts
-        ]
+        texts = []
+        for p in prompts:
+            texts.append(
+                f"{p.prompt} [{p.deployment}, {p.steps} steps]"
+                if p.deployment
+                else p.prompt
+            )
         if self.section.sample:
             of_each_set = len(self.section.sample.all_items())
         else:

@@ -162,10 +162,9 @@ def _model_or_adapter(s: DiffusionSection) -> Findings:
 
 
 def _weight_files(s: DiffusionSection) -> Findings:
-    files = {
-        f"model.base_loras.{index}.path": lora.path
-        for index, lora in enumerate(s.model.base_loras)
-    }
+    files = {}
+    for index, lora in enumerate(s.model.base_loras):
+        files[f"model.base_loras.{index}.path"] = lora.path
     ends = {
         "train.assistant": ".path",
         "train.few_step_loss": ".lora",
@@ -678,10 +677,8 @@ def _without_layers(s: DiffusionSection, title: str) -> Findings:
         places: list[tuple[str, SampleConfig | SampleItem]] = []
         if sample:
             places += [(name, sample)] if "layers" in sample.model_fields_set else []
-            places += [
-                (f"{name}.samples.{index}", item)
-                for index, item in enumerate(sample.samples)
-            ]
+            for index, item in enumerate(sample.samples):
+                places.append((f"{name}.samples.{index}", item))
         for place, each in places:
             if each.layers not in (
                 None,
@@ -749,10 +746,9 @@ def _of_layers(s: DiffusionSection, title: str) -> Findings:
 def _unseen_sizes(s: DiffusionSection) -> Findings:
     """Sizes that a model which began with random weights has never seen."""
     folder = ModelFolder(s.model.files_folder())
-    sizes = {
-        f"datasets.{index}.resolution": list(map(sides_of, dataset.resolution))
-        for index, dataset in enumerate(s.datasets)
-    }
+    sizes = {}
+    for index, dataset in enumerate(s.datasets):
+        sizes[f"datasets.{index}.resolution"] = list(map(sides_of, dataset.resolution))
     for key, sides in {
         **sizes,
         "sample": [(item.width, item.height) for item in s.sample_pictures()],

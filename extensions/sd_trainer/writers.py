@@ -124,11 +124,10 @@ class LoraWriter:
         self, file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     ) -> None:
         """Logs what is wrong with a last file of a run."""
-        wrong = [
-            one
-            for one in health(tensors, metadata)
-            if one.severity == "error" and one.check != "unknown_keys"
-        ]
+        wrong = []
+        for one in health(tensors, metadata):
+            if one.severity == "error" and one.check != "unknown_keys":
+                wrong.append(one)
         tool = hinted_tool("examination")
         more = f" See run.py {tool}." if tool else ""
         for one in wrong[:1]:
@@ -391,11 +390,10 @@ def _metadata(extracted: ExtractedLora, of_main: dict[str, str]) -> dict[str, st
     """The main file's metadata with the kind replaced, and the errors of the
     extraction."""
     made_from = {key: of_main[key] for key in OF_THE_KIND if key in of_main}
-    shared = {
-        key: text
-        for key, text in of_main.items()
-        if key not in made_from and not key.startswith("ss_network_")
-    }
+    shared = {}
+    for key, text in of_main.items():
+        if key not in made_from and not key.startswith("ss_network_"):
+            shared[key] = text
     if ARCHITECTURE in shared:
         shared[ARCHITECTURE] = f"{shared[ARCHITECTURE].rpartition('/')[0]}/lora"
     rank = str(extracted.rank)

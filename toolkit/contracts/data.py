@@ -276,24 +276,27 @@ class PromptEmbeds:
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        encoded = [
-            {EMBEDS: prompt} if isinstance(prompt, torch.Tensor) else prompt
-            for prompt in prompts
-        ]
-        shapes = {
-            tuple((name, t.shape) for name, t in sorted(one.items()) if name != EMBEDS)
-            for one in encoded
-        }
+        encoded = []
+        for prompt in prompts:
+            encoded.append(
+                {EMBEDS: prompt} if isinstance(prompt, torch.Tensor) else prompt
+            )
+        shapes = set()
+        for one in encoded:
+            shapes.add(
+                tuple(
+                    (name, t.shape) for name, t in sorted(one.items()) if name != EMBEDS
+                )
+            )
         if len(shapes) > 1:
             raise ValueError(
                 f"prompts of one batch have unlike extra tensors: {sorted(map(str, shapes))}"
             )
         padded_BLD = pad_sequence([one[EMBEDS] for one in encoded], batch_first=True)
-        extra = {
-            name: torch.stack([one[name] for one in encoded])
-            for name in encoded[0]
-            if name != EMBEDS
-        }
+        extra = {}
+        for name in encoded[0]:
+            if name != EMBEDS:
+                extra[name] = torch.stack([one[name] for one in encoded])
         return PromptEmbeds(
             padded_BLD, tuple(len(one[EMBEDS]) for one in encoded), extra
         )

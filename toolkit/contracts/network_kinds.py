@@ -205,11 +205,10 @@ def boft_shapes(
     of two. Source: LyCORIS 4.1.3, functional/general.py `power2factorization`,
     modules/boft.py.
     """
-    sizes = [
-        size
-        for size in range(2, min(rank, outputs) + 1, 2)
-        if outputs % size == 0 and _is_power(outputs // size)
-    ]
+    sizes = []
+    for size in range(2, min(rank, outputs) + 1, 2):
+        if outputs % size == 0 and _is_power(outputs // size):
+            sizes.append(size)
     if not sizes:
         odd = outputs // (outputs & -outputs)
         raise UserError(

@@ -242,15 +242,13 @@ def unpack(path: str | Path, folder: Path) -> None:
     with open(folder / TABLE, "w", encoding="utf-8") as table:
         for number, row in enumerate(file.rows()):
             name = f"{number:07}"
-            pictures = {
-                key: _written(row[key], key, name, folder)
-                for key in file.pictures
-                if key in row
-            }
-            said = {
-                key: pictures[key] if key in pictures else plain(value)
-                for key, value in row.items()
-            }
+            pictures = {}
+            for key in file.pictures:
+                if key in row:
+                    pictures[key] = _written(row[key], key, name, folder)
+            said = {}
+            for key, value in row.items():
+                said[key] = pictures[key] if key in pictures else plain(value)
             table.write(json.dumps(said, ensure_ascii=False) + "\n")
 
 

@@ -237,11 +237,9 @@ def _saved_as(file: Path) -> Path | None:
             *step_files(run, match["name"]).values(),
             final_files(run, match["name"]),
         ]
-        found += [
-            each[0]
-            for each in steps
-            if each and _epoch_in(each[0]) == int(match["epoch"])
-        ]
+        for each in steps:
+            if each and _epoch_in(each[0]) == int(match["epoch"]):
+                found.append(each[0])
     return next((each for each in found if each.suffix), None) or next(
         iter(found), None
     )

@@ -61,9 +61,10 @@ def find_config(argument: str) -> Path:
     else:
         named = given
     bases = dict.fromkeys([given, Path("config") / named, CONFIG_ROOT / named])
-    places = [
-        Path(f"{base}{suffix}") for base in bases for suffix in ("", *CONFIG_SUFFIXES)
-    ]
+    places = []
+    for base in bases:
+        for suffix in ("", *CONFIG_SUFFIXES):
+            places.append(Path(f"{base}{suffix}"))
     for place in places:
         # Not `isfile`: a pipe such as /dev/stdin is a source too. Not those of `Path`:
         # they raise for a name that no file can have, such as a whole command that was
@@ -104,14 +105,13 @@ def _near_config(bases: Iterable[Path]) -> str:
     or nearly; empty without."""
     for base in bases:
         with suppress(OSError, ValueError):
-            found = [
-                name
-                for name in sorted(os.listdir(base.parent))
-                if name.endswith(CONFIG_SUFFIXES)
-            ]
-            stems = {
-                os.path.splitext(name)[0].lower(): name for name in reversed(found)
-            }
+            found = []
+            for name in sorted(os.listdir(base.parent)):
+                if name.endswith(CONFIG_SUFFIXES):
+                    found.append(name)
+            stems = {}
+            for name in reversed(found):
+                stems[os.path.splitext(name)[0].lower()] = name
             near = get_close_matches(base.stem.lower(), stems, n=1, cutoff=0.6)
             if near:
                 return f" Did you mean {str(base.parent / stems[near[0]])!r}?"

@@ -103,11 +103,10 @@ def origin_findings(key: str, path: str, model: ModelSection, folder: Path) -> F
     said = str(metadata.get(ARCHITECTURE, "")).partition("/")[0]
     known = [one for one in map(FAMILIES.load, FAMILIES) if one.published]
     named = named_families(metadata)
-    others = [
-        one
-        for one in named or known
-        if _kinds(one, Path(next(iter(one.published)))) != own
-    ]
+    others = []
+    for one in named or known:
+        if _kinds(one, Path(next(iter(one.published)))) != own:
+            others.append(one)
     if (named and others) or (not named and not _fits(keys, own)):
         if named:
             found = others

@@ -188,17 +188,16 @@ def _candidates(path: Path) -> list[Candidate]:
     whatever its number of blocks; none where over half of them differ."""
     shapes = shapes_of(path)
     names = {_pattern(weight) for weight in stored_weights(shapes)}
-    markers = {
-        title
-        for marker, title in MARKERS.items()
-        if title and marker in map(without_prefix, shapes)
-    }
+    markers = set()
+    for marker, title in MARKERS.items():
+        if title and marker in map(without_prefix, shapes):
+            markers.add(title)
     near: dict[int, list[Candidate]] = {}
     for family in map(FAMILIES.load, FAMILIES):
         for hub_id, title in family.published.items():
-            expected = {
-                _pattern(weight) for weight in family.weight_shapes(Path(hub_id))
-            }
+            expected = set()
+            for weight in family.weight_shapes(Path(hub_id)):
+                expected.add(_pattern(weight))
             differ = len(expected ^ names)
             if differ <= len(expected) / 2 and (not markers or title in markers):
                 near.setdefault(differ, []).append(
@@ -230,9 +229,10 @@ def _model_of(
     if arch:
         name = ARCH_SPELLINGS.get(arch, arch.split(":")[0])
         version = re.search(r"25\d\d", arch)
-        of_arch = [
-            one for one in found if one.family.arch == ARCH_SPELLINGS.get(name, name)
-        ]
+        of_arch = []
+        for one in found:
+            if one.family.arch == ARCH_SPELLINGS.get(name, name):
+                of_arch.append(one)
         if not of_arch:
             raise UserError(
                 f"by its weights it is {titles}, which model.arch {arch!r} is not. Leave it out, or give such a model."
@@ -251,10 +251,9 @@ def _model_of(
         if of_home:
             return of_home[0], f"{home.title} {by} and the folder that it lies in"
     metadata = read_metadata(path)
-    texts = [
-        (metadata.get(key, ""), "metadata")
-        for key in ("base_model", "modelspec.architecture")
-    ]
+    texts = []
+    for key in ("base_model", "modelspec.architecture"):
+        texts.append((metadata.get(key, ""), "metadata"))
     for text, where in (*texts, (path.name, "name")):
         named = _named(str(text).split("/")[-1], found)
         if named:

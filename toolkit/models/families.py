@@ -551,10 +551,9 @@ def single_file_faults(model: ModelConfig, folder: Path) -> Iterator[tuple[str, 
         return
     expected = family.weight_shapes(folder)
     others = [one for one in map(FAMILIES.load, FAMILIES) if one.published]
-    names = {
-        one.title: one.weight_shapes(Path(next(iter(one.published)))).keys()
-        for one in others
-    }
+    names = {}
+    for one in others:
+        names[one.title] = one.weight_shapes(Path(next(iter(one.published)))).keys()
     for part, file in files.items():
         try:
             if not expected:
@@ -620,9 +619,10 @@ def model_bytes(model: ModelConfig) -> int:
     whole = whole_files(model)
     parts = [part for part in family.weight_parts if part not in whole]
     files = [path for part in parts for path in (folder / part).glob("*.safetensors")]
-    files += [
-        shard for file in given.values() for shard in shards_of(file) if shard.is_file()
-    ]
+    for file in given.values():
+        for shard in shards_of(file):
+            if shard.is_file():
+                files.append(shard)
     return sum(path.stat().st_size for path in files) or published_bytes(family, folder)
 
 

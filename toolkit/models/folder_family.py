@@ -280,15 +280,14 @@ class FolderFamily(ModelFamily):
 
     def modules(self, folder: Path) -> dict[str, int]:
         config = self.transformer_config(folder)
-        counts = {
-            name: (inputs + self.biases) * outputs
-            for name, (inputs, outputs) in self.every_linear_layer(folder).items()
-        }
+        counts = {}
+        for name, (inputs, outputs) in self.every_linear_layer(folder).items():
+            counts[name] = (inputs + self.biases) * outputs
         for name, count in self.norms(config).items():
             if name.startswith("."):
-                places = [
-                    f"transformer_blocks.{i}" for i in range(config["num_layers"])
-                ]
+                places = []
+                for i in range(config["num_layers"]):
+                    places.append(f"transformer_blocks.{i}")
             else:
                 places = [""]
             counts |= {place + name: count for place in places}
@@ -296,9 +295,9 @@ class FolderFamily(ModelFamily):
 
     def weight_shapes(self, folder: Path) -> dict[str, tuple[int, ...]]:
         linears = self.every_linear_layer(folder)
-        shapes: dict[str, tuple[int, ...]] = {
-            f"{name}.weight": (o, i) for name, (i, o) in linears.items()
-        }
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, (i, o) in linears.items():
+            shapes[f"{name}.weight"] = (o, i)
         shapes |= {
             f"{name}.bias": (o,) for name, (_, o) in linears.items() if self.biases
         }
@@ -324,11 +323,10 @@ class FolderFamily(ModelFamily):
         layers = self.linear_layers(folder)
         all_modules = self.modules(folder)
         weights = {name: inputs * outputs for name, (inputs, outputs) in layers.items()}
-        tabulated = {
-            name: count
-            for name, count in weights.items()
-            if re.fullmatch(self.modulation_pattern, name)
-        }
+        tabulated = {}
+        for name, count in weights.items():
+            if re.fullmatch(self.modulation_pattern, name):
+                tabulated[name] = count
         of_text = text_config(folder)
         keys = zip(
             ("hidden_size", "intermediate_size"), self.published_text_sizes, strict=True
@@ -341,11 +339,10 @@ class FolderFamily(ModelFamily):
         text_layer = EncoderSize(text.linear_params // self.published_text_layers, 0)
         for part in ("text_encoder", "vae"):
             files = sorted((folder / part).glob("*.safetensors"))
-            stored = {
-                name: count
-                for path in files
-                for name, count in tensor_sizes(path).items()
-            }
+            stored = {}
+            for path in files:
+                for name, count in tensor_sizes(path).items():
+                    stored[name] = count
             if stored:
                 if part == "vae":
                     vae = EncoderSize(
@@ -436,11 +433,10 @@ def text_size(stored: Mapping[str, int]) -> EncoderSize:
 
 def text_layer_size(stored: Mapping[str, int]) -> EncoderSize:
     """Size of one layer of it; norms and biases, which are little, do not count."""
-    numbers = {
-        name.partition("layers.")[2].partition(".")[0]
-        for name in stored
-        if OF_TEXT_LAYERS.fullmatch(name)
-    }
+    numbers = set()
+    for name in stored:
+        if OF_TEXT_LAYERS.fullmatch(name):
+            numbers.add(name.partition("layers.")[2].partition(".")[0])
     return EncoderSize(text_size(stored).linear_params // max(1, len(numbers)), 0)
 
 

@@ -217,10 +217,9 @@ class FolderModel(DiffusionModel):
             else:
                 run = self._run_block
             of_group = [references[row] for row in rows]
-            slots = [
-                self.to_model(torch.stack(slot_B))
-                for slot_B in zip(*of_group, strict=True)
-            ]
+            slots = []
+            for slot_B in zip(*of_group, strict=True):
+                slots.append(self.to_model(torch.stack(slot_B)))
             noisy = [row * levels + level for row in rows for level in range(levels)]
             predicted_BCHW = self.predict_group(
                 run, x_t_BCHW[noisy], t_B[noisy], prompts.select(rows), slots

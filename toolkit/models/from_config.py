@@ -25,9 +25,10 @@ def build(kind: type[Any], arguments: Mapping[str, Any], key: str) -> Any:
 
 def refuse_arguments(kind: type[Any], arguments: Mapping[str, Any], key: str) -> None:
     """Raises what `build` raises; nothing is allocated."""
-    known = [
-        name for name in inspect.signature(kind.__init__).parameters if name != "self"
-    ]
+    known = []
+    for name in inspect.signature(kind.__init__).parameters:
+        if name != "self":
+            known.append(name)
     unknown = sorted(arguments.keys() - set(known))
     if unknown:
         hint = did_you_mean(unknown[0], known)

@@ -411,11 +411,10 @@ class KeptWriter:
         the entry in its place."""
         if self._stack is None:
             return
-        state = [
-            (name, tensor)
-            for name, tensor in rest.state_dict().items()
-            if not name.startswith(without)
-        ]
+        state = []
+        for name, tensor in rest.state_dict().items():
+            if not name.startswith(without):
+                state.append((name, tensor))
         try:
             self._bytes += _write(_file(self._temporary, REST), state, "{}")
             fsync(_file(self._temporary, REST))

@@ -214,11 +214,10 @@ def _group(said: Mapping[str, Any]) -> Any:
 
 def rotations_of(path: Path) -> dict[str, int]:
     """Layers in `shards_of` whose inputs are rotated -> how many of them together."""
-    said = {
-        layer: _group(each)
-        for shard in shards_of(path)
-        for layer, each in layer_formats(shard).items()
-    }
+    said = {}
+    for shard in shards_of(path):
+        for layer, each in layer_formats(shard).items():
+            said[layer] = _group(each)
     return {layer: group for layer, group in said.items() if group}
 
 

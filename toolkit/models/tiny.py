@@ -89,16 +89,14 @@ class TinySpec:
     def recipe(self) -> dict[str, object]:
         """What is written down: settings, and a hash of the captions where there are
         some."""
-        own = {
-            field.name: field.default
-            for field in fields(self)
-            if field.name in ("arch", "zero_cond_t")
-        }
-        settings = {
-            key: value
-            for key, value in asdict(self).items()
-            if key not in own or value != own[key]
-        }
+        own = {}
+        for field in fields(self):
+            if field.name in ("arch", "zero_cond_t"):
+                own[field.name] = field.default
+        settings = {}
+        for key, value in asdict(self).items():
+            if key not in own or value != own[key]:
+                settings[key] = value
         captions = settings.pop("captions")
         if captions:
             settings["captions"] = hashlib.sha256(
@@ -124,12 +122,13 @@ def write_tiny_model(folder: Path, spec: TinySpec = TinySpec()) -> None:
         shutil.rmtree(folder / "transformer", ignore_errors=True)
         transformer.save_pretrained(folder / "transformer", max_shard_size=shard_bytes)
     parts = {"scheduler": "FlowMatchEulerDiscreteScheduler", **family.classes}
-    libraries = {
-        part: "transformers"
-        if part in family.encoder_parts["text_encoder"]
-        else "diffusers"
-        for part in parts
-    }
+    libraries = {}
+    for part in parts:
+        libraries[part] = (
+            "transformers"
+            if part in family.encoder_parts["text_encoder"]
+            else "diffusers"
+        )
     index = {part: [libraries[part], parts[part]] for part in sorted(parts)}
     write_model_json(
         folder / "model_index.json",
@@ -213,8 +212,9 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     merges = "".join(f"{left} {right}\n" for left, right in model["merges"])
     (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
     write_model_json(folder / "added_tokens.json", added)
-    decoder = {
-        str(i): {
+    decoder = {}
+    for token, i in added.items():
+        decoder[str(i)] = {
             "content": token,
             "lstrip": False,
             "normalized": False,
@@ -222,8 +222,6 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
             "single_word": False,
             "special": True,
         }
-        for token, i in added.items()
-    }
     write_model_json(
         folder / "tokenizer_config.json",
         {

@@ -35,11 +35,10 @@ def encoder_hash(folder: Path, file: Path | None = None) -> str:
     the same weights.
     """
     config = read_model_json(folder / "config.json")
-    settings = {
-        key: value
-        for key, value in config.items()
-        if not key.startswith("_") and "decoder" not in key
-    }
+    settings = {}
+    for key, value in config.items():
+        if not key.startswith("_") and "decoder" not in key:
+            settings[key] = value
     digest = sha256(json.dumps(settings, sort_keys=True).encode())
     of_encoder = file is not None and not is_decoder_only(file)
     if file is not None and of_encoder:

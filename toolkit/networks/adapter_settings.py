@@ -227,11 +227,10 @@ class AdapterSettings:
         """Those of an OFT. Raises UserError, without the name of the file, where one of
         them is missing or impossible: peft's defaults have changed, so that they are
         not guessed."""
-        missing = [
-            key
-            for key in _OFT_KEYS
-            if not isinstance(self.values.get(key), _OFT_KEYS[key])
-        ]
+        missing = []
+        for key in _OFT_KEYS:
+            if not isinstance(self.values.get(key), _OFT_KEYS[key]):
+                missing.append(key)
         if missing:
             raise UserError(
                 f"{self.source} says nothing of {missing[0]}, without which an OFT cannot be read. Save it with peft."

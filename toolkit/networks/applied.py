@@ -137,9 +137,9 @@ class NamedAdapters:
         Changes the model: the layers are replaced. The network has to be attached. None
         is active yet.
         """
-        lighter = {
-            id(changes): _in_dtype(changes, dtype) for changes, _ in files.values()
-        }
+        lighter = {}
+        for changes, _ in files.values():
+            lighter[id(changes)] = _in_dtype(changes, dtype)
         self._applied = AppliedAdapters(model, lighter.values(), device)
         self._additions: dict[str, Additions] = {
             name: self._applied.additions([(lighter[id(changes)], strength)])

@@ -83,9 +83,9 @@ class FullNetwork(Network):
         self._modules = {
             name: model.get_submodule(name) for name in modules_with_weights(model)
         }
-        parameters = {
-            name for name, _ in model.named_parameters(remove_duplicate=False)
-        }
+        parameters = set()
+        for name, _ in model.named_parameters(remove_duplicate=False):
+            parameters.add(name)
         self._buffers = {
             name: tensor
             for name, tensor in model.state_dict().items()
@@ -163,11 +163,10 @@ def cast_on_use(module: nn.Module, dtype: torch.dtype) -> None:
     it rounds nothing but the weights.
     """
     parameters = module.named_parameters(recurse=False)
-    names = [
-        name
-        for name, parameter in parameters
-        if parameter.dtype != dtype and not is_sharded(parameter)
-    ]
+    names = []
+    for name, parameter in parameters:
+        if parameter.dtype != dtype and not is_sharded(parameter):
+            names.append(name)
     if names:
         kind = type(module)
         module.__class__ = type(

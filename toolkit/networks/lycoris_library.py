@@ -205,11 +205,10 @@ def stored_buffers(module: Any) -> dict[str, Tensor]:
     the given one. That of rotations is their limit, which the library multiplies by the
     outputs and ComfyUI does not: 0, for `within_limit` has kept it.
     """
-    buffers = {
-        name: buffer
-        for name, buffer in module.named_buffers()
-        if name not in module._non_persistent_buffers_set
-    }
+    buffers = {}
+    for name, buffer in module.named_buffers():
+        if name not in module._non_persistent_buffers_set:
+            buffers[name] = buffer
     if getattr(module, "rs_lora", False):
         buffers["alpha"] = torch.tensor(module.scale * module.lora_dim)
     if hasattr(module, "constraint"):

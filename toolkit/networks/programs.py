@@ -450,15 +450,18 @@ def _of_header_names(
 def _of_magnitudes(
     program: Program, tensors: Mapping[str, Tensor]
 ) -> Iterator[Diagnostic]:
-    magnitudes = {
-        key: tensor for key, tensor in tensors.items() if key.endswith(MAGNITUDES)
-    }
-    rows = [
-        split_key(key)[0] for key, t in magnitudes.items() if t.dim() == 1 or len(t) > 1
-    ]
-    columns = [
-        name for name in (split_key(key)[0] for key in magnitudes) if name not in rows
-    ]
+    magnitudes = {}
+    for key, tensor in tensors.items():
+        if key.endswith(MAGNITUDES):
+            magnitudes[key] = tensor
+    rows = []
+    for key, t in magnitudes.items():
+        if t.dim() == 1 or len(t) > 1:
+            rows.append(split_key(key)[0])
+    columns = []
+    for name in (split_key(key)[0] for key in magnitudes):
+        if name not in rows:
+            columns.append(name)
     is_named_for_columns = all(key.endswith(MAGNITUDES[0]) for key in magnitudes)
     reads_rows = program.reads_rows and not is_named_for_columns
     reads_columns = program.reads_columns and is_named_for_columns
@@ -502,11 +505,10 @@ def _of_rotations(
 
 def _of_skipped(program: Program, stems: Collection[str]) -> Iterator[Diagnostic]:
     for skip in program.skips:
-        left = [
-            stem
-            for stem in stems
-            if split_stem(stem)[0] in skip.prefixes and re.search(skip.layers, stem)
-        ]
+        left = []
+        for stem in stems:
+            if split_stem(stem)[0] in skip.prefixes and re.search(skip.layers, stem):
+                left.append(stem)
         if left:
             message = f"{program.title} skips {len(left)} of {len(stems)} layers, such as {left[0]}: {skip.reason}."
             yield finding("layers_skipped", message, skip.remedy, tuple(left))

@@ -168,10 +168,9 @@ def write_shards_in_turn(
     """As `write_shards`. fetch: the tensor of a name, asked for once, sorted by name,
     when it is its turn."""
     shards = _split(shapes, DTYPES[dtype].itemsize, shard_bytes)
-    names = [
-        f"{STEM}-{index:05d}-of-{len(shards):05d}.safetensors"
-        for index in range(1, len(shards) + 1)
-    ]
+    names = []
+    for index in range(1, len(shards) + 1):
+        names.append(f"{STEM}-{index:05d}-of-{len(shards):05d}.safetensors")
     if len(shards) == 1:
         names = [f"{STEM}.safetensors"]
     for file, shard in zip(names, shards, strict=True):
@@ -186,11 +185,10 @@ def write_shards_in_turn(
         fsync(folder / file)
     if len(shards) > 1:
         total = sum(shape.numel() for shape in shapes.values()) * DTYPES[dtype].itemsize
-        weight_map = {
-            name: file
-            for file, shard in zip(names, shards, strict=True)
-            for name in shard
-        }
+        weight_map = {}
+        for file, shard in zip(names, shards, strict=True):
+            for name in shard:
+                weight_map[name] = file
         write_json(
             folder / f"{STEM}.safetensors.index.json",
             {"metadata": {"total_size": total}, "weight_map": weight_map},

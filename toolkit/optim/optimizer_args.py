@@ -330,10 +330,9 @@ def find_optimizer(name: str) -> ClassSource:
 def _may_be_optimizer(found: ClassSource) -> bool:
     """Whether the source leaves it possible that a class is a torch.optim.Optimizer,
     and not that one itself."""
-    lineage = [
-        (each.module.name, each.node.name) if each.node else None
-        for each in found.lineage()
-    ]
+    lineage = []
+    for each in found.lineage():
+        lineage.append((each.module.name, each.node.name) if each.node else None)
     return lineage[0] != _BASE and (None in lineage or _BASE in lineage)
 
 

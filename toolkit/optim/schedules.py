@@ -250,10 +250,9 @@ def piecewise_constant(
     Source: diffusers, optimization.py, `get_piecewise_constant_schedule`.
     """
     *pieces, last = step_rules.split(",")
-    ends = {
-        int(end): float(factor)
-        for factor, end in (piece.split(":") for piece in pieces)
-    }
+    ends = {}
+    for factor, end in (piece.split(":") for piece in pieces):
+        ends[int(end)] = float(factor)
     return next((ends[end] for end in sorted(ends) if step < end), float(last))
 
 
@@ -475,14 +474,14 @@ END_RATES = ("eta_min", "min_lr", "lr_end")
 def parameters(name: str) -> list[str]:
     """Names that `train.lr_scheduler_params` may hold for a schedule."""
     kind = SCHEDULES[name]
-    own = [
-        key
-        for key, arg in inspect.signature(kind.after).parameters.items()
-        if arg.kind is arg.KEYWORD_ONLY
-    ]
-    shared = [
-        other for other, field in OTHER_NAMES.items() if field in ("warmup", *kind.uses)
-    ]
+    own = []
+    for key, arg in inspect.signature(kind.after).parameters.items():
+        if arg.kind is arg.KEYWORD_ONLY:
+            own.append(key)
+    shared = []
+    for other, field in OTHER_NAMES.items():
+        if field in ("warmup", *kind.uses):
+            shared.append(other)
     return [
         *own,
         *shared,

@@ -105,9 +105,10 @@ def try_optimizer(
         build_optimizer(
             name, [nn.Parameter(torch.zeros(16, 16, device=device))], lr, arguments
         )  # it takes them
-        filled = {
-            shape for shape in shapes if prod(shape)
-        }  # a rank may have no rows of a small weight
+        filled = set()  # a rank may have no rows of a small weight
+        for shape in shapes:
+            if prod(shape):
+                filled.add(shape)
         tried = _shapes_to_try(name, arguments, filled or set(LORA_SHAPES), device)
         return _Trial(name, lr, arguments, device, tried).run(
             keeps_state, begins_at_zero
@@ -162,10 +163,9 @@ class _Trial:
 
     def weights(self, *more: Shape) -> list[nn.Parameter]:
         random = torch.Generator().manual_seed(0)
-        values = [
-            0.1 * torch.randn(shape, generator=random)
-            for shape in (*self.shapes, *more)
-        ]
+        values = []
+        for shape in (*self.shapes, *more):
+            values.append(0.1 * torch.randn(shape, generator=random))
         return [nn.Parameter(value.to(self.device)) for value in values]
 
     def build(self, weights: Sequence[nn.Parameter]) -> AnyOptimizer:
@@ -376,10 +376,9 @@ def measured_bytes(
         ):
             growth[shape], halvings[shape] = 1.0, 0
     _measure({shape for shape, count in halvings.items() if not count}, sizes_of, known)
-    sizes = {
-        shape: known[_halved(shape, count)] * growth[shape] ** count
-        for shape, count in halvings.items()
-    }
+    sizes = {}
+    for shape, count in halvings.items():
+        sizes[shape] = known[_halved(shape, count)] * growth[shape] ** count
     return round(sum(counts[shape] * size for shape, size in sizes.items()))
 
 
@@ -410,9 +409,9 @@ def _state_sizes(
 ) -> dict[Shape, int]:
     """Bytes of the state of a weight of each shape after two steps."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        weights = [
-            nn.Parameter(0.1 * torch.randn(shape, device=device)) for shape in shapes
-        ]
+        weights = []
+        for shape in shapes:
+            weights.append(nn.Parameter(0.1 * torch.randn(shape, device=device)))
         optimizer = build_optimizer(name, weights, 1e-3, arguments)
         for _ in range(2):
             for weight in weights:

@@ -215,9 +215,10 @@ def asked_card(text: str) -> Card:
     size = re.fullmatch(r"(\d{1,3})\s*(gb)?", text.strip(), re.IGNORECASE)
     if size and int(size[1]):
         return assumed_card(int(size[1]))
-    near = [
-        card.name for card in CARDS if wanted and _short(card.name).startswith(wanted)
-    ]
+    near = []
+    for card in CARDS:
+        if wanted and _short(card.name).startswith(wanted):
+            near.append(card.name)
     if near:
         offer = f"Did you mean {' or '.join(map(repr, near))}? "
     else:

@@ -201,9 +201,10 @@ class SdPlanner(Planner[DiffusionSection]):
             machine = replace(machine, limit=card.memory_gb * GB)
         often = times_in_run(section.train, data, steps)
         memory = plan_memory(section, groups, machine)
-        base_images = [
-            sample.made for sample in not_made_yet(data.items).values() if sample.made
-        ]
+        base_images = []
+        for sample in not_made_yet(data.items).values():
+            if sample.made:
+                base_images.append(sample.made)
         work = run_work(
             section, groups, steps, often, memory, self.save_size(), base_images
         )
@@ -310,9 +311,10 @@ class SdPlanner(Planner[DiffusionSection]):
     def _made(self, data: ImageData) -> Iterator[str]:
         """How many images the base model has still to make, and where all of them
         are."""
-        made = {
-            sample.image: sample.made for sample in data.scan.samples if sample.made
-        }  # image file -> its recipe
+        made = {}  # image file -> its recipe
+        for sample in data.scan.samples:
+            if sample.made:
+                made[sample.image] = sample.made
         if not made:
             return
         path, first = next(iter(made.items()))
@@ -375,16 +377,16 @@ class SdPlanner(Planner[DiffusionSection]):
             if count:
                 subject = f"{noun}s have" if count > 1 else f"{noun} has"
                 yield f"warning: {count:,} {subject} no control image, but {title} is made to edit one. Give {key}."
-        captions = [
-            (f"{sample.image}: its caption has", text)
-            for sample in data.scan.samples
-            for text in sample.texts
-        ]
+        captions = []
+        for sample in data.scan.samples:
+            for text in sample.texts:
+                captions.append((f"{sample.image}: its caption has", text))
         yield from self._cut_texts("captions", captions)
-        prompts = [
-            (f"sample: {shorten(picture.prompt, 40)!r} has", picture.prompt)
-            for picture in pictures
-        ]
+        prompts = []
+        for picture in pictures:
+            prompts.append(
+                (f"sample: {shorten(picture.prompt, 40)!r} has", picture.prompt)
+            )
         yield from self._cut_texts("prompts", prompts)
 
     def _cut_texts(self, noun: str, texts: Iterable[tuple[str, str]]) -> Iterator[str]:
@@ -537,9 +539,9 @@ class SdPlanner(Planner[DiffusionSection]):
         ].up_names:  # of other kinds the rank is not that of a product of two matrices
             return
         layers = self.family.linear_layers(self.section.model.files_folder())
-        chosen = [
-            min(layers[name]) for name in select_target_modules(network, list(layers))
-        ]
+        chosen = []
+        for name in select_target_modules(network, list(layers)):
+            chosen.append(min(layers[name]))
         narrow = [width for width in chosen if width < network.linear]
         if narrow:
             yield (
@@ -601,9 +603,9 @@ def _in_brackets(params: Mapping[str, object]) -> str:
 
 def _dropout(section: DiffusionSection) -> Iterator[str]:
     """One rate for all datasets, or each with its place."""
-    rates = {
-        dataset.place: dataset.caption_dropout_rate for dataset in section.datasets
-    }
+    rates = {}
+    for dataset in section.datasets:
+        rates[dataset.place] = dataset.caption_dropout_rate
     if not any(rates.values()):
         return
     if len(set(rates.values())) == 1:

@@ -373,10 +373,11 @@ class BatchSizes:
         uses = Counter[tuple[Size, int]]()
         for group in groups:
             uses[group.bucket, group.layers] += group.uses
-        batches = [
-            self.of_group(group, min(most, uses[group.bucket, group.layers]))
-            for group in groups
-        ]
+        batches = []
+        for group in groups:
+            batches.append(
+                self.of_group(group, min(most, uses[group.bucket, group.layers]))
+            )
         return max(batches, key=lambda batch: batch.tokens)
 
     def samples(self) -> list[LargestBatch]:
@@ -387,11 +388,9 @@ class BatchSizes:
         if not section.train.disable_sampling:
             samples += map(self.of_picture, section.sample_pictures())
         if section.validation and section.validation.edits:
-            samples += [
-                self.of_group(group)
-                for group in self._groups
-                if group.held_out and group.references
-            ]
+            for group in self._groups:
+                if group.held_out and group.references:
+                    samples.append(self.of_group(group))
         return samples
 
     def of_picture(self, item: SamplePicture) -> LargestBatch:
@@ -406,11 +405,10 @@ class BatchSizes:
         """The images that the base model makes (`datasets[].from_base`), one at a
         time."""
         longest = max((group.longest for group in self._groups), default=0)
-        sizes = [
-            max(map(area_of, dataset.resolution))
-            for dataset in self._section.datasets
-            if dataset.from_base
-        ]
+        sizes = []
+        for dataset in self._section.datasets:
+            if dataset.from_base:
+                sizes.append(max(map(area_of, dataset.resolution)))
         return [self._image(1, pixels, 0, longest) for pixels in sizes]
 
     def of_base_image(self, image: BaseImage) -> LargestBatch:

@@ -66,10 +66,9 @@ class ModelOutlook:
             return cls(
                 model.name_or_path, None, "family not known", "", False, None, download
             )
-        files = [
-            f"{part.replace('_', ' ')}: {file}"
-            for part, file in single_files(model).items()
-        ]
+        files = []
+        for part, file in single_files(model).items():
+            files.append(f"{part.replace('_', ' ')}: {file}")
         comes_later = job.yet_to_come(model.folder())
         return cls(
             name=model.name_or_path,

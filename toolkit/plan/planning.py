@@ -645,15 +645,15 @@ def ema_notes(section: TrainerConfig, steps: int, micro_batches: int) -> Iterato
     first = optimizer_steps(
         *section.save.interval(), micro_batches, section.train.gradient_accumulation
     )
-    saves = [
-        step
-        for step in (first, steps)
-        if 0 < step <= steps and step != UNTIL_THE_DATA_ENDS
-    ]
-    fractions = {
-        step: initial_weight_fraction(step, ema.ema_decay, ema.use_num_updates)
-        for step in saves
-    }
+    saves = []
+    for step in (first, steps):
+        if 0 < step <= steps and step != UNTIL_THE_DATA_ENDS:
+            saves.append(step)
+    fractions = {}
+    for step in saves:
+        fractions[step] = initial_weight_fraction(
+            step, ema.ema_decay, ema.use_num_updates
+        )
     shares = []
     for step, fraction in fractions.items():
         if fraction >= 0.0005:

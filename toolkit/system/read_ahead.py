@@ -48,9 +48,9 @@ def thread_map(
     at_once: size of a chunk; passing a single item to a thread takes as long as reading
     a small file.
     """
-    portions = [
-        things[start : start + at_once] for start in range(0, len(things), at_once)
-    ]
+    portions = []
+    for start in range(0, len(things), at_once):
+        portions.append(things[start : start + at_once])
     for found in loaded_ahead(
         lambda portion: [work(thing) for thing in portion],
         portions,

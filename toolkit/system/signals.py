@@ -48,9 +48,10 @@ each."""
 def to_handle() -> list[int]:
     """The signals of `EXIT_CODES` but SIGHUP where `nohup` made the program ignore
     it."""
-    ignored = {
-        number for number in EXIT_CODES if signal.getsignal(number) is signal.SIG_IGN
-    }
+    ignored = set()
+    for number in EXIT_CODES:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            ignored.add(number)
     return [
         number
         for number in EXIT_CODES

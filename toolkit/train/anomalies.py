@@ -458,9 +458,10 @@ class RunawayLoss:
             return None
         began = part.blocks[0][0]
         ended = part.blocks[-1][0]
-        others = [
-            (number, value) for number, value, keys in self._values if key not in keys
-        ]
+        others = []
+        for number, value, keys in self._values:
+            if key not in keys:
+                others.append((number, value))
         others_then = [value for number, value in others if began <= number <= ended]
         count = sum(number >= part.began for number, _ in others)
         others_now = [value for _, value in others][
@@ -485,14 +486,14 @@ class RunawayLoss:
 
     def _is_explained(self, key: tuple[str, str], part: _Part) -> bool:
         """Whether most of its samples belong to another part that was reported."""
-        said = {
-            other for other, state in self._parts.items() if state.said and other != key
-        }
-        mine = [
-            keys
-            for number, _, keys in self._values
-            if number >= part.began and key in keys
-        ]
+        said = set()
+        for other, state in self._parts.items():
+            if state.said and other != key:
+                said.add(other)
+        mine = []
+        for number, _, keys in self._values:
+            if number >= part.began and key in keys:
+                mine.append(keys)
         return any(
             sum(other in keys for keys in mine) > len(mine) / 2 for other in said
         )
@@ -702,12 +703,11 @@ def texture_of(image: Image.Image) -> float:
 def difference(samples: Sequence[tuple[str, SampleFeatures]]) -> float | None:
     """Median over all pairs with different texts of the root mean square difference of
     their thumbnails, 0..255; None where all texts are the same."""
-    pairs = [
-        float(np.sqrt(np.mean((a.thumbnail - b.thumbnail) ** 2)))
-        for index, (text, a) in enumerate(samples)
-        for other, b in samples[index + 1 :]
-        if text != other
-    ]
+    pairs = []
+    for index, (text, a) in enumerate(samples):
+        for other, b in samples[index + 1 :]:
+            if text != other:
+                pairs.append(float(np.sqrt(np.mean((a.thumbnail - b.thumbnail) ** 2))))
     return median(pairs) if pairs else None
 
 

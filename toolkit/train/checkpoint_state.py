@@ -39,8 +39,9 @@ def snapshot_state(run: Run) -> CheckpointData:
     """A copy of everything a resume needs; training may continue while it is written,
     once the rows of sharded tensors are. Called by rank 0.
     """
-    plain = {
-        role_name: {
+    plain = {}
+    for role_name, role in run.roles.items():
+        plain[role_name] = {
             "optimizer_class": type(role.optimizer).__name__,
             "optimizer": state_tensors(role.optimizer, list(role.parameters))[1],
             "ema_updates": role.ema.updates if role.ema else 0,
@@ -50,8 +51,6 @@ def snapshot_state(run: Run) -> CheckpointData:
                 else {}
             ),
         }
-        for role_name, role in run.roles.items()
-    }
     if run.loss_scaler:
         scaling = {"loss_scaler": run.loss_scaler.state_dict()}
     else:
@@ -162,9 +161,9 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
                     f"{path}: {own_class} {error}. {_OTHER_CLASS}"
                 ) from error
         if role.ema:
-            start = {
-                name: weights[name] for name in role.parameters
-            }  # without a saved EMA
+            start = {}  # without a saved EMA
+            for name in role.parameters:
+                start[name] = weights[name]
             role.ema.load(averages or start, int(plain["ema_updates"]))
         for file, tensors in role.further.items():
             if (path / f"{file}.safetensors").is_file():
@@ -224,11 +223,10 @@ def _read(path: Path, stem: str, role_name: str, run: Run) -> dict[str, Tensor]:
 
 
 def _refuse_other_weights(path: Path, run: Run) -> None:
-    expected = {
-        f"{role}/{name}": r.shape_of(name)
-        for role, r in run.roles.items()
-        for name in r.saved_weights
-    }
+    expected = {}
+    for role, r in run.roles.items():
+        for name in r.saved_weights:
+            expected[f"{role}/{name}"] = r.shape_of(name)
     with safe_open(path / "weights.safetensors", framework="pt") as tensors:
         saved = {
             name: tuple(tensors.get_slice(name).get_shape())

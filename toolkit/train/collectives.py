@@ -198,18 +198,16 @@ def all_reduce_gradients_and_losses(
     """
     if run.process_group.is_single_process:
         return own
-    parameters = [
-        p
-        for role in run.roles.values()
-        for name, p in role.parameters.items()
-        if name not in role.sharded
-    ]
+    parameters = []
+    for role in run.roles.values():
+        for name, p in role.parameters.items():
+            if name not in role.sharded:
+                parameters.append(p)
     report = None
     if own is not None:
-        counts = {
-            name: sum(count for count, _ in counted)
-            for name, counted in own.numbers.items()
-        }
+        counts = {}
+        for name, counted in own.numbers.items():
+            counts[name] = sum(count for count, _ in counted)
         has_gradient = [p.grad is not None for p in parameters]
         report = _Report(
             own.uses,
@@ -230,9 +228,10 @@ def all_reduce_gradients_and_losses(
     ):
         if any(has_gradient) and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    roles = [
-        name for name in run.roles if any(name in report.roles for report in reports)
-    ]
+    roles = []
+    for name in run.roles:
+        if any(name in report.roles for report in reports):
+            roles.append(name)
     device = next(
         p.device for role in run.roles.values() for p in role.parameters.values()
     )
@@ -290,11 +289,10 @@ def _summands(
         for name, value in zip(counts, of_batches, strict=True)
     }
     whole.per_sample |= {kind: [row] for kind, row in zip(kinds, rows, strict=True)}
-    sources = {
-        use: source
-        for report in reports
-        for use, source in zip(report.uses, report.sources, strict=True)
-    }
+    sources = {}
+    for report in reports:
+        for use, source in zip(report.uses, report.sources, strict=True):
+            sources[use] = source
     whole.uses = samples
     whole.sources = [sources[use] for use in samples]
     return numbers, whole
@@ -306,9 +304,9 @@ def whole_cursor(process_group: ProcessGroup, cursor: Cursor) -> Cursor:
     if process_group.is_single_process or not has_readers(cursor):
         return cursor
     places = process_group.all_gather_object(cursor["readers"])
-    found = [
-        places[index % len(places)][index] for index in range(len(cursor["readers"]))
-    ]
+    found = []
+    for index in range(len(cursor["readers"])):
+        found.append(places[index % len(places)][index])
     return {**cursor, "readers": found}
 
 

@@ -373,18 +373,17 @@ class _Passes:
         retain_graph: bool = False,
         final: bool = True,
     ) -> None:
-        shares = {
-            name: loss_B.sum() / self._samples
-            for name, loss_B in losses.items()
-            if name in self.roles
-        }
+        shares = {}
+        for name, loss_B in losses.items():
+            if name in self.roles:
+                shares[name] = loss_B.sum() / self._samples
         if not shares:
             return
         roles = {name: self._run.roles[name] for name in shares}
         self._check_programs(roles, final)
-        first = {
-            id(losses[name]): name for name in reversed(shares)
-        }  # of the roles with one loss the first has it
+        first = {}  # of the roles with one loss the first has it
+        for name in reversed(shares):
+            first[id(losses[name])] = name
         for name, share in shares.items():
             self.losses.shares[name].append(share.detach())
         if self.is_last and final and not self._trial:
@@ -497,9 +496,9 @@ def _optimizer_step(
         )
         numbers["loss_scale"] = scaler.scale
     norms = {name: role.optimizer_step.norm(role) for name, role in active.items()}
-    step_ok = {
-        name: losses.finite(name) & torch.isfinite(norm) for name, norm in norms.items()
-    }
+    step_ok = {}
+    for name, norm in norms.items():
+        step_ok[name] = losses.finite(name) & torch.isfinite(norm)
     for name, role in active.items():
         found = role.optimizer_step.step(
             role, run.state.step, norms[name], step_ok[name]

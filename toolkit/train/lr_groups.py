@@ -70,11 +70,10 @@ def build_param_groups(
     kinds = [(entry.label(), entry.rate(lr)) for entry in entries] + [(BASE, lr)]
     groups = []
     for index, (name, rate) in enumerate(kinds):
-        own = [
-            weight
-            for weight in weights
-            if found.get(layer_of(weight), len(entries)) == index
-        ]
+        own = []
+        for weight in weights:
+            if found.get(layer_of(weight), len(entries)) == index:
+                own.append(weight)
         is_faster = {weight: up_ratio != 1 and weight in up for weight in own}
         groups.append(
             LrGroup(

@@ -180,10 +180,11 @@ class PendingStepMetrics:
 
     def tensors(self) -> list[Tensor]:
         """All tensors, in the order in which `result` reads their values."""
-        of_roles = [
-            [*self.losses.shares[name], self.norms[name], self.taken[name]]
-            for name in self.norms
-        ]
+        of_roles = []
+        for name in self.norms:
+            of_roles.append(
+                [*self.losses.shares[name], self.norms[name], self.taken[name]]
+            )
         samples = (
             tensor for tensors in self.losses.per_sample.values() for tensor in tensors
         )
@@ -209,18 +210,16 @@ class PendingStepMetrics:
             by_role[name] = replace(
                 self.known.by_role[name], loss=loss, grad_norm=norm, skipped=not step_ok
             )
-        by_sample = {
-            name: tuple(value for _ in tensors for value in next(values))
-            for name, tensors in self.losses.per_sample.items()
-        }
+        by_sample = {}
+        for name, tensors in self.losses.per_sample.items():
+            by_sample[name] = tuple(value for _ in tensors for value in next(values))
         sources = self.losses.sources
         if "t" in by_sample:
             rows = tuple(range(len(sources)))
-            levels = {
-                f"{ROW}{name[1:]}": rows
-                for name in by_sample
-                if name.split(LEVEL)[0] == "t"
-            }
+            levels = {}
+            for name in by_sample:
+                if name.split(LEVEL)[0] == "t":
+                    levels[f"{ROW}{name[1:]}"] = rows
             by_sample = _with_levels(by_sample | levels)
             sources = [sources[int(row)] for row in by_sample.pop(ROW)]
         numbers = {}
@@ -333,9 +332,10 @@ def to_host(tensors: Sequence[Tensor]) -> list[list[float]]:
     above 2^24 are rounded."""
     values: dict[int, list[float]] = {}
     for device in {tensor.device for tensor in tensors}:
-        indices = [
-            index for index, tensor in enumerate(tensors) if tensor.device == device
-        ]
+        indices = []
+        for index, tensor in enumerate(tensors):
+            if tensor.device == device:
+                indices.append(index)
         flat = torch.cat(
             [tensors[index].detach().reshape(-1).float() for index in indices]
         ).tolist()

@@ -183,11 +183,14 @@ def forecast(
     weights = [
         1 / len(later) + (end - middle) * (step - middle) / spread for step in later
     ]
-    gains = [
-        losses[best][image]
-        - sum(w * losses[step][image] for w, step in zip(weights, later, strict=True))
-        for image in images
-    ]
+    gains = []
+    for image in images:
+        gains.append(
+            losses[best][image]
+            - sum(
+                w * losses[step][image] for w, step in zip(weights, later, strict=True)
+            )
+        )
     looks = math.ceil((end - steps[0]) * (len(steps) - 1) / (steps[-1] - steps[0]))
     tail = (1 - confidence) / max(1, looks)
     scatter = _scatter(later, [means[step] for step in later]) * math.sqrt(
@@ -221,10 +224,9 @@ def _scatter(steps: Sequence[int], means: Sequence[float]) -> float:
         sum((step - middle) * mean for step, mean in zip(steps, means, strict=True))
         / spread
     )
-    residuals = [
-        mean - level - slope * (step - middle)
-        for step, mean in zip(steps, means, strict=True)
-    ]
+    residuals = []
+    for step, mean in zip(steps, means, strict=True):
+        residuals.append(mean - level - slope * (step - middle))
     squares = sum(r * r for r in residuals)
     if squares == 0:
         return 0.0

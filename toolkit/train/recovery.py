@@ -103,10 +103,9 @@ class RecoveryMaker:
             tensors[f"{EXPORTED_PREFIX}{name}.alpha"] = torch.tensor(
                 float(len(down_RI))
             )
-        errors = {
-            name: [round(number, 6) for number in error]
-            for name, error in self.errors.items()
-        }
+        errors = {}
+        for name, error in self.errors.items():
+            errors[name] = [round(number, 6) for number in error]
         write_safetensors_verified(
             path,
             tensors,

@@ -133,22 +133,16 @@ def archive_later_files(folder: Path, name: str, step: int | None) -> None:
     moved = [path for path in final_files(folder, name) if step_in(path) > step]
     # A best file without a step stays: unlike the final one it is not rewritten by
     # every run.
-    moved += [
-        path
-        for path in final_files(folder, best_stem(name))
-        if step < step_in(path) < math.inf
-    ]
-    moved += [
-        path
-        for path in checkpoint_folders(checkpoint_dir(folder))
-        if step_of(path) > step
-    ]
-    moved += [
-        path
-        for number, paths in step_files(folder, name).items()
-        if number > step
-        for path in paths
-    ]
+    for path in final_files(folder, best_stem(name)):
+        if step < step_in(path) < math.inf:
+            moved.append(path)
+    for path in checkpoint_folders(checkpoint_dir(folder)):
+        if step_of(path) > step:
+            moved.append(path)
+    for number, paths in step_files(folder, name).items():
+        if number > step:
+            for path in paths:
+                moved.append(path)
     samples = folder / SAMPLES
     for path in sorted((*samples.glob("*"), *(samples / LAYERS).glob("*"))):
         match = SAMPLE_FILE.fullmatch(path.name)

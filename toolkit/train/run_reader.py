@@ -586,12 +586,11 @@ def list_network_files(folder: Path) -> tuple[NetworkFile, ...]:
     """The weights that a run has saved: by step, then the best ones, then the final
     ones."""
     name = _text(run_files.read_status(folder), "name") or folder.name
-    written = {
-        file: _time(event, "time")
-        for event in read_events(folder).rows
-        if event.get("event") == "save"
-        for file in _texts(event, "files")
-    }
+    written = {}
+    for event in read_events(folder).rows:
+        if event.get("event") == "save":
+            for file in _texts(event, "files"):
+                written[file] = _time(event, "time")
 
     def of(path: Path, kind: str, step: float) -> NetworkFile:
         return NetworkFile(

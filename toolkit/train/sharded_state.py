@@ -81,10 +81,12 @@ def write_rows(
         else:
             metadata = []
         own = [*folder.glob(f"__{process_group.rank}_*"), *metadata]
-        entries = {
-            file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)}
-            for file in own
-        }
+        entries = {}
+        for file in own:
+            entries[file.name] = {
+                "size": file.stat().st_size,
+                "sha256": sha256_of(file),
+            }
     of_all = process_group.all_gather_object(entries)
     if process_group.is_main_process:
         for rank, written in enumerate(of_all):
@@ -225,11 +227,10 @@ def _needed() -> dict[tuple[str, str], Any]:
             ),
         ),
     }
-    found = {
-        (module.__name__, name): getattr(module, name)
-        for module in names
-        for name in names[module]
-    }
+    found = {}
+    for module in names:
+        for name in names[module]:
+            found[(module.__name__, name)] = getattr(module, name)
     # The folder that was written to, which nobody reads. Python 3.13 has another name
     # for its class.
     return found | {

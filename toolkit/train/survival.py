@@ -30,10 +30,9 @@ texture."""
 def coarse_pixels(images: Sequence[Image.Image]) -> Features:
     """Features of images without an embedder [N, F]: RGB in [0, 1], averaged down to
     SIDE x SIDE."""
-    small = [
-        image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
-        for image in images
-    ]
+    small = []
+    for image in images:
+        small.append(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX))
     return np.stack(
         [np.asarray(image, dtype=np.float64).ravel() / 255 for image in small]
     )
@@ -77,10 +76,9 @@ class SurvivalScores:
         found = {}
         for name, pairs in self._pairs.items():
             many, few = zip(*pairs, strict=True)
-            features = [
-                coarse_pixels([of[i] for i in part])
-                for of in (images, self._base)
-                for part in (many, few)
-            ]
+            features = []
+            for of in (images, self._base):
+                for part in (many, few):
+                    features.append(coarse_pixels([of[i] for i in part]))
             found[name] = survival(*features)
         return {name: score for name, score in found.items() if math.isfinite(score)}

@@ -231,10 +231,9 @@ class QwenImage21Transformer(TransformerAdapter):
             pixel_unshuffle(image, patch).flatten(2).transpose(1, 2)
             for image in (*references, x_BCHW)
         )
-        shapes = [
-            (1, image.shape[-2] // patch, image.shape[-1] // patch)
-            for image in (*references, x_BCHW)
-        ]
+        shapes = []
+        for image in (*references, x_BCHW):
+            shapes.append((1, image.shape[-2] // patch, image.shape[-1] // patch))
         slots = [0] * len(references)
         found = qwen21.forward(
             module, run, x_BSP[:, None], t_B[:, None], embeds_BLE, slots, before, shapes

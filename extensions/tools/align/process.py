@@ -103,9 +103,9 @@ class AlignProcess(BaseExtensionProcess):
 
     def _write(self, sample: Sample, output: Path) -> list[Pair]:
         image = open_image(sample.image, sample.background)
-        references = [
-            open_image(path, sample.background) for path in sample.control_images
-        ]
+        references = []
+        for path in sample.control_images:
+            references.append(open_image(path, sample.background))
         pairs = []
         box = (0, 0, *image.size)
         put = dict[int, Image.Image]()

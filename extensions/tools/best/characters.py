@@ -68,16 +68,14 @@ def images_of(
     """Word -> the images whose captions have it, and none of the others: each file
     once."""
     found: dict[str, dict[str, BucketedSample]] = {word: {} for word in words}
-    patterns = {
-        word: re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
-        for word in words
-    }
+    patterns = {}
+    for word in words:
+        patterns[word] = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
     for item in items:
-        named = [
-            word
-            for word, pattern in patterns.items()
-            if pattern.search("\n".join(item.sample.texts))
-        ]
+        named = []
+        for word, pattern in patterns.items():
+            if pattern.search("\n".join(item.sample.texts)):
+                named.append(word)
         if len(named) == 1:
             found[named[0]].setdefault(item.sample.image, item)
     return {word: list(images.values()) for word, images in found.items()}

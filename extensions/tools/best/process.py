@@ -222,22 +222,20 @@ class _Bench:
             prompts = _prompts(training, family, trained, config)
         else:
             prompts = []
-        in_ways = [
-            deployed(prompt, key, way)
-            for key, way in ways.items()
-            for prompt in prompts
-        ]
+        in_ways = []
+        for key, way in ways.items():
+            for prompt in prompts:
+                in_ways.append(deployed(prompt, key, way))
         self._count, self._samples = (
             len(prompts),
             self._sampler(model, [*prompts, *in_ways]),
         )
         shown = {name: own[: config.samples] for name, own in characters.items()}
         self._asked = [name for name, own in shown.items() for _ in own]
-        asked = [
-            prompt
-            for own in shown.values()
-            for prompt in caption_prompts(own, family, config.steps, 1.0)
-        ]
+        asked = []
+        for own in shown.values():
+            for prompt in caption_prompts(own, family, config.steps, 1.0):
+                asked.append(prompt)
         self._cast = self._sampler(model, asked)
         if config.edits:
             edits = _edits(training, family, items, trained, config)
@@ -307,9 +305,9 @@ class _Bench:
             image[:12]: fmean(found)
             for image, found in self._validator.by_image.items()
         }
-        latents = [
-            self._neutral.latents(index) for index in range(len(self._neutral.prompts))
-        ]
+        latents = []
+        for index in range(len(self._neutral.prompts)):
+            latents.append(self._neutral.latents(index))
         if path is None:
             self._of_base = latents
         drift = fmean(
@@ -398,9 +396,10 @@ class _Bench:
         prompts = self._samples.prompts
         for key, beside in self._ways.items():
             self._adapters.use([*own, beside])
-            indices = [
-                index for index, prompt in enumerate(prompts) if prompt.beside == key
-            ]
+            indices = []
+            for index, prompt in enumerate(prompts):
+                if prompt.beside == key:
+                    indices.append(index)
             with self._others.using(key):
                 features.append(
                     self._features([self._samples.generate(index) for index in indices])
@@ -414,10 +413,9 @@ class _Bench:
         many = features[0]
         base_many = self._base_features[0]
         pairs = zip(names, features[1:], self._base_features[1:], strict=True)
-        scores = {
-            name: survival(many, few, base_many, base_few)
-            for name, few, base_few in pairs
-        }
+        scores = {}
+        for name, few, base_few in pairs:
+            scores[name] = survival(many, few, base_many, base_few)
         return {name: score for name, score in scores.items() if isfinite(score)}
 
     def _features(self, images: Sequence[Image.Image]) -> Features:
@@ -582,11 +580,10 @@ def recommend(
 def table(measured: Sequence[Measured]) -> list[str]:
     """Lines of columns; those that nothing was measured for are left out."""
     titles = ("loss", "drift", "distance", "adherence", "edit_drift", "outside_mask")
-    shown = [
-        title
-        for title in titles
-        if any(getattr(each, title) is not None for each in measured)
-    ]
+    shown = []
+    for title in titles:
+        if any(getattr(each, title) is not None for each in measured):
+            shown.append(title)
     width = max(len(each.file) for each in measured)
     ways = list(dict.fromkeys(name for each in measured for name in each.survival))
     columns = [f"{title:>{max(9, len(title))}}" for title in shown] + [

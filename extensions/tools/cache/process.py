@@ -121,11 +121,10 @@ class CacheProcess(BaseExtensionProcess):
                 f"{len(unmade)} images of 'from_base' are not there yet: the training makes and encodes them"
             )
         status.finish(f"cached {len(items)} items{more} in {folder / CACHE_FOLDER}")
-        entries: list[CacheEntry] = [
-            entry
-            for each in dataset.entries
-            for entry in (*each.images(), *each.texts())
-        ]
+        entries: list[CacheEntry] = []
+        for each in dataset.entries:
+            for entry in (*each.images(), *each.texts()):
+                entries.append(entry)
         for entry in (*entries, *sampler.entries()):
             yield KINDS[stores.index(entry.store)], entry.key
 

@@ -349,17 +349,15 @@ class Table(Captions):
         """Puts the new captions into the table; lines of images that got none stay as
         they are."""
         redone = [image for image in images if image.name in self.redone]
-        new = {
-            self._key_of(image): self._line(image, self.redone[image.name])
-            for image in redone
-        }
+        new = {}
+        for image in redone:
+            new[self._key_of(image)] = self._line(image, self.redone[image.name])
         if self.path.is_file():
             self._keep_old(self.path, self.path.name)
-        kept = [
-            new.pop(self._read(number, line)[0], line)
-            for number, line in enumerate(self._lines, 1)
-            if line.strip()
-        ]
+        kept = []
+        for number, line in enumerate(self._lines, 1):
+            if line.strip():
+                kept.append(new.pop(self._read(number, line)[0], line))
         with os_error_as_run_error(self.path), atomic_write(self.path) as temporary:
             text = "".join(f"{line}\n" for line in (*kept, *new.values()))
             temporary.write_bytes(text.encode(errors="backslashreplace"))

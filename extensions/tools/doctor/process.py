@@ -171,9 +171,10 @@ class DoctorProcess(BaseExtensionProcess):
         except UserError:
             if section.model:
                 raise
-        published = [
-            family for family in map(FAMILIES.load, FAMILIES) if family.published
-        ]
+        published = []
+        for family in map(FAMILIES.load, FAMILIES):
+            if family.published:
+                published.append(family)
         return [
             _base(family, Path(next(iter(family.published))), None)
             for family in published
@@ -236,20 +237,18 @@ class DoctorProcess(BaseExtensionProcess):
         }
         if others:
             told["between"] = sorted(_sum(others[start::2]).lost for start in (0, 1))
-        each = {
-            name: {"lost": one.lost, "noise": one.noise}
-            for name, one in by_layer.items()
-        }
+        each = {}
+        for name, one in by_layer.items():
+            each[name] = {"lost": one.lost, "noise": one.noise}
         return {**told, "by_layer": each}
 
     def _of_rounding(self, rounded: Mapping[str, Any]) -> Iterator[Diagnostic]:
         if rounded["lost"] < self.section.most_lost:
             return
-        lost = [
-            name
-            for name, one in rounded["by_layer"].items()
-            if one["lost"] >= self.section.most_lost
-        ]
+        lost = []
+        for name, one in rounded["by_layer"].items():
+            if one["lost"] >= self.section.most_lost:
+                lost.append(name)
         if rounded["measured"]:
             how = "measured"
         else:
@@ -321,9 +320,10 @@ def _located(
     stems: Iterable[str], layers: Mapping[str, tuple[int, int]]
 ) -> dict[str, str]:
     """Stem -> the layer of the model that it is."""
-    names = {
-        spelling: name for name in layers for spelling in (name, name.replace(".", "_"))
-    }
+    names = {}
+    for name in layers:
+        for spelling in (name, name.replace(".", "_")):
+            names[spelling] = name
     return {
         stem: names[rest] for stem in stems if (rest := split_stem(stem)[1]) in names
     }
@@ -369,21 +369,18 @@ def _missing(
     gone: list[str] = []
     for of_block in blocks.values():
         has = [number for number, name in of_block.items() if name in there]
-        holes = [
-            number
-            for number in of_block
-            if has and min(has) < number < max(has) and number not in has
-        ]
+        holes = []
+        for number in of_block:
+            if has and min(has) < number < max(has) and number not in has:
+                holes.append(number)
         if _has_all(metadata):
             holes = [number for number in of_block if number not in has]
         elif len(holes) > MOST_HOLES * len(has):
             continue
         # What reaches no pixel is not in all files.
-        gone += [
-            of_block[n]
-            for n in holes
-            if n != max(of_block) or not TEXT_SIDE.search(of_block[n])
-        ]
+        for n in holes:
+            if n != max(of_block) or not TEXT_SIDE.search(of_block[n]):
+                gone.append(of_block[n])
     if gone:
         message = f"{len(gone)} layers are missing that it was trained with, such as {gone[0]}."
         yield finding(
@@ -429,11 +426,10 @@ def _of_model(
         remedy = "No program finds them. Save it again, or rename the keys (safetensors) to diffusion_model.LAYER."
         yield finding("prefix", message, remedy, tuple(misnamed))
         left = [stem for stem in left if stem not in misnamed]
-    families = [
-        one
-        for one in map(FAMILIES.load, FAMILIES)
-        if one.published and not _kin(one, base.family)
-    ]
+    families = []
+    for one in map(FAMILIES.load, FAMILIES):
+        if one.published and not _kin(one, base.family):
+            families.append(one)
     ours = (
         one.title
         for one in families
@@ -489,10 +485,9 @@ def _of_biases(biases: Mapping[str, Tensor], base: Base) -> Iterator[Diagnostic]
     """Changes of biases that the model lacks."""
     weights = base.family.weight_shapes(base.folder)
     fused = fused_layers(base.layers)
-    names = {
-        stem: fused.get(name, (name,))[0]
-        for stem, name in _located(biases, base.layers).items()
-    }
+    names = {}
+    for stem, name in _located(biases, base.layers).items():
+        names[stem] = fused.get(name, (name,))[0]
     absent = [stem for stem in biases if f"{names.get(stem)}.bias" not in weights]
     if weights and absent:
         of_all = f"{len(absent)} of {len(biases)} biases that it changes"
@@ -570,10 +565,8 @@ def render(
         worst = sorted(rounded["by_layer"].items(), key=lambda pair: -pair[1]["lost"])[
             :SHOWN
         ]
-        lines += [
-            f"  {one['lost']:7.1%} lost, noise {one['noise']:.2f}  {name}"
-            for name, one in worst
-        ]
+        for name, one in worst:
+            lines.append(f"  {one['lost']:7.1%} lost, noise {one['noise']:.2f}  {name}")
     if not any(one.severity == "error" for one in found):
         lines.append("sound: nothing wrong was found")
     return lines

@@ -94,18 +94,15 @@ class GenerateProcess(BaseExtensionProcess):
         given = self.section.model_fields_set
         then = read_settings(Path(self.section.like).expanduser())
         now = next(pictures(self.section.resolved(), maker, items, loras)).settings
-        changed = [
-            file["path"]
-            for key in ("reference", "lora")
-            if key not in given
-            for file, present in zip(then[key], now[key], strict=True)
-            if file["sha256"] != present["sha256"]
-        ]
-        changed += [
-            f"the model's {part}"
-            for part, digest in then["base"].items()
-            if maker.base.get(part) != digest
-        ]
+        changed = []
+        for key in ("reference", "lora"):
+            if key not in given:
+                for file, present in zip(then[key], now[key], strict=True):
+                    if file["sha256"] != present["sha256"]:
+                        changed.append(file["path"])
+        for part, digest in then["base"].items():
+            if maker.base.get(part) != digest:
+                changed.append(f"the model's {part}")
         if changed:
             logger.warning(
                 f"{', '.join(changed)} changed since {self.section.like} was generated, so the result will differ"

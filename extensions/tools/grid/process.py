@@ -31,12 +31,18 @@ class GridProcess(BaseExtensionProcess):
         columns = [(), *((lora,) for lora in self._loras())]
         index = maker.folder / INDEX
         cfgs = section.cfg or (None,)
-        rows = [
-            Row([maker.picture(item, seed, cfg, (*also, *loras)) for loras in columns])
-            for item in section.items()
-            for cfg in dict.fromkeys(maker.cfg_of(item, each) for each in cfgs)
-            for seed in (section.seed if item.seed is None else (item.seed,))
-        ]
+        rows = []
+        for item in section.items():
+            for cfg in dict.fromkeys(maker.cfg_of(item, each) for each in cfgs):
+                for seed in section.seed if item.seed is None else (item.seed,):
+                    rows.append(
+                        Row(
+                            [
+                                maker.picture(item, seed, cfg, (*also, *loras))
+                                for loras in columns
+                            ]
+                        )
+                    )
 
         def write(*_: object) -> None:
             heads = [Column.of(loras) for loras in columns]
@@ -52,7 +58,5 @@ class GridProcess(BaseExtensionProcess):
         """A file with a strength for each column."""
         for text in self.section.lora:
             fixed = split_strength(text)[0] != text
-            yield from (
-                LoraFile.of(text, strength)
-                for strength in ((None,) if fixed else self.section.strength)
-            )
+            for strength in (None,) if fixed else self.section.strength:
+                yield LoraFile.of(text, strength)

@@ -125,14 +125,15 @@ def plan_measurement(
         raise UserError(
             f"{run.folder}: trained on a stream, whose images are not on this disk."
         )
-    files = [
-        file
-        for file in list_network_files(run.folder)
-        if file.kind != "best"
-        and file.step
-        and file.path.suffix == ".safetensors"
-        and not _is_variant(file.path)
-    ]
+    files = []
+    for file in list_network_files(run.folder):
+        if (
+            file.kind != "best"
+            and file.step
+            and file.path.suffix == ".safetensors"
+            and not _is_variant(file.path)
+        ):
+            files.append(file)
     if not files:
         raise UserError(
             f"{run.folder}: holds no saved LoRA. Set save.save_every, and train it."
@@ -144,11 +145,10 @@ def plan_measurement(
         partial(trained_images, run.folder),
     )
     regular = {each.folder for each in scan.folders if each.is_reg}
-    once = {
-        item.sample.image: item
-        for item in reversed(trained)
-        if item.sample.folder not in regular
-    }
+    once = {}
+    for item in reversed(trained):
+        if item.sample.folder not in regular:
+            once[item.sample.image] = item
     images = tuple(as_measured(item) for item in reversed(once.values()))
     if len(images) < FEWEST:
         raise UserError(
@@ -173,9 +173,10 @@ def plan_measurement(
         validation = held_out
     else:
         validation = ()
-    wanted = [
-        Round(file, level) for level in levels for file in _spread(files, checkpoints)
-    ]
+    wanted = []
+    for level in levels:
+        for file in _spread(files, checkpoints):
+            wanted.append(Round(file, level))
     rounds = wanted[: max(1, int(most // (len(images) + len(validation))))]
     records = list_dataset_files(run.folder)
     if records:

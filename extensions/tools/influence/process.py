@@ -213,9 +213,9 @@ class _Bench:
             self._model, self._model.predict_velocity, batch, noise_BCHW, level
         ).sum().backward()
         parameters = self._network.parameters().values()
-        gradients = [
-            torch.zeros_like(p) if p.grad is None else p.grad for p in parameters
-        ]
+        gradients = []
+        for p in parameters:
+            gradients.append(torch.zeros_like(p) if p.grad is None else p.grad)
         for parameter in parameters:
             parameter.grad = None
         found = sketch(gradients)
@@ -271,10 +271,11 @@ def _numbers(
     found: Sequence[Influence],
     seconds: float,
 ) -> Mapping[str, object]:
-    rounds = [
-        {"file": each.file.path.name, "step": each.file.step, "level": each.level}
-        for each in plan.rounds
-    ]
+    rounds = []
+    for each in plan.rounds:
+        rounds.append(
+            {"file": each.file.path.name, "step": each.file.step, "level": each.level}
+        )
     return {
         "against": plan.against,
         "rounds": rounds,

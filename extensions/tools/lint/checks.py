@@ -119,9 +119,9 @@ def _slots(data: Dataset) -> Found:
     for item in data.items:
         if len(item.references) > 1:
             own = _bits([item.look.bits])
-            distances = [
-                int(_different(own, _bits([each.bits]))[0]) for each in item.references
-            ]
+            distances = []
+            for each in item.references:
+                distances.append(int(_different(own, _bits([each.bits]))[0]))
             first, second = sorted(distances)[:2]
             near[item.sample.image] = (
                 distances.index(first),
@@ -146,11 +146,10 @@ def pair_shape(data: Dataset, config: LintConfig) -> Found:
     others may be meant so."""
     slots = max((len(item.references) for item in data.items), default=0)
     for slot in range(slots):
-        pairs = [
-            (item, item.references[slot])
-            for item in data.items
-            if len(item.references) > slot
-        ]
+        pairs = []
+        for item in data.items:
+            if len(item.references) > slot:
+                pairs.append((item, item.references[slot]))
         unlike = []
         for item, reference in pairs:
             ratio = reference.aspect * item.sample.size.height / item.sample.size.width
@@ -400,10 +399,8 @@ def trigger(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         word = item.sample.rules.trigger or data.trigger
         for text in _texts(item):
-            yield from (
-                (item.sample.image, message)
-                for message in _of_trigger(item, word, text)
-            )
+            for message in _of_trigger(item, word, text):
+                yield (item.sample.image, message)
 
 
 def _of_trigger(item: Item, word: str, text: str) -> Iterator[str]:
@@ -496,10 +493,8 @@ def garbled(data: Dataset, config: LintConfig) -> Found:
 def syntax(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         for text in _texts(item):
-            yield from (
-                (item.sample.image, f"its caption has {line}")
-                for line in lines_of(text)
-            )
+            for line in lines_of(text):
+                yield (item.sample.image, f"its caption has {line}")
 
 
 def several_lines(data: Dataset, config: LintConfig) -> Found:

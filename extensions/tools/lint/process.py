@@ -105,10 +105,9 @@ def as_json(
     findings: Sequence[Diagnostic], images: int, ignored: int
 ) -> dict[str, Any]:
     """The findings as one JSON object."""
-    rows = [
-        {"check": each.check, "file": each.place, "message": each.message}
-        for each in findings
-    ]
+    rows = []
+    for each in findings:
+        rows.append({"check": each.check, "file": each.place, "message": each.message})
     return {"images": images, "ignored": ignored, "findings": rows}
 
 

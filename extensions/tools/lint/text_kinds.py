@@ -79,16 +79,14 @@ def unlike(captions: Sequence[str], prompts: Sequence[str]) -> list[str]:
     shortest = lengths[aside]
     longest = lengths[-1 - aside]
     of_prompts = [words_in(text) for text in prompts if text]
-    long = [
-        words
-        for words in of_prompts
-        if words >= TIMES * longest and words - longest >= WORDS
-    ]
-    short = [
-        words
-        for words in of_prompts
-        if TIMES * words <= shortest and shortest - words >= WORDS
-    ]
+    long = []
+    for words in of_prompts:
+        if words >= TIMES * longest and words - longest >= WORDS:
+            long.append(words)
+    short = []
+    for words in of_prompts:
+        if TIMES * words <= shortest and shortest - words >= WORDS:
+            short.append(words)
     usual = f"captions have {median(lengths):.0f} words"
     for unlike_ones, how in ((long, "longer"), (short, "shorter")):
         if unlike_ones:

@@ -46,10 +46,11 @@ def read_lora(file: str, model: Path | None, any_model: bool = False) -> Adapter
             ],
         )
     families = [family for family in map(FAMILIES.load, FAMILIES) if family.published]
-    layers = [
-        list(family.every_linear_layer(Path(next(iter(family.published)))))
-        for family in families
-    ]
+    layers = []
+    for family in families:
+        layers.append(
+            list(family.every_linear_layer(Path(next(iter(family.published)))))
+        )
     try:
         return read_adapter(path, layers, any_model)
     except UserError as error:
@@ -131,11 +132,10 @@ def for_every_program(
     folded = spelled(tensors, spelling)
     dtypes = {tensor.dtype for key, tensor in tensors.items() if key.endswith(UP)}
     for dtype in dtypes:
-        stored = {
-            key: tensor.to(dtype)
-            for key, tensor in folded.items()
-            if key.endswith(spelling.down_up[1])
-        }
+        stored = {}
+        for key, tensor in folded.items():
+            if key.endswith(spelling.down_up[1]):
+                stored[key] = tensor.to(dtype)
         if any(
             not torch.equal(tensor.float(), folded[key].float())
             for key, tensor in stored.items()

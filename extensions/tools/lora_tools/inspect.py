@@ -153,9 +153,9 @@ def render(found: Mapping[str, Any]) -> str:
     size = f"layers {found['layers']}, parameters {found['parameters']:,}"
     if found["biases"]:
         size += f", biases {found['biases']}"
-    metadata = [
-        f"  {key}: {_short(value)}" for key, value in sorted(found["metadata"].items())
-    ]
+    metadata = []
+    for key, value in sorted(found["metadata"].items()):
+        metadata.append(f"  {key}: {_short(value)}")
     return "\n".join(
         [
             f"{found['file']}: {found['bytes'] / 1e6:.2f} MB, {kinds}, {found['dtype']}",

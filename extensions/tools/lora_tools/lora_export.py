@@ -256,9 +256,10 @@ def export(file: AdapterFile, target: Format) -> dict[str, Tensor]:
             target.stem(module) + suffix: tensor
             for suffix, tensor in _written(change, target).items()
         }
-    matrices = {
-        name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")
-    }
+    matrices = {}
+    for name, tensor in tensors.items():
+        if not name.endswith(".alpha"):
+            matrices[name] = tensor
     exact = all(
         torch.equal(tensor.to(file.dtype).float(), tensor)
         for tensor in matrices.values()
@@ -278,23 +279,24 @@ def _fused(changes: Mapping[str, LayerDelta]) -> dict[str, LayerDelta]:
     for whole, parts in fused_layers(changes).items():
         first = next(changes[part] for part in parts if part in changes)
         scale = first.scale or 1.0
-        found = [
-            joined.pop(
-                part, LayerDelta({n: _no_rank(first, n) for n in first.parts}, 0.0)
+        found = []
+        for part in parts:
+            found.append(
+                joined.pop(
+                    part, LayerDelta({n: _no_rank(first, n) for n in first.parts}, 0.0)
+                )
             )
-            for part in parts
-        ]
         made: dict[str, Tensor] = {}
         for left, right in MATMUL_PAIRS:
             if left in first.parts:
-                factors = [
-                    one.scale / scale if left in ("up", "hada_w1_a") else 1.0
-                    for one in found
-                ]
-                pieces = [
-                    factor * one.parts[left]
-                    for factor, one in zip(factors, found, strict=True)
-                ]
+                factors = []
+                for one in found:
+                    factors.append(
+                        one.scale / scale if left in ("up", "hada_w1_a") else 1.0
+                    )
+                pieces = []
+                for factor, one in zip(factors, found, strict=True):
+                    pieces.append(factor * one.parts[left])
                 made |= {
                     left: torch.block_diag(*pieces),
                     right: torch.cat([one.parts[right] for one in found]),
@@ -348,9 +350,10 @@ OF_THE_FORM = (HEADER_METADATA, CONFIG_FILE, "sha256", "format")
 def kept_metadata(file: AdapterFile, target: Format | None = None) -> dict[str, str]:
     """The file's metadata but for what is true of its own form alone. In a form without
     alphas these are the rank."""
-    kept = {
-        key: value for key, value in file.metadata.items() if key not in OF_THE_FORM
-    }
+    kept = {}
+    for key, value in file.metadata.items():
+        if key not in OF_THE_FORM:
+            kept[key] = value
     if target and not target.has_alpha and "lora" in file.kinds:
         ranks = {
             "alpha": kept.get("rank"),

@@ -60,11 +60,10 @@ def steps_of(files: Sequence[Path]) -> list[int]:
                 f"{file}: neither its metadata nor its name says of which step it is."
             )
         if steps.count(step) > 1:
-            others = [
-                str(other)
-                for other, its in zip(files, steps, strict=True)
-                if its == step
-            ]
+            others = []
+            for other, its in zip(files, steps, strict=True):
+                if its == step:
+                    others.append(str(other))
             raise UserError(
                 f"{' and '.join(others)} are of the same step, {step}. Leave one of them out."
             )
@@ -87,11 +86,10 @@ def average(files: Sequence[Path], betas: Sequence[float]) -> dict[str, Tensor]:
     have to be equal in all. Raises UserError where the files do not match.
     """
     first, _ = read_tensors(files[0])
-    mean = {
-        name: tensor.float()
-        for name, tensor in first.items()
-        if _is_averaged(name, tensor)
-    }
+    mean = {}
+    for name, tensor in first.items():
+        if _is_averaged(name, tensor):
+            mean[name] = tensor.float()
     for file, beta, tensors in zip(
         files[1:], betas, _following(files, first), strict=True
     ):

@@ -97,11 +97,10 @@ class ResizeProcess(BaseExtensionProcess):
         file = read_lora(
             section.input, section.model_folder() if section.model else None
         )
-        kept = {
-            key: text
-            for key, text in kept_metadata(file).items()
-            if not OF_THE_KIND.match(key)
-        }
+        kept = {}
+        for key, text in kept_metadata(file).items():
+            if not OF_THE_KIND.match(key):
+                kept[key] = text
         write_lowrank(
             section,
             file.changes.items(),
@@ -145,11 +144,10 @@ class PostHocEmaProcess(BaseExtensionProcess):
     ) -> None:
         """Writes the tensors with the metadata of a file of the run and the recipe of
         the average."""
-        kept = {
-            key: value
-            for key, value in metadata.items()
-            if key not in ("sha256", "format")
-        }
+        kept = {}
+        for key, value in metadata.items():
+            if key not in ("sha256", "format"):
+                kept[key] = value
         write_lora(
             self.section.output_path(),
             tensors,

@@ -79,11 +79,10 @@ class ScaleProcess(BaseExtensionProcess):
             exact = tensors[key].float() * strengths[key]
             stored = exact.to(tensors[key].dtype)
             tensors[key] = stored if stored.float().equal(exact) else exact
-        kept = {
-            key: text
-            for key, text in metadata.items()
-            if key not in ("sha256", "format")
-        }
+        kept = {}
+        for key, text in metadata.items():
+            if key not in ("sha256", "format"):
+                kept[key] = text
         told = "; ".join(
             filter(None, [kept.get(STRENGTHS, ""), " ".join(section.blocks)])
         )

@@ -261,9 +261,10 @@ class NewConfig(ToolConfig):
         if not self.model:
             return
         section = ModelConfig(name_or_path=self.model)
-        faults = [
-            finding for finding in section.check(job) if finding.severity == "error"
-        ]
+        faults = []
+        for finding in section.check(job):
+            if finding.severity == "error":
+                faults.append(finding)
         yield from (replace(fault, key=("model",)) for fault in faults)
         if not faults:
             try:

@@ -27,12 +27,15 @@ class PreferProcess(BaseExtensionProcess):
             section, [split_strength(text)[0] for text in section.lora]
         )
         loras = [LoraFile.of(text) for text in section.lora]
-        pictures = [
-            maker.picture(item, first + place, maker.cfg_of(item, section.cfg), loras)
-            for item in section.items()
-            for first in [section.seed if item.seed is None else item.seed]
-            for place in range(section.count)
-        ]
+        pictures = []
+        for item in section.items():
+            for first in [section.seed if item.seed is None else item.seed]:
+                for place in range(section.count):
+                    pictures.append(
+                        maker.picture(
+                            item, first + place, maker.cfg_of(item, section.cfg), loras
+                        )
+                    )
         add_groups(
             maker.folder,
             (Group.of(each.settings, each.name, maker.folder) for each in pictures),

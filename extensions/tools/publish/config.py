@@ -66,11 +66,10 @@ class PublishConfig(RunToolConfig):
 
     def loras(self) -> list[NetworkFile]:
         """The LoRA files that are published."""
-        found = [
-            file
-            for file in list_network_files(self.folder())
-            if file.path.suffix == ".safetensors"
-        ]
+        found = []
+        for file in list_network_files(self.folder()):
+            if file.path.suffix == ".safetensors":
+                found.append(file)
         final = [file for file in found if file.kind == "final"]
         if self.files == "all":
             return found
@@ -79,11 +78,10 @@ class PublishConfig(RunToolConfig):
     def command(self) -> str:
         """What repeats this on a command line."""
         given = self.model_dump(exclude={"type", "name", "run"}, exclude_defaults=True)
-        flags = [
-            text
-            for key, value in given.items()
-            for text in (flag_of(type(self), key), _shown(value))
-        ]
+        flags = []
+        for key, value in given.items():
+            for text in (flag_of(type(self), key), _shown(value)):
+                flags.append(text)
         return command("publish", self.run, *flags)
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:

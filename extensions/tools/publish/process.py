@@ -163,10 +163,9 @@ class PublishProcess(BaseExtensionProcess):
         files["README.md"] = public(
             model_card(run, trained, repo, loras, shown, section.licence)
         ).encode()
-        sizes = {
-            name: len(data) if isinstance(data, bytes) else data.stat().st_size
-            for name, data in files.items()
-        }
+        sizes = {}
+        for name, data in files.items():
+            sizes[name] = len(data) if isinstance(data, bytes) else data.stat().st_size
         logger.info(
             f"for {repo}: {len(files)} files, {readable_size(sum(sizes.values()))}"
         )

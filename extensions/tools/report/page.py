@@ -143,10 +143,9 @@ def _result(run: RunInfo) -> tuple[str, list[str]]:
         section = training_section(run, check_files=False)
     except UserError:  # another trainer, or a job that is not read any more: the file is there all the same
         section = None
-    lines = [
-        line.replace(command(), command_for_others(), 1)
-        for line in next_commands(run.folder, run.name, section)
-    ]
+    lines = []
+    for line in next_commands(run.folder, run.name, section):
+        lines.append(line.replace(command(), command_for_others(), 1))
     return str(files[0]), lines[:-1]  # the last one makes this page
 
 

@@ -88,10 +88,9 @@ def draw_diagrams(folder: Path, output: Path, suffix: str = "") -> list[Path]:
     written = []
     title = str(status.get("name") or folder.name)
     for name, panels in FIGURES.items():
-        filled = [
-            (panel, _distinct(c for c in curves if panel.takes(c.name)))
-            for panel in panels
-        ]
+        filled = []
+        for panel in panels:
+            filled.append((panel, _distinct(c for c in curves if panel.takes(c.name))))
         shown = [(panel, found) for panel, found in filled if found]
         if shown:
             path = output / f"{name}{suffix}.png"

@@ -437,9 +437,9 @@ def are_photographs(folder: str) -> bool:
             listing = listing
         else:
             listing = next((each for each in below if each.images), listing)
-        paths = [
-            listing.path(names[0]) for names in [*listing.images.values()][:_LOOKED_AT]
-        ]
+        paths = []
+        for names in [*listing.images.values()][:_LOOKED_AT]:
+            paths.append(listing.path(names[0]))
         return bool(paths) and 2 * sum(map(_is_photograph, paths)) >= len(paths)
     return False
 
@@ -476,9 +476,10 @@ def layers_in(folder: str) -> FoundLayers | None:
         top = list_folder(folder)
         below = [list_folder(join(folder, name)) for name in top.subfolders]
         beside = [(each, each) for each in (top, *(() if top.images else below))]
-        apart = [
-            (top, each) for each in below if os.path.basename(each.folder) == LAYERS
-        ]
+        apart = []
+        for each in below:
+            if os.path.basename(each.folder) == LAYERS:
+                apart.append((top, each))
         for (images, layers), suffix in product((*beside, *apart), LAYER_SUFFIXES):
             known = layers.numbered_behind(suffix)
             stem = next((stem for stem in images.images if stem in known), "")
@@ -500,9 +501,10 @@ def numbers_in(folder: str) -> str:
         top = list_folder(folder)
         if top.images:
             return probably_no_repeats([os.path.basename(os.path.abspath(folder))])
-        filled = [
-            name for name in top.subfolders if list_folder(join(folder, name)).images
-        ]
+        filled = []
+        for name in top.subfolders:
+            if list_folder(join(folder, name)).images:
+                filled.append(name)
         return probably_no_repeats(
             [name for name in filled if not named_as_regularisation(name)]
         )

@@ -79,10 +79,9 @@ class FoundPairs:
         """What was found: `12 pairs; before/a.png has no partner`."""
         said = f"{count_of(len(self.images), 'pair')} in {self.place}"
         if self.section.image_suffix:
-            named = [
-                with_affix("X", affix)
-                for affix in (self.section.image_suffix, *self.section.control_suffix)
-            ]
+            named = []
+            for affix in (self.section.image_suffix, *self.section.control_suffix):
+                named.append(with_affix("X", affix))
             said = (
                 f"{said} (the control images of {named[0]} are {', '.join(named[1:])})"
             )
@@ -144,9 +143,9 @@ def _layouts(folder: str) -> Iterator[dict[str, Any]]:
     with suppress(OSError):
         top = list_folder(folder, names_only=True)
         inside = () if top.images else top.subfolders
-        below = {
-            name: list_folder(join(folder, name), names_only=True) for name in inside
-        }
+        below = {}
+        for name in inside:
+            below[name] = list_folder(join(folder, name), names_only=True)
         listings = (top, *below.values())
         for listing in listings:
             names = pair_names(listing.images)

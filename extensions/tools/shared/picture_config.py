@@ -402,11 +402,10 @@ def read_file(path: Path) -> tuple[SampleItem, ...]:
         root = read_yaml(read_text(path, diagnostics), diagnostics)
         return _read(root.value.get("sample", root), diagnostics)
     lines = read_text(path, diagnostics).splitlines()
-    kept = [
-        (number, line.strip())
-        for number, line in enumerate(lines, start=1)
-        if is_prompt(line)
-    ]
+    kept = []
+    for number, line in enumerate(lines, start=1):
+        if is_prompt(line):
+            kept.append((number, line.strip()))
     if not kept:
         raise UserError(
             f"{path} contains no prompt. Write one per line; lines that begin with '#' are ignored."
@@ -436,10 +435,9 @@ def _read(node: ConfigNode, diagnostics: Diagnostics) -> tuple[SampleItem, ...]:
         )
     diagnostics.raise_errors()
     assert isinstance(section, SampleConfig)  # otherwise there is an error
-    shared = {
-        key: getattr(section, key)
-        for key in section.model_fields_set & SampleItem.model_fields.keys()
-    }
+    shared = {}
+    for key in section.model_fields_set & SampleItem.model_fields.keys():
+        shared[key] = getattr(section, key)
     return tuple(
         item.model_copy(
             update={

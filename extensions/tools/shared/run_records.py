@@ -141,10 +141,9 @@ def diagrams(curves: Iterable[Curve]) -> list[dict[str, Any]]:
 
 def _drawn(curve: Curve) -> dict[str, Any]:
     values = {"low": curve.low, "high": curve.high, "mean": curve.mean}
-    short = {
-        kind: [float(f"{value:.5g}") for value in found]
-        for kind, found in values.items()
-    }
+    short = {}
+    for kind, found in values.items():
+        short[kind] = [float(f"{value:.5g}") for value in found]
     return {"name": redact_text(curve.name), "steps": curve.steps, **short}
 
 
@@ -156,11 +155,10 @@ MOST_MARKS = 500
 
 def marks(folder: Path) -> list[tuple[int, str]]:
     """Step and name of the latest events that belong to a step, for the diagrams."""
-    rows = [
-        row
-        for row in read_events(folder).rows
-        if type(row.get("step")) is int and row["step"] >= 0
-    ]
+    rows = []
+    for row in read_events(folder).rows:
+        if type(row.get("step")) is int and row["step"] >= 0:
+            rows.append(row)
     marked = [row for row in rows if row.get("event") not in _UNMARKED][-MOST_MARKS:]
     return [(row["step"], redact_text(str(row.get("event", "")))) for row in marked]
 
@@ -196,9 +194,10 @@ def sample_rows(
     most_pictures: of more, only some steps are taken: the first, the last, and evenly
     chosen ones between.
     """
-    samples = [
-        sample for sample in list_samples(folder) if sample.path.suffix != ".tmp"
-    ]
+    samples = []
+    for sample in list_samples(folder):
+        if sample.path.suffix != ".tmp":
+            samples.append(sample)
     steps = sorted({s.step for s in samples})
     indices = sorted({s.index for s in samples})
     if most_pictures is not None and samples:
@@ -390,10 +389,8 @@ def _recorded(path: Path) -> str:
 def _manifest(checkpoint: Path) -> Iterator[tuple[str, int, str]]:
     try:
         files = json.loads(read_regular(checkpoint / MANIFEST))["files"]
-        yield from (
-            (str(name), int(entry["size"]), str(entry["sha256"]))
-            for name, entry in files.items()
-        )
+        for name, entry in files.items():
+            yield (str(name), int(entry["size"]), str(entry["sha256"]))
     except (
         OSError,
         ValueError,
@@ -411,11 +408,10 @@ def _manifest(checkpoint: Path) -> Iterator[tuple[str, int, str]]:
 def which_file(folder: Path) -> dict[str, str]:
     """Facts on the saved files whose validation losses are as good as the lowest; none
     where it is not known."""
-    names = {
-        file.step: file.path.name
-        for file in reversed(list_network_files(folder))
-        if file.step is not None
-    }
+    names = {}
+    for file in reversed(list_network_files(folder)):
+        if file.step is not None:
+            names[file.step] = file.path.name
     losses = read_losses_by_image(folder)
     found = as_good_as_the_lowest(losses, candidates=names)
     if not found:
@@ -465,11 +461,10 @@ def plan_text(folder: Path) -> str | None:
 
 def event_row(row: dict[str, Any]) -> tuple[str, str, str, str]:
     """Time, event, step and details of a redacted row of events.jsonl."""
-    details = [
-        f"{key}: {_told(value)}"
-        for key, value in row.items()
-        if key not in ("time", "event", "step")
-    ]
+    details = []
+    for key, value in row.items():
+        if key not in ("time", "event", "step"):
+            details.append(f"{key}: {_told(value)}")
     step = row.get("step")
     time = str(row.get("time", "")).replace("T", " ").removesuffix("Z")
     return (

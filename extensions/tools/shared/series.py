@@ -145,10 +145,9 @@ class _Buckets:
         """The curves of the buckets from one to another that have values. steps: of all
         rows."""
         every = max(1, math.ceil((end - begin) / max(1, points)))
-        groups = [
-            (steps[at * self.width], slice(at, min(at + every, end)))
-            for at in range(begin, end, every)
-        ]
+        groups = []
+        for at in range(begin, end, every):
+            groups.append((steps[at * self.width], slice(at, min(at + every, end))))
         return [
             column.curve(
                 name if name.startswith(self._prefix) else f"{self._prefix}{name}",

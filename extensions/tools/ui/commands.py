@@ -218,20 +218,20 @@ def _keys(models: dict[str, Any], model: str, prefix: str) -> Iterator[Key]:
             or f"{prefix}{name}" in ("type", "name")
         ):
             continue
-        kinds = [
-            kind for kind in field_.get("anyOf", [field_]) if kind.get("type") != "null"
-        ]
+        kinds = []
+        for kind in field_.get("anyOf", [field_]):
+            if kind.get("type") != "null":
+                kinds.append(kind)
         section = kinds[0] if len(kinds) == 1 else {}
         inner = section.get("$ref") or section.get("items", {}).get("$ref")
         if inner:
             many = "[]" if "items" in section else ""
             yield from _keys(models, inner.rpartition("/")[2], f"{prefix}{name}{many}.")
             continue
-        choices = [
-            choice
-            for kind in kinds
-            for choice in kind.get("enum", [kind["const"]] if "const" in kind else [])
-        ]
+        choices = []
+        for kind in kinds:
+            for choice in kind.get("enum", [kind["const"]] if "const" in kind else []):
+                choices.append(choice)
         if any(kind.get("type") == "boolean" for kind in kinds):
             choices += [True, False]
         default = field_.get("default")

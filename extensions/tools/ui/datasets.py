@@ -231,9 +231,9 @@ class Dataset:
     def sides(self) -> tuple[str, str] | None:
         """The subfolders with the images before and after the edit; None: the images
         are elsewhere."""
-        inside = {
-            os.path.basename(each.folder): each.images for each in self.listings[1:]
-        }
+        inside = {}
+        for each in self.listings[1:]:
+            inside[os.path.basename(each.folder)] = each.images
         if self.view["references"] or self.listings[0].images:
             return None
         images, controls = pair_folders(inside) or (AFTER, BEFORE)
@@ -270,9 +270,10 @@ class Dataset:
             path for image in self.images for path in (*image.references, image.mask)
         }
         places = self.section().get("control_path", (str(self.folder),))
-        listings = [
-            each for each in (*self.listings, *self.partners) if each.folder in places
-        ]
+        listings = []
+        for each in (*self.listings, *self.partners):
+            if each.folder in places:
+                listings.append(each)
         found = (
             each.path(name)
             for each in listings
@@ -420,9 +421,9 @@ def _read_captions(data: Dataset, before: Dataset | None) -> None:
     listings = [*data.listings, *data.partners]
     known = dict[str, DirectoryListing]()
     if before:
-        known = {
-            listing.prefix: listing for listing in (*before.listings, *before.partners)
-        }
+        known = {}
+        for listing in (*before.listings, *before.partners):
+            known[listing.prefix] = listing
     for listing in listings:
         if listing.prefix in known:
             listing.take_texts(known[listing.prefix])
@@ -627,12 +628,11 @@ def _with_partners(data: Dataset, image: FoundImage) -> list[str]:
     """The file of an image, and the files in the dataset that belong to it alone."""
     if image.shares_stem:
         return [image.path]
-    others = {
-        path
-        for each in data.images
-        if each.path != image.path
-        for path in (*each.references, each.mask)
-    }
+    others = set()
+    for each in data.images:
+        if each.path != image.path:
+            for path in (*each.references, each.mask):
+                others.add(path)
     partners = (
         path
         for path in (*image.references, image.mask)

@@ -141,9 +141,10 @@ def _fields(model: Any) -> list[Field]:
 def _one_of(schema: dict[str, Any]) -> dict[str, Any]:
     """The one kind of value that is possible besides null and lists of it; empty where
     there are several."""
-    parts = [
-        part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"
-    ]
+    parts = []
+    for part in schema.get("anyOf", [schema]):
+        if part.get("type") != "null":
+            parts.append(part)
     single = [part for part in parts if part.get("type") != "array"] or [
         part.get("items", {}) for part in parts
     ]

@@ -192,11 +192,10 @@ class Guard:
         None: it has none."""
         if "token" not in request.query_params:
             return None
-        rest = [
-            (key, value)
-            for key, value in request.query_params.multi_items()
-            if key != "token"
-        ]
+        rest = []
+        for key, value in request.query_params.multi_items():
+            if key != "token":
+                rest.append((key, value))
         path = "/" + quote(
             request.scope["path"].lstrip("/\\\t\r\n")
         )  # "//elsewhere" would lead to another site

@@ -42,10 +42,11 @@ class JobText:
         that trains, such as `datasets[].folder_path` (of the first dataset)."""
         if key.startswith("config."):
             return tuple(key.split("."))
-        parts = [
-            (part.removesuffix("[]"), 0) if part.endswith("[]") else (part,)
-            for part in key.split(".")
-        ]
+        parts = []
+        for part in key.split("."):
+            parts.append(
+                (part.removesuffix("[]"), 0) if part.endswith("[]") else (part,)
+            )
         return (
             "config",
             "process",
@@ -61,11 +62,10 @@ class JobText:
             listed = found.value
         else:
             listed = []
-        trains = [
-            index
-            for index, node in enumerate(listed)
-            if node.child("train") is not None
-        ]
+        trains = []
+        for index, node in enumerate(listed):
+            if node.child("train") is not None:
+                trains.append(index)
         return trains[-1] if trains else max(0, len(listed) - 1)
 
     def _at(self, path: KeyPath) -> ConfigNode | None:

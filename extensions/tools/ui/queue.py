@@ -183,21 +183,19 @@ def planned(argv: Sequence[str], cwd: str) -> dict[str, Any]:
     reason = next(filter(None, map(never_ends, plans)), "")
     if reason:
         raise UserError(f"{argv[0]}: {reason}")
-    folders = [
-        os.path.join(cwd, os.path.expanduser(folder))
-        for each in plans
-        for folder in each["folders"]
-    ]
+    folders = []
+    for each in plans:
+        for folder in each["folders"]:
+            folders.append(os.path.join(cwd, os.path.expanduser(folder)))
     return {**plans[0], "folders": folders}
 
 
 def never_ends(plan: Mapping[str, Any]) -> str:
     """Why a job is none for the queue, by its plan; empty: it is one."""
-    types = [
-        process["type"]
-        for process in plan.get("processes", ())
-        if process["type"] in NOT_QUEUED
-    ]
+    types = []
+    for process in plan.get("processes", ()):
+        if process["type"] in NOT_QUEUED:
+            types.append(process["type"])
     if types:
         return f"type {types[0]!r} never ends, and would keep a GPU. Start it from a terminal."
     return ""
@@ -311,9 +309,10 @@ class Queue:
         """Puts a waiting entry before another waiting one, or to the end. Raises
         UserError where one does not."""
         with self.locked():
-            waiting = {
-                entry.id: entry for entry in self.entries() if entry.state == WAITING
-            }
+            waiting = {}
+            for entry in self.entries():
+                if entry.state == WAITING:
+                    waiting[entry.id] = entry
             others = [each for each in waiting if each != id_]
             for each, known in ((id_, waiting), (before, ("", *others))):
                 if each not in known:
@@ -596,12 +595,11 @@ def trains_elsewhere(
     runs: Iterable[RunInfo], entries: Iterable[Entry]
 ) -> list[RunInfo]:
     """The runs that train and that no running entry has started."""
-    owned = {
-        str(Path(folder).resolve())
-        for entry in entries
-        if entry.state == RUNNING
-        for folder in entry.runs
-    }
+    owned = set()
+    for entry in entries:
+        if entry.state == RUNNING:
+            for folder in entry.runs:
+                owned.add(str(Path(folder).resolve()))
     return [
         run
         for run in runs

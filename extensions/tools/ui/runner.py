@@ -198,11 +198,10 @@ class Runner:
         with queue.locked():
             entry = queue.entry(id_)  # it may have been asked to stop by now
             before = dict(zip(map(Path, entry.runs), entry.marks, strict=False))
-            runs = [
-                run
-                for run in q.runs_of(entry)
-                if q.mark_of(run.folder) != before.get(run.folder)
-            ]
+            runs = []
+            for run in q.runs_of(entry):
+                if q.mark_of(run.folder) != before.get(run.folder):
+                    runs.append(run)
             step = max((run.step for run in runs if run.step is not None), default=None)
             was_killed = code in (None, KILLED)
             is_again = entry.attempts > 1 and step == entry.failed_at and not was_killed

@@ -82,11 +82,9 @@ class TrySettings:
         them: the check of the command refuses other texts than numbers. seeds: one
         image each. blocks: strengths of groups of blocks."""
         argv = ["generate", f"--lora={file}:{strength}", f"--prompt={prompt}"]
-        argv += [
-            f"--{name}={side}"
-            for name, side in zip(("width", "height"), sides, strict=True)
-            if side
-        ]
+        for name, side in zip(("width", "height"), sides, strict=True):
+            if side:
+                argv.append(f"--{name}={side}")
         argv += [f"--seed={seed}" for seed in seeds]
         first = self.first
         if first is not None:
@@ -95,11 +93,9 @@ class TrySettings:
                 "cfg": first.guidance_scale,
                 "flow-shift": first.flow_shift,
             }
-            argv += [
-                f"--{name}={value:g}"
-                for name, value in shared.items()
-                if value is not None
-            ]
+            for name, value in shared.items():
+                if value is not None:
+                    argv.append(f"--{name}={value:g}")
             argv += [f"--negative={first.neg}"] if first.neg.strip() else []
         argv += [f"--trigger-word={self.trigger_word}"] if self.trigger_word else []
         argv += [f"--blocks={entry}" for entry in blocks]
@@ -131,10 +127,9 @@ class TrySettings:
             "flow_shift",
             "ctrl_img",
         )
-        pictures = {
-            picture.prompt + repr(picture.ctrl_img): picture
-            for picture in reversed(self.pictures)
-        }
+        pictures = {}
+        for picture in reversed(self.pictures):
+            pictures[picture.prompt + repr(picture.ctrl_img)] = picture
         rows = []
         for picture in [*reversed(pictures.values())][:MOST_PROMPTS]:
             values = {key: getattr(picture, key) for key in keys}

@@ -55,9 +55,10 @@ def pairs_of(groups: Iterable[Group]) -> list[Pair]:
     left is drawn from their names, so that no order in time is seen."""
     columns = []
     for group in groups:
-        files = [
-            file for file in group.files if Path(file).suffix.lower() in IMAGE_SUFFIXES
-        ]
+        files = []
+        for file in group.files:
+            if Path(file).suffix.lower() in IMAGE_SUFFIXES:
+                files.append(file)
         couples = (
             combinations(files, 2) if len(files) <= MOST_COMPARED else pairwise(files)
         )
@@ -69,12 +70,11 @@ def pairs_of(groups: Iterable[Group]) -> list[Pair]:
                 for a, b in couples
             ]
         )
-    found = {
-        pair.names: pair
-        for row in zip_longest(*columns)
-        for pair in row
-        if pair and len(pair.names) == 2
-    }
+    found = {}
+    for row in zip_longest(*columns):
+        for pair in row:
+            if pair and len(pair.names) == 2:
+                found[pair.names] = pair
     return [*found.values()]
 
 

@@ -262,9 +262,10 @@ def near_path(path: str) -> str:
 def moved_hint(path: str) -> str:
     """How to say where a path of another machine is now; empty unless the folder that
     it should lie in is missing."""
-    missing = [
-        str(folder) for folder in Path(path).parents if not os.path.exists(folder)
-    ]
+    missing = []
+    for folder in Path(path).parents:
+        if not os.path.exists(folder):
+            missing.append(str(folder))
     if path.startswith("/") and missing:
         return f" Of another machine: --map {missing[-1]}=NEW."
     return ""

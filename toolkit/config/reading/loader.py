@@ -432,10 +432,9 @@ def read_processes(
     if defaults is not None:
         entries = [merge_defaults(node, defaults, diagnostics) for node in entries]
     normaliser = Normaliser(diagnostics)
-    processes = [
-        read_process(index, node, find_model, normaliser)
-        for index, node in enumerate(entries)
-    ]
+    processes = []
+    for index, node in enumerate(entries):
+        processes.append(read_process(index, node, find_model, normaliser))
     seen: dict[str | None, int] = {}
     for process in filter(None, processes):
         section = process.entry.section
@@ -461,10 +460,9 @@ def read_processes(
         places = normaliser.places()
     else:
         places = {}
-    inside = {
-        key: f"{found[0]!r} of a process" if found[0] else "a process"
-        for key, found in places.items()
-    }
+    inside = {}
+    for key, found in places.items():
+        inside[key] = f"{found[0]!r} of a process" if found[0] else "a process"
     refuse_unknown(config, _IN_CONFIG, inside, diagnostics)
     normaliser.defaults.report(diagnostics)
     return processes

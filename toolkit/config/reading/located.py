@@ -142,11 +142,10 @@ def show(node: ConfigNode) -> str:
 def odd_characters(text: str) -> str:
     """A sentence that names the characters in a text that look like quotes or spaces
     and are none; empty without."""
-    odd = [
-        c
-        for c in dict.fromkeys(text)
-        if c in _ODD_QUOTES or (unicodedata.category(c) in ("Zs", "Cf") and c != " ")
-    ]
+    odd = []
+    for c in dict.fromkeys(text):
+        if c in _ODD_QUOTES or (unicodedata.category(c) in ("Zs", "Cf") and c != " "):
+            odd.append(c)
     names = ", ".join(
         f"U+{ord(c):04X} ({unicodedata.name(c, 'no name').lower()})" for c in odd
     )

@@ -198,9 +198,9 @@ class Normaliser:
         program has it."""
         if isinstance(node.value, list):
             items = [self.saved(item) for item in node.value]
-            parts = [
-                item.value if isinstance(item.value, list) else [item] for item in items
-            ]
+            parts = []
+            for item in items:
+                parts.append(item.value if isinstance(item.value, list) else [item])
             return replace(node, value=[*chain.from_iterable(parts)])
         text = node.value if isinstance(node.value, str) else ""
         of_pattern = saved_like(text)
@@ -247,10 +247,9 @@ class Normaliser:
         nearest = min((place.count(".") for place in found), default=0)
         places = [place for place in found if place.count(".") == nearest][:3]
         beside = general(node.path).partition(".")[0].removesuffix("[]")
-        named = [
-            repr(place) if place else f"the process, beside {beside!r}"
-            for place in places
-        ]
+        named = []
+        for place in places:
+            named.append(repr(place) if place else f"the process, beside {beside!r}")
         return f"It belongs in {' or '.join(named)}." if named else ""
 
     def unknown(self, child: ConfigNode, message: str) -> None:
@@ -410,10 +409,9 @@ def other_names(
         strict = section
     else:
         strict = StrictModel
-    removed = {
-        key: ForeignName("idle", says=f"removed in {row.version}")
-        for key, row in strict.removed_keys.items()
-    }
+    removed = {}
+    for key, row in strict.removed_keys.items():
+        removed[key] = ForeignName("idle", says=f"removed in {row.version}")
     return {**strict.other_shapes, **removed, **foreign.rows(section)}
 
 
@@ -519,11 +517,10 @@ def field_names(model: type[BaseModel]) -> dict[str, str]:
 def section_model(annotation: Any) -> type[BaseModel] | None:
     """The one model a field holds, through Optional and Annotated; None when there is
     none or several."""
-    models = [
-        part
-        for part in _parts(annotation)
-        if isinstance(part, type) and issubclass(part, BaseModel)
-    ]
+    models = []
+    for part in _parts(annotation):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            models.append(part)
     return models[0] if len(models) == 1 else None
 
 
@@ -566,11 +563,10 @@ def section_remedy(
     None where it is not known.
     """
     if model:
-        required = [
-            repr(name)
-            for name, field in model.model_fields.items()
-            if field.is_required()
-        ]
+        required = []
+        for name, field in model.model_fields.items():
+            if field.is_required():
+                required.append(repr(name))
     else:
         required = []
     if node.value is True and model and _works_empty(model):

@@ -139,11 +139,12 @@ def _faults(text: str) -> Iterator[tuple[int, int, str]]:
             and _STATEMENT.match(lines[line - 1])
         )
         above = range(before + 1, line) if is_open else ()
-        starts = [
-            at
-            for at in above
-            if _STATEMENT.match(lines[at - 1]) and _is_whole("\n".join(lines[: at - 1]))
-        ]
+        starts = []
+        for at in above:
+            if _STATEMENT.match(lines[at - 1]) and _is_whole(
+                "\n".join(lines[: at - 1])
+            ):
+                starts.append(at)
         last = line
         if starts:  # a statement above is not closed before this line
             line, column, said, last = starts[-1], 1, "Unclosed", line - 1

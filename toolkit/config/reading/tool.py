@@ -306,10 +306,9 @@ class FlagDiagnostics(Diagnostics):
             and path[0] not in self._model.positional
         ):
             path = (flag_of(self._model, str(path[0])), *path[1:])
-        firsts = {
-            flag_of(self._model, f"{key}.{keys[0]}"): keys[0]
-            for key, keys in self._model.sections.items()
-        }
+        firsts = {}
+        for key, keys in self._model.sections.items():
+            firsts[flag_of(self._model, f"{key}.{keys[0]}")] = keys[0]
         if len(path) > 1 and path[1] == firsts.get(str(path[0])):
             path = (
                 path[0],
@@ -341,9 +340,10 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
     known, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         raise UserError(unknown_arguments(parser, unknown, model.lone_key))
-    given = {
-        key: value for key, value in vars(known).items() if value not in (None, [])
-    }
+    given = {}
+    for key, value in vars(known).items():
+        if value not in (None, []):
+            given[key] = value
     given |= {taker: behind} if behind else {}
     diagnostics = FlagDiagnostics(parser.prog, model)
     root = map_paths(_root(uid, model, given), moved_examples())
@@ -377,11 +377,10 @@ def unknown_arguments(
     """One line for each flag that a tool does not have; values that stand behind one
     are not told apart from it. lone_key: the key that a value without a flag is meant
     for."""
-    known = [
-        flag[2:]
-        for flag in parser._option_string_actions
-        if flag.startswith("--") and "_" not in flag
-    ]
+    known = []
+    for flag in parser._option_string_actions:
+        if flag.startswith("--") and "_" not in flag:
+            known.append(flag[2:])
     flags = [word for word in unknown if word.startswith("-")] or list(unknown[:1])
     lines = []
     for word in dict.fromkeys(flags):
@@ -414,10 +413,11 @@ def _root(uid: str, model: type[ToolConfig], given: Mapping[str, Any]) -> Config
             continue
         annotation = field_at(model, key)[0].annotation
         if isinstance(value, list):
-            children = [
-                _scalar(text, place, is_text(item_annotation(annotation)))
-                for text in value
-            ]
+            children = []
+            for text in value:
+                children.append(
+                    _scalar(text, place, is_text(item_annotation(annotation)))
+                )
             node = ConfigNode(children, (place,), _NOWHERE, _NOWHERE)
         else:
             node = _scalar(value, place, is_text(annotation))

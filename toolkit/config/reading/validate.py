@@ -357,9 +357,9 @@ def _prune(
     if at in wrong:
         return None
     if isinstance(node.value, dict):
-        children = {
-            key: _prune(child, wrong, (*at, key)) for key, child in node.value.items()
-        }
+        children = {}
+        for key, child in node.value.items():
+            children[key] = _prune(child, wrong, (*at, key))
         return replace(
             node,
             value={key: child for key, child in children.items() if child is not None},

@@ -215,10 +215,9 @@ def quoted(text: str) -> str:
 def _lacks_dash(lines: list[str], place: SourceLocation) -> bool:
     """Whether the line is a key beside a line of the same indent that begins with a
     dash."""
-    indents = [
-        re.match(rf" {{{place.column - 1}}}- ", line)
-        for line in lines[place.line - 2 : place.line + 1]
-    ]
+    indents = []
+    for line in lines[place.line - 2 : place.line + 1]:
+        indents.append(re.match(rf" {{{place.column - 1}}}- ", line))
     is_key = any(
         re.match(r" *\w+:(\s|$)", line) for line in lines[place.line - 1 : place.line]
     )

@@ -286,10 +286,9 @@ class _Builder:
         if isinstance(node, yaml.MappingNode):
             value: Any = self.mapping(node, path)
         elif isinstance(node, yaml.SequenceNode):
-            value = [
-                self.build(item, (*path, i), _place(item), -1)
-                for i, item in enumerate(node.value)
-            ]
+            value = []
+            for i, item in enumerate(node.value):
+                value.append(self.build(item, (*path, i), _place(item), -1))
         else:
             value = self.scalar(node, path)
         self.open.pop()

@@ -672,11 +672,10 @@ class DatasetConfig(StrictModel):
         )
 
     def _check_masks(self, job: JobContext) -> Findings:
-        sources = [
-            key
-            for key in ("mask_path", "mask_suffix", "alpha_mask")
-            if getattr(self, key)
-        ]
+        sources = []
+        for key in ("mask_path", "mask_suffix", "alpha_mask"):
+            if getattr(self, key):
+                sources.append(key)
         for key in sources[:1] if len(sources) > 1 else ():
             yield error(
                 key,

@@ -282,9 +282,10 @@ def _another(name: str, what: str) -> str:
     titles = dict.fromkeys(
         title for family in families() for title in family.published.values()
     )
-    own = [
-        f"{family.title}s of its own" for family in families() if not family.published
-    ]
+    own = []
+    for family in families():
+        if not family.published:
+            own.append(f"{family.title}s of its own")
     kinds = [*titles, "what is made from them", *own]
     known = f"{', '.join(kinds[:-1])}, and {kinds[-1]}"
     return (
@@ -398,10 +399,9 @@ class ModelFolder:
                 ["transformers"],
             ):
                 entry = None  # a class of somebody's own code; what it is made of is looked at elsewhere
-            listed = [
-                names[-1:] if isinstance(names, list) else []
-                for names in (config.get("architectures"), entry)
-            ]
+            listed = []
+            for names in (config.get("architectures"), entry):
+                listed.append(names[-1:] if isinstance(names, list) else [])
             said = [
                 (path, config.get("_class_name")),
                 *((path, name) for name in listed[0]),
@@ -715,9 +715,10 @@ def _nearest_file(path: Path) -> Path | None:
     folder = path.parent if path.parent.is_dir() else _nearest_folder(path.parent)
     if not folder:
         return None
-    names = [
-        file.name for file in folder.iterdir() if file.suffix.lower() in WEIGHT_FILES
-    ]
+    names = []
+    for file in folder.iterdir():
+        if file.suffix.lower() in WEIGHT_FILES:
+            names.append(file.name)
     close = get_close_matches(path.name, names, n=1, cutoff=0.85)
     return folder / close[0] if close else None
 

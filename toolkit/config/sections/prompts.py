@@ -44,13 +44,14 @@ def prompts_to_samples(
     elif given and given[0] is not entries.get("samples"):
         entries["samples"] = _items(given[0], diagnostics)
     elif given and isinstance(given[0].value, list):
-        items = [
-            replace(item, value={"prompt": item})
-            if isinstance(item.value, str)
-            else item
-            for item in given[0].value
-            if not isinstance(item.value, str) or _is_text(item, diagnostics)
-        ]
+        items = []
+        for item in given[0].value:
+            if not isinstance(item.value, str) or _is_text(item, diagnostics):
+                items.append(
+                    replace(item, value={"prompt": item})
+                    if isinstance(item.value, str)
+                    else item
+                )
         entries["samples"] = replace(given[0], value=items)
 
 
@@ -138,17 +139,18 @@ def _lines(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
     if text is None:
         return []
     lines = text.splitlines()
-    prompts = [
-        replace(
-            file,
-            value=line.strip(),
-            path=(*file.path, f"{path.name}:{number}"),
-            text=line.strip(),
-            plain=False,
-        )
-        for number, line in enumerate(lines, start=1)
-        if line.strip() and not line.lstrip().startswith("#")
-    ]
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            prompts.append(
+                replace(
+                    file,
+                    value=line.strip(),
+                    path=(*file.path, f"{path.name}:{number}"),
+                    text=line.strip(),
+                    plain=False,
+                )
+            )
     if not prompts:
         diagnostics.error(
             file,
@@ -250,10 +252,9 @@ def split_flags(text: str) -> tuple[str, list[tuple[str, str]]]:
     if not found:
         return text, []
     ends = [match.start() for match in found[1:]] + [len(text)]
-    flags = [
-        (match[1].lower(), text[match.end() : end].strip())
-        for match, end in zip(found, ends, strict=True)
-    ]
+    flags = []
+    for match, end in zip(found, ends, strict=True):
+        flags.append((match[1].lower(), text[match.end() : end].strip()))
     return text[: found[0].start()].strip(), flags
 
 

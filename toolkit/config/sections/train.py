@@ -995,11 +995,10 @@ class TrainConfig(OptimizationConfig):
 
     def preservations(self) -> dict[str, float]:
         """The losses of prior preservation that are computed -> their factors."""
-        factors = {
-            name: getattr(self, f"{name}_multiplier")
-            for name in PRESERVATIONS
-            if getattr(self, name)
-        }
+        factors = {}
+        for name in PRESERVATIONS:
+            if getattr(self, name):
+                factors[name] = getattr(self, f"{name}_multiplier")
         return {name: factor for name, factor in factors.items() if factor}
 
     def preserved_prompts(
@@ -1110,11 +1109,10 @@ class TrainConfig(OptimizationConfig):
                 "huber_schedule huber_c huber_scale", ": only loss_type huber uses it."
             )
         for switch in PRESERVATIONS:
-            keys = [
-                key
-                for key in (f"{switch}_multiplier", f"{switch}_class")
-                if key in type(self).model_fields
-            ]
+            keys = []
+            for key in (f"{switch}_multiplier", f"{switch}_class"):
+                if key in type(self).model_fields:
+                    keys.append(key)
             if not getattr(self, switch):
                 yield from self.unused(" ".join(keys), f" without '{switch}: true'.")
             elif getattr(self, f"{switch}_multiplier") == 0:

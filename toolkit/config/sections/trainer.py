@@ -147,11 +147,10 @@ class DatasetsSection(ProcessConfig):
     def datasets_to_come(self, job: JobContext) -> tuple[str, ...]:
         """Folders of images that are not there yet and that earlier processes of the
         job write."""
-        paths = [
-            path
-            for each in self.datasets
-            for path in (each.folder_path, *each.control_path)
-        ]
+        paths = []
+        for each in self.datasets:
+            for path in (each.folder_path, *each.control_path):
+                paths.append(path)
         paths += [each.from_base.prompts for each in self.datasets if each.from_base]
         return tuple(filter(job.yet_to_come, paths))
 
@@ -328,11 +327,10 @@ class TrainingSection(ProcessConfig):
         """The section with the seed of a run in the place of the random ones of its
         samples."""
         parts = {key: getattr(self, key, None) for key in ("sample", "first_sample")}
-        samples = {
-            key: part.with_seed(drawn)
-            for key, part in parts.items()
-            if isinstance(part, SampleConfig)
-        }
+        samples = {}
+        for key, part in parts.items():
+            if isinstance(part, SampleConfig):
+                samples[key] = part.with_seed(drawn)
         return self.model_copy(
             update={
                 key: part for key, part in samples.items() if part is not parts[key]
@@ -407,9 +405,10 @@ class TrainerConfig(TrainingSection):
                 f"needs validations during the run. {remedy}",
             )
         if is_plateau:
-            losses = [
-                name for name in logged if name == "loss" or name.startswith(LOSS)
-            ]
+            losses = []
+            for name in logged:
+                if name == "loss" or name.startswith(LOSS):
+                    losses.append(name)
             asked.append(
                 (
                     "train.lr_scheduler_params",
@@ -545,11 +544,10 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
     def files_beside(self) -> dict[str, tuple[str, float]]:
         """Key, as messages name it -> LoRA file that is active beside the network at
         times, and its strength."""
-        also = {
-            key: (entry.lora, entry.weight)
-            for key, entry in self.deployments().items()
-            if entry.lora
-        }
+        also = {}
+        for key, entry in self.deployments().items():
+            if entry.lora:
+                also[key] = (entry.lora, entry.weight)
         return {
             f"train.{key}": file for key, file in self.train.files_beside().items()
         } | also
@@ -582,11 +580,10 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
 
     def decoder(self) -> Path | None:
         """The file of `vae_path` of the samples; None: the model's own."""
-        given = [
-            each.vae_path
-            for each in (self.sample, self.first_sample)
-            if each and each.vae_path
-        ]
+        given = []
+        for each in (self.sample, self.first_sample):
+            if each and each.vae_path:
+                given.append(each.vae_path)
         return Path(given[0]).expanduser() if given else None
 
     def all_pictures(self) -> list[SamplePicture]:

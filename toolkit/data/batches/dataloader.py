@@ -132,10 +132,9 @@ class BatchLoader:
         """The batch on the CPU, in the dtype it was stored in."""
         samples = [self.dataset.items[index].sample for index in spec.items]
         entries = [self.dataset.entries[index] for index in spec.items]
-        extra = [
-            entry.extra[self._drawn(*use)]
-            for entry, use in zip(entries, _uses(spec), strict=True)
-        ]
+        extra = []
+        for entry, use in zip(entries, _uses(spec), strict=True):
+            extra.append(entry.extra[self._drawn(*use)])
         return LatentBatch(
             latents_BCHW=torch.stack([entry.target() for entry in entries]),
             prompts=self.prompts(spec),

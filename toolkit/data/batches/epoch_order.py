@@ -35,11 +35,10 @@ def epoch_order(items: Sequence[BucketedSample], seed: int, epoch: int) -> list[
     times."""
     # Sorting by a hash depends on no library's shuffle, so an order never changes with
     # a version.
-    uses = [
-        (seeding.key(seed, "order", epoch, index, repeat), index)
-        for index, item in enumerate(items)
-        for repeat in range(item.sample.repeats)
-    ]
+    uses = []
+    for index, item in enumerate(items):
+        for repeat in range(item.sample.repeats):
+            uses.append((seeding.key(seed, "order", epoch, index, repeat), index))
     uses.sort()
     return [index for _, index in uses]
 

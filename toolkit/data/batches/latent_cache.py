@@ -307,10 +307,9 @@ class ItemEncoder:
         now and not cached."""
         sample = item.sample
         seen = self._images_in_prompt(sample)
-        images = [
-            open_image(path, sample.background, channels=self._channels)
-            for path in seen
-        ]
+        images = []
+        for path in seen:
+            images.append(open_image(path, sample.background, channels=self._channels))
         if images and self._model.family.text_at_reference_size:
             sizes = [self._reference_size(path, item) for path in seen]
             images = [
@@ -377,17 +376,18 @@ class ItemEncoder:
             )
             if any(sample.flip):
                 parts["flip"] = sample.flip
-        keys = [
-            key_of(
-                kind=kind,
-                source=source,
-                background=background,
-                encoder=identity,
-                dtype=str(self.dtype),
-                **{"format": FORMAT, **parts},
+        keys = []
+        for identity in self._identities(part):
+            keys.append(
+                key_of(
+                    kind=kind,
+                    source=source,
+                    background=background,
+                    encoder=identity,
+                    dtype=str(self.dtype),
+                    **{"format": FORMAT, **parts},
+                )
             )
-            for identity in self._identities(part)
-        ]
         if store.folder is None or len(keys) == 1:
             return keys[-1]
         return next((key for key in keys if store.has(key)), keys[0])
@@ -486,19 +486,17 @@ def encode_items(
     image whose texts the model has no room for, before anything is encoded.
     """
     further = [_further_prompts(item.sample, extra_prompts) for item in items]
-    longer = [
-        _with_text(item, text)
-        for item, prompts in zip(items, further, strict=True)
-        for text in _longer(prompts)
-    ]
+    longer = []
+    for item, prompts in zip(items, further, strict=True):
+        for text in _longer(prompts):
+            longer.append(_with_text(item, text))
     refuse_long_captions(
         [*items, *longer], model.prompt_error, model.family.sure_prompt
     )
     encoder = ItemEncoder(model, dtype)
-    entries = [
-        _entries(item, encoder, stores_for(item.sample), prompts)
-        for item, prompts in zip(items, further, strict=True)
-    ]
+    entries = []
+    for item, prompts in zip(items, further, strict=True):
+        entries.append(_entries(item, encoder, stores_for(item.sample), prompts))
     if latents:
         _fill_cache(
             "latents", [entry.images() for entry in entries], progress, workers, verify

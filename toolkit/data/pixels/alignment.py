@@ -364,10 +364,11 @@ def _fitted(a_HW: Array, b_HW: Array, move: Move) -> tuple[Move, float, float]:
     )
     if side < 16:
         return move, 0.0, math.inf
-    starts = [
-        numpy.unique(numpy.linspace(0, n - side, max(2, 2 * n // side)).astype(int))
-        for n in a_HW.shape
-    ]
+    starts = []
+    for n in a_HW.shape:
+        starts.append(
+            numpy.unique(numpy.linspace(0, n - side, max(2, 2 * n // side)).astype(int))
+        )
     window = _window(side, side)
     places = [(top, left) for top in starts[0] for left in starts[1]]
     xy = numpy.array(

@@ -99,15 +99,16 @@ class _PrimaryItem:
         item = self._boxes.get(b"pitm", b"")
         self._number = int.from_bytes(item[4 : 6 if item[:1] == b"\0" else 8], "big")
         parts = list(boxes_of(self._boxes.get(b"iprp", b"")))
-        all_of_them = [
-            each for kind, held in parts if kind == b"ipco" for each in boxes_of(held)
-        ]
-        indices = [
-            index
-            for kind, held in parts
-            if kind == b"ipma"
-            for index in _properties_of(held, self._number)
-        ]
+        all_of_them = []
+        for kind, held in parts:
+            if kind == b"ipco":
+                for each in boxes_of(held):
+                    all_of_them.append(each)
+        indices = []
+        for kind, held in parts:
+            if kind == b"ipma":
+                for index in _properties_of(held, self._number):
+                    indices.append(index)
         self.properties = [
             all_of_them[index - 1]
             for index in indices
@@ -150,10 +151,9 @@ def _properties_of(associations: bytes, item: int) -> list[int]:
         at += wide_number + 1
         size = 2 if is_wide else 1
         if number == item:
-            entries = [
-                associations[each : each + size]
-                for each in range(at, at + found * size, size)
-            ]
+            entries = []
+            for each in range(at, at + found * size, size):
+                entries.append(associations[each : each + size])
             return [
                 int.from_bytes(entry, "big") & (0x7FFF if is_wide else 0x7F)
                 for entry in entries

@@ -973,10 +973,9 @@ def _of_planes(image: TiffImagePlugin.TiffImageFile) -> Image.Image:
     eight_HWP = ((values_HWP.astype(numpy.uint32) * 255 + top // 2) // top).astype(
         numpy.uint8
     )
-    planes = [
-        Image.fromarray(numpy.ascontiguousarray(eight_HWP[..., p]))
-        for p in range(eight_HWP.shape[2])
-    ]
+    planes = []
+    for p in range(eight_HWP.shape[2]):
+        planes.append(Image.fromarray(numpy.ascontiguousarray(eight_HWP[..., p])))
     decoded = _turned(Image.merge(image.mode, planes), orientation_of(image))
     decoded.info = image.info
     return decoded

@@ -120,10 +120,9 @@ def read_header(codestream: bytes) -> JxlHeader:
             _animation(bits)
     is_float, depth = _depth(bits)
     bits.flag()  # whether 16 bits suffice in between
-    kinds = [
-        _extra_channel(bits)
-        for _ in range(bits.choice((0, 0), (1, 0), (2, 4), (1, 12)))
-    ]
+    kinds = []
+    for _ in range(bits.choice((0, 0), (1, 0), (2, 4), (1, 12))):
+        kinds.append(_extra_channel(bits))
     bits.flag()  # whether it is XYB, of which libjxl makes the colours that follow
     is_grey, codes, gamma, points = _colours(bits)
     if orientation > 4:
@@ -243,10 +242,11 @@ def _colours(
 
 def _point(bits: _Bits) -> tuple[float, float]:
     """A chromaticity, x and y in millionths, each with its sign in the lowest bit."""
-    values = [
-        bits.choice((0, 19), (524_288, 19), (1_048_576, 20), (2_097_152, 21))
-        for _ in range(2)
-    ]
+    values = []
+    for _ in range(2):
+        values.append(
+            bits.choice((0, 19), (524_288, 19), (1_048_576, 20), (2_097_152, 21))
+        )
     x, y = (-(value // 2) - 1 if value % 2 else value // 2 for value in values)
     return x / 1e6, y / 1e6
 

@@ -329,9 +329,11 @@ def read_planes(image: TiffImagePlugin.TiffImageFile) -> Any:
     size = TiffHeader.of(tags).bits[0] // 8
     kind = numpy.dtype(f"{order}u{size}")
     values_PHW = numpy.zeros((planes, height, width), kind.newbyteorder("="))
-    places = [
-        (p, y, x) for p in range(planes) for y in range(down) for x in range(across)
-    ]
+    places = []
+    for p in range(planes):
+        for y in range(down):
+            for x in range(across):
+                places.append((p, y, x))
     for (plane, y, x), offset in zip(places, offsets, strict=False):
         top = y * part_height
         left = x * part_width

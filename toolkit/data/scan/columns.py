@@ -190,10 +190,9 @@ def columns_of(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Colum
     """
     written = dict.fromkeys(key for row in rows for key in row if isinstance(key, str))
     by_name = {key.strip().lower(): key for key in written}
-    of_role = {
-        role: _given(getattr(given, role), by_name, role)
-        for role in ColumnsConfig.model_fields
-    }
+    of_role = {}
+    for role in ColumnsConfig.model_fields:
+        of_role[role] = _given(getattr(given, role), by_name, role)
     taken = {key for keys in of_role.values() for key in keys}
     labelled = tuple(by_name[name] for name in _WITH_LABELS if name in by_name)
     is_labelled = not of_role["image"] and all(name in by_name for name in LABELLED)
@@ -204,14 +203,13 @@ def columns_of(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Colum
         of_role[role] = (
             _numbered(free, rows) if role == "control" else _known(role, free, rows)
         )
-    early = {
-        known.name
-        for known in KNOWN
-        if known.role == "control" and not known.paths_only
-    }
-    controls = {
-        re.sub(r"_[0-9]+$", "", key.strip().lower()) for key in of_role["control"]
-    }
+    early = set()
+    for known in KNOWN:
+        if known.role == "control" and not known.paths_only:
+            early.add(known.name)
+    controls = set()
+    for key in of_role["control"]:
+        controls.add(re.sub(r"_[0-9]+$", "", key.strip().lower()))
     is_of_pairs = bool(of_role["mask"] or given.control or controls - early)
     return Columns(
         **of_role, labelled=labelled if is_labelled else (), is_of_pairs=is_of_pairs

@@ -140,12 +140,12 @@ class DirectoryListing:
     def describe(self) -> str:
         """The other entries in a few words, for a message about a folder without
         images."""
-        suffixes = [
-            split_suffix(name)[1] or "without suffix" for name in self.files.values()
-        ]
-        counts = [
-            f"{suffixes.count(suffix)} {suffix}" for suffix in sorted(set(suffixes))
-        ]
+        suffixes = []
+        for name in self.files.values():
+            suffixes.append(split_suffix(name)[1] or "without suffix")
+        counts = []
+        for suffix in sorted(set(suffixes)):
+            counts.append(f"{suffixes.count(suffix)} {suffix}")
         if self.subfolders:
             counts.append(f"{len(self.subfolders)} subfolder(s)")
         return ", ".join(counts) or "nothing"

@@ -88,9 +88,10 @@ def note_splits(
     """Notes subfolders whose names say that they are for validation or test, and that
     are trained."""
     path = dataset.folder_path
-    inside = {
-        folder.subfolder: folder for folder in folders if path and folder.subfolder
-    }
+    inside = {}
+    for folder in folders:
+        if path and folder.subfolder:
+            inside[folder.subfolder] = folder
     held_out = held_out_folders(inside)
     if not held_out:
         return

@@ -91,11 +91,10 @@ def with_tables_above(
     top = findings.listing(dataset.folder_path)
     if top is None:
         return [*folders]
-    bare = {
-        folder
-        for folder in below
-        if folder.table is None and not folder.has_caption_files
-    }
+    bare = set()
+    for folder in below:
+        if folder.table is None and not folder.has_caption_files:
+            bare.add(folder)
     meant = [folder for folder in below if not bare or folder in bare]
     names = [*chain.from_iterable(folder.image_names() for folder in meant)]
     if bare:
@@ -284,9 +283,10 @@ def _places(path: str, bases: Iterable[str]) -> list[str]:
     if os.path.isabs(path):
         return [os.path.expanduser(path)]
     spellings = dict.fromkeys((path, path.replace("\\", "/")))
-    places = [
-        os.path.join(base or ".", spelling) for base in bases for spelling in spellings
-    ]
+    places = []
+    for base in bases:
+        for spelling in spellings:
+            places.append(os.path.join(base or ".", spelling))
     return [os.path.expanduser(place) for place in places]
 
 

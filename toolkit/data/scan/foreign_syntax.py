@@ -134,10 +134,13 @@ def in_words(found: Sequence[Marks], counted: bool = False) -> str:
     """Marks in a warning: examples, kinds, what becomes of them, remedies. counted:
     with the number of texts of each kind."""
     shown = ", ".join(repr(marks.first) for marks in found)
-    names = [
-        f"{marks.syntax.name} ({len(marks.texts):,})" if counted else marks.syntax.name
-        for marks in found
-    ]
+    names = []
+    for marks in found:
+        names.append(
+            f"{marks.syntax.name} ({len(marks.texts):,})"
+            if counted
+            else marks.syntax.name
+        )
     remedies = ". ".join(marks.syntax.remedy for marks in found)
     return (
         f"{shown}: {in_series(names)} of other programs are plain text here. {remedies}"

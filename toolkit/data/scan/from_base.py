@@ -80,9 +80,8 @@ def made_folders(
         except CaptionError as error:
             mistakes.append(Diagnostic((made.prompts,), error.reason))
             continue
-        faults += [
-            (made.prompts, fault) for fault in _faults(prompts, section.trigger_words())
-        ]
+        for fault in _faults(prompts, section.trigger_words()):
+            faults.append((made.prompts, fault))
         weight = dataset.loss_multiplier * section.train.reg_weight
         rules = caption_rules(dataset, section.trigger_word)
         repeats = dataset.num_repeats or 1
@@ -113,10 +112,9 @@ def read_prompts(file: str) -> list[str]:
     """The prompts of a text file: its lines but for empty ones and those that begin
     with `#`. Raises CaptionError."""
     # Not `splitlines`, which ends a line at characters that no editor shows as an end.
-    lines = [
-        line.strip()
-        for line in re.split(r"\r\n|\r|\n", read_text(Path(file).expanduser()))
-    ]
+    lines = []
+    for line in re.split(r"\r\n|\r|\n", read_text(Path(file).expanduser())):
+        lines.append(line.strip())
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise CaptionError(
@@ -167,9 +165,10 @@ def place_of(training_folder: str, image: BaseImage) -> Path:
 def not_made_yet(items: Sequence[BucketedSample]) -> dict[str, Sample]:
     """The images that the base model has still to make: path -> the first sample of
     each."""
-    waiting = {
-        item.sample.image: item.sample for item in reversed(items) if item.sample.made
-    }
+    waiting = {}
+    for item in reversed(items):
+        if item.sample.made:
+            waiting[item.sample.image] = item.sample
     return {
         path: sample
         for path, sample in reversed(waiting.items())

@@ -182,13 +182,15 @@ def _without_partners(
         *chain.from_iterable(layers_beside(listing, dataset.layers_suffix).values())
     }
     if layers:
-        images = {
-            stem: names for stem, names in listing.images.items() if stem not in layers
-        }
+        images = {}
+        for stem, names in listing.images.items():
+            if stem not in layers:
+                images[stem] = names
         listing = replace(listing, images=images)
-    suffixes = [
-        suffix for suffix in (*dataset.control_suffix, dataset.mask_suffix) if suffix
-    ]
+    suffixes = []
+    for suffix in (*dataset.control_suffix, dataset.mask_suffix):
+        if suffix:
+            suffixes.append(suffix)
     if not suffixes and not dataset.image_suffix:
         return listing
     roots = {}
@@ -357,11 +359,10 @@ def _folders_of_table(
             continue
         whole = ImageFolder(index, dataset, listing, listing, subfolder or None, table)
         called = dict(zip(listing.images, whole.table_names(), strict=True))
-        images = {
-            stem: files
-            for stem, files in listing.images.items()
-            if called[stem] in names
-        }
+        images = {}
+        for stem, files in listing.images.items():
+            if called[stem] in names:
+                images[stem] = files
         for name in sorted(names.difference(called.values())):
             line = line_naming(findings.table(table.path, dataset), name)
             findings.mistake(
@@ -444,21 +445,17 @@ def _parquet_files(dataset: DatasetConfig, findings: ScanFindings) -> list[str]:
         if depth < _PARQUET_DEPTH and any(listing.images for listing in listings):
             return []
         for listing in listings:
-            names = [
-                name
-                for name in listing.files.values()
-                if split_suffix(name)[1] == PARQUET
-            ]
-            files += [
-                join(listing.folder, name)
-                for name in names
-                if has_pictures(listing.path(name))
-            ]
-        level = [
-            join(listing.folder, name)
-            for listing in listings
-            for name in listing.subfolders
-        ]
+            names = []
+            for name in listing.files.values():
+                if split_suffix(name)[1] == PARQUET:
+                    names.append(name)
+            for name in names:
+                if has_pictures(listing.path(name)):
+                    files.append(join(listing.folder, name))
+        level = []
+        for listing in listings:
+            for name in listing.subfolders:
+                level.append(join(listing.folder, name))
     return sorted(files)
 
 
@@ -488,9 +485,10 @@ def _files_to_train_on(
 ) -> Sequence[str]:
     """The Parquet files without those for validation and test, where others are beside
     them."""
-    held_out = [
-        file for file in files if _split_of_file(file) in ("validation", "test")
-    ]
+    held_out = []
+    for file in files:
+        if _split_of_file(file) in ("validation", "test"):
+            held_out.append(file)
     if not held_out or len(held_out) == len(files):
         return files
     what = "left out, as their names keep them from the training"

@@ -93,9 +93,9 @@ def largest_bucket(resolution: int | Rectangle, divisibility: int) -> Size:
         return bucket_for(Size(1, 1), resolution, divisibility).bucket
     limit = resolution * resolution
     widths = range(divisibility, 2 * resolution + divisibility, divisibility)
-    sizes = [
-        Size(width, limit // width // divisibility * divisibility) for width in widths
-    ]
+    sizes = []
+    for width in widths:
+        sizes.append(Size(width, limit // width // divisibility * divisibility))
     return max(
         (size for size in sizes if max(size) <= 4 * min(size)),
         key=lambda size: (prod(size), min(size)),
@@ -196,11 +196,10 @@ def refuse_references(items: Iterable[BucketedSample], family: ModelFacts) -> No
     """Raises DataErrors naming every image with more control images than the family
     takes."""
     most = family.max_references
-    found = {
-        sample.image: len(sample.control_images)
-        for sample, _ in items
-        if len(sample.control_images) > most
-    }
+    found = {}
+    for sample, _ in items:
+        if len(sample.control_images) > most:
+            found[sample.image] = len(sample.control_images)
     if found:
         # numbered files are in that list too
         if most:

@@ -96,9 +96,9 @@ def look_at_masks(masks: Sequence[Mask]) -> list[tuple[Mask, MaskLook]]:
     """The masks that are measured, with what they tell. One that cannot be decoded is
     left out: the scan of its file, or the encoder of the images, names it."""
     step = max(1, len(masks) / MOST_MEASURED)
-    chosen = [
-        masks[int(place * step)] for place in range(min(len(masks), MOST_MEASURED))
-    ]
+    chosen = []
+    for place in range(min(len(masks), MOST_MEASURED)):
+        chosen.append(masks[int(place * step)])
 
     def look(mask: Mask) -> MaskLook | None:
         try:

@@ -104,11 +104,10 @@ def _with_entries(
     folders = _folders(entries)
     found = {}
     for name, digest in hashes.items():
-        own = [
-            index
-            for index, folder in zip(indices, folders, strict=True)
-            if _is_in(name, folder)
-        ]
+        own = []
+        for index, folder in zip(indices, folders, strict=True):
+            if _is_in(name, folder):
+                own.append(index)
         found[name] = min(own or indices), digest
     return found
 

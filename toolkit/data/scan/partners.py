@@ -149,9 +149,10 @@ def _named_pairs(
         return None
     affixes = Counter(match["affix"] for match in images)
     image_affix = max(affixes, key=affixes.__getitem__)  # as most of them write it
-    of_root = {
-        match["root"]: match for match in images if match["affix"] == image_affix
-    }
+    of_root = {}
+    for match in images:
+        if match["affix"] == image_affix:
+            of_root[match["root"]] = match
     roots = {root: match[0] for root, match in of_root.items()}
     controls = []
     for stem in stems:
@@ -168,9 +169,9 @@ def _named_pairs(
     if not controls or len(paired) < enough or (words.is_letter and len(roots) < 2):
         return None
     counts = Counter(match["affix"] for match in controls)
-    numbers = {
-        match["affix"]: int(match.groupdict().get("number") or -1) for match in controls
-    }
+    numbers = {}
+    for match in controls:
+        numbers[match["affix"]] = int(match.groupdict().get("number") or -1)
     star = "*" if plain == _BEFORE else ""
     return PairNames(
         image_affix + star,
@@ -279,11 +280,9 @@ def partners_of(
         else:
             numbered = ()
         stems = [stem] if stem in listing.images else []
-        stems += [
-            candidate
-            for candidate in numbered
-            if candidate not in wanted[listing.prefix]
-        ]
+        for candidate in numbered:
+            if candidate not in wanted[listing.prefix]:
+                stems.append(candidate)
         for candidate in stems:
             names = listing.images[candidate]
             if len(names) > 1:

@@ -111,11 +111,10 @@ def _samples(
     weight = dataset.loss_multiplier
     if dataset.is_reg:
         weight *= reg_weight
-    flips = [
-        Flip(x, y)
-        for y in sorted({False, dataset.flip_y})
-        for x in sorted({False, dataset.flip_x})
-    ]
+    flips = []
+    for y in sorted({False, dataset.flip_y}):
+        for x in sorted({False, dataset.flip_x}):
+            flips.append(Flip(x, y))
     mirrored = flips[1:]  # the first is not mirrored
     for image in folder.images:
         captions = _trained_captions(image, dataset, rules)

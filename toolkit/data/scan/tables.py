@@ -122,9 +122,10 @@ class Table:
         One that repeats the name of the image does not count."""
         columns = []
         for column, values in self.unused.items():
-            others = [
-                value for name, value in values if image_name(value) != image_name(name)
-            ]
+            others = []
+            for name, value in values:
+                if image_name(value) != image_name(name):
+                    others.append(value)
             if others and all(map(is_file, others)):
                 columns.append(column)
         return columns
@@ -256,11 +257,10 @@ def _read(path: str, moved: Mapping[str, str], given: ColumnsConfig) -> _Read:
     except Unfit as error:
         return _Read([], [_Fault(0, str(error))])
     used = _used(columns)
-    others = [
-        key
-        for key in dict.fromkeys(chain.from_iterable(usable))
-        if isinstance(key, str) and key not in used
-    ]
+    others = []
+    for key in dict.fromkeys(chain.from_iterable(usable)):
+        if isinstance(key, str) and key not in used:
+            others.append(key)
     unused: dict[str, list[tuple[str, str]]] = {key: [] for key in others}
     read = []
     faults = []
@@ -328,11 +328,10 @@ def _used(columns: Columns) -> set[str]:
         columns.ignore,
         columns.labelled,
     )
-    only = [
-        keys
-        for keys in (columns.image, columns.prompt, columns.worse)
-        if len(keys) == 1
-    ]
+    only = []
+    for keys in (columns.image, columns.prompt, columns.worse):
+        if len(keys) == 1:
+            only.append(keys)
     return {*chain.from_iterable((*all_of, *only)), UNDECIDED}
 
 
@@ -518,9 +517,9 @@ def _delimiter(text: str, delimiters: str, given: ColumnsConfig) -> str:
         header = _header(text, delimiter)
         # Names with other meanings count by their values, which a look at some rows
         # has.
-        rows = [
-            dict(zip(header, row, strict=False)) for row in _some_rows(text, delimiter)
-        ]
+        rows = []
+        for row in _some_rows(text, delimiter):
+            rows.append(dict(zip(header, row, strict=False)))
         try:
             columns = columns_of(rows or [dict.fromkeys(header)], given)
         except Unfit:
@@ -550,10 +549,11 @@ def _no_header(text: str, delimiters: str, given: ColumnsConfig) -> str:
     shown = repr(delimiter.join(header)[:_SHOWN])
     is_image = [split_suffix(value)[1] in IMAGE_SUFFIXES for value in header]
     if any(is_image):
-        titles = [
-            name if image else caption if is_image.count(False) == 1 else "..."
-            for image in is_image
-        ]
+        titles = []
+        for image in is_image:
+            titles.append(
+                name if image else caption if is_image.count(False) == 1 else "..."
+            )
         return f"its first line, {shown}, names an image: there is no header. Put {delimiter.join(titles)!r} above it"
     rows = [dict(zip(header, row, strict=False)) for row in _some_rows(text, delimiter)]
     what = f"{shown} is not a header with {name!r} and {caption!r}"
@@ -645,9 +645,10 @@ def placed(
         if name in known:
             continue
         slashes = image_name(name.replace("\\", "/"))
-        places = {
-            place for place in (slashes, *whereabouts.inside(slashes)) if place in known
-        }
+        places = set()
+        for place in (slashes, *whereabouts.inside(slashes)):
+            if place in known:
+                places.add(place)
         for place in places:
             by_place.setdefault(place, []).append(name)
         if not places and not whereabouts.is_file(slashes):

@@ -219,9 +219,11 @@ def _note_left_partners(folder: MatchedFolder, findings: ScanFindings) -> None:
     that are not there."""
     images = folder.listing.images
     affixes = [slot.affix for slot in folder.slots if slot.affix]
-    like = [
-        stem for stem in images for affix in affixes if root_of(stem, affix) is not None
-    ]
+    like = []
+    for stem in images:
+        for affix in affixes:
+            if root_of(stem, affix) is not None:
+                like.append(stem)
     lone = [images[stem][0] for stem in dict.fromkeys(like)]
     if lone:
         what = f"named like control images or masks, and trained as images: {shorten(lone)}"

@@ -58,15 +58,15 @@ def _fields(
     row: dict[str, Any], pictures: Collection[str], wanted: Collection[str] | None
 ) -> dict[str, bytes]:
     found = {column: picture_of(row[column]) for column in pictures if column in row}
-    texts = {
-        column: plain(value) for column, value in row.items() if column not in found
-    }
+    texts = {}
+    for column, value in row.items():
+        if column not in found:
+            texts[column] = plain(value)
     named = {column: f"x{suffix_of(picture)}" for column, picture in found.items()}
-    fields = {
-        column.lower(): text.encode()
-        for column, text in texts.items()
-        if isinstance(text, str)
-    }
+    fields = {}
+    for column, text in texts.items():
+        if isinstance(text, str):
+            fields[column.lower()] = text.encode()
     fields["json"] = json.dumps(texts, ensure_ascii=False).encode()
     known = columns_of([{**texts, **named}], ColumnsConfig()).image or tuple(found)
     for column, picture in found.items():

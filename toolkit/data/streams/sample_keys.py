@@ -72,16 +72,16 @@ class SampleKeys:
         tell it. key: the sample's."""
         has_image = any(each in fields for each in self.image)
         if not has_image:
-            found = [
-                field for field in fields if "." + last_part(field) in IMAGE_SUFFIXES
-            ]
+            found = []
+            for field in fields:
+                if "." + last_part(field) in IMAGE_SUFFIXES:
+                    found.append(field)
             kind = "image_key"
         elif self.label not in fields or last_part(self.label) in JSON:
-            found = [
-                field
-                for field in fields
-                if field != self.label and last_part(field) in (*TEXTS, *JSON)
-            ]
+            found = []
+            for field in fields:
+                if field != self.label and last_part(field) in (*TEXTS, *JSON):
+                    found.append(field)
             kind = "label_key"
         else:
             return ""

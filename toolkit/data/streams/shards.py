@@ -214,12 +214,11 @@ def _without_braces(pattern: str) -> list[str]:
             if not 0 <= last - first < MAX_SHARDS:
                 what = f"{{{match[1]}}} counts from {first} to {last}. Write the smaller number first."
                 raise UserError(f"{pattern}: {what}")
-            words = [
-                str(number).zfill(len(numbers[1])) for number in range(first, last + 1)
-            ]
-        waiting += [
-            pattern[: match.start()] + word + pattern[match.end() :] for word in words
-        ]
+            words = []
+            for number in range(first, last + 1):
+                words.append(str(number).zfill(len(numbers[1])))
+        for word in words:
+            waiting.append(pattern[: match.start()] + word + pattern[match.end() :])
         if len(waiting) > MAX_SHARDS:
             raise UserError(f"{pattern}: means more than {MAX_SHARDS:,} shards.")
     return done
@@ -270,20 +269,19 @@ def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
     files = sorted(sibling.rfilename for sibling in info.siblings or [])
     # As a shell does: `*` does not go beyond a folder.
     parts = wanted.split("/")
-    found = [
-        file
-        for file in files
-        if file.count("/") == len(parts) - 1
-        and all(map(fnmatchcase, file.split("/"), parts))
-    ]
+    found = []
+    for file in files:
+        if file.count("/") == len(parts) - 1 and all(
+            map(fnmatchcase, file.split("/"), parts)
+        ):
+            found.append(file)
     if not found:
         tars = [file for file in files if ".tar" in file]
         rows = [file for file in files if file.endswith(".parquet")]
-        kinds = [
-            f"{len(own)} {kind} files, such as {own[0]}"
-            for kind, own in (("tar", tars), ("Parquet", rows))
-            if own
-        ]
+        kinds = []
+        for kind, own in (("tar", tars), ("Parquet", rows)):
+            if own:
+                kinds.append(f"{len(own)} {kind} files, such as {own[0]}")
         if kinds:
             there = f"It has {' and '.join(kinds)}."
         else:

@@ -378,12 +378,13 @@ class ShardStream:
                 _Place(at) for at in range(group, min(group + abreast, len(order)))
             ]
             start = ()
-            readers = [
-                self._samples(order[: at.shard + 1], at, stop)
-                if at.byte >= 0
-                else iter(())
-                for at in places
-            ]
+            readers = []
+            for at in places:
+                readers.append(
+                    self._samples(order[: at.shard + 1], at, stop)
+                    if at.byte >= 0
+                    else iter(())
+                )
             heads = [next(reader, None) for reader in readers]
             while True:
                 for number, head in enumerate(heads):

@@ -55,11 +55,10 @@ def new_transformer(
     transformer = build(
         QwenImageTransformer2DModel, {**fitting, **arguments}, ARGUMENTS
     )
-    modulations = [
-        layer
-        for block in transformer.transformer_blocks
-        for layer in (block.img_mod, block.txt_mod)
-    ]
+    modulations = []
+    for block in transformer.transformer_blocks:
+        for layer in (block.img_mod, block.txt_mod):
+            modulations.append(layer)
     with torch.no_grad():
         for part in (*modulations, transformer.norm_out.linear, transformer.proj_out):
             for parameter in part.parameters():

@@ -60,9 +60,9 @@ def encoder_inputs(
     template: Template = EDIT_PLUS,
 ) -> dict[str, Tensor]:
     """See `vl_prompts.encoder_inputs`."""
-    images = [
-        resize_condition_image(image, template.condition_area) for image in references
-    ]
+    images = []
+    for image in references:
+        images.append(resize_condition_image(image, template.condition_area))
     if image_processor:
         vision = vl_prompts.vision_inputs(images, image_processor)
     else:

@@ -124,8 +124,6 @@ class PlateauCallback(Callback):
 
 
 def _plateaus(run: Run) -> Iterator[tuple[str, Plateau]]:
-    yield from (
-        (name, role.schedule)
-        for name, role in run.roles.items()
-        if isinstance(role.schedule, Plateau)
-    )
+    for name, role in run.roles.items():
+        if isinstance(role.schedule, Plateau):
+            yield (name, role.schedule)

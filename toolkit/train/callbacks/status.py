@@ -233,11 +233,10 @@ def terms_text(result: StepResult) -> str:
     """The terms of a loss that is a sum, each before its weight; empty for a loss of
     one term."""
     of_roles = {f"loss/{role}" for role in result.by_role}
-    names = [
-        name
-        for name in result.extra_metrics
-        if _TERM.search(name) and name not in of_roles
-    ]
+    names = []
+    for name in result.extra_metrics:
+        if _TERM.search(name) and name not in of_roles:
+            names.append(name)
     if len(names) < 2 and not any(name.startswith("loss/") for name in names):
         return ""
     return ", ".join(

@@ -122,21 +122,19 @@ class TrackerCallback(Callback):
     def _flush_up_to(self, last: float) -> None:
         """Logs the values that were kept for the steps up to `last`."""
         self._logged_step = last
-        ready = [
-            call
-            for step, call in sorted(self._early, key=itemgetter(0))
-            if step <= last
-        ]
+        ready = []
+        for step, call in sorted(self._early, key=itemgetter(0)):
+            if step <= last:
+                ready.append(call)
         self._early = [(step, call) for step, call in self._early if step > last]
         for call in ready:
             call()
 
     def _scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-        finite = {
-            name: float(value)
-            for name, value in values.items()
-            if value is not None and math.isfinite(value)
-        }
+        finite = {}
+        for name, value in values.items():
+            if value is not None and math.isfinite(value):
+                finite[name] = float(value)
         for worker in self._workers if finite else ():
             worker.put(lambda tracker: tracker.scalars(step, finite))
 

@@ -207,10 +207,9 @@ def try_it(request: Request, form: Form) -> Response:
         )
         wrong = tools.asked({"uid": "generate", "argv": argv[1:]})
         names = {"--reference": "control"}
-        faults = {
-            names.get(place, place.removeprefix("--")): message
-            for place, message in reversed(wrong)
-        }
+        faults = {}
+        for place, message in reversed(wrong):
+            faults[names.get(place, place.removeprefix("--"))] = message
     if faults:
         return run_view.page(request, 400, **_values(ui, run, dict(form), faults))
     _enqueue(ui, argv, f"{texts()['after']['try']}: {run.name}")
@@ -220,21 +219,18 @@ def try_it(request: Request, form: Form) -> Response:
 def _blocks(form: Form) -> tuple[list[str], dict[str, str]]:
     """The strengths of blocks of a form that are not 1, as `--blocks` takes them, and
     what is wrong with them."""
-    given = {
-        key.removeprefix("blocks:"): number(text)
-        for key, text in form.items()
-        if key.startswith("blocks:")
-    }
-    wrong = [
-        f"{group}: {texts()['after']['strength_wrong']}"
-        for group, found in given.items()
-        if found is None
-    ]
-    entries = [
-        f"{group}:{found:.6f}"
-        for group, found in given.items()
-        if found is not None and found != 1
-    ]
+    given = {}
+    for key, text in form.items():
+        if key.startswith("blocks:"):
+            given[key.removeprefix("blocks:")] = number(text)
+    wrong = []
+    for group, found in given.items():
+        if found is None:
+            wrong.append(f"{group}: {texts()['after']['strength_wrong']}")
+    entries = []
+    for group, found in given.items():
+        if found is not None and found != 1:
+            entries.append(f"{group}:{found:.6f}")
     return entries, {"blocks": wrong[0]} if wrong else {}
 
 
@@ -296,11 +292,10 @@ def _controls(
     ui: Ui, run: RunInfo, settings: TrySettings, form: Form
 ) -> tuple[list[Path], str]:
     """The control images of a form, and what is wrong with them."""
-    sent = [
-        file
-        for file in form.data.getlist("image")
-        if isinstance(file, UploadFile) and file.filename
-    ]
+    sent = []
+    for file in form.data.getlist("image"):
+        if isinstance(file, UploadFile) and file.filename:
+            sent.append(file)
     if form.get("control") == "send" or (sent and not form.get("control")):
         if not sent:
             return [], texts()["after"]["send_none"]
@@ -334,13 +329,15 @@ def _take(ui: Ui, run: RunInfo, sent: Sequence[UploadFile]) -> tuple[list[Path],
         if not uploads.is_image(name):
             return [], texts()["after"]["send_no_image"].format(name=name)
     told = list(uploads.take_all(files, home, folder, decoder(ui), takes_zip=False))
-    refused = [
-        f"{each['name']} {each['text']}" for each in told if each["state"] == "refused"
-    ]
-    kept = [
-        each["text"] if each["state"] in ("same", "renamed") else each["name"]
-        for each in told
-    ]
+    refused = []
+    for each in told:
+        if each["state"] == "refused":
+            refused.append(f"{each['name']} {each['text']}")
+    kept = []
+    for each in told:
+        kept.append(
+            each["text"] if each["state"] in ("same", "renamed") else each["name"]
+        )
     return [Path(short(folder / name)) for name in kept], " ".join(refused[:1])
 
 
@@ -449,10 +446,9 @@ def _compared(ui: Ui, run: RunInfo) -> dict[str, Any]:
     for image in images:
         row = cells.setdefault((image.prompt, image.controls, image.seed), {})
         row[image.files[0][0] if image.files else ""] = image.name
-    rows = [
-        (prompt, [found.get(column) for column in columns])
-        for (prompt, *_), found in sorted(cells.items())
-    ]
+    rows = []
+    for (prompt, *_), found in sorted(cells.items()):
+        rows.append((prompt, [found.get(column) for column in columns]))
     grid = _states(ui, "grid", short(run.folder / COMPARED))
     return {
         "comparison": {"columns": columns, "rows": rows} if rows else None,
@@ -472,19 +468,18 @@ def _measured(folder: Path) -> dict[str, Any]:
         rows = [row for row in files if isinstance(row, dict)]
     else:
         rows = []
-    shown = [
-        {key: row.get(key) for key in ("file", "step", "loss", "drift")} for row in rows
-    ]
+    shown = []
+    for row in rows:
+        shown.append({key: row.get(key) for key in ("file", "step", "loss", "drift")})
     shown = [
         row
         for row in shown
         if isinstance(row["file"], str)
         and all(_is_number(row[k]) for k in ("loss", "drift"))
     ]
-    texts_ = {
-        key: redact_text(str(found.get(key) or ""))
-        for key in ("recommended", "reason", "measured_on")
-    }
+    texts_ = {}
+    for key in ("recommended", "reason", "measured_on"):
+        texts_[key] = redact_text(str(found.get(key) or ""))
     return texts_ | {"rows": shown} if shown else {}
 
 

@@ -305,10 +305,9 @@ def _card(data: Dataset, image: FoundImage) -> dict[str, Any]:
     if isinstance(size, Size):
         crop = data.crop(size)
         scale = crop.scaled.width / size.width, crop.scaled.height / size.height
-        frame = [
-            round(place / scale[axis % 2], 1)
-            for axis, place in enumerate((crop.left, crop.top, *crop.bucket))
-        ]
+        frame = []
+        for axis, place in enumerate((crop.left, crop.top, *crop.bucket)):
+            frame.append(round(place / scale[axis % 2], 1))
     return {
         "id": data.id_of(image.path),
         "image": image,
@@ -361,11 +360,10 @@ def set_view(request: Request, form: Form) -> Response:
     data = _opened(request)
     words = texts()["datasets"]
     faults = dict[str, str]()
-    view: dict[str, Any] = {
-        key: form[key].strip()
-        for key in ("references", "masks", "instruction")
-        if key in form
-    }
+    view: dict[str, Any] = {}
+    for key in ("references", "masks", "instruction"):
+        if key in form:
+            view[key] = form[key].strip()
     if "resolution" in form:
         resolution = whole(form["resolution"], 32, 8192)
         if resolution is None:
@@ -403,9 +401,9 @@ def check_state(request: Request) -> Response:
 def captioning(request: Request, form: Form) -> Response:
     """Puts the writing of the captions that are missing into the queue."""
     data = _opened(request)
-    given = {
-        key: form.get(key, "").strip() for key in ("trigger-word", "prompt", "model")
-    }
+    given = {}
+    for key in ("trigger-word", "prompt", "model"):
+        given[key] = form.get(key, "").strip()
     flags = [f"--{key}={value}" for key, value in given.items() if value]
     flags += ["--recursive"] if not (data.listings[0].images or data.sides) else []
     name = texts()["datasets"]["captioning_name"].format(name=data.name)
@@ -439,11 +437,10 @@ def _ticked(
     others = (
         FoundImage(path, 1, "", (), "", (), "", shares_stem=True) for path in orphans
     )
-    found = [
-        image
-        for image in chain(data.images, others)
-        if data.id_of(image.path) in wanted
-    ]
+    found = []
+    for image in chain(data.images, others):
+        if data.id_of(image.path) in wanted:
+            found.append(image)
     if found:
         return found
     raise HTTPException(404, texts()["datasets"]["none_chosen"])
@@ -522,10 +519,9 @@ def change(request: Request, form: Form) -> Response:
         return _back(
             request, data, **_where(form), changed=len(rows) - failed, failed=failed
         )
-    compared = [
-        (name, *_difference(before, after))
-        for name, _, before, after in rows[:MOST_SHOWN]
-    ]
+    compared = []
+    for name, _, before, after in rows[:MOST_SHOWN]:
+        compared.append((name, *_difference(before, after)))
     values = {
         "rows": compared,
         "count": len(rows),
@@ -533,10 +529,9 @@ def change(request: Request, form: Form) -> Response:
         "digest": digest,
         "form": form,
     }
-    undo = [
-        {"name": name, "before": before, "after": after}
-        for name, _, before, after in rows
-    ]
+    undo = []
+    for name, _, before, after in rows:
+        undo.append({"name": name, "before": before, "after": after})
     values |= {
         "undo": undo,
         "chosen": names,

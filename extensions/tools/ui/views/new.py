@@ -235,16 +235,17 @@ def chosen_for(ui: Ui, name: str) -> dict[str, str]:
         data = read_dataset(ui, name)
     except HTTPException:
         return {FOLDER: str(ui.datasets / name)}
-    chosen = {
-        f"datasets[].{key}": _as_typed(value) for key, value in data.section().items()
-    }
+    chosen = {}
+    for key, value in data.section().items():
+        chosen[f"datasets[].{key}"] = _as_typed(value)
     if data.view["trigger"] or data.is_pairs:
         chosen[TRIGGER] = data.view["trigger"]
     if data.view["resolution"] != DEFAULT_VIEW["resolution"]:
         chosen["datasets[].resolution"] = str(data.view["resolution"])
-    suffixes = {
-        Path(image.captions[0]).suffix for image in data.images if image.captions
-    }
+    suffixes = set()
+    for image in data.images:
+        if image.captions:
+            suffixes.add(Path(image.captions[0]).suffix)
     if ".json" in suffixes:
         chosen["datasets[].caption_ext"] = json.dumps(sorted(suffixes))
     return chosen
@@ -422,11 +423,10 @@ def act(request: Request, sent: Form) -> Response:
 def _take(ui: Ui, editor: Editor, sent: Mapping[str, str]) -> None:
     """Applies the changes of the form to the text. Those that cannot be applied are
     reported and stay in their fields."""
-    given = {
-        key.removeprefix("key:"): value
-        for key, value in sent.items()
-        if key.startswith("key:")
-    }
+    given = {}
+    for key, value in sent.items():
+        if key.startswith("key:"):
+            given[key.removeprefix("key:")] = value
     given |= {key: sent[key] for key in ("prompts", "card") if key in sent}
     given |= {
         key: other
@@ -444,11 +444,10 @@ def _take(ui: Ui, editor: Editor, sent: Mapping[str, str]) -> None:
         RecursionError,
     ):  # of no page of ours: there is the text alone
         editor.shown = dict(given)
-    changed = {
-        key: value
-        for key, value in given.items()
-        if _words(value) != _words(editor.shown.get(key, ""))
-    }
+    changed = {}
+    for key, value in given.items():
+        if _words(value) != _words(editor.shown.get(key, "")):
+            changed[key] = value
     if editor.job.root is None:
         editor.fields = given
         return
@@ -528,9 +527,9 @@ def _taken_over(
     )
     all_keys = {NAME: "", TRIGGER: "", **chosen_before, **chosen}
     keys = [key for key in all_keys if key not in (FOLDER, CONTROL, INSTRUCTION)]
-    found = {
-        key: [job.get(job.path(key)) for job in (editor.job, was, new)] for key in keys
-    }
+    found = {}
+    for key in keys:
+        found[key] = [job.get(job.path(key)) for job in (editor.job, was, new)]
     return {
         key: after for key, (now, old, after) in found.items() if now == old != after
     }
@@ -586,10 +585,9 @@ def _remade(
     """The job for another model or card: where it still is as it was written for the
     old one, what is written for the new; that is all of it, as long as nobody wrote
     into it. Raises UserError as `written_job`."""
-    fresh = {
-        key: changed.get(key, was.get(key, ""))
-        for key in (FOLDER, CONTROL, INSTRUCTION, MODEL)
-    }
+    fresh = {}
+    for key in (FOLDER, CONTROL, INSTRUCTION, MODEL):
+        fresh[key] = changed.get(key, was.get(key, ""))
     if (fresh[FOLDER], fresh[CONTROL]) != (was.get(FOLDER, ""), was.get(CONTROL, "")):
         fresh[TRIGGER] = was.get(TRIGGER, "") or _unknown_word(was.get(NAME, ""))
         fresh |= {TRIGGER: ""} if fresh[CONTROL] else {}
@@ -688,11 +686,10 @@ def _hash(text: str) -> str:
 
 
 def why_not_started(plan: Mapping[str, Any]) -> list[str]:
-    refused = [
-        reason
-        for process in plan["processes"]
-        for reason in process.get("will_not_start", ())
-    ]
+    refused = []
+    for process in plan["processes"]:
+        for reason in process.get("will_not_start", ()):
+            refused.append(reason)
     return [*refused, *filter(None, [never_ends(plan)])]
 
 
@@ -717,9 +714,10 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
     ui = ui_of(request)
     editor.read()
     wanted = editor.wanted.lower()
-    keys = [
-        key for key in editor.keys or () if wanted in f"{key.name} {key.about}".lower()
-    ]
+    keys = []
+    for key in editor.keys or ():
+        if wanted in f"{key.name} {key.about}".lower():
+            keys.append(key)
     editor.keys = tuple(keys) if editor.keys is not None else None
     plan = editor.checked.plan if editor.checked else None
     for process in plan["processes"] if plan else ():
@@ -835,16 +833,15 @@ def _models(ui: Ui) -> dict[str, list[tuple[str, str]]]:
     """Models of this machine, and published ones: what a job writes, and what it is
     called."""
     near = [TINY / INDEX, *Path("models").glob(f"*/{INDEX}")]
-    near += [
-        index for depth in ("*", "*/*") for index in ui.output.glob(f"{depth}/{INDEX}")
-    ]
+    for depth in ("*", "*/*"):
+        for index in ui.output.glob(f"{depth}/{INDEX}"):
+            near.append(index)
     here = [short(index.parent) for index in near if index.is_file()]
-    here += [
-        folder.removeprefix("models--").replace("--", "/")
-        for folder in _subfolders(hub_cache())
-        if folder.startswith("models--")
-        and any((hub_cache() / folder).glob(f"snapshots/*/{INDEX}"))
-    ]
+    for folder in _subfolders(hub_cache()):
+        if folder.startswith("models--") and any(
+            (hub_cache() / folder).glob(f"snapshots/*/{INDEX}")
+        ):
+            here.append(folder.removeprefix("models--").replace("--", "/"))
     titles = {
         short(TINY): texts()["new"]["tiny"],
         **{model.id: model.title for model in MODELS},

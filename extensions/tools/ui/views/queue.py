@@ -102,9 +102,10 @@ def show(request: Request) -> Response:
         return RedirectResponse(f"/runs/{quote(id_, safe='')}", 303)
     entries = queue.entries()
     if entry in entries:
-        before = [
-            each for each in entries[: entries.index(entry)] if entry.state == WAITING
-        ]
+        before = []
+        for each in entries[: entries.index(entry)]:
+            if entry.state == WAITING:
+                before.append(each)
     else:
         before = []
     if entry.attempts:
@@ -119,19 +120,22 @@ def index(request: Request) -> Response:
     ui = ui_of(request)
     queue = queue_of(ui)
     entries = queue_of(ui).entries()
-    running = [
-        (entry, *_run_of(ui, entry)) for entry in entries if entry.state == RUNNING
-    ]
+    running = []
+    for entry in entries:
+        if entry.state == RUNNING:
+            running.append((entry, *_run_of(ui, entry)))
     waiting = [entry for entry in entries if entry.state == WAITING]
     ended = [entry for entry in entries if entry.state not in (RUNNING, WAITING)]
-    tails = [
-        "" if entry.state == DONE and entry.runs else queue.tail(entry.id, SHORT_TAIL)
-        for entry in ended[:MOST]
-    ]
-    shown = [
-        (entry, tail, len(_images(queue, entry)), *_run_of(ui, entry))
-        for entry, tail in zip(ended, tails, strict=False)
-    ]
+    tails = []
+    for entry in ended[:MOST]:
+        tails.append(
+            ""
+            if entry.state == DONE and entry.runs
+            else queue.tail(entry.id, SHORT_TAIL)
+        )
+    shown = []
+    for entry, tail in zip(ended, tails, strict=False):
+        shown.append((entry, tail, len(_images(queue, entry)), *_run_of(ui, entry)))
     changed = max(
         (path.stat().st_mtime for path in queue.folder.glob("*.json")), default=0.0
     )

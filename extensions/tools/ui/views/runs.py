@@ -99,7 +99,7 @@ def latest_sample(folder: Path) -> str | None:
     except OSError:
         return None
     matches = filter(None, map(run_files.SAMPLE_FILE.fullmatch, names))
-    found = [
-        (int(match["step"]), -int(match["index"]), match.string) for match in matches
-    ]
+    found = []
+    for match in matches:
+        found.append((int(match["step"]), -int(match["index"]), match.string))
     return max(found)[2] if found else None

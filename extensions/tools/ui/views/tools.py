@@ -42,24 +42,21 @@ def send(request: Request, form: Form) -> Response:
     ui = ui_of(request)
     uid = request.path_params["uid"]
     fields = _tool(ui, uid)["fields"]
-    given = {
-        field["key"]: _given(
+    given = {}
+    for field in fields:
+        given[field["key"]] = _given(
             field, [str(text) for text in form.data.getlist(field["key"])]
         )
-        for field in fields
-    }
     missing = texts()["tools"]["required"]
-    wrong = [
-        (field["key"], missing)
-        for field in fields
-        if field["required"] and not given[field["key"]]
-    ]
-    argv = [
-        f"{f['flag']}={text}"
-        for f in fields
-        if given[f["key"]] != _default(f)
-        for text in given[f["key"]]
-    ]
+    wrong = []
+    for field in fields:
+        if field["required"] and not given[field["key"]]:
+            wrong.append((field["key"], missing))
+    argv = []
+    for f in fields:
+        if given[f["key"]] != _default(f):
+            for text in given[f["key"]]:
+                argv.append(f"{f['flag']}={text}")
     try:
         wrong = wrong or asked({"uid": uid, "argv": argv})
         if not wrong:
@@ -81,11 +78,10 @@ def _given(field: Field, sent: list[str]) -> list[str]:
         if sent:
             return [str("true" in sent).lower()]
         return _default(field)
-    texts_ = [
-        line
-        for text in sent
-        for line in (text.splitlines() if field["many"] else [text])
-    ]
+    texts_ = []
+    for text in sent:
+        for line in text.splitlines() if field["many"] else [text]:
+            texts_.append(line)
     return [text.strip() for text in texts_ if text.strip()]
 
 
@@ -102,16 +98,15 @@ def _form(
     tool = _tool(ui, uid)
     mistakes: dict[str, list[str]] = {}
     for place, message in wrong:
-        named = [
-            field["key"]
-            for field in tool["fields"]
-            if place and place in (field["key"], field["flag"])
-        ]
+        named = []
+        for field in tool["fields"]:
+            if place and place in (field["key"], field["flag"]):
+                named.append(field["key"])
         mistakes.setdefault(named[0] if named else "", []).append(message)
     fields = tool["fields"]
-    values = {
-        field["key"]: given.get(field["key"], _default(field)) for field in fields
-    }
+    values = {}
+    for field in fields:
+        values[field["key"]] = given.get(field["key"], _default(field))
     first = [field for field in fields if field["required"]]
     first = first or [field for field in fields if not field["is_deep"]][:MOST_FIRST]
     first += [

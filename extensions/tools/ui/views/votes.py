@@ -178,9 +178,11 @@ def _of_samples(ui: Ui, run: RunInfo, folder: Path) -> Iterator[Group]:
     """The samples of each prompt, the latest first."""
     rows, _ = sample_rows(run.folder)
     controls = references(ui, run)
-    samples = [
-        (sample, row.index) for row in rows for sample in row.samples if sample.prompt
-    ]
+    samples = []
+    for row in rows:
+        for sample in row.samples:
+            if sample.prompt:
+                samples.append((sample, row.index))
     for sample, index in sorted(samples, key=lambda each: (-each[0].step, each[1])):
         given = controls[index] if index < len(controls) else []
         control = tuple(os.path.relpath(path, folder) for path in given)
