@@ -118,9 +118,9 @@ def _shift(section: DiffusionSection, with_images: bool) -> float:
 
 def is_own(path: Path) -> bool:
     """Whether a file is a workflow as this program wrote it, unchanged."""
-    found = read_object(path)
-    extra = found.get("extra")
-    return isinstance(extra, dict) and extra.get(MARK) == _digest(found)
+    contents = read_object(path)
+    extra = contents.get("extra")
+    return isinstance(extra, dict) and extra.get(MARK) == _digest(contents)
 
 
 def _digest(contents: dict[str, Any]) -> str:
@@ -347,7 +347,7 @@ def _encoded(
         )
         return positive, negative
     ends = [("CONDITIONING", "CONDITIONING")]
-    found = []
+    conditionings = []
     for row, (title, text) in enumerate(
         zip(("prompt", "negative prompt"), texts, strict=True)
     ):
@@ -371,8 +371,8 @@ def _encoded(
                 ends,
                 [comfy.reference_method],
             )
-        found.append(slot)
-    return found[0], found[1]
+        conditionings.append(slot)
+    return conditionings[0], conditionings[1]
 
 
 def _images(
@@ -384,30 +384,30 @@ def _images(
         names = [Path(path).name for path in picture.ctrl_img]
     else:
         names = []
-    found = dict[str, Slot]()
+    image_slots = dict[str, Slot]()
     ends = [("IMAGE", "IMAGE"), ("MASK", "MASK")]
     for place, (given, name) in enumerate(
         zip(comfy.images, names or ["control image.png"], strict=False)
     ):
         at = (360, 420 + 380 * place)
         title = f"control image {place + 1}"
-        found[given] = graph.add(
+        image_slots[given] = graph.add(
             "LoadImage", at, (360, 330), {}, ends, [name, "image"], title
         )[0]
-    return found
+    return image_slots
 
 
 def _with_own_files(comfy: ComfyModel, section: DiffusionSection) -> ComfyModel:
     """The same with the names of the single files that the job gives."""
-    own = {}
+    file_names = {}
     for part, file in single_files(section.model).items():
         if file.suffix == ".safetensors":
-            own[part] = file.name
+            file_names[part] = file.name
     return replace(
         comfy,
-        diffusion_model=own.get("transformer", comfy.diffusion_model),
-        text_encoder=own.get("text_encoder", comfy.text_encoder),
-        vae=own.get("vae", comfy.vae),
+        diffusion_model=file_names.get("transformer", comfy.diffusion_model),
+        text_encoder=file_names.get("text_encoder", comfy.text_encoder),
+        vae=file_names.get("vae", comfy.vae),
     )
 
 

@@ -172,7 +172,7 @@ def _training(
     comment = meta.get("training_comment", meta.get("comment"))
     of_network: dict[str, Any] = {"network_module": network_module(network.type)}
     if not network.trains_model:
-        said = {
+        excluded = {
             "type",
             "linear",
             "linear_alpha",
@@ -185,7 +185,7 @@ def _training(
             "network_alpha": network.linear if is_folded else network.linear_alpha,
             "network_dropout": network.dropout,
             "network_args": network.model_dump(
-                mode="json", exclude_defaults=True, exclude=said
+                mode="json", exclude_defaults=True, exclude=excluded
             ),
         }
     return {
@@ -276,8 +276,8 @@ def _resolution(section: DiffusionSection, plan: RunPlan | None) -> tuple[int, i
     if plan:
         buckets = []
         for folder in plan.datasets:
-            for each in folder.buckets:
-                buckets.append((each.width, each.height))
+            for bucket in folder.buckets:
+                buckets.append((bucket.width, bucket.height))
     else:
         buckets = []
     trained = max(buckets, key=prod, default=sides_of(largest))

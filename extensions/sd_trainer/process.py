@@ -144,13 +144,13 @@ class SdTrainerProcess(ImageTrainer):
             self.process_group.run_on_rank0_then_barrier(
                 lambda: model_folder(self.section.model)
             )
-        found = super().scan()
+        data = super().scan()
         if self.section.train.assistant:
             self.process_group.run_on_rank0_then_barrier(
                 lambda: bring_assistant(self.section)
             )
             bring_assistant(self.section)  # another machine has a hub cache of its own
-        return found
+        return data
 
     def refuse(self) -> None:
         check_device(

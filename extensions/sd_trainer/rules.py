@@ -207,9 +207,9 @@ def weight_file_findings(s: DiffusionSection, key: str, path: str) -> Findings:
     if fault:
         yield error(key, fault)
         return
-    found = list(origin_findings(key, path, s.model, s.model.files_folder()))
-    yield from found
-    if not any(one.severity == "error" for one in found):
+    of_origin = list(origin_findings(key, path, s.model, s.model.files_folder()))
+    yield from of_origin
+    if not any(one.severity == "error" for one in of_origin):
         yield from width_findings(key, path, s.model, s.model.files_folder())
 
 
@@ -232,8 +232,8 @@ def _files_beside(s: DiffusionSection) -> Findings:
 def _other_models(s: DiffusionSection) -> Findings:
     """Models of `sample.also` that are of another family, or whose weights cannot be
     exchanged with the model's."""
-    own = _family(s)
-    if not own:
+    family = _family(s)
+    if not family:
         return
     for key, way in s.deployments().items():
         try:
@@ -247,19 +247,19 @@ def _other_models(s: DiffusionSection) -> Findings:
             continue
         if not other:
             continue
-        is_distilled = other.sample_sigmas != own.sample_sigmas
-        if other.arch != own.arch or (
-            other.title != own.title and not is_distilled
+        is_distilled = other.sample_sigmas != family.sample_sigmas
+        if other.arch != family.arch or (
+            other.title != family.title and not is_distilled
         ):  # 2511 computes unlike 2509
             yield error(
                 key,
-                f"{way.model} is {other.title}, which {own.title} does not compute. Give one of its kind.",
+                f"{way.model} is {other.title}, which {family.title} does not compute. Give one of its kind.",
             )
         if s.model.blocks_to_swap:
             yield error(
                 key, "is not supported with 'model.blocks_to_swap'. Remove one of them."
             )
-        tabulated = own.footprint(s.model.files_folder()).modulation_layers
+        tabulated = family.footprint(s.model.files_folder()).modulation_layers
         if tabulated and s.model.modulation_table is not False:
             yield error(
                 key,
@@ -601,7 +601,7 @@ def _processes(s: DiffusionSection) -> Findings:
         ),
         (
             "datasets",
-            any(each.from_base for each in s.datasets),
+            any(dataset.from_base for dataset in s.datasets),
             "each process generates its share of the images",
         ),
     ):
@@ -679,8 +679,8 @@ def _without_layers(s: DiffusionSection, title: str) -> Findings:
             places += [(name, sample)] if "layers" in sample.model_fields_set else []
             for index, item in enumerate(sample.samples):
                 places.append((f"{name}.samples.{index}", item))
-        for place, each in places:
-            if each.layers not in (
+        for place, entry in places:
+            if entry.layers not in (
                 None,
                 1,
             ):  # `--f 1` of musubi-tuner's prompts is one image

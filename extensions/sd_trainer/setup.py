@@ -74,9 +74,9 @@ def load_pretrained_lora(section: DiffusionSection) -> dict[str, LayerDelta] | N
     if not path:
         return None
     layers = family_for(section.model).every_linear_layer(model_folder(section.model))
-    found = load_adapter_file(Path(path).expanduser(), layers)
-    check_trained_kind(found)
-    return found
+    deltas = load_adapter_file(Path(path).expanduser(), layers)
+    check_trained_kind(deltas)
+    return deltas
 
 
 def bring_assistant(section: DiffusionSection) -> None:
@@ -113,7 +113,7 @@ def load_files_beside(section: DiffusionSection) -> dict[str, tuple[Changes, flo
     read = cache(
         lambda file: load_adapter_file(Path(file).expanduser(), layers, weights)
     )
-    found: dict[str, tuple[Changes, float]] = {}
+    adapters: dict[str, tuple[Changes, float]] = {}
     for key, (file, strength) in files.items():
         try:
             changes = read(file)
@@ -123,8 +123,8 @@ def load_files_beside(section: DiffusionSection) -> dict[str, tuple[Changes, flo
             raise UserError(
                 f"{key}: {file} changes no layer: all of its changes are zero. Give another file."
             )
-        found[key] = changes, strength
-    return found
+        adapters[key] = changes, strength
+    return adapters
 
 
 def attach_network(

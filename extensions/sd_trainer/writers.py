@@ -235,10 +235,10 @@ class LoraWriter:
             stem = best_stem(run.name)
         else:
             stem = step_stem(run.name, step)
-        found = {run.folder / f"{stem}{self.suffix}": False}
+        raw_of_file = {run.folder / f"{stem}{self.suffix}": False}
         if run.roles[NETWORK].ema and "raw" in self.section.save.also:
-            found[run.folder / f"{stem}_raw{self.suffix}"] = True
-        return found
+            raw_of_file[run.folder / f"{stem}_raw{self.suffix}"] = True
+        return raw_of_file
 
 
 class SingleFileWriter(LoraWriter):

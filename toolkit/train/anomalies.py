@@ -23,7 +23,7 @@ from toolkit.errors import Diagnostic
 from toolkit.system.readings import Reading
 
 
-def _found(kind: str, message: str, cause: str, remedy: str) -> Diagnostic:
+def _diagnostic(kind: str, message: str, cause: str, remedy: str) -> Diagnostic:
     """kind: `step_time`, `loss`, `gradient`, `samples` or `texture`. cause: as far as
     it is known."""
     return Diagnostic((), message, "warning", kind, cause, remedy)
@@ -165,7 +165,7 @@ class SlowSteps:
         self._said = True
         usual = now.step_s / ratio
         message = f"steps take {ratio:.1f} times as long as before: {now.step_s:.2f} s, usually {usual:.2f} s"
-        return _found("step_time", message, cause, remedy)
+        return _diagnostic("step_time", message, cause, remedy)
 
 
 def costs_per_sample(
@@ -185,14 +185,16 @@ def costs_per_sample(
     )
     seconds_G = np.array([seconds for _, seconds in groups])
     for _ in range(3):
-        each = float(np.median(seconds_G / counts_GS.sum(1)))
-        weight = 0.1 / each
+        usual_cost = float(np.median(seconds_G / counts_GS.sum(1)))
+        weight = 0.1 / usual_cost
         rows = np.eye(len(shapes))
         left = np.vstack([counts_GS / seconds_G[:, None], weight * rows])
         right = np.concatenate(
-            [np.ones(len(seconds_G)), np.full(len(shapes), weight * each)]
+            [np.ones(len(seconds_G)), np.full(len(shapes), weight * usual_cost)]
         )
-        costs_S = np.maximum(np.linalg.lstsq(left, right, rcond=None)[0], each / 100)
+        costs_S = np.maximum(
+            np.linalg.lstsq(left, right, rcond=None)[0], usual_cost / 100
+        )
         off_G = seconds_G / (counts_GS @ costs_S)
         keep_G = (off_G < 1.5 * np.median(off_G)) & (off_G > np.median(off_G) / 1.5)
         # A shape keeps its groups where all of them would go.
@@ -392,7 +394,7 @@ class RunawayLoss:
     def add(self, samples: Iterable[SampleLoss]) -> Iterable[Diagnostic]:
         """The samples of one step; those whose loss is not finite and positive do not
         count."""
-        found = []
+        findings = []
         for sample in samples:
             if not (
                 math.isfinite(sample.loss)
@@ -410,10 +412,10 @@ class RunawayLoss:
                 if len(part.block) == BLOCK:
                     finding = self._judge(key, part)
                     if finding:
-                        found.append(finding)
+                        findings.append(finding)
                     part.block = []
             self._count += 1
-        return found
+        return findings
 
     def rises(self) -> bool:
         """Whether the latest losses are clearly above the first ones of their bands, or
@@ -449,7 +451,7 @@ class RunawayLoss:
         kind, name = key
         what = f"the loss of {kind} {name} is {math.exp(rise[0]):.1f} times what it was, compared with all other images"
         remedy = f"Look at the images and captions of this {kind} (run.py lint), or lower its weight or train.lr."
-        return _found("loss", what, f"not known; it is this {kind} alone", remedy)
+        return _diagnostic("loss", what, f"not known; it is this {kind} alone", remedy)
 
     def _rise(self, key: tuple[str, str], part: _Part) -> tuple[float, float] | None:
         """By how much the part's block rose more than all others did in the same time,
@@ -470,9 +472,9 @@ class RunawayLoss:
         if min(len(others_then), len(others_now)) < BLOCK:
             return None
         then = [value for _, block in part.blocks for value in block]
-        own = median(part.block) - median(then)
+        own_rise = median(part.block) - median(then)
         # Others that fall, as those that are learned by heart, do not raise this one.
-        rise = own - max(0.0, median(others_now) - median(others_then))
+        rise = own_rise - max(0.0, median(others_now) - median(others_then))
         error = math.sqrt(
             sum(
                 _error(values) ** 2
@@ -486,16 +488,16 @@ class RunawayLoss:
 
     def _is_explained(self, key: tuple[str, str], part: _Part) -> bool:
         """Whether most of its samples belong to another part that was reported."""
-        said = set()
+        reported = set()
         for other, state in self._parts.items():
             if state.said and other != key:
-                said.add(other)
+                reported.add(other)
         mine = []
         for number, _, keys in self._values:
             if number >= part.began and key in keys:
                 mine.append(keys)
         return any(
-            sum(other in keys for keys in mine) > len(mine) / 2 for other in said
+            sum(other in keys for keys in mine) > len(mine) / 2 for other in reported
         )
 
 
@@ -606,7 +608,7 @@ class SilentLayers:
         if unused.issuperset(new):
             cause = "the loss does not depend on them: the model does not use these layers, or they are frozen"
         remedy = "They learn nothing: leave them out (network_kwargs.ignore_if_contains), or look at what feeds them."
-        return _found(
+        return _diagnostic(
             "gradient", f"{which} had no gradient for {self.wait} steps", cause, remedy
         )
 
@@ -751,7 +753,7 @@ class RisingTexture:
         message = f"{self._what} turn into texture: high frequencies {now:.2f}, at first at most {self._first:.2f}"
         cause = "the images of the dataset have it, or the network collapses into it, which the loss does not show"
         remedy = "If they have none, take an earlier file, and set train.assistant or lower train.lr (docs/models.md)."
-        return _found("texture", message, cause, remedy)
+        return _diagnostic("texture", message, cause, remedy)
 
 
 class SampleSets:
@@ -773,29 +775,29 @@ class SampleSets:
             return []
         differ = difference(samples)
         rough = median(features.roughness for _, features in samples)
-        found = []
+        findings = []
         is_noise = rough > NOISE and self._roughness <= IMAGE
         is_alike = (
             differ is not None and differ < ALIKE and self._difference >= DIFFERENT
         )
         if self._is_new("noise", is_noise):
             message = f"the sample images are noise: roughness {rough:.2f} of 1, before {self._roughness:.2f}"
-            found.append(_found("samples", message, _BROKEN, _EARLIER))
+            findings.append(_diagnostic("samples", message, _BROKEN, _EARLIER))
         if self._is_new("alike", is_alike and not is_noise):
             message = f"the sample images of different prompts are all alike: they differ by {differ:.1f} of 255"
             before = f", before by up to {self._difference:.0f}"
-            found.append(_found("samples", message + before, _BROKEN, _EARLIER))
+            findings.append(_diagnostic("samples", message + before, _BROKEN, _EARLIER))
         textured = self._texture.add(
-            [features.texture for _, features in samples], loss_rises or bool(found)
+            [features.texture for _, features in samples], loss_rises or bool(findings)
         )
         if textured:
-            found.append(textured)
+            findings.append(textured)
         self._difference = max(self._difference, differ or 0.0)
         if rough:
             self._roughness = min(self._roughness, rough)
         else:
             self._roughness = self._roughness
-        return found
+        return findings
 
     def _is_new(self, what: str, is_wrong: bool) -> bool:
         is_new = is_wrong and what not in self._said

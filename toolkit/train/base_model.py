@@ -66,14 +66,14 @@ def load_base_model(
     wait may be mapped; not where something writes to their weights.
     """
     cache = Path(training_folder).expanduser() / CACHE_FOLDER
-    own = weights_dtype or dtype
-    kept = None
+    stored_dtype = weights_dtype or dtype
+    kept_model = None
     if keep and make is None and block_sharing is None and model.keeps_quantized():
-        name = kept_name(model, own, device.type)
-        kept = Kept(
+        name = kept_name(model, stored_dtype, device.type)
+        kept_model = Kept(
             cache,
             name,
-            kept_bytes(model, own.itemsize),
+            kept_bytes(model, stored_dtype.itemsize),
             kept_label(model),
             describe,
             restore,
@@ -84,10 +84,10 @@ def load_base_model(
         if make:
             return partial(quantizer, make=make)
         if model.makes_recovery():
-            return _auto_quantizer(model, own, cache)
+            return _auto_quantizer(model, stored_dtype, cache)
         return block_quantizer(model)
 
-    is_there = kept is not None and kept.is_there()
+    is_there = kept_model is not None and kept_model.is_there()
     return load_model(
         model,
         device,
@@ -101,7 +101,7 @@ def load_base_model(
         cpu_blocks=cpu_block_indices(model),
         block_sharing=block_sharing,
         decoder=decoder,
-        kept=kept,
+        kept=kept_model,
     )
 
 
@@ -191,11 +191,11 @@ def _auto_quantizer(model: ModelConfig, dtype: torch.dtype, cache: Path) -> Quan
     now and put there."""
     file = auto_file(model, dtype, cache)
     if file.is_file():
-        found = block_quantizer(
+        with_recovery = block_quantizer(
             model.model_copy(update={"accuracy_recovery_adapter": str(file)})
         )
-        assert found is not None  # the model is quantized
-        return found
+        assert with_recovery is not None  # the model is quantized
+        return with_recovery
     logger.info(
         f"{RECOVERY} auto: making one of rank {AUTO_RANK} for {model.qtype} ({file})"
     )

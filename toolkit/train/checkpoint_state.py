@@ -83,7 +83,7 @@ def snapshot_state(run: Run) -> CheckpointData:
             **scaling,
             **metadata,
         },
-        rows_size=sum(own.full_bytes for own in rows.values()),
+        rows_size=sum(shard_rows.full_bytes for shard_rows in rows.values()),
         write_rows=write if rows else lambda folder: {},
     )
 
@@ -109,9 +109,9 @@ def _checkpoint_tensors(
             "optimizer": tensors,
             **role.further,
         }
-        for file, found in of_files.items():
+        for file, by_key in of_files.items():
             files.setdefault(file, {})
-            for key, tensor in found.items():
+            for key, tensor in by_key.items():
                 name = key.partition("/")[0]
                 shard = role.sharded.get(name)
                 # Parameters, their EMA, or optimizer state of the same shape.
@@ -187,7 +187,7 @@ def _read(path: Path, stem: str, role_name: str, run: Run) -> dict[str, Tensor]:
     """The tensors of a role in one file of a checkpoint, and those that it has as rows;
     of sharded ones this rank's."""
     role = run.roles[role_name]
-    found = {}
+    loaded = {}
     prefix = f"{role_name}/"
 
     def shard_of(key: str, shape: tuple[int, ...]) -> RowShard | None:
@@ -203,7 +203,7 @@ def _read(path: Path, stem: str, role_name: str, run: Run) -> dict[str, Tensor]:
                 continue
             saved = tensors.get_slice(name)
             shard = shard_of(key, tuple(saved.get_shape()))
-            found[key] = (
+            loaded[key] = (
                 tensors.get_tensor(name)
                 if shard is None
                 else saved[shard.start : shard.stop]
@@ -219,7 +219,7 @@ def _read(path: Path, stem: str, role_name: str, run: Run) -> dict[str, Tensor]:
         for name, shape in shapes.items()
     }
     rows = read_rows(path, wanted, run.process_group)
-    return found | {name.removeprefix(begin): tensor for name, tensor in rows.items()}
+    return loaded | {name.removeprefix(begin): tensor for name, tensor in rows.items()}
 
 
 def _refuse_other_weights(path: Path, run: Run) -> None:

@@ -337,9 +337,9 @@ def is_state_name(name: str) -> bool:
 
 def step_of(path: Path) -> int:
     """The optimizer step of a checkpoint, by its folder name."""
-    found = _STEP_FOLDER.fullmatch(path.name)
-    assert found is not None, path  # every caller has asked `is_state_name`
-    return int(found[1])
+    match = _STEP_FOLDER.fullmatch(path.name)
+    assert match is not None, path  # every caller has asked `is_state_name`
+    return int(match[1])
 
 
 def latest_checkpoint(root: Path, by_hash: bool = True) -> Path | None:
@@ -368,10 +368,10 @@ def _is_good(path: Path) -> bool:
 def _file_versions(path: Path) -> dict[str, tuple[int, int, int]]:
     """File name -> (inode, size, mtime). Only compared for equality, to see whether a
     file changed."""
-    found = {file.name: file.stat() for file in path.iterdir()}
+    stats = {file.name: file.stat() for file in path.iterdir()}
     return {
         name: (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        for name, stat in found.items()
+        for name, stat in stats.items()
     }
 
 

@@ -188,7 +188,7 @@ class _Report(NamedTuple):
 
 
 def all_reduce_gradients_and_losses(
-    run: Run, accumulation_step: AccumulationStep, own: StepLossBuffer | None
+    run: Run, accumulation_step: AccumulationStep, local_losses: StepLossBuffer | None
 ) -> StepLossBuffer | None:
     """The losses of the whole accumulation step; gradients of parameters that are not
     sharded become the sums over all ranks.
@@ -197,30 +197,30 @@ def all_reduce_gradients_and_losses(
     result is then None on all ranks.
     """
     if run.process_group.is_single_process:
-        return own
+        return local_losses
     parameters = []
     for role in run.roles.values():
         for name, p in role.parameters.items():
             if name not in role.sharded:
                 parameters.append(p)
     report = None
-    if own is not None:
+    if local_losses is not None:
         counts = {}
-        for name, counted in own.numbers.items():
+        for name, counted in local_losses.numbers.items():
             counts[name] = sum(count for count, _ in counted)
         has_gradient = [p.grad is not None for p in parameters]
         report = _Report(
-            own.uses,
-            own.sources,
-            list(own.shares),
-            list(own.per_sample),
+            local_losses.uses,
+            local_losses.sources,
+            list(local_losses.shares),
+            list(local_losses.per_sample),
             counts,
             has_gradient,
             run.programs.failure,
         )
     gathered = run.process_group.all_gather_object(report)
     reports = [report for report in gathered if report is not None]
-    if own is None or len(reports) < len(gathered):
+    if local_losses is None or len(reports) < len(gathered):
         return None
     _stop_programs(run, reports)
     for parameter, *has_gradient in zip(
@@ -235,7 +235,7 @@ def all_reduce_gradients_and_losses(
     device = next(
         p.device for role in run.roles.values() for p in role.parameters.values()
     )
-    numbers, whole = _summands(own, accumulation_step, reports, roles, device)
+    numbers, whole = _summands(local_losses, accumulation_step, reports, roles, device)
     run.process_group.all_reduce_sum(
         [*(p.grad for p in parameters if p.grad is not None), numbers]
     )
@@ -252,7 +252,7 @@ def _stop_programs(run: Run, reports: Sequence[_Report]) -> None:
 
 
 def _summands(
-    own: StepLossBuffer,
+    local_losses: StepLossBuffer,
     accumulation_step: AccumulationStep,
     reports: Sequence[_Report],
     roles: Sequence[str],
@@ -269,18 +269,24 @@ def _summands(
     of_roles, of_batches, of_samples = numbers.split(sizes)
     rows = of_samples.view(len(kinds), len(samples))
     for place, role in enumerate(roles):
-        if role in own.shares:
-            of_roles[place] = torch.stack(own.shares[role]).sum()
+        if role in local_losses.shares:
+            of_roles[place] = torch.stack(local_losses.shares[role]).sum()
     for place, name in enumerate(counts):
         of_batches[place] = (
-            sum(count * mean for count, mean in own.numbers[name]) / counts[name]
+            sum(count * mean for count, mean in local_losses.numbers[name])
+            / counts[name]
         )
-    if own.uses:
+    if local_losses.uses:
         index_of = {use: index for index, use in enumerate(samples)}
-        own_indices = torch.tensor([index_of[use] for use in own.uses], device=device)
+        own_indices = torch.tensor(
+            [index_of[use] for use in local_losses.uses], device=device
+        )
         for row, kind in zip(rows, kinds, strict=True):
             row[own_indices] = torch.cat(
-                [values_B.to(device, row.dtype) for values_B in own.per_sample[kind]]
+                [
+                    values_B.to(device, row.dtype)
+                    for values_B in local_losses.per_sample[kind]
+                ]
             )
     whole = StepLossBuffer()
     whole.shares |= {role: [value] for role, value in zip(roles, of_roles, strict=True)}
@@ -304,10 +310,10 @@ def whole_cursor(process_group: ProcessGroup, cursor: Cursor) -> Cursor:
     if process_group.is_single_process or not has_readers(cursor):
         return cursor
     places = process_group.all_gather_object(cursor["readers"])
-    found = []
+    readers = []
     for index in range(len(cursor["readers"])):
-        found.append(places[index % len(places)][index])
-    return {**cursor, "readers": found}
+        readers.append(places[index % len(places)][index])
+    return {**cursor, "readers": readers}
 
 
 def has_readers(cursor: Cursor) -> bool:

@@ -40,23 +40,23 @@ class Drift(NamedTuple):
         """By name: `px`, by which the corner that is farthest off is off; `shift_px`;
         `zoom_percent`; `rotation_degrees`; all NaN where the edit is not measurable.
         `outside_mask` where there is a mask."""
-        found = self.found
+        alignment = self.found
         drift = {
-            "px": found.drift,
-            "shift_px": math.hypot(*found.shift),
-            "zoom_percent": 100 * found.zoom,
-            "rotation_degrees": found.rotation,
+            "px": alignment.drift,
+            "shift_px": math.hypot(*alignment.shift),
+            "zoom_percent": 100 * alignment.zoom,
+            "rotation_degrees": alignment.rotation,
         }
-        if not found.is_measurable:
+        if not alignment.is_measurable:
             drift = dict.fromkeys(drift, math.nan)
         if self.outside_mask is None:
             return drift
         return drift | {"outside_mask": self.outside_mask}
 
     def __str__(self) -> str:
-        found = self.found
-        if found.is_measurable:
-            text = f"{found.drift:.1f} pixels off ({found})"
+        alignment = self.found
+        if alignment.is_measurable:
+            text = f"{alignment.drift:.1f} pixels off ({alignment})"
         else:
             text = "not measurable"
         if self.outside_mask is None:
@@ -80,13 +80,13 @@ def drift_of(
     else:
         return None
     sample, before = over_white(sample), covering(reference, sample.size)
-    found = measure(before, sample)
+    alignment = measure(before, sample)
     if mask is None:
-        return Drift(found)
+        return Drift(alignment)
     white = open_mask(mask)
     white = ImageOps.invert(white) if mask.inverted else white
     return Drift(
-        found,
+        alignment,
         _change(sample, before, covering(white.resize(reference.size), sample.size)),
     )
 

@@ -172,9 +172,11 @@ class FewStepMixture(FlowMatchingStep):
         shift = self.few.flow_shift
         if shift is not None:
             return sigmas(steps, math.log(shift), None).tolist()[:-1]
-        own = self.model.dynamic_shift
+        dynamic_shift = self.model.dynamic_shift
         return sigmas(
-            steps, own.mu(self.model.family.tokens(latent), steps), own.shift_terminal
+            steps,
+            dynamic_shift.mu(self.model.family.tokens(latent), steps),
+            dynamic_shift.shift_terminal,
         ).tolist()[:-1]
 
     # ------------------------------------------------------------ distillation

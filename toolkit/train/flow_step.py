@@ -86,7 +86,7 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
 
     def __call__(self, batch: LatentBatch, step: int = 0) -> StepLosses:
         """The loss of the velocity; `backward` adds `extra_losses` to it."""
-        kept: list[tuple[list[int], Tensor, Tensor]] = []
+        losses_of_parts: list[tuple[list[int], Tensor, Tensor]] = []
         of_rows: dict[int, Tensor] = {}
         for rows, part, levels in self._parts(batch):
             x_t_BCHW, target_BCHW, t_B = self.lesson(part, levels)
@@ -112,25 +112,29 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
                 0, (-1, levels)
             )
             of_rows |= zip(rows, weighted_BK.mean(1), strict=True)
-            kept.append((rows, weighted_BK.detach(), t_B.unflatten(0, (-1, levels))))
+            losses_of_parts.append(
+                (rows, weighted_BK.detach(), t_B.unflatten(0, (-1, levels)))
+            )
         loss_B = torch.stack([of_rows[row] for row in range(len(batch))])
         if self.most_levels == 1:
             return StepLosses(dict.fromkeys(self.roles, loss_B), {"t": t_B})
         per_sample = {
-            "t": self._by_level(len(batch), [(rows, t_BK) for rows, _, t_BK in kept])
+            "t": self._by_level(
+                len(batch), [(rows, t_BK) for rows, _, t_BK in losses_of_parts]
+            )
         }
         per_sample["loss"] = self._by_level(
-            len(batch), [(rows, loss_BK) for rows, loss_BK, _ in kept]
+            len(batch), [(rows, loss_BK) for rows, loss_BK, _ in losses_of_parts]
         )
         return StepLosses(dict.fromkeys(self.roles, loss_B), per_sample)
 
     def _by_level(
-        self, items: int, found: Sequence[tuple[list[int], Tensor]]
+        self, items: int, values_of_parts: Sequence[tuple[list[int], Tensor]]
     ) -> Tensor:
         """The values [rows, levels] of all items [B, K], NaN for the levels that an
         item lacks."""
-        whole_BK = found[0][1].new_full((items, self.most_levels), torch.nan)
-        for rows, values in found:
+        whole_BK = values_of_parts[0][1].new_full((items, self.most_levels), torch.nan)
+        for rows, values in values_of_parts:
             whole_BK[rows, : values.shape[1]] = values
         return whole_BK
 
@@ -173,11 +177,15 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         if self.most_levels == 1:
             yield list(range(len(batch))), batch, 1
             return
-        found: dict[int, list[int]] = {}
+        rows_of_levels: dict[int, list[int]] = {}
         for row in range(len(batch)):
-            found.setdefault(self.levels(batch, row), []).append(row)
-        for levels, rows in found.items():
-            yield rows, batch if len(found) == 1 else batch.select(rows), levels
+            rows_of_levels.setdefault(self.levels(batch, row), []).append(row)
+        for levels, rows in rows_of_levels.items():
+            yield (
+                rows,
+                batch if len(rows_of_levels) == 1 else batch.select(rows),
+                levels,
+            )
 
     def levels(self, batch: LatentBatch, row: int) -> int:
         """Noise levels of an item of a batch."""

@@ -144,12 +144,12 @@ def _steps(
         with timer.track("data"):
             loaded = [next(batches) for _ in own_share(accumulation_step.specs)]
         before = run.programs.took.seconds
-        own = _forward_backward_with_oom_retry(
+        local_losses = _forward_backward_with_oom_retry(
             run, accumulation_step.samples, loaded, step_fn
         )
         compile_s = run.programs.took.seconds - before
         timer.exclude(compile_s)
-        losses = all_reduce_gradients_and_losses(run, accumulation_step, own)
+        losses = all_reduce_gradients_and_losses(run, accumulation_step, local_losses)
         if losses is None:
             _zero_grad(run)
             return
@@ -500,12 +500,12 @@ def _optimizer_step(
     for name, norm in norms.items():
         step_ok[name] = losses.finite(name) & torch.isfinite(norm)
     for name, role in active.items():
-        found = role.optimizer_step.step(
+        role_numbers = role.optimizer_step.step(
             role, run.state.step, norms[name], step_ok[name]
         )
         numbers |= {
             key if len(run.roles) == 1 else f"{key}/{name}": number
-            for key, number in found.items()
+            for key, number in role_numbers.items()
         }
     for name in run.roles.keys() - active.keys():
         run.roles[name].optimizer_step.zero_grad(run.roles[name])

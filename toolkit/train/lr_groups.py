@@ -34,12 +34,12 @@ def group_of_layers(
     Raises UserError for an entry that gets no layer.
     """
     layers = list(layers)
-    found: dict[str, int] = {}
+    index_of: dict[str, int] = {}
     for index, entry in enumerate(entries):
         for layer in matching(entry.match, layers):
-            found.setdefault(layer, index)
+            index_of.setdefault(layer, index)
     for index, entry in enumerate(entries):
-        if index not in found.values():
+        if index not in index_of.values():
             what = "matches only layers that entries before it take. Put it before them, or leave it out."
             if not matching(entry.match, layers):
                 examples = ", ".join(
@@ -47,7 +47,7 @@ def group_of_layers(
                 )
                 what = f"matches none of the {len(layers)} trained layers. It has to match whole names like {examples}."
             raise UserError(f"train.lr_groups[{index}].match: {entry.match!r} {what}")
-    return found
+    return index_of
 
 
 def build_param_groups(
@@ -66,25 +66,27 @@ def build_param_groups(
     same). Raises as `group_of_layers` does.
     """
     weights = list(weights)
-    found = group_of_layers(entries, dict.fromkeys(map(layer_of, weights)))
+    index_of = group_of_layers(entries, dict.fromkeys(map(layer_of, weights)))
     kinds = [(entry.label(), entry.rate(lr)) for entry in entries] + [(BASE, lr)]
     groups = []
     for index, (name, rate) in enumerate(kinds):
-        own = []
+        group_weights = []
         for weight in weights:
-            if found.get(layer_of(weight), len(entries)) == index:
-                own.append(weight)
-        is_faster = {weight: up_ratio != 1 and weight in up for weight in own}
+            if index_of.get(layer_of(weight), len(entries)) == index:
+                group_weights.append(weight)
+        is_faster = {weight: up_ratio != 1 and weight in up for weight in group_weights}
         groups.append(
             LrGroup(
-                name, rate, tuple(weight for weight in own if not is_faster[weight])
+                name,
+                rate,
+                tuple(weight for weight in group_weights if not is_faster[weight]),
             )
         )
         groups.append(
             LrGroup(
                 name + LORA_B_SUFFIX,
                 rate * up_ratio,
-                tuple(weight for weight in own if is_faster[weight]),
+                tuple(weight for weight in group_weights if is_faster[weight]),
             )
         )
     return [group for group in groups if group.weights]

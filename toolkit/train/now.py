@@ -185,11 +185,11 @@ class RunNow:
         if self._phase == STEP:
             return self._left_of_steps()
         if self._phase in RECURRING.values():
-            each = self._each(self._phase)
+            unit_s = self._seconds_per_unit(self._phase)
         else:
-            each = None
-        if each and self._of:
-            return (self._of - (self._done or 1) + 1) * each
+            unit_s = None
+        if unit_s and self._of:
+            return (self._of - (self._done or 1) + 1) * unit_s
         if (
             self._done is None
             or self._of is None
@@ -243,7 +243,7 @@ class RunNow:
         return max(0.0, planned - self._spent_on(part))
 
     def _left_of_recurring(self, part: str, phase: str, planned: float) -> float:
-        each = self._each(phase)
+        unit_s = self._seconds_per_unit(phase)
         coming = None
         if self._run is not None and self._run.steps != UNTIL_THE_DATA_ENDS:
             coming = sum(
@@ -254,19 +254,19 @@ class RunNow:
             coming = (coming or 0.0) + self._of - (self._done or 1) + 1
         if coming is None:
             return planned
-        if each is None:
+        if unit_s is None:
             if part == "samples" and self._pictures:
-                each = planned / self._pictures
+                unit_s = planned / self._pictures
             else:
-                each = None
-        if each is None:  # as the steps that are left
+                unit_s = None
+        if unit_s is None:  # as the steps that are left
             run = self._run
             if run and run.steps:
                 return planned * (1 - run.state.step / run.steps)
             return planned
-        return coming * each
+        return coming * unit_s
 
-    def _each(self, phase: str) -> float | None:
+    def _seconds_per_unit(self, phase: str) -> float | None:
         """Seconds of one of what a phase counts, as far as they were measured."""
         units = self._units.get(phase, 0.0)
         return self._spent[phase] / units if units else None

@@ -295,12 +295,12 @@ class Role:
             )
         )
         given = {name: float(group["lr"]) for name, group in groups.items() if name}
-        found = {
+        estimated = {
             f"d*lr/{name}".rstrip("/"): float(group["d"]) * float(group["lr"])
             for name, group in groups.items()
             if "d" in group
         }
-        return given | found
+        return given | estimated
 
     def eval_weights(self) -> dict[str, torch.Tensor]:
         """The weights that samples and saved files use: the EMA where there is one,

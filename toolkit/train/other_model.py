@@ -36,17 +36,18 @@ class OtherWeights:
     def add(self, key: str, module: nn.Module) -> None:
         """Keeps the weights of another module, on the CPU. Raises UserError, which
         names the key, unless its tensors have the same names, shapes and dtypes."""
-        found = _tensors(module)
-        unlike = sorted(found.keys() ^ self._own.keys()) or [
+        tensors = _tensors(module)
+        unlike = sorted(tensors.keys() ^ self._own.keys()) or [
             name
             for name, tensor in self._own.items()
-            if (tensor.shape, tensor.dtype) != (found[name].shape, found[name].dtype)
+            if (tensor.shape, tensor.dtype)
+            != (tensors[name].shape, tensors[name].dtype)
         ]
         if unlike:
             raise UserError(
                 f"{key}: its weights are not those of the trained model ({unlike[0]}). Give a model of it."
             )
-        self._others[key] = {name: tensor.cpu() for name, tensor in found.items()}
+        self._others[key] = {name: tensor.cpu() for name, tensor in tensors.items()}
 
     @contextmanager
     def using(self, key: str) -> Iterator[None]:

@@ -100,7 +100,9 @@ class AsGood:
         earliest first: the one whose true loss is the lowest is among them with this
         confidence."""
         return tuple(
-            step for step, found in self.differences.items() if not found.resolved
+            step
+            for step, against_lowest in self.differences.items()
+            if not against_lowest.resolved
         )
 
     @property

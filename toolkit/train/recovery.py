@@ -120,8 +120,8 @@ class RecoveryMaker:
                 ".".join(part for part in name.split(".")[1:] if not part.isdigit())
             ].append(error)
         return {
-            kind: LayerError(*(fmean(column) for column in zip(*found, strict=True)))
-            for kind, found in kinds.items()
+            kind: LayerError(*(fmean(column) for column in zip(*errors, strict=True)))
+            for kind, errors in kinds.items()
         }
 
 

@@ -201,7 +201,7 @@ def plan_start(
     folder: Path,
     section: TrainerConfig,
     steps: int,
-    found: Callable[[], DatasetHashes],
+    read_hashes: Callable[[], DatasetHashes],
     restart: bool,
     allow_change: bool,
     by_hash: bool = True,
@@ -219,7 +219,7 @@ def plan_start(
     checkpoint, aside = find_checkpoint(folder, section.resume, restart, by_hash)
     if aside:
         return Start(None, moves_aside=True)
-    found = cache(found)  # each call looks at every file
+    read_hashes = cache(read_hashes)  # each call looks at every file
     try:
         with reading_state(checkpoint or folder):
             complete_at = _complete_at(folder, checkpoint, section, steps)
@@ -239,7 +239,7 @@ def plan_start(
                 folder_of_run = folder
             is_compared = complete_at is not None or _has_moved(document, section)
             if is_compared:
-                order = _order_of_run(folder_of_run, document, section, found())
+                order = _order_of_run(folder_of_run, document, section, read_hashes())
             else:
                 order = None
             changes = tuple(_differences(document, section, order))
@@ -265,9 +265,9 @@ def plan_start(
             complete_at is not None
             and not allow_change
             and order is None
-            and trained_on != digest_of(found())
+            and trained_on != digest_of(read_hashes())
         ):
-            change = _change(_fingerprint_file(folder, trained_on), found())
+            change = _change(_fingerprint_file(folder, trained_on), read_hashes())
             raise UserError(
                 f"{folder} holds a run that is complete at step {complete_at}, and the dataset is another one: "
                 f"{change}. To train on this one, {_ELSE} --allow-change leaves the run as it is."
@@ -276,7 +276,7 @@ def plan_start(
         if not restart:
             raise
         return Start(None, moves_aside=True)
-    moved = order is not None and trained_on != digest_of(found())
+    moved = order is not None and trained_on != digest_of(read_hashes())
     return Start(
         checkpoint, False, complete_at, document, changes, new_dataset_place=moved
     )
@@ -334,15 +334,15 @@ def stop_reason(
         return None
     saved = extra.get(STOP_KEY, {})
     if settings.no_better_within is not None:
-        found = saved.get(FORECAST, {})
+        forecast = saved.get(FORECAST, {})
         if (
-            found.get("confidence") != settings.no_better_within
-            or found["gain"] > found["resolvable"]
+            forecast.get("confidence") != settings.no_better_within
+            or forecast["gain"] > forecast["resolvable"]
         ):
             return None
         return (
             f"stop_when: at {settings.no_better_within:.4g} confidence no later step will be better than step "
-            f"{found['best']} by {found['resolvable']:.3g}, the least that these images resolve"
+            f"{forecast['best']} by {forecast['resolvable']:.3g}, the least that these images resolve"
         )
     if settings.below is None or step % settings.check_every:
         return None
@@ -391,32 +391,32 @@ class ResumePlan:
 
     @classmethod
     def of(
-        cls, start: Start, section: ProcessConfig, found: DatasetHashes
+        cls, start: Start, section: ProcessConfig, hashes: DatasetHashes
     ) -> ResumePlan:
         """How the run of a section begins. found: hashes of the dataset. Logs what the
         job has changed."""
         record = {
             "settings": _settings(section),
-            "dataset": digest_of(found),
+            "dataset": digest_of(hashes),
             "revision": REVISION,
         }
         if start.checkpoint is None:
-            return cls(None, record, found)
+            return cls(None, record, hashes)
         for change in start.changes:
             logger.info(f"changed since the last run: {change}")
         folder_of_run = start.checkpoint.parent.parent
-        order = _order_of_run(folder_of_run, start.document, section, found)
+        order = _order_of_run(folder_of_run, start.document, section, hashes)
         is_same = start.document["dataset"] == record["dataset"]
         if order is not None and not is_same:
             logger.info(
                 f"the dataset has moved: its {len(order.names):,} images are those of the run"
             )
         if order is not None:
-            found = {name: found[name] for name in order.names}
+            hashes = {name: hashes[name] for name in order.names}
         return cls(
             start.checkpoint,
             record,
-            found,
+            hashes,
             order=None if order is None or order.is_as_found else order,
             new_optimizer=any(
                 change.key == "train.optimizer" for change in start.changes
@@ -592,7 +592,7 @@ def _order_of_run(
     folder: Path,
     document: Mapping[str, Any],
     section: ProcessConfig,
-    found: DatasetHashes,
+    hashes: DatasetHashes,
 ) -> RunOrder | None:
     """The order in which a run began; None where the job has other images, or the run's
     record of them is lost."""
@@ -601,7 +601,7 @@ def _order_of_run(
     if before is None or given is None:
         return None
     try:
-        return run_order(_recorded_hashes(folder, document), found, before, given)
+        return run_order(_recorded_hashes(folder, document), hashes, before, given)
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return None
 
@@ -720,9 +720,9 @@ def _why(changes: Sequence[ConfigChange], state: Path, section: TrainerConfig) -
     )
 
 
-def _change(old: Path, found: DatasetHashes) -> str:
+def _change(old: Path, hashes: DatasetHashes) -> str:
     try:
-        return str(compare(json.loads(read_regular(old)), redact_json(found)))
+        return str(compare(json.loads(read_regular(old)), redact_json(hashes)))
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return f"{old} is missing or damaged, so it is not known in what"
 

@@ -54,7 +54,7 @@ class RunIndex:
 
     def _look_at_all(self, before: tuple[RunInfo, ...] | None) -> tuple[RunInfo, ...]:
         self._known = {place: self._look(place) for place in sorted(self._places())}
-        runs = tuple(each.run for each in self._known.values() if each.run)
+        runs = tuple(known.run for known in self._known.values() if known.run)
         if before is None or len(runs) != len(before) or any(map(is_not, runs, before)):
             return runs
         return before
@@ -103,14 +103,14 @@ class RunIndex:
 
 def mark_of(folder: str, *names: str) -> Mark:
     """The mark of a folder and of files in it; zeros for one that is not there."""
-    found = []
+    stats = []
     for path in (folder, *(f"{folder}{os.sep}{name}" for name in names)):
         try:
             about = os.stat(path)
-            found.append((about.st_ino, about.st_mtime_ns, about.st_size))
+            stats.append((about.st_ino, about.st_mtime_ns, about.st_size))
         except (OSError, ValueError):
-            found.append((0, 0, 0))
-    return tuple(found)
+            stats.append((0, 0, 0))
+    return tuple(stats)
 
 
 def is_fresh(mark: Mark) -> bool:

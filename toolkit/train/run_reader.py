@@ -225,9 +225,7 @@ def list_runs(folder: Path) -> tuple[RunInfo, ...]:
     """
     jobs = _folders_in(folder)
     processes = [inner for job in jobs for inner in _folders_in(job)]
-    return tuple(
-        _info(found) for found in sorted([*jobs, *processes]) if _is_run(found)
-    )
+    return tuple(_info(path) for path in sorted([*jobs, *processes]) if _is_run(path))
 
 
 def runs_in(folder: Path) -> tuple[RunInfo, ...]:
@@ -385,18 +383,18 @@ def read_losses_by_image(folder: Path) -> dict[int, dict[str, float]]:
     the images of the latest validation. Empty for runs without `validation`."""
     with rows_by_step(folder / run_files.VALIDATION_IMAGES) as by_step:
         rows = list(by_step)
-    found: dict[int, dict[str, float]] = {}
+    losses_of_steps: dict[int, dict[str, float]] = {}
     for row in rows:
         losses = row.get("losses")
         if row.get("of") == rows[-1].get("of") and isinstance(losses, dict):
             numbers = {image: _numbers(values) for image, values in losses.items()}
-            found[step_of_row(row)] = {
+            losses_of_steps[step_of_row(row)] = {
                 image: fmean(values) for image, values in numbers.items() if values
             }
     return {
         step: losses
-        for step, losses in found.items()
-        if losses.keys() == found[max(found)].keys()
+        for step, losses in losses_of_steps.items()
+        if losses.keys() == losses_of_steps[max(losses_of_steps)].keys()
     }
 
 
@@ -554,7 +552,7 @@ def list_samples(folder: Path) -> tuple[SampleImage, ...]:
 
     prompts = by_file("prompts")
     drifts = by_file("drift")
-    found = []
+    samples = []
     for path in _entries(folder / run_files.SAMPLES):
         if path.is_file():
             match = run_files.SAMPLE_FILE.fullmatch(path.name)
@@ -564,13 +562,15 @@ def list_samples(folder: Path) -> tuple[SampleImage, ...]:
             time = _generated(path)
             if time:
                 texts = prompts.get(path.name), drifts.get(path.name)
-                found.append(
+                samples.append(
                     SampleImage(
                         path, int(match["step"]), int(match["index"]), time, *texts
                     )
                 )
     return tuple(
-        sorted(found, key=lambda sample: (sample.step, sample.index, sample.path.name))
+        sorted(
+            samples, key=lambda sample: (sample.step, sample.index, sample.path.name)
+        )
     )
 
 
@@ -615,10 +615,10 @@ def list_network_files(folder: Path) -> tuple[NetworkFile, ...]:
 
 def list_checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
     """The checkpoints of a run by ascending step, good or not."""
-    found = checkpoint_folders(checkpoint_dir(folder))
+    paths = checkpoint_folders(checkpoint_dir(folder))
     return tuple(
         Checkpoint(path, step_of(path), _size(path), verify(path, by_hash=False))
-        for path in found
+        for path in paths
     )
 
 
@@ -675,11 +675,11 @@ def _number(row: Row, key: str) -> float | None:
 def _numbers(value: object) -> list[float]:
     """Those of a list; empty for what is not one, or has something else in it."""
     if isinstance(value, list):
-        found = [_number({"": each}, "") for each in value]
+        numbers = [_number({"": entry}, "") for entry in value]
     else:
-        found = []
-    if None not in found:
-        return [each for each in found if each is not None]
+        numbers = []
+    if None not in numbers:
+        return [entry for entry in numbers if entry is not None]
     return []
 
 
@@ -693,7 +693,7 @@ def _texts(row: Row, key: str) -> list[str]:
     that places stay."""
     value = row.get(key)
     if isinstance(value, list):
-        return [each if isinstance(each, str) else "" for each in value]
+        return [entry if isinstance(entry, str) else "" for entry in value]
     return []
 
 

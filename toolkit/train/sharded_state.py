@@ -112,7 +112,7 @@ def _wait_for_files(
 def shapes_of_rows(folder: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the tensors that a checkpoint has as rows; empty where it has
     none."""
-    return {name: tuple(found.size) for name, found in _metadata(folder).items()}
+    return {name: tuple(saved.size) for name, saved in _metadata(folder).items()}
 
 
 def read_rows(
@@ -126,7 +126,7 @@ def read_rows(
     from torch.distributed.checkpoint.api import CheckpointException
 
     metadata = _metadata(folder)
-    found = {}
+    loaded = {}
     tensors = {}
     for name, shard in wanted.items():
         saved = metadata[name]
@@ -134,11 +134,11 @@ def read_rows(
             rows = saved.size[0]
         else:
             rows = shard.stop - shard.start
-        found[name] = torch.empty(rows, *saved.size[1:], dtype=saved.properties.dtype)
+        loaded[name] = torch.empty(rows, *saved.size[1:], dtype=saved.properties.dtype)
         tensors[name] = (
-            found[name]
+            loaded[name]
             if shard is None
-            else _distributed(process_group, found[name], shard)
+            else _distributed(process_group, loaded[name], shard)
         )
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -150,7 +150,7 @@ def read_rows(
             raise RunError(
                 f"{folder}: cannot be read: {_reason(error)}. Move the state away."
             ) from error
-    return found
+    return loaded
 
 
 def _reason(error: CheckpointException) -> str:
@@ -180,12 +180,12 @@ def _reader(folder: Path) -> FileSystemReader:
             path = folder / METADATA
             try:
                 with path.open("rb") as file:
-                    found: dcp.Metadata = _MetadataUnpickler(file).load()
+                    metadata: dcp.Metadata = _MetadataUnpickler(file).load()
             except (UnpicklingError, EOFError, ImportError) as error:
                 raise RunError(
                     f"{path}: {error}. Nothing of it was used. Move the state away."
                 ) from error
-            return found
+            return metadata
 
     return Reader(folder)
 
@@ -227,13 +227,13 @@ def _needed() -> dict[tuple[str, str], Any]:
             ),
         ),
     }
-    found = {}
+    objects = {}
     for module in names:
         for name in names[module]:
-            found[(module.__name__, name)] = getattr(module, name)
+            objects[(module.__name__, name)] = getattr(module, name)
     # The folder that was written to, which nobody reads. Python 3.13 has another name
     # for its class.
-    return found | {
+    return objects | {
         (module, "PosixPath"): Path for module in ("pathlib", "pathlib._local")
     }
 

@@ -73,12 +73,12 @@ class SurvivalScores:
         ):
             if index not in self._base:
                 self._base[index] = self._draw_base(index)
-        found = {}
+        scores = {}
         for name, pairs in self._pairs.items():
             many, few = zip(*pairs, strict=True)
             features = []
             for of in (images, self._base):
                 for part in (many, few):
                     features.append(coarse_pixels([of[i] for i in part]))
-            found[name] = survival(*features)
-        return {name: score for name, score in found.items() if math.isfinite(score)}
+            scores[name] = survival(*features)
+        return {name: score for name, score in scores.items() if math.isfinite(score)}

@@ -100,10 +100,10 @@ class Validator:
             noise_BCHW = torch.randn(
                 (1, *batch.latents_BCHW.shape[1:]), generator=random
             )
-            found = self._at_levels(batch, noise_BCHW, should_stop)
-            if found is None:
+            measured = self._at_levels(batch, noise_BCHW, should_stop)
+            if measured is None:
                 return None
-            of_levels, predicted_x0_BCHW = found
+            of_levels, predicted_x0_BCHW = measured
             # Of the highest level, where least of the image is given and most is the
             # network's own.
             textures.append(
@@ -167,10 +167,12 @@ class Validator:
             worse.append(replace(batch, latents_BCHW=entry.read()[None]))
 
         def errors(batches: Sequence[LatentBatch]) -> list[list[float]] | None:
-            found = [self._at_levels(each, noise_BCHW, should_stop) for each in batches]
-            if None in found:
+            measured = [
+                self._at_levels(each, noise_BCHW, should_stop) for each in batches
+            ]
+            if None in measured:
                 return None
-            return [each[0] for each in found if each]
+            return [each[0] for each in measured if each]
 
         of_worse = errors(worse)
         of_reference = self._of_reference.get((way, index))

@@ -230,11 +230,11 @@ class AnomalyCallback(Callback):
     def _features(
         self, paths: Sequence[Path], texts: Sequence[str]
     ) -> list[tuple[str, SampleFeatures]]:
-        found = []
+        features = []
         for index, path in enumerate(paths):
             try:
                 with Image.open(path) as image:
-                    found.append(
+                    features.append(
                         (
                             texts[index] if index < len(texts) else path.name,
                             features_of(image),
@@ -242,7 +242,7 @@ class AnomalyCallback(Callback):
                     )
             except OSError:  # removed meanwhile
                 logger.debug("%s: cannot be read", path)
-        return found
+        return features
 
     def _say(self, finding: Diagnostic | None) -> None:
         if finding is None:

@@ -49,9 +49,11 @@ class EarlyStopping(Callback):
             return
         known = read_losses_by_image(run.folder)
         if run.state.step in known:  # not where a loss was not finite
-            found = forecast(known, run.steps, confidence)
+            last_forecast = forecast(known, run.steps, confidence)
             self._saved(run)[FORECAST] = (
-                {"confidence": confidence} | asdict(found) if found else {}
+                {"confidence": confidence} | asdict(last_forecast)
+                if last_forecast
+                else {}
             )
 
     def update(self, run: Run, values: Mapping[str, float]) -> None:

@@ -219,10 +219,10 @@ class SampleCallback(Callback):
 
     @staticmethod
     def _files_of(run: Run, step: int) -> list[Path]:
-        found = sorted((run.folder / SAMPLES).glob(f"{step:09d}_*"))
+        paths = sorted((run.folder / SAMPLES).glob(f"{step:09d}_*"))
         return [
             path
-            for path in found
+            for path in paths
             if (match := SAMPLE_FILE.fullmatch(path.name))
             and int(match["step"]) == step
         ]

@@ -107,8 +107,8 @@ class SaveCallback(Callback):
             writing = self._writing
             self._writing = None
             with nullcontext() if writing.done() else now.during("saving"):
-                told = writing.result()
-            logger.info(told)
+                report_line = writing.result()
+            logger.info(report_line)
 
     def _start_save(
         self, run: Run, step: int | None, checkpoint_only: bool = False

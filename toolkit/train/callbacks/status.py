@@ -54,7 +54,7 @@ class ControlFilesCallback(Callback):
         folder = run.folder / "control"
         try:
             with os.scandir(folder) as entries:
-                found = {entry.name.lower(): entry for entry in entries}
+                requests = {entry.name.lower(): entry for entry in entries}
         except FileNotFoundError:
             return  # whoever deleted the folder has no requests
         except OSError as error:
@@ -62,7 +62,7 @@ class ControlFilesCallback(Callback):
                 f"{folder}: cannot be read: {error.strerror or error}. Requests in it wait."
             )
         for name, action in self.actions.items():
-            request = found.pop(name, None)
+            request = requests.pop(name, None)
             if request:
                 try:
                     remove(
@@ -76,7 +76,7 @@ class ControlFilesCallback(Callback):
                     )
                 else:
                     action(run)
-        for entry in found.values():
+        for entry in requests.values():
             self._warn_once(
                 f"{entry.path}: is not a known request. Give an empty file {' or '.join(self.actions)}."
             )

@@ -105,9 +105,9 @@ class ToolCallback(Callback):
     def _collect(self) -> None:
         """Reads how the last one ended."""
         if self._child is not None:
-            _, said = self._child.communicate()
+            _, error_text = self._child.communicate()
             if self._child.returncode > 0:
-                self._warn((said.strip().splitlines() or ["no reason given"])[-1])
+                self._warn((error_text.strip().splitlines() or ["no reason given"])[-1])
             self._child = None
 
     def _warn(self, reason: str) -> None:

@@ -153,7 +153,7 @@ class ValidationCallback(Callback):
 def _of_first_images(by_image: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
     """At most MOST_LOSSES numbers, to 8 digits; nothing where one is not finite, since
     the images would differ."""
-    kept: dict[str, list[float]] = {}
+    losses_by_image: dict[str, list[float]] = {}
     count = 0
     for image, losses in by_image.items():
         count = count + len(losses)
@@ -161,5 +161,5 @@ def _of_first_images(by_image: Mapping[str, Sequence[float]]) -> dict[str, list[
             break
         if not all(map(math.isfinite, losses)):
             return {}
-        kept[image[:12]] = [float(f"{loss:.8g}") for loss in losses]
-    return kept
+        losses_by_image[image[:12]] = [float(f"{loss:.8g}") for loss in losses]
+    return losses_by_image

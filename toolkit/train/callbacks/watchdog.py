@@ -134,8 +134,8 @@ class MemoryEstimateCheck(Callback):
         )
         if self.logged:
             more = comparison(predicted, measured)
-            said = f"{measured / 1e9:.2f} GB, predicted {predicted / 1e9:.2f} GB{more}"
-            logger.info(f"memory at the first step: {said}")
+            peaks = f"{measured / 1e9:.2f} GB, predicted {predicted / 1e9:.2f} GB{more}"
+            logger.info(f"memory at the first step: {peaks}")
 
 
 def comparison(predicted: int, measured: int) -> str:
