@@ -439,13 +439,11 @@ def _note(
     for one in section.sample_pictures():
         if bool(one.ctrl_img) == with_images:
             pictures.append(one)
+    base_names = [name for name, _ in _base_loras(section)]
     lines = [
         f"## {file.removesuffix('.safetensors')}",
         f"A LoRA of {title}. Put the files here, then press R:",
-        *(
-            f"- `models/loras/{name}`"
-            for name in (*(name for name, _ in _base_loras(section)), file)
-        ),
+        *[f"- `models/loras/{name}`" for name in (*base_names, file)],
         f"- `models/diffusion_models/{comfy.diffusion_model}`",
         f"- `models/text_encoders/{comfy.text_encoder}`",
         f"- `models/vae/{comfy.vae}`",

@@ -93,9 +93,8 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
         ai-toolkit counts differently.
         """
         _warn_about_step_count(entries, diagnostics)
-        kind, given = (
-            _child(entries, *path) for path in (("network", "type"), ("save", "dtype"))
-        )
+        kind = _child(entries, "network", "type")
+        given = _child(entries, "save", "dtype")
         if (
             given is None
             and kind is not None
@@ -112,18 +111,14 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
             levels = noise_levels(self.validation.timesteps)
         else:
             levels = ()
-        limited = (
-            ("keys_scaled", "average_key_norm", "max_key_norm")
-            if self.network.scale_weight_norms
-            else ()
-        )
+        limited: tuple[str, ...] = ()
+        if self.network.scale_weight_norms:
+            limited = ("keys_scaled", "average_key_norm", "max_key_norm")
         scaled = ("loss_scale",) if self.train.dtype == "float16" else ()
         few = ["few_step"] if self.train.few_step_loss else []
-        pairs = (
-            (LOSS_OF_PAIRS, LOSS_OF_IMAGES, MARGIN, RIGHT, DISTANCE)
-            if self.train.preference
-            else ()
-        )
+        pairs: tuple[str, ...] = ()
+        if self.train.preference:
+            pairs = (LOSS_OF_PAIRS, LOSS_OF_IMAGES, MARGIN, RIGHT, DISTANCE)
         extra = (f"loss/{name}" for name in (*self.train.preservations(), *few))
         of_a_step = (
             "loss",

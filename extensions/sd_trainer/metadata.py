@@ -61,7 +61,7 @@ def job_metadata(
     kohya = _training(section, meta, name, steps, seed, optimizer, spelling)
     if plan:
         kohya |= _datasets(plan, section)
-    ours = {
+    ours: dict[str, Any] = {
         "training_info": {},
         "software": {"name": NAME, "version": VERSION},
         "base_model": _base_model(section),
@@ -69,23 +69,19 @@ def job_metadata(
         "network_type": section.network.type,
         **_size(section),
         "trigger_word": section.as_written(section.trigger_word, "trigger_word"),
-        # Scalars as Python writes them (`True`, `None`): so do kohya-ss' trainers, and
-        # their readers expect it.
-        **{
-            f"ss_{key}": value if isinstance(value, dict | list) else str(value)
-            for key, value in kohya.items()
-        },
-        **{
-            f"modelspec.{key}": value
-            for key, value in _modelspec(section, meta, name, plan).items()
-        },
     }
-    header = redact_json({**meta, **ours}, by_key=True)
+    # Scalars are written as Python writes them (`True`, `None`): so do kohya-ss'
+    # trainers, and their readers expect it.
+    for key, value in kohya.items():
+        ours[f"ss_{key}"] = value if isinstance(value, dict | list) else str(value)
+    for key, value in _modelspec(section, meta, name, plan).items():
+        ours[f"modelspec.{key}"] = value
+    header = {}
     # Headers of safetensors hold strings only.
-    return {
-        key: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
-        for key, v in header.items()
-    }
+    for key, value in redact_json({**meta, **ours}, by_key=True).items():
+        is_text = isinstance(value, str)
+        header[key] = value if is_text else json.dumps(value, ensure_ascii=False)
+    return header
 
 
 def _size(section: DiffusionSection) -> dict[str, Any]:
@@ -119,13 +115,10 @@ def _files_of_others(section: DiffusionSection) -> dict[str, Any]:
             recovery, "model", "accuracy_recovery_adapter"
         )
     if model.base_loras:
-        used["base_loras"] = [
-            {
-                "file": named(lora.path, "model", "base_loras", index, "path"),
-                "multiplier": lora.multiplier,
-            }
-            for index, lora in enumerate(model.base_loras)
-        ]
+        used["base_loras"] = []
+        for index, lora in enumerate(model.base_loras):
+            file = named(lora.path, "model", "base_loras", index, "path")
+            used["base_loras"].append({"file": file, "multiplier": lora.multiplier})
     assistant = section.train.assistant
     if assistant:
         file = named(assistant.path, "train", "assistant", "path")
@@ -165,20 +158,14 @@ def _training(
     train = section.train
     model = section.model
     network = section.network
-    kind = type(
-        getattr(optimizer, "inner", optimizer)
-    )  # of `StochasticRoundingOptimizer` the one that is meant
+    # `StochasticRoundingOptimizer` wraps the optimizer that is meant.
+    kind = type(getattr(optimizer, "inner", optimizer))
     arguments = redact_json(train.optimizer_params, by_key=True)
     comment = meta.get("training_comment", meta.get("comment"))
     of_network: dict[str, Any] = {"network_module": network_module(network.type)}
     if not network.trains_model:
-        excluded = {
-            "type",
-            "linear",
-            "linear_alpha",
-            "dropout",
-            "pretrained_lora_path",
-        }  # the last is a path
+        written_elsewhere = {"type", "linear", "linear_alpha", "dropout"}
+        excluded = {*written_elsewhere, "pretrained_lora_path"}  # the last is a path
         is_folded = spelling.folds_alpha and network.type in ("lora", "dora")
         of_network |= {
             "network_dim": network.linear,
@@ -227,19 +214,20 @@ def _datasets(plan: RunPlan, section: DiffusionSection) -> dict[str, Any]:
         name = (
             _last_part(written.get(folder.folder, folder.folder)) or f"dataset {number}"
         )
+        references = {}
+        for count, images in folder.references.items():
+            references[str(count)] = images
+        sizes = []
+        for bucket in folder.buckets:
+            sizes.append([bucket.width, bucket.height, bucket.images])
         folders.append(
             {
                 "name": name,
                 "num_repeats": folder.repeats,
                 "num_images": folder.images,
                 "is_reg": folder.is_reg,
-                "references": {
-                    str(count): images for count, images in folder.references.items()
-                },
-                "buckets": [
-                    [bucket.width, bucket.height, bucket.images]
-                    for bucket in folder.buckets
-                ],
+                "references": references,
+                "buckets": sizes,
             }
         )
         unique = name
@@ -297,28 +285,25 @@ def _modelspec(
     width, height = _resolution(section, plan)
     trigger = section.as_written(section.trigger_word, "trigger_word")
     bounded = train.min_timestep > 0 or train.max_timestep < 1000
-    return {
+    if not network.trains_model:
+        architecture = f"{architecture}/{network.type}"
+    spec = {
         "sai_model_spec": "1.0.0",
-        "architecture": architecture
-        if network.trains_model
-        else f"{architecture}/{network.type}",
+        "architecture": architecture,
         "implementation": implementation,
         "title": meta.get("title", section.as_written(name, "name")),
         "resolution": f"{width}x{height}",
-        **(
-            {"timestep_range": f"{train.min_timestep:g},{train.max_timestep:g}"}
-            if bounded
-            else {}
-        ),
-        **({"trigger_phrase": trigger} if trigger else {}),
-        **{
-            key: ", ".join(map(str, value))
-            if isinstance(value := meta[key], list)
-            else value
-            for key in _OF_THE_USER
-            if key in meta
-        },
     }
+    if bounded:
+        spec["timestep_range"] = f"{train.min_timestep:g},{train.max_timestep:g}"
+    if trigger:
+        spec["trigger_phrase"] = trigger
+    for key in _OF_THE_USER:
+        if key in meta:
+            value = meta[key]
+            is_list = isinstance(value, list)
+            spec[key] = ", ".join(map(str, value)) if is_list else value
+    return spec
 
 
 def _base_model(section: DiffusionSection) -> str:

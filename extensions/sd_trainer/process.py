@@ -132,15 +132,13 @@ class SdTrainerProcess(ImageTrainer):
         return memory_advice(self.section)
 
     def scan(self) -> ImageData:
-        if any(
-            self.planner.without_model()
-        ):  # the sizes of images are those of its family
+        # The sizes of images depend on the model's family.
+        if any(self.planner.without_model()):
             self.process_group.run_on_rank0_then_barrier(
                 lambda: checked_family(self.section.model)
             )
-        if any(
-            dataset.from_base for dataset in self.section.datasets
-        ):  # the images are known by the model's files
+        # Images of the base model are named by the model's files.
+        if any(dataset.from_base for dataset in self.section.datasets):
             self.process_group.run_on_rank0_then_barrier(
                 lambda: model_folder(self.section.model)
             )
@@ -149,13 +147,12 @@ class SdTrainerProcess(ImageTrainer):
             self.process_group.run_on_rank0_then_barrier(
                 lambda: bring_assistant(self.section)
             )
-            bring_assistant(self.section)  # another machine has a hub cache of its own
+            bring_assistant(self.section)  # another machine has its own hub cache
         return data
 
     def refuse(self) -> None:
-        check_device(
-            self.section.device, model_bytes(self.section.model)
-        )  # first: the memory is that of the device
+        # First, because the checks after it use the memory of the device.
+        check_device(self.section.device, model_bytes(self.section.model))
         checked_family(self.section.model)
         super().refuse()
 
@@ -167,7 +164,7 @@ class SdTrainerProcess(ImageTrainer):
 
     def check_base(self) -> None:
         hashes = base_hashes(self.section.model)
-        # Each machine may have a copy of its own.
+        # Each machine may have its own copy.
         self.process_group.assert_equal_across_ranks(
             {f"the model's {part}": hashes[part][:12] for part in hashes}
         )
@@ -176,12 +173,10 @@ class SdTrainerProcess(ImageTrainer):
     # ------------------------------------------------------------ model and data
 
     def open_model(self) -> None:
-        section, train, device, group = (
-            self.section,
-            self.section.train,
-            self.device,
-            self.process_group,
-        )
+        section = self.section
+        train = section.train
+        device = self.device
+        group = self.process_group
         self.check_base()
         if self.resumption.state:
             self.pretrained = None
@@ -367,21 +362,20 @@ class SdTrainerProcess(ImageTrainer):
 
         prompts = sampler.prompts
         texts = []
-        for p in prompts:
-            texts.append(
-                f"{p.prompt} [{p.deployment}, {p.steps} steps]"
-                if p.deployment
-                else p.prompt
-            )
+        ways = {}
+        layers = {}
+        for index, prompt in enumerate(prompts):
+            text = prompt.prompt
+            if prompt.deployment:
+                text += f" [{prompt.deployment}, {prompt.steps} steps]"
+                ways[index] = prompt.deployment
+            texts.append(text)
+            if prompt.layers:
+                layers[index] = prompt.layers
         if self.section.sample:
             of_each_set = len(self.section.sample.all_items())
         else:
             of_each_set = 0
-        ways = {
-            index: prompt.deployment
-            for index, prompt in enumerate(prompts)
-            if prompt.deployment
-        }
         if self.section.sample:
             in_many = len(self.section.sample.samples)
         else:
@@ -393,11 +387,6 @@ class SdTrainerProcess(ImageTrainer):
             survival = SurvivalScores(pairs, without_network)
         else:
             survival = None
-        layers = {
-            index: prompt.layers
-            for index, prompt in enumerate(prompts)
-            if prompt.layers
-        }
         samples = Samples(
             generate,
             texts,
@@ -455,9 +444,8 @@ class SdTrainerProcess(ImageTrainer):
         if few:
             teacher = self.teacher
             if teacher:
-                with_lora, alone = (
-                    partial(self.beside.using, name) for name in (FEW_STEP_LOSS, "")
-                )
+                with_lora = partial(self.beside.using, FEW_STEP_LOSS)
+                alone = partial(self.beside.using, "")
                 mixture = partial(
                     FewStepMixture, few=few, network=self.network, teacher=teacher
                 )
@@ -513,9 +501,8 @@ class SdTrainerProcess(ImageTrainer):
     ) -> None:
         """Makes a level of `train.gradient_checkpointing: auto`, by the largest batch;
         the same on all ranks."""
-        assert (
-            self.plan.memory and self.plan.memory.step
-        )  # a start plans it in any case
+        # Each start of a run plans its memory.
+        assert self.plan.memory and self.plan.memory.step
         planned = self.plan.memory.step
         compile = self.section.train.compile
         levels = max(step.levels(largest, row) for row in range(len(largest)))
@@ -526,9 +513,8 @@ class SdTrainerProcess(ImageTrainer):
         by_inductor = self.programs.used and compile.backend == "inductor"
         work = replace(planned.shape, tokens=tokens, compiled=by_inductor)
         self.block_runner.warn_of_slow_attention(work, len(targets_BCHW))
-        remembered = sum(
-            role.state_bytes for role in run.roles.values()
-        )  # in a resumed run the optimizer has it
+        # In a resumed run the optimizer has its state already.
+        remembered = sum(role.state_bytes for role in run.roles.values())
         needed = max(0, planned.optimizer - remembered) + planned.beside
         self.block_runner.choose_checkpointing(
             work, needed, self.process_group.all_gather_object

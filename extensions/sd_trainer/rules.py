@@ -170,9 +170,8 @@ def _weight_files(s: DiffusionSection) -> Findings:
         "train.few_step_loss": ".lora",
         "train.preference": ".reference",
     }
-    files |= {
-        key + ends.get(key, ""): file for key, (file, _) in s.files_beside().items()
-    }
+    for key, (file, _) in s.files_beside().items():
+        files[key + ends.get(key, "")] = file
     files["network.pretrained_lora_path"] = s.network.pretrained_lora_path or ""
     files["model.accuracy_recovery_adapter"] = s.model.accuracy_recovery_adapter or ""
     for key, path in files.items():
@@ -190,9 +189,8 @@ def _weight_files(s: DiffusionSection) -> Findings:
             message = (
                 f"network.type 'full' saves the encoders of the model folder. {remedy}"
             )
-            yield from (
-                error(f"model.{part}_path", message) for part in sorted(encoders)
-            )
+            for part in sorted(encoders):
+                yield error(f"model.{part}_path", message)
 
 
 def weight_file_findings(s: DiffusionSection, key: str, path: str) -> Findings:
@@ -248,9 +246,9 @@ def _other_models(s: DiffusionSection) -> Findings:
         if not other:
             continue
         is_distilled = other.sample_sigmas != family.sample_sigmas
-        if other.arch != family.arch or (
-            other.title != family.title and not is_distilled
-        ):  # 2511 computes unlike 2509
+        # Qwen-Image-Edit-2511 does not compute as 2509 does.
+        is_another = other.title != family.title and not is_distilled
+        if other.arch != family.arch or is_another:
             yield error(
                 key,
                 f"{way.model} is {other.title}, which {family.title} does not compute. Give one of its kind.",
@@ -273,7 +271,9 @@ def _other_models(s: DiffusionSection) -> Findings:
 
 
 def _optimizer(s: DiffusionSection) -> Findings:
-    train, network, optimizer = s.train, s.network, s.train.optimizer
+    train = s.train
+    network = s.network
+    optimizer = train.optimizer
     for key in ("fused_backward_pass", "full_bf16"):
         if getattr(train, key) and optimizer not in PER_PARAMETER_OPTIMIZERS:
             if train.is_schedule_free:
@@ -333,11 +333,13 @@ def _optimizer(s: DiffusionSection) -> Findings:
 
 
 def _preservation(s: DiffusionSection) -> Findings:
-    train, preserved = s.train, s.train.preservations()
+    train = s.train
+    preserved = train.preservations()
     has_trigger = s.trigger_word or any(dataset.trigger_word for dataset in s.datasets)
-    for name in preserved if s.network.trains_model else ():
+    if s.network.trains_model:
         message = "needs the model without its adapter, and network.type 'full' has no adapter. Remove it."
-        yield error(f"train.{name}", message)
+        for name in preserved:
+            yield error(f"train.{name}", message)
     if "diff_output_preservation" in preserved and not has_trigger:
         message = "replaces the trigger word by its class, but trigger_word is not set."
         yield error(
@@ -375,15 +377,17 @@ def _preference(s: DiffusionSection) -> Findings:
 
 
 def _schedule(s: DiffusionSection) -> Findings:
-    train, scheduler = s.train, s.train.lr_scheduler
+    train = s.train
+    scheduler = train.lr_scheduler
     for field, key in KEYS.items():
         if field not in ("warmup", *SCHEDULES[scheduler].uses):
             yield from below(
                 "train", train.unused(key, f": lr_scheduler {scheduler} ignores it.")
             )
     params = train.lr_scheduler_params
-    for param, message in remarks(scheduler, params) if params else ():
-        yield warning(f"train.lr_scheduler_params.{param}", message)
+    if params:
+        for param, message in remarks(scheduler, params):
+            yield warning(f"train.lr_scheduler_params.{param}", message)
     if s.stop_when and 0 < _steps(s) <= s.stop_when.min_steps:
         yield warning(
             "stop_when.min_steps",
@@ -439,7 +443,8 @@ def _distilled(s: DiffusionSection) -> Findings:
 
 
 def _memory(s: DiffusionSection) -> Findings:
-    model, count = s.model, s.model.blocks_to_swap
+    model = s.model
+    count = model.blocks_to_swap
     blocks = _blocks(s) if count else None
     if blocks is not None and count >= blocks:
         most = blocks - 1 if blocks > MIN_BLOCKS_TO_SWAP else 0  # fewer save no memory
@@ -470,9 +475,8 @@ def _memory(s: DiffusionSection) -> Findings:
             )
     elif model.quantize:
         named = TYPE_IN_A_NAME.findall(model.recovery_name().lower().replace("_", " "))
-        if named and model.qtype not in {
-            QTYPE_SPELLINGS.get(name, name) for name in named
-        }:
+        types = {QTYPE_SPELLINGS.get(name, name) for name in named}
+        if named and model.qtype not in types:
             message = f"was made for {named[0]}, and cannot correct the errors of qtype {model.qtype}."
             yield warning(
                 "model.accuracy_recovery_adapter",
@@ -680,10 +684,8 @@ def _without_layers(s: DiffusionSection, title: str) -> Findings:
             for index, item in enumerate(sample.samples):
                 places.append((f"{name}.samples.{index}", item))
         for place, entry in places:
-            if entry.layers not in (
-                None,
-                1,
-            ):  # `--f 1` of musubi-tuner's prompts is one image
+            # `--f 1` in musubi-tuner's prompts is one image.
+            if entry.layers not in (None, 1):
                 yield warning(
                     f"{place}.layers", f"has no effect: {title} generates no layers."
                 )
@@ -724,15 +726,12 @@ def _of_layers(s: DiffusionSection, title: str) -> Findings:
                 f"train.{key}",
                 f"does not apply to {title}: its target is several images. Remove it.",
             )
-    for key in (
-        sorted(s.validation.model_fields_set & {"edits", "control_path"})
-        if s.validation
-        else ()
-    ):
-        yield error(
-            f"validation.{key}",
-            f"does not apply to {title}: it does not edit its image. Remove it.",
-        )
+    if s.validation:
+        for key in sorted(s.validation.model_fields_set & {"edits", "control_path"}):
+            yield error(
+                f"validation.{key}",
+                f"does not apply to {title}: it does not edit its image. Remove it.",
+            )
     for key in sorted(
         s.model.model_kwargs.model_fields_set
         & {"match_target_res", "control_resolution"}
@@ -831,9 +830,9 @@ def _samples(s: DiffusionSection) -> Findings:
         if section.vae_path:
             yield from _decoder(s, name, section.vae_path)
         items: list[tuple[str, SampleConfig | SampleItem]] = [(name, section)]
-        for key, item in items + [
-            (f"{name}.samples.{i}", item) for i, item in enumerate(section.samples)
-        ]:
+        for index, sample in enumerate(section.samples):
+            items.append((f"{name}.samples.{index}", sample))
+        for key, item in items:
             for side in ("width", "height"):
                 if family:
                     message = rounded_side(family, getattr(item, side))

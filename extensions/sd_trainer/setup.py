@@ -54,15 +54,16 @@ def build_block_runner(
     qtype = section.model.qtype if section.model.quantize else ""
     sharded = train.parallel == "fsdp" and read_distributed_env().world_size > 1
     against = train.against_compiling() or against
+    compiling = None
+    if decide_compiling(train.compile, device, qtype, sharded, against):
+        compiling = train.compile
     return BlockRunner(
         model,
         device,
         DTYPES[train.dtype],
         train.checkpointing_level(),
         section.model.blocks_to_swap,
-        train.compile
-        if decide_compiling(train.compile, device, qtype, sharded, against)
-        else None,
+        compiling,
         section.network.trains_model,
     )
 

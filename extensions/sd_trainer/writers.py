@@ -98,9 +98,8 @@ class LoraWriter:
         metadata = self.metadata_at(run.state)
         done = run.state.step
         weights = None
-        if (
-            "merged_lora" in self.section.save.also and step != "best"
-        ):  # that one is written while the training waits
+        # The best file is written while the training waits: it gets no plain LoRA.
+        if "merged_lora" in self.section.save.also and step != "best":
             weights = to_cpu_copies(run.roles[NETWORK].eval_weights(), "float32")
 
         def write() -> list[Path]:
@@ -153,9 +152,8 @@ class LoraWriter:
     ) -> list[Path]:
         """Writes the LoRA that is nearest to the weights beside the main file; none
         where a stop is requested."""
-        assert isinstance(
-            self.network, LinearAdapterNetwork
-        )  # true of all kinds that `merged_lora` is valid for
+        # All kinds that `merged_lora` is valid for are linear adapters.
+        assert isinstance(self.network, LinearAdapterNetwork)
         file = main.with_name(f"{main.stem}_lora.safetensors")
         save = self.section.save
         # A stop does not wait for the extraction, as the checkpoint is written after
@@ -206,10 +204,10 @@ class LoraWriter:
         """Copies of the tensors of each file of a step (as in `snapshot`); of a network
         that is not sharded."""
         role = run.roles[NETWORK]
-        return {
-            file: self._copy(role.weights(raw))
-            for file, raw in self.files(run, step).items()
-        }
+        copies = {}
+        for file, raw in self.files(run, step).items():
+            copies[file] = self._copy(role.weights(raw))
+        return copies
 
     def _copy(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of a file, sorted by key, in `save.dtype`. Alphas stay in
@@ -291,11 +289,11 @@ class SingleFileWriter(LoraWriter):
             in_file = {}
             for name, parts in parts_of.items():
                 first, *others = (shapes[part] for part in parts)
-                in_file[name] = (
-                    Size((first[0] + sum(other[0] for other in others), *first[1:]))
-                    if others
-                    else first
-                )
+                if others:
+                    rows = first[0] + sum(other[0] for other in others)
+                    in_file[name] = Size((rows, *first[1:]))
+                else:
+                    in_file[name] = first
 
             def fetch(name: str) -> Tensor:
                 parts = [gather(part) for part in parts_of[name]]
@@ -397,7 +395,7 @@ def _metadata(extracted: ExtractedLora, of_main: dict[str, str]) -> dict[str, st
     if ARCHITECTURE in shared:
         shared[ARCHITECTURE] = f"{shared[ARCHITECTURE].rpartition('/')[0]}/lora"
     rank = str(extracted.rank)
-    return {
+    texts = {
         **shared,
         "network_type": "lora",
         "rank": rank,
@@ -406,11 +404,10 @@ def _metadata(extracted: ExtractedLora, of_main: dict[str, str]) -> dict[str, st
         "ss_network_dim": rank,
         "ss_network_alpha": rank,
         "merged_from": json.dumps(made_from),
-        **{
-            key: json.dumps(value) if isinstance(value, float) else value
-            for key, value in _errors(extracted).items()
-        },
     }
+    for key, value in _errors(extracted).items():
+        texts[key] = json.dumps(value) if isinstance(value, float) else value
+    return texts
 
 
 def _errors(extracted: ExtractedLora) -> dict[str, Any]:

@@ -30,9 +30,11 @@ class AccumulationStep:
     @property
     def sample_keys(self) -> list[tuple[int, int]]:
         """(epoch, position) of each sample, in order."""
-        return [
-            (spec.epoch, position) for spec in self.specs for position in spec.positions
-        ]
+        keys = []
+        for spec in self.specs:
+            for position in spec.positions:
+                keys.append((spec.epoch, position))
+        return keys
 
 
 def accumulation_steps(

@@ -31,9 +31,11 @@ def _diagnostic(kind: str, message: str, cause: str, remedy: str) -> Diagnostic:
 
 # ------------------------------------------------------------ step time
 
-SLOW, WELL = 1.8, 1.3
-"""Steps are slow from this multiple of their usual time on, and well again below the
-second one."""
+SLOW = 1.8
+"""Steps are slow from this multiple of their usual time on."""
+
+WELL = 1.3
+"""Below this multiple of their usual time steps are well again."""
 
 COLD_STEPS = 10
 """Steps at the start of a process that are not looked at: allocation, files that are
@@ -102,9 +104,8 @@ class SlowSteps:
         nothing of other steps.
         """
         self._steps += steps
-        is_first = (
-            compiled or not samples.keys() <= self._seen
-        )  # of its shape: kernels are chosen, memory is taken
+        # In the first step of a shape kernels are chosen and memory is allocated.
+        is_first = compiled or not samples.keys() <= self._seen
         self._seen |= samples.keys()
         begin = self._reading or reading
         self._reading = reading
@@ -205,10 +206,10 @@ def costs_per_sample(
         counts_GS = counts_GS[keep_G]
         seconds_G = seconds_G[keep_G]
     # Some steps are always slower than the best ones.
-    return {
-        shape: float(cost * np.median(off_G))
-        for shape, cost in zip(shapes, costs_S, strict=True)
-    }
+    costs = {}
+    for shape, cost in zip(shapes, costs_S, strict=True):
+        costs[shape] = float(cost * np.median(off_G))
+    return costs
 
 
 @dataclass(frozen=True)
@@ -301,9 +302,9 @@ def slow_cause(before: _Mean, now: _Mean, ratio: float) -> tuple[str, str, bool]
     same = now.step_s / ratio / before.step_s  # the steps before were of other shapes
     waits = now.cpu_wait_s - same * before.cpu_wait_s
     computes = now.cpu_s - same * before.cpu_s
-    if (
-        waits + computes > added / 4
-    ):  # what shares a CPU also shares its caches and memory, which nothing counts
+    # A quarter is enough: a program that shares the CPU also shares its caches and its
+    # memory, which nothing counts.
+    if waits + computes > added / 4:
         what = f"other programs use the CPU: this one waits {now.cpu_wait_s:.2f} s of each step for it"
         if computes > waits:
             usual = same * before.cpu_s
@@ -466,21 +467,16 @@ class RunawayLoss:
                 others.append((number, value))
         others_then = [value for number, value in others if began <= number <= ended]
         count = sum(number >= part.began for number, _ in others)
-        others_now = [value for _, value in others][
-            -max(count, BLOCK) :
-        ]  # of few others some from before as well
+        # Where there are few others, some earlier ones are included.
+        others_now = [value for _, value in others][-max(count, BLOCK) :]
         if min(len(others_then), len(others_now)) < BLOCK:
             return None
         then = [value for _, block in part.blocks for value in block]
         own_rise = median(part.block) - median(then)
         # Others that fall, as those that are learned by heart, do not raise this one.
         rise = own_rise - max(0.0, median(others_now) - median(others_then))
-        error = math.sqrt(
-            sum(
-                _error(values) ** 2
-                for values in (part.block, then, others_then, others_now)
-            )
-        )
+        compared = (part.block, then, others_then, others_now)
+        error = math.sqrt(sum(_error(values) ** 2 for values in compared))
         # Means of blocks scatter more than their values say where few images make up a
         # block.
         between = float(np.std([median(block) for _, block in part.blocks]))
@@ -496,9 +492,8 @@ class RunawayLoss:
         for number, _, keys in self._values:
             if number >= part.began and key in keys:
                 mine.append(keys)
-        return any(
-            sum(other in keys for keys in mine) > len(mine) / 2 for other in reported
-        )
+        shared = [sum(other in keys for keys in mine) for other in reported]
+        return any(count > len(mine) / 2 for count in shared)
 
 
 def _error(values: Sequence[float]) -> float:
@@ -534,6 +529,12 @@ def layer_of(parameter: str) -> str:
     return parameter.rpartition(".")[0] or parameter
 
 
+def _block_number(layer: str) -> int:
+    """The number of the block that a layer is in; -1 for a layer outside the blocks."""
+    block = _BLOCK.search(layer)
+    return int(block[1]) if block else -1
+
+
 def steps_to_wait(module_dropout: float, rank_dropout: float, rank: int) -> int:
     """Optimizer steps after which a layer that was always dropped by chance is one of
     10^12."""
@@ -556,14 +557,7 @@ class SilentLayers:
         self.wait = wait
         self._layer_of = {name: layer_of(name) for name in sorted(parameters)}
         self._layers = frozenset(self._layer_of.values())
-        self._last = max(
-            (
-                int(match[1])
-                for layer in self._layers
-                if (match := _BLOCK.search(layer))
-            ),
-            default=-1,
-        )
+        self._last = max(map(_block_number, self._layers), default=-1)
         self._alive: set[str] = set()
         self._said: set[str] = set()
 
@@ -582,16 +576,15 @@ class SilentLayers:
             silent_for[layer] = min(
                 silent_for.get(layer, steps_in_a_row), steps_in_a_row
             )
-        alive = {
-            layer for layer, steps_in_a_row in silent_for.items() if not steps_in_a_row
-        }
+        alive = set()
+        silent = set()
+        for layer, steps_in_a_row in silent_for.items():
+            if not steps_in_a_row:
+                alive.add(layer)
+            if steps_in_a_row >= self.wait:
+                silent.add(layer)
         self._alive |= alive
         self._said -= alive
-        silent = {
-            layer
-            for layer, steps_in_a_row in silent_for.items()
-            if steps_in_a_row >= self.wait
-        }
         if silent != self._layers:
             silent = {layer for layer in silent if not self._is_end_of_text(layer)}
         new = sorted(silent - self._said)
@@ -666,10 +659,14 @@ def features_of(image: Image.Image) -> SampleFeatures:
 HIGH = 0.125
 """Cycles per pixel: a quarter of the Nyquist frequency. What is above it is texture."""
 
-TILE, FLAT, FLOOR = 16, 0.25, 2.0
-"""Pixels of the side of an area; the share of them that is flat, those with the least
-energy below HIGH; and the deviation (of 255) below which an area has no texture, as
-JPEG and rounding make it."""
+TILE = 16
+"""Pixels of the side of an area."""
+
+FLAT = 0.25
+"""Share of the areas that count as flat: the ones with the least energy below HIGH."""
+
+FLOOR = 2.0
+"""Deviation (of 255) below which an area has no texture: JPEG and rounding cause it."""
 
 
 def texture_of(image: Image.Image) -> float:
@@ -693,9 +690,8 @@ def texture_of(image: Image.Image) -> float:
         / TILE**4
     )
     radius_TT = np.hypot(np.fft.fftfreq(TILE)[:, None], np.fft.fftfreq(TILE)[None])
-    high_N, low_N = (
-        energy_NTT[:, part].sum(1) for part in (radius_TT > HIGH, radius_TT <= HIGH)
-    )
+    high_N = energy_NTT[:, radius_TT > HIGH].sum(1)
+    low_N = energy_NTT[:, radius_TT <= HIGH].sum(1)
     flat = np.argsort(low_N)[: max(1, round(FLAT * len(low_N)))]
     high = high_N[flat].mean()
     low = low_N[flat].mean()
@@ -713,17 +709,23 @@ def difference(samples: Sequence[tuple[str, SampleFeatures]]) -> float | None:
     return median(pairs) if pairs else None
 
 
-ALIKE, DIFFERENT = 6.0, 20.0
-"""Sample images of different prompts are alike below the first difference, if they once
-differed by the second."""
+ALIKE = 6.0
+"""Sample images of different prompts are alike below this difference."""
 
-RISE_OF_SAMPLES, RISE_OF_PREDICTED = 0.1, 0.5
-"""How far the texture of sample images, and `validation/texture`, may rise above the
-first ones."""
+DIFFERENT = 20.0
+"""They are reported only if they once differed by this much."""
 
-NOISE, IMAGE = 0.8, 0.6
-"""Sample images are noise above the first roughness, if it once was below the
-second."""
+RISE_OF_SAMPLES = 0.1
+"""How far the texture of sample images may rise above the first ones."""
+
+RISE_OF_PREDICTED = 0.5
+"""How far `validation/texture` may rise above the first one."""
+
+NOISE = 0.8
+"""Sample images are noise above this roughness."""
+
+IMAGE = 0.6
+"""They are reported only if their roughness once was below this one."""
 
 
 class RisingTexture:
@@ -795,8 +797,6 @@ class SampleSets:
         self._difference = max(self._difference, differ or 0.0)
         if rough:
             self._roughness = min(self._roughness, rough)
-        else:
-            self._roughness = self._roughness
         return findings
 
     def _is_new(self, what: str, is_wrong: bool) -> bool:

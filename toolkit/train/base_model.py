@@ -88,15 +88,18 @@ def load_base_model(
         return block_quantizer(model)
 
     is_there = kept_model is not None and kept_model.is_there()
+    merge_fn: Callable[[], LoraMerger] | None
+    if is_there and model.base_loras:
+        merge_fn = partial(_merging, model)
+    else:
+        merge_fn = base_merging(model)
     return load_model(
         model,
         device,
         dtype,
         quantizer,
         weights_dtype=weights_dtype,
-        merge_fn=partial(_merging, model)
-        if is_there and model.base_loras
-        else base_merging(model),
+        merge_fn=merge_fn,
         block_quantizer=partial(_Later, quantizing) if is_there else quantizing(),
         cpu_blocks=cpu_block_indices(model),
         block_sharing=block_sharing,
@@ -153,8 +156,8 @@ def kept_name(model: ModelConfig, dtype: torch.dtype, device: str) -> str:
         dtype=str(dtype),
         device="cpu" if model.low_vram else device,
         merged=[
-            [_hash_of(Path(one.path).expanduser(), MERGED), one.multiplier]
-            for one in model.base_loras
+            [_hash_of(Path(lora.path).expanduser(), MERGED), lora.multiplier]
+            for lora in model.base_loras
         ],
         recovery=recovery,
     )
@@ -239,19 +242,14 @@ def _recovery(
         recovery[target] = change.low_rank
     rest = len(layers) - len(recovery)
     outside = len(loaded) - len(changes)
+    more = ""
+    if rest and model.qtype != DEFAULT_RECOVERY_QTYPE:
+        more += f"; the other {rest} are {DEFAULT_RECOVERY_QTYPE}"
+    if outside:
+        more += f"; {outside} in it are left out, as they are not quantized"
     logger.info(
         f"accuracy-recovery adapter {path.name}: added to {len(recovery)} layers of {model.qtype}, "
-        "never trained and never saved"
-        + (
-            f"; the other {rest} are {DEFAULT_RECOVERY_QTYPE}"
-            if rest and model.qtype != DEFAULT_RECOVERY_QTYPE
-            else ""
-        )
-        + (
-            f"; {outside} in it are left out, as they are not quantized"
-            if outside
-            else ""
-        )
+        f"never trained and never saved{more}"
     )
     return recovery
 

@@ -41,24 +41,21 @@ def snapshot_state(run: Run) -> CheckpointData:
     """
     plain = {}
     for role_name, role in run.roles.items():
-        plain[role_name] = {
+        entry: dict[str, Any] = {
             "optimizer_class": type(role.optimizer).__name__,
             "optimizer": state_tensors(role.optimizer, list(role.parameters))[1],
             "ema_updates": role.ema.updates if role.ema else 0,
-            **(
-                {"schedule": role.schedule.state_dict()}
-                if isinstance(role.schedule, Plateau)
-                else {}
-            ),
         }
+        if isinstance(role.schedule, Plateau):
+            entry["schedule"] = role.schedule.state_dict()
+        plain[role_name] = entry
     if run.loss_scaler:
         scaling = {"loss_scaler": run.loss_scaler.state_dict()}
     else:
         scaling = {}
     threads = {"threads": torch.get_num_threads()}
-    metadata = deepcopy(
-        run.checkpoint_metadata
-    )  # whether blocks are compiled may change while it is written
+    # Whether blocks are compiled may change while the checkpoint is written.
+    metadata = deepcopy(run.checkpoint_metadata)
     tensors, rows = _checkpoint_tensors(run)
 
     def write(folder: Path) -> Mapping[str, FileEntry]:
@@ -68,13 +65,7 @@ def snapshot_state(run: Run) -> CheckpointData:
 
     return CheckpointData(
         step=run.state.step,
-        tensors={
-            file: {
-                name: tensor.detach().to("cpu", copy=True).contiguous()
-                for name, tensor in found.items()
-            }
-            for file, found in tensors.items()
-        },
+        tensors={file: _cpu_copies(by_name) for file, by_name in tensors.items()},
         document={
             "state": asdict(run.state),
             "roles": plain,
@@ -86,6 +77,14 @@ def snapshot_state(run: Run) -> CheckpointData:
         rows_size=sum(shard_rows.full_bytes for shard_rows in rows.values()),
         write_rows=write if rows else lambda folder: {},
     )
+
+
+def _cpu_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in CPU memory, which training does not change."""
+    copies = {}
+    for name, tensor in tensors.items():
+        copies[name] = tensor.detach().to("cpu", copy=True).contiguous()
+    return copies
 
 
 def _write_rows_on_worker(worker: WorkerContext, folder: Path) -> None:
@@ -138,10 +137,9 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
     document = read_checkpoint_json(path)
     _refuse_other_weights(path, run)
     for role_name, role in run.roles.items():
-        weights, averages, optimizer = (
-            _read(path, file, role_name, run)
-            for file in ("weights", "ema", "optimizer")
-        )
+        weights = _read(path, "weights", role_name, run)
+        averages = _read(path, "ema", role_name, run)
+        optimizer = _read(path, "optimizer", role_name, run)
         plain = document["roles"][role_name]
         copy_into(role.saved_weights, weights)
         if not fresh_optimizer:
@@ -161,7 +159,7 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
                     f"{path}: {own_class} {error}. {_OTHER_CLASS}"
                 ) from error
         if role.ema:
-            start = {}  # without a saved EMA
+            start = {}  # the EMA where none was saved
             for name in role.parameters:
                 start[name] = weights[name]
             role.ema.load(averages or start, int(plain["ema_updates"]))
@@ -203,21 +201,15 @@ def _read(path: Path, stem: str, role_name: str, run: Run) -> dict[str, Tensor]:
                 continue
             saved = tensors.get_slice(name)
             shard = shard_of(key, tuple(saved.get_shape()))
-            loaded[key] = (
-                tensors.get_tensor(name)
-                if shard is None
-                else saved[shard.start : shard.stop]
-            )
+            if shard is None:
+                loaded[key] = tensors.get_tensor(name)
+            else:
+                loaded[key] = saved[shard.start : shard.stop]
     begin = f"{stem}/{prefix}"
-    shapes = {
-        name: shape
-        for name, shape in shapes_of_rows(path).items()
-        if name.startswith(begin)
-    }
-    wanted = {
-        name: shard_of(name.removeprefix(begin), shape)
-        for name, shape in shapes.items()
-    }
+    wanted = {}
+    for name, shape in shapes_of_rows(path).items():
+        if name.startswith(begin):
+            wanted[name] = shard_of(name.removeprefix(begin), shape)
     rows = read_rows(path, wanted, run.process_group)
     return loaded | {name.removeprefix(begin): tensor for name, tensor in rows.items()}
 
@@ -227,17 +219,13 @@ def _refuse_other_weights(path: Path, run: Run) -> None:
     for role, r in run.roles.items():
         for name in r.saved_weights:
             expected[f"{role}/{name}"] = r.shape_of(name)
+    saved = {}
     with safe_open(path / "weights.safetensors", framework="pt") as tensors:
-        saved = {
-            name: tuple(tensors.get_slice(name).get_shape())
-            for name in tensors.keys()  # noqa: SIM118
-        }
-    as_rows = shapes_of_rows(path).items()
-    saved |= {
-        name.removeprefix("weights/"): shape
-        for name, shape in as_rows
-        if name.startswith("weights/")
-    }
+        for name in tensors.keys():  # noqa: SIM118 - not a dict
+            saved[name] = tuple(tensors.get_slice(name).get_shape())
+    for name, shape in shapes_of_rows(path).items():
+        if name.startswith("weights/"):
+            saved[name.removeprefix("weights/")] = shape
     differing = sorted(expected.keys() ^ saved.keys()) or sorted(
         name for name, shape in expected.items() if shape != saved[name]
     )

@@ -118,7 +118,9 @@ def check_writable(root: Path) -> None:
     it will be made in, is not a folder or cannot be written to, or a pipe or a device
     lies in the run's folder, on which a reader would wait forever."""
     for folder in (root.parent, root, *checkpoint_folders(root)):
-        for path in folder.iterdir() if folder.is_dir() else ():
+        if not folder.is_dir():
+            continue
+        for path in folder.iterdir():
             if path.exists() and not path.is_file() and not path.is_dir():
                 raise RunError(
                     f"{path}: is neither a file nor a folder. Move it away, or give the job another name."
@@ -127,14 +129,7 @@ def check_writable(root: Path) -> None:
         raise RunError(
             f"{root}: cannot be used: it is not a folder. Move it away, or give the job another name."
         )
-    there = next(
-        (
-            folder
-            for folder in (root, *root.absolute().parents)
-            if os.path.lexists(folder)
-        ),
-        root,
-    )
+    there = _nearest_existing(root)
     if not there.is_dir():
         raise RunError(
             f"{there}: is not a folder, so that {root.parent} cannot be made in it. Give another place."
@@ -143,6 +138,14 @@ def check_writable(root: Path) -> None:
         raise RunError(
             f"{there}: cannot be written to. Change its rights, or give another training_folder or name."
         )
+
+
+def _nearest_existing(path: Path) -> Path:
+    """The path itself where it exists, else the nearest folder above it that does."""
+    for candidate in (path, *path.absolute().parents):
+        if os.path.lexists(candidate):
+            return candidate
+    return path
 
 
 MOST_TRIED = 1_000_000_000
@@ -230,18 +233,19 @@ def write_checkpoint(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     with only_tidy(final, "states are read again before older ones are removed"):
-        _known_good[final.resolve()] = _file_versions(
-            final
-        )  # its manifest was made from these very files
+        # Its manifest was made from these very files.
+        _known_good[final.resolve()] = _file_versions(final)
     remove_old_states(root, keep)
     return final
 
 
 def remove_old_states(root: Path, keep: int) -> None:
     """Removes checkpoints older than the newest `keep` that verify; 0 keeps all."""
+    if not keep:
+        return
     good = 0
     with only_tidy(root, "old states are not removed"):
-        for path in reversed(checkpoint_folders(root)) if keep else ():
+        for path in reversed(checkpoint_folders(root)):
             if good == keep:
                 shutil.rmtree(path)
             elif _is_good(path):
@@ -258,9 +262,8 @@ def _write_files(
     """
     hashes: dict[Path, Future[str]] = {}
     with ThreadPoolExecutor(VERIFY_THREADS, "read back") as readers:
-        for stem in sorted(
-            snapshot.tensors, key=snapshot.size_of, reverse=True
-        ):  # largest first: longest to read
+        # The largest file first: it takes longest to read back.
+        for stem in sorted(snapshot.tensors, key=snapshot.size_of, reverse=True):
             file = folder / f"{stem}.safetensors"
             save_file(snapshot.tensors[stem], file)
             hashes[file] = readers.submit(sha256_of, file)
@@ -268,10 +271,10 @@ def _write_files(
             fsync(file)
         write_json(folder / STATE_FILE, snapshot.document)
         hashes[folder / STATE_FILE] = readers.submit(sha256_of, folder / STATE_FILE)
-    files = {
-        file.name: {"size": file.stat().st_size, "sha256": hashes[file].result()}
-        for file in sorted(hashes)
-    }
+    files = {}
+    for file in sorted(hashes):
+        size = file.stat().st_size
+        files[file.name] = {"size": size, "sha256": hashes[file].result()}
     form = FORMAT_ROWS if written else FORMAT
     write_json(
         folder / MANIFEST,
@@ -289,7 +292,10 @@ def remove_partial_writes(root: Path) -> None:
         shutil.rmtree(path)
     for folder in (root.parent, root.parent / "samples"):
         for path in (*folder.glob(TEMP_FILE_GLOB), *folder.glob(SAFETENSORS_TEMP_GLOB)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def free_disk_space(root: Path, size: int) -> bool:
@@ -368,11 +374,11 @@ def _is_good(path: Path) -> bool:
 def _file_versions(path: Path) -> dict[str, tuple[int, int, int]]:
     """File name -> (inode, size, mtime). Only compared for equality, to see whether a
     file changed."""
-    stats = {file.name: file.stat() for file in path.iterdir()}
-    return {
-        name: (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        for name, stat in stats.items()
-    }
+    versions = {}
+    for file in path.iterdir():
+        stat = file.stat()
+        versions[file.name] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    return versions
 
 
 def verify(path: Path, by_hash: bool = True) -> str | None:

@@ -193,7 +193,7 @@ def all_reduce_gradients_and_losses(
     """The losses of the whole accumulation step; gradients of parameters that are not
     sharded become the sums over all ranks.
 
-    own: the losses of this rank; None where the accumulation step was aborted. The
+    local_losses: those of this rank; None where the accumulation step was aborted. The
     result is then None on all ranks.
     """
     if run.process_group.is_single_process:
@@ -289,11 +289,10 @@ def _summands(
                 ]
             )
     whole = StepLossBuffer()
-    whole.shares |= {role: [value] for role, value in zip(roles, of_roles, strict=True)}
-    whole.numbers |= {
-        name: [(counts[name], value)]
-        for name, value in zip(counts, of_batches, strict=True)
-    }
+    for role, share in zip(roles, of_roles, strict=True):
+        whole.shares[role] = [share]
+    for name, mean in zip(counts, of_batches, strict=True):
+        whole.numbers[name] = [(counts[name], mean)]
     whole.per_sample |= {kind: [row] for kind, row in zip(kinds, rows, strict=True)}
     sources = {}
     for report in reports:

@@ -57,17 +57,16 @@ def diff_configs(
     after = dict(flatten_config(new))
     before = {key: value for key, value in before.items() if key not in REMOVED}
     if given is not None:
-        explicit = dict(flatten_config(given))
-        after = {
-            key: value
-            for key, value in after.items()
-            if key in before or key in explicit
-        }
-    return [
-        ConfigChange(key, before.get(key), after.get(key), _kind(section, key, new))
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
+        known = before.keys() | dict(flatten_config(given)).keys()
+        after = {key: value for key, value in after.items() if key in known}
+    changes = []
+    for key in sorted(before.keys() | after.keys()):
+        old_value = before.get(key)
+        new_value = after.get(key)
+        if old_value != new_value:
+            kind = _kind(section, key, new)
+            changes.append(ConfigChange(key, old_value, new_value, kind))
+    return changes
 
 
 def _kind(section: type[BaseModel] | None, key: str, values: Any) -> ChangeKind:
@@ -106,10 +105,15 @@ def flatten_config(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping) and value:
         for key, child in value.items():
             yield from flatten_config(child, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list | tuple) and any(
-        isinstance(child, Mapping) for child in value
-    ):
+    elif _has_sections(value):
         for index, child in enumerate(value):
             yield from flatten_config(child, f"{path}[{index}]")
     else:
         yield path, list(value) if isinstance(value, tuple) else value
+
+
+def _has_sections(value: Any) -> bool:
+    """Whether a value is a list that has sections in it."""
+    if not isinstance(value, list | tuple):
+        return False
+    return any(isinstance(child, Mapping) for child in value)

@@ -44,18 +44,18 @@ def write_contact_sheet(
     training: images for its first row, in half size; of many, evenly chosen ones.
     references: the reference images of each sample, in order. Raises OSError where an
     image cannot be read or the sheet cannot be written."""
-    samples = [
-        sample for sample in list_samples(folder) if sample.path.suffix != ".tmp"
-    ]
+    samples = []
+    for sample in list_samples(folder):
+        if sample.path.suffix != ".tmp":
+            samples.append(sample)
     if not samples:
         return None
     steps = spread(sorted({sample.step for sample in samples}), COLUMNS)
     rows = sorted({sample.index for sample in samples})[:ROWS]
-    cells = {
-        (sample.index, sample.step): sample
-        for sample in samples
-        if sample.step in steps
-    }
+    cells = {}
+    for sample in samples:
+        if sample.step in steps:
+            cells[sample.index, sample.step] = sample
     path = folder / SAMPLES / OVERVIEW
     sheet = _drawn(cells, rows, steps, training, references)
     with atomic_write(path) as temporary:
@@ -68,9 +68,8 @@ def spread(values: Sequence[Value], most: int) -> list[Value]:
     between."""
     if len(values) <= most:
         return list(values)
-    return [
-        values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)
-    ]
+    last = len(values) - 1
+    return [values[round(place * last / (most - 1))] for place in range(most)]
 
 
 def _drawn(
@@ -89,11 +88,10 @@ def _drawn(
     }
     width = max(image.width for image in images.values())
     small = (width - _GAP) // 2
-    beside = {
-        row: _stacked(paths, small)
-        for row, paths in enumerate(references)
-        if paths and row in rows
-    }
+    beside = {}
+    for row, paths in enumerate(references):
+        if paths and row in rows:
+            beside[row] = _stacked(paths, small)
     images |= {(row, None): image for row, image in beside.items()}
     left = _GAP + (small + _GAP if beside else 0)
     columns: dict[int | None, int] = {
@@ -112,12 +110,7 @@ def _drawn(
         above = 0
     font = ImageFont.load_default(11)
     titles = {row: _title(cells, row, total) for row in rows}
-    heights = {
-        row: max(
-            (images[place].height for place in images if place[0] == row), default=0
-        )
-        for row in rows
-    }
+    heights = _row_heights(images, rows)
     height = (
         above
         + _LINE
@@ -153,6 +146,16 @@ def _drawn(
     return sheet
 
 
+def _row_heights(
+    images: dict[tuple[int, int | None], Image.Image], rows: Sequence[int]
+) -> dict[int, int]:
+    """The height of each row's tallest image; 0 for a row without images."""
+    heights = dict.fromkeys(rows, 0)
+    for (row, _), image in images.items():
+        heights[row] = max(heights[row], image.height)
+    return heights
+
+
 def _stacked(paths: Sequence[Path], longest: int) -> Image.Image:
     """Thumbnails, one below the other."""
     images = [_thumbnail(path, longest) for path in paths]
@@ -170,14 +173,11 @@ def _title(
     cells: dict[tuple[int, int], SampleImage], row: int, width: int
 ) -> list[str]:
     """The prompt of a row in at most two lines."""
-    prompt = next(
-        (
-            sample.prompt
-            for (index, _), sample in cells.items()
-            if index == row and sample.prompt
-        ),
-        "",
-    )
+    prompt = ""
+    for (index, _), sample in cells.items():
+        if index == row and sample.prompt:
+            prompt = sample.prompt
+            break
     # A font of another script may lack letters, and Pillow's own then fails to draw
     # them.
     plain = prompt.encode("latin-1", "replace").decode("latin-1")

@@ -79,7 +79,8 @@ def drift_of(
             break
     else:
         return None
-    sample, before = over_white(sample), covering(reference, sample.size)
+    sample = over_white(sample)
+    before = covering(reference, sample.size)
     alignment = measure(before, sample)
     if mask is None:
         return Drift(alignment)

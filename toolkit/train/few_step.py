@@ -21,7 +21,7 @@ Shape suffixes: B rows of the batch, C channels, H/W latent height and width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -89,10 +89,11 @@ class Teacher:
         if not self.has_begun(step):
             return
         if int(self._step) < self.first_step:
-            copy_into(
-                self._weights,
-                self._role.ema.averages if self._role.ema else self._role.parameters,
-            )
+            if self._role.ema:
+                start: Mapping[str, Tensor] = self._role.ema.averages
+            else:
+                start = self._role.parameters
+            copy_into(self._weights, start)
         elif int(self._step) < step:
             for name, weight in self._weights.items():
                 weight.lerp_(self._role.parameters[name].to(weight.dtype), self._rate)
@@ -159,11 +160,11 @@ class FewStepMixture(FlowMatchingStep):
         if not self._is_active:
             return super().sample_t(spec, latent, levels)
         schedule = self.schedule(latent)
-        draws = [
-            uniform(self.seed, "few-step level", *key)
-            for key in noise_keys(spec, levels)
-        ]
-        return [schedule[int(draw * len(schedule))] for draw in draws]
+        sampled = []
+        for key in noise_keys(spec, levels):
+            draw = uniform(self.seed, "few-step level", *key)
+            sampled.append(schedule[int(draw * len(schedule))])
+        return sampled
 
     def schedule(self, latent: Size) -> list[float]:
         """The noise levels of a sampling run with the LoRA, for latents of this

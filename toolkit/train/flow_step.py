@@ -79,9 +79,8 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         else:
             self.noise_levels = 1
         self.most_levels = most_levels(self.noise_levels)
-        self._shift = (
-            model.dynamic_shift
-        )  # read from the model folder once, before the first step
+        # Read from the model folder once, before the first step.
+        self._shift = model.dynamic_shift
         self._strata: tuple[int, list[int]] = (-1, [])
 
     def __call__(self, batch: LatentBatch, step: int = 0) -> StepLosses:

@@ -187,9 +187,8 @@ def _try_flock(file: IO[str]) -> bool | None:
 def _writes(folder: Path, owner: LockHolder, check: Callable[[], None]) -> bool:
     """Whether the owner, or one that comes after it, writes a heartbeat while the file
     is watched."""
-    until_stale = min(
-        STALE_AFTER_S, STALE_AFTER_S - (time.time() - owner.beat)
-    )  # by a clock ahead it would be longer
+    # With an owner whose clock is ahead it would be longer than STALE_AFTER_S.
+    until_stale = min(STALE_AFTER_S, STALE_AFTER_S - (time.time() - owner.beat))
     watches = max(WATCHES, math.ceil(until_stale))
     logger.info(
         f"{folder}: process {owner.pid} on {owner.host} was running here, and its lock cannot be seen. Watching for a "

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from toolkit.contracts.data import Batch, BatchSource
+from toolkit.contracts.data import Batch, BatchSource, BatchSpec
 from toolkit.contracts.training import RoleResult, StepResult, TrainStep
 from toolkit.errors import OutOfMemory, RunError
 from toolkit.memory.compiling import failure
@@ -74,15 +74,15 @@ def train(run: Run, source: BatchSource, step_fn: TrainStep[Any]) -> bool:
         # Of a sharded model the others would have to help with saving, and they wait
         # for this rank elsewhere.
         ends = failure is None or (run.state.step > begun and not run.sharded)
-        for callback in run.callbacks if ends else ():
-            with suppress(RunError) if failure else nullcontext():
-                callback.on_end(run, finished)
+        if ends:
+            for callback in run.callbacks:
+                with suppress(RunError) if failure else nullcontext():
+                    callback.on_end(run, finished)
         if failure:
             raise failure
     except BaseException as error:
-        with suppress(
-            Exception
-        ):  # the last lines before a failure, where the device still gives them
+        # The last lines before a failure, if the device still returns them.
+        with suppress(Exception):
             metrics.flush()
         for callback in run.callbacks:
             callback.on_error(run, error)
@@ -124,20 +124,18 @@ def _steps(
     steps, ahead = itertools.tee(
         itertools.islice(steps, max(0, run.steps - state.step))
     )
-    batches = _read(
-        source.load(
-            spec
-            for accumulation_step in ahead
-            for spec in own_share(accumulation_step.specs)
-        )
-    )
+
+    def own_specs() -> Iterator[BatchSpec]:
+        for accumulation_step in ahead:
+            yield from own_share(accumulation_step.specs)
+
+    batches = _read(source.load(own_specs()))
     for accumulation_step in steps:
         if process_group.any(run.stopping):
             return
         for role in run.roles.values():
-            if isinstance(
-                role.schedule, Plateau
-            ):  # only the callbacks of rank 0 measure
+            # Only the callbacks of rank 0 measure.
+            if isinstance(role.schedule, Plateau):
                 role.schedule.load_state_dict(
                     process_group.run_on_rank0_and_broadcast(role.schedule.state_dict)
                 )
@@ -208,9 +206,8 @@ def _forward_backward_with_oom_retry(
     try:
         return _forward_backward(run, samples, batches, step_fn)
     except _NoMemory as error:
-        large = (
-            error.batch
-        )  # retried below: inside the handler the error still holds the activations
+        # Retried below: inside the handler the error still holds the activations.
+        large = error.batch
     return _forward_backward_split_batch(run, samples, batches, step_fn, large)
 
 
@@ -412,9 +409,8 @@ class _Passes:
         """Raises _ProgramFailed or _Untried where the pass of these roles is not to be
         made with what was computed."""
         programs = self._run.programs
-        if (
-            self._compiled and not programs.used
-        ):  # given up in a forward pass, whose first blocks ran compiled
+        # Given up in a forward pass, whose first blocks ran compiled.
+        if self._compiled and not programs.used:
             raise _ProgramFailed
         moves = (
             self.is_last
@@ -486,14 +482,7 @@ def _optimizer_step(
     scaler = run.loss_scaler
     numbers = {}
     if scaler:
-        scaler.unscale_(
-            [
-                p.grad
-                for role in active.values()
-                for p in role.parameters.values()
-                if p.grad is not None
-            ]
-        )
+        scaler.unscale_(_gradients(active.values()))
         numbers["loss_scale"] = scaler.scale
     norms = {name: role.optimizer_step.norm(role) for name, role in active.items()}
     step_ok = {}
@@ -503,10 +492,8 @@ def _optimizer_step(
         role_numbers = role.optimizer_step.step(
             role, run.state.step, norms[name], step_ok[name]
         )
-        numbers |= {
-            key if len(run.roles) == 1 else f"{key}/{name}": number
-            for key, number in role_numbers.items()
-        }
+        for key, number in role_numbers.items():
+            numbers[key if len(run.roles) == 1 else f"{key}/{name}"] = number
     for name in run.roles.keys() - active.keys():
         run.roles[name].optimizer_step.zero_grad(run.roles[name])
     if scaler and norms:
@@ -516,6 +503,16 @@ def _optimizer_step(
             ).all()
         )
     return norms, step_ok, numbers
+
+
+def _gradients(roles: Iterable[Role]) -> list[Tensor]:
+    """The gradients of all parameters that have one."""
+    gradients = []
+    for role in roles:
+        for p in role.parameters.values():
+            if p.grad is not None:
+                gradients.append(p.grad)
+    return gradients
 
 
 def _zero_grad(run: Run) -> None:
@@ -530,11 +527,10 @@ def _host_metrics(run: Run, compile_s: float) -> StepResult:
     lrs = {name: role.lr * role.schedule(done) for name, role in run.roles.items()}
     by_group = next(iter(run.roles.values())).learning_rates()
     if len(run.roles) > 1:
-        by_group = lrs | {
-            f"{name}/{key}": lr
-            for name, role in run.roles.items()
-            for key, lr in role.learning_rates().items()
-        }
+        by_group = dict(lrs)
+        for name, role in run.roles.items():
+            for key, lr in role.learning_rates().items():
+                by_group[f"{name}/{key}"] = lr
     return StepResult(
         step=run.state.step,
         epoch=run.state.epoch,

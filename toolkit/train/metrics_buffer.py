@@ -107,10 +107,10 @@ def _with_levels(
     there = [not math.isnan(t) for t in joined["t"]]
     if all(there):
         return joined
-    return {
-        name: tuple(itertools.compress(values, there))
-        for name, values in joined.items()
-    }
+    present = {}
+    for name, values in joined.items():
+        present[name] = tuple(itertools.compress(values, there))
+    return present
 
 
 class StepLossBuffer:
@@ -140,9 +140,8 @@ class StepLossBuffer:
         trained in this step. main: the role whose loss is that of the step."""
         shape = batch.describe()
         self.sources.extend(SampleSource(name, shape) for name in batch.names)
-        self.uses.extend(
-            (batch.spec.epoch, position) for position in batch.spec.positions
-        )
+        for position in batch.spec.positions:
+            self.uses.append((batch.spec.epoch, position))
         if main in roles and main in losses.by_role:
             loss_B = {"loss": losses.by_role[main]}
         else:
@@ -180,18 +179,14 @@ class PendingStepMetrics:
 
     def tensors(self) -> list[Tensor]:
         """All tensors, in the order in which `result` reads their values."""
-        of_roles = []
+        tensors: list[Tensor] = []
         for name in self.norms:
-            of_roles.append(
-                [*self.losses.shares[name], self.norms[name], self.taken[name]]
-            )
-        samples = (
-            tensor for tensors in self.losses.per_sample.values() for tensor in tensors
-        )
-        means = (
-            mean for counted in self.losses.numbers.values() for _, mean in counted
-        )
-        return [*itertools.chain(*of_roles), *samples, *means, *self.numbers.values()]
+            tensors += [*self.losses.shares[name], self.norms[name], self.taken[name]]
+        for per_sample in self.losses.per_sample.values():
+            tensors += per_sample
+        for counted in self.losses.numbers.values():
+            tensors += [mean for _, mean in counted]
+        return [*tensors, *self.numbers.values()]
 
     def result(
         self,
@@ -206,7 +201,8 @@ class PendingStepMetrics:
         by_role = {}
         for name in self.norms:
             loss = sum(next(values)[0] for _ in self.losses.shares[name])
-            (norm,), (step_ok,) = next(values), next(values)
+            (norm,) = next(values)
+            (step_ok,) = next(values)
             by_role[name] = replace(
                 self.known.by_role[name], loss=loss, grad_norm=norm, skipped=not step_ok
             )
@@ -234,12 +230,14 @@ class PendingStepMetrics:
                     f"grad_norm/{name}": role.grad_norm,
                 }
         steps = list(by_role.values())
+        if len(steps) == 1:
+            grad_norm = steps[0].grad_norm
+        else:
+            grad_norm = math.hypot(*(role.grad_norm for role in steps))
         return replace(
             self.known,
             loss=by_role[main].loss if main in by_role else math.nan,
-            grad_norm=steps[0].grad_norm
-            if len(steps) == 1
-            else math.hypot(*(role.grad_norm for role in steps)),
+            grad_norm=grad_norm,
             per_sample=by_sample,
             sources=tuple(sources),
             step_s=step_s,
@@ -340,8 +338,7 @@ def to_host(tensors: Sequence[Tensor]) -> list[list[float]]:
             [tensors[index].detach().reshape(-1).float() for index in indices]
         ).tolist()
         for index in indices:
-            values[index], flat = (
-                flat[: tensors[index].numel()],
-                flat[tensors[index].numel() :],
-            )
+            count = tensors[index].numel()
+            values[index] = flat[:count]
+            flat = flat[count:]
     return [values[index] for index in range(len(tensors))]

@@ -244,23 +244,18 @@ class RunNow:
 
     def _left_of_recurring(self, part: str, phase: str, planned: float) -> float:
         unit_s = self._seconds_per_unit(phase)
+        run = self._run
         coming = None
-        if self._run is not None and self._run.steps != UNTIL_THE_DATA_ENDS:
-            coming = sum(
-                callback.coming(self._run).get(phase, 0.0)
-                for callback in self._run.callbacks
-            )
+        if run is not None and run.steps != UNTIL_THE_DATA_ENDS:
+            counts = [callback.coming(run) for callback in run.callbacks]
+            coming = sum(count.get(phase, 0.0) for count in counts)
         if phase == self._phase and self._of:  # of a set, those that are not done
             coming = (coming or 0.0) + self._of - (self._done or 1) + 1
         if coming is None:
             return planned
-        if unit_s is None:
-            if part == "samples" and self._pictures:
-                unit_s = planned / self._pictures
-            else:
-                unit_s = None
+        if unit_s is None and part == "samples" and self._pictures:
+            unit_s = planned / self._pictures
         if unit_s is None:  # as the steps that are left
-            run = self._run
             if run and run.steps:
                 return planned * (1 - run.state.step / run.steps)
             return planned
@@ -281,16 +276,13 @@ class RunNow:
         )
 
     def _spent_on(self, part: str) -> float:
-        spent = sum(
-            seconds
-            for phase, seconds in self._spent.items()
-            if PART_OF.get(phase) == part
-        )
-        return spent + (
-            self._clock() - self._phase_began
-            if PART_OF.get(self._phase) == part
-            else 0.0
-        )
+        spent = 0.0
+        for phase, seconds in self._spent.items():
+            if PART_OF.get(phase) == part:
+                spent += seconds
+        if PART_OF.get(self._phase) == part:
+            spent += self._clock() - self._phase_began
+        return spent
 
     def _share(self, left: float | None) -> float | None:
         run = self._run

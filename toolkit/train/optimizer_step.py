@@ -98,14 +98,10 @@ class StandardStep(OptimizerStep):
 
     def norm(self, role: Role, names: Collection[str] | None = None) -> Tensor:
         """names: of the parameters whose gradients count; None: all."""
-        counted = {
-            name: p.grad
-            for name, p in role.parameters.items()
-            if names is None or name in names
-        }
-        gradients = {
-            name: gradient for name, gradient in counted.items() if gradient is not None
-        }
+        gradients = {}
+        for name, p in role.parameters.items():
+            if p.grad is not None and (names is None or name in names):
+                gradients[name] = p.grad
         if not gradients:
             return torch.zeros((), device=next(iter(role.parameters.values())).device)
         first = next(iter(gradients.values()))
@@ -181,9 +177,8 @@ class ZeroGradients:
                 norms_P.device,
             )
         if self._norms_P is None or self._steps_P is None:
-            self._norms_P = norms_P.new_zeros(
-                len(self.names) + 1
-            )  # the last is that of all other parameters
+            # The last entry is for all other parameters.
+            self._norms_P = norms_P.new_zeros(len(self.names) + 1)
             self._steps_P = torch.zeros(
                 len(self.names) + 1, dtype=torch.int32, device=norms_P.device
             )
@@ -295,11 +290,11 @@ class Role:
             )
         )
         given = {name: float(group["lr"]) for name, group in groups.items() if name}
-        estimated = {
-            f"d*lr/{name}".rstrip("/"): float(group["d"]) * float(group["lr"])
-            for name, group in groups.items()
-            if "d" in group
-        }
+        estimated = {}
+        for name, group in groups.items():
+            if "d" in group:
+                rate = float(group["d"]) * float(group["lr"])
+                estimated[f"d*lr/{name}".rstrip("/")] = rate
         return given | estimated
 
     def eval_weights(self) -> dict[str, torch.Tensor]:
@@ -445,9 +440,8 @@ class OptimizerInBackward(OptimizerStep):
     def norm(self, role: Role) -> Tensor:
         """Norm of all gradients before clipping."""
         for parameter in self.parameters:
-            if (
-                parameter.grad is not None
-            ):  # a parameter that the last micro-batch did not use
+            # The last micro-batch did not use this parameter.
+            if parameter.grad is not None:
                 self._complete(parameter)
         if not self._norms:
             return torch.zeros((), device=self.parameters[0].device)

@@ -37,12 +37,12 @@ class OtherWeights:
         """Keeps the weights of another module, on the CPU. Raises UserError, which
         names the key, unless its tensors have the same names, shapes and dtypes."""
         tensors = _tensors(module)
-        unlike = sorted(tensors.keys() ^ self._own.keys()) or [
-            name
-            for name, tensor in self._own.items()
-            if (tensor.shape, tensor.dtype)
-            != (tensors[name].shape, tensors[name].dtype)
-        ]
+        unlike = sorted(tensors.keys() ^ self._own.keys())
+        if not unlike:
+            for name, tensor in self._own.items():
+                other = tensors[name]
+                if (tensor.shape, tensor.dtype) != (other.shape, other.dtype):
+                    unlike.append(name)
         if unlike:
             raise UserError(
                 f"{key}: its weights are not those of the trained model ({unlike[0]}). Give a model of it."

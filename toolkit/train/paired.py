@@ -99,11 +99,11 @@ class AsGood:
         """The steps that are not worse than the lowest within the interval, the
         earliest first: the one whose true loss is the lowest is among them with this
         confidence."""
-        return tuple(
-            step
-            for step, against_lowest in self.differences.items()
-            if not against_lowest.resolved
-        )
+        steps = []
+        for step, against_lowest in self.differences.items():
+            if not against_lowest.resolved:
+                steps.append(step)
+        return tuple(steps)
 
     @property
     def earliest(self) -> int:
@@ -128,13 +128,10 @@ def as_good_as_the_lowest(
         return None
     lowest = min(steps, key=lambda step: fmean(losses[step].values()))
     others = max(1, len(steps) - 1)
-    return AsGood(
-        lowest,
-        {
-            step: difference(losses[step], losses[lowest], confidence, others)
-            for step in steps
-        },
-    )
+    differences = {}
+    for step in steps:
+        differences[step] = difference(losses[step], losses[lowest], confidence, others)
+    return AsGood(lowest, differences)
 
 
 @dataclass(frozen=True)
@@ -182,17 +179,14 @@ def forecast(
         return None
     middle = fmean(later)
     spread = sum((step - middle) ** 2 for step in later)
-    weights = [
-        1 / len(later) + (end - middle) * (step - middle) / spread for step in later
-    ]
+    weights = []
+    for step in later:
+        weights.append(1 / len(later) + (end - middle) * (step - middle) / spread)
+    weighted_steps = list(zip(weights, later, strict=True))
     gains = []
     for image in images:
-        gains.append(
-            losses[best][image]
-            - sum(
-                w * losses[step][image] for w, step in zip(weights, later, strict=True)
-            )
-        )
+        predicted = sum(w * losses[step][image] for w, step in weighted_steps)
+        gains.append(losses[best][image] - predicted)
     looks = math.ceil((end - steps[0]) * (len(steps) - 1) / (steps[-1] - steps[0]))
     tail = (1 - confidence) / max(1, looks)
     scatter = _scatter(later, [means[step] for step in later]) * math.sqrt(
@@ -201,9 +195,10 @@ def forecast(
     half = math.hypot(
         _half(gains, tail, 1), t_quantile(1 - tail, len(later) - 2) * scatter
     )
-    between = fmean(
-        variance([losses[best][i] - losses[step][i] for i in images]) for step in later
-    )
+    variances = []
+    for step in later:
+        variances.append(variance([losses[best][i] - losses[step][i] for i in images]))
+    between = fmean(variances)
     resolvable = t_quantile((1 + confidence) / 2, len(images) - 1) * math.sqrt(
         between / len(images)
     )
@@ -247,9 +242,10 @@ def t_quantile(probability: float, dof: int) -> float:
         high *= 2
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (
-            (middle, high) if _t_cdf(middle, dof) < probability else (low, middle)
-        )
+        if _t_cdf(middle, dof) < probability:
+            low = middle
+        else:
+            high = middle
     return high
 
 

@@ -88,9 +88,9 @@ class PreferenceStep(FlowMatchingStep):
         def joined(of_pairs: Tensor, of_others: Tensor) -> Tensor:
             return torch.cat([of_pairs, of_others])[order.to(of_pairs.device)]
 
-        loss_B = joined(
-            compared.by_role[self.roles[0]], plain.by_role[self.roles[0]]
-        )  # all roles have this one
+        # All roles have the same loss.
+        role = self.roles[0]
+        loss_B = joined(compared.by_role[role], plain.by_role[role])
         t_B = joined(compared.per_sample["t"], plain.per_sample["t"])
         numbers = compared.numbers | plain.numbers
         counts = compared.counts | plain.counts

@@ -116,13 +116,15 @@ class RecoveryMaker:
         """The mean errors of the layers of the same name in all blocks."""
         kinds = defaultdict(list)
         for name, error in self.errors.items():
-            kinds[
-                ".".join(part for part in name.split(".")[1:] if not part.isdigit())
-            ].append(error)
-        return {
-            kind: LayerError(*(fmean(column) for column in zip(*errors, strict=True)))
-            for kind, errors in kinds.items()
-        }
+            parts = [part for part in name.split(".")[1:] if not part.isdigit()]
+            kinds[".".join(parts)].append(error)
+        means = {}
+        for kind, errors in kinds.items():
+            means[kind] = LayerError(
+                fmean(error.plain for error in errors),
+                fmean(error.recovered for error in errors),
+            )
+        return means
 
 
 def auto_file(model: ModelConfig, dtype: torch.dtype, cache: Path) -> Path:

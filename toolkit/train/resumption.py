@@ -208,10 +208,10 @@ def plan_start(
 ) -> Start:
     """What a start of the job in `folder` does; it changes nothing there.
 
-    steps: optimizer steps of the whole run. found: gives the hashes of the dataset;
-    called where there is a run to compare with. restart: a run that is complete, or
-    cannot be resumed, is moved aside. by_hash: whether checkpoints are verified by
-    their content. Raises RunError as `find_checkpoint`, and for a run of a version that
+    steps: optimizer steps of the whole run. read_hashes: returns the hashes of the
+    dataset; called where there is a run to compare with. restart: a run that is
+    complete, or cannot be resumed, is moved aside. by_hash: whether checkpoints are
+    verified by their content. Raises RunError as `find_checkpoint`, and for a run of a version that
     computes something else; UserError where the job differs from the one that wrote the
     checkpoint in what cannot change, or without `allow_change` in what changes the
     result; of a complete run the dataset counts as such.
@@ -223,11 +223,7 @@ def plan_start(
     try:
         with reading_state(checkpoint or folder):
             complete_at = _complete_at(folder, checkpoint, section, steps)
-            document = (
-                read_checkpoint_json(checkpoint)
-                if checkpoint
-                else read_status(folder).get(RECORD)
-            )
+            document = _record_of(folder, checkpoint)
             if document is None or (checkpoint is None and complete_at is None):
                 return Start(None, complete_at=complete_at)
             if document.get("revision") != REVISION:
@@ -244,14 +240,10 @@ def plan_start(
                 order = None
             changes = tuple(_differences(document, section, order))
             trained_on = str(document["dataset"])
-            document = {
-                **document,
-                **{
-                    key: dict(document[key])
-                    for key in ("base", "compiled")
-                    if document.get(key)
-                },
-            }
+            document = dict(document)
+            for key in ("base", "compiled"):
+                if document.get(key):
+                    document[key] = dict(document[key])
         _refuse_changes(
             checkpoint or folder,
             changes,
@@ -292,9 +284,9 @@ def _complete_at(
         return None
     name = str(status.get("name") or folder.name)
     is_gone = not final_files(folder, name)
-    if (
-        checkpoint is None
-    ):  # without states only run.json tells; a run that ended early has as many steps planned
+    if checkpoint is None:
+        # Without states only run.json says it. A run that ended early has as many steps
+        # planned.
         step = int(status["step"])
         planned = status["steps"]
         if is_gone and section.save.states == "never":
@@ -393,8 +385,8 @@ class ResumePlan:
     def of(
         cls, start: Start, section: ProcessConfig, hashes: DatasetHashes
     ) -> ResumePlan:
-        """How the run of a section begins. found: hashes of the dataset. Logs what the
-        job has changed."""
+        """How the run of a section begins. hashes: of the dataset. Logs the changes of
+        the job."""
         record = {
             "settings": _settings(section),
             "dataset": digest_of(hashes),
@@ -402,6 +394,7 @@ class ResumePlan:
         }
         if start.checkpoint is None:
             return cls(None, record, hashes)
+        changed = {change.key for change in start.changes}
         for change in start.changes:
             logger.info(f"changed since the last run: {change}")
         folder_of_run = start.checkpoint.parent.parent
@@ -418,9 +411,7 @@ class ResumePlan:
             record,
             hashes,
             order=None if order is None or order.is_as_found else order,
-            new_optimizer=any(
-                change.key == "train.optimizer" for change in start.changes
-            ),
+            new_optimizer="train.optimizer" in changed,
             new_dataset=order is None and not is_same,
             base=start.document.get("base"),
             compiled=start.document.get("compiled"),
@@ -441,9 +432,10 @@ class ResumePlan:
         # A VAE is its encoder. A checkpoint of an earlier version has the hash of the
         # whole VAE alone.
         parts -= {"vae"} if VAE_ENCODER in self.base else {VAE_ENCODER}
-        differing = sorted(
-            part for part in parts if self.base.get(part) != hashes.get(part)
-        )
+        differing = []
+        for part in sorted(parts):
+            if self.base.get(part) != hashes.get(part):
+                differing.append(part)
         if differing:
             verb = "differs" if len(differing) == 1 else "differ"
             names = ", ".join(part.replace("_", " ") for part in differing)
@@ -462,10 +454,8 @@ class ResumePlan:
         differs from the checkpoint."""
         self.record["compiled"] = compiled
         if self.compiled is not None and self.compiled != compiled:
-            before, now = (
-                "compiled" if all(parts.values()) else "uncompiled"
-                for parts in (self.compiled, compiled)
-            )
+            before = _how_they_ran(self.compiled)
+            now = _how_they_ran(compiled)
             change = f"blocks that ran {before} run {now}"
             logger.info(
                 f"changed since the last run: {change}: results differ by rounding"
@@ -497,9 +487,8 @@ class ResumePlan:
         Only rank 0 touches files.
         """
         if self.state is not None:
-            from toolkit.train.checkpoint_state import (
-                load_state,
-            )  # here: it imports torch
+            # Here, because it imports torch.
+            from toolkit.train.checkpoint_state import load_state
 
             with reading_state(self.state):
                 load_state(self.state, run, fresh_optimizer=self.new_optimizer)
@@ -529,6 +518,10 @@ class ResumePlan:
             state.epoch += 1
             state.cursor = epoch_cursor(state.epoch, 0)
             state.epochs_done = state.epochs_before = state.epoch
+
+
+def _how_they_ran(compiled: Mapping[str, bool]) -> str:
+    return "compiled" if all(compiled.values()) else "uncompiled"
 
 
 def _settings(section: ProcessConfig) -> dict[str, Any]:
@@ -562,24 +555,23 @@ def trained_images(folder: Path, resume: str | int = "auto") -> DatasetHashes:
     """
     try:
         checkpoint, _ = find_checkpoint(folder, resume, restart=True, by_hash=False)
-        document = (
-            read_checkpoint_json(checkpoint)
-            if checkpoint
-            else read_status(folder).get(RECORD)
-        )
+        document = _record_of(folder, checkpoint)
         if not document:
             return {}
         hashes = _recorded_hashes(
             checkpoint.parent.parent if checkpoint else folder, document
         )
         return hashes if isinstance(hashes, dict) else {}
-    except (
-        RunError,
-        OSError,
-        ValueError,
-        KeyError,
-    ):  # `plan_start` says what is wrong with the run
+    except (RunError, OSError, ValueError, KeyError):
+        # `plan_start` reports the fault of the run.
         return {}
+
+
+def _record_of(folder: Path, checkpoint: Path | None) -> dict[str, Any] | None:
+    """The record of a job in its checkpoint, or in run.json where there is none."""
+    if checkpoint:
+        return read_checkpoint_json(checkpoint)
+    return read_status(folder).get(RECORD)
 
 
 def _recorded_hashes(folder: Path, document: Mapping[str, Any]) -> Any:
@@ -666,35 +658,29 @@ def _refuse_changes(
         else:
             kind = change.kind
         by_kind.setdefault(kind, []).append(change)
-    differing = [
-        change
-        for kind in ("impossible", "changes the result")
-        for change in by_kind.get(kind, [])
-    ]
-    if len(differing) >= _ANOTHER_JOB and not (
-        allow_change and not by_kind.get("impossible")
-    ):
+    impossible = by_kind.get("impossible", [])
+    changing = by_kind.get("changes the result", [])
+    differing = impossible + changing
+    if len(differing) >= _ANOTHER_JOB and not (allow_change and not impossible):
         raise UserError(
             f"{state} is of another job of this name: {len(differing)} settings differ.\n"
             f"{_indented(differing)}To keep both runs, {_ELSE}"
         )
-    listed = by_kind.get("impossible")
-    if listed:
+    if impossible:
         raise UserError(
-            f"{_lines(listed)}this cannot change: {state} was written with different settings. Restore them, {_ELSE}"
+            f"{_lines(impossible)}this cannot change: {state} was written with different settings. "
+            f"Restore them, {_ELSE}"
         )
-    listed = by_kind.get("changes the result")
-    if listed and not allow_change:
-        raise UserError(f"{_lines(listed)}{_why(listed, state, section)}")
+    if changing and not allow_change:
+        raise UserError(f"{_lines(changing)}{_why(changing, state, section)}")
 
 
 def _indented(changes: Sequence[ConfigChange]) -> str:
     shown = "".join(f"  {change}\n" for change in changes[:_ANOTHER_JOB])
-    return shown + (
-        f"  and {len(changes) - _ANOTHER_JOB} more\n"
-        if len(changes) > _ANOTHER_JOB
-        else ""
-    )
+    more = len(changes) - _ANOTHER_JOB
+    if more > 0:
+        shown += f"  and {more} more\n"
+    return shown
 
 
 def _lines(changes: Sequence[ConfigChange]) -> str:

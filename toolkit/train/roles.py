@@ -80,6 +80,13 @@ def build_role(
         )
     else:
         optimizer = optimizer_over(parameters)
+    averages = None
+    if ema and ema.use_ema:
+        averages = Ema(parameters, ema.ema_decay, ema.use_num_updates)
+    if sharded:
+        optimizer_step: StandardStep = ShardedStep(process_group.all_reduce_sum)
+    else:
+        optimizer_step = StandardStep()
     return Role(
         parameters=parameters,
         optimizer=optimizer,
@@ -91,13 +98,9 @@ def build_role(
             **ScheduleArgs.named_in(train),
         ),
         max_grad_norm=train.max_grad_norm,
-        ema=Ema(parameters, ema.ema_decay, ema.use_num_updates)
-        if ema and ema.use_ema
-        else None,
+        ema=averages,
         group_lrs={} if is_single_group else {group.name: group.lr for group in groups},
-        optimizer_step=ShardedStep(process_group.all_reduce_sum)
-        if sharded
-        else StandardStep(),
+        optimizer_step=optimizer_step,
         after_step=after_step,
         sharded=sharded,
     )

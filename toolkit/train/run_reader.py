@@ -225,7 +225,11 @@ def list_runs(folder: Path) -> tuple[RunInfo, ...]:
     """
     jobs = _folders_in(folder)
     processes = [inner for job in jobs for inner in _folders_in(job)]
-    return tuple(_info(path) for path in sorted([*jobs, *processes]) if _is_run(path))
+    runs = []
+    for path in sorted([*jobs, *processes]):
+        if _is_run(path):
+            runs.append(_info(path))
+    return tuple(runs)
 
 
 def runs_in(folder: Path) -> tuple[RunInfo, ...]:
@@ -294,11 +298,12 @@ def _info(folder: Path) -> RunInfo:
     if status in (RunStatus.RUNNING, RunStatus.KILLED):
         now = _now(document) if "now" in document else None
     if status is RunStatus.RUNNING:
-        now = now or (
-            Now("starting")
-            if step is None
-            else Now(STEP, step, total, left_s=eta_s, share=_share(step, total))
-        )
+        if not now:
+            if step is None:
+                now = Now("starting")
+            else:
+                share = _share(step, total)
+                now = Now(STEP, step, total, left_s=eta_s, share=share)
         eta_s = now.left_s
     config = folder / run_files.CONFIG
     return RunInfo(
@@ -387,15 +392,20 @@ def read_losses_by_image(folder: Path) -> dict[int, dict[str, float]]:
     for row in rows:
         losses = row.get("losses")
         if row.get("of") == rows[-1].get("of") and isinstance(losses, dict):
-            numbers = {image: _numbers(values) for image, values in losses.items()}
-            losses_of_steps[step_of_row(row)] = {
-                image: fmean(values) for image, values in numbers.items() if values
-            }
-    return {
-        step: losses
-        for step, losses in losses_of_steps.items()
-        if losses.keys() == losses_of_steps[max(losses_of_steps)].keys()
-    }
+            means = {}
+            for image, values in losses.items():
+                numbers = _numbers(values)
+                if numbers:
+                    means[image] = fmean(numbers)
+            losses_of_steps[step_of_row(row)] = means
+    if not losses_of_steps:
+        return {}
+    latest = losses_of_steps[max(losses_of_steps)]
+    same_images = {}
+    for step, means in losses_of_steps.items():
+        if means.keys() == latest.keys():
+            same_images[step] = means
+    return same_images
 
 
 def read_events(folder: Path, since: str = "") -> Rows:
@@ -417,11 +427,11 @@ def read_events(folder: Path, since: str = "") -> Rows:
             file.seek(offset)
             data = file.read()
             end = data.rfind(b"\n") + 1
-            rows = [
-                row
-                for line in data[:end].splitlines()
-                if (row := row_of(line)) is not None
-            ]
+            rows = []
+            for line in data[:end].splitlines():
+                row = row_of(line)
+                if row is not None:
+                    rows.append(row)
             cursor = f"{offset + end}-{digest_before(file, offset + end)}"
     except OSError as error:
         tell_unreadable(path, error)
@@ -542,13 +552,12 @@ def list_samples(folder: Path) -> tuple[SampleImage, ...]:
     events = read_events(folder).rows
 
     def by_file(key: str) -> dict[str, str | None]:
-        return {
-            file: text or None
-            for event in events
-            for file, text in zip(
-                _texts(event, "files"), _texts(event, key), strict=False
-            )
-        }
+        text_of_file: dict[str, str | None] = {}
+        for event in events:
+            files = _texts(event, "files")
+            for file, text in zip(files, _texts(event, key), strict=False):
+                text_of_file[file] = text or None
+        return text_of_file
 
     prompts = by_file("prompts")
     drifts = by_file("drift")
@@ -603,34 +612,36 @@ def list_network_files(folder: Path) -> tuple[NetworkFile, ...]:
 
     by_step = run_files.step_files(folder, name)
     best = run_files.final_files(folder, run_files.best_stem(name))
-    return (
-        *(of(path, "step", step) for step in sorted(by_step) for path in by_step[step]),
-        *(of(path, "best", run_files.step_in(path)) for path in best),
-        *(
-            of(path, "final", run_files.step_in(path))
-            for path in run_files.final_files(folder, name)
-        ),
-    )
+    files = []
+    for step in sorted(by_step):
+        for path in by_step[step]:
+            files.append(of(path, "step", step))
+    for path in best:
+        files.append(of(path, "best", run_files.step_in(path)))
+    for path in run_files.final_files(folder, name):
+        files.append(of(path, "final", run_files.step_in(path)))
+    return tuple(files)
 
 
 def list_checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
     """The checkpoints of a run by ascending step, good or not."""
-    paths = checkpoint_folders(checkpoint_dir(folder))
-    return tuple(
-        Checkpoint(path, step_of(path), _size(path), verify(path, by_hash=False))
-        for path in paths
-    )
+    checkpoints = []
+    for path in checkpoint_folders(checkpoint_dir(folder)):
+        size = _size(path)
+        problem = verify(path, by_hash=False)
+        checkpoints.append(Checkpoint(path, step_of(path), size, problem))
+    return tuple(checkpoints)
 
 
 def list_dataset_files(folder: Path) -> tuple[Path, ...]:
     """Hashes of the datasets of a run, `dataset-<hash>.json`: one file for each version
     of the dataset."""
     prefix = run_files.DATASET_PREFIX
-    return tuple(
-        path
-        for path in _entries(folder)
-        if path.name.startswith(prefix) and path.suffix == ".json"
-    )
+    files = []
+    for path in _entries(folder):
+        if path.name.startswith(prefix) and path.suffix == ".json":
+            files.append(path)
+    return tuple(files)
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -658,18 +669,16 @@ def _whole(row: Row, key: str) -> int | None:
     value = row.get(key)
     if not isinstance(value, int) or isinstance(value, bool):
         return None
-    return (
-        value if abs(value) < 2**53 else None
-    )  # no run counts so far, and beyond it sums and times fail
+    # No run counts this far, and beyond it sums and times fail.
+    return value if abs(value) < 2**53 else None
 
 
 def _number(row: Row, key: str) -> float | None:
     value = row.get(key)
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
-    return (
-        float(value) if abs(value) < 1e300 else None
-    )  # neither infinite nor an integer that no float can be
+    # Infinity is left out, and so is an integer that no float can hold.
+    return float(value) if abs(value) < 1e300 else None
 
 
 def _numbers(value: object) -> list[float]:

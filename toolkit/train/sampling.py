@@ -120,14 +120,16 @@ def sample_prompts(
             first = image_size(references[0])
         else:
             first = None
+        if item.guidance_scale is None:
+            guidance = family.guidance
+        else:
+            guidance = item.guidance_scale
         prompt = SamplePrompt(
             prompt=inject_trigger(item.prompt, trigger_word, add=False),
             negative=inject_trigger(item.neg, trigger_word, add=False),
             size=family.sample_size(Size(item.width, item.height), first),
             seed=item.seed,
-            guidance_scale=family.guidance
-            if item.guidance_scale is None
-            else item.guidance_scale,
+            guidance_scale=guidance,
             steps=steps,
             levels=resampled(family.sample_sigmas, steps),
             flow_shift=item.flow_shift,
@@ -144,14 +146,15 @@ def deployed(prompt: SamplePrompt, key: str, way: DeploymentConfig) -> SamplePro
     model has its own schedule."""
     steps, levels = deployed_grid(way)
     flow_shift = 1.0 if way.levels and way.flow_shift is None else way.flow_shift
+    shift = None
+    if way.model:
+        shift = dynamic_shift(model_folder(ModelConfig(name_or_path=way.model)))
     return replace(
         prompt,
         guidance_scale=way.cfg,
         steps=steps,
         levels=resampled(levels, steps),
-        shift=dynamic_shift(model_folder(ModelConfig(name_or_path=way.model)))
-        if way.model
-        else None,
+        shift=shift,
         flow_shift=flow_shift,
         stretched=flow_shift is None,
         beside=key,
@@ -168,12 +171,12 @@ def edit_prompts(
 ) -> list[SamplePrompt]:
     """At most so many images of a dataset that have references, each to be made from
     them by its caption."""
-    edits = list(
-        {
-            item.sample.image: item for item in items if item.sample.control_images
-        }.values()
-    )[:most]
-    return caption_prompts(edits, family, steps, guidance_scale)
+    edits = {}
+    for item in items:
+        if item.sample.control_images:
+            edits[item.sample.image] = item
+    first_edits = list(edits.values())[:most]
+    return caption_prompts(first_edits, family, steps, guidance_scale)
 
 
 def measured_edits(
@@ -202,33 +205,31 @@ def caption_prompts(
 ) -> list[SamplePrompt]:
     """Images of a dataset, each to be made by its caption, with its references; image i
     has the seed i."""
-    return [
-        SamplePrompt(
-            item.sample.caption,
+    prompts = []
+    for index, item in enumerate(items):
+        sample = item.sample
+        images = sample.control_images or [sample.image][: len(sample.layers)]
+        prompt = SamplePrompt(
+            sample.caption,
             "",
             family.drawable(item.crop.bucket),
             seed=index,
             guidance_scale=guidance_scale,
             steps=steps,
             levels=resampled(family.sample_sigmas, steps),
-            references=tuple(
-                map(
-                    Path,
-                    item.sample.control_images
-                    or [item.sample.image][: len(item.sample.layers)],
-                )
-            ),
-            mask=item.sample.mask,
-            layers=len(item.sample.layers),
+            references=tuple(map(Path, images)),
+            mask=sample.mask,
+            layers=len(sample.layers),
         )
-        for index, item in enumerate(items)
-    ]
+        prompts.append(prompt)
+    return prompts
 
 
 def base_prompts(images: Iterable[BaseImage], family: ModelFacts) -> list[SamplePrompt]:
     """The images of `datasets[].from_base`, each to be made by the base model."""
-    return [
-        SamplePrompt(
+    prompts = []
+    for image in images:
+        prompt = SamplePrompt(
             image.prompt,
             image.negative,
             image.size,
@@ -237,8 +238,8 @@ def base_prompts(images: Iterable[BaseImage], family: ModelFacts) -> list[Sample
             steps=image.steps,
             levels=resampled(family.sample_sigmas, image.steps),
         )
-        for image in images
-    ]
+        prompts.append(prompt)
+    return prompts
 
 
 class SamplingInterrupted(Exception):
@@ -303,12 +304,12 @@ class Sampler:
         return self._texts() + self._references()
 
     def _texts(self) -> list[CacheEntry]:
-        return [
-            entry
-            for item in self._encoded
-            for entry in (item.prompt, item.negative)
-            if entry
-        ]
+        entries = []
+        for item in self._encoded:
+            for entry in (item.prompt, item.negative):
+                if entry:
+                    entries.append(entry)
+        return entries
 
     def _references(self) -> list[CacheEntry]:
         return [entry for item in self._encoded for entry in item.references]
@@ -461,18 +462,20 @@ def beside_each_other(images: Sequence[Image.Image]) -> Image.Image:
 def layers_of(row: Image.Image, layers: int) -> list[Image.Image]:
     """The images of `beside_each_other`."""
     width = row.width // layers
-    return [
-        row.crop((index * width, 0, (index + 1) * width, row.height))
-        for index in range(layers)
-    ]
+    images = []
+    for index in range(layers):
+        left = index * width
+        images.append(row.crop((left, 0, left + width, row.height)))
+    return images
 
 
 def write_layers(folder: Path, stem: str, row: Image.Image, layers: int) -> None:
     """The images of a row as `<stem>_layer0.png` and so on, from back to front, each
     with its opacity."""
-    if layers:
-        folder.mkdir(exist_ok=True)
-    for number, layer in enumerate(layers_of(row, layers) if layers else ()):
+    if not layers:
+        return
+    folder.mkdir(exist_ok=True)
+    for number, layer in enumerate(layers_of(row, layers)):
         path = folder / f"{stem}_layer{number}.png"
         with os_error_as_run_error(path), atomic_write(path) as temporary:
             layer.save(temporary, "PNG")

@@ -66,8 +66,8 @@ def write_rows(
 
     writer = dcp.FileSystemWriter(folder, sync_files=True)
     tensors = {
-        name: _distributed(process_group, own.tensor.detach(), own.shard)
-        for name, own in rows.items()
+        name: _distributed(process_group, part.tensor.detach(), part.shard)
+        for name, part in rows.items()
     }
     with os_error_as_run_error(folder.parent):
         try:
@@ -80,9 +80,9 @@ def write_rows(
             metadata = [folder / METADATA]
         else:
             metadata = []
-        own = [*folder.glob(f"__{process_group.rank}_*"), *metadata]
+        files = [*folder.glob(f"__{process_group.rank}_*"), *metadata]
         entries = {}
-        for file in own:
+        for file in files:
             entries[file.name] = {
                 "size": file.stat().st_size,
                 "sha256": sha256_of(file),
@@ -135,15 +135,13 @@ def read_rows(
         else:
             rows = shard.stop - shard.start
         loaded[name] = torch.empty(rows, *saved.size[1:], dtype=saved.properties.dtype)
-        tensors[name] = (
-            loaded[name]
-            if shard is None
-            else _distributed(process_group, loaded[name], shard)
-        )
+        if shard is None:
+            tensors[name] = loaded[name]
+        else:
+            tensors[name] = _distributed(process_group, loaded[name], shard)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # that one process reads what several may have written
+        # PyTorch warns that one process reads the files of several.
+        warnings.simplefilter("ignore", UserWarning)
         try:
             dcp.load(tensors, storage_reader=_reader(folder), no_dist=True)
         except CheckpointException as error:
@@ -155,13 +153,11 @@ def read_rows(
 
 def _reason(error: CheckpointException) -> str:
     """What went wrong, without the lines in which PyTorch says where."""
-    texts = (
-        str(failure[0]) or type(failure[0]).__name__
-        for failure in error.failures.values()
-    )
-    return "; ".join(
-        dict.fromkeys(text.partition("\n")[0].rstrip(". ") for text in texts)
-    )
+    texts = []
+    for failure in error.failures.values():
+        text = str(failure[0]) or type(failure[0]).__name__
+        texts.append(text.partition("\n")[0].rstrip(". "))
+    return "; ".join(dict.fromkeys(texts))
 
 
 def _metadata(folder: Path) -> dict[str, Any]:
@@ -214,18 +210,15 @@ def _needed() -> dict[tuple[str, str], Any]:
         "ChunkStorageMetadata",
         "MetadataIndex",
     )
+    dtypes = []
+    for name, value in vars(torch).items():
+        if isinstance(value, torch.dtype):
+            dtypes.append(name)
     names = {
         metadata: (*of_metadata, "StorageMeta", "_MEM_FORMAT_ENCODING"),
         filesystem: ("_StorageInfo",),
         torch.serialization: ("_get_layout",),
-        torch: (
-            "Size",
-            *(
-                name
-                for name, value in vars(torch).items()
-                if isinstance(value, torch.dtype)
-            ),
-        ),
+        torch: ("Size", *dtypes),
     }
     objects = {}
     for module in names:
@@ -233,9 +226,9 @@ def _needed() -> dict[tuple[str, str], Any]:
             objects[(module.__name__, name)] = getattr(module, name)
     # The folder that was written to, which nobody reads. Python 3.13 has another name
     # for its class.
-    return objects | {
-        (module, "PosixPath"): Path for module in ("pathlib", "pathlib._local")
-    }
+    for module_name in ("pathlib", "pathlib._local"):
+        objects[module_name, "PosixPath"] = Path
+    return objects
 
 
 def _distributed(process_group: ProcessGroup, rows: Tensor, shard: RowShard) -> Tensor:

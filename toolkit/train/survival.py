@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,11 +69,10 @@ class SurvivalScores:
 
     def measure(self, images: Mapping[int, Image.Image]) -> dict[str, float]:
         """Deployment -> its score. images: by the index of the prompt."""
-        for index in dict.fromkeys(
-            index for pairs in self._pairs.values() for pair in pairs for index in pair
-        ):
-            if index not in self._base:
-                self._base[index] = self._draw_base(index)
+        for pairs in self._pairs.values():
+            for index in chain.from_iterable(pairs):
+                if index not in self._base:
+                    self._base[index] = self._draw_base(index)
         scores = {}
         for name, pairs in self._pairs.items():
             many, few = zip(*pairs, strict=True)

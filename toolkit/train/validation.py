@@ -168,11 +168,11 @@ class Validator:
 
         def errors(batches: Sequence[LatentBatch]) -> list[list[float]] | None:
             measured = [
-                self._at_levels(each, noise_BCHW, should_stop) for each in batches
+                self._at_levels(part, noise_BCHW, should_stop) for part in batches
             ]
             if None in measured:
                 return None
-            return [each[0] for each in measured if each]
+            return [result[0] for result in measured if result]
 
         of_worse = errors(worse)
         of_reference = self._of_reference.get((way, index))
@@ -211,9 +211,8 @@ def measure_at_level(
     mix = INTERPOLANTS[model.family.prediction].mix
     x_t_BCHW, target_BCHW = mix(batch.latents_BCHW, noise_BCHW, t_B)
     predicted_BCHW = predict(x_t_BCHW, t_B, batch.prompts, batch.control_latents)
-    share_B111 = mix(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), t_B)[
-        0
-    ]  # of the noise in x_t: of the error in x0
+    # The share of the noise in x_t is also the share of the error in x0.
+    share_B111 = mix(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), t_B)[0]
     x0_BCHW = batch.latents_BCHW + share_B111 * (
         target_BCHW - predicted_BCHW.detach().cpu()
     )

@@ -166,7 +166,8 @@ class AnomalyCallback(Callback):
             work = " ".join((*result.by_role, *sorted(result.extra_metrics)))
             samples.update(f"{source.batch} {work}" for source in result.sources)
         if self.clock() - self._read_at >= READ_EVERY_S:
-            self._reading, self._read_at = self.read(self._device), self.clock()
+            self._reading = self.read(self._device)
+            self._read_at = self.clock()
         first = results[0]
         return self._slow.add(
             samples,
@@ -234,12 +235,8 @@ class AnomalyCallback(Callback):
         for index, path in enumerate(paths):
             try:
                 with Image.open(path) as image:
-                    features.append(
-                        (
-                            texts[index] if index < len(texts) else path.name,
-                            features_of(image),
-                        )
-                    )
+                    text = texts[index] if index < len(texts) else path.name
+                    features.append((text, features_of(image)))
             except OSError:  # removed meanwhile
                 logger.debug("%s: cannot be read", path)
         return features
@@ -257,7 +254,6 @@ class AnomalyCallback(Callback):
                 "cause": finding.cause,
             }
             self.report(EVENT, step=self._step, **details, remedy=finding.remedy)
-        except (
-            RunError
-        ) as error:  # a full disk, say: the next save says so too, and decides
+        except RunError as error:
+            # A full disk, for example: the next save reports it too, and decides.
             logger.warning(str(error))

@@ -50,11 +50,11 @@ class EarlyStopping(Callback):
         known = read_losses_by_image(run.folder)
         if run.state.step in known:  # not where a loss was not finite
             last_forecast = forecast(known, run.steps, confidence)
-            self._saved(run)[FORECAST] = (
-                {"confidence": confidence} | asdict(last_forecast)
-                if last_forecast
-                else {}
-            )
+            if last_forecast:
+                record = {"confidence": confidence} | asdict(last_forecast)
+            else:
+                record = {}
+            self._saved(run)[FORECAST] = record
 
     def update(self, run: Run, values: Mapping[str, float]) -> None:
         """Takes metrics by their logged name, of a step or of a validation."""
@@ -62,9 +62,8 @@ class EarlyStopping(Callback):
             return
         value = values.get(self.settings.metric, math.nan)
         saved = self._saved(run)
-        if (
-            math.isfinite(value) and run.early_stop_reason is None
-        ):  # the values that ended the run are kept
+        # The values that ended the run are kept.
+        if math.isfinite(value) and run.early_stop_reason is None:
             saved["values"] = [*saved["values"], value][-self.settings.smooth :]
 
     def after_step(self, run: Run) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -96,19 +96,14 @@ class MetricsCallback(Callback):
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
         line = {
-            **dict.fromkeys(
-                ("step", "epoch", "loss", "lr", "grad_norm")
-            ),  # their order in the line
+            # These come first in the line.
+            **dict.fromkeys(("step", "epoch", "loss", "lr", "grad_norm")),
             "samples": result.samples,
             "step_s": round(result.step_s, 6),
             "data_s": round(result.data_s, 6),
             **({"compile_s": round(result.compile_s, 6)} if result.compile_s else {}),
             "time": run_files.utc_now(),
-            # JSON has no NaN.
-            **{
-                name: value if math.isfinite(value) else None
-                for name, value in result.logged().items()
-            },
+            **_without_nan(result.logged()),
             "step": result.step,
             "epoch": result.epoch,
         }
@@ -122,6 +117,15 @@ class MetricsCallback(Callback):
     def on_error(self, run: Run, error: BaseException) -> None:
         if hasattr(self, "_file"):
             self._file.close()
+
+
+def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with null for each number that is not finite: JSON has no NaN."""
+    finite = {}
+    for name, value in row.items():
+        is_nan = isinstance(value, float) and not math.isfinite(value)
+        finite[name] = None if is_nan else value
+    return finite
 
 
 def truncate_after_step(path: Path, step: int) -> None:
@@ -148,10 +152,7 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
     """Appends the line of a step, instead of one that is there: a resume may repeat it.
     JSON has no NaN: a number that is not finite becomes null. Raises RunError where it
     cannot be written."""
-    row = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row.items()
-    }
+    row = _without_nan(row)
     truncate_after_step(path, row["step"] - 1)
     with (
         os_error_as_run_error(path),

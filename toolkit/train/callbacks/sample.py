@@ -147,17 +147,15 @@ class SampleCallback(Callback):
             "prompts": [texts[prompt] for prompt in images.prompts]
         }
         if drifts:
-            details["drift"] = [
-                str(drifts.get(index, "")) for index in range(len(files))
-            ]
+            indices = range(len(files))
+            details["drift"] = [str(drifts.get(index, "")) for index in indices]
         if scores:
             details["survival"] = run.status_fields["survival"] = scores
             run.log(step, {f"survival/{name}": score for name, score in scores.items()})
-            logger.info(
-                ", ".join(
-                    f"survival in {name}: {score:.2f}" for name, score in scores.items()
-                )
-            )
+            shown = [
+                f"survival in {name}: {score:.2f}" for name, score in scores.items()
+            ]
+            logger.info(", ".join(shown))
         run.event(
             "sample", step=step, epoch=run.state.epochs_done, files=files, **details
         )
@@ -203,14 +201,10 @@ class SampleCallback(Callback):
                 logger.warning(f"the drift of {path.name} is not measured: {error}")
         if not (samples.survival and step and images is self.images):
             return files, drifts, {}
-        return (
-            files,
-            drifts,
-            {
-                name: round(score, 4)
-                for name, score in samples.survival.measure(drawn).items()
-            },
-        )
+        scores = {}
+        for name, score in samples.survival.measure(drawn).items():
+            scores[name] = round(score, 4)
+        return files, drifts, scores
 
     def _remove(self, run: Run, step: int) -> None:
         layers = (run.folder / SAMPLES / LAYERS).glob(f"{step:09d}_*")
@@ -219,13 +213,12 @@ class SampleCallback(Callback):
 
     @staticmethod
     def _files_of(run: Run, step: int) -> list[Path]:
-        paths = sorted((run.folder / SAMPLES).glob(f"{step:09d}_*"))
-        return [
-            path
-            for path in paths
-            if (match := SAMPLE_FILE.fullmatch(path.name))
-            and int(match["step"]) == step
-        ]
+        paths = []
+        for path in sorted((run.folder / SAMPLES).glob(f"{step:09d}_*")):
+            match = SAMPLE_FILE.fullmatch(path.name)
+            if match and int(match["step"]) == step:
+                paths.append(path)
+        return paths
 
 
 class OverviewCallback(Callback):
@@ -250,17 +243,7 @@ class OverviewCallback(Callback):
     def event(self, event: str, **details: object) -> None:
         try:
             if self._images is None:
-                found = [
-                    path
-                    for folder in self._folders
-                    for path in sorted(folder.rglob("*"))
-                ]
-                shown = (
-                    path for path in found if path.suffix.lower() in IMAGE_SUFFIXES
-                )
-                self._images = [
-                    path for path in shown if not path.name.startswith((".", "_"))
-                ]
+                self._images = _images_in(self._folders)
             write_contact_sheet(self._folder, self._images, self._references)
         except (OSError, ImageError) as error:
             logger.warning(f"no sheet of the samples: {error}")
@@ -268,3 +251,15 @@ class OverviewCallback(Callback):
     def on_end(self, run: Run, finished: bool) -> None:
         if (run.folder / SAMPLES / OVERVIEW).is_file():
             logger.info(f"all samples on one sheet: {run.folder / SAMPLES / OVERVIEW}")
+
+
+def _images_in(folders: Iterable[Path]) -> list[Path]:
+    """The images below folders, without files whose names begin with a dot or an
+    underscore."""
+    images = []
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            is_image = path.suffix.lower() in IMAGE_SUFFIXES
+            if is_image and not path.name.startswith((".", "_")):
+                images.append(path)
+    return images

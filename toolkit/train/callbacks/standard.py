@@ -122,9 +122,8 @@ def _measuring(
         yield validating
     # The schedule of any role may follow its loss: by `train`, or by its own entry in
     # `optimizers`.
-    if any(
-        settings.lr_scheduler == "plateau" for _, settings in section.optimizers_used()
-    ):
+    schedules = {settings.lr_scheduler for _, settings in section.optimizers_used()}
+    if "plateau" in schedules:
         yield PlateauCallback()
     if section.stop_when:
         yield EarlyStopping(section.stop_when, on_stop)

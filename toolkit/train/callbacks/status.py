@@ -65,12 +65,10 @@ class ControlFilesCallback(Callback):
             request = requests.pop(name, None)
             if request:
                 try:
-                    remove(
-                        Path(request.path)
-                    )  # a folder of that name asks for the same
-                except (
-                    OSError
-                ) as error:  # done all the same, it would be done at each step
+                    # A folder of that name is a request too.
+                    remove(Path(request.path))
+                except OSError as error:
+                    # An action whose file stays would be repeated at each step.
                     self._warn_once(
                         f"{request.path}: waits, as it cannot be removed: {error.strerror or error}."
                     )
@@ -123,22 +121,20 @@ class StatusCallback(Callback):
         self._begun = time.monotonic()
         self.now.follow(run)
         self.now.step(run, None)
-        run.programs.on_stop.append(
-            self._recent_s.clear
-        )  # uncompiled blocks take longer
+        # Uncompiled blocks take longer.
+        run.programs.on_stop.append(self._recent_s.clear)
         with rows_by_step(run.folder / run_files.METRICS) as rows:
-            self._losses.extend(
-                row["loss"] for row in rows if has_loss(row, run.state.step)
-            )
+            for row in rows:
+                if has_loss(row, run.state.step):
+                    self._losses.append(row["loss"])
         self._write(run, "running")
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
         if not result.compiled:
             self._recent_s.append(result.step_s)
         is_trained = not result.by_role or run.main_role in result.by_role
-        if (
-            not is_trained and self._last
-        ):  # a step of other roles alone: the loss of the last one that has one
+        # A step that trains other roles alone shows the loss of an earlier step.
+        if not is_trained and self._last:
             result = replace(result, loss=self._last.loss)
         self._last = result
         if is_trained and not result.skipped:
@@ -164,9 +160,8 @@ class StatusCallback(Callback):
         if isinstance(error, Interrupted | KeyboardInterrupt):
             self._write(run, "stopped")
         else:
-            with suppress(
-                RunError
-            ):  # a full disk, say: it must not hide the error that ended the run
+            # A full disk, for example, must not hide the error that ended the run.
+            with suppress(RunError):
                 self._write(run, "failed", error=_describe(error))
 
     def _text(self, run: Run, result: StepResult, ended: bool = False) -> str:
@@ -196,6 +191,10 @@ class StatusCallback(Callback):
     def _write(self, run: Run, status: str, **more: object) -> None:
         self._written = time.monotonic()
         last = self._last
+        if self._losses:
+            loss = round(sum(self._losses) / len(self._losses), 6)
+        else:
+            loss = None
         document = {
             "name": run.name,
             "status": status,
@@ -204,9 +203,7 @@ class StatusCallback(Callback):
             "epoch": run.state.epoch,
             "samples": run.state.samples,
             "skipped": run.state.skipped,
-            "loss": round(sum(self._losses) / len(self._losses), 6)
-            if self._losses
-            else None,
+            "loss": loss,
             "lr": last.lr if last else None,
             "step_s": round(median(self._recent_s), 4) if self._recent_s else None,
             "started": self._started,
@@ -239,9 +236,10 @@ def terms_text(result: StepResult) -> str:
             names.append(name)
     if len(names) < 2 and not any(name.startswith("loss/") for name in names):
         return ""
-    return ", ".join(
-        f"{_TERM.sub('', name)} {result.extra_metrics[name]:.4g}" for name in names
-    )
+    terms = []
+    for name in names:
+        terms.append(f"{_TERM.sub('', name)} {result.extra_metrics[name]:.4g}")
+    return ", ".join(terms)
 
 
 @contextmanager
@@ -258,9 +256,8 @@ def recorded_end(folder: Path, name: str) -> Iterator[None]:
         status = {"status": "stopped"}
         if not isinstance(error, Interrupted | KeyboardInterrupt):
             status = {"status": "failed", "error": _describe(error)}
-        with suppress(
-            RunError
-        ):  # a full disk, say: it must not hide the error that ended the run
+        # A full disk, for example, must not hide the error that ended the run.
+        with suppress(RunError):
             before = run_files.read_status(folder) or {"name": name}
             for key in ("error", "now"):
                 before.pop(key, None)

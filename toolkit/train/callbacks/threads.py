@@ -41,9 +41,8 @@ class ThreadsCallback(Callback):
             self._report(self.choice.threads)
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
-        if (
-            result.compiled or run.programs.used
-        ):  # a program is compiled for a number of threads
+        # A program is compiled for a number of threads.
+        if result.compiled or run.programs.used:
             return
         before = self.choice.threads
         line = self.choice.observe(result.step_s)

@@ -86,9 +86,8 @@ class TrackerCallback(Callback):
 
     def on_end(self, run: Run, finished: bool) -> None:
         if finished:
-            self.log(
-                run.state.step, self._loss_by_timestep()
-            )  # of the steps since the last multiple
+            # The steps since the last multiple of `log_every`.
+            self.log(run.state.step, self._loss_by_timestep())
             self.log(run.state.step + 1, {"loss/epoch": self._averages.of_epoch()})
         self._close()
 
@@ -101,9 +100,8 @@ class TrackerCallback(Callback):
     def event(self, event: str, **details: object) -> None:
         step = details["step"]
         files = details["files"]
-        assert isinstance(step, int) and isinstance(
-            files, list
-        )  # as `SampleCallback` passes them
+        # `SampleCallback` passes these types.
+        assert isinstance(step, int) and isinstance(files, list)
         for index, file in enumerate(files):
             image = self.folder / "samples" / file
             self._in_order(step, partial(self._image, step, f"samples/{index}", image))
@@ -135,7 +133,9 @@ class TrackerCallback(Callback):
         for name, value in values.items():
             if value is not None and math.isfinite(value):
                 finite[name] = float(value)
-        for worker in self._workers if finite else ():
+        if not finite:
+            return
+        for worker in self._workers:
             worker.put(lambda tracker: tracker.scalars(step, finite))
 
     def _image(self, step: int, name: str, path: Path) -> None:
@@ -143,9 +143,10 @@ class TrackerCallback(Callback):
             worker.put(lambda tracker: tracker.image(step, name, path))
 
     def _loss_by_timestep(self) -> dict[str, float]:
-        return {
-            f"loss_by_t/{band}": mean for band, mean in self._bands.pop_means().items()
-        }
+        means = {}
+        for band, mean in self._bands.pop_means().items():
+            means[f"loss_by_t/{band}"] = mean
+        return means
 
     def _close(self) -> None:
         """Closes the trackers and waits a little for them; the run does not depend on

@@ -109,7 +109,8 @@ class ValidationCallback(Callback):
         if losses is None:
             return
         loss = next(iter(losses.values()))
-        known["step"], best = step, known.get("best")
+        best = known.get("best")
+        known["step"] = step
         is_best = math.isfinite(loss) and (best is None or loss < best["loss"])
         append_row(run.folder / run_files.VALIDATION, {"step": step, **losses})
         by_image = _of_first_images(self.validation.by_image())

@@ -39,9 +39,8 @@ class TensorBoardTracker(Tracker):
         self._writer = EventsWriter(
             str(folder / "events"), filename_suffix=f".{os.getpid()}.{time.time_ns()}"
         )
-        first = (
-            run.step + 1 if run.step else 0
-        )  # samples may be generated before step 1, as step 0
+        # Samples may be generated before step 1, as step 0.
+        first = run.step + 1 if run.step else 0
         self._write(first, session_log=SessionLog(status=SessionLog.START))
         if run.settings:
             text = json.dumps(run.settings, indent=2, ensure_ascii=False)
