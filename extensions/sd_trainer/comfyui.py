@@ -7,6 +7,9 @@ without subgraphs, which old versions do not know. Nodes and the order of their 
 ComfyUI 0.29.0 (tests/extensions/sd_trainer/comfyui_nodes.json). Imports no torch.
 
     write_workflows(Path("output/maya/maya.safetensors"), section, edits=False, plain=True)
+
+`process` passes `write_workflows` to the writer of the LoRA, which calls it at the end
+of a run.
 """
 
 from __future__ import annotations
@@ -434,7 +437,7 @@ def _note(
     comfy: ComfyModel,
     with_images: bool,
 ) -> str:
-    """What the reader of a workflow does first."""
+    """The text of the note: the first steps of somebody who opens the workflow."""
     pictures = []
     for one in section.sample_pictures():
         if bool(one.ctrl_img) == with_images:

@@ -1,4 +1,10 @@
-"""The section of `type: sd_trainer`."""
+"""The section of `type: sd_trainer`.
+
+`SdTrainerConfig` adds to the sections of `toolkit.config.sections` what this trainer
+alone needs: the names of its metrics, the checks of several subsections together
+(`rules`), and the plan. It does not read files or open a model. The reader of jobs
+(`toolkit.config.reading`) makes it; `process` and the planner use it.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +78,13 @@ def _warn_about_step_count(
 
 class SdTrainerConfig(DiffusionSection, TrainerConfig):
     """`type: sd_trainer`: trains a LoRA for an image-editing model on folders of
-    images."""
+    images.
+
+    Example:
+        type: sd_trainer
+        datasets: [{folder_path: datasets/maya}]
+        train: {steps: 2000, lr: 0.0001}
+    """
 
     process_types: ClassVar[tuple[str, ...]] = (
         "sd_trainer",

@@ -2,10 +2,12 @@
 display.
 
 `ss_*` are the names of kohya-ss' trainers (sd-scripts; musubi-tuner,
-training/trainer_base.py), `modelspec.*` those of the Stability.AI Model Metadata
+training/trainer_base.py), `modelspec.*` are the keys of the Stability.AI Model Metadata
 Standard 1.0.0. No dates and no session ids: two runs of one job, one of them
 interrupted, write the same bytes. Never a path, never a secret; `${VAR}` is not
 expanded.
+
+`process` calls `job_metadata` once for each run; `writers` put it into the files.
 """
 
 from __future__ import annotations
@@ -49,8 +51,8 @@ def job_metadata(
     plan: RunPlan | None = None,
     spelling: Spelling = STORED,
 ) -> dict[str, str]:
-    """What the headers of all files of a run have in common: the user's own keys first,
-    ours after. Empty with `save.no_metadata`. `LoraWriter.metadata_at` adds the step.
+    """The metadata that all files of a run share: the user's own keys first, ours
+    after. Empty with `save.no_metadata`. `LoraWriter.metadata_at` adds the step.
 
     meta: the job's, unexpanded. name, steps: of the run. plan: of the run, for the
     datasets. spelling: of the files. `alpha` is what the run was trained with;

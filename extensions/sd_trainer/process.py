@@ -1,5 +1,12 @@
 """`type: sd_trainer`: the trainer of a diffusion model, as a subclass of
-`jobs.process.trainer.Trainer`."""
+`jobs.process.image_trainer.ImageTrainer`.
+
+The base class runs the job: it plans, resumes, encodes the images and calls the loop.
+This class adds the parts of a diffusion model: the model, the network on it, the
+training step, the samples and the files. How these are built is in `setup`, `writers`
+and `metadata`. The runner of jobs creates it; extensions with another loss derive from
+it (docs/extensions.md).
+"""
 
 from __future__ import annotations
 
@@ -94,7 +101,20 @@ the assistant."""
 
 class SdTrainerProcess(ImageTrainer):
     """Trains a network, or the model itself, on folders of images or a stream of
-    shards; README.md lists its output files."""
+    shards; README.md lists its output files.
+
+    Example::
+
+        class HeldPromptProcess(SdTrainerProcess):
+            def extra_prompts(self, sample: Sample) -> Mapping[str, str]:
+                return {**super().extra_prompts(sample), "held": "a portrait"}
+
+            def make_step(self) -> FlowMatchingStep:
+                step = super().make_step()
+                loss = PriorPreservation(self.model, self.network, "held")
+                step.extra_losses["held"] = loss
+                return step
+    """
 
     section: SdTrainerConfig
     planner_class = SdPlanner
@@ -103,7 +123,7 @@ class SdTrainerProcess(ImageTrainer):
     """Its parts are loaded on first use."""
 
     pretrained: dict[str, LayerDelta] | None
-    """What the network begins with."""
+    """The weights that the network begins with."""
 
     files: dict[str, tuple[Changes, float]]
     """The LoRA files beside the network (`load_files_beside`), until `attach`."""
@@ -249,7 +269,7 @@ class SdTrainerProcess(ImageTrainer):
         if self._is_sharded:
             enable_forward_prefetch(self.model.blocks())
         # A run that began compiled goes on so, whatever compiling takes now: its
-        # results stay those of one run.
+        # results stay the same.
         if self.resumption.ran_compiled:
             against_compiling = ""
         else:
@@ -431,8 +451,8 @@ class SdTrainerProcess(ImageTrainer):
         return prompts
 
     def make_step(self) -> FlowMatchingStep:
-        """The step of the loop. An extension adds to its `extra_losses`, or returns one
-        of its own class."""
+        """The step of the loop. An extension adds to its `extra_losses`, or returns a
+        step of another class."""
         train = self.section.train
         uses = self.plan.samples_per_epoch
         named = {
@@ -531,7 +551,7 @@ class SdTrainerProcess(ImageTrainer):
         section = self.section
         planned = self._as_planned()
         on_gpu = self.device.type == "cuda"
-        # On the CPU the peak is that of the whole process so far.
+        # On the CPU the peak includes all earlier phases of the process.
         phases = [] if on_gpu else ["encoding", "loading", GENERATING]
         if (
             (section.sample or section.first_sample)

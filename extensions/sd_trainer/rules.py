@@ -1,10 +1,12 @@
-"""What an `sd_trainer` section rules out, and what has no effect in it. Imports no
-torch.
+"""Combinations of keys that an `sd_trainer` section rules out, and keys that have no
+effect in it. Imports no torch.
 
 To add a check, add an `if` to the group that it belongs to: `error` stops the job,
 `warning` is printed, `unused` of a section warns of keys that nothing reads. Write each
-message on a line of its own, so that a search for its words finds it. What concerns one
-subsection alone stands in the `check` of that section.
+message on its own line, so that a search for its words finds it. A check of one
+subsection alone belongs in the `check` of that section.
+
+`config.SdTrainerConfig.check` calls `findings` for each job, also in a dry run.
 """
 
 from __future__ import annotations
@@ -79,8 +81,8 @@ TYPE_IN_A_NAME = re.compile(
 
 
 def findings(s: DiffusionSection) -> Findings:
-    """All checks of several subsections together; those of a feature only where the job
-    uses it."""
+    """All checks of several subsections together. The checks of a feature run only
+    where the job uses it."""
     train = s.train
     used: dict[Callable[[DiffusionSection], Findings], object] = {
         _files_beside: s.files_beside() or s.deployments(),
@@ -194,7 +196,7 @@ def _weight_files(s: DiffusionSection) -> Findings:
 
 
 def weight_file_findings(s: DiffusionSection, key: str, path: str) -> Findings:
-    """What a LoRA file says against the model that it is for."""
+    """Reasons why a LoRA file does not fit the model that it is for."""
     from toolkit.models.adapter_origin import (
         origin_findings,
         unreadable,
@@ -708,7 +710,9 @@ def _of_layers(s: DiffusionSection, title: str) -> Findings:
             message = f"{title} learns the layers of each image. Give 'layers_path', or 'layers_suffix: _layer'."
             yield error(f"datasets.{index}", message)
     for name, sample in (("sample", s.sample), ("first_sample", s.first_sample)):
-        for index, item in enumerate(sample.samples if sample else ()):
+        if not sample:
+            continue
+        for index, item in enumerate(sample.samples):
             place = f"{name}.samples.{index}"
             if not item.ctrl_img:
                 message = f"is required: {title} takes an image apart into layers. Give that image."

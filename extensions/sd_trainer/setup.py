@@ -1,5 +1,10 @@
-"""Builds what is trained: the block runner of the model; the network on it; optimizer,
-schedule, EMA."""
+"""Builds what is trained: the block runner of the model, the network on it, and the role
+of its parameters with optimizer, schedule and EMA.
+
+It also loads the LoRA files that a job names: the start of the network, and the files
+beside it. It trains nothing and writes no files of a run. `process` calls these
+functions, and so do the benchmarks that measure a single step.
+"""
 
 from __future__ import annotations
 

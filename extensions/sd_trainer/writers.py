@@ -10,7 +10,10 @@ transformer alone.
       training.json                                            metadata, as in the header of a network file
 
 Changing a linked file in place would change the base model's too; deleting either
-folder does not affect the other."""
+folder does not affect the other.
+
+`process` chooses the class; `SaveCallback` calls its `snapshot`.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,14 @@ ARCHITECTURE = "modelspec.architecture"
 
 class LoraWriter:
     """Writes the EMA of the weights where there is one, else the raw weights;
-    `save.also` adds the raw ones, and an extracted LoRA of the same weights."""
+    `save.also` adds the raw ones, and an extracted LoRA of the same weights.
+
+    Example::
+
+        writer = LoraWriter(network, section, metadata)
+        write = writer.snapshot(run, step=250)
+        paths = write()  # while the training continues
+    """
 
     suffix = ".safetensors"
 
@@ -122,7 +132,7 @@ class LoraWriter:
     def _report(
         self, file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     ) -> None:
-        """Logs what is wrong with a last file of a run."""
+        """Logs the first fault of a final file."""
         wrong = []
         for one in health(tensors, metadata):
             if one.severity == "error" and one.check != "unknown_keys":
@@ -240,7 +250,13 @@ class LoraWriter:
 
 
 class SingleFileWriter(LoraWriter):
-    """Writes the model itself, by the names of ComfyUI."""
+    """Writes the model itself, by the names of ComfyUI.
+
+    Example::
+
+        write = SingleFileWriter(network, section, metadata).snapshot(run, step=None)
+        (path,) = write()
+    """
 
     def __init__(
         self,
@@ -305,7 +321,13 @@ class SingleFileWriter(LoraWriter):
 
 
 class ModelFolderWriter(LoraWriter):
-    """Writes model folders where a `LoraWriter` writes files."""
+    """Writes model folders where a `LoraWriter` writes files.
+
+    Example::
+
+        write = ModelFolderWriter(network, section, metadata).snapshot(run, step=None)
+        (folder,) = write()
+    """
 
     suffix = ""
 

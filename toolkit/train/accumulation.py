@@ -1,5 +1,11 @@
 """Which micro-batches make up each optimizer step, and which rank computes which of
-them."""
+them.
+
+The functions work on `BatchSpec`, not on images or tensors, so a plan can count the
+steps of a run without loading anything. The samples of a step do not depend on the
+number of ranks. Called by the loop, by `collectives`, and by the planner
+(`toolkit.plan`), which needs the sizes of the pieces.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +19,12 @@ from toolkit.rounding import ceil_divide
 
 @dataclass(frozen=True)
 class AccumulationStep:
-    """The micro-batches of one optimizer step (gradient accumulation)."""
+    """The micro-batches of one optimizer step (gradient accumulation).
+
+    >>> spec = BatchSpec(0, items=(4, 7), positions=(0, 1))
+    >>> AccumulationStep((spec,), cursor=None).sample_keys
+    [(0, 0), (0, 1)]
+    """
 
     specs: tuple[BatchSpec, ...]
     cursor: Cursor

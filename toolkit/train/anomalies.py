@@ -1,10 +1,12 @@
-"""What looks wrong in the numbers of a run: slow steps, the loss of one part of the
-data that runs away, layers without a gradient, sample images that are all alike or
-noise, or turn into texture.
+"""Finds faults in the numbers of a run: slow steps, the loss of one part of the data
+that runs away, layers without a gradient, sample images that are all alike or noise, or
+turn into texture.
 
-Each detector is given numbers and returns what it found; none knows a clock, a device
-or a file. A fault is found once, and again only after all was well in between. How
+Each detector gets numbers and returns its findings. It does not use a clock, a device
+or a file. A fault is reported once, and again only after all was well in between. How
 often they are wrong: docs/correctness.md.
+
+`callbacks.anomalies` feeds the detectors; `validation` uses the limit of texture.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from toolkit.system.readings import Reading
 
 
 def _diagnostic(kind: str, message: str, cause: str, remedy: str) -> Diagnostic:
-    """kind: `step_time`, `loss`, `gradient`, `samples` or `texture`. cause: as far as
-    it is known."""
+    """kind: `step_time`, `loss`, `gradient`, `samples` or `texture`. cause: where it is
+    known."""
     return Diagnostic((), message, "warning", kind, cause, remedy)
 
 
@@ -74,7 +76,15 @@ class _Group:
 
 class SlowSteps:
     """Compares the time of steps with the usual one of micro-batches of their shapes,
-    which is learned from the first steps of the process."""
+    which is learned from the first steps of the process.
+
+    >>> detector = SlowSteps()
+    >>> shape = Counter({"image 512x512": 1})
+    >>> times = [0.5] * 60 + [2.0] * 40
+    >>> findings = [detector.add(shape, 1, step_s, 0.0, Reading()) for step_s in times]
+    >>> [finding.check for finding in findings if finding]
+    ['step_time']
+    """
 
     def __init__(self) -> None:
         self._steps = 0
@@ -330,15 +340,14 @@ HISTORY_BLOCKS = (3, 10)
 """Blocks before them that they are compared with: at least, at most."""
 
 RISE = math.log(2)
-"""By this much the logarithm of the loss has to rise more than that of all other
-images."""
+"""The logarithm of the loss has to rise by this much more than for all other images."""
 
 DEVIATIONS = (2.5, 9.0)
 """And by this many standard deviations of what chance does: each block, and all in a
 row together, at least two."""
 
 BAND_SAMPLES = 20
-"""Samples whose mean is that of a band."""
+"""Samples that the mean of a band is computed from."""
 
 BANDS = 10
 """Bands of the timestep t in [0, 1] whose losses are not compared with each other."""
@@ -346,7 +355,12 @@ BANDS = 10
 
 @dataclass(frozen=True)
 class SampleLoss:
-    """The loss of one sample."""
+    """The loss of one sample.
+
+    >>> sample = SampleLoss({"bucket": "512x512", "dataset": "cats"}, loss=0.12, t=0.4)
+    >>> sample.parts["dataset"]
+    'cats'
+    """
 
     parts: Mapping[str, str]
     """`bucket` and `dataset` -> which one it belongs to."""
@@ -378,8 +392,11 @@ class RunawayLoss:
 
     A value is the logarithm of a loss less the mean of its band of t at first: losses
     differ by a factor of ten over t alone. A mean that followed the losses would fall
-    with those of a part that is learned by heart, and the values of all others would
-    rise.
+    where one part is learned by heart, and the values of all others would rise.
+
+    >>> detector = RunawayLoss()
+    >>> detector.add([SampleLoss({"dataset": "cats"}, loss=0.12, t=0.4)])
+    []
     """
 
     MEMORY = 6000
@@ -550,6 +567,11 @@ class SilentLayers:
     In a model with a stream of text and one of the image, what follows the last
     attention on the side of the text reaches no pixel: these layers of the last block
     never have a gradient.
+
+    >>> detector = SilentLayers(["blocks.0.q.lora_A.weight", "blocks.1.q.lora_A.weight"])
+    >>> steps = {"blocks.0.q.lora_A.weight": 20, "blocks.1.q.lora_A.weight": 0}
+    >>> detector.add(steps, absent=()).message
+    '1 of 2 layers (blocks.0.q) had no gradient for 20 steps'
     """
 
     def __init__(self, parameters: Iterable[str], wait: int = SILENT_STEPS) -> None:
@@ -619,7 +641,11 @@ THUMBNAIL = 32
 
 @dataclass(frozen=True)
 class SampleFeatures:
-    """What tells whether an image is like another, and whether it is noise."""
+    """Features that show whether an image is like another, and whether it is noise.
+
+    >>> features_of(Image.new("RGB", (512, 512), "red")).roughness
+    0.0
+    """
 
     thumbnail: np.ndarray
     """[THUMBNAIL, THUMBNAIL, 3] in 0..255."""
@@ -657,7 +683,8 @@ def features_of(image: Image.Image) -> SampleFeatures:
 
 
 HIGH = 0.125
-"""Cycles per pixel: a quarter of the Nyquist frequency. What is above it is texture."""
+"""Cycles per pixel: a quarter of the Nyquist frequency. Higher frequencies are
+texture."""
 
 TILE = 16
 """Pixels of the side of an area."""
@@ -729,9 +756,15 @@ IMAGE = 0.6
 
 
 class RisingTexture:
-    """Compares the texture of images with that of the first ones. It counts only while
-    the loss does not rise, which would be another fault: a network that draws a pattern
-    everywhere may well have the lower loss."""
+    """Compares the texture of images with the texture of the first ones. It counts only
+    while the loss does not rise, which would be another fault: a network that draws a
+    pattern everywhere may well have the lower loss.
+
+    >>> detector = RisingTexture("the sample images", rise=0.1)
+    >>> detector.add([0.1], loss_rises=False)
+    >>> detector.add([0.5], loss_rises=False).message
+    'the sample images turn into texture: high frequencies 0.50, at first at most 0.10'
+    """
 
     def __init__(self, what: str, rise: float) -> None:
         """what: the images, in the plural. rise: how far above all of the first ones
@@ -742,7 +775,8 @@ class RisingTexture:
         self._said = False
 
     def add(self, textures: Sequence[float], loss_rises: bool) -> Diagnostic | None:
-        """textures: of a set of images, the first of which is that to compare with."""
+        """textures: of a set of images. The first set is the one that later sets are
+        compared with."""
         if math.isnan(self._first):
             self._first = max(textures)
         now = median(textures)
@@ -760,7 +794,13 @@ class RisingTexture:
 
 class SampleSets:
     """Compares each set of sample images with the best one before it: a model that is
-    not trained yet makes noise, and may make the same of every prompt."""
+    not trained yet makes noise, and may make the same of every prompt.
+
+    >>> detector = SampleSets()
+    >>> image = Image.new("RGB", (512, 512), "red")
+    >>> detector.add([("a cat", features_of(image))])
+    []
+    """
 
     def __init__(self) -> None:
         self._difference = 0.0

@@ -1,5 +1,11 @@
 """Loads the model of a `model:` section as it is trained and used: merged with its base
-LoRAs, quantized with its recovery adapter, some of its blocks in the CPU memory."""
+LoRAs, quantized with its recovery adapter, some of its blocks in the CPU memory.
+
+This module combines the keys of the section; `toolkit.models.loading` reads the
+weights, and `toolkit.memory.quantization` quantizes them. It attaches no network.
+Called by the trainer (`extensions.sd_trainer.process`), by `other_model`, and by the
+tools that generate images or encode a dataset.
+"""
 
 from __future__ import annotations
 

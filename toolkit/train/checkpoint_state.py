@@ -1,4 +1,11 @@
-"""From a run to the contents of a checkpoint and back, bit for bit."""
+"""Copies a run into the contents of a checkpoint, and a checkpoint back into a run, bit
+for bit.
+
+The parts are the weights, their EMA, the optimizer state, the cursor of the data, and
+the settings of the job. Files and their verification are in `checkpoint_store`, the
+rows of sharded tensors in `sharded_state`. `SaveCallback` calls `snapshot_state`,
+`resumption.ResumePlan.apply` calls `load_state`.
+"""
 
 from __future__ import annotations
 
@@ -226,9 +233,11 @@ def _refuse_other_weights(path: Path, run: Run) -> None:
     for name, shape in shapes_of_rows(path).items():
         if name.startswith("weights/"):
             saved[name.removeprefix("weights/")] = shape
-    differing = sorted(expected.keys() ^ saved.keys()) or sorted(
-        name for name, shape in expected.items() if shape != saved[name]
-    )
+    differing = sorted(expected.keys() ^ saved.keys())
+    if not differing:
+        for name in sorted(expected):
+            if expected[name] != saved[name]:
+                differing.append(name)
     if differing:
         raise RunError(
             f"{path} was made by a job with another network: {differing[0]} and {len(differing) - 1} more differ. "

@@ -13,6 +13,8 @@ kept.
 A checkpoint is written under a temporary name, flushed and renamed; only then are older
 ones removed. It counts only when its manifest verifies. The newest is the one with the
 highest step: file times are never used.
+
+`callbacks.save` writes through this module, `resumption` chooses what to resume from.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ MANIFEST = "MANIFEST.json"
 STATE_FILE = "state.json"
 _STEMS = ("weights", "ema", "optimizer")
 _FILES = {*(f"{stem}.safetensors" for stem in _STEMS), STATE_FILE}
-"""What every checkpoint has besides its manifest."""
+"""The files of every checkpoint, without its manifest."""
 
 _STEP_FOLDER = re.compile(r"step_(\d{9,})")
 _TEMPORARY = ".tmp-"
@@ -82,7 +84,12 @@ FileEntry = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class CheckpointData:
-    """The contents of one checkpoint, on the CPU and independent of the run."""
+    """The contents of one checkpoint, on the CPU and independent of the run.
+
+    >>> snapshot = CheckpointData(340, tensors={"weights": {}}, document={"seed": 42})
+    >>> snapshot.size
+    0
+    """
 
     step: int
     tensors: Mapping[str, Mapping[str, Tensor]]
@@ -116,7 +123,7 @@ def checkpoint_dir(run_folder: Path) -> Path:
 def check_writable(root: Path) -> None:
     """Raises RunError where checkpoints could not be saved: `root`, or the folder that
     it will be made in, is not a folder or cannot be written to, or a pipe or a device
-    lies in the run's folder, on which a reader would wait forever."""
+    is in the run's folder, on which a reader would wait forever."""
     for folder in (root.parent, root, *checkpoint_folders(root)):
         if not folder.is_dir():
             continue
@@ -196,7 +203,13 @@ def try_saving(folder: Path, size: int) -> None:
 @dataclass(frozen=True)
 class BegunCheckpoint:
     """A checkpoint under its temporary name, with the files that were written while
-    training waited."""
+    training waited.
+
+    Example::
+
+        begun = begin_checkpoint(root, snapshot)  # training waits
+        write_checkpoint(root, snapshot, keep=2, begun=begun)  # in a thread
+    """
 
     folder: Path
     files: Mapping[str, FileEntry]
@@ -418,9 +431,9 @@ def verify(path: Path, by_hash: bool = True) -> str | None:
 
 @contextmanager
 def reading_state(path: Path) -> Iterator[None]:
-    """What the block finds amiss in the contents of a state (or of a run's folder)
-    becomes a RunError: files that verify may still lack an entry, or have one of
-    another type, where somebody else wrote them."""
+    """Turns errors in the contents of a state (or of a run's folder) into a RunError.
+    Files that verify may still lack an entry, or have one of another type, where
+    another program wrote them."""
     try:
         yield
     except (

@@ -1,4 +1,4 @@
-"""What the ranks of a run do together: all-reduce of gradients and losses, commands of
+"""The joint work of the ranks of a run: all-reduce of gradients and losses, commands of
 rank 0 to the others, full copies of sharded tensors.
 
 Each rank divides its losses by the samples of the whole accumulation step, so the sums
@@ -9,7 +9,11 @@ FSDP2 (`memory/fsdp.py`).
 Rank 0 samples, validates and saves while the other ranks wait for it in a collective.
 Whatever needs the weights of all ranks begins with a command (`Run.broadcast_command`):
 the other ranks run it and wait again. A command is a picklable function; it is called
-with the rank's `WorkerContext`."""
+with the rank's `WorkerContext`.
+
+Called by the loop, by the callbacks that sample, validate and save, and by the writers
+of network files.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +39,12 @@ from toolkit.train.run import Run
 
 @dataclass
 class WorkerContext:
-    """The objects of one rank that commands of rank 0 work on."""
+    """The objects of one rank that commands of rank 0 work on.
+
+    Example::
+
+        install_command_handler(WorkerContext(model, network, run))
+    """
 
     model: DiffusionModel
     network: Network
@@ -164,7 +173,7 @@ def _gather_on_worker(
 
 
 class _Report(NamedTuple):
-    """What one rank tells the others of its micro-batches."""
+    """The report of one rank to the others about its micro-batches."""
 
     uses: list[tuple[int, int]]
     sources: list[SampleSource]
@@ -177,7 +186,7 @@ class _Report(NamedTuple):
     """Names of the metrics per sample."""
 
     counts: dict[str, int]
-    """Name of a metric per batch -> samples of which it is the mean."""
+    """Name of a metric per batch -> number of samples that it averages."""
 
     with_gradient: list[bool]
     """For each parameter that is not sharded, whether it has a gradient on this
@@ -193,8 +202,8 @@ def all_reduce_gradients_and_losses(
     """The losses of the whole accumulation step; gradients of parameters that are not
     sharded become the sums over all ranks.
 
-    local_losses: those of this rank; None where the accumulation step was aborted. The
-    result is then None on all ranks.
+    local_losses: of this rank; None where the accumulation step was aborted. The result
+    is then None on all ranks.
     """
     if run.process_group.is_single_process:
         return local_losses
@@ -283,10 +292,7 @@ def _summands(
         )
         for row, kind in zip(rows, kinds, strict=True):
             row[own_indices] = torch.cat(
-                [
-                    values_B.to(device, row.dtype)
-                    for values_B in local_losses.per_sample[kind]
-                ]
+                [v_B.to(device, row.dtype) for v_B in local_losses.per_sample[kind]]
             )
     whole = StepLossBuffer()
     for role, share in zip(roles, of_roles, strict=True):
@@ -316,6 +322,6 @@ def whole_cursor(process_group: ProcessGroup, cursor: Cursor) -> Cursor:
 
 
 def has_readers(cursor: Cursor) -> bool:
-    """Whether the cursor is that of a `SharedStreamSource`, whose samples have no epoch
-    that all processes know."""
+    """Whether the cursor is of a `SharedStreamSource`, whose samples have no epoch that
+    all processes know."""
     return isinstance(cursor, dict) and "readers" in cursor

@@ -1,9 +1,12 @@
-"""What changed in the job since a checkpoint was written, and whether a resume allows
-it.
+"""The changes of a job since its checkpoint was written, and whether a resume allows
+them.
 
 Pure; imports no torch. Keys are dotted paths of the typed section, as in
 `datasets[0].folder_path`. Its section says what a change of each key means
 (`StrictModel.on_resume`).
+
+Called by `resumption`, and by `jobs.process.trainer`, which compares the ranks of a
+run.
 """
 
 from __future__ import annotations
@@ -20,7 +23,11 @@ from toolkit.config.reading.normalise import item_annotation, section_model
 
 @dataclass(frozen=True)
 class ConfigChange:
-    """One key with its old and new value."""
+    """One key with its old and new value.
+
+    >>> print(ConfigChange("train.lr", 0.0001, 0.0002, "changes the result"))
+    train.lr: 0.0001 -> 0.0002
+    """
 
     key: str
     old: Any

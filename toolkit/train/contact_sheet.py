@@ -1,6 +1,10 @@
-"""The samples of a run on one sheet: images it is trained on above, then a row for each
-prompt, a column for each step; on the left the reference images of the prompt. Imports
-no torch."""
+"""The samples of a run on one sheet.
+
+Training images are at the top. Below them each prompt has a row and each step a column;
+the control images of a prompt are on the left. The sheet is drawn from the files of the
+run, so it can be drawn again at any time. Imports no torch. Called by
+`OverviewCallback` after each set of samples, and by the tools that show a run.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,10 @@
-"""How far samples lie beside the reference images that they edit, and what they change
-outside a mask. Imports no torch.
+"""How far samples are shifted against the images that they edit, and how much they
+change outside a mask. Imports no torch.
 
 Shape suffixes: H rows, W columns, C colours.
+
+`sampling.Sampler` measures the drift of each sample, and `callbacks.sample` logs it.
+Tools compare the files of a run by it.
 """
 
 from __future__ import annotations
@@ -22,11 +25,16 @@ from toolkit.data.pixels.images import open_image, open_mask, over_white
 PREFIX = "drift/"
 
 BLACK = 16
-"""In a mask, 0 to 255: pixels darker than this lie outside."""
+"""In a mask, 0 to 255: pixels darker than this are outside."""
 
 
 class Drift(NamedTuple):
-    """How a sample lies on its reference."""
+    """How a sample lies on its reference.
+
+    >>> shifted = Alignment(0.0, 0.0, (3.0, 4.0), peak=0.9, error=0.1, size=(512, 512))
+    >>> Drift(shifted).numbers()["shift_px"]
+    5.0
+    """
 
     found: Alignment
     """Alignment of the sample on the reference: a positive shift is one to the right
@@ -70,7 +78,7 @@ def drift_of(
     """The drift of a sample from the first reference that has its shape; None where
     there is none.
 
-    mask: of that reference, stretched over it; what is white may change. Raises
+    mask: of that reference, stretched over it; its white parts may change. Raises
     ImageError for a file that cannot be used.
     """
     for path in references:

@@ -1,21 +1,23 @@
-"""`train.few_step_loss`: the network learns to do beside a few-step LoRA what it does
-without it in many steps.
+"""`train.few_step_loss`: with a few-step LoRA the network learns to have the effect
+that it has without it in many steps.
 
 In the later micro-batches, or a share of them, the few-step LoRA is active, at the
-noise levels at which it will be sampled. x_t is what the sampling with it makes of the
-noise up to that level. The target is the velocity of the model with the few-step LoRA
-but without the network, plus what the teacher, the mean of the network, changes in many
-steps: the difference that it makes to the velocity that leads from x_t to where the
-model without the few-step LoRA, with guidance, arrives at the next level in several
-Euler steps. So errors of the few-step LoRA itself are not part of it. Only the network
-learns; the few-step LoRA is frozen, and the target has no gradient. Each level counts
-the same, as each is one step of the sampling.
+noise levels at which it will be sampled. x_t is the result of sampling with it up to
+that level. The target is the velocity of the model with the few-step LoRA but without
+the network, plus what the teacher, the mean of the network, changes in many steps: the
+difference that it makes to the velocity that leads from x_t to where the model without
+the few-step LoRA, with guidance, arrives at the next level in several Euler steps. So
+errors of the few-step LoRA itself are not part of it. Only the network learns; the
+few-step LoRA is frozen, and the target has no gradient. Each level counts the same, as
+each is one step of the sampling.
 
 Source: the way to the next level: Luhman & Luhman 2021, arXiv:2101.02388; Salimans & Ho
 2022, arXiv:2202.00512, section 3. x_t of the student's own sampling: Yin et al. 2024,
 arXiv:2405.14867.
 
 Shape suffixes: B rows of the batch, C channels, H/W latent height and width.
+
+`extensions.sd_trainer.process` makes the step and its teacher.
 """
 
 from __future__ import annotations
@@ -62,6 +64,12 @@ class Teacher:
     A network that learned from itself as it is would run away: what it changes with
     guidance grows with each lesson. As it was in the beginning it would have nothing of
     what the network still learns. Source: Tarvainen & Valpola 2017, arXiv:1703.01780.
+
+    Example::
+
+        teacher = Teacher(role, first_step=1000)
+        with teacher.teaching():
+            velocity = model.predict_velocity(x_t, t, prompts, references)
     """
 
     def __init__(self, role: Role, first_step: int) -> None:
@@ -105,11 +113,21 @@ class Teacher:
 
 
 class FewStepMixture(FlowMatchingStep):
-    """A flow matching step of which the later micro-batches, or a share of them, are
-    computed in few steps.
+    """A flow matching step that computes the later micro-batches, or a share of them,
+    in few steps.
 
     Which ones depends on the seed, the epoch and the place of their first item alone: a
     resume repeats it, and so does each piece of a micro-batch that is cut.
+
+    Example::
+
+        beside = process.beside
+        step = FewStepMixture(
+            model, seed, few, network, teacher,
+            with_lora=partial(beside.using, "train.few_step_loss"),
+            alone=partial(beside.using, ""),
+        )
+        train(run, source, step)
     """
 
     def __init__(
@@ -209,8 +227,7 @@ class FewStepMixture(FlowMatchingStep):
     def _student(
         self, batch: LatentBatch, noise_BCHW: Tensor, schedule: Tensor, at_B: Tensor
     ) -> Tensor:
-        """What the sampling with the few-step LoRA has made of the noise after `at_B`
-        steps."""
+        """The latents after `at_B` steps of the sampling with the few-step LoRA."""
         x_BCHW = noise_BCHW
         prompts = batch.prompts
         references = batch.control_latents

@@ -5,6 +5,8 @@ of an image gets the same noise and t, whatever the batch size, accumulation or 
 of restarts.
 
 Shape suffixes: B batch, C channels, H/W latent height and width.
+
+The trainers make a step for the loop; `few_step` and `preference` derive from it.
 """
 
 from __future__ import annotations
@@ -35,7 +37,13 @@ NETWORK = "network"
 
 
 class ExtraLoss(Protocol):
-    """A further loss of each sample, with its own forward passes."""
+    """A further loss of each sample, with its own forward passes.
+
+    Example::
+
+        extra_loss: ExtraLoss = PriorPreservation(model, network, "blank_prompt")
+        step.extra_losses["blank_prompt"] = extra_loss
+    """
 
     def __call__(self, batch: LatentBatch, x_t_BCHW: Tensor, t_B: Tensor) -> Tensor:
         """Losses [B], float32. x_t_BCHW: the noised latents of the batch at t_B, on its
@@ -44,12 +52,18 @@ class ExtraLoss(Protocol):
 
 
 class FlowMatchingStep(TrainStep[LatentBatch]):
-    """Loss of what the model predicts (`ModelFacts.prediction`) on the path between
-    each image and its own noise, and further losses."""
+    """Loss of the model's prediction (`ModelFacts.prediction`) on the path between each
+    image and its own noise, and further losses.
+
+    Example::
+
+        step = FlowMatchingStep(model, seed=42, timestep_type="sigmoid")
+        train(run, source, step)
+    """
 
     extra_losses: dict[str, ExtraLoss]
-    """Name -> loss that is added to that of the velocity. Its mean over the batch is
-    logged as `loss/<name>`.
+    """Name -> loss that is added to the loss of the velocity. Its mean over the batch
+    is logged as `loss/<name>`.
 
     Each has its own backward pass, so that only the activations of one are in
     memory."""
@@ -197,7 +211,7 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         return levels_of(self.noise_levels, len(references), prefix, target)
 
     def lesson(self, batch: LatentBatch, levels: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(x_t [B, C, H, W], what is to be predicted there [B, C, H, W], t [B]) of a
+        """(x_t [B, C, H, W], the target of the prediction [B, C, H, W], t [B]) of a
         batch, on its device; `levels` rows in a row for each item."""
         latents_BCHW = at_least_float32(batch.latents_BCHW)
         noise_BCHW, t_B = self.sample_noise_and_t(
@@ -220,8 +234,8 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         self, spec: BatchSpec, shape_CHW: torch.Size, levels: int = 1, stacked: int = 1
     ) -> tuple[Tensor, Tensor]:
         """Noise [B, C, H, W] and t [B] of a batch, float32 on the CPU; `levels` rows in
-        a row for each item. stacked: images below each other, of which the size of one
-        decides about t."""
+        a row for each item. stacked: number of images below each other; the size of one
+        of them decides t."""
         keys = noise_keys(spec, levels)
         noise = [
             torch.randn(shape_CHW, generator=generator(self.seed, "noise", *key))
@@ -292,6 +306,11 @@ class PriorPreservation:
     of the class (Ruiz et al. 2023, arXiv:2208.12242, eq. 2). No mask and no weight of a
     sample or noise level applies. Source: ai-toolkit, `SDTrainer.py`,
     `diff_output_preservation` and `blank_prompt_preservation`.
+
+    Example::
+
+        name = "blank_prompt_preservation"
+        step.extra_losses[name] = PriorPreservation(model, network, name, factor=0.5)
     """
 
     model: DiffusionModel
@@ -314,7 +333,7 @@ class PriorPreservation:
 
 def noise_keys(spec: BatchSpec, levels: int) -> list[tuple[int, ...]]:
     """Keys of the random numbers of each noise level of each item of a batch: epoch and
-    position, and the number of the level but for the first, whose key is that of a use
-    with one level."""
+    position, and the number of the level. The first level has no number: its key is the
+    same as with one level."""
     uses = [(spec.epoch, position) for position in spec.positions]
     return [(*use, level) if level else use for use in uses for level in range(levels)]

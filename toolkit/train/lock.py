@@ -15,6 +15,8 @@ open for reading only, from any container on the machine. The alternatives do no
 /proc/locks leaves out processes of other containers and names the devices of some file
 systems otherwise than `stat`; a process id may belong to another process by now; locks
 of a process (F_SETLK) vanish when any part of it closes the file.
+
+`jobs.process.trainer` takes the lock of a run; `run_reader` queries it.
 """
 
 from __future__ import annotations
@@ -67,7 +69,14 @@ _READS = 20
 
 @dataclass(frozen=True)
 class LockHolder:
-    """The process that runs in a folder."""
+    """The process that runs in a folder.
+
+    Example::
+
+        owner = read_lock(folder).owner
+        if owner:
+            print(f"process {owner.pid} on {owner.host}")
+    """
 
     pid: int
     host: str
@@ -80,7 +89,11 @@ class LockHolder:
 
 @dataclass(frozen=True)
 class LockState:
-    """The result of `read_lock`."""
+    """The result of `read_lock`.
+
+    >>> read_lock(Path("output/of_nobody"))
+    LockState(held=False, owner=None)
+    """
 
     held: bool
     """Whether a live process runs in the folder."""

@@ -5,6 +5,8 @@ It takes a source of batches, a `TrainStep` and the parameters by role, and call
 callbacks. It knows nothing of diffusion, files or screens, nor of how gradients become
 a step (`optimizer_step`). Nothing in it waits for the device: `metrics_buffer` fetches
 what only the device knows.
+
+The trainers call `try_largest_batch` and then `train`.
 """
 
 from __future__ import annotations
@@ -49,8 +51,8 @@ def train(run: Run, source: BatchSource, step_fn: TrainStep[Any]) -> bool:
     requested.
 
     Returns whether nothing is left to train. Raises RunError when the loss is not
-    finite three steps in a row, and that of a source that fails, once what was trained
-    is saved as after a stop.
+    finite three steps in a row. The RunError of a source that fails is raised once the
+    run is saved, as after a stop.
     """
     timer = StepTimer()
     metrics = MetricsBuffer(run, timer)
@@ -176,11 +178,11 @@ def _steps(
 
 
 class _ProgramFailed(Exception):
-    """A compiled program failed in a pass, and what was computed so far is to be
-    computed again without programs."""
+    """A compiled program failed in a pass: the step has to be computed again without
+    programs."""
 
     def __init__(self, reason: str = "") -> None:
-        """reason: what is still to be reported."""
+        """reason: the message that is still to be logged."""
         super().__init__(reason)
         self.reason = reason
 
@@ -270,8 +272,8 @@ def _computed(
     tried: bool,
 ) -> StepLossBuffer | None:
     """As `_forward_backward`. Where a compiled program fails that may be given up, all
-    of it is computed again without programs, at a level of checkpointing that fits.
-    What fails then too is raised as it is: it was not the program.
+    of it is computed again without programs, at a level of checkpointing that fits. A
+    failure without programs is raised as it is: the program was not its cause.
 
     Raises _Untried, unless `tried`, where weights would move in the first backward pass
     of a program, or in its first one at a size.

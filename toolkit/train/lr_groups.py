@@ -1,5 +1,10 @@
-"""Parameter groups by learning rate: `train.lr_groups` and LoRA+. Pure; imports no
-torch."""
+"""Parameter groups by learning rate: `train.lr_groups` and LoRA+.
+
+Pure functions of names: they match the layers of a network against the patterns of the
+job and return the groups. They build no optimizer and import no torch, so that a plan
+can count the groups. `roles` calls them for a run, `toolkit.plan.memory_inputs` for a
+plan.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,14 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class LrGroup:
-    """Parameters with one learning rate."""
+    """Parameters with one learning rate.
+
+    >>> weights = ["blocks.0.lora_A.weight", "blocks.0.lora_B.weight"]
+    >>> up = {"blocks.0.lora_B.weight"}
+    >>> groups = build_param_groups(weights, str, lr=0.5, up=up, up_ratio=16)
+    >>> [(group.lr, group.weights) for group in groups]
+    [(0.5, ('blocks.0.lora_A.weight',)), (8.0, ('blocks.0.lora_B.weight',))]
+    """
 
     name: str
     lr: float

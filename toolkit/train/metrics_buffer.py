@@ -4,7 +4,10 @@ so far.
 
 They reach the callbacks at the next flush: after `Run.metrics_sync_interval` steps or
 METRICS_SYNC_SECONDS seconds, before anything is saved (`Run.flush_metrics`), and at the
-end."""
+end.
+
+Used by the loop and, across ranks, by `collectives`.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,15 @@ TimerKey = Literal["step", "data", "outside"]
 
 class StepTimer:
     """Seconds by key. Time counts as `step` unless it is inside a `track` block of
-    another key."""
+    another key.
+
+    >>> timer = StepTimer()
+    >>> with timer.track("data"):
+    ...     pass  # waits for a batch
+    >>> step_s, data_s = timer.lap()
+    >>> data_s <= step_s
+    True
+    """
 
     def __init__(self) -> None:
         self._key: TimerKey = "step"
@@ -98,8 +109,8 @@ ROW = "row"
 def _with_levels(
     by_sample: Mapping[str, tuple[float, ...]],
 ) -> dict[str, tuple[float, ...]]:
-    """The values of all noise levels of all samples under one name; those of levels
-    that a sample lacks have no t."""
+    """The values of all noise levels of all samples under one name. Values of levels
+    that a sample lacks have no t, and are left out."""
     joined: dict[str, tuple[float, ...]] = {}
     for name, values in by_sample.items():
         first = name.split(LEVEL)[0]
@@ -115,7 +126,13 @@ def _with_levels(
 
 class StepLossBuffer:
     """Losses and metrics of the micro-batches of one accumulation step; tensors stay on
-    their device."""
+    their device.
+
+    >>> losses = StepLossBuffer()
+    >>> losses.shares["network"].append(torch.tensor(0.5))
+    >>> losses.finite("network")
+    tensor(True)
+    """
 
     def __init__(self) -> None:
         self.shares: dict[str, list[Tensor]] = defaultdict(list)
@@ -137,7 +154,8 @@ class StepLossBuffer:
         self, batch: Batch, losses: StepLosses, roles: Collection[str], main: str
     ) -> None:
         """Adds the losses and metrics of one micro-batch, except `shares`. roles: those
-        trained in this step. main: the role whose loss is that of the step."""
+        trained in this step. main: the role whose loss counts as the loss
+        of the step."""
         shape = batch.describe()
         self.sources.extend(SampleSource(name, shape) for name in batch.names)
         for position in batch.spec.positions:
@@ -165,10 +183,17 @@ class StepLossBuffer:
 
 @dataclass(frozen=True)
 class PendingStepMetrics:
-    """One step whose metrics are still on the device."""
+    """One step whose metrics are still on the device.
+
+    Example::
+
+        step = PendingStepMetrics(known, losses, norms, taken)
+        values = iter(to_host(step.tensors()))
+        result = step.result(values, "network", step_s=0.5, data_s=0.1)
+    """
 
     known: StepResult
-    """What the host knows already; the flush fills in the rest."""
+    """The metrics that the host knows already; the flush fills in the rest."""
 
     losses: StepLossBuffer
     norms: dict[str, Tensor]
@@ -197,7 +222,8 @@ class PendingStepMetrics:
         compiled: bool = False,
     ) -> StepResult:
         """The step as callbacks see it. values: the values of each of `tensors`. main:
-        the role whose loss is that of the step; NaN where it was not trained."""
+        the role whose loss counts as the loss of the step; NaN where it was not
+        trained."""
         by_role = {}
         for name in self.norms:
             loss = sum(next(values)[0] for _ in self.losses.shares[name])
@@ -250,7 +276,14 @@ class PendingStepMetrics:
 
 
 class MetricsBuffer:
-    """Steps whose metrics are still on the device, in order."""
+    """Steps whose metrics are still on the device, in order.
+
+    Example::
+
+        metrics = MetricsBuffer(run, StepTimer())
+        run.flush_metrics = metrics.flush
+        metrics.add(PendingStepMetrics(known, losses, norms, taken))
+    """
 
     def __init__(self, run: Run, timer: StepTimer) -> None:
         self._run = run

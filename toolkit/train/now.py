@@ -1,9 +1,11 @@
-"""Keeps what a run does (`toolkit.files.now`): the line of the terminal, `now` in
-run.json, the time that is left.
+"""Keeps the present activity of a run (`toolkit.files.now`): the line of the terminal,
+`now` in run.json, the time that is left.
 
-The time left is that of the plan at first; what is measured takes its place part by
-part. run.json is written by a separate thread, at most once a second: whoever tells a
-step or an image waits for no disk.
+The time left comes from the plan at first; measured times replace it part by part. A
+separate thread writes run.json, at most once a second, so that reporting a step or an
+image never waits for the disk.
+
+`jobs.process.trainer` makes one `RunNow` for each run; `callbacks.status` shows it.
 """
 
 from __future__ import annotations
@@ -49,7 +51,15 @@ RECURRING = {"samples": "sampling", "validation": "validating", "saving": "savin
 
 
 class RunNow:
-    """What a run does, for all who show it; a `Listener`. Threads may tell it."""
+    """The present activity of a run, for all who show it; a `Listener`. Any thread may
+    report to it.
+
+    Example::
+
+        now = RunNow(StatusLine())
+        with now.written(folder, "maya"):
+            now.tell("encoding", done=10, of=100)
+    """
 
     def __init__(
         self, line: StatusLine, clock: Callable[[], float] = time.monotonic
@@ -143,7 +153,7 @@ class RunNow:
         self._changed.set()
 
     def _leave(self, time_now: float) -> None:
-        """Keeps what the phase has taken."""
+        """Keeps the time that the phase has taken."""
         if not self._phase:
             return
         self._spent[self._phase] = (
@@ -163,7 +173,7 @@ class RunNow:
         self._steps_before = steps_before
 
     def follow(self, run: Run) -> None:
-        """From here on the run says what is still to come."""
+        """From here on the run provides the work that is still to come."""
         self._run = run
 
     def now(self) -> Now:
@@ -262,7 +272,7 @@ class RunNow:
         return coming * unit_s
 
     def _seconds_per_unit(self, phase: str) -> float | None:
-        """Seconds of one of what a phase counts, as far as they were measured."""
+        """Measured seconds of one unit of a phase; None where none was measured."""
         units = self._units.get(phase, 0.0)
         return self._spent[phase] / units if units else None
 
@@ -313,8 +323,8 @@ class RunNow:
 
     @contextmanager
     def written(self, folder: Path, name: str) -> Iterator[None]:
-        """Inside the block run.json says it. What an earlier start has left there stays
-        until the run itself writes.
+        """Inside the block run.json has this record. The entries of an earlier start
+        stay until the run itself writes.
 
         Raises RunError where the file cannot be written at the beginning; later that is
         a warning.
@@ -334,7 +344,7 @@ class RunNow:
             self.close()
 
     def close(self) -> None:
-        """Nothing is written from here on: what comes is the end of the run."""
+        """Nothing is written from here on: the run itself writes its end."""
         self._closed.set()
         self._changed.set()
         if self._thread is not None and self._thread is not threading.current_thread():
@@ -343,7 +353,7 @@ class RunNow:
 
     @property
     def writes(self) -> bool:
-        """Whether what is posted will be in run.json."""
+        """Whether posted entries will be in run.json."""
         return self._thread is not None
 
     def post(self, document: Mapping[str, Any]) -> None:

@@ -6,7 +6,10 @@ parameter in the last backward pass. The loop calls the same methods for every
 
 Nothing in a standard step waits for the device: whether the step is taken is a 0-dim
 bool tensor, and a skipped step leaves weights, optimizer state and EMA exactly as they
-were."""
+were.
+
+`roles` builds them, the loop calls them.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,14 @@ does."""
 
 class OptimizerStep:
     """How the gradients of an accumulation step are used. Methods in the order of their
-    calls; one object per role."""
+    calls; one object per role.
+
+    Example::
+
+        norm = role.optimizer_step.norm(role)
+        step_ok = losses_are_finite & torch.isfinite(norm)
+        numbers = role.optimizer_step.step(role, steps_done, norm, step_ok)
+    """
 
     in_backward = False
     """Whether parameters are updated in the backward pass."""
@@ -94,7 +104,15 @@ class OptimizerStep:
 
 class StandardStep(OptimizerStep):
     """Accumulates the gradients of all parameters, clips them by their global norm, and
-    steps once."""
+    steps once.
+
+    >>> weight = nn.Parameter(torch.zeros(2))
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> optimizer = torch.optim.SGD([weight], lr=0.1)
+    >>> role = Role({"weight": weight}, optimizer, 0.1, schedule=lambda step: 1.0)
+    >>> StandardStep().norm(role)
+    tensor(5.)
+    """
 
     def norm(self, role: Role, names: Collection[str] | None = None) -> Tensor:
         """names: of the parameters whose gradients count; None: all."""
@@ -129,8 +147,13 @@ class StandardStep(OptimizerStep):
 
 
 class ShardedStep(StandardStep):
-    """`StandardStep` with sharded parameters: the norm is that of the full
-    gradients."""
+    """`StandardStep` with sharded parameters: the norm is computed over the full
+    gradients.
+
+    Example::
+
+        role.optimizer_step = ShardedStep(process_group.all_reduce_sum)
+    """
 
     def __init__(self, all_reduce_sum: Callable[[Sequence[Tensor]], None]) -> None:
         """all_reduce_sum: replaces tensors by their sums over the ranks
@@ -154,6 +177,11 @@ class ZeroGradients:
 
     The norms of the gradients are there already, and the counts stay on the device:
     counting waits for nothing.
+
+    >>> zero = ZeroGradients(["down", "up"])
+    >>> zero.add(("down",), norms_P=torch.tensor([0.5]))
+    >>> zero.steps()
+    {'down': 0, 'up': 1}
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -199,7 +227,14 @@ class ZeroGradients:
 @dataclass
 class Role:
     """A set of parameters that is trained together, with its optimizer, schedule and
-    EMA."""
+    EMA.
+
+    >>> weight = nn.Parameter(torch.zeros(2, 3))
+    >>> optimizer = torch.optim.SGD([weight], lr=0.1)
+    >>> role = Role({"weight": weight}, optimizer, 0.1, schedule=lambda step: 1.0)
+    >>> role.size  # bytes
+    24
+    """
 
     parameters: dict[str, nn.Parameter]
     optimizer: AnyOptimizer
@@ -277,9 +312,9 @@ class Role:
             set_rate(group, base * self.schedule(step))
 
     def learning_rates(self) -> dict[str, float]:
-        """The learning rates of the step just done beyond that of the role, by name.
+        """The further learning rates of the step just done, by name.
 
-        Those of several parameter groups, and those that an optimizer estimates
+        The rates of several parameter groups, and the rates that an optimizer estimates
         (Prodigy's and D-Adaptation's `d`).
         """
         groups = dict(
@@ -320,8 +355,8 @@ class Role:
 
 
 def post_step(role: Role, step_ok: Tensor) -> dict[str, Tensor]:
-    """What follows the optimizer in every strategy: the network's post-processing, then
-    the average of its result."""
+    """The work after the optimizer in every strategy: the network's post-processing,
+    then the average of its result."""
     numbers = role.after_step(step_ok)
     if role.ema:
         role.ema.update(step_ok)
@@ -348,7 +383,7 @@ def _total_norm(role: Role, norms: Mapping[str, Tensor]) -> Tensor:
 
 
 def _answers_at_once(parameter: Tensor) -> bool:
-    """Whether the host need not wait for what is computed there."""
+    """Whether the host need not wait for results on the parameter's device."""
     return parameter.device.type == "cpu"
 
 
@@ -361,15 +396,19 @@ class OptimizerInBackward(OptimizerStep):
     micro-batch, as soon as its gradient is complete, which is then freed.
 
     At most one gradient is in memory at a time (with accumulation all are, until the
-    last micro-batch). The weights are those of `StandardStep`, bit for bit, as long as
-    nothing is clipped. Two things differ, because the norm of all gradients is known
-    only after the parameters were updated:
+    last micro-batch). The weights are the same as with `StandardStep`, bit for bit,
+    where nothing is clipped. Two things differ, because the norm of all gradients is
+    known only after the parameters were updated:
 
     - `max_grad_norm` limits the gradient of each parameter separately;
     - where a gradient is not finite although the losses are, its parameter stays as it
       is, but the others are updated. The step still counts as skipped.
 
     The host does not wait for the device.
+
+    Example::
+
+        role.optimizer_step = step_in_backward(role, accumulates=False)
     """
 
     in_backward = True

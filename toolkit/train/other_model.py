@@ -2,10 +2,11 @@
 is trained.
 
 The weights of the other transformer wait in CPU memory. While samples are generated
-with it they stand in the place of the trained model's: tensor by tensor, in the same
+with it they replace the weights of the trained model: tensor by tensor, in the same
 storage, so that quantized layers, adapters and compiled programs, which hold these
-tensors, compute with the other model. Text encoder and VAE are those of the trained
-model.
+tensors, compute with the other model. Text encoder and VAE stay the same.
+
+Used by `extensions.sd_trainer.process`, and by tools that compare files.
 """
 
 from __future__ import annotations
@@ -26,7 +27,16 @@ logger = logging.getLogger(__name__)
 
 
 class OtherWeights:
-    """The weights of a module, and those of others that can stand in their place."""
+    """The weights of a module, and the weights of other modules that can replace them.
+
+    >>> trained = nn.Linear(2, 2)
+    >>> other = nn.Linear(2, 2)
+    >>> weights = OtherWeights(trained)
+    >>> weights.add("sample.also[0].model", other)
+    >>> with weights.using("sample.also[0].model"):
+    ...     torch.equal(trained.weight, other.weight)
+    True
+    """
 
     def __init__(self, module: nn.Module) -> None:
         """module: with its own layers alone; adapters may be attached to it later."""
@@ -77,7 +87,7 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_other_models(section: DiffusionSection, model: DiffusionModel) -> OtherWeights:
-    """The transformers of `sample.also[].model`, prepared as that of `model`, whose
+    """The transformers of `sample.also[].model`, prepared like the one of `model`. Its
     network is not attached yet."""
     others = OtherWeights(model.network_module)
     dtype = next(model.network_module.parameters()).dtype

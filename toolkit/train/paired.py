@@ -3,8 +3,10 @@ images, the noise and the noise levels are the same each time, so losses are com
 image by image.
 
 The unit is the image: its losses at several noise levels and sizes are correlated, and
-are averaged first. Intervals are those of Student's t for the mean of paired
+are averaged first. Intervals are Student's t intervals for the mean of paired
 differences, wider on the side to which the differences are skewed.
+
+`callbacks.early_stopping` asks for the forecast; tools compare the files of a run.
 """
 
 from __future__ import annotations
@@ -26,7 +28,11 @@ LossesByImage = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of paired differences with its interval."""
+    """The mean of paired differences with its interval.
+
+    >>> Difference(mean=-0.02, half=0.01).resolved
+    True
+    """
 
     mean: float
     half: float
@@ -85,13 +91,19 @@ def _half(values: Sequence[float], tail: float, side: int) -> float:
 
 @dataclass(frozen=True)
 class AsGood:
-    """What a comparison of checkpoints says. Steps stand for the checkpoints."""
+    """The result of a comparison of checkpoints, which are named by their steps.
+
+    >>> worse = Difference(0.02, 0.01)
+    >>> alike = Difference(0.001, 0.01)
+    >>> AsGood(200, {100: worse, 200: Difference(0.0, 0.0), 300: alike}).steps
+    (200, 300)
+    """
 
     lowest: int
     """The step with the lowest mean loss."""
 
     differences: Mapping[int, Difference]
-    """Step -> its loss minus that of `lowest`. The intervals hold for all steps
+    """Step -> its loss minus the loss of `lowest`. The intervals hold for all steps
     together."""
 
     @property
@@ -136,14 +148,18 @@ def as_good_as_the_lowest(
 
 @dataclass(frozen=True)
 class Forecast:
-    """How much lower the loss can still become."""
+    """How much lower the loss can still become.
+
+    >>> Forecast(best=500, gain=0.001, resolvable=0.004).is_over
+    True
+    """
 
     best: int
     """The step of the lowest mean loss so far."""
 
     gain: float
-    """Upper bound of what the rest of the run lowers the loss below that of `best`;
-    below 0: it stays higher."""
+    """Upper bound of how far the rest of the run lowers the loss below the loss of
+    `best`; below 0: it stays higher."""
 
     resolvable: float
     """The least difference that these images show: half of the interval between two

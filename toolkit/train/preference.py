@@ -5,14 +5,16 @@ For a pair of images of one prompt and the same control images, better (w) and w
 
     -log sigmoid(-beta / 2 * ((e(w) - e_ref(w)) - (e(l) - e_ref(l))))
 
-e is the mean squared error of the predicted velocity, e_ref that of the model without
-the network (or with another LoRA file in its place). Both images are in one
+e is the mean squared error of the predicted velocity, e_ref the same error of the model
+without the network (or with another LoRA file in its place). Both images are in one
 micro-batch: one forward pass without gradients for the reference, one with gradients.
 Source: Wallace et al. 2023, arXiv:2311.12908, equation 14; with velocities, Liu et al.
 2025, arXiv:2501.13918. The weight of t is constant, as in these papers.
 
 Shape suffixes: P pairs, 2P better images and then worse ones, C channels, H/W latent
 height and width.
+
+`extensions.sd_trainer.process` makes the step.
 """
 
 from __future__ import annotations
@@ -51,6 +53,12 @@ class PreferenceStep(FlowMatchingStep):
     In which micro-batches depends on the seed, the epoch and the place of their first
     item alone: a resume repeats it, and so does each piece of a micro-batch that is
     cut.
+
+    Example::
+
+        preference = section.train.preference
+        step = PreferenceStep(model, seed, preference, reference=network.disabled)
+        train(run, source, step)
     """
 
     def __init__(

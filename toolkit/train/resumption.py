@@ -1,7 +1,11 @@
 """How a job starts in its folder: whether its run is complete, which checkpoint it
 resumes from (the newest good one, a given one, or none), which settings may have
 changed, and what happens to the run's files. Nothing is ever deleted for it. Imports no
-torch before a checkpoint is loaded, so that a dry run asks the same."""
+torch before a checkpoint is loaded, so that a dry run asks the same.
+
+`jobs.process.trainer` calls `plan_start` and then `ResumePlan`; `toolkit.plan.planning`
+asks the same for a dry run.
+"""
 
 from __future__ import annotations
 
@@ -155,9 +159,8 @@ def archive_later_files(folder: Path, name: str, step: int | None) -> None:
             what = f"of steps after {step}"
         else:
             what = "of an earlier run"
-        logger.info(
-            f"moved {len(moved)} file{'s' * (len(moved) != 1)} {what} to {target}"
-        )
+        plural = "" if len(moved) == 1 else "s"
+        logger.info(f"moved {len(moved)} file{plural} {what} to {target}")
 
 
 def _move(paths: Iterable[Path], target: Path) -> None:
@@ -168,7 +171,11 @@ def _move(paths: Iterable[Path], target: Path) -> None:
 
 @dataclass(frozen=True)
 class Start:
-    """What a start of a job does with what is in its folder."""
+    """How a job starts, given the files in its folder.
+
+    >>> Start(None, moves_aside=True).new_place
+    False
+    """
 
     checkpoint: Path | None
     """The run resumes from it; None: it begins from scratch."""
@@ -181,11 +188,11 @@ class Start:
     same dataset."""
 
     document: Mapping[str, Any] = field(default_factory=dict)
-    """What the checkpoint records of its job; of a complete run without states, what
-    run.json does."""
+    """The checkpoint's record of its job; for a complete run without states, the record
+    in run.json."""
 
     changes: tuple[ConfigChange, ...] = ()
-    """What differs from that job."""
+    """The differences to that job."""
 
     new_dataset_place: bool = False
     """The job names its images otherwise than the run did; they are the same."""
@@ -206,7 +213,7 @@ def plan_start(
     allow_change: bool,
     by_hash: bool = True,
 ) -> Start:
-    """What a start of the job in `folder` does; it changes nothing there.
+    """Plans the start of the job in `folder`; it changes nothing there.
 
     steps: optimizer steps of the whole run. read_hashes: returns the hashes of the
     dataset; called where there is a run to compare with. restart: a run that is
@@ -310,8 +317,8 @@ def _complete_at(
 
 
 STOP_KEY = "stop_when"
-"""The entry of `TrainState.extra` with the last values of the metric, or what the last
-validation said."""
+"""The entry of `TrainState.extra` with the last values of the metric, or the forecast
+of the last validation."""
 
 FORECAST = "forecast"
 """In that entry: `confidence`, and what a `Forecast` has."""
@@ -350,7 +357,15 @@ def stop_reason(
 @dataclass(frozen=True)
 class ResumePlan:
     """How a run begins, after all checks: from the checkpoint `state`, or from scratch
-    where that is None."""
+    where that is None.
+
+    Example::
+
+        start = plan_start(folder, section, steps, read_hashes, False, False)
+        resumption = ResumePlan.of(start, section, read_hashes())
+        resumption.check_base(base_hashes(section.model))
+        resumption.apply(run)
+    """
 
     state: Path | None
     record: dict[str, Any]
@@ -534,7 +549,7 @@ def _settings(section: ProcessConfig) -> dict[str, Any]:
 def _differences(
     document: Mapping[str, Any], section: ProcessConfig, order: RunOrder | None
 ) -> list[ConfigChange]:
-    """What differs between a section and the job that wrote a record. order: of the
+    """The differences between a section and the job that wrote a record. order: of the
     same images, whose places then do not count."""
     given = section.model_dump(mode="json", exclude_unset=True)
     recorded = redact_json(document["settings"], by_key=True)
@@ -575,8 +590,8 @@ def _record_of(folder: Path, checkpoint: Path | None) -> dict[str, Any] | None:
 
 
 def _recorded_hashes(folder: Path, document: Mapping[str, Any]) -> Any:
-    """What a run has written of its dataset. Raises what reading JSON does, and
-    KeyError for a record without one."""
+    """The hashes that a run has written of its dataset. Raises the errors of reading
+    JSON, and KeyError for a record without one."""
     return json.loads(read_regular(_fingerprint_file(folder, str(document["dataset"]))))
 
 
@@ -617,8 +632,8 @@ def _given_entries(section: ProcessConfig) -> list[dict[str, Any]] | None:
 
 
 def _entries(settings: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The `datasets` of a job, where they are folders; those of a stream are compared
-    by the names of its shards."""
+    """The `datasets` of a job, where they are folders. Streams are compared by the
+    names of their shards."""
     entries = settings.get("datasets")
     if (
         not isinstance(entries, list)
@@ -635,8 +650,8 @@ def _places(entries: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
 
 _LENGTH = ("train.steps", "train.epochs", "train.step_limit")
 _ANOTHER_JOB = 6
-"""From so many settings that differ on, the folder is told to be another job's; below,
-the settings are."""
+"""With this many differing settings the message says that the folder belongs to another
+job; with fewer it lists the settings."""
 
 _ELSE = "give the job another name, or add --restart to move the old run aside and start over."
 

@@ -1,5 +1,10 @@
-"""Builds a `Role` from parameters and its settings: optimizer, schedule, EMA, and how
-it steps."""
+"""Builds a `Role` from parameters and its settings: optimizer, schedule, EMA, and how it
+steps.
+
+The optimizers and schedules themselves are in `toolkit.optim`; the loop uses a role
+through `optimizer_step`. Called by the trainers, once for each set of parameters that
+is trained together; the one of a LoRA does it in `extensions.sd_trainer.setup`.
+"""
 
 from __future__ import annotations
 

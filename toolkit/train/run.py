@@ -6,8 +6,10 @@ something is due (every n optimizer steps, or at the end of every n epochs) depe
 the training state only, so that a resume changes nothing.
 
 Loss scaling, for float16: losses are scaled up before the backward pass, so that small
-gradients do not underflow, and gradients are scaled down after it. The rule is that of
-`torch.amp.GradScaler`, but the host never waits for the device.
+gradients do not underflow, and gradients are scaled down after it. The rule is the same
+as in `torch.amp.GradScaler`, but the host never waits for the device.
+
+A trainer builds the `Run`; the loop and all callbacks share it.
 """
 
 from __future__ import annotations
@@ -35,7 +37,13 @@ SCALE_INTERVAL = 2000
 
 class LossScaler:
     """The loss scale: halved when a gradient is not finite, doubled after
-    SCALE_INTERVAL good steps in a row."""
+    SCALE_INTERVAL good steps in a row.
+
+    >>> scaler = LossScaler()
+    >>> scaler.update(finite=torch.tensor(False))
+    >>> scaler.state_dict()
+    {'scale': 32768.0, 'good_steps': 0}
+    """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.scale = torch.full((), START, device=device)
@@ -70,7 +78,12 @@ class LossScaler:
 
 @dataclass
 class Run:
-    """Everything that the training loop and its callbacks share."""
+    """Everything that the training loop and its callbacks share.
+
+    >>> run = Run("maya", Path("output"), 100, grad_accum_steps=1, seed=42, roles={})
+    >>> run.complete
+    False
+    """
 
     name: str
     """Stem of the run's files."""
@@ -93,7 +106,7 @@ class Run:
     """Further JSON values of every checkpoint: the settings, the dataset."""
 
     oom_hint: Callable[[], str] = lambda: ""
-    """What the user can change after an out-of-memory error, most effective first."""
+    """Advice to the user after an out-of-memory error, most effective first."""
 
     loss_scaler: LossScaler | None = None
     """Loss scaling, with the compute dtype float16."""
@@ -158,7 +171,7 @@ class Run:
 
     @property
     def main_role(self) -> str:
-        """The first role, whose loss is that of a step."""
+        """The first role. Its loss counts as the loss of a step."""
         return next(iter(self.roles), "")
 
     @property
@@ -180,17 +193,24 @@ class Run:
 class Callback:
     """Base class of callbacks; each overrides the events it needs. It never changes
     weights, batches or the random state.
+
+    Example::
+
+        class PrintLoss(Callback):
+            def on_metrics(self, run: Run, result: StepResult) -> None:
+                print(f"step {result.step}: {result.loss:.4f}")
     """
 
     included_in_step_time = True
     """Whether its time counts in `step_s`: logging does, saving and sampling do not."""
 
     hears: Sequence[str] = ()
-    """Names of the events that `event` is told: `save`, `sample` and others."""
+    """Names of the events that `event` receives: `save`, `sample` and others."""
 
     def coming(self, run: Run) -> Mapping[str, float]:
-        """What it will still do until the end, besides what is being done: phase of
-        `toolkit.files.now` -> how often what that counts, `{"sampling": 6}`."""
+        """The work that is still to come, without the work in progress: phase of
+        `toolkit.files.now` -> number of its units, such as `{"sampling": 6}` for six
+        images."""
         return {}
 
     def on_start(self, run: Run) -> None:
@@ -234,7 +254,15 @@ def due(step: int, every: int) -> bool:
 
 @dataclass(frozen=True)
 class Interval:
-    """An interval in steps or epochs; 0 is never. Where both are given, both count."""
+    """An interval in steps or epochs; 0 is never. Where both are given, both count.
+
+    >>> run = Run("maya", Path("output"), 1000, grad_accum_steps=1, seed=42, roles={})
+    >>> run.state.step = 500
+    >>> Interval(steps=250).due(run)
+    True
+    >>> Interval(steps=250).coming(run)
+    2
+    """
 
     steps: int = 0
     epochs: int = 0

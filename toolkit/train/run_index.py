@@ -1,6 +1,10 @@
-"""The runs below a folder, for a program that asks again and again: a folder is read
-again only when a file in it has changed. What is remembered is thrown away when in
-doubt, and lost with the process. Imports no torch."""
+"""The runs below a folder, for a program that asks for them repeatedly.
+
+A folder is read again only when a file in it has changed. The index is in memory only:
+it is rebuilt when in doubt, and lost with the process. It reads no metrics and imports
+no torch. A program that stays open uses it; a program that asks once calls
+`run_reader.list_runs`.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +42,11 @@ class _Known:
 
 
 class RunIndex:
-    """`list_runs`, remembered. Several threads may ask."""
+    """`list_runs`, remembered. Several threads may ask.
+
+    >>> RunIndex(Path("output")).runs()
+    ()
+    """
 
     def __init__(self, folder: Path) -> None:
         """folder: the training folder."""

@@ -11,6 +11,8 @@ program.
         losses = [row["loss"] for row in rows]
     events = read_events(run.folder)                        # all rows
     events = read_events(run.folder, since=events.cursor)   # only new rows
+
+Called by the tools, and by the callbacks that need earlier rows.
 """
 
 from __future__ import annotations
@@ -60,7 +62,11 @@ _LONGEST_LINE = 2**24
 
 
 class RunStatus(StrEnum):
-    """Status of a run."""
+    """Status of a run.
+
+    >>> RunStatus("finished") is RunStatus.FINISHED
+    True
+    """
 
     RUNNING = "running"
     """A live process holds the lock of its folder: it loads, trains, saves, or is about
@@ -85,7 +91,13 @@ class RunStatus(StrEnum):
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A run as recorded in its folder. None: not recorded."""
+    """A run as recorded in its folder. None: not recorded.
+
+    Example::
+
+        for run in list_runs(Path("output")):
+            print(run.name, run.status, run.step, run.total_steps)
+    """
 
     folder: Path
     name: str
@@ -120,8 +132,8 @@ class RunInfo:
     None unless it is running."""
 
     now: Now | None
-    """What it does while it runs, or did last when it was killed; None of other
-    runs."""
+    """The activity of a running run, or the last activity of a killed one; None for
+    other runs."""
 
     started: datetime | None
     """UTC; when the latest start of the run began to train."""
@@ -130,7 +142,7 @@ class RunInfo:
     """UTC; when run.json was last written."""
 
     error: str | None
-    """What ended the run, when it failed."""
+    """The error that ended the run, when it failed."""
 
     reason: str | None
     """Why the run finished early, see `stop_when`."""
@@ -145,7 +157,15 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of events.jsonl."""
+    """Rows of events.jsonl.
+
+    Example::
+
+        events = read_events(run.folder)
+        new_events = read_events(run.folder, since=events.cursor)
+        for row in new_events.rows:
+            print(row["event"])
+    """
 
     rows: tuple[Row, ...]
     cursor: str
@@ -159,7 +179,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class SampleImage:
-    """One sample image."""
+    """One sample image.
+
+    Example::
+
+        for sample in list_samples(run.folder):
+            print(sample.step, sample.prompt, sample.path)
+    """
 
     path: Path
     step: int
@@ -179,7 +205,13 @@ class SampleImage:
 
 @dataclass(frozen=True)
 class NetworkFile:
-    """Saved weights: a safetensors file, or a folder with a complete model."""
+    """Saved weights: a safetensors file, or a folder with a complete model.
+
+    Example::
+
+        for file in list_network_files(run.folder):
+            print(file.kind, file.step, file.path)
+    """
 
     path: Path
     kind: str
@@ -197,7 +229,13 @@ class NetworkFile:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder, from which a run can resume."""
+    """A checkpoint folder, from which a run can resume.
+
+    Example::
+
+        for checkpoint in list_checkpoints(run.folder):
+            print(checkpoint.step, checkpoint.problem or "good")
+    """
 
     path: Path
     step: int
@@ -205,7 +243,7 @@ class Checkpoint:
     """Bytes."""
 
     problem: str | None
-    """What is wrong with it; None when its manifest exists and all files have the
+    """The fault of a damaged one; None when its manifest exists and all files have the
     recorded sizes.
 
     Hashes are not checked: a resume does that, so it may still find a damaged one.
@@ -332,8 +370,8 @@ def _info(folder: Path) -> RunInfo:
 
 
 def _now(document: Row) -> Now | None:
-    """What run.json says that the run does, the time since it was written taken off;
-    None for what is not a record."""
+    """The record `now` in run.json, less the time since it was written; None for
+    anything else."""
     entry = document.get("now")
     if not isinstance(entry, dict):
         return None
@@ -368,8 +406,8 @@ def _share(step: int, total: int | None) -> float | None:
 
 
 def _status(held: bool, owner: LockHolder | None, document: Row) -> RunStatus:
-    """Where nobody holds the lock, an owner left in it counts more than run.json, which
-    may be of an earlier start."""
+    """Where no process holds the lock, an owner left in it counts more than run.json,
+    which may be of an earlier start."""
     if held:
         return RunStatus.RUNNING
     recorded = document.get("status")
@@ -409,7 +447,7 @@ def read_losses_by_image(folder: Path) -> dict[int, dict[str, float]]:
 
 
 def read_events(folder: Path, since: str = "") -> Rows:
-    """Rows of events.jsonl, those of repeated steps included; see `Rows`. since: the
+    """Rows of events.jsonl, including rows of repeated steps; see `Rows`. since: the
     cursor of the previous call.
 
     A line that is being written is left for the next call; damaged ones are left out. A
@@ -473,7 +511,15 @@ class StepRows:
     """The rows of a `.jsonl` file in the order of their optimizer steps, each step
     once: a row replaces earlier rows of its step and later steps; lines without a step,
     damaged ones and one that is being written are left out. Only their places are kept,
-    so a million rows take 16 MB. The file may grow, go back or be replaced (`read`)."""
+    so a million rows take 16 MB. The file may grow, go back or be replaced (`read`).
+
+    >>> lines = [b'{"step": 1, "loss": 0.5}', b'{"step": 2, "loss": 0.4}', b""]
+    >>> rows = StepRows()
+    >>> [row["loss"] for _, row in rows.read(io.BytesIO(bytes([10]).join(lines)))]
+    [0.5, 0.4]
+    >>> len(rows)
+    2
+    """
 
     def __init__(self) -> None:
         self.steps = array("q")
@@ -531,8 +577,8 @@ def _lines(file: BinaryIO, begin: int) -> Iterator[tuple[int, bytes]]:
 @contextmanager
 def rows_by_step(path: Path) -> Iterator[Iterator[Row]]:
     """The rows of metrics.jsonl, validation.jsonl or drift.jsonl inside the block, for
-    runs of any length; none where the file is missing. What a run writes meanwhile does
-    not show."""
+    runs of any length; none where the file is missing. Rows that a run writes meanwhile
+    are left out."""
     file: BinaryIO = io.BytesIO()
     try:
         file = open_regular(path)
@@ -682,7 +728,8 @@ def _number(row: Row, key: str) -> float | None:
 
 
 def _numbers(value: object) -> list[float]:
-    """Those of a list; empty for what is not one, or has something else in it."""
+    """The numbers of a list; empty for a value that is not a list or has other
+    entries."""
     if isinstance(value, list):
         numbers = [_number({"": entry}, "") for entry in value]
     else:
@@ -698,8 +745,8 @@ def _text(row: Row, key: str) -> str | None:
 
 
 def _texts(row: Row, key: str) -> list[str]:
-    """The texts of a list; empty for anything else. What is not text in it is empty, so
-    that places stay."""
+    """The texts of a list; empty for anything else. An entry that is not a text becomes
+    an empty one, so that places stay."""
     value = row.get(key)
     if isinstance(value, list):
         return [entry if isinstance(entry, str) else "" for entry in value]

@@ -3,6 +3,9 @@ itself.
 
 Shape suffixes: B batch (1), C latent channels, H/W latent height and width, P pixel
 channels.
+
+`jobs.process.image_trainer` makes the sampler of a run; tools that generate images make
+their own.
 """
 
 from __future__ import annotations
@@ -52,7 +55,13 @@ from toolkit.train.drift import Drift, drift_of
 
 @dataclass(frozen=True)
 class SamplePrompt:
-    """One sample image to generate."""
+    """One sample image to generate.
+
+    >>> size = Size(1024, 1024)
+    >>> prompt = SamplePrompt("a cat", "", size, seed=42, guidance_scale=4.0, steps=20)
+    >>> prompt.guided
+    True
+    """
 
     prompt: str
     negative: str
@@ -83,7 +92,7 @@ class SamplePrompt:
     (`DynamicShift.shift_terminal`), where it has one."""
 
     levels: tuple[float, ...] = ()
-    """Noise levels before the shift, as many as steps; none: evenly spaced ones."""
+    """Noise levels before the shift, one for each step; empty: evenly spaced ones."""
 
     beside: str = ""
     """Key of the LoRA file or other model with which it is generated
@@ -93,7 +102,7 @@ class SamplePrompt:
     """Layers that the reference is taken apart into, by a model that does so."""
 
     deployment: str = ""
-    """What that way of sampling is called."""
+    """Name of that way of sampling."""
 
     @property
     def guided(self) -> bool:
@@ -248,7 +257,15 @@ class SamplingInterrupted(Exception):
 
 class Sampler:
     """Generates images with the present weights of the model; never changes the
-    training."""
+    training.
+
+    Example::
+
+        prompts = sample_prompts(section.sample_pictures(), "maya", model.family)
+        sampler = Sampler(model, prompts, dataset.encoder, stores)
+        sampler.encode(progress)
+        image = sampler.generate(0)
+    """
 
     def __init__(
         self,
@@ -300,7 +317,7 @@ class Sampler:
             progress("control images of samples", done, len(references))
 
     def entries(self) -> list[CacheEntry]:
-        """What the prompts need of the cache: all texts, then all references."""
+        """The cache entries of the prompts: all texts, then all references."""
         return self._texts() + self._references()
 
     def _texts(self) -> list[CacheEntry]:

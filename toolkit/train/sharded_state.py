@@ -1,10 +1,12 @@
 """The rows of sharded tensors in a checkpoint: each rank writes and reads its own, by
 torch.distributed.checkpoint.
 
-Its files (`.metadata`, `__<rank>_<number>.distcp`) lie in the checkpoint's folder
-beside the safetensors files, and are in its manifest. They say nothing of the number of
-ranks: any number reads them, one too. Names are `<file stem>/<role>/<key>`, as the
-other tensors have them within their files.
+Its files (`.metadata`, `__<rank>_<number>.distcp`) are in the checkpoint's folder next
+to the safetensors files, and in its manifest. They do not depend on the number of
+ranks: any number can read them, including one. Names are `<file stem>/<role>/<key>`, as
+the other tensors have them within their files.
+
+Called by `checkpoint_state` alone.
 """
 
 from __future__ import annotations
@@ -42,7 +44,12 @@ logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
 
 @dataclass(frozen=True)
 class Rows:
-    """This rank's rows of a tensor."""
+    """This rank's rows of a tensor.
+
+    >>> rows = Rows(torch.zeros(2, 4), RowShard((4, 4), start=0, stop=2))
+    >>> rows.full_bytes
+    64
+    """
 
     tensor: Tensor
     shard: RowShard
@@ -152,7 +159,7 @@ def read_rows(
 
 
 def _reason(error: CheckpointException) -> str:
-    """What went wrong, without the lines in which PyTorch says where."""
+    """The reason of a failure, without the lines in which PyTorch says where it was."""
     texts = []
     for failure in error.failures.values():
         text = str(failure[0]) or type(failure[0]).__name__
@@ -170,7 +177,12 @@ def _reader(folder: Path) -> FileSystemReader:
     import torch.distributed.checkpoint as dcp
 
     class Reader(dcp.FileSystemReader):
-        """PyTorch's own would run whatever code `.metadata`, a pickle, names."""
+        """PyTorch's own would run whatever code `.metadata`, a pickle, names.
+
+        Example::
+
+            metadata = _reader(folder).read_metadata()
+        """
 
         def read_metadata(self, *_: Any, **__: Any) -> dcp.Metadata:
             path = folder / METADATA
@@ -232,8 +244,8 @@ def _needed() -> dict[tuple[str, str], Any]:
 
 
 def _distributed(process_group: ProcessGroup, rows: Tensor, shard: RowShard) -> Tensor:
-    """The tensor of which these are this rank's rows, as PyTorch's own type for that;
-    shares their memory."""
+    """The full tensor as PyTorch's type for sharded tensors (`DTensor`). It shares the
+    memory of `rows`, which are the rows of this rank."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard
 

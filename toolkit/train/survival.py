@@ -1,15 +1,18 @@
-"""The survival score: how much of what a LoRA changes is left when the model is sampled
-in few steps. Imports no torch.
+"""The survival score: the share of a LoRA's effect that is left when the model is
+sampled in few steps. Imports no torch.
 
 Of each prompt and seed there are four images: with many and with few steps, each with
 the LoRA and without it. With their features f, the change in many steps is D = f(many,
 LoRA) - f(many), the change in few steps d = f(few, LoRA) - f(few), and the score is
 sum(d . D) / sum(D . D) over all prompts: the share of D that is found in d. 1: the LoRA
 does in few steps what it does in many; 0: nothing of it. It may be above 1, where few
-steps exaggerate, and below 0. What the few-step LoRA itself changes is in both images
-of a pair, and does not count.
+steps exaggerate, and below 0. The changes by the few-step LoRA itself are in both
+images of a pair, and do not count.
 
-Shape suffixes: N prompts, F features."""
+Shape suffixes: N prompts, F features.
+
+`callbacks.sample` scores each set of a run; tools compare files by the score.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,14 @@ def survival(
 
 
 class SurvivalScores:
-    """The scores of a run's sample images, one for each deployment."""
+    """The scores of a run's sample images, one for each deployment.
+
+    >>> base = Image.new("RGB", (64, 64), "black")
+    >>> with_lora = Image.new("RGB", (64, 64), "red")
+    >>> scores = SurvivalScores({"8 steps": [(0, 1)]}, draw_base=lambda index: base)
+    >>> scores.measure({0: with_lora, 1: with_lora})
+    {'8 steps': 1.0}
+    """
 
     def __init__(
         self,

@@ -2,6 +2,8 @@
 make a difference.
 
 Shape suffixes: B batch (1), C latent channels, H/W latent height and width.
+
+`jobs.process.image_trainer` makes the validator; `callbacks.validation` calls it.
 """
 
 from __future__ import annotations
@@ -30,7 +32,12 @@ from toolkit.train.anomalies import HIGH
 
 
 class ComparedWith(NamedTuple):
-    """What `train.preference` compares the network with."""
+    """What `train.preference` compares the network with.
+
+    Example::
+
+        validator.compared = ComparedWith(preference.beta, network.disabled)
+    """
 
     beta: float
     reference: Callable[[], AbstractContextManager[None]]
@@ -38,11 +45,17 @@ class ComparedWith(NamedTuple):
 
 
 class Validator:
-    """Mean squared error of what the model predicts, unweighted, one image and timestep
+    """Mean squared error of the model's prediction, unweighted, one image and timestep
     at a time.
 
     With `compared`, and a dataset of pairs: the loss of `train.preference`. It uses no
     shared random generator and changes no weights.
+
+    Example::
+
+        validator = Validator(model, held_out, timesteps=8, seed=42)
+        losses = validator.losses()
+        print(losses["validation/loss"])
     """
 
     def __init__(
@@ -226,8 +239,8 @@ def measure_at_level(
 
 
 def high_energy(latents_BCHW: Tensor) -> float:
-    """Mean square of what is above a quarter of the Nyquist frequency in latents, over
-    all channels."""
+    """Mean square of the frequencies above a quarter of the Nyquist frequency in
+    latents, over all channels."""
     height, width = latents_BCHW.shape[-2:]
     radius_HW = torch.hypot(
         torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width)[None]

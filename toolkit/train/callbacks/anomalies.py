@@ -1,9 +1,11 @@
-"""Says in the log, and as an event `warning`, when something looks wrong while a run
-trains; never stops it.
+"""Reports faults of a run while it trains, in the log and as an event `warning`. It
+never stops a run.
 
-What is looked at, and the limits: `toolkit.train.anomalies`. Each process learns
-everything from the beginning, so that a resume begins without a history, and says again
-what is still wrong.
+The detectors and their limits are in `toolkit.train.anomalies`. Each process learns
+from the beginning: a resume has no history, and reports a fault again that is still
+present.
+
+Added by `standard` to every trainer.
 """
 
 from __future__ import annotations
@@ -54,7 +56,13 @@ _SIZE = re.compile(r"\((?:\d+), (?:.*, )?(\d+), (\d+)\)")
 
 
 class AnomalyCallback(Callback):
-    """Passes the numbers of a run to the detectors, and on what they find."""
+    """Passes the numbers of a run to the detectors, and reports their findings.
+
+    Example::
+
+        log = EventLog(folder / EVENTS)
+        callbacks = [AnomalyCallback(log.add, dataset_of(section), folder=folder)]
+    """
 
     hears = ("sample",)
 
@@ -144,8 +152,8 @@ class AnomalyCallback(Callback):
                 self._say(finding)
 
     def on_validation(self, run: Run, losses: dict[str, float]) -> None:
-        """Compares the texture of what is predicted with the first in the run's
-        file."""
+        """Compares the texture of the predicted images with the first value in the
+        run's file."""
         if TEXTURE not in losses:
             return
         self._step = run.state.step

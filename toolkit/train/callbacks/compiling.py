@@ -1,4 +1,9 @@
-"""Says in the log, once, what compiling the blocks has taken."""
+"""Logs once how long compiling the blocks has taken.
+
+It compiles nothing itself (`toolkit.memory.compiling` does). The seconds are also kept,
+so that the plan of the next run can include them. Added by `standard` where blocks are
+compiled.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,15 @@ SETTLED_STEPS = 20
 
 class CompilingCallback(Callback):
     """Silent where no program is compiled, and where they are given up: there the
-    reason is in the log."""
+    reason is in the log.
+
+    Example::
+
+        def keep(seconds: float) -> None:
+            remember_compile_seconds(gpu_name(section.device), seconds)
+
+        callbacks.append(CompilingCallback(keep))
+    """
 
     def __init__(
         self, remember: Callable[[float], None] = lambda seconds: None
@@ -46,6 +59,5 @@ class CompilingCallback(Callback):
             return
         self._said = True
         self._remember(took.seconds)
-        logger.info(
-            f"compiled {took.programs} program{'s' * (took.programs > 1)} in {took.seconds:.0f} s"
-        )
+        plural = "s" if took.programs > 1 else ""
+        logger.info(f"compiled {took.programs} program{plural} in {took.seconds:.0f} s")

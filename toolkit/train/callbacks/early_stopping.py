@@ -1,6 +1,11 @@
-"""Callbacks that act on a metric: early stopping ends a run as finished once its mean
-is low enough, or once the validation loss does not become lower any more; `Plateau`
-schedules are shown its mean."""
+"""Callbacks that act on a metric.
+
+`EarlyStopping` (`stop_when`) ends a run as finished once the mean of a metric is low
+enough, or once the validation loss does not become lower any more. `PlateauCallback`
+passes the mean loss on to `Plateau` schedules. The rule itself is in
+`resumption.stop_reason`, because a start of the job asks it too. Added by `standard`,
+after the validation, whose losses both need.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +29,13 @@ logger = logging.getLogger(__name__)
 
 class EarlyStopping(Callback):
     """Keeps the last finite values of one metric in the checkpoint, so that a resumed
-    run stops at the same step; for `no_better_within` what the last validation said."""
+    run stops at the same step. For `no_better_within` it keeps the last forecast.
+
+    Example::
+
+        if section.stop_when:
+            callbacks.append(EarlyStopping(section.stop_when))
+    """
 
     def __init__(
         self,
@@ -74,7 +85,7 @@ class EarlyStopping(Callback):
             self._check(run)
 
     def _saved(self, run: Run) -> dict[str, Any]:
-        """The saved values; those of another metric are dropped."""
+        """The saved values; the values of another metric are dropped."""
         saved: dict[str, Any] = run.state.extra.get(STOP_KEY, {})
         if saved.get("metric") != self.settings.metric:
             saved = run.state.extra[STOP_KEY] = {
@@ -100,6 +111,10 @@ class PlateauCallback(Callback):
 
     It comes before `SaveCallback`. Losses since the last mean are in the checkpoint, so
     that a resume changes nothing.
+
+    Example::
+
+        callbacks = [PlateauCallback(), saving]  # in this order
     """
 
     def on_metrics(self, run: Run, result: StepResult) -> None:

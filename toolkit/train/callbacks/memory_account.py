@@ -1,5 +1,9 @@
-"""Reads what the allocator has recorded before new events take its place
-(`toolkit/memory/account.py`)."""
+"""Reads the allocator's records before new events replace them.
+
+`train.memory_account` lists what takes the GPU memory of a run. The account itself is
+in `toolkit.memory.account`; this callback only decides when it reads: when training
+begins, and after a step with a new peak. Added by `jobs.process.trainer` on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,12 @@ from toolkit.train.run import Callback, Run
 
 class MemoryAccountCallback(Callback):
     """Reads it when training begins, and after each step whose peak is higher than all
-    before."""
+    before.
+
+    Example::
+
+        run.callbacks = [*run.callbacks, MemoryAccountCallback(account)]
+    """
 
     included_in_step_time = False
 

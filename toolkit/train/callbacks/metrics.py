@@ -1,5 +1,10 @@
-"""metrics.jsonl, one line per optimizer step, and means of the loss over steps, over an
-epoch, and by timestep."""
+"""Writes metrics.jsonl, one line per optimizer step, and computes means of the loss over
+steps, over an epoch, and by timestep.
+
+`MetricsCallback` only writes; `run_reader.rows_by_step` reads. The means are for the
+trackers. `append_row` and `truncate_after_step` keep any `.jsonl` file of a run
+consistent after a resume: validation.jsonl and drift.jsonl use them too.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +30,14 @@ BANDS = 10
 
 class RunningLoss:
     """Mean loss of the latest steps and of the current epoch; losses that are not
-    finite do not count."""
+    finite do not count.
+
+    >>> losses = RunningLoss()
+    >>> losses.add(epoch=0, loss=0.25)
+    >>> losses.add(epoch=0, loss=0.75)
+    >>> losses.recent()
+    0.5
+    """
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=AVERAGE_OVER)
@@ -56,7 +68,13 @@ class RunningLoss:
 
 class LossByTimestep:
     """Mean loss of the samples in each band of the timestep t; the last band includes t
-    = 1."""
+    = 1.
+
+    >>> bands = LossByTimestep()
+    >>> bands.add(t=[0.35, 0.95], loss=[0.25, 0.5])
+    >>> bands.pop_means()
+    {'0.3-0.4': 0.25, '0.9-1.0': 0.5}
+    """
 
     def __init__(self) -> None:
         self._losses: list[list[float]] = [[] for _ in range(BANDS)]
@@ -86,6 +104,13 @@ class MetricsCallback(Callback):
 
     `time` of a line is when it was written: some steps late where metrics are buffered
     (`Callback.on_metrics`).
+
+    Example::
+
+        run.callbacks = [MetricsCallback(), saving]
+        train(run, source, step)
+        with rows_by_step(run.folder / METRICS) as rows:
+            losses = [row["loss"] for row in rows]
     """
 
     def on_start(self, run: Run) -> None:

@@ -1,5 +1,11 @@
 """Generates the sample images at their interval, with the eval weights (the EMA, where
-there is one), and the sheet of all of them."""
+there is one), and the sheet of all of them.
+
+The callbacks do not know how an image is made: they get a function, from
+`sampling.Sampler` or from another trainer. They choose the steps, write the files,
+record the event `sample`, and log drift and survival. Added by `standard`; the trainers
+fill in `Samples`.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +47,16 @@ SAVE_OPTIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Samples:
-    """What is generated at the `sample` interval."""
+    """The images that are generated at the `sample` interval.
+
+    >>> samples = Samples(lambda index: Image.new("RGB", (64, 64)), texts=["a cat"])
+    >>> samples.draw(0).size
+    (64, 64)
+    """
 
     draw: GenerateImage
     texts: Sequence[str]
-    """What each image shows, such as its prompt."""
+    """A text for each image, such as its prompt."""
 
     first: Sequence[str] | None = None
     """The same of the images before step 1, whose indices follow; None: those of
@@ -62,12 +73,16 @@ class Samples:
     """Index of an image that is a row of layers (`layers_of`) -> their number."""
 
     survival: SurvivalScores | None = None
-    """Scores each whole set of `texts` but that of step 0."""
+    """Scores each whole set of `texts` except the set of step 0."""
 
 
 @dataclass(frozen=True)
 class SampleSet:
-    """The images that are generated at one step."""
+    """The images that are generated at one step.
+
+    >>> SampleSet(range(2), "png").format in SAVE_OPTIONS
+    True
+    """
 
     prompts: range
     """Indices of the sampler's prompts; image i of the set has the i-th of them."""
@@ -79,7 +94,13 @@ class SampleSet:
 class SampleCallback(Callback):
     """Images go to samples/<step>_<index>.<format>, those of `sample.also` to
     <step>_<index>_<name>.<format>, layers to samples/layers/, the drift of those that
-    edit a reference to drift.jsonl."""
+    edit a reference to drift.jsonl.
+
+    Example::
+
+        sampling = SampleCallback(samples, "jpg", Interval(steps=250))
+        run.callbacks = [MetricsCallback(), saving, sampling]
+    """
 
     included_in_step_time = False
 
@@ -152,14 +173,15 @@ class SampleCallback(Callback):
         if scores:
             details["survival"] = run.status_fields["survival"] = scores
             run.log(step, {f"survival/{name}": score for name, score in scores.items()})
-            shown = [
-                f"survival in {name}: {score:.2f}" for name, score in scores.items()
-            ]
+            shown = []
+            for name, score in scores.items():
+                shown.append(f"survival in {name}: {score:.2f}")
             logger.info(", ".join(shown))
         run.event(
             "sample", step=step, epoch=run.state.epochs_done, files=files, **details
         )
-        count = f"{len(files)} sample image{'s' * (len(files) != 1)}"
+        plural = "" if len(files) == 1 else "s"
+        count = f"{len(files)} sample image{plural}"
         logger.info(f"generated {count} at step {step} in {run.folder / SAMPLES}")
         metrics = drift_metrics(drifts)
         if metrics:
@@ -223,7 +245,12 @@ class SampleCallback(Callback):
 
 class OverviewCallback(Callback):
     """`sample.overview`: rewrites the sheet of all samples after each set; the run
-    continues where that fails. Its path is the last word of a run."""
+    continues where that fails. Its path is the last word of a run.
+
+    Example::
+
+        callbacks.append(OverviewCallback(folder, [Path("datasets/maya")]))
+    """
 
     hears = ("sample",)
 

@@ -1,6 +1,11 @@
 """Saves the network file and the checkpoint at their interval, at the end, and when a
-stop is requested; a background thread writes them, one task at a time, so that the
-training does not wait."""
+stop is requested.
+
+The contents are copied while training waits. A background thread then writes them, one
+task at a time, so that training continues. The trainer's `PrepareNetwork` decides the
+contents of a network file, `checkpoint_store` the format of a checkpoint. Added by
+`standard`.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +34,19 @@ logger = logging.getLogger(__name__)
 
 PrepareNetwork = Callable[[Run, int | Literal["best"] | None], Callable[[], list[Path]]]
 """Copies the contents of the network files of a step (None: the final files; "best":
-those of the best step). The result writes them and returns their paths."""
+the files of the best step). The result writes them and returns their paths."""
 
 
 class SaveCallback(Callback):
-    """Copies what is saved, and writes it while training continues: the network file
-    first, then the checkpoint.
+    """Copies the weights and the state, and writes them while training continues: the
+    network file first, then the checkpoint.
 
     In this order a checkpoint never refers to a missing file.
+
+    Example::
+
+        saving = SaveCallback(writer.snapshot, Interval(steps=250), keep=4, keep_states=2)
+        run.callbacks = [MetricsCallback(), saving]
     """
 
     included_in_step_time = False

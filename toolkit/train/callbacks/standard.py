@@ -1,5 +1,10 @@
 """Builds the callbacks of every trainer, in call order, from its section and what it
-saves, measures and samples."""
+saves, measures and samples.
+
+The order matters: each comment in `standard_callbacks` gives the reason. The callbacks
+themselves are in the other modules of this folder. Called by `jobs.process.trainer`,
+whose `build_callbacks` an extension can override.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +41,7 @@ from toolkit.train.callbacks.trackers import TrackerCallback
 from toolkit.train.callbacks.validation import Validation, ValidationCallback
 from toolkit.train.callbacks.watchdog import WatchdogCallback
 from toolkit.train.now import RunNow
-from toolkit.train.run import Callback, Interval
+from toolkit.train.run import Callback, Interval, Run
 
 
 def standard_callbacks(
@@ -107,12 +112,17 @@ def standard_callbacks(
     ]
 
 
+def _do_nothing(run: Run) -> None:
+    """Called before an early stop in a job without `validation`."""
+
+
 def _measuring(
     section: TrainerConfig, validation: Validation | None, saving: SaveCallback
 ) -> Iterator[Callback]:
     """The callbacks of `validation`, a plateau schedule and `stop_when`: the last two
     see the losses of the first."""
-    settings, on_stop = section.validation, lambda run: None
+    settings = section.validation
+    on_stop: Callable[[Run], None] = _do_nothing
     if validation and settings:
         every = Interval(settings.every, settings.every_n_epochs)
         validating = ValidationCallback(

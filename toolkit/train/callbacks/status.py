@@ -3,7 +3,11 @@ control folder: the run acts on a file that appears there after the next step, a
 removes it.
 
 `save_now` saves, `sample_now` generates a set of samples, `stop` ends the run after a
-save."""
+save.
+
+Added by `standard`; `recorded_end` is for the time before a run has callbacks, and
+`jobs.process.trainer` calls it. `run_reader` reads run.json.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +43,11 @@ class ControlFilesCallback(Callback):
 
     An unknown name is reported once, and its file stays. A folder that cannot be read
     is reported once: a network volume that fails for a moment must not end the run.
+
+    Example::
+
+        actions = {"save_now": saving.save_now, "stop": ask_to_stop}
+        callbacks.append(ControlFilesCallback(actions))
     """
 
     included_in_step_time = False
@@ -98,7 +107,13 @@ _TERM = re.compile(r"^loss_(?!scale$|disc_|.*_weighted$)|^loss/|_loss$")
 
 
 class StatusCallback(Callback):
-    """Rewrites run.json at most once a second and keeps the status line current."""
+    """Rewrites run.json at most once a second and keeps the status line current.
+
+    Example::
+
+        line = StatusLine()
+        callbacks.append(StatusCallback(line, now=RunNow(line)))
+    """
 
     def __init__(
         self, line: StatusLine, log_every: int = 0, now: RunNow | None = None
@@ -244,8 +259,8 @@ def terms_text(result: StepResult) -> str:
 
 @contextmanager
 def recorded_end(folder: Path, name: str) -> Iterator[None]:
-    """Writes into run.json how a run ended that failed before its callbacks ran: while
-    a model was loaded, say.
+    """Writes into run.json how a run ended that failed before its callbacks ran, for
+    example while a model was loaded.
 
     Values of an earlier start (step, loss) stay in run.json. The exception is raised
     again.
@@ -273,8 +288,8 @@ def _describe(error: BaseException) -> str:
 
 
 def memory_text() -> str:
-    """Used and total memory of the GPU, or that of the process where there is no GPU;
-    empty when unknown."""
+    """Used and total memory of the GPU, or the memory of the process where there is no
+    GPU; empty when unknown."""
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return f"VRAM {(total - free) / 2**30:.1f}/{total / 2**30:.1f} GiB"

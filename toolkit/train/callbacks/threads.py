@@ -1,5 +1,9 @@
-"""Chooses the threads of a training on a CPU by the times of its first steps
-(`toolkit.system.threads`)."""
+"""Chooses the number of threads of a training on a CPU, by the times of its first steps.
+
+`toolkit.system.threads.ThreadChoice` decides; this callback passes it the times and
+sets the number in PyTorch. It does nothing once blocks are compiled, because a program
+is compiled for a number of threads. Added by `jobs.process.trainer`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,13 @@ logger = logging.getLogger(__name__)
 
 class ThreadsCallback(Callback):
     """Computes with as many threads as the choice says, from the first step on. Results
-    differ by rounding at most."""
+    differ by rounding at most.
+
+    Example::
+
+        choice = ThreadChoice(threads.free_cores())
+        run.callbacks = [*run.callbacks, ThreadsCallback(choice)]
+    """
 
     def __init__(
         self,

@@ -1,4 +1,9 @@
-"""Keeps what a step and a sample image took, for the plan of the next run."""
+"""Keeps the time of a step and of a sample image for the plan of the next run.
+
+It measures in memory and writes nothing itself: `remember` does, at the end of the run
+(`toolkit.memory.kept_times`). Steps in which programs were compiled are left out. Added
+by `jobs.process.trainer`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,14 @@ T = TypeVar("T")
 
 
 class TimesCallback(Callback):
-    """Remembers at the end of a run, also of one that was stopped."""
+    """Remembers at the end of a run, also of one that was stopped.
+
+    Example::
+
+        times = TimesCallback(partial(remember_run_times, training_folder, key))
+        samples = replace(samples, draw=times.timed(samples.draw))
+        run.callbacks = [*run.callbacks, times]
+    """
 
     included_in_step_time = False
 

@@ -1,5 +1,10 @@
-"""Tools that read the folder of a run, started at each save in a process of their own:
-training waits for none of them and depends on none."""
+"""Starts tools that read the folder of a run at each save: the diagrams, the report, the
+upload.
+
+Each runs in a separate process with low priority and without a GPU. Training waits for
+none of them and depends on none: a tool that fails is reported once. At the end of the
+run the last one is waited for. Added by `standard`.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +30,12 @@ WAIT_FOR_UPLOAD_S = 3600.0
 
 class ToolCallback(Callback):
     """Starts `run.py TOOL` when files have been saved, unless the last one is still at
-    work, and at the end."""
+    work, and at the end.
+
+    Example::
+
+        callbacks.append(ToolCallback("report", ("report", str(folder))))
+    """
 
     included_in_step_time = False
     hears = ("save",)
@@ -50,7 +60,7 @@ class ToolCallback(Callback):
         self._command = [sys.executable, str(TOOLKIT_ROOT / "run.py"), *arguments]
         self._child: subprocess.Popen[str] | None = None
         self._warned = False
-        self._lock = Lock()  # files are saved by a thread of their own
+        self._lock = Lock()  # a separate thread saves the files
 
     def event(self, event: str, **details: object) -> None:
         if not self._only_finished:

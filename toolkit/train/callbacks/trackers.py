@@ -1,5 +1,10 @@
-"""Curves and images of a run in TensorBoard and Weights & Biases; the run itself relies
-on metrics.jsonl alone."""
+"""Curves and images of a run in TensorBoard and Weights & Biases.
+
+The callback passes on the metrics of each step, the sample images and further values,
+in the order of the steps. The trackers themselves are in `toolkit.train.trackers`, each
+in its own thread. The run does not need them: its own record is metrics.jsonl. Added by
+`standard` where the job names a tracker.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +34,11 @@ class TrackerCallback(Callback):
     to every tracker.
 
     Nothing here waits for a tracker or depends on one: each has its own thread.
+
+    Example::
+
+        if section.logging.trackers():
+            callbacks.append(TrackerCallback(section.logging, folder.name, folder))
     """
 
     hears = ("sample",)

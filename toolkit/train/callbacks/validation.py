@@ -1,5 +1,11 @@
-"""Measures the validation loss at its interval, writes it and that of each image, and
-saves the best weights."""
+"""Measures the validation loss at its interval, writes it together with the loss of each
+image, and saves the best weights.
+
+How the loss is measured is in `toolkit.train.validation`, or in the trainer of an
+extension; this callback gets it as a function. The best loss so far is part of the
+checkpoint. Added by `standard` before `SaveCallback`, so that a checkpoint contains the
+result of its step.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 
 MOST_LOSSES = 20_000
-"""Numbers that a line of validation_images.jsonl holds, some 200 kB; of more, those of
-the first images."""
+"""Numbers that a line of validation_images.jsonl holds, some 200 kB. Of a longer line,
+only the numbers of the first images are kept."""
 
 ByImage = Callable[[], Mapping[str, Sequence[float]]]
 """The losses of each image in the latest measurement, by a hash of the image."""
@@ -34,11 +40,17 @@ None after a stop."""
 
 @dataclass(frozen=True)
 class Validation:
-    """What is measured at the `validation` interval."""
+    """The measurement that runs at the `validation` interval.
+
+    >>> validation = Validation(lambda should_stop: {"validation/loss": 0.1}, "3f2a")
+    >>> validation.measure(lambda: False)
+    {'validation/loss': 0.1}
+    """
 
     measure: Measure
     identity: str
-    """Hash of what is measured; losses of another one do not compare."""
+    """Hash of the images and noise levels: losses with different hashes cannot be
+    compared."""
 
     by_image: ByImage = dict
 
@@ -48,6 +60,14 @@ class ValidationCallback(Callback):
 
     The checkpoint has what a resume needs: the step that was validated last, and the
     best loss so far. So this callback comes before `SaveCallback`.
+
+    Example::
+
+        def save_best(run: Run) -> list[Path]:
+            return saving.prepare_network(run, "best")()
+
+        validating = ValidationCallback(validation, Interval(steps=100), save_best)
+        callbacks = [validating, saving]  # in this order
     """
 
     included_in_step_time = False

@@ -1,6 +1,10 @@
-"""Writes the stack of every thread to a file when no step finished for very long, so
-that a hang can be understood; compares the estimated peak memory of a run with the
-measured one, once, after its first step."""
+"""Two callbacks that watch a run from outside.
+
+`WatchdogCallback` writes the stack of every thread to a file when no step finished for
+a very long time, so that a hang can be understood. `MemoryEstimateCheck` compares the
+estimated peak memory with the measured one, once, after the first step. Neither stops a
+run. `standard` adds the first, the trainers the second (`memory_check`).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,12 @@ TIMES_MEDIAN = 10
 
 class WatchdogCallback(Callback):
     """Watches from its own thread and logs one warning per stall; it never ends the
-    run."""
+    run.
+
+    Example::
+
+        callbacks.append(WatchdogCallback(least_s=600))
+    """
 
     included_in_step_time = False
 
@@ -101,7 +110,12 @@ what a small model takes."""
 
 class MemoryEstimateCheck(Callback):
     """Measures after the first step of this process, and so after the trial of the
-    largest batch."""
+    largest batch.
+
+    Example::
+
+        run.callbacks = [*run.callbacks, *memory_check(predict, device)]
+    """
 
     included_in_step_time = False
 

@@ -1,5 +1,9 @@
 """TensorBoard: event files, written with tensorboardX (without TensorFlow, and without
-its writer thread)."""
+its writer thread).
+
+It writes files only; the user starts TensorBoard. The registry in `tracker` imports
+this module when a job has `logging.logging_dir` or `log_with: tensorboard`.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,12 @@ class TensorBoardTracker(Tracker):
     A file begins with a session log at its first step: TensorBoard discards values of
     earlier files from that step on, so that repeated steps have one value (tensorboard:
     event_accumulator, `_Purge`).
+
+    Example::
+
+        tracker = TensorBoardTracker(RunInfo("maya", folder, 0, section.logging))
+        tracker.scalars(1, {"loss/current": 0.12})
+        tracker.close()
     """
 
     def __init__(self, run: RunInfo) -> None:

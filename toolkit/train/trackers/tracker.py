@@ -1,5 +1,10 @@
-"""The interface of experiment trackers, their registry, and the background thread with
-a bounded queue that runs one, so that the training never waits for it."""
+"""The interface of experiment trackers, their registry, and the thread that runs one.
+
+A tracker has its own background thread with a bounded queue, so that training never
+waits for it. An extension can register its own class in `TRACKERS`. The job chooses
+trackers by name in `logging`. `callbacks.trackers` starts the workers and passes them
+the values.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,12 @@ from toolkit.registry import Registry
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a tracker knows of its run."""
+    """The facts about a run that a tracker gets.
+
+    >>> info = RunInfo("maya", Path("output/maya"), step=0, options=LoggingConfig())
+    >>> info.settings
+    {}
+    """
 
     name: str
     """The job's name, followed by `/` and the process's where it has one."""
@@ -41,6 +51,18 @@ class Tracker(ABC):
 
     Its methods may take long and may raise: the run does not wait, and continues
     without a tracker that failed.
+
+    Example::
+
+        class PrintTracker(Tracker):
+            def scalars(self, step: int, values: dict[str, float]) -> None:
+                print(step, values)
+
+            def image(self, step: int, name: str, path: Path) -> None:
+                print(step, name, path)
+
+            def close(self) -> None:
+                pass
     """
 
     def __init__(self, run: RunInfo) -> None:
@@ -91,6 +113,13 @@ class TrackerWorker:
     An error is logged once, and ends the tracker. When the queue is full, the oldest
     calls are dropped. The thread is a daemon: a tracker that hangs does not keep the
     process alive.
+
+    Example::
+
+        worker = TrackerWorker("tensorboard")
+        worker.start(partial(open_tracker, worker.name, info))
+        worker.put(lambda tracker: tracker.scalars(1, {"loss/current": 0.12}))
+        worker.end()
     """
 
     def __init__(self, name: str, most: int = MAX_QUEUED) -> None:

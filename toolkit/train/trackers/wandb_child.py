@@ -3,8 +3,8 @@ nothing of this project.
 
 Standard input has one JSON object per line. First the arguments of `wandb.init`, then
 {"step": n, "scalars": {name: number}} or {"step": n, "images": {name: file}}. After the
-last line it has UPLOAD_TIMEOUT_S seconds to send what is left; what it could not send
-by then stays in its folder, for `wandb sync`.
+last line it has UPLOAD_TIMEOUT_S seconds to send the remaining data. Data that it could
+not send by then stays in its folder, for `wandb sync`.
 """
 
 from __future__ import annotations

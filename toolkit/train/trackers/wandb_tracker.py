@@ -31,7 +31,13 @@ class WandbTracker(Tracker):
     """One W&B run per training run, across resumes; its local files are in
     `<run>/wandb/`.
 
-    W&B accepts the values of a step once: those of repeated steps stay as they are.
+    W&B accepts the values of a step once: values of repeated steps stay as they are.
+
+    Example::
+
+        tracker = WandbTracker(RunInfo("maya", folder, 0, section.logging))
+        tracker.scalars(1, {"loss/current": 0.12})
+        tracker.close()
     """
 
     def __init__(self, run: RunInfo) -> None:
