@@ -113,21 +113,24 @@ class AlignProcess(BaseExtensionProcess):
         for slot, (path, reference) in enumerate(
             zip(sample.control_images, references, strict=True)
         ):
-            found = measured[slot]
+            alignment = measured[slot]
             pair = Pair(
-                sample.image, path, found.inverse(), self._state(found.inverse())
+                sample.image,
+                path,
+                alignment.inverse(),
+                self._state(alignment.inverse()),
             )
             if pair.state == ALIGNED:
-                put[slot], own = onto_image(reference, found)
+                put[slot], covered = onto_image(reference, alignment)
                 box = (
-                    max(box[0], own[0]),
-                    max(box[1], own[1]),
-                    min(box[2], own[2]),
-                    min(box[3], own[3]),
+                    max(box[0], covered[0]),
+                    max(box[1], covered[1]),
+                    min(box[2], covered[2]),
+                    min(box[3], covered[3]),
                 )
                 pair.pictures = [
                     _difference(image, reference),
-                    _difference(image.crop(own), put[slot].crop(own)),
+                    _difference(image.crop(covered), put[slot].crop(covered)),
                 ]
             pairs.append(pair)
         home = Path(self.section.folder).expanduser()
@@ -166,10 +169,10 @@ class AlignProcess(BaseExtensionProcess):
                 _copy(Path(sample.mask.file), to)
         return pairs
 
-    def _state(self, found: Alignment) -> str:
-        if not found.is_measurable:
+    def _state(self, alignment: Alignment) -> str:
+        if not alignment.is_measurable:
             return UNMEASURED
-        if found.is_off(self.section.most_drift):
+        if alignment.is_off(self.section.most_drift):
             return ALIGNED
         return SAME
 

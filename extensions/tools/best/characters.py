@@ -37,12 +37,12 @@ def who_appears(
     """
     table: Table = {}
     for name in names:
-        found = Counter(judge(samples(name)))
-        strangers = found.keys() - {*names, NOBODY}
+        counts = Counter(judge(samples(name)))
+        strangers = counts.keys() - {*names, NOBODY}
         if strangers:
             raise ValueError(f"{min(strangers)!r} was recognised, but not asked about")
-        columns = (*names, NOBODY) if found[NOBODY] else names
-        table[name] = {seen: found[seen] / found.total() for seen in columns}
+        columns = (*names, NOBODY) if counts[NOBODY] else names
+        table[name] = {seen: counts[seen] / counts.total() for seen in columns}
     return table
 
 
@@ -67,7 +67,7 @@ def images_of(
 ) -> dict[str, list[BucketedSample]]:
     """Word -> the images whose captions have it, and none of the others: each file
     once."""
-    found: dict[str, dict[str, BucketedSample]] = {word: {} for word in words}
+    by_word: dict[str, dict[str, BucketedSample]] = {word: {} for word in words}
     patterns = {}
     for word in words:
         patterns[word] = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
@@ -77,8 +77,8 @@ def images_of(
             if pattern.search("\n".join(item.sample.texts)):
                 named.append(word)
         if len(named) == 1:
-            found[named[0]].setdefault(item.sample.image, item)
-    return {word: list(images.values()) for word, images in found.items()}
+            by_word[named[0]].setdefault(item.sample.image, item)
+    return {word: list(images.values()) for word, images in by_word.items()}
 
 
 def lines_of(table: Table) -> list[str]:

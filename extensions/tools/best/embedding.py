@@ -77,11 +77,11 @@ class Embedder:
         for picture in pictures:
             pixels = self._pixels(picture)
             if self.reads_text:
-                found = self._model.get_image_features(pixel_values=pixels)
-                if isinstance(found, Tensor):
-                    row = found
+                features = self._model.get_image_features(pixel_values=pixels)
+                if isinstance(features, Tensor):
+                    row = features
                 else:
-                    row = found.pooler_output
+                    row = features.pooler_output
             else:
                 row = self._model(pixel_values=pixels).last_hidden_state[:, 0]
             rows.append(functional.normalize(row.float().cpu(), dim=-1))
@@ -96,11 +96,11 @@ class Embedder:
             ids = self._tokenizer(
                 prompt, truncation=True, max_length=77, return_tensors="pt"
             ).to(self._at)
-            found = self._model.get_text_features(**ids)
-            if isinstance(found, Tensor):
-                row = found
+            features = self._model.get_text_features(**ids)
+            if isinstance(features, Tensor):
+                row = features
             else:
-                row = found.pooler_output
+                row = features.pooler_output
             rows.append(functional.normalize(row.float().cpu(), dim=-1))
         return torch.cat(rows)
 

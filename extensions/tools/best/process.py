@@ -138,7 +138,10 @@ class BestProcess(BaseExtensionProcess):
             )
         candidates = that_drift_less(measured[1:], section.most_drift)
         compared = as_good_as_the_lowest(
-            {index: each.by_image for index, each in enumerate(candidates)}
+            {
+                index: numbers_of_file.by_image
+                for index, numbers_of_file in enumerate(candidates)
+            }
         )
         chosen: Measured | None = None
         if bench.is_held_out:
@@ -176,13 +179,13 @@ class BestProcess(BaseExtensionProcess):
                 {
                     "file": candidates[index].file,
                     "as_good": index in compared.steps,
-                    **asdict(found),
+                    **asdict(difference),
                 }
-                for index, found in compared.differences.items()
+                for index, difference in compared.differences.items()
             ]
             if compared and chosen
             else [],
-            "files": [asdict(each) for each in measured],
+            "files": [asdict(numbers_of_file) for numbers_of_file in measured],
         }
         write_json(section.output_path(), report)
         if section.link and chosen:
@@ -230,11 +233,16 @@ class _Bench:
             len(prompts),
             self._sampler(model, [*prompts, *in_ways]),
         )
-        shown = {name: own[: config.samples] for name, own in characters.items()}
-        self._asked = [name for name, own in shown.items() for _ in own]
+        shown = {
+            name: items_of_name[: config.samples]
+            for name, items_of_name in characters.items()
+        }
+        self._asked = [
+            name for name, items_of_name in shown.items() for _ in items_of_name
+        ]
         asked = []
-        for own in shown.values():
-            for prompt in caption_prompts(own, family, config.steps, 1.0):
+        for items_of_name in shown.values():
+            for prompt in caption_prompts(items_of_name, family, config.steps, 1.0):
                 asked.append(prompt)
         self._cast = self._sampler(model, asked)
         if config.edits:
@@ -255,8 +263,8 @@ class _Bench:
         if self._embedder:
             self._photos_ND = self._embedded(trained)
             self._references = {
-                name: self._embedded(own[: config.images])
-                for name, own in characters.items()
+                name: self._embedded(items_of_name[: config.images])
+                for name, items_of_name in characters.items()
             }
         self._read = partial(
             load_adapter_file,
@@ -297,8 +305,8 @@ class _Bench:
         """The numbers of a file; of the model itself for None, which has to come
         first."""
         self._status.update(name)
-        own: list[tuple[Changes, float]] = [(self._read(path), 1.0)] if path else []
-        self._adapters.use(own)
+        changes: list[tuple[Changes, float]] = [(self._read(path), 1.0)] if path else []
+        self._adapters.use(changes)
         losses = self._validator.losses()
         assert losses is not None  # nothing asks it to stop
         by_image = {
@@ -332,15 +340,15 @@ class _Bench:
                 "edit_drift": numbers.get("px"),
                 "outside_mask": numbers.get("outside_mask"),
             },
-            "survival": self._survival(drawn, own) if self._ways else {},
+            "survival": self._survival(drawn, changes) if self._ways else {},
         }
         if self._embedder is None:
             self._status.finish()
             return Measured(name, step, losses[LOSS], drift, **more)
         drawn_ND = self._embedder.images(drawn)
-        said = [prompt.prompt for prompt in self._samples.prompts[: self._count]]
+        texts = [prompt.prompt for prompt in self._samples.prompts[: self._count]]
         if self._embedder.reads_text:
-            heard = adherence(drawn_ND, self._embedder.texts(said))
+            heard = adherence(drawn_ND, self._embedder.texts(texts))
         else:
             heard = None
         self._status.finish()
@@ -369,13 +377,13 @@ class _Bench:
                 if asked == name
             ]
 
-        found = who_appears(
+        table = who_appears(
             list(self._references),
             samples,
             nearest(self._references, self._embedder.images),
         )
         self._status.finish()
-        return found
+        return table
 
     def _embedded(self, items: Sequence[BucketedSample]) -> Tensor:
         assert self._embedder is not None
@@ -384,7 +392,7 @@ class _Bench:
         )
 
     def _survival(
-        self, in_many: Sequence[Image.Image], own: Sequence[tuple[Changes, float]]
+        self, in_many: Sequence[Image.Image], changes: Sequence[tuple[Changes, float]]
     ) -> dict[str, float]:
         """Way of `sample.also` -> the score of the file in use, by the embedder where
         there is one.
@@ -395,7 +403,7 @@ class _Bench:
         features = [self._features(in_many)]
         prompts = self._samples.prompts
         for key, beside in self._ways.items():
-            self._adapters.use([*own, beside])
+            self._adapters.use([*changes, beside])
             indices = []
             for index, prompt in enumerate(prompts):
                 if prompt.beside == key:
@@ -404,7 +412,7 @@ class _Bench:
                 features.append(
                     self._features([self._samples.generate(index) for index in indices])
                 )
-        if not own:
+        if not changes:
             self._base_features = features
             return {}
         names = list(
@@ -488,14 +496,14 @@ def _characters(
     )
     if len(words) < 2:
         return {}
-    found = images_of(words, trained)
-    missing = [word for word, items in found.items() if not items]
+    by_word = images_of(words, trained)
+    missing = [word for word, items in by_word.items() if not items]
     if config.characters and missing:
         raise UserError(
             f"characters: no training image's caption has {missing[0]!r} and none of the others."
         )
-    found = {word: items for word, items in found.items() if items}
-    return found if len(found) > 1 else {}
+    by_word = {word: items for word, items in by_word.items() if items}
+    return by_word if len(by_word) > 1 else {}
 
 
 def _edits(
@@ -508,8 +516,8 @@ def _edits(
     """The run's own prompts with references, else captions of what the loss is measured
     on, or was trained on."""
     drawn = sample_prompts(training.sample_pictures(), training.trigger_word, family)
-    own = [one for one in drawn if one.references and not one.layers]
-    edits = own[: config.edits] or edit_prompts(
+    with_control = [one for one in drawn if one.references and not one.layers]
+    edits = with_control[: config.edits] or edit_prompts(
         (*measured, *trained), config.edits, family, config.steps, 1.0
     )
     if not edits:
@@ -527,7 +535,7 @@ def that_drift_less(
     if most_drift is None:
         return measured
     return [
-        each for each in measured if (each.edit_drift or 0.0) <= most_drift
+        numbers for numbers in measured if (numbers.edit_drift or 0.0) <= most_drift
     ] or measured
 
 
@@ -542,32 +550,36 @@ def recommend(
     samples are nearest to the training images where that was measured, else the one
     that changes other images least.
     """
-    lowest = min(measured, key=lambda each: each.loss)
-    as_good = [each for each in measured if each.loss <= lowest.loss * (1 + AS_GOOD)]
+    lowest = min(measured, key=lambda numbers: numbers.loss)
+    as_good = [
+        numbers for numbers in measured if numbers.loss <= lowest.loss * (1 + AS_GOOD)
+    ]
     if len(as_good) > 1:
         of_these = f" among the {len(as_good)} whose loss is within {AS_GOOD:.0%} of the lowest"
     else:
         of_these = ""
     if compared and len(compared.steps) > 1:
         best = measured[compared.earliest]
-        found = compared.differences[compared.earliest]
+        difference = compared.differences[compared.earliest]
         reason = (
             f"the earliest of the {len(compared.steps)} whose loss is not worse than the lowest within the interval "
-            f"({found.mean:+.4f}, of which up to {found.half:.4f} may be chance, {CONFIDENCE:.0%} confidence)"
+            f"({difference.mean:+.4f}, of which up to {difference.half:.4f} may be chance, {CONFIDENCE:.0%} confidence)"
         )
     elif compared or len(as_good) == 1:
         best = lowest
         reason = f"the lowest loss, {lowest.loss:.4f}"
     elif lowest.distance is not None:
-        best = min(as_good, key=lambda each: each.distance or 0.0)
+        best = min(as_good, key=lambda numbers: numbers.distance or 0.0)
         reason = (
             f"samples nearest to the training images ({best.distance:.3f}){of_these}"
         )
     elif lowest.survival:
-        best = max(as_good, key=lambda each: fmean(each.survival.values() or [-inf]))
+        best = max(
+            as_good, key=lambda numbers: fmean(numbers.survival.values() or [-inf])
+        )
         reason = f"most of it is left in {' and '.join(lowest.survival)}{of_these}"
     else:
-        best = min(as_good, key=lambda each: each.drift)
+        best = min(as_good, key=lambda numbers: numbers.drift)
         reason = f"the least drift ({best.drift:.3f}){of_these}"
     if best.loss < base.loss:
         return best, f"{reason}; the base model has {base.loss:.4f}"
@@ -582,25 +594,25 @@ def table(measured: Sequence[Measured]) -> list[str]:
     titles = ("loss", "drift", "distance", "adherence", "edit_drift", "outside_mask")
     shown = []
     for title in titles:
-        if any(getattr(each, title) is not None for each in measured):
+        if any(getattr(row, title) is not None for row in measured):
             shown.append(title)
-    width = max(len(each.file) for each in measured)
-    ways = list(dict.fromkeys(name for each in measured for name in each.survival))
+    width = max(len(row.file) for row in measured)
+    ways = list(dict.fromkeys(name for row in measured for name in row.survival))
     columns = [f"{title:>{max(9, len(title))}}" for title in shown] + [
         f"left in {name}" for name in ways
     ]
     lines = [f"{'file':{width}} {'step':>8} " + " ".join(columns)]
-    for each in measured:
-        step = "" if each.step is None else str(each.step)
+    for row in measured:
+        step = "" if row.step is None else str(row.step)
         told = {
-            title: "" if (value := getattr(each, title)) is None else f"{value:.4f}"
+            title: "" if (value := getattr(row, title)) is None else f"{value:.4f}"
             for title in shown
         }
         numbers = " ".join(
             f"{number:>{max(9, len(title))}}" for title, number in told.items()
         )
         left = "".join(
-            f" {each.survival.get(name, nan):>{len(name) + 8}.2f}" for name in ways
+            f" {row.survival.get(name, nan):>{len(name) + 8}.2f}" for name in ways
         )
-        lines.append(f"{each.file:{width}} {step:>8} {numbers}{left}")
+        lines.append(f"{row.file:{width}} {step:>8} {numbers}{left}")
     return lines

@@ -192,14 +192,14 @@ class Captioner:
                 "top_k": 0,
             }
         with seeding.global_generator(settings.seed, "caption", *names):
-            made = self.model.generate(
+            tokens_BL = self.model.generate(
                 **inputs_BL,
                 max_new_tokens=settings.max_tokens,
                 eos_token_id=[end, pad],
                 pad_token_id=pad,
                 **drawn,
             )
-        answers = made[:, inputs_BL["input_ids"].shape[1] :].tolist()
+        answers = tokens_BL[:, inputs_BL["input_ids"].shape[1] :].tolist()
         return [
             Caption(
                 self.tokenizer.decode(ids, skip_special_tokens=True).strip(),

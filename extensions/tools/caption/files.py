@@ -354,12 +354,12 @@ class Table(Captions):
             new[self._key_of(image)] = self._line(image, self.redone[image.name])
         if self.path.is_file():
             self._keep_old(self.path, self.path.name)
-        kept = []
+        lines = []
         for number, line in enumerate(self._lines, 1):
             if line.strip():
-                kept.append(new.pop(self._read(number, line)[0], line))
+                lines.append(new.pop(self._read(number, line)[0], line))
         with os_error_as_run_error(self.path), atomic_write(self.path) as temporary:
-            text = "".join(f"{line}\n" for line in (*kept, *new.values()))
+            text = "".join(f"{line}\n" for line in (*lines, *new.values()))
             temporary.write_bytes(text.encode(errors="backslashreplace"))
 
 

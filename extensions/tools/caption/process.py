@@ -95,7 +95,7 @@ class CaptionProcess(BaseExtensionProcess):
         status = StatusLine()
         refused: list[ImageError] = []
         captioner = self._load()
-        made = cut = 0
+        written = cut = 0
         for start in range(0, len(todo), section.batch_size):
             batch = dict(_readable(todo[start : start + section.batch_size], refused))
             if not batch:
@@ -103,8 +103,8 @@ class CaptionProcess(BaseExtensionProcess):
             answers = captioner.captions(
                 list(batch.values()), [image.name for image in batch]
             )
-            for image, said in zip(batch, answers, strict=True):
-                if not said.text:
+            for image, answer in zip(batch, answers, strict=True):
+                if not answer.text:
                     refused.append(
                         ImageError(
                             image.path,
@@ -113,13 +113,15 @@ class CaptionProcess(BaseExtensionProcess):
                     )
                     continue
                 text = inject_trigger(
-                    add_prefix(said.text, section.prefix), section.trigger_word
+                    add_prefix(answer.text, section.prefix), section.trigger_word
                 )
                 if captions.write(image, text):
-                    made = made + 1
-                    cut = cut + said.cut
-            status.update(f"captions {made + len(refused)}/{len(todo)}")
-        status.finish(f"{made} captions written to {section.table() or section.folder}")
+                    written = written + 1
+                    cut = cut + answer.cut
+            status.update(f"captions {written + len(refused)}/{len(todo)}")
+        status.finish(
+            f"{written} captions written to {section.table() or section.folder}"
+        )
         if cut:
             remedy = "Raise it (--max-tokens), or ask for less (--prompt)."
             logger.info(

@@ -70,22 +70,22 @@ class DoctorProcess(BaseExtensionProcess):
         section = self.section
         tensors, metadata = read_tensors(Path(section.file).expanduser())
         try:
-            found, rounded, title = self._examine(tensors, metadata)
+            findings, rounded, title = self._examine(tensors, metadata)
         except UserError as error:  # patterns of the settings that are not done in time
             raise UserError(f"{section.file}: {error}") from error
-        wrong = [one for one in found if one.severity == "error"]
+        wrong = [one for one in findings if one.severity == "error"]
         if section.as_json:
-            rows = [as_json(one) for one in found]
-            told = {
+            rows = [as_json(one) for one in findings]
+            report = {
                 "file": section.file,
                 "model": title,
                 "sound": not wrong,
                 "findings": rows,
                 "rounding": rounded,
             }
-            print(json.dumps(told, indent=2))
+            print(json.dumps(report, indent=2))
         else:
-            print("\n".join(render(section.file, title, found, rounded)))
+            print("\n".join(render(section.file, title, findings, rounded)))
         if wrong:
             names = ", ".join(dict.fromkeys(one.check for one in wrong))
             raise RunError(
@@ -111,9 +111,9 @@ class DoctorProcess(BaseExtensionProcess):
                 "",
             )
         if section.program:
-            found = list(findings_for(PROGRAMS[section.program], tensors, metadata))
+            findings = list(findings_for(PROGRAMS[section.program], tensors, metadata))
         else:
-            found = health(tensors, metadata)
+            findings = health(tensors, metadata)
         bases = self._bases()
         found_in = ((one, _located(read.parts, one.layers)) for one in bases)
         base, names = max(
@@ -122,15 +122,15 @@ class DoctorProcess(BaseExtensionProcess):
         )
         sound = read.sound(metadata)
         rounded = None
-        found += _of_model(read.parts, names, base, sound)
-        found += _of_biases(read.biases, base) if names or base.is_given else ()
+        findings += _of_model(read.parts, names, base, sound)
+        findings += _of_biases(read.biases, base) if names or base.is_given else ()
         if len(names) == len(read.parts) and not any(
-            one.check == "size" for one in found
+            one.check == "size" for one in findings
         ):
-            found += _missing(names, base, metadata)
-        found += self._of_metadata(metadata, base, found)
+            findings += _missing(names, base, metadata)
+        findings += self._of_metadata(metadata, base, findings)
         if section.base_dtype and not any(
-            one.severity == "error" and one.check in UNMEASURABLE for one in found
+            one.severity == "error" and one.check in UNMEASURABLE for one in findings
         ):
             changes = {names[stem]: change for stem, change in sound.items()}
             rounded = self._rounded(
@@ -140,8 +140,8 @@ class DoctorProcess(BaseExtensionProcess):
                 },
                 base,
             )
-            found += self._of_rounding(rounded)
-        return found, rounded, self._title(metadata, base) if names else ""
+            findings += self._of_rounding(rounded)
+        return findings, rounded, self._title(metadata, base) if names else ""
 
     def _title(self, metadata: Mapping[str, str], base: Base) -> str:
         if base.model:
@@ -181,11 +181,11 @@ class DoctorProcess(BaseExtensionProcess):
         ]
 
     def _of_metadata(
-        self, metadata: Mapping[str, str], base: Base, found: list[Diagnostic]
+        self, metadata: Mapping[str, str], base: Base, findings: list[Diagnostic]
     ) -> Iterator[Diagnostic]:
         """Another base, by what the file says of itself; nothing where its layers have
         told it already."""
-        if any(one.check in ("other_model", "other_layers") for one in found):
+        if any(one.check in ("other_model", "other_layers") for one in findings):
             return
         if base.model:
             for one in origin_findings(
@@ -204,9 +204,9 @@ class DoctorProcess(BaseExtensionProcess):
                 yield finding(
                     "other_base", message, "Take the file as its trainer saved it."
                 )
-        said = metadata.get(ARCHITECTURE, "")
-        if OTHER_ARCHITECTURES.match(said):
-            message = f"Its metadata say {said}, and its layers have the names of those of {base.family.title}."
+        architecture = metadata.get(ARCHITECTURE, "")
+        if OTHER_ARCHITECTURES.match(architecture):
+            message = f"Its metadata say {architecture}, and its layers have the names of those of {base.family.title}."
             yield finding("other_base", message, "Use it with the model it is of.")
 
     # ------------------------------------------------------------ rounding
@@ -229,18 +229,18 @@ class DoctorProcess(BaseExtensionProcess):
                 by_layer[name], *half_and_twice = predicted(change, dtype, index)
                 others += half_and_twice
         whole = _sum(by_layer.values())
-        told: dict[str, Any] = {
+        report: dict[str, Any] = {
             "base_dtype": dtype,
             "measured": bool(base.model),
             "lost": whole.lost,
             "noise": whole.noise,
         }
         if others:
-            told["between"] = sorted(_sum(others[start::2]).lost for start in (0, 1))
-        each = {}
+            report["between"] = sorted(_sum(others[start::2]).lost for start in (0, 1))
+        numbers = {}
         for name, one in by_layer.items():
-            each[name] = {"lost": one.lost, "noise": one.noise}
-        return {**told, "by_layer": each}
+            numbers[name] = {"lost": one.lost, "noise": one.noise}
+        return {**report, "by_layer": numbers}
 
     def _of_rounding(self, rounded: Mapping[str, Any]) -> Iterator[Diagnostic]:
         if rounded["lost"] < self.section.most_lost:
@@ -470,7 +470,9 @@ def _of_model(
     by_name: dict[str, list[str]] = {}
     for stem, name in names.items():
         by_name.setdefault(name, []).append(stem)
-    twice = [found[0] for found in by_name.values() if len(found) > 1]
+    twice = [
+        stems_of_name[0] for stems_of_name in by_name.values() if len(stems_of_name) > 1
+    ]
     if twice:
         message = f"{len(twice)} layers appear twice under two names, such as {' and '.join(by_name[names[twice[0]]])}."
         yield finding(
@@ -502,7 +504,7 @@ def _of_biases(biases: Mapping[str, Tensor], base: Base) -> Iterator[Diagnostic]
 def _fits(change: LayerDelta, size: tuple[int, int]) -> bool:
     has = zip(change.shape, reversed(size), strict=True)
     return all(
-        own in (0, wanted) for own, wanted in has
+        size_of_change in (0, wanted) for size_of_change, wanted in has
     )  # 0: the matrices do not say it
 
 
@@ -516,9 +518,9 @@ def _split_all(changes: Mapping[str, LayerDelta], base: Base) -> dict[str, Layer
     }
 
 
-def _sum(found: Any) -> Rounding:
+def _sum(roundings: Any) -> Rounding:
     total = Rounding(0.0, 0.0, 0.0)
-    for one in found:
+    for one in roundings:
         total += one
     return total
 
@@ -536,11 +538,11 @@ def as_json(one: Diagnostic) -> dict[str, Any]:
 
 
 def render(
-    file: str, title: str, found: list[Diagnostic], rounded: Mapping[str, Any] | None
+    file: str, title: str, findings: list[Diagnostic], rounded: Mapping[str, Any] | None
 ) -> list[str]:
     """The report as lines."""
     lines = [f"{file}: a LoRA of {title}" if title else file]
-    for one in found:
+    for one in findings:
         note = "note: " if one.severity == "warning" else ""
         lines += [f"{note}{one.check}: {one.message}", f"  do: {one.remedy}"]
         if one.key:
@@ -567,6 +569,6 @@ def render(
         ]
         for name, one in worst:
             lines.append(f"  {one['lost']:7.1%} lost, noise {one['noise']:.2f}  {name}")
-    if not any(one.severity == "error" for one in found):
+    if not any(one.severity == "error" for one in findings):
         lines.append("sound: nothing wrong was found")
     return lines

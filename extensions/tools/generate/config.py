@@ -66,8 +66,8 @@ class GenerateConfig(PicturesConfig):
                 yield Diagnostic(("like",), str(error))
                 return
             assert section.model is not None  # an image's settings have one
-            for found in section.model.check(job):
-                yield Diagnostic(("like",), f"its model: {found.message}")
+            for finding in section.model.check(job):
+                yield Diagnostic(("like",), f"its model: {finding.message}")
             yield from section.check_values(job)
             return
         yield from self.check_values(job)

@@ -73,13 +73,13 @@ class GenerateProcess(BaseExtensionProcess):
                 continue
             try:
                 items = read_lines([line.strip()])
-                for found in check_references(
+                for finding in check_references(
                     ("prompt",),
                     items[0].ctrl_img,
                     maker.family,
                     JobContext(self.job.name),
                 ):
-                    raise UserError(found.message)
+                    raise UserError(finding.message)
                 maker.make(list(pictures(section, maker, items, loras)))
             except UserError as error:
                 logger.error(str(error))

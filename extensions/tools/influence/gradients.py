@@ -65,13 +65,13 @@ def influence_on(units_ND: Tensor, reference_ND: Tensor) -> Tensor:
 
 def medians(values: Tensor, groups: Sequence[int]) -> Tensor:
     """The median of the group of each image; values: [..., N]."""
-    found = torch.zeros_like(values)
+    median_of_each = torch.zeros_like(values)
     group_N = torch.tensor(groups)
     for group in set(groups):
-        found[..., group_N == group] = (
+        median_of_each[..., group_N == group] = (
             values[..., group_N == group].median(-1, keepdim=True).values
         )
-    return found
+    return median_of_each
 
 
 def deviations(values: Tensor, groups: Sequence[int]) -> Tensor:

@@ -80,9 +80,10 @@ class Measurement:
 
     def notes(self) -> tuple[str, ...]:
         """Lines for the plan."""
-        files = Counter(each.file.path.name for each in self.rounds)
+        files = Counter(round_.file.path.name for round_ in self.rounds)
         levels = ", ".join(
-            f"{level:g}" for level in dict.fromkeys(each.level for each in self.rounds)
+            f"{level:g}"
+            for level in dict.fromkeys(round_.level for round_ in self.rounds)
         )
         lines = [
             f"influence of {len(self.images)} training images on {self.against}",
@@ -144,7 +145,7 @@ def plan_measurement(
         ScanCache.beside(training.training_folder),
         partial(trained_images, run.folder),
     )
-    regular = {each.folder for each in scan.folders if each.is_reg}
+    regular = {folder_.folder for folder_ in scan.folders if folder_.is_reg}
     once = {}
     for item in reversed(trained):
         if item.sample.folder not in regular:
@@ -155,9 +156,10 @@ def plan_measurement(
             f"{run.folder}: trained on {len(images)} images. At least {FEWEST} are needed to compare them."
         )
     sizes = Counter(item.sample.dataset for item in images)
-    groups = tuple(
-        each if sizes[each := item.sample.dataset] >= FEWEST else -1 for item in images
-    )
+    groups = []
+    for item in images:
+        index = item.sample.dataset
+        groups.append(index if sizes[index] >= FEWEST else -1)
     uses = sum(item.sample.repeats for item in trained)
     if split:
         held_out = tuple({item.sample.image: item for item in split.items}.values())
@@ -188,7 +190,7 @@ def plan_measurement(
     else:
         changed = str(compare(newest, fingerprint(scan.samples)))
     return Measurement(
-        training, images, groups, validation, tuple(rounds), uses, changed
+        training, images, tuple(groups), validation, tuple(rounds), uses, changed
     )
 
 

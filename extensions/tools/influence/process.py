@@ -107,27 +107,28 @@ class InfluenceProcess(BaseExtensionProcess):
             logger.info(line)
         began = time.monotonic()
         bench = _Bench(section, plan)
-        found = ranked(plan, *bench.measure(), section.threshold)
+        images = ranked(plan, *bench.measure(), section.threshold)
         seconds = time.monotonic() - began
-        suspects = [each for each in found if each.suspect]
+        suspects = [image for image in images if image.suspect]
         folder = section.output_folder()
         with atomic_write_dir(folder) as new:
-            write_text(new / PAGE, _page(plan, found))
+            write_text(new / PAGE, _page(plan, images))
             write_text(
                 new / FILE,
                 suspects_text(
-                    {each.image: each.reason for each in suspects}, _head(section, plan)
+                    {image.image: image.reason for image in suspects},
+                    _head(section, plan),
                 ),
             )
-            write_json(new / NUMBERS, _numbers(section, plan, found, seconds))
-        for each in suspects:
-            logger.info(f"suspect: {each.image}: {each.reason}")
+            write_json(new / NUMBERS, _numbers(section, plan, images, seconds))
+        for image in suspects:
+            logger.info(f"suspect: {image.image}: {image.reason}")
         if suspects:
-            told = "Look at them first"
+            advice = "Look at them first"
         else:
-            told = "Look at the first of the page all the same"
+            advice = "Look at the first of the page all the same"
         logger.info(
-            f"{folder / PAGE}: {len(suspects)} of {len(found)} images are suspects. {told}"
+            f"{folder / PAGE}: {len(suspects)} of {len(images)} images are suspects. {advice}"
         )
         logger.info(NOT_FOUND)
 
@@ -165,15 +166,15 @@ class _Bench:
         lengths = []
         loaded = None
         with self._network.inference():
-            for number, each in enumerate(self._plan.rounds, 1):
-                if loaded != each.file.path:
+            for number, round_ in enumerate(self._plan.rounds, 1):
+                if loaded != round_.file.path:
                     self._network.load_pretrained(
-                        load_adapter_file(each.file.path, self._layers)
+                        load_adapter_file(round_.file.path, self._layers)
                     )
-                    loaded = each.file.path
-                self._model.prefetch_timesteps([each.level])
+                    loaded = round_.file.path
+                self._model.prefetch_timesteps([round_.level])
                 what = f"round {number} of {len(self._plan.rounds)}, image"
-                sketches_ND = self._sketches(each.level, what)
+                sketches_ND = self._sketches(round_.level, what)
                 influences.append(self._influence(functional.normalize(sketches_ND)))
                 lengths.append(sketches_ND[: len(self._plan.images)].norm(dim=1))
         return torch.stack(influences), torch.stack(lengths)
@@ -187,10 +188,12 @@ class _Bench:
         if len(reference_ND):
             return influence_on(images_ND, reference_ND)
         group_N = torch.tensor(self._plan.groups)
-        found = torch.zeros(len(images_ND))
+        influence_N = torch.zeros(len(images_ND))
         for group in set(self._plan.groups):
-            found[group_N == group] = influence_on_others(images_ND[group_N == group])
-        return found
+            influence_N[group_N == group] = influence_on_others(
+                images_ND[group_N == group]
+            )
+        return influence_N
 
     def _sketches(self, level: float, what: str) -> Tensor:
         """[N, D]: sketches of the gradients of all images at a noise level."""
@@ -218,12 +221,12 @@ class _Bench:
             gradients.append(torch.zeros_like(p) if p.grad is None else p.grad)
         for parameter in parameters:
             parameter.grad = None
-        found = sketch(gradients)
-        if not torch.isfinite(found).all():
+        sketch_D = sketch(gradients)
+        if not torch.isfinite(sketch_D).all():
             raise RunError(
                 f"{item.sample.image}: its gradient is not finite at noise level {level:g}."
             )
-        return found
+        return sketch_D
 
     def _progress(self, what: str, done: int, total: int) -> None:
         self._status.update(f"{what} {done}/{total}")
@@ -236,8 +239,8 @@ def ranked(
     threshold: as of `InfluenceConfig`."""
     log_length_RN = length_RN.clamp_min(torch.finfo(length_RN.dtype).tiny).log()
     by_influence, by_length = (
-        torch.stack([deviations(values_N, plan.groups) for values_N in found])
-        for found in (influence_RN, log_length_RN)
+        torch.stack([deviations(values_N, plan.groups) for values_N in values_RN])
+        for values_RN in (influence_RN, log_length_RN)
     )
     # The mean is narrower than each of what it is made of.
     far_N = deviations((by_influence - by_length).mean(0), plan.groups)
@@ -268,13 +271,17 @@ def _head(config: InfluenceConfig, plan: Measurement) -> str:
 def _numbers(
     config: InfluenceConfig,
     plan: Measurement,
-    found: Sequence[Influence],
+    images: Sequence[Influence],
     seconds: float,
 ) -> Mapping[str, object]:
     rounds = []
-    for each in plan.rounds:
+    for round_ in plan.rounds:
         rounds.append(
-            {"file": each.file.path.name, "step": each.file.step, "level": each.level}
+            {
+                "file": round_.file.path.name,
+                "step": round_.file.step,
+                "level": round_.level,
+            }
         )
     return {
         "against": plan.against,
@@ -283,11 +290,11 @@ def _numbers(
         "passes_of_an_epoch": plan.uses,
         "seconds": round(seconds, 1),
         "threshold": config.threshold,
-        "images": [asdict(each) for each in found],
+        "images": [asdict(round_) for round_ in images],
     }
 
 
-def _page(plan: Measurement, found: Sequence[Influence]) -> str:
+def _page(plan: Measurement, images: Sequence[Influence]) -> str:
     items = {item.sample.image: item for item in plan.images}
 
     def crop(image: str) -> str:
@@ -305,8 +312,8 @@ def _page(plan: Measurement, found: Sequence[Influence]) -> str:
         Path(__file__).with_name("influence.html.j2"),
         "Which images hurt",
         notes=[*plan.notes(), NOT_FOUND],
-        count=len(found),
-        suspects=sum(each.suspect for each in found),
-        images=found[:MOST_IMAGES],
+        count=len(images),
+        suspects=sum(each.suspect for each in images),
+        images=images[:MOST_IMAGES],
         crop=crop,
     )

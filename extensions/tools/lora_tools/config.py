@@ -207,11 +207,11 @@ class ExtractConfig(RankConfig):
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Folders without a model."""
         yield from super().check(job)
-        found = list(_check_model("tuned", self.tuned, job))
-        yield from found
+        faults = list(_check_model("tuned", self.tuned, job))
+        yield from faults
         if self.base:
             yield from _check_model("base", self.base, job)
-        elif not found and not job.will_write(Path(self.tuned).expanduser().parent):
+        elif not faults and not job.will_write(Path(self.tuned).expanduser().parent):
             try:
                 self.base_folder()
             except UserError as error:

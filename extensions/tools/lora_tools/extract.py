@@ -71,14 +71,14 @@ class Differences:
     def of_layers(self) -> Iterator[tuple[str, Tensor]]:
         """(name, change [O, I] in float32) of each linear layer that differs. Raises
         UserError where none does."""
-        found = False
+        any_differs = False
         for weight, name in self._weights.items():
             if weight in self._readers[0].names:
                 change = self._change(weight)
                 if change is not None:
-                    found = True
+                    any_differs = True
                     yield name, change
-        if not found:
+        if not any_differs:
             raise UserError(
                 "base and tuned are the same in every linear layer: there is nothing to extract."
             )

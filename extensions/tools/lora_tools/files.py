@@ -57,12 +57,14 @@ def read_lora(file: str, model: Path | None, any_model: bool = False) -> Adapter
         if "this model" not in str(error):
             raise
         try:
-            own = model_of(path)
+            own_model = model_of(path)
         except UserError:
             raise UserError(
                 f"{error} Give the folder of its model by 'model' (--model) where it is another."
             ) from None
-    return read_adapter(path, [family_for(own).every_linear_layer(own.files_folder())])
+    return read_adapter(
+        path, [family_for(own_model).every_linear_layer(own_model.files_folder())]
+    )
 
 
 def write_lora(
@@ -100,9 +102,9 @@ def number_type(given: str | None, inputs: Iterable[torch.dtype]) -> torch.dtype
     a quantized one."""
     if given:
         return DTYPES[given]
-    found = set(inputs)
-    if len(found) == 1 and found <= set(DTYPES.values()):
-        return found.pop()
+    dtypes = set(inputs)
+    if len(dtypes) == 1 and dtypes <= set(DTYPES.values()):
+        return dtypes.pop()
     return torch.float32
 
 

@@ -36,14 +36,14 @@ class InspectProcess(BaseExtensionProcess):
     def run(self) -> None:
         super().run()
         section = self.section
-        found = facts(
+        report = facts(
             read_lora(
                 section.file,
                 section.model_folder() if section.model else None,
                 any_model=True,
             )
         )
-        print(json.dumps(found, indent=2) if section.as_json else render(found))
+        print(json.dumps(report, indent=2) if section.as_json else render(report))
 
 
 def facts(file: AdapterFile) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _writer(metadata: Mapping[str, str]) -> str:
         )
 
 
-def render(found: Mapping[str, Any]) -> str:
+def render(report: Mapping[str, Any]) -> str:
     """The facts as lines."""
 
     def counted(counts: Mapping[str, int]) -> str:
@@ -134,38 +134,38 @@ def render(found: Mapping[str, Any]) -> str:
             for key, count in counts.items()
         )
 
-    largest = max(found["norm_by_block"].values(), default=0.0) or 1.0
+    largest = max(report["norm_by_block"].values(), default=0.0) or 1.0
     blocks = [
         f"  {name:28} {norm:10.4g}  {'#' * round(30 * norm / largest)}"
-        for name, norm in found["norm_by_block"].items()
+        for name, norm in report["norm_by_block"].items()
     ]
-    kinds = " and ".join(found["kinds"]) or "no change"
-    if len(found["wrong"]) > 1:
-        more = f" ({len(found['wrong']) - 1} more)"
+    kinds = " and ".join(report["kinds"]) or "no change"
+    if len(report["wrong"]) > 1:
+        more = f" ({len(report['wrong']) - 1} more)"
     else:
         more = ""
-    wrong = [f"wrong: {line}{more} See run.py doctor." for line in found["wrong"][:1]]
-    multiplied = f"{found['without_norm']} layers multiply the model's weights: their change has no norm without those"
+    wrong = [f"wrong: {line}{more} See run.py doctor." for line in report["wrong"][:1]]
+    multiplied = f"{report['without_norm']} layers multiply the model's weights: their change has no norm without those"
     if blocks:
-        norm = [f"norm of the change {found['norm']:.4g}; by block:", *blocks]
+        norm = [f"norm of the change {report['norm']:.4g}; by block:", *blocks]
     else:
         norm = []
-    size = f"layers {found['layers']}, parameters {found['parameters']:,}"
-    if found["biases"]:
-        size += f", biases {found['biases']}"
+    size = f"layers {report['layers']}, parameters {report['parameters']:,}"
+    if report["biases"]:
+        size += f", biases {report['biases']}"
     metadata = []
-    for key, value in sorted(found["metadata"].items()):
+    for key, value in sorted(report["metadata"].items()):
         metadata.append(f"  {key}: {_short(value)}")
     return "\n".join(
         [
-            f"{found['file']}: {found['bytes'] / 1e6:.2f} MB, {kinds}, {found['dtype']}",
+            f"{report['file']}: {report['bytes'] / 1e6:.2f} MB, {kinds}, {report['dtype']}",
             size,
-            f"rank {counted(found['ranks']) or 'none'}; alpha {counted(found['alphas']) or 'none'}",
-            f"keys such as {found['first_key']}",
-            f"can be written for: {', '.join(found['readable_by']) or 'none'} (run.py convert)",
-            f"written by: {found['written_by']}",
+            f"rank {counted(report['ranks']) or 'none'}; alpha {counted(report['alphas']) or 'none'}",
+            f"keys such as {report['first_key']}",
+            f"can be written for: {', '.join(report['readable_by']) or 'none'} (run.py convert)",
+            f"written by: {report['written_by']}",
             *wrong,
-            *([multiplied] if found["without_norm"] else []),
+            *([multiplied] if report["without_norm"] else []),
             *norm,
             "metadata:" if metadata else "metadata: none",
             *metadata,

@@ -201,27 +201,27 @@ FORMATS: dict[str, Format] = {
 
 def why_not_exported(file: AdapterFile, target: Format) -> list[str]:
     """Why a program would not read the file with its meaning; empty: it does."""
-    found: dict[str, None] = {}
+    reasons: dict[str, None] = {}
     for change in file.changes.values():
         kind = _base_kind(change)
         magnitude = change.magnitude
         if kind not in target.kinds:
-            found[f"{target.title} does not read {_TITLES[kind]}"] = None
+            reasons[f"{target.title} does not read {_TITLES[kind]}"] = None
         if magnitude is not None and not _magnitude_key(magnitude, target):
             axis = "rows" if len(magnitude) > 1 else "columns"
-            found[
+            reasons[
                 f"{target.title} does not read a DoRA with norms of {axis} as it is meant"
             ] = None
         if change.bias is not None and not target.bias:
-            found[f"{target.title} does not read changes of biases"] = None
+            reasons[f"{target.title} does not read changes of biases"] = None
     for parts in fused_layers(file.changes).values() if target.is_fused else ():
         kinds = sorted(
             {kind_of(file.changes[part]) for part in parts if part in file.changes}
         )
         if kinds not in (["lora"], ["loha"]):
             named = " and ".join(_TITLES[kind] for kind in kinds)
-            found[f"{target.title} cannot be written of {named}"] = None
-    return list(found)
+            reasons[f"{target.title} cannot be written of {named}"] = None
+    return list(reasons)
 
 
 _TITLES = {
@@ -279,31 +279,31 @@ def _fused(changes: Mapping[str, LayerDelta]) -> dict[str, LayerDelta]:
     for whole, parts in fused_layers(changes).items():
         first = next(changes[part] for part in parts if part in changes)
         scale = first.scale or 1.0
-        found = []
+        deltas = []
         for part in parts:
-            found.append(
+            deltas.append(
                 joined.pop(
                     part, LayerDelta({n: _no_rank(first, n) for n in first.parts}, 0.0)
                 )
             )
-        made: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for left, right in MATMUL_PAIRS:
             if left in first.parts:
                 factors = []
-                for one in found:
+                for one in deltas:
                     factors.append(
                         one.scale / scale if left in ("up", "hada_w1_a") else 1.0
                     )
                 pieces = []
-                for factor, one in zip(factors, found, strict=True):
+                for factor, one in zip(factors, deltas, strict=True):
                     pieces.append(factor * one.parts[left])
-                made |= {
+                tensors |= {
                     left: torch.block_diag(*pieces),
-                    right: torch.cat([one.parts[right] for one in found]),
+                    right: torch.cat([one.parts[right] for one in deltas]),
                 }
-        if any(one.bias is not None for one in found):
+        if any(one.bias is not None for one in deltas):
             raise UserError(f"the bias of {whole} is changed. {NO_BIAS}")
-        joined[whole] = LayerDelta(made, scale)
+        joined[whole] = LayerDelta(tensors, scale)
     return joined
 
 
@@ -350,14 +350,16 @@ OF_THE_FORM = (HEADER_METADATA, CONFIG_FILE, "sha256", "format")
 def kept_metadata(file: AdapterFile, target: Format | None = None) -> dict[str, str]:
     """The file's metadata but for what is true of its own form alone. In a form without
     alphas these are the rank."""
-    kept = {}
+    metadata = {}
     for key, value in file.metadata.items():
         if key not in OF_THE_FORM:
-            kept[key] = value
+            metadata[key] = value
     if target and not target.has_alpha and "lora" in file.kinds:
         ranks = {
-            "alpha": kept.get("rank"),
-            "ss_network_alpha": kept.get("ss_network_dim"),
+            "alpha": metadata.get("rank"),
+            "ss_network_alpha": metadata.get("ss_network_dim"),
         }
-        kept |= {key: rank for key, rank in ranks.items() if key in kept and rank}
-    return kept
+        metadata |= {
+            key: rank for key, rank in ranks.items() if key in metadata and rank
+        }
+    return metadata

@@ -268,7 +268,7 @@ class MergeProcess(BaseExtensionProcess):
             if model:
                 metadata[BASE_MODEL] = model
         write_lora(output, for_every_program(tensors, outputs), metadata)
-        said = str(dtype).removeprefix("torch.")
+        dtype_name = str(dtype).removeprefix("torch.")
         logger.info(
-            f"{output}: {len(files)} files in {len(outputs)} layers, {said}; {loss}"
+            f"{output}: {len(files)} files in {len(outputs)} layers, {dtype_name}; {loss}"
         )

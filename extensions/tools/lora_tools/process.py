@@ -97,14 +97,14 @@ class ResizeProcess(BaseExtensionProcess):
         file = read_lora(
             section.input, section.model_folder() if section.model else None
         )
-        kept = {}
+        metadata = {}
         for key, text in kept_metadata(file).items():
             if not OF_THE_KIND.match(key):
-                kept[key] = text
+                metadata[key] = text
         write_lowrank(
             section,
             file.changes.items(),
-            kept,
+            metadata,
             number_type(section.dtype, [file.dtype]),
         )
 
@@ -144,14 +144,14 @@ class PostHocEmaProcess(BaseExtensionProcess):
     ) -> None:
         """Writes the tensors with the metadata of a file of the run and the recipe of
         the average."""
-        kept = {}
+        document = {}
         for key, value in metadata.items():
             if key not in ("sha256", "format"):
-                kept[key] = value
+                document[key] = value
         write_lora(
             self.section.output_path(),
             tensors,
-            {**kept, "post_hoc_ema": json.dumps(recipe)},
+            {**document, "post_hoc_ema": json.dumps(recipe)},
         )
 
 

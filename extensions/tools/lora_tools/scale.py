@@ -79,14 +79,16 @@ class ScaleProcess(BaseExtensionProcess):
             exact = tensors[key].float() * strengths[key]
             stored = exact.to(tensors[key].dtype)
             tensors[key] = stored if stored.float().equal(exact) else exact
-        kept = {}
+        document = {}
         for key, text in metadata.items():
             if key not in ("sha256", "format"):
-                kept[key] = text
-        told = "; ".join(
-            filter(None, [kept.get(STRENGTHS, ""), " ".join(section.blocks)])
+                document[key] = text
+        strengths_text = "; ".join(
+            filter(None, [document.get(STRENGTHS, ""), " ".join(section.blocks)])
         )
-        write_lora(section.output_path(), tensors, kept | {STRENGTHS: told})
+        write_lora(
+            section.output_path(), tensors, document | {STRENGTHS: strengths_text}
+        )
         logger.info(
             f"{section.output}: {len(scaled)} of {len(tensors)} tensors scaled ({' '.join(section.blocks)})"
         )

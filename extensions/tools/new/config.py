@@ -185,13 +185,13 @@ class NewConfig(ToolConfig):
             )
         else:
             if is_table(self.folder):
-                found = []
+                findings = []
             else:
-                found = list(check_folder(("folder",), self.folder, job))
+                findings = list(check_folder(("folder",), self.folder, job))
             for slot, control in enumerate(self.control_path):
-                found += check_folder(("control_path", slot), control, job)
-            yield from found
-            if not any(finding.severity == "error" for finding in found):
+                findings += check_folder(("control_path", slot), control, job)
+            yield from findings
+            if not any(finding.severity == "error" for finding in findings):
                 yield from self._layer_findings() if self.model else ()
                 yield from self._pair_findings()
         if path.suffix not in CONFIG_SUFFIXES[:2]:

@@ -51,10 +51,10 @@ class NewProcess(BaseExtensionProcess):
         logger.info(
             f"{path}: {done} for a GPU of {gpu or WITHOUT_GPU} GB{such}{missing}"
         )
-        found = layers_in(section.folder)
-        if found and found.key in text:
+        layers = layers_in(section.folder)
+        if layers and layers.key in text:
             logger.info(
-                f"layers: {found.layers} of {found.image} ({found.key}); docs/datasets.md"
+                f"layers: {layers.layers} of {layers.image} ({layers.key}); docs/datasets.md"
             )
         else:
             pairs = section.pairs()
