@@ -1,6 +1,12 @@
-"""What `influence` measures, and what it costs: the images, the saved LoRAs and noise
-levels, counted in passes. A pass is one image forward and backward, as in training.
-Imports no torch."""
+"""Plans what `influence` measures: images, saved LoRAs, noise levels, and the cost.
+
+The cost is counted in passes. A pass is one image forward and backward, as in training.
+Only the files of the run and the names of its images are read; nothing is loaded.
+Imports no torch.
+
+`config` plans for the checks and the plan of a job, and `process` measures what is
+planned.
+"""
 
 from __future__ import annotations
 
@@ -30,15 +36,22 @@ from toolkit.train.run_reader import (
 )
 
 FEWEST = 8
-"""Images from which on a dataset is measured against itself, and fewest of all."""
+"""Least number of images of a dataset that is measured against itself, and of the
+run."""
 
 BEST_PLACE = 0.75
-"""Share of the run after which the first LoRA was saved."""
+"""Share of the run at which the LoRA that is measured first was saved."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """One gradient of each image."""
+    """One gradient of each image: at a saved LoRA and a noise level.
+
+    Example::
+
+        for round_ in plan.rounds:
+            print(round_.file.path.name, round_.level)
+    """
 
     file: NetworkFile
     level: float
@@ -46,15 +59,21 @@ class Round:
 
 @dataclass(frozen=True)
 class Measurement:
-    """All that is measured."""
+    """All that is measured.
+
+    Example::
+
+        plan = plan_measurement(Path("output/my_character"), "auto", 1.0, 3, (0.8, 0.6))
+        print("\\n".join(plan.notes()))
+    """
 
     training: DiffusionSection
     images: tuple[BucketedSample, ...]
-    """Each training image once, at the first of its sizes; those of regularisation are
+    """Each training image once, at the first of its sizes. Regularisation images are
     left out."""
 
     groups: tuple[int, ...]
-    """For each image, which ones it is compared with. A group is an entry of
+    """Group of each image, within which images are compared. A group is an entry of
     `datasets`, or all the small ones."""
 
     validation: tuple[BucketedSample, ...]
@@ -73,7 +92,7 @@ class Measurement:
 
     @property
     def against(self) -> str:
-        """What the images are measured against, in words."""
+        """The images that the training images are measured against, in words."""
         if self.validation:
             return f"the {len(self.validation)} images of the validation"
         return "the other training images of their dataset"
@@ -81,10 +100,8 @@ class Measurement:
     def notes(self) -> tuple[str, ...]:
         """Lines for the plan."""
         files = Counter(round_.file.path.name for round_ in self.rounds)
-        levels = ", ".join(
-            f"{level:g}"
-            for level in dict.fromkeys(round_.level for round_ in self.rounds)
-        )
+        distinct = dict.fromkeys(round_.level for round_ in self.rounds)
+        levels = ", ".join(f"{level:g}" for level in distinct)
         lines = [
             f"influence of {len(self.images)} training images on {self.against}",
             f"measured at {', '.join(files)}; noise levels {levels}",
@@ -108,7 +125,8 @@ def plan_measurement(
     checkpoints: int,
     levels: Sequence[float],
 ) -> Measurement:
-    """What is measured of the run in a folder; the rest as of `InfluenceConfig`.
+    """The measurement of the run in a folder. The other arguments are keys of
+    `InfluenceConfig`.
 
     Raises RunError and UserError where the run has no LoRAs or images any more.
     """
@@ -195,14 +213,14 @@ def plan_measurement(
 
 
 def _is_variant(path: Path) -> bool:
-    """Whether a file is not the one that the run names first: weights before averaging,
-    an extracted LoRA."""
+    """Whether a file is a second one of its step: weights before averaging, or an
+    extracted LoRA."""
     return path.stem.endswith(("_raw", "_lora"))
 
 
 def _spread(files: Sequence[NetworkFile], most: int) -> list[NetworkFile]:
     """One file of each step, in the order of their use: the first near `BEST_PLACE`,
-    then the last, then others, each as far as possible from those before."""
+    then the last, then others, each as far as possible from the files before it."""
     by_step = {file.step or 0: file for file in files}
     last = max(by_step)
     chosen = [min(by_step, key=lambda step: (abs(step - BEST_PLACE * last), step))]
