@@ -1,7 +1,8 @@
 """The section of `type: align`: the folders of the pairs, and the folder to write.
 
 The section checks that the folders exist and that nothing would be replaced. No image
-is opened here: `process` measures and writes them. Imports no torch.
+is opened here: `process` measures and writes them. A job or the command line fills the
+section in (`toolkit/config/reading`). Imports no torch.
 """
 
 from __future__ import annotations

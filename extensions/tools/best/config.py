@@ -1,7 +1,8 @@
 """The section of `type: best`: the run, and how its saved LoRAs are measured.
 
 The section finds the files of the run and checks its keys. Nothing is loaded or
-measured here: `process` does that. Imports no torch.
+measured here: `process` does that. A job or the command line fills the section in
+(`toolkit/config/reading`). Imports no torch.
 """
 
 from __future__ import annotations

@@ -75,7 +75,8 @@ class Embedder:
         self._at = at
         self._side = (config.vision_config if self.reads_text else config).image_size
         if not self.reads_text:
-            self._side = 224  # of its preprocessor; its positions are those of 518, and are interpolated
+            # The side of its preprocessor. The model interpolates its positions of 518.
+            self._side = 224
 
     @torch.no_grad()
     def images(self, pictures: Sequence[Image.Image]) -> Tensor:

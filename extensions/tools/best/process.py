@@ -539,9 +539,8 @@ def recommend(
     one that changes other images least.
     """
     lowest = min(measured, key=lambda numbers: numbers.loss)
-    as_good = [
-        numbers for numbers in measured if numbers.loss <= lowest.loss * (1 + AS_GOOD)
-    ]
+    most = lowest.loss * (1 + AS_GOOD)
+    as_good = [numbers for numbers in measured if numbers.loss <= most]
     if len(as_good) > 1:
         of_these = f" among the {len(as_good)} whose loss is within {AS_GOOD:.0%} of the lowest"
     else:

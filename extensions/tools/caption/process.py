@@ -1,4 +1,10 @@
-"""Captions the images of a folder that have none. An interrupted run resumes."""
+"""The process of `caption`: captions the images of a folder that have no caption.
+
+The images come from `files`, the captions from `captioner`. Each caption is written
+before the next images are processed, so that an interrupted run resumes. Images that
+cannot be read are reported at the end. The table of tools
+(`extensions/tools/__init__.py`) names the process.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +40,12 @@ logger = logging.getLogger(__name__)
 
 
 class CaptionProcess(BaseExtensionProcess):
-    """Each caption is on disk before the next images are processed."""
+    """Writes each caption to the disk before the next images are processed.
+
+    Example::
+
+        python run.py caption datasets/photos --format tsv
+    """
 
     section: CaptionConfig
 
@@ -90,7 +101,8 @@ class CaptionProcess(BaseExtensionProcess):
     def _caption(
         self, todo: list[CaptionedImage], captions: Captions
     ) -> list[ImageError]:
-        """Writes their captions; returns the images that could not be captioned."""
+        """Writes the captions of images, and returns the images that could not be
+        captioned."""
         section = self.section
         status = StatusLine()
         refused: list[ImageError] = []
@@ -116,8 +128,8 @@ class CaptionProcess(BaseExtensionProcess):
                     add_prefix(answer.text, section.prefix), section.trigger_word
                 )
                 if captions.write(image, text):
-                    written = written + 1
-                    cut = cut + answer.cut
+                    written += 1
+                    cut += answer.cut
             status.update(f"captions {written + len(refused)}/{len(todo)}")
         status.finish(
             f"{written} captions written to {section.table() or section.folder}"
@@ -133,8 +145,8 @@ class CaptionProcess(BaseExtensionProcess):
 def _readable(
     batch: list[CaptionedImage], refused: list[ImageError]
 ) -> Iterator[tuple[CaptionedImage, list[Image.Image]]]:
-    """Each image with what the model is shown; those that cannot be read are added to
-    `refused`."""
+    """Each image with the pictures that the model is shown. Images that cannot be read
+    are added to `refused`."""
     for image in batch:
         try:
             if image.reference:

@@ -1,7 +1,8 @@
 """The section of `type: generate`: prompts and seeds, or files of latents to decode.
 
 Most keys are those of `PicturesConfig`, which other tools share. Nothing is generated
-here: `process` does that with a `PictureMaker`. Imports no torch.
+here: `process` does that with a `PictureMaker`. A job or the command line fills the
+section in (`toolkit/config/reading`). Imports no torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The section of `type: influence`: the run, and at which LoRAs and noise levels.
 
 The section plans the measurement (`plan`) and checks that it is possible. Nothing is
-loaded or computed here: `process` does that. Imports no torch.
+loaded or computed here: `process` does that. A job or the command line fills the
+section in (`toolkit/config/reading`). Imports no torch.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from torch.nn import functional
 from toolkit.system.seeding import generator
 
 SKETCH = 2**17
-"""D. Cosines of sketches differ from those of the gradients by about 1 / sqrt(D) =
-0.003."""
+"""D. The cosines of sketches differ from the cosines of the gradients by about
+1 / sqrt(D) = 0.003."""
 
 NORMAL = 1.4826
 """Standard deviation of a normal distribution, in median absolute deviations."""

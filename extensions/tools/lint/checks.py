@@ -251,9 +251,8 @@ def _bits(hashes: Sequence[tuple[int, int]]) -> numpy.ndarray:
 def _different(a: numpy.ndarray, b: numpy.ndarray) -> numpy.ndarray:
     """How many of the 128 bits differ, as uint8, along the last axis. The number is 64
     at most: an image and its negative differ in 0."""
-    rows, columns = (
-        numpy.bitwise_count(a[..., half] ^ b[..., half]) for half in (0, 1)
-    )
+    rows = numpy.bitwise_count(a[..., 0] ^ b[..., 0])
+    columns = numpy.bitwise_count(a[..., 1] ^ b[..., 1])
     differing: numpy.ndarray = numpy.minimum(rows + columns, 128 - rows - columns)
     return differing
 

@@ -97,8 +97,8 @@ class Look(NamedTuple):
     """Variance of the Laplacian of the crop."""
 
     detail: float
-    """What the crop loses by halving it, against what is lost by halving it again, the
-    least of three such octaves; infinity for a flat one."""
+    """The loss by halving the crop relative to the loss by halving it again, the least
+    of three such octaves; infinity for a flat crop."""
 
     resampled: bool
     """Whether a soft image has the traces of an enlargement."""

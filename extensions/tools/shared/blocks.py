@@ -55,14 +55,16 @@ def read_blocks(texts: Iterable[str]) -> tuple[Blocks, ...]:
             raise UserError(
                 f"{text!r}: the first block comes first, and a strength is -100 to 100. Write 0-9:0.5."
             )
-        if any(
-            entry.first <= other.last and other.first <= entry.last for other in blocks
-        ):
+        if any(_overlap(entry, other) for other in blocks):
             raise UserError(
                 f"{text!r} names a block that another entry names too. Name each block once."
             )
         blocks.append(entry)
     return tuple(blocks)
+
+
+def _overlap(one: Blocks, other: Blocks) -> bool:
+    return one.first <= other.last and other.first <= one.last
 
 
 def check_blocks(key: str, texts: Sequence[str]) -> Iterator[Diagnostic]:

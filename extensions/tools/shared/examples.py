@@ -494,9 +494,9 @@ def layers_in(folder: str) -> FoundLayers | None:
     with suppress(OSError):
         top = list_folder(folder)
         below = [list_folder(join(folder, name)) for name in top.subfolders]
-        beside = [
-            (listing, listing) for listing in (top, *(() if top.images else below))
-        ]
+        beside = [(top, top)]
+        if not top.images:
+            beside += [(listing, listing) for listing in below]
         apart = []
         for listing in below:
             if os.path.basename(listing.folder) == LAYERS:

@@ -255,10 +255,12 @@ def check_output(
             ("output",),
             f"'{path}' is a {'file' if folder else 'folder'}. Give another place.",
         )
-    elif reason := why_not_replaced(there, is_own_folder if folder else is_own_file):
-        yield Diagnostic(("output",), reason)
-    elif there.exists() and not (overwrite or job.was_finished):
-        yield Diagnostic(
-            ("output",),
-            f"'{path}' exists already. Give another place, or set overwrite (--overwrite).",
-        )
+    else:
+        reason = why_not_replaced(there, is_own_folder if folder else is_own_file)
+        if reason:
+            yield Diagnostic(("output",), reason)
+        elif there.exists() and not (overwrite or job.was_finished):
+            yield Diagnostic(
+                ("output",),
+                f"'{path}' exists already. Give another place, or set overwrite (--overwrite).",
+            )

@@ -157,8 +157,8 @@ class PicturesConfig(ToolConfig):
     saved_weights: ClassVar[tuple[str, ...]] = ("lora",)
 
     model: ModelConfig | None = None
-    """The model and its memory settings: the keys of a training job. Not given: that of
-    the first LoRA, from the job of its run or the file's metadata."""
+    """The model and its memory settings: the keys of a training job. Not given: the
+    model of the first LoRA, from the job of its run or the file's metadata."""
 
     lora: PathOrList = ()
     """LoRA, DoRA, LoHa, LoKr, OFT, BOFT or GLoRA files of any program, each as FILE or
@@ -178,7 +178,7 @@ class PicturesConfig(ToolConfig):
     `sample` in a training job."""
 
     trigger_word: str = ""
-    """Replaces `[trigger]` in prompts, as in those of a training job."""
+    """Replaces `[trigger]` in prompts, as in the prompts of a training job."""
 
     negative: Negative = ""
     """Negative prompt; empty: one space."""
