@@ -1,2 +1,2 @@
-"""`type: align`, `run.py align`: aligned copies of pairs that do not lie on each
-other."""
+"""`type: align`, `run.py align`: writes aligned copies of pairs whose images are
+shifted against each other."""

@@ -1,4 +1,9 @@
-"""The section of `type: align`."""
+"""The section of `type: align`: the folders of the pairs, and the folder to write.
+
+The section checks that the folders exist and that nothing would be replaced. No image
+is opened here: `process` measures and writes them. A job or the command line fills the
+section in (`toolkit/config/reading`). Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -50,11 +55,11 @@ class AlignConfig(ToolConfig):
     are moved."""
 
     def outputs(self, job: JobContext) -> frozenset[Path]:
-        """The folder."""
+        """The folder to write."""
         return frozenset({Path(self.output).expanduser().resolve()})
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Folders that are missing, an output that is there."""
+        """Reports folders that are missing, and an output that exists."""
         yield from super().check(job)
         yield from check_folder(("folder",), self.folder, job)
         if not self.control_path:

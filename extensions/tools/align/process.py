@@ -1,4 +1,10 @@
-"""Writes the aligned copies, and the page of what was done."""
+"""The process of `align`: writes aligned copies of pairs, and a page that shows them.
+
+How an image is shifted against its control image is measured in
+`toolkit/data/pixels/alignment.py`. The control image is moved, and borders that it does
+not cover are cut off. The originals are never changed. The table of tools
+(`extensions/tools/__init__.py`) names the process.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +47,18 @@ Box = tuple[int, int, int, int]
 
 @dataclass
 class Pair:
-    """What became of an image and one reference."""
+    """The result for an image and one control image.
+
+    Example::
+
+        moved = [pair for pair in pairs if pair.state == ALIGNED]
+        drift = max(pair.found.drift for pair in moved)
+    """
 
     image: str
     reference: str
     found: Alignment
-    """How the image lies on the reference, as `lint` says it."""
+    """How the image is aligned with the control image, as `lint` reports it."""
 
     state: str
     pictures: list[str] = field(default_factory=list)
@@ -54,8 +66,13 @@ class Pair:
 
 
 class AlignProcess(BaseExtensionProcess):
-    """References are moved onto their images, of which only borders are cut off: what
-    is trained keeps its pixels."""
+    """Moves control images onto their images. Only borders are cut off the images, so
+    that the pixels that are trained stay the same.
+
+    Example::
+
+        python run.py align after --control-path before --output aligned
+    """
 
     section: AlignConfig
 
@@ -92,13 +109,10 @@ class AlignProcess(BaseExtensionProcess):
             write_text(folder / "align.html", align_page(pairs))
         line.finish()
         counts = Counter(pair.state for pair in pairs)
-        told = ", ".join(
-            f"{counts[state]:,} {state}"
-            for state in (ALIGNED, SAME, UNMEASURED)
-            if counts[state]
-        )
+        states = [state for state in (ALIGNED, SAME, UNMEASURED) if counts[state]]
+        in_words = ", ".join(f"{counts[state]:,} {state}" for state in states)
         logger.info(
-            f"{output}: {len(pairs):,} pairs: {told}. See {output / 'align.html'}"
+            f"{output}: {len(pairs):,} pairs: {in_words}. See {output / 'align.html'}"
         )
 
     def _write(self, sample: Sample, output: Path) -> list[Pair]:
@@ -113,21 +127,24 @@ class AlignProcess(BaseExtensionProcess):
         for slot, (path, reference) in enumerate(
             zip(sample.control_images, references, strict=True)
         ):
-            found = measured[slot]
+            alignment = measured[slot]
             pair = Pair(
-                sample.image, path, found.inverse(), self._state(found.inverse())
+                sample.image,
+                path,
+                alignment.inverse(),
+                self._state(alignment.inverse()),
             )
             if pair.state == ALIGNED:
-                put[slot], own = onto_image(reference, found)
+                put[slot], covered = onto_image(reference, alignment)
                 box = (
-                    max(box[0], own[0]),
-                    max(box[1], own[1]),
-                    min(box[2], own[2]),
-                    min(box[3], own[3]),
+                    max(box[0], covered[0]),
+                    max(box[1], covered[1]),
+                    min(box[2], covered[2]),
+                    min(box[3], covered[3]),
                 )
                 pair.pictures = [
                     _difference(image, reference),
-                    _difference(image.crop(own), put[slot].crop(own)),
+                    _difference(image.crop(covered), put[slot].crop(covered)),
                 ]
             pairs.append(pair)
         home = Path(self.section.folder).expanduser()
@@ -142,34 +159,30 @@ class AlignProcess(BaseExtensionProcess):
             _copy(Path(sample.image), target)
         for slot, control in enumerate(sample.control_images):
             folder = "references" if not slot else f"references_{slot + 1}"
-            # Under the name of its image, so that it is found whatever it was called.
-            to = (
-                output
-                / folder
-                / _below(Path(sample.image), home).with_suffix(Path(control).suffix)
-            )
+            # Under the name of its image, so that a dataset pairs them.
+            name = _below(Path(sample.image), home).with_suffix(Path(control).suffix)
+            to = output / folder / name
             if not put or pairs[slot].state == UNMEASURED:
                 _copy(Path(control), to)
-            else:  # one that lies on the image is cut as the image is
+            else:  # one that is aligned already is cut as the image is
                 if slot in put:
                     whole = put[slot]
                 else:
                     whole = onto_image(references[slot], measured[slot])[0]
                 _save(whole.crop(box), to)
         if sample.mask:
-            to = (output / "masks" / _below(Path(sample.image), home)).with_suffix(
-                Path(sample.mask.file).suffix
-            )
+            mask = output / "masks" / _below(Path(sample.image), home)
+            to = mask.with_suffix(Path(sample.mask.file).suffix)
             if put:
                 _save(open_mask(sample.mask).resize(image.size).crop(box), to)
             else:
                 _copy(Path(sample.mask.file), to)
         return pairs
 
-    def _state(self, found: Alignment) -> str:
-        if not found.is_measurable:
+    def _state(self, alignment: Alignment) -> str:
+        if not alignment.is_measurable:
             return UNMEASURED
-        if found.is_off(self.section.most_drift):
+        if alignment.is_off(self.section.most_drift):
             return ALIGNED
         return SAME
 
@@ -184,13 +197,13 @@ def _copy(path: Path, target: Path) -> None:
 
 
 def _save(image: Image.Image, target: Path) -> None:
-    """As PNG, which loses nothing."""
+    """Saves an image as PNG, which is lossless."""
     target.parent.mkdir(parents=True, exist_ok=True)
     image.save(target.with_suffix(".png"))
 
 
 def _whole(path: str) -> Image.Image:
-    """An image with its transparency, where it has any."""
+    """An image with its transparency, if it has any."""
     image = open_image(path, channels=4)
     if image.getextrema()[-1] != (255, 255):
         return image
@@ -198,7 +211,8 @@ def _whole(path: str) -> Image.Image:
 
 
 def _difference(image: Image.Image, reference: Image.Image) -> str:
-    """What differs, three times as bright."""
+    """The difference of two images, three times as bright, as an address for the
+    page."""
     if reference.size == image.size:
         other = reference
     else:

@@ -1,1 +1,1 @@
-"""`type: best`, `run.py best`: which of a run's saved LoRAs to use."""
+"""`type: best`, `run.py best`: finds which of a run's saved LoRAs to use."""

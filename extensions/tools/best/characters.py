@@ -1,5 +1,8 @@
-"""Who appears when whom is asked for: a table over the characters of one LoRA, from
-samples and a judge.
+"""Which character appears when a character is prompted for: a table of one LoRA.
+
+The functions take samples and a judge, and neither load a model nor generate an image:
+`best` does both and prints the table. `benchmarks/figures/characters.py` uses them with
+a judge for drawn figures.
 
 Shape suffixes: N images, D width of an embedding.
 """
@@ -29,35 +32,39 @@ samples, in [0, 1]."""
 def who_appears(
     names: Sequence[str], samples: Callable[[str], Sequence[Image.Image]], judge: Judge
 ) -> Table:
-    """The table of these characters; a row has all of them, and NOBODY where the judge
-    said so.
+    """The table of these characters. A row has all of them, and NOBODY if the judge
+    named it.
 
     samples: the images generated for a character, at least one. Raises ValueError where
-    the judge names anybody else.
+    the judge names another character.
+
+    >>> image = Image.new("RGB", (8, 8))
+    >>> who_appears(["ann", "bob"], lambda name: [image], lambda images: ["ann"])
+    {'ann': {'ann': 1.0, 'bob': 0.0}, 'bob': {'ann': 1.0, 'bob': 0.0}}
     """
     table: Table = {}
     for name in names:
-        found = Counter(judge(samples(name)))
-        strangers = found.keys() - {*names, NOBODY}
+        counts = Counter(judge(samples(name)))
+        strangers = counts.keys() - {*names, NOBODY}
         if strangers:
             raise ValueError(f"{min(strangers)!r} was recognised, but not asked about")
-        columns = (*names, NOBODY) if found[NOBODY] else names
-        table[name] = {seen: found[seen] / found.total() for seen in columns}
+        columns = (*names, NOBODY) if counts[NOBODY] else names
+        table[name] = {seen: counts[seen] / counts.total() for seen in columns}
     return table
 
 
 def nearest(
     references: Mapping[str, Tensor], embed: Callable[[Sequence[Image.Image]], Tensor]
 ) -> Judge:
-    """Names the character whose images are nearest by the mean cosine. references: name
-    -> [N, D], rows of length 1, as `embed` makes them; it never says NOBODY."""
+    """A judge that names the character whose images are nearest by the mean cosine, and
+    never NOBODY. references: name -> [N, D], rows of length 1, as `embed` returns
+    them."""
     names = list(references)
     means_ND = torch.stack([references[name].mean(0) for name in names])
 
     def judge(images: Sequence[Image.Image]) -> list[str]:
-        return [
-            names[index] for index in (embed(images) @ means_ND.T).argmax(1).tolist()
-        ]
+        indices = (embed(images) @ means_ND.T).argmax(1).tolist()
+        return [names[index] for index in indices]
 
     return judge
 
@@ -65,9 +72,9 @@ def nearest(
 def images_of(
     words: Sequence[str], items: Iterable[BucketedSample]
 ) -> dict[str, list[BucketedSample]]:
-    """Word -> the images whose captions have it, and none of the others: each file
-    once."""
-    found: dict[str, dict[str, BucketedSample]] = {word: {} for word in words}
+    """Word -> the images whose captions have this word and none of the others; each
+    file once."""
+    by_word: dict[str, dict[str, BucketedSample]] = {word: {} for word in words}
     patterns = {}
     for word in words:
         patterns[word] = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
@@ -77,22 +84,19 @@ def images_of(
             if pattern.search("\n".join(item.sample.texts)):
                 named.append(word)
         if len(named) == 1:
-            found[named[0]].setdefault(item.sample.image, item)
-    return {word: list(images.values()) for word, images in found.items()}
+            by_word[named[0]].setdefault(item.sample.image, item)
+    return {word: list(images.values()) for word, images in by_word.items()}
 
 
 def lines_of(table: Table) -> list[str]:
-    """The table in words: a row for each character asked for, a column for each
-    recognised."""
+    """The table as lines: a row for each character that was prompted for, a column for
+    each that was recognised."""
     columns = list(dict.fromkeys(seen for row in table.values() for seen in row))
     width = max(8, *map(len, columns))
     first = max(len("asked for"), *map(len, table))
-    lines = [
-        f"{'asked for':{first}} " + " ".join(f"{name:>{width}}" for name in columns)
-    ]
+    titles = " ".join(f"{name:>{width}}" for name in columns)
+    lines = [f"{'asked for':{first}} {titles}"]
     for asked, row in table.items():
-        lines.append(
-            f"{asked:{first}} "
-            + " ".join(f"{row.get(name, 0):>{width}.0%}" for name in columns)
-        )
+        shares = " ".join(f"{row.get(name, 0):>{width}.0%}" for name in columns)
+        lines.append(f"{asked:{first}} {shares}")
     return lines

@@ -1,4 +1,9 @@
-"""The section of `type: best`."""
+"""The section of `type: best`: the run, and how its saved LoRAs are measured.
+
+The section finds the files of the run and checks its keys. Nothing is loaded or
+measured here: `process` does that. A job or the command line fills the section in
+(`toolkit/config/reading`). Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +30,7 @@ NEUTRAL = (
     "a bowl of fruit on a wooden table",
     "a busy street in a city, photographed from above",
 )
-"""`prompts`: of nothing that somebody trains on."""
+"""`prompts`: subjects that a LoRA is rarely trained on."""
 
 
 class BestConfig(RunToolConfig):
@@ -89,25 +94,25 @@ class BestConfig(RunToolConfig):
         return self.folder() / "best.json"
 
     def best_file(self) -> Path:
-        """What `link` writes."""
+        """The file that `link` writes."""
         return self.folder() / f"{best_stem(self.info().name)}.safetensors"
 
     def files(self) -> list[NetworkFile]:
-        """The saved LoRAs by step, one for each: of the last one the final file."""
-        found = [
-            file
-            for file in list_network_files(self.folder())
-            if file.kind != "best"
-            and file.path.suffix == ".safetensors"
-            and not file.path.stem.endswith("_raw")
-        ]
-        return sorted(
-            {file.step: file for file in found}.values(),
-            key=lambda file: file.step or 0,
-        )
+        """The saved LoRAs sorted by step, one for each step: for the last step the
+        final file."""
+        by_step = {}
+        for file in list_network_files(self.folder()):
+            is_raw = file.path.stem.endswith("_raw")
+            if (
+                file.kind != "best"
+                and file.path.suffix == ".safetensors"
+                and not is_raw
+            ):
+                by_step[file.step] = file
+        return sorted(by_step.values(), key=lambda file: file.step or 0)
 
     def training(self) -> DiffusionSection:
-        """The section of the run. Raises UserError as `training_section`."""
+        """The training section of the run. Raises UserError as `training_section`."""
         return training_section(self.info())
 
     def outputs(self, job: JobContext) -> frozenset[Path]:
@@ -115,7 +120,8 @@ class BestConfig(RunToolConfig):
         return frozenset({self.output_path().resolve()})
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """A folder without a run of LoRAs, a link in the way of another file."""
+        """Reports a folder without a run of LoRAs, and a file in the way of the
+        link."""
         if job.will_write(self.folder()):
             return
         try:

@@ -1,4 +1,8 @@
-"""Image and text embeddings of CLIP and DINOv2, and what they say of samples.
+"""Image and text embeddings of CLIP and DINOv2, and distances of samples by them.
+
+A model is loaded frozen, from a folder or from the hub; nothing is trained. `best`
+compares samples with the training images, and with their prompts where the model reads
+text.
 
 Shape suffixes: N images or texts, D width of an embedding.
 """
@@ -27,24 +31,28 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Embedder:
-    """A frozen CLIP or DINOv2."""
+    """A frozen CLIP or DINOv2.
+
+    Example::
+
+        embedder = Embedder("facebook/dinov2-base", "cpu", torch.device("cpu"))
+        distance(embedder.images(samples), embedder.images(photos))
+    """
 
     def __init__(self, name: str, device: str, at: torch.device) -> None:
-        """name: hub id or folder. device, at: the key, and the device it stands for.
+        """Loads the model. name: hub id or folder. device: the `device` key of the
+        section. at: the device that it stands for.
 
-        Raises UserError for a model that is neither, RunError for files that cannot be
-        used.
+        Raises UserError for a model that is neither a CLIP nor a DINOv2, and RunError
+        for files that cannot be used.
         """
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
         folder = Path(name).expanduser()
-        if folder.is_dir():
-            folder = folder
-        else:
+        if not folder.is_dir():
             folder = download_encoder(name, KEY)
-        check_device(
-            device, sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        )
+        files = folder.glob("*.safetensors")
+        check_device(device, sum(file.stat().st_size for file in files))
         fault = quantization_fault(folder, KEY)
         if fault:
             raise UserError(f"{KEY}: {fault}")
@@ -67,21 +75,22 @@ class Embedder:
         self._at = at
         self._side = (config.vision_config if self.reads_text else config).image_size
         if not self.reads_text:
-            self._side = 224  # of its preprocessor; its positions are those of 518, and are interpolated
+            # The side of its preprocessor. The model interpolates its positions of 518.
+            self._side = 224
 
     @torch.no_grad()
     def images(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """[N, D], each of length 1: the square in the middle, as large as the model
-        takes."""
+        """The embeddings [N, D] of the squares in the middle of images, each of length
+        1."""
         rows = []
         for picture in pictures:
             pixels = self._pixels(picture)
             if self.reads_text:
-                found = self._model.get_image_features(pixel_values=pixels)
-                if isinstance(found, Tensor):
-                    row = found
+                features = self._model.get_image_features(pixel_values=pixels)
+                if isinstance(features, Tensor):
+                    row = features
                 else:
-                    row = found.pooler_output
+                    row = features.pooler_output
             else:
                 row = self._model(pixel_values=pixels).last_hidden_state[:, 0]
             rows.append(functional.normalize(row.float().cpu(), dim=-1))
@@ -89,18 +98,19 @@ class Embedder:
 
     @torch.no_grad()
     def texts(self, prompts: Sequence[str]) -> Tensor:
-        """[N, D], each of length 1; cut at what a CLIP reads."""
+        """The embeddings [N, D] of prompts, each of length 1. A prompt is cut off at
+        the length that a CLIP reads."""
         assert self._tokenizer is not None  # `reads_text`
         rows = []
         for prompt in prompts:
             ids = self._tokenizer(
                 prompt, truncation=True, max_length=77, return_tensors="pt"
             ).to(self._at)
-            found = self._model.get_text_features(**ids)
-            if isinstance(found, Tensor):
-                row = found
+            features = self._model.get_text_features(**ids)
+            if isinstance(features, Tensor):
+                row = features
             else:
-                row = found.pooler_output
+                row = features.pooler_output
             rows.append(functional.normalize(row.float().cpu(), dim=-1))
         return torch.cat(rows)
 
@@ -109,15 +119,11 @@ class Embedder:
         left = (picture.width - side) // 2
         top = (picture.height - side) // 2
         square = over_white(picture).crop((left, top, left + side, top + side))
-        values = (
-            to_tensor(square.resize((self._side, self._side), Image.Resampling.BICUBIC))
-            / 2
-            + 0.5
-        )
-        mean, std = (
-            torch.tensor(numbers)[:, None, None] for numbers in self._normalisation()
-        )
-        return ((values - mean) / std)[None].to(self._at)
+        resized = square.resize((self._side, self._side), Image.Resampling.BICUBIC)
+        values = to_tensor(resized) / 2 + 0.5
+        mean, std = map(torch.tensor, self._normalisation())
+        standard = (values - mean[:, None, None]) / std[:, None, None]
+        return standard[None].to(self._at)
 
     def _normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
         if not self.reads_text:
@@ -129,11 +135,15 @@ class Embedder:
 
 def distance(samples_ND: Tensor, images_ND: Tensor) -> float:
     """1 - the mean cosine of all pairs, in [0, 2]. Source: Ruiz et al. 2022,
-    arXiv:2208.12242, section 4.1 (DINO and CLIP-I scores)."""
+    arXiv:2208.12242, section 4.1 (DINO and CLIP-I scores).
+
+    >>> distance(torch.eye(2), torch.eye(2))
+    0.5
+    """
     return 1 - float((samples_ND @ images_ND.T).mean())
 
 
 def adherence(samples_ND: Tensor, prompts_ND: Tensor) -> float:
-    """The mean cosine of samples and their own prompts, in [-1, 1]. Source: as of
+    """The mean cosine of samples and their own prompts, in [-1, 1]. Source: as in
     `distance` (CLIP-T)."""
     return float((samples_ND * prompts_ND).sum(1).mean())

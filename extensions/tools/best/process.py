@@ -1,5 +1,10 @@
-"""Measures the saved LoRAs of a run: the model is loaded once, and the LoRAs are
-exchanged on it."""
+"""The process of `best`: measures the saved LoRAs of a run and recommends one.
+
+The model is loaded once, and the LoRAs are exchanged on it. Losses, the drift of
+neutral prompts, samples and edits are measured as the section asks for; the results are
+printed and written as JSON. The run itself is not changed, except for the file of
+`link`. The table of tools (`extensions/tools/__init__.py`) names the process.
+"""
 
 from __future__ import annotations
 
@@ -88,8 +93,7 @@ _CANNOT_TELL = (
 """Why no file of a run without validation is recommended."""
 
 AS_GOOD = 0.01
-"""Losses that are higher than the lowest by less than this share are taken for
-equal."""
+"""Losses that exceed the lowest by less than this share count as equal."""
 
 NEUTRAL_SIDE = 512
 """Width and height of the images that drift is measured on, in pixels; less where the
@@ -98,7 +102,13 @@ run trains on smaller ones."""
 
 @dataclass(frozen=True)
 class Measured:
-    """The numbers of one LoRA, or of the model without any."""
+    """The numbers of one LoRA, or of the model without any.
+
+    >>> base = Measured("base model", None, loss=0.5, drift=0.0)
+    >>> early = Measured("a_100.safetensors", 100, loss=0.4, drift=0.1)
+    >>> recommend([early], base)
+    (Measured(file='a_100.safetensors', ...), 'the lowest loss, 0.4000; ...0.5000')
+    """
 
     file: str
     step: int | None
@@ -113,11 +123,16 @@ class Measured:
 
     outside_mask: float | None = None
     survival: dict[str, float] = field(default_factory=dict)
-    """Way of `sample.also` -> the survival score there; none of the base model."""
+    """Way of `sample.also` -> the survival score in it; empty for the base model."""
 
 
 class BestProcess(BaseExtensionProcess):
-    """Prints a table and a recommendation, and writes both as JSON."""
+    """Prints a table and a recommendation, and writes both as JSON.
+
+    Example::
+
+        python run.py best output/my_character --samples 2
+    """
 
     section: BestConfig
 
@@ -137,9 +152,8 @@ class BestProcess(BaseExtensionProcess):
                 f"{section.folder()}: no saved LoRA can be measured: see the lines above."
             )
         candidates = that_drift_less(measured[1:], section.most_drift)
-        compared = as_good_as_the_lowest(
-            {index: each.by_image for index, each in enumerate(candidates)}
-        )
+        by_image = [candidate.by_image for candidate in candidates]
+        compared = as_good_as_the_lowest(dict(enumerate(by_image)))
         chosen: Measured | None = None
         if bench.is_held_out:
             chosen, reason = recommend(candidates, measured[0], compared)
@@ -164,6 +178,12 @@ class BestProcess(BaseExtensionProcess):
             logger.info(f"optimizer steps spent beyond it: {beyond}")
         else:
             logger.info(f"cannot tell which file is best: {reason}")
+        differences = []
+        if compared and chosen:
+            for index, difference in compared.differences.items():
+                name = candidates[index].file
+                row = {"file": name, "as_good": index in compared.steps}
+                differences.append(row | asdict(difference))
         report = {
             "recommended": chosen.file if chosen else None,
             "reason": reason,
@@ -172,17 +192,8 @@ class BestProcess(BaseExtensionProcess):
             "embedder": section.embedder,
             "steps_beyond": beyond,
             "who_appears": appears,
-            "compared": [
-                {
-                    "file": candidates[index].file,
-                    "as_good": index in compared.steps,
-                    **asdict(found),
-                }
-                for index, found in compared.differences.items()
-            ]
-            if compared and chosen
-            else [],
-            "files": [asdict(each) for each in measured],
+            "compared": differences,
+            "files": [asdict(numbers) for numbers in measured],
         }
         write_json(section.output_path(), report)
         if section.link and chosen:
@@ -226,16 +237,16 @@ class _Bench:
         for key, way in ways.items():
             for prompt in prompts:
                 in_ways.append(deployed(prompt, key, way))
-        self._count, self._samples = (
-            len(prompts),
-            self._sampler(model, [*prompts, *in_ways]),
-        )
-        shown = {name: own[: config.samples] for name, own in characters.items()}
-        self._asked = [name for name, own in shown.items() for _ in own]
-        asked = []
-        for own in shown.values():
-            for prompt in caption_prompts(own, family, config.steps, 1.0):
-                asked.append(prompt)
+        self._count = len(prompts)
+        self._samples = self._sampler(model, [*prompts, *in_ways])
+        self._asked: list[str] = []
+        """Character of each prompt of `_cast`."""
+
+        asked: list[SamplePrompt] = []
+        for name, of_name in characters.items():
+            shown = of_name[: config.samples]
+            self._asked += [name] * len(shown)
+            asked += caption_prompts(shown, family, config.steps, 1.0)
         self._cast = self._sampler(model, asked)
         if config.edits:
             edits = _edits(training, family, items, trained, config)
@@ -244,35 +255,26 @@ class _Bench:
         self._edits = self._sampler(model, edits)
         fill_texts(self._texts, model, self._progress)
         self._status.finish()
-        model.unload_encoders(
-            keep=family.encoder_parts["vae"] if prompts or edits else ()
-        )
-        self._embedder = (
-            Embedder(config.embedder, config.device, device)
-            if config.embedder
-            else None
-        )
-        if self._embedder:
+        keep = family.encoder_parts["vae"] if prompts or edits else ()
+        model.unload_encoders(keep=keep)
+        self._embedder: Embedder | None = None
+        if config.embedder:
+            self._embedder = Embedder(config.embedder, config.device, device)
             self._photos_ND = self._embedded(trained)
-            self._references = {
-                name: self._embedded(own[: config.images])
-                for name, own in characters.items()
-            }
+            self._references: dict[str, Tensor] = {}
+            for name, of_name in characters.items():
+                self._references[name] = self._embedded(of_name[: config.images])
         self._read = partial(
             load_adapter_file,
             layers=family.every_linear_layer(training.model.files_folder()),
         )
-        self._ways: dict[str, tuple[Changes, float]] = {
-            key: (
-                self._read(Path(way.lora).expanduser()) if way.lora else {},
-                way.weight,
-            )
-            for key, way in ways.items()
-        }
+        self._ways: dict[str, tuple[Changes, float]] = {}
+        for key, way in ways.items():
+            lora = self._read(Path(way.lora).expanduser()) if way.lora else {}
+            self._ways[key] = (lora, way.weight)
         self._others = load_other_models(training, model)
         self.files: list[NetworkFile] = []
-        """Those that can be read: a run that broke down may have saved some that
-        cannot."""
+        """Files that can be read: a run that broke down may have saved others."""
         beside = [changes for changes, _ in self._ways.values()]
         self._adapters = AppliedAdapters(
             model.network_module, chain(beside, self._readable(config)), device
@@ -294,53 +296,47 @@ class _Bench:
             yield changes
 
     def measure(self, name: str, step: int | None, path: Path | None) -> Measured:
-        """The numbers of a file; of the model itself for None, which has to come
-        first."""
+        """The numbers of a file. path: None for the model itself, which has to be
+        measured first."""
         self._status.update(name)
-        own: list[tuple[Changes, float]] = [(self._read(path), 1.0)] if path else []
-        self._adapters.use(own)
+        changes: list[tuple[Changes, float]] = [(self._read(path), 1.0)] if path else []
+        self._adapters.use(changes)
         losses = self._validator.losses()
         assert losses is not None  # nothing asks it to stop
-        by_image = {
-            image[:12]: fmean(found)
-            for image, found in self._validator.by_image.items()
-        }
+        by_image = {}
+        for image, losses_of_image in self._validator.by_image.items():
+            by_image[image[:12]] = fmean(losses_of_image)
         latents = []
         for index in range(len(self._neutral.prompts)):
             latents.append(self._neutral.latents(index))
         if path is None:
             self._of_base = latents
-        drift = fmean(
-            float((a - b).norm() / b.norm())
-            for a, b in zip(latents, self._of_base, strict=True)
-        )
+        pairs = zip(latents, self._of_base, strict=True)
+        drift = fmean(float((a - b).norm() / b.norm()) for a, b in pairs)
         edits = self._edits
-        drifts = {
-            at: found
-            for at in range(len(edits.prompts))
-            if (found := edits.drift(at, edits.generate(at)))
-        }
-        numbers = {
-            name: value
-            for name, value in drift_metrics(drifts, "").items()
-            if isfinite(value)
-        }
+        drifts = {}
+        for at in range(len(edits.prompts)):
+            drift_of_edit = edits.drift(at, edits.generate(at))
+            if drift_of_edit:
+                drifts[at] = drift_of_edit
+        numbers = {}
+        for metric, value in drift_metrics(drifts, "").items():
+            if isfinite(value):
+                numbers[metric] = value
         drawn = [self._samples.generate(index) for index in range(self._count)]
         more: dict[str, Any] = {
-            **{
-                "by_image": by_image,
-                "edit_drift": numbers.get("px"),
-                "outside_mask": numbers.get("outside_mask"),
-            },
-            "survival": self._survival(drawn, own) if self._ways else {},
+            "by_image": by_image,
+            "edit_drift": numbers.get("px"),
+            "outside_mask": numbers.get("outside_mask"),
+            "survival": self._survival(drawn, changes) if self._ways else {},
         }
         if self._embedder is None:
             self._status.finish()
             return Measured(name, step, losses[LOSS], drift, **more)
         drawn_ND = self._embedder.images(drawn)
-        said = [prompt.prompt for prompt in self._samples.prompts[: self._count]]
+        texts = [prompt.prompt for prompt in self._samples.prompts[: self._count]]
         if self._embedder.reads_text:
-            heard = adherence(drawn_ND, self._embedder.texts(said))
+            heard = adherence(drawn_ND, self._embedder.texts(texts))
         else:
             heard = None
         self._status.finish()
@@ -355,27 +351,27 @@ class _Bench:
         )
 
     def who_appears(self, path: Path) -> Table | None:
-        """Table for a file; None where there are fewer than two characters, or no
-        embedder."""
+        """The table of characters for a file; None where there are fewer than two
+        characters, or no embedder."""
         if self._embedder is None or not self._asked:
             return None
         self._status.update("characters")
         self._adapters.use([(self._read(path), 1.0)])
 
         def samples(name: str) -> list[Image.Image]:
-            return [
-                self._cast.generate(index)
-                for index, asked in enumerate(self._asked)
-                if asked == name
-            ]
+            images = []
+            for index, asked in enumerate(self._asked):
+                if asked == name:
+                    images.append(self._cast.generate(index))
+            return images
 
-        found = who_appears(
+        table = who_appears(
             list(self._references),
             samples,
             nearest(self._references, self._embedder.images),
         )
         self._status.finish()
-        return found
+        return table
 
     def _embedded(self, items: Sequence[BucketedSample]) -> Tensor:
         assert self._embedder is not None
@@ -384,32 +380,29 @@ class _Bench:
         )
 
     def _survival(
-        self, in_many: Sequence[Image.Image], own: Sequence[tuple[Changes, float]]
+        self, in_many: Sequence[Image.Image], changes: Sequence[tuple[Changes, float]]
     ) -> dict[str, float]:
         """Way of `sample.also` -> the score of the file in use, by the embedder where
         there is one.
 
-        in_many: its samples in many steps. own: the file; none of the base model, which
-        comes first and has no score.
+        in_many: its samples in many steps. changes: the changes of the file; empty for
+        the base model, which comes first and has no score.
         """
         features = [self._features(in_many)]
         prompts = self._samples.prompts
         for key, beside in self._ways.items():
-            self._adapters.use([*own, beside])
-            indices = []
-            for index, prompt in enumerate(prompts):
-                if prompt.beside == key:
-                    indices.append(index)
+            self._adapters.use([*changes, beside])
+            images = []
             with self._others.using(key):
-                features.append(
-                    self._features([self._samples.generate(index) for index in indices])
-                )
-        if not own:
+                for index, prompt in enumerate(prompts):
+                    if prompt.beside == key:
+                        images.append(self._samples.generate(index))
+                features.append(self._features(images))
+        if not changes:
             self._base_features = features
             return {}
-        names = list(
-            dict.fromkeys(prompt.deployment for prompt in prompts if prompt.deployment)
-        )
+        deployments = [prompt.deployment for prompt in prompts if prompt.deployment]
+        names = list(dict.fromkeys(deployments))
         many = features[0]
         base_many = self._base_features[0]
         pairs = zip(names, features[1:], self._base_features[1:], strict=True)
@@ -438,8 +431,8 @@ class _Bench:
 def _images(
     trained: Sequence[BucketedSample], split: ValidationSplit | None, most: int
 ) -> tuple[list[BucketedSample], list[BucketedSample], str]:
-    """Images whose loss is measured; images that were trained on; what the former are,
-    in words. trained: all uses of the training's images."""
+    """Images whose loss is measured, images that were trained on, and a description of
+    the former. trained: all uses of the training's images."""
     chosen = list({item.sample.image: item for item in trained}.values())[:most]
     if split:
         held_out = list(split.items)[:most]
@@ -455,8 +448,8 @@ def _images(
 def _neutral(
     config: BestConfig, family: ModelFacts, side: int, trained: Sequence[BucketedSample]
 ) -> Iterator[SamplePrompt]:
-    """What has nothing to do with the training; a model of layers takes its first image
-    apart, as it needs one."""
+    """Prompts that are not related to the training. A model of layers takes the first
+    training image apart, because it needs one."""
     size = family.drawable(Size(side, side))
     like = SamplePrompt("", "", size, seed=0, guidance_scale=1.0, steps=config.steps)
     if family.stacks_layers:
@@ -471,7 +464,7 @@ def _prompts(
     trained: Sequence[BucketedSample],
     config: BestConfig,
 ) -> list[SamplePrompt]:
-    """The run's own prompts, or captions with their references."""
+    """The run's own prompts, or captions with their control images."""
     pictures = training.sample_pictures()
     if pictures:
         return sample_prompts(pictures[: config.samples], training.trigger_word, family)
@@ -481,21 +474,22 @@ def _prompts(
 def _characters(
     training: DiffusionSection, trained: Sequence[BucketedSample], config: BestConfig
 ) -> dict[str, list[BucketedSample]]:
-    """Name -> its training images; empty where there are fewer than two. Raises
-    UserError for a name of `characters` that has none."""
-    words = config.characters or tuple(
-        word for word in training.trigger_words() if word != training.trigger_word
-    )
+    """Name -> its training images; empty where there are fewer than two names. Raises
+    UserError for a name of `characters` without images."""
+    words = config.characters
+    if not words:
+        triggers = training.trigger_words()
+        words = tuple(word for word in triggers if word != training.trigger_word)
     if len(words) < 2:
         return {}
-    found = images_of(words, trained)
-    missing = [word for word, items in found.items() if not items]
+    by_word = images_of(words, trained)
+    missing = [word for word, items in by_word.items() if not items]
     if config.characters and missing:
         raise UserError(
             f"characters: no training image's caption has {missing[0]!r} and none of the others."
         )
-    found = {word: items for word, items in found.items() if items}
-    return found if len(found) > 1 else {}
+    by_word = {word: items for word, items in by_word.items() if items}
+    return by_word if len(by_word) > 1 else {}
 
 
 def _edits(
@@ -505,11 +499,11 @@ def _edits(
     trained: Sequence[BucketedSample],
     config: BestConfig,
 ) -> list[SamplePrompt]:
-    """The run's own prompts with references, else captions of what the loss is measured
-    on, or was trained on."""
+    """The run's own prompts with control images, else captions of the images whose loss
+    is measured, or that were trained on."""
     drawn = sample_prompts(training.sample_pictures(), training.trigger_word, family)
-    own = [one for one in drawn if one.references and not one.layers]
-    edits = own[: config.edits] or edit_prompts(
+    with_control = [one for one in drawn if one.references and not one.layers]
+    edits = with_control[: config.edits] or edit_prompts(
         (*measured, *trained), config.edits, family, config.steps, 1.0
     )
     if not edits:
@@ -522,52 +516,57 @@ def _edits(
 def that_drift_less(
     measured: Sequence[Measured], most_drift: float | None
 ) -> Sequence[Measured]:
-    """Those whose edits drift by at most so many pixels; all where none is left, or no
-    limit is given."""
+    """The files whose edits drift by at most so many pixels; all files where none is
+    left, or no limit is given."""
     if most_drift is None:
         return measured
-    return [
-        each for each in measured if (each.edit_drift or 0.0) <= most_drift
-    ] or measured
+    steady = []
+    for numbers in measured:
+        if (numbers.edit_drift or 0.0) <= most_drift:
+            steady.append(numbers)
+    return steady or measured
 
 
 def recommend(
     measured: Sequence[Measured], base: Measured, compared: AsGood | None = None
 ) -> tuple[Measured, str]:
-    """The LoRA to use, and why: the earliest of those whose loss is not worse than the
-    lowest within the interval.
+    """The LoRA to use, and the reason: the earliest one whose loss is not worse than
+    the lowest within the interval.
 
     compared: the comparison of `measured` by index; None: there are too few images for
-    it. Then it is, of those whose loss is the lowest or about as low, the one whose
-    samples are nearest to the training images where that was measured, else the one
-    that changes other images least.
+    it. Then, of the LoRAs whose loss is about as low as the lowest, the one is taken
+    whose samples are nearest to the training images, where that was measured, else the
+    one that changes other images least.
     """
-    lowest = min(measured, key=lambda each: each.loss)
-    as_good = [each for each in measured if each.loss <= lowest.loss * (1 + AS_GOOD)]
+    lowest = min(measured, key=lambda numbers: numbers.loss)
+    most = lowest.loss * (1 + AS_GOOD)
+    as_good = [numbers for numbers in measured if numbers.loss <= most]
     if len(as_good) > 1:
         of_these = f" among the {len(as_good)} whose loss is within {AS_GOOD:.0%} of the lowest"
     else:
         of_these = ""
     if compared and len(compared.steps) > 1:
         best = measured[compared.earliest]
-        found = compared.differences[compared.earliest]
+        difference = compared.differences[compared.earliest]
         reason = (
             f"the earliest of the {len(compared.steps)} whose loss is not worse than the lowest within the interval "
-            f"({found.mean:+.4f}, of which up to {found.half:.4f} may be chance, {CONFIDENCE:.0%} confidence)"
+            f"({difference.mean:+.4f}, of which up to {difference.half:.4f} may be chance, {CONFIDENCE:.0%} confidence)"
         )
     elif compared or len(as_good) == 1:
         best = lowest
         reason = f"the lowest loss, {lowest.loss:.4f}"
     elif lowest.distance is not None:
-        best = min(as_good, key=lambda each: each.distance or 0.0)
+        best = min(as_good, key=lambda numbers: numbers.distance or 0.0)
         reason = (
             f"samples nearest to the training images ({best.distance:.3f}){of_these}"
         )
     elif lowest.survival:
-        best = max(as_good, key=lambda each: fmean(each.survival.values() or [-inf]))
+        best = max(
+            as_good, key=lambda numbers: fmean(numbers.survival.values() or [-inf])
+        )
         reason = f"most of it is left in {' and '.join(lowest.survival)}{of_these}"
     else:
-        best = min(as_good, key=lambda each: each.drift)
+        best = min(as_good, key=lambda numbers: numbers.drift)
         reason = f"the least drift ({best.drift:.3f}){of_these}"
     if best.loss < base.loss:
         return best, f"{reason}; the base model has {base.loss:.4f}"
@@ -578,29 +577,26 @@ def recommend(
 
 
 def table(measured: Sequence[Measured]) -> list[str]:
-    """Lines of columns; those that nothing was measured for are left out."""
+    """The numbers as lines of columns. Columns without a number are left out."""
     titles = ("loss", "drift", "distance", "adherence", "edit_drift", "outside_mask")
     shown = []
     for title in titles:
-        if any(getattr(each, title) is not None for each in measured):
+        if any(getattr(row, title) is not None for row in measured):
             shown.append(title)
-    width = max(len(each.file) for each in measured)
-    ways = list(dict.fromkeys(name for each in measured for name in each.survival))
-    columns = [f"{title:>{max(9, len(title))}}" for title in shown] + [
-        f"left in {name}" for name in ways
-    ]
+    width = max(len(row.file) for row in measured)
+    ways = list(dict.fromkeys(name for row in measured for name in row.survival))
+    columns = [f"{title:>{max(9, len(title))}}" for title in shown]
+    columns += [f"left in {name}" for name in ways]
     lines = [f"{'file':{width}} {'step':>8} " + " ".join(columns)]
-    for each in measured:
-        step = "" if each.step is None else str(each.step)
-        told = {
-            title: "" if (value := getattr(each, title)) is None else f"{value:.4f}"
-            for title in shown
-        }
-        numbers = " ".join(
-            f"{number:>{max(9, len(title))}}" for title, number in told.items()
-        )
-        left = "".join(
-            f" {each.survival.get(name, nan):>{len(name) + 8}.2f}" for name in ways
-        )
-        lines.append(f"{each.file:{width}} {step:>8} {numbers}{left}")
+    for row in measured:
+        step = "" if row.step is None else str(row.step)
+        cells = []
+        for title in shown:
+            value = getattr(row, title)
+            text = "" if value is None else f"{value:.4f}"
+            cells.append(f"{text:>{max(9, len(title))}}")
+        left = ""
+        for name in ways:
+            left += f" {row.survival.get(name, nan):>{len(name) + 8}.2f}"
+        lines.append(f"{row.file:{width}} {step:>8} {' '.join(cells)}{left}")
     return lines

@@ -1,1 +1,1 @@
-"""`type: caption`, `run.py caption`: writes captions of a folder of images."""
+"""`type: caption`, `run.py caption`: writes captions for a folder of images."""

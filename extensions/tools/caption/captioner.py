@@ -1,10 +1,12 @@
 """Qwen2.5-VL as a function from images to captions.
 
-Tokenizer and image processor are used on their own, without transformers' processor,
-which needs torchvision.
+Tokenizer and image processor are used separately, without transformers' processor,
+which needs torchvision. No file of captions is read or written here (`files`). The
+process of `caption` loads a `Captioner` and asks it for each batch.
 
 Shape suffixes: B images or pairs at once, L tokens of the longest question, N vision
-patches, V patch width."""
+patches, V patch width.
+"""
 
 from __future__ import annotations
 
@@ -58,16 +60,20 @@ tokenizer_config.json."""
 
 @dataclass(frozen=True)
 class CaptionSettings:
-    """How captions are made."""
+    """How captions are generated.
+
+    >>> CaptionSettings("What is seen?", max_tokens=64, max_size=1024).temperature
+    0.0
+    """
 
     question: str
-    """What the model is asked."""
+    """The prompt for the model."""
 
     max_tokens: int
-    """Longest caption."""
+    """Length of the longest caption."""
 
     max_size: int
-    """Images of more than `max_size`^2 pixels are shown at that area."""
+    """Images of more than `max_size`^2 pixels are scaled down to that area."""
 
     temperature: float = 0.0
     """0: greedy decoding."""
@@ -78,15 +84,26 @@ class CaptionSettings:
 
 @dataclass(frozen=True)
 class Caption:
-    """What the model said of an image."""
+    """The model's answer for an image.
+
+    >>> Caption("a cat on a", cut=True).cut
+    True
+    """
 
     text: str
     cut: bool
-    """It was not finished at `max_tokens`."""
+    """Whether it was not finished at `max_tokens`."""
 
 
 class Captioner:
-    """Captions of images, or of the change between pairs of them."""
+    """Captions images, or the change between pairs of them.
+
+    Example::
+
+        captioner = Captioner(folder, settings, torch.device("cuda"), torch.bfloat16)
+        captions = captioner.captions([[image]], ["07.png"])
+        print(captions[0].text)
+    """
 
     def __init__(
         self,
@@ -98,7 +115,7 @@ class Captioner:
         file: Path | None = None,
     ) -> None:
         """Loads the model of a folder (`captioner_folder`). quantize: called with each
-        block of the language model. file: the weights, in place of those in the folder.
+        block of the language model. file: weights to load instead of the folder's.
 
         Raises RunError for files that cannot be used.
         """
@@ -113,9 +130,9 @@ class Captioner:
 
         self.settings = settings
         self.device = device
-        encoder, tokenizer, processor = (
-            part_folder(folder, part) for part in (ENCODER, TOKENIZER, PROCESSOR)
-        )
+        encoder = part_folder(folder, ENCODER)
+        tokenizer = part_folder(folder, TOKENIZER)
+        processor = part_folder(folder, PROCESSOR)
         with reading(tokenizer):
             self.tokenizer = Qwen2Tokenizer.from_pretrained(
                 tokenizer, local_files_only=True, padding_side="left"
@@ -151,10 +168,11 @@ class Captioner:
     def captions(
         self, shown: Sequence[Sequence[Image.Image]], names: Sequence[str]
     ) -> list[Caption]:
-        """The caption of each entry: one image, or a reference and what became of it.
+        """The caption of each entry: one image, or a control image and its edited
+        image.
 
-        names: of the entries; they key what is drawn. Raises RunError where memory is
-        short for one entry.
+        names: names of the entries; sampled captions depend on them. Raises RunError
+        where memory is short for one entry.
         """
         try:
             return self._captions(shown, names)
@@ -192,25 +210,23 @@ class Captioner:
                 "top_k": 0,
             }
         with seeding.global_generator(settings.seed, "caption", *names):
-            made = self.model.generate(
+            tokens_BL = self.model.generate(
                 **inputs_BL,
                 max_new_tokens=settings.max_tokens,
                 eos_token_id=[end, pad],
                 pad_token_id=pad,
                 **drawn,
             )
-        answers = made[:, inputs_BL["input_ids"].shape[1] :].tolist()
-        return [
-            Caption(
-                self.tokenizer.decode(ids, skip_special_tokens=True).strip(),
-                cut=not {end, pad} & set(ids),
-            )
-            for ids in answers
-        ]
+        answers = tokens_BL[:, inputs_BL["input_ids"].shape[1] :].tolist()
+        captions = []
+        for ids in answers:
+            text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            captions.append(Caption(text, cut=not {end, pad} & set(ids)))
+        return captions
 
     def _inputs(self, shown: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor]:
-        """input_ids_BL and attention_mask_BL with empty places on the left,
-        mm_token_type_ids_BL (1: of an image), pixel_values_NV and image_grid_thw
+        """The inputs of the model: input_ids_BL and attention_mask_BL, padded on the
+        left, mm_token_type_ids_BL (1: of an image), pixel_values_NV and image_grid_thw
         [images, 3] of all images in order."""
         least = dict(self.processor.size)["shortest_edge"]
         size = {
@@ -219,27 +235,27 @@ class Captioner:
         }
         images = [image for entry in shown for image in entry]
         vision = dict(self.processor(images=images, size=size, return_tensors="pt"))
-        counts = iter(
-            vision["image_grid_thw"]
-            .prod(1)
-            .floor_divide(self.processor.merge_size**2)
-            .tolist()
-        )
+        patches = vision["image_grid_thw"].prod(1)
+        tokens = patches.floor_divide(self.processor.merge_size**2).tolist()
+        counts = iter(tokens)
         question = self._encode(self.settings.question, plain=True)
         rows = []
         for entry in shown:
-            pictures = "".join(
-                PICTURE.replace(IMAGE_PAD, IMAGE_PAD * next(counts)) for _ in entry
-            )
-            rows.append(
-                [*self._encode(BEFORE + pictures), *question, *self._encode(AFTER)]
-            )
+            pictures = ""
+            for _ in entry:
+                pictures += PICTURE.replace(IMAGE_PAD, IMAGE_PAD * next(counts))
+            before = self._encode(BEFORE + pictures)
+            rows.append([*before, *question, *self._encode(AFTER)])
         longest = max(map(len, rows))
         pad = self.ids[PAD]
-        ids_BL = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
-        mask_BL = torch.tensor(
-            [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-        )
+        padded = []
+        mask = []
+        for row in rows:
+            missing = longest - len(row)
+            padded.append([pad] * missing + row)
+            mask.append([0] * missing + [1] * len(row))
+        ids_BL = torch.tensor(padded)
+        mask_BL = torch.tensor(mask)
         is_image_BL = (ids_BL == self.ids[IMAGE_PAD]).int()
         inputs = {
             "input_ids": ids_BL,
@@ -250,7 +266,7 @@ class Captioner:
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
     def _encode(self, text: str, plain: bool = False) -> list[int]:
-        """plain: markers that it spells out are text."""
+        """The token ids of a text. plain: markers in it are encoded as text."""
         ids: list[int] = self.tokenizer(
             text, split_special_tokens=plain, verbose=False
         )["input_ids"]
@@ -258,19 +274,19 @@ class Captioner:
 
 
 def _name_in_model(name: str) -> str:
-    """The name that a weight of a single file has in the module with its head."""
+    """The name in the module, with its head, for a weight of a single file."""
     if name == HEAD:
         return name
     return f"model.{text_encoder_name(name)}"
 
 
 def captioner_folder(model: str, weights: bool) -> Path:
-    """The folder of a hub id or local folder: of transformers, or of diffusers with the
-    model as a part.
+    """The folder of a captioner, for a hub id or a local folder. The folder has the
+    layout of transformers, or of diffusers with the model as a part.
 
-    weights: whether they are needed. Raises UserError as `download_encoder`, for a
-    repository that holds something else, and for weights that another program has
-    quantized.
+    weights: whether the weights are needed. Raises UserError as `download_encoder`
+    does, for a repository that holds something else, and for weights that another
+    program has quantized.
     """
     folder = _folder_of(model, weights)
     if weights:
@@ -304,7 +320,5 @@ def part_folder(folder: Path, part: str) -> Path:
 
 def weights_bytes(folder: Path) -> int:
     """Bytes of the captioner's weights on the disk."""
-    return sum(
-        file.stat().st_size
-        for file in part_folder(folder, ENCODER).glob("*.safetensors")
-    )
+    files = part_folder(folder, ENCODER).glob("*.safetensors")
+    return sum(file.stat().st_size for file in files)

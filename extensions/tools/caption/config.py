@@ -1,4 +1,9 @@
-"""The section of `type: caption`."""
+"""The section of `type: caption`: the folder, the model, and the form of the captions.
+
+The section checks its paths and that the model is a captioner. The images are found and
+the captions written by `files`; the model is loaded by `captioner`. A job or the
+command line fills the section in (`toolkit/config/reading`). Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +51,7 @@ QUANTIZED = (
     "captioner",
     "Give the bf16 model that it was made from; --quantize int8 quantizes it while it is loaded.",
 )
-"""For `quantization_fault`: what the model is called, and the remedy."""
+"""For `quantization_fault`: a name for the model, and the remedy."""
 
 TABLES = {"jsonl": "captions.jsonl", "tsv": "captions.tsv"}
 """`format` -> the table in the folder of the images where `output` names none."""
@@ -70,17 +75,17 @@ class CaptionConfig(ToolConfig):
     text encoder, such as Qwen-Image-Edit-2509. A file is `text_encoder_path`."""
 
     text_encoder_path: PathStr | None = None
-    """Its weights in one safetensors file, as ComfyUI keeps it, instead of those of
-    `model`, of which then only config, tokenizer and image processor are used."""
+    """Its weights in one safetensors file, as ComfyUI keeps it, instead of the weights
+    of `model`. Only config, tokenizer and image processor of `model` are used then."""
 
     pairs: PathStr = ""
     """Folder of control images with the same names: captions describe the change from
     them to the images in `folder`."""
 
     format: Literal["txt", "jsonl", "tsv"] = "txt"
-    """txt: a file beside each image. jsonl: a line {"image_path", "caption"} each, as
-    musubi-tuner reads. tsv: lines of name, tab, caption, as `captions_file` of a
-    dataset reads."""
+    """txt: a file next to each image. jsonl: a line {"image_path", "caption"} for each
+    image, as musubi-tuner reads it. tsv: lines of name, tab, caption, as
+    `captions_file` of a dataset reads them."""
 
     output: PathStr = ""
     """File for jsonl and tsv. Empty: `captions.jsonl` or `captions.tsv` in `folder`."""
@@ -146,15 +151,15 @@ class CaptionConfig(ToolConfig):
         return self.folder_path() / TABLES[self.format]
 
     def question(self) -> str:
-        """What the model is asked."""
-        return self.prompt.replace("\\n", "\n") or (
-            DESCRIBE_CHANGE if self.pairs else DESCRIBE
-        )
+        """The prompt for the model."""
+        if self.prompt:
+            return self.prompt.replace("\\n", "\n")
+        return DESCRIBE_CHANGE if self.pairs else DESCRIBE
 
     @model_validator(mode="before")
     @classmethod
     def _of_a_file(cls, data: Any) -> Any:
-        """A file as `model` gives the weights alone."""
+        """Reads a file that is given as `model` as its weights alone."""
         model = data.get("model") if isinstance(data, dict) else None
         if not isinstance(model, str) or data.get("text_encoder_path"):
             return data
@@ -171,12 +176,12 @@ class CaptionConfig(ToolConfig):
         return None
 
     def outputs_exist(self, job: JobContext) -> bool:
-        """False: whether captions are missing is looked up again."""
+        """False, so that each start looks for images without a caption."""
         return False
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Folders that are missing, a model of another kind, keys that exclude each
-        other."""
+        """Reports folders that are missing, a model of another kind, and keys that
+        exclude each other."""
         for key in ("folder", "pairs"):
             given = getattr(self, key)
             if given:

@@ -1,9 +1,10 @@
-"""The images that get captions, and where the captions go: a text file beside each
-image, or one table for all.
+"""Finds the images to caption, and keeps the captions: a text file next to each image,
+or one table for all.
 
-A caption that is replaced is copied to `.trash/<date>/` first. What a run that replaces
-captions has done so far is kept in `.trash/unfinished-<digest>.jsonl`, so that it can
-be broken off; the digest is that of its settings.
+A caption that is replaced is copied to `.trash/<date>/` first. A run that replaces
+captions records its progress in `.trash/unfinished-<digest>.jsonl`, so that it can be
+interrupted; the digest is computed from its settings. No image is opened and no model
+is used here. The process of `caption` calls `find_images` and `open_captions`.
 """
 
 from __future__ import annotations
@@ -40,26 +41,30 @@ from toolkit.files.writing import (
 logger = logging.getLogger(__name__)
 
 TRASH = ".trash"
-"""Hidden, so that no dataset takes it for a folder of images."""
+"""The name is hidden, so that no dataset reads the folder as images."""
 
 NOT_OF_THE_RESULT = {"type", "name", "device", "batch_size", "overwrite", "recursive"}
 """Keys that may change before an interrupted run resumes."""
 
 
 class CaptionedImage(NamedTuple):
-    """An image that is to have a caption."""
+    """An image that is to have a caption.
+
+    >>> CaptionedImage("cats/07.png", Path("photos/cats/07.png")).reference is None
+    True
+    """
 
     name: str
     """Path from the folder of the images, with `/`, in Unicode NFC."""
 
     path: Path
     reference: Path | None = None
-    """What it was made from, with `pairs`."""
+    """Its control image, with `pairs`."""
 
 
 def find_images(config: CaptionConfig) -> tuple[list[CaptionedImage], list[ImageError]]:
-    """The images of the folder, sorted, and those that cannot have a caption: two of a
-    stem, or without a reference.
+    """The images of the folder, sorted, and the images that cannot have a caption:
+    several with one stem, or without a control image.
 
     Raises UserError for a folder without images, and for names that the table cannot
     hold.
@@ -123,26 +128,33 @@ def _fits_tsv(name: str) -> bool:
 
 def _folders(folder: Path, recursive: bool) -> Iterator[Path]:
     yield folder
-    for name in list_folder(str(folder)).subfolders if recursive else ():
-        yield from _folders(folder / name, recursive)
+    if recursive:
+        for name in list_folder(str(folder)).subfolders:
+            yield from _folders(folder / name, recursive)
 
 
 def _references(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
     listing = list_folder(str(folder))
-    first = {stem: stems[0] for stem, stems in listing.numbered.items()} | {
-        stem: stem for stem in listing.images
-    }
+    first = {stem: stems[0] for stem, stems in listing.numbered.items()}
+    first |= {stem: stem for stem in listing.images}
     return {stem: folder / listing.images[file][0] for stem, file in first.items()}
 
 
 class Captions:
-    """The captions of a folder: which there are, and new ones. Base of the two ways to
-    keep them."""
+    """The captions of a folder, old and new. Base class of the two ways to keep them.
+
+    Example::
+
+        captions = open_captions(config)
+        for image in captions.missing(images):
+            captions.write(image, "a cat on a sofa")
+        captions.finish()
+    """
 
     def __init__(self, config: CaptionConfig, home: Path) -> None:
-        """home: where the trash is."""
+        """home: folder of the trash."""
         self.config = config
         self._trash = home / TRASH
         date = time.strftime("%Y-%m-%d_%H%M%S")
@@ -152,14 +164,14 @@ class Captions:
             self._taken = self._trash / date
         self._journal = self._trash / f"unfinished-{_digest(config)}.jsonl"
         self.redone: dict[str, str] = {}
-        """Name -> caption made by this run, including an interrupted part of it, with
-        `overwrite`."""
+        """Name -> caption by this run with `overwrite`, including an interrupted part
+        of the run."""
         if config.overwrite and self._journal.is_file():
             self._read_journal()
 
     def _read_journal(self) -> None:
-        """Fills `redone`. From the first line on that is not whole, as after a power
-        cut, the journal is cut off."""
+        """Fills `redone`. The journal is cut off before the first line that is
+        incomplete, as after a power cut."""
         whole = 0
         raw = self._journal.read_bytes()
         for line in raw.splitlines(keepends=True):
@@ -183,8 +195,8 @@ class Captions:
         raise NotImplementedError
 
     def write(self, image: CaptionedImage, caption: str) -> bool:
-        """Keeps a caption, at once and whole. False: the image has got another one
-        meanwhile, which stays."""
+        """Writes a caption at once and completely. False: the image has got another
+        caption meanwhile, which stays."""
         if not self.config.overwrite:
             return self._add(image, caption)
         self._replace(image, caption)
@@ -196,7 +208,7 @@ class Captions:
         return True
 
     def finish(self) -> None:
-        """All is done."""
+        """Removes the journal, and the trash if it is empty, once all is done."""
         self._journal.unlink(missing_ok=True)
         if self._taken.is_dir():
             logger.info(f"old captions are in {self._taken}")
@@ -210,7 +222,7 @@ class Captions:
         raise NotImplementedError
 
     def _keep_old(self, file: Path, name: str) -> None:
-        """Copies what is about to be replaced to the trash."""
+        """Copies a file to the trash before it is replaced."""
         target = self._taken / name
         with os_error_as_run_error(target):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -221,13 +233,18 @@ class Captions:
 
 
 class TextFiles(Captions):
-    """A `.txt` beside each image."""
+    """Keeps captions in a `.txt` next to each image.
+
+    Example::
+
+        TextFiles(config).write(image, "a cat on a sofa")  # 07.txt next to 07.png
+    """
 
     def __init__(self, config: CaptionConfig) -> None:
         super().__init__(config, config.folder_path())
 
     def has(self, image: CaptionedImage) -> bool:
-        """Whether the image has a file that is not empty; one that cannot be read
+        """Whether the image has a file that is not empty. A file that cannot be read
         counts as a caption."""
         files = (image.path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES)
         return any(_is_caption(file) for file in files if file.exists())
@@ -257,11 +274,17 @@ def _is_caption(file: Path) -> bool:
 
 
 class Table(Captions):
-    """One line for each image, in JSON or with a tab. Lines of other images stay."""
+    """Keeps captions in one table: a line for each image, in JSON or with a tab. Lines
+    of other images stay.
+
+    Example::
+
+        Table(config, Path("photos/captions.jsonl")).write(image, "a cat on a sofa")
+    """
 
     def __init__(self, config: CaptionConfig, path: Path) -> None:
-        """Reads the table. A last line without its end counts where it is a caption,
-        else it goes to the trash.
+        """Reads the table. A last line without a line end is kept where it is a
+        caption; otherwise the table is copied to the trash and the line is removed.
 
         Raises UserError for a line that is not a caption.
         """
@@ -276,7 +299,7 @@ class Table(Captions):
                 f"{path}: is not UTF-8 text. Correct it, or give another output."
             ) from error
         if torn and self._is_caption(torn):
-            _append(path, "")  # all of it but the line's end
+            _append(path, "")  # only the line end is missing
             logger.info(
                 f"{path}: its last line has no line end and is kept: see that it is whole"
             )
@@ -289,11 +312,11 @@ class Table(Captions):
             logger.info(
                 f"{path}: its last line was incomplete and is written again; the file as it was: {self._taken}"
             )
-        self._captions = dict(
-            self._read(number, line)
-            for number, line in enumerate(self._lines, 1)
-            if line.strip()
-        )
+        self._captions: dict[str, str] = {}
+        for number, line in enumerate(self._lines, 1):
+            if line.strip():
+                key, caption = self._read(number, line)
+                self._captions[key] = caption
 
     def _is_caption(self, line: bytes) -> bool:
         try:
@@ -306,9 +329,8 @@ class Table(Captions):
         try:
             if self._is_json:
                 row = json.loads(line)
-                return self._key(Path(row["image_path"]).expanduser()), str(
-                    row["caption"]
-                )
+                path = Path(row["image_path"]).expanduser()
+                return self._key(path), str(row["caption"])
             name, caption = line.split("\t", 1)
             return image_name(name.strip()), caption.strip()
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -327,7 +349,7 @@ class Table(Captions):
         return self._key(image.path) if self._is_json else image.name
 
     def has(self, image: CaptionedImage) -> bool:
-        """Whether a line of it has a caption."""
+        """Whether the line of the image has a caption."""
         return bool(self._captions.get(self._key_of(image)))
 
     def _line(self, image: CaptionedImage, caption: str) -> str:
@@ -343,42 +365,46 @@ class Table(Captions):
         return True
 
     def _replace(self, image: CaptionedImage, caption: str) -> None:
-        """Nothing yet: the table is replaced as a whole."""
+        """Does nothing: `finish_overwriting` replaces the whole table."""
 
     def finish_overwriting(self, images: list[CaptionedImage]) -> None:
-        """Puts the new captions into the table; lines of images that got none stay as
-        they are."""
+        """Puts the new captions into the table. Lines of images without a new caption
+        stay as they are."""
         redone = [image for image in images if image.name in self.redone]
         new = {}
         for image in redone:
             new[self._key_of(image)] = self._line(image, self.redone[image.name])
         if self.path.is_file():
             self._keep_old(self.path, self.path.name)
-        kept = []
+        lines = []
         for number, line in enumerate(self._lines, 1):
             if line.strip():
-                kept.append(new.pop(self._read(number, line)[0], line))
+                lines.append(new.pop(self._read(number, line)[0], line))
         with os_error_as_run_error(self.path), atomic_write(self.path) as temporary:
-            text = "".join(f"{line}\n" for line in (*kept, *new.values()))
+            text = "".join(f"{line}\n" for line in (*lines, *new.values()))
             temporary.write_bytes(text.encode(errors="backslashreplace"))
 
 
 def open_captions(config: CaptionConfig) -> Captions:
-    """The destination of a section's captions."""
+    """The captions of a section, in its table or in text files."""
     table = config.table()
     return Table(config, table) if table else TextFiles(config)
 
 
 def whole_lines(raw: bytes) -> tuple[list[str], bytes]:
-    """The lines of a UTF-8 file, and what stands behind the last line's end. Raises
-    UnicodeDecodeError."""
+    """The lines of a UTF-8 file, and the bytes behind the last line end. Raises
+    UnicodeDecodeError.
+
+    >>> whole_lines(b"one\\ntwo\\nthr")
+    (['one', 'two'], b'thr')
+    """
     body, _, torn = raw.rpartition(b"\n")
     return body.decode("utf-8").split("\n") if body else [], torn
 
 
 def _append(file: Path, line: str) -> None:
-    """Appends a line, flushed to the disk; all of it or, on a full disk, nothing. A
-    name that is not UTF-8 is escaped as JSON does it."""
+    """Appends a line and flushes it to the disk: the whole line or, on a full disk,
+    nothing. A name that is not UTF-8 is escaped as in JSON."""
     with os_error_as_run_error(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         whole = f"{line}\n".encode(errors="backslashreplace")
@@ -392,6 +418,5 @@ def _append(file: Path, line: str) -> None:
 
 def _digest(config: CaptionConfig) -> str:
     settings = config.model_dump(mode="json", exclude=NOT_OF_THE_RESULT)
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[
-        :12
-    ]
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

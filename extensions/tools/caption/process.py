@@ -1,4 +1,10 @@
-"""Captions the images of a folder that have none. An interrupted run resumes."""
+"""The process of `caption`: captions the images of a folder that have no caption.
+
+The images come from `files`, the captions from `captioner`. Each caption is written
+before the next images are processed, so that an interrupted run resumes. Images that
+cannot be read are reported at the end. The table of tools
+(`extensions/tools/__init__.py`) names the process.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +40,12 @@ logger = logging.getLogger(__name__)
 
 
 class CaptionProcess(BaseExtensionProcess):
-    """Each caption is on disk before the next images are processed."""
+    """Writes each caption to the disk before the next images are processed.
+
+    Example::
+
+        python run.py caption datasets/photos --format tsv
+    """
 
     section: CaptionConfig
 
@@ -90,12 +101,13 @@ class CaptionProcess(BaseExtensionProcess):
     def _caption(
         self, todo: list[CaptionedImage], captions: Captions
     ) -> list[ImageError]:
-        """Writes their captions; returns the images that could not be captioned."""
+        """Writes the captions of images, and returns the images that could not be
+        captioned."""
         section = self.section
         status = StatusLine()
         refused: list[ImageError] = []
         captioner = self._load()
-        made = cut = 0
+        written = cut = 0
         for start in range(0, len(todo), section.batch_size):
             batch = dict(_readable(todo[start : start + section.batch_size], refused))
             if not batch:
@@ -103,8 +115,8 @@ class CaptionProcess(BaseExtensionProcess):
             answers = captioner.captions(
                 list(batch.values()), [image.name for image in batch]
             )
-            for image, said in zip(batch, answers, strict=True):
-                if not said.text:
+            for image, answer in zip(batch, answers, strict=True):
+                if not answer.text:
                     refused.append(
                         ImageError(
                             image.path,
@@ -113,13 +125,15 @@ class CaptionProcess(BaseExtensionProcess):
                     )
                     continue
                 text = inject_trigger(
-                    add_prefix(said.text, section.prefix), section.trigger_word
+                    add_prefix(answer.text, section.prefix), section.trigger_word
                 )
                 if captions.write(image, text):
-                    made = made + 1
-                    cut = cut + said.cut
-            status.update(f"captions {made + len(refused)}/{len(todo)}")
-        status.finish(f"{made} captions written to {section.table() or section.folder}")
+                    written += 1
+                    cut += answer.cut
+            status.update(f"captions {written + len(refused)}/{len(todo)}")
+        status.finish(
+            f"{written} captions written to {section.table() or section.folder}"
+        )
         if cut:
             remedy = "Raise it (--max-tokens), or ask for less (--prompt)."
             logger.info(
@@ -131,8 +145,8 @@ class CaptionProcess(BaseExtensionProcess):
 def _readable(
     batch: list[CaptionedImage], refused: list[ImageError]
 ) -> Iterator[tuple[CaptionedImage, list[Image.Image]]]:
-    """Each image with what the model is shown; those that cannot be read are added to
-    `refused`."""
+    """Each image with the pictures that the model is shown. Images that cannot be read
+    are added to `refused`."""
     for image in batch:
         try:
             if image.reference:

@@ -1,1 +1,2 @@
-"""`type: doctor`, `run.py doctor`: what is wrong with a LoRA file, and what to do."""
+"""`type: doctor`, `run.py doctor`: finds what is wrong with a LoRA file, and says what
+to do."""

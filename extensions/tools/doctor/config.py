@@ -1,4 +1,9 @@
-"""The section of `type: doctor`."""
+"""The section of `type: doctor`: the file, and the model or program it is used with.
+
+The section checks that the file is a safetensors file and that the model exists. The
+tensors are examined by `process`. A job or the command line fills the section in
+(`toolkit/config/reading`). Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +34,9 @@ class DoctorConfig(ToolConfig):
     """LoRA file, of any program."""
 
     model: PathStr = ""
-    """Model folder that it is to be used with. Empty: that of the run or the metadata
-    where it is here, else the published models, of which only names and sizes of layers
-    are known."""
+    """Model folder that it is to be used with. Empty: the model that the run or the
+    metadata name, if it is on this disk, else the published models, of which only names
+    and sizes of layers are known."""
 
     program: Literal[
         "",
@@ -62,7 +67,8 @@ class DoctorConfig(ToolConfig):
     """Print one JSON object."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """A file that is missing or no safetensors file, a folder without a model."""
+        """Reports a file that is missing or is not a safetensors file, and a folder
+        without a model."""
         yield from super().check(job)
         yield from check_safetensors(("file",), self.file, job)
         folder = Path(self.model).expanduser()

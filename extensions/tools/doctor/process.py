@@ -1,4 +1,11 @@
-"""`type: doctor`: what is wrong with a LoRA file, in words or JSON."""
+"""The process of `doctor`: examines a LoRA file and prints the findings.
+
+Findings come from the file itself (`toolkit/networks/adapter_health.py`), from the
+model it is used with, and from the program that is to load it
+(`toolkit/networks/programs.py`). With `base_dtype` the loss by rounding is computed
+(`rounding`). The file is never changed. The table of tools
+(`extensions/tools/__init__.py`) names the process.
+"""
 
 from __future__ import annotations
 
@@ -47,21 +54,32 @@ SHOWN = 5
 
 
 class Base(NamedTuple):
-    """What a file is held against."""
+    """The model that a file is compared with.
+
+    Example::
+
+        base = Base(family, folder, family.every_linear_layer(folder), model=None)
+        inputs, outputs = base.layers["transformer_blocks.0.attn.to_q"]
+    """
 
     family: ModelFamily
     folder: Path
     layers: Mapping[str, tuple[int, int]]
-    """Name -> (inputs, outputs), those that ComfyUI has in one too."""
+    """Name -> (inputs, outputs), also of layers that ComfyUI joins to one."""
 
     model: ModelConfig | None
-    """None: a published model that is not here."""
+    """None: a published model that is not on this disk."""
 
     is_given: bool = False
 
 
 class DoctorProcess(BaseExtensionProcess):
-    """Ends with RunError, exit code 1, where anything is wrong."""
+    """Raises RunError, exit code 1, where there are errors.
+
+    Example::
+
+        python run.py doctor output/my_character.safetensors --for comfyui
+    """
 
     section: DoctorConfig
 
@@ -70,22 +88,22 @@ class DoctorProcess(BaseExtensionProcess):
         section = self.section
         tensors, metadata = read_tensors(Path(section.file).expanduser())
         try:
-            found, rounded, title = self._examine(tensors, metadata)
+            findings, rounded, title = self._examine(tensors, metadata)
         except UserError as error:  # patterns of the settings that are not done in time
             raise UserError(f"{section.file}: {error}") from error
-        wrong = [one for one in found if one.severity == "error"]
+        wrong = [one for one in findings if one.severity == "error"]
         if section.as_json:
-            rows = [as_json(one) for one in found]
-            told = {
+            rows = [as_json(one) for one in findings]
+            report = {
                 "file": section.file,
                 "model": title,
                 "sound": not wrong,
                 "findings": rows,
                 "rounding": rounded,
             }
-            print(json.dumps(told, indent=2))
+            print(json.dumps(report, indent=2))
         else:
-            print("\n".join(render(section.file, title, found, rounded)))
+            print("\n".join(render(section.file, title, findings, rounded)))
         if wrong:
             names = ", ".join(dict.fromkeys(one.check for one in wrong))
             raise RunError(
@@ -95,53 +113,40 @@ class DoctorProcess(BaseExtensionProcess):
     def _examine(
         self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     ) -> tuple[list[Diagnostic], dict[str, Any] | None, str]:
-        """Findings, what is rounded away, and the title of the model."""
+        """Findings, the loss by rounding, and the title of the model."""
         section = self.section
         read = layers_of(tensors)
         if not tensors:
-            return (
-                [
-                    finding(
-                        "empty",
-                        "It holds no tensors.",
-                        "Take the file as its trainer saved it.",
-                    )
-                ],
-                None,
-                "",
-            )
+            remedy = "Take the file as its trainer saved it."
+            return [finding("empty", "It holds no tensors.", remedy)], None, ""
         if section.program:
-            found = list(findings_for(PROGRAMS[section.program], tensors, metadata))
+            findings = list(findings_for(PROGRAMS[section.program], tensors, metadata))
         else:
-            found = health(tensors, metadata)
-        bases = self._bases()
-        found_in = ((one, _located(read.parts, one.layers)) for one in bases)
-        base, names = max(
-            found_in,
-            key=lambda pair: (len(pair[1]), len(_misnamed(read.parts, pair[0].layers))),
-        )
+            findings = health(tensors, metadata)
+
+        def matching_layers(base: Base) -> tuple[int, int]:
+            names = _located(read.parts, base.layers)
+            return len(names), len(_misnamed(read.parts, base.layers))
+
+        base = max(self._bases(), key=matching_layers)
+        names = _located(read.parts, base.layers)
         sound = read.sound(metadata)
         rounded = None
-        found += _of_model(read.parts, names, base, sound)
-        found += _of_biases(read.biases, base) if names or base.is_given else ()
-        if len(names) == len(read.parts) and not any(
-            one.check == "size" for one in found
-        ):
-            found += _missing(names, base, metadata)
-        found += self._of_metadata(metadata, base, found)
-        if section.base_dtype and not any(
-            one.severity == "error" and one.check in UNMEASURABLE for one in found
-        ):
-            changes = {names[stem]: change for stem, change in sound.items()}
-            rounded = self._rounded(
-                {
-                    name: change.sized(*base.layers[name])
-                    for name, change in changes.items()
-                },
-                base,
-            )
-            found += self._of_rounding(rounded)
-        return found, rounded, self._title(metadata, base) if names else ""
+        findings += _of_model(read.parts, names, base, sound)
+        findings += _of_biases(read.biases, base) if names or base.is_given else ()
+        has_size = any(one.check == "size" for one in findings)
+        if len(names) == len(read.parts) and not has_size:
+            findings += _missing(names, base, metadata)
+        findings += self._of_metadata(metadata, base, findings)
+        errors = {one.check for one in findings if one.severity == "error"}
+        if section.base_dtype and errors.isdisjoint(UNMEASURABLE):
+            changes = {}
+            for stem, change in sound.items():
+                name = names[stem]
+                changes[name] = change.sized(*base.layers[name])
+            rounded = self._rounded(changes, base)
+            findings += self._of_rounding(rounded)
+        return findings, rounded, self._title(metadata, base) if names else ""
 
     def _title(self, metadata: Mapping[str, str], base: Base) -> str:
         if base.model:
@@ -160,37 +165,27 @@ class DoctorProcess(BaseExtensionProcess):
             else:
                 model = model_of(Path(section.file).expanduser())
             folder = model.files_folder()
-            return [
-                _base(
-                    family_for(model),
-                    folder,
-                    model if folder.is_dir() else None,
-                    bool(name),
-                )
-            ]
+            here = model if folder.is_dir() else None
+            return [_base(family_for(model), folder, here, bool(name))]
         except UserError:
             if section.model:
                 raise
-        published = []
+        bases = []
         for family in map(FAMILIES.load, FAMILIES):
             if family.published:
-                published.append(family)
-        return [
-            _base(family, Path(next(iter(family.published))), None)
-            for family in published
-        ]
+                bases.append(_base(family, Path(next(iter(family.published))), None))
+        return bases
 
     def _of_metadata(
-        self, metadata: Mapping[str, str], base: Base, found: list[Diagnostic]
+        self, metadata: Mapping[str, str], base: Base, findings: list[Diagnostic]
     ) -> Iterator[Diagnostic]:
-        """Another base, by what the file says of itself; nothing where its layers have
-        told it already."""
-        if any(one.check in ("other_model", "other_layers") for one in found):
+        """Another base that the metadata of the file name; nothing where its layers
+        were found to belong to another model already."""
+        if any(one.check in ("other_model", "other_layers") for one in findings):
             return
         if base.model:
-            for one in origin_findings(
-                "", str(Path(self.section.file).expanduser()), base.model, base.folder
-            ):
+            file = str(Path(self.section.file).expanduser())
+            for one in origin_findings("", file, base.model, base.folder):
                 yield finding(
                     "other_base",
                     one.message,
@@ -204,9 +199,9 @@ class DoctorProcess(BaseExtensionProcess):
                 yield finding(
                     "other_base", message, "Take the file as its trainer saved it."
                 )
-        said = metadata.get(ARCHITECTURE, "")
-        if OTHER_ARCHITECTURES.match(said):
-            message = f"Its metadata say {said}, and its layers have the names of those of {base.family.title}."
+        architecture = metadata.get(ARCHITECTURE, "")
+        if OTHER_ARCHITECTURES.match(architecture):
+            message = f"Its metadata say {architecture}, and its layers have the names of those of {base.family.title}."
             yield finding("other_base", message, "Use it with the model it is of.")
 
     # ------------------------------------------------------------ rounding
@@ -229,18 +224,18 @@ class DoctorProcess(BaseExtensionProcess):
                 by_layer[name], *half_and_twice = predicted(change, dtype, index)
                 others += half_and_twice
         whole = _sum(by_layer.values())
-        told: dict[str, Any] = {
+        report: dict[str, Any] = {
             "base_dtype": dtype,
             "measured": bool(base.model),
             "lost": whole.lost,
             "noise": whole.noise,
         }
         if others:
-            told["between"] = sorted(_sum(others[start::2]).lost for start in (0, 1))
-        each = {}
+            report["between"] = sorted(_sum(others[start::2]).lost for start in (0, 1))
+        numbers = {}
         for name, one in by_layer.items():
-            each[name] = {"lost": one.lost, "noise": one.noise}
-        return {**told, "by_layer": each}
+            numbers[name] = {"lost": one.lost, "noise": one.noise}
+        return {**report, "by_layer": numbers}
 
     def _of_rounding(self, rounded: Mapping[str, Any]) -> Iterator[Diagnostic]:
         if rounded["lost"] < self.section.most_lost:
@@ -267,24 +262,21 @@ class DoctorProcess(BaseExtensionProcess):
 OTHER_ARCHITECTURES = re.compile(
     r"flux|stable-diffusion|sd3|wan|hunyuan|z-?image|lumina|chroma", re.IGNORECASE
 )
-"""Beginnings of `modelspec.architecture` of models that are none here; some share names
-of layers, and widths."""
+"""Beginnings of `modelspec.architecture` of models that this program does not support.
+Some have the same names and widths of layers."""
 
 TEXT_ENCODER = re.compile(
     r"(?:base_model\.model\.)?(?:lora_te\d?_|text_encoders?(?:_\d)?[._])"
 )
 """Beginnings of the names of a text encoder's layers."""
 
-NEEDLESS = tuple(
-    prefix
-    for prefix in (*PREFIXES, "model.", "module.", "_orig_mod.", "pipe.dit.")
-    if prefix
-)
+_WRAPPERS = ("model.", "module.", "_orig_mod.", "pipe.dit.")
+NEEDLESS = tuple(prefix for prefix in (*PREFIXES, *_WRAPPERS) if prefix)
 """Beginnings that programs and their wrappers put before a layer's name."""
 
 MOST_HOLES = 0.1
-"""Share of the blocks: a layer that so few of them lack, between others that have it,
-is missing."""
+"""Largest share of the blocks that may lack a layer for it to count as missing, where
+blocks on both sides have it."""
 
 UNMEASURABLE = (
     "prefix",
@@ -319,42 +311,50 @@ def _base(
 def _located(
     stems: Iterable[str], layers: Mapping[str, tuple[int, int]]
 ) -> dict[str, str]:
-    """Stem -> the layer of the model that it is."""
+    """Stem -> the layer of the model that it names."""
     names = {}
     for name in layers:
         for spelling in (name, name.replace(".", "_")):
             names[spelling] = name
-    return {
-        stem: names[rest] for stem in stems if (rest := split_stem(stem)[1]) in names
-    }
+    located = {}
+    for stem in stems:
+        rest = split_stem(stem)[1]
+        if rest in names:
+            located[stem] = names[rest]
+    return located
 
 
 def _misnamed(
     stems: Iterable[str], layers: Mapping[str, tuple[int, int]]
 ) -> dict[str, str]:
-    """Stem -> the layer of the model that it is once more than one beginning is taken
-    off."""
+    """Stem -> the layer of the model that it names once several prefixes are
+    removed."""
     bare = {}
     for stem in stems:
         bare[stem] = stem
-        while prefix := next(
-            (prefix for prefix in NEEDLESS if bare[stem].startswith(prefix)), ""
-        ):
-            bare[stem] = bare[stem].removeprefix(prefix)
+        while bare[stem].startswith(NEEDLESS):
+            bare[stem] = _without_prefix(bare[stem])
     located = _located(bare, layers)
     names = _located(bare.values(), layers)
-    return {
-        stem: names[rest]
-        for stem, rest in bare.items()
-        if stem not in located and rest in names
-    }
+    misnamed = {}
+    for stem, rest in bare.items():
+        if stem not in located and rest in names:
+            misnamed[stem] = names[rest]
+    return misnamed
+
+
+def _without_prefix(stem: str) -> str:
+    for prefix in NEEDLESS:
+        if stem.startswith(prefix):
+            return stem.removeprefix(prefix)
+    return stem
 
 
 def _missing(
     names: Mapping[str, str], base: Base, metadata: Mapping[str, str]
 ) -> Iterator[Diagnostic]:
-    """Layers that have gone: of a file of this program all that its training chose,
-    else those that blocks on both sides have."""
+    """Layers that are missing. A file of this program lacks a layer that its training
+    chose; another file lacks a layer that blocks on both sides have."""
     fused = fused_layers(base.layers)
     there = {part for name in names.values() for part in fused.get(name, (name,))}
     if not there:
@@ -363,9 +363,8 @@ def _missing(
     for name in base.layers:
         match = re.search(r"(?:blocks|layers)\.(\d+)\.", name)
         if match and name not in fused:
-            blocks[f"{name[: match.start(1)]}N{name[match.end(1) :]}"][
-                int(match[1])
-            ] = name
+            pattern = f"{name[: match.start(1)]}N{name[match.end(1) :]}"
+            blocks[pattern][int(match[1])] = name
     gone: list[str] = []
     for of_block in blocks.values():
         has = [number for number, name in of_block.items() if name in there]
@@ -377,7 +376,7 @@ def _missing(
             holes = [number for number in of_block if number not in has]
         elif len(holes) > MOST_HOLES * len(has):
             continue
-        # What reaches no pixel is not in all files.
+        # Layers whose output reaches no pixel are not in all files.
         for n in holes:
             if n != max(of_block) or not TEXT_SIDE.search(of_block[n]):
                 gone.append(of_block[n])
@@ -393,7 +392,7 @@ def _missing(
 
 def _has_all(metadata: Mapping[str, str]) -> bool:
     """Whether the training of a file of this program chose every layer, and no tool
-    made another file of it."""
+    changed the file since."""
     if not is_own(metadata) or "merged_from" in metadata:
         return False
     try:
@@ -409,7 +408,7 @@ def _of_model(
     base: Base,
     sound: Mapping[str, LayerDelta],
 ) -> Iterator[Diagnostic]:
-    """Layers that the model lacks or has in another size, and those that are changed
+    """Layers that the model lacks or has in another size, and layers that are changed
     twice."""
     left = [stem for stem in stems if stem not in names]
     title = base.family.title
@@ -426,17 +425,8 @@ def _of_model(
         remedy = "No program finds them. Save it again, or rename the keys (safetensors) to diffusion_model.LAYER."
         yield finding("prefix", message, remedy, tuple(misnamed))
         left = [stem for stem in left if stem not in misnamed]
-    families = []
-    for one in map(FAMILIES.load, FAMILIES):
-        if one.published and not _kin(one, base.family):
-            families.append(one)
-    ours = (
-        one.title
-        for one in families
-        if len(_located(stems, _base(one, Path(), None).layers)) == len(stems)
-    )
     if left:
-        known = next(ours, "") or other_model(left)
+        known = _family_with(stems, base.family) or other_model(left)
         if known:
             message = f"It is a LoRA of {known}; {title} has other layers."
             yield finding("other_model", message, "Use it with the model it is of.")
@@ -451,11 +441,10 @@ def _of_model(
         message = f"{len(left)} of {len(stems)} layers are none of {title}, such as {left[0]}."
         remedy = "Programs leave them out; use it with the model it was trained on."
         yield finding("other_layers", message, remedy, tuple(left))
-    odd = {
-        stem: change
-        for stem, change in sound.items()
-        if stem in names and not _fits(change, base.layers[names[stem]])
-    }
+    odd = {}
+    for stem, change in sound.items():
+        if stem in names and not _fits(change, base.layers[names[stem]]):
+            odd[stem] = change
     if odd:
         stem, change = next(iter(odd.items()))
         inputs, outputs = base.layers[names[stem]]
@@ -470,7 +459,7 @@ def _of_model(
     by_name: dict[str, list[str]] = {}
     for stem, name in names.items():
         by_name.setdefault(name, []).append(stem)
-    twice = [found[0] for found in by_name.values() if len(found) > 1]
+    twice = [group[0] for group in by_name.values() if len(group) > 1]
     if twice:
         message = f"{len(twice)} layers appear twice under two names, such as {' and '.join(by_name[names[twice[0]]])}."
         yield finding(
@@ -479,6 +468,16 @@ def _of_model(
             "Keep one of the names: programs use one and drop the other.",
             tuple(twice),
         )
+
+
+def _family_with(stems: Mapping[str, Any], other_than: ModelFamily) -> str:
+    """Title of a published model that has all of these layers; empty: there is none."""
+    for family in map(FAMILIES.load, FAMILIES):
+        if family.published and not _kin(family, other_than):
+            layers = _base(family, Path(), None).layers
+            if len(_located(stems, layers)) == len(stems):
+                return str(family.title)
+    return ""
 
 
 def _of_biases(biases: Mapping[str, Tensor], base: Base) -> Iterator[Diagnostic]:
@@ -500,25 +499,23 @@ def _of_biases(biases: Mapping[str, Tensor], base: Base) -> Iterator[Diagnostic]
 
 
 def _fits(change: LayerDelta, size: tuple[int, int]) -> bool:
-    has = zip(change.shape, reversed(size), strict=True)
-    return all(
-        own in (0, wanted) for own, wanted in has
-    )  # 0: the matrices do not say it
+    sides = zip(change.shape, reversed(size), strict=True)
+    # 0: the matrices do not determine the side.
+    return all(side in (0, wanted) for side, wanted in sides)
 
 
 def _split_all(changes: Mapping[str, LayerDelta], base: Base) -> dict[str, LayerDelta]:
-    """By the layers of the model's own files."""
+    """The changes by the layers of the model's own files."""
     fused = fused_layers(base.layers)
-    return {
-        part: one
-        for name, change in changes.items()
-        for part, one in split_change("", name, change, fused).items()
-    }
+    by_part: dict[str, LayerDelta] = {}
+    for name, change in changes.items():
+        by_part |= split_change("", name, change, fused)
+    return by_part
 
 
-def _sum(found: Any) -> Rounding:
+def _sum(roundings: Any) -> Rounding:
     total = Rounding(0.0, 0.0, 0.0)
-    for one in found:
+    for one in roundings:
         total += one
     return total
 
@@ -536,11 +533,11 @@ def as_json(one: Diagnostic) -> dict[str, Any]:
 
 
 def render(
-    file: str, title: str, found: list[Diagnostic], rounded: Mapping[str, Any] | None
+    file: str, title: str, findings: list[Diagnostic], rounded: Mapping[str, Any] | None
 ) -> list[str]:
     """The report as lines."""
     lines = [f"{file}: a LoRA of {title}" if title else file]
-    for one in found:
+    for one in findings:
         note = "note: " if one.severity == "warning" else ""
         lines += [f"{note}{one.check}: {one.message}", f"  do: {one.remedy}"]
         if one.key:
@@ -562,11 +559,9 @@ def render(
             lines.append(
                 f"  {low:.1%} to {high:.1%} if the weights are half or twice as large as 1 / sqrt(inputs)"
             )
-        worst = sorted(rounded["by_layer"].items(), key=lambda pair: -pair[1]["lost"])[
-            :SHOWN
-        ]
-        for name, one in worst:
+        worst = sorted(rounded["by_layer"].items(), key=lambda pair: -pair[1]["lost"])
+        for name, one in worst[:SHOWN]:
             lines.append(f"  {one['lost']:7.1%} lost, noise {one['noise']:.2f}  {name}")
-    if not any(one.severity == "error" for one in found):
+    if not any(one.severity == "error" for one in findings):
         lines.append("sound: nothing wrong was found")
     return lines

@@ -1,10 +1,12 @@
-"""How much of a change is left when it is merged into weights that are quantized.
+"""Computes how much of a change is left when it is merged into quantized weights.
 
-The weights Q that a file or a device holds are given, the change d is added and the sum
-is rounded to their type again, to the nearest: what is there then is R(Q + d), and what
-has changed e = R(Q + d) - Q. Where d is smaller than half a step of the type, e is
-zero. Lost is the share of d that is not in e, 1 - <e, d> / <d, d>; what else e has is
-noise.
+The change d is added to the weights Q of a file or device, and the sum is rounded to
+their type again, to the nearest. The weights are then R(Q + d), and the actual change
+is e = R(Q + d) - Q. Where d is smaller than half a step of the type, e is zero. The
+loss is the share of d that is not in e, 1 - <e, d> / <d, d>; the rest of e is noise.
+
+Nothing is written or merged. `process` calls `rounding` where the weights are on this
+disk, and `predicted` where they are not.
 
 Shape suffixes: I inputs of a layer, O outputs of a layer.
 """
@@ -30,7 +32,12 @@ ROWS = 256
 
 
 class Rounding(NamedTuple):
-    """Sums over elements, float64, so that layers add up."""
+    """Sums over elements, float64, so that the sums of layers can be added.
+
+    >>> one = Rounding(inner=1.0, changed=1.0, meant=4.0)
+    >>> one.lost, (one + one).lost
+    (0.75, 0.75)
+    """
 
     inner: float
     """<e, d>"""
@@ -49,12 +56,11 @@ class Rounding(NamedTuple):
 
     @property
     def noise(self) -> float:
-        """Norm of what is changed besides, through the norm of the change."""
-        if self.meant:
-            return math.sqrt(
-                max(self.changed - self.inner**2 / self.meant, 0.0) / self.meant
-            )
-        return 0.0
+        """Norm of the noise, divided by the norm of the change."""
+        if not self.meant:
+            return 0.0
+        rest = max(self.changed - self.inner**2 / self.meant, 0.0)
+        return math.sqrt(rest / self.meant)
 
     def __add__(self, other: Rounding) -> Rounding:  # type: ignore[override]
         return Rounding(*map(sum, zip(self, other, strict=True)))
@@ -63,9 +69,9 @@ class Rounding(NamedTuple):
 def rounding(
     weight_OI: Tensor, change_of: Callable[[Tensor], Tensor], base: str
 ) -> Rounding:
-    """What is left of the change of a layer. weight_OI: float32, not yet quantized;
-    base: a key of ROUNDED. change_of: from the quantized weight, on whose norms the
-    change of a DoRA depends, to the change."""
+    """The rest of the change of a layer. weight_OI: float32, not yet quantized. base: a
+    key of ROUNDED. change_of: gives the change for the quantized weight, because the
+    change of a DoRA depends on the norms of that."""
     before = ROUNDED[base](weight_OI)
     change_OI = change_of(before)
     left = (ROUNDED[base](before + change_OI) - before).double()
@@ -78,32 +84,29 @@ def rounding(
 
 
 def predicted(change: LayerDelta, base: str, seed: int) -> list[Rounding]:
-    """`rounding` where the weight is not here: of some rows, evenly spread, on normal
-    weights of the size with which a layer's outputs are as large as its inputs, 1 /
-    sqrt(I), and on such half and twice as large. Of a DoRA norms are left out, as they
-    say nothing without the weights. Of an OFT, BOFT or GLoRA all rows are taken."""
+    """`rounding` where the weights are not on this disk. Some rows, evenly spread, are
+    computed on normal weights of the size with which a layer's outputs are as large as
+    its inputs, 1 / sqrt(I), and on weights half and twice as large. The norms of a DoRA
+    are left out, because they depend on the weights. Of an OFT, BOFT or GLoRA all rows
+    are taken."""
     outputs, inputs = change.shape
     random = torch.Generator().manual_seed(seed)
+    sizes = (1.0, 0.5, 2.0)
     if change.multiplied:
         whole = torch.randn((outputs, inputs), generator=random) / math.sqrt(inputs)
-        return [
-            rounding(whole * size, change.delta_for, base) for size in (1.0, 0.5, 2.0)
-        ]
+        return [rounding(whole * size, change.delta_for, base) for size in sizes]
     rows = torch.linspace(0, outputs - 1, min(ROWS, outputs)).round().long()
     if change.low_rank is None:
         change_OI = change.delta()[rows]
     else:
         change_OI = change.low_rank[0][rows] @ change.low_rank[1]
     weight = torch.randn((len(rows), inputs), generator=random) / math.sqrt(inputs)
-    return [
-        rounding(weight * size, lambda _: change_OI, base) for size in (1.0, 0.5, 2.0)
-    ]
+    return [rounding(weight * size, lambda _: change_OI, base) for size in sizes]
 
 
 def _e4m3(values: Tensor, scale: Tensor | float) -> Tensor:
-    return (values / scale).clamp(-E4M3_MAX, E4M3_MAX).to(
-        torch.float8_e4m3fn
-    ).float() * scale
+    clamped = (values / scale).clamp(-E4M3_MAX, E4M3_MAX)
+    return clamped.to(torch.float8_e4m3fn).float() * scale
 
 
 def _by_toolkit(qtype: str) -> Callable[[Tensor], Tensor]:
@@ -111,8 +114,8 @@ def _by_toolkit(qtype: str) -> Callable[[Tensor], Tensor]:
 
 
 def nvfp4(weight_OI: Tensor) -> Tensor:
-    """E2M1 numbers, an E4M3 scale for each 16 along a row, a float32 scale for the
-    tensor. Rows whose length 16 does not divide are one block.
+    """Rounds a weight to nvfp4: E2M1 numbers, an E4M3 scale for each 16 along a row, a
+    float32 scale for the tensor. Rows whose length 16 does not divide are one block.
 
     Source: NVIDIA, "Introducing NVFP4 for Efficient and Accurate Low-Precision
     Inference" (developer.nvidia.com, 2025): the scale of the tensor is its largest
@@ -145,4 +148,4 @@ ROUNDED: dict[str, Callable[[Tensor], Tensor]] = {
     "int4": _by_toolkit("int4"),
     "nvfp4": nvfp4,
 }
-"""`base_dtype` -> what becomes of a weight [O, I]."""
+"""`base_dtype` -> the function that rounds a weight [O, I] to it."""

@@ -1,2 +1,2 @@
-"""`type: generate`, `run.py generate`: images of a model with LoRAs, from text and
-references."""
+"""`type: generate`, `run.py generate`: generates images with a model and LoRAs, from
+text and control images."""

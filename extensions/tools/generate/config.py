@@ -1,4 +1,9 @@
-"""The section of `type: generate`."""
+"""The section of `type: generate`: prompts and seeds, or files of latents to decode.
+
+Most keys are those of `PicturesConfig`, which other tools share. Nothing is generated
+here: `process` does that with a `PictureMaker`. A job or the command line fills the
+section in (`toolkit/config/reading`). Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +63,7 @@ class GenerateConfig(PicturesConfig):
     other settings give another file."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Files that cannot be read, nothing to draw."""
+        """Reports files that cannot be read, and a section without a prompt."""
         if self.like:
             try:
                 section = self.resolved()
@@ -66,14 +71,14 @@ class GenerateConfig(PicturesConfig):
                 yield Diagnostic(("like",), str(error))
                 return
             assert section.model is not None  # an image's settings have one
-            for found in section.model.check(job):
-                yield Diagnostic(("like",), f"its model: {found.message}")
+            for finding in section.model.check(job):
+                yield Diagnostic(("like",), f"its model: {finding.message}")
             yield from section.check_values(job)
             return
         yield from self.check_values(job)
 
     def check_values(self, job: JobContext) -> Iterable[Diagnostic]:
-        """`check` of a section without `like`."""
+        """Reports mistakes in a section without `like`."""
         yield from super().check(job)
         if self.latent_path:
             yield from self._latents()
@@ -88,10 +93,8 @@ class GenerateConfig(PicturesConfig):
             )
 
     def _latents(self) -> Iterable[Diagnostic]:
-        for key in sorted(
-            self.model_fields_set
-            & {"prompt", "prompts", "interactive", "lora", "output_type"}
-        ):
+        unused = {"prompt", "prompts", "interactive", "lora", "output_type"}
+        for key in sorted(self.model_fields_set & unused):
             yield warning(
                 key, "has no effect: latent_path is decoded, nothing is generated."
             )
@@ -111,8 +114,8 @@ class GenerateConfig(PicturesConfig):
                 yield Diagnostic(("latent_path",), fault)
 
     def resolved(self) -> GenerateConfig:
-        """The section with what the image of `like` says in the place of what is not
-        given. Raises UserError."""
+        """The section with the settings of the `like` image for keys that are not
+        given. Raises UserError where they cannot be used."""
         if not self.like:
             return self
         settings = read_settings(Path(self.like).expanduser())
@@ -121,20 +124,17 @@ class GenerateConfig(PicturesConfig):
             values["seed"] = (settings["seed"],)
             values["prompt"] = (settings["prompt"],)
             values["reference"] = tuple(file["path"] for file in settings["reference"])
-            values["lora"] = tuple(
-                f"{file['path']}:{file['strength']!r}" for file in settings["lora"]
-            )
+            loras = []
+            for file in settings["lora"]:
+                loras.append(f"{file['path']}:{file['strength']!r}")
+            values["lora"] = tuple(loras)
             values["blocks"] = tuple(map(str, settings.get("blocks", ())))
-            given = {
-                key: getattr(self, key)
-                for key in self.model_fields_set - {"like", "model"}
-            }
-            model = settings["model"] | (
-                self.model.model_dump(exclude_unset=True) if self.model else {}
-            )
-            return GenerateConfig.model_validate(
-                {**values, **given, "type": self.type, "model": model}
-            )
+            for key in self.model_fields_set - {"like", "model"}:
+                values[key] = getattr(self, key)
+            values["type"] = self.type
+            model = self.model.model_dump(exclude_unset=True) if self.model else {}
+            values["model"] = settings["model"] | model
+            return GenerateConfig.model_validate(values)
         except (KeyError, TypeError, ValidationError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
@@ -142,7 +142,7 @@ class GenerateConfig(PicturesConfig):
             ) from None
 
     def items(self) -> tuple[SampleItem, ...]:
-        """All prompts; that of `like` as it stands there, without flags."""
+        """All prompts. The prompt of `like` is taken as it is, without flags."""
         if self.like and not self.model_fields_set & {"prompt", "prompts"}:
             return tuple(SampleItem(prompt=text) for text in self.resolved().prompt)
         return super().items()

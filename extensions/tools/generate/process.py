@@ -1,4 +1,9 @@
-"""Generates the images of a section."""
+"""The process of `generate`: generates the images of a section, or decodes latents.
+
+The images come from a `PictureMaker` (`shared/generation`), which also writes them.
+With `interactive` further prompts are read from standard input. The table of tools
+(`extensions/tools/__init__.py`) names the process.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +37,13 @@ SUFFIXES = {
 
 
 class GenerateProcess(BaseExtensionProcess):
-    """Writes an image for each prompt and seed; a stop keeps those that are written."""
+    """Writes an image for each prompt and seed. Images that are written stay when it is
+    stopped.
+
+    Example::
+
+        python run.py generate --lora output/a.safetensors --prompt "a cat"
+    """
 
     section: GenerateConfig
 
@@ -61,7 +72,7 @@ class GenerateProcess(BaseExtensionProcess):
     def _answer(
         self, section: GenerateConfig, maker: PictureMaker, loras: Sequence[LoraFile]
     ) -> None:
-        """Draws the prompts of standard input until it ends."""
+        """Generates the prompts of standard input until it ends."""
         shown = sys.stdin.isatty()
         while True:
             if shown:
@@ -73,13 +84,13 @@ class GenerateProcess(BaseExtensionProcess):
                 continue
             try:
                 items = read_lines([line.strip()])
-                for found in check_references(
+                for finding in check_references(
                     ("prompt",),
                     items[0].ctrl_img,
                     maker.family,
                     JobContext(self.job.name),
                 ):
-                    raise UserError(found.message)
+                    raise UserError(finding.message)
                 maker.make(list(pictures(section, maker, items, loras)))
             except UserError as error:
                 logger.error(str(error))
@@ -90,7 +101,7 @@ class GenerateProcess(BaseExtensionProcess):
         items: Sequence[SampleItem],
         loras: Sequence[LoraFile],
     ) -> None:
-        """Warns where files that the image was made with are others now."""
+        """Warns where files that the image was generated with have changed."""
         given = self.section.model_fields_set
         then = read_settings(Path(self.section.like).expanduser())
         now = next(pictures(self.section.resolved(), maker, items, loras)).settings
@@ -115,7 +126,8 @@ def pictures(
     items: Sequence[SampleItem],
     loras: Sequence[LoraFile],
 ) -> Iterator[Picture]:
-    """An image of each item for each seed, but for items with a seed of their own."""
+    """An image of each item for each seed of the section. An item with its own seed
+    gives one image."""
     for item in items:
         for seed in section.seed if item.seed is None else (item.seed,):
             yield maker.picture(item, seed, maker.cfg_of(item, section.cfg), loras)

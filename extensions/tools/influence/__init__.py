@@ -1,1 +1,1 @@
-"""`type: influence`, `run.py influence`: which training images spoil a LoRA."""
+"""`type: influence`, `run.py influence`: finds training images that spoil a LoRA."""

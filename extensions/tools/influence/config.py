@@ -1,4 +1,9 @@
-"""The section of `type: influence`."""
+"""The section of `type: influence`: the run, and at which LoRAs and noise levels.
+
+The section plans the measurement (`plan`) and checks that it is possible. Nothing is
+loaded or computed here: `process` does that. A job or the command line fills the
+section in (`toolkit/config/reading`). Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -74,18 +79,19 @@ class InfluenceConfig(RunToolConfig):
         return self.folder() / FOLDER
 
     def measurement(self) -> Measurement:
-        """What is measured. Raises RunError and UserError as `plan_measurement`."""
+        """The planned measurement. Raises RunError and UserError as
+        `plan_measurement`."""
         return plan_measurement(
             self.folder(), self.reference, self.epochs, self.checkpoints, self.levels
         )
 
     def outputs(self, job: JobContext) -> frozenset[Path]:
-        """The folder."""
+        """The folder to write."""
         return frozenset({self.output_folder().resolve()})
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """A folder without a run of LoRAs or without its images, a folder of somebody
-        else in the way."""
+        """Reports a folder without a run of LoRAs or without its images, and a folder
+        of another program in the way."""
         if job.will_write(self.folder()):
             return
         try:
@@ -103,7 +109,7 @@ class InfluenceConfig(RunToolConfig):
                 yield Diagnostic(("output",), reason)
 
     def plan(self, job: JobContext) -> RunPlan | None:
-        """What is measured, and how many passes that takes."""
+        """The plan of the measurement, with the number of its passes."""
         if job.will_write(self.folder()):
             return None
         notes = self.measurement().notes()

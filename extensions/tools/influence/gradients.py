@@ -1,10 +1,11 @@
-"""Gradients of single images, small enough to keep, and how they act on each other.
+"""Sketches of the gradients of single images, and their influence on each other.
 
-TracIn (Pruthi et al. 2020, arXiv:2002.08484) takes the influence of a training image on
-another image for the sum over checkpoints of the product of both gradients, and finds
-wrong labels by the product of a gradient with itself (self-influence). Here both are
-kept apart: the cosine, which is the direction, and the length. In the product a long
-gradient hides its direction.
+TracIn (Pruthi et al. 2020, arXiv:2002.08484) defines the influence of a training image
+on another image as the sum over checkpoints of the product of both gradients, and finds
+wrong labels by the product of a gradient with itself (self-influence). Here the cosine,
+which is the direction, and the length are kept apart, because in the product a long
+gradient hides its direction. The functions take tensors and run no model: `process`
+computes the gradients.
 
 Shape suffixes: N images, D numbers of a sketch.
 """
@@ -20,16 +21,16 @@ from torch.nn import functional
 from toolkit.system.seeding import generator
 
 SKETCH = 2**17
-"""D. Cosines of sketches differ from those of the gradients by about 1 / sqrt(D) =
-0.003."""
+"""D. The cosines of sketches differ from the cosines of the gradients by about
+1 / sqrt(D) = 0.003."""
 
 NORMAL = 1.4826
 """Standard deviation of a normal distribution, in median absolute deviations."""
 
 
 def sketch(gradients: Iterable[Tensor], size: int = SKETCH) -> Tensor:
-    """[D], float32, on the CPU: products of sketches are, in the mean, those of the
-    gradients.
+    """The sketch [D] of gradients, float32, on the CPU. Products of sketches are, in
+    the mean, the products of the gradients.
 
     Each portion of D numbers is multiplied by random signs, turned by a random number
     of places and added up. The same shapes get the same signs and places. Source:
@@ -51,32 +52,35 @@ def sketch(gradients: Iterable[Tensor], size: int = SKETCH) -> Tensor:
 
 
 def influence_on_others(units_ND: Tensor) -> Tensor:
-    """[N] in [-1, 1]: the cosine of each gradient with the mean of all others.
-    units_ND: of length 1 each."""
+    """The cosine [N] of each gradient with the mean of all others, in [-1, 1].
+    units_ND: gradients of length 1.
+
+    >>> influence_on_others(torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]))
+    tensor([ 0.,  0., -1.])
+    """
     others_ND = units_ND.sum(0) - units_ND
     return functional.cosine_similarity(units_ND, others_ND)
 
 
 def influence_on(units_ND: Tensor, reference_ND: Tensor) -> Tensor:
-    """[N] in [-1, 1]: the cosine of each gradient with the mean of the reference's. All
-    of length 1 each."""
+    """The cosine [N] of each gradient with the mean of the reference's gradients, in
+    [-1, 1]. All gradients have the length 1."""
     return functional.cosine_similarity(units_ND, reference_ND.mean(0, keepdim=True))
 
 
 def medians(values: Tensor, groups: Sequence[int]) -> Tensor:
     """The median of the group of each image; values: [..., N]."""
-    found = torch.zeros_like(values)
+    median_of_each = torch.zeros_like(values)
     group_N = torch.tensor(groups)
     for group in set(groups):
-        found[..., group_N == group] = (
-            values[..., group_N == group].median(-1, keepdim=True).values
-        )
-    return found
+        of_group = values[..., group_N == group]
+        median_of_each[..., group_N == group] = of_group.median(-1, keepdim=True).values
+    return median_of_each
 
 
 def deviations(values: Tensor, groups: Sequence[int]) -> Tensor:
-    """[N]: how far each value [N] is from the median of its group, in robust standard
-    deviations of the group."""
+    """The distance [N] of each value [N] from the median of its group, in robust
+    standard deviations of the group."""
     from_median = values - medians(values, groups)
     spread = NORMAL * medians(from_median.abs(), groups)
     return from_median / spread.clamp_min(torch.finfo(values.dtype).tiny)

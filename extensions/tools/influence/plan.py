@@ -1,6 +1,12 @@
-"""What `influence` measures, and what it costs: the images, the saved LoRAs and noise
-levels, counted in passes. A pass is one image forward and backward, as in training.
-Imports no torch."""
+"""Plans what `influence` measures: images, saved LoRAs, noise levels, and the cost.
+
+The cost is counted in passes. A pass is one image forward and backward, as in training.
+Only the files of the run and the names of its images are read; nothing is loaded.
+Imports no torch.
+
+`config` plans for the checks and the plan of a job, and `process` measures what is
+planned.
+"""
 
 from __future__ import annotations
 
@@ -30,15 +36,22 @@ from toolkit.train.run_reader import (
 )
 
 FEWEST = 8
-"""Images from which on a dataset is measured against itself, and fewest of all."""
+"""Least number of images of a dataset that is measured against itself, and of the
+run."""
 
 BEST_PLACE = 0.75
-"""Share of the run after which the first LoRA was saved."""
+"""Share of the run at which the LoRA that is measured first was saved."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """One gradient of each image."""
+    """One gradient of each image: at a saved LoRA and a noise level.
+
+    Example::
+
+        for round_ in plan.rounds:
+            print(round_.file.path.name, round_.level)
+    """
 
     file: NetworkFile
     level: float
@@ -46,15 +59,21 @@ class Round:
 
 @dataclass(frozen=True)
 class Measurement:
-    """All that is measured."""
+    """All that is measured.
+
+    Example::
+
+        plan = plan_measurement(Path("output/my_character"), "auto", 1.0, 3, (0.8, 0.6))
+        print("\\n".join(plan.notes()))
+    """
 
     training: DiffusionSection
     images: tuple[BucketedSample, ...]
-    """Each training image once, at the first of its sizes; those of regularisation are
+    """Each training image once, at the first of its sizes. Regularisation images are
     left out."""
 
     groups: tuple[int, ...]
-    """For each image, which ones it is compared with. A group is an entry of
+    """Group of each image, within which images are compared. A group is an entry of
     `datasets`, or all the small ones."""
 
     validation: tuple[BucketedSample, ...]
@@ -73,17 +92,16 @@ class Measurement:
 
     @property
     def against(self) -> str:
-        """What the images are measured against, in words."""
+        """The images that the training images are measured against, in words."""
         if self.validation:
             return f"the {len(self.validation)} images of the validation"
         return "the other training images of their dataset"
 
     def notes(self) -> tuple[str, ...]:
         """Lines for the plan."""
-        files = Counter(each.file.path.name for each in self.rounds)
-        levels = ", ".join(
-            f"{level:g}" for level in dict.fromkeys(each.level for each in self.rounds)
-        )
+        files = Counter(round_.file.path.name for round_ in self.rounds)
+        distinct = dict.fromkeys(round_.level for round_ in self.rounds)
+        levels = ", ".join(f"{level:g}" for level in distinct)
         lines = [
             f"influence of {len(self.images)} training images on {self.against}",
             f"measured at {', '.join(files)}; noise levels {levels}",
@@ -107,7 +125,8 @@ def plan_measurement(
     checkpoints: int,
     levels: Sequence[float],
 ) -> Measurement:
-    """What is measured of the run in a folder; the rest as of `InfluenceConfig`.
+    """The measurement of the run in a folder. The other arguments are keys of
+    `InfluenceConfig`.
 
     Raises RunError and UserError where the run has no LoRAs or images any more.
     """
@@ -144,7 +163,7 @@ def plan_measurement(
         ScanCache.beside(training.training_folder),
         partial(trained_images, run.folder),
     )
-    regular = {each.folder for each in scan.folders if each.is_reg}
+    regular = {folder_.folder for folder_ in scan.folders if folder_.is_reg}
     once = {}
     for item in reversed(trained):
         if item.sample.folder not in regular:
@@ -155,9 +174,10 @@ def plan_measurement(
             f"{run.folder}: trained on {len(images)} images. At least {FEWEST} are needed to compare them."
         )
     sizes = Counter(item.sample.dataset for item in images)
-    groups = tuple(
-        each if sizes[each := item.sample.dataset] >= FEWEST else -1 for item in images
-    )
+    groups = []
+    for item in images:
+        index = item.sample.dataset
+        groups.append(index if sizes[index] >= FEWEST else -1)
     uses = sum(item.sample.repeats for item in trained)
     if split:
         held_out = tuple({item.sample.image: item for item in split.items}.values())
@@ -188,19 +208,19 @@ def plan_measurement(
     else:
         changed = str(compare(newest, fingerprint(scan.samples)))
     return Measurement(
-        training, images, groups, validation, tuple(rounds), uses, changed
+        training, images, tuple(groups), validation, tuple(rounds), uses, changed
     )
 
 
 def _is_variant(path: Path) -> bool:
-    """Whether a file is not the one that the run names first: weights before averaging,
-    an extracted LoRA."""
+    """Whether a file is a second one of its step: weights before averaging, or an
+    extracted LoRA."""
     return path.stem.endswith(("_raw", "_lora"))
 
 
 def _spread(files: Sequence[NetworkFile], most: int) -> list[NetworkFile]:
     """One file of each step, in the order of their use: the first near `BEST_PLACE`,
-    then the last, then others, each as far as possible from those before."""
+    then the last, then others, each as far as possible from the files before it."""
     by_step = {file.step or 0: file for file in files}
     last = max(by_step)
     chosen = [min(by_step, key=lambda step: (abs(step - BEST_PLACE * last), step))]

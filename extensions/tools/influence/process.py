@@ -1,5 +1,10 @@
-"""Measures the influence of each training image of a run, and writes the page and the
-list of suspects."""
+"""The process of `influence`: measures each training image of a run, and writes the
+results.
+
+The gradient of each image's loss is computed at saved LoRAs, as a sketch. A folder gets
+the page, the list of suspects and the numbers. The run is only read, and nothing is
+trained. The table of tools (`extensions/tools/__init__.py`) names the process.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +52,7 @@ NOT_FOUND = (
     "Captions exchanged within one character, and lost ones, are not found "
     "reliably: read them (run.py lint --preview)."
 )
-"""What the list of suspects does not say."""
+"""Limit of the list of suspects, for the log and the page."""
 
 PAGE = "influence.html"
 NUMBERS = "influence.json"
@@ -64,13 +69,18 @@ CROP_SIDE = 384
 
 @dataclass(frozen=True)
 class Influence:
-    """What was measured of an image."""
+    """The result for an image.
+
+    >>> result = Influence("07.png", "a cat", -0.31, 1.9, -4.2, by_round=(-0.31,))
+    >>> result.reason
+    'influence -0.310, gradient 1.9 times the median: 4.2 deviations from the others'
+    """
 
     image: str
     caption: str
     influence: float
-    """Mean cosine of its gradients with those it is measured against, -1 to 1.
-    Negative: learning it makes them worse.
+    """Mean cosine of its gradients with the gradients it is measured against, -1 to 1.
+    Negative: learning it makes those images worse.
     """
 
     gradient: float
@@ -78,9 +88,9 @@ class Influence:
     left to teach."""
 
     deviation: float
-    """What the images are sorted by: how far it is from the median of its dataset, in
-    robust standard deviations, by influence and by length of the gradient together.
-    Negative: less influence, a longer gradient."""
+    """Distance from the median of its dataset, in robust standard deviations, by
+    influence and by length of the gradient together. Negative: less influence, a longer
+    gradient. The images are sorted by it."""
 
     by_round: tuple[float, ...]
     """The influence in each round."""
@@ -89,13 +99,18 @@ class Influence:
 
     @property
     def reason(self) -> str:
-        """Why it is suspected."""
+        """The reason why it is suspected."""
         of_gradient = f"gradient {self.gradient:.2g} times the median"
         return f"influence {self.influence:+.3f}, {of_gradient}: {-self.deviation:.1f} deviations from the others"
 
 
 class InfluenceProcess(BaseExtensionProcess):
-    """Reads the run only; what it writes is in a folder of its own."""
+    """Only reads the run, and writes to a separate folder.
+
+    Example::
+
+        python run.py influence output/my_character
+    """
 
     section: InfluenceConfig
 
@@ -107,27 +122,23 @@ class InfluenceProcess(BaseExtensionProcess):
             logger.info(line)
         began = time.monotonic()
         bench = _Bench(section, plan)
-        found = ranked(plan, *bench.measure(), section.threshold)
+        results = ranked(plan, *bench.measure(), section.threshold)
         seconds = time.monotonic() - began
-        suspects = [each for each in found if each.suspect]
+        suspects = [suspect for suspect in results if suspect.suspect]
         folder = section.output_folder()
+        reasons = {suspect.image: suspect.reason for suspect in suspects}
         with atomic_write_dir(folder) as new:
-            write_text(new / PAGE, _page(plan, found))
-            write_text(
-                new / FILE,
-                suspects_text(
-                    {each.image: each.reason for each in suspects}, _head(section, plan)
-                ),
-            )
-            write_json(new / NUMBERS, _numbers(section, plan, found, seconds))
-        for each in suspects:
-            logger.info(f"suspect: {each.image}: {each.reason}")
+            write_text(new / PAGE, _page(plan, results))
+            write_text(new / FILE, suspects_text(reasons, _head(section, plan)))
+            write_json(new / NUMBERS, _numbers(section, plan, results, seconds))
+        for suspect in suspects:
+            logger.info(f"suspect: {suspect.image}: {suspect.reason}")
         if suspects:
-            told = "Look at them first"
+            advice = "Look at them first"
         else:
-            told = "Look at the first of the page all the same"
+            advice = "Look at the first of the page all the same"
         logger.info(
-            f"{folder / PAGE}: {len(suspects)} of {len(found)} images are suspects. {told}"
+            f"{folder / PAGE}: {len(suspects)} of {len(results)} images are suspects. {advice}"
         )
         logger.info(NOT_FOUND)
 
@@ -159,41 +170,43 @@ class _Bench:
         self._layers = family.every_linear_layer(training.model.files_folder())
 
     def measure(self) -> tuple[Tensor, Tensor]:
-        """[R, N] each: the influence of each training image in each round, and the
-        length of its gradient."""
+        """The influence of each training image in each round, and the length of its
+        gradient, [R, N] each."""
         influences = []
         lengths = []
         loaded = None
         with self._network.inference():
-            for number, each in enumerate(self._plan.rounds, 1):
-                if loaded != each.file.path:
+            for number, round_ in enumerate(self._plan.rounds, 1):
+                if loaded != round_.file.path:
                     self._network.load_pretrained(
-                        load_adapter_file(each.file.path, self._layers)
+                        load_adapter_file(round_.file.path, self._layers)
                     )
-                    loaded = each.file.path
-                self._model.prefetch_timesteps([each.level])
+                    loaded = round_.file.path
+                self._model.prefetch_timesteps([round_.level])
                 what = f"round {number} of {len(self._plan.rounds)}, image"
-                sketches_ND = self._sketches(each.level, what)
+                sketches_ND = self._sketches(round_.level, what)
                 influences.append(self._influence(functional.normalize(sketches_ND)))
                 lengths.append(sketches_ND[: len(self._plan.images)].norm(dim=1))
         return torch.stack(influences), torch.stack(lengths)
 
     def _influence(self, units_ND: Tensor) -> Tensor:
-        """[N] of the gradients of the training images and, behind them, those of the
-        validation."""
+        """The influence [N] of the training images. units_ND: their gradients, and
+        behind them the gradients of the validation images."""
         images_ND, reference_ND = units_ND.split(
             [len(self._plan.images), len(self._plan.validation)]
         )
         if len(reference_ND):
             return influence_on(images_ND, reference_ND)
         group_N = torch.tensor(self._plan.groups)
-        found = torch.zeros(len(images_ND))
+        influence_N = torch.zeros(len(images_ND))
         for group in set(self._plan.groups):
-            found[group_N == group] = influence_on_others(images_ND[group_N == group])
-        return found
+            influence_N[group_N == group] = influence_on_others(
+                images_ND[group_N == group]
+            )
+        return influence_N
 
     def _sketches(self, level: float, what: str) -> Tensor:
-        """[N, D]: sketches of the gradients of all images at a noise level."""
+        """The sketches [N, D] of the gradients of all images at a noise level."""
         rows = []
         for index, item in enumerate(self._dataset.items):
             self._progress(what, index + 1, len(self._dataset.items))
@@ -202,8 +215,8 @@ class _Bench:
         return torch.stack(rows)
 
     def _gradient(self, index: int, item: BucketedSample, level: float) -> Tensor:
-        """[D]: the sketch of the gradient of an image's loss, unweighted, with the
-        noise that all images have."""
+        """The sketch [D] of the gradient of an image's loss, unweighted, with the noise
+        that all images have."""
         batch = self._loader.load(BatchSpec(0, (index,), (index,)))
         noise_BCHW = torch.randn(
             batch.latents_BCHW.shape,
@@ -218,12 +231,12 @@ class _Bench:
             gradients.append(torch.zeros_like(p) if p.grad is None else p.grad)
         for parameter in parameters:
             parameter.grad = None
-        found = sketch(gradients)
-        if not torch.isfinite(found).all():
+        sketch_D = sketch(gradients)
+        if not torch.isfinite(sketch_D).all():
             raise RunError(
                 f"{item.sample.image}: its gradient is not finite at noise level {level:g}."
             )
-        return found
+        return sketch_D
 
     def _progress(self, what: str, done: int, total: int) -> None:
         self._status.update(f"{what} {done}/{total}")
@@ -232,30 +245,35 @@ class _Bench:
 def ranked(
     plan: Measurement, influence_RN: Tensor, length_RN: Tensor, threshold: float
 ) -> list[Influence]:
-    """The images, the most harmful first. influence_RN, length_RN: as `_Bench.measure`.
-    threshold: as of `InfluenceConfig`."""
+    """The images, the most harmful first. influence_RN, length_RN: as returned by
+    `_Bench.measure`. threshold: as in `InfluenceConfig`."""
     log_length_RN = length_RN.clamp_min(torch.finfo(length_RN.dtype).tiny).log()
-    by_influence, by_length = (
-        torch.stack([deviations(values_N, plan.groups) for values_N in found])
-        for found in (influence_RN, log_length_RN)
-    )
-    # The mean is narrower than each of what it is made of.
-    far_N = deviations((by_influence - by_length).mean(0), plan.groups)
+    by_influence_RN = _deviations_by_round(influence_RN, plan.groups)
+    by_length_RN = _deviations_by_round(log_length_RN, plan.groups)
+    # The mean of the rounds varies less than each round.
+    far_N = deviations((by_influence_RN - by_length_RN).mean(0), plan.groups)
     relative_N = (log_length_RN - medians(log_length_RN, plan.groups)).mean(0).exp()
     order = far_N.argsort(stable=True).tolist()
     most = int(MOST_SHARE * len(order))
-    return [
-        Influence(
-            plan.images[index].sample.image,
-            plan.images[index].sample.caption,
+    results = []
+    for place, index in enumerate(order):
+        sample = plan.images[index].sample
+        by_round = [round(float(value), 4) for value in influence_RN[:, index]]
+        result = Influence(
+            sample.image,
+            sample.caption,
             round(float(influence_RN[:, index].mean()), 4),
             round(float(relative_N[index]), 3),
             round(float(far_N[index]), 3),
-            tuple(round(float(value), 4) for value in influence_RN[:, index]),
+            tuple(by_round),
             suspect=place < most and float(far_N[index]) <= -threshold,
         )
-        for place, index in enumerate(order)
-    ]
+        results.append(result)
+    return results
+
+
+def _deviations_by_round(values_RN: Tensor, groups: Sequence[int]) -> Tensor:
+    return torch.stack([deviations(values_N, groups) for values_N in values_RN])
 
 
 def _head(config: InfluenceConfig, plan: Measurement) -> str:
@@ -268,13 +286,17 @@ def _head(config: InfluenceConfig, plan: Measurement) -> str:
 def _numbers(
     config: InfluenceConfig,
     plan: Measurement,
-    found: Sequence[Influence],
+    results: Sequence[Influence],
     seconds: float,
 ) -> Mapping[str, object]:
     rounds = []
-    for each in plan.rounds:
+    for round_ in plan.rounds:
         rounds.append(
-            {"file": each.file.path.name, "step": each.file.step, "level": each.level}
+            {
+                "file": round_.file.path.name,
+                "step": round_.file.step,
+                "level": round_.level,
+            }
         )
     return {
         "against": plan.against,
@@ -283,11 +305,11 @@ def _numbers(
         "passes_of_an_epoch": plan.uses,
         "seconds": round(seconds, 1),
         "threshold": config.threshold,
-        "images": [asdict(each) for each in found],
+        "images": [asdict(round_) for round_ in results],
     }
 
 
-def _page(plan: Measurement, found: Sequence[Influence]) -> str:
+def _page(plan: Measurement, results: Sequence[Influence]) -> str:
     items = {item.sample.image: item for item in plan.images}
 
     def crop(image: str) -> str:
@@ -295,9 +317,8 @@ def _page(plan: Measurement, found: Sequence[Influence]) -> str:
         any more."""
         sample, box = items[image]
         try:
-            return embedded(
-                resize_cover_crop(open_image(image, sample.background), box), CROP_SIDE
-            )
+            whole = open_image(image, sample.background)
+            return embedded(resize_cover_crop(whole, box), CROP_SIDE)
         except ImageError:
             return ""
 
@@ -305,8 +326,8 @@ def _page(plan: Measurement, found: Sequence[Influence]) -> str:
         Path(__file__).with_name("influence.html.j2"),
         "Which images hurt",
         notes=[*plan.notes(), NOT_FOUND],
-        count=len(found),
-        suspects=sum(each.suspect for each in found),
-        images=found[:MOST_IMAGES],
+        count=len(results),
+        suspects=sum(result.suspect for result in results),
+        images=results[:MOST_IMAGES],
         crop=crop,
     )

@@ -1,2 +1,1 @@
-"""`type: lint`, `run.py lint`: what is wrong with a dataset, before it is trained
-on."""
+"""`type: lint`, `run.py lint`: checks a dataset before a training uses it."""

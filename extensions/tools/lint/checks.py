@@ -1,11 +1,19 @@
-"""The checks of a dataset: one row of `CHECKS` each."""
+"""The checks of a dataset: one row of `CHECKS` each.
+
+A check is a generator of files and messages over a `Dataset`, whose images are measured
+already. No check opens a file, and none changes anything. The thresholds are keys of
+`LintConfig`.
+
+`process` runs the checks and prints their findings. `ignored` and `preview` look up
+their names and titles.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod, sqrt
 from typing import TYPE_CHECKING
@@ -47,12 +55,12 @@ UNLIKE_BITS = 24
 """Images with so many different bits of 128 do not show the same."""
 
 MARGIN_BITS = 16
-"""So much nearer is a reference to another image than to its own where their order is
-wrong."""
+"""By so many bits one control image must resemble its image more than the next one
+does, to tell which slot shows the image."""
 
 
 Found = Iterator[tuple[str, str]]
-"""Files and messages."""
+"""File and message of each finding."""
 
 Function = Callable[["Dataset", "LintConfig"], Found]
 
@@ -89,14 +97,14 @@ def pair_order(data: Dataset, config: LintConfig) -> Found:
     for slot, items in by_slot.items():
         targets = _bits([item.look.bits for item in items])
         references = _bits([item.references[slot].bits for item in items])
-        own = _different(targets, references)
+        to_own = _different(targets, references)
         for start, distances in _all_distances(targets, references):
             for row, line in enumerate(distances):
                 here = start + row
                 nearest = int(line.argmin())
-                far = int(own[here])
+                far = int(to_own[here])
                 near = int(line[nearest])
-                its = int(own[nearest])
+                its = int(to_own[nearest])
                 # Where the other reference fits its own image, the two images only
                 # resemble each other.
                 if (
@@ -113,15 +121,17 @@ def pair_order(data: Dataset, config: LintConfig) -> Found:
 
 
 def _slots(data: Dataset) -> Found:
-    """References whose order differs from that of most images: the slot that shows what
-    the image shows."""
+    """Control images whose order differs from the order of most pairs, by the slot that
+    resembles the image."""
     near: dict[str, tuple[int, bool]] = {}
     for item in data.items:
         if len(item.references) > 1:
-            own = _bits([item.look.bits])
+            bits_of_image = _bits([item.look.bits])
             distances = []
-            for each in item.references:
-                distances.append(int(_different(own, _bits([each.bits]))[0]))
+            for reference in item.references:
+                distances.append(
+                    int(_different(bits_of_image, _bits([reference.bits]))[0])
+                )
             first, second = sorted(distances)[:2]
             near[item.sample.image] = (
                 distances.index(first),
@@ -142,8 +152,8 @@ def _slots(data: Dataset) -> Found:
 
 
 def pair_shape(data: Dataset, config: LintConfig) -> Found:
-    """Only of a slot whose references have the shape of their image in most pairs:
-    others may be meant so."""
+    """Looks only at slots whose control images have the shape of their image in most
+    pairs: in others a different shape may be intended."""
     slots = max((len(item.references) for item in data.items), default=0)
     for slot in range(slots):
         pairs = []
@@ -164,12 +174,12 @@ def pair_shape(data: Dataset, config: LintConfig) -> Found:
 def pair_shift(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         for reference in item.references:
-            found = reference.alignment
-            if found and found.is_off(config.most_drift):
-                what = f"is off its control image {reference.path} by up to {found.drift:.1f} pixels"
+            alignment = reference.alignment
+            if alignment and alignment.is_off(config.most_drift):
+                what = f"is off its control image {reference.path} by up to {alignment.drift:.1f} pixels"
                 yield (
                     item.sample.image,
-                    f"{what} ({found}): the model learns to move what it edits",
+                    f"{what} ({alignment}): the model learns to move what it edits",
                 )
 
 
@@ -177,10 +187,10 @@ def same_as_reference(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         for reference in item.references:
             if reference.difference <= config.reference_difference:
-                told = "this pair teaches the model to leave images unchanged"
+                outcome = "this pair teaches the model to leave images unchanged"
                 yield (
                     item.sample.image,
-                    f"is identical to its control image {reference.path}: {told}",
+                    f"is identical to its control image {reference.path}: {outcome}",
                 )
 
 
@@ -189,13 +199,11 @@ def same_as_reference(data: Dataset, config: LintConfig) -> Found:
 
 def duplicate(data: Dataset, config: LintConfig) -> Found:
     for held_out in (False, True):
-        items = _distinct_files(
-            item for item in data.items if item.held_out == held_out
-        )
+        of_split = [item for item in data.items if item.held_out == held_out]
+        items = _distinct_files(of_split)
         pictures = _pictures(items)
-        for here, other, orientation in most_like(
-            pictures, pictures, config.least_likeness, earlier=True
-        ):
+        matches = most_like(pictures, pictures, config.least_likeness, earlier=True)
+        for here, other, orientation in matches:
             yield items[here].sample.image, _alike(items[other], orientation)
 
 
@@ -204,27 +212,25 @@ def leak(data: Dataset, config: LintConfig) -> Found:
     trained = _distinct_files(item for item in data.items if not item.held_out)
     held_out = _distinct_files(item for item in data.items if item.held_out)
     if trained and held_out:
-        found = most_like(
+        matches = most_like(
             _pictures(held_out),
             _pictures(trained),
             config.least_likeness,
             earlier=False,
         )
-        for here, other, orientation in found:
+        for here, other, orientation in matches:
             message = f"is in the validation, but trained on: {_alike(trained[other], orientation)}"
             yield held_out[here].sample.image, message
 
 
-def _distinct_files(items: Iterator[Item]) -> list[Item]:
-    """Each file once, however often and by whatever path it is used; none of one
-    colour, which are all alike."""
-    return list(
-        {
-            os.path.realpath(item.sample.image): item
-            for item in items
-            if not is_flat(item.look.small)
-        }.values()
-    )
+def _distinct_files(items: Iterable[Item]) -> list[Item]:
+    """Each file once, however often and by whatever path it is used. Images of one
+    colour are left out, because they are all alike."""
+    by_path = {}
+    for item in items:
+        if not is_flat(item.look.small):
+            by_path[os.path.realpath(item.sample.image)] = item
+    return list(by_path.values())
 
 
 def _pictures(items: Sequence[Item]) -> numpy.ndarray:
@@ -243,11 +249,10 @@ def _bits(hashes: Sequence[tuple[int, int]]) -> numpy.ndarray:
 
 
 def _different(a: numpy.ndarray, b: numpy.ndarray) -> numpy.ndarray:
-    """How many of the 128 bits differ, as uint8, 64 at most: a negative has all of
-    them. The last axis is gone."""
-    rows, columns = (
-        numpy.bitwise_count(a[..., half] ^ b[..., half]) for half in (0, 1)
-    )
+    """How many of the 128 bits differ, as uint8, along the last axis. The number is 64
+    at most: an image and its negative differ in 0."""
+    rows = numpy.bitwise_count(a[..., 0] ^ b[..., 0])
+    columns = numpy.bitwise_count(a[..., 1] ^ b[..., 1])
     differing: numpy.ndarray = numpy.minimum(rows + columns, 128 - rows - columns)
     return differing
 
@@ -255,8 +260,8 @@ def _different(a: numpy.ndarray, b: numpy.ndarray) -> numpy.ndarray:
 def _all_distances(
     a: numpy.ndarray, b: numpy.ndarray, at_once: int = 64
 ) -> Iterator[tuple[int, numpy.ndarray]]:
-    """The distances of each of `a` to all of `b`, some rows at a time, with the place
-    of the first."""
+    """The distances of each of `a` to all of `b`, some rows at a time, with the index
+    of the first row."""
     for start in range(0, len(a), at_once):
         yield start, _different(a[start : start + at_once, None], b[None])
 
@@ -317,8 +322,8 @@ def aspect(data: Dataset, config: LintConfig) -> Found:
 
 
 def _finer(item: Item, multiple: int, cut: float) -> str:
-    """The next resolution that cuts off less than half as much: at a low one the sizes
-    of buckets lie far apart."""
+    """Names the next resolution that cuts off less than half as much: at a low
+    resolution the sizes of buckets are far apart."""
     if isinstance(item.resolution, int):
         first = item.resolution
     else:
@@ -404,15 +409,14 @@ def trigger(data: Dataset, config: LintConfig) -> Found:
 
 
 def _of_trigger(item: Item, word: str, text: str) -> Iterator[str]:
-    """What is wrong with the trigger word in one caption."""
+    """Mistakes with the trigger word in one caption."""
     whole = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
     rest = text.removeprefix(f"{word} ")
     if item.is_reg:
         if whole.search(text):
             yield f"is a regularisation image, and its caption names {word!r}: {_short(text)}"
-    elif (
-        text and not whole.search(text) and not nearly_placeholders(text)
-    ):  # those are garbled
+    elif text and not whole.search(text) and not nearly_placeholders(text):
+        # `garbled` reports a text that nearly has a placeholder.
         if word in text:
             yield f"has {word!r} only inside another word, so it is not put in front: {_short(text)}"
         elif item.written is not None:
@@ -426,7 +430,7 @@ def _of_trigger(item: Item, word: str, text: str) -> Iterator[str]:
 
 
 def _texts(item: Item) -> tuple[str, ...]:
-    """The captions as they are written, or as they are trained where only that is
+    """The captions as they are written, or as they are trained where only those are
     known."""
     if item.written is None:
         return item.sample.texts
@@ -437,11 +441,7 @@ def _usual_word(data: Dataset) -> Found:
     """Captions without the word that nearly all others begin with: a trigger word that
     was written by hand."""
     items = [item for item in data.items if item.sample.caption and not item.is_reg]
-    captions = list(
-        dict.fromkeys(
-            (item.sample.image, text) for item in items for text in item.sample.texts
-        )
-    )
+    captions = _captions(items)
     word, count = usual_word([text for _, text in captions])
     for image, text in captions:
         if word not in text:
@@ -454,13 +454,9 @@ def _usual_word(data: Dataset) -> Found:
 def same_caption(data: Dataset, config: LintConfig) -> Found:
     by_folder: dict[str, list[str]] = defaultdict(list)
     for item in data.items:
-        is_said_once = (
-            item.references or item.held_out
-        )  # one instruction for all pairs is common
-        if (
-            item.sample.caption not in ("", item.sample.rules.trigger)
-            and not is_said_once
-        ):
+        if item.references or item.held_out:
+            continue  # one instruction for all pairs is common
+        if item.sample.caption not in ("", item.sample.rules.trigger):
             by_folder[item.sample.folder] += item.sample.texts
     for folder, captions in by_folder.items():
         if len(captions) > 2 and len(set(captions)) == 1:
@@ -475,11 +471,11 @@ def garbled(data: Dataset, config: LintConfig) -> Found:
         image = item.sample.image
         for text in _texts(item):
             letters = sum(map(str.isalnum, text))
-            found = _GARBLED.search(text)
-            if found:
+            match = _GARBLED.search(text)
+            if match:
                 yield (
                     image,
-                    f"its caption has {found[0]!r}, which looks like another encoding: {_short(text)}",
+                    f"its caption has {match[0]!r}, which looks like another encoding: {_short(text)}",
                 )
             elif 2 * letters < len("".join(text.split())):
                 yield image, f"its caption has hardly any letters: {_short(text)}"
@@ -534,8 +530,8 @@ def long_caption(data: Dataset, config: LintConfig) -> Found:
 
 
 def _tokens(text: str) -> int:
-    """About as many as a tokenizer of byte pairs makes: 4 tokens of 3 words, one of
-    each sign, 1.5 of each letter of scripts without spaces."""
+    """About the number of tokens of a byte-pair tokenizer: 4 for 3 words, 1 for each
+    sign, 1.5 for each letter of scripts without spaces."""
     if len(text) < 100:
         return len(text) // 3
     wide = sum(ord(letter) >= 0x2E80 for letter in text)
@@ -546,19 +542,21 @@ def _tokens(text: str) -> int:
 
 def prompts(data: Dataset, config: LintConfig) -> Found:
     items = [item for item in data.items if not (item.is_reg or item.held_out)]
-    names = list(
-        dict.fromkeys(
-            [data.trigger, *(item.sample.rules.trigger or "" for item in items)]
-        )
-    )
-    captions = list(
-        dict.fromkeys(
-            (item.sample.image, text) for item in items for text in item.sample.texts
-        )
-    )
+    triggers = [item.sample.rules.trigger or "" for item in items]
+    names = list(dict.fromkeys([data.trigger, *triggers]))
+    captions = [without_names(text, names) for _, text in _captions(items)]
     asked = [without_names(prompt, names) for prompt in data.prompts]
-    for message in unlike([without_names(text, names) for _, text in captions], asked):
+    for message in unlike(captions, asked):
         yield items[0].sample.folder, message
+
+
+def _captions(items: Iterable[Item]) -> list[tuple[str, str]]:
+    """Image and caption, each once."""
+    captions: dict[tuple[str, str], None] = {}
+    for item in items:
+        for text in item.sample.texts:
+            captions[item.sample.image, text] = None
+    return list(captions)
 
 
 def suspect(data: Dataset, config: LintConfig) -> Found:
@@ -572,9 +570,8 @@ def suspect(data: Dataset, config: LintConfig) -> Found:
 
 
 def regularisation(data: Dataset, config: LintConfig) -> Found:
-    for folder in dict.fromkeys(
-        item.sample.folder for item in data.items if not (item.is_reg or item.held_out)
-    ):
+    trained = [item for item in data.items if not (item.is_reg or item.held_out)]
+    for folder in dict.fromkeys(item.sample.folder for item in trained):
         if named_as_regularisation(folder):
             yield folder, REGULARISATION
 
@@ -592,7 +589,11 @@ def _short(text: str, longest: int = 60) -> str:
 
 @dataclass(frozen=True)
 class Check:
-    """One check."""
+    """A check: its function, the heading of its findings, and what to do about them.
+
+    >>> CHECKS["blurred"].title, CHECKS["blurred"].remedy
+    ('blurred images', 'Take a sharper one.')
+    """
 
     function: Function
     title: str
@@ -707,17 +708,15 @@ CHECKS: dict[str, Check] = {
         "Look at image and caption; correct or remove it.",
     ),
 }
-"""Name -> the check. In the order in which they are reported."""
+"""Name -> the check, in the order of the report."""
 
 
 def run_checks(data: Dataset, config: LintConfig) -> Iterator[Diagnostic]:
     """All findings, each once, in the order of the table."""
     for name, check in CHECKS.items():
         if name not in config.skip:
-            found = dict.fromkeys(check.function(data, config))
-            yield from (
-                Diagnostic((file,), message, "warning", name) for file, message in found
-            )
+            for file, message in dict.fromkeys(check.function(data, config)):
+                yield Diagnostic((file,), message, "warning", name)
 
 
 def names_of(findings: Sequence[Diagnostic]) -> str:

@@ -1,3 +1,10 @@
+"""The section of `type: lint`: what is checked, and the thresholds of the checks.
+
+The section checks its own paths and keys. The images are examined later, by `process`
+and `checks`, which take the thresholds from here. A job or the command line fills the
+section in (`toolkit/config/reading`). Imports no torch.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -37,7 +44,7 @@ CHECK_NAMES = (
     ),
     *("regularisation", "from_base", "suspect"),
 )
-"""Every check; `checks.CHECKS` has what it does."""
+"""All checks; `checks.CHECKS` describes them."""
 
 
 def _known(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -106,8 +113,8 @@ class LintConfig(ToolConfig):
     `datasets[].default_caption`."""
 
     suspects: Paths = ()
-    """Lists of images that `run.py influence` wrote (`suspects.txt`). Of a job: besides
-    the one in its run's folder."""
+    """Lists of images that `run.py influence` wrote (`suspects.txt`). For a job they
+    are used in addition to the list in the folder of its run."""
 
     skip: Checks = ()
     """Checks that are left out."""
@@ -162,8 +169,8 @@ class LintConfig(ToolConfig):
     it exactly."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """A path that leads nowhere, keys of the other kind of path, a file in the
-        way."""
+        """Reports a path that does not exist, keys of the other kind of path, and a
+        file in the way."""
         path = Path(self.path).expanduser()
         if not path.is_dir() and not job.will_write(path):
             try:

@@ -1,8 +1,12 @@
-"""What the checks look at: every image of a job or a folder as it would be trained, its
-pixels measured once.
+"""Reads the datasets that the checks examine: every image as it would be trained.
 
-Files are opened by a few threads, one image at a time, so that memory does not grow
-with the dataset. Of each there remain a few numbers.
+The pixels of an image are measured once, by a few threads, and only a few numbers per
+image are kept, so that memory does not grow with the dataset. This module judges
+nothing: `checks` does. Files that a training would refuse become mistakes of the
+dataset.
+
+`process` reads the datasets of a job or a folder. `checks` and `preview` take the
+items.
 """
 
 from __future__ import annotations
@@ -72,7 +76,13 @@ PromptError = Callable[[Sample, ResizeCrop], str | None]
 
 
 class Look(NamedTuple):
-    """What the pixels of an image tell."""
+    """Measures of the pixels of an image.
+
+    Example::
+
+        measured = look(open_image("a.png"), crop)
+        is_soft = measured.detail < SOFT
+    """
 
     mode: str
     """As the file holds them, in Pillow's words."""
@@ -87,8 +97,8 @@ class Look(NamedTuple):
     """Variance of the Laplacian of the crop."""
 
     detail: float
-    """What the crop loses by halving it, against what is lost by halving it again, the
-    least of three such octaves; infinity for a flat one."""
+    """The loss by halving the crop relative to the loss by halving it again, the least
+    of three such octaves; infinity for a flat crop."""
 
     resampled: bool
     """Whether a soft image has the traces of an enlargement."""
@@ -101,7 +111,14 @@ class Look(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """What a reference of an image tells."""
+    """Measures of a control image against its image.
+
+    Example::
+
+        for reference in item.references:
+            if reference.difference <= config.reference_difference:
+                print(f"{reference.path} is identical to {item.sample.image}")
+    """
 
     path: str
     aspect: float
@@ -114,33 +131,45 @@ class Reference(NamedTuple):
     restore."""
 
     alignment: Alignment | None = None
-    """How the image lies on it: right and down, larger and clockwise are positive.
-    None: not asked, or of another shape."""
+    """How the image is aligned with the control image: right and down, larger and
+    clockwise are positive. None: it was not measured, or the shapes differ."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """An image with all that is trained with it."""
+    """An image with its crops and control images, and its measures.
+
+    Example::
+
+        names = [item.sample.image for item in data.items if not item.held_out]
+    """
 
     sample: Sample
     crops: tuple[ResizeCrop, ...]
     resolution: int | Rectangle
-    """The smallest that its dataset asks for."""
+    """The smallest resolution of its dataset."""
 
     held_out: bool
-    """Whether it is for the validation alone."""
+    """Whether it is used for the validation only."""
 
     is_reg: bool
     look: Look
     references: tuple[Reference, ...]
     written: str | None = None
     """The caption before the trigger word is put in front; None where only the final
-    one is known."""
+    caption is known."""
 
 
 @dataclass
 class Dataset:
-    """The images of one process of a job, or of a folder."""
+    """The images of one process of a job, or of a folder.
+
+    Example::
+
+        for data in read_datasets(config, progress):
+            for finding in run_checks(data, config):
+                print(finding.place, finding.message)
+    """
 
     name: str
     multiple: int = SIZE_MULTIPLE
@@ -166,7 +195,7 @@ class Dataset:
     """Folders whose numbers are probably no repeats, and why."""
 
     prompt_faults: tuple[tuple[str, str], ...] = ()
-    """As of a `DatasetScan`."""
+    """As in `DatasetScan`."""
 
     trigger: str = ""
     prompts: tuple[str, ...] = ()
@@ -179,11 +208,11 @@ class Dataset:
     """Why a model has no room for a caption; None where no model is known."""
 
     measures_shift: bool = True
-    """Whether `Reference.alignment` is asked for: it takes most of the time of a
+    """Whether `Reference.alignment` is measured, which takes most of the time of a
     pair."""
 
     split_folders: tuple[tuple[str, str], ...] = ()
-    """Folders that are trained on, and that their names keep from the training."""
+    """Folders that are trained on although their names mark them as held out."""
 
     suspects: dict[str, str] = field(default_factory=dict)
     """Image, as a path without links -> why `influence` suspects it."""
@@ -192,9 +221,9 @@ class Dataset:
 def read_datasets(
     config: LintConfig, progress: Callable[[int, int], None]
 ) -> Iterator[Dataset]:
-    """The datasets of a job, those that several processes share once; or of a folder.
-    progress: is told how many images are done, and of how many. Raises UserError where
-    there is none."""
+    """The datasets of a job, or of a folder. Datasets that several processes share are
+    read once. progress: called with the number of images that are done and their total.
+    Raises UserError where there are none."""
     measures_shift = "pair_shift" not in config.skip
     given: dict[str, str] = {}
     for file in config.suspects:
@@ -205,16 +234,15 @@ def read_datasets(
                 f"{file}: cannot be read: {error.strerror or error}"
             ) from error
     if Path(config.path).expanduser().is_dir():
-        found = _of_folder(config, progress)
-        found.suspects = given
-        yield found
+        data = _of_folder(config, progress)
+        data.suspects = given
+        yield data
         return
     job = load_job(find_config(config.path), discover().find_config)
-    sections = [
-        entry.section
-        for entry in job.processes
-        if isinstance(entry.section, ImageTrainingSection)
-    ]
+    sections = []
+    for entry in job.processes:
+        if isinstance(entry.section, ImageTrainingSection):
+            sections.append(entry.section)
     if not sections:
         raise UserError(
             f"{config.path}: no process of this job has datasets. Give a training job, or a folder."
@@ -230,10 +258,10 @@ def read_datasets(
             raise UserError(
                 f"{config.path}: datasets[0].url: a stream has no files to check. Give folders."
             )
-        found = Dataset(section.name or job.name, measures_shift=measures_shift)
+        data = Dataset(section.name or job.name, measures_shift=measures_shift)
         run = section.run_folder(JobContext(job.name))
-        found.suspects = given | (suspects_of_run(run) if run else {})
-        yield _of_section(section, found, progress)
+        data.suspects = given | (suspects_of_run(run) if run else {})
+        yield _of_section(section, data, progress)
 
 
 def _of_folder(config: LintConfig, progress: Callable[[int, int], None]) -> Dataset:
@@ -245,29 +273,28 @@ def _of_folder(config: LintConfig, progress: Callable[[int, int], None]) -> Data
         resolution=(config.resolution,),
         default_caption=config.default_caption,
     )
-    found = Dataset(config.path, trigger=config.trigger_word)
-    found.measures_shift = "pair_shift" not in config.skip
+    data = Dataset(config.path, trigger=config.trigger_word)
+    data.measures_shift = "pair_shift" not in config.skip
     scan = scan_datasets(
-        [settings], config.trigger_word or None, forgiven=found.mistakes
+        [settings], config.trigger_word or None, forgiven=data.mistakes
     )
     items = make_items(scan.samples, lambda _: settings.resolution, SIZE_MULTIPLE)
-    _fill(found, scan, items, (), lambda _: settings, progress)
-    if not found.items and not scan.folders:
-        raise DataErrors(found.mistakes)
+    _fill(data, scan, items, (), lambda _: settings, progress)
+    if not data.items and not scan.folders:
+        raise DataErrors(data.mistakes)
     trigger = config.trigger_word
     if trigger:
         captions = {image.path: image.caption for image in find_images(settings)[0]}
         default = config.default_caption
-        found.items = [
-            _with_written(item, captions[item.sample.image] or default, trigger)
-            for item in found.items
-        ]
-    return found
+        for index, item in enumerate(data.items):
+            caption = captions[item.sample.image] or default
+            data.items[index] = _with_written(item, caption, trigger)
+    return data
 
 
 def _with_written(item: Item, caption: str, trigger: str) -> Item:
-    """The item with its caption as its file has it, of several the first; the
-    placeholders in it are filled in."""
+    """The item with the caption of its file, the first one of several. The placeholders
+    in it are filled in."""
     if len(item.sample.texts) > 1:
         first = caption.splitlines()[0]
     else:
@@ -276,9 +303,9 @@ def _with_written(item: Item, caption: str, trigger: str) -> Item:
 
 
 def _of_section(
-    section: ImageTrainingSection, found: Dataset, progress: Callable[[int, int], None]
+    section: ImageTrainingSection, data: Dataset, progress: Callable[[int, int], None]
 ) -> Dataset:
-    """Fills `found`."""
+    """Fills `data`."""
     for dataset in section.datasets:
         if dataset.from_base:
             continue
@@ -288,39 +315,38 @@ def _of_section(
             raise UserError(
                 f"{dataset.folder_path}: is not there yet. Run the process that writes it first, and check that folder."
             )
-    multiple = found.multiple = _size_multiple(section) or SIZE_MULTIPLE
+    multiple = data.multiple = _size_multiple(section) or SIZE_MULTIPLE
     cache = ScanCache.beside(section.training_folder)
     family = _family(section)
     scan, items, split = split_validation(
         section,
-        *scan_items(section, multiple, cache, found.mistakes, family),
+        *scan_items(section, multiple, cache, data.mistakes, family),
         multiple,
         lambda count, _: f"{count} images",
-        found.mistakes,
+        data.mistakes,
     )
     if split and not split.from_training and section.validation:
-        own = section.validation.dataset(section.datasets)
+        held_out_settings = section.validation.dataset(section.datasets)
     else:
-        own = None
-    found.trigger = section.trigger_word
-    pictures: Any = getattr(
-        section, "sample_pictures", tuple
-    )()  # an autoencoder has no prompts
-    found.prompts = tuple(item.prompt for item in pictures)
-    found.keeps_alpha = family is not None and family.pixel_channels == 4
-    found.prompt_error = _prompt_error(section, family)
+        held_out_settings = None
+    data.trigger = section.trigger_word
+    # An autoencoder has no prompts.
+    pictures: Any = getattr(section, "sample_pictures", tuple)()
+    data.prompts = tuple(item.prompt for item in pictures)
+    data.keeps_alpha = family is not None and family.pixel_channels == 4
+    data.prompt_error = _prompt_error(section, family)
     held_out = split.items if split else ()
 
     def settings(sample: Sample) -> DatasetConfig:
         return section.datasets[sample.dataset]
 
-    _fill(found, scan, items, held_out, settings, progress, own)
-    return found
+    _fill(data, scan, items, held_out, settings, progress, held_out_settings)
+    return data
 
 
 def _size_multiple(section: ImageTrainingSection) -> int | None:
-    """Multiple of the sides of a bucket, in pixels. None: not known, of a model that an
-    earlier process writes."""
+    """Multiple of the sides of a bucket, in pixels. None: an earlier process of the job
+    writes the model, so it is not known."""
     model: Any = getattr(section, "model", None)
     if hasattr(model, "latent_scale"):  # an autoencoder
         try:
@@ -332,8 +358,8 @@ def _size_multiple(section: ImageTrainingSection) -> int | None:
 
 
 def _family(section: ImageTrainingSection) -> ModelFamily | None:
-    """None for an autoencoder, and where it is not known, of a model that an earlier
-    process writes."""
+    """The family of the section's model. None for an autoencoder, and for a model that
+    an earlier process of the job writes."""
     model: Any = getattr(section, "model", None)
     try:
         if hasattr(model, "latent_scale"):
@@ -346,7 +372,8 @@ def _family(section: ImageTrainingSection) -> ModelFamily | None:
 def _prompt_error(
     section: ImageTrainingSection, family: ModelFamily | None
 ) -> PromptError | None:
-    """None where the model's folder, and with it its tokenizer, is not here."""
+    """The check of captions by the model's tokenizer. None where the model's folder is
+    not on this disk."""
     model: Any = getattr(section, "model", None)
     if family is None or not model.files_folder().is_dir():
         return None
@@ -354,68 +381,65 @@ def _prompt_error(
     def error(sample: Sample, crop: ResizeCrop) -> str | None:
         if len(sample.caption) <= family.sure_prompt:
             return None
-        found: str | None = family.prompt_error(
+        message: str | None = family.prompt_error(
             model,
             sample.caption,
             crop.bucket,
             [image_size(path) for path in sample.control_images],
         )
-        return found
+        return message
 
     return error
 
 
 def _fill(
-    found: Dataset,
+    data: Dataset,
     scan: DatasetScan,
     trained: Sequence[BucketedSample],
     held_out: Sequence[BucketedSample],
     settings: Callable[[Sample], DatasetConfig],
     progress: Callable[[int, int], None],
-    own: DatasetConfig | None = None,
+    held_out_settings: DatasetConfig | None = None,
 ) -> None:
-    """Measures the images. settings: of a sample. own: those of held out images from a
-    folder of their own."""
-    found.unused = scan.unused
-    found.unpaired = scan.unpaired
-    found.converted = scan.converted
-    found.mask_faults = scan.mask_faults
-    found.questions = scan.questions
-    found.prompt_faults = scan.prompt_faults
+    """Measures the images. settings: gives the dataset of a sample. held_out_settings:
+    the dataset of held-out images that have a separate folder."""
+    data.unused = scan.unused
+    data.unpaired = scan.unpaired
+    data.converted = scan.converted
+    data.mask_faults = scan.mask_faults
+    data.questions = scan.questions
+    data.prompt_faults = scan.prompt_faults
     crops: dict[tuple[str, bool], tuple[Sample, list[ResizeCrop]]] = {}
     for is_held_out, bucketed in ((False, trained), (True, held_out)):
         for sample, crop in bucketed:
-            # The mirrored ones are the same files; what the base model makes is as it
-            # is.
+            # Mirrored samples are the same files, and images that the base model makes
+            # cannot be changed.
             if not any(sample.flip) and not sample.made:
-                crops.setdefault((sample.image, is_held_out), (sample, []))[1].append(
-                    crop
-                )
-    found.split_folders = scan.held_out
-    # A sample that is only mirrored has no other.
-    work = [
-        (sample, tuple(sizes), is_held_out)
-        for (_, is_held_out), (sample, sizes) in crops.items()
-    ]
+                key = (sample.image, is_held_out)
+                crops.setdefault(key, (sample, []))[1].append(crop)
+    data.split_folders = scan.held_out
+    work = []
+    for (_, is_held_out), (sample, of_image) in crops.items():
+        work.append((sample, tuple(of_image), is_held_out))
     regularisation = {folder.folder for folder in scan.folders if folder.is_reg}
     progress(0, len(work))
     measured = thread_map(
-        lambda each: _measured(each[0], each[1][0], found.measures_shift), work, AT_ONCE
+        lambda task: _measured(task[0], task[1][0], data.measures_shift), work, AT_ONCE
     )
     for done, ((sample, sizes, is_held_out), result) in enumerate(
         zip(work, measured, strict=True), 1
     ):
         progress(done, len(work))
         if isinstance(result, ImageError):
-            found.mistakes.append(Diagnostic((sample.image,), result.reason))
+            data.mistakes.append(Diagnostic((sample.image,), result.reason))
             continue
-        if own and is_held_out:
-            of = own
+        if held_out_settings and is_held_out:
+            of = held_out_settings
         else:
             of = settings(sample)
         smallest = min(of.resolution, key=area_of)
         is_reg = not is_held_out and sample.folder in regularisation
-        found.items.append(Item(sample, sizes, smallest, is_held_out, is_reg, *result))
+        data.items.append(Item(sample, sizes, smallest, is_held_out, is_reg, *result))
 
 
 # ------------------------------------------------------------ pixels
@@ -427,13 +451,11 @@ def _measured(
     try:
         notes = list[str]()
         image = open_image(sample.image, sample.background, notes.append)
-        references = tuple(
-            _reference(path, sample.background, image, shift)
-            for path in sample.control_images
-        )
-        return look(image, crop, *_kind(sample.image))._replace(
-            notes=tuple(notes)
-        ), references
+        references = []
+        for path in sample.control_images:
+            references.append(_reference(path, sample.background, image, shift))
+        measured = look(image, crop, *_kind(sample.image))
+        return measured._replace(notes=tuple(notes)), tuple(references)
     except ImageError as error:
         return error
 
@@ -450,7 +472,7 @@ def _kind(path: str) -> tuple[str, float]:
 def look(
     image: Image.Image, crop: ResizeCrop, mode: str = "RGB", transparent: float = 0.0
 ) -> Look:
-    """What is to be known of a decoded image, of which `crop` is trained."""
+    """Measures a decoded image, of which `crop` is trained."""
     grey = resize_cover_crop(image, crop).convert("L")
     fine = detail(grey)
     resampled = fine < SOFT and is_resampled(image.convert("L"))
@@ -472,16 +494,13 @@ def _reference(
     image = open_image(
         path, background, at_least=LARGEST if shift else 4 * COMPARED_SIDE
     )
-    a, b = (_resized(each, COMPARED_SIDE) for each in (image, target))
+    a, b = (_resized(picture, COMPARED_SIDE) for picture in (image, target))
     beyond = (
         numpy.abs(a.astype(numpy.int16) - b)
         - numpy.maximum(_spread(a), _spread(b)) // 3
     )
-    ours, its = (
-        sharpness(Image.fromarray(_resized(each.convert("L"), 4 * COMPARED_SIDE))) + 1
-        for each in (image, target)
-    )
-    if 1 / AS_SHARP < ours / its < AS_SHARP:
+    ratio_of_sharpness = _fine_sharpness(image) / _fine_sharpness(target)
+    if 1 / AS_SHARP < ratio_of_sharpness < AS_SHARP:
         difference = max(0, int(beyond.max()))
     else:
         difference = 255
@@ -491,6 +510,11 @@ def _reference(
     else:
         alignment = None
     return Reference(path, ratio, difference_hash(image), difference, alignment)
+
+
+def _fine_sharpness(image: Image.Image) -> float:
+    grey = _resized(image.convert("L"), 4 * COMPARED_SIDE)
+    return sharpness(Image.fromarray(grey)) + 1
 
 
 def _resized(image: Image.Image, side: int) -> numpy.ndarray:
@@ -507,20 +531,23 @@ def _spread(small: numpy.ndarray) -> numpy.ndarray:
 
 def difference_hash(image: Image.Image) -> tuple[int, int]:
     """128 bits that stay the same when an image is resized, compressed or made a little
-    brighter: whether each of 8 x 8 averages is darker than the next one of its row, and
-    of its column.
+    brighter. They say whether each of 8 x 8 averages is darker than the next one of its
+    row, and of its column.
 
     Source: the dHash of N. Krawetz, "Kind of Like That" (hackerfactor.com, 2013), along
     both axes.
+
+    >>> difference_hash(Image.new("L", (64, 64), 128))
+    (0, 0)
     """
     grey = image.convert("L")
     rows = numpy.asarray(grey.resize((9, 8), Image.Resampling.BOX), dtype=numpy.int16)
     columns = numpy.asarray(
         grey.resize((8, 9), Image.Resampling.BOX), dtype=numpy.int16
     )
-    return _as_number(rows[:, 1:] > rows[:, :-1]), _as_number(
-        columns[1:] > columns[:-1]
-    )
+    along_rows = _as_number(rows[:, 1:] > rows[:, :-1])
+    along_columns = _as_number(columns[1:] > columns[:-1])
+    return along_rows, along_columns
 
 
 def _as_number(bits: numpy.ndarray) -> int:
@@ -540,20 +567,20 @@ def sharpness(grey: Image.Image) -> float:
 
 
 def detail(grey: Image.Image) -> float:
-    """How much of an octave there is against the next coarser one: `Look.detail`."""
+    """The detail of an octave relative to the next coarser one: `Look.detail`."""
     losses = []
     for _ in range(4):
         lost, grey = _lost_by_shrinking(grey, 2)
         losses.append(lost)
-    pairs = itertools.pairwise(losses)
-    return min(
-        (finer / coarser for finer, coarser in pairs if coarser > 0.25),
-        default=float("inf"),
-    )
+    ratios = []
+    for finer, coarser in itertools.pairwise(losses):
+        if coarser > 0.25:
+            ratios.append(finer / coarser)
+    return min(ratios, default=float("inf"))
 
 
 def _lost_by_shrinking(grey: Image.Image, factor: float) -> tuple[float, Image.Image]:
-    """Root mean square of what is lost, in grey values, and the smaller image."""
+    """Root mean square of the loss, in grey values, and the smaller image."""
     size = max(1, round(grey.width / factor)), max(1, round(grey.height / factor))
     small = grey.resize(size, Image.Resampling.LANCZOS)
     back = small.resize(grey.size, Image.Resampling.LANCZOS)
@@ -564,10 +591,10 @@ def _lost_by_shrinking(grey: Image.Image, factor: float) -> tuple[float, Image.I
 
 
 def is_resampled(grey: Image.Image) -> bool:
-    """Whether an image was enlarged; a blurred one was not. Of either there are traces
-    in one of two ways:
+    """Whether an image was enlarged, rather than blurred. An enlargement leaves one of
+    two traces:
 
-    - What is interpolated is smoother between the old pixels than on them, with the
+    - Interpolated pixels are smoother between the old pixels than on them, with the
       period of the old grid. Source: Gallagher, "Detection of linear and cubic
       interpolation in JPEG compressed images", CRV 2005.
     - Where the factor is a whole number, which leaves no such period for 2, shrinking
@@ -585,23 +612,22 @@ def is_resampled(grey: Image.Image) -> bool:
     if max(_period(pixels), _period(pixels.T)) > 10:
         return True
     lost = {factor: _lost_at(grey, factor) for factor in (1.75, 2, 2.5, 3, 3.5, 4, 5)}
-    dips = (
-        (lost[a] + lost[b]) / 2 - lost[at]
-        for a, at, b in ((1.75, 2, 2.5), (2.5, 3, 3.5), (3.5, 4, 5))
-    )
+    dips = []
+    for below, at, above in ((1.75, 2, 2.5), (2.5, 3, 3.5), (3.5, 4, 5)):
+        dips.append((lost[below] + lost[above]) / 2 - lost[at])
     return max(dips) > 0.2
 
 
 def _lost_at(grey: Image.Image, factor: float) -> float:
-    """Logarithm of what shrinking by a factor loses, against what the next half of an
-    octave holds."""
+    """Logarithm of the loss by shrinking by a factor, relative to the detail in the
+    next half of an octave."""
     lost, small = _lost_by_shrinking(grey, factor)
     return math.log((lost + 0.3) / (_lost_by_shrinking(small, 1.5)[0] + 0.3))
 
 
 def _period(pixels: numpy.ndarray) -> float:
-    """How far the strongest period of the columns' second differences stands out; those
-    of JPEG's blocks left out."""
+    """How far the strongest period of the columns' second differences stands out. The
+    periods of JPEG's blocks are left out."""
     count = (pixels.shape[1] - 2) // 8 * 8
     curved = numpy.abs(2 * pixels[:, 1:-1] - pixels[:, :-2] - pixels[:, 2:])[:, :count]
     columns = numpy.log(curved.mean(0) + 0.05)
@@ -614,14 +640,11 @@ def _period(pixels: numpy.ndarray) -> float:
         strength[eighth - 1 : eighth + 2].max(),
         strength[3 * eighth - 1 : 3 * eighth + 2].max(),
     )
-    for multiple in (
-        1,
-        2,
-        3,
-        4,
-    ):  # of 2 and 4 what is stronger than 1 and 3 is of an enlargement
+    # At the multiples 2 and 4 an enlargement is stronger than the blocks are at 1 and 3.
+    for multiple in (1, 2, 3, 4):
         near = slice(max(0, multiple * eighth - 2), multiple * eighth + 3)
-        strength[near] = (
-            0 if multiple % 2 else numpy.maximum(0, strength[near] - 1.5 * blocks)
-        )
+        if multiple % 2:
+            strength[near] = 0
+        else:
+            strength[near] = numpy.maximum(0, strength[near] - 1.5 * blocks)
     return float(strength[first:].max() / usual)

@@ -1,8 +1,8 @@
-"""Findings that somebody has looked at and wants to be told no more, written beside the
-images.
+"""Findings that the user has examined and does not want to see again.
 
-`lint_ignore.txt` in the folder of the images has a line for each name or pattern, and
-which checks it ignores:
+The rules are in files next to the images; this module reads them and writes none.
+`process` asks it for each finding. `lint_ignore.txt` in the folder of the images has a
+line for each name or pattern, with the checks that are ignored:
 
     portrait_07.png: blurred, transparent   # meant so
     old_*.jpg                               # all checks
@@ -29,36 +29,38 @@ SUFFIX = ".lint"
 _MARK = re.compile(r"#\s*lint:\s*ignore\b(?P<checks>[^#]*)")
 
 Rule = tuple[str, frozenset[str]]
-"""Pattern of names, and the checks; none: all."""
+"""Pattern of names, and the checks that are ignored; empty: all."""
 
 
 class Ignored:
-    """What is ignored, by file; each file that says so is read once."""
+    """Which findings are ignored. Each file of rules is read once.
+
+    Example::
+
+        ignored = Ignored()
+        shown = [finding for finding in findings if finding not in ignored]
+    """
 
     def __init__(self) -> None:
         self._listed = cache(_listed)
         self._beside = cache(_beside)
 
     def __contains__(self, finding: Diagnostic) -> bool:
-        """Whether it is not to be told. Raises UserError for a rule that names no
-        check."""
-        folder, name = (
-            (finding.place, "")
-            if os.path.isdir(finding.place)
-            else os.path.split(finding.place)
-        )
-        rules = [
-            *self._listed(folder),
-            *(
-                self._beside(os.path.splitext(finding.place)[0] + SUFFIX)
-                if name
-                else ()
-            ),
-        ]
-        return any(
-            fnmatchcase(name, pattern) and (not checks or finding.check in checks)
-            for pattern, checks in rules
-        )
+        """Whether a finding is ignored. Raises UserError for a rule with the name of an
+        unknown check."""
+        folder = finding.place
+        name = ""
+        if not os.path.isdir(finding.place):
+            folder, name = os.path.split(finding.place)
+        rules = [*self._listed(folder)]
+        if name:
+            rules += self._beside(os.path.splitext(finding.place)[0] + SUFFIX)
+        return any(_matches(rule, name, finding.check) for rule in rules)
+
+
+def _matches(rule: Rule, name: str, check: str) -> bool:
+    pattern, checks = rule
+    return fnmatchcase(name, pattern) and (not checks or check in checks)
 
 
 def _listed(folder: str) -> tuple[Rule, ...]:
@@ -77,9 +79,10 @@ def _rules_of(path: str) -> Iterator[Rule]:
 def _beside(path: str) -> tuple[Rule, ...]:
     if not os.path.isfile(path):
         return ()
-    return tuple(
-        ("*", _checks(mark["checks"], path)) for mark in _MARK.finditer(_text(path))
-    )
+    rules = []
+    for mark in _MARK.finditer(_text(path)):
+        rules.append(("*", _checks(mark["checks"], path)))
+    return tuple(rules)
 
 
 def _text(path: str) -> str:

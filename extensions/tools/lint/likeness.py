@@ -1,7 +1,11 @@
-"""Whether two small images are of the same one: also cut a little, resized, compressed,
+"""Whether two small images show the same image: also cut a little, resized, compressed,
 brightened, turned or mirrored.
 
-Shape suffixes: N images, S side of a small image in pixels; 3 is red, green, blue.
+The module works on arrays alone and opens no file. `checks` compares the images of a
+dataset with `most_like`, for the checks `duplicate` and `leak`.
+
+Shape suffixes: N images, S side of a small image in pixels, D numbers of a normalised
+image; 3 is red, green, blue.
 """
 
 from __future__ import annotations
@@ -15,13 +19,13 @@ LEAST_CORRELATION = 0.6
 0.82 to 0.99 to the whole, textures alone less."""
 
 NEAREST = 6
-"""So many of the most similar images, each in every orientation, are aligned with
-one."""
+"""Number of the most similar images, in every orientation, that are aligned with an
+image."""
 
 MOST_DIFFERENT, OF_CONTRAST, LEAST_DIFFERENT = 50, 0.15, 3
-"""Grey values, share of an image's contrast, grey values at least: where 1 % of two
-aligned images differ by more, something is changed in one of them. A flat drawing in
-pale colours differs by little where it shows another shape."""
+"""Grey values, share of an image's contrast, and least grey values: where 1 % of the
+pixels of two aligned images differ by more, something is changed in one of them. A flat
+drawing in pale colours differs by little where it shows another shape."""
 
 MOST_STRETCHED = 1.3
 """Ratio of the scales of rows and columns: a copy that was cut is stretched less."""
@@ -30,15 +34,15 @@ PROMISING = 0.75
 """Below this `likeness` two images are not looked at further."""
 
 NOISE = 2
-"""Grey values, root mean square, that compressing and resizing change."""
+"""Change by compressing and resizing: root mean square, in grey values."""
 
 FLAT = 1.5
-"""Standard deviation below which an image has nothing to be recognised by."""
+"""Standard deviation below which an image cannot be recognised."""
 
 
 def _turned(quarters: int, mirrored: bool) -> Callable[[numpy.ndarray], numpy.ndarray]:
-    """Small images [..., S, S, 3] -> the same, mirrored left to right if asked for,
-    then turned left."""
+    """A function of small images [..., S, S, 3] that mirrors them left to right if
+    `mirrored`, and then turns them left."""
     return lambda pictures: numpy.rot90(
         pictures[..., ::-1, :] if mirrored else pictures, quarters, (-3, -2)
     )
@@ -54,7 +58,7 @@ ORIENTATIONS = {
     "mirrored top to bottom": _turned(2, mirrored=True),
     "mirrored and turned right": _turned(3, mirrored=True),
 }
-"""How a copy may lie on its original, in words -> what brings the small original there.
+"""Orientation of a copy, in words -> the function that turns the small original to it.
 Small images have no aspect ratio, so that a portrait can be turned to a landscape."""
 
 
@@ -69,19 +73,18 @@ def most_like(
     earlier: bool,
     at_once: int = 256,
 ) -> Iterator[tuple[int, int, str]]:
-    """For each image that is one of the others: the places of both, and its orientation
-    (`ORIENTATIONS`).
+    """For each image that is a copy of one of the others: the indices of both, and its
+    orientation (`ORIENTATIONS`).
 
-    least: the lowest `likeness`. earlier: only others before the image count, of the
-    same list.
+    least: the lowest `likeness`. earlier: both are the same list, and an image is only
+    compared with those before it.
     """
     known = [_normalised(turn(others_NSS3)) for turn in ORIENTATIONS.values()]
     names = list(ORIENTATIONS)
     for start in range(0, len(pictures_NSS3), at_once):
         looked_for = _normalised(pictures_NSS3[start : start + at_once])
-        for row, correlations in enumerate(
-            numpy.stack([looked_for @ each.T for each in known], axis=-1)
-        ):
+        products = [looked_for @ known_ND.T for known_ND in known]
+        for row, correlations in enumerate(numpy.stack(products, axis=-1)):
             here = start + row
             seen = correlations[:here] if earlier else correlations
             flat = seen.reshape(-1)
@@ -102,8 +105,8 @@ def most_like(
 
 
 def _normalised(pictures_NSS3: numpy.ndarray) -> numpy.ndarray:
-    """[N, S / 2 * S / 2 * 3] float32: halved, without their mean, of length 1, so that
-    a product is a correlation."""
+    """[N, D] float32, D = S / 2 * S / 2 * 3: halved, without their mean, of length 1,
+    so that a product is a correlation."""
     count, side = pictures_NSS3.shape[:2]
     halved = pictures_NSS3.reshape(count, side // 2, 2, side // 2, 2, 3).mean(
         (2, 4), dtype=numpy.float32
@@ -117,8 +120,8 @@ def _normalised(pictures_NSS3: numpy.ndarray) -> numpy.ndarray:
 
 
 def likeness(a_SS3: numpy.ndarray, b_SS3: numpy.ndarray) -> float:
-    """Share of the variance of one image that the other explains once it lies on it, 0
-    to 1; 0 where a spot differs.
+    """Share of the variance of one image that the other explains once they are aligned,
+    0 to 1; 0 where a spot differs.
 
     The other is shifted, its sides scaled, its brightness and contrast fitted:
     Gauss-Newton steps, first on halved images. Source: Lucas and Kanade, "An iterative
@@ -131,12 +134,12 @@ def likeness(a_SS3: numpy.ndarray, b_SS3: numpy.ndarray) -> float:
 
 
 def _aligned(a_SS3: numpy.ndarray, b_SS3: numpy.ndarray) -> float:
-    """`likeness` where `a` is a part of `b`. A move is scale and shift of rows, then of
-    columns, in sides."""
+    """`likeness` where `a` is a part of `b`. A move is the scale and shift of rows,
+    then of columns, relative to the side."""
     move = numpy.zeros(4)
     most = numpy.array([0.4, 0.25, 0.4, 0.25])
     for halved, steps in ((True, 8), (False, 4)):
-        a, b = (_smooth(each, halved) for each in (a_SS3, b_SS3))
+        a, b = (_smooth(picture, halved) for picture in (a_SS3, b_SS3))
         grey_a = a.mean(2)
         grey_b = b.mean(2)
         for _ in range(steps):
@@ -163,16 +166,10 @@ def _aligned(a_SS3: numpy.ndarray, b_SS3: numpy.ndarray) -> float:
         y = a[inside]
         if len(x) < 0.6 * len(a) ** 2 or x.std() < FLAT:
             return 0.0
-        left = (
-            y
-            - y.mean()
-            - ((x - x.mean()) * (y - y.mean())).mean() / x.var() * (x - x.mean())
-        )
-        explained = float(
-            1
-            - (left.var() - min(NOISE**2, left.var(), y.var() / 20))
-            / max(y.var(), 1e-6)
-        )
+        slope = ((x - x.mean()) * (y - y.mean())).mean() / x.var()
+        left = y - y.mean() - slope * (x - x.mean())
+        noise = min(NOISE**2, left.var(), y.var() / 20)
+        explained = float(1 - (left.var() - noise) / max(y.var(), 1e-6))
         if explained < PROMISING:
             return 0.0
     stretched = (1 + move[0]) / (1 + move[2])
@@ -199,8 +196,8 @@ def _smooth(picture_SS3: numpy.ndarray, halved: bool) -> numpy.ndarray:
 def _moved(
     picture: numpy.ndarray, move: numpy.ndarray
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """The image sampled where the move leads, linearly between pixels; and which places
-    lie in it, [S, S]."""
+    """The image sampled where the move leads, linearly between pixels; and which pixels
+    are inside of it, [S, S]."""
     side = len(picture)
     inside = []
     for axis, (scale, shift) in enumerate(move.reshape(2, 2)):
@@ -208,9 +205,9 @@ def _moved(
             (1 + scale) * ((numpy.arange(side) + 0.5) / side - 0.5) + shift + 0.5
         ) * side - 0.5
         below = numpy.clip(numpy.floor(at).astype(int), 0, side - 2)
-        part = numpy.clip(at - below, 0, 1).reshape(
-            [-1 if each == axis else 1 for each in range(picture.ndim)]
-        )
+        shape = [1] * picture.ndim
+        shape[axis] = -1
+        part = numpy.clip(at - below, 0, 1).reshape(shape)
         picture = (
             picture.take(below, axis) * (1 - part)
             + picture.take(below + 1, axis) * part

@@ -1,5 +1,10 @@
-"""The page of what is trained: each crop with its references and its final caption, and
-what was found."""
+"""The page of `lint --preview`: each crop that is trained, with its control images, its
+final caption and its findings.
+
+The template `preview.html.j2` calls the functions of this module for each image, so
+that only one image is in memory at a time. Nothing is checked here. `process` writes
+the page.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +27,16 @@ CROP_SIDE, REFERENCE_SIDE = 384, 160
 
 
 class Shown(NamedTuple):
-    """An image on the page, or why there is none."""
+    """An image on the page, or the reason why it cannot be shown.
+
+    >>> Shown(problem="a.png: is damaged").address
+    ''
+    """
 
     address: str = ""
     problem: str = ""
     name: str = ""
-    """Name of a reference's file."""
+    """File name of a control image."""
 
 
 def preview_page(datasets: Sequence[Dataset], findings: Sequence[Diagnostic]) -> str:
@@ -36,18 +45,18 @@ def preview_page(datasets: Sequence[Dataset], findings: Sequence[Diagnostic]) ->
     for finding in findings:
         by_file[finding.place].append(finding)
     sections = []
-    for data in datasets:  # those with findings first, else as they are trained
+    for data in datasets:  # images with findings first, else the order of the training
         ordered = sorted(data.items, key=lambda item: item.sample.image not in by_file)
         sections.append((data.name, len(ordered), ordered[:MOST_IMAGES]))
     shown = {item.sample.image for data in datasets for item in data.items}
+    # Findings without an image on the page: unreadable files, control images, folders.
+    others = [finding for finding in findings if finding.place not in shown]
     return page(
         Path(__file__).with_name("preview.html.j2"),
         "What is trained",
         counts=f"{sum(len(data.items) for data in datasets):,} images, {len(findings):,} findings",
         any_found=any(finding.place in shown for finding in findings),
-        others=[one for one in findings if one.place not in shown][
-            :1000
-        ],  # unreadable, references, folders
+        others=others[:1000],
         checks=CHECKS,
         by_file=by_file,
         datasets=sections,
@@ -61,37 +70,36 @@ def preview_page(datasets: Sequence[Dataset], findings: Sequence[Diagnostic]) ->
 def _facts(item: Item) -> str:
     """Sizes and use of an image."""
     sample = item.sample
-    kinds = [("validation", item.held_out), ("regularisation", item.is_reg)]
-    marks = [name for name, holds in kinds if holds] + (
-        [f"{sample.repeats} repeats"] if sample.repeats > 1 else []
-    )
-    sizes = ", ".join(
-        f"{crop.bucket.width} x {crop.bucket.height}" for crop in item.crops
-    )
-    return ", ".join(
-        [f"{sample.size.width} x {sample.size.height}, trained at {sizes}", *marks]
-    )
+    buckets = [crop.bucket for crop in item.crops]
+    sizes = ", ".join(f"{bucket.width} x {bucket.height}" for bucket in buckets)
+    facts = [f"{sample.size.width} x {sample.size.height}, trained at {sizes}"]
+    if item.held_out:
+        facts.append("validation")
+    if item.is_reg:
+        facts.append("regularisation")
+    if sample.repeats > 1:
+        facts.append(f"{sample.repeats} repeats")
+    return ", ".join(facts)
 
 
 def _rules(item: Item) -> str:
     rules = item.sample.rules
+    notes = []
     if rules.dropout_rate:
-        told = [f"caption left out in {rules.dropout_rate:.0%} of the uses"]
-    else:
-        told = []
-    told += ["its tags are shuffled"] if rules.shuffle_tokens else []
-    return "; ".join(told)
+        notes.append(f"caption left out in {rules.dropout_rate:.0%} of the uses")
+    if rules.shuffle_tokens:
+        notes.append("its tags are shuffled")
+    return "; ".join(notes)
 
 
 def _crop(item: Item) -> Shown:
     """The pixels that are trained."""
     try:
-        image = resize_cover_crop(
-            open_image(item.sample.image, item.sample.background), item.crops[0]
-        )
+        image = open_image(item.sample.image, item.sample.background)
+        crop = resize_cover_crop(image, item.crops[0])
     except ImageError as error:
         return Shown(problem=str(error))
-    return Shown(embedded(image, CROP_SIDE))
+    return Shown(embedded(crop, CROP_SIDE))
 
 
 def _reference(path: str, background: str) -> Shown:

@@ -1,4 +1,9 @@
-"""Checks the datasets of a job or a folder, and tells what it found."""
+"""The process of `lint`: reads the datasets, runs the checks, prints the findings.
+
+Findings go to standard output, as lines or as one JSON object, and the progress to
+standard error. With `preview` the page is written. Images and captions are never
+changed. The table of tools (`extensions/tools/__init__.py`) names the process.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +23,7 @@ from extensions.tools.lint.ignored import Ignored
 from extensions.tools.lint.preview import preview_page
 from extensions.tools.shared.html_page import is_page
 from jobs.process import BaseExtensionProcess
+from toolkit.data.pixels.alignment import Alignment
 from toolkit.data.scan.found import count_of
 from toolkit.errors import Diagnostic, RunError
 from toolkit.files.log import StatusLine
@@ -27,13 +33,17 @@ from toolkit.files.writing import readable_size, why_not_replaced, write_text
 logger = logging.getLogger(__name__)
 
 SILENT_S = 2.0
-"""Seconds for which a pipe is told nothing of the reading; a terminal shows it at
-once."""
+"""Seconds after which progress is written to a pipe; a terminal shows it at once."""
 
 
 class LintProcess(BaseExtensionProcess):
-    """Ends with RunError, exit code 1, where anything is found: a job then trains
-    nothing."""
+    """Raises RunError, exit code 1, where there are findings: a job then trains
+    nothing.
+
+    Example::
+
+        python run.py lint config/my_character.yaml --preview
+    """
 
     section: LintConfig
 
@@ -41,40 +51,35 @@ class LintProcess(BaseExtensionProcess):
         super().run()
         section = self.section
         datasets = list(read_datasets(section, self._progress()))
-        found = list(
-            dict.fromkeys(
-                finding for data in datasets for finding in run_checks(data, section)
-            )
-        )
+        findings: dict[Diagnostic, None] = {}
+        for data in datasets:
+            findings |= dict.fromkeys(run_checks(data, section))
         ignored_ones = Ignored()
-        told = [finding for finding in found if finding not in ignored_ones]
+        shown = [finding for finding in findings if finding not in ignored_ones]
         images = len({item.sample.image for data in datasets for item in data.items})
-        ignored = len(found) - len(told)
+        ignored = len(findings) - len(shown)
         if section.preview:
-            self._write_preview(datasets, told)
+            self._write_preview(datasets, shown)
         if section.as_json:
-            print(
-                json.dumps(
-                    as_json(told, images, ignored) | {"pairs": pairs(datasets)},
-                    indent=2,
-                )
-            )
+            report = as_json(shown, images, ignored)
+            report["pairs"] = pairs(datasets)
+            print(json.dumps(report, indent=2))
         else:
-            for line in render(told):
+            for line in render(shown):
                 print(line)
         checked = f"{count_of(images, 'image')} checked"
         if ignored:
             checked += f", {count_of(ignored, 'finding')} ignored"
-        if told:
+        if shown:
             raise RunError(
-                f"{count_of(len(told), 'finding')}: {names_of(told)}. {checked}."
+                f"{count_of(len(shown), 'finding')}: {names_of(shown)}. {checked}."
             )
         if not section.as_json:
             logger.info(f"{section.path}: nothing found. {checked}.")
 
     def _progress(self) -> Any:
-        """Shows on standard error how many images are read: standard output has the
-        findings alone."""
+        """Shows on standard error how many images are read, because standard output has
+        only the findings."""
         line = StatusLine(sys.stderr)
         begun = time.monotonic()
         is_quiet = self.section.as_json and not sys.stderr.isatty()
@@ -106,40 +111,46 @@ def as_json(
 ) -> dict[str, Any]:
     """The findings as one JSON object."""
     rows = []
-    for each in findings:
-        rows.append({"check": each.check, "file": each.place, "message": each.message})
+    for finding in findings:
+        rows.append(
+            {"check": finding.check, "file": finding.place, "message": finding.message}
+        )
     return {"images": images, "ignored": ignored, "findings": rows}
 
 
 def pairs(datasets: Sequence[Dataset]) -> list[dict[str, Any]]:
-    """How each image lies on its references of its shape, as JSON values."""
-    return [
-        {
-            "image": item.sample.image,
-            "reference": reference.path,
-            "measurable": found.is_measurable,
-        }
-        | {"zoom": found.zoom, "rotation": found.rotation, "shift": list(found.shift)}
-        | {
-            "drift": found.drift,
-            "error": found.error if isfinite(found.error) else None,
-            "peak": found.peak,
-        }
-        for data in datasets
-        for item in data.items
-        for reference in item.references
-        if (found := reference.alignment)
-    ]
+    """How each image is aligned with its control images of the same shape, as JSON
+    values."""
+    rows = []
+    for data in datasets:
+        for item in data.items:
+            for reference in item.references:
+                if reference.alignment:
+                    row = {"image": item.sample.image, "reference": reference.path}
+                    rows.append(row | _measures(reference.alignment))
+    return rows
+
+
+def _measures(alignment: Alignment) -> dict[str, Any]:
+    return {
+        "measurable": alignment.is_measurable,
+        "zoom": alignment.zoom,
+        "rotation": alignment.rotation,
+        "shift": list(alignment.shift),
+        "drift": alignment.drift,
+        "error": alignment.error if isfinite(alignment.error) else None,
+        "peak": alignment.peak,
+    }
 
 
 def render(findings: Sequence[Diagnostic]) -> list[str]:
     """A heading for each check, and a line for each finding."""
     lines = []
     for name, check in CHECKS.items():
-        found = [finding for finding in findings if finding.check == name]
-        if found:
-            lines += [f"{name}: {check.title}. {check.remedy}"]
-            lines += [f"  {finding.place}: {finding.message}" for finding in found] + [
-                ""
-            ]
+        of_check = [finding for finding in findings if finding.check == name]
+        if of_check:
+            lines.append(f"{name}: {check.title}. {check.remedy}")
+            for finding in of_check:
+                lines.append(f"  {finding.place}: {finding.message}")
+            lines.append("")
     return lines

@@ -1,9 +1,9 @@
-"""The kind of captions and prompts: their length, and whether they are lists of tags or
-sentences.
+"""Compares captions with sample prompts: their length, and tags against sentences.
 
-People write captions of 5 to 20 words; prompt enhancers and captioning models write 60
-to 250 in sentences. A model that was trained on the one is asked in the other. Both
-rules leave room: a prompt has to lie outside nearly all captions.
+Users write captions of 5 to 20 words; prompt enhancers and captioning models write 60
+to 250 words in sentences. A model that was trained on one kind is then prompted in the
+other. Both rules are cautious: a prompt has to differ from nearly all captions. The
+functions work on texts alone. `checks` calls them for the check `prompts`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from statistics import fmean, median
 from toolkit.contracts.data import PLACEHOLDERS
 
 TIMES, WORDS = 4, 30
-"""A prompt of another length has so many times the words of the longest captions, or as
-many times fewer than the shortest have, and differs from them by so many words. The 10
-% at either end do not count."""
+"""A prompt has another length if it has TIMES the words of the longest captions, or the
+shortest captions have TIMES its words, and if the difference is at least WORDS. The
+longest and the shortest 10 % of the captions do not count."""
 
 TAGS = "a list of tags"
 SENTENCES = "sentences"
 
 FEW_WORDS = 8
-"""Shorter texts are of no form: a tag, a title and a short sentence look alike."""
+"""Shorter texts have no form: a tag, a title and a short sentence look alike."""
 
 LEAST_CAPTIONS = 3
 MOST = 0.8
-"""Share of the captions that have one form, where that is the form of all."""
+"""Share of captions of one form from which on it counts as the form of all."""
 
 _WIDE = re.compile("[\u2e80-\U0003ffff]")
 """Letters of scripts without spaces; a word has about two."""
@@ -38,7 +38,11 @@ _END = re.compile(r"[.!?](?=\s|$)|[。！？]")
 
 
 def without_names(text: str, names: Sequence[str]) -> str:
-    """A caption or prompt without trigger words and placeholders, which both have."""
+    """A caption or prompt without trigger words and placeholders.
+
+    >>> without_names("pipo, waving", ["pipo"])
+    'waving'
+    """
     for name in (*names, *PLACEHOLDERS):
         text = text.replace(name, " ") if name else text
     return text.strip(" ,")
@@ -51,15 +55,16 @@ def words_in(text: str) -> int:
 def form_of(text: str) -> str:
     """TAGS: at least five parts between commas, of at most two and a half words on
     average. SENTENCES: parts of at least five words on average, or two that end in a
-    full stop. Empty: neither, or too short to say."""
+    full stop. Empty: neither, or too short to say.
+
+    >>> form_of("1girl, red hair, blue eyes, smile, outdoors, sky")
+    'a list of tags'
+    """
     if words_in(text) < FEW_WORDS:
         return ""
     ends = len(_END.findall(text))
-    parts = [
-        words
-        for part in _COMMAS.split(_END.sub(",", text))
-        if (words := words_in(part))
-    ]
+    counts = map(words_in, _COMMAS.split(_END.sub(",", text)))
+    parts = [count for count in counts if count]
     if ends < 2 and len(parts) >= 5 and fmean(parts) <= 2.5:
         return TAGS
     if fmean(parts) >= 5 or (ends >= 2 and words_in(text) >= 8 * ends):
@@ -68,13 +73,14 @@ def form_of(text: str) -> str:
 
 
 def unlike(captions: Sequence[str], prompts: Sequence[str]) -> list[str]:
-    """What the prompts differ in from nearly all captions, in words; nothing where they
-    do not, or where there are too few captions to say. Both without trigger words."""
+    """How the prompts differ from nearly all captions, in words; empty where they do
+    not differ, or where there are too few captions. Both are given without trigger
+    words."""
     captions = [text for text in captions if text]
     if len(captions) < LEAST_CAPTIONS:
         return []
     lengths = sorted(map(words_in, captions))
-    found = []
+    messages = []
     aside = len(lengths) // 10
     shortest = lengths[aside]
     longest = lengths[-1 - aside]
@@ -91,14 +97,15 @@ def unlike(captions: Sequence[str], prompts: Sequence[str]) -> list[str]:
     for unlike_ones, how in ((long, "longer"), (short, "shorter")):
         if unlike_ones:
             some = f"{len(unlike_ones)} of {len(of_prompts)} sample prompts have {_range(unlike_ones)}"
-            found.append(
+            messages.append(
                 f"{usual} (the median), and {some}, which is far {how} than nearly all of them"
             )
     forms = [form_of(text) for text in captions]
-    form = next(
-        (kind for kind in (TAGS, SENTENCES) if forms.count(kind) >= MOST * len(forms)),
-        "",
-    )
+    form = ""
+    for kind in (TAGS, SENTENCES):
+        if forms.count(kind) >= MOST * len(forms):
+            form = kind
+            break
     other = {TAGS: SENTENCES, SENTENCES: TAGS}.get(form)
     if other:
         count = [form_of(text) for text in prompts].count(other)
@@ -106,10 +113,10 @@ def unlike(captions: Sequence[str], prompts: Sequence[str]) -> list[str]:
         count = 0
     if count:
         are = "is" if count == 1 else "are"
-        found.append(
+        messages.append(
             f"captions are {form}, and {count} of {len(prompts)} sample prompts {are} {other}"
         )
-    return found
+    return messages
 
 
 def _range(counts: Sequence[int]) -> str:

@@ -1,2 +1,2 @@
-"""Tools for LoRA files: `inspect`, `convert`, `resize`, `scale`, `merge`, `extract`,
+"""Tools for LoRA files: `inspect`, `convert`, `resize`, `scale`, `merge`, `extract` and
 `post_hoc_ema`."""

@@ -1,4 +1,9 @@
-"""The sections of the tools for LoRA files."""
+"""The sections of the tools for LoRA files.
+
+The sections check that files and folders exist, that a LoRA belongs to the model, and
+that keys fit together. Weights are read by the processes (`process`, `extract`,
+`inspect`, `merge`, `scale`), which take the sections from here. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -40,18 +45,25 @@ def _model(folder: str) -> ModelConfig:
 
 
 class LoraToolConfig(ToolConfig):
-    """Keys of the tools that read LoRA files."""
+    """Keys of the tools that read LoRA files.
+
+    Example::
+
+        class InspectConfig(LoraToolConfig):
+            reads: ClassVar[str] = "file"
+            file: PathStr
+    """
 
     reads: ClassVar[str] = ""
-    """Key of the file that is read."""
+    """Key of the file that is read; empty: the tool checks its files itself."""
 
     model: PathStr = ""
-    """Model folder that the files belong to. Empty: the published models, or that of
-    the run that contains the file."""
+    """Model folder that the files belong to. Empty: the published models, or the model
+    of the run that contains the file."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Files that are missing or no safetensors files, and outputs that are
-        there."""
+        """Reports files that are missing or are not safetensors files, and outputs that
+        exist."""
         yield from super().check(job)
         if (
             self.model
@@ -75,11 +87,18 @@ class LoraToolConfig(ToolConfig):
 
 
 class WritingToolConfig(LoraToolConfig, FileToolConfig):
-    """Keys of the tools that write a LoRA file."""
+    """Keys of the tools that write a LoRA file.
+
+    Example::
+
+        class ConvertConfig(WritingToolConfig):
+            reads: ClassVar[str] = "input"
+            input: PathStr
+    """
 
 
 class InspectConfig(LoraToolConfig):
-    """`type: inspect`: prints what is in a LoRA file."""
+    """`type: inspect`: prints the contents of a LoRA file."""
 
     process_types: ClassVar[tuple[str, ...]] = ("inspect",)
     example: ClassVar[str] = "output/quickstart/quickstart.safetensors"
@@ -119,7 +138,14 @@ class ConvertConfig(WritingToolConfig):
 
 
 class RankConfig(WritingToolConfig):
-    """Keys of the tools that choose a rank by singular values."""
+    """Keys of the tools that choose a rank by singular values.
+
+    Example::
+
+        class ResizeConfig(RankConfig):
+            reads: ClassVar[str] = "input"
+            input: PathStr
+    """
 
     rank: int = Field(default=0, ge=0, le=65536)
     """Maximum rank of a layer. 0: determined by `share`."""
@@ -129,10 +155,10 @@ class RankConfig(WritingToolConfig):
     rank that does. 0: all of `rank`."""
 
     dtype: Dtype | None = None
-    """Dtype of the file. None: that of the input."""
+    """Dtype of the file. None: the dtype of the input."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """A rank that is not given."""
+        """Reports a rank that is not given."""
         yield from super().check(job)
         if not self.rank and not self.share:
             yield Diagnostic(
@@ -176,7 +202,7 @@ class ScaleConfig(WritingToolConfig):
     layers outside of blocks, keep what they are."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Entries that cannot be read, or none."""
+        """Reports entries that cannot be read, and a missing list."""
         yield from super().check(job)
         yield from check_blocks("blocks", self.blocks)
         if not self.blocks:
@@ -205,21 +231,21 @@ class ExtractConfig(RankConfig):
     """Fine-tuned model folder."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Folders without a model."""
+        """Reports folders without a model."""
         yield from super().check(job)
-        found = list(_check_model("tuned", self.tuned, job))
-        yield from found
+        faults = list(_check_model("tuned", self.tuned, job))
+        yield from faults
         if self.base:
             yield from _check_model("base", self.base, job)
-        elif not found and not job.will_write(Path(self.tuned).expanduser().parent):
+        elif not faults and not job.will_write(Path(self.tuned).expanduser().parent):
             try:
                 self.base_folder()
             except UserError as error:
                 yield Diagnostic(("base",), f"is required. {error}")
 
     def base_folder(self) -> Path:
-        """`base`, or where it is not given the model of the run. Raises UserError as
-        `model_of`."""
+        """`base`, or the model of the run where it is not given. Raises UserError as
+        `model_of` does."""
         if self.base:
             return Path(self.base).expanduser()
         return model_of(Path(self.tuned).expanduser()).files_folder()
@@ -267,11 +293,11 @@ class MergeConfig(WritingToolConfig):
     log reports the error."""
 
     dtype: Dtype | None = None
-    """Dtype of the output. None: that of the model, or of the files if all have the
-    same."""
+    """Dtype of the output. None: the dtype of the model, or of the files if all have
+    the same."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Files and folders that cannot be read or written."""
+        """Reports files and folders that cannot be read or written."""
         if self.base:
             if Path(self.base).expanduser().is_file():
                 fault = transformer_fault(self.base)
@@ -337,7 +363,7 @@ class PostHocEmaConfig(WritingToolConfig):
     file counts. Not given: `beta` is constant."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Files that cannot be read, a width that no power function has."""
+        """Reports files that cannot be read, and a width that no power function has."""
         yield from super().check(job)
         if self.sigma_rel > 0.2887:
             message = f"{self.sigma_rel:g} is out of range: the uniform mean over all steps has 0.2887, the maximum."

@@ -1,4 +1,10 @@
-"""`type: extract`: the difference of two models as a LoRA."""
+"""`type: extract`: writes the difference of two models as a LoRA.
+
+Both models are read one layer at a time, so that neither has to fit into memory. Only
+linear layers become a LoRA: other tensors that differ are counted and reported. The
+rank is chosen and the file written by `files.write_lowrank`. `process` exports the
+class for the table of tools.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +29,12 @@ logger = logging.getLogger(__name__)
 
 
 class ExtractProcess(BaseExtensionProcess):
-    """Reads both models one layer at a time."""
+    """Reads both models one layer at a time.
+
+    Example::
+
+        python run.py extract a.safetensors --base base --tuned tuned --rank 16
+    """
 
     section: ExtractConfig
 
@@ -60,7 +71,14 @@ class ExtractProcess(BaseExtensionProcess):
 
 
 class Differences:
-    """What differs between two models."""
+    """The differences of two models.
+
+    Example::
+
+        differences = Differences([base, tuned], family.every_linear_layer(folder))
+        for name, change_OI in differences.of_layers():
+            print(name, float(change_OI.norm()))
+    """
 
     def __init__(
         self, readers: list[ShardReader], layers: Mapping[str, tuple[int, int]]
@@ -69,25 +87,27 @@ class Differences:
         self._weights = {f"{name}.weight": name for name in layers}
 
     def of_layers(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, change [O, I] in float32) of each linear layer that differs. Raises
-        UserError where none does."""
-        found = False
+        """Name and change [O, I], float32, of each linear layer that differs. Raises
+        UserError where no layer differs."""
+        any_differs = False
         for weight, name in self._weights.items():
             if weight in self._readers[0].names:
                 change = self._change(weight)
                 if change is not None:
-                    found = True
+                    any_differs = True
                     yield name, change
-        if not found:
+        if not any_differs:
             raise UserError(
                 "base and tuned are the same in every linear layer: there is nothing to extract."
             )
 
     def others(self) -> int:
-        """How many of the tensors that are left differ."""
-        return sum(
-            self._change(name) is not None for name in sorted(self._readers[0].names)
-        )
+        """The number of other tensors that differ."""
+        count = 0
+        for name in sorted(self._readers[0].names):
+            if self._change(name) is not None:
+                count += 1
+        return count
 
     def _change(self, name: str) -> Tensor | None:
         base, tuned = (reader.take(name) for reader in self._readers)

@@ -1,4 +1,12 @@
-"""What the tools share: LoRA files read with the layers of their model, and written."""
+"""Reads LoRA files with the layers of their model, and writes them.
+
+The functions that several tools for LoRA files share are here: reading, writing
+atomically, the number type of a file, its tensors in the spelling that most programs
+load, and the nearest LoRA of a rank. How other programs name tensors is in
+`lora_export`.
+
+`process`, `extract`, `inspect`, `merge` and `scale` call them.
+"""
 
 from __future__ import annotations
 
@@ -29,40 +37,35 @@ logger = logging.getLogger(__name__)
 
 
 def read_lora(file: str, model: Path | None, any_model: bool = False) -> AdapterFile:
-    """A LoRA file. Raises UserError as `read_adapter`.
+    """Reads a LoRA file. Raises UserError as `read_adapter` does.
 
     model: the folder of its model; None: layers of any size with the names of the
-    published models, or those of the model that the file or its run names. any_model:
-    of other names too.
+    published models, or of the model that the file or its run names. any_model: layers
+    of other names are accepted too.
     """
     path = Path(file).expanduser()
     if model is not None:
-        return read_adapter(
-            path,
-            [
-                family_for(ModelConfig(name_or_path=str(model))).every_linear_layer(
-                    model
-                )
-            ],
-        )
+        family = family_for(ModelConfig(name_or_path=str(model)))
+        return read_adapter(path, [family.every_linear_layer(model)])
     families = [family for family in map(FAMILIES.load, FAMILIES) if family.published]
     layers = []
     for family in families:
-        layers.append(
-            list(family.every_linear_layer(Path(next(iter(family.published)))))
-        )
+        folder = Path(next(iter(family.published)))
+        layers.append(list(family.every_linear_layer(folder)))
     try:
         return read_adapter(path, layers, any_model)
     except UserError as error:
         if "this model" not in str(error):
             raise
         try:
-            own = model_of(path)
+            own_model = model_of(path)
         except UserError:
             raise UserError(
                 f"{error} Give the folder of its model by 'model' (--model) where it is another."
             ) from None
-    return read_adapter(path, [family_for(own).every_linear_layer(own.files_folder())])
+    return read_adapter(
+        path, [family_for(own_model).every_linear_layer(own_model.files_folder())]
+    )
 
 
 def write_lora(
@@ -77,13 +80,20 @@ def write_lora(
 
 
 class Loss:
-    """What rounding and lower ranks lose of changes of weights."""
+    """The loss of changes of weights by rounding and lower ranks.
+
+    >>> loss = Loss()
+    >>> loss.add(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 3.5]]))
+    >>> print(loss)
+    relative error of the change 1.00e-01
+    """
 
     def __init__(self) -> None:
         self._lost = self._whole = 0.0
 
     def add(self, meant_OI: Tensor, written_OI: Tensor) -> None:
-        """A layer's change as it is meant and as it is written, both float32."""
+        """Adds the change of a layer, as it is meant and as it is written, both
+        float32."""
         self._lost += float((written_OI - meant_OI).norm(dtype=torch.float64)) ** 2
         self._whole += float(meant_OI.norm(dtype=torch.float64)) ** 2
 
@@ -96,21 +106,25 @@ class Loss:
 
 
 def number_type(given: str | None, inputs: Iterable[torch.dtype]) -> torch.dtype:
-    """The one that is given, or that of all inputs; float32 where they have several or
-    a quantized one."""
+    """The given dtype, or the dtype of all inputs; float32 where the inputs have several
+    dtypes or a quantized one.
+
+    >>> number_type(None, [torch.bfloat16, torch.float16])
+    torch.float32
+    """
     if given:
         return DTYPES[given]
-    found = set(inputs)
-    if len(found) == 1 and found <= set(DTYPES.values()):
-        return found.pop()
+    dtypes = set(inputs)
+    if len(dtypes) == 1 and dtypes <= set(DTYPES.values()):
+        return dtypes.pop()
     return torch.float32
 
 
 def lora_tensors(
     name: str, up_OR: Tensor, down_RI: Tensor, scale: float, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The tensors of scale * up @ down in a file, and the change [O, I] that they mean
-    there."""
+    """The tensors of scale * up @ down in a file, and the change [O, I] that they have
+    in that file."""
     down = down_RI.to(dtype).contiguous()
     up = up_OR.to(dtype).contiguous()
     stem = f"{EXPORTED_PREFIX}{name}"
@@ -136,13 +150,16 @@ def for_every_program(
         for key, tensor in folded.items():
             if key.endswith(spelling.down_up[1]):
                 stored[key] = tensor.to(dtype)
-        if any(
-            not torch.equal(tensor.float(), folded[key].float())
-            for key, tensor in stored.items()
-        ):
+        if not _are_equal(stored, folded):
             return spelled(tensors, replace(spelling, folds_alpha=False))
         folded |= stored
     return folded
+
+
+def _are_equal(stored: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> bool:
+    """Whether the stored tensors have the numbers of the exact ones."""
+    pairs = ((tensor.float(), exact[key].float()) for key, tensor in stored.items())
+    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def write_lowrank(
@@ -151,8 +168,9 @@ def write_lowrank(
     metadata: Mapping[str, str],
     dtype: torch.dtype,
 ) -> None:
-    """Writes the nearest LoRA to changes of weights, given as such or whole [O, I], and
-    reports the error of what is written."""
+    """Writes the LoRA that is nearest to changes of weights, and reports the error of
+    the written file. The changes are given as `LayerDelta` or as whole matrices
+    [O, I]."""
     tensors: dict[str, Tensor] = {}
     ranks: list[int] = []
     layers: list[str] = []
@@ -168,7 +186,7 @@ def write_lowrank(
         if isinstance(change, LayerDelta):
             refuse_what_needs_the_base(name, change)
             up, down, error = extract_lora(change, most)
-            # stays in alpha: nothing is rounded
+            # The scale stays in alpha, where it is not rounded.
             if change.low_rank and change.scale:
                 scale = change.scale
             else:
@@ -180,9 +198,8 @@ def write_lowrank(
         ranks.append(len(down))
         of_layer, written_OI = lora_tensors(name, up / scale, down, scale, dtype)
         tensors |= of_layer
-        loss.add(
-            change.delta() if isinstance(change, LayerDelta) else change, written_OI
-        )
+        meant_OI = change.delta() if isinstance(change, LayerDelta) else change
+        loss.add(meant_OI, written_OI)
     write_lora(section.output_path(), for_every_program(tensors, layers), metadata)
     if len(set(ranks)) > 1:
         of_ranks = f"ranks {min(ranks)} to {max(ranks)}"
@@ -194,8 +211,8 @@ def write_lowrank(
 
 
 def refuse_what_needs_the_base(name: str, change: LayerDelta) -> None:
-    """Raises UserError for a DoRA, OFT, BOFT or GLoRA: what it changes depends on the
-    weights it is used with."""
+    """Raises UserError for a DoRA, OFT, BOFT or GLoRA, because its change depends on
+    the weights that it is used with."""
     if change.needs_base:
         if change.multiplied:
             title = change.multiplied.title(change.parts)

@@ -1,4 +1,9 @@
-"""`type: inspect`: what is in a LoRA file, in words or JSON."""
+"""`type: inspect`: prints the contents of a LoRA file, as lines or as JSON.
+
+The facts are kinds, ranks, norms by block, metadata, and which programs can read the
+file. Mistakes are only counted: `doctor` explains them. Nothing is written. `process`
+exports the class for the table of tools.
+"""
 
 from __future__ import annotations
 
@@ -29,25 +34,25 @@ WRITERS = {
 
 
 class InspectProcess(BaseExtensionProcess):
-    """Prints the facts; nothing is written."""
+    """Prints the facts and writes nothing.
+
+    Example::
+
+        python run.py inspect output/my_character.safetensors
+    """
 
     section: InspectConfig
 
     def run(self) -> None:
         super().run()
         section = self.section
-        found = facts(
-            read_lora(
-                section.file,
-                section.model_folder() if section.model else None,
-                any_model=True,
-            )
-        )
-        print(json.dumps(found, indent=2) if section.as_json else render(found))
+        model = section.model_folder() if section.model else None
+        report = facts(read_lora(section.file, model, any_model=True))
+        print(json.dumps(report, indent=2) if section.as_json else render(report))
 
 
 def facts(file: AdapterFile) -> dict[str, Any]:
-    """What is in a file, as JSON values."""
+    """The contents of a file as JSON values."""
     layers: dict[str, dict[str, Any]] = {}
     for name, change in file.changes.items():
         rank = rank_of(change.parts)
@@ -62,7 +67,18 @@ def facts(file: AdapterFile) -> dict[str, Any]:
             "shape": [size or None for size in change.shape],
             "norm": norm,
         }
+    parameters = 0
+    for change in file.changes.values():
+        parameters += sum(tensor.numel() for tensor in change.parts.values())
     tensors, metadata = read_tensors(file.path)
+    wrong = []
+    for finding in health(tensors, metadata):
+        if finding.severity == "error":
+            wrong.append(f"{finding.message} {finding.remedy}")
+    readable_by = []
+    for name, target in FORMATS.items():
+        if not why_not_exported(file, target):
+            readable_by.append(name)
     keys = sorted(tensors)
     return {
         "file": str(file.path),
@@ -72,27 +88,15 @@ def facts(file: AdapterFile) -> dict[str, Any]:
         "ranks": _counts(layer["rank"] for layer in layers.values() if layer["rank"]),
         "alphas": _counts(layer["alpha"] for layer in layers.values() if layer["rank"]),
         "layers": len(layers),
-        "parameters": sum(
-            tensor.numel()
-            for change in file.changes.values()
-            for tensor in change.parts.values()
-        ),
+        "parameters": parameters,
         "biases": sum(change.bias is not None for change in file.changes.values()),
         "zero_layers": sum(change.is_zero for change in file.changes.values()),
-        "wrong": [
-            f"{one.message} {one.remedy}"
-            for one in health(tensors, metadata)
-            if one.severity == "error"
-        ],
+        "wrong": wrong,
         "norm": sqrt(sum((x["norm"] or 0.0) ** 2 for x in layers.values())),
         "without_norm": sum(x["norm"] is None for x in layers.values()),
         "norm_by_block": _by_block(layers),
         "first_key": keys[0],
-        "readable_by": [
-            name
-            for name, target in FORMATS.items()
-            if not why_not_exported(file, target)
-        ],
+        "readable_by": readable_by,
         "written_by": _writer(metadata),
         "metadata": metadata,
         "by_layer": layers,
@@ -104,8 +108,8 @@ def _counts(values: Iterable[float]) -> dict[str, int]:
 
 
 def _by_block(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Frobenius norm of the changes of each block; of what stands outside of blocks by
-    its own name. Changes that multiply the weight have none without it."""
+    """Frobenius norm of the changes of each block. Layers outside of blocks have their
+    own name. Changes that multiply the weight have no norm without it."""
     squares: dict[str, float] = defaultdict(float)
     for name, layer in layers.items():
         if layer["norm"] is None:
@@ -120,57 +124,59 @@ def _writer(metadata: Mapping[str, str]) -> str:
         software = json.loads(metadata.get("software", "{}"))
         return f"{software['name']} {software.get('version', '')}".strip()
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return next(
-            (title for key, title in WRITERS.items() if key in metadata), "unknown"
-        )
+        for key, title in WRITERS.items():
+            if key in metadata:
+                return title
+        return "unknown"
 
 
-def render(found: Mapping[str, Any]) -> str:
+def render(report: Mapping[str, Any]) -> str:
     """The facts as lines."""
-
-    def counted(counts: Mapping[str, int]) -> str:
-        return ", ".join(
-            key if len(counts) == 1 else f"{key} ({count} layers)"
-            for key, count in counts.items()
-        )
-
-    largest = max(found["norm_by_block"].values(), default=0.0) or 1.0
-    blocks = [
-        f"  {name:28} {norm:10.4g}  {'#' * round(30 * norm / largest)}"
-        for name, norm in found["norm_by_block"].items()
-    ]
-    kinds = " and ".join(found["kinds"]) or "no change"
-    if len(found["wrong"]) > 1:
-        more = f" ({len(found['wrong']) - 1} more)"
+    largest = max(report["norm_by_block"].values(), default=0.0) or 1.0
+    blocks = []
+    for name, of_block in report["norm_by_block"].items():
+        bar = "#" * round(30 * of_block / largest)
+        blocks.append(f"  {name:28} {of_block:10.4g}  {bar}")
+    kinds = " and ".join(report["kinds"]) or "no change"
+    if len(report["wrong"]) > 1:
+        more = f" ({len(report['wrong']) - 1} more)"
     else:
         more = ""
-    wrong = [f"wrong: {line}{more} See run.py doctor." for line in found["wrong"][:1]]
-    multiplied = f"{found['without_norm']} layers multiply the model's weights: their change has no norm without those"
+    wrong = [f"wrong: {line}{more} See run.py doctor." for line in report["wrong"][:1]]
+    multiplied = f"{report['without_norm']} layers multiply the model's weights: their change has no norm without those"
     if blocks:
-        norm = [f"norm of the change {found['norm']:.4g}; by block:", *blocks]
+        norm = [f"norm of the change {report['norm']:.4g}; by block:", *blocks]
     else:
         norm = []
-    size = f"layers {found['layers']}, parameters {found['parameters']:,}"
-    if found["biases"]:
-        size += f", biases {found['biases']}"
+    size = f"layers {report['layers']}, parameters {report['parameters']:,}"
+    if report["biases"]:
+        size += f", biases {report['biases']}"
     metadata = []
-    for key, value in sorted(found["metadata"].items()):
+    for key, value in sorted(report["metadata"].items()):
         metadata.append(f"  {key}: {_short(value)}")
     return "\n".join(
         [
-            f"{found['file']}: {found['bytes'] / 1e6:.2f} MB, {kinds}, {found['dtype']}",
+            f"{report['file']}: {report['bytes'] / 1e6:.2f} MB, {kinds}, {report['dtype']}",
             size,
-            f"rank {counted(found['ranks']) or 'none'}; alpha {counted(found['alphas']) or 'none'}",
-            f"keys such as {found['first_key']}",
-            f"can be written for: {', '.join(found['readable_by']) or 'none'} (run.py convert)",
-            f"written by: {found['written_by']}",
+            f"rank {_in_words(report['ranks'])}; alpha {_in_words(report['alphas'])}",
+            f"keys such as {report['first_key']}",
+            f"can be written for: {', '.join(report['readable_by']) or 'none'} (run.py convert)",
+            f"written by: {report['written_by']}",
             *wrong,
-            *([multiplied] if found["without_norm"] else []),
+            *([multiplied] if report["without_norm"] else []),
             *norm,
             "metadata:" if metadata else "metadata: none",
             *metadata,
         ]
     )
+
+
+def _in_words(counts: Mapping[str, int]) -> str:
+    if not counts:
+        return "none"
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{key} ({count} layers)" for key, count in counts.items())
 
 
 def _short(value: object) -> str:

@@ -1,12 +1,14 @@
-"""Adapter files as other programs read them: files read in any known form, and written
-in the form of one program.
+"""Reads adapter files in any known form, and writes them in the form of one program.
 
-A program is a row of `FORMATS`: what it reads with the meaning that the file has, found
-by running it on generated files (ComfyUI a125cd84, diffusers 0.42.1 with peft 0.21.2)
-or by its source (ComfyUI's names of layers at 17358c8f, musubi-tuner 0.3.4,
-ai-toolkit). Nothing is rounded on the way: the numbers keep the dtype of the file, and
-where a scale has to go into a matrix and does not fit into that, the file becomes
-float32.
+A program is a row of `FORMATS`: the kinds of change that it reads correctly. The rows
+were found by running the program on generated files (ComfyUI a125cd84, diffusers 0.42.1
+with peft 0.21.2) or from its source (ComfyUI's names of layers at 17358c8f,
+musubi-tuner 0.3.4, ai-toolkit). Numbers are not rounded: they keep the dtype of the
+file, and where a scale has to go into a matrix and does not fit into that dtype, the
+file becomes float32.
+
+The tools for LoRA files call it through `files.read_lora` and `process`;
+docs/programs_table.py writes the table of programs from `FORMATS`.
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 """
@@ -42,7 +44,13 @@ Layers = Mapping[str, tuple[int, int]] | Collection[str]
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """An adapter file as it was read."""
+    """An adapter file as it was read.
+
+    Example::
+
+        file = read_lora("output/my_character.safetensors", None)
+        print(file.kinds, file.dtype, len(file.changes))
+    """
 
     path: Path
     changes: dict[str, LayerDelta]
@@ -55,24 +63,28 @@ class AdapterFile:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of change in it, such as ("lora",) or ("dora", "lora")."""
+        """The kinds of change in the file, such as ("lora",) or ("dora", "lora")."""
         return tuple(sorted({kind_of(change) for change in self.changes.values()}))
 
 
 def read_adapter(
     path: Path, models: Collection[Layers], any_model: bool = False
 ) -> AdapterFile:
-    """Reads a file whose model has the linear layers of one of `models`. any_model: or
-    layers of other names.
+    """Reads a file whose model has the linear layers of one of `models`. any_model:
+    layers of other names are accepted too.
 
-    Raises UserError where it cannot be read or is of none of them, with what the first
-    of them lacks, and without `any_model` where it changes nothing.
+    Raises UserError where the file cannot be read or belongs to none of the models,
+    with the reason for the first of them, and without `any_model` where it changes
+    nothing.
     """
     tensors, metadata = read_tensors(path)
     if not tensors:
         raise UserError(f"{path}: holds no tensors.")
     refused: list[UserError] = []
-    for layers in (*models, *([own_names(tensors)] if any_model else ())):
+    candidates = [*models]
+    if any_model:
+        candidates.append(own_names(tensors))
+    for layers in candidates:
         try:
             changes = parse_adapter_tensors(tensors, layers, str(path), metadata)
         except UserError as error:
@@ -89,8 +101,8 @@ def read_adapter(
 
 
 def kind_of(change: LayerDelta) -> str:
-    """lora, loha or lokr; dora, of whichever of them, where it has a magnitude; oft,
-    boft or glora."""
+    """The kind of a change: lora, loha, lokr, oft, boft or glora, or dora where it has
+    a magnitude."""
     if change.magnitude is not None:
         return "dora"
     return _base_kind(change)
@@ -99,51 +111,52 @@ def kind_of(change: LayerDelta) -> str:
 def _base_kind(change: LayerDelta) -> str:
     if change.multiplied:
         return change.multiplied.name(change.parts)
-    return next(
-        (
-            kind
-            for kind, part in (("lora", "up"), ("loha", "hada_w1_a"))
-            if part in change.parts
-        ),
-        "lokr",
-    )
+    if "up" in change.parts:
+        return "lora"
+    if "hada_w1_a" in change.parts:
+        return "loha"
+    return "lokr"
 
 
 @dataclass(frozen=True)
 class Format:
-    """What one program reads."""
+    """The form of adapter files that one program reads.
+
+    >>> FORMATS["kohya"].stem("transformer_blocks.0.attn.to_q")
+    'lora_unet_transformer_blocks_0_attn_to_q'
+    """
 
     title: str
     prefix: str
-    """Before the module's name."""
+    """Text before the module's name."""
 
     is_flat: bool = False
-    """`_` for each dot of the module's name."""
+    """Whether `_` stands for each dot of the module's name."""
 
     down_up: tuple[str, str] = (".lora_A.weight", ".lora_B.weight")
     has_alpha: bool = True
-    """Whether a LoRA has an alpha; without, its scale is in the up matrix. LoHa and
-    LoKr always have one."""
+    """Whether a LoRA has an alpha. Without one its scale is in the up matrix. LoHa and
+    LoKr always have an alpha."""
 
     kinds: tuple[str, ...] = ("lora", "loha", "lokr")
-    """Kinds of change that it reads with the right meaning."""
+    """Kinds of change that it reads correctly."""
 
     column_magnitude: str = ""
     """Key of a DoRA's norms of input columns [1, I]; empty: it does not read them
-    right."""
+    correctly."""
 
     row_magnitude: str = ""
     """Key of a DoRA's norms of output rows [O, 1]."""
 
     prefix_of_halves: str | None = None
-    """The prefix for a model whose layers ComfyUI fuses, where that is another one."""
+    """The prefix for a model whose layers ComfyUI fuses, where it is another one."""
 
     is_fused: bool = False
-    """Whether layers that ComfyUI's weights hold as one (`lora_formats.ROWS_OF`) are
-    one here."""
+    """Whether layers that are one layer in ComfyUI's weights (`lora_formats.ROWS_OF`)
+    are one layer in the file."""
 
     bias: str = ""
-    """Key of what is added to a bias; empty: it does not read them."""
+    """Key of the change of a bias; empty: it does not read such changes."""
 
     flat_magnitude: bool = False
     """The norms are written as [O]."""
@@ -155,7 +168,7 @@ class Format:
         return replace(self, prefix=self.prefix_of_halves)
 
     def stem(self, module: str) -> str:
-        """What the keys of a module begin with."""
+        """The beginning of the keys of a module."""
         return self.prefix + (module.replace(".", "_") if self.is_flat else module)
 
 
@@ -200,28 +213,27 @@ FORMATS: dict[str, Format] = {
 
 
 def why_not_exported(file: AdapterFile, target: Format) -> list[str]:
-    """Why a program would not read the file with its meaning; empty: it does."""
-    found: dict[str, None] = {}
+    """Why a program would not read the file correctly; empty: it reads it correctly."""
+    reasons: dict[str, None] = {}
     for change in file.changes.values():
         kind = _base_kind(change)
         magnitude = change.magnitude
         if kind not in target.kinds:
-            found[f"{target.title} does not read {_TITLES[kind]}"] = None
+            reasons[f"{target.title} does not read {_TITLES[kind]}"] = None
         if magnitude is not None and not _magnitude_key(magnitude, target):
             axis = "rows" if len(magnitude) > 1 else "columns"
-            found[
-                f"{target.title} does not read a DoRA with norms of {axis} as it is meant"
-            ] = None
+            norms = f"a DoRA with norms of {axis}"
+            reasons[f"{target.title} does not read {norms} as it is meant"] = None
         if change.bias is not None and not target.bias:
-            found[f"{target.title} does not read changes of biases"] = None
+            reasons[f"{target.title} does not read changes of biases"] = None
     for parts in fused_layers(file.changes).values() if target.is_fused else ():
         kinds = sorted(
             {kind_of(file.changes[part]) for part in parts if part in file.changes}
         )
         if kinds not in (["lora"], ["loha"]):
             named = " and ".join(_TITLES[kind] for kind in kinds)
-            found[f"{target.title} cannot be written of {named}"] = None
-    return list(found)
+            reasons[f"{target.title} cannot be written of {named}"] = None
+    return list(reasons)
 
 
 _TITLES = {
@@ -241,69 +253,60 @@ def _magnitude_key(magnitude: Tensor, target: Format) -> str:
 
 def export(file: AdapterFile, target: Format) -> dict[str, Tensor]:
     """The tensors of the file in the form of a program. Raises UserError where that
-    cannot hold it."""
+    form cannot hold them."""
     reasons = why_not_exported(file, target)
     if reasons:
         raise UserError(
             f"{file.path}: {'; '.join(reasons)}. Merge it into the model, or extract a LoRA of it."
         )
     target = target.for_layers(file.changes)
+    changes = _fused(file.changes) if target.is_fused else file.changes
     tensors: dict[str, Tensor] = {}
-    for module, change in (
-        _fused(file.changes) if target.is_fused else file.changes
-    ).items():
-        tensors |= {
-            target.stem(module) + suffix: tensor
-            for suffix, tensor in _written(change, target).items()
-        }
-    matrices = {}
-    for name, tensor in tensors.items():
-        if not name.endswith(".alpha"):
-            matrices[name] = tensor
-    exact = all(
-        torch.equal(tensor.to(file.dtype).float(), tensor)
-        for tensor in matrices.values()
-    )
-    dtype = file.dtype if exact else torch.float32
-    return {
-        name: (t.to(dtype) if name in matrices else t).contiguous()
-        for name, t in tensors.items()
-    }
+    for module, change in changes.items():
+        for suffix, tensor in _written(change, target).items():
+            tensors[target.stem(module) + suffix] = tensor
+    matrices = [name for name in tensors if not name.endswith(".alpha")]
+    is_exact = _fit([tensors[name] for name in matrices], file.dtype)
+    dtype = file.dtype if is_exact else torch.float32
+    for name in matrices:
+        tensors[name] = tensors[name].to(dtype)
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _fit(tensors: Iterable[Tensor], dtype: torch.dtype) -> bool:
+    """Whether a dtype can hold float32 tensors exactly."""
+    pairs = ((tensor.to(dtype).float(), tensor) for tensor in tensors)
+    return all(torch.equal(rounded, exact) for rounded, exact in pairs)
 
 
 def _fused(changes: Mapping[str, LayerDelta]) -> dict[str, LayerDelta]:
-    """The changes with layers in parts joined to one, exactly: columns of the left
-    factor meet rows of the right one of the same part alone, so that ranks add up. A
-    part that is not changed has no rank."""
+    """The changes with layers in parts joined to one, exactly. Columns of the left
+    factor are multiplied only with rows of the right factor of the same part, so that
+    ranks add up. A part that is not changed has no rank."""
     joined = dict(changes)
     for whole, parts in fused_layers(changes).items():
         first = next(changes[part] for part in parts if part in changes)
         scale = first.scale or 1.0
-        found = []
-        for part in parts:
-            found.append(
-                joined.pop(
-                    part, LayerDelta({n: _no_rank(first, n) for n in first.parts}, 0.0)
-                )
-            )
-        made: dict[str, Tensor] = {}
+        empty = LayerDelta({name: _no_rank(first, name) for name in first.parts}, 0.0)
+        deltas = [joined.pop(part, empty) for part in parts]
+        tensors: dict[str, Tensor] = {}
         for left, right in MATMUL_PAIRS:
             if left in first.parts:
                 factors = []
-                for one in found:
+                for one in deltas:
                     factors.append(
                         one.scale / scale if left in ("up", "hada_w1_a") else 1.0
                     )
                 pieces = []
-                for factor, one in zip(factors, found, strict=True):
+                for factor, one in zip(factors, deltas, strict=True):
                     pieces.append(factor * one.parts[left])
-                made |= {
+                tensors |= {
                     left: torch.block_diag(*pieces),
-                    right: torch.cat([one.parts[right] for one in found]),
+                    right: torch.cat([one.parts[right] for one in deltas]),
                 }
-        if any(one.bias is not None for one in found):
+        if any(one.bias is not None for one in deltas):
             raise UserError(f"the bias of {whole} is changed. {NO_BIAS}")
-        joined[whole] = LayerDelta(made, scale)
+        joined[whole] = LayerDelta(tensors, scale)
     return joined
 
 
@@ -318,9 +321,8 @@ def _written(change: LayerDelta, target: Format) -> dict[str, Tensor]:
     parts = dict(change.parts)
     written = {}
     scale = change.scale
-    if ignores_alpha(
-        parts
-    ):  # of two whole factors no program but peft counts a strength
+    # Only peft applies a strength to two whole factors.
+    if ignores_alpha(parts):
         parts["lokr_w1"] = scale * parts["lokr_w1"]
         scale = 1.0
     magnitude = parts.pop("dora_scale", None)
@@ -344,20 +346,22 @@ def _written(change: LayerDelta, target: Format) -> dict[str, Tensor]:
 
 
 OF_THE_FORM = (HEADER_METADATA, CONFIG_FILE, "sha256", "format")
-"""Metadata that are true of one form of a file alone."""
+"""Metadata that are true of one form of a file only."""
 
 
 def kept_metadata(file: AdapterFile, target: Format | None = None) -> dict[str, str]:
-    """The file's metadata but for what is true of its own form alone. In a form without
-    alphas these are the rank."""
-    kept = {}
+    """The file's metadata without the entries that are true of its own form only. In a
+    form without alphas, the entries for alpha become the rank."""
+    metadata = {}
     for key, value in file.metadata.items():
         if key not in OF_THE_FORM:
-            kept[key] = value
+            metadata[key] = value
     if target and not target.has_alpha and "lora" in file.kinds:
         ranks = {
-            "alpha": kept.get("rank"),
-            "ss_network_alpha": kept.get("ss_network_dim"),
+            "alpha": metadata.get("rank"),
+            "ss_network_alpha": metadata.get("ss_network_dim"),
         }
-        kept |= {key: rank for key, rank in ranks.items() if key in kept and rank}
-    return kept
+        for key, rank in ranks.items():
+            if key in metadata and rank:
+                metadata[key] = rank
+    return metadata

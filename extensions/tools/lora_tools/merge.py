@@ -1,4 +1,10 @@
-"""`type: merge`: LoRAs into a model folder, or several into one file."""
+"""`type: merge`: merges LoRAs into a model folder or file, or several LoRAs into one.
+
+Weights are read, changed and written one shard at a time, computed in float32 and
+rounded once. The base is never changed, and what rounding loses is reported. Reading
+and writing of LoRA files is in `files`. `process` exports the class for the table of
+tools.
+"""
 
 from __future__ import annotations
 
@@ -50,8 +56,7 @@ def _sources(files: Sequence[tuple[AdapterFile, float]]) -> str:
 def _changes(
     files: Sequence[tuple[AdapterFile, float]],
 ) -> dict[str, list[tuple[LayerDelta, float]]]:
-    """Name of a weight or bias -> what each file changes of it, and the file's
-    strength."""
+    """Name of a weight or bias -> the change by each file, and the file's strength."""
     changes: dict[str, list[tuple[LayerDelta, float]]] = defaultdict(list)
     for file, strength in files:
         for name, change in file.changes.items():
@@ -62,16 +67,28 @@ def _changes(
 
 
 def _check_biases(changes: Collection[str], base: Collection[str]) -> int:
-    """The number of layers that are changed. Raises UserError for the bias of one
-    without."""
+    """The number of layers that are changed. Raises UserError for a bias that the base
+    does not have."""
     absent = [name for name in changes if name not in base]
     if absent:
         raise UserError(f"{absent[0]} is changed. {NO_BIAS}")
     return len({name.rpartition(".")[0] for name in changes})
 
 
+def _scaled_ups(
+    changes: Sequence[tuple[LayerDelta, float]], scale: float
+) -> list[Tensor]:
+    """The up matrices of changes with their strengths, relative to a strength."""
+    return [strength / scale * change.parts["up"] for change, strength in changes]
+
+
 class MergeProcess(BaseExtensionProcess):
-    """Merges in float32 and rounds once."""
+    """Merges in float32 and rounds once.
+
+    Example::
+
+        python run.py merge --base model --lora a.safetensors:0.8 --output merged
+    """
 
     section: MergeConfig
 
@@ -101,9 +118,10 @@ class MergeProcess(BaseExtensionProcess):
         shards = weight_files(part)
         changes = _changes(files)
         loss = Loss()
-        layers = _check_biases(
-            changes, {name for shard in shards for name in tensor_shapes(shard)}
-        )
+        names: set[str] = set()
+        for shard in shards:
+            names |= tensor_shapes(shard).keys()
+        layers = _check_biases(changes, names)
 
         def merged_of(shard: Path) -> dict[str, Tensor]:
             weights, _ = read_tensors(shard)
@@ -113,20 +131,17 @@ class MergeProcess(BaseExtensionProcess):
             }
 
         if not self.section.writes_folder():
-            tensors = {
-                name: weight
-                for shard in shards
-                for name, weight in merged_of(shard).items()
-            }
+            tensors: dict[str, Tensor] = {}
+            for shard in shards:
+                tensors |= merged_of(shard)
             self._write_single_file(
                 output, in_one(tensors, markers_of(family.title)), files, layers, loss
             )
             return
         with atomic_write_dir(output) as new:
             place_parts(base, new, without={family.trained_part})
-            for other in sorted(
-                path for path in part.iterdir() if path.is_file() and path not in shards
-            ):
+            paths = [path for path in part.iterdir() if path.is_file()]
+            for other in sorted(path for path in paths if path not in shards):
                 place_file(other, new / family.trained_part / other.name)
             for shard in shards:
                 write_safetensors_verified(
@@ -139,8 +154,8 @@ class MergeProcess(BaseExtensionProcess):
     def _into_single_file(
         self, base: Path, pairs: Sequence[tuple[str, float]], output: Path
     ) -> None:
-        """A transformer's file of a base that is one; in bfloat16 of an 8-bit base,
-        unless `dtype` says otherwise."""
+        """Writes the file of a transformer from a base that is one. The file of an
+        8-bit base is bfloat16, unless `dtype` is given."""
         with ExitStack() as stack:
             reader = ShardReader(base, stack, base)
             loss = Loss()
@@ -193,13 +208,12 @@ class MergeProcess(BaseExtensionProcess):
             )
         changed = weight.float()
         for change, strength in changes:
-            of_bias = change.bias if name.endswith(".bias") else None
-            changed = changed + strength * (
-                change.delta_for(changed) if of_bias is None else of_bias
-            )
-        written = changed.to(
-            number_type(self.section.dtype, [weight.dtype])
-        ).contiguous()
+            added = change.bias if name.endswith(".bias") else None
+            if added is None:
+                added = change.delta_for(changed)
+            changed = changed + strength * added
+        dtype = number_type(self.section.dtype, [weight.dtype])
+        written = changed.to(dtype).contiguous()
         if changes:
             loss.add(changed - weight.float(), written.float() - weight.float())
         return written
@@ -207,11 +221,11 @@ class MergeProcess(BaseExtensionProcess):
     def _into_file(
         self, files: Sequence[tuple[AdapterFile, float]], output: Path
     ) -> None:
-        """The sum of the changes: rows and columns of all matrices together, or the
-        nearest LoRA of `rank`.
+        """Writes the sum of the changes: rows and columns of all matrices together, or
+        the nearest LoRA of `rank`.
 
-        The largest strength stays in alpha, where nothing is rounded; what another
-        differs from it by goes into `up`.
+        The largest strength stays in alpha, where it is not rounded. The factors of the
+        other strengths to it are multiplied into `up`.
         """
         pairs: dict[str, list[tuple[LayerDelta, float]]] = defaultdict(list)
         biases: dict[str, Tensor] = {}
@@ -245,13 +259,7 @@ class MergeProcess(BaseExtensionProcess):
         loss = Loss()
         for name, of_layer in pairs.items():
             scale = max((scale for _, scale in of_layer), key=abs) or 1.0
-            up = torch.cat(
-                [
-                    scale_of / scale * change.parts["up"]
-                    for change, scale_of in of_layer
-                ],
-                1,
-            )
+            up = torch.cat(_scaled_ups(of_layer, scale), 1)
             down = torch.cat([change.parts["down"] for change, _ in of_layer])
             meant_OI = scale * up @ down
             if self.section.rank and len(down) > self.section.rank:
@@ -268,7 +276,7 @@ class MergeProcess(BaseExtensionProcess):
             if model:
                 metadata[BASE_MODEL] = model
         write_lora(output, for_every_program(tensors, outputs), metadata)
-        said = str(dtype).removeprefix("torch.")
+        dtype_name = str(dtype).removeprefix("torch.")
         logger.info(
-            f"{output}: {len(files)} files in {len(outputs)} layers, {said}; {loss}"
+            f"{output}: {len(files)} files in {len(outputs)} layers, {dtype_name}; {loss}"
         )

@@ -1,16 +1,16 @@
-"""Averages of saved checkpoints, chosen after the training: exponential, or with the
-profile of a power function.
+"""Averages of saved files, whose width is chosen after the training.
 
-Each matrix is averaged on its own, as an average during training is. Checkpoints are
-given oldest first:
+The average is exponential, or has the profile of a power function. Each matrix is
+averaged separately, as an average during training is. The functions read the files and
+write none: `process` does that for `type: post_hoc_ema`. Files are given oldest first:
 
     average = beta_i * average + (1 - beta_i) * checkpoint_i,   from the first checkpoint on.
 
 A power function t^gamma over the steps has beta_i = (t_before / t_i)^(gamma + 1),
 whatever the distances between the checkpoints. Source: Karras et al., arXiv 2312.02696,
 section 3.1 and algorithm 2 (gamma of a relative width sigma_rel). musubi-tuner
-(lora_post_hoc_ema.py) counts files in the place of steps, from one too early: its first
-has no weight.
+(lora_post_hoc_ema.py) counts files in the place of steps, and begins one too early, so
+that its first file has no weight.
 """
 
 from __future__ import annotations
@@ -31,24 +31,29 @@ from toolkit.optim.ema import gamma_of
 
 
 def power_betas(steps: Sequence[int], sigma_rel: float) -> list[float]:
-    """The betas of all checkpoints but the first, by the steps they were saved at
-    (rising)."""
+    """The betas of all checkpoints but the first. steps: the steps they were saved at,
+    ascending."""
     gamma = gamma_of(sigma_rel)
     return [(before / step) ** (gamma + 1) for before, step in pairwise(steps)]
 
 
 def linear_betas(count: int, beta: float, beta2: float | None = None) -> list[float]:
-    """The betas of `count` checkpoints but the first, from `beta` to `beta2` in even
-    steps."""
+    """The betas of `count` checkpoints without the first, from `beta` to `beta2` in
+    even steps.
+
+    >>> linear_betas(4, beta=0.5, beta2=0.9)
+    [0.5, 0.7, 0.9]
+    """
     merges = count - 1
     last = beta if beta2 is None else beta2
-    return [
-        beta + (last - beta) * index / max(1, merges - 1) for index in range(merges)
-    ]
+    betas = []
+    for index in range(merges):
+        betas.append(beta + (last - beta) * index / max(1, merges - 1))
+    return betas
 
 
 def steps_of(files: Sequence[Path]) -> list[int]:
-    """The optimizer step of each file: by its metadata, else the last number in its
+    """The optimizer step of each file, from its metadata, else the last number in its
     name.
 
     Raises UserError where a file has neither, or two have the same.
@@ -82,8 +87,9 @@ def average(files: Sequence[Path], betas: Sequence[float]) -> dict[str, Tensor]:
     """The average of files with the same keys, oldest first, in the dtypes of the
     first; computed in float32.
 
-    betas: of each file but the first. Alphas, and what is not a floating-point number,
-    have to be equal in all. Raises UserError where the files do not match.
+    betas: one for each file but the first. Alphas, and tensors that are not
+    floating-point numbers, have to be equal in all files. Raises UserError where the
+    files do not match.
     """
     first, _ = read_tensors(files[0])
     mean = {}
@@ -97,10 +103,8 @@ def average(files: Sequence[Path], betas: Sequence[float]) -> dict[str, Tensor]:
             value.mul_(beta).add_(tensors[name].float(), alpha=1 - beta)
             if not torch.isfinite(value).all():
                 raise UserError(f"{file}: {name} is not finite.")
-    return {
-        name: mean[name].to(tensor.dtype) if name in mean else tensor
-        for name, tensor in first.items()
-    }
+    averaged = {name: mean[name].to(first[name].dtype) for name in mean}
+    return {**first, **averaged}
 
 
 def _following(

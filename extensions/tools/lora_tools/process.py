@@ -1,5 +1,10 @@
-"""The processes of the tools; those of `convert`, `resize` and `post_hoc_ema` are
-here."""
+"""The processes of the tools for LoRA files.
+
+`convert`, `resize` and `post_hoc_ema` are defined here, the others in their own modules
+(`extract`, `inspect`, `merge`, `scale`). Files are read and written by `files`; this
+module only connects a section to the functions. The table of tools
+(`extensions/tools/__init__.py`) names the classes by this module.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +48,8 @@ logger = logging.getLogger(__name__)
 OF_THE_KIND = re.compile(
     "network_type$|rank$|alpha$|lokr_factor$|ss_network_|modelspec.architecture$"
 )
-"""Metadata that describe the kind and the rank of the network: not true of the LoRA
-that `resize` makes of it."""
+"""Metadata that describe the kind and the rank of the network. They are not true of the
+LoRA that `resize` writes."""
 
 __all__ = [
     "ConvertProcess",
@@ -58,7 +63,12 @@ __all__ = [
 
 
 class ConvertProcess(BaseExtensionProcess):
-    """Writes a file in the form of another program."""
+    """Writes a file in the form of another program.
+
+    Example::
+
+        python run.py convert a.safetensors for_kohya.safetensors --to kohya
+    """
 
     section: ConvertConfig
 
@@ -70,11 +80,8 @@ class ConvertProcess(BaseExtensionProcess):
         )
         tensors = export(file, target)
         write_lora(section.output_path(), tensors, kept_metadata(file, target))
-        dtype = next(
-            tensor.dtype
-            for name, tensor in tensors.items()
-            if not name.endswith(".alpha")
-        )
+        matrices = (name for name in tensors if not name.endswith(".alpha"))
+        dtype = tensors[next(matrices)].dtype
         if dtype == file.dtype:
             rounded = ""
         else:
@@ -87,7 +94,12 @@ class ConvertProcess(BaseExtensionProcess):
 
 
 class ResizeProcess(BaseExtensionProcess):
-    """Writes the nearest LoRA of a rank to a file."""
+    """Writes the nearest LoRA of a rank to a file.
+
+    Example::
+
+        python run.py resize a.safetensors rank_4.safetensors --rank 4
+    """
 
     section: ResizeConfig
 
@@ -97,20 +109,25 @@ class ResizeProcess(BaseExtensionProcess):
         file = read_lora(
             section.input, section.model_folder() if section.model else None
         )
-        kept = {}
+        metadata = {}
         for key, text in kept_metadata(file).items():
             if not OF_THE_KIND.match(key):
-                kept[key] = text
+                metadata[key] = text
         write_lowrank(
             section,
             file.changes.items(),
-            kept,
+            metadata,
             number_type(section.dtype, [file.dtype]),
         )
 
 
 class PostHocEmaProcess(BaseExtensionProcess):
-    """Averages files of one run."""
+    """Averages files of one run.
+
+    Example::
+
+        python run.py post_hoc_ema run/a_0*.safetensors --output average.safetensors
+    """
 
     section: PostHocEmaConfig
 
@@ -144,14 +161,14 @@ class PostHocEmaProcess(BaseExtensionProcess):
     ) -> None:
         """Writes the tensors with the metadata of a file of the run and the recipe of
         the average."""
-        kept = {}
+        document = {}
         for key, value in metadata.items():
             if key not in ("sha256", "format"):
-                kept[key] = value
+                document[key] = value
         write_lora(
             self.section.output_path(),
             tensors,
-            {**kept, "post_hoc_ema": json.dumps(recipe)},
+            {**document, "post_hoc_ema": json.dumps(recipe)},
         )
 
 

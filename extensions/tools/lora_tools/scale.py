@@ -1,4 +1,9 @@
-"""`type: scale`: a LoRA file with a strength for each group of blocks."""
+"""`type: scale`: writes a LoRA file with a strength for each group of blocks.
+
+The strengths are multiplied into one factor of each change, without rounding. How
+entries such as `0-9:0.5` are read is in `shared/blocks`. Changes that depend on the
+model's weights cannot be scaled. `process` exports the class for the table of tools.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +34,21 @@ SCALED = (
     ),
     *(".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".diff", ".diff_b"),
 )
-"""Ends of the keys that a strength is multiplied into: one factor of each change, and
-changes of biases."""
+"""Endings of the keys that a strength is multiplied into: one factor of each change,
+and changes of biases."""
 
 STRENGTHS = "block_strengths"
 """Key of the metadata: the entries that the file was scaled by."""
 
 
 class ScaleProcess(BaseExtensionProcess):
-    """Multiplies in float32; a tensor that its dtype cannot hold exactly becomes
-    float32."""
+    """Multiplies in float32. A tensor whose dtype cannot hold the product exactly
+    becomes float32.
+
+    Example::
+
+        python run.py scale a.safetensors half.safetensors --blocks 0-9:0.5 12:0
+    """
 
     section: ScaleConfig
 
@@ -63,14 +73,14 @@ class ScaleProcess(BaseExtensionProcess):
                 raise UserError(
                     f"blocks: {section.input} changes none of blocks {one.first} to {one.last}. {has}"
                 )
-        strengths = {key: strength_in(key, blocks) for key in tensors}
-        strengths = {
-            key: strength for key, strength in strengths.items() if strength != 1
-        }
+        strengths = {}
+        for key in tensors:
+            strength = strength_in(key, blocks)
+            if strength != 1:
+                strengths[key] = strength
         scaled = {key for key in strengths if key.endswith(SCALED)}
-        left = {split_key(key)[0] for key in strengths} - {
-            split_key(key)[0] for key in scaled
-        }
+        left = {split_key(key)[0] for key in strengths}
+        left -= {split_key(key)[0] for key in scaled}
         if left:
             raise UserError(
                 f"{section.input}: {min(left)} is in a form that is not scaled. Convert the file first."
@@ -79,14 +89,15 @@ class ScaleProcess(BaseExtensionProcess):
             exact = tensors[key].float() * strengths[key]
             stored = exact.to(tensors[key].dtype)
             tensors[key] = stored if stored.float().equal(exact) else exact
-        kept = {}
+        document = {}
         for key, text in metadata.items():
             if key not in ("sha256", "format"):
-                kept[key] = text
-        told = "; ".join(
-            filter(None, [kept.get(STRENGTHS, ""), " ".join(section.blocks)])
+                document[key] = text
+        entries = [document.get(STRENGTHS, ""), " ".join(section.blocks)]
+        strengths_text = "; ".join(filter(None, entries))
+        write_lora(
+            section.output_path(), tensors, document | {STRENGTHS: strengths_text}
         )
-        write_lora(section.output_path(), tensors, kept | {STRENGTHS: told})
         logger.info(
             f"{section.output}: {len(scaled)} of {len(tensors)} tensors scaled ({' '.join(section.blocks)})"
         )

@@ -1,2 +1,2 @@
-"""`type: new`, `run.py new`: writes the job of a character for this machine's GPU,
-checks it and shows its plan."""
+"""`type: new`, `run.py new`: writes a job for this machine's GPU, checks it and shows
+its plan."""

@@ -1,4 +1,9 @@
-"""The section of `type: new`."""
+"""The section of `type: new`: the images, the model and the GPU that a job is for.
+
+The section builds the text of the job (`shared/examples`) and checks its arguments:
+folders, pairs, layers and the model. `process` writes the file and runs the checks of
+the job. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +54,24 @@ def _run_name(name: str) -> str:
     raise value_error(f"{message} Write {name_like(name, 'my_char')!r}.")
 
 
+JOB_KEYS = {
+    "rank": "network.linear",
+    "dim": "network.linear",
+    "alpha": "network.linear_alpha",
+    "batch-size": "train.batch_size",
+    "steps": "train.steps",
+    "epochs": "train.epochs",
+    "lr": "train.lr",
+    "optimizer": "train.optimizer",
+    "resolution": "datasets[].resolution",
+}
+"""Flags that users expect of this command -> the key of the job that it writes."""
+
+
+def _in_the_job(key: str) -> str:
+    return f"It is a key of the job that this command writes: change '{key}' there."
+
+
 class NewConfig(ToolConfig):
     """`type: new`: writes a job that trains a character or a style on a folder of
     images, or an edit on pairs of them, based on the example for this GPU, then checks
@@ -60,14 +83,7 @@ class NewConfig(ToolConfig):
     )
     positional: ClassVar[tuple[str, ...]] = ("job_name", "folder")
 
-    common_words: ClassVar = {
-        key: f"It is a key of the job that this command writes: change '{place}' there."
-        for key, place in {
-            **dict.fromkeys(("rank", "dim"), "network.linear"), "alpha": "network.linear_alpha",
-            "batch-size": "train.batch_size", **{key: f"train.{key}" for key in ("steps", "epochs", "lr", "optimizer")},
-            "resolution": "datasets[].resolution",
-        }.items()
-    }  # fmt: skip
+    common_words: ClassVar = {word: _in_the_job(key) for word, key in JOB_KEYS.items()}
 
     job_name: Annotated[str, AfterValidator(_run_name)] = Field(max_length=100)
     """Name of the run and of its files: letters, digits, `_`, `-` and `.`."""
@@ -95,12 +111,12 @@ class NewConfig(ToolConfig):
 
     model: PathStr = ""
     """Hub id, local folder, or file of a transformer as ComfyUI keeps it
-    (docs/models.md). Empty: the one of the example."""
+    (docs/models.md). Empty: the model of the example."""
 
     gpu: int = Field(default=0, ge=0)
     """Memory of the GPU in GB, such as 24. The least is 4 for Qwen-Image-2.1, 12 for
-    Qwen-Image-Layered, and 6 for the others. 0: that of this machine's GPU, or 24 if it
-    has none."""
+    Qwen-Image-Layered, and 6 for the others. 0: the memory of this machine's GPU, or 24
+    if it has none."""
 
     output: PathStr = ""
     """File to write. Empty: `config/<job_name>.yaml`."""
@@ -110,7 +126,8 @@ class NewConfig(ToolConfig):
         return Path(self.output or f"config/{self.job_name}.yaml").expanduser()
 
     def job_text(self) -> str:
-        """The job. Raises UserError where the GPU is too small for the model."""
+        """The text of the job. Raises UserError where the GPU is too small for the
+        model."""
         pairs = self.pairs()
         trigger = self.trigger_word or ("" if pairs else self.job_name)
         gpu = self.gpu_gb() or WITHOUT_GPU
@@ -134,21 +151,21 @@ class NewConfig(ToolConfig):
         return self.gpu or round(least_memory() / 2**30)
 
     def assumed_gb(self) -> int:
-        """GB of the card that stands for the GPU of the job in its plan; 0: this
-        machine's own counts, or none is needed."""
+        """GB of the card that the plan of the job is made for; 0: the plan uses this
+        machine's GPU, or the job needs none."""
         if self.gpu or (not self.gpu_gb() and not is_small(self.model)):
             return self.gpu or WITHOUT_GPU
         return 0
 
     def why_not_here(self) -> str:
-        """Why the job does not start on this machine, as its plan says it; empty: it
-        may."""
+        """The reason why the job does not start on this machine, as in its plan; empty:
+        it may start."""
         size = model_bytes(ModelConfig(name_or_path=self.model or MODELS[0].id))
         return why_no_device_here("cuda:0", size).removesuffix(TO_TRY).strip()
 
     def command_to_try(self) -> str:
-        """This command for the small model, which trains on any machine, under another
-        name."""
+        """This command with another name and the small model, which can be trained on
+        any machine."""
         small = ["--model", f"config/examples/{MASCOTS}"]
         if self.control_path:
             pairs = ["--control-path", *self.control_path]
@@ -163,18 +180,18 @@ class NewConfig(ToolConfig):
         )
 
     def is_as_written(self) -> bool:
-        """Whether the file to write is there as this command writes it: an earlier call
-        was interrupted, or found mistakes in the images."""
+        """Whether the file to write exists with the same text. Then an earlier call was
+        interrupted, or found mistakes in the images."""
         with suppress(UserError, OSError, UnicodeDecodeError):
             return self.path().read_text(encoding="utf-8") == self.job_text()
         return False
 
     def preview(self) -> Path:
-        """The page of `lint --preview`, beside the job."""
+        """The page of `lint --preview`, next to the job."""
         return self.path().with_suffix(".html")
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """A folder that is missing, a job that is there already."""
+        """Reports a folder that is missing, and a job that exists already."""
         path = self.path()
         yield from self._model_findings(job)
         if Path(self.job_name).is_dir() and not Path(self.folder).exists():
@@ -185,13 +202,13 @@ class NewConfig(ToolConfig):
             )
         else:
             if is_table(self.folder):
-                found = []
+                findings = []
             else:
-                found = list(check_folder(("folder",), self.folder, job))
+                findings = list(check_folder(("folder",), self.folder, job))
             for slot, control in enumerate(self.control_path):
-                found += check_folder(("control_path", slot), control, job)
-            yield from found
-            if not any(finding.severity == "error" for finding in found):
+                findings += check_folder(("control_path", slot), control, job)
+            yield from findings
+            if not any(finding.severity == "error" for finding in findings):
                 yield from self._layer_findings() if self.model else ()
                 yield from self._pair_findings()
         if path.suffix not in CONFIG_SUFFIXES[:2]:
@@ -213,11 +230,11 @@ class NewConfig(ToolConfig):
         """Control images that belong to no image, or that the model does not take."""
         pairs = self.pairs()
         if pairs is None and self.control_path:
-            names = (
-                next(iter(sorted(Path(place).expanduser().glob("[!.]*"))), None)
-                for place in self.control_path
-            )
-            seen = f" (there: {', '.join(repr(str(name)) for name in names if name)})"
+            names: list[str] = []
+            for place in self.control_path:
+                files = sorted(Path(place).expanduser().glob("[!.]*"))
+                names += [repr(str(file)) for file in files[:1]]
+            seen = f" (there: {', '.join(names)})"
             message = f"no image in {self.folder!r} has a control image of its name in {', '.join(self.control_path)}"
             yield Diagnostic(
                 ("control_path",),
@@ -256,8 +273,8 @@ class NewConfig(ToolConfig):
                 )
 
     def _model_findings(self, job: JobContext) -> Iterable[Diagnostic]:
-        """What the job would say against the model, and a hub model of which nothing
-        says the family."""
+        """Mistakes that the job would report about the model, and a hub model whose
+        family is unknown."""
         if not self.model:
             return
         section = ModelConfig(name_or_path=self.model)
@@ -265,7 +282,8 @@ class NewConfig(ToolConfig):
         for finding in section.check(job):
             if finding.severity == "error":
                 faults.append(finding)
-        yield from (replace(fault, key=("model",)) for fault in faults)
+        for fault in faults:
+            yield replace(fault, key=("model",))
         if not faults:
             try:
                 family_for(section)

@@ -1,5 +1,9 @@
-"""Writes the job of a character: that of the model's examples for the GPU, filled
-in."""
+"""The process of `new`: writes a job, then checks its images and shows its plan.
+
+The text of the job comes from the section (`config`). The checks are the commands
+`lint` and `--dry-run`, run on the file as a user would run them. No training is
+started. The table of tools (`extensions/tools/__init__.py`) names the process.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +31,19 @@ logger = logging.getLogger(__name__)
 
 
 class NewProcess(BaseExtensionProcess):
-    """The job is written first; the checks run on the file, as their own commands
-    would."""
+    """Writes the job first, and then runs the checks on the file as separate commands.
+
+    Example::
+
+        python run.py new my_char datasets/photos --gpu 24
+    """
 
     section: NewConfig
 
     def run(self) -> None:
-        """Raises RunError where a start of the job would refuse it or its images,
-        UserError where the GPU is too small for the model; what else `lint` finds in
-        the images is only shown."""
+        """Raises RunError where a start of the job would refuse it or its images, and
+        UserError where the GPU is too small for the model. Other findings of `lint` are
+        only shown."""
         super().run()
         section, path = self.section, self.section.path()
         was_there = path.exists()
@@ -51,10 +59,10 @@ class NewProcess(BaseExtensionProcess):
         logger.info(
             f"{path}: {done} for a GPU of {gpu or WITHOUT_GPU} GB{such}{missing}"
         )
-        found = layers_in(section.folder)
-        if found and found.key in text:
+        layers = layers_in(section.folder)
+        if layers and layers.key in text:
             logger.info(
-                f"layers: {found.layers} of {found.image} ({found.key}); docs/datasets.md"
+                f"layers: {layers.layers} of {layers.image} ({layers.key}); docs/datasets.md"
             )
         else:
             pairs = section.pairs()

@@ -1,2 +1,5 @@
-"""What several tools have in common: the model and images of it, curves, pages, the job
-of a run."""
+"""Modules that several tools share: models and their images, curves, pages, run folders.
+
+A module is here when at least two tools need it. It must not import a tool, and what
+only one tool needs stays in that tool's folder.
+"""

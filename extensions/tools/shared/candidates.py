@@ -1,6 +1,12 @@
-"""Images of one prompt, of which somebody says which are better: as `candidates.jsonl`
-in their folder names them, one line for each prompt, or as the settings in the images
-say. Imports no torch."""
+"""Groups of candidate images: images of one prompt that a user compares and votes on.
+
+`candidates.jsonl` in the folder of the images has one line per group. Without that file
+the groups are read from the settings that the PNG images hold. This module writes no
+votes: `ui/votes` does. Imports no torch.
+
+`prefer` adds the groups that it generates; `ui/votes` and the views of the page read
+them.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +29,13 @@ VOTES = "votes.jsonl"
 
 @dataclass(frozen=True)
 class Group:
-    """Images of one prompt and the same control images, made by one model."""
+    """Images of one prompt and the same control images, made by one model.
+
+    >>> first = Group("a cat", seed=(1,), lora=((),), files=("cat_1.png",))
+    >>> second = Group("a cat", seed=(2,), lora=((),), files=("cat_2.png",))
+    >>> joined([first, second])[0].files
+    ('cat_1.png', 'cat_2.png')
+    """
 
     prompt: str
     control: tuple[str, ...] = ()
@@ -39,18 +51,23 @@ class Group:
 
     @classmethod
     def of(cls, settings: Settings, file: str, folder: Path) -> Group:
-        """The group of one image. settings: of `image_files.Settings`. Raises UserError
-        where they are not."""
+        """The group of one image. settings: as `image_files.Settings`. Raises UserError
+        where keys are missing or have other types."""
         try:
-            control = tuple(
-                os.path.relpath(os.path.expanduser(one["path"]), folder)
-                for one in settings["reference"]
-            )
+            control = []
+            for image in settings["reference"]:
+                path = os.path.expanduser(image["path"])
+                control.append(os.path.relpath(path, folder))
             lora = tuple(str(one["path"]) for one in settings["lora"])
             model = str(settings["model"]["name_or_path"])
             seed = int(settings["seed"])
             return cls(
-                str(settings["prompt"]), control, model, (seed,), (lora,), (file,)
+                str(settings["prompt"]),
+                tuple(control),
+                model,
+                (seed,),
+                (lora,),
+                (file,),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
@@ -60,28 +77,24 @@ class Group:
 
 def joined(groups: Iterable[Group]) -> tuple[Group, ...]:
     """One group for each prompt, its control images and its model, with all files."""
-    found: dict[Group, dict[str, tuple[int, tuple[str, ...]]]] = {}
+    rows_by_group: dict[Group, dict[str, tuple[int, tuple[str, ...]]]] = {}
     for group in groups:
-        rows = zip(group.files, group.seed, group.lora, strict=True)
         key = replace(group, seed=(), lora=(), files=())
-        found.setdefault(key, {}).update(
-            {file: (seed, lora) for file, seed, lora in rows}
-        )
-    return tuple(
-        replace(
-            key,
-            files=(*rows,),
-            seed=tuple(seed for seed, _ in rows.values()),
-            lora=tuple(lora for _, lora in rows.values()),
-        )
-        for key, rows in found.items()
-    )
+        rows = rows_by_group.setdefault(key, {})
+        for file, seed, lora in zip(group.files, group.seed, group.lora, strict=True):
+            rows[file] = (seed, lora)
+    merged = []
+    for key, rows in rows_by_group.items():
+        seeds = tuple(seed for seed, _ in rows.values())
+        loras = tuple(lora for _, lora in rows.values())
+        merged.append(replace(key, files=tuple(rows), seed=seeds, lora=loras))
+    return tuple(merged)
 
 
 def read_groups(folder: Path) -> tuple[Group, ...]:
-    """The groups that `candidates.jsonl` names; without it those of the PNG images in
-    the folder that say how they were made. Raises UserError for a `candidates.jsonl`
-    that is not of this program."""
+    """The groups that `candidates.jsonl` names, or without it the groups of the PNG
+    images in the folder that hold their settings. Raises UserError for a
+    `candidates.jsonl` that this program did not write."""
     path = folder / CANDIDATES
     try:
         text = read_regular(path).decode("utf-8")
@@ -95,19 +108,11 @@ def read_groups(folder: Path) -> tuple[Group, ...]:
             row = json.loads(line)
             files, control = (tuple(map(str, row[key])) for key in ("files", "control"))
             seed = tuple(map(int, row["seed"]))
-            lora = tuple(tuple(map(str, each)) for each in row["lora"])
-            groups += joined(
-                [
-                    Group(
-                        str(row["prompt"]),
-                        control,
-                        str(row["model"]),
-                        seed,
-                        lora,
-                        files,
-                    )
-                ]
+            lora = tuple(tuple(map(str, paths)) for paths in row["lora"])
+            group = Group(
+                str(row["prompt"]), control, str(row["model"]), seed, lora, files
             )
+            groups += joined([group])
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             remedy = "Remove the line, or give another folder"
             raise UserError(
@@ -123,16 +128,15 @@ def _of_images(folder: Path) -> Iterable[Group]:
 
 
 def add_groups(folder: Path, groups: Iterable[Group]) -> None:
-    """Adds groups to `candidates.jsonl`. Raises UserError as `read_groups`, RunError
-    where it cannot be written."""
+    """Adds groups to `candidates.jsonl`. Raises UserError as `read_groups` does, and
+    RunError where the file cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
         if (folder / CANDIDATES).exists():
             there = read_groups(folder)
         else:
             there = ()
-        rows = (
-            json.dumps(asdict(group), ensure_ascii=False)
-            for group in joined((*there, *groups))
-        )
-        write_text(folder / CANDIDATES, "".join(f"{row}\n" for row in rows))
+        text = ""
+        for group in joined((*there, *groups)):
+            text += json.dumps(asdict(group), ensure_ascii=False) + "\n"
+        write_text(folder / CANDIDATES, text)

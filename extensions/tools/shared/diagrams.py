@@ -1,8 +1,11 @@
-"""The curves of a run as PNG files, and its summary in words, from metrics.jsonl,
-validation.jsonl and drift.jsonl alone. Imports no torch, and matplotlib only to draw.
+"""Draws the curves of a run as PNG files, and writes its summary as text.
 
-A curve without numbers is left out, and so is a figure without curves. The line passes
-over steps without a number.
+Only metrics.jsonl, validation.jsonl and drift.jsonl are read. A curve without numbers
+is left out, and so is a figure without curves. A line skips steps without a number.
+Imports no torch, and imports matplotlib only to draw.
+
+`diagrams` calls `draw_diagrams`. `run_records` uses the panels to sort the curves of a
+run's page, which a script draws.
 """
 
 from __future__ import annotations
@@ -37,7 +40,11 @@ _END = "first and last: means of up to 50 "
 
 @dataclass(frozen=True)
 class Panel:
-    """One diagram: which curves it has, and its axes."""
+    """One diagram: which curves it has, and its axes.
+
+    >>> RATES.takes("lr/text_encoder"), RATES.takes("loss")
+    (True, False)
+    """
 
     title: str
     takes: Callable[[str], bool]
@@ -77,9 +84,10 @@ FIGURES: dict[str, tuple[Panel, ...]] = {
 
 
 def draw_diagrams(folder: Path, output: Path, suffix: str = "") -> list[Path]:
-    """Draws the figures of the run in `folder` into `output`, names ending in `suffix`,
-    and returns what was written: nothing where no step is recorded. Raises RunError
-    where a file cannot be written, or is somebody else's."""
+    """Draws the figures of the run in `folder` into `output`, with names that end in
+    `suffix`. Returns the files that were written: none where no step is recorded.
+    Raises RunError where a file cannot be written, or where another program's file
+    would be replaced."""
     run = [series.update() for series in series_of(folder)]
     curves = [curve for series in run for curve in series.curves()]
     if run[0].last_step < 0 or not curves:
@@ -88,10 +96,11 @@ def draw_diagrams(folder: Path, output: Path, suffix: str = "") -> list[Path]:
     written = []
     title = str(status.get("name") or folder.name)
     for name, panels in FIGURES.items():
-        filled = []
+        shown = []
         for panel in panels:
-            filled.append((panel, _distinct(c for c in curves if panel.takes(c.name))))
-        shown = [(panel, found) for panel, found in filled if found]
+            of_panel = _distinct(c for c in curves if panel.takes(c.name))
+            if of_panel:
+                shown.append((panel, of_panel))
         if shown:
             path = output / f"{name}{suffix}.png"
             _require_own(path)
@@ -104,26 +113,26 @@ def draw_diagrams(folder: Path, output: Path, suffix: str = "") -> list[Path]:
 
 
 def _distinct(curves: Iterable[Curve]) -> list[Curve]:
-    """Without those that an earlier one hides: of one loss `loss`, `loss_flow` and
-    `loss/flow` have the same values."""
-    found: list[Curve] = []
+    """The curves without those that an earlier one hides. With one loss alone, `loss`,
+    `loss_flow` and `loss/flow` have the same values."""
+    distinct: list[Curve] = []
     for curve in curves:
-        if not any(_same(curve, other) for other in found):
-            found.append(curve)
-    return found
+        if not any(_same(curve, other) for other in distinct):
+            distinct.append(curve)
+    return distinct
 
 
 def _same(curve: Curve, other: Curve) -> bool:
-    """But for rounding."""
-    return curve.steps == other.steps and all(
-        math.isclose(a, b, rel_tol=1e-5)
-        for a, b in zip(curve.mean, other.mean, strict=True)
-    )
+    """Whether two curves have equal values, except for rounding."""
+    if curve.steps != other.steps:
+        return False
+    pairs = zip(curve.mean, other.mean, strict=True)
+    return all(math.isclose(a, b, rel_tol=1e-5) for a, b in pairs)
 
 
 def summarize(title: str, run: Sequence[Series], skipped: int = 0) -> str:
-    """The run in words: its length and speed, and of each curve the first and last
-    values, the lowest and where."""
+    """The run in words: its length and speed, and for each curve the first and last
+    values, and the lowest value with its step."""
     last = run[0].last_row()
     seconds = run[0].total("step_s")
     if type(last.get("epoch")) is int:
@@ -149,31 +158,36 @@ def summarize(title: str, run: Sequence[Series], skipped: int = 0) -> str:
 
 
 def ends(curve: Curve) -> tuple[float, float]:
-    """The means of the first and of the last points: a twentieth of all, at most
-    SMOOTHED_OVER."""
+    """The means of the first and of the last points: a twentieth of the points each, at
+    most SMOOTHED_OVER."""
     few = max(1, min(SMOOTHED_OVER, len(curve.mean) // 20))
     return fmean(curve.mean[:few]), fmean(curve.mean[-few:])
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """The mean of the latest points."""
+    """The running mean: at each point the mean of the latest points up to it.
+
+    >>> smoothed([float(number) for number in range(60)])[-1]
+    58.0
+    """
     window = max(1, min(SMOOTHED_OVER, len(values) // 20))
-    return [
-        fmean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)
-    ]
+    means = []
+    for end in range(1, len(values) + 1):
+        means.append(fmean(values[max(0, end - window) : end]))
+    return means
 
 
 def _require_own(path: Path) -> None:
     """Raises RunError for a file that is neither an image of matplotlib nor a
     summary."""
-    reason = why_not_replaced(
-        path,
-        lambda file: (
-            b"\0Matplotlib" in (data := read_regular(file)) or _END.encode() in data
-        ),
-    )
+    reason = why_not_replaced(path, _is_own)
     if reason:
         raise RunError(reason)
+
+
+def _is_own(file: Path) -> bool:
+    data = read_regular(file)
+    return b"\0Matplotlib" in data or _END.encode() in data
 
 
 def _draw(
@@ -213,9 +227,8 @@ def _draw_panel(axes: Axes, panel: Panel, curves: Sequence[Curve]) -> None:
         drawn += on.plot(
             curve.steps, values, color=color, label=curve.name, marker=mark
         )
-    if panel.smooth and is_wide(
-        [curve for curve in curves if not panel.right(curve.name)]
-    ):
+    on_the_left = [curve for curve in curves if not panel.right(curve.name)]
+    if panel.smooth and is_wide(on_the_left):
         axes.set_yscale("log")
     axes.legend(handles=drawn, fontsize="small")
 

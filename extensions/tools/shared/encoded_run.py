@@ -1,5 +1,10 @@
-"""The model of a run on a device, and images encoded for it as a training encodes
-them."""
+"""Loads the model of a run, and encodes images for it as a training encodes them.
+
+The caches of the run on disk are used and filled. This module trains nothing, and it
+leaves the encoders loaded: the caller frees them once it has encoded its own texts.
+
+`best` and `influence` measure saved LoRAs on a model that is loaded here.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +30,13 @@ from toolkit.train.base_model import load_base_model
 
 
 class EncodedRun(NamedTuple):
-    """Its encoders are still loaded."""
+    """A loaded model and its encoded images. The encoders are still loaded.
+
+    Example::
+
+        model, dataset, device, dtype = encoded_run(training, items, "cuda", progress)
+        model.unload_encoders()
+    """
 
     model: DiffusionModel
     dataset: EncodedDataset
@@ -40,8 +51,8 @@ def encoded_run(
     progress: Progress,
     later: list[Sequence[CacheEntry]] | None = None,
 ) -> EncodedRun:
-    """Loads the model and encodes the items, with the run's cache on disk. device: as
-    the `device` key of a job. later: as of `encode_items`."""
+    """Loads the model and encodes the items with the run's cache on disk. device: as
+    the `device` key of a job. later: as in `encode_items`."""
     check_device(device, model_bytes(training.model))
     used = use_device(pick_device(device))
     dtype = DTYPES[training.train.dtype]

@@ -1,8 +1,12 @@
-"""The jobs of published models by GPU: one template, `train.yaml.j2`, and a table of
-models and GPUs.
+"""Jobs for published models by GPU: one template, `train.yaml.j2`, and a table of models
+and GPUs.
 
-`run.py new` and the page fill it in for a user; `docs/generate.py` writes
-config/examples/train_*.yaml by it.
+The job of a small model comes from config/examples/quickstart.yaml instead. What the
+folder of the images needs is added: pairs, layers, subfolders, numbers in names. This
+module writes no file and checks no image.
+
+`run.py new` and the page (`ui`) fill the template in for a user. `docs/generate.py`
+writes config/examples/train_*.yaml with it.
 """
 
 from __future__ import annotations
@@ -41,7 +45,11 @@ NOTES = 44
 
 
 class Card(NamedTuple):
-    """What a GPU of this memory needs."""
+    """Settings that a GPU of this memory needs.
+
+    >>> QWEN_IMAGE_21.cards[24].qtype
+    'int8'
+    """
 
     least_gb: int
     """From this memory on."""
@@ -71,7 +79,11 @@ class Card(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A published model in the examples."""
+    """A published model in the examples.
+
+    >>> LAYERED.steps, list(LAYERED.cards)
+    (50, [80, 48, 24, 16, 12])
+    """
 
     title: str
     id: str
@@ -99,7 +111,7 @@ class Model(NamedTuple):
     """Settings by GPU, the largest first."""
 
     examples: tuple[int, ...]
-    """GPUs with an example of their own in config/examples."""
+    """GPUs with their own example in config/examples."""
 
     subject: str = "character "
     """What the examples train, with a space behind it."""
@@ -242,7 +254,7 @@ LAYERED = EDIT_2509._replace(
     folder="config/examples/layers",
 )
 MODELS = (EDIT_2509, EDIT_2511, QWEN_IMAGE_2512, QWEN_IMAGE_21, LAYERED)
-"""The first is that of `run.py new` without `--model`."""
+"""`run.py new` takes the first one without `--model`."""
 
 
 EXAMPLES = CONFIG_ROOT / "examples"
@@ -291,21 +303,24 @@ def model_of(name: str) -> Model:
     """The published model whose examples suit a hub id, folder or file: that model, or
     one of its family."""
     section = ModelConfig(name_or_path=name)
-    by_id = (model for model in MODELS if model.id == section.name_or_path)
     known = published_family(section.name_or_path)
     arch = (
         arch_of(section)
         or (section.file_note and family_for(section).arch)
         or (known and known.arch)
     )
-    return next(by_id, None) or next(
-        (model for model in MODELS if model.arch == arch), MODELS[0]
-    )
+    for model in MODELS:
+        if model.id == section.name_or_path:
+            return model
+    for model in MODELS:
+        if model.arch == arch:
+            return model
+    return MODELS[0]
 
 
 def example_text(model: Model, gpu: int, peak: str) -> str:
     """An example for a GPU of the table. peak: planned GB."""
-    own = {
+    fields = {
         "name": f"{model.run}_{gpu}gb",
         "trigger": '"mychar"',
         "folder": model.folder,
@@ -321,7 +336,7 @@ def example_text(model: Model, gpu: int, peak: str) -> str:
         written=False,
         pairs=False,
         recipe=recipe,
-        **own,
+        **fields,
     )
     return _of_images(
         text, model.folder, family, None, "", model.cards[gpu].sample_side
@@ -345,7 +360,7 @@ def written_job(
     folder of no known family, and for a GPU that is too small for the model."""
     pairs = pairs or found_pairs(folder)
     folder = pairs.place if pairs else folder
-    own = {
+    fields = {
         "name": _quoted(name),
         "folder": _quoted(folder),
         "trigger": _quoted(trigger),
@@ -353,17 +368,15 @@ def written_job(
     if is_small(model):
         family = family_for(ModelConfig(name_or_path=model))
         is_edit = bool(pairs) and not family.stacks_layers
-        text = _small_job(family, _quoted(model), is_edit=is_edit, **own)
+        text = _small_job(family, _quoted(model), is_edit=is_edit, **fields)
         return _of_images(text, folder, family, pairs, instruction, SMALL_SIDE)
     like = model_of(model) if model else MODELS[0]
     family = FAMILIES.load(like.arch)
-    with suppress(
-        UserError
-    ):  # of a model that is not known the family is that of the example
+    # An unknown model gets the family of the example.
+    with suppress(UserError):
         family = family_for(ModelConfig(name_or_path=model or like.id))
-    like = like._replace(
-        steps=family.sample_steps if family.sample_sigmas else like.steps
-    )
+    if family.sample_sigmas:
+        like = like._replace(steps=family.sample_steps)
     card = next((card for card in like.cards.values() if gpu >= card.least_gb), None)
     if card is None:
         least = min(card.least_gb for card in like.cards.values())
@@ -371,13 +384,13 @@ def written_job(
             f"gpu: {like.title} does not fit a GPU of {gpu} GB, whatever its settings: the smallest has {least} GB. "
             f"Write the job for one that you rent or borrow with --gpu {least} or more, or give a smaller --model."
         )
-    own["id"] = _quoted(model or like.id)
+    fields["id"] = _quoted(model or like.id)
     title = title_of(ModelConfig(name_or_path=model or like.id), family)
     is_edit = bool(pairs) and not family.stacks_layers
     recipe = RECIPES.get(title, RECIPES[like.title])
     if is_edit:
         card = card._replace(**card.for_pairs)
-    text = _fill(like, card, written=True, pairs=is_edit, recipe=recipe, **own)
+    text = _fill(like, card, written=True, pairs=is_edit, recipe=recipe, **fields)
     text = f"# {WRITTEN}. Guide: docs/{PAIRS_GUIDE if is_edit else 'first_character.md'}\n{text}"
     return _of_images(text, folder, family, pairs, instruction, card.sample_side)
 
@@ -390,13 +403,15 @@ def _of_images(
     instruction: str,
     side: int,
 ) -> str:
-    """A job with what the images of its folder need. side: of a sample, in pixels."""
+    """A job with the keys that the images of its folder need. side: of a sample, in
+    pixels."""
     if instruction:
         text = _with_keys(text, [f"          default_caption: {_quoted(instruction)}"])
     if family.stacks_layers:
-        text = _with_layers(
-            text, layers_in(folder) or FoundLayers(f"layers_suffix: {LAYER}", "", 4)
-        )
+        layers = layers_in(folder)
+        if layers is None:
+            layers = FoundLayers(f"layers_suffix: {LAYER}", "", 4)
+        text = _with_layers(text, layers)
     elif pairs:
         text = _with_pairs(text, pairs, instruction, side)
     if is_table(folder):
@@ -405,12 +420,11 @@ def _of_images(
 
 
 def is_small(model: str) -> bool:
-    """Whether a model, a hub id or local folder, is trained on any machine; empty: the
-    first of MODELS."""
-    return (
-        bool(model)
-        and model_bytes(ModelConfig(name_or_path=model)) <= ACCIDENTAL_CPU_LIMIT
-    )
+    """Whether a model (hub id or local folder) can be trained on any machine; empty:
+    the first of MODELS, which cannot."""
+    if not model:
+        return False
+    return model_bytes(ModelConfig(name_or_path=model)) <= ACCIDENTAL_CPU_LIMIT
 
 
 MASCOTS = "tiny_mascots"
@@ -425,18 +439,16 @@ _LARGE = 512
 
 def are_photographs(folder: str) -> bool:
     """Whether the images of a folder, or of its first subfolder with images, are
-    probably none that a model of flat drawings can learn: at least half are of a format
-    of cameras, or have a side above 512 pixels. Looks at twelve."""
+    probably photographs, which a model of flat drawings cannot learn: at least half
+    have a format of cameras, or a side above 512 pixels. Twelve images are examined."""
     with suppress(OSError):
         listing = list_folder(folder, names_only=True)
-        below = (
-            list_folder(join(folder, name), names_only=True)
-            for name in listing.subfolders
-        )
-        if listing.images:
-            listing = listing
-        else:
-            listing = next((each for each in below if each.images), listing)
+        if not listing.images:
+            for name in listing.subfolders:
+                below = list_folder(join(folder, name), names_only=True)
+                if below.images:
+                    listing = below
+                    break
         paths = []
         for names in [*listing.images.values()][:_LOOKED_AT]:
             paths.append(listing.path(names[0]))
@@ -453,33 +465,42 @@ def _is_photograph(path: str) -> bool:
 
 
 LAYERS = "layers"
-"""Folder for the layers of the images that it is beside."""
+"""Folder, next to the images, that holds their layers."""
 
 
 class FoundLayers(NamedTuple):
-    """How the layers of a folder's images are named."""
+    """How the layers of a folder's images are named.
+
+    Example::
+
+        layers = layers_in("datasets/posters")
+        if layers:
+            print(layers.key)  # such as `layers_suffix: _layer`
+    """
 
     key: str
-    """The line of a dataset that says it."""
+    """The line of a dataset that names them so."""
 
     image: str
     """The first image that has layers."""
 
     layers: int
-    """How many it has."""
+    """How many layers that image has."""
 
 
 def layers_in(folder: str) -> FoundLayers | None:
-    """How the layers of the images in a folder, or in a subfolder, are named: beside
-    them, or in its folder `layers`. None: none of the images has any."""
+    """How the layers of the images in a folder, or in a subfolder, are named: next to
+    the images, or in the folder `layers`. None: no image has layers."""
     with suppress(OSError):
         top = list_folder(folder)
         below = [list_folder(join(folder, name)) for name in top.subfolders]
-        beside = [(each, each) for each in (top, *(() if top.images else below))]
+        beside = [(top, top)]
+        if not top.images:
+            beside += [(listing, listing) for listing in below]
         apart = []
-        for each in below:
-            if os.path.basename(each.folder) == LAYERS:
-                apart.append((top, each))
+        for listing in below:
+            if os.path.basename(listing.folder) == LAYERS:
+                apart.append((top, listing))
         for (images, layers), suffix in product((*beside, *apart), LAYER_SUFFIXES):
             known = layers.numbered_behind(suffix)
             stem = next((stem for stem in images.images if stem in known), "")
@@ -495,8 +516,8 @@ def layers_in(folder: str) -> FoundLayers | None:
 
 
 def numbers_in(folder: str) -> str:
-    """Why the numbers of a folder's name, or of its subfolders with images, are
-    probably no repeats; empty: they may be, or there are none."""
+    """Why the numbers in a folder's name, or in the names of its subfolders with
+    images, are probably not repeats; empty: they may be, or no name has a number."""
     with suppress(OSError):
         top = list_folder(folder)
         if top.images:
@@ -505,9 +526,8 @@ def numbers_in(folder: str) -> str:
         for name in top.subfolders:
             if list_folder(join(folder, name)).images:
                 filled.append(name)
-        return probably_no_repeats(
-            [name for name in filled if not named_as_regularisation(name)]
-        )
+        trained = [name for name in filled if not named_as_regularisation(name)]
+        return probably_no_repeats(trained)
     return ""
 
 
@@ -516,42 +536,38 @@ def _with_numbers(text: str, folder: str) -> str:
     why = numbers_in(folder)
     if not why:
         return text
-    return _with_keys(
-        text,
-        [
-            _noted(
-                "          repeats_from_names: false",
-                f"the numbers of its folders {why}; true: repeats",
-            )
-        ],
-    )
+    key = "          repeats_from_names: false"
+    note = f"the numbers of its folders {why}; true: repeats"
+    return _with_keys(text, [_noted(key, note)])
 
 
 def left_out_in(folder: str) -> list[str]:
-    """The subfolders of a folder that a job leaves out, because they are for validation
-    or test by their names."""
+    """The subfolders of a folder that a job leaves out, because their names mark them
+    as validation or test images."""
     return held_out_folders(_filled_in(folder))
 
 
 def _filled_in(folder: str) -> list[str]:
-    """The subfolders with images, where the folder has none itself."""
+    """The subfolders with images, where the folder itself has none."""
     with suppress(OSError):
         top = list_folder(folder)
-        return [
-            name
-            for name in (() if top.images else top.subfolders)
-            if list_folder(join(folder, name)).images
-        ]
+        if top.images:
+            return []
+        filled = []
+        for name in top.subfolders:
+            if list_folder(join(folder, name)).images:
+                filled.append(name)
+        return filled
     return []
 
 
 def _with_subfolders(text: str, folder: str) -> str:
-    """A job of a folder some of whose subfolders hold regularisation images, or images
-    for validation and test: the others each as a dataset."""
+    """A job for a folder some of whose subfolders hold regularisation images, or images
+    for validation and test: each of the others becomes a dataset."""
     names = _filled_in(folder)
     left_out = left_out_in(folder)
-    kept = [join(folder, name) for name in names if name not in left_out]
-    are_reg = [named_as_regularisation(place) for place in kept]
+    places = [join(folder, name) for name in names if name not in left_out]
+    are_reg = [named_as_regularisation(place) for place in places]
     if not left_out and (not any(are_reg) or all(are_reg)):
         return text
     block = re.search(r"(?m)^        - folder_path: .*\n(?:          .*\n)*", text)
@@ -559,28 +575,25 @@ def _with_subfolders(text: str, folder: str) -> str:
     tables = _tables_above(folder)
     entries = ""
     for place, is_reg in sorted(
-        zip(kept, are_reg, strict=True), key=lambda pair: pair[1]
+        zip(places, are_reg, strict=True), key=lambda pair: pair[1]
     ):
         entries += block[0].replace(_quoted(folder), _quoted(place), 1)
-        entries += (
-            f"          captions_file: {_quoted(tables[place])}\n"
-            if place in tables
-            else ""
-        )
-        entries += "          is_reg: true\n" if is_reg else ""
+        if place in tables:
+            entries += f"          captions_file: {_quoted(tables[place])}\n"
+        if is_reg:
+            entries += "          is_reg: true\n"
     return text.replace(block[0], entries, 1)
 
 
 def _tables_above(folder: str) -> dict[str, str]:
-    """Subfolder -> the table of captions in the folder itself that is for its
-    images."""
+    """Subfolder -> the table in the folder itself that has captions for its images."""
     images = find_images(DatasetConfig(folder_path=folder))[0]
     above = os.path.dirname(join(folder, "x"))
-    return {
-        os.path.dirname(image.path): image.table
-        for image in images
-        if os.path.dirname(image.table) == above
-    }
+    tables = {}
+    for image in images:
+        if os.path.dirname(image.table) == above:
+            tables[os.path.dirname(image.path)] = image.table
+    return tables
 
 
 def _with_pairs(text: str, pairs: FoundPairs, instruction: str, side: int) -> str:
@@ -596,17 +609,15 @@ def _with_pairs(text: str, pairs: FoundPairs, instruction: str, side: int) -> st
     note = "the instruction, and images before the edit; better some that are not trained   <- yours"
     drawn = [f"        samples:  # {note}"]
     for image in dict.fromkeys((pairs.images[0], pairs.images[-1])):
-        drawn += [
-            f"          - prompt: {_quoted(' '.join((image.caption or instruction).split()))}"
-        ]
+        prompt = " ".join((image.caption or instruction).split())
+        drawn.append(f"          - prompt: {_quoted(prompt)}")
         names = [f"ctrl_img_{slot}" for slot in range(1, len(image.references) + 1)]
-        slots = zip(
-            names if len(names) > 1 else ["ctrl_img"], image.references, strict=True
-        )
-        drawn += [f"            {name}: {_quoted(path)}" for name, path in slots]
-        with suppress(
-            ImageError, OSError
-        ):  # of its shape; one that cannot be read is an error of the check
+        if len(names) < 2:
+            names = ["ctrl_img"]
+        for name, path in zip(names, image.references, strict=True):
+            drawn.append(f"            {name}: {_quoted(path)}")
+        # In the shape of the image. The check reports an image that cannot be read.
+        with suppress(ImageError, OSError):
             bucket = bucket_for(image_size(image.path), side, SIZE_MULTIPLE).bucket
             drawn += [
                 f"            width: {bucket.width}",
@@ -623,19 +634,21 @@ def _with_samples(text: str, lines: Sequence[str]) -> str:
     )
 
 
-def _with_layers(text: str, found: FoundLayers) -> str:
+def _with_layers(text: str, naming: FoundLayers) -> str:
     """A job that learns the layers of its images, and takes the first image apart as
     its sample."""
-    key = _noted(f"          {found.key}", "the layers of each image: docs/datasets.md")
+    key = _noted(
+        f"          {naming.key}", "the layers of each image: docs/datasets.md"
+    )
     sample = [
         _noted(
-            f"        layers: {found.layers}",
+            f"        layers: {naming.layers}",
             "so many does a sample take its image apart into",
         ),
         "        samples:",
         _noted('          - prompt: "[trigger]"', "what is in the image   <- yours"),
         _noted(
-            f"            ctrl_img: {_quoted(found.image)}",
+            f"            ctrl_img: {_quoted(naming.image)}",
             "the image to take apart   <- yours",
         ),
     ]
@@ -647,7 +660,7 @@ def _with_keys(text: str, lines: Sequence[str]) -> str:
     added = "".join(f"{line}\n" for line in lines)
     return re.sub(
         r"(?m)^        - folder_path: .*\n",
-        lambda found: found[0] + added,
+        lambda match: match[0] + added,
         text,
         count=1,
     )
@@ -656,6 +669,7 @@ def _with_keys(text: str, lines: Sequence[str]) -> str:
 def _small_job(
     family: ModelFacts, model: str, name: str, folder: str, trigger: str, is_edit: bool
 ) -> str:
+    """The quickstart, changed to a job for a small model on a folder."""
     example = EXAMPLES / "quickstart.yaml"
     yours = {
         r"(?<=config:\n)  name: \S+": f"  name: {name}",
@@ -669,11 +683,11 @@ def _small_job(
     if family.stacks_layers:  # which sees the image in its own size
         yours[r" +model_kwargs: .*\n"] = ""
     text = example.read_text(encoding="utf-8")
-    for pattern, replacement in (
-        *SMALL,
-        *(SMALL_EDIT if is_edit else ()),
-        *yours.items(),
-    ):
+    edits = [*SMALL]
+    if is_edit:
+        edits += SMALL_EDIT
+    edits += yours.items()
+    for pattern, replacement in edits:
         if pattern in yours:
             filled = replacement.replace("\\", "\\\\")
         else:
@@ -681,9 +695,8 @@ def _small_job(
         text, count = re.subn(pattern, filled, text, flags=re.MULTILINE)
         assert count == 1, f"{example.name}: {pattern!r} matches {count} times"
     _, _, body = text.partition("\njob: ")
-    body = body.replace(
-        "output/quickstart/", "output/<name>/"
-    )  # in comments; the name may change
+    # The comments name the folder of the run, and its name may change.
+    body = body.replace("output/quickstart/", "output/<name>/")
     guide = PAIRS_GUIDE if is_edit else "first_character.md"
     return f"# {WRITTEN} from config/examples/{example.name}. Guide: docs/{guide}\njob: {body}"
 

@@ -1,6 +1,11 @@
-"""What is in a run's folder, and what is new there since a cursor: for its page, and
-for the event stream of that. A cursor says all that a page has seen, so nothing is
-missing and nothing comes twice."""
+"""Reads the folder of a run for its page: all of it, or what is new since a cursor.
+
+A cursor holds all that a page has seen, so no row is missing and none comes twice. The
+files are only read, and secrets in them are redacted. Curves come from `series`.
+
+`run_records` fills the page of a run with a feed. `ui/state` and `ui/views/run` keep
+one feed per run, and send its news as an event stream.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +31,14 @@ one."""
 
 
 class Feed:
-    """One run, for all who watch it."""
+    """One run, for all who watch it.
+
+    Example::
+
+        feed = Feed(Path("output/my_character"))
+        everything, cursor = feed.update().news()
+        later, cursor = feed.news(cursor)  # only what is new
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -36,22 +48,22 @@ class Feed:
         self._read_at = 0.0
 
     def run(self) -> RunInfo:
-        """Its status, at most `STATUS_S` old. Raises RunError where the folder holds no
-        run any more."""
+        """The status of the run, at most `STATUS_S` old. Raises RunError where the
+        folder holds no run any more."""
         if self._run is None or time.monotonic() - self._read_at > STATUS_S:
             self._run = read_run(self.folder)
             self._read_at = time.monotonic()
         return self._run
 
     def update(self) -> Feed:
-        """Reads what all its files of numbers have got."""
+        """Reads what was added to the files of numbers."""
         for series in self.series:
             series.update()
         return self
 
     def news(self, cursor: str = "") -> tuple[dict[str, Any], str]:
-        """What came after a cursor, and the cursor behind it; for an empty one the
-        events and the end of the log, but no rows: a page begins with the curves.
+        """What came after a cursor, and the next cursor. For an empty cursor the events
+        and the end of the log are given, but no rows: a page begins with the curves.
 
         `rows`: metrics of new steps. `anew`: the curves have to be fetched again,
         because the run went back to an earlier step or there are too many new rows.
@@ -81,7 +93,7 @@ class Feed:
 
 
 def status_of(run: RunInfo) -> dict[str, Any]:
-    """The status as the script of the page takes it."""
+    """The status of a run as JSON values, for the script of the page."""
     return {
         "status": run.status.value,
         "step": run.step,
@@ -96,18 +108,19 @@ def status_of(run: RunInfo) -> dict[str, Any]:
 
 def facts_of(run: RunInfo, seconds: float) -> dict[str, str]:
     """The facts of a run that change while it trains: key of `run.facts` in texts.json
-    -> as the page shows it, empty where it is not known. seconds: spent in its
-    steps."""
+    -> the text on the page, empty where it is not known. seconds: time spent in the
+    steps of the run."""
     words = texts()["run"]
-    best = run.best_loss is not None
+    best = ""
+    if run.best_loss is not None:
+        best = words["best_at"].format(loss=run.best_loss, step=run.best_step or 0)
+    speed = ""
+    if run.step_s is not None:
+        speed = words["per_step"].format(time=run.step_s)
     return {
         "loss": "" if run.loss is None else f"{run.loss:.4g}",
-        "best": words["best_at"].format(loss=run.best_loss, step=run.best_step or 0)
-        if best
-        else "",
-        "speed": ""
-        if run.step_s is None
-        else words["per_step"].format(time=run.step_s),
+        "best": best,
+        "speed": speed,
         "time": run_files.duration(seconds) if seconds else "",
         "lr": "" if run.lr is None else f"{run.lr:.3g}",
         "epoch": "" if run.epoch is None else f"{run.epoch + 1:,}",
@@ -118,9 +131,9 @@ def facts_of(run: RunInfo, seconds: float) -> dict[str, str]:
 
 
 def log_since(path: Path, seen: str = "") -> tuple[str, int]:
-    """The complete lines of a log behind an offset, at most the last MOST_LOG_BYTES,
-    without secrets, and where they end. A log that became shorter is read from its
-    beginning."""
+    """The complete lines of a log behind an offset, without secrets, and the offset at
+    which they end. Only the last MOST_LOG_BYTES are read. A log that became shorter is
+    read from its beginning."""
     try:
         with open_regular(path) as file:
             size = file.seek(0, os.SEEK_END)

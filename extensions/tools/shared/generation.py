@@ -1,8 +1,11 @@
-"""Images of a model with LoRA files on it, whose strengths may differ from image to
-picture: what the tools share.
+"""Generates images with a model and LoRA files, whose strengths may differ per image.
 
-All texts are encoded before the transformer is loaded, and their encoder is freed;
-small images come first.
+All texts are encoded before the transformer is loaded, and then their encoder is freed.
+Small images come first, and images that exist already are not generated again. What an
+image shows is decided by its settings alone (`image_files.Settings`). Prompts are not
+read here: `picture_config` does that.
+
+`generate`, `grid` and `prefer` draw their images with a `PictureMaker`.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -63,12 +66,19 @@ from toolkit.train.sampling import SamplePrompt, Sampler, drawn, write_layers
 logger = logging.getLogger(__name__)
 
 FILES_IN_MEMORY = 4
-"""LoRA files, in float32; the one used longest ago is read again."""
+"""LoRA files that are kept in memory in float32. The least recently used one is dropped
+and read again when it is needed."""
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA file with its strength."""
+    """A LoRA file with its strength.
+
+    Example::
+
+        lora = LoraFile.of("output/my_character.safetensors:0.8")
+        lora.strength  # 0.8
+    """
 
     path: str
     strength: float
@@ -76,18 +86,23 @@ class LoraFile:
 
     @classmethod
     def of(cls, text: str, strength: float | None = None) -> LoraFile:
-        """`FILE[:STRENGTH]`; strength: instead of the one given there."""
-        path, own = split_strength(text)
-        return cls(
-            path,
-            own if strength is None else strength,
-            sha256_of(Path(path).expanduser()),
-        )
+        """Reads `FILE[:STRENGTH]`. strength: takes precedence over the one in the
+        text."""
+        path, written_strength = split_strength(text)
+        if strength is None:
+            strength = written_strength
+        return cls(path, strength, sha256_of(Path(path).expanduser()))
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image to generate."""
+    """An image to generate.
+
+    Example::
+
+        picture = maker.picture(item, seed=42, cfg=4.0, loras=[lora])
+        print(picture.name)  # the name of its file, with a hash of all settings
+    """
 
     prompt: SamplePrompt
     loras: tuple[LoraFile, ...]
@@ -96,19 +111,27 @@ class Picture:
 
     @property
     def name(self) -> str:
-        """Its file."""
+        """Name of its file."""
         return picture_name(self.settings)
 
     @property
     def cost(self) -> int:
-        """Pixels that all its passes compute: small ones come first, so that much is
-        seen soon."""
+        """Pixels that all its passes compute. Cheap images are generated first, so that
+        many are seen soon."""
         width, height = self.prompt.size
         return width * height * self.prompt.steps * (1 + self.prompt.guided)
 
 
 class PictureMaker:
-    """Generates images by the keys of a section."""
+    """Generates images by the keys of a section.
+
+    Example::
+
+        loras = [LoraFile.of(text) for text in section.lora]
+        maker = PictureMaker(section, [lora.path for lora in loras])
+        item = section.items()[0]
+        maker.make([maker.picture(item, 42, maker.cfg_of(item), loras)])
+    """
 
     def __init__(
         self,
@@ -116,11 +139,11 @@ class PictureMaker:
         loras: Sequence[str],
         suffixes: Sequence[str] = (".png",),
     ) -> None:
-        """loras: all files that images may use. Reads them; the model is loaded when it
-        is needed. suffixes: the files of each image, of .png and LATENTS.
+        """Reads the LoRA files. The model is loaded when it is needed. loras: all files
+        that images may use. suffixes: the files of each image, .png and LATENTS.
 
-        Raises UserError for a LoRA of another model, one whose model is not known, and
-        for a device that is not there.
+        Raises UserError for a LoRA of another model, for a LoRA whose model is unknown,
+        and for a device that does not exist.
         """
         self.config: ModelConfig = section.found_model()
         if section.model is None:
@@ -137,24 +160,25 @@ class PictureMaker:
         weights = family.weight_shapes(folder)
         read = partial(load_adapter_file, layers=layers, weights=weights)
         blocks = read_blocks(section.blocks)
-        self.changes: Callable[[str], dict[str, LayerDelta]] = lru_cache(
-            FILES_IN_MEMORY
-        )(
-            lambda path: {
-                name: change.times(strength_in(name, blocks))
-                for name, change in read(Path(path).expanduser()).items()
-            }
-        )
+
+        @lru_cache(FILES_IN_MEMORY)
+        def changes(path: str) -> dict[str, LayerDelta]:
+            scaled = {}
+            for name, change in read(Path(path).expanduser()).items():
+                scaled[name] = change.times(strength_in(name, blocks))
+            return scaled
+
+        self.changes: Callable[[str], dict[str, LayerDelta]] = changes
         """The changes of a file. Not all files of a long run fit into memory
         together."""
         for path in self.files:
             self.changes(path)
         self.folder = Path(section.output).expanduser()
         self._suffixes = tuple(suffixes)
-        hashes = base_hashes(self.config)
-        self.base = {
-            part: digest[:16] for part, digest in hashes.items() if part != VAE_ENCODER
-        }
+        self.base: dict[str, str] = {}
+        for part, digest in base_hashes(self.config).items():
+            if part != VAE_ENCODER:
+                self.base[part] = digest[:16]
         self.keeps_encoders = False
         """Whether the text encoder stays once prompts are encoded, for further ones."""
         self._status = StatusLine()
@@ -167,44 +191,39 @@ class PictureMaker:
     def cfg_of(self, item: SampleItem, given: float | None = None) -> float:
         """The guidance scale of an item: its own, else the given one, else the model's
         default."""
-        usual = 1.0 if self.section.lightning else self.family.guidance
-        return next(
-            scale for scale in (item.guidance_scale, given, usual) if scale is not None
-        )
+        if item.guidance_scale is not None:
+            return item.guidance_scale
+        if given is not None:
+            return given
+        return 1.0 if self.section.lightning else self.family.guidance
 
     def picture(
         self, item: SampleItem, seed: int, cfg: float, loras: Sequence[LoraFile] = ()
     ) -> Picture:
-        """An image of one item: what it does not give itself comes from the section.
-        Raises UserError for a size that the model cannot make."""
-        section, given = self.section, self.section.model_fields_set
+        """An image of one item. Settings that the item does not give come from the
+        section. Raises UserError for a size that the model cannot generate."""
+        section = self.section
         fast = section.lightning
-        shift = (
-            LIGHTNING_SHIFT
-            if fast and "flow_shift" not in given
-            else section.flow_shift
-        )
+        shift = section.flow_shift
+        if fast and "flow_shift" not in section.model_fields_set:
+            shift = LIGHTNING_SHIFT
         steps = item.sample_steps or section.steps or fast or self.family.sample_steps
+        negative = section.negative if item.neg is None else item.neg
+        references = item.ctrl_img or section.reference
         prompt = SamplePrompt(
             prompt=inject_trigger(item.prompt, section.trigger_word, add=False),
-            negative=inject_trigger(
-                section.negative if item.neg is None else item.neg,
-                section.trigger_word,
-                add=False,
-            ),
+            negative=inject_trigger(negative, section.trigger_word, add=False),
             size=section.size_of(item, self.family),
             seed=seed,
             guidance_scale=cfg,
             steps=steps,
             levels=() if fast else resampled(self.family.sample_sigmas, steps),
-            references=tuple(
-                Path(path).expanduser() for path in item.ctrl_img or section.reference
-            ),
+            references=tuple(Path(path).expanduser() for path in references),
             flow_shift=item.flow_shift or shift,
             stretched=not fast,
             layers=(item.layers or section.layers) if self.family.stacks_layers else 0,
         )
-        settings = {
+        settings: dict[str, Any] = {
             "prompt": prompt.prompt,
             "negative": prompt.negative,
             "width": prompt.size.width,
@@ -214,67 +233,63 @@ class PictureMaker:
             "steps": prompt.steps,
             "flow_shift": prompt.flow_shift,
             "lightning": fast,
-            "reference": [
-                {"path": str(path), "sha256": sha256_of(Path(path).expanduser())}
-                for path in item.ctrl_img or section.reference
-            ],
-            "lora": [
-                {"path": one.path, "strength": one.strength, "sha256": one.sha256}
-                for one in loras
-            ],
+            "reference": [_named_file(path) for path in references],
+            "lora": [asdict(lora) for lora in loras],
             "model": self.config.model_dump(mode="json", exclude_unset=True),
             "base": self.base,
             "dtype": section.dtype,
-            **({"blocks": list(section.blocks)} if section.blocks else {}),
-            **({"levels": list(prompt.levels)} if prompt.levels else {}),
-            **({"layers": prompt.layers} if prompt.layers else {}),
         }
+        if section.blocks:
+            settings["blocks"] = list(section.blocks)
+        if prompt.levels:
+            settings["levels"] = list(prompt.levels)
+        if prompt.layers:
+            settings["layers"] = prompt.layers
         return Picture(prompt, tuple(loras), settings)
 
     def make(
         self,
         pictures: Sequence[Picture],
-        made: Callable[[Picture, Path], None] = lambda *_: None,
+        after_each: Callable[[Picture, Path], None] = lambda *_: None,
     ) -> int:
-        """Writes those that are not there yet, cheapest first; returns how many. made:
-        called after each."""
-        wanted = {picture.name: picture for picture in pictures}
-        if not self.section.overwrite:
-            wanted = {
-                name: picture
-                for name, picture in wanted.items()
-                if not all(path.exists() for path in self._paths(picture))
-            }
-        there = len({picture.name for picture in pictures}) - len(wanted)
+        """Writes the images that do not exist yet, the cheapest first, and returns how
+        many. after_each: called with each image and its first file."""
+        by_name = {picture.name: picture for picture in pictures}
+        wanted = []
+        for picture in by_name.values():
+            paths = self._paths(picture)
+            if self.section.overwrite or not all(path.exists() for path in paths):
+                wanted.append(picture)
+        there = len(by_name) - len(wanted)
         if there:
             logger.info(
                 f"{there} of these images exist in {self.folder} already (--overwrite generates them again)"
             )
-        todo = sorted(wanted.values(), key=lambda picture: picture.cost)
+        todo = sorted(wanted, key=lambda picture: picture.cost)
         if not todo:
             return 0
-        sizes = [
-            (picture.prompt.size.width, picture.prompt.size.height) for picture in todo
-        ]
+        sizes = []
+        for picture in todo:
+            size = picture.prompt.size
+            sizes.append((size.width, size.height))
         note = ModelFolder(self.config.files_folder()).size_note(sizes)
         if note:
             logger.warning(note)
         self._check_room(todo)
         with _advice():
-            self._draw(todo, made)
+            self._draw(todo, after_each)
         return len(todo)
 
     def _paths(self, picture: Picture) -> list[Path]:
-        """The files of an image, the first for those who look."""
-        return [
-            (self.folder / picture.name).with_suffix(suffix)
-            for suffix in self._suffixes
-        ]
+        """The files of an image. The first one is shown to the user."""
+        path = self.folder / picture.name
+        return [path.with_suffix(suffix) for suffix in self._suffixes]
 
     def _draw(
-        self, todo: Sequence[Picture], made: Callable[[Picture, Path], None]
+        self, todo: Sequence[Picture], after_each: Callable[[Picture, Path], None]
     ) -> None:
-        """All texts and references are encoded before the transformer is loaded."""
+        """Generates and writes the images. All texts and control images are encoded
+        before the transformer is loaded."""
         device = use_device(pick_device(self.section.device))
         dtype = DTYPES[self.section.dtype]
         qtype = self.config.qtype if self.config.quantize else ""
@@ -334,14 +349,14 @@ class PictureMaker:
                     write_layers(path.parent, path.stem, image, picture.prompt.layers)
             self._status.finish()
             logger.info(f"{index + 1}/{len(todo)} {paths[0]}")
-            made(picture, paths[0])
+            after_each(picture, paths[0])
 
     def _progress(self, what: str, done: int, total: int) -> None:
         self._status.update(f"{what} {done}/{total}")
 
     def decode(self, files: Sequence[Path]) -> None:
-        """Writes the images of files with latents, named after them; those that are
-        there are kept unless `overwrite`. Of the model only the VAE is loaded."""
+        """Writes the images of files with latents, named after them. Images that exist
+        are kept unless `overwrite`. Only the VAE of the model is loaded."""
         device = use_device(pick_device(self.section.device))
         dtype = DTYPES[self.section.dtype]
         model = load_base_model(self.config, device, dtype)
@@ -361,13 +376,13 @@ class PictureMaker:
             logger.info(f"{path}")
 
     def _check_room(self, todo: Sequence[Picture]) -> None:
-        """Raises UserError where the disk has no room for them: at most 3 bytes per
-        pixel of an image, 1 of latents."""
+        """Raises UserError where the disk has no room for the images, which take at
+        most 3 bytes per pixel, and latents 1."""
         per_pixel = sum(1 if suffix == LATENTS else 3 for suffix in self._suffixes)
-        needed = sum(
-            per_pixel * picture.prompt.size.width * picture.prompt.size.height
-            for picture in todo
-        )
+        needed = 0
+        for picture in todo:
+            size = picture.prompt.size
+            needed += per_pixel * size.width * size.height
         free = free_space(self.folder)
         if free < needed:
             need = f"{len(todo)} images take up to {readable_size(needed)}"
@@ -376,9 +391,13 @@ class PictureMaker:
             )
 
 
+def _named_file(path: str) -> dict[str, str]:
+    return {"path": str(path), "sha256": sha256_of(Path(path).expanduser())}
+
+
 @contextmanager
 def _advice() -> Iterator[None]:
-    """Memory that runs out becomes a RunError that says what to do."""
+    """Turns an error of memory that runs out into a RunError that says what to do."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -1,11 +1,13 @@
-"""Pages that people open in a browser: one file that asks no server for anything and
-works from a USB stick. Imports no torch.
+"""Pages that a browser opens: one file each that needs no server. Imports no torch.
 
 `page` fills a template (Jinja2), in which every text is escaped, and puts the page's
 own style and script into it. A policy in the document (https://www.w3.org/TR/CSP3/)
-forbids the browser to load anything but images beside the page, and to run any script
-but the page's own, whatever a caption, a prompt or the name of a file holds. What pages
-have in common lies in pages/, which `run.py ui` serves too.
+forbids the browser to load anything but images next to the page, and to run any script
+but the page's own, whatever a caption, a prompt or a file name holds. The parts that
+pages share are in pages/, which `run.py ui` serves too.
+
+`align`, `grid`, `influence`, `lint` and `report` write such pages. `ui` takes the
+texts, the templates and the JSON functions from here.
 """
 
 from __future__ import annotations
@@ -37,17 +39,17 @@ _GENERATOR = '<meta name="generator" content="Atelier">'
 
 @cache
 def texts() -> Any:
-    """All words that the program's pages say, for a translation in one place."""
+    """All texts of the program's pages, which are in one file for translation."""
     return json.loads((PAGES / "texts.json").read_text(encoding="utf-8"))
 
 
 @cache
 def environment(*folders: Path) -> Environment:
-    """What fills the templates of these folders and those of pages/; `t` in them are
-    the `texts`."""
+    """The Jinja2 environment for the templates of these folders and of pages/. In the
+    templates `t` are the `texts`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    made = Environment(
+    templates = Environment(
         loader=FileSystemLoader([*folders, PAGES]),
         autoescape=True,
         trim_blocks=True,
@@ -55,10 +57,10 @@ def environment(*folders: Path) -> Environment:
         undefined=StrictUndefined,
         finalize=lambda value: "" if value is None else value,
     )
-    made.globals |= {"t": texts()}
-    made.policies["json.dumps_function"] = lambda data, **_: as_json(data)
-    made.tests["search_state"] = lambda kind: str(kind).startswith("state")
-    made.filters |= {
+    templates.globals |= {"t": texts()}
+    templates.policies["json.dumps_function"] = lambda data, **_: as_json(data)
+    templates.tests["search_state"] = lambda kind: str(kind).startswith("state")
+    templates.filters |= {
         "redacted": lambda text: redact_text(str(text)),
         "duration": duration,
         "about": about,
@@ -67,24 +69,33 @@ def environment(*folders: Path) -> Environment:
         "address": lambda text: quote(str(text), safe="", errors="backslashreplace"),
         "time": moment,
     }
-    return made
+    return templates
 
 
 def moment(time: datetime | None) -> str:
-    """A moment to the minute, such as `2026-11-01 10:00 UTC`; empty for None."""
+    """A time to the minute; empty for None.
+
+    >>> moment(datetime(2026, 11, 1, 10))
+    '2026-11-01 10:00 UTC'
+    """
     return f"{time:%Y-%m-%d %H:%M} UTC" if time else ""
 
 
 def points(values: Sequence[float], width: int, height: int) -> str:
-    """The points of a line through evenly spaced values, two or more, in a picture of
-    that size."""
+    """The points of an SVG line through two or more evenly spaced values, in a picture
+    of that size.
+
+    >>> points([0.0, 1.0], width=102, height=24)
+    '1.0,22.0 101.0,2.0'
+    """
     low = min(values)
     step = (width - 2) / (len(values) - 1)
     scale = (height - 4) / (max(values) - low or 1)
-    return " ".join(
-        f"{index * step + 1:.1f},{height - 2 - (value - low) * scale:.1f}"
-        for index, value in enumerate(values)
-    )
+    pairs = []
+    for index, value in enumerate(values):
+        y = height - 2 - (value - low) * scale
+        pairs.append(f"{index * step + 1:.1f},{y:.1f}")
+    return " ".join(pairs)
 
 
 def page(
@@ -98,38 +109,32 @@ def page(
 ) -> str:
     """A whole document with the look that all pages of the program share.
 
-    template: `NAME.html.j2`, which extends page.html.j2; of it `{{ text | redacted }}`
-    is without secrets. NAME.css and NAME.js beside it are the page's own look and
-    script. css: further lines of style. shared: files of style, script and licence that
-    other pages have too. The scripts become one, in this order, without imports. data:
-    a JSON value, which the script reads with `pageData()`. values: what the template
-    names. Raises ValueError where style or script would end their own elements.
+    template: `NAME.html.j2`, which extends page.html.j2. In it `{{ text | redacted }}`
+    is a text without secrets. NAME.css and NAME.js next to it are the page's own look
+    and script. css: further lines of style. shared: files of style, script and licence
+    that other pages have too. The scripts become one, in this order, without imports.
+    data: a JSON value, which the script reads with `pageData()`. values: the variables
+    of the template. Raises ValueError where style or script would end their own
+    elements.
+
+    Example::
+
+        template = Path(__file__).with_name("align.html.j2")
+        text = page(template, "Aligned pairs", pairs=pairs)
     """
-    own = template.with_name(template.name.removesuffix(".html.j2"))
-    style, script = (
-        "".join(
-            file.read_text(encoding="utf-8")
-            for file in (
-                PAGES / f"page{kind}",
-                *(f for f in shared if f.suffix == kind),
-                own.with_suffix(kind),
-            )
-        )
-        for kind in (".css", ".js")
-    )
-    licences = "".join(
-        f"/*\n{file.read_text(encoding='utf-8')}*/\n"
-        for file in shared
-        if not file.suffix
-    )
-    style = style + css
+    style = _joined(".css", template, shared) + css
+    script = _joined(".js", template, shared)
+    licences = ""
+    for file in shared:
+        if not file.suffix:
+            licences += f"/*\n{file.read_text(encoding='utf-8')}*/\n"
     script = licences + re.sub(r"(?m)^(export |import .*\n)", "", script)
     if "</" in style + script:
         raise ValueError("css and js must not hold '</'")
+    digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         "default-src 'none'; img-src 'self' file: data: blob:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}'; "
-        "base-uri 'none'; form-action 'none'"
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     )
     parts = {
         "style": style,
@@ -145,9 +150,18 @@ def page(
     )
 
 
+def _joined(kind: str, template: Path, shared: Sequence[Path]) -> str:
+    """The style (.css) or script (.js) of a page: first the part that all pages have,
+    then the shared files, then the page's own file."""
+    files = [PAGES / f"page{kind}"]
+    files += [file for file in shared if file.suffix == kind]
+    name = template.name.removesuffix(".html.j2")
+    files.append(template.with_name(name).with_suffix(kind))
+    return "".join(file.read_text(encoding="utf-8") for file in files)
+
+
 def is_page(path: Path) -> bool:
-    """Whether a file is a page that `page` made: only such a file may be replaced
-    without asking."""
+    """Whether `page` made a file. Only such a file may be replaced without asking."""
     try:
         with open_regular(path) as file:
             return _GENERATOR.encode() in file.read(2048)
@@ -156,8 +170,8 @@ def is_page(path: Path) -> bool:
 
 
 def as_json(data: Any) -> str:
-    """JSON of what files hold: lone surrogates escaped, and of what is not valid JSON
-    as `finite`."""
+    """Contents of files as JSON. Lone surrogates are escaped, and values that are not
+    valid JSON become those of `finite`."""
     try:
         return json.dumps(data, allow_nan=False)
     except ValueError:
@@ -165,7 +179,11 @@ def as_json(data: Any) -> str:
 
 
 def finite(value: Any) -> Any:
-    """Data with null for NaN and infinity, which JSON lacks."""
+    """Data with None in the place of NaN and infinity, which JSON lacks.
+
+    >>> finite({"loss": float("nan"), "step": 3})
+    {'loss': None, 'step': 3}
+    """
     if isinstance(value, float):
         return value if value - value == 0 else None
     if isinstance(value, dict):
@@ -176,8 +194,12 @@ def finite(value: Any) -> Any:
 
 
 def link_to(path: Path, folder: Path) -> str:
-    """The address of a file for a page in `folder`: relative, so that both can be moved
-    together."""
+    """The address of a file for a page in `folder`. It is relative, so that both can be
+    moved together.
+
+    >>> link_to(Path("run/samples/a b.png"), Path("run"))
+    'samples/a%20b.png'
+    """
     try:
         relative = os.path.relpath(path, folder)
     except ValueError:  # another drive, on Windows
@@ -186,8 +208,8 @@ def link_to(path: Path, folder: Path) -> str:
 
 
 def embedded(image: Image, side: int, quality: int = 80) -> str:
-    """An image as a `data:` address: JPEG, its longer side at most `side` pixels; what
-    is transparent becomes grey."""
+    """An image as a `data:` address: JPEG, its longer side at most `side` pixels.
+    Transparent pixels become grey."""
     from PIL import Image as Images
 
     small = image.copy()

@@ -1,10 +1,12 @@
-"""PNG files of generated images and files of their latents: their names, what is
-written into them, and how it is read back. Imports torch only where latents are read
-and written.
+"""PNG files of generated images, and files of their latents: names, contents, reading.
 
-The settings of an image are a JSON object of our own in the chunk `atelier`; the chunk
-`parameters` says the same in the form that AUTOMATIC1111's web UI
-(modules/infotext_utils.py, `parse_generation_parameters`) and ComfyUI read.
+The settings of an image are this program's own JSON object in the chunk `atelier`. The
+chunk `parameters` has the same settings in the form that AUTOMATIC1111's web UI
+(modules/infotext_utils.py, `parse_generation_parameters`) and ComfyUI read. No image is
+generated or decoded here. Imports torch only where latents are read and written.
+
+`generation` writes the files. `generate` reads them for `--like` and `--latent-path`,
+`candidates` and `ui/tries` read the settings of images in a folder.
 """
 
 from __future__ import annotations
@@ -37,9 +39,9 @@ latent`)."""
 Settings = Mapping[str, Any]
 """All that decides an image, as JSON values: prompt, negative, width, height, seed,
 cfg, steps, flow_shift, lightning, reference and lora (lists of path, sha256 and
-strength), model (the keys of the section), base (a hash of each part), dtype; blocks,
-where LoRAs have a strength per block; levels, where the noise levels are those that the
-model was published with."""
+strength), model (the keys of the section), base (a hash of each part), dtype. There is
+also `blocks` where LoRAs have a strength per block, and `levels` where the noise levels
+are those that the model was published with."""
 
 _BY_CONTENT = ("reference", "lora")
 _OF_NO_EFFECT = (
@@ -50,12 +52,12 @@ _OF_NO_EFFECT = (
     "modulation_table",
     "blocks_to_swap",
 )
-"""Keys of a model that do not decide what it draws: `base` says which it is."""
+"""Keys of a model that do not change its images. `base` identifies the model."""
 
 
 def picture_key(settings: Settings) -> str:
-    """A hash of what decides the picture: files by what is in them, wherever they
-    lie."""
+    """A hash of all that decides the image. Files count by their contents, not by their
+    paths."""
     content = {}
     for name in _BY_CONTENT:
         content[name] = [{**file, "path": ""} for file in settings[name]]
@@ -69,22 +71,23 @@ def picture_key(settings: Settings) -> str:
 
 def picture_name(settings: Settings) -> str:
     """The file's name: words of the prompt, the seed, and `picture_key`, so that other
-    settings are another file. Secrets are redacted before the words are cut and
-    changed, for afterwards they could not be recognised."""
-    words = (
-        re.sub(r"[^a-z0-9]+", "-", redact_text(settings["prompt"]).lower())[:40].strip(
-            "-"
-        )
-        or "picture"
-    )
+    settings give another file.
+
+    >>> settings = {"prompt": "A cat!", "seed": 7, "reference": [], "lora": [], "model": {}}
+    >>> picture_name(settings)
+    'a-cat_7_01ef60bd74.png'
+    """
+    # Once the words are cut and changed, a secret could not be recognised.
+    prompt = redact_text(settings["prompt"]).lower()
+    words = re.sub(r"[^a-z0-9]+", "-", prompt)[:40].strip("-") or "picture"
     return f"{words}_{settings['seed']}_{picture_key(settings)}.png"
 
 
 def write_picture(
     path: Path, picture: Image.Image, settings: Settings, metadata: bool = True
 ) -> None:
-    """Writes a PNG atomically, secrets redacted. metadata: with its settings. Raises
-    RunError where it cannot."""
+    """Writes a PNG atomically, with secrets redacted. metadata: whether its settings
+    are written into it. Raises RunError where it cannot be written."""
     chunks = PngImagePlugin.PngInfo()
     if metadata:
         chunks.add_text("parameters", redact_text(parameters_text(settings)))
@@ -95,8 +98,8 @@ def write_picture(
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings that `write_picture` left in a file. Raises UserError where there
-    are none."""
+    """The settings that `write_picture` wrote into a file. Raises UserError where the
+    file has none."""
     try:
         with Image.open(path) as picture:
             if isinstance(picture, PngImagePlugin.PngImageFile):
@@ -125,22 +128,18 @@ def read_settings(path: Path) -> dict[str, Any]:
 def write_latents(
     path: Path, latents_BCHW: Tensor, settings: Settings, metadata: bool = True
 ) -> None:
-    """Writes latents [1, C, H, W] atomically, secrets redacted. metadata: with the
-    settings of the image, also by the names that musubi-tuner gives them. Raises
-    RunError where it cannot."""
+    """Writes latents [1, C, H, W] atomically, with secrets redacted. metadata: whether
+    the settings of the image are written too, also under musubi-tuner's names. Raises
+    RunError where the file cannot be written."""
+    document: dict[str, str] = {}
     if metadata:
-        texts = {name: str(settings[key]) for name, key in _OF_LATENTS.items()}
-    else:
-        texts = {}
-    document = redact_json(
-        {**texts, CHUNK: json.dumps(redact_json(dict(settings)))} if metadata else {}
-    )
+        for name, key in _OF_LATENTS.items():
+            document[name] = str(settings[key])
+        document[CHUNK] = json.dumps(redact_json(dict(settings)))
+    redacted = redact_json(document)
+    latents_BCTHW = latents_BCHW.float().cpu().unsqueeze(2).contiguous()
     with os_error_as_run_error(path), atomic_write(path) as temporary:
-        save_file(
-            {LATENT: latents_BCHW.float().cpu().unsqueeze(2).contiguous()},
-            temporary,
-            document,
-        )
+        save_file({LATENT: latents_BCTHW}, temporary, redacted)
 
 
 _OF_LATENTS = {
@@ -178,7 +177,7 @@ def latents_fault(path: Path, channels: int) -> str:
 
 def read_latents(path: Path) -> tuple[Tensor, dict[str, Any]]:
     """Latents [1, C, H, W] of a file without a `latents_fault`, and the settings of its
-    image; empty where the file has none."""
+    image: an empty dict where the file has none."""
     from safetensors.torch import load_file
 
     latents = load_file(path)[LATENT]
@@ -186,20 +185,21 @@ def read_latents(path: Path) -> tuple[Tensor, dict[str, Any]]:
         settings = json.loads(read_metadata(path).get(CHUNK, "{}"))
     except (ValueError, RecursionError):
         settings = {}
-    return latents.reshape(1, -1, *latents.shape[-2:]).float(), settings if isinstance(
-        settings, dict
-    ) else {}
+    if not isinstance(settings, dict):
+        settings = {}
+    return latents.reshape(1, -1, *latents.shape[-2:]).float(), settings
 
 
 def parameters_text(settings: Settings) -> str:
     """The settings as AUTOMATIC1111's web UI writes them."""
-    loras = [(Path(lora["path"]).stem, lora) for lora in settings["lora"]]
-    prompt = " ".join(
-        [
-            settings["prompt"],
-            *(f"<lora:{name}:{lora['strength']:g}>" for name, lora in loras),
-        ]
-    )
+    tags = []
+    hashes = []
+    for lora in settings["lora"]:
+        name = Path(lora["path"]).stem
+        tags.append(f"<lora:{name}:{lora['strength']:g}>")
+        hashes.append(f"{name}: {lora['sha256'][:12]}")
+    prompt = " ".join([settings["prompt"], *tags])
+    model = settings["model"]["name_or_path"].rstrip("/\\")
     values: dict[str, Any] = {
         "Steps": settings["steps"],
         "Sampler": "Euler",
@@ -207,26 +207,15 @@ def parameters_text(settings: Settings) -> str:
         "Seed": settings["seed"],
         "Size": f"{settings['width']}x{settings['height']}",
         "Model hash": settings["base"].get("transformer", "")[:10],
-        "Model": re.split(r"[/\\]", settings["model"]["name_or_path"].rstrip("/\\"))[
-            -1
-        ],
+        "Model": re.split(r"[/\\]", model)[-1],
     }
     if settings["flow_shift"] is not None:
         values["Shift"] = f"{settings['flow_shift']:g}"
-    if loras:
-        values["Lora hashes"] = (
-            '"'
-            + ", ".join(f"{name}: {lora['sha256'][:12]}" for name, lora in loras)
-            + '"'
-        )
+    if hashes:
+        values["Lora hashes"] = f'"{", ".join(hashes)}"'
     values["Version"] = f"{NAME} {VERSION}"
-    # An empty one too: ComfyUI (pnginfo.js, `importA1111`) reads nothing without that
-    # line.
+    # The line is written for an empty prompt too: ComfyUI (pnginfo.js, `importA1111`)
+    # reads nothing without it.
     negative = f"Negative prompt: {settings['negative']}"
-    return "\n".join(
-        [
-            prompt,
-            negative,
-            ", ".join(f"{name}: {value}" for name, value in values.items()),
-        ]
-    )
+    last = ", ".join(f"{name}: {value}" for name, value in values.items())
+    return f"{prompt}\n{negative}\n{last}"

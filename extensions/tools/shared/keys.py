@@ -1,4 +1,12 @@
-"""Keys that several tools have, and what is checked of them. Imports no torch."""
+"""Keys that several tools have, and checks of their values. Imports no torch.
+
+The checks yield `Diagnostic`s before anything expensive starts: a folder, LoRA file or
+output that is missing, of another kind, or in the way. What the files mean is not
+checked here, except that a LoRA belongs to the model.
+
+The sections of nearly all tools (`config.py` in their folders) use them, and so does
+the page (`ui/views`).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +36,13 @@ from toolkit.train.run_reader import runs_in
 
 
 class RunToolConfig(ToolConfig):
-    """Keys of the tools that read runs."""
+    """Keys of the tools that read runs.
+
+    Example::
+
+        class DiagramsConfig(RunToolConfig):
+            process_types: ClassVar[tuple[str, ...]] = ("diagrams",)
+    """
 
     positional: ClassVar[tuple[str, ...]] = ("run",)
 
@@ -40,7 +54,7 @@ class RunToolConfig(ToolConfig):
         return Path(self.run).expanduser()
 
     def check_runs(self, job: JobContext) -> Iterator[Diagnostic]:
-        """A folder that holds no run, of one or several."""
+        """Reports a folder that contains no run."""
         if not job.will_write(self.folder()) and not runs_in(self.folder()):
             yield Diagnostic(
                 ("run",),
@@ -49,7 +63,13 @@ class RunToolConfig(ToolConfig):
 
 
 class FileToolConfig(ToolConfig):
-    """Keys of the tools that write weights."""
+    """Keys of the tools that write weights.
+
+    Example::
+
+        class AraConfig(FileToolConfig):
+            process_types: ClassVar[tuple[str, ...]] = ("ara",)
+    """
 
     output: PathStr
     """File to write (.safetensors)."""
@@ -62,11 +82,11 @@ class FileToolConfig(ToolConfig):
         return Path(self.output).expanduser()
 
     def outputs(self, job: JobContext) -> frozenset[Path]:
-        """The file."""
+        """The file to write."""
         return frozenset({self.output_path().resolve()})
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """An output that is there or cannot be written."""
+        """Reports an output that exists or cannot be written."""
         yield from super().check(job)
         yield from check_output(
             self.output_path(), self.overwrite, job, self.writes_folder()
@@ -78,16 +98,19 @@ class FileToolConfig(ToolConfig):
 
 
 def name_like(text: str, otherwise: str) -> str:
-    """A name that a job can have, from any text; `otherwise` where no letter is
-    left."""
+    """A name that a job can have, from any text; `otherwise` where no letter is left.
+
+    >>> name_like("My cat (2)", "my_char")
+    'My_cat_2'
+    """
     return re.sub(r"[^\w.-]+", "_", text).strip("_.-") or otherwise
 
 
 def check_folder(
     key: tuple[str | int, ...], path: str, job: JobContext
 ) -> Iterator[Diagnostic]:
-    """A folder to read that is missing, unless an earlier process of the job writes
-    it."""
+    """Reports a folder to read that is missing, unless an earlier process of the job
+    writes it."""
     folder = Path(path).expanduser()
     if folder.is_dir() or job.will_write(folder):
         return
@@ -107,8 +130,8 @@ def check_folder(
 def check_page(
     path: Path, is_own: Callable[[Path], bool], example: str
 ) -> Iterator[Diagnostic]:
-    """A file to write (`output`) that is a folder, somebody else's, or lies below a
-    file. example: a name for it."""
+    """Reports a file to write (`output`) that is a folder, belongs to another program,
+    or would be below a file. example: a name for it."""
     if path.is_dir():
         yield Diagnostic(
             ("output",),
@@ -126,7 +149,11 @@ def check_page(
 
 def split_strength(text: str) -> tuple[str, float]:
     """`FILE[:STRENGTH]` -> (file, strength), 1 without. Raises UserError for a strength
-    that is not a number."""
+    that is not a number.
+
+    >>> split_strength("a.safetensors:0.8"), split_strength("b.safetensors")
+    (('a.safetensors', 0.8), ('b.safetensors', 1.0))
+    """
     path, colon, strength = text.rpartition(":")
     if (
         not colon
@@ -148,7 +175,7 @@ def split_strength(text: str) -> tuple[str, float]:
 def check_safetensors(
     key: tuple[str | int, ...], path: str, job: JobContext
 ) -> Iterator[Diagnostic]:
-    """A file that is missing, or is not a safetensors file."""
+    """Reports a file that is missing, or is not a safetensors file."""
     file = Path(path).expanduser()
     if job.will_write(file):
         return
@@ -156,9 +183,9 @@ def check_safetensors(
         yield Diagnostic(key, f"{path!r} is a folder. {_file_in(file)}")
         return
     if not file.is_file():
-        found = saved_as(f"output/{path}")
-        if found:
-            near = f"Did you mean '{found}'?"
+        saved_path = saved_as(f"output/{path}")
+        if saved_path:
+            near = f"Did you mean '{saved_path}'?"
         else:
             near = near_path(path) or "Give a LoRA file."
         yield Diagnostic(
@@ -172,8 +199,8 @@ def check_safetensors(
 
 
 def _file_in(folder: Path) -> str:
-    """Which safetensors file of a folder to give: that of the folder's name, or the
-    newest."""
+    """A remedy that names a safetensors file of a folder: the one with the folder's
+    name, or the newest."""
     with suppress(OSError):
         files = sorted(
             folder.glob("*.safetensors"),
@@ -187,8 +214,8 @@ def _file_in(folder: Path) -> str:
 def check_loras(
     key: str, files: Sequence[str], job: JobContext
 ) -> Iterator[Diagnostic]:
-    """LoRA files that are missing or of another kind, strengths that are not
-    numbers."""
+    """Reports LoRA files that are missing or of another kind, and strengths that are
+    not numbers."""
     for index, text in enumerate(files):
         try:
             file, _ = split_strength(text)
@@ -201,8 +228,8 @@ def check_loras(
 def check_origins(
     key: str, files: Sequence[str], find: Callable[[], ModelConfig]
 ) -> Iterator[Diagnostic]:
-    """LoRA files (FILE[:STRENGTH]) of another model than `find` gives. What cannot be
-    read is reported elsewhere."""
+    """Reports LoRA files (FILE[:STRENGTH]) of another model than `find` gives. Files
+    that cannot be read are reported elsewhere."""
     with suppress(UserError):
         model = find()
         for index, text in enumerate(files):
@@ -214,8 +241,9 @@ def check_origins(
 def check_output(
     path: Path, overwrite: bool, job: JobContext, folder: bool = False
 ) -> Iterator[Diagnostic]:
-    """A safetensors file (or a folder) that cannot be written, or is there and may not
-    be replaced: what this process of the job wrote itself, at an earlier start, may."""
+    """Reports a safetensors file (or a folder) that cannot be written, or exists and
+    may not be replaced. An output that this process of the job wrote at an earlier
+    start may be replaced."""
     there = folder_at(path) if folder else path
     file = file_in_the_way(path.parent)
     if file:
@@ -227,10 +255,12 @@ def check_output(
             ("output",),
             f"'{path}' is a {'file' if folder else 'folder'}. Give another place.",
         )
-    elif reason := why_not_replaced(there, is_own_folder if folder else is_own_file):
-        yield Diagnostic(("output",), reason)
-    elif there.exists() and not (overwrite or job.was_finished):
-        yield Diagnostic(
-            ("output",),
-            f"'{path}' exists already. Give another place, or set overwrite (--overwrite).",
-        )
+    else:
+        reason = why_not_replaced(there, is_own_folder if folder else is_own_file)
+        if reason:
+            yield Diagnostic(("output",), reason)
+        elif there.exists() and not (overwrite or job.was_finished):
+            yield Diagnostic(
+                ("output",),
+                f"'{path}' exists already. Give another place, or set overwrite (--overwrite).",
+            )

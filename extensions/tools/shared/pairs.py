@@ -1,18 +1,31 @@
-"""Pairs of images in folders and tables as people have them: the keys of a dataset, and
-what has no partner."""
+"""Finds pairs of images (before and after an edit) in folders and tables as users have
+them.
+
+The result is a dataset section that makes the images pairs, the images with a control
+image, and the files without a partner. Only names and captions are read: no image is
+opened, and nothing is written.
+
+`new` and the view for new jobs (`ui/views/new`) call `found_pairs`; `examples` writes
+the keys into the job.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 from toolkit.config.sections.dataset import DatasetConfig
-from toolkit.data.scan.directory import join, list_folder, split_suffix
+from toolkit.data.scan.directory import (
+    DirectoryListing,
+    join,
+    list_folder,
+    split_suffix,
+)
 from toolkit.data.scan.folder import FoundImage, find_images
 from toolkit.data.scan.found import count_of, shorten
 from toolkit.data.scan.partners import in_yaml, pair_folders, pair_names, with_affix
@@ -21,13 +34,20 @@ from toolkit.data.scan.tables import TEXT_TABLES
 
 @dataclass(frozen=True)
 class FoundPairs:
-    """Images with control images, by the names of files or by a table."""
+    """Images with control images, paired by the names of files or by a table.
+
+    Example::
+
+        pairs = found_pairs("datasets/seasons")
+        if pairs:
+            print(pairs.describe())  # such as `12 pairs in datasets/seasons/after`
+    """
 
     section: DatasetConfig
-    """The dataset that has them."""
+    """The dataset that contains them."""
 
     images: tuple[FoundImage, ...]
-    """Those that have a control image."""
+    """Images that have a control image."""
 
     alone: tuple[str, ...]
     """Paths of images without a control image, and of control images without an
@@ -40,7 +60,7 @@ class FoundPairs:
 
     @property
     def without_caption(self) -> int:
-        """How many images have no instruction of their own."""
+        """How many images have no instruction as their caption."""
         return sum(not image.caption for image in self.images)
 
     def most(self) -> int:
@@ -48,56 +68,44 @@ class FoundPairs:
         return max((len(image.references) for image in self.images), default=0)
 
     def lines(self) -> list[str]:
-        """The lines of a dataset in a job that make its images pairs, beside the one
-        that names them."""
+        """The lines of a dataset in a job that make its images pairs, without the line
+        that names the folder."""
         section = self.section
+        lines = []
         paths = section.control_path
-        suffixes = map(in_yaml, section.control_suffix)
         if paths:
-            given = json.dumps(
-                paths[0] if len(paths) == 1 else paths, ensure_ascii=False
-            )
-        else:
-            given = ""
-        lines = [f"control_path: {given}"] if paths else []
-        lines += (
-            [f"image_suffix: {in_yaml(section.image_suffix)}"]
-            if section.image_suffix
-            else []
-        )
-        lines += (
-            [f"control_suffix: [{', '.join(suffixes)}]"]
-            if section.control_suffix
-            else []
-        )
-        return [
-            *lines,
-            *(["control_optional: true"] if section.control_optional else []),
-        ]
+            value = paths[0] if len(paths) == 1 else paths
+            lines.append(f"control_path: {json.dumps(value, ensure_ascii=False)}")
+        if section.image_suffix:
+            lines.append(f"image_suffix: {in_yaml(section.image_suffix)}")
+        if section.control_suffix:
+            suffixes = ", ".join(map(in_yaml, section.control_suffix))
+            lines.append(f"control_suffix: [{suffixes}]")
+        if section.control_optional:
+            lines.append("control_optional: true")
+        return lines
 
     def describe(self) -> str:
-        """What was found: `12 pairs; before/a.png has no partner`."""
-        said = f"{count_of(len(self.images), 'pair')} in {self.place}"
+        """The result in words: `12 pairs in after; before/a.png has no partner`."""
+        summary = f"{count_of(len(self.images), 'pair')} in {self.place}"
         if self.section.image_suffix:
             named = []
             for affix in (self.section.image_suffix, *self.section.control_suffix):
                 named.append(with_affix("X", affix))
-            said = (
-                f"{said} (the control images of {named[0]} are {', '.join(named[1:])})"
-            )
+            summary = f"{summary} (the control images of {named[0]} are {', '.join(named[1:])})"
         if not self.alone:
-            return said
+            return summary
         names = shorten(path.removeprefix(f".{os.sep}") for path in self.alone)
         if len(self.alone) == 1:
-            return f"{said}; {names} has no partner: give it one of the same name, or move it away"
-        return f"{said}; {names} have no partner: give each one of the same name, or move them away"
+            return f"{summary}; {names} has no partner: give it one of the same name, or move it away"
+        return f"{summary}; {names} have no partner: give each one of the same name, or move them away"
 
 
 def is_table(path: str) -> bool:
-    """Whether a path is that of a text table of captions, such as CSV and JSONL."""
-    return split_suffix(path)[1] in TEXT_TABLES and os.path.isfile(
-        os.path.expanduser(path)
-    )
+    """Whether a path names a text table of captions, such as CSV or JSONL."""
+    if split_suffix(path)[1] not in TEXT_TABLES:
+        return False
+    return os.path.isfile(os.path.expanduser(path))
 
 
 def found_pairs(
@@ -108,15 +116,15 @@ def found_pairs(
 
     folder: of the images, or one whose subfolders are `before` and `after`, or whose
     names are pairs; or a table with columns of control images. control_path: folders of
-    the control images, in slot order. control_suffix: what their names have at their
-    end, in the folder of the images.
+    the control images, in slot order. control_suffix: ends of the names of control
+    images, in the folder of the images.
     """
-    given = {"control_path": (*control_path,), "control_suffix": (*control_suffix,)}
-    layouts = (
-        [{"folder_path": folder} | given]
-        if control_path or control_suffix
-        else _layouts(folder)
-    )
+    layouts: Iterable[dict[str, Any]]
+    if control_path or control_suffix:
+        given = {"control_path": control_path, "control_suffix": control_suffix}
+        layouts = [{"folder_path": folder} | given]
+    else:
+        layouts = _layouts(folder)
     for layout in layouts:
         alone = layout.pop("alone", ())
         section = DatasetConfig(**layout)
@@ -124,13 +132,10 @@ def found_pairs(
         paired = tuple(image for image in images if image.references)
         if paired:
             used = {*chain.from_iterable(image.references for image in paired)}
-            left = (
-                path
-                for control in section.control_path
-                for path in _images_in(control)
-                if path not in used
-            )
-            bare = (image.path for image in images if not image.references)
+            bare = [image.path for image in images if not image.references]
+            left = []
+            for control in section.control_path:
+                left += [path for path in _images_in(control) if path not in used]
             return FoundPairs(section, paired, (*bare, *alone, *left))
     return None
 
@@ -150,16 +155,15 @@ def _layouts(folder: str) -> Iterator[dict[str, Any]]:
         for listing in listings:
             names = pair_names(listing.images)
             if names:
+                alone: list[str] = []
+                for stem in names.alone:
+                    alone += map(listing.path, listing.images[stem])
                 yield {
                     "folder_path": folder,
                     "image_suffix": names.image,
                     "control_suffix": names.controls,
                     "control_optional": names.optional,
-                    "alone": [
-                        listing.path(name)
-                        for stem in names.alone
-                        for name in listing.images[stem]
-                    ],
+                    "alone": alone,
                 }
         pair = pair_folders({name: listing.images for name, listing in below.items()})
         if pair:
@@ -167,18 +171,19 @@ def _layouts(folder: str) -> Iterator[dict[str, Any]]:
                 "folder_path": join(folder, pair[0]),
                 "control_path": (join(folder, pair[1]),),
             }
-        if any(
-            is_table(listing.path(name))
-            for listing in listings
-            for name in listing.files.values()
-        ):
+        if any(map(_has_table, listings)):
             yield {"folder_path": folder}
+
+
+def _has_table(listing: DirectoryListing) -> bool:
+    return any(is_table(listing.path(name)) for name in listing.files.values())
 
 
 def _images_in(folder: str) -> list[str]:
     with suppress(OSError):
         listing = list_folder(folder, names_only=True)
-        return [
-            listing.path(name) for names in listing.images.values() for name in names
-        ]
+        paths: list[str] = []
+        for names in listing.images.values():
+            paths += map(listing.path, names)
+        return paths
     return []

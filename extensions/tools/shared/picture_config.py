@@ -1,6 +1,12 @@
-"""What the tools that generate images have in common: the model, prompts and their
-settings, the folder of the images. Prompts are read as those of `sample` are. Imports
-no torch."""
+"""The keys of the tools that generate images: model, LoRA files, prompts, settings.
+
+Prompts are read as those of `sample` in a training job, from flags or from a file. The
+checks find what would stop the tool before the model is loaded. Nothing is generated
+here. Imports no torch.
+
+`generate`, `grid` and `prefer` derive their sections from `PicturesConfig`, and
+`generation` generates the images.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +51,10 @@ from toolkit.config.sections.trainer import Device
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import ModelFacts
 from toolkit.data.pixels.images import ImageError, image_size
-from toolkit.errors import ConfigErrors, UserError
+from toolkit.errors import ConfigErrors, Severity, UserError
 from toolkit.files.writing import file_in_the_way
 from toolkit.models.families import (
+    ModelFamily,
     family_for,
     rounded_side,
     single_file_faults,
@@ -101,8 +108,12 @@ MODEL_KEYS = (
 
 
 class GenerationCompileConfig(CompileConfig):
-    """`compile`: torch.compile of the transformer's blocks; worth the compile time for
-    many images of few sizes."""
+    """`compile`: torch.compile of the transformer's blocks. It is worth the compile
+    time for many images of few sizes.
+
+    Example:
+        compile: {enabled: auto}
+    """
 
     enabled: AutoOrBool = False
     """Compile the blocks at their first use, which takes a minute or more; each step is
@@ -123,7 +134,16 @@ COMPILE_KEYS = (
 
 
 class PicturesConfig(ToolConfig):
-    """Keys of the tools that generate images."""
+    """Keys of the tools that generate images.
+
+    Example::
+
+        class GenerateConfig(PicturesConfig):
+            process_types: ClassVar[tuple[str, ...]] = ("generate",)
+
+        for item in section.items():
+            print(item.prompt, section.size_of(item, family))
+    """
 
     sections: ClassVar[dict[str, tuple[str, ...]]] = {
         "model": MODEL_KEYS,
@@ -137,8 +157,8 @@ class PicturesConfig(ToolConfig):
     saved_weights: ClassVar[tuple[str, ...]] = ("lora",)
 
     model: ModelConfig | None = None
-    """The model and its memory settings: the keys of a training job. Not given: that of
-    the first LoRA, from the job of its run or the file's metadata."""
+    """The model and its memory settings: the keys of a training job. Not given: the
+    model of the first LoRA, from the job of its run or the file's metadata."""
 
     lora: PathOrList = ()
     """LoRA, DoRA, LoHa, LoKr, OFT, BOFT or GLoRA files of any program, each as FILE or
@@ -158,7 +178,7 @@ class PicturesConfig(ToolConfig):
     `sample` in a training job."""
 
     trigger_word: str = ""
-    """Replaces `[trigger]` in prompts, as in those of a training job."""
+    """Replaces `[trigger]` in prompts, as in the prompts of a training job."""
 
     negative: Negative = ""
     """Negative prompt; empty: one space."""
@@ -216,8 +236,8 @@ class PicturesConfig(ToolConfig):
         return frozenset({Path(self.output).expanduser().resolve()})
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Prompts that cannot be read, references that are not images, a file in the
-        way."""
+        """Reports prompts that cannot be read, control images that are not images, and
+        a file in the way."""
         file = file_in_the_way(Path(self.output).expanduser())
         if file:
             yield Diagnostic(("output",), f"'{file}' is a file. Give a folder.")
@@ -228,28 +248,24 @@ class PicturesConfig(ToolConfig):
             if job.will_write(file.parent) or not (
                 file.is_file() or job.will_write(file)
             ):
-                return  # of a run that is still to come; or it is missing
+                return  # the run is still to come, or the file is missing
         try:
             family = family_for(self.found_model())
         except UserError as error:
-            if self.model is None:  # else `ModelConfig.check` says it
+            if self.model is None:  # otherwise `ModelConfig.check` reports it
                 yield Diagnostic(("model",), str(error))
             return
         yield from check_origins("lora", self.lora, self.found_model)
-        for key, fault in (
-            single_file_faults(self.model, self.model.files_folder())
-            if self.model
-            else ()
-        ):
-            yield Diagnostic(("model", key), fault)
+        if self.model:
+            faults = single_file_faults(self.model, self.model.files_folder())
+            for key, fault in faults:
+                yield Diagnostic(("model", key), fault)
         yield from check_references(("reference",), self.reference, family, job)
+        keys = {"steps": "steps", "guidance": "cfg"}
         cfgs = getattr(self, "cfg", None)
         for cfg in cfgs if isinstance(cfgs, tuple) else (cfgs,):
-            keys = {"steps": "steps", "guidance": "cfg"}
-            found = unlike_distilled(family, self.steps, cfg)
-            yield from (
-                Diagnostic((keys[key],), message, "warning") for key, message in found
-            )
+            for key, message in unlike_distilled(family, self.steps, cfg):
+                yield Diagnostic((keys[key],), message, "warning")
         for key in ("width", "height"):
             message = rounded_side(family, getattr(self, key))
             if message:
@@ -257,50 +273,45 @@ class PicturesConfig(ToolConfig):
         for key in ("prompt", "prompts"):
             try:
                 items = self.read_items(key)
-            except ConfigErrors as found:
-                places = [
-                    (error.place.removeprefix("prompt: "), error.message)
-                    for error in found.errors
-                ]
-                yield from (
-                    Diagnostic((key,), f"{place}: {message}")
-                    for place, message in places
-                )
+            except ConfigErrors as refused:
+                for mistake in refused.errors:
+                    place = mistake.place.removeprefix("prompt: ")
+                    yield Diagnostic((key,), f"{place}: {mistake.message}")
             except UserError as error:
                 yield Diagnostic((key,), str(error))
             else:
                 for item in items:
-                    yield from check_references((key,), item.ctrl_img, family, job)
-                    if len(item.ctrl_img or self.reference) < family.min_references:
-                        if family.stacks_layers:
-                            does = "takes one apart"
-                        else:
-                            does = "edits one"
-                        message = f"no control image, but {family.title} {does}. Give --reference."
-                        yield Diagnostic(
-                            (key,),
-                            message,
-                            "error" if family.stacks_layers else "warning",
-                        )
-                    for message in filter(
-                        None,
-                        (
-                            rounded_side(family, side)
-                            for side in (item.width, item.height)
-                        ),
-                    ):
-                        yield Diagnostic((key,), message, "warning")
-                    for flag, message in unlike_distilled(
-                        family, item.sample_steps, item.guidance_scale
-                    ):
-                        yield Diagnostic((key,), f"{flag} {message}", "warning")
-                    note = family.prompt_note(self.found_model(), item.prompt)
-                    if note:
-                        yield Diagnostic((key,), note, "warning")
+                    yield from self._check_item(key, item, family, job)
+
+    def _check_item(
+        self, key: str, item: SampleItem, family: ModelFamily, job: JobContext
+    ) -> Iterator[Diagnostic]:
+        """Reports settings of one prompt that the model does not support."""
+        yield from check_references((key,), item.ctrl_img, family, job)
+        if len(item.ctrl_img or self.reference) < family.min_references:
+            if family.stacks_layers:
+                does = "takes one apart"
+                severity: Severity = "error"
+            else:
+                does = "edits one"
+                severity = "warning"
+            message = f"no control image, but {family.title} {does}. Give --reference."
+            yield Diagnostic((key,), message, severity)
+        for side in (item.width, item.height):
+            message = rounded_side(family, side)
+            if message:
+                yield Diagnostic((key,), message, "warning")
+        for flag, message in unlike_distilled(
+            family, item.sample_steps, item.guidance_scale
+        ):
+            yield Diagnostic((key,), f"{flag} {message}", "warning")
+        note = family.prompt_note(self.found_model(), item.prompt)
+        if note:
+            yield Diagnostic((key,), note, "warning")
 
     def found_model(self) -> ModelConfig:
-        """`model`, or that of the first LoRA where it is not given. Raises UserError
-        where there is none."""
+        """`model`, or the model of the first LoRA where it is not given. Raises
+        UserError where there is none."""
         if self.model is not None:
             return self.model
         if not self.lora:
@@ -310,8 +321,8 @@ class PicturesConfig(ToolConfig):
         return model_of(Path(split_strength(self.lora[0])[0]).expanduser())
 
     def items(self) -> tuple[SampleItem, ...]:
-        """All prompts, with what each gives itself. Raises UserError where they cannot
-        be read."""
+        """All prompts, each with the settings that it gives itself. Raises UserError
+        where they cannot be read."""
         return self.read_items("prompt") + self.read_items("prompts")
 
     def read_items(self, key: str) -> tuple[SampleItem, ...]:
@@ -356,7 +367,8 @@ class PicturesConfig(ToolConfig):
 def check_references(
     key: tuple[str, ...], paths: Sequence[str], family: ModelFacts, job: JobContext
 ) -> Iterator[Diagnostic]:
-    """More references than the model takes, files that are missing or no images."""
+    """Reports more control images than the model takes, and files that are missing or
+    are not images."""
     if len(paths) > family.max_references:
         if family.max_references:
             takes = f"at most {family.max_references}. Give fewer."
@@ -402,29 +414,31 @@ def read_file(path: Path) -> tuple[SampleItem, ...]:
         root = read_yaml(read_text(path, diagnostics), diagnostics)
         return _read(root.value.get("sample", root), diagnostics)
     lines = read_text(path, diagnostics).splitlines()
-    kept = []
+    texts = []
     for number, line in enumerate(lines, start=1):
         if is_prompt(line):
-            kept.append((number, line.strip()))
-    if not kept:
+            at = SourceLocation(number, 1)
+            texts.append(ConfigNode(line.strip(), (), at, at, text=line.strip()))
+    if not texts:
         raise UserError(
             f"{path} contains no prompt. Write one per line; lines that begin with '#' are ignored."
         )
-    texts = [
-        ConfigNode(line, (), (at := SourceLocation(number, 1)), at, text=line)
-        for number, line in kept
-    ]
     samples = ConfigNode([*texts], (), _NOWHERE, _NOWHERE)
     return _read(ConfigNode({"prompts": samples}, (), _NOWHERE, _NOWHERE), diagnostics)
 
 
 def is_prompt(line: str) -> bool:
-    """Whether a line of a file is one: neither empty nor a comment."""
+    """Whether a line of a file is a prompt: neither empty nor a comment.
+
+    >>> is_prompt("a cat --w 768"), is_prompt("# a comment")
+    (True, False)
+    """
     return bool(line.strip()) and not line.lstrip().startswith("#")
 
 
 def _read(node: ConfigNode, diagnostics: Diagnostics) -> tuple[SampleItem, ...]:
-    """The items of a `sample` section; each gets what is given for all of them."""
+    """The items of a `sample` section. Each gets the settings that are given for all of
+    them."""
     section = None
     if isinstance(node.value, dict):
         checked = Normaliser(diagnostics).process(SampleConfig, node, frozenset())
@@ -438,13 +452,11 @@ def _read(node: ConfigNode, diagnostics: Diagnostics) -> tuple[SampleItem, ...]:
     shared = {}
     for key in section.model_fields_set & SampleItem.model_fields.keys():
         shared[key] = getattr(section, key)
-    return tuple(
-        item.model_copy(
-            update={
-                key: value
-                for key, value in shared.items()
-                if getattr(item, key) is None
-            }
-        )
-        for item in section.samples
-    )
+    items = []
+    for item in section.samples:
+        given = {}
+        for key, value in shared.items():
+            if getattr(item, key) is None:
+                given[key] = value
+        items.append(item.model_copy(update=given))
+    return tuple(items)

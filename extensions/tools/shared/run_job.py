@@ -1,5 +1,12 @@
-"""What the folder of a run says of its training, and a LoRA file of its model. Imports
-no torch."""
+"""Finds the training section of a run, and the model that a LoRA file belongs to.
+
+A run's folder holds its job, and a LoRA file has metadata that name its model. Nothing
+is loaded or downloaded: only the job, the metadata and the index of a model are read.
+Imports no torch.
+
+Tools that work on runs or LoRA files call it (`best`, `doctor`, `influence`,
+`lora_tools`, `prefer`, `publish`, `report`), and so does the page (`ui`).
+"""
 
 from __future__ import annotations
 
@@ -25,10 +32,10 @@ of a user is given away."""
 
 
 def training_section(run: RunInfo, check_files: bool = True) -> DiffusionSection:
-    """The section of the run, by the job that is saved with it. check_files: False
-    where the dataset may be gone.
+    """The training section of a run, from the job that is saved with it. check_files:
+    False where the dataset may be gone.
 
-    Raises UserError where there is none, and as `load_job`.
+    Raises UserError where there is none, and as `load_job` does.
     """
     if run.config is None:
         raise UserError(
@@ -46,7 +53,7 @@ def training_section(run: RunInfo, check_files: bool = True) -> DiffusionSection
 
 
 def _seed_of(folder: Path) -> int:
-    """The training seed that a run has drawn or was given, by the metadata of its
+    """The training seed that a run has drawn or was given, from the metadata of its
     files; 0 where they have none."""
     file = last_saved(folder)
     if file and file.is_file():
@@ -56,52 +63,52 @@ def _seed_of(folder: Path) -> int:
 
 def control_images(run: RunInfo) -> list[list[Path]]:
     """The control images of each sample prompt, from the job that is saved with the
-    run; none where it cannot be read: that of another trainer, of another version, or
-    damaged."""
+    run; none where the job cannot be read, because it is damaged, or is a job of
+    another trainer or version."""
     try:
         section = training_section(run, check_files=False)
     except UserError:
         return []
-    return [
-        [Path(path).expanduser() for path in item.ctrl_img]
-        for item in section.all_pictures()
-    ]
+    images = []
+    for item in section.all_pictures():
+        images.append([Path(path).expanduser() for path in item.ctrl_img])
+    return images
 
 
 def last_saved(folder: Path) -> Path | None:
-    """The file, or folder, of weights that a run has saved last, of one step the final
-    and of several the main one; None: it has saved none."""
-    found = [
-        file for file in reversed(list_network_files(folder)) if file.kind != "best"
-    ]
-    found.sort(
-        key=lambda file: (file.kind != "final", len(file.path.name))
-    )  # stable, and the first of equals is taken
+    """The file, or folder, of weights that a run has saved last; None: it has saved
+    none. Of one step the final file is taken, and of several files the main one."""
+    newest_first = reversed(list_network_files(folder))
+    files = [file for file in newest_first if file.kind != "best"]
+    # The sort is stable, and `max` takes the first of equals.
+    files.sort(key=lambda file: (file.kind != "final", len(file.path.name)))
     step = lambda file: math.inf if file.step is None else file.step  # noqa: E731
-    return max(found, key=step).path if found else None
+    return max(files, key=step).path if files else None
 
 
 def validation_every(steps: int) -> int:
-    """A distance of validations that a run of so many steps has several of: what advice
-    names as `validation.every`."""
+    """Steps between validations, so that a run of so many steps has several: advice
+    names it as `validation.every`.
+
+    >>> validation_every(400)
+    50
+    """
     return min(250, max(1, steps // 8))
 
 
 def model_of(file: Path) -> ModelConfig:
-    """The model of a LoRA file, or of a folder with a trained model: as the job of the
-    run has it in whose folder it lies, else the one that its metadata names, if that is
+    """The model of a LoRA file, or of a folder with a trained model. In the folder of a
+    run the job names it; elsewhere the metadata of the file do, and the model must be
     on this disk or published.
 
     A relative path, or a folder's name, counts from the working directory, else from
-    the file's folder or one above. Raises UserError where the model is not known or not
-    there.
+    the file's folder or one above. Raises UserError where the model is unknown or does
+    not exist.
     """
     try:
         model = training_section(read_run(file.parent), check_files=False).model
-    except (
-        RunError,
-        UserError,
-    ):  # it is in no folder of a run, or that of a job which cannot be read any more
+    except (RunError, UserError):
+        # The file is not in the folder of a run, or its job cannot be read any more.
         model = _of_metadata(file)
     name = model.name_or_path
     for start in (Path(), *file.resolve().parents):
@@ -118,8 +125,8 @@ def model_of(file: Path) -> ModelConfig:
 
 
 def decoder_note(file: Path) -> str:
-    """What a user should know where the samples of a LoRA's run were decoded with
-    another VAE than images of the run's model are; empty: they were not."""
+    """A note for the user where the samples of a LoRA's run were decoded with another
+    VAE than the one of the run's model; empty: they were not."""
     try:
         decoder = training_section(read_run(file.parent), check_files=False).decoder()
     except (RunError, UserError):
@@ -133,9 +140,8 @@ def decoder_note(file: Path) -> str:
 def _of_metadata(file: Path) -> ModelConfig:
     try:
         if file.is_dir():
-            name = json.loads((file / FOLDER_METADATA).read_text(encoding="utf-8"))[
-                BASE_MODEL
-            ]
+            text = (file / FOLDER_METADATA).read_text(encoding="utf-8")
+            name = json.loads(text)[BASE_MODEL]
         else:
             name = read_metadata(file)[BASE_MODEL]
         return ModelConfig(name_or_path=name)

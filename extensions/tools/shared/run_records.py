@@ -1,7 +1,11 @@
-"""What the folder of a run tells, as a page shows it. Any file may be missing, half
-written, or of another version.
+"""Records of a run's folder as a page shows them: curves, samples, dataset, files.
 
-Every text is redacted here: escaped for a page, a secret would not be found any more.
+Any file may be missing, half written, or of another version: then its part is left out.
+Nothing is written. Every text is redacted here, because a secret could not be found any
+more once it is escaped for a page.
+
+`report` writes the page of a run with them. The views of the page (`ui/views/run`,
+`compare`, `votes`) call single functions.
 """
 
 from __future__ import annotations
@@ -47,7 +51,7 @@ MOST_ROWS = 300
 """Rows of a table on a page."""
 
 MOST_WARNINGS = 5
-"""The latest of what looked wrong while a run trained."""
+"""Warnings of a run on its page, the latest ones."""
 
 _MOST_CAPTION_BYTES = 1000
 _MOST_CONFIG_BYTES = 2**19
@@ -55,25 +59,27 @@ _PLAN_BYTES = 32_768
 
 
 def page_values(run: RunInfo, feed: Feed) -> tuple[dict[str, Any], str]:
-    """What the template of the page of a run (pages/run.html.j2) names and only the
-    run's folder tells, and the cursor of the feed behind it. A part that is None is
-    left out of the page."""
+    """The variables of the template of a run's page (pages/run.html.j2) that come from
+    the run's folder alone, and the cursor of the feed behind them. A part that is None
+    is left out of the page."""
     news, cursor = feed.update().news()
     rows = news.get("events", [])
-    found = {
+    memory: dict[str, Any] = {}
+    for row in rows:
+        if row.get("event") == "memory":
+            memory = row
+    warnings = [row for row in rows if row.get("event") == "warning"]
+    lines = []
+    for series in feed.series:
+        lines += series.curves(points=240)
+    values = {
         "run": run,
         "folder": run.folder,
         "now_facts": facts_of(run, feed.metrics.total(*IN_STEPS)),
-        "memory": next(
-            (row for row in reversed(rows) if row.get("event") == "memory"), {}
-        ),
+        "memory": memory,
         "which": which_file(run.folder),
-        "warnings": [row for row in rows if row.get("event") == "warning"][
-            -MOST_WARNINGS:
-        ],
-        "lines": [
-            curve for series in feed.series for curve in series.curves(points=240)
-        ],
+        "warnings": warnings[-MOST_WARNINGS:],
+        "lines": lines,
         "log": news.get("log", ""),
         "plan": plan_text(run.folder),
         "settings": settings_text(run.folder),
@@ -82,19 +88,17 @@ def page_values(run: RunInfo, feed: Feed) -> tuple[dict[str, Any], str]:
         "dataset": None,
         "result": None,
     }
-    return found, cursor
+    return values, cursor
 
 
 # ------------------------------------------------------------ curves
 
 
 def _of_drift(*numbers: str) -> Callable[[str], bool]:
-    """Which curves are one of these numbers of edits, or of the edit of one sample
+    """Whether a curve is one of these numbers of edits, or of the edit of one sample
     (toolkit/train/drift.py)."""
-    return lambda name: (
-        re.fullmatch(rf"(validation/)?drift/({'|'.join(numbers)})(_\d+)?", name)
-        is not None
-    )
+    pattern = re.compile(rf"(validation/)?drift/({'|'.join(numbers)})(_\d+)?")
+    return lambda name: pattern.fullmatch(name) is not None
 
 
 DIAGRAMS: tuple[tuple[str, Callable[[str], bool]], ...] = (
@@ -113,7 +117,7 @@ DIAGRAMS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("Seconds per step", TIMES.takes),
     ("Other numbers", lambda name: True),
 )
-"""Title of a diagram -> which curves it takes of those that none before it has
+"""Title of a diagram -> whether it takes a curve that no diagram before it has
 taken."""
 
 EXACT = ("Validation", "Learning rate", *(title for title, _ in DIAGRAMS[:4]))
@@ -121,29 +125,30 @@ EXACT = ("Validation", "Learning rate", *(title for title, _ in DIAGRAMS[:4]))
 
 
 def diagrams(curves: Iterable[Curve]) -> list[dict[str, Any]]:
-    """The diagrams of a run, for the script of its page; a curve is in the first one
-    that takes it."""
+    """The diagrams of a run, for the script of its page. A curve is in the first
+    diagram that takes it."""
     left = list(curves)
     drawn = []
     for title, takes in DIAGRAMS:
-        found = [c for c in left if takes(c.name)]
+        matching = [c for c in left if takes(c.name)]
         left = [c for c in left if not takes(c.name)]
-        if found:
-            shown = [_drawn(curve) for curve in found[:MOST_CURVES]]
-            names = [c.name for c in found[MOST_CURVES:]]
-            more = {
+        if matching:
+            names = [c.name for c in matching[MOST_CURVES:]]
+            diagram = {
+                "title": title,
+                "curves": [_drawn(curve) for curve in matching[:MOST_CURVES]],
                 "exact": title in EXACT,
                 "left_out": [redact_text(name) for name in names],
             }
-            drawn.append({"title": title, "curves": shown, **more})
+            drawn.append(diagram)
     return drawn
 
 
 def _drawn(curve: Curve) -> dict[str, Any]:
     values = {"low": curve.low, "high": curve.high, "mean": curve.mean}
     short = {}
-    for kind, found in values.items():
-        short[kind] = [float(f"{value:.5g}") for value in found]
+    for kind, numbers in values.items():
+        short[kind] = [float(f"{value:.5g}") for value in numbers]
     return {"name": redact_text(curve.name), "steps": curve.steps, **short}
 
 
@@ -168,17 +173,25 @@ def marks(folder: Path) -> list[tuple[int, str]]:
 
 @dataclass(frozen=True)
 class SampleRow:
-    """The samples of one place in the sets of a run, by their step."""
+    """The samples of one place in the sets of a run, by their step.
+
+    Example::
+
+        rows, steps = sample_rows(Path("output/my_character"))
+        for row in rows:
+            print(row.prompt, row.by_step[500].path)
+    """
 
     index: int
     samples: tuple[SampleImage, ...]
 
     @property
     def prompt(self) -> str:
-        """The latest; empty where none is recorded."""
-        return next(
-            (sample.prompt for sample in reversed(self.samples) if sample.prompt), ""
-        )
+        """The latest prompt; empty where none is recorded."""
+        for sample in reversed(self.samples):
+            if sample.prompt:
+                return sample.prompt
+        return ""
 
     @cached_property
     def by_step(self) -> dict[int, SampleImage]:
@@ -191,8 +204,8 @@ def sample_rows(
 ) -> tuple[tuple[SampleRow, ...], int]:
     """The samples of a run by their index, and how many steps have any.
 
-    most_pictures: of more, only some steps are taken: the first, the last, and evenly
-    chosen ones between.
+    most_pictures: a run with more samples is thinned out to the first step, the last
+    step, and evenly chosen ones between.
     """
     samples = []
     for sample in list_samples(folder):
@@ -202,15 +215,14 @@ def sample_rows(
     indices = sorted({s.index for s in samples})
     if most_pictures is not None and samples:
         indices = indices[:most_pictures]
-        kept = set(spread(steps, max(2, most_pictures // len(indices))))
-        samples = [sample for sample in samples if sample.step in kept]
+        chosen_steps = set(spread(steps, max(2, most_pictures // len(indices))))
+        samples = [sample for sample in samples if sample.step in chosen_steps]
     rows: dict[int, list[SampleImage]] = {index: [] for index in indices}
     for sample in samples:
         if sample.index in rows:
             rows[sample.index].append(sample)
-    return tuple(
-        SampleRow(index, tuple(row)) for index, row in rows.items() if row
-    ), len(steps)
+    filled = [SampleRow(index, tuple(row)) for index, row in rows.items() if row]
+    return tuple(filled), len(steps)
 
 
 def sample_table(
@@ -218,20 +230,21 @@ def sample_table(
     address: Callable[[Path], str | None] = lambda path: path.name,
     most_pictures: int | None = None,
 ) -> dict[str, Any]:
-    """The samples of a run for the template and the script of its page: `steps`, of how
-    many (`of`), and for each place in the sets its prompt, and by step the `files` and
-    how they lie on what they edit (`drift`; None: there is none).
+    """The samples of a run for the template and the script of its page: `steps`, the
+    number of all steps (`of`), and for each place in the sets its prompt, and by step
+    the `files` and their drift from the image that they edit (`drift`; None: there is
+    no sample).
 
-    address: what stands for a file; None: it is not an image. most_pictures: as in
+    address: gives the address of a file; None: it is not an image. most_pictures: as in
     `sample_rows`.
     """
     rows, count = sample_rows(folder, most_pictures)
     steps = sorted({sample.step for row in rows for sample in row.samples})
     table = []
     for row in rows:
-        found = [row.by_step.get(step) for step in steps]
-        files = [sample and address(sample.path) for sample in found]
-        drift = [sample and redact_text(sample.drift or "") for sample in found]
+        row_samples = [row.by_step.get(step) for step in steps]
+        files = [sample and address(sample.path) for sample in row_samples]
+        drift = [sample and redact_text(sample.drift or "") for sample in row_samples]
         table.append(
             {
                 "index": row.index,
@@ -248,16 +261,22 @@ def sample_table(
 
 @dataclass(frozen=True)
 class DatasetImage:
-    """One image that a run has trained on."""
+    """One image that a run has trained on.
+
+    Example::
+
+        for image in dataset_images(Path("output/my_character")):
+            print(image.name, image.caption)
+    """
 
     name: str
     """`<folder>/<file>` as the run recorded it."""
 
     file: Path | None
-    """Its current place; None: not found."""
+    """The path at which it is now; None: not found."""
 
     caption: str
-    """Current text of the caption file beside it."""
+    """Current text of the caption file next to it."""
 
 
 def dataset_images(folder: Path) -> tuple[DatasetImage, ...]:
@@ -280,9 +299,8 @@ def _image(name: str, folder: Path) -> DatasetImage:
     given = Path(name).expanduser()
     places = (base / given for base in (Path(), *folder.absolute().parents))
     file = next((place for place in places if _is_file(place)), None)
-    return DatasetImage(
-        redact_text(name), file, redact_text(_caption(file)) if file else ""
-    )
+    caption = redact_text(_caption(file)) if file else ""
+    return DatasetImage(redact_text(name), file, caption)
 
 
 def _is_file(path: Path) -> bool:
@@ -296,11 +314,8 @@ def _caption(image: Path) -> str:
     for suffix in CAPTION_SUFFIXES:
         try:
             with open_regular(image.with_suffix(suffix)) as file:
-                return (
-                    file.read(_MOST_CAPTION_BYTES)
-                    .decode("utf-8-sig", errors="replace")
-                    .strip()
-                )
+                data = file.read(_MOST_CAPTION_BYTES)
+                return data.decode("utf-8-sig", errors="replace").strip()
         except OSError:
             continue
     return ""
@@ -311,7 +326,13 @@ def _caption(image: Path) -> str:
 
 @dataclass(frozen=True)
 class SavedFile:
-    """A file that a run has saved."""
+    """A file that a run has saved.
+
+    Example::
+
+        for file in saved_files(Path("output/my_character"), hashed=False):
+            print(file.name, file.kind, file.size)
+    """
 
     name: str
     """Relative to the run's folder."""
@@ -329,8 +350,8 @@ class SavedFile:
 
 
 def saved_files(folder: Path, hashed: bool) -> Iterator[SavedFile]:
-    """The network files of a run, one by one also those of a model folder, then files
-    with strengths per block that the page has written, then its states.
+    """The network files of a run, then files with strengths per block that the page has
+    written, then its states. The files of a model folder are listed one by one.
 
     hashed: compute the hashes that are not recorded.
     """
@@ -350,18 +371,11 @@ def saved_files(folder: Path, hashed: bool) -> Iterator[SavedFile]:
             yield SavedFile(
                 name, f"{saved.kind}{step}", size, time, digest, _recorded(path)
             )
-    for path in sorted(
-        path for path in folder.glob("*.safetensors") if BAKED.fullmatch(path.name)
-    ):
+    files = folder.glob("*.safetensors")
+    for path in sorted(file for file in files if BAKED.fullmatch(file.name)):
         size, digest = _size_and_hash(path, hashed)
-        yield SavedFile(
-            redact_text(path.name),
-            "strength per block",
-            size,
-            "",
-            digest,
-            _recorded(path),
-        )
+        name = redact_text(path.name)
+        yield SavedFile(name, "strength per block", size, "", digest, _recorded(path))
     for checkpoint in list_checkpoints(folder):
         kind = "state" + (f": {checkpoint.problem}" if checkpoint.problem else "")
         for name, size, digest in _manifest(checkpoint.path):
@@ -370,7 +384,7 @@ def saved_files(folder: Path, hashed: bool) -> Iterator[SavedFile]:
 
 
 def _size_and_hash(path: Path, hashed: bool) -> tuple[int, str]:
-    """A file may vanish meanwhile: a run that goes on removes what is too old."""
+    """A file may vanish meanwhile: a run that goes on removes old files."""
     try:
         return path.stat().st_size, sha256_of(path) if hashed else ""
     except OSError:
@@ -406,19 +420,19 @@ def _manifest(checkpoint: Path) -> Iterator[tuple[str, int, str]]:
 
 
 def which_file(folder: Path) -> dict[str, str]:
-    """Facts on the saved files whose validation losses are as good as the lowest; none
-    where it is not known."""
+    """Facts about the saved files whose validation losses are as good as the lowest;
+    empty where the losses are not known."""
     names = {}
     for file in reversed(list_network_files(folder)):
         if file.step is not None:
             names[file.step] = file.path.name
     losses = read_losses_by_image(folder)
-    found = as_good_as_the_lowest(losses, candidates=names)
-    if not found:
+    as_good = as_good_as_the_lowest(losses, candidates=names)
+    if not as_good:
         return {}
-    use = found.earliest
+    use = as_good.earliest
     last = max(losses)
-    steps = ", ".join(f"{step:,}" for step in found.steps)
+    steps = ", ".join(f"{step:,}" for step in as_good.steps)
     images = len(losses[use])
     return {
         "As good by validation": f"steps {steps} ({CONFIDENCE:.0%} interval, {images} images)",
@@ -431,14 +445,13 @@ def which_file(folder: Path) -> dict[str, str]:
 
 
 def settings_text(folder: Path) -> str:
-    """config.yaml without secrets; empty where it is missing, a comment where no job is
-    as large as it is."""
+    """config.yaml without secrets; empty where it is missing, and a comment where it is
+    too large to be a job."""
     try:
         with open_regular(folder / CONFIG) as file:
             data = file.read(_MOST_CONFIG_BYTES + 1)
-        if (
-            len(data) > _MOST_CONFIG_BYTES
-        ):  # cut, it could end in the half of a secret, which is not found
+        # A file that is cut off could end in half a secret, which is not found.
+        if len(data) > _MOST_CONFIG_BYTES:
             return (
                 f"# {CONFIG} has more than {_MOST_CONFIG_BYTES} bytes and is not shown"
             )
@@ -448,8 +461,8 @@ def settings_text(folder: Path) -> str:
 
 
 def plan_text(folder: Path) -> str | None:
-    """The plan that the latest start wrote at the head of the log; None where there is
-    none."""
+    """The plan that the latest start wrote at the head of the log; None where the log
+    has no plan."""
     try:
         with open_regular(folder / LOG) as file:
             head = file.read(_PLAN_BYTES).decode("utf-8", errors="replace")
@@ -464,7 +477,7 @@ def event_row(row: dict[str, Any]) -> tuple[str, str, str, str]:
     details = []
     for key, value in row.items():
         if key not in ("time", "event", "step"):
-            details.append(f"{key}: {_told(value)}")
+            details.append(f"{key}: {_in_words(value)}")
     step = row.get("step")
     time = str(row.get("time", "")).replace("T", " ").removesuffix("Z")
     return (
@@ -475,7 +488,7 @@ def event_row(row: dict[str, Any]) -> tuple[str, str, str, str]:
     )
 
 
-def _told(value: Any) -> str:
+def _in_words(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) if value else "none"
     if isinstance(value, dict):

@@ -1,6 +1,13 @@
-"""The numbers of a run as curves, for files of any length: at most so many buckets of
-steps, each with the least and greatest value, so that no spike is lost. What a file
-gets at its end is added; a part is read again, finer. Imports no torch."""
+"""The numbers of a run as curves, for files of any length.
+
+The steps of a file are put into a limited number of buckets, each with its least and
+greatest value, so that no spike is lost. Rows that a file gets at its end are added,
+and a part of a curve is read again with finer buckets. Nothing is written or drawn.
+Imports no torch.
+
+`diagrams`, `feed` and `run_records` read the curves of a run; the views of the page
+(`ui/views`) send them to the browser.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +45,14 @@ _NO_NUMBERS = frozenset({"step", "epoch", "samples"})
 
 @dataclass(frozen=True)
 class Curve:
-    """One number over the steps of a run: a point for each bucket that has a value of
-    it."""
+    """One number over the steps of a run: a point for each bucket with a value of it.
+
+    Example::
+
+        metrics, validation, drift = series_of(Path("output/my_character"))
+        for curve in metrics.update().curves(points=100):
+            print(curve.name, curve.steps[-1], curve.mean[-1])
+    """
 
     name: str
     steps: list[int]
@@ -51,8 +64,8 @@ class Curve:
 
 
 class _Column:
-    """One number: count, sum, least and greatest of each bucket, up to the last one
-    that has a value."""
+    """One number: count, sum, least and greatest value of each bucket, up to the last
+    bucket that has a value."""
 
     def __init__(self) -> None:
         self.count = array("l")
@@ -64,12 +77,9 @@ class _Column:
         missing = bucket + 1 - len(self.count)
         if missing:
             self.count.extend([0] * missing)
-            for values, empty in (
-                (self.sum, 0.0),
-                (self.low, math.inf),
-                (self.high, -math.inf),
-            ):
-                values.extend([empty] * missing)
+            self.sum.extend([0.0] * missing)
+            self.low.extend([math.inf] * missing)
+            self.high.extend([-math.inf] * missing)
         self.count[bucket] += 1
         self.sum[bucket] += value
         if value < self.low[bucket]:
@@ -78,7 +88,7 @@ class _Column:
             self.high[bucket] = value
 
     def halve(self) -> None:
-        """Makes one bucket of each two."""
+        """Joins each two buckets into one."""
         for name, join in (("count", sum), ("sum", sum), ("low", min), ("high", max)):
             values = getattr(self, name)
             joined = [join(values[at : at + 2]) for at in range(0, len(values), 2)]
@@ -90,31 +100,33 @@ class _Column:
             del values[bucket:]
 
     def curve(self, name: str, groups: Iterable[tuple[int, slice]]) -> Curve:
-        """A point for each group of buckets that has a value. groups: their first
-        steps, and which they are."""
-        filled = [
-            (step, group, count)
-            for step, group in groups
-            if (count := sum(self.count[group]))
-        ]
-        steps = [step for step, _, _ in filled]
-        mean = [sum(self.sum[group]) / count for _, group, count in filled]
-        low = [min(self.low[group]) for _, group, _ in filled]
-        high = [max(self.high[group]) for _, group, _ in filled]
-        return Curve(name, steps, low, high, mean)
+        """A point for each group of buckets that has a value. groups: the first step of
+        each, and its buckets."""
+        curve = Curve(name, [], [], [], [])
+        for step, group in groups:
+            count = sum(self.count[group])
+            if count:
+                curve.steps.append(step)
+                curve.low.append(min(self.low[group]))
+                curve.high.append(max(self.high[group]))
+                curve.mean.append(sum(self.sum[group]) / count)
+        return curve
 
 
 class _Buckets:
     """The numbers of rows in buckets of equally many rows."""
 
     def __init__(self, prefix: str, most: int) -> None:
-        """prefix: of the names of curves, where they do not have it. most: buckets, an
-        even number."""
+        """prefix: put before the names of curves that do not begin with it. most:
+        buckets, an even number."""
         self._prefix = prefix
         self.most = most
         self.columns: dict[str, _Column] = {}
-        self.width, self.count = 1, 0
-        """Rows of each bucket, and of all."""
+        self.width = 1
+        """Rows of each bucket."""
+
+        self.count = 0
+        """Rows of all buckets."""
 
     def add(self, row: Row) -> None:
         if self.count == self.most * self.width:
@@ -128,9 +140,9 @@ class _Buckets:
                 continue
             if name not in self.columns and len(self.columns) < _MOST_COLUMNS:
                 self.columns[name] = _Column()
-            found = self.columns.get(name)
-            if found is not None:
-                found.add(bucket, value)
+            number = self.columns.get(name)
+            if number is not None:
+                number.add(bucket, value)
 
     def cut(self, count: int) -> None:
         """Forgets the bucket of a row, and those after it."""
@@ -142,33 +154,38 @@ class _Buckets:
     def curves(
         self, steps: Sequence[int], begin: int, end: int, points: int
     ) -> list[Curve]:
-        """The curves of the buckets from one to another that have values. steps: of all
+        """The curves that have values in the buckets from one to another. steps: of all
         rows."""
         every = max(1, math.ceil((end - begin) / max(1, points)))
         groups = []
         for at in range(begin, end, every):
             groups.append((steps[at * self.width], slice(at, min(at + every, end))))
-        return [
-            column.curve(
-                name if name.startswith(self._prefix) else f"{self._prefix}{name}",
-                groups,
-            )
-            for name, column in self.columns.items()
-            if any(column.count[begin:end])
-        ]
+        curves = []
+        for name, column in self.columns.items():
+            if any(column.count[begin:end]):
+                full_name = f"{self._prefix}{name.removeprefix(self._prefix)}"
+                curves.append(column.curve(full_name, groups))
+        return curves
 
 
 class Series:
-    """The numbers of metrics.jsonl, validation.jsonl or drift.jsonl by step."""
+    """The numbers of metrics.jsonl, validation.jsonl or drift.jsonl by step.
+
+    Example::
+
+        series = Series(Path("output/my_character/metrics.jsonl"))
+        cursor = series.update().cursor()
+        rows = series.update().rows_since(cursor)  # what was appended meanwhile
+    """
 
     def __init__(self, path: Path, prefix: str = "", most: int = MOST_BUCKETS) -> None:
-        """prefix, most: as of `_Buckets`."""
+        """prefix, most: as in `_Buckets`."""
         self._path = path
         self._prefix = prefix
         self._lock = threading.Lock()
         self._generation = time.time_ns()
         self._stamp: tuple[int, ...] = ()
-        self._told = ""
+        self._last_error = ""
         self._rows = StepRows()
         self._buckets = _Buckets(prefix, most)
 
@@ -182,35 +199,37 @@ class Series:
         has no rows."""
         with self._lock:
             try:
-                found = self._path.stat()
-                stamp = (found.st_size, found.st_mtime_ns, found.st_ino)
+                stat = self._path.stat()
+                stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
                 if stamp != self._stamp:
                     self._stamp = stamp
                     self._read()
             except OSError as error:
-                told = str(error)
-                if self._told != told:
+                message = str(error)
+                if self._last_error != message:
                     tell_unreadable(self._path, error)
-                    self._told = told
+                    self._last_error = message
                 self._stamp = ()
                 self._rows = StepRows()
                 self._go_back(0)
         return self
 
     def _read(self) -> None:
-        """Adds the rows that follow those read before; a row of an earlier step
-        replaces what was after it."""
+        """Adds the rows that follow those read before. A row of an earlier step
+        replaces the rows after that step."""
         with open_regular(self._path) as file:
             for index, row in self._rows.read(file):
                 if index < self._buckets.count:
-                    for kept in self._rows.between(file, self._go_back(index), index):
-                        self._buckets.add(kept)
+                    for earlier_row in self._rows.between(
+                        file, self._go_back(index), index
+                    ):
+                        self._buckets.add(earlier_row)
                 self._buckets.add(row)
         self._go_back(len(self._rows))
 
     def _go_back(self, count: int) -> int:
-        """Forgets the rows from an index on, and those before it in its bucket. Returns
-        how many are left."""
+        """Forgets the rows from an index on, and the rows before it in its bucket.
+        Returns how many are left."""
         if count < self._buckets.count:
             self._generation += 1
             self._buckets.cut(count)
@@ -221,26 +240,21 @@ class Series:
         return f"{self._generation}-{self.last_step}"
 
     def rows_since(self, cursor: str) -> list[Row] | None:
-        """The numbers of the steps after a cursor. None: the curves are not what they
-        were, or there are too many rows."""
+        """The numbers of the steps after a cursor. None: the curves before the cursor
+        have changed, or there are too many rows."""
         generation, _, step = cursor.partition("-")
+        is_step = re.fullmatch(r"-1|\d{1,18}", step, re.ASCII)
         with self._lock:
-            if generation != str(self._generation) or not re.fullmatch(
-                r"-1|\d{1,18}", step, re.ASCII
-            ):
+            if generation != str(self._generation) or not is_step:
                 return None
             begin = bisect_right(self._rows.steps, int(step))
             if len(self._rows) - begin > MOST_RECENT:
                 return None
             rows = self._rows_between(begin, len(self._rows))
-            return [
-                {name: value for name, value in row.items() if _is_number(value)}
-                for row in rows
-                if "step" in row
-            ]
+            return [_numbers_of(row) for row in rows if "step" in row]
 
     def _rows_between(self, begin: int, end: int) -> list[Row]:
-        """Those that can still be read."""
+        """The rows of these indices that can still be read."""
         try:
             with open_regular(self._path) as file:
                 return list(self._rows.between(file, begin, end))
@@ -262,8 +276,9 @@ class Series:
     def curves(
         self, begin: int = 0, end: int | None = None, points: int = MOST_BUCKETS
     ) -> list[Curve]:
-        """The curves of the steps from `begin` to `end`, without those that have no
-        value there. A part that has few buckets is read from the file again, finer."""
+        """The curves of the steps from `begin` to `end`. A curve without a value in
+        them is left out. A part with few buckets is read from the file again, with
+        finer ones."""
         with self._lock:
             steps = self._rows.steps
             buckets = self._buckets
@@ -290,19 +305,17 @@ class Series:
             end = curve.steps[at + 1] - 1
         else:
             end = None
-        part = next(
-            (
-                each
-                for each in self.curves(curve.steps[at], end)
-                if each.name == curve.name
-            ),
-            curve,
-        )
-        return value, part.steps[part.low.index(min(part.low))]
+        finest = curve
+        for part in self.curves(curve.steps[at], end):
+            if part.name == curve.name:
+                finest = part
+                break
+        return value, finest.steps[finest.low.index(min(finest.low))]
 
 
 def series_of(folder: Path) -> tuple[Series, Series, Series]:
-    """The numbers of a run: of its steps, then what is measured at intervals."""
+    """The numbers of a run: of its steps, of its validation, and of the drift of its
+    edits."""
     return (
         Series(folder / METRICS),
         Series(folder / VALIDATION, "validation/"),
@@ -329,6 +342,11 @@ def sparkline(path: Path, points: int = SPARK_POINTS) -> list[float]:
     return values
 
 
+def _numbers_of(row: Row) -> Row:
+    return {name: value for name, value in row.items() if _is_number(value)}
+
+
 def _is_number(value: object) -> bool:
-    """Neither infinite, nor NaN, nor an integer that no float can be."""
+    """Whether a value is a number that is not infinite, NaN, or an integer beyond all
+    floats."""
     return type(value) in (int, float) and abs(value) < 1e300  # type: ignore[arg-type]  # a number by now

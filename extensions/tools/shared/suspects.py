@@ -1,7 +1,10 @@
-"""`suspects.txt`: the images that `influence` suspects, a line each, for people, `lint`
-and the web page. Imports no torch.
+"""`suspects.txt`: the images that `influence` suspects, with one line each.
 
-/data/images/07.png  # influence -0.31, gradient 1.9 times the median: 4.2 deviations from the others
+A line is `/data/images/07.png  # influence -0.31, gradient 1.9 times the median`. A
+user may edit the file. This module writes and reads the text; the measurement is in
+`influence`. Imports no torch.
+
+`influence` writes the file; `lint` and the page (`ui/datasets`) read it.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from toolkit.config.sections.dataset import CAPTION_SUFFIXES
 from toolkit.files.writing import open_regular
 
 FOLDER = "influence"
-"""Name of the folder in that of a run."""
+"""Name of the folder in the folder of a run."""
 
 FILE = "suspects.txt"
 _REASON = "  # "
@@ -25,28 +28,23 @@ MOST_BYTES = 2**22
 
 
 def suspects_text(reasons: Mapping[str, str], head: str) -> str:
-    """The file. reasons: image -> why it is suspected. head: comment lines, without
-    their `#`."""
+    """The text of the file. reasons: image -> why it is suspected. head: comment lines,
+    without their `#`.
+
+    >>> suspects_text({"/data/07.png": "influence -0.31"}, head="Two images")
+    '# Two images\\n/data/07.png  # influence -0.31\\n'
+    """
     lines = [f"# {line}" for line in head.splitlines()]
-    return (
-        "\n".join(
-            [
-                *lines,
-                *(
-                    f"{os.path.realpath(image)}{_REASON}{why}"
-                    for image, why in reasons.items()
-                ),
-            ]
-        )
-        + "\n"
-    )
+    for image, why in reasons.items():
+        lines.append(f"{os.path.realpath(image)}{_REASON}{why}")
+    return "\n".join(lines) + "\n"
 
 
 def read_suspects(file: Path) -> dict[str, str]:
-    """Image, as a path without links -> why it is suspected; without those that are
-    gone, or were changed, or whose caption was, after the file was written. A relative
-    path counts from the file's folder. Raises OSError for a file that cannot be read or
-    has more than `MOST_BYTES`."""
+    """Image, as a path without links -> why it is suspected. Images are left out that
+    are gone, or that were changed, or whose caption was, after the file was written. A
+    relative path counts from the file's folder. Raises OSError for a file that cannot
+    be read or has more than `MOST_BYTES`."""
     with open_regular(file) as opened:
         content = opened.read(MOST_BYTES + 1)
         written = os.fstat(opened.fileno()).st_mtime
@@ -56,10 +54,9 @@ def read_suspects(file: Path) -> dict[str, str]:
             f"it has more than {MOST_BYTES} bytes, so it is not a list of suspects",
             str(file),
         )
-    found = {}
-    for line in (
-        content.decode("utf-8", errors="replace").replace("\0", "\ufffd").split("\n")
-    ):
+    reasons = {}
+    text = content.decode("utf-8", errors="replace").replace("\0", "\ufffd")
+    for line in text.split("\n"):
         image, _, why = line.partition(_REASON)
         path = os.path.realpath(file.parent / image.strip())
         if (
@@ -67,22 +64,22 @@ def read_suspects(file: Path) -> dict[str, str]:
             and os.path.isfile(path)
             and not _is_newer(path, written)
         ):
-            found[path] = why.strip()
-    return found
+            reasons[path] = why.strip()
+    return reasons
 
 
 def _is_newer(image: str, written: float) -> bool:
-    """Whether the image, or a file beside it of its name, such as a caption, was
+    """Whether the image, or a file of its name next to it, such as a caption, was
     written after that time."""
     stem = os.path.splitext(image)[0]
-    beside = (image, *(stem + suffix for suffix in (*CAPTION_SUFFIXES, ".json")))
-    return any(
-        os.path.getmtime(path) > written for path in beside if os.path.isfile(path)
-    )
+    paths = [image]
+    paths += [stem + suffix for suffix in (*CAPTION_SUFFIXES, ".json")]
+    files = filter(os.path.isfile, paths)
+    return any(os.path.getmtime(path) > written for path in files)
 
 
 def suspects_of_run(folder: Path) -> dict[str, str]:
-    """What `influence` found in the folder of a run; empty where it was not run."""
+    """The suspects in the folder of a run; empty where `influence` was not run."""
     try:
         return read_suspects(folder / FOLDER / FILE)
     except OSError:
