@@ -136,7 +136,7 @@ def opened(
                     )
             if limits:
                 size, packed = (
-                    sum(getattr(each, key) for each in members)
+                    sum(getattr(entry, key) for entry in members)
                     for key in ("file_size", "compress_size")
                 )
                 most = min(limits.most_bytes, max(FREE_RATIO, limits.ratio * packed))

@@ -266,9 +266,9 @@ def tee_output(path: Path) -> Iterator[None]:
     except BaseException as error:
         for tee in tees:
             tee.close_line()
-        told = isinstance(error, UserError | RunError | Interrupted)
+        is_reported = isinstance(error, UserError | RunError | Interrupted)
         for line in (
-            str(error) if told else "".join(traceback.format_exception(error))
+            str(error) if is_reported else "".join(traceback.format_exception(error))
         ).splitlines():
             log.write_line(line)
         raise

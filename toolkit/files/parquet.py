@@ -145,9 +145,9 @@ def _beginning(source: Any) -> bytes:
     if isinstance(source, str | Path):
         with open(source, "rb") as file:
             return file.read(LONGEST + 1)
-    found: bytes = source.read(LONGEST + 1)
+    head: bytes = source.read(LONGEST + 1)
     source.seek(0)
-    return found
+    return head
 
 
 def _may_be_picture(kind: Any, kinds: Any) -> bool:
@@ -175,8 +175,8 @@ def _is_picture(value: Any) -> bool:
 
 def picture_of(value: Any) -> bytes:
     """The bytes of a picture; b"" for none."""
-    found = value.get("bytes") if isinstance(value, dict) else value
-    return found if isinstance(found, bytes) else b""
+    image_bytes = value.get("bytes") if isinstance(value, dict) else value
+    return image_bytes if isinstance(image_bytes, bytes) else b""
 
 
 def suffix_of(picture: bytes) -> str:
@@ -199,9 +199,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
         return value["path"]
     if isinstance(value, dict):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {str(key): plain(element) for key, element in value.items()}
     if isinstance(value, list):
-        return [plain(each) for each in value]
+        return [plain(element) for element in value]
     if isinstance(value, str | int | float | bool | None):
         return value
     return str(value)
@@ -246,18 +246,18 @@ def unpack(path: str | Path, folder: Path) -> None:
             for key in file.pictures:
                 if key in row:
                     pictures[key] = _written(row[key], key, name, folder)
-            said = {}
+            record = {}
             for key, value in row.items():
-                said[key] = pictures[key] if key in pictures else plain(value)
-            table.write(json.dumps(said, ensure_ascii=False) + "\n")
+                record[key] = pictures[key] if key in pictures else plain(value)
+            table.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def _written(value: Any, column: str, name: str, folder: Path) -> Any:
     """The path of a picture that was written, from `folder`; of several a list."""
     if isinstance(value, list):
         return [
-            _written(each, column, f"{name}_{number}", folder)
-            for number, each in enumerate(value)
+            _written(element, column, f"{name}_{number}", folder)
+            for number, element in enumerate(value)
         ]
     picture = picture_of(value)
     if not picture:

@@ -222,27 +222,32 @@ def saved_as(path: str) -> Path | None:
 def _saved_as(file: Path) -> Path | None:
     if file.is_dir() and (file / STATUS).is_file():
         return next(
-            (each for each in final_files(file, file.name) if each.is_file()), None
+            (
+                candidate
+                for candidate in final_files(file, file.name)
+                if candidate.is_file()
+            ),
+            None,
         )
     if file.suffix != ".safetensors" or file.exists():
         return None
     match = _MUSUBI.fullmatch(file.name)
     assert match  # it has the suffix, and a name before it
-    found = final_files(file.with_suffix(""), file.stem)
+    candidates = final_files(file.with_suffix(""), file.stem)
     run = file.parent / match["name"]
     if match["step"]:
-        found += step_files(run, match["name"]).get(int(match["step"]), [])
+        candidates += step_files(run, match["name"]).get(int(match["step"]), [])
     elif match["epoch"]:
         steps = [
             *step_files(run, match["name"]).values(),
             final_files(run, match["name"]),
         ]
-        for each in steps:
-            if each and _epoch_in(each[0]) == int(match["epoch"]):
-                found.append(each[0])
-    return next((each for each in found if each.suffix), None) or next(
-        iter(found), None
-    )
+        for candidate in steps:
+            if candidate and _epoch_in(candidate[0]) == int(match["epoch"]):
+                candidates.append(candidate[0])
+    return next(
+        (candidate for candidate in candidates if candidate.suffix), None
+    ) or next(iter(candidates), None)
 
 
 def saved_like(pattern: str) -> list[Path]:

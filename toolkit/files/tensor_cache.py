@@ -66,8 +66,8 @@ class TensorCache:
         if self._verified.get(key) != version:
             try:
                 header, _, digest = _hashed(raw, key)
-                found = header.get(METADATA)
-                whole = isinstance(found, dict) and found.get("sha256") == digest
+                metadata = header.get(METADATA)
+                whole = isinstance(metadata, dict) and metadata.get("sha256") == digest
             except (ValueError, RecursionError):
                 whole = False
             if not whole:

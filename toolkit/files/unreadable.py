@@ -73,9 +73,9 @@ def cause_of(path: Path, error: Exception) -> Cause | None:
     with suppress(OSError):
         if path.stat().st_size <= LONGEST:
             head = read_regular(path)
-    found = stand_in(head)
-    if found:
-        return found
+    cause = stand_in(head)
+    if cause:
+        return cause
     remedy = _KINDS.get(str(error))
     if remedy:
         return Cause(str(error), remedy)
@@ -87,9 +87,9 @@ def stand_in(contents: bytes) -> Cause | None:
     a link that became text."""
     if len(contents) > LONGEST:
         return None
-    found = pointer(contents)
-    if found:
-        return found
+    cause = pointer(contents)
+    if cause:
+        return cause
     text = contents.decode("utf-8", "replace").strip()
     if _LINK.fullmatch(text):
         what = f"it is a link that became a text file: it holds {text[:80]!r}"
@@ -103,9 +103,9 @@ def stand_in(contents: bytes) -> Cause | None:
 def in_its_place(contents: bytes) -> str:
     """What stands in the place of a file, by its first bytes (`LONGEST` and one more),
     with the remedy, in words that follow its name; empty where it is a file."""
-    found = stand_in(contents)
-    if found:
-        return f"{found.what.replace('it is', 'is', 1)}. {found.remedy}"
+    cause = stand_in(contents)
+    if cause:
+        return f"{cause.what.replace('it is', 'is', 1)}. {cause.remedy}"
     return ""
 
 
@@ -142,13 +142,13 @@ def unread_file(folder: Path) -> str:
             if not place.is_file():
                 continue
             with place.open("rb") as opened:
-                found = stand_in(opened.read(LONGEST + 1))
-            if found:
-                return f"{place}: not readable ({found.what}). {found.remedy}."
+                cause = stand_in(opened.read(LONGEST + 1))
+            if cause:
+                return f"{place}: not readable ({cause.what}). {cause.remedy}."
     except OSError as error:
-        found = cause_of(place, error)
-        if found:
-            return f"{place}: not readable ({found.what}). {found.remedy}."
+        cause = cause_of(place, error)
+        if cause:
+            return f"{place}: not readable ({cause.what}). {cause.remedy}."
         return ""
     return ""
 
@@ -168,15 +168,17 @@ def denied(path: Path) -> Cause:
         )
     is_folder = place.is_dir()
     rights = "rx" if is_folder else "r"
-    own = status.st_uid == os.getuid()
+    is_owner = status.st_uid == os.getuid()
     owner = f"{_user(status.st_uid)}, mode {status.st_mode & 0o777:03o}"
     what = f"Permission denied: {'it' if place == file else place} belongs to {owner}"
-    if own:
+    if is_owner:
         who = ""
     else:
         who = f", and this program runs as {_user(os.getuid())}"
-    command = f"Run: chmod {'u' if own else 'a'}+{rights} {shlex.quote(str(place))}"
-    if own:
+    command = (
+        f"Run: chmod {'u' if is_owner else 'a'}+{rights} {shlex.quote(str(place))}"
+    )
+    if is_owner:
         by = ""
     else:
         by = ", as the owner or root; or run this program as the owner"

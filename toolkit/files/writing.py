@@ -105,12 +105,12 @@ def _near_config(bases: Iterable[Path]) -> str:
     or nearly; empty without."""
     for base in bases:
         with suppress(OSError, ValueError):
-            found = []
+            siblings = []
             for name in sorted(os.listdir(base.parent)):
                 if name.endswith(CONFIG_SUFFIXES):
-                    found.append(name)
+                    siblings.append(name)
             stems = {}
-            for name in reversed(found):
+            for name in reversed(siblings):
                 stems[os.path.splitext(name)[0].lower()] = name
             near = get_close_matches(base.stem.lower(), stems, n=1, cutoff=0.6)
             if near:
@@ -241,13 +241,13 @@ def _sweeping(path: Path) -> Iterator[None]:
 def _left_in(folder: Path) -> dict[str, list[Path]]:
     """Name of a file -> its temporary files that are in a folder when it is first
     written to."""
-    found: dict[str, list[Path]] = {}
+    leftovers: dict[str, list[Path]] = {}
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             temporary = _TEMPORARY.fullmatch(entry.name)
             if temporary:
-                found.setdefault(temporary[1], []).append(Path(entry.path))
-    return found
+                leftovers.setdefault(temporary[1], []).append(Path(entry.path))
+    return leftovers
 
 
 def _try_flock(handle: int, alone: bool) -> bool:
@@ -528,9 +528,9 @@ def remove(path: Path) -> None:
 def leftover_name(path: Path) -> Path:
     """A name beside `path` that TEMP_FILE_GLOB matches, TEMP_NAME_BYTES longer; of such
     a name another one of the same file."""
-    found = _TEMPORARY.fullmatch(path.name)
+    match = _TEMPORARY.fullmatch(path.name)
     return path.with_name(
-        f".{found[1] if found else path.name}.{os.urandom(4).hex()}.tmp"
+        f".{match[1] if match else path.name}.{os.urandom(4).hex()}.tmp"
     )
 
 

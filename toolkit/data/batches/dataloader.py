@@ -139,7 +139,7 @@ class BatchLoader:
             latents_BCHW=torch.stack([entry.target() for entry in entries]),
             prompts=self.prompts(spec),
             control_latents=tuple(
-                tuple(each.read() for each in entry.references) for entry in entries
+                tuple(image.read() for image in entry.references) for entry in entries
             ),
             spec=spec,
             names=tuple(sample.image for sample in samples),
@@ -157,15 +157,17 @@ class BatchLoader:
 
     def worse(self, spec: BatchSpec) -> tuple[Tensor | None, ...]:
         """For each item the one of its worse images that this use is compared with."""
-        found: list[Tensor | None] = []
+        worse_images: list[Tensor | None] = []
         for index, position in zip(spec.items, spec.positions, strict=True):
             entries = self.dataset.entries[index].worse
             if len(entries) > 1:
                 drawn = uniform(self.seed, "worse", spec.epoch, position)
             else:
                 drawn = 0.0
-            found.append(entries[int(drawn * len(entries))].read() if entries else None)
-        return tuple(found)
+            worse_images.append(
+                entries[int(drawn * len(entries))].read() if entries else None
+            )
+        return tuple(worse_images)
 
     def prompts(self, spec: BatchSpec) -> PromptEmbeds:
         """The texts of a batch."""
@@ -249,9 +251,9 @@ class StreamSource:
         if waiting:
             yield _micro_batch(epoch, number, self.prepare(waiting), at)
 
-    def _compare_length(self, found: int) -> None:
-        if self.samples_per_epoch and found != self.samples_per_epoch:
-            what = f"{self.samples_per_epoch:,} samples are given, and an epoch of the stream has {found:,}"
+    def _compare_length(self, sample_count: int) -> None:
+        if self.samples_per_epoch and sample_count != self.samples_per_epoch:
+            what = f"{self.samples_per_epoch:,} samples are given, and an epoch of the stream has {sample_count:,}"
             logger.warning(
                 f"datasets[0].webdataset.samples: {what}. Correct it: epochs are counted by it."
             )
@@ -297,17 +299,17 @@ class SharedStreamSource:
         streams = {index: self.readers[index](places[index]) for index in self.own}
         for index in cycle(range(len(self.readers))):
             epoch = self.epoch_of(places[index])
-            found = list[Any]()
+            samples = list[Any]()
             if index in streams:
                 read = list(islice(streams[index], self.batch_size))
                 if len(read) < self.batch_size:
                     return  # they have no end: a stop was requested
                 places[index] = read[-1][1]
-                found = [sample for sample, _ in read]
+                samples = [sample for sample, _ in read]
             numbers = tuple(range(number, number + self.batch_size))
             number += self.batch_size
             spec = BatchSpec(
-                0, numbers, numbers, tuple(self.prepare(found)) if found else ()
+                0, numbers, numbers, tuple(self.prepare(samples)) if samples else ()
             )
             ends_epoch = index == 0 and self.epoch_of(places[0]) > epoch
             yield MicroBatch(
@@ -360,14 +362,16 @@ def stream_source(
     waited for. rank: of so many processes, which divide the readers.
     """
     count = stream.readers
-    each = stream.readers % processes == 0
+    is_reader_per_process = stream.readers % processes == 0
     if count > 1:
         return SharedStreamSource(
             [
                 stream.reader(seed, batch_size, stopping, index)
                 for index in range(count)
             ],
-            frozenset(range(rank, count, processes) if each else range(count)),
+            frozenset(
+                range(rank, count, processes) if is_reader_per_process else range(count)
+            ),
             make_batch,
             batch_size,
             workers,

@@ -95,7 +95,9 @@ class StreamLatents:
             control_latents=((),) * len(items),
             spec=spec,
             names=tuple(sample.image for sample in samples),
-            loss_weight_B=torch.tensor([self.stream.weight * each for each in usable]),
+            loss_weight_B=torch.tensor(
+                [self.stream.weight * weight for weight in usable]
+            ),
             extra_prompts=self._extra(samples),
         )
 
@@ -148,7 +150,7 @@ class StreamLatents:
     def _extra(self, samples: Sequence[Sample]) -> dict[str, PromptEmbeds]:
         prompts = [self._extra_prompts(sample) for sample in samples]
         return {
-            name: PromptEmbeds.stack([self._text(each[name]) for each in prompts])
+            name: PromptEmbeds.stack([self._text(prompt[name]) for prompt in prompts])
             for name in prompts[0]
         }
 

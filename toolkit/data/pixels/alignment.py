@@ -180,14 +180,14 @@ def measure(image: Image.Image, reference: Image.Image) -> Alignment:
     width, height = image.size
     factor = min(1.0, LARGEST / max(image.size))
     size = max(1, round(width * factor)), max(1, round(height * factor))
-    a_HW, b_HW = (_edges(each, size) for each in (image, reference))
+    a_HW, b_HW = (_edges(picture, size) for picture in (image, reference))
     tried = [_fitted(a_HW, b_HW, (1.0, 0.0, 0.0, 0.0))]
     if tried[0][1] < SURE:
         tried.append(_fitted(a_HW, b_HW, _coarse(image, reference, size)))
     (a, b, x, y), peak, error = max(tried, key=lambda one: one[1])
     zoom = math.hypot(a, b) - 1
     rotation = math.degrees(math.atan2(b, a))
-    found = Alignment(
+    alignment = Alignment(
         zoom,
         rotation,
         (x * width / size[0], y * height / size[1]),
@@ -195,10 +195,10 @@ def measure(image: Image.Image, reference: Image.Image) -> Alignment:
         error / factor,
         image.size,
     )
-    if not found.is_certain:
-        return found
-    return found._replace(
-        error=max(found.error, _doubt(a_HW, b_HW, (a, b, x, y)) / factor)
+    if not alignment.is_certain:
+        return alignment
+    return alignment._replace(
+        error=max(alignment.error, _doubt(a_HW, b_HW, (a, b, x, y)) / factor)
     )
 
 
@@ -206,9 +206,11 @@ Move = tuple[float, float, float, float]
 """(1 + zoom) cos and sin of the rotation, shift right and down."""
 
 
-def _linear(found: Alignment) -> tuple[float, float]:
-    angle = math.radians(found.rotation)
-    return (1 + found.zoom) * math.cos(angle), (1 + found.zoom) * math.sin(angle)
+def _linear(alignment: Alignment) -> tuple[float, float]:
+    angle = math.radians(alignment.rotation)
+    return (1 + alignment.zoom) * math.cos(angle), (1 + alignment.zoom) * math.sin(
+        angle
+    )
 
 
 def _edges(image: Image.Image, size: tuple[int, int]) -> Array:
@@ -235,7 +237,7 @@ def _smooth(map_HW: Array) -> Array:
 def _box(map_HW: Array, radius: int) -> Array:
     """Mean over a square around each pixel."""
     for axis in (0, 1):
-        pad = [(radius + 1, radius) if each == axis else (0, 0) for each in (0, 1)]
+        pad = [(radius + 1, radius) if dim == axis else (0, 0) for dim in (0, 1)]
         sums = numpy.pad(map_HW, pad, "edge").cumsum(axis, dtype=numpy.float64)
         count = map_HW.shape[axis]
         map_HW = (
@@ -278,11 +280,11 @@ def _coarse(image: Image.Image, reference: Image.Image, size: tuple[int, int]) -
     """The best of the grid, by the highest peak."""
     factor = min(1.0, SMALL / max(size))
     small = max(8, round(size[0] * factor)), max(8, round(size[1] * factor))
-    a_HW, b_HW = (_edges(each, small) for each in (image, reference))
+    a_HW, b_HW = (_edges(picture, small) for picture in (image, reference))
     window = _window(small[1], small[0])
     spectrum = numpy.fft.rfft2(window * (a_HW - a_HW.mean()))
     best = -1.0
-    found = (1.0, 0.0, 0.0, 0.0)
+    best_shift = (1.0, 0.0, 0.0, 0.0)
     for zoom in ZOOMS:
         for angle in numpy.radians(ROTATIONS):
             a = (1 + zoom) * math.cos(angle)
@@ -299,8 +301,8 @@ def _coarse(image: Image.Image, reference: Image.Image, size: tuple[int, int]) -
                     (float(dy) + small[1] / 2) % small[1] - small[1] / 2,
                 )
                 best = peak
-                found = (a, b, *_turned(a, b, *v))
-    a, b, x, y = found
+                best_shift = (a, b, *_turned(a, b, *v))
+    a, b, x, y = best_shift
     return a, b, x * size[0] / small[0], y * size[1] / small[1]
 
 
@@ -459,7 +461,7 @@ def _similarity(
     wanted = numpy.concatenate(shift_N2.T)
     robust = numpy.ones(len(u))
     # The first fit is by the median shift, which half of the patches may miss.
-    order = [numpy.argsort(each) for each in shift_N2.T]
+    order = [numpy.argsort(shift_N) for shift_N in shift_N2.T]
     middle = []
     for axis, places in enumerate(order):
         sums = weight_N[places].cumsum()
@@ -502,27 +504,29 @@ def _similarity(
 def _correlation(a_HW: Array, b_HW: Array, inside_HW: Array) -> float:
     if inside_HW.sum() < 64:
         return 0.0
-    a, b = (each[inside_HW] - each[inside_HW].mean() for each in (a_HW, b_HW))
+    a, b = (
+        edges_HW[inside_HW] - edges_HW[inside_HW].mean() for edges_HW in (a_HW, b_HW)
+    )
     return max(
         0.0, float((a * b).sum() / (numpy.sqrt((a * a).sum() * (b * b).sum()) + 1e-9))
     )
 
 
 def onto_image(
-    reference: Image.Image, found: Alignment
+    reference: Image.Image, alignment: Alignment
 ) -> tuple[Image.Image, tuple[int, int, int, int]]:
     """The reference moved onto its image, at that one's size, and the box of the image
     that it covers whole.
 
     Pixels are interpolated once, bicubically, from the reference at the image's size.
     """
-    whole = covering(reference, found.size)
-    a, b = _linear(found)
-    data, inside_HW = _affine(found.size, (a, b, *found.shift), margin=0.0)
+    whole = covering(reference, alignment.size)
+    a, b = _linear(alignment)
+    data, inside_HW = _affine(alignment.size, (a, b, *alignment.shift), margin=0.0)
     moved = whole.transform(
-        found.size, Image.Transform.AFFINE, data, Image.Resampling.BICUBIC
+        alignment.size, Image.Transform.AFFINE, data, Image.Resampling.BICUBIC
     )
-    left, top, right, bottom = 0, 0, *found.size
+    left, top, right, bottom = 0, 0, *alignment.size
     while left < right and top < bottom:
         part = inside_HW[top:bottom, left:right]
         sides = [

@@ -102,8 +102,8 @@ class _PrimaryItem:
         all_of_them = []
         for kind, held in parts:
             if kind == b"ipco":
-                for each in boxes_of(held):
-                    all_of_them.append(each)
+                for box in boxes_of(held):
+                    all_of_them.append(box)
         indices = []
         for kind, held in parts:
             if kind == b"ipma":
@@ -147,18 +147,18 @@ def _properties_of(associations: bytes, item: int) -> list[int]:
     for _ in range(count):
         wide_number = 4 if version else 2
         number = int.from_bytes(associations[at : at + wide_number], "big")
-        found = associations[at + wide_number]
+        association_count = associations[at + wide_number]
         at += wide_number + 1
         size = 2 if is_wide else 1
         if number == item:
             entries = []
-            for each in range(at, at + found * size, size):
-                entries.append(associations[each : each + size])
+            for start in range(at, at + association_count * size, size):
+                entries.append(associations[start : start + size])
             return [
                 int.from_bytes(entry, "big") & (0x7FFF if is_wide else 0x7F)
                 for entry in entries
             ]
-        at += found * size
+        at += association_count * size
     return []
 
 

@@ -298,12 +298,12 @@ def read_profile(profile: bytes) -> tuple[ImageCms.ImageCmsProfile | None, str]:
     """The profile, or None and what is wrong with it: it is damaged, or of a kind that
     no image mode has."""
     try:
-        found = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        icc_profile = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     except OSError:
         return None, "its colour profile is damaged: taken as sRGB"
-    if profile_mode(found) is None:
+    if profile_mode(icc_profile) is None:
         return None, "its colour profile is of an unknown kind: taken as sRGB"
-    return found, ""
+    return icc_profile, ""
 
 
 def profile_mode(profile: ImageCms.ImageCmsProfile) -> str | None:
@@ -394,10 +394,10 @@ levels off in the dark, 0.5."""
 def is_flat_grey(profile: bytes) -> bool:
     """Whether a profile is of grey, with a curve so flat that lcms makes too few steps
     of its dark values."""
-    found = matrix_profile(profile)
-    if found is None or found.columns:
+    matrix = matrix_profile(profile)
+    if matrix is None or matrix.columns:
         return False
-    curve = found.curves[0]
+    curve = matrix.curves[0]
     if curve.table:
         return curve.table[len(curve.table) // 2] > _FLAT
     g, a, b, _, _, e, _ = curve.numbers
@@ -448,10 +448,10 @@ def is_grey_webp(image: Image.Image) -> bool:
 def _of_profile(profile: bytes, mode: str) -> Colours:
     """The colours of an ICC profile: most images of a dataset have the same. mode: of
     the file's pixels."""
-    found, fault = read_profile(profile)
-    if found is None:
+    icc_profile, fault = read_profile(profile)
+    if icc_profile is None:
         return Colours("sRGB", profile=profile, changes=False, fault=fault)
-    wanted = profile_mode(found)
+    wanted = profile_mode(icc_profile)
     is_of_mode = wanted == mode or (wanted == "RGB" and mode not in ("CMYK", "LAB"))
     if not is_of_mode and not (wanted == "L" and mode in _GREY_MODES):
         fault = (
@@ -460,9 +460,9 @@ def _of_profile(profile: bytes, mode: str) -> Colours:
         )
         return Colours("sRGB", profile=profile, changes=False, fault=fault)
     description = (
-        str(found.profile.profile_description or "").strip() or "an ICC profile"
+        str(icc_profile.profile.profile_description or "").strip() or "an ICC profile"
     )
-    return Colours(description[:60], profile=profile, changes=_differs(found))
+    return Colours(description[:60], profile=profile, changes=_differs(icc_profile))
 
 
 def _differs(profile: ImageCms.ImageCmsProfile) -> bool:
@@ -571,17 +571,17 @@ def _of_points(points: Sequence[float]) -> Primaries:
         green[1] - red[1]
     )
     if abs(area) < 0.01 or not all(
-        0 < each[1] <= 1 for each in (white, red, green, blue)
+        0 < point[1] <= 1 for point in (white, red, green, blue)
     ):
         return BT709
-    found = Primaries(red, green, blue, white)
+    primaries = Primaries(red, green, blue, white)
     for known in (BT709, ADOBE_RGB, *_PRIMARIES.values()):
-        pairs = zip(known, found, strict=True)
+        pairs = zip(known, primaries, strict=True)
         if all(
             max(abs(a[0] - b[0]), abs(a[1] - b[1])) <= _SAME_POINT for a, b in pairs
         ):
             return known
-    return found
+    return primaries
 
 
 # ---------------------------------------------------------------- BMP

@@ -238,7 +238,7 @@ def matrix_to_srgb(primaries: Primaries) -> ndarray:
     """Matrix [P, P] from light of these primaries to that of sRGB; white stays
     white."""
     cones, wanted = (
-        _BRADFORD @ (_xyz(each.white) / each.white[1]) for each in (primaries, BT709)
+        _BRADFORD @ (_xyz(gamut.white) / gamut.white[1]) for gamut in (primaries, BT709)
     )
     adapt_XX = numpy.linalg.solve(_BRADFORD, numpy.diag(wanted / cones) @ _BRADFORD)
     return (numpy.linalg.solve(_to_xyz(BT709), adapt_XX @ _to_xyz(primaries))).astype(

@@ -270,18 +270,18 @@ def pixel_mode(path: Path | str) -> tuple[str, bool]:
 def inspect_image(path: Path | str) -> ImageInfo:
     """Reads the whole file as cheaply as its format allows. Raises ImageError."""
     with _reading(path) as image:
-        found = _info(image, image.has_transparency_data)
+        info = _info(image, image.has_transparency_data)
         image.draft(
             None, (1, 1)
         )  # JPEG: every byte is still read, only an eighth of each side computed
         decoded = _decoded(image)
         _refuse_wide_values(decoded, path)
-        if found.alpha and decoded.convert("RGBA").getchannel("A").getextrema() == (
+        if info.alpha and decoded.convert("RGBA").getchannel("A").getextrema() == (
             0,
             0,
         ):
-            found = found._replace(notes=(*found.notes, CLEAR))
-        return found._replace(verified=True)
+            info = info._replace(notes=(*info.notes, CLEAR))
+        return info._replace(verified=True)
 
 
 def inspect_header(path: Path | str) -> ImageInfo:

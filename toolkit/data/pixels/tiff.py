@@ -238,10 +238,10 @@ def is_opened(header: TiffHeader, prefix: bytes) -> bool:
     damaged."""
     keys = TiffImagePlugin.OPEN_INFO
     wanted = (prefix, header.photometric, header.bits, header.extras)
-    found = any(
+    is_supported = any(
         (*key[:2], *key[4:]) == wanted and header.format in key[2] for key in keys
     )
-    return header.is_read and found
+    return header.is_read and is_supported
 
 
 _MOST_PAGES = 1000
@@ -371,11 +371,11 @@ def orientation_of(image: TiffImagePlugin.TiffImageFile) -> int:
 
 
 def _numbers(tags: Mapping[int, Any], tag: int, default: int) -> tuple[int, ...]:
-    found = tags.get(tag, default)
-    if isinstance(found, Sequence) and not isinstance(found, str | bytes):
-        values = tuple(found)
+    tag_value = tags.get(tag, default)
+    if isinstance(tag_value, Sequence) and not isinstance(tag_value, str | bytes):
+        values = tuple(tag_value)
     else:
-        values = (found,)
+        values = (tag_value,)
     return tuple(int(value) for value in values) or (default,)
 
 

@@ -48,14 +48,12 @@ def captions_of(text: str) -> list[str]:
 def listed(value: Any) -> Any:
     """A list of texts as one text with LIST, without empty ones; any other value as it
     is."""
-    if (
-        isinstance(value, list)
-        and value
-        and all(isinstance(text, str) for text in value)
-    ):
-        texts = (text.strip() for text in value)
-        return LIST.join(text for text in texts if text)
-    return value
+    if not isinstance(value, list) or not value:
+        return value
+    if not all(isinstance(text, str) for text in value):
+        return value
+    texts = (text.strip() for text in value)
+    return LIST.join(text for text in texts if text)
 
 
 def caption_files(
@@ -64,17 +62,22 @@ def caption_files(
     """For each suffix the files that have it: one name for each of `listing.images`, in
     their order; '' for none. Of `a.jpg` that is `a.txt`, else `a.jpg.txt`; of
     `a_end.jpg` with the image suffix `_end` also `a.txt`."""
+    return [_with_suffix(listing, suffix.lower(), image_suffix) for suffix in suffixes]
+
+
+def _with_suffix(
+    listing: DirectoryListing, suffix: str, image_suffix: str
+) -> list[str]:
+    """The caption file with this suffix of each image; '' for none."""
     files = listing.files
-    images = listing.images
-    return [
-        [
-            files.get(stem + suffix)
-            or files.get(names[0] + suffix)
-            or files.get((root_of(stem, image_suffix) or stem) + suffix, "")
-            for stem, names in images.items()
-        ]
-        for suffix in map(str.lower, suffixes)
-    ]
+    caption_names = []
+    for stem, names in listing.images.items():
+        name = files.get(stem + suffix) or files.get(names[0] + suffix)
+        if not name:
+            root = root_of(stem, image_suffix) or stem
+            name = files.get(root + suffix, "")
+        caption_names.append(name)
+    return caption_names
 
 
 def find_captions(
@@ -92,29 +95,23 @@ def find_captions(
     no_files = listing.no_files
     captions = [""] * len(listing.images)
     for names in files:
-        wanted = [
-            name
-            for name, text in zip(names, captions, strict=True)
-            if name and not text and name not in texts
-        ]
-        mistakes += [
-            Diagnostic((listing.path(name),), no_files[name])
-            for name in wanted
-            if name in no_files
-        ]
-        unread = [name for name in wanted if name not in no_files]
-        paths = [listing.path(name) for name in unread]
-        for name, text in zip(
-            unread, thread_map(_caption_or_error, paths), strict=True
-        ):
-            if isinstance(text, CaptionError):
-                mistakes.append(Diagnostic((str(text.path),), text.reason))
+        unread = []
+        for name, text in zip(names, captions, strict=True):
+            if not name or text or name in texts:
+                continue
+            if name in no_files:
+                mistakes.append(Diagnostic((listing.path(name),), no_files[name]))
             else:
-                texts[name] = text
-        captions = [
-            text or texts.get(name, "")
-            for name, text in zip(names, captions, strict=True)
-        ]
+                unread.append(name)
+        paths = [listing.path(name) for name in unread]
+        captions_or_errors = thread_map(_caption_or_error, paths)
+        for name, caption in zip(unread, captions_or_errors, strict=True):
+            if isinstance(caption, CaptionError):
+                mistakes.append(Diagnostic((str(caption.path),), caption.reason))
+            else:
+                texts[name] = caption
+        for index, name in enumerate(names):
+            captions[index] = captions[index] or texts.get(name, "")
     return captions
 
 
@@ -298,9 +295,8 @@ _NEARLY_PLACEHOLDER = re.compile(
 def nearly_placeholders(text: str) -> list[str]:
     """What is meant as `[trigger]` but is not replaced, such as `{trigger}` and
     `[Trigger]`: each once, in order."""
-    if not any(
-        opening in text for opening in "[{<("
-    ):  # of 100,000 captions much faster than the pattern
+    # In 100,000 captions this search is much faster than the pattern.
+    if not any(opening in text for opening in "[{<("):
         return []
     near = dict.fromkeys(_NEARLY_PLACEHOLDER.findall(text))
     return [placeholder for placeholder in near if placeholder not in PLACEHOLDERS]
@@ -310,11 +306,9 @@ def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterat
     """Warnings of prompts of samples: what nothing replaces, and those without any of
     the trigger words."""
     together = "\n".join(prompts)
-    literal = [
-        placeholder
-        for placeholder in PLACEHOLDERS
-        if placeholder in together and not triggers
-    ]
+    literal = []
+    if not triggers:
+        literal = [written for written in PLACEHOLDERS if written in together]
     for placeholder in (*literal, *nearly_placeholders(together)):
         remedy = f"Write '{PLACEHOLDERS[0]}'"
         if placeholder in PLACEHOLDERS:
@@ -326,9 +320,10 @@ def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterat
     if marks:
         yield f"warning: sample: prompts with {in_words(marks)}"
     words = (*triggers, *PLACEHOLDERS)
-    without = [
-        prompt for prompt in prompts if not any(word in prompt for word in words)
-    ]
+    without = []
+    for prompt in prompts:
+        if not any(word in prompt for word in words):
+            without.append(prompt)
     if triggers and without:
         shown = ", ".join(repr(shorten(prompt, 40)) for prompt in without[:3])
         what = f"{len(without)} of {len(prompts)} prompts without the trigger word {' or '.join(map(repr, triggers))}"
@@ -349,9 +344,9 @@ def usual_word(captions: Sequence[str]) -> tuple[str, int]:
     word that was written by hand. Empty without one, and of less than five captions."""
     if len(captions) < 5:
         return "", 0
-    begins = Counter(
-        re.split(r"[\s,.;:]", text, maxsplit=1)[0] for text in captions[:1000]
-    )
+    begins = Counter[str]()
+    for text in captions[:1000]:
+        begins[re.split(r"[\s,.;:]", text, maxsplit=1)[0]] += 1
     word = begins.most_common(1)[0][0]
     count = sum(text.startswith(word) for text in captions)
     if (
@@ -399,11 +394,11 @@ def caption_for_use(
         begin += ". "
     tags = (tag.strip() for tag in caption.removeprefix(begin).split(","))
     parts = [tag for tag in tags if tag]
-    free = [
-        index
-        for index, part in enumerate(parts)
-        if index >= rules.keep_tokens and not (rules.trigger and rules.trigger in part)
-    ]
+    free = []
+    for index, part in enumerate(parts):
+        has_trigger = bool(rules.trigger) and rules.trigger in part
+        if index >= rules.keep_tokens and not has_trigger:
+            free.append(index)
     drawn = sorted(
         free,
         key=lambda part: seeding.key(seed, "shuffle_tokens", epoch, position, part),

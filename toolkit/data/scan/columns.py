@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 from toolkit.config.sections.dataset import ColumnsConfig
@@ -270,9 +271,8 @@ def _base(column: str) -> str:
 def are_images(column: str, rows: Sequence[Mapping[Any, Any]]) -> bool:
     """Whether all values of a column are names of image files, and there is one."""
     values = [value for row in rows for value in texts_in(row.get(column))]
-    return bool(values) and all(
-        split_suffix(value)[1] in IMAGE_SUFFIXES for value in values
-    )
+    suffixes = {split_suffix(value)[1] for value in values}
+    return bool(values) and suffixes <= IMAGE_SUFFIXES
 
 
 def texts_in(value: Any) -> Iterator[str]:
@@ -316,6 +316,11 @@ def labelled(row: Mapping[Any, Any], columns: Columns) -> tuple[str, str] | None
     return (first, second) if better else (second, first)
 
 
+def _has_value_of(kind: type, column: str, rows: Sequence[Mapping[Any, Any]]) -> bool:
+    """Whether a column has a value of this type in any row."""
+    return any(isinstance(row.get(column), kind) for row in rows)
+
+
 def in_yaml(column: str) -> str:
     """The name of a column as YAML reads it as text."""
     if re.fullmatch(r"[A-Za-z_]\w+", column):
@@ -326,31 +331,24 @@ def in_yaml(column: str) -> str:
 def unknown(rows: Sequence[Mapping[Any, Any]]) -> str:
     """What to say of a table of which no column is known as the image, with the key of
     the job that says it."""
-    written = [
-        *dict.fromkeys(
-            key for row in rows for key in row if isinstance(key, str) and key.strip()
-        )
-    ]
+    keys = dict.fromkeys(chain.from_iterable(rows))
+    written = [key for key in keys if isinstance(key, str) and key.strip()]
     images = [key for key in written if are_images(key, rows)]
-    lists = [
-        key for key in images if any(isinstance(row.get(key), list) for row in rows)
-    ]
+    lists = [key for key in images if _has_value_of(list, key, rows)]
     if lists and lists == images:
         return f"its column {lists[0]!r} names several images in a row. Write a row for each image"
-    texts = [
-        key
-        for key in written
-        if key not in images and any(isinstance(row.get(key), str) for row in rows)
-    ]
+    texts = []
+    for key in written:
+        if key not in images and _has_value_of(str, key, rows):
+            texts.append(key)
     known = [key for key in texts if _base(key) in names_of("prompt")]
     words = max(
         known or texts,
         key=lambda key: sum(len(str(row.get(key) or "")) for row in rows),
         default="",
     )
-    image, prompt = (
-        in_yaml(key) if key else "..." for key in (images[0] if images else "", words)
-    )
+    image = in_yaml(images[0]) if images else "..."
+    prompt = in_yaml(words) if words else "..."
     says = f"columns: {{image: {image}, prompt: {prompt}}}"
     if len(images) > 1:
         named = f", of which {', '.join(images)} name images"

@@ -103,9 +103,10 @@ class DirectoryListing:
         by_root: dict[str, list[tuple[int, str]]] = {}
         for match in filter(None, map(NUMBERED.fullmatch, self.images)):
             by_root.setdefault(match[1], []).append((int(match[2]), match[0]))
-        return {
-            root: [stem for _, stem in sorted(stems)] for root, stems in by_root.items()
-        }
+        numbered = {}
+        for root, stems in by_root.items():
+            numbered[root] = [stem for _, stem in sorted(stems)]
+        return numbered
 
     def numbered_behind(self, affix: str) -> dict[str, list[tuple[int, str]]]:
         """What stands before `<affix><number>` in the stems of image files -> the
@@ -115,9 +116,9 @@ class DirectoryListing:
             by_root: dict[str, list[tuple[int, str]]] = {}
             for match in filter(None, map(pattern.fullmatch, self.images)):
                 by_root.setdefault(match[1], []).append((int(match[2]), match[0]))
-            self._behind[affix] = {
-                root: sorted(stems) for root, stems in by_root.items()
-            }
+            for stems in by_root.values():
+                stems.sort()
+            self._behind[affix] = by_root
         return self._behind[affix]
 
     def path(self, name: str) -> str:
@@ -177,12 +178,11 @@ def list_folder(
     """
     place = os.path.expanduser(files_in or folder)
     listing = DirectoryListing(folder, str(Path(place) / "x")[:-1], time.time_ns())
+    entries = []
     with os.scandir(place) as scanned:
-        entries = [
-            entry
-            for entry in scanned
-            if not entry.name.startswith(".") and entry.name not in _OF_SYSTEMS
-        ]
+        for entry in scanned:
+            if not entry.name.startswith(".") and entry.name not in _OF_SYSTEMS:
+                entries.append(entry)
     entries.sort(key=lambda entry: entry.name, reverse=True)
     while entries:
         entry = entries.pop()  # each keeps what `stat` gave, which is larger than all that is kept here of a file

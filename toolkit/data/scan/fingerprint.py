@@ -90,10 +90,10 @@ def digest_as_read(digest: str, reading: str) -> str:
     return digest
 
 
-def made_digest(made: BaseImage) -> str:
+def made_digest(base_image: BaseImage) -> str:
     """The identity of an image that the base model makes, whether it is there or not;
     it names its file."""
-    return key_of(kind="from_base", **made._asdict())
+    return key_of(kind="from_base", **base_image._asdict())
 
 
 def sample_digest(sample: Sample, of_file: Callable[[str], str] = image_digest) -> str:
@@ -112,13 +112,13 @@ and flip."""
 def fingerprint(samples: Iterable[Sample]) -> DatasetHashes:
     """The hashes of a scanned dataset. Reads every file once; the file hashes are
     reused for encoding."""
-    found: DatasetHashes = {}
+    hashes: DatasetHashes = {}
     for sample in samples:
         name = name_of(sample)
         digest = _digest(sample)
         # Two entries of `datasets` may use one folder, each with other captions.
-        found[name] = key_of(uses=[found[name], digest]) if name in found else digest
-    return found
+        hashes[name] = key_of(uses=[hashes[name], digest]) if name in hashes else digest
+    return hashes
 
 
 def name_of(sample: Sample) -> str:
@@ -132,11 +132,11 @@ otherwise."""
 
 
 def _digest(sample: Sample) -> str:
-    found = _digest_by(sample, image_digest)
+    new_digest = _digest_by(sample, image_digest)
     before = _digest_by(sample, file_digest)
-    if found != before:
-        _before[found] = before
-    return found
+    if new_digest != before:
+        _before[new_digest] = before
+    return new_digest
 
 
 def _digest_by(sample: Sample, image_digest: Callable[[str], str]) -> str:
@@ -165,9 +165,9 @@ def _digest_by(sample: Sample, image_digest: Callable[[str], str]) -> str:
     )
 
 
-def digest_of(found: DatasetHashes) -> str:
+def digest_of(hashes: DatasetHashes) -> str:
     """One hash of the whole dataset."""
-    return key_of(**{"files": found})
+    return key_of(**{"files": hashes})
 
 
 @dataclass(frozen=True)

@@ -87,18 +87,17 @@ class DatasetScan:
     def converted(self) -> tuple[ConvertedImage, ...]:
         """The files whose colours are not sRGB, each once, in the order of the folders.
         The plan counts them, `lint` lists those of HDR."""
-        return tuple(
-            dict.fromkeys(
-                chain.from_iterable(folder.converted for folder in self.folders)
-            )
-        )
+        files = chain.from_iterable(folder.converted for folder in self.folders)
+        return tuple(dict.fromkeys(files))
 
     @property
     def pairs(self) -> int:
         """Pairs of a better and a worse image."""
-        return len(
-            {(sample.image, worse) for sample in self.samples for worse in sample.worse}
-        )
+        pairs = set[tuple[str, str]]()
+        for sample in self.samples:
+            for worse in sample.worse:
+                pairs.add((sample.image, worse))
+        return len(pairs)
 
 
 def scan_datasets(
@@ -194,11 +193,11 @@ def _folders_of_entry(
             f"warning: {dataset.place}: {what}, or take 'columns' out"
         )
     note_pair_folders(dataset, folders, findings)
-    return [
-        folder
-        for folder in folders
-        if folder.listing.images or not _is_of_pairs(folder, findings)
-    ]
+    used = []
+    for folder in folders:
+        if folder.listing.images or not _is_of_pairs(folder, findings):
+            used.append(folder)
+    return used
 
 
 def _asks_for_no_repeats(folder: ImageFolder, findings: ScanFindings) -> bool:
@@ -318,16 +317,18 @@ def _found_images(
     """An image once for each of its files."""
     listing = folder.listing
     table = folder.folder.table
-    return [
-        FoundImage(
-            path=listing.path(name),
-            repeats=repeats,
-            caption=image.caption.replace(LIST, "\n"),
-            captions=tuple(map(listing.path, caption_files)),
-            table=table.path if table else "",
-            references=tuple(control.path for control in image.controls),
-            mask=image.mask.path if image.mask else "",
-            shares_stem=len(image.names) > 1,
+    images = []
+    for name in image.names:
+        images.append(
+            FoundImage(
+                path=listing.path(name),
+                repeats=repeats,
+                caption=image.caption.replace(LIST, "\n"),
+                captions=tuple(map(listing.path, caption_files)),
+                table=table.path if table else "",
+                references=tuple(control.path for control in image.controls),
+                mask=image.mask.path if image.mask else "",
+                shares_stem=len(image.names) > 1,
+            )
         )
-        for name in image.names
-    ]
+    return images

@@ -106,11 +106,8 @@ def _checked(
     if any(image.mask for image in folder.images):
         folder = _without_void_masks(folder, findings)
         mask_looks = _mask_looks(folder, findings)
-    begin = f"warning: {folder.listing.folder}:"
-    findings.notes.extend(
-        f"{begin} {what}"
-        for what in _warnings(folder, trigger_word, findings.read_captions)
-    )
+    for what in _warnings(folder, trigger_word, findings.read_captions):
+        findings.notes.append(f"warning: {folder.listing.folder}: {what}")
     return CheckedFolder(folder, tuple(mask_looks))
 
 
@@ -123,14 +120,12 @@ def _read_facts(
     """Reads the images, each once: few of them whole, of many the header and the end.
     Path -> error of those that cannot be read."""
     wanted = _files_of(folders)
+    images = []
+    for listing, names in wanted.items():
+        for name in names:
+            images.append(ImageFile(listing, name))
     unreadable: dict[str, str] = {}
-    for image, looked in _looked_at(
-        [
-            ImageFile(listing, name)
-            for listing, names in wanted.items()
-            for name in names
-        ]
-    ):
+    for image, looked in _looked_at(images):
         if isinstance(looked, str):
             unreadable[image.path] = looked
             continue
@@ -234,11 +229,11 @@ def _without_unreadable(
         elif faulty:
             count = len(folder.images) - len(rest.images)
             what = f"{count:,} of {count_of(len(folder.images), 'image')} left out (skip_unreadable)"
-            reasons = "; ".join(
-                f"{os.path.basename(path)} {unreadable[path]}" for path in faulty[:3]
-            )
+            reasons = []
+            for path in faulty[:3]:
+                reasons.append(f"{os.path.basename(path)} {unreadable[path]}")
             findings.notes.append(
-                f"warning: {folder.listing.folder}: {what}: {reasons}"
+                f"warning: {folder.listing.folder}: {what}: {'; '.join(reasons)}"
             )
     for path in wrong:
         findings.mistake(path, unreadable[path])
@@ -250,9 +245,9 @@ def _unreadable_of(folder: MatchedFolder, unreadable: Collection[str]) -> list[s
     to them."""
     if not unreadable:
         return []
-    paths = {
-        folder.listing.path(name) for image in folder.images for name in image.names
-    }
+    paths = set[str]()
+    for image in folder.images:
+        paths.update(map(folder.listing.path, image.names))
     paths.update(partner.path for _, partner in folder.partners())
     paths.update(worse.path for _, worse in folder.worse())
     return [path for path in unreadable if path in paths]
@@ -268,9 +263,8 @@ def _without_images(folder: MatchedFolder, places: Collection[str]) -> MatchedFo
         partners = (*image.controls, *image.layers, *image.worse)
         if image.mask is not None:
             partners = (*partners, image.mask)
-        return image.file.path not in places and not any(
-            partner.path in places for partner in partners
-        )
+        files = (image.file, *partners)
+        return not any(file.path in places for file in files)
 
     return replace(folder, images=tuple(filter(is_good, folder.images)))
 
@@ -327,10 +321,11 @@ def _without_void_masks(folder: MatchedFolder, findings: ScanFindings) -> Matche
             f"{place}: the mask has another shape and is stretched over: {shorten(stretched)}"
         )
     void = set(opaque)
-    images = [
-        image._replace(mask=None) if image.file.name in void else image
-        for image in folder.images
-    ]
+    images = []
+    for image in folder.images:
+        if image.file.name in void:
+            image = image._replace(mask=None)
+        images.append(image)
     return replace(folder, images=tuple(images))
 
 
@@ -400,11 +395,8 @@ def _odd_repeats(folder: MatchedFolder) -> Iterator[str]:
 def _clear_images(folder: MatchedFolder) -> Iterator[str]:
     """Images of which nothing is seen."""
     facts = folder.listing.facts
-    clear = [
-        image.file.name
-        for image in folder.images
-        if CLEAR in facts[image.file.name].notes
-    ]
+    names = [image.file.name for image in folder.images]
+    clear = [name for name in names if CLEAR in facts[name].notes]
     if clear and not folder.dataset.alpha_mask:
         are = "is" if len(clear) == 1 else "are"
         what = f"{len(clear):,} of {count_of(len(folder.images), 'image')} {are}"
@@ -464,10 +456,9 @@ def _several_lines(folders: Sequence[MatchedFolder]) -> Iterator[str]:
     for folder in folders:
         if folder.dataset.captions == "one":
             count += len(folder.images)
-            several = [
-                image.file.name for image in folder.images if "\n" in image.caption
-            ]
-            names += [folder.folder.inside(name) for name in several]
+            for image in folder.images:
+                if "\n" in image.caption:
+                    names.append(folder.folder.inside(image.file.name))
     if names:
         have = "has" if len(names) == 1 else "have"
         what = f"{len(names):,} of {count_of(count, 'caption')} {have} several lines"
@@ -529,12 +520,9 @@ def _left_placeholders(captions: Mapping[str, str], trigger: str) -> Iterator[st
     """What is meant for the trigger word and is trained as it is written. captions: of
     each image, with its prefix."""
     together = "\n".join(captions.values())
-    if trigger:
-        literal = []
-    else:
-        literal = [
-            placeholder for placeholder in PLACEHOLDERS if placeholder in together
-        ]
+    literal = []
+    if not trigger:
+        literal = [written for written in PLACEHOLDERS if written in together]
     for placeholder in (*literal, *nearly_placeholders(together)):
         remedy = f"Write '{PLACEHOLDERS[0]}'"
         if placeholder in PLACEHOLDERS:
@@ -547,11 +535,9 @@ def _left_placeholders(captions: Mapping[str, str], trigger: str) -> Iterator[st
 def _trigger_by_hand(folder: MatchedFolder) -> Iterator[str]:
     """A word with which almost all captions begin, where the job has no trigger
     word."""
-    texts = [
-        text
-        for image in folder.images
-        for text in texts_of(image.caption, folder.dataset)
-    ]
+    texts = list[str]()
+    for image in folder.images:
+        texts += texts_of(image.caption, folder.dataset)
     word, count = usual_word([text for text in texts if text])
     if word and word not in PLACEHOLDERS and word not in nearly_placeholders(word):
         what = f"{count} of {len(texts)} captions begin with {word!r}, and there is no trigger_word"
@@ -568,11 +554,10 @@ def _odd_captions(captions: Mapping[str, str], trigger: str) -> Iterator[str]:
     if not trigger:
         return
     folded = trigger.lower()
-    other = [
-        name
-        for name, text in captions.items()
-        if folded in text.lower() and trigger not in text
-    ]
+    other = []
+    for name, text in captions.items():
+        if folded in text.lower() and trigger not in text:
+            other.append(name)
     if other:
         what = f"{count_of(len(other), 'caption')} with {trigger!r} in other letters"
         yield f"{what}, so that it is put in front as well: {shorten(other)}"

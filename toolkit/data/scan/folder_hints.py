@@ -59,18 +59,15 @@ def note_layer_names(folder: ImageFolder, findings: ScanFindings) -> None:
     listing = folder.listing
     if dataset.layers_path or dataset.layers_suffix:
         return
-    layers = layers_beside(listing, LAYER)
-    if layers:
-        named = shorten(
-            name
-            for stems in layers.values()
-            for stem in stems
-            for name in listing.images[stem]
-        )
+    names = list[str]()
+    for stems in layers_beside(listing, LAYER).values():
+        for stem in stems:
+            names += listing.images[stem]
+    if names:
         what = "by its name a layer of another, and trained as an image"
         remedy = f"For a model of layers give 'layers_suffix: {LAYER}'"
         findings.notes.append(
-            f"warning: {listing.folder}: some images are each {what}: {named}. {remedy}"
+            f"warning: {listing.folder}: some images are each {what}: {shorten(names)}. {remedy}"
         )
 
 

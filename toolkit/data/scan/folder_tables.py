@@ -108,10 +108,12 @@ def with_tables_above(
     findings.notes.append(
         f"{top.folder}: no caption files: captions are read from {table.path}"
     )
-    return [
-        replace(folder, table=shared) if folder in bare else folder
-        for folder in folders
-    ]
+    with_table = []
+    for folder in folders:
+        if folder in bare:
+            folder = replace(folder, table=shared)
+        with_table.append(folder)
+    return with_table
 
 
 def _note_other_tables(
@@ -192,21 +194,21 @@ def _is_meant(table: Table, names: Sequence[str]) -> bool:
         NO_JSON in mistake.message for mistake in table.mistakes
     )
     if is_json or not table.mistakes:  # objects of other programs mention images too
-        with_something = (
-            name
-            for name, row in table.rows.items()
-            if row.caption or row.references or row.worse
-        )
-        return any(split_suffix(name)[1] in IMAGE_SUFFIXES for name in with_something)
+        return any(map(_is_row_of_image, table.rows, table.rows.values()))
     if suffix == PARQUET:  # its text is packed; `datasets` names such a table so
         return os.path.basename(table.path) == "metadata.parquet"
     with suppress(OSError), open(table.path, "rb") as file:
         raw = file.read(_LOOKED_THROUGH)
-        files = [os.path.basename(name) for name in names[:_LOOKED_FOR]]
-        return any(
-            name.encode() in raw or name.encode("utf-16-le") in raw for name in files
-        )
+        for name in map(os.path.basename, names[:_LOOKED_FOR]):
+            if name.encode() in raw or name.encode("utf-16-le") in raw:
+                return True
     return False
+
+
+def _is_row_of_image(name: str, row: TableRow) -> bool:
+    """Whether a row names an image file and has something for it."""
+    has_something = row.caption or row.references or row.worse
+    return bool(has_something) and split_suffix(name)[1] in IMAGE_SUFFIXES
 
 
 def _as_not_given(mistake: Diagnostic) -> Diagnostic:

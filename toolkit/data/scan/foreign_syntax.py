@@ -130,18 +130,18 @@ def marks_in(texts: Sequence[str]) -> list[Marks]:
     return kinds
 
 
-def in_words(found: Sequence[Marks], counted: bool = False) -> str:
+def in_words(marks_list: Sequence[Marks], counted: bool = False) -> str:
     """Marks in a warning: examples, kinds, what becomes of them, remedies. counted:
     with the number of texts of each kind."""
-    shown = ", ".join(repr(marks.first) for marks in found)
+    shown = ", ".join(repr(marks.first) for marks in marks_list)
     names = []
-    for marks in found:
+    for marks in marks_list:
         names.append(
             f"{marks.syntax.name} ({len(marks.texts):,})"
             if counted
             else marks.syntax.name
         )
-    remedies = ". ".join(marks.syntax.remedy for marks in found)
+    remedies = ". ".join(marks.syntax.remedy for marks in marks_list)
     return (
         f"{shown}: {in_series(names)} of other programs are plain text here. {remedies}"
     )

@@ -72,34 +72,38 @@ def made_folders(
     else:
         base = ""
     for index, dataset in enumerate(section.datasets):
-        made = dataset.from_base
-        if not made:
+        from_base = dataset.from_base
+        if not from_base:
             continue
         try:
-            prompts = read_prompts(made.prompts)
+            prompts = read_prompts(from_base.prompts)
         except CaptionError as error:
-            mistakes.append(Diagnostic((made.prompts,), error.reason))
+            mistakes.append(Diagnostic((from_base.prompts,), error.reason))
             continue
         for fault in _faults(prompts, section.trigger_words()):
-            faults.append((made.prompts, fault))
+            faults.append((from_base.prompts, fault))
         weight = dataset.loss_multiplier * section.train.reg_weight
         rules = caption_rules(dataset, section.trigger_word)
         repeats = dataset.num_repeats or 1
         samples = []
-        for image in base_images(made, prompts, _size(dataset, family), base, family):
+        for image in base_images(
+            from_base, prompts, _size(dataset, family), base, family
+        ):
             place = str(place_of(section.training_folder, image))
             sample = Sample(
                 place,
                 image.prompt,
                 repeats,
                 image.size,
-                made.prompts,
+                from_base.prompts,
                 dataset=index,
                 made=image,
             )
             samples.append(sample._replace(rules=rules, loss_weight=weight))
         folders.append(
-            FolderInfo(index, made.prompts, repeats, tuple(samples), 0, is_reg=True)
+            FolderInfo(
+                index, from_base.prompts, repeats, tuple(samples), 0, is_reg=True
+            )
         )
     if mistakes and forgiven is None:
         raise DataErrors(mistakes)
@@ -125,7 +129,7 @@ def read_prompts(file: str) -> list[str]:
 
 
 def base_images(
-    made: FromBaseConfig,
+    settings: FromBaseConfig,
     prompts: Sequence[str],
     size: Size,
     base: str,
@@ -138,17 +142,17 @@ def base_images(
     in the file: a prompt that is added or removed leaves the images of the others as
     they are.
     """
-    steps = made.sample_steps or family.sample_steps
-    if made.guidance_scale is None:
+    steps = settings.sample_steps or family.sample_steps
+    if settings.guidance_scale is None:
         guidance = family.guidance
     else:
-        guidance = made.guidance_scale
+        guidance = settings.guidance_scale
     uses = Counter[str]()
-    for index in range(made.count or len(prompts)):
+    for index in range(settings.count or len(prompts)):
         prompt = prompts[index % len(prompts)]
-        seed = seeding.key(made.seed, FOLDER, prompt, uses[prompt]) % 2**32
+        seed = seeding.key(settings.seed, FOLDER, prompt, uses[prompt]) % 2**32
         uses[prompt] += 1
-        yield BaseImage(base, prompt, made.neg, size, seed, steps, guidance)
+        yield BaseImage(base, prompt, settings.neg, size, seed, steps, guidance)
 
 
 def place_of(training_folder: str, image: BaseImage) -> Path:
@@ -169,11 +173,11 @@ def not_made_yet(items: Sequence[BucketedSample]) -> dict[str, Sample]:
     for item in reversed(items):
         if item.sample.made:
             waiting[item.sample.image] = item.sample
-    return {
-        path: sample
-        for path, sample in reversed(waiting.items())
-        if not _is_whole(Path(path))
-    }
+    not_made = {}
+    for path, sample in reversed(waiting.items()):
+        if not _is_whole(Path(path)):
+            not_made[path] = sample
+    return not_made
 
 
 def _is_whole(file: Path) -> bool:
@@ -234,9 +238,9 @@ def _faults(prompts: Sequence[str], triggers: Sequence[str]) -> Iterator[str]:
 
 
 def _quoted(prompts: Sequence[str]) -> str:
-    return shorten(
-        [
-            repr(prompt if len(prompt) <= 40 else f"{prompt[:40]}...")
-            for prompt in prompts[:3]
-        ]
-    )
+    quoted = []
+    for prompt in prompts[:3]:
+        if len(prompt) > 40:
+            prompt = f"{prompt[:40]}..."
+        quoted.append(repr(prompt))
+    return shorten(quoted)

@@ -68,11 +68,11 @@ def image_folders(
 def subfolders_of(listing: DirectoryListing, dataset: DatasetConfig) -> list[str]:
     """Subfolders except those with the dataset's control images, layers and masks."""
     partners = _partner_places(dataset)
-    return [
-        name
-        for name in listing.subfolders
-        if real_path(join(listing.folder, name)) not in partners
-    ]
+    subfolders = []
+    for name in listing.subfolders:
+        if real_path(join(listing.folder, name)) not in partners:
+            subfolders.append(name)
+    return subfolders
 
 
 def _partner_places(dataset: DatasetConfig) -> set[str]:
@@ -306,9 +306,7 @@ def _give_folders_below(top: DirectoryListing, below: Sequence[str]) -> str:
             folder = folder.rpartition("/")[0]
         splits[folder] = _split_within(folder.removeprefix(top.folder))
     if "train" in splits.values():
-        splits = {
-            folder: split for folder, split in splits.items() if split in ("", "train")
-        }
+        splits = {name: use for name, use in splits.items() if use in ("", "train")}
     do = "does" if len(below) == 1 else "do"
     return f"{shorten(map(repr, below))} {do}: give {shorten(sorted(splits))}"
 
@@ -397,12 +395,10 @@ def _folders_of_deeper_table(
 ) -> Iterator[ImageFolder]:
     """The folders of the images that the only table in a folder names, further down
     than its subfolders."""
-    tables = [*tables_in(top, dataset, top.files, findings)]
-    naming = [
-        table
-        for table in tables
-        if any(os.path.isfile(top.path(name)) for name in table.rows)
-    ]
+    naming = []
+    for table in [*tables_in(top, dataset, top.files, findings)]:
+        if any(os.path.isfile(top.path(name)) for name in table.rows):
+            naming.append(table)
     if len(naming) == 1 and dataset.captions != "names":
         (table,) = naming
         findings.notes.append(

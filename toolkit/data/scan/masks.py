@@ -107,11 +107,11 @@ def look_at_masks(masks: Sequence[Mask]) -> list[tuple[Mask, MaskLook]]:
             return None
 
     looks = thread_map(look, chosen, at_once=4)
-    return [
-        (mask, look)
-        for mask, look in zip(chosen, looks, strict=True)
-        if look is not None
-    ]
+    measured = []
+    for mask, mask_look in zip(chosen, looks, strict=True):
+        if mask_look is not None:
+            measured.append((mask, mask_look))
+    return measured
 
 
 def mask_fault(mask: Mask, look: MaskLook) -> MaskFault | None:

@@ -27,9 +27,11 @@ def match_files(
     """The folders with what belongs to each of their images. What is missing or
     ambiguous is a mistake."""
     with_slots = [(folder, _slots(folder, findings)) for folder in folders]
-    wanted = looked_for(
-        (slot, folder.listing.images) for folder, slots in with_slots for slot in slots
-    )
+    uses = []
+    for folder, slots in with_slots:
+        for slot in slots:
+            uses.append((slot, folder.listing.images))
+    wanted = looked_for(uses)
     return [_matched(folder, slots, wanted, findings) for folder, slots in with_slots]
 
 
@@ -108,9 +110,8 @@ def _matched(
     for slot in slots:
         images = [_with_partners(image, slot, wanted, findings) for image in images]
     if folder.dataset.alpha_mask:
-        images = [
-            image._replace(mask=image.file, has_mask_in_table=False) for image in images
-        ]
+        for index, image in enumerate(images):
+            images[index] = image._replace(mask=image.file, has_mask_in_table=False)
     return MatchedFolder(
         folder, tuple(slots), images=tuple(images), all_images=tuple(images)
     )

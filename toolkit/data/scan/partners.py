@@ -140,9 +140,8 @@ def _named_pairs(
     patterns = [re.compile(plain.format(word=words.control))]
     if not words.is_letter:
         patterns.append(re.compile(numbered.format(word=words.control)))
-    images = [
-        *filter(None, map(re.compile(plain.format(word=words.image)).fullmatch, stems))
-    ]
+    image_pattern = re.compile(plain.format(word=words.image))
+    images = [*filter(None, map(image_pattern.fullmatch, stems))]
     if words.is_letter:
         images = [match for match in images if match["root"][-1].isdigit()]
     if not images:
@@ -156,15 +155,13 @@ def _named_pairs(
     roots = {root: match[0] for root, match in of_root.items()}
     controls = []
     for stem in stems:
-        matches = [*filter(None, (pattern.fullmatch(stem) for pattern in patterns))]
-        controls += [
-            match
-            for match in matches
-            if _head(match) == _head(of_root.get(match["root"]))
-        ][:1]
-    paired = {match[0] for match in controls} | {
-        roots[match["root"]] for match in controls
-    }
+        for match in filter(None, (pattern.fullmatch(stem) for pattern in patterns)):
+            if _head(match) == _head(of_root.get(match["root"])):
+                controls.append(match)
+                break
+    paired = set[str]()
+    for match in controls:
+        paired |= {match[0], roots[match["root"]]}
     enough = len(stems) if words.is_letter else len(stems) / 2
     if not controls or len(paired) < enough or (words.is_letter and len(roots) < 2):
         return None
@@ -202,12 +199,12 @@ def pair_folders(folders: Mapping[str, Collection[str]]) -> tuple[str, str] | No
     images."""
 
     def named(names: Collection[str]) -> list[str]:
-        words = {folder: re.sub(r"^[0-9]+_", "", folder.lower()) for folder in folders}
-        return [
-            folder
-            for folder, word in words.items()
-            if word in names or word.removesuffix("s") in names
-        ]
+        with_name = []
+        for folder in folders:
+            word = re.sub(r"^[0-9]+_", "", folder.lower())
+            if word in names or word.removesuffix("s") in names:
+                with_name.append(folder)
+        return with_name
 
     for image in named(IMAGES):
         for control in named(CONTROLS):
@@ -290,9 +287,8 @@ def partners_of(
                 mistakes.append(Diagnostic((listing.path(names[0]),), reason))
                 return []
         if stems:
-            return [
-                ImageFile(listing, listing.images[candidate][0]) for candidate in stems
-            ]
+            files = [listing.images[candidate][0] for candidate in stems]
+            return [ImageFile(listing, name) for name in files]
     if slot.listings and not slot.optional:
         searched = " or ".join(repr(listing.folder) for listing in slot.listings)
         reason = f"has no {slot.what} {stem!r} in {searched}. Add it, or set {slot.key}_optional"
@@ -311,12 +307,11 @@ def layers_beside(listing: DirectoryListing, suffix: str) -> dict[str, list[str]
     """Stem of an image -> the stems of its layers in the same folder, in order."""
     if not suffix:
         return {}
-    by_root = listing.numbered_behind(suffix)
-    return {
-        root: [stem for _, stem in stems]
-        for root, stems in by_root.items()
-        if root in listing.images
-    }
+    layers = {}
+    for root, numbered in listing.numbered_behind(suffix).items():
+        if root in listing.images:
+            layers[root] = [stem for _, stem in numbered]
+    return layers
 
 
 def _layers(
@@ -361,22 +356,19 @@ def _why_no_layers(stem: str, image: ImageFile, slot: Slot, suffix: str) -> str:
 
 def unpaired(listing: DirectoryListing, used: Collection[str]) -> list[str]:
     """Names of the images of a folder that are not among those that are used."""
-    return [
-        name
-        for name in chain.from_iterable(listing.images.values())
-        if name not in used
-    ]
+    names = chain.from_iterable(listing.images.values())
+    return [name for name in names if name not in used]
 
 
 def captions_beside(listing: DirectoryListing) -> list[str]:
     """Names of the files of a folder that are captions of its images."""
     stems = {*listing.images, *chain.from_iterable(listing.images.values())}
-    parts = ((name, *split_suffix(written)) for written, name in listing.files.items())
-    return [
-        name
-        for name, stem, suffix in parts
-        if suffix in CAPTION_SUFFIXES and stem in stems
-    ]
+    captions = []
+    for written, name in listing.files.items():
+        stem, suffix = split_suffix(written)
+        if suffix in CAPTION_SUFFIXES and stem in stems:
+            captions.append(name)
+    return captions
 
 
 def shared(uses: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -385,6 +377,8 @@ def shared(uses: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     images_of: dict[str, dict[str, None]] = {}
     for image, partner in uses:
         images_of.setdefault(partner, {})[image] = None
-    return {
-        partner: [*images] for partner, images in images_of.items() if len(images) > 1
-    }
+    several = {}
+    for partner, images in images_of.items():
+        if len(images) > 1:
+            several[partner] = [*images]
+    return several

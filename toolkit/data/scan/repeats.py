@@ -82,9 +82,8 @@ def probably_no_repeats(names: Collection[str]) -> str:
 def ask_about(repeats: Mapping[str, int], why: str) -> str:
     """The question about numbers that are probably no repeats. repeats: of each folder,
     by its name; why: of `probably_no_repeats`."""
-    shown = ", ".join(
-        f"{name} ({count:,})" for name, count in list(repeats.items())[:5]
-    )
+    named = [f"{name} ({count:,})" for name, count in repeats.items()]
+    shown = ", ".join(named[:5])
     if len(repeats) > 5:
         more = f" and {len(repeats) - 5:,} more"
     else:

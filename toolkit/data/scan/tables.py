@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from posixpath import normpath
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -56,6 +56,9 @@ NO_COLUMNS = ColumnsConfig()
 
 _SHOWN = 40
 """So many characters of a line are shown."""
+
+_ROWS_LOOKED_AT = 20
+"""Lines of a `.csv` file, the header included, that tell what its columns are."""
 
 _DELIMITERS = ",;\t|"
 """Between the values of a `.csv` file; the second is what spreadsheets write where the
@@ -281,9 +284,8 @@ def _read(path: str, moved: Mapping[str, str], given: ColumnsConfig) -> _Read:
             continue
         chosen.update(first_of(row, keys) for keys in _alternatives(columns))
         for key in others:
-            unused[key] += [
-                (name, moved_path(value, moved)) for value in texts_in(row.get(key))
-            ]
+            for value in texts_in(row.get(key)):
+                unused[key].append((name, moved_path(value, moved)))
         read.append(
             TableLine(number, moved_path(name, moved), _moved_row(of_image, moved))
         )
@@ -302,9 +304,8 @@ def _columns(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Columns
 
 def _alternatives(columns: Columns) -> list[tuple[str, ...]]:
     """Several columns of one role, of which a row uses the first that it has."""
-    return [
-        keys for keys in (columns.image, columns.prompt, columns.worse) if len(keys) > 1
-    ]
+    roles = (columns.image, columns.prompt, columns.worse)
+    return [keys for keys in roles if len(keys) > 1]
 
 
 def _moved_row(row: TableRow, moved: Mapping[str, str]) -> TableRow:
@@ -392,9 +393,8 @@ def _caption(row: Mapping[Any, Any], columns: Columns) -> str:
     if not isinstance(caption, str | None):
         raise Unfit(_NO_NAME)
     if key and key != tags_key and isinstance(tags, str):
-        caption = LIST.join(
-            _with_tags(text, tags) for text in (caption or "").split(LIST)
-        )
+        texts = (caption or "").split(LIST)
+        caption = LIST.join(_with_tags(text, tags) for text in texts)
     return (caption or "").strip()
 
 
@@ -424,9 +424,11 @@ def _paths(keys: Sequence[Any], row: Mapping[Any, Any]) -> tuple[str, ...]:
     for key in keys:
         value = row.get(key)
         values += value if isinstance(value, list) else [value]
-    return tuple(
-        value.strip() for value in values if isinstance(value, str) and value.strip()
-    )
+    paths = []
+    for value in values:
+        if isinstance(value, str) and value.strip():
+            paths.append(value.strip())
+    return tuple(paths)
 
 
 # ---------------------------------------------------------------- forms of files
@@ -487,9 +489,7 @@ def _with_header(text: str, delimiters: str, given: ColumnsConfig) -> Iterator[_
                     {},
                     f"{what}. Put a caption that has {delimiter!r} in it into quotation marks",
                 )
-            elif any(
-                isinstance(value, str) and value.strip() for value in row.values()
-            ):
+            elif any(map(_is_filled, row.values())):
                 yield _Line(number, row)
     except csv.Error as error:
         yield _Line(
@@ -499,15 +499,20 @@ def _with_header(text: str, delimiters: str, given: ColumnsConfig) -> Iterator[_
         )
 
 
+def _is_filled(value: object) -> bool:
+    """Whether a value of a `.csv` file is a text that is not blank."""
+    return isinstance(value, str) and bool(value.strip())
+
+
 def _header(text: str, delimiter: str) -> list[str]:
     """The values of the first line that is not blank."""
     try:
-        return next(
-            (row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if row),
-            [],
-        )
+        for row in csv.reader(io.StringIO(text), delimiter=delimiter):
+            if row:
+                return row
     except csv.Error:
-        return []
+        pass
+    return []
 
 
 def _delimiter(text: str, delimiters: str, given: ColumnsConfig) -> str:
@@ -530,12 +535,10 @@ def _delimiter(text: str, delimiters: str, given: ColumnsConfig) -> str:
 
 
 def _some_rows(text: str, delimiter: str) -> list[list[str]]:
+    """The first rows below the header, without blank lines."""
     try:
         reader = csv.reader(io.StringIO(text), delimiter=delimiter)
-        return [
-            row
-            for row, _ in zip((row for row in reader if row), range(20), strict=False)
-        ][1:]
+        return [*islice(filter(None, reader), 1, _ROWS_LOOKED_AT)]
     except csv.Error:
         return []
 
@@ -572,9 +575,8 @@ def _no_header(text: str, delimiters: str, given: ColumnsConfig) -> str:
 def _parquet_lines(path: str) -> Iterator[_Line]:
     """Each row is a line by its number."""
     try:
-        yield from (
-            _Line(number, row) for number, row in enumerate(table_rows(path), 1)
-        )
+        for number, row in enumerate(table_rows(path), 1):
+            yield _Line(number, row)
     except ParquetError as error:
         raise Unfit(str(error)) from error
 
@@ -722,14 +724,13 @@ def lost_folders(table: Table, images: bool = True) -> list[str]:
         if images:
             named.append(line.name)
         named += [*line.row.references, *line.row.worse]
-    folders = dict.fromkeys(
-        name.replace("\\", "/").rpartition("/")[0]
-        for name in named
-        if is_absolute(name)
-    )
-    return [
-        folder for folder in folders if not os.path.isdir(os.path.expanduser(folder))
-    ]
+    absolute = [name.replace("\\", "/") for name in named if is_absolute(name)]
+    folders = dict.fromkeys(name.rpartition("/")[0] for name in absolute)
+    lost = []
+    for folder in folders:
+        if not os.path.isdir(os.path.expanduser(folder)):
+            lost.append(folder)
+    return lost
 
 
 def line_naming(table: Table, named: str) -> str:

@@ -109,12 +109,14 @@ def split_validation(
     if settings.folder_path is not None:
         dataset = settings.dataset(section.datasets)
         also = [] if section.streamed else section.datasets
-        own = scan_datasets(
+        validation_scan = scan_datasets(
             [dataset], section.trigger_word, 1.0, scan.scan_cache, forgiven, also=also
         )
-        samples = _measured(own.samples, pairs)
-        found = make_items(samples, lambda _: dataset.resolution, size_multiple)
-        missing = sum(folder.missing_captions for folder in own.folders)
+        samples = _measured(validation_scan.samples, pairs)
+        validation_items = make_items(
+            samples, lambda _: dataset.resolution, size_multiple
+        )
+        missing = sum(folder.missing_captions for folder in validation_scan.folders)
         note = f"validation: {dataset.folder_path}, {_count(len(samples), 'image')}"
         if dataset.default_caption:
             what = "with 'default_caption'"
@@ -122,13 +124,13 @@ def split_validation(
             what = "without caption"
         note += f", {missing} {what}" if missing else ""
         notes = (
-            f"{note}; {cost(_images(found, pairs), settings)} each time",
-            *own.notes,
+            f"{note}; {cost(_images(validation_items, pairs), settings)} each time",
+            *validation_scan.notes,
         )
         return (
             scan,
             items,
-            ValidationSplit(tuple(map(as_measured, found)), False, notes),
+            ValidationSplit(tuple(map(as_measured, validation_items)), False, notes),
         )
     samples = _measured(
         [s for folder in scan.folders if not folder.is_reg for s in folder.samples],
@@ -136,31 +138,28 @@ def split_validation(
     )
     chosen = _as_before(scan.samples, _held_out(samples, settings, pairs), trained_on())
     shown = chosen & set(map(_place, samples))
-    measured = tuple(
-        as_measured(each)
-        for each in items
-        if _place(each.sample) in shown and not any(each.sample.flip)
-    )
+    measured = []
+    for bucketed in items:
+        if _place(bucketed.sample) in shown and not any(bucketed.sample.flip):
+            measured.append(as_measured(bucketed))
     names = sorted(f"{path.parent.name}/{path.name}" for path in map(Path, shown))
     listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
     note = (
         f"validation: {_count(len(shown), 'image')} held out, not trained on ({listed})"
     )
     split = ValidationSplit(
-        measured,
+        tuple(measured),
         True,
         (f"{note}; {cost(_images(measured, pairs), settings)} each time",),
     )
     left = []  # of the folders; one that is held out whole is left out with its images
     for folder in scan.folders:
-        samples = tuple(
-            sample for sample in folder.samples if _place(sample) not in chosen
-        )
-        if samples:
+        rest = [sample for sample in folder.samples if _place(sample) not in chosen]
+        if rest:
             # Which images had no caption file is not known any more; there are not more
             # of them than images.
-            missing = min(folder.missing_captions, len(samples))
-            left.append(replace(folder, samples=samples, missing_captions=missing))
+            missing = min(folder.missing_captions, len(rest))
+            left.append(replace(folder, samples=tuple(rest), missing_captions=missing))
     trained = tuple(item for item in items if _place(item.sample) not in chosen)
     return replace(scan, folders=tuple(left)), trained, split
 
@@ -190,13 +189,10 @@ def _held_out(
     for sample in samples:
         places.add(_place(sample))
         if sample.worse and pairs:
-            of_pair = (
-                _place(sample._replace(image=path))
-                for path in (sample.image, *sample.worse)
-            )
-            joined = set[str]().union(
-                *(together.get(place, {place}) for place in of_pair)
-            )
+            joined = set[str]()
+            for path in (sample.image, *sample.worse):
+                place = _place(sample._replace(image=path))
+                joined |= together.get(place, {place})
             together |= dict.fromkeys(joined, joined)
     assert settings.fraction is not None  # a validation has a folder or a fraction
     count = max(1, round(settings.fraction * len(places)))

@@ -57,19 +57,25 @@ def read_parquet(
 def _fields(
     row: dict[str, Any], pictures: Collection[str], wanted: Collection[str] | None
 ) -> dict[str, bytes]:
-    found = {column: picture_of(row[column]) for column in pictures if column in row}
+    encoded_images = {
+        column: picture_of(row[column]) for column in pictures if column in row
+    }
     texts = {}
     for column, value in row.items():
-        if column not in found:
+        if column not in encoded_images:
             texts[column] = plain(value)
-    named = {column: f"x{suffix_of(picture)}" for column, picture in found.items()}
+    named = {
+        column: f"x{suffix_of(picture)}" for column, picture in encoded_images.items()
+    }
     fields = {}
     for column, text in texts.items():
         if isinstance(text, str):
             fields[column.lower()] = text.encode()
     fields["json"] = json.dumps(texts, ensure_ascii=False).encode()
-    known = columns_of([{**texts, **named}], ColumnsConfig()).image or tuple(found)
-    for column, picture in found.items():
+    known = columns_of([{**texts, **named}], ColumnsConfig()).image or tuple(
+        encoded_images
+    )
+    for column, picture in encoded_images.items():
         fields[column.lower()] = picture
         if column == known[0]:
             fields[suffix_of(picture)[1:]] = picture

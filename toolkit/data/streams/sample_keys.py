@@ -35,10 +35,10 @@ class SampleKeys:
 
     def image_of(self, fields: dict[str, bytes]) -> bytes:
         """Raises LookupError with the keys that are missing."""
-        found = [fields[key] for key in self.image if key in fields]
-        if not found:
+        images = [fields[key] for key in self.image if key in fields]
+        if not images:
             raise LookupError(" or ".join(self.image))
-        return found[0]
+        return images[0]
 
     def caption_of(self, fields: dict[str, bytes]) -> str:
         """Raises LookupError with the keys that are missing, ValueError or
@@ -70,35 +70,35 @@ class SampleKeys:
     def remedy(self, key: str, fields: Mapping[str, bytes]) -> str:
         """What the keys would have to be for a sample with these files, as far as they
         tell it. key: the sample's."""
-        has_image = any(each in fields for each in self.image)
+        has_image = any(image_key in fields for image_key in self.image)
         if not has_image:
-            found = []
+            candidates = []
             for field in fields:
                 if "." + last_part(field) in IMAGE_SUFFIXES:
-                    found.append(field)
+                    candidates.append(field)
             kind = "image_key"
         elif self.label not in fields or last_part(self.label) in JSON:
-            found = []
+            candidates = []
             for field in fields:
                 if field != self.label and last_part(field) in (*TEXTS, *JSON):
-                    found.append(field)
+                    candidates.append(field)
             kind = "label_key"
         else:
             return ""
-        if not found:
+        if not candidates:
             key = self._caption_key(fields) if kind == "label_key" else ""
             return f"set caption_key: {key}" if key else ""
-        first = min(found)
+        first = min(candidates)
         if (
             "." not in first or has_image
         ):  # whose name ends where that of the sample does
-            if found[1:]:
-                others = f" (or {', '.join(sorted(found)[1:])})"
+            if candidates[1:]:
+                others = f" (or {', '.join(sorted(candidates)[1:])})"
             else:
                 others = ""
             return f"set {kind}: {first}{others}"
         names = f"a name ends at its first dot, and {first} stands behind that of {key.rpartition('/')[2]!r}"
-        if len(found) == 1:
+        if len(candidates) == 1:
             ways = f"Set {kind}: {first}, or take"
         else:
             ways = "Take"

@@ -132,14 +132,14 @@ def _find_shards(patterns: Sequence[str], token: str | None) -> Iterator[Shard]:
             )
         else:
             path = os.path.expanduser(pattern)
-            found = sorted(glob.glob(path, recursive=True)) or (
+            files = sorted(glob.glob(path, recursive=True)) or (
                 [path] if Path(path).exists() else []
             )
-            if not found:
+            if not files:
                 raise UserError(
                     f"{pattern}: no such file. Paths are looked up from {Path.cwd()}."
                 )
-            for path in found:
+            for path in files:
                 if not os.path.isfile(
                     path
                 ):  # to open a pipe would wait for its writer for ever
@@ -269,19 +269,19 @@ def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
     files = sorted(sibling.rfilename for sibling in info.siblings or [])
     # As a shell does: `*` does not go beyond a folder.
     parts = wanted.split("/")
-    found = []
+    shard_files = []
     for file in files:
         if file.count("/") == len(parts) - 1 and all(
             map(fnmatchcase, file.split("/"), parts)
         ):
-            found.append(file)
-    if not found:
+            shard_files.append(file)
+    if not shard_files:
         tars = [file for file in files if ".tar" in file]
         rows = [file for file in files if file.endswith(".parquet")]
         kinds = []
-        for kind, own in (("tar", tars), ("Parquet", rows)):
-            if own:
-                kinds.append(f"{len(own)} {kind} files, such as {own[0]}")
+        for kind, paths in (("tar", tars), ("Parquet", rows)):
+            if paths:
+                kinds.append(f"{len(paths)} {kind} files, such as {paths[0]}")
         if kinds:
             there = f"It has {' and '.join(kinds)}."
         else:
@@ -290,7 +290,7 @@ def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
     prefix = pattern[: match.start("file")]
     return [
         (prefix + file, hf_hub_url(repo, file, repo_type="dataset", revision=info.sha))
-        for file in found
+        for file in shard_files
     ]
 
 

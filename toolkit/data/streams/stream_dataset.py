@@ -82,9 +82,9 @@ class StreamDataset:
                 epochs = None
             unreadable = Unreadable(settings.webdataset.max_unreadable)
             rules = caption_rules(settings, section.trigger_word)
-            found = cls(settings, shards, rules, multiple, unreadable, epochs)
-            found.shard_stream(0, 1).share(0, found.readers)  # enough shards
-            return replace(found, looked_at=found.first(LOOKED_AT))
+            dataset = cls(settings, shards, rules, multiple, unreadable, epochs)
+            dataset.shard_stream(0, 1).share(0, dataset.readers)  # enough shards
+            return replace(dataset, looked_at=dataset.first(LOOKED_AT))
         except (UserError, RunError) as error:
             raise UserError(f"datasets[0].url: {error}") from error
 

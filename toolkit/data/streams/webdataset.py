@@ -300,7 +300,7 @@ class ShardStream:
                     if is_old:
                         at = (places or (_Place(),))[0]._asdict()
                     else:
-                        at = {"places": [list(each) for each in places]}
+                        at = {"places": [list(reader_place) for reader_place in places]}
                     yield (
                         window.samples[done - 1],
                         {"epoch": epoch, **at, "index": done % count, "list": shards},
@@ -312,9 +312,9 @@ class ShardStream:
         the same ones; fewer where there are fewer. Reads no further than these. Raises
         RunError as `read`."""
         quiet = replace(self, unreadable=Unreadable(1.0, quiet=True))
-        found = quiet._samples(self.shards, _Place(), Event())
-        with closing(found):
-            samples = tuple(sample for _, sample in islice(found, count))
+        stream = quiet._samples(self.shards, _Place(), Event())
+        with closing(stream):
+            samples = tuple(sample for _, sample in islice(stream, count))
         if not samples:
             raise RunError(self._without_samples(quiet.unreadable))
         return samples
@@ -445,12 +445,14 @@ class ShardStream:
                     stop,
                     {*self.keys.image, self.keys.label},
                 )
-                for number, found in enumerate(found_samples, start=first.sample):
+                for number, shard_sample in enumerate(
+                    found_samples, start=first.sample
+                ):
                     if stop.is_set():
                         return
-                    sample = self._usable(shard, found)
+                    sample = self._usable(shard, shard_sample)
                     if sample:
-                        yield _Place(at, number, found.byte), sample
+                        yield _Place(at, number, shard_sample.byte), sample
             except _DAMAGED as error:
                 reason = f"is damaged behind sample {number + 1:,} of it ({error})"
             except ParquetError as error:
@@ -485,25 +487,25 @@ class ShardStream:
                 remedy = cause.remedy
         self.unreadable.add_shard(shard.name, reason, len(self.shards), remedy)
 
-    def _usable(self, shard: Shard, found: ShardSample) -> StreamSample | None:
+    def _usable(self, shard: Shard, shard_sample: ShardSample) -> StreamSample | None:
         """The sample, or None for one that is counted as unreadable. Raises RunError
         when the first ones lack a key."""
-        name = f"{shard.name}/{found.key}"
+        name = f"{shard.name}/{shard_sample.key}"
         unreadable = self.unreadable
         unreadable.read += 1
         remedy = ""
         try:
-            image = self.keys.image_of(found.fields)
-            caption = self.keys.caption_of(found.fields)
+            image = self.keys.image_of(shard_sample.fields)
+            caption = self.keys.caption_of(shard_sample.fields)
             return StreamSample(name, image, caption, image_size(name, image))
         except LookupError as error:
-            reason = f"it has no {error.args[0]}, only {_listed(found.fields)}"
+            reason = f"it has no {error.args[0]}, only {_listed(shard_sample.fields)}"
             if unreadable.read == unreadable.samples + 1 and unreadable.read in (
                 1,
                 _FIRST,
             ):  # which may be told
-                remedy = self._apart(shard, found) or self.keys.remedy(
-                    found.key, found.fields
+                remedy = self._apart(shard, shard_sample) or self.keys.remedy(
+                    shard_sample.key, shard_sample.fields
                 )
                 reason += f": {remedy}" if remedy else ""
         except ImageError as error:
@@ -526,21 +528,25 @@ class ShardStream:
         unreadable.add_sample(name, reason)
         return None
 
-    def _apart(self, shard: Shard, found: ShardSample) -> str:
+    def _apart(self, shard: Shard, shard_sample: ShardSample) -> str:
         """What to do where the other files of a sample lie elsewhere in its shard;
         empty where they do not. Only of a file on disk: of a server all of it would be
         sent."""
         if shard.is_remote or is_parquet_shard(shard):
             return ""
-        with closing(read_tar(shard, found.byte, self.pauses, wanted=())) as samples:
-            name = found.key.rpartition("/")[2]
+        with closing(
+            read_tar(shard, shard_sample.byte, self.pauses, wanted=())
+        ) as samples:
+            name = shard_sample.key.rpartition("/")[2]
             named = (
-                each
-                for each in islice(samples, 1, _LOOKED_THROUGH)
-                if each.key.rpartition("/")[2] == name
+                sample
+                for sample in islice(samples, 1, _LOOKED_THROUGH)
+                if sample.key.rpartition("/")[2] == name
             )
             others = (
-                each for each in named if each.fields.keys() - found.fields.keys()
+                sample
+                for sample in named
+                if sample.fields.keys() - shard_sample.fields.keys()
             )
             try:
                 other = next(others, None)
@@ -548,8 +554,8 @@ class ShardStream:
                 return ""
         if other is None:
             return ""
-        shown = _listed(other.fields.keys() - found.fields.keys())
-        if other.key != found.key:
+        shown = _listed(other.fields.keys() - shard_sample.fields.keys())
+        if other.key != shard_sample.key:
             what = f"its {shown} lies in another folder of the shard, as {other.key!r}"
             return (
                 f"{what}, and files of a sample share their folder. Pack them into one"
