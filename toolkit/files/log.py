@@ -63,6 +63,12 @@ class RedactingStream:
 
     Output that nobody takes any more (a reader that is gone, a full disk) ends no
     training: the rest of it is dropped.
+
+    >>> import io
+    >>> stream = RedactingStream(io.StringIO())
+    >>> print("from https://anna:pass@example.com", file=stream)
+    >>> print(stream.getvalue(), end="")
+    from https://<redacted>@example.com
     """
 
     error: OSError | None = None
@@ -165,7 +171,14 @@ def flush_streams() -> bool:
 
 class LogFile:
     """A text file that grows by whole lines. Several streams (and processes) may append
-    to one file."""
+    to one file.
+
+    Example::
+
+        log = LogFile(Path("output/log.txt"))
+        log.write_line("step 120 of 2000")
+        log.close()
+    """
 
     def __init__(self, path: Path) -> None:
         try:
@@ -208,7 +221,13 @@ class LogFile:
 
 class Tee:
     """A stream that also copies its finished lines to a log; everything else is the
-    stream's own."""
+    stream's own.
+
+    Example::
+
+        sys.stdout = Tee(sys.stdout, LogFile(Path("output/log.txt")))
+        print("step 120 of 2000")  # on the terminal, and in the file
+    """
 
     def __init__(self, stream: TextIO, log: LogFile) -> None:
         self._stream = stream
@@ -308,7 +327,17 @@ def wrapped(text: str, stream: TextIO) -> str:
 
 class StatusLine:
     """One line of progress: redrawn in place on a terminal, otherwise a plain line now
-    and then."""
+    and then.
+
+    >>> import io
+    >>> stream = io.StringIO()
+    >>> status = StatusLine(stream)
+    >>> status.update("step 1 of 20")
+    >>> status.finish("20 steps")
+    >>> print(stream.getvalue(), end="")
+    step 1 of 20
+    20 steps
+    """
 
     def __init__(
         self,
@@ -403,7 +432,13 @@ ones."""
 
 class StdoutHandler(logging.Handler):
     """Prints each record as one line of standard output, above the status line where
-    one is shown."""
+    one is shown.
+
+    Example::
+
+        with shown():
+            logging.getLogger("toolkit.train").info("saved")  # printed
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)

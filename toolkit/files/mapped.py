@@ -1,7 +1,9 @@
 """Tensors in a mapped file: their bytes stay on the disk, and in the system's cache of
 it, until they are read.
 
-Nothing of them is memory of this process that the system could not take back.
+Nothing of them is memory of this process that the system could not take back. Weights
+that are kept from an earlier start (`toolkit.models.kept`) are mapped, and offloading
+(`toolkit.memory.offload`) tells the system which are read next and which were read.
 """
 
 from __future__ import annotations

@@ -31,7 +31,11 @@ BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 @dataclass(frozen=True)
 class Now:
-    """One moment of a run. None: not known."""
+    """One moment of a run. None: not known.
+
+    >>> Now("encoding", 12, 29, "images", phase_left_s=40).line()
+    'encoding 12 of 29 images, 40 s left'
+    """
 
     phase: str
     """`downloading`, `reading`, `quantizing`, `encoding`, `compiling`, `step`,
@@ -114,7 +118,11 @@ def _figure(value: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """A time that is left: 45 s, 14 min, 5.3 h."""
+    """A time that is left: 45 s, 14 min, 5.3 h.
+
+    >>> span(45.2), span(850)
+    ('45 s', '14 min')
+    """
     if seconds < 60:
         return f"{max(0, round(seconds))} s"
     return amount(seconds)
@@ -136,7 +144,13 @@ NOTHING: Told = ("", None, None, "")
 
 
 class Listener(Protocol):
-    """Who shows and keeps what is told."""
+    """Who shows and keeps what is told.
+
+    Example::
+
+        with told_to(listener):
+            tell("encoding", 12, 29, "images")
+    """
 
     def tell(
         self, phase: str, done: float | None, of: float | None, unit: str

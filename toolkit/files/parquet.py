@@ -1,6 +1,10 @@
 """Parquet files: tables, and rows with the pictures in them, as `datasets` writes them
 (push_to_hub).
 
+The scan unpacks pictures into the cache (`archives`) and reads tables of captions
+(`data.scan.tables`); a stream reads rows one after the other
+(`data.streams.parquet_shards`). No Parquet file is written.
+
 A picture is a struct with its `bytes` and the `path` it had, or the bytes alone; a list
 has several. Where `bytes` are missing, `path` names a file (to_parquet leaves pictures
 behind). They are read with pyarrow, the extra `parquet`.
@@ -73,6 +77,12 @@ class ParquetRows:
     while it is read.
 
     source: a path, or an open file.
+
+    Example::
+
+        rows = ParquetRows("data/train.parquet")
+        print(rows.count, rows.pictures)
+        first = next(rows.rows())
     """
 
     def __init__(self, source: Any) -> None:
@@ -93,10 +103,12 @@ class ParquetRows:
             ) from error
         schema = self._file.schema_arrow
         kinds = pyarrow.types
-        named = [field.name for field in schema if _may_be_picture(field.type, kinds)]
-        self.pictures = tuple(
-            name for name in named if any(map(_is_picture, self._first(name)))
-        )
+        pictures = []
+        for field in schema:
+            if _may_be_picture(field.type, kinds):
+                if any(map(_is_picture, self._first(field.name))):
+                    pictures.append(field.name)
+        self.pictures = tuple(pictures)
         """Columns with pictures in them, as the first rows have them; other such
         columns have names of files."""
 
@@ -126,11 +138,7 @@ class ParquetRows:
                     ):
                         for row in batch.to_pylist():
                             if at >= first:
-                                yield {
-                                    key: value
-                                    for key, value in row.items()
-                                    if value is not None
-                                }
+                                yield _without_missing(row)
                             at += 1
                 else:
                     at += size
@@ -138,6 +146,10 @@ class ParquetRows:
             raise ParquetError(
                 f"is damaged behind row {at:,} ({_first_line(error)})"
             ) from error
+
+
+def _without_missing(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if value is not None}
 
 
 def _beginning(source: Any) -> bytes:
@@ -155,9 +167,8 @@ def _may_be_picture(kind: Any, kinds: Any) -> bool:
     if kinds.is_list(kind) or kinds.is_large_list(kind):
         return _may_be_picture(kind.value_type, kinds)
     if kinds.is_struct(kind):
-        return {"bytes", "path"} <= {
-            kind.field(at).name for at in range(kind.num_fields)
-        }
+        names = {kind.field(at).name for at in range(kind.num_fields)}
+        return {"bytes", "path"} <= names
     return bool(kinds.is_binary(kind) or kinds.is_large_binary(kind))
 
 
@@ -181,7 +192,11 @@ def picture_of(value: Any) -> bytes:
 
 def suffix_of(picture: bytes) -> str:
     """The ending of a picture's file; of an unknown kind that of PNG, whose reader says
-    what is wrong with it."""
+    what is wrong with it.
+
+    >>> suffix_of(b"BM6")
+    '.bmp'
+    """
     if picture[:4] == b"RIFF" and picture[8:12] == b"WEBP":
         return ".webp"
     if picture[4:8] == b"ftyp":
@@ -255,10 +270,10 @@ def unpack(path: str | Path, folder: Path) -> None:
 def _written(value: Any, column: str, name: str, folder: Path) -> Any:
     """The path of a picture that was written, from `folder`; of several a list."""
     if isinstance(value, list):
-        return [
-            _written(element, column, f"{name}_{number}", folder)
-            for number, element in enumerate(value)
-        ]
+        paths = []
+        for number, element in enumerate(value):
+            paths.append(_written(element, column, f"{name}_{number}", folder))
+        return paths
     picture = picture_of(value)
     if not picture:
         raise ParquetError(

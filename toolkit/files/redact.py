@@ -14,6 +14,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -111,16 +112,12 @@ def register_secret(values: Iterable[str]) -> None:
     lines, each is one."""
     global _forms, _known
     parts = {part.strip() for value in values for part in (value, *value.splitlines())}
-    new = {
-        part for part in parts if len(part) >= SHORTEST and part.lower() not in REDACTED
-    } - _values
+    long = {part for part in parts if len(part) >= SHORTEST}
+    new = {part for part in long if part.lower() not in REDACTED} - _values
     if new:
         _values.update(new)
-        _forms = sorted(
-            {form for value in _values for form in _forms_of(value)},
-            key=len,
-            reverse=True,
-        )
+        forms = set[str]().union(*map(_forms_of, _values))
+        _forms = sorted(forms, key=len, reverse=True)
         _known = re.compile("|".join(map(_whole, _forms)), re.IGNORECASE)
 
 
@@ -131,11 +128,11 @@ def remember_environment(env: Mapping[str, str]) -> None:
     the value is a path, a word or short: such values are left alone, for they would
     tear ordinary text apart.
     """
-    register_secret(
-        value
-        for name, value in env.items()
-        if name in ALWAYS or (is_secret_variable(name) and not _is_common(value))
-    )
+    secrets = []
+    for name, value in env.items():
+        if name in ALWAYS or (is_secret_variable(name) and not _is_common(value)):
+            secrets.append(value)
+    register_secret(secrets)
 
 
 def is_secret_variable(name: str) -> bool:
@@ -184,7 +181,11 @@ def _whole(form: str) -> str:
 
 def redact_text(text: str) -> str:
     """`text` with remembered values, tokens and the user part of URLs replaced by
-    `<redacted>`."""
+    `<redacted>`.
+
+    >>> redact_text("cloned from https://anna:pass@example.com/data")
+    'cloned from https://<redacted>@example.com/data'
+    """
     if _known:
         text = _known.sub(REDACTED, text)
         text = _black_out_parts(text)
@@ -220,9 +221,11 @@ def _black_out_parts(text: str) -> str:
 def _in_any_case(text: str) -> str:
     """In small letters, and as long as it was: of few letters the small one is two
     characters."""
-    return "".join(
-        small if len(small := letter.lower()) == 1 else letter for letter in text
-    )
+    letters = []
+    for letter in text:
+        small = letter.lower()
+        letters.append(small if len(small) == 1 else letter)
+    return "".join(letters)
 
 
 MOST_LEVELS = 100
@@ -246,17 +249,16 @@ def redact_json(
     if isinstance(data, dict | list | tuple) and not levels:
         return REDACTED
     if isinstance(data, dict):
-        return {
-            redact_text(name) if isinstance(name, str) else name: redact_json(
+        redacted = {}
+        for name, value in data.items():
+            shown_name = redact_text(name) if isinstance(name, str) else name
+            redacted[shown_name] = redact_json(
                 value, by_key=by_key, key=str(name), levels=levels - 1
             )
-            for name, value in data.items()
-        }
+        return redacted
     if isinstance(data, list | tuple):
-        return [
-            redact_json(value, by_key=by_key, key=key, levels=levels - 1)
-            for value in data
-        ]
+        inside = partial(redact_json, by_key=by_key, key=key, levels=levels - 1)
+        return [*map(inside, data)]
     if by_key and is_secret(key, data):
         return REDACTED
     if not isinstance(data, str) or (_SHA256.fullmatch(data) and data not in _values):
@@ -269,7 +271,11 @@ def redact_json(
 
 def redact(text: str) -> str:
     """A config's text with all that `redact_text` finds, values of secret keys and
-    wandb keys replaced."""
+    wandb keys replaced.
+
+    >>> redact("wandb_api_key: local-0123")
+    'wandb_api_key: <redacted>'
+    """
     text = redact_text(_PAIR.sub(_redact_pair, text))
     return _HEX_40.sub(
         lambda match: match.group() if _is_commit(match) else REDACTED, text

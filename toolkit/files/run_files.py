@@ -1,5 +1,12 @@
-"""The names of the files of a run, for those who write them and those who read them,
-and the line that events.jsonl gets for each thing that happened. Imports no torch."""
+"""The names of the files of a run, for those who write them and those who read them.
+
+The trainers write these files; resuming, the tools and the page find them by the same
+constants and functions: `final_files` and `step_files` list the weights, `saved_as`
+translates a name that musubi-tuner would give them. Times and durations are written the
+same way everywhere (`utc_now`, `duration`, `amount`), and `EventLog` appends the lines
+of events.jsonl. How the weights are written is the concern of the writers in
+`extensions`. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +114,11 @@ def utc_now() -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time span for people: 45s, 3m07s, 2h03m."""
+    """A time span for people: 45s, 3m07s, 2h03m.
+
+    >>> duration(187)
+    '3m07s'
+    """
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"
@@ -119,7 +130,11 @@ def duration(seconds: float) -> str:
 
 def amount(seconds: float) -> str:
     """An estimate of a minute or more, in two digits and the unit that suits it: 14
-    min, 5.3 h, 3 days."""
+    min, 5.3 h, 3 days.
+
+    >>> amount(850), amount(19_000)
+    ('14 min', '5.3 h')
+    """
     for unit, length, below in (("min", 60, 90), ("h", 3600, 72)):
         if seconds < below * length:
             return f"{float(f'{seconds / length:.2g}'):g} {unit}"
@@ -148,11 +163,8 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 def final_files(folder: Path, name: str) -> list[Path]:
     """The files and model folders of the end of a run that are there."""
-    return [
-        path
-        for ending in FILE_SUFFIXES
-        if _is_product(path := folder / f"{name}{ending}")
-    ]
+    paths = [folder / f"{name}{ending}" for ending in FILE_SUFFIXES]
+    return [path for path in paths if _is_product(path)]
 
 
 def workflow_files(folder: Path, name: str) -> list[Path]:
@@ -177,7 +189,11 @@ def _is_product(path: Path) -> bool:
 
 def step_stem(name: str, step: int) -> str:
     """`<name>_000000340`: the name of a step's file without its ending, or of its
-    folder."""
+    folder.
+
+    >>> step_stem("my_char", 340)
+    'my_char_000000340'
+    """
     return f"{name}_{step:09d}"
 
 
@@ -221,14 +237,7 @@ def saved_as(path: str) -> Path | None:
 
 def _saved_as(file: Path) -> Path | None:
     if file.is_dir() and (file / STATUS).is_file():
-        return next(
-            (
-                candidate
-                for candidate in final_files(file, file.name)
-                if candidate.is_file()
-            ),
-            None,
-        )
+        return next(filter(Path.is_file, final_files(file, file.name)), None)
     if file.suffix != ".safetensors" or file.exists():
         return None
     match = _MUSUBI.fullmatch(file.name)
@@ -245,9 +254,8 @@ def _saved_as(file: Path) -> Path | None:
         for candidate in steps:
             if candidate and _epoch_in(candidate[0]) == int(match["epoch"]):
                 candidates.append(candidate[0])
-    return next(
-        (candidate for candidate in candidates if candidate.suffix), None
-    ) or next(iter(candidates), None)
+    with_suffix = [candidate for candidate in candidates if candidate.suffix]
+    return next(iter(with_suffix or candidates), None)
 
 
 def saved_like(pattern: str) -> list[Path]:
@@ -292,7 +300,13 @@ def step_in(path: Path) -> float:
 
 
 class EventLog:
-    """Appends events; each line is flushed at once."""
+    """Appends events; each line is flushed at once.
+
+    Example::
+
+        events = EventLog(folder / EVENTS)
+        events.add("saved", step=100)
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

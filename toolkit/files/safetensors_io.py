@@ -137,9 +137,8 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             end = file.seek(0, 2)
         entries = {name: entry for name, entry in header.items() if name != METADATA}
         check_count(len(entries))
-        if end - begin < max(
-            (entry["data_offsets"][1] for entry in entries.values()), default=0
-        ):
+        ends = [entry["data_offsets"][1] for entry in entries.values()]
+        if end - begin < max(ends, default=0):
             raise ValueError("it is cut off")
         return {
             name: tuple(map(int, entry["shape"])) for name, entry in entries.items()

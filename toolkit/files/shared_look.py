@@ -1,4 +1,10 @@
-"""One look at the disk for all who ask at the same time. Imports no torch."""
+"""One look at the disk for all who ask at the same time.
+
+The server of the page answers many requests at once, each of which needs the same list
+of files. `SharedLook` reads it once for all that wait, and each of them gets the files
+as they were when it asked, or newer. It is not a cache: a later request reads again.
+The page and `toolkit.train.run_index` use it. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +21,10 @@ class SharedLook(Generic[Found]):
     wait for the next look, and share it. So a hundred who ask at once cost a few looks,
     and each sees what was written before it asked.
 
-    Example: `SharedLook(lambda before: os.listdir("output")).now()`
+    Example::
+
+        names = SharedLook(lambda before: os.listdir("output"))
+        names.now()
     """
 
     def __init__(self, look: Callable[[Found | None], Found]) -> None:

@@ -36,6 +36,12 @@ class TensorCache:
 
     A damaged entry is logged. Safe to use from several threads and processes: equal
     keys mean equal contents, so it does not matter who writes last.
+
+    >>> import torch
+    >>> cache = TensorCache(None)
+    >>> cache.put(key_of(image="a.png"), {"latents": torch.zeros(4)})
+    >>> cache.get(key_of(image="a.png"))["latents"].shape
+    torch.Size([4])
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -80,10 +86,7 @@ class TensorCache:
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Stores the entry; it is there completely or not at all."""
-        tensors = {
-            name: tensor.detach().to("cpu", copy=True).contiguous()
-            for name, tensor in tensors.items()
-        }
+        tensors = {name: _stored(tensor) for name, tensor in tensors.items()}
         if self.folder is None:
             self._memory[key] = tensors
             return
@@ -129,9 +132,20 @@ class TensorCache:
         return folder / key[:2] / f"{key}.safetensors"
 
 
+def _stored(tensor: Tensor) -> Tensor:
+    """A copy of the tensor on the CPU."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
 class ForgetfulCache(TensorCache):
     """Keeps nothing: every entry is computed again at each use, by an encoder that is
-    being trained."""
+    being trained.
+
+    >>> cache = ForgetfulCache()
+    >>> cache.put("0f", {})
+    >>> cache.has("0f")
+    False
+    """
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -142,7 +156,11 @@ class ForgetfulCache(TensorCache):
 
 def key_of(**parts: Any) -> str:
     """SHA-256 (hex) over everything that decides an entry's contents; JSON values and
-    tuples of them."""
+    tuples of them.
+
+    >>> key_of(image="a.png", size=(512, 512)) == key_of(size=[512, 512], image="a.png")
+    True
+    """
     return hashlib.sha256(_CANONICAL.encode(parts).encode()).hexdigest()
 
 

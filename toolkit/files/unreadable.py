@@ -41,7 +41,11 @@ _KINDS = {
 
 
 class Cause(NamedTuple):
-    """Why a file cannot be read."""
+    """Why a file cannot be read.
+
+    >>> stand_in(b"../../blobs/0123abc").what
+    "it is a link that became a text file: it holds '../../blobs/0123abc'"
+    """
 
     what: str
     """In words that follow the name of the file and a colon."""

@@ -1,5 +1,14 @@
-"""Atomic file writes (temporary name, fsync, rename), the program's own folders, and
-how the config a user names is found."""
+"""Atomic writes of files and folders, and safe reads of files that others wrote.
+
+- `atomic_write` and `atomic_write_dir` write under a temporary name, flush it to the
+  disk and rename it. A reader sees the old contents or the new ones, also after a kill
+  or a power cut. `write_text` and `write_json` redact secrets.
+- Only folders that the program made itself are replaced (`is_own_folder`).
+- `read_regular`, `read_chunks` and `read_source` never wait for a pipe or a device.
+- `find_config` finds the config that a user names.
+
+All rooms write with it. Tensors are written by `safetensors_io`, logs by `log`.
+"""
 
 from __future__ import annotations
 
@@ -89,11 +98,10 @@ def find_config(argument: str) -> Path:
 
 def _folder_instead(folder: Path) -> str:
     """What to do with a folder that is given instead of a config."""
-    jobs = sorted(
-        str(folder / name)
-        for name in os.listdir(folder)
-        if name.endswith(CONFIG_SUFFIXES[:2])
-    )
+    jobs = []
+    for name in sorted(os.listdir(folder)):
+        if name.endswith(CONFIG_SUFFIXES[:2]):
+            jobs.append(str(folder / name))
     if jobs:
         return f"is a folder, not a config file. Give a file: {', '.join(jobs[:3])}{', ...' * (len(jobs) > 3)}."
     remedy = f"For images in it, 'run.py new NAME {folder}' writes a job, and 'run.py lint {folder}' checks them."
@@ -272,10 +280,10 @@ def only_tidy(path: Path, consequence: str) -> Iterator[None]:
     except OSError as error:
         if consequence not in _warned:
             _warned.add(consequence)
-            temporary = [
-                place for place in (path, *path.parents) if place.name.endswith(".tmp")
-            ]
-            place = temporary[-1].parent if temporary else path
+            place = path
+            for folder in (path, *path.parents):
+                if folder.name.endswith(".tmp"):
+                    place = folder.parent
             logger.warning(f"{place}: {error.strerror or error}: {consequence}")
 
 
@@ -316,17 +324,14 @@ def why_not_replaced(path: Path, is_own: Callable[[Path], bool] = is_own_folder)
 def _files_in(folder: Path) -> set[str]:
     """The files below a folder, and links, relative to it; without those that file
     managers leave."""
-    places = (
-        Path(top, name)
-        for top, folders, files in os.walk(folder)
-        for name in (*folders, *files)
-    )
-    files = (place for place in places if place.is_symlink() or not place.is_dir())
-    return {
-        file.relative_to(folder).as_posix()
-        for file in files
-        if file.name not in _OF_FILE_MANAGERS
-    } - {MARKER}
+    paths = set()
+    for top, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            place = Path(top, name)
+            is_folder = place.is_dir() and not place.is_symlink()
+            if not is_folder and name not in _OF_FILE_MANAGERS:
+                paths.add(place.relative_to(folder).as_posix())
+    return paths - {MARKER}
 
 
 def added_to(folder: Path) -> str:
@@ -364,10 +369,7 @@ def atomic_write_dir(path: Path, known_by: str = "") -> Iterator[Path]:
                     temporary / MARKER,
                     {"program": NAME, "files": sorted(_files_in(temporary))},
                 )
-                for folder in (
-                    *(entry for entry in temporary.rglob("*") if entry.is_dir()),
-                    temporary,
-                ):
+                for folder in (*filter(Path.is_dir, temporary.rglob("*")), temporary):
                     fsync(folder)
                 _require_own(path, known_by)
                 if added_to(path):
@@ -488,11 +490,8 @@ def locked(path: Path, waits: bool = False) -> Iterator[bool | None]:
 def file_in_the_way(folder: Path) -> Path | None:
     """What keeps a folder from being made: the file that has its name, or that of a
     folder above it."""
-    nearest = next(
-        place
-        for place in (folder.absolute(), *folder.absolute().parents)
-        if os.path.lexists(place)
-    )
+    places = (folder.absolute(), *folder.absolute().parents)
+    nearest = next(filter(os.path.lexists, places))
     return None if nearest.is_dir() else nearest
 
 
@@ -682,9 +681,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def nearest_folder(path: Path) -> Path:
     """The path, or the nearest folder above it that exists: on the disk where `path`
     will be."""
-    return next(
-        folder for folder in (path, *path.absolute().parents) if folder.exists()
-    )
+    return next(filter(Path.exists, (path, *path.absolute().parents)))
 
 
 def free_space(path: Path) -> int:
@@ -709,7 +706,11 @@ def lacks_room(needed: int, folder: Path) -> str:
 
 
 def readable_size(count: float) -> str:
-    """Bytes for people (powers of 1000)."""
+    """Bytes for people (powers of 1000).
+
+    >>> readable_size(1500), readable_size(2e9)
+    ('1.5 kB', '2 GB')
+    """
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -1,6 +1,10 @@
 """Loads batches from the caches, in the order of an epoch or from a stream of samples
-whose length nobody knows, such as the shards of a WebDataset. The caption of a use is
-chosen here; nothing else is random.
+of unknown length, such as the shards of a WebDataset.
+
+The caption of a use is chosen here; nothing else is random. Nothing is encoded here
+except texts that cannot be cached: `latent_cache` fills the caches, `stream_latents`
+encodes the images of a stream. The trainers read batches from a `BatchLoader` by an
+`EpochSource`, or from `stream_source`.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens,
 D width."""
@@ -25,7 +29,7 @@ from toolkit.contracts.data import (
     MicroBatch,
     PromptEmbeds,
 )
-from toolkit.data.batches.latent_cache import EncodedDataset
+from toolkit.data.batches.latent_cache import EncodedDataset, ItemEntries
 from toolkit.data.scan.captions import caption_for_use, drawn_caption
 from toolkit.data.streams.stream_dataset import StreamDataset
 from toolkit.system.read_ahead import loaded_ahead
@@ -43,7 +47,14 @@ def halved(size: int) -> list[range]:
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """The data of one micro-batch: items of one target size, already encoded."""
+    """The data of one micro-batch: items of one target size, already encoded.
+
+    Example::
+
+        batch = loader.load(spec)
+        batch.describe()  # "latents (2, 16, 64, 64), 1 control image"
+        first, second = batch.halves()  # each item keeps its random numbers
+    """
 
     latents_BCHW: Tensor
     """Normalised latents of the targets."""
@@ -82,6 +93,12 @@ class LatentBatch:
     def select(self, rows: Sequence[int]) -> LatentBatch:
         """The given items as a batch."""
         rows = list(rows)
+        loss_mask_B1HW = None
+        if self.loss_mask_B1HW is not None:
+            loss_mask_B1HW = self.loss_mask_B1HW[rows]
+        extra_prompts = {}
+        for name, prompts in self.extra_prompts.items():
+            extra_prompts[name] = prompts.select(rows)
         return LatentBatch(
             latents_BCHW=self.latents_BCHW[rows],
             prompts=self.prompts.select(rows),
@@ -89,13 +106,8 @@ class LatentBatch:
             spec=self.spec.select(rows),
             names=tuple(self.names[row] for row in rows),
             loss_weight_B=self.loss_weight_B[rows],
-            loss_mask_B1HW=None
-            if self.loss_mask_B1HW is None
-            else self.loss_mask_B1HW[rows],
-            extra_prompts={
-                name: prompts.select(rows)
-                for name, prompts in self.extra_prompts.items()
-            },
+            loss_mask_B1HW=loss_mask_B1HW,
+            extra_prompts=extra_prompts,
             worse=tuple(self.worse[row] for row in rows) if self.worse else (),
             stacked=self.stacked,
         )
@@ -111,16 +123,28 @@ class LatentBatch:
 
 def _uses(spec: BatchSpec) -> list[tuple[int, int, int]]:
     """Item, position and epoch of each use of a batch."""
-    return [
-        (index, position, spec.epoch)
-        for index, position in zip(spec.items, spec.positions, strict=True)
-    ]
+    uses = []
+    for index, position in zip(spec.items, spec.positions, strict=True):
+        uses.append((index, position, spec.epoch))
+    return uses
+
+
+def _control_latents(entries: ItemEntries) -> tuple[Tensor, ...]:
+    """The latents [C, h, w] of the control images of an item."""
+    return tuple(entry.read() for entry in entries.references)
 
 
 @dataclass(frozen=True)
 class BatchLoader:
     """Batches of an encoded dataset; each is a pure function of its spec and the
-    seed."""
+    seed.
+
+    Example::
+
+        loader = BatchLoader(encode_items(items, model, stores_for, dtype), seed=42)
+        spec = epoch_batches(items, batch_size=4, seed=42, epoch=0)[0]
+        batch = loader.load(spec)
+    """
 
     dataset: EncodedDataset
     seed: int
@@ -135,22 +159,19 @@ class BatchLoader:
         extra = []
         for entry, use in zip(entries, _uses(spec), strict=True):
             extra.append(entry.extra[self._drawn(*use)])
+        extra_prompts = {}
+        for name in extra[0]:
+            encoded = [prompts[name].read_all() for prompts in extra]
+            extra_prompts[name] = PromptEmbeds.stack(encoded)
         return LatentBatch(
             latents_BCHW=torch.stack([entry.target() for entry in entries]),
             prompts=self.prompts(spec),
-            control_latents=tuple(
-                tuple(image.read() for image in entry.references) for entry in entries
-            ),
+            control_latents=tuple(map(_control_latents, entries)),
             spec=spec,
             names=tuple(sample.image for sample in samples),
             loss_weight_B=torch.tensor([sample.loss_weight for sample in samples]),
             loss_mask_B1HW=self.masks(spec),
-            extra_prompts={
-                name: PromptEmbeds.stack(
-                    [prompts[name].read_all() for prompts in extra]
-                )
-                for name in extra[0]
-            },
+            extra_prompts=extra_prompts,
             worse=self.worse(spec) if any(entry.worse for entry in entries) else (),
             stacked=max(1, len(entries[0].layers)),
         )
@@ -207,7 +228,14 @@ class BatchLoader:
 
 @dataclass(frozen=True)
 class StreamSource:
-    """A `BatchSource` that reads samples one after the other, and never again."""
+    """A `BatchSource` that reads samples one after the other, and never again.
+
+    >>> def read(cursor):
+    ...     return ((number, number + 1) for number in range(cursor or 0, 5))
+    >>> source = StreamSource(read, lambda spec: spec.samples, batch_size=2)
+    >>> [micro_batch.spec.samples for micro_batch in source.iterate(None)]
+    [(0, 1), (2, 3), (4,)]
+    """
 
     read: Callable[[Cursor], Iterator[tuple[Any, Cursor]]]
     """The samples from a cursor of the stream on (None: all), not yet decoded, each
@@ -270,6 +298,12 @@ class SharedStreamSource:
     A process reads for `own` readers only. The micro-batches of the others are known by
     their number of samples, which is always the same: each reader continues into its
     next epoch within a micro-batch, independently of the others.
+
+    Example::
+
+        source = stream_source(stream, 42, batch_size=4, make_batch=latents.load, workers=2)
+        for micro_batch in source.iterate(None):
+            micro_batch.cursor["readers"]  # the cursor of each reader
     """
 
     readers: Sequence[Callable[[Cursor], Iterator[tuple[Any, Cursor]]]]

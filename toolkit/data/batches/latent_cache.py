@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple
@@ -97,7 +98,12 @@ FIRST_LATENT_SCALE = 8
 
 
 class CachePair(NamedTuple):
-    """The caches of one dataset."""
+    """The caches of one dataset.
+
+    >>> in_memory = CachePair(TensorCache(None), TensorCache(None))
+    >>> in_memory.latents.has(key_of(image="a.png"))
+    False
+    """
 
     latents: TensorCache
     text: TensorCache
@@ -105,7 +111,14 @@ class CachePair(NamedTuple):
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One cached tensor of an item: its cache, its key, and how to compute it."""
+    """One cached tensor of an item: its cache, its key, and how to compute it.
+
+    >>> store = TensorCache(None)
+    >>> key = key_of(image="a.png")
+    >>> entry = CacheEntry("latents of a.png", store, key, lambda: torch.zeros(4))
+    >>> entry.read().shape, store.has(key)
+    (torch.Size([4]), True)
+    """
 
     what: str
     """Kind and source file, for messages."""
@@ -151,7 +164,14 @@ class CacheEntry:
 
 class ItemEncoder:
     """Creates the cache entries of an item; computes a tensor only on demand. All keys
-    are content hashes."""
+    are content hashes.
+
+    Example::
+
+        encoder = ItemEncoder(model, torch.bfloat16)
+        entry = encoder.latents(item, CacheStores(training_folder).on_disk)
+        latents_CHW = entry.read()  # encoded now if the cache lacks it
+    """
 
     def __init__(self, model: DiffusionModel, dtype: torch.dtype) -> None:
         self._model = model
@@ -186,25 +206,26 @@ class ItemEncoder:
     def worse(self, item: BucketedSample, stores: CachePair) -> tuple[CacheEntry, ...]:
         """Latents [C, H, W] of the images that are liked less, fitted to the same
         bucket."""
-        sample, crop = item
-        return tuple(
-            self.latents(BucketedSample(sample._replace(image=path), crop), stores)
-            for path in sample.worse
-        )
+        images = item.sample.worse
+        return tuple(self._latents_of(path, item, stores) for path in images)
 
     def layers(self, item: BucketedSample, stores: CachePair) -> tuple[CacheEntry, ...]:
         """Latents [C, H, W] of each image that the target of an image with layers
         consists of."""
-        sample, crop = item
+        sample = item.sample
         if not sample.layers:
             return ()
         images = sample.layers
         if self._model.predicts_composite:
             images = (sample.image, *images)
-        return tuple(
-            self.latents(BucketedSample(sample._replace(image=path), crop), stores)
-            for path in images
-        )
+        return tuple(self._latents_of(path, item, stores) for path in images)
+
+    def _latents_of(
+        self, path: str, item: BucketedSample, stores: CachePair
+    ) -> CacheEntry:
+        """Latents [C, H, W] of another image at the bucket of the item."""
+        sample = item.sample._replace(image=path)
+        return self.latents(BucketedSample(sample, item.crop), stores)
 
     def pixels(self, item: BucketedSample, data: bytes | None = None) -> Tensor:
         """The image [P, sH, sW] at its bucket, float32 in [-1, 1]. data: as of
@@ -253,9 +274,8 @@ class ItemEncoder:
         an image with layers is its own."""
         if item.sample.layers and not item.sample.control_images:
             return (self.latents(item, stores),)
-        return tuple(
-            self._reference(path, item, stores) for path in item.sample.control_images
-        )
+        images = item.sample.control_images
+        return tuple(self._reference(path, item, stores) for path in images)
 
     def _reference(
         self, path: str, item: BucketedSample, stores: CachePair
@@ -309,13 +329,10 @@ class ItemEncoder:
         seen = self._images_in_prompt(sample)
         images = []
         for path in seen:
-            images.append(open_image(path, sample.background, channels=self._channels))
-        if images and self._model.family.text_at_reference_size:
-            sizes = [self._reference_size(path, item) for path in seen]
-            images = [
-                resize(image, size) for image, size in zip(images, sizes, strict=True)
-            ]
-        images = [over_white(flip_image(image, sample.flip)) for image in images]
+            image = open_image(path, sample.background, channels=self._channels)
+            if self._model.family.text_at_reference_size:
+                image = resize(image, self._reference_size(path, item))
+            images.append(over_white(flip_image(image, sample.flip)))
         with self._lock, torch.no_grad():
             encoded = encoded_by_name(self._model.encode_prompt(prompt, images))
         return {name: self._on_cpu(tensor) for name, tensor in encoded.items()}
@@ -330,10 +347,11 @@ class ItemEncoder:
     def reference_pixels(self, item: BucketedSample) -> tuple[Tensor, ...]:
         """Each control image [P, h, w] at its size, in slot order, float32 in [-1, 1].
         Raises ImageError."""
-        return tuple(
-            self._reference_pixels(path, item, self._reference_size(path, item))
-            for path in item.sample.control_images
-        )
+        images = []
+        for path in item.sample.control_images:
+            size = self._reference_size(path, item)
+            images.append(self._reference_pixels(path, item, size))
+        return tuple(images)
 
     def _reference_pixels(self, path: str, item: BucketedSample, size: Size) -> Tensor:
         image = resize(
@@ -402,7 +420,14 @@ def _source_of(sample: Sample, data: bytes | None) -> str:
 
 @dataclass(frozen=True)
 class ItemEntries:
-    """The cache entries of one item."""
+    """The cache entries of one item.
+
+    Example::
+
+        entries = encode_items(items, model, stores_for, dtype).entries[0]
+        latents_CHW = entries.target()
+        embeddings_LD = entries.captions["a red cat"].read()
+    """
 
     latents: CacheEntry
     references: tuple[CacheEntry, ...]
@@ -422,9 +447,8 @@ class ItemEntries:
 
     def target(self) -> Tensor:
         """Latents [C, H, W] of the target, those of several images below each other."""
-        return torch.cat(
-            [entry.read() for entry in self.layers or (self.latents,)], dim=1
-        )
+        entries = self.layers or (self.latents,)
+        return torch.cat([entry.read() for entry in entries], dim=1)
 
     def masks(self) -> tuple[CacheEntry, ...]:
         return (self.mask,) if self.mask else ()
@@ -439,15 +463,22 @@ class ItemEntries:
         )
 
     def texts(self) -> tuple[CacheEntry, ...]:
-        of_extra = (
-            entry for entries in self.extra.values() for entry in entries.values()
-        )
-        return (*self.captions.values(), *of_extra)
+        texts = [*self.captions.values()]
+        for entries in self.extra.values():
+            texts += entries.values()
+        return tuple(texts)
 
 
 @dataclass(frozen=True)
 class EncodedDataset:
-    """Items whose tensors are all cached."""
+    """Items whose tensors are all cached.
+
+    Example::
+
+        dataset = encode_items(items, model, stores_for, torch.bfloat16)
+        dataset.entries[0].target()  # latents [C, H, W] of the first item
+        dataset.needs_text_encoder  # True where captions are shuffled
+    """
 
     items: tuple[BucketedSample, ...]
     entries: tuple[ItemEntries, ...]
@@ -524,21 +555,21 @@ FurtherPrompts = Mapping[str, Mapping[str, str]]
 def _further_prompts(
     sample: Sample, extra_prompts: Callable[[Sample], Mapping[str, str]]
 ) -> FurtherPrompts:
-    return {
-        caption: extra_prompts(sample._replace(caption=caption))
-        for caption in sample.texts
-    }
+    further = {}
+    for caption in sample.texts:
+        further[caption] = extra_prompts(sample._replace(caption=caption))
+    return further
 
 
 def _longer(prompts: FurtherPrompts) -> list[str]:
     """The further prompts that are longer than the caption they are of: the model may
     have no room for them."""
-    return [
-        text
-        for caption, texts in prompts.items()
-        for text in texts.values()
-        if len(text) > len(caption)
-    ]
+    longer = []
+    for caption, texts in prompts.items():
+        for text in texts.values():
+            if len(text) > len(caption):
+                longer.append(text)
+    return longer
 
 
 def _with_text(item: BucketedSample, text: str) -> BucketedSample:
@@ -553,21 +584,24 @@ def _entries(
     further_prompts: FurtherPrompts,
 ) -> ItemEntries:
     """The entries of an item, of which none is computed yet."""
+    latents = encoder.latents(item, stores)
+    references = encoder.references(item, stores)
+    mask = encoder.mask(item, stores)
+    captions = {}
+    for text in _cached_captions(item.sample):
+        captions[text] = encoder.text(item, text, stores)
+    extra = {}
+    for caption, prompts in further_prompts.items():
+        by_name = {}
+        for name, prompt in prompts.items():
+            by_name[name] = encoder.text(item, prompt, stores)
+        extra[caption] = by_name
     return ItemEntries(
-        latents=encoder.latents(item, stores),
-        references=encoder.references(item, stores),
-        mask=encoder.mask(item, stores),
-        captions={
-            text: encoder.text(item, text, stores)
-            for text in _cached_captions(item.sample)
-        },
-        extra={
-            caption: {
-                name: encoder.text(item, prompt, stores)
-                for name, prompt in prompts.items()
-            }
-            for caption, prompts in further_prompts.items()
-        },
+        latents=latents,
+        references=references,
+        mask=mask,
+        captions=captions,
+        extra=extra,
         worse=encoder.worse(item, stores),
         layers=encoder.layers(item, stores),
     )
@@ -611,9 +645,8 @@ def fill_texts(
             continue
         done += 1
         progress("text embeddings in the cache", done, len(groups))
-    together = _encoded_together(
-        [entry for entries in missing for entry in entries], model, progress, stays
-    )
+    lacked = [*chain.from_iterable(missing)]
+    together = _encoded_together(lacked, model, progress, stays)
     unreadable: dict[str, None] = {}
     for entries in missing:
         for entry in entries:
@@ -725,9 +758,8 @@ def _fill_cache(
         progress(what if outcome.encoded else f"{what} in the cache", done, len(groups))
     if unreadable:
         raise RunError("\n".join(unreadable))
-    masks = dict.fromkeys(
-        entry.what for group in groups for entry in group if entry.key in black
-    )
+    entries = chain.from_iterable(groups)
+    masks = dict.fromkeys(entry.what for entry in entries if entry.key in black)
     if masks:
         logger.warning(
             f"these masks are black everywhere, so nothing is learned from their images: {shorten(masks)}"
@@ -743,7 +775,13 @@ def encoded_by_name(encoded: EncodedPrompt) -> dict[str, Tensor]:
 
 class CacheStores:
     """The caches of a job. The flags of each dataset decide whether its entries are
-    cached on disk."""
+    cached on disk.
+
+    Example::
+
+        stores = CacheStores(Path("output"))
+        encode_items(items, model, stores.of_samples(section), torch.bfloat16)
+    """
 
     def __init__(self, training_folder: Path) -> None:
         root = training_folder / CACHE_FOLDER

@@ -41,7 +41,14 @@ with few captions."""
 
 class StreamLatents:
     """Makes the batches of a stream (`StreamSource.make_batch`); each is a pure
-    function of its spec and the seed."""
+    function of its spec and the seed.
+
+    Example::
+
+        encoder = ItemEncoder(model, torch.bfloat16)
+        latents = StreamLatents(stream, model, encoder, seed=42, stores=stores)
+        source = stream_source(stream, 42, batch_size=4, make_batch=latents.load, workers=2)
+    """
 
     def __init__(
         self,
@@ -112,9 +119,8 @@ class StreamLatents:
             texts.append(
                 caption_for_use(caption or "", rules, self._seed, spec.epoch, position)
             )
-        return PromptEmbeds.stack([self._text(text) for text in texts]), [
-            caption is not None for caption in captions
-        ]
+        fitting = [caption is not None for caption in captions]
+        return PromptEmbeds.stack([self._text(text) for text in texts]), fitting
 
     def latent_size(self, spec: BatchSpec) -> Size:
         """Width and height of the latents of a batch."""

@@ -76,7 +76,12 @@ Array = numpy.ndarray
 
 class Alignment(NamedTuple):
     """A point of the image at p from its middle is at (1 + zoom) R(rotation) p + shift
-    in the reference."""
+    in the reference.
+
+    >>> alignment = Alignment(0.02, 0.0, (3.0, 0.0), peak=0.8, error=0.1, size=(1000, 800))
+    >>> print(alignment)
+    zoom +2.00%, rotation +0.00 degrees, shift +3.0, +0.0 pixels
+    """
 
     zoom: float
     """Scale of the reference against the image; 0.02 is 2 % larger."""
@@ -316,10 +321,9 @@ def _doubt(a_HW: Array, b_HW: Array, move: Move) -> float:
     moved_HW, far_HW = _warped(b_HW, move)
     far_HW &= numpy.hypot((a - 1) * u - b * v + x, b * u + (a - 1) * v + y) > FAR
     if math.hypot(x, y) > FAR:
-        there, here = (
-            _correlation(_smooth(a_HW), _smooth(of_b_HW), far_HW)
-            for of_b_HW in (moved_HW, b_HW)
-        )
+        smooth_a_HW = _smooth(a_HW)
+        there = _correlation(smooth_a_HW, _smooth(moved_HW), far_HW)
+        here = _correlation(smooth_a_HW, _smooth(b_HW), far_HW)
         if here > STAYS * there:
             return math.inf
     a_HW, b_HW = (_box(_box(edges_HW, SPREAD), SPREAD) for edges_HW in (a_HW, b_HW))
@@ -373,23 +377,20 @@ def _fitted(a_HW: Array, b_HW: Array, move: Move) -> tuple[Move, float, float]:
         )
     window = _window(side, side)
     places = [(top, left) for top in starts[0] for left in starts[1]]
-    xy = numpy.array(
-        [
-            (left + side / 2 - width / 2, top + side / 2 - height / 2)
-            for top, left in places
-        ]
-    )
+    middles = []
+    for top, left in places:
+        middles.append((left + side / 2 - width / 2, top + side / 2 - height / 2))
+    xy = numpy.array(middles)
     a_NPP = _patches(a_HW, places, side, window)
     corner = math.hypot(width, height) / 2
     for number in range(ROUNDS):
         moved_HW, inside_HW = _warped(b_HW, move)
         shift_N2, weight_N = _shifts(a_NPP, _patches(moved_HW, places, side, window))
-        weight_N = weight_N * numpy.array(
-            [
-                inside_HW[t : t + side, left : left + side].mean() > 0.9
-                for t, left in places
-            ]
-        )
+        is_inside = []
+        for top, left in places:
+            patch_PP = inside_HW[top : top + side, left : left + side]
+            is_inside.append(patch_PP.mean() > 0.9)
+        weight_N = weight_N * numpy.array(is_inside)
         (p, q, x, y), error, share = _similarity(xy, shift_N2, weight_N, corner)
         a, b, dx, dy = move
         (sx, sy), (ca, cb) = _turned(a, b, x, y), _turned(a, b, 1 + p, q)
@@ -451,13 +452,8 @@ def _similarity(
     u, v = xy.T
     one = numpy.ones_like(u)
     zero = numpy.zeros_like(u)
-    known = numpy.stack(
-        [
-            numpy.concatenate(pair)
-            for pair in ((u, v), (-v, u), (one, zero), (zero, one))
-        ],
-        1,
-    )
+    pairs = ((u, v), (-v, u), (one, zero), (zero, one))
+    known = numpy.stack([numpy.concatenate(pair) for pair in pairs], 1)
     wanted = numpy.concatenate(shift_N2.T)
     robust = numpy.ones(len(u))
     # The first fit is by the median shift, which half of the patches may miss.
@@ -504,9 +500,8 @@ def _similarity(
 def _correlation(a_HW: Array, b_HW: Array, inside_HW: Array) -> float:
     if inside_HW.sum() < 64:
         return 0.0
-    a, b = (
-        edges_HW[inside_HW] - edges_HW[inside_HW].mean() for edges_HW in (a_HW, b_HW)
-    )
+    a = a_HW[inside_HW] - a_HW[inside_HW].mean()
+    b = b_HW[inside_HW] - b_HW[inside_HW].mean()
     return max(
         0.0, float((a * b).sum() / (numpy.sqrt((a * a).sum() * (b * b).sum()) + 1e-9))
     )

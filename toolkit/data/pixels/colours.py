@@ -39,7 +39,11 @@ from toolkit.data.pixels.avif import Codes, codes_of_avif
 
 
 class Primaries(NamedTuple):
-    """CIE 1931 chromaticities (x, y) of the three primaries and of white."""
+    """CIE 1931 chromaticities (x, y) of the three primaries and of white.
+
+    >>> BT709.white
+    (0.3127, 0.329)
+    """
 
     red: tuple[float, float]
     green: tuple[float, float]
@@ -48,7 +52,11 @@ class Primaries(NamedTuple):
 
 
 class Transfer(NamedTuple):
-    """The curve from the values of a file to light."""
+    """The curve from the values of a file to light.
+
+    >>> Transfer("power", gamma=2.2).gamma
+    2.2
+    """
 
     curve: str
     """One of `conversion.CURVES`."""
@@ -126,7 +134,12 @@ of them is used."""
 
 @dataclass(frozen=True)
 class Colours:
-    """The colours of a file."""
+    """The colours of a file.
+
+    >>> colours = from_codes(primaries=9, transfer=16)
+    >>> colours.name, colours.is_hdr
+    ('HDR (PQ)', True)
+    """
 
     name: str
     """For messages: `Display P3`, `HDR (PQ)`."""
@@ -341,7 +354,12 @@ def _codes_of_profile(profile: bytes) -> Codes | None:
 
 
 class ProfileCurve(NamedTuple):
-    """The curve of a channel: a table of light, evenly spaced, or a function."""
+    """The curve of a channel: a table of light, evenly spaced, or a function.
+
+    >>> profile = matrix_profile(srgb_profile().tobytes())
+    >>> len(profile.curves)
+    3
+    """
 
     table: tuple[float, ...]
     """Empty: the function counts."""
@@ -353,7 +371,12 @@ class ProfileCurve(NamedTuple):
 
 class MatrixProfile(NamedTuple):
     """An ICC profile of three curves and a matrix, which can be computed with any
-    number of bits."""
+    number of bits.
+
+    >>> profile = matrix_profile(srgb_profile().tobytes())
+    >>> [round(sum(axis), 2) for axis in zip(*profile.columns)]  # XYZ of white
+    [0.96, 1.0, 0.82]
+    """
 
     columns: tuple[tuple[float, float, float], ...]
     """XYZ of red, green and blue, for a white of D50; none of a profile of grey."""
@@ -372,15 +395,12 @@ def matrix_profile(profile: bytes) -> MatrixProfile | None:
     if names is None or b"A2B0" in tags:
         return None
     try:
-        columns = tuple(
-            _fixed(tags[name + b"XYZ"][8:20]) for name in names if name != b"k"
-        )
+        coloured = [name for name in names if name != b"k"]
+        columns = tuple(_fixed(tags[name + b"XYZ"][8:20]) for name in coloured)
         curves = tuple(_curve_of(tags[name + b"TRC"]) for name in names)
     except (KeyError, struct.error):
         return None
-    if any(curve is None for curve in curves) or any(
-        len(column) != 3 for column in columns
-    ):
+    if None in curves or any(len(column) != 3 for column in columns):
         return None
     return MatrixProfile(cast("Any", columns), cast("Any", curves))
 
@@ -558,28 +578,29 @@ def _of_jxl(header: Any) -> Colours:
     return _named(space, _TRANSFERS.get(transfer, SRGB_CURVE), name)
 
 
+def _is_same_point(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    """Whether two chromaticities are equal but for rounding."""
+    return max(abs(a[0] - b[0]), abs(a[1] - b[1])) <= _SAME_POINT
+
+
 def _of_points(points: Sequence[float]) -> Primaries:
     """The primaries of four chromaticities: white, red, green, blue. Those that are
     nearly a known set are that set, as rounded values mean it; those that are missing
     or span no triangle are sRGB's."""
     if len(points) != 8 or not all(math.isfinite(value) for value in points):
         return BT709
-    white, red, green, blue = (
-        cast("tuple[float, float]", tuple(points[at : at + 2])) for at in (0, 2, 4, 6)
-    )
+    white = (points[0], points[1])
+    red = (points[2], points[3])
+    green = (points[4], points[5])
+    blue = (points[6], points[7])
     area = (green[0] - red[0]) * (blue[1] - red[1]) - (blue[0] - red[0]) * (
         green[1] - red[1]
     )
-    if abs(area) < 0.01 or not all(
-        0 < point[1] <= 1 for point in (white, red, green, blue)
-    ):
-        return BT709
     primaries = Primaries(red, green, blue, white)
+    if abs(area) < 0.01 or not all(0 < point[1] <= 1 for point in primaries):
+        return BT709
     for known in (BT709, ADOBE_RGB, *_PRIMARIES.values()):
-        pairs = zip(known, primaries, strict=True)
-        if all(
-            max(abs(a[0] - b[0]), abs(a[1] - b[1])) <= _SAME_POINT for a, b in pairs
-        ):
+        if all(map(_is_same_point, known, primaries)):
             return known
     return primaries
 
@@ -676,11 +697,9 @@ def _of_exif(image: Image.Image) -> Colours:
         exif = Image.Image.getexif(image)  # that of a PNG would decode the image first
         camera = exif.get_ifd(_EXIF_IFD)
         index = exif.get_ifd(_INTEROPERABILITY_IFD).get(_INDEX)
-        points = [
-            float(value)
-            for tag in (_WHITE_POINT, _CHROMATICITIES)
-            for value in exif.get(tag, ())
-        ]
+        points = list[float]()
+        for tag in (_WHITE_POINT, _CHROMATICITIES):
+            points += map(float, exif.get(tag, ()))
         curve = [float(value) for value in exif.get(_TRANSFER_FUNCTION, ())]
         gamma = float(camera.get(_GAMMA, 0))
     except (

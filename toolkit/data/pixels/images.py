@@ -142,7 +142,13 @@ class ImageError(ValueError):
 
 
 class ImageInfo(NamedTuple):
-    """What is to be known of an image before its pixels are needed."""
+    """What is to be known of an image before its pixels are needed.
+
+    Example::
+
+        info = inspect_header("photos/a.jpg")
+        info.size, info.alpha  # (Size(width=1024, height=768), False)
+    """
 
     size: Size
     """After EXIF rotation."""
@@ -845,9 +851,8 @@ def _sixteen_bits(image: Image.Image, path: Path | str, data: bytes | None) -> A
     # it keeps the low one.
     with _open(path if data is None else io.BytesIO(data)) as again:
         assert isinstance(again, ImageFile.ImageFile)  # as the first time
-        again.tile = [
-            tile._replace(args=_other_order(tile.args)) for tile in again.tile
-        ]
+        tiles = again.tile
+        again.tile = [tile._replace(args=_other_order(tile.args)) for tile in tiles]
         again.load()
         low_HWP = numpy.asarray(again)[..., :3]
     image.load()

@@ -74,7 +74,13 @@ class _Bits:
 
 
 class JxlHeader(NamedTuple):
-    """What the header of a codestream says."""
+    """What the header of a codestream says.
+
+    Example::
+
+        header = open_jxl(file).header
+        header.width, header.bits
+    """
 
     width: int
     """Pixels, upright."""
@@ -287,7 +293,14 @@ def _codestream_of(data: bytes) -> tuple[bytes, bool]:
 
 
 class JxlImageFile(ImageFile.ImageFile):
-    """A JPEG XL that was not decoded: as the image files of Pillow."""
+    """A JPEG XL that was not decoded: as the image files of Pillow.
+
+    Example::
+
+        with open("photos/a.jxl", "rb") as file:
+            image = open_jxl(file)
+            values_HWP = image.values()
+    """
 
     format = "JXL"
     format_description = "JPEG XL"

@@ -1,6 +1,10 @@
 """What Pillow 13 reads wrongly of TIFF, or not at all: known by the header, read here
 with numpy or refused by name.
 
+`header_of` describes the pixels of a file. By the header, `images` lets `undone` and
+`read_planes` correct the pixels that Pillow reads wrongly, and refuses files that
+neither can read. `colours` reads the colours of a TIFF.
+
 Shape suffixes: H/W height and width in pixels, P planes (channels).
 """
 
@@ -89,7 +93,11 @@ for (_prefix, _photometric, _depth), _modes in _GREYS.items():
 
 
 class TiffHeader(NamedTuple):
-    """What the first page of a TIFF says of its pixels."""
+    """What the first page of a TIFF says of its pixels.
+
+    >>> print(TiffHeader.of({258: (16, 16, 16), 262: 2, 277: 3}))
+    3 x uint16
+    """
 
     bits: tuple[int, ...]
     """The bits of each sample of a pixel."""
@@ -238,10 +246,10 @@ def is_opened(header: TiffHeader, prefix: bytes) -> bool:
     damaged."""
     keys = TiffImagePlugin.OPEN_INFO
     wanted = (prefix, header.photometric, header.bits, header.extras)
-    is_supported = any(
-        (*key[:2], *key[4:]) == wanted and header.format in key[2] for key in keys
-    )
-    return header.is_read and is_supported
+    for key in keys:
+        if (*key[:2], *key[4:]) == wanted and header.format in key[2]:
+            return header.is_read
+    return False
 
 
 _MOST_PAGES = 1000

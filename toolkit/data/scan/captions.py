@@ -1,5 +1,14 @@
-"""Captions: read from the files beside images or from one table; prefix and trigger
-word added once at the scan; one of several, dropout and shuffling at each use."""
+"""Captions of images, from the text of a file to the text of one use.
+
+At the scan, `find_captions` reads the files beside the images, and `trained_caption`
+adds prefix and trigger word, once for each image. At each use, `drawn_caption` takes
+one of several captions, and `caption_for_use` drops or shuffles it; the random numbers
+depend on seed, epoch and position only. Captions in tables are read by `tables`.
+
+`matching` and `samples` call the first half, the batches the second one. The caption
+tool, `lint` and the page read and write caption files with `read_caption` and
+`with_caption`. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +135,8 @@ def caption_of_name(stem: str) -> str:
     """The caption that the name of an image is: spaces for `_`, without the number that
     file managers put behind equal names.
 
-    Example: `a_red_cat (2)` is `a red cat`.
+    >>> caption_of_name("a_red_cat (2)")
+    'a red cat'
     """
     return re.sub(r"\s*\([0-9]+\)$", "", stem.replace("_", " ")).strip()
 
@@ -255,6 +265,9 @@ def inject_trigger(caption: str, trigger: str | None, add: bool = True) -> str:
     caption without it.
 
     Same strings as ai-toolkit's `toolkit/prompt_utils.py:inject_trigger_into_prompt`.
+
+    >>> inject_trigger("[trigger] on a horse", "sks"), inject_trigger("a horse", "sks")
+    ('sks on a horse', 'sks a horse')
     """
     trigger = trigger or ""
     for placeholder in PLACEHOLDERS:

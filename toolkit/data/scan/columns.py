@@ -22,7 +22,11 @@ from toolkit.data.scan.directory import split_suffix
 
 
 class KnownName(NamedTuple):
-    """A name of a column."""
+    """A name of a column.
+
+    >>> [known.name for known in KNOWN if known.role == "worse"]
+    ['worse', 'rejected', 'lose']
+    """
 
     role: str
     """`image`, `prompt`, `tags`, `control` or `worse`: as the keys of
@@ -150,7 +154,12 @@ class Unfit(ValueError):
 @dataclass(frozen=True)
 class Columns:
     """Which columns of a table are what, as they are written in it. Of `image`,
-    `prompt` and `worse` the first is used that a row has."""
+    `prompt` and `worse` the first is used that a row has.
+
+    >>> columns = Columns(image=("file_name",), prompt=("text",))
+    >>> columns.is_table
+    True
+    """
 
     image: tuple[str, ...] = ()
     prompt: tuple[str, ...] = ()
@@ -186,8 +195,10 @@ def columns_of(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Colum
 
     Raises Unfit for a given column that no row has.
 
-    Example: the rows of `{"input_image": "a.png", "edited_image": "b.png"}` have image
-    `edited_image` and control `input_image`.
+    >>> rows = [{"input_image": "a.png", "edited_image": "b.png"}]
+    >>> columns = columns_of(rows, ColumnsConfig())
+    >>> columns.image, columns.control
+    (('edited_image',), ('input_image',))
     """
     written = dict.fromkeys(key for row in rows for key in row if isinstance(key, str))
     by_name = {key.strip().lower(): key for key in written}

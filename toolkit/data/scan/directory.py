@@ -60,7 +60,12 @@ _CANDIDATE_SUFFIXES = IMAGE_SUFFIXES | {".gif"}
 @dataclass(eq=False)
 class DirectoryListing:
     """The visible entries of one folder, by name: creating path objects for 100,000
-    files would take too long."""
+    files would take too long.
+
+    >>> images = {"a_0": ("a_0.png",), "a_1": ("a_1.png",)}
+    >>> DirectoryListing("pairs", "pairs/", looked_at=0, images=images).numbered
+    {'a': ['a_0', 'a_1']}
+    """
 
     folder: str
     """As the user wrote it."""
@@ -153,7 +158,11 @@ class DirectoryListing:
 
 
 class ImageFile(NamedTuple):
-    """An image file, and the listing that holds its facts."""
+    """An image file, and the listing that holds its facts.
+
+    >>> ImageFile(DirectoryListing("photos", "photos/", looked_at=0), "a.jpg").path
+    'photos/a.jpg'
+    """
 
     listing: DirectoryListing
     name: str
@@ -210,7 +219,11 @@ def list_folder(
 
 
 def split_suffix(name: str) -> tuple[str, str]:
-    """Stem, and suffix in lower case with its dot, as pathlib splits a name."""
+    """Stem, and suffix in lower case with its dot, as pathlib splits a name.
+
+    >>> split_suffix("a.b.JPG")
+    ('a.b', '.jpg')
+    """
     stem, _, suffix = name.rpartition(".")
     if stem and suffix:
         return (stem, "." + suffix.lower())
@@ -245,6 +258,12 @@ class ScanCache:
     """Lists folders with the cached facts of their images, and saves new ones.
 
     folder: where the cache files are; None caches nothing.
+
+    Example::
+
+        scan_cache = ScanCache.beside("output")
+        scan_cache.listing("photos").images  # {"a": ("a.jpg",)}
+        scan_cache.save()
     """
 
     def __init__(self, folder: Path | None = None) -> None:

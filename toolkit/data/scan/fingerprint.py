@@ -1,5 +1,12 @@
-"""SHA-256 hashes of files, each computed once until the file changes, and one hash per
-image of a dataset, so that a later run can tell what was added, removed and edited."""
+"""SHA-256 hashes of files, and one hash for each image of a dataset.
+
+The hash of a file is computed once until the file changes; `directory` keeps it in the
+scan cache for later starts. `fingerprint` hashes each image with all that belongs to
+it, and `compare` tells from two fingerprints what was added, removed and edited. The
+trainers record the fingerprint and compare it at a resume; `moved` recognises images
+under other names by it. Keys of cached latents contain `image_digest`. Imports no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -172,7 +179,11 @@ def digest_of(hashes: DatasetHashes) -> str:
 
 @dataclass(frozen=True)
 class DatasetChange:
-    """The images that differ between two datasets, by name."""
+    """The images that differ between two datasets, by name.
+
+    >>> print(compare({"a/1.png": "0f"}, {"a/1.png": "0f", "a/2.png": "1c"}))
+    1 added (a/2.png)
+    """
 
     added: tuple[str, ...]
     removed: tuple[str, ...]

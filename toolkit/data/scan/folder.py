@@ -50,7 +50,14 @@ from toolkit.errors import Diagnostic
 
 @dataclass(frozen=True)
 class DatasetScan:
-    """The contents of the datasets of a job, in a fixed order."""
+    """The contents of the datasets of a job, in a fixed order.
+
+    Example::
+
+        scan = scan_datasets(section.datasets, section.trigger_word)
+        len(scan.samples), scan.folders[0].repeats
+        print(*scan.notes)
+    """
 
     folders: tuple[FolderInfo, ...]
     notes: tuple[str, ...]
@@ -245,7 +252,13 @@ def _is_of_pairs(folder: ImageFolder, findings: ScanFindings) -> bool:
 
 class FoundImage(NamedTuple):
     """An image file, and what belongs to it by the names of files. It was not
-    opened."""
+    opened.
+
+    Example::
+
+        images, mistakes, notes = find_images(DatasetConfig(folder_path="photos"))
+        images[0].caption, images[0].references
+    """
 
     path: str
     repeats: int

@@ -21,7 +21,12 @@ from toolkit.errors import in_series
 
 
 class Syntax(NamedTuple):
-    """One kind of instruction."""
+    """One kind of instruction.
+
+    >>> weights = SYNTAX[0]
+    >>> weights.pattern.search("a (red:1.2) cup")[0], weights.remedy
+    ('(red:1.2)', 'Remove the weight and its brackets')
+    """
 
     name: str
     pattern: re.Pattern[str]
@@ -100,7 +105,12 @@ _ANY = re.compile("|".join(f"(?:{each.pattern.pattern})" for each in SYNTAX))
 
 
 class Marks(NamedTuple):
-    """What some texts have of one kind."""
+    """What some texts have of one kind.
+
+    >>> (marks,) = marks_in(["a cup", "a (red:1.2) cup"])
+    >>> marks.first, marks.texts
+    ('(red:1.2)', (1,))
+    """
 
     syntax: Syntax
     first: str

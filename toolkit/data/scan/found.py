@@ -36,7 +36,13 @@ _LISTED_NAMES = 20
 @dataclass(frozen=True)
 class ScanFindings:
     """What the stages of a scan share: errors, notes and unused files of all datasets,
-    which each of them adds to."""
+    which each of them adds to.
+
+    >>> findings = ScanFindings(ScanCache(), read_captions=True)
+    >>> findings.mistake("photos/a.png", "is empty. Copy it again")
+    >>> findings.mistakes[0].place
+    'photos/a.png'
+    """
 
     scan_cache: ScanCache
     read_captions: bool
@@ -135,7 +141,11 @@ SPLITS = {
 
 def split_of(name: str) -> str:
     """`train`, `validation` or `test`, where the name of a folder says so, with any
-    number around it; else ''."""
+    number around it; else ''.
+
+    >>> split_of("val_2"), split_of("photos")
+    ('validation', '')
+    """
     word = re.sub(r"^[\W_0-9]+|[\W_0-9]+$", "", name.lower())
     return next((split for split, words in SPLITS.items() if word in words), "")
 
@@ -174,7 +184,11 @@ def texts_of(text: str, dataset: DatasetConfig) -> list[str]:
 
 def count_of(number: int, what: str, several: str = "") -> str:
     """A number with its noun: `1 file`, `2,000 files`. several: the plural, where it
-    does not end with `s`."""
+    does not end with `s`.
+
+    >>> count_of(1, "file"), count_of(2000, "match", "matches")
+    ('1 file', '2,000 matches')
+    """
     if number != 1:
         what = several or f"{what}s"
     return f"{number:,} {what}"

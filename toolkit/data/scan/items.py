@@ -55,6 +55,9 @@ def bucket_for(
     image's; a small image is enlarged only as far as the grid demands. `square_crop`
     always gives the full square, a rectangle always itself, its sides rounded down to
     multiples.
+
+    >>> bucket_for(Size(4000, 3000), resolution=1024, divisibility=32).bucket
+    Size(width=1152, height=896)
     """
     largest = Size(*sides_of(resolution))
     if min(size) < 1 or divisibility < 1 or min(largest) < divisibility:

@@ -40,7 +40,12 @@ decoded for it."""
 
 
 class MaskLook(NamedTuple):
-    """What the pixels of a mask tell."""
+    """What the pixels of a mask tell.
+
+    >>> look = MaskLook(share=0.25, brightest=255, is_coloured=False)
+    >>> mask_fault(Mask("a.png"), look) is None
+    True
+    """
 
     share: float
     """Mean of what its pixels count, 0 to 1: brightness, or its opposite with
@@ -59,7 +64,12 @@ class MaskLook(NamedTuple):
 
 
 class MaskFault(NamedTuple):
-    """What is probably not meant in a mask."""
+    """What is probably not meant in a mask.
+
+    >>> look = MaskLook(share=0.0, brightest=0, is_coloured=False)
+    >>> mask_fault(Mask("a.png"), look).kind
+    'black throughout'
+    """
 
     kind: str
     """What is wrong, in words that follow "the mask" and, of several, "masks"."""

@@ -26,12 +26,11 @@ Entry = Mapping[str, Any]
 class RunOrder:
     """The order of the images in which a run began.
 
-    Example::
-
-        recorded = {"old/a.png": "f0", "old/b.png": "9c"}
-        current = {"new/1.png": "9c", "new/2.png": "f0"}
-        order = run_order(recorded, current, [{"folder_path": "old"}], [{"folder_path": "new"}])
-        order.names  # ("new/2.png", "new/1.png")
+    >>> recorded = {"old/a.png": "f0", "old/b.png": "9c"}
+    >>> current = {"new/1.png": "9c", "new/2.png": "f0"}
+    >>> before, given = [{"folder_path": "old"}], [{"folder_path": "new"}]
+    >>> run_order(recorded, current, before, given).names
+    ('new/2.png', 'new/1.png')
     """
 
     names: tuple[str, ...]

@@ -22,7 +22,11 @@ CAPTION_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
 
 
 class PairWords(NamedTuple):
-    """Two words, in the names of an image and of its control image."""
+    """Two words, in the names of an image and of its control image.
+
+    >>> PAIRS[0].image, PAIRS[0].control
+    ('end', 'start')
+    """
 
     image: str
     control: str
@@ -78,7 +82,11 @@ it stands beside a number."""
 
 class PairNames(NamedTuple):
     """The affixes by which pairs in one folder are recognised, as `root_of` takes
-    them."""
+    them.
+
+    >>> pair_names(["cat_start", "cat_end"])
+    PairNames(image='_end', controls=('_start',), optional=False, alone=())
+    """
 
     image: str
     controls: tuple[str, ...]
@@ -95,7 +103,8 @@ def root_of(stem: str, affix: str) -> str | None:
     """What is left of a stem without its affix; None where it has another. affix: a
     suffix, or with `*` for what is left.
 
-    Example: `a` of `a_end` with `_end`; `1` of `after_1` with `after_*`.
+    >>> root_of("a_end", "_end"), root_of("after_1", "after_*"), root_of("a", "_end")
+    ('a', '1', None)
     """
     begin, end = _ends(affix)
     if (
@@ -216,7 +225,12 @@ def pair_folders(folders: Mapping[str, Collection[str]]) -> tuple[str, str] | No
 
 class Slot(NamedTuple):
     """Where the images of one folder have one of their control images, or their
-    mask."""
+    mask.
+
+    >>> slot = Slot("control", "_start", [], optional=False, image_affix="_end")
+    >>> slot.wanted("cat_end")
+    'cat_start'
+    """
 
     key: str
     """`control`, `mask` or `layers`: prefix of the keys in the config."""

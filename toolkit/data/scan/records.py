@@ -31,7 +31,11 @@ from toolkit.data.scan.tables import TableRow, image_name
 
 @dataclass(frozen=True)
 class FolderTable:
-    """The table that the captions of a folder come from."""
+    """The table that the captions of a folder come from.
+
+    >>> FolderTable("photos/metadata.csv", {"a.jpg": TableRow("a cat")}).rows["a.jpg"].caption
+    'a cat'
+    """
 
     path: str
     rows: Mapping[str, TableRow]
@@ -40,7 +44,14 @@ class FolderTable:
 
 @dataclass(frozen=True, eq=False)
 class ImageFolder:
-    """One folder of images, of which the names are known and none was opened."""
+    """One folder of images, of which the names are known and none was opened.
+
+    >>> listing = DirectoryListing("photos/10_anna", "photos/10_anna/", looked_at=0)
+    >>> dataset = DatasetConfig(folder_path="photos")
+    >>> folder = ImageFolder(0, dataset, listing, listing, subfolder="10_anna", table=None)
+    >>> folder.repeats, folder.inside("a.jpg")
+    (10, '10_anna/a.jpg')
+    """
 
     index: int
     """Index of its entry in `datasets`."""
@@ -123,7 +134,13 @@ def _name_in(rows: Mapping[str, TableRow], name: str) -> str:
 
 class MatchedImage(NamedTuple):
     """An image, and what belongs to it by the names of files and by its table. A tuple,
-    as there are many."""
+    as there are many.
+
+    >>> listing = DirectoryListing("photos", "photos/", looked_at=0)
+    >>> image = MatchedImage("a", ImageFile(listing, "a.jpg"), ("a.jpg",), "a cat")
+    >>> image.controls, image.weight
+    ((), 1.0)
+    """
 
     stem: str
     file: ImageFile
@@ -157,7 +174,14 @@ class MatchedImage(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class MatchedFolder:
-    """A folder whose images have their captions, control images, layers and masks."""
+    """A folder whose images have their captions, control images, layers and masks.
+
+    Example::
+
+        (matched,) = match_files([folder], findings)
+        for image, control in matched.controls():
+            print(image.file.path, control.path)
+    """
 
     folder: ImageFolder
     slots: tuple[Slot, ...]
@@ -225,7 +249,13 @@ class MatchedFolder:
 
 @dataclass(frozen=True, eq=False)
 class CheckedFolder:
-    """A folder whose images were read."""
+    """A folder whose images were read.
+
+    Example::
+
+        (checked,) = check_images([matched], trigger_word, None, findings)
+        info = folder_info(checked, trigger_word, reg_weight=1.0)
+    """
 
     matched: MatchedFolder
     """Without images that are left out, and without masks that mask nothing."""

@@ -1,5 +1,11 @@
 """The last stage of a scan: a checked folder becomes the samples of its images.
-`folder` calls `folder_info`."""
+
+A sample is an image with its trained captions, its control images, its mask and its
+weight; an image that is mirrored becomes several samples. `folder_info` also counts
+what the plan and `lint` list of a folder: missing captions, transparency, colours that
+are converted. `folder` calls it for each folder. Sizes of training come later, in
+`items`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +25,11 @@ from toolkit.data.scan.repeats import REPEATS
 
 
 class ConvertedImage(NamedTuple):
-    """An image file that is converted to sRGB."""
+    """An image file that is converted to sRGB.
+
+    >>> ConvertedImage("photos/a.jpg", "Display P3", is_hdr=False).colours
+    'Display P3'
+    """
 
     path: str
     colours: str
@@ -31,7 +41,13 @@ class ConvertedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class FolderInfo:
-    """One folder that holds images."""
+    """One folder that holds images.
+
+    Example::
+
+        for info in scan_datasets(section.datasets, section.trigger_word).folders:
+            print(info.folder, info.repeats, len(info.samples))
+    """
 
     dataset: int
     """Index of its entry in `datasets`."""

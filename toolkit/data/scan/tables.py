@@ -66,7 +66,12 @@ comma is that of numbers."""
 
 
 class TableRow(NamedTuple):
-    """What a table of captions says of one image."""
+    """What a table of captions says of one image.
+
+    >>> row = TableRow("a red cat", references=("before/cat.png",))
+    >>> row.caption, row.weight
+    ('a red cat', 1.0)
+    """
 
     caption: str
     """'' for none."""
@@ -86,7 +91,11 @@ class TableRow(NamedTuple):
 
 
 class TableLine(NamedTuple):
-    """A line of a table that can be used."""
+    """A line of a table that can be used.
+
+    >>> TableLine(2, "cat.png", TableRow("a red cat")).row.caption
+    'a red cat'
+    """
 
     number: int
     name: str
@@ -97,7 +106,13 @@ class TableLine(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A table of captions that was read."""
+    """A table of captions that was read.
+
+    Example::
+
+        table = read_table("photos/metadata.csv")
+        table.rows["cat.png"].caption
+    """
 
     path: str
     called: str

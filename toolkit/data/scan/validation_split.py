@@ -1,7 +1,12 @@
 """The validation split: the images of a separate folder, or some of the training
 images, which are then not trained on.
 
-Imports no torch: a dry run counts them too.
+`scan_and_split` scans a job and splits it; `toolkit.plan` and the tools that encode the
+images of a job (`cache`, `best`, `influence`) call it. Which images are held out depends on their names and
+on `validation.seed`, not on the order of the datasets; a run that has begun keeps its
+split when files are renamed. Losses are measured elsewhere, in `toolkit.train`.
+
+Imports no torch: a dry run counts the images too.
 """
 
 from __future__ import annotations
@@ -38,7 +43,13 @@ Cost = Callable[[int, ValidationConfig], str]
 
 @dataclass(frozen=True)
 class ValidationSplit:
-    """The images of the validation, which are not trained on."""
+    """The images of the validation, which are not trained on.
+
+    Example::
+
+        scan, items, split = scan_and_split(section, family)
+        measured = split.items if split else ()
+    """
 
     items: tuple[BucketedSample, ...]
     """Each image at each size, without augmentation: captions are neither dropped nor

@@ -79,7 +79,7 @@ def _fields(
         fields[column.lower()] = picture
         if column == known[0]:
             fields[suffix_of(picture)[1:]] = picture
-    return {
-        name: value if wanted is None or name in wanted else b""
-        for name, value in fields.items()
-    }
+    for name in fields:
+        if wanted is not None and name not in wanted:
+            fields[name] = b""
+    return fields

@@ -1,5 +1,10 @@
-"""Which of the files of a sample in a shard is its image and which its caption. Imports
-no torch."""
+"""Which of the files of a sample in a shard is its image and which its caption.
+
+`SampleKeys` has the keys of a job (`image_key`, `label_key`, `caption_key`), takes
+image and caption out of a sample, and suggests other keys where a sample lacks them.
+`stream_dataset` makes it and `webdataset` calls it for each sample. Images are not
+decoded here. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +26,12 @@ CAPTIONS = ("caption", "text", "prompt", "description", "tags")
 
 @dataclass(frozen=True)
 class SampleKeys:
-    """Which files of a sample are its image and its caption."""
+    """Which files of a sample are its image and its caption.
+
+    >>> keys = SampleKeys(label="json", caption="prompt")
+    >>> keys.caption_of({"json": b'{"prompt": "a red cat"}'})
+    'a red cat'
+    """
 
     image: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
     """Extensions; the first that is there is used."""

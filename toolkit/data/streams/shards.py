@@ -58,7 +58,12 @@ _TOKEN_HELP = (
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file, or Parquet file."""
+    """One tar file, or Parquet file.
+
+    >>> shard = Shard("cats.tar", "https://example.com/cats.tar?signature=0f")
+    >>> shard.is_remote, shard
+    (True, Shard(name='cats.tar'))
+    """
 
     name: str
     """For messages and the order: its path or address, without the query, which may
@@ -288,15 +293,23 @@ def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
             there = "It has no tar files."
         raise UserError(f"{pattern}: matches no file of {repo}. {there}")
     prefix = pattern[: match.start("file")]
-    return [
-        (prefix + file, hf_hub_url(repo, file, repo_type="dataset", revision=info.sha))
-        for file in shard_files
-    ]
+    shards = []
+    for file in shard_files:
+        url = hf_hub_url(repo, file, repo_type="dataset", revision=info.sha)
+        shards.append((prefix + file, url))
+    return shards
 
 
 class SeekableShard(io.RawIOBase):
     """A shard of which any part is read, as Parquet needs it: behind a jump it is
-    opened again at its byte."""
+    opened again at its byte.
+
+    Example::
+
+        with closing(SeekableShard(shard)) as file:
+            file.seek(-4, os.SEEK_END)
+            file.read(4)  # b"PAR1" of a Parquet file
+    """
 
     def __init__(
         self,

@@ -21,7 +21,14 @@ import gzip
 import logging
 import tarfile
 import zlib
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -75,7 +82,12 @@ through."""
 
 
 class StreamSample(NamedTuple):
-    """One image with its caption, not decoded."""
+    """One image with its caption, not decoded.
+
+    >>> sample = StreamSample("cats.tar/1", b"", "a red cat", Size(512, 512))
+    >>> sample.caption
+    'a red cat'
+    """
 
     name: str
     """Shard and key, for messages."""
@@ -117,7 +129,14 @@ class _Window(NamedTuple):
 
 class Unreadable:
     """Counts what cannot be read, names the first few, and ends the run when it is more
-    than a share."""
+    than a share.
+
+    >>> unreadable = Unreadable(quiet=True)
+    >>> unreadable.read = 200
+    >>> unreadable.add_sample("cats.tar/1", "its image is cut off")
+    >>> unreadable.summary()
+    'stream: left out 1 of 200 samples. The last: cats.tar/1: its image is cut off'
+    """
 
     def __init__(self, max_share: float = 0.05, quiet: bool = False) -> None:
         """max_share: of the samples read so far (at least of 100), and of the shards;
@@ -195,7 +214,14 @@ class Unreadable:
 @dataclass(frozen=True)
 class ShardStream:
     """The samples of all shards, epoch after epoch: `read` is what a `StreamSource`
-    reads, `epoch_of` its epochs."""
+    reads, `epoch_of` its epochs.
+
+    Example::
+
+        stream = ShardStream(expand_shards(["shards/{00..09}.tar"]), seed=42)
+        for sample, cursor in stream.read(None):
+            print(sample.name)  # `read(cursor)` continues behind this sample
+    """
 
     shards: tuple[Shard, ...]
     seed: int
@@ -241,10 +267,10 @@ class ShardStream:
     def order(self, epoch: int) -> list[Shard]:
         """The shards of this reader in the order of an epoch: a function of (seed,
         epoch) and their number, so that they may be moved."""
-        keyed = sorted(
-            (seeding.key(self.seed, "shards", epoch, at), at)
-            for at in range(len(self.shards))
-        )
+        keyed = []
+        for at in range(len(self.shards)):
+            keyed.append((seeding.key(self.seed, "shards", epoch, at), at))
+        keyed.sort()
         return [self.shards[at] for _, at in keyed][self.index :: self.count]
 
     def epoch_of(self, cursor: Cursor) -> int:
@@ -374,28 +400,24 @@ class ShardStream:
         the sample."""
         first = start[0].shard if start else 0
         for group in range(first, len(order), abreast):
-            places = list(start) or [
-                _Place(at) for at in range(group, min(group + abreast, len(order)))
-            ]
+            end = min(group + abreast, len(order))
+            places = list(start) or [_Place(at) for at in range(group, end)]
             start = ()
-            readers = []
+            readers = list[Iterator[tuple[_Place, StreamSample]]]()
             for at in places:
-                readers.append(
-                    self._samples(order[: at.shard + 1], at, stop)
-                    if at.byte >= 0
-                    else iter(())
-                )
+                if at.byte >= 0:
+                    readers.append(self._samples(order[: at.shard + 1], at, stop))
+                else:
+                    readers.append(iter(()))
             heads = [next(reader, None) for reader in readers]
             while True:
+                waiting = []
                 for number, head in enumerate(heads):
-                    places[number] = (
-                        head[0] if head else places[number]._replace(byte=-1)
-                    )
-                waiting = [
-                    (head[0].sample, number)
-                    for number, head in enumerate(heads)
-                    if head
-                ]
+                    if head:
+                        places[number] = head[0]
+                        waiting.append((head[0].sample, number))
+                    else:
+                        places[number] = places[number]._replace(byte=-1)
                 if not waiting:
                     break
                 number = min(waiting)[1]
@@ -538,16 +560,7 @@ class ShardStream:
             read_tar(shard, shard_sample.byte, self.pauses, wanted=())
         ) as samples:
             name = shard_sample.key.rpartition("/")[2]
-            named = (
-                sample
-                for sample in islice(samples, 1, _LOOKED_THROUGH)
-                if sample.key.rpartition("/")[2] == name
-            )
-            others = (
-                sample
-                for sample in named
-                if sample.fields.keys() - shard_sample.fields.keys()
-            )
+            others = _others_named(name, shard_sample, samples)
             try:
                 other = next(others, None)
             except _DAMAGED:  # which is reported when it is read
@@ -563,12 +576,23 @@ class ShardStream:
         return f"its {shown} lies elsewhere in the shard, and files of a sample are neighbours. Pack it sorted by name"
 
 
+def _others_named(
+    name: str, shard_sample: ShardSample, samples: Iterable[ShardSample]
+) -> Iterator[ShardSample]:
+    """The later samples of this name, without folder, that have a further file."""
+    for sample in islice(samples, 1, _LOOKED_THROUGH):
+        if sample.key.rpartition("/")[2] == name:
+            if sample.fields.keys() - shard_sample.fields.keys():
+                yield sample
+
+
 def _listed(fields: Collection[str]) -> str:
     """The extensions of a sample, not too many."""
     names = sorted(fields)
-    return ", ".join(names[:_NAMED]) + (
-        f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    )
+    listed = ", ".join(names[:_NAMED])
+    if len(names) > _NAMED:
+        return f"{listed} and {len(names) - _NAMED} more"
+    return listed
 
 
 class _StrictHeader(tarfile.TarInfo):
