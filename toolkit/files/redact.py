@@ -1,11 +1,11 @@
-"""Keeps secrets out of what the program writes: its output, its files, a LoRA's
-metadata.
+"""Keeps secrets out of the program's output, its files, and the metadata of LoRAs.
 
-Two kinds are known: values that were told (`register_secret`: of environment variables
-with a telling name, and what a `${VAR}` with such a name stands for), in capital or
-small letters, and texts whose shape says what they are. `redact_text` replaces both and
-suits every text and file. `redact` is for a config, where also the name of a key tells,
-and where 40 hex digits are a wandb key.
+There are two kinds of secrets. The first are registered values (`register_secret`): the
+values of environment variables with names such as `HF_TOKEN`, also where a config has
+`${VAR}`. They are found in capital and small letters. The second are texts with the
+form of a token. `redact_text` replaces both and suits every text and file. `redact` is
+for a config, where a key such as `token` also marks a secret, and 40 hex digits are a
+wandb key. `files.writing` and `files.log` redact everything that they write.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from urllib.parse import quote
 REDACTED = "<redacted>"
 
 SHORTEST = 6
-"""Shorter values are not secrets, and to replace them would tear ordinary text
-apart."""
+"""Shorter values are not treated as secrets: replacing them would make ordinary text
+unreadable."""
 
 _PART = 4
-"""So many of its characters give a value away where a message shortens it."""
+"""Characters of a value that reveal it where a message shortens it."""
 
 ALWAYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 """Environment variables whose values are tokens, whatever they look like: libraries
@@ -41,14 +41,14 @@ _PLAIN = re.compile(
     r"[A-Za-z]?[a-z]+|[A-Z]+|~?\.{0,2}/?|~/.*|\.{1,2}/.*|[A-Za-z]:\\.*|[a-z][a-z0-9+.-]*://[\w.:-]+/?",
     re.DOTALL,
 )
-"""A word, a path or the address of a host: what ordinary text is full of, and no secret
-for certain."""
+"""A word, a path or the address of a host: they are common in ordinary text and are
+certainly not secrets."""
 
 _SECRET_KEY = re.compile(
     r"(?:(?:^|[_-])(?:token|secret)|(?<!image)(?<!label)(?<!caption)[_-]key|^apikey|password|passwd)$",
     re.IGNORECASE,
 )
-"""The three that are not secrets name what is in the shards of a stream."""
+"""The three exceptions are keys of a stream (`image_key` and others)."""
 
 _VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*(?::-)?\}")
 
@@ -108,8 +108,8 @@ _known: re.Pattern[str] | None = None
 
 
 def register_secret(values: Iterable[str]) -> None:
-    """From now on these are redacted of everything this process writes. Of several
-    lines, each is one."""
+    """Redacts these values from now on in everything this process writes. Each line of
+    a value with several lines is a value too."""
     global _forms, _known
     parts = {part.strip() for value in values for part in (value, *value.splitlines())}
     long = {part for part in parts if len(part) >= SHORTEST}
@@ -124,9 +124,9 @@ def register_secret(values: Iterable[str]) -> None:
 def remember_environment(env: Mapping[str, str]) -> None:
     """Remembers the secrets of the environment, by the names of its variables.
 
-    Of a variable that only sounds like one (`SSH_AUTH_SOCK`, `TOKENIZERS_PARALLELISM`)
-    the value is a path, a word or short: such values are left alone, for they would
-    tear ordinary text apart.
+    Variables such as `SSH_AUTH_SOCK` and `TOKENIZERS_PARALLELISM` have similar names,
+    but their values are paths, words or short. Such values are not redacted: this would
+    make ordinary text unreadable.
     """
     secrets = []
     for name, value in env.items():
@@ -169,8 +169,8 @@ def _forms_of(value: str) -> set[str]:
 
 
 def _whole(form: str) -> str:
-    """A pattern for `form`; digits alone match as a number of their own only, not
-    within another one."""
+    """A pattern for `form`. Digits match only as a separate number, not within another
+    one."""
     if form.isdecimal():
         return rf"(?<!\d)(?<!\d\.){form}(?!\d|\.\d)"
     return re.escape(form)
@@ -197,8 +197,8 @@ def redact_text(text: str) -> str:
 
 
 def _black_out_parts(text: str) -> str:
-    """Replaces what a message that shortens long values leaves of one: its beginning
-    before `...`, its end after."""
+    """Replaces the rest of a value in a message that shortens long values: its beginning
+    before `...`, its end after it."""
     if "..." not in text and "…" not in text:
         return text
     before, *rest = re.split(r"(\.\.\.|…)", text)

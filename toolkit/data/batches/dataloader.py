@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 
 
 def halved(size: int) -> list[range]:
-    """The rows of both halves of a batch, the first one larger; of a batch of one
-    itself."""
+    """The rows of both halves of a batch, the first one larger; of a batch of one only
+    its row."""
     middle = (size + 1) // 2
     return [rows for rows in (range(middle), range(middle, size)) if rows]
 
@@ -76,11 +76,11 @@ class LatentBatch:
     """Embeddings of further prompts by name (`encode_items`)."""
 
     worse: tuple[Tensor | None, ...] = ()
-    """For each item the latents [C, H, W] of an image that is liked less; None: it has
-    none. Empty: none has one."""
+    """For each item the latents [C, H, W] of an image that is liked less; None for an
+    item without one. Empty: no item has one."""
 
     stacked: int = 1
-    """Images below each other in the latents of an item."""
+    """Images that are stacked along H in the latents of an item."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -177,7 +177,7 @@ class BatchLoader:
         )
 
     def worse(self, spec: BatchSpec) -> tuple[Tensor | None, ...]:
-        """For each item the one of its worse images that this use is compared with."""
+        """For each item the worse image with which this use is compared."""
         worse_images: list[Tensor | None] = []
         for index, position in zip(spec.items, spec.positions, strict=True):
             entries = self.dataset.entries[index].worse
@@ -248,16 +248,16 @@ class StreamSource:
     batch_size: int
     workers: int = 0
     prepare: Callable[[list[Any]], Sequence[Any]] = tuple
-    """From the samples of a micro-batch to its `BatchSpec.samples`: what has to be
-    decided for all of them together, before several processes share them."""
+    """From the samples of a micro-batch to its `BatchSpec.samples`. It decides what
+    depends on all of them together, before several processes share them."""
 
     epoch_of: Callable[[Cursor], int] | None = None
     """The epoch of the sample behind a cursor of the stream, which never falls; None:
     it has no epochs. The last batch of an epoch may be short."""
 
     samples_per_epoch: int = 0
-    """As the user gave it: a warning where the first epoch has another number. 0: not
-    known."""
+    """As the user gave it. There is a warning if the first epoch has another number. 0:
+    not known."""
 
     def iterate(self, cursor: Cursor) -> Iterator[MicroBatch]:
         """The cursor is the samples read and the stream's own cursor. A sample's number

@@ -1,7 +1,8 @@
-"""Batches of latents from a stream: its images and captions are encoded as they come,
-or read from the cache where the job keeps them. The caption of a use is chosen here;
-nothing else is random.
+"""Batches of latents from a stream. Images and captions are encoded when they are read,
+or taken from the cache where the job keeps them.
 
+The caption of a use is chosen here; nothing else is random. `stream_source` calls
+`StreamLatents.load` for each micro-batch; the image trainer of `jobs` makes both.
 Images and texts are encoded one at a time, so that a result depends on nothing else in
 its batch, and is the entry of a cache that the same image in a folder would have.
 
@@ -189,9 +190,8 @@ class StreamLatents:
     def _embeddings(self, text: str) -> dict[str, Tensor]:
         sample = Sample("a caption of the stream", text, 1, Size(1, 1), "")
         size = Size(1, 1)
-        item = BucketedSample(
-            sample, ResizeCrop(size, 0, 0, size)
-        )  # streams have no references, whose size it decides
+        # The size has no effect: it decides those of references, which streams lack.
+        item = BucketedSample(sample, ResizeCrop(size, 0, 0, size))
         if self._keep_text:
             return self.encoder.text(item, text, self._stores).tensors()
         return self.encoder.encode_prompt(text, item)

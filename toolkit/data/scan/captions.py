@@ -55,8 +55,8 @@ def captions_of(text: str) -> list[str]:
 
 
 def listed(value: Any) -> Any:
-    """A list of texts as one text with LIST, without empty ones; any other value as it
-    is."""
+    """A list of texts as one text with LIST between them, without empty ones; any other
+    value unchanged."""
     if not isinstance(value, list) or not value:
         return value
     if not all(isinstance(text, str) for text in value):
@@ -68,9 +68,9 @@ def listed(value: Any) -> Any:
 def caption_files(
     listing: DirectoryListing, suffixes: Sequence[str], image_suffix: str = ""
 ) -> list[list[str]]:
-    """For each suffix the files that have it: one name for each of `listing.images`, in
-    their order; '' for none. Of `a.jpg` that is `a.txt`, else `a.jpg.txt`; of
-    `a_end.jpg` with the image suffix `_end` also `a.txt`."""
+    """For each suffix the caption files of the images: a name for each of
+    `listing.images`, in their order; '' for none. For `a.jpg` this is `a.txt`, else
+    `a.jpg.txt`; for `a_end.jpg` with the image suffix `_end` also `a.txt`."""
     return [_with_suffix(listing, suffix.lower(), image_suffix) for suffix in suffixes]
 
 
@@ -97,8 +97,8 @@ def find_captions(
     """The first caption of each image that is not empty, in the order of
     `listing.images`; '' for none.
 
-    files: as of `caption_files`. None is read that is known already. Those that cannot
-    be used are added to `mistakes`.
+    files: the result of `caption_files`. Files with a known text are not read again.
+    Errors of files are added to `mistakes`.
     """
     texts = listing.texts
     no_files = listing.no_files
@@ -132,8 +132,8 @@ def _caption_or_error(path: str) -> str | CaptionError:
 
 
 def caption_of_name(stem: str) -> str:
-    """The caption that the name of an image is: spaces for `_`, without the number that
-    file managers put behind equal names.
+    """The name of an image as its caption: with spaces for `_`, and without the number
+    that file managers put behind equal names.
 
     >>> caption_of_name("a_red_cat (2)")
     'a red cat'
@@ -142,8 +142,9 @@ def caption_of_name(stem: str) -> str:
 
 
 def read_caption(path: Path | str) -> str:
-    """UTF-8 text without byte order mark and surrounding whitespace, lines ended by
-    \\n; of a `.json` file the caption in it, of a list there a line for each.
+    """The text of a caption file without byte order mark and surrounding whitespace,
+    lines ended by \\n. For a `.json` file it is the caption in it, for a list there one
+    line for each caption.
 
     Raises CaptionError for any other file.
     """
@@ -151,7 +152,7 @@ def read_caption(path: Path | str) -> str:
 
 
 def _caption_in(path: Path | str) -> str:
-    """`read_caption`, a list as LIST has it."""
+    """The text of `read_caption`, with LIST between the captions of a list."""
     text = read_text(path)
     if split_suffix(str(path))[1] != ".json":
         return text.strip()
@@ -178,8 +179,8 @@ def _key_in(row: Mapping[str, Any]) -> str | None:
 
 
 def with_caption(path: Path | str, caption: str) -> str:
-    """The text of a caption file with another caption in it; what else a `.json` file
-    says stays, and a list one.
+    """The text of a caption file with another caption in it. Other keys of a `.json`
+    file stay, and a list stays a list.
 
     Raises CaptionError for a `.json` file that holds none.
     """
@@ -246,8 +247,8 @@ def _utf16(path: Path | str, raw: bytes) -> str:
 
 
 def _other_kind(raw: bytes) -> str:
-    """What is said of a file that holds something else than text, where its first bytes
-    tell what."""
+    """The message for a file that is not text, if its first bytes tell its kind; else
+    empty."""
     if raw.startswith(b"PK\3\4"):
         return "is a spreadsheet or another zip file, not text. Export the table as CSV, in UTF-8"
     return ""
@@ -261,8 +262,8 @@ def add_prefix(caption: str, prefix: str) -> str:
 
 
 def inject_trigger(caption: str, trigger: str | None, add: bool = True) -> str:
-    """Puts the trigger word for `[trigger]` and `[name]`; with `add`, in front of a
-    caption without it.
+    """Replaces `[trigger]` and `[name]` by the trigger word; with `add`, also puts it in
+    front of a caption without it.
 
     Same strings as ai-toolkit's `toolkit/prompt_utils.py:inject_trigger_into_prompt`.
 
@@ -306,8 +307,8 @@ _NEARLY_PLACEHOLDER = re.compile(
 
 
 def nearly_placeholders(text: str) -> list[str]:
-    """What is meant as `[trigger]` but is not replaced, such as `{trigger}` and
-    `[Trigger]`: each once, in order."""
+    """Placeholders such as `{trigger}` and `[Trigger]`, which were probably intended as
+    `[trigger]` but are not replaced: each once, in order."""
     # In 100,000 captions this search is much faster than the pattern.
     if not any(opening in text for opening in "[{<("):
         return []
@@ -316,8 +317,8 @@ def nearly_placeholders(text: str) -> list[str]:
 
 
 def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterator[str]:
-    """Warnings of prompts of samples: what nothing replaces, and those without any of
-    the trigger words."""
+    """Warnings for prompts of samples: placeholders that are not replaced, and prompts
+    without any of the trigger words."""
     together = "\n".join(prompts)
     literal = []
     if not triggers:
@@ -353,8 +354,9 @@ _COMMON_WORDS = (
 
 
 def usual_word(captions: Sequence[str]) -> tuple[str, int]:
-    """The word with which at least four of five captions begin, and how many: a trigger
-    word that was written by hand. Empty without one, and of less than five captions."""
+    """The word with which at least four of five captions begin, and the number of these
+    captions: a trigger word that was written by hand. Empty where there is none, and
+    for less than five captions."""
     if len(captions) < 5:
         return "", 0
     begins = Counter[str]()
@@ -372,8 +374,8 @@ def usual_word(captions: Sequence[str]) -> tuple[str, int]:
 
 
 def drawn_caption(sample: Sample, seed: int, epoch: int, position: int) -> str:
-    """The caption of one use out of those of the sample: any with equal probability,
-    keyed as `caption_for_use`."""
+    """One of the captions of a sample, for one use: each with equal probability, keyed
+    as in `caption_for_use`."""
     if not sample.captions:
         return sample.caption
     return sample.captions[

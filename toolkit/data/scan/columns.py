@@ -1,5 +1,5 @@
-"""What the columns of a table are: by the names that libraries and public datasets give
-them, or as the job says.
+"""The meaning of the columns of a table: by the names that libraries and public
+datasets give them, or by the keys of the job.
 
 `KNOWN` is the list of names, each with its source. A name with `paths_only` has other
 meanings too: such a column counts only if all its values are names of image files, so
@@ -36,7 +36,7 @@ class KnownName(NamedTuple):
     """In lower case, without `_file_name`; of `control` with any number behind it."""
 
     source: str
-    """Who names it so."""
+    """The program or data set that uses the name."""
 
     paths_only: bool = True
     """Whether it counts only where all values are names of image files."""
@@ -128,18 +128,18 @@ KNOWN = (
     KnownName("worse", "rejected", _ONE_TRAINER, False),
     KnownName("worse", "lose", "preference tables with win and lose"),
 )
-"""Every name that is known without `columns`, first those that go before others of
-their role."""
+"""Every name that is known without `columns`. Of one role, earlier names take
+precedence."""
 
 LABELLED = ("jpg_0", "jpg_1", "label_0")
 """Columns of two images, and whether the first is the better one: 1, 0, or 0.5 for
-neither. Their source: yuvalkirstain/pickapic_v2; diffusers, train_diffusion_dpo.py."""
+neither. Source: yuvalkirstain/pickapic_v2; diffusers, train_diffusion_dpo.py."""
 
 _WITH_LABELS = (*LABELLED, "label_1")
 
 UNDECIDED = "vote"
-"""A line of JSON with this key, and without an image, is skipped: neither of two images
-is better, it says why."""
+"""A line of JSON with this key and without an image is skipped: it records that neither
+of two images is better."""
 
 
 def names_of(role: str) -> tuple[str, ...]:
@@ -175,14 +175,14 @@ class Columns:
     """Those of `LABELLED`, where the table has them."""
 
     is_of_pairs: bool = False
-    """Whether control images and masks are of this table's pairs alone, and not trained
-    where they have no row. Not of the names that were known before `columns`: runs with
-    those go on as they began."""
+    """Whether control images and masks without a row are left out of the training. This
+    is False for the names that were known before `columns`, so that runs with them
+    continue as they began."""
 
     @property
     def is_table(self) -> bool:
-        """Whether they are those of a table of images: an image, and what is said of
-        it."""
+        """Whether the table describes images: it has a column for the image and another
+        one for its caption, its control image or its worse image."""
         return bool(
             self.labelled
             or (self.image and (self.prompt or self.control or self.worse))
@@ -274,21 +274,21 @@ def _numbered(
 
 
 def _base(column: str) -> str:
-    """The name of a column without what `datasets` puts behind that of an image."""
+    """The name of a column without the ending that `datasets` adds for images."""
     name = column.strip().lower()
     return name.removesuffix("_file_name").removesuffix("_file_names") or name
 
 
 def are_images(column: str, rows: Sequence[Mapping[Any, Any]]) -> bool:
-    """Whether all values of a column are names of image files, and there is one."""
+    """Whether a column has values, and all of them are names of image files."""
     values = [value for row in rows for value in texts_in(row.get(column))]
     suffixes = {split_suffix(value)[1] for value in values}
     return bool(values) and suffixes <= IMAGE_SUFFIXES
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """The texts of a value, one or a list, without empty ones. Anything else in it is
-    the empty suffix's: no file."""
+    """The texts of a value, one or a list, without empty ones. Any other value yields
+    `.`, which is not the name of a file."""
     values = value if isinstance(value, list) else [value]
     for text in values:
         if isinstance(text, str):
@@ -340,8 +340,8 @@ def in_yaml(column: str) -> str:
 
 
 def unknown(rows: Sequence[Mapping[Any, Any]]) -> str:
-    """What to say of a table of which no column is known as the image, with the key of
-    the job that says it."""
+    """The error for a table without a column that is known as the image, with the key of
+    the job that tells its columns."""
     keys = dict.fromkeys(chain.from_iterable(rows))
     written = [key for key in keys if isinstance(key, str) and key.strip()]
     images = [key for key in written if are_images(key, rows)]

@@ -1,5 +1,5 @@
 """Listing of one folder, sorted by name: images by stem, other files, subfolders; with
-what earlier starts learned.
+the facts that earlier starts learned.
 
 Hidden entries are ignored. Names are compared in Unicode NFC, so that a caption or
 control image written on another system (macOS decomposes accents) still matches its
@@ -7,7 +7,8 @@ image.
 
 The scan cache is one JSON file per folder, beside the runs: size, transparency, notes
 and hash of each image. An entry is valid for one version of its file. A cache file that
-is missing, damaged or of another format is ignored.
+is missing, damaged or of another format is ignored. `found` lists all folders of a
+scan through it; the page and `find_images` list single folders.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ from toolkit.files.redact import contains_secret
 from toolkit.files.writing import CACHE_FOLDER, atomic_write
 
 NUMBERED = re.compile(r"(.+)_([0-9]+)")
-"""A stem that ends with a number, as those of several control images of one image."""
+"""A stem that ends with a number, as where one image has several control images."""
 
 _OF_SYSTEMS = frozenset({"__MACOSX"})
-"""Folders that are hidden whatever they are called: what macOS packs beside the files
-of a zip."""
+"""Folders that are hidden although their names do not begin with a dot. macOS adds
+them to zip files."""
 
 _KINDS = {
     S_IFIFO: "a pipe",
@@ -77,8 +78,8 @@ class DirectoryListing:
     """When the listing started, nanoseconds since 1970."""
 
     versions: dict[str, Version | None] = field(default_factory=dict)
-    """The version of every file by its name; None for a broken link, and for what is
-    not a file."""
+    """The version of every file by its name; None for a broken link, and for an entry
+    that is not a file."""
 
     subfolders: tuple[str, ...] = ()
     no_files: dict[str, str] = field(default_factory=dict)
@@ -114,8 +115,8 @@ class DirectoryListing:
         return numbered
 
     def numbered_behind(self, affix: str) -> dict[str, list[tuple[int, str]]]:
-        """What stands before `<affix><number>` in the stems of image files -> the
-        numbers, in order, with the stems."""
+        """Root of the stems `<root><affix><number>` of image files -> the numbers, in
+        order, with the stems."""
         if affix not in self._behind:
             pattern = re.compile(rf"(.+){re.escape(affix)}([0-9]{{1,4}})")
             by_root: dict[str, list[tuple[int, str]]] = {}
@@ -179,9 +180,9 @@ class ImageFile(NamedTuple):
 def list_folder(
     folder: str, files_in: str = "", names_only: bool = False
 ) -> DirectoryListing:
-    """Reads one folder, not its subfolders; `~` is the home folder. files_in: where its
-    files are, if elsewhere. names_only: takes half of the time, as no file is looked
-    at: without versions.
+    """Reads one folder, not its subfolders; `~` is the home folder. files_in: the folder
+    that contains its files, if that is another one. names_only: leaves out the versions
+    of the files, which takes half of the time.
 
     Raises OSError when it cannot.
     """
@@ -194,7 +195,9 @@ def list_folder(
                 entries.append(entry)
     entries.sort(key=lambda entry: entry.name, reverse=True)
     while entries:
-        entry = entries.pop()  # each keeps what `stat` gave, which is larger than all that is kept here of a file
+        # Removed one by one: an entry keeps the result of `stat`, which is larger than
+        # all that the listing keeps of a file.
+        entry = entries.pop()
         name = entry.name
         version = None
         stat = None
@@ -249,9 +252,9 @@ FORMAT = 6
 """Raised when the cached facts change, so that older cache files are ignored."""
 
 MIN_FILE_AGE_NS = 2 * 10**9
-"""A file that changed later than this before it was listed could change again without
-another time: file systems keep times in steps of up to 2 s. What was learned of it is
-valid for this start only."""
+"""A file that changed later than this before it was listed could change again within
+the same time stamp: file systems keep times in steps of up to 2 s. Its facts are valid
+for this start only."""
 
 
 class ScanCache:
@@ -269,7 +272,7 @@ class ScanCache:
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
         self._named: dict[str, DirectoryListing] = {}
-        """Folder as the user wrote it -> what was in it; each is read once."""
+        """Folder as the user wrote it -> its listing; each is read once."""
         self._listings: dict[str, DirectoryListing] = {}
         """The same by its real path."""
 
@@ -295,7 +298,7 @@ class ScanCache:
         return self._named[folder]
 
     def take(self, listing: DirectoryListing) -> None:
-        """Takes a folder as somebody has read it, which is not read again."""
+        """Takes the listing of a folder, which is then not read again."""
         place = real_path(listing.prefix)
         first = self._listings.setdefault(place, listing)
         if first is not listing:  # the same folder by another name
@@ -331,7 +334,7 @@ class ScanCache:
 
 
 def _recall(listing: DirectoryListing, file: Path) -> None:
-    """Adds what the cache file knows of images that did not change."""
+    """Adds the facts in the cache file of images that did not change."""
     # The hash of the contents fits, so only another version of the program could have
     # written something else.
     with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -360,7 +363,7 @@ def _recall(listing: DirectoryListing, file: Path) -> None:
 
 
 def _document(listing: DirectoryListing) -> bytes:
-    """What is known of the images that will have another version after their next
+    """The facts of images that are certain to get another version with their next
     change.
 
     A name that holds a secret is left out: that image is read each time.

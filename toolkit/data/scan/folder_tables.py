@@ -1,11 +1,11 @@
 """The second stage of a scan: the table of each folder's images, and its rows by the
 names of the images.
 
-What the rows of a table say is read in `tables`; this is where it meets the files. A
-folder without a table may get the one beside its images or above it
-(`with_table_beside`, `with_tables_above`); `with_placed_rows` then brings the rows to
-the images. `folder` calls these three; `image_folders` and `matching` ask for tables
-and the files they name.
+`tables` reads the rows of a table; this module connects them with the files. A folder
+without a table may get the one next to its images or above it (`with_table_beside`,
+`with_tables_above`). Then `with_placed_rows` gives the rows the names of the images.
+`folder` calls these three; `image_folders` and `matching` ask for tables and the files
+that they name.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def with_table_beside(folder: ImageFolder, findings: ScanFindings) -> ImageFolde
 def with_tables_above(
     dataset: DatasetConfig, folders: Sequence[ImageFolder], findings: ScanFindings
 ) -> list[ImageFolder]:
-    """The folders with the only table above the subfolders that names their images, of
-    those that have neither caption files nor a table of their own."""
+    """The folders, where subfolders with neither caption files nor a table have got the
+    table above them, if it is the only one that names their images."""
     below = [folder for folder in folders if folder.subfolder]
     if not below or not dataset.folder_path or dataset.captions_file:
         return [*folders]
@@ -142,8 +142,8 @@ def _only_table(
     findings: ScanFindings,
 ) -> Table | None:
     """The only table in a folder that names its images, none of which has a caption
-    file; else None. One that is meant for images, and names none of these or cannot be
-    read, is a mistake: their captions would be lost.
+    file; else None. A table that is meant for images, but names none of these or cannot
+    be read, is a mistake: the captions would be lost.
 
     folder: that the names begin at.
     """
@@ -212,15 +212,15 @@ def _is_row_of_image(name: str, row: TableRow) -> bool:
 
 
 def _as_not_given(mistake: Diagnostic) -> Diagnostic:
-    """The mistake of a table that the job does not name, with what to do where it is
-    none of captions."""
+    """The mistake of a table that the job does not name, with the remedy for a table
+    that is not meant for captions."""
     why = "It is read because no image has a caption file; if it is not for them, move it away"
     return replace(mistake, message=f"{mistake.message}. ({why}.)")
 
 
 def _of_others(table: Table, names: Sequence[str]) -> Diagnostic:
-    """That a table is for images which are not in the folder. names: of those that
-    are."""
+    """The mistake of a table whose images are not in the folder. names: of the images in
+    the folder."""
     lines = count_of(len(table.rows), "line")
     what = (
         f"none of its {lines} names an image of the folder, and no image has a caption"
@@ -280,8 +280,8 @@ def _note_unused_columns(
 
 
 def _places(path: str, bases: Iterable[str]) -> list[str]:
-    """Where a file may lie that a table names: from each of these folders, with `\\`
-    for `/` too."""
+    """Where a file that a table names may be: relative to each of these folders, also
+    with `\\` in place of `/`."""
     if os.path.isabs(path):
         return [os.path.expanduser(path)]
     spellings = dict.fromkeys((path, path.replace("\\", "/")))
@@ -371,8 +371,8 @@ def _without_partners(
     folders: Sequence[ImageFolder],
     findings: ScanFindings,
 ) -> list[ImageFolder]:
-    """The folders without the images that their table names as control images or masks
-    of others, and that have no row of their own. path: of the table."""
+    """The folders without images that have no row and that their table names as control
+    images or masks of others. path: of the table."""
     partners = _partner_files(dataset, path, folders[0])
     less = []
     left_out = []

@@ -50,7 +50,7 @@ _PNG_END = bytes(4) + b"IEND\xaeB`\x82"
 _FLAG = re.compile(rf" --(?:{'|'.join(KEYS)}) ")
 
 Faults = tuple[tuple[str, str], ...]
-"""Files of prompts, each with something that is rarely meant."""
+"""Files of prompts, each with a warning."""
 
 
 def made_folders(
@@ -58,8 +58,8 @@ def made_folders(
     family: ModelFacts,
     forgiven: list[Diagnostic] | None = None,
 ) -> tuple[list[FolderInfo], Faults]:
-    """What the base model makes for each entry of `datasets` with `from_base`, and
-    faults of the prompts.
+    """The images that the base model makes for each entry of `datasets` with
+    `from_base`, and faults of the prompts.
 
     Raises DataErrors naming every file of prompts that cannot be used; `forgiven` takes
     them instead.
@@ -201,7 +201,8 @@ def write_base_image(file: Path, image: Image.Image, caption: str) -> None:
 
 
 def _base_hash(section: ImageTrainingSection, family: ModelFacts) -> str:
-    """What the images are made with; empty where the model is not here yet."""
+    """The hash of the base model and its settings; empty where the model is not
+    downloaded yet."""
     assert isinstance(
         section, DiffusionSection
     )  # others have no base model: `DatasetsSection.check`
@@ -220,7 +221,7 @@ def _size(dataset: DatasetConfig, family: ModelFacts) -> Size:
 
 
 def _faults(prompts: Sequence[str], triggers: Sequence[str]) -> Iterator[str]:
-    """What is rarely meant in prompts for the base model, for the plan and `lint`."""
+    """Warnings for prompts of the base model, for the plan and `lint`."""
     for word in (*triggers, *PLACEHOLDERS):
         whole = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
         with_word = [prompt for prompt in prompts if whole.search(prompt)]

@@ -1,5 +1,5 @@
-"""What the stages of a scan hand on: a folder of images with its table, then the same
-folder with its images matched.
+"""The records that the stages of a scan pass on: a folder of images with its table,
+then the same folder with its images matched.
 
 Each record is made once, by the stage whose name it has, and never changed:
 `image_folders` and `folder_tables` make an `ImageFolder`, `matching` makes a
@@ -62,7 +62,7 @@ class ImageFolder:
     suffix."""
 
     whole: DirectoryListing
-    """All that is in the folder."""
+    """All files of the folder."""
 
     subfolder: str | None
     """Its name within the folder of the dataset; None: it is that folder."""
@@ -82,8 +82,8 @@ class ImageFolder:
 
     @property
     def named_repeats(self) -> int:
-        """The repeats that its name says; 0 where it says none, or the dataset that its
-        number is none."""
+        """The repeats in its name; 0 where it has none, or the dataset has
+        `repeats_from_names: false`."""
         if self.dataset.repeats_from_names is False:
             return 0
         return repeats_of(self.listing.folder)
@@ -133,8 +133,8 @@ def _name_in(rows: Mapping[str, TableRow], name: str) -> str:
 
 
 class MatchedImage(NamedTuple):
-    """An image, and what belongs to it by the names of files and by its table. A tuple,
-    as there are many.
+    """An image and its partners by the names of files and by its table. A tuple, since
+    there are many.
 
     >>> listing = DirectoryListing("photos", "photos/", looked_at=0)
     >>> image = MatchedImage("a", ImageFile(listing, "a.jpg"), ("a.jpg",), "a cat")

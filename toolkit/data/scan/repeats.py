@@ -1,8 +1,9 @@
-"""Numbers at the beginning of folders' names that are probably no repeats: `01_anna`,
+"""Numbers at the beginning of folders' names that are probably not repeats: `01_anna`,
 `2023_summer`, `512_faces`.
 
-The convention `<repeats>_<name>` is that of kohya's sd-scripts. Its numbers are few,
-apart, and small.
+The convention `<repeats>_<name>` comes from kohya's sd-scripts. Real repeats are few,
+different, and small. `folder_check` asks about other numbers, since a scan cannot
+decide; the user answers with `repeats_from_names`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ SIZES = frozenset(
 """Sides of training images, and of films, in pixels."""
 
 MOST = 1000
-"""Repeats that nobody means: a folder of one image would be a run of its own."""
+"""Numbers from here on are never intended as repeats: a folder of one image would be a
+whole run."""
 
 _YEAR = r"(?:19|20)[0-9]{2}"
 _MONTH = r"(?:0[1-9]|1[0-2])"
@@ -43,7 +45,7 @@ _DATE = re.compile(rf"{_YEAR}(?:{_MONTH}(?:{_DAY})?)?|[0-9]{{2}}{_MONTH}{_DAY}")
 """`2024`, `202405`, `20240501`, `240501`."""
 
 LEAST_IN_A_ROW = 3
-"""So many numbers, one after the other, are a count. Two may be meant: `1_background`,
+"""Consecutive numbers that are a count. Two may be intended as repeats: `1_background`,
 `2_character`."""
 
 

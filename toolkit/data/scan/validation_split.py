@@ -38,7 +38,7 @@ from toolkit.system import seeding
 _LISTED = 5
 
 Cost = Callable[[int, ValidationConfig], str]
-"""From a number of items to what measuring them takes, in words."""
+"""From a number of items to the cost of measuring them, in words."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,11 @@ def scan_and_split(
     scan_cache: ScanCache | None = None,
     trained_on: Callable[[], DatasetHashes] = dict,
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]:
-    """`scan_items`, less what `section.validation` holds out, and that. Raises what
-    both raise, and DataErrors naming every image with more references than the family
-    takes, every one that is too large for it, or whose caption the model has no room
-    for, where that can be known already. trained_on: as of `split_validation`.
+    """The result of `scan_items`, split by `section.validation`.
+
+    trained_on: as of `split_validation`. Raises what both raise, and DataErrors naming
+    every image that has more references than the family takes, is too large for it, or
+    has a caption that is too long for the model, as far as that is known already.
     """
     multiple = family.size_multiple
     scanned = scan_items(section, multiple, scan_cache, family=family)
@@ -105,13 +106,13 @@ def split_validation(
     pairs: bool = False,
     trained_on: Callable[[], DatasetHashes] = dict,
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]:
-    """What is left to train on, and what `section.validation` takes or brings; None
-    without that section.
+    """The images that are left to train on, and the validation split; None without
+    `section.validation`.
 
-    section, scan, items, size_multiple, forgiven: as of `scan_items`. cost: what a
-    validation of so many items takes, in words. pairs: only images that have a worse
-    one are measured, where there are any. trained_on: the hashes of what the run has
-    trained on, where it has begun. Raises UserError when nothing would be left,
+    section, scan, items, size_multiple, forgiven: as of `scan_items`. cost: describes
+    the cost of a validation of so many items. pairs: whether only images that have a
+    worse one are measured, where there are any. trained_on: the hashes of the images
+    that the run has trained on, if it has begun. Raises UserError when nothing would be left,
     DataErrors naming every offending file of the validation's folder.
     """
     settings = section.validation
@@ -180,7 +181,7 @@ def _measured(samples: Sequence[Sample], pairs: bool) -> Sequence[Sample]:
 
 
 def _images(items: Sequence[BucketedSample], pairs: bool) -> int:
-    """How many are measured; of pairs both."""
+    """The number of images that are measured; of a pair both are."""
     if pairs:
         return sum(1 + len(item.sample.worse) for item in items)
     return len(items)
@@ -235,12 +236,12 @@ def _held_out(
 def _as_before(
     samples: Sequence[Sample], chosen: set[str], trained: DatasetHashes
 ) -> set[str]:
-    """The images that the run holds out, by absolute path. Other names of the same
-    images would choose others: what the run has trained on is trained on, and the rest
-    is held out.
+    """The images that the run holds out, by absolute path. If images were renamed, their
+    new names would choose others. So the images that the run has trained on stay in the
+    training, and the others are held out.
 
-    samples: all of them. chosen: what their names choose. trained: hashes of what the
-    run has trained on; none of a new run.
+    samples: all of them. chosen: the images that their names choose. trained: hashes of
+    the images that the run has trained on; empty for a new run.
     """
     if not trained:
         return chosen
@@ -280,7 +281,7 @@ def as_measured(item: BucketedSample) -> BucketedSample:
 
 
 def _place(sample: Sample) -> str:
-    """Which file an image is, however it was written."""
+    """The real path of an image, however its path was written."""
     folder, name = os.path.split(os.path.abspath(sample.image))
     path = os.path.join(_real_folder(folder), name)
     return os.path.realpath(path) if os.path.islink(path) else path
