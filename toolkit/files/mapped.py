@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _maps: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()
-"""Address -> the map there, as long as a tensor is in it."""
+"""Address -> the map there, while a tensor is in it."""
 
 
 def mapped_bytes(path: Path) -> Tensor:

@@ -53,7 +53,7 @@ _UNKNOWN = ".png"
 
 
 class ParquetError(OSError):
-    """A file that cannot be read as Parquet; what it says is why."""
+    """A file that cannot be read as Parquet; the message gives the reason."""
 
 
 def is_parquet(path: str | Path) -> bool:
@@ -173,8 +173,8 @@ def _may_be_picture(kind: Any, kinds: Any) -> bool:
 
 
 def _is_picture(value: Any) -> bool:
-    """Whether a value is a picture, or a list of them. Bytes alone may be anything;
-    those of a struct are a picture."""
+    """Whether a value is a picture, or a list of them. The bytes of a struct are a
+    picture; other bytes may be anything."""
     if isinstance(value, list):
         return any(map(_is_picture, value))
     if isinstance(value, dict):
@@ -191,8 +191,8 @@ def picture_of(value: Any) -> bytes:
 
 
 def suffix_of(picture: bytes) -> str:
-    """The ending of a picture's file; of an unknown kind that of PNG, whose reader says
-    what is wrong with it.
+    """The ending of a picture's file. A picture of an unknown kind gets the ending of
+    PNG, and reading it reports the error.
 
     >>> suffix_of(b"BM6")
     '.bmp'
@@ -209,8 +209,8 @@ def suffix_of(picture: bytes) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: the name of a picture that is left out; what is neither
-    text, number, list nor mapping, such as a date, as text."""
+    """A value for JSON. A picture becomes its name; a value that is neither text,
+    number, list nor mapping, such as a date, becomes text."""
     if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
         return value["path"]
     if isinstance(value, dict):
@@ -223,8 +223,8 @@ def plain(value: Any) -> Any:
 
 
 def has_pictures(path: str | Path) -> bool:
-    """Whether a Parquet file has pictures in it; also of one that cannot be read, so
-    that this is told."""
+    """Whether a Parquet file has pictures in it. True also for a file that cannot be
+    read, so that its error is reported."""
     try:
         return bool(ParquetRows(path).pictures)
     except ParquetError:

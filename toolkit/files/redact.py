@@ -219,8 +219,8 @@ def _black_out_parts(text: str) -> str:
 
 
 def _in_any_case(text: str) -> str:
-    """In small letters, and as long as it was: of few letters the small one is two
-    characters."""
+    """The text in small letters, with the same length: letters whose small form has two
+    characters are kept."""
     letters = []
     for letter in text:
         small = letter.lower()

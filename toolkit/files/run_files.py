@@ -40,36 +40,39 @@ LOG = "log.txt"
 CONFIG = "config.yaml"
 SAMPLES = "samples"
 GRAPH = "graph"
-"""Folder of the diagrams in that of a run."""
+"""Folder of the diagrams in the folder of a run."""
 
 SUPERSEDED = "superseded"
-"""Folder of what a resume from an earlier step moved aside."""
+"""Folder of the files that a resume from an earlier step moved aside."""
 
 DATASET_PREFIX = "dataset-"
-"""`dataset-<12 hex digits>.json`: fingerprints of what was trained on."""
+"""`dataset-<12 hex digits>.json`: fingerprints of the images of the training."""
 
 SAMPLE_FILE = re.compile(r"(?P<step>\d{9,})_(?P<index>\d+)(?:_(?P<also>[\w-]+))?\.\w+")
 """Name of a sample: optimizer step, index within its set, name of its way of
 `sample.also`."""
 
 LAYERS = "layers"
-"""Folder in that of the samples, with the layers that a sample shows in one row."""
+"""Folder in the folder of the samples, with the layers that a sample shows in one
+row."""
 
 FOLDER_METADATA = "training.json"
-"""In a folder of a fully trained model: what the header of a network file says."""
+"""File in the folder of a fully trained model, with the metadata that a network file has
+in its header."""
 
 NEW_MODEL = "new_model.json"
-"""In a folder of a model that began with random weights: what decided them."""
+"""File in the folder of a model that began with random weights, with the settings that
+decided them."""
 
 TINY_MODEL = "tiny_model.json"
 """In the folder of a small model for tests: its settings (`toolkit.models.tiny`)."""
 
 FILE_SUFFIXES = (".safetensors", "_raw.safetensors", "_lora.safetensors", "", "_raw")
-"""What may follow `<name>` and `<name>_<step>` in the names of a run's network files,
-the main one first, and of its model folders."""
+"""Endings after `<name>` and `<name>_<step>` in the names of a run's network files, the
+main one first, and of its model folders."""
 
 WORKFLOWS = ("_comfyui.json", "_comfyui_edit.json")
-"""What follows `<name>` in the names of the workflows for ComfyUI: from text, with
+"""Endings after `<name>` in the names of the workflows for ComfyUI: from text, with
 control images."""
 
 _MODEL_FILES = ("model_index.json", "config.json")
@@ -89,8 +92,8 @@ model's own, relative to the file, and `parts`, what stands before the first dot
 tensors' names."""
 
 RECORD = "record"
-"""In run.json of a run without states: what a checkpoint records of its job
-(`ResumePlan.record`)."""
+"""Key in run.json of a run without states: the record of its job that a checkpoint
+would have (`ResumePlan.record`)."""
 
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 

@@ -48,7 +48,7 @@ MAGIC = {
     b"\xff\xd8\xff": "an image",
     b"RIFF": "an image or a film",
 }
-"""First bytes of a file -> what it is."""
+"""First bytes of a file -> its kind, in words."""
 
 Header = dict[str, Any]
 """Tensor name -> `dtype`, `shape` and `data_offsets`; the file's own texts under
@@ -154,7 +154,7 @@ def merge_files(
     files: Mapping[Path, str], path: Path, metadata: Mapping[str, str]
 ) -> None:
     """One file with the tensors of several, bytes copied as they are. files: each with
-    what is put before its tensors' names. Raises ValueError for a damaged file and for
+    the prefix for its tensors' names. Raises ValueError for a damaged file and for
     two tensors of one name."""
     merged: Header = {METADATA: dict(metadata)}
     begins = list[int]()
@@ -199,8 +199,8 @@ def save_file(
 
     path.touch()
     usual = path.stat().st_mode
-    # In a folder of its own: safetensors writes under a random name first, which nobody
-    # could find after a kill.
+    # In a separate folder: safetensors writes under a random name first, which could not
+    # be found after a kill.
     folder = leftover_name(path)
     folder.mkdir()
     try:

@@ -1,9 +1,10 @@
-"""A content-addressed store of tensors: the key says what was encoded and how, so
-nothing is ever stale.
+"""A content-addressed store of tensors: the key depends on everything that decides the
+contents, so an entry is never stale.
 
 One safetensors file per entry, written under a temporary name and renamed, with a hash
-of its contents inside. What does not verify counts as missing. A file that verified is
-trusted until its size or time of change differs.
+of its contents inside. A file that does not verify counts as missing. A file that
+verified is trusted until its size or time of change differs. `latent_cache` and the
+sample prompts store latents and texts here; it does not encode anything itself.
 
 Imports torch only to read or write tensors: the hashes of a dataset use the same keys.
 """
@@ -31,8 +32,8 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=F
 
 
 class TensorCache:
-    """Named tensors by key, in `folder` or, when that is None, in memory for as long as
-    this object lives.
+    """Named tensors by key, in `folder`, or, if that is None, in memory during the
+    lifetime of this object.
 
     A damaged entry is logged. Safe to use from several threads and processes: equal
     keys mean equal contents, so it does not matter who writes last.

@@ -1,6 +1,10 @@
-"""Why a file cannot be read, where its contents are not to blame, and what helps:
-permission, a disk that does not answer, what Git LFS or a copied link left in its
-place. Only for damage it helps to download a file again. No torch.
+"""Why a file cannot be read, and the remedy, where the file itself is not damaged:
+permissions, a disk that does not answer, a pointer of Git LFS or a copied link in place
+of the file.
+
+Downloading a file again only helps against damage, so other causes are told apart here.
+Readers of images, captions, configs and weights call `cause_of` or `explained` when
+they fail. Imports no torch.
 
 Source of the pointer's form: git-lfs, docs/spec.md, "The Pointer".
 """
@@ -19,7 +23,7 @@ from toolkit.files.writing import read_regular
 from toolkit.shortage import shortage
 
 GIT_LFS = "what Git LFS has in the place of a file that was not downloaded"
-"""What a pointer is, in words."""
+"""A pointer, in words."""
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _LINK = re.compile(r"(?:\.{1,2}/|/)[^\s\0]+")
@@ -55,7 +59,7 @@ class Cause(NamedTuple):
 
 
 def cause_of(path: Path, error: Exception) -> Cause | None:
-    """Why a file could not be read; None where it is damaged, as far as can be told.
+    """Why a file could not be read; None where it is probably damaged.
 
     >>> cause_of(Path("a"), PermissionError(13, "Permission denied", "a")).what
     'Permission denied'
@@ -87,8 +91,8 @@ def cause_of(path: Path, error: Exception) -> Cause | None:
 
 
 def stand_in(contents: bytes) -> Cause | None:
-    """What stands in the place of a file, by its whole contents: a pointer of Git LFS,
-    a link that became text."""
+    """The cause where something else is in place of a file, by its whole contents: a
+    pointer of Git LFS, or a link that became text. Else None."""
     if len(contents) > LONGEST:
         return None
     cause = pointer(contents)
@@ -105,8 +109,8 @@ def stand_in(contents: bytes) -> Cause | None:
 
 
 def in_its_place(contents: bytes) -> str:
-    """What stands in the place of a file, by its first bytes (`LONGEST` and one more),
-    with the remedy, in words that follow its name; empty where it is a file."""
+    """`stand_in` by the first bytes of a file (`LONGEST` and one more): cause and remedy
+    in words that follow its name; empty for the file itself."""
     cause = stand_in(contents)
     if cause:
         return f"{cause.what.replace('it is', 'is', 1)}. {cause.remedy}"
@@ -114,8 +118,8 @@ def in_its_place(contents: bytes) -> str:
 
 
 def pointer(contents: bytes) -> Cause | None:
-    """What Git LFS left in the place of a file, by its whole contents; None for
-    others."""
+    """The cause where Git LFS has left a pointer in place of a file, by its whole
+    contents; None for other files."""
     if len(contents) > LONGEST or not contents.startswith(_POINTER):
         return None
     return Cause(

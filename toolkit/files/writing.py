@@ -109,8 +109,8 @@ def _folder_instead(folder: Path) -> str:
 
 
 def _near_config(bases: Iterable[Path]) -> str:
-    """A sentence with the config whose name is that of one of these but for its suffix,
-    or nearly; empty without."""
+    """A sentence with a config that has nearly the name of one of these; empty without
+    one."""
     for base in bases:
         with suppress(OSError, ValueError):
             siblings = []
@@ -171,7 +171,7 @@ TEMP_FILE_GLOB = ".*.????????.tmp"
 behind when the process is killed."""
 
 TEMP_NAME_BYTES = len("..12345678.tmp")
-"""How much longer such a name is than that of the finished file."""
+"""Bytes by which such a name is longer than the name of the finished file."""
 
 CACHE_FOLDER = "_cache"
 """Folder in the training folder that all of its jobs share. It is never inside the
@@ -182,7 +182,7 @@ SAFETENSORS_TEMP_GLOB = ".tmp??????"
 first (since 0.8, pull 764)."""
 
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
-"""Such a name, with that of the finished file."""
+"""Matches such a name; its group is the name of the finished file."""
 
 _NOT_WRITTEN = (
     errno.EIO,

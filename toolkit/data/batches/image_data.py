@@ -3,8 +3,8 @@
 `ImageData` joins the results of a scan, its items and the validation split, or a
 stream, and answers what the plan and the trainers ask of both in the same way: samples,
 micro-batches and steps of an epoch, sizes, hashes. It loads no pixels and makes no
-batches; `dataloader` does. `toolkit.plan` makes it for the diffusion trainers, and
-`from_scratch` for its own. Imports no torch.
+batches; `dataloader` does. `toolkit.plan` makes it for the diffusion trainers, other
+trainers in `extensions` make their own. Imports no torch.
 """
 
 from __future__ import annotations

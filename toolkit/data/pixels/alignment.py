@@ -1,12 +1,15 @@
-"""How an image lies on its reference: zoom, rotation and shift between them, and copies
-that lie on each other. Imports no torch.
+"""The alignment of an image with its reference: zoom, rotation and shift between them,
+and a copy of the reference that is aligned. Imports no torch.
 
-Both are taken as maps of edges, which survive a change of colours, contrast and style.
-The shift of each of many patches is measured by phase correlation (Kuglin and Hines,
-1975), to a fraction of a pixel by a parabola, and one zoom, rotation and shift is
-fitted to them, in some rounds; patches that do not follow it, where something was
-edited, lose their weight (Tukey's biweight). Where the edges do not lie on each other
-then, it is begun again with the best of a grid of zooms and rotations.
+Both images are converted to maps of edges, which survive a change of colours, contrast
+and style. The shift of each of many patches is measured by phase correlation (Kuglin
+and Hines, 1975), to a fraction of a pixel by a parabola. One zoom, rotation and shift
+is fitted to these shifts, in several rounds. Patches that do not follow it, where
+something was edited, lose their weight (Tukey's biweight). If the edges do not match
+afterwards, the fit starts again from the best of a grid of zooms and rotations.
+
+`lint` and `toolkit.train.drift` measure pairs with it; the tool `align` also writes
+aligned copies (`onto_image`). It does not decide what to do about a drift.
 
 Shape suffixes: H rows, W columns, N patches, P side of a patch.
 """
@@ -20,36 +23,36 @@ import numpy
 from PIL import Image
 
 LARGEST = 1024
-"""Pixels of the longer side that are looked at."""
+"""Pixels of the longer side at which images are measured."""
 
 SMALL = 160
-"""The same for the grid."""
+"""The same for the grid of first guesses."""
 
 ZOOMS = numpy.arange(-6.4, 6.5, 0.8) / 100
 ROTATIONS = numpy.arange(-2.8, 2.9, 0.7)
-"""What is tried; the patches measure the rest."""
+"""The grid of first guesses, which the patches refine."""
 
 PATCH = 64
 """Least pixels of a patch's side; an eighth of a larger image."""
 
 SURE = 0.5
-"""A correlation of edges that no wrong measure has: the grid is spared."""
+"""Correlation of edges that wrong measures never reach: above it the grid is not
+tried."""
 
 MEASURABLE = 0.3
-"""Least correlation of the edges, once they lie on each other, of a measure that is
-believed."""
+"""Least correlation of the aligned edges for a measure to count."""
 
 CERTAIN = 4.0
-"""A drift of so many standard errors is reported."""
+"""A drift of more standard errors than this is reported."""
 
 MOST_ERROR = 0.25
-"""Largest standard error, in pixels as they are looked at, of a measure that is
-believed: patches of a blurred or changed image do not agree."""
+"""Largest standard error, in pixels at the measured size, for a measure to count. The
+patches of a blurred or changed image do not agree."""
 
 ROUNDS = 12
 HOPELESS = 0.05
-"""Share of the patches that follow one move, below which further rounds find none:
-chance makes 1 % of them."""
+"""Share of the patches that follow one move. With a lower share further rounds are
+useless: 1 % of the patches follow a move by chance."""
 
 SAME_SHAPE = 0.04
 """Difference between two ratios of width and height that are taken to be the same."""
@@ -58,8 +61,9 @@ SPREAD = 2
 """Pixels on all sides over which edges are averaged twice for a second measure."""
 
 SAME_SHIFT = 0.5
-"""Pixels between the shifts of both measures from which on none is believed: a relief,
-say, has two edges for each of the image, beside it, and either may be taken for it."""
+"""If the shifts of both measures differ by this number of pixels, neither counts. A
+relief, for example, has two edges next to each edge of the image, and either may be
+taken for it."""
 
 FAR, STAYS = 4.0, 0.65
 """Where a shift of more than so many pixels moves edges as far, those that lie on each
@@ -104,20 +108,20 @@ class Alignment(NamedTuple):
 
     @property
     def is_measurable(self) -> bool:
-        """Whether the pair shows the same in so many places that the numbers mean
-        something."""
+        """Whether the pair is alike in enough places for the numbers to have a
+        meaning."""
         return self.peak >= MEASURABLE and self.error <= MOST_ERROR * max(
             1.0, max(self.size) / LARGEST
         )
 
     @property
     def is_certain(self) -> bool:
-        """Whether the drift is more than what the measure may be off by."""
+        """Whether the drift is larger than the possible error of the measure."""
         return self.is_measurable and self.drift > CERTAIN * self.error
 
     @property
     def drift(self) -> float:
-        """Pixels by which the corner that is farthest off is off."""
+        """The largest distance, in pixels, between a corner and its aligned place."""
         a, b = _linear(self)
         x, y = (side / 2 for side in self.size)
         corners = ((sign_x * x, sign_y * y) for sign_x in (-1, 1) for sign_y in (-1, 1))
@@ -159,9 +163,9 @@ def same_shape(first: tuple[int, int], second: tuple[int, int]) -> bool:
 
 
 def covering(reference: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """A reference at the size of its image: it covers it, and the rest is cut off
-    evenly. One whose sides are those of the image but for rounding to whole pixels is
-    whole."""
+    """A reference at the size of its image. It covers the image, and the rest is cut off
+    evenly. Nothing is cut off if the ratios of the sides differ only by rounding to
+    whole pixels."""
     across = reference.width / size[0]
     down = reference.height / size[1]
     x = y = 0.0
@@ -219,8 +223,8 @@ def _linear(alignment: Alignment) -> tuple[float, float]:
 
 
 def _edges(image: Image.Image, size: tuple[int, int]) -> Array:
-    """[H, W] float32: the steepest of the three colours, against what is usual around
-    it."""
+    """[H, W] float32: the largest gradient of the three colours, relative to the mean
+    around the pixel."""
     pixels = numpy.asarray(covering(image.convert("RGB"), size), dtype=numpy.float32)
     steep_HW = numpy.zeros(pixels.shape[:2], numpy.float32)
     for channel in range(3):
@@ -255,7 +259,8 @@ def _box(map_HW: Array, radius: int) -> Array:
 def _warped(
     map_HW: Array, move: Move, resample: Image.Resampling = Image.Resampling.BICUBIC
 ) -> tuple[Array, Array]:
-    """The reference's map where the image's pixels are, and which of them lie in it."""
+    """The map of the reference at the pixels of the image, and which of these pixels are
+    inside the reference."""
     size = map_HW.shape[1], map_HW.shape[0]
     data, inside_HW = _affine(size, move, margin=2.0)
     return numpy.asarray(

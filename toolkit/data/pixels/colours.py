@@ -150,14 +150,14 @@ class Colours:
     """Whether black is 16 and white 235 of 255 in the file."""
 
     profile: bytes = b""
-    """The ICC profile that decides; then the other fields are not asked."""
+    """The ICC profile that decides; then the other fields have no effect."""
 
     changes: bool = True
     """Whether the values of the file differ from those of sRGB."""
 
     fault: str = ""
-    """Why what the file says of its colours is not used, for a message; empty: it is,
-    or it says nothing."""
+    """Why the colour information of the file is not used, for a message; empty: it is
+    used, or there is none."""
 
     @property
     def is_hdr(self) -> bool:
@@ -166,8 +166,8 @@ class Colours:
 
     @property
     def reading(self) -> str:
-        """Part of the identity of the pixels. Empty: they are those that the first
-        version of the program read."""
+        """Part of the identity of the pixels. Empty: the first version of the program
+        read the same pixels."""
         if self.profile or not self.changes:
             return ""
         return f"colours {_READING} {list(self.primaries)} {list(self.transfer)} {self.is_narrow}"
@@ -177,7 +177,7 @@ SRGB = Colours("sRGB", changes=False)
 
 
 def from_codes(primaries: int, transfer: int, is_narrow: bool = False) -> Colours:
-    """The colours of codes of ITU-T H.273. What is not known is taken from sRGB.
+    """The colours of codes of ITU-T H.273. Unknown codes count as sRGB.
 
     >>> from_codes(12, 13).name
     'Display P3'
@@ -194,8 +194,8 @@ def from_codes(primaries: int, transfer: int, is_narrow: bool = False) -> Colour
 def _named(
     primaries: Primaries, transfer: Transfer, otherwise: str, is_narrow: bool = False
 ) -> Colours:
-    """The colours of primaries and a curve by the name that people know, or that is
-    given for others."""
+    """The colours of primaries and a curve, with their usual name, or the name
+    `otherwise`."""
     if primaries == BT709 and transfer == SRGB_CURVE and not is_narrow:
         return SRGB
     code = next((code for code, known in _PRIMARIES.items() if known == primaries), 0)
@@ -207,7 +207,7 @@ def _named(
 
 def colours_of(image: Image.Image) -> Colours:
     """The colours of an opened image that was not decoded. Reads a few bytes of its
-    header; never fails: what is damaged is as if it were not there."""
+    header. Never fails: damaged colour information is ignored."""
     profile = cast("bytes", image.info.get("icc_profile") or b"")
     codes = _codes(image)
     coded = from_codes(*codes) if codes else None
@@ -732,9 +732,9 @@ def _of_exif(image: Image.Image) -> Colours:
 
 
 def _exponent_of(curve: Sequence[float]) -> float:
-    """The exponent from light to values of a table of TIFF, of which there may be
-    three, one after the other; 0 where there is none, and where it is that of sRGB or
-    no exponent."""
+    """The exponent from light to values by a table of TIFF, or by three tables one after
+    the other. 0 where there is none, and for the curve of sRGB and curves that are not
+    an exponent."""
     count = len(curve) // 3 if len(curve) % 3 == 0 else len(curve)
     if count < 16:
         return 0.0

@@ -4,7 +4,7 @@ datasets give them, or by the keys of the job.
 `KNOWN` is the list of names, each with its source. A name with `paths_only` has other
 meanings too: such a column counts only if all its values are names of image files, so
 that `source: flickr` is not a control image. `datasets` writes `X_file_name`, or
-`X_file_names` for lists, where an image X is a file of its own: such a column is X.
+`X_file_names` for lists, where an image X is a separate file: such a column is X.
 """
 
 from __future__ import annotations

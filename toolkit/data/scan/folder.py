@@ -77,11 +77,10 @@ class DatasetScan:
     """Masks that are probably not meant as they are read, and why."""
 
     questions: tuple[tuple[str, str], ...] = ()
-    """Folders whose numbers are probably no repeats, and why."""
+    """Folders whose numbers are probably not repeats, and why."""
 
     prompt_faults: tuple[tuple[str, str], ...] = ()
-    """Files of prompts for the base model (`from_base`), and what is rarely meant in
-    them."""
+    """Files of prompts for the base model (`from_base`), and warnings for them."""
 
     scan_cache: ScanCache = field(default_factory=ScanCache, compare=False)
     """Known facts of the files. Only a run saves it: a plan writes nothing."""
@@ -159,8 +158,7 @@ def scan_datasets(
 def _matched_without_notes(
     datasets: Sequence[Any], findings: ScanFindings
 ) -> list[MatchedFolder]:
-    """The folders of other sections; what is wrong with them is reported where they are
-    scanned."""
+    """The folders of other sections. Their errors are reported by their own scan."""
     if not datasets:
         return []
     of_others = ScanFindings(findings.scan_cache, read_captions=False)
@@ -228,8 +226,8 @@ def _asks_for_no_repeats(folder: ImageFolder, findings: ScanFindings) -> bool:
 
 
 def _with_own_table(folder: ImageFolder, findings: ScanFindings) -> ImageFolder:
-    """The folder with the table beside its images, where that has their captions; what
-    it holds besides is noted."""
+    """The folder with the table next to its images, if that has their captions. Other
+    files in the folder are noted."""
     if not folder.dataset.folder_path:  # what its table does not name is not meant
         return folder
     folder = with_table_beside(folder, findings)
@@ -270,7 +268,8 @@ class FoundImage(NamedTuple):
     none."""
 
     table: str
-    """Path of the table that its caption is from; empty: a file of its own, or none."""
+    """Path of the table with its caption; empty where it has a caption file, or no
+    caption."""
 
     references: tuple[str, ...]
     """Paths of its control images in slot order."""

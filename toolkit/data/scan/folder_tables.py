@@ -436,8 +436,8 @@ def named_files(
     folder: ImageFolder, paths: Iterable[str], role: str, findings: ScanFindings
 ) -> list[ImageFile]:
     """The images that a row of the folder's table names: in the folder of the images,
-    else from that of the table; one that is not there is a mistake. role: what they
-    are, for the message."""
+    else relative to the folder of the table. A file that does not exist is a mistake.
+    role: of these images, for the message."""
     assert folder.table is not None  # a row is one of its
     bases = (folder.dataset.folder_path, os.path.dirname(folder.table.path), ".")
     images = []

@@ -1,5 +1,5 @@
 """`datasets[].from_base`: which images the base model makes as regularisation images,
-and where they lie. No torch.
+and where their files are. Imports no torch.
 
 An image is known by how it is made (`BaseImage`): model, prompt, seed, size, steps,
 guidance. So each is made once for all jobs of a training folder, and one that is there
@@ -156,7 +156,7 @@ def base_images(
 
 
 def place_of(training_folder: str, image: BaseImage) -> Path:
-    """The file of an image; its caption is beside it, with the suffix `.txt`."""
+    """The file of an image; its caption is next to it, with the suffix `.txt`."""
     folder = (
         Path(training_folder).expanduser()
         / CACHE_FOLDER

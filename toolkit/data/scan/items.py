@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from toolkit.contracts.model import ModelFacts
 
 SIZE_MULTIPLE = 32
-"""Pixels of which the sides of a bucket are multiples where no model says it: that of
-Qwen-Image-Edit."""
+"""The sides of a bucket are multiples of this many pixels where no model is known. It
+is the value of Qwen-Image-Edit."""
 
 
 def bucket_for(
@@ -148,7 +148,7 @@ def scan_items(
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...]]:
     """Scans `section.datasets` and assigns each image to its buckets.
 
-    Of a stream nothing is scanned (`stream_dataset` has what is known of it).
+    A stream is not scanned (see `stream_dataset`).
     size_multiple: sides of a bucket are multiples of this many pixels. scan_cache,
     forgiven: as of `scan_datasets`. family: that of the model, which makes the images
     of `from_base`; None: they are left out. Raises DataErrors naming every offending

@@ -73,7 +73,7 @@ class MaskFault(NamedTuple):
     """
 
     kind: str
-    """What is wrong, in words that follow "the mask" and, of several, "masks"."""
+    """The fault in words that follow "the mask is" or "masks are"."""
 
     detail: str
     """The value of this mask."""

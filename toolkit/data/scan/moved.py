@@ -34,7 +34,7 @@ class RunOrder:
     """
 
     names: tuple[str, ...]
-    """Names of the images in the job, as those of `DatasetHashes`."""
+    """Names of the images in the job, as in `DatasetHashes`."""
 
     entries: tuple[int, ...]
     """For each entry of the job's `datasets`, its index in the job that began the

@@ -20,7 +20,7 @@ from toolkit.data.scan.directory import DirectoryListing, ImageFile, split_suffi
 from toolkit.errors import Diagnostic
 
 CAPTION_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
-"""Suffixes of files that hold the caption of the image beside them."""
+"""Suffixes of caption files next to images."""
 
 
 class PairWords(NamedTuple):

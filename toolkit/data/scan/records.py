@@ -44,7 +44,7 @@ class FolderTable:
 
 @dataclass(frozen=True, eq=False)
 class ImageFolder:
-    """One folder of images, of which the names are known and none was opened.
+    """One folder of images. Their names are known, and no image was opened.
 
     >>> listing = DirectoryListing("photos/10_anna", "photos/10_anna/", looked_at=0)
     >>> dataset = DatasetConfig(folder_path="photos")
@@ -68,7 +68,7 @@ class ImageFolder:
     """Its name within the folder of the dataset; None: it is that folder."""
 
     table: FolderTable | None
-    """None: captions are in files beside the images."""
+    """None: captions are in files next to the images."""
 
     @property
     def rows(self) -> Mapping[str, TableRow]:
@@ -90,8 +90,8 @@ class ImageFolder:
 
     @cached_property
     def caption_files(self) -> Sequence[Sequence[str]]:
-        """The files of the folder that are read for captions: for each suffix those of
-        the images, or the one table."""
+        """The files of the folder that are read for captions: for each suffix the files
+        of the images, or the one table."""
         if self.dataset.captions == "names":
             return []
         if self.table is None:
@@ -117,8 +117,8 @@ class ImageFolder:
         return [self.inside(names[0]) for names in self.listing.images.values()]
 
     def table_names(self) -> list[str]:
-        """What the images are called in a table of captions: with their suffix, or as
-        in the table without it."""
+        """The names of the images in a table of captions: with their suffix, or without
+        it where the table has them so."""
         rows = self.rows
         return [_name_in(rows, name) for name in self.image_names()]
 
@@ -240,7 +240,7 @@ class MatchedFolder:
         yield from self.masks()
 
     def trained_mask(self, mask: ImageFile) -> Mask:
-        """The mask of an image, with what the dataset says of it."""
+        """The mask of an image, with the settings of the dataset."""
         dataset = self.dataset
         return Mask(
             mask.path, dataset.alpha_mask, dataset.mask_min_value, dataset.invert_mask
@@ -261,4 +261,4 @@ class CheckedFolder:
     """Without images that are left out, and without masks that mask nothing."""
 
     mask_looks: tuple[MaskLook, ...]
-    """What the pixels of its masks tell, of those that were measured."""
+    """Measurements of its masks, of those that were measured."""

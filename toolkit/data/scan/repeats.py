@@ -50,7 +50,7 @@ LEAST_IN_A_ROW = 3
 
 
 def probably_no_repeats(names: Collection[str]) -> str:
-    """Why the numbers of folders beside each other are probably no repeats, in words
+    """Why the numbers of neighbouring folders are probably not repeats, in words
     that follow "the numbers"; empty: they may be. names: of all of them; those without
     a number do not matter.
 

@@ -33,7 +33,7 @@ class ConvertedImage(NamedTuple):
 
     path: str
     colours: str
-    """What it is converted from: `Display P3`."""
+    """Its colours before the conversion: `Display P3`."""
 
     is_hdr: bool
     """Whether light above the white of a page is clipped."""
@@ -73,7 +73,7 @@ class FolderInfo:
     """Images, control images, worse ones and masks whose colours are not sRGB."""
 
     mask_looks: tuple[MaskLook, ...] = ()
-    """What the pixels of its masks tell, of those that were measured."""
+    """Measurements of its masks, of those that were measured."""
 
     has_default: bool = False
     """Whether images without a caption train with `default_caption`."""
@@ -160,9 +160,8 @@ def _trained_captions(
     image: MatchedImage, dataset: DatasetConfig, rules: CaptionRules
 ) -> tuple[str, ...]:
     """The captions of an image as they are trained, with prefix and trigger word."""
-    add_trigger = (
-        not dataset.is_reg
-    )  # those images show what the trigger word is not to mean
+    # Regularisation images show things that the trigger word should not mean.
+    add_trigger = not dataset.is_reg
     texts = texts_of(image.caption, dataset)
     return tuple([trained_caption(text, dataset, rules, add_trigger) for text in texts])
 

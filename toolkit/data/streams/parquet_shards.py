@@ -3,7 +3,8 @@
 The fields of a sample are those that a tar of the same rows would have: the image under
 the ending of its kind (`jpg`), all other values under `json`; each value also under the
 name of its column, so that `image_key` and `label_key` may be columns. Rows are read in
-groups, of which a server is asked for the bytes.
+groups; from a server only the bytes of these groups are requested. `webdataset` reads
+its Parquet shards with `read_parquet`.
 """
 
 from __future__ import annotations

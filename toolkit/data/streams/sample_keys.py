@@ -78,8 +78,8 @@ class SampleKeys:
         return caption
 
     def remedy(self, key: str, fields: Mapping[str, bytes]) -> str:
-        """What the keys would have to be for a sample with these files, as far as they
-        tell it. key: the sample's."""
+        """The keys that would fit a sample with these files; empty where they do not tell
+        it. key: of the sample."""
         has_image = any(image_key in fields for image_key in self.image)
         if not has_image:
             candidates = []
@@ -132,5 +132,5 @@ class SampleKeys:
 
 
 def last_part(extension: str) -> str:
-    """What is behind the last dot of an extension, which may have several."""
+    """The part of an extension behind its last dot; it may have several."""
     return extension.rpartition(".")[2]

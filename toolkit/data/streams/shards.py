@@ -37,7 +37,7 @@ PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 arrives."""
 
 TIMEOUT_S = 60.0
-"""So long may a server say nothing."""
+"""Seconds that a server may be silent."""
 
 LOOK_EVERY_S = 0.2
 """Seconds between two looks at whether a stop is requested, while bytes are waited
@@ -301,8 +301,8 @@ def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
 
 
 class SeekableShard(io.RawIOBase):
-    """A shard of which any part is read, as Parquet needs it: behind a jump it is
-    opened again at its byte.
+    """A shard as a seekable file, as Parquet needs it. After a jump it is opened again at
+    the new byte.
 
     Example::
 

@@ -156,7 +156,7 @@ class StreamDataset:
         return hashes
 
     def plan(self) -> StreamPlan:
-        """What a plan says of it."""
+        """The facts of the stream for the plan."""
         first = self.looked_at[0]
         return StreamPlan(
             shards=len(self.shards),
@@ -211,7 +211,7 @@ class StreamDataset:
 
     def of_one_size(self, samples: Sequence[StreamSample]) -> tuple[StreamItem, ...]:
         """The samples of a micro-batch at the size that most of them have by
-        `bucket_for`; what the others have too much is cut off."""
+        `bucket_for`; the other samples are cut to it."""
         buckets = Counter[Size]()
         for sample in samples:
             crop = bucket_for(sample.size, self.resolution, self.multiple)

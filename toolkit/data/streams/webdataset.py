@@ -1,12 +1,13 @@
 """WebDataset streams: samples of tar shards, in an order that is a function of (seed,
 epoch), read on from any cursor. Imports no torch.
 
-Read with the standard library's tarfile, and neither with the `webdataset` package nor
-with torchdata. webdataset keeps no state to resume from (its issue 271). torchdata's
-`StatefulDataLoader` reads all that lies before the place again, unless the dataset
-keeps its own state, and that state is what is written here; its readers of tars went
-with its DataPipes. Here a resume starts at the byte of a sample. tarfile alone also
-ends in silence at a damaged header, which `_StrictHeader` makes an error.
+Shards are read with the standard library's tarfile, and neither with the `webdataset`
+package nor with torchdata. webdataset keeps no state to resume from (its issue 271).
+torchdata's `StatefulDataLoader` reads everything before the place again, unless the
+dataset keeps its own state, which is the cursor of this module; its readers of tars
+were removed with its DataPipes. Here a resume starts at the byte of a sample. tarfile
+alone also stops silently at a damaged header; `_StrictHeader` makes it an error.
+`stream_dataset` adds captions and sizes to the samples.
 
 Order: shards are sorted by a hash of (seed, epoch, index), and so many of them are read
 side by side, a sample of each in turn, since shards are often sorted by subject.
@@ -56,7 +57,7 @@ _FIRST = 5
 """When so many samples cannot be used before the first that can, the keys are wrong."""
 
 _FEW = 100
-"""Samples of which the allowed share is taken while fewer were read."""
+"""While fewer samples than this were read, the allowed share is taken of this number."""
 
 _LARGEST = 2**36
 """Bytes that one file of a shard may have: tarfile would count to the end of any number
@@ -77,8 +78,7 @@ _DAMAGED = (
     OverflowError,
     RecursionError,
 )
-"""What tarfile and gzip raise for damaged files, with what their parsers let
-through."""
+"""Errors of tarfile and gzip for damaged files, and errors of their parsers."""
 
 
 class StreamSample(NamedTuple):
@@ -350,7 +350,8 @@ class ShardStream:
         return f"{names}: no sample can be used: {unreadable.last.removeprefix(f'{names}: ')}."
 
     def _digest(self) -> str:
-        """What a cursor depends on; of the shards their file names and order."""
+        """Digest of the settings that a cursor depends on, and of the file names and the
+        order of the shards."""
         names = [shard.name.rpartition("/")[2] for shard in self.shards]
         what: list[int | str] = [
             self._window,
@@ -551,9 +552,9 @@ class ShardStream:
         return None
 
     def _apart(self, shard: Shard, shard_sample: ShardSample) -> str:
-        """What to do where the other files of a sample lie elsewhere in its shard;
-        empty where they do not. Only of a file on disk: of a server all of it would be
-        sent."""
+        """The remedy if the other files of a sample are elsewhere in its shard; else
+        empty. Only files on disk are searched: a server would have to send all of
+        it."""
         if shard.is_remote or is_parquet_shard(shard):
             return ""
         with closing(
