@@ -73,11 +73,9 @@ def read_header(file: BinaryIO) -> Header:
             len(start) == LENGTH_BYTES
             and start.decode("ascii", "replace").replace("\n", " ").isprintable()
         )
-        raise ValueError(
-            "it is a text file"
-            if is_text and start.isascii()
-            else "its header is cut off"
-        )
+        if is_text and start.isascii():
+            raise ValueError("it is a text file")
+        raise ValueError("its header is cut off")
     if length > MOST_HEADER:
         raise ValueError(
             f"its header has {length:,} bytes, and {MOST_HEADER:,} are the most"

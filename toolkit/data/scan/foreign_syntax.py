@@ -147,11 +147,10 @@ def in_words(marks_list: Sequence[Marks], counted: bool = False) -> str:
     shown = ", ".join(repr(marks.first) for marks in marks_list)
     names = []
     for marks in marks_list:
-        names.append(
-            f"{marks.syntax.name} ({len(marks.texts):,})"
-            if counted
-            else marks.syntax.name
-        )
+        name = marks.syntax.name
+        if counted:
+            name = f"{name} ({len(marks.texts):,})"
+        names.append(name)
     remedies = ". ".join(marks.syntax.remedy for marks in marks_list)
     return (
         f"{shown}: {in_series(names)} of other programs are plain text here. {remedies}"

@@ -81,12 +81,9 @@ def bucket_for(
         return cover(size, min(fitting, key=lambda pair: abs(prod(pair) - area)))
     # So long and thin that its short side needs enlarging: as long as the area allows.
     long_side = limit // divisibility // divisibility * divisibility
-    return cover(
-        size,
-        Size(long_side, divisibility)
-        if size.width >= size.height
-        else Size(divisibility, long_side),
-    )
+    if size.width >= size.height:
+        return cover(size, Size(long_side, divisibility))
+    return cover(size, Size(divisibility, long_side))
 
 
 def largest_bucket(resolution: int | Rectangle, divisibility: int) -> Size:

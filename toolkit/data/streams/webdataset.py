@@ -318,11 +318,12 @@ class ShardStream:
             for window in windows:
                 count = len(window.samples)
                 for done in range(index + 1, count + 1):
-                    epoch, places = (
-                        (window.epoch, window.start)
-                        if done < count
-                        else (window.next_epoch, window.next)
-                    )
+                    if done < count:
+                        epoch = window.epoch
+                        places = window.start
+                    else:
+                        epoch = window.next_epoch
+                        places = window.next
                     if is_old:
                         at = (places or (_Place(),))[0]._asdict()
                     else:
@@ -487,11 +488,9 @@ class ShardStream:
                     cause = None
                 else:
                     cause = cause_of(Path(shard.address), error)
-                why = (
-                    f"{cause.what}. {cause.remedy}"
-                    if cause
-                    else error.strerror or error
-                )
+                why = error.strerror or str(error)
+                if cause:
+                    why = f"{cause.what}. {cause.remedy}"
                 raise RunError(f"{shard.name}: cannot be read: {why}.") from error
             if not stop.is_set() and (reason or number < 0):
                 self._leave_out(shard, reason or "holds no sample", number < 0, stop)
@@ -543,11 +542,9 @@ class ShardStream:
             message = (
                 f"{name}: none of the first {_FIRST} samples can be used: {reason}."
             )
-            raise RunError(
-                message
-                if remedy
-                else f"{message} Set image_key, label_key and caption_key."
-            )
+            if not remedy:
+                message = f"{message} Set image_key, label_key and caption_key."
+            raise RunError(message)
         unreadable.add_sample(name, reason)
         return None
 
