@@ -1,2 +1,2 @@
-"""From folders and shards to batches: `pixels`, `scan`, `streams` and `batches`, each
-on those before it."""
+"""From folders and shards to batches: `pixels`, `scan`, `streams` and `batches`. Each
+uses the ones before it."""

@@ -1,1 +1,1 @@
-"""What is written: files, logs, and what must not stand in them."""
+"""Files and logs: how they are written and read, and how secrets are kept out of them."""

@@ -1,5 +1,10 @@
-"""Zip files, and Parquet files with pictures, as folders of images: unpacked once into
-the cache, found again by their version."""
+"""Zip files, and Parquet files with pictures, as folders of images.
+
+A file is unpacked once into the cache and found again by its version, that is its size
+and time of change; the scan (`directory`) takes `photos.zip/part` for a folder in this
+way. `opened` refuses archives that are encrypted or lead out of their folder, and for
+uploads to the page those beyond their `Limits`.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +91,14 @@ def _extract(file: str, folder: Path) -> None:
 
 
 class Limits(NamedTuple):
-    """Limits of an archive that comes from elsewhere."""
+    """Limits of an archive that comes from elsewhere.
+
+    Example::
+
+        limits = Limits(files=10_000, most_bytes=10**10, ratio=100)
+        with opened("images.zip", limits) as (archive, members):
+            print(len(members))
+    """
 
     files: int
 
@@ -118,11 +130,10 @@ def opened(
         if limits:
             _check_directory(file, limits)
         with zipfile.ZipFile(file) as archive:
-            members = [
-                member
-                for member in archive.infolist()
-                if not member.is_dir() and _is_visible(member.filename)
-            ]
+            members = []
+            for member in archive.infolist():
+                if not member.is_dir() and _is_visible(member.filename):
+                    members.append(member)
             for member in members:
                 if member.flag_bits & 1:
                     raise OSError(
@@ -135,10 +146,8 @@ def opened(
                         f"{member.filename!r} leads out of the archive. Unpack it, and give the folder"
                     )
             if limits:
-                size, packed = (
-                    sum(getattr(each, key) for each in members)
-                    for key in ("file_size", "compress_size")
-                )
+                size = sum(entry.file_size for entry in members)
+                packed = sum(entry.compress_size for entry in members)
                 most = min(limits.most_bytes, max(FREE_RATIO, limits.ratio * packed))
             if limits and size > most:
                 raise OSError(
@@ -174,11 +183,12 @@ def _check_directory(file: str | Path, limits: Limits) -> None:
 
 
 def _is_visible(name: str) -> bool:
-    return not any(
-        part.startswith(".") or part == "__MACOSX"
-        for part in PurePosixPath(name).parts
-        if part != ".."
-    )
+    return not any(map(_is_hidden, PurePosixPath(name).parts))
+
+
+def _is_hidden(part: str) -> bool:
+    """Whether the name of a file or folder hides it and all that is in it."""
+    return part == "__MACOSX" or (part.startswith(".") and part != "..")
 
 
 def _leads_out(name: str) -> bool:

@@ -1,16 +1,17 @@
-"""Output a person reads: a copy of it in a file, and one status line that is redrawn in
+"""Output for people: a copy of it in a file, and one status line that is redrawn in
 place.
 
 A terminal shows progress by overwriting a line with carriage returns. In a log file
-that would be thousands of lines of noise, so the copy holds only what stayed: complete
-lines, in their last state.
+that would be thousands of lines of noise, so the copy holds only complete lines, in
+their last state.
 
-Modules log with `logging.getLogger(__name__)`; inside `shown` what they log is printed,
-each message as it is.
+Modules log with `logging.getLogger(__name__)`. Inside `shown` their messages are
+printed without a prefix. `jobs` sets this up; the callbacks of a training and the tools
+draw the status line.
 
-Secrets are redacted of all of it, and control characters of file names, captions or
-metadata, which could make a terminal do or hide something, are shown as escapes. The
-program itself needs no more of them than the carriage return.
+Secrets are redacted everywhere. Control characters of file names, captions or metadata,
+which could make a terminal do or hide something, are shown as escapes. The program
+itself uses only the carriage return.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u
 of text (https://www.unicode.org/reports/tr36/, 3.1)."""
 
 _CURSOR_UP = "\x1b[A"
-"""What the bars of a download write, and nothing with it."""
+"""Progress bars of downloads write it, as a separate text."""
 
 
 def escape_controls(text: str, carriage_returns: bool = True) -> str:
@@ -61,12 +62,18 @@ class RedactingStream:
     ends one, too). A terminal gets an unfinished line when it is flushed, as it always
     does; a pipe or a file when it is complete.
 
-    Output that nobody takes any more (a reader that is gone, a full disk) ends no
+    Output that cannot be written any more (a closed pipe, a full disk) does not end a
     training: the rest of it is dropped.
+
+    >>> import io
+    >>> stream = RedactingStream(io.StringIO())
+    >>> print("from https://anna:pass@example.com", file=stream)
+    >>> print(stream.getvalue(), end="")
+    from https://<redacted>@example.com
     """
 
     error: OSError | None = None
-    """Why the rest was dropped; None: nothing was."""
+    """Why output was dropped; None where all was written."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -99,7 +106,7 @@ class RedactingStream:
             self._pass_on("")
 
     def release(self) -> None:
-        """Lets go of an unfinished line."""
+        """Passes an unfinished line on."""
         with self._lock:
             ready = self._held
             self._held = ""
@@ -117,8 +124,8 @@ class RedactingStream:
                 self._discard()
 
     def _discard(self) -> None:
-        """Sends the rest, and what the stream still holds, to nowhere: at its exit
-        Python would try once more."""
+        """Sends the rest, and the buffer of the stream, to the null device: Python would
+        try to write it again at its exit."""
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -155,8 +162,8 @@ def redact_streams() -> None:
 
 
 def flush_streams() -> bool:
-    """Lets go of the last lines, where they have no end. Returns whether all of
-    standard output was written."""
+    """Passes on last lines without a line end. Returns whether all of standard output
+    was written."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, RedactingStream):
             stream.release()
@@ -165,7 +172,14 @@ def flush_streams() -> bool:
 
 class LogFile:
     """A text file that grows by whole lines. Several streams (and processes) may append
-    to one file."""
+    to one file.
+
+    Example::
+
+        log = LogFile(Path("output/log.txt"))
+        log.write_line("step 120 of 2000")
+        log.close()
+    """
 
     def __init__(self, path: Path) -> None:
         try:
@@ -183,8 +197,8 @@ class LogFile:
         self._lock = threading.RLock()
 
     def write_line(self, line: str) -> None:
-        """Appends one line. A full disk ends the copy with one word on standard error,
-        not the run."""
+        """Appends one line. A full disk ends the log with one message on standard error;
+        the run continues."""
         with self._lock:
             if self._file is None:
                 return
@@ -208,7 +222,13 @@ class LogFile:
 
 class Tee:
     """A stream that also copies its finished lines to a log; everything else is the
-    stream's own."""
+    stream's own.
+
+    Example::
+
+        sys.stdout = Tee(sys.stdout, LogFile(Path("output/log.txt")))
+        print("step 120 of 2000")  # on the terminal, and in the file
+    """
 
     def __init__(self, stream: TextIO, log: LogFile) -> None:
         self._stream = stream
@@ -246,7 +266,7 @@ class Tee:
 
 
 def _last_state(line: str) -> str:
-    """What a terminal shows of `line` after its carriage returns."""
+    """The text that a terminal shows of `line` after its carriage returns."""
     return line.rstrip("\r").rpartition("\r")[2].rstrip()
 
 
@@ -254,8 +274,8 @@ def _last_state(line: str) -> str:
 def tee_output(path: Path) -> Iterator[None]:
     """Inside the block, standard output and standard error are also appended to `path`.
 
-    An exception that leaves the block is written to the file as well: it is shown
-    further out.
+    An exception that leaves the block is written to the file as well, since it is
+    printed outside of the block.
     """
     log = LogFile(path)
     outer = sys.stdout, sys.stderr
@@ -266,9 +286,9 @@ def tee_output(path: Path) -> Iterator[None]:
     except BaseException as error:
         for tee in tees:
             tee.close_line()
-        told = isinstance(error, UserError | RunError | Interrupted)
+        is_reported = isinstance(error, UserError | RunError | Interrupted)
         for line in (
-            str(error) if told else "".join(traceback.format_exception(error))
+            str(error) if is_reported else "".join(traceback.format_exception(error))
         ).splitlines():
             log.write_line(line)
         raise
@@ -308,7 +328,17 @@ def wrapped(text: str, stream: TextIO) -> str:
 
 class StatusLine:
     """One line of progress: redrawn in place on a terminal, otherwise a plain line now
-    and then."""
+    and then.
+
+    >>> import io
+    >>> stream = io.StringIO()
+    >>> status = StatusLine(stream)
+    >>> status.update("step 1 of 20")
+    >>> status.finish("20 steps")
+    >>> print(stream.getvalue(), end="")
+    step 1 of 20
+    20 steps
+    """
 
     def __init__(
         self,
@@ -328,9 +358,9 @@ class StatusLine:
         self._shown = ""
 
     def update(self, text: str, at_once: bool = True, always: bool = False) -> None:
-        """Shows the newest state. at_once: False for what is over soon as a rule, whose
-        first plain line can wait. always: a plain line too, however short the last one
-        is ago."""
+        """Shows the newest state. at_once: False for a phase that is usually short: its
+        first plain line can wait. always: write a plain line even if the last one was
+        just written."""
         if self._terminal:
             self._draw(text)
         elif always or self._clock() >= (
@@ -343,8 +373,7 @@ class StatusLine:
 
     @property
     def is_shown(self) -> bool:
-        """Whether it stands in the last line of the terminal that standard output
-        is."""
+        """Whether it is shown in the last line of the terminal."""
         return bool(self._shown) and self._stream is sys.stdout
 
     def note(self, text: str) -> None:
@@ -397,13 +426,19 @@ class StatusLine:
 _last_drawn: StatusLine | None = None
 
 OWN_LOGGERS = ("toolkit", "jobs", "extensions")
-"""What the program's own modules log to; extensions of other folders have further
+"""Loggers of the program's own modules; extensions in other folders have further
 ones."""
 
 
 class StdoutHandler(logging.Handler):
     """Prints each record as one line of standard output, above the status line where
-    one is shown."""
+    one is shown.
+
+    Example::
+
+        with shown():
+            logging.getLogger("toolkit.train").info("saved")  # printed
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
@@ -425,7 +460,7 @@ _is_shown = False
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """Inside the block, what the program and its extensions log at INFO and above goes
+    """Inside the block, messages of the program and its extensions at INFO and above go
     to standard output.
 
     Standard output is looked up for each line. Loggers of libraries stay as they are.

@@ -1,7 +1,9 @@
 """Tensors in a mapped file: their bytes stay on the disk, and in the system's cache of
 it, until they are read.
 
-Nothing of them is memory of this process that the system could not take back.
+Nothing of them is memory of this process that the system could not take back. Weights
+that are kept from an earlier start (`toolkit.models.kept`) are mapped, and offloading
+(`toolkit.memory.offload`) tells the system which are read next and which were read.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _maps: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()
-"""Address -> the map there, as long as a tensor is in it."""
+"""Address -> the map there, while a tensor is in it."""
 
 
 def mapped_bytes(path: Path) -> Tensor:

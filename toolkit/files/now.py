@@ -1,9 +1,9 @@
-"""What a run does at the moment, in one line: `downloading 12 of 58 GB, 40 min left`,
+"""The present activity of a run in one line: `downloading 12 of 58 GB, 40 min left`,
 `encoding 12 of 29 images`, `step 120 of 2000`. Imports no torch.
 
-Whatever takes long tells its phase with `tell`; who listens (`told_to`) shows it and
-keeps it. Where nobody listens nothing happens, so that a download or a block that is
-quantized need not know for whom it works.
+Code that takes long reports its phase with `tell`. The listener of the run (`told_to`,
+in `toolkit.train.now`) shows it and writes it to run.json. Without a listener nothing
+happens, so the code that downloads, quantizes or encodes does not depend on a run.
 
     with during("saving"):            # and the phase before it afterwards
         write()
@@ -23,7 +23,7 @@ STEP = "step"
 """The phase of training."""
 
 BLOCK = "block"
-"""A unit that stands before its number; others stand behind it."""
+"""A unit that is written before its number; others are written behind it."""
 
 
 BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
@@ -31,7 +31,11 @@ BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 @dataclass(frozen=True)
 class Now:
-    """One moment of a run. None: not known."""
+    """One moment of a run. None: not known.
+
+    >>> Now("encoding", 12, 29, "images", phase_left_s=40).line()
+    'encoding 12 of 29 images, 40 s left'
+    """
 
     phase: str
     """`downloading`, `reading`, `quantizing`, `encoding`, `compiling`, `step`,
@@ -40,7 +44,7 @@ class Now:
     done: float | None = None
     of: float | None = None
     unit: str = ""
-    """What is counted; empty where the phase says it."""
+    """The things that are counted; empty where the phase names them."""
 
     started: str = ""
     """When the phase began, as `run_files.utc_now` writes it."""
@@ -68,7 +72,7 @@ class Now:
         return " ".join(word for word in words if word)
 
     def left(self) -> str:
-        """What is left of the phase, and of everything; of a step only the latter.
+        """The time left for the phase and for everything; for a step only the latter.
         Empty where neither is known."""
         if self.phase == STEP or self.phase_left_s is None:
             of_phase = ""
@@ -84,8 +88,8 @@ class Now:
         return f"{of_all} left for everything"
 
     def line(self) -> str:
-        """The line, wherever it stands: `encoding 12 of 29 images, 40 s left; 35 min
-        for everything`."""
+        """The line that the terminal and the page show: `encoding 12 of 29 images, 40 s
+        left; 35 min for everything`."""
         return ", ".join(filter(None, [self.text(), self.left()]))
 
     def to_json(self) -> dict[str, Any]:
@@ -114,7 +118,11 @@ def _figure(value: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """A time that is left: 45 s, 14 min, 5.3 h."""
+    """A time that is left: 45 s, 14 min, 5.3 h.
+
+    >>> span(45.2), span(850)
+    ('45 s', '14 min')
+    """
     if seconds < 60:
         return f"{max(0, round(seconds))} s"
     return amount(seconds)
@@ -136,18 +144,25 @@ NOTHING: Told = ("", None, None, "")
 
 
 class Listener(Protocol):
-    """Who shows and keeps what is told."""
+    """Shows and keeps the phases of a run.
+
+    Example::
+
+        with told_to(listener):
+            tell("encoding", 12, 29, "images")
+    """
 
     def tell(
         self, phase: str, done: float | None, of: float | None, unit: str
     ) -> None: ...
 
     def count(self, phase: str, units: float) -> None:
-        """So many of what the phase makes are done, and took what it took so far."""
+        """Notes that the phase has made this number of units in the time since it
+        began."""
 
     @property
     def told(self) -> Told:
-        """What was told last; an empty phase before anything was."""
+        """The phase that was told last; an empty phase at the beginning."""
 
 
 _listener: Listener | None = None
@@ -156,13 +171,13 @@ _listener: Listener | None = None
 def tell(
     phase: str, done: float | None = None, of: float | None = None, unit: str = ""
 ) -> None:
-    """Says what is done from now on, and how far it is. From any thread."""
+    """Reports the present phase and its progress. May be called from any thread."""
     if _listener is not None:
         _listener.tell(phase, done, of, unit)
 
 
 def is_heard() -> bool:
-    """Whether anybody listens."""
+    """Whether there is a listener."""
     return _listener is not None
 
 
@@ -182,7 +197,7 @@ def told_to(listener: Listener) -> Iterator[None]:
 def during(
     phase: str, done: float | None = None, of: float | None = None, unit: str = ""
 ) -> Iterator[None]:
-    """Inside the block this phase; behind it the one before, as it was."""
+    """Inside the block this phase is reported; afterwards the one before it again."""
     before = enter(phase, done, of, unit)
     try:
         yield
@@ -195,13 +210,13 @@ def during(
 def enter(
     phase: str, done: float | None = None, of: float | None = None, unit: str = ""
 ) -> Told:
-    """As `tell`; returns what was told before it, for `go_back`."""
+    """Like `tell`; returns the phase before it, for `go_back`."""
     before = _listener.told if _listener is not None else NOTHING
     tell(phase, done, of, unit)
     return before
 
 
 def go_back(before: Told) -> None:
-    """Tells again what `enter` returned."""
+    """Reports the phase again that `enter` returned."""
     if before[0]:
         tell(*before)

@@ -1,6 +1,10 @@
 """Parquet files: tables, and rows with the pictures in them, as `datasets` writes them
 (push_to_hub).
 
+The scan unpacks pictures into the cache (`archives`) and reads tables of captions
+(`data.scan.tables`); a stream reads rows one after the other
+(`data.streams.parquet_shards`). No Parquet file is written.
+
 A picture is a struct with its `bytes` and the `path` it had, or the bytes alone; a list
 has several. Where `bytes` are missing, `path` names a file (to_parquet leaves pictures
 behind). They are read with pyarrow, the extra `parquet`.
@@ -49,7 +53,7 @@ _UNKNOWN = ".png"
 
 
 class ParquetError(OSError):
-    """A file that cannot be read as Parquet; what it says is why."""
+    """A file that cannot be read as Parquet; the message gives the reason."""
 
 
 def is_parquet(path: str | Path) -> bool:
@@ -73,6 +77,12 @@ class ParquetRows:
     while it is read.
 
     source: a path, or an open file.
+
+    Example::
+
+        rows = ParquetRows("data/train.parquet")
+        print(rows.count, rows.pictures)
+        first = next(rows.rows())
     """
 
     def __init__(self, source: Any) -> None:
@@ -93,10 +103,12 @@ class ParquetRows:
             ) from error
         schema = self._file.schema_arrow
         kinds = pyarrow.types
-        named = [field.name for field in schema if _may_be_picture(field.type, kinds)]
-        self.pictures = tuple(
-            name for name in named if any(map(_is_picture, self._first(name)))
-        )
+        pictures = []
+        for field in schema:
+            if _may_be_picture(field.type, kinds):
+                if any(map(_is_picture, self._first(field.name))):
+                    pictures.append(field.name)
+        self.pictures = tuple(pictures)
         """Columns with pictures in them, as the first rows have them; other such
         columns have names of files."""
 
@@ -126,11 +138,7 @@ class ParquetRows:
                     ):
                         for row in batch.to_pylist():
                             if at >= first:
-                                yield {
-                                    key: value
-                                    for key, value in row.items()
-                                    if value is not None
-                                }
+                                yield _without_missing(row)
                             at += 1
                 else:
                     at += size
@@ -140,14 +148,18 @@ class ParquetRows:
             ) from error
 
 
+def _without_missing(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if value is not None}
+
+
 def _beginning(source: Any) -> bytes:
     """The first bytes of a path or an open file, which stays at its beginning."""
     if isinstance(source, str | Path):
         with open(source, "rb") as file:
             return file.read(LONGEST + 1)
-    found: bytes = source.read(LONGEST + 1)
+    head: bytes = source.read(LONGEST + 1)
     source.seek(0)
-    return found
+    return head
 
 
 def _may_be_picture(kind: Any, kinds: Any) -> bool:
@@ -155,15 +167,14 @@ def _may_be_picture(kind: Any, kinds: Any) -> bool:
     if kinds.is_list(kind) or kinds.is_large_list(kind):
         return _may_be_picture(kind.value_type, kinds)
     if kinds.is_struct(kind):
-        return {"bytes", "path"} <= {
-            kind.field(at).name for at in range(kind.num_fields)
-        }
+        names = {kind.field(at).name for at in range(kind.num_fields)}
+        return {"bytes", "path"} <= names
     return bool(kinds.is_binary(kind) or kinds.is_large_binary(kind))
 
 
 def _is_picture(value: Any) -> bool:
-    """Whether a value is a picture, or a list of them. Bytes alone may be anything;
-    those of a struct are a picture."""
+    """Whether a value is a picture, or a list of them. The bytes of a struct are a
+    picture; other bytes may be anything."""
     if isinstance(value, list):
         return any(map(_is_picture, value))
     if isinstance(value, dict):
@@ -175,13 +186,17 @@ def _is_picture(value: Any) -> bool:
 
 def picture_of(value: Any) -> bytes:
     """The bytes of a picture; b"" for none."""
-    found = value.get("bytes") if isinstance(value, dict) else value
-    return found if isinstance(found, bytes) else b""
+    image_bytes = value.get("bytes") if isinstance(value, dict) else value
+    return image_bytes if isinstance(image_bytes, bytes) else b""
 
 
 def suffix_of(picture: bytes) -> str:
-    """The ending of a picture's file; of an unknown kind that of PNG, whose reader says
-    what is wrong with it."""
+    """The ending of a picture's file. A picture of an unknown kind gets the ending of
+    PNG, and reading it reports the error.
+
+    >>> suffix_of(b"BM6")
+    '.bmp'
+    """
     if picture[:4] == b"RIFF" and picture[8:12] == b"WEBP":
         return ".webp"
     if picture[4:8] == b"ftyp":
@@ -194,22 +209,22 @@ def suffix_of(picture: bytes) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: the name of a picture that is left out; what is neither
-    text, number, list nor mapping, such as a date, as text."""
+    """A value for JSON. A picture becomes its name; a value that is neither text,
+    number, list nor mapping, such as a date, becomes text."""
     if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
         return value["path"]
     if isinstance(value, dict):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {str(key): plain(element) for key, element in value.items()}
     if isinstance(value, list):
-        return [plain(each) for each in value]
+        return [plain(element) for element in value]
     if isinstance(value, str | int | float | bool | None):
         return value
     return str(value)
 
 
 def has_pictures(path: str | Path) -> bool:
-    """Whether a Parquet file has pictures in it; also of one that cannot be read, so
-    that this is told."""
+    """Whether a Parquet file has pictures in it. True also for a file that cannot be
+    read, so that its error is reported."""
     try:
         return bool(ParquetRows(path).pictures)
     except ParquetError:
@@ -246,19 +261,19 @@ def unpack(path: str | Path, folder: Path) -> None:
             for key in file.pictures:
                 if key in row:
                     pictures[key] = _written(row[key], key, name, folder)
-            said = {}
+            record = {}
             for key, value in row.items():
-                said[key] = pictures[key] if key in pictures else plain(value)
-            table.write(json.dumps(said, ensure_ascii=False) + "\n")
+                record[key] = pictures[key] if key in pictures else plain(value)
+            table.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def _written(value: Any, column: str, name: str, folder: Path) -> Any:
     """The path of a picture that was written, from `folder`; of several a list."""
     if isinstance(value, list):
-        return [
-            _written(each, column, f"{name}_{number}", folder)
-            for number, each in enumerate(value)
-        ]
+        paths = []
+        for number, element in enumerate(value):
+            paths.append(_written(element, column, f"{name}_{number}", folder))
+        return paths
     picture = picture_of(value)
     if not picture:
         raise ParquetError(

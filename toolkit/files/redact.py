@@ -1,11 +1,11 @@
-"""Keeps secrets out of what the program writes: its output, its files, a LoRA's
-metadata.
+"""Keeps secrets out of the program's output, its files, and the metadata of LoRAs.
 
-Two kinds are known: values that were told (`register_secret`: of environment variables
-with a telling name, and what a `${VAR}` with such a name stands for), in capital or
-small letters, and texts whose shape says what they are. `redact_text` replaces both and
-suits every text and file. `redact` is for a config, where also the name of a key tells,
-and where 40 hex digits are a wandb key.
+There are two kinds of secrets. The first are registered values (`register_secret`): the
+values of environment variables with names such as `HF_TOKEN`, also where a config has
+`${VAR}`. They are found in capital and small letters. The second are texts with the
+form of a token. `redact_text` replaces both and suits every text and file. `redact` is
+for a config, where a key such as `token` also marks a secret, and 40 hex digits are a
+wandb key. `files.writing` and `files.log` redact everything that they write.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 REDACTED = "<redacted>"
 
 SHORTEST = 6
-"""Shorter values are not secrets, and to replace them would tear ordinary text
-apart."""
+"""Shorter values are not treated as secrets: replacing them would make ordinary text
+unreadable."""
 
 _PART = 4
-"""So many of its characters give a value away where a message shortens it."""
+"""Characters of a value that reveal it where a message shortens it."""
 
 ALWAYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 """Environment variables whose values are tokens, whatever they look like: libraries
@@ -40,14 +41,14 @@ _PLAIN = re.compile(
     r"[A-Za-z]?[a-z]+|[A-Z]+|~?\.{0,2}/?|~/.*|\.{1,2}/.*|[A-Za-z]:\\.*|[a-z][a-z0-9+.-]*://[\w.:-]+/?",
     re.DOTALL,
 )
-"""A word, a path or the address of a host: what ordinary text is full of, and no secret
-for certain."""
+"""A word, a path or the address of a host: they are common in ordinary text and are
+certainly not secrets."""
 
 _SECRET_KEY = re.compile(
     r"(?:(?:^|[_-])(?:token|secret)|(?<!image)(?<!label)(?<!caption)[_-]key|^apikey|password|passwd)$",
     re.IGNORECASE,
 )
-"""The three that are not secrets name what is in the shards of a stream."""
+"""The three exceptions are keys of a stream (`image_key` and others)."""
 
 _VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*(?::-)?\}")
 
@@ -107,35 +108,31 @@ _known: re.Pattern[str] | None = None
 
 
 def register_secret(values: Iterable[str]) -> None:
-    """From now on these are redacted of everything this process writes. Of several
-    lines, each is one."""
+    """Redacts these values from now on in everything this process writes. Each line of
+    a value with several lines is a value too."""
     global _forms, _known
     parts = {part.strip() for value in values for part in (value, *value.splitlines())}
-    new = {
-        part for part in parts if len(part) >= SHORTEST and part.lower() not in REDACTED
-    } - _values
+    long = {part for part in parts if len(part) >= SHORTEST}
+    new = {part for part in long if part.lower() not in REDACTED} - _values
     if new:
         _values.update(new)
-        _forms = sorted(
-            {form for value in _values for form in _forms_of(value)},
-            key=len,
-            reverse=True,
-        )
+        forms = set[str]().union(*map(_forms_of, _values))
+        _forms = sorted(forms, key=len, reverse=True)
         _known = re.compile("|".join(map(_whole, _forms)), re.IGNORECASE)
 
 
 def remember_environment(env: Mapping[str, str]) -> None:
     """Remembers the secrets of the environment, by the names of its variables.
 
-    Of a variable that only sounds like one (`SSH_AUTH_SOCK`, `TOKENIZERS_PARALLELISM`)
-    the value is a path, a word or short: such values are left alone, for they would
-    tear ordinary text apart.
+    Variables such as `SSH_AUTH_SOCK` and `TOKENIZERS_PARALLELISM` have similar names,
+    but their values are paths, words or short. Such values are not redacted: this would
+    make ordinary text unreadable.
     """
-    register_secret(
-        value
-        for name, value in env.items()
-        if name in ALWAYS or (is_secret_variable(name) and not _is_common(value))
-    )
+    secrets = []
+    for name, value in env.items():
+        if name in ALWAYS or (is_secret_variable(name) and not _is_common(value)):
+            secrets.append(value)
+    register_secret(secrets)
 
 
 def is_secret_variable(name: str) -> bool:
@@ -172,8 +169,8 @@ def _forms_of(value: str) -> set[str]:
 
 
 def _whole(form: str) -> str:
-    """A pattern for `form`; digits alone match as a number of their own only, not
-    within another one."""
+    """A pattern for `form`. Digits match only as a separate number, not within another
+    one."""
     if form.isdecimal():
         return rf"(?<!\d)(?<!\d\.){form}(?!\d|\.\d)"
     return re.escape(form)
@@ -184,7 +181,11 @@ def _whole(form: str) -> str:
 
 def redact_text(text: str) -> str:
     """`text` with remembered values, tokens and the user part of URLs replaced by
-    `<redacted>`."""
+    `<redacted>`.
+
+    >>> redact_text("cloned from https://anna:pass@example.com/data")
+    'cloned from https://<redacted>@example.com/data'
+    """
     if _known:
         text = _known.sub(REDACTED, text)
         text = _black_out_parts(text)
@@ -196,8 +197,8 @@ def redact_text(text: str) -> str:
 
 
 def _black_out_parts(text: str) -> str:
-    """Replaces what a message that shortens long values leaves of one: its beginning
-    before `...`, its end after."""
+    """Replaces the rest of a value in a message that shortens long values: its beginning
+    before `...`, its end after it."""
     if "..." not in text and "…" not in text:
         return text
     before, *rest = re.split(r"(\.\.\.|…)", text)
@@ -218,11 +219,13 @@ def _black_out_parts(text: str) -> str:
 
 
 def _in_any_case(text: str) -> str:
-    """In small letters, and as long as it was: of few letters the small one is two
-    characters."""
-    return "".join(
-        small if len(small := letter.lower()) == 1 else letter for letter in text
-    )
+    """The text in small letters, with the same length: letters whose small form has two
+    characters are kept."""
+    letters = []
+    for letter in text:
+        small = letter.lower()
+        letters.append(small if len(small) == 1 else letter)
+    return "".join(letters)
 
 
 MOST_LEVELS = 100
@@ -246,17 +249,16 @@ def redact_json(
     if isinstance(data, dict | list | tuple) and not levels:
         return REDACTED
     if isinstance(data, dict):
-        return {
-            redact_text(name) if isinstance(name, str) else name: redact_json(
+        redacted = {}
+        for name, value in data.items():
+            shown_name = redact_text(name) if isinstance(name, str) else name
+            redacted[shown_name] = redact_json(
                 value, by_key=by_key, key=str(name), levels=levels - 1
             )
-            for name, value in data.items()
-        }
+        return redacted
     if isinstance(data, list | tuple):
-        return [
-            redact_json(value, by_key=by_key, key=key, levels=levels - 1)
-            for value in data
-        ]
+        inside = partial(redact_json, by_key=by_key, key=key, levels=levels - 1)
+        return [*map(inside, data)]
     if by_key and is_secret(key, data):
         return REDACTED
     if not isinstance(data, str) or (_SHA256.fullmatch(data) and data not in _values):
@@ -269,7 +271,11 @@ def redact_json(
 
 def redact(text: str) -> str:
     """A config's text with all that `redact_text` finds, values of secret keys and
-    wandb keys replaced."""
+    wandb keys replaced.
+
+    >>> redact("wandb_api_key: local-0123")
+    'wandb_api_key: <redacted>'
+    """
     text = redact_text(_PAIR.sub(_redact_pair, text))
     return _HEX_40.sub(
         lambda match: match.group() if _is_commit(match) else REDACTED, text

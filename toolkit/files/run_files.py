@@ -1,5 +1,12 @@
-"""The names of the files of a run, for those who write them and those who read them,
-and the line that events.jsonl gets for each thing that happened. Imports no torch."""
+"""The names of the files of a run, for those who write them and those who read them.
+
+The trainers write these files; resuming, the tools and the page find them by the same
+constants and functions: `final_files` and `step_files` list the weights, `saved_as`
+translates a name that musubi-tuner would give them. Times and durations are written the
+same way everywhere (`utc_now`, `duration`, `amount`), and `EventLog` appends the lines
+of events.jsonl. How the weights are written is the concern of the writers in
+`extensions`. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -33,36 +40,39 @@ LOG = "log.txt"
 CONFIG = "config.yaml"
 SAMPLES = "samples"
 GRAPH = "graph"
-"""Folder of the diagrams in that of a run."""
+"""Folder of the diagrams in the folder of a run."""
 
 SUPERSEDED = "superseded"
-"""Folder of what a resume from an earlier step moved aside."""
+"""Folder of the files that a resume from an earlier step moved aside."""
 
 DATASET_PREFIX = "dataset-"
-"""`dataset-<12 hex digits>.json`: fingerprints of what was trained on."""
+"""`dataset-<12 hex digits>.json`: fingerprints of the images of the training."""
 
 SAMPLE_FILE = re.compile(r"(?P<step>\d{9,})_(?P<index>\d+)(?:_(?P<also>[\w-]+))?\.\w+")
 """Name of a sample: optimizer step, index within its set, name of its way of
 `sample.also`."""
 
 LAYERS = "layers"
-"""Folder in that of the samples, with the layers that a sample shows in one row."""
+"""Folder in the folder of the samples, with the layers that a sample shows in one
+row."""
 
 FOLDER_METADATA = "training.json"
-"""In a folder of a fully trained model: what the header of a network file says."""
+"""File in the folder of a fully trained model, with the metadata that a network file has
+in its header."""
 
 NEW_MODEL = "new_model.json"
-"""In a folder of a model that began with random weights: what decided them."""
+"""File in the folder of a model that began with random weights, with the settings that
+decided them."""
 
 TINY_MODEL = "tiny_model.json"
 """In the folder of a small model for tests: its settings (`toolkit.models.tiny`)."""
 
 FILE_SUFFIXES = (".safetensors", "_raw.safetensors", "_lora.safetensors", "", "_raw")
-"""What may follow `<name>` and `<name>_<step>` in the names of a run's network files,
-the main one first, and of its model folders."""
+"""Endings after `<name>` and `<name>_<step>` in the names of a run's network files, the
+main one first, and of its model folders."""
 
 WORKFLOWS = ("_comfyui.json", "_comfyui_edit.json")
-"""What follows `<name>` in the names of the workflows for ComfyUI: from text, with
+"""Endings after `<name>` in the names of the workflows for ComfyUI: from text, with
 control images."""
 
 _MODEL_FILES = ("model_index.json", "config.json")
@@ -82,8 +92,8 @@ model's own, relative to the file, and `parts`, what stands before the first dot
 tensors' names."""
 
 RECORD = "record"
-"""In run.json of a run without states: what a checkpoint records of its job
-(`ResumePlan.record`)."""
+"""Key in run.json of a run without states: the record of its job that a checkpoint
+would have (`ResumePlan.record`)."""
 
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
@@ -107,7 +117,11 @@ def utc_now() -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time span for people: 45s, 3m07s, 2h03m."""
+    """A time span for people: 45s, 3m07s, 2h03m.
+
+    >>> duration(187)
+    '3m07s'
+    """
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"
@@ -119,7 +133,11 @@ def duration(seconds: float) -> str:
 
 def amount(seconds: float) -> str:
     """An estimate of a minute or more, in two digits and the unit that suits it: 14
-    min, 5.3 h, 3 days."""
+    min, 5.3 h, 3 days.
+
+    >>> amount(850), amount(19_000)
+    ('14 min', '5.3 h')
+    """
     for unit, length, below in (("min", 60, 90), ("h", 3600, 72)):
         if seconds < below * length:
             return f"{float(f'{seconds / length:.2g}'):g} {unit}"
@@ -148,11 +166,8 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 def final_files(folder: Path, name: str) -> list[Path]:
     """The files and model folders of the end of a run that are there."""
-    return [
-        path
-        for ending in FILE_SUFFIXES
-        if _is_product(path := folder / f"{name}{ending}")
-    ]
+    paths = [folder / f"{name}{ending}" for ending in FILE_SUFFIXES]
+    return [path for path in paths if _is_product(path)]
 
 
 def workflow_files(folder: Path, name: str) -> list[Path]:
@@ -177,7 +192,11 @@ def _is_product(path: Path) -> bool:
 
 def step_stem(name: str, step: int) -> str:
     """`<name>_000000340`: the name of a step's file without its ending, or of its
-    folder."""
+    folder.
+
+    >>> step_stem("my_char", 340)
+    'my_char_000000340'
+    """
     return f"{name}_{step:09d}"
 
 
@@ -221,28 +240,25 @@ def saved_as(path: str) -> Path | None:
 
 def _saved_as(file: Path) -> Path | None:
     if file.is_dir() and (file / STATUS).is_file():
-        return next(
-            (each for each in final_files(file, file.name) if each.is_file()), None
-        )
+        return next(filter(Path.is_file, final_files(file, file.name)), None)
     if file.suffix != ".safetensors" or file.exists():
         return None
     match = _MUSUBI.fullmatch(file.name)
     assert match  # it has the suffix, and a name before it
-    found = final_files(file.with_suffix(""), file.stem)
+    candidates = final_files(file.with_suffix(""), file.stem)
     run = file.parent / match["name"]
     if match["step"]:
-        found += step_files(run, match["name"]).get(int(match["step"]), [])
+        candidates += step_files(run, match["name"]).get(int(match["step"]), [])
     elif match["epoch"]:
         steps = [
             *step_files(run, match["name"]).values(),
             final_files(run, match["name"]),
         ]
-        for each in steps:
-            if each and _epoch_in(each[0]) == int(match["epoch"]):
-                found.append(each[0])
-    return next((each for each in found if each.suffix), None) or next(
-        iter(found), None
-    )
+        for candidate in steps:
+            if candidate and _epoch_in(candidate[0]) == int(match["epoch"]):
+                candidates.append(candidate[0])
+    with_suffix = [candidate for candidate in candidates if candidate.suffix]
+    return next(iter(with_suffix or candidates), None)
 
 
 def saved_like(pattern: str) -> list[Path]:
@@ -287,7 +303,13 @@ def step_in(path: Path) -> float:
 
 
 class EventLog:
-    """Appends events; each line is flushed at once."""
+    """Appends events; each line is flushed at once.
+
+    Example::
+
+        events = EventLog(folder / EVENTS)
+        events.add("saved", step=100)
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

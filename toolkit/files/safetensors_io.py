@@ -48,7 +48,7 @@ MAGIC = {
     b"\xff\xd8\xff": "an image",
     b"RIFF": "an image or a film",
 }
-"""First bytes of a file -> what it is."""
+"""First bytes of a file -> its kind, in words."""
 
 Header = dict[str, Any]
 """Tensor name -> `dtype`, `shape` and `data_offsets`; the file's own texts under
@@ -73,11 +73,9 @@ def read_header(file: BinaryIO) -> Header:
             len(start) == LENGTH_BYTES
             and start.decode("ascii", "replace").replace("\n", " ").isprintable()
         )
-        raise ValueError(
-            "it is a text file"
-            if is_text and start.isascii()
-            else "its header is cut off"
-        )
+        if is_text and start.isascii():
+            raise ValueError("it is a text file")
+        raise ValueError("its header is cut off")
     if length > MOST_HEADER:
         raise ValueError(
             f"its header has {length:,} bytes, and {MOST_HEADER:,} are the most"
@@ -137,9 +135,8 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             end = file.seek(0, 2)
         entries = {name: entry for name, entry in header.items() if name != METADATA}
         check_count(len(entries))
-        if end - begin < max(
-            (entry["data_offsets"][1] for entry in entries.values()), default=0
-        ):
+        ends = [entry["data_offsets"][1] for entry in entries.values()]
+        if end - begin < max(ends, default=0):
             raise ValueError("it is cut off")
         return {
             name: tuple(map(int, entry["shape"])) for name, entry in entries.items()
@@ -155,7 +152,7 @@ def merge_files(
     files: Mapping[Path, str], path: Path, metadata: Mapping[str, str]
 ) -> None:
     """One file with the tensors of several, bytes copied as they are. files: each with
-    what is put before its tensors' names. Raises ValueError for a damaged file and for
+    the prefix for its tensors' names. Raises ValueError for a damaged file and for
     two tensors of one name."""
     merged: Header = {METADATA: dict(metadata)}
     begins = list[int]()
@@ -200,8 +197,8 @@ def save_file(
 
     path.touch()
     usual = path.stat().st_mode
-    # In a folder of its own: safetensors writes under a random name first, which nobody
-    # could find after a kill.
+    # In a separate folder: safetensors writes under a random name first, which could not
+    # be found after a kill.
     folder = leftover_name(path)
     folder.mkdir()
     try:

@@ -1,9 +1,10 @@
-"""A content-addressed store of tensors: the key says what was encoded and how, so
-nothing is ever stale.
+"""A content-addressed store of tensors: the key depends on everything that decides the
+contents, so an entry is never stale.
 
 One safetensors file per entry, written under a temporary name and renamed, with a hash
-of its contents inside. What does not verify counts as missing. A file that verified is
-trusted until its size or time of change differs.
+of its contents inside. A file that does not verify counts as missing. A file that
+verified is trusted until its size or time of change differs. `latent_cache` and the
+sample prompts store latents and texts here; it does not encode anything itself.
 
 Imports torch only to read or write tensors: the hashes of a dataset use the same keys.
 """
@@ -31,11 +32,17 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=F
 
 
 class TensorCache:
-    """Named tensors by key, in `folder` or, when that is None, in memory for as long as
-    this object lives.
+    """Named tensors by key, in `folder`, or, if that is None, in memory during the
+    lifetime of this object.
 
     A damaged entry is logged. Safe to use from several threads and processes: equal
     keys mean equal contents, so it does not matter who writes last.
+
+    >>> import torch
+    >>> cache = TensorCache(None)
+    >>> cache.put(key_of(image="a.png"), {"latents": torch.zeros(4)})
+    >>> cache.get(key_of(image="a.png"))["latents"].shape
+    torch.Size([4])
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -66,8 +73,8 @@ class TensorCache:
         if self._verified.get(key) != version:
             try:
                 header, _, digest = _hashed(raw, key)
-                found = header.get(METADATA)
-                whole = isinstance(found, dict) and found.get("sha256") == digest
+                metadata = header.get(METADATA)
+                whole = isinstance(metadata, dict) and metadata.get("sha256") == digest
             except (ValueError, RecursionError):
                 whole = False
             if not whole:
@@ -80,10 +87,7 @@ class TensorCache:
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Stores the entry; it is there completely or not at all."""
-        tensors = {
-            name: tensor.detach().to("cpu", copy=True).contiguous()
-            for name, tensor in tensors.items()
-        }
+        tensors = {name: _stored(tensor) for name, tensor in tensors.items()}
         if self.folder is None:
             self._memory[key] = tensors
             return
@@ -129,9 +133,20 @@ class TensorCache:
         return folder / key[:2] / f"{key}.safetensors"
 
 
+def _stored(tensor: Tensor) -> Tensor:
+    """A copy of the tensor on the CPU."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
 class ForgetfulCache(TensorCache):
     """Keeps nothing: every entry is computed again at each use, by an encoder that is
-    being trained."""
+    being trained.
+
+    >>> cache = ForgetfulCache()
+    >>> cache.put("0f", {})
+    >>> cache.has("0f")
+    False
+    """
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -142,7 +157,11 @@ class ForgetfulCache(TensorCache):
 
 def key_of(**parts: Any) -> str:
     """SHA-256 (hex) over everything that decides an entry's contents; JSON values and
-    tuples of them."""
+    tuples of them.
+
+    >>> key_of(image="a.png", size=(512, 512)) == key_of(size=[512, 512], image="a.png")
+    True
+    """
     return hashlib.sha256(_CANONICAL.encode(parts).encode()).hexdigest()
 
 

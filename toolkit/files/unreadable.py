@@ -1,6 +1,10 @@
-"""Why a file cannot be read, where its contents are not to blame, and what helps:
-permission, a disk that does not answer, what Git LFS or a copied link left in its
-place. Only for damage it helps to download a file again. No torch.
+"""Why a file cannot be read, and the remedy, where the file itself is not damaged:
+permissions, a disk that does not answer, a pointer of Git LFS or a copied link in place
+of the file.
+
+Downloading a file again only helps against damage, so other causes are told apart here.
+Readers of images, captions, configs and weights call `cause_of` or `explained` when
+they fail. Imports no torch.
 
 Source of the pointer's form: git-lfs, docs/spec.md, "The Pointer".
 """
@@ -19,7 +23,7 @@ from toolkit.files.writing import read_regular
 from toolkit.shortage import shortage
 
 GIT_LFS = "what Git LFS has in the place of a file that was not downloaded"
-"""What a pointer is, in words."""
+"""A pointer, in words."""
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _LINK = re.compile(r"(?:\.{1,2}/|/)[^\s\0]+")
@@ -41,7 +45,11 @@ _KINDS = {
 
 
 class Cause(NamedTuple):
-    """Why a file cannot be read."""
+    """Why a file cannot be read.
+
+    >>> stand_in(b"../../blobs/0123abc").what
+    "it is a link that became a text file: it holds '../../blobs/0123abc'"
+    """
 
     what: str
     """In words that follow the name of the file and a colon."""
@@ -51,7 +59,7 @@ class Cause(NamedTuple):
 
 
 def cause_of(path: Path, error: Exception) -> Cause | None:
-    """Why a file could not be read; None where it is damaged, as far as can be told.
+    """Why a file could not be read; None where it is probably damaged.
 
     >>> cause_of(Path("a"), PermissionError(13, "Permission denied", "a")).what
     'Permission denied'
@@ -73,9 +81,9 @@ def cause_of(path: Path, error: Exception) -> Cause | None:
     with suppress(OSError):
         if path.stat().st_size <= LONGEST:
             head = read_regular(path)
-    found = stand_in(head)
-    if found:
-        return found
+    cause = stand_in(head)
+    if cause:
+        return cause
     remedy = _KINDS.get(str(error))
     if remedy:
         return Cause(str(error), remedy)
@@ -83,13 +91,13 @@ def cause_of(path: Path, error: Exception) -> Cause | None:
 
 
 def stand_in(contents: bytes) -> Cause | None:
-    """What stands in the place of a file, by its whole contents: a pointer of Git LFS,
-    a link that became text."""
+    """The cause where something else is in place of a file, by its whole contents: a
+    pointer of Git LFS, or a link that became text. Else None."""
     if len(contents) > LONGEST:
         return None
-    found = pointer(contents)
-    if found:
-        return found
+    cause = pointer(contents)
+    if cause:
+        return cause
     text = contents.decode("utf-8", "replace").strip()
     if _LINK.fullmatch(text):
         what = f"it is a link that became a text file: it holds {text[:80]!r}"
@@ -101,17 +109,17 @@ def stand_in(contents: bytes) -> Cause | None:
 
 
 def in_its_place(contents: bytes) -> str:
-    """What stands in the place of a file, by its first bytes (`LONGEST` and one more),
-    with the remedy, in words that follow its name; empty where it is a file."""
-    found = stand_in(contents)
-    if found:
-        return f"{found.what.replace('it is', 'is', 1)}. {found.remedy}"
+    """`stand_in` by the first bytes of a file (`LONGEST` and one more): cause and remedy
+    in words that follow its name; empty for the file itself."""
+    cause = stand_in(contents)
+    if cause:
+        return f"{cause.what.replace('it is', 'is', 1)}. {cause.remedy}"
     return ""
 
 
 def pointer(contents: bytes) -> Cause | None:
-    """What Git LFS left in the place of a file, by its whole contents; None for
-    others."""
+    """The cause where Git LFS has left a pointer in place of a file, by its whole
+    contents; None for other files."""
     if len(contents) > LONGEST or not contents.startswith(_POINTER):
         return None
     return Cause(
@@ -142,13 +150,13 @@ def unread_file(folder: Path) -> str:
             if not place.is_file():
                 continue
             with place.open("rb") as opened:
-                found = stand_in(opened.read(LONGEST + 1))
-            if found:
-                return f"{place}: not readable ({found.what}). {found.remedy}."
+                cause = stand_in(opened.read(LONGEST + 1))
+            if cause:
+                return f"{place}: not readable ({cause.what}). {cause.remedy}."
     except OSError as error:
-        found = cause_of(place, error)
-        if found:
-            return f"{place}: not readable ({found.what}). {found.remedy}."
+        cause = cause_of(place, error)
+        if cause:
+            return f"{place}: not readable ({cause.what}). {cause.remedy}."
         return ""
     return ""
 
@@ -168,15 +176,17 @@ def denied(path: Path) -> Cause:
         )
     is_folder = place.is_dir()
     rights = "rx" if is_folder else "r"
-    own = status.st_uid == os.getuid()
+    is_owner = status.st_uid == os.getuid()
     owner = f"{_user(status.st_uid)}, mode {status.st_mode & 0o777:03o}"
     what = f"Permission denied: {'it' if place == file else place} belongs to {owner}"
-    if own:
+    if is_owner:
         who = ""
     else:
         who = f", and this program runs as {_user(os.getuid())}"
-    command = f"Run: chmod {'u' if own else 'a'}+{rights} {shlex.quote(str(place))}"
-    if own:
+    command = (
+        f"Run: chmod {'u' if is_owner else 'a'}+{rights} {shlex.quote(str(place))}"
+    )
+    if is_owner:
         by = ""
     else:
         by = ", as the owner or root; or run this program as the owner"

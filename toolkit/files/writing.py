@@ -1,5 +1,14 @@
-"""Atomic file writes (temporary name, fsync, rename), the program's own folders, and
-how the config a user names is found."""
+"""Atomic writes of files and folders, and safe reads of files that others wrote.
+
+- `atomic_write` and `atomic_write_dir` write under a temporary name, flush it to the
+  disk and rename it. A reader sees the old contents or the new ones, also after a kill
+  or a power cut. `write_text` and `write_json` redact secrets.
+- Only folders that the program made itself are replaced (`is_own_folder`).
+- `read_regular`, `read_chunks` and `read_source` never wait for a pipe or a device.
+- `find_config` finds the config that a user names.
+
+All rooms write with it. Tensors are written by `safetensors_io`, logs by `log`.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +47,7 @@ CONFIG_ROOT = TOOLKIT_ROOT / "config"
 
 def python_path() -> str:
     """PYTHONPATH of another process that imports this program: this checkout, then the
-    folders that the variable has. Libraries may have been found through them."""
+    folders of the present PYTHONPATH, since libraries may be found through them."""
     return os.pathsep.join(
         filter(None, (str(TOOLKIT_ROOT), os.environ.get("PYTHONPATH")))
     )
@@ -88,12 +97,11 @@ def find_config(argument: str) -> Path:
 
 
 def _folder_instead(folder: Path) -> str:
-    """What to do with a folder that is given instead of a config."""
-    jobs = sorted(
-        str(folder / name)
-        for name in os.listdir(folder)
-        if name.endswith(CONFIG_SUFFIXES[:2])
-    )
+    """The remedy for a folder that is given instead of a config."""
+    jobs = []
+    for name in sorted(os.listdir(folder)):
+        if name.endswith(CONFIG_SUFFIXES[:2]):
+            jobs.append(str(folder / name))
     if jobs:
         return f"is a folder, not a config file. Give a file: {', '.join(jobs[:3])}{', ...' * (len(jobs) > 3)}."
     remedy = f"For images in it, 'run.py new NAME {folder}' writes a job, and 'run.py lint {folder}' checks them."
@@ -101,16 +109,16 @@ def _folder_instead(folder: Path) -> str:
 
 
 def _near_config(bases: Iterable[Path]) -> str:
-    """A sentence with the config whose name is that of one of these but for its suffix,
-    or nearly; empty without."""
+    """A sentence with a config that has nearly the name of one of these; empty without
+    one."""
     for base in bases:
         with suppress(OSError, ValueError):
-            found = []
+            siblings = []
             for name in sorted(os.listdir(base.parent)):
                 if name.endswith(CONFIG_SUFFIXES):
-                    found.append(name)
+                    siblings.append(name)
             stems = {}
-            for name in reversed(found):
+            for name in reversed(siblings):
                 stems[os.path.splitext(name)[0].lower()] = name
             near = get_close_matches(base.stem.lower(), stems, n=1, cutoff=0.6)
             if near:
@@ -119,17 +127,17 @@ def _near_config(bases: Iterable[Path]) -> str:
 
 
 def moved_examples() -> dict[str, str]:
-    """Folder -> where it is, of the program's own examples, in a working directory
-    without them: the small model, and what the jobs of the examples name."""
+    """Folder of the program's own examples -> its real place, in a working directory
+    without them. The small model and the files of the examples' jobs are there."""
     if Path("config/examples").is_dir():
         return {}
     return {"config/examples": str(CONFIG_ROOT / "examples")}
 
 
 def read_source(path: str | Path) -> bytes:
-    """All of a file that somebody wrote for the program to read: a job, another
-    program's config. Raises OSError for what is neither a regular file, a pipe nor a
-    terminal, and for more than MOST_SOURCE bytes: a device never ends."""
+    """The contents of a file that a user wrote for the program: a job, another program's
+    config. Raises OSError for anything but a regular file, a pipe or a terminal, and
+    for more than MOST_SOURCE bytes: a device never ends."""
     with open(path, "rb", buffering=0) as file:
         kind = os.fstat(file.fileno()).st_mode
         if not (
@@ -159,22 +167,22 @@ MOST_NAME_BYTES = 4000
 
 
 TEMP_FILE_GLOB = ".*.????????.tmp"
-"""Names of what `atomic_write`, `atomic_write_dir` and `remove` leave behind when the
-process is killed."""
+"""Names of files and folders that `atomic_write`, `atomic_write_dir` and `remove` leave
+behind when the process is killed."""
 
 TEMP_NAME_BYTES = len("..12345678.tmp")
-"""How much longer such a name is than that of the finished file."""
+"""Bytes by which such a name is longer than the name of the finished file."""
 
 CACHE_FOLDER = "_cache"
-"""In the training folder: what all of its jobs share. It is never inside the user's
-dataset."""
+"""Folder in the training folder that all of its jobs share. It is never inside the
+user's dataset."""
 
 SAFETENSORS_TEMP_GLOB = ".tmp??????"
-"""What a killed `tensor_file.save_file` leaves: safetensors writes under such a name
+"""Names of files that a killed `save_file` leaves: safetensors writes under such a name
 first (since 0.8, pull 764)."""
 
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
-"""Such a name, with that of the finished file."""
+"""Matches such a name; its group is the name of the finished file."""
 
 _NOT_WRITTEN = (
     errno.EIO,
@@ -185,7 +193,7 @@ _NOT_WRITTEN = (
     errno.ESTALE,
     errno.ENOENT,
 )
-"""What a flush of a file answers whose contents are not on the disk."""
+"""Errors of a flush after which the contents of the file are not on the disk."""
 
 _PORTION = 1 << 16
 
@@ -195,10 +203,10 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
     """A temporary path in the same folder; the block writes it, then it takes the place
     of `path`.
 
-    durable: flushed to the disk first, so that it survives a power cut; a file that is
-    rewritten all the time need not. When the block raises, `path` is untouched and the
-    temporary file is gone. What a killed process has left of `path` is removed
-    (`_sweeping`).
+    durable: flush the file to the disk first, so that it survives a power cut; files
+    that are rewritten all the time do not need this. When the block raises, `path` is
+    untouched and the temporary file is removed. Temporary files that a killed process
+    has left are removed too (`_sweeping`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = leftover_name(path)
@@ -216,10 +224,10 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def _sweeping(path: Path) -> Iterator[None]:
-    """Removes the temporary files of `path` that were there when this process first
-    wrote in its folder, and keeps others from taking those of the block for left ones:
-    each writer shares the lock of the folder, and only who has it alone removes
-    anything. Without locks they stay."""
+    """Removes the temporary files of `path` that existed when this process first wrote
+    to its folder. Files of other writers are safe: each writer holds a shared lock of
+    the folder, and only a process with an exclusive lock removes anything. On systems
+    without locks the files stay."""
     left = _left_in(path.parent.absolute()).pop(path.name, [])
     handle = None
     with suppress(OSError):  # a folder that may not be read
@@ -241,13 +249,13 @@ def _sweeping(path: Path) -> Iterator[None]:
 def _left_in(folder: Path) -> dict[str, list[Path]]:
     """Name of a file -> its temporary files that are in a folder when it is first
     written to."""
-    found: dict[str, list[Path]] = {}
+    leftovers: dict[str, list[Path]] = {}
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             temporary = _TEMPORARY.fullmatch(entry.name)
             if temporary:
-                found.setdefault(temporary[1], []).append(Path(entry.path))
-    return found
+                leftovers.setdefault(temporary[1], []).append(Path(entry.path))
+    return leftovers
 
 
 def _try_flock(handle: int, alone: bool) -> bool:
@@ -265,23 +273,23 @@ _warned: set[str] = set()
 
 @contextmanager
 def only_tidy(path: Path, consequence: str) -> Iterator[None]:
-    """For what serves durability or tidiness alone: an error of the system in the block
-    ends nothing. It is a warning, once in a process for each `consequence`."""
+    """For steps that serve only durability or tidiness: an OSError in the block becomes
+    a warning, once in a process for each `consequence`."""
     try:
         yield
     except OSError as error:
         if consequence not in _warned:
             _warned.add(consequence)
-            temporary = [
-                place for place in (path, *path.parents) if place.name.endswith(".tmp")
-            ]
-            place = temporary[-1].parent if temporary else path
+            place = path
+            for folder in (path, *path.parents):
+                if folder.name.endswith(".tmp"):
+                    place = folder.parent
             logger.warning(f"{place}: {error.strerror or error}: {consequence}")
 
 
 MARKER = "atelier.json"
-"""In each folder that `atomic_write_dir` made, with the names of its files: only such a
-folder may be replaced, and not while it holds others, which somebody added."""
+"""File in each folder that `atomic_write_dir` made, with the names of its files. Only
+such a folder may be replaced, and only while no other files were added to it."""
 
 _OF_FILE_MANAGERS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 
@@ -291,9 +299,9 @@ it."""
 
 
 def is_own_folder(path: Path, known_by: str = "") -> bool:
-    """Whether the program made a folder and all that is in it: it has a marker that
-    lists its files. An empty folder counts as such, and so does a run's folder of a
-    step with the file `known_by`."""
+    """Whether the program made a folder and all its contents: it has a marker that lists
+    its files. An empty folder counts as one too, and so does a folder with the file
+    `known_by`, such as the folder of a step in a run."""
     if not path.is_dir():
         return False
     names = {entry.name for entry in path.iterdir()}
@@ -301,8 +309,8 @@ def is_own_folder(path: Path, known_by: str = "") -> bool:
 
 
 def why_not_replaced(path: Path, is_own: Callable[[Path], bool] = is_own_folder) -> str:
-    """Why what is at `path` must not be replaced; empty: nothing is there, or it is the
-    program's own."""
+    """Why the file or folder at `path` must not be replaced; empty where there is none,
+    or the program made it."""
     if not os.path.lexists(path) or is_own(path):
         return ""
     added = added_to(path)
@@ -314,19 +322,16 @@ def why_not_replaced(path: Path, is_own: Callable[[Path], bool] = is_own_folder)
 
 
 def _files_in(folder: Path) -> set[str]:
-    """The files below a folder, and links, relative to it; without those that file
-    managers leave."""
-    places = (
-        Path(top, name)
-        for top, folders, files in os.walk(folder)
-        for name in (*folders, *files)
-    )
-    files = (place for place in places if place.is_symlink() or not place.is_dir())
-    return {
-        file.relative_to(folder).as_posix()
-        for file in files
-        if file.name not in _OF_FILE_MANAGERS
-    } - {MARKER}
+    """The files and links below a folder, relative to it, without files of file
+    managers."""
+    paths = set()
+    for top, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            place = Path(top, name)
+            is_folder = place.is_dir() and not place.is_symlink()
+            if not is_folder and name not in _OF_FILE_MANAGERS:
+                paths.add(place.relative_to(folder).as_posix())
+    return paths - {MARKER}
 
 
 def added_to(folder: Path) -> str:
@@ -343,12 +348,12 @@ def added_to(folder: Path) -> str:
 
 @contextmanager
 def atomic_write_dir(path: Path, known_by: str = "") -> Iterator[Path]:
-    """The same for a folder: the block fills the temporary one, which is there already,
-    and flushes its files.
+    """`atomic_write` for a folder: the block fills a temporary folder, which exists
+    already, and flushes its files.
 
-    Cleans up after an earlier attempt that was killed (`settle`). A folder of a run
-    that somebody has added to is moved aside, not replaced. Raises RunError for a
-    folder that the program did not make (`is_own_folder`), and where the disk cannot be
+    Cleans up after an earlier attempt that was killed (`settle`). A folder of a run to
+    which files were added is moved aside, not replaced. Raises RunError for a folder
+    that the program did not make (`is_own_folder`), and where the disk cannot be
     written.
     """
     with os_error_as_run_error(path):
@@ -364,10 +369,7 @@ def atomic_write_dir(path: Path, known_by: str = "") -> Iterator[Path]:
                     temporary / MARKER,
                     {"program": NAME, "files": sorted(_files_in(temporary))},
                 )
-                for folder in (
-                    *(entry for entry in temporary.rglob("*") if entry.is_dir()),
-                    temporary,
-                ):
+                for folder in (*filter(Path.is_dir, temporary.rglob("*")), temporary):
                     fsync(folder)
                 _require_own(path, known_by)
                 if added_to(path):
@@ -386,8 +388,8 @@ def _require_own(path: Path, known_by: str) -> None:
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Puts the complete folder `new` in the place of `path`. At each moment the old or
-    the new one is whole, and after a kill `settle` finds it."""
+    """Replaces the folder `path` by the complete folder `new`. At each moment the old or
+    the new one is complete, and after a kill `settle` restores it."""
     if os.path.lexists(path):
         os.rename(path, _aside(path))
     try:
@@ -423,8 +425,8 @@ def settle(path: Path) -> None:
 
 
 def folder_at(path: Path) -> Path:
-    """Where the folder that belongs at `path` is: there, or aside, if a process was
-    killed while it replaced it."""
+    """The present place of the folder `path`: its own, or the one aside if a process was
+    killed while it replaced the folder."""
     if os.path.lexists(path) or not os.path.lexists(_aside(path)):
         return path
     return _aside(path)
@@ -443,17 +445,19 @@ def _aside(path: Path) -> Path:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """One block at a time for each folder, of all threads and processes of this
-    machine: for a file in it that is read, checked, and written, or the second of two
-    writers undoes what the first has written.
+    """Runs one block at a time for each folder, among all threads and processes of this
+    machine. It is for a file that is read, changed and written: without it the second
+    of two writers would undo the changes of the first.
 
-    It waits, so the block is to be short, and must not take the lock of the same folder
-    again. The lock is on the folder itself: nothing is left behind, a kill releases it,
-    and a read-only folder has one too. Of other machines that share the folder nothing
-    is seen. Raises RunError for a folder that cannot be opened.
+    It waits, so the block should be short, and it must not take the lock of the same
+    folder again. The lock is on the folder itself: no file is left behind, a kill
+    releases it, and read-only folders can be locked too. It does not see other machines
+    that share the folder. Raises RunError for a folder that cannot be opened.
 
-    Example: `with folder_lock(file.parent): write_text(file,
-    read_regular(file).decode() + line)`
+    Example::
+
+        with folder_lock(file.parent):
+            write_text(file, read_regular(file).decode() + line)
     """
     with _of_threads.setdefault(os.path.realpath(folder), Lock()), ExitStack() as held:
         with os_error_as_run_error(folder):
@@ -468,8 +472,8 @@ _of_threads: dict[str, Lock] = {}
 
 @contextmanager
 def locked(path: Path, waits: bool = False) -> Iterator[bool | None]:
-    """Whether the block has the lock of a file or folder: False where another holds it,
-    and `waits` does not wait for that; None where there are no locks."""
+    """Whether the block has the lock of a file or folder: False where another process
+    holds it and `waits` is False; None where there are no locks."""
     if fcntl is None:
         yield None
         return
@@ -486,13 +490,10 @@ def locked(path: Path, waits: bool = False) -> Iterator[bool | None]:
 
 
 def file_in_the_way(folder: Path) -> Path | None:
-    """What keeps a folder from being made: the file that has its name, or that of a
-    folder above it."""
-    nearest = next(
-        place
-        for place in (folder.absolute(), *folder.absolute().parents)
-        if os.path.lexists(place)
-    )
+    """The file that keeps a folder from being made: it has the name of the folder or of
+    a folder above it."""
+    places = (folder.absolute(), *folder.absolute().parents)
+    nearest = next(filter(os.path.lexists, places))
     return None if nearest.is_dir() else nearest
 
 
@@ -516,8 +517,8 @@ def move_folder_aside(folder: Path) -> Path | None:
 
 
 def remove(path: Path) -> None:
-    """Deletes a file, or a folder with all that is in it: at no moment there is half a
-    folder of that name."""
+    """Deletes a file, or a folder with its contents. The folder is renamed first, so an
+    incomplete folder never has its name."""
     if path.is_dir() and not path.is_symlink():
         doomed = path.rename(leftover_name(path))
         shutil.rmtree(doomed)
@@ -526,11 +527,11 @@ def remove(path: Path) -> None:
 
 
 def leftover_name(path: Path) -> Path:
-    """A name beside `path` that TEMP_FILE_GLOB matches, TEMP_NAME_BYTES longer; of such
-    a name another one of the same file."""
-    found = _TEMPORARY.fullmatch(path.name)
+    """A temporary name in the folder of `path` that TEMP_FILE_GLOB matches; it is
+    TEMP_NAME_BYTES longer. For a temporary name, another one of the same file."""
+    match = _TEMPORARY.fullmatch(path.name)
     return path.with_name(
-        f".{found[1] if found else path.name}.{os.urandom(4).hex()}.tmp"
+        f".{match[1] if match else path.name}.{os.urandom(4).hex()}.tmp"
     )
 
 
@@ -554,8 +555,8 @@ def os_error_as_run_error(path: Path) -> Iterator[None]:
 
 
 def link(source: Path, target: Path, durable: bool = True) -> None:
-    """Gives a file another name, in one step; where the disk has no links the name is
-    of a copy. Raises RunError where it cannot."""
+    """Gives a file a second name, in one step; where the disk has no links, a copy gets
+    that name. Raises RunError where it cannot."""
     with os_error_as_run_error(target), atomic_write(target, durable) as temporary:
         try:
             os.link(source, temporary)
@@ -585,8 +586,8 @@ def _write(path: Path, text: str, durable: bool = True) -> None:
 
 
 def _encodable(text: str) -> str:
-    """What is not text in it (a part of a file's name) as the escape that JSON readers
-    turn back into that name."""
+    """`text` with parts that are not text (of a file's name) as the escapes that JSON
+    readers turn back into that name."""
     return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
@@ -603,9 +604,9 @@ def append_json_line(file: IO[str], data: object) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Asks the operating system to put a written file, or a folder's entries, on the
-    disk. Raises OSError where a file could not be written. A disk that cannot be asked,
-    as some network and FUSE mounts, is a warning."""
+    """Asks the operating system to write a file, or the entries of a folder, to the
+    disk. Raises OSError where a file could not be written. A disk that does not support
+    this, such as some network and FUSE mounts, is a warning."""
     is_folder = path.is_dir()
     if is_folder and os.name == "nt":
         return  # Windows cannot open a folder
@@ -680,11 +681,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def nearest_folder(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists: on the disk where `path`
-    will be."""
-    return next(
-        folder for folder in (path, *path.absolute().parents) if folder.exists()
-    )
+    """The path, or the nearest existing folder above it, which is on the same disk."""
+    return next(filter(Path.exists, (path, *path.absolute().parents)))
 
 
 def free_space(path: Path) -> int:
@@ -709,7 +707,11 @@ def lacks_room(needed: int, folder: Path) -> str:
 
 
 def readable_size(count: float) -> str:
-    """Bytes for people (powers of 1000)."""
+    """Bytes for people (powers of 1000).
+
+    >>> readable_size(1500), readable_size(2e9)
+    ('1.5 kB', '2 GB')
+    """
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

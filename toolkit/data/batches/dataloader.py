@@ -1,6 +1,10 @@
 """Loads batches from the caches, in the order of an epoch or from a stream of samples
-whose length nobody knows, such as the shards of a WebDataset. The caption of a use is
-chosen here; nothing else is random.
+of unknown length, such as the shards of a WebDataset.
+
+The caption of a use is chosen here; nothing else is random. Nothing is encoded here
+except texts that cannot be cached: `latent_cache` fills the caches, `stream_latents`
+encodes the images of a stream. The trainers read batches from a `BatchLoader` by an
+`EpochSource`, or from `stream_source`.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens,
 D width."""
@@ -25,7 +29,7 @@ from toolkit.contracts.data import (
     MicroBatch,
     PromptEmbeds,
 )
-from toolkit.data.batches.latent_cache import EncodedDataset
+from toolkit.data.batches.latent_cache import EncodedDataset, ItemEntries
 from toolkit.data.scan.captions import caption_for_use, drawn_caption
 from toolkit.data.streams.stream_dataset import StreamDataset
 from toolkit.system.read_ahead import loaded_ahead
@@ -35,15 +39,22 @@ logger = logging.getLogger(__name__)
 
 
 def halved(size: int) -> list[range]:
-    """The rows of both halves of a batch, the first one larger; of a batch of one
-    itself."""
+    """The rows of both halves of a batch, the first one larger; of a batch of one only
+    its row."""
     middle = (size + 1) // 2
     return [rows for rows in (range(middle), range(middle, size)) if rows]
 
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """The data of one micro-batch: items of one target size, already encoded."""
+    """The data of one micro-batch: items of one target size, already encoded.
+
+    Example::
+
+        batch = loader.load(spec)
+        batch.describe()  # "latents (2, 16, 64, 64), 1 control image"
+        first, second = batch.halves()  # each item keeps its random numbers
+    """
 
     latents_BCHW: Tensor
     """Normalised latents of the targets."""
@@ -65,11 +76,11 @@ class LatentBatch:
     """Embeddings of further prompts by name (`encode_items`)."""
 
     worse: tuple[Tensor | None, ...] = ()
-    """For each item the latents [C, H, W] of an image that is liked less; None: it has
-    none. Empty: none has one."""
+    """For each item the latents [C, H, W] of an image that is liked less; None for an
+    item without one. Empty: no item has one."""
 
     stacked: int = 1
-    """Images below each other in the latents of an item."""
+    """Images that are stacked along H in the latents of an item."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -82,6 +93,12 @@ class LatentBatch:
     def select(self, rows: Sequence[int]) -> LatentBatch:
         """The given items as a batch."""
         rows = list(rows)
+        loss_mask_B1HW = None
+        if self.loss_mask_B1HW is not None:
+            loss_mask_B1HW = self.loss_mask_B1HW[rows]
+        extra_prompts = {}
+        for name, prompts in self.extra_prompts.items():
+            extra_prompts[name] = prompts.select(rows)
         return LatentBatch(
             latents_BCHW=self.latents_BCHW[rows],
             prompts=self.prompts.select(rows),
@@ -89,13 +106,8 @@ class LatentBatch:
             spec=self.spec.select(rows),
             names=tuple(self.names[row] for row in rows),
             loss_weight_B=self.loss_weight_B[rows],
-            loss_mask_B1HW=None
-            if self.loss_mask_B1HW is None
-            else self.loss_mask_B1HW[rows],
-            extra_prompts={
-                name: prompts.select(rows)
-                for name, prompts in self.extra_prompts.items()
-            },
+            loss_mask_B1HW=loss_mask_B1HW,
+            extra_prompts=extra_prompts,
             worse=tuple(self.worse[row] for row in rows) if self.worse else (),
             stacked=self.stacked,
         )
@@ -111,16 +123,28 @@ class LatentBatch:
 
 def _uses(spec: BatchSpec) -> list[tuple[int, int, int]]:
     """Item, position and epoch of each use of a batch."""
-    return [
-        (index, position, spec.epoch)
-        for index, position in zip(spec.items, spec.positions, strict=True)
-    ]
+    uses = []
+    for index, position in zip(spec.items, spec.positions, strict=True):
+        uses.append((index, position, spec.epoch))
+    return uses
+
+
+def _control_latents(entries: ItemEntries) -> tuple[Tensor, ...]:
+    """The latents [C, h, w] of the control images of an item."""
+    return tuple(entry.read() for entry in entries.references)
 
 
 @dataclass(frozen=True)
 class BatchLoader:
     """Batches of an encoded dataset; each is a pure function of its spec and the
-    seed."""
+    seed.
+
+    Example::
+
+        loader = BatchLoader(encode_items(items, model, stores_for, dtype), seed=42)
+        spec = epoch_batches(items, batch_size=4, seed=42, epoch=0)[0]
+        batch = loader.load(spec)
+    """
 
     dataset: EncodedDataset
     seed: int
@@ -135,37 +159,36 @@ class BatchLoader:
         extra = []
         for entry, use in zip(entries, _uses(spec), strict=True):
             extra.append(entry.extra[self._drawn(*use)])
+        extra_prompts = {}
+        for name in extra[0]:
+            encoded = [prompts[name].read_all() for prompts in extra]
+            extra_prompts[name] = PromptEmbeds.stack(encoded)
         return LatentBatch(
             latents_BCHW=torch.stack([entry.target() for entry in entries]),
             prompts=self.prompts(spec),
-            control_latents=tuple(
-                tuple(each.read() for each in entry.references) for entry in entries
-            ),
+            control_latents=tuple(map(_control_latents, entries)),
             spec=spec,
             names=tuple(sample.image for sample in samples),
             loss_weight_B=torch.tensor([sample.loss_weight for sample in samples]),
             loss_mask_B1HW=self.masks(spec),
-            extra_prompts={
-                name: PromptEmbeds.stack(
-                    [prompts[name].read_all() for prompts in extra]
-                )
-                for name in extra[0]
-            },
+            extra_prompts=extra_prompts,
             worse=self.worse(spec) if any(entry.worse for entry in entries) else (),
             stacked=max(1, len(entries[0].layers)),
         )
 
     def worse(self, spec: BatchSpec) -> tuple[Tensor | None, ...]:
-        """For each item the one of its worse images that this use is compared with."""
-        found: list[Tensor | None] = []
+        """For each item the worse image with which this use is compared."""
+        worse_images: list[Tensor | None] = []
         for index, position in zip(spec.items, spec.positions, strict=True):
             entries = self.dataset.entries[index].worse
             if len(entries) > 1:
                 drawn = uniform(self.seed, "worse", spec.epoch, position)
             else:
                 drawn = 0.0
-            found.append(entries[int(drawn * len(entries))].read() if entries else None)
-        return tuple(found)
+            worse_images.append(
+                entries[int(drawn * len(entries))].read() if entries else None
+            )
+        return tuple(worse_images)
 
     def prompts(self, spec: BatchSpec) -> PromptEmbeds:
         """The texts of a batch."""
@@ -205,7 +228,14 @@ class BatchLoader:
 
 @dataclass(frozen=True)
 class StreamSource:
-    """A `BatchSource` that reads samples one after the other, and never again."""
+    """A `BatchSource` that reads samples one after the other, and never again.
+
+    >>> def read(cursor):
+    ...     return ((number, number + 1) for number in range(cursor or 0, 5))
+    >>> source = StreamSource(read, lambda spec: spec.samples, batch_size=2)
+    >>> [micro_batch.spec.samples for micro_batch in source.iterate(None)]
+    [(0, 1), (2, 3), (4,)]
+    """
 
     read: Callable[[Cursor], Iterator[tuple[Any, Cursor]]]
     """The samples from a cursor of the stream on (None: all), not yet decoded, each
@@ -218,16 +248,16 @@ class StreamSource:
     batch_size: int
     workers: int = 0
     prepare: Callable[[list[Any]], Sequence[Any]] = tuple
-    """From the samples of a micro-batch to its `BatchSpec.samples`: what has to be
-    decided for all of them together, before several processes share them."""
+    """From the samples of a micro-batch to its `BatchSpec.samples`. It decides what
+    depends on all of them together, before several processes share them."""
 
     epoch_of: Callable[[Cursor], int] | None = None
     """The epoch of the sample behind a cursor of the stream, which never falls; None:
     it has no epochs. The last batch of an epoch may be short."""
 
     samples_per_epoch: int = 0
-    """As the user gave it: a warning where the first epoch has another number. 0: not
-    known."""
+    """As the user gave it. There is a warning if the first epoch has another number. 0:
+    not known."""
 
     def iterate(self, cursor: Cursor) -> Iterator[MicroBatch]:
         """The cursor is the samples read and the stream's own cursor. A sample's number
@@ -249,9 +279,9 @@ class StreamSource:
         if waiting:
             yield _micro_batch(epoch, number, self.prepare(waiting), at)
 
-    def _compare_length(self, found: int) -> None:
-        if self.samples_per_epoch and found != self.samples_per_epoch:
-            what = f"{self.samples_per_epoch:,} samples are given, and an epoch of the stream has {found:,}"
+    def _compare_length(self, sample_count: int) -> None:
+        if self.samples_per_epoch and sample_count != self.samples_per_epoch:
+            what = f"{self.samples_per_epoch:,} samples are given, and an epoch of the stream has {sample_count:,}"
             logger.warning(
                 f"datasets[0].webdataset.samples: {what}. Correct it: epochs are counted by it."
             )
@@ -268,6 +298,12 @@ class SharedStreamSource:
     A process reads for `own` readers only. The micro-batches of the others are known by
     their number of samples, which is always the same: each reader continues into its
     next epoch within a micro-batch, independently of the others.
+
+    Example::
+
+        source = stream_source(stream, 42, batch_size=4, make_batch=latents.load, workers=2)
+        for micro_batch in source.iterate(None):
+            micro_batch.cursor["readers"]  # the cursor of each reader
     """
 
     readers: Sequence[Callable[[Cursor], Iterator[tuple[Any, Cursor]]]]
@@ -297,17 +333,17 @@ class SharedStreamSource:
         streams = {index: self.readers[index](places[index]) for index in self.own}
         for index in cycle(range(len(self.readers))):
             epoch = self.epoch_of(places[index])
-            found = list[Any]()
+            samples = list[Any]()
             if index in streams:
                 read = list(islice(streams[index], self.batch_size))
                 if len(read) < self.batch_size:
                     return  # they have no end: a stop was requested
                 places[index] = read[-1][1]
-                found = [sample for sample, _ in read]
+                samples = [sample for sample, _ in read]
             numbers = tuple(range(number, number + self.batch_size))
             number += self.batch_size
             spec = BatchSpec(
-                0, numbers, numbers, tuple(self.prepare(found)) if found else ()
+                0, numbers, numbers, tuple(self.prepare(samples)) if samples else ()
             )
             ends_epoch = index == 0 and self.epoch_of(places[0]) > epoch
             yield MicroBatch(
@@ -360,14 +396,16 @@ def stream_source(
     waited for. rank: of so many processes, which divide the readers.
     """
     count = stream.readers
-    each = stream.readers % processes == 0
+    is_reader_per_process = stream.readers % processes == 0
     if count > 1:
         return SharedStreamSource(
             [
                 stream.reader(seed, batch_size, stopping, index)
                 for index in range(count)
             ],
-            frozenset(range(rank, count, processes) if each else range(count)),
+            frozenset(
+                range(rank, count, processes) if is_reader_per_process else range(count)
+            ),
             make_batch,
             batch_size,
             workers,

@@ -2,7 +2,8 @@
 
 The global order over single uses of images is chosen first; batches are formed along
 it. So the position of a use, which keys all its random numbers, does not depend on the
-batch size.
+batch size. Trainers call `epoch_batches` through an `EpochSource`, the plan
+`count_batches`. No image is loaded here.
 """
 
 from __future__ import annotations
@@ -97,16 +98,13 @@ def _cut(
 
     def length(use: tuple[int, int]) -> tuple[int, int]:
         sample = items[use[0]].sample
-        return len(sample.control_images), max(
-            len(WORDS.findall(text)) for text in sample.texts
-        )
+        words = max(len(WORDS.findall(text)) for text in sample.texts)
+        return len(sample.control_images), words
 
     full = len(queue) // batch_size * batch_size
-    uses = (
-        [*sorted(queue[:full], key=length), *queue[full:]]
-        if len(queue) > batch_size
-        else queue
-    )
+    uses = queue
+    if len(queue) > batch_size:
+        uses = [*sorted(queue[:full], key=length), *queue[full:]]
     batches = []
     for first in range(0, len(uses), batch_size):
         indices, positions = zip(*uses[first : first + batch_size], strict=True)
@@ -124,7 +122,14 @@ def count_batches(items: Sequence[BucketedSample], batch_size: int) -> int:
 
 @dataclass(frozen=True)
 class EpochSource:
-    """A `BatchSource` over lists of micro-batches, epoch after epoch for ever."""
+    """A `BatchSource` over lists of micro-batches, epoch after epoch for ever.
+
+    >>> def batches(epoch):
+    ...     return [BatchSpec(epoch, (index,), (index,)) for index in range(2)]
+    >>> cursors = EpochSource(batches, load=iter).iterate(epoch_cursor(0, 1))
+    >>> next(cursors).cursor, next(cursors).cursor
+    ({'epoch': 0, 'batch': 2}, {'epoch': 1, 'batch': 1})
+    """
 
     batches: Callable[[int], Sequence[BatchSpec]]
     """The micro-batches of an epoch, in order: a pure function."""

@@ -1,5 +1,11 @@
 """The images of a training job: of folders, or a stream of shards in their place.
-Imports no torch."""
+
+`ImageData` joins the results of a scan, its items and the validation split, or a
+stream, and answers what the plan and the trainers ask of both in the same way: samples,
+micro-batches and steps of an epoch, sizes, hashes. It loads no pixels and makes no
+batches; `dataloader` does. `toolkit.plan` makes it for the diffusion trainers, other
+trainers in `extensions` make their own. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +38,14 @@ def open_stream(section: ImageTrainingSection, multiple: int) -> StreamDataset |
 
 @dataclass(frozen=True)
 class ImageData:
-    """What a run trains on, and what it holds out."""
+    """What a run trains on, and what it holds out.
+
+    Example::
+
+        data = ImageData(scan, items, split)
+        data.samples  # uses of images in an epoch
+        data.optimizer_steps(section.train)
+    """
 
     scan: DatasetScan
     items: tuple[BucketedSample, ...]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple
@@ -88,16 +89,21 @@ FORMAT = 1
 entries are not used."""
 
 PROMPT_FORMAT = 2
-"""FORMAT of texts seen with images, or with special tokens spelled out in them, since
-image tokens have their three-dimensional positions and special tokens of a prompt are
-plain text."""
+"""FORMAT of texts that are encoded with images, or that contain special tokens. It was
+raised when image tokens got three-dimensional positions, and special tokens in prompts
+became plain text."""
 
 FIRST_LATENT_SCALE = 8
 """Latent scale of masks that were cached before their keys contained it."""
 
 
 class CachePair(NamedTuple):
-    """The caches of one dataset."""
+    """The caches of one dataset.
+
+    >>> in_memory = CachePair(TensorCache(None), TensorCache(None))
+    >>> in_memory.latents.has(key_of(image="a.png"))
+    False
+    """
 
     latents: TensorCache
     text: TensorCache
@@ -105,7 +111,14 @@ class CachePair(NamedTuple):
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One cached tensor of an item: its cache, its key, and how to compute it."""
+    """One cached tensor of an item: its cache, its key, and how to compute it.
+
+    >>> store = TensorCache(None)
+    >>> key = key_of(image="a.png")
+    >>> entry = CacheEntry("latents of a.png", store, key, lambda: torch.zeros(4))
+    >>> entry.read().shape, store.has(key)
+    (torch.Size([4]), True)
+    """
 
     what: str
     """Kind and source file, for messages."""
@@ -117,11 +130,11 @@ class CacheEntry:
     tensor."""
 
     weighs: bool = False
-    """Whether the tensor is a factor of the loss: where all of it is 0 nothing is
-    learned, and a warning says so."""
+    """Whether the tensor is a factor of the loss. If it is 0 everywhere, nothing is
+    learned, and a warning is logged."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """The cached tensors by name; made where the cache lacks them. Raises
+        """The cached tensors by name; they are made if the cache lacks them. Raises
         ImageError."""
         return self.store.get(self.key) or self.encode()
 
@@ -151,7 +164,14 @@ class CacheEntry:
 
 class ItemEncoder:
     """Creates the cache entries of an item; computes a tensor only on demand. All keys
-    are content hashes."""
+    are content hashes.
+
+    Example::
+
+        encoder = ItemEncoder(model, torch.bfloat16)
+        entry = encoder.latents(item, CacheStores(training_folder).on_disk)
+        latents_CHW = entry.read()  # encoded now if the cache lacks it
+    """
 
     def __init__(self, model: DiffusionModel, dtype: torch.dtype) -> None:
         self._model = model
@@ -161,9 +181,8 @@ class ItemEncoder:
         """Dtype of the encoded tensors."""
         self._identities = cache(model.cache_keys)
         self._sizes: dict[str, Size] = {}
-        self._lock = (
-            RLock()
-        )  # batches may be loaded by several threads, the encoders run in one at a time
+        # Several threads may load batches, but only one at a time may run an encoder.
+        self._lock = RLock()
 
     def latents(
         self, item: BucketedSample, stores: CachePair, data: bytes | None = None
@@ -186,25 +205,26 @@ class ItemEncoder:
     def worse(self, item: BucketedSample, stores: CachePair) -> tuple[CacheEntry, ...]:
         """Latents [C, H, W] of the images that are liked less, fitted to the same
         bucket."""
-        sample, crop = item
-        return tuple(
-            self.latents(BucketedSample(sample._replace(image=path), crop), stores)
-            for path in sample.worse
-        )
+        images = item.sample.worse
+        return tuple(self._latents_of(path, item, stores) for path in images)
 
     def layers(self, item: BucketedSample, stores: CachePair) -> tuple[CacheEntry, ...]:
-        """Latents [C, H, W] of each image that the target of an image with layers
-        consists of."""
-        sample, crop = item
+        """Latents [C, H, W] of each layer of the target, with the composite first where
+        the model predicts it."""
+        sample = item.sample
         if not sample.layers:
             return ()
         images = sample.layers
         if self._model.predicts_composite:
             images = (sample.image, *images)
-        return tuple(
-            self.latents(BucketedSample(sample._replace(image=path), crop), stores)
-            for path in images
-        )
+        return tuple(self._latents_of(path, item, stores) for path in images)
+
+    def _latents_of(
+        self, path: str, item: BucketedSample, stores: CachePair
+    ) -> CacheEntry:
+        """Latents [C, H, W] of another image at the bucket of the item."""
+        sample = item.sample._replace(image=path)
+        return self.latents(BucketedSample(sample, item.crop), stores)
 
     def pixels(self, item: BucketedSample, data: bytes | None = None) -> Tensor:
         """The image [P, sH, sW] at its bucket, float32 in [-1, 1]. data: as of
@@ -249,13 +269,12 @@ class ItemEncoder:
     def references(
         self, item: BucketedSample, stores: CachePair
     ) -> tuple[CacheEntry, ...]:
-        """Latents [C, h, w] of each control image, in slot order, each of its own size;
-        an image with layers is its own."""
+        """Latents [C, h, w] of each control image, in slot order, each with its own
+        size. An image with layers is its own control image."""
         if item.sample.layers and not item.sample.control_images:
             return (self.latents(item, stores),)
-        return tuple(
-            self._reference(path, item, stores) for path in item.sample.control_images
-        )
+        images = item.sample.control_images
+        return tuple(self._reference(path, item, stores) for path in images)
 
     def _reference(
         self, path: str, item: BucketedSample, stores: CachePair
@@ -309,20 +328,17 @@ class ItemEncoder:
         seen = self._images_in_prompt(sample)
         images = []
         for path in seen:
-            images.append(open_image(path, sample.background, channels=self._channels))
-        if images and self._model.family.text_at_reference_size:
-            sizes = [self._reference_size(path, item) for path in seen]
-            images = [
-                resize(image, size) for image, size in zip(images, sizes, strict=True)
-            ]
-        images = [over_white(flip_image(image, sample.flip)) for image in images]
+            image = open_image(path, sample.background, channels=self._channels)
+            if self._model.family.text_at_reference_size:
+                image = resize(image, self._reference_size(path, item))
+            images.append(over_white(flip_image(image, sample.flip)))
         with self._lock, torch.no_grad():
             encoded = encoded_by_name(self._model.encode_prompt(prompt, images))
         return {name: self._on_cpu(tensor) for name, tensor in encoded.items()}
 
     def _on_cpu(self, tensor: Tensor) -> Tensor:
-        """The tensor as it is cached: numbers at the dtype of the cache, ids and masks
-        as they are."""
+        """The tensor as it is cached: floating-point numbers in the dtype of the cache,
+        ids and masks unchanged."""
         if tensor.is_floating_point():
             return tensor.to("cpu", self.dtype)
         return tensor.to("cpu")
@@ -330,10 +346,11 @@ class ItemEncoder:
     def reference_pixels(self, item: BucketedSample) -> tuple[Tensor, ...]:
         """Each control image [P, h, w] at its size, in slot order, float32 in [-1, 1].
         Raises ImageError."""
-        return tuple(
-            self._reference_pixels(path, item, self._reference_size(path, item))
-            for path in item.sample.control_images
-        )
+        images = []
+        for path in item.sample.control_images:
+            size = self._reference_size(path, item)
+            images.append(self._reference_pixels(path, item, size))
+        return tuple(images)
 
     def _reference_pixels(self, path: str, item: BucketedSample, size: Size) -> Tensor:
         image = resize(
@@ -364,16 +381,14 @@ class ItemEncoder:
         store: TensorCache,
         **parts: Any,
     ) -> str:
-        """The key of an entry; the one that an earlier version of the program gave it,
-        where the store has only that. What is in memory alone keeps the earliest one,
-        by which the validation of a run knows its images."""
+        """The key of an entry. If the store has the entry only under the key of an
+        earlier version of the program, it is that key. Entries in memory keep the
+        earliest key, by which the validation of a run recognises its images."""
         background = ""
-        if (
-            source
-        ):  # text without images depends neither on the background nor on the flip
-            background = sample.background or (
-                "white" if self._channels == 3 else "kept"
-            )
+        # Text without images depends neither on the background nor on the flip.
+        if source:
+            default = "white" if self._channels == 3 else "kept"
+            background = sample.background or default
             if any(sample.flip):
                 parts["flip"] = sample.flip
         keys = []
@@ -402,29 +417,36 @@ def _source_of(sample: Sample, data: bytes | None) -> str:
 
 @dataclass(frozen=True)
 class ItemEntries:
-    """The cache entries of one item."""
+    """The cache entries of one item.
+
+    Example::
+
+        entries = encode_items(items, model, stores_for, dtype).entries[0]
+        latents_CHW = entries.target()
+        embeddings_LD = entries.captions["a red cat"].read()
+    """
 
     latents: CacheEntry
     references: tuple[CacheEntry, ...]
     mask: CacheEntry | None
     captions: Mapping[str, CacheEntry]
-    """By each caption that a use may have, the empty one where it may be dropped or
-    there is none. Empty: texts are encoded at each use."""
+    """Entries by caption, for each caption that a use may have. The empty caption is
+    included if captions may be dropped, or the sample has none. Empty: texts are
+    encoded at each use."""
 
     extra: Mapping[str, Mapping[str, CacheEntry]] = field(default_factory=dict)
-    """By each caption of the sample, further prompts by name."""
+    """Caption of the sample -> the entries of its further prompts by name."""
 
     worse: tuple[CacheEntry, ...] = ()
     """Latents of the images that are liked less."""
 
     layers: tuple[CacheEntry, ...] = ()
-    """Latents of the images that the target consists of, where there are several."""
+    """Latents of the images of which a target with layers consists; else empty."""
 
     def target(self) -> Tensor:
-        """Latents [C, H, W] of the target, those of several images below each other."""
-        return torch.cat(
-            [entry.read() for entry in self.layers or (self.latents,)], dim=1
-        )
+        """Latents [C, H, W] of the target. Several images are stacked along H."""
+        entries = self.layers or (self.latents,)
+        return torch.cat([entry.read() for entry in entries], dim=1)
 
     def masks(self) -> tuple[CacheEntry, ...]:
         return (self.mask,) if self.mask else ()
@@ -439,15 +461,22 @@ class ItemEntries:
         )
 
     def texts(self) -> tuple[CacheEntry, ...]:
-        of_extra = (
-            entry for entries in self.extra.values() for entry in entries.values()
-        )
-        return (*self.captions.values(), *of_extra)
+        texts = [*self.captions.values()]
+        for entries in self.extra.values():
+            texts += entries.values()
+        return tuple(texts)
 
 
 @dataclass(frozen=True)
 class EncodedDataset:
-    """Items whose tensors are all cached."""
+    """Items whose tensors are all cached.
+
+    Example::
+
+        dataset = encode_items(items, model, stores_for, torch.bfloat16)
+        dataset.entries[0].target()  # latents [C, H, W] of the first item
+        dataset.needs_text_encoder  # True where captions are shuffled
+    """
 
     items: tuple[BucketedSample, ...]
     entries: tuple[ItemEntries, ...]
@@ -472,18 +501,27 @@ def encode_items(
     verify: bool = True,
     later: list[Sequence[CacheEntry]] | None = None,
 ) -> EncodedDataset:
-    """Makes sure that every tensor of every item is stored, each distinct one encoded
-    once.
+    """Makes sure that every tensor of every item is in the cache. Each distinct tensor
+    is encoded once.
 
-    All images come first, then all texts, so that only one encoder need be loaded at a
-    time. `progress` is called after each item as ("latents" or "text embeddings", done,
-    total). extra_prompts: further prompts of a sample by name, the same names for all,
-    encoded with its control images. latents: False: masks and texts alone, where the
-    encoder of images is trained. workers: threads that read images and cached entries;
-    the encoders work in one at a time. verify: read what is cached and make damaged
-    entries again. later: takes the texts, which the caller encodes by `fill_texts` with
-    those of other calls; None: they are encoded now. Raises DataErrors naming every
-    image whose texts the model has no room for, before anything is encoded.
+    All images are encoded first, then all texts, so that only one encoder has to be
+    loaded at a time. `progress` is called after each item as ("latents" or "text
+    embeddings", done, total).
+
+    extra_prompts: further prompts of a sample by name, the same names for all samples;
+    they are encoded with its control images. latents: False encodes only masks and
+    texts, for jobs that train the encoder of images. workers: threads that read images
+    and cached entries; only one at a time runs an encoder. verify: read cached entries,
+    and make damaged ones again. later: takes the texts, which the caller encodes by
+    `fill_texts` together with the texts of other calls; None: they are encoded now.
+
+    Raises DataErrors naming every image with a text that is too long for the model,
+    before anything is encoded.
+
+    Example::
+
+        dataset = encode_items(items, model, stores.of_samples(section), torch.bfloat16)
+        batch = BatchLoader(dataset, seed=42).load(spec)
     """
     further = [_further_prompts(item.sample, extra_prompts) for item in items]
     longer = []
@@ -524,25 +562,25 @@ FurtherPrompts = Mapping[str, Mapping[str, str]]
 def _further_prompts(
     sample: Sample, extra_prompts: Callable[[Sample], Mapping[str, str]]
 ) -> FurtherPrompts:
-    return {
-        caption: extra_prompts(sample._replace(caption=caption))
-        for caption in sample.texts
-    }
+    further = {}
+    for caption in sample.texts:
+        further[caption] = extra_prompts(sample._replace(caption=caption))
+    return further
 
 
 def _longer(prompts: FurtherPrompts) -> list[str]:
-    """The further prompts that are longer than the caption they are of: the model may
-    have no room for them."""
-    return [
-        text
-        for caption, texts in prompts.items()
-        for text in texts.values()
-        if len(text) > len(caption)
-    ]
+    """The further prompts that are longer than their caption: they may be too long for
+    the model."""
+    longer = []
+    for caption, texts in prompts.items():
+        for text in texts.values():
+            if len(text) > len(caption):
+                longer.append(text)
+    return longer
 
 
 def _with_text(item: BucketedSample, text: str) -> BucketedSample:
-    """The item with this text alone as its caption."""
+    """The item with this text as its only caption."""
     return item._replace(sample=item.sample._replace(caption=text, captions=()))
 
 
@@ -552,30 +590,33 @@ def _entries(
     stores: CachePair,
     further_prompts: FurtherPrompts,
 ) -> ItemEntries:
-    """The entries of an item, of which none is computed yet."""
+    """The entries of an item. Nothing is computed yet."""
+    latents = encoder.latents(item, stores)
+    references = encoder.references(item, stores)
+    mask = encoder.mask(item, stores)
+    captions = {}
+    for text in _cached_captions(item.sample):
+        captions[text] = encoder.text(item, text, stores)
+    extra = {}
+    for caption, prompts in further_prompts.items():
+        by_name = {}
+        for name, prompt in prompts.items():
+            by_name[name] = encoder.text(item, prompt, stores)
+        extra[caption] = by_name
     return ItemEntries(
-        latents=encoder.latents(item, stores),
-        references=encoder.references(item, stores),
-        mask=encoder.mask(item, stores),
-        captions={
-            text: encoder.text(item, text, stores)
-            for text in _cached_captions(item.sample)
-        },
-        extra={
-            caption: {
-                name: encoder.text(item, prompt, stores)
-                for name, prompt in prompts.items()
-            }
-            for caption, prompts in further_prompts.items()
-        },
+        latents=latents,
+        references=references,
+        mask=mask,
+        captions=captions,
+        extra=extra,
         worse=encoder.worse(item, stores),
         layers=encoder.layers(item, stores),
     )
 
 
 def _cached_captions(sample: Sample) -> tuple[str, ...]:
-    """Every caption that a use may have; none where its tags are shuffled, as there are
-    too many orders."""
+    """Every caption that a use may have. Shuffled tags have too many orders, so none is
+    cached for them."""
     if sample.rules.shuffle_tokens:
         return ()
     if sample.rules.dropout_rate > 0:
@@ -594,10 +635,10 @@ def fill_texts(
     """Verifies every cached text and encodes the missing ones together, each once
     however often it is used.
 
-    stays: loads the whole text encoder, for texts that come later. Other arguments as
-    of `encode_items`. `progress` also hears how far the text encoder is with them, as
-    ("text encoder layers", done, total). Prompts whose images cannot be read are
-    skipped until all others are done; then one RunError names them all.
+    stays: load the whole text encoder, for texts that are encoded later. Other
+    arguments as of `encode_items`. `progress` is also called for the layers of the text
+    encoder, as ("text encoder layers", done, total). Prompts whose images cannot be
+    read are skipped until all others are done; then one RunError names them all.
     """
 
     def lacking(group: Sequence[CacheEntry]) -> list[CacheEntry]:
@@ -611,9 +652,8 @@ def fill_texts(
             continue
         done += 1
         progress("text embeddings in the cache", done, len(groups))
-    together = _encoded_together(
-        [entry for entries in missing for entry in entries], model, progress, stays
-    )
+    lacked = [*chain.from_iterable(missing)]
+    together = _encoded_together(lacked, model, progress, stays)
     unreadable: dict[str, None] = {}
     for entries in missing:
         for entry in entries:
@@ -629,14 +669,14 @@ def fill_texts(
 
 
 def _is_cached(entry: CacheEntry, verify: bool) -> bool:
-    """Whether the cache has an entry; with `verify`, and can read it."""
+    """Whether the cache has an entry and, with `verify`, can read it."""
     if verify:
         return entry.store.get(entry.key) is not None
     return entry.store.has(entry.key)
 
 
 def _threads(workers: int) -> int:
-    """The threads beside the one that encodes: none for one worker."""
+    """Threads in addition to the one that encodes: none for one worker."""
     return 0 if workers == 1 else workers
 
 
@@ -646,8 +686,8 @@ def _encoded_together(
     progress: Progress,
     stays: bool,
 ) -> Iterator[Callable[[], EncodedPrompt]]:
-    """For each text what gives its embeddings: layer by layer for all of them, or,
-    where the encoder stays, one by one."""
+    """A function for each text that returns its embeddings. All texts are encoded
+    together, layer by layer, or one by one if the encoder stays."""
     makes = [entry.make for entry in entries]
     if stays:
         return iter(makes)
@@ -671,10 +711,10 @@ def _each_once(groups: Sequence[Sequence[CacheEntry]]) -> list[list[CacheEntry]]
 
 
 class _Filled(NamedTuple):
-    """What filling the cache with the images of one item gave."""
+    """The outcome of filling the cache with the images of one item."""
 
     encoded: bool
-    """Whether any was encoded; otherwise all were in the cache."""
+    """Whether any image was encoded; otherwise all were in the cache."""
 
     errors: list[str]
     black: list[str]
@@ -682,7 +722,7 @@ class _Filled(NamedTuple):
 
 
 def _filled(group: Sequence[CacheEntry], verify: bool) -> _Filled:
-    """Encodes what the cache lacks of a group."""
+    """Encodes the entries of a group that the cache lacks."""
     encoded = False
     errors = list[str]()
     black = list[str]()
@@ -725,9 +765,8 @@ def _fill_cache(
         progress(what if outcome.encoded else f"{what} in the cache", done, len(groups))
     if unreadable:
         raise RunError("\n".join(unreadable))
-    masks = dict.fromkeys(
-        entry.what for group in groups for entry in group if entry.key in black
-    )
+    entries = chain.from_iterable(groups)
+    masks = dict.fromkeys(entry.what for entry in entries if entry.key in black)
     if masks:
         logger.warning(
             f"these masks are black everywhere, so nothing is learned from their images: {shorten(masks)}"
@@ -743,7 +782,13 @@ def encoded_by_name(encoded: EncodedPrompt) -> dict[str, Tensor]:
 
 class CacheStores:
     """The caches of a job. The flags of each dataset decide whether its entries are
-    cached on disk."""
+    cached on disk.
+
+    Example::
+
+        stores = CacheStores(Path("output"))
+        encode_items(items, model, stores.of_samples(section), torch.bfloat16)
+    """
 
     def __init__(self, training_folder: Path) -> None:
         root = training_folder / CACHE_FOLDER

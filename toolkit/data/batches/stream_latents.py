@@ -1,7 +1,8 @@
-"""Batches of latents from a stream: its images and captions are encoded as they come,
-or read from the cache where the job keeps them. The caption of a use is chosen here;
-nothing else is random.
+"""Batches of latents from a stream. Images and captions are encoded when they are read,
+or taken from the cache where the job keeps them.
 
+The caption of a use is chosen here; nothing else is random. `stream_source` calls
+`StreamLatents.load` for each micro-batch; the image trainer of `jobs` makes both.
 Images and texts are encoded one at a time, so that a result depends on nothing else in
 its batch, and is the entry of a cache that the same image in a folder would have.
 
@@ -41,7 +42,14 @@ with few captions."""
 
 class StreamLatents:
     """Makes the batches of a stream (`StreamSource.make_batch`); each is a pure
-    function of its spec and the seed."""
+    function of its spec and the seed.
+
+    Example::
+
+        encoder = ItemEncoder(model, torch.bfloat16)
+        latents = StreamLatents(stream, model, encoder, seed=42, stores=stores)
+        source = stream_source(stream, 42, batch_size=4, make_batch=latents.load, workers=2)
+    """
 
     def __init__(
         self,
@@ -95,7 +103,9 @@ class StreamLatents:
             control_latents=((),) * len(items),
             spec=spec,
             names=tuple(sample.image for sample in samples),
-            loss_weight_B=torch.tensor([self.stream.weight * each for each in usable]),
+            loss_weight_B=torch.tensor(
+                [self.stream.weight * weight for weight in usable]
+            ),
             extra_prompts=self._extra(samples),
         )
 
@@ -110,9 +120,8 @@ class StreamLatents:
             texts.append(
                 caption_for_use(caption or "", rules, self._seed, spec.epoch, position)
             )
-        return PromptEmbeds.stack([self._text(text) for text in texts]), [
-            caption is not None for caption in captions
-        ]
+        fitting = [caption is not None for caption in captions]
+        return PromptEmbeds.stack([self._text(text) for text in texts]), fitting
 
     def latent_size(self, spec: BatchSpec) -> Size:
         """Width and height of the latents of a batch."""
@@ -148,7 +157,7 @@ class StreamLatents:
     def _extra(self, samples: Sequence[Sample]) -> dict[str, PromptEmbeds]:
         prompts = [self._extra_prompts(sample) for sample in samples]
         return {
-            name: PromptEmbeds.stack([self._text(each[name]) for each in prompts])
+            name: PromptEmbeds.stack([self._text(prompt[name]) for prompt in prompts])
             for name in prompts[0]
         }
 
@@ -181,9 +190,8 @@ class StreamLatents:
     def _embeddings(self, text: str) -> dict[str, Tensor]:
         sample = Sample("a caption of the stream", text, 1, Size(1, 1), "")
         size = Size(1, 1)
-        item = BucketedSample(
-            sample, ResizeCrop(size, 0, 0, size)
-        )  # streams have no references, whose size it decides
+        # The size has no effect: it decides those of references, which streams lack.
+        item = BucketedSample(sample, ResizeCrop(size, 0, 0, size))
         if self._keep_text:
             return self.encoder.text(item, text, self._stores).tensors()
         return self.encoder.encode_prompt(text, item)

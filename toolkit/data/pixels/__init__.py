@@ -1,2 +1,2 @@
-"""Image files become pixels, the same way everywhere: formats, colours, turned images,
-sizes, alignment."""
+"""Reading image files: formats, colours, EXIF rotation, sizes, and the alignment of two
+images. Every room reads images with these modules."""

@@ -1,12 +1,15 @@
-"""How an image lies on its reference: zoom, rotation and shift between them, and copies
-that lie on each other. Imports no torch.
+"""The alignment of an image with its reference: zoom, rotation and shift between them,
+and a copy of the reference that is aligned. Imports no torch.
 
-Both are taken as maps of edges, which survive a change of colours, contrast and style.
-The shift of each of many patches is measured by phase correlation (Kuglin and Hines,
-1975), to a fraction of a pixel by a parabola, and one zoom, rotation and shift is
-fitted to them, in some rounds; patches that do not follow it, where something was
-edited, lose their weight (Tukey's biweight). Where the edges do not lie on each other
-then, it is begun again with the best of a grid of zooms and rotations.
+Both images are converted to maps of edges, which survive a change of colours, contrast
+and style. The shift of each of many patches is measured by phase correlation (Kuglin
+and Hines, 1975), to a fraction of a pixel by a parabola. One zoom, rotation and shift
+is fitted to these shifts, in several rounds. Patches that do not follow it, where
+something was edited, lose their weight (Tukey's biweight). If the edges do not match
+afterwards, the fit starts again from the best of a grid of zooms and rotations.
+
+`lint` and `toolkit.train.drift` measure pairs with it; the tool `align` also writes
+aligned copies (`onto_image`). It does not decide what to do about a drift.
 
 Shape suffixes: H rows, W columns, N patches, P side of a patch.
 """
@@ -20,36 +23,36 @@ import numpy
 from PIL import Image
 
 LARGEST = 1024
-"""Pixels of the longer side that are looked at."""
+"""Pixels of the longer side at which images are measured."""
 
 SMALL = 160
-"""The same for the grid."""
+"""The same for the grid of first guesses."""
 
 ZOOMS = numpy.arange(-6.4, 6.5, 0.8) / 100
 ROTATIONS = numpy.arange(-2.8, 2.9, 0.7)
-"""What is tried; the patches measure the rest."""
+"""The grid of first guesses, which the patches refine."""
 
 PATCH = 64
 """Least pixels of a patch's side; an eighth of a larger image."""
 
 SURE = 0.5
-"""A correlation of edges that no wrong measure has: the grid is spared."""
+"""Correlation of edges that wrong measures never reach: above it the grid is not
+tried."""
 
 MEASURABLE = 0.3
-"""Least correlation of the edges, once they lie on each other, of a measure that is
-believed."""
+"""Least correlation of the aligned edges for a measure to count."""
 
 CERTAIN = 4.0
-"""A drift of so many standard errors is reported."""
+"""A drift of more standard errors than this is reported."""
 
 MOST_ERROR = 0.25
-"""Largest standard error, in pixels as they are looked at, of a measure that is
-believed: patches of a blurred or changed image do not agree."""
+"""Largest standard error, in pixels at the measured size, for a measure to count. The
+patches of a blurred or changed image do not agree."""
 
 ROUNDS = 12
 HOPELESS = 0.05
-"""Share of the patches that follow one move, below which further rounds find none:
-chance makes 1 % of them."""
+"""Share of the patches that follow one move. With a lower share further rounds are
+useless: 1 % of the patches follow a move by chance."""
 
 SAME_SHAPE = 0.04
 """Difference between two ratios of width and height that are taken to be the same."""
@@ -58,8 +61,9 @@ SPREAD = 2
 """Pixels on all sides over which edges are averaged twice for a second measure."""
 
 SAME_SHIFT = 0.5
-"""Pixels between the shifts of both measures from which on none is believed: a relief,
-say, has two edges for each of the image, beside it, and either may be taken for it."""
+"""If the shifts of both measures differ by this number of pixels, neither counts. A
+relief, for example, has two edges next to each edge of the image, and either may be
+taken for it."""
 
 FAR, STAYS = 4.0, 0.65
 """Where a shift of more than so many pixels moves edges as far, those that lie on each
@@ -76,7 +80,12 @@ Array = numpy.ndarray
 
 class Alignment(NamedTuple):
     """A point of the image at p from its middle is at (1 + zoom) R(rotation) p + shift
-    in the reference."""
+    in the reference.
+
+    >>> alignment = Alignment(0.02, 0.0, (3.0, 0.0), peak=0.8, error=0.1, size=(1000, 800))
+    >>> print(alignment)
+    zoom +2.00%, rotation +0.00 degrees, shift +3.0, +0.0 pixels
+    """
 
     zoom: float
     """Scale of the reference against the image; 0.02 is 2 % larger."""
@@ -99,20 +108,20 @@ class Alignment(NamedTuple):
 
     @property
     def is_measurable(self) -> bool:
-        """Whether the pair shows the same in so many places that the numbers mean
-        something."""
+        """Whether the pair is alike in enough places for the numbers to have a
+        meaning."""
         return self.peak >= MEASURABLE and self.error <= MOST_ERROR * max(
             1.0, max(self.size) / LARGEST
         )
 
     @property
     def is_certain(self) -> bool:
-        """Whether the drift is more than what the measure may be off by."""
+        """Whether the drift is larger than the possible error of the measure."""
         return self.is_measurable and self.drift > CERTAIN * self.error
 
     @property
     def drift(self) -> float:
-        """Pixels by which the corner that is farthest off is off."""
+        """The largest distance, in pixels, between a corner and its aligned place."""
         a, b = _linear(self)
         x, y = (side / 2 for side in self.size)
         corners = ((sign_x * x, sign_y * y) for sign_x in (-1, 1) for sign_y in (-1, 1))
@@ -154,9 +163,9 @@ def same_shape(first: tuple[int, int], second: tuple[int, int]) -> bool:
 
 
 def covering(reference: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """A reference at the size of its image: it covers it, and the rest is cut off
-    evenly. One whose sides are those of the image but for rounding to whole pixels is
-    whole."""
+    """A reference at the size of its image. It covers the image, and the rest is cut off
+    evenly. Nothing is cut off if the ratios of the sides differ only by rounding to
+    whole pixels."""
     across = reference.width / size[0]
     down = reference.height / size[1]
     x = y = 0.0
@@ -180,14 +189,14 @@ def measure(image: Image.Image, reference: Image.Image) -> Alignment:
     width, height = image.size
     factor = min(1.0, LARGEST / max(image.size))
     size = max(1, round(width * factor)), max(1, round(height * factor))
-    a_HW, b_HW = (_edges(each, size) for each in (image, reference))
+    a_HW, b_HW = (_edges(picture, size) for picture in (image, reference))
     tried = [_fitted(a_HW, b_HW, (1.0, 0.0, 0.0, 0.0))]
     if tried[0][1] < SURE:
         tried.append(_fitted(a_HW, b_HW, _coarse(image, reference, size)))
     (a, b, x, y), peak, error = max(tried, key=lambda one: one[1])
     zoom = math.hypot(a, b) - 1
     rotation = math.degrees(math.atan2(b, a))
-    found = Alignment(
+    alignment = Alignment(
         zoom,
         rotation,
         (x * width / size[0], y * height / size[1]),
@@ -195,10 +204,10 @@ def measure(image: Image.Image, reference: Image.Image) -> Alignment:
         error / factor,
         image.size,
     )
-    if not found.is_certain:
-        return found
-    return found._replace(
-        error=max(found.error, _doubt(a_HW, b_HW, (a, b, x, y)) / factor)
+    if not alignment.is_certain:
+        return alignment
+    return alignment._replace(
+        error=max(alignment.error, _doubt(a_HW, b_HW, (a, b, x, y)) / factor)
     )
 
 
@@ -206,14 +215,16 @@ Move = tuple[float, float, float, float]
 """(1 + zoom) cos and sin of the rotation, shift right and down."""
 
 
-def _linear(found: Alignment) -> tuple[float, float]:
-    angle = math.radians(found.rotation)
-    return (1 + found.zoom) * math.cos(angle), (1 + found.zoom) * math.sin(angle)
+def _linear(alignment: Alignment) -> tuple[float, float]:
+    angle = math.radians(alignment.rotation)
+    return (1 + alignment.zoom) * math.cos(angle), (1 + alignment.zoom) * math.sin(
+        angle
+    )
 
 
 def _edges(image: Image.Image, size: tuple[int, int]) -> Array:
-    """[H, W] float32: the steepest of the three colours, against what is usual around
-    it."""
+    """[H, W] float32: the largest gradient of the three colours, relative to the mean
+    around the pixel."""
     pixels = numpy.asarray(covering(image.convert("RGB"), size), dtype=numpy.float32)
     steep_HW = numpy.zeros(pixels.shape[:2], numpy.float32)
     for channel in range(3):
@@ -235,7 +246,7 @@ def _smooth(map_HW: Array) -> Array:
 def _box(map_HW: Array, radius: int) -> Array:
     """Mean over a square around each pixel."""
     for axis in (0, 1):
-        pad = [(radius + 1, radius) if each == axis else (0, 0) for each in (0, 1)]
+        pad = [(radius + 1, radius) if dim == axis else (0, 0) for dim in (0, 1)]
         sums = numpy.pad(map_HW, pad, "edge").cumsum(axis, dtype=numpy.float64)
         count = map_HW.shape[axis]
         map_HW = (
@@ -248,7 +259,8 @@ def _box(map_HW: Array, radius: int) -> Array:
 def _warped(
     map_HW: Array, move: Move, resample: Image.Resampling = Image.Resampling.BICUBIC
 ) -> tuple[Array, Array]:
-    """The reference's map where the image's pixels are, and which of them lie in it."""
+    """The map of the reference at the pixels of the image, and which of these pixels are
+    inside the reference."""
     size = map_HW.shape[1], map_HW.shape[0]
     data, inside_HW = _affine(size, move, margin=2.0)
     return numpy.asarray(
@@ -278,11 +290,11 @@ def _coarse(image: Image.Image, reference: Image.Image, size: tuple[int, int]) -
     """The best of the grid, by the highest peak."""
     factor = min(1.0, SMALL / max(size))
     small = max(8, round(size[0] * factor)), max(8, round(size[1] * factor))
-    a_HW, b_HW = (_edges(each, small) for each in (image, reference))
+    a_HW, b_HW = (_edges(picture, small) for picture in (image, reference))
     window = _window(small[1], small[0])
     spectrum = numpy.fft.rfft2(window * (a_HW - a_HW.mean()))
     best = -1.0
-    found = (1.0, 0.0, 0.0, 0.0)
+    best_shift = (1.0, 0.0, 0.0, 0.0)
     for zoom in ZOOMS:
         for angle in numpy.radians(ROTATIONS):
             a = (1 + zoom) * math.cos(angle)
@@ -299,8 +311,8 @@ def _coarse(image: Image.Image, reference: Image.Image, size: tuple[int, int]) -
                     (float(dy) + small[1] / 2) % small[1] - small[1] / 2,
                 )
                 best = peak
-                found = (a, b, *_turned(a, b, *v))
-    a, b, x, y = found
+                best_shift = (a, b, *_turned(a, b, *v))
+    a, b, x, y = best_shift
     return a, b, x * size[0] / small[0], y * size[1] / small[1]
 
 
@@ -314,10 +326,9 @@ def _doubt(a_HW: Array, b_HW: Array, move: Move) -> float:
     moved_HW, far_HW = _warped(b_HW, move)
     far_HW &= numpy.hypot((a - 1) * u - b * v + x, b * u + (a - 1) * v + y) > FAR
     if math.hypot(x, y) > FAR:
-        there, here = (
-            _correlation(_smooth(a_HW), _smooth(of_b_HW), far_HW)
-            for of_b_HW in (moved_HW, b_HW)
-        )
+        smooth_a_HW = _smooth(a_HW)
+        there = _correlation(smooth_a_HW, _smooth(moved_HW), far_HW)
+        here = _correlation(smooth_a_HW, _smooth(b_HW), far_HW)
         if here > STAYS * there:
             return math.inf
     a_HW, b_HW = (_box(_box(edges_HW, SPREAD), SPREAD) for edges_HW in (a_HW, b_HW))
@@ -371,23 +382,20 @@ def _fitted(a_HW: Array, b_HW: Array, move: Move) -> tuple[Move, float, float]:
         )
     window = _window(side, side)
     places = [(top, left) for top in starts[0] for left in starts[1]]
-    xy = numpy.array(
-        [
-            (left + side / 2 - width / 2, top + side / 2 - height / 2)
-            for top, left in places
-        ]
-    )
+    middles = []
+    for top, left in places:
+        middles.append((left + side / 2 - width / 2, top + side / 2 - height / 2))
+    xy = numpy.array(middles)
     a_NPP = _patches(a_HW, places, side, window)
     corner = math.hypot(width, height) / 2
     for number in range(ROUNDS):
         moved_HW, inside_HW = _warped(b_HW, move)
         shift_N2, weight_N = _shifts(a_NPP, _patches(moved_HW, places, side, window))
-        weight_N = weight_N * numpy.array(
-            [
-                inside_HW[t : t + side, left : left + side].mean() > 0.9
-                for t, left in places
-            ]
-        )
+        is_inside = []
+        for top, left in places:
+            patch_PP = inside_HW[top : top + side, left : left + side]
+            is_inside.append(patch_PP.mean() > 0.9)
+        weight_N = weight_N * numpy.array(is_inside)
         (p, q, x, y), error, share = _similarity(xy, shift_N2, weight_N, corner)
         a, b, dx, dy = move
         (sx, sy), (ca, cb) = _turned(a, b, x, y), _turned(a, b, 1 + p, q)
@@ -449,17 +457,12 @@ def _similarity(
     u, v = xy.T
     one = numpy.ones_like(u)
     zero = numpy.zeros_like(u)
-    known = numpy.stack(
-        [
-            numpy.concatenate(pair)
-            for pair in ((u, v), (-v, u), (one, zero), (zero, one))
-        ],
-        1,
-    )
+    pairs = ((u, v), (-v, u), (one, zero), (zero, one))
+    known = numpy.stack([numpy.concatenate(pair) for pair in pairs], 1)
     wanted = numpy.concatenate(shift_N2.T)
     robust = numpy.ones(len(u))
     # The first fit is by the median shift, which half of the patches may miss.
-    order = [numpy.argsort(each) for each in shift_N2.T]
+    order = [numpy.argsort(shift_N) for shift_N in shift_N2.T]
     middle = []
     for axis, places in enumerate(order):
         sums = weight_N[places].cumsum()
@@ -502,27 +505,28 @@ def _similarity(
 def _correlation(a_HW: Array, b_HW: Array, inside_HW: Array) -> float:
     if inside_HW.sum() < 64:
         return 0.0
-    a, b = (each[inside_HW] - each[inside_HW].mean() for each in (a_HW, b_HW))
+    a = a_HW[inside_HW] - a_HW[inside_HW].mean()
+    b = b_HW[inside_HW] - b_HW[inside_HW].mean()
     return max(
         0.0, float((a * b).sum() / (numpy.sqrt((a * a).sum() * (b * b).sum()) + 1e-9))
     )
 
 
 def onto_image(
-    reference: Image.Image, found: Alignment
+    reference: Image.Image, alignment: Alignment
 ) -> tuple[Image.Image, tuple[int, int, int, int]]:
     """The reference moved onto its image, at that one's size, and the box of the image
     that it covers whole.
 
     Pixels are interpolated once, bicubically, from the reference at the image's size.
     """
-    whole = covering(reference, found.size)
-    a, b = _linear(found)
-    data, inside_HW = _affine(found.size, (a, b, *found.shift), margin=0.0)
+    whole = covering(reference, alignment.size)
+    a, b = _linear(alignment)
+    data, inside_HW = _affine(alignment.size, (a, b, *alignment.shift), margin=0.0)
     moved = whole.transform(
-        found.size, Image.Transform.AFFINE, data, Image.Resampling.BICUBIC
+        alignment.size, Image.Transform.AFFINE, data, Image.Resampling.BICUBIC
     )
-    left, top, right, bottom = 0, 0, *found.size
+    left, top, right, bottom = 0, 0, *alignment.size
     while left < right and top < bottom:
         part = inside_HW[top:bottom, left:right]
         sides = [

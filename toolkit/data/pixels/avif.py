@@ -1,6 +1,9 @@
 """What the header of an AVIF says of its primary item: colours and bits. Pillow 13 says
 nothing of either.
 
+`colours` calls `codes_of_avif`, `images` calls `bits_of_avif`. The pixels are decoded
+by Pillow.
+
 Sources: ISO/IEC 14496-12 (boxes), ISO/IEC 23008-12 (items and their properties), AV1
 Codec ISO Media File Format Binding, 2.3 (`av1C`), AV1 Bitstream and Decoding Process
 Specification, 5.3 to 5.5 (sequence header).
@@ -102,18 +105,15 @@ class _PrimaryItem:
         all_of_them = []
         for kind, held in parts:
             if kind == b"ipco":
-                for each in boxes_of(held):
-                    all_of_them.append(each)
+                for box in boxes_of(held):
+                    all_of_them.append(box)
         indices = []
         for kind, held in parts:
             if kind == b"ipma":
                 for index in _properties_of(held, self._number):
                     indices.append(index)
-        self.properties = [
-            all_of_them[index - 1]
-            for index in indices
-            if 1 <= index <= len(all_of_them)
-        ]
+        in_range = [index for index in indices if 1 <= index <= len(all_of_them)]
+        self.properties = [all_of_them[index - 1] for index in in_range]
         """Kind and contents of each."""
 
     def beginning(self, file: IO[bytes]) -> bytes:
@@ -147,18 +147,17 @@ def _properties_of(associations: bytes, item: int) -> list[int]:
     for _ in range(count):
         wide_number = 4 if version else 2
         number = int.from_bytes(associations[at : at + wide_number], "big")
-        found = associations[at + wide_number]
+        association_count = associations[at + wide_number]
         at += wide_number + 1
         size = 2 if is_wide else 1
         if number == item:
-            entries = []
-            for each in range(at, at + found * size, size):
-                entries.append(associations[each : each + size])
-            return [
-                int.from_bytes(entry, "big") & (0x7FFF if is_wide else 0x7F)
-                for entry in entries
-            ]
-        at += found * size
+            mask = 0x7FFF if is_wide else 0x7F
+            indices = []
+            for start in range(at, at + association_count * size, size):
+                entry = associations[start : start + size]
+                indices.append(int.from_bytes(entry, "big") & mask)
+            return indices
+        at += association_count * size
     return []
 
 
@@ -170,9 +169,10 @@ def _place_of(locations: bytes, item: int) -> int | None:
     bits = _Bits(locations[:_MOST_LOCATIONS])
     version = bits.take(8)
     bits.take(24)
-    wide_offset, wide_length, wide_base, wide_index = (
-        8 * bits.take(4) for _ in range(4)
-    )
+    wide_offset = 8 * bits.take(4)
+    wide_length = 8 * bits.take(4)
+    wide_base = 8 * bits.take(4)
+    wide_index = 8 * bits.take(4)
     wide_number = 32 if version == 2 else 16
     for _ in range(bits.take(wide_number)):
         number = bits.take(wide_number)

@@ -1,4 +1,7 @@
-"""The boxes of which AVIF, HEIC and JPEG XL are made (ISO/IEC 14496-12, 4.2)."""
+"""The boxes of which AVIF, HEIC and JPEG XL are made (ISO/IEC 14496-12, 4.2).
+
+`avif` and `jxl` read their headers with it. It does not interpret any box.
+"""
 
 from __future__ import annotations
 

@@ -39,7 +39,11 @@ from toolkit.data.pixels.avif import Codes, codes_of_avif
 
 
 class Primaries(NamedTuple):
-    """CIE 1931 chromaticities (x, y) of the three primaries and of white."""
+    """CIE 1931 chromaticities (x, y) of the three primaries and of white.
+
+    >>> BT709.white
+    (0.3127, 0.329)
+    """
 
     red: tuple[float, float]
     green: tuple[float, float]
@@ -48,7 +52,11 @@ class Primaries(NamedTuple):
 
 
 class Transfer(NamedTuple):
-    """The curve from the values of a file to light."""
+    """The curve from the values of a file to light.
+
+    >>> Transfer("power", gamma=2.2).gamma
+    2.2
+    """
 
     curve: str
     """One of `conversion.CURVES`."""
@@ -126,7 +134,12 @@ of them is used."""
 
 @dataclass(frozen=True)
 class Colours:
-    """The colours of a file."""
+    """The colours of a file.
+
+    >>> colours = from_codes(primaries=9, transfer=16)
+    >>> colours.name, colours.is_hdr
+    ('HDR (PQ)', True)
+    """
 
     name: str
     """For messages: `Display P3`, `HDR (PQ)`."""
@@ -137,14 +150,14 @@ class Colours:
     """Whether black is 16 and white 235 of 255 in the file."""
 
     profile: bytes = b""
-    """The ICC profile that decides; then the other fields are not asked."""
+    """The ICC profile that decides; then the other fields have no effect."""
 
     changes: bool = True
     """Whether the values of the file differ from those of sRGB."""
 
     fault: str = ""
-    """Why what the file says of its colours is not used, for a message; empty: it is,
-    or it says nothing."""
+    """Why the colour information of the file is not used, for a message; empty: it is
+    used, or there is none."""
 
     @property
     def is_hdr(self) -> bool:
@@ -153,8 +166,8 @@ class Colours:
 
     @property
     def reading(self) -> str:
-        """Part of the identity of the pixels. Empty: they are those that the first
-        version of the program read."""
+        """Part of the identity of the pixels. Empty: the first version of the program
+        read the same pixels."""
         if self.profile or not self.changes:
             return ""
         return f"colours {_READING} {list(self.primaries)} {list(self.transfer)} {self.is_narrow}"
@@ -164,7 +177,7 @@ SRGB = Colours("sRGB", changes=False)
 
 
 def from_codes(primaries: int, transfer: int, is_narrow: bool = False) -> Colours:
-    """The colours of codes of ITU-T H.273. What is not known is taken from sRGB.
+    """The colours of codes of ITU-T H.273. Unknown codes count as sRGB.
 
     >>> from_codes(12, 13).name
     'Display P3'
@@ -181,8 +194,8 @@ def from_codes(primaries: int, transfer: int, is_narrow: bool = False) -> Colour
 def _named(
     primaries: Primaries, transfer: Transfer, otherwise: str, is_narrow: bool = False
 ) -> Colours:
-    """The colours of primaries and a curve by the name that people know, or that is
-    given for others."""
+    """The colours of primaries and a curve, with their usual name, or the name
+    `otherwise`."""
     if primaries == BT709 and transfer == SRGB_CURVE and not is_narrow:
         return SRGB
     code = next((code for code, known in _PRIMARIES.items() if known == primaries), 0)
@@ -194,7 +207,7 @@ def _named(
 
 def colours_of(image: Image.Image) -> Colours:
     """The colours of an opened image that was not decoded. Reads a few bytes of its
-    header; never fails: what is damaged is as if it were not there."""
+    header. Never fails: damaged colour information is ignored."""
     profile = cast("bytes", image.info.get("icc_profile") or b"")
     codes = _codes(image)
     coded = from_codes(*codes) if codes else None
@@ -298,12 +311,12 @@ def read_profile(profile: bytes) -> tuple[ImageCms.ImageCmsProfile | None, str]:
     """The profile, or None and what is wrong with it: it is damaged, or of a kind that
     no image mode has."""
     try:
-        found = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        icc_profile = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     except OSError:
         return None, "its colour profile is damaged: taken as sRGB"
-    if profile_mode(found) is None:
+    if profile_mode(icc_profile) is None:
         return None, "its colour profile is of an unknown kind: taken as sRGB"
-    return found, ""
+    return icc_profile, ""
 
 
 def profile_mode(profile: ImageCms.ImageCmsProfile) -> str | None:
@@ -341,7 +354,12 @@ def _codes_of_profile(profile: bytes) -> Codes | None:
 
 
 class ProfileCurve(NamedTuple):
-    """The curve of a channel: a table of light, evenly spaced, or a function."""
+    """The curve of a channel: a table of light, evenly spaced, or a function.
+
+    >>> profile = matrix_profile(srgb_profile().tobytes())
+    >>> len(profile.curves)
+    3
+    """
 
     table: tuple[float, ...]
     """Empty: the function counts."""
@@ -353,7 +371,12 @@ class ProfileCurve(NamedTuple):
 
 class MatrixProfile(NamedTuple):
     """An ICC profile of three curves and a matrix, which can be computed with any
-    number of bits."""
+    number of bits.
+
+    >>> profile = matrix_profile(srgb_profile().tobytes())
+    >>> [round(sum(axis), 2) for axis in zip(*profile.columns)]  # XYZ of white
+    [0.96, 1.0, 0.82]
+    """
 
     columns: tuple[tuple[float, float, float], ...]
     """XYZ of red, green and blue, for a white of D50; none of a profile of grey."""
@@ -372,15 +395,12 @@ def matrix_profile(profile: bytes) -> MatrixProfile | None:
     if names is None or b"A2B0" in tags:
         return None
     try:
-        columns = tuple(
-            _fixed(tags[name + b"XYZ"][8:20]) for name in names if name != b"k"
-        )
+        coloured = [name for name in names if name != b"k"]
+        columns = tuple(_fixed(tags[name + b"XYZ"][8:20]) for name in coloured)
         curves = tuple(_curve_of(tags[name + b"TRC"]) for name in names)
     except (KeyError, struct.error):
         return None
-    if any(curve is None for curve in curves) or any(
-        len(column) != 3 for column in columns
-    ):
+    if None in curves or any(len(column) != 3 for column in columns):
         return None
     return MatrixProfile(cast("Any", columns), cast("Any", curves))
 
@@ -394,10 +414,10 @@ levels off in the dark, 0.5."""
 def is_flat_grey(profile: bytes) -> bool:
     """Whether a profile is of grey, with a curve so flat that lcms makes too few steps
     of its dark values."""
-    found = matrix_profile(profile)
-    if found is None or found.columns:
+    matrix = matrix_profile(profile)
+    if matrix is None or matrix.columns:
         return False
-    curve = found.curves[0]
+    curve = matrix.curves[0]
     if curve.table:
         return curve.table[len(curve.table) // 2] > _FLAT
     g, a, b, _, _, e, _ = curve.numbers
@@ -448,10 +468,10 @@ def is_grey_webp(image: Image.Image) -> bool:
 def _of_profile(profile: bytes, mode: str) -> Colours:
     """The colours of an ICC profile: most images of a dataset have the same. mode: of
     the file's pixels."""
-    found, fault = read_profile(profile)
-    if found is None:
+    icc_profile, fault = read_profile(profile)
+    if icc_profile is None:
         return Colours("sRGB", profile=profile, changes=False, fault=fault)
-    wanted = profile_mode(found)
+    wanted = profile_mode(icc_profile)
     is_of_mode = wanted == mode or (wanted == "RGB" and mode not in ("CMYK", "LAB"))
     if not is_of_mode and not (wanted == "L" and mode in _GREY_MODES):
         fault = (
@@ -460,9 +480,9 @@ def _of_profile(profile: bytes, mode: str) -> Colours:
         )
         return Colours("sRGB", profile=profile, changes=False, fault=fault)
     description = (
-        str(found.profile.profile_description or "").strip() or "an ICC profile"
+        str(icc_profile.profile.profile_description or "").strip() or "an ICC profile"
     )
-    return Colours(description[:60], profile=profile, changes=_differs(found))
+    return Colours(description[:60], profile=profile, changes=_differs(icc_profile))
 
 
 def _differs(profile: ImageCms.ImageCmsProfile) -> bool:
@@ -558,30 +578,31 @@ def _of_jxl(header: Any) -> Colours:
     return _named(space, _TRANSFERS.get(transfer, SRGB_CURVE), name)
 
 
+def _is_same_point(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    """Whether two chromaticities are equal but for rounding."""
+    return max(abs(a[0] - b[0]), abs(a[1] - b[1])) <= _SAME_POINT
+
+
 def _of_points(points: Sequence[float]) -> Primaries:
     """The primaries of four chromaticities: white, red, green, blue. Those that are
     nearly a known set are that set, as rounded values mean it; those that are missing
     or span no triangle are sRGB's."""
     if len(points) != 8 or not all(math.isfinite(value) for value in points):
         return BT709
-    white, red, green, blue = (
-        cast("tuple[float, float]", tuple(points[at : at + 2])) for at in (0, 2, 4, 6)
-    )
+    white = (points[0], points[1])
+    red = (points[2], points[3])
+    green = (points[4], points[5])
+    blue = (points[6], points[7])
     area = (green[0] - red[0]) * (blue[1] - red[1]) - (blue[0] - red[0]) * (
         green[1] - red[1]
     )
-    if abs(area) < 0.01 or not all(
-        0 < each[1] <= 1 for each in (white, red, green, blue)
-    ):
+    primaries = Primaries(red, green, blue, white)
+    if abs(area) < 0.01 or not all(0 < point[1] <= 1 for point in primaries):
         return BT709
-    found = Primaries(red, green, blue, white)
     for known in (BT709, ADOBE_RGB, *_PRIMARIES.values()):
-        pairs = zip(known, found, strict=True)
-        if all(
-            max(abs(a[0] - b[0]), abs(a[1] - b[1])) <= _SAME_POINT for a, b in pairs
-        ):
+        if all(map(_is_same_point, known, primaries)):
             return known
-    return found
+    return primaries
 
 
 # ---------------------------------------------------------------- BMP
@@ -676,11 +697,9 @@ def _of_exif(image: Image.Image) -> Colours:
         exif = Image.Image.getexif(image)  # that of a PNG would decode the image first
         camera = exif.get_ifd(_EXIF_IFD)
         index = exif.get_ifd(_INTEROPERABILITY_IFD).get(_INDEX)
-        points = [
-            float(value)
-            for tag in (_WHITE_POINT, _CHROMATICITIES)
-            for value in exif.get(tag, ())
-        ]
+        points = list[float]()
+        for tag in (_WHITE_POINT, _CHROMATICITIES):
+            points += map(float, exif.get(tag, ()))
         curve = [float(value) for value in exif.get(_TRANSFER_FUNCTION, ())]
         gamma = float(camera.get(_GAMMA, 0))
     except (
@@ -713,9 +732,9 @@ def _of_exif(image: Image.Image) -> Colours:
 
 
 def _exponent_of(curve: Sequence[float]) -> float:
-    """The exponent from light to values of a table of TIFF, of which there may be
-    three, one after the other; 0 where there is none, and where it is that of sRGB or
-    no exponent."""
+    """The exponent from light to values by a table of TIFF, or by three tables one after
+    the other. 0 where there is none, and for the curve of sRGB and curves that are not
+    an exponent."""
     count = len(curve) // 3 if len(curve) % 3 == 0 else len(curve)
     if count < 16:
         return 0.0

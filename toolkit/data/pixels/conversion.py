@@ -1,6 +1,10 @@
 """From the colours of a file to 8-bit sRGB, in numpy: values become light, light gets
 the primaries of sRGB, and its curve.
 
+`images` calls `to_srgb` for files without an ICC profile, and for those of 16 bits;
+other profiles are converted by Pillow's ImageCms. `colours` says which colours a file
+has.
+
 Shape suffixes: H/W height and width in pixels, P red, green, blue (or one channel of
 grey), X CIE XYZ.
 """
@@ -170,9 +174,8 @@ def _matrix_of_profile(profile: MatrixProfile) -> ndarray:
     the connection space."""
     if not profile.columns:  # grey
         return numpy.eye(3, dtype=numpy.float32)
-    cones, wanted = (
-        _BRADFORD @ white for white in (_xyz(BT709.white) / BT709.white[1], _PCS_WHITE)
-    )
+    cones = _BRADFORD @ (_xyz(BT709.white) / BT709.white[1])
+    wanted = _BRADFORD @ _PCS_WHITE
     to_d50_XX = numpy.linalg.solve(_BRADFORD, numpy.diag(wanted / cones) @ _BRADFORD)
     columns_XP = numpy.array(profile.columns).T
     return numpy.linalg.solve(to_d50_XX @ _to_xyz(BT709), columns_XP).astype(
@@ -237,9 +240,8 @@ def _to_xyz(primaries: Primaries) -> ndarray:
 def matrix_to_srgb(primaries: Primaries) -> ndarray:
     """Matrix [P, P] from light of these primaries to that of sRGB; white stays
     white."""
-    cones, wanted = (
-        _BRADFORD @ (_xyz(each.white) / each.white[1]) for each in (primaries, BT709)
-    )
+    cones = _BRADFORD @ (_xyz(primaries.white) / primaries.white[1])
+    wanted = _BRADFORD @ (_xyz(BT709.white) / BT709.white[1])
     adapt_XX = numpy.linalg.solve(_BRADFORD, numpy.diag(wanted / cones) @ _BRADFORD)
     return (numpy.linalg.solve(_to_xyz(BT709), adapt_XX @ _to_xyz(primaries))).astype(
         numpy.float32

@@ -2,8 +2,8 @@
 through here.
 
 Whatever the file holds (16-bit grey, CMYK, a colour profile, HDR, transparency, an EXIF
-rotation), the result is an upright 8-bit sRGB image. What cannot become one faithfully
-is refused by name: animations, several pages, floating point, truncated or oversized
+rotation), the result is an upright 8-bit sRGB image. A file that cannot become one
+faithfully is refused with the reason: animations, several pages, floating point, truncated or oversized
 files. `colours` says which colours a file holds, `conversion` makes sRGB of them,
 `tiff` knows what Pillow reads wrongly.
 
@@ -142,7 +142,13 @@ class ImageError(ValueError):
 
 
 class ImageInfo(NamedTuple):
-    """What is to be known of an image before its pixels are needed."""
+    """The facts of an image that are needed before its pixels.
+
+    Example::
+
+        info = inspect_header("photos/a.jpg")
+        info.size, info.alpha  # (Size(width=1024, height=768), False)
+    """
 
     size: Size
     """After EXIF rotation."""
@@ -151,10 +157,10 @@ class ImageInfo(NamedTuple):
     """Whether it can be transparent anywhere, by its header."""
 
     notes: tuple[str, ...] = ()
-    """What is worth knowing about a file that can be used all the same."""
+    """Remarks on a file that can be used."""
 
     verified: bool = False
-    """The whole file was read and is good, not its header only."""
+    """Whether the whole file was read and is good, not only its header."""
 
     colours: str = ""
     """The colours it is converted from, such as `Display P3`; empty: it is sRGB."""
@@ -163,8 +169,8 @@ class ImageInfo(NamedTuple):
     """Whether it holds light above the white of a page, which is clipped."""
 
     reading: str = ""
-    """What of the way in which it becomes pixels has changed since the first version of
-    the program; empty: nothing. Part of its identity (`fingerprint.image_digest`)."""
+    """The changes in how it becomes pixels since the first version of the program;
+    empty: none. They are part of its identity (`fingerprint.image_digest`)."""
 
 
 def reference_error(size: Size) -> str:
@@ -254,8 +260,8 @@ def image_size(path: Path | str, data: bytes | None = None) -> Size:
 
 
 def media_type(path: Path | str) -> str:
-    """`image/png` and the like, by what the file holds. Reads the header only. Raises
-    ImageError."""
+    """The media type, such as `image/png`, by the contents of the file. Reads the header
+    only. Raises ImageError."""
     with _reading(path) as image:
         return Image.MIME["JPEG" if image.format == "MPO" else str(image.format)]
 
@@ -270,23 +276,22 @@ def pixel_mode(path: Path | str) -> tuple[str, bool]:
 def inspect_image(path: Path | str) -> ImageInfo:
     """Reads the whole file as cheaply as its format allows. Raises ImageError."""
     with _reading(path) as image:
-        found = _info(image, image.has_transparency_data)
-        image.draft(
-            None, (1, 1)
-        )  # JPEG: every byte is still read, only an eighth of each side computed
+        info = _info(image, image.has_transparency_data)
+        # JPEG: every byte is still read, but only an eighth of each side is computed.
+        image.draft(None, (1, 1))
         decoded = _decoded(image)
         _refuse_wide_values(decoded, path)
-        if found.alpha and decoded.convert("RGBA").getchannel("A").getextrema() == (
+        if info.alpha and decoded.convert("RGBA").getchannel("A").getextrema() == (
             0,
             0,
         ):
-            found = found._replace(notes=(*found.notes, CLEAR))
-        return found._replace(verified=True)
+            info = info._replace(notes=(*info.notes, CLEAR))
+        return info._replace(verified=True)
 
 
 def inspect_header(path: Path | str) -> ImageInfo:
-    """What the header says, some 50 times as fast; where it is not enough, as
-    `inspect_image`. Raises ImageError."""
+    """The facts from the header only, some 50 times as fast; where the header is not
+    enough, the result of `inspect_image`. Raises ImageError."""
     with _reading(path) as image:
         if _header_is_enough(image):
             return _info(image, image.has_transparency_data)
@@ -294,7 +299,7 @@ def inspect_header(path: Path | str) -> ImageInfo:
 
 
 def _info(image: Image.Image, alpha: bool) -> ImageInfo:
-    """What the header of an image that was not decoded says."""
+    """The facts in the header of an image that was not decoded."""
     colours = colours_of(image)
     notes = (colours.fault,) if colours.fault else ()
     name = colours.name if colours.changes else ""
@@ -436,8 +441,8 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
 
 
 def _stands_in(path: Path | str, data: bytes | None) -> str:
-    """What an unknown file is where it only stands in the place of an image, with the
-    remedy; else empty."""
+    """The kind of a file that is in place of an image, such as a pointer of Git LFS,
+    with the remedy; empty for other unknown files."""
     with suppress(OSError):  # then the other error is told
         contents = data
         if contents is None:
@@ -507,7 +512,7 @@ _OTHER_FORMATS = {
     b"%PDF": "PDF",
     b"PK\x03\x04": "zip archive",
 }
-"""First bytes -> what a file is that is not read."""
+"""First bytes of files that are not read -> their kind."""
 
 
 def _why_unknown(path: Path | str, data: bytes | None) -> str:
@@ -578,7 +583,7 @@ def _unread_jpeg(beginning: bytes) -> str:
 
 
 def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
-    """Raises ImageError for what the header alone rules out."""
+    """Raises ImageError for images that cannot be used by their header alone."""
     if image.width * image.height > MAX_PIXELS:
         megapixels = image.width * image.height / 1e6
         limit = f"at most {MAX_PIXELS // 10**6} are allowed"
@@ -786,8 +791,8 @@ def _converted(
     image: Image.Image, colours: Colours, path: Path | str, data: bytes | None
 ) -> tuple[Image.Image, Image.Image | None]:
     """An opened image of other colours than sRGB's as upright 8-bit sRGB, and its
-    opacity (L) when it has one. Of a file of 16 bits all of them count, as far as its
-    decoder gives them."""
+    opacity (L) when it has one. All bits of a file of 16 bits count, if its decoder
+    gives them."""
     import numpy
 
     from toolkit.data.pixels.conversion import to_srgb
@@ -845,9 +850,8 @@ def _sixteen_bits(image: Image.Image, path: Path | str, data: bytes | None) -> A
     # it keeps the low one.
     with _open(path if data is None else io.BytesIO(data)) as again:
         assert isinstance(again, ImageFile.ImageFile)  # as the first time
-        again.tile = [
-            tile._replace(args=_other_order(tile.args)) for tile in again.tile
-        ]
+        tiles = again.tile
+        again.tile = [tile._replace(args=_other_order(tile.args)) for tile in tiles]
         again.load()
         low_HWP = numpy.asarray(again)[..., :3]
     image.load()

@@ -6,6 +6,8 @@ Of other files the header says size and colours: libjxl turns their pixels uprig
 gives them in the colours that the header names. imagecodecs does not give the ICC
 profile that may be in such a file instead: then it is refused by name.
 
+`images` opens files with `open_jxl`; `colours` reads the colours of a `JxlHeader`.
+
 Source of the layout: ISO/IEC 18181-1 (codestream, annexes D and E) and 18181-2 (file
 format).
 """
@@ -74,7 +76,13 @@ class _Bits:
 
 
 class JxlHeader(NamedTuple):
-    """What the header of a codestream says."""
+    """The header of a codestream: size, bits and colours.
+
+    Example::
+
+        header = open_jxl(file).header
+        header.width, header.bits
+    """
 
     width: int
     """Pixels, upright."""
@@ -99,8 +107,8 @@ class JxlHeader(NamedTuple):
 
 
 def read_header(codestream: bytes) -> JxlHeader:
-    """The header of a codestream. Raises ValueError where it is damaged, Unread for
-    what is not understood."""
+    """The header of a codestream. Raises ValueError where it is damaged, and Unread for
+    kinds that are not supported."""
     if codestream[:2] != BEGINNINGS[0]:
         raise ValueError("it has no codestream")
     bits = _Bits(codestream[2:1024])
@@ -185,7 +193,7 @@ def _depth(bits: _Bits) -> tuple[bool, int]:
 
 
 def _extra_channel(bits: _Bits) -> int:
-    """The type of a channel beside the colours."""
+    """The type of a channel in addition to the colours."""
     if bits.flag():
         return _ALPHA
     kind = bits.enum()
@@ -287,7 +295,14 @@ def _codestream_of(data: bytes) -> tuple[bytes, bool]:
 
 
 class JxlImageFile(ImageFile.ImageFile):
-    """A JPEG XL that was not decoded: as the image files of Pillow."""
+    """A JPEG XL that was not decoded: as the image files of Pillow.
+
+    Example::
+
+        with open("photos/a.jxl", "rb") as file:
+            image = open_jxl(file)
+            values_HWP = image.values()
+    """
 
     format = "JXL"
     format_description = "JPEG XL"

@@ -1,5 +1,9 @@
-"""What Pillow 13 reads wrongly of TIFF, or not at all: known by the header, read here
-with numpy or refused by name.
+"""TIFF files that Pillow 13 reads wrongly or not at all: recognised by the header, read
+here with numpy or refused with the reason.
+
+`header_of` describes the pixels of a file. By the header, `images` lets `undone` and
+`read_planes` correct the pixels that Pillow reads wrongly, and refuses files that
+neither can read. `colours` reads the colours of a TIFF.
 
 Shape suffixes: H/W height and width in pixels, P planes (channels).
 """
@@ -89,7 +93,11 @@ for (_prefix, _photometric, _depth), _modes in _GREYS.items():
 
 
 class TiffHeader(NamedTuple):
-    """What the first page of a TIFF says of its pixels."""
+    """The tags of the first page of a TIFF that describe its pixels.
+
+    >>> print(TiffHeader.of({258: (16, 16, 16), 262: 2, 277: 3}))
+    3 x uint16
+    """
 
     bits: tuple[int, ...]
     """The bits of each sample of a pixel."""
@@ -105,8 +113,8 @@ class TiffHeader(NamedTuple):
     """Whether each channel is stored by itself."""
 
     extras: tuple[int, ...]
-    """What the channels behind the colours are: 0 unknown, 1 opacity that multiplied
-    the colours, 2 opacity."""
+    """The meaning of the channels behind the colours: 0 unknown, 1 opacity that
+    multiplied the colours, 2 opacity."""
 
     is_subsampled: bool
     """Whether it is YCbCr with fewer colours than pixels, uncompressed."""
@@ -176,8 +184,8 @@ class TiffHeader(NamedTuple):
 
     @property
     def grey_top(self) -> int:
-        """The value of white (of black, where white is zero) that Pillow gives of grey
-        of more than 8 bits, or 0 where its values are those of 16 bits, black as
+        """The value of white (of black, where white is zero) that Pillow gives for grey
+        of more than 8 bits; 0 where Pillow gives values of 16 bits with black as
         zero."""
         is_grey = (
             len(self.bits) == 1 and self.photometric in (0, 1) and self.format == 1
@@ -238,10 +246,10 @@ def is_opened(header: TiffHeader, prefix: bytes) -> bool:
     damaged."""
     keys = TiffImagePlugin.OPEN_INFO
     wanted = (prefix, header.photometric, header.bits, header.extras)
-    found = any(
-        (*key[:2], *key[4:]) == wanted and header.format in key[2] for key in keys
-    )
-    return header.is_read and found
+    for key in keys:
+        if (*key[:2], *key[4:]) == wanted and header.format in key[2]:
+            return header.is_read
+    return False
 
 
 _MOST_PAGES = 1000
@@ -371,11 +379,11 @@ def orientation_of(image: TiffImagePlugin.TiffImageFile) -> int:
 
 
 def _numbers(tags: Mapping[int, Any], tag: int, default: int) -> tuple[int, ...]:
-    found = tags.get(tag, default)
-    if isinstance(found, Sequence) and not isinstance(found, str | bytes):
-        values = tuple(found)
+    tag_value = tags.get(tag, default)
+    if isinstance(tag_value, Sequence) and not isinstance(tag_value, str | bytes):
+        values = tuple(tag_value)
     else:
-        values = (found,)
+        values = (tag_value,)
     return tuple(int(value) for value in values) or (default,)
 
 

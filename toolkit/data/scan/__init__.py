@@ -1,3 +1,3 @@
 """Folders and tables become samples: captions, control images and masks by name,
-repeats, and what is wrong with them. `folder.py` begins, `items.py` ends with what a
-job trains on. Imports no torch."""
+repeats, errors and warnings. `folder.py` begins the scan; `items.py` ends it with the
+items that a job trains on. Imports no torch."""

@@ -1,5 +1,14 @@
-"""Captions: read from the files beside images or from one table; prefix and trigger
-word added once at the scan; one of several, dropout and shuffling at each use."""
+"""Captions of images, from the text of a file to the text of one use.
+
+At the scan, `find_captions` reads the files beside the images, and `trained_caption`
+adds prefix and trigger word, once for each image. At each use, `drawn_caption` takes
+one of several captions, and `caption_for_use` drops or shuffles it; the random numbers
+depend on seed, epoch and position only. Captions in tables are read by `tables`.
+
+`matching` and `samples` call the first half, the batches the second one. The caption
+tool, `lint` and the page read and write caption files with `read_caption` and
+`with_caption`. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -46,35 +55,38 @@ def captions_of(text: str) -> list[str]:
 
 
 def listed(value: Any) -> Any:
-    """A list of texts as one text with LIST, without empty ones; any other value as it
-    is."""
-    if (
-        isinstance(value, list)
-        and value
-        and all(isinstance(text, str) for text in value)
-    ):
-        texts = (text.strip() for text in value)
-        return LIST.join(text for text in texts if text)
-    return value
+    """A list of texts as one text with LIST between them, without empty ones; any other
+    value unchanged."""
+    if not isinstance(value, list) or not value:
+        return value
+    if not all(isinstance(text, str) for text in value):
+        return value
+    texts = (text.strip() for text in value)
+    return LIST.join(text for text in texts if text)
 
 
 def caption_files(
     listing: DirectoryListing, suffixes: Sequence[str], image_suffix: str = ""
 ) -> list[list[str]]:
-    """For each suffix the files that have it: one name for each of `listing.images`, in
-    their order; '' for none. Of `a.jpg` that is `a.txt`, else `a.jpg.txt`; of
-    `a_end.jpg` with the image suffix `_end` also `a.txt`."""
+    """For each suffix the caption files of the images: a name for each of
+    `listing.images`, in their order; '' for none. For `a.jpg` this is `a.txt`, else
+    `a.jpg.txt`; for `a_end.jpg` with the image suffix `_end` also `a.txt`."""
+    return [_with_suffix(listing, suffix.lower(), image_suffix) for suffix in suffixes]
+
+
+def _with_suffix(
+    listing: DirectoryListing, suffix: str, image_suffix: str
+) -> list[str]:
+    """The caption file with this suffix of each image; '' for none."""
     files = listing.files
-    images = listing.images
-    return [
-        [
-            files.get(stem + suffix)
-            or files.get(names[0] + suffix)
-            or files.get((root_of(stem, image_suffix) or stem) + suffix, "")
-            for stem, names in images.items()
-        ]
-        for suffix in map(str.lower, suffixes)
-    ]
+    caption_names = []
+    for stem, names in listing.images.items():
+        name = files.get(stem + suffix) or files.get(names[0] + suffix)
+        if not name:
+            root = root_of(stem, image_suffix) or stem
+            name = files.get(root + suffix, "")
+        caption_names.append(name)
+    return caption_names
 
 
 def find_captions(
@@ -85,36 +97,30 @@ def find_captions(
     """The first caption of each image that is not empty, in the order of
     `listing.images`; '' for none.
 
-    files: as of `caption_files`. None is read that is known already. Those that cannot
-    be used are added to `mistakes`.
+    files: the result of `caption_files`. Files with a known text are not read again.
+    Errors of files are added to `mistakes`.
     """
     texts = listing.texts
     no_files = listing.no_files
     captions = [""] * len(listing.images)
     for names in files:
-        wanted = [
-            name
-            for name, text in zip(names, captions, strict=True)
-            if name and not text and name not in texts
-        ]
-        mistakes += [
-            Diagnostic((listing.path(name),), no_files[name])
-            for name in wanted
-            if name in no_files
-        ]
-        unread = [name for name in wanted if name not in no_files]
-        paths = [listing.path(name) for name in unread]
-        for name, text in zip(
-            unread, thread_map(_caption_or_error, paths), strict=True
-        ):
-            if isinstance(text, CaptionError):
-                mistakes.append(Diagnostic((str(text.path),), text.reason))
+        unread = []
+        for name, text in zip(names, captions, strict=True):
+            if not name or text or name in texts:
+                continue
+            if name in no_files:
+                mistakes.append(Diagnostic((listing.path(name),), no_files[name]))
             else:
-                texts[name] = text
-        captions = [
-            text or texts.get(name, "")
-            for name, text in zip(names, captions, strict=True)
-        ]
+                unread.append(name)
+        paths = [listing.path(name) for name in unread]
+        captions_or_errors = thread_map(_caption_or_error, paths)
+        for name, caption in zip(unread, captions_or_errors, strict=True):
+            if isinstance(caption, CaptionError):
+                mistakes.append(Diagnostic((str(caption.path),), caption.reason))
+            else:
+                texts[name] = caption
+        for index, name in enumerate(names):
+            captions[index] = captions[index] or texts.get(name, "")
     return captions
 
 
@@ -126,17 +132,19 @@ def _caption_or_error(path: str) -> str | CaptionError:
 
 
 def caption_of_name(stem: str) -> str:
-    """The caption that the name of an image is: spaces for `_`, without the number that
-    file managers put behind equal names.
+    """The name of an image as its caption: with spaces for `_`, and without the number
+    that file managers put behind equal names.
 
-    Example: `a_red_cat (2)` is `a red cat`.
+    >>> caption_of_name("a_red_cat (2)")
+    'a red cat'
     """
     return re.sub(r"\s*\([0-9]+\)$", "", stem.replace("_", " ")).strip()
 
 
 def read_caption(path: Path | str) -> str:
-    """UTF-8 text without byte order mark and surrounding whitespace, lines ended by
-    \\n; of a `.json` file the caption in it, of a list there a line for each.
+    """The text of a caption file without byte order mark and surrounding whitespace,
+    lines ended by \\n. For a `.json` file it is the caption in it, for a list there one
+    line for each caption.
 
     Raises CaptionError for any other file.
     """
@@ -144,7 +152,7 @@ def read_caption(path: Path | str) -> str:
 
 
 def _caption_in(path: Path | str) -> str:
-    """`read_caption`, a list as LIST has it."""
+    """The text of `read_caption`, with LIST between the captions of a list."""
     text = read_text(path)
     if split_suffix(str(path))[1] != ".json":
         return text.strip()
@@ -171,8 +179,8 @@ def _key_in(row: Mapping[str, Any]) -> str | None:
 
 
 def with_caption(path: Path | str, caption: str) -> str:
-    """The text of a caption file with another caption in it; what else a `.json` file
-    says stays, and a list one.
+    """The text of a caption file with another caption in it. Other keys of a `.json`
+    file stay, and a list stays a list.
 
     Raises CaptionError for a `.json` file that holds none.
     """
@@ -239,8 +247,8 @@ def _utf16(path: Path | str, raw: bytes) -> str:
 
 
 def _other_kind(raw: bytes) -> str:
-    """What is said of a file that holds something else than text, where its first bytes
-    tell what."""
+    """The message for a file that is not text, if its first bytes tell its kind; else
+    empty."""
     if raw.startswith(b"PK\3\4"):
         return "is a spreadsheet or another zip file, not text. Export the table as CSV, in UTF-8"
     return ""
@@ -254,10 +262,13 @@ def add_prefix(caption: str, prefix: str) -> str:
 
 
 def inject_trigger(caption: str, trigger: str | None, add: bool = True) -> str:
-    """Puts the trigger word for `[trigger]` and `[name]`; with `add`, in front of a
-    caption without it.
+    """Replaces `[trigger]` and `[name]` by the trigger word; with `add`, also puts it in
+    front of a caption without it.
 
     Same strings as ai-toolkit's `toolkit/prompt_utils.py:inject_trigger_into_prompt`.
+
+    >>> inject_trigger("[trigger] on a horse", "sks"), inject_trigger("a horse", "sks")
+    ('sks on a horse', 'sks a horse')
     """
     trigger = trigger or ""
     for placeholder in PLACEHOLDERS:
@@ -296,25 +307,22 @@ _NEARLY_PLACEHOLDER = re.compile(
 
 
 def nearly_placeholders(text: str) -> list[str]:
-    """What is meant as `[trigger]` but is not replaced, such as `{trigger}` and
-    `[Trigger]`: each once, in order."""
-    if not any(
-        opening in text for opening in "[{<("
-    ):  # of 100,000 captions much faster than the pattern
+    """Placeholders such as `{trigger}` and `[Trigger]`, which were probably intended as
+    `[trigger]` but are not replaced: each once, in order."""
+    # In 100,000 captions this search is much faster than the pattern.
+    if not any(opening in text for opening in "[{<("):
         return []
     near = dict.fromkeys(_NEARLY_PLACEHOLDER.findall(text))
     return [placeholder for placeholder in near if placeholder not in PLACEHOLDERS]
 
 
 def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterator[str]:
-    """Warnings of prompts of samples: what nothing replaces, and those without any of
-    the trigger words."""
+    """Warnings for prompts of samples: placeholders that are not replaced, and prompts
+    without any of the trigger words."""
     together = "\n".join(prompts)
-    literal = [
-        placeholder
-        for placeholder in PLACEHOLDERS
-        if placeholder in together and not triggers
-    ]
+    literal = []
+    if not triggers:
+        literal = [written for written in PLACEHOLDERS if written in together]
     for placeholder in (*literal, *nearly_placeholders(together)):
         remedy = f"Write '{PLACEHOLDERS[0]}'"
         if placeholder in PLACEHOLDERS:
@@ -326,9 +334,10 @@ def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterat
     if marks:
         yield f"warning: sample: prompts with {in_words(marks)}"
     words = (*triggers, *PLACEHOLDERS)
-    without = [
-        prompt for prompt in prompts if not any(word in prompt for word in words)
-    ]
+    without = []
+    for prompt in prompts:
+        if not any(word in prompt for word in words):
+            without.append(prompt)
     if triggers and without:
         shown = ", ".join(repr(shorten(prompt, 40)) for prompt in without[:3])
         what = f"{len(without)} of {len(prompts)} prompts without the trigger word {' or '.join(map(repr, triggers))}"
@@ -345,13 +354,14 @@ _COMMON_WORDS = (
 
 
 def usual_word(captions: Sequence[str]) -> tuple[str, int]:
-    """The word with which at least four of five captions begin, and how many: a trigger
-    word that was written by hand. Empty without one, and of less than five captions."""
+    """The word with which at least four of five captions begin, and the number of these
+    captions: a trigger word that was written by hand. Empty where there is none, and
+    for less than five captions."""
     if len(captions) < 5:
         return "", 0
-    begins = Counter(
-        re.split(r"[\s,.;:]", text, maxsplit=1)[0] for text in captions[:1000]
-    )
+    begins = Counter[str]()
+    for text in captions[:1000]:
+        begins[re.split(r"[\s,.;:]", text, maxsplit=1)[0]] += 1
     word = begins.most_common(1)[0][0]
     count = sum(text.startswith(word) for text in captions)
     if (
@@ -364,8 +374,8 @@ def usual_word(captions: Sequence[str]) -> tuple[str, int]:
 
 
 def drawn_caption(sample: Sample, seed: int, epoch: int, position: int) -> str:
-    """The caption of one use out of those of the sample: any with equal probability,
-    keyed as `caption_for_use`."""
+    """One of the captions of a sample, for one use: each with equal probability, keyed
+    as in `caption_for_use`."""
     if not sample.captions:
         return sample.caption
     return sample.captions[
@@ -399,11 +409,11 @@ def caption_for_use(
         begin += ". "
     tags = (tag.strip() for tag in caption.removeprefix(begin).split(","))
     parts = [tag for tag in tags if tag]
-    free = [
-        index
-        for index, part in enumerate(parts)
-        if index >= rules.keep_tokens and not (rules.trigger and rules.trigger in part)
-    ]
+    free = []
+    for index, part in enumerate(parts):
+        has_trigger = bool(rules.trigger) and rules.trigger in part
+        if index >= rules.keep_tokens and not has_trigger:
+            free.append(index)
     drawn = sorted(
         free,
         key=lambda part: seeding.key(seed, "shuffle_tokens", epoch, position, part),

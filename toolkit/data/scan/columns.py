@@ -1,10 +1,10 @@
-"""What the columns of a table are: by the names that libraries and public datasets give
-them, or as the job says.
+"""The meaning of the columns of a table: by the names that libraries and public
+datasets give them, or by the keys of the job.
 
 `KNOWN` is the list of names, each with its source. A name with `paths_only` has other
 meanings too: such a column counts only if all its values are names of image files, so
 that `source: flickr` is not a control image. `datasets` writes `X_file_name`, or
-`X_file_names` for lists, where an image X is a file of its own: such a column is X.
+`X_file_names` for lists, where an image X is a separate file: such a column is X.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 from toolkit.config.sections.dataset import ColumnsConfig
@@ -21,7 +22,11 @@ from toolkit.data.scan.directory import split_suffix
 
 
 class KnownName(NamedTuple):
-    """A name of a column."""
+    """A name of a column.
+
+    >>> [known.name for known in KNOWN if known.role == "worse"]
+    ['worse', 'rejected', 'lose']
+    """
 
     role: str
     """`image`, `prompt`, `tags`, `control` or `worse`: as the keys of
@@ -31,7 +36,7 @@ class KnownName(NamedTuple):
     """In lower case, without `_file_name`; of `control` with any number behind it."""
 
     source: str
-    """Who names it so."""
+    """The program or data set that uses the name."""
 
     paths_only: bool = True
     """Whether it counts only where all values are names of image files."""
@@ -123,18 +128,18 @@ KNOWN = (
     KnownName("worse", "rejected", _ONE_TRAINER, False),
     KnownName("worse", "lose", "preference tables with win and lose"),
 )
-"""Every name that is known without `columns`, first those that go before others of
-their role."""
+"""Every name that is known without `columns`. Of one role, earlier names take
+precedence."""
 
 LABELLED = ("jpg_0", "jpg_1", "label_0")
 """Columns of two images, and whether the first is the better one: 1, 0, or 0.5 for
-neither. Their source: yuvalkirstain/pickapic_v2; diffusers, train_diffusion_dpo.py."""
+neither. Source: yuvalkirstain/pickapic_v2; diffusers, train_diffusion_dpo.py."""
 
 _WITH_LABELS = (*LABELLED, "label_1")
 
 UNDECIDED = "vote"
-"""A line of JSON with this key, and without an image, is skipped: neither of two images
-is better, it says why."""
+"""A line of JSON with this key and without an image is skipped: it records that neither
+of two images is better."""
 
 
 def names_of(role: str) -> tuple[str, ...]:
@@ -149,7 +154,12 @@ class Unfit(ValueError):
 @dataclass(frozen=True)
 class Columns:
     """Which columns of a table are what, as they are written in it. Of `image`,
-    `prompt` and `worse` the first is used that a row has."""
+    `prompt` and `worse` the first is used that a row has.
+
+    >>> columns = Columns(image=("file_name",), prompt=("text",))
+    >>> columns.is_table
+    True
+    """
 
     image: tuple[str, ...] = ()
     prompt: tuple[str, ...] = ()
@@ -165,14 +175,14 @@ class Columns:
     """Those of `LABELLED`, where the table has them."""
 
     is_of_pairs: bool = False
-    """Whether control images and masks are of this table's pairs alone, and not trained
-    where they have no row. Not of the names that were known before `columns`: runs with
-    those go on as they began."""
+    """Whether control images and masks without a row are left out of the training. This
+    is False for the names that were known before `columns`, so that runs with them
+    continue as they began."""
 
     @property
     def is_table(self) -> bool:
-        """Whether they are those of a table of images: an image, and what is said of
-        it."""
+        """Whether the table describes images: it has a column for the image and another
+        one for its caption, its control image or its worse image."""
         return bool(
             self.labelled
             or (self.image and (self.prompt or self.control or self.worse))
@@ -185,8 +195,10 @@ def columns_of(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Colum
 
     Raises Unfit for a given column that no row has.
 
-    Example: the rows of `{"input_image": "a.png", "edited_image": "b.png"}` have image
-    `edited_image` and control `input_image`.
+    >>> rows = [{"input_image": "a.png", "edited_image": "b.png"}]
+    >>> columns = columns_of(rows, ColumnsConfig())
+    >>> columns.image, columns.control
+    (('edited_image',), ('input_image',))
     """
     written = dict.fromkeys(key for row in rows for key in row if isinstance(key, str))
     by_name = {key.strip().lower(): key for key in written}
@@ -262,22 +274,21 @@ def _numbered(
 
 
 def _base(column: str) -> str:
-    """The name of a column without what `datasets` puts behind that of an image."""
+    """The name of a column without the ending that `datasets` adds for images."""
     name = column.strip().lower()
     return name.removesuffix("_file_name").removesuffix("_file_names") or name
 
 
 def are_images(column: str, rows: Sequence[Mapping[Any, Any]]) -> bool:
-    """Whether all values of a column are names of image files, and there is one."""
+    """Whether a column has values, and all of them are names of image files."""
     values = [value for row in rows for value in texts_in(row.get(column))]
-    return bool(values) and all(
-        split_suffix(value)[1] in IMAGE_SUFFIXES for value in values
-    )
+    suffixes = {split_suffix(value)[1] for value in values}
+    return bool(values) and suffixes <= IMAGE_SUFFIXES
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """The texts of a value, one or a list, without empty ones. Anything else in it is
-    the empty suffix's: no file."""
+    """The texts of a value, one or a list, without empty ones. Any other value yields
+    `.`, which is not the name of a file."""
     values = value if isinstance(value, list) else [value]
     for text in values:
         if isinstance(text, str):
@@ -316,6 +327,11 @@ def labelled(row: Mapping[Any, Any], columns: Columns) -> tuple[str, str] | None
     return (first, second) if better else (second, first)
 
 
+def _has_value_of(kind: type, column: str, rows: Sequence[Mapping[Any, Any]]) -> bool:
+    """Whether a column has a value of this type in any row."""
+    return any(isinstance(row.get(column), kind) for row in rows)
+
+
 def in_yaml(column: str) -> str:
     """The name of a column as YAML reads it as text."""
     if re.fullmatch(r"[A-Za-z_]\w+", column):
@@ -324,33 +340,26 @@ def in_yaml(column: str) -> str:
 
 
 def unknown(rows: Sequence[Mapping[Any, Any]]) -> str:
-    """What to say of a table of which no column is known as the image, with the key of
-    the job that says it."""
-    written = [
-        *dict.fromkeys(
-            key for row in rows for key in row if isinstance(key, str) and key.strip()
-        )
-    ]
+    """The error for a table without a column that is known as the image, with the key of
+    the job that tells its columns."""
+    keys = dict.fromkeys(chain.from_iterable(rows))
+    written = [key for key in keys if isinstance(key, str) and key.strip()]
     images = [key for key in written if are_images(key, rows)]
-    lists = [
-        key for key in images if any(isinstance(row.get(key), list) for row in rows)
-    ]
+    lists = [key for key in images if _has_value_of(list, key, rows)]
     if lists and lists == images:
         return f"its column {lists[0]!r} names several images in a row. Write a row for each image"
-    texts = [
-        key
-        for key in written
-        if key not in images and any(isinstance(row.get(key), str) for row in rows)
-    ]
+    texts = []
+    for key in written:
+        if key not in images and _has_value_of(str, key, rows):
+            texts.append(key)
     known = [key for key in texts if _base(key) in names_of("prompt")]
     words = max(
         known or texts,
         key=lambda key: sum(len(str(row.get(key) or "")) for row in rows),
         default="",
     )
-    image, prompt = (
-        in_yaml(key) if key else "..." for key in (images[0] if images else "", words)
-    )
+    image = in_yaml(images[0]) if images else "..."
+    prompt = in_yaml(words) if words else "..."
     says = f"columns: {{image: {image}, prompt: {prompt}}}"
     if len(images) > 1:
         named = f", of which {', '.join(images)} name images"

@@ -1,5 +1,5 @@
 """Listing of one folder, sorted by name: images by stem, other files, subfolders; with
-what earlier starts learned.
+the facts that earlier starts learned.
 
 Hidden entries are ignored. Names are compared in Unicode NFC, so that a caption or
 control image written on another system (macOS decomposes accents) still matches its
@@ -7,7 +7,8 @@ image.
 
 The scan cache is one JSON file per folder, beside the runs: size, transparency, notes
 and hash of each image. An entry is valid for one version of its file. A cache file that
-is missing, damaged or of another format is ignored.
+is missing, damaged or of another format is ignored. `found` lists all folders of a
+scan through it; the page and `find_images` list single folders.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ from toolkit.files.redact import contains_secret
 from toolkit.files.writing import CACHE_FOLDER, atomic_write
 
 NUMBERED = re.compile(r"(.+)_([0-9]+)")
-"""A stem that ends with a number, as those of several control images of one image."""
+"""A stem that ends with a number, as where one image has several control images."""
 
 _OF_SYSTEMS = frozenset({"__MACOSX"})
-"""Folders that are hidden whatever they are called: what macOS packs beside the files
-of a zip."""
+"""Folders that are hidden although their names do not begin with a dot. macOS adds
+them to zip files."""
 
 _KINDS = {
     S_IFIFO: "a pipe",
@@ -60,7 +61,12 @@ _CANDIDATE_SUFFIXES = IMAGE_SUFFIXES | {".gif"}
 @dataclass(eq=False)
 class DirectoryListing:
     """The visible entries of one folder, by name: creating path objects for 100,000
-    files would take too long."""
+    files would take too long.
+
+    >>> images = {"a_0": ("a_0.png",), "a_1": ("a_1.png",)}
+    >>> DirectoryListing("pairs", "pairs/", looked_at=0, images=images).numbered
+    {'a': ['a_0', 'a_1']}
+    """
 
     folder: str
     """As the user wrote it."""
@@ -72,8 +78,8 @@ class DirectoryListing:
     """When the listing started, nanoseconds since 1970."""
 
     versions: dict[str, Version | None] = field(default_factory=dict)
-    """The version of every file by its name; None for a broken link, and for what is
-    not a file."""
+    """The version of every file by its name; None for a broken link, and for an entry
+    that is not a file."""
 
     subfolders: tuple[str, ...] = ()
     no_files: dict[str, str] = field(default_factory=dict)
@@ -103,21 +109,22 @@ class DirectoryListing:
         by_root: dict[str, list[tuple[int, str]]] = {}
         for match in filter(None, map(NUMBERED.fullmatch, self.images)):
             by_root.setdefault(match[1], []).append((int(match[2]), match[0]))
-        return {
-            root: [stem for _, stem in sorted(stems)] for root, stems in by_root.items()
-        }
+        numbered = {}
+        for root, stems in by_root.items():
+            numbered[root] = [stem for _, stem in sorted(stems)]
+        return numbered
 
     def numbered_behind(self, affix: str) -> dict[str, list[tuple[int, str]]]:
-        """What stands before `<affix><number>` in the stems of image files -> the
-        numbers, in order, with the stems."""
+        """Root of the stems `<root><affix><number>` of image files -> the numbers, in
+        order, with the stems."""
         if affix not in self._behind:
             pattern = re.compile(rf"(.+){re.escape(affix)}([0-9]{{1,4}})")
             by_root: dict[str, list[tuple[int, str]]] = {}
             for match in filter(None, map(pattern.fullmatch, self.images)):
                 by_root.setdefault(match[1], []).append((int(match[2]), match[0]))
-            self._behind[affix] = {
-                root: sorted(stems) for root, stems in by_root.items()
-            }
+            for stems in by_root.values():
+                stems.sort()
+            self._behind[affix] = by_root
         return self._behind[affix]
 
     def path(self, name: str) -> str:
@@ -152,7 +159,11 @@ class DirectoryListing:
 
 
 class ImageFile(NamedTuple):
-    """An image file, and the listing that holds its facts."""
+    """An image file, and the listing that holds its facts.
+
+    >>> ImageFile(DirectoryListing("photos", "photos/", looked_at=0), "a.jpg").path
+    'photos/a.jpg'
+    """
 
     listing: DirectoryListing
     name: str
@@ -169,23 +180,24 @@ class ImageFile(NamedTuple):
 def list_folder(
     folder: str, files_in: str = "", names_only: bool = False
 ) -> DirectoryListing:
-    """Reads one folder, not its subfolders; `~` is the home folder. files_in: where its
-    files are, if elsewhere. names_only: takes half of the time, as no file is looked
-    at: without versions.
+    """Reads one folder, not its subfolders; `~` is the home folder. files_in: the folder
+    that contains its files, if that is another one. names_only: leaves out the versions
+    of the files, which takes half of the time.
 
     Raises OSError when it cannot.
     """
     place = os.path.expanduser(files_in or folder)
     listing = DirectoryListing(folder, str(Path(place) / "x")[:-1], time.time_ns())
+    entries = []
     with os.scandir(place) as scanned:
-        entries = [
-            entry
-            for entry in scanned
-            if not entry.name.startswith(".") and entry.name not in _OF_SYSTEMS
-        ]
+        for entry in scanned:
+            if not entry.name.startswith(".") and entry.name not in _OF_SYSTEMS:
+                entries.append(entry)
     entries.sort(key=lambda entry: entry.name, reverse=True)
     while entries:
-        entry = entries.pop()  # each keeps what `stat` gave, which is larger than all that is kept here of a file
+        # Removed one by one: an entry keeps the result of `stat`, which is larger than
+        # all that the listing keeps of a file.
+        entry = entries.pop()
         name = entry.name
         version = None
         stat = None
@@ -210,7 +222,11 @@ def list_folder(
 
 
 def split_suffix(name: str) -> tuple[str, str]:
-    """Stem, and suffix in lower case with its dot, as pathlib splits a name."""
+    """Stem, and suffix in lower case with its dot, as pathlib splits a name.
+
+    >>> split_suffix("a.b.JPG")
+    ('a.b', '.jpg')
+    """
     stem, _, suffix = name.rpartition(".")
     if stem and suffix:
         return (stem, "." + suffix.lower())
@@ -236,21 +252,27 @@ FORMAT = 6
 """Raised when the cached facts change, so that older cache files are ignored."""
 
 MIN_FILE_AGE_NS = 2 * 10**9
-"""A file that changed later than this before it was listed could change again without
-another time: file systems keep times in steps of up to 2 s. What was learned of it is
-valid for this start only."""
+"""A file that changed later than this before it was listed could change again within
+the same time stamp: file systems keep times in steps of up to 2 s. Its facts are valid
+for this start only."""
 
 
 class ScanCache:
     """Lists folders with the cached facts of their images, and saves new ones.
 
     folder: where the cache files are; None caches nothing.
+
+    Example::
+
+        scan_cache = ScanCache.beside("output")
+        scan_cache.listing("photos").images  # {"a": ("a.jpg",)}
+        scan_cache.save()
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
         self._named: dict[str, DirectoryListing] = {}
-        """Folder as the user wrote it -> what was in it; each is read once."""
+        """Folder as the user wrote it -> its listing; each is read once."""
         self._listings: dict[str, DirectoryListing] = {}
         """The same by its real path."""
 
@@ -276,7 +298,7 @@ class ScanCache:
         return self._named[folder]
 
     def take(self, listing: DirectoryListing) -> None:
-        """Takes a folder as somebody has read it, which is not read again."""
+        """Takes the listing of a folder, which is then not read again."""
         place = real_path(listing.prefix)
         first = self._listings.setdefault(place, listing)
         if first is not listing:  # the same folder by another name
@@ -312,7 +334,7 @@ class ScanCache:
 
 
 def _recall(listing: DirectoryListing, file: Path) -> None:
-    """Adds what the cache file knows of images that did not change."""
+    """Adds the facts in the cache file of images that did not change."""
     # The hash of the contents fits, so only another version of the program could have
     # written something else.
     with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -341,7 +363,7 @@ def _recall(listing: DirectoryListing, file: Path) -> None:
 
 
 def _document(listing: DirectoryListing) -> bytes:
-    """What is known of the images that will have another version after their next
+    """The facts of images that are certain to get another version with their next
     change.
 
     A name that holds a secret is left out: that image is read each time.

@@ -1,5 +1,12 @@
-"""SHA-256 hashes of files, each computed once until the file changes, and one hash per
-image of a dataset, so that a later run can tell what was added, removed and edited."""
+"""SHA-256 hashes of files, and one hash for each image of a dataset.
+
+The hash of a file is computed once until the file changes; `directory` keeps it in the
+scan cache for later starts. `fingerprint` hashes each image with all that belongs to
+it, and `compare` tells from two fingerprints what was added, removed and edited. The
+trainers record the fingerprint and compare it at a resume; `moved` recognises images
+under other names by it. Keys of cached latents contain `image_digest`. Imports no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +25,9 @@ from toolkit.files.writing import sha256_of
 
 Version = tuple[int, int, int]
 """Bytes of a file, and the times (ns since 1970) at which its contents and its entry
-last changed. Where it differs the file may have changed. No copy or edit that sets the
-time of the contents back can set that of the entry (ctime) back too; on Windows that
-one is the time of creation."""
+last changed. If it differs, the file may have changed. A copy or an edit can set the
+time of the contents back, but not the time of the entry (ctime). On Windows the latter
+is the time of creation."""
 
 _known: dict[str, tuple[Version, str]] = {}
 """Path -> the version that was hashed, and its hash (hex)."""
@@ -67,9 +74,9 @@ def remember_reading(path: str, version: Version, reading: str) -> None:
 
 
 def image_digest(path: Path | str) -> str:
-    """The identity of an image's pixels: the hash of its file, and another one where
-    the program reads the file otherwise than its first version did. So what was made of
-    the old pixels is not used for the new ones.
+    """The identity of an image's pixels: the hash of its file, or another hash where
+    the program reads the file otherwise than its first version did. So cached latents
+    of the old pixels are not used for the new ones.
 
     Raises RunError when it cannot be read.
     """
@@ -90,15 +97,15 @@ def digest_as_read(digest: str, reading: str) -> str:
     return digest
 
 
-def made_digest(made: BaseImage) -> str:
-    """The identity of an image that the base model makes, whether it is there or not;
-    it names its file."""
-    return key_of(kind="from_base", **made._asdict())
+def made_digest(base_image: BaseImage) -> str:
+    """The identity of an image that the base model makes, whether its file exists or
+    not. The name of the file is made of it."""
+    return key_of(kind="from_base", **base_image._asdict())
 
 
 def sample_digest(sample: Sample, of_file: Callable[[str], str] = image_digest) -> str:
-    """The identity of a sample's image: how it is made, or what is in its file.
-    of_file: `image_digest`, or as it."""
+    """The identity of a sample's image: how it is made, or the contents of its file.
+    of_file: `image_digest`, or a function like it."""
     if sample.made:
         return made_digest(sample.made)
     return of_file(sample.image)
@@ -112,13 +119,13 @@ and flip."""
 def fingerprint(samples: Iterable[Sample]) -> DatasetHashes:
     """The hashes of a scanned dataset. Reads every file once; the file hashes are
     reused for encoding."""
-    found: DatasetHashes = {}
+    hashes: DatasetHashes = {}
     for sample in samples:
         name = name_of(sample)
         digest = _digest(sample)
         # Two entries of `datasets` may use one folder, each with other captions.
-        found[name] = key_of(uses=[found[name], digest]) if name in found else digest
-    return found
+        hashes[name] = key_of(uses=[hashes[name], digest]) if name in hashes else digest
+    return hashes
 
 
 def name_of(sample: Sample) -> str:
@@ -127,16 +134,16 @@ def name_of(sample: Sample) -> str:
 
 
 _before: dict[str, str] = {}
-"""Hash of an image -> the one that it had when the program read some of its files
+"""Hash of an image -> its hash in versions of the program that read some of its files
 otherwise."""
 
 
 def _digest(sample: Sample) -> str:
-    found = _digest_by(sample, image_digest)
+    new_digest = _digest_by(sample, image_digest)
     before = _digest_by(sample, file_digest)
-    if found != before:
-        _before[found] = before
-    return found
+    if new_digest != before:
+        _before[new_digest] = before
+    return new_digest
 
 
 def _digest_by(sample: Sample, image_digest: Callable[[str], str]) -> str:
@@ -165,14 +172,18 @@ def _digest_by(sample: Sample, image_digest: Callable[[str], str]) -> str:
     )
 
 
-def digest_of(found: DatasetHashes) -> str:
+def digest_of(hashes: DatasetHashes) -> str:
     """One hash of the whole dataset."""
-    return key_of(**{"files": found})
+    return key_of(**{"files": hashes})
 
 
 @dataclass(frozen=True)
 class DatasetChange:
-    """The images that differ between two datasets, by name."""
+    """The images that differ between two datasets, by name.
+
+    >>> print(compare({"a/1.png": "0f"}, {"a/1.png": "0f", "a/2.png": "1c"}))
+    1 added (a/2.png)
+    """
 
     added: tuple[str, ...]
     removed: tuple[str, ...]
@@ -200,8 +211,8 @@ class DatasetChange:
 
 
 def compare(old: Mapping[str, str], new: Mapping[str, str]) -> DatasetChange:
-    """What changed from `old` to `new`. An image that has another name, or lies
-    elsewhere, has not changed."""
+    """The changes from `old` to `new`. An image that was renamed or moved has not
+    changed."""
     removed = _unmatched(old, new)
     added = _unmatched(new, old)
     edited = sorted(name for name in old.keys() & new.keys() if old[name] != new[name])
@@ -215,8 +226,8 @@ def compare(old: Mapping[str, str], new: Mapping[str, str]) -> DatasetChange:
 
 
 def _unmatched(hashes: Mapping[str, str], others: Mapping[str, str]) -> tuple[str, ...]:
-    """The names that the others lack, sorted, less those of as many images with their
-    content under a new name."""
+    """The names that the others lack, sorted. Images that the others have under a new
+    name are left out."""
     left = Counter(others[name] for name in others.keys() - hashes.keys())
     names = []
     for name in sorted(hashes.keys() - others.keys()):

@@ -50,7 +50,14 @@ from toolkit.errors import Diagnostic
 
 @dataclass(frozen=True)
 class DatasetScan:
-    """The contents of the datasets of a job, in a fixed order."""
+    """The contents of the datasets of a job, in a fixed order.
+
+    Example::
+
+        scan = scan_datasets(section.datasets, section.trigger_word)
+        len(scan.samples), scan.folders[0].repeats
+        print(*scan.notes)
+    """
 
     folders: tuple[FolderInfo, ...]
     notes: tuple[str, ...]
@@ -70,11 +77,10 @@ class DatasetScan:
     """Masks that are probably not meant as they are read, and why."""
 
     questions: tuple[tuple[str, str], ...] = ()
-    """Folders whose numbers are probably no repeats, and why."""
+    """Folders whose numbers are probably not repeats, and why."""
 
     prompt_faults: tuple[tuple[str, str], ...] = ()
-    """Files of prompts for the base model (`from_base`), and what is rarely meant in
-    them."""
+    """Files of prompts for the base model (`from_base`), and warnings for them."""
 
     scan_cache: ScanCache = field(default_factory=ScanCache, compare=False)
     """Known facts of the files. Only a run saves it: a plan writes nothing."""
@@ -87,18 +93,17 @@ class DatasetScan:
     def converted(self) -> tuple[ConvertedImage, ...]:
         """The files whose colours are not sRGB, each once, in the order of the folders.
         The plan counts them, `lint` lists those of HDR."""
-        return tuple(
-            dict.fromkeys(
-                chain.from_iterable(folder.converted for folder in self.folders)
-            )
-        )
+        files = chain.from_iterable(folder.converted for folder in self.folders)
+        return tuple(dict.fromkeys(files))
 
     @property
     def pairs(self) -> int:
         """Pairs of a better and a worse image."""
-        return len(
-            {(sample.image, worse) for sample in self.samples for worse in sample.worse}
-        )
+        pairs = set[tuple[str, str]]()
+        for sample in self.samples:
+            for worse in sample.worse:
+                pairs.add((sample.image, worse))
+        return len(pairs)
 
 
 def scan_datasets(
@@ -153,8 +158,7 @@ def scan_datasets(
 def _matched_without_notes(
     datasets: Sequence[Any], findings: ScanFindings
 ) -> list[MatchedFolder]:
-    """The folders of other sections; what is wrong with them is reported where they are
-    scanned."""
+    """The folders of other sections. Their errors are reported by their own scan."""
     if not datasets:
         return []
     of_others = ScanFindings(findings.scan_cache, read_captions=False)
@@ -194,11 +198,11 @@ def _folders_of_entry(
             f"warning: {dataset.place}: {what}, or take 'columns' out"
         )
     note_pair_folders(dataset, folders, findings)
-    return [
-        folder
-        for folder in folders
-        if folder.listing.images or not _is_of_pairs(folder, findings)
-    ]
+    used = []
+    for folder in folders:
+        if folder.listing.images or not _is_of_pairs(folder, findings):
+            used.append(folder)
+    return used
 
 
 def _asks_for_no_repeats(folder: ImageFolder, findings: ScanFindings) -> bool:
@@ -222,8 +226,8 @@ def _asks_for_no_repeats(folder: ImageFolder, findings: ScanFindings) -> bool:
 
 
 def _with_own_table(folder: ImageFolder, findings: ScanFindings) -> ImageFolder:
-    """The folder with the table beside its images, where that has their captions; what
-    it holds besides is noted."""
+    """The folder with the table next to its images, if that has their captions. Other
+    files in the folder are noted."""
     if not folder.dataset.folder_path:  # what its table does not name is not meant
         return folder
     folder = with_table_beside(folder, findings)
@@ -246,7 +250,13 @@ def _is_of_pairs(folder: ImageFolder, findings: ScanFindings) -> bool:
 
 class FoundImage(NamedTuple):
     """An image file, and what belongs to it by the names of files. It was not
-    opened."""
+    opened.
+
+    Example::
+
+        images, mistakes, notes = find_images(DatasetConfig(folder_path="photos"))
+        images[0].caption, images[0].references
+    """
 
     path: str
     repeats: int
@@ -258,7 +268,8 @@ class FoundImage(NamedTuple):
     none."""
 
     table: str
-    """Path of the table that its caption is from; empty: a file of its own, or none."""
+    """Path of the table with its caption; empty where it has a caption file, or no
+    caption."""
 
     references: tuple[str, ...]
     """Paths of its control images in slot order."""
@@ -318,16 +329,18 @@ def _found_images(
     """An image once for each of its files."""
     listing = folder.listing
     table = folder.folder.table
-    return [
-        FoundImage(
-            path=listing.path(name),
-            repeats=repeats,
-            caption=image.caption.replace(LIST, "\n"),
-            captions=tuple(map(listing.path, caption_files)),
-            table=table.path if table else "",
-            references=tuple(control.path for control in image.controls),
-            mask=image.mask.path if image.mask else "",
-            shares_stem=len(image.names) > 1,
+    images = []
+    for name in image.names:
+        images.append(
+            FoundImage(
+                path=listing.path(name),
+                repeats=repeats,
+                caption=image.caption.replace(LIST, "\n"),
+                captions=tuple(map(listing.path, caption_files)),
+                table=table.path if table else "",
+                references=tuple(control.path for control in image.controls),
+                mask=image.mask.path if image.mask else "",
+                shares_stem=len(image.names) > 1,
+            )
         )
-        for name in image.names
-    ]
+    return images

@@ -1,9 +1,10 @@
-"""The fourth stage of a scan: the images are read, and what is allowed but rarely meant
-is warned of.
+"""The fourth stage of a scan: images are read, and warnings are given for what is
+allowed but rarely intended.
 
-`folder` calls `check_images` with all folders; what it returns has no image that cannot
-be used. Errors of the earlier stages are raised here too, so that one run names every
-file that has to be mended.
+`folder` calls `check_images` with all folders. The folders that it returns contain only
+usable images. Errors of the earlier stages are raised here too, so that one run names
+every file that has to be fixed. Few images are read whole; of many, the headers are
+read, and the encoder finds the rest of the damage.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ from toolkit.errors import DataErrors, Diagnostic
 from toolkit.system.read_ahead import thread_map
 
 READ_WHOLE = 2000
-"""Up to so many images that are not known yet are read whole by the scan. Of more, it
-reads headers and ends; what is damaged in between is then found, and all of it named,
-when the images are encoded."""
+"""The scan reads up to this number of new images whole. Of more images it reads headers
+and ends; damage in between is then found, and reported for all of them, when the images
+are encoded."""
 
 _FRACTION = re.compile(r"([0-9]+[.,][0-9]+)_")  # repeats of OneTrainer may be fractions
 _NEARLY_REPEATS = re.compile(
@@ -62,7 +63,7 @@ def check_images(
     findings: ScanFindings,
 ) -> list[CheckedFolder]:
     """Reads the facts of every image that is used, then warns of what is allowed but
-    rarely meant.
+    rarely intended.
 
     Raises DataErrors for all errors so far; with `forgiven` it takes them, and the
     images that have one are left out.
@@ -101,16 +102,13 @@ def _without_mistaken(
 def _checked(
     folder: MatchedFolder, trigger_word: str | None, findings: ScanFindings
 ) -> CheckedFolder:
-    """The folder with what its masks tell; what is rarely meant in it is noted."""
+    """The folder with the measurements of its masks. Warnings for it are noted."""
     mask_looks: list[MaskLook] = []
     if any(image.mask for image in folder.images):
         folder = _without_void_masks(folder, findings)
         mask_looks = _mask_looks(folder, findings)
-    begin = f"warning: {folder.listing.folder}:"
-    findings.notes.extend(
-        f"{begin} {what}"
-        for what in _warnings(folder, trigger_word, findings.read_captions)
-    )
+    for what in _warnings(folder, trigger_word, findings.read_captions):
+        findings.notes.append(f"warning: {folder.listing.folder}: {what}")
     return CheckedFolder(folder, tuple(mask_looks))
 
 
@@ -123,14 +121,12 @@ def _read_facts(
     """Reads the images, each once: few of them whole, of many the header and the end.
     Path -> error of those that cannot be read."""
     wanted = _files_of(folders)
+    images = []
+    for listing, names in wanted.items():
+        for name in names:
+            images.append(ImageFile(listing, name))
     unreadable: dict[str, str] = {}
-    for image, looked in _looked_at(
-        [
-            ImageFile(listing, name)
-            for listing, names in wanted.items()
-            for name in names
-        ]
-    ):
+    for image, looked in _looked_at(images):
         if isinstance(looked, str):
             unreadable[image.path] = looked
             continue
@@ -154,8 +150,7 @@ def _read_facts(
 def _files_of(
     folders: Sequence[MatchedFolder],
 ) -> dict[DirectoryListing, dict[str, None]]:
-    """The images of the folders and what belongs to them, each once: names by
-    listing."""
+    """The images of the folders and their partners, each once: names by listing."""
     wanted: dict[DirectoryListing, dict[str, None]] = {}
     for folder in folders:
         names = chain.from_iterable(image.names for image in folder.images)
@@ -190,8 +185,7 @@ def _looked_at(
 
 
 def _remarks(listing: DirectoryListing, names: Iterable[str]) -> Iterator[str]:
-    """What is worth knowing of files that can be used all the same, each remark
-    once."""
+    """Remarks on files that can be used, each remark once."""
     with_remark: dict[str, list[str]] = {}
     for name in names:
         facts = listing.facts.get(name)
@@ -217,8 +211,8 @@ def _without_unreadable(
     findings: ScanFindings,
 ) -> list[MatchedFolder]:
     """The folders without images that cannot be read, or whose control image or mask
-    cannot, of datasets with `skip_unreadable`; those of others are errors. unreadable:
-    path -> error."""
+    cannot be read, where the dataset has `skip_unreadable`. In other datasets such
+    images are errors. unreadable: path -> error."""
     readable = []
     wrong: dict[str, None] = {}
     for folder in folders:
@@ -234,11 +228,11 @@ def _without_unreadable(
         elif faulty:
             count = len(folder.images) - len(rest.images)
             what = f"{count:,} of {count_of(len(folder.images), 'image')} left out (skip_unreadable)"
-            reasons = "; ".join(
-                f"{os.path.basename(path)} {unreadable[path]}" for path in faulty[:3]
-            )
+            reasons = []
+            for path in faulty[:3]:
+                reasons.append(f"{os.path.basename(path)} {unreadable[path]}")
             findings.notes.append(
-                f"warning: {folder.listing.folder}: {what}: {reasons}"
+                f"warning: {folder.listing.folder}: {what}: {'; '.join(reasons)}"
             )
     for path in wrong:
         findings.mistake(path, unreadable[path])
@@ -246,21 +240,20 @@ def _without_unreadable(
 
 
 def _unreadable_of(folder: MatchedFolder, unreadable: Collection[str]) -> list[str]:
-    """The paths that cannot be read of the images of a folder, and of all that belongs
-    to them."""
+    """The images of a folder, and their partners, that cannot be read: paths."""
     if not unreadable:
         return []
-    paths = {
-        folder.listing.path(name) for image in folder.images for name in image.names
-    }
+    paths = set[str]()
+    for image in folder.images:
+        paths.update(map(folder.listing.path, image.names))
     paths.update(partner.path for _, partner in folder.partners())
     paths.update(worse.path for _, worse in folder.worse())
     return [path for path in unreadable if path in paths]
 
 
 def _without_images(folder: MatchedFolder, places: Collection[str]) -> MatchedFolder:
-    """The folder without the images that have an error: in their own file, or in one
-    that belongs to them. places: of the errors."""
+    """The folder without the images that have an error in their own file or in the file
+    of a partner. places: of the errors."""
 
     def is_good(image: MatchedImage) -> bool:
         if len(image.names) > 1:
@@ -268,9 +261,8 @@ def _without_images(folder: MatchedFolder, places: Collection[str]) -> MatchedFo
         partners = (*image.controls, *image.layers, *image.worse)
         if image.mask is not None:
             partners = (*partners, image.mask)
-        return image.file.path not in places and not any(
-            partner.path in places for partner in partners
-        )
+        files = (image.file, *partners)
+        return not any(file.path in places for file in files)
 
     return replace(folder, images=tuple(filter(is_good, folder.images)))
 
@@ -327,10 +319,11 @@ def _without_void_masks(folder: MatchedFolder, findings: ScanFindings) -> Matche
             f"{place}: the mask has another shape and is stretched over: {shorten(stretched)}"
         )
     void = set(opaque)
-    images = [
-        image._replace(mask=None) if image.file.name in void else image
-        for image in folder.images
-    ]
+    images = []
+    for image in folder.images:
+        if image.file.name in void:
+            image = image._replace(mask=None)
+        images.append(image)
     return replace(folder, images=tuple(images))
 
 
@@ -342,8 +335,8 @@ def _has_other_shape(mask: ImageInfo, image: ImageInfo) -> bool:
 
 
 def _mask_looks(folder: MatchedFolder, findings: ScanFindings) -> list[MaskLook]:
-    """What the pixels of masks tell; those that are probably not meant as they are read
-    are noted, by kind."""
+    """The measurements of the masks. Masks that are probably intended otherwise than
+    they are read are noted, by kind."""
     masks = [folder.trained_mask(mask) for _, mask in folder.masks()]
     looks = look_at_masks(masks)
     by_kind: dict[tuple[str, str], list[str]] = {}
@@ -381,8 +374,8 @@ def _warnings(
 
 
 def _odd_repeats(folder: MatchedFolder) -> Iterator[str]:
-    """A number in the name of a folder that is not read as repeats, and is probably
-    meant so."""
+    """A number in the name of a folder that is not read as repeats but was probably
+    intended as repeats."""
     dataset = folder.dataset
     path = folder.listing.folder
     if dataset.num_repeats or dataset.repeats_from_names is False:
@@ -398,13 +391,10 @@ def _odd_repeats(folder: MatchedFolder) -> Iterator[str]:
 
 
 def _clear_images(folder: MatchedFolder) -> Iterator[str]:
-    """Images of which nothing is seen."""
+    """Images that are fully transparent."""
     facts = folder.listing.facts
-    clear = [
-        image.file.name
-        for image in folder.images
-        if CLEAR in facts[image.file.name].notes
-    ]
+    names = [image.file.name for image in folder.images]
+    clear = [name for name in names if CLEAR in facts[name].notes]
     if clear and not folder.dataset.alpha_mask:
         are = "is" if len(clear) == 1 else "are"
         what = f"{len(clear):,} of {count_of(len(folder.images), 'image')} {are}"
@@ -430,8 +420,8 @@ def _small_images(folder: MatchedFolder) -> Iterator[str]:
 
 
 def _numbers(folders: Sequence[MatchedFolder], findings: ScanFindings) -> Iterator[str]:
-    """Asks about the repeats of folders beside each other whose numbers are probably
-    none, and keeps the question."""
+    """Asks about neighbouring folders whose numbers are probably not repeats, and keeps
+    the question."""
     beside: dict[str, dict[str, int]] = {}
     for folder in folders:
         path = folder.listing.folder
@@ -464,10 +454,9 @@ def _several_lines(folders: Sequence[MatchedFolder]) -> Iterator[str]:
     for folder in folders:
         if folder.dataset.captions == "one":
             count += len(folder.images)
-            several = [
-                image.file.name for image in folder.images if "\n" in image.caption
-            ]
-            names += [folder.folder.inside(name) for name in several]
+            for image in folder.images:
+                if "\n" in image.caption:
+                    names.append(folder.folder.inside(image.file.name))
     if names:
         have = "has" if len(names) == 1 else "have"
         what = f"{len(names):,} of {count_of(count, 'caption')} {have} several lines"
@@ -476,7 +465,7 @@ def _several_lines(folders: Sequence[MatchedFolder]) -> Iterator[str]:
 
 
 def _check_captions(folder: MatchedFolder, trigger: str) -> Iterator[str]:
-    """What is rarely meant in the captions of a folder: count, names, remedy."""
+    """Warnings for the captions of a folder: count, names, remedy."""
     dataset = folder.dataset
     used = {}
     for image in folder.images:
@@ -526,15 +515,12 @@ def _missing_captions(
 
 
 def _left_placeholders(captions: Mapping[str, str], trigger: str) -> Iterator[str]:
-    """What is meant for the trigger word and is trained as it is written. captions: of
-    each image, with its prefix."""
+    """Placeholders for the trigger word that are trained as they are written. captions:
+    of each image, with its prefix."""
     together = "\n".join(captions.values())
-    if trigger:
-        literal = []
-    else:
-        literal = [
-            placeholder for placeholder in PLACEHOLDERS if placeholder in together
-        ]
+    literal = []
+    if not trigger:
+        literal = [written for written in PLACEHOLDERS if written in together]
     for placeholder in (*literal, *nearly_placeholders(together)):
         remedy = f"Write '{PLACEHOLDERS[0]}'"
         if placeholder in PLACEHOLDERS:
@@ -547,11 +533,9 @@ def _left_placeholders(captions: Mapping[str, str], trigger: str) -> Iterator[st
 def _trigger_by_hand(folder: MatchedFolder) -> Iterator[str]:
     """A word with which almost all captions begin, where the job has no trigger
     word."""
-    texts = [
-        text
-        for image in folder.images
-        for text in texts_of(image.caption, folder.dataset)
-    ]
+    texts = list[str]()
+    for image in folder.images:
+        texts += texts_of(image.caption, folder.dataset)
     word, count = usual_word([text for text in texts if text])
     if word and word not in PLACEHOLDERS and word not in nearly_placeholders(word):
         what = f"{count} of {len(texts)} captions begin with {word!r}, and there is no trigger_word"
@@ -559,8 +543,8 @@ def _trigger_by_hand(folder: MatchedFolder) -> Iterator[str]:
 
 
 def _odd_captions(captions: Mapping[str, str], trigger: str) -> Iterator[str]:
-    """Captions that are probably written otherwise than they are meant. captions: of
-    each image, with its prefix."""
+    """Captions that are probably not written as intended. captions: of each image, with
+    its prefix."""
     quoted = [name for name, text in captions.items() if _is_quoted(text)]
     if quoted:
         what = f"{count_of(len(quoted), 'caption')} in quotation marks, which are trained as part of it"
@@ -568,11 +552,10 @@ def _odd_captions(captions: Mapping[str, str], trigger: str) -> Iterator[str]:
     if not trigger:
         return
     folded = trigger.lower()
-    other = [
-        name
-        for name, text in captions.items()
-        if folded in text.lower() and trigger not in text
-    ]
+    other = []
+    for name, text in captions.items():
+        if folded in text.lower() and trigger not in text:
+            other.append(name)
     if other:
         what = f"{count_of(len(other), 'caption')} with {trigger!r} in other letters"
         yield f"{what}, so that it is put in front as well: {shorten(other)}"

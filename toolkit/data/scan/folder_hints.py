@@ -1,8 +1,9 @@
-"""What the names in folders look like, where it is probably not meant as it is trained:
-pairs, layers, splits.
+"""Warnings for folders whose names suggest another use than the job's: pairs, layers,
+splits.
 
-`folder` calls each function when the tables of an entry's folders are known. Every hint
-is a warning with the keys that would train what the names look like.
+`folder` calls each function when the tables of an entry's folders are known. Every
+warning gives the keys with which the job would train what the names suggest. Nothing is
+left out or changed.
 """
 
 from __future__ import annotations
@@ -59,18 +60,15 @@ def note_layer_names(folder: ImageFolder, findings: ScanFindings) -> None:
     listing = folder.listing
     if dataset.layers_path or dataset.layers_suffix:
         return
-    layers = layers_beside(listing, LAYER)
-    if layers:
-        named = shorten(
-            name
-            for stems in layers.values()
-            for stem in stems
-            for name in listing.images[stem]
-        )
+    names = list[str]()
+    for stems in layers_beside(listing, LAYER).values():
+        for stem in stems:
+            names += listing.images[stem]
+    if names:
         what = "by its name a layer of another, and trained as an image"
         remedy = f"For a model of layers give 'layers_suffix: {LAYER}'"
         findings.notes.append(
-            f"warning: {listing.folder}: some images are each {what}: {named}. {remedy}"
+            f"warning: {listing.folder}: some images are each {what}: {shorten(names)}. {remedy}"
         )
 
 
@@ -85,8 +83,8 @@ def note_subfolders(folder: ImageFolder, findings: ScanFindings) -> None:
 def note_splits(
     dataset: DatasetConfig, folders: Sequence[ImageFolder], findings: ScanFindings
 ) -> None:
-    """Notes subfolders whose names say that they are for validation or test, and that
-    are trained."""
+    """Notes subfolders that are trained although they are for validation or test by
+    their names."""
     path = dataset.folder_path
     inside = {}
     for folder in folders:
@@ -128,8 +126,8 @@ def _give_train_alone(path: str, inside: dict[str, ImageFolder]) -> str:
 def note_pair_folders(
     dataset: DatasetConfig, folders: Sequence[ImageFolder], findings: ScanFindings
 ) -> None:
-    """Notes two subfolders that look like the images and control images of pairs, which
-    both are trained."""
+    """Notes two subfolders that are both trained as images, and look like the images and
+    the control images of pairs."""
     if not dataset.folder_path or dataset.control_path:
         return
     if any(row.references for folder in folders for row in folder.rows.values()):

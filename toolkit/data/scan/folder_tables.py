@@ -1,11 +1,11 @@
 """The second stage of a scan: the table of each folder's images, and its rows by the
 names of the images.
 
-What the rows of a table say is read in `tables`; this is where it meets the files. A
-folder without a table may get the one beside its images or above it
-(`with_table_beside`, `with_tables_above`); `with_placed_rows` then brings the rows to
-the images. `folder` calls these three; `image_folders` and `matching` ask for tables
-and the files they name.
+`tables` reads the rows of a table; this module connects them with the files. A folder
+without a table may get the one next to its images or above it (`with_table_beside`,
+`with_tables_above`). Then `with_placed_rows` gives the rows the names of the images.
+`folder` calls these three; `image_folders` and `matching` ask for tables and the files
+that they name.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def with_table_beside(folder: ImageFolder, findings: ScanFindings) -> ImageFolde
 def with_tables_above(
     dataset: DatasetConfig, folders: Sequence[ImageFolder], findings: ScanFindings
 ) -> list[ImageFolder]:
-    """The folders with the only table above the subfolders that names their images, of
-    those that have neither caption files nor a table of their own."""
+    """The folders, where subfolders with neither caption files nor a table have got the
+    table above them, if it is the only one that names their images."""
     below = [folder for folder in folders if folder.subfolder]
     if not below or not dataset.folder_path or dataset.captions_file:
         return [*folders]
@@ -108,10 +108,12 @@ def with_tables_above(
     findings.notes.append(
         f"{top.folder}: no caption files: captions are read from {table.path}"
     )
-    return [
-        replace(folder, table=shared) if folder in bare else folder
-        for folder in folders
-    ]
+    with_table = []
+    for folder in folders:
+        if folder in bare:
+            folder = replace(folder, table=shared)
+        with_table.append(folder)
+    return with_table
 
 
 def _note_other_tables(
@@ -140,8 +142,8 @@ def _only_table(
     findings: ScanFindings,
 ) -> Table | None:
     """The only table in a folder that names its images, none of which has a caption
-    file; else None. One that is meant for images, and names none of these or cannot be
-    read, is a mistake: their captions would be lost.
+    file; else None. A table that is meant for images, but names none of these or cannot
+    be read, is a mistake: the captions would be lost.
 
     folder: that the names begin at.
     """
@@ -192,33 +194,33 @@ def _is_meant(table: Table, names: Sequence[str]) -> bool:
         NO_JSON in mistake.message for mistake in table.mistakes
     )
     if is_json or not table.mistakes:  # objects of other programs mention images too
-        with_something = (
-            name
-            for name, row in table.rows.items()
-            if row.caption or row.references or row.worse
-        )
-        return any(split_suffix(name)[1] in IMAGE_SUFFIXES for name in with_something)
+        return any(map(_is_row_of_image, table.rows, table.rows.values()))
     if suffix == PARQUET:  # its text is packed; `datasets` names such a table so
         return os.path.basename(table.path) == "metadata.parquet"
     with suppress(OSError), open(table.path, "rb") as file:
         raw = file.read(_LOOKED_THROUGH)
-        files = [os.path.basename(name) for name in names[:_LOOKED_FOR]]
-        return any(
-            name.encode() in raw or name.encode("utf-16-le") in raw for name in files
-        )
+        for name in map(os.path.basename, names[:_LOOKED_FOR]):
+            if name.encode() in raw or name.encode("utf-16-le") in raw:
+                return True
     return False
 
 
+def _is_row_of_image(name: str, row: TableRow) -> bool:
+    """Whether a row names an image file and has something for it."""
+    has_something = row.caption or row.references or row.worse
+    return bool(has_something) and split_suffix(name)[1] in IMAGE_SUFFIXES
+
+
 def _as_not_given(mistake: Diagnostic) -> Diagnostic:
-    """The mistake of a table that the job does not name, with what to do where it is
-    none of captions."""
+    """The mistake of a table that the job does not name, with the remedy for a table
+    that is not meant for captions."""
     why = "It is read because no image has a caption file; if it is not for them, move it away"
     return replace(mistake, message=f"{mistake.message}. ({why}.)")
 
 
 def _of_others(table: Table, names: Sequence[str]) -> Diagnostic:
-    """That a table is for images which are not in the folder. names: of those that
-    are."""
+    """The mistake of a table whose images are not in the folder. names: of the images in
+    the folder."""
     lines = count_of(len(table.rows), "line")
     what = (
         f"none of its {lines} names an image of the folder, and no image has a caption"
@@ -278,8 +280,8 @@ def _note_unused_columns(
 
 
 def _places(path: str, bases: Iterable[str]) -> list[str]:
-    """Where a file may lie that a table names: from each of these folders, with `\\`
-    for `/` too."""
+    """Where a file that a table names may be: relative to each of these folders, also
+    with `\\` in place of `/`."""
     if os.path.isabs(path):
         return [os.path.expanduser(path)]
     spellings = dict.fromkeys((path, path.replace("\\", "/")))
@@ -369,8 +371,8 @@ def _without_partners(
     folders: Sequence[ImageFolder],
     findings: ScanFindings,
 ) -> list[ImageFolder]:
-    """The folders without the images that their table names as control images or masks
-    of others, and that have no row of their own. path: of the table."""
+    """The folders without images that have no row and that their table names as control
+    images or masks of others. path: of the table."""
     partners = _partner_files(dataset, path, folders[0])
     less = []
     left_out = []
@@ -434,8 +436,8 @@ def named_files(
     folder: ImageFolder, paths: Iterable[str], role: str, findings: ScanFindings
 ) -> list[ImageFile]:
     """The images that a row of the folder's table names: in the folder of the images,
-    else from that of the table; one that is not there is a mistake. role: what they
-    are, for the message."""
+    else relative to the folder of the table. A file that does not exist is a mistake.
+    role: of these images, for the message."""
     assert folder.table is not None  # a row is one of its
     bases = (folder.dataset.folder_path, os.path.dirname(folder.table.path), ".")
     images = []

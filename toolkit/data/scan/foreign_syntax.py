@@ -1,6 +1,8 @@
-"""What other programs read as instructions in a prompt or a caption, and what is plain
-text here: weights, LoRAs, choices, wildcards. One rule for captions and for prompts of
-samples; the plan and `lint` use it.
+"""Instructions of other programs in prompts and captions, which are plain text in this
+program: weights, LoRAs, choices, wildcards.
+
+The same rules apply to captions and to prompts of samples. The scan (`folder_check`),
+the plan and `lint` warn with them; no text is changed.
 
 Sources of the spellings: AUTOMATIC1111's stable-diffusion-webui,
 modules/prompt_parser.py (at 0674fabd) and modules/extra_networks.py: weights, brackets
@@ -21,7 +23,12 @@ from toolkit.errors import in_series
 
 
 class Syntax(NamedTuple):
-    """One kind of instruction."""
+    """One kind of instruction.
+
+    >>> weights = SYNTAX[0]
+    >>> weights.pattern.search("a (red:1.2) cup")[0], weights.remedy
+    ('(red:1.2)', 'Remove the weight and its brackets')
+    """
 
     name: str
     pattern: re.Pattern[str]
@@ -100,7 +107,12 @@ _ANY = re.compile("|".join(f"(?:{each.pattern.pattern})" for each in SYNTAX))
 
 
 class Marks(NamedTuple):
-    """What some texts have of one kind."""
+    """The instructions of one kind in some texts.
+
+    >>> (marks,) = marks_in(["a cup", "a (red:1.2) cup"])
+    >>> marks.first, marks.texts
+    ('(red:1.2)', (1,))
+    """
 
     syntax: Syntax
     first: str
@@ -111,14 +123,13 @@ class Marks(NamedTuple):
 
 
 def marks_in(texts: Sequence[str]) -> list[Marks]:
-    """What texts have of each kind that any of them has.
+    """The instructions in some texts, for each kind that occurs.
 
     >>> [(marks.syntax.name, marks.first) for marks in marks_in(["a (red:1.2) cup", "a {big|small} cup"])]
     [('weights', '(red:1.2)'), ('choices', '{big|small}')]
     """
-    if not _ANY.search(
-        "\n".join(texts)
-    ):  # one search of 100,000 captions instead of one for each kind
+    # For 100,000 captions one search instead of one for each kind.
+    if not _ANY.search("\n".join(texts)):
         return []
     kinds = []
     for syntax in SYNTAX:
@@ -130,25 +141,24 @@ def marks_in(texts: Sequence[str]) -> list[Marks]:
     return kinds
 
 
-def in_words(found: Sequence[Marks], counted: bool = False) -> str:
-    """Marks in a warning: examples, kinds, what becomes of them, remedies. counted:
-    with the number of texts of each kind."""
-    shown = ", ".join(repr(marks.first) for marks in found)
+def in_words(marks_list: Sequence[Marks], counted: bool = False) -> str:
+    """The words of a warning: examples, kinds, their meaning in this program, remedies.
+    counted: with the number of texts of each kind."""
+    shown = ", ".join(repr(marks.first) for marks in marks_list)
     names = []
-    for marks in found:
-        names.append(
-            f"{marks.syntax.name} ({len(marks.texts):,})"
-            if counted
-            else marks.syntax.name
-        )
-    remedies = ". ".join(marks.syntax.remedy for marks in found)
+    for marks in marks_list:
+        name = marks.syntax.name
+        if counted:
+            name = f"{name} ({len(marks.texts):,})"
+        names.append(name)
+    remedies = ". ".join(marks.syntax.remedy for marks in marks_list)
     return (
         f"{shown}: {in_series(names)} of other programs are plain text here. {remedies}"
     )
 
 
 def lines_of(text: str) -> Iterator[str]:
-    """What is to be said of one text, a line for each kind."""
+    """Warnings for one text, a line for each kind."""
     for marks in marks_in([text]):
         kind = f"an instruction of other programs ({marks.syntax.name})"
         yield f"{marks.first!r}, {kind} that is trained as plain text here. {marks.syntax.remedy}"

@@ -1,10 +1,9 @@
-"""What the stages of a scan find wrong or worth knowing, and the words in which they
-say it.
+"""The findings of a scan, errors and notes, and the words of their messages.
 
-A scan has one `ScanFindings`: every stage adds to it, so that all errors are reported
-at once and notes keep the order of the stages. Below are what the names of folders say
-(repeats, splits, regularisation) and the words of messages, which the plan, `lint` and
-the page use too.
+A scan has one `ScanFindings`. Every stage adds to it, so that all errors are reported
+at once and notes keep the order of the stages. Below it are functions that interpret
+the names of folders (repeats, splits, regularisation) and functions for the words of
+messages, which the plan, `lint` and the page use too.
 """
 
 from __future__ import annotations
@@ -35,8 +34,14 @@ _LISTED_NAMES = 20
 
 @dataclass(frozen=True)
 class ScanFindings:
-    """What the stages of a scan share: errors, notes and unused files of all datasets,
-    which each of them adds to."""
+    """Errors, notes and unused files of all datasets. Each stage of the scan adds to
+    them.
+
+    >>> findings = ScanFindings(ScanCache(), read_captions=True)
+    >>> findings.mistake("photos/a.png", "is empty. Copy it again")
+    >>> findings.mistakes[0].place
+    'photos/a.png'
+    """
 
     scan_cache: ScanCache
     read_captions: bool
@@ -45,19 +50,20 @@ class ScanFindings:
     mistakes: list[Diagnostic] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unused: list[tuple[str, str]] = field(default_factory=list)
-    """Files that are not used though they seem meant to be, and why; as those below."""
+    """Files that are not used although they seem intended for use, and why. The lists
+    below have the same form."""
 
     unpaired: list[tuple[str, str]] = field(default_factory=list)
     held_out: list[tuple[str, str]] = field(default_factory=list)
     mask_faults: list[tuple[str, str]] = field(default_factory=list)
     questions: list[tuple[str, str]] = field(default_factory=list)
-    """Folders whose numbers are probably no repeats, and why."""
+    """Folders whose numbers are probably not repeats, and why."""
 
     of_pairs: set[str] = field(default_factory=set)
     """Tables whose control images and masks are not trained where they have no row."""
 
     tables: dict[tuple[str, int], Table] = field(default_factory=dict)
-    """What was read of a file for an entry of `datasets`."""
+    """The tables that were read, by path and entry of `datasets`."""
 
     def table(self, path: str, dataset: DatasetConfig, called: str = "") -> Table:
         """The table of captions in a file, as an entry of `datasets` has it; each is
@@ -81,8 +87,8 @@ class ScanFindings:
         remedy: str,
         listed: list[tuple[str, str]],
     ) -> None:
-        """Notes files that are not used though they seem meant to be. listed: the list
-        of the findings that they are added to."""
+        """Notes files that are not used although they seem intended for use. listed: the
+        list of the findings that they are added to."""
         note = f"{listing.folder}: {count_of(len(names), 'file')} not used, {reason}: {shorten(names)}. {remedy}"
         self.notes.append(f"warning: {note}")
         listed += [(listing.path(name), f"{reason}. {remedy}") for name in names]
@@ -129,20 +135,23 @@ SPLITS = {
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""What the names of folders say of the use of their images. Source: datasets 5.2.0,
-`SPLIT_KEYWORDS`."""
+"""Split -> names of folders for it. Source: datasets 5.2.0, `SPLIT_KEYWORDS`."""
 
 
 def split_of(name: str) -> str:
     """`train`, `validation` or `test`, where the name of a folder says so, with any
-    number around it; else ''."""
+    number around it; else ''.
+
+    >>> split_of("val_2"), split_of("photos")
+    ('validation', '')
+    """
     word = re.sub(r"^[\W_0-9]+|[\W_0-9]+$", "", name.lower())
     return next((split for split, words in SPLITS.items() if word in words), "")
 
 
 def held_out_folders(names: Iterable[str]) -> list[str]:
-    """The folders beside each other that their names keep from the training, such as
-    `validation` and `test`; none where no other is named as the one to train on."""
+    """The folders among neighbours that are not for training by their names, such as
+    `validation` and `test`; none where no neighbour is named as the training split."""
     splits = {name: split_of(name) for name in names}
     if "train" not in splits.values():
         return []
@@ -174,7 +183,11 @@ def texts_of(text: str, dataset: DatasetConfig) -> list[str]:
 
 def count_of(number: int, what: str, several: str = "") -> str:
     """A number with its noun: `1 file`, `2,000 files`. several: the plural, where it
-    does not end with `s`."""
+    does not end with `s`.
+
+    >>> count_of(1, "file"), count_of(2000, "match", "matches")
+    ('1 file', '2,000 matches')
+    """
     if number != 1:
         what = several or f"{what}s"
     return f"{number:,} {what}"

@@ -1,5 +1,5 @@
 """`datasets[].from_base`: which images the base model makes as regularisation images,
-and where they lie. No torch.
+and where their files are. Imports no torch.
 
 An image is known by how it is made (`BaseImage`): model, prompt, seed, size, steps,
 guidance. So each is made once for all jobs of a training folder, and one that is there
@@ -50,7 +50,7 @@ _PNG_END = bytes(4) + b"IEND\xaeB`\x82"
 _FLAG = re.compile(rf" --(?:{'|'.join(KEYS)}) ")
 
 Faults = tuple[tuple[str, str], ...]
-"""Files of prompts, each with something that is rarely meant."""
+"""Files of prompts, each with a warning."""
 
 
 def made_folders(
@@ -58,8 +58,8 @@ def made_folders(
     family: ModelFacts,
     forgiven: list[Diagnostic] | None = None,
 ) -> tuple[list[FolderInfo], Faults]:
-    """What the base model makes for each entry of `datasets` with `from_base`, and
-    faults of the prompts.
+    """The images that the base model makes for each entry of `datasets` with
+    `from_base`, and faults of the prompts.
 
     Raises DataErrors naming every file of prompts that cannot be used; `forgiven` takes
     them instead.
@@ -72,34 +72,38 @@ def made_folders(
     else:
         base = ""
     for index, dataset in enumerate(section.datasets):
-        made = dataset.from_base
-        if not made:
+        from_base = dataset.from_base
+        if not from_base:
             continue
         try:
-            prompts = read_prompts(made.prompts)
+            prompts = read_prompts(from_base.prompts)
         except CaptionError as error:
-            mistakes.append(Diagnostic((made.prompts,), error.reason))
+            mistakes.append(Diagnostic((from_base.prompts,), error.reason))
             continue
         for fault in _faults(prompts, section.trigger_words()):
-            faults.append((made.prompts, fault))
+            faults.append((from_base.prompts, fault))
         weight = dataset.loss_multiplier * section.train.reg_weight
         rules = caption_rules(dataset, section.trigger_word)
         repeats = dataset.num_repeats or 1
         samples = []
-        for image in base_images(made, prompts, _size(dataset, family), base, family):
+        for image in base_images(
+            from_base, prompts, _size(dataset, family), base, family
+        ):
             place = str(place_of(section.training_folder, image))
             sample = Sample(
                 place,
                 image.prompt,
                 repeats,
                 image.size,
-                made.prompts,
+                from_base.prompts,
                 dataset=index,
                 made=image,
             )
             samples.append(sample._replace(rules=rules, loss_weight=weight))
         folders.append(
-            FolderInfo(index, made.prompts, repeats, tuple(samples), 0, is_reg=True)
+            FolderInfo(
+                index, from_base.prompts, repeats, tuple(samples), 0, is_reg=True
+            )
         )
     if mistakes and forgiven is None:
         raise DataErrors(mistakes)
@@ -125,7 +129,7 @@ def read_prompts(file: str) -> list[str]:
 
 
 def base_images(
-    made: FromBaseConfig,
+    settings: FromBaseConfig,
     prompts: Sequence[str],
     size: Size,
     base: str,
@@ -138,21 +142,21 @@ def base_images(
     in the file: a prompt that is added or removed leaves the images of the others as
     they are.
     """
-    steps = made.sample_steps or family.sample_steps
-    if made.guidance_scale is None:
+    steps = settings.sample_steps or family.sample_steps
+    if settings.guidance_scale is None:
         guidance = family.guidance
     else:
-        guidance = made.guidance_scale
+        guidance = settings.guidance_scale
     uses = Counter[str]()
-    for index in range(made.count or len(prompts)):
+    for index in range(settings.count or len(prompts)):
         prompt = prompts[index % len(prompts)]
-        seed = seeding.key(made.seed, FOLDER, prompt, uses[prompt]) % 2**32
+        seed = seeding.key(settings.seed, FOLDER, prompt, uses[prompt]) % 2**32
         uses[prompt] += 1
-        yield BaseImage(base, prompt, made.neg, size, seed, steps, guidance)
+        yield BaseImage(base, prompt, settings.neg, size, seed, steps, guidance)
 
 
 def place_of(training_folder: str, image: BaseImage) -> Path:
-    """The file of an image; its caption is beside it, with the suffix `.txt`."""
+    """The file of an image; its caption is next to it, with the suffix `.txt`."""
     folder = (
         Path(training_folder).expanduser()
         / CACHE_FOLDER
@@ -169,11 +173,11 @@ def not_made_yet(items: Sequence[BucketedSample]) -> dict[str, Sample]:
     for item in reversed(items):
         if item.sample.made:
             waiting[item.sample.image] = item.sample
-    return {
-        path: sample
-        for path, sample in reversed(waiting.items())
-        if not _is_whole(Path(path))
-    }
+    not_made = {}
+    for path, sample in reversed(waiting.items()):
+        if not _is_whole(Path(path)):
+            not_made[path] = sample
+    return not_made
 
 
 def _is_whole(file: Path) -> bool:
@@ -197,7 +201,8 @@ def write_base_image(file: Path, image: Image.Image, caption: str) -> None:
 
 
 def _base_hash(section: ImageTrainingSection, family: ModelFacts) -> str:
-    """What the images are made with; empty where the model is not here yet."""
+    """The hash of the base model and its settings; empty where the model is not
+    downloaded yet."""
     assert isinstance(
         section, DiffusionSection
     )  # others have no base model: `DatasetsSection.check`
@@ -216,7 +221,7 @@ def _size(dataset: DatasetConfig, family: ModelFacts) -> Size:
 
 
 def _faults(prompts: Sequence[str], triggers: Sequence[str]) -> Iterator[str]:
-    """What is rarely meant in prompts for the base model, for the plan and `lint`."""
+    """Warnings for prompts of the base model, for the plan and `lint`."""
     for word in (*triggers, *PLACEHOLDERS):
         whole = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
         with_word = [prompt for prompt in prompts if whole.search(prompt)]
@@ -234,9 +239,9 @@ def _faults(prompts: Sequence[str], triggers: Sequence[str]) -> Iterator[str]:
 
 
 def _quoted(prompts: Sequence[str]) -> str:
-    return shorten(
-        [
-            repr(prompt if len(prompt) <= 40 else f"{prompt[:40]}...")
-            for prompt in prompts[:3]
-        ]
-    )
+    quoted = []
+    for prompt in prompts[:3]:
+        if len(prompt) > 40:
+            prompt = f"{prompt[:40]}..."
+        quoted.append(repr(prompt))
+    return shorten(quoted)

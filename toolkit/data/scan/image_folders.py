@@ -1,9 +1,9 @@
 """The first stage of a scan: which folders hold the images of an entry of `datasets`.
 
-That is the folder that it names, or its direct subfolders; or the folders of the images
-that a table names, where a table stands in for a folder, lies in one without images, or
-is a Parquet file with pictures. `folder` calls `image_folders`, and what is wrong goes
-to its findings.
+These are the folder that the entry names, or its direct subfolders. Where the entry
+names a table or a Parquet file with pictures instead, or a folder without images that
+contains a table, they are the folders of the images that the table names. `folder`
+calls `image_folders`. Errors go to its findings. No image is opened here.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ LOOKED_INTO = 1000
 def image_folders(
     index: int, dataset: DatasetConfig, findings: ScanFindings
 ) -> Iterator[ImageFolder]:
-    """The image folders of one entry, in the order of their names; none where it cannot
-    be used, which is a mistake.
+    """The image folders of one entry, in the order of their names. An entry that cannot
+    be used is a mistake and has none.
 
-    index: of the entry in `datasets`. What is worth knowing of all folders together is
-    noted after the last one.
+    index: of the entry in `datasets`. Notes on all folders together are added after the
+    last one.
     """
     files = _parquet_files(dataset, findings)
     if files:
@@ -68,11 +68,11 @@ def image_folders(
 def subfolders_of(listing: DirectoryListing, dataset: DatasetConfig) -> list[str]:
     """Subfolders except those with the dataset's control images, layers and masks."""
     partners = _partner_places(dataset)
-    return [
-        name
-        for name in listing.subfolders
-        if real_path(join(listing.folder, name)) not in partners
-    ]
+    subfolders = []
+    for name in listing.subfolders:
+        if real_path(join(listing.folder, name)) not in partners:
+            subfolders.append(name)
+    return subfolders
 
 
 def _partner_places(dataset: DatasetConfig) -> set[str]:
@@ -151,8 +151,8 @@ def _own_images(
 def _refuse_loose_images(
     dataset: DatasetConfig, top: DirectoryListing, findings: ScanFindings
 ) -> None:
-    """Loose images beside subfolders with repeats are a mistake: they would be all that
-    is used."""
+    """Loose images next to subfolders with repeats are a mistake: only the loose images
+    would be used."""
     path = dataset.folder_path
     filled = []
     for name in subfolders_of(top, dataset):
@@ -176,8 +176,8 @@ def _refuse_loose_images(
 def _without_partners(
     listing: DirectoryListing, dataset: DatasetConfig
 ) -> DirectoryListing:
-    """The folder without the control images and masks that the dataset tells by a
-    suffix of their image's name, and without what lacks the suffix of its images."""
+    """The folder without the control images and masks that the dataset recognises by a
+    suffix, and without images that lack the `image_suffix` of the dataset."""
     layers = {
         *chain.from_iterable(layers_beside(listing, dataset.layers_suffix).values())
     }
@@ -221,7 +221,8 @@ def _subfolders_with_images(
     findings: ScanFindings,
 ) -> Iterator[ImageFolder]:
     """The subfolders of an entry that holds no images itself; else the folders of a
-    table in it. What is not used is noted, and none at all is a mistake."""
+    table in it. Subfolders that are not used are noted. No image at all is a
+    mistake."""
     path = dataset.folder_path
     filled = {}
     empty = []
@@ -283,8 +284,8 @@ def _images_below(
 
 
 def _where_images_are(top: DirectoryListing, below: Sequence[str]) -> str:
-    """What to give instead of a folder without images. below: folders further down that
-    have some."""
+    """The remedy for a folder without images. below: folders further down that have
+    images."""
     if below:
         return _give_folders_below(top, below)
     zips = [name for name in top.files.values() if split_suffix(name)[1] == ZIP]
@@ -298,23 +299,21 @@ def _where_images_are(top: DirectoryListing, below: Sequence[str]) -> str:
 
 
 def _give_folders_below(top: DirectoryListing, below: Sequence[str]) -> str:
-    """That the folders above those with images are what to give; of splits, the one to
-    train on."""
+    """The remedy where folders further down have images: give these folders, or their
+    parents where their names have repeats. Of splits only the one to train on."""
     splits = {}
     for folder in below:
         if matched_name(folder, REPEATS):
             folder = folder.rpartition("/")[0]
         splits[folder] = _split_within(folder.removeprefix(top.folder))
     if "train" in splits.values():
-        splits = {
-            folder: split for folder, split in splits.items() if split in ("", "train")
-        }
+        splits = {name: use for name, use in splits.items() if use in ("", "train")}
     do = "does" if len(below) == 1 else "do"
     return f"{shorten(map(repr, below))} {do}: give {shorten(sorted(splits))}"
 
 
 def _split_within(path: str) -> str:
-    """What the first folder of a path that says a split says."""
+    """The split that the first folder of a path names which names one; '' for none."""
     splits = (split_of(folder) for folder in path.split("/"))
     return next((split for split in splits if split), "")
 
@@ -340,7 +339,7 @@ def _folders_of_table(
     place: str,
     findings: ScanFindings,
 ) -> Iterator[ImageFolder]:
-    """The folders of the images that a table names, with these images alone. place: the
+    """The folders of the images that a table names, with only these images. place: the
     folder that its names begin at."""
     table = replace(
         table, rows={with_slashes(name, place): row for name, row in table.rows.items()}
@@ -397,12 +396,10 @@ def _folders_of_deeper_table(
 ) -> Iterator[ImageFolder]:
     """The folders of the images that the only table in a folder names, further down
     than its subfolders."""
-    tables = [*tables_in(top, dataset, top.files, findings)]
-    naming = [
-        table
-        for table in tables
-        if any(os.path.isfile(top.path(name)) for name in table.rows)
-    ]
+    naming = []
+    for table in [*tables_in(top, dataset, top.files, findings)]:
+        if any(os.path.isfile(top.path(name)) for name in table.rows):
+            naming.append(table)
     if len(naming) == 1 and dataset.captions != "names":
         (table,) = naming
         findings.notes.append(
@@ -419,13 +416,13 @@ def _folders_of_deeper_table(
 
 
 _PARQUET_DEPTH = 2
-"""So many folders down the hub has Parquet files: `data/`, or a configuration with its
-splits."""
+"""Levels of folders in which data sets of the hub have Parquet files: `data/`, or a
+configuration with its splits."""
 
 
 def _parquet_files(dataset: DatasetConfig, findings: ScanFindings) -> list[str]:
-    """The Parquet files with pictures of a dataset: the file that it names, or those in
-    a folder without images and in its subfolders, as the hub has them."""
+    """The Parquet files with pictures of a dataset: the file that it names, or the files
+    in a folder without images and in its subfolders, as in data sets of the hub."""
     path = dataset.folder_path or str(dataset.captions_file)
     place = os.path.expanduser(path)
     if os.path.isfile(place):
@@ -462,8 +459,8 @@ def _parquet_files(dataset: DatasetConfig, findings: ScanFindings) -> list[str]:
 def _folders_of_parquet(
     index: int, dataset: DatasetConfig, files: Sequence[str], findings: ScanFindings
 ) -> Iterator[ImageFolder]:
-    """The folders of the pictures in Parquet files, which are unpacked into the cache:
-    those that their rows name as the image."""
+    """The folders of the pictures in Parquet files that their rows name as the image.
+    The files are unpacked into the cache."""
     if is_missing():
         findings.mistake(dataset.place, MISSING)
         return
@@ -483,8 +480,7 @@ def _folders_of_parquet(
 def _files_to_train_on(
     dataset: DatasetConfig, files: Sequence[str], findings: ScanFindings
 ) -> Sequence[str]:
-    """The Parquet files without those for validation and test, where others are beside
-    them."""
+    """The Parquet files without those for validation and test, if there are others."""
     held_out = []
     for file in files:
         if _split_of_file(file) in ("validation", "test"):
@@ -500,7 +496,6 @@ def _files_to_train_on(
 
 
 def _split_of_file(path: str) -> str:
-    """What the name of a Parquet file of the hub, or of its folder, says of the use of
-    its rows."""
+    """The split that the name of a Parquet file of the hub, or of its folder, names."""
     folder, name = os.path.split(path)
     return split_of(re.split(r"[-._ ]", name)[0]) or split_of(os.path.basename(folder))

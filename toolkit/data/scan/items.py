@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from toolkit.contracts.model import ModelFacts
 
 SIZE_MULTIPLE = 32
-"""Pixels of which the sides of a bucket are multiples where no model says it: that of
-Qwen-Image-Edit."""
+"""The sides of a bucket are multiples of this many pixels where no model is known. It
+is the value of Qwen-Image-Edit."""
 
 
 def bucket_for(
@@ -55,6 +55,9 @@ def bucket_for(
     image's; a small image is enlarged only as far as the grid demands. `square_crop`
     always gives the full square, a rectangle always itself, its sides rounded down to
     multiples.
+
+    >>> bucket_for(Size(4000, 3000), resolution=1024, divisibility=32).bucket
+    Size(width=1152, height=896)
     """
     largest = Size(*sides_of(resolution))
     if min(size) < 1 or divisibility < 1 or min(largest) < divisibility:
@@ -78,12 +81,9 @@ def bucket_for(
         return cover(size, min(fitting, key=lambda pair: abs(prod(pair) - area)))
     # So long and thin that its short side needs enlarging: as long as the area allows.
     long_side = limit // divisibility // divisibility * divisibility
-    return cover(
-        size,
-        Size(long_side, divisibility)
-        if size.width >= size.height
-        else Size(divisibility, long_side),
-    )
+    if size.width >= size.height:
+        return cover(size, Size(long_side, divisibility))
+    return cover(size, Size(divisibility, long_side))
 
 
 def largest_bucket(resolution: int | Rectangle, divisibility: int) -> Size:
@@ -122,16 +122,14 @@ def make_items(
 
     @cache  # images of one size are many, and share the objects
     def crops(size: Size, resolutions: tuple[int | Rectangle, ...]) -> list[ResizeCrop]:
-        return [
-            bucket_for(size, resolution, divisibility)
-            for resolution in dict.fromkeys(resolutions)
-        ]
+        distinct = dict.fromkeys(resolutions)
+        return [bucket_for(size, resolution, divisibility) for resolution in distinct]
 
-    return tuple(
-        BucketedSample(sample, crop)
-        for sample in samples
-        for crop in crops(sample.size, resolutions_of(sample))
-    )
+    items = []
+    for sample in samples:
+        for crop in crops(sample.size, resolutions_of(sample)):
+            items.append(BucketedSample(sample, crop))
+    return tuple(items)
 
 
 MAX_USES = 10_000_000
@@ -147,7 +145,7 @@ def scan_items(
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...]]:
     """Scans `section.datasets` and assigns each image to its buckets.
 
-    Of a stream nothing is scanned (`stream_dataset` has what is known of it).
+    A stream is not scanned (see `stream_dataset`).
     size_multiple: sides of a bucket are multiples of this many pixels. scan_cache,
     forgiven: as of `scan_datasets`. family: that of the model, which makes the images
     of `from_base`; None: they are left out. Raises DataErrors naming every offending
@@ -182,10 +180,8 @@ def scan_items(
     if uses.total() > MAX_USES:
         (folder, most), *_ = uses.most_common(1)
         limit = f"at most {MAX_USES:,} can be put in order. Lower its repeats"
-        if any(
-            sample.folder == folder and sample.repeats == repeats_of(folder)
-            for sample, _ in items
-        ):
+        used = {sample.repeats for sample, _ in items if sample.folder == folder}
+        if repeats_of(folder) in used:
             limit += ", or, if the number is part of its name, give 'repeats_from_names: false'"
         reason = f"{most:,} uses of images per epoch, {uses.total():,} with all folders; {limit}"
         raise DataErrors([Diagnostic((folder,), reason)])
@@ -196,22 +192,21 @@ def refuse_references(items: Iterable[BucketedSample], family: ModelFacts) -> No
     """Raises DataErrors naming every image with more control images than the family
     takes."""
     most = family.max_references
-    found = {}
+    counts = {}
     for sample, _ in items:
         if len(sample.control_images) > most:
-            found[sample.image] = len(sample.control_images)
-    if found:
+            counts[sample.image] = len(sample.control_images)
+    if counts:
         # numbered files are in that list too
         if most:
             what = "the list of its control images"
         else:
             what = "control_path"
-        raise DataErrors(
-            [
-                Diagnostic((image,), family.too_many_references(count, what))
-                for image, count in found.items()
-            ]
-        )
+        mistakes = []
+        for image, count in counts.items():
+            message = family.too_many_references(count, what)
+            mistakes.append(Diagnostic((image,), message))
+        raise DataErrors(mistakes)
 
 
 def sample_inputs(place: str, item: SampleItem, family: ModelFacts) -> list[Size]:
@@ -275,7 +270,7 @@ def refuse_long_captions(
 
     sure: captions of at most so many characters always fit, and are not checked.
     """
-    found: dict[tuple[str, str], str] = {}
+    messages: dict[tuple[str, str], str] = {}
     for sample, crop in items:
         for text in sample.texts:
             # An image of the base model may not be there: its caption is a line of the
@@ -285,18 +280,13 @@ def refuse_long_captions(
             else:
                 of_line = None
             where = of_line or (sample.image, "its caption")
-            if len(text) > sure and where not in found:
-                message = fault(
-                    text,
-                    crop.bucket,
-                    [image_size(path) for path in sample.control_images],
-                )
-                if message:
-                    found[where] = message
-    if found:
-        raise DataErrors(
-            [
-                Diagnostic((file,), f"{what} has {message}")
-                for (file, what), message in found.items()
-            ]
-        )
+            if len(text) > sure and where not in messages:
+                sizes = [image_size(path) for path in sample.control_images]
+                reason = fault(text, crop.bucket, sizes)
+                if reason:
+                    messages[where] = reason
+    mistakes = []
+    for (file, what), message in messages.items():
+        mistakes.append(Diagnostic((file,), f"{what} has {message}"))
+    if mistakes:
+        raise DataErrors(mistakes)

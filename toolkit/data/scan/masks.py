@@ -1,9 +1,10 @@
-"""What the pixels of masks say: how much of an image counts, and masks that are
-probably not meant as they are read.
+"""Measurements of masks: how much of an image counts, and which masks are probably
+read otherwise than they were intended.
 
 A mask weighs the loss by its brightness, and white (255) counts fully. Programs for
 segmentation save other values: 0 and 1, or the number of a class with a colour for it
-in a palette. Such a mask is read without an error and teaches next to nothing.
+in a palette. Such a mask is read without an error, and almost nothing is learned with
+it. `folder_check` measures the masks of each folder and warns of those with a fault.
 """
 
 from __future__ import annotations
@@ -18,34 +19,39 @@ from toolkit.data.pixels.images import ImageError, load_alpha, open_image
 from toolkit.system.read_ahead import thread_map
 
 LEAST_SHARE, MOST_SHARE = 0.02, 0.98
-"""Shares of the area that counts. Below and above them a mask is probably not meant
-so."""
+"""Shares of the area that counts. Below the first and above the second a mask is
+probably a mistake."""
 
 LEAST_BRIGHT = 128
-"""The brightest value of a mask that is meant as one, of 255."""
+"""Least value, of 255, of the brightest pixel of a mask that is intended as one."""
 
 LEAST_COLOUR = 32
-"""So far apart are red, green and blue of a colour that is not taken for a grey."""
+"""Least difference between red, green and blue of a colour that is not taken for a
+grey."""
 
 MOST_CLASSES = 256
-"""Colours of a map of classes: a palette has no more."""
+"""Most colours of a map of classes: those of a palette."""
 
 FEW_GREYS = range(3, 65)
-"""So many greys a map of classes has. A soft edge has more, a mask of one grey
-fewer."""
+"""Numbers of greys in a map of classes. A soft edge has more, a plain mask fewer."""
 
 MOST_MEASURED = 500
-"""Masks of a folder that are measured; of more, so many at equal distances. Each is
-decoded for it."""
+"""Masks of a folder that are measured, since each has to be decoded. Of more masks a
+selection at equal distances is measured."""
 
 
 class MaskLook(NamedTuple):
-    """What the pixels of a mask tell."""
+    """Measurements of the pixels of a mask.
+
+    >>> look = MaskLook(share=0.25, brightest=255, is_coloured=False)
+    >>> mask_fault(Mask("a.png"), look) is None
+    True
+    """
 
     share: float
-    """Mean of what its pixels count, 0 to 1: brightness, or its opposite with
-    `invert_mask`. The whole mask, before its image is cropped, and without
-    `mask_min_value`."""
+    """Mean weight of its pixels, 0 to 1: brightness, or its opposite with
+    `invert_mask`. It is measured over the whole mask, before its image is cropped, and
+    without `mask_min_value`."""
 
     brightest: int
     """The largest value of the file, 0 to 255, which `invert_mask` does not change."""
@@ -59,10 +65,15 @@ class MaskLook(NamedTuple):
 
 
 class MaskFault(NamedTuple):
-    """What is probably not meant in a mask."""
+    """Something in a mask that is probably not intended.
+
+    >>> look = MaskLook(share=0.0, brightest=0, is_coloured=False)
+    >>> mask_fault(Mask("a.png"), look).kind
+    'black throughout'
+    """
 
     kind: str
-    """What is wrong, in words that follow "the mask" and, of several, "masks"."""
+    """The fault in words that follow "the mask is" or "masks are"."""
 
     detail: str
     """The value of this mask."""
@@ -93,8 +104,9 @@ def look_at_mask(mask: Mask) -> MaskLook:
 
 
 def look_at_masks(masks: Sequence[Mask]) -> list[tuple[Mask, MaskLook]]:
-    """The masks that are measured, with what they tell. One that cannot be decoded is
-    left out: the scan of its file, or the encoder of the images, names it."""
+    """The masks that are measured, with their measurements. A mask that cannot be
+    decoded is left out: the scan of its file, or the encoder of the images, reports
+    it."""
     step = max(1, len(masks) / MOST_MEASURED)
     chosen = []
     for place in range(min(len(masks), MOST_MEASURED)):
@@ -107,16 +119,16 @@ def look_at_masks(masks: Sequence[Mask]) -> list[tuple[Mask, MaskLook]]:
             return None
 
     looks = thread_map(look, chosen, at_once=4)
-    return [
-        (mask, look)
-        for mask, look in zip(chosen, looks, strict=True)
-        if look is not None
-    ]
+    measured = []
+    for mask, mask_look in zip(chosen, looks, strict=True):
+        if mask_look is not None:
+            measured.append((mask, mask_look))
+    return measured
 
 
 def mask_fault(mask: Mask, look: MaskLook) -> MaskFault | None:
-    """What is probably not meant in a mask; None where nothing is, and where
-    `mask_min_value: 1` makes it void.
+    """The fault of a mask; None where it has none, and where `mask_min_value: 1` makes it
+    void.
 
     >>> mask_fault(Mask("a.png"), MaskLook(share=0.001, brightest=1, is_coloured=False)).detail
     'brightest value 1 of 255'
@@ -171,7 +183,7 @@ def mask_fault(mask: Mask, look: MaskLook) -> MaskFault | None:
 
 
 def _exchange(mask: Mask) -> str:
-    """The remedy for a mask that may have black and white the other way round."""
+    """The remedy for a mask that may have black and white exchanged."""
     if mask.alpha:
         what = "the opaque area"
         white = "transparent"

@@ -1,4 +1,4 @@
-"""The third stage of a scan: to each image its caption, control images, layers and
+"""The third stage of a scan: each image gets its caption, control images, layers and
 mask, by names or by the table.
 
 `folder` calls `match_files` with the folders of all entries at once: a numbered control
@@ -24,12 +24,14 @@ from toolkit.data.scan.tables import TableRow
 def match_files(
     folders: Sequence[ImageFolder], findings: ScanFindings
 ) -> list[MatchedFolder]:
-    """The folders with what belongs to each of their images. What is missing or
-    ambiguous is a mistake."""
+    """The folders with the caption and the partners of each image. Missing and ambiguous
+    files are mistakes."""
     with_slots = [(folder, _slots(folder, findings)) for folder in folders]
-    wanted = looked_for(
-        (slot, folder.listing.images) for folder, slots in with_slots for slot in slots
-    )
+    uses = []
+    for folder, slots in with_slots:
+        for slot in slots:
+            uses.append((slot, folder.listing.images))
+    wanted = looked_for(uses)
     return [_matched(folder, slots, wanted, findings) for folder, slots in with_slots]
 
 
@@ -77,8 +79,8 @@ def _slots(folder: ImageFolder, findings: ScanFindings) -> list[Slot]:
 def _looked_through(
     path: str, key: str, folder: ImageFolder, findings: ScanFindings
 ) -> list[DirectoryListing]:
-    """A folder of control images, layers or masks: first its subfolder of the name of
-    the images' one, then itself."""
+    """A folder of control images, layers or masks: first its subfolder with the name of
+    the images' subfolder, then the folder itself."""
     places = [path]
     if folder.subfolder:
         inside = join(path, folder.subfolder)
@@ -94,8 +96,8 @@ def _matched(
     wanted: LookedFor,
     findings: ScanFindings,
 ) -> MatchedFolder:
-    """A folder with what belongs to each of its images. wanted: of `looked_for`, of all
-    folders.
+    """A folder with the caption and the partners of each image. wanted: the result of
+    `looked_for` for all folders.
 
     With `control_optional` a missing slot is skipped and later ones move up: slot 2
     alone becomes the only control image.
@@ -108,17 +110,16 @@ def _matched(
     for slot in slots:
         images = [_with_partners(image, slot, wanted, findings) for image in images]
     if folder.dataset.alpha_mask:
-        images = [
-            image._replace(mask=image.file, has_mask_in_table=False) for image in images
-        ]
+        for index, image in enumerate(images):
+            images[index] = image._replace(mask=image.file, has_mask_in_table=False)
     return MatchedFolder(
         folder, tuple(slots), images=tuple(images), all_images=tuple(images)
     )
 
 
 def _with_chosen_images(folder: ImageFolder) -> ImageFolder:
-    """The folder without images that nobody chose: those that a table of preferences
-    does not name."""
+    """The folder without images that its table does not name as the better one, if it
+    is a table of preferences."""
     if not any(row.worse for row in folder.rows.values()):
         return folder
     named = zip(folder.listing.images.items(), folder.table_names(), strict=True)
@@ -127,8 +128,8 @@ def _with_chosen_images(folder: ImageFolder) -> ImageFolder:
 
 
 def _refuse_shared_stems(folder: ImageFolder, findings: ScanFindings) -> None:
-    """Images with one name but for the suffix are a mistake: a caption would be of
-    both."""
+    """Images whose names differ only in the suffix are a mistake: a caption would
+    belong to both."""
     for stem, files in folder.listing.images.items():
         if len(files) > 1:
             reason = f"images share the stem {stem!r}: {shorten(files)}. Rename one"
@@ -136,8 +137,8 @@ def _refuse_shared_stems(folder: ImageFolder, findings: ScanFindings) -> None:
 
 
 def _images(folder: ImageFolder, findings: ScanFindings) -> list[MatchedImage]:
-    """The images of a folder with their captions, and with what its table says of
-    them."""
+    """The images of a folder with their captions and the other values of their
+    rows."""
     if folder.table is None:
         return _with_captions(folder, findings)
     return _with_rows(folder, findings)
@@ -173,7 +174,7 @@ def _with_captions(folder: ImageFolder, findings: ScanFindings) -> list[MatchedI
 
 
 def _with_rows(folder: ImageFolder, findings: ScanFindings) -> list[MatchedImage]:
-    """The images of a folder with a table, with what its rows say of them."""
+    """The images of a folder with a table, with the values of their rows."""
     listing = folder.listing
     no_row = TableRow("")
     images = []

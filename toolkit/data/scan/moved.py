@@ -26,15 +26,15 @@ Entry = Mapping[str, Any]
 class RunOrder:
     """The order of the images in which a run began.
 
-    Example::
-
-        recorded, found = {"old/a.png": "f0", "old/b.png": "9c"}, {"new/1.png": "9c", "new/2.png": "f0"}
-        order = run_order(recorded, found, [{"folder_path": "old"}], [{"folder_path": "new"}])
-        order.names  # ("new/2.png", "new/1.png")
+    >>> recorded = {"old/a.png": "f0", "old/b.png": "9c"}
+    >>> current = {"new/1.png": "9c", "new/2.png": "f0"}
+    >>> before, given = [{"folder_path": "old"}], [{"folder_path": "new"}]
+    >>> run_order(recorded, current, before, given).names
+    ('new/2.png', 'new/1.png')
     """
 
     names: tuple[str, ...]
-    """Names of the images in the job, as those of `DatasetHashes`."""
+    """Names of the images in the job, as in `DatasetHashes`."""
 
     entries: tuple[int, ...]
     """For each entry of the job's `datasets`, its index in the job that began the
@@ -48,51 +48,54 @@ class RunOrder:
     ) -> list[dict[str, Any]]:
         """The recorded entries in the order of the job, with its places: what differs
         from the job's own is a change of the settings."""
-        return [
-            {**recorded[before], **{key: entry[key] for key in PLACES if key in entry}}
-            for before, entry in zip(self.entries, given, strict=True)
-        ]
+        settings = []
+        for before, entry in zip(self.entries, given, strict=True):
+            places = {key: entry[key] for key in PLACES if key in entry}
+            settings.append({**recorded[before], **places})
+        return settings
 
 
 def run_order(
     recorded: DatasetHashes,
-    found: DatasetHashes,
+    current: DatasetHashes,
     before: Sequence[Entry],
     given: Sequence[Entry],
 ) -> RunOrder | None:
     """The order in which the run began, where the job has the same images; None where
     it has others.
 
-    recorded, found: hashes of the images of the run and of the job, in their orders.
+    recorded, current: hashes of the images of the run and of the job, in their orders.
     before, given: their `datasets`.
     """
-    if sorted(recorded.values()) != sorted(found.values()) or len(before) != len(given):
+    if sorted(recorded.values()) != sorted(current.values()) or len(before) != len(
+        given
+    ):
         return None
     entries = _same_entries(
-        _hashes_of(recorded, before), _hashes_of(found, given), before, given
+        _hashes_of(recorded, before), _hashes_of(current, given), before, given
     )
     if entries is None:
         return None
-    is_as_found = list(recorded.values()) == list(found.values()) and entries == sorted(
-        entries
-    )
+    is_as_found = list(recorded.values()) == list(
+        current.values()
+    ) and entries == sorted(entries)
     if is_as_found:
-        return RunOrder(tuple(found), tuple(entries), True)
-    if _are_nested(found, given):
+        return RunOrder(tuple(current), tuple(entries), True)
+    if _are_nested(current, given):
         return None  # the order of an image that two entries use is not recorded
     of_run = _with_entries(recorded, before, range(len(before)))
-    names = _in_order(of_run, _with_entries(found, given, entries))
+    names = _in_order(of_run, _with_entries(current, given, entries))
     return RunOrder(names, tuple(entries), False)
 
 
 def _in_order(
-    recorded: Mapping[str, tuple[int, str]], found: Mapping[str, tuple[int, str]]
+    recorded: Mapping[str, tuple[int, str]], current: Mapping[str, tuple[int, str]]
 ) -> tuple[str, ...]:
     """The names found, in the recorded order. Both: name -> index of its recorded
     entry, and hash. Which of two equal images of an entry is used for the other makes
     no difference."""
     names: dict[tuple[int, str], list[str]] = {}
-    for name, image in found.items():
+    for name, image in current.items():
         names.setdefault(image, []).append(name)
     return tuple(names[image].pop(0) for image in recorded.values())
 
@@ -102,22 +105,22 @@ def _with_entries(
 ) -> dict[str, tuple[int, str]]:
     """Each name with the first of the `indices` of its entries, and its hash."""
     folders = _folders(entries)
-    found = {}
+    images = {}
     for name, digest in hashes.items():
-        own = []
+        own_indices = []
         for index, folder in zip(indices, folders, strict=True):
             if _is_in(name, folder):
-                own.append(index)
-        found[name] = min(own or indices), digest
-    return found
+                own_indices.append(index)
+        images[name] = min(own_indices or indices), digest
+    return images
 
 
 def _folders(entries: Sequence[Entry]) -> list[str]:
-    made = [(entry.get("from_base") or {}).get("prompts") for entry in entries]
-    return [
-        str(entry.get("folder_path") or prompts or "").rstrip("/\\")
-        for entry, prompts in zip(entries, made, strict=True)
-    ]
+    folders = []
+    for entry in entries:
+        prompts = (entry.get("from_base") or {}).get("prompts")
+        folders.append(str(entry.get("folder_path") or prompts or "").rstrip("/\\"))
+    return folders
 
 
 def _is_in(name: str, folder: str) -> bool:
@@ -131,13 +134,13 @@ def _hashes_of(
     they are."""
     if len(entries) == 1:
         return [sorted(hashes.values())]
-    found = []
+    hashes_by_entry = []
     known = set[str]()
     for folder in _folders(entries):
         names = [name for name in hashes if _is_in(name, folder)]
         known.update(names)
-        found.append(sorted(hashes[name] for name in names))
-    return found if len(known) == len(hashes) else None
+        hashes_by_entry.append(sorted(hashes[name] for name in names))
+    return hashes_by_entry if len(known) == len(hashes) else None
 
 
 def _are_nested(hashes: DatasetHashes, entries: Sequence[Entry]) -> bool:
@@ -148,23 +151,24 @@ def _are_nested(hashes: DatasetHashes, entries: Sequence[Entry]) -> bool:
 
 def _same_entries(
     recorded: list[list[str]] | None,
-    found: list[list[str]] | None,
+    current: list[list[str]] | None,
     before: Sequence[Entry],
     given: Sequence[Entry],
 ) -> list[int] | None:
     """For each given entry the index of the recorded one with the same images; None
     where one has none."""
-    if recorded is None or found is None:
+    if recorded is None or current is None:
         return None
     left = list(range(len(before)))
     chosen = []
     for index, entry in enumerate(given):
-        candidates = [other for other in left if recorded[other] == found[index]]
+        candidates = [other for other in left if recorded[other] == current[index]]
         if not candidates:
             return None
-        alike = [
-            other for other in candidates if _has_settings_of(entry, before[other])
-        ]
+        alike = []
+        for other in candidates:
+            if _has_settings_of(entry, before[other]):
+                alike.append(other)
         best = min(alike or candidates, key=lambda other: other != index)
         left.remove(best)
         chosen.append(best)
@@ -173,8 +177,5 @@ def _same_entries(
 
 def _has_settings_of(entry: Entry, other: Entry) -> bool:
     """Whether they differ in nothing but their places."""
-    return all(
-        entry[key] == other[key]
-        for key in entry.keys() & other.keys()
-        if key not in PLACES
-    )
+    settings = (entry.keys() & other.keys()).difference(PLACES)
+    return all(entry[key] == other[key] for key in settings)

@@ -1,5 +1,9 @@
-"""Pairs of images of which somebody likes one better, as a table names them: what is
-wrong with them."""
+"""Pairs of images of which somebody likes one better: what is wrong with them.
+
+The table of a dataset names the pairs (`train.preference`). `folder_check` calls
+`pair_mistakes` and `contradictions` once the headers of all images are read. Images
+that cannot be read, and tables with errors, are reported by their own modules.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,14 @@ from toolkit.errors import Diagnostic
 
 
 class Pair(NamedTuple):
-    """Two images of one prompt."""
+    """Two images of one prompt.
+
+    >>> from toolkit.data.scan.directory import DirectoryListing
+    >>> folder = DirectoryListing("votes", "votes/", looked_at=0)
+    >>> image = ImageFile(folder, "a.png")
+    >>> [mistake.message for mistake in pair_mistakes([Pair(image, image, "a cat")])]
+    ['is the better and the worse image of one pair. Remove the line']
+    """
 
     better: ImageFile
     worse: ImageFile

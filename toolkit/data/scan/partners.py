@@ -1,8 +1,10 @@
-"""Control images and masks: which files belong to an image by their names, and which
-belong to none.
+"""Control images, layers and masks: which files belong to an image by their names.
 
-Files that nobody uses are listed with the folder they are in: they were put there to be
-used.
+`partners_of` finds the files of one image in the folders of a `Slot`. `pair_names` and
+`pair_folders` recognise pairs that the job does not declare. `unpaired`,
+`captions_beside` and `shared` list files that are not used as their owner probably
+intended. `matching`, `unused_files` and `folder_hints` call them. No image is opened
+here.
 """
 
 from __future__ import annotations
@@ -18,20 +20,24 @@ from toolkit.data.scan.directory import DirectoryListing, ImageFile, split_suffi
 from toolkit.errors import Diagnostic
 
 CAPTION_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
-"""Suffixes of files that hold the caption of the image beside them."""
+"""Suffixes of caption files next to images."""
 
 
 class PairWords(NamedTuple):
-    """Two words, in the names of an image and of its control image."""
+    """Two words, in the names of an image and of its control image.
+
+    >>> PAIRS[0].image, PAIRS[0].control
+    ('end', 'start')
+    """
 
     image: str
     control: str
     source: str
-    """Who names files, folders or columns so."""
+    """The program or data set that uses these words."""
 
     is_letter: bool = False
-    """Whether they are letters, which name much else: they count behind a number, where
-    all images are pairs."""
+    """Whether they are single letters, which have many other meanings. They count only
+    behind a number, and only where all images are pairs."""
 
 
 PAIRS = (
@@ -78,7 +84,11 @@ it stands beside a number."""
 
 class PairNames(NamedTuple):
     """The affixes by which pairs in one folder are recognised, as `root_of` takes
-    them."""
+    them.
+
+    >>> pair_names(["cat_start", "cat_end"])
+    PairNames(image='_end', controls=('_start',), optional=False, alone=())
+    """
 
     image: str
     controls: tuple[str, ...]
@@ -88,14 +98,15 @@ class PairNames(NamedTuple):
     """Whether some images lack one of them."""
 
     alone: tuple[str, ...]
-    """Stems that are of no pair."""
+    """Stems that belong to no pair."""
 
 
 def root_of(stem: str, affix: str) -> str | None:
-    """What is left of a stem without its affix; None where it has another. affix: a
-    suffix, or with `*` for what is left.
+    """The stem without its affix; None where it does not have the affix. affix: a
+    suffix, or a pattern with `*` in the place of the root.
 
-    Example: `a` of `a_end` with `_end`; `1` of `after_1` with `after_*`.
+    >>> root_of("a_end", "_end"), root_of("after_1", "after_*"), root_of("a", "_end")
+    ('a', '1', None)
     """
     begin, end = _ends(affix)
     if (
@@ -108,7 +119,7 @@ def root_of(stem: str, affix: str) -> str | None:
 
 
 def with_affix(root: str, affix: str) -> str:
-    """The stem of which `root_of` is this root."""
+    """The stem with this root: the inverse of `root_of`."""
     begin, end = _ends(affix)
     return begin + root + end
 
@@ -119,8 +130,8 @@ def _ends(affix: str) -> tuple[str, str]:
 
 
 def pair_names(stems: Collection[str]) -> PairNames | None:
-    """The affixes of a folder of which at least half of the images are pairs by their
-    names (of letters all, and two pairs); else None."""
+    """The affixes of a folder where at least half of the images are pairs by their
+    names; else None. For single letters all images have to be pairs, at least two."""
     text = "\n".join(stems).lower()
     for words in PAIRS:
         if words.image not in text or words.control not in text:
@@ -140,9 +151,8 @@ def _named_pairs(
     patterns = [re.compile(plain.format(word=words.control))]
     if not words.is_letter:
         patterns.append(re.compile(numbered.format(word=words.control)))
-    images = [
-        *filter(None, map(re.compile(plain.format(word=words.image)).fullmatch, stems))
-    ]
+    image_pattern = re.compile(plain.format(word=words.image))
+    images = [*filter(None, map(image_pattern.fullmatch, stems))]
     if words.is_letter:
         images = [match for match in images if match["root"][-1].isdigit()]
     if not images:
@@ -156,15 +166,13 @@ def _named_pairs(
     roots = {root: match[0] for root, match in of_root.items()}
     controls = []
     for stem in stems:
-        matches = [*filter(None, (pattern.fullmatch(stem) for pattern in patterns))]
-        controls += [
-            match
-            for match in matches
-            if _head(match) == _head(of_root.get(match["root"]))
-        ][:1]
-    paired = {match[0] for match in controls} | {
-        roots[match["root"]] for match in controls
-    }
+        for match in filter(None, (pattern.fullmatch(stem) for pattern in patterns)):
+            if _head(match) == _head(of_root.get(match["root"])):
+                controls.append(match)
+                break
+    paired = set[str]()
+    for match in controls:
+        paired |= {match[0], roots[match["root"]]}
     enough = len(stems) if words.is_letter else len(stems) / 2
     if not controls or len(paired) < enough or (words.is_letter and len(roots) < 2):
         return None
@@ -182,7 +190,7 @@ def _named_pairs(
 
 
 def _head(match: re.Match[str] | None) -> str | None:
-    """What stands before the word of `_BEFORE`; None for no match."""
+    """The text before the word of `_BEFORE`; None for no match."""
     if match is None:
         return None
     return match.groupdict().get("head") or ""
@@ -197,17 +205,17 @@ def in_yaml(affix: str) -> str:
 
 
 def pair_folders(folders: Mapping[str, Collection[str]]) -> tuple[str, str] | None:
-    """The folders of images and control images among several, by their names and those
-    of at least half of the images; else None. folders: each with the stems of its
-    images."""
+    """The folders of images and of control images among several, if their names say so
+    and at least half of the images have a partner; else None. folders: name -> the
+    stems of its images."""
 
     def named(names: Collection[str]) -> list[str]:
-        words = {folder: re.sub(r"^[0-9]+_", "", folder.lower()) for folder in folders}
-        return [
-            folder
-            for folder, word in words.items()
-            if word in names or word.removesuffix("s") in names
-        ]
+        with_name = []
+        for folder in folders:
+            word = re.sub(r"^[0-9]+_", "", folder.lower())
+            if word in names or word.removesuffix("s") in names:
+                with_name.append(folder)
+        return with_name
 
     for image in named(IMAGES):
         for control in named(CONTROLS):
@@ -218,8 +226,13 @@ def pair_folders(folders: Mapping[str, Collection[str]]) -> tuple[str, str] | No
 
 
 class Slot(NamedTuple):
-    """Where the images of one folder have one of their control images, or their
-    mask."""
+    """Where one kind of partner of the images of a folder is: a control image, a layer
+    or a mask.
+
+    >>> slot = Slot("control", "_start", [], optional=False, image_affix="_end")
+    >>> slot.wanted("cat_end")
+    'cat_start'
+    """
 
     key: str
     """`control`, `mask` or `layers`: prefix of the keys in the config."""
@@ -234,25 +247,26 @@ class Slot(NamedTuple):
     """Whether an image may have none."""
 
     image_affix: str = ""
-    """Affix of the image's stem, instead of which `affix` stands."""
+    """Affix of the image's stem, which `affix` replaces."""
 
     def wanted(self, stem: str) -> str:
-        """The stem that is looked for, of an image's."""
+        """The stem of the partner. stem: of the image."""
         root = root_of(stem, self.image_affix)
         return with_affix(stem if root is None else root, self.affix)
 
     @property
     def what(self) -> str:
-        """As messages name such a file."""
+        """How messages name such a file."""
         return {"control": "control image", "layers": "layer"}.get(self.key, self.key)
 
 
 LookedFor = Mapping[str, Collection[str]]
-"""Folder, as the prefix of its listing -> the stems that are looked for in it."""
+"""Folder (the prefix of its listing) -> the stems that are looked for in it."""
 
 
 def looked_for(slots: Iterable[tuple[Slot, Iterable[str]]]) -> LookedFor:
-    """What is looked for where. slots: each with the stems of its images."""
+    """The stems that are looked for in each folder. slots: each with the stems of its
+    images."""
     wanted: dict[str, set[str]] = {}
     for slot, stems in slots:
         names = set(map(slot.wanted, stems))
@@ -269,8 +283,8 @@ def partners_of(
     mistakes: list[Diagnostic],
 ) -> list[ImageFile]:
     """The mask, or the control images of an image: the file of its stem, then
-    `<stem>_0`, `<stem>_1` and so on that are not of another image's name. From the
-    first folder that has any."""
+    `<stem>_0`, `<stem>_1` and so on, unless another image has that name. All are from
+    the first folder that has any."""
     if slot.key == "layers":
         return _layers(stem, image, slot, mistakes)
     stem = slot.wanted(stem)
@@ -290,9 +304,8 @@ def partners_of(
                 mistakes.append(Diagnostic((listing.path(names[0]),), reason))
                 return []
         if stems:
-            return [
-                ImageFile(listing, listing.images[candidate][0]) for candidate in stems
-            ]
+            files = [listing.images[candidate][0] for candidate in stems]
+            return [ImageFile(listing, name) for name in files]
     if slot.listings and not slot.optional:
         searched = " or ".join(repr(listing.folder) for listing in slot.listings)
         reason = f"has no {slot.what} {stem!r} in {searched}. Add it, or set {slot.key}_optional"
@@ -304,26 +317,25 @@ LAYER = "_layer"
 """Suffix of the names of layers, in front of their number."""
 
 LAYER_SUFFIXES = (LAYER, "_")
-"""Those by which layers are found where none is given."""
+"""Suffixes by which layers are found where the job gives none."""
 
 
 def layers_beside(listing: DirectoryListing, suffix: str) -> dict[str, list[str]]:
     """Stem of an image -> the stems of its layers in the same folder, in order."""
     if not suffix:
         return {}
-    by_root = listing.numbered_behind(suffix)
-    return {
-        root: [stem for _, stem in stems]
-        for root, stems in by_root.items()
-        if root in listing.images
-    }
+    layers = {}
+    for root, numbered in listing.numbered_behind(suffix).items():
+        if root in listing.images:
+            layers[root] = [stem for _, stem in numbered]
+    return layers
 
 
 def _layers(
     stem: str, image: ImageFile, slot: Slot, mistakes: list[Diagnostic]
 ) -> list[ImageFile]:
-    """The layers of an image from back to front, numbered from 0 or 1, of the first
-    folder that has any. In a folder of their own they may be named `<stem>_0` too."""
+    """The layers of an image from back to front, numbered from 0 or 1, from the first
+    folder that has any. In a separate folder they may be named `<stem>_0` too."""
     suffixes = (slot.affix,) if slot.affix else LAYER_SUFFIXES
     for listing in slot.listings:
         for suffix in suffixes:
@@ -361,30 +373,29 @@ def _why_no_layers(stem: str, image: ImageFile, slot: Slot, suffix: str) -> str:
 
 def unpaired(listing: DirectoryListing, used: Collection[str]) -> list[str]:
     """Names of the images of a folder that are not among those that are used."""
-    return [
-        name
-        for name in chain.from_iterable(listing.images.values())
-        if name not in used
-    ]
+    names = chain.from_iterable(listing.images.values())
+    return [name for name in names if name not in used]
 
 
 def captions_beside(listing: DirectoryListing) -> list[str]:
     """Names of the files of a folder that are captions of its images."""
     stems = {*listing.images, *chain.from_iterable(listing.images.values())}
-    parts = ((name, *split_suffix(written)) for written, name in listing.files.items())
-    return [
-        name
-        for name, stem, suffix in parts
-        if suffix in CAPTION_SUFFIXES and stem in stems
-    ]
+    captions = []
+    for written, name in listing.files.items():
+        stem, suffix = split_suffix(written)
+        if suffix in CAPTION_SUFFIXES and stem in stems:
+            captions.append(name)
+    return captions
 
 
 def shared(uses: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Control image or mask -> its images, of those that have several. uses: pairs of
-    an image and such a file."""
+    """Control images and masks that several images share -> these images. uses: pairs
+    of an image and such a file."""
     images_of: dict[str, dict[str, None]] = {}
     for image, partner in uses:
         images_of.setdefault(partner, {})[image] = None
-    return {
-        partner: [*images] for partner, images in images_of.items() if len(images) > 1
-    }
+    several = {}
+    for partner, images in images_of.items():
+        if len(images) > 1:
+            several[partner] = [*images]
+    return several

@@ -1,5 +1,5 @@
-"""What the stages of a scan hand on: a folder of images with its table, then the same
-folder with its images matched.
+"""The records that the stages of a scan pass on: a folder of images with its table,
+then the same folder with its images matched.
 
 Each record is made once, by the stage whose name it has, and never changed:
 `image_folders` and `folder_tables` make an `ImageFolder`, `matching` makes a
@@ -31,7 +31,11 @@ from toolkit.data.scan.tables import TableRow, image_name
 
 @dataclass(frozen=True)
 class FolderTable:
-    """The table that the captions of a folder come from."""
+    """The table that the captions of a folder come from.
+
+    >>> FolderTable("photos/metadata.csv", {"a.jpg": TableRow("a cat")}).rows["a.jpg"].caption
+    'a cat'
+    """
 
     path: str
     rows: Mapping[str, TableRow]
@@ -40,7 +44,14 @@ class FolderTable:
 
 @dataclass(frozen=True, eq=False)
 class ImageFolder:
-    """One folder of images, of which the names are known and none was opened."""
+    """One folder of images. Their names are known, and no image was opened.
+
+    >>> listing = DirectoryListing("photos/10_anna", "photos/10_anna/", looked_at=0)
+    >>> dataset = DatasetConfig(folder_path="photos")
+    >>> folder = ImageFolder(0, dataset, listing, listing, subfolder="10_anna", table=None)
+    >>> folder.repeats, folder.inside("a.jpg")
+    (10, '10_anna/a.jpg')
+    """
 
     index: int
     """Index of its entry in `datasets`."""
@@ -51,13 +62,13 @@ class ImageFolder:
     suffix."""
 
     whole: DirectoryListing
-    """All that is in the folder."""
+    """All files of the folder."""
 
     subfolder: str | None
     """Its name within the folder of the dataset; None: it is that folder."""
 
     table: FolderTable | None
-    """None: captions are in files beside the images."""
+    """None: captions are in files next to the images."""
 
     @property
     def rows(self) -> Mapping[str, TableRow]:
@@ -71,16 +82,16 @@ class ImageFolder:
 
     @property
     def named_repeats(self) -> int:
-        """The repeats that its name says; 0 where it says none, or the dataset that its
-        number is none."""
+        """The repeats in its name; 0 where it has none, or the dataset has
+        `repeats_from_names: false`."""
         if self.dataset.repeats_from_names is False:
             return 0
         return repeats_of(self.listing.folder)
 
     @cached_property
     def caption_files(self) -> Sequence[Sequence[str]]:
-        """The files of the folder that are read for captions: for each suffix those of
-        the images, or the one table."""
+        """The files of the folder that are read for captions: for each suffix the files
+        of the images, or the one table."""
         if self.dataset.captions == "names":
             return []
         if self.table is None:
@@ -106,8 +117,8 @@ class ImageFolder:
         return [self.inside(names[0]) for names in self.listing.images.values()]
 
     def table_names(self) -> list[str]:
-        """What the images are called in a table of captions: with their suffix, or as
-        in the table without it."""
+        """The names of the images in a table of captions: with their suffix, or without
+        it where the table has them so."""
         rows = self.rows
         return [_name_in(rows, name) for name in self.image_names()]
 
@@ -122,8 +133,14 @@ def _name_in(rows: Mapping[str, TableRow], name: str) -> str:
 
 
 class MatchedImage(NamedTuple):
-    """An image, and what belongs to it by the names of files and by its table. A tuple,
-    as there are many."""
+    """An image and its partners by the names of files and by its table. A tuple, since
+    there are many.
+
+    >>> listing = DirectoryListing("photos", "photos/", looked_at=0)
+    >>> image = MatchedImage("a", ImageFile(listing, "a.jpg"), ("a.jpg",), "a cat")
+    >>> image.controls, image.weight
+    ((), 1.0)
+    """
 
     stem: str
     file: ImageFile
@@ -157,7 +174,14 @@ class MatchedImage(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class MatchedFolder:
-    """A folder whose images have their captions, control images, layers and masks."""
+    """A folder whose images have their captions, control images, layers and masks.
+
+    Example::
+
+        (matched,) = match_files([folder], findings)
+        for image, control in matched.controls():
+            print(image.file.path, control.path)
+    """
 
     folder: ImageFolder
     slots: tuple[Slot, ...]
@@ -216,7 +240,7 @@ class MatchedFolder:
         yield from self.masks()
 
     def trained_mask(self, mask: ImageFile) -> Mask:
-        """The mask of an image, with what the dataset says of it."""
+        """The mask of an image, with the settings of the dataset."""
         dataset = self.dataset
         return Mask(
             mask.path, dataset.alpha_mask, dataset.mask_min_value, dataset.invert_mask
@@ -225,10 +249,16 @@ class MatchedFolder:
 
 @dataclass(frozen=True, eq=False)
 class CheckedFolder:
-    """A folder whose images were read."""
+    """A folder whose images were read.
+
+    Example::
+
+        (checked,) = check_images([matched], trigger_word, None, findings)
+        info = folder_info(checked, trigger_word, reg_weight=1.0)
+    """
 
     matched: MatchedFolder
     """Without images that are left out, and without masks that mask nothing."""
 
     mask_looks: tuple[MaskLook, ...]
-    """What the pixels of its masks tell, of those that were measured."""
+    """Measurements of its masks, of those that were measured."""

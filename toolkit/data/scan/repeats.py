@@ -1,8 +1,9 @@
-"""Numbers at the beginning of folders' names that are probably no repeats: `01_anna`,
+"""Numbers at the beginning of folders' names that are probably not repeats: `01_anna`,
 `2023_summer`, `512_faces`.
 
-The convention `<repeats>_<name>` is that of kohya's sd-scripts. Its numbers are few,
-apart, and small.
+The convention `<repeats>_<name>` comes from kohya's sd-scripts. Real repeats are few,
+different, and small. `folder_check` asks about other numbers, since a scan cannot
+decide; the user answers with `repeats_from_names`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ SIZES = frozenset(
 """Sides of training images, and of films, in pixels."""
 
 MOST = 1000
-"""Repeats that nobody means: a folder of one image would be a run of its own."""
+"""Numbers from here on are never intended as repeats: a folder of one image would be a
+whole run."""
 
 _YEAR = r"(?:19|20)[0-9]{2}"
 _MONTH = r"(?:0[1-9]|1[0-2])"
@@ -43,12 +45,12 @@ _DATE = re.compile(rf"{_YEAR}(?:{_MONTH}(?:{_DAY})?)?|[0-9]{{2}}{_MONTH}{_DAY}")
 """`2024`, `202405`, `20240501`, `240501`."""
 
 LEAST_IN_A_ROW = 3
-"""So many numbers, one after the other, are a count. Two may be meant: `1_background`,
+"""Consecutive numbers that are a count. Two may be intended as repeats: `1_background`,
 `2_character`."""
 
 
 def probably_no_repeats(names: Collection[str]) -> str:
-    """Why the numbers of folders beside each other are probably no repeats, in words
+    """Why the numbers of neighbouring folders are probably not repeats, in words
     that follow "the numbers"; empty: they may be. names: of all of them; those without
     a number do not matter.
 
@@ -82,9 +84,8 @@ def probably_no_repeats(names: Collection[str]) -> str:
 def ask_about(repeats: Mapping[str, int], why: str) -> str:
     """The question about numbers that are probably no repeats. repeats: of each folder,
     by its name; why: of `probably_no_repeats`."""
-    shown = ", ".join(
-        f"{name} ({count:,})" for name, count in list(repeats.items())[:5]
-    )
+    named = [f"{name} ({count:,})" for name, count in repeats.items()]
+    shown = ", ".join(named[:5])
     if len(repeats) > 5:
         more = f" and {len(repeats) - 5:,} more"
     else:

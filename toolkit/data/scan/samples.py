@@ -1,5 +1,11 @@
 """The last stage of a scan: a checked folder becomes the samples of its images.
-`folder` calls `folder_info`."""
+
+A sample is an image with its trained captions, its control images, its mask and its
+weight; an image that is mirrored becomes several samples. `folder_info` also counts
+what the plan and `lint` list of a folder: missing captions, transparency, colours that
+are converted. `folder` calls it for each folder. Sizes of training come later, in
+`items`.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +25,15 @@ from toolkit.data.scan.repeats import REPEATS
 
 
 class ConvertedImage(NamedTuple):
-    """An image file that is converted to sRGB."""
+    """An image file that is converted to sRGB.
+
+    >>> ConvertedImage("photos/a.jpg", "Display P3", is_hdr=False).colours
+    'Display P3'
+    """
 
     path: str
     colours: str
-    """What it is converted from: `Display P3`."""
+    """Its colours before the conversion: `Display P3`."""
 
     is_hdr: bool
     """Whether light above the white of a page is clipped."""
@@ -31,7 +41,13 @@ class ConvertedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class FolderInfo:
-    """One folder that holds images."""
+    """One folder that holds images.
+
+    Example::
+
+        for info in scan_datasets(section.datasets, section.trigger_word).folders:
+            print(info.folder, info.repeats, len(info.samples))
+    """
 
     dataset: int
     """Index of its entry in `datasets`."""
@@ -57,7 +73,7 @@ class FolderInfo:
     """Images, control images, worse ones and masks whose colours are not sRGB."""
 
     mask_looks: tuple[MaskLook, ...] = ()
-    """What the pixels of its masks tell, of those that were measured."""
+    """Measurements of its masks, of those that were measured."""
 
     has_default: bool = False
     """Whether images without a caption train with `default_caption`."""
@@ -144,9 +160,8 @@ def _trained_captions(
     image: MatchedImage, dataset: DatasetConfig, rules: CaptionRules
 ) -> tuple[str, ...]:
     """The captions of an image as they are trained, with prefix and trigger word."""
-    add_trigger = (
-        not dataset.is_reg
-    )  # those images show what the trigger word is not to mean
+    # Regularisation images show things that the trigger word should not mean.
+    add_trigger = not dataset.is_reg
     texts = texts_of(image.caption, dataset)
     return tuple([trained_caption(text, dataset, rules, add_trigger) for text in texts])
 

@@ -1,10 +1,10 @@
-"""Tables of captions: the rows of a file that names many images, with what it says of
-each.
+"""Tables of captions: files with a row for each image.
 
-Whether a table is given or lies beside the images, `read_table` reads it: the file's
-form becomes rows of named values, `columns` says what they are, and what cannot be used
-is a mistake with its line. `ScanFindings.table` calls it once for each file;
-`folder_tables` brings the rows to the images by `placed`.
+`read_table` reads a table that the job gives or that is in the folder of the images. It
+turns the lines of the file into rows of named values, asks `columns` for the meaning of
+each column, and reports each line that cannot be used as a mistake.
+`ScanFindings.table` calls it once for each file. `placed` finds the images of the rows
+by their names, for `folder_tables`. No image is opened here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from posixpath import normpath
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -49,21 +49,29 @@ TABLES = (*TEXT_TABLES, SUFFIX)
 """Endings of files with the captions of many images."""
 
 NOTHING_MOVED: Mapping[str, str] = MappingProxyType({})
-"""No folder of a table lies elsewhere."""
+"""The folders that tables name are where the tables say."""
 
 NO_COLUMNS = ColumnsConfig()
 """A job that does not give any column."""
 
 _SHOWN = 40
-"""So many characters of a line are shown."""
+"""Characters of a line that a message shows."""
+
+_ROWS_LOOKED_AT = 20
+"""Lines of a `.csv` file, the header included, that tell what its columns are."""
 
 _DELIMITERS = ",;\t|"
-"""Between the values of a `.csv` file; the second is what spreadsheets write where the
-comma is that of numbers."""
+"""Delimiters of a `.csv` file. Spreadsheets write the second where numbers have a
+decimal comma."""
 
 
 class TableRow(NamedTuple):
-    """What a table of captions says of one image."""
+    """The row of one image in a table of captions.
+
+    >>> row = TableRow("a red cat", references=("before/cat.png",))
+    >>> row.caption, row.weight
+    ('a red cat', 1.0)
+    """
 
     caption: str
     """'' for none."""
@@ -73,17 +81,21 @@ class TableRow(NamedTuple):
     images or of the table."""
 
     worse: tuple[str, ...] = ()
-    """Paths of the images that are liked less, written likewise."""
+    """Paths of the images that are liked less, written in the same way."""
 
     mask: str = ""
-    """Path of its mask, written likewise; '' for none."""
+    """Path of its mask, written in the same way; '' for none."""
 
     weight: float = 1.0
     """Factor on its loss."""
 
 
 class TableLine(NamedTuple):
-    """A line of a table that can be used."""
+    """A line of a table that can be used.
+
+    >>> TableLine(2, "cat.png", TableRow("a red cat")).row.caption
+    'a red cat'
+    """
 
     number: int
     name: str
@@ -94,7 +106,13 @@ class TableLine(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A table of captions that was read."""
+    """A table of captions that was read.
+
+    Example::
+
+        table = read_table("photos/metadata.csv")
+        table.rows["cat.png"].caption
+    """
 
     path: str
     called: str
@@ -105,7 +123,7 @@ class Table:
 
     lines: list[TableLine]
     mistakes: list[Diagnostic]
-    """A file that cannot be used, and lines that cannot."""
+    """Errors of the file and of its lines."""
 
     is_of_pairs: bool
     """As `Columns.is_of_pairs`."""
@@ -118,8 +136,8 @@ class Table:
     written, and a text."""
 
     def unused_files(self, is_file: Callable[[str], bool]) -> list[str]:
-        """The columns that are not used and whose values are all files that are there.
-        One that repeats the name of the image does not count."""
+        """The columns that are not used and whose values are all existing files. A
+        column that repeats the name of the image does not count."""
         columns = []
         for column, values in self.unused.items():
             others = []
@@ -139,7 +157,7 @@ class _Line(NamedTuple):
 
     row: Mapping[Any, Any]
     fault: str = ""
-    """Why it is none."""
+    """Why the line cannot be used; empty where it can."""
 
 
 def read_table(
@@ -151,8 +169,8 @@ def read_table(
 ) -> Table:
     """The rows of a table, by name. moved: `DatasetConfig.path_map`. given:
     `DatasetConfig.columns`. called: the file that messages name, where the table is a
-    part of it. several: whether lines that differ in the caption alone are the captions
-    of one image, as in a list.
+    part of another file. several: whether lines that differ in the caption only are
+    several captions of one image.
 
     `.csv` has a header, `.parquet` columns, `.jsonl` an object per line, `.json` is a
     list of such objects, or maps names to them or to captions. Any other file has lines
@@ -193,8 +211,8 @@ def _mistake(called: str, fault: _Fault) -> Diagnostic:
 def _by_image(
     lines: Iterable[TableLine], path: str, several: bool
 ) -> tuple[dict[str, TableRow], list[_Fault]]:
-    """The rows by `image_name`, those of one image joined where that can be; and the
-    lines where it cannot. Arguments as of `read_table`."""
+    """The rows by `image_name`. Rows of one image are joined; lines that cannot be
+    joined are faults. Arguments as of `read_table`."""
     rows: dict[str, TableRow] = {}
     first: dict[str, int] = {}
     faults = []
@@ -221,8 +239,8 @@ def _by_image(
 
 
 def _joined(known: TableRow, row: TableRow, several: bool) -> TableRow | None:
-    """Two rows of one image as one: of pairs all worse images, with `several` both
-    captions; None: neither fits."""
+    """Two rows of one image as one: with the worse images of both, or, with `several`,
+    both captions. None: the rows contradict each other."""
     if known.worse and row.worse and known[:2] == row[:2]:
         return known._replace(worse=tuple(dict.fromkeys(known.worse + row.worse)))
     if several and _differ_in_caption_alone(known, row):
@@ -236,7 +254,7 @@ def _differ_in_caption_alone(known: TableRow, row: TableRow) -> bool:
 
 
 class _Read(NamedTuple):
-    """What a file says, line by line."""
+    """The lines of a file, before they are joined by image."""
 
     lines: list[TableLine]
     faults: list[_Fault]
@@ -246,7 +264,7 @@ class _Read(NamedTuple):
 
 
 def _read(path: str, moved: Mapping[str, str], given: ColumnsConfig) -> _Read:
-    """The lines of a file that can be used, and those that cannot. Arguments as of
+    """The usable lines of a file, and the faults of the others. Arguments as of
     `read_table`."""
     try:
         lines = [*_lines(path, given)]
@@ -281,9 +299,8 @@ def _read(path: str, moved: Mapping[str, str], given: ColumnsConfig) -> _Read:
             continue
         chosen.update(first_of(row, keys) for keys in _alternatives(columns))
         for key in others:
-            unused[key] += [
-                (name, moved_path(value, moved)) for value in texts_in(row.get(key))
-            ]
+            for value in texts_in(row.get(key)):
+                unused[key].append((name, moved_path(value, moved)))
         read.append(
             TableLine(number, moved_path(name, moved), _moved_row(of_image, moved))
         )
@@ -292,7 +309,7 @@ def _read(path: str, moved: Mapping[str, str], given: ColumnsConfig) -> _Read:
 
 
 def _columns(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Columns:
-    """The columns of a table that names images. Raises Unfit where none does."""
+    """The columns of a table that names images. Raises Unfit where no column does."""
     columns = columns_of(rows, given)
     names_images = columns.image or columns.labelled
     if rows and not names_images and not all(UNDECIDED in row for row in rows):
@@ -301,15 +318,13 @@ def _columns(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Columns
 
 
 def _alternatives(columns: Columns) -> list[tuple[str, ...]]:
-    """Several columns of one role, of which a row uses the first that it has."""
-    return [
-        keys for keys in (columns.image, columns.prompt, columns.worse) if len(keys) > 1
-    ]
+    """The columns of each role that has several. A row uses the first that it has."""
+    roles = (columns.image, columns.prompt, columns.worse)
+    return [keys for keys in roles if len(keys) > 1]
 
 
 def _moved_row(row: TableRow, moved: Mapping[str, str]) -> TableRow:
-    """The row with the paths of files where they lie now. moved:
-    `DatasetConfig.path_map`."""
+    """The row with the present paths of its files. moved: `DatasetConfig.path_map`."""
     return row._replace(
         references=tuple(moved_path(path, moved) for path in row.references),
         worse=tuple(moved_path(path, moved) for path in row.worse),
@@ -318,8 +333,8 @@ def _moved_row(row: TableRow, moved: Mapping[str, str]) -> TableRow:
 
 
 def _used(columns: Columns) -> set[str]:
-    """The columns that are read wherever a row has them; of others the first of a role
-    is."""
+    """The columns that are read in every row that has them. Where a role has several
+    columns, only the first that a row has is read, so those are left out."""
     all_of = (
         columns.tags,
         columns.control,
@@ -353,13 +368,13 @@ def _name(row: Mapping[Any, Any], columns: Columns) -> str | None:
 
 
 NO_JSON = "is not valid JSON"
-"""How the message of a file or line begins that is none."""
+"""How the message for a file or line begins that is not valid JSON."""
 
 _NO_NAME = "has no 'file_name' and 'caption' of text. Give both, or remove the line"
 
 
 def _row_of(row: Mapping[Any, Any], columns: Columns) -> TableRow:
-    """What a row says of its image. Raises Unfit where it is not text."""
+    """The values of a row. Raises Unfit where they are not text."""
     weight = 1.0
     worse = _worse(row, columns)
     mask = next(iter(_paths(columns.mask, row)), "")
@@ -392,9 +407,8 @@ def _caption(row: Mapping[Any, Any], columns: Columns) -> str:
     if not isinstance(caption, str | None):
         raise Unfit(_NO_NAME)
     if key and key != tags_key and isinstance(tags, str):
-        caption = LIST.join(
-            _with_tags(text, tags) for text in (caption or "").split(LIST)
-        )
+        texts = (caption or "").split(LIST)
+        caption = LIST.join(_with_tags(text, tags) for text in texts)
     return (caption or "").strip()
 
 
@@ -424,9 +438,11 @@ def _paths(keys: Sequence[Any], row: Mapping[Any, Any]) -> tuple[str, ...]:
     for key in keys:
         value = row.get(key)
         values += value if isinstance(value, list) else [value]
-    return tuple(
-        value.strip() for value in values if isinstance(value, str) and value.strip()
-    )
+    paths = []
+    for value in values:
+        if isinstance(value, str) and value.strip():
+            paths.append(value.strip())
+    return tuple(paths)
 
 
 # ---------------------------------------------------------------- forms of files
@@ -487,9 +503,7 @@ def _with_header(text: str, delimiters: str, given: ColumnsConfig) -> Iterator[_
                     {},
                     f"{what}. Put a caption that has {delimiter!r} in it into quotation marks",
                 )
-            elif any(
-                isinstance(value, str) and value.strip() for value in row.values()
-            ):
+            elif any(map(_is_filled, row.values())):
                 yield _Line(number, row)
     except csv.Error as error:
         yield _Line(
@@ -499,15 +513,20 @@ def _with_header(text: str, delimiters: str, given: ColumnsConfig) -> Iterator[_
         )
 
 
+def _is_filled(value: object) -> bool:
+    """Whether a value of a `.csv` file is a text that is not blank."""
+    return isinstance(value, str) and bool(value.strip())
+
+
 def _header(text: str, delimiter: str) -> list[str]:
     """The values of the first line that is not blank."""
     try:
-        return next(
-            (row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if row),
-            [],
-        )
+        for row in csv.reader(io.StringIO(text), delimiter=delimiter):
+            if row:
+                return row
     except csv.Error:
-        return []
+        pass
+    return []
 
 
 def _delimiter(text: str, delimiters: str, given: ColumnsConfig) -> str:
@@ -515,8 +534,7 @@ def _delimiter(text: str, delimiters: str, given: ColumnsConfig) -> str:
     empty for none."""
     for delimiter in delimiters:
         header = _header(text, delimiter)
-        # Names with other meanings count by their values, which a look at some rows
-        # has.
+        # Names with several meanings are decided by the values of the first rows.
         rows = []
         for row in _some_rows(text, delimiter):
             rows.append(dict(zip(header, row, strict=False)))
@@ -530,12 +548,10 @@ def _delimiter(text: str, delimiters: str, given: ColumnsConfig) -> str:
 
 
 def _some_rows(text: str, delimiter: str) -> list[list[str]]:
+    """The first rows below the header, without blank lines."""
     try:
         reader = csv.reader(io.StringIO(text), delimiter=delimiter)
-        return [
-            row
-            for row, _ in zip((row for row in reader if row), range(20), strict=False)
-        ][1:]
+        return [*islice(filter(None, reader), 1, _ROWS_LOOKED_AT)]
     except csv.Error:
         return []
 
@@ -572,9 +588,8 @@ def _no_header(text: str, delimiters: str, given: ColumnsConfig) -> str:
 def _parquet_lines(path: str) -> Iterator[_Line]:
     """Each row is a line by its number."""
     try:
-        yield from (
-            _Line(number, row) for number, row in enumerate(table_rows(path), 1)
-        )
+        for number, row in enumerate(table_rows(path), 1):
+            yield _Line(number, row)
     except ParquetError as error:
         raise Unfit(str(error)) from error
 
@@ -628,13 +643,13 @@ def _json_line(number: int, row: Any) -> _Line:
 def placed(
     table: Mapping[str, TableRow], path: str, folder: str, names: Collection[str]
 ) -> tuple[dict[str, TableRow], str]:
-    """The rows by the names of the images, where there is no doubt which is meant;
-    others as they are written. And the folder that was taken off names that lead
-    nowhere else.
+    """The rows by the names of the images, where it is certain which image a row names;
+    other rows keep the name that is written. Second, the folder that was removed from
+    the beginning of names.
 
     Names may also be paths from the folder of the table or from the working directory,
-    have `\\` between folders, or all begin with one folder that is not there. path: of
-    the table. folder: of the images. names: what they are called.
+    have `\\` between folders, or all begin with one folder that does not exist. path:
+    of the table. folder: of the images. names: of the images.
     """
     known = {*names, *(split_suffix(name)[0] for name in names)}
     sure = {split_suffix(name)[0] for name in table if name in known}
@@ -675,16 +690,16 @@ def _known_end(path: str, known: Collection[str]) -> str:
 
 
 def with_slashes(name: str, folder: str) -> str:
-    """The path of an image from a folder; one that is written as on Windows, and leads
-    nowhere, with `/`."""
+    """The path of an image from a folder. A path that is written as on Windows, and
+    does not exist, gets `/` between folders."""
     if "\\" not in name or os.path.lexists(os.path.join(folder, name)):
         return name
     return image_name(name.replace("\\", "/"))
 
 
 class _Whereabouts:
-    """Where the paths of a table lead. folder: of the images. bases: the folders that
-    they may begin at."""
+    """Finds the files that the paths of a table mean. folder: of the images. bases: the
+    folders that the paths may begin at."""
 
     def __init__(self, folder: str, bases: Sequence[str]) -> None:
         self._folder = real_path(folder) + os.sep
@@ -693,7 +708,7 @@ class _Whereabouts:
         """Folder -> its canonical path: one for many files."""
 
     def inside(self, path: str) -> Iterator[str]:
-        """The path from the folder of the images, where it lies in it."""
+        """The path relative to the folder of the images, if it is inside it."""
         folder, name = os.path.split(path)
         for base in self._bases:
             whole = os.path.join(base, folder)
@@ -714,26 +729,25 @@ def image_name(path: str) -> str:
 
 
 def lost_folders(table: Table, images: bool = True) -> list[str]:
-    """Folders that a table names by absolute paths and that are not on this machine;
-    none of one that cannot be read. images: those of the images too, not of what
-    belongs to them alone."""
+    """Folders that a table names by absolute paths and that do not exist on this
+    machine. images: also those of the images, not only of their control images and
+    worse images."""
     named = []
     for line in table.lines:
         if images:
             named.append(line.name)
         named += [*line.row.references, *line.row.worse]
-    folders = dict.fromkeys(
-        name.replace("\\", "/").rpartition("/")[0]
-        for name in named
-        if is_absolute(name)
-    )
-    return [
-        folder for folder in folders if not os.path.isdir(os.path.expanduser(folder))
-    ]
+    absolute = [name.replace("\\", "/") for name in named if is_absolute(name)]
+    folders = dict.fromkeys(name.rpartition("/")[0] for name in absolute)
+    lost = []
+    for folder in folders:
+        if not os.path.isdir(os.path.expanduser(folder)):
+            lost.append(folder)
+    return lost
 
 
 def line_naming(table: Table, named: str) -> str:
-    """The table with the first line in which a file is named so, as file:line."""
+    """The first line of the table that names the file `named`, as file:line."""
     for number, name, row in table.lines:
         if named in (name, image_name(name), row.mask, *row.references, *row.worse):
             return f"{table.path}:{number}"

@@ -1,9 +1,10 @@
-"""What a scan does not use though it is in a folder: files beside images, control
-images and masks of no image.
+"""Files of a dataset that a scan does not use: files next to images, and control images
+and masks of no image.
 
-They were put there to be used, so each is noted with the reason and, where there is
-one, the remedy. Called by `folder`: `note_unused_files` when the table of a folder is
-known, `note_unused_partners` when its images are matched.
+Their owner probably wants them to be used, so each file is noted with the reason and,
+if there is one, the remedy. `folder` calls `note_unused_files` when the table of a
+folder is known, and `note_unused_partners` when its images are matched. Nothing is
+changed or left out here.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _why_ignored(
     dataset: DatasetConfig,
     findings: ScanFindings,
 ) -> tuple[str, str]:
-    """The reason, and the remedy; that is empty where nobody expects the file to be
+    """The reason, and the remedy, which is empty for files that are not expected to be
     used.
 
     caption_ext: the suffixes of captions; none where they come from one file.
@@ -92,8 +93,8 @@ def _why_ignored(
 def _why_no_caption(
     suffix: str, caption_ext: Sequence[str], dataset: DatasetConfig
 ) -> tuple[str, str]:
-    """The reason and the remedy of a text that is named as an image. suffix: of the
-    text."""
+    """The reason and the remedy for a text file that has the name of an image. suffix:
+    of the text file."""
     if caption_ext:
         return (
             f"not a caption, because caption_ext is {' '.join(caption_ext)}",
@@ -216,7 +217,7 @@ def _partner_paths(dataset: DatasetConfig) -> list[tuple[str, str]]:
 
 def _note_left_partners(folder: MatchedFolder, findings: ScanFindings) -> None:
     """Notes images of a folder that are named like control images or masks of images
-    that are not there."""
+    that do not exist."""
     images = folder.listing.images
     affixes = [slot.affix for slot in folder.slots if slot.affix]
     like = []
@@ -248,8 +249,8 @@ def _note_left_partners(folder: MatchedFolder, findings: ScanFindings) -> None:
 def _note_shared_partners(
     folders: Sequence[MatchedFolder], findings: ScanFindings
 ) -> None:
-    """Notes control images and masks that several images of one dataset have by their
-    name."""
+    """Notes control images and masks that belong to several images of one dataset by
+    their names."""
     uses = []
     for folder in folders:
         for image, partner in folder.partners():

@@ -1,7 +1,12 @@
 """The validation split: the images of a separate folder, or some of the training
 images, which are then not trained on.
 
-Imports no torch: a dry run counts them too.
+`scan_and_split` scans a job and splits it; `toolkit.plan` and the tools that encode the
+images of a job (`cache`, `best`, `influence`) call it. Which images are held out depends on their names and
+on `validation.seed`, not on the order of the datasets; a run that has begun keeps its
+split when files are renamed. Losses are measured elsewhere, in `toolkit.train`.
+
+Imports no torch: a dry run counts the images too.
 """
 
 from __future__ import annotations
@@ -33,12 +38,18 @@ from toolkit.system import seeding
 _LISTED = 5
 
 Cost = Callable[[int, ValidationConfig], str]
-"""From a number of items to what measuring them takes, in words."""
+"""From a number of items to the cost of measuring them, in words."""
 
 
 @dataclass(frozen=True)
 class ValidationSplit:
-    """The images of the validation, which are not trained on."""
+    """The images of the validation, which are not trained on.
+
+    Example::
+
+        scan, items, split = scan_and_split(section, family)
+        measured = split.items if split else ()
+    """
 
     items: tuple[BucketedSample, ...]
     """Each image at each size, without augmentation: captions are neither dropped nor
@@ -57,10 +68,11 @@ def scan_and_split(
     scan_cache: ScanCache | None = None,
     trained_on: Callable[[], DatasetHashes] = dict,
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]:
-    """`scan_items`, less what `section.validation` holds out, and that. Raises what
-    both raise, and DataErrors naming every image with more references than the family
-    takes, every one that is too large for it, or whose caption the model has no room
-    for, where that can be known already. trained_on: as of `split_validation`.
+    """The result of `scan_items`, split by `section.validation`.
+
+    trained_on: as of `split_validation`. Raises what both raise, and DataErrors naming
+    every image that has more references than the family takes, is too large for it, or
+    has a caption that is too long for the model, as far as that is known already.
     """
     multiple = family.size_multiple
     scanned = scan_items(section, multiple, scan_cache, family=family)
@@ -94,13 +106,13 @@ def split_validation(
     pairs: bool = False,
     trained_on: Callable[[], DatasetHashes] = dict,
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]:
-    """What is left to train on, and what `section.validation` takes or brings; None
-    without that section.
+    """The images that are left to train on, and the validation split; None without
+    `section.validation`.
 
-    section, scan, items, size_multiple, forgiven: as of `scan_items`. cost: what a
-    validation of so many items takes, in words. pairs: only images that have a worse
-    one are measured, where there are any. trained_on: the hashes of what the run has
-    trained on, where it has begun. Raises UserError when nothing would be left,
+    section, scan, items, size_multiple, forgiven: as of `scan_items`. cost: describes
+    the cost of a validation of so many items. pairs: whether only images that have a
+    worse one are measured, where there are any. trained_on: the hashes of the images
+    that the run has trained on, if it has begun. Raises UserError when nothing would be left,
     DataErrors naming every offending file of the validation's folder.
     """
     settings = section.validation
@@ -109,12 +121,14 @@ def split_validation(
     if settings.folder_path is not None:
         dataset = settings.dataset(section.datasets)
         also = [] if section.streamed else section.datasets
-        own = scan_datasets(
+        validation_scan = scan_datasets(
             [dataset], section.trigger_word, 1.0, scan.scan_cache, forgiven, also=also
         )
-        samples = _measured(own.samples, pairs)
-        found = make_items(samples, lambda _: dataset.resolution, size_multiple)
-        missing = sum(folder.missing_captions for folder in own.folders)
+        samples = _measured(validation_scan.samples, pairs)
+        validation_items = make_items(
+            samples, lambda _: dataset.resolution, size_multiple
+        )
+        missing = sum(folder.missing_captions for folder in validation_scan.folders)
         note = f"validation: {dataset.folder_path}, {_count(len(samples), 'image')}"
         if dataset.default_caption:
             what = "with 'default_caption'"
@@ -122,13 +136,13 @@ def split_validation(
             what = "without caption"
         note += f", {missing} {what}" if missing else ""
         notes = (
-            f"{note}; {cost(_images(found, pairs), settings)} each time",
-            *own.notes,
+            f"{note}; {cost(_images(validation_items, pairs), settings)} each time",
+            *validation_scan.notes,
         )
         return (
             scan,
             items,
-            ValidationSplit(tuple(map(as_measured, found)), False, notes),
+            ValidationSplit(tuple(map(as_measured, validation_items)), False, notes),
         )
     samples = _measured(
         [s for folder in scan.folders if not folder.is_reg for s in folder.samples],
@@ -136,31 +150,28 @@ def split_validation(
     )
     chosen = _as_before(scan.samples, _held_out(samples, settings, pairs), trained_on())
     shown = chosen & set(map(_place, samples))
-    measured = tuple(
-        as_measured(each)
-        for each in items
-        if _place(each.sample) in shown and not any(each.sample.flip)
-    )
+    measured = []
+    for bucketed in items:
+        if _place(bucketed.sample) in shown and not any(bucketed.sample.flip):
+            measured.append(as_measured(bucketed))
     names = sorted(f"{path.parent.name}/{path.name}" for path in map(Path, shown))
     listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
     note = (
         f"validation: {_count(len(shown), 'image')} held out, not trained on ({listed})"
     )
     split = ValidationSplit(
-        measured,
+        tuple(measured),
         True,
         (f"{note}; {cost(_images(measured, pairs), settings)} each time",),
     )
     left = []  # of the folders; one that is held out whole is left out with its images
     for folder in scan.folders:
-        samples = tuple(
-            sample for sample in folder.samples if _place(sample) not in chosen
-        )
-        if samples:
+        rest = [sample for sample in folder.samples if _place(sample) not in chosen]
+        if rest:
             # Which images had no caption file is not known any more; there are not more
             # of them than images.
-            missing = min(folder.missing_captions, len(samples))
-            left.append(replace(folder, samples=samples, missing_captions=missing))
+            missing = min(folder.missing_captions, len(rest))
+            left.append(replace(folder, samples=tuple(rest), missing_captions=missing))
     trained = tuple(item for item in items if _place(item.sample) not in chosen)
     return replace(scan, folders=tuple(left)), trained, split
 
@@ -170,7 +181,7 @@ def _measured(samples: Sequence[Sample], pairs: bool) -> Sequence[Sample]:
 
 
 def _images(items: Sequence[BucketedSample], pairs: bool) -> int:
-    """How many are measured; of pairs both."""
+    """The number of images that are measured; of a pair both are."""
     if pairs:
         return sum(1 + len(item.sample.worse) for item in items)
     return len(items)
@@ -190,13 +201,10 @@ def _held_out(
     for sample in samples:
         places.add(_place(sample))
         if sample.worse and pairs:
-            of_pair = (
-                _place(sample._replace(image=path))
-                for path in (sample.image, *sample.worse)
-            )
-            joined = set[str]().union(
-                *(together.get(place, {place}) for place in of_pair)
-            )
+            joined = set[str]()
+            for path in (sample.image, *sample.worse):
+                place = _place(sample._replace(image=path))
+                joined |= together.get(place, {place})
             together |= dict.fromkeys(joined, joined)
     assert settings.fraction is not None  # a validation has a folder or a fraction
     count = max(1, round(settings.fraction * len(places)))
@@ -228,12 +236,12 @@ def _held_out(
 def _as_before(
     samples: Sequence[Sample], chosen: set[str], trained: DatasetHashes
 ) -> set[str]:
-    """The images that the run holds out, by absolute path. Other names of the same
-    images would choose others: what the run has trained on is trained on, and the rest
-    is held out.
+    """The images that the run holds out, by absolute path. If images were renamed, their
+    new names would choose others. So the images that the run has trained on stay in the
+    training, and the others are held out.
 
-    samples: all of them. chosen: what their names choose. trained: hashes of what the
-    run has trained on; none of a new run.
+    samples: all of them. chosen: the images that their names choose. trained: hashes of
+    the images that the run has trained on; empty for a new run.
     """
     if not trained:
         return chosen
@@ -273,7 +281,7 @@ def as_measured(item: BucketedSample) -> BucketedSample:
 
 
 def _place(sample: Sample) -> str:
-    """Which file an image is, however it was written."""
+    """The real path of an image, however its path was written."""
     folder, name = os.path.split(os.path.abspath(sample.image))
     path = os.path.join(_real_folder(folder), name)
     return os.path.realpath(path) if os.path.islink(path) else path

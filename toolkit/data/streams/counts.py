@@ -1,5 +1,10 @@
-"""What is counted of the data before it is read: the steps that it gives, and a stream
-of which little is known."""
+"""What a plan says of the data before it is read: optimizer steps, and what is known of
+a stream.
+
+`optimizer_steps` converts epochs to steps, for folders (`image_data`) and streams
+(`stream_dataset`) alike. `StreamPlan` has the facts of a stream that `toolkit.plan`
+prints, or writes as JSON. Nothing is opened or read here.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,11 @@ def optimizer_steps(
     limit: int = 0,
 ) -> int:
     """Optimizer steps of the run: `epochs` > 0 decides, rounded up to a whole step;
-    else `steps`; at most `limit`."""
+    else `steps`; at most `limit`.
+
+    >>> optimizer_steps(steps=500, epochs=2, micro_batches_per_epoch=25, accumulation=4)
+    13
+    """
     if epochs > 0:
         steps = ceil(epochs * micro_batches_per_epoch / accumulation)
     return min(steps, limit) if limit else steps
@@ -27,7 +36,15 @@ def optimizer_steps(
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """A stream of shards, of which only the first samples are known."""
+    """A stream of shards, of which only the first samples are known.
+
+    >>> size = Size(512, 512)
+    >>> plan = StreamPlan(1, "a.tar", "a.tar", 200, "a.tar/1", size, "a cat", largest=size)
+    >>> print(plan.lines())
+      stream of 1 shard: a.tar; 200 samples as given
+        first sample: a.tar/1, 512x512 pixels, caption 'a cat'
+        batches of up to 512x512 pixels
+    """
 
     shards: int
     first_shard: str

@@ -3,7 +3,8 @@
 The fields of a sample are those that a tar of the same rows would have: the image under
 the ending of its kind (`jpg`), all other values under `json`; each value also under the
 name of its column, so that `image_key` and `label_key` may be columns. Rows are read in
-groups, of which a server is asked for the bytes.
+groups; from a server only the bytes of these groups are requested. `webdataset` reads
+its Parquet shards with `read_parquet`.
 """
 
 from __future__ import annotations
@@ -57,23 +58,29 @@ def read_parquet(
 def _fields(
     row: dict[str, Any], pictures: Collection[str], wanted: Collection[str] | None
 ) -> dict[str, bytes]:
-    found = {column: picture_of(row[column]) for column in pictures if column in row}
+    encoded_images = {
+        column: picture_of(row[column]) for column in pictures if column in row
+    }
     texts = {}
     for column, value in row.items():
-        if column not in found:
+        if column not in encoded_images:
             texts[column] = plain(value)
-    named = {column: f"x{suffix_of(picture)}" for column, picture in found.items()}
+    named = {
+        column: f"x{suffix_of(picture)}" for column, picture in encoded_images.items()
+    }
     fields = {}
     for column, text in texts.items():
         if isinstance(text, str):
             fields[column.lower()] = text.encode()
     fields["json"] = json.dumps(texts, ensure_ascii=False).encode()
-    known = columns_of([{**texts, **named}], ColumnsConfig()).image or tuple(found)
-    for column, picture in found.items():
+    known = columns_of([{**texts, **named}], ColumnsConfig()).image or tuple(
+        encoded_images
+    )
+    for column, picture in encoded_images.items():
         fields[column.lower()] = picture
         if column == known[0]:
             fields[suffix_of(picture)[1:]] = picture
-    return {
-        name: value if wanted is None or name in wanted else b""
-        for name, value in fields.items()
-    }
+    for name in fields:
+        if wanted is not None and name not in wanted:
+            fields[name] = b""
+    return fields

@@ -1,5 +1,10 @@
-"""Which of the files of a sample in a shard is its image and which its caption. Imports
-no torch."""
+"""Which of the files of a sample in a shard is its image and which its caption.
+
+`SampleKeys` has the keys of a job (`image_key`, `label_key`, `caption_key`), takes
+image and caption out of a sample, and suggests other keys where a sample lacks them.
+`stream_dataset` makes it and `webdataset` calls it for each sample. Images are not
+decoded here. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +26,12 @@ CAPTIONS = ("caption", "text", "prompt", "description", "tags")
 
 @dataclass(frozen=True)
 class SampleKeys:
-    """Which files of a sample are its image and its caption."""
+    """Which files of a sample are its image and its caption.
+
+    >>> keys = SampleKeys(label="json", caption="prompt")
+    >>> keys.caption_of({"json": b'{"prompt": "a red cat"}'})
+    'a red cat'
+    """
 
     image: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
     """Extensions; the first that is there is used."""
@@ -35,10 +45,10 @@ class SampleKeys:
 
     def image_of(self, fields: dict[str, bytes]) -> bytes:
         """Raises LookupError with the keys that are missing."""
-        found = [fields[key] for key in self.image if key in fields]
-        if not found:
+        images = [fields[key] for key in self.image if key in fields]
+        if not images:
             raise LookupError(" or ".join(self.image))
-        return found[0]
+        return images[0]
 
     def caption_of(self, fields: dict[str, bytes]) -> str:
         """Raises LookupError with the keys that are missing, ValueError or
@@ -68,37 +78,37 @@ class SampleKeys:
         return caption
 
     def remedy(self, key: str, fields: Mapping[str, bytes]) -> str:
-        """What the keys would have to be for a sample with these files, as far as they
-        tell it. key: the sample's."""
-        has_image = any(each in fields for each in self.image)
+        """The keys that would fit a sample with these files; empty where they do not tell
+        it. key: of the sample."""
+        has_image = any(image_key in fields for image_key in self.image)
         if not has_image:
-            found = []
+            candidates = []
             for field in fields:
                 if "." + last_part(field) in IMAGE_SUFFIXES:
-                    found.append(field)
+                    candidates.append(field)
             kind = "image_key"
         elif self.label not in fields or last_part(self.label) in JSON:
-            found = []
+            candidates = []
             for field in fields:
                 if field != self.label and last_part(field) in (*TEXTS, *JSON):
-                    found.append(field)
+                    candidates.append(field)
             kind = "label_key"
         else:
             return ""
-        if not found:
+        if not candidates:
             key = self._caption_key(fields) if kind == "label_key" else ""
             return f"set caption_key: {key}" if key else ""
-        first = min(found)
+        first = min(candidates)
         if (
             "." not in first or has_image
         ):  # whose name ends where that of the sample does
-            if found[1:]:
-                others = f" (or {', '.join(sorted(found)[1:])})"
+            if candidates[1:]:
+                others = f" (or {', '.join(sorted(candidates)[1:])})"
             else:
                 others = ""
             return f"set {kind}: {first}{others}"
         names = f"a name ends at its first dot, and {first} stands behind that of {key.rpartition('/')[2]!r}"
-        if len(found) == 1:
+        if len(candidates) == 1:
             ways = f"Set {kind}: {first}, or take"
         else:
             ways = "Take"
@@ -122,5 +132,5 @@ class SampleKeys:
 
 
 def last_part(extension: str) -> str:
-    """What is behind the last dot of an extension, which may have several."""
+    """The part of an extension behind its last dot; it may have several."""
     return extension.rpartition(".")[2]

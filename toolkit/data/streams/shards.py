@@ -37,7 +37,7 @@ PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 arrives."""
 
 TIMEOUT_S = 60.0
-"""So long may a server say nothing."""
+"""Seconds that a server may be silent."""
 
 LOOK_EVERY_S = 0.2
 """Seconds between two looks at whether a stop is requested, while bytes are waited
@@ -58,7 +58,12 @@ _TOKEN_HELP = (
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file, or Parquet file."""
+    """One tar file, or Parquet file.
+
+    >>> shard = Shard("cats.tar", "https://example.com/cats.tar?signature=0f")
+    >>> shard.is_remote, shard
+    (True, Shard(name='cats.tar'))
+    """
 
     name: str
     """For messages and the order: its path or address, without the query, which may
@@ -132,14 +137,14 @@ def _find_shards(patterns: Sequence[str], token: str | None) -> Iterator[Shard]:
             )
         else:
             path = os.path.expanduser(pattern)
-            found = sorted(glob.glob(path, recursive=True)) or (
+            files = sorted(glob.glob(path, recursive=True)) or (
                 [path] if Path(path).exists() else []
             )
-            if not found:
+            if not files:
                 raise UserError(
                     f"{pattern}: no such file. Paths are looked up from {Path.cwd()}."
                 )
-            for path in found:
+            for path in files:
                 if not os.path.isfile(
                     path
                 ):  # to open a pipe would wait for its writer for ever
@@ -269,34 +274,42 @@ def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
     files = sorted(sibling.rfilename for sibling in info.siblings or [])
     # As a shell does: `*` does not go beyond a folder.
     parts = wanted.split("/")
-    found = []
+    shard_files = []
     for file in files:
         if file.count("/") == len(parts) - 1 and all(
             map(fnmatchcase, file.split("/"), parts)
         ):
-            found.append(file)
-    if not found:
+            shard_files.append(file)
+    if not shard_files:
         tars = [file for file in files if ".tar" in file]
         rows = [file for file in files if file.endswith(".parquet")]
         kinds = []
-        for kind, own in (("tar", tars), ("Parquet", rows)):
-            if own:
-                kinds.append(f"{len(own)} {kind} files, such as {own[0]}")
+        for kind, paths in (("tar", tars), ("Parquet", rows)):
+            if paths:
+                kinds.append(f"{len(paths)} {kind} files, such as {paths[0]}")
         if kinds:
             there = f"It has {' and '.join(kinds)}."
         else:
             there = "It has no tar files."
         raise UserError(f"{pattern}: matches no file of {repo}. {there}")
     prefix = pattern[: match.start("file")]
-    return [
-        (prefix + file, hf_hub_url(repo, file, repo_type="dataset", revision=info.sha))
-        for file in found
-    ]
+    shards = []
+    for file in shard_files:
+        url = hf_hub_url(repo, file, repo_type="dataset", revision=info.sha)
+        shards.append((prefix + file, url))
+    return shards
 
 
 class SeekableShard(io.RawIOBase):
-    """A shard of which any part is read, as Parquet needs it: behind a jump it is
-    opened again at its byte."""
+    """A shard as a seekable file, as Parquet needs it. After a jump it is opened again at
+    the new byte.
+
+    Example::
+
+        with closing(SeekableShard(shard)) as file:
+            file.seek(-4, os.SEEK_END)
+            file.read(4)  # b"PAR1" of a Parquet file
+    """
 
     def __init__(
         self,

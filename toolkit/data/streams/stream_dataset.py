@@ -1,7 +1,10 @@
 """A stream of shards as the dataset of a job: its captions and sizes by the job's keys,
-and what is known of it before training. Imports no torch.
+and what is known of it before training.
 
 Nothing is scanned: only the first samples are read, to see that the keys are right.
+`webdataset` reads the samples and keeps their order; here they get their captions, and
+those of a micro-batch one size. `image_data.open_stream` makes the `StreamDataset`,
+`stream_source` reads batches from it. Imports no torch.
 """
 
 from __future__ import annotations
@@ -34,7 +37,13 @@ _PAUSES_S = (0.5, 1.0, 2.0)
 
 
 class StreamItem(NamedTuple):
-    """A sample of a stream, and how it is fitted to the size of its batch."""
+    """A sample of a stream, and how it is fitted to the size of its batch.
+
+    Example::
+
+        for item in stream.of_one_size(stream.looked_at):
+            print(item.sample.name, item.crop.bucket)
+    """
 
     sample: StreamSample
     crop: ResizeCrop
@@ -42,7 +51,14 @@ class StreamItem(NamedTuple):
 
 @dataclass(frozen=True)
 class StreamDataset:
-    """The stream of a job's `datasets`."""
+    """The stream of a job's `datasets`.
+
+    Example::
+
+        stream = StreamDataset.of(section, multiple=32)
+        print(stream.plan().lines())
+        read = stream.reader(seed=42, batch_size=4)
+    """
 
     settings: DatasetConfig
     shards: tuple[Shard, ...]
@@ -82,9 +98,9 @@ class StreamDataset:
                 epochs = None
             unreadable = Unreadable(settings.webdataset.max_unreadable)
             rules = caption_rules(settings, section.trigger_word)
-            found = cls(settings, shards, rules, multiple, unreadable, epochs)
-            found.shard_stream(0, 1).share(0, found.readers)  # enough shards
-            return replace(found, looked_at=found.first(LOOKED_AT))
+            dataset = cls(settings, shards, rules, multiple, unreadable, epochs)
+            dataset.shard_stream(0, 1).share(0, dataset.readers)  # enough shards
+            return replace(dataset, looked_at=dataset.first(LOOKED_AT))
         except (UserError, RunError) as error:
             raise UserError(f"datasets[0].url: {error}") from error
 
@@ -134,13 +150,13 @@ class StreamDataset:
     def hashes(self) -> DatasetHashes:
         """The file names of the shards, by which a resume tells whether they are the
         same."""
-        return {
-            f"{number}: {shard.name.rpartition('/')[2]}": "shard"
-            for number, shard in enumerate(self.shards, 1)
-        }
+        hashes = {}
+        for number, shard in enumerate(self.shards, 1):
+            hashes[f"{number}: {shard.name.rpartition('/')[2]}"] = "shard"
+        return hashes
 
     def plan(self) -> StreamPlan:
-        """What a plan says of it."""
+        """The facts of the stream for the plan."""
         first = self.looked_at[0]
         return StreamPlan(
             shards=len(self.shards),
@@ -195,16 +211,17 @@ class StreamDataset:
 
     def of_one_size(self, samples: Sequence[StreamSample]) -> tuple[StreamItem, ...]:
         """The samples of a micro-batch at the size that most of them have by
-        `bucket_for`; what the others have too much is cut off."""
-        buckets = Counter(
-            bucket_for(sample.size, self.resolution, self.multiple).bucket
-            for sample in samples
-        )
+        `bucket_for`; the other samples are cut to it."""
+        buckets = Counter[Size]()
+        for sample in samples:
+            crop = bucket_for(sample.size, self.resolution, self.multiple)
+            buckets[crop.bucket] += 1
         least = round_up(self.least_side, self.multiple)
         bucket = Size(*(max(side, least) for side in buckets.most_common(1)[0][0]))
-        return tuple(
-            StreamItem(sample, cover(sample.size, bucket)) for sample in samples
-        )
+        items = []
+        for sample in samples:
+            items.append(StreamItem(sample, cover(sample.size, bucket)))
+        return tuple(items)
 
     def at_own_size(self, samples: Sequence[StreamSample]) -> tuple[StreamItem, ...]:
         """Each sample at the size that it has alone."""

@@ -1,12 +1,13 @@
 """WebDataset streams: samples of tar shards, in an order that is a function of (seed,
 epoch), read on from any cursor. Imports no torch.
 
-Read with the standard library's tarfile, and neither with the `webdataset` package nor
-with torchdata. webdataset keeps no state to resume from (its issue 271). torchdata's
-`StatefulDataLoader` reads all that lies before the place again, unless the dataset
-keeps its own state, and that state is what is written here; its readers of tars went
-with its DataPipes. Here a resume starts at the byte of a sample. tarfile alone also
-ends in silence at a damaged header, which `_StrictHeader` makes an error.
+Shards are read with the standard library's tarfile, and neither with the `webdataset`
+package nor with torchdata. webdataset keeps no state to resume from (its issue 271).
+torchdata's `StatefulDataLoader` reads everything before the place again, unless the
+dataset keeps its own state, which is the cursor of this module; its readers of tars
+were removed with its DataPipes. Here a resume starts at the byte of a sample. tarfile
+alone also stops silently at a damaged header; `_StrictHeader` makes it an error.
+`stream_dataset` adds captions and sizes to the samples.
 
 Order: shards are sorted by a hash of (seed, epoch, index), and so many of them are read
 side by side, a sample of each in turn, since shards are often sorted by subject.
@@ -21,7 +22,14 @@ import gzip
 import logging
 import tarfile
 import zlib
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -49,7 +57,7 @@ _FIRST = 5
 """When so many samples cannot be used before the first that can, the keys are wrong."""
 
 _FEW = 100
-"""Samples of which the allowed share is taken while fewer were read."""
+"""While fewer samples than this were read, the allowed share is taken of this number."""
 
 _LARGEST = 2**36
 """Bytes that one file of a shard may have: tarfile would count to the end of any number
@@ -70,12 +78,16 @@ _DAMAGED = (
     OverflowError,
     RecursionError,
 )
-"""What tarfile and gzip raise for damaged files, with what their parsers let
-through."""
+"""Errors of tarfile and gzip for damaged files, and errors of their parsers."""
 
 
 class StreamSample(NamedTuple):
-    """One image with its caption, not decoded."""
+    """One image with its caption, not decoded.
+
+    >>> sample = StreamSample("cats.tar/1", b"", "a red cat", Size(512, 512))
+    >>> sample.caption
+    'a red cat'
+    """
 
     name: str
     """Shard and key, for messages."""
@@ -117,7 +129,14 @@ class _Window(NamedTuple):
 
 class Unreadable:
     """Counts what cannot be read, names the first few, and ends the run when it is more
-    than a share."""
+    than a share.
+
+    >>> unreadable = Unreadable(quiet=True)
+    >>> unreadable.read = 200
+    >>> unreadable.add_sample("cats.tar/1", "its image is cut off")
+    >>> unreadable.summary()
+    'stream: left out 1 of 200 samples. The last: cats.tar/1: its image is cut off'
+    """
 
     def __init__(self, max_share: float = 0.05, quiet: bool = False) -> None:
         """max_share: of the samples read so far (at least of 100), and of the shards;
@@ -195,7 +214,14 @@ class Unreadable:
 @dataclass(frozen=True)
 class ShardStream:
     """The samples of all shards, epoch after epoch: `read` is what a `StreamSource`
-    reads, `epoch_of` its epochs."""
+    reads, `epoch_of` its epochs.
+
+    Example::
+
+        stream = ShardStream(expand_shards(["shards/{00..09}.tar"]), seed=42)
+        for sample, cursor in stream.read(None):
+            print(sample.name)  # `read(cursor)` continues behind this sample
+    """
 
     shards: tuple[Shard, ...]
     seed: int
@@ -241,10 +267,10 @@ class ShardStream:
     def order(self, epoch: int) -> list[Shard]:
         """The shards of this reader in the order of an epoch: a function of (seed,
         epoch) and their number, so that they may be moved."""
-        keyed = sorted(
-            (seeding.key(self.seed, "shards", epoch, at), at)
-            for at in range(len(self.shards))
-        )
+        keyed = []
+        for at in range(len(self.shards)):
+            keyed.append((seeding.key(self.seed, "shards", epoch, at), at))
+        keyed.sort()
         return [self.shards[at] for _, at in keyed][self.index :: self.count]
 
     def epoch_of(self, cursor: Cursor) -> int:
@@ -292,15 +318,16 @@ class ShardStream:
             for window in windows:
                 count = len(window.samples)
                 for done in range(index + 1, count + 1):
-                    epoch, places = (
-                        (window.epoch, window.start)
-                        if done < count
-                        else (window.next_epoch, window.next)
-                    )
+                    if done < count:
+                        epoch = window.epoch
+                        places = window.start
+                    else:
+                        epoch = window.next_epoch
+                        places = window.next
                     if is_old:
                         at = (places or (_Place(),))[0]._asdict()
                     else:
-                        at = {"places": [list(each) for each in places]}
+                        at = {"places": [list(reader_place) for reader_place in places]}
                     yield (
                         window.samples[done - 1],
                         {"epoch": epoch, **at, "index": done % count, "list": shards},
@@ -312,9 +339,9 @@ class ShardStream:
         the same ones; fewer where there are fewer. Reads no further than these. Raises
         RunError as `read`."""
         quiet = replace(self, unreadable=Unreadable(1.0, quiet=True))
-        found = quiet._samples(self.shards, _Place(), Event())
-        with closing(found):
-            samples = tuple(sample for _, sample in islice(found, count))
+        stream = quiet._samples(self.shards, _Place(), Event())
+        with closing(stream):
+            samples = tuple(sample for _, sample in islice(stream, count))
         if not samples:
             raise RunError(self._without_samples(quiet.unreadable))
         return samples
@@ -324,7 +351,8 @@ class ShardStream:
         return f"{names}: no sample can be used: {unreadable.last.removeprefix(f'{names}: ')}."
 
     def _digest(self) -> str:
-        """What a cursor depends on; of the shards their file names and order."""
+        """Digest of the settings that a cursor depends on, and of the file names and the
+        order of the shards."""
         names = [shard.name.rpartition("/")[2] for shard in self.shards]
         what: list[int | str] = [
             self._window,
@@ -374,28 +402,24 @@ class ShardStream:
         the sample."""
         first = start[0].shard if start else 0
         for group in range(first, len(order), abreast):
-            places = list(start) or [
-                _Place(at) for at in range(group, min(group + abreast, len(order)))
-            ]
+            end = min(group + abreast, len(order))
+            places = list(start) or [_Place(at) for at in range(group, end)]
             start = ()
-            readers = []
+            readers = list[Iterator[tuple[_Place, StreamSample]]]()
             for at in places:
-                readers.append(
-                    self._samples(order[: at.shard + 1], at, stop)
-                    if at.byte >= 0
-                    else iter(())
-                )
+                if at.byte >= 0:
+                    readers.append(self._samples(order[: at.shard + 1], at, stop))
+                else:
+                    readers.append(iter(()))
             heads = [next(reader, None) for reader in readers]
             while True:
+                waiting = []
                 for number, head in enumerate(heads):
-                    places[number] = (
-                        head[0] if head else places[number]._replace(byte=-1)
-                    )
-                waiting = [
-                    (head[0].sample, number)
-                    for number, head in enumerate(heads)
-                    if head
-                ]
+                    if head:
+                        places[number] = head[0]
+                        waiting.append((head[0].sample, number))
+                    else:
+                        places[number] = places[number]._replace(byte=-1)
                 if not waiting:
                     break
                 number = min(waiting)[1]
@@ -445,12 +469,14 @@ class ShardStream:
                     stop,
                     {*self.keys.image, self.keys.label},
                 )
-                for number, found in enumerate(found_samples, start=first.sample):
+                for number, shard_sample in enumerate(
+                    found_samples, start=first.sample
+                ):
                     if stop.is_set():
                         return
-                    sample = self._usable(shard, found)
+                    sample = self._usable(shard, shard_sample)
                     if sample:
-                        yield _Place(at, number, found.byte), sample
+                        yield _Place(at, number, shard_sample.byte), sample
             except _DAMAGED as error:
                 reason = f"is damaged behind sample {number + 1:,} of it ({error})"
             except ParquetError as error:
@@ -462,11 +488,9 @@ class ShardStream:
                     cause = None
                 else:
                     cause = cause_of(Path(shard.address), error)
-                why = (
-                    f"{cause.what}. {cause.remedy}"
-                    if cause
-                    else error.strerror or error
-                )
+                why = error.strerror or str(error)
+                if cause:
+                    why = f"{cause.what}. {cause.remedy}"
                 raise RunError(f"{shard.name}: cannot be read: {why}.") from error
             if not stop.is_set() and (reason or number < 0):
                 self._leave_out(shard, reason or "holds no sample", number < 0, stop)
@@ -485,25 +509,25 @@ class ShardStream:
                 remedy = cause.remedy
         self.unreadable.add_shard(shard.name, reason, len(self.shards), remedy)
 
-    def _usable(self, shard: Shard, found: ShardSample) -> StreamSample | None:
+    def _usable(self, shard: Shard, shard_sample: ShardSample) -> StreamSample | None:
         """The sample, or None for one that is counted as unreadable. Raises RunError
         when the first ones lack a key."""
-        name = f"{shard.name}/{found.key}"
+        name = f"{shard.name}/{shard_sample.key}"
         unreadable = self.unreadable
         unreadable.read += 1
         remedy = ""
         try:
-            image = self.keys.image_of(found.fields)
-            caption = self.keys.caption_of(found.fields)
+            image = self.keys.image_of(shard_sample.fields)
+            caption = self.keys.caption_of(shard_sample.fields)
             return StreamSample(name, image, caption, image_size(name, image))
         except LookupError as error:
-            reason = f"it has no {error.args[0]}, only {_listed(found.fields)}"
+            reason = f"it has no {error.args[0]}, only {_listed(shard_sample.fields)}"
             if unreadable.read == unreadable.samples + 1 and unreadable.read in (
                 1,
                 _FIRST,
             ):  # which may be told
-                remedy = self._apart(shard, found) or self.keys.remedy(
-                    found.key, found.fields
+                remedy = self._apart(shard, shard_sample) or self.keys.remedy(
+                    shard_sample.key, shard_sample.fields
                 )
                 reason += f": {remedy}" if remedy else ""
         except ImageError as error:
@@ -518,38 +542,31 @@ class ShardStream:
             message = (
                 f"{name}: none of the first {_FIRST} samples can be used: {reason}."
             )
-            raise RunError(
-                message
-                if remedy
-                else f"{message} Set image_key, label_key and caption_key."
-            )
+            if not remedy:
+                message = f"{message} Set image_key, label_key and caption_key."
+            raise RunError(message)
         unreadable.add_sample(name, reason)
         return None
 
-    def _apart(self, shard: Shard, found: ShardSample) -> str:
-        """What to do where the other files of a sample lie elsewhere in its shard;
-        empty where they do not. Only of a file on disk: of a server all of it would be
-        sent."""
+    def _apart(self, shard: Shard, shard_sample: ShardSample) -> str:
+        """The remedy if the other files of a sample are elsewhere in its shard; else
+        empty. Only files on disk are searched: a server would have to send all of
+        it."""
         if shard.is_remote or is_parquet_shard(shard):
             return ""
-        with closing(read_tar(shard, found.byte, self.pauses, wanted=())) as samples:
-            name = found.key.rpartition("/")[2]
-            named = (
-                each
-                for each in islice(samples, 1, _LOOKED_THROUGH)
-                if each.key.rpartition("/")[2] == name
-            )
-            others = (
-                each for each in named if each.fields.keys() - found.fields.keys()
-            )
+        with closing(
+            read_tar(shard, shard_sample.byte, self.pauses, wanted=())
+        ) as samples:
+            name = shard_sample.key.rpartition("/")[2]
+            others = _others_named(name, shard_sample, samples)
             try:
                 other = next(others, None)
             except _DAMAGED:  # which is reported when it is read
                 return ""
         if other is None:
             return ""
-        shown = _listed(other.fields.keys() - found.fields.keys())
-        if other.key != found.key:
+        shown = _listed(other.fields.keys() - shard_sample.fields.keys())
+        if other.key != shard_sample.key:
             what = f"its {shown} lies in another folder of the shard, as {other.key!r}"
             return (
                 f"{what}, and files of a sample share their folder. Pack them into one"
@@ -557,12 +574,23 @@ class ShardStream:
         return f"its {shown} lies elsewhere in the shard, and files of a sample are neighbours. Pack it sorted by name"
 
 
+def _others_named(
+    name: str, shard_sample: ShardSample, samples: Iterable[ShardSample]
+) -> Iterator[ShardSample]:
+    """The later samples of this name, without folder, that have a further file."""
+    for sample in islice(samples, 1, _LOOKED_THROUGH):
+        if sample.key.rpartition("/")[2] == name:
+            if sample.fields.keys() - shard_sample.fields.keys():
+                yield sample
+
+
 def _listed(fields: Collection[str]) -> str:
     """The extensions of a sample, not too many."""
     names = sorted(fields)
-    return ", ".join(names[:_NAMED]) + (
-        f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    )
+    listed = ", ".join(names[:_NAMED])
+    if len(names) > _NAMED:
+        return f"{listed} and {len(names) - _NAMED} more"
+    return listed
 
 
 class _StrictHeader(tarfile.TarInfo):
