@@ -140,9 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return exit.run_with_exit_code(run_tool, argv)
     try:
         if argv:
-            said = other_word(argv) or tool_behind(argv)
-            if said:
-                exit.print_error(said)
+            message = other_word(argv) or tool_behind(argv)
+            if message:
+                exit.print_error(message)
                 return EXIT_MISTAKE
         arguments = parse_arguments(argv)
         with log.shown():
@@ -309,15 +309,15 @@ def import_job(arguments: argparse.Namespace) -> int:
             f"--output: '{output}' exists and is never replaced. Give another name."
         )
     is_text = holds_command(arguments.source) and not os.path.exists(arguments.source)
-    made = foreign_tool(
+    tool = foreign_tool(
         arguments.source if is_text else text_of(find_config(arguments.source))
     )
-    if made:
+    if tool:
         if output:
             raise UserError(
                 "--output applies to jobs only; this converts to a command. Remove it."
             )
-        print_tool(*made)
+        print_tool(*tool)
         return EXIT_DONE
     find_model = discover().find_config
     options = {"name": arguments.name, "moved": moved_folders(arguments.map)}
@@ -383,8 +383,8 @@ def foreign_tool(text: str) -> tuple[list[str], list[str]] | None:
             known[uid] = set(
                 tool_parser(uid, model, model.positional)._option_string_actions
             )
-    made: tuple[list[str], list[str]] | None = find_tool(text, known)
-    return made
+    tool: tuple[list[str], list[str]] | None = find_tool(text, known)
+    return tool
 
 
 def print_tool(words: Sequence[str], notes: Sequence[str]) -> None:
@@ -418,11 +418,11 @@ def dispatch_logged(arguments: argparse.Namespace) -> int:
 
 def dispatch(arguments: argparse.Namespace) -> int:
     env = read_distributed_env()
-    made = None
+    tool = None
     if len(arguments.configs) == 1 and arguments.configs[0]:
-        made = foreign_tool(text_of(find_config(arguments.configs[0])))
-    if made:
-        words, notes = made
+        tool = foreign_tool(text_of(find_config(arguments.configs[0])))
+    if tool:
+        words, notes = tool
         print_tool(words, notes)
         if words and not arguments.dry_run:
             return run_tool(words)
@@ -797,10 +797,10 @@ def check_arguments(
     """Completes the arguments, and reports those that do not go together. Raises
     UserError, or ends the program."""
     for word in arguments.configs:
-        found = re.fullmatch(r"(?:\w+\.)*(\w+)=(\S*)", word)
-        if found and not is_config(word):
+        match = re.fullmatch(r"(?:\w+\.)*(\w+)=(\S*)", word)
+        if match and not is_config(word):
             parser.error(
-                f"{word}: keys are changed in the file of the job. Write '{found[1]}: {found[2]}' there."
+                f"{word}: keys are changed in the file of the job. Write '{match[1]}: {match[2]}' there."
             )
     if arguments.config:
         arguments.configs.append(arguments.config)

@@ -100,12 +100,12 @@ def plan_job(
                 job, earlier_outputs=job.earlier_outputs | entry.section.outputs(job)
             )
     if errors:  # every line once: two processes may use the same dataset
-        found = [
-            each
+        faults = [
+            fault
             for error in errors
-            for each in (error.errors if isinstance(error, InputErrors) else [error])
+            for fault in (error.errors if isinstance(error, InputErrors) else [error])
         ]
-        raise UserError("\n".join(dict.fromkeys(map(str, found))))
+        raise UserError("\n".join(dict.fromkeys(map(str, faults))))
     return JobPlan(
         config.name, tuple(plans), tuple(folders), config.notes, job.earlier_outputs
     )

@@ -33,8 +33,8 @@ def _placed(error: DataErrors, places: Mapping[Path, str]) -> Iterator[Diagnosti
         if named is None:
             yield from mistakes
             continue
-        own = [mistake for mistake in mistakes if Path(mistake.place) == named]
-        for mistake in own:
+        placed = [mistake for mistake in mistakes if Path(mistake.place) == named]
+        for mistake in placed:
             yield Diagnostic((places[named],), f"{str(named)!r}: {mistake.message}")
         others = [mistake for mistake in mistakes if Path(mistake.place) != named]
         if others:

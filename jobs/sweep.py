@@ -52,9 +52,9 @@ def compared(by_seed: Mapping[int, Sequence[Path]]) -> Iterator[str]:
     numbers: dict[str, list[float]] = {}
     for seed, folders in by_seed.items():
         for folder in folders:
-            found = _numbers(folder)
-            yield f"seed {seed}: {', '.join(f'{name} {value:.4f}' for name, value in found.items()) or '-'}; {folder}"
-            for name, value in found.items():
+            of_run = _numbers(folder)
+            yield f"seed {seed}: {', '.join(f'{name} {value:.4f}' for name, value in of_run.items()) or '-'}; {folder}"
+            for name, value in of_run.items():
                 numbers.setdefault(name, []).append(value)
     for name, values in numbers.items():
         if len(values) > 1:
@@ -66,12 +66,12 @@ def _numbers(folder: Path) -> dict[str, float]:
     """What the runs of a sweep are compared by, of one of them."""
     status = read_status(folder)
     best = status.get("best")
-    found = {
+    numbers = {
         "loss": status.get("loss"),
         "best validation loss": best.get("loss") if isinstance(best, dict) else None,
     }
     return {
         name: value
-        for name, value in found.items()
+        for name, value in numbers.items()
         if isinstance(value, float) and math.isfinite(value)
     }

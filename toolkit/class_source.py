@@ -73,37 +73,37 @@ class ClassSource:
         waiting = [self]
         seen = set[tuple[str, str]]()
         while waiting and len(seen) < MOST_HOPS:
-            found = waiting.pop(0)
-            yield found
-            if found.node is None:
+            source = waiting.pop(0)
+            yield source
+            if source.node is None:
                 continue
-            key = (found.module.name, found.node.name)
+            key = (source.module.name, source.node.name)
             if key in seen:
                 continue
             seen.add(key)
             waiting[:0] = [
-                _named(found.module, ast.unparse(base))
-                for base in found.node.bases
+                _named(source.module, ast.unparse(base))
+                for base in source.node.bases
                 if not _is_plain(base)
             ]
 
     def method(self, name: str) -> Function | None:
         """The method that an instance has; None where there is none, or it cannot be
         known."""
-        for found in self.lineage():
-            own = found.own_method(name)
-            if found.node is None or own is not None:
-                return own
+        for source in self.lineage():
+            own_method = source.own_method(name)
+            if source.node is None or own_method is not None:
+                return own_method
         return None
 
     def own_method(self, name: str) -> Function | None:
         """The method of that name which the class itself defines."""
         body = self.node.body if self.node else []
-        own = []
+        methods = []
         for node in body:
             if isinstance(node, Function) and node.name == name:
-                own.append(node)
-        return own[-1] if own else None  # those above it are its overloads
+                methods.append(node)
+        return methods[-1] if methods else None  # those above it are its overloads
 
 
 def find_module(name: str) -> Module:
@@ -173,15 +173,15 @@ def find_class(path: str) -> ClassSource:
         )
     module_name, _, name = path.rpartition(".")
     module = find_module(module_name)
-    found = _named(module, name)
-    if found.node is None and _is_complete(module) and name not in _names(module):
-        classes = sorted(each for each in _names(module) if each[:1].isupper())
+    source = _named(module, name)
+    if source.node is None and _is_complete(module) and name not in _names(module):
+        classes = sorted(word for word in _names(module) if word[:1].isupper())
         if classes:
             hint = did_you_mean(name, classes, list_all=False)
         else:
             hint = ""
         raise UserError(f"{module_name} has no {name!r}. {hint}".rstrip())
-    return found
+    return source
 
 
 # ------------------------------------------------------------ the source
@@ -248,9 +248,9 @@ def _named(module: Module, name: str, hops: int = 0) -> ClassSource:
                     inner = f"{alias.name}.{rest}" if rest else alias.name
                     return _in_module(_source_of(module, node), inner, hops) or unknown
                 if alias.name == "*":
-                    found = _in_module(_source_of(module, node), name, hops)
-                    if found is not None and found.node is not None:
-                        return found
+                    source = _in_module(_source_of(module, node), name, hops)
+                    if source is not None and source.node is not None:
+                        return source
     return unknown
 
 
@@ -259,13 +259,13 @@ def _in_module(module_name: str, name: str, hops: int) -> ClassSource | None:
     hold the name as a module."""
     try:
         module = find_module(module_name)
-        found = _named(module, name, hops + 1)
+        source = _named(module, name, hops + 1)
         first, _, rest = name.partition(".")
-        if found.node is None and rest and module.folders:
+        if source.node is None and rest and module.folders:
             return _named(find_module(f"{module_name}.{first}"), rest, hops + 1)
     except UserError:
         return None
-    return found
+    return source
 
 
 def _source_of(module: Module, node: ast.ImportFrom) -> str:
@@ -289,7 +289,7 @@ def _names(module: Module) -> set[str]:
                 alias.asname or alias.name.partition(".")[0] for alias in node.names
             }
         else:
-            names |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+            names |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
     return names
 
 

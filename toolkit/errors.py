@@ -119,7 +119,7 @@ def did_you_mean(name: str, known: Iterable[str], *, list_all: bool = True) -> s
     whose names would mislead.
     """
     known = sorted(known)
-    same = [each for each in known if each.lower() == str(name).lower()]
+    same = [word for word in known if word.lower() == str(name).lower()]
     close = same or get_close_matches(str(name), known, n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     if list_all or (not close and len(known) <= SHORT_LIST):
@@ -170,4 +170,4 @@ def in_series(words: Sequence[str]) -> str:
 def with_short_words(text: str) -> str:
     """A message without words that fill screens, such as a whole file that is taken for
     the name of a key."""
-    return re.sub(r"\S{1000,}", lambda found: found[0][:100] + "...", text)
+    return re.sub(r"\S{1000,}", lambda match: match[0][:100] + "...", text)

@@ -123,10 +123,10 @@ class Extension:
         if not path:
             return None
         module, _, name = path.partition(":")
-        found: type = getattr(
+        named: type = getattr(
             import_module(module, sys.modules[owner.__module__].__package__), name
         )
-        return found
+        return named
 
 
 @dataclass(frozen=True)
@@ -216,11 +216,11 @@ class ExtensionTable:
     def __getitem__(self, uid: str) -> RegisteredExtension:
         """The one extension of this uid. Raises UserError when there is none, or more
         than one."""
-        named = [found for found in self.found if found.uid == uid]
+        named = [extension for extension in self.found if extension.uid == uid]
         if len(named) == 1:
             return named[0]
         if named:
-            folders = "".join(f"\n  {found.folder}" for found in named)
+            folders = "".join(f"\n  {extension.folder}" for extension in named)
             raise UserError(
                 f"more than one extension has the uid {uid!r}; keep one of:{folders}"
             )
@@ -236,7 +236,7 @@ class ExtensionTable:
     def _remedy(self, uid: str) -> str:
         """What to write instead of a type that nobody has: the one like it, or the
         trainer of most jobs."""
-        known = {found.uid for found in self.found}
+        known = {extension.uid for extension in self.found}
         tools = self.tools()
         near = get_close_matches(
             uid, known - tools.keys(), n=1, cutoff=0.75
@@ -260,59 +260,59 @@ class ExtensionTable:
         return self._model(uid, "get_command")
 
     def _model(self, uid: str, method: str) -> type[BaseModel] | None:
-        found = self[uid]
-        get_model = getattr(found.extension, method, None)
+        registered = self[uid]
+        get_model = getattr(registered.extension, method, None)
         if get_model is None:
             return None
         try:
             with redirect_stdout(sys.stderr):
                 model: type[BaseModel] | None = get_model()
         except Exception as error:  # a stranger's code may raise anything; its author needs the traceback
-            raise UserError(_failed(found, f"{method}()", error)) from error
+            raise UserError(_failed(registered, f"{method}()", error)) from error
         if model is not None and not hasattr(model, "model_validate"):
             raise UserError(
-                f"extension {found.folder}: {method}() gave {model!r}, not a pydantic model"
+                f"extension {registered.folder}: {method}() gave {model!r}, not a pydantic model"
             )
         return model
 
     def process_class(self, uid: str) -> type:
         """The class that runs a section of this type. This is where an extension's
         heavy imports happen."""
-        found = self[uid]
+        registered = self[uid]
         try:
             with redirect_stdout(sys.stderr):
-                process: type = found.extension.get_process()
+                process: type = registered.extension.get_process()
         except Exception as error:  # as above
-            raise RunError(_failed(found, "get_process()", error)) from error
+            raise RunError(_failed(registered, "get_process()", error)) from error
         if not callable(process):
             raise RunError(
-                f"extension {found.folder}: get_process() returned {process!r}, not a class"
+                f"extension {registered.folder}: get_process() returned {process!r}, not a class"
             )
         return process
 
     def tools(self) -> dict[str, str]:
         """The uids of the tools, each with its purpose."""
         purposes = {}
-        for found in self.found:
-            purposes[found.uid] = getattr(found.extension, "purpose", "")
+        for registered in self.found:
+            purposes[registered.uid] = getattr(registered.extension, "purpose", "")
         return {uid: purpose for uid, purpose in sorted(purposes.items()) if purpose}
 
     def stages(self) -> dict[str, list[str]]:
         """The uids of the tools by stage, each in the order in which their table has
         them."""
-        found = {stage: [] for stage in STAGES}  # type: dict[str, list[str]]
+        by_stage = {stage: [] for stage in STAGES}  # type: dict[str, list[str]]
         for one in self.found:
             if getattr(one.extension, "purpose", ""):
-                found.setdefault(
+                by_stage.setdefault(
                     getattr(one.extension, "stage", "") or STAGES[-1], []
                 ).append(one.uid)
-        return {stage: uids for stage, uids in found.items() if uids}
+        return {stage: uids for stage, uids in by_stage.items() if uids}
 
     def configs(self) -> Mapping[str, type[BaseModel]]:
         """The model of every uid that has one. An extension that cannot give it is
         reported, and left out."""
         models = {}
-        for uid in sorted({found.uid for found in self.found}):
+        for uid in sorted({extension.uid for extension in self.found}):
             try:
                 model = self.find_config(uid)
             except UserError as error:
@@ -325,7 +325,10 @@ class ExtensionTable:
     def render(self) -> str:
         """The table that `--list-extensions` prints."""
         rows = [("type", "name", "folder")]
-        rows += [(found.uid, found.name, str(found.folder)) for found in self.found]
+        rows += [
+            (extension.uid, extension.name, str(extension.folder))
+            for extension in self.found
+        ]
         for folder in self.skipped:
             rows.append(("-", "lists no process types", str(folder)))
         for broken in self.broken:
@@ -343,7 +346,7 @@ def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
     By default these are the program's extensions, those of its examples, the folders of
     EXTENSIONS_PATH, and the installed packages with an entry point.
     """
-    found: list[RegisteredExtension] = []
+    extensions: list[RegisteredExtension] = []
     broken: list[FailedExtension] = []
     skipped: list[Path] = []
     hidden: list[HiddenExtension] = []
@@ -383,8 +386,10 @@ def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
             if absent:
                 hidden.append(HiddenExtension(absent[0], package, extension.uid))
             else:
-                found.append(extension)
-    return ExtensionTable(tuple(found), tuple(broken), tuple(skipped), tuple(hidden))
+                extensions.append(extension)
+    return ExtensionTable(
+        tuple(extensions), tuple(broken), tuple(skipped), tuple(hidden)
+    )
 
 
 def do_without(names: Iterable[str]) -> None:
@@ -414,10 +419,10 @@ def _default_folders() -> list[Path]:
     beside = (
         [Path("extensions")] if IS_INSTALLED else []
     )  # one's own; a checkout has its folder of this name
-    own = [folder for folder in (EXAMPLE_EXTENSIONS, *beside) if folder.is_dir()]
+    known = [folder for folder in (EXAMPLE_EXTENSIONS, *beside) if folder.is_dir()]
     return [
         EXTENSIONS_ROOT,
-        *own,
+        *known,
         *(Path(os.path.expanduser(entry)) for entry in given if entry),
     ]
 
@@ -538,8 +543,8 @@ def _import(package: Path, module_name: str) -> ModuleType:
     return module
 
 
-def _failed(found: RegisteredExtension, what: str, error: Exception) -> str:
-    return f"extension {found.folder}: {what} failed:\n{_indent(_traceback(error, found.folder))}"
+def _failed(extension: RegisteredExtension, what: str, error: Exception) -> str:
+    return f"extension {extension.folder}: {what} failed:\n{_indent(_traceback(error, extension.folder))}"
 
 
 def _traceback(error: BaseException, package: Path) -> str:

@@ -89,9 +89,9 @@ def shortage(error: BaseException) -> Shortage | None:
     """
     behind: BaseException | None = error
     while behind is not None and not isinstance(behind, UserError | RunError):
-        found = is_short_of(behind)
-        if found:
-            return found
+        is_short = is_short_of(behind)
+        if is_short:
+            return is_short
         behind = behind.__cause__ or (
             None if behind.__suppress_context__ else behind.__context__
         )

@@ -26,5 +26,5 @@ def with_addresses(text: str) -> str:
     if not IS_INSTALLED:
         return text
     return re.sub(
-        r"(?<![\w/.-])docs/(\w+\.md)", lambda found: (_DOCS / found[1]).as_uri(), text
+        r"(?<![\w/.-])docs/(\w+\.md)", lambda match: (_DOCS / match[1]).as_uri(), text
     )

@@ -151,9 +151,9 @@ class BaseTrainProcess(BaseProcess):
         if own_name:
             self.save_root = self.save_root / own_name
         if isinstance(self.section, ProcessConfig):
-            own = self.section.run_folder(JobContext(job.name))
-            if own:
-                self.save_root = own
+            run_folder = self.section.run_folder(JobContext(job.name))
+            if run_folder:
+                self.save_root = run_folder
 
     def run(self) -> None:
         """Creates the folder and saves the job in it."""

@@ -183,7 +183,7 @@ class ImageTrainer(Trainer):
         if not self.process_group.is_single_process:
             self.process_group.all_gather_object("encoded")
             fill_texts(
-                [each.texts() for each in self.dataset.entries],
+                [entry.texts() for entry in self.dataset.entries],
                 self.model,
                 self.progress,
             )
@@ -201,7 +201,12 @@ class ImageTrainer(Trainer):
             needed = {"text_encoder": self.dataset.needs_text_encoder, "vae": draws}
             parts = self.model.family.encoder_parts.items()
             self.model.unload_encoders(
-                keep=[part for encoder, own in parts if needed[encoder] for part in own]
+                keep=[
+                    part
+                    for encoder, names in parts
+                    if needed[encoder]
+                    for part in names
+                ]
             )
 
     def _encode_dataset(self) -> None:
@@ -278,10 +283,12 @@ class ImageTrainer(Trainer):
             latents=False,
             later=self._texts,
         )
-        own = [sample.made for sample in self.unmade.values() if sample.made][
+        recipes = [sample.made for sample in self.unmade.values() if sample.made][
             group.rank :: group.world_size
         ]
-        self.base_sampler = self._encoded_sampler(base_prompts(own, self.model.family))
+        self.base_sampler = self._encoded_sampler(
+            base_prompts(recipes, self.model.family)
+        )
 
     def make_base_images(self, generate: Callable[[Sampler, int], Image.Image]) -> None:
         """Makes the images that are not there yet, each rank its share, and encodes
@@ -290,11 +297,11 @@ class ImageTrainer(Trainer):
         if not self.unmade:
             return
         group = self.process_group
-        own = [*self.unmade.values()][
+        samples = [*self.unmade.values()][
             self.process_group.rank :: self.process_group.world_size
         ]
-        for index, sample in enumerate(own):
-            self.progress(BASE_IMAGES, index, len(own))
+        for index, sample in enumerate(samples):
+            self.progress(BASE_IMAGES, index, len(samples))
             assert self.base_sampler is not None  # it has as many prompts
             try:
                 image = generate(self.base_sampler, index)
@@ -346,14 +353,14 @@ class ImageTrainer(Trainer):
         """Generates these, whose texts and images are encoded; None without any."""
         if not prompts:
             return None
-        kept = self.stores.on_disk
+        caches = self.stores.on_disk
         if not self.caches_latents:
-            kept = kept._replace(latents=ForgetfulCache())
+            caches = caches._replace(latents=ForgetfulCache())
         sampler = Sampler(
             self.model,
             prompts,
             self.dataset.encoder,
-            kept,
+            caches,
             self.predict,
             self.watch_sampling,
         )

@@ -158,11 +158,11 @@ class Trainer(BaseTrainProcess):
                             self.train()
                     self.request.check()
                     logger.info("next, to be pasted into a shell:")
-                    own = (
+                    steps = (
                         self.process_id == 0
                     )  # otherwise an earlier process of the job has drawn the images
                     for line in (
-                        *lead_on(self.section, own),
+                        *lead_on(self.section, steps),
                         *next_commands(self.save_root, self.name, self.section),
                     ):
                         logger.info(f"  {line}")
@@ -303,7 +303,7 @@ class Trainer(BaseTrainProcess):
                 **fields,
             )
             try:
-                found = try_optimizer(
+                trial = try_optimizer(
                     settings.optimizer,
                     settings.lr,
                     settings.optimizer_params,
@@ -318,7 +318,7 @@ class Trainer(BaseTrainProcess):
                 else:
                     field = "optimizer"
                 raise UserError(f"{key}.{field}: {error}") from error
-            for line in found.lines():
+            for line in trial.lines():
                 logger.info(line)
 
     def trained_shapes(self) -> Iterable[tuple[int, ...]]:
@@ -363,10 +363,10 @@ class Trainer(BaseTrainProcess):
             ):
                 yield
         except (OSError, RuntimeError, MemoryError) as error:
-            told = self._told(error)
-            if told is None:
+            fault = self._told(error)
+            if fault is None:
                 raise
-            raise told from error
+            raise fault from error
 
     def _told(self, error: Exception) -> RunError | None:
         """What a user is told of an error that is not a defect of the program; None: it
@@ -484,9 +484,9 @@ class Trainer(BaseTrainProcess):
         if self.chooses_threads():
             free = threads.free_cores()
             cores = threads.usable_cores()
-            found = "1" if free == 1 else "found by the first steps"
+            choice = "1" if free == 1 else "found by the first steps"
             logger.info(
-                f"threads of the CPU: {found} (free cores: {free} of {cores}); OMP_NUM_THREADS sets them"
+                f"threads of the CPU: {choice} (free cores: {free} of {cores}); OMP_NUM_THREADS sets them"
             )
         self.status = self.now.line = (
             StatusLine()

@@ -314,8 +314,8 @@ def project(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
         return [layer(x) for layer in layers]
     known = iter(group.down(x))
     return [
-        layer(x, next(known)) if own is group else layer(x)
-        for layer, own in zip(layers, groups, strict=True)
+        layer(x, next(known)) if layer_group is group else layer(x)
+        for layer, layer_group in zip(layers, groups, strict=True)
     ]
 
 

@@ -115,14 +115,14 @@ def cost_of(levels: int, prefix: int, target: int) -> float:
     return (prefix + levels * target) / (levels * (prefix + target))
 
 
-def describe_levels(found: Sequence[tuple[int, int, float]]) -> str:
+def describe_levels(counts: Sequence[tuple[int, int, float]]) -> str:
     """A plan's line. found: references, levels and `cost_of` of each kind of image."""
-    said = []
-    for references, levels, cost in sorted(set(found)):
+    groups = []
+    for references, levels, cost in sorted(set(counts)):
         what = f"{references} control image{'s' * (references != 1)}"
-        said.append(
+        groups.append(
             f"{what}: {levels} levels cost {cost:.2f} of {levels} passes"
             if levels > 1
             else f"{what}: 1 level"
         )
-    return f"noise levels per sample: {'; '.join(said)}"
+    return f"noise levels per sample: {'; '.join(groups)}"

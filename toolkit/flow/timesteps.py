@@ -439,5 +439,5 @@ def strata(samples: int, buckets: int, generator: torch.Generator) -> list[int]:
     Source: musubi-tuner, `num_timestep_buckets`.
     """
     rest = torch.randperm(buckets, generator=generator)[: samples % buckets]
-    each = torch.cat([torch.arange(samples - len(rest)) % buckets, rest])
-    return each[torch.randperm(samples, generator=generator)].tolist()
+    stratum = torch.cat([torch.arange(samples - len(rest)) % buckets, rest])
+    return stratum[torch.randperm(samples, generator=generator)].tolist()

@@ -78,8 +78,8 @@ def _lerp_(
     ):
         torch._foreach_lerp_(list(averages), [p.detach() for p in parameters], weights)
         return
-    for average, parameter, own in zip(averages, parameters, weights, strict=True):
-        average.lerp_(parameter.detach().to(average.device, average.dtype), own)
+    for average, parameter, share in zip(averages, parameters, weights, strict=True):
+        average.lerp_(parameter.detach().to(average.device, average.dtype), share)
 
 
 MAX_SIGMA_REL = 12**-0.5
@@ -118,12 +118,12 @@ def swapped_in(
 ) -> Iterator[None]:
     """Copies values into the parameters inside the block, and restores their own after
     it."""
-    own = {name: p.detach().clone() for name, p in parameters.items()}
+    trained = {name: p.detach().clone() for name, p in parameters.items()}
     try:
         copy_into(parameters, values)
         yield
     finally:
-        copy_into(parameters, own)
+        copy_into(parameters, trained)
 
 
 @torch.no_grad()

@@ -174,14 +174,14 @@ def eval_mode(optimizer: AnyOptimizer) -> Iterator[None]:
         yield
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    own = [p.detach().clone() for p in parameters]
+    trained = [p.detach().clone() for p in parameters]
     optimizer.eval()
     try:
         yield
     finally:
         optimizer.train()
         with torch.no_grad():
-            for parameter, value in zip(parameters, own, strict=True):
+            for parameter, value in zip(parameters, trained, strict=True):
                 parameter.copy_(value)
 
 
@@ -314,7 +314,7 @@ def _flatten(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         brackets = "<>"
     else:
         brackets = next(
-            (each for base, each in _BRACKETS if isinstance(value, base)), ""
+            (pair for base, pair in _BRACKETS if isinstance(value, base)), ""
         )
         if not brackets:
             entry = path.rpartition("/")[2]
@@ -349,21 +349,21 @@ def _restored(tree: Any) -> Any:
     make = next(
         (
             base
-            for base, each in _BRACKETS
-            if _INDEX.fullmatch(first) and first[0] == each[0]
+            for base, pair in _BRACKETS
+            if _INDEX.fullmatch(first) and first[0] == pair[0]
         ),
         None,
     )
-    found: dict[Any, Any] = {}
+    parts: dict[Any, Any] = {}
     for part, inner in tree.items():
         index = _INDEX.fullmatch(part)
         if index is None:
-            found[part] = _restored(inner)
+            parts[part] = _restored(inner)
         elif index[1]:
-            found[int(index[1])] = _restored(inner)
+            parts[int(index[1])] = _restored(inner)
     if make is None:
-        return found
-    return make(found[index] for index in sorted(found))
+        return parts
+    return make(parts[index] for index in sorted(parts))
 
 
 def _moved(counted: dict[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:

@@ -474,16 +474,16 @@ END_RATES = ("eta_min", "min_lr", "lr_end")
 def parameters(name: str) -> list[str]:
     """Names that `train.lr_scheduler_params` may hold for a schedule."""
     kind = SCHEDULES[name]
-    own = []
+    names = []
     for key, arg in inspect.signature(kind.after).parameters.items():
         if arg.kind is arg.KEYWORD_ONLY:
-            own.append(key)
+            names.append(key)
     shared = []
     for other, field in OTHER_NAMES.items():
         if field in ("warmup", *kind.uses):
             shared.append(other)
     return [
-        *own,
+        *names,
         *shared,
         *(END_RATES if "min_ratio" in kind.uses else ()),
         *kind.lengths,
@@ -610,14 +610,16 @@ def build_schedule(
     kind = SCHEDULES[name]
     course = course_of(steps, warmup, params, **course_fields)
     not_own = (*OTHER_NAMES, *END_RATES, *kind.lengths)
-    own = {param: value for param, value in params.items() if param not in not_own}
+    arguments = {
+        param: value for param, value in params.items() if param not in not_own
+    }
     if isinstance(kind.after, type):  # Plateau, which is no function
-        return Plateau(course, **own)
+        return Plateau(course, **arguments)
 
     def factor(step: int) -> float:
         if step < course.warmup_steps:
             return kind.rise(step, course)
-        return kind.after(step, course, **own)
+        return kind.after(step, course, **arguments)
 
     return factor
 

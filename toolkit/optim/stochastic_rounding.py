@@ -47,14 +47,14 @@ class PerParameterStepper:
         """
         groups = self.optimizer.param_groups
         state = self.optimizer.state.get(parameter, {})
-        own = groups[self._group_of[parameter]]
+        group = groups[self._group_of[parameter]]
         for name, entry in state.items():
             # A loaded state lies where the parameter was then: of a swapped block in
             # CPU memory, where counters stay.
-            moves = isinstance(entry, Tensor) and (entry.dim() or own.get("fused"))
+            moves = isinstance(entry, Tensor) and (entry.dim() or group.get("fused"))
             if moves and entry.device != parameter.device:
                 state[name] = entry.to(parameter.device)
-        self.optimizer.param_groups = [{**own, "params": [parameter]}]
+        self.optimizer.param_groups = [{**group, "params": [parameter]}]
         try:
             if step_ok is None:
                 self.optimizer.step()

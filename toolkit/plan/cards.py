@@ -209,9 +209,9 @@ def asked_card(text: str) -> Card:
         # card.
         if wanted in (_short(card.name), f"{_short(card.name)}{card.memory_gb}gb"):
             return card
-    found = card_here(text)
-    if found:
-        return found
+    present = card_here(text)
+    if present:
+        return present
     size = re.fullmatch(r"(\d{1,3})\s*(gb)?", text.strip(), re.IGNORECASE)
     if size and int(size[1]):
         return assumed_card(int(size[1]))

@@ -311,22 +311,22 @@ class SdPlanner(Planner[DiffusionSection]):
     def _made(self, data: ImageData) -> Iterator[str]:
         """How many images the base model has still to make, and where all of them
         are."""
-        made = {}  # image file -> its recipe
+        recipes = {}  # image file -> its recipe
         for sample in data.scan.samples:
             if sample.made:
-                made[sample.image] = sample.made
-        if not made:
+                recipes[sample.image] = sample.made
+        if not recipes:
             return
-        path, first = next(iter(made.items()))
+        path, first = next(iter(recipes.items()))
         missing = len(not_made_yet(data.items))
         if missing:
             if first.guidance_scale > 1:
                 guidance = f" at guidance {first.guidance_scale:g}"
             else:
                 guidance = ""
-            count = f"{missing:,} of {len(made):,} are generated before step 1, in {first.steps} steps{guidance} each"
+            count = f"{missing:,} of {len(recipes):,} are generated before step 1, in {first.steps} steps{guidance} each"
         else:
-            count = f"all {len(made):,} exist already"
+            count = f"all {len(recipes):,} exist already"
         folder = Path(path).parent if first.base else "the cache"
         yield f"images of the base model (from_base): {count}; in {folder}"
 

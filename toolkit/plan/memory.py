@@ -65,10 +65,10 @@ def machine_of(device: str) -> Machine:
 
     from toolkit.system.device import pick_device, total_memory
 
-    found = pick_device(device, quiet=True)
-    if found.type != "cuda":
+    torch_device = pick_device(device, quiet=True)
+    if torch_device.type != "cuda":
         return machine_from_config("cpu")
-    return Machine("cuda", total_memory(found), capability(found)[0])
+    return Machine("cuda", total_memory(torch_device), capability(torch_device)[0])
 
 
 class Part(StrEnum):

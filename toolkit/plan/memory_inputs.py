@@ -142,7 +142,7 @@ def step_shape(
     model = section.model
     train = section.train
     number = DTYPE_BYTES[train.dtype]
-    own = trained_bytes(section)
+    bytes_each = trained_bytes(section)
     accumulates = share_of_rank(train)[1] > 1 or bool(
         train.preservations()
     )  # each of these has a pass of its own
@@ -166,9 +166,9 @@ def step_shape(
         largest_change=trained.largest_layer,
         dequantized_bytes=copies,
         casts=0
-        if own == number or num_shards(train) > 1
+        if bytes_each == number or num_shards(train) > 1
         else trained.weights * number // facts.blocks,
-        gradients=own * (trained.largest if fused else trained.weights),
+        gradients=bytes_each * (trained.largest if fused else trained.weights),
         gradients_wait=accumulates,
         compiled=compiled,
     )

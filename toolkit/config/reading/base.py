@@ -161,7 +161,7 @@ class StrictModel(BaseModel):
 def descriptions(section: type[BaseModel]) -> dict[str, str]:
     """Field -> the docstring under it, read from the source of the class that declares
     it."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for cls in reversed(section.__mro__):
         if StrictModel not in cls.__mro__[1:]:
             continue
@@ -169,11 +169,11 @@ def descriptions(section: type[BaseModel]) -> dict[str, str]:
         for declared, below_it in zip(body, [*body[1:], None], strict=True):
             match declared:
                 case ast.AnnAssign(target=ast.Name(id=name)):
-                    found.pop(name, None)
+                    texts.pop(name, None)
                     match below_it:
                         case ast.Expr(value=ast.Constant(value=str(text))):
-                            found[name] = inspect.cleandoc(text)
-    return {name: text for name, text in found.items() if name in section.model_fields}
+                            texts[name] = inspect.cleandoc(text)
+    return {name: text for name, text in texts.items() if name in section.model_fields}
 
 
 def all_findings(section: BaseModel, job: JobContext) -> Iterator[Diagnostic]:

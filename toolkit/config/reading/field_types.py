@@ -235,9 +235,9 @@ def path_hint(path: str) -> str:
     """What may be wrong with the spelling of a path that leads nowhere; empty where
     nothing is seen."""
     for pattern, words in _PATH_HINTS:
-        found = re.search(pattern, path)
-        if found:
-            return words.format(found.group(), *found.groups())
+        match = re.search(pattern, path)
+        if match:
+            return words.format(match.group(), *match.groups())
     return odd_characters(path)
 
 
@@ -245,18 +245,18 @@ def near_path(path: str) -> str:
     """A sentence with the path that is spelt most like one that leads nowhere, part by
     part, such as one in capital letters or with backslashes; empty without."""
     given = Path(path.replace("\\", "/")).expanduser()
-    found = Path(given.anchor)
+    folder = Path(given.anchor)
     for part in given.parts[1:] if given.anchor else given.parts:
-        if not os.path.lexists(found / part):
+        if not os.path.lexists(folder / part):
             names: dict[str, str] = {}
             with suppress(OSError, ValueError):
-                names = {name.lower(): name for name in os.listdir(found)}
+                names = {name.lower(): name for name in os.listdir(folder)}
             near = get_close_matches(part.lower(), names, n=1, cutoff=0.75)
             if not near:
                 return ""
             part = names[near[0]]
-        found = found / part
-    return f"Did you mean {str(found)!r}? "
+        folder = folder / part
+    return f"Did you mean {str(folder)!r}? "
 
 
 def moved_hint(path: str) -> str:

@@ -81,9 +81,9 @@ error = partial(_finding, "error")
 warning = partial(_finding, "warning")
 
 
-def below(name: str | int, found: Findings) -> Iterator[Diagnostic]:
+def below(name: str | int, findings: Findings) -> Iterator[Diagnostic]:
     """The findings of a section below, with its place before their keys."""
-    return (replace(finding, key=(name, *finding.key)) for finding in found)
+    return (replace(finding, key=(name, *finding.key)) for finding in findings)
 
 
 def is_absolute(path: str) -> bool:

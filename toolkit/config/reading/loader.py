@@ -164,8 +164,8 @@ def load_job(
     meta = root.value.get("meta")
     if as_job or (reader and not reader.keeps_text):
         checked = [process.checked for process in known]
-        said = (*diagnostics.notes, *diagnostics.warnings)
-        text = job_text(root, job_name, checked, str(path), said)
+        messages = (*diagnostics.notes, *diagnostics.warnings)
+        text = job_text(root, job_name, checked, str(path), messages)
     else:
         text = saved_text(
             text, written, name, rewrite=is_json(path) or bool(flags), seed=seed
@@ -461,8 +461,8 @@ def read_processes(
     else:
         places = {}
     inside = {}
-    for key, found in places.items():
-        inside[key] = f"{found[0]!r} of a process" if found[0] else "a process"
+    for key, place in places.items():
+        inside[key] = f"{place[0]!r} of a process" if place[0] else "a process"
     refuse_unknown(config, _IN_CONFIG, inside, diagnostics)
     normaliser.defaults.report(diagnostics)
     return processes
@@ -515,10 +515,10 @@ def read_process(
         # An unchecked section reads an unquoted `${STEPS}` as a number where its value
         # is one.
         raw=node.data(
-            lambda each: (
-                scalar_value(each.value)
-                if each.plain and each.written is not None
-                else each.value
+            lambda scalar: (
+                scalar_value(scalar.value)
+                if scalar.plain and scalar.written is not None
+                else scalar.value
             )
         ),
         section=section,

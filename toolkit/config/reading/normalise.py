@@ -47,16 +47,16 @@ def merge_defaults(
         return process
     entries = dict(process.value)
     for key, default in defaults.value.items():
-        own = entries.get(key)
-        if own is None or own.is_blank:
+        given = entries.get(key)
+        if given is None or given.is_blank:
             entries[key] = default
-        elif isinstance(own.value, dict):
-            entries[key] = merge_defaults(own, default, diagnostics)
+        elif isinstance(given.value, dict):
+            entries[key] = merge_defaults(given, default, diagnostics)
         elif isinstance(default.value, list) and any(
             isinstance(item.value, dict) for item in default.value
         ):
             message = f"replaces the whole list of {dotted(default.path)}, line {default.key_at.line}"
-            diagnostics.warn(own, f"{message}; lists are not merged.")
+            diagnostics.warn(given, f"{message}; lists are not merged.")
     return replace(process, value=entries)
 
 
@@ -221,13 +221,13 @@ class Normaliser:
             file = text
             colon = ""
             strength = ""
-        found = saved_as(file)
-        if found is None:
+        path = saved_as(file)
+        if path is None:
             return node
         self.diagnostics.warn(
-            node, f"{file!r} is found as '{found}', where its run wrote it."
+            node, f"{file!r} is found as '{path}', where its run wrote it."
         )
-        written = f"{found}{colon}{strength}"
+        written = f"{path}{colon}{strength}"
         return replace(node, value=written, text=written)
 
     def hint(self, model: type[BaseModel], key: str, node: ConfigNode) -> str:
@@ -243,9 +243,9 @@ class Normaliser:
     def belongs(self, key: str, node: ConfigNode) -> str:
         """Where a key belongs that `node` does not have; empty where no section has
         it."""
-        found = self.places().get(key, [])
-        nearest = min((place.count(".") for place in found), default=0)
-        places = [place for place in found if place.count(".") == nearest][:3]
+        known_places = self.places().get(key, [])
+        nearest = min((place.count(".") for place in known_places), default=0)
+        places = [place for place in known_places if place.count(".") == nearest][:3]
         beside = general(node.path).partition(".")[0].removesuffix("[]")
         named = []
         for place in places:
@@ -278,9 +278,10 @@ class Normaliser:
             *(ours.rpartition(".")[2] for ours in (row.ours if row else ())),
         ]
         optional = (
-            each
-            for each in fields
-            if each in model.model_fields and not model.model_fields[each].is_required()
+            field
+            for field in fields
+            if field in model.model_fields
+            and not model.model_fields[field].is_required()
         )
         name = next(optional, None)
         is_left_out = child.value is None and child.text == ""
@@ -431,13 +432,13 @@ def places_of_keys(
     """
     places: dict[str, list[str]] = {}
     foreign: dict[str, list[str]] = {}
-    found: set[type[BaseModel]] = set()
+    visited: set[type[BaseModel]] = set()
     waiting = deque([(model, "")])
     while waiting:
         section, at = waiting.popleft()
-        if section in found:
+        if section in visited:
             continue
-        found.add(section)
+        visited.add(section)
         for key in read_names(other_names(section, foreign_keys)):
             foreign.setdefault(key, []).append(at)
         for key in section.other_shapes if issubclass(section, StrictModel) else ():

@@ -109,8 +109,8 @@ class ProcessConfig(StrictModel):
         """`value`, which this section has at `key`, with `${VAR}` as it stood there:
         for what is given away with a result. A single value that stands for a list, or
         for a section, was written at the key above."""
-        found = (self._written.get(key[:depth]) for depth in range(len(key), 0, -1))
-        return next((text for text in found if text is not None), value)
+        texts = (self._written.get(key[:depth]) for depth in range(len(key), 0, -1))
+        return next((text for text in texts if text is not None), value)
 
     def display_name(self, job: JobContext) -> str:
         """The process's name, or the job's."""

@@ -61,7 +61,9 @@ def saved_text(
             _set(text, config, name, "name", json.dumps(new_name, ensure_ascii=False))
         ]
     trained = [process for process in processes if SEED in process.value]
-    seeded = [_set(text, each, _own(each), SEED, str(seed)) for each in trained]
+    seeded = [
+        _set(text, with_seed, _own(with_seed), SEED, str(seed)) for with_seed in trained
+    ]
     return redact(_edit(text, [*redactions, *renamed, *seeded]))
 
 
@@ -124,10 +126,10 @@ def _lines(node: ConfigNode, source: str, indent: int) -> Iterator[str]:
 
 def _inline(node: ConfigNode) -> str:
     data = node.data(
-        lambda each: (
+        lambda scalar: (
             REDACTED
-            if is_secret(_key_of(each), each.value)
-            else each.written or each.value
+            if is_secret(_key_of(scalar), scalar.value)
+            else scalar.written or scalar.value
         )
     )
     text: str = yaml.dump(
@@ -168,12 +170,12 @@ def _edit(text: str, edits: list[tuple[int, int, str]]) -> str:
     for start, end, new in sorted(set(edits), reverse=True):
         # The end of an empty or a block scalar (| or >) lies behind white space that
         # must stay.
-        kept = text[start:end][len(text[start:end].rstrip()) :]
+        white_space = text[start:end][len(text[start:end].rstrip()) :]
         if start and text[start - 1] == ":":
             space = " "
         else:
             space = ""
-        text = text[:start] + space + new + kept + text[end:]
+        text = text[:start] + space + new + white_space + text[end:]
     return text
 
 

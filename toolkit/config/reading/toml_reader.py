@@ -103,9 +103,9 @@ def _faults(text: str) -> Iterator[tuple[int, int, str]]:
     what follows is read again."""
     lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
     before = 0
-    found = _LONG.search(text)
-    if found:
-        yield text.count("\n", 0, found.end()) + 1, 1, DEEP
+    match = _LONG.search(text)
+    if match:
+        yield text.count("\n", 0, match.end()) + 1, 1, DEEP
         return
     while True:
         try:
@@ -124,18 +124,18 @@ def _faults(text: str) -> Iterator[tuple[int, int, str]]:
                     what = str(error)
                 yield line, 1, f"not valid TOML: {what}."
                 return
-            found = _AT.search(str(error))
-            if found and found[1]:
-                place = (int(found[1]), int(found[2]))
+            match = _AT.search(str(error))
+            if match and match[1]:
+                place = (int(match[1]), int(match[2]))
             else:
                 place = None
-            said = _AT.sub("", str(error)) + (
-                " Unclosed" if found and not place else ""
+            problem = _AT.sub("", str(error)) + (
+                " Unclosed" if match and not place else ""
             )
         line, column = place or (len(lines) + 1, 1)
         is_open = place is None or (
             column == 1
-            and said == "Invalid value"
+            and problem == "Invalid value"
             and _STATEMENT.match(lines[line - 1])
         )
         above = range(before + 1, line) if is_open else ()
@@ -147,10 +147,10 @@ def _faults(text: str) -> Iterator[tuple[int, int, str]]:
                 starts.append(at)
         last = line
         if starts:  # a statement above is not closed before this line
-            line, column, said, last = starts[-1], 1, "Unclosed", line - 1
+            line, column, problem, last = starts[-1], 1, "Unclosed", line - 1
         remedy = next(
-            (words for pattern, words in _REMEDIES if re.search(pattern, said)),
-            f"{said}.",
+            (words for pattern, words in _REMEDIES if re.search(pattern, problem)),
+            f"{problem}.",
         )
         yield line, column, f"not valid TOML: {remedy}"
         if line <= before or place is None:

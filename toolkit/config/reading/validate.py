@@ -67,18 +67,18 @@ class Place(NamedTuple):
         """The smallest number that the field takes, `ge`, or the largest, `le`, where
         that is bounded."""
         bounds = (
-            getattr(each, name, None)
-            for each in self.section.model_fields[self.name].metadata
+            getattr(constraint, name, None)
+            for constraint in self.section.model_fields[self.name].metadata
         )
         return next((bound for bound in bounds if bound is not None), None)
 
     def says(self, pattern: str) -> str:
         """The first group of a pattern in the field's description; empty where it does
         not occur."""
-        found = re.search(
+        match = re.search(
             pattern, " ".join(descriptions(self.section).get(self.name, "").split())
         )
-        return found[1] if found else ""
+        return match[1] if match else ""
 
 
 def place_of(model: type[BaseModel], path: KeyPath) -> Place | None:
@@ -296,11 +296,11 @@ def _is_consequence(error: ErrorDetails, node: ConfigNode) -> bool:
     """
     if error["type"] == "default_factory_not_called":
         return True
-    found = node.find(error["loc"])[0].value
+    value = node.find(error["loc"])[0].value
     return (
         error["type"] == "too_short"
-        and isinstance(found, list)
-        and len(found) >= error["ctx"]["min_length"]
+        and isinstance(value, list)
+        and len(value) >= error["ctx"]["min_length"]
     )
 
 
@@ -311,7 +311,7 @@ def _report(
     diagnostics: Diagnostics,
 ) -> None:
     """One line per value; the branches of a union that fail together are joined."""
-    found: dict[KeyPath, tuple[ConfigNode, list[str]]] = {}
+    by_path: dict[KeyPath, tuple[ConfigNode, list[str]]] = {}
     for error in errors:
         at, rest = node.find(_key(node, error["loc"]))
         missing = error["type"] == "missing"
@@ -319,11 +319,11 @@ def _report(
             path = (*at.path, error["loc"][-1])
         else:
             path = at.path
-        messages = found.setdefault(path, (at, []))[1]
+        messages = by_path.setdefault(path, (at, []))[1]
         message = explain(error, at, place_of(model, at.path[len(node.path) :]))
         if message not in messages:
             messages.append(message)
-    for path, (at, messages) in found.items():
+    for path, (at, messages) in by_path.items():
         if not diagnostics.reported(path) and not diagnostics.reported(at.path):
             diagnostics.error(at, " Or: ".join(messages), path=path)
 
@@ -463,9 +463,9 @@ def _misspelt(text: str) -> str:
 def _share(text: str, place: Place | None) -> str:
     """What to write for a number in per cent. From 100 % on only where the field is a
     share: elsewhere 1 may be a number of steps."""
-    found = re.fullmatch(_PER_CENT, text.strip())
-    share = round(float(found[1]) / 100, 12) if found else 1.0
-    if not found or (place and place.says("(thousandths)")):
+    match = re.fullmatch(_PER_CENT, text.strip())
+    share = round(float(match[1]) / 100, 12) if match else 1.0
+    if not match or (place and place.says("(thousandths)")):
         return ""
     if share < 1 or (share == 1 and place and place.bound("le") == 1):
         return f"Write {share:g}."
@@ -475,11 +475,11 @@ def _share(text: str, place: Place | None) -> str:
 def _without_unit(text: str, place: Place | None) -> str:
     """What to write for a number with a unit: the number, where the key counts in this
     unit, or the key that does."""
-    found = re.fullmatch(_WITH_UNIT, text.strip())
-    if not found:
+    match = re.fullmatch(_WITH_UNIT, text.strip())
+    if not match:
         return ""
-    number = found[1]
-    unit = found[2].lower()
+    number = match[1]
+    unit = match[2].lower()
     key = place.name if place else ""
     if any(
         re.fullmatch(of_unit, unit) and re.fullmatch(keys, key)
@@ -496,9 +496,9 @@ def _without_unit(text: str, place: Place | None) -> str:
         ]
     other = next(
         (
-            each
-            for each in others
-            if place and each != key and each in place.section.model_fields
+            candidate
+            for candidate in others
+            if place and candidate != key and candidate in place.section.model_fields
         ),
         "",
     )
@@ -533,9 +533,9 @@ def _in_words(text: str, whole: bool, place: Place) -> str:
 def _sides(text: str) -> list[int]:
     """The sides of an image that a text lists, such as `512,768`, which does not mean
     512768; else nothing."""
-    found = re.fullmatch(_SIDES, text.strip())
-    if found:
-        numbers = [int(number) for number in found.groups()]
+    match = re.fullmatch(_SIDES, text.strip())
+    if match:
+        numbers = [int(number) for number in match.groups()]
     else:
         numbers = []
     if all(number >= 64 and number % 8 == 0 for number in numbers):

@@ -56,11 +56,11 @@ def binary_kind(path: str | Path) -> str:
             if start[LENGTH_BYTES:] == b"{" and b"\0" in start[:LENGTH_BYTES]:
                 remedy = "'run.py inspect FILE' shows what is in it, 'run.py generate --lora FILE' uses a LoRA."
                 return f"is a safetensors file, not a job. {remedy}"
-            found = next(
+            file_kind = next(
                 (kind for magic, kind in _BINARY.items() if start.startswith(magic)), ""
             )
-            if found:
-                return f"is {found}, not a job: a YAML or JSON file."
+            if file_kind:
+                return f"is {file_kind}, not a job: a YAML or JSON file."
             return ""
     return ""
 

@@ -539,11 +539,11 @@ class DatasetConfig(StrictModel):
         """A single resolution becomes a list. A stream keeps latents only where the job
         says so. What the base model makes are regularisation images."""
         entries = _with_listed_resolution(entries, diagnostics)
-        made = entries.get("from_base")
-        if made and "is_reg" not in entries:
+        recipe = entries.get("from_base")
+        if recipe and "is_reg" not in entries:
             entries = entries | {
                 "is_reg": replace(
-                    made, value=True, text="true", path=(*made.path[:-1], "is_reg")
+                    recipe, value=True, text="true", path=(*recipe.path[:-1], "is_reg")
                 )
             }
         key = "cache_latents_to_disk"
@@ -652,7 +652,7 @@ class DatasetConfig(StrictModel):
             message = f"[{sizes[0]}, {sizes[1]}] are two sizes, and each image is trained at both. For one rectangle,"
             yield warning("resolution", f"{message} write '{rectangle}'.")
 
-    def _check_made(self, made: FromBaseConfig, job: JobContext) -> Findings:
+    def _check_made(self, recipe: FromBaseConfig, job: JobContext) -> Findings:
         for key in sorted(self.model_fields_set - WITH_FROM_BASE):
             yield error(
                 key,
@@ -665,7 +665,7 @@ class DatasetConfig(StrictModel):
             )
         yield from check_path(
             "from_base.prompts",
-            made.prompts,
+            recipe.prompts,
             "Give a text file with one prompt per line.",
             job,
             file=True,

@@ -190,8 +190,8 @@ class DeploymentConfig(FewStepLora):
         if self.lora:
             yield from super().check(job)
         if self.model:
-            found = ModelConfig(name_or_path=self.model).check(job)
-            yield from (replace(one, key=("model",)) for one in found)
+            findings = ModelConfig(name_or_path=self.model).check(job)
+            yield from (replace(one, key=("model",)) for one in findings)
         if self.lora and self.model:
             yield error(
                 "lora",

@@ -27,17 +27,17 @@ def hub_dataset(path: str) -> tuple[str, str]:
     and `data`.
     """
     begin = _ADDRESS.match(path)
-    found = _ID.fullmatch(path[begin.end() :].rstrip("/") if begin else path)
-    if not found or "--" in found[1] or ".." in found[1]:
+    match = _ID.fullmatch(path[begin.end() :].rstrip("/") if begin else path)
+    if not match or "--" in match[1] or ".." in match[1]:
         return "", ""
-    owner = found[1].split("/")[0]
+    owner = match[1].split("/")[0]
     if not begin and (
         owner.lower() in _FOLDERS
         or Path(owner).exists()
         or Path(path).expanduser().exists()
     ):
         return "", ""
-    return found[1], (found[2] or "").strip("/")
+    return match[1], (match[2] or "").strip("/")
 
 
 def _repository(repo: str) -> Path:

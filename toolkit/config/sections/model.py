@@ -394,8 +394,8 @@ class ModelConfig(StrictModel):
             model = handler(data)
             model._file_fault = around.fault if around else ""
             return model
-        found = {f"{part}_path": file for part, file in around.files.items()}
-        model = handler({**data, **found, "name_or_path": around.model})
+        paths = {f"{part}_path": file for part, file in around.files.items()}
+        model = handler({**data, **paths, "name_or_path": around.model})
         model._file_note = around.note
         return model
 

@@ -215,10 +215,10 @@ with other names."""
 def hub_lora(name: str) -> tuple[str, str]:
     """Repository and file of a LoRA that is named as on the hub; the file is empty
     where the repository alone is named, and both are for what means a path."""
-    found = HUB_LORA.fullmatch(name)
-    if found is None or Path(name).expanduser().exists() or looks_like_a_path(found[1]):
+    match = HUB_LORA.fullmatch(name)
+    if match is None or Path(name).expanduser().exists() or looks_like_a_path(match[1]):
         return "", ""
-    return found[1], found[2] or ""
+    return match[1], match[2] or ""
 
 
 def lora_among(repository: str, files: Iterable[str]) -> str:
@@ -282,11 +282,11 @@ def _another(name: str, what: str) -> str:
     titles = dict.fromkeys(
         title for family in families() for title in family.published.values()
     )
-    own = []
+    family_kinds = []
     for family in families():
         if not family.published:
-            own.append(f"{family.title}s of its own")
-    kinds = [*titles, "what is made from them", *own]
+            family_kinds.append(f"{family.title}s of its own")
+    kinds = [*titles, "what is made from them", *family_kinds]
     known = f"{', '.join(kinds[:-1])}, and {kinds[-1]}"
     return (
         f"{name!r} is another model{what}, and this program trains {known}. {_remedy()}"
@@ -402,11 +402,14 @@ class ModelFolder:
             listed = []
             for names in (config.get("architectures"), entry):
                 listed.append(names[-1:] if isinstance(names, list) else [])
-            said = [
+            class_names = [
                 (path, config.get("_class_name")),
                 *((path, name) for name in listed[0]),
             ]
-            for place, name in (*said, *((self.index, name) for name in listed[1])):
+            for place, name in (
+                *class_names,
+                *((self.index, name) for name in listed[1]),
+            ):
                 if (
                     isinstance(name, str)
                     and part != "tokenizer"
@@ -692,17 +695,19 @@ def _offer(folder: Path | None) -> str:
 def _nearest_folder(path: Path) -> Path | None:
     """The folder whose path is spelt most like `path`, part by part; else `path` as
     seen from a folder above."""
-    found = Path(path.anchor)
+    nearest = Path(path.anchor)
     for part in path.parts[1:] if path.anchor else path.parts:
-        if not (found / part).is_dir():
-            names = {folder.name.lower(): folder.name for folder in _subfolders(found)}
+        if not (nearest / part).is_dir():
+            names = {
+                folder.name.lower(): folder.name for folder in _subfolders(nearest)
+            }
             close = get_close_matches(part.lower(), names, n=1)
             if not close:
                 break
             part = names[close[0]]
-        found = found / part
+        nearest = nearest / part
     else:
-        return found
+        return nearest
     above = (Path("../" * up) / path for up in range(1, len(Path.cwd().parts)))
     if path.is_absolute():
         return None
@@ -747,12 +752,12 @@ def hub_fault(name: str, revision: str | None, given: Collection[str] = ()) -> s
     index = cached_index(name, revision)
     if index:
         # An interrupted download is completed by the run, unless the hub is offline.
-        found = ModelFolder(index.parent, name)
+        model_folder = ModelFolder(index.parent, name)
         try:
-            fault = found.index_fault() or found.quantization_fault(given)
+            fault = model_folder.index_fault() or model_folder.quantization_fault(given)
         except UserError as error:
             return str(error)
-        return fault or (found.parts_fault() if is_offline() else "")
+        return fault or (model_folder.parts_fault() if is_offline() else "")
     family = _other_family(name)
     return _another(name, f" ({family})") if family else ""
 
@@ -768,8 +773,8 @@ def cached_index(name: str, revision: str | None) -> Path | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, INDEX, revision=revision)
-    return Path(found) if isinstance(found, str) else None
+    file = try_to_load_from_cache(name, INDEX, revision=revision)
+    return Path(file) if isinstance(file, str) else None
 
 
 def hub_cache() -> Path:

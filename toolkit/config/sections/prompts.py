@@ -205,7 +205,7 @@ def read_flags(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None
     if prompt is None or not isinstance(prompt.value, str) or "--" not in prompt.value:
         return
     text, flags = split_flags(prompt.value)
-    strange = [found for found in _FLAG.findall(prompt.value) if not _is_known(found)]
+    strange = [flag for flag in _FLAG.findall(prompt.value) if not _is_known(flag)]
     if strange:
         names = ", ".join(f"'--{name}'" for name in dict.fromkeys(strange))
         diagnostics.warn(
@@ -248,14 +248,14 @@ def read_flags(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None
 
 def split_flags(text: str) -> tuple[str, list[tuple[str, str]]]:
     """A prompt's text, and its flags with their values as they stand there."""
-    found = list(_known_flags(text))
-    if not found:
+    matches = list(_known_flags(text))
+    if not matches:
         return text, []
-    ends = [match.start() for match in found[1:]] + [len(text)]
+    ends = [match.start() for match in matches[1:]] + [len(text)]
     flags = []
-    for match, end in zip(found, ends, strict=True):
+    for match, end in zip(matches, ends, strict=True):
         flags.append((match[1].lower(), text[match.end() : end].strip()))
-    return text[: found[0].start()].strip(), flags
+    return text[: matches[0].start()].strip(), flags
 
 
 def _known_flags(text: str) -> Iterator[re.Match[str]]:

@@ -148,10 +148,12 @@ class DatasetsSection(ProcessConfig):
         """Folders of images that are not there yet and that earlier processes of the
         job write."""
         paths = []
-        for each in self.datasets:
-            for path in (each.folder_path, *each.control_path):
+        for dataset in self.datasets:
+            for path in (dataset.folder_path, *dataset.control_path):
                 paths.append(path)
-        paths += [each.from_base.prompts for each in self.datasets if each.from_base]
+        paths += [
+            dataset.from_base.prompts for dataset in self.datasets if dataset.from_base
+        ]
         return tuple(filter(job.yet_to_come, paths))
 
     def check(self, job: JobContext) -> Findings:
@@ -575,15 +577,15 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
             "revision",
             "arch",
         }
-        own = self.model.model_dump(exclude_unset=True, exclude=files)
-        return ModelConfig.model_validate({**own, "name_or_path": way.model})
+        options = self.model.model_dump(exclude_unset=True, exclude=files)
+        return ModelConfig.model_validate({**options, "name_or_path": way.model})
 
     def decoder(self) -> Path | None:
         """The file of `vae_path` of the samples; None: the model's own."""
         given = []
-        for each in (self.sample, self.first_sample):
-            if each and each.vae_path:
-                given.append(each.vae_path)
+        for section in (self.sample, self.first_sample):
+            if section and section.vae_path:
+                given.append(section.vae_path)
         return Path(given[0]).expanduser() if given else None
 
     def all_pictures(self) -> list[SamplePicture]:
@@ -607,8 +609,8 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
     def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
         """`cache_text_embeddings` as the user gave it for this dataset, or for all, or
         None."""
-        own = super().requested_text_cache(dataset)
-        return self.train.cache_text_embeddings if own is None else own
+        requested = super().requested_text_cache(dataset)
+        return self.train.cache_text_embeddings if requested is None else requested
 
     @property
     def saves_folders(self) -> bool:
