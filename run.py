@@ -529,11 +529,11 @@ def child_command(arguments: argparse.Namespace) -> list[str]:
     if arguments.log:
         command += ["--log", arguments.log]
     command += [word for pair in arguments.map for word in ("--map", pair)]
-    return command + [
-        flag
-        for flag in ("--restart", "--allow-change")
-        if getattr(arguments, flag[2:].replace("-", "_"))
-    ]
+    if arguments.restart:
+        command.append("--restart")
+    if arguments.allow_change:
+        command.append("--allow-change")
+    return command
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:

@@ -100,11 +100,9 @@ def plan_job(
                 job, earlier_outputs=job.earlier_outputs | entry.section.outputs(job)
             )
     if errors:  # every line once: two processes may use the same dataset
-        faults = [
-            fault
-            for error in errors
-            for fault in (error.errors if isinstance(error, InputErrors) else [error])
-        ]
+        faults: list[object] = []
+        for fault in errors:
+            faults += fault.errors if isinstance(fault, InputErrors) else [fault]
         raise UserError("\n".join(dict.fromkeys(map(str, faults))))
     return JobPlan(
         config.name, tuple(plans), tuple(folders), config.notes, job.earlier_outputs
@@ -134,11 +132,10 @@ def check_job(
         raise UserError(f"{config.path}: {error}") from error
     reasons = plan.refusals()
     if reasons:
-        raise UserError(
-            "\n".join(
-                f"{config.path}: this will not start: {reason}" for reason in reasons
-            )
-        )
+        lines = []
+        for reason in reasons:
+            lines.append(f"{config.path}: this will not start: {reason}")
+        raise UserError("\n".join(lines))
     return plan.outputs
 
 

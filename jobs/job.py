@@ -194,17 +194,11 @@ def versions() -> dict[str, str]:
 
     import torch
 
-    parts = [
-        TOOLKIT_ROOT / "run.py",
-        *(TOOLKIT_ROOT / folder for folder in ("jobs", "toolkit", "extensions")),
-    ]
-    files = sorted(
-        file
-        for part in parts
-        for file in ([part] if part.is_file() else part.rglob("*.py"))
-    )
+    files = {TOOLKIT_ROOT / "run.py"}
+    for name in ("jobs", "toolkit", "extensions"):
+        files.update((TOOLKIT_ROOT / name).rglob("*.py"))
     digest = sha256()
-    for file in files:
+    for file in sorted(files):
         digest.update(
             f"{file.relative_to(TOOLKIT_ROOT)}\0".encode() + file.read_bytes()
         )

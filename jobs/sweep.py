@@ -19,10 +19,7 @@ LARGEST = 2**32 - 1
 def read_seeds(text: str) -> tuple[int, ...]:
     """The seeds of `1,2,3`, 1 or larger. Raises UserError for any other text."""
     words = [word.strip() for word in text.split(",")]
-    if not all(
-        word.isascii() and word.isdigit() and 1 <= int(word) <= LARGEST
-        for word in words
-    ):
+    if not all(_is_seed(word) for word in words):
         raise UserError(
             f"--seeds {text}: write whole numbers from 1 on with commas between them: --seeds 1,2,3"
         )
@@ -30,6 +27,10 @@ def read_seeds(text: str) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds) or len(seeds) > MOST_SEEDS:
         raise UserError(f"--seeds {text}: give different seeds, at most {MOST_SEEDS}.")
     return seeds
+
+
+def _is_seed(word: str) -> bool:
+    return word.isascii() and word.isdigit() and 1 <= int(word) <= LARGEST
 
 
 def run_folders(config: JobConfig) -> list[Path]:
@@ -70,8 +71,8 @@ def _numbers(folder: Path) -> dict[str, float]:
         "loss": status.get("loss"),
         "best validation loss": best.get("loss") if isinstance(best, dict) else None,
     }
-    return {
-        name: value
-        for name, value in numbers.items()
-        if isinstance(value, float) and math.isfinite(value)
-    }
+    finite = {}
+    for name, value in numbers.items():
+        if isinstance(value, float) and math.isfinite(value):
+            finite[name] = value
+    return finite

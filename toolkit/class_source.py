@@ -81,11 +81,11 @@ class ClassSource:
             if key in seen:
                 continue
             seen.add(key)
-            waiting[:0] = [
-                _named(source.module, ast.unparse(base))
-                for base in source.node.bases
-                if not _is_plain(base)
-            ]
+            bases = []
+            for base in source.node.bases:
+                if not _is_plain(base):
+                    bases.append(_named(source.module, ast.unparse(base)))
+            waiting[:0] = bases
 
     def method(self, name: str) -> Function | None:
         """The method that an instance has; None where there is none, or it cannot be
@@ -285,9 +285,8 @@ def _names(module: Module) -> set[str]:
         if isinstance(node, ast.ClassDef | Function):
             names.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            names |= {
-                alias.asname or alias.name.partition(".")[0] for alias in node.names
-            }
+            for alias in node.names:
+                names.add(alias.asname or alias.name.partition(".")[0])
         else:
             names |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
     return names

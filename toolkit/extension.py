@@ -325,19 +325,17 @@ class ExtensionTable:
     def render(self) -> str:
         """The table that `--list-extensions` prints."""
         rows = [("type", "name", "folder")]
-        rows += [
-            (extension.uid, extension.name, str(extension.folder))
-            for extension in self.found
-        ]
+        for extension in self.found:
+            rows.append((extension.uid, extension.name, str(extension.folder)))
         for folder in self.skipped:
             rows.append(("-", "lists no process types", str(folder)))
         for broken in self.broken:
             rows.append(("broken", broken.reason, str(broken.folder)))
         widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:2]]
-        return "\n".join(
-            f"{uid:{widths[0]}}  {name:{widths[1]}}  {folder}"
-            for uid, name, folder in rows
-        )
+        lines = []
+        for uid, name, place in rows:
+            lines.append(f"{uid:{widths[0]}}  {name:{widths[1]}}  {place}")
+        return "\n".join(lines)
 
 
 def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
@@ -397,15 +395,11 @@ def do_without(names: Iterable[str]) -> None:
     Raises UserError for a name that none has."""
     table = discover()
     known = {name for extension in table.found for name in extension.names()}
-    known |= {folder.name for folder in table.skipped} | {
-        broken.folder.name for broken in table.broken
-    }
-    known |= {
-        name
-        for hidden in table.hidden
-        for name in (hidden.without, hidden.folder.name, hidden.uid)
-        if name
-    }
+    known |= {folder.name for folder in table.skipped}
+    known |= {broken.folder.name for broken in table.broken}
+    for hidden in table.hidden:
+        known |= {hidden.without, hidden.folder.name, hidden.uid}
+    known.discard("")
     for name in names:
         if name not in known:
             raise UserError(
@@ -472,12 +466,11 @@ def _listed_in(
                 package,
                 f"{REGISTRY_VARIABLE} holds {extension!r}, which is not a class with a uid",
             )
-    return [
-        RegisteredExtension(
-            item.uid, str(getattr(item, "name", "") or item.uid), package, item
-        )
-        for item in listed
-    ]
+    extensions = []
+    for item in listed:
+        name = str(getattr(item, "name", "") or item.uid)
+        extensions.append(RegisteredExtension(item.uid, name, package, item))
+    return extensions
 
 
 def _folder_of_module(module: str) -> Path | None:

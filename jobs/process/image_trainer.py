@@ -200,14 +200,11 @@ class ImageTrainer(Trainer):
             draws = bool(self.sampler or self.edits or self.unmade)
             needed = {"text_encoder": self.dataset.needs_text_encoder, "vae": draws}
             parts = self.model.family.encoder_parts.items()
-            self.model.unload_encoders(
-                keep=[
-                    part
-                    for encoder, names in parts
-                    if needed[encoder]
-                    for part in names
-                ]
-            )
+            keep: list[str] = []
+            for encoder, names in parts:
+                if needed[encoder]:
+                    keep += names
+            self.model.unload_encoders(keep=keep)
 
     def _encode_dataset(self) -> None:
         section = self.section
@@ -425,14 +422,11 @@ class ImageTrainer(Trainer):
 
         def largest() -> BatchT:
             specs = [split_spec(spec, splits)[-1] for spec in of_epoch(run.state.epoch)]
-            return loader.load(
-                max(
-                    specs,
-                    key=lambda spec: sum(
-                        cost(data.items[index]) for index in spec.items
-                    ),
-                )
-            )
+
+            def batch_cost(spec: BatchSpec) -> float:
+                return sum(cost(data.items[index]) for index in spec.items)
+
+            return loader.load(max(specs, key=batch_cost))
 
         return EpochSource(
             of_epoch, partial(loaded_ahead, loader.load, workers=workers)

@@ -283,11 +283,8 @@ class PromptEmbeds:
             )
         shapes = set()
         for one in encoded:
-            shapes.add(
-                tuple(
-                    (name, t.shape) for name, t in sorted(one.items()) if name != EMBEDS
-                )
-            )
+            parts = {name: t.shape for name, t in one.items() if name != EMBEDS}
+            shapes.add(tuple(sorted(parts.items())))
         if len(shapes) > 1:
             raise ValueError(
                 f"prompts of one batch have unlike extra tensors: {sorted(map(str, shapes))}"

@@ -128,10 +128,10 @@ class NetworkKind:
 
     def extra_kwargs(self, section: object) -> dict[str, Any]:
         """The arguments named in `settings`, from a `network:` section."""
-        return {
-            argument: attrgetter(key)(section)
-            for argument, key in self.settings.items()
-        }
+        kwargs = {}
+        for argument, key in self.settings.items():
+            kwargs[argument] = attrgetter(key)(section)
+        return kwargs
 
     def layer_shapes(
         self, section: NetworkSection, inputs: int, outputs: int

@@ -196,18 +196,14 @@ class StepResult:
 
     def logged(self) -> dict[str, float]:
         """The metrics of the step, by their names in metrics.jsonl."""
-        return {
-            "loss": self.loss,
-            "lr": self.lr,
-            "grad_norm": self.grad_norm,
-            **{f"lr/{name}": lr for name, lr in self.lr_by_group.items()},
-            **self.extra_metrics,
-            **{
-                f"{name}_mean": fmean(values)
-                for name, values in self.per_sample.items()
-                if name != "loss"
-            },
-        }
+        metrics = {"loss": self.loss, "lr": self.lr, "grad_norm": self.grad_norm}
+        for name, lr in self.lr_by_group.items():
+            metrics[f"lr/{name}"] = lr
+        metrics.update(self.extra_metrics)
+        for name, values in self.per_sample.items():
+            if name != "loss":
+                metrics[f"{name}_mean"] = fmean(values)
+        return metrics
 
 
 Progress = Callable[[str, int, int], None]

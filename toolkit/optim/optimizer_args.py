@@ -135,19 +135,14 @@ ELEMENTWISE = (
     "rmsprop",
     "lion",
     "schedulefree_adamw",
-    *(
-        f"torch.optim.{name}"
-        for name in (
-            "AdamW",
-            "Adam",
-            "SGD",
-            "Adamax",
-            "NAdam",
-            "RAdam",
-            "RMSprop",
-            "Adagrad",
-        )
-    ),
+    "torch.optim.AdamW",
+    "torch.optim.Adam",
+    "torch.optim.SGD",
+    "torch.optim.Adamax",
+    "torch.optim.NAdam",
+    "torch.optim.RAdam",
+    "torch.optim.RMSprop",
+    "torch.optim.Adagrad",
 )
 """Optimizers known to step each number of a weight by nothing but its own gradients,
 and to keep what they remember of it in tensors of the weight's shape: a part of a
@@ -359,9 +354,9 @@ def named_arguments(source: ClassSource) -> dict[str, Any]:
         named = {**declared_arguments(init), **named}
         if init.args.kwarg is None:
             break
-    return {
-        name: default for name, default in named.items() if name not in NOT_ARGUMENTS
-    }
+    for name in NOT_ARGUMENTS:
+        named.pop(name, None)
+    return named
 
 
 def declared_arguments(function: Function) -> dict[str, Any]:
@@ -522,12 +517,13 @@ def _typed(argument: str, default: Any, given: Any) -> Any:
         wanted = f"{len(default)} numbers"
         if fits:  # whole numbers as fractions where the defaults are: PyTorch refuses betas of both kinds
             pairs = zip(default, value, strict=True)
-            value = tuple(
-                float(p)
-                if isinstance(default_part, float) and isinstance(p, int)
-                else p
-                for default_part, p in pairs
-            )
+            numbers = []
+            for default_part, part in pairs:
+                if isinstance(default_part, float) and isinstance(part, int):
+                    numbers.append(float(part))
+                else:
+                    numbers.append(part)
+            value = tuple(numbers)
     else:
         fits = isinstance(value, type(default))
         wanted = f"a {type(default).__name__}"
@@ -635,10 +631,13 @@ def optimizer_bytes(name: str, arguments: Arguments, shapes: Iterable[Shape]) ->
     if moments:
         counts = [prod(shape) for shape in shapes]
         # With the scale of each block; in float32 where the weight is small.
-        return moments * sum(
-            n + FLOAT * ceil_divide(n, BLOCK) if n >= LEAST_FOR_8_BIT else FLOAT * n
-            for n in counts
-        )
+        of_moment = 0
+        for n in counts:
+            if n >= LEAST_FOR_8_BIT:
+                of_moment += n + FLOAT * ceil_divide(n, BLOCK)
+            else:
+                of_moment += FLOAT * n
+        return moments * of_moment
     given = {**DEFAULTS.get(name, {}), **arguments}
     return sum(int(FLOAT * _NUMBERS[kind](shape, given)) for shape in shapes)
 

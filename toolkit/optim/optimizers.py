@@ -322,10 +322,9 @@ def _flatten(value: Any, path: str) -> Iterator[tuple[str, Any]]:
                 f"keeps {entry!r} in its state as {kind.__name__}, which cannot be stored"
             )
         items = sorted(value, key=repr) if brackets == "{}" else value
-        parts = {
-            f"{brackets[0]}{index}{brackets[1]}": inner
-            for index, inner in enumerate(items)
-        }
+        parts = {}
+        for index, inner in enumerate(items):
+            parts[f"{brackets[0]}{index}{brackets[1]}"] = inner
     if not parts:
         yield f"{path}/{brackets}", None
     for part, inner in parts.items():
@@ -346,14 +345,9 @@ def _restored(tree: Any) -> Any:
     if not isinstance(tree, dict):
         return tree
     first = next(iter(tree), "")
-    make = next(
-        (
-            base
-            for base, pair in _BRACKETS
-            if _INDEX.fullmatch(first) and first[0] == pair[0]
-        ),
-        None,
-    )
+    make = None
+    if _INDEX.fullmatch(first):
+        make = next((base for base, pair in _BRACKETS if first[0] == pair[0]), None)
     parts: dict[Any, Any] = {}
     for part, inner in tree.items():
         index = _INDEX.fullmatch(part)

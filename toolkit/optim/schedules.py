@@ -610,9 +610,10 @@ def build_schedule(
     kind = SCHEDULES[name]
     course = course_of(steps, warmup, params, **course_fields)
     not_own = (*OTHER_NAMES, *END_RATES, *kind.lengths)
-    arguments = {
-        param: value for param, value in params.items() if param not in not_own
-    }
+    arguments = {}
+    for param, value in params.items():
+        if param not in not_own:
+            arguments[param] = value
     if isinstance(kind.after, type):  # Plateau, which is no function
         return Plateau(course, **arguments)
 

@@ -124,12 +124,12 @@ def _shapes_to_try(
         is_large = optimizer_bytes(name, arguments, list(shapes)) > MUCH_STATE * sum(
             map(prod, shapes)
         )
-    return sorted(
-        {
-            _halved(s, _halvings(s)) if is_large or prod(s) > MOST_NUMBERS else s
-            for s in shapes
-        }
-    )
+    to_try = set()
+    for shape in shapes:
+        if is_large or prod(shape) > MOST_NUMBERS:
+            shape = _halved(shape, _halvings(shape))
+        to_try.add(shape)
+    return sorted(to_try)
 
 
 class _Trial:

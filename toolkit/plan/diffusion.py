@@ -324,7 +324,10 @@ class SdPlanner(Planner[DiffusionSection]):
                 guidance = f" at guidance {first.guidance_scale:g}"
             else:
                 guidance = ""
-            count = f"{missing:,} of {len(recipes):,} are generated before step 1, in {first.steps} steps{guidance} each"
+            work = f"in {first.steps} steps{guidance} each"
+            count = (
+                f"{missing:,} of {len(recipes):,} are generated before step 1, {work}"
+            )
         else:
             count = f"all {len(recipes):,} exist already"
         folder = Path(path).parent if first.base else "the cache"
@@ -363,11 +366,10 @@ class SdPlanner(Planner[DiffusionSection]):
         published with, and of captions and prompts whose end it does not get."""
         pictures = self.section.sample_pictures()
         least = self.family.min_references
-        images = sum(
-            1
-            for sample in data.scan.samples
-            if len(sample.control_images) < least and not sample.layers
-        )
+        images = 0
+        for sample in data.scan.samples:
+            if len(sample.control_images) < least and not sample.layers:
+                images += 1
         samples = sum(1 for picture in pictures if len(picture.ctrl_img) < least)
         title = title_of(self.section.model, self.family)
         for count, noun, key in (
@@ -611,9 +613,10 @@ def _dropout(section: DiffusionSection) -> Iterator[str]:
     if len(set(rates.values())) == 1:
         yield f"caption dropout: {100 * next(iter(rates.values())):g} % of the uses train without caption"
     else:
-        yield "caption dropout: " + ", ".join(
-            f"{100 * rate:g} % of the uses of {place}" for place, rate in rates.items()
-        )
+        shares = []
+        for place, rate in rates.items():
+            shares.append(f"{100 * rate:g} % of the uses of {place}")
+        yield f"caption dropout: {', '.join(shares)}"
 
 
 def _samples(section: DiffusionSection, family: ModelFamily) -> str:
@@ -630,10 +633,10 @@ def _samples(section: DiffusionSection, family: ModelFamily) -> str:
         images = f"1 image in {steps} steps"
     else:
         images = f"{len(pictures)} images in {steps} steps each"
-    prompts = ", ".join(
-        repr(shorten(picture.prompt, 40, placeholder=" ..."))
-        for picture in pictures[:MOST_PROMPTS]
-    )
+    quoted = []
+    for picture in pictures[:MOST_PROMPTS]:
+        quoted.append(repr(shorten(picture.prompt, 40, placeholder=" ...")))
+    prompts = ", ".join(quoted)
     if len(pictures) > MOST_PROMPTS:
         prompts += f" and {len(pictures) - MOST_PROMPTS} more"
     return f"samples: {', '.join(_sample_times(section, section.sample))}; {images} at guidance {guidance:g}: {prompts}"

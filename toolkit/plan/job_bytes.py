@@ -554,15 +554,11 @@ def _encoder_bytes(inputs: _Inputs) -> EncoderBytes:
     layers = facts.text_layers
     if layers:
         text_read = _layers_read(inputs, layers)
-        taken = (
-            layers.taken(
-                tokens_of(image),
-                _image_tokens(facts, image),
-                weight_bytes,
-                number_bytes,
-            )
-            for image in images.encoded
-        )
+        taken = []
+        for image in images.encoded:
+            tokens = tokens_of(image)
+            image_tokens = _image_tokens(facts, image)
+            taken.append(layers.taken(tokens, image_tokens, weight_bytes, number_bytes))
         text_layer = max(taken, key=sum)
     pixels = max(max(image.pixels, image.reference_pixels) for image in images.encoded)
     image_ahead = prompt_ahead = 0.0

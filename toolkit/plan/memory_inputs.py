@@ -105,9 +105,10 @@ def count_trainable_params(
     shapes_of = cache(
         partial(KINDS[config.network.type].layer_shapes, config.network)
     )  # few sizes, many layers
-    shapes = tuple(
-        shape for name in chosen for shape in shapes_of(*layers[name]).values()
-    )
+    added: list[Shape] = []
+    for name in chosen:
+        added += shapes_of(*layers[name]).values()
+    shapes = tuple(added)
     return TrainableParams(
         tuple(chosen),
         shapes,
@@ -260,12 +261,13 @@ def group_items(
             uses[kind] += item.sample.repeats
             count[kind] += 1
             longest[kind] = max(longest.get(kind, 0), *map(len, item.sample.texts))
-    return tuple(
-        ItemGroup(
-            **kind._asdict(), uses=uses[kind], longest=longest[kind], items=count[kind]
+    groups = []
+    for kind, number in count.items():
+        shape = kind._asdict()
+        groups.append(
+            ItemGroup(**shape, uses=uses[kind], longest=longest[kind], items=number)
         )
-        for kind in count
-    )
+    return tuple(groups)
 
 
 class _Kind(NamedTuple):

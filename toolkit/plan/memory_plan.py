@@ -143,11 +143,11 @@ def _estimate(job: JobBytes, level: str, table: bool) -> MemoryEstimate:
         + job.model.whole_blocks
         + job.training.block_gradients
     )
+    listed = []
+    for name, parts in phases(job, choice).items():
+        listed.append(Phase(name, positive(always | parts)))
     return MemoryEstimate(
-        phases=tuple(
-            Phase(name, positive(always | parts))
-            for name, parts in phases(job, choice).items()
-        ),
+        phases=tuple(listed),
         on_device=job.on_gpu,
         host=in_main_memory,
         notes=tuple(_notes(job, choice)),

@@ -96,9 +96,10 @@ def why_too_large(
     encoded = (
         Path(section.training_folder).expanduser() / CACHE_FOLDER
     ).is_dir()  # then nothing may be left to encode
-    peak = max(
-        phase.total for phase in plan.phases if not (encoded and phase.name == ENCODING)
-    )
+    phases = plan.phases
+    if encoded:
+        phases = tuple(phase for phase in phases if phase.name != ENCODING)
+    peak = max(phase.total for phase in phases)
     if (
         machine.limit is None
         or not section.memory_check
@@ -187,9 +188,10 @@ def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
         not model.quantize or QTYPE_BYTES[model.qtype] > QTYPE_BYTES["uint4"]
     ):
         yield _set("model", qtype="int4")
-    if not model.quantize_te and any(
+    encodes_always = any(
         dataset.shuffle_tokens or dataset.url for dataset in section.datasets
-    ):
+    )
+    if not model.quantize_te and encodes_always:
         yield _set(
             "model",
             "model.quantize_te: true with qtype_te: int8",

@@ -203,17 +203,11 @@ class TimeOutlook(NamedTuple):
     def _named_parts(self) -> list[tuple[float, str]]:
         """(seconds, part) of the longest parts in addition to the steps, the longest
         first."""
-        others = sorted(
-            (
-                (seconds, part)
-                for part, seconds in self.parts.items()
-                if part != "steps"
-            ),
-            reverse=True,
-        )
-        return [
-            (seconds, part) for seconds, part in others if seconds > self._least_named
-        ][:MOST_NAMED]
+        others = []
+        for part, seconds in self.parts.items():
+            if part != "steps" and seconds > self._least_named:
+                others.append((seconds, part))
+        return sorted(others, reverse=True)[:MOST_NAMED]
 
 
 NAMED = 0.02

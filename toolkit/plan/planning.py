@@ -622,11 +622,8 @@ def evidence_notes(
     by_epochs = optimizer_steps(
         0, validation.every_n_epochs, micro_batches, section.train.gradient_accumulation
     )
-    every = min(
-        steps_between
-        for steps_between in (validation.every, by_epochs, MAX_STEPS)
-        if steps_between
-    )
+    choices = (validation.every, by_epochs, MAX_STEPS)
+    every = min(steps for steps in choices if steps)
     if steps == UNTIL_THE_DATA_ENDS:
         yield f"{never} its number of steps is not known. Set 'train.steps' or 'train.step_limit'"
     elif (steps - 1) // every < LEAST_LATER:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import ceil, prod
 from pathlib import Path
@@ -105,11 +105,9 @@ class FolderPlan:
             "repeats": self.repeats,
             "missing_captions": self.missing_captions,
             "has_default_caption": self.has_default,
-            "captions": {str(count): images for count, images in self.captions.items()},
-            "references": {
-                str(count): images for count, images in self.references.items()
-            },
-            "layers": {str(count): images for count, images in self.layers.items()},
+            "captions": _with_text_keys(self.captions),
+            "references": _with_text_keys(self.references),
+            "layers": _with_text_keys(self.layers),
             "masks": self.masks,
             "mask_share": self.mask_share,
             "converted": self.converted,
@@ -296,10 +294,11 @@ def folder_plans(
         crops_by_folder[sample.dataset, sample.folder].setdefault(crop, []).append(
             sample.image
         )
-    return tuple(
-        _folder_plan(folder, crops_by_folder[folder.dataset, folder.folder])
-        for folder in folders
-    )
+    plans = []
+    for folder in folders:
+        crops = crops_by_folder[folder.dataset, folder.folder]
+        plans.append(_folder_plan(folder, crops))
+    return tuple(plans)
 
 
 Crops = dict[ResizeCrop, list[str]]
@@ -341,6 +340,16 @@ def _folder_plan(folder: FolderInfo, crops: Crops) -> FolderPlan:
     )
 
 
+def _with_text_keys(frequencies: Mapping[int, int]) -> dict[str, int]:
+    """The same for JSON, whose keys are text."""
+    return {str(number): count for number, count in frequencies.items()}
+
+
+def _counts(images: Mapping[int, int]) -> str:
+    """`3 with 0, 12 with 1`, of {0: 3, 1: 12}."""
+    return ", ".join(f"{count} with {number}" for number, count in images.items())
+
+
 def _frequencies(numbers: Iterable[int]) -> dict[int, int]:
     """Number -> how often it appears, in the order of the numbers."""
     return dict(sorted(Counter(numbers).items()))
@@ -363,9 +372,7 @@ def _most_cut(crops: Crops) -> tuple[tuple[str, float], ...]:
 
 
 def _folder_lines(folder: FolderPlan) -> str:
-    references = ", ".join(
-        f"{images} with {count}" for count, images in folder.references.items()
-    )
+    references = _counts(folder.references)
     if set(folder.references) == {0}:
         references = "each image itself" if folder.layers else "none"
     buckets = ", ".join(
@@ -380,14 +387,10 @@ def _folder_lines(folder: FolderPlan) -> str:
     if cut and not cut.startswith(WARNING):
         lines.append(f"    {cut}")
     if folder.layers:
-        counts = ", ".join(
-            f"{images} with {count}" for count, images in folder.layers.items()
-        )
+        counts = _counts(folder.layers)
         lines.append(f"    layers: {counts}")
     if max(folder.captions, default=1) > 1:
-        several = ", ".join(
-            f"{images} with {count}" for count, images in folder.captions.items()
-        )
+        several = _counts(folder.captions)
         lines.append(f"    captions: {several}; one is drawn at each use")
     if folder.masks:
         lines.append(f"    {_masks(folder)}")

@@ -150,11 +150,9 @@ class StrictModel(BaseModel):
     def unused(self, keys: str, reason: str) -> Findings:
         """Warnings about those of the keys, separated by spaces, that differ from their
         default."""
-        return (
-            warning(key, f"has no effect{reason}")
-            for key in keys.split()
-            if not self.is_default(key)
-        )
+        for key in keys.split():
+            if not self.is_default(key):
+                yield warning(key, f"has no effect{reason}")
 
 
 @cache

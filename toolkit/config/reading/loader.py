@@ -531,18 +531,15 @@ def places_of_images(process: ConfigNode, diagnostics: Diagnostics) -> dict[Path
     """Text of a dataset or of the validation, which may be a path -> its place and
     key."""
     sections = [process.child(key) for key in ("datasets", "validation")]
-    texts = (
-        node
-        for section in sections
-        if section
-        for node in section.walk()
-        if isinstance(node.value, str)
-    )
-    return {
-        Path(os.path.expanduser(node.value)): diagnostics.place(node)
-        for node in texts
-        if "\0" not in node.value
-    }
+    texts = []
+    for section in sections:
+        if section:
+            texts += [node for node in section.walk() if isinstance(node.value, str)]
+    places = {}
+    for node in texts:
+        if "\0" not in node.value:
+            places[Path(os.path.expanduser(node.value))] = diagnostics.place(node)
+    return places
 
 
 # ---------------------------------------------------------------- what needs the file
@@ -607,15 +604,10 @@ def check_processes(
                     f"writes to '{folder}' as process[{first}] does. {remedy}",
                 )
         outputs = section.outputs(job)
-        for file in sorted(
-            path
-            for path in outputs & job.earlier_outputs
-            if path.suffix == ".safetensors"
-        ):
-            diagnostics.error(
-                process.node,
-                f"writes '{file}', as an earlier process does. Give it another output.",
-            )
+        for file in sorted(outputs & job.earlier_outputs):
+            if file.suffix == ".safetensors":
+                message = f"writes '{file}', as an earlier process does. Give it another output."
+                diagnostics.error(process.node, message)
         job = JobContext(job.name, job.earlier_outputs | outputs)
 
 

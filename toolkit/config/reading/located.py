@@ -112,9 +112,9 @@ def dotted(path: KeyPath) -> str:
     before `process`."""
     if path[:2] == ("config", "process") and len(path) > 2:
         path = path[1:]
-    text = "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in path
-    )
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
     return text.removeprefix(".")
 
 
@@ -122,9 +122,10 @@ def general(path: KeyPath) -> str:
     """A path inside a process as the reference page writes it:
     `datasets[].num_repeats`."""
     inside = path[2:] if path[:2] == DEFAULTS else path[3:]
-    return "".join(
-        "[]" if isinstance(part, int) else f".{part}" for part in inside
-    ).removeprefix(".")
+    text = ""
+    for part in inside:
+        text += "[]" if isinstance(part, int) else f".{part}"
+    return text.removeprefix(".")
 
 
 def show(node: ConfigNode) -> str:

@@ -178,12 +178,13 @@ class Normaliser:
             if self.is_given(model, key, child):
                 entries[key] = child
         entries = strict.rewrite(entries, self.diagnostics)
-        walked = {
-            key: self.field(model.model_fields[fields[key]].annotation, child)
-            if key in fields
-            else child
-            for key, child in entries.items()
-        }
+        walked: dict[str, ConfigNode | None] = {}
+        for key, child in entries.items():
+            if key in fields:
+                annotation = model.model_fields[fields[key]].annotation
+                walked[key] = self.field(annotation, child)
+            else:
+                walked[key] = child
         for key in strict.saved_weights:
             child = walked.get(key)
             if child:
@@ -209,13 +210,10 @@ class Normaliser:
             self.diagnostics.warn(
                 node, f"{text!r} is found in '{of_pattern[0].parent}': {names}."
             )
-            return replace(
-                node,
-                value=[
-                    replace(node, value=str(file), text=str(file))
-                    for file in of_pattern
-                ],
-            )
+            files = []
+            for match in of_pattern:
+                files.append(replace(node, value=str(match), text=str(match)))
+            return replace(node, value=files)
         file, colon, strength = text.rpartition(":")
         if not colon or text.endswith(".safetensors"):
             file = text
@@ -277,13 +275,13 @@ class Normaliser:
             name,
             *(ours.rpartition(".")[2] for ours in (row.ours if row else ())),
         ]
-        optional = (
-            field
-            for field in fields
-            if field in model.model_fields
-            and not model.model_fields[field].is_required()
-        )
-        name = next(optional, None)
+        optional = []
+        for field in fields:
+            if field not in model.model_fields:
+                continue
+            if not model.model_fields[field].is_required():
+                optional.append(field)
+        name = optional[0] if optional else None
         is_left_out = child.value is None and child.text == ""
         is_empty_text = (
             child.value == "" and child.written is None and key in field_names(model)
@@ -356,16 +354,14 @@ def is_ours(
         strict = model
     else:
         strict = StrictModel
-    return node.value.keys() <= {
-        *fields,
-        *strict.other_shapes,
-        *strict.removed_keys,
-        *also_known,
-    } and all(
-        is_ours(model.model_fields[fields[key]].annotation, child)
-        for key, child in node.value.items()
-        if key in fields
-    )
+    known = {*fields, *strict.other_shapes, *strict.removed_keys, *also_known}
+    if not node.value.keys() <= known:
+        return False
+    for key, child in node.value.items():
+        if key in fields:
+            if not is_ours(model.model_fields[fields[key]].annotation, child):
+                return False
+    return True
 
 
 def _meant(key: str, model: type[BaseModel]) -> str:
@@ -589,10 +585,8 @@ def _works_empty(model: type[BaseModel]) -> bool:
         section = model.model_validate({})
     except ValidationError:
         return False
-    return not any(
-        finding.severity == "error"
-        for finding in all_findings(section, JobContext("job"))
-    )
+    findings = all_findings(section, JobContext("job"))
+    return not any(finding.severity == "error" for finding in findings)
 
 
 def is_text(annotation: Any) -> bool:

@@ -50,12 +50,12 @@ class ProcessEntry:
 def job_state_file(name: str, processes: Iterable[ProcessEntry]) -> Path:
     """The job_state.json of a job: in the first `training_folder` that a process gives,
     else in `output`."""
-    given = (
-        getattr(entry.section, "training_folder", None)
-        if entry.section
-        else entry.raw.get("training_folder")
-        for entry in processes
-    )
+    given = []
+    for entry in processes:
+        if entry.section:
+            given.append(getattr(entry.section, "training_folder", None))
+        else:
+            given.append(entry.raw.get("training_folder"))
     folder = next(
         (folder for folder in given if isinstance(folder, str) and folder), "output"
     )
@@ -128,10 +128,10 @@ class ProcessConfig(StrictModel):
         """Whether what a finished run of this process leaves is there: only then a
         restart of the job skips it."""
         folder = self.run_folder(job)
-        return all(
-            path.exists()
-            for path in (*self.outputs(job), *([folder] if folder else ()))
-        )
+        paths = {*self.outputs(job)}
+        if folder:
+            paths.add(folder)
+        return all(path.exists() for path in paths)
 
     def logged_numbers(self) -> Sequence[str]:
         """Names of the numbers that a run of this section logs: any of them may be the

@@ -61,9 +61,9 @@ def saved_text(
             _set(text, config, name, "name", json.dumps(new_name, ensure_ascii=False))
         ]
     trained = [process for process in processes if SEED in process.value]
-    seeded = [
-        _set(text, with_seed, _own(with_seed), SEED, str(seed)) for with_seed in trained
-    ]
+    seeded = []
+    for process in trained:
+        seeded.append(_set(text, process, _own(process), SEED, str(seed)))
     return redact(_edit(text, [*redactions, *renamed, *seeded]))
 
 

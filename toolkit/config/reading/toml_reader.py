@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
@@ -89,12 +89,13 @@ def _is_deeper(data: Any, levels: int) -> bool:
     anything."""
     level = [data]
     for _ in range(levels):
-        level = [
-            inner
-            for value in level
-            if isinstance(value, dict | list)
-            for inner in (value.values() if isinstance(value, dict) else value)
-        ]
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                below += value.values()
+            elif isinstance(value, list):
+                below += value
+        level = below
     return any(isinstance(value, dict | list) for value in level)
 
 
@@ -232,16 +233,18 @@ def _places(text: str, file: str) -> Places:
                     SourceLocation(at, statement.start(1) + 1, file),
                     SourceLocation(at, statement.end() + 1, file),
                 )
-                ends = (
-                    end
-                    for end in range(at, len(lines))
-                    if _HEAD.match(lines[end]) or _STATEMENT.match(lines[end])
-                )
-                at = next(
-                    (end for end in ends if _is_whole("\n".join(lines[first:end]))),
-                    len(lines),
-                )
+                at = _end_of_statement(lines, first, at)
     return places
+
+
+def _end_of_statement(lines: Sequence[str], first: int, at: int) -> int:
+    """The line after the statement that begins in line `first`; `at`: the first
+    candidate."""
+    for end in range(at, len(lines)):
+        if _HEAD.match(lines[end]) or _STATEMENT.match(lines[end]):
+            if _is_whole("\n".join(lines[first:end])):
+                return end
+    return len(lines)
 
 
 def _keys(dotted: str) -> KeyPath:

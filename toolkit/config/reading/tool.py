@@ -128,11 +128,8 @@ def tool_parser(
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=_columns()),
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
-    keys = [
-        key
-        for key in model.model_fields
-        if key not in (*model.positional, "type", "name")
-    ]
+    shown_elsewhere = (*model.positional, "type", "name")
+    keys = [key for key in model.model_fields if key not in shown_elsewhere]
     for name in (
         *model.positional,
         *sorted(keys, key=lambda key: _group(model, key) is not None),

@@ -66,10 +66,8 @@ class Place(NamedTuple):
     def bound(self, name: str) -> float | None:
         """The smallest number that the field takes, `ge`, or the largest, `le`, where
         that is bounded."""
-        bounds = (
-            getattr(constraint, name, None)
-            for constraint in self.section.model_fields[self.name].metadata
-        )
+        constraints = self.section.model_fields[self.name].metadata
+        bounds = (getattr(constraint, name, None) for constraint in constraints)
         return next((bound for bound in bounds if bound is not None), None)
 
     def says(self, pattern: str) -> str:
@@ -166,10 +164,9 @@ def _remedy(wanted: str, node: ConfigNode, place: Place | None) -> str:
     if wanted == "dict" and isinstance(node.value, str):
         return _mapping_remedy(node)
     if wanted == "model":
-        if isinstance(node.value, list) and all(
-            isinstance(item.value, dict) for item in node.value
-        ):
-            return "Remove the '- ' before its keys."
+        if isinstance(node.value, list):
+            if all(isinstance(item.value, dict) for item in node.value):
+                return "Remove the '- ' before its keys."
         section = place and section_model(
             place.section.model_fields[place.name].annotation
         )
@@ -257,23 +254,19 @@ def validate(
     section.
     """
     declared = model.model_fields.keys()
-    node = replace(
-        node,
-        value={
-            k: v
-            for k, v in node.value.items()
-            if k in declared or k not in ("type", "name")
-        },
-    )
+    entries = {}
+    for key, child in node.value.items():
+        if key in declared or key not in ("type", "name"):
+            entries[key] = child
+    node = replace(node, value=entries)
     for attempt in range(_MAX_ROUNDS):
         try:
             return model.model_validate(node.data()), node
         except ValidationError as error:
-            errors = [
-                entry
-                for entry in error.errors(include_url=False)
-                if not _is_consequence(entry, node)
-            ]
+            errors = []
+            for entry in error.errors(include_url=False):
+                if not _is_consequence(entry, node):
+                    errors.append(entry)
         # Later rounds only show what leaving out the first round's values entails.
         if attempt == 0:
             _report(model, errors, node, diagnostics)
@@ -415,24 +408,24 @@ def number_remedy(text: str, whole: bool, place: Place | None = None) -> str:
     if re.search(_SIZE, text):
         return "Write one number; where several may stand, a list such as [512, 768]."
     readings: dict[str, Callable[[re.Match[str]], str]] = {
-        _POWER: lambda found: f"{found[1] or 1}e{found[2]}",
-        _GROUPED: lambda found: re.sub(r"\D", "", found[0]),
-        r"(\d+(?:\.\d+)?)\s*[kK]": lambda found: f"{float(found[1]) * 1000:.0f}",
-        _DECIMAL_COMMA if not whole else r"(?!)": lambda found: (
-            f"{found[1]}.{found[2]}"
-        ),
+        _POWER: lambda parts: f"{parts[1] or 1}e{parts[2]}",
+        _GROUPED: lambda parts: re.sub(r"\D", "", parts[0]),
+        r"(\d+(?:\.\d+)?)\s*[kK]": lambda parts: f"{float(parts[1]) * 1000:.0f}",
     }
+    if not whole:
+        readings[_DECIMAL_COMMA] = lambda parts: f"{parts[1]}.{parts[2]}"
     if whole:
         sides = _sides(text)
         if sides:
             if len(set(sides)) == 1:
                 return f"Write {sides[0]}."
             return f"Write {sides} where a list may stand."
-    found = (
-        (read, re.fullmatch(pattern, text.strip()))
-        for pattern, read in readings.items()
-    )
-    meant = [read(match) for read, match in found if match][:1]
+    meant = []
+    for pattern, read in readings.items():
+        match = re.fullmatch(pattern, text.strip())
+        if match:
+            meant.append(read(match))
+            break
     if re.fullmatch(_LIST, text.strip()) and not (meant and not whole):
         numbers = re.split(r"\s*[,;]\s*", text.strip())
         if not any(number.startswith("0") for number in numbers):
@@ -481,11 +474,9 @@ def _without_unit(text: str, place: Place | None) -> str:
     number = match[1]
     unit = match[2].lower()
     key = place.name if place else ""
-    if any(
-        re.fullmatch(of_unit, unit) and re.fullmatch(keys, key)
-        for of_unit, keys in _UNITS.items()
-    ):
-        return f"Write {number}."
+    for of_unit, keys in _UNITS.items():
+        if re.fullmatch(of_unit, unit) and re.fullmatch(keys, key):
+            return f"Write {number}."
     others: list[str] = []
     if re.fullmatch(_EPOCHS, unit):
         others = [f"{key}_n_epochs", *(["epochs"] if key == "steps" else [])]
@@ -494,16 +485,9 @@ def _without_unit(text: str, place: Place | None) -> str:
             key.removesuffix("_n_epochs"),
             *(["steps"] if key == "epochs" else []),
         ]
-    other = next(
-        (
-            candidate
-            for candidate in others
-            if place and candidate != key and candidate in place.section.model_fields
-        ),
-        "",
-    )
-    if other:
-        return f"Write '{other}: {number}' instead of '{key}'."
+    for other in others:
+        if place and other != key and other in place.section.model_fields:
+            return f"Write '{other}: {number}' instead of '{key}'."
     return ""
 
 

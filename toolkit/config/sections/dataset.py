@@ -928,21 +928,19 @@ class ValidationConfig(StrictModel):
         first = next(
             (dataset for dataset in datasets if not dataset.is_reg), datasets[0]
         )
-        sizes = dict.fromkeys(
-            size
-            for dataset in datasets
-            if not dataset.is_reg
-            for size in dataset.resolution
-        )
+        sizes: dict[int | Rectangle, None] = {}
+        for dataset in datasets:
+            if not dataset.is_reg:
+                sizes.update(dict.fromkeys(dataset.resolution))
         settings: dict[str, Any] = {
             "caption_prefix": first.caption_prefix,
             "captions": first.captions,
         }
         settings |= {"background": first.canvas} if first.canvas else {}
         settings |= {key: getattr(self, key) for key in OF_THE_FOLDER}
-        settings |= {
-            key: getattr(first, key) for key, value in settings.items() if value is None
-        }
+        for key, value in settings.items():
+            if value is None:
+                settings[key] = getattr(first, key)
         settings["path_map"], settings["columns"] = first.path_map, first.columns
         if (
             first.control_suffix and not self.control_path

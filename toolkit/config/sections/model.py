@@ -377,16 +377,14 @@ class ModelConfig(StrictModel):
             name = None
         if not isinstance(name, str) or Path(name).suffix.lower() not in WEIGHT_FILES:
             return handler(data)
-        texts = {
-            key: value
-            for key, value in data.items()
-            if isinstance(value, str) and value
-        }
-        given = {
-            part: texts[key]
-            for part in SINGLE_FILE_PARTS
-            if (key := f"{part}_path") in texts
-        }
+        texts = {}
+        for key, value in data.items():
+            if isinstance(value, str) and value:
+                texts[key] = value
+        given = {}
+        for part in SINGLE_FILE_PARTS:
+            if f"{part}_path" in texts:
+                given[part] = texts[f"{part}_path"]
         around = load_object(PARTS_AROUND)(
             name, texts.get("arch"), texts.get("revision"), given
         )

@@ -108,15 +108,11 @@ def published() -> dict[str, ModelFacts]:
 
 def published_family(name: str) -> ModelFacts | None:
     """The family of a published model by its hub id, in which capitals do not count."""
-    return next(
-        (
-            family
-            for family in families()
-            for known in family.published
-            if known.lower() == name.lower()
-        ),
-        None,
-    )
+    for family in families():
+        for known in family.published:
+            if known.lower() == name.lower():
+                return family
+    return None
 
 
 def needed_files() -> list[str]:
@@ -147,11 +143,11 @@ def single_files(model: ModelSection) -> dict[str, Path]:
 def whole_files(model: ModelSection) -> dict[str, Path]:
     """`single_files`, of those that stand for all weights of their part in the model
     folder."""
-    return {
-        part: file
-        for part, file in single_files(model).items()
-        if part != "vae" or not is_decoder_only(file)
-    }
+    files = {}
+    for part, file in single_files(model).items():
+        if part != "vae" or not is_decoder_only(file):
+            files[part] = file
+    return files
 
 
 def vae_file(path: str) -> str:
@@ -268,10 +264,8 @@ def _listed_files(repository: str, snapshot: Path) -> list[str]:
     try:
         return [file.path for file in get_cached_repo_tree(repository)]
     except CachedRepoTreeNotFoundError:
-        return [
-            path.relative_to(snapshot).as_posix()
-            for path in snapshot.rglob("*.safetensors")
-        ]
+        files = snapshot.rglob("*.safetensors")
+        return [path.relative_to(snapshot).as_posix() for path in files]
 
 
 def _remedy() -> str:
@@ -372,11 +366,8 @@ class ModelFolder:
                 missing.append(f"{part}/")
                 continue
             for names in file.split():
-                if not any(
-                    path.is_file()
-                    for name in names.split("|")
-                    for path in (self.path / part).glob(name)
-                ):
+                patterns = names.split("|")
+                if not any(_has_file(self.path / part, name) for name in patterns):
                     missing.append(f"{part}/{names.replace('|', ' or ')}")
         if not missing:
             return ""
@@ -481,10 +472,11 @@ class ModelFolder:
                 json.loads(recorded)["buckets"].values(),
                 key=lambda bucket: -int(bucket["count"]),
             )
-            return [
-                (int(width), int(height))
-                for width, height in (bucket["resolution"] for bucket in buckets)
-            ]
+            sizes = []
+            for bucket in buckets:
+                width, height = bucket["resolution"]
+                sizes.append((int(width), int(height)))
+            return sizes
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
             return []
 
@@ -631,14 +623,8 @@ def weight_files(part: Path) -> list[Path]:
     fault = quantization_fault(part)
     if fault:
         raise UserError(fault)
-    index = next(
-        (
-            path
-            for name in WEIGHT_NAMES
-            if (path := part / f"{name}.index.json").is_file()
-        ),
-        None,
-    )
+    indexes = (part / f"{name}.index.json" for name in WEIGHT_NAMES)
+    index = next((path for path in indexes if path.is_file()), None)
     if index is None:
         files = [path for name in WEIGHT_NAMES if (path := part / name).is_file()]
         if not files:
@@ -682,14 +668,18 @@ def near_id(name: str) -> str:
     ids = {known.lower(): known for known in published()}
     ids |= {known.split("/")[1].lower(): known for known in published()}
     wanted = name.lower().strip("/")
-    close = [
-        known for known in ids if wanted.endswith(f"/{known}")
-    ] or get_close_matches(wanted, ids, n=1, cutoff=0.85)
+    close = [known for known in ids if wanted.endswith(f"/{known}")]
+    if not close:
+        close = get_close_matches(wanted, ids, n=1, cutoff=0.85)
     return f"Did you mean {ids[close[0]]!r}? " if close else ""
 
 
 def _offer(folder: Path | None) -> str:
     return f"Did you mean {str(folder)!r}? " if folder else ""
+
+
+def _has_file(folder: Path, pattern: str) -> bool:
+    return any(path.is_file() for path in folder.glob(pattern))
 
 
 def _nearest_folder(path: Path) -> Path | None:
@@ -794,11 +784,8 @@ def is_offline() -> bool:
 def downloaded_bytes(name: str) -> int:
     """Bytes of a hub model that are in the hub cache, those of an interrupted download
     included."""
-    return sum(
-        path.stat().st_size
-        for path in _repository(name).glob("blobs/*")
-        if not path.is_symlink()
-    )
+    blobs = _repository(name).glob("blobs/*")
+    return sum(path.stat().st_size for path in blobs if not path.is_symlink())
 
 
 def listed_bytes(
@@ -867,14 +854,10 @@ def _other_family(name: str) -> str:
     known."""
     if published_family(name):
         return ""
-    return next(
-        (
-            family
-            for pattern, family in OTHERS.items()
-            if fnmatchcase(name.lower(), pattern)
-        ),
-        "",
-    )
+    for pattern, family in OTHERS.items():
+        if fnmatchcase(name.lower(), pattern):
+            return family
+    return ""
 
 
 def _repository(name: str) -> Path:

@@ -253,6 +253,10 @@ class NetworkConfig(StrictModel):
     lone_key: ClassVar = "type"
     saved_weights: ClassVar[tuple[str, ...]] = ("pretrained_lora_path",)
 
+    @staticmethod
+    def _kind_name(node: ConfigNode | None) -> str:
+        return str(node.value).strip().lower() if node else "lora"
+
     @classmethod
     def rewrite(
         cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics
@@ -262,10 +266,8 @@ class NetworkConfig(StrictModel):
         given = entries.get("type")
         algo = kwargs.child("algo") if kwargs else None
         if algo and not algo.is_blank:
-            kind, named = (
-                str(node.value).strip().lower() if node else "lora"
-                for node in (given, algo)
-            )
+            kind = cls._kind_name(given)
+            named = cls._kind_name(algo)
             if kind == "lycoris" and named in ALGORITHMS:
                 entries["type"] = replace(algo, value=ALGORITHMS[named])
             elif (

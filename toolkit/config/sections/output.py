@@ -662,11 +662,8 @@ def _can_do_without_key() -> bool:
         urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
         or ""
     )
-    return any(
-        _netrc_knows(file, host)
-        for file in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc")
-        if file
-    )
+    files = (os.environ.get("NETRC"), "~/.netrc", "~/_netrc")
+    return any(_netrc_knows(file, host) for file in files if file)
 
 
 def _netrc_knows(file: str, host: str) -> bool:

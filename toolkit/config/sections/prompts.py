@@ -74,14 +74,11 @@ def _items(prompts: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
         remedy = "Write one prompt per line, each after '- ', or give a text file (.txt) with one prompt per line."
         diagnostics.error(prompts, f"is not a list. {remedy}")
         lines = []
-    return replace(
-        prompts,
-        value=[
-            replace(line, value={"prompt": line})
-            for line in lines
-            if _is_text(line, diagnostics)
-        ],
-    )
+    items = []
+    for line in lines:
+        if _is_text(line, diagnostics):
+            items.append(replace(line, value={"prompt": line}))
+    return replace(prompts, value=items)
 
 
 def _is_text(line: ConfigNode, diagnostics: Diagnostics) -> bool:

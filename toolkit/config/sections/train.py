@@ -645,9 +645,8 @@ class OptimizerConfig(StrictModel):
                     f"{group.label()!r} is the name of another group. Choose another.",
                 )
             names.add(group.label())
-        if requires_single_lr(self.optimizer) and any(
-            g.rate(self.lr) not in (0, self.lr) for g in self.lr_groups
-        ):
+        rates = {group.rate(self.lr) for group in self.lr_groups}
+        if requires_single_lr(self.optimizer) and rates - {0, self.lr}:
             message = (
                 f"optimizer '{self.optimizer}' adapts one learning rate for all "
                 "weights. Remove it, or use 'adamw'."

@@ -151,9 +151,9 @@ class DatasetsSection(ProcessConfig):
         for dataset in self.datasets:
             for path in (dataset.folder_path, *dataset.control_path):
                 paths.append(path)
-        paths += [
-            dataset.from_base.prompts for dataset in self.datasets if dataset.from_base
-        ]
+        for dataset in self.datasets:
+            if dataset.from_base:
+                paths.append(dataset.from_base.prompts)
         return tuple(filter(job.yet_to_come, paths))
 
     def check(self, job: JobContext) -> Findings:
@@ -333,11 +333,11 @@ class TrainingSection(ProcessConfig):
         for key, part in parts.items():
             if isinstance(part, SampleConfig):
                 samples[key] = part.with_seed(drawn)
-        return self.model_copy(
-            update={
-                key: part for key, part in samples.items() if part is not parts[key]
-            }
-        )
+        changed = {}
+        for key, part in samples.items():
+            if part is not parts[key]:
+                changed[key] = part
+        return self.model_copy(update=changed)
 
     def draws_first(self) -> bool:
         """Whether samples are generated before step 1."""
@@ -365,11 +365,9 @@ class TrainingSection(ProcessConfig):
         """Without where the files are and where to resume from: states of moved runs
         are equal byte for byte."""
         settings = super().recorded_settings()
-        return {
-            key: value
-            for key, value in settings.items()
-            if key not in ("training_folder", "resume")
-        }
+        settings.pop("training_folder", None)
+        settings.pop("resume", None)
+        return settings
 
     def optimizers_used(self) -> Iterable[tuple[str, OptimizerConfig]]:
         """The optimizers of the run, each with the key that has its settings."""
@@ -599,12 +597,11 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
 
     def sample_pictures(self) -> list[SamplePicture]:
         """The items of `sample`, then of `first_sample`."""
-        return [
-            item
-            for given in (self.sample, self.first_sample)
-            if given
-            for item in given.sample_items()
-        ]
+        pictures: list[SamplePicture] = []
+        for section in (self.sample, self.first_sample):
+            if section:
+                pictures += section.sample_items()
+        return pictures
 
     def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
         """`cache_text_embeddings` as the user gave it for this dataset, or for all, or
