@@ -38,7 +38,11 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class Module:
-    """A module that was found, and not imported."""
+    """A module that was found, and not imported.
+
+    >>> find_module("collections.abc").package
+    'collections'
+    """
 
     name: str
     file: Path | None
@@ -56,7 +60,12 @@ class Module:
 
 @dataclass(frozen=True)
 class ClassSource:
-    """What the source says of a class."""
+    """What the source says of a class.
+
+    >>> source = find_class("argparse.ArgumentParser")
+    >>> source.node.name, source.own_method("parse_args").args.args[1].arg
+    ('ArgumentParser', 'args')
+    """
 
     module: Module
     """Where it is defined."""

@@ -65,7 +65,11 @@ Severity = Literal["error", "warning"]
 @dataclass(frozen=True)
 class Diagnostic:
     """Something that is wrong, or worth knowing: in a job, a dataset, a file, the
-    numbers of a run."""
+    numbers of a run.
+
+    >>> print(Diagnostic(("datasets", 0, "folder_path"), "'photos' does not exist."))
+    datasets.0.folder_path: 'photos' does not exist.
+    """
 
     key: KeyPath
     """The keys from the section down; else one text, such as "file:line:column:

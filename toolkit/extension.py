@@ -67,6 +67,13 @@ class Extension:
     with a dot (".process:MyProcess") lies in the package of the class that says so. An
     extension of another program may override `get_process`, `get_config` and
     `get_command` instead.
+
+    Example::
+
+        class Mascots(Extension):
+            uid = "mascots"
+            process = ".process:MascotsProcess"
+            config = ".config:MascotsConfig"
     """
 
     uid: str
@@ -131,7 +138,15 @@ class Extension:
 
 @dataclass(frozen=True)
 class RegisteredExtension:
-    """An extension class, and the folder it came from."""
+    """An extension class, and the folder it came from.
+
+    >>> class Mascots(Extension):
+    ...     process = ".draw.process:MascotsProcess"
+    >>> folder = Path("my_extensions")
+    >>> registered = RegisteredExtension("mascots", "Mascots", folder, Mascots)
+    >>> sorted(registered.names())
+    ['draw', 'mascots', 'my_extensions']
+    """
 
     uid: str
     name: str
@@ -151,7 +166,11 @@ class RegisteredExtension:
 
 @dataclass(frozen=True)
 class HiddenExtension:
-    """An extension, or a folder of some, that `--without` leaves out."""
+    """An extension, or a folder of some, that `--without` leaves out.
+
+    >>> HiddenExtension("tools", Path("extensions/tools"), "best").concerns("best")
+    True
+    """
 
     without: str
     """The name that was given."""
@@ -170,7 +189,11 @@ class HiddenExtension:
 @dataclass(frozen=True)
 class FailedExtension:
     """A folder that could not be imported, or whose list is not one of extension
-    classes."""
+    classes.
+
+    >>> FailedExtension(Path("mascots"), "ImportError: no module numpy").reason
+    'ImportError: no module numpy'
+    """
 
     folder: Path
     details: str
@@ -203,7 +226,14 @@ def mentions(folder: Path, uid: str) -> bool:
 @dataclass(frozen=True)
 class ExtensionTable:
     """All that was found. Errors are raised when the uid they concern is asked for,
-    never before."""
+    never before.
+
+    Example::
+
+        table = discover()
+        model = table.find_config("sd_trainer")  # checks the section
+        process = table.process_class("sd_trainer")  # imports torch
+    """
 
     found: tuple[RegisteredExtension, ...]
     broken: tuple[FailedExtension, ...] = ()

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 
 class ModelSection(Protocol):
-    """The keys of the `model:` section that decide the family and how it is loaded."""
+    """The keys of the `model:` section that decide the family and how it is loaded.
+
+    Example::
+
+        family = family_for(section.model)  # toolkit.models.families
+    """
 
     @property
     def name_or_path(self) -> str: ...
@@ -51,7 +56,13 @@ ldm/qwen_image21/model.py, SwiGLUFeedForward: the gate's rows come first."""
 @dataclass(frozen=True)
 class LicenceTerms:
     """What a licence asks of whoever publishes a LoRA that was trained on the
-    weights."""
+    weights.
+
+    >>> link = "https://example.org/licence"
+    >>> terms = LicenceTerms("research", link, display="Built with X", notice="X is ...")
+    >>> terms.display
+    'Built with X'
+    """
 
     name: str
     """Its `license_name` on the hub."""
@@ -66,7 +77,15 @@ class LicenceTerms:
 
 class ModelFacts:
     """Constants of a model family, known before any file is read.
-    `toolkit.models.families.ModelFamily` has what depends on a model folder."""
+    `toolkit.models.families.ModelFamily` has what depends on a model folder.
+
+    >>> class Tiny(ModelFacts):
+    ...     latent_scale = 8
+    ...     patch = 2
+    >>> latent = Tiny().latent_size(Size(1024, 768))
+    >>> str(latent), Tiny().tokens(latent)
+    ('128x96', 3072)
+    """
 
     arch: str
     """Its name in `model.arch` and in `toolkit.registry.FAMILIES`."""
@@ -267,7 +286,11 @@ class ModelFacts:
 class DynamicShift:
     """The time shift of a model's own sampler, as diffusers'
     FlowMatchEulerDiscreteScheduler names it: t becomes exp(mu) t / (1 + (exp(mu) - 1)
-    t)."""
+    t).
+
+    >>> round(DynamicShift().mu(tokens=4096, steps=20), 3)
+    0.694
+    """
 
     base_image_seq_len: int = 256
     max_image_seq_len: int = 8192
@@ -321,7 +344,14 @@ def project(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
 
 class DiffusionModel(ABC):
     """The interface to a model family. Nothing outside `toolkit/models` knows which one
-    it is."""
+    it is.
+
+    Example::
+
+        latents_BCHW = model.encode_images(pixels_BPHW)
+        prompts = PromptEmbeds.stack([model.encode_prompt("a fox", [])])
+        velocity_BCHW = model.predict_velocity(x_t_BCHW, t_B, prompts, [[]])
+    """
 
     family: ModelFacts
 

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
 
 class Network(ABC):
-    """The trained parameters: an adapter on a frozen model, or the model itself."""
+    """The trained parameters: an adapter on a frozen model, or the model itself.
+
+    Example::
+
+        network = KINDS["lora"].load().from_config(section.network, targets, seed, dtype)
+        network.attach(model.network_module)
+        optimizer = build_optimizer("adamw", network.parameters().values(), 1e-4, {})
+    """
 
     @classmethod
     def from_config(

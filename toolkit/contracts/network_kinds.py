@@ -27,7 +27,13 @@ Pair = tuple[float, float]
 
 class NetworkSection(Protocol):
     """The keys of a `network:` section that every kind of adapter reads;
-    `NetworkKind.settings` names the others."""
+    `NetworkKind.settings` names the others.
+
+    >>> from types import SimpleNamespace
+    >>> section = SimpleNamespace(linear=16)
+    >>> KINDS["lora"].layer_shapes(section, inputs=64, outputs=32)
+    {'lora_A.weight': (16, 64), 'lora_B.weight': (32, 16)}
+    """
 
     @property
     def linear(self) -> int: ...
@@ -40,6 +46,10 @@ class ActivationUnits:
     One unit is tokens x width elements, the size of a block's output. Counted on the
     published Qwen-Image-Edit blocks, tensor by tensor
     (`benchmarks/bench_published.py`). The defaults are those of a LoRA.
+
+    >>> half_precision, float32 = KINDS["dora"].units.everything
+    >>> half_precision
+    52.1
     """
 
     everything: Pair = (22.1, 22.1)
@@ -81,7 +91,11 @@ class ActivationUnits:
 @dataclass(frozen=True)
 class NetworkKind:
     """One kind of network. Everything else that the program knows of it is in its
-    class."""
+    class.
+
+    >>> KINDS["lora"].trains_model, KINDS["full"].trains_model
+    (False, True)
+    """
 
     network_class: str
     """Its class, as "module:Class"; imported when it is used."""

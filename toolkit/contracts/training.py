@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainState:
-    """Everything a resume needs that is not a tensor. Only the loop changes it."""
+    """Everything a resume needs that is not a tensor. Only the loop changes it.
+
+    >>> state = TrainState(step=100, epochs_done=2, epochs_before=1)
+    >>> state.epochs_done > state.epochs_before  # the last step ended an epoch
+    True
+    """
 
     step: int = 0
     """Optimizer steps done."""
@@ -47,7 +52,13 @@ class TrainState:
 
 @dataclass(frozen=True)
 class StepLosses:
-    """What a `TrainStep` returns: one loss per sample and role, and metrics."""
+    """What a `TrainStep` returns: one loss per sample and role, and metrics.
+
+    >>> import torch
+    >>> losses = StepLosses({"network": torch.tensor([0.25, 0.75])})
+    >>> losses.by_role["network"].mean().item()
+    0.5
+    """
 
     by_role: dict[str, Tensor]
     """Role -> differentiable float32 losses [B]. Roles that learn from one loss have
@@ -69,7 +80,13 @@ class StepLosses:
 
 class Backward(Protocol):
     """Runs the backward passes of one micro-batch. Losses are averaged over the whole
-    accumulation step."""
+    accumulation step.
+
+    Example::
+
+        losses = step(batch, backward.step)
+        backward(losses.by_role)
+    """
 
     @property
     def step(self) -> int:
@@ -98,7 +115,14 @@ BatchT = TypeVar("BatchT", bound=Batch)
 
 
 class TrainStep(ABC, Generic[BatchT]):
-    """Forward pass and losses of one micro-batch. All the loop knows of the model."""
+    """Forward pass and losses of one micro-batch. All the loop knows of the model.
+
+    Example::
+
+        class Squares(TrainStep[MyBatch]):
+            def __call__(self, batch: MyBatch, step: int) -> StepLosses:
+                return StepLosses({"network": self.network(batch.x_BD).square().mean(1)})
+    """
 
     @abstractmethod
     def __call__(self, batch: BatchT, step: int) -> StepLosses:
@@ -119,7 +143,11 @@ class TrainStep(ABC, Generic[BatchT]):
 
 @dataclass(frozen=True)
 class RoleResult:
-    """One optimizer step of one role."""
+    """One optimizer step of one role.
+
+    >>> RoleResult(loss=0.5, lr=1e-4, grad_norm=1.0).skipped
+    False
+    """
 
     loss: float
     lr: float
@@ -129,7 +157,11 @@ class RoleResult:
 
 
 class SampleSource(NamedTuple):
-    """The image of a value, and the micro-batch that it was in."""
+    """The image of a value, and the micro-batch that it was in.
+
+    >>> SampleSource("01.jpg", "latents (3, 16, 64, 64)").name
+    '01.jpg'
+    """
 
     name: str
     """As in `Batch.names`."""
@@ -140,7 +172,15 @@ class SampleSource(NamedTuple):
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step, as callbacks see it."""
+    """One optimizer step, as callbacks see it.
+
+    >>> result = StepResult(
+    ...     step=1, epoch=0, loss=0.5, lr=1e-4, grad_norm=1.0, samples=2,
+    ...     step_s=1.0, data_s=0.0, per_sample={"t": (0.25, 0.75)},
+    ... )
+    >>> result.logged()
+    {'loss': 0.5, 'lr': 0.0001, 'grad_norm': 1.0, 't_mean': 0.5}
+    """
 
     step: int
     """Number of the step just done, from 1."""

@@ -76,7 +76,14 @@ def _alike(
 
 
 class Interpolant(NamedTuple):
-    """How image and noise are mixed, and what the model predicts of it."""
+    """How image and noise are mixed, and what the model predicts of it.
+
+    >>> x0_BCHW, noise_BCHW = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+    >>> mix = INTERPOLANTS["flow"].mix
+    >>> x_t_BCHW, velocity_BCHW = mix(x0_BCHW, noise_BCHW, torch.tensor([0.25]))
+    >>> x_t_BCHW.item(), velocity_BCHW.item()
+    (0.25, 1.0)
+    """
 
     mix: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     """From (x0, noise, t) to x_t and what is predicted."""

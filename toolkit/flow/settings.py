@@ -48,7 +48,11 @@ HUBER_SCHEDULES = ("constant", "exponential", "snr")
 
 @dataclass(frozen=True)
 class FlowSettings:
-    """What each key means: docs/config.md, section `train`."""
+    """What each key means: docs/config.md, section `train`.
+
+    >>> FlowSettings(loss_type="huber").huber_c
+    0.1
+    """
 
     timestep_type: str = "sigmoid"
     sigmoid_scale: float = 1.0

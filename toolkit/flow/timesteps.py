@@ -32,7 +32,13 @@ NormalTransform = Callable[[Tensor, FlowSettings], Tensor]
 
 @dataclass(frozen=True)
 class TimestepContext:
-    """What some samplings must know of the image they draw for."""
+    """What some samplings must know of the image they draw for.
+
+    >>> context = TimestepContext(tokens=1024, mu=0.55)
+    >>> settings = FlowSettings(timestep_type="model_shift")
+    >>> round(timesteps(torch.zeros(1), settings, context).item(), 2)
+    0.63
+    """
 
     tokens: int = 4096
     """Tokens of the target; those of references do not count."""
@@ -243,7 +249,12 @@ def mode(uniform: Tensor, settings: FlowSettings, context: TimestepContext) -> T
 
 @dataclass(frozen=True)
 class TimestepSampling:
-    """One value of `train.timestep_type`."""
+    """One value of `train.timestep_type`.
+
+    >>> sampling = sampling_for(FlowSettings(timestep_type="sigmoid"))
+    >>> sampling.base is torch.randn, sampling.discrete
+    (True, False)
+    """
 
     base: Callable[..., Tensor]
     """Draws the standard random number: torch.randn or torch.rand."""

@@ -15,7 +15,16 @@ from toolkit.errors import UserError
 
 class Ema:
     """A float32 exponential moving average of named parameters, updated once per
-    optimizer step."""
+    optimizer step.
+
+    >>> weight = nn.Parameter(torch.ones(2))
+    >>> ema = Ema({"weight": weight}, decay=0.5, warm_up=False)
+    >>> with torch.no_grad():
+    ...     _ = weight.zero_()
+    >>> ema.update()
+    >>> ema.averages["weight"]
+    tensor([0.5000, 0.5000])
+    """
 
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], decay: float, warm_up: bool = True

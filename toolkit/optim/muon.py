@@ -28,6 +28,12 @@ class Muon(Optimizer):
     where m = momentum m + g; vectors as with AdamW.
 
     A convolution's kernel is such a matrix: its rows are the output channels.
+
+    >>> weight = torch.nn.Parameter(torch.eye(4))
+    >>> weight.grad = torch.eye(4)
+    >>> _ = Muon([weight], lr=0.1, weight_decay=0.0).step()
+    >>> bool((weight.diagonal() < 1).all())
+    True
     """
 
     def __init__(

@@ -19,7 +19,13 @@ from toolkit.optim.optimizer_args import make_optimizer, optimizer_class
 
 
 class AnyOptimizer(Protocol):
-    """The interface of an optimizer, as `torch.optim.Optimizer` has it."""
+    """The interface of an optimizer, as `torch.optim.Optimizer` has it.
+
+    >>> weight = nn.Parameter(torch.ones(2))
+    >>> optimizer: AnyOptimizer = build_optimizer("adamw", [weight], 1e-4, {})
+    >>> optimizer.param_groups[0]["lr"]
+    0.0001
+    """
 
     @property
     def param_groups(self) -> list[dict[str, Any]]: ...
@@ -149,7 +155,13 @@ def set_rate(group: dict[str, Any], lr: float) -> None:
 
 
 class Averaging(AnyOptimizer, Protocol):
-    """A schedule-free optimizer."""
+    """A schedule-free optimizer.
+
+    Example::
+
+        with eval_mode(optimizer):  # the averaged weights of a schedule-free optimizer
+            save(network.export(network.parameters()))
+    """
 
     def train(self) -> None: ...
 

@@ -25,7 +25,12 @@ next one."""
 @dataclass(frozen=True)
 class ScheduleArgs:
     """The lengths of a run in optimizer steps, and what its schedule may need: the keys
-    `lr_*` of `train`."""
+    `lr_*` of `train`.
+
+    >>> course = ScheduleArgs(steps=1000, warmup=0.1)
+    >>> course.warmup_steps, course.decay_progress(550)
+    (100, 0.5)
+    """
 
     steps: int
     """Steps of the whole run."""
@@ -262,6 +267,12 @@ class Plateau:
 
     The rule is that of torch's ReduceLROnPlateau with mode min. Its state is a handful
     of JSON values.
+
+    >>> plateau = build_schedule("plateau", 1000, params={"every": 1, "patience": 1})
+    >>> for loss in (0.5, 0.5, 0.5):
+    ...     plateau.observe(loss)
+    >>> plateau(step=3)
+    0.1
     """
 
     def __init__(
@@ -388,7 +399,12 @@ def rex_warmup(step: int, course: ScheduleArgs) -> float:
 
 @dataclass(frozen=True)
 class ScheduleDef:
-    """One value of `train.lr_scheduler`."""
+    """One value of `train.lr_scheduler`.
+
+    >>> cosine_schedule = SCHEDULES["cosine"]
+    >>> cosine_schedule.after(500, ScheduleArgs(steps=1000))
+    0.5
+    """
 
     after: Callable[..., float]
     """The factor once the warm-up is over; its keyword arguments are names for

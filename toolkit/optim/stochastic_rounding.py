@@ -27,6 +27,12 @@ class PerParameterStepper:
 
     During a step the optimizer has one parameter only. Its state stays in place and is
     saved as usual.
+
+    >>> first, second = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    >>> first.grad = second.grad = torch.ones(1)
+    >>> PerParameterStepper(torch.optim.SGD([first, second], lr=0.25)).step(first)
+    >>> first.item(), second.item()
+    (0.75, 1.0)
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -123,6 +129,17 @@ class StochasticRoundingOptimizer:
     Stands where an `Optimizer` would: same state, same groups. Only the parameter at
     its turn has a float32 copy. Each rounding has its own generator, on the parameter's
     device, keyed by parameter and number of the draw.
+
+    >>> weight = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    >>> weight.grad = torch.ones_like(weight)
+    >>> optimizer = StochasticRoundingOptimizer(
+    ...     {"weight": weight},
+    ...     build=lambda stand_ins: torch.optim.SGD(stand_ins.values(), lr=0.5),
+    ...     seed=0,
+    ... )
+    >>> optimizer.step()
+    >>> weight.data
+    tensor([0.5000, 0.5000], dtype=torch.bfloat16)
     """
 
     def __init__(

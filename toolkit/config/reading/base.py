@@ -61,6 +61,12 @@ class StrictModel(BaseModel):
     pydantic builds it at the first validation, and `descriptions` reads the docstrings:
     a dry run needs few sections and no description, and the rest would cost it a fourth
     of its time.
+
+    >>> class Paint(StrictModel):
+    ...     colour: str = "white"
+    ...     coats: int = 2
+    >>> Paint(coats=3).is_default("colour")
+    True
     """
 
     model_config = ConfigDict(

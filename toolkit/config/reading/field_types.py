@@ -46,7 +46,12 @@ text."""
 
 class OneOf:
     """A name out of a list, in upper or lower case: those of the field's Literal, or
-    the given ones."""
+    the given ones.
+
+    >>> from pydantic import TypeAdapter
+    >>> TypeAdapter(Dtype).validate_python("BF16")
+    'bfloat16'
+    """
 
     def __init__(
         self,

@@ -24,7 +24,13 @@ Findings = Iterable[Diagnostic]
 
 @dataclass(frozen=True)
 class JobContext:
-    """What a section may know of the job it stands in."""
+    """What a section may know of the job it stands in.
+
+    >>> earlier = frozenset({Path("models/new").resolve()})
+    >>> job = JobContext("my_char", earlier_outputs=earlier)
+    >>> job.will_write("models/new/vae"), job.yet_to_come("models/other")
+    (True, False)
+    """
 
     name: str
     """The job's name."""

@@ -19,7 +19,11 @@ NO_DEFAULT: Any = object()
 
 
 class ForeignName(NamedTuple):
-    """What a key or flag of another program is here."""
+    """What a key or flag of another program is here.
+
+    >>> ForeignName("is", ("train.steps",)).field
+    'steps'
+    """
 
     how: Literal["is", "near", "shaped", "idle", "refused", "absent"]
     """is: another name of `ours`. shaped: a function turns it into `ours`. near: `ours`
@@ -60,7 +64,12 @@ Noted = Callable[[ConfigNode], None]
 
 
 class ForeignKeys(Protocol):
-    """The keys of other programs."""
+    """The keys of other programs.
+
+    Example::
+
+        hint = foreign_keys().hint("max_train_steps")  # what to write instead
+    """
 
     def rewritten(
         self,
@@ -94,7 +103,11 @@ class ForeignKeys(Protocol):
 
 class NoForeignKeys:
     """That no other program has any key: what is known without the part that knows
-    them."""
+    them.
+
+    >>> NoForeignKeys().hint("max_train_steps")
+    ''
+    """
 
     def rewritten(
         self,
@@ -134,7 +147,14 @@ COMMAND_LINE = "command line"
 
 class ForeignFile(Protocol):
     """A kind of file that was written for another program, and the flags of that
-    program."""
+    program.
+
+    Example::
+
+        reader = foreign_file(root)
+        if reader:
+            root = reader.as_job(root, Path(path).parent, name, diagnostics)
+    """
 
     keeps_text: bool
     """Whether its own text is kept beside the results, instead of the job that it

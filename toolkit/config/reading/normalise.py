@@ -65,6 +65,12 @@ class UnusedDefaults:
 
     A job may hold processes of different types; a default that only one of them knows
     is left out for the others. One that none knows is an error.
+
+    Example::
+
+        normaliser = Normaliser(diagnostics)  # has one for all processes
+        normaliser.process(model, node)
+        normaliser.defaults.report(diagnostics)
     """
 
     def __init__(self) -> None:
@@ -115,7 +121,13 @@ def _default_of(model: type[BaseModel], name: str) -> str:
 
 
 class Normaliser:
-    """Walks a section along its model. One instance serves all processes of a job."""
+    """Walks a section along its model. One instance serves all processes of a job.
+
+    Example::
+
+        node = Normaliser(diagnostics).process(find_model("sd_trainer"), node)
+        section, node = validate(find_model("sd_trainer"), node, diagnostics)
+    """
 
     def __init__(self, diagnostics: Diagnostics) -> None:
         self.diagnostics = diagnostics

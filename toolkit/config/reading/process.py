@@ -22,7 +22,11 @@ from toolkit.files.run_files import JOB_STATE
 
 @dataclass(frozen=True)
 class ProcessEntry:
-    """One entry of `config.process`."""
+    """One entry of `config.process`.
+
+    >>> ProcessEntry(0, "sd_trainer", None, raw={}, section=None).label
+    '[0] sd_trainer'
+    """
 
     index: int
     """Place in `config.process`, from 0."""
@@ -64,7 +68,14 @@ def job_state_file(name: str, processes: Iterable[ProcessEntry]) -> Path:
 
 @dataclass(frozen=True)
 class JobConfig:
-    """A checked config file."""
+    """A checked config file.
+
+    Example::
+
+        config = load_job("job.yaml", discover().find_config)
+        for entry in config.processes:
+            print(entry.label, entry.section)
+    """
 
     job: str
     name: str
@@ -85,7 +96,13 @@ class JobConfig:
 
 
 class ProcessConfig(StrictModel):
-    """One entry of `config.process`."""
+    """One entry of `config.process`.
+
+    >>> class MascotsConfig(ProcessConfig):
+    ...     count: int = 3
+    >>> MascotsConfig(type="mascots").display_name(JobContext("my_char"))
+    'my_char'
+    """
 
     process_types: ClassVar[tuple[str, ...]] = ()
     """The values of `type:` under which the reference page and the JSON Schema list

@@ -48,7 +48,15 @@ _NOWHERE = SourceLocation(0, 0)
 
 
 class ToolConfig(ProcessConfig):
-    """The section of a process that is also a command."""
+    """The section of a process that is also a command.
+
+    >>> class Flip(ToolConfig):
+    ...     "`type: flip`: mirrors a folder of images."
+    ...     positional = ("folder",)
+    ...     folder: str
+    >>> Flip.about()
+    'Mirrors a folder of images.'
+    """
 
     positional: ClassVar[tuple[str, ...]] = ()
     """Fields that the command takes without a flag too, in order. Only the last may be
@@ -87,7 +95,13 @@ def accept(
 
 
 class FlagParser(argparse.ArgumentParser):
-    """Raises UserError for wrong arguments, with the nearest known flag."""
+    """Raises UserError for wrong arguments, with the nearest known flag.
+
+    Example::
+
+        parser = tool_parser("best", BestConfig)
+        known, unknown = parser.parse_known_intermixed_args(["output/my_char"])
+    """
 
     def error(self, message: str) -> Any:
         """argparse's own message, as an error of the user."""
@@ -290,7 +304,13 @@ def flag_of(model: type[ToolConfig], key: str) -> str:
 
 
 class FlagDiagnostics(Diagnostics):
-    """Names keys that are not given by their flags too."""
+    """Names keys that are not given by their flags too.
+
+    Example::
+
+        diagnostics = FlagDiagnostics("run.py best", BestConfig)
+        diagnostics.error(root, "is required.", path=("folder",))  # of `--folder`
+    """
 
     def __init__(self, file: str, model: type[ToolConfig]) -> None:
         super().__init__(file)

@@ -48,7 +48,13 @@ _BOUNDS = {
 
 
 class Place(NamedTuple):
-    """The field that a value is for."""
+    """The field that a value is for.
+
+    Example::
+
+        place = place_of(DiffusionSection, ("train", "lr"))
+        place.default, place.bound("ge")  # (0.0001, 0)
+    """
 
     section: type[BaseModel]
     name: str
