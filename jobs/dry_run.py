@@ -18,7 +18,13 @@ from toolkit.plan.run_plan import RunPlan
 
 @dataclass(frozen=True)
 class JobPlan:
-    """What the processes of a job would do, in order."""
+    """What the processes of a job would do, in order.
+
+    Example::
+
+        plan = plan_job(config)
+        print("\n".join(plan.refusals()) or plan.render())
+    """
 
     job: str
     processes: tuple[RunPlan, ...]

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JobOptions:
-    """Command-line options for every process of a job."""
+    """Command-line options for every process of a job.
+
+    >>> JobOptions(restart=True)
+    JobOptions(restart=True, allow_change=False, restart_from=None)
+    """
 
     restart: bool = False
     """Run finished processes again. A run that is complete is moved aside and starts
@@ -42,7 +46,16 @@ class JobOptions:
 
 
 class BaseJob:
-    """A job, as its processes see it."""
+    """A job, as its processes see it.
+
+    Example::
+
+        job = ExtensionJob(load_job("job.yaml", table.find_config), table)
+        try:
+            job.run()
+        finally:
+            job.cleanup()
+    """
 
     def __init__(
         self,
@@ -159,7 +172,13 @@ class BaseJob:
 
 class ExtensionJob(BaseJob):
     """Processes by their `type`, each built by the extension of that uid. All are built
-    before any runs."""
+    before any runs.
+
+    Example::
+
+        job = ExtensionJob(config, discover(), JobOptions(restart=True))
+        job.run()
+    """
 
     def __init__(
         self,

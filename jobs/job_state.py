@@ -30,6 +30,14 @@ class JobState:
     settings and inputs, and their files exist.
 
     Once a process runs, all after it run too: they may use its output.
+
+    Example::
+
+        state = JobState(job.job_config, job.process)
+        if not state.is_finished(0):
+            state.begin(0)
+            job.process[0].run()
+            state.finish(0)
     """
 
     def __init__(

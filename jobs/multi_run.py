@@ -83,6 +83,11 @@ class ChildRunner:
 
     The child has its own session: a Ctrl-C at the terminal reaches it only through this
     process.
+
+    Example::
+
+        runner = ChildRunner([sys.executable, "run.py"])
+        exit_code = runner("config/my_char.yaml", "--restart")
     """
 
     def __init__(self, command: Sequence[str]) -> None:

@@ -53,7 +53,9 @@ class Registry(dict[str, str]):
     """Maps a name to "module:attribute". `what` names the kind of thing in error
     messages.
 
-    Entries of a part that is absent are left out:
+    Entries of a part that is absent are left out.
+
+    Example::
 
         FAMILIES = Registry("model family", {"my_family": "extensions.my_part.family:FAMILY"})
         FAMILIES.load("my_family")  # an error that lists the known names, where there is no such part

@@ -12,7 +12,11 @@ from toolkit.errors import RunError, UserError
 
 
 class Shortage(NamedTuple):
-    """What there is no more of."""
+    """What there is no more of.
+
+    >>> print(Shortage("there is no more room", "Free some space"))
+    There is no more room. Free some space.
+    """
 
     what: str
     """In words that follow the name of what cannot be done, and a colon."""

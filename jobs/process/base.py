@@ -30,7 +30,15 @@ _INSTEAD = {
 
 class BaseProcess:
     """Created as `(process_id, job, config)` for every process of a job before any of
-    them runs."""
+    them runs.
+
+    Example::
+
+        class Greeting(BaseProcess):
+            def run(self) -> None:
+                super().run()
+                print(self.get_conf("greeting", "Hello"), self.job.name)
+    """
 
     runs_everywhere = False
     """With several ranks (`torchrun`): `run` is called on each of them, which
@@ -122,13 +130,30 @@ class BaseProcess:
 
 
 class BaseExtensionProcess(BaseProcess):
-    """Base class of processes in `extensions/`."""
+    """Base class of processes in `extensions/`.
+
+    Example::
+
+        class CountImages(BaseExtensionProcess):
+            def run(self) -> None:
+                super().run()
+                folder = Path(self.get_conf("folder", required=True))
+                print(len([*folder.glob("*.png")]))
+    """
 
 
 class BaseTrainProcess(BaseProcess):
     """A process with a folder of run files: `<training_folder>/<job>[/<process
     name>]/`. Creating it writes nothing, so that an error in a later process leaves no
-    files."""
+    files.
+
+    Example::
+
+        class WriteNotes(BaseTrainProcess):
+            def run(self) -> None:
+                super().run()  # makes the folder
+                (self.save_root / "notes.txt").write_text(f"seed {self.training_seed}")
+    """
 
     def __init__(
         self, process_id: int, job: BaseJob, config: OrderedDict[str, Any]

@@ -61,13 +61,25 @@ BatchT = TypeVar("BatchT", bound=Batch, covariant=True)
 
 
 class Loader(Protocol[BatchT]):
-    """Makes batches; each is a pure function of its spec."""
+    """Makes batches; each is a pure function of its spec.
+
+    Example::
+
+        class Names:
+            def load(self, spec: BatchSpec) -> NamesBatch:
+                return NamesBatch(spec, [items[index].sample.name for index in spec.items])
+    """
 
     def load(self, spec: BatchSpec) -> BatchT: ...
 
 
 class StreamLoader(Loader[BatchT], Protocol[BatchT]):
-    """Makes the batches of a stream."""
+    """Makes the batches of a stream.
+
+    Example::
+
+        batch = loader.trial(images=4)  # as large as any batch of the stream
+    """
 
     def trial(self, images: int) -> BatchT:
         """A batch of so many images at the largest size, to see whether it fits into
@@ -75,7 +87,15 @@ class StreamLoader(Loader[BatchT], Protocol[BatchT]):
 
 
 class ImageTrainer(Trainer):
-    """A trainer on images."""
+    """A trainer on images.
+
+    Example::
+
+        class SdTrainerProcess(ImageTrainer):
+            planner_class = SdPlanner
+
+            def fit(self, run: Run) -> None: ...
+    """
 
     section: Any
     """An ImageTrainingSection and TrainerConfig."""

@@ -91,6 +91,11 @@ class Trainer(BaseTrainProcess):
     attribute, which the next ones read, and which is gone once `run` ends.
 
     With several ranks only rank 0 writes, samples and validates.
+
+    Example::
+
+        process = Trainer(0, job, config)  # of a subclass; writes nothing yet
+        process.run()
     """
 
     runs_everywhere = True

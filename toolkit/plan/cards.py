@@ -24,7 +24,8 @@ GB_S_PER_LANE = {4: 1.969, 5: 3.938}
 class Card:
     """A graphics card.
 
-    Example: Card("RTX 4070", 12, 58.2, 504, (4, 16), "...").called == "an RTX 4070"
+    >>> Card("RTX 4070", 12, 58.2, 504, (4, 16), "...").called
+    'an RTX 4070'
     """
 
     name: str

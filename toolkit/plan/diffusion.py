@@ -79,7 +79,14 @@ MOST_PROMPTS = 3
 
 
 class SdPlanner(Planner[DiffusionSection]):
-    """The plan of a LoRA's training, or of the model itself."""
+    """The plan of a LoRA's training, or of the model itself.
+
+    Example::
+
+        planner = SdPlanner(section, JobContext("my_char"))
+        plan = planner.plan(planner.scan())
+        print(plan.render())
+    """
 
     @cached_property
     def family(self) -> ModelFamily:

@@ -65,7 +65,13 @@ QUANTIZING_COPIES = 4
 @dataclass(frozen=True)
 class ModelBytes:
     """The transformer. Sizes are bytes, of the whole model where it is not said
-    otherwise."""
+    otherwise.
+
+    Example::
+
+        job = read_job(section, groups, on_gpu=True, compiled=False)
+        bytes_of_a_block = job.model.blocks // job.model.block_count
+    """
 
     block_count: int
     blocks: int
@@ -122,7 +128,13 @@ class ModelBytes:
 
 @dataclass(frozen=True)
 class TrainingBytes:
-    """What is trained, and what training it takes on one rank. Sizes are bytes."""
+    """What is trained, and what training it takes on one rank. Sizes are bytes.
+
+    Example::
+
+        training = read_job(section, groups, on_gpu=True, compiled=False).training
+        print(training.kind, training.adapter + training.optimizer)
+    """
 
     kind: str
     """`network.type`."""
@@ -168,7 +180,13 @@ class TrainingBytes:
 
 @dataclass(frozen=True)
 class EncoderBytes:
-    """The VAE and the text encoder. Sizes are bytes."""
+    """The VAE and the text encoder. Sizes are bytes.
+
+    Example::
+
+        encoders = read_job(section, groups, on_gpu=True, compiled=False).encoders
+        print(encoders.vae + encoders.image, encoders.text + encoders.prompt)
+    """
 
     vae: int
     text: int
@@ -213,7 +231,13 @@ class EncoderBytes:
 @dataclass(frozen=True)
 class JobBytes:
     """A section on a machine, as far as no checkpointing level decides. On the CPU all
-    is in one memory."""
+    is in one memory.
+
+    Example::
+
+        job = read_job(section, groups, on_gpu=True, compiled=False)
+        by_phase = phases(job, choose(job, "full", table=True))
+    """
 
     on_gpu: bool
     processes: int

@@ -14,7 +14,11 @@ from toolkit.number_types import DTYPE_BYTES
 
 
 class KeptOutlook(NamedTuple):
-    """The kept model of a job."""
+    """The kept model of a job.
+
+    >>> KeptOutlook(bytes=20_000_000_000, is_there=False, lack="the disk is full").lack
+    'the disk is full'
+    """
 
     bytes: int
     """Its size, about."""

@@ -41,7 +41,12 @@ FLOAT = 4
 
 @dataclass(frozen=True)
 class TrainableParams:
-    """The trainable parameters."""
+    """The trainable parameters.
+
+    >>> trained = TrainableParams(("to_q",), shapes=((16, 64), (64, 16)), written=2048)
+    >>> trained.weights, trained.largest
+    (2048, 1024)
+    """
 
     layers: tuple[str, ...]
     """Full names of their layers."""
@@ -218,7 +223,13 @@ LONG_CAPTION = 500
 
 @dataclass(frozen=True)
 class ItemGroup:
-    """A number of items that need the same memory."""
+    """A number of items that need the same memory.
+
+    >>> size = Size(1024, 1024)
+    >>> group = ItemGroup(size, 1, shuffled=False, held_out=False, uses=20, longest=80)
+    >>> group.uses * group.bucket.width
+    20480
+    """
 
     bucket: Size
     references: int
@@ -317,7 +328,12 @@ def groups_of(section: DiffusionSection, data: ImageData) -> tuple[ItemGroup, ..
 
 @dataclass(frozen=True)
 class LargestBatch:
-    """The batch or image with the most tokens."""
+    """The batch or image with the most tokens.
+
+    >>> area = 1024 * 1024
+    >>> LargestBatch(2, area, 1, area, text_tokens=100, pixels_per_token=256).tokens
+    16584
+    """
 
     images: int
     pixels: int
@@ -353,7 +369,13 @@ class LargestBatch:
 
 
 class BatchSizes:
-    """Pixels and tokens of training batches and samples."""
+    """Pixels and tokens of training batches and samples.
+
+    Example::
+
+        sizes = BatchSizes(section, facts, group_items(data.items, data.held_out))
+        tokens = sizes.batch(most=section.images_per_micro_batch).tokens
+    """
 
     def __init__(
         self,

@@ -46,7 +46,13 @@ step."""
 @dataclass(frozen=True)
 class Choice:
     """A checkpointing level with or without the modulation cache, and the bytes that
-    follow from it."""
+    follow from it.
+
+    Example::
+
+        choice = choose(job, "full", table=True)
+        training = phases(job, choice)["training"]
+    """
 
     level: str
     has_table: bool

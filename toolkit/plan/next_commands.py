@@ -22,7 +22,11 @@ MOST_COLUMNS = 4
 
 @runtime_checkable
 class HasSamples(Protocol):
-    """A section of a training that generates samples."""
+    """A section of a training that generates samples.
+
+    >>> isinstance(object(), HasSamples)
+    False
+    """
 
     trigger_word: str
 

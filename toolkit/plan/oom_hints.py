@@ -45,7 +45,12 @@ BLOCKS_TO_SWAP = 30
 
 @dataclass(frozen=True)
 class MemorySaving:
-    """A change of a job that saves memory."""
+    """A change of a job that saves memory.
+
+    >>> saving = MemorySaving("train.batch_size: 1", (("train", "batch_size", 1),))
+    >>> saving.text
+    'train.batch_size: 1'
+    """
 
     text: str
     """As the user has to write it."""

@@ -77,7 +77,14 @@ SectionT = TypeVar("SectionT", bound=Any)
 
 class Planner(ABC, Generic[SectionT]):
     """Plans the run of a trainer on images. A trainer's own planner says what is
-    particular to it."""
+    particular to it.
+
+    Example::
+
+        planner = SdPlanner(section, job, machine_of(section.device))
+        data = planner.scan()
+        plan = planner.plan(data)
+    """
 
     def __init__(
         self, section: SectionT, job: JobContext, machine: Machine | None = None

@@ -37,7 +37,12 @@ MOST_CUT = 0.15
 @dataclass(frozen=True)
 class BucketCount:
     """Images of one folder that train at one size, mirrored ones counted, repeats not.
-    Pixels."""
+    Pixels.
+
+    >>> bucket = BucketCount(width=1024, height=768, images=12)
+    >>> bucket.images
+    12
+    """
 
     width: int
     height: int
@@ -46,7 +51,13 @@ class BucketCount:
 
 @dataclass(frozen=True)
 class FolderPlan:
-    """One folder of images."""
+    """One folder of images.
+
+    >>> bucket = BucketCount(512, 512, images=10)
+    >>> folder = FolderPlan("photos", 10, 2, 0, {1: 10}, {0: 10}, buckets=(bucket,))
+    >>> folder.samples
+    20
+    """
 
     folder: str
     images: int
@@ -117,7 +128,12 @@ class FolderPlan:
 
 @dataclass(frozen=True)
 class SaveSize:
-    """Bytes that a save takes on the disk."""
+    """Bytes that a save takes on the disk.
+
+    Example::
+
+        SaveSize(file=300_000_000, state=900_000_000).check(section.run_folder(job))
+    """
 
     file: int
     """Bytes of a file, or folder, of weights."""
@@ -139,7 +155,13 @@ class SaveSize:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """One process of a job, counted."""
+    """One process of a job, counted.
+
+    Example::
+
+        plan = planner.plan(planner.scan())
+        print(plan.optimizer_steps, plan.render())
+    """
 
     type: str
     name: str

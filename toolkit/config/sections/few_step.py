@@ -110,7 +110,13 @@ class AssistantConfig(StrictModel):
 
 
 class FewStepLora(StrictModel):
-    """A LoRA file for sampling in few steps, and the sampling settings."""
+    """A LoRA file for sampling in few steps, and the sampling settings.
+
+    Example::
+
+        class DeploymentConfig(FewStepLora):
+            cfg: float = 1.0
+    """
 
     lora: PathStr
     """The LoRA file, such as Qwen-Image-Lightning, of this or another program."""

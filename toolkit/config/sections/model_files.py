@@ -328,7 +328,13 @@ def model_fault(name: str, revision: str | None, given: Collection[str] = ()) ->
 
 class ModelFolder:
     """A model in diffusers format, as far as file names, small files and the headers of
-    weights show."""
+    weights show.
+
+    Example::
+
+        folder = ModelFolder(Path("models/Qwen-Image-Edit-2509"))
+        fault = folder.fault()  # empty where the model can be trained
+    """
 
     def __init__(self, path: Path, name: str = "") -> None:
         """name: what messages call it, as the user wrote it."""

@@ -314,7 +314,13 @@ class SampleItem(StrictModel):
 
 
 class SamplePicture(SampleItem):
-    """A `SampleItem` with everything filled in."""
+    """A `SampleItem` with everything filled in.
+
+    Example::
+
+        for picture in section.sample_pictures():
+            print(picture.prompt, picture.width, picture.seed)
+    """
 
     width: int
     height: int
@@ -334,7 +340,13 @@ class SamplePicture(SampleItem):
 
 
 class SampleIntervalConfig(StrictModel):
-    """When samples are generated, and their file format."""
+    """When samples are generated, and their file format.
+
+    >>> SampleIntervalConfig(sample_every=100).interval()
+    (100, 0)
+    >>> SampleIntervalConfig(sample_every_n_epochs=2).interval()
+    (0, 2)
+    """
 
     sample_every: int = Field(default=250, ge=0)
     """Optimizer steps between two sets of samples; 0: none at intervals."""

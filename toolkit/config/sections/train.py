@@ -475,7 +475,11 @@ def _change_of_length(train: Mapping[str, Any]) -> ChangeKind:
 
 
 class OptimizerConfig(StrictModel):
-    """The optimizer of a set of parameters, and its learning rate."""
+    """The optimizer of a set of parameters, and its learning rate.
+
+    >>> OptimizerConfig(optimizer="lion", lr=2e-5).lr
+    2e-05
+    """
 
     optimizer: Annotated[
         str,

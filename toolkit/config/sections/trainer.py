@@ -95,7 +95,13 @@ def _resume(value: Any) -> Any:
 
 
 class DatasetsSection(ProcessConfig):
-    """Images with captions."""
+    """Images with captions.
+
+    Example::
+
+        for dataset in section.datasets:
+            print(dataset.folder_path, dataset.trigger_word or section.trigger_word)
+    """
 
     trigger_word: str = ""
     """Replaces `[trigger]` in captions and prompts; prepended to captions that do not
@@ -186,7 +192,13 @@ class DatasetsSection(ProcessConfig):
 
 
 class ModelSection(ProcessConfig):
-    """A model from a folder or the hub, and what is trained of it or beside it."""
+    """A model from a folder or the hub, and what is trained of it or beside it.
+
+    Example::
+
+        family = family_for(section.model)  # toolkit.models.families
+        kind = KINDS[section.network.type]  # toolkit.contracts.network_kinds
+    """
 
     network: NetworkConfig = Field(default_factory=NetworkConfig)
     """The adapter that is trained."""
@@ -241,7 +253,13 @@ class ModelSection(ProcessConfig):
 
 class TrainingSection(ProcessConfig):
     """A run in its own folder: optimizer steps, samples, validation, saves, and what
-    ends it."""
+    ends it.
+
+    Example::
+
+        folder = section.job_folder(JobContext(job.name))
+        images = section.micro_batches_per_step * section.images_per_micro_batch
+    """
 
     training_folder: PathStr = Field(default="output", validate_default=True)
     """The run's files go to `<training_folder>/<name>/`."""
@@ -375,7 +393,13 @@ class TrainingSection(ProcessConfig):
 
 
 class TrainerConfig(TrainingSection):
-    """What every trainer has, whatever it trains."""
+    """What every trainer has, whatever it trains.
+
+    Example::
+
+        class SdTrainerConfig(DiffusionSection, TrainerConfig):
+            process_types = ("sd_trainer",)
+    """
 
     def check(self, job: JobContext) -> Findings:
         """Metrics that are never measured."""
@@ -450,7 +474,13 @@ class TrainerConfig(TrainingSection):
 
 
 class ImageTrainingSection(DatasetsSection, TrainingSection):
-    """A training on folders of images, or on a stream of shards."""
+    """A training on folders of images, or on a stream of shards.
+
+    Example::
+
+        class RolesSection(ImageTrainingSection, TrainerConfig):
+            reads_streams = True
+    """
 
     @property
     def micro_batches_per_step(self) -> int:
@@ -515,7 +545,13 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
 
 
 class DiffusionSection(ModelSection, ImageTrainingSection):
-    """The keys of a process that works on the datasets of a training job."""
+    """The keys of a process that works on the datasets of a training job.
+
+    Example::
+
+        class CacheConfig(CacheOptions, DiffusionSection):
+            process_types = ("cache",)
+    """
 
     has_base_model: ClassVar = True
 
