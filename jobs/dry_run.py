@@ -1,6 +1,13 @@
-"""`--dry-run`: what a job would do, as text or JSON. Scans datasets; writes and
-downloads nothing. `check_job` makes the same plan of every job and process that waits
-for another one, before anything trains."""
+"""The plan of a job before it runs: `--dry-run`, as text or as JSON.
+
+`plan_job` asks the section of each process for its `RunPlan`, in order, and tells each
+one what the processes before it will write. It scans datasets and reads the headers of
+model files. It writes nothing, downloads nothing, and does not import torch.
+
+`check_job` makes the same plan of a job that has to wait for another one, so that its
+errors appear before anything trains. `run.py` calls both. The numbers themselves come
+from `toolkit/plan`.
+"""
 
 from __future__ import annotations
 

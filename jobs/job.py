@@ -1,5 +1,13 @@
 """`job: extension`: builds the processes of a config by their types and runs them in
-order."""
+order.
+
+`run.py` makes an `ExtensionJob` of a checked `JobConfig`. All processes are built
+before the first one runs, so that a mistake in the last one costs nothing. A process
+sees its job as a `BaseJob`: name, metadata, ranks, and the other processes.
+
+Which processes an earlier start has finished is in `jobs/job_state.py`. What a process
+does is in its class; the base classes are in `jobs/process`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""Runs several configs one after another and summarises the results."""
+"""Runs several configs one after another and summarises the results.
+
+`run_series` checks every config before it runs the first one. Each runs in a separate
+interpreter (`ChildRunner`), which returns all memory to the system when it ends.
+Signals are forwarded to the child.
+
+`run.py` calls it for several configs on one command line, and for `--seeds`. What a
+config does is not known here; a run is an exit code.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""Errors in a dataset, each dataset's after the line of the job that names it."""
+"""Errors in a dataset, placed at the line of the job that names the dataset.
+
+The scan of `toolkit/data` raises `DataErrors` with paths of files, because it does not
+know the job. `places_of_datasets` catches them and puts the line of the job in front,
+with one line that counts the files inside a folder.
+
+`jobs/job.py` wraps the run of each process in it, and `jobs/dry_run.py` the plan.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,9 @@
-"""`run.py JOB.yaml --seeds 1,2,3`: the same job once per seed, each in its own folder,
-and how the runs compare."""
+"""`run.py JOB.yaml --seeds 1,2,3`: the same job once per seed, each in its own folder.
+
+`read_seeds` reads the option, `run_folders` lists the folders of a job that trains, and
+`compared` prints the losses of the runs with their mean and spread. The runs themselves
+are started by `jobs/multi_run.py`. `run.py` calls all of these.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,13 @@
-"""Tables from a name in the YAML to "module:attribute"; a module is imported only when
-its name is used."""
+"""Tables from a name in the YAML to "module:attribute".
+
+A module is imported only when its name is used, so a dry run imports no torch, and the
+core imports no part that can be left out. The names of those parts are in this file and
+in no other file of the core. `--without NAME` removes entries.
+
+The config, `toolkit/models/families.py`, `toolkit/contracts/network_kinds.py` and
+`run.py` load through it. Process types are not listed here: `toolkit/extension.py`
+discovers them.
+"""
 
 from __future__ import annotations
 

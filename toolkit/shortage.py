@@ -1,6 +1,12 @@
-"""What a machine is short of (memory, threads, open files), by all the names that
-Python, PyTorch, libraries in Rust and the system have for it. Nothing is damaged then,
-and nothing has to be downloaded again. Imports no torch."""
+"""What a machine is short of: memory, threads, or open files.
+
+`shortage` recognises the shortage in an error, by all the names that Python, PyTorch,
+libraries in Rust and the system have for it. Nothing is damaged in such a case, and
+nothing has to be downloaded again; the message says what to lower or raise.
+
+`jobs/exit.py` and the modules that read files and models call it. Memory of a GPU that
+runs out in a step is handled by `toolkit/train/loop.py`. Imports no torch.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,13 @@
-"""One entry of a job's `process` list as an object: its settings, its name, and
-`run`."""
+"""One entry of a job's `process` list as an object: its settings, its name, and `run`.
+
+`BaseProcess` is the base class of every process; `BaseTrainProcess` adds a folder for
+the files of a run. Names and arguments are those of ai-toolkit, so that its extensions
+load. Nothing is written before `run`.
+
+Extensions subclass these classes (docs/extensions.md). `jobs/job.py` builds the objects
+and calls `run`, `on_error` and `move_aside`. `jobs/process/trainer.py` has the base
+class of trainers.
+"""
 
 from __future__ import annotations
 

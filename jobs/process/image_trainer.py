@@ -1,6 +1,12 @@
-"""Base class of trainers on folders of images or a stream of shards: the plan,
-encoding, batches, samples and validation that they share. A trainer says what is
-planned (`planner_class`) and what is learned (`fit`)."""
+"""Base class of trainers on images, in folders or in a stream of shards.
+
+It implements those steps of `Trainer` that all trainers on images share: the plan,
+encoding and its cache, batches, samples, and validation. A subclass says how the run is
+planned (`planner_class`) and what is learned (`fit`).
+
+Scanning and batches are in `toolkit/data`, the loop in `toolkit/train`. This module
+connects them. The trainers in `extensions/` subclass it.
+"""
 
 from __future__ import annotations
 

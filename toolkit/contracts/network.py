@@ -1,4 +1,12 @@
-"""The contract of a network: what is trained on a model."""
+"""The contract of a network: the trained parameters of a model.
+
+A `Network` is an adapter on a frozen model, or the model itself. A trainer creates it
+from the `network` section, attaches it to the model, trains its `parameters`, and saves
+what `export` returns. The kinds are listed in `network_kinds.py`.
+
+`toolkit/networks` implements the contract. `extensions/sd_trainer` and `toolkit/train`
+use it. Optimizers and file names of a run are not part of it.
+"""
 
 from __future__ import annotations
 

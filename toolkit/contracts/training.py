@@ -1,4 +1,12 @@
-"""The contract of a training step, and the state of a run between two of them."""
+"""The contract of a training step, and the state of a run between two steps.
+
+A trainer implements `TrainStep`: from a batch to the losses of each role. The loop in
+`toolkit/train/loop.py` runs the backward passes, steps the optimizers, and gives
+callbacks a `StepResult`. `TrainState` holds the numbers that a checkpoint stores.
+
+Everything here is a record or an interface; the loop and the optimizers are elsewhere.
+Nothing here imports torch at run time.
+"""
 
 from __future__ import annotations
 

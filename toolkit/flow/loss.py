@@ -1,5 +1,11 @@
-"""The training objective: the interpolants between image and noise, the loss of each
-sample, its weight by timestep.
+"""The training objective: interpolants between image and noise, and the loss of a
+sample.
+
+An `Interpolant` mixes image and noise and says what the model predicts.
+`loss_per_sample` is the loss, and `weights` its weight by timestep. All are pure
+functions of tensors and `FlowSettings`. Drawing the timestep is in `timesteps.py`.
+
+`toolkit/train/flow_step.py` and `toolkit/train/validation.py` call it.
 
 Shape suffixes: B batch, C channels, H/W height and width of the latent.
 """

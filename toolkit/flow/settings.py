@@ -1,6 +1,12 @@
-"""The names of noise levels, loss weights and losses; which keys of `train` each makes
-use of; these keys with their defaults; how many noise levels share a pass. Imports no
-torch: the config reads them as well."""
+"""The names and settings of noise levels and losses, without torch.
+
+The tables list the values of `train.timestep_type`, `train.weighting_scheme` and
+`train.loss_type`, and the keys that each of them uses. `FlowSettings` has these keys
+with their defaults. The last part counts how many noise levels share a forward pass.
+
+`toolkit/config/sections/train.py` checks a job against the tables; `loss.py` and
+`timesteps.py` have the formulas.
+"""
 
 from __future__ import annotations
 

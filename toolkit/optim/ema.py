@@ -1,5 +1,13 @@
-"""An exponential average of the trained weights, and the widths of power functions by
-which files are averaged."""
+"""An exponential moving average of the trained weights.
+
+`Ema` holds the average of a role's parameters and updates it after each optimizer step,
+without waiting for the device. `swapped_in` exchanges weights inside a block, for
+samples and saves. `gamma_of` gives the power function of a width, by which saved files
+are averaged afterwards.
+
+`toolkit/train/roles.py` and `toolkit/train/optimizer_step.py` use it. The schedule of
+the decay is in `schedules.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,15 @@
-"""Optimizers by the short names of `train.optimizer` or by dotted path, their state as
-named tensors, and steps that are skipped by a flag on the device, without the host
-waiting for it."""
+"""Optimizers as the training uses them: built by name, stored as tensors, skipped by
+flag.
+
+`build_optimizer` makes an optimizer by a short name of `train.optimizer` or by a dotted
+path. `step_if` steps only where a flag on the device is true, without the host waiting
+for it where the optimizer allows that. `state_tensors` and `load_state_tensors` turn
+the state into named tensors and back.
+
+Names and arguments are checked in `optimizer_args.py`, without torch.
+`toolkit/train/roles.py`, `optimizer_step.py` and `checkpoint_state.py` call this
+module.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,11 @@
-"""The commands that use what a run has left, ready to be pasted into a shell. Imports
-no torch."""
+"""The commands that use the results of a run, ready to be pasted into a shell.
+
+`next_commands` names an image of the run's first sample, a grid of its files, and its
+report. `lead_on` names the next steps after an example job. Imports no torch.
+
+`jobs/process/trainer.py` prints them at the end of a run, and a report shows them. The
+commands are only written here, never run.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,12 @@
-"""Settings that save memory and are not used yet, for out-of-memory messages and the
-plan. Imports no torch."""
+"""Settings that save memory and that a job does not use yet.
+
+`suggestions` lists the settings of a diffusion job, first those that cost least, and
+`memory_advice` puts them in one sentence. `advice_line` takes changes until a job fits
+a machine. `why_too_large` is the reason why a run does not start. Imports no torch.
+
+The planners call them, and a trainer whose memory ran out. The estimate itself is made
+in `memory_plan.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,14 @@
-"""`StrictModel`, the base of every config section."""
+"""`StrictModel`, the base of every config section.
+
+A section declares its keys as fields. The docstring under a field is its description in
+docs/config.md, in the JSON Schema and in `--help`. Class variables say which other
+shapes a key may have, which keys were removed, and what a changed value means for a run
+that resumes. A subclass overrides `rewrite` and `check`.
+
+The sections in `toolkit/config/sections` and in extensions subclass it. `normalise.py`
+reads the class variables, `validate.py` builds the sections, and `loader.py` calls
+`all_findings`. Nothing here reads a file.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,14 @@
-"""Field types that several sections share: a value out of a list of names, a list that
-may be a single value, reference images in slot order (`<key>: one or a list`, or
-`<key>_1`, `<key>_2`, `<key>_3`)."""
+"""Field types that several sections share.
+
+A type is an `Annotated` with a validator: a name out of a list (`OneOf`), a path
+(`PathStr`), a list that may be given as a single value (`StrOrList`, `PathOrList`), a
+dtype, and control images in slot order (`<key>: one or a list`, or `<key>_1`,
+`<key>_2`, ...). The validators raise `value_error`, whose message reaches the user as
+it is. The module also has the hints for paths that lead nowhere.
+
+The sections use the types, here and in extensions. Rules between keys are not here, but
+in the `check` of a section.
+"""
 
 from __future__ import annotations
 

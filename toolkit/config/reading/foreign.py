@@ -1,5 +1,13 @@
-"""What the core asks about the keys and files of other programs. The answers lie in a
-part that `toolkit.registry` names. Without that part no other program has any."""
+"""The interface to the keys, files and commands of other programs.
+
+It holds the types (`ForeignName`, `ForeignKeys`, `ForeignFile`) and the questions that
+the core asks: does another program have this key, is this text a command of another
+program, which reader reads this file. The answers are in a part of the program that
+`toolkit/registry.py` names. Without that part, no other program has any key.
+
+`loader.py`, `normalise.py`, `tool.py` and `run.py` ask. No name of another program is
+listed here.
+"""
 
 from __future__ import annotations
 

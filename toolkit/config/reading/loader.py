@@ -1,4 +1,15 @@
-"""`load_job`: a config file to a checked `JobConfig`, or all of its errors at once."""
+"""`load_job`: from a config file to a checked `JobConfig`, or to all of its errors at
+once.
+
+The steps are: read the text (`yaml_reader`, `toml_reader`), fill in variables and
+`[name]`, turn a file of another program into a job (`foreign`), check the frame of the
+job, and read each process. A process is normalised (`normalise`), validated
+(`validate`), and asked for its findings (`base`). Errors are collected in one
+`Diagnostics` and raised together.
+
+`run.py` and the tools call `load_job`; `tool.py` calls `read_process` for a command.
+Nothing here imports torch. The caller passes `find_model`, which knows the extensions.
+"""
 
 from __future__ import annotations
 

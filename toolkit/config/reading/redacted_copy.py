@@ -1,4 +1,14 @@
-"""The config as it is kept beside the results of a run."""
+"""The config as it is saved with the results of a run.
+
+`saved_text` returns the user's own YAML, with comments and `${VAR}` as written; only
+secrets, the name and the seed are replaced in place. Other formats are written as YAML.
+`job_text` writes a new YAML file for a job that was made from a file of another
+program, with the origin of each value.
+
+`loader.py` calls both while the file is read, and the text becomes
+`JobConfig.unexpanded_text`. A process writes it to its folder. Redaction of logs is in
+`toolkit/files/redact.py`.
+"""
 
 from __future__ import annotations
 

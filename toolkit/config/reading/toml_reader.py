@@ -1,5 +1,12 @@
-"""TOML as `ConfigNode`s. tomllib says nothing of places, so each statement is looked
-up: the lines from one that begins with a key on, until tomllib reads them alone."""
+"""TOML as `ConfigNode`s, with the place of every value.
+
+tomllib parses the text but reports no places. So each statement is looked up: from a
+line that begins with a key, to the first line with which tomllib reads the lines alone.
+Errors of tomllib become messages with a remedy.
+
+`loader.py` calls `read_toml` for files that end in .toml, and so does the part that
+reads datasets of other programs. Jobs of this program are YAML, never TOML.
+"""
 
 from __future__ import annotations
 

@@ -99,8 +99,8 @@ class FlagParser(argparse.ArgumentParser):
 
     Example::
 
-        parser = tool_parser("best", BestConfig)
-        known, unknown = parser.parse_known_intermixed_args(["output/my_char"])
+        parser = tool_parser("inspect", InspectConfig)
+        known, unknown = parser.parse_known_intermixed_args(["my_char.safetensors"])
     """
 
     def error(self, message: str) -> Any:
@@ -308,8 +308,8 @@ class FlagDiagnostics(Diagnostics):
 
     Example::
 
-        diagnostics = FlagDiagnostics("run.py best", BestConfig)
-        diagnostics.error(root, "is required.", path=("folder",))  # of `--folder`
+        diagnostics = FlagDiagnostics("run.py inspect", InspectConfig)
+        diagnostics.error(root, "is required.", path=("file",))
     """
 
     def __init__(self, file: str, model: type[ToolConfig]) -> None:

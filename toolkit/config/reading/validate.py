@@ -1,5 +1,14 @@
-"""A normalised section -> its model, with every error of pydantic reported at its
-place, in words that name the value and the remedy."""
+"""A normalised section becomes its model; each error of pydantic is reported at its
+place.
+
+`validate` builds the model and reports errors in words that name the value and the
+remedy (`explain`, `number_remedy`). Wrong values are then left out and the rest is
+built again, so that it can still be checked. `Place` is the field of a wrong value: its
+bounds, its default, and its description.
+
+`loader.py` calls it for each process, after `normalise.py`. Rules between keys are not
+checked here, but in `StrictModel.check`.
+"""
 
 from __future__ import annotations
 

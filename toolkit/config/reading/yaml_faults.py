@@ -1,5 +1,12 @@
-"""What PyYAML says of a text it cannot read -> the place of the mistake, and what to
-write instead."""
+"""What to write instead of a YAML text that PyYAML cannot read.
+
+`syntax_fault` takes the error of PyYAML and returns the place of the mistake, which is
+often above the place that PyYAML names, with a message and a remedy. It recognises the
+usual mistakes: tabs, missing spaces, a missing dash, unquoted special characters.
+
+`yaml_reader.py` calls it. `quoted` writes a text so that YAML reads it back as text;
+messages of the other modules use it.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,12 @@
-"""`datasets[]`: one folder of images with captions and control images, or a stream of
-shards; `validation`: held-out images."""
+"""`datasets[]` and `validation`: which images are trained on, and which are held out.
+
+A dataset is a folder of images with captions and control images, or a stream of shards
+(`webdataset`). `columns` reads a table, and `from_base` lets the base model make the
+images. `validation` takes a folder or a share of the datasets.
+
+`toolkit/data/scan` finds the files that a `DatasetConfig` describes; nothing here opens
+an image. `toolkit/config/sections/trainer.py` composes the sections.
+"""
 
 from __future__ import annotations
 

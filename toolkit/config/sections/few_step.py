@@ -1,6 +1,11 @@
-"""LoRA files that are active beside what is trained: `train.assistant` in training, the
-few-step LoRAs of `sample.also` and `train.few_step_loss` in the samples and in a part
-of the training."""
+"""LoRA files that are active in addition to the network that is trained.
+
+`train.assistant` is active in training only. The few-step LoRAs of `sample.also` are
+active in samples, and the one of `train.few_step_loss` in a share of the training.
+
+`train.py` and `output.py` have these sections as fields. `toolkit/train/few_step.py`
+and `toolkit/train/sampling.py` use them; the files are loaded by the trainer.
+"""
 
 from __future__ import annotations
 

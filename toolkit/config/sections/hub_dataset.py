@@ -1,5 +1,11 @@
-"""A dataset of the hub as a folder: found in the hub cache by its id or address.
-Nothing here opens a connection."""
+"""A dataset of the hub as a folder of the hub cache.
+
+`hub_dataset` recognises an id or an address, `from_cache` returns the folder of a
+snapshot, and `hub_fault` says what is missing there. Nothing here opens a connection:
+`download` returns the command with which the user gets the files.
+
+`dataset.py` uses it for `folder_path`; `model_files.py` uses the search in the cache.
+"""
 
 from __future__ import annotations
 

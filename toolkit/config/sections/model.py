@@ -1,4 +1,12 @@
-"""`model`: the model that is trained, and how it is kept in memory."""
+"""`model`: the model that is trained, and how it is kept in memory.
+
+`ModelConfig` names the model (hub id, folder or single file), replaces parts of it, and
+says what is quantized, swapped or merged. Its `check` reports a model that is missing
+or of another family, without reading weights (`model_files.py`).
+
+Trainers, tools and plans read it. `toolkit/models/families.py` finds the family of a
+section and loads the model; memory is estimated in `toolkit/plan`.
+"""
 
 from __future__ import annotations
 

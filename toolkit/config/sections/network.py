@@ -1,4 +1,12 @@
-"""`network`: the adapter that is trained."""
+"""`network`: the adapter that is trained.
+
+`NetworkConfig` has the kind of network, its rank and alpha, and the patterns that
+choose layers. Keys that a kind does not use are reported, by the table of kinds in
+`toolkit/contracts/network_kinds.py`.
+
+`toolkit/networks` builds the network from it, and `toolkit/networks/targets.py` applies
+the patterns (`matching`). Nothing here knows the layers of a model.
+"""
 
 from __future__ import annotations
 

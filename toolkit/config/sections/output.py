@@ -1,5 +1,12 @@
-"""`save`: the files of a run; `sample`: images generated during training; `logging`:
-console output and trackers (`metrics.jsonl` always has every step)."""
+"""`save`, `sample` and `logging`: what a run writes.
+
+`save` says when weights and states are written and how many are kept. `sample` says
+which images are generated during training; `SampleConfig.sample_items` fills in what an
+item leaves open. `logging` has the console output and the trackers (`metrics.jsonl`
+always has every step).
+
+The callbacks in `toolkit/train` act on these sections. Nothing here writes a file.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,14 @@
-"""`train`: length, optimizer, loss and precision of the training, with its sections
-`lr_groups`, `ema_config`, `compile` and `preference`; `stop_when`: ends a process
-early, at a bound of a metric or when the validation loss stops improving."""
+"""`train` and `stop_when`: length, optimizer, loss and precision of the training.
+
+`OptimizerConfig` is the optimizer of one set of parameters, `OptimizationConfig` adds
+what every training has, and `TrainConfig` the keys of diffusion models. Smaller
+sections are `lr_groups`, `ema_config`, `compile` and `preference`. `stop_when` ends a
+process early, at a bound of a metric or when the validation loss stops improving.
+
+Names of optimizers and schedules come from `toolkit/optim`, those of losses and
+timesteps from `toolkit/flow/settings.py`. Rules that concern other sections too are in
+the `rules.py` of a trainer.
+"""
 
 from __future__ import annotations
 
