@@ -853,7 +853,7 @@ def prepare_streams() -> None:
     """Makes the streams line-buffered, also in a pipe, and escapes what cannot be
     encoded; opens closed ones.
 
-    Secrets are redacted, those of the environment from the start.
+    Secrets are redacted; secrets of the environment from the start.
     """
     log.quiet_libraries()
     log.open_closed_streams()

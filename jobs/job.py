@@ -98,9 +98,9 @@ class BaseJob:
 
     @property
     def device(self) -> str:
-        """PyTorch's name of the best device there is, that of this rank where there are
-        several: "cuda:0", "mps" or "cpu". A process with a `device` key uses that
-        instead."""
+        """PyTorch's name of the best device of this machine, with several ranks the
+        device of this rank: "cuda:0", "mps" or "cpu". A process with a `device` key
+        uses that instead."""
         from toolkit.system.device import pick_device  # here: it imports torch
 
         return str(self.process_group.device(pick_device("auto")))

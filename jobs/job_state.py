@@ -96,7 +96,7 @@ class JobState:
 
     def _digest(self, entry: ProcessEntry) -> str:
         """Digest of the settings, and of what the process reads; empty where nothing is
-        recorded, so nobody asks."""
+        recorded."""
         if self.path is None:
             return ""
         text = json.dumps(

@@ -107,7 +107,7 @@ class ChildRunner:
 
     def __call__(self, config: str, *flags: str) -> int:
         """Runs one config, with further flags, and returns its exit code; after a
-        signal that of the signal, without running it."""
+        signal it returns the exit code of the signal and runs nothing."""
         for number in to_handle():  # here: while the configs are checked, there is no child to forward a signal to
             signal.signal(number, self._on_signal)
         if self._stop_code is not None:

@@ -28,8 +28,8 @@ def places_of_datasets(entry: ProcessEntry) -> Iterator[None]:
 
 
 def _placed(error: DataErrors, places: Mapping[Path, str]) -> Iterator[Diagnostic]:
-    """An error of a folder or file that the job names is at its line; those of files
-    inside follow that line."""
+    """An error of a folder or file that the job names is at its line. Errors of files
+    inside the folder follow that line."""
     by_line: dict[Path | None, list[Diagnostic]] = {}
     for mistake in error.errors:
         path = Path(re.sub(r":\d+$", "", mistake.place))

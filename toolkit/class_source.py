@@ -77,7 +77,7 @@ class ClassSource:
     is_function: bool = False
 
     def lineage(self) -> Iterator[ClassSource]:
-        """The class, then its bases, depth first, as far as the source names them; one
+        """The class, then its bases, depth first, where the source names them; one
         whose `node` is None stands for those that it does not."""
         waiting = [self]
         seen = set[tuple[str, str]]()

@@ -73,7 +73,7 @@ class Diagnostic:
 
     key: KeyPath
     """The keys from the section down; else one text, such as "file:line:column:
-    dotted.key" or a path. Of a LoRA file its layers; empty: none in particular."""
+    dotted.key" or a path. For a LoRA file: its layers. Empty: no particular place."""
 
     message: str
     """The value that was found, and what to write instead where `remedy` does not say

@@ -6,8 +6,8 @@ folder of a job file, which may be anybody's.
 
 An extension is a package whose `__init__.py` lists classes in `AI_TOOLKIT_EXTENSIONS`;
 `docs/extensions.md` shows how to write one. It is somebody else's code: whatever goes
-wrong while it is imported is kept with its traceback and shown to whoever asks for it,
-and disturbs nobody else.
+wrong while it is imported is kept with its traceback and shown when its process type is
+used. Other extensions still load.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Extension:
     needed, and no sooner.
 
     `process`, `config` and `command` are written "module:Class"; a module that begins
-    with a dot (".process:MyProcess") lies in the package of the class that says so. An
+    with a dot (".process:MyProcess") is in the package of the class that names it. An
     extension of another program may override `get_process`, `get_config` and
     `get_command` instead.
 
@@ -154,8 +154,8 @@ class RegisteredExtension:
     extension: type[Any]
 
     def names(self) -> set[str]:
-        """What `--without` may call it: its type, its package, and the folders in it
-        that its process lies in."""
+        """What `--without` may call it: its type, its package, and the folders in the
+        package that hold its process."""
         inside = (
             str(getattr(self.extension, "process", ""))
             .partition(":")[0]
@@ -264,8 +264,8 @@ class ExtensionTable:
         raise UserError("\n".join([*lines, *map(str, self.broken)]))
 
     def _remedy(self, uid: str) -> str:
-        """What to write instead of a type that nobody has: the one like it, or the
-        trainer of most jobs."""
+        """What to write instead of a type that no extension has: the one like it, or
+        the trainer of most jobs."""
         known = {extension.uid for extension in self.found}
         tools = self.tools()
         near = get_close_matches(
@@ -371,8 +371,8 @@ class ExtensionTable:
 def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
     """Imports every extension in `folders`.
 
-    By default these are the program's extensions, those of its examples, the folders of
-    EXTENSIONS_PATH, and the installed packages with an entry point.
+    By default these are the program's extensions, the extensions of its examples, the
+    folders of EXTENSIONS_PATH, and the installed packages with an entry point.
     """
     extensions: list[RegisteredExtension] = []
     broken: list[FailedExtension] = []

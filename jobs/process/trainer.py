@@ -81,7 +81,8 @@ COUNTED = {
     "text encoder layers": "layers of the text encoder",
     "control images of samples": "control images",
 }
-"""What `Progress` is told -> what a person would count; other words stay."""
+"""Word that `Progress` gets -> word for the things that a user counts; other words
+stay."""
 
 IN_THE_CACHE = " in the cache"
 
@@ -374,7 +375,7 @@ class Trainer(BaseTrainProcess):
             raise fault from error
 
     def _told(self, error: Exception) -> RunError | None:
-        """What a user is told of an error that is not a defect of the program; None: it
+        """The error that a user sees where it is not a defect of the program; None: it
         is one."""
         short = shortage(error)
         if isinstance(error, RuntimeError) and is_short_of(error) is MEMORY:

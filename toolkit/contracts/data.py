@@ -48,7 +48,7 @@ NO_FLIP = Flip()
 
 
 PLACEHOLDERS = ("[trigger]", "[name]")
-"""What the trigger word is put for, in captions and prompts."""
+"""Placeholders in captions and prompts that the trigger word replaces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class Sample(NamedTuple):
 
     background: str = ""
     """Colour that transparent pixels of the image and its control images are composited
-    on; empty: white, unless the model has transparency of its own."""
+    on; empty: white, unless the model has transparency itself."""
 
     flip: Flip = NO_FLIP
     """How the image, its control images and its mask are mirrored."""
@@ -315,7 +315,7 @@ class PromptEmbeds:
     embedding: [B, ...], one shape for all prompts."""
 
     def select(self, rows: Sequence[int]) -> PromptEmbeds:
-        """The given items, padded only as far as the longest of them."""
+        """The given items, padded to the longest of them."""
         rows = list(rows)
         lengths = tuple(self.lengths[row] for row in rows)
         extra = {name: tensor[rows] for name, tensor in self.extra.items()}

@@ -72,7 +72,7 @@ class LicenceTerms:
     """What the documentation of the LoRA has to display."""
 
     notice: str
-    """The text of the file `NOTICE` beside the LoRA."""
+    """The text of the file `NOTICE` next to the LoRA."""
 
 
 class ModelFacts:
@@ -149,8 +149,8 @@ class ModelFacts:
     """Pixels of the longest image that it has positions for; None: any."""
 
     own_sizes: tuple[Size, ...] = ()
-    """Sizes in pixels that the model was published with, a square first; of which an
-    image gets one where no size is given."""
+    """Sizes in pixels that the model was published with, a square first. An image for
+    which no size is given gets one of them."""
 
     max_references: int = 0
     """Largest number of control images per sample."""
@@ -165,7 +165,7 @@ class ModelFacts:
     of [C, N H, W], first the picture, then its layers from back to front."""
 
     text_sees_references: bool = True
-    """Whether the text encoder sees the control images beside a prompt."""
+    """Whether the text encoder sees the control images in addition to a prompt."""
 
     text_at_reference_size: bool = False
     """Whether the text encoder sees the control images in
@@ -236,8 +236,8 @@ class ModelFacts:
         self, reference: Size | None = None, learned: Sequence[Size] = ()
     ) -> Size:
         """The size of an image that is given none: of `learned`, or else of
-        `own_sizes`, the one whose aspect ratio is nearest to that of the reference;
-        without a reference the first."""
+        `own_sizes`, the one whose aspect ratio is nearest to the reference's; without a
+        reference the first."""
         side = min(1024, self.longest_side or 1024)
         sizes = learned or self.own_sizes or (self.drawable(Size(side, side)),)
         if reference is None:
@@ -455,7 +455,7 @@ class DiffusionModel(ABC):
         guidance_B.
 
         It is called without gradients, and with the same weights each time: a family
-        may keep what depends on neither x_t nor t, as long as the function lives.
+        may keep results that depend on neither x_t nor t while the function lives.
         """
         return lambda x_t_BCHW, t_B, *guidance: self.predict_velocity(
             x_t_BCHW, t_B, prompts, references, *guidance

@@ -45,7 +45,7 @@ class ActivationUnits:
 
     One unit is tokens x width elements, the size of a block's output. Counted on the
     published Qwen-Image-Edit blocks, tensor by tensor
-    (`benchmarks/bench_published.py`). The defaults are those of a LoRA.
+    (`benchmarks/bench_published.py`). The defaults are the numbers of a LoRA.
 
     >>> half_precision, float32 = KINDS["dora"].units.everything
     >>> half_precision
@@ -56,7 +56,8 @@ class ActivationUnits:
     """Kept for the backward pass where nothing is recomputed."""
 
     matmul_outputs: Pair = (11.1, 11.1)
-    """Those of them that are matmul and attention outputs (what `cheap` saves)."""
+    """The part of `everything` that is matmul and attention outputs (what `cheap`
+    saves)."""
 
     backward: Pair = (6.4, 6.4)
     """Further memory in the backward pass, besides kept or recomputed activations."""
@@ -84,7 +85,7 @@ class ActivationUnits:
     """`matmul_outputs` of a compiled block."""
 
     offloaded: Pair | None = (17.3, 17.3)
-    """Peak on the device with `block_offload`, beside a layer's change and its
+    """Peak on the device with `block_offload`, without a layer's change and its
     dequantized weight; None: not counted, and refused."""
 
 

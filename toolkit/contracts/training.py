@@ -79,11 +79,11 @@ class StepLosses:
 
     numbers: dict[str, Tensor] = field(default_factory=dict)
     """Metric name -> one value of the batch (0-dim), the mean over `counts` of its
-    samples. Of an accumulation step the mean over all of these is logged."""
+    samples. The log has the mean over all samples of an accumulation step."""
 
     counts: dict[str, int] = field(default_factory=dict)
-    """Name of a number -> the samples of which it is the mean; those that are left out:
-    all of the batch."""
+    """Name of a number -> how many samples it is the mean of. For a name that is left
+    out: all of the batch."""
 
 
 class Backward(Protocol):
@@ -123,7 +123,8 @@ BatchT = TypeVar("BatchT", bound=Batch)
 
 
 class TrainStep(ABC, Generic[BatchT]):
-    """Forward pass and losses of one micro-batch. All the loop knows of the model.
+    """Forward pass and losses of one micro-batch. The loop knows the model only through
+    it.
 
     Example::
 
@@ -226,7 +227,7 @@ class StepResult:
 
     compiled: bool = False
     """Programs were compiled in this step, or in one whose metrics were fetched
-    together with it: its time is not that of later steps."""
+    together with it: later steps take less time."""
 
     skipped: bool = False
     """A loss or gradient was not finite: at least one role skipped this step."""

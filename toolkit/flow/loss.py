@@ -50,8 +50,8 @@ def trigonometric_path(
     x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor
 ) -> tuple[Tensor, Tensor]:
     """x_t = cos(a) x0 + sin(a) noise and v = cos(a) noise - sin(a) x0 with a = pi t /
-    2, at least float32; the variance of x_t is that of x0 and noise at every t. dx_t/dt
-    is pi / 2 times v.
+    2, at least float32; at every t, x_t has the variance of x0 and noise. dx_t/dt is pi
+    / 2 times v.
 
     t_B: as of `linear_path`. Raises ValueError when x0 and noise differ in shape.
     Source: v: Salimans & Ho 2022, arXiv:2202.00512, appendix D; the path: Albergo &

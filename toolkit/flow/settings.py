@@ -121,7 +121,8 @@ def most_levels(setting: NoiseLevels) -> int:
 
 
 def cost_of(levels: int, prefix: int, target: int) -> float:
-    """Tokens of one pass with so many levels, as a share of those of as many passes."""
+    """Tokens of one pass with so many levels, as a share of the tokens of separate
+    passes."""
     return (prefix + levels * target) / (levels * (prefix + target))
 
 

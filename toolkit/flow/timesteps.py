@@ -41,7 +41,7 @@ class TimestepContext:
     """
 
     tokens: int = 4096
-    """Tokens of the target; those of references do not count."""
+    """Tokens of the target, without the tokens of references."""
 
     mu: float = 0.0
     """Shift exponent with which the model itself samples at this size, in `LEVELS`
@@ -389,8 +389,8 @@ def _cut_off(share: Tensor, settings: FlowSettings, context: TimestepContext) ->
 def _shares_between(
     settings: FlowSettings, context: TimestepContext, low: float, high: float
 ) -> tuple[float, float]:
-    """The first and last uniform number whose t lies in [low, high], by bisection: t
-    only rises or only falls."""
+    """The first and last uniform number whose t is in [low, high], by bisection: t only
+    rises or only falls."""
 
     def t_of(share: float) -> float:
         return float(

@@ -85,8 +85,8 @@ class Ema:
 def _lerp_(
     averages: Sequence[Tensor], parameters: Sequence[nn.Parameter], weight: Tensor
 ) -> None:
-    """Moves each average towards its parameter. Those of a swapped block may lie in CPU
-    memory while its parameters are on the device; copies are made of one parameter at a
+    """Moves each average towards its parameter. The averages of a swapped block may be
+    in CPU memory while its parameters are on the device. One parameter is copied at a
     time."""
     weights = [weight.to(average.device) for average in averages]
     if all(

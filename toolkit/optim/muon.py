@@ -45,8 +45,8 @@ class Muon(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        """momentum, betas: in [0, 1); betas and eps are those of AdamW. Raises
-        ValueError for a number out of range."""
+        """momentum, betas: in [0, 1); betas and eps as in AdamW. Raises ValueError for
+        a number out of range."""
         if (
             lr <= 0
             or weight_decay < 0

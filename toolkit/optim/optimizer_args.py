@@ -650,7 +650,8 @@ may import the class (`trial.measured_states`)."""
 
 
 MUCH_STATE = 32
-"""Bytes of state per weight above which there is a warning: twice those of Prodigy."""
+"""Bytes of state per weight above which there is a warning: twice the bytes of
+Prodigy."""
 
 
 def state_note(name: str, arguments: Arguments, shapes: Sequence[Shape]) -> str:

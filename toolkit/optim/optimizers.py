@@ -124,8 +124,8 @@ def build_optimizer(
     """The optimizer `name` with learning rate `lr` and the user's `optimizer_params`,
     ready to train.
 
-    parameters: all of one group, or the parameters of each group by its name; the order
-    of both is that of the optimizer's state. Who trains with it sets each group's rate
+    parameters: all of one group, or the parameters of each group by its name; the
+    optimizer's state has the same order. The caller sets each group's rate
     (`Role.set_learning_rates`). Raises ArgumentError for an argument the optimizer does
     not take or refuses.
     """

@@ -265,8 +265,8 @@ class Plateau:
     """1 until a value that is to fall has not fallen for a while, then `factor` of it,
     and so on down to `min_ratio`.
 
-    The rule is that of torch's ReduceLROnPlateau with mode min. Its state is a handful
-    of JSON values.
+    The rule is the one of torch's ReduceLROnPlateau with mode min. Its state is a
+    handful of JSON values.
 
     >>> plateau = build_schedule("plateau", 1000, params={"every": 1, "patience": 1})
     >>> for loss in (0.5, 0.5, 0.5):
@@ -418,16 +418,16 @@ class ScheduleDef:
     lengths: tuple[str, ...] = ()
     """Names in `train.lr_scheduler_params` that are accepted and change nothing.
 
-    ai-toolkit replaces these lengths by that of the run; so its cosine_with_restarts
-    never comes to a second cycle, which T_mult would lengthen. Source:
-    `BaseSDTrainProcess` (total_iters = steps), `toolkit/scheduler.py`.
+    ai-toolkit replaces these lengths by the length of the run; so its
+    cosine_with_restarts never comes to a second cycle, which T_mult would lengthen.
+    Source: `BaseSDTrainProcess` (total_iters = steps), `toolkit/scheduler.py`.
     """
 
     torchs: str = ""
     """The schedule for which those lengths count."""
 
     needs: str = ""
-    """The parameter without which it is nothing."""
+    """The parameter that it requires."""
 
 
 _FALL = ("decay", "min_ratio")

@@ -54,7 +54,7 @@ WITHOUT_STATES = (
 
 @dataclass(frozen=True)
 class OptimizerTrial:
-    """What was found about an optimizer that a training can use.
+    """The result of `try_optimizer`, for an optimizer that a training can use.
 
     >>> trial = OptimizerTrial("adamw", difference=0, moves_at_zero=False)
     >>> next(trial.lines())
@@ -71,7 +71,7 @@ class OptimizerTrial:
     """Whether a learning rate of 0 moves weights."""
 
     def lines(self) -> Iterator[str]:
-        """What a log says of it; warnings begin with `warning: `."""
+        """The lines for the log; warnings begin with `warning: `."""
         if self.difference:
             percent = f"{100 * self.difference:{',.0f' if self.difference >= 0.01 else '.1g'}}"
             message = (
@@ -123,8 +123,8 @@ def try_optimizer(
 def _shapes_to_try(
     name: str, arguments: Arguments, shapes: set[Shape], device: torch.device
 ) -> list[Shape]:
-    """The shapes themselves; smaller ones for those of many numbers, and of an
-    optimizer whose state is large."""
+    """The shapes themselves. A smaller shape stands for one with many numbers, or for
+    all where the state of the optimizer is large."""
     with measured_states(lambda: device):
         is_large = optimizer_bytes(name, arguments, list(shapes)) > MUCH_STATE * sum(
             map(prod, shapes)
@@ -358,7 +358,7 @@ def measured_bytes(
 ) -> int:
     """Bytes of the state for weights of these shapes, by measurements of small ones.
 
-    A large weight is measured at two smaller sizes, of which one has sides of twice the
+    A large weight is measured at two smaller sizes, one of which has sides of twice the
     length. Where the state grows as the weight does, the weight itself is measured
     then, if it is not too large. Otherwise the state of the large one follows from the
     power by which it grows: 2 for a matrix of the long side. sizes_of: bytes of the

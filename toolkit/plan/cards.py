@@ -178,7 +178,7 @@ size."""
 
 
 def card_here(cuda_name: str) -> Card | None:
-    """The card of which the driver gives this name; None: it is not in the table.
+    """The card that the driver calls by this name; None: it is not in the table.
 
     Names are compared as a whole: an RTX 4070 Ti is another card than an RTX 4070, and
     so is a laptop's.

@@ -120,7 +120,7 @@ class SdPlanner(Planner[DiffusionSection]):
         self, key: str, sample: SampleConfig | None
     ) -> Iterator[Diagnostic]:
         """Samples with unusable or too many control images, too large images, or too
-        long prompts, as far as that can be checked without torch."""
+        long prompts, where that can be checked without torch."""
         if sample is None:
             return
         for index, picture in enumerate(sample.sample_items()):

@@ -64,8 +64,7 @@ QUANTIZING_COPIES = 4
 
 @dataclass(frozen=True)
 class ModelBytes:
-    """The transformer. Sizes are bytes, of the whole model where it is not said
-    otherwise.
+    """The transformer. Sizes are bytes, of the whole model unless stated otherwise.
 
     Example::
 
@@ -143,7 +142,7 @@ class TrainingBytes:
     """The weights of an adapter; 0: the model itself is trained."""
 
     files_beside: int
-    """LoRA files that are active beside the network."""
+    """LoRA files that are active with the network."""
 
     teacher: int
     """The teacher of the few-step loss, and the weights while it is swapped in."""
@@ -193,7 +192,7 @@ class EncoderBytes:
     """The loaded text encoder."""
 
     text_file: int
-    """Its file, parts of which may not be used."""
+    """Its file; parts of it may not be used."""
 
     text_read: int
     """Main memory while texts are encoded: layers as they are read, and the prompts
@@ -230,8 +229,8 @@ class EncoderBytes:
 
 @dataclass(frozen=True)
 class JobBytes:
-    """A section on a machine, as far as no checkpointing level decides. On the CPU all
-    is in one memory.
+    """The bytes of a section on a machine that do not depend on the checkpointing
+    level. On the CPU all are in one memory.
 
     Example::
 

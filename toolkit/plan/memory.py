@@ -34,8 +34,8 @@ see docs/memory.md."""
 
 
 def gaps_on_host(activations: float, level: str = "full") -> float:
-    """Bytes that glibc's allocator holds beside so many bytes of activations, at every
-    level."""
+    """Bytes that glibc's allocator holds in addition to so many bytes of activations,
+    at every level."""
     return (HOST_FRAGMENTATION - 1) * activations
 
 
@@ -57,7 +57,7 @@ class Machine:
 
 
 def machine_from_config(device: str) -> Machine:
-    """The machine a config's `device` means, as far as that is known without torch:
+    """The machine that a config's `device` means, where that is known without torch:
     `auto` is a GPU."""
     if device in ("cpu", "mps"):
         return Machine("cpu", free_host_memory() or None)
@@ -126,7 +126,7 @@ SHOWN: Mapping[str, str] = {
     Part.PROCESS: "the program itself",
     Part.GAPS: "unused memory between tensors",
 }
-"""What the line of a plan calls an entry whose name is one of the code."""
+"""Entry whose name is a term of the code -> its name in the line of a plan."""
 
 NOT_OF_TENSORS = (Part.CONTEXT, Part.GAPS)
 """Entries that PyTorch does not count as allocated on a device."""
@@ -188,7 +188,7 @@ class MemoryEstimate:
     """False: it runs on the CPU, and everything is in main memory."""
 
     host: Mapping[str, int] = field(default_factory=dict)
-    """Peak bytes of main memory beside a device, by consumer; on the CPU empty."""
+    """Peak bytes of main memory of a job on a device, by consumer; on the CPU empty."""
 
     notes: tuple[str, ...] = ()
     """Lines for the user about what the numbers include."""
@@ -200,7 +200,7 @@ class MemoryEstimate:
     """None where a trainer chooses no level by it."""
 
     level: str = ""
-    """The level of checkpointing that the numbers are those of."""
+    """The level of checkpointing that the numbers belong to."""
 
     @property
     def peak(self) -> Phase:

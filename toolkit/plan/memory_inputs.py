@@ -91,7 +91,7 @@ def count_trainable_params(
     """The trainable parameters of a section.
 
     processes: ranks that the blocks are sharded over; where the model itself is
-    trained, shapes are those of rank 0.
+    trained, `shapes` are the shapes of rank 0.
 
     Raises UserError when the section chooses no layer, or a pattern of
     `train.lr_groups` matches none.
@@ -188,7 +188,7 @@ def num_shards(train: TrainConfig) -> int:
 
 
 def bytes_beside(section: DiffusionSection) -> int:
-    """Bytes of the LoRA files that are active beside the network, in the compute dtype;
+    """Bytes of the LoRA files that are active with the network, in the compute dtype;
     of those that are there."""
     paths = {Path(file).expanduser() for file, _ in section.files_beside().values()}
     weights = sum(sum(tensor_sizes(path).values()) for path in paths if path.is_file())
@@ -218,7 +218,8 @@ LETTERS_PER_TOKEN = 3
 """Characters per token of a caption; a cautious average."""
 
 LONG_CAPTION = 500
-"""Characters of the longest caption of a stream, of which only the first are known."""
+"""Characters of the longest caption of a stream, where only the first captions are
+known."""
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def _tables(modulation_table: bool | str, machine: Machine) -> Sequence[bool]:
 
 
 def compiles_blocks(section: DiffusionSection, machine: Machine) -> bool:
-    """Whether the blocks are compiled on a machine, as far as that is known without
+    """Whether the blocks are compiled on a machine, where that is known without
     torch."""
     train = section.train
     model = section.model

@@ -43,7 +43,7 @@ def next_commands(folder: Path, name: str, section: object) -> list[str]:
     """The commands for the run `name` in its folder: an image of its first sample, a
     grid of its files, its report.
 
-    section: that of its training; without samples only the report is there.
+    section: the section of its training. Without samples there is only the report.
     """
     files = final_files(folder, name)
     report = command("report", folder)

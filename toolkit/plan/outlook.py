@@ -295,7 +295,7 @@ class StartOutlook:
 
 @dataclass(frozen=True)
 class Outlook:
-    """All of it, as far as a process has it; see
+    """All of these, where a process has them; see
     `toolkit.plan.run_plan.RunPlan.outlook`.
 
     >>> Outlook(will_not_start=("the disk is full",)).to_json()

@@ -259,7 +259,7 @@ class Planner(ABC, Generic[SectionT]):
                 yield note
 
     def dry_run(self) -> RunPlan:
-        """The plan with the outlook of a start, as far as both are known already."""
+        """The plan with the outlook of a start, where both are known already."""
         section = self.section
         lines = tuple(self.without_model())
         if lines:
@@ -408,7 +408,8 @@ def time_left(
 
 
 GROWS = ("steps", "samples", "validation", "saving")
-"""Parts of a run of which a resume has those left that its steps are."""
+"""Parts of a run whose time after a resume is in proportion to the steps that are
+left."""
 
 
 def time_outlook(

@@ -92,7 +92,7 @@ class FolderPlan:
     """Share of an image that its bucket cuts off, the mean of all."""
 
     most_cut: tuple[tuple[str, float], ...] = ()
-    """Names of the images of which most is cut off, and their shares."""
+    """Names of the images that lose most by cropping, and the shares they lose."""
 
     has_default: bool = False
     """Whether images without a caption train with `default_caption`."""

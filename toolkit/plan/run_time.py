@@ -127,7 +127,7 @@ class _RunWork:
     # ------------------------------------------------------------ a step
 
     def step(self) -> StepWork:
-        """The mean of the images, each in a batch of its own size."""
+        """The mean over the images, each in a batch of its size."""
         train = self.section.train
         images, micro_batches = share_of_rank(train)
         preservations = len(

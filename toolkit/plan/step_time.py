@@ -164,7 +164,8 @@ def total(works: Iterable[PassWork]) -> PassWork:
 
 @dataclass(frozen=True)
 class Blocks:
-    """The blocks of a model with what is trained, as far as their passes take time.
+    """The blocks of a model with the network: the numbers that decide how long their
+    passes take.
 
     >>> blocks = Blocks(width=3072, blocks=60, token_weights=1e9, number_bytes=2)
     >>> blocks.forward(tokens=4096, pairs=4096**2).products / 1e12
@@ -302,7 +303,7 @@ class RunWork:
     """Sample images, of all sets."""
 
     base_images: PassWork = PassWork()
-    """Those of `datasets[].from_base` that are not there yet."""
+    """The images of `datasets[].from_base` that do not exist yet."""
 
     validation: PassWork = PassWork()
     encoding: PassWork = PassWork()
@@ -361,7 +362,7 @@ class RunTime:
     (`toolkit.memory.kept_times`)."""
 
     is_asked: bool = False
-    """The card is that of `--card`: nothing was measured on it here."""
+    """The card is the one of `--card`: nothing was measured on it here."""
 
     no_card: str = ""
     """Why `card` is None, where there is something to say."""

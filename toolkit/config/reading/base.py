@@ -121,7 +121,7 @@ class StrictModel(BaseModel):
 
     saved_weights: ClassVar[tuple[str, ...]] = ()
     """Keys that name weights, which are also found by the names that musubi-tuner gives
-    those of a run."""
+    to the files of a run."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -164,7 +164,7 @@ class StrictModel(BaseModel):
         return bool(getattr(self, key) == default)
 
     def unused(self, keys: str, reason: str) -> Findings:
-        """Warnings about those of the keys, separated by spaces, that differ from their
+        """A warning for each of these keys, separated by spaces, that differs from its
         default."""
         for key in keys.split():
             if not self.is_default(key):

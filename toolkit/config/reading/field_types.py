@@ -53,8 +53,8 @@ text."""
 
 
 class OneOf:
-    """A name out of a list, in upper or lower case: those of the field's Literal, or
-    the given ones.
+    """A name out of a list, in upper or lower case. The names are the given ones, or
+    the values of the field's Literal.
 
     >>> from pydantic import TypeAdapter
     >>> TypeAdapter(Dtype).validate_python("BF16")
@@ -187,7 +187,7 @@ AUTO_LEVELS = CHECKPOINTING_LEVELS[:5]
 """Those that `auto` chooses from on a GPU."""
 
 OFFLOADING_LEVELS = ("full_offload", "block_offload")
-"""Levels that need CPU memory beside that of the device; on the CPU they save
+"""Levels that need CPU memory in addition to device memory; on the CPU they save
 nothing."""
 
 UNCOMPILED_LEVELS = ("block_offload",)

@@ -49,8 +49,8 @@ class ForeignName(NamedTuple):
     """For `refused`: the values that have no effect."""
 
     needs: str = ""
-    """For `refused`: the switch beside it that it says more of; where that is off, it
-    has no effect."""
+    """For `refused`: the switch next to it that it refines. It has no effect where that
+    switch is off."""
 
     on: str = ""
     """For `idle`: why it is an error unless it is false, and the remedy."""
@@ -87,7 +87,7 @@ class ForeignKeys(Protocol):
         known: Noted,
     ) -> ConfigNode:
         """A process in our keys, each where its value was written; keys that no program
-        has stay. known: notes those of other programs."""
+        has stay. known: called with each key of another program."""
 
     def rows(self, section: type[BaseModel]) -> Mapping[str, ForeignName]:
         """Those that are rewritten in this section, or refused by name; none of them is
@@ -165,7 +165,7 @@ class ForeignFile(Protocol):
     """
 
     keeps_text: bool
-    """Whether its own text is kept beside the results, instead of the job that it
+    """Whether its own text is saved with the results, instead of the job that it
     became."""
 
     def reads(self, root: ConfigNode) -> bool:

@@ -254,8 +254,8 @@ def read_written(
 
 
 def remember_secrets(text: str, written: ConfigNode, env: Mapping[str, str]) -> None:
-    """Tells what is to be redacted of everything: before the first message can show a
-    value."""
+    """Registers the values that are redacted everywhere, before the first message can
+    show one."""
     register_secret(secret_values(written, env))
     register_secret(wandb_keys(text))
     # A word such as `sort_key: filename` is redacted of the saved config at most, not
@@ -399,7 +399,7 @@ def check_folder_name(node: ConfigNode, diagnostics: Diagnostics) -> bool:
 
 
 def folder_name_error(name: str) -> str:
-    """Why a name cannot be that of a run's folder and files, or an empty string."""
+    """Why a run's folder and files cannot have this name, or an empty string."""
     if not name.strip() or name in (".", ".."):
         return "cannot be the name of a folder."
     if _BAD_IN_FOLDER.search(name):

@@ -90,7 +90,7 @@ class UnusedDefaults:
         self._unknown.setdefault(str(node.path), (node, message))
 
     def report(self, diagnostics: Diagnostics) -> None:
-        """Adds an error for each default that nobody knew."""
+        """Adds an error for each default that no process knows."""
         for path, (node, message) in self._unknown.items():
             if path not in self._known:
                 diagnostics.error(node, message, at_key=True)
@@ -413,7 +413,7 @@ def other_names(
     section: type[BaseModel], foreign: ForeignKeys
 ) -> Mapping[str, ForeignName]:
     """What a section reads besides its fields: its other shapes, the keys that it had,
-    and those of other programs."""
+    and the keys of other programs."""
     if issubclass(section, StrictModel):
         strict = section
     else:
@@ -436,7 +436,8 @@ def places_of_keys(
     `train`, `datasets[]`, and "" for `model` itself; where none has, those that take it
     as a name of other programs.
 
-    Of several sections with one model (`sample` and `first_sample`) the first is named.
+    Where several sections have one model (`sample` and `first_sample`), the first is
+    named.
     """
     places: dict[str, list[str]] = {}
     foreign: dict[str, list[str]] = {}
@@ -554,7 +555,7 @@ def is_whole_number(annotation: Any) -> bool:
 
 
 def as_section(node: ConfigNode, key: str) -> str:
-    """How to write a value that stands in the place of a section: under a key of it."""
+    """How to write a value that is given instead of a section: under a key of it."""
     text = node.text if node.plain else quoted(node.text)
     odd = odd_characters(str(node.value))
     if odd or isinstance(node.path[-1], int):
@@ -565,8 +566,8 @@ def as_section(node: ConfigNode, key: str) -> str:
 def section_remedy(
     node: ConfigNode, model: type[BaseModel] | None, default: Any
 ) -> str:
-    """What to write where a single value stands in the place of a section that has no
-    key for it.
+    """What to write where a single value is given instead of a section that has no key
+    for it.
 
     default: of the field. A switch means the section with its defaults, or none; model:
     None where it is not known.

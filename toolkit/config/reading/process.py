@@ -88,8 +88,8 @@ class JobConfig:
 
     path: Path
     unexpanded_text: str
-    """YAML to keep beside the results: `${VAR}` as written, the job's real name,
-    secrets redacted."""
+    """YAML to save with the results: `${VAR}` as written, the job's real name, secrets
+    redacted."""
 
     notes: tuple[str, ...] = ()
     """Lines of the plan about the file."""

@@ -94,7 +94,7 @@ def job_text(
     it came from.
 
     root, name: of the job. processes: as they were checked, under our names. source:
-    the file. warnings: what was said of it.
+    the file. warnings: messages about the file.
     """
     lines = [
         f"# Made from {source}. Behind each value: the file, the line and the key that it came from."

@@ -70,9 +70,9 @@ class ToolConfig(ProcessConfig):
     field's, flags too."""
 
     sections: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Field that is a section -> those of its keys that have flags, dotted where they
-    are deeper. The first has the flag of the section itself: `--model M --qtype int4`
-    is `model: {name_or_path: M, qtype: int4}`."""
+    """Field that is a section -> its keys that have flags, dotted where they are
+    deeper. The first has the flag of the section itself: `--model M --qtype int4` is
+    `model: {name_or_path: M, qtype: int4}`."""
 
     example: ClassVar[str] = ""
     """Words behind the command of the example in its help, as they are typed in a
@@ -115,7 +115,7 @@ _COLUMNS = 100
 """Width of the help where the terminal is wider: longer lines are hard to read."""
 
 _OF_THE_MACHINE = ("device", "dtype", "quantize")
-"""Keys of tools that stand with those of the model."""
+"""Keys of tools that the help lists with the keys of the model."""
 
 _GROUPS = {"model": "model, memory and device", "compile": "compilation"}
 """Section of a tool -> the heading over its flags, which stand behind the tool's

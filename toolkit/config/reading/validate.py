@@ -210,7 +210,7 @@ def _mapping_remedy(node: ConfigNode) -> str:
 
 
 def list_remedy(node: ConfigNode) -> str:
-    """What to write where something else stands instead of a list."""
+    """What to write where another value is given instead of a list."""
     if isinstance(node.value, dict):
         first = next(iter(node.value.items()), None)
     else:

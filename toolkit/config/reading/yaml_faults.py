@@ -220,7 +220,7 @@ def quoted(text: str) -> str:
 
 
 def _lacks_dash(lines: list[str], place: SourceLocation) -> bool:
-    """Whether the line is a key beside a line of the same indent that begins with a
+    """Whether the line is a key next to a line of the same indent that begins with a
     dash."""
     indents = []
     for line in lines[place.line - 2 : place.line + 1]:

@@ -43,12 +43,12 @@ _BINARY = {
     b"%PDF": "a PDF file",
     b"\x1f\x8b": "an archive (gzip)",
 }
-"""First bytes of what nobody writes by hand -> what it is."""
+"""First bytes of a binary file -> its kind."""
 
 
 def binary_kind(path: str | Path) -> str:
-    """What a file is that cannot be a job, with what to do instead; empty for all
-    others, and for pipes."""
+    """The kind of a file that cannot be a job, with a remedy. Empty for all other
+    files, and for pipes."""
     with suppress(OSError):
         if Path(path).is_file():
             with open(path, "rb") as file:

@@ -302,8 +302,8 @@ WITH_FROM_BASE = {
     "from_base", "num_repeats", "resolution", "caption_dropout_rate", "shuffle_tokens", "keep_tokens", "is_reg",
     "loss_multiplier", "cache_latents", "cache_latents_to_disk", "cache_text_embeddings", "num_workers", "path_map",
 }  # fmt: skip
-"""Keys of a dataset that may stand beside `from_base`. Others are about files; so is
-`path_map`, but `--map` gives it to all datasets."""
+"""Keys of a dataset that may be combined with `from_base`. Others are about files; so
+is `path_map`, but `--map` gives it to all datasets."""
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 """Suffixes of files with the caption of one image."""
@@ -370,7 +370,7 @@ class DatasetConfig(StrictModel):
     """Caption of images that have none, or an empty one."""
 
     captions_file: PathStr | None = None
-    """A table with the captions of all images, instead of files beside them: lines of
+    """A table with the captions of all images, instead of files next to them: lines of
     file name, tab, caption; `.csv` with a header (`file_name`, `caption` or `text`);
     `.jsonl` or `.json` with these keys; or `.json` that maps names to captions. The
     columns `control_path`, `control_path_0`, ... name control images, instead of
@@ -878,11 +878,12 @@ class ValidationConfig(StrictModel):
     """For `folder_path`. Not given: as in the first dataset."""
 
     captions_file: PathStr | None = None
-    """For `folder_path`, as in a dataset. Not given: the captions are in files beside
+    """For `folder_path`, as in a dataset. Not given: the captions are in files next to
     the images."""
 
     trigger_word: str | None = None
-    """For `folder_path`. Not given: that of the first dataset, or of the process."""
+    """For `folder_path`. Not given: the trigger word of the first dataset, or of the
+    process."""
 
     lone_key: ClassVar = "fraction"
 

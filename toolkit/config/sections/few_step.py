@@ -191,7 +191,7 @@ class DeploymentConfig(FewStepLora):
 
     @property
     def label(self) -> str:
-        """The name, as far as it may be part of a file name."""
+        """The name without characters that a file name may not have."""
         name = self.name or Path(self.model).name or Path(self.lora).stem
         return re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-")[:MAX_NAME] or "also"
 

@@ -103,7 +103,7 @@ Qtype = Annotated[
 ]
 
 REPACKED = {"comfy-org/qwen-image-2.1": "Qwen/Qwen-Image-2.1"}
-"""Hub id, in small letters, of weights as ComfyUI keeps them -> that of the model."""
+"""Hub id, in small letters, of weights as ComfyUI keeps them -> hub id of the model."""
 
 _PARTED = WithJsonSchema(
     {
@@ -160,7 +160,7 @@ class ModelKwargs(StrictModel):
     samples then have no further one either."""
 
     def reference_area(self) -> int:
-        """Pixels of a control image; 0: as many as its target has."""
+        """Pixels of a control image; 0: the pixels of its target."""
         if self.match_target_res:
             return 0
         return self.control_resolution**2
@@ -307,7 +307,7 @@ class ModelConfig(StrictModel):
     fraction of the time. Blocks that wait (`blocks_to_swap`, `modulation_table`) are
     mapped from there and take no main memory. At least 10 GB of the disk stay free:
     entries that were not used for longest go first, and where that is not enough none
-    is written. `run.py cache JOB --prune` deletes those of other models."""
+    is written. `run.py cache JOB --prune` deletes the files of other models."""
 
     low_vram: bool = False
     """Quantize on the CPU, and move the VAE off the device while it is not used; the

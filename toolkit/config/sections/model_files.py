@@ -36,7 +36,7 @@ CAPTIONER_TYPE = "qwen2_5_vl"
 _AGAIN = "Copy or download the model again."
 
 SAME_CLASSES = {"Qwen2_5_VLProcessor": "Qwen2VLProcessor"}
-"""Class of a part -> the one that stands in `ModelFacts.classes` and does the same."""
+"""Class of a part -> the class in `ModelFacts.classes` that does the same."""
 
 OTHERS = {
     "qwen/qwen-image-2.0*": "Qwen-Image-2.0",
@@ -313,8 +313,8 @@ def looks_like_a_path(name: str) -> bool:
 
 
 def model_fault(name: str, revision: str | None, given: Collection[str] = ()) -> str:
-    """What is wrong with a `model.name_or_path`, with its remedy, as far as this disk
-    shows; empty: nothing.
+    """What is wrong with a `model.name_or_path`, with its remedy, judged by the files on
+    this disk; empty: nothing.
 
     given: parts that need no weights there.
     """
@@ -327,8 +327,8 @@ def model_fault(name: str, revision: str | None, given: Collection[str] = ()) ->
 
 
 class ModelFolder:
-    """A model in diffusers format, as far as file names, small files and the headers of
-    weights show.
+    """A model in diffusers format, read from its file names, small files and the
+    headers of weights.
 
     Example::
 

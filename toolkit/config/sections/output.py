@@ -88,7 +88,7 @@ class SaveIntervalConfig(StrictModel):
     the files needs."""
 
     def interval(self) -> tuple[int, int]:
-        """(optimizer steps, epochs) between two saves, of which at most one is above
+        """(optimizer steps, epochs) between two saves; at most one of them is above
         0."""
         if "save_every_n_epochs" not in self.model_fields_set:
             return self.save_every, 0
@@ -381,7 +381,7 @@ class SampleIntervalConfig(StrictModel):
     step. Its path is printed at the end of the run."""
 
     def interval(self) -> tuple[int, int]:
-        """(optimizer steps, epochs) between two sets, of which at most one is above
+        """(optimizer steps, epochs) between two sets; at most one of them is above
         0."""
         if "sample_every_n_epochs" not in self.model_fields_set:
             return self.sample_every, 0
@@ -390,7 +390,7 @@ class SampleIntervalConfig(StrictModel):
         return self.sample_every, 0
 
     def check(self, job: JobContext) -> Findings:
-        """Reports two intervals of which only one decides."""
+        """Reports two intervals where only one of them has an effect."""
         epochs = self.interval()[1]
         if epochs and self.sample_every and "sample_every" in self.model_fields_set:
             reason = f"has no effect: 'sample_every_n_epochs: {epochs}' takes precedence. Remove one of them."
@@ -502,7 +502,7 @@ class SampleConfig(SampleIntervalConfig):
         return self.model_copy(update={"seed": seed, "samples": tuple(items)})
 
     def all_items(self) -> tuple[SamplePicture, ...]:
-        """Those of `sample_items`, then the same in each way of `also`."""
+        """The items of `sample_items`, then the same items in each way of `also`."""
         items = self.sample_items()
         keys = [(entry.key(index), entry) for index, entry in enumerate(self.also)]
         return (
@@ -570,7 +570,7 @@ class LoggingConfig(StrictModel):
     save."""
 
     logging_dir: Annotated[PathStr, BeforeValidator(_none_if_zero)] = ""
-    """Folder of TensorBoard files: those of this run go to
+    """Folder of TensorBoard files; the files of this run go to
     `<logging_dir>/<log_prefix><name>/`. Empty or 0: none."""
 
     log_with: Annotated[Literal["auto", "tensorboard", "wandb", "all"], OneOf()] = (

@@ -124,7 +124,8 @@ class EmaConfig(StrictModel):
     lone_key: ClassVar = "use_ema"
 
     def check(self, job: JobContext) -> Findings:
-        """An average that never moves, or that nobody asked for."""
+        """Reports an average that never moves, or whose keys are given without
+        `use_ema`."""
         if not self.use_ema and "use_ema" not in self.model_fields_set:
             yield from self.unused("ema_decay", " without 'use_ema: true'.")
         if self.use_ema and self.ema_decay == 1:
@@ -230,7 +231,7 @@ common."""
 class PreferenceConfig(StrictModel):
     """`train.preference`: Diffusion-DPO on the pairs of the datasets: images whose
     table has a column `worse` (docs/preferences.md). Images without one are trained as
-    usual. With `validation`, its loss is that of held-out pairs.
+    usual. With `validation`, the validation loss is the loss of held-out pairs.
 
     Example:
         preference: {beta: 500}
@@ -249,7 +250,7 @@ class PreferenceConfig(StrictModel):
     """Factor on the ordinary loss of the better image, which is added. 0: none."""
 
     reference: PathStr = ""
-    """A LoRA file that the reference has beside the model: the one that
+    """A LoRA file that the reference has in addition to the model: the one that
     `network.pretrained_lora_path` starts from, say. Empty: the model alone."""
 
     on_resume: ClassVar = {
@@ -953,7 +954,7 @@ class TrainConfig(OptimizationConfig):
     section."""
 
     preference: PreferenceConfig | None = None
-    """Learn from pairs of images of which one is better (docs/preferences.md). None
+    """Learn from pairs of a better and a worse image (docs/preferences.md). None
     without this section."""
 
     full_bf16: bool = False
@@ -1030,7 +1031,7 @@ class TrainConfig(OptimizationConfig):
         return {name: prompts[name] for name in self.preservations()}
 
     def files_beside(self) -> dict[str, tuple[str, float]]:
-        """Key -> LoRA file that is active beside the network in training, and its
+        """Key -> LoRA file that is active with the network in training, and its
         strength."""
         assistant = self.assistant
         few = self.few_step_loss

@@ -134,7 +134,7 @@ class DatasetsSection(ProcessConfig):
     """Whether captions are part of what is learned."""
 
     def trigger_words(self) -> tuple[str, ...]:
-        """That of the process and those of its datasets."""
+        """The trigger words of the process and of its datasets."""
         words = (
             self.trigger_word,
             *(dataset.trigger_word for dataset in self.datasets),
@@ -192,7 +192,7 @@ class DatasetsSection(ProcessConfig):
 
 
 class ModelSection(ProcessConfig):
-    """A model from a folder or the hub, and what is trained of it or beside it.
+    """A model from a folder or the hub, and the network that is trained on it.
 
     Example::
 
@@ -501,7 +501,7 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
         )
 
     def datasets_to_come(self, job: JobContext) -> tuple[str, ...]:
-        """Those of `datasets`, and the folder of `validation`."""
+        """The folders of `datasets`, and the folder of `validation`."""
         if self.validation:
             folder = self.validation.folder_path
         else:
@@ -565,20 +565,20 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
     """Images generated during training; none without this section."""
 
     first_sample: SampleConfig | None = None
-    """Images generated before step 1 instead of those of `sample`: a section with the
-    same keys, which inherits nothing from it."""
+    """Images generated before step 1, in the place of the images of `sample`: a section
+    with the same keys, which inherits nothing from it."""
 
     on_resume: ClassVar = {"first_sample": "harmless"}
 
     def recorded_settings(self) -> dict[str, Any]:
-        """For files beside the network, too, their contents count."""
+        """Files that are active with the network are compared by their contents too."""
         settings = super().recorded_settings()
         for key, (file, _) in self.train.files_beside().items():
             settings["train"][key]["sha256"] = sha256_of(Path(file).expanduser())
         return settings
 
     def files_beside(self) -> dict[str, tuple[str, float]]:
-        """Key, as messages name it -> LoRA file that is active beside the network at
+        """Key, as messages name it -> LoRA file that is active with the network at
         times, and its strength."""
         also = {}
         for key, entry in self.deployments().items():
@@ -602,7 +602,8 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
         return self.model.keeps_quantized() and not writes
 
     def other_model(self, way: DeploymentConfig) -> ModelConfig:
-        """The model of an entry of `sample.also`, loaded as that of the section is."""
+        """The model of an entry of `sample.also`, loaded with the options of the
+        section."""
         files = {
             "name_or_path",
             "transformer_path",
@@ -623,8 +624,8 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
         return Path(given[0]).expanduser() if given else None
 
     def all_pictures(self) -> list[SamplePicture]:
-        """The items of `sample`, the same in each way of `sample.also`, then those of
-        `first_sample`."""
+        """The items of `sample`, the same items in each way of `sample.also`, then the
+        items of `first_sample`."""
         if self.first_sample:
             first = self.first_sample.sample_items()
         else:
