@@ -181,8 +181,8 @@ def is_config(argument: str) -> bool:
 
 
 def other_word(argv: Sequence[str]) -> str:
-    """What to write instead of a first argument that is neither a config nor a tool;
-    empty where nothing is near."""
+    """The correction of a first argument that is neither a config nor a tool; empty
+    where no name is near."""
     word, *others = argv
     if not TOOL_NAME.fullmatch(word) or is_config(word):
         return ""
@@ -210,8 +210,8 @@ def other_word(argv: Sequence[str]) -> str:
 
 
 def tool_behind(argv: Sequence[str]) -> str:
-    """What to write where switches for jobs stand before the name of a tool; empty for
-    all others."""
+    """The correction of switches for jobs before the name of a tool; empty for all
+    other words."""
     before = list(takewhile(lambda word: word.replace("_", "-") in JOB_SWITCHES, argv))
     tool, *others = argv[len(before) :] or [""]
     if not before or tool not in discover().tools() or is_config(tool):

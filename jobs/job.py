@@ -215,8 +215,8 @@ def index_of(config: JobConfig, name: str) -> int:
 
 
 def versions() -> dict[str, str]:
-    """What has to be the same on all machines of a run, by name: the program's files,
-    Python, PyTorch."""
+    """The versions that have to be equal on all machines of a run, by name: the
+    program's files, Python, PyTorch."""
     import platform
 
     import torch

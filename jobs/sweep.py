@@ -68,7 +68,7 @@ def compared(by_seed: Mapping[int, Sequence[Path]]) -> Iterator[str]:
 
 
 def _numbers(folder: Path) -> dict[str, float]:
-    """What the runs of a sweep are compared by, of one of them."""
+    """The numbers of one run by which the runs of a sweep are compared."""
     status = read_status(folder)
     best = status.get("best")
     numbers = {

@@ -140,8 +140,8 @@ def find_module(name: str) -> Module:
 
 
 def missing_package(name: str) -> str:
-    """That no package has this import name; where an installed one is called so by pip,
-    what its modules are called."""
+    """The message that no package has this import name. Where pip calls an installed
+    package so, it names the package's modules."""
 
     def folded(text: str) -> str:
         return re.sub(r"[-_.]+", "-", text).lower()
@@ -232,7 +232,7 @@ def _flat(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _named(module: Module, name: str, hops: int = 0) -> ClassSource:
-    """What a name, possibly a dotted one, stands for in a module."""
+    """The class behind a name, possibly a dotted one, in a module."""
     unknown, (first, _, rest) = ClassSource(module, None), name.partition(".")
     if hops > MOST_HOPS:
         return unknown
@@ -264,8 +264,8 @@ def _named(module: Module, name: str, hops: int = 0) -> ClassSource:
 
 
 def _in_module(module_name: str, name: str, hops: int) -> ClassSource | None:
-    """The same in the module of that name; None where there is none. Its packages may
-    hold the name as a module."""
+    """The class in the module of that name; None where there is no such module. A
+    package may hold the name as a module."""
     try:
         module = find_module(module_name)
         source = _named(module, name, hops + 1)

@@ -18,7 +18,7 @@ def command(*arguments: object) -> str:
 
 
 def command_for_others(*arguments: object) -> str:
-    """The same for a page that is passed on: without a path of this machine."""
+    """The command for a page that is passed on: without a path of this machine."""
     words = program()
     shown = (
         words

@@ -154,8 +154,8 @@ def install_command(packages: str, options: str = "") -> str:
 
 
 def missing_package(package: str, what: str) -> str:
-    """What to install before `what` (plural) can be made; empty where the package is
-    there. Imports nothing."""
+    """The package to install before `what` (plural) can be made; empty where it is
+    installed. Imports nothing."""
     if find_spec(package) is None:
         return f"{what} need the package {package!r}, which is not installed. Run: {install_command(package)}"
     return ""

@@ -154,8 +154,8 @@ class RegisteredExtension:
     extension: type[Any]
 
     def names(self) -> set[str]:
-        """What `--without` may call it: its type, its package, and the folders in the
-        package that hold its process."""
+        """The names by which `--without` leaves it out: its type, its package, and the
+        folders in the package that hold its process."""
         inside = (
             str(getattr(self.extension, "process", ""))
             .partition(":")[0]
@@ -264,8 +264,8 @@ class ExtensionTable:
         raise UserError("\n".join([*lines, *map(str, self.broken)]))
 
     def _remedy(self, uid: str) -> str:
-        """What to write instead of a type that no extension has: the one like it, or
-        the trainer of most jobs."""
+        """The remedy for a type that no extension has: the type like it, or the trainer
+        of most jobs."""
         known = {extension.uid for extension in self.found}
         tools = self.tools()
         near = get_close_matches(

@@ -95,20 +95,20 @@ class Registry(dict[str, str]):
 
 
 def load_object(path: str) -> Any:
-    """What "module:attribute" names; the module is imported now."""
+    """The object that "module:attribute" names; the module is imported now."""
     module, attribute = path.split(":")
     with collection_paused():
         return getattr(import_module(module), attribute)
 
 
 def find_object(path: str) -> Any:
-    """What "module:attribute" names; None where its part is absent."""
+    """The object that "module:attribute" names; None where its part is absent."""
     return load_object(path) if is_present(path) else None
 
 
 def load_needed(path: str, needed_by: str) -> Any:
-    """What "module:attribute" names. Raises UserError, which begins with `needed_by`,
-    where its part is absent."""
+    """The object that "module:attribute" names. Raises UserError, which begins with
+    `needed_by`, where its part is absent."""
     if is_present(path):
         return load_object(path)
     name = part_of(path).rpartition(".")[2]

@@ -18,7 +18,7 @@ from toolkit.errors import RunError, UserError
 
 
 class Shortage(NamedTuple):
-    """What there is no more of.
+    """A resource of the machine that ran out.
 
     >>> print(Shortage("there is no more room", "Free some space"))
     There is no more room. Free some space.
@@ -70,7 +70,7 @@ _OF_RUST = ("SafetensorError", "PanicException")
 
 
 def is_short_of(error: BaseException) -> Shortage | None:
-    """What this very error says there is no more of; None: it says something else.
+    """The shortage that this very error reports; None: it reports something else.
 
     >>> is_short_of(OSError(24, "Too many open files")).what
     'this program may open no more files'
@@ -91,8 +91,8 @@ def is_short_of(error: BaseException) -> Shortage | None:
 
 
 def shortage(error: BaseException) -> Shortage | None:
-    """What there is no more of by an error, or by those that led to it: a library may
-    have put its own words on top.
+    """The shortage that an error reports, or one of the errors that led to it: a
+    library may have put its own words on top.
 
     >>> shortage(ValueError("a")) is None
     True

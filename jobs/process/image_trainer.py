@@ -220,8 +220,8 @@ class ImageTrainer(Trainer):
         self.status.finish(f"{what} of {len(self.dataset.items)} items are ready")
 
     def _unload_encoders(self) -> None:
-        """Those that training does not need; images that are made from now on need the
-        VAE."""
+        """Unloads the encoders that training does not need. Images that are made from
+        now on need the VAE."""
         if isinstance(self.dataset, EncodedDataset):  # a stream needs all encoders
             draws = bool(self.sampler or self.edits or self.unmade)
             needed = {"text_encoder": self.dataset.needs_text_encoder, "vae": draws}

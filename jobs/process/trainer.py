@@ -176,7 +176,7 @@ class Trainer(BaseTrainProcess):
 
     @contextmanager
     def _attributes_until_the_end(self) -> Iterator[None]:
-        """What is set on the process inside the block is removed at its end: the next
+        """Removes the attributes that are set inside the block at its end: the next
         process needs the memory."""
         before = set(vars(self))
         try:
@@ -247,7 +247,7 @@ class Trainer(BaseTrainProcess):
 
     @abstractmethod
     def make_plan(self) -> RunPlan:
-        """What the run will do: printed at the start, and by `--dry-run`."""
+        """The plan of the run. It is printed at the start, and by `--dry-run`."""
 
     @abstractmethod
     def open_model(self) -> None:
@@ -267,7 +267,7 @@ class Trainer(BaseTrainProcess):
         (`PrepareNetwork`)."""
 
     def validation(self) -> Validation | None:
-        """What is measured on the validation split; None: nothing."""
+        """The measurement on the validation split; None: there is none."""
         return None
 
     def samples(self) -> Samples | None:
@@ -283,8 +283,8 @@ class Trainer(BaseTrainProcess):
     # override
 
     def memory_advice(self) -> str:
-        """What the user can change after an out-of-memory error, most effective
-        first."""
+        """The settings that the user can change after an out-of-memory error, most
+        effective first."""
         return ""
 
     def refuse_parts(self) -> None:
@@ -399,7 +399,7 @@ class Trainer(BaseTrainProcess):
         return None
 
     def choose_start(self) -> Start:
-        """How the run begins, after an old one that is in the way was moved aside.
+        """Decides how the run begins, and moves an old run aside that is in the way.
 
         Raises UserError or RunError where the job cannot go on in its folder
         (`plan_start`).

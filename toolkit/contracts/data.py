@@ -322,7 +322,7 @@ class PromptEmbeds:
         return PromptEmbeds(self.embeds_BLD[rows, : max(lengths)], lengths, extra)
 
     def cpu(self) -> PromptEmbeds:
-        """The same in CPU memory."""
+        """A copy in CPU memory."""
         extra = {name: tensor.cpu() for name, tensor in self.extra.items()}
         return PromptEmbeds(self.embeds_BLD.cpu(), self.lengths, extra)
 

@@ -248,8 +248,8 @@ class ModelFacts:
         )
 
     def config_error(self, folder: Path) -> str:
-        """What is wrong with the values in the config files of a model folder; empty:
-        nothing."""
+        """The fault of the values in the config files of a model folder; empty:
+        none."""
         return ""
 
     def too_many_references(self, count: int, key: str = "control_path") -> str:
@@ -277,8 +277,8 @@ class ModelFacts:
         return ""
 
     def prompt_note(self, model: ModelSection, prompt: str) -> str | None:
-        """What is cut off a prompt that is trained and sampled all the same, or None;
-        None also where it is not known, as in `prompt_error`."""
+        """A note on a prompt that is used although its end is cut off, or None. None
+        also where that is not known, as in `prompt_error`."""
         return None
 
 
@@ -439,9 +439,10 @@ class DiffusionModel(ABC):
         references: Sequence[Sequence[Tensor]],
         guidance_B: Tensor | None = None,
     ) -> Tensor:
-        """What `ModelFacts.prediction` says, by default the velocity (noise - image),
-        [B, C, H, W] at noise fraction t in [0, 1], 1 = pure noise. With
-        `ModelFacts.shares_prefix` x_t and t may have K rows in a row for each prompt.
+        """The prediction that `ModelFacts.prediction` names, by default the velocity
+        (noise - image), [B, C, H, W] at noise fraction t in [0, 1], 1 = pure noise.
+        With `ModelFacts.shares_prefix` x_t and t may have K rows in a row for each
+        prompt.
 
         guidance_B: the guidance scale that a distilled model embeds; None: the family's
         own. A family without such an input raises ValueError for any other.

@@ -166,7 +166,7 @@ def lora_shapes(inputs: int, outputs: int, rank: int) -> Shapes:
 
 
 def dora_shapes(inputs: int, outputs: int, rank: int) -> Shapes:
-    """The same, and the norm of each input column of the weight."""
+    """The matrices of a LoRA, and the norm of each input column of the weight."""
     return {**lora_shapes(inputs, outputs, rank), "dora_scale": (1, inputs)}
 
 

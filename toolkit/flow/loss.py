@@ -170,9 +170,9 @@ def loss_per_sample(
 
 
 def margin(beta: float, gain_of_better: Tensor, gain_of_worse: Tensor) -> Tensor:
-    """How clearly the better image of a pair is preferred; above 0: it is. A gain: the
-    error of an image less its error by the reference. Source: Wallace et al. 2023,
-    arXiv:2311.12908, equation 14, the argument of the sigmoid."""
+    """The margin by which the better image of a pair is preferred; above 0: it is
+    preferred. A gain is the error of an image minus its error by the reference. Source:
+    Wallace et al. 2023, arXiv:2311.12908, equation 14, the argument of the sigmoid."""
     return -beta / 2 * (gain_of_better - gain_of_worse)
 
 

@@ -366,7 +366,7 @@ def timesteps_from_uniform(
 
 
 def _cut_off(share: Tensor, settings: FlowSettings, context: TimestepContext) -> Tensor:
-    """As without bounds, but only what lies between them: nothing is squeezed.
+    """Draws as without bounds, and only between the bounds: nothing is squeezed.
 
     musubi-tuner's `preserve_distribution_shape` draws until it fits, at most 1000
     times; this never gives up.

@@ -244,8 +244,8 @@ def check_optimizer(name: str, arguments: Mapping[str, Any]) -> None:
 
 
 def unnamed_arguments(name: str, arguments: Arguments) -> Iterator[str]:
-    """What to say of arguments that the constructor takes only because it takes any
-    name: it may ignore them. Nothing where the source does not tell all names."""
+    """A note on arguments that the constructor takes only because it takes any name: it
+    may ignore them. Nothing where the source does not tell all names."""
     if name in ARGUMENTS:
         return
     source = find_optimizer(name)

@@ -53,7 +53,7 @@ class ScheduleArgs:
 
     @staticmethod
     def named_in(section: object) -> dict[str, Any]:
-        """What the `train` section says of the fields but `steps`, as keyword
+        """The values of all fields but `steps` in the `train` section, as keyword
         arguments."""
         return {
             field: getattr(section, key) for field, key in {"lr": "lr", **KEYS}.items()
@@ -125,7 +125,7 @@ def cosine(step: int, course: ScheduleArgs) -> float:
 
 
 def cosine_with_restarts(step: int, course: ScheduleArgs) -> float:
-    """As often as `lr_scheduler_num_cycles` says from 1 to 0 along half a cosine.
+    """Falls from 1 to 0 along half a cosine, `lr_scheduler_num_cycles` times.
 
     Source: transformers, `get_cosine_with_hard_restarts_schedule_with_warmup`.
     """
@@ -565,8 +565,8 @@ def course_of(
 
 
 def overfull(name: str, course: ScheduleArgs) -> str:
-    """What becomes of a warm-up and a fall that together are longer than the run; empty
-    when they are not."""
+    """A note on a warm-up and a fall that together are longer than the run; empty when
+    they are not."""
     rise = course.warmup_steps
     if "decay" in SCHEDULES[name].uses:
         fall = course.decay_steps

@@ -241,9 +241,9 @@ class _Trial:
     # ------------------------------------------------------------ the state
 
     def resume(self) -> float:
-        """How far the next steps with a state that was stored and read back are from
-        those without, as a share. One of the weights never has a gradient, as that of a
-        layer which the loss does not reach."""
+        """The difference between the next steps with a state that was stored and read
+        back, and the steps without that, as a share. One of the weights never has a
+        gradient, as that of a layer which the loss does not reach."""
         weights = self.weights(self.shapes[-1])
         optimizer = self.build(weights)
         for step in range(STEPS_BEFORE):
@@ -281,7 +281,7 @@ class _Trial:
 
     @contextmanager
     def saying(self, what: str, remedy: str) -> Iterator[None]:
-        """What the class raises inside the block becomes one line."""
+        """Turns an error that the class raises inside the block into one line."""
         try:
             yield
         except UserError:

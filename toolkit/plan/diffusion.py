@@ -277,7 +277,7 @@ class SdPlanner(Planner[DiffusionSection]):
         return list(self.family.linear_layers(folder))
 
     def _trained_line(self, trained: TrainableParams) -> str:
-        """What is trained, and what a save of it takes on the disk."""
+        """The line on the network that is trained, and on the disk space of a save."""
         section, network = self.section, self.section.network
         size = self.save_size()
         saved = "folder" if section.saves_folders else "file"
@@ -293,8 +293,8 @@ class SdPlanner(Planner[DiffusionSection]):
     # ------------------------------------------------------------ notes
 
     def describe_model(self, data: ImageData) -> Iterator[str]:
-        """What is done with the model and with the images, where a user may not expect
-        it."""
+        """Lines on what is done with the model and the images, where a user may not
+        expect it."""
         yield from yet_to_come(self.section.model, self.job)
         terms = self.family.terms
         if terms:
@@ -500,7 +500,7 @@ class SdPlanner(Planner[DiffusionSection]):
             )
 
     def _quantization(self) -> Iterator[str]:
-        """What quantization costs, and what makes up for it."""
+        """Lines on the cost of quantization, and on how it is made up for."""
         model = self.section.model
         kept_model = kept_outlook(self.section)
         if kept_model and kept_model.lack:
@@ -666,7 +666,7 @@ def _sample_times(section: DiffusionSection, sample: SampleConfig) -> Iterator[s
 
 
 def data_parallel_notes(train: TrainConfig) -> Iterator[str]:
-    """How the samples of a step are split over the ranks."""
+    """Lines on how the samples of a step are split over the ranks."""
     processes = read_distributed_env().world_size
     if processes == 1:
         return

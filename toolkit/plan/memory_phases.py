@@ -251,8 +251,8 @@ def weights(job: JobBytes, choice: Choice, buffers: int = SWAP_BUFFERS) -> Bytes
 
 
 def waiting(job: JobBytes, choice: Choice) -> Bytes:
-    """What is in main memory all the time. A block stays there while it is in a buffer
-    on the device."""
+    """The bytes that are in main memory all the time. A block stays there while it is
+    in a buffer on the device."""
     model = job.model
     pinned: Callable[[int], int] = pinned_bytes if job.on_gpu else int
     blocks = model.swapped_blocks

@@ -78,9 +78,8 @@ def next_commands(folder: Path, name: str, section: object) -> list[str]:
 
 
 def lead_on(section: object, own_images: bool) -> list[str]:
-    """What comes after an example of this program on its small model: one's own images,
-    and the page. Nothing after a run of one's own images: what comes first there is
-    about that run."""
+    """The next steps after an example of this program on its small model: the user's
+    own images, and the page. Empty after a run on the user's own images."""
     if (
         own_images
         or not isinstance(section, DiffusionSection)

@@ -73,9 +73,9 @@ class MemorySaving:
 def advice_line(
     plan: MemoryEstimate, machine: Machine, changes: Callable[[], Iterable[str]]
 ) -> str | None:
-    """What to change, in this order, until the job fits the machine, or the next
-    smaller GPU where its memory is not known; None where it fits the machine, or the
-    smallest GPU."""
+    """The changes, in this order, until the job fits the machine, or the next smaller
+    GPU where its memory is not known; None where it fits the machine, or the smallest
+    GPU."""
     limit = machine.limit
     if limit is None and plan.on_device:
         limit = max(

@@ -142,11 +142,11 @@ class Planner(ABC, Generic[SectionT]):
         return 3
 
     def save_size(self) -> SaveSize | None:
-        """What one save takes on the disk."""
+        """The disk space of one save."""
         return None
 
     def run_time(self, data: ImageData, steps: int) -> RunTime | None:
-        """What says how long a run of so many optimizer steps takes; None: not
+        """The record from which the time of so many optimizer steps follows; None: not
         known."""
         return None
 
@@ -460,8 +460,8 @@ def _start(
     steps: int,
     dataset_hashes: Callable[[], DatasetHashes],
 ) -> StartOutlook:
-    """As the run decides it, but for the hashes of a state's files: only their sizes
-    are compared."""
+    """The start as the run decides it, except that only the sizes of a state's files
+    are compared, not their hashes."""
     lock = read_lock(folder)
     if lock.held:
         return StartOutlook(folder, "refused", reason=why_locked(folder, lock.owner))

@@ -363,7 +363,7 @@ def _folder_plan(folder: FolderInfo, crops: Crops) -> FolderPlan:
 
 
 def _with_text_keys(frequencies: Mapping[int, int]) -> dict[str, int]:
-    """The same for JSON, whose keys are text."""
+    """The frequencies for JSON, whose keys are text."""
     return {str(number): count for number, count in frequencies.items()}
 
 
@@ -438,7 +438,8 @@ def _masks(folder: FolderPlan) -> str:
 
 
 def _cut_off(folder: FolderPlan) -> str:
-    """How much the buckets cut off; empty where that is less than 1 % of each image."""
+    """A line on how much the buckets cut off; empty where that is less than 1 % of each
+    image."""
     shares = [f"{name} {share:.0%}" for name, share in folder.most_cut if share >= 0.01]
     if not shares:
         return ""

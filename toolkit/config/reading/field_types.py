@@ -245,8 +245,8 @@ _PATH_HINTS = (
 
 
 def path_hint(path: str) -> str:
-    """What may be wrong with the spelling of a path that leads nowhere; empty where
-    nothing is seen."""
+    """A hint at the likely mistake in a path that does not exist; empty where none is
+    recognised."""
     for pattern, words in _PATH_HINTS:
         match = re.search(pattern, path)
         if match:
@@ -273,8 +273,8 @@ def near_path(path: str) -> str:
 
 
 def moved_hint(path: str) -> str:
-    """How to say where a path of another machine is now; empty unless the folder that
-    it should lie in is missing."""
+    """A hint at `--map` for a path of another machine; empty unless the folder above
+    the path is missing."""
     missing = []
     for folder in Path(path).parents:
         if not os.path.exists(folder):

@@ -90,12 +90,12 @@ class ForeignKeys(Protocol):
         has stay. known: called with each key of another program."""
 
     def rows(self, section: type[BaseModel]) -> Mapping[str, ForeignName]:
-        """Those that are rewritten in this section, or refused by name; none of them is
-        a field of the section."""
+        """The names that are rewritten in this section, or refused. None of them is a
+        field of the section."""
 
     def hint(self, key: str) -> str:
-        """What to write instead of a key that is unknown where it stands; empty where
-        no program has it."""
+        """The remedy for a key that is unknown at its place; empty where no program has
+        the key."""
 
     def named(self, place: str) -> Iterable[str]:
         """The names that other programs have for a key of ours, wherever they are
@@ -106,7 +106,7 @@ class ForeignKeys(Protocol):
         is another program's."""
 
     def flag_remedy(self, word: str) -> str:
-        """What to write instead of a flag of another program; empty for all others."""
+        """The remedy for a flag of another program; empty for all other words."""
 
 
 class NoForeignKeys:
@@ -255,7 +255,7 @@ def holds_command(text: str) -> bool:
 
 
 def foreign_file(root: ConfigNode) -> ForeignFile | None:
-    """What reads a file; None for a job."""
+    """The reader of a file; None for a job."""
     if {"job", "config"} & root.value.keys():
         return None
     readers: Iterable[ForeignFile] = map(load_object, FOREIGN_FILES.values())

@@ -246,7 +246,7 @@ class Diagnostics:
             raise ConfigErrors([self._errors[key] for key in sorted(self._errors)])
 
     def place(self, node: ConfigNode) -> str:
-        """Where a value stands, with its key, as messages begin."""
+        """The place of a value with its key, as messages begin."""
         return self._place(node.value_at, node.path)
 
     def _place(self, env: SourceLocation, path: KeyPath) -> str:

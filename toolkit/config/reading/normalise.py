@@ -103,7 +103,7 @@ _GROUPED = re.compile(r"[1-9]\d{0,2}\.\d{3}")
 
 
 def _default_of(model: type[BaseModel], name: str) -> str:
-    """What is taken where a field is not given."""
+    """The default of a field, in words."""
     default = model.model_fields[name].get_default(
         call_default_factory=True, validated_data={}
     )
@@ -241,7 +241,7 @@ class Normaliser:
         return replace(node, value=written, text=written)
 
     def hint(self, model: type[BaseModel], key: str, node: ConfigNode) -> str:
-        """What to write instead of a key that the section `node` does not have."""
+        """The remedy for a key that the section `node` does not have."""
         what = (
             odd_characters(key)
             or _meant(key, model)
@@ -251,8 +251,8 @@ class Normaliser:
         return what or _near(key, model) or all_keys(node)
 
     def belongs(self, key: str, node: ConfigNode) -> str:
-        """Where a key belongs that `node` does not have; empty where no section has
-        it."""
+        """The place where a key belongs that `node` does not have; empty where no
+        section has it."""
         known_places = self.places().get(key, [])
         nearest = min((place.count(".") for place in known_places), default=0)
         places = [place for place in known_places if place.count(".") == nearest][:3]
@@ -377,9 +377,8 @@ def is_ours(
 
 
 def _meant(key: str, model: type[BaseModel]) -> str:
-    """What to write instead of a word that people write for a key: by the section's
-    table, or where the word is a part of the name of its main key (`path` for
-    `folder_path`)."""
+    """The remedy for a word that people write for a key: by the section's table, or
+    where the word is a part of the name of its main key (`path` for `folder_path`)."""
     if issubclass(model, StrictModel):
         strict = model
     else:
@@ -404,7 +403,7 @@ def _near(key: str, model: type[BaseModel]) -> str:
 
 
 def all_keys(section: ConfigNode) -> str:
-    """Where the keys of a section are listed."""
+    """The page that lists the keys of a section, as a sentence."""
     place = general(section.path)
     return f"docs/config.md lists the keys of {repr(place) if place else 'a process'}."
 
@@ -412,8 +411,8 @@ def all_keys(section: ConfigNode) -> str:
 def other_names(
     section: type[BaseModel], foreign: ForeignKeys
 ) -> Mapping[str, ForeignName]:
-    """What a section reads besides its fields: its other shapes, the keys that it had,
-    and the keys of other programs."""
+    """The names that a section reads besides its fields: its other shapes, its removed
+    keys, and the keys of other programs."""
     if issubclass(section, StrictModel):
         strict = section
     else:
@@ -535,7 +534,7 @@ def section_model(annotation: Any) -> type[BaseModel] | None:
 
 
 def item_annotation(annotation: Any) -> Any:
-    """What the items of a list or tuple field are."""
+    """The type of the items of a list or tuple field."""
     for part in _parts(annotation):
         if get_origin(part) in (list, tuple):
             return get_args(part)[0]
@@ -555,7 +554,8 @@ def is_whole_number(annotation: Any) -> bool:
 
 
 def as_section(node: ConfigNode, key: str) -> str:
-    """How to write a value that is given instead of a section: under a key of it."""
+    """The remedy for a value that is given instead of a section: a key of the section
+    for it."""
     text = node.text if node.plain else quoted(node.text)
     odd = odd_characters(str(node.value))
     if odd or isinstance(node.path[-1], int):
@@ -566,7 +566,7 @@ def as_section(node: ConfigNode, key: str) -> str:
 def section_remedy(
     node: ConfigNode, model: type[BaseModel] | None, default: Any
 ) -> str:
-    """What to write where a single value is given instead of a section that has no key
+    """The remedy for a single value that is given instead of a section without a key
     for it.
 
     default: of the field. A switch means the section with its defaults, or none; model:

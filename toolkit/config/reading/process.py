@@ -142,7 +142,7 @@ class ProcessConfig(StrictModel):
         return None
 
     def outputs_exist(self, job: JobContext) -> bool:
-        """Whether what a finished run of this process leaves is there: only then a
+        """Whether the results of a finished run of this process exist: only then a
         restart of the job skips it."""
         folder = self.run_folder(job)
         paths = {*self.outputs(job)}
@@ -156,8 +156,8 @@ class ProcessConfig(StrictModel):
         return ()
 
     def recorded_settings(self) -> dict[str, Any]:
-        """What states record of the section and a resume compares, as plain data: all
-        that says what is computed."""
+        """The settings that a state records and a resume compares, as plain data: all
+        keys that decide the result."""
         return self.model_dump(mode="json")
 
     def inputs_digest(self, job: JobContext) -> str:
@@ -169,6 +169,6 @@ class ProcessConfig(StrictModel):
         return ""
 
     def plan(self, job: JobContext) -> Any:
-        """What a run would do, as a `toolkit.plan.run_plan.RunPlan`, or None. May scan
-        the dataset; writes nothing."""
+        """The plan of a run, a `toolkit.plan.run_plan.RunPlan`, or None. May scan the
+        dataset; writes nothing."""
         return None

@@ -120,5 +120,5 @@ def sections_of(
 
 
 def meaning(row: ForeignName) -> str:
-    """What a name stands for that a function turns into our keys."""
+    """The meaning of a name that a function turns into our keys."""
     return row.says or " and ".join(row.ours)

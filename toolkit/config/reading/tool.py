@@ -193,7 +193,8 @@ def _wrapped(text: str) -> str:
 
 
 def _epilog(uid: str, model: type[ToolConfig]) -> str:
-    """How else the tool is called, and where its documentation is."""
+    """The last lines of the help: other ways to call the tool, and its
+    documentation."""
     places = [flag_of(model, key) for key in model.positional]
     if places:
         lines = [

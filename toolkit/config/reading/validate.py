@@ -160,7 +160,7 @@ def _single(node: ConfigNode) -> str:
 
 
 def _per_cent(kind: str, context: dict[str, Any], node: ConfigNode) -> str:
-    """What to write where a share of at most 1 is given in per cent."""
+    """The remedy for a share of at most 1 that is given in per cent."""
     if (
         kind != "less_than_equal"
         or context["le"] != 1
@@ -173,7 +173,7 @@ def _per_cent(kind: str, context: dict[str, Any], node: ConfigNode) -> str:
 
 
 def _remedy(wanted: str, node: ConfigNode, place: Place | None) -> str:
-    """What to write where a value of another kind stands."""
+    """The remedy for a value of another kind."""
     if wanted in ("list", "tuple"):
         return list_remedy(node)
     if wanted == "dict" and isinstance(node.value, str):
@@ -200,8 +200,8 @@ def _remedy(wanted: str, node: ConfigNode, place: Place | None) -> str:
 
 
 def _mapping_remedy(node: ConfigNode) -> str:
-    """What to write instead of a text where a mapping is wanted: `weight_decay=0.1
-    eps=1e-8` are keys with values."""
+    """The remedy for a text where a mapping is wanted: `weight_decay=0.1 eps=1e-8` are
+    keys with values."""
     pairs = [part.partition("=") for part in re.split(r"[\s,;]+", node.value.strip())]
     if not all(key and sign and value for key, sign, value in pairs):
         return "Write its keys below it, indented, each as 'key: value'."
@@ -210,7 +210,7 @@ def _mapping_remedy(node: ConfigNode) -> str:
 
 
 def list_remedy(node: ConfigNode) -> str:
-    """What to write where another value is given instead of a list."""
+    """The remedy for another value instead of a list."""
     if isinstance(node.value, dict):
         first = next(iter(node.value.items()), None)
     else:
@@ -412,8 +412,8 @@ _AUTO = ("auto", "automatic", "default")
 
 
 def number_remedy(text: str, whole: bool, place: Place | None = None) -> str:
-    """What to write instead of a text; empty where nothing is recognised and the place
-    does not say it.
+    """The remedy for a text where a number is wanted; empty where neither the text nor
+    the place suggests one.
 
     whole: a whole number is wanted. place: the field; a unit is left out only where the
     number then means the same.
@@ -460,7 +460,7 @@ def number_remedy(text: str, whole: bool, place: Place | None = None) -> str:
 
 
 def _misspelt(text: str) -> str:
-    """What to write for a number with another minus sign, or with a space before its
+    """The remedy for a number with another minus sign, or with a space before its
     exponent."""
     meant = re.sub(r"(?<=\d)\s+(?=[eE][-+]?\d)", "", text.strip().translate(_MINUS))
     if meant != text.strip() and re.fullmatch(_NUMBER, meant):
@@ -469,7 +469,7 @@ def _misspelt(text: str) -> str:
 
 
 def _share(text: str, place: Place | None) -> str:
-    """What to write for a number in per cent. From 100 % on only where the field is a
+    """The remedy for a number in per cent. From 100 % on only where the field is a
     share: elsewhere 1 may be a number of steps."""
     match = re.fullmatch(_PER_CENT, text.strip())
     share = round(float(match[1]) / 100, 12) if match else 1.0
@@ -481,7 +481,7 @@ def _share(text: str, place: Place | None) -> str:
 
 
 def _without_unit(text: str, place: Place | None) -> str:
-    """What to write for a number with a unit: the number, where the key counts in this
+    """The remedy for a number with a unit: the number, where the key counts in this
     unit, or the key that does."""
     match = re.fullmatch(_WITH_UNIT, text.strip())
     if not match:
@@ -507,8 +507,8 @@ def _without_unit(text: str, place: Place | None) -> str:
 
 
 def _in_words(text: str, whole: bool, place: Place) -> str:
-    """What to write for a word: 0 for one that switches something off, where the
-    field's description says what 0 means; the default; or a number."""
+    """The remedy for a word: 0 for one that switches something off, where the field's
+    description says what 0 means; the default; or a number."""
     word = text.strip().lower()
     meaning = place.says(r"(?:^|[ ;])0(?: to 1| or 1)?: ([^.;]+)")
     default = place.default

@@ -232,8 +232,8 @@ def _lacks_dash(lines: list[str], place: SourceLocation) -> bool:
 
 
 def _quote_before(text: str, end: int) -> yaml.Mark | None:
-    """Where the quoted text opens right behind which more text, or another quote,
-    follows at `end`."""
+    """The start of the quoted text that ends right before `end`, where more text or
+    another quote follows."""
     last: yaml.Token | None = None
     with suppress(yaml.YAMLError):  # PyYAML stopped within the token behind it
         for token in takewhile(

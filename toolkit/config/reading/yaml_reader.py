@@ -435,8 +435,8 @@ def expand_variables(
 
 
 def secret_values(root: ConfigNode, env: Mapping[str, str]) -> Iterator[str]:
-    """What every `${VAR}` with the name of a secret stands for, its default too; also
-    where none is filled in."""
+    """The value and the default of every `${VAR}` with the name of a secret, also in
+    places where variables are not filled in."""
     for node in root.walk():
         for reference in (
             _REFERENCE.findall(node.value) if isinstance(node.value, str) else ()
@@ -513,8 +513,8 @@ def map_paths(root: ConfigNode, moved: Mapping[str, str]) -> ConfigNode:
 
 
 def moved_path(path: str, moved: Mapping[str, str]) -> str:
-    """Where a path is now that may begin with one of these folders; separators of both
-    kinds are equal."""
+    """The present place of a path that may begin with one of these folders; separators
+    of both kinds are equal."""
     written = path.replace("\\", "/")
     for old, new in moved.items():
         old = old.replace("\\", "/").rstrip("/")
@@ -524,8 +524,8 @@ def moved_path(path: str, moved: Mapping[str, str]) -> str:
 
 
 def map_in_tables(root: ConfigNode, moved: Mapping[str, str]) -> ConfigNode:
-    """The same for the paths in tables of captions: `path_map` of each dataset of a job
-    that has none."""
+    """Maps the paths in tables of captions: sets `path_map` of each dataset that has
+    none."""
 
     def of(node: ConfigNode, value: Any) -> ConfigNode:
         if isinstance(value, dict):

@@ -571,7 +571,7 @@ class DatasetConfig(StrictModel):
 
     @property
     def place(self) -> str:
-        """What names its images, for a message."""
+        """The name of its images in messages: a folder, a file, or an address."""
         return (
             self.folder_path
             or self.captions_file

@@ -40,8 +40,8 @@ _ON_THE_HUB = re.compile(r"([\w.-]+)/([\w.-]+)/([\w.-]+\.safetensors)")
 
 
 def _remedy(path: str) -> str:
-    """What to do where a LoRA file is not there: one that is named as on the hub has to
-    be downloaded."""
+    """The remedy for a LoRA file that does not exist: a file of the hub has to be
+    downloaded."""
     named = _ON_THE_HUB.fullmatch(path)
     if named is None or Path(named[1]).exists():
         return "Give a LoRA file."
@@ -77,7 +77,7 @@ class AssistantConfig(StrictModel):
             return self.path
 
     def to_download(self) -> str:
-        """What a run downloads first, as named on the hub; empty: nothing."""
+        """The file that a run downloads first, as named on the hub; empty: none."""
         if hub_lora(self.path)[0] and self.file() == self.path:
             return self.path
         return ""
@@ -186,7 +186,7 @@ class DeploymentConfig(FewStepLora):
     lone_key: ClassVar = "lora"
 
     def key(self, index: int) -> str:
-        """What messages call it, as an entry of `sample.also`."""
+        """Its name in messages, as an entry of `sample.also`."""
         return f"sample.also.{index}.{'model' if self.model else 'lora'}"
 
     @property

@@ -75,8 +75,8 @@ def from_cache(path: str) -> str:
 
 
 def hub_remedy(path: str) -> str:
-    """What to do where a path that is not there may mean a dataset of the hub; empty
-    for any other."""
+    """The remedy for a missing path that may mean a dataset of the hub; empty for any
+    other path."""
     repo, _ = hub_dataset(path)
     if repo:
         return f" If it is a dataset of the hub, run '{download(repo)}' first."
@@ -84,8 +84,8 @@ def hub_remedy(path: str) -> str:
 
 
 def hub_fault(path: str) -> str:
-    """What is wrong with an address, or with a dataset in the hub cache, with its
-    remedy; empty for any other path. path: as `from_cache` leaves it."""
+    """The fault of an address, or of a dataset in the hub cache, with its remedy; empty
+    for any other path. path: as `from_cache` leaves it."""
     if path.startswith("file://"):
         return f"{path!r} is an address. Write {path.removeprefix('file://')!r}."
     if _SCHEME.match(path):

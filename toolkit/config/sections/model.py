@@ -413,8 +413,8 @@ class ModelConfig(StrictModel):
 
     @property
     def file_note(self) -> str:
-        """What the file that `name_or_path` named is, and how it was identified; empty:
-        it was no file."""
+        """The kind of the file that `name_or_path` named, and how it was identified;
+        empty: it was not a file."""
         return self._file_note
 
     saved_weights: ClassVar[tuple[str, ...]] = (
@@ -454,8 +454,8 @@ class ModelConfig(StrictModel):
         return entries
 
     def check(self, job: JobContext) -> Findings:
-        """What the files on this disk say against it: the model is missing, of another
-        family, not complete."""
+        """Reports a model that is missing on this disk, incomplete, or of another
+        family."""
         if self.folder().suffix.lower() in WEIGHT_FILES and job.yet_to_come(
             self.folder()
         ):
@@ -511,8 +511,8 @@ class ModelConfig(StrictModel):
         return Path(self.name_or_path).expanduser().resolve()
 
     def files_folder(self) -> Path:
-        """Where the model's files are: `folder()`, or of a hub id its complete snapshot
-        in the hub cache."""
+        """The folder of the model's files: `folder()`, or for a hub id its complete
+        snapshot in the hub cache."""
         return (
             not self.is_path()
             and cached_snapshot(self.name_or_path, self.revision, whole_files(self))

@@ -313,8 +313,8 @@ def looks_like_a_path(name: str) -> bool:
 
 
 def model_fault(name: str, revision: str | None, given: Collection[str] = ()) -> str:
-    """What is wrong with a `model.name_or_path`, with its remedy, judged by the files on
-    this disk; empty: nothing.
+    """The fault of a `model.name_or_path`, with its remedy, judged by the files on this
+    disk; empty: nothing.
 
     given: parts that need no weights there.
     """
@@ -494,8 +494,8 @@ class ModelFolder:
         )
 
     def size_note(self, sizes: Iterable[tuple[int, int]]) -> str | None:
-        """What to say of images of these sizes that the model has never seen; None
-        where there is nothing."""
+        """A note on images of these sizes that the model has never seen; None where
+        there are none."""
         learned = self.learned_sizes()
         if not learned:
             return None
@@ -509,8 +509,8 @@ class ModelFolder:
 
 
 def path_fault(name: str, given: Collection[str] = ()) -> str:
-    """What is wrong with the local model folder `name`, with its remedy; empty: nothing
-    that can be seen by names.
+    """The fault of the local model folder `name`, with its remedy; empty: none that the
+    names of its files show.
 
     given: see `model_fault`.
     """
@@ -548,8 +548,8 @@ def path_fault(name: str, given: Collection[str] = ()) -> str:
 
 
 def lora_words(path: Path) -> str:
-    """What to do with a LoRA file, or a folder of some, that is taken for a model;
-    empty for others."""
+    """The remedy for a LoRA file, or a folder of LoRA files, that is given as a model;
+    empty for other paths."""
     if path.is_file():
         files = [path]
     else:
@@ -735,8 +735,8 @@ def _subfolders(folder: Path) -> Iterator[Path]:
 
 
 def hub_fault(name: str, revision: str | None, given: Collection[str] = ()) -> str:
-    """What the hub cache says against the hub model `name`, or else its published name;
-    empty: nothing is known.
+    """The fault of the hub model `name`, by the hub cache or by its published name;
+    empty: none is known.
 
     given: see `model_fault`.
     """
@@ -759,7 +759,7 @@ def hub_fault(name: str, revision: str | None, given: Collection[str] = ()) -> s
 
 
 def no_index(name: str, folder: Path) -> str:
-    """What is wrong with a hub repository that has no model_index.json."""
+    """The fault of a hub repository without a model_index.json."""
     return f"{name!r} holds no {INDEX} ({folder}). {_remedy()}"
 
 

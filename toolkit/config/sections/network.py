@@ -328,7 +328,7 @@ class NetworkConfig(StrictModel):
                 )
 
     def _limits_of_library(self, kind: NetworkKind) -> Findings:
-        """What cannot be done with a module class of lycoris-lora."""
+        """Reports keys that a module class of lycoris-lora does not support."""
         if find_spec("lycoris") is None:
             message = f"'{self.type}' needs the package lycoris-lora (the extra 'lycoris'), which is not installed."
             yield error("type", f"{message} Run: {install_command(LYCORIS)}")
@@ -353,8 +353,8 @@ class NetworkConfig(StrictModel):
         return KINDS[self.type].trains_model
 
     def size(self) -> str:
-        """What decides the size and the strength of the adapter on a layer, in words;
-        nothing without one."""
+        """The settings that decide the size and strength of the adapter on a layer, in
+        words; "model" where the model itself is trained."""
         if self.trains_model:
             return "model"
         if "linear_alpha" in self.model_fields_set:

@@ -611,8 +611,7 @@ class LoggingConfig(StrictModel):
         return (self.log_with,)
 
     def check(self, job: JobContext) -> Findings:
-        """What would keep a tracker from working, and keys of trackers that are not
-        used."""
+        """Reports trackers that cannot work, and keys of trackers that are not used."""
         trackers = self.trackers()
         for package in (PACKAGES[name] for name in trackers):
             if not _is_installed(package):

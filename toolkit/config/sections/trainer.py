@@ -207,14 +207,14 @@ class ModelSection(ProcessConfig):
     """The model that is trained."""
 
     def recorded_settings(self) -> dict[str, Any]:
-        """What is in a file counts, not where it lies."""
+        """Files are recorded by their contents, not by their paths."""
         settings = super().recorded_settings()
         self._name_files_by_content(settings["model"])
         return settings
 
     def base_settings(self) -> dict[str, Any]:
-        """What decides the images of the base model besides its files: quantization,
-        and what is merged into it.
+        """The settings that decide the images of the base model, in addition to its
+        files: quantization, and what is merged into it.
 
         The decoder of `sample.vae_path` does not count: images that are there stay when
         it is given to a run."""
@@ -511,8 +511,8 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
         )
 
     def check(self, job: JobContext) -> Findings:
-        """What needs the number of images or their list, with a stream that has
-        neither."""
+        """Reports keys that need the number or the list of images, which a stream does
+        not have."""
         yield from super().check(job)
         if all(dataset.is_reg for dataset in self.datasets):
             message = "true for every dataset: all images hold the model back, and none is learned. "
