@@ -678,11 +678,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
             parser.error(f"{word}: {OTHER_FLAGS[word[2:]]}")
     try:
         split_flags = find_object(FOREIGN_FLAGS)
-        flags, rest = (
-            split_flags(argv, list(parser._option_string_actions))
-            if split_flags
-            else ({}, argv)
-        )
+        flags = {}
+        rest = argv
+        if split_flags:
+            flags, rest = split_flags(argv, list(parser._option_string_actions))
         # Intermixed: flags may stand between two configs.
         arguments = parser.parse_intermixed_args(rest)
         arguments.flags = flags

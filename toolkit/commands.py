@@ -20,12 +20,9 @@ def command(*arguments: object) -> str:
 def command_for_others(*arguments: object) -> str:
     """The command for a page that is passed on: without a path of this machine."""
     words = program()
-    shown = (
-        words
-        if not any(Path(word).is_absolute() for word in words)
-        else ("python", "run.py")
-    )
-    return shlex.join([*shown, *map(str, arguments)])
+    if any(Path(word).is_absolute() for word in words):
+        words = ("python", "run.py")
+    return shlex.join([*words, *map(str, arguments)])
 
 
 def program() -> tuple[str, ...]:

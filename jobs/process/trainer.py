@@ -451,11 +451,10 @@ class Trainer(BaseTrainProcess):
         """Refuses a run that cannot work, and writes the first files of the folder."""
         group = self.process_group
         writes = self.process_group.is_main_process
-        for stem in (
-            (self.name, run_files.best_stem(self.name))
-            if self.saves_folders and writes
-            else ()
-        ):
+        stems: tuple[str, ...] = ()
+        if self.saves_folders and writes:
+            stems = (self.name, run_files.best_stem(self.name))
+        for stem in stems:
             reason = why_not_replaced(self.save_root / stem, run_files.is_own_result)
             if reason:
                 raise UserError(reason)

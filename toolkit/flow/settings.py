@@ -131,9 +131,8 @@ def describe_levels(counts: Sequence[tuple[int, int, float]]) -> str:
     groups = []
     for references, levels, cost in sorted(set(counts)):
         what = f"{references} control image{'s' * (references != 1)}"
-        groups.append(
-            f"{what}: {levels} levels cost {cost:.2f} of {levels} passes"
-            if levels > 1
-            else f"{what}: 1 level"
-        )
+        if levels > 1:
+            groups.append(f"{what}: {levels} levels cost {cost:.2f} of {levels} passes")
+        else:
+            groups.append(f"{what}: 1 level")
     return f"noise levels per sample: {'; '.join(groups)}"

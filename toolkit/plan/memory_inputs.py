@@ -160,6 +160,10 @@ def step_shape(
             copies = number + 1  # the codes, unpacked
         elif model.qtype == "fp8_scaled":
             copies = number + FLOAT
+    if bytes_each == number or num_shards(train) > 1:
+        casts = 0
+    else:
+        casts = trained.weights * number // facts.blocks
     return StepShape(
         tokens=tokens,
         width=facts.width,
@@ -171,9 +175,7 @@ def step_shape(
         largest_layer=facts.largest_of_tokens,
         largest_change=trained.largest_layer,
         dequantized_bytes=copies,
-        casts=0
-        if bytes_each == number or num_shards(train) > 1
-        else trained.weights * number // facts.blocks,
+        casts=casts,
         gradients=bytes_each * (trained.largest if fused else trained.weights),
         gradients_wait=accumulates,
         compiled=compiled,

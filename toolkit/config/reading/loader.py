@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -525,17 +526,18 @@ def read_process(
         name=None if name_node is None else str(name_node.value),
         # An unchecked section reads an unquoted `${STEPS}` as a number where its value
         # is one.
-        raw=node.data(
-            lambda scalar: (
-                scalar_value(scalar.value)
-                if scalar.plain and scalar.written is not None
-                else scalar.value
-            )
-        ),
+        raw=node.data(_raw_value),
         section=section,
         places=places_of_images(checked, diagnostics),
     )
     return _Process(node, entry, checked, complete=model is None or section is not None)
+
+
+def _raw_value(scalar: ConfigNode) -> Any:
+    """A value as the file means it: of text from a variable, the number or switch."""
+    if scalar.plain and scalar.written is not None:
+        return scalar_value(scalar.value)
+    return scalar.value
 
 
 def places_of_images(process: ConfigNode, diagnostics: Diagnostics) -> dict[Path, str]:

@@ -134,14 +134,15 @@ def _lines(node: ConfigNode, source: str, indent: int) -> Iterator[str]:
             yield f"{start} {_inline(child)}{_origin(child, source)}"
 
 
+def _as_written(scalar: ConfigNode) -> Any:
+    """A value with `${VAR}` as it stood in the file, without secrets."""
+    if is_secret(_key_of(scalar), scalar.value):
+        return REDACTED
+    return scalar.written or scalar.value
+
+
 def _inline(node: ConfigNode) -> str:
-    data = node.data(
-        lambda scalar: (
-            REDACTED
-            if is_secret(_key_of(scalar), scalar.value)
-            else scalar.written or scalar.value
-        )
-    )
+    data = node.data(_as_written)
     text: str = yaml.dump(
         data,
         Dumper=_Dumper,

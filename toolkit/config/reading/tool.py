@@ -148,19 +148,17 @@ def tool_parser(
         *model.positional,
         *sorted(keys, key=lambda key: _group(model, key) is not None),
     ):
-        for dotted in (
-            [f"{name}.{key}" for key in model.sections[name]]
-            if name in model.sections
-            else [name]
-        ):
+        paths = [name]
+        if name in model.sections:
+            paths = [f"{name}.{key}" for key in model.sections[name]]
+        for dotted in paths:
             field, about_it = field_at(model, dotted)
             title = _group(model, dotted)
-            group = (
-                groups.get(title)
-                or groups.setdefault(title, parser.add_argument_group(title))
-                if title
-                else parser
-            )
+            group: argparse._ActionsContainer = parser
+            if title and title not in groups:
+                groups[title] = parser.add_argument_group(title)
+            if title:
+                group = groups[title]
             _add(
                 parser,
                 group,

@@ -7,7 +7,7 @@ Variables are filled in on values after parsing, so never in comments."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -454,11 +454,11 @@ def written_with_variables(
     if node.written is not None:
         yield key, node.written
     if isinstance(node.value, dict | list):
-        for part, child in (
-            node.value.items()
-            if isinstance(node.value, dict)
-            else enumerate(node.value)
-        ):
+        if isinstance(node.value, dict):
+            children: Iterable[tuple[str | int, ConfigNode]] = node.value.items()
+        else:
+            children = enumerate(node.value)
+        for part, child in children:
             yield from written_with_variables(child, (*key, part))
 
 
@@ -547,12 +547,9 @@ def map_in_tables(root: ConfigNode, moved: Mapping[str, str]) -> ConfigNode:
         if not isinstance(node.value, dict):
             return node
         entries = {name: fill(child, name) for name, child in node.value.items()}
-        return replace(
-            node,
-            value={"path_map": of(node, dict(moved)), **entries}
-            if key == "datasets"
-            else entries,
-        )
+        if key == "datasets":
+            entries = {"path_map": of(node, dict(moved)), **entries}
+        return replace(node, value=entries)
 
     return fill(root)
 

@@ -30,11 +30,8 @@ def prompts_to_samples(
 ) -> None:
     """`prompts` become `samples`, and so does a text among `samples`."""
     given = [entries.pop("prompts")] if "prompts" in entries else []
-    given += (
-        [entries["samples"]]
-        if "samples" in entries and entries["samples"].data() != []
-        else []
-    )
+    if "samples" in entries and entries["samples"].data() != []:
+        given.append(entries["samples"])
     if len(given) > 1:
         diagnostics.error(
             given[0],
@@ -47,11 +44,9 @@ def prompts_to_samples(
         items = []
         for item in given[0].value:
             if not isinstance(item.value, str) or _is_text(item, diagnostics):
-                items.append(
-                    replace(item, value={"prompt": item})
-                    if isinstance(item.value, str)
-                    else item
-                )
+                if isinstance(item.value, str):
+                    item = replace(item, value={"prompt": item})
+                items.append(item)
         entries["samples"] = replace(given[0], value=items)
 
 

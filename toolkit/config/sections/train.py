@@ -1036,19 +1036,14 @@ class TrainConfig(OptimizationConfig):
         assistant = self.assistant
         few = self.few_step_loss
         preference = self.preference
-        return {
-            **(
-                {"assistant": (assistant.file(), assistant.multiplier)}
-                if assistant
-                else {}
-            ),
-            **({"few_step_loss": (few.lora, few.weight)} if few else {}),
-            **(
-                {"preference": (preference.reference, 1.0)}
-                if preference and preference.reference
-                else {}
-            ),
-        }
+        files = {}
+        if assistant:
+            files["assistant"] = (assistant.file(), assistant.multiplier)
+        if few:
+            files["few_step_loss"] = (few.lora, few.weight)
+        if preference and preference.reference:
+            files["preference"] = (preference.reference, 1.0)
+        return files
 
     def checkpointing_level(self) -> str:
         """`gradient_checkpointing` as a level, or "auto"."""

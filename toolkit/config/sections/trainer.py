@@ -171,10 +171,11 @@ class DatasetsSection(ProcessConfig):
                 yield error(f"datasets.{index}.from_base", message)
             if dataset.shuffle_tokens and self.requested_text_cache(dataset):
                 of_all = dataset.cache_text_embeddings is None
+                key = "train.cache_text_embeddings"
+                if not of_all:
+                    key = f"datasets.{index}.cache_text_embeddings"
                 yield error(
-                    "train.cache_text_embeddings"
-                    if of_all
-                    else f"datasets.{index}.cache_text_embeddings",
+                    key,
                     "'cache_text_embeddings: true' and 'shuffle_tokens: true' cannot be combined: a shuffled caption "
                     "changes every time it is used. Remove one of them.",
                 )
