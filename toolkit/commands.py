@@ -1,4 +1,12 @@
-"""Commands of this program that it prints, ready to be pasted into a shell."""
+"""Commands of this program that it prints, ready to be pasted into a shell.
+
+`command` quotes the arguments and begins with the interpreter that runs the program, or
+with its name where it is installed. `command_for_others` is for pages that are passed
+on, and contains no path of this machine.
+
+`run.py`, `toolkit/plan/next_commands.py` and tools print these commands. Nothing is run
+here.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,10 @@
-"""The program's name and version, as they stand in the files it writes, and what its
-command is called."""
+"""The program's name and version, as they are written to files, and the name of its
+command.
+
+`with_addresses` replaces the names of documentation pages in a message with their
+addresses, where the program is installed. The log, the metadata of LoRA files and the help use this module. It imports
+nothing of the program.
+"""
 
 import re
 from pathlib import Path
